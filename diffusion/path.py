@@ -1,0 +1,173 @@
+"""Paths from data to noise: x_t = alpha(t) x_0 + sigma(t) eps, with eps ~ N(0, I).
+
+Time runs from data (`t_min`) to noise (`t_max`). Each path keeps the time of its own papers:
+
+    name        alpha(t)              sigma(t)              t                    from
+    linear      1 - t                 t                     [0, 1]               Liu et al. 2023; Lipman et al. 2023
+    vp_cosine   cos(pi t / 2)         sin(pi t / 2)         [0, 1]               Salimans & Ho 2022
+    vp_ddpm     exp(-B(t) / 2)        sqrt(1 - exp(-B(t)))  [1e-5, 1]            Song et al. 2021, the limit of Ho et al. 2020
+    ve          1                     t                     [0.002, 80]          Karras et al. 2022 (EDM)
+    trigflow    cos t                 sigma_data sin t      [0, pi / 2]          Lu & Song 2025
+
+Two paths with the same noise-to-signal ratio rho = sigma / alpha are the same diffusion up to a
+rescaling of x, so `change_path` carries a point from any path to any other.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+Schedule = Callable[[Array], Array]
+
+
+class Path(NamedTuple):
+    """A path and its inverse noise level; all schedules are elementwise and differentiable.
+
+    alpha, sigma: signal and noise scale at time t.
+    time_at: the time at which sigma / alpha equals rho (rho may be infinite).
+    t_min, t_max: the range of t. At t_max a sample is started from N(0, sigma(t_max)^2 I).
+    """
+
+    name: str
+    alpha: Schedule
+    sigma: Schedule
+    time_at: Schedule
+    t_min: float
+    t_max: float
+
+    def rho(self, t: Array) -> Array:
+        """Noise-to-signal ratio sigma(t) / alpha(t), EDM's sigma; infinite where alpha is 0."""
+        return self.sigma(t) / self.alpha(t)
+
+    def alpha_rate(self, t: Array) -> Array:
+        """d alpha / dt."""
+        return rate(self.alpha, t)
+
+    def sigma_rate(self, t: Array) -> Array:
+        """d sigma / dt."""
+        return rate(self.sigma, t)
+
+    def interpolate(self, x_0: Array, eps: Array, t: Array) -> Array:
+        """x_t = alpha(t) x_0 + sigma(t) eps. x_0, eps: [B, ...]; t: [B]."""
+        t = align(t, x_0)
+        return self.alpha(t) * x_0 + self.sigma(t) * eps
+
+    def velocity(self, x_0: Array, eps: Array, t: Array) -> Array:
+        """dx_t / dt = alpha'(t) x_0 + sigma'(t) eps. x_0, eps: [B, ...]; t: [B]."""
+        t = align(t, x_0)
+        return self.alpha_rate(t) * x_0 + self.sigma_rate(t) * eps
+
+    def prior(self, eps: Array) -> Array:
+        """The start of sampling, sigma(t_max) eps; the signal left at t_max is neglected."""
+        return self.sigma(jnp.float32(self.t_max)) * eps
+
+
+def align(t: Array, x: Array) -> Array:
+    """t: [B] with trailing axes of size one, so that it broadcasts against x: [B, ...]."""
+    return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def rate(schedule: Schedule, t: Array) -> Array:
+    """Derivative of an elementwise schedule at t, by forward-mode autodiff."""
+    return jax.jvp(schedule, (t,), (jnp.ones_like(t),))[1]
+
+
+def change_path(source: Path, target: Path, x: Array, t: Array) -> tuple[Array, Array]:
+    """Carry x at time t of `source` to the point and time of equal sigma / alpha on `target`.
+
+    x: [B, ...]; t: [B]. Returns (x', t') with x' = alpha_target(t') / alpha_source(t) x. The factor
+    is taken from sigma instead where alpha is the smaller of the two, so that pure noise (alpha 0)
+    is carried over exactly.
+    """
+    t_target = target.time_at(source.rho(t))
+    by_signal = source.alpha(t) > source.sigma(t)
+    numerator = jnp.where(by_signal, target.alpha(t_target), target.sigma(t_target))
+    denominator = jnp.where(by_signal, source.alpha(t), source.sigma(t))
+    return align(numerator / denominator, x) * x, t_target
+
+
+def linear() -> Path:
+    """alpha = 1 - t, sigma = t: rectified flow, conditional optimal transport."""
+    return Path(
+        name="linear",
+        alpha=lambda t: 1.0 - t,
+        sigma=lambda t: t,
+        time_at=lambda rho: 1.0 / (1.0 + 1.0 / rho),
+        t_min=0.0,
+        t_max=1.0,
+    )
+
+
+def vp_cosine() -> Path:
+    """alpha = cos(pi t / 2), sigma = sin(pi t / 2): variance preserving."""
+    return Path(
+        name="vp_cosine",
+        alpha=lambda t: jnp.cos(0.5 * jnp.pi * t),
+        sigma=lambda t: jnp.sin(0.5 * jnp.pi * t),
+        time_at=lambda rho: 2.0 / jnp.pi * jnp.arctan(rho),
+        t_min=0.0,
+        t_max=1.0,
+    )
+
+
+def vp_ddpm(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
+    """The variance-preserving SDE with B(t) = beta_min t + (beta_max - beta_min) t^2 / 2.
+
+    With the defaults it is the limit of DDPM's 1,000 discrete betas from 1e-4 to 0.02 (Song et al.
+    2021, appendix C). t_min is that paper's 1e-5: sigma has an infinite rate at t = 0.
+    """
+    half_slope = 0.5 * (beta_max - beta_min)
+
+    def integrated_beta(t: Array) -> Array:
+        return beta_min * t + half_slope * t**2
+
+    def time_at(rho: Array) -> Array:
+        # B(t) = log(1 + rho^2), without overflow; then the root's form without cancellation.
+        target = jnp.logaddexp(0.0, 2.0 * jnp.log(rho))
+        root = jnp.sqrt(beta_min**2 + 4.0 * half_slope * target)
+        return 2.0 * target / (beta_min + root)
+
+    return Path(
+        name="vp_ddpm",
+        alpha=lambda t: jnp.exp(-0.5 * integrated_beta(t)),
+        sigma=lambda t: jnp.sqrt(-jnp.expm1(-integrated_beta(t))),
+        time_at=time_at,
+        t_min=1e-5,
+        t_max=1.0,
+    )
+
+
+def ve(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Path:
+    """alpha = 1, sigma = t: variance exploding in EDM's form, where time is the noise level."""
+    return Path(
+        name="ve",
+        alpha=jnp.ones_like,
+        sigma=lambda t: t,
+        time_at=lambda rho: rho,
+        t_min=sigma_min,
+        t_max=sigma_max,
+    )
+
+
+def trigflow(sigma_data: float = 0.5) -> Path:
+    """alpha = cos t, sigma = sigma_data sin t: the sphere through data of that deviation."""
+    return Path(
+        name="trigflow",
+        alpha=jnp.cos,
+        sigma=lambda t: sigma_data * jnp.sin(t),
+        time_at=lambda rho: jnp.arctan(rho / sigma_data),
+        t_min=0.0,
+        t_max=0.5 * jnp.pi,
+    )
+
+
+PATHS: dict[str, Callable[..., Path]] = {
+    "linear": linear,
+    "vp_cosine": vp_cosine,
+    "vp_ddpm": vp_ddpm,
+    "ve": ve,
+    "trigflow": trigflow,
+}

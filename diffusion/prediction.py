@@ -1,0 +1,144 @@
+"""One hub for what a network may predict: any kind <-> (x_0, eps).
+
+For x_t = alpha x_0 + sigma eps with rates alpha', sigma', the kinds are
+
+    x_0         the data
+    eps         the noise
+    velocity    alpha' x_0 + sigma' eps                       (flow matching, on any path)
+    v           (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2)      (Salimans & Ho 2022)
+    score       -eps / sigma
+    F           (x_0 - c_skip x) / c_out at x = x_t / alpha, rho = sigma / alpha   (EDM's raw output)
+
+Each is affine in (x_0, eps) given x_t, so the conversion of a conditional mean is the conditional
+mean of the conversion. A kind cannot be decoded where it carries no information: eps at alpha = 0,
+x_0 and score at sigma = 0.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from diffusion import preconditioning
+from diffusion.path import Path, align
+
+
+class Endpoints(NamedTuple):
+    """Data and noise that a prediction stands for: x_t = alpha x_0 + sigma eps."""
+
+    x_0: Array
+    eps: Array
+
+
+class Coefficients(NamedTuple):
+    """Path coefficients at t, aligned with x_t."""
+
+    alpha: Array
+    sigma: Array
+    alpha_rate: Array
+    sigma_rate: Array
+
+
+class Kind(NamedTuple):
+    """decode: (prediction, x_t, coefficients) -> Endpoints; encode: (endpoints, x_t, c) -> kind."""
+
+    decode: Callable[[Array, Array, Coefficients], Endpoints]
+    encode: Callable[[Endpoints, Array, Coefficients], Array]
+
+
+def coefficients(path: Path, t: Array, x: Array) -> Coefficients:
+    """alpha, sigma and their rates at t: [B], shaped to broadcast against x: [B, ...]."""
+    t = align(t, x)
+    return Coefficients(path.alpha(t), path.sigma(t), path.alpha_rate(t), path.sigma_rate(t))
+
+
+def _from_x_0(x_0: Array, x_t: Array, c: Coefficients) -> Endpoints:
+    return Endpoints(x_0, (x_t - c.alpha * x_0) / c.sigma)
+
+
+def _from_eps(eps: Array, x_t: Array, c: Coefficients) -> Endpoints:
+    return Endpoints((x_t - c.sigma * eps) / c.alpha, eps)
+
+
+def _from_velocity(velocity: Array, x_t: Array, c: Coefficients) -> Endpoints:
+    determinant = c.alpha * c.sigma_rate - c.alpha_rate * c.sigma
+    return Endpoints(
+        (c.sigma_rate * x_t - c.sigma * velocity) / determinant,
+        (c.alpha * velocity - c.alpha_rate * x_t) / determinant,
+    )
+
+
+def _from_v(v: Array, x_t: Array, c: Coefficients) -> Endpoints:
+    norm = jnp.sqrt(c.alpha**2 + c.sigma**2)
+    return Endpoints(
+        (c.alpha * x_t / norm - c.sigma * v) / norm, (c.sigma * x_t / norm + c.alpha * v) / norm
+    )
+
+
+def _to_v(e: Endpoints, x_t: Array, c: Coefficients) -> Array:
+    return (c.alpha * e.eps - c.sigma * e.x_0) / jnp.sqrt(c.alpha**2 + c.sigma**2)
+
+
+def raw_kind(sigma_data: float = preconditioning.SIGMA_DATA) -> Kind:
+    """EDM's raw network output F, D = c_skip x + c_out F, for data of the given deviation.
+
+    Written with alpha multiplied through, so that it holds where alpha is 0.
+    """
+
+    def decode(raw: Array, x_t: Array, c: Coefficients) -> Endpoints:
+        variance = (c.alpha * sigma_data) ** 2 + c.sigma**2
+        x_0 = (
+            c.alpha * sigma_data**2 * x_t / variance
+            + c.sigma * sigma_data / jnp.sqrt(variance) * raw
+        )
+        eps = c.sigma * x_t / variance - c.alpha * sigma_data / jnp.sqrt(variance) * raw
+        return Endpoints(x_0, eps)
+
+    def encode(e: Endpoints, x_t: Array, c: Coefficients) -> Array:
+        # (x_0 - c_skip x) / c_out with x_t = alpha x_0 + sigma eps put in: no division by sigma.
+        variance = (c.alpha * sigma_data) ** 2 + c.sigma**2
+        return (c.sigma * e.x_0 - c.alpha * sigma_data**2 * e.eps) / (
+            sigma_data * jnp.sqrt(variance)
+        )
+
+    return Kind(decode, encode)
+
+
+KINDS: dict[str, Kind] = {
+    "x_0": Kind(_from_x_0, lambda e, x_t, c: e.x_0),
+    "eps": Kind(_from_eps, lambda e, x_t, c: e.eps),
+    "velocity": Kind(
+        _from_velocity, lambda e, x_t, c: c.alpha_rate * e.x_0 + c.sigma_rate * e.eps
+    ),
+    "v": Kind(_from_v, _to_v),
+    "score": Kind(
+        lambda score, x_t, c: _from_eps(-c.sigma * score, x_t, c),
+        lambda e, x_t, c: -e.eps / c.sigma,
+    ),
+    "F": raw_kind(),
+}
+
+
+def endpoints(kind: str, prediction: Array, x_t: Array, t: Array, path: Path) -> Endpoints:
+    """(x_0, eps) that a prediction of the given kind at (x_t, t) stands for.
+
+    prediction, x_t: [B, ...]; t: [B].
+    """
+    return KINDS[kind].decode(prediction, x_t, coefficients(path, t, x_t))
+
+
+def target(kind: str, x_0: Array, eps: Array, t: Array, path: Path) -> Array:
+    """The value of a kind for known data and noise: what a network of that kind regresses to."""
+    x_t = path.interpolate(x_0, eps, t)
+    return KINDS[kind].encode(Endpoints(x_0, eps), x_t, coefficients(path, t, x_t))
+
+
+def convert(
+    prediction: Array, x_t: Array, t: Array, path: Path, *, source: str, to: str
+) -> Array:
+    """A prediction of kind `source` at (x_t, t) as the kind `to`; the identity where they agree."""
+    if source == to:
+        return prediction
+    c = coefficients(path, t, x_t)
+    return KINDS[to].encode(KINDS[source].decode(prediction, x_t, c), x_t, c)

@@ -1,0 +1,82 @@
+"""Samples from a trained network: the image of (seed, index) is the same in any batch."""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from data import to_uint8
+from objectives.base import Objective, Params
+from training.sharding import batch_sharding, replicated
+
+# (params, indices [B], labels [B]) -> x_0 [B, H, W, C]
+BatchSampler = Callable[[Params, Array, Array], Array]
+
+
+def batch_sampler(
+    objective: Objective,
+    image_shape: tuple[int, ...],
+    mesh: Mesh,
+    *,
+    seed: int,
+    steps: int,
+    guidance_scale: float,
+) -> BatchSampler:
+    """One jitted function from parameters, sample indices and labels to images.
+
+    All randomness of sample i comes from fold_in(key(seed), i).
+    """
+
+    def sample(params: Params, indices: Array, labels: Array) -> Array:
+        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(indices)
+        eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys)
+        return objective.sample(
+            params,
+            eps,
+            {"label": labels},
+            keys,
+            steps=steps,
+            guidance_scale=guidance_scale,
+        )
+
+    return jax.jit(
+        sample,
+        in_shardings=(None, batch_sharding(mesh), batch_sharding(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+
+def generate(
+    sample: BatchSampler,
+    params: Params,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    description: str = "",
+) -> np.ndarray:
+    """uint8 images [N, H, W, C] of the samples 0 .. N - 1 with the given labels: [N].
+
+    Batches are always of batch_size rows (the last one padded), so that a sample is computed by the
+    same program, bit for bit, whatever N is. Raises ValueError if a sample is not finite.
+    """
+    images = []
+    starts = range(0, len(labels), batch_size)
+    for start in tqdm(starts, desc=description, unit="batch", disable=len(starts) < 2, leave=False):
+        indices = np.arange(start, start + batch_size, dtype=np.int32)
+        rows = jnp.asarray(labels[indices % len(labels)], jnp.int32)
+        x_0 = jax.device_get(sample(params, jnp.asarray(indices), rows))
+        x_0 = x_0[: len(labels) - start]
+        if not np.isfinite(x_0).all():
+            raise ValueError(f"samples from {start} on are not finite: the network has diverged")
+        images.append(to_uint8(x_0))
+    return np.concatenate(images)
+
+
+def cycle_labels(choices: np.ndarray, count: int) -> np.ndarray:
+    """`count` labels that go through `choices` in turn."""
+    return np.resize(np.asarray(choices, np.int32), count)

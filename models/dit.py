@@ -1,0 +1,130 @@
+"""The diffusion transformer, DiT (Peebles & Xie 2023, arXiv:2212.09748), with adaLN-Zero.
+
+Patches, fixed positions, blocks modulated by the sum of the embedded conditions, a modulated final
+layer. Initialisation is the published one, and the output is zero at first. Three things differ
+from the publication. The output has the channels of x, without the variance channels. Time is in
+[0, 1] and is multiplied by ``time_scale``, 1000 for the published grid of integer times. A second
+time and a guidance scale can be embedded and added, with parameters that otherwise do not exist.
+"""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from models.conditioning import Conditioning, Scalar, scalar_inputs
+from models.layers import Block, FinalLayer, linear, patchify, position_table, unpatchify
+from models.network import DTYPES, Array, Condition, Network, check_choice, check_integers, network
+
+
+class Size(NamedTuple):
+    """The width of a token, the number of blocks, and the attention heads per block."""
+
+    width: int
+    depth: int
+    heads: int
+
+
+# S to XL: Peebles & Xie 2023, table 1. The others are for CPUs, with heads of 16 to 32 channels.
+SIZES: dict[str, Size] = {
+    "nano": Size(64, 3, 4),
+    "micro": Size(96, 4, 4),
+    "mini": Size(128, 4, 4),
+    "tiny": Size(192, 6, 6),
+    "S": Size(384, 12, 6),
+    "B": Size(768, 12, 12),
+    "L": Size(1024, 24, 16),
+    "XL": Size(1152, 28, 16),
+}
+
+
+def dit(
+    *,
+    image_size: int,
+    channels: int,
+    size: str = "B",
+    patch_size: int = 2,
+    num_classes: int = 0,
+    second_time: str = "none",
+    guidance_input: bool = False,
+    time_scale: float = 1000.0,
+    dropout: float = 0.0,
+    dtype: str = "float32",
+    remat: bool = False,
+) -> Network:
+    """A DiT on square images [B, image_size, image_size, channels].
+
+    size: a key of SIZES. patch_size: side of a patch, in pixels; it divides image_size.
+    num_classes: 0 for a network that reads no label.
+    second_time: what is embedded beside t: "none", "time" (s), "interval" (t - s) or "step_size"
+        (-log2(t - s), floored at t - s = 2^-12, not multiplied by time_scale).
+    guidance_input: whether condition["guidance_scale"] is read and embedded.
+    time_scale: multiplies t, s and t - s before the sinusoids. The fastest sinusoid then turns by
+        time_scale radians over [0, 1], and derivatives in t grow with it; methods that
+        differentiate the network in t want a small one.
+    dropout: rate in [0, 1) on the outputs of attention and MLP, when training.
+    dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
+        stream, layer normalisation, softmax, conditioning and output are float32.
+    remat: recompute the blocks in the backward pass, to keep only their inputs in memory.
+
+    Raises ValueError for a field out of its range.
+    """
+    check_integers(1, image_size=image_size, channels=channels, patch_size=patch_size)
+    check_integers(0, num_classes=num_classes)
+    check_choice("size", size, SIZES)
+    check_choice("dtype", dtype, DTYPES)
+    check_geometry(image_size, patch_size, SIZES[size])
+    if not 0.0 <= dropout < 1.0:
+        raise ValueError(f"dropout={dropout!r} must be in [0, 1).")
+    module = Transformer(
+        shape=(image_size, image_size, channels),
+        size=SIZES[size],
+        patch_size=patch_size,
+        num_classes=num_classes,
+        scalars=scalar_inputs(second_time, guidance_input, time_scale),
+        dtype=dtype,
+        remat=remat,
+    )
+    training = module.clone(dropout=dropout) if dropout > 0.0 else None
+    return network(module, module.shape, training=training)
+
+
+def check_geometry(image_size: int, patch_size: int, size: Size) -> None:
+    """Raises ValueError unless patches tile the image and heads and positions divide the width."""
+    if image_size % patch_size:
+        raise ValueError(
+            f"patch_size={patch_size} does not divide image_size={image_size}; choose a divisor."
+        )
+    if size.width % size.heads:
+        raise ValueError(f"size: {size.heads} heads do not divide the width {size.width}.")
+    if size.width % 4:
+        raise ValueError(f"size: the 2-D positions need a width divisible by 4, not {size.width}.")
+
+
+class Transformer(nn.Module):
+    """The module behind ``dit``; its fields are those of the function, checked."""
+
+    shape: tuple[int, int, int]
+    size: Size
+    patch_size: int
+    num_classes: int
+    scalars: Mapping[str, Scalar]
+    dtype: str
+    remat: bool
+    dropout: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, s: Array, condition: Condition) -> Array:
+        width, depth, heads = self.size
+        side = self.shape[0] // self.patch_size
+        patches = patchify(x.astype(jnp.float32), self.patch_size)
+        tokens = linear(width, "patch_embedding")(patches) + position_table(side, width)
+        c = Conditioning(width, self.num_classes, self.scalars, name="conditioning")(
+            t, s, condition
+        )
+        block = nn.remat(Block) if self.remat else Block
+        for index in range(depth):
+            tokens = block(heads, self.dtype, self.dropout, name=f"block_{index}")(tokens, c)
+        tokens = FinalLayer(patches.shape[-1], name="final")(tokens, c)
+        return unpatchify(tokens, self.shape, self.patch_size)

@@ -1,0 +1,143 @@
+"""Layers of the diffusion transformer (Peebles & Xie 2023, arXiv:2212.09748, section 3.2).
+
+Parameters are float32 everywhere. ``dtype`` is the type of the large matrix products inside the
+blocks, and of the attention. What loses most to rounding stays float32 whatever ``dtype`` is: the
+residual stream, the statistics of layer normalisation, the softmax, and all of ``conditioning.py``.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from models.network import Array
+
+LAYER_NORM_EPSILON = 1e-6  # as published for DiT
+MLP_RATIO = 4  # as published for DiT and, before it, for ViT
+POSITION_MAX_PERIOD = 10000.0  # Vaswani et al. 2017, arXiv:1706.03762, section 3.5
+
+
+def linear(features: int, name: str, *, dtype: str = "float32", zero: bool = False) -> nn.Dense:
+    """An affine layer with zero bias and Xavier-uniform (or, for adaLN-Zero, zero) weights."""
+    weights = nn.initializers.zeros_init() if zero else nn.initializers.xavier_uniform()
+    return nn.Dense(features, dtype=jnp.dtype(dtype), kernel_init=weights, name=name)
+
+
+def normalize(x: Array) -> Array:
+    """Layer normalisation over the last axis without scale or offset, in float32."""
+    x = x.astype(jnp.float32)
+    centred = x - x.mean(-1, keepdims=True)
+    variance = jnp.square(centred).mean(-1, keepdims=True)
+    return centred * jax.lax.rsqrt(variance + LAYER_NORM_EPSILON)
+
+
+def modulate(x: Array, shift: Array, scale: Array) -> Array:
+    """x (1 + scale) + shift: x [B, N, D] by tokens, shift and scale [B, D] by examples."""
+    return x * (1.0 + scale[:, None]) + shift[:, None]
+
+
+def patchify(x: Array, patch_size: int) -> Array:
+    """Images [B, H, W, C] -> tokens [B, N, P P C], by rows; a token is in order (P, P, C)."""
+    batch, height, width, channels = x.shape
+    rows, columns = height // patch_size, width // patch_size
+    x = x.reshape(batch, rows, patch_size, columns, patch_size, channels)
+    return x.swapaxes(2, 3).reshape(batch, rows * columns, -1)
+
+
+def unpatchify(tokens: Array, shape: tuple[int, ...], patch_size: int) -> Array:
+    """The inverse of ``patchify``: tokens [B, N, P P C] -> images [B, *shape]."""
+    height, width, channels = shape
+    rows, columns = height // patch_size, width // patch_size
+    x = tokens.reshape(-1, rows, columns, patch_size, patch_size, channels)
+    return x.swapaxes(2, 3).reshape(-1, height, width, channels)
+
+
+def position_table(side: int, width: int) -> np.ndarray:
+    """Fixed 2-D sin-cos positions [side side, width], rows first, float32.
+
+    With q = width / 4 and omega_k = 10000^(-k / q), the token in row i and column j has
+    [sin(j omega), cos(j omega), sin(i omega), cos(i omega)]: the column comes first, as published.
+    """
+    quarter = width // 4
+    frequencies = POSITION_MAX_PERIOD ** (-np.arange(quarter) / quarter)
+    rows, columns = np.divmod(np.arange(side * side), side)
+    angles = [np.outer(index, frequencies) for index in (columns, rows)]
+    parts = [function(angle) for angle in angles for function in (np.sin, np.cos)]
+    return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+class Attention(nn.Module):
+    """Multi-head self-attention, softmax(q k^T / sqrt(d_head)) v, with biases: [B, N, D] -> same.
+
+    The XLA implementation, because the fused kernels define no forward-mode derivative, and
+    MeanFlow and continuous-time consistency models need one.
+    """
+
+    heads: int
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        batch, tokens, width = x.shape
+        head = width // self.heads
+        qkv = linear(3 * width, "qkv", dtype=self.dtype)(x)
+        query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, head), 2, 0)
+        mixed = jax.nn.dot_product_attention(
+            query, key, value, scale=head**-0.5, implementation="xla"
+        )
+        return linear(width, "projection", dtype=self.dtype)(mixed.reshape(x.shape))
+
+
+class Mlp(nn.Module):
+    """Two affine layers, [B, N, D] -> [B, N, 4 D] -> same, with the tanh form of GELU between."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array) -> Array:
+        hidden = linear(MLP_RATIO * x.shape[-1], "expand", dtype=self.dtype)(x)
+        return linear(x.shape[-1], "contract", dtype=self.dtype)(nn.gelu(hidden, approximate=True))
+
+
+class Block(nn.Module):
+    """A transformer block with adaLN-Zero conditioning: x [B, N, D], c [B, D] -> [B, N, D].
+
+    x + gate_1 Attention(LN(x) (1 + scale_1) + shift_1), then the same with the MLP. The shifts,
+    scales and gates are affine in SiLU(c), in the order (shift, scale, gate) for attention and then
+    for the MLP. They start at zero, so that the block starts as the identity.
+    """
+
+    heads: int
+    dtype: str
+    dropout: float
+
+    @nn.compact
+    def __call__(self, x: Array, c: Array) -> Array:
+        modulation = linear(6 * x.shape[-1], "modulation", dtype=self.dtype, zero=True)
+        shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(
+            modulation(nn.silu(c)), 6, axis=-1
+        )
+        attention = Attention(self.heads, self.dtype, name="attention")
+        mlp = Mlp(self.dtype, name="mlp")
+        change = attention(modulate(normalize(x), shift_1, scale_1))
+        x = x + gate_1[:, None] * self.drop(change)
+        change = mlp(modulate(normalize(x), shift_2, scale_2))
+        return x + gate_2[:, None] * self.drop(change)
+
+    def drop(self, x: Array) -> Array:
+        return nn.Dropout(self.dropout, deterministic=False)(x)
+
+
+class FinalLayer(nn.Module):
+    """Modulated layer normalisation and a zero affine layer: [B, N, D], [B, D] -> [B, N, features].
+
+    float32 whatever the type of the blocks, so that the output is not rounded to bfloat16.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x: Array, c: Array) -> Array:
+        modulation = linear(2 * x.shape[-1], "modulation", zero=True)
+        shift, scale = jnp.split(modulation(nn.silu(c)), 2, axis=-1)
+        return linear(self.features, "output", zero=True)(modulate(normalize(x), shift, scale))

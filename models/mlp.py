@@ -1,0 +1,80 @@
+"""A residual multilayer perceptron for points [B, D], conditioned like the DiT.
+
+Each block computes h + W_2 SiLU((1 + scale) W_1 SiLU(h) + shift) with scale and shift affine in
+SiLU(c), where c is the sum of the embedded times, label and guidance scale. The output layer is
+zero at first, so that the network starts at zero, as the DiT does.
+"""
+
+from collections.abc import Mapping
+
+import jax.numpy as jnp
+from flax import linen as nn
+
+from models.conditioning import Conditioning, Scalar, scalar_inputs
+from models.layers import linear
+from models.network import DTYPES, Array, Condition, Network, check_choice, check_integers, network
+
+# Angles over t in [0, 1] reach 4 rad: enough to bend in time as the velocity between point clouds
+# does, and derivatives in t stay of the size of the output; with 1000 they are far larger.
+POINT_TIME_SCALE = 4.0
+
+
+def mlp(
+    *,
+    dimension: int,
+    width: int = 128,
+    depth: int = 3,
+    num_classes: int = 0,
+    second_time: str = "none",
+    guidance_input: bool = False,
+    time_scale: float = POINT_TIME_SCALE,
+    dtype: str = "float32",
+) -> Network:
+    """A network on points [B, dimension] with ``depth`` residual blocks of ``width`` units.
+
+    num_classes, second_time, guidance_input and time_scale: as for ``models.dit.dit``.
+    dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
+        stream, conditioning and output are float32.
+
+    Raises ValueError for a field out of its range.
+    """
+    check_integers(1, dimension=dimension, width=width, depth=depth)
+    check_integers(0, num_classes=num_classes)
+    check_choice("dtype", dtype, DTYPES)
+    scalars = scalar_inputs(second_time, guidance_input, time_scale)
+    return network(Perceptron(width, depth, num_classes, scalars, dtype), (dimension,))
+
+
+class Perceptron(nn.Module):
+    """The module behind ``mlp``; its fields are those of the function, checked."""
+
+    width: int
+    depth: int
+    num_classes: int
+    scalars: Mapping[str, Scalar]
+    dtype: str
+
+    @nn.compact
+    def __call__(self, x: Array, t: Array, s: Array, condition: Condition) -> Array:
+        c = Conditioning(self.width, self.num_classes, self.scalars, name="conditioning")(
+            t, s, condition
+        )
+        h = linear(self.width, "input")(x.astype(jnp.float32))
+        for index in range(self.depth):
+            h = PointBlock(self.dtype, name=f"block_{index}")(h, c)
+        return linear(x.shape[-1], "output", zero=True)(nn.silu(h))
+
+
+class PointBlock(nn.Module):
+    """One residual block: h [B, width], c [B, width] -> [B, width]."""
+
+    dtype: str
+
+    @nn.compact
+    def __call__(self, h: Array, c: Array) -> Array:
+        width = h.shape[-1]
+        modulation = linear(2 * width, "modulation", dtype=self.dtype)(nn.silu(c))
+        shift, scale = jnp.split(modulation, 2, axis=-1)
+        hidden = linear(width, "expand", dtype=self.dtype)(nn.silu(h))
+        hidden = nn.silu(hidden * (1.0 + scale) + shift)
+        return h + linear(width, "contract", dtype=self.dtype)(hidden)

@@ -1,0 +1,121 @@
+"""What a method is: players that are trained, followers that copy them, networks that stay frozen.
+
+An objective never sees a config, a device or an optimizer. The differentiated parameters are the
+first argument of a loss, so gradients reach one network by construction; `stop_gradient` stands
+only where a network is its own target.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffusion.guidance import Condition
+from diffusion.path import Path
+
+Key = Array
+Params = Any
+Batch = Mapping[str, Array]
+
+# Bins of the logged loss, equal in the angle arctan(sigma / alpha) from data to noise.
+NOISE_LEVEL_BINS = 8
+
+
+class Mean(NamedTuple):
+    """A mean that can be accumulated over steps: total / count. A count of 0 is not reported."""
+
+    total: Array
+    count: Array
+
+
+Metrics = Mapping[str, Mean]
+# (trained, every network by name, batch, key, step) -> (loss [B], unreduced, and metrics)
+LossFn = Callable[[Params, Mapping[str, Params], Batch, Key, Array], tuple[Array, Metrics]]
+
+
+class Player(NamedTuple):
+    """A network that is trained, with its own optimizer, updated when step % every == 0."""
+
+    init: Callable[[Key], Params]
+    loss: LossFn
+    every: int = 1
+
+
+class Follower(NamedTuple):
+    """A network that copies the player or follower `source`: an EMA, a target, a staged teacher.
+
+    update: (follower, source, step) -> follower, after every step; step counts from 0.
+    """
+
+    source: str
+    update: Callable[[Params, Params, Array], Params]
+
+
+class SampleFn(Protocol):
+    """Images from noise in `steps` steps; steps and guidance_scale are static under jit."""
+
+    def __call__(
+        self,
+        params: Params,
+        eps: Array,
+        condition: Condition,
+        keys: Array,
+        *,
+        steps: int,
+        guidance_scale: float,
+    ) -> Array:
+        """eps: [B, ...] standard normal; keys: [B], for methods that draw more noise.
+
+        Returns x_0 like eps. Raises ValueError where the method cannot sample in that many steps or
+        at that scale.
+        """
+        ...
+
+
+class Objective(NamedTuple):
+    """A training method.
+
+    players: updated in this order; each sees the earlier updates.
+    followers: updated after the players, in this order.
+    sample: how this method generates with the network of the player `generator` or a copy of it.
+    guidance_scale: the scale at which it samples unless told otherwise.
+    frozen: teachers, loaded from a checkpoint, never saved again.
+    init_from: {"generator": "teacher"} starts a player from a frozen network.
+    """
+
+    players: Mapping[str, Player]
+    followers: Mapping[str, Follower]
+    sample: SampleFn
+    generator: str = "network"
+    guidance_scale: float = 1.0
+    frozen: tuple[str, ...] = ()
+    init_from: Mapping[str, str] = {}
+
+
+def condition_of(batch: Batch) -> Condition:
+    """All of a batch but the data themselves."""
+    return {name: value for name, value in batch.items() if name != "x"}
+
+
+def per_example(elementwise: Array) -> Array:
+    """Mean over all axes but the first: [B, ...] -> [B], in float32."""
+    return jnp.mean(elementwise.astype(jnp.float32).reshape(elementwise.shape[0], -1), axis=1)
+
+
+def mean_of(values: Array) -> Mean:
+    """The mean of an array, as a metric."""
+    return Mean(jnp.sum(values), jnp.float32(values.size))
+
+
+def loss_by_noise_level(loss: Array, t: Array, path: Path) -> dict[str, Mean]:
+    """Mean loss in bins of arctan(sigma / alpha) / (pi / 2), from data (0) to noise (1).
+
+    loss, t: [B]. The angle is the same coordinate on every path, so bins compare across paths.
+    """
+    angle = jnp.arctan2(path.sigma(t), path.alpha(t)) / (0.5 * jnp.pi)
+    bins = jnp.clip((angle * NOISE_LEVEL_BINS).astype(jnp.int32), 0, NOISE_LEVEL_BINS - 1)
+    member = jax.nn.one_hot(bins, NOISE_LEVEL_BINS, axis=0)
+    totals, counts = member @ loss, jnp.sum(member, axis=1)
+    return {f"loss_noise_{i}": Mean(totals[i], counts[i]) for i in range(NOISE_LEVEL_BINS)}

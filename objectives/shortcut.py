@@ -1,0 +1,235 @@
+"""Shortcut models (Frans et al. 2024): one network for every step size, taught by its half steps.
+
+The network is an average velocity u(x_t, t, s) = (x_t - x_s) / (t - s), told its step size t - s.
+Time runs from data (0) to noise (1); the paper's runs the other way, t_paper = 1 - t, v_paper = -v.
+
+    flow rows        || u(x_t, t, t - 1/M) - (alpha' x_0 + sigma' eps) ||^2          (their eq. 3)
+    bootstrap rows   || u(x_t, t, t - 2d) - stop_gradient(u_target) ||^2             (their eq. 5)
+                     u_target = (u_1 + u_2) / 2
+                     u_1 = u(x_t, t, t - d),   u_2 = u(x_t - d u_1, t - d, t - 2d)
+
+u_target follows from the semigroup property of the flow: two jumps of d are one jump of 2d. It comes
+from the follower `target`, never from the trained parameters, so it carries no gradient.
+
+Where the paper, its code and this file differ:
+
+* u_2 is evaluated at the later time t - d. The paper's eq. 5 prints the time of the first half step
+  in both terms, which the exact flow map does not satisfy; the paper's code has it right.
+* The bootstrap rows are 1/4 of the batch in the paper, 1/8 in its code: a field here.
+* The finest size 1/M stands for d = 0, as in the code: flow matching is trained at that size and the
+  first bootstrap level (2/M) starts from it, so an M-step sampler asks only for what was trained.
+* Flow rows draw t continuously, as the paper's text does (its code: multiples of 1/M), so that at
+  s = t - 1/M the model is flow matching and any solver may use it. Bootstrap rows draw t on the grid
+  of their step size, as the code does: only those jumps are ever taken.
+* Step sizes are dealt to the rows in turn: as equal as the count allows, every size in every batch.
+  The code gives each size floor(n / levels) rows and the whole remainder, up to half of the rows, to
+  the largest.
+* Bootstrap and flow rows are different images with different noise. The code takes the same leading
+  images and the same keys for both, and never uses the last eighth of a batch.
+* Nothing is clipped. The code clips the midpoint and the targets to [-4, 4], which moves the fixed
+  point wherever |eps - x_0| > 4.
+* `target` is an EMA whose decay warms up. With the paper's 0.999 from the first step the target is
+  close to its initial value for a thousand steps and each of the log2 M levels waits for the one
+  below, so short runs never reach one step. target_decay 0 is the current network, detached.
+* Guidance acts where the half step is the finest size, and larger steps inherit it, as in the code.
+  Bootstrap rows keep their labels: the null class is asked for at the finest size only.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffusion.guidance import Condition, drop_labels, extrapolate, guide, unconditional
+from diffusion.path import Path, align
+from diffusion.time_sampling import TimeSampler, dyadic_levels, dyadic_steps, uniform
+from models.network import Network
+from objectives.base import (
+    Batch,
+    Follower,
+    Key,
+    Metrics,
+    Objective,
+    Params,
+    Player,
+    condition_of,
+    loss_by_noise_level,
+    mean_of,
+    per_example,
+)
+from objectives.distances import squared_error
+from objectives.followers import constant_ema, warmed_ema
+from samplers.flow_map import jump
+from samplers.grids import uniform_grid
+
+# (x, t, s, condition) -> average velocity
+AverageVelocity = Callable[[Array, Array, Array, Condition], Array]
+
+
+class Regression(NamedTuple):
+    """Rows of a regression problem: the network at (x_t, t, s, condition) should give `target`."""
+
+    x_t: Array
+    t: Array
+    s: Array
+    condition: Condition
+    target: Array
+
+
+def split_rows(batch: Batch, every: int) -> tuple[Batch, Batch]:
+    """(one row in `every`, the other rows) of a batch whose rows are a multiple of `every`.
+
+    Taking a row of each group keeps both parts spread over the devices that hold the batch.
+    """
+    groups = jax.tree.map(lambda a: a.reshape(-1, every, *a.shape[1:]), batch)
+    first = jax.tree.map(lambda a: a[:, 0], groups)
+    return first, jax.tree.map(lambda a: a[:, 1:].reshape(-1, *a.shape[2:]), groups)
+
+
+def merge_rows(first: Regression, rest: Regression, every: int) -> Regression:
+    """The rows in the order of the batch that `split_rows` split."""
+
+    def merge(a: Array, b: Array) -> Array:
+        groups = [a[:, None], b.reshape(-1, every - 1, *b.shape[1:])]
+        return jnp.concatenate(groups, axis=1).reshape(-1, *a.shape[1:])
+
+    return jax.tree.map(merge, first, rest)
+
+
+def bootstrap_target(
+    velocity: AverageVelocity, x_t: Array, t: Array, size: Array, condition: Condition
+) -> Array:
+    """Average velocity over a step of `size` from two steps of half of it. t, size: [B]."""
+    half = 0.5 * size
+    first = velocity(x_t, t, t - half, condition)
+    x_middle = x_t - align(half, x_t) * first
+    second = velocity(x_middle, t - half, t - size, condition)
+    return 0.5 * (first + second)
+
+
+def guide_rows(velocity: AverageVelocity, rows: np.ndarray, scale: float) -> AverageVelocity:
+    """`velocity` with guidance on the given rows of every batch, in one call; itself at scale 1."""
+    if scale == 1.0:
+        return velocity
+
+    def guided(x: Array, t: Array, s: Array, condition: Condition) -> Array:
+        inputs = (x, t, s, condition)
+        null = jax.tree.map(lambda a: a[rows], (x, t, s, unconditional(condition)))
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), inputs, null)
+        conditional, null = jnp.split(velocity(*both), [x.shape[0]])
+        return conditional.at[rows].set(extrapolate(conditional[rows], null, scale))
+
+    return guided
+
+
+def shortcut(
+    network: Network,
+    path: Path,
+    *,
+    max_steps: int = 128,
+    bootstrap_fraction: float = 0.25,
+    target_decay: float = 0.999,
+    target_warmup: bool = True,
+    time_sampler: TimeSampler | None = None,
+    label_dropout: float = 0.1,
+    guidance_scale: float = 1.0,
+) -> Objective:
+    """The shortcut objective.
+
+    max_steps: M, a power of two; step sizes are 1/M, 2/M, ..., 1.
+    bootstrap_fraction: share of bootstrap rows, one over an integer (paper 1/4, code 1/8).
+    target_decay, target_warmup: EMA that gives the bootstrap targets; decay 0 is the network itself.
+    time_sampler, label_dropout: of the flow rows.
+    guidance_scale: guidance that is trained in, form A (paper's ImageNet runs: 1.5).
+    """
+    levels = max_steps.bit_length() - 1
+    every = round(1.0 / bootstrap_fraction) if bootstrap_fraction > 0 else 0
+    if max_steps != 2**levels or levels < 1:
+        raise ValueError(f"objective.max_steps must be a power of two, 2 or more, not {max_steps}")
+    if every < 2 or abs(every * bootstrap_fraction - 1.0) > 1e-6:
+        raise ValueError(
+            "objective.bootstrap_fraction must be one over an integer of 2 or more (0.25, 0.125), "
+            f"not {bootstrap_fraction}"
+        )
+    if (path.t_min, path.t_max) != (0.0, 1.0):
+        raise ValueError(f"shortcut needs a path with t in [0, 1]; {path.name} runs to {path.t_max}")
+    time_sampler = time_sampler or uniform()
+    finest = 1.0 / max_steps
+
+    def flow_rows(batch: Batch, key: Key) -> Regression:
+        key_t, key_eps, key_label = jax.random.split(key, 3)
+        x_0 = batch["x"]
+        t = time_sampler(key_t, x_0.shape[0])
+        eps = jax.random.normal(key_eps, x_0.shape)
+        condition = drop_labels(key_label, condition_of(batch), label_dropout)
+        x_t = path.interpolate(x_0, eps, t)
+        return Regression(x_t, t, t - finest, condition, path.velocity(x_0, eps, t))
+
+    def bootstrap_rows(target: Params, batch: Batch, key: Key) -> Regression:
+        key_t, key_eps = jax.random.split(key)
+        x_0, condition = batch["x"], condition_of(batch)
+        row_levels = dyadic_levels(x_0.shape[0], levels)
+        t, size = dyadic_steps(key_t, row_levels)
+        x_t = path.interpolate(x_0, jax.random.normal(key_eps, x_0.shape), t)
+        guided = np.flatnonzero(row_levels == levels - 1)
+        velocity = guide_rows(partial(network.apply, target), guided, guidance_scale)
+        u_target = bootstrap_target(velocity, x_t, t, size, condition)
+        return Regression(x_t, t, t - size, condition, u_target)
+
+    def loss(
+        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
+    ) -> tuple[Array, Metrics]:
+        key_bootstrap, key_flow, key_dropout = jax.random.split(key, 3)
+        bootstrap_batch, flow_batch = split_rows(batch, every)
+        rows = merge_rows(
+            bootstrap_rows(networks["target"], bootstrap_batch, key_bootstrap),
+            flow_rows(flow_batch, key_flow),
+            every,
+        )
+        prediction = network.apply(
+            params, rows.x_t, rows.t, rows.s, rows.condition, train=True, rng=key_dropout
+        )
+        error = per_example(squared_error(prediction, rows.target))
+        bootstrap_error, flow_error = split_rows(error, every)
+        _, flow_t = split_rows(rows.t, every)
+        metrics = loss_by_noise_level(flow_error, flow_t, path)
+        metrics |= {"loss_flow": mean_of(flow_error), "loss_bootstrap": mean_of(bootstrap_error)}
+        return error, metrics
+
+    def sample(
+        params: Params,
+        eps: Array,
+        condition: Condition,
+        keys: Array,
+        *,
+        steps: int,
+        guidance_scale: float,
+    ) -> Array:
+        predict = partial(network.apply, params)
+        if not (0 < steps <= max_steps and max_steps % steps == 0):
+            raise ValueError(
+                f"a shortcut model samples in a power of two of steps up to {max_steps}, not {steps}"
+            )
+        if steps == max_steps:
+            predict = guide(predict, guidance_scale)
+        elif guidance_scale != trained_scale:
+            raise ValueError(
+                f"this shortcut model was trained with guidance scale {trained_scale:g}, which its "
+                f"steps larger than 1/{max_steps} have inherited; {guidance_scale:g} is possible at "
+                f"{max_steps} steps only"
+            )
+        times = uniform_grid(path, steps)
+        return jump(lambda x, t, s: predict(x, t, s, condition), path.prior(eps), times)
+
+    trained_scale = guidance_scale
+    update = warmed_ema(target_decay) if target_warmup else constant_ema(target_decay)
+    return Objective(
+        players={"network": Player(network.init, loss)},
+        followers={"target": Follower("network", update)},
+        sample=sample,
+        guidance_scale=guidance_scale,
+    )

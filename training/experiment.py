@@ -1,0 +1,137 @@
+"""From a config to functions: the one place where config fields meet the rest of Fewstep."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+import models
+from diffusion.path import PATHS, Path
+from diffusion.time_sampling import TIME_SAMPLERS
+from models.network import Network
+from objectives import OBJECTIVES
+from objectives.base import Follower, Objective
+from objectives.followers import constant_ema, power_ema, warmed_ema
+from training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
+
+
+class Experiment(NamedTuple):
+    """What a config describes. `sample_with` names the network (or average) that samples."""
+
+    network: Network
+    path: Path
+    objective: Objective
+    optimizers: Mapping[str, Optimizer]
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    sample_with: str
+
+
+def build(config: ConfigDict) -> Experiment:
+    """The experiment of a config whose data fields are resolved. Raises ValueError."""
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    network = models.build(
+        **config.model,
+        image_size=config.data.image_size,
+        channels=config.data.channels,
+        num_classes=config.data.num_classes,
+    )
+    path = construct(PATHS, config.path, "path")
+    fields = dict(config.objective)
+    if "time_sampler" in fields:
+        fields["time_sampler"] = construct(
+            TIME_SAMPLERS, fields["time_sampler"], "objective.time_sampler"
+        )
+    objective = construct(OBJECTIVES, fields, "objective", network, path)
+    averages = ema_followers(config.ema, objective.generator)
+    objective = objective._replace(followers={**objective.followers, **averages})
+    return Experiment(
+        network=network,
+        path=path,
+        objective=objective,
+        optimizers=build_optimizers(config, objective),
+        image_shape=shape,
+        num_classes=config.data.num_classes,
+        sample_with=sampled_network(config.ema.sample_with, averages, objective),
+    )
+
+
+def debugged(config: ConfigDict) -> ConfigDict:
+    """The config as a run of about a minute on one device: tiny network, few steps and samples."""
+    config = ConfigDict(config)
+    config.steps = min(config.steps, 50)
+    config.batch_size = min(config.batch_size, 64)
+    config.model.size = "nano"
+    # At most 8 x 8 tokens.
+    config.model.patch_size = max(config.model.patch_size, config.data.image_size // 8)
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, 10)
+    config.log.every = 10
+    config.checkpoint.every = 25
+    config.evaluate.every = 0
+    config.evaluate.num_samples = 64
+    config.evaluate.batch_size = 64
+    config.evaluate.steps = (1, 4)
+    return config
+
+
+def choose(table: Mapping[str, Any], name: str, field: str) -> Any:
+    """table[name]; raises ValueError that names the nearest entry if there is none."""
+    if name in table:
+        return table[name]
+    nearest = get_close_matches(str(name), table, n=1, cutoff=0.0)
+    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
+    raise ValueError(f"{field}={name!r} is not one of {', '.join(table)}{hint}")
+
+
+def construct(
+    table: Mapping[str, Callable[..., Any]], fields: Mapping[str, Any], prefix: str, *inputs: Any
+) -> Any:
+    """table[fields["name"]](*inputs, **the other fields), where a field of None is left out.
+
+    Raises ValueError for an unknown name and for a field that the function does not take.
+    """
+    function = choose(table, fields["name"], f"{prefix}.name")
+    given = {k: v for k, v in fields.items() if k != "name" and v is not None}
+    accepted = list(inspect.signature(function).parameters)[len(inputs) :]
+    for field in given:
+        if field not in accepted:
+            raise ValueError(
+                f"{prefix}.{field} is not used by {fields['name']}, which takes "
+                f"{', '.join(accepted) or 'no field'}; leave it unset"
+            )
+    return function(*inputs, **given)
+
+
+def ema_followers(ema: ConfigDict, source: str) -> dict[str, Follower]:
+    """One follower of `source` for each of ema.decays and ema.power_stds."""
+    update = warmed_ema if ema.warmup else constant_ema
+    constant = {f"ema_{decay:g}": Follower(source, update(decay)) for decay in ema.decays}
+    power = {f"power_{std:g}": Follower(source, power_ema(std)) for std in ema.power_stds}
+    return constant | power
+
+
+def sampled_network(name: str, averages: Mapping[str, Follower], objective: Objective) -> str:
+    """The network that samples: the one named, else the first average, else the generator."""
+    if not name:
+        return next(iter(averages), objective.generator)
+    choices = {**averages, objective.generator: None}
+    choose(choices, name, "ema.sample_with")
+    return name
+
+
+def build_optimizers(config: ConfigDict, objective: Objective) -> dict[str, Optimizer]:
+    """The optimizer of each player: config.optimizer with its player_optimizers on top."""
+    for player in config.player_optimizers:
+        choose(objective.players, player, "player_optimizers")
+    optimizers = {}
+    for name, player in objective.players.items():
+        own = config.player_optimizers.get(name, {})
+        for field in own:
+            choose(config.optimizer, field, f"player_optimizers.{name}")
+        fields = {**config.optimizer, **own}
+        choose(OPTIMIZERS, fields["name"], "optimizer.name")
+        choose(SCHEDULES, fields["schedule"], "optimizer.schedule")
+        optimizers[name] = optimizer(**fields, updates=-(-config.steps // player.every))
+    return optimizers

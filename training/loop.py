@@ -1,0 +1,198 @@
+"""The training loop: restore, then take a batch, step, log, evaluate if due, save if due.
+
+The metrics read on the host are those of the step before, so the device never waits for the host;
+before a save or an evaluation they are caught up with, so neither sees a state of a failed run.
+"""
+
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from objectives.base import Metrics, Objective, Params
+from training import checkpoint
+from training.metrics import Average, MetricLog
+from training.optimizer import Optimizer
+from training.sharding import (
+    batch_sharding,
+    check_batch_size,
+    put_batch,
+    replicated,
+    tree_shardings,
+)
+from training.state import TrainState, initial_state
+from training.step import train_step
+
+HostBatch = Mapping[str, np.ndarray]
+
+
+class NonFiniteError(RuntimeError):
+    """A loss or gradient was not finite; the state before it stands in the last checkpoint."""
+
+
+def abstract_state(
+    objective: Objective,
+    optimizers: Mapping[str, Optimizer],
+    seed: int,
+    frozen: Mapping[str, Params],
+    mesh: Mesh,
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, with nothing allocated."""
+    shapes = jax.eval_shape(lambda: initial_state(objective, optimizers, seed, frozen))
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+
+
+def create_state(
+    objective: Objective,
+    optimizers: Mapping[str, Optimizer],
+    seed: int,
+    frozen: Mapping[str, Params],
+    mesh: Mesh,
+) -> TrainState:
+    """The initial state, created already sharded."""
+    abstract = abstract_state(objective, optimizers, seed, frozen, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    create = jax.jit(
+        lambda frozen: initial_state(objective, optimizers, seed, frozen), out_shardings=shardings
+    )
+    return create(dict(frozen))
+
+
+def compile_step(
+    objective: Objective, optimizers: Mapping[str, Optimizer], seed: int, mesh: Mesh
+) -> Callable[[TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, Metrics]]:
+    """`train_step` jitted over the mesh, the state donated, its sharding kept."""
+    step = train_step(objective, optimizers, seed)
+
+    def sharded(
+        state: TrainState, frozen: Mapping[str, Params], batch: HostBatch
+    ) -> tuple[TrainState, Metrics]:
+        updated, metrics = step(state, frozen, batch)
+        return jax.lax.with_sharding_constraint(updated, tree_shardings(state, mesh)), metrics
+
+    return jax.jit(
+        sharded,
+        in_shardings=(None, None, batch_sharding(mesh)),
+        out_shardings=(None, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def train(
+    *,
+    objective: Objective,
+    optimizers: Mapping[str, Optimizer],
+    frozen: Mapping[str, Params],
+    mesh: Mesh,
+    seed: int,
+    steps: int,
+    batch_size: int,
+    batches: Callable[[int], Iterator[HostBatch]],
+    evaluate: Callable[[TrainState], Mapping[str, float]],
+    workdir: Path,
+    log_every: int,
+    checkpoint_every: int,
+    keep_checkpoints: int,
+    evaluate_every: int,
+) -> TrainState:
+    """Train up to `steps` steps in all, from the newest checkpoint of the workdir if there is one.
+
+    batches: start step -> this process's batches from that step on. evaluate: state -> numbers to
+    log. An `every` of 0 means only after the last step. Raises NonFiniteError.
+    """
+    check_batch_size(batch_size, mesh)
+    with checkpoint.open_checkpoints(workdir, keep_checkpoints) as checkpoints:
+        abstract = abstract_state(objective, optimizers, seed, frozen, mesh)
+        state = checkpoint.restore(checkpoints, abstract, seed)
+        if state is None:
+            state = create_state(objective, optimizers, seed, frozen, mesh)
+        step = compile_step(objective, optimizers, seed, mesh)
+        start = int(state.step)
+        source = batches(start)
+        report = Report(workdir, start, steps, batch_size, log_every)
+        try:
+            for done in range(start + 1, steps + 1):
+                state, metrics = step(state, frozen, put_batch(next(source), mesh))
+                report.after_step(done, metrics)
+                if due(done, steps, evaluate_every):
+                    report.catch_up()
+                    report.write(done, evaluate(state))
+                if due(done, steps, checkpoint_every):
+                    report.catch_up()
+                    checkpoint.save(checkpoints, state, {"seed": seed})
+        finally:
+            report.close()
+    return state
+
+
+def due(step: int, last: int, period: int) -> bool:
+    """Whether something done every `period` steps, and after the last, is due after `step`."""
+    return step == last or (period > 0 and step % period == 0)
+
+
+class Report:
+    """Reads metrics one step late, checks that they are finite, logs and shows them."""
+
+    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int, every: int) -> None:
+        self.log = MetricLog(workdir, start) if jax.process_index() == 0 else None
+        self.bar = tqdm(
+            total=steps, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr
+        )
+        self.every, self.steps, self.batch_size = every, steps, batch_size
+        self.average = Average()
+        self.pending: tuple[int, Metrics] | None = None
+        self.images, self.since = 0, time.perf_counter()
+
+    def after_step(self, step: int, metrics: Metrics) -> None:
+        """Take the metrics of a step that is still running; handle those of the one before."""
+        self.catch_up()
+        self.pending = (step, metrics)
+
+    def catch_up(self) -> None:
+        """Handle the metrics that were taken last."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        metrics = jax.device_get(metrics)
+        check_finite(step, metrics)
+        self.average.add({k: v for k, v in metrics.items() if not k.endswith("finite")})
+        self.images += self.batch_size
+        self.bar.update(step - self.bar.n)
+        if due(step, self.steps, self.every):
+            row = self.average.pop()
+            row["images_per_second"] = self.images / (time.perf_counter() - self.since)
+            self.images, self.since = 0, time.perf_counter()
+            self.bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k.endswith("loss")})
+            self.write(step, row)
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Log numbers of a step."""
+        if self.log and row:
+            self.log.write(step, row)
+
+    def close(self) -> None:
+        """Flush the log and leave the bar as it stands."""
+        self.bar.close()
+        if self.log:
+            self.log.close()
+
+
+def check_finite(step: int, metrics: Metrics) -> None:
+    """Raises NonFiniteError that names the network and the step."""
+    for name, finite in metrics.items():
+        if name.endswith("finite") and finite.total < finite.count:
+            player = name.rpartition("/")[0] or "the network"
+            raise NonFiniteError(
+                f"loss or gradient of {player} is not finite at step {step}; the update was not "
+                "made. Lower optimizer.learning_rate or set optimizer.clip_norm, then run the same "
+                "command: it goes on from the last checkpoint"
+            )

@@ -1,0 +1,86 @@
+"""Where arrays live: a mesh with the axes `data` and `fsdp`, and rules that are data.
+
+A batch is split over all devices. A parameter is split over `fsdp` along its largest axis that the
+axis size divides, unless a rule matches its path first; optimizer states and followers have the
+shapes and path endings of their player's parameters, so they follow the same rules.
+"""
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ("data", "fsdp")
+# (regular expression on the path "networks/network/block_0/...", its spec); the first match wins.
+Rules = Sequence[tuple[str, PartitionSpec]]
+# Smaller arrays are kept whole: splitting a bias saves nothing and costs a collective.
+SMALLEST_SPLIT = 2**12
+
+
+def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
+    """A mesh over all devices; one of the sizes may be -1, which takes what is left."""
+    count = jax.device_count()
+    sizes = {"data": data, "fsdp": fsdp}
+    free = [name for name, size in sizes.items() if size == -1]
+    fixed = int(np.prod([size for size in sizes.values() if size != -1]))
+    if len(free) > 1 or fixed < 1 or count % fixed or (not free and fixed != count):
+        raise ValueError(
+            f"mesh.data={data} and mesh.fsdp={fsdp} do not fill {count} device(s); their product "
+            f"must be {count}, and one of them may be -1 to take what is left"
+        )
+    for name in free:
+        sizes[name] = count // fixed
+    return jax.make_mesh(
+        (sizes["data"], sizes["fsdp"]), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    )
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(AXES))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The whole array on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+    """Raises ValueError if the devices cannot have equal shares of a batch."""
+    if batch_size % mesh.size:
+        raise ValueError(
+            f"batch_size={batch_size} is not divisible by the {mesh.size} devices of the mesh; "
+            f"use {batch_size // mesh.size * mesh.size or mesh.size} or "
+            f"{-(-batch_size // mesh.size) * mesh.size}"
+        )
+
+
+def parameter_spec(path: str, shape: Sequence[int], fsdp: int, rules: Rules = ()) -> PartitionSpec:
+    """The spec of one array: the first rule that matches its path, else its largest axis."""
+    for pattern, spec in rules:
+        if re.search(pattern, path):
+            return spec
+    divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
+    if fsdp == 1 or not divisible or int(np.prod(shape)) < SMALLEST_SPLIT:
+        return PartitionSpec()
+    largest = max(divisible, key=lambda axis: shape[axis])
+    return PartitionSpec(*[AXES[1] if axis == largest else None for axis in range(len(shape))])
+
+
+def tree_shardings(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
+    """A NamedSharding for every leaf of a tree of arrays or shapes."""
+
+    def sharding(path: tuple, leaf: Any) -> NamedSharding:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh.shape[AXES[1]], rules))
+
+    return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def put_batch(batch: Any, mesh: Mesh) -> Any:
+    """This process's rows of a batch as global arrays split over the mesh."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)

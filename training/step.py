@@ -1,0 +1,110 @@
+"""The one training step of every method: players in turn, then followers.
+
+Randomness is a function of (seed, step, player), drawn at the global shape inside jit, so that one
+device and eight draw the same numbers and a resumed run draws what the first would have.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+
+from objectives.base import Batch, Key, Mean, Metrics, Objective, Params, Player
+from training.optimizer import Optimizer
+from training.state import TrainState, named_key
+
+TrainStep = Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState, Metrics]]
+# (parameters, optimizer state) -> the same after one update, and metrics
+Update = Callable[[Params, Any], tuple[Params, Any, Metrics]]
+
+
+def train_step(
+    objective: Objective, optimizers: Mapping[str, Optimizer], seed: int
+) -> TrainStep:
+    """(state, frozen, batch) -> (state, metrics), pure, to be jitted with the state donated.
+
+    If a player's loss or gradient is not finite the whole state is returned unchanged, its step
+    included, and the metric `finite` (`PLAYER/finite` where there are several) is below 1.
+    """
+
+    def step(
+        state: TrainState, frozen: Mapping[str, Params], batch: Batch
+    ) -> tuple[TrainState, Metrics]:
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        networks, followers = dict(state.networks), dict(state.followers)
+        opt_states, metrics = dict(state.optimizers), {}
+        for name, player in objective.players.items():
+            others = {**frozen, **followers, **networks}
+            update = player_update(
+                player, optimizers[name], others, batch, named_key(key, name), state.step
+            )
+            networks[name], opt_states[name], metrics[name] = every(
+                player.every, state.step, update, networks[name], opt_states[name]
+            )
+        for name, follower in objective.followers.items():
+            source = {**networks, **followers}[follower.source]
+            followers[name] = follower.update(followers[name], source, state.step)
+        updated = TrainState(state.step + 1, networks, followers, opt_states)
+        return keep_if_finite(metrics, updated, state), flatten(metrics)
+
+    return step
+
+
+def player_update(
+    player: Player,
+    optimizer: Optimizer,
+    others: Mapping[str, Params],
+    batch: Batch,
+    key: Key,
+    step: Array,
+) -> Update:
+    """One gradient step of a player on the mean of its loss."""
+
+    def mean_loss(params: Params) -> tuple[Array, Metrics]:
+        loss, metrics = player.loss(params, others, batch, key, step)
+        return jnp.mean(loss), metrics
+
+    def update(params: Params, opt_state: Any) -> tuple[Params, Any, Metrics]:
+        (loss, metrics), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        norm = optax.global_norm(gradient)
+        updates, opt_state = optimizer.transform.update(gradient, opt_state, params)
+        scalars = {
+            "loss": loss,
+            "gradient_norm": norm,
+            "learning_rate": optimizer.learning_rate(step // player.every),
+            "finite": jnp.isfinite(loss) & jnp.isfinite(norm),
+        }
+        once = {name: Mean(jnp.float32(value), jnp.float32(1)) for name, value in scalars.items()}
+        return optax.apply_updates(params, updates), opt_state, {**metrics, **once}
+
+    return update
+
+
+def every(
+    period: int, step: Array, update: Update, params: Params, opt_state: Any
+) -> tuple[Params, Any, Metrics]:
+    """`update` when step % period == 0; otherwise nothing changes and every metric has count 0."""
+    if period == 1:
+        return update(params, opt_state)
+    shapes = jax.eval_shape(update, params, opt_state)[2]
+    empty = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+    skip: Update = lambda params, opt_state: (params, opt_state, empty)  # noqa: E731
+    return jax.lax.cond(step % period == 0, update, skip, params, opt_state)
+
+
+def keep_if_finite(
+    metrics: Mapping[str, Metrics], updated: TrainState, state: TrainState
+) -> TrainState:
+    """`updated` if every player that took a step was finite, else `state`."""
+    finite = jnp.stack([m["finite"].total >= m["finite"].count for m in metrics.values()]).all()
+    return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
+
+
+def flatten(metrics: Mapping[str, Metrics]) -> Metrics:
+    """Metrics of all players in one mapping; the names are prefixed where there are several."""
+    if len(metrics) == 1:
+        return dict(next(iter(metrics.values())))
+    return {f"{player}/{name}": m for player, ms in metrics.items() for name, m in ms.items()}
