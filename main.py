@@ -1,25 +1,80 @@
 """Train, evaluate and sample few-step generative models.
 
-    python main.py --config=configs/digits.py:shortcut --workdir=runs/digits       (train)
+    python main.py --config=configs/digits.py:shortcut --workdir=runs/digits
     python main.py --mode=sample --workdir=runs/digits --steps=1 --num=64 --out=samples.npz
 
-Short on purpose: a mode reads flags, calls the functions that do the work and prints what they
-found. Bad input ends in one or two lines on standard error and exit code 2.
+Short on purpose: flags in, one mode out. Any field of the config can be set, for example
+--config.optimizer.learning_rate=1e-3. Bad input ends in one or two lines on standard error and exit
+code 2.
 """
 
+import os
+import re
 import sys
-from collections.abc import Callable
+from pathlib import Path
 
-from absl import app, flags
+# Orbax and TFDS log through absl; the progress bar and the results are what a user wants to see.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from absl import app, flags, logging
 from ml_collections import config_flags
 
-from eval import modes
+from modes import MODES, Request
+from training.loop import NonFiniteError
 
-MODES: dict[str, Callable[..., None]] = {
-    "train": modes.train,
-    "evaluate": modes.evaluate,
-    "sample": modes.sample,
-    "prepare": modes.prepare,
-    "describe": modes.describe,
-    "report": modes.report,
-}
+CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
+MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
+WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
+WORKDIRS = flags.DEFINE_list("workdirs", [], "report: folders of the runs to show together.")
+STEPS = flags.DEFINE_integer("steps", 1, "sample: network evaluations per sample.")
+NUM = flags.DEFINE_integer("num", 64, "sample: number of samples.")
+SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the noise.")
+LABELS = flags.DEFINE_list(
+    "labels", [], "sample: class labels, gone through in turn; all if unset."
+)
+GUIDANCE = flags.DEFINE_float("guidance", None, "sample: guidance scale; 1 is none.")
+OUT = flags.DEFINE_string("out", None, "sample: an .npz file. report: an .html file.")
+
+
+def main(_: list[str]) -> None:
+    """Run one mode; an error that a user can mend becomes a message and exit code 2."""
+    logging.set_verbosity(logging.WARNING)
+    try:
+        MODES[MODE.value](request())
+    except (ValueError, FileNotFoundError, NonFiniteError) as error:
+        fail(error)
+
+
+def request() -> Request:
+    """The flags as a Request. Raises ValueError for labels that are no integers."""
+    if not all(re.fullmatch(r"-?\d+", label) for label in LABELS.value):
+        raise ValueError(f"--labels={','.join(LABELS.value)} must be integers, such as 0,1,2")
+    return Request(
+        config=CONFIG.value,
+        workdir=Path(WORKDIR.value) if WORKDIR.value else None,
+        workdirs=tuple(map(Path, WORKDIRS.value)),
+        steps=STEPS.value,
+        num=NUM.value,
+        seed=SEED.value,
+        labels=tuple(map(int, LABELS.value)),
+        guidance=GUIDANCE.value,
+        out=Path(OUT.value) if OUT.value else None,
+    )
+
+
+def fail(error: Exception) -> None:
+    """Print an error's message in one paragraph and exit with code 2."""
+    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+def parse(argv: list[str]) -> list[str]:
+    """Parse the flags; config files and overrides are read here too."""
+    try:
+        return flags.FLAGS(argv)
+    except (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError) as error:
+        fail(error)
+
+
+if __name__ == "__main__":
+    app.run(main, flags_parser=parse)

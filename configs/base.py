@@ -89,9 +89,7 @@ def config() -> ConfigDict:
 
 def time_sampler() -> ConfigDict:
     """How t is drawn: uniform, logit_normal(mean, std), log_normal(mean, std)."""
-    return ConfigDict(
-        {"name": "uniform", "mean": placeholder(float), "std": placeholder(float)}
-    )
+    return ConfigDict({"name": "uniform", "mean": placeholder(float), "std": placeholder(float)})
 
 
 def flow_matching() -> ConfigDict:

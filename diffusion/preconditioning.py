@@ -40,9 +40,7 @@ def consistency(sigma_data: float = SIGMA_DATA, sigma_min: float = 0.002) -> Pre
     base = edm(sigma_data)
     return base._replace(
         c_skip=lambda sigma: sigma_data**2 / ((sigma - sigma_min) ** 2 + sigma_data**2),
-        c_out=lambda sigma: (
-            (sigma - sigma_min) * sigma_data / jnp.sqrt(sigma**2 + sigma_data**2)
-        ),
+        c_out=lambda sigma: (sigma - sigma_min) * sigma_data / jnp.sqrt(sigma**2 + sigma_data**2),
     )
 
 

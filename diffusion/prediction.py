@@ -108,9 +108,7 @@ def raw_kind(sigma_data: float = preconditioning.SIGMA_DATA) -> Kind:
 KINDS: dict[str, Kind] = {
     "x_0": Kind(_from_x_0, lambda e, x_t, c: e.x_0),
     "eps": Kind(_from_eps, lambda e, x_t, c: e.eps),
-    "velocity": Kind(
-        _from_velocity, lambda e, x_t, c: c.alpha_rate * e.x_0 + c.sigma_rate * e.eps
-    ),
+    "velocity": Kind(_from_velocity, lambda e, x_t, c: c.alpha_rate * e.x_0 + c.sigma_rate * e.eps),
     "v": Kind(_from_v, _to_v),
     "score": Kind(
         lambda score, x_t, c: _from_eps(-c.sigma * score, x_t, c),
@@ -134,9 +132,7 @@ def target(kind: str, x_0: Array, eps: Array, t: Array, path: Path) -> Array:
     return KINDS[kind].encode(Endpoints(x_0, eps), x_t, coefficients(path, t, x_t))
 
 
-def convert(
-    prediction: Array, x_t: Array, t: Array, path: Path, *, source: str, to: str
-) -> Array:
+def convert(prediction: Array, x_t: Array, t: Array, path: Path, *, source: str, to: str) -> Array:
     """A prediction of kind `source` at (x_t, t) as the kind `to`; the identity where they agree."""
     if source == to:
         return prediction

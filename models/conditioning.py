@@ -118,4 +118,4 @@ class Conditioning(nn.Module):
             (self.num_classes + 1, self.width),
         )
         label = read(condition, "label", t, jnp.integer)
-        return total + table.at[label].get(mode="fill", fill_value=jnp.nan)
+        return total + jnp.asarray(table).at[label].get(mode="fill", fill_value=jnp.nan)

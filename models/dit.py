@@ -87,7 +87,8 @@ def dit(
         remat=remat,
     )
     training = module.clone(dropout=dropout) if dropout > 0.0 else None
-    return network(module, module.shape, training=training)
+    built = network(module, module.shape, training=training)
+    return built._replace(second_time=second_time)
 
 
 def check_geometry(image_size: int, patch_size: int, size: Size) -> None:

@@ -42,7 +42,8 @@ def mlp(
     check_integers(0, num_classes=num_classes)
     check_choice("dtype", dtype, DTYPES)
     scalars = scalar_inputs(second_time, guidance_input, time_scale)
-    return network(Perceptron(width, depth, num_classes, scalars, dtype), (dimension,))
+    built = network(Perceptron(width, depth, num_classes, scalars, dtype), (dimension,))
+    return built._replace(second_time=second_time)
 
 
 class Perceptron(nn.Module):

@@ -30,10 +30,12 @@ class Network(NamedTuple):
         ``condition``: {"label": int [B], optionally "guidance_scale": floating [B]}. The label -1
         is the null class. ``train=True`` turns dropout on, which then needs the key ``rng``.
         Raises ValueError for an input of another shape or type, and for a missing condition.
+    second_time: what the network makes of ``s``, for methods that need it to do something.
     """
 
     init: Callable[[Key], Params]
     apply: Callable[..., Array]
+    second_time: str = "none"
 
 
 def network(

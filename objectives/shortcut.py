@@ -155,8 +155,15 @@ def shortcut(
             "objective.bootstrap_fraction must be one over an integer of 2 or more (0.25, 0.125), "
             f"not {bootstrap_fraction}"
         )
+    if network.second_time != "step_size":
+        raise ValueError(
+            f"shortcut needs model.second_time=step_size, not {network.second_time}: the network "
+            "must be told how far it jumps"
+        )
     if (path.t_min, path.t_max) != (0.0, 1.0):
-        raise ValueError(f"shortcut needs a path with t in [0, 1]; {path.name} runs to {path.t_max}")
+        raise ValueError(
+            f"shortcut needs a path with t in [0, 1]; {path.name} runs to {path.t_max}"
+        )
     time_sampler = time_sampler or uniform()
     finest = 1.0 / max_steps
 

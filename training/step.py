@@ -21,9 +21,7 @@ TrainStep = Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState
 Update = Callable[[Params, Any], tuple[Params, Any, Metrics]]
 
 
-def train_step(
-    objective: Objective, optimizers: Mapping[str, Optimizer], seed: int
-) -> TrainStep:
+def train_step(objective: Objective, optimizers: Mapping[str, Optimizer], seed: int) -> TrainStep:
     """(state, frozen, batch) -> (state, metrics), pure, to be jitted with the state donated.
 
     If a player's loss or gradient is not finite the whole state is returned unchanged, its step

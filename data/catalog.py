@@ -1,0 +1,68 @@
+"""Data sets by name.
+
+digits             scikit-learn's 8 x 8 digits; nothing to download
+fashion_mnist      Fashion-MNIST, by data/fashion_mnist.py
+folder:PATH        a folder of images, by data/folder.py; needs image_size
+tfds:NAME or NAME  an image data set of TensorFlow Datasets, by data/tfds_images.py
+"""
+
+import re
+from pathlib import Path
+
+from data.array_cache import Undecoded, array_folder, data_root, decode
+from data.dataset import Dataset
+from data.digits import digits
+from data.folder import folder
+from data.pixels import check_size
+from data.tfds_images import tfds_images, unknown_name, write_tfds
+
+FOLDER, TFDS = "folder:", "tfds:"
+# NAME, NAME/CONFIG, NAME:VERSION. TFDS takes more (huggingface:..., URLs) as where to fetch code.
+TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
+
+
+def load(name: str, *, data_dir: str = "", image_size: int = 0, channels: int = 0) -> Dataset:
+    """The data set of that name.
+
+    data_dir: where prepared data lie; "" is $FEWSTEP_DATA, else ~/.cache/fewstep.
+    image_size, channels: what images are resized and converted to; 0 is the data set's own.
+
+    All but digits are decoded on first use into memory-mapped arrays under data_dir. Raises
+    ValueError for a name that does not exist or data that cannot be read, FileNotFoundError for
+    data that are not there or not prepared.
+    """
+    check_size(image_size, channels)
+    if name == "digits":
+        return digits(image_size, channels)
+    root = data_root(data_dir)
+    return decode(_undecoded(name, root, image_size, channels), root)
+
+
+def prepare(name: str, *, data_dir: str = "", image_size: int = 0, channels: int = 0) -> Path:
+    """Download and decode what `load` with the same arguments reads; does nothing if it is there.
+
+    Returns the folder with the decoded arrays (data_dir for digits, which need none). Raises as
+    `load` does, and ValueError if the data cannot be downloaded or encoded.
+    """
+    check_size(image_size, channels)
+    root = data_root(data_dir)
+    if name == "digits":
+        return root
+    if not name.startswith(FOLDER):
+        write_tfds(_tfds_name(name), root, image_size, channels)
+    data = _undecoded(name, root, image_size, channels)
+    decode(data, root)
+    return array_folder(data, root)
+
+
+def _undecoded(name: str, root: Path, image_size: int, channels: int) -> Undecoded:
+    if name.startswith(FOLDER):
+        return folder(name.removeprefix(FOLDER), image_size, channels)
+    return tfds_images(_tfds_name(name), root, image_size, channels)
+
+
+def _tfds_name(name: str) -> str:
+    bare = name.removeprefix(TFDS)
+    if not TFDS_NAME.fullmatch(bare):
+        raise ValueError(unknown_name(name))
+    return bare

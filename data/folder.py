@@ -1,0 +1,108 @@
+"""A folder of images as a data set.
+
+    PATH/train/CLASS/*.png and, if there is one, PATH/test/CLASS/*.png
+    PATH/CLASS/*.png          all for training
+    PATH/*.png                all for training, without labels; also PATH/train/*.png
+
+Classes are numbered in the order of their sorted names; images within a class may lie deeper.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from data.array_cache import Source, Undecoded, file_stamps
+from data.dataset import NULL_LABEL
+from data.pixels import fit
+
+SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
+CHANNELS = 3  # unless asked for 1
+
+
+def folder(path: str, image_size: int, channels: int = 0) -> Undecoded:
+    """The images under `path` as squares of image_size pixels, in RGB unless channels is 1.
+
+    Raises ValueError without an image_size, for a folder (or a class) without images, for images
+    beside class folders, and for a test class that is not a training class.
+    """
+    if not image_size:
+        raise ValueError("image_size is required for data of the form folder:PATH; for example 32")
+    root = Path(path).expanduser().absolute()
+    if not path or not root.is_dir():
+        raise FileNotFoundError(f"folder {path!r} is not there; give folder:PATH an existing PATH")
+    channels = channels or CHANNELS
+    classes, splits = list_splits(root)
+    files = [file for split in splits.values() for file, _ in split]
+    return Undecoded(
+        name=f"folder:{root}",
+        identity=file_stamps(files, root),
+        image_shape=(image_size, image_size, channels),
+        num_classes=len(classes),
+        splits={name: _source(split, image_size, channels) for name, split in splits.items()},
+    )
+
+
+def list_splits(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
+    """Class names, and the (file, label) pairs of `train` and, if there is one, of `test`."""
+    train, test = root / "train", root / "test"
+    if not train.is_dir():
+        classes = _class_names(root)
+        return classes, {"train": _labelled_files(root, classes)}
+    classes = _class_names(train)
+    splits = {"train": _labelled_files(train, classes)}
+    if test.is_dir():
+        test_classes = _class_names(test)
+        strange = sorted(set(test_classes) - set(classes))
+        if strange or bool(test_classes) != bool(classes):
+            raise ValueError(
+                f"{test} has other classes than {train}: {', '.join(strange) or 'none at all'}"
+            )
+        splits["test"] = _labelled_files(test, classes)
+    return classes, splits
+
+
+def _class_names(root: Path) -> list[str]:
+    visible = (entry for entry in root.iterdir() if not entry.name.startswith("."))
+    return sorted(entry.name for entry in visible if entry.is_dir())
+
+
+def _labelled_files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
+    loose = sorted(file for file in root.iterdir() if _is_image(file))
+    if loose and classes:
+        raise ValueError(
+            f"{root} has both images ({loose[0].name}) and class folders ({classes[0]}); "
+            "move one of them away"
+        )
+    labelled = [(file, NULL_LABEL) for file in loose]
+    for label, name in enumerate(classes):
+        found = sorted(file for file in (root / name).rglob("*") if _is_image(file))
+        if not found and (root / name).is_dir():
+            raise ValueError(f"class folder {root / name} has no images; remove it or fill it")
+        labelled += [(file, label) for file in found]
+    if not labelled:
+        raise ValueError(f"folder {root} has no images ({', '.join(sorted(SUFFIXES))})")
+    return labelled
+
+
+def _is_image(file: Path) -> bool:
+    # Names that start with a dot are other programs' companions of an image, not images.
+    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
+
+
+def _source(files: list[tuple[Path, int]], image_size: int, channels: int) -> Source:
+    def read(i: int) -> tuple[np.ndarray, int]:
+        file, label = files[i]
+        return _read_image(file, image_size, channels), label
+
+    return Source(len(files), read)
+
+
+def _read_image(file: Path, image_size: int, channels: int) -> np.ndarray:
+    try:
+        with Image.open(file) as image:
+            return fit(image, image_size, channels)
+    except Exception as error:  # each of PIL's decoders has exception types of its own
+        raise ValueError(
+            f"image {file} cannot be read ({error}); repair or remove the file"
+        ) from error

@@ -1,0 +1,82 @@
+"""Endless training batches by Grain: shuffled anew every epoch, resumable at any step.
+
+The order of examples is a function of (seed, global position) alone. A step's batch is a range of
+positions, of which every process takes each process_count-th; so the batch of a step, mirrored
+images included, depends neither on the steps before nor on the number of processes.
+"""
+
+from collections.abc import Iterator
+
+import grain
+import numpy as np
+
+from data.dataset import Split
+from data.pixels import to_float
+
+# Threads, not worker processes: a batch is one gather from an array, and the state of an iterator
+# without workers is its position.
+READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
+FLIP_PROBABILITY = 0.5
+LARGEST_SEED = 2**32 - 1  # of Grain's shuffle
+
+
+def batches(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    flip: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of the batches of steps start_step, start_step + 1, ... without end.
+
+    A batch is {"x": float32 [B / process_count, H, W, C] in [-1, 1], "label": int32
+    [B / process_count]}, with B = batch_size, the rows of all processes together. An epoch's last
+    batch is filled up from the next epoch, so B may exceed the number of images. flip mirrors each
+    image left to right with probability 1/2. Raises ValueError for an argument out of range.
+    """
+    _check(split, batch_size, seed, start_step, process_index, process_count)
+
+    def gather(rows: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+        indices, mirrored = rows
+        x = to_float(split.images[indices])
+        x[mirrored] = x[mirrored, :, ::-1]
+        return {"x": x, "label": split.labels[indices]}
+
+    positions = grain.MapDataset.range(len(split.labels)).seed(seed).shuffle()
+    # Before `repeat` and the slice: an image's coin belongs to its global position, by epoch.
+    rows = positions.random_map(_draw_mirroring) if flip else positions.map(_keep)
+    local_rows = rows.repeat()[process_index::process_count]
+    local = local_rows.batch(batch_size // process_count, drop_remainder=True)
+    return iter(local[start_step:].map(gather).to_iter_dataset(READ_OPTIONS))
+
+
+def _draw_mirroring(index: int, rng: np.random.Generator) -> tuple[int, bool]:
+    return index, rng.random() < FLIP_PROBABILITY
+
+
+def _keep(index: int) -> tuple[int, bool]:
+    return index, False
+
+
+def _check(
+    split: Split, batch_size: int, seed: int, start_step: int, index: int, count: int
+) -> None:
+    if len(split.images) != len(split.labels) or not len(split.labels):
+        raise ValueError(
+            f"a split needs as many images as labels, at least one; it has {len(split.images)} "
+            f"and {len(split.labels)}"
+        )
+    if not 0 <= index < count:
+        raise ValueError(f"process_index={index} is not in [0, process_count={count})")
+    if batch_size < 1 or batch_size % count:
+        raise ValueError(
+            f"batch_size={batch_size} is not a positive multiple of the {count} processes; "
+            f"use {max(batch_size // count, 1) * count}"
+        )
+    if not 0 <= seed <= LARGEST_SEED:
+        raise ValueError(f"seed={seed} is not in [0, {LARGEST_SEED}]")
+    if start_step < 0:
+        raise ValueError(f"start_step={start_step} is negative")

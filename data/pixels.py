@@ -1,0 +1,55 @@
+"""Pixels: uint8 <-> [-1, 1], and images of any size to squares of one size."""
+
+import numpy as np
+from PIL import Image
+
+MODES = {1: "L", 3: "RGB"}  # PIL's name of a number of channels
+
+
+def to_float(images: np.ndarray) -> np.ndarray:
+    """x / 127.5 - 1 as float32: 0 -> -1, 255 -> 1."""
+    return images.astype(np.float32) / np.float32(127.5) - np.float32(1)
+
+
+def to_uint8(x: np.ndarray) -> np.ndarray:
+    """127.5 (x + 1), clipped to [0, 255] and rounded to the nearest integer, halves upwards.
+
+    The inverse of `to_float` on its values. Raises ValueError if x has a NaN.
+    """
+    x = np.asarray(x, np.float32)
+    if np.isnan(x).any():
+        raise ValueError("images hold NaN; they cannot be turned into pixels")
+    return np.floor(np.clip(127.5 * (x + 1), 0, 255) + 0.5).astype(np.uint8)
+
+
+def check_size(image_size: int, channels: int) -> None:
+    """Raises ValueError unless image_size >= 0 and channels is 0 (the data's own), 1 or 3."""
+    if image_size < 0:
+        raise ValueError(f"image_size={image_size} is negative; use 0 for the data set's own")
+    if channels not in (0, *MODES):
+        raise ValueError(f"channels={channels} is none of 1, 3, or 0 for the data set's own")
+
+
+def fit(image: Image.Image, image_size: int, channels: int) -> np.ndarray:
+    """The centre square of an image, its shorter side resized: uint8 [S, S, C].
+
+    As in ADM (Dhariwal & Nichol 2021): halved by box averaging while the shorter side is at least
+    2 S, then bicubic to S, then cropped. An alpha channel is dropped; orientation tags are ignored.
+    """
+    image = image.convert(MODES[channels])
+    while min(image.size) >= 2 * image_size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = image_size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    left, top = (width - image_size) // 2, (height - image_size) // 2
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image = image.crop((left, top, left + image_size, top + image_size))
+    return np.asarray(image, np.uint8).reshape(image_size, image_size, channels)
+
+
+def fit_array(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
+    """`fit` of a uint8 array [H, W, C] with 1 to 4 channels; unchanged if it fits already."""
+    if image.shape == (image_size, image_size, channels):
+        return image
+    squeezed = image[..., 0] if image.shape[-1] == 1 else image
+    return fit(Image.fromarray(squeezed), image_size, channels)

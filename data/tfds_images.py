@@ -1,0 +1,184 @@
+"""Image data sets of TensorFlow Datasets, stored as ArrayRecord and read without TensorFlow."""
+
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from data.array_cache import Source, Undecoded, file_stamps
+from data.dataset import NULL_LABEL
+from data.fashion_mnist import FashionMNIST
+from data.pixels import MODES, fit_array
+
+FORMAT = "array_record"  # the format that TFDS reads and writes without TensorFlow
+OWN_BUILDERS = {"fashion_mnist": FashionMNIST}
+# The first of these is `test`. ImageNet's test split has no labels, hence the order.
+HELD_OUT = ("validation", "test")
+OTHER_NAMES = {"digits": "digits", "folder": "folder:PATH"}
+
+Builder = tfds.core.DatasetBuilder
+
+
+def tfds_images(name: str, root: Path, image_size: int, channels: int) -> Undecoded:
+    """The images of the TFDS data set `name` that lies under root/NAME.
+
+    image_size, channels: 0 for the data set's own, which images of several sizes do not have.
+    Without a class label the data set is unlabelled. Raises ValueError if there is no such data
+    set, if it has no image feature or no training split, if image_size is needed, and if it is not
+    prepared.
+    """
+    builder = open_builder(name, root)
+    shape = image_shape(builder, image_size, channels)
+    if not builder.info.splits:
+        raise FileNotFoundError(
+            f"data set {name} is not prepared under {root}; "
+            "run main.py --mode=prepare with the same --config first"
+        )
+    image, label = image_feature(builder), label_feature(builder)
+    splits = split_names(builder)
+    files = [Path(f) for own in splits.values() for f in builder.info.splits[own].filepaths]
+    return Undecoded(
+        name=f"tfds:{name}",
+        identity=[builder.info.full_name, splits, file_stamps(files, Path(builder.data_path))],
+        image_shape=shape,
+        num_classes=builder.info.features[label].num_classes if label else 0,
+        splits={ours: _source(builder, own, image, label, shape) for ours, own in splits.items()},
+    )
+
+
+def write_tfds(name: str, root: Path, image_size: int, channels: int) -> None:
+    """Download a TFDS data set and write it under root/NAME, unless that is done.
+
+    Raises ValueError as `tfds_images` does, and if TFDS cannot download or encode the data.
+    """
+    builder = open_builder(name, root)
+    image_shape(builder, image_size, channels)  # asks for a missing image_size before the download
+    if builder.info.splits:
+        return
+    root.mkdir(parents=True, exist_ok=True)
+    download = tfds.download.DownloadConfig(try_download_gcs=False)  # which has no ArrayRecord
+    try:
+        builder.download_and_prepare(download_config=download)
+    except Exception as error:  # data sets raise what they like, TFDS wraps some of it
+        raise ValueError(_preparation_error(name, root, error)) from error
+
+
+def open_builder(name: str, root: Path) -> Builder:
+    """The TFDS builder of a data set, from TFDS's code or from files under root.
+
+    Raises ValueError, with the nearest name, if there is none.
+    """
+    own = OWN_BUILDERS.get(name)
+    try:
+        if own:
+            return own(data_dir=str(root), file_format=FORMAT)
+        return tfds.builder(name, data_dir=str(root), file_format=FORMAT, try_gcs=False)
+    except tfds.core.DatasetNotFoundError as error:
+        raise ValueError(unknown_name(name)) from error
+    except Exception as error:  # an unknown TFDS config or version, another file format, ...
+        raise ValueError(
+            f"TFDS cannot open {name} under {root} as {FORMAT}: {_first_line(error)}. Correct the "
+            "name, or prepare it in another data directory"
+        ) from error
+
+
+def unknown_name(name: str) -> str:
+    """The message that a data set does not exist: the nearest name and the forms of a name."""
+    known = {n: n for n in tfds.list_builders(with_community_datasets=False)} | OTHER_NAMES
+    typed = name.removeprefix("tfds:").split(":")[0].lower()
+    nearest = known[get_close_matches(typed, known, n=1, cutoff=0.0)[0]]
+    return (
+        f"data set {name!r} does not exist; did you mean {nearest!r}? A name is digits, "
+        "fashion_mnist, folder:PATH, tfds:NAME, or the bare NAME of a TFDS data set"
+    )
+
+
+def image_feature(builder: Builder) -> str:
+    """The name of the image feature: `image`, or the only one. Raises ValueError if unclear."""
+    found = _features_of(builder, tfds.features.Image)
+    if "image" in found or len(found) == 1:
+        return "image" if "image" in found else found[0]
+    raise ValueError(
+        f"data set {builder.name} has {len(found)} image features ({', '.join(found) or 'none'}); "
+        "it takes one, or one called image"
+    )
+
+
+def label_feature(builder: Builder) -> str:
+    """The name of the class label: `label`, the only one, or "" if there is none.
+
+    Raises ValueError if there are several and none is called `label`.
+    """
+    found = _features_of(builder, tfds.features.ClassLabel)
+    if "label" in found or len(found) < 2:
+        return "label" if "label" in found else "".join(found)
+    raise ValueError(
+        f"data set {builder.name} has several class labels ({', '.join(found)}), none called label"
+    )
+
+
+def image_shape(builder: Builder, image_size: int, channels: int) -> tuple[int, int, int]:
+    """(S, S, C) as asked for, or the data set's own. Raises ValueError if it has no own size."""
+    height, width, own_channels = builder.info.features[image_feature(builder)].shape
+    if not image_size and (height is None or height != width):
+        raise ValueError(
+            f"image_size is required for {builder.name}, whose images are {height} x {width} "
+            "pixels (None: they vary); for example 64"
+        )
+    size = image_size or height
+    return size, size, channels or (own_channels if own_channels in MODES else max(MODES))
+
+
+def split_names(builder: Builder) -> dict[str, str]:
+    """Our split names to TFDS's: `train`, and `test` if there is a held-out split."""
+    own = builder.info.splits
+    if "train" not in own:
+        raise ValueError(f"data set {builder.name} has no split `train`, only {', '.join(own)}")
+    held_out = [name for name in HELD_OUT if name in own]
+    return {"train": "train"} | ({"test": held_out[0]} if held_out else {})
+
+
+def _features_of(builder: Builder, kind: type) -> list[str]:
+    features = builder.info.features
+    if not isinstance(features, tfds.features.FeaturesDict):
+        return []
+    return sorted(name for name, feature in features.items() if type(feature) is kind)
+
+
+def _source(
+    builder: Builder, split: str, image: str, label: str, shape: tuple[int, int, int]
+) -> Source:
+    records = builder.as_data_source(split)
+
+    def read(i: int) -> tuple[np.ndarray, int]:
+        record = records[i]
+        if record[image].dtype != np.uint8:
+            raise ValueError(
+                f"images of {builder.name} are {record[image].dtype}; only uint8 is supported"
+            )
+        pixels = fit_array(record[image], shape[0], shape[2])
+        return pixels, int(record[label]) if label else NULL_LABEL
+
+    return Source(len(records), read)
+
+
+def _preparation_error(name: str, root: Path, error: BaseException) -> str:
+    if any(isinstance(e, ImportError) and "tensorflow" in str(e) for e in _causes(error)):
+        return (
+            f"TFDS prepares {name} with TensorFlow: pip install tensorflow-cpu, prepare again "
+            f"(downloads are kept in {root / 'downloads'}), then remove it if you like; reading "
+            "never needs it"
+        )
+    return f"TFDS could not prepare {name} under {root}: {_first_line(error)}"
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:300].rstrip(" .:")

@@ -1,0 +1,226 @@
+"""One evaluation of a run: samples at each number of steps, measured against real images, shown.
+
+Writes WORKDIR/eval/step_STEP.json and PNG grids beside it. Features are pixels here, which suits
+small images; where an image has too many of them only the grids are made, and the result says so.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data import Dataset
+from eval.agreement import Predict, fit_classifier, label_agreement
+from eval.features import FEATURES
+from eval.frechet import Statistics, frechet_distance, statistics
+from eval.generate import batch_sampler, cycle_labels, generate
+from eval.grid import save_comparison, save_grid
+from eval.neighbours import precision_recall
+from eval.results import save_results
+from objectives.base import Params
+from training.experiment import Experiment
+
+FEATURE = "pixels"
+# A Frechet distance on more dimensions takes minutes and needs more samples than are drawn.
+LARGEST_DIMENSION = 4096
+# Real images for precision and recall, whose cost is a product of counts.
+LARGEST_NEIGHBOURHOOD = 5_000
+GRID_COLUMNS, GRID_IMAGES, COMPARED_IMAGES = 10, 100, 10
+SEED = 0
+
+# (parameters of the sampled network, step) -> results
+Evaluate = Callable[[Params, int], dict[str, Any]]
+
+
+class Reference(NamedTuple):
+    """What samples are measured against. predict is None for data without classes."""
+
+    statistics: Statistics
+    neighbourhood: np.ndarray
+    floor: float
+    predict: Predict | None
+    accuracy: float | None
+
+
+def reference(dataset: Dataset, num_classes: int) -> Reference:
+    """Statistics of all real images, the distance between two halves of them, a classifier.
+
+    The classifier is fitted on the training split; its accuracy is that on the held-out split.
+    """
+    splits = [dataset.train] + ([dataset.test] if dataset.test is not None else [])
+    order = np.random.default_rng(SEED).permutation(sum(len(split.labels) for split in splits))
+    features = np.concatenate([FEATURES[FEATURE](split.images) for split in splits])[order]
+    halves = np.array_split(features, 2)
+    predict = accuracy = None
+    if num_classes > 1:
+        predict = fit_classifier(dataset.train.images, dataset.train.labels)
+        if dataset.test is not None:
+            accuracy = label_agreement(predict, dataset.test.images, dataset.test.labels)
+    return Reference(
+        statistics=statistics(features),
+        neighbourhood=features[:LARGEST_NEIGHBOURHOOD],
+        floor=frechet_distance(*map(statistics, halves)),
+        predict=predict,
+        accuracy=accuracy,
+    )
+
+
+def measure(images: np.ndarray, labels: np.ndarray, real: Reference) -> dict[str, float]:
+    """Every metric of samples uint8 [N, H, W, C] with the labels they were made for."""
+    features = FEATURES[FEATURE](images)
+    precision, recall = precision_recall(real.neighbourhood, features)
+    metrics = {"frechet": frechet_distance(statistics(features), real.statistics)}
+    if real.predict is not None:
+        metrics["agreement"] = label_agreement(real.predict, images, labels)
+    return metrics | {"precision": precision, "recall": recall}
+
+
+def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:
+    """Raises ValueError, before any compute, if config.evaluate cannot be carried out."""
+    fields = config.evaluate
+    if fields.batch_size % mesh.size:
+        raise ValueError(
+            f"evaluate.batch_size={fields.batch_size} is not divisible by the {mesh.size} devices"
+        )
+    if fields.num_samples < 5:
+        raise ValueError(f"evaluate.num_samples={fields.num_samples} is too few to measure")
+    objective = experiment.objective
+    shapes = jax.eval_shape(objective.players[objective.generator].init, jax.random.key(0))
+    rows = jax.ShapeDtypeStruct((mesh.size,), np.int32)
+    for steps in fields.steps:
+        sampler = batch_sampler(
+            objective,
+            experiment.image_shape,
+            mesh,
+            seed=config.seed,
+            steps=steps,
+            guidance_scale=guidance_scale(experiment, config),
+        )
+        jax.eval_shape(sampler, shapes, rows, rows)
+
+
+def guidance_scale(experiment: Experiment, config: ConfigDict) -> float:
+    """evaluate.guidance_scale, or the objective's own."""
+    scale = config.evaluate.guidance_scale
+    return experiment.objective.guidance_scale if scale is None else scale
+
+
+def evaluator(
+    experiment: Experiment, dataset: Dataset, config: ConfigDict, mesh: Mesh, workdir: Path
+) -> Evaluate:
+    """The function that evaluates parameters; real images are measured once, at its first call."""
+    measured = int(np.prod(experiment.image_shape)) <= LARGEST_DIMENSION
+    fields, scale = config.evaluate, guidance_scale(experiment, config)
+    choices = np.arange(experiment.num_classes) if experiment.num_classes else np.array([-1])
+    labels = cycle_labels(choices, fields.num_samples)
+    samplers = {
+        steps: batch_sampler(
+            experiment.objective,
+            experiment.image_shape,
+            mesh,
+            seed=config.seed,
+            steps=steps,
+            guidance_scale=scale,
+        )
+        for steps in fields.steps
+    }
+    real: list[Reference] = []
+
+    def evaluate(params: Params, step: int) -> dict[str, Any]:
+        if measured and not real:
+            real.append(reference(dataset, experiment.num_classes))
+        images = {
+            steps: generate(
+                sampler, params, labels, batch_size=fields.batch_size, description=f"{steps} steps"
+            )
+            for steps, sampler in samplers.items()
+        }
+        results = {
+            "name": config.objective.name,
+            "data": config.data.name,
+            "step": step,
+            "images_seen": step * config.batch_size,
+            "network": experiment.sample_with,
+            "samples": fields.num_samples,
+            "guidance_scale": scale,
+            "seed": config.seed,
+            "by_steps": {str(steps): {} for steps in images},
+        }
+        if measured:
+            results |= {
+                "feature": FEATURE,
+                "floor": {"frechet": real[0].floor, "what": "half of the real images against the other half"},
+                "by_steps": {
+                    str(steps): measure(made, labels, real[0]) for steps, made in images.items()
+                },
+            }
+            if real[0].accuracy is not None:
+                results["classifier_accuracy"] = real[0].accuracy
+        else:
+            results["skipped"] = "metrics: too many pixels for pixel features"
+        if jax.process_index() == 0:
+            save(workdir / "eval", f"step_{step:08d}", results, images, dataset, config)
+        return results
+
+    return evaluate
+
+
+def save(
+    folder: Path,
+    name: str,
+    results: dict[str, Any],
+    images: dict[int, np.ndarray],
+    dataset: Dataset,
+    config: ConfigDict,
+) -> None:
+    """The results as JSON, a grid per number of steps, and all of them beside real images."""
+    save_results(folder / f"{name}.json", results)
+    for steps, made in images.items():
+        save_grid(folder / f"{name}_{steps}_steps.png", made[:GRID_IMAGES], columns=GRID_COLUMNS)
+    rows = {
+        f"{config.objective.name}, {steps} step{'s' if steps > 1 else ''}": made[:COMPARED_IMAGES]
+        for steps, made in images.items()
+    }
+    count = min(len(made) for made in rows.values())
+    rows = {title: made[:count] for title, made in rows.items()}
+    save_comparison(folder / f"{name}_comparison.png", rows | real_row(dataset, count))
+
+
+def real_row(dataset: Dataset, count: int) -> dict[str, np.ndarray]:
+    """Real images of the classes in turn, as the samples are; the first ones without classes."""
+    labels = dataset.train.labels
+    classes = max(dataset.num_classes, 1)
+    if dataset.num_classes:
+        chosen = [np.flatnonzero(labels == i % classes)[i // classes] for i in range(count)]
+    else:
+        chosen = list(range(min(count, len(labels))))
+    if len(chosen) < count:
+        return {}
+    return {"real": dataset.train.images[np.array(chosen)]}
+
+
+def summary(results: dict[str, Any]) -> str:
+    """Results as a table in plain text."""
+    lines = [
+        f"{results['name']} on {results['data']}, step {results['step']}, {results['network']}, "
+        f"{results['samples']} samples, guidance {results['guidance_scale']:g}"
+    ]
+    for steps, metrics in results["by_steps"].items():
+        numbers = "  ".join(f"{name} {value:7.3f}" for name, value in metrics.items())
+        lines.append(f"  {steps:>4} step{'s' if int(steps) > 1 else ' '}  {numbers}")
+    if "floor" in results:
+        lines.append(
+            f"  real images: half against half, frechet {results['floor']['frechet']:.3f}"
+            + (
+                f"; the classifier's own accuracy on held-out ones {results['classifier_accuracy']:.3f}"
+                if "classifier_accuracy" in results
+                else ""
+            )
+        )
+    if "skipped" in results:
+        lines.append(f"  skipped {results['skipped']}")
+    return "\n".join(lines)

@@ -1,0 +1,20 @@
+"""What the command line can do: one file per mode, each with a function of a `Request`."""
+
+from collections.abc import Callable
+
+from modes.describe import describe
+from modes.evaluate import evaluate
+from modes.prepare import prepare
+from modes.report import report
+from modes.request import Request
+from modes.sample import sample
+from modes.train import train
+
+MODES: dict[str, Callable[[Request], None]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "sample": sample,
+    "prepare": prepare,
+    "describe": describe,
+    "report": report,
+}

@@ -1,0 +1,67 @@
+"""--mode=describe: networks, parameters, shapes and FLOPs of a config, before anything is trained."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from modes.request import Request, load_dataset, required_config, resolve
+from training.experiment import Experiment, build
+from training.loop import abstract_state, compile_step
+from training.sharding import check_batch_size, make_mesh
+
+
+def describe(request: Request) -> None:
+    """Print a table; nothing is allocated on a device and the data set is read only if needed."""
+    config = required_config(request)
+    if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
+        config = resolve(config, load_dataset(config))
+    print(description(config, build(config)))
+
+
+def description(config: ConfigDict, experiment: Experiment) -> str:
+    """The lines that `describe` prints."""
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    check_batch_size(config.batch_size, mesh)
+    objective, optimizers = experiment.objective, experiment.optimizers
+    state = abstract_state(objective, optimizers, config.seed, {}, mesh)
+    batch = {
+        "x": jax.ShapeDtypeStruct((config.batch_size, *experiment.image_shape), jnp.float32),
+        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
+    }
+    lowered = compile_step(objective, optimizers, config.seed, mesh).lower(state, {}, batch)
+    flops = lowered.cost_analysis()["flops"]
+    lines = [
+        f"objective    {config.objective.name} on the {experiment.path.name} path, "
+        f"t in [{experiment.path.t_min:g}, {experiment.path.t_max:g}]",
+        f"data         {config.data.name}, {' x '.join(map(str, experiment.image_shape))}, "
+        f"{experiment.num_classes} classes",
+        f"devices      {mesh.size} ({', '.join(f'{k} {v}' for k, v in mesh.shape.items())})",
+        f"batch        {config.batch_size}, {config.batch_size // mesh.size} per device",
+    ]
+    for name, player in objective.players.items():
+        lines.append(
+            f"player       {name}: {size(state.networks[name])} parameters, updated every "
+            f"{player.every} step(s) by {config.optimizer.name}"
+        )
+    for name, follower in objective.followers.items():
+        sampled = ", samples" if name == experiment.sample_with else ""
+        lines.append(f"follower     {name} of {follower.source}{sampled}")
+    lines += [
+        f"state        {bytes_of(state) / 2**20:.1f} MiB over all devices",
+        f"step         {flops / 1e9:.2f} GFLOP, {flops / config.batch_size / 1e6:.2f} MFLOP per image",
+        f"run          {config.steps} steps, {config.steps * config.batch_size:,} images, "
+        f"{config.steps * flops / 1e15:.3f} PFLOP",
+    ]
+    return "\n".join(lines)
+
+
+def size(tree: object) -> str:
+    """Number of elements of a tree, with thousands marked."""
+    return f"{sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)):,}"
+
+
+def bytes_of(tree: object) -> int:
+    """Bytes of a tree of shapes."""
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

@@ -1,0 +1,88 @@
+"""What the user asked for, and the parts that several modes need of it."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+import data
+from data import Dataset
+from objectives.base import Params
+from training import checkpoint, workdir
+from training.experiment import Experiment, build, debugged
+from training.sharding import make_mesh, tree_shardings
+
+
+class Request(NamedTuple):
+    """The command line. Fields that were not given are None (paths), "" or their defaults."""
+
+    config: ConfigDict | None
+    workdir: Path | None
+    workdirs: tuple[Path, ...] = ()
+    steps: int = 1
+    num: int = 64
+    seed: int = 0
+    labels: tuple[int, ...] = ()
+    guidance: float | None = None
+    out: Path | None = None
+
+
+def required_workdir(request: Request) -> Path:
+    """--workdir; raises ValueError if it was not given."""
+    if request.workdir is None:
+        raise ValueError("--workdir=DIR is needed: the folder of the run")
+    return request.workdir
+
+
+def required_config(request: Request) -> ConfigDict:
+    """--config, shrunk if debug is on; raises ValueError if it was not given."""
+    if request.config is None:
+        raise ValueError("--config=configs/FILE.py:METHOD is needed")
+    return debugged(request.config) if request.config.debug else request.config
+
+
+def load_dataset(config: ConfigDict) -> Dataset:
+    """The data set of a config."""
+    fields = config.data
+    return data.load(
+        fields.name, data_dir=fields.dir, image_size=fields.image_size, channels=fields.channels
+    )
+
+
+def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
+    """The config with data.image_size, channels and num_classes of the data set filled in.
+
+    Raises ValueError if the config asks for other classes than the data set has.
+    """
+    height, _, channels = dataset.image_shape
+    config = ConfigDict(config)
+    config.data.image_size, config.data.channels = height, channels
+    if config.data.num_classes == -1:
+        config.data.num_classes = dataset.num_classes
+    if config.data.num_classes not in (0, dataset.num_classes):
+        raise ValueError(
+            f"data.num_classes={config.data.num_classes}, but {dataset.name} has "
+            f"{dataset.num_classes}; use -1 for all of them or 0 to train without labels"
+        )
+    return config
+
+
+def load_run(path: Path, name: str = "") -> tuple[ConfigDict, Experiment, Mesh, Params, int]:
+    """(config, experiment, mesh, parameters, step) of a run: its newest checkpoint.
+
+    name: the network to load, by default the one that samples.
+    """
+    config = workdir.load_config(path)
+    experiment = build(config)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    player = experiment.objective.players[experiment.objective.generator]
+    shapes = jax.eval_shape(player.init, jax.random.key(0))
+    abstract = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+    params, step = checkpoint.restore_network(path, name or experiment.sample_with, abstract)
+    return config, experiment, mesh, params, step

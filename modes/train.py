@@ -1,0 +1,65 @@
+"""--mode=train: train from scratch, or go on from the newest checkpoint of the workdir."""
+
+import sys
+
+import jax
+from tqdm import tqdm
+
+import data
+from eval.evaluate import check_sampling, evaluator, summary
+from modes.request import Request, load_dataset, required_config, required_workdir, resolve
+from training import workdir
+from training.experiment import build
+from training.loop import train as run_loop
+from training.sharding import check_batch_size, make_mesh
+from training.state import TrainState
+
+
+def train(request: Request) -> None:
+    """Train to config.steps, evaluating and saving on the way."""
+    path, config = required_workdir(request), required_config(request)
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    check_batch_size(config.batch_size, mesh)
+    dataset = load_dataset(config)
+    config = resolve(config, dataset)
+    experiment = build(config)
+    if config.teacher and not experiment.objective.frozen:
+        raise ValueError(f"teacher is not used by {config.objective.name}; leave it unset")
+    check_sampling(experiment, config, mesh)
+    workdir.start_run(path, config)
+    evaluate_network = evaluator(experiment, dataset, config, mesh, path)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        params = {**state.networks, **state.followers}[experiment.sample_with]
+        results = evaluate_network(params, int(state.step))
+        tqdm.write(summary(results), file=sys.stderr)
+        return {
+            f"evaluate/{metric}_{steps}": value
+            for steps, metrics in results["by_steps"].items()
+            for metric, value in metrics.items()
+        }
+
+    run_loop(
+        objective=experiment.objective,
+        optimizers=experiment.optimizers,
+        frozen={},
+        mesh=mesh,
+        seed=config.seed,
+        steps=config.steps,
+        batch_size=config.batch_size,
+        batches=lambda start: data.batches(
+            dataset.train,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            start_step=start,
+            flip=config.data.flip,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+        ),
+        evaluate=evaluate,
+        workdir=path,
+        log_every=config.log.every,
+        checkpoint_every=config.checkpoint.every,
+        keep_checkpoints=config.checkpoint.keep,
+        evaluate_every=config.evaluate.every,
+    )

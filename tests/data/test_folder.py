@@ -1,0 +1,111 @@
+import numpy as np
+import pytest
+
+import data
+
+
+@pytest.fixture
+def load(tmp_path):
+    def load_folder(path, image_size=4, **arguments):
+        arguments = {"data_dir": str(tmp_path / "arrays"), "image_size": image_size} | arguments
+        return data.load(f"folder:{path}", **arguments)
+
+    return load_folder
+
+
+def test_class_folders_are_numbered_by_sorted_name(tmp_path, load, save_png, draw_images):
+    root, images = tmp_path / "set", draw_images(4, 4, 4, 3)
+    save_png(root / "zebra" / "1.png", images[3])
+    save_png(root / "ant" / "deeper" / "2.PNG", images[1])
+    save_png(root / "ant" / "b.png", images[0])
+    save_png(root / "Bee" / "x.png", images[2])
+    loaded = load(root)
+    assert loaded.num_classes == 3 and loaded.test is None
+    np.testing.assert_array_equal(loaded.train.labels, [0, 1, 1, 2])  # Bee, ant, ant, zebra
+    np.testing.assert_array_equal(loaded.train.images, images[[2, 0, 1, 3]])
+
+
+def test_train_and_test_share_class_numbers(tmp_path, load, save_png, draw_images):
+    root, images = tmp_path / "set", draw_images(3, 4, 4, 3)
+    save_png(root / "train" / "a" / "0.png", images[0])
+    save_png(root / "train" / "b" / "0.png", images[1])
+    save_png(root / "test" / "b" / "0.png", images[2])
+    loaded = load(root)
+    np.testing.assert_array_equal(loaded.test.labels, [1])
+    np.testing.assert_array_equal(loaded.test.images, images[2:])
+
+
+def test_loose_images_are_unlabelled(tmp_path, load, save_png, draw_images):
+    root, images = tmp_path / "set", draw_images(2, 4, 4)
+    save_png(root / "b.png", images[1])
+    save_png(root / "a.png", images[0])
+    (root / ".thumbnails").mkdir()
+    (root / "._a.png").write_bytes(b"a companion file, not an image")
+    loaded = load(root, channels=1)
+    assert loaded.num_classes == 0
+    np.testing.assert_array_equal(loaded.train.labels, [data.NULL_LABEL] * 2)
+    np.testing.assert_array_equal(loaded.train.images[..., 0], images)
+
+
+def test_images_are_resized_and_cropped(tmp_path, load, save_png):
+    wide = np.zeros((8, 24, 3), np.uint8)
+    wide[:, 8:16] = 200
+    save_png(tmp_path / "set" / "a" / "wide.png", wide)
+    np.testing.assert_array_equal(load(tmp_path / "set").train.images, np.full((1, 4, 4, 3), 200))
+
+
+def test_a_changed_file_is_decoded_again(tmp_path, load, save_png, draw_images):
+    images = draw_images(2, 4, 4, 3)
+    file = save_png(tmp_path / "set" / "a" / "0.png", images[0])
+    load(tmp_path / "set")
+    save_png(file, images[1])
+    np.testing.assert_array_equal(load(tmp_path / "set").train.images[0], images[1])
+
+
+def test_prepare_is_idempotent_and_load_reads_what_it_wrote(tmp_path, save_png, draw_images):
+    file = save_png(tmp_path / "set" / "a" / "0.png", draw_images(1, 4, 4, 3)[0])
+    arguments = {"data_dir": str(tmp_path / "arrays"), "image_size": 4}
+    folder = data.prepare(f"folder:{file.parent.parent}", **arguments)
+    written = (folder / "train_images.npy").stat()
+    assert data.prepare(f"folder:{file.parent.parent}", **arguments) == folder
+    images = data.load(f"folder:{file.parent.parent}", **arguments).train.images
+    assert images.filename == folder / "train_images.npy"
+    assert (folder / "train_images.npy").stat().st_mtime_ns == written.st_mtime_ns
+
+
+def test_a_corrupt_image_is_named(tmp_path, load, save_png, draw_images):
+    file = save_png(tmp_path / "set" / "a" / "broken.png", draw_images(1, 32, 32, 3)[0])
+    file.write_bytes(file.read_bytes()[:400])
+    with pytest.raises(ValueError, match=r"a/broken\.png cannot be read"):
+        load(tmp_path / "set")
+
+
+def test_bad_folders_are_errors(tmp_path, load, save_png, draw_images):
+    pixels = draw_images(1, 4, 4, 3)[0]
+    with pytest.raises(FileNotFoundError, match="nowhere"):
+        load(tmp_path / "nowhere")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="has no images"):
+        load(tmp_path / "empty")
+    save_png(tmp_path / "mixed" / "a" / "0.png", pixels)
+    save_png(tmp_path / "mixed" / "loose.png", pixels)
+    with pytest.raises(ValueError, match=r"both images \(loose.png\) and class folders \(a\)"):
+        load(tmp_path / "mixed")
+    save_png(tmp_path / "hole" / "a" / "0.png", pixels)
+    (tmp_path / "hole" / "b").mkdir()
+    with pytest.raises(ValueError, match="hole/b has no images"):
+        load(tmp_path / "hole")
+
+
+def test_a_test_class_must_be_a_training_class(tmp_path, load, save_png, draw_images):
+    pixels = draw_images(1, 4, 4, 3)[0]
+    save_png(tmp_path / "set" / "train" / "a" / "0.png", pixels)
+    save_png(tmp_path / "set" / "test" / "c" / "0.png", pixels)
+    with pytest.raises(ValueError, match="other classes than .*: c"):
+        load(tmp_path / "set")
+
+
+def test_image_size_is_required(tmp_path, load, save_png, draw_images):
+    save_png(tmp_path / "set" / "a" / "0.png", draw_images(1, 4, 4, 3)[0])
+    with pytest.raises(ValueError, match="image_size is required"):
+        load(tmp_path / "set", image_size=0)

@@ -1,0 +1,122 @@
+from itertools import islice
+
+import numpy as np
+import pytest
+
+from data import Split, batches, to_float
+
+
+@pytest.fixture
+def split(draw_images):
+    """23 images that are told apart by their labels, 0 to 22."""
+    return Split(draw_images(23, 4, 4, 3), np.arange(23, dtype=np.int32))
+
+
+def take(split, count, **arguments):
+    arguments = {"batch_size": 4, "seed": 3} | arguments
+    return list(islice(batches(split, **arguments), count))
+
+
+def labels(taken):
+    return np.concatenate([batch["label"] for batch in taken])
+
+
+def mirrored(split, batch):
+    """Which rows of a batch are mirrored; every row must be its image, one way or the other."""
+    x = to_float(split.images[batch["label"]])
+    straight = (batch["x"] == x).all((1, 2, 3))
+    flipped = (batch["x"] == x[:, :, ::-1]).all((1, 2, 3))
+    assert (straight ^ flipped).all()
+    return flipped
+
+
+def test_a_batch_is_images_with_their_labels(split):
+    (batch,) = take(split, 1)
+    assert (batch["x"].dtype, batch["label"].dtype) == (np.float32, np.int32)
+    np.testing.assert_array_equal(batch["x"], to_float(split.images[batch["label"]]))
+
+
+def test_every_epoch_has_every_image_once_in_another_order(split):
+    order = labels(take(split, 23)).reshape(4, 23)  # 23 batches of 4 are 4 epochs of 23
+    np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(23), (4, 1)))
+    assert len({tuple(epoch) for epoch in order}) == 4
+    assert not (order[0] == np.arange(23)).all()
+
+
+def test_the_seed_decides_the_order(split):
+    np.testing.assert_array_equal(labels(take(split, 6)), labels(take(split, 6)))
+    assert not (labels(take(split, 6)) == labels(take(split, 6, seed=4))).all()
+
+
+@pytest.mark.parametrize("start_step", [0, 3, 5, 6, 17])  # an epoch ends within step 5
+def test_starting_late_equals_skipping(split, start_step):
+    whole = take(split, start_step + 3, flip=True)[start_step:]
+    for late, on_time in zip(take(split, 3, flip=True, start_step=start_step), whole, strict=True):
+        np.testing.assert_array_equal(late["x"], on_time["x"])
+        np.testing.assert_array_equal(late["label"], on_time["label"])
+
+
+@pytest.mark.parametrize("process_count", [2, 4])
+def test_processes_share_the_batch_of_one(split, process_count):
+    parts = [
+        take(split, 8, flip=True, start_step=2, process_index=i, process_count=process_count)
+        for i in range(process_count)
+    ]
+    for step, batch in enumerate(take(split, 8, flip=True, start_step=2)):
+        for i, part in enumerate(parts):
+            assert len(part[step]["label"]) == 4 // process_count
+            np.testing.assert_array_equal(part[step]["label"], batch["label"][i::process_count])
+            np.testing.assert_array_equal(part[step]["x"], batch["x"][i::process_count])
+
+
+def test_flips_are_fair_coins_and_leave_the_order_alone(split):
+    taken = take(split, 250, flip=True)
+    np.testing.assert_array_equal(labels(taken), labels(take(split, 250)))
+    coins = np.concatenate([mirrored(split, batch) for batch in taken])
+    assert abs(coins.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(coins))
+    first_image = coins[labels(taken) == 0]  # an image is not tossed once and for all
+    assert 0 < first_image.mean() < 1
+
+
+def test_no_flip_unless_asked(split):
+    assert not any(mirrored(split, batch).any() for batch in take(split, 12))
+
+
+def test_a_batch_may_be_larger_than_the_data(split):
+    (batch,) = take(split, 1, batch_size=50)
+    counts = np.bincount(batch["label"], minlength=23)
+    assert counts.sum() == 50 and counts.min() >= 2  # two epochs and four of the third
+
+
+def test_one_image_is_enough(split):
+    one = Split(split.images[:1], split.labels[:1])
+    np.testing.assert_array_equal(labels(take(one, 3)), np.zeros(12))
+
+
+def test_images_are_gathered_from_a_memory_map(split, tmp_path):
+    np.save(tmp_path / "images.npy", split.images)
+    mapped = split._replace(images=np.load(tmp_path / "images.npy", mmap_mode="r"))
+    for ours, theirs in zip(take(mapped, 7), take(split, 7), strict=True):
+        np.testing.assert_array_equal(ours["x"], theirs["x"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0"),
+        ({"batch_size": 5, "process_count": 2}, "batch_size=5 .* 2 processes; use 4"),
+        ({"process_index": 1}, "process_index=1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"start_step": -1}, "start_step=-1"),
+    ],
+)
+def test_arguments_out_of_range_are_errors(split, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        batches(split, **{"batch_size": 4, "seed": 0} | arguments)
+
+
+def test_a_split_needs_as_many_images_as_labels(split):
+    with pytest.raises(ValueError, match="23 and 22"):
+        batches(split._replace(labels=split.labels[1:]), batch_size=4, seed=0)
+    with pytest.raises(ValueError, match="0 and 0"):
+        batches(Split(split.images[:0], split.labels[:0]), batch_size=4, seed=0)

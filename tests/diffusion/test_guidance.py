@@ -1,0 +1,77 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.guidance import drop_labels, extrapolate, guide, unconditional
+from diffusion.path import PATHS
+from diffusion.prediction import KINDS, convert
+from tests.gaussian import Gaussian
+
+X = jax.random.normal(jax.random.key(0), (4, 2))
+T = jnp.array([0.2, 0.4, 0.6, 0.8])
+CONDITION = {"label": jnp.array([0, 1, 1, 0])}
+# Class means, and the mean of the null class in the last row.
+MEANS = jnp.array([[1.0, -1.0], [0.5, 2.0], [0.2, 0.1]])
+VARIANCE = jnp.array([0.6, 1.4])
+
+
+def class_field(path):
+    """Exact velocity of N(MEANS[label], VARIANCE)."""
+
+    def predict(x, t, s, condition):
+        rows = [
+            Gaussian(MEANS[label], VARIANCE).velocity(path, x[i : i + 1], t[i : i + 1])
+            for i, label in enumerate(np.asarray(condition["label"]))
+        ]
+        return jnp.concatenate(rows)
+
+    return predict
+
+
+@pytest.mark.parametrize("scale", [0.0, 1.0, 1.5, 4.0])
+def test_guided_gaussian_is_the_gaussian_of_the_extrapolated_mean(scale):
+    path = PATHS["linear"]()
+    guided = guide(class_field(path), scale)(X, T, T, CONDITION)
+    mean = MEANS[-1] + scale * (MEANS[CONDITION["label"]] - MEANS[-1])
+    for i in range(4):
+        exact = Gaussian(mean[i], VARIANCE).velocity(path, X[i : i + 1], T[i : i + 1])
+        np.testing.assert_allclose(guided[i : i + 1], exact, rtol=1e-5, atol=1e-5)
+
+
+def test_guidance_makes_one_call_of_twice_the_rows():
+    calls = []
+
+    def predict(x, t, s, condition):
+        calls.append(x.shape[0])
+        return x
+
+    guide(predict, 2.0)(X, T, T, CONDITION)
+    guide(predict, 1.0)(X, T, T, CONDITION)
+    assert calls == [8, 4]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_guidance_is_the_same_in_every_kind(kind):
+    path = PATHS["vp_cosine"]()
+    conditional, null = jax.random.normal(jax.random.key(1), (2, 4, 2))
+    to = lambda v: convert(v, X, T, path, source="velocity", to=kind)  # noqa: E731
+    guided = convert(
+        extrapolate(to(conditional), to(null), 2.5), X, T, path, source=kind, to="velocity"
+    )
+    np.testing.assert_allclose(guided, extrapolate(conditional, null, 2.5), rtol=1e-3, atol=1e-3)
+
+
+def test_scale_per_example():
+    guided = extrapolate(jnp.ones((2, 3)), jnp.zeros((2, 3)), jnp.array([0.0, 3.0]))
+    np.testing.assert_array_equal(guided, [[0, 0, 0], [3, 3, 3]])
+
+
+def test_labels_are_dropped_at_the_given_rate():
+    condition = {"label": jnp.arange(20_000) % 10, "other": jnp.zeros(20_000)}
+    dropped = drop_labels(jax.random.key(3), condition, 0.1)
+    is_null = np.asarray(dropped["label"]) == -1
+    assert is_null.mean() == pytest.approx(0.1, abs=0.01)
+    np.testing.assert_array_equal(dropped["label"][~is_null], condition["label"][~is_null])
+    assert (np.asarray(unconditional(condition)["label"]) == -1).all()
+    assert dropped["other"] is condition["other"]

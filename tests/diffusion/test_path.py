@@ -1,0 +1,81 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.path import PATHS, change_path, ve
+from tests.gaussian import Gaussian
+
+GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
+
+
+def inner_times(path, count=9):
+    """Times strictly inside a path, where every schedule is smooth."""
+    return jnp.linspace(path.t_min, path.t_max, count + 2)[1:-1]
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_rates_match_central_differences(name):
+    with jax.enable_x64(True):
+        path = PATHS[name]()
+        t = jnp.asarray(inner_times(path), jnp.float64)
+        h = 1e-6
+        for schedule, rate in ((path.alpha, path.alpha_rate), (path.sigma, path.sigma_rate)):
+            expected = (schedule(t + h) - schedule(t - h)) / (2 * h)
+            np.testing.assert_allclose(rate(t), expected, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_time_at_inverts_the_noise_to_signal_ratio(name):
+    path = PATHS[name]()
+    t = inner_times(path)
+    np.testing.assert_allclose(path.time_at(path.rho(t)), t, rtol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["vp_cosine", "vp_ddpm", "trigflow"])
+def test_variance_is_preserved(name):
+    path = PATHS[name]() if name != "trigflow" else PATHS[name](sigma_data=1.0)
+    t = inner_times(path)
+    np.testing.assert_allclose(path.alpha(t) ** 2 + path.sigma(t) ** 2, 1.0, rtol=1e-6)
+
+
+def test_vp_ddpm_is_the_limit_of_the_discrete_schedule():
+    # Ho et al. 2020: a thousand betas from 1e-4 to 0.02.
+    alpha_bar = np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))
+    n = np.array([10, 100, 300, 500])
+    continuous = PATHS["vp_ddpm"]().alpha(jnp.asarray(n / 1000.0)) ** 2
+    np.testing.assert_allclose(continuous, alpha_bar[n - 1], rtol=1e-2)
+
+
+@pytest.mark.parametrize("source", PATHS)
+@pytest.mark.parametrize("target", PATHS)
+def test_change_of_path_keeps_the_conditional_mean(source, target):
+    # E[x_0 | x_t] depends on x_t / alpha and sigma / alpha alone, so it must survive the change.
+    a, b = PATHS[source](), PATHS[target]()
+    rho = jnp.array([0.05, 0.4, 1.0, 3.0, 20.0])
+    t = a.time_at(rho)
+    x = a.interpolate(GAUSSIAN.sample(jax.random.key(0), 5), jnp.ones((5, 2)), t)
+    x_target, t_target = change_path(a, b, x, t)
+    np.testing.assert_allclose(
+        GAUSSIAN.x_0(b, x_target, t_target), GAUSSIAN.x_0(a, x, t), rtol=2e-4, atol=2e-5
+    )
+
+
+def test_change_of_path_carries_pure_noise():
+    linear, trig = PATHS["linear"](), PATHS["trigflow"](sigma_data=0.5)
+    x, t = change_path(linear, trig, jnp.array([[2.0]]), jnp.array([1.0]))
+    np.testing.assert_allclose((x[0, 0], t[0]), (1.0, np.pi / 2), rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_gaussian_velocity_is_the_mean_of_the_conditional_velocity(name):
+    # E[alpha' x_0 + sigma' eps | x_t], with the conditional means in place of x_0 and eps.
+    path = PATHS[name]()
+    t = inner_times(path, 5)
+    x = jax.random.normal(jax.random.key(1), (5, 2))
+    mean = path.velocity(GAUSSIAN.x_0(path, x, t), GAUSSIAN.eps(path, x, t), t)
+    np.testing.assert_allclose(GAUSSIAN.velocity(path, x, t), mean, rtol=2e-4, atol=2e-4)
+
+
+def test_prior_has_the_scale_of_the_last_time():
+    np.testing.assert_allclose(ve(sigma_max=80.0).prior(jnp.array([[1.0, -2.0]])), [[80.0, -160.0]])

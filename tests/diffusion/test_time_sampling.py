@@ -1,0 +1,91 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from diffusion import time_sampling as ts
+
+KEY = jax.random.key(0)
+COUNT = 20_000
+
+
+@pytest.mark.parametrize(
+    ("sampler", "law"),
+    [
+        (ts.uniform(), stats.uniform()),
+        (ts.uniform(0.2, 3.0), stats.uniform(0.2, 2.8)),
+        (ts.log_normal(-1.2, 1.2), stats.lognorm(1.2, scale=np.exp(-1.2))),
+    ],
+)
+def test_samplers_follow_their_law(sampler, law):
+    assert stats.kstest(np.asarray(sampler(KEY, COUNT)), law.cdf).statistic < 0.015
+
+
+def test_logit_normal_follows_its_law():
+    t = np.asarray(ts.logit_normal(-0.4, 1.3)(KEY, COUNT), np.float64)
+    assert stats.kstest(np.log(t / (1 - t)), stats.norm(-0.4, 1.3).cdf).statistic < 0.015
+
+
+def test_uniform_is_stratified_and_each_row_is_uniform():
+    t = np.stack([ts.uniform()(key, 8) for key in jax.random.split(KEY, 4000)])
+    np.testing.assert_array_equal(
+        np.sort((t * 8).astype(int), axis=1), np.tile(np.arange(8), (4000, 1))
+    )
+    assert stats.kstest(t[:, 0], stats.uniform().cdf).statistic < 0.03
+
+
+def test_karras_grid_is_the_paper_s():
+    # Karras et al. 2022, eq. 5, in their order (high to low), by a loop.
+    high, low, power, count = 80.0, 0.002, 7.0, 18
+    expected = [
+        (high ** (1 / power) + i / (count - 1) * (low ** (1 / power) - high ** (1 / power)))
+        ** power
+        for i in range(count)
+    ]
+    grid = ts.karras_grid(count, low, high, power)
+    np.testing.assert_allclose(grid[::-1], expected, rtol=1e-5)
+    assert (grid[0], grid[-1]) == (np.float32(low), np.float32(high))
+    with pytest.raises(ValueError, match="at least 2"):
+        ts.karras_grid(1)
+
+
+def test_adjacent_pairs_are_neighbours_and_reach_both_ends():
+    grid = ts.karras_grid(5)
+    t, s = ts.adjacent_pair(KEY, grid, 500)
+    upper, lower = (np.searchsorted(np.asarray(grid), np.asarray(a)) for a in (t, s))
+    np.testing.assert_array_equal(upper - lower, 1)
+    assert set(upper) == {1, 2, 3, 4}
+
+
+def test_ordered_pairs():
+    t, s = ts.ordered_pair(KEY, 1000, ts.uniform(), equal_fraction=0.25)
+    assert (np.asarray(s) <= np.asarray(t)).all()
+    assert (np.asarray(t == s)).sum() == 250
+    # The equal rows are not the first rows of the batch.
+    assert 0 < np.asarray(t == s)[:250].sum() < 250
+
+
+@pytest.mark.parametrize(("count", "levels"), [(32, 7), (16, 7), (14, 7), (7, 7), (9, 3)])
+def test_dyadic_levels_are_dealt_evenly(count, levels):
+    rows = np.bincount(ts.dyadic_levels(count, levels), minlength=levels)
+    assert rows.sum() == count
+    assert rows.max() - rows.min() <= 1
+    assert (np.diff(rows) <= 0).all()  # the rest goes to the coarse levels
+
+
+def test_too_few_rows_for_the_levels():
+    with pytest.raises(ValueError, match="6 rows cannot hold 7 levels"):
+        ts.dyadic_levels(6, 7)
+
+
+def test_dyadic_steps_lie_on_the_grid_of_their_size():
+    levels = ts.dyadic_levels(7000, 7)
+    steps = ts.dyadic_steps(KEY, levels)
+    cells = np.asarray(steps.t / steps.size)
+    np.testing.assert_array_equal(cells, np.round(cells))
+    np.testing.assert_array_equal(steps.size, 2.0**-levels)
+    for level in range(7):
+        starts = np.unique(cells[levels == level])
+        np.testing.assert_array_equal(starts, np.arange(1, 2**level + 1))
+    assert jnp.min(steps.t - steps.size) == 0.0

@@ -1,0 +1,102 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from models.conditioning import Conditioning, scalar_inputs
+from models.mlp import mlp
+
+BATCH, DIMENSION, CLASSES = 6, 2, 4
+FIELDS = {"dimension": DIMENSION, "width": 16, "depth": 2, "num_classes": CLASSES}
+X = jax.random.normal(jax.random.key(0), (BATCH, DIMENSION))
+T, S = jnp.linspace(0.3, 1.0, BATCH), jnp.linspace(0.0, 0.6, BATCH)
+CONDITION = {"label": jnp.arange(BATCH) % CLASSES, "guidance_scale": jnp.ones(BATCH)}
+
+
+def make(random_params, **fields):
+    network = mlp(**FIELDS | fields)
+    params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
+    return jax.jit(network.apply), params
+
+
+def silu(x):
+    return x / (1.0 + np.exp(-x))
+
+
+def test_output_is_zero_at_first():
+    network = mlp(**FIELDS)
+    out = network.apply(network.init(jax.random.key(0)), X, T, S, CONDITION)
+    assert out.shape == X.shape and out.dtype == jnp.float32
+    np.testing.assert_array_equal(out, 0.0)
+
+
+def test_against_numpy(random_params):
+    apply, params = make(random_params, second_time="interval", time_scale=3.0)
+    scalars = scalar_inputs("interval", False, 3.0)
+    c = Conditioning(16, CLASSES, scalars).apply(
+        {"params": params["conditioning"]}, T, S, CONDITION
+    )
+
+    def affine(layer, x):
+        return x @ np.asarray(layer["kernel"]) + np.asarray(layer["bias"])
+
+    h = affine(params["input"], np.asarray(X))
+    for index in range(2):
+        block = params[f"block_{index}"]
+        shift, scale = np.split(affine(block["modulation"], silu(np.asarray(c))), 2, axis=-1)
+        hidden = silu(affine(block["expand"], silu(h)) * (1 + scale) + shift)
+        h = h + affine(block["contract"], hidden)
+    expected = affine(params["output"], silu(h))
+    np.testing.assert_allclose(apply(params, X, T, S, CONDITION), expected, atol=2e-5)
+
+
+def test_every_condition_matters(random_params):
+    apply, params = make(random_params, second_time="step_size", guidance_input=True)
+    out = apply(params, X, T, S, CONDITION)
+    changes = [
+        (T + 0.1, S, CONDITION),
+        (T, S / 2 - 0.05, CONDITION),
+        (T, S, CONDITION | {"label": jnp.full(BATCH, -1)}),
+        (T, S, CONDITION | {"guidance_scale": 3.0 * jnp.ones(BATCH)}),
+    ]
+    for change in changes:
+        moved = np.abs(apply(params, X, *change) - out).max(axis=1)
+        assert moved.min() > 1e-3
+
+
+def test_jvp_against_finite_differences(random_params):
+    apply, params = make(random_params, second_time="time")
+
+    def velocity(x, t, s):
+        return apply(params, x, t, s, CONDITION)
+
+    tangents = (jnp.ones_like(X), jnp.ones(BATCH), -jnp.ones(BATCH))
+    _, derivative = jax.jvp(velocity, (X, T, S), tangents)
+    h = 2e-3
+    difference = (velocity(X + h, T + h, S - h) - velocity(X - h, T - h, S + h)) / (2 * h)
+    np.testing.assert_allclose(derivative, difference, atol=3e-3 * np.abs(difference).max())
+
+
+def test_default_time_scale_keeps_the_time_derivative_near_the_output(random_params):
+    apply, params = make(random_params)
+
+    def root_mean_square(x):
+        return float(jnp.sqrt(jnp.mean(jnp.square(x))))
+
+    out, derivative = jax.jvp(lambda t: apply(params, X, t, S, CONDITION), (T,), (jnp.ones(BATCH),))
+    assert 0.05 < root_mean_square(derivative) / root_mean_square(out) < 5.0
+
+
+def test_bfloat16_is_close_to_float32(random_params):
+    exact, params = make(random_params)
+    rounded, _ = make(random_params, dtype="bfloat16")
+    one, other = (f(params, X, T, S, CONDITION) for f in (exact, rounded))
+    assert other.dtype == jnp.float32
+    assert 1e-5 < np.abs(one - other).max() / np.std(one) < 0.1
+
+
+@pytest.mark.parametrize("x", [X[:, :1], X[0]])
+def test_bad_points_are_named(random_params, x):
+    apply, params = make(random_params)
+    with pytest.raises(ValueError, match=r"x has shape .*\[B, 2\]"):
+        apply(params, x, T, S, CONDITION)

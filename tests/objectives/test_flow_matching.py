@@ -1,0 +1,98 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.path import PATHS
+from diffusion.time_sampling import uniform
+from objectives.flow_matching import flow_matching
+from tests.gaussian import Gaussian
+from tests.networks import affine, exact
+
+GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
+COUNT = 100_000
+KEY = jax.random.key(0)
+
+
+def batch(count=COUNT):
+    return {"x": GAUSSIAN.sample(jax.random.key(1), count), "label": jnp.zeros(count, jnp.int32)}
+
+
+def loss_of(objective, params, data=None, key=KEY):
+    loss, metrics = objective.players["network"].loss(params, {}, data or batch(), key, 0)
+    return loss, metrics
+
+
+def minimum(path):
+    """(alpha' sigma - alpha sigma')^2 tr(S / C) / D, averaged over uniform t: METHODS 0.4."""
+    t = jnp.linspace(path.t_min, path.t_max, 20_001)
+    _, variance = GAUSSIAN.marginal(path, t)
+    wronskian = path.alpha_rate(t) * path.sigma(t) - path.alpha(t) * path.sigma_rate(t)
+    return float(jnp.mean(wronskian[:, None] ** 2 * GAUSSIAN.variance / variance))
+
+
+@pytest.mark.parametrize("name", ["linear", "vp_cosine", "trigflow"])
+def test_loss_at_the_exact_velocity_is_the_known_minimum_with_zero_gradient(name):
+    path = PATHS[name]()
+    network = exact(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
+    objective = flow_matching(network, path)
+    mean_loss = lambda params: loss_of(objective, params)[0].mean()  # noqa: E731
+    params = network.init(KEY)
+    value, gradient = jax.value_and_grad(mean_loss)(params)
+    assert value == pytest.approx(minimum(path), rel=0.02)
+    assert abs(gradient["offset"]) < 0.02
+    beside = mean_loss({"offset": jnp.float32(0.5)})
+    assert float(beside - value) == pytest.approx(0.25, abs=0.02)
+
+
+def test_loss_is_the_paper_s_in_numpy():
+    # The same t, eps and labels, drawn by the key splits of the loss, and nothing else shared.
+    network, path = affine(), PATHS["linear"]()
+    objective = flow_matching(network, path, label_dropout=0.5)
+    data = {"x": GAUSSIAN.sample(KEY, 16), "label": jnp.arange(16) % 3}
+    loss, _ = loss_of(objective, network.init(KEY), data)
+    key_t, key_eps, key_label, _ = jax.random.split(KEY, 4)
+    t = np.asarray(uniform()(key_t, 16))[:, None]
+    eps = np.asarray(jax.random.normal(key_eps, (16, 2)))
+    null = np.asarray(jax.random.bernoulli(key_label, 0.5, (16,)))
+    assert 0 < null.sum() < 16
+    x_0 = np.asarray(data["x"])
+    bias = np.linspace(-1, 1, 4)[np.where(null, 3, np.arange(16) % 3)][:, None]
+    prediction = 0.3 * ((1 - t) * x_0 + t * eps) - 0.2 + 0.5 * t + bias
+    expected = ((prediction - (eps - x_0)) ** 2).mean(axis=1)
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+def test_loss_by_noise_level_adds_up():
+    network = exact(lambda x, t, s, condition: jnp.zeros_like(x))
+    loss, metrics = loss_of(flow_matching(network, PATHS["linear"]()), network.init(KEY))
+    bins = [m for name, m in metrics.items() if name.startswith("loss_noise")]
+    assert sum(float(m.total) for m in bins) == pytest.approx(float(loss.sum()), rel=1e-3)
+    assert sum(int(m.count) for m in bins) == COUNT
+
+
+@pytest.mark.parametrize(
+    ("solver", "steps", "tolerance"), [("euler", 400, 0.02), ("heun", 40, 0.02)]
+)
+def test_samples_of_the_exact_velocity_have_the_law_of_the_data(solver, steps, tolerance):
+    path = PATHS["linear"]()
+    network = exact(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
+    objective = flow_matching(network, path, solver=solver)
+    eps = jax.random.normal(KEY, (COUNT, 2))
+    label = jnp.zeros(COUNT, jnp.int32)
+    x_0 = objective.sample(
+        network.init(KEY), eps, {"label": label}, None, steps=steps, guidance_scale=1.0
+    )
+    np.testing.assert_allclose(x_0.mean(0), GAUSSIAN.mean, atol=tolerance)
+    np.testing.assert_allclose(x_0.var(0), GAUSSIAN.variance, rtol=tolerance)
+
+
+def test_one_euler_step_gives_the_data_mean():
+    # At t = 1 the exact velocity is x - mean, so one step is blind to the noise.
+    path = PATHS["linear"]()
+    network = exact(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
+    eps = jax.random.normal(KEY, (5, 2))
+    x_0 = flow_matching(network, path).sample(
+        network.init(KEY), eps, {"label": jnp.zeros(5, int)}, None, steps=1, guidance_scale=1.0
+    )
+    np.testing.assert_allclose(x_0, jnp.tile(GAUSSIAN.mean, (5, 1)), atol=1e-6)

@@ -1,0 +1,239 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.path import PATHS, align
+from diffusion.time_sampling import dyadic_levels, dyadic_steps
+from objectives.shortcut import bootstrap_target, guide_rows, merge_rows, shortcut, split_rows
+from tests.gaussian import Gaussian
+from tests.networks import affine, exact
+
+GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
+LINEAR = PATHS["linear"]()
+KEY = jax.random.key(0)
+COUNT = 4096
+
+
+def exact_flow():
+    return exact(lambda x, t, s, condition: GAUSSIAN.average_velocity(LINEAR, x, t, s))
+
+
+def data(count=COUNT):
+    return {"x": GAUSSIAN.sample(jax.random.key(1), count), "label": jnp.zeros(count, jnp.int32)}
+
+
+def loss_of(objective, network, batch, key=KEY, offset=0.0):
+    params = jax.tree.map(lambda p: p + offset, network.init(KEY))
+    networks = {"target": network.init(KEY)}
+    return objective.players["network"].loss(params, networks, batch, key, jnp.int32(0))
+
+
+def residual(velocity):
+    """Mean square of u(x, t, t - size) - bootstrap_target at the exact average velocity."""
+    t, size = dyadic_steps(KEY, dyadic_levels(700, 7))
+    x_t = LINEAR.interpolate(GAUSSIAN.sample(KEY, 700), jax.random.normal(KEY, (700, 2)), t)
+    target = bootstrap_target(velocity, x_t, t, size, {})
+    return float(jnp.mean((GAUSSIAN.average_velocity(LINEAR, x_t, t, t - size) - target) ** 2))
+
+
+def test_exact_flow_map_is_the_fixed_point_of_the_bootstrap():
+    assert residual(lambda x, t, s, c: GAUSSIAN.average_velocity(LINEAR, x, t, s)) < 1e-9
+
+
+def test_the_misprinted_target_has_another_fixed_point():
+    # Frans et al. 2024, eq. 5 as printed: both half steps at the time of the first.
+    first_t = []
+
+    def misprinted(x, t, s, condition):
+        first_t.append(t)
+        return GAUSSIAN.average_velocity(LINEAR, x, first_t[0], first_t[0] - (t - s))
+
+    assert residual(misprinted) > 1e-2
+
+
+def test_bootstrap_loss_is_zero_at_the_exact_flow_map_and_not_beside_it():
+    network = exact_flow()
+    objective = shortcut(network, LINEAR)
+    at = loss_of(objective, network, data())[1]["loss_bootstrap"]
+    beside = loss_of(objective, network, data(), offset=0.1)[1]["loss_bootstrap"]
+    assert at.total / at.count < 1e-8
+    assert beside.total / beside.count == pytest.approx(0.01, rel=1e-3)
+
+
+def test_flow_loss_at_the_exact_flow_map_is_flow_matching_s_minimum():
+    # At step 1/M the average velocity is the velocity up to O(1/M).
+    network, count = exact_flow(), 100_000
+    metrics = loss_of(shortcut(network, LINEAR, bootstrap_fraction=0.5), network, data(count))[1]
+    t = jnp.linspace(0.0, 1.0, 20_001)
+    minimum = float(jnp.mean(GAUSSIAN.variance / GAUSSIAN.marginal(LINEAR, t)[1]))
+    loss = metrics["loss_flow"]
+    assert loss.total / loss.count == pytest.approx(minimum, rel=0.02)
+
+
+def recorded(network):
+    """The network and the list of the inputs that it was called with."""
+    calls = []
+
+    def apply(params, x, t, s, condition, **kwargs):
+        calls.append((np.asarray(x), np.asarray(t), np.asarray(s), np.asarray(condition["label"])))
+        return network.apply(params, x, t, s, condition, **kwargs)
+
+    return network._replace(apply=apply), calls
+
+
+@pytest.mark.parametrize(("fraction", "bootstrap"), [(0.25, 64), (0.125, 32), (0.5, 128)])
+def test_row_counts_and_steps_of_the_split(fraction, bootstrap):
+    network, calls = recorded(affine())
+    objective = shortcut(network, LINEAR, bootstrap_fraction=fraction, label_dropout=0.0)
+    loss, metrics = loss_of(objective, network, data(256))
+    first, second, trained = calls
+    assert [len(c[0]) for c in calls] == [bootstrap, bootstrap, 256]
+    assert metrics["loss_bootstrap"].count == bootstrap
+    assert metrics["loss_flow"].count == 256 - bootstrap
+    size = (trained[1] - trained[2])[:: round(1 / fraction)]
+    np.testing.assert_array_equal(size, 2.0 ** -dyadic_levels(bootstrap, 7))
+    # Half steps: the second starts where and when the first ended.
+    np.testing.assert_allclose(first[1] - first[2], size / 2)
+    np.testing.assert_array_equal(second[1], first[2])
+    np.testing.assert_allclose(second[1] - second[2], size / 2)
+    flow_size = np.delete(trained[1] - trained[2], np.s_[:: round(1 / fraction)])
+    np.testing.assert_allclose(flow_size, 1 / 128, rtol=1e-4)
+
+
+def test_rows_share_neither_images_nor_noise():
+    network, calls = recorded(affine())
+    objective = shortcut(network, LINEAR)
+    label = jnp.zeros(64, jnp.int32)
+    loss_of(objective, network, {"x": jnp.zeros((64, 1)), "label": label})
+    loss_of(objective, network, {"x": 1e4 * jnp.arange(64.0)[:, None], "label": label})
+    (x, t, _, _), (far_x, _, _, _) = calls[2], calls[5]
+    assert len(np.unique((x[:, 0] / t).round(4))) == 64  # the noise, where the image is 0
+    inner = t < 0.99
+    image = np.round(far_x[inner, 0] / (1 - t[inner]) / 1e4)
+    np.testing.assert_array_equal(image, np.arange(64)[inner])
+
+
+def test_split_and_merge_are_inverse():
+    rows = {"x": jnp.arange(24.0).reshape(12, 2), "label": jnp.arange(12)}
+    first, rest = split_rows(rows, 4)
+    np.testing.assert_array_equal(first["label"], [0, 4, 8])
+    merged = merge_rows(first, rest, 4)
+    jax.tree.map(np.testing.assert_array_equal, merged, rows)
+
+
+def test_gradient_reaches_the_trained_network_alone():
+    network = affine()
+    objective = shortcut(network, LINEAR)
+    params = network.init(KEY)
+
+    def mean_loss(params, target):
+        networks = {"target": target, "network": params}
+        return objective.players["network"].loss(params, networks, data(256), KEY, 0)[0].mean()
+
+    # The loss depends on the target; the training step differentiates argument 0 alone.
+    gradient = jax.grad(mean_loss, argnums=(0, 1))(params, params)
+    assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient[1]))
+    detached = jax.grad(lambda p: mean_loss(p, params))(params)
+    jax.tree.map(np.testing.assert_allclose, gradient[0], detached)
+
+
+def test_guidance_acts_on_the_finest_half_steps_alone():
+    network, calls = recorded(affine())
+    batch = {"x": data(256)["x"], "label": jnp.ones(256, jnp.int32)}
+    objective = shortcut(network, LINEAR, guidance_scale=1.5, label_dropout=0.0)
+    loss_of(objective, network, batch)
+    first = calls[0]
+    levels = dyadic_levels(64, 7)
+    finest = int((levels == 6).sum())
+    assert len(first[0]) == 64 + finest
+    np.testing.assert_array_equal(first[3], [1] * 64 + [-1] * finest)
+    np.testing.assert_allclose((first[1] - first[2])[64:], 1 / 128)
+
+
+def test_guided_target_is_inherited_from_the_guided_gaussian():
+    # METHODS 2.3: guidance of Gaussians of one covariance is the Gaussian of the extrapolated mean.
+    means = jnp.array([[1.0, -1.0], [0.2, 0.1]])
+    scale = 1.5
+    guided = Gaussian(means[1] + scale * (means[0] - means[1]), GAUSSIAN.variance)
+
+    def field(x, t, s, condition):
+        # Finest steps know the classes; larger steps are already guided.
+        classes = [Gaussian(mean, GAUSSIAN.variance).velocity(LINEAR, x, t) for mean in means]
+        large = guided.average_velocity(LINEAR, x, t, s)
+        rows = [jnp.where(align(t - s, x) < 0.01, fine, large) for fine in classes]
+        return jnp.where(align(condition["label"], x) == 0, rows[0], rows[1])
+
+    t, size = dyadic_steps(KEY, np.full(50, 6))
+    x_t = LINEAR.interpolate(GAUSSIAN.sample(KEY, 50), jax.random.normal(KEY, (50, 2)), t)
+    velocity = guide_rows(field, np.arange(50), scale)
+    target = bootstrap_target(velocity, x_t, t, size, {"label": jnp.zeros(50, int)})
+    expected = guided.average_velocity(LINEAR, x_t, t, t - size)
+    # Two Euler steps of 1/128 against the exact map: O(1/128).
+    assert jnp.abs(target - expected).max() < 0.08
+    unguided = Gaussian(means[0], GAUSSIAN.variance).average_velocity(LINEAR, x_t, t, t - size)
+    assert jnp.abs(unguided - expected).max() > 0.2
+
+
+@pytest.mark.parametrize("steps", [1, 2, 4, 8, 128])
+def test_samples_of_the_exact_flow_map_are_exact_in_any_number_of_steps(steps):
+    network = exact_flow()
+    eps = jax.random.normal(KEY, (64, 2))
+    x_0 = shortcut(network, LINEAR).sample(
+        network.init(KEY), eps, {"label": jnp.zeros(64, int)}, None, steps=steps, guidance_scale=1.0
+    )
+    expected = GAUSSIAN.mean + jnp.sqrt(GAUSSIAN.variance) * eps
+    np.testing.assert_allclose(x_0, expected, atol=2e-4)
+
+
+def test_loss_is_the_paper_s_in_numpy():
+    # Everything after the draws, transcribed row by row from the paper's algorithm 1 (its time).
+    network, calls = recorded(affine())
+    loss, _ = loss_of(shortcut(network, LINEAR, label_dropout=0.0), network, data(32))
+    x_t, t, s, _ = calls[-1]
+    key_bootstrap, key_flow, _ = jax.random.split(KEY, 3)
+    u = lambda x, t, d: 0.3 * x - 0.2 + 0.5 * t + 0.7 * d - 1.0  # noqa: E731
+    eps_flow = np.asarray(jax.random.normal(jax.random.split(key_flow, 3)[1], (24, 2)))
+    flow = iter(range(24))
+    for row in range(32):
+        d = t[row] - s[row]
+        if row % 4 == 0:
+            half = d / 2
+            first = u(x_t[row], t[row], half)
+            second = u(x_t[row] - half * first, t[row] - half, half)
+            target = (first + second) / 2
+        else:
+            target = eps_flow[next(flow)] - np.asarray(data(32)["x"])[row]
+        expected = np.mean((u(x_t[row], t[row], d) - target) ** 2)
+        np.testing.assert_allclose(loss[row], expected, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"max_steps": 100}, "power of two"),
+        ({"bootstrap_fraction": 0.3}, "one over an integer"),
+        ({"bootstrap_fraction": 0.0}, "one over an integer"),
+        ({"target_decay": 1.0}, "decay must be in"),
+    ],
+)
+def test_bad_fields_are_named(fields, message):
+    with pytest.raises(ValueError, match=message):
+        shortcut(affine(), LINEAR, **fields)
+
+
+def test_sampling_refuses_what_was_not_trained():
+    network = affine()
+    objective = shortcut(network, LINEAR, guidance_scale=1.5)
+    sample = lambda **k: objective.sample(  # noqa: E731
+        network.init(KEY), jnp.zeros((2, 2)), {"label": jnp.zeros(2, int)}, None, **k
+    )
+    with pytest.raises(ValueError, match="power of two"):
+        sample(steps=3, guidance_scale=1.5)
+    with pytest.raises(ValueError, match="power of two"):
+        sample(steps=256, guidance_scale=1.5)
+    with pytest.raises(ValueError, match="trained with guidance scale 1.5"):
+        sample(steps=4, guidance_scale=2.0)
+    assert sample(steps=128, guidance_scale=2.0).shape == (2, 2)
+    with pytest.raises(ValueError, match="t in \\[0, 1\\]"):
+        shortcut(network, PATHS["ve"]())

@@ -1,0 +1,209 @@
+"""The command line, as a user meets it: in its own process, from the repository's root."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tests.training.runs import largest_difference
+from training import checkpoint
+
+ROOT = Path(__file__).parent.parent
+CONFIG = "--config=configs/digits.py:shortcut"
+SMALL = (
+    "--config.model.size=nano",
+    "--config.batch_size=64",
+    "--config.optimizer.warmup_steps=2",
+    "--config.log.every=1",
+    "--config.evaluate.steps=(1,4)",
+    "--config.evaluate.num_samples=20",
+    "--config.evaluate.batch_size=20",
+)
+
+
+def environment(devices=1):
+    return {
+        **os.environ,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    }
+
+
+def run(*arguments, expect=0, **kwargs):
+    result = subprocess.run(
+        [sys.executable, "main.py", *arguments],
+        cwd=ROOT,
+        env=environment(**kwargs),
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == expect, result.stderr[-2000:]
+    return result
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of six steps."""
+    workdir = tmp_path_factory.mktemp("run")
+    run(CONFIG, f"--workdir={workdir}", "--config.steps=6", *SMALL)
+    return workdir
+
+
+def arrays(workdir, step):
+    """Every saved array of a checkpoint, by item."""
+    with checkpoint.open_checkpoints(workdir) as checkpoints:
+        names = [p.name for p in (workdir / "checkpoints" / str(step)).iterdir() if p.is_dir()]
+        return {
+            name: checkpoints.restore(
+                step,
+                args=checkpoint.ocp.args.Composite(**{name: checkpoint.ocp.args.StandardRestore()}),
+            )[name]
+            for name in names
+            if name != checkpoint.RUN
+        }
+
+
+def test_a_run_says_what_it_is(trained):
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
+    assert {"loss", "loss_flow", "gradient_norm", "learning_rate", "images_per_second"} <= set(rows[0])
+    assert json.loads((trained / "config.json").read_text())["data"]["image_size"] == 8
+    assert "jax" in json.loads((trained / "environment.json").read_text())["packages"]
+    results = json.loads((trained / "eval" / "step_00000006.json").read_text())
+    assert set(results["by_steps"]) == {"1", "4"}
+    assert results["by_steps"]["1"]["frechet"] > results["floor"]["frechet"] > 0.1
+    assert results["classifier_accuracy"] > 0.97
+
+
+@pytest.mark.parametrize("moment", ["middle", "saving"])
+def test_killed_and_started_again_equals_uninterrupted(trained, tmp_path, moment):
+    workdir = tmp_path / "run"
+    command = [CONFIG, f"--workdir={workdir}", *SMALL, "--config.checkpoint.every=2"]
+    process = subprocess.Popen(
+        [sys.executable, "main.py", *command, "--config.steps=6"],
+        cwd=ROOT,
+        env=environment(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    # Kill once the checkpoint of step 2 is there, or while that of step 4 is being written.
+    started = "2" if moment == "middle" else "4"
+    deadline = time.time() + 240
+    while time.time() < deadline and process.poll() is None:
+        found = [p.name for p in (workdir / "checkpoints").glob("*")]
+        if any(name.startswith(started) for name in found if moment == "saving" or name == "2"):
+            break
+        time.sleep(0.002)
+    process.kill()
+    process.wait()
+    survived = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
+    assert survived
+    run(*command, "--config.steps=6")
+    assert largest_difference(arrays(trained, 6), arrays(workdir, 6)) == 0.0
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
+    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
+    whole = (trained / "metrics.jsonl").read_text().splitlines()
+    assert losses == {
+        row["step"]: row["loss"] for row in map(json.loads, whole) if "loss" in row
+    }
+
+
+def test_samples_need_only_the_workdir_and_do_not_depend_on_their_number(trained, tmp_path):
+    options = (f"--workdir={trained}", "--mode=sample", "--steps=2", "--labels=3,1", "--seed=5")
+    run(*options, "--num=30", f"--out={tmp_path}/many.npz")
+    run(*options, "--num=7", f"--out={tmp_path}/few.npz")
+    many, few = np.load(tmp_path / "many.npz"), np.load(tmp_path / "few.npz")
+    assert (many["x"].dtype, many["x"].shape) == (np.uint8, (30, 8, 8, 1))
+    assert many["y"].dtype == np.int32
+    np.testing.assert_array_equal(many["y"][:4], [3, 1, 3, 1])
+    np.testing.assert_array_equal(many["x"][:7], few["x"])
+    assert len(np.unique(many["x"].reshape(30, -1), axis=0)) == 30
+    assert Image.open(tmp_path / "many.png").size[0] > 100
+
+
+def test_evaluate_again_and_report(trained, tmp_path):
+    first = json.loads((trained / "eval" / "step_00000006.json").read_text())
+    printed = run(f"--workdir={trained}", "--mode=evaluate").stdout
+    assert f"{first['by_steps']['4']['frechet']:.3f}" in printed
+    assert json.loads((trained / "eval" / "step_00000006.json").read_text()) == first
+    page = tmp_path / "page.html"
+    run("--mode=report", f"--workdirs={trained}", f"--out={page}")
+    assert f"{first['by_steps']['1']['frechet']:.3f}" in page.read_text()
+
+
+def test_describe_counts_before_anything_is_trained():
+    printed = run("--mode=describe", "--config=configs/imagenet256.py:shortcut").stdout
+    assert "objective    shortcut on the linear path" in printed
+    assert "parameters" in printed
+    assert "GFLOP" in printed
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((CONFIG, "--workdir=/nowhere", "--config.batchsize=3"), "batch_size"),
+        ((CONFIG, "--workdir=/nowhere", "--config.steps=many"), "steps"),
+        (("--config=configs/digit.py", "--workdir=/nowhere"), "configs/digit.py"),
+        (("--config=configs/digits.py:shortcuts", "--workdir=/nowhere"), "no method 'shortcuts'"),
+        ((CONFIG,), "--workdir"),
+        (("--workdir=/nowhere",), "--config"),
+        (("--mode=sample", "--workdir=/nowhere"), "/nowhere/config.json does not exist"),
+        ((CONFIG, "--mode=trian"), "--mode"),
+        ((CONFIG, "--workdir=/nowhere", "--config.data.name=digit"), "digits"),
+        ((CONFIG, "--workdir=/nowhere", "--config.batch_size=20"), "batch_size"),
+        ((CONFIG, "--workdir=/nowhere", "--config.evaluate.steps=(1,3)"), "power of two"),
+        ((CONFIG, "--workdir=/nowhere", "--config.path.name=ve"), "t in [0, 1]"),
+        ((CONFIG, "--workdir=/nowhere", "--config.teacher=runs/x"), "teacher is not used"),
+    ],
+)
+def test_errors_are_short_and_end_with_code_2(arguments, message):
+    result = run(*arguments, expect=2)
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert len(result.stderr.strip().splitlines()) <= 2
+    assert not Path("/nowhere").exists()
+
+
+def test_a_batch_that_devices_cannot_share(tmp_path):
+    result = run(CONFIG, f"--workdir={tmp_path}/r", "--config.batch_size=100", devices=8, expect=2)
+    assert "batch_size=100 is not divisible by the 8 devices" in result.stderr
+
+
+def test_another_config_on_an_old_run(trained):
+    other = [CONFIG, f"--workdir={trained}", *SMALL, "--config.steps=6", "--config.seed=1"]
+    result = run(*other, expect=2)
+    assert "seed (0 there, 1 now)" in result.stderr
+
+
+def test_a_damaged_checkpoint_is_named(trained, tmp_path):
+    import shutil
+
+    copy = tmp_path / "copy"
+    shutil.copytree(trained, copy)
+    for file in (copy / "checkpoints" / "6" / "ema_0.999").rglob("*"):
+        if file.is_file() and file.stat().st_size > 10_000:
+            file.write_bytes(file.read_bytes()[:1000])
+    result = run("--mode=sample", f"--workdir={copy}", "--num=4", expect=2)
+    assert "checkpoints/6/ema_0.999" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_labels_and_steps_out_of_range(trained):
+    for options, message in (
+        (("--labels=10",), "0 to 9"),
+        (("--labels=a",), "integers"),
+        (("--steps=3",), "power of two"),
+        (("--num=0",), "--num=0"),
+        (("--guidance=3", "--steps=1"), "trained with guidance scale"),
+        (("--out=x.png",), ".npz"),
+    ):
+        result = run("--mode=sample", f"--workdir={trained}", *options, expect=2)
+        assert message in result.stderr

@@ -1,0 +1,46 @@
+"""Small runs for the tests of the training system: real objectives, synthetic images."""
+
+import jax
+import numpy as np
+
+from configs import base
+from data import Split, batches
+from training.experiment import build
+
+
+def small_config(method="shortcut", **fields):
+    """A config of a network of 0.2 M parameters on 8 x 8 images; fields by dotted name."""
+    config = base.choose(base.config(), method)
+    config.steps, config.batch_size = 10, 64
+    config.data.image_size, config.data.channels, config.data.num_classes = 8, 1, 10
+    config.model.size = "nano"
+    config.optimizer.learning_rate = 1e-3
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+def small_experiment(method="shortcut", **fields):
+    config = small_config(method, **fields)
+    return config, build(config)
+
+
+def synthetic_split(count=200):
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)
+    return Split(images, (np.arange(count) % 10).astype(np.int32))
+
+
+def synthetic_batches(config, start=0):
+    return batches(
+        synthetic_split(), batch_size=config.batch_size, seed=config.seed, start_step=start, flip=True
+    )
+
+
+def largest_difference(a, b):
+    """Largest absolute difference of two trees on the host."""
+    differences = jax.tree.map(
+        lambda x, y: float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()),
+        jax.device_get(a),
+        jax.device_get(b),
+    )
+    return max(jax.tree.leaves(differences))

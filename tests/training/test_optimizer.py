@@ -1,0 +1,64 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from training.optimizer import optimizer
+
+FIELDS = {
+    "name": "adamw",
+    "learning_rate": 0.1,
+    "schedule": "constant",
+    "warmup_steps": 0,
+    "b1": 0.9,
+    "b2": 0.99,
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "clip_norm": 0.0,
+    "updates": 100,
+}
+
+
+def test_schedules():
+    rates = lambda **k: [float(optimizer(**{**FIELDS, **k}).learning_rate(n)) for n in (0, 5, 10, 55, 100)]  # noqa: E731
+    np.testing.assert_allclose(rates(), 0.1)
+    np.testing.assert_allclose(rates(warmup_steps=10), [0, 0.05, 0.1, 0.1, 0.1], atol=1e-7)
+    np.testing.assert_allclose(
+        rates(warmup_steps=10, schedule="cosine"), [0, 0.05, 0.1, 0.05, 0], atol=1e-7
+    )
+    np.testing.assert_allclose(
+        rates(warmup_steps=10, schedule="linear"), [0, 0.05, 0.1, 0.05, 0], atol=1e-7
+    )
+
+
+def one_update(gradient, **fields):
+    transform = optimizer(**{**FIELDS, **fields}).transform
+    params = {"w": jnp.array([2.0, -1.0])}
+    return transform.update({"w": gradient}, transform.init(params), params)[0]["w"]
+
+
+def test_adamw_s_first_update_in_numpy():
+    # Bias correction makes the first update the sign of the gradient; decay is decoupled.
+    gradient = jnp.array([0.3, -4.0])
+    np.testing.assert_allclose(one_update(gradient), [-0.1, 0.1], rtol=1e-5)
+    decayed = one_update(gradient, weight_decay=0.5)
+    np.testing.assert_allclose(decayed, [-0.1 - 0.1 * 0.5 * 2.0, 0.1 + 0.1 * 0.5], rtol=1e-5)
+
+
+def test_gradients_are_clipped_by_their_global_norm():
+    # RAdam's first updates are plain momentum, so the size of the gradient shows.
+    gradient = jnp.array([3.0, 4.0])
+    clipped = one_update(gradient, name="radam", clip_norm=1.0)
+    np.testing.assert_allclose(clipped, one_update(gradient / 5.0, name="radam"), rtol=1e-5)
+    assert np.abs(one_update(gradient, name="radam") - clipped).max() > 0.1
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"name": "adam", "weight_decay": 0.1}, "optimizer.weight_decay"),
+        ({"warmup_steps": 100}, "optimizer.warmup_steps"),
+    ],
+)
+def test_bad_fields(fields, message):
+    with pytest.raises(ValueError, match=message):
+        optimizer(**{**FIELDS, **fields})

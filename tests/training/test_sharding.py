@@ -1,0 +1,93 @@
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh, PartitionSpec
+
+from objectives import OBJECTIVES
+from tests.training.runs import largest_difference, small_experiment, synthetic_batches
+from training.loop import compile_step, create_state
+from training.sharding import AXES, check_batch_size, make_mesh, parameter_spec, put_batch
+
+STEPS = 10
+
+
+def mesh_of(data, fsdp):
+    devices = np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp)
+    return Mesh(devices, AXES)
+
+
+def trained(method, mesh):
+    """State after ten steps on a mesh."""
+    config, experiment = small_experiment(method)
+    state = create_state(experiment.objective, experiment.optimizers, 0, {}, mesh)
+    step = compile_step(experiment.objective, experiment.optimizers, 0, mesh)
+    source = synthetic_batches(config)
+    for _ in range(STEPS):
+        state, metrics = step(state, {}, put_batch(next(source), mesh))
+    return state, metrics
+
+
+@pytest.mark.parametrize("method", OBJECTIVES)
+def test_one_device_equals_eight(method):
+    one, metrics_one = trained(method, mesh_of(1, 1))
+    for data, fsdp in ((8, 1), (2, 4)):
+        eight, metrics_eight = trained(method, mesh_of(data, fsdp))
+        difference = largest_difference(one.networks, eight.networks)
+        print(f"{method}: 1 device against {data} x {fsdp}: {difference:.2e}")
+        assert difference < 1e-5
+        # Adam divides by the root of the second moment, so states are compared by the loss.
+        np.testing.assert_allclose(
+            metrics_one["loss"].total, metrics_eight["loss"].total, rtol=1e-5
+        )
+
+
+def test_fsdp_splits_parameters_optimizer_and_followers_alike():
+    _, experiment = small_experiment()
+    mesh = mesh_of(2, 4)
+    state = create_state(experiment.objective, experiment.optimizers, 0, {}, mesh)
+    total, local = 0, 0
+    for leaf in jax.tree.leaves(state):
+        total += leaf.nbytes
+        local += leaf.addressable_shards[0].data.nbytes
+    assert local / total < 0.3  # a quarter, and the small arrays
+    specs = lambda tree: [leaf.sharding.spec for leaf in jax.tree.leaves(tree)]  # noqa: E731
+    of_network = specs(state.networks["network"])
+    assert specs(state.followers["target"]) == of_network
+    assert specs(state.optimizers["network"][0].mu) == of_network
+
+
+def test_state_is_donated_and_keeps_its_sharding():
+    config, experiment = small_experiment()
+    mesh = mesh_of(2, 4)
+    state = create_state(experiment.objective, experiment.optimizers, 0, {}, mesh)
+    step = compile_step(experiment.objective, experiment.optimizers, 0, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    updated, _ = step(state, {}, put_batch(next(synthetic_batches(config)), mesh))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.networks))
+    same = jax.tree.map(lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), updated, shardings)
+    assert all(jax.tree.leaves(same))
+
+
+def test_parameter_spec():
+    assert parameter_spec("a/kernel", (64, 128), 4) == PartitionSpec(None, "fsdp")
+    assert parameter_spec("a/kernel", (66, 1280), 4) == PartitionSpec(None, "fsdp")
+    assert parameter_spec("a/kernel", (1280, 66), 4) == PartitionSpec("fsdp", None)
+    assert parameter_spec("a/kernel", (641, 1281), 4) == PartitionSpec()
+    assert parameter_spec("a/bias", (128,), 4) == PartitionSpec()
+    assert parameter_spec("a/kernel", (64, 128), 1) == PartitionSpec()
+    rules = [("label", PartitionSpec("fsdp", None)), (".*", PartitionSpec())]
+    assert parameter_spec("label/embedding", (64, 128), 4, rules) == PartitionSpec("fsdp", None)
+    assert parameter_spec("a/kernel", (64, 128), 4, rules) == PartitionSpec()
+
+
+def test_mesh_sizes():
+    assert dict(make_mesh(-1, 2).shape) == {"data": 4, "fsdp": 2}
+    assert dict(make_mesh(2, -1).shape) == {"data": 2, "fsdp": 4}
+    for sizes in ((3, 1), (-1, 3), (-1, -1), (4, 1), (0, 8)):
+        with pytest.raises(ValueError, match="mesh.data"):
+            make_mesh(*sizes)
+
+
+def test_batch_must_divide():
+    with pytest.raises(ValueError, match=r"batch_size=100 .* 8 devices .* 96 or 104"):
+        check_batch_size(100, mesh_of(8, 1))

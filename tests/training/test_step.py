@@ -1,0 +1,137 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from objectives.base import Follower, Mean, Objective, Player
+from objectives.followers import constant_ema
+from training.loop import NonFiniteError, check_finite
+from training.optimizer import Optimizer
+from training.state import initial_state, named_key
+from training.step import train_step
+
+RATE = 0.1
+SGD = Optimizer(optax.sgd(RATE), optax.constant_schedule(RATE))
+BATCH = {"x": jnp.array([[1.0], [3.0]]), "label": jnp.array([0, 1])}
+
+
+def player(target, every=1, init=0.0):
+    """A scalar w with the loss (w - target(networks, batch))^2 / 2."""
+
+    def loss(params, networks, batch, key, step):
+        error = params["w"] - target(networks, batch)
+        return 0.5 * error**2, {"seen": Mean(jnp.float32(2), jnp.float32(1))}
+
+    return Player(init=lambda key: {"w": jnp.float32(init)}, loss=loss, every=every)
+
+
+def game(every=1):
+    """`first` follows the batch; `second` follows `first`, an average and a frozen network."""
+    total = lambda networks, batch: (  # noqa: E731
+        networks["first"]["w"] + networks["average"]["w"] + networks["teacher"]["w"]
+    ) * jnp.ones(2)
+    return Objective(
+        players={
+            "first": player(lambda networks, batch: batch["x"][:, 0], every=every),
+            "second": player(total, init=5.0),
+        },
+        followers={"average": Follower("first", constant_ema(0.5))},
+        sample=None,
+        generator="second",
+        frozen=("teacher",),
+    )
+
+
+FROZEN = {"teacher": {"w": jnp.float32(7.0)}}
+
+
+def start(objective):
+    optimizers = {name: SGD for name in objective.players}
+    state = initial_state(objective, optimizers, 0, FROZEN)
+    return state, jax.jit(train_step(objective, optimizers, 0))
+
+
+def test_players_move_in_order_and_followers_after_them():
+    state, step = start(game())
+    state, metrics = step(state, FROZEN, BATCH)
+    first = 0.0 - RATE * (0.0 - 2.0)  # the batch's mean is 2
+    second = 5.0 - RATE * (5.0 - (first + 0.0 + 7.0))  # sees the new first, the old average
+    assert float(state.networks["first"]["w"]) == pytest.approx(first)
+    assert float(state.networks["second"]["w"]) == pytest.approx(second)
+    assert float(state.followers["average"]["w"]) == pytest.approx(0.5 * first)
+    assert int(state.step) == 1
+    assert float(metrics["second/gradient_norm"].total) == pytest.approx(abs(5.0 - first - 7.0))
+    assert float(metrics["first/loss"].total) == pytest.approx(0.5 * (1 + 9) / 2)
+
+
+def test_each_player_s_update_changes_that_player_alone():
+    objective = game()
+    for alone in objective.players:
+        still = {
+            name: p if name == alone else p._replace(loss=lambda *a: (jnp.zeros(2), {}))
+            for name, p in objective.players.items()
+        }
+        state, step = start(objective._replace(players=still))
+        updated, _ = step(state, FROZEN, BATCH)
+        moved = {n for n in still if updated.networks[n]["w"] != state.networks[n]["w"]}
+        assert moved == {alone}
+
+
+def test_a_slow_player_moves_at_its_own_period():
+    state, step = start(game(every=3))
+    values, counts = [], []
+    for _ in range(7):
+        state, metrics = step(state, FROZEN, BATCH)
+        values.append(float(state.networks["first"]["w"]))
+        counts.append(float(metrics["first/loss"].count))
+    assert counts == [1, 0, 0, 1, 0, 0, 1]
+    assert [values[i] == values[i - 1] for i in range(1, 7)] == [True, True, False, True, True, False]
+
+
+def test_players_start_from_frozen_networks_and_own_their_copy():
+    objective = game()._replace(init_from={"second": "teacher"})
+    state, step = start(objective)
+    assert float(state.networks["second"]["w"]) == 7.0
+    donated = jax.jit(step, donate_argnums=0)
+    donated(state, FROZEN, BATCH)
+    assert float(FROZEN["teacher"]["w"]) == 7.0
+
+
+@pytest.mark.parametrize("bad", ["first", "second"])
+def test_a_non_finite_loss_leaves_the_whole_state_and_is_named(bad):
+    objective = game()
+    nan = player(lambda networks, batch: jnp.array([jnp.nan, 0.0]))
+    state, step = start(objective._replace(players={**objective.players, bad: nan}))
+    updated, metrics = step(state, FROZEN, BATCH)
+    jax.tree.map(np.testing.assert_array_equal, updated, state)
+    with pytest.raises(NonFiniteError, match=f"of {bad} is not finite at step 12"):
+        check_finite(12, jax.device_get(metrics))
+
+
+def test_an_infinite_gradient_of_a_finite_loss_is_caught():
+    # sqrt has value 0 and an infinite slope at 0.
+    loss = lambda params, *_: (jnp.sqrt(params["w"]) * jnp.ones(2), {})  # noqa: E731
+    objective = game()
+    bad = Player(init=lambda key: {"w": jnp.float32(0.0)}, loss=loss)
+    state, step = start(objective._replace(players={**objective.players, "first": bad}))
+    with pytest.raises(NonFiniteError, match="first"):
+        check_finite(1, jax.device_get(step(state, FROZEN, BATCH)[1]))
+
+
+def test_keys_are_a_function_of_seed_step_and_name():
+    seen = {}
+
+    def loss(params, networks, batch, key, step):
+        return jnp.zeros(2) * params["w"], {"draw": Mean(jax.random.uniform(key), jnp.float32(1))}
+
+    noisy = Player(init=lambda key: {"w": jnp.float32(0)}, loss=loss)
+    objective = game()._replace(players={"first": noisy, "second": noisy})
+    state, step = start(objective)
+    for i in range(2):
+        state, metrics = step(state, FROZEN, BATCH)
+        for name in ("first", "second"):
+            seen[i, name] = float(metrics[f"{name}/draw"].total)
+    assert len(set(seen.values())) == 4
+    expected = named_key(jax.random.fold_in(jax.random.key(0), 1), "second")
+    assert seen[1, "second"] == float(jax.random.uniform(expected))

@@ -1,0 +1,91 @@
+"""What a run's folder says of itself: config.json and environment.json."""
+
+import json
+import os
+import platform
+import sys
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+# Fields that may change when a run is continued; all others would make it another run.
+CHANGEABLE = ("steps", "log.", "evaluate.", "checkpoint.", "mesh.", "ema.sample_with", "data.dir")
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a JSON file whole or not at all."""
+    fresh = path.with_name(path.name + ".tmp")
+    fresh.write_text(json.dumps(content, indent=2) + "\n")
+    os.replace(fresh, path)
+
+
+def start_run(workdir: Path, config: ConfigDict) -> None:
+    """Make the folder and record the config and the environment, or check against the record.
+
+    Raises ValueError if the folder holds a run whose config differs in more than `CHANGEABLE`.
+    """
+    if (workdir / CONFIG).exists():
+        check_same_run(load_config(workdir), config, workdir)
+    if jax.process_index() == 0:
+        workdir.mkdir(parents=True, exist_ok=True)
+        write_json(workdir / CONFIG, as_dict(config))
+        write_json(workdir / ENVIRONMENT, environment())
+
+
+def load_config(workdir: Path) -> ConfigDict:
+    """The config of a run. Raises ValueError if the folder holds none."""
+    path = workdir / CONFIG
+    if not path.exists():
+        raise ValueError(f"{path} does not exist: {workdir} is no run; train there first")
+    try:
+        return ConfigDict(json.loads(path.read_text()))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); restore or delete it") from error
+
+
+def as_dict(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values: tuples become lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
+    fields = {}
+    for name, value in tree.items():
+        fields |= (
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return fields
+
+
+def check_same_run(saved: ConfigDict, config: ConfigDict, workdir: Path) -> None:
+    """Raises ValueError that lists the fields in which a config differs from the run's own."""
+    old, new = flat(as_dict(saved)), flat(as_dict(config))
+    differing = [
+        f"{name} ({old.get(name)} there, {new.get(name)} now)"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name) and not name.startswith(CHANGEABLE)
+    ]
+    if differing:
+        raise ValueError(
+            f"{workdir} holds a run with another config: {'; '.join(differing)}. Choose another "
+            "--workdir or the run's own config"
+        )
+
+
+def environment() -> dict[str, Any]:
+    """Versions, devices and the command line."""
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "devices": [str(device) for device in jax.devices()],
+        "processes": jax.process_count(),
+    }
