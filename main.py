@@ -64,12 +64,21 @@ def request() -> Request:
 
 def fail(error: Exception) -> None:
     """Print an error's message in one paragraph and exit with code 2."""
-    print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+    message = str(error)
+    if (
+        "Traceback" in message
+    ):  # absl quotes that of a config file; its last line says what is wrong
+        message = message.strip().splitlines()[-1].partition(": ")[2]
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags; config files and overrides are read here too."""
+    for argument in argv:
+        file = re.fullmatch(r"--?config=([^:]+)(:.*)?", argument)
+        if file and not Path(file[1]).is_file():
+            fail(ValueError(f"--config: the file {file[1]} does not exist"))
     try:
         return flags.FLAGS(argv)
     except (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError) as error:

@@ -11,12 +11,12 @@ import hashlib
 import json
 import os
 import re
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
+from uuid import uuid4
 
 import numpy as np
 from tqdm import tqdm
@@ -109,12 +109,13 @@ def _read_all(source: Source) -> Iterator[tuple[np.ndarray, int]]:
 @contextmanager
 def _complete(path: Path) -> Iterator[BinaryIO]:
     """A file that takes its name when the block ends, and is removed if the block fails."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
+    temporary = path.with_name(f"{path.name}.{uuid4().hex}.tmp")  # of this process alone
+    try:
+        with temporary.open("xb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except BaseException:
-            os.unlink(file.name)
-            raise
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

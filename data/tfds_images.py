@@ -120,8 +120,16 @@ def label_feature(builder: Builder) -> str:
 
 
 def image_shape(builder: Builder, image_size: int, channels: int) -> tuple[int, int, int]:
-    """(S, S, C) as asked for, or the data set's own. Raises ValueError if it has no own size."""
-    height, width, own_channels = builder.info.features[image_feature(builder)].shape
+    """(S, S, C) as asked for, or the data set's own.
+
+    Raises ValueError if it has no size of its own, or if its pixels are not uint8.
+    """
+    feature = builder.info.features[image_feature(builder)]
+    height, width, own_channels = feature.shape
+    if feature.np_dtype != np.uint8:
+        raise ValueError(
+            f"images of {builder.name} are {np.dtype(feature.np_dtype)}; only uint8 is supported"
+        )
     if not image_size and (height is None or height != width):
         raise ValueError(
             f"image_size is required for {builder.name}, whose images are {height} x {width} "
@@ -154,10 +162,6 @@ def _source(
 
     def read(i: int) -> tuple[np.ndarray, int]:
         record = records[i]
-        if record[image].dtype != np.uint8:
-            raise ValueError(
-                f"images of {builder.name} are {record[image].dtype}; only uint8 is supported"
-            )
         pixels = fit_array(record[image], shape[0], shape[2])
         return pixels, int(record[label]) if label else NULL_LABEL
 

@@ -2,12 +2,12 @@
 
 Time runs from data (`t_min`) to noise (`t_max`). Each path keeps the time of its own papers:
 
-    name        alpha(t)              sigma(t)              t                    from
-    linear      1 - t                 t                     [0, 1]               Liu et al. 2023; Lipman et al. 2023
-    vp_cosine   cos(pi t / 2)         sin(pi t / 2)         [0, 1]               Salimans & Ho 2022
-    vp_ddpm     exp(-B(t) / 2)        sqrt(1 - exp(-B(t)))  [1e-5, 1]            Song et al. 2021, the limit of Ho et al. 2020
-    ve          1                     t                     [0.002, 80]          Karras et al. 2022 (EDM)
-    trigflow    cos t                 sigma_data sin t      [0, pi / 2]          Lu & Song 2025
+    name        alpha(t)       sigma(t)              t            from
+    linear      1 - t          t                     [0, 1]       Liu et al. 2023
+    vp_cosine   cos(pi t / 2)  sin(pi t / 2)         [0, 1]       Salimans & Ho 2022
+    vp_ddpm     exp(-B(t) / 2) sqrt(1 - exp(-B(t)))  [1e-5, 1]    Song et al. 2021 (Ho et al. 2020)
+    ve          1              t                     [0.002, 80]  Karras et al. 2022 (EDM)
+    trigflow    cos t          sigma_data sin t      [0, pi / 2]  Lu & Song 2025
 
 Two paths with the same noise-to-signal ratio rho = sigma / alpha are the same diffusion up to a
 rescaling of x, so `change_path` carries a point from any path to any other.

@@ -36,7 +36,7 @@ def edm(sigma_data: float = SIGMA_DATA) -> Preconditioning:
 
 
 def consistency(sigma_data: float = SIGMA_DATA, sigma_min: float = 0.002) -> Preconditioning:
-    """EDM's scalings shifted so that f(x, sigma_min) = x for any F (Song et al. 2023, appendix C)."""
+    """EDM's scalings shifted so that f(x, sigma_min) = x for any F (Song et al. 2023, app. C)."""
     base = edm(sigma_data)
     return base._replace(
         c_skip=lambda sigma: sigma_data**2 / ((sigma - sigma_min) ** 2 + sigma_data**2),

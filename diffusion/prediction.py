@@ -7,7 +7,7 @@ For x_t = alpha x_0 + sigma eps with rates alpha', sigma', the kinds are
     velocity    alpha' x_0 + sigma' eps                       (flow matching, on any path)
     v           (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2)      (Salimans & Ho 2022)
     score       -eps / sigma
-    F           (x_0 - c_skip x) / c_out at x = x_t / alpha, rho = sigma / alpha   (EDM's raw output)
+    F           (x_0 - c_skip x) / c_out at x = x_t / alpha, sigma / alpha   (EDM's raw output)
 
 Each is affine in (x_0, eps) given x_t, so the conversion of a conditional mean is the conditional
 mean of the conversion. A kind cannot be decoded where it carries no information: eps at alpha = 0,

@@ -58,7 +58,7 @@ def karras_grid(count: int, low: float = 0.002, high: float = 80.0, power: float
 
 
 def adjacent_pair(key: Array, grid: Array, count: int) -> tuple[Array, Array]:
-    """(t, s): neighbouring points of an ascending grid, s < t, the cell drawn uniformly. [count]."""
+    """(t, s), each [count]: neighbours on an ascending grid, s < t, the cell drawn uniformly."""
     index = jax.random.randint(key, (count,), 0, grid.shape[0] - 1)
     return grid[index + 1], grid[index]
 

@@ -5,6 +5,7 @@ small images; where an image has too many of them only the grids are made, and t
 """
 
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,7 @@ from data import Dataset
 from eval.agreement import Predict, fit_classifier, label_agreement
 from eval.features import FEATURES
 from eval.frechet import Statistics, frechet_distance, statistics
-from eval.generate import batch_sampler, cycle_labels, generate
+from eval.generate import BatchSampler, batch_sampler, cycle_labels, generate
 from eval.grid import save_comparison, save_grid
 from eval.neighbours import precision_recall
 from eval.results import save_results
@@ -25,6 +26,7 @@ from objectives.base import Params
 from training.experiment import Experiment
 
 FEATURE = "pixels"
+FLOOR = "half of the real images against the other half"
 # A Frechet distance on more dimensions takes minutes and needs more samples than are drawn.
 LARGEST_DIMENSION = 4096
 # Real images for precision and recall, whose cost is a product of counts.
@@ -92,15 +94,7 @@ def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> No
     shapes = jax.eval_shape(objective.players[objective.generator].init, jax.random.key(0))
     rows = jax.ShapeDtypeStruct((mesh.size,), np.int32)
     for steps in fields.steps:
-        sampler = batch_sampler(
-            objective,
-            experiment.image_shape,
-            mesh,
-            seed=config.seed,
-            steps=steps,
-            guidance_scale=guidance_scale(experiment, config),
-        )
-        jax.eval_shape(sampler, shapes, rows, rows)
+        jax.eval_shape(sampler_of(experiment, config, mesh, steps), shapes, rows, rows)
 
 
 def guidance_scale(experiment: Experiment, config: ConfigDict) -> float:
@@ -109,64 +103,74 @@ def guidance_scale(experiment: Experiment, config: ConfigDict) -> float:
     return experiment.objective.guidance_scale if scale is None else scale
 
 
+def sampler_of(experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: int) -> BatchSampler:
+    """The sampler of an evaluation, whose noise is that of config.seed."""
+    return batch_sampler(
+        experiment.objective,
+        experiment.image_shape,
+        mesh,
+        seed=config.seed,
+        steps=steps,
+        guidance_scale=guidance_scale(experiment, config),
+    )
+
+
 def evaluator(
     experiment: Experiment, dataset: Dataset, config: ConfigDict, mesh: Mesh, workdir: Path
 ) -> Evaluate:
     """The function that evaluates parameters; real images are measured once, at its first call."""
-    measured = int(np.prod(experiment.image_shape)) <= LARGEST_DIMENSION
-    fields, scale = config.evaluate, guidance_scale(experiment, config)
+    fields = config.evaluate
     choices = np.arange(experiment.num_classes) if experiment.num_classes else np.array([-1])
     labels = cycle_labels(choices, fields.num_samples)
-    samplers = {
-        steps: batch_sampler(
-            experiment.objective,
-            experiment.image_shape,
-            mesh,
-            seed=config.seed,
-            steps=steps,
-            guidance_scale=scale,
-        )
-        for steps in fields.steps
-    }
-    real: list[Reference] = []
+    samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
+    real = cache(lambda: reference(dataset, experiment.num_classes))
 
     def evaluate(params: Params, step: int) -> dict[str, Any]:
-        if measured and not real:
-            real.append(reference(dataset, experiment.num_classes))
         images = {
             steps: generate(
                 sampler, params, labels, batch_size=fields.batch_size, description=f"{steps} steps"
             )
             for steps, sampler in samplers.items()
         }
-        results = {
-            "name": config.objective.name,
-            "data": config.data.name,
-            "step": step,
-            "images_seen": step * config.batch_size,
-            "network": experiment.sample_with,
-            "samples": fields.num_samples,
-            "guidance_scale": scale,
-            "seed": config.seed,
-            "by_steps": {str(steps): {} for steps in images},
-        }
-        if measured:
-            results |= {
-                "feature": FEATURE,
-                "floor": {"frechet": real[0].floor, "what": "half of the real images against the other half"},
-                "by_steps": {
-                    str(steps): measure(made, labels, real[0]) for steps, made in images.items()
-                },
-            }
-            if real[0].accuracy is not None:
-                results["classifier_accuracy"] = real[0].accuracy
-        else:
+        results = facts(experiment, config, step)
+        if np.prod(experiment.image_shape) > LARGEST_DIMENSION:
+            results["by_steps"] = {str(steps): {} for steps in images}
             results["skipped"] = "metrics: too many pixels for pixel features"
+        else:
+            results |= measurements(images, labels, real())
         if jax.process_index() == 0:
             save(workdir / "eval", f"step_{step:08d}", results, images, dataset, config)
         return results
 
     return evaluate
+
+
+def facts(experiment: Experiment, config: ConfigDict, step: int) -> dict[str, Any]:
+    """How the samples of an evaluation are made."""
+    return {
+        "name": config.objective.name,
+        "data": config.data.name,
+        "step": step,
+        "images_seen": step * config.batch_size,
+        "network": experiment.sample_with,
+        "samples": config.evaluate.num_samples,
+        "guidance_scale": guidance_scale(experiment, config),
+        "seed": config.seed,
+    }
+
+
+def measurements(
+    images: dict[int, np.ndarray], labels: np.ndarray, real: Reference
+) -> dict[str, Any]:
+    """Metrics by number of steps, and the same of real images."""
+    results = {
+        "feature": FEATURE,
+        "floor": {"frechet": real.floor, "what": FLOOR},
+        "by_steps": {str(steps): measure(made, labels, real) for steps, made in images.items()},
+    }
+    if real.accuracy is not None:
+        results["classifier_accuracy"] = real.accuracy
+    return results
 
 
 def save(
@@ -213,14 +217,9 @@ def summary(results: dict[str, Any]) -> str:
         numbers = "  ".join(f"{name} {value:7.3f}" for name, value in metrics.items())
         lines.append(f"  {steps:>4} step{'s' if int(steps) > 1 else ' '}  {numbers}")
     if "floor" in results:
-        lines.append(
-            f"  real images: half against half, frechet {results['floor']['frechet']:.3f}"
-            + (
-                f"; the classifier's own accuracy on held-out ones {results['classifier_accuracy']:.3f}"
-                if "classifier_accuracy" in results
-                else ""
-            )
-        )
+        lines.append(f"  real images, half against half: frechet {results['floor']['frechet']:.3f}")
+    if "classifier_accuracy" in results:
+        lines.append(f"  the classifier on held-out ones: {results['classifier_accuracy']:.3f}")
     if "skipped" in results:
         lines.append(f"  skipped {results['skipped']}")
     return "\n".join(lines)

@@ -1,14 +1,13 @@
-"""--mode=describe: networks, parameters, shapes and FLOPs of a config, before anything is trained."""
+"""--mode=describe: networks, parameters, shapes and FLOPs of a config, before any training."""
 
 import math
 
 import jax
-import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from modes.request import Request, load_dataset, required_config, resolve
 from training.experiment import Experiment, build
-from training.loop import abstract_state, compile_step
+from training.loop import abstract_batch, abstract_state, compile_step
 from training.sharding import check_batch_size, make_mesh
 
 
@@ -26,10 +25,7 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
     check_batch_size(config.batch_size, mesh)
     objective, optimizers = experiment.objective, experiment.optimizers
     state = abstract_state(objective, optimizers, config.seed, {}, mesh)
-    batch = {
-        "x": jax.ShapeDtypeStruct((config.batch_size, *experiment.image_shape), jnp.float32),
-        "label": jax.ShapeDtypeStruct((config.batch_size,), jnp.int32),
-    }
+    batch = abstract_batch(config.batch_size, experiment.image_shape)
     lowered = compile_step(objective, optimizers, config.seed, mesh).lower(state, {}, batch)
     flops = lowered.cost_analysis()["flops"]
     lines = [
@@ -50,7 +46,8 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
         lines.append(f"follower     {name} of {follower.source}{sampled}")
     lines += [
         f"state        {bytes_of(state) / 2**20:.1f} MiB over all devices",
-        f"step         {flops / 1e9:.2f} GFLOP, {flops / config.batch_size / 1e6:.2f} MFLOP per image",
+        f"step         {flops / 1e9:.2f} GFLOP, {flops / config.batch_size / 1e6:.2f} MFLOP per "
+        "image",
         f"run          {config.steps} steps, {config.steps * config.batch_size:,} images, "
         f"{config.steps * flops / 1e15:.3f} PFLOP",
     ]

@@ -1,4 +1,4 @@
-"""--mode=evaluate: measure the newest checkpoint of a run again, with --config's evaluate fields."""
+"""--mode=evaluate: measure the newest checkpoint of a run."""
 
 from eval.evaluate import check_sampling, evaluator, summary
 from modes.request import Request, load_dataset, load_run, required_workdir

@@ -3,14 +3,17 @@
 import sys
 
 import jax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import data
 from eval.evaluate import check_sampling, evaluator, summary
 from modes.request import Request, load_dataset, required_config, required_workdir, resolve
 from training import workdir
-from training.experiment import build
-from training.loop import train as run_loop
+from training.experiment import Experiment, build
+from training.loop import abstract_batch, abstract_state, compile_step
+from training.loop import train as train_network
 from training.sharding import check_batch_size, make_mesh
 from training.state import TrainState
 
@@ -26,6 +29,7 @@ def train(request: Request) -> None:
     if config.teacher and not experiment.objective.frozen:
         raise ValueError(f"teacher is not used by {config.objective.name}; leave it unset")
     check_sampling(experiment, config, mesh)
+    check_step(experiment, config, mesh)
     workdir.start_run(path, config)
     evaluate_network = evaluator(experiment, dataset, config, mesh, path)
 
@@ -39,7 +43,7 @@ def train(request: Request) -> None:
             for metric, value in metrics.items()
         }
 
-    run_loop(
+    train_network(
         objective=experiment.objective,
         optimizers=experiment.optimizers,
         frozen={},
@@ -63,3 +67,11 @@ def train(request: Request) -> None:
         keep_checkpoints=config.checkpoint.keep,
         evaluate_every=config.evaluate.every,
     )
+
+
+def check_step(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:
+    """Trace a training step on shapes, so that what it refuses is refused before any compute."""
+    objective, optimizers = experiment.objective, experiment.optimizers
+    state = abstract_state(objective, optimizers, config.seed, {}, mesh)
+    batch = abstract_batch(config.batch_size, experiment.image_shape)
+    jax.eval_shape(compile_step(objective, optimizers, config.seed, mesh), state, {}, batch)

@@ -8,22 +8,22 @@ Time runs from data (0) to noise (1); the paper's runs the other way, t_paper = 
                      u_target = (u_1 + u_2) / 2
                      u_1 = u(x_t, t, t - d),   u_2 = u(x_t - d u_1, t - d, t - 2d)
 
-u_target follows from the semigroup property of the flow: two jumps of d are one jump of 2d. It comes
-from the follower `target`, never from the trained parameters, so it carries no gradient.
+u_target follows from the semigroup property of the flow: two jumps of d are one jump of 2d. It
+comes from the follower `target`, never from the trained parameters, so it carries no gradient.
 
 Where the paper, its code and this file differ:
 
 * u_2 is evaluated at the later time t - d. The paper's eq. 5 prints the time of the first half step
   in both terms, which the exact flow map does not satisfy; the paper's code has it right.
 * The bootstrap rows are 1/4 of the batch in the paper, 1/8 in its code: a field here.
-* The finest size 1/M stands for d = 0, as in the code: flow matching is trained at that size and the
-  first bootstrap level (2/M) starts from it, so an M-step sampler asks only for what was trained.
+* The finest size 1/M stands for d = 0, as in the code: flow matching is trained at that size and
+  the first bootstrap level (2/M) starts from it, so an M-step sampler asks only for what was
+  trained.
 * Flow rows draw t continuously, as the paper's text does (its code: multiples of 1/M), so that at
-  s = t - 1/M the model is flow matching and any solver may use it. Bootstrap rows draw t on the grid
-  of their step size, as the code does: only those jumps are ever taken.
+  s = t - 1/M the model is flow matching and any solver may use it. Bootstrap rows draw t on the
+  grid of their step size, as the code does: only those jumps are ever taken.
 * Step sizes are dealt to the rows in turn: as equal as the count allows, every size in every batch.
-  The code gives each size floor(n / levels) rows and the whole remainder, up to half of the rows, to
-  the largest.
+  The code gives each size floor(n / levels) rows and the whole remainder to the largest.
 * Bootstrap and flow rows are different images with different noise. The code takes the same leading
   images and the same keys for both, and never uses the last eighth of a batch.
 * Nothing is clipped. The code clips the midpoint and the targets to [-4, 4], which moves the fixed
@@ -90,6 +90,16 @@ def split_rows(batch: Batch, every: int) -> tuple[Batch, Batch]:
     return first, jax.tree.map(lambda a: a[:, 1:].reshape(-1, *a.shape[2:]), groups)
 
 
+def check_rows(batch_size: int, every: int, levels: int) -> None:
+    """Raises ValueError unless a batch splits evenly and each step size gets a row."""
+    if batch_size % every or batch_size // every < levels:
+        least = -(-max(batch_size, levels * every) // every) * every
+        raise ValueError(
+            f"batch_size={batch_size} with objective.bootstrap_fraction=1/{every} cannot give each "
+            f"of the {levels} step sizes a row; use a multiple of {every}, such as {least}"
+        )
+
+
 def merge_rows(first: Regression, rest: Regression, every: int) -> Regression:
     """The rows in the order of the batch that `split_rows` split."""
 
@@ -142,9 +152,9 @@ def shortcut(
 
     max_steps: M, a power of two; step sizes are 1/M, 2/M, ..., 1.
     bootstrap_fraction: share of bootstrap rows, one over an integer (paper 1/4, code 1/8).
-    target_decay, target_warmup: EMA that gives the bootstrap targets; decay 0 is the network itself.
+    target_decay, target_warmup: EMA that gives the bootstrap targets; 0 is the network itself.
     time_sampler, label_dropout: of the flow rows.
-    guidance_scale: guidance that is trained in, form A (paper's ImageNet runs: 1.5).
+    guidance_scale: guidance that is trained in, form A (1.5 on ImageNet there).
     """
     levels = max_steps.bit_length() - 1
     every = round(1.0 / bootstrap_fraction) if bootstrap_fraction > 0 else 0
@@ -162,7 +172,7 @@ def shortcut(
         )
     if (path.t_min, path.t_max) != (0.0, 1.0):
         raise ValueError(
-            f"shortcut needs a path with t in [0, 1]; {path.name} runs to {path.t_max}"
+            f"shortcut needs a path with t in [0, 1]; path.name={path.name} has another range"
         )
     time_sampler = time_sampler or uniform()
     finest = 1.0 / max_steps
@@ -190,6 +200,7 @@ def shortcut(
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
+        check_rows(batch["x"].shape[0], every, levels)
         key_bootstrap, key_flow, key_dropout = jax.random.split(key, 3)
         bootstrap_batch, flow_batch = split_rows(batch, every)
         rows = merge_rows(
@@ -219,15 +230,16 @@ def shortcut(
         predict = partial(network.apply, params)
         if not (0 < steps <= max_steps and max_steps % steps == 0):
             raise ValueError(
-                f"a shortcut model samples in a power of two of steps up to {max_steps}, not {steps}"
+                f"a shortcut model samples in a power of two of steps up to {max_steps}, not in "
+                f"{steps}"
             )
         if steps == max_steps:
             predict = guide(predict, guidance_scale)
         elif guidance_scale != trained_scale:
             raise ValueError(
                 f"this shortcut model was trained with guidance scale {trained_scale:g}, which its "
-                f"steps larger than 1/{max_steps} have inherited; {guidance_scale:g} is possible at "
-                f"{max_steps} steps only"
+                f"steps larger than 1/{max_steps} have inherited; {guidance_scale:g} is possible "
+                f"at {max_steps} steps only"
             )
         times = uniform_grid(path, steps)
         return jump(lambda x, t, s: predict(x, t, s, condition), path.prior(eps), times)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -73,7 +74,9 @@ def arrays(workdir, step):
 def test_a_run_says_what_it_is(trained):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
-    assert {"loss", "loss_flow", "gradient_norm", "learning_rate", "images_per_second"} <= set(rows[0])
+    assert {"loss", "loss_flow", "gradient_norm", "learning_rate", "images_per_second"} <= set(
+        rows[0]
+    )
     assert json.loads((trained / "config.json").read_text())["data"]["image_size"] == 8
     assert "jax" in json.loads((trained / "environment.json").read_text())["packages"]
     results = json.loads((trained / "eval" / "step_00000006.json").read_text())
@@ -111,9 +114,7 @@ def test_killed_and_started_again_equals_uninterrupted(trained, tmp_path, moment
     assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6, 6]
     losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
     whole = (trained / "metrics.jsonl").read_text().splitlines()
-    assert losses == {
-        row["step"]: row["loss"] for row in map(json.loads, whole) if "loss" in row
-    }
+    assert losses == {row["step"]: row["loss"] for row in map(json.loads, whole) if "loss" in row}
 
 
 def test_samples_need_only_the_workdir_and_do_not_depend_on_their_number(trained, tmp_path):
@@ -184,8 +185,6 @@ def test_another_config_on_an_old_run(trained):
 
 
 def test_a_damaged_checkpoint_is_named(trained, tmp_path):
-    import shutil
-
     copy = tmp_path / "copy"
     shutil.copytree(trained, copy)
     for file in (copy / "checkpoints" / "6" / "ema_0.999").rglob("*"):

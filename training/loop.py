@@ -8,8 +8,10 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from tqdm import tqdm
@@ -49,6 +51,14 @@ def abstract_state(
         shapes,
         tree_shardings(shapes, mesh),
     )
+
+
+def abstract_batch(batch_size: int, image_shape: tuple[int, ...]) -> Mapping[str, Any]:
+    """Shapes and dtypes of a batch."""
+    return {
+        "x": jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32),
+        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
+    }
 
 
 def create_state(

@@ -1,4 +1,4 @@
-"""The state of a run: everything that the next step depends on, besides data and frozen networks."""
+"""The state of a run: all that the next step depends on, besides data and frozen networks."""
 
 import zlib
 from collections.abc import Mapping

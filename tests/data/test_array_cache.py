@@ -35,7 +35,7 @@ def test_decode_reads_the_source_once(tmp_path, draw_images):
 
 
 @pytest.mark.parametrize(
-    "change", [{"identity": [2]}, {"name": "folder:/y"}, {"image_shape": (4, 4, 3)}]
+    "change", [{"identity": [2]}, {"name": "folder:./x"}, {"image_shape": (4, 4, 3)}]
 )
 def test_the_key_depends_on_everything(tmp_path, draw_images, change):
     data = undecoded(draw_images(3, 4, 4, 1))

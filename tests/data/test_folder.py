@@ -36,14 +36,14 @@ def test_train_and_test_share_class_numbers(tmp_path, load, save_png, draw_image
 
 
 def test_loose_images_are_unlabelled(tmp_path, load, save_png, draw_images):
-    root, images = tmp_path / "set", draw_images(2, 4, 4)
-    save_png(root / "b.png", images[1])
-    save_png(root / "a.png", images[0])
+    root, images = tmp_path / "set", draw_images(20, 4, 4)
+    for i in (7 * np.arange(20) + 3) % 20:
+        save_png(root / f"{i:02d}.png", images[i])
     (root / ".thumbnails").mkdir()
     (root / "._a.png").write_bytes(b"a companion file, not an image")
     loaded = load(root, channels=1)
     assert loaded.num_classes == 0
-    np.testing.assert_array_equal(loaded.train.labels, [data.NULL_LABEL] * 2)
+    np.testing.assert_array_equal(loaded.train.labels, [data.NULL_LABEL] * 20)
     np.testing.assert_array_equal(loaded.train.images[..., 0], images)
 
 

@@ -84,6 +84,11 @@ def test_validation_is_held_out_before_test(tmp_path, write_tfds_files, draw_ima
             r"2 image features \(left, right\)",
         ),
         (
+            {"image": tfds.features.Image(shape=(4, 4, 1), dtype=np.uint16)},
+            {"train": [{"image": Image.new("I;16", (4, 4))}]},
+            "images of tiny are uint16",
+        ),
+        (
             {"image": image(4, 4, 1), "kind": LABEL, "maker": LABEL},
             {"train": [{"image": Image.new("L", (4, 4)), "kind": 0, "maker": 1}]},
             r"several class labels \(kind, maker\)",
@@ -131,6 +136,12 @@ def test_preparing_with_tensorflow_says_how(tmp_path, monkeypatch):
     stop_preparing(monkeypatch, ModuleNotFoundError("No module named 'tensorflow'"))
     with pytest.raises(ValueError, match="pip install tensorflow-cpu.*reading never needs it"):
         data.prepare("cifar10", data_dir=str(tmp_path))
+
+
+def test_a_missing_image_size_is_noticed_before_the_download(tmp_path, monkeypatch):
+    stop_preparing(monkeypatch, AssertionError("downloaded"))
+    with pytest.raises(ValueError, match="image_size is required for celeb_a"):
+        data.prepare("celeb_a", data_dir=str(tmp_path))
 
 
 def test_another_failure_of_preparing_is_one_line(tmp_path, monkeypatch):

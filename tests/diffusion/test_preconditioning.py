@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from diffusion.path import ve
 from diffusion.preconditioning import consistency, edm, precondition
 from diffusion.prediction import endpoints
-from diffusion.path import ve
 
 SIGMA = jnp.array([0.01, 0.5, 3.0, 40.0])
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion.path import PATHS, trigflow
-from diffusion.prediction import KINDS, convert, endpoints, raw_kind, target
+from diffusion.prediction import KINDS, coefficients, convert, endpoints, raw_kind, target
 
 SHAPE = (6, 2, 2, 1)
 RHO = jnp.array([0.1, 0.3, 0.8, 1.3, 4.0, 9.0])
@@ -64,7 +64,7 @@ def test_score_is_the_gradient_of_the_log_density_for_a_point_mass():
 
 
 def test_raw_trigflow_output_is_minus_edm_output():
-    # TrigFlow: D = cos t x - sigma_data sin t F_trig, so velocity = sigma_data F_trig = -sigma_data F.
+    # D = cos t x - sigma_data sin t F_trig, so velocity = sigma_data F_trig = -sigma_data F.
     sigma_data = 0.5
     path = trigflow(sigma_data)
     x_0, eps, t = point(path)
@@ -78,7 +78,5 @@ def test_raw_kind_of_unit_data():
     path = PATHS["ve"]()
     kind = raw_kind(1.0)
     x, t = jnp.array([[3.0]]), jnp.array([1.0])
-    from diffusion.prediction import coefficients
-
     decoded = kind.decode(jnp.array([[2.0]]), x, coefficients(path, t, x))
     np.testing.assert_allclose(decoded.x_0, 1.5 + 2.0 / np.sqrt(2.0), rtol=1e-6)

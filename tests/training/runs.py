@@ -31,9 +31,8 @@ def synthetic_split(count=200):
 
 
 def synthetic_batches(config, start=0):
-    return batches(
-        synthetic_split(), batch_size=config.batch_size, seed=config.seed, start_step=start, flip=True
-    )
+    split, seed = synthetic_split(), config.seed
+    return batches(split, batch_size=config.batch_size, seed=seed, start_step=start, flip=True)
 
 
 def largest_difference(a, b):

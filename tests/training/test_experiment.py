@@ -9,7 +9,10 @@ from training.experiment import build
     [
         ({"path.name": "liner"}, r"path.name='liner' .* did you mean 'linear'"),
         ({"path.sigma_data": 0.5}, "path.sigma_data is not used by linear"),
-        ({"objective.time_sampler.mean": 0.0}, "objective.time_sampler.mean is not used by uniform"),
+        (
+            {"objective.time_sampler.mean": 0.0},
+            "time_sampler.mean is not used by uniform",
+        ),
         ({"optimizer.name": "adamx"}, "optimizer.name='adamx'"),
         ({"optimizer.schedule": "cosinus"}, "did you mean 'cosine'"),
         ({"ema.sample_with": "ema_0.99"}, "did you mean 'ema_0.999'"),

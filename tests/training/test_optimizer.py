@@ -19,7 +19,10 @@ FIELDS = {
 
 
 def test_schedules():
-    rates = lambda **k: [float(optimizer(**{**FIELDS, **k}).learning_rate(n)) for n in (0, 5, 10, 55, 100)]  # noqa: E731
+    def rates(**fields):
+        schedule = optimizer(**{**FIELDS, **fields}).learning_rate
+        return [float(schedule(n)) for n in (0, 5, 10, 55, 100)]
+
     np.testing.assert_allclose(rates(), 0.1)
     np.testing.assert_allclose(rates(warmup_steps=10), [0, 0.05, 0.1, 0.1, 0.1], atol=1e-7)
     np.testing.assert_allclose(

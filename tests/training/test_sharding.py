@@ -64,8 +64,8 @@ def test_state_is_donated_and_keeps_its_sharding():
     shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
     updated, _ = step(state, {}, put_batch(next(synthetic_batches(config)), mesh))
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state.networks))
-    same = jax.tree.map(lambda leaf, s: leaf.sharding.is_equivalent_to(s, leaf.ndim), updated, shardings)
-    assert all(jax.tree.leaves(same))
+    for leaf, sharding in zip(*map(jax.tree.leaves, (updated, shardings)), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
 
 
 def test_parameter_spec():

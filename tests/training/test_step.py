@@ -28,9 +28,11 @@ def player(target, every=1, init=0.0):
 
 def game(every=1):
     """`first` follows the batch; `second` follows `first`, an average and a frozen network."""
-    total = lambda networks, batch: (  # noqa: E731
-        networks["first"]["w"] + networks["average"]["w"] + networks["teacher"]["w"]
-    ) * jnp.ones(2)
+
+    def total(networks, batch):
+        names = ("first", "average", "teacher")
+        return sum(networks[name]["w"] for name in names) * jnp.ones(2)
+
     return Objective(
         players={
             "first": player(lambda networks, batch: batch["x"][:, 0], every=every),
@@ -47,7 +49,7 @@ FROZEN = {"teacher": {"w": jnp.float32(7.0)}}
 
 
 def start(objective):
-    optimizers = {name: SGD for name in objective.players}
+    optimizers = dict.fromkeys(objective.players, SGD)
     state = initial_state(objective, optimizers, 0, FROZEN)
     return state, jax.jit(train_step(objective, optimizers, 0))
 
@@ -86,7 +88,8 @@ def test_a_slow_player_moves_at_its_own_period():
         values.append(float(state.networks["first"]["w"]))
         counts.append(float(metrics["first/loss"].count))
     assert counts == [1, 0, 0, 1, 0, 0, 1]
-    assert [values[i] == values[i - 1] for i in range(1, 7)] == [True, True, False, True, True, False]
+    still = [values[i] == values[i - 1] for i in range(1, 7)]
+    assert still == [True, True, False, True, True, False]
 
 
 def test_players_start_from_frozen_networks_and_own_their_copy():
