@@ -65,9 +65,9 @@ def request() -> Request:
 def fail(error: Exception) -> None:
     """Print an error's message in one paragraph and exit with code 2."""
     message = str(error)
-    if (
-        "Traceback" in message
-    ):  # absl quotes that of a config file; its last line says what is wrong
+    if isinstance(error, KeyError):  # ml_collections on a field; str() would quote it
+        message = f"unknown config field {error.args[0]}"
+    if "Traceback" in message:  # absl quotes a config file's; its last line says what is wrong
         message = message.strip().splitlines()[-1].partition(": ")[2]
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
