@@ -65,6 +65,8 @@ def request() -> Request:
 def fail(error: Exception) -> None:
     """Print an error's message in one paragraph and exit with code 2."""
     message = str(error)
+    while error.args and isinstance(error.args[0], Exception):
+        error = error.args[0]
     if isinstance(error, KeyError):  # ml_collections on a field; str() would quote it
         message = f"unknown config field {error.args[0]}"
     if "Traceback" in message:  # absl quotes a config file's; its last line says what is wrong

@@ -195,15 +195,13 @@ def save(
 
 
 def real_row(dataset: Dataset, count: int) -> dict[str, np.ndarray]:
-    """Real images of the classes in turn, as the samples are; the first ones without classes."""
-    labels = dataset.train.labels
+    """Real images with the classes in turn, as the samples are; {} if there are too few."""
+    labels = dataset.train.labels if dataset.num_classes else np.zeros(len(dataset.train.labels))
     classes = max(dataset.num_classes, 1)
-    if dataset.num_classes:
-        chosen = [np.flatnonzero(labels == i % classes)[i // classes] for i in range(count)]
-    else:
-        chosen = list(range(min(count, len(labels))))
-    if len(chosen) < count:
+    members = [np.flatnonzero(labels == c) for c in range(classes)]
+    if min(map(len, members)) < -(-count // classes):
         return {}
+    chosen = [members[i % classes][i // classes] for i in range(count)]
     return {"real": dataset.train.images[np.array(chosen)]}
 
 

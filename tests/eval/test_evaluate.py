@@ -1,0 +1,78 @@
+import json
+
+import jax
+import numpy as np
+import pytest
+
+from data import Dataset
+from eval.evaluate import check_sampling, evaluator, measure, real_row, reference, summary
+from tests.training.runs import small_experiment, synthetic_split
+from training.sharding import make_mesh
+
+FIELDS = {"evaluate.steps": (1, 2), "evaluate.num_samples": 24, "evaluate.batch_size": 16}
+
+
+def dataset(classes=10):
+    return Dataset("synthetic", synthetic_split(200), synthetic_split(50), classes)
+
+
+def test_an_evaluation_writes_what_it_returns(tmp_path):
+    config, experiment = small_experiment(**FIELDS)
+    mesh = make_mesh()
+    params = experiment.network.init(jax.random.key(0))
+    results = evaluator(experiment, dataset(), config, mesh, tmp_path)(params, 7)
+    folder = tmp_path / "eval"
+    assert json.loads((folder / "step_00000007.json").read_text()) == results
+    assert results["images_seen"] == 7 * 64
+    assert set(results["by_steps"]) == {"1", "2"}
+    names = {p.name for p in folder.glob("*.png")}
+    assert names == {
+        "step_00000007_1_steps.png",
+        "step_00000007_2_steps.png",
+        "step_00000007_comparison.png",
+    }
+    assert "2 steps  frechet" in summary(results)
+
+
+def test_real_images_measured_against_themselves():
+    real = reference(dataset(), 10)
+    split = dataset().train
+    metrics = measure(split.images, split.labels, real)
+    # 200 of the 250 reference images, exactly: nothing is missed but sampling error.
+    assert metrics["precision"] == metrics["recall"] == 1.0
+    assert metrics["frechet"] < real.floor
+    noise = np.zeros_like(split.images)
+    noise[:, :4] = 255
+    assert measure(noise, split.labels, real)["frechet"] > 10 * real.floor
+
+
+def test_data_without_classes_and_large_images_say_what_is_skipped(tmp_path):
+    config, experiment = small_experiment(**FIELDS, **{"data.num_classes": 0})
+    params = experiment.network.init(jax.random.key(0))
+    results = evaluator(experiment, dataset(0), config, make_mesh(), tmp_path)(params, 1)
+    assert set(results["by_steps"]["1"]) == {"frechet", "precision", "recall"}
+    assert "classifier_accuracy" not in results
+
+
+def test_real_row_has_the_labels_of_the_samples():
+    row = real_row(dataset(), 12)["real"]
+    train = dataset().train
+    for i, image in enumerate(row):
+        position = next(j for j, other in enumerate(train.images) if (other == image).all())
+        assert train.labels[position] == i % 10
+    assert real_row(dataset(), 1000) == {}
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"evaluate.batch_size": 20}, "evaluate.batch_size=20"),
+        ({"evaluate.num_samples": 2}, "evaluate.num_samples=2"),
+        ({"evaluate.steps": (1, 3)}, "power of two"),
+        ({"evaluate.guidance_scale": 2.0}, "trained with guidance scale"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused_before_compute(fields, message):
+    config, experiment = small_experiment(**{**FIELDS, **fields})
+    with pytest.raises(ValueError, match=message):
+        check_sampling(experiment, config, make_mesh())

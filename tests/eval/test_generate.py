@@ -1,0 +1,49 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from eval.generate import batch_sampler, cycle_labels, generate
+from objectives.base import Objective
+from training.sharding import make_mesh
+
+SHAPE = (2, 3, 1)
+
+
+def echo(params, eps, condition, keys, *, steps, guidance_scale):
+    """An image that tells its noise, its own key, its label and the settings."""
+    own = jax.vmap(lambda key: jax.random.uniform(key, SHAPE))(keys)
+    label = condition["label"].astype(jnp.float32).reshape(-1, 1, 1, 1)
+    return params * (0.1 * eps + 0.1 * own + 0.05 * label + 0.01 * steps * guidance_scale)
+
+
+OBJECTIVE = Objective(players={}, followers={}, sample=echo)
+LABELS = cycle_labels(np.array([2, 0, 5]), 20)
+
+
+def images(count=20, batch_size=8, seed=0, params=1.0, labels=LABELS):
+    sample = batch_sampler(OBJECTIVE, SHAPE, make_mesh(), seed=seed, steps=2, guidance_scale=1.5)
+    return generate(sample, jnp.float32(params), labels[:count], batch_size=batch_size)
+
+
+def test_a_sample_depends_on_its_seed_index_and_label_alone():
+    np.testing.assert_array_equal(images(batch_size=8), images(batch_size=16))
+    np.testing.assert_array_equal(images()[:5], images(count=5))
+    assert (images(seed=1) != images()).mean() > 0.8
+    other = LABELS.copy()
+    other[3] += 1
+    changed = (images(labels=other) != images()).reshape(20, -1).any(axis=1)
+    np.testing.assert_array_equal(np.flatnonzero(changed), [3])
+
+
+def test_every_sample_has_its_own_noise():
+    assert len(np.unique(images(labels=np.zeros(20, int)).reshape(20, -1), axis=0)) == 20
+
+
+def test_labels_cycle():
+    np.testing.assert_array_equal(LABELS[:7], [2, 0, 5, 2, 0, 5, 2])
+
+
+def test_samples_that_are_not_finite_are_refused():
+    with pytest.raises(ValueError, match="not finite"):
+        images(params=np.nan)

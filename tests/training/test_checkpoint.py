@@ -1,0 +1,90 @@
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from tests.training.runs import largest_difference, small_experiment, synthetic_batches
+from tests.training.test_sharding import mesh_of
+from training import checkpoint
+from training.loop import abstract_state, compile_step, create_state
+from training.sharding import put_batch
+
+CONFIG, EXPERIMENT = small_experiment()
+OBJECTIVE, OPTIMIZERS = EXPERIMENT.objective, EXPERIMENT.optimizers
+
+
+def stepped(state, mesh, steps, start):
+    step = compile_step(OBJECTIVE, OPTIMIZERS, 0, mesh)
+    source = synthetic_batches(CONFIG, start)
+    for _ in range(steps):
+        state, metrics = step(state, {}, put_batch(next(source), mesh))
+    return state, float(metrics["loss"].total)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(folder with the state after two steps on 8 devices, that state, state and loss at four)."""
+    workdir, mesh = tmp_path_factory.mktemp("run"), mesh_of(2, 4)
+    state, _ = stepped(create_state(OBJECTIVE, OPTIMIZERS, 0, {}, mesh), mesh, 2, 0)
+    with checkpoint.open_checkpoints(workdir) as checkpoints:
+        checkpoint.save(checkpoints, state, {"seed": 0})
+    host = jax.device_get(state)
+    return workdir, host, *stepped(state, mesh, 2, 2)
+
+
+def restored(workdir, mesh, seed=0):
+    with checkpoint.open_checkpoints(workdir) as checkpoints:
+        abstract = abstract_state(OBJECTIVE, OPTIMIZERS, seed, {}, mesh)
+        return checkpoint.restore(checkpoints, abstract, seed)
+
+
+def test_the_same_mesh_goes_on_bit_for_bit(saved):
+    workdir, host, final, loss = saved
+    state = restored(workdir, mesh_of(2, 4))
+    assert largest_difference(host, state) == 0.0
+    again, loss_again = stepped(state, mesh_of(2, 4), 2, 2)
+    assert largest_difference(final, again) == 0.0
+    assert loss_again == loss
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (4, 1)])
+def test_another_mesh_goes_on_with_the_same_numbers(saved, sizes):
+    workdir, host, _, loss = saved
+    mesh = mesh_of(*sizes)
+    state = restored(workdir, mesh)
+    assert largest_difference(host, state) == 0.0
+    assert stepped(state, mesh, 2, 2)[1] == pytest.approx(loss, rel=1e-5)
+
+
+def test_a_single_network_is_read_alone(saved):
+    workdir, host, *_ = saved
+    shapes = jax.eval_shape(EXPERIMENT.network.init, jax.random.key(0))
+    params, step = checkpoint.restore_network(workdir, "target", shapes)
+    assert (largest_difference(host.followers["target"], params), step) == (0.0, 2)
+
+
+def test_an_empty_folder_has_nothing_to_restore(tmp_path):
+    assert restored(tmp_path, mesh_of(1, 1)) is None
+
+
+def test_a_step_is_never_written_twice(saved, tmp_path):
+    workdir = shutil.copytree(saved[0], tmp_path / "run")
+    other = jax.tree.map(lambda leaf: leaf + 1, saved[1])._replace(step=np.int32(2))
+    with checkpoint.open_checkpoints(workdir) as checkpoints:
+        checkpoint.save(checkpoints, other, {"seed": 0})
+    assert largest_difference(saved[1], restored(workdir, mesh_of(1, 1))) == 0.0
+
+
+def test_errors_name_the_folder_and_the_cause(saved, tmp_path):
+    workdir = shutil.copytree(saved[0], tmp_path / "run")
+    with pytest.raises(ValueError, match="seed=0, not 1"):
+        restored(workdir, mesh_of(1, 1), seed=1)
+    shutil.rmtree(workdir / "checkpoints" / "2" / "network")
+    with pytest.raises(ValueError, match="checkpoints/2 cannot be read"):
+        restored(workdir, mesh_of(1, 1))
+    shapes = jax.eval_shape(EXPERIMENT.network.init, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"has \[2\], not 5"):
+        checkpoint.restore_network(workdir, "target", shapes, step=5)
+    with pytest.raises(ValueError, match="no checkpoints"):
+        checkpoint.restore_network(tmp_path, "target", shapes)

@@ -1,0 +1,36 @@
+import json
+
+import pytest
+
+from tests.training.runs import small_config
+from training import workdir
+
+
+def test_a_config_survives_its_folder(tmp_path):
+    config = small_config(**{"evaluate.steps": (1, 4), "path.sigma_data": None})
+    workdir.start_run(tmp_path / "run", config)
+    loaded = workdir.load_config(tmp_path / "run")
+    assert loaded.to_dict() == workdir.as_dict(config)
+    assert list(loaded.evaluate.steps) == [1, 4]
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["devices"]
+
+
+def test_only_what_leaves_the_run_the_same_may_change(tmp_path):
+    workdir.start_run(tmp_path, small_config())
+    workdir.start_run(tmp_path, small_config(**{"steps": 20, "log.every": 7, "mesh.fsdp": 2}))
+    changed = small_config(**{"optimizer.learning_rate": 0.5, "objective.max_steps": 64})
+    with pytest.raises(ValueError) as error:
+        workdir.start_run(tmp_path, changed)
+    assert "optimizer.learning_rate (0.001 there, 0.5 now)" in str(error.value)
+    assert "objective.max_steps (128 there, 64 now)" in str(error.value)
+    assert "log.every" not in str(error.value)
+    # The record is still the run's own.
+    assert workdir.load_config(tmp_path).optimizer.learning_rate == 1e-3
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(ValueError, match=r"config.json does not exist"):
+        workdir.load_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        workdir.load_config(tmp_path)
