@@ -16,6 +16,7 @@ from pathlib import Path
 # Orbax and TFDS log through absl; the progress bar and the results are what a user wants to see.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -33,16 +34,24 @@ LABELS = flags.DEFINE_list(
     "labels", [], "sample: class labels, gone through in turn; all if unset."
 )
 GUIDANCE = flags.DEFINE_float("guidance", None, "sample: guidance scale; 1 is none.")
+DISTRIBUTED = flags.DEFINE_bool(
+    "distributed", False, "Join the other processes of a cluster job (jax.distributed.initialize)."
+)
 OUT = flags.DEFINE_string("out", None, "sample: an .npz file. report: an .html file.")
 
 
 def main(_: list[str]) -> None:
     """Run one mode; an error that a user can mend becomes a message and exit code 2."""
     logging.set_verbosity(logging.WARNING)
+    if DISTRIBUTED.value:
+        jax.distributed.initialize()
     try:
         MODES[MODE.value](request())
-    except (ValueError, FileNotFoundError, NonFiniteError) as error:
+    except (ValueError, OSError, NonFiniteError) as error:
         fail(error)
+    except KeyboardInterrupt:
+        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        sys.exit(130)  # as shells report a program that SIGINT ended
 
 
 def request() -> Request:

@@ -4,7 +4,6 @@ from collections.abc import Callable
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
@@ -15,7 +14,7 @@ from objectives.base import Objective, Params
 from training.sharding import batch_sharding, replicated
 
 # (params, indices [B], labels [B]) -> x_0 [B, H, W, C]
-BatchSampler = Callable[[Params, Array, Array], Array]
+BatchSampler = Callable[[Params, np.ndarray, np.ndarray], Array]
 
 
 def batch_sampler(
@@ -33,6 +32,7 @@ def batch_sampler(
     """
 
     def sample(params: Params, indices: Array, labels: Array) -> Array:
+        indices, labels = jax.lax.with_sharding_constraint((indices, labels), batch_sharding(mesh))
         keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(indices)
         eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys)
         return objective.sample(
@@ -46,7 +46,7 @@ def batch_sampler(
 
     return jax.jit(
         sample,
-        in_shardings=(None, batch_sharding(mesh), batch_sharding(mesh)),
+        in_shardings=(None, replicated(mesh), replicated(mesh)),
         out_shardings=replicated(mesh),
     )
 
@@ -68,8 +68,9 @@ def generate(
     starts = range(0, len(labels), batch_size)
     for start in tqdm(starts, desc=description, unit="batch", disable=len(starts) < 2, leave=False):
         indices = np.arange(start, start + batch_size, dtype=np.int32)
-        rows = jnp.asarray(labels[indices % len(labels)], jnp.int32)
-        x_0 = jax.device_get(sample(params, jnp.asarray(indices), rows))
+        # NumPy, not device arrays: every process holds the whole of both.
+        rows = labels[indices % len(labels)].astype(np.int32)
+        x_0 = jax.device_get(sample(params, indices, rows))
         x_0 = x_0[: len(labels) - start]
         if not np.isfinite(x_0).all():
             raise ValueError(f"samples from {start} on are not finite: the network has diverged")

@@ -36,7 +36,8 @@ def train(request: Request) -> None:
     def evaluate(state: TrainState) -> dict[str, float]:
         params = {**state.networks, **state.followers}[experiment.sample_with]
         results = evaluate_network(params, int(state.step))
-        tqdm.write(summary(results), file=sys.stderr)
+        if jax.process_index() == 0:
+            tqdm.write(summary(results), file=sys.stderr)
         return {
             f"evaluate/{metric}_{steps}": value
             for steps, metrics in results["by_steps"].items()

@@ -155,7 +155,12 @@ class Report:
     def __init__(self, workdir: Path, start: int, steps: int, batch_size: int, every: int) -> None:
         self.log = MetricLog(workdir, start) if jax.process_index() == 0 else None
         self.bar = tqdm(
-            total=steps, initial=start, unit="step", dynamic_ncols=True, file=sys.stderr
+            total=steps,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            file=sys.stderr,
+            disable=jax.process_index() > 0,
         )
         self.every, self.steps, self.batch_size = every, steps, batch_size
         self.average = Average()
@@ -176,7 +181,7 @@ class Report:
         check_finite(step, metrics)
         self.average.add({k: v for k, v in metrics.items() if not k.endswith("finite")})
         self.images += self.batch_size
-        self.bar.update(step - self.bar.n)
+        self.bar.update()
         if due(step, self.steps, self.every):
             row = self.average.pop()
             row["images_per_second"] = self.images / (time.perf_counter() - self.since)

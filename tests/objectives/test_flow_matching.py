@@ -5,6 +5,7 @@ import pytest
 
 from diffusion.path import PATHS
 from diffusion.time_sampling import uniform
+from objectives.base import loss_by_noise_level
 from objectives.flow_matching import flow_matching
 from tests.gaussian import Gaussian
 from tests.networks import affine, exact
@@ -61,6 +62,15 @@ def test_loss_is_the_paper_s_in_numpy():
     prediction = 0.3 * ((1 - t) * x_0 + t * eps) - 0.2 + 0.5 * t + bias
     expected = ((prediction - (eps - x_0)) ** 2).mean(axis=1)
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "vp_cosine", "trigflow"])
+def test_noise_levels_are_binned_from_data_to_noise(name):
+    path = PATHS[name]()
+    t = path.time_at(jnp.tan(jnp.pi / 2 * jnp.array([0.01, 0.2, 0.3, 0.99])))
+    bins = loss_by_noise_level(jnp.array([1.0, 2.0, 3.0, 4.0]), t, path)
+    totals = [float(bins[f"loss_noise_{i}"].total) for i in range(8)]
+    assert totals == [1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0, 4.0]
 
 
 def test_loss_by_noise_level_adds_up():

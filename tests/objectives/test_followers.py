@@ -21,10 +21,10 @@ def test_constant_ema_is_the_geometric_sum():
 
 def test_warmed_ema_follows_the_rule_then_the_decay():
     expected = 100.0
-    for step, value in enumerate(range(60)):
-        decay = min(0.7, (1 + step) / (10 + step))
+    for step, value in enumerate([3.0, 8.0, 1.0, 4.0]):
+        decay = min(0.25, (1 + step) / (10 + step))  # 1/10, 2/11, then the limit
         expected = decay * expected + (1 - decay) * value
-    assert run(warmed_ema(0.7), range(60)) == pytest.approx(expected, rel=1e-5)
+    assert run(warmed_ema(0.25), [3.0, 8.0, 1.0, 4.0]) == pytest.approx(expected, rel=1e-5)
 
 
 @pytest.mark.parametrize("std", [0.05, 0.1])
