@@ -25,5 +25,4 @@ def get_config(method: str = "shortcut") -> ConfigDict:
         # A short run: the current network teaches its larger steps sooner than an average of it
         # (README, figures). The default for long runs is the paper's EMA.
         config.objective.target_decay = 0.0
-        config.objective.target_warmup = False
     return config

@@ -56,6 +56,7 @@ from objectives.base import (
     Objective,
     Params,
     Player,
+    SampleFn,
     condition_of,
     loss_by_noise_level,
     mean_of,
@@ -136,6 +137,62 @@ def guide_rows(velocity: AverageVelocity, rows: np.ndarray, scale: float) -> Ave
     return guided
 
 
+def check_fields(network: Network, path: Path, max_steps: int, bootstrap_fraction: float) -> None:
+    """Raises ValueError for a field out of range, or a network or path that cannot do it."""
+    if max_steps < 2 or max_steps & (max_steps - 1):
+        raise ValueError(f"objective.max_steps must be a power of two, 2 or more, not {max_steps}")
+    share = 1.0 / bootstrap_fraction if bootstrap_fraction > 0 else 0.0
+    if round(share) < 2 or abs(share - round(share)) > 1e-6:
+        raise ValueError(
+            "objective.bootstrap_fraction must be one over an integer of 2 or more (0.25, 0.125), "
+            f"not {bootstrap_fraction}"
+        )
+    if network.second_time != "step_size":
+        raise ValueError(
+            f"shortcut needs model.second_time=step_size, not {network.second_time}: the network "
+            "must be told how far it jumps"
+        )
+    if (path.t_min, path.t_max) != (0.0, 1.0):
+        raise ValueError(
+            f"shortcut needs a path with t in [0, 1]; path.name={path.name} has another range"
+        )
+
+
+def sampler(network: Network, path: Path, max_steps: int, trained_scale: float) -> SampleFn:
+    """Jumps of 1 / steps from noise to data, for a power of two of steps up to max_steps.
+
+    Guidance is applied at max_steps only: larger steps have inherited the scale of training.
+    """
+
+    def sample(
+        params: Params,
+        eps: Array,
+        condition: Condition,
+        keys: Array,
+        *,
+        steps: int,
+        guidance_scale: float,
+    ) -> Array:
+        predict = partial(network.apply, params)
+        if not (0 < steps <= max_steps and max_steps % steps == 0):
+            raise ValueError(
+                f"a shortcut model samples in a power of two of steps up to {max_steps}, not in "
+                f"{steps}"
+            )
+        if steps == max_steps:
+            predict = guide(predict, guidance_scale)
+        elif guidance_scale != trained_scale:
+            raise ValueError(
+                f"this shortcut model was trained with guidance scale {trained_scale:g}, which its "
+                f"steps larger than 1/{max_steps} have inherited; {guidance_scale:g} is possible "
+                f"at {max_steps} steps only"
+            )
+        times = uniform_grid(path, steps)
+        return jump(lambda x, t, s: predict(x, t, s, condition), path.prior(eps), times)
+
+    return sample
+
+
 def shortcut(
     network: Network,
     path: Path,
@@ -156,24 +213,8 @@ def shortcut(
     time_sampler, label_dropout: of the flow rows.
     guidance_scale: guidance that is trained in, form A (1.5 on ImageNet there).
     """
-    levels = max_steps.bit_length() - 1
-    every = round(1.0 / bootstrap_fraction) if bootstrap_fraction > 0 else 0
-    if max_steps != 2**levels or levels < 1:
-        raise ValueError(f"objective.max_steps must be a power of two, 2 or more, not {max_steps}")
-    if every < 2 or abs(every * bootstrap_fraction - 1.0) > 1e-6:
-        raise ValueError(
-            "objective.bootstrap_fraction must be one over an integer of 2 or more (0.25, 0.125), "
-            f"not {bootstrap_fraction}"
-        )
-    if network.second_time != "step_size":
-        raise ValueError(
-            f"shortcut needs model.second_time=step_size, not {network.second_time}: the network "
-            "must be told how far it jumps"
-        )
-    if (path.t_min, path.t_max) != (0.0, 1.0):
-        raise ValueError(
-            f"shortcut needs a path with t in [0, 1]; path.name={path.name} has another range"
-        )
+    check_fields(network, path, max_steps, bootstrap_fraction)
+    levels, every = max_steps.bit_length() - 1, round(1.0 / bootstrap_fraction)
     time_sampler = time_sampler or uniform()
     finest = 1.0 / max_steps
 
@@ -218,37 +259,10 @@ def shortcut(
         metrics |= {"loss_flow": mean_of(flow_error), "loss_bootstrap": mean_of(bootstrap_error)}
         return error, metrics
 
-    def sample(
-        params: Params,
-        eps: Array,
-        condition: Condition,
-        keys: Array,
-        *,
-        steps: int,
-        guidance_scale: float,
-    ) -> Array:
-        predict = partial(network.apply, params)
-        if not (0 < steps <= max_steps and max_steps % steps == 0):
-            raise ValueError(
-                f"a shortcut model samples in a power of two of steps up to {max_steps}, not in "
-                f"{steps}"
-            )
-        if steps == max_steps:
-            predict = guide(predict, guidance_scale)
-        elif guidance_scale != trained_scale:
-            raise ValueError(
-                f"this shortcut model was trained with guidance scale {trained_scale:g}, which its "
-                f"steps larger than 1/{max_steps} have inherited; {guidance_scale:g} is possible "
-                f"at {max_steps} steps only"
-            )
-        times = uniform_grid(path, steps)
-        return jump(lambda x, t, s: predict(x, t, s, condition), path.prior(eps), times)
-
-    trained_scale = guidance_scale
     update = warmed_ema(target_decay) if target_warmup else constant_ema(target_decay)
     return Objective(
         players={"network": Player(network.init, loss)},
         followers={"target": Follower("network", update)},
-        sample=sample,
+        sample=sampler(network, path, max_steps, guidance_scale),
         guidance_scale=guidance_scale,
     )
