@@ -27,17 +27,38 @@ CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD
 MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 WORKDIRS = flags.DEFINE_list("workdirs", [], "report: folders of the runs to show together.")
-STEPS = flags.DEFINE_integer("steps", 1, "sample: network evaluations per sample.")
+STEPS = flags.DEFINE_integer("steps", 1, "sample: number of sampling steps.")
 NUM = flags.DEFINE_integer("num", 64, "sample: number of samples.")
 SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the noise.")
 LABELS = flags.DEFINE_list(
     "labels", [], "sample: class labels, gone through in turn; all if unset."
 )
 GUIDANCE = flags.DEFINE_float("guidance", None, "sample: guidance scale; 1 is none.")
+CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "sample, evaluate: step; default newest.")
+NETWORK = flags.DEFINE_string(
+    "network", "", "sample, evaluate: network or average that samples, such as ema_0.999."
+)
+TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a cluster job (jax.distributed.initialize)."
 )
 OUT = flags.DEFINE_string("out", None, "sample: an .npz file. report: an .html file.")
+
+
+# The modes that read a flag; those that are not here are read by all.
+USED_BY = {
+    "config": ("train", "evaluate", "prepare", "describe"),
+    "workdir": ("train", "evaluate", "sample", "report"),
+    "workdirs": ("report",),
+    "steps": ("sample",),
+    "num": ("sample",),
+    "seed": ("sample",),
+    "labels": ("sample",),
+    "guidance": ("sample",),
+    "checkpoint": ("sample", "evaluate"),
+    "network": ("sample", "evaluate"),
+    "out": ("sample", "report"),
+}
 
 
 def main(_: list[str]) -> None:
@@ -48,6 +69,8 @@ def main(_: list[str]) -> None:
     try:
         MODES[MODE.value](request())
     except (ValueError, OSError, NonFiniteError) as error:
+        if TRACEBACK.value:
+            raise
         fail(error)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
@@ -55,7 +78,14 @@ def main(_: list[str]) -> None:
 
 
 def request() -> Request:
-    """The flags as a Request. Raises ValueError for labels that are no integers."""
+    """The flags as a Request.
+
+    Raises ValueError for labels that are no integers and for flags that the mode does not read.
+    """
+    for name, modes in USED_BY.items():
+        if flags.FLAGS[name].present and MODE.value not in modes:
+            hint = f"; did you mean --config.{name}?" if name in ("steps", "seed") else ""
+            raise ValueError(f"--{name} is not used by --mode={MODE.value}{hint}")
     if not all(re.fullmatch(r"-?\d+", label) for label in LABELS.value):
         raise ValueError(f"--labels={','.join(LABELS.value)} must be integers, such as 0,1,2")
     return Request(
@@ -68,6 +98,8 @@ def request() -> Request:
         labels=tuple(map(int, LABELS.value)),
         guidance=GUIDANCE.value,
         out=Path(OUT.value) if OUT.value else None,
+        checkpoint=CHECKPOINT.value,
+        network=NETWORK.value,
     )
 
 
@@ -91,7 +123,10 @@ def parse(argv: list[str]) -> list[str]:
         if file and not Path(file[1]).is_file():
             fail(ValueError(f"--config: the file {file[1]} does not exist"))
     try:
-        return flags.FLAGS(argv)
+        rest = flags.FLAGS(argv)
+        if len(rest) > 1:
+            fail(ValueError(f"{rest[1]!r} is no flag; did you mean --mode={rest[1]}?"))
+        return rest
     except (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError) as error:
         fail(error)
 

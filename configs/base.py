@@ -24,7 +24,7 @@ def config() -> ConfigDict:
                 "name": "digits",  # digits, fashion_mnist, folder:PATH, or a TFDS image data set
                 "dir": "",  # where prepared data lie; "" is $FEWSTEP_DATA or ~/.cache/fewstep
                 "image_size": 0,  # pixels per side; 0 is the data set's own
-                "channels": 0,  # 1 or 3 (4 for latents); 0 is the data set's own
+                "channels": 0,  # 1 or 3; 0 is the data set's own
                 "num_classes": -1,  # 0 trains without labels; -1 is the data set's own
                 "flip": False,  # mirror images at random, left to right
             },
@@ -32,7 +32,7 @@ def config() -> ConfigDict:
                 "name": "dit",
                 "size": "B",  # S, B, L, XL; for CPUs nano, micro, mini, tiny (models/dit.py)
                 "patch_size": 2,  # pixels (or latents) per side of a token
-                "second_time": "none",  # none, time (s), interval (t - s), step_size (log2(t - s))
+                "second_time": "none",  # none, time (s), interval (t - s), step_size (-log2(t - s))
                 "guidance_input": False,  # whether the network is told the guidance scale
                 "time_scale": 1000.0,  # t is multiplied by it before the sinusoids
                 "dropout": 0.0,  # probability, in the blocks
@@ -78,9 +78,9 @@ def config() -> ConfigDict:
             "log": {"every": 50},  # steps averaged in a row of metrics.jsonl
             "evaluate": {
                 "every": 0,  # steps; 0 evaluates after the last step only
-                "steps": (1, 2, 4, 8, 128),  # numbers of sampling steps
+                "steps": (1, 2, 4, 8, 128),  # numbers of sampling steps; () does not evaluate
                 "num_samples": 1000,
-                "batch_size": 250,  # images sampled at once
+                "batch_size": 256,  # images sampled at once, over all devices
                 "guidance_scale": placeholder(float),  # form A, 1 is none; None: the method's own
             },
         }

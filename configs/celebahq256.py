@@ -6,8 +6,7 @@ The setting of Frans et al. 2024: DiT-B/2, 410,000 steps of 64 images, EMA 0.999
 decay 0.1 (the paper used one TPU v3 node per run). Their table 1, FID-50k at 128 / 4 / 1 steps:
 shortcut 6.9 / 13.8 / 20.5, flow matching 7.3 / 63.3 / 280.5.
 
-The latent data pipeline is not part of Fewstep yet: `describe` works, training asks for a data set
-named `latents`, which does not exist.
+The pipeline of latents is not part of Fewstep yet: `describe` works, training says so.
 """
 
 from ml_collections import ConfigDict

@@ -5,7 +5,7 @@
 
 DiT-S/2 (33 M parameters, 256 tokens), bfloat16. No published figure: the shortcut paper does not
 train on CIFAR-10. A folder of images takes its place with --config.data.name=folder:PATH
---config.data.image_size=32.
+--config.data.num_classes=-1.
 """
 
 from ml_collections import ConfigDict

@@ -7,8 +7,7 @@ The setting of Frans et al. 2024: DiT-B/2, 810,000 steps of 256 images, guidance
 AdamW 1e-4 with decay 0.1. Their table 1, FID-50k at 128 / 4 / 1 steps: shortcut 15.5 / 28.3 / 40.3
 (XL/2: 3.8 / 7.8 / 10.6), flow matching 17.3 / 108.2 / 324.8.
 
-The latent data pipeline is not part of Fewstep yet: `describe` works, training asks for a data set
-named `latents`, which does not exist.
+The pipeline of latents is not part of Fewstep yet: `describe` works, training says so.
 """
 
 from ml_collections import ConfigDict

@@ -16,7 +16,7 @@ from data.folder import folder
 from data.pixels import check_size
 from data.tfds_images import tfds_images, unknown_name, write_tfds
 
-FOLDER, TFDS = "folder:", "tfds:"
+FOLDER, TFDS, LATENTS = "folder:", "tfds:", "latents"
 # NAME, NAME/CONFIG, NAME:VERSION. TFDS takes more (huggingface:..., URLs) as where to fetch code.
 TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
 
@@ -31,6 +31,8 @@ def load(name: str, *, data_dir: str = "", image_size: int = 0, channels: int = 
     ValueError for a name that does not exist or data that cannot be read, FileNotFoundError for
     data that are not there or not prepared.
     """
+    if name == LATENTS:
+        raise ValueError("data.name=latents: there is no pipeline of VAE latents yet; use pixels")
     check_size(image_size, channels)
     if name == "digits":
         return digits(image_size, channels)

@@ -1,8 +1,8 @@
 """Endless training batches by Grain: shuffled anew every epoch, resumable at any step.
 
 The order of examples is a function of (seed, global position) alone. A step's batch is a range of
-positions, of which every process takes each process_count-th; so the batch of a step, mirrored
-images included, depends neither on the steps before nor on the number of processes.
+positions, of which every process takes its block; so the batch of a step, mirrored images and order
+included, depends neither on the steps before nor on the number of processes.
 """
 
 from collections.abc import Iterator
@@ -39,18 +39,20 @@ def batches(
     """
     _check(split, batch_size, seed, start_step, process_index, process_count)
 
+    local = batch_size // process_count
+    block = slice(process_index * local, (process_index + 1) * local)
+
     def gather(rows: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
-        indices, mirrored = rows
+        indices, mirrored = (row[block] for row in rows)
         x = to_float(split.images[indices])
         x[mirrored] = x[mirrored, :, ::-1]
         return {"x": x, "label": split.labels[indices]}
 
     positions = grain.MapDataset.range(len(split.labels)).seed(seed).shuffle()
-    # Before `repeat` and the slice: an image's coin belongs to its global position, by epoch.
+    # Before `repeat`: an image's coin belongs to its global position, by epoch.
     rows = positions.random_map(_draw_mirroring) if flip else positions.map(_keep)
-    local_rows = rows.repeat()[process_index::process_count]
-    local = local_rows.batch(batch_size // process_count, drop_remainder=True)
-    return iter(local[start_step:].map(gather).to_iter_dataset(READ_OPTIONS))
+    steps = rows.repeat().batch(batch_size, drop_remainder=True)
+    return iter(steps[start_step:].map(gather).to_iter_dataset(READ_OPTIONS))
 
 
 def _draw_mirroring(index: int, rng: np.random.Generator) -> tuple[int, bool]:

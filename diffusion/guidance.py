@@ -30,6 +30,8 @@ def unconditional(condition: Condition) -> Condition:
 
 def drop_labels(key: Array, condition: Condition, probability: float) -> Condition:
     """The condition with each label independently replaced by the null class."""
+    if not 0.0 <= probability <= 1.0:
+        raise ValueError(f"label_dropout={probability} is not a probability")
     label = condition["label"]
     dropped = jax.random.bernoulli(key, probability, label.shape)
     return {**condition, "label": jnp.where(dropped, NULL_LABEL, label)}

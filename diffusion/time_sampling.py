@@ -11,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from diffusion.path import Path
+
 TimeSampler = Callable[[Array, int], Array]
 
 
-def uniform(low: float = 0.0, high: float = 1.0) -> TimeSampler:
-    """t ~ U[low, high), one draw in each of `count` equal strata, in random order.
+def uniform(path: Path) -> TimeSampler:
+    """t ~ U[t_min, t_max), one draw in each of `count` equal strata, in random order.
 
     Each t is exactly uniform; stratifying a batch only lowers the variance of its mean loss.
     """
@@ -23,19 +25,33 @@ def uniform(low: float = 0.0, high: float = 1.0) -> TimeSampler:
     def sample(key: Array, count: int) -> Array:
         key_offset, key_order = jax.random.split(key)
         strata = jax.random.permutation(key_order, count)
-        return low + (high - low) * (strata + jax.random.uniform(key_offset, (count,))) / count
+        fraction = (strata + jax.random.uniform(key_offset, (count,))) / count
+        return path.t_min + (path.t_max - path.t_min) * fraction
 
     return sample
 
 
-def logit_normal(mean: float = 0.0, std: float = 1.0) -> TimeSampler:
-    """logit(t) ~ N(mean, std^2), t in (0, 1) (Esser et al. 2024, eq. 19; defaults theirs)."""
-    return lambda key, count: jax.nn.sigmoid(mean + std * jax.random.normal(key, (count,)))
+def logit_normal(path: Path, mean: float = 0.0, std: float = 1.0) -> TimeSampler:
+    """logit((t - t_min) / (t_max - t_min)) ~ N(mean, std^2) (Esser et al. 2024, eq. 19)."""
+
+    def sample(key: Array, count: int) -> Array:
+        fraction = jax.nn.sigmoid(mean + std * jax.random.normal(key, (count,)))
+        return path.t_min + (path.t_max - path.t_min) * fraction
+
+    return sample
 
 
-def log_normal(mean: float = -1.2, std: float = 1.2) -> TimeSampler:
-    """log(sigma) ~ N(mean, std^2), a noise level (Karras et al. 2022, table 1; defaults theirs)."""
-    return lambda key, count: jnp.exp(mean + std * jax.random.normal(key, (count,)))
+def log_normal(path: Path, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
+    """log(sigma / alpha) ~ N(mean, std^2), cut at the path's ends (Karras et al. 2022, table 1).
+
+    The same noise levels on every path; on `ve` t is sigma itself.
+    """
+
+    def sample(key: Array, count: int) -> Array:
+        rho = jnp.exp(mean + std * jax.random.normal(key, (count,)))
+        return jnp.clip(path.time_at(rho), path.t_min, path.t_max)
+
+    return sample
 
 
 TIME_SAMPLERS: dict[str, Callable[..., TimeSampler]] = {

@@ -23,11 +23,12 @@ from eval.grid import save_comparison, save_grid
 from eval.neighbours import precision_recall
 from eval.results import save_results
 from objectives.base import Params
-from training.experiment import Experiment
+from training.experiment import Experiment, check_guidance
 
 FEATURE = "pixels"
 FLOOR = "half of the real images against the other half"
-# A Frechet distance on more dimensions takes minutes and needs more samples than are drawn.
+# A Frechet distance on more dimensions takes minutes. Where there are fewer samples than dimensions
+# it is biased, and comparable only with values of the same number of samples.
 LARGEST_DIMENSION = 4096
 # Real images for precision and recall, whose cost is a product of counts.
 LARGEST_NEIGHBOURHOOD = 5_000
@@ -84,6 +85,7 @@ def measure(images: np.ndarray, labels: np.ndarray, real: Reference) -> dict[str
 def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:
     """Raises ValueError, before any compute, if config.evaluate cannot be carried out."""
     fields = config.evaluate
+    check_guidance(experiment, guidance_scale(experiment, config))
     if fields.batch_size % mesh.size:
         raise ValueError(
             f"evaluate.batch_size={fields.batch_size} is not divisible by the {mesh.size} devices"
@@ -132,11 +134,11 @@ def evaluator(
             )
             for steps, sampler in samplers.items()
         }
-        results = facts(experiment, config, step)
+        results = {**facts(experiment, config, step), "by_steps": {}}
         if np.prod(experiment.image_shape) > LARGEST_DIMENSION:
             results["by_steps"] = {str(steps): {} for steps in images}
             results["skipped"] = "metrics: too many pixels for pixel features"
-        else:
+        elif jax.process_index() == 0:
             results |= measurements(images, labels, real())
         if jax.process_index() == 0:
             save(workdir / "eval", f"step_{step:08d}", results, images, dataset, config)

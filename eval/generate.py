@@ -12,6 +12,7 @@ from tqdm import tqdm
 from data import to_uint8
 from objectives.base import Objective, Params
 from training.sharding import batch_sharding, replicated
+from training.state import named_key
 
 # (params, indices [B], labels [B]) -> x_0 [B, H, W, C]
 BatchSampler = Callable[[Params, np.ndarray, np.ndarray], Array]
@@ -28,13 +29,15 @@ def batch_sampler(
 ) -> BatchSampler:
     """One jitted function from parameters, sample indices and labels to images.
 
-    All randomness of sample i comes from fold_in(key(seed), i).
+    All randomness of sample i is a function of (seed, i).
     """
 
     def sample(params: Params, indices: Array, labels: Array) -> Array:
         indices, labels = jax.lax.with_sharding_constraint((indices, labels), batch_sharding(mesh))
-        keys = jax.vmap(partial(jax.random.fold_in, jax.random.key(seed)))(indices)
-        eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(keys)
+        stream = named_key(jax.random.key(seed), "sample")
+        keys = jax.vmap(partial(jax.random.fold_in, stream))(indices)
+        key_eps, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+        eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(key_eps)
         return objective.sample(
             params,
             eps,

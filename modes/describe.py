@@ -6,7 +6,7 @@ import jax
 from ml_collections import ConfigDict
 
 from modes.request import Request, load_dataset, required_config, resolve
-from training.experiment import Experiment, build
+from training.experiment import Experiment, build, debugged
 from training.loop import abstract_batch, abstract_state, compile_step
 from training.sharding import check_batch_size, make_mesh
 
@@ -16,6 +16,8 @@ def describe(request: Request) -> None:
     config = required_config(request)
     if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
         config = resolve(config, load_dataset(config))
+    elif config.debug:
+        config = debugged(config)
     print(description(config, build(config)))
 
 

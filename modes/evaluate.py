@@ -1,15 +1,15 @@
-"""--mode=evaluate: measure the newest checkpoint of a run."""
+"""--mode=evaluate: measure a checkpoint of a run."""
 
 from eval.evaluate import check_sampling, evaluator, summary
 from modes.request import Request, load_dataset, load_run, required_workdir
 
 
 def evaluate(request: Request) -> None:
-    """Evaluate a run at config.evaluate.steps, from its workdir alone or with a config's fields."""
-    path = required_workdir(request)
-    config, experiment, mesh, params, step = load_run(path)
+    """Evaluate a run as its own config says, or as the `evaluate` fields of --config say."""
+    config, experiment, mesh, params, step = load_run(request)
     if request.config is not None:
         config.evaluate = request.config.evaluate
     check_sampling(experiment, config, mesh)
-    evaluate_network = evaluator(experiment, load_dataset(config), config, mesh, path)
+    dataset = load_dataset(config)
+    evaluate_network = evaluator(experiment, dataset, config, mesh, required_workdir(request))
     print(summary(evaluate_network(params, step)))

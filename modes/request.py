@@ -26,6 +26,8 @@ class Request(NamedTuple):
     seed: int = 0
     labels: tuple[int, ...] = ()
     guidance: float | None = None
+    checkpoint: int | None = None
+    network: str = ""
     out: Path | None = None
 
 
@@ -37,10 +39,10 @@ def required_workdir(request: Request) -> Path:
 
 
 def required_config(request: Request) -> ConfigDict:
-    """--config, shrunk if debug is on; raises ValueError if it was not given."""
+    """--config; raises ValueError if it was not given."""
     if request.config is None:
         raise ValueError("--config=configs/FILE.py:METHOD is needed")
-    return debugged(request.config) if request.config.debug else request.config
+    return request.config
 
 
 def load_dataset(config: ConfigDict) -> Dataset:
@@ -52,7 +54,7 @@ def load_dataset(config: ConfigDict) -> Dataset:
 
 
 def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
-    """The config with data.image_size, channels and num_classes of the data set filled in.
+    """The config as it will run: data fields from the data set, shrunk if `debug` is on.
 
     Raises ValueError if the config asks for other classes than the data set has.
     """
@@ -66,17 +68,32 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
             f"data.num_classes={config.data.num_classes}, but {dataset.name} has "
             f"{dataset.num_classes}; use -1 for all of them or 0 to train without labels"
         )
-    return config
+    return debugged(config) if config.debug else config
 
 
-def load_run(path: Path, name: str = "") -> tuple[ConfigDict, Experiment, Mesh, Params, int]:
-    """(config, experiment, mesh, parameters, step) of a run: its newest checkpoint.
+class Run(NamedTuple):
+    """A trained network, ready to sample on all devices here, however it was trained."""
 
-    name: the network to load, by default the one that samples.
+    config: ConfigDict
+    experiment: Experiment
+    mesh: Mesh
+    params: Params
+    step: int
+
+
+def load_run(request: Request) -> Run:
+    """The run in --workdir, at --checkpoint (the newest), with --network (the one that samples).
+
+    Raises ValueError.
     """
+    path = required_workdir(request)
     config = workdir.load_config(path)
+    if request.network:
+        config.ema.sample_with = request.network
     experiment = build(config)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh()
+    if config.evaluate.batch_size % mesh.size:
+        config.evaluate.batch_size = -(-config.evaluate.batch_size // mesh.size) * mesh.size
     player = experiment.objective.players[experiment.objective.generator]
     shapes = jax.eval_shape(player.init, jax.random.key(0))
     abstract = jax.tree.map(
@@ -84,5 +101,6 @@ def load_run(path: Path, name: str = "") -> tuple[ConfigDict, Experiment, Mesh, 
         shapes,
         tree_shardings(shapes, mesh),
     )
-    params, step = checkpoint.restore_network(path, name or experiment.sample_with, abstract)
-    return config, experiment, mesh, params, step
+    name = experiment.sample_with
+    params, step = checkpoint.restore_network(path, name, abstract, request.checkpoint)
+    return Run(config, experiment, mesh, params, step)

@@ -3,11 +3,13 @@
 import io
 import os
 
+import jax
 import numpy as np
 
 from eval.generate import batch_sampler, cycle_labels, generate
 from eval.grid import save_grid
 from modes.request import Request, load_run, required_workdir
+from training.experiment import check_guidance
 
 COLUMNS = 16
 
@@ -18,12 +20,11 @@ def sample(request: Request) -> None:
     Sample i depends on the seed, i and its label alone. Labels go through --labels in turn, by
     default through all classes; y is -1 for a model without classes.
     """
-    path = required_workdir(request)
-    if request.num < 1:
-        raise ValueError(f"--num={request.num} must be 1 or more")
-    config, experiment, mesh, params, step = load_run(path)
-    labels = cycle_labels(chosen_labels(request, experiment.num_classes), request.num)
+    check(request)
+    config, experiment, mesh, params, step = load_run(request)
     scale = experiment.objective.guidance_scale if request.guidance is None else request.guidance
+    check_guidance(experiment, scale)
+    labels = cycle_labels(chosen_labels(request, experiment.num_classes), request.num)
     sampler = batch_sampler(
         experiment.objective,
         experiment.image_shape,
@@ -35,9 +36,10 @@ def sample(request: Request) -> None:
     images = generate(
         sampler, params, labels, batch_size=config.evaluate.batch_size, description="sampling"
     )
-    out = request.out or path / f"samples_{request.steps}_steps_seed_{request.seed}.npz"
-    if out.suffix != ".npz":
-        raise ValueError(f"--out={out} must end in .npz")
+    name = f"samples_{request.steps}_steps_seed_{request.seed}.npz"
+    out = request.out or required_workdir(request) / name
+    if jax.process_index() > 0:
+        return
     write_npz(out, x=images, y=labels)
     grid = out.with_suffix(".png")
     save_grid(grid, images[: COLUMNS * COLUMNS], columns=COLUMNS)
@@ -45,6 +47,16 @@ def sample(request: Request) -> None:
         f"{request.num} samples of {experiment.sample_with} at step {step}, {request.steps} "
         f"sampling step(s), guidance {scale:g}: {out} and {grid}"
     )
+
+
+def check(request: Request) -> None:
+    """Raises ValueError for an option that cannot be carried out."""
+    if request.num < 1:
+        raise ValueError(f"--num={request.num} must be 1 or more")
+    if not 0 <= request.seed < 2**32:
+        raise ValueError(f"--seed={request.seed} must be in [0, 2^32)")
+    if request.out is not None and request.out.suffix != ".npz":
+        raise ValueError(f"--out={request.out} must end in .npz")
 
 
 def chosen_labels(request: Request, num_classes: int) -> np.ndarray:

@@ -22,18 +22,18 @@ def train(request: Request) -> None:
     """Train to config.steps, evaluating and saving on the way."""
     path, config = required_workdir(request), required_config(request)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    check_batch_size(config.batch_size, mesh)
     dataset = load_dataset(config)
     config = resolve(config, dataset)
+    check_batch_size(config.batch_size, mesh)
     experiment = build(config)
-    if config.teacher and not experiment.objective.frozen:
-        raise ValueError(f"teacher is not used by {config.objective.name}; leave it unset")
     check_sampling(experiment, config, mesh)
     check_step(experiment, config, mesh)
     workdir.start_run(path, config)
     evaluate_network = evaluator(experiment, dataset, config, mesh, path)
 
     def evaluate(state: TrainState) -> dict[str, float]:
+        if not config.evaluate.steps:
+            return {}
         params = {**state.networks, **state.followers}[experiment.sample_with]
         results = evaluate_network(params, int(state.step))
         if jax.process_index() == 0:

@@ -4,12 +4,13 @@
     L   = E || v_theta(x_t, t, y) - (alpha' x_0 + sigma' eps) ||^2            (mean over dimensions)
 
 Its minimiser is the conditional mean E[alpha' x_0 + sigma' eps | x_t], the velocity of the
-probability-flow ODE, so the minimum is not zero: on Gaussian data N(mu, S) and the linear path it
-is tr(S C^-1) with C = alpha^2 S + sigma^2 I. Labels are replaced by the null class with probability
-`label_dropout`, which is what guidance at sampling needs. Nothing is detached: the target holds no
-network.
+probability-flow ODE, so the minimum is not zero: on Gaussian data N(mu, S) in D dimensions and the
+linear path it is tr(S C^-1) / D at each t, with C = alpha^2 S + sigma^2 I. Labels are replaced by
+the null class with probability `label_dropout`, which is what guidance at sampling needs. Nothing
+is detached: the target holds no network.
 
-The loss is taken in velocity whatever path is used; on the linear path that is eps - x_0.
+The loss is taken in velocity whatever path is used; on the linear path that is eps - x_0. x_t
+enters the network as it is, which suits paths of bounded scale (all but `ve`).
 """
 
 from collections.abc import Mapping
@@ -53,7 +54,7 @@ def flow_matching(
     label_dropout: probability of the null class (0.1 in Ho & Salimans 2022 and in DiT).
     guidance_scale, solver: how it samples; see `diffusion.guidance` and `samplers.ode`.
     """
-    time_sampler = time_sampler or uniform(path.t_min, path.t_max)
+    time_sampler = time_sampler or uniform(path)
     solve = SOLVERS[solver]
 
     def loss(

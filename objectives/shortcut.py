@@ -215,7 +215,7 @@ def shortcut(
     """
     check_fields(network, path, max_steps, bootstrap_fraction)
     levels, every = max_steps.bit_length() - 1, round(1.0 / bootstrap_fraction)
-    time_sampler = time_sampler or uniform()
+    time_sampler = time_sampler or uniform(path)
     finest = 1.0 / max_steps
 
     def flow_rows(batch: Batch, key: Key) -> Regression:

@@ -26,9 +26,7 @@ RUN = "run"
 
 def open_checkpoints(workdir: Path, keep: int = 0) -> ocp.CheckpointManager:
     """The checkpoints of a run, saved asynchronously; the newest `keep` stay, all of them if 0."""
-    options = ocp.CheckpointManagerOptions(
-        max_to_keep=keep or None, cleanup_tmp_directories=True, step_prefix=None
-    )
+    options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, cleanup_tmp_directories=True)
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
 
 
@@ -87,7 +85,9 @@ def restore_network(
     """
     if not (workdir / FOLDER).is_dir():
         raise ValueError(f"{workdir} holds no checkpoints; train there first (--mode=train)")
-    with open_checkpoints(workdir) as checkpoints:
+    # Read-only: the run may be saving at this moment.
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    with ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options) as checkpoints:
         steps = checkpoints.all_steps()
         step = max(steps, default=None) if step is None else step
         if step not in steps:

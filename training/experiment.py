@@ -1,6 +1,7 @@
 """From a config to functions: the one place where config fields meet the rest of Fewstep."""
 
 import inspect
+import math
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
@@ -18,7 +19,11 @@ from training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
 
 
 class Experiment(NamedTuple):
-    """What a config describes. `sample_with` names the network (or average) that samples."""
+    """What a config describes.
+
+    guidable: whether the network learns the null class, which guidance extrapolates from.
+    sample_with: the network, or average of it, that samples.
+    """
 
     network: Network
     path: Path
@@ -26,6 +31,7 @@ class Experiment(NamedTuple):
     optimizers: Mapping[str, Optimizer]
     image_shape: tuple[int, int, int]
     num_classes: int
+    guidable: bool
     sample_with: str
 
 
@@ -42,37 +48,56 @@ def build(config: ConfigDict) -> Experiment:
     fields = dict(config.objective)
     if "time_sampler" in fields:
         fields["time_sampler"] = construct(
-            TIME_SAMPLERS, fields["time_sampler"], "objective.time_sampler"
+            TIME_SAMPLERS, fields["time_sampler"], "objective.time_sampler", path
         )
     objective = construct(OBJECTIVES, fields, "objective", network, path)
+    if config.teacher and not objective.frozen:
+        raise ValueError(f"teacher is not used by {config.objective.name}; leave it unset")
     averages = ema_followers(config.ema, objective.generator)
     objective = objective._replace(followers={**objective.followers, **averages})
-    return Experiment(
+    experiment = Experiment(
         network=network,
         path=path,
         objective=objective,
         optimizers=build_optimizers(config, objective),
         image_shape=shape,
         num_classes=config.data.num_classes,
+        guidable=config.data.num_classes > 0 and config.objective.get("label_dropout", 0.0) > 0.0,
         sample_with=sampled_network(config.ema.sample_with, averages, objective),
     )
+    check_guidance(experiment, objective.guidance_scale)
+    return experiment
+
+
+def check_guidance(experiment: Experiment, scale: float) -> None:
+    """Raises ValueError for a guidance scale that the network was not trained for."""
+    if not math.isfinite(scale):
+        raise ValueError(f"the guidance scale {scale} is not a number")
+    if scale != 1.0 and not experiment.guidable:
+        raise ValueError(
+            f"guidance scale {scale:g} needs a network that knows the null class: train with "
+            "data.num_classes above 0 and objective.label_dropout above 0, or use scale 1"
+        )
 
 
 def debugged(config: ConfigDict) -> ConfigDict:
-    """The config as a run of about a minute on one device: tiny network, few steps and samples."""
+    """The config as a run of about a minute on one device: tiny network, few steps and samples.
+
+    The config's data fields are resolved: patches are enlarged to at most 8 x 8 tokens.
+    """
     config = ConfigDict(config)
     config.steps = min(config.steps, 50)
     config.batch_size = min(config.batch_size, 64)
-    config.model.size = "nano"
-    # At most 8 x 8 tokens.
-    config.model.patch_size = max(config.model.patch_size, config.data.image_size // 8)
-    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, 10)
+    size, patch = config.data.image_size, config.model.patch_size
+    patches = [p for p in range(patch, size + 1) if size % p == 0 and size // p <= 8]
+    config.model.size, config.model.patch_size = "nano", min(patches, default=size)
+    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, config.steps // 5)
     config.log.every = 10
     config.checkpoint.every = 25
     config.evaluate.every = 0
     config.evaluate.num_samples = 64
     config.evaluate.batch_size = 64
-    config.evaluate.steps = (1, 4)
+    config.evaluate.steps = config.evaluate.steps[:2]
     return config
 
 

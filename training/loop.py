@@ -1,7 +1,9 @@
-"""The training loop: restore, then take a batch, step, log, evaluate if due, save if due.
+"""The training loop: restore, then take a batch, step, log, save if due, evaluate if due.
 
 The metrics read on the host are those of the step before, so the device never waits for the host;
-before a save or an evaluation they are caught up with, so neither sees a state of a failed run.
+before a save or an evaluation they are caught up with, so neither sees a state of a failed run. A
+save comes before the evaluation, which may fail or be killed, and ends a row of the log, so that a
+resumed run writes the rows that an uninterrupted one does.
 """
 
 import sys
@@ -18,7 +20,7 @@ from tqdm import tqdm
 
 from objectives.base import Metrics, Objective, Params
 from training import checkpoint
-from training.metrics import Average, MetricLog
+from training.metrics import Average, MetricLog, read_rows
 from training.optimizer import Optimizer
 from training.sharding import (
     batch_sharding,
@@ -34,7 +36,7 @@ HostBatch = Mapping[str, np.ndarray]
 
 
 class NonFiniteError(RuntimeError):
-    """A loss or gradient was not finite; the state before it stands in the last checkpoint."""
+    """A loss or gradient was not finite; nothing after the last finite step was saved."""
 
 
 def abstract_state(
@@ -130,15 +132,18 @@ def train(
         source = batches(start)
         report = Report(workdir, start, steps, batch_size, log_every)
         try:
+            if start and due(start, steps, evaluate_every) and not report.evaluated(start):
+                report.write(start, evaluate(state))  # killed between the save and the evaluation
             for done in range(start + 1, steps + 1):
                 state, metrics = step(state, frozen, put_batch(next(source), mesh))
                 report.after_step(done, metrics)
-                if due(done, steps, evaluate_every):
-                    report.catch_up()
-                    report.write(done, evaluate(state))
                 if due(done, steps, checkpoint_every):
-                    report.catch_up()
+                    report.flush(done)
                     checkpoint.save(checkpoints, state, {"seed": seed})
+                if due(done, steps, evaluate_every):
+                    report.flush(done)
+                    report.write(done, evaluate(state))
+                    report.restart_clock()
         finally:
             report.close()
     return state
@@ -165,7 +170,8 @@ class Report:
         self.every, self.steps, self.batch_size = every, steps, batch_size
         self.average = Average()
         self.pending: tuple[int, Metrics] | None = None
-        self.images, self.since = 0, time.perf_counter()
+        self.workdir = workdir
+        self.restart_clock()
 
     def after_step(self, step: int, metrics: Metrics) -> None:
         """Take the metrics of a step that is still running; handle those of the one before."""
@@ -183,11 +189,26 @@ class Report:
         self.images += self.batch_size
         self.bar.update()
         if due(step, self.steps, self.every):
-            row = self.average.pop()
+            self.flush(step)
+
+    def flush(self, step: int) -> None:
+        """Handle what is pending and end the row of the log with the averages since the last."""
+        self.catch_up()
+        row = self.average.pop()
+        if row:
             row["images_per_second"] = self.images / (time.perf_counter() - self.since)
-            self.images, self.since = 0, time.perf_counter()
             self.bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k.endswith("loss")})
             self.write(step, row)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Count images per second from here, without the evaluation or the save before."""
+        self.images, self.since = 0, time.perf_counter()
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the log has an evaluation of that step."""
+        rows = read_rows(self.workdir / "metrics.jsonl")
+        return any(row["step"] == step and "loss" not in row for row in rows)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Log numbers of a step."""
@@ -208,6 +229,6 @@ def check_finite(step: int, metrics: Metrics) -> None:
             player = name.rpartition("/")[0] or "the network"
             raise NonFiniteError(
                 f"loss or gradient of {player} is not finite at step {step}; the update was not "
-                "made. Lower optimizer.learning_rate or set optimizer.clip_norm, then run the same "
-                "command: it goes on from the last checkpoint"
+                "made, and the run cannot go on as it is. Start another --workdir with a lower "
+                "optimizer.learning_rate or with optimizer.clip_norm"
             )

@@ -67,10 +67,13 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def check_same_run(saved: ConfigDict, config: ConfigDict, workdir: Path) -> None:
     """Raises ValueError that lists the fields in which a config differs from the run's own."""
     old, new = flat(as_dict(saved)), flat(as_dict(config))
+    # A schedule that ends at the last step is another schedule for another number of steps.
+    constant = old.get("optimizer.schedule") == "constant"
+    changeable = CHANGEABLE if constant else CHANGEABLE[1:]
     differing = [
         f"{name} ({old.get(name)} there, {new.get(name)} now)"
         for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith(CHANGEABLE)
+        if old.get(name) != new.get(name) and not name.startswith(changeable)
     ]
     if differing:
         raise ValueError(

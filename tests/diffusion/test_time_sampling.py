@@ -5,17 +5,19 @@ import pytest
 from scipy import stats
 
 from diffusion import time_sampling as ts
+from diffusion.path import PATHS, linear, ve
 
 KEY = jax.random.key(0)
+LINEAR = linear()
 COUNT = 20_000
 
 
 @pytest.mark.parametrize(
     ("sampler", "law"),
     [
-        (ts.uniform(), stats.uniform()),
-        (ts.uniform(0.2, 3.0), stats.uniform(0.2, 2.8)),
-        (ts.log_normal(-1.2, 1.2), stats.lognorm(1.2, scale=np.exp(-1.2))),
+        (ts.uniform(LINEAR), stats.uniform()),
+        (ts.uniform(ve(0.2, 3.0)), stats.uniform(0.2, 2.8)),
+        (ts.log_normal(ve(1e-6, 1e6), -1.2, 1.2), stats.lognorm(1.2, scale=np.exp(-1.2))),
     ],
 )
 def test_samplers_follow_their_law(sampler, law):
@@ -23,16 +25,34 @@ def test_samplers_follow_their_law(sampler, law):
 
 
 def test_logit_normal_follows_its_law():
-    t = np.asarray(ts.logit_normal(-0.4, 1.3)(KEY, COUNT), np.float64)
+    t = np.asarray(ts.logit_normal(LINEAR, -0.4, 1.3)(KEY, COUNT), np.float64)
     assert stats.kstest(np.log(t / (1 - t)), stats.norm(-0.4, 1.3).cdf).statistic < 0.015
 
 
 def test_uniform_is_stratified_and_each_row_is_uniform():
-    t = np.stack([ts.uniform()(key, 8) for key in jax.random.split(KEY, 4000)])
+    t = np.stack([ts.uniform(LINEAR)(key, 8) for key in jax.random.split(KEY, 4000)])
     np.testing.assert_array_equal(
         np.sort((t * 8).astype(int), axis=1), np.tile(np.arange(8), (4000, 1))
     )
     assert stats.kstest(t[:, 0], stats.uniform().cdf).statistic < 0.03
+
+
+@pytest.mark.parametrize("sampler", ts.TIME_SAMPLERS)
+@pytest.mark.parametrize("name", PATHS)
+def test_times_fill_the_path_and_stay_on_it(name, sampler):
+    path = PATHS[name]()
+    t = np.asarray(ts.TIME_SAMPLERS[sampler](path)(KEY, COUNT))
+    assert path.t_min <= t.min() and t.max() <= np.float32(path.t_max)
+    if sampler == "uniform":
+        spread = path.t_max - path.t_min
+        assert t.min() - path.t_min < 1e-3 * spread and path.t_max - t.max() < 1e-3 * spread
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_log_normal_draws_the_same_noise_levels_on_every_path(name):
+    path = PATHS[name]()
+    rho = np.asarray(path.rho(ts.log_normal(path)(KEY, COUNT)), np.float64)
+    assert np.median(rho) == pytest.approx(np.exp(-1.2), rel=0.03)
 
 
 def test_karras_grid_is_the_paper_s():
@@ -59,7 +79,7 @@ def test_adjacent_pairs_are_neighbours_and_reach_both_ends():
 
 
 def test_ordered_pairs():
-    t, s = ts.ordered_pair(KEY, 1000, ts.uniform(), equal_fraction=0.25)
+    t, s = ts.ordered_pair(KEY, 1000, ts.uniform(LINEAR), equal_fraction=0.25)
     assert (np.asarray(s) <= np.asarray(t)).all()
     assert (np.asarray(t == s)).sum() == 250
     # The equal rows are not the first rows of the batch.

@@ -46,10 +46,21 @@ def test_real_images_measured_against_themselves():
     assert measure(noise, split.labels, real)["frechet"] > 10 * real.floor
 
 
-def test_data_without_classes_and_large_images_say_what_is_skipped(tmp_path):
+def test_large_images_say_what_is_skipped(tmp_path, monkeypatch):
+    monkeypatch.setattr("eval.evaluate.LARGEST_DIMENSION", 63)
+    config, experiment = small_experiment(**FIELDS)
+    params = experiment.network.init(jax.random.key(0))
+    results = evaluator(experiment, dataset(), config, make_mesh(), tmp_path)(params, 1)
+    assert results["by_steps"] == {"1": {}, "2": {}}
+    assert "skipped metrics" in summary(results)
+
+
+def test_data_without_classes(tmp_path):
     config, experiment = small_experiment(**FIELDS, **{"data.num_classes": 0})
     params = experiment.network.init(jax.random.key(0))
-    results = evaluator(experiment, dataset(0), config, make_mesh(), tmp_path)(params, 1)
+    split = synthetic_split(200)
+    unlabelled = Dataset("x", split._replace(labels=np.full(200, -1, np.int32)), None, 0)
+    results = evaluator(experiment, unlabelled, config, make_mesh(), tmp_path)(params, 1)
     assert set(results["by_steps"]["1"]) == {"frechet", "precision", "recall"}
     assert "classifier_accuracy" not in results
 

@@ -53,7 +53,7 @@ def test_loss_is_the_paper_s_in_numpy():
     data = {"x": GAUSSIAN.sample(KEY, 16), "label": jnp.arange(16) % 3}
     loss, _ = loss_of(objective, network.init(KEY), data)
     key_t, key_eps, key_label, _ = jax.random.split(KEY, 4)
-    t = np.asarray(uniform()(key_t, 16))[:, None]
+    t = np.asarray(uniform(path)(key_t, 16))[:, None]
     eps = np.asarray(jax.random.normal(key_eps, (16, 2)))
     null = np.asarray(jax.random.bernoulli(key_label, 0.5, (16,)))
     assert 0 < null.sum() < 16

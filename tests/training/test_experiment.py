@@ -18,6 +18,9 @@ from training.experiment import build
         ({"ema.sample_with": "ema_0.99"}, "did you mean 'ema_0.999'"),
         ({"model.size": "nanos"}, "'nano'"),
         ({"model.second_time": "none"}, "model.second_time"),
+        ({"objective.guidance_scale": 2.0, "objective.label_dropout": 0.0}, "null class"),
+        ({"objective.guidance_scale": 2.0, "data.num_classes": 0}, "null class"),
+        ({"teacher": "runs/x"}, "teacher is not used"),
     ],
 )
 def test_bad_fields_are_named_with_the_nearest(fields, message):

@@ -24,6 +24,11 @@ def test_only_what_leaves_the_run_the_same_may_change(tmp_path):
     assert "optimizer.learning_rate (0.001 there, 0.5 now)" in str(error.value)
     assert "objective.max_steps (128 there, 64 now)" in str(error.value)
     assert "log.every" not in str(error.value)
+    scheduled = small_config(**{"optimizer.schedule": "cosine"})
+    workdir.start_run(tmp_path / "cosine", scheduled)
+    scheduled.steps = 20
+    with pytest.raises(ValueError, match=r"steps \(10 there, 20 now\)"):
+        workdir.start_run(tmp_path / "cosine", scheduled)
     # The record is still the run's own.
     assert workdir.load_config(tmp_path).optimizer.learning_rate == 1e-3
 
