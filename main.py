@@ -63,7 +63,7 @@ USED_BY = {
 
 def main(_: list[str]) -> None:
     """Run one mode; an error that a user can mend becomes a message and exit code 2."""
-    logging.set_verbosity(logging.WARNING)
+    logging.set_verbosity(logging.ERROR)
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     try:

@@ -26,7 +26,7 @@ from objectives.base import Params
 from training.experiment import Experiment, check_guidance
 
 FEATURE = "pixels"
-FLOOR = "half of the real images against the other half"
+FLOOR = "as many real images as samples, at most half of them, against the others"
 # A Frechet distance on more dimensions takes minutes. Where there are fewer samples than dimensions
 # it is biased, and comparable only with values of the same number of samples.
 LARGEST_DIMENSION = 4096
@@ -49,15 +49,16 @@ class Reference(NamedTuple):
     accuracy: float | None
 
 
-def reference(dataset: Dataset, num_classes: int) -> Reference:
-    """Statistics of all real images, the distance between two halves of them, a classifier.
+def reference(dataset: Dataset, num_classes: int, num_samples: int) -> Reference:
+    """Statistics of all real images, the distance of some from the others, a classifier.
 
-    The classifier is fitted on the training split; its accuracy is that on the held-out split.
+    That distance, the floor, is of num_samples images (at most half of all) from the rest: real
+    images that take the place of samples, with the same bias. The classifier is fitted on the training split; its accuracy is that on the held-out split.
     """
     splits = [dataset.train] + ([dataset.test] if dataset.test is not None else [])
     order = np.random.default_rng(SEED).permutation(sum(len(split.labels) for split in splits))
     features = np.concatenate([FEATURES[FEATURE](split.images) for split in splits])[order]
-    halves = np.array_split(features, 2)
+    cut = min(num_samples, len(features) // 2)
     predict = accuracy = None
     if num_classes > 1:
         predict = fit_classifier(dataset.train.images, dataset.train.labels)
@@ -66,7 +67,7 @@ def reference(dataset: Dataset, num_classes: int) -> Reference:
     return Reference(
         statistics=statistics(features),
         neighbourhood=features[:LARGEST_NEIGHBOURHOOD],
-        floor=frechet_distance(*map(statistics, halves)),
+        floor=frechet_distance(statistics(features[:cut]), statistics(features[cut:])),
         predict=predict,
         accuracy=accuracy,
     )
@@ -125,7 +126,7 @@ def evaluator(
     choices = np.arange(experiment.num_classes) if experiment.num_classes else np.array([-1])
     labels = cycle_labels(choices, fields.num_samples)
     samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
-    real = cache(lambda: reference(dataset, experiment.num_classes))
+    real = cache(lambda: reference(dataset, experiment.num_classes, fields.num_samples))
 
     def evaluate(params: Params, step: int) -> dict[str, Any]:
         images = {
@@ -217,7 +218,7 @@ def summary(results: dict[str, Any]) -> str:
         numbers = "  ".join(f"{name} {value:7.3f}" for name, value in metrics.items())
         lines.append(f"  {steps:>4} step{'s' if int(steps) > 1 else ' '}  {numbers}")
     if "floor" in results:
-        lines.append(f"  real images, half against half: frechet {results['floor']['frechet']:.3f}")
+        lines.append(f"  real images in their place: frechet {results['floor']['frechet']:.3f}")
     if "classifier_accuracy" in results:
         lines.append(f"  the classifier on held-out ones: {results['classifier_accuracy']:.3f}")
     if "skipped" in results:

@@ -35,7 +35,7 @@ def test_an_evaluation_writes_what_it_returns(tmp_path):
 
 
 def test_real_images_measured_against_themselves():
-    real = reference(dataset(), 10)
+    real = reference(dataset(), 10, 125)
     split = dataset().train
     metrics = measure(split.images, split.labels, real)
     # 200 of the 250 reference images, exactly: nothing is missed but sampling error.
