@@ -50,10 +50,11 @@ class Reference(NamedTuple):
 
 
 def reference(dataset: Dataset, num_classes: int, num_samples: int) -> Reference:
-    """Statistics of all real images, the distance of some from the others, a classifier.
+    """Statistics of all real images, the distance of some of them from the others, a classifier.
 
-    That distance, the floor, is of num_samples images (at most half of all) from the rest: real
-    images that take the place of samples, with the same bias. The classifier is fitted on the training split; its accuracy is that on the held-out split.
+    That distance, the floor, is of num_samples real images (at most half of all) in the place of
+    samples, so that it has the same bias. The classifier is fitted on the training split; its
+    accuracy is that on the held-out split.
     """
     splits = [dataset.train] + ([dataset.test] if dataset.test is not None else [])
     order = np.random.default_rng(SEED).permutation(sum(len(split.labels) for split in splits))
