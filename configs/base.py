@@ -130,3 +130,22 @@ def choose(config: ConfigDict, method: str) -> ConfigDict:
     if method == "shortcut":
         config.model.second_time = "step_size"
     return config
+
+
+def frans_2024(method: str) -> ConfigDict:
+    """What Frans et al. 2024 share between data sets: DiT-B/2 on 32 x 32 x 4 latents."""
+    chosen = choose(config(), method)
+    chosen.data.name = "latents"
+    chosen.data.image_size = 32
+    chosen.data.channels = 4
+    chosen.model.size = "B"
+    chosen.model.patch_size = 2
+    chosen.model.dtype = "bfloat16"
+    chosen.optimizer.learning_rate = 1e-4
+    chosen.optimizer.weight_decay = 0.1
+    chosen.ema.decays = (0.999,)
+    chosen.checkpoint.every = 20_000
+    chosen.evaluate.every = 50_000
+    if method == "shortcut":
+        chosen.objective.bootstrap_fraction = 0.125
+    return chosen

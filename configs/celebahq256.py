@@ -16,22 +16,9 @@ from configs import base
 
 def get_config(method: str = "shortcut") -> ConfigDict:
     """The paper's unconditional setting."""
-    config = base.choose(base.config(), method)
+    config = base.frans_2024(method)
     config.steps = 410_000
     config.batch_size = 64
-    config.data.name = "latents"
-    config.data.image_size = 32
-    config.data.channels = 4
     config.data.num_classes = 0
-    config.model.size = "B"
-    config.model.patch_size = 2
-    config.model.dtype = "bfloat16"
     config.objective.label_dropout = 0.0
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.weight_decay = 0.1
-    config.ema.decays = (0.999,)
-    config.checkpoint.every = 20_000
-    config.evaluate.every = 50_000
-    if method == "shortcut":
-        config.objective.bootstrap_fraction = 0.125
     return config

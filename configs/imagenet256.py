@@ -17,22 +17,9 @@ from configs import base
 
 def get_config(method: str = "shortcut") -> ConfigDict:
     """The paper's class-conditional setting."""
-    config = base.choose(base.config(), method)
+    config = base.frans_2024(method)
     config.steps = 810_000
     config.batch_size = 256
-    config.data.name = "latents"
-    config.data.image_size = 32
-    config.data.channels = 4
     config.data.num_classes = 1000
-    config.model.size = "B"
-    config.model.patch_size = 2
-    config.model.dtype = "bfloat16"
     config.objective.guidance_scale = 1.5
-    config.optimizer.learning_rate = 1e-4
-    config.optimizer.weight_decay = 0.1
-    config.ema.decays = (0.999,)
-    config.checkpoint.every = 20_000
-    config.evaluate.every = 50_000
-    if method == "shortcut":
-        config.objective.bootstrap_fraction = 0.125
     return config
