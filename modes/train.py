@@ -68,6 +68,8 @@ def train(request: Request) -> None:
         keep_checkpoints=config.checkpoint.keep,
         evaluate_every=config.evaluate.every,
     )
+    if jax.process_index() == 0:
+        print(f"{path} is at step {config.steps}; draw from it: --mode=sample --workdir={path}")
 
 
 def check_step(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:
