@@ -1,7 +1,9 @@
 """Every field of a config, its default, unit and meaning. A config file sets only what differs.
 
     config = base.config()                    all fields, without model inputs of a method
-    config.objective = base.shortcut()        the fields of one method
+    config.objective = base.shortcut()        the fields of one objective
+
+`configs/methods.py` puts them together to the methods that a user names.
 
 Any field can be set on the command line: --config.optimizer.learning_rate=1e-3. None stands for the
 default of the function that takes the field.
@@ -15,11 +17,13 @@ def config() -> ConfigDict:
     """All fields but those of the method."""
     return ConfigDict(
         {
+            "method": "",  # how tables and pictures call the run
             "seed": 0,  # of everything random: parameters, data order, noise
             "steps": 100_000,  # training steps in all; a resumed run goes on to this number
             "batch_size": 256,  # images per step over all devices
             "debug": False,  # shrink to a run of about a minute on one device
             "teacher": "",  # WORKDIR[@STEP] of the run that teaches; "" for methods without one
+            "start_from_teacher": True,  # the trained networks start as copies of it
             "data": {
                 "name": "digits",  # digits, fashion_mnist, folder:PATH, or a TFDS image data set
                 "dir": "",  # where prepared data lie; "" is $FEWSTEP_DATA or ~/.cache/fewstep
@@ -34,6 +38,7 @@ def config() -> ConfigDict:
                 "patch_size": 2,  # pixels (or latents) per side of a token
                 "second_time": "none",  # none, time (s), interval (t - s), step_size (-log2(t - s))
                 "guidance_input": False,  # whether the network is told the guidance scale
+                "loss_weight": False,  # whether it learns the weight of its loss at each t
                 "time_scale": 1000.0,  # t is multiplied by it before the sinusoids
                 "dropout": 0.0,  # probability, in the blocks
                 "dtype": "float32",  # float32 or bfloat16 inside the network
@@ -46,6 +51,10 @@ def config() -> ConfigDict:
                 "sigma_max": placeholder(float),  # ve: largest noise level
                 "beta_min": placeholder(float),  # vp_ddpm: noise rate at t = 0
                 "beta_max": placeholder(float),  # vp_ddpm: noise rate at t = 1
+            },
+            "prediction": {
+                "kind": "velocity",  # what the network's output is: velocity, F (EDM), v, eps, x_0
+                "sigma_data": placeholder(float),  # F: deviation of the data; None is EDM's 0.5
             },
             "objective": {},
             "optimizer": {
@@ -87,20 +96,47 @@ def config() -> ConfigDict:
     )
 
 
-def time_sampler() -> ConfigDict:
+def time_sampler(name: str = "uniform") -> ConfigDict:
     """How t is drawn: uniform, logit_normal(mean, std), log_normal(mean, std)."""
-    return ConfigDict({"name": "uniform", "mean": placeholder(float), "std": placeholder(float)})
+    return ConfigDict({"name": name, "mean": placeholder(float), "std": placeholder(float)})
 
 
-def flow_matching() -> ConfigDict:
-    """objectives/flow_matching.py"""
+def log_normal(mean: float, std: float) -> ConfigDict:
+    """Log-normal noise levels."""
+    fields = time_sampler()
+    fields.update(name="log_normal", mean=mean, std=std)
+    return fields
+
+
+def spacing(name: str = "uniform") -> ConfigDict:
+    """How a path is divided into steps: uniform in t, or karras(power) in noise levels."""
+    return ConfigDict({"name": name, "power": placeholder(float)})
+
+
+def solver(name: str = "euler") -> ConfigDict:
+    """How a denoiser is sampled."""
     return ConfigDict(
         {
-            "name": "flow_matching",
+            "name": name,  # euler, ddim, heun, dpm_solver_2m, ancestral, churned_heun
+            "variance": placeholder(str),  # ancestral: small or large
+            "churn": placeholder(float),  # churned_heun: noise added, over all steps
+            "churn_min": placeholder(float),  # churned_heun: from this noise level
+            "churn_max": placeholder(float),  # churned_heun: to this noise level
+            "noise": placeholder(float),  # churned_heun: factor of the added noise
+        }
+    )
+
+
+def denoising() -> ConfigDict:
+    """objectives/denoising.py: flow matching, EDM, DDPM, by `prediction` and `path`."""
+    return ConfigDict(
+        {
+            "name": "denoising",
             "time_sampler": time_sampler(),
             "label_dropout": 0.1,  # probability of training a row without its label
             "guidance_scale": 1.0,  # when sampling; form A, 1 is none
-            "solver": "euler",  # euler, heun
+            "solver": solver(),
+            "spacing": spacing(),  # of the sampler's steps
         }
     )
 
@@ -121,31 +157,96 @@ def shortcut() -> ConfigDict:
     )
 
 
-def choose(config: ConfigDict, method: str) -> ConfigDict:
-    """The config with the fields of a method and the network inputs that it needs."""
-    methods = {"flow_matching": flow_matching, "shortcut": shortcut}
-    if method not in methods:
-        raise ValueError(f"no method {method!r} in this config; it has {', '.join(methods)}")
-    config.objective = methods[method]()
-    if method == "shortcut":
-        config.model.second_time = "step_size"
-    return config
+def distance(name: str = "squared_l2") -> ConfigDict:
+    """How two points are compared."""
+    return ConfigDict(
+        {
+            "name": name,  # squared_l2, l1, pseudo_huber, pseudo_huber_elementwise
+            "c": placeholder(float),  # pseudo_huber: 0.00054 sqrt(D) if None, 0 is the norm
+        }
+    )
 
 
-def frans_2024(method: str) -> ConfigDict:
-    """What Frans et al. 2024 share between data sets: DiT-B/2 on 32 x 32 x 4 latents."""
-    chosen = choose(config(), method)
-    chosen.data.name = "latents"
-    chosen.data.image_size = 32
-    chosen.data.channels = 4
-    chosen.model.size = "B"
-    chosen.model.patch_size = 2
-    chosen.model.dtype = "bfloat16"
-    chosen.optimizer.learning_rate = 1e-4
-    chosen.optimizer.weight_decay = 0.1
-    chosen.ema.decays = (0.999,)
-    chosen.checkpoint.every = 20_000
-    chosen.evaluate.every = 50_000
-    if method == "shortcut":
-        chosen.objective.bootstrap_fraction = 0.125
-    return chosen
+def curriculum(name: str = "constant") -> ConfigDict:
+    """How many points the time grid has as training goes on."""
+    return ConfigDict(
+        {
+            "name": name,  # constant, square_root, doubling
+            "points": placeholder(int),  # constant
+            "first": placeholder(int),  # square_root, doubling: cells at first
+            "last": placeholder(int),  # square_root, doubling: cells at the end
+            "total_steps": placeholder(int),  # square_root, doubling: None is `steps`
+        }
+    )
+
+
+def consistency_distillation() -> ConfigDict:
+    """objectives/consistency_distillation.py; needs `teacher`."""
+    return ConfigDict(
+        {
+            "name": "consistency_distillation",
+            "curriculum": curriculum(),
+            "spacing": spacing("karras"),  # of the grid, and of the sampler's steps
+            "skip": 1,  # points of the grid between the two that are compared
+            "teacher_solver": "heun",  # one step of: euler, ddim, heun
+            "distance": distance(),
+            "weighting": "uniform",  # uniform, inverse_gap
+            "target_decay": 0.95,  # EMA of the target; 0 is the network itself
+            "guidance_scale": 1.0,  # of the teacher; with guidance_range the sampler's default
+            "guidance_range": (),  # (low, high) of the scale told to the network; needs
+            #   model.guidance_input
+            "sample_times": (),  # times after the first, for one step more than their number
+        }
+    )
+
+
+def consistency_training() -> ConfigDict:
+    """objectives/consistency_training.py"""
+    return ConfigDict(
+        {
+            "name": "consistency_training",
+            "curriculum": curriculum("square_root"),
+            "spacing": spacing("karras"),  # of the grid, and of the sampler's steps
+            "time_sampler": time_sampler(""),  # the law whose cells are drawn; "" draws all alike
+            "distance": distance(),
+            "weighting": "uniform",  # uniform, inverse_gap
+            "initial_decay": 0.9,  # mu_0 of the target's EMA; 0 is the network itself
+            "sample_times": (),  # times after the first, for one step more than their number
+        }
+    )
+
+
+def consistency_tuning() -> ConfigDict:
+    """objectives/consistency_tuning.py; starts from `teacher` if there is one."""
+    return ConfigDict(
+        {
+            "name": "consistency_tuning",
+            "total_steps": placeholder(int),  # over which the gap shrinks; None is `steps`
+            "stages": 8,  # equal parts of them, the gap shrinking by q after each
+            "q": 2.0,
+            "k": 8.0,
+            "b": 1.0,
+            "time_sampler": log_normal(-1.1, 2.0),
+            "distance": distance("pseudo_huber"),
+            "weighting": "inverse_gap",  # uniform, inverse_gap
+            "spacing": spacing("karras"),  # of the sampler's steps
+            "sample_times": (),  # times after the first, for one step more than their number
+        }
+    )
+
+
+def continuous_consistency() -> ConfigDict:
+    """objectives/continuous_consistency.py; needs path.name = "trigflow"."""
+    return ConfigDict(
+        {
+            "name": "continuous_consistency",
+            "distillation": False,  # whether `teacher` gives the direction: sCD, else sCT
+            "time_sampler": log_normal(-1.0, 1.4),
+            "tangent_warmup": 10_000,  # steps over which the tangent takes effect
+            "tangent_scale": 0.1,  # c of g / (||g|| + c)
+            "adaptive_weight": True,  # learn the weight of each t; needs model.loss_weight
+            "guidance_scale": 1.0,  # of the teacher
+            "spacing": spacing(),  # of the sampler's steps
+            "sample_times": (),  # times after the first, for one step more than their number
+        }
+    )

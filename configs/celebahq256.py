@@ -11,12 +11,12 @@ The pipeline of latents is not part of Fewstep yet: `describe` works, training s
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import methods
 
 
 def get_config(method: str = "shortcut") -> ConfigDict:
     """The paper's unconditional setting."""
-    config = base.frans_2024(method)
+    config = methods.frans_2024(method)
     config.steps = 410_000
     config.batch_size = 64
     config.data.num_classes = 0

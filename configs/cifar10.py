@@ -10,12 +10,12 @@ train on CIFAR-10. A folder of images takes its place with --config.data.name=fo
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, methods
 
 
 def get_config(method: str = "shortcut") -> ConfigDict:
     """200,000 steps of 256 images."""
-    config = base.choose(base.config(), method)
+    config = methods.choose(base.config(), method)
     config.steps = 200_000
     config.batch_size = 256
     config.data.name = "cifar10"

@@ -6,12 +6,12 @@ python main.py --config=configs/fashion_mnist.py:shortcut --workdir=runs/fashion
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, methods
 
 
 def get_config(method: str = "shortcut") -> ConfigDict:
     """A DiT of 1.3 M parameters on 49 tokens, sized for a CPU."""
-    config = base.choose(base.config(), method)
+    config = methods.choose(base.config(), method)
     config.steps = 4000
     config.batch_size = 64
     config.data.name = "fashion_mnist"

@@ -12,12 +12,12 @@ The pipeline of latents is not part of Fewstep yet: `describe` works, training s
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import methods
 
 
 def get_config(method: str = "shortcut") -> ConfigDict:
     """The paper's class-conditional setting."""
-    config = base.frans_2024(method)
+    config = methods.frans_2024(method)
     config.steps = 810_000
     config.batch_size = 256
     config.data.num_classes = 1000

@@ -43,9 +43,12 @@ def extrapolate(conditional: Array, null: Array, scale: Array | float) -> Array:
     return null + (align(scale, conditional) if scale.ndim else scale) * (conditional - null)
 
 
-def guide(predict: Predict, scale: float) -> Predict:
-    """The guided prediction function, at twice the rows in one call; `predict` itself at w = 1."""
-    if scale == 1.0:
+def guide(predict: Predict, scale: float | Array) -> Predict:
+    """The guided prediction function, at twice the rows in one call; `predict` itself at w = 1.
+
+    scale: w, a number or one per row, [B].
+    """
+    if isinstance(scale, (int, float)) and scale == 1.0:
         return predict
 
     def guided(x: Array, t: Array, s: Array, condition: Condition) -> Array:

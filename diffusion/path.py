@@ -22,6 +22,8 @@ from jax import Array
 
 Schedule = Callable[[Array], Array]
 
+TINY_SIGMA = 1e-8
+
 
 class Path(NamedTuple):
     """A path and its inverse noise level; all schedules are elementwise and differentiable.
@@ -29,6 +31,7 @@ class Path(NamedTuple):
     alpha, sigma: signal and noise scale at time t.
     time_at: the time at which sigma / alpha equals rho (rho may be infinite).
     t_min, t_max: the range of t. At t_max a sample is started from N(0, sigma(t_max)^2 I).
+    clock: the time as a network is told it: t itself, but on `ve` EDM's c_noise = log(t) / 4.
     """
 
     name: str
@@ -37,10 +40,12 @@ class Path(NamedTuple):
     time_at: Schedule
     t_min: float
     t_max: float
+    clock: Schedule = lambda t: t
 
     def rho(self, t: Array) -> Array:
         """Noise-to-signal ratio sigma(t) / alpha(t), EDM's sigma; infinite where alpha is 0."""
-        return self.sigma(t) / self.alpha(t)
+        # In float32 cos(pi / 2) is a little below 0; the ratio of its size is positive and huge.
+        return self.sigma(t) / jnp.abs(self.alpha(t))
 
     def alpha_rate(self, t: Array) -> Array:
         """d alpha / dt."""
@@ -149,6 +154,8 @@ def ve(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Path:
         time_at=lambda rho: rho,
         t_min=sigma_min,
         t_max=sigma_max,
+        # The floor keeps a network finite at sigma_min = 0, where its output has no effect.
+        clock=lambda t: 0.25 * jnp.log(jnp.maximum(t, TINY_SIGMA)),
     )
 
 

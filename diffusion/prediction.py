@@ -12,6 +12,9 @@ For x_t = alpha x_0 + sigma eps with rates alpha', sigma', the kinds are
 Each is affine in (x_0, eps) given x_t, so the conversion of a conditional mean is the conditional
 mean of the conversion. A kind cannot be decoded where it carries no information: eps at alpha = 0,
 x_0 and score at sigma = 0.
+
+A network of kind F is given c_in x = x_t / sqrt((alpha sigma_data)^2 + sigma^2), as in EDM; the
+other kinds are given x_t as it is, which suits paths of bounded scale (all but `ve`).
 """
 
 from collections.abc import Callable
@@ -20,8 +23,10 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion import preconditioning
 from diffusion.path import Path, align
+
+# Deviation of natural images scaled to [-1, 1], as EDM sets it (Karras et al. 2022, table 1).
+SIGMA_DATA = 0.5
 
 
 class Endpoints(NamedTuple):
@@ -41,10 +46,17 @@ class Coefficients(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """decode: (prediction, x_t, coefficients) -> Endpoints; encode: (endpoints, x_t, c) -> kind."""
+    """What a network predicts.
 
+    decode: (prediction, x_t, coefficients) -> Endpoints.
+    encode: (endpoints, x_t, coefficients) -> prediction.
+    c_in: coefficients -> the factor of x_t at the network's input.
+    """
+
+    name: str
     decode: Callable[[Array, Array, Coefficients], Endpoints]
     encode: Callable[[Endpoints, Array, Coefficients], Array]
+    c_in: Callable[[Coefficients], Array] = lambda c: jnp.ones_like(c.alpha)
 
 
 def coefficients(path: Path, t: Array, x: Array) -> Coefficients:
@@ -80,61 +92,70 @@ def _to_v(e: Endpoints, x_t: Array, c: Coefficients) -> Array:
     return (c.alpha * e.eps - c.sigma * e.x_0) / jnp.sqrt(c.alpha**2 + c.sigma**2)
 
 
-def raw_kind(sigma_data: float = preconditioning.SIGMA_DATA) -> Kind:
+def raw_kind(sigma_data: float = SIGMA_DATA) -> Kind:
     """EDM's raw network output F, D = c_skip x + c_out F, for data of the given deviation.
 
     Written with alpha multiplied through, so that it holds where alpha is 0.
     """
 
+    def variance(c: Coefficients) -> Array:
+        return (c.alpha * sigma_data) ** 2 + c.sigma**2
+
     def decode(raw: Array, x_t: Array, c: Coefficients) -> Endpoints:
-        variance = (c.alpha * sigma_data) ** 2 + c.sigma**2
-        x_0 = (
-            c.alpha * sigma_data**2 * x_t / variance
-            + c.sigma * sigma_data / jnp.sqrt(variance) * raw
-        )
-        eps = c.sigma * x_t / variance - c.alpha * sigma_data / jnp.sqrt(variance) * raw
+        v, root = variance(c), jnp.sqrt(variance(c))
+        x_0 = c.alpha * sigma_data**2 * x_t / v + c.sigma * sigma_data / root * raw
+        eps = c.sigma * x_t / v - c.alpha * sigma_data / root * raw
         return Endpoints(x_0, eps)
 
     def encode(e: Endpoints, x_t: Array, c: Coefficients) -> Array:
         # (x_0 - c_skip x) / c_out with x_t = alpha x_0 + sigma eps put in: no division by sigma.
-        variance = (c.alpha * sigma_data) ** 2 + c.sigma**2
         return (c.sigma * e.x_0 - c.alpha * sigma_data**2 * e.eps) / (
-            sigma_data * jnp.sqrt(variance)
+            sigma_data * jnp.sqrt(variance(c))
         )
 
-    return Kind(decode, encode)
+    return Kind("F", decode, encode, c_in=lambda c: 1.0 / jnp.sqrt(variance(c)))
 
 
 KINDS: dict[str, Kind] = {
-    "x_0": Kind(_from_x_0, lambda e, x_t, c: e.x_0),
-    "eps": Kind(_from_eps, lambda e, x_t, c: e.eps),
-    "velocity": Kind(_from_velocity, lambda e, x_t, c: c.alpha_rate * e.x_0 + c.sigma_rate * e.eps),
-    "v": Kind(_from_v, _to_v),
-    "score": Kind(
-        lambda score, x_t, c: _from_eps(-c.sigma * score, x_t, c),
-        lambda e, x_t, c: -e.eps / c.sigma,
-    ),
-    "F": raw_kind(),
+    kind.name: kind
+    for kind in (
+        Kind("x_0", _from_x_0, lambda e, x_t, c: e.x_0),
+        Kind("eps", _from_eps, lambda e, x_t, c: e.eps),
+        Kind(
+            "velocity",
+            _from_velocity,
+            lambda e, x_t, c: c.alpha_rate * e.x_0 + c.sigma_rate * e.eps,
+        ),
+        Kind("v", _from_v, _to_v),
+        Kind(
+            "score",
+            lambda score, x_t, c: _from_eps(-c.sigma * score, x_t, c),
+            lambda e, x_t, c: -e.eps / c.sigma,
+        ),
+        raw_kind(),
+    )
 }
 
 
-def endpoints(kind: str, prediction: Array, x_t: Array, t: Array, path: Path) -> Endpoints:
+def endpoints(kind: Kind, prediction: Array, x_t: Array, t: Array, path: Path) -> Endpoints:
     """(x_0, eps) that a prediction of the given kind at (x_t, t) stands for.
 
     prediction, x_t: [B, ...]; t: [B].
     """
-    return KINDS[kind].decode(prediction, x_t, coefficients(path, t, x_t))
+    return kind.decode(prediction, x_t, coefficients(path, t, x_t))
 
 
-def target(kind: str, x_0: Array, eps: Array, t: Array, path: Path) -> Array:
+def target(kind: Kind, x_0: Array, eps: Array, t: Array, path: Path) -> Array:
     """The value of a kind for known data and noise: what a network of that kind regresses to."""
     x_t = path.interpolate(x_0, eps, t)
-    return KINDS[kind].encode(Endpoints(x_0, eps), x_t, coefficients(path, t, x_t))
+    return kind.encode(Endpoints(x_0, eps), x_t, coefficients(path, t, x_t))
 
 
-def convert(prediction: Array, x_t: Array, t: Array, path: Path, *, source: str, to: str) -> Array:
+def convert(
+    prediction: Array, x_t: Array, t: Array, path: Path, *, source: Kind, to: Kind
+) -> Array:
     """A prediction of kind `source` at (x_t, t) as the kind `to`; the identity where they agree."""
     if source == to:
         return prediction
     c = coefficients(path, t, x_t)
-    return KINDS[to].encode(KINDS[source].decode(prediction, x_t, c), x_t, c)
+    return to.encode(source.decode(prediction, x_t, c), x_t, c)

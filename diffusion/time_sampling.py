@@ -42,13 +42,16 @@ def logit_normal(path: Path, mean: float = 0.0, std: float = 1.0) -> TimeSampler
 
 
 def log_normal(path: Path, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
-    """log(sigma / alpha) ~ N(mean, std^2), cut at the path's ends (Karras et al. 2022, table 1).
+    """log(sigma / alpha) ~ N(mean, std^2) within the path's ends (Karras et al. 2022, table 1).
 
-    The same noise levels on every path; on `ve` t is sigma itself.
+    The normal law is truncated, so no mass piles up at an end. The same noise levels on every path;
+    on `ve` t is sigma itself.
     """
+    ends = path.rho(jnp.asarray([path.t_min, path.t_max], jnp.float32))
+    low, high = (jnp.log(ends) - mean) / std
 
     def sample(key: Array, count: int) -> Array:
-        rho = jnp.exp(mean + std * jax.random.normal(key, (count,)))
+        rho = jnp.exp(mean + std * jax.random.truncated_normal(key, low, high, (count,)))
         return jnp.clip(path.time_at(rho), path.t_min, path.t_max)
 
     return sample
@@ -59,39 +62,6 @@ TIME_SAMPLERS: dict[str, Callable[..., TimeSampler]] = {
     "logit_normal": logit_normal,
     "log_normal": log_normal,
 }
-
-
-def karras_grid(count: int, low: float = 0.002, high: float = 80.0, power: float = 7.0) -> Array:
-    """Noise levels from low to high, equally spaced in sigma^(1/power) (Karras et al. 2022, eq. 5).
-
-    Returns [count], ascending; low and high are met exactly.
-    """
-    if count < 2:
-        raise ValueError(f"karras_grid needs at least 2 noise levels, not {count}")
-    root = np.linspace(low ** (1 / power), high ** (1 / power), count) ** power
-    root[0], root[-1] = low, high
-    return jnp.asarray(root, jnp.float32)
-
-
-def adjacent_pair(key: Array, grid: Array, count: int) -> tuple[Array, Array]:
-    """(t, s), each [count]: neighbours on an ascending grid, s < t, the cell drawn uniformly."""
-    index = jax.random.randint(key, (count,), 0, grid.shape[0] - 1)
-    return grid[index + 1], grid[index]
-
-
-def ordered_pair(
-    key: Array, count: int, sampler: TimeSampler, equal_fraction: float = 0.0
-) -> tuple[Array, Array]:
-    """(t, s) with s <= t: two independent draws, ordered; s = t for a random fraction of the rows.
-
-    The rows with s = t are drawn at random, not the first of the batch, so that they are not tied
-    to the order of the data. Returns two arrays [count].
-    """
-    key_first, key_second, key_equal = jax.random.split(key, 3)
-    first, second = sampler(key_first, count), sampler(key_second, count)
-    t, s = jnp.maximum(first, second), jnp.minimum(first, second)
-    equal = jax.random.permutation(key_equal, count) < round(equal_fraction * count)
-    return t, jnp.where(equal, t, s)
 
 
 class DyadicSteps(NamedTuple):

@@ -152,7 +152,7 @@ def evaluator(
 def facts(experiment: Experiment, config: ConfigDict, step: int) -> dict[str, Any]:
     """How the samples of an evaluation are made."""
     return {
-        "name": config.objective.name,
+        "name": config.method,
         "data": config.data.name,
         "step": step,
         "images_seen": step * config.batch_size,
@@ -190,7 +190,7 @@ def save(
     for steps, made in images.items():
         save_grid(folder / f"{name}_{steps}_steps.png", made[:GRID_IMAGES], columns=GRID_COLUMNS)
     rows = {
-        f"{config.objective.name}, {steps} step{'s' if steps > 1 else ''}": made[:COMPARED_IMAGES]
+        f"{config.method}, {steps} step{'s' if steps > 1 else ''}": made[:COMPARED_IMAGES]
         for steps, made in images.items()
     }
     count = min(len(made) for made in rows.values())

@@ -16,6 +16,7 @@ from models.network import Array, Condition, check_choice
 FREQUENCY_FEATURES = 256  # as published for DiT
 TIME_MAX_PERIOD = 10000.0  # as published for DiT
 EMBEDDING_STD = 0.02  # of the label table and the weights of the time MLP, as published for DiT
+GUIDANCE_EMBEDDER = "guidance_embedder"
 MIN_GAP = 2.0**-12  # finite level at s = t; below the 2^-7 of Frans et al. 2024
 
 Scalar = Callable[[Array, Array, Condition], Array]
@@ -58,7 +59,7 @@ def scalar_inputs(second_time: str, guidance_input: bool, time_scale: float) -> 
     scalars: dict[str, Scalar] = {"time_embedder": lambda t, s, condition: time_scale * t}
     scalars |= second_times[second_time]
     if guidance_input:
-        scalars["guidance_embedder"] = lambda t, s, condition: read(
+        scalars[GUIDANCE_EMBEDDER] = lambda t, s, condition: read(
             condition, "guidance_scale", t, jnp.floating
         )
     return scalars
@@ -82,15 +83,28 @@ def read(condition: Condition, name: str, t: Array, kind: type) -> Array:
 
 
 class ScalarEmbedder(nn.Module):
-    """Sinusoids and an MLP with SiLU: [B] -> [B, width]."""
+    """Sinusoids and an MLP with SiLU: [B] -> [B, width]; zero: starts at zero."""
 
     width: int
+    zero: bool = False
 
     @nn.compact
     def __call__(self, value: Array) -> Array:
         weights = nn.initializers.normal(EMBEDDING_STD)
         hidden = nn.Dense(self.width, kernel_init=weights, name="hidden")(sinusoid(value))
+        weights = nn.initializers.zeros if self.zero else weights
         return nn.Dense(self.width, kernel_init=weights, name="output")(nn.silu(hidden))
+
+
+class LossWeight(nn.Module):
+    """A scalar function of time, linear in its sinusoids, zero at first: [B] -> [B]."""
+
+    time_scale: float
+
+    @nn.compact
+    def __call__(self, t: Array) -> Array:
+        features = sinusoid(self.time_scale * t)
+        return nn.Dense(1, kernel_init=nn.initializers.zeros, name="output")(features)[:, 0]
 
 
 class Conditioning(nn.Module):
@@ -109,7 +123,10 @@ class Conditioning(nn.Module):
     def __call__(self, t: Array, s: Array, condition: Condition) -> Array:
         total = jnp.zeros((t.shape[0], self.width))
         for name, scalar in self.scalars.items():
-            total += ScalarEmbedder(self.width, name=name)(scalar(t, s, condition))
+            # A guidance scale starts without effect, so that a network which reads it starts as its
+            # teacher, which does not.
+            embedder = ScalarEmbedder(self.width, zero=name == GUIDANCE_EMBEDDER, name=name)
+            total += embedder(scalar(t, s, condition))
         if self.num_classes == 0:
             return total
         table = self.param(

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from flax import linen as nn
 
-from models.conditioning import Conditioning, Scalar, scalar_inputs
+from models.conditioning import Conditioning, LossWeight, Scalar, scalar_inputs
 from models.layers import Block, FinalLayer, linear, patchify, position_table, unpatchify
 from models.network import DTYPES, Array, Condition, Network, check_choice, check_integers, network
 
@@ -48,6 +48,7 @@ def dit(
     num_classes: int = 0,
     second_time: str = "none",
     guidance_input: bool = False,
+    loss_weight: bool = False,
     time_scale: float = 1000.0,
     dropout: float = 0.0,
     dtype: str = "float32",
@@ -59,7 +60,9 @@ def dit(
     num_classes: 0 for a network that reads no label.
     second_time: what is embedded beside t: "none", "time" (s), "interval" (t - s) or "step_size"
         (-log2(t - s), floored at t - s = 2^-12, not multiplied by time_scale).
-    guidance_input: whether condition["guidance_scale"] is read and embedded.
+    guidance_input: whether condition["guidance_scale"] is read and embedded, at first without
+        effect.
+    loss_weight: whether a log-weight of the loss, a function of t, is learned beside the network.
     time_scale: multiplies t, s and t - s before the sinusoids. The fastest sinusoid then turns by
         time_scale radians over [0, 1], and derivatives in t grow with it; methods that
         differentiate the network in t want a small one.
@@ -87,8 +90,9 @@ def dit(
         remat=remat,
     )
     training = module.clone(dropout=dropout) if dropout > 0.0 else None
-    built = network(module, module.shape, training=training)
-    return built._replace(second_time=second_time)
+    weight = LossWeight(time_scale) if loss_weight else None
+    built = network(module, module.shape, training=training, weight=weight)
+    return built._replace(second_time=second_time, guidance_input=guidance_input)
 
 
 def check_geometry(image_size: int, patch_size: int, size: Size) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import linen as nn
 
-from models.conditioning import Conditioning, Scalar, scalar_inputs
+from models.conditioning import Conditioning, LossWeight, Scalar, scalar_inputs
 from models.layers import linear
 from models.network import DTYPES, Array, Condition, Network, check_choice, check_integers, network
 
@@ -27,12 +27,13 @@ def mlp(
     num_classes: int = 0,
     second_time: str = "none",
     guidance_input: bool = False,
+    loss_weight: bool = False,
     time_scale: float = POINT_TIME_SCALE,
     dtype: str = "float32",
 ) -> Network:
     """A network on points [B, dimension] with ``depth`` residual blocks of ``width`` units.
 
-    num_classes, second_time, guidance_input and time_scale: as for ``models.dit.dit``.
+    num_classes, second_time, guidance_input, loss_weight and time_scale: as for ``models.dit.dit``.
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, conditioning and output are float32.
 
@@ -42,8 +43,10 @@ def mlp(
     check_integers(0, num_classes=num_classes)
     check_choice("dtype", dtype, DTYPES)
     scalars = scalar_inputs(second_time, guidance_input, time_scale)
-    built = network(Perceptron(width, depth, num_classes, scalars, dtype), (dimension,))
-    return built._replace(second_time=second_time)
+    weight = LossWeight(time_scale) if loss_weight else None
+    module = Perceptron(width, depth, num_classes, scalars, dtype)
+    built = network(module, (dimension,), weight=weight)
+    return built._replace(second_time=second_time, guidance_input=guidance_input)
 
 
 class Perceptron(nn.Module):

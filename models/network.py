@@ -31,26 +31,41 @@ class Network(NamedTuple):
         is the null class. ``train=True`` turns dropout on, which then needs the key ``rng``.
         Raises ValueError for an input of another shape or type, and for a missing condition.
     second_time: what the network makes of ``s``, for methods that need it to do something.
+    guidance_input: whether it reads the condition's guidance scale.
+    log_weight: (params, t: [B]) -> [B], the learned log-weight of a loss at t, or None.
     """
 
     init: Callable[[Key], Params]
     apply: Callable[..., Array]
     second_time: str = "none"
+    guidance_input: bool = False
+    log_weight: Callable[[Params, Array], Array] | None = None
 
 
 def network(
-    module: nn.Module, shape: tuple[int, ...], *, training: nn.Module | None = None
+    module: nn.Module,
+    shape: tuple[int, ...],
+    *,
+    training: nn.Module | None = None,
+    weight: nn.Module | None = None,
 ) -> Network:
     """The network of a Linen module that is called as ``module(x, t, s, condition)``.
 
     shape: of one example, without the batch.
     training: the module with dropout, for ``train=True``; without it both modes are alike.
+    weight: a module t -> [B] whose parameters live beside the network's, as "loss_weight".
     """
 
     def init(key: Key) -> Params:
         time = jnp.zeros((1,))
         condition = {"label": jnp.zeros((1,), jnp.int32), "guidance_scale": jnp.ones((1,))}
-        return module.init(key, jnp.zeros((1, *shape)), time, time, condition)["params"]
+        params = module.init(key, jnp.zeros((1, *shape)), time, time, condition)["params"]
+        if weight is None:
+            return params
+        return {**params, "loss_weight": weight.init(key, time)["params"]}
+
+    def log_weight(params: Params, t: Array) -> Array:
+        return weight.apply({"params": params["loss_weight"]}, t)
 
     def apply(
         params: Params,
@@ -69,7 +84,7 @@ def network(
             raise ValueError("rng is missing: with train=True, dropout needs a key.")
         return training.apply({"params": params}, x, t, s, condition, rngs={"dropout": rng})
 
-    return Network(init, apply)
+    return Network(init, apply, log_weight=log_weight if weight is not None else None)
 
 
 def check_inputs(x: Array, t: Array, s: Array, shape: tuple[int, ...]) -> None:

@@ -9,6 +9,7 @@ from modes.request import Request, load_dataset, required_config, resolve
 from training.experiment import Experiment, build, debugged
 from training.loop import abstract_batch, abstract_state, compile_step
 from training.sharding import check_batch_size, make_mesh
+from training.teacher import abstract_params
 
 
 def describe(request: Request) -> None:
@@ -26,13 +27,16 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch_size(config.batch_size, mesh)
     objective, optimizers = experiment.objective, experiment.optimizers
-    state = abstract_state(objective, optimizers, config.seed, {}, mesh)
+    # A teacher is a network of the same shape, which need not be there to be counted.
+    frozen = {name: abstract_params(experiment, mesh) for name in objective.frozen}
+    objective = objective._replace(init_from={})
+    state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
     batch = abstract_batch(config.batch_size, experiment.image_shape)
-    lowered = compile_step(objective, optimizers, config.seed, mesh).lower(state, {}, batch)
+    lowered = compile_step(objective, optimizers, config.seed, mesh).lower(state, frozen, batch)
     flops = lowered.cost_analysis()["flops"]
     lines = [
-        f"objective    {config.objective.name} on the {experiment.path.name} path, "
-        f"t in [{experiment.path.t_min:g}, {experiment.path.t_max:g}]",
+        f"objective    {config.method} on the {experiment.model.path.name} path, "
+        f"t in [{experiment.model.path.t_min:g}, {experiment.model.path.t_max:g}]",
         f"data         {config.data.name}, {' x '.join(map(str, experiment.image_shape))}, "
         f"{experiment.num_classes} classes",
         f"devices      {mesh.size} ({', '.join(f'{k} {v}' for k, v in mesh.shape.items())})",
@@ -43,6 +47,8 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
             f"player       {name}: {size(state.networks[name])} parameters, updated every "
             f"{player.every} step(s) by {config.optimizer.name}"
         )
+    for name, tree in frozen.items():
+        lines.append(f"frozen       {name}: {size(tree)} parameters")
     for name, follower in objective.followers.items():
         sampled = ", samples" if name == experiment.sample_with else ""
         lines.append(f"follower     {name} of {follower.source}{sampled}")

@@ -3,7 +3,6 @@
 from pathlib import Path
 from typing import NamedTuple
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -12,7 +11,8 @@ from data import Dataset
 from objectives.base import Params
 from training import checkpoint, workdir
 from training.experiment import Experiment, build, debugged
-from training.sharding import make_mesh, tree_shardings
+from training.sharding import make_mesh
+from training.teacher import abstract_params
 
 
 class Request(NamedTuple):
@@ -94,13 +94,7 @@ def load_run(request: Request) -> Run:
     mesh = make_mesh()
     if config.evaluate.batch_size % mesh.size:
         config.evaluate.batch_size = -(-config.evaluate.batch_size // mesh.size) * mesh.size
-    player = experiment.objective.players[experiment.objective.generator]
-    shapes = jax.eval_shape(player.init, jax.random.key(0))
-    abstract = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        tree_shardings(shapes, mesh),
-    )
+    abstract = abstract_params(experiment, mesh)
     name = experiment.sample_with
     params, step = checkpoint.restore_network(path, name, abstract, request.checkpoint)
     return Run(config, experiment, mesh, params, step)

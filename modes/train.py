@@ -1,6 +1,7 @@
 """--mode=train: train from scratch, or go on from the newest checkpoint of the workdir."""
 
 import sys
+from collections.abc import Mapping
 
 import jax
 from jax.sharding import Mesh
@@ -10,12 +11,14 @@ from tqdm import tqdm
 import data
 from eval.evaluate import check_sampling, evaluator, summary
 from modes.request import Request, load_dataset, required_config, required_workdir, resolve
+from objectives.base import Params
 from training import workdir
 from training.experiment import Experiment, build
 from training.loop import abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
 from training.sharding import check_batch_size, make_mesh
 from training.state import TrainState
+from training.teacher import load_teacher
 
 
 def train(request: Request) -> None:
@@ -27,7 +30,8 @@ def train(request: Request) -> None:
     check_batch_size(config.batch_size, mesh)
     experiment = build(config)
     check_sampling(experiment, config, mesh)
-    check_step(experiment, config, mesh)
+    frozen = load_teacher(config, experiment, mesh)
+    check_step(experiment, config, mesh, frozen)
     workdir.start_run(path, config)
     evaluate_network = evaluator(experiment, dataset, config, mesh, path)
 
@@ -47,7 +51,7 @@ def train(request: Request) -> None:
     train_network(
         objective=experiment.objective,
         optimizers=experiment.optimizers,
-        frozen={},
+        frozen=frozen,
         mesh=mesh,
         seed=config.seed,
         steps=config.steps,
@@ -72,9 +76,11 @@ def train(request: Request) -> None:
         print(f"{path} is at step {config.steps}; draw from it: --mode=sample --workdir={path}")
 
 
-def check_step(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:
+def check_step(
+    experiment: Experiment, config: ConfigDict, mesh: Mesh, frozen: Mapping[str, Params]
+) -> None:
     """Trace a training step on shapes, so that what it refuses is refused before any compute."""
     objective, optimizers = experiment.objective, experiment.optimizers
-    state = abstract_state(objective, optimizers, config.seed, {}, mesh)
+    state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
     batch = abstract_batch(config.batch_size, experiment.image_shape)
-    jax.eval_shape(compile_step(objective, optimizers, config.seed, mesh), state, {}, batch)
+    jax.eval_shape(compile_step(objective, optimizers, config.seed, mesh), state, frozen, batch)

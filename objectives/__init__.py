@@ -3,10 +3,18 @@
 from collections.abc import Callable
 
 from objectives.base import Objective
-from objectives.flow_matching import flow_matching
+from objectives.consistency_distillation import consistency_distillation
+from objectives.consistency_training import consistency_training
+from objectives.consistency_tuning import consistency_tuning
+from objectives.continuous_consistency import continuous_consistency
+from objectives.denoising import denoising
 from objectives.shortcut import shortcut
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
-    "flow_matching": flow_matching,
+    "denoising": denoising,
     "shortcut": shortcut,
+    "consistency_distillation": consistency_distillation,
+    "consistency_training": consistency_training,
+    "consistency_tuning": consistency_tuning,
+    "continuous_consistency": continuous_consistency,
 }

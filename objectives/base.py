@@ -81,8 +81,9 @@ class Objective(NamedTuple):
     followers: updated after the players, in this order.
     sample: how this method generates with the network of the player `generator` or a copy of it.
     guidance_scale: the scale at which it samples unless told otherwise.
-    frozen: teachers, loaded from a checkpoint, never saved again.
-    init_from: {"generator": "teacher"} starts a player from a frozen network.
+    frozen: teachers that the losses read, loaded from a checkpoint, never saved again.
+    init_from: {"network": "teacher"}: the players that start from a teacher if the run has one.
+    denoises: whether the generator predicts data and noise at every time, and so can teach.
     """
 
     players: Mapping[str, Player]
@@ -91,7 +92,8 @@ class Objective(NamedTuple):
     generator: str = "network"
     guidance_scale: float = 1.0
     frozen: tuple[str, ...] = ()
-    init_from: Mapping[str, str] = {}
+    init_from: Mapping[str, str] = {"network": "teacher"}
+    denoises: bool = False
 
 
 def condition_of(batch: Batch) -> Condition:

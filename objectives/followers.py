@@ -28,6 +28,11 @@ def constant_ema(decay: float) -> Update:
     return lambda follower, source, step: average(follower, source, decay)
 
 
+def scheduled_ema(decay: Callable[[Array], Array]) -> Update:
+    """Decay `decay(step)`."""
+    return lambda follower, source, step: average(follower, source, decay(step))
+
+
 def warmed_ema(decay: float) -> Update:
     """Decay min(decay, (1 + step) / (10 + step)): an average over about the last tenth of the run.
 

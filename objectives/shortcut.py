@@ -45,9 +45,9 @@ import numpy as np
 from jax import Array
 
 from diffusion.guidance import Condition, drop_labels, extrapolate, guide, unconditional
-from diffusion.path import Path, align
+from diffusion.path import align
+from diffusion.spacing import uniform as uniform_spacing
 from diffusion.time_sampling import TimeSampler, dyadic_levels, dyadic_steps, uniform
-from models.network import Network
 from objectives.base import (
     Batch,
     Follower,
@@ -64,8 +64,9 @@ from objectives.base import (
 )
 from objectives.distances import squared_error
 from objectives.followers import constant_ema, warmed_ema
+from objectives.model import Model
 from samplers.flow_map import jump
-from samplers.grids import uniform_grid
+from samplers.grids import grid
 
 # (x, t, s, condition) -> average velocity
 AverageVelocity = Callable[[Array, Array, Array, Condition], Array]
@@ -137,8 +138,8 @@ def guide_rows(velocity: AverageVelocity, rows: np.ndarray, scale: float) -> Ave
     return guided
 
 
-def check_fields(network: Network, path: Path, max_steps: int, bootstrap_fraction: float) -> None:
-    """Raises ValueError for a field out of range, or a network or path that cannot do it."""
+def check_fields(model: Model, max_steps: int, bootstrap_fraction: float) -> None:
+    """Raises ValueError for a field out of range, or a model that cannot do it."""
     if max_steps < 2 or max_steps & (max_steps - 1):
         raise ValueError(f"objective.max_steps must be a power of two, 2 or more, not {max_steps}")
     share = 1.0 / bootstrap_fraction if bootstrap_fraction > 0 else 0.0
@@ -147,6 +148,9 @@ def check_fields(network: Network, path: Path, max_steps: int, bootstrap_fractio
             "objective.bootstrap_fraction must be one over an integer of 2 or more (0.25, 0.125), "
             f"not {bootstrap_fraction}"
         )
+    network, path, kind = model
+    if kind.name != "velocity":
+        raise ValueError(f"shortcut needs prediction.kind=velocity, not {kind.name}")
     if network.second_time != "step_size":
         raise ValueError(
             f"shortcut needs model.second_time=step_size, not {network.second_time}: the network "
@@ -158,7 +162,7 @@ def check_fields(network: Network, path: Path, max_steps: int, bootstrap_fractio
         )
 
 
-def sampler(network: Network, path: Path, max_steps: int, trained_scale: float) -> SampleFn:
+def sampler(model: Model, max_steps: int, trained_scale: float) -> SampleFn:
     """Jumps of 1 / steps from noise to data, for a power of two of steps up to max_steps.
 
     Guidance is applied at max_steps only: larger steps have inherited the scale of training.
@@ -173,7 +177,7 @@ def sampler(network: Network, path: Path, max_steps: int, trained_scale: float) 
         steps: int,
         guidance_scale: float,
     ) -> Array:
-        predict = partial(network.apply, params)
+        predict = partial(model.predict, params)
         if not (0 < steps <= max_steps and max_steps % steps == 0):
             raise ValueError(
                 f"a shortcut model samples in a power of two of steps up to {max_steps}, not in "
@@ -187,15 +191,14 @@ def sampler(network: Network, path: Path, max_steps: int, trained_scale: float) 
                 f"steps larger than 1/{max_steps} have inherited; {guidance_scale:g} is possible "
                 f"at {max_steps} steps only"
             )
-        times = uniform_grid(path, steps)
-        return jump(lambda x, t, s: predict(x, t, s, condition), path.prior(eps), times)
+        times = grid(uniform_spacing(model.path), steps)
+        return jump(lambda x, t, s: predict(x, t, s, condition), model.path.prior(eps), times)
 
     return sample
 
 
 def shortcut(
-    network: Network,
-    path: Path,
+    model: Model,
     *,
     max_steps: int = 128,
     bootstrap_fraction: float = 0.25,
@@ -213,7 +216,8 @@ def shortcut(
     time_sampler, label_dropout: of the flow rows.
     guidance_scale: guidance that is trained in, form A (1.5 on ImageNet there).
     """
-    check_fields(network, path, max_steps, bootstrap_fraction)
+    check_fields(model, max_steps, bootstrap_fraction)
+    path = model.path
     levels, every = max_steps.bit_length() - 1, round(1.0 / bootstrap_fraction)
     time_sampler = time_sampler or uniform(path)
     finest = 1.0 / max_steps
@@ -234,7 +238,7 @@ def shortcut(
         t, size = dyadic_steps(key_t, row_levels)
         x_t = path.interpolate(x_0, jax.random.normal(key_eps, x_0.shape), t)
         guided = np.flatnonzero(row_levels == levels - 1)
-        velocity = guide_rows(partial(network.apply, target), guided, guidance_scale)
+        velocity = guide_rows(partial(model.predict, target), guided, guidance_scale)
         u_target = bootstrap_target(velocity, x_t, t, size, condition)
         return Regression(x_t, t, t - size, condition, u_target)
 
@@ -249,7 +253,7 @@ def shortcut(
             flow_rows(flow_batch, key_flow),
             every,
         )
-        prediction = network.apply(
+        prediction = model.predict(
             params, rows.x_t, rows.t, rows.s, rows.condition, train=True, rng=key_dropout
         )
         error = per_example(squared_error(prediction, rows.target))
@@ -261,8 +265,8 @@ def shortcut(
 
     update = warmed_ema(target_decay) if target_warmup else constant_ema(target_decay)
     return Objective(
-        players={"network": Player(network.init, loss)},
+        players={"network": Player(model.network.init, loss)},
         followers={"target": Follower("network", update)},
-        sample=sampler(network, path, max_steps, guidance_scale),
+        sample=sampler(model, max_steps, guidance_scale),
         guidance_scale=guidance_scale,
     )

@@ -1,0 +1,15 @@
+"""Samplers by the name that `objective.solver.name` takes."""
+
+from collections.abc import Callable
+
+from samplers.ode import Solver, ddim, dpm_solver_2m, euler, heun
+from samplers.sde import ancestral, churned_heun
+
+SOLVERS: dict[str, Callable[..., Solver]] = {
+    "euler": euler,
+    "ddim": ddim,
+    "heun": heun,
+    "dpm_solver_2m": dpm_solver_2m,
+    "ancestral": ancestral,
+    "churned_heun": churned_heun,
+}

@@ -3,12 +3,11 @@
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.path import Path
+from diffusion.spacing import Spacing
 
 
-def uniform_grid(path: Path, steps: int) -> Array:
-    """Equal steps in the path's own time, both ends met exactly."""
+def grid(spacing: Spacing, steps: int) -> Array:
+    """The ends of `steps` equal steps of a spacing, from noise to data."""
     if steps < 1:
         raise ValueError(f"sampling needs at least 1 step, not {steps}")
-    fraction = jnp.arange(steps + 1, dtype=jnp.float32) / steps
-    return path.t_max * (1.0 - fraction) + path.t_min * fraction
+    return spacing.time(1.0 - jnp.arange(steps + 1, dtype=jnp.float32) / steps)

@@ -1,7 +1,10 @@
-"""Solvers of the probability-flow ODE dx/dt = v(x, t), from noise to data.
+"""Solvers of the probability-flow ODE dx/dt = alpha' x_0(x, t) + sigma' eps(x, t), noise to data.
 
-A velocity function maps (x: [B, ...], t: [B]) to an array like x; `velocity_of` makes one from a
-prediction of any kind on any path. The loop over times is inside, so a caller jits a whole sampler.
+A denoiser maps (x: [B, ...], t: [B]) to `Endpoints` (x_0, eps), whatever its network predicts on
+whatever path (`diffusion.prediction`). A solver is (denoise, path, x, times, keys) -> x at the last
+of the [N + 1] descending times; the loop is inside, so a caller jits a whole sampler. A step is
+(denoise, path, x, t, s) -> x_s with one t and one s <= t per row: consistency distillation takes
+single steps of it.
 """
 
 from collections.abc import Callable
@@ -10,42 +13,102 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.path import Path
-from diffusion.prediction import convert
+from diffusion.path import Path, align
+from diffusion.prediction import Endpoints
 
-VelocityFn = Callable[[Array, Array], Array]
-
-
-def velocity_of(predict: Callable[[Array, Array], Array], kind: str, path: Path) -> VelocityFn:
-    """The velocity that a network predicting `kind` on `path` stands for."""
-    return lambda x, t: convert(predict(x, t), x, t, path, source=kind, to="velocity")
+Denoise = Callable[[Array, Array], Endpoints]
+Step = Callable[[Denoise, Path, Array, Array, Array], Array]
+# keys: [B], for solvers that draw noise; the others ignore them
+Solver = Callable[[Denoise, Path, Array, Array, Array | None], Array]
 
 
-def euler(velocity: VelocityFn, x: Array, times: Array) -> Array:
-    """x_s = x_t - (t - s) v(x_t, t). Order 1; N evaluations for [N + 1] times."""
-
-    def step(x: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
-        t, s = interval
-        return x - (t - s) * velocity(x, jnp.broadcast_to(t, x.shape[:1])), None
-
-    return jax.lax.scan(step, x, (times[:-1], times[1:]))[0]
+def euler_step(denoise: Denoise, path: Path, x: Array, t: Array, s: Array) -> Array:
+    """x_s = x_t - (t - s) v(x_t, t)."""
+    return x - align(t - s, x) * path.velocity(*denoise(x, t), t)
 
 
-def heun(velocity: VelocityFn, x: Array, times: Array) -> Array:
+def ddim_step(denoise: Denoise, path: Path, x: Array, t: Array, s: Array) -> Array:
+    """x_s = alpha_s x_0 + sigma_s eps (Song et al. 2021, DDIM, eq. 12 with eta = 0).
+
+    Exact where x_0 is constant along the trajectory; Euler's step in (x / alpha, sigma / alpha).
+    """
+    return path.interpolate(*denoise(x, t), s)
+
+
+def heun_step(denoise: Denoise, path: Path, x: Array, t: Array, s: Array) -> Array:
     """The trapezoidal step predicted by Euler (Karras et al. 2022, algorithm 1).
 
-    Order 2; 2 N - 1 evaluations: the last step is Euler's, since some predictions carry no velocity
-    at the data end.
+    Rows that end without noise (sigma(s) = 0) keep Euler's, as there: some predictions carry no
+    velocity at that end.
+    """
+    v_t = path.velocity(*denoise(x, t), t)
+    predicted = x - align(t - s, x) * v_t
+    v_s = path.velocity(*denoise(predicted, s), s)
+    corrected = x - align(t - s, x) * 0.5 * (v_t + v_s)
+    return jnp.where(path.sigma(align(s, x)) > 0.0, corrected, predicted)
+
+
+STEPS: dict[str, Step] = {"euler": euler_step, "ddim": ddim_step, "heun": heun_step}
+
+
+def repeat(step: Step) -> Solver:
+    """The solver that takes one step per interval."""
+
+    def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:
+        def body(x: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
+            t, s = (jnp.broadcast_to(time, x.shape[:1]) for time in interval)
+            return step(denoise, path, x, t, s), None
+
+        return jax.lax.scan(body, x, (times[:-1], times[1:]))[0]
+
+    return solve
+
+
+def euler() -> Solver:
+    """Euler's method in the path's own time. Order 1; N evaluations."""
+    return repeat(euler_step)
+
+
+def ddim() -> Solver:
+    """DDIM, which is DPM-Solver-1 and, on the linear path, Euler. Order 1; N evaluations."""
+    return repeat(ddim_step)
+
+
+def heun() -> Solver:
+    """Heun's method. Order 2; 2 N - 1 evaluations: the last step is Euler's."""
+
+    def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:
+        x = repeat(heun_step)(denoise, path, x, times[:-1], keys)
+        return repeat(euler_step)(denoise, path, x, times[-2:], keys)
+
+    return solve
+
+
+def dpm_solver_2m() -> Solver:
+    """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2). Order 2; N evaluations.
+
+    With h = lambda_s - lambda_t, lambda = log(alpha / sigma), and the denoised data of this point
+    and the one before, x_s = (sigma_s / sigma_t) x_t - alpha_s (e^-h - 1) D for
+    D = x_0 + (h / 2 h_before) (x_0 - x_0_before), which is the DDIM step to D. First order where an
+    interval is infinite in lambda (from pure noise, to no noise) and in the first step.
     """
 
-    def step(x: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
-        t, s = interval
-        v_t = velocity(x, jnp.broadcast_to(t, x.shape[:1]))
-        v_s = velocity(x - (t - s) * v_t, jnp.broadcast_to(s, x.shape[:1]))
-        return x - (t - s) * 0.5 * (v_t + v_s), None
+    def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:
+        log_snr = -jnp.log(path.rho(times))
+        h = log_snr[1:] - log_snr[:-1]
+        ratio = jnp.concatenate([jnp.zeros(1), 0.5 * h[1:] / h[:-1]])
+        ratio = jnp.where(jnp.isfinite(ratio), ratio, 0.0)
 
-    x = jax.lax.scan(step, x, (times[:-2], times[1:-1]))[0]
-    return euler(velocity, x, times[-2:])
+        def body(
+            carry: tuple[Array, Array], interval: tuple[Array, Array, Array]
+        ) -> tuple[tuple[Array, Array], None]:
+            x, before = carry
+            t, s = (jnp.broadcast_to(time, x.shape[:1]) for time in interval[:2])
+            x_0, eps = denoise(x, t)
+            correction = interval[2] * (x_0 - before)
+            eps_shift = -align(path.alpha(t) / path.sigma(t), x) * correction
+            return (path.interpolate(x_0 + correction, eps + eps_shift, s), x_0), None
 
+        return jax.lax.scan(body, (x, jnp.zeros_like(x)), (times[:-1], times[1:], ratio))[0][0]
 
-SOLVERS: dict[str, Callable[[VelocityFn, Array, Array], Array]] = {"euler": euler, "heun": heun}
+    return solve

@@ -9,24 +9,31 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 import models
-from diffusion.path import PATHS, Path
+from diffusion.path import PATHS
+from diffusion.prediction import KINDS, Kind, raw_kind
+from diffusion.spacing import SPACINGS
+from diffusion.time_pairs import CURRICULA, Curriculum
 from diffusion.time_sampling import TIME_SAMPLERS
-from models.network import Network
 from objectives import OBJECTIVES
 from objectives.base import Follower, Objective
+from objectives.consistency import WEIGHTINGS
+from objectives.distances import DISTANCES
 from objectives.followers import constant_ema, power_ema, warmed_ema
+from objectives.model import Model
+from samplers import SOLVERS
+from samplers.ode import STEPS
 from training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
 
 
 class Experiment(NamedTuple):
     """What a config describes.
 
-    guidable: whether the network learns the null class, which guidance extrapolates from.
+    guidable: whether there are classes, and a null class that guidance can extrapolate from; a
+        method without label_dropout says itself at which scales it samples.
     sample_with: the network, or average of it, that samples.
     """
 
-    network: Network
-    path: Path
+    model: Model
     objective: Objective
     optimizers: Mapping[str, Optimizer]
     image_shape: tuple[int, int, int]
@@ -38,6 +45,25 @@ class Experiment(NamedTuple):
 def build(config: ConfigDict) -> Experiment:
     """The experiment of a config whose data fields are resolved. Raises ValueError."""
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    model = build_model(config)
+    objective = build_objective(config, model)
+    averages = ema_followers(config.ema, objective.generator)
+    objective = objective._replace(followers={**objective.followers, **averages})
+    experiment = Experiment(
+        model=model,
+        objective=objective,
+        optimizers=build_optimizers(config, objective),
+        image_shape=shape,
+        num_classes=config.data.num_classes,
+        guidable=config.data.num_classes > 0 and config.objective.get("label_dropout", 1.0) > 0.0,
+        sample_with=sampled_network(config.ema.sample_with, averages, objective),
+    )
+    check_guidance(experiment, objective.guidance_scale)
+    return experiment
+
+
+def build_model(config: ConfigDict) -> Model:
+    """The network of a config on its path. Raises ValueError."""
     network = models.build(
         **config.model,
         image_size=config.data.image_size,
@@ -45,28 +71,66 @@ def build(config: ConfigDict) -> Experiment:
         num_classes=config.data.num_classes,
     )
     path = construct(PATHS, config.path, "path")
-    fields = dict(config.objective)
-    if "time_sampler" in fields:
-        fields["time_sampler"] = construct(
-            TIME_SAMPLERS, fields["time_sampler"], "objective.time_sampler", path
+    kind = build_kind(config.prediction.kind, config.prediction.sigma_data)
+    if path.name == "ve" and kind.name != "F":
+        raise ValueError(
+            f"path.name=ve needs prediction.kind=F, which scales the network's input; "
+            f"{kind.name} would be given noise of deviation {path.t_max:g}"
         )
-    objective = construct(OBJECTIVES, fields, "objective", network, path)
-    if config.teacher and not objective.frozen:
-        raise ValueError(f"teacher is not used by {config.objective.name}; leave it unset")
-    averages = ema_followers(config.ema, objective.generator)
-    objective = objective._replace(followers={**objective.followers, **averages})
-    experiment = Experiment(
-        network=network,
-        path=path,
-        objective=objective,
-        optimizers=build_optimizers(config, objective),
-        image_shape=shape,
-        num_classes=config.data.num_classes,
-        guidable=config.data.num_classes > 0 and config.objective.get("label_dropout", 0.0) > 0.0,
-        sample_with=sampled_network(config.ema.sample_with, averages, objective),
-    )
-    check_guidance(experiment, objective.guidance_scale)
-    return experiment
+    return Model(network, path, kind)
+
+
+def build_kind(name: str, sigma_data: float | None) -> Kind:
+    """What the network predicts; sigma_data is F's alone. Raises ValueError."""
+    kind = choose(KINDS, name, "prediction.kind")
+    if sigma_data is None:
+        return kind
+    if name != "F" or sigma_data <= 0.0:
+        raise ValueError(
+            f"prediction.sigma_data={sigma_data:g} must be positive and is used by kind F alone, "
+            f"not by {name}"
+        )
+    return raw_kind(sigma_data)
+
+
+def build_objective(config: ConfigDict, model: Model) -> Objective:
+    """The objective of a config, its named parts built first. Raises ValueError."""
+    # Parts that are functions of the path, or of nothing; and parts that are entries of a table.
+    constructed = {
+        "time_sampler": (TIME_SAMPLERS, model.path),
+        "spacing": (SPACINGS, model.path),
+        "solver": (SOLVERS,),
+        "distance": (DISTANCES,),
+    }
+    chosen = {"teacher_solver": STEPS, "weighting": WEIGHTINGS}
+    fields = dict(config.objective)
+    for name, (table, *inputs) in constructed.items():
+        if name in fields:
+            part = fields[name]
+            field = f"objective.{name}"
+            fields[name] = construct(table, part, field, *inputs) if part["name"] else None
+    for name, table in chosen.items():
+        if name in fields:
+            fields[name] = choose(table, fields[name], f"objective.{name}")
+    if "curriculum" in fields:
+        fields["curriculum"] = build_curriculum(fields["curriculum"], config.steps)
+    if "total_steps" in fields:
+        fields["total_steps"] = fields["total_steps"] or config.steps
+    objective = construct(OBJECTIVES, fields, "objective", model)
+    if not (config.teacher and config.start_from_teacher):
+        objective = objective._replace(init_from={})
+    if config.teacher and not (objective.frozen or objective.init_from):
+        raise ValueError(f"teacher is not used by {config.method}; leave it unset")
+    return objective
+
+
+def build_curriculum(fields: Mapping[str, Any], steps: int) -> Curriculum:
+    """The curriculum of a config; its length is that of the run unless it says otherwise."""
+    fields = dict(fields)
+    function = choose(CURRICULA, fields["name"], "objective.curriculum.name")
+    if "total_steps" in inspect.signature(function).parameters:
+        fields["total_steps"] = fields["total_steps"] or steps
+    return construct(CURRICULA, fields, "objective.curriculum")
 
 
 def check_guidance(experiment: Experiment, scale: float) -> None:

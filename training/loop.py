@@ -127,6 +127,8 @@ def train(
         state = checkpoint.restore(checkpoints, abstract, seed)
         if state is None:
             state = create_state(objective, optimizers, seed, frozen, mesh)
+        # A teacher that the players only started from is no longer needed.
+        frozen = {name: frozen[name] for name in objective.frozen}
         step = compile_step(objective, optimizers, seed, mesh)
         start = int(state.step)
         source = batches(start)

@@ -19,7 +19,7 @@ def dataset(classes=10):
 def test_an_evaluation_writes_what_it_returns(tmp_path):
     config, experiment = small_experiment(**FIELDS)
     mesh = make_mesh()
-    params = experiment.network.init(jax.random.key(0))
+    params = experiment.model.network.init(jax.random.key(0))
     results = evaluator(experiment, dataset(), config, mesh, tmp_path)(params, 7)
     folder = tmp_path / "eval"
     assert json.loads((folder / "step_00000007.json").read_text()) == results
@@ -49,7 +49,7 @@ def test_real_images_measured_against_themselves():
 def test_large_images_say_what_is_skipped(tmp_path, monkeypatch):
     monkeypatch.setattr("eval.evaluate.LARGEST_DIMENSION", 63)
     config, experiment = small_experiment(**FIELDS)
-    params = experiment.network.init(jax.random.key(0))
+    params = experiment.model.network.init(jax.random.key(0))
     results = evaluator(experiment, dataset(), config, make_mesh(), tmp_path)(params, 1)
     assert results["by_steps"] == {"1": {}, "2": {}}
     assert "skipped metrics" in summary(results)
@@ -57,7 +57,7 @@ def test_large_images_say_what_is_skipped(tmp_path, monkeypatch):
 
 def test_data_without_classes(tmp_path):
     config, experiment = small_experiment(**FIELDS, **{"data.num_classes": 0})
-    params = experiment.network.init(jax.random.key(0))
+    params = experiment.model.network.init(jax.random.key(0))
     split = synthetic_split(200)
     unlabelled = Dataset("x", split._replace(labels=np.full(200, -1, np.int32)), None, 0)
     results = evaluator(experiment, unlabelled, config, make_mesh(), tmp_path)(params, 1)

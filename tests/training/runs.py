@@ -3,14 +3,14 @@
 import jax
 import numpy as np
 
-from configs import base
+from configs import base, methods
 from data import Split, batches
 from training.experiment import build
 
 
 def small_config(method="shortcut", **fields):
     """A config of a network of 0.2 M parameters on 8 x 8 images; fields by dotted name."""
-    config = base.choose(base.config(), method)
+    config = methods.choose(base.config(), method)
     config.steps, config.batch_size = 10, 64
     config.data.image_size, config.data.channels, config.data.num_classes = 8, 1, 10
     config.model.size = "nano"

@@ -1,0 +1,181 @@
+"""Methods by the name that a config file takes after its colon: objective, path and prediction.
+
+    config = methods.choose(base.config(), "cd")
+
+Each sets its paper's values on top of configs/base.py; a config file then sets what its data need.
+"""
+
+from collections.abc import Callable
+from difflib import get_close_matches
+
+from ml_collections import ConfigDict
+
+from configs import base
+
+
+def flow_matching(config: ConfigDict) -> None:
+    """Flow matching (Lipman et al. 2023): velocity on the linear path."""
+    config.objective = base.denoising()
+
+
+def edm(config: ConfigDict) -> None:
+    """EDM (Karras et al. 2022, table 1)."""
+    config.objective = base.denoising()
+    edm_model(config)
+    config.objective.time_sampler = base.log_normal(-1.2, 1.2)
+    config.objective.solver.name = "heun"
+    config.objective.spacing.name = "karras"
+
+
+def ddpm(config: ConfigDict) -> None:
+    """DDPM (Ho et al. 2020) in continuous time, sampled by DDIM; or v with prediction.kind=v."""
+    config.objective = base.denoising()
+    config.path.name = "vp_ddpm"
+    config.prediction.kind = "eps"
+    config.objective.solver.name = "ddim"
+
+
+def trigflow(config: ConfigDict) -> None:
+    """TrigFlow diffusion (Lu & Song 2025, section 3.1): the teacher of scd."""
+    config.objective = base.denoising()
+    trigflow_model(config)
+    config.objective.time_sampler = base.log_normal(-1.0, 1.4)
+    config.objective.solver.name = "ddim"
+
+
+def trigflow_model(config: ConfigDict) -> None:
+    """What sCM's networks share; derivatives in t are part of its loss, so t is scaled little."""
+    config.path.name = "trigflow"
+    config.prediction.kind = "F"
+    config.model.time_scale = 4.0
+
+
+def shortcut(config: ConfigDict) -> None:
+    """Shortcut models (Frans et al. 2024)."""
+    config.objective = base.shortcut()
+    config.model.second_time = "step_size"
+
+
+def edm_model(config: ConfigDict) -> None:
+    """The path and the prediction of EDM and of the consistency models built on it."""
+    config.path.name = "ve"
+    config.prediction.kind = "F"
+
+
+def cd(config: ConfigDict) -> None:
+    """Consistency distillation of an edm teacher (Song et al. 2023)."""
+    config.objective = base.consistency_distillation()
+    edm_model(config)
+
+
+def cd_flow(config: ConfigDict) -> None:
+    """Consistency distillation of a flow_matching teacher."""
+    config.objective = base.consistency_distillation()
+
+
+def ct(config: ConfigDict) -> None:
+    """Consistency training (Song et al. 2023)."""
+    config.objective = base.consistency_training()
+    edm_model(config)
+
+
+def ict(config: ConfigDict) -> None:
+    """Improved consistency training (Song & Dhariwal 2023)."""
+    config.objective = base.consistency_training()
+    config.objective.curriculum.name = "doubling"
+    config.objective.time_sampler = base.log_normal(-1.1, 2.0)
+    config.objective.distance.name = "pseudo_huber"
+    config.objective.weighting = "inverse_gap"
+    config.objective.initial_decay = 0.0
+    edm_model(config)
+
+
+def ect(config: ConfigDict) -> None:
+    """Easy Consistency Tuning (Geng et al. 2024), from scratch or from --config.teacher."""
+    config.objective = base.consistency_tuning()
+    config.objective.distance.c = 0.0
+    edm_model(config)
+
+
+def sct(config: ConfigDict) -> None:
+    """Continuous-time consistency training (Lu & Song 2025)."""
+    config.objective = base.continuous_consistency()
+    trigflow_model(config)
+    config.model.loss_weight = True
+
+
+def scd(config: ConfigDict) -> None:
+    """Continuous-time consistency distillation of a trigflow teacher (Lu & Song 2025)."""
+    sct(config)
+    config.objective.distillation = True
+
+
+def lcm(config: ConfigDict) -> None:
+    """Latent consistency models (Luo et al. 2023): guided distillation of a ddpm teacher.
+
+    The teacher predicts v (--config.prediction.kind=v when training ddpm): eps says nothing of the
+    data at t = 1, where x_0 = (x - sigma eps) / alpha has the factor 1 / alpha = 150.
+    """
+    config.objective = base.consistency_distillation()
+    config.path.name = "vp_ddpm"
+    config.prediction.kind = "v"
+    config.model.guidance_input = True
+    config.objective.curriculum.points = 1000
+    config.objective.spacing.name = "uniform"
+    config.objective.skip = 20
+    config.objective.teacher_solver = "ddim"
+    config.objective.distance.name = "pseudo_huber_elementwise"
+    config.objective.guidance_range = (3.0, 15.0)  # their omega of 2 to 14, plus one
+    config.objective.guidance_scale = 8.5
+
+
+METHODS: dict[str, Callable[[ConfigDict], None]] = {
+    method.__name__: method
+    for method in (
+        flow_matching,
+        edm,
+        ddpm,
+        trigflow,
+        shortcut,
+        cd,
+        cd_flow,
+        ct,
+        ict,
+        ect,
+        sct,
+        scd,
+        lcm,
+    )
+}
+
+
+def choose(config: ConfigDict, method: str) -> ConfigDict:
+    """The config with the fields of a method, its path, prediction and network inputs."""
+    if method not in METHODS:
+        nearest = get_close_matches(method, METHODS, n=1, cutoff=0.0)[0]
+        raise ValueError(
+            f"no method {method!r} in this config; it has {', '.join(METHODS)}; did you mean "
+            f"{nearest!r}?"
+        )
+    config.method = method
+    METHODS[method](config)
+    return config
+
+
+def frans_2024(method: str) -> ConfigDict:
+    """What Frans et al. 2024 share between data sets: DiT-B/2 on 32 x 32 x 4 latents."""
+    chosen = choose(base.config(), method)
+    chosen.data.name = "latents"
+    chosen.data.image_size = 32
+    chosen.data.channels = 4
+    chosen.model.size = "B"
+    chosen.model.patch_size = 2
+    chosen.model.dtype = "bfloat16"
+    chosen.optimizer.learning_rate = 1e-4
+    chosen.optimizer.weight_decay = 0.1
+    chosen.ema.decays = (0.999,)
+    chosen.checkpoint.every = 20_000
+    chosen.evaluate.every = 50_000
+    if method == "shortcut":
+        chosen.objective.bootstrap_fraction = 0.125
+    return chosen

@@ -1,0 +1,154 @@
+"""Which two times a consistency method compares: t and an earlier s, nearer the data.
+
+A `PairSampler` maps (key, count, step) to (t, s), each [count], t_min <= s < t <= t_max. How many
+points a grid has may depend on the training step: a `Curriculum` maps the step to that number.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffusion.path import Path
+from diffusion.spacing import HIGHEST_RHO, Spacing
+from diffusion.time_sampling import TimeSampler
+
+PairSampler = Callable[[Array, int, Array], tuple[Array, Array]]
+Curriculum = Callable[[Array], Array]
+
+
+def constant(points: int = 18) -> Curriculum:
+    """N points at every step (18 on CIFAR-10, 40 on larger images in Song et al. 2023)."""
+    check_points("points", points)
+    return lambda step: jnp.int32(points)
+
+
+def square_root(first: int = 2, last: int = 150, *, total_steps: int) -> Curriculum:
+    """N(k) = ceil(sqrt(k/K ((s_1 + 1)^2 - s_0^2) + s_0^2) - 1) + 1 (Song et al. 2023, app. C).
+
+    first, last: s_0 and s_1; total_steps: K. Grows from s_0 to s_1 + 1 points; their s_0 = 2 and
+    s_1 = 150 (CIFAR-10) or 200.
+    """
+    check_range(first, last)
+    check_points("first", first)
+
+    def points(step: Array) -> Array:
+        progress = jnp.minimum(step / total_steps, 1.0)
+        root = jnp.sqrt(progress * ((last + 1) ** 2 - first**2) + first**2)
+        # The margin keeps a whole root whole in float32: at k = 0 the formula is s_0 exactly.
+        return (jnp.ceil(root - 1.0 - 1e-4) + 1.0).astype(jnp.int32)
+
+    return points
+
+
+def doubling(first: int = 10, last: int = 1280, *, total_steps: int) -> Curriculum:
+    """N(k) = min(s_0 2^floor(k/K'), s_1) + 1 in stages of K' = floor(K / (log2(s_1/s_0) + 1)).
+
+    Song & Dhariwal 2023, section 3.4 (their log2 is of floor(s_1 / s_0), floored).
+    """
+    check_range(first, last)
+    stages = int(np.floor(np.log2(last // first))) + 1
+    length = max(total_steps // stages, 1)
+
+    def points(step: Array) -> Array:
+        doublings = jnp.minimum(step // length, stages)
+        return jnp.minimum(first * 2**doublings, last).astype(jnp.int32) + 1
+
+    return points
+
+
+CURRICULA: dict[str, Callable[..., Curriculum]] = {
+    "constant": constant,
+    "square_root": square_root,
+    "doubling": doubling,
+}
+
+
+def check_points(field: str, points: int) -> None:
+    """Raises ValueError for a grid without two ends."""
+    if points < 2:
+        raise ValueError(f"objective.curriculum.{field}={points}: a grid needs 2 points or more")
+
+
+def check_range(first: int, last: int) -> None:
+    """Raises ValueError unless 1 <= first <= last."""
+    if not 1 <= first <= last:
+        raise ValueError(
+            f"objective.curriculum needs 1 <= first <= last, not first={first} and last={last}"
+        )
+
+
+def grid_pairs(
+    spacing: Spacing, curriculum: Curriculum, draw: TimeSampler | None = None, skip: int = 1
+) -> PairSampler:
+    """Points `skip` apart on the grid time(i / (N - 1)), i = 0 .. N - 1.
+
+    t is the upper end of the cell that `draw` falls into; all cells are equally likely without it.
+    Drawing a continuous law and taking its cell is the discretised law: P(i) is the mass between
+    the ends of cell i. s is `skip` points below t, but never below the first point, so every point
+    is trained. Raises ValueError for skip below 1.
+    """
+    if skip < 1:
+        raise ValueError(f"objective.skip={skip} must be 1 or more")
+
+    def sample(key: Array, count: int, step: Array) -> tuple[Array, Array]:
+        cells = curriculum(step) - 1
+        if draw is None:
+            drawn = jax.random.uniform(key, (count,))
+        else:
+            drawn = spacing.fraction(draw(key, count))
+        upper = jnp.clip(jnp.floor(drawn * cells).astype(jnp.int32) + 1, 1, cells)
+        lower = jnp.maximum(upper - skip, 0)
+        return spacing.time(upper / cells), spacing.time(lower / cells)
+
+    return sample
+
+
+def shrinking_ratio(
+    rho: Array, stage: Array | int, q: float = 2.0, k: float = 8.0, b: float = 1.0
+) -> Array:
+    """r / rho = max(0, 1 - n(rho) / q^(stage + 1)), n(rho) = 1 + k sigmoid(-b rho).
+
+    The mapping of Easy Consistency Tuning (Geng et al. 2024, eq. 16 and appendix A), from a noise
+    level rho = sigma / alpha to the lower one it is compared with. At stage 0 with their defaults
+    it is 0 for rho <= log 7, where the method is denoising; it tends to 1 with the stage.
+    """
+    n = 1.0 + k * jax.nn.sigmoid(-b * rho)
+    return jnp.maximum(0.0, 1.0 - n / q ** (stage + 1.0))
+
+
+def shrinking_pairs(
+    path: Path,
+    draw: TimeSampler,
+    *,
+    total_steps: int,
+    stages: int = 8,
+    q: float = 2.0,
+    k: float = 8.0,
+    b: float = 1.0,
+) -> PairSampler:
+    """t drawn, s at the noise level r(rho_t) of `shrinking_ratio`, the gap shrinking in stages.
+
+    `stages` equal stages over total_steps. r below the path's end is the end, where a consistency
+    function is the identity. Raises ValueError for fields out of range.
+    """
+    if stages < 1 or q <= 1.0 or k < 0.0 or b <= 0.0:
+        raise ValueError(
+            f"objective needs stages >= 1, q > 1, k >= 0 and b > 0, not {stages}, {q}, {k}, {b}"
+        )
+
+    def sample(key: Array, count: int, step: Array) -> tuple[Array, Array]:
+        t = draw(key, count)
+        stage = jnp.minimum(step * stages // total_steps, stages - 1)
+        rho = path.rho(t)
+        s = path.time_at(rho * shrinking_ratio(rho, stage, q, k, b))
+        return t, jnp.clip(s, path.t_min, t)
+
+    return sample
+
+
+def noise_gap(path: Path, t: Array, s: Array) -> Array:
+    """rho_t - rho_s, rho = sigma / alpha cut at 80: on `ve`, t - s. Positive for s < t."""
+    return jnp.minimum(path.rho(t), HIGHEST_RHO) - jnp.minimum(path.rho(s), HIGHEST_RHO)

@@ -1,0 +1,197 @@
+"""Consistency models: what distillation and training of them share (Song et al. 2023).
+
+A consistency function f(x_t, t) leads from any point of a trajectory of the probability-flow ODE to
+its data end; `Model.consistency` satisfies the boundary f(x, t_min) = x by construction. Training
+compares it at two times s < t:
+
+    L = E w(t, s) d( f_theta(x_t, t), stop_gradient(f_target(x_s, s)) )
+
+and methods differ in where x_s comes from (a solver step of a teacher, or the same data and noise),
+in the pair of times, in the distance d and weight w, and in the target: an average of the network
+(the follower `target`) or the network itself, detached. The target carries no gradient: with one
+the two sides would be pulled together from both ends, towards a constant, and the gradient would no
+longer be that of distillation (docs/consistency.md). Both sides draw the same dropout mask, so that
+their difference is not that of two masks (Song & Dhariwal 2023; Geng et al. 2024).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from diffusion.guidance import Condition
+from diffusion.path import Path
+from diffusion.spacing import Spacing
+from diffusion.time_pairs import PairSampler, noise_gap
+from objectives.base import (
+    Batch,
+    Key,
+    LossFn,
+    Metrics,
+    Params,
+    SampleFn,
+    condition_of,
+    loss_by_noise_level,
+    mean_of,
+)
+from objectives.distances import Distance
+from objectives.model import Model
+from samplers.grids import grid
+from samplers.renoise import renoise
+
+
+class Draw(NamedTuple):
+    """A batch on the path: x_t = alpha x_0 + sigma eps at t, to be compared with a point at s."""
+
+    x_0: Array
+    eps: Array
+    x_t: Array
+    t: Array
+    s: Array
+    condition: Condition
+
+
+# (every network by name, draw) -> x_s
+SecondPoint = Callable[[Mapping[str, Params], Draw], Array]
+# (path, t, s) -> w, [B]
+Weighting = Callable[[Path, Array, Array], Array]
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "uniform": lambda path, t, s: jnp.ones_like(t),
+    "inverse_gap": lambda path, t, s: 1.0 / noise_gap(path, t, s),
+}
+
+
+def same_noise(path: Path) -> SecondPoint:
+    """x_s = alpha_s x_0 + sigma_s eps with the data and noise of x_t: consistency training."""
+    return lambda networks, draw: path.interpolate(draw.x_0, draw.eps, draw.s)
+
+
+def pair_loss(
+    model: Model,
+    *,
+    second_point: SecondPoint,
+    pairs: PairSampler,
+    distance: Distance,
+    weighting: Weighting,
+    guidance_range: Sequence[float] = (),
+) -> LossFn:
+    """The loss of a consistency method from its parts.
+
+    guidance_range: (low, high) of the scale that is drawn per row and told the network, or ().
+    """
+
+    def draw_of(batch: Batch, key: Key, step: Array) -> Draw:
+        key_t, key_eps, key_scale = jax.random.split(key, 3)
+        x_0, condition = batch["x"], condition_of(batch)
+        t, s = pairs(key_t, x_0.shape[0], step)
+        eps = jax.random.normal(key_eps, x_0.shape)
+        if guidance_range:
+            low, high = guidance_range
+            scale = jax.random.uniform(key_scale, t.shape, minval=low, maxval=high)
+            condition = {**condition, "guidance_scale": scale}
+        return Draw(x_0, eps, model.path.interpolate(x_0, eps, t), t, s, condition)
+
+    def loss(
+        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
+    ) -> tuple[Array, Metrics]:
+        key_draw, key_dropout = jax.random.split(key)
+        draw = draw_of(batch, key_draw, step)
+        x_s = jax.lax.stop_gradient(second_point(networks, draw))
+        # Without a follower the network is its own target.
+        target = jax.lax.stop_gradient(networks.get("target", params))
+        f_t, f_s = (
+            model.consistency(p, x, time, draw.condition, train=True, rng=key_dropout)
+            for p, x, time in ((params, draw.x_t, draw.t), (target, x_s, draw.s))
+        )
+        apart = distance(f_t, f_s)
+        metrics = loss_by_noise_level(apart, draw.t, model.path)
+        gap = noise_gap(model.path, draw.t, draw.s)
+        return weighting(model.path, draw.t, draw.s) * apart, metrics | {"noise_gap": mean_of(gap)}
+
+    return loss
+
+
+def sampler(
+    model: Model,
+    spacing: Spacing,
+    sample_times: Sequence[float] = (),
+    *,
+    guidance_scale: float = 1.0,
+    guidance_range: Sequence[float] = (),
+) -> SampleFn:
+    """Consistency sampling from t_max, re-noising to the times in between.
+
+    sample_times: the times after t_max, descending, for len(sample_times) + 1 steps; any other
+    number of steps divides the spacing equally. guidance_scale: the one trained in; guidance_range:
+    the scales that the network is told, if it is. Raises ValueError for a time outside the path.
+    """
+    check_times(model.path, sample_times)
+
+    def sample(
+        params: Params,
+        eps: Array,
+        condition: Condition,
+        keys: Array,
+        *,
+        steps: int,
+        guidance_scale: float,
+    ) -> Array:
+        if steps == len(sample_times) + 1:
+            times = jnp.asarray([model.path.t_max, *sample_times], jnp.float32)
+        else:
+            times = grid(spacing, steps)[:-1]
+        check_scale(guidance_scale, trained_scale, guidance_range)
+        if guidance_range:
+            told = jnp.full(eps.shape[:1], guidance_scale, jnp.float32)
+            condition = {**condition, "guidance_scale": told}
+        f = lambda x, t: model.consistency(params, x, t, condition)  # noqa: E731
+        return renoise(f, model.path, model.path.prior(eps), times, keys)
+
+    trained_scale = guidance_scale
+    return sample
+
+
+def check_times(path: Path, times: Sequence[float]) -> None:
+    """Raises ValueError unless the times descend inside the path."""
+    inside = all(path.t_min < t < path.t_max for t in times)
+    if not inside or (np.diff(times) >= 0).any():
+        raise ValueError(
+            f"objective.sample_times={tuple(times)} must descend between t_max={path.t_max:g} and "
+            f"t_min={path.t_min:g} of path.name={path.name}, both left out"
+        )
+
+
+def check_scale(scale: float, trained: float, guidance_range: Sequence[float]) -> None:
+    """Raises ValueError for a guidance scale that a consistency function does not know."""
+    if guidance_range:
+        low, high = guidance_range
+        if not low <= scale <= high:
+            raise ValueError(
+                f"guidance scale {scale:g} is outside the range {low:g} to {high:g} that this "
+                "network was trained with (objective.guidance_range)"
+            )
+    elif scale != trained:
+        raise ValueError(
+            f"this consistency model was trained at guidance scale {trained:g} and is not told "
+            f"another, so {scale:g} is impossible; train with objective.guidance_range for any"
+        )
+
+
+def check_guidance_range(model: Model, guidance_range: Sequence[float], scale: float) -> None:
+    """Raises ValueError for a range that is none, or that the network or the default cannot use."""
+    if not guidance_range:
+        return
+    if len(guidance_range) != 2 or not 0.0 <= guidance_range[0] < guidance_range[1]:
+        raise ValueError(
+            f"objective.guidance_range={tuple(guidance_range)} must be (low, high), 0 <= low < high"
+        )
+    if not model.network.guidance_input:
+        raise ValueError(
+            "objective.guidance_range needs model.guidance_input=True: the network must be told "
+            "the scale"
+        )
+    check_scale(scale, scale, guidance_range)

@@ -1,0 +1,109 @@
+"""Consistency distillation (Song et al. 2023) and latent consistency models (Luo et al. 2023).
+
+    x_s = one solver step of the frozen teacher from x_t, from t to s
+    L   = E d( f_theta(x_t, t), stop_gradient(f_target(x_s, s)) )              (their eq. 7)
+
+t and s lie `skip` points apart on a grid of N. At the exact consistency function of the teacher's
+ODE the residual is the error of one solver step: with gap h, O(h^2) for Euler and DDIM, O(h^3) for
+Heun (tests). The target is the follower `target`, an EMA of decay `target_decay`; decay 0 is the
+network itself, detached. The teacher is frozen, and its step is detached.
+
+Guidance is the teacher's. With `guidance_range` = (low, high) its scale is drawn per row and told
+the network, so that one student serves every scale (Luo et al. 2023, section 4.3; form A here, 1 is
+none, w = 1 + their omega). Otherwise the student learns the one `guidance_scale`.
+
+The boundary is that of `Model.consistency`. LCM's code has c_skip = s_d^2 / (tau^2 + s_d^2) with
+tau = 10 times the integer time, which is 0.25% already at the first of 1,000 times: the same
+boundary in all but name.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+from jax import Array
+
+from diffusion.guidance import guide
+from diffusion.spacing import Spacing, karras
+from diffusion.time_pairs import Curriculum, constant, grid_pairs
+from objectives.base import Follower, Objective, Params, Player
+from objectives.consistency import (
+    WEIGHTINGS,
+    Draw,
+    SecondPoint,
+    Weighting,
+    check_guidance_range,
+    pair_loss,
+    sampler,
+)
+from objectives.distances import Distance, squared_l2
+from objectives.followers import constant_ema
+from objectives.model import Model, check_boundary
+from samplers.ode import Step, heun_step
+
+
+def teacher_step(
+    model: Model,
+    solver_step: Step,
+    guidance_scale: float = 1.0,
+    guided_by_row: bool = False,
+) -> SecondPoint:
+    """x_s by one step of the guided teacher from x_t; the scale may be the row's own."""
+
+    def second_point(networks: Mapping[str, Params], draw: Draw) -> Array:
+        scale = draw.condition["guidance_scale"] if guided_by_row else guidance_scale
+        predict = guide(partial(model.predict, networks["teacher"]), scale)
+        denoise = model.denoiser(predict, draw.condition)
+        return solver_step(denoise, model.path, draw.x_t, draw.t, draw.s)
+
+    return second_point
+
+
+def consistency_distillation(
+    model: Model,
+    *,
+    curriculum: Curriculum | None = None,
+    spacing: Spacing | None = None,
+    skip: int = 1,
+    teacher_solver: Step = heun_step,
+    distance: Distance | None = None,
+    weighting: Weighting = WEIGHTINGS["uniform"],
+    target_decay: float = 0.95,
+    guidance_scale: float = 1.0,
+    guidance_range: Sequence[float] = (),
+    sample_times: Sequence[float] = (),
+) -> Objective:
+    """The consistency-distillation objective; needs a frozen `teacher` of the same model.
+
+    curriculum, spacing, skip: the grid, 18 points in Karras spacing by default, and the distance
+        of t and s on it in points (20 of 1,000 in LCM).
+    teacher_solver: a step of `samplers.ode`. distance: squared L2 by default.
+    target_decay: EMA of the target (0.95 for LCM, 0 to 0.95 in Song et al. 2023).
+    guidance_scale: of the teacher, form A; with guidance_range the default of sampling.
+    sample_times: as for `objectives.consistency.sampler`.
+    """
+    check_boundary(model)
+    check_guidance_range(model, guidance_range, guidance_scale)
+    spacing = spacing or karras(model.path)
+    loss = pair_loss(
+        model,
+        second_point=teacher_step(model, teacher_solver, guidance_scale, bool(guidance_range)),
+        pairs=grid_pairs(spacing, curriculum or constant(), skip=skip),
+        distance=distance or squared_l2(),
+        weighting=weighting,
+        guidance_range=guidance_range,
+    )
+    return Objective(
+        players={"network": Player(model.network.init, loss)},
+        followers=(
+            {"target": Follower("network", constant_ema(target_decay))} if target_decay else {}
+        ),
+        sample=sampler(
+            model,
+            spacing,
+            sample_times,
+            guidance_scale=guidance_scale,
+            guidance_range=guidance_range,
+        ),
+        guidance_scale=guidance_scale,
+        frozen=("teacher",),
+    )

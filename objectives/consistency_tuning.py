@@ -1,0 +1,63 @@
+"""Easy Consistency Tuning (Geng et al. 2024): a diffusion model that becomes a consistency model.
+
+    x_s = alpha_s x_0 + sigma_s eps   with the x_0 and eps of x_t
+    L   = E 1 / (t - s) d( f_theta(x_t, t), stop_gradient(f_theta(x_s, s)) )
+
+t is log-normal, and s follows from it by `diffusion.time_pairs.shrinking_ratio`: at first s is the
+data end for most t, which is denoising, then the gap shrinks by a factor q per stage. The target is
+the network itself, detached. From a teacher (`teacher=WORKDIR`) it starts where that denoises, and
+from scratch it begins with denoising.
+
+Their distance is the norm (pseudo-Huber with c = 0), under which the first stage is a median rather
+than a mean of the data, and the gradient is not that of distillation at any gap (docs/
+consistency.md). Their training form has its boundary at 0 and their evaluation form at sigma_min;
+here both are the path's own t_min. The weight is in noise levels, rho_t - rho_s, on every path.
+"""
+
+from collections.abc import Sequence
+
+from diffusion.spacing import Spacing, karras
+from diffusion.time_pairs import shrinking_pairs
+from diffusion.time_sampling import TimeSampler, log_normal
+from objectives.base import Objective, Player
+from objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
+from objectives.distances import Distance, pseudo_huber
+from objectives.model import Model, check_boundary
+
+
+def consistency_tuning(
+    model: Model,
+    *,
+    total_steps: int,
+    stages: int = 8,
+    q: float = 2.0,
+    k: float = 8.0,
+    b: float = 1.0,
+    time_sampler: TimeSampler | None = None,
+    distance: Distance | None = None,
+    weighting: Weighting = WEIGHTINGS["inverse_gap"],
+    spacing: Spacing | None = None,
+    sample_times: Sequence[float] = (),
+) -> Objective:
+    """The ECT objective.
+
+    total_steps, stages: the gap shrinks by q after each of `stages` equal parts of total_steps.
+    q, k, b: of the mapping (2, 8, 1; q = 256 for one or two stages in their one-hour recipe).
+    time_sampler: log-normal, mean -1.1 and std 2.0, by default. distance: the norm by default.
+    spacing, sample_times: as for `objectives.consistency.sampler`.
+    """
+    check_boundary(model)
+    path = model.path
+    draw = time_sampler or log_normal(path, -1.1, 2.0)
+    loss = pair_loss(
+        model,
+        second_point=same_noise(path),
+        pairs=shrinking_pairs(path, draw, total_steps=total_steps, stages=stages, q=q, k=k, b=b),
+        distance=distance or pseudo_huber(0.0),
+        weighting=weighting,
+    )
+    return Objective(
+        players={"network": Player(model.network.init, loss)},
+        followers={},
+        sample=sampler(model, spacing or karras(path), sample_times),
+    )

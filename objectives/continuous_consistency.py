@@ -1,0 +1,163 @@
+"""Continuous-time consistency models in TrigFlow: sCT and sCD (Lu & Song 2025).
+
+The path is x_t = cos t x_0 + sin t z with z = sigma_d eps, the velocity of the network V = sigma_d
+F_theta(x_t / sigma_d, t), and f = cos t x_t - sin t V. In the limit s -> t the gradient of the
+discrete objective is that of a regression of F_theta to F_theta^- + g with the tangent
+
+    g = -cos^2 t (V^- - dx/dt) - r cos t sin t (x_t + dV^-/dt)            (r = 1: cos t df/dt)
+
+    dx/dt = cos t z - sin t x_0                  sCT: of the sample, unbiased
+            the teacher's velocity at (x_t, t)   sCD
+    dV/dt   along (dx/dt, 1): `jax.jvp` along cos t sin t (dx/dt, 1), finite at both ends
+
+    L = E e^w(t) / D || F_theta - F_theta^- - g / (||g|| + c) ||^2 - w(t)
+
+r rises from 0 to 1 over `tangent_warmup` steps: at r = 0 the regression is to the diffusion
+velocity. g vanishes at the exact consistency function. V^-, g and the normalisation are detached:
+they are the network's own target. w(t) is learned with the network (`model.loss_weight`); its
+optimum is minus the log of the error at t. Before normalisation sCT's g is an unbiased estimate of
+sCD's with an exact teacher; after it, it is not (tests).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffusion.guidance import Condition, guide
+from diffusion.path import align
+from diffusion.prediction import KINDS, convert
+from diffusion.spacing import Spacing
+from diffusion.spacing import uniform as uniform_spacing
+from diffusion.time_sampling import TimeSampler, log_normal
+from objectives.base import (
+    Batch,
+    Key,
+    Metrics,
+    Objective,
+    Params,
+    Player,
+    condition_of,
+    loss_by_noise_level,
+    mean_of,
+    per_example,
+)
+from objectives.consistency import sampler
+from objectives.distances import squared_error
+from objectives.model import Model, check_boundary
+
+Velocity = Callable[[Array, Array], Array]
+
+
+def tangent(
+    velocity: Velocity, x_t: Array, t: Array, x_rate: Array, warmup: Array | float
+) -> tuple[Array, Array]:
+    """(V, g) at (x_t, t) along dx/dt = x_rate, before normalisation; warmup is r in [0, 1].
+
+    velocity: (x, t) -> V. Raises ValueError if it has no forward-mode derivative.
+    """
+    cos, sin = (align(function(t), x_t) for function in (jnp.cos, jnp.sin))
+    directions = cos * sin * x_rate, jnp.cos(t) * jnp.sin(t)
+    try:
+        v, v_rate = jax.jvp(velocity, (x_t, t), directions)
+    except TypeError as error:  # JAX's for an operation that has a reverse derivative only
+        raise ValueError(
+            "continuous_consistency needs a network that jax.jvp can differentiate; this one has "
+            f"an operation without a forward derivative ({str(error).splitlines()[0]})"
+        ) from error
+    return v, -(cos**2) * (v - x_rate) - warmup * (cos * sin * x_t + v_rate)
+
+
+def normalize(g: Array, c: float) -> Array:
+    """g / (||g|| + c), the norm over all axes but the first."""
+    norm = jnp.sqrt(g[0].size * per_example(jnp.square(g)))
+    return g / (align(norm, g) + c)
+
+
+def check_model(model: Model, adaptive_weight: bool) -> None:
+    """Raises ValueError for another path than trigflow, or a network without the learned weight."""
+    if model.path.name != "trigflow":
+        raise ValueError(f"continuous_consistency needs path.name=trigflow, not {model.path.name}")
+    if adaptive_weight and model.network.log_weight is None:
+        raise ValueError(
+            "objective.adaptive_weight needs model.loss_weight=True, the network's learned weight"
+        )
+    check_boundary(model)
+
+
+def continuous_consistency(
+    model: Model,
+    *,
+    distillation: bool = False,
+    time_sampler: TimeSampler | None = None,
+    tangent_warmup: int = 10_000,
+    tangent_scale: float = 0.1,
+    adaptive_weight: bool = True,
+    guidance_scale: float = 1.0,
+    spacing: Spacing | None = None,
+    sample_times: Sequence[float] = (),
+) -> Objective:
+    """The continuous-time objective: sCD with a frozen `teacher` of the same model, or sCT.
+
+    distillation: whether dx/dt is the teacher's. guidance_scale: of the teacher, form A.
+    time_sampler: log-normal noise levels, mean -1.0 and std 1.4, by default.
+    tangent_warmup: steps over which r rises to 1. tangent_scale: c of the normalisation.
+    adaptive_weight: learn w(t). spacing, sample_times: as for `objectives.consistency.sampler`.
+    """
+    check_model(model, adaptive_weight)
+    if guidance_scale != 1.0 and not distillation:
+        raise ValueError("objective.guidance_scale is of the teacher, which sCT does not have")
+    path = model.path
+    time_sampler = time_sampler or log_normal(path, -1.0, 1.4)
+    sigma_data = float(path.sigma(jnp.float32(path.t_max)))
+
+    def velocity_of(params: Params, condition: Condition, rng: Key) -> Velocity:
+        def velocity(x: Array, t: Array) -> Array:
+            prediction = model.predict(params, x, t, t, condition, train=True, rng=rng)
+            return convert(prediction, x, t, path, source=model.kind, to=KINDS["velocity"])
+
+        return velocity
+
+    def teacher_velocity(params: Params, x_t: Array, t: Array, condition: Condition) -> Array:
+        predict = guide(partial(model.predict, params), guidance_scale)
+        return path.velocity(*model.denoiser(predict, condition)(x_t, t), t)
+
+    def loss(
+        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
+    ) -> tuple[Array, Metrics]:
+        key_t, key_eps, key_dropout = jax.random.split(key, 3)
+        x_0, condition = batch["x"], condition_of(batch)
+        t = time_sampler(key_t, x_0.shape[0])
+        eps = jax.random.normal(key_eps, x_0.shape)
+        x_t = path.interpolate(x_0, eps, t)
+        if distillation:
+            x_rate = teacher_velocity(networks["teacher"], x_t, t, condition)
+        else:
+            x_rate = path.velocity(x_0, eps, t)
+        detached = velocity_of(jax.lax.stop_gradient(params), condition, key_dropout)
+        warmup = jnp.minimum(step / max(tangent_warmup, 1), 1.0)
+        v_detached, g = tangent(detached, x_t, t, x_rate, warmup)
+        v = velocity_of(params, condition, key_dropout)(x_t, t)
+        target = jax.lax.stop_gradient(v_detached / sigma_data + normalize(g, tangent_scale))
+        error = per_example(squared_error(v / sigma_data, target))
+        metrics = loss_by_noise_level(error, t, path)
+        metrics |= {"tangent": mean_of(jnp.sqrt(per_example(jnp.square(g))))}
+        if not adaptive_weight:
+            return error, metrics
+        log_weight = model.network.log_weight(params, path.clock(t))
+        return jnp.exp(log_weight) * error - log_weight, metrics
+
+    return Objective(
+        players={"network": Player(model.network.init, loss)},
+        followers={},
+        sample=sampler(
+            model,
+            spacing or uniform_spacing(path),
+            sample_times,
+            guidance_scale=guidance_scale,
+        ),
+        guidance_scale=guidance_scale,
+        frozen=("teacher",) if distillation else (),
+    )
