@@ -6,6 +6,9 @@ The setting of Frans et al. 2024: DiT-B/2, 410,000 steps of 64 images, EMA 0.999
 decay 0.1 (the paper used one TPU v3 node per run). Their table 1, FID-50k at 128 / 4 / 1 steps:
 shortcut 6.9 / 13.8 / 20.5, flow matching 7.3 / 63.3 / 280.5.
 
+The other methods keep their own papers' objectives and this network and optimizer; students name a
+--config.teacher of the same config file, and lcm one of ddpm with --config.prediction.kind=v.
+
 The pipeline of latents is not part of Fewstep yet: `describe` works, training says so.
 """
 
@@ -20,5 +23,11 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.steps = 410_000
     config.batch_size = 64
     config.data.num_classes = 0
-    config.objective.label_dropout = 0.0
+    if "label_dropout" in config.objective:
+        config.objective.label_dropout = 0.0
+    if method == "lcm":
+        # Without classes there is nothing to guide: plain distillation on the same grid.
+        config.model.guidance_input = False
+        config.objective.guidance_range = ()
+        config.objective.guidance_scale = 1.0
     return config

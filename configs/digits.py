@@ -2,6 +2,13 @@
 
 python main.py --config=configs/digits.py:shortcut --workdir=runs/digits_shortcut
 python main.py --config=configs/digits.py:flow_matching --workdir=runs/digits_flow_matching
+
+A teacher, then its student (edm for cd and ect, flow_matching for cd_flow, trigflow for scd, ddpm
+for lcm; ct, ict and sct need none, and ect starts from nothing without one):
+
+python main.py --config=configs/digits.py:edm --workdir=runs/digits_edm
+python main.py --config=configs/digits.py:cd --config.teacher=runs/digits_edm \
+    --workdir=runs/digits_cd
 """
 
 from ml_collections import ConfigDict

@@ -7,6 +7,9 @@ The setting of Frans et al. 2024: DiT-B/2, 810,000 steps of 256 images, guidance
 AdamW 1e-4 with decay 0.1. Their table 1, FID-50k at 128 / 4 / 1 steps: shortcut 15.5 / 28.3 / 40.3
 (XL/2: 3.8 / 7.8 / 10.6), flow matching 17.3 / 108.2 / 324.8.
 
+The other methods keep their own papers' objectives and this network and optimizer; students name a
+--config.teacher of the same config file, and lcm one of ddpm with --config.prediction.kind=v.
+
 The pipeline of latents is not part of Fewstep yet: `describe` works, training says so.
 """
 
@@ -21,5 +24,6 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.steps = 810_000
     config.batch_size = 256
     config.data.num_classes = 1000
-    config.objective.guidance_scale = 1.5
+    if "label_dropout" in config.objective:  # the paper guides these; lcm keeps its own range
+        config.objective.guidance_scale = 1.5
     return config

@@ -15,6 +15,11 @@ from diffusion.path import Path
 from diffusion.spacing import HIGHEST_RHO, Spacing
 from diffusion.time_sampling import TimeSampler
 
+# For a pair whose times round to one: far below the gaps of any grid, far above 0.
+SMALLEST_GAP = 1e-8
+# The most that the gap of a pair may shrink by: float32 tells neighbours 6e-8 apart.
+MOST_SHRINKING = 2.0**20
+
 PairSampler = Callable[[Array, int, Array], tuple[Array, Array]]
 Curriculum = Callable[[Array], Array]
 
@@ -46,14 +51,14 @@ def square_root(first: int = 2, last: int = 150, *, total_steps: int) -> Curricu
 def doubling(first: int = 10, last: int = 1280, *, total_steps: int) -> Curriculum:
     """N(k) = min(s_0 2^floor(k/K'), s_1) + 1 in stages of K' = floor(K / (log2(s_1/s_0) + 1)).
 
-    Song & Dhariwal 2023, section 3.4 (their log2 is of floor(s_1 / s_0), floored).
+    Song & Dhariwal 2023, section 3.4; their log2 is of floor(s_1 / s_0).
     """
     check_range(first, last)
-    stages = int(np.floor(np.log2(last // first))) + 1
-    length = max(total_steps // stages, 1)
+    length = max(int(total_steps / (np.log2(last // first) + 1.0)), 1)
+    most = int(np.ceil(np.log2(last / first)))
 
     def points(step: Array) -> Array:
-        doublings = jnp.minimum(step // length, stages)
+        doublings = jnp.minimum(step // length, most)
         return jnp.minimum(first * 2**doublings, last).astype(jnp.int32) + 1
 
     return points
@@ -132,17 +137,23 @@ def shrinking_pairs(
     """t drawn, s at the noise level r(rho_t) of `shrinking_ratio`, the gap shrinking in stages.
 
     `stages` equal stages over total_steps. r below the path's end is the end, where a consistency
-    function is the identity. Raises ValueError for fields out of range.
+    function is the identity; s = t there alone. rho_t counts as 80 at most, as on a grid, so that a
+    finite r follows from pure noise. Raises ValueError for fields out of range.
     """
     if stages < 1 or q <= 1.0 or k < 0.0 or b <= 0.0:
         raise ValueError(
             f"objective needs stages >= 1, q > 1, k >= 0 and b > 0, not {stages}, {q}, {k}, {b}"
         )
+    if stages * np.log(q) > np.log(MOST_SHRINKING):
+        raise ValueError(
+            f"objective.q={q} to the power objective.stages={stages} is above {MOST_SHRINKING:g}, "
+            "where the two times of a pair round to one; take fewer stages"
+        )
 
     def sample(key: Array, count: int, step: Array) -> tuple[Array, Array]:
         t = draw(key, count)
         stage = jnp.minimum(step * stages // total_steps, stages - 1)
-        rho = path.rho(t)
+        rho = jnp.minimum(path.rho(t), HIGHEST_RHO)
         s = path.time_at(rho * shrinking_ratio(rho, stage, q, k, b))
         return t, jnp.clip(s, path.t_min, t)
 
@@ -150,5 +161,11 @@ def shrinking_pairs(
 
 
 def noise_gap(path: Path, t: Array, s: Array) -> Array:
-    """rho_t - rho_s, rho = sigma / alpha cut at 80: on `ve`, t - s. Positive for s < t."""
-    return jnp.minimum(path.rho(t), HIGHEST_RHO) - jnp.minimum(path.rho(s), HIGHEST_RHO)
+    """rho_t - rho_s, rho = sigma / alpha: on `ve`, t - s. Positive and finite for s < t.
+
+    Beyond rho_t = 80, where paths run to infinity, the same relative gap at 80: 80 (1 - rho_s /
+    rho_t), which joins on without a jump.
+    """
+    high, low = path.rho(t), path.rho(s)
+    gap = jnp.where(high <= HIGHEST_RHO, high - low, HIGHEST_RHO * (1.0 - low / high))
+    return jnp.maximum(gap, SMALLEST_GAP)

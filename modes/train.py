@@ -18,7 +18,7 @@ from training.loop import abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
 from training.sharding import check_batch_size, make_mesh
 from training.state import TrainState
-from training.teacher import load_teacher
+from training.teacher import load_teacher, pinned
 
 
 def train(request: Request) -> None:
@@ -30,6 +30,7 @@ def train(request: Request) -> None:
     check_batch_size(config.batch_size, mesh)
     experiment = build(config)
     check_sampling(experiment, config, mesh)
+    config = pinned(config)
     frozen = load_teacher(config, experiment, mesh)
     check_step(experiment, config, mesh, frozen)
     workdir.start_run(path, config)

@@ -25,7 +25,7 @@ from jax import Array
 from diffusion.guidance import Condition
 from diffusion.path import Path
 from diffusion.spacing import Spacing
-from diffusion.time_pairs import PairSampler, noise_gap
+from diffusion.time_pairs import Curriculum, PairSampler, noise_gap
 from objectives.base import (
     Batch,
     Key,
@@ -41,6 +41,9 @@ from objectives.distances import Distance
 from objectives.model import Model
 from samplers.grids import grid
 from samplers.renoise import renoise
+
+# Later than any run: what a curriculum ends at.
+LAST_STEP = 2**30
 
 
 class Draw(NamedTuple):
@@ -70,6 +73,21 @@ def same_noise(path: Path) -> SecondPoint:
     return lambda networks, draw: path.interpolate(draw.x_0, draw.eps, draw.s)
 
 
+def compare(
+    model: Model,
+    distance: Distance,
+    params: Params,
+    target: Params,
+    draw: Draw,
+    x_s: Array,
+    rng: Key,
+) -> Array:
+    """d( f_params(x_t, t), stop_gradient(f_target(x_s, s)) ), [B], with one dropout mask."""
+    f_t = model.consistency(params, draw.x_t, draw.t, draw.condition, train=True, rng=rng)
+    f_s = model.consistency(target, x_s, draw.s, draw.condition, train=True, rng=rng)
+    return distance(f_t, jax.lax.stop_gradient(f_s))
+
+
 def pair_loss(
     model: Model,
     *,
@@ -83,6 +101,7 @@ def pair_loss(
 
     guidance_range: (low, high) of the scale that is drawn per row and told the network, or ().
     """
+    path = model.path
 
     def draw_of(batch: Batch, key: Key, step: Array) -> Draw:
         key_t, key_eps, key_scale = jax.random.split(key, 3)
@@ -93,24 +112,20 @@ def pair_loss(
             low, high = guidance_range
             scale = jax.random.uniform(key_scale, t.shape, minval=low, maxval=high)
             condition = {**condition, "guidance_scale": scale}
-        return Draw(x_0, eps, model.path.interpolate(x_0, eps, t), t, s, condition)
+        return Draw(x_0, eps, path.interpolate(x_0, eps, t), t, s, condition)
 
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
         key_draw, key_dropout = jax.random.split(key)
         draw = draw_of(batch, key_draw, step)
-        x_s = jax.lax.stop_gradient(second_point(networks, draw))
         # Without a follower the network is its own target.
-        target = jax.lax.stop_gradient(networks.get("target", params))
-        f_t, f_s = (
-            model.consistency(p, x, time, draw.condition, train=True, rng=key_dropout)
-            for p, x, time in ((params, draw.x_t, draw.t), (target, x_s, draw.s))
-        )
-        apart = distance(f_t, f_s)
-        metrics = loss_by_noise_level(apart, draw.t, model.path)
-        gap = noise_gap(model.path, draw.t, draw.s)
-        return weighting(model.path, draw.t, draw.s) * apart, metrics | {"noise_gap": mean_of(gap)}
+        target = networks.get("target", params)
+        x_s = second_point(networks, draw)
+        apart = compare(model, distance, params, target, draw, x_s, key_dropout)
+        metrics = loss_by_noise_level(apart, draw.t, path)
+        metrics |= {"noise_gap": mean_of(noise_gap(path, draw.t, draw.s))}
+        return weighting(path, draw.t, draw.s) * apart, metrics
 
     return loss
 
@@ -120,16 +135,20 @@ def sampler(
     spacing: Spacing,
     sample_times: Sequence[float] = (),
     *,
+    curriculum: Curriculum | None = None,
     guidance_scale: float = 1.0,
     guidance_range: Sequence[float] = (),
 ) -> SampleFn:
     """Consistency sampling from t_max, re-noising to the times in between.
 
     sample_times: the times after t_max, descending, for len(sample_times) + 1 steps; any other
-    number of steps divides the spacing equally. guidance_scale: the one trained in; guidance_range:
-    the scales that the network is told, if it is. Raises ValueError for a time outside the path.
+    number of steps divides the spacing equally. curriculum: of the grid that was trained on; each
+    time is moved to the nearest point of its last grid, since a network is arbitrary at times that
+    it has not seen. guidance_scale: the one trained in; guidance_range: the scales that the network
+    is told, if it is. Raises ValueError for a time outside the path.
     """
     check_times(model.path, sample_times)
+    cells = int(curriculum(jnp.int32(LAST_STEP))) - 1 if curriculum else None
 
     def sample(
         params: Params,
@@ -144,6 +163,8 @@ def sampler(
             times = jnp.asarray([model.path.t_max, *sample_times], jnp.float32)
         else:
             times = grid(spacing, steps)[:-1]
+        if cells:
+            times = on_grid(spacing, cells, times)
         check_scale(guidance_scale, trained_scale, guidance_range)
         if guidance_range:
             told = jnp.full(eps.shape[:1], guidance_scale, jnp.float32)
@@ -153,6 +174,19 @@ def sampler(
 
     trained_scale = guidance_scale
     return sample
+
+
+def on_grid(spacing: Spacing, cells: int, times: Array) -> Array:
+    """The nearest points of a grid of `cells` cells, the data end left out.
+
+    times: [N], descending. Raises ValueError for more times than the grid has.
+    """
+    if times.shape[0] > cells:
+        raise ValueError(
+            f"this consistency model was trained on {cells + 1} times, so it samples in at most "
+            f"{cells} steps, not in {times.shape[0]}"
+        )
+    return spacing.time(jnp.maximum(jnp.round(spacing.fraction(times) * cells), 1.0) / cells)
 
 
 def check_times(path: Path, times: Sequence[float]) -> None:

@@ -83,11 +83,11 @@ def consistency_distillation(
     """
     check_boundary(model)
     check_guidance_range(model, guidance_range, guidance_scale)
-    spacing = spacing or karras(model.path)
+    spacing, curriculum = spacing or karras(model.path), curriculum or constant()
     loss = pair_loss(
         model,
         second_point=teacher_step(model, teacher_solver, guidance_scale, bool(guidance_range)),
-        pairs=grid_pairs(spacing, curriculum or constant(), skip=skip),
+        pairs=grid_pairs(spacing, curriculum, skip=skip),
         distance=distance or squared_l2(),
         weighting=weighting,
         guidance_range=guidance_range,
@@ -101,6 +101,7 @@ def consistency_distillation(
             model,
             spacing,
             sample_times,
+            curriculum=curriculum,
             guidance_scale=guidance_scale,
             guidance_range=guidance_range,
         ),

@@ -72,5 +72,5 @@ def consistency_training(
     return Objective(
         players={"network": Player(model.network.init, loss)},
         followers={"target": Follower("network", update)} if initial_decay else {},
-        sample=sampler(model, spacing, sample_times),
+        sample=sampler(model, spacing, sample_times, curriculum=curriculum),
     )

@@ -36,4 +36,6 @@ def renoise(
         return consistency(a * x + b * noise_like(x, keys, index), rows(tau)), None
 
     x = consistency(x, rows(times[0]))
+    if times.shape[0] == 1:
+        return x
     return jax.lax.scan(step, x, (jnp.arange(times.shape[0] - 1), times[1:]))[0]

@@ -79,9 +79,11 @@ def churned_heun(
         def raised(x: Array, t: Array, index: Array) -> tuple[Array, Array]:
             rho = path.rho(t)
             higher = jnp.clip(path.time_at(rho * (1.0 + gamma)), t, path.t_max)
-            higher = jnp.where((churn_min <= rho) & (rho <= churn_max), higher, t)
             a, b = added_noise(path, higher, t)
-            return a * x + noise * b * noise_like(x, keys, index), higher
+            noisier = a * x + noise * b * noise_like(x, keys, index)
+            # x itself elsewhere: at pure noise a is 0 / 0, and at gamma = 0 rounding leaves a b.
+            churned = (gamma > 0.0) & (churn_min <= rho) & (rho <= churn_max)
+            return jnp.where(churned, noisier, x), jnp.where(churned, higher, t)
 
         def interval_step(x: Array, index: Array, t: Array, s: Array, step: Step) -> Array:
             x, t = raised(x, t, index)

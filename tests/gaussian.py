@@ -1,7 +1,7 @@
-"""The Gaussian world: data N(mean, covariance), for which everything is known in closed form.
+"""Data whose denoiser is known in closed form: a Gaussian, and a mixture of Gaussians in 1-D.
 
-With m_t = alpha mean and C_t = alpha^2 S + sigma^2 I, all C_t commute, so in the eigenbasis of S
-every quantity is elementwise (S = diag(variance) here).
+For data N(mean, S) let m_t = alpha mean and C_t = alpha^2 S + sigma^2 I. All C_t commute, so in the
+eigenbasis of S every quantity is elementwise (S = diag(variance) here).
 """
 
 from typing import NamedTuple
@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion.path import Path, align
+from diffusion.prediction import Endpoints
 
 
 class Gaussian(NamedTuple):
@@ -40,6 +41,10 @@ class Gaussian(NamedTuple):
         mean, variance = self.marginal(path, t)
         return path.sigma(align(t, x)) / variance * (x - mean)
 
+    def denoiser(self, path: Path):
+        """(x, t) -> E[x_0 | x_t], E[eps | x_t]: what a solver takes."""
+        return lambda x, t: Endpoints(self.x_0(path, x, t), self.eps(path, x, t))
+
     def velocity(self, path: Path, x: Array, t: Array) -> Array:
         """m' + C' / (2 C) (x - m), the rates by autodiff of the marginal."""
         (mean, variance), (mean_rate, variance_rate) = jax.jvp(
@@ -58,3 +63,26 @@ class Gaussian(NamedTuple):
         gap = align(t - s, x)
         jump = (x - self.flow_map(path, x, t, s)) / jnp.where(gap == 0, 1.0, gap)
         return jnp.where(gap == 0, self.velocity(path, x, t), jump)
+
+
+class Mixture(NamedTuple):
+    """sum_k weight_k N(mean_k, variance_k) in one dimension; fields: [K]. Points are [B, 1]."""
+
+    weight: Array
+    mean: Array
+    variance: Array
+
+    def denoiser(self, path: Path):
+        """(x, t) -> E[x_0 | x_t], E[eps | x_t]: the components' means, weighted by posterior."""
+
+        def denoise(x: Array, t: Array) -> Endpoints:
+            alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]
+            variance = alpha**2 * self.variance + sigma**2
+            offset = x - alpha * self.mean
+            log_share = jnp.log(self.weight) - 0.5 * (offset**2 / variance + jnp.log(variance))
+            share = jax.nn.softmax(log_share, axis=1)
+            x_0 = self.mean + alpha * self.variance / variance * offset
+            eps = sigma / variance * offset
+            return Endpoints(*((share * part).sum(1, keepdims=True) for part in (x_0, eps)))
+
+        return denoise

@@ -2,7 +2,9 @@
 
 import jax.numpy as jnp
 
+from diffusion.prediction import KINDS, Endpoints, coefficients
 from models.network import Network
+from objectives.model import Model
 
 
 def exact(function):
@@ -36,3 +38,49 @@ def affine():
         return params["a"] * x + row.reshape(-1, *[1] * (x.ndim - 1))
 
     return Network(init, apply, second_time="step_size")
+
+
+def model_of(network, path, kind="velocity"):
+    """The network as a model whose output is a prediction of the kind."""
+    return Model(network, path, KINDS[kind])
+
+
+def finite_ratio(a, b):
+    """a / b, and 0 where b is 0."""
+    return jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))
+
+
+def exact_denoiser(gaussian, path, kind="velocity"):
+    """The model that predicts E[kind | x_t] of Gaussian data, with an offset in x_0."""
+
+    def encoded(x, t, s, condition):
+        e = Endpoints(gaussian.x_0(path, x, t), gaussian.eps(path, x, t))
+        return KINDS[kind].encode(e, x, coefficients(path, t, x))
+
+    return unscaled(exact(encoded), path, kind)
+
+
+def exact_consistency(gaussian, path, kind="velocity"):
+    """The model whose consistency function is the flow map to t_min of Gaussian data.
+
+    gaussian: a Gaussian, or a function of the condition that gives one.
+    """
+
+    def encoded(x, t, s, condition):
+        law = gaussian(condition) if callable(gaussian) else gaussian
+        f = law.flow_map(path, x, t, jnp.full_like(t, path.t_min))
+        c = coefficients(path, t, x)
+        end = coefficients(path, jnp.full_like(t, path.t_min), x)
+        # f = alpha_min x_0 + sigma_min (x - alpha x_0) / sigma, solved for x_0.
+        ratio = finite_ratio(end.sigma, c.sigma)
+        x_0 = finite_ratio(f - ratio * x, end.alpha - c.alpha * ratio)
+        e = Endpoints(x_0, finite_ratio(x - c.alpha * x_0, c.sigma))
+        return KINDS[kind].encode(e, x, c)
+
+    return unscaled(exact(encoded), path, kind)
+
+
+def unscaled(network, path, kind):
+    """A model that hands x_t and t to the network as they are, whatever path and kind."""
+    plain = KINDS[kind]._replace(c_in=lambda c: jnp.ones_like(c.alpha))
+    return Model(network, path._replace(clock=lambda t: t), plain)

@@ -83,20 +83,39 @@ def restore_network(
 
     Raises ValueError if there is no such checkpoint or it cannot be read.
     """
-    if not (workdir / FOLDER).is_dir():
-        raise ValueError(f"{workdir} holds no checkpoints; train there first (--mode=train)")
-    # Read-only: the run may be saving at this moment.
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    with ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options) as checkpoints:
-        steps = checkpoints.all_steps()
-        step = max(steps, default=None) if step is None else step
-        if step not in steps:
-            raise ValueError(
-                f"{workdir / FOLDER} has {sorted(steps) or 'no complete checkpoint'}, not {step}"
-            )
+    with read_checkpoints(workdir) as checkpoints:
+        step = choose_step(checkpoints, workdir, step)
         arguments = ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)})
         folder = workdir / FOLDER / str(step) / name
         return _read(lambda: checkpoints.restore(step, args=arguments), folder)[name], step
+
+
+def read_checkpoints(workdir: Path) -> ocp.CheckpointManager:
+    """The checkpoints of a run, which may be saving at this moment, to be read only.
+
+    Raises ValueError if there is no such folder.
+    """
+    if not (workdir / FOLDER).is_dir():
+        raise ValueError(f"{workdir} holds no checkpoints; train there first (--mode=train)")
+    options = ocp.CheckpointManagerOptions(read_only=True)
+    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+
+
+def choose_step(checkpoints: ocp.CheckpointManager, workdir: Path, step: int | None) -> int:
+    """`step`, the newest if None. Raises ValueError if it is not there."""
+    steps = checkpoints.all_steps()
+    step = max(steps, default=None) if step is None else step
+    if step not in steps:
+        raise ValueError(
+            f"{workdir / FOLDER} has {sorted(steps) or 'no complete checkpoint'}, not {step}"
+        )
+    return step
+
+
+def saved_step(workdir: Path, step: int | None = None) -> int:
+    """`step`, the newest if None, of a run's checkpoints. Raises ValueError if it is not there."""
+    with read_checkpoints(workdir) as checkpoints:
+        return choose_step(checkpoints, workdir, step)
 
 
 def _read(read: Callable[[], Any], folder: Path) -> Any:

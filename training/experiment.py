@@ -58,7 +58,8 @@ def build(config: ConfigDict) -> Experiment:
         guidable=config.data.num_classes > 0 and config.objective.get("label_dropout", 1.0) > 0.0,
         sample_with=sampled_network(config.ema.sample_with, averages, objective),
     )
-    check_guidance(experiment, objective.guidance_scale)
+    for scale in (objective.guidance_scale, *config.objective.get("guidance_range", ())):
+        check_guidance(experiment, scale)
     return experiment
 
 
@@ -85,11 +86,13 @@ def build_kind(name: str, sigma_data: float | None) -> Kind:
     kind = choose(KINDS, name, "prediction.kind")
     if sigma_data is None:
         return kind
-    if name != "F" or sigma_data <= 0.0:
+    if name != "F":
         raise ValueError(
-            f"prediction.sigma_data={sigma_data:g} must be positive and is used by kind F alone, "
-            f"not by {name}"
+            f"prediction.sigma_data is not used by prediction.kind={name}, only by F; leave it "
+            "unset"
         )
+    if sigma_data <= 0.0:
+        raise ValueError(f"prediction.sigma_data={sigma_data:g} must be positive")
     return raw_kind(sigma_data)
 
 
@@ -106,22 +109,38 @@ def build_objective(config: ConfigDict, model: Model) -> Objective:
     fields = dict(config.objective)
     for name, (table, *inputs) in constructed.items():
         if name in fields:
-            part = fields[name]
-            field = f"objective.{name}"
-            fields[name] = construct(table, part, field, *inputs) if part["name"] else None
+            fields[name] = build_part(table, fields[name], f"objective.{name}", *inputs)
     for name, table in chosen.items():
         if name in fields:
             fields[name] = choose(table, fields[name], f"objective.{name}")
     if "curriculum" in fields:
         fields["curriculum"] = build_curriculum(fields["curriculum"], config.steps)
     if "total_steps" in fields:
-        fields["total_steps"] = fields["total_steps"] or config.steps
+        fields["total_steps"] = length(fields, "objective", config.steps)
     objective = construct(OBJECTIVES, fields, "objective", model)
     if not (config.teacher and config.start_from_teacher):
         objective = objective._replace(init_from={})
     if config.teacher and not (objective.frozen or objective.init_from):
-        raise ValueError(f"teacher is not used by {config.method}; leave it unset")
+        raise ValueError(
+            f"teacher is not used by {config.method} with "
+            f"start_from_teacher={config.start_from_teacher}; leave it unset"
+        )
     return objective
+
+
+def build_part(
+    table: Mapping[str, Callable[..., Any]], part: Mapping[str, Any], field: str, *inputs: Any
+) -> Any:
+    """A part of an objective; None, the objective's own default, for the name "".
+
+    Raises ValueError for a field that is given beside the name "".
+    """
+    if part["name"]:
+        return construct(table, part, field, *inputs)
+    for name, value in part.items():
+        if name != "name" and value is not None:
+            raise ValueError(f"{field}.{name} is not used without {field}.name; set that too")
+    return None
 
 
 def build_curriculum(fields: Mapping[str, Any], steps: int) -> Curriculum:
@@ -129,8 +148,16 @@ def build_curriculum(fields: Mapping[str, Any], steps: int) -> Curriculum:
     fields = dict(fields)
     function = choose(CURRICULA, fields["name"], "objective.curriculum.name")
     if "total_steps" in inspect.signature(function).parameters:
-        fields["total_steps"] = fields["total_steps"] or steps
+        fields["total_steps"] = length(fields, "objective.curriculum", steps)
     return construct(CURRICULA, fields, "objective.curriculum")
+
+
+def length(fields: Mapping[str, Any], prefix: str, steps: int) -> int:
+    """fields["total_steps"], or the run's if that is None. Raises ValueError for less than 1."""
+    total = steps if fields["total_steps"] is None else fields["total_steps"]
+    if total < 1:
+        raise ValueError(f"{prefix}.total_steps={total} must be 1 or more")
+    return total
 
 
 def check_guidance(experiment: Experiment, scale: float) -> None:

@@ -41,6 +41,19 @@ def locate(field: str) -> Location:
     return Location(folder, int(match[2]) if match[2] else None)
 
 
+def pinned(config: ConfigDict) -> ConfigDict:
+    """The config with its teacher's step written out: a resumed run must not get a later one.
+
+    Raises ValueError if there is no such run or step.
+    """
+    if not config.teacher:
+        return config
+    folder, step = locate(config.teacher)
+    config = ConfigDict(config)
+    config.teacher = f"{folder}@{checkpoint.saved_step(folder, step)}"
+    return config
+
+
 def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experiment) -> None:
     """Raises ValueError if a run with the config `teacher` cannot teach one with `config`."""
     own, other = workdir.flat(workdir.as_dict(config)), workdir.flat(workdir.as_dict(teacher))
@@ -70,7 +83,7 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
 
 
 def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, Params]:
-    """{"teacher": parameters} of config.teacher, {} without one, replicated as the state will be.
+    """{"teacher": parameters} of config.teacher, {} without one, sharded as the state will be.
 
     The network that samples there (its average by default) is taken. Parts that this network has
     and the teacher's has not, such as the input of the guidance scale, are new and without effect;
@@ -92,7 +105,7 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
     params, _ = checkpoint.restore_network(
         location.folder, teacher.sample_with, abstract, location.step
     )
-    return {TEACHER: adopt(params, experiment, config.seed)}
+    return {TEACHER: adopt(params, experiment, config.seed, mesh)}
 
 
 def abstract_params(experiment: Experiment, mesh: Mesh) -> Params:
@@ -106,11 +119,12 @@ def abstract_params(experiment: Experiment, mesh: Mesh) -> Params:
     )
 
 
-def adopt(params: Params, experiment: Experiment, seed: int) -> Params:
+def adopt(params: Params, experiment: Experiment, seed: int, mesh: Mesh) -> Params:
     """The parameters as those of this experiment's network: its own parts where they have none."""
     objective = experiment.objective
     init = objective.players[objective.generator].init
-    fresh = jax.jit(init)(named_key(jax.random.key(seed), TEACHER))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(experiment, mesh))
+    fresh = jax.jit(init, out_shardings=shardings)(named_key(jax.random.key(seed), TEACHER))
     return merge(fresh, params)
 
 

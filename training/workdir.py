@@ -67,9 +67,7 @@ def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def check_same_run(saved: ConfigDict, config: ConfigDict, workdir: Path) -> None:
     """Raises ValueError that lists the fields in which a config differs from the run's own."""
     old, new = flat(as_dict(saved)), flat(as_dict(config))
-    # A schedule that ends at the last step is another schedule for another number of steps.
-    constant = old.get("optimizer.schedule") == "constant"
-    changeable = CHANGEABLE if constant else CHANGEABLE[1:]
+    changeable = CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
     differing = [
         f"{name} ({old.get(name)} there, {new.get(name)} now)"
         for name in sorted(old.keys() | new.keys())
@@ -80,6 +78,20 @@ def check_same_run(saved: ConfigDict, config: ConfigDict, workdir: Path) -> None
             f"{workdir} holds a run with another config: {'; '.join(differing)}. Choose another "
             "--workdir or the run's own config"
         )
+
+
+def depends_on_length(fields: dict[str, Any]) -> bool:
+    """Whether what a run does at a step depends on how many it has; fields by dotted name.
+
+    So it is with a schedule that ends at the last step, and with an objective whose grid or gap
+    changes over the run.
+    """
+    curriculum = fields.get("objective.curriculum.name", "constant")
+    return (
+        fields.get("optimizer.schedule") != "constant"
+        or (curriculum != "constant" and fields.get("objective.curriculum.total_steps") is None)
+        or fields.get("objective.total_steps", 0) is None
+    )
 
 
 def environment() -> dict[str, Any]:

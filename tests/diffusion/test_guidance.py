@@ -53,18 +53,32 @@ def test_guidance_makes_one_call_of_twice_the_rows():
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_guidance_is_the_same_in_every_kind(kind):
-    path = PATHS["vp_cosine"]()
+    path, kind, velocity = PATHS["vp_cosine"](), KINDS[kind], KINDS["velocity"]
     conditional, null = jax.random.normal(jax.random.key(1), (2, 4, 2))
-    to = lambda v: convert(v, X, T, path, source="velocity", to=kind)  # noqa: E731
+    to = lambda v: convert(v, X, T, path, source=velocity, to=kind)  # noqa: E731
     guided = convert(
-        extrapolate(to(conditional), to(null), 2.5), X, T, path, source=kind, to="velocity"
+        extrapolate(to(conditional), to(null), 2.5), X, T, path, source=kind, to=velocity
     )
     np.testing.assert_allclose(guided, extrapolate(conditional, null, 2.5), rtol=1e-3, atol=1e-3)
 
 
-def test_scale_per_example():
+def test_scale_per_row():
     guided = extrapolate(jnp.ones((2, 3)), jnp.zeros((2, 3)), jnp.array([0.0, 3.0]))
     np.testing.assert_array_equal(guided, [[0, 0, 0], [3, 3, 3]])
+
+
+def test_guide_takes_a_scale_per_row():
+    predict = class_field(PATHS["linear"]())
+    scale = jnp.array([0.0, 1.0, 1.5, 4.0])
+    together = guide(predict, scale)(X, T, T, CONDITION)
+    for i, w in enumerate(scale):
+        alone = guide(predict, float(w))(X, T, T, CONDITION)
+        np.testing.assert_allclose(together[i], alone[i], rtol=1e-5, atol=1e-6)
+    # Images too: the scale meets the rows, not the last axis.
+    images = jnp.arange(4.0).reshape(4, 1, 1, 1) * jnp.ones((4, 2, 4, 1))
+    by_label = lambda x, t, s, c: x * (c["label"] >= 0)[:, None, None, None]  # noqa: E731
+    guided = guide(by_label, scale)(images, T, T, CONDITION)
+    np.testing.assert_allclose(guided, images * scale[:, None, None, None])
 
 
 def test_labels_are_dropped_at_the_given_rate():
@@ -75,3 +89,9 @@ def test_labels_are_dropped_at_the_given_rate():
     np.testing.assert_array_equal(dropped["label"][~is_null], condition["label"][~is_null])
     assert (np.asarray(unconditional(condition)["label"]) == -1).all()
     assert dropped["other"] is condition["other"]
+
+
+@pytest.mark.parametrize("probability", [-0.1, 1.1])
+def test_dropout_that_is_no_probability(probability):
+    with pytest.raises(ValueError, match="label_dropout"):
+        drop_labels(jax.random.key(0), CONDITION, probability)

@@ -79,3 +79,25 @@ def test_gaussian_velocity_is_the_mean_of_the_conditional_velocity(name):
 
 def test_prior_has_the_scale_of_the_last_time():
     np.testing.assert_allclose(ve(sigma_max=80.0).prior(jnp.array([[1.0, -2.0]])), [[80.0, -160.0]])
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_clock(name):
+    path = PATHS[name]()
+    t = inner_times(path)
+    # EDM's c_noise on `ve` (Karras et al. 2022, table 1), the time itself elsewhere.
+    expected = np.log(np.asarray(t)) / 4.0 if name == "ve" else t
+    np.testing.assert_allclose(path.clock(t), expected, rtol=1e-5)
+
+
+def test_clock_is_finite_without_noise():
+    assert np.isfinite(ve(sigma_min=0.0).clock(jnp.zeros(1))).all()
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_noise_to_signal_ratio_is_positive_at_the_noisy_end(name):
+    # In float32 the cosine at the end of vp_cosine and trigflow is a little below 0.
+    path = PATHS[name]()
+    rho = float(path.rho(jnp.float32(path.t_max)))
+    assert rho > 1e5 if name in ("linear", "vp_cosine", "trigflow") else rho > 79.0
+    assert float(path.time_at(jnp.float32(rho))) == pytest.approx(path.t_max, rel=1e-5)

@@ -30,7 +30,7 @@ def test_logit_normal_follows_its_law():
 
 
 def test_uniform_is_stratified_and_each_row_is_uniform():
-    t = np.stack([ts.uniform(LINEAR)(key, 8) for key in jax.random.split(KEY, 4000)])
+    t = np.asarray(jax.vmap(lambda key: ts.uniform(LINEAR)(key, 8))(jax.random.split(KEY, 4000)))
     np.testing.assert_array_equal(
         np.sort((t * 8).astype(int), axis=1), np.tile(np.arange(8), (4000, 1))
     )
@@ -55,35 +55,19 @@ def test_log_normal_draws_the_same_noise_levels_on_every_path(name):
     assert np.median(rho) == pytest.approx(np.exp(-1.2), rel=0.03)
 
 
-def test_karras_grid_is_the_paper_s():
-    # Karras et al. 2022, eq. 5, in their order (high to low), by a loop.
-    high, low, power, count = 80.0, 0.002, 7.0, 18
-    expected = [
-        (high ** (1 / power) + i / (count - 1) * (low ** (1 / power) - high ** (1 / power)))
-        ** power
-        for i in range(count)
-    ]
-    grid = ts.karras_grid(count, low, high, power)
-    np.testing.assert_allclose(grid[::-1], expected, rtol=1e-5)
-    assert (grid[0], grid[-1]) == (np.float32(low), np.float32(high))
-    with pytest.raises(ValueError, match="at least 2"):
-        ts.karras_grid(1)
-
-
-def test_adjacent_pairs_are_neighbours_and_reach_both_ends():
-    grid = ts.karras_grid(5)
-    t, s = ts.adjacent_pair(KEY, grid, 500)
-    upper, lower = (np.searchsorted(np.asarray(grid), np.asarray(a)) for a in (t, s))
-    np.testing.assert_array_equal(upper - lower, 1)
-    assert set(upper) == {1, 2, 3, 4}
-
-
-def test_ordered_pairs():
-    t, s = ts.ordered_pair(KEY, 1000, ts.uniform(LINEAR), equal_fraction=0.25)
-    assert (np.asarray(s) <= np.asarray(t)).all()
-    assert (np.asarray(t == s)).sum() == 250
-    # The equal rows are not the first rows of the batch.
-    assert 0 < np.asarray(t == s)[:250].sum() < 250
+@pytest.mark.parametrize(
+    ("path", "mean", "std"),
+    [(ve(0.2, 1.0), -1.2, 1.2), (ve(), -1.1, 2.0), (PATHS["vp_ddpm"](), 2.0, 2.0)],
+    ids=["narrow", "ve", "vp_ddpm"],
+)
+def test_log_normal_is_a_truncated_normal_law(path, mean, std):
+    low, high = np.log(np.asarray(path.rho(jnp.array([path.t_min, path.t_max])), np.float64))
+    law = stats.truncnorm((low - mean) / std, (high - mean) / std, mean, std)
+    t = ts.log_normal(path, mean, std)(KEY, COUNT)
+    log_rho = np.log(np.asarray(path.rho(t), np.float64))
+    assert stats.kstest(log_rho, law.cdf).statistic < 0.015
+    # No mass at the ends, as clipping would leave.
+    assert ((t == path.t_min) | (t == np.float32(path.t_max))).mean() < 1e-3
 
 
 @pytest.mark.parametrize(("count", "levels"), [(32, 7), (16, 7), (14, 7), (7, 7), (9, 3)])

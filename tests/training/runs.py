@@ -24,6 +24,20 @@ def small_experiment(method="shortcut", **fields):
     return config, build(config)
 
 
+def untrained_teacher(experiment, seed=7):
+    """Initial parameters of the network in the place of every teacher that the losses read."""
+    init = experiment.objective.players[experiment.objective.generator].init
+    return {name: jax.jit(init)(jax.random.key(seed)) for name in experiment.objective.frozen}
+
+
+def perturbed(params, scale=0.05, seed=0):
+    """The parameters moved by normal noise, so that no part is zero or as it was initialised."""
+    rng = np.random.default_rng(seed)
+    return jax.tree.map(
+        lambda leaf: leaf + scale * rng.standard_normal(leaf.shape).astype(np.float32), params
+    )
+
+
 def synthetic_split(count=200):
     rng = np.random.default_rng(0)
     images = rng.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8)

@@ -59,7 +59,7 @@ def test_another_mesh_goes_on_with_the_same_numbers(saved, sizes):
 
 def test_a_single_network_is_read_alone(saved):
     workdir, host, *_ = saved
-    shapes = jax.eval_shape(EXPERIMENT.network.init, jax.random.key(0))
+    shapes = jax.eval_shape(EXPERIMENT.model.network.init, jax.random.key(0))
     params, step = checkpoint.restore_network(workdir, "target", shapes)
     assert (largest_difference(host.followers["target"], params), step) == (0.0, 2)
 
@@ -83,7 +83,7 @@ def test_errors_name_the_folder_and_the_cause(saved, tmp_path):
     shutil.rmtree(workdir / "checkpoints" / "2" / "network")
     with pytest.raises(ValueError, match="checkpoints/2 cannot be read"):
         restored(workdir, mesh_of(1, 1))
-    shapes = jax.eval_shape(EXPERIMENT.network.init, jax.random.key(0))
+    shapes = jax.eval_shape(EXPERIMENT.model.network.init, jax.random.key(0))
     with pytest.raises(ValueError, match=r"has \[2\], not 5"):
         checkpoint.restore_network(workdir, "target", shapes, step=5)
     with pytest.raises(ValueError, match="no checkpoints"):

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 
 from diffusion.path import PATHS
-from diffusion.time_sampling import uniform
+from diffusion.time_sampling import log_normal, uniform
 from objectives.base import loss_by_noise_level
-from objectives.flow_matching import flow_matching
+from objectives.denoising import denoising
+from samplers import SOLVERS
 from tests.gaussian import Gaussian
-from tests.networks import affine, exact
+from tests.networks import affine, exact, exact_denoiser, model_of
 
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
 COUNT = 100_000
@@ -24,6 +25,59 @@ def loss_of(objective, params, data=None, key=KEY):
     return loss, metrics
 
 
+@pytest.mark.parametrize("kind", ["F", "eps", "v", "x_0", "velocity"])
+def test_every_kind_has_its_known_minimum_and_no_gradient_there(kind):
+    # Minimum of the x_0 error: sigma^2 tr(S C^-1) / D (METHODS of the field: DSM), and the weight
+    # that each kind gives it, in closed form on a variance-preserving path.
+    path = PATHS["vp_cosine"]()
+    model = exact_denoiser(GAUSSIAN, path, kind)
+    t = jnp.full(COUNT, 0.4)
+    objective = denoising(model, time_sampler=lambda key, count: t, label_dropout=0.0)
+    loss = lambda params: loss_of(objective, params)[0].mean()  # noqa: E731
+    value, gradient = jax.value_and_grad(loss)(model.network.init(KEY))
+    alpha, sigma = float(path.alpha(t[0])), float(path.sigma(t[0]))
+    weight = {
+        "x_0": 1.0,
+        "eps": alpha**2 / sigma**2,
+        "v": 1.0 + alpha**2 / sigma**2,
+        "velocity": (np.pi / 2) ** 2 / sigma**2,
+        "F": (alpha**2 * 0.25 + sigma**2) / (0.5 * sigma) ** 2,
+    }[kind]
+    variance = np.asarray(GAUSSIAN.variance)
+    minimum = (sigma**2 * variance / (alpha**2 * variance + sigma**2)).mean()
+    assert value == pytest.approx(weight * minimum, rel=0.02)
+    assert abs(gradient["offset"]) < 0.03 * weight**0.5
+
+
+def test_edm_has_minimum_one_on_data_of_its_own_deviation():
+    # N(0, sigma_data^2): F* = 0 and lambda c_out^2 = 1, at every noise level.
+    path = PATHS["ve"]()
+    zero = exact(lambda x, t, s, condition: jnp.zeros_like(x))
+    objective = denoising(model_of(zero, path, "F"), time_sampler=log_normal(path, -1.2, 1.2))
+    data = {"x": 0.5 * jax.random.normal(KEY, (COUNT, 2)), "label": jnp.zeros(COUNT, jnp.int32)}
+    loss, metrics = loss_of(objective, zero.init(KEY), data, jax.random.key(5))
+    assert float(loss.mean()) == pytest.approx(1.0, abs=0.02)
+    for name, m in metrics.items():
+        if m.count > 1000:
+            assert float(m.total / m.count) == pytest.approx(1.0, abs=0.1), name
+
+
+def test_edm_gives_the_network_scaled_inputs_and_its_c_noise():
+    seen = {}
+
+    def apply(params, x, t, s, condition, *, train=False, rng=None):
+        seen.update(x=np.asarray(x), t=np.asarray(t))
+        return x
+
+    path = PATHS["ve"]()
+    model = model_of(exact(None)._replace(apply=apply), path, "F")
+    t = jnp.array([0.01, 0.5, 40.0])
+    x = jnp.array([[1.0], [2.0], [-30.0]])
+    model.predict({}, x, t, t, {})
+    np.testing.assert_allclose(seen["x"][:, 0], x[:, 0] / np.sqrt(0.25 + np.array(t) ** 2), 1e-6)
+    np.testing.assert_allclose(seen["t"], np.log(np.array(t)) / 4, rtol=1e-5)
+
+
 def minimum(path):
     """(alpha' sigma - alpha sigma')^2 tr(S / C) / D, averaged over uniform t: METHODS 0.4."""
     t = jnp.linspace(path.t_min, path.t_max, 20_001)
@@ -36,7 +90,7 @@ def minimum(path):
 def test_loss_at_the_exact_velocity_is_the_known_minimum_with_zero_gradient(name):
     path = PATHS[name]()
     network = exact(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
-    objective = flow_matching(network, path)
+    objective = denoising(model_of(network, path))
     mean_loss = lambda params: loss_of(objective, params)[0].mean()  # noqa: E731
     params = network.init(KEY)
     value, gradient = jax.value_and_grad(mean_loss)(params)
@@ -49,7 +103,7 @@ def test_loss_at_the_exact_velocity_is_the_known_minimum_with_zero_gradient(name
 def test_loss_is_the_paper_s_in_numpy():
     # The same t, eps and labels, drawn by the key splits of the loss, and nothing else shared.
     network, path = affine(), PATHS["linear"]()
-    objective = flow_matching(network, path, label_dropout=0.5)
+    objective = denoising(model_of(network, path), label_dropout=0.5)
     data = {"x": GAUSSIAN.sample(KEY, 16), "label": jnp.arange(16) % 3}
     loss, _ = loss_of(objective, network.init(KEY), data)
     key_t, key_eps, key_label, _ = jax.random.split(KEY, 4)
@@ -75,7 +129,7 @@ def test_noise_levels_are_binned_from_data_to_noise(name):
 
 def test_loss_by_noise_level_adds_up():
     network = exact(lambda x, t, s, condition: jnp.zeros_like(x))
-    loss, metrics = loss_of(flow_matching(network, PATHS["linear"]()), network.init(KEY))
+    loss, metrics = loss_of(denoising(model_of(network, PATHS["linear"]())), network.init(KEY))
     bins = [m for name, m in metrics.items() if name.startswith("loss_noise")]
     assert sum(float(m.total) for m in bins) == pytest.approx(float(loss.sum()), rel=1e-3)
     assert sum(int(m.count) for m in bins) == COUNT
@@ -87,7 +141,7 @@ def test_loss_by_noise_level_adds_up():
 def test_samples_of_the_exact_velocity_have_the_law_of_the_data(solver, steps, tolerance):
     path = PATHS["linear"]()
     network = exact(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
-    objective = flow_matching(network, path, solver=solver)
+    objective = denoising(model_of(network, path), solver=SOLVERS[solver]())
     eps = jax.random.normal(KEY, (COUNT, 2))
     label = jnp.zeros(COUNT, jnp.int32)
     x_0 = objective.sample(
@@ -102,7 +156,7 @@ def test_one_euler_step_gives_the_data_mean():
     path = PATHS["linear"]()
     network = exact(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
     eps = jax.random.normal(KEY, (5, 2))
-    x_0 = flow_matching(network, path).sample(
+    x_0 = denoising(model_of(network, path)).sample(
         network.init(KEY), eps, {"label": jnp.zeros(5, int)}, None, steps=1, guidance_scale=1.0
     )
     np.testing.assert_allclose(x_0, jnp.tile(GAUSSIAN.mean, (5, 1)), atol=1e-6)

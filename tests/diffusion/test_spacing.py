@@ -1,0 +1,60 @@
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.path import PATHS, ve
+from diffusion.spacing import SPACINGS, karras, uniform
+
+
+def test_karras_is_the_paper_s():
+    # Karras et al. 2022, eq. 5, in their order (high to low), by a loop.
+    high, low, count = 80.0, 0.002, 18
+    for power in (7.0, 3.0):
+        expected = [
+            (high ** (1 / power) + i / (count - 1) * (low ** (1 / power) - high ** (1 / power)))
+            ** power
+            for i in range(count)
+        ]
+        given = karras(ve(), power).time(1.0 - jnp.arange(count) / (count - 1))
+        np.testing.assert_allclose(given, expected, rtol=1e-4)
+
+
+def test_karras_has_the_same_noise_levels_on_every_path():
+    fraction = jnp.linspace(0.05, 0.95, 19)
+    expected = karras(ve()).time(fraction)
+    for make in PATHS.values():
+        path = make()
+        low = max(0.002, float(path.rho(jnp.float32(path.t_min))))
+        assert low == 0.002  # no path begins above the lowest level
+        np.testing.assert_allclose(path.rho(karras(path).time(fraction)), expected, rtol=1e-3)
+
+
+def test_uniform_has_equal_steps():
+    path = ve(0.5, 2.5)
+    np.testing.assert_allclose(
+        uniform(path).time(jnp.linspace(0.0, 1.0, 5)), [0.5, 1.0, 1.5, 2.0, 2.5]
+    )
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", PATHS)
+def test_both_ends_are_met_exactly_and_time_rises_between(name, spacing):
+    path = PATHS[name]()
+    time = np.asarray(SPACINGS[spacing](path).time(jnp.arange(1281) / 1280))
+    assert (time[0], time[-1]) == (np.float32(path.t_min), np.float32(path.t_max))
+    assert (np.diff(time) > 0).all()
+
+
+@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("name", PATHS)
+def test_fraction_inverts_time(name, spacing):
+    path = PATHS[name]()
+    chosen = SPACINGS[spacing](path)
+    fraction = jnp.linspace(0.0, 1.0, 41)
+    np.testing.assert_allclose(chosen.fraction(chosen.time(fraction)), fraction, atol=2e-5)
+
+
+@pytest.mark.parametrize("power", [0.0, -7.0])
+def test_power_out_of_range(power):
+    with pytest.raises(ValueError, match="power of a karras spacing must be positive"):
+        karras(ve(), power)

@@ -1,0 +1,56 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from objectives.distances import DISTANCES, l1, pseudo_huber, pseudo_huber_elementwise, squared_l2
+
+KEY = jax.random.key(0)
+A = jax.random.normal(KEY, (5, 3, 4))
+B = jax.random.normal(jax.random.key(1), (5, 3, 4))
+DIFFERENCE = np.asarray(A - B, np.float64).reshape(5, 12)
+
+
+@pytest.mark.parametrize(
+    ("distance", "expected"),
+    [
+        (squared_l2(), (DIFFERENCE**2).mean(axis=1)),
+        (l1(), np.abs(DIFFERENCE).mean(axis=1)),
+        (pseudo_huber(0.3), np.sqrt((DIFFERENCE**2).sum(axis=1) + 0.09) - 0.3),
+        (pseudo_huber(0.0), np.linalg.norm(DIFFERENCE, axis=1)),
+        (pseudo_huber_elementwise(0.3), (np.sqrt(DIFFERENCE**2 + 0.09) - 0.3).mean(axis=1)),
+    ],
+)
+def test_distances_are_their_formulas(distance, expected):
+    np.testing.assert_allclose(distance(A, B), expected, rtol=1e-5)
+
+
+def test_default_scale_of_the_pseudo_huber_distance_grows_with_the_dimension():
+    # c = 0.00054 sqrt(D): at a difference far below c it is || a - b ||^2 / (2 c).
+    for dimensions in (4, 400):
+        # Large enough for float32 to see beside c.
+        gap = 1e-4 * jnp.ones((1, dimensions))
+        c = 0.00054 * dimensions**0.5
+        expected = np.sqrt(dimensions * 1e-8 + c**2) - c
+        assert float(pseudo_huber()(gap, 0 * gap)[0]) == pytest.approx(expected, rel=1e-2)
+
+
+def test_gradient_of_the_pseudo_huber_distance_is_shorter_than_one():
+    gradient = jax.grad(lambda a: pseudo_huber(0.3)(a, B).sum())(A).reshape(5, 12)
+    norm = np.linalg.norm(DIFFERENCE, axis=1)
+    expected = norm / np.sqrt(norm**2 + 0.09)
+    np.testing.assert_allclose(np.linalg.norm(gradient, axis=1), expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_equal_points_are_at_distance_zero_with_a_finite_gradient(name):
+    options = {"c": 0.0} if "huber" in name else {}
+    distance = DISTANCES[name](**options)
+    value, gradient = jax.value_and_grad(lambda a: distance(a, A).sum())(A)
+    assert float(value) == pytest.approx(0.0, abs=1e-10)
+    assert np.isfinite(gradient).all()
+
+
+def test_negative_scale_is_an_error():
+    with pytest.raises(ValueError, match="objective.distance.c=-1"):
+        pseudo_huber(-1.0)

@@ -1,0 +1,23 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.path import PATHS
+from diffusion.spacing import uniform
+from samplers.flow_map import jump
+from samplers.grids import grid
+from tests.gaussian import Gaussian
+
+GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
+X = jax.random.normal(jax.random.key(0), (16, 2))
+
+
+@pytest.mark.parametrize("name", ["linear", "vp_cosine"])
+@pytest.mark.parametrize("steps", [1, 3])
+def test_jumps_with_the_exact_average_velocity_are_exact(name, steps):
+    path = PATHS[name]()
+    average = lambda x, t, s: GAUSSIAN.average_velocity(path, x, t, s)  # noqa: E731
+    x_0 = jump(average, X, grid(uniform(path), steps))
+    expected = GAUSSIAN.mean + jnp.sqrt(GAUSSIAN.variance) * X
+    np.testing.assert_allclose(x_0, expected, atol=1e-5)

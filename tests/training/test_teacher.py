@@ -1,0 +1,282 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from tests.training.runs import (
+    largest_difference,
+    perturbed,
+    small_config,
+    small_experiment,
+    synthetic_batches,
+)
+from training import checkpoint, workdir
+from training.experiment import build
+from training.loop import create_state, train
+from training.sharding import make_mesh
+from training.teacher import check_teacher, load_teacher, locate, merge, pinned
+
+
+def mesh():
+    return make_mesh()
+
+
+def save_run(folder, method, steps=(5,), **fields):
+    """The folder of a run whose saved networks are its initial ones moved by noise, per step."""
+    config, experiment = small_experiment(method, **fields)
+    workdir.start_run(folder, config)
+    state = create_state(experiment.objective, experiment.optimizers, 0, {}, mesh())
+    with checkpoint.open_checkpoints(folder) as checkpoints:
+        for step in steps:
+            moved = state._replace(
+                step=jnp.int32(step),
+                networks=perturbed(state.networks, seed=step),
+                followers=perturbed(state.followers, seed=100 + step),
+            )
+            checkpoint.save(checkpoints, moved, {"seed": 0})
+    return str(folder)
+
+
+@pytest.fixture(scope="module")
+def flow(tmp_path_factory):
+    """A flow_matching run with checkpoints of steps 3 and 5."""
+    return save_run(tmp_path_factory.mktemp("flow"), "flow_matching", steps=(3, 5))
+
+
+@pytest.fixture(scope="module")
+def edm(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("edm"), "edm")
+
+
+@pytest.fixture(scope="module")
+def trigflow(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("trigflow"), "trigflow")
+
+
+@pytest.fixture(scope="module")
+def ddpm(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("ddpm"), "ddpm", **{"prediction.kind": "v"})
+
+
+def loaded(method, teacher, **fields):
+    config, experiment = small_experiment(method, teacher=teacher, **fields)
+    return experiment, load_teacher(config, experiment, mesh())
+
+
+def saved(folder, name, step=None):
+    """The named network of a run as Orbax reads it, without a target tree."""
+    with checkpoint.read_checkpoints(folder) as checkpoints:
+        step = checkpoints.latest_step() if step is None else step
+        arguments = checkpoint.ocp.args.Composite(**{name: checkpoint.ocp.args.StandardRestore()})
+        return checkpoints.restore(step, args=arguments)[name]
+
+
+@pytest.mark.parametrize(
+    ("field", "folder", "step"), [("{}", "{}", None), ("{}@3", "{}", 3), ("{}@12", "{}", 12)]
+)
+def test_a_teacher_is_a_folder_and_maybe_a_step(flow, field, folder, step):
+    location = locate(field.format(flow))
+    assert (str(location.folder), location.step) == (folder.format(flow), step)
+
+
+def test_the_average_teaches_and_not_the_trained_network(flow, tmp_path):
+    teacher = loaded("cd_flow", flow)[1]["teacher"]
+    assert largest_difference(teacher, saved(locate(flow).folder, "ema_0.999")) == 0.0
+    assert largest_difference(teacher, saved(locate(flow).folder, "network")) > 0.01
+    own = save_run(tmp_path / "own", "flow_matching", **{"ema.sample_with": "network"})
+    teacher = loaded("cd_flow", own)[1]["teacher"]
+    assert largest_difference(teacher, saved(tmp_path / "own", "network")) == 0.0
+
+
+def test_a_step_picks_that_checkpoint(flow):
+    newest, older = (loaded("cd_flow", flow + at)[1]["teacher"] for at in ("", "@3"))
+    folder = locate(flow).folder
+    assert largest_difference(newest, saved(folder, "ema_0.999", 5)) == 0.0
+    assert largest_difference(older, saved(folder, "ema_0.999", 3)) == 0.0
+    assert largest_difference(newest, older) > 0.01
+
+
+def test_the_step_is_written_into_the_config(flow):
+    assert pinned(small_config("cd_flow", teacher=flow)).teacher == f"{flow}@5"
+    assert pinned(small_config("cd_flow", teacher=f"{flow}@3")).teacher == f"{flow}@3"
+    assert pinned(small_config("ct")).teacher == ""
+
+
+@pytest.mark.parametrize("method", ["cd_flow", "flow_matching"])
+def test_student_averages_and_target_start_as_the_teacher_or_not(flow, method):
+    for start in (True, False):
+        if method == "flow_matching" and not start:
+            continue  # then no teacher is used, which is an error
+        experiment, frozen = loaded(method, flow, start_from_teacher=start)
+        state = create_state(experiment.objective, experiment.optimizers, 0, frozen, mesh())
+        copies = {**state.networks, **state.followers}
+        assert {"network", "ema_0.999"} <= set(copies)
+        assert ("target" in copies) == (method == "cd_flow")
+        for params in copies.values():
+            difference = largest_difference(params, frozen["teacher"])
+            assert difference == 0.0 if start else difference > 0.01
+
+
+def test_a_teacher_stays_as_it_is_while_its_student_is_trained(flow, tmp_path):
+    config, experiment = small_experiment("cd_flow", teacher=flow, steps=2)
+    frozen = load_teacher(config, experiment, mesh())
+    before = jax.device_get(frozen)
+    state = train(
+        objective=experiment.objective,
+        optimizers=experiment.optimizers,
+        frozen=frozen,
+        mesh=mesh(),
+        seed=0,
+        steps=2,
+        batch_size=config.batch_size,
+        batches=lambda start: synthetic_batches(config, start),
+        evaluate=lambda state: {},
+        workdir=tmp_path,
+        log_every=1,
+        checkpoint_every=0,
+        keep_checkpoints=1,
+        evaluate_every=0,
+    )
+    assert largest_difference(before, frozen) == 0.0
+    assert largest_difference(state.networks["network"], frozen["teacher"]) > 1e-4
+    assert not any("teacher" in p.name for p in (tmp_path / "checkpoints" / "2").iterdir())
+
+
+@pytest.mark.parametrize("method", ["cd_flow", "scd"])
+def test_no_gradient_reaches_a_teacher_though_its_value_matters(method):
+    config, experiment = small_experiment(method, batch_size=8)
+    player = experiment.objective.players["network"]
+    params, teacher, other = (perturbed(player.init(jax.random.key(0)), seed=i) for i in range(3))
+    batch = next(synthetic_batches(config))
+
+    @jax.jit
+    def loss(params, teacher):
+        networks = {"network": params, "teacher": teacher, "target": params}
+        if not experiment.objective.followers.get("target"):
+            networks.pop("target")
+        value, _ = player.loss(params, networks, batch, jax.random.key(1), jnp.int32(20_000))
+        return value.mean()
+
+    gradient = jax.jit(jax.grad(loss, argnums=1))(params, teacher)
+    assert all(not np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    assert abs(loss(params, teacher) - loss(params, other)) > 1e-6
+
+
+@pytest.mark.parametrize(
+    ("method", "teacher", "fields", "new"),
+    [
+        ("cd_flow", "flow", {"model.guidance_input": True}, "guidance_embedder"),
+        ("scd", "trigflow", {}, "loss_weight"),
+        ("lcm", "ddpm", {"objective.guidance_range": (1.0, 4.0)}, "guidance_embedder"),
+    ],
+)
+def test_new_parts_of_a_student_leave_the_teacher_s_output(method, teacher, fields, new, request):
+    folder = request.getfixturevalue(teacher)
+    if method == "lcm":
+        fields = fields | {"objective.guidance_scale": 2.0}
+    if method == "cd_flow":  # whose loss tells the network a scale only with a range of them
+        fields = fields | {"objective.guidance_range": (1.0, 4.0)}
+    experiment, frozen = loaded(method, folder, **fields)
+    own = frozen["teacher"]
+    original = saved(locate(folder).folder, "ema_0.999")
+    parts = {*own, *own["conditioning"]} - {*original, *original["conditioning"]}
+    assert parts == {new}
+    taught = build(workdir.load_config(locate(folder).folder)).model.network
+    network = experiment.model.network
+    x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
+    t, label = jnp.array([0.9, 0.5, 0.1]), jnp.array([3, -1, 0])
+    condition = {"label": label, "guidance_scale": jnp.array([1.0, 3.0, 4.0])}
+    ours = jax.jit(network.apply)(own, x, t, t, condition)
+    theirs = jax.jit(taught.apply)(original, x, t, t, {"label": label})
+    assert np.abs(theirs).max() > 0.01
+    np.testing.assert_array_equal(ours, theirs)
+
+
+def test_merge_takes_every_part_that_is_given_and_no_other():
+    own = {"a": 1, "b": {"c": 2, "d": 3}, "e": {"f": 4}}
+    given = {"a": 10, "b": {"c": 20}, "g": {"h": 30}}
+    assert merge(own, given) == {"a": 10, "b": {"c": 20, "d": 3}, "e": {"f": 4}}
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "message"),
+    [
+        ("cd_flow", {"model.size": "micro"}, r"model.size \(nano there, micro here\)"),
+        ("cd_flow", {"path.name": "vp_cosine"}, r"path.name \(linear there, vp_cosine here\)"),
+        ("cd_flow", {"prediction.kind": "v"}, r"prediction.kind \(velocity there, v here\)"),
+        ("cd_flow", {"data.num_classes": 3}, r"data.num_classes \(10 there, 3 here\)"),
+        ("cd_flow", {"data.image_size": 16}, r"data.image_size \(8 there, 16 here\)"),
+        ("shortcut", {}, r"model.second_time \(none there, step_size here\)"),
+        ("cd", {}, r"path.name .* prediction.kind"),
+    ],
+)
+def test_another_model_cannot_be_a_teacher(flow, method, fields, message, monkeypatch):
+    monkeypatch.setattr(jax, "jit", None)  # nothing is compiled before the refusal
+    with pytest.raises(ValueError, match=f"teacher={flow} is another model.*{message}"):
+        loaded(method, flow, **fields)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"model.dropout": 0.1}, {"model.dtype": "bfloat16"}, {"model.remat": True}, {"seed": 3}],
+)
+def test_what_does_not_change_the_parameters_meaning_may_differ(flow, fields):
+    config, experiment = small_experiment("cd_flow", teacher=flow, **fields)
+    check_teacher(config, workdir.load_config(locate(flow).folder), experiment)
+
+
+def test_a_consistency_model_is_no_teacher_of_another_but_may_start_one(tmp_path):
+    folder = tmp_path / "cm"
+    workdir.start_run(folder, small_config("ct"))
+    config, experiment = small_experiment("cd", teacher=str(folder))
+    with pytest.raises(ValueError, match="was trained by ct, which does not predict .* use a run"):
+        load_teacher(config, experiment, mesh())
+    config, experiment = small_experiment("ect", teacher=str(folder))
+    check_teacher(config, workdir.load_config(folder), experiment)
+
+
+@pytest.mark.parametrize(
+    ("method", "taught_by", "fields"),
+    [
+        ("cd_flow", "flow_matching", {"objective.guidance_scale": 2.0}),
+        ("scd", "trigflow", {"objective.guidance_scale": 2.0}),
+        ("lcm", "ddpm", {}),
+    ],
+)
+def test_guidance_needs_a_teacher_that_knows_the_null_class(tmp_path, method, taught_by, fields):
+    kind = {"prediction.kind": "v"} if taught_by == "ddpm" else {}
+    taught = small_config(taught_by, **kind, **{"objective.label_dropout": 0.0})
+    workdir.start_run(tmp_path, taught)
+    config, experiment = small_experiment(method, teacher=str(tmp_path), **fields)
+    with pytest.raises(ValueError, match=r"null class.*objective.label_dropout above 0"):
+        load_teacher(config, experiment, mesh())
+
+
+def test_a_method_that_needs_a_teacher_says_so():
+    for method in ("cd", "cd_flow", "scd", "lcm"):
+        config, experiment = small_experiment(method)
+        with pytest.raises(ValueError, match=f"{method} needs a teacher: --config.teacher="):
+            load_teacher(config, experiment, mesh())
+    for method in ("ct", "ect", "sct", "edm"):
+        config, experiment = small_experiment(method)
+        assert load_teacher(config, experiment, mesh()) == {}
+
+
+def test_a_teacher_without_any_use_is_refused(flow):
+    for method in ("ct", "ect", "sct", "flow_matching", "shortcut"):
+        config = small_config(method, teacher=flow, start_from_teacher=False)
+        with pytest.raises(ValueError, match=f"teacher is not used by {method} .*=False"):
+            build(config)
+
+
+def test_a_missing_teacher_is_named(flow, tmp_path):
+    for folder in (tmp_path / "none", tmp_path):
+        for read in (pinned, lambda config: load_teacher(config, build(config), mesh())):
+            with pytest.raises(ValueError, match=f"teacher={folder}: {folder} is no run"):
+                read(small_config("cd_flow", teacher=str(folder)))
+    for read in (pinned, lambda config: load_teacher(config, build(config), mesh())):
+        with pytest.raises(ValueError, match=r"has \[3, 5\], not 4"):
+            read(small_config("cd_flow", teacher=f"{flow}@4"))
+    workdir.start_run(tmp_path / "begun", small_config("flow_matching"))
+    with pytest.raises(ValueError, match="begun holds no checkpoints"):
+        pinned(small_config("cd_flow", teacher=str(tmp_path / "begun")))
