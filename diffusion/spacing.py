@@ -11,9 +11,11 @@ from jax import Array
 
 from diffusion.path import Path
 
-# The noise levels that EDM samples between (Karras et al. 2022, table 1); a path that reaches
-# further, to no noise or to pure noise, jumps there in the first or last cell.
+# The noise levels that EDM samples between (Karras et al. 2022, table 1). A path that reaches no
+# noise or pure noise, where rho is 0 or infinite, jumps there in the first or last cell.
 LOWEST_RHO, HIGHEST_RHO = 0.002, 80.0
+# rho above this is pure noise: float32 makes 2e7 of an infinite one.
+PURE_NOISE = 1e6
 
 
 class Spacing(NamedTuple):
@@ -37,12 +39,13 @@ def uniform(path: Path) -> Spacing:
 def karras(path: Path, power: float = 7.0) -> Spacing:
     """Equal steps in rho^(1/power), rho = sigma / alpha (Karras et al. 2022, eq. 5).
 
-    rho goes from 0.002 to 80 at most, whatever the path; on `ve` from sigma_min to sigma_max.
+    rho covers the path, on `ve` sigma_min to sigma_max; 0.002 stands for 0, and 80 for infinity.
     """
     if power <= 0.0:
         raise ValueError(f"the power of a karras spacing must be positive, not {power}")
     ends = jnp.asarray([path.t_min, path.t_max], jnp.float32)
-    low, high = jnp.clip(path.rho(ends), LOWEST_RHO, HIGHEST_RHO).tolist()
+    low, high = path.rho(ends).tolist()
+    low, high = low or LOWEST_RHO, high if high < PURE_NOISE else HIGHEST_RHO
     low, high = low ** (1.0 / power), high ** (1.0 / power)
 
     def time(u: Array) -> Array:

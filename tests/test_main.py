@@ -17,6 +17,7 @@ from training import checkpoint
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/digits.py:shortcut"
+CD = "--config=configs/digits.py:cd"
 SMALL = (
     "--config.model.size=nano",
     "--config.batch_size=64",
@@ -163,7 +164,14 @@ def test_describe_counts_before_anything_is_trained():
         ((CONFIG, "--workdir=/nowhere", "--config.batch_size=20"), "batch_size"),
         ((CONFIG, "--workdir=/nowhere", "--config.evaluate.steps=(1,3)"), "power of two"),
         ((CONFIG, "--workdir=/nowhere", "--config.path.name=ve"), "t in [0, 1]"),
-        ((CONFIG, "--workdir=/nowhere", "--config.teacher=runs/x"), "teacher is not used"),
+        ((CONFIG, "--workdir=/nowhere", "--config.teacher=runs/x"), "teacher=runs/x: runs/x is no"),
+        ((CD, "--workdir=/nowhere"), "cd needs a teacher: --config.teacher=WORKDIR"),
+        (
+            (CD, "--workdir=/nowhere", "--config.objective.guidance_range=(1.0,4.0)"),
+            "objective.guidance_range needs model.guidance_input=True",
+        ),
+        ((CD, "--workdir=/nowhere", "--config.objective.distance.name=l2"), "objective.distance"),
+        ((CD, "--workdir=/nowhere", "--config.evaluate.guidance_scale=2.0"), "scale 1 and is not"),
         ((CONFIG, "--workdir=/nowhere", "--steps=4"), "did you mean --config.steps"),
         ((CONFIG, "--workdir=/nowhere", "sample"), "did you mean --mode=sample"),
         ((CONFIG, "--workdir=/nowhere", "--config.data.num_classes=3"), "data.num_classes=3"),
@@ -188,6 +196,14 @@ def test_another_config_on_an_old_run(trained):
     other = [CONFIG, f"--workdir={trained}", *SMALL, "--config.steps=6", "--config.seed=1"]
     result = run(*other, expect=2)
     assert "seed (0 there, 1 now)" in result.stderr
+
+
+def test_a_teacher_of_another_model(trained, tmp_path):
+    options = [CD, f"--workdir={tmp_path}/r", f"--config.teacher={trained}@4", *SMALL]
+    result = run(*options, "--config.evaluate.steps=(1,2)", expect=2)
+    assert f"teacher={trained}@4 is another model" in result.stderr
+    assert "path.name (linear there, ve here)" in result.stderr
+    assert not (tmp_path / "r").exists()
 
 
 def test_a_damaged_checkpoint_is_named(trained, tmp_path):

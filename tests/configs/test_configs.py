@@ -21,7 +21,7 @@ from objectives.consistency import WEIGHTINGS
 from objectives.distances import DISTANCES
 from samplers import SOLVERS
 from samplers.ode import STEPS
-from tests.training.runs import largest_difference, untrained_teacher
+from tests.training.runs import largest_difference, perturbed, untrained_teacher
 from training.experiment import build, debugged
 from training.optimizer import optimizer
 from training.state import initial_state
@@ -64,7 +64,8 @@ def test_every_config_builds_and_takes_a_finite_step(file, method, monkeypatch):
     config.optimizer.warmup_steps = 0
     experiment = build(config)
     objective, optimizers = experiment.objective, experiment.optimizers
-    frozen = untrained_teacher(experiment)
+    # Moved from its initial output of zero, which on some paths is the student's solution already.
+    frozen = {name: perturbed(params) for name, params in untrained_teacher(experiment).items()}
     state = initial_state(objective._replace(init_from={}), optimizers, config.seed, frozen)
     shape = (config.batch_size, *experiment.image_shape)
     label = np.arange(config.batch_size) % max(config.data.num_classes, 1)

@@ -83,8 +83,8 @@ def test_raw_kind_of_unit_data():
 
 
 def test_a_kind_converts_to_itself_untouched():
-    path, kind = PATHS["linear"](), KINDS["x_0"]
-    x, t = jnp.ones((1, 2)), jnp.zeros(1)  # sigma = 0, where x_0 does not decode
+    path, kind = PATHS["linear"](), KINDS["score"]
+    x, t = jnp.ones((1, 2)), jnp.zeros(1)  # sigma = 0, where the score does not decode
     assert convert(x, x, t, path, source=kind, to=kind) is x
 
 

@@ -3,7 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.conditioning import Conditioning, ScalarEmbedder, scalar_inputs, sinusoid, step_level
+from models.conditioning import (
+    Conditioning,
+    LossWeight,
+    ScalarEmbedder,
+    scalar_inputs,
+    sinusoid,
+    step_level,
+)
 
 WIDTH, CLASSES = 8, 3
 T = jnp.array([0.9, 0.5, 0.25])
@@ -97,10 +104,44 @@ def test_second_time_is_added_with_its_own_embedder(second_time, value):
 def test_guidance_scale_is_added_unscaled():
     module = conditioning(guidance_input=True)
     params, guidance = initial(module), jnp.array([1.0, 4.0, 7.5])
+    # It starts at zero, so it is moved: otherwise both sides would be 0.
+    kernel = 0.1 * jax.random.normal(jax.random.key(1), (WIDTH, WIDTH))
+    params["guidance_embedder"]["output"]["kernel"] = kernel
     total = module.apply({"params": params}, T, S, {"label": LABEL, "guidance_scale": guidance})
     first = conditioning().apply({"params": params}, T, S, {"label": LABEL})
     expected = embed(params, "guidance_embedder", guidance)
+    assert np.abs(expected).max() > 1e-3
     np.testing.assert_allclose(total - first, expected, atol=1e-6)
+
+
+def test_guidance_scale_starts_without_effect_and_can_get_one():
+    module = conditioning("time", guidance_input=True)
+    params = initial(module)
+    condition = {"label": LABEL, "guidance_scale": jnp.array([1.0, 4.0, 7.5])}
+    total = module.apply({"params": params}, T, S, condition)
+    plain = conditioning("time").apply({"params": params}, T, S, {"label": LABEL})
+    np.testing.assert_array_equal(total, plain)
+    assert np.any(embed(params, "second_time_embedder", T))  # the others do not start at zero
+
+    def loss(params):
+        return jnp.sum(module.apply({"params": params}, T, S, condition) ** 2)
+
+    gradient = jax.grad(loss)(params)["guidance_embedder"]["output"]
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+
+
+def test_log_weight_is_zero_at_first_then_a_function_of_the_scaled_time():
+    module = LossWeight(time_scale=10.0)
+    params = module.init(jax.random.key(0), T)["params"]
+    np.testing.assert_array_equal(module.apply({"params": params}, T), np.zeros(3))
+    assert jax.tree.map(jnp.shape, params) == {"output": {"kernel": (256, 1), "bias": (1,)}}
+    kernel = jax.random.normal(jax.random.key(1), (256, 1))
+    moved = {"output": {"kernel": kernel, "bias": jnp.array([0.5])}}
+    expected = np.asarray(sinusoid(10.0 * T)) @ np.asarray(kernel)[:, 0] + 0.5
+    np.testing.assert_allclose(module.apply({"params": moved}, T), expected, rtol=1e-5)
+    # At first the weight must be able to learn: d w / d kernel is not zero.
+    slope = jax.grad(lambda p: module.apply({"params": p}, T).sum())(params)
+    assert np.abs(slope["output"]["kernel"]).max() > 1.0
 
 
 def test_without_a_second_time_s_is_ignored():

@@ -105,6 +105,12 @@ def test_guidance_scale_matters_and_is_required(random_params):
     out = apply(params, images(), T, S, CONDITION)
     other = CONDITION | {"guidance_scale": CONDITION["guidance_scale"] + 1.0}
     assert np.abs(apply(params, images(), T, S, other) - out).max() > 1e-3
+    params["conditioning"]["guidance_embedder"]["output"] = {
+        "kernel": jnp.zeros((TOY.width, TOY.width)),
+        "bias": jnp.zeros(TOY.width),
+    }
+    plain = jax.jit(dit(**FIELDS).apply)(params, images(), T, S, CONDITION)
+    np.testing.assert_array_equal(apply(params, images(), T, S, other), plain)
     with pytest.raises(ValueError, match="guidance_scale"):
         apply(params, images(), T, S, {"label": CONDITION["label"]})
 

@@ -4,7 +4,13 @@ import jax
 import numpy as np
 import pytest
 
-from tests.training.runs import largest_difference, small_experiment, synthetic_batches
+from tests.training.runs import (
+    largest_difference,
+    perturbed,
+    small_experiment,
+    synthetic_batches,
+    untrained_teacher,
+)
 from tests.training.test_sharding import mesh_of
 from training import checkpoint
 from training.loop import abstract_state, compile_step, create_state
@@ -88,3 +94,39 @@ def test_errors_name_the_folder_and_the_cause(saved, tmp_path):
         checkpoint.restore_network(workdir, "target", shapes, step=5)
     with pytest.raises(ValueError, match="no checkpoints"):
         checkpoint.restore_network(tmp_path, "target", shapes)
+
+
+def test_resuming_with_a_teacher_and_a_target_equals_not_stopping(tmp_path):
+    config, experiment = small_experiment("cd")
+    mesh = mesh_of(1, 1)
+    objective, optimizers = experiment.objective, experiment.optimizers
+    frozen = {name: perturbed(p) for name, p in untrained_teacher(experiment).items()}
+    compiled = compile_step(objective, optimizers, 0, mesh)
+
+    def advance(state, start):
+        source = synthetic_batches(config, start)
+        for _ in range(2):
+            state, _ = compiled(state, frozen, put_batch(next(source), mesh))
+        return state
+
+    state = advance(create_state(objective, optimizers, 0, frozen, mesh), 0)
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        checkpoint.save(checkpoints, state, {"seed": 0})
+    uninterrupted = jax.device_get(advance(state, 2))
+    names = {p.name for p in (tmp_path / "checkpoints" / "2").iterdir() if p.is_dir()}
+    assert names >= {"network", "target", "ema_0.999", "run"} and "teacher" not in names
+    with checkpoint.open_checkpoints(tmp_path) as checkpoints:
+        abstract = abstract_state(objective, optimizers, 0, frozen, mesh)
+        resumed = advance(checkpoint.restore(checkpoints, abstract, 0), 2)
+    assert largest_difference(uninterrupted, resumed) == 0.0
+    moved = uninterrupted.networks["network"], frozen["teacher"]
+    assert largest_difference(*moved) > 0.0
+    assert largest_difference(uninterrupted.followers["target"], moved[0]) > 0.0
+
+
+def test_the_newest_step_or_one_that_is_there(saved, tmp_path):
+    assert checkpoint.saved_step(saved[0]) == checkpoint.saved_step(saved[0], 2) == 2
+    with pytest.raises(ValueError, match=r"has \[2\], not 3"):
+        checkpoint.saved_step(saved[0], 3)
+    with pytest.raises(ValueError, match="no checkpoints"):
+        checkpoint.saved_step(tmp_path)

@@ -1,7 +1,11 @@
+import jax
+import jax.numpy as jnp
 import pytest
 
+from eval.evaluate import check_sampling
 from tests.training.runs import small_config, small_experiment
-from training.experiment import build
+from training.experiment import build, build_curriculum
+from training.sharding import make_mesh
 
 
 @pytest.mark.parametrize(
@@ -20,7 +24,7 @@ from training.experiment import build
         ({"model.second_time": "none"}, "model.second_time"),
         ({"objective.guidance_scale": 2.0, "objective.label_dropout": 0.0}, "null class"),
         ({"objective.guidance_scale": 2.0, "data.num_classes": 0}, "null class"),
-        ({"teacher": "runs/x"}, "teacher is not used"),
+        ({"teacher": "runs/x", "start_from_teacher": False}, "teacher is not used by shortcut"),
     ],
 )
 def test_bad_fields_are_named_with_the_nearest(fields, message):
@@ -50,3 +54,93 @@ def test_several_averages_and_the_one_that_samples():
     assert set(experiment.objective.followers) == {"target", "ema_0.9", "ema_0.99", "power_0.1"}
     assert experiment.sample_with == "ema_0.9"
     assert small_experiment(**fields, **{"ema.sample_with": "network"})[1].sample_with == "network"
+
+
+RANGE = {"objective.guidance_range": (1.0, 4.0)}
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "message"),
+    [
+        ("edm", {"objective.solver.name": "heum"}, r"objective.solver.name='heum' .*'heun'"),
+        ("edm", {"objective.spacing.name": "karas"}, r"objective.spacing.name='karas' .*'karras'"),
+        ("cd", {"objective.distance.name": "l2"}, r"objective.distance.name='l2' .* did you mean"),
+        ("cd", {"objective.weighting": "gap"}, r"objective.weighting='gap' .*'inverse_gap'"),
+        ("cd", {"objective.teacher_solver": "hein"}, r"teacher_solver='hein' .*'heun'"),
+        ("ct", {"objective.curriculum.name": "double"}, r"curriculum.name='double' .*'doubling'"),
+        ("edm", {"prediction.kind": "f"}, r"prediction.kind='f' is not one of"),
+        ("edm", {"objective.solver.churn": 1.0}, "solver.churn is not used by heun"),
+        ("cd", {"objective.distance.c": 1.0}, "distance.c is not used by squared_l2"),
+        ("cd", {"objective.curriculum.first": 2}, "curriculum.first is not used by constant"),
+        ("cd", {"objective.curriculum.total_steps": 2}, "curriculum.total_steps is not used"),
+        ("ct", {"objective.curriculum.points": 2}, "curriculum.points is not used by square_root"),
+        ("ct", {"objective.time_sampler.mean": 0.0}, "time_sampler.mean is not used without"),
+        ("edm", {"prediction.kind": "velocity"}, "path.name=ve needs prediction.kind=F"),
+        ("flow_matching", {"prediction.sigma_data": 0.5}, "sigma_data is not used by .*velocity"),
+        ("edm", {"prediction.sigma_data": -0.5}, "prediction.sigma_data=-0.5 must be positive"),
+        ("cd", {"objective.curriculum.points": 1}, "objective.curriculum.points=1"),
+        ("ct", {"objective.curriculum.first": 1}, "objective.curriculum.first=1"),
+        ("ct", {"objective.curriculum.first": 200}, "1 <= first <= last"),
+        ("ict", {"objective.curriculum.first": 0}, "1 <= first <= last"),
+        ("ict", {"objective.curriculum.total_steps": 0}, "curriculum.total_steps=0"),
+        ("ect", {"objective.total_steps": -1}, "objective.total_steps=-1"),
+        ("ect", {"objective.stages": 0}, "stages >= 1"),
+        ("cd", {"objective.skip": 0}, "objective.skip=0"),
+        ("cd", RANGE, "objective.guidance_range needs model.guidance_input=True"),
+        ("lcm", {"objective.guidance_range": (4.0, 1.0)}, r"objective.guidance_range=\(4.0, 1.0\)"),
+        ("lcm", {"objective.guidance_range": (1.0, 4.0)}, "scale 8.5 is outside"),
+        ("lcm", {"data.num_classes": 0, "objective.guidance_scale": 8.5}, "null class"),
+        ("lcm", {"data.num_classes": 0, "objective.guidance_scale": 1.0} | RANGE, "null class"),
+        ("cd", {"objective.sample_times": (100.0,)}, r"sample_times=\(100.0,\) .* t_max=80"),
+        ("ect", {"objective.sample_times": (0.5, 0.8)}, "objective.sample_times"),
+        ("sct", {"objective.sample_times": (2.0,)}, "path.name=trigflow"),
+        ("sct", {"path.name": "linear"}, "needs path.name=trigflow, not linear"),
+        ("sct", {"model.loss_weight": False}, "adaptive_weight needs model.loss_weight=True"),
+        ("sct", {"objective.guidance_scale": 2.0}, "sCT does not have"),
+        ("cd_flow", {"prediction.kind": "x_0"}, "prediction.kind=x_0 does not determine"),
+    ],
+)
+def test_bad_fields_of_denoising_and_consistency_are_named(method, fields, message):
+    with pytest.raises(ValueError, match=message):
+        build(small_config(method, **fields))
+
+
+def test_a_curriculum_is_as_long_as_the_run_unless_it_says_otherwise():
+    fields = {"name": "square_root", "points": None, "first": 2, "last": 30, "total_steps": None}
+    own, longer = (
+        build_curriculum(fields | {"total_steps": total}, steps=100) for total in (None, 1000)
+    )
+    assert (int(own(0)), int(own(100)), int(own(500))) == (2, 31, 31)
+    assert (int(longer(100)), int(longer(1000))) == (10, 31)
+
+
+def test_ect_s_stages_are_parts_of_the_run():
+    gaps = {}
+    for steps in (80, 800):
+        _, experiment = small_experiment("ect", steps=steps)
+        params = experiment.model.network.init(jax.random.key(0))
+        batch = {"x": jnp.zeros((64, 8, 8, 1)), "label": jnp.zeros(64, jnp.int32)}
+        loss = experiment.objective.players["network"].loss
+        metrics = loss(params, {"network": params}, batch, jax.random.key(0), jnp.int32(79))[1]
+        gaps[steps] = float(metrics["noise_gap"].total)
+    # The eighth of eight stages, and the first of them: the gap is some 2^7 smaller.
+    assert 30 < gaps[800] / gaps[80] < 200
+
+
+@pytest.mark.parametrize(
+    ("method", "scale", "message"),
+    [
+        ("cd", 2.0, r"trained at guidance scale 1 .* so 2 is impossible; .*guidance_range"),
+        ("lcm", 20.0, r"guidance scale 20 is outside the range 3 to 15 .*guidance_range"),
+        ("edm", 2.0, None),
+        ("lcm", 4.0, None),
+    ],
+)
+def test_only_trained_guidance_scales_are_sampled(method, scale, message):
+    fields = {"evaluate.guidance_scale": scale, "evaluate.steps": (1, 2)}
+    config, experiment = small_experiment(method, **fields)
+    if message is None:
+        check_sampling(experiment, config, make_mesh())
+    else:
+        with pytest.raises(ValueError, match=message):
+            check_sampling(experiment, config, make_mesh())

@@ -4,9 +4,23 @@ import pytest
 from jax.sharding import Mesh, PartitionSpec
 
 from objectives import OBJECTIVES
-from tests.training.runs import largest_difference, small_experiment, synthetic_batches
+from tests.training.runs import (
+    largest_difference,
+    perturbed,
+    small_config,
+    small_experiment,
+    synthetic_batches,
+    untrained_teacher,
+)
 from training.loop import compile_step, create_state
-from training.sharding import AXES, check_batch_size, make_mesh, parameter_spec, put_batch
+from training.sharding import (
+    AXES,
+    check_batch_size,
+    make_mesh,
+    parameter_spec,
+    put_batch,
+    tree_shardings,
+)
 
 STEPS = 10
 
@@ -16,18 +30,46 @@ def mesh_of(data, fsdp):
     return Mesh(devices, AXES)
 
 
+# A method of every objective, of the distillations with a teacher.
+METHODS = {
+    "denoising": "edm",
+    "shortcut": "shortcut",
+    "consistency_distillation": "cd",
+    "consistency_training": "ct",
+    "consistency_tuning": "ect",
+    "continuous_consistency": "scd",
+}
+
+
 def trained(method, mesh):
     """State after ten steps on a mesh."""
     config, experiment = small_experiment(method)
-    state = create_state(experiment.objective, experiment.optimizers, 0, {}, mesh)
-    step = compile_step(experiment.objective, experiment.optimizers, 0, mesh)
+    objective, optimizers = experiment.objective, experiment.optimizers
+    frozen = jax.tree.map(
+        jax.device_put,
+        frozen_of(experiment),
+        tree_shardings(frozen_of(experiment), mesh),
+    )
+    # A teacher whose network is not zero, and a student that starts elsewhere.
+    state = create_state(objective._replace(init_from={}), optimizers, 0, frozen, mesh)
+    step = compile_step(objective, optimizers, 0, mesh)
     source = synthetic_batches(config)
     for _ in range(STEPS):
-        state, metrics = step(state, {}, put_batch(next(source), mesh))
+        state, metrics = step(state, frozen, put_batch(next(source), mesh))
     return state, metrics
 
 
-@pytest.mark.parametrize("method", OBJECTIVES)
+def frozen_of(experiment):
+    return {name: perturbed(params) for name, params in untrained_teacher(experiment).items()}
+
+
+def test_every_objective_has_a_method_here():
+    assert set(METHODS) == set(OBJECTIVES)
+    for objective, method in METHODS.items():
+        assert small_config(method).objective.name == objective
+
+
+@pytest.mark.parametrize("method", METHODS.values())
 def test_one_device_equals_eight(method):
     one, metrics_one = trained(method, mesh_of(1, 1))
     for data, fsdp in ((8, 1), (2, 4)):

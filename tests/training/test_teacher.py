@@ -10,15 +10,16 @@ from tests.training.runs import (
     small_experiment,
     synthetic_batches,
 )
+from tests.training.test_sharding import mesh_of
 from training import checkpoint, workdir
 from training.experiment import build
 from training.loop import create_state, train
-from training.sharding import make_mesh
+from training.sharding import tree_shardings
 from training.teacher import check_teacher, load_teacher, locate, merge, pinned
 
 
 def mesh():
-    return make_mesh()
+    return mesh_of(1, 1)
 
 
 def save_run(folder, method, steps=(5,), **fields):
@@ -190,6 +191,17 @@ def test_new_parts_of_a_student_leave_the_teacher_s_output(method, teacher, fiel
     theirs = jax.jit(taught.apply)(original, x, t, t, {"label": label})
     assert np.abs(theirs).max() > 0.01
     np.testing.assert_array_equal(ours, theirs)
+
+
+def test_a_teacher_is_split_over_the_devices_as_the_state_is(trigflow):
+    eight = mesh_of(2, 4)
+    config, experiment = small_experiment("scd", teacher=trigflow)  # with a new part
+    teacher = load_teacher(config, experiment, eight)["teacher"]
+    expected = tree_shardings(teacher, eight)
+    for leaf, sharding in zip(*map(jax.tree.leaves, (teacher, expected)), strict=True):
+        assert leaf.sharding.is_equivalent_to(sharding, leaf.ndim)
+    one = load_teacher(config, experiment, mesh())["teacher"]
+    assert largest_difference(one, teacher) == 0.0
 
 
 def test_merge_takes_every_part_that_is_given_and_no_other():

@@ -33,6 +33,38 @@ def test_only_what_leaves_the_run_the_same_may_change(tmp_path):
     assert workdir.load_config(tmp_path).optimizer.learning_rate == 1e-3
 
 
+@pytest.mark.parametrize(
+    ("method", "fields", "changeable"),
+    [
+        ("ct", {}, False),
+        ("ct", {"objective.curriculum.total_steps": 100}, True),
+        ("ict", {}, False),
+        ("ect", {}, False),
+        ("ect", {"objective.total_steps": 100}, True),
+        ("cd", {}, True),
+        ("cd", {"optimizer.schedule": "linear"}, False),
+        ("sct", {}, True),
+        ("edm", {}, True),
+    ],
+)
+def test_a_run_whose_grid_depends_on_its_length_keeps_it(tmp_path, method, fields, changeable):
+    workdir.start_run(tmp_path, small_config(method, **fields))
+    longer = small_config(method, **fields, steps=20)
+    if changeable:
+        workdir.start_run(tmp_path, longer)
+        assert workdir.load_config(tmp_path).steps == 20
+    else:
+        with pytest.raises(ValueError, match=r"steps \(10 there, 20 now\)"):
+            workdir.start_run(tmp_path, longer)
+
+
+@pytest.mark.parametrize("field", [{"teacher": "runs/b@3"}, {"start_from_teacher": False}])
+def test_a_run_keeps_its_teacher(tmp_path, field):
+    workdir.start_run(tmp_path, small_config("cd", teacher="runs/a@3"))
+    with pytest.raises(ValueError, match=next(iter(field))):
+        workdir.start_run(tmp_path, small_config("cd", **{"teacher": "runs/a@3"} | field))
+
+
 def test_a_folder_that_is_no_run(tmp_path):
     with pytest.raises(ValueError, match=r"config.json does not exist"):
         workdir.load_config(tmp_path)
