@@ -136,7 +136,7 @@ def sampler(
     sample_times: Sequence[float] = (),
     *,
     curriculum: Curriculum | None = None,
-    guidance_scale: float = 1.0,
+    trained_scale: float = 1.0,
     guidance_range: Sequence[float] = (),
 ) -> SampleFn:
     """Consistency sampling from t_max, re-noising to the times in between.
@@ -144,8 +144,8 @@ def sampler(
     sample_times: the times after t_max, descending, for len(sample_times) + 1 steps; any other
     number of steps divides the spacing equally. curriculum: of the grid that was trained on; each
     time is moved to the nearest point of its last grid, since a network is arbitrary at times that
-    it has not seen. guidance_scale: the one trained in; guidance_range: the scales that the network
-    is told, if it is. Raises ValueError for a time outside the path.
+    it has not seen. trained_scale: of guidance; guidance_range: the scales that the network is told
+    in its place, if it is. Raises ValueError for a time outside the path.
     """
     check_times(model.path, sample_times)
     cells = int(curriculum(jnp.int32(LAST_STEP))) - 1 if curriculum else None
@@ -172,7 +172,6 @@ def sampler(
         f = lambda x, t: model.consistency(params, x, t, condition)  # noqa: E731
         return renoise(f, model.path, model.path.prior(eps), times, keys)
 
-    trained_scale = guidance_scale
     return sample
 
 

@@ -102,7 +102,7 @@ def consistency_distillation(
             spacing,
             sample_times,
             curriculum=curriculum,
-            guidance_scale=guidance_scale,
+            trained_scale=guidance_scale,
             guidance_range=guidance_range,
         ),
         guidance_scale=guidance_scale,

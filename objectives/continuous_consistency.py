@@ -140,7 +140,7 @@ def continuous_consistency(
         warmup = jnp.minimum(step / max(tangent_warmup, 1), 1.0)
         v_detached, g = tangent(detached, x_t, t, x_rate, warmup)
         v = velocity_of(params, condition, key_dropout)(x_t, t)
-        target = jax.lax.stop_gradient(v_detached / sigma_data + normalize(g, tangent_scale))
+        target = v_detached / sigma_data + normalize(g, tangent_scale)
         error = per_example(squared_error(v / sigma_data, target))
         metrics = loss_by_noise_level(error, t, path)
         metrics |= {"tangent": mean_of(jnp.sqrt(per_example(jnp.square(g))))}
@@ -156,7 +156,7 @@ def continuous_consistency(
             model,
             spacing or uniform_spacing(path),
             sample_times,
-            guidance_scale=guidance_scale,
+            trained_scale=guidance_scale,
         ),
         guidance_scale=guidance_scale,
         frozen=("teacher",) if distillation else (),

@@ -1,6 +1,6 @@
 """A network on a path: what it is given at (x_t, t), and what its output stands for."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
@@ -45,12 +45,13 @@ class Model(NamedTuple):
         x_t: Array,
         t: Array,
         condition: Condition,
-        *,
-        train: bool = False,
-        rng: Key | None = None,
+        **mode: Any,
     ) -> Endpoints:
-        """The data and noise that the network's output at (x_t, t) stands for."""
-        prediction = self.predict(params, x_t, t, t, condition, train=train, rng=rng)
+        """The data and noise that the network's output at (x_t, t) stands for.
+
+        mode: train and rng, as for `predict`.
+        """
+        prediction = self.predict(params, x_t, t, t, condition, **mode)
         return endpoints(self.kind, prediction, x_t, t, self.path)
 
     def denoiser(self, predict: Predict, condition: Condition) -> Denoise:
@@ -67,9 +68,7 @@ class Model(NamedTuple):
         x_t: Array,
         t: Array,
         condition: Condition,
-        *,
-        train: bool = False,
-        rng: Key | None = None,
+        **mode: Any,
     ) -> Array:
         """The consistency function f(x_t, t): the DDIM step of the prediction to the data end.
 
@@ -78,9 +77,9 @@ class Model(NamedTuple):
         is finite there (`check_boundary`). On `ve` with kind F the factor of F is that of Song et
         al. 2023 (appendix C), (sigma - sigma_min) sigma_data / sqrt(sigma^2 + sigma_data^2); the
         factor of x_t differs from theirs by at most 0.4 percent of 1. With the parameters of a
-        denoiser f is its DDIM sampler in one step.
+        denoiser f is its DDIM sampler in one step. mode: train and rng, as for `predict`.
         """
-        ends = self.endpoints(params, x_t, t, condition, train=train, rng=rng)
+        ends = self.endpoints(params, x_t, t, condition, **mode)
         return self.path.interpolate(*ends, jnp.full_like(t, self.path.t_min))
 
 

@@ -163,7 +163,8 @@ def test_describe_counts_before_anything_is_trained():
         ((CONFIG, "--workdir=/nowhere", "--config.data.name=digit"), "digits"),
         ((CONFIG, "--workdir=/nowhere", "--config.batch_size=20"), "batch_size"),
         ((CONFIG, "--workdir=/nowhere", "--config.evaluate.steps=(1,3)"), "power of two"),
-        ((CONFIG, "--workdir=/nowhere", "--config.path.name=ve"), "t in [0, 1]"),
+        ((CONFIG, "--workdir=/nowhere", "--config.path.name=ve"), "needs prediction.kind=F"),
+        ((CONFIG, "--workdir=/nowhere", "--config.path.name=trigflow"), "t in [0, 1]"),
         ((CONFIG, "--workdir=/nowhere", "--config.teacher=runs/x"), "teacher=runs/x: runs/x is no"),
         ((CD, "--workdir=/nowhere"), "cd needs a teacher: --config.teacher=WORKDIR"),
         (

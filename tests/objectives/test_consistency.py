@@ -356,6 +356,6 @@ def test_sampling_times_outside_the_path_are_an_error(times):
 def test_a_scale_that_the_student_does_not_know_is_an_error(trained, span, scale, message):
     path = PATHS["linear"]()
     model = model_of(affine(), path)
-    sample = sampler(model, SPACINGS["uniform"](path), guidance_scale=trained, guidance_range=span)
+    sample = sampler(model, SPACINGS["uniform"](path), trained_scale=trained, guidance_range=span)
     with pytest.raises(ValueError, match=message):
         sample(affine().init(KEY), jnp.ones((2, 1)), labels(2), None, steps=1, guidance_scale=scale)
