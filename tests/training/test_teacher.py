@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from models.dit import SIZES, Size
 from tests.training.runs import (
     largest_difference,
     perturbed,
@@ -16,6 +17,14 @@ from training.experiment import build
 from training.loop import create_state, train
 from training.sharding import tree_shardings
 from training.teacher import check_teacher, load_teacher, locate, merge, pinned
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_block():
+    """The smallest network that has every part, which compiles in a third of the time."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(SIZES, "nano", Size(32, 1, 2))
+        yield
 
 
 def mesh():
@@ -143,9 +152,8 @@ def test_a_teacher_stays_as_it_is_while_its_student_is_trained(flow, tmp_path):
     assert not any("teacher" in p.name for p in (tmp_path / "checkpoints" / "2").iterdir())
 
 
-@pytest.mark.parametrize("method", ["cd_flow", "scd"])
-def test_no_gradient_reaches_a_teacher_though_its_value_matters(method):
-    config, experiment = small_experiment(method, batch_size=8)
+def test_no_gradient_reaches_the_teacher_of_a_pair_though_its_value_matters():
+    config, experiment = small_experiment("cd_flow", batch_size=8)
     player = experiment.objective.players["network"]
     params, teacher, other = (perturbed(player.init(jax.random.key(0)), seed=i) for i in range(3))
     batch = next(synthetic_batches(config))
@@ -153,9 +161,7 @@ def test_no_gradient_reaches_a_teacher_though_its_value_matters(method):
     @jax.jit
     def loss(params, teacher):
         networks = {"network": params, "teacher": teacher, "target": params}
-        if not experiment.objective.followers.get("target"):
-            networks.pop("target")
-        value, _ = player.loss(params, networks, batch, jax.random.key(1), jnp.int32(20_000))
+        value, _ = player.loss(params, networks, batch, jax.random.key(1), jnp.int32(0))
         return value.mean()
 
     gradient = jax.jit(jax.grad(loss, argnums=1))(params, teacher)
