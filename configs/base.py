@@ -23,6 +23,7 @@ def config() -> ConfigDict:
             "batch_size": 256,  # images per step over all devices
             "debug": False,  # shrink to a run of about a minute on one device
             "teacher": "",  # WORKDIR[@STEP] of the run that teaches; "" for methods without one
+            "teacher_network": "",  # the network of that run that teaches; "" is its first average
             "start_from_teacher": True,  # the trained networks start as copies of it
             "data": {
                 "name": "digits",  # digits, fashion_mnist, folder:PATH, or a TFDS image data set
@@ -157,14 +158,16 @@ def shortcut() -> ConfigDict:
     )
 
 
-def distance(name: str = "squared_l2") -> ConfigDict:
+def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
     """How two points are compared."""
-    return ConfigDict(
+    fields = ConfigDict(
         {
             "name": name,  # squared_l2, l1, pseudo_huber, pseudo_huber_elementwise
             "c": placeholder(float),  # pseudo_huber: 0.00054 sqrt(D) if None, 0 is the norm
         }
     )
+    fields.c = c
+    return fields
 
 
 def curriculum(name: str = "constant") -> ConfigDict:
@@ -173,8 +176,10 @@ def curriculum(name: str = "constant") -> ConfigDict:
         {
             "name": name,  # constant, square_root, doubling
             "points": placeholder(int),  # constant
-            "first": placeholder(int),  # square_root, doubling: cells at first
-            "last": placeholder(int),  # square_root, doubling: cells at the end
+            "first": placeholder(int),  # square_root: points at first; doubling: cells
+            "last": placeholder(
+                int
+            ),  # square_root, doubling: cells, one less than points, at the end
             "total_steps": placeholder(int),  # square_root, doubling: None is `steps`
         }
     )
@@ -187,7 +192,7 @@ def consistency_distillation() -> ConfigDict:
             "name": "consistency_distillation",
             "curriculum": curriculum(),
             "spacing": spacing("karras"),  # of the grid, and of the sampler's steps
-            "skip": 1,  # points of the grid between the two that are compared
+            "skip": 1,  # how many points of the grid lie from one time to the other
             "teacher_solver": "heun",  # one step of: euler, ddim, heun
             "distance": distance(),
             "weighting": "uniform",  # uniform, inverse_gap
@@ -227,7 +232,7 @@ def consistency_tuning() -> ConfigDict:
             "k": 8.0,
             "b": 1.0,
             "time_sampler": log_normal(-1.1, 2.0),
-            "distance": distance("pseudo_huber"),
+            "distance": distance("pseudo_huber", 0.0),  # the norm
             "weighting": "inverse_gap",  # uniform, inverse_gap
             "spacing": spacing("karras"),  # of the sampler's steps
             "sample_times": (),  # times after the first, for one step more than their number

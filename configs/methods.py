@@ -101,7 +101,6 @@ def ect(config: ConfigDict) -> None:
     """Easy Consistency Tuning (Geng et al. 2024), from scratch or from --config.teacher."""
     config.objective = base.consistency_tuning()
     config.evaluate.steps = FEW_STEPS
-    config.objective.distance.c = 0.0
     edm_model(config)
 
 

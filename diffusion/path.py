@@ -146,7 +146,15 @@ def vp_ddpm(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
 
 
 def ve(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Path:
-    """alpha = 1, sigma = t: variance exploding in EDM's form, where time is the noise level."""
+    """alpha = 1, sigma = t: variance exploding in EDM's form, where time is the noise level.
+
+    Raises ValueError unless 0 <= sigma_min < sigma_max.
+    """
+    if not 0.0 <= sigma_min < sigma_max:
+        raise ValueError(
+            f"path needs 0 <= sigma_min < sigma_max, not sigma_min={sigma_min} and "
+            f"sigma_max={sigma_max}"
+        )
     return Path(
         name="ve",
         alpha=jnp.ones_like,
@@ -160,7 +168,12 @@ def ve(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Path:
 
 
 def trigflow(sigma_data: float = 0.5) -> Path:
-    """alpha = cos t, sigma = sigma_data sin t: the sphere through data of that deviation."""
+    """alpha = cos t, sigma = sigma_data sin t: the sphere through data of that deviation.
+
+    Raises ValueError for a deviation that is not positive.
+    """
+    if sigma_data <= 0.0:
+        raise ValueError(f"path.sigma_data={sigma_data} must be positive")
     return Path(
         name="trigflow",
         alpha=jnp.cos,

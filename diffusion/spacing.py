@@ -42,7 +42,7 @@ def karras(path: Path, power: float = 7.0) -> Spacing:
     rho covers the path, on `ve` sigma_min to sigma_max; 0.002 stands for 0, and 80 for infinity.
     """
     if power <= 0.0:
-        raise ValueError(f"the power of a karras spacing must be positive, not {power}")
+        raise ValueError(f"spacing.power={power} of a karras spacing must be positive")
     ends = jnp.asarray([path.t_min, path.t_max], jnp.float32)
     low, high = path.rho(ends).tolist()
     low, high = low or LOWEST_RHO, high if high < PURE_NOISE else HIGHEST_RHO

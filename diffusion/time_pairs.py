@@ -1,7 +1,8 @@
 """Which two times a consistency method compares: t and an earlier s, nearer the data.
 
-A `PairSampler` maps (key, count, step) to (t, s), each [count], t_min <= s < t <= t_max. How many
-points a grid has may depend on the training step: a `Curriculum` maps the step to that number.
+A `PairSampler` maps (key, count, step) to (t, s), each [count], t_min <= s < t <= t_max (s = t only
+where t is t_min). How many points a grid has may depend on the training step: a `Curriculum` maps
+the step to that number.
 """
 
 from collections.abc import Callable
@@ -15,6 +16,8 @@ from diffusion.path import Path
 from diffusion.spacing import HIGHEST_RHO, Spacing
 from diffusion.time_sampling import TimeSampler
 
+# Neighbours of a larger grid round to one time here and there.
+MOST_POINTS = 20_000
 # For a pair whose times round to one: far below the gaps of any grid, far above 0.
 SMALLEST_GAP = 1e-8
 # The most that the gap of a pair may shrink by: float32 tells neighbours 6e-8 apart.
@@ -72,9 +75,16 @@ CURRICULA: dict[str, Callable[..., Curriculum]] = {
 
 
 def check_points(field: str, points: int) -> None:
-    """Raises ValueError for a grid without two ends."""
-    if points < 2:
-        raise ValueError(f"objective.curriculum.{field}={points}: a grid needs 2 points or more")
+    """Raises ValueError for a grid without two ends, or with more than float32 tells apart."""
+    if not 2 <= points <= MOST_POINTS:
+        raise ValueError(
+            f"objective.curriculum.{field}={points}: a grid has 2 to {MOST_POINTS} points"
+        )
+
+
+def last_points(curriculum: Curriculum) -> int:
+    """The number of points that a curriculum ends with."""
+    return int(curriculum(jnp.int32(2**30)))
 
 
 def check_range(first: int, last: int) -> None:
@@ -83,6 +93,7 @@ def check_range(first: int, last: int) -> None:
         raise ValueError(
             f"objective.curriculum needs 1 <= first <= last, not first={first} and last={last}"
         )
+    check_points("last", last + 1)
 
 
 def grid_pairs(
@@ -93,10 +104,13 @@ def grid_pairs(
     t is the upper end of the cell that `draw` falls into; all cells are equally likely without it.
     Drawing a continuous law and taking its cell is the discretised law: P(i) is the mass between
     the ends of cell i. s is `skip` points below t, but never below the first point, so every point
-    is trained. Raises ValueError for skip below 1.
+    is trained. Raises ValueError for a skip that no pair of points has.
     """
-    if skip < 1:
-        raise ValueError(f"objective.skip={skip} must be 1 or more")
+    most = last_points(curriculum) - 1
+    if not 1 <= skip <= most:
+        raise ValueError(
+            f"objective.skip={skip} must be 1 to {most} on a grid of {most + 1} points"
+        )
 
     def sample(key: Array, count: int, step: Array) -> tuple[Array, Array]:
         cells = curriculum(step) - 1

@@ -32,7 +32,12 @@ def uniform(path: Path) -> TimeSampler:
 
 
 def logit_normal(path: Path, mean: float = 0.0, std: float = 1.0) -> TimeSampler:
-    """logit((t - t_min) / (t_max - t_min)) ~ N(mean, std^2) (Esser et al. 2024, eq. 19)."""
+    """logit((t - t_min) / (t_max - t_min)) ~ N(mean, std^2) (Esser et al. 2024, eq. 19).
+
+    Raises ValueError for a deviation that is not positive, as `log_normal` does.
+    """
+    if std <= 0.0:
+        raise ValueError(f"time_sampler.std={std} must be positive")
 
     def sample(key: Array, count: int) -> Array:
         fraction = jax.nn.sigmoid(mean + std * jax.random.normal(key, (count,)))
@@ -47,6 +52,8 @@ def log_normal(path: Path, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
     The normal law is truncated, so no mass piles up at an end. The same noise levels on every path;
     on `ve` t is sigma itself.
     """
+    if std <= 0.0:
+        raise ValueError(f"time_sampler.std={std} must be positive")
     ends = path.rho(jnp.asarray([path.t_min, path.t_max], jnp.float32))
     low, high = (jnp.log(ends) - mean) / std
 

@@ -76,7 +76,9 @@ def generate(
         x_0 = jax.device_get(sample(params, indices, rows))
         x_0 = x_0[: len(labels) - start]
         if not np.isfinite(x_0).all():
-            raise ValueError(f"samples from {start} on are not finite: the network has diverged")
+            raise ValueError(
+                f"samples from {start} on are not finite: the network or solver has diverged"
+            )
         images.append(to_uint8(x_0))
     return np.concatenate(images)
 

@@ -9,7 +9,7 @@ from modes.request import Request, load_dataset, required_config, resolve
 from training.experiment import Experiment, build, debugged
 from training.loop import abstract_batch, abstract_state, compile_step
 from training.sharding import check_batch_size, make_mesh
-from training.teacher import abstract_params
+from training.teacher import abstract_params, checked_teacher
 
 
 def describe(request: Request) -> None:
@@ -19,7 +19,10 @@ def describe(request: Request) -> None:
         config = resolve(config, load_dataset(config))
     elif config.debug:
         config = debugged(config)
-    print(description(config, build(config)))
+    experiment = build(config)
+    if config.teacher:
+        checked_teacher(config, experiment)
+    print(description(config, experiment))
 
 
 def description(config: ConfigDict, experiment: Experiment) -> str:

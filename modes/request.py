@@ -10,7 +10,7 @@ import data
 from data import Dataset
 from objectives.base import Params
 from training import checkpoint, workdir
-from training.experiment import Experiment, build, debugged
+from training.experiment import Experiment, debugged, rebuild
 from training.sharding import make_mesh
 from training.teacher import abstract_params
 
@@ -90,7 +90,7 @@ def load_run(request: Request) -> Run:
     config = workdir.load_config(path)
     if request.network:
         config.ema.sample_with = request.network
-    experiment = build(config)
+    experiment = rebuild(config, str(path))
     mesh = make_mesh()
     if config.evaluate.batch_size % mesh.size:
         config.evaluate.batch_size = -(-config.evaluate.batch_size // mesh.size) * mesh.size

@@ -12,7 +12,7 @@ import data
 from eval.evaluate import check_sampling, evaluator, summary
 from modes.request import Request, load_dataset, required_config, required_workdir, resolve
 from objectives.base import Params
-from training import workdir
+from training import checkpoint, workdir
 from training.experiment import Experiment, build
 from training.loop import abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
@@ -30,7 +30,10 @@ def train(request: Request) -> None:
     check_batch_size(config.batch_size, mesh)
     experiment = build(config)
     check_sampling(experiment, config, mesh)
-    config = pinned(config)
+    config = pinned(config, path)
+    if checkpoint.has_checkpoint(path):
+        # It starts from that, and needs a teacher only to be taught.
+        experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
     frozen = load_teacher(config, experiment, mesh)
     check_step(experiment, config, mesh, frozen)
     workdir.start_run(path, config)

@@ -25,7 +25,7 @@ from jax import Array
 from diffusion.guidance import Condition
 from diffusion.path import Path
 from diffusion.spacing import Spacing
-from diffusion.time_pairs import Curriculum, PairSampler, noise_gap
+from diffusion.time_pairs import Curriculum, PairSampler, last_points, noise_gap
 from objectives.base import (
     Batch,
     Key,
@@ -41,9 +41,6 @@ from objectives.distances import Distance
 from objectives.model import Model
 from samplers.grids import grid
 from samplers.renoise import renoise
-
-# Later than any run: what a curriculum ends at.
-LAST_STEP = 2**30
 
 
 class Draw(NamedTuple):
@@ -144,11 +141,12 @@ def sampler(
     sample_times: the times after t_max, descending, for len(sample_times) + 1 steps; any other
     number of steps divides the spacing equally. curriculum: of the grid that was trained on; each
     time is moved to the nearest point of its last grid, since a network is arbitrary at times that
-    it has not seen. trained_scale: of guidance; guidance_range: the scales that the network is told
-    in its place, if it is. Raises ValueError for a time outside the path.
+    it has not seen (while the grid still grows, the last one has some of these too).
+    trained_scale: of guidance; guidance_range: the scales that the network is told in its place, if
+    it is. Raises ValueError for a time outside the path.
     """
     check_times(model.path, sample_times)
-    cells = int(curriculum(jnp.int32(LAST_STEP))) - 1 if curriculum else None
+    cells = last_points(curriculum) - 1 if curriculum else None
 
     def sample(
         params: Params,
@@ -159,12 +157,13 @@ def sampler(
         steps: int,
         guidance_scale: float,
     ) -> Array:
-        if steps == len(sample_times) + 1:
-            times = jnp.asarray([model.path.t_max, *sample_times], jnp.float32)
-        else:
-            times = grid(spacing, steps)[:-1]
-        if cells:
-            times = on_grid(spacing, cells, times)
+        with jax.ensure_compile_time_eval():
+            if steps == len(sample_times) + 1:
+                times = jnp.asarray([model.path.t_max, *sample_times], jnp.float32)
+            else:
+                times = grid(spacing, steps)[:-1]
+            if cells:
+                times = on_grid(spacing, cells, times)
         check_scale(guidance_scale, trained_scale, guidance_range)
         if guidance_range:
             told = jnp.full(eps.shape[:1], guidance_scale, jnp.float32)
@@ -185,7 +184,13 @@ def on_grid(spacing: Spacing, cells: int, times: Array) -> Array:
             f"this consistency model was trained on {cells + 1} times, so it samples in at most "
             f"{cells} steps, not in {times.shape[0]}"
         )
-    return spacing.time(jnp.maximum(jnp.round(spacing.fraction(times) * cells), 1.0) / cells)
+    points = np.maximum(np.round(np.asarray(spacing.fraction(times)) * cells), 1.0)
+    if (np.diff(points) >= 0).any():
+        raise ValueError(
+            f"objective.sample_times are too close for the {cells + 1} times that this model was "
+            "trained on: two of them have the same nearest one; move them apart"
+        )
+    return spacing.time(jnp.asarray(points, jnp.float32) / cells)
 
 
 def check_times(path: Path, times: Sequence[float]) -> None:
@@ -205,26 +210,26 @@ def check_scale(scale: float, trained: float, guidance_range: Sequence[float]) -
         if not low <= scale <= high:
             raise ValueError(
                 f"guidance scale {scale:g} is outside the range {low:g} to {high:g} that this "
-                "network was trained with (objective.guidance_range)"
+                "network is told in training (objective.guidance_range)"
             )
     elif scale != trained:
         raise ValueError(
-            f"this consistency model was trained at guidance scale {trained:g} and is not told "
-            f"another, so {scale:g} is impossible; train with objective.guidance_range for any"
+            f"this consistency model knows guidance scale {trained:g} alone, not {scale:g}; a "
+            "student of consistency_distillation can be told the scale (objective.guidance_range)"
         )
 
 
-def check_guidance_range(model: Model, guidance_range: Sequence[float], scale: float) -> None:
-    """Raises ValueError for a range that is none, or that the network or the default cannot use."""
+def check_guidance_range(guidance_range: Sequence[float], scale: float) -> None:
+    """Raises ValueError for a range that is none, or that leaves out the default scale."""
     if not guidance_range:
         return
     if len(guidance_range) != 2 or not 0.0 <= guidance_range[0] < guidance_range[1]:
         raise ValueError(
             f"objective.guidance_range={tuple(guidance_range)} must be (low, high), 0 <= low < high"
         )
-    if not model.network.guidance_input:
+    low, high = guidance_range
+    if not low <= scale <= high:
         raise ValueError(
-            "objective.guidance_range needs model.guidance_input=True: the network must be told "
-            "the scale"
+            f"objective.guidance_scale={scale:g}, the default of sampling, must be in "
+            f"objective.guidance_range, {low:g} to {high:g}"
         )
-    check_scale(scale, scale, guidance_range)

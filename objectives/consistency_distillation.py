@@ -37,7 +37,7 @@ from objectives.consistency import (
 )
 from objectives.distances import Distance, squared_l2
 from objectives.followers import constant_ema
-from objectives.model import Model, check_boundary
+from objectives.model import Model, check_boundary, check_inputs
 from samplers.ode import Step, heun_step
 
 
@@ -82,7 +82,8 @@ def consistency_distillation(
     sample_times: as for `objectives.consistency.sampler`.
     """
     check_boundary(model)
-    check_guidance_range(model, guidance_range, guidance_scale)
+    check_guidance_range(guidance_range, guidance_scale)
+    check_inputs(model, guidance_input=bool(guidance_range))
     spacing, curriculum = spacing or karras(model.path), curriculum or constant()
     loss = pair_loss(
         model,

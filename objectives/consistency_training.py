@@ -13,7 +13,7 @@ docs/consistency.md has the argument and its limits, both measured by tests).
     cells   equally likely                     discretised log-normal, mean -1.1, std 2.0
     target  EMA, mu(k) = exp(s_0 log mu_0 / N) the network itself
     d       squared L2 (and LPIPS there)       pseudo-Huber, c = 0.00054 sqrt(D)
-    w       1                                  1 / (t - s)
+    w       1                                  1 / (rho_t - rho_s), on `ve` 1 / (t - s)
 
 mu(k) follows the paper's formula with N(k); its code has N(k) - 1 there. LPIPS needs a network of
 pre-trained features and is not offered.
@@ -31,7 +31,7 @@ from objectives.base import Follower, Objective, Player
 from objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
 from objectives.distances import Distance, squared_l2
 from objectives.followers import scheduled_ema
-from objectives.model import Model, check_boundary
+from objectives.model import Model, check_boundary, check_inputs
 
 
 def target_decay(curriculum: Curriculum, initial: float) -> Callable[[Array], Array]:
@@ -58,6 +58,7 @@ def consistency_training(
     distance: squared L2 by default. sample_times: as for `objectives.consistency.sampler`.
     """
     check_boundary(model)
+    check_inputs(model)
     if not 0.0 <= initial_decay < 1.0:
         raise ValueError(f"objective.initial_decay={initial_decay} must be in [0, 1)")
     spacing = spacing or karras(model.path)

@@ -22,7 +22,7 @@ from diffusion.time_sampling import TimeSampler, log_normal
 from objectives.base import Objective, Player
 from objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
 from objectives.distances import Distance, pseudo_huber
-from objectives.model import Model, check_boundary
+from objectives.model import Model, check_boundary, check_inputs
 
 
 def consistency_tuning(
@@ -47,6 +47,7 @@ def consistency_tuning(
     spacing, sample_times: as for `objectives.consistency.sampler`.
     """
     check_boundary(model)
+    check_inputs(model)
     path = model.path
     draw = time_sampler or log_normal(path, -1.1, 2.0)
     loss = pair_loss(

@@ -13,10 +13,10 @@ discrete objective is that of a regression of F_theta to F_theta^- + g with the 
     L = E e^w(t) / D || F_theta - F_theta^- - g / (||g|| + c) ||^2 - w(t)
 
 r rises from 0 to 1 over `tangent_warmup` steps: at r = 0 the regression is to the diffusion
-velocity. g vanishes at the exact consistency function. V^-, g and the normalisation are detached:
-they are the network's own target. w(t) is learned with the network (`model.loss_weight`); its
-optimum is minus the log of the error at t. Before normalisation sCT's g is an unbiased estimate of
-sCD's with an exact teacher; after it, it is not (tests).
+velocity. g vanishes at the exact consistency function. V^-, g and the normalisation are detached
+from the trained parameters: they are the network's own target. w(t) is learned with the network
+(`model.loss_weight`); its optimum is minus the log of the error at t. Before normalisation sCT's g
+is an unbiased estimate of sCD's with an exact teacher; after it, it is not (tests).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,7 +46,7 @@ from objectives.base import (
 )
 from objectives.consistency import sampler
 from objectives.distances import squared_error
-from objectives.model import Model, check_boundary
+from objectives.model import Model, check_boundary, check_inputs
 
 Velocity = Callable[[Array, Array], Array]
 
@@ -80,10 +80,7 @@ def check_model(model: Model, adaptive_weight: bool) -> None:
     """Raises ValueError for another path than trigflow, or a network without the learned weight."""
     if model.path.name != "trigflow":
         raise ValueError(f"continuous_consistency needs path.name=trigflow, not {model.path.name}")
-    if adaptive_weight and model.network.log_weight is None:
-        raise ValueError(
-            "objective.adaptive_weight needs model.loss_weight=True, the network's learned weight"
-        )
+    check_inputs(model, loss_weight=adaptive_weight)
     check_boundary(model)
 
 
@@ -107,6 +104,11 @@ def continuous_consistency(
     adaptive_weight: learn w(t). spacing, sample_times: as for `objectives.consistency.sampler`.
     """
     check_model(model, adaptive_weight)
+    if tangent_warmup < 0 or tangent_scale <= 0.0:
+        raise ValueError(
+            "objective needs tangent_warmup >= 0 and tangent_scale > 0, not "
+            f"{tangent_warmup} and {tangent_scale}"
+        )
     if guidance_scale != 1.0 and not distillation:
         raise ValueError("objective.guidance_scale is of the teacher, which sCT does not have")
     path = model.path

@@ -42,7 +42,7 @@ from objectives.base import (
     per_example,
 )
 from objectives.distances import squared_error
-from objectives.model import Model
+from objectives.model import Model, check_decoding, check_inputs
 from samplers.grids import grid
 from samplers.ode import Solver, euler
 
@@ -62,6 +62,8 @@ def denoising(
     label_dropout: probability of the null class (0.1 in Ho & Salimans 2022 and in DiT).
     guidance_scale, solver, spacing: how it samples; Euler on a uniform grid by default.
     """
+    check_decoding(model)
+    check_inputs(model)
     time_sampler = time_sampler or uniform(model.path)
 
     def loss(

@@ -64,7 +64,7 @@ from objectives.base import (
 )
 from objectives.distances import squared_error
 from objectives.followers import constant_ema, warmed_ema
-from objectives.model import Model
+from objectives.model import Model, check_inputs
 from samplers.flow_map import jump
 from samplers.grids import grid
 
@@ -148,14 +148,10 @@ def check_fields(model: Model, max_steps: int, bootstrap_fraction: float) -> Non
             "objective.bootstrap_fraction must be one over an integer of 2 or more (0.25, 0.125), "
             f"not {bootstrap_fraction}"
         )
-    network, path, kind = model
+    path, kind = model.path, model.kind
     if kind.name != "velocity":
         raise ValueError(f"shortcut needs prediction.kind=velocity, not {kind.name}")
-    if network.second_time != "step_size":
-        raise ValueError(
-            f"shortcut needs model.second_time=step_size, not {network.second_time}: the network "
-            "must be told how far it jumps"
-        )
+    check_inputs(model, second_time="step_size")
     if (path.t_min, path.t_max) != (0.0, 1.0):
         raise ValueError(
             f"shortcut needs a path with t in [0, 1]; path.name={path.name} has another range"

@@ -1,4 +1,8 @@
-"""Time grids of samplers: [steps + 1] times from noise (t_max) to data (t_min)."""
+"""Time grids of samplers: [steps + 1] times from noise (t_max) to data (t_min).
+
+On `ve` the last time is sigma_min. EDM (Karras et al. 2022) takes its levels down to sigma_min in
+steps - 1 intervals and then one more, Euler's, to 0.
+"""
 
 import jax.numpy as jnp
 from jax import Array

@@ -16,7 +16,7 @@ def exact(function):
     def apply(params, x, t, s, condition, *, train=False, rng=None):
         return function(x, t, s, condition) + params["offset"]
 
-    return Network(lambda key: {"offset": jnp.zeros(())}, apply, second_time="step_size")
+    return Network(lambda key: {"offset": jnp.zeros(())}, apply)
 
 
 def affine():
@@ -37,7 +37,7 @@ def affine():
         )
         return params["a"] * x + row.reshape(-1, *[1] * (x.ndim - 1))
 
-    return Network(init, apply, second_time="step_size")
+    return Network(init, apply)
 
 
 def model_of(network, path, kind="velocity"):

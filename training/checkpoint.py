@@ -101,6 +101,14 @@ def read_checkpoints(workdir: Path) -> ocp.CheckpointManager:
     return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
 
 
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has been saved."""
+    if not (workdir / FOLDER).is_dir():
+        return False
+    with read_checkpoints(workdir) as checkpoints:
+        return checkpoints.latest_step() is not None
+
+
 def choose_step(checkpoints: ocp.CheckpointManager, workdir: Path, step: int | None) -> int:
     """`step`, the newest if None. Raises ValueError if it is not there."""
     steps = checkpoints.all_steps()

@@ -63,6 +63,17 @@ def build(config: ConfigDict) -> Experiment:
     return experiment
 
 
+def rebuild(config: ConfigDict, run: str) -> Experiment:
+    """The experiment of a recorded config. Raises ValueError if it has not all fields of today."""
+    try:
+        return build(config)
+    except AttributeError as error:  # ml_collections on a field that is not there
+        raise ValueError(
+            f"{run} was made by another version of Fewstep: its config lacks a field ("
+            f"{str(error).splitlines()[0]}); sample it with that version, or train again"
+        ) from error
+
+
 def build_model(config: ConfigDict) -> Model:
     """The network of a config on its path. Raises ValueError."""
     network = models.build(

@@ -103,7 +103,7 @@ def train(
     *,
     objective: Objective,
     optimizers: Mapping[str, Optimizer],
-    frozen: Mapping[str, Params],
+    frozen: dict[str, Params],
     mesh: Mesh,
     seed: int,
     steps: int,
@@ -118,6 +118,7 @@ def train(
 ) -> TrainState:
     """Train up to `steps` steps in all, from the newest checkpoint of the workdir if there is one.
 
+    frozen: teachers; those that are only started from are removed from it once they have been.
     batches: start step -> this process's batches from that step on. evaluate: state -> numbers to
     log. An `every` of 0 means only after the last step. Raises NonFiniteError.
     """
@@ -127,8 +128,9 @@ def train(
         state = checkpoint.restore(checkpoints, abstract, seed)
         if state is None:
             state = create_state(objective, optimizers, seed, frozen, mesh)
-        # A teacher that the players only started from is no longer needed.
-        frozen = {name: frozen[name] for name in objective.frozen}
+        # A teacher that the players only started from is let go of, by the caller too.
+        for name in set(frozen) - set(objective.frozen):
+            del frozen[name]
         step = compile_step(objective, optimizers, seed, mesh)
         start = int(state.step)
         source = batches(start)

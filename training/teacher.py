@@ -1,5 +1,6 @@
 """A teacher from the folder of any run: its parameters, checked against the student's config."""
 
+import inspect
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,9 +10,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffusion.path import PATHS
+from diffusion.prediction import SIGMA_DATA
 from objectives.base import Params
 from training import checkpoint, workdir
-from training.experiment import Experiment, build
+from training.experiment import Experiment, rebuild
 from training.sharding import tree_shardings
 from training.state import named_key
 
@@ -29,45 +32,73 @@ class Location(NamedTuple):
     step: int | None
 
 
+def parse(field: str) -> Location:
+    """WORKDIR[@STEP] taken apart, the folder made absolute."""
+    match = re.fullmatch(r"(.*?)(?:@(\d+))?", field)
+    return Location(Path(match[1]).expanduser().absolute(), int(match[2]) if match[2] else None)
+
+
 def locate(field: str) -> Location:
     """WORKDIR[@STEP] taken apart. Raises ValueError if there is no run."""
-    match = re.fullmatch(r"(.*?)(?:@(\d+))?", field)
-    folder = Path(match[1]).expanduser()
-    if not (folder / workdir.CONFIG).is_file():
+    location = parse(field)
+    if not (location.folder / workdir.CONFIG).is_file():
         raise ValueError(
-            f"teacher={field}: {folder} is no run; give the --workdir of one as WORKDIR or "
-            "WORKDIR@STEP"
+            f"teacher={field}: {location.folder} is no run; give the --workdir of one as WORKDIR "
+            "or WORKDIR@STEP"
         )
-    return Location(folder, int(match[2]) if match[2] else None)
+    return location
 
 
-def pinned(config: ConfigDict) -> ConfigDict:
-    """The config with its teacher's step written out: a resumed run must not get a later one.
+def pinned(config: ConfigDict, run: Path) -> ConfigDict:
+    """The config with its teacher's folder and step written out, as a record of the run.
 
-    Raises ValueError if there is no such run or step.
+    A run that goes on keeps the step it was started with, unless told another. Raises ValueError if
+    there is no such teacher or step.
     """
     if not config.teacher:
         return config
-    folder, step = locate(config.teacher)
     config = ConfigDict(config)
-    config.teacher = f"{folder}@{checkpoint.saved_step(folder, step)}"
+    asked = parse(config.teacher)
+    if (run / workdir.CONFIG).is_file():
+        recorded = workdir.load_config(run).teacher
+        folder, step = parse(recorded)
+        if recorded and folder == asked.folder and asked.step in (None, step):
+            config.teacher = recorded
+            return config
+    step = checkpoint.saved_step(locate(config.teacher).folder, asked.step)
+    config.teacher = f"{asked.folder}@{step}"
     return config
+
+
+def shared_fields(config: ConfigDict) -> dict[str, Any]:
+    """What must agree between a teacher and its student, by dotted name."""
+    fields = workdir.flat(workdir.as_dict(config))
+    # A path's default and the same value written out are one path.
+    defaults = inspect.signature(PATHS[config.path.name]).parameters
+    fields |= {
+        f"path.{name}": parameter.default
+        for name, parameter in defaults.items()
+        if fields.get(f"path.{name}") is None
+    }
+    if config.prediction.kind == "F" and config.prediction.sigma_data is None:
+        fields["prediction.sigma_data"] = SIGMA_DATA
+    return {name: v for name, v in fields.items() if name.startswith(SHARED) and name not in FREE}
 
 
 def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experiment) -> None:
     """Raises ValueError if a run with the config `teacher` cannot teach one with `config`."""
-    own, other = workdir.flat(workdir.as_dict(config)), workdir.flat(workdir.as_dict(teacher))
+    taught = rebuild(teacher, f"teacher={config.teacher}")
+    own, other = shared_fields(config), shared_fields(teacher)
     differing = [
         f"{name} ({other.get(name)} there, {own.get(name)} here)"
         for name in sorted(own.keys() | other.keys())
-        if name.startswith(SHARED) and name not in FREE and own.get(name) != other.get(name)
+        if own.get(name) != other.get(name)
     ]
     if differing:
         raise ValueError(
             f"teacher={config.teacher} is another model than this one: {'; '.join(differing)}. Set "
             "these fields to the teacher's, or train a teacher with them"
         )
-    taught = build(teacher)
     if experiment.objective.frozen and not taught.objective.denoises:
         raise ValueError(
             f"teacher={config.teacher} was trained by {teacher.method}, which does not predict "
@@ -82,13 +113,10 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
         )
 
 
-def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, Params]:
-    """{"teacher": parameters} of config.teacher, {} without one, sharded as the state will be.
+def checked_teacher(config: ConfigDict, experiment: Experiment) -> ConfigDict | None:
+    """The config of the teacher, None without one. Raises ValueError if it is missing or unfit.
 
-    The network that samples there (its average by default) is taken. Parts that this network has
-    and the teacher's has not, such as the input of the guidance scale, are new and without effect;
-    parts that only the teacher has are left out. Raises ValueError, before any compile, if the
-    teacher is missing, cannot be read, or is another model.
+    config.teacher_network is put in its ema.sample_with.
     """
     if not config.teacher:
         if experiment.objective.frozen:
@@ -96,11 +124,31 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
                 f"{config.method} needs a teacher: --config.teacher=WORKDIR of a run of the same "
                 "model and path"
             )
+        if config.teacher_network:
+            raise ValueError("teacher_network is not used without teacher; leave it unset")
+        return None
+    teacher = workdir.load_config(locate(config.teacher).folder)
+    if config.teacher_network:
+        teacher.ema.sample_with = config.teacher_network
+    check_teacher(config, teacher, experiment)
+    return teacher
+
+
+def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, Params]:
+    """{"teacher": parameters} of config.teacher, {} without one, sharded as the state will be.
+
+    The network that samples there (its average by default) is taken, or config.teacher_network.
+    Parts that this network has and the teacher's has not, such as the input of the guidance scale,
+    are new and without effect; parts that only the teacher has are left out. Raises ValueError,
+    before any compile, if the teacher is missing, cannot be read, or is another model.
+    """
+    if not (experiment.objective.frozen or experiment.objective.init_from):
+        return {}
+    teacher_config = checked_teacher(config, experiment)
+    if teacher_config is None:
         return {}
     location = locate(config.teacher)
-    teacher_config = workdir.load_config(location.folder)
-    check_teacher(config, teacher_config, experiment)
-    teacher = build(teacher_config)
+    teacher = rebuild(teacher_config, config.teacher)
     abstract = abstract_params(teacher, mesh)
     params, _ = checkpoint.restore_network(
         location.folder, teacher.sample_with, abstract, location.step

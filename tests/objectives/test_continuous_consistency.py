@@ -186,7 +186,7 @@ def test_learned_weight_settles_where_it_is_minus_the_log_of_the_error():
     fixed = jnp.linspace(0.1, 1.4, 2000)
     model = model_of(network, PATH)
     plain = continuous_consistency(
-        model, adaptive_weight=False, time_sampler=lambda key, count: fixed
+        model_of(affine(), PATH), adaptive_weight=False, time_sampler=lambda key, count: fixed
     )
     learned = continuous_consistency(model, time_sampler=lambda key, count: fixed)
     # d multiplies t - s in this network, which is 0 here: it acts as the weight alone.

@@ -12,6 +12,13 @@ from tests.networks import affine, exact, model_of
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
 LINEAR = PATHS["linear"]()
 KEY = jax.random.key(0)
+
+
+def stepping(network, path):
+    """The network as a model that is told its step size."""
+    return model_of(network._replace(second_time="step_size"), path)
+
+
 COUNT = 4096
 
 
@@ -54,7 +61,7 @@ def test_the_misprinted_target_has_another_fixed_point():
 
 def test_bootstrap_loss_is_zero_at_the_exact_flow_map_and_not_beside_it():
     network = exact_flow()
-    objective = shortcut(model_of(network, LINEAR))
+    objective = shortcut(stepping(network, LINEAR))
     at = loss_of(objective, network, data())[1]["loss_bootstrap"]
     beside = loss_of(objective, network, data(), offset=0.1)[1]["loss_bootstrap"]
     assert at.total / at.count < 1e-8
@@ -65,7 +72,7 @@ def test_flow_loss_at_the_exact_flow_map_is_flow_matching_s_minimum():
     # At step 1/M the average velocity is the velocity up to O(1/M).
     network, count = exact_flow(), 100_000
     metrics = loss_of(
-        shortcut(model_of(network, LINEAR), bootstrap_fraction=0.5), network, data(count)
+        shortcut(stepping(network, LINEAR), bootstrap_fraction=0.5), network, data(count)
     )[1]
     t = jnp.linspace(0.0, 1.0, 20_001)
     minimum = float(jnp.mean(GAUSSIAN.variance / GAUSSIAN.marginal(LINEAR, t)[1]))
@@ -87,7 +94,7 @@ def recorded(network):
 @pytest.mark.parametrize(("fraction", "bootstrap"), [(0.25, 64), (0.125, 32), (0.5, 128)])
 def test_row_counts_and_steps_of_the_split(fraction, bootstrap):
     network, calls = recorded(affine())
-    objective = shortcut(model_of(network, LINEAR), bootstrap_fraction=fraction, label_dropout=0.0)
+    objective = shortcut(stepping(network, LINEAR), bootstrap_fraction=fraction, label_dropout=0.0)
     loss, metrics = loss_of(objective, network, data(256))
     first, second, trained = calls
     assert [len(c[0]) for c in calls] == [bootstrap, bootstrap, 256]
@@ -105,7 +112,7 @@ def test_row_counts_and_steps_of_the_split(fraction, bootstrap):
 
 def test_rows_share_neither_images_nor_noise():
     network, calls = recorded(affine())
-    objective = shortcut(model_of(network, LINEAR))
+    objective = shortcut(stepping(network, LINEAR))
     label = jnp.zeros(64, jnp.int32)
     loss_of(objective, network, {"x": jnp.zeros((64, 1)), "label": label})
     loss_of(objective, network, {"x": 1e4 * jnp.arange(64.0)[:, None], "label": label})
@@ -126,7 +133,7 @@ def test_split_and_merge_are_inverse():
 
 def test_gradient_reaches_the_trained_network_alone():
     network = affine()
-    objective = shortcut(model_of(network, LINEAR))
+    objective = shortcut(stepping(network, LINEAR))
     params = network.init(KEY)
 
     def mean_loss(params, target):
@@ -143,7 +150,7 @@ def test_gradient_reaches_the_trained_network_alone():
 def test_guidance_acts_on_the_finest_half_steps_alone():
     network, calls = recorded(affine())
     batch = {"x": data(256)["x"], "label": jnp.ones(256, jnp.int32)}
-    objective = shortcut(model_of(network, LINEAR), guidance_scale=1.5, label_dropout=0.0)
+    objective = shortcut(stepping(network, LINEAR), guidance_scale=1.5, label_dropout=0.0)
     loss_of(objective, network, batch)
     first = calls[0]
     levels = dyadic_levels(64, 7)
@@ -181,7 +188,7 @@ def test_guided_target_is_inherited_from_the_guided_gaussian():
 def test_samples_of_the_exact_flow_map_are_exact_in_any_number_of_steps(steps):
     network = exact_flow()
     eps = jax.random.normal(KEY, (64, 2))
-    x_0 = shortcut(model_of(network, LINEAR)).sample(
+    x_0 = shortcut(stepping(network, LINEAR)).sample(
         network.init(KEY), eps, {"label": jnp.zeros(64, int)}, None, steps=steps, guidance_scale=1.0
     )
     expected = GAUSSIAN.mean + jnp.sqrt(GAUSSIAN.variance) * eps
@@ -191,7 +198,7 @@ def test_samples_of_the_exact_flow_map_are_exact_in_any_number_of_steps(steps):
 def test_loss_is_the_paper_s_in_numpy():
     # Everything after the draws, transcribed row by row from the paper's algorithm 1 (its time).
     network, calls = recorded(affine())
-    loss, _ = loss_of(shortcut(model_of(network, LINEAR), label_dropout=0.0), network, data(32))
+    loss, _ = loss_of(shortcut(stepping(network, LINEAR), label_dropout=0.0), network, data(32))
     x_t, t, s, _ = calls[-1]
     key_bootstrap, key_flow, _ = jax.random.split(KEY, 3)
     u = lambda x, t, d: 0.3 * x - 0.2 + 0.5 * t + 0.7 * d - 1.0  # noqa: E731
@@ -221,12 +228,12 @@ def test_loss_is_the_paper_s_in_numpy():
 )
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        shortcut(model_of(affine(), LINEAR), **fields)
+        shortcut(stepping(affine(), LINEAR), **fields)
 
 
 def test_sampling_refuses_what_was_not_trained():
     network = affine()
-    objective = shortcut(model_of(network, LINEAR), guidance_scale=1.5)
+    objective = shortcut(stepping(network, LINEAR), guidance_scale=1.5)
     sample = lambda **k: objective.sample(  # noqa: E731
         network.init(KEY), jnp.zeros((2, 2)), {"label": jnp.zeros(2, int)}, None, **k
     )
@@ -238,4 +245,4 @@ def test_sampling_refuses_what_was_not_trained():
         sample(steps=4, guidance_scale=2.0)
     assert sample(steps=128, guidance_scale=2.0).shape == (2, 2)
     with pytest.raises(ValueError, match="t in \\[0, 1\\]"):
-        shortcut(model_of(network, PATHS["ve"]()))
+        shortcut(stepping(network, PATHS["ve"]()))

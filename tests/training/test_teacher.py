@@ -13,7 +13,7 @@ from tests.training.runs import (
 )
 from tests.training.test_sharding import mesh_of
 from training import checkpoint, workdir
-from training.experiment import build
+from training.experiment import build, rebuild
 from training.loop import create_state, train
 from training.sharding import tree_shardings
 from training.teacher import check_teacher, load_teacher, locate, merge, pinned
@@ -106,10 +106,49 @@ def test_a_step_picks_that_checkpoint(flow):
     assert largest_difference(newest, older) > 0.01
 
 
-def test_the_step_is_written_into_the_config(flow):
-    assert pinned(small_config("cd_flow", teacher=flow)).teacher == f"{flow}@5"
-    assert pinned(small_config("cd_flow", teacher=f"{flow}@3")).teacher == f"{flow}@3"
-    assert pinned(small_config("ct")).teacher == ""
+def test_the_step_is_written_into_the_config(flow, tmp_path):
+    new = tmp_path / "new"
+    assert pinned(small_config("cd_flow", teacher=flow), new).teacher == f"{flow}@5"
+    assert pinned(small_config("cd_flow", teacher=f"{flow}@3"), new).teacher == f"{flow}@3"
+    assert pinned(small_config("ct"), new).teacher == ""
+
+
+def test_a_run_that_goes_on_keeps_the_step_of_its_teacher(flow, tmp_path):
+    # The teacher has a newer checkpoint by now, or is gone; asking for another step is another run.
+    config = small_config("cd_flow", teacher=f"{flow}@3")
+    workdir.start_run(tmp_path, pinned(config, tmp_path))
+    assert pinned(small_config("cd_flow", teacher=flow), tmp_path).teacher == f"{flow}@3"
+    assert pinned(small_config("cd_flow", teacher=f"{flow}@5"), tmp_path).teacher == f"{flow}@5"
+    gone = small_config("cd_flow", teacher=f"{tmp_path / 'gone'}@3")
+    workdir.start_run(tmp_path / "student", gone)
+    assert pinned(gone, tmp_path / "student").teacher == gone.teacher
+
+
+def test_another_network_of_the_teacher_can_be_named(flow):
+    raw = loaded("cd_flow", flow, teacher_network="network")[1]["teacher"]
+    folder = locate(flow).folder
+    assert largest_difference(raw, saved(folder, "network", 5)) == 0.0
+    assert largest_difference(raw, saved(folder, "ema_0.999", 5)) > 0.0
+    with pytest.raises(ValueError, match="ema.sample_with='ema_0.5' is not one of"):
+        loaded("cd_flow", flow, teacher_network="ema_0.5")
+
+
+def test_a_path_s_default_written_out_is_the_same_path():
+    config, experiment = small_experiment("edm")
+    same = small_config("edm", **{"path.sigma_max": 80.0})
+    check_teacher(same, config, experiment)
+    with pytest.raises(ValueError, match="path.sigma_max"):
+        check_teacher(small_config("edm", **{"path.sigma_max": 40.0}), config, experiment)
+
+
+def test_a_teacher_of_another_version_is_named():
+    config, experiment = small_experiment("cd_flow", teacher="runs/old")
+    old = small_config("flow_matching")
+    del old["prediction"]
+    with pytest.raises(ValueError, match="runs/old was made by another version.*prediction"):
+        rebuild(old, "runs/old")
+    with pytest.raises(ValueError, match="teacher=runs/old was made by another version"):
+        check_teacher(config, old, experiment)
 
 
 @pytest.mark.parametrize("method", ["cd_flow", "flow_matching"])
@@ -288,13 +327,16 @@ def test_a_teacher_without_any_use_is_refused(flow):
 
 
 def test_a_missing_teacher_is_named(flow, tmp_path):
-    for folder in (tmp_path / "none", tmp_path):
-        for read in (pinned, lambda config: load_teacher(config, build(config), mesh())):
+    reads = (
+        lambda config: pinned(config, tmp_path / "new"),
+        lambda config: load_teacher(config, build(config), mesh()),
+    )
+    for read in reads:
+        for folder in (tmp_path / "none", tmp_path):
             with pytest.raises(ValueError, match=f"teacher={folder}: {folder} is no run"):
                 read(small_config("cd_flow", teacher=str(folder)))
-    for read in (pinned, lambda config: load_teacher(config, build(config), mesh())):
         with pytest.raises(ValueError, match=r"has \[3, 5\], not 4"):
             read(small_config("cd_flow", teacher=f"{flow}@4"))
     workdir.start_run(tmp_path / "begun", small_config("flow_matching"))
     with pytest.raises(ValueError, match="begun holds no checkpoints"):
-        pinned(small_config("cd_flow", teacher=str(tmp_path / "begun")))
+        pinned(small_config("cd_flow", teacher=str(tmp_path / "begun")), tmp_path / "new")
