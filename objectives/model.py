@@ -113,6 +113,14 @@ def check_boundary(model: Model) -> None:
         )
 
 
+# What in a config decides whether a method uses a part of the network.
+REASONS = {
+    "second_time": "",
+    "guidance_input": " (objective.guidance_range uses it)",
+    "loss_weight": " (objective.adaptive_weight uses it)",
+}
+
+
 def check_inputs(
     model: Model,
     *,
@@ -138,6 +146,6 @@ def check_inputs(
     for field, value in uses.items():
         if has[field] != value:
             raise ValueError(
-                f"this method needs model.{field}={value}, not {has[field]}; a part of the network "
-                "that is missing cannot be used, and one that is not used would not be trained"
+                f"this method needs model.{field}={value}, not {has[field]}{REASONS[field]}: a "
+                "missing part cannot be used, and one that is not used would not be trained"
             )

@@ -60,5 +60,5 @@ def test_fraction_inverts_time(name, spacing):
 
 @pytest.mark.parametrize("power", [0.0, -7.0])
 def test_power_out_of_range(power):
-    with pytest.raises(ValueError, match="power of a karras spacing must be positive"):
+    with pytest.raises(ValueError, match="of a karras spacing must be positive"):
         karras(ve(), power)
