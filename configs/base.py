@@ -240,18 +240,23 @@ def consistency_tuning() -> ConfigDict:
     )
 
 
-def continuous_consistency() -> ConfigDict:
-    """objectives/continuous_consistency.py; needs path.name = "trigflow"."""
+def continuous_training() -> ConfigDict:
+    """objectives/continuous_consistency.py, sCT; needs path.name = "trigflow"."""
     return ConfigDict(
         {
-            "name": "continuous_consistency",
-            "distillation": False,  # whether `teacher` gives the direction: sCD, else sCT
+            "name": "continuous_training",
             "time_sampler": log_normal(-1.0, 1.4),
             "tangent_warmup": 10_000,  # steps over which the tangent takes effect
             "tangent_scale": 0.1,  # c of g / (||g|| + c)
             "adaptive_weight": True,  # learn the weight of each t; needs model.loss_weight
-            "guidance_scale": 1.0,  # of the teacher
             "spacing": spacing(),  # of the sampler's steps
             "sample_times": (),  # times after the first, for one step more than their number
         }
     )
+
+
+def continuous_distillation() -> ConfigDict:
+    """objectives/continuous_consistency.py, sCD; needs `teacher` and path.name = "trigflow"."""
+    fields = continuous_training()
+    fields.update(name="continuous_distillation", guidance_scale=1.0)  # of the teacher
+    return fields

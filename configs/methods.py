@@ -106,7 +106,7 @@ def ect(config: ConfigDict) -> None:
 
 def sct(config: ConfigDict) -> None:
     """Continuous-time consistency training (Lu & Song 2025)."""
-    config.objective = base.continuous_consistency()
+    config.objective = base.continuous_training()
     config.evaluate.steps = FEW_STEPS
     trigflow_model(config)
     config.model.loss_weight = True
@@ -115,7 +115,7 @@ def sct(config: ConfigDict) -> None:
 def scd(config: ConfigDict) -> None:
     """Continuous-time consistency distillation of a trigflow teacher (Lu & Song 2025)."""
     sct(config)
-    config.objective.distillation = True
+    config.objective = base.continuous_distillation()
 
 
 def lcm(config: ConfigDict) -> None:

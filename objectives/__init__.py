@@ -6,7 +6,7 @@ from objectives.base import Objective
 from objectives.consistency_distillation import consistency_distillation
 from objectives.consistency_training import consistency_training
 from objectives.consistency_tuning import consistency_tuning
-from objectives.continuous_consistency import continuous_consistency
+from objectives.continuous_consistency import continuous_distillation, continuous_training
 from objectives.denoising import denoising
 from objectives.shortcut import shortcut
 
@@ -16,5 +16,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "consistency_distillation": consistency_distillation,
     "consistency_training": consistency_training,
     "consistency_tuning": consistency_tuning,
-    "continuous_consistency": continuous_consistency,
+    "continuous_training": continuous_training,
+    "continuous_distillation": continuous_distillation,
 }

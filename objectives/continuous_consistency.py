@@ -27,7 +27,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion.guidance import Condition, guide
-from diffusion.path import align
+from diffusion.path import Path, align
 from diffusion.prediction import KINDS, convert
 from diffusion.spacing import Spacing
 from diffusion.spacing import uniform as uniform_spacing
@@ -35,6 +35,7 @@ from diffusion.time_sampling import TimeSampler, log_normal
 from objectives.base import (
     Batch,
     Key,
+    LossFn,
     Metrics,
     Objective,
     Params,
@@ -44,11 +45,13 @@ from objectives.base import (
     mean_of,
     per_example,
 )
-from objectives.consistency import sampler
+from objectives.consistency import Draw, sampler
 from objectives.distances import squared_error
 from objectives.model import Model, check_boundary, check_inputs
 
 Velocity = Callable[[Array, Array], Array]
+# (every network by name, draw; its s is t) -> dx/dt at (x_t, t)
+Direction = Callable[[Mapping[str, Params], Draw], Array]
 
 
 def tangent(
@@ -64,8 +67,8 @@ def tangent(
         v, v_rate = jax.jvp(velocity, (x_t, t), directions)
     except TypeError as error:  # JAX's for an operation that has a reverse derivative only
         raise ValueError(
-            "continuous_consistency needs a network that jax.jvp can differentiate; this one has "
-            f"an operation without a forward derivative ({str(error).splitlines()[0]})"
+            "continuous-time consistency needs a network that jax.jvp can differentiate; this one "
+            f"has an operation without a forward derivative ({str(error).splitlines()[0]})"
         ) from error
     return v, -(cos**2) * (v - x_rate) - warmup * (cos * sin * x_t + v_rate)
 
@@ -76,55 +79,44 @@ def normalize(g: Array, c: float) -> Array:
     return g / (align(norm, g) + c)
 
 
-def check_model(model: Model, adaptive_weight: bool) -> None:
-    """Raises ValueError for another path than trigflow, or a network without the learned weight."""
-    if model.path.name != "trigflow":
-        raise ValueError(f"continuous_consistency needs path.name=trigflow, not {model.path.name}")
-    check_inputs(model, loss_weight=adaptive_weight)
-    check_boundary(model)
+def sample_direction(path: Path) -> Direction:
+    """dx/dt of the sample itself, alpha' x_0 + sigma' eps: sCT."""
+    return lambda networks, draw: path.velocity(draw.x_0, draw.eps, draw.t)
 
 
-def continuous_consistency(
+def teacher_direction(model: Model, guidance_scale: float) -> Direction:
+    """dx/dt of the frozen teacher, guided, at (x_t, t): sCD."""
+
+    def direction(networks: Mapping[str, Params], draw: Draw) -> Array:
+        predict = guide(partial(model.predict, networks["teacher"]), guidance_scale)
+        ends = model.denoiser(predict, draw.condition)(draw.x_t, draw.t)
+        return model.path.velocity(*ends, draw.t)
+
+    return direction
+
+
+def velocity_of(model: Model, params: Params, condition: Condition, rng: Key) -> Velocity:
+    """V, the velocity that the network stands for, in training."""
+
+    def velocity(x: Array, t: Array) -> Array:
+        prediction = model.predict(params, x, t, t, condition, train=True, rng=rng)
+        return convert(prediction, x, t, model.path, source=model.kind, to=KINDS["velocity"])
+
+    return velocity
+
+
+def tangent_loss(
     model: Model,
     *,
-    distillation: bool = False,
-    time_sampler: TimeSampler | None = None,
-    tangent_warmup: int = 10_000,
-    tangent_scale: float = 0.1,
-    adaptive_weight: bool = True,
-    guidance_scale: float = 1.0,
-    spacing: Spacing | None = None,
-    sample_times: Sequence[float] = (),
-) -> Objective:
-    """The continuous-time objective: sCD with a frozen `teacher` of the same model, or sCT.
-
-    distillation: whether dx/dt is the teacher's. guidance_scale: of the teacher, form A.
-    time_sampler: log-normal noise levels, mean -1.0 and std 1.4, by default.
-    tangent_warmup: steps over which r rises to 1. tangent_scale: c of the normalisation.
-    adaptive_weight: learn w(t). spacing, sample_times: as for `objectives.consistency.sampler`.
-    """
-    check_model(model, adaptive_weight)
-    if tangent_warmup < 0 or tangent_scale <= 0.0:
-        raise ValueError(
-            "objective needs tangent_warmup >= 0 and tangent_scale > 0, not "
-            f"{tangent_warmup} and {tangent_scale}"
-        )
-    if guidance_scale != 1.0 and not distillation:
-        raise ValueError("objective.guidance_scale is of the teacher, which sCT does not have")
+    direction: Direction,
+    time_sampler: TimeSampler,
+    tangent_warmup: int,
+    tangent_scale: float,
+    adaptive_weight: bool,
+) -> LossFn:
+    """The loss of a continuous-time method from its parts."""
     path = model.path
-    time_sampler = time_sampler or log_normal(path, -1.0, 1.4)
     sigma_data = float(path.sigma(jnp.float32(path.t_max)))
-
-    def velocity_of(params: Params, condition: Condition, rng: Key) -> Velocity:
-        def velocity(x: Array, t: Array) -> Array:
-            prediction = model.predict(params, x, t, t, condition, train=True, rng=rng)
-            return convert(prediction, x, t, path, source=model.kind, to=KINDS["velocity"])
-
-        return velocity
-
-    def teacher_velocity(params: Params, x_t: Array, t: Array, condition: Condition) -> Array:
-        predict = guide(partial(model.predict, params), guidance_scale)
-        return path.velocity(*model.denoiser(predict, condition)(x_t, t), t)
 
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
@@ -133,15 +125,11 @@ def continuous_consistency(
         x_0, condition = batch["x"], condition_of(batch)
         t = time_sampler(key_t, x_0.shape[0])
         eps = jax.random.normal(key_eps, x_0.shape)
-        x_t = path.interpolate(x_0, eps, t)
-        if distillation:
-            x_rate = teacher_velocity(networks["teacher"], x_t, t, condition)
-        else:
-            x_rate = path.velocity(x_0, eps, t)
-        detached = velocity_of(jax.lax.stop_gradient(params), condition, key_dropout)
+        draw = Draw(x_0, eps, path.interpolate(x_0, eps, t), t, t, condition)
+        detached = velocity_of(model, jax.lax.stop_gradient(params), condition, key_dropout)
         warmup = jnp.minimum(step / max(tangent_warmup, 1), 1.0)
-        v_detached, g = tangent(detached, x_t, t, x_rate, warmup)
-        v = velocity_of(params, condition, key_dropout)(x_t, t)
+        v_detached, g = tangent(detached, draw.x_t, t, direction(networks, draw), warmup)
+        v = velocity_of(model, params, condition, key_dropout)(draw.x_t, t)
         target = v_detached / sigma_data + normalize(g, tangent_scale)
         error = per_example(squared_error(v / sigma_data, target))
         metrics = loss_by_noise_level(error, t, path)
@@ -151,15 +139,87 @@ def continuous_consistency(
         log_weight = model.network.log_weight(params, path.clock(t))
         return jnp.exp(log_weight) * error - log_weight, metrics
 
+    return loss
+
+
+def check_fields(
+    model: Model, tangent_warmup: int, tangent_scale: float, adaptive_weight: bool
+) -> None:
+    """Raises ValueError for a field out of range, or a model that cannot do it."""
+    if model.path.name != "trigflow":
+        raise ValueError(
+            f"continuous-time consistency needs path.name=trigflow, not {model.path.name}"
+        )
+    if tangent_warmup < 0 or tangent_scale <= 0.0:
+        raise ValueError(
+            "objective needs tangent_warmup >= 0 and tangent_scale > 0, not "
+            f"{tangent_warmup} and {tangent_scale}"
+        )
+    check_inputs(model, loss_weight=adaptive_weight)
+    check_boundary(model)
+
+
+def continuous_training(
+    model: Model,
+    *,
+    time_sampler: TimeSampler | None = None,
+    tangent_warmup: int = 10_000,
+    tangent_scale: float = 0.1,
+    adaptive_weight: bool = True,
+    spacing: Spacing | None = None,
+    sample_times: Sequence[float] = (),
+) -> Objective:
+    """sCT: continuous-time consistency training.
+
+    time_sampler: log-normal noise levels, mean -1.0 and std 1.4, by default.
+    tangent_warmup: steps over which r rises to 1. tangent_scale: c of the normalisation.
+    adaptive_weight: learn w(t). spacing, sample_times: as for `objectives.consistency.sampler`.
+    """
+    check_fields(model, tangent_warmup, tangent_scale, adaptive_weight)
+    loss = tangent_loss(
+        model,
+        direction=sample_direction(model.path),
+        time_sampler=time_sampler or log_normal(model.path, -1.0, 1.4),
+        tangent_warmup=tangent_warmup,
+        tangent_scale=tangent_scale,
+        adaptive_weight=adaptive_weight,
+    )
     return Objective(
         players={"network": Player(model.network.init, loss)},
         followers={},
-        sample=sampler(
-            model,
-            spacing or uniform_spacing(path),
-            sample_times,
-            trained_scale=guidance_scale,
-        ),
+        sample=sampler(model, spacing or uniform_spacing(model.path), sample_times),
+    )
+
+
+def continuous_distillation(
+    model: Model,
+    *,
+    time_sampler: TimeSampler | None = None,
+    tangent_warmup: int = 10_000,
+    tangent_scale: float = 0.1,
+    adaptive_weight: bool = True,
+    guidance_scale: float = 1.0,
+    spacing: Spacing | None = None,
+    sample_times: Sequence[float] = (),
+) -> Objective:
+    """sCD: continuous-time consistency distillation of a frozen `teacher` of the same model.
+
+    guidance_scale: of the teacher, form A. The other fields are those of `continuous_training`.
+    """
+    check_fields(model, tangent_warmup, tangent_scale, adaptive_weight)
+    loss = tangent_loss(
+        model,
+        direction=teacher_direction(model, guidance_scale),
+        time_sampler=time_sampler or log_normal(model.path, -1.0, 1.4),
+        tangent_warmup=tangent_warmup,
+        tangent_scale=tangent_scale,
+        adaptive_weight=adaptive_weight,
+    )
+    spacing = spacing or uniform_spacing(model.path)
+    return Objective(
+        players={"network": Player(model.network.init, loss)},
+        followers={},
+        sample=sampler(model, spacing, sample_times, trained_scale=guidance_scale),
         guidance_scale=guidance_scale,
-        frozen=("teacher",) if distillation else (),
+        frozen=("teacher",),
     )

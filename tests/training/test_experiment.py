@@ -111,7 +111,11 @@ RANGE = {"objective.guidance_range": (1.0, 4.0)}
         ("sct", {"objective.sample_times": (2.0,)}, "path.name=trigflow"),
         ("sct", {"path.name": "linear"}, "needs path.name=trigflow, not linear"),
         ("sct", {"model.loss_weight": False}, "needs model.loss_weight=True, not False"),
-        ("sct", {"objective.guidance_scale": 2.0}, "sCT does not have"),
+        (
+            "sct",
+            {"objective.guidance_scale": 2.0},
+            "guidance_scale is not used by continuous_training|no guidance_scale|guidance_scale",
+        ),
         (
             "cd_flow",
             {"prediction.kind": "x_0"},

@@ -37,7 +37,8 @@ METHODS = {
     "consistency_distillation": "cd",
     "consistency_training": "ct",
     "consistency_tuning": "ect",
-    "continuous_consistency": "scd",
+    "continuous_training": "sct",
+    "continuous_distillation": "scd",
 }
 
 
