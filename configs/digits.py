@@ -28,30 +28,8 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.checkpoint.every = 1000
-    if config.prediction.kind == "F":
-        # The deviation of these images.
-        config.prediction.sigma_data = 0.75
-    if config.path.name == "trigflow":
-        config.path.sigma_data = 0.75
+    methods.short_run(config, sigma_data=0.75)
     if method in ("edm", "trigflow", "sct", "scd"):
         # Noise levels of 64 pixels on a short run: higher and wider than those of 3,072.
         config.objective.time_sampler = base.log_normal(-0.6, 1.6)
-    if method == "ddpm":
-        config.prediction.kind = "v"  # as lcm needs its teacher to
-    if method == "ct":
-        # The paper's 151 points and mu_0 = 0.9 are for hundreds of thousands of steps: here the
-        # target would trail each of many cells by hundreds of steps, and the samples stay noise.
-        config.objective.curriculum.last = 20
-        config.objective.initial_decay = 0.5
-    if method == "lcm":
-        config.objective.curriculum.points = 201
-        config.objective.skip = 4
-        config.objective.guidance_range = (1.0, 4.0)
-        config.objective.guidance_scale = 1.0
-    if method in ("sct", "scd"):
-        config.objective.tangent_warmup = 500
-    if method == "shortcut":
-        # A short run: the current network teaches its larger steps sooner than an average of it
-        # (README, figures). The default for long runs is the paper's EMA.
-        config.objective.target_decay = 0.0
     return config
