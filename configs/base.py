@@ -25,6 +25,10 @@ def config() -> ConfigDict:
             "teacher": "",  # WORKDIR[@STEP] of the run that teaches; "" for methods without one
             "teacher_network": "",  # the network of that run that teaches; "" is its first average
             "start_from_teacher": True,  # the trained networks start as copies of it
+            "pairs": {  # noise and the teacher's sample from it, for objective.regression_weight
+                "count": 10_000,  # made once, kept in the run's folder
+                "steps": 64,  # of the teacher's sampler
+            },
             "data": {
                 "name": "digits",  # digits, fashion_mnist, folder:PATH, or a TFDS image data set
                 "dir": "",  # where prepared data lie; "" is $FEWSTEP_DATA or ~/.cache/fewstep
@@ -98,8 +102,17 @@ def config() -> ConfigDict:
 
 
 def time_sampler(name: str = "uniform") -> ConfigDict:
-    """How t is drawn: uniform, logit_normal(mean, std), log_normal(mean, std)."""
-    return ConfigDict({"name": name, "mean": placeholder(float), "std": placeholder(float)})
+    """How t is drawn."""
+    return ConfigDict(
+        {
+            "name": name,  # uniform, logit_normal, log_normal, equal_karras
+            "mean": placeholder(float),  # logit_normal, log_normal
+            "std": placeholder(float),  # logit_normal, log_normal
+            "power": placeholder(float),  # equal_karras
+            "lowest": placeholder(float),  # equal_karras: fraction of the way from data to noise
+            "highest": placeholder(float),  # equal_karras: likewise
+        }
+    )
 
 
 def log_normal(mean: float, std: float) -> ConfigDict:
@@ -162,8 +175,11 @@ def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
     """How two points are compared."""
     fields = ConfigDict(
         {
-            "name": name,  # squared_l2, l1, pseudo_huber, pseudo_huber_elementwise
-            "c": placeholder(float),  # pseudo_huber: 0.00054 sqrt(D) if None, 0 is the norm
+            "name": name,  # squared_l2, l1, pseudo_huber, pseudo_huber_elementwise, norm, huber,
+            #   log_cosh, exponential, cauchy
+            "c": placeholder(float),  # pseudo_huber: 0.00054 sqrt(D) if None, 0 is the norm; scale
+            #   of pseudo_huber_elementwise, huber, exponential, cauchy
+            "power": placeholder(float),  # norm: || a - b ||^power
         }
     )
     fields.c = c
@@ -260,3 +276,39 @@ def continuous_distillation() -> ConfigDict:
     fields = continuous_training()
     fields.update(name="continuous_distillation", guidance_scale=1.0)  # of the teacher
     return fields
+
+
+def divergence(name: str = "score_implicit_matching") -> ConfigDict:
+    """What a one-step generator minimises (objectives/divergences.py)."""
+    fields = ConfigDict(
+        {
+            # score_implicit_matching, score_identity, integral_kl, score_distillation,
+            # noise_free_score_distillation
+            "name": name,
+        }
+    )
+    if name == "score_implicit_matching":
+        fields.distance = distance("pseudo_huber")  # of generator and teacher, denoised
+    if name == "score_identity":
+        fields.alpha = 1.2
+    if name == "noise_free_score_distillation":
+        fields.low_noise = 0.72  # sigma / alpha below which the predicted noise is followed
+    return fields
+
+
+def distribution_matching(minimised: str = "score_implicit_matching") -> ConfigDict:
+    """objectives/distribution_matching.py; needs `teacher`, reads no images."""
+    return ConfigDict(
+        {
+            "name": "distribution_matching",
+            "divergence": divergence(minimised),
+            "sigma_init": 2.5,  # noise level sigma / alpha at which the generator is evaluated
+            "time_sampler": log_normal(-1.2, 1.2),  # of the generator's loss
+            "fake_time_sampler": log_normal(-1.2, 1.2),  # of the fake score's training
+            "normalize": False,  # divide rows by the teacher's mean absolute error
+            "guidance_scale": 1.0,  # of the teacher; form A, 1 is none
+            "fake_score_updates": 1,  # of the fake score per update of the generator
+            "regression_weight": 0.0,  # of a regression to `pairs` of the teacher; DMD: 0.25
+            "regression_distance": distance(),
+        }
+    )

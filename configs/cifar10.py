@@ -15,7 +15,9 @@ teaches cd_flow; ct, ict and sct need none. lcm needs a ddpm teacher that predic
         --workdir=runs/cifar10_lcm
 
 DiT-S/2 (33 M parameters, 256 tokens), bfloat16. The settings of PUBLISHED are those of the papers'
-U-Nets, and nobody has published them for this network. Their FID in 1 / 2 steps, unconditional: CD
+U-Nets, and nobody has published them for this network; they and the figures below are quoted
+second-hand, so read the paper before you cite one. The other methods have settings of our own:
+rate, warm-up, clipping and length. The papers' FID in 1 / 2 steps, unconditional: CD
 3.55 / 2.93 and CT 8.70 / 5.83 (both with LPIPS, which is not offered), iCT 2.83 / 2.46, ECT 3.60 /
 2.11, sCT 2.85 / 2.06, sCD 3.66 / 2.52; EDM 1.97 in 35 evaluations. The shortcut paper does not
 train on CIFAR-10. A folder of images takes its place with --config.data.name=folder:PATH

@@ -72,12 +72,6 @@ def cd(config: ConfigDict) -> None:
     edm_model(config)
 
 
-def cd_flow(config: ConfigDict) -> None:
-    """Consistency distillation of a flow_matching teacher."""
-    config.objective = base.consistency_distillation()
-    config.evaluate.steps = FEW_STEPS
-
-
 def ct(config: ConfigDict) -> None:
     """Consistency training (Song et al. 2023)."""
     config.objective = base.consistency_training()
@@ -138,6 +132,51 @@ def lcm(config: ConfigDict) -> None:
     config.objective.guidance_scale = 8.5
 
 
+def one_step(config: ConfigDict, divergence: str) -> None:
+    """What the one-step generators of an edm teacher share."""
+    config.objective = base.distribution_matching(divergence)
+    config.evaluate.steps = (1,)
+    config.optimizer.name = "adam"
+    config.optimizer.b1 = 0.0  # each player's loss moves with the other player
+    edm_model(config)
+
+
+def sim(config: ConfigDict) -> None:
+    """Score Implicit Matching (Luo et al. 2024)."""
+    one_step(config, "score_implicit_matching")
+
+
+def sid(config: ConfigDict) -> None:
+    """Score identity Distillation (Zhou et al. 2024)."""
+    one_step(config, "score_identity")
+    config.objective.normalize = True
+    config.objective.time_sampler = base.time_sampler("equal_karras")
+    config.objective.time_sampler.highest = 0.8
+
+
+def diff_instruct(config: ConfigDict) -> None:
+    """Diff-Instruct (Luo et al. 2023)."""
+    one_step(config, "integral_kl")
+
+
+def dmd(config: ConfigDict) -> None:
+    """Distribution Matching Distillation (Yin et al. 2024) as DMD2 has it, without its GAN."""
+    one_step(config, "integral_kl")
+    config.objective.normalize = True
+
+
+def of_flow_matching(method: Callable[[ConfigDict], None]) -> Callable[[ConfigDict], None]:
+    """The same method for a flow_matching teacher, named METHOD_flow."""
+
+    def on_its_path(config: ConfigDict) -> None:
+        method(config)
+        config.path, config.prediction = base.config().path, base.config().prediction
+
+    on_its_path.__name__ = f"{method.__name__}_flow"
+    on_its_path.__doc__ = f"{method.__name__} of a flow_matching teacher."
+    return on_its_path
+
+
 METHODS: dict[str, Callable[[ConfigDict], None]] = {
     method.__name__: method
     for method in (
@@ -147,13 +186,18 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         trigflow,
         shortcut,
         cd,
-        cd_flow,
+        of_flow_matching(cd),
         ct,
         ict,
         ect,
         sct,
         scd,
         lcm,
+        *(
+            m
+            for method in (sim, sid, diff_instruct, dmd)
+            for m in (method, of_flow_matching(method))
+        ),
     )
 }
 
@@ -195,6 +239,13 @@ def short_run(config: ConfigDict, sigma_data: float) -> None:
         config.objective.guidance_scale = 1.0
     if config.method in ("sct", "scd"):
         config.objective.tangent_warmup = 500  # the paper's is 10,000 steps
+    if config.objective.name == "distribution_matching":
+        config.steps = config.steps // 2
+        config.optimizer.learning_rate = 1e-4
+        config.optimizer.schedule = "constant"
+        config.player_optimizers = {"fake_score": {"learning_rate": 3e-4}}
+        if "distance" in config.objective.divergence:
+            config.objective.divergence.distance.c = 0.1
     if config.method == "shortcut":
         # The current network teaches its larger steps sooner than an average of it (README,
         # figures). The default for long runs is the paper's EMA.

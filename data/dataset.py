@@ -33,3 +33,14 @@ class Dataset(NamedTuple):
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
         return self.train.images.shape[1:]
+
+
+class Pairs(NamedTuple):
+    """Noise and the images that a sampler makes of it.
+
+    eps, x_0: float32 [N, H, W, C]. label: int32 [N], what each was made for, or -1.
+    """
+
+    eps: np.ndarray
+    x_0: np.ndarray
+    label: np.ndarray

@@ -5,12 +5,13 @@ positions, of which every process takes its block; so the batch of a step, mirro
 included, depends neither on the steps before nor on the number of processes.
 """
 
+import itertools
 from collections.abc import Iterator
 
 import grain
 import numpy as np
 
-from data.dataset import Split
+from data.dataset import NULL_LABEL, Pairs, Split
 from data.pixels import to_float
 
 # Threads, not worker processes: a batch is one gather from an array, and the state of an iterator
@@ -52,6 +53,51 @@ def batches(
     # Before `repeat`: an image's coin belongs to its global position, by epoch.
     rows = positions.random_map(_draw_mirroring) if flip else positions.map(_keep)
     steps = rows.repeat().batch(batch_size, drop_remainder=True)
+    return iter(steps[start_step:].map(gather).to_iter_dataset(READ_OPTIONS))
+
+
+def label_batches(
+    num_classes: int,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of {"label": int32 [B / process_count]}, for training without images.
+
+    Each label is drawn alike; without classes it is -1. As for `batches`, a step's labels depend on
+    (seed, step) alone.
+    """
+    local = batch_size // process_count
+    block = slice(process_index * local, (process_index + 1) * local)
+    for step in itertools.count(start_step):
+        if num_classes:
+            labels = np.random.default_rng((seed, step)).integers(num_classes, size=batch_size)
+        else:
+            labels = np.full(batch_size, NULL_LABEL)
+        yield {"label": labels[block].astype(np.int32)}
+
+
+def pair_batches(
+    pairs: Pairs,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of {"eps", "x_0", "label"}, in an order drawn anew every epoch."""
+    local = batch_size // process_count
+    block = slice(process_index * local, (process_index + 1) * local)
+
+    def gather(indices: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: array[indices[block]] for name, array in pairs._asdict().items()}
+
+    positions = grain.MapDataset.range(len(pairs.label)).seed(seed).shuffle()
+    steps = positions.repeat().batch(batch_size, drop_remainder=True)
     return iter(steps[start_step:].map(gather).to_iter_dataset(READ_OPTIONS))
 
 

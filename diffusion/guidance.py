@@ -8,7 +8,7 @@ are affine with an offset that depends on x alone.
 A condition is a mapping of arrays with a leading batch axis; `label` -1 is the null class.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -61,3 +61,22 @@ def guide(predict: Predict, scale: float | Array) -> Predict:
         return extrapolate(conditional, null, scale)
 
     return guided
+
+
+def check_trained_scale(scale: float, trained: float, guidance_range: Sequence[float] = ()) -> None:
+    """Raises ValueError for a guidance scale that a student does not know.
+
+    guidance_range: (low, high) of the scales that it is told, or () if it learned `trained` alone.
+    """
+    if guidance_range:
+        low, high = guidance_range
+        if not low <= scale <= high:
+            raise ValueError(
+                f"guidance scale {scale:g} is outside the range {low:g} to {high:g} that this "
+                "network is told in training (objective.guidance_range)"
+            )
+    elif scale != trained:
+        raise ValueError(
+            f"this student knows guidance scale {trained:g} alone, not {scale:g}; a student of "
+            "consistency_distillation can be told the scale (objective.guidance_range)"
+        )

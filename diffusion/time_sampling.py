@@ -12,6 +12,7 @@ import numpy as np
 from jax import Array
 
 from diffusion.path import Path
+from diffusion.spacing import karras
 
 TimeSampler = Callable[[Array, int], Array]
 
@@ -64,10 +65,31 @@ def log_normal(path: Path, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
     return sample
 
 
+def equal_karras(
+    path: Path, power: float = 7.0, lowest: float = 0.0, highest: float = 1.0
+) -> TimeSampler:
+    """Uniform in rho^(1/power), as a Karras grid is spaced (`diffusion.spacing.karras`).
+
+    lowest, highest: which part of it, as fractions of the way from data to noise (SiD: 0 to 0.8).
+    """
+    if not 0.0 <= lowest < highest <= 1.0:
+        raise ValueError(
+            f"time_sampler needs 0 <= lowest < highest <= 1, not lowest={lowest} and "
+            f"highest={highest}"
+        )
+    spacing = karras(path, power)
+
+    def sample(key: Array, count: int) -> Array:
+        return spacing.time(jax.random.uniform(key, (count,), minval=lowest, maxval=highest))
+
+    return sample
+
+
 TIME_SAMPLERS: dict[str, Callable[..., TimeSampler]] = {
     "uniform": uniform,
     "logit_normal": logit_normal,
     "log_normal": log_normal,
+    "equal_karras": equal_karras,
 }
 
 

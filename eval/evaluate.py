@@ -120,13 +120,21 @@ def sampler_of(experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: in
 
 
 def evaluator(
-    experiment: Experiment, dataset: Dataset, config: ConfigDict, mesh: Mesh, workdir: Path
+    experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh, workdir: Path
 ) -> Evaluate:
-    """The function that evaluates parameters; real images are measured once, at its first call."""
+    """The function that evaluates parameters; real images are measured once, at its first call.
+
+    Without a data set there are grids and no metrics.
+    """
     fields = config.evaluate
     choices = np.arange(experiment.num_classes) if experiment.num_classes else np.array([-1])
     labels = cycle_labels(choices, fields.num_samples)
     samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
+    skipped = ""
+    if dataset is None:
+        skipped = f"the data set {config.data.name} is not here (--mode=prepare fetches it)"
+    elif np.prod(experiment.image_shape) > LARGEST_DIMENSION:
+        skipped = "too many pixels for pixel features"
     real = cache(lambda: reference(dataset, experiment.num_classes, fields.num_samples))
 
     def evaluate(params: Params, step: int) -> dict[str, Any]:
@@ -137,9 +145,9 @@ def evaluator(
             for steps, sampler in samplers.items()
         }
         results = {**facts(experiment, config, step), "by_steps": {}}
-        if np.prod(experiment.image_shape) > LARGEST_DIMENSION:
+        if skipped:
             results["by_steps"] = {str(steps): {} for steps in images}
-            results["skipped"] = "metrics: too many pixels for pixel features"
+            results["skipped"] = f"metrics: {skipped}"
         elif jax.process_index() == 0:
             results |= measurements(images, labels, real())
         if jax.process_index() == 0:
@@ -182,7 +190,7 @@ def save(
     name: str,
     results: dict[str, Any],
     images: dict[int, np.ndarray],
-    dataset: Dataset,
+    dataset: Dataset | None,
     config: ConfigDict,
 ) -> None:
     """The results as JSON, a grid per number of steps, and all of them beside real images."""
@@ -198,8 +206,10 @@ def save(
     save_comparison(folder / f"{name}_comparison.png", rows | real_row(dataset, count))
 
 
-def real_row(dataset: Dataset, count: int) -> dict[str, np.ndarray]:
+def real_row(dataset: Dataset | None, count: int) -> dict[str, np.ndarray]:
     """Real images with the classes in turn, as the samples are; {} if there are too few."""
+    if dataset is None:
+        return {}
     labels = dataset.train.labels if dataset.num_classes else np.zeros(len(dataset.train.labels))
     classes = max(dataset.num_classes, 1)
     members = [np.flatnonzero(labels == c) for c in range(classes)]

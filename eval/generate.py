@@ -1,6 +1,6 @@
 """Samples from a trained network: the image of (seed, index) is the same in any batch."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -34,10 +34,7 @@ def batch_sampler(
 
     def sample(params: Params, indices: Array, labels: Array) -> Array:
         indices, labels = jax.lax.with_sharding_constraint((indices, labels), batch_sharding(mesh))
-        stream = named_key(jax.random.key(seed), "sample")
-        keys = jax.vmap(partial(jax.random.fold_in, stream))(indices)
-        key_eps, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
-        eps = jax.vmap(lambda key: jax.random.normal(key, image_shape))(key_eps)
+        eps, keys = noise(seed, indices, image_shape)
         return objective.sample(
             params,
             eps,
@@ -54,6 +51,14 @@ def batch_sampler(
     )
 
 
+def noise(seed: int, indices: Array, image_shape: tuple[int, ...]) -> tuple[Array, Array]:
+    """The noise that samples start from, [B, *image_shape], and a key [B] for what they draw."""
+    stream = named_key(jax.random.key(seed), "sample")
+    keys = jax.vmap(partial(jax.random.fold_in, stream))(indices)
+    key_eps, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, image_shape))(key_eps), keys
+
+
 def generate(
     sample: BatchSampler,
     params: Params,
@@ -64,10 +69,27 @@ def generate(
 ) -> np.ndarray:
     """uint8 images [N, H, W, C] of the samples 0 .. N - 1 with the given labels: [N].
 
-    Batches are always of batch_size rows (the last one padded), so that a sample is computed by the
+    Raises ValueError if a sample is not finite.
+    """
+    samples = generate_floats(
+        sample, params, labels, batch_size=batch_size, description=description
+    )
+    return np.concatenate([to_uint8(x_0) for x_0 in samples])
+
+
+def generate_floats(
+    sample: BatchSampler,
+    params: Params,
+    labels: np.ndarray,
+    *,
+    batch_size: int,
+    description: str = "",
+) -> Iterator[np.ndarray]:
+    """Batches of the samples 0 .. N - 1, float32 [B, H, W, C], with the given labels: [N].
+
+    Batches are always of batch_size rows (the last one cut), so that a sample is computed by the
     same program, bit for bit, whatever N is. Raises ValueError if a sample is not finite.
     """
-    images = []
     starts = range(0, len(labels), batch_size)
     for start in tqdm(starts, desc=description, unit="batch", disable=len(starts) < 2, leave=False):
         indices = np.arange(start, start + batch_size, dtype=np.int32)
@@ -79,8 +101,7 @@ def generate(
             raise ValueError(
                 f"samples from {start} on are not finite: the network or solver has diverged"
             )
-        images.append(to_uint8(x_0))
-    return np.concatenate(images)
+        yield x_0
 
 
 def cycle_labels(choices: np.ndarray, count: int) -> np.ndarray:

@@ -33,6 +33,7 @@ class Network(NamedTuple):
     second_time: what the network makes of ``s``, for methods that need it to do something.
     guidance_input: whether it reads the condition's guidance scale.
     log_weight: (params, t: [B]) -> [B], the learned log-weight of a loss at t, or None.
+    shape: of one example x, without the batch.
     """
 
     init: Callable[[Key], Params]
@@ -40,6 +41,7 @@ class Network(NamedTuple):
     second_time: str = "none"
     guidance_input: bool = False
     log_weight: Callable[[Params, Array], Array] | None = None
+    shape: tuple[int, ...] = ()
 
 
 def network(
@@ -84,7 +86,7 @@ def network(
             raise ValueError("rng is missing: with train=True, dropout needs a key.")
         return training.apply({"params": params}, x, t, s, condition, rngs={"dropout": rng})
 
-    return Network(init, apply, log_weight=log_weight if weight is not None else None)
+    return Network(init, apply, log_weight=None if weight is None else log_weight, shape=shape)
 
 
 def check_inputs(x: Array, t: Array, s: Array, shape: tuple[int, ...]) -> None:

@@ -5,7 +5,7 @@ import math
 import jax
 from ml_collections import ConfigDict
 
-from modes.request import Request, load_dataset, required_config, resolve
+from modes.request import Request, required_config, resolve_with_data
 from training.experiment import Experiment, build, debugged
 from training.loop import abstract_batch, abstract_state, compile_step
 from training.sharding import check_batch_size, make_mesh
@@ -16,7 +16,7 @@ def describe(request: Request) -> None:
     """Print a table; nothing is allocated on a device and the data set is read only if needed."""
     config = required_config(request)
     if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
-        config = resolve(config, load_dataset(config))
+        config, _ = resolve_with_data(config)
     elif config.debug:
         config = debugged(config)
     experiment = build(config)
@@ -34,7 +34,7 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
     frozen = {name: abstract_params(experiment, mesh) for name in objective.frozen}
     objective = objective._replace(init_from={})
     state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
-    batch = abstract_batch(config.batch_size, experiment.image_shape)
+    batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
     lowered = compile_step(objective, optimizers, config.seed, mesh).lower(state, frozen, batch)
     flops = lowered.cost_analysis()["flops"]
     lines = [

@@ -10,9 +10,9 @@ import data
 from data import Dataset
 from objectives.base import Params
 from training import checkpoint, workdir
-from training.experiment import Experiment, debugged, rebuild
+from training.experiment import Experiment, build, debugged, rebuild
 from training.sharding import make_mesh
-from training.teacher import abstract_params
+from training.teacher import abstract_params, with_teachers_images
 
 
 class Request(NamedTuple):
@@ -69,6 +69,25 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
             f"{dataset.num_classes}; use -1 for all of them or 0 to train without labels"
         )
     return debugged(config) if config.debug else config
+
+
+def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
+    """The config as it will run, and its data set.
+
+    None for a data set that is not here and that training does not read: images are then what the
+    teacher's are. Raises FileNotFoundError if it is needed.
+    """
+    try:
+        dataset = load_dataset(config)
+    except FileNotFoundError:
+        if not config.teacher:
+            raise
+        config = with_teachers_images(config)
+        config = debugged(config) if config.debug else config
+        if build(config).objective.reads_images:
+            raise
+        return config, None
+    return resolve(config, dataset), dataset
 
 
 class Run(NamedTuple):

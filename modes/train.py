@@ -1,7 +1,8 @@
 """--mode=train: train from scratch, or go on from the newest checkpoint of the workdir."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import jax
 from jax.sharding import Mesh
@@ -9,24 +10,25 @@ from ml_collections import ConfigDict
 from tqdm import tqdm
 
 import data
+from data import Dataset, Pairs
 from eval.evaluate import check_sampling, evaluator, summary
-from modes.request import Request, load_dataset, required_config, required_workdir, resolve
+from eval.pairs import teacher_pairs
+from modes.request import Request, required_config, required_workdir, resolve_with_data
 from objectives.base import Params
 from training import checkpoint, workdir
-from training.experiment import Experiment, build
-from training.loop import abstract_batch, abstract_state, compile_step
+from training.experiment import Experiment, build, rebuild
+from training.loop import HostBatch, abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
 from training.sharding import check_batch_size, make_mesh
 from training.state import TrainState
-from training.teacher import load_teacher, pinned
+from training.teacher import TEACHER, checked_teacher, load_teacher, pinned
 
 
 def train(request: Request) -> None:
     """Train to config.steps, evaluating and saving on the way."""
     path, config = required_workdir(request), required_config(request)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    dataset = load_dataset(config)
-    config = resolve(config, dataset)
+    config, dataset = resolve_with_data(config)
     check_batch_size(config.batch_size, mesh)
     experiment = build(config)
     check_sampling(experiment, config, mesh)
@@ -37,6 +39,7 @@ def train(request: Request) -> None:
     frozen = load_teacher(config, experiment, mesh)
     check_step(experiment, config, mesh, frozen)
     workdir.start_run(path, config)
+    pairs = pairs_of(config, experiment, frozen, mesh, path)
     evaluate_network = evaluator(experiment, dataset, config, mesh, path)
 
     def evaluate(state: TrainState) -> dict[str, float]:
@@ -60,15 +63,7 @@ def train(request: Request) -> None:
         seed=config.seed,
         steps=config.steps,
         batch_size=config.batch_size,
-        batches=lambda start: data.batches(
-            dataset.train,
-            batch_size=config.batch_size,
-            seed=config.seed,
-            start_step=start,
-            flip=config.data.flip,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-        ),
+        batches=lambda start: batches(config, experiment, dataset, pairs, start),
         evaluate=evaluate,
         workdir=path,
         log_every=config.log.every,
@@ -80,11 +75,61 @@ def train(request: Request) -> None:
         print(f"{path} is at step {config.steps}; draw from it: --mode=sample --workdir={path}")
 
 
+def batches(
+    config: ConfigDict,
+    experiment: Experiment,
+    dataset: Dataset | None,
+    pairs: Pairs | None,
+    start: int,
+) -> Iterator[HostBatch]:
+    """This process's batches from step `start` on: images or labels alone, and pairs if any."""
+    share = {
+        "batch_size": config.batch_size,
+        "seed": config.seed,
+        "start_step": start,
+        "process_index": jax.process_index(),
+        "process_count": jax.process_count(),
+    }
+    if experiment.objective.reads_images:
+        rows = data.batches(dataset.train, flip=config.data.flip, **share)
+    else:
+        rows = data.label_batches(experiment.num_classes, **share)
+    if pairs is None:
+        return rows
+    return (
+        {**row, "pairs": pair}
+        for row, pair in zip(rows, data.pair_batches(pairs, **share), strict=True)
+    )
+
+
+def pairs_of(
+    config: ConfigDict,
+    experiment: Experiment,
+    frozen: Mapping[str, Params],
+    mesh: Mesh,
+    folder: Path,
+) -> Pairs | None:
+    """The pairs of the teacher, made or read, if the objective reads any."""
+    if not experiment.objective.reads_pairs:
+        return None
+    taught = rebuild(checked_teacher(config, experiment), config.teacher)
+    return teacher_pairs(
+        folder,
+        taught,
+        frozen[TEACHER],
+        mesh,
+        count=config.pairs.count,
+        steps=config.pairs.steps,
+        guidance_scale=experiment.objective.guidance_scale,
+        batch_size=config.evaluate.batch_size,
+    )
+
+
 def check_step(
     experiment: Experiment, config: ConfigDict, mesh: Mesh, frozen: Mapping[str, Params]
 ) -> None:
     """Trace a training step on shapes, so that what it refuses is refused before any compute."""
     objective, optimizers = experiment.objective, experiment.optimizers
     state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
-    batch = abstract_batch(config.batch_size, experiment.image_shape)
+    batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
     jax.eval_shape(compile_step(objective, optimizers, config.seed, mesh), state, frozen, batch)

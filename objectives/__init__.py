@@ -8,6 +8,7 @@ from objectives.consistency_training import consistency_training
 from objectives.consistency_tuning import consistency_tuning
 from objectives.continuous_consistency import continuous_distillation, continuous_training
 from objectives.denoising import denoising
+from objectives.distribution_matching import distribution_matching
 from objectives.shortcut import shortcut
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -18,4 +19,5 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "consistency_tuning": consistency_tuning,
     "continuous_training": continuous_training,
     "continuous_distillation": continuous_distillation,
+    "distribution_matching": distribution_matching,
 }

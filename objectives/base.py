@@ -46,7 +46,8 @@ class Player(NamedTuple):
 class Follower(NamedTuple):
     """A network that copies the player or follower `source`: an EMA, a target, a staged teacher.
 
-    update: (follower, source, step) -> follower, after every step; step counts from 0.
+    update: (follower, source, step) -> follower, after every update of the player that it follows
+        in the end; step counts these from 0.
     """
 
     source: str
@@ -84,6 +85,9 @@ class Objective(NamedTuple):
     frozen: teachers that the losses read, loaded from a checkpoint, never saved again.
     init_from: {"network": "teacher"}: the players that start from a teacher if the run has one.
     denoises: whether the generator predicts data and noise at every time, and so can teach.
+    reads_images: whether the losses read batch["x"]; otherwise a batch has labels alone.
+    reads_pairs: whether they read batch["pairs"], the {"eps", "x_0", "label"} of a teacher's
+        sampler.
     """
 
     players: Mapping[str, Player]
@@ -94,11 +98,13 @@ class Objective(NamedTuple):
     frozen: tuple[str, ...] = ()
     init_from: Mapping[str, str] = {"network": "teacher"}
     denoises: bool = False
+    reads_images: bool = True
+    reads_pairs: bool = False
 
 
 def condition_of(batch: Batch) -> Condition:
     """All of a batch but the data themselves."""
-    return {name: value for name, value in batch.items() if name != "x"}
+    return {name: value for name, value in batch.items() if name not in ("x", "pairs")}
 
 
 def per_example(elementwise: Array) -> Array:
@@ -111,13 +117,13 @@ def mean_of(values: Array) -> Mean:
     return Mean(jnp.sum(values), jnp.float32(values.size))
 
 
-def loss_by_noise_level(loss: Array, t: Array, path: Path) -> dict[str, Mean]:
-    """Mean loss in bins of arctan(sigma / alpha) / (pi / 2), from data (0) to noise (1).
+def by_noise_level(name: str, values: Array, t: Array, path: Path) -> dict[str, Mean]:
+    """Mean values in bins of arctan(sigma / alpha) / (pi / 2), from data (0) to noise (1).
 
-    loss, t: [B]. The angle is the same coordinate on every path, so bins compare across paths.
+    values, t: [B]. The angle is the same coordinate on every path, so bins compare across paths.
     """
     angle = jnp.arctan2(path.sigma(t), path.alpha(t)) / (0.5 * jnp.pi)
     bins = jnp.clip((angle * NOISE_LEVEL_BINS).astype(jnp.int32), 0, NOISE_LEVEL_BINS - 1)
     member = jax.nn.one_hot(bins, NOISE_LEVEL_BINS, axis=0)
-    totals, counts = member @ loss, jnp.sum(member, axis=1)
-    return {f"loss_noise_{i}": Mean(totals[i], counts[i]) for i in range(NOISE_LEVEL_BINS)}
+    totals, counts = member @ values, jnp.sum(member, axis=1)
+    return {f"{name}_noise_{i}": Mean(totals[i], counts[i]) for i in range(NOISE_LEVEL_BINS)}

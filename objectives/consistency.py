@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion.guidance import Condition
+from diffusion.guidance import Condition, check_trained_scale
 from diffusion.path import Path
 from diffusion.spacing import Spacing
 from diffusion.time_pairs import Curriculum, PairSampler, last_points, noise_gap
@@ -33,8 +33,8 @@ from objectives.base import (
     Metrics,
     Params,
     SampleFn,
+    by_noise_level,
     condition_of,
-    loss_by_noise_level,
     mean_of,
 )
 from objectives.distances import Distance
@@ -120,7 +120,7 @@ def pair_loss(
         target = networks.get("target", params)
         x_s = second_point(networks, draw)
         apart = compare(model, distance, params, target, draw, x_s, key_dropout)
-        metrics = loss_by_noise_level(apart, draw.t, path)
+        metrics = by_noise_level("loss", apart, draw.t, path)
         metrics |= {"noise_gap": mean_of(noise_gap(path, draw.t, draw.s))}
         return weighting(path, draw.t, draw.s) * apart, metrics
 
@@ -164,7 +164,7 @@ def sampler(
                 times = grid(spacing, steps)[:-1]
             if cells:
                 times = on_grid(spacing, cells, times)
-        check_scale(guidance_scale, trained_scale, guidance_range)
+        check_trained_scale(guidance_scale, trained_scale, guidance_range)
         if guidance_range:
             told = jnp.full(eps.shape[:1], guidance_scale, jnp.float32)
             condition = {**condition, "guidance_scale": told}
@@ -200,22 +200,6 @@ def check_times(path: Path, times: Sequence[float]) -> None:
         raise ValueError(
             f"objective.sample_times={tuple(times)} must descend between t_max={path.t_max:g} and "
             f"t_min={path.t_min:g} of path.name={path.name}, both left out"
-        )
-
-
-def check_scale(scale: float, trained: float, guidance_range: Sequence[float]) -> None:
-    """Raises ValueError for a guidance scale that a consistency function does not know."""
-    if guidance_range:
-        low, high = guidance_range
-        if not low <= scale <= high:
-            raise ValueError(
-                f"guidance scale {scale:g} is outside the range {low:g} to {high:g} that this "
-                "network is told in training (objective.guidance_range)"
-            )
-    elif scale != trained:
-        raise ValueError(
-            f"this consistency model knows guidance scale {trained:g} alone, not {scale:g}; a "
-            "student of consistency_distillation can be told the scale (objective.guidance_range)"
         )
 
 

@@ -40,8 +40,8 @@ from objectives.base import (
     Objective,
     Params,
     Player,
+    by_noise_level,
     condition_of,
-    loss_by_noise_level,
     mean_of,
     per_example,
 )
@@ -132,7 +132,7 @@ def tangent_loss(
         v = velocity_of(model, params, condition, key_dropout)(draw.x_t, t)
         target = v_detached / sigma_data + normalize(g, tangent_scale)
         error = per_example(squared_error(v / sigma_data, target))
-        metrics = loss_by_noise_level(error, t, path)
+        metrics = by_noise_level("loss", error, t, path)
         metrics |= {"tangent": mean_of(jnp.sqrt(per_example(jnp.square(g))))}
         if not adaptive_weight:
             return error, metrics

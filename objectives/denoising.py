@@ -32,13 +32,14 @@ from diffusion.time_sampling import TimeSampler, uniform
 from objectives.base import (
     Batch,
     Key,
+    LossFn,
     Metrics,
     Objective,
     Params,
     Player,
     SampleFn,
+    by_noise_level,
     condition_of,
-    loss_by_noise_level,
     per_example,
 )
 from objectives.distances import squared_error
@@ -64,7 +65,18 @@ def denoising(
     """
     check_decoding(model)
     check_inputs(model)
-    time_sampler = time_sampler or uniform(model.path)
+    loss = denoising_loss(model, time_sampler or uniform(model.path), label_dropout)
+    return Objective(
+        players={"network": Player(model.network.init, loss)},
+        followers={},
+        sample=sampler(model, solver or euler(), spacing or uniform_spacing(model.path)),
+        guidance_scale=guidance_scale,
+        denoises=True,
+    )
+
+
+def denoising_loss(model: Model, time_sampler: TimeSampler, label_dropout: float = 0.0) -> LossFn:
+    """The regression of the network's output to its target at a drawn t."""
 
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
@@ -78,15 +90,9 @@ def denoising(
         prediction = model.predict(params, x_t, t, t, condition, train=True, rng=key_dropout)
         expected = target(model.kind, x_0, eps, t, model.path)
         error = per_example(squared_error(prediction, expected))
-        return error, loss_by_noise_level(error, t, model.path)
+        return error, by_noise_level("loss", error, t, model.path)
 
-    return Objective(
-        players={"network": Player(model.network.init, loss)},
-        followers={},
-        sample=sampler(model, solver or euler(), spacing or uniform_spacing(model.path)),
-        guidance_scale=guidance_scale,
-        denoises=True,
-    )
+    return loss
 
 
 def sampler(model: Model, solver: Solver, spacing: Spacing) -> SampleFn:

@@ -1,14 +1,13 @@
 """Distances between a prediction and its target."""
 
 from collections.abc import Callable
+from math import inf
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array
 
 from objectives.base import per_example
-
-# (prediction, target), each [B, ...] -> [B]
-Distance = Callable[[Array, Array], Array]
 
 # c of the pseudo-Huber distance per square root of a dimension (Song & Dhariwal 2023, section 3.3).
 HUBER_SCALE = 0.00054
@@ -16,19 +15,41 @@ HUBER_SCALE = 0.00054
 TINY = 1e-24
 
 
+class Distance(NamedTuple):
+    """d(a, b), called with two arrays [B, ...]; returns [B].
+
+    between: the function. least_dimensions: of a - b, from which on the gradient of d jumps on so
+    small a set that its derivative is what autodiff says almost everywhere. A norm jumps at 0 only,
+    which is nothing in two dimensions and more; the l1 norm jumps wherever an entry is 0.
+    """
+
+    name: str
+    between: Callable[[Array, Array], Array]
+    least_dimensions: float = 1
+
+    def __call__(self, a: Array, b: Array) -> Array:
+        """d(a, b): [B]."""
+        return self.between(a, b)
+
+
 def squared_error(prediction: Array, target: Array) -> Array:
     """(prediction - target)^2, elementwise, unreduced."""
     return jnp.square(prediction - target)
 
 
+def squared_norm(a: Array, b: Array) -> Array:
+    """|| a - b ||^2 over all dimensions, [B]; never quite 0, so that its root has a gradient."""
+    return jnp.maximum(a[0].size * per_example(squared_error(a, b)), TINY)
+
+
 def squared_l2() -> Distance:
     """|| a - b ||^2 / D: the mean of the squared error over dimensions."""
-    return lambda a, b: per_example(squared_error(a, b))
+    return Distance("squared_l2", lambda a, b: per_example(squared_error(a, b)))
 
 
 def l1() -> Distance:
     """|| a - b ||_1 / D."""
-    return lambda a, b: per_example(jnp.abs(a - b))
+    return Distance("l1", lambda a, b: per_example(jnp.abs(a - b)), least_dimensions=inf)
 
 
 def pseudo_huber(c: float | None = None) -> Distance:
@@ -38,30 +59,83 @@ def pseudo_huber(c: float | None = None) -> Distance:
     """
     check_scale(c)
 
-    def distance(a: Array, b: Array) -> Array:
-        dimensions = a[0].size
-        scale = HUBER_SCALE * dimensions**0.5 if c is None else c
-        square = dimensions * per_example(squared_error(a, b))
-        return jnp.sqrt(jnp.maximum(square + scale**2, TINY)) - scale
+    def between(a: Array, b: Array) -> Array:
+        scale = HUBER_SCALE * a[0].size ** 0.5 if c is None else c
+        return jnp.sqrt(squared_norm(a, b) + scale**2) - scale
 
-    return distance
+    return Distance("pseudo_huber", between, least_dimensions=2 if c == 0.0 else 1)
 
 
 def pseudo_huber_elementwise(c: float = 0.001) -> Distance:
     """Mean over dimensions of sqrt((a - b)^2 + c^2) - c, as in the training code of LCM."""
     check_scale(c)
-    return lambda a, b: per_example(jnp.sqrt(jnp.maximum(squared_error(a, b) + c**2, TINY)) - c)
+    return Distance(
+        "pseudo_huber_elementwise",
+        lambda a, b: per_example(jnp.sqrt(jnp.maximum(squared_error(a, b) + c**2, TINY)) - c),
+        least_dimensions=inf if c == 0.0 else 1,
+    )
 
 
-def check_scale(c: float | None) -> None:
-    """Raises ValueError for a negative scale."""
-    if c is not None and c < 0.0:
-        raise ValueError(f"objective.distance.c={c} must be 0 or more")
+def norm(power: float = 1.0) -> Distance:
+    """|| a - b ||^power over all dimensions; power 1 or more."""
+    if power < 1.0:
+        raise ValueError(f"distance.power={power} must be 1 or more")
+    return Distance(
+        "norm",
+        lambda a, b: squared_norm(a, b) ** (0.5 * power),
+        least_dimensions=2 if power == 1.0 else 1,
+    )
+
+
+def huber(c: float = 1.0) -> Distance:
+    """|| a - b ||^2 / 2 up to || a - b || = c, c (|| a - b || - c / 2) beyond."""
+    check_scale(c, positive=True)
+
+    def between(a: Array, b: Array) -> Array:
+        square = squared_norm(a, b)
+        return jnp.where(square <= c**2, 0.5 * square, c * (jnp.sqrt(square) - 0.5 * c))
+
+    return Distance("huber", between)
+
+
+def log_cosh() -> Distance:
+    """Mean over dimensions of log cosh(a - b)."""
+
+    def between(a: Array, b: Array) -> Array:
+        return per_example(jnp.logaddexp(a - b, b - a) - jnp.log(2.0))
+
+    return Distance("log_cosh", between)
+
+
+def exponential(c: float = 1.0) -> Distance:
+    """exp(|| a - b ||^2 / c^2) - 1; its mean exists for differences with light tails only."""
+    check_scale(c, positive=True)
+    return Distance("exponential", lambda a, b: jnp.expm1(squared_norm(a, b) / c**2))
+
+
+def cauchy(c: float = 1.0) -> Distance:
+    """log(1 + || a - b ||^2 / c^2)."""
+    check_scale(c, positive=True)
+    return Distance("cauchy", lambda a, b: jnp.log1p(squared_norm(a, b) / c**2))
+
+
+def check_scale(c: float | None, positive: bool = False) -> None:
+    """Raises ValueError for a negative scale, or for 0 where it must be positive."""
+    if c is not None and (c < 0.0 or (positive and c == 0.0)):
+        raise ValueError(f"distance.c={c} must be {'positive' if positive else '0 or more'}")
 
 
 DISTANCES: dict[str, Callable[..., Distance]] = {
-    "squared_l2": squared_l2,
-    "l1": l1,
-    "pseudo_huber": pseudo_huber,
-    "pseudo_huber_elementwise": pseudo_huber_elementwise,
+    function.__name__: function
+    for function in (
+        squared_l2,
+        l1,
+        pseudo_huber,
+        pseudo_huber_elementwise,
+        norm,
+        huber,
+        log_cosh,
+        exponential,
+        cauchy,
+    )
 }

@@ -57,8 +57,8 @@ from objectives.base import (
     Params,
     Player,
     SampleFn,
+    by_noise_level,
     condition_of,
-    loss_by_noise_level,
     mean_of,
     per_example,
 )
@@ -255,7 +255,7 @@ def shortcut(
         error = per_example(squared_error(prediction, rows.target))
         bootstrap_error, flow_error = split_rows(error, every)
         _, flow_t = split_rows(rows.t, every)
-        metrics = loss_by_noise_level(flow_error, flow_t, path)
+        metrics = by_noise_level("loss", flow_error, flow_t, path)
         metrics |= {"loss_flow": mean_of(flow_error), "loss_bootstrap": mean_of(bootstrap_error)}
         return error, metrics
 

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 from diffusion.prediction import KINDS, Endpoints, coefficients
 from models.network import Network
 from objectives.model import Model
+from tests.gaussian import Gaussian
 
 
 def exact(function):
@@ -84,3 +85,17 @@ def unscaled(network, path, kind):
     """A model that hands x_t and t to the network as they are, whatever path and kind."""
     plain = KINDS[kind]._replace(c_in=lambda c: jnp.ones_like(c.alpha))
     return Model(network, path._replace(clock=lambda t: t), plain)
+
+
+def gaussian_denoiser(path, mean=0.0, std=1.0):
+    """A model of one dimension whose parameters are the law N(mean, std^2) that it denoises for."""
+
+    def apply(params, x, t, s, condition, *, train=False, rng=None):
+        law = Gaussian(params["mean"][None], jnp.exp(2.0 * params["log_std"])[None])
+        e = Endpoints(law.x_0(path, x, t), law.eps(path, x, t))
+        return KINDS["velocity"].encode(e, x, coefficients(path, t, x))
+
+    def init(key):
+        return {"mean": jnp.float32(mean), "log_std": jnp.log(jnp.float32(std))}
+
+    return unscaled(Network(init, apply, shape=(1,)), path, "velocity")

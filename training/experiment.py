@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 import models
-from diffusion.path import PATHS
+from diffusion.path import PATHS, Path
 from diffusion.prediction import KINDS, Kind, raw_kind
 from diffusion.spacing import SPACINGS
 from diffusion.time_pairs import CURRICULA, Curriculum
@@ -18,6 +18,7 @@ from objectives import OBJECTIVES
 from objectives.base import Follower, Objective
 from objectives.consistency import WEIGHTINGS
 from objectives.distances import DISTANCES
+from objectives.divergences import DIVERGENCES
 from objectives.followers import constant_ema, power_ema, warmed_ema
 from objectives.model import Model
 from samplers import SOLVERS
@@ -109,21 +110,7 @@ def build_kind(name: str, sigma_data: float | None) -> Kind:
 
 def build_objective(config: ConfigDict, model: Model) -> Objective:
     """The objective of a config, its named parts built first. Raises ValueError."""
-    # Parts that are functions of the path, or of nothing; and parts that are entries of a table.
-    constructed = {
-        "time_sampler": (TIME_SAMPLERS, model.path),
-        "spacing": (SPACINGS, model.path),
-        "solver": (SOLVERS,),
-        "distance": (DISTANCES,),
-    }
-    chosen = {"teacher_solver": STEPS, "weighting": WEIGHTINGS}
-    fields = dict(config.objective)
-    for name, (table, *inputs) in constructed.items():
-        if name in fields:
-            fields[name] = build_part(table, fields[name], f"objective.{name}", *inputs)
-    for name, table in chosen.items():
-        if name in fields:
-            fields[name] = choose(table, fields[name], f"objective.{name}")
+    fields = build_parts(config.objective, "objective", model.path)
     if "curriculum" in fields:
         fields["curriculum"] = build_curriculum(fields["curriculum"], config.steps)
     if "total_steps" in fields:
@@ -137,6 +124,30 @@ def build_objective(config: ConfigDict, model: Model) -> Objective:
             f"start_from_teacher={config.start_from_teacher}; leave it unset"
         )
     return objective
+
+
+def build_parts(fields: Mapping[str, Any], prefix: str, path: Path) -> dict[str, Any]:
+    """The fields with named parts in the place of their names or fields. Raises ValueError."""
+    # Parts that are functions of the path, or of nothing; and parts that are entries of a table.
+    constructed = {
+        "time_sampler": (TIME_SAMPLERS, path),
+        "fake_time_sampler": (TIME_SAMPLERS, path),
+        "spacing": (SPACINGS, path),
+        "solver": (SOLVERS,),
+        "distance": (DISTANCES,),
+        "regression_distance": (DISTANCES,),
+        "divergence": (DIVERGENCES,),
+    }
+    chosen = {"teacher_solver": STEPS, "weighting": WEIGHTINGS}
+    built = dict(fields)
+    for name, value in fields.items():
+        field = f"{prefix}.{name}"
+        if name in constructed:
+            table, *inputs = constructed[name]
+            built[name] = build_part(table, build_parts(value, field, path), field, *inputs)
+        elif name in chosen:
+            built[name] = choose(chosen[name], value, field)
+    return built
 
 
 def build_part(

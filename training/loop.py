@@ -55,12 +55,18 @@ def abstract_state(
     )
 
 
-def abstract_batch(batch_size: int, image_shape: tuple[int, ...]) -> Mapping[str, Any]:
+def abstract_batch(
+    objective: Objective, batch_size: int, image_shape: tuple[int, ...]
+) -> Mapping[str, Any]:
     """Shapes and dtypes of a batch."""
-    return {
-        "x": jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32),
-        "label": jax.ShapeDtypeStruct((batch_size,), jnp.int32),
-    }
+    label = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
+    image = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
+    batch = {"label": label}
+    if objective.reads_images:
+        batch["x"] = image
+    if objective.reads_pairs:
+        batch["pairs"] = {"eps": image, "x_0": image, "label": label}
+    return batch
 
 
 def create_state(

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from objectives.base import Batch, Key, Mean, Metrics, Objective, Params, Player
+from objectives.base import Batch, Follower, Key, Mean, Metrics, Objective, Params, Player
 from training.optimizer import Optimizer
 from training.state import TrainState, named_key
 
@@ -44,7 +44,8 @@ def train_step(objective: Objective, optimizers: Mapping[str, Optimizer], seed: 
             )
         for name, follower in objective.followers.items():
             source = {**networks, **followers}[follower.source]
-            followers[name] = follower.update(followers[name], source, state.step)
+            period = objective.players[leader(objective, name)].every
+            followers[name] = follow(period, state.step, follower, followers[name], source)
         updated = TrainState(state.step + 1, networks, followers, opt_states)
         return keep_if_finite(metrics, updated, state), flatten(metrics)
 
@@ -91,6 +92,25 @@ def every(
     empty = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
     skip: Update = lambda params, opt_state: (params, opt_state, empty)  # noqa: E731
     return jax.lax.cond(step % period == 0, update, skip, params, opt_state)
+
+
+def leader(objective: Objective, name: str) -> str:
+    """The player that a follower follows in the end."""
+    while name in objective.followers:
+        name = objective.followers[name].source
+    return name
+
+
+def follow(period: int, step: Array, follower: Follower, own: Params, source: Params) -> Params:
+    """The follower after a step: it counts, and moves at, the updates of its player."""
+    if period == 1:
+        return follower.update(own, source, step)
+    return jax.lax.cond(
+        step % period == 0,
+        lambda own: follower.update(own, source, step // period),
+        lambda own: own,
+        own,
+    )
 
 
 def keep_if_finite(

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -66,7 +68,19 @@ def pinned(config: ConfigDict, run: Path) -> ConfigDict:
             config.teacher = recorded
             return config
     step = checkpoint.saved_step(locate(config.teacher).folder, asked.step)
+    # The teacher may still be training: all processes take what the first one saw.
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
     config.teacher = f"{asked.folder}@{step}"
+    return config
+
+
+def with_teachers_images(config: ConfigDict) -> ConfigDict:
+    """The config with the shape and classes of the teacher's images, where it leaves them open."""
+    config = ConfigDict(config)
+    teacher = workdir.load_config(locate(config.teacher).folder)
+    for field, open_value in (("image_size", 0), ("channels", 0), ("num_classes", -1)):
+        if config.data[field] == open_value:
+            config.data[field] = teacher.data[field]
     return config
 
 

@@ -3,7 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from data import Split, batches, to_float
+from data import Pairs, Split, batches, label_batches, pair_batches, to_float
 
 
 @pytest.fixture
@@ -123,3 +123,31 @@ def test_a_split_needs_as_many_images_as_labels(split):
         batches(split._replace(labels=split.labels[1:]), batch_size=4, seed=0)
     with pytest.raises(ValueError, match="0 and 0"):
         batches(Split(split.images[:0], split.labels[:0]), batch_size=4, seed=0)
+
+
+def test_label_batches_depend_on_seed_and_step_alone():
+    draw = lambda **fields: list(islice(label_batches(5, batch_size=200, seed=1, **fields), 3))  # noqa: E731
+    whole = [batch["label"] for batch in draw()]
+    assert whole[0].dtype == np.int32 and (whole[0] != whole[1]).any()
+    assert (np.bincount(np.concatenate(whole), minlength=5) > 80).all()
+    np.testing.assert_array_equal(draw(start_step=2)[0]["label"], whole[2])
+    halves = [draw(process_index=i, process_count=2)[1]["label"] for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(halves), whole[1])
+    np.testing.assert_array_equal(
+        next(label_batches(0, batch_size=3, seed=1))["label"], [-1, -1, -1]
+    )
+
+
+def test_pair_batches_keep_pairs_together_and_resume():
+    eps = np.arange(23, dtype=np.float32).reshape(23, 1, 1, 1)
+    pairs = Pairs(eps, 2.0 * eps, np.arange(23, dtype=np.int32))
+    draw = lambda **fields: list(islice(pair_batches(pairs, batch_size=8, seed=1, **fields), 6))  # noqa: E731
+    whole = draw()
+    for batch in whole:
+        np.testing.assert_array_equal(batch["eps"].ravel(), batch["label"])
+        np.testing.assert_array_equal(batch["x_0"], 2.0 * batch["eps"])
+    seen = np.concatenate([batch["label"] for batch in whole])
+    assert sorted(seen[:23]) == list(range(23)) and (seen[:23] != np.arange(23)).any()
+    np.testing.assert_array_equal(draw(start_step=4)[0]["label"], whole[4]["label"])
+    halves = [draw(process_index=i, process_count=2)[1]["label"] for i in range(2)]
+    np.testing.assert_array_equal(np.concatenate(halves), whole[1]["label"])

@@ -93,3 +93,14 @@ def test_dyadic_steps_lie_on_the_grid_of_their_size():
         starts = np.unique(cells[levels == level])
         np.testing.assert_array_equal(starts, np.arange(1, 2**level + 1))
     assert jnp.min(steps.t - steps.size) == 0.0
+
+
+@pytest.mark.parametrize("path", [linear(), ve()], ids=lambda path: path.name)
+def test_equal_karras_is_uniform_in_the_root_of_the_noise_level(path):
+    t = ts.equal_karras(path, power=5.0, lowest=0.2, highest=0.8)(KEY, COUNT)
+    root = np.asarray(path.rho(t), np.float64) ** 0.2
+    low, high = 0.002**0.2, 80.0**0.2
+    fraction = (root - low) / (high - low)
+    assert stats.kstest(fraction, stats.uniform(0.2, 0.6).cdf).statistic < 0.015
+    with pytest.raises(ValueError, match="0 <= lowest < highest <= 1"):
+        ts.equal_karras(path, lowest=0.9, highest=0.8)

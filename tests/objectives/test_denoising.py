@@ -5,7 +5,7 @@ import pytest
 
 from diffusion.path import PATHS
 from diffusion.time_sampling import log_normal, uniform
-from objectives.base import loss_by_noise_level
+from objectives.base import by_noise_level
 from objectives.denoising import denoising
 from samplers import SOLVERS
 from tests.gaussian import Gaussian
@@ -123,7 +123,7 @@ def test_loss_is_the_paper_s_in_numpy():
 def test_noise_levels_are_binned_from_data_to_noise(name):
     path = PATHS[name]()
     t = path.time_at(jnp.tan(jnp.pi / 2 * jnp.array([0.01, 0.2, 0.3, 0.99])))
-    bins = loss_by_noise_level(jnp.array([1.0, 2.0, 3.0, 4.0]), t, path)
+    bins = by_noise_level("loss", jnp.array([1.0, 2.0, 3.0, 4.0]), t, path)
     totals = [float(bins[f"loss_noise_{i}"].total) for i in range(8)]
     assert totals == [1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0, 4.0]
 

@@ -3,12 +3,26 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from objectives.distances import DISTANCES, l1, pseudo_huber, pseudo_huber_elementwise, squared_l2
+from objectives.distances import (
+    DISTANCES,
+    cauchy,
+    exponential,
+    huber,
+    l1,
+    log_cosh,
+    norm,
+    pseudo_huber,
+    pseudo_huber_elementwise,
+    squared_l2,
+)
 
 KEY = jax.random.key(0)
 A = jax.random.normal(KEY, (5, 3, 4))
 B = jax.random.normal(jax.random.key(1), (5, 3, 4))
 DIFFERENCE = np.asarray(A - B, np.float64).reshape(5, 12)
+LENGTH = np.linalg.norm(DIFFERENCE, axis=1)
+# Between the lengths, so that both branches are seen.
+C = float(np.median(LENGTH))
 
 
 @pytest.mark.parametrize(
@@ -19,6 +33,12 @@ DIFFERENCE = np.asarray(A - B, np.float64).reshape(5, 12)
         (pseudo_huber(0.3), np.sqrt((DIFFERENCE**2).sum(axis=1) + 0.09) - 0.3),
         (pseudo_huber(0.0), np.linalg.norm(DIFFERENCE, axis=1)),
         (pseudo_huber_elementwise(0.3), (np.sqrt(DIFFERENCE**2 + 0.09) - 0.3).mean(axis=1)),
+        (norm(), LENGTH),
+        (norm(3.0), LENGTH**3),
+        (huber(C), np.where(LENGTH <= C, LENGTH**2 / 2, C * LENGTH - C**2 / 2)),
+        (log_cosh(), np.log(np.cosh(DIFFERENCE)).mean(axis=1)),
+        (exponential(4.0), np.exp(LENGTH**2 / 16.0) - 1.0),
+        (cauchy(2.0), np.log(1.0 + LENGTH**2 / 4.0)),
     ],
 )
 def test_distances_are_their_formulas(distance, expected):
@@ -44,13 +64,17 @@ def test_gradient_of_the_pseudo_huber_distance_is_shorter_than_one():
 
 @pytest.mark.parametrize("name", DISTANCES)
 def test_equal_points_are_at_distance_zero_with_a_finite_gradient(name):
-    options = {"c": 0.0} if "huber" in name else {}
+    options = {"c": 0.0} if "pseudo_huber" in name else {}
     distance = DISTANCES[name](**options)
     value, gradient = jax.value_and_grad(lambda a: distance(a, A).sum())(A)
     assert float(value) == pytest.approx(0.0, abs=1e-10)
     assert np.isfinite(gradient).all()
 
 
-def test_negative_scale_is_an_error():
-    with pytest.raises(ValueError, match="objective.distance.c=-1"):
+def test_scales_and_powers_out_of_range_are_errors():
+    with pytest.raises(ValueError, match="distance.c=-1.0 must be 0 or more"):
         pseudo_huber(-1.0)
+    with pytest.raises(ValueError, match="distance.c=0.0 must be positive"):
+        cauchy(0.0)
+    with pytest.raises(ValueError, match="distance.power=0.5 must be 1 or more"):
+        norm(0.5)

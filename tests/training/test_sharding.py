@@ -39,6 +39,7 @@ METHODS = {
     "consistency_tuning": "ect",
     "continuous_training": "sct",
     "continuous_distillation": "scd",
+    "distribution_matching": "sim",
 }
 
 
@@ -79,9 +80,10 @@ def test_one_device_equals_eight(method):
         print(f"{method}: 1 device against {data} x {fsdp}: {difference:.2e}")
         assert difference < 1e-5
         assert largest_difference(one.followers, eight.followers) < 1e-5
-        np.testing.assert_allclose(
-            metrics_one["loss"].total, metrics_eight["loss"].total, rtol=1e-5
-        )
+        for name in (n for n in metrics_one if n.endswith("loss")):
+            np.testing.assert_allclose(
+                metrics_one[name].total, metrics_eight[name].total, rtol=1e-5, atol=1e-6
+            )
 
 
 def test_fsdp_splits_parameters_optimizer_and_followers_alike():

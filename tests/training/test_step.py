@@ -92,6 +92,22 @@ def test_a_slow_player_moves_at_its_own_period():
     assert still == [True, True, False, True, True, False]
 
 
+def test_a_follower_of_a_slow_player_counts_the_player_s_updates():
+    # An average of an average: both follow `first`, and their step is the number of its updates.
+    seen = Follower("average", lambda own, source, step: {"w": 1.0 + step.astype(jnp.float32)})
+    objective = game(every=3)
+    objective = objective._replace(followers={**objective.followers, "counter": seen})
+    state, step = start(objective)
+    counts, averages = [], []
+    for _ in range(7):
+        state, _ = step(state, FROZEN, BATCH)
+        counts.append(float(state.followers["counter"]["w"]))
+        averages.append(float(state.followers["average"]["w"]))
+    assert counts == [1, 1, 1, 2, 2, 2, 3]
+    first = 2.0 * RATE
+    assert averages[:4] == pytest.approx([0.5 * first] * 3 + [0.25 * first + 0.5 * first * 1.9])
+
+
 def test_players_start_from_frozen_networks_and_own_their_copy():
     objective = game()._replace(init_from={"second": "teacher"})
     state, step = start(objective)

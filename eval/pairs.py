@@ -1,0 +1,82 @@
+"""Pairs of noise and what a teacher makes of it: made once per run, and kept in its folder."""
+
+import os
+from functools import partial
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from data import Pairs
+from eval.generate import batch_sampler, cycle_labels, generate_floats, noise
+from objectives.base import Params
+from training.experiment import Experiment
+
+FILE = "pairs.npz"
+SEED = 0
+
+
+def teacher_pairs(
+    folder: Path,
+    taught: Experiment,
+    params: Params,
+    mesh: Mesh,
+    *,
+    count: int,
+    steps: int,
+    guidance_scale: float,
+    batch_size: int,
+) -> Pairs:
+    """`count` samples of the teacher in `steps` steps, with the noise that each started from.
+
+    Read from the folder's file if it is there. Labels go through the classes in turn. Raises
+    ValueError for a count or a number of steps that is not positive, or a file of another count.
+    """
+    if count < 1 or steps < 1:
+        raise ValueError(f"pairs.count={count} and pairs.steps={steps} must be 1 or more")
+    path = folder / FILE
+    if path.is_file():
+        return load(path, count)
+    choices = np.arange(taught.num_classes) if taught.num_classes else np.array([-1])
+    labels = cycle_labels(choices, count)
+    sample = batch_sampler(
+        taught.objective,
+        taught.image_shape,
+        mesh,
+        seed=SEED,
+        steps=steps,
+        guidance_scale=guidance_scale,
+    )
+    made = generate_floats(
+        sample, params, labels, batch_size=batch_size, description="the teacher's pairs"
+    )
+    eps = jax.jit(partial(noise, SEED, image_shape=taught.image_shape))(np.arange(count))[0]
+    pairs = Pairs(jax.device_get(eps), np.concatenate(list(made)), labels)
+    if jax.process_index() == 0:
+        save(path, pairs)
+    return pairs
+
+
+def save(path: Path, pairs: Pairs) -> None:
+    """Write the pairs whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fresh = path.with_name(path.name + ".tmp")
+    with fresh.open("wb") as file:
+        np.savez(file, **pairs._asdict())
+    os.replace(fresh, path)
+
+
+def load(path: Path, count: int) -> Pairs:
+    """Read pairs. Raises ValueError for a file that cannot be read, or of another count."""
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            pairs = Pairs(**{name: file[name] for name in Pairs._fields})
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError(f"{path} cannot be read ({error}); delete it to make it again") from error
+    if len(pairs.label) != count:
+        raise ValueError(
+            f"{path} has {len(pairs.label)} pairs, not pairs.count={count}; delete it to make them "
+            "again"
+        )
+    return pairs

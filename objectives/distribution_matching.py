@@ -1,0 +1,262 @@
+"""Distribution matching: a one-step generator from a teacher, without data.
+
+    x_g = G_theta(eps_1)          the generator
+    x_t = alpha x_g + sigma eps   t drawn from `time_sampler`
+    L   = E w(t) surrogate(x_g, fake(x_t), teacher(x_t))         in theta: objectives/divergences.py
+
+Two players, in this order: the fake score, a denoiser of the same model trained by denoising on
+fresh samples of the generator, so that fake(x_t) = E[x_g | x_t]; and the generator, updated once
+for `fake_score_updates` of these. Both start as the teacher. The teacher is frozen and may be
+guided (form A); the fake score is not. Gradients reach the generator through x_g and x_t alone:
+teacher and fake score are not the differentiated argument of its loss.
+
+Batches have labels alone. Methods differ in the divergence and in `normalize`:
+
+    sim             score_implicit_matching                Luo et al. 2024
+    sid             score_identity, normalize              Zhou et al. 2024
+    diff_instruct   integral_kl                            Luo et al. 2023
+    dmd             integral_kl, normalize                 Yin et al. 2024, as in DMD2 (no alpha_t)
+
+`normalize` divides a row by the detached mean absolute error of the teacher, |x_g - teacher|, as
+SiD and DMD do: levels where the teacher knows less count less.
+
+What the loss cannot say the metrics do, in bins of the noise level from data (0) to noise (1) for
+the first: `gap`, the mean square of fake - teacher, 0 for a perfect generator;
+`fake_error` and `teacher_error`, the mean squared errors of both on the generator's samples;
+`fake_excess`, fake_error less its known minimum teacher_error - gap: 0 for an exact fake score,
+which is the orthogonal projection of x_g; `sample_mean` and `sample_std` over the batch.
+"""
+
+from collections.abc import Mapping
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffusion.guidance import Condition, check_trained_scale, guide, unconditional
+from diffusion.path import Path, align
+from diffusion.time_sampling import TimeSampler, log_normal
+from objectives.base import (
+    Batch,
+    Key,
+    LossFn,
+    Metrics,
+    Objective,
+    Params,
+    Player,
+    SampleFn,
+    by_noise_level,
+    condition_of,
+    mean_of,
+    per_example,
+)
+from objectives.denoising import denoising_loss
+from objectives.distances import Distance, squared_error, squared_l2
+from objectives.divergences import Divergence, Point, score_implicit_matching
+from objectives.generators import Generator, one_step
+from objectives.model import Model, check_decoding, check_inputs
+
+# Smallest mean absolute error of the teacher that a row is divided by (SiD's code has 1e-5).
+LEAST_ERROR = 1e-5
+
+
+def distribution_matching(
+    model: Model,
+    *,
+    divergence: Divergence | None = None,
+    sigma_init: float = 2.5,
+    time_sampler: TimeSampler | None = None,
+    fake_time_sampler: TimeSampler | None = None,
+    normalize: bool = False,
+    guidance_scale: float = 1.0,
+    fake_score_updates: int = 1,
+    regression_weight: float = 0.0,
+    regression_distance: Distance | None = None,
+    generator: Generator | None = None,
+) -> Objective:
+    """The objective of SIM, SiD, Diff-Instruct, DMD, and of score distillation of samples.
+
+    divergence: of `objectives.divergences`, SIM by default.
+    sigma_init: noise level of the one-step generator.
+    time_sampler, fake_time_sampler: how t is drawn for the generator and for the fake score;
+        log-normal noise levels of mean -1.2 and std 1.2 by default.
+    normalize: divide rows by the teacher's mean absolute error.
+    guidance_scale: of the teacher, form A.
+    fake_score_updates: of the fake score per update of the generator.
+    regression_weight: of a term that ties the generator to pairs of the teacher's sampler, E
+        d(G(eps_1), sampler(eps_1)): 0.25 in DMD, with LPIPS for d; 0 leaves it out.
+    regression_distance: its d, squared L2 by default.
+    generator: what is optimised, the model in one step by default.
+    """
+    check_inputs(model)
+    check_decoding(model)
+    if regression_weight < 0.0:
+        raise ValueError(f"objective.regression_weight={regression_weight:g} must be 0 or more")
+    if fake_score_updates < 1:
+        raise ValueError(f"objective.fake_score_updates={fake_score_updates} must be 1 or more")
+    divergence = divergence or score_implicit_matching()
+    optimised = generator or one_step(model, sigma_init)
+    draw = time_sampler or log_normal(model.path)
+    players = {}
+    if divergence.has_fake_score:
+        loss = fake_score_loss(model, optimised, fake_time_sampler or log_normal(model.path))
+        players["fake_score"] = Player(model.network.init, loss)
+    loss = generator_loss(model, optimised, divergence, draw, normalize, guidance_scale)
+    if regression_weight > 0.0:
+        loss = with_regression(
+            loss, optimised, regression_weight, regression_distance or squared_l2()
+        )
+    players["generator"] = Player(optimised.init, loss, every=fake_score_updates)
+    return Objective(
+        players=players,
+        followers={},
+        sample=sampler(optimised, guidance_scale),
+        generator="generator",
+        guidance_scale=guidance_scale,
+        frozen=("teacher",),
+        init_from=dict.fromkeys(set(players) - ({"generator"} if generator else set()), "teacher"),
+        reads_images=False,
+        reads_pairs=regression_weight > 0.0,
+    )
+
+
+def generated(
+    model: Model, generator: Generator, params: Params, condition: Condition, key: Key
+) -> Array:
+    """x_g of a batch of conditions, in training."""
+    key_eps, key_dropout = jax.random.split(key)
+    rows = condition["label"].shape[0]
+    eps = jax.random.normal(key_eps, (rows, *model.network.shape))
+    return generator.generate(params, eps, condition, train=True, rng=key_dropout)
+
+
+def fake_score_loss(model: Model, generator: Generator, time_sampler: TimeSampler) -> LossFn:
+    """Denoising on the generator's samples."""
+    denoise = denoising_loss(model, time_sampler)
+
+    def loss(
+        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
+    ) -> tuple[Array, Metrics]:
+        key_sample, key_loss = jax.random.split(key)
+        x_g = generated(model, generator, networks["generator"], condition_of(batch), key_sample)
+        return denoise(params, networks, {**batch, "x": x_g}, key_loss, step)
+
+    return loss
+
+
+def generator_loss(
+    model: Model,
+    generator: Generator,
+    divergence: Divergence,
+    time_sampler: TimeSampler,
+    normalize: bool,
+    guidance_scale: float,
+) -> LossFn:
+    """The surrogate of the divergence at noised samples of the generator."""
+
+    def loss(
+        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
+    ) -> tuple[Array, Metrics]:
+        key_sample, key_t, key_eps = jax.random.split(key, 3)
+        condition = condition_of(batch)
+        x_g = generated(model, generator, params, condition, key_sample)
+        t = time_sampler(key_t, x_g.shape[0])
+        eps = jax.random.normal(key_eps, x_g.shape)
+        point = evaluate(model, networks, x_g, eps, t, condition, guidance_scale)
+        error = per_example(jnp.abs(x_g - point.teacher))
+        scale = jax.lax.stop_gradient(jnp.maximum(error, LEAST_ERROR)) if normalize else 1.0
+        return divergence.surrogate(point) / scale, health(point, t, model.path)
+
+    return loss
+
+
+def with_regression(
+    loss: LossFn, generator: Generator, weight: float, distance: Distance
+) -> LossFn:
+    """The loss plus `weight` times the distance to what the teacher makes of the same noise."""
+
+    def regularised(
+        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
+    ) -> tuple[Array, Metrics]:
+        rows, metrics = loss(params, networks, batch, key, step)
+        pairs = batch["pairs"]
+        x_g = generator.generate(
+            params,
+            pairs["eps"],
+            {"label": pairs["label"]},
+            train=True,
+            rng=jax.random.fold_in(key, 1),
+        )
+        apart = distance(x_g, pairs["x_0"])
+        return rows + weight * apart, {**metrics, "regression": mean_of(apart)}
+
+    return regularised
+
+
+def evaluate(
+    model: Model,
+    networks: Mapping[str, Params],
+    x_g: Array,
+    eps: Array,
+    t: Array,
+    condition: Condition,
+    guidance_scale: float,
+) -> Point:
+    """x_g noised to t, and what fake score and teacher make of it.
+
+    Without a fake score the generator's law is taken for the point x_g.
+    """
+    x_t = model.path.interpolate(x_g, eps, t)
+    rho = align(model.path.rho(t), x_g)
+
+    def denoised(name: str, scale: float, condition: Condition) -> Array:
+        predict = guide(partial(model.predict, networks[name]), scale)
+        return model.denoiser(predict, condition)(x_t, t).x_0
+
+    return Point(
+        x_g=x_g,
+        noise=rho * eps,
+        rho=rho,
+        fake=denoised("fake_score", 1.0, condition) if "fake_score" in networks else x_g,
+        teacher=denoised("teacher", guidance_scale, condition),
+        null=denoised("teacher", 1.0, unconditional(condition)),
+    )
+
+
+def health(point: Point, t: Array, path: Path) -> Metrics:
+    """What tells whether a run is sound."""
+    gap = per_example(squared_error(point.fake, point.teacher))
+    fake_error = per_example(squared_error(point.x_g, point.fake))
+    teacher_error = per_example(squared_error(point.x_g, point.teacher))
+    means = {
+        "gap": gap,
+        "fake_error": fake_error,
+        "teacher_error": teacher_error,
+        "fake_excess": fake_error + gap - teacher_error,
+        "sample_mean": jnp.mean(point.x_g),
+        "sample_std": jnp.sqrt(jnp.mean(jnp.var(point.x_g, axis=0))),
+    }
+    return {name: mean_of(value) for name, value in means.items()} | by_noise_level(
+        "gap", gap, t, path
+    )
+
+
+def sampler(generator: Generator, trained_scale: float) -> SampleFn:
+    """The generator, in one step."""
+
+    def sample(
+        params: Params,
+        eps: Array,
+        condition: Condition,
+        keys: Array,
+        *,
+        steps: int,
+        guidance_scale: float,
+    ) -> Array:
+        if steps != 1:
+            raise ValueError(f"a one-step generator samples in 1 step, not in {steps}")
+        check_trained_scale(guidance_scale, trained_scale)
+        return generator.generate(params, eps, condition)
+
+    return sample

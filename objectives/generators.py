@@ -1,0 +1,66 @@
+"""What is optimised to give samples: a network evaluated once, or the samples themselves."""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from diffusion.guidance import Condition
+from objectives.base import Key, Params
+from objectives.model import Model
+
+
+class Generate(Protocol):
+    """x_g from standard normal noise."""
+
+    def __call__(self, params: Params, eps: Array, condition: Condition, **mode: Any) -> Array:
+        """eps: [B, ...]. mode: train and rng, for networks. Returns x_g like eps."""
+        ...
+
+
+class Generator(NamedTuple):
+    """init: key -> parameters. generate: (parameters, eps, condition) -> x_g."""
+
+    init: Callable[[Key], Params]
+    generate: Generate
+
+
+def one_step(model: Model, sigma_init: float = 2.5) -> Generator:
+    """The data that the network predicts from noise alone, x_g = D(sigma eps, t).
+
+    sigma_init: sigma / alpha at that t (2.5 in SiD and SIM for EDM's networks, 1.0 in Diff-
+    Instruct's README). There a network expects some signal, and starts near the mean of the data
+    with some variety; at the noise end it starts at the mean. Raises ValueError for a level outside
+    the path.
+    """
+    path = model.path
+    low, high = (float(path.rho(jnp.float32(t))) for t in (path.t_min, path.t_max))
+    if not low < sigma_init <= high:
+        raise ValueError(
+            f"objective.sigma_init={sigma_init:g} is outside path.name={path.name}, whose noise "
+            f"levels sigma / alpha are {low:g} to {high:g}"
+        )
+    time = path.time_at(jnp.float32(sigma_init))
+    sigma = path.sigma(time)
+
+    def generate(params: Params, eps: Array, condition: Condition, **mode: Any) -> Array:
+        t = jnp.full(eps.shape[:1], time)
+        return model.endpoints(params, sigma * eps, t, condition, **mode).x_0
+
+    return Generator(model.network.init, generate)
+
+
+def particles(shape: tuple[int, ...], count: int, deviation: float = 1.0) -> Generator:
+    """`count` samples of that shape, themselves the parameters, at first noise of that deviation.
+
+    generate returns the first B of them: use batches of `count` rows, labelled as they are to be.
+    """
+
+    def generate(params: Params, eps: Array, condition: Condition, **mode: Any) -> Array:
+        return params["x"][: eps.shape[0]]
+
+    return Generator(
+        lambda key: {"x": deviation * jax.random.normal(key, (count, *shape))}, generate
+    )

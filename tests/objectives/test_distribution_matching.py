@@ -1,0 +1,278 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from diffusion.path import linear, trigflow, ve, vp_cosine
+from diffusion.prediction import KINDS
+from diffusion.time_sampling import log_normal
+from models.mlp import mlp
+from objectives.distances import pseudo_huber, squared_l2
+from objectives.distribution_matching import distribution_matching
+from objectives.divergences import (
+    integral_kl,
+    score_distillation,
+    score_identity,
+    score_implicit_matching,
+)
+from objectives.generators import one_step, particles
+from objectives.model import Model
+from tests.networks import gaussian_denoiser
+from training.optimizer import Optimizer
+from training.state import initial_state
+from training.step import train_step
+
+KEY = jax.random.key(0)
+BATCH = {"label": jnp.arange(8) % 4}
+
+
+def small_model(path=None, kind="velocity"):
+    network = mlp(dimension=3, width=16, depth=1, num_classes=4)
+    return Model(network, path or linear(), KINDS[kind])
+
+
+def perturbed(params, seed):
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(seed), len(leaves))
+    moved = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
+    return jax.tree.unflatten(tree, moved)
+
+
+def networks_of(model, *names):
+    params = model.network.init(KEY)
+    return {name: perturbed(params, seed) for seed, name in enumerate(names)}
+
+
+def optimizer(rate, steps=1):
+    schedule = optax.cosine_decay_schedule(rate, steps)
+    return Optimizer(optax.adam(schedule, b1=0.0), schedule)
+
+
+# Paths of every shape; the teacher N(0.5, 0.6^2) is within reach of each generator.
+METHODS = {
+    "sim": {"divergence": score_implicit_matching(pseudo_huber(0.5))},
+    "sim, squared": {"divergence": score_implicit_matching(squared_l2())},
+    "sid 1.0": {"divergence": score_identity(1.0), "normalize": True},
+    "sid 1.2": {"divergence": score_identity(1.2), "normalize": True},
+    "diff_instruct": {"divergence": integral_kl()},
+    "dmd": {"divergence": integral_kl(), "normalize": True},
+}
+PATHS = {"linear": linear(), "ve": ve(), "trigflow": trigflow(0.6)}
+
+
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [(name, "linear") for name in METHODS] + [("sim", "ve"), ("sim", "trigflow")],
+)
+def test_a_gaussian_generator_learns_the_teacher_s_mean_and_deviation(method, path):
+    mean, std, steps = 0.5, 0.6, 2500
+    model = gaussian_denoiser(PATHS[path])
+    objective = distribution_matching(
+        model,
+        time_sampler=log_normal(model.path, -0.5, 1.0),
+        fake_time_sampler=log_normal(model.path, -0.5, 1.0),
+        **METHODS[method],
+    )
+    teacher = {"mean": jnp.float32(mean), "log_std": jnp.log(jnp.float32(std))}
+    optimizers = {"fake_score": optimizer(0.03, steps), "generator": optimizer(0.01, steps)}
+    state = initial_state(objective, optimizers, 0, {"teacher": teacher})
+    step = train_step(objective, optimizers, 0)
+    batch = {"label": jnp.zeros(256, jnp.int32)}
+    run = jax.jit(
+        lambda state: jax.lax.scan(
+            lambda state, _: (step(state, {"teacher": teacher}, batch)[0], None),
+            state,
+            length=steps,
+        )[0]
+    )
+    sample = lambda state: objective.sample(  # noqa: E731
+        state.networks["generator"],
+        jax.random.normal(KEY, (20_000, 1)),
+        {"label": jnp.zeros(20_000, jnp.int32)},
+        KEY,
+        steps=1,
+        guidance_scale=1.0,
+    )
+    before, after = sample(state), sample(run(state))
+    assert abs(float(before.mean()) - mean) > 0.02 and float(before.std()) < 0.3
+    assert float(after.mean()) == pytest.approx(mean, abs=0.03)
+    assert float(after.std()) == pytest.approx(std, rel=0.06)
+
+
+def test_each_player_s_update_changes_that_player_alone():
+    model = gaussian_denoiser(linear())
+    objective = distribution_matching(model, fake_score_updates=2)
+    networks = networks_of(model, "fake_score", "generator", "teacher")
+    frozen = {"teacher": networks["teacher"]}
+    rates = {"fake_score": optimizer(1e-2, 9), "generator": optimizer(1e-2, 9)}
+    none = {name: optimizer(0.0, 9) for name in rates}
+    state = initial_state(objective, rates, 0, frozen)
+    state = state._replace(networks={name: networks[name] for name in rates})
+    same = lambda a, b: jax.tree.all(jax.tree.map(jnp.array_equal, a, b))  # noqa: E731
+    step = lambda optimizers: jax.jit(train_step(objective, optimizers, 0))  # noqa: E731
+    for moved in rates:
+        updated, _ = step(none | {moved: rates[moved]})(state, frozen, BATCH)
+        for name in rates:
+            assert same(updated.networks[name], state.networks[name]) == (name != moved)
+    # The generator is updated at every second step, the fake score at each.
+    after, _ = step(rates)(state._replace(step=jnp.int32(1)), frozen, BATCH)
+    assert same(after.networks["generator"], state.networks["generator"])
+    assert not same(after.networks["fake_score"], state.networks["fake_score"])
+    assert list(objective.players) == ["fake_score", "generator"]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_generator_rests_where_the_fake_score_is_the_teacher(method):
+    model = gaussian_denoiser(linear())
+    objective = distribution_matching(model, **METHODS[method])
+    networks = networks_of(model, "fake_score", "generator", "teacher")
+
+    def gradient(networks):
+        loss = objective.players["generator"].loss
+        return jax.grad(lambda p: loss(p, networks, BATCH, KEY, 0)[0].mean())(networks["generator"])
+
+    moved = jax.tree.leaves(gradient(networks))
+    still = jax.tree.leaves(gradient({**networks, "fake_score": networks["teacher"]}))
+    largest = lambda leaves: max(float(jnp.abs(g).max()) for g in leaves)  # noqa: E731
+    assert largest(still) < 1e-6 * largest(moved)  # rounding of two equal terms, or 0
+
+
+def test_the_fake_score_is_trained_as_a_denoiser_of_the_generator_s_samples():
+    # With a generator of fixed samples the loss is that of denoising these.
+    model = small_model()
+    held = particles((3,), 8)
+    objective = distribution_matching(
+        model, generator=held, fake_time_sampler=lambda k, n: 0.4 + jnp.zeros(n)
+    )
+    networks = networks_of(model, "fake_score", "teacher")
+    networks["generator"] = held.init(KEY)
+    found, _ = objective.players["fake_score"].loss(networks["fake_score"], networks, BATCH, KEY, 0)
+    x_g = networks["generator"]["x"]
+    _, key_loss = jax.random.split(KEY)
+    eps = jax.random.normal(jax.random.split(key_loss, 4)[1], x_g.shape)
+    t = jnp.full(8, 0.4)
+    velocity = model.predict(networks["fake_score"], 0.6 * x_g + 0.4 * eps, t, t, BATCH)
+    np.testing.assert_allclose(found, ((velocity - (eps - x_g)) ** 2).mean(1), rtol=1e-4)
+    # Labels are those that the samples were made for: none is dropped.
+    assert objective.init_from == {"fake_score": "teacher"}
+
+
+def test_without_a_fake_score_the_sample_is_a_point():
+    # Score distillation of fixed samples: VSD whose fake score knows x_g.
+    model, held = small_model(), particles((3,), 8)
+    objective = distribution_matching(
+        model, divergence=score_distillation(), generator=held, guidance_scale=3.0
+    )
+    assert list(objective.players) == ["generator"]
+    networks = networks_of(model, "teacher") | {"generator": held.init(KEY)}
+    loss = objective.players["generator"].loss
+    found = jax.grad(lambda p: loss(p, networks, BATCH, KEY, 0)[0].sum())(networks["generator"])
+    _, key_t, key_eps = jax.random.split(KEY, 3)
+    x_g = networks["generator"]["x"]
+    t = log_normal(model.path)(key_t, 8)
+    x_t = model.path.interpolate(x_g, jax.random.normal(key_eps, x_g.shape), t)
+    ends = [
+        model.endpoints(networks["teacher"], x_t, t, {"label": label}).x_0
+        for label in (BATCH["label"], jnp.full(8, -1))
+    ]
+    guided = ends[1] + 3.0 * (ends[0] - ends[1])
+    np.testing.assert_allclose(found["x"], x_g - guided, rtol=1e-3, atol=1e-5)
+
+
+def test_normalize_divides_rows_by_the_teacher_s_error_without_a_gradient():
+    model = small_model()
+    networks = networks_of(model, "fake_score", "generator", "teacher")
+
+    def value_and_gradient(**fields):
+        loss = (
+            distribution_matching(model, divergence=integral_kl(), **fields)
+            .players["generator"]
+            .loss
+        )
+        rows = lambda p: loss(p, networks, BATCH, KEY, 0)[0]  # noqa: E731
+        return rows(networks["generator"]), jax.jacrev(rows)(networks["generator"])
+
+    plain, plain_rows = value_and_gradient()
+    scaled, scaled_rows = value_and_gradient(normalize=True)
+    ratio = plain / scaled
+    assert float(ratio.min()) > 0.0 and float(ratio.std()) > 1e-3
+    for a, b in zip(jax.tree.leaves(plain_rows), jax.tree.leaves(scaled_rows), strict=True):
+        shape = (-1,) + (1,) * (a.ndim - 1)
+        np.testing.assert_allclose(a / ratio.reshape(shape), b, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("path", [linear(), vp_cosine(), trigflow(0.5)])
+def test_the_one_step_generator_sees_noise_of_its_level_on_every_path(path):
+    # On `ve` D(sigma eps, sigma); the same point elsewhere, by its equal sigma / alpha.
+    seen = {}
+
+    def model_on(path):
+        model = gaussian_denoiser(path, 0.2, 0.7)
+
+        def apply(params, x, t, s, condition, **mode):
+            seen[path.name] = (x / path.alpha(t[0]), path.rho(t))
+            return model.network.apply(params, x, t, s, condition, **mode)
+
+        return model._replace(network=model.network._replace(apply=apply))
+
+    eps = jax.random.normal(KEY, (5, 1))
+    images = []
+    for each in (ve(), path):
+        model = model_on(each)
+        params = model.network.init(KEY)
+        images.append(one_step(model, 2.5).generate(params, eps, {"label": jnp.zeros(5)}))
+    np.testing.assert_allclose(seen[path.name][0], 2.5 * eps, rtol=1e-4)
+    np.testing.assert_allclose(seen[path.name][1], 2.5, rtol=1e-4)
+    np.testing.assert_allclose(*images, rtol=1e-3, atol=1e-4)
+
+
+def test_health_of_an_exact_fake_score():
+    # fake_error is at its minimum, teacher_error - gap, but not for one that lags behind.
+    model = gaussian_denoiser(linear())
+    teacher, own, lags = (
+        {"mean": jnp.float32(mean), "log_std": jnp.float32(log_std)}
+        for mean, log_std in ((0.5, -0.5), (0.0, 0.2), (0.0, -0.3))
+    )
+    noise = jax.random.normal(jax.random.key(3), (100_000, 1))
+    held = particles((1,), 100_000)
+    objective = distribution_matching(model, generator=held)
+    batch = {"label": jnp.zeros(100_000, jnp.int32)}
+
+    def health(fake):
+        networks = {
+            "fake_score": fake,
+            "teacher": teacher,
+            "generator": {"x": jnp.exp(0.2) * noise},
+        }
+        _, metrics = objective.players["generator"].loss(
+            networks["generator"], networks, batch, KEY, 0
+        )
+        return {name: float(m.total / m.count) for name, m in metrics.items()}
+
+    exact, lagging = health(own), health(lags)
+    assert abs(exact["fake_excess"]) < 0.02 * exact["gap"]
+    assert abs(lagging["fake_excess"]) > 0.2 * lagging["gap"]
+    assert exact["sample_std"] == pytest.approx(np.exp(0.2), rel=0.01)
+    assert abs(exact["sample_mean"]) < 0.02
+    assert exact["gap"] == pytest.approx(exact["teacher_error"] - exact["fake_error"], rel=0.02)
+
+
+def test_sampling_in_more_than_one_step_or_at_another_scale_is_an_error():
+    model = small_model()
+    objective = distribution_matching(model, guidance_scale=2.0)
+    params, eps = model.network.init(KEY), jnp.ones((8, 3))
+    assert objective.guidance_scale == 2.0
+    assert objective.sample(params, eps, BATCH, KEY, steps=1, guidance_scale=2.0).shape == (8, 3)
+    with pytest.raises(ValueError, match="samples in 1 step, not in 4"):
+        objective.sample(params, eps, BATCH, KEY, steps=4, guidance_scale=2.0)
+    with pytest.raises(ValueError, match="knows guidance scale 2 alone, not 1"):
+        objective.sample(params, eps, BATCH, KEY, steps=1, guidance_scale=1.0)
+
+
+def test_bad_fields_are_errors():
+    for sigma_init in (0.0, -1.0, 100.0):
+        with pytest.raises(ValueError, match=r"sigma_init=.* is outside path.name=ve"):
+            distribution_matching(small_model(ve(), "F"), sigma_init=sigma_init)
+    with pytest.raises(ValueError, match="fake_score_updates=0 must be 1 or more"):
+        distribution_matching(small_model(), fake_score_updates=0)
