@@ -4,7 +4,8 @@ python main.py --config=configs/digits.py:shortcut --workdir=runs/digits_shortcu
 python main.py --config=configs/digits.py:flow_matching --workdir=runs/digits_flow_matching
 
 A teacher, then its student (edm for cd and ect, flow_matching for cd_flow, trigflow for scd, ddpm
-for lcm; ct, ict and sct need none, and ect starts from nothing without one):
+for lcm; ct, ict and sct need none, and ect starts from nothing without one; sim, sid,
+diff_instruct and dmd have an edm teacher, sim_flow etc. a flow_matching one, and read no images):
 
 python main.py --config=configs/digits.py:edm --workdir=runs/digits_edm
 python main.py --config=configs/digits.py:cd --config.teacher=runs/digits_edm \
@@ -29,7 +30,8 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.optimizer.warmup_steps = 100
     config.checkpoint.every = 1000
     methods.short_run(config, sigma_data=0.75)
-    if method in ("edm", "trigflow", "sct", "scd"):
+    if method not in ("ict", "ect"):
         # Noise levels of 64 pixels on a short run: higher and wider than those of 3,072.
-        config.objective.time_sampler = base.log_normal(-0.6, 1.6)
+        for law in methods.log_normal_laws(config):
+            law.mean, law.std = -0.6, 1.6
     return config

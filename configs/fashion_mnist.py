@@ -4,7 +4,8 @@ python main.py --mode=prepare --config=configs/fashion_mnist.py
 python main.py --config=configs/fashion_mnist.py:shortcut --workdir=runs/fashion_shortcut
 
 A teacher, then its student (edm for cd and ect, flow_matching for cd_flow, trigflow for scd, ddpm
-for lcm; ct, ict and sct need none, and ect starts from nothing without one):
+for lcm; ct, ict and sct need none, and ect starts from nothing without one; sim, sid,
+diff_instruct and dmd have an edm teacher, sim_flow etc. a flow_matching one, and read no images):
 
 python main.py --config=configs/fashion_mnist.py:edm --workdir=runs/fashion_edm
 python main.py --config=configs/fashion_mnist.py:cd --config.teacher=runs/fashion_edm \
@@ -35,7 +36,6 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.optimizer.warmup_steps = 100
     config.checkpoint.every = 1000
     methods.short_run(config, SIGMA_DATA)
-    drawn = config.objective.get("time_sampler")
-    if drawn and drawn.name == "log_normal":
-        drawn.mean += LOG_LEVEL_SHIFT
+    for law in methods.log_normal_laws(config):
+        law.mean += LOG_LEVEL_SHIFT
     return config

@@ -243,6 +243,7 @@ def short_run(config: ConfigDict, sigma_data: float) -> None:
         config.steps = config.steps // 2
         config.optimizer.learning_rate = 1e-4
         config.optimizer.schedule = "constant"
+        # The fake score follows the generator, and must keep up with it.
         config.player_optimizers = {"fake_score": {"learning_rate": 3e-4}}
         if "distance" in config.objective.divergence:
             config.objective.divergence.distance.c = 0.1
@@ -250,6 +251,12 @@ def short_run(config: ConfigDict, sigma_data: float) -> None:
         # The current network teaches its larger steps sooner than an average of it (README,
         # figures). The default for long runs is the paper's EMA.
         config.objective.target_decay = 0.0
+
+
+def log_normal_laws(config: ConfigDict) -> list[ConfigDict]:
+    """The log-normal laws of noise levels in a config's objective."""
+    laws = [config.objective.get(name) for name in ("time_sampler", "fake_time_sampler")]
+    return [law for law in laws if law is not None and law.name == "log_normal"]
 
 
 def frans_2024(method: str) -> ConfigDict:
