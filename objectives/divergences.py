@@ -103,7 +103,7 @@ def score_identity(alpha: float = 1.2) -> Divergence:
 
     (1 - alpha) times E || y ||^2 in value at an exact fake score. alpha 1 is SIM with a squared
     distance. Above 1 a generator whose noised variance is alpha / (alpha - 1) times the teacher's
-    is stationary too, and a wider one diverges (docs/healthy.md).
+    is stationary too, and a wider one diverges (docs/one_step.md).
     """
 
     def surrogate(point: Point) -> Array:

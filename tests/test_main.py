@@ -12,12 +12,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.training.runs import largest_difference
+from tests.training.runs import largest_difference, small_config
 from training import checkpoint
+from training.workdir import start_run
 
 ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/digits.py:shortcut"
+EDM = "--config=configs/digits.py:edm"
 CD = "--config=configs/digits.py:cd"
+ECT = "--config=configs/digits.py:ect"
 SMALL = (
     "--config.model.size=nano",
     "--config.batch_size=64",
@@ -26,6 +29,14 @@ SMALL = (
     "--config.evaluate.steps=(1,4)",
     "--config.evaluate.num_samples=20",
     "--config.evaluate.batch_size=20",
+)
+# A run of two steps that can be made longer.
+SHORT = (
+    "--config.model.size=nano",
+    "--config.batch_size=64",
+    "--config.optimizer.schedule=constant",
+    "--config.optimizer.warmup_steps=0",
+    "--config.evaluate.steps=()",
 )
 
 
@@ -208,6 +219,63 @@ def test_a_teacher_of_another_model(trained, tmp_path):
     assert f"teacher={trained}@4 is another model" in result.stderr
     assert "path.name (linear there, ve here)" in result.stderr
     assert not (tmp_path / "r").exists()
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    """An edm run of two steps."""
+    workdir = tmp_path_factory.mktemp("teacher")
+    run(EDM, f"--workdir={workdir}", "--config.steps=2", *SHORT)
+    return workdir
+
+
+def test_a_student_needs_its_teacher_to_go_on_but_not_to_sample(teacher, tmp_path, monkeypatch):
+    # What one process compiled the next one finds.
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", f"{tmp_path}/compiled")
+    student, teacher = tmp_path / "student", shutil.copytree(teacher, tmp_path / "teacher")
+    distil = [CD, f"--config.teacher={teacher}", f"--workdir={student}", *SHORT]
+    sample = ["--mode=sample", f"--workdir={student}", "--steps=2", "--num=4"]
+    run(*distil, "--config.steps=2")
+    run(*sample, f"--out={tmp_path}/first.npz")
+    run(*distil, "--config.steps=4")
+    shutil.rmtree(teacher)
+    assert "at step 4, 2 sampling step(s)" in run(*sample, f"--out={tmp_path}/last.npz").stdout
+    first, last = (np.load(tmp_path / f"{name}.npz")["x"] for name in ("first", "last"))
+    assert first.shape == last.shape == (4, 8, 8, 1) and (first != last).any()
+    assert f"teacher={teacher}@2: " in run(*distil, "--config.steps=6", expect=2).stderr
+
+
+def test_a_run_that_only_started_from_a_teacher_goes_on_without_it(teacher, tmp_path, monkeypatch):
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", f"{tmp_path}/compiled")
+    tuned, copy = tmp_path / "tuned", shutil.copytree(teacher, tmp_path / "teacher")
+    tune = [ECT, f"--config.teacher={copy}", f"--workdir={tuned}", *SHORT]
+    # Without a rate it stays where it started.
+    tune += ["--config.objective.total_steps=4", "--config.optimizer.learning_rate=0.0"]
+    run(*tune, "--config.steps=2")
+    shutil.rmtree(copy)
+    run(*tune, "--config.steps=4")
+    start, end = arrays(teacher, 2)["ema_0.999"], arrays(tuned, 4)["network"]
+    assert largest_difference(start, end) == 0.0
+
+
+def test_a_run_of_another_version_is_named(tmp_path):
+    lacking, unknown = small_config("edm"), small_config("edm")
+    del lacking["prediction"]
+    unknown.objective = unknown.objective.to_dict() | {"old_field": 1}
+    for name, config in (("lacking", lacking), ("unknown", unknown)):
+        start_run(tmp_path / name, config)
+    version = "was made by another version of Fewstep: its config lacks a field (\"'prediction'\")"
+    for arguments, message in (
+        (["--mode=sample", f"--workdir={tmp_path}/lacking"], f"{tmp_path}/lacking {version}"),
+        (["--mode=sample", f"--workdir={tmp_path}/unknown"], "objective.old_field is not used by"),
+        (
+            [CD, "--mode=describe", f"--config.teacher={tmp_path}/lacking"],
+            f"teacher={tmp_path}/lacking {version}",
+        ),
+    ):
+        result = run(*arguments, expect=2)
+        assert message in result.stderr
+        assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_a_damaged_checkpoint_is_named(trained, tmp_path):

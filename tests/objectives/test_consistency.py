@@ -339,6 +339,18 @@ def test_times_are_moved_to_the_grid_that_was_trained_on():
         sample({}, jnp.ones((2, 1)), labels(2), None, steps=5, guidance_scale=1.0)
 
 
+@pytest.mark.parametrize("times", [(0.95,), (0.52, 0.48), (0.2, 0.01)])
+def test_sampling_times_with_one_nearest_point_of_the_grid_are_an_error(times):
+    # Of the points 1, 0.75, 0.5 and 0.25: two of the times, t_max included, are moved to one.
+    path = PATHS["linear"]()
+    spacing = SPACINGS["uniform"](path)
+    sample = sampler(model_of(affine(), path), spacing, times, curriculum=constant(5))
+    with pytest.raises(ValueError, match="objective.sample_times are too close for the 5 times"):
+        sample({}, jnp.ones((2, 1)), labels(2), None, steps=len(times) + 1, guidance_scale=1.0)
+    # A finer grid tells them apart.
+    np.testing.assert_allclose(on_grid(spacing, 100, jnp.array(times)), times, atol=1e-6)
+
+
 @pytest.mark.parametrize("times", [(1.0,), (0.0,), (-0.2,), (1.4,), (0.3, 0.6), (0.3, 0.3)])
 def test_sampling_times_outside_the_path_are_an_error(times):
     path = PATHS["linear"]()

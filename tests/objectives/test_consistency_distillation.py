@@ -5,7 +5,7 @@ import pytest
 
 from diffusion.path import PATHS
 from diffusion.spacing import SPACINGS
-from diffusion.time_pairs import constant
+from diffusion.time_pairs import constant, grid_pairs
 from objectives.consistency_distillation import consistency_distillation
 from samplers.ode import STEPS
 from tests.gaussian import Gaussian
@@ -104,31 +104,50 @@ def test_the_student_learns_the_guided_field_at_the_scale_it_is_told():
     assert fine < 1e-5
 
 
-def test_guidance_at_a_fixed_scale_is_the_teacher_s():
+@pytest.mark.parametrize("scale", [1.0, 2.0, 3.0])
+def test_guidance_at_a_fixed_scale_is_the_teacher_s(scale):
+    # In numpy: one Euler step of the guided teacher, then the student at both ends.
     path = PATHS["linear"]()
-    model = model_of(affine(), path)
-    params = affine().init(KEY)
+    spacing, curriculum = SPACINGS["uniform"](path), constant(9)
+    objective = consistency_distillation(
+        model_of(affine(), path),
+        curriculum=curriculum,
+        spacing=spacing,
+        teacher_solver=STEPS["euler"],
+        target_decay=0.0,
+        guidance_scale=scale,
+    )
+    student = affine().init(KEY)
+    teacher = jax.tree.map(lambda leaf: 0.5 - leaf, student)
     data = {"x": GAUSSIAN.sample(KEY, 64), "label": jnp.arange(64) % 3}
-    losses = {}
-    for scale in (1.0, 2.0, 3.0):
-        objective = consistency_distillation(
-            model, guidance_scale=scale, teacher_solver=STEPS["euler"], target_decay=0.0
-        )
-        assert not objective.followers
-        losses[scale] = objective.players["network"].loss(params, {"teacher": params}, data, KEY, 0)
-        with pytest.raises(ValueError, match="guidance scale"):
-            objective.sample(
-                params, data["x"], {"label": data["label"]}, None, steps=1, guidance_scale=scale + 1
-            )
-    # x_s is affine in the scale and f affine in x_s, so the residual is too: with equal seconds
-    # differences of its root the loss is a parabola in the scale.
-    third = losses[3.0][0] - 2 * losses[2.0][0] + losses[1.0][0]
-    assert float(third.mean()) > 0.0
-    assert float(jnp.abs(losses[2.0][0] - losses[1.0][0]).max()) > 1e-4
+    loss, _ = objective.players["network"].loss(student, {"teacher": teacher}, data, KEY, 0)
+    key_t, key_eps, _ = jax.random.split(jax.random.split(KEY)[0], 3)
+    t, s = (np.asarray(a)[:, None] for a in grid_pairs(spacing, curriculum)(key_t, 64, 0))
+    x_0, label = np.asarray(data["x"]), np.asarray(data["label"])
+
+    def u(params, x, time, label):
+        p = {name: np.asarray(leaf) for name, leaf in params.items()}
+        return p["a"] * x + p["b"] + p["c"] * time + p["e"][label][:, None]
+
+    x_t = (1 - t) * x_0 + t * np.asarray(jax.random.normal(key_eps, (64, 2)))
+    null = u(teacher, x_t, t, np.full(64, -1))
+    x_s = x_t - (t - s) * (null + scale * (u(teacher, x_t, t, label) - null))
+    f_t, f_s = (x - time * u(student, x, time, label) for x, time in ((x_t, t), (x_s, s)))
+    np.testing.assert_allclose(loss, ((f_t - f_s) ** 2).mean(axis=1), rtol=1e-4, atol=1e-7)
+
+
+def test_a_student_of_one_scale_samples_at_no_other():
+    objective = consistency_distillation(model_of(affine(), PATHS["linear"]()), guidance_scale=2.0)
+    inputs = affine().init(KEY), jnp.ones((2, 1)), {"label": jnp.zeros(2, jnp.int32)}, None
+    objective.sample(*inputs, steps=1, guidance_scale=objective.guidance_scale)
+    with pytest.raises(ValueError, match="knows guidance scale 2 alone, not 1"):
+        objective.sample(*inputs, steps=1, guidance_scale=1.0)
 
 
 def test_ema_target_follows_with_its_decay():
-    objective = consistency_distillation(model_of(affine(), PATHS["linear"]()), target_decay=0.9)
+    model = model_of(affine(), PATHS["linear"]())
+    assert not consistency_distillation(model, target_decay=0.0).followers
+    objective = consistency_distillation(model, target_decay=0.9)
     follower = objective.followers["target"]
     assert follower.source == "network"
     assert float(follower.update(jnp.float32(1.0), jnp.float32(0.0), 5)) == pytest.approx(0.9)

@@ -4,16 +4,20 @@ import jax
 import numpy as np
 import pytest
 
+from diffusion.path import ve
+from tests.networks import affine, model_of
 from tests.training.runs import (
     largest_difference,
     perturbed,
+    small_config,
     small_experiment,
     synthetic_batches,
     untrained_teacher,
 )
 from tests.training.test_sharding import mesh_of
 from training import checkpoint
-from training.loop import abstract_state, compile_step, create_state
+from training.experiment import build_objective, build_optimizers
+from training.loop import abstract_state, compile_step, create_state, train
 from training.sharding import put_batch
 
 CONFIG, EXPERIMENT = small_experiment()
@@ -122,6 +126,53 @@ def test_resuming_with_a_teacher_and_a_target_equals_not_stopping(tmp_path):
     moved = uninterrupted.networks["network"], frozen["teacher"]
     assert largest_difference(*moved) > 0.0
     assert largest_difference(uninterrupted.followers["target"], moved[0]) > 0.0
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("ct", {"objective.curriculum.last": 8}),  # 2, 5, 7 and 8 points
+        ("ict", {"objective.curriculum.last": 80}),  # 10, 20, 40 and 80 cells
+        ("ect", {"objective.stages": 2, "objective.q": 16.0}),  # the second one from step 2
+    ],
+)
+def test_resuming_across_a_change_of_the_grid_equals_not_stopping(tmp_path, method, fields):
+    # The config's own objective with a network of five numbers, which compiles in no time.
+    config = small_config(method, steps=4, **fields)
+    objective = build_objective(config, model_of(affine(), ve(), "F"))
+    optimizers = build_optimizers(config, objective)
+
+    def four_steps(workdir):
+        return train(
+            objective=objective,
+            optimizers=optimizers,
+            frozen={},
+            mesh=mesh_of(1, 1),
+            seed=config.seed,
+            steps=config.steps,
+            batch_size=config.batch_size,
+            batches=lambda start: synthetic_batches(config, start),
+            evaluate=lambda state: {},
+            workdir=workdir,
+            log_every=1,
+            checkpoint_every=2,
+            keep_checkpoints=0,
+            evaluate_every=0,
+        )
+
+    final = four_steps(tmp_path / "whole")
+    shutil.copytree(*(tmp_path / run / "checkpoints" / "2" for run in ("whole", "cut")))
+    assert largest_difference(final, four_steps(tmp_path / "cut")) == 0.0
+
+    @jax.jit
+    def gap(step):
+        """rho_t - rho_s at one key, summed."""
+        networks, batch = {**final.networks, **final.followers}, next(synthetic_batches(config))
+        loss = objective.players["network"].loss
+        metrics = loss(networks["network"], networks, batch, jax.random.key(0), step)[1]
+        return metrics["noise_gap"].total
+
+    assert gap(1) > 1.2 * gap(2)
 
 
 def test_the_newest_step_or_one_that_is_there(saved, tmp_path):
