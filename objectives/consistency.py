@@ -143,10 +143,20 @@ def sampler(
     time is moved to the nearest point of its last grid, since a network is arbitrary at times that
     it has not seen (while the grid still grows, the last one has some of these too).
     trained_scale: of guidance; guidance_range: the scales that the network is told in its place, if
-    it is. Raises ValueError for a time outside the path.
+    it is. Raises ValueError for times outside the path, or too close for the grid.
     """
     check_times(model.path, sample_times)
     cells = last_points(curriculum) - 1 if curriculum else None
+
+    def times_of(steps: int) -> Array:
+        with jax.ensure_compile_time_eval():
+            if steps == len(sample_times) + 1:
+                times = jnp.asarray([model.path.t_max, *sample_times], jnp.float32)
+            else:
+                times = grid(spacing, steps)[:-1]
+            return on_grid(spacing, cells, times) if cells else times
+
+    times_of(len(sample_times) + 1)  # refuses bad ones before any training
 
     def sample(
         params: Params,
@@ -157,19 +167,12 @@ def sampler(
         steps: int,
         guidance_scale: float,
     ) -> Array:
-        with jax.ensure_compile_time_eval():
-            if steps == len(sample_times) + 1:
-                times = jnp.asarray([model.path.t_max, *sample_times], jnp.float32)
-            else:
-                times = grid(spacing, steps)[:-1]
-            if cells:
-                times = on_grid(spacing, cells, times)
         check_trained_scale(guidance_scale, trained_scale, guidance_range)
         if guidance_range:
             told = jnp.full(eps.shape[:1], guidance_scale, jnp.float32)
             condition = {**condition, "guidance_scale": told}
         f = lambda x, t: model.consistency(params, x, t, condition)  # noqa: E731
-        return renoise(f, model.path, model.path.prior(eps), times, keys)
+        return renoise(f, model.path, model.path.prior(eps), times_of(steps), keys)
 
     return sample
 

@@ -264,7 +264,7 @@ def test_a_run_of_another_version_is_named(tmp_path):
     unknown.objective = unknown.objective.to_dict() | {"old_field": 1}
     for name, config in (("lacking", lacking), ("unknown", unknown)):
         start_run(tmp_path / name, config)
-    version = "was made by another version of Fewstep: its config lacks a field (\"'prediction'\")"
+    version = "was made by another version of Fewstep: its config does not have the fields of this"
     for arguments, message in (
         (["--mode=sample", f"--workdir={tmp_path}/lacking"], f"{tmp_path}/lacking {version}"),
         (["--mode=sample", f"--workdir={tmp_path}/unknown"], "objective.old_field is not used by"),

@@ -67,11 +67,12 @@ def build(config: ConfigDict) -> Experiment:
 def rebuild(config: ConfigDict, run: str) -> Experiment:
     """The experiment of a recorded config. Raises ValueError if it has not all fields of today."""
     try:
+        config.evaluate.batch_size  # noqa: B018, read by those who sample
         return build(config)
-    except AttributeError as error:  # ml_collections on a field that is not there
+    except (AttributeError, KeyError, TypeError) as error:  # a field that is not there, or no more
         raise ValueError(
-            f"{run} was made by another version of Fewstep: its config lacks a field ("
-            f"{str(error).splitlines()[0]}); sample it with that version, or train again"
+            f"{run} was made by another version of Fewstep: its config does not have the fields of "
+            f"this one ({str(error).splitlines()[0]}); sample it with that version, or train again"
         ) from error
 
 

@@ -62,7 +62,7 @@ def pinned(config: ConfigDict, run: Path) -> ConfigDict:
     config = ConfigDict(config)
     asked = parse(config.teacher)
     if (run / workdir.CONFIG).is_file():
-        recorded = workdir.load_config(run).teacher
+        recorded = workdir.load_config(run).get("teacher", "")
         folder, step = parse(recorded)
         if recorded and folder == asked.folder and asked.step in (None, step):
             config.teacher = recorded

@@ -344,9 +344,8 @@ def test_sampling_times_with_one_nearest_point_of_the_grid_are_an_error(times):
     # Of the points 1, 0.75, 0.5 and 0.25: two of the times, t_max included, are moved to one.
     path = PATHS["linear"]()
     spacing = SPACINGS["uniform"](path)
-    sample = sampler(model_of(affine(), path), spacing, times, curriculum=constant(5))
     with pytest.raises(ValueError, match="objective.sample_times are too close for the 5 times"):
-        sample({}, jnp.ones((2, 1)), labels(2), None, steps=len(times) + 1, guidance_scale=1.0)
+        sampler(model_of(affine(), path), spacing, times, curriculum=constant(5))
     # A finer grid tells them apart.
     np.testing.assert_allclose(on_grid(spacing, 100, jnp.array(times)), times, atol=1e-6)
 

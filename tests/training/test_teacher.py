@@ -149,6 +149,15 @@ def test_a_teacher_of_another_version_is_named():
         rebuild(old, "runs/old")
     with pytest.raises(ValueError, match="teacher=runs/old was made by another version"):
         check_teacher(config, old, experiment)
+    for section, field in (
+        ("optimizer", "clip_norm"),
+        ("evaluate", "batch_size"),
+        ("path", "name"),
+    ):
+        broken = small_config("flow_matching")
+        del broken[section][field]
+        with pytest.raises(ValueError, match=f"made by another version.*{field}"):
+            rebuild(broken, "runs/old")
 
 
 @pytest.mark.parametrize("method", ["cd_flow", "flow_matching"])
