@@ -258,6 +258,33 @@ def test_a_run_that_only_started_from_a_teacher_goes_on_without_it(teacher, tmp_
     assert largest_difference(start, end) == 0.0
 
 
+def test_a_generator_learns_without_images(teacher, tmp_path):
+    # The data set is not there; what its images are like the teacher's run says.
+    workdir = tmp_path / "generator"
+    made = run(
+        "--config=configs/digits.py:dmd",
+        f"--config.teacher={teacher}",
+        f"--workdir={workdir}",
+        *SHORT,
+        "--config.steps=2",
+        "--config.data.name=mnist",
+        f"--config.data.dir={tmp_path}/none",
+        "--config.evaluate.steps=(1,)",
+        "--config.evaluate.num_samples=20",
+        "--config.evaluate.batch_size=20",
+        "--config.objective.regression_weight=0.25",
+        "--config.pairs.count=20",
+        "--config.pairs.steps=2",
+    )
+    assert "skipped metrics: the data set mnist is not here" in made.stderr
+    with np.load(workdir / "pairs.npz") as pairs:
+        assert pairs["x_0"].shape == pairs["eps"].shape == (20, 8, 8, 1)
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    assert rows[0]["generator/regression"] > 0.0 and rows[0]["fake_score/loss"] > 0.0
+    run("--mode=sample", f"--workdir={workdir}", "--num=4", f"--out={tmp_path}/s.npz")
+    assert np.load(tmp_path / "s.npz")["x"].shape == (4, 8, 8, 1)
+
+
 def test_a_run_of_another_version_is_named(tmp_path):
     lacking, unknown = small_config("edm"), small_config("edm")
     del lacking["prediction"]
