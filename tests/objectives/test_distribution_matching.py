@@ -8,11 +8,11 @@ from diffusion.path import linear, trigflow, ve, vp_cosine
 from diffusion.prediction import KINDS
 from diffusion.time_sampling import log_normal
 from models.mlp import mlp
-from objectives.distances import pseudo_huber, squared_l2
+from objectives.distances import norm, pseudo_huber, squared_l2
 from objectives.distribution_matching import distribution_matching
 from objectives.divergences import (
+    Divergence,
     integral_kl,
-    score_distillation,
     score_identity,
     score_implicit_matching,
 )
@@ -158,26 +158,56 @@ def test_the_fake_score_is_trained_as_a_denoiser_of_the_generator_s_samples():
     assert objective.init_from == {"fake_score": "teacher"}
 
 
-def test_without_a_fake_score_the_sample_is_a_point():
-    # Score distillation of fixed samples: VSD whose fake score knows x_g.
+@pytest.mark.parametrize("field", ["fake", "teacher", "null", "noise", "rho"])
+@pytest.mark.parametrize("has_fake_score", [True, False])
+def test_a_point_is_what_the_denoisers_say_and_guidance_the_teacher_s_alone(field, has_fake_score):
     model, held = small_model(), particles((3,), 8)
-    objective = distribution_matching(
-        model, divergence=score_distillation(), generator=held, guidance_scale=3.0
+    shown = Divergence(
+        lambda point: (getattr(point, field) + 0.0 * point.x_g).sum(1), has_fake_score
     )
-    assert list(objective.players) == ["generator"]
-    networks = networks_of(model, "teacher") | {"generator": held.init(KEY)}
-    loss = objective.players["generator"].loss
-    found = jax.grad(lambda p: loss(p, networks, BATCH, KEY, 0)[0].sum())(networks["generator"])
+    objective = distribution_matching(model, divergence=shown, generator=held, guidance_scale=3.0)
+    assert ("fake_score" in objective.players) == has_fake_score
+    networks = networks_of(model, "teacher", *["fake_score"] * has_fake_score)
+    networks["generator"] = held.init(KEY)
+    found, _ = objective.players["generator"].loss(networks["generator"], networks, BATCH, KEY, 0)
     _, key_t, key_eps = jax.random.split(KEY, 3)
-    x_g = networks["generator"]["x"]
-    t = log_normal(model.path)(key_t, 8)
-    x_t = model.path.interpolate(x_g, jax.random.normal(key_eps, x_g.shape), t)
-    ends = [
-        model.endpoints(networks["teacher"], x_t, t, {"label": label}).x_0
-        for label in (BATCH["label"], jnp.full(8, -1))
-    ]
-    guided = ends[1] + 3.0 * (ends[0] - ends[1])
-    np.testing.assert_allclose(found["x"], x_g - guided, rtol=1e-3, atol=1e-5)
+    x_g, t = networks["generator"]["x"], log_normal(model.path)(key_t, 8)
+    eps = jax.random.normal(key_eps, x_g.shape)
+    x_t, rho = model.path.interpolate(x_g, eps, t), (t / (1.0 - t))[:, None]
+
+    def denoised(name, label):
+        return model.endpoints(networks[name], x_t, t, {"label": label}).x_0
+
+    null = denoised("teacher", jnp.full(8, -1))
+    expected = {
+        "fake": denoised("fake_score", BATCH["label"]) if has_fake_score else x_g,
+        "teacher": null + 3.0 * (denoised("teacher", BATCH["label"]) - null),
+        "null": null,
+        "noise": rho * eps,
+        "rho": jnp.broadcast_to(rho, x_g.shape),
+    }
+    np.testing.assert_allclose(found, expected[field].sum(1), rtol=1e-3, atol=1e-5)
+
+
+def test_regression_ties_the_generator_to_the_teacher_s_pairs():
+    model = small_model()
+    networks = networks_of(model, "fake_score", "generator", "teacher")
+    eps, x_0 = jax.random.normal(KEY, (2, 8, 3))
+    label = (BATCH["label"] + 1) % 4
+    batch = {**BATCH, "pairs": {"eps": eps, "x_0": x_0, "label": label}}
+    rows = {}
+    for weight in (0.0, 0.25):
+        objective = distribution_matching(
+            model, regression_weight=weight, regression_distance=norm()
+        )
+        assert objective.reads_pairs == (weight > 0.0)
+        loss = objective.players["generator"].loss
+        rows[weight], _ = loss(networks["generator"], networks, batch, KEY, 0)
+    x_g = one_step(model).generate(networks["generator"], eps, {"label": label})
+    apart = jnp.sqrt(((x_g - x_0) ** 2).sum(1))
+    np.testing.assert_allclose(rows[0.25] - rows[0.0], 0.25 * apart, rtol=1e-3, atol=1e-5)
+    with pytest.raises(ValueError, match="regression_weight=-1 must be 0 or more"):
+        distribution_matching(model, regression_weight=-1.0)
 
 
 def test_normalize_divides_rows_by_the_teacher_s_error_without_a_gradient():
