@@ -40,8 +40,7 @@ def batches(
     """
     _check(split, batch_size, seed, start_step, process_index, process_count)
 
-    local = batch_size // process_count
-    block = slice(process_index * local, (process_index + 1) * local)
+    block = _block(batch_size, process_index, process_count)
 
     def gather(rows: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
         indices, mirrored = (row[block] for row in rows)
@@ -70,8 +69,7 @@ def label_batches(
     Each label is drawn alike; without classes it is -1. As for `batches`, a step's labels depend on
     (seed, step) alone.
     """
-    local = batch_size // process_count
-    block = slice(process_index * local, (process_index + 1) * local)
+    block = _block(batch_size, process_index, process_count)
     for step in itertools.count(start_step):
         if num_classes:
             labels = np.random.default_rng((seed, step)).integers(num_classes, size=batch_size)
@@ -90,8 +88,7 @@ def pair_batches(
     process_count: int = 1,
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of {"eps", "x_0", "label"}, in an order drawn anew every epoch."""
-    local = batch_size // process_count
-    block = slice(process_index * local, (process_index + 1) * local)
+    block = _block(batch_size, process_index, process_count)
 
     def gather(indices: np.ndarray) -> dict[str, np.ndarray]:
         return {name: array[indices[block]] for name, array in pairs._asdict().items()}
@@ -99,6 +96,12 @@ def pair_batches(
     positions = grain.MapDataset.range(len(pairs.label)).seed(seed).shuffle()
     steps = positions.repeat().batch(batch_size, drop_remainder=True)
     return iter(steps[start_step:].map(gather).to_iter_dataset(READ_OPTIONS))
+
+
+def _block(batch_size: int, index: int, count: int) -> slice:
+    """The rows of a batch that a process takes."""
+    local = batch_size // count
+    return slice(index * local, (index + 1) * local)
 
 
 def _draw_mirroring(index: int, rng: np.random.Generator) -> tuple[int, bool]:
