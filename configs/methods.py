@@ -237,12 +237,16 @@ def short_run(config: ConfigDict, sigma_data: float) -> None:
         config.objective.skip = 4
         config.objective.guidance_range = (1.0, 4.0)
         config.objective.guidance_scale = 1.0
-    if config.method in ("sct", "scd"):
-        config.objective.tangent_warmup = 1000  # the paper's is 10,000 steps
+    if config.method == "sct":
+        # From scratch a network that does not denoise yet has no tangent worth following: r rises
+        # over the whole run (docs/consistency.md has figures).
+        config.optimizer.learning_rate = 5e-4
+        config.objective.tangent_warmup = config.steps
     if config.method == "scd":
         # A teacher's tangent has no noise, and Adam's steps, which divide by the size of the
         # gradient, grow until the tangent runs away; docs/consistency.md has figures.
         config.optimizer.learning_rate, config.optimizer.eps = 5e-4, 1e-3
+        config.objective.tangent_warmup = 1000  # the paper's is 10,000 steps
         config.objective.tangent_scale = 1.0
         config.objective.adaptive_weight = config.model.loss_weight = False
     if config.objective.name == "distribution_matching":
