@@ -135,7 +135,7 @@ def test_generator_rests_where_the_fake_score_is_the_teacher(method):
     moved = jax.tree.leaves(gradient(networks))
     still = jax.tree.leaves(gradient({**networks, "fake_score": networks["teacher"]}))
     largest = lambda leaves: max(float(jnp.abs(g).max()) for g in leaves)  # noqa: E731
-    assert largest(still) < 1e-6 * largest(moved)  # rounding of two equal terms, or 0
+    assert largest(still) < 1e-5 * largest(moved)  # rounding of two equal terms, or 0
 
 
 def test_the_fake_score_is_trained_as_a_denoiser_of_the_generator_s_samples():
