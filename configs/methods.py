@@ -279,7 +279,8 @@ def frans_2024(method: str) -> ConfigDict:
     chosen.model.patch_size = 2
     chosen.model.dtype = "bfloat16"
     chosen.optimizer.learning_rate = 1e-4
-    chosen.optimizer.weight_decay = 0.1
+    if chosen.optimizer.name == "adamw":
+        chosen.optimizer.weight_decay = 0.1
     chosen.ema.decays = (0.999,)
     chosen.checkpoint.every = 20_000
     chosen.evaluate.every = 50_000

@@ -183,7 +183,7 @@ def test_base_has_every_field_of_networks_and_optimizers():
 
 
 @pytest.mark.parametrize(
-    ("unknown", "nearest"), [("shortcuts", "shortcut"), ("icd", "cd"), ("scm", "sct")]
+    ("unknown", "nearest"), [("shortcuts", "shortcut"), ("icd", "cd"), ("scdd", "scd")]
 )
 def test_unknown_method_names_what_there_is_and_the_nearest(unknown, nearest):
     with pytest.raises(ValueError, match=f"no method '{unknown}' .*edm, .* mean '{nearest}'"):
