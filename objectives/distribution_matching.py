@@ -96,6 +96,11 @@ def distribution_matching(
     if fake_score_updates < 1:
         raise ValueError(f"objective.fake_score_updates={fake_score_updates} must be 1 or more")
     divergence = divergence or score_implicit_matching()
+    if fake_score_updates > 1 and not divergence.has_fake_score:
+        raise ValueError(
+            f"objective.fake_score_updates={fake_score_updates} needs a divergence with a fake "
+            "score; score distillation has none: use 1"
+        )
     optimised = generator or one_step(model, sigma_init)
     draw = time_sampler or log_normal(model.path)
     players = {}

@@ -13,6 +13,7 @@ from objectives.distribution_matching import distribution_matching
 from objectives.divergences import (
     Divergence,
     integral_kl,
+    score_distillation,
     score_identity,
     score_implicit_matching,
 )
@@ -306,3 +307,7 @@ def test_bad_fields_are_errors():
             distribution_matching(small_model(ve(), "F"), sigma_init=sigma_init)
     with pytest.raises(ValueError, match="fake_score_updates=0 must be 1 or more"):
         distribution_matching(small_model(), fake_score_updates=0)
+    with pytest.raises(
+        ValueError, match="fake_score_updates=2 needs a divergence with a fake score"
+    ):
+        distribution_matching(small_model(), divergence=score_distillation(), fake_score_updates=2)
