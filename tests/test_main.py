@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -41,11 +42,8 @@ SHORT = (
 
 
 def environment(devices=1):
-    return {
-        **os.environ,
-        "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-    }
+    flags = re.sub(r"(device_count)=8", rf"\1={devices}", os.environ["XLA_FLAGS"])
+    return {**os.environ, "XLA_FLAGS": flags}
 
 
 def run(*arguments, expect=0, **kwargs):
@@ -229,9 +227,7 @@ def teacher(tmp_path_factory):
     return workdir
 
 
-def test_a_student_needs_its_teacher_to_go_on_but_not_to_sample(teacher, tmp_path, monkeypatch):
-    # What one process compiled the next one finds.
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", f"{tmp_path}/compiled")
+def test_a_student_needs_its_teacher_to_go_on_but_not_to_sample(teacher, tmp_path):
     student, teacher = tmp_path / "student", shutil.copytree(teacher, tmp_path / "teacher")
     distil = [CD, f"--config.teacher={teacher}", f"--workdir={student}", *SHORT]
     sample = ["--mode=sample", f"--workdir={student}", "--steps=2", "--num=4"]
@@ -245,8 +241,7 @@ def test_a_student_needs_its_teacher_to_go_on_but_not_to_sample(teacher, tmp_pat
     assert f"teacher={teacher}@2: " in run(*distil, "--config.steps=6", expect=2).stderr
 
 
-def test_a_run_that_only_started_from_a_teacher_goes_on_without_it(teacher, tmp_path, monkeypatch):
-    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", f"{tmp_path}/compiled")
+def test_a_run_that_only_started_from_a_teacher_goes_on_without_it(teacher, tmp_path):
     tuned, copy = tmp_path / "tuned", shutil.copytree(teacher, tmp_path / "teacher")
     tune = [ECT, f"--config.teacher={copy}", f"--workdir={tuned}", *SHORT]
     # Without a rate it stays where it started.

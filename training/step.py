@@ -68,7 +68,7 @@ def player_update(
 
     def update(params: Params, opt_state: Any) -> tuple[Params, Any, Metrics]:
         (loss, metrics), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
-        norm = optax.global_norm(gradient)
+        norm = optax.tree.norm(gradient)
         updates, opt_state = optimizer.transform.update(gradient, opt_state, params)
         scalars = {
             "loss": loss,

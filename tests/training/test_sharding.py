@@ -74,7 +74,8 @@ def test_every_objective_has_a_method_here():
 @pytest.mark.parametrize("method", METHODS.values())
 def test_one_device_equals_eight(method):
     one, metrics_one = trained(method, mesh_of(1, 1))
-    for data, fsdp in ((8, 1), (2, 4)):
+    # Each axis alone once: what the axes do does not depend on the objective.
+    for data, fsdp in ((8, 1), (1, 8), (2, 4)) if method == "shortcut" else ((2, 4),):
         eight, metrics_eight = trained(method, mesh_of(data, fsdp))
         difference = largest_difference(one.networks, eight.networks)
         print(f"{method}: 1 device against {data} x {fsdp}: {difference:.2e}")
