@@ -18,8 +18,9 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
+from configs import base
 from modes import MODES, Request
 from training.loop import NonFiniteError
 
@@ -89,7 +90,7 @@ def request() -> Request:
     if not all(re.fullmatch(r"-?\d+", label) for label in LABELS.value):
         raise ValueError(f"--labels={','.join(LABELS.value)} must be integers, such as 0,1,2")
     return Request(
-        config=CONFIG.value,
+        config=config_of_flags(),
         workdir=Path(WORKDIR.value) if WORKDIR.value else None,
         workdirs=tuple(map(Path, WORKDIRS.value)),
         steps=STEPS.value,
@@ -101,6 +102,17 @@ def request() -> Request:
         checkpoint=CHECKPOINT.value,
         network=NETWORK.value,
     )
+
+
+def config_of_flags() -> ConfigDict | None:
+    """--config with its overrides; a part with another name than the file's keeps those alone."""
+    if CONFIG.value is None:
+        return None
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    base.forget_replaced(
+        CONFIG.value, given, {field: flags.FLAGS[f"config.{field}"].default for field in given}
+    )
+    return CONFIG.value
 
 
 def fail(error: Exception) -> None:

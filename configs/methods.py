@@ -163,6 +163,11 @@ def dmd(config: ConfigDict) -> None:
     """Distribution Matching Distillation (Yin et al. 2024) as DMD2 has it, without its GAN."""
     one_step(config, "integral_kl")
     config.objective.normalize = True
+    config.objective.sigma_init = 80.0
+    config.objective.fake_score_updates = 5
+    config.objective.time_sampler = base.time_sampler("equal_karras")
+    config.objective.time_sampler.update(lowest=0.02, highest=0.98)
+    config.objective.fake_time_sampler = base.time_sampler("equal_karras")
 
 
 def of_flow_matching(method: Callable[[ConfigDict], None]) -> Callable[[ConfigDict], None]:
@@ -253,10 +258,12 @@ def short_run(config: ConfigDict, sigma_data: float) -> None:
         config.steps = config.steps // 2
         config.optimizer.learning_rate = 1e-4
         config.optimizer.schedule = "constant"
+        # Too few updates for a generator that starts at noise or is updated at every fifth step.
+        config.objective.sigma_init, config.objective.fake_score_updates = 2.5, 1
         # The fake score follows the generator, and must keep up with it.
         config.player_optimizers = {"fake_score": {"learning_rate": 3e-4}}
-        if "distance" in config.objective.divergence:
-            config.objective.divergence.distance.c = 0.1
+        if config.objective.divergence.name == "score_implicit_matching":
+            config.objective.divergence.distance = base.distance("pseudo_huber", 0.1)
     if config.method == "shortcut":
         # The current network teaches its larger steps sooner than an average of it (README,
         # figures). The default for long runs is the paper's EMA.

@@ -16,6 +16,8 @@ from training.state import named_key
 
 # (params, indices [B], labels [B]) -> x_0 [B, H, W, C]
 BatchSampler = Callable[[Params, np.ndarray, np.ndarray], Array]
+# The stream of randomness that evaluations and --mode=sample draw from.
+SAMPLES = "sample"
 
 
 def batch_sampler(
@@ -26,15 +28,16 @@ def batch_sampler(
     seed: int,
     steps: int,
     guidance_scale: float,
+    stream: str = SAMPLES,
 ) -> BatchSampler:
     """One jitted function from parameters, sample indices and labels to images.
 
-    All randomness of sample i is a function of (seed, i).
+    All randomness of sample i is a function of (seed, i), and another in another stream.
     """
 
     def sample(params: Params, indices: Array, labels: Array) -> Array:
         indices, labels = jax.lax.with_sharding_constraint((indices, labels), batch_sharding(mesh))
-        eps, keys = noise(seed, indices, image_shape)
+        eps, keys = noise(seed, indices, image_shape, stream)
         return objective.sample(
             params,
             eps,
@@ -51,10 +54,12 @@ def batch_sampler(
     )
 
 
-def noise(seed: int, indices: Array, image_shape: tuple[int, ...]) -> tuple[Array, Array]:
+def noise(
+    seed: int, indices: Array, image_shape: tuple[int, ...], stream: str = SAMPLES
+) -> tuple[Array, Array]:
     """The noise that samples start from, [B, *image_shape], and a key [B] for what they draw."""
-    stream = named_key(jax.random.key(seed), "sample")
-    keys = jax.vmap(partial(jax.random.fold_in, stream))(indices)
+    key = named_key(jax.random.key(seed), stream)
+    keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
     key_eps, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
     return jax.vmap(lambda key: jax.random.normal(key, image_shape))(key_eps), keys
 

@@ -1,6 +1,8 @@
 """Pairs of noise and what a teacher makes of it: made once per run, and kept in its folder."""
 
 import os
+import zipfile
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -14,7 +16,8 @@ from objectives.base import Params
 from training.experiment import Experiment
 
 FILE = "pairs.npz"
-SEED = 0
+# Not the stream of samples: what a generator is trained on is not what it is evaluated on.
+SEED, STREAM = 0, "pairs"
 
 
 def teacher_pairs(
@@ -47,11 +50,13 @@ def teacher_pairs(
         seed=SEED,
         steps=steps,
         guidance_scale=guidance_scale,
+        stream=STREAM,
     )
     made = generate_floats(
         sample, params, labels, batch_size=batch_size, description="the teacher's pairs"
     )
-    eps = jax.jit(partial(noise, SEED, image_shape=taught.image_shape))(np.arange(count))[0]
+    starts = partial(noise, SEED, image_shape=taught.image_shape, stream=STREAM)
+    eps = jax.jit(starts)(np.arange(count))[0]
     pairs = Pairs(jax.device_get(eps), np.concatenate(list(made)), labels)
     if jax.process_index() == 0:
         save(path, pairs)
@@ -72,7 +77,7 @@ def load(path: Path, count: int) -> Pairs:
     try:
         with np.load(path, allow_pickle=False) as file:
             pairs = Pairs(**{name: file[name] for name in Pairs._fields})
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{path} cannot be read ({error}); delete it to make it again") from error
     if len(pairs.label) != count:
         raise ValueError(

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 Result = Mapping[str, Any]
-# Rows of metrics.jsonl: "step", and "loss" where one was logged.
+# Rows of metrics.jsonl: "step", and what was logged.
 Rows = Sequence[Mapping[str, float]]
 
 # metric -> (heading, format)
@@ -31,6 +31,15 @@ METRICS = {
     "recall": ("recall ↑", "{:.3f}"),
 }
 OTHER_FORMAT = "{:.4g}"
+
+# metric of the training log, after "PLAYER/" if there are several -> heading
+CURVES = {
+    "loss": "Training loss",
+    "gap": "Mean squared difference of fake score and teacher, denoised",
+    "fake_excess": "Error of the fake score above its minimum",
+    "sample_std": "Standard deviation of generated pixels",
+    "frechet_1": "Fréchet distance in one step",
+}
 
 # field of a result -> how it reads in the line above its numbers
 FACTS = {
@@ -153,10 +162,11 @@ def results_page(
     """Write one HTML page that needs no other file and no network; whole or not at all.
 
     results: one dict per method or run. pictures: caption -> PNG file. curves: name of a run ->
-    its rows of metrics.jsonl, of which "step" and "loss" (or "PLAYER/loss") are drawn. Raises
+    its rows of metrics.jsonl, of which the metrics of CURVES are drawn. Raises
     ValueError if a result lacks `name` or `by_steps`, FileNotFoundError if a picture is missing.
     """
-    sections = [table(results), *(figure(*item) for item in pictures.items()), loss_figure(curves)]
+    sections = [table(results), *(figure(*item) for item in pictures.items())]
+    sections += [curve_figure(curves, metric, title) for metric, title in CURVES.items()]
     page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -248,43 +258,49 @@ def figure(caption: str, path: Path) -> str:
     return f"<figure>\n<figcaption>{caption}</figcaption>\n{image}\n</figure>\n"
 
 
-def loss_figure(curves: Mapping[str, Rows]) -> str:
-    """The training losses, drawn for light and for dark pages; nothing where there are none."""
-    lines = loss_lines(curves)
+def curve_figure(curves: Mapping[str, Rows], metric: str, title: str) -> str:
+    """A metric against the step, drawn for light and for dark pages; nothing where it is not."""
+    lines = {name: line for name, line in curve_lines(curves, metric).items() if len(line) > 1}
     if not lines:
         return ""
-    light, dark = (data_uri(loss_png(lines, ink)) for ink in (LIGHT_INK, DARK_INK))
+    light, dark = (data_uri(curve_png(lines, metric, ink)) for ink in (LIGHT_INK, DARK_INK))
     return (
-        "<figure>\n<figcaption>Training loss</figcaption>\n<picture>"
+        f"<figure>\n<figcaption>{escape(title)}</figcaption>\n<picture>"
         f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img alt="Training loss against the step" src="{light}"></picture>\n</figure>\n'
+        f'<img alt="{escape(title)} against the step" src="{light}"></picture>\n</figure>\n'
     )
 
 
-def loss_lines(curves: Mapping[str, Rows]) -> dict[str, list[tuple[float, float]]]:
-    """Points (step, loss) by name of the line; a run of several players has a line for each."""
+def curve_lines(curves: Mapping[str, Rows], metric: str) -> dict[str, list[tuple[float, float]]]:
+    """Points (step, value) by name of the line; a run of several players has a line for each."""
     lines: dict[str, list[tuple[float, float]]] = {}
     for name, rows in curves.items():
+        owners = {player: None for row in rows for player in owners_of(row, metric)}
         for row in rows:
-            for metric in (m for m in row if m == "loss" or m.endswith("/loss")):
-                label = name if metric == "loss" else f"{name}, {metric.removesuffix('/loss')}"
-                lines.setdefault(label, []).append((row["step"], row[metric]))
+            for player in owners_of(row, metric):
+                label = name if len(owners) == 1 else f"{name}, {player.removesuffix('/')}"
+                lines.setdefault(label, []).append((row["step"], row[player + metric]))
     return lines
 
 
-def loss_png(lines: Mapping[str, Sequence[tuple[float, float]]], ink: str) -> bytes:
-    """A transparent PNG of the lines with text in `ink`; a log axis if every loss is positive."""
+def owners_of(row: Mapping[str, float], metric: str) -> list[str]:
+    """What stands before the metric in a row: "" or "PLAYER/"."""
+    return [m.removesuffix(metric) for m in row if m == metric or m.endswith(f"/{metric}")]
+
+
+def curve_png(lines: Mapping[str, Sequence[tuple[float, float]]], metric: str, ink: str) -> bytes:
+    """A transparent PNG of the lines with text in `ink`; a log axis if all values are positive."""
     drawing = Figure(figsize=CURVE_INCHES, dpi=CURVE_DPI, layout="constrained")
     axes = drawing.add_subplot()
     for label, points in lines.items():
         axes.plot(*zip(*points, strict=True), label=label)
-    if all(loss > 0 for points in lines.values() for _, loss in points):
+    if all(value > 0 for points in lines.values() for _, value in points):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("step", color=ink)
-    axes.set_ylabel("loss", color=ink)
+    axes.set_ylabel(metric, color=ink)
     axes.tick_params(which="both", colors=ink)
     axes.spines[:].set_color(ink)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,7 +1,7 @@
 """--mode=evaluate: measure a checkpoint of a run."""
 
 from eval.evaluate import check_sampling, evaluator, summary
-from modes.request import Request, load_dataset, load_run, required_workdir
+from modes.request import Request, dataset_if_here, load_run, required_workdir
 
 
 def evaluate(request: Request) -> None:
@@ -10,6 +10,6 @@ def evaluate(request: Request) -> None:
     if request.config is not None:
         config.evaluate = request.config.evaluate
     check_sampling(experiment, config, mesh)
-    dataset = load_dataset(config)
+    dataset = dataset_if_here(config, experiment)
     evaluate_network = evaluator(experiment, dataset, config, mesh, required_workdir(request))
     print(summary(evaluate_network(params, step)))

@@ -12,7 +12,7 @@ from objectives.base import Params
 from training import checkpoint, workdir
 from training.experiment import Experiment, build, debugged, rebuild
 from training.sharding import make_mesh
-from training.teacher import abstract_params, with_teachers_images
+from training.teacher import abstract_params, check_taught, with_teachers_images
 
 
 class Request(NamedTuple):
@@ -75,19 +75,32 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     """The config as it will run, and its data set.
 
     None for a data set that is not here and that training does not read: images are then what the
-    teacher's are. Raises FileNotFoundError if it is needed.
+    teacher's are. Raises FileNotFoundError if it is needed, ValueError if a teacher is.
     """
     try:
         dataset = load_dataset(config)
     except FileNotFoundError:
-        if not config.teacher:
-            raise
-        config = with_teachers_images(config)
+        if config.teacher:
+            config = with_teachers_images(config)
+        elif not config.data.image_size or config.data.num_classes < 0:
+            raise  # images of unknown size or classes: nothing can be built
         config = debugged(config) if config.debug else config
-        if build(config).objective.reads_images:
+        experiment = build(config)
+        check_taught(config, experiment)
+        if experiment.objective.reads_images:
             raise
         return config, None
     return resolve(config, dataset), dataset
+
+
+def dataset_if_here(config: ConfigDict, experiment: Experiment) -> Dataset | None:
+    """The data set of a run; None if it is not here and the run was trained without its images."""
+    try:
+        return load_dataset(config)
+    except FileNotFoundError:
+        if experiment.objective.reads_images:
+            raise
+        return None
 
 
 class Run(NamedTuple):

@@ -50,7 +50,7 @@ def train(request: Request) -> None:
         if jax.process_index() == 0:
             tqdm.write(summary(results), file=sys.stderr)
         return {
-            f"evaluate/{metric}_{steps}": value
+            f"{metric}_{steps}": value
             for steps, metrics in results["by_steps"].items()
             for metric, value in metrics.items()
         }

@@ -18,13 +18,16 @@ Batches have labels alone. Methods differ in the divergence and in `normalize`:
     dmd             integral_kl, normalize                 Yin et al. 2024, as in DMD2 (no alpha_t)
 
 `normalize` divides a row by the detached mean absolute error of the teacher, |x_g - teacher|, as
-SiD and DMD do: levels where the teacher knows less count less.
+SiD's and DMD's code do: rows that the teacher explains less count less. It depends on x_g, not on
+x_t and t alone, so what is minimised is then no longer quite the divergence; a generator that has
+reached the teacher still rests.
 
 What the loss cannot say the metrics do, in bins of the noise level from data (0) to noise (1) for
 the first: `gap`, the mean square of fake - teacher, 0 for a perfect generator;
 `fake_error` and `teacher_error`, the mean squared errors of both on the generator's samples;
-`fake_excess`, fake_error less its known minimum teacher_error - gap: 0 for an exact fake score,
-which is the orthogonal projection of x_g; `sample_mean` and `sample_std` over the batch.
+`fake_excess`, fake_error less the minimum of that, which is E |x_g|^2 - E |E[x_g | x_t]|^2 by
+Pythagoras, with `fake` for the unknown mean: 2 E fake^T (fake - x_g), 0 for an exact fake score;
+`sample_mean` and `sample_std` over the batch.
 """
 
 from collections.abc import Mapping
@@ -100,6 +103,11 @@ def distribution_matching(
         raise ValueError(
             f"objective.fake_score_updates={fake_score_updates} needs a divergence with a fake "
             "score; score distillation has none: use 1"
+        )
+    if divergence.needs_guidance and guidance_scale == 1.0:
+        raise ValueError(
+            "objective.guidance_scale=1 leaves nothing of noise-free score distillation, whose "
+            "direction is the guidance; use a scale above 1"
         )
     optimised = generator or one_step(model, sigma_init)
     draw = time_sampler or log_normal(model.path)
@@ -238,7 +246,7 @@ def health(point: Point, t: Array, path: Path) -> Metrics:
         "gap": gap,
         "fake_error": fake_error,
         "teacher_error": teacher_error,
-        "fake_excess": fake_error + gap - teacher_error,
+        "fake_excess": 2.0 * per_example(point.fake * (point.fake - point.x_g)),
         "sample_mean": jnp.mean(point.x_g),
         "sample_std": jnp.sqrt(jnp.mean(jnp.var(point.x_g, axis=0))),
     }

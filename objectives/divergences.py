@@ -55,10 +55,11 @@ class Point(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """A surrogate loss, [B] of a Point, and whether a fake score is trained for it."""
+    """A surrogate loss, [B] of a Point; has_fake_score: whether one is trained for it."""
 
     surrogate: Callable[[Point], Array]
     has_fake_score: bool = True
+    needs_guidance: bool = False
 
 
 def inner(a: Array, b: Array) -> Array:
@@ -114,10 +115,11 @@ def score_identity(alpha: float = 1.2) -> Divergence:
 
 
 def integral_kl() -> Divergence:
-    """Diff-Instruct: the integral over t of KL(generator || teacher) (Luo et al. 2023).
+    """Diff-Instruct: E_t rho^2 KL_t(generator || teacher), rho = sigma / alpha (Luo et al. 2023).
 
-    Also variational score distillation (Wang et al. 2023) and, with `normalize`, DMD and DMD2. The
-    direction is detached: the KL has no gradient through the scores.
+    The gradient of KL_t, at one t, is E rho^-2 y^T of the gradient of x_g. Also variational score
+    distillation (Wang et al. 2023) and, with `normalize`, DMD and DMD2. The direction is detached:
+    the KL has no gradient through the scores.
     """
 
     def surrogate(point: Point) -> Array:
@@ -150,7 +152,7 @@ def noise_free_score_distillation(low_noise: float = LOW_NOISE) -> Divergence:
         direction = guidance + jnp.where(low, point.x_g + point.noise - point.null, 0.0)
         return inner(jax.lax.stop_gradient(direction), point.x_g)
 
-    return Divergence(surrogate, has_fake_score=False)
+    return Divergence(surrogate, has_fake_score=False, needs_guidance=True)
 
 
 DIVERGENCES: dict[str, Callable[..., Divergence]] = {

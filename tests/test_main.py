@@ -22,6 +22,8 @@ CONFIG = "--config=configs/digits.py:shortcut"
 EDM = "--config=configs/digits.py:edm"
 CD = "--config=configs/digits.py:cd"
 ECT = "--config=configs/digits.py:ect"
+SIM = "--config=configs/digits.py:sim"
+DISTANCE = "--config.objective.divergence.distance"
 SMALL = (
     "--config.model.size=nano",
     "--config.batch_size=64",
@@ -185,6 +187,13 @@ def test_describe_counts_before_anything_is_trained():
             (CD, "--workdir=/nowhere", "--config.evaluate.guidance_scale=2.0"),
             "scale 1 alone, not 2",
         ),
+        ((SIM, "--workdir=/nowhere", f"{DISTANCE}.name=l1"), "has a gradient that jumps"),
+        ((SIM, "--workdir=/nowhere", f"{DISTANCE}.name=squared_l2"), "sim needs a teacher"),
+        (
+            (SIM, "--workdir=/nowhere", f"{DISTANCE}.name=squared_l2", f"{DISTANCE}.c=1.0"),
+            "distance.c is not used by squared_l2",
+        ),
+        (("--config=configs/cifar10.py:sim", "--workdir=/nowhere"), "sim needs a teacher"),
         ((CONFIG, "--workdir=/nowhere", "--steps=4"), "did you mean --config.steps"),
         ((CONFIG, "--workdir=/nowhere", "sample"), "did you mean --mode=sample"),
         ((CONFIG, "--workdir=/nowhere", "--config.data.num_classes=3"), "data.num_classes=3"),
@@ -276,6 +285,8 @@ def test_a_generator_learns_without_images(teacher, tmp_path):
         assert pairs["x_0"].shape == pairs["eps"].shape == (20, 8, 8, 1)
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     assert rows[0]["generator/regression"] > 0.0 and rows[0]["fake_score/loss"] > 0.0
+    again = run("--mode=evaluate", f"--workdir={workdir}").stdout
+    assert "skipped metrics: the data set mnist is not here" in again
     run("--mode=sample", f"--workdir={workdir}", "--num=4", f"--out={tmp_path}/s.npz")
     assert np.load(tmp_path / "s.npz")["x"].shape == (4, 8, 8, 1)
 

@@ -33,6 +33,7 @@ from training.state import TrainState, initial_state
 from training.step import train_step
 
 HostBatch = Mapping[str, np.ndarray]
+EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
 
 
 class NonFiniteError(RuntimeError):
@@ -143,7 +144,9 @@ def train(
         report = Report(workdir, start, steps, batch_size, log_every)
         try:
             if start and due(start, steps, evaluate_every) and not report.evaluated(start):
-                report.write(start, evaluate(state))  # killed between the save and the evaluation
+                report.evaluation(
+                    start, evaluate(state)
+                )  # killed between the save and the evaluation
             for done in range(start + 1, steps + 1):
                 state, metrics = step(state, frozen, put_batch(next(source), mesh))
                 report.after_step(done, metrics)
@@ -152,7 +155,7 @@ def train(
                     checkpoint.save(checkpoints, state, {"seed": seed})
                 if due(done, steps, evaluate_every):
                     report.flush(done)
-                    report.write(done, evaluate(state))
+                    report.evaluation(done, evaluate(state))
                     report.restart_clock()
         finally:
             report.close()
@@ -218,7 +221,13 @@ class Report:
     def evaluated(self, step: int) -> bool:
         """Whether the log has an evaluation of that step."""
         rows = read_rows(self.workdir / "metrics.jsonl")
-        return any(row["step"] == step and "loss" not in row for row in rows)
+        return any(
+            row["step"] == step and any(name.startswith(EVALUATION) for name in row) for row in rows
+        )
+
+    def evaluation(self, step: int, results: Mapping[str, float]) -> None:
+        """Log the results of an evaluation."""
+        self.write(step, {EVALUATION + name: value for name, value in results.items()})
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Log numbers of a step."""

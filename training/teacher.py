@@ -133,11 +133,7 @@ def checked_teacher(config: ConfigDict, experiment: Experiment) -> ConfigDict | 
     config.teacher_network is put in its ema.sample_with.
     """
     if not config.teacher:
-        if experiment.objective.frozen:
-            raise ValueError(
-                f"{config.method} needs a teacher: --config.teacher=WORKDIR of a run of the same "
-                "model and path"
-            )
+        check_taught(config, experiment)
         if config.teacher_network:
             raise ValueError("teacher_network is not used without teacher; leave it unset")
         return None
@@ -146,6 +142,15 @@ def checked_teacher(config: ConfigDict, experiment: Experiment) -> ConfigDict | 
         teacher.ema.sample_with = config.teacher_network
     check_teacher(config, teacher, experiment)
     return teacher
+
+
+def check_taught(config: ConfigDict, experiment: Experiment) -> None:
+    """Raises ValueError if the config names no teacher, and its method cannot do without."""
+    if experiment.objective.frozen and not config.teacher:
+        raise ValueError(
+            f"{config.method} needs a teacher: --config.teacher=WORKDIR of a run of the same "
+            "model and path"
+        )
 
 
 def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, Params]:

@@ -1,5 +1,7 @@
 import importlib.util
 import inspect
+from functools import reduce
+from operator import getitem
 from pathlib import Path
 
 import jax
@@ -201,6 +203,30 @@ def test_base_has_every_field_of_networks_and_optimizers():
     from_data = {"image_size", "channels", "num_classes"}
     assert set(config.model) - {"name"} | from_data == set(fields(models.NETWORKS["dit"]))
     assert set(config.optimizer) | {"updates"} == set(fields(optimizer))
+
+
+def test_a_part_of_another_name_forgets_the_file_s_fields_but_not_the_given_ones():
+    def overridden(method, given):
+        config = config_of("digits", method)
+        before = {field: reduce(getitem, field.split("."), config) for field in given}
+        config.update_from_flattened_dict(given)
+        base.forget_replaced(config, given, before)
+        return config
+
+    sim = "objective.divergence"
+    assert config_of("digits", "sim").objective.divergence.distance.c == 0.1
+    config = overridden("sim", {f"{sim}.distance.name": "squared_l2"})
+    assert config.objective.divergence.distance.c is None
+    config = overridden("sim", {f"{sim}.distance.name": "cauchy", f"{sim}.distance.c": 2.0})
+    assert config.objective.divergence.distance.c == 2.0
+    config = overridden("sim", {f"{sim}.name": "score_identity", f"{sim}.alpha": 1.0})
+    divergence = config.objective.divergence
+    assert (divergence.alpha, divergence.distance.name, divergence.distance.c) == (1.0, "", None)
+    config = overridden("edm", {"path.name": "linear", "prediction.kind": "velocity"})
+    assert config.prediction.sigma_data is None
+    # The same name, and names of what is no part, change nothing.
+    config = overridden("sim", {f"{sim}.distance.name": "pseudo_huber", "data.name": "mnist"})
+    assert config.objective.divergence.distance.c == 0.1 and config.data.image_size == 8
 
 
 @pytest.mark.parametrize(

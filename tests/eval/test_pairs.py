@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eval.generate import noise
 from eval.pairs import FILE, teacher_pairs
 from tests.training.runs import small_experiment
 from training.sharding import make_mesh
@@ -35,6 +36,9 @@ def test_pairs_are_the_noise_and_what_the_sampler_makes_of_it(tmp_path):
     scale = 0.5 * (1.0 + pairs.label).reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(pairs.x_0, pairs.eps * scale, rtol=1e-6)
     assert pairs.eps.std() == pytest.approx(1.0, abs=0.1)
+    # A generator is not trained on the noise it is evaluated on.
+    evaluated, _ = noise(0, np.arange(12), pairs.eps.shape[1:])
+    assert not np.isin(pairs.eps, evaluated).any()
     assert pairs.x_0.dtype == pairs.eps.dtype == np.float32
 
 
@@ -49,8 +53,10 @@ def test_pairs_that_cannot_be_used_are_errors(tmp_path):
     pairs_in(tmp_path)
     with pytest.raises(ValueError, match="has 12 pairs, not pairs.count=13; delete it"):
         pairs_in(tmp_path, count=13)
-    (tmp_path / FILE).write_bytes(b"PK")
-    with pytest.raises(ValueError, match="cannot be read .*; delete it"):
-        pairs_in(tmp_path)
+    whole = (tmp_path / FILE).read_bytes()
+    for damaged in (b"PK", whole[: len(whole) // 2]):
+        (tmp_path / FILE).write_bytes(damaged)
+        with pytest.raises(ValueError, match="cannot be read .*; delete it"):
+            pairs_in(tmp_path)
     with pytest.raises(ValueError, match="pairs.count=0"):
         pairs_in(tmp_path / "empty", count=0)

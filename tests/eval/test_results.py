@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.results import load_results, loss_lines, results_page, save_results
+from eval.results import curve_lines, load_results, results_page, save_results
 
 RESULT = {
     "name": "shortcut",
@@ -193,7 +193,7 @@ def test_text_is_escaped(tmp_path, png):
 def test_losses_are_one_line_per_player_and_rows_without_one_are_left_out():
     rows = [{"step": 1, "loss": 2.0}, {"step": 2, "frechet": 9.0}, {"step": 3, "loss": 1.0}]
     players = [{"step": 1, "generator/loss": 5.0, "fake_score/loss": 6.0, "loss_scale": 7.0}]
-    assert loss_lines({"a": rows, "b": players, "c": []}) == {
+    assert curve_lines({"a": rows, "b": players, "c": []}, "loss") == {
         "a": [(1, 2.0), (3, 1.0)],
         "b, generator": [(1, 5.0)],
         "b, fake_score": [(1, 6.0)],

@@ -307,6 +307,7 @@ def test_a_consistency_model_is_no_teacher_of_another_but_may_start_one(tmp_path
         ("cd_flow", "flow_matching", {"objective.guidance_scale": 2.0}),
         ("scd", "trigflow", {"objective.guidance_scale": 2.0}),
         ("lcm", "ddpm", {}),
+        ("sim_flow", "flow_matching", {"objective.guidance_scale": 2.0}),
     ],
 )
 def test_guidance_needs_a_teacher_that_knows_the_null_class(tmp_path, method, taught_by, fields):
