@@ -1,8 +1,6 @@
 """The command line, as a user meets it: in its own process, from the repository's root."""
 
 import json
-import os
-import re
 import shutil
 import subprocess
 import sys
@@ -13,11 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.cli import ROOT, environment, run
 from tests.training.runs import largest_difference, small_config
 from training import checkpoint
 from training.workdir import start_run
 
-ROOT = Path(__file__).parent.parent
 CONFIG = "--config=configs/digits.py:shortcut"
 EDM = "--config=configs/digits.py:edm"
 CD = "--config=configs/digits.py:cd"
@@ -41,24 +39,6 @@ SHORT = (
     "--config.optimizer.warmup_steps=0",
     "--config.evaluate.steps=()",
 )
-
-
-def environment(devices=1):
-    flags = re.sub(r"(device_count)=8", rf"\1={devices}", os.environ["XLA_FLAGS"])
-    return {**os.environ, "XLA_FLAGS": flags}
-
-
-def run(*arguments, expect=0, **kwargs):
-    result = subprocess.run(
-        [sys.executable, "main.py", *arguments],
-        cwd=ROOT,
-        env=environment(**kwargs),
-        capture_output=True,
-        text=True,
-        timeout=300,
-    )
-    assert result.returncode == expect, result.stderr[-2000:]
-    return result
 
 
 @pytest.fixture(scope="module")
