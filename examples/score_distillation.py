@@ -1,7 +1,7 @@
 """Images as parameters: score distillation seeks modes, variational score distillation samples.
 
     python main.py --config=configs/digits.py:flow_matching --workdir=runs/flow_matching
-    python -m examples.score_distillation --teacher=runs/flow_matching --out=runs/distilled
+    python -m examples.score_distillation --teacher=runs/flow_matching --out=runs/distilled.png
 
 Images that start as noise are moved against one frozen teacher by each of
 
@@ -10,16 +10,17 @@ Images that start as noise are moved against one frozen teacher by each of
     VSD   the teacher's data less a fake score's, trained on the images (Wang et al. 2023)
 
 through the objective that trains one-step generators, with the images as its generator. Writes a
-comparison, OUT.png, and prints how far images of a class lie from their mean: the real ones' spread
-is what a method that samples should keep.
+comparison, and prints how far images of a class lie from their mean: the real ones' spread is what
+a method that samples should keep.
 """
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
 import jax
 import numpy as np
-from absl import app, flags
+from absl import app, flags, logging
 from tqdm import trange
 
 from data import to_float, to_uint8
@@ -35,12 +36,13 @@ from objectives.divergences import (
 )
 from objectives.generators import particles
 from objectives.model import Model
+from training.experiment import Experiment, check_guidance
 from training.optimizer import optimizer
 from training.state import initial_state
 from training.step import train_step
 
 TEACHER = flags.DEFINE_string("teacher", None, "WORKDIR of a trained denoiser", required=True)
-OUT = flags.DEFINE_string("out", None, "where OUT.png goes", required=True)
+OUT = flags.DEFINE_string("out", None, "a .png file for the comparison", required=True)
 STEPS = flags.DEFINE_integer("steps", 1000, "updates of the images")
 PER_CLASS = flags.DEFINE_integer("per_class", 8, "images of each class")
 GUIDANCE = flags.DEFINE_float("guidance", 2.0, "guidance of the teacher, form A; 1 is none")
@@ -95,16 +97,42 @@ def spread(images: np.ndarray, labels: np.ndarray) -> float:
     return float(np.sqrt(np.mean(variances)))
 
 
-def main(argv: list[str]) -> None:
-    """Distil by each method; write and print what came of it."""
+def check(experiment: Experiment, out: Path) -> None:
+    """Raises ValueError for a run that cannot teach here, or options that cannot be carried out."""
+    if not (experiment.objective.denoises and experiment.num_classes):
+        raise ValueError(
+            f"--teacher={TEACHER.value} must be a run with classes that predicts data and noise at "
+            "every time: flow_matching, edm, ddpm or trigflow"
+        )
+    check_guidance(experiment, GUIDANCE.value)
+    if STEPS.value < 1 or PER_CLASS.value < 2:
+        raise ValueError("--steps must be 1 or more, and --per_class 2 or more")
+    if out.suffix != ".png":
+        raise ValueError(f"--out={out} must end in .png")
+
+
+def main(_: list[str]) -> None:
+    """Distil by each method; an error that a user can mend becomes a message and exit code 2."""
+    logging.set_verbosity(logging.ERROR)
+    try:
+        compare(Path(OUT.value))
+    except (ValueError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+
+
+def compare(out: Path) -> None:
+    """Write the images of each method beside real ones, and print their spreads."""
     config, experiment, _, teacher, _ = load_run(Request(None, Path(TEACHER.value)))
+    check(experiment, out)
+    train = load_dataset(config).train
     classes = experiment.num_classes
     labels = np.arange(classes * PER_CLASS.value, dtype=np.int32) % classes
     made = {
         name: distil(experiment.model, teacher, labels, divergence, name)
         for name, divergence in METHODS.items()
+        if GUIDANCE.value != 1.0 or not divergence.needs_guidance
     }
-    train = load_dataset(config).train
     members = [np.flatnonzero(train.labels == label)[: PER_CLASS.value] for label in range(classes)]
     real = train.images[np.stack(members, axis=1).ravel()]
     rows = {
@@ -112,8 +140,8 @@ def main(argv: list[str]) -> None:
         for name, images in {**made, "real": real}.items()
     }
     shown = slice(0, 2 * classes)
-    save_comparison(Path(OUT.value).with_suffix(".png"), {t: x[shown] for t, x in rows.items()})
-    print("\n".join([*rows, f"{OUT.value}.png"]))
+    save_comparison(out, {title: images[shown] for title, images in rows.items()})
+    print("\n".join([*rows, str(out)]))
 
 
 if __name__ == "__main__":

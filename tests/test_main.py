@@ -316,3 +316,28 @@ def test_labels_and_steps_out_of_range(trained):
     ):
         result = run("--mode=sample", f"--workdir={trained}", *options, expect=2)
         assert message in result.stderr
+
+
+def test_images_are_distilled_from_a_teacher_that_denoises(teacher, trained, tmp_path):
+    def distil(folder, *options):
+        module = [sys.executable, "-m", "examples.score_distillation", f"--teacher={folder}"]
+        return subprocess.run(
+            [*module, "--steps=3", "--per_class=2", *options],
+            cwd=ROOT,
+            env=environment(),
+            capture_output=True,
+            text=True,
+        )
+
+    made = distil(teacher, f"--out={tmp_path}/o.png")
+    assert made.returncode == 0, made.stderr
+    names = [line.split(",")[0] for line in made.stdout.splitlines()]
+    assert names == ["SDS", "NFSD", "VSD", "real", f"{tmp_path}/o.png"]
+    assert Image.open(tmp_path / "o.png").size[0] > 100
+    for folder, out, message in (
+        (trained, f"{tmp_path}/p.png", "predicts data and noise at every time"),
+        (teacher, f"{tmp_path}/p", "must end in .png"),
+    ):
+        failed = distil(folder, f"--out={out}")
+        assert failed.returncode == 2 and message in failed.stderr
+        assert len(failed.stderr.strip().splitlines()) == 1
