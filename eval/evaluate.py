@@ -20,7 +20,9 @@ from eval.features import FEATURES
 from eval.frechet import Statistics, frechet_distance, statistics
 from eval.generate import BatchSampler, batch_sampler, cycle_labels, generate
 from eval.grid import save_comparison, save_grid
-from eval.neighbours import precision_recall
+from eval.kernel import kernel_distance
+from eval.memorisation import fewest_held_out, memorisation
+from eval.neighbours import manifold_metrics
 from eval.results import save_results
 from objectives.base import Params
 from training.experiment import Experiment, check_guidance
@@ -40,10 +42,16 @@ Evaluate = Callable[[Params, int], dict[str, Any]]
 
 
 class Reference(NamedTuple):
-    """What samples are measured against. predict is None for data without classes."""
+    """What samples are measured against. predict is None for data without classes.
+
+    statistics: of all images. neighbourhood: features of some of them. train, held_out: features of
+    the splits, held_out None if it is missing or too small to compare with.
+    """
 
     statistics: Statistics
     neighbourhood: np.ndarray
+    train: np.ndarray
+    held_out: np.ndarray | None
     floor: float
     predict: Predict | None
     accuracy: float | None
@@ -57,9 +65,10 @@ def reference(dataset: Dataset, num_classes: int, num_samples: int) -> Reference
     accuracy is that on the held-out split.
     """
     splits = [dataset.train] + ([dataset.test] if dataset.test is not None else [])
-    order = np.random.default_rng(SEED).permutation(sum(len(split.labels) for split in splits))
-    features = np.concatenate([FEATURES[FEATURE](split.images) for split in splits])[order]
-    cut = min(num_samples, len(features) // 2)
+    of_splits = [FEATURES[FEATURE](split.images) for split in splits]
+    order = np.random.default_rng(SEED).permutation(sum(map(len, of_splits)))
+    features = np.concatenate(of_splits)[order]
+    cut, fewest = min(num_samples, len(features) // 2), fewest_held_out()
     predict = accuracy = None
     if num_classes > 1:
         predict = fit_classifier(dataset.train.images, dataset.train.labels)
@@ -68,6 +77,8 @@ def reference(dataset: Dataset, num_classes: int, num_samples: int) -> Reference
     return Reference(
         statistics=statistics(features),
         neighbourhood=features[:LARGEST_NEIGHBOURHOOD],
+        train=of_splits[0],
+        held_out=of_splits[1] if len(of_splits[-1]) >= fewest and len(splits) > 1 else None,
         floor=frechet_distance(statistics(features[:cut]), statistics(features[cut:])),
         predict=predict,
         accuracy=accuracy,
@@ -77,11 +88,18 @@ def reference(dataset: Dataset, num_classes: int, num_samples: int) -> Reference
 def measure(images: np.ndarray, labels: np.ndarray, real: Reference) -> dict[str, float]:
     """Every metric of samples uint8 [N, H, W, C] with the labels they were made for."""
     features = FEATURES[FEATURE](images)
-    precision, recall = precision_recall(real.neighbourhood, features)
-    metrics = {"frechet": frechet_distance(statistics(features), real.statistics)}
+    kernel = kernel_distance(real.neighbourhood, features)
+    metrics = {
+        "frechet": frechet_distance(statistics(features), real.statistics),
+        "kernel": kernel.value,
+        "kernel_error": kernel.standard_error,
+    }
     if real.predict is not None:
         metrics["agreement"] = label_agreement(real.predict, images, labels)
-    return metrics | {"precision": precision, "recall": recall}
+    metrics |= manifold_metrics(real.neighbourhood, features)._asdict()
+    if real.held_out is not None:
+        metrics["closer"] = memorisation(features, real.train, real.held_out).share_closer
+    return metrics
 
 
 def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:

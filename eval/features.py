@@ -49,3 +49,17 @@ def check_features(features: np.ndarray, least: int, name: str = "features") -> 
             f"{name}: {bad} of {features.size} values are not finite; "
             "look for diverged samples before measuring"
         )
+
+
+def check_dimensions(
+    real: np.ndarray,
+    others: np.ndarray,
+    name: str = "real features",
+    other_name: str = "generated ones",
+) -> None:
+    """Raises ValueError unless both [N, D] and [M, D'] have the same number of dimensions."""
+    if real.shape[1] != others.shape[1]:
+        raise ValueError(
+            f"{name} have {real.shape[1]} dimensions, {other_name} {others.shape[1]}; "
+            "use the same feature function and image size on both sides"
+        )

@@ -26,9 +26,14 @@ Rows = Sequence[Mapping[str, float]]
 # metric -> (heading, format)
 METRICS = {
     "frechet": ("Fréchet distance ↓", "{:.3f}"),
+    "kernel": ("kernel distance ↓", "{:.4f}"),
+    "kernel_error": ("its standard error", "{:.4f}"),
     "agreement": ("label agreement ↑", "{:.3f}"),
     "precision": ("precision ↑", "{:.3f}"),
     "recall": ("recall ↑", "{:.3f}"),
+    "density": ("density ↑", "{:.3f}"),
+    "coverage": ("coverage ↑", "{:.3f}"),
+    "closer": ("nearer to training images", "{:.3f}"),
 }
 OTHER_FORMAT = "{:.4g}"
 
@@ -59,7 +64,9 @@ NOTES = (
     "FID and cannot be compared with it. It is biased upwards, more for fewer samples: compare "
     "only values with the same number of samples.",
     "Label agreement is the share of samples that a classifier of real images gives the label "
-    "they were made for. Precision and recall are by nearest neighbours, on the same features.",
+    "they were made for. Precision, recall, density and coverage are by nearest neighbours, on the "
+    "same features. Nearer to training images: the share of samples nearer to one than 1 % of "
+    "held-out real images are; far above 0.01 is copying.",
 )
 
 STYLE = """

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from data import Dataset
+from data import Dataset, Split
 from eval.evaluate import check_sampling, evaluator, measure, real_row, reference, summary
 from tests.training.runs import small_experiment, synthetic_split
 from training.sharding import make_mesh
@@ -41,9 +41,23 @@ def test_real_images_measured_against_themselves():
     # 200 of the 250 reference images, exactly: nothing is missed but sampling error.
     assert metrics["precision"] == metrics["recall"] == 1.0
     assert metrics["frechet"] < real.floor
+    assert metrics["kernel"] < 3.0 * metrics["kernel_error"]
+    assert metrics["coverage"] == 1.0 and "closer" not in metrics
     noise = np.zeros_like(split.images)
     noise[:, :4] = 255
-    assert measure(noise, split.labels, real)["frechet"] > 10 * real.floor
+    far = measure(noise, split.labels, real)
+    assert far["frechet"] > 10 * real.floor
+    assert far["kernel"] > 30.0 * far["kernel_error"] and far["coverage"] == 0.0
+
+
+def test_copies_of_training_images_are_nearer_than_held_out_ones():
+    images = synthetic_split(400)
+    train, held_out = (
+        Split(images.images[part], images.labels[part]) for part in (slice(250), slice(250, 400))
+    )
+    real = reference(Dataset("synthetic", train, held_out, 10), 10, 125)
+    assert measure(train.images, train.labels, real)["closer"] == 1.0
+    assert measure(held_out.images, held_out.labels, real)["closer"] < 0.02
 
 
 def test_large_images_say_what_is_skipped(tmp_path, monkeypatch):
@@ -61,7 +75,8 @@ def test_data_without_classes(tmp_path):
     split = synthetic_split(200)
     unlabelled = Dataset("x", split._replace(labels=np.full(200, -1, np.int32)), None, 0)
     results = evaluator(experiment, unlabelled, config, make_mesh(), tmp_path)(params, 1)
-    assert set(results["by_steps"]["1"]) == {"frechet", "precision", "recall"}
+    measured = {"frechet", "kernel", "kernel_error", "precision", "recall", "density", "coverage"}
+    assert set(results["by_steps"]["1"]) == measured
     assert "classifier_accuracy" not in results
 
 

@@ -136,9 +136,9 @@ def test_table_holds_steps_in_order_then_real_images(tmp_path):
 
 
 def test_methods_share_a_table_and_new_metrics_show_under_their_name(tmp_path):
-    other = {"name": "flow matching", "by_steps": {"8": {"density": 0.123456}}}
+    other = {"name": "flow matching", "by_steps": {"8": {"novelty": 0.123456}}}
     rows = make(tmp_path, RESULT, other).rows
-    assert rows[0][-1] == "density"
+    assert rows[0][-1] == "novelty"
     assert rows[-2:] == [["flow matching "], ["8", "–", "–", "–", "0.1235"]]
 
 

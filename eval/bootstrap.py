@@ -1,0 +1,73 @@
+"""One number and its uncertainty from the results of several seeds.
+
+The percentile bootstrap of Efron & Tibshirani 1993, section 13.3: draw k of the k results with
+replacement, many times, and cut the means of the draws at both ends.
+
+Traps of the protocol:
+- Few seeds make the interval too narrow. Share of the 95 % intervals that hold the true mean, of
+  2,000 draws from a normal law:
+
+      seeds    2     3     4     5    10    20
+      share  0.50  0.75  0.81  0.84  0.91  0.94
+
+- One seed has no spread: its interval is nan, not a point. It is unknown, which is not certain.
+- The minimum is what is left of several runs when the best is published. Of more seeds it is lower,
+  so compare it only between equal numbers of seeds; for metrics that are better when larger it is
+  the worst.
+- The seeds of training, of sampling and of the choice of real images are three sources of spread.
+  An interval is about those that changed between the results, and no others.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+RESAMPLES = 9_999
+
+
+class Interval(NamedTuple):
+    """Mean of the results, the ends of its confidence interval, and the smallest result."""
+
+    mean: float
+    low: float
+    high: float
+    minimum: float
+
+
+def interval(
+    values: Sequence[float] | np.ndarray, *, confidence: float = 0.95, seed: int = 0
+) -> Interval:
+    """Mean of results [k], one for each seed, with its confidence interval; the same every time.
+
+    low and high are nan where k = 1.
+    Raises ValueError unless there is at least one value, all are finite and 0 < confidence < 1.
+    """
+    values = np.asarray(values, np.float64)
+    check_values(values)
+    if not 0.0 < confidence < 1.0:
+        raise ValueError(f"confidence = {confidence:g}; it must be in (0, 1)")
+    low = high = math.nan
+    if len(values) > 1:
+        low, high = stats.bootstrap(
+            (values,),
+            np.mean,
+            method="percentile",
+            confidence_level=confidence,
+            n_resamples=RESAMPLES,
+            rng=np.random.default_rng(seed),
+        ).confidence_interval
+    return Interval(float(values.mean()), float(low), float(high), float(values.min()))
+
+
+def check_values(values: np.ndarray) -> None:
+    """Raises ValueError unless `values` are finite [k] with k >= 1."""
+    if values.ndim != 1 or not len(values):
+        raise ValueError(f"values have shape {list(values.shape)}; give one number for each seed")
+    bad = int(np.count_nonzero(~np.isfinite(values)))
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(values)} values are not finite; look at the runs that they come from"
+        )
