@@ -243,9 +243,11 @@ def summary(results: dict[str, Any]) -> str:
         f"{results['name']} on {results['data']}, step {results['step']}, {results['network']}, "
         f"{results['samples']} samples, guidance {results['guidance_scale']:g}"
     ]
+    names = list(next(iter(results["by_steps"].values()), ()))
+    lines.append("  ".join([f"{'steps':>7}", *(f"{name:>7}" for name in names)]))
     for steps, metrics in results["by_steps"].items():
-        numbers = "  ".join(f"{name} {value:7.3f}" for name, value in metrics.items())
-        lines.append(f"  {steps:>4} step{'s' if int(steps) > 1 else ' '}  {numbers}")
+        numbers = [f"{metrics[name]:{max(7, len(name))}.3f}" for name in names]
+        lines.append("  ".join([f"{steps:>7}", *numbers]))
     if "floor" in results:
         lines.append(f"  real images in their place: frechet {results['floor']['frechet']:.3f}")
     if "classifier_accuracy" in results:
