@@ -37,11 +37,15 @@ METRICS = {
 }
 OTHER_FORMAT = "{:.4g}"
 
+# A log axis begins at this ratio of values; beyond the other one its labels are decades alone.
+LOG_FROM, LARGEST_LABELLED = 5.0, 1000.0
+
 # metric of the training log, after "PLAYER/" if there are several -> heading
 CURVES = {
     "loss": "Training loss",
     "gap": "Mean squared difference of fake score and teacher, denoised",
     "fake_excess": "Error of the fake score above its minimum",
+    "fake_lag": "Share of its way from the teacher that the fake score lacks",
     "sample_std": "Standard deviation of generated pixels",
     "frechet_1": "Fréchet distance in one step",
 }
@@ -296,14 +300,16 @@ def owners_of(row: Mapping[str, float], metric: str) -> list[str]:
 
 
 def curve_png(lines: Mapping[str, Sequence[tuple[float, float]]], metric: str, ink: str) -> bytes:
-    """A transparent PNG of the lines with text in `ink`; a log axis if all values are positive."""
+    """A transparent PNG of the lines with text in `ink`; a log axis if values are far apart."""
     drawing = Figure(figsize=CURVE_INCHES, dpi=CURVE_DPI, layout="constrained")
     axes = drawing.add_subplot()
     for label, points in lines.items():
         axes.plot(*zip(*points, strict=True), label=label)
-    if all(value > 0 for points in lines.values() for _, value in points):
+    values = [value for points in lines.values() for _, value in points]
+    if min(values) > 0.0 and max(values) > LOG_FROM * min(values):
         axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 3)))
+        decades = max(values) > LARGEST_LABELLED * min(values)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1,) if decades else (1, 3)))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel("step", color=ink)

@@ -27,7 +27,9 @@ the first: `gap`, the mean square of fake - teacher, 0 for a perfect generator;
 `fake_error` and `teacher_error`, the mean squared errors of both on the generator's samples;
 `fake_excess`, fake_error less the minimum of that, which is E |x_g|^2 - E |E[x_g | x_t]|^2 by
 Pythagoras, with `fake` for the unknown mean: 2 E fake^T (fake - x_g), 0 for an exact fake score;
-`sample_mean` and `sample_std` over the batch.
+`fake_lag`, the share by which y = fake - teacher is too short to fit the samples,
+E (x_g - fake)^T y / E |y|^2: 0 for an exact fake score, (1 - l) / l for one that has gone the share
+l of its way; `sample_mean` and `sample_std` over the batch.
 """
 
 from collections.abc import Mapping
@@ -44,6 +46,7 @@ from objectives.base import (
     Batch,
     Key,
     LossFn,
+    Mean,
     Metrics,
     Objective,
     Params,
@@ -242,6 +245,7 @@ def health(point: Point, t: Array, path: Path) -> Metrics:
     gap = per_example(squared_error(point.fake, point.teacher))
     fake_error = per_example(squared_error(point.x_g, point.fake))
     teacher_error = per_example(squared_error(point.x_g, point.teacher))
+    short = per_example((point.x_g - point.fake) * (point.fake - point.teacher))
     means = {
         "gap": gap,
         "fake_error": fake_error,
@@ -250,9 +254,9 @@ def health(point: Point, t: Array, path: Path) -> Metrics:
         "sample_mean": jnp.mean(point.x_g),
         "sample_std": jnp.sqrt(jnp.mean(jnp.var(point.x_g, axis=0))),
     }
-    return {name: mean_of(value) for name, value in means.items()} | by_noise_level(
-        "gap", gap, t, path
-    )
+    metrics = {name: mean_of(value) for name, value in means.items()}
+    metrics["fake_lag"] = Mean(jnp.sum(short), jnp.sum(gap))
+    return metrics | by_noise_level("gap", gap, t, path)
 
 
 def sampler(generator: Generator, trained_scale: float) -> SampleFn:

@@ -297,7 +297,7 @@ def test_health_of_an_exact_fake_score():
     objective = distribution_matching(model, generator=held)
     batch = {"label": jnp.zeros(100_000, jnp.int32)}
 
-    def health(fake):
+    def health(fake, teacher=teacher):
         networks = {
             "fake_score": fake,
             "teacher": teacher,
@@ -308,7 +308,12 @@ def test_health_of_an_exact_fake_score():
         )
         return {name: float(m.total / m.count) for name, m in metrics.items()}
 
+    # Of the same deviation, and half way in the mean: y is half as long as it must be.
+    aside = {"mean": jnp.float32(1.5), "log_std": jnp.float32(0.2)}
+    half = {"mean": jnp.float32(0.75), "log_std": jnp.float32(0.2)}
+    assert health(half, aside)["fake_lag"] == pytest.approx(1.0, abs=0.05)
     exact, lagging, still = health(own), health(lags), health(teacher)
+    assert abs(exact["fake_lag"]) < 0.02
     assert abs(exact["fake_excess"]) < 0.02 * exact["fake_error"]
     for late in (lagging, still):
         assert abs(late["fake_excess"]) > 0.1 * late["fake_error"]
