@@ -20,7 +20,7 @@ import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from configs import base
+from configs import overrides
 from modes import MODES, Request
 from training.loop import NonFiniteError
 
@@ -109,7 +109,7 @@ def config_of_flags() -> ConfigDict | None:
     if CONFIG.value is None:
         return None
     given = config_flags.get_override_values(flags.FLAGS["config"])
-    base.forget_replaced(
+    overrides.forget_replaced(
         CONFIG.value, given, {field: flags.FLAGS[f"config.{field}"].default for field in given}
     )
     return CONFIG.value

@@ -144,9 +144,8 @@ def train(
         report = Report(workdir, start, steps, batch_size, log_every)
         try:
             if start and due(start, steps, evaluate_every) and not report.evaluated(start):
-                report.evaluation(
-                    start, evaluate(state)
-                )  # killed between the save and the evaluation
+                # It was killed between the save and the evaluation.
+                report.evaluation(start, evaluate(state))
             for done in range(start + 1, steps + 1):
                 state, metrics = step(state, frozen, put_batch(next(source), mesh))
                 report.after_step(done, metrics)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import models
-from configs import base
+from configs import base, overrides
 from configs.methods import METHODS
 from diffusion.path import PATHS
 from diffusion.prediction import KINDS
@@ -31,7 +31,8 @@ from training.state import initial_state
 from training.step import train_step
 
 FOLDER = Path(__file__).parent.parent.parent / "configs"
-FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in ("__init__", "base", "methods"))
+OWN = ("__init__", "base", "methods", "overrides")  # no config files
+FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in OWN)
 # Fields of an objective that are built from a table: those with fields of their own, and names.
 PARTS = {
     "time_sampler": TIME_SAMPLERS,
@@ -210,7 +211,7 @@ def test_a_part_of_another_name_forgets_the_file_s_fields_but_not_the_given_ones
         config = config_of("digits", method)
         before = {field: reduce(getitem, field.split("."), config) for field in given}
         config.update_from_flattened_dict(given)
-        base.forget_replaced(config, given, before)
+        overrides.forget_replaced(config, given, before)
         return config
 
     sim = "objective.divergence"
@@ -249,6 +250,22 @@ def test_cifar10_has_the_published_consistency_settings():
     # 11, 21, 41, ... 1281 points in eight equal stages of 50,000 steps.
     curriculum = CURRICULA["doubling"](total_steps=ict.steps)
     assert [int(curriculum(k)) for k in (0, 50_000, 399_999)] == [11, 21, 1281]
+
+
+def test_cifar10_has_the_published_settings_of_one_step_generators():
+    # Zhou et al. 2024; the README of Luo et al. 2023; Yin et al. 2024 (DMD2, on larger images).
+    sid, diff_instruct, dmd = (config_of("cifar10", m) for m in ("sid", "diff_instruct", "dmd"))
+    for config in (sid, diff_instruct, dmd):
+        assert (config.optimizer.learning_rate, config.optimizer.b1) == (1e-5, 0.0)
+    assert (sid.batch_size, sid.objective.sigma_init) == (256, 2.5)
+    assert sid.objective.time_sampler.highest == 0.8 and sid.objective.normalize
+    assert (diff_instruct.batch_size, diff_instruct.objective.sigma_init) == (128, 1.0)
+    for config in (sid, diff_instruct):  # half-lives of 0.5 M images
+        half_life = np.log(0.5) / np.log(config.ema.decays[0]) * config.batch_size
+        assert half_life == pytest.approx(5e5, rel=0.15)
+    law = dmd.objective.time_sampler
+    assert (law.name, law.lowest, law.highest) == ("equal_karras", 0.02, 0.98)
+    assert (dmd.objective.sigma_init, dmd.objective.fake_score_updates) == (80.0, 5)
 
 
 def test_the_law_of_fashion_mnist_s_noise_is_the_paper_s_in_units_of_its_deviation():
