@@ -10,7 +10,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from eval.features import check_images
-from eval.results import replace_file
+from training.files import replace_file
 
 SEPARATION = 1  # pixels between neighbours, before a grid is enlarged
 SEPARATOR = 128  # grey, seen beside images with black and with white borders

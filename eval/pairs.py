@@ -1,6 +1,5 @@
 """Pairs of noise and what a teacher makes of it: made once per run, and kept in its folder."""
 
-import os
 import zipfile
 import zlib
 from functools import partial
@@ -14,6 +13,7 @@ from data import Pairs
 from eval.generate import batch_sampler, cycle_labels, generate_floats, noise
 from objectives.base import Params
 from training.experiment import Experiment
+from training.files import write_npz
 
 FILE = "pairs.npz"
 # Not the stream of samples: what a generator is trained on is not what it is evaluated on.
@@ -59,17 +59,8 @@ def teacher_pairs(
     eps = jax.jit(starts)(np.arange(count))[0]
     pairs = Pairs(jax.device_get(eps), np.concatenate(list(made)), labels)
     if jax.process_index() == 0:
-        save(path, pairs)
+        write_npz(path, **pairs._asdict())
     return pairs
-
-
-def save(path: Path, pairs: Pairs) -> None:
-    """Write the pairs whole or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".tmp")
-    with fresh.open("wb") as file:
-        np.savez(file, **pairs._asdict())
-    os.replace(fresh, path)
 
 
 def load(path: Path, count: int) -> Pairs:

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from eval.results import load_results, results_page
+from eval.page import results_page
+from eval.results import load_results
 from modes.request import Request
 from training.metrics import read_rows
 from training.workdir import load_config

@@ -1,8 +1,5 @@
 """--mode=sample: images from a run, as an .npz and a grid beside it."""
 
-import io
-import os
-
 import jax
 import numpy as np
 
@@ -10,6 +7,7 @@ from eval.generate import batch_sampler, cycle_labels, generate
 from eval.grid import save_grid
 from modes.request import Request, load_run, required_workdir
 from training.experiment import check_guidance
+from training.files import write_npz
 
 COLUMNS = 16
 
@@ -71,13 +69,3 @@ def chosen_labels(request: Request, num_classes: int) -> np.ndarray:
                 f"--labels={label} is out of range; this model has 0 to {num_classes - 1}"
             )
     return np.array(request.labels or range(num_classes))
-
-
-def write_npz(path: os.PathLike, **arrays: np.ndarray) -> None:
-    """Write an .npz whole or not at all."""
-    content = io.BytesIO()
-    np.savez_compressed(content, **arrays)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(path.name + ".tmp")
-    fresh.write_bytes(content.getvalue())
-    os.replace(fresh, path)

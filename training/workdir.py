@@ -1,7 +1,6 @@
 """What a run's folder says of itself: config.json and environment.json."""
 
 import json
-import os
 import platform
 import sys
 from importlib import metadata
@@ -11,18 +10,13 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from training.files import write_json
+
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 # Fields that may change when a run is continued; all others would make it another run.
 CHANGEABLE = ("steps", "log.", "evaluate.", "checkpoint.", "mesh.", "ema.sample_with", "data.dir")
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write a JSON file whole or not at all."""
-    fresh = path.with_name(path.name + ".tmp")
-    fresh.write_text(json.dumps(content, indent=2) + "\n")
-    os.replace(fresh, path)
 
 
 def start_run(workdir: Path, config: ConfigDict) -> None:

@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.results import curve_lines, load_results, results_page, save_results
+from eval.curves import curve_lines
+from eval.page import results_page
+from eval.results import load_results, save_results
 
 RESULT = {
     "name": "shortcut",

@@ -11,7 +11,8 @@ import jax
 import numpy as np
 import pytest
 
-from eval.inception import inception
+from eval.inception import apply
+from eval.inception_weights import inception_params
 from eval.weights import read_tensors
 
 torch = pytest.importorskip("torch", reason="PyTorch is installed by `make parity`")
@@ -256,8 +257,8 @@ def evaluate(reference, images):
 @pytest.mark.parametrize("size", [(32, 32), (64, 48), (299, 299)])
 def test_equal_to_the_published_architecture(size, reference, weights):
     images = random_images(size, seed=1)
-    network = inception(weights)
-    ours = jax.jit(network.apply)(network.params, images)
+    params = inception_params(weights)
+    ours = jax.jit(apply)(params, images)
     theirs = evaluate(reference, images)
     for name, actual, expected in zip(ours._fields, ours, theirs, strict=True):
         contrast = np.abs(expected[0] - expected[1]).mean()
@@ -271,26 +272,26 @@ def test_equal_to_the_published_architecture(size, reference, weights):
 
 def test_one_channel_is_repeated(weights):
     images = np.random.default_rng(2).integers(0, 256, (1, 28, 28, 1), np.uint8)
-    network = inception(weights)
-    ours = jax.jit(network.apply)(network.params, images)
-    same = jax.jit(network.apply)(network.params, images.repeat(3, axis=3))
+    params = inception_params(weights)
+    ours = jax.jit(apply)(params, images)
+    same = jax.jit(apply)(params, images.repeat(3, axis=3))
     np.testing.assert_allclose(ours.features, same.features, rtol=0, atol=1e-3)
     assert ours.features.shape == (1, 2048)
     assert ours.logits.shape == ours.logits_unbiased.shape == (1, 1008)
 
 
 def test_only_images_are_taken(weights):
-    network = inception(weights)
+    params = inception_params(weights)
     with pytest.raises(ValueError, match="must be uint8"):
-        network.apply(network.params, np.zeros((1, 8, 8, 3), np.float32))
+        apply(params, np.zeros((1, 8, 8, 3), np.float32))
     with pytest.raises(ValueError, match="1 or 3 channels, not 4"):
-        network.apply(network.params, np.zeros((1, 8, 8, 4), np.uint8))
+        apply(params, np.zeros((1, 8, 8, 4), np.uint8))
 
 
 def test_the_older_format_gives_the_same_parameters(reference, weights, tmp_path):
     path = tmp_path / "older.pth"
     torch.save(reference.state_dict(), path, _use_new_zipfile_serialization=False)
-    jax.tree.map(np.testing.assert_array_equal, inception(path).params, inception(weights).params)
+    jax.tree.map(np.testing.assert_array_equal, inception_params(path), inception_params(weights))
 
 
 def test_other_tensors_are_refused_by_name(reference, tmp_path):
@@ -301,7 +302,7 @@ def test_other_tensors_are_refused_by_name(reference, tmp_path):
     path = tmp_path / "other.pth"
     torch.save(tensors, path)
     with pytest.raises(ValueError) as error:
-        inception(path)
+        inception_params(path)
     for part in (
         str(path),
         "1 missing, such as Mixed_5b.branch1x1.conv.weight",
@@ -313,7 +314,7 @@ def test_other_tensors_are_refused_by_name(reference, tmp_path):
 
 def test_missing_weights_are_named(tmp_path):
     with pytest.raises(FileNotFoundError, match="pt_inception-2015-12-05-6726825d.pth"):
-        inception(tmp_path / "absent.pth")
+        inception_params(tmp_path / "absent.pth")
 
 
 def awkward_tensors():
