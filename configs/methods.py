@@ -2,7 +2,8 @@
 
     config = methods.choose(base.config(), "cd")
 
-Each sets its paper's values on top of configs/base.py; a config file then sets what its data need.
+Each sets its paper's values on top of configs/base.py and configs/objectives.py; a config file then
+sets what its data need.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from difflib import get_close_matches
 
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, objectives
 
 # Sampling steps at which consistency models are evaluated; more add little.
 FEW_STEPS = (1, 2, 4)
@@ -18,21 +19,21 @@ FEW_STEPS = (1, 2, 4)
 
 def flow_matching(config: ConfigDict) -> None:
     """Flow matching (Lipman et al. 2023): velocity on the linear path."""
-    config.objective = base.denoising()
+    config.objective = objectives.denoising()
 
 
 def edm(config: ConfigDict) -> None:
     """EDM (Karras et al. 2022, table 1)."""
-    config.objective = base.denoising()
+    config.objective = objectives.denoising()
     edm_model(config)
-    config.objective.time_sampler = base.log_normal(-1.2, 1.2)
+    config.objective.time_sampler = objectives.log_normal(-1.2, 1.2)
     config.objective.solver.name = "heun"
     config.objective.spacing.name = "karras"
 
 
 def ddpm(config: ConfigDict) -> None:
     """DDPM (Ho et al. 2020) in continuous time, sampled by DDIM; or v with prediction.kind=v."""
-    config.objective = base.denoising()
+    config.objective = objectives.denoising()
     config.path.name = "vp_ddpm"
     config.prediction.kind = "eps"
     config.objective.solver.name = "ddim"
@@ -40,9 +41,9 @@ def ddpm(config: ConfigDict) -> None:
 
 def trigflow(config: ConfigDict) -> None:
     """TrigFlow diffusion (Lu & Song 2025, section 3.1): the teacher of scd."""
-    config.objective = base.denoising()
+    config.objective = objectives.denoising()
     trigflow_model(config)
-    config.objective.time_sampler = base.log_normal(-1.0, 1.4)
+    config.objective.time_sampler = objectives.log_normal(-1.0, 1.4)
     config.objective.solver.name = "ddim"
 
 
@@ -55,7 +56,7 @@ def trigflow_model(config: ConfigDict) -> None:
 
 def shortcut(config: ConfigDict) -> None:
     """Shortcut models (Frans et al. 2024)."""
-    config.objective = base.shortcut()
+    config.objective = objectives.shortcut()
     config.model.second_time = "step_size"
 
 
@@ -67,24 +68,24 @@ def edm_model(config: ConfigDict) -> None:
 
 def cd(config: ConfigDict) -> None:
     """Consistency distillation of an edm teacher (Song et al. 2023)."""
-    config.objective = base.consistency_distillation()
+    config.objective = objectives.consistency_distillation()
     config.evaluate.steps = FEW_STEPS
     edm_model(config)
 
 
 def ct(config: ConfigDict) -> None:
     """Consistency training (Song et al. 2023)."""
-    config.objective = base.consistency_training()
+    config.objective = objectives.consistency_training()
     config.evaluate.steps = FEW_STEPS
     edm_model(config)
 
 
 def ict(config: ConfigDict) -> None:
     """Improved consistency training (Song & Dhariwal 2023)."""
-    config.objective = base.consistency_training()
+    config.objective = objectives.consistency_training()
     config.evaluate.steps = FEW_STEPS
     config.objective.curriculum.name = "doubling"
-    config.objective.time_sampler = base.log_normal(-1.1, 2.0)
+    config.objective.time_sampler = objectives.log_normal(-1.1, 2.0)
     config.objective.distance.name = "pseudo_huber"
     config.objective.weighting = "inverse_gap"
     config.objective.initial_decay = 0.0
@@ -93,14 +94,14 @@ def ict(config: ConfigDict) -> None:
 
 def ect(config: ConfigDict) -> None:
     """Easy Consistency Tuning (Geng et al. 2024), from scratch or from --config.teacher."""
-    config.objective = base.consistency_tuning()
+    config.objective = objectives.consistency_tuning()
     config.evaluate.steps = FEW_STEPS
     edm_model(config)
 
 
 def sct(config: ConfigDict) -> None:
     """Continuous-time consistency training (Lu & Song 2025)."""
-    config.objective = base.continuous_training()
+    config.objective = objectives.continuous_training()
     config.evaluate.steps = FEW_STEPS
     trigflow_model(config)
     config.model.loss_weight = True
@@ -109,7 +110,7 @@ def sct(config: ConfigDict) -> None:
 def scd(config: ConfigDict) -> None:
     """Continuous-time consistency distillation of a trigflow teacher (Lu & Song 2025)."""
     sct(config)
-    config.objective = base.continuous_distillation()
+    config.objective = objectives.continuous_distillation()
 
 
 def lcm(config: ConfigDict) -> None:
@@ -118,7 +119,7 @@ def lcm(config: ConfigDict) -> None:
     The teacher predicts v (--config.prediction.kind=v when training ddpm): eps says nothing of the
     data at t = 1, where x_0 = (x - sigma eps) / alpha has the factor 1 / alpha = 150.
     """
-    config.objective = base.consistency_distillation()
+    config.objective = objectives.consistency_distillation()
     config.evaluate.steps = FEW_STEPS
     config.path.name = "vp_ddpm"
     config.prediction.kind = "v"
@@ -134,7 +135,7 @@ def lcm(config: ConfigDict) -> None:
 
 def one_step(config: ConfigDict, divergence: str) -> None:
     """What the one-step generators of an edm teacher share."""
-    config.objective = base.distribution_matching(divergence)
+    config.objective = objectives.distribution_matching(divergence)
     config.evaluate.steps = (1,)
     config.optimizer.name = "adam"
     config.optimizer.b1 = 0.0  # each player's loss moves with the other player
@@ -150,7 +151,7 @@ def sid(config: ConfigDict) -> None:
     """Score identity Distillation (Zhou et al. 2024)."""
     one_step(config, "score_identity")
     config.objective.normalize = True
-    config.objective.time_sampler = base.time_sampler("equal_karras")
+    config.objective.time_sampler = objectives.time_sampler("equal_karras")
     config.objective.time_sampler.highest = 0.8
 
 
@@ -165,9 +166,9 @@ def dmd(config: ConfigDict) -> None:
     config.objective.normalize = True
     config.objective.sigma_init = 80.0
     config.objective.fake_score_updates = 5
-    config.objective.time_sampler = base.time_sampler("equal_karras")
+    config.objective.time_sampler = objectives.time_sampler("equal_karras")
     config.objective.time_sampler.update(lowest=0.02, highest=0.98)
-    config.objective.fake_time_sampler = base.time_sampler("equal_karras")
+    config.objective.fake_time_sampler = objectives.time_sampler("equal_karras")
 
 
 def of_flow_matching(method: Callable[[ConfigDict], None]) -> Callable[[ConfigDict], None]:
@@ -263,7 +264,7 @@ def short_run(config: ConfigDict, sigma_data: float) -> None:
         # The fake score follows the generator, and must keep up with it.
         config.player_optimizers = {"fake_score": {"learning_rate": 3e-4}}
         if config.objective.divergence.name == "score_implicit_matching":
-            config.objective.divergence.distance = base.distance("pseudo_huber", 0.1)
+            config.objective.divergence.distance = objectives.distance("pseudo_huber", 0.1)
     if config.method == "shortcut":
         # The current network teaches its larger steps sooner than an average of it (README,
         # figures). The default for long runs is the paper's EMA.

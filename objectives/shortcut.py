@@ -52,6 +52,7 @@ from objectives.base import (
     Batch,
     Follower,
     Key,
+    LossFn,
     Metrics,
     Objective,
     Params,
@@ -193,6 +194,39 @@ def sampler(model: Model, max_steps: int, trained_scale: float) -> SampleFn:
     return sample
 
 
+def regression_loss(
+    model: Model,
+    flow_rows: Callable[[Batch, Key], Regression],
+    bootstrap_rows: Callable[[Params, Batch, Key], Regression],
+    every: int,
+    levels: int,
+) -> LossFn:
+    """|| u - target ||^2 of every row: one in `every` is a bootstrap row, the others flow rows."""
+
+    def loss(
+        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
+    ) -> tuple[Array, Metrics]:
+        check_rows(batch["x"].shape[0], every, levels)
+        key_bootstrap, key_flow, key_dropout = jax.random.split(key, 3)
+        bootstrap_batch, flow_batch = split_rows(batch, every)
+        rows = merge_rows(
+            bootstrap_rows(networks["target"], bootstrap_batch, key_bootstrap),
+            flow_rows(flow_batch, key_flow),
+            every,
+        )
+        prediction = model.predict(
+            params, rows.x_t, rows.t, rows.s, rows.condition, train=True, rng=key_dropout
+        )
+        error = per_example(squared_error(prediction, rows.target))
+        bootstrap_error, flow_error = split_rows(error, every)
+        _, flow_t = split_rows(rows.t, every)
+        metrics = by_noise_level("loss", flow_error, flow_t, model.path)
+        metrics |= {"loss_flow": mean_of(flow_error), "loss_bootstrap": mean_of(bootstrap_error)}
+        return error, metrics
+
+    return loss
+
+
 def shortcut(
     model: Model,
     *,
@@ -238,27 +272,7 @@ def shortcut(
         u_target = bootstrap_target(velocity, x_t, t, size, condition)
         return Regression(x_t, t, t - size, condition, u_target)
 
-    def loss(
-        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
-    ) -> tuple[Array, Metrics]:
-        check_rows(batch["x"].shape[0], every, levels)
-        key_bootstrap, key_flow, key_dropout = jax.random.split(key, 3)
-        bootstrap_batch, flow_batch = split_rows(batch, every)
-        rows = merge_rows(
-            bootstrap_rows(networks["target"], bootstrap_batch, key_bootstrap),
-            flow_rows(flow_batch, key_flow),
-            every,
-        )
-        prediction = model.predict(
-            params, rows.x_t, rows.t, rows.s, rows.condition, train=True, rng=key_dropout
-        )
-        error = per_example(squared_error(prediction, rows.target))
-        bootstrap_error, flow_error = split_rows(error, every)
-        _, flow_t = split_rows(rows.t, every)
-        metrics = by_noise_level("loss", flow_error, flow_t, path)
-        metrics |= {"loss_flow": mean_of(flow_error), "loss_bootstrap": mean_of(bootstrap_error)}
-        return error, metrics
-
+    loss = regression_loss(model, flow_rows, bootstrap_rows, every, levels)
     update = warmed_ema(target_decay) if target_warmup else constant_ema(target_decay)
     return Objective(
         players={"network": Player(model.network.init, loss)},

@@ -11,6 +11,7 @@ import pytest
 
 import models
 from configs import base, overrides
+from configs import objectives as documented
 from configs.methods import METHODS
 from diffusion.path import PATHS
 from diffusion.prediction import KINDS
@@ -31,7 +32,7 @@ from training.state import initial_state
 from training.step import train_step
 
 FOLDER = Path(__file__).parent.parent.parent / "configs"
-OWN = ("__init__", "base", "methods", "overrides")  # no config files
+OWN = ("__init__", "base", "methods", "objectives", "overrides")  # no config files
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in OWN)
 # Fields of an objective that are built from a table: those with fields of their own, and names.
 PARTS = {
@@ -169,12 +170,12 @@ def fields_of(table, without):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_base_has_every_field_of_an_objective_with_its_default(name):
-    documented = getattr(base, name)().to_dict()
-    assert documented.pop("name") == name
+    fields_there = getattr(documented, name)().to_dict()
+    assert fields_there.pop("name") == name
     parameters = inspect.signature(OBJECTIVES[name]).parameters
     # What is optimised is a field of Python's alone.
-    assert set(documented) == set(fields(OBJECTIVES[name], skip=1)) - {"generator"}
-    for field, value in documented.items():
+    assert set(fields_there) == set(fields(OBJECTIVES[name], skip=1)) - {"generator"}
+    for field, value in fields_there.items():
         if field in PARTS:
             assert value["name"] in {*PARTS[field], ""}
         elif field in NAMES:
@@ -187,14 +188,14 @@ def test_base_has_every_field_of_an_objective_with_its_default(name):
 
 def test_base_has_every_field_of_the_parts_of_an_objective():
     config = base.config()
-    assert set(base.time_sampler()) - {"name"} == fields_of(TIME_SAMPLERS, {"path"})
-    assert set().union(*(base.divergence(name) for name in DIVERGENCES)) - {"name"} == fields_of(
-        DIVERGENCES, set()
-    )
-    assert set(base.spacing()) - {"name"} == fields_of(SPACINGS, {"path"})
-    assert set(base.solver()) - {"name"} == fields_of(SOLVERS, set())
-    assert set(base.distance()) - {"name"} == fields_of(DISTANCES, set())
-    assert set(base.curriculum()) - {"name"} == fields_of(CURRICULA, set())
+    assert set(documented.time_sampler()) - {"name"} == fields_of(TIME_SAMPLERS, {"path"})
+    assert set().union(*(documented.divergence(name) for name in DIVERGENCES)) - {
+        "name"
+    } == fields_of(DIVERGENCES, set())
+    assert set(documented.spacing()) - {"name"} == fields_of(SPACINGS, {"path"})
+    assert set(documented.solver()) - {"name"} == fields_of(SOLVERS, set())
+    assert set(documented.distance()) - {"name"} == fields_of(DISTANCES, set())
+    assert set(documented.curriculum()) - {"name"} == fields_of(CURRICULA, set())
     assert set(config.path) - {"name"} == fields_of(PATHS, set())
     assert config.prediction.kind in KINDS
 
