@@ -35,7 +35,7 @@ demo: $(VENV)/.installed
 	  echo "Training $$method on 8 x 8 digits: $(DEMO)/$$method"; \
 	  $(RUN) main.py --config=configs/digits.py:$$method --workdir=$(DEMO)/$$method \
 	    --config.steps=$(DEMO_STEPS) --config.evaluate.steps="(1,4,128)" || exit; \
-	  $(RUN) main.py --mode=sample --workdir=$(DEMO)/$$method --steps=1 --num=256 \
+	  $(RUN) main.py --mode=sample --workdir=$(DEMO)/$$method --steps=1 --seeds=0-255 \
 	    --out=$(DEMO)/$$method/one_step.npz || exit; \
 	done
 	@$(RUN) main.py --mode=report --workdirs=$(DEMO)/shortcut,$(DEMO)/flow_matching --out=$(DEMO)/report.html

@@ -1,7 +1,7 @@
 """Train, evaluate and sample few-step generative models.
 
     python main.py --config=configs/digits.py:shortcut --workdir=runs/digits
-    python main.py --mode=sample --workdir=runs/digits --steps=1 --num=64 --out=samples.npz
+    python main.py --mode=sample --workdir=runs/digits --steps=1 --seeds=0-63 --out=samples
 
 Short on purpose: flags in, one mode out. Any field of the config can be set, for example
 --config.optimizer.learning_rate=1e-3. Bad input ends in one or two lines on standard error and exit
@@ -29,8 +29,9 @@ MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 WORKDIRS = flags.DEFINE_list("workdirs", [], "report: folders of the runs to show together.")
 STEPS = flags.DEFINE_integer("steps", 1, "sample: number of sampling steps.")
-NUM = flags.DEFINE_integer("num", 64, "sample: number of samples.")
-SEED = flags.DEFINE_integer("seed", 0, "sample: seed of the noise.")
+SEEDS = flags.DEFINE_string(
+    "seeds", "0-63", "sample: of the noise, one image each, such as 0-63 or 0-7,100."
+)
 LABELS = flags.DEFINE_list(
     "labels", [], "sample: class labels, gone through in turn; all if unset."
 )
@@ -43,7 +44,7 @@ TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a cluster job (jax.distributed.initialize)."
 )
-OUT = flags.DEFINE_string("out", None, "sample: an .npz file. report: an .html file.")
+OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report: an .html file.")
 
 
 # The modes that read a flag; those that are not here are read by all.
@@ -52,8 +53,7 @@ USED_BY = {
     "workdir": ("train", "evaluate", "sample", "report"),
     "workdirs": ("report",),
     "steps": ("sample",),
-    "num": ("sample",),
-    "seed": ("sample",),
+    "seeds": ("sample",),
     "labels": ("sample",),
     "guidance": ("sample",),
     "checkpoint": ("sample", "evaluate"),
@@ -85,7 +85,7 @@ def request() -> Request:
     """
     for name, modes in USED_BY.items():
         if flags.FLAGS[name].present and MODE.value not in modes:
-            hint = f"; did you mean --config.{name}?" if name in ("steps", "seed") else ""
+            hint = f"; did you mean --config.{name}?" if name == "steps" else ""
             raise ValueError(f"--{name} is not used by --mode={MODE.value}{hint}")
     if not all(re.fullmatch(r"-?\d+", label) for label in LABELS.value):
         raise ValueError(f"--labels={','.join(LABELS.value)} must be integers, such as 0,1,2")
@@ -94,14 +94,24 @@ def request() -> Request:
         workdir=Path(WORKDIR.value) if WORKDIR.value else None,
         workdirs=tuple(map(Path, WORKDIRS.value)),
         steps=STEPS.value,
-        num=NUM.value,
-        seed=SEED.value,
+        seeds=ranges(SEEDS.value),
         labels=tuple(map(int, LABELS.value)),
         guidance=GUIDANCE.value,
         out=Path(OUT.value) if OUT.value else None,
         checkpoint=CHECKPOINT.value,
         network=NETWORK.value,
     )
+
+
+def ranges(text: str) -> tuple[int, ...]:
+    """Numbers and ranges with both ends, such as 0-63 or 0-7,100. Raises ValueError."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not ends or int(ends[2] or ends[1]) < int(ends[1]):
+            raise ValueError(f"--seeds={text} must be numbers or ranges, such as 0-63 or 0-7,100")
+        numbers += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+    return tuple(numbers)
 
 
 def config_of_flags() -> ConfigDict | None:

@@ -58,6 +58,11 @@ def config() -> ConfigDict:
             "evaluate": {
                 "every": 0,  # steps; 0 evaluates after the last step only
                 "steps": (1, 2, 4, 8, 128),  # numbers of sampling steps; () does not evaluate
+                # What is compared: classifier, pixels, inception, dinov2, none (docs/evaluation.md).
+                "features": "inception",
+                "weights": "",  # their file; "" is $FEWSTEP_INCEPTION or $FEWSTEP_DINOV2
+                "reference": "train",  # real images: train, test, all, or an .npz of mu and sigma
+                "agreement": False,  # of labels with a classifier that is trained on the data
                 "num_samples": 1000,
                 "batch_size": 256,  # images sampled at once, over all devices
                 "guidance_scale": placeholder(float),  # form A, 1 is none; None: the method's own

@@ -29,6 +29,8 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.checkpoint.every = 1000
+    config.evaluate.features, config.evaluate.agreement = "classifier", True
+    config.evaluate.reference = "all"
     methods.short_run(config, sigma_data=0.75)
     if method not in ("ict", "ect"):
         # Noise levels of 64 pixels on a short run: higher and wider than those of 3,072.

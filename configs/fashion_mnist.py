@@ -35,6 +35,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.checkpoint.every = 1000
+    config.evaluate.features, config.evaluate.agreement = "classifier", True
     methods.short_run(config, SIGMA_DATA)
     for law in methods.log_normal_laws(config):
         law.mean += LOG_LEVEL_SHIFT

@@ -1,5 +1,6 @@
 """Image data: real sets by name as uint8 arrays, and endless reproducible batches of them."""
 
+from data.array_cache import data_root
 from data.catalog import load, prepare
 from data.dataset import NULL_LABEL, Dataset, Pairs, Split
 from data.pipeline import batches, label_batches, pair_batches
@@ -11,6 +12,7 @@ __all__ = [
     "Pairs",
     "Split",
     "batches",
+    "data_root",
     "label_batches",
     "load",
     "pair_batches",

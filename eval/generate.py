@@ -68,45 +68,43 @@ def generate(
     sample: BatchSampler,
     params: Params,
     labels: np.ndarray,
-    *,
     batch_size: int,
     description: str = "",
-) -> np.ndarray:
-    """uint8 images [N, H, W, C] of the samples 0 .. N - 1 with the given labels: [N].
-
-    Raises ValueError if a sample is not finite.
-    """
-    samples = generate_floats(
-        sample, params, labels, batch_size=batch_size, description=description
-    )
-    return np.concatenate([to_uint8(x_0) for x_0 in samples])
+    indices: np.ndarray | None = None,
+) -> Iterator[np.ndarray]:
+    """Batches of uint8 images [B, H, W, C]: `generate_floats`, rounded."""
+    samples = generate_floats(sample, params, labels, batch_size, description, indices)
+    return map(to_uint8, samples)
 
 
 def generate_floats(
     sample: BatchSampler,
     params: Params,
     labels: np.ndarray,
-    *,
     batch_size: int,
     description: str = "",
+    indices: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Batches of the samples 0 .. N - 1, float32 [B, H, W, C], with the given labels: [N].
+    """Batches of the samples with these indices, float32 [B, H, W, C], and these labels: [N].
 
-    Batches are always of batch_size rows (the last one cut), so that a sample is computed by the
-    same program, bit for bit, whatever N is. Raises ValueError if a sample is not finite.
+    indices: [N], 0 .. N - 1 by default. Batches are always of batch_size rows (the last one cut),
+    so that a sample is computed by the same program, bit for bit, whatever N is. A sample that is
+    not finite ends it with a ValueError once all have been counted.
     """
-    starts = range(0, len(labels), batch_size)
+    indices = np.arange(len(labels)) if indices is None else indices
+    starts, broken = range(0, len(labels), batch_size), 0
     for start in tqdm(starts, desc=description, unit="batch", disable=len(starts) < 2, leave=False):
-        indices = np.arange(start, start + batch_size, dtype=np.int32)
         # NumPy, not device arrays: every process holds the whole of both.
-        rows = labels[indices % len(labels)].astype(np.int32)
-        x_0 = jax.device_get(sample(params, indices, rows))
+        rows = np.arange(start, start + batch_size) % len(labels)
+        x_0 = jax.device_get(sample(params, *(a[rows].astype(np.int32) for a in (indices, labels))))
         x_0 = x_0[: len(labels) - start]
-        if not np.isfinite(x_0).all():
-            raise ValueError(
-                f"samples from {start} on are not finite: the network or solver has diverged"
-            )
-        yield x_0
+        broken += int(np.count_nonzero(~np.isfinite(x_0).all(axis=(1, 2, 3))))
+        if not broken:
+            yield x_0
+    if broken:
+        raise ValueError(
+            f"{broken} of {len(labels)} samples are not finite: the network or solver has diverged"
+        )
 
 
 def cycle_labels(choices: np.ndarray, count: int) -> np.ndarray:

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from eval.inception import CLASSES, FEATURES, NETWORK, Affine, Branches, Chain, Conv, Params
-from eval.weights import read_tensors
+from eval.weights import check_tensors, read_tensors
 
 Tensors = Mapping[str, np.ndarray]
 
@@ -32,7 +32,7 @@ def inception_params(weights: str | Path) -> Params:
         )
     tensors = {k: v for k, v in read_tensors(weights).items() if not k.endswith(IGNORED)}
     kernels, _ = kernel_shapes(NETWORK, channels=3)
-    check_tensors(tensors, published_shapes(kernels), weights)
+    check_tensors(tensors, published_shapes(kernels), weights, WEIGHTS_NAME)
     folded = {name: fold(name, tensors) for name in kernels}
     classifier = affine(tensors["fc.weight"].T, tensors["fc.bias"])
     return folded | {"fc": classifier}
@@ -66,25 +66,6 @@ def published_shapes(kernels: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[
         for part in ("weight", "bias", "running_mean", "running_var"):
             shapes[f"{name}.bn.{part}"] = kernel[:1]
     return shapes
-
-
-def check_tensors(
-    tensors: Tensors, shapes: Mapping[str, tuple[int, ...]], path: str | Path
-) -> None:
-    """Raises ValueError unless `tensors` have these names and shapes and no others."""
-    both = shapes.keys() & tensors.keys()
-    faults = {
-        "missing": shapes.keys() - tensors.keys(),
-        "unknown": tensors.keys() - shapes.keys(),
-        "of another shape": {key for key in both if tensors[key].shape != shapes[key]},
-    }
-    found = [
-        f"{len(keys)} {fault}, such as {', '.join(sorted(keys)[:3])}"
-        for fault, keys in faults.items()
-        if keys
-    ]
-    if found:
-        raise ValueError(f"{path} does not hold the tensors of {WEIGHTS_NAME}: {'; '.join(found)}")
 
 
 def fold(name: str, tensors: Tensors) -> Affine:

@@ -1,7 +1,5 @@
 """Pairs of noise and what a teacher makes of it: made once per run, and kept in its folder."""
 
-import zipfile
-import zlib
 from functools import partial
 from pathlib import Path
 
@@ -13,7 +11,7 @@ from data import Pairs
 from eval.generate import batch_sampler, cycle_labels, generate_floats, noise
 from objectives.base import Params
 from training.experiment import Experiment
-from training.files import write_npz
+from training.files import read_npz, write_npz
 
 FILE = "pairs.npz"
 # Not the stream of samples: what a generator is trained on is not what it is evaluated on.
@@ -52,9 +50,7 @@ def teacher_pairs(
         guidance_scale=guidance_scale,
         stream=STREAM,
     )
-    made = generate_floats(
-        sample, params, labels, batch_size=batch_size, description="the teacher's pairs"
-    )
+    made = generate_floats(sample, params, labels, batch_size, "the teacher's pairs")
     starts = partial(noise, SEED, image_shape=taught.image_shape, stream=STREAM)
     eps = jax.jit(starts)(np.arange(count))[0]
     pairs = Pairs(jax.device_get(eps), np.concatenate(list(made)), labels)
@@ -65,11 +61,11 @@ def teacher_pairs(
 
 def load(path: Path, count: int) -> Pairs:
     """Read pairs. Raises ValueError for a file that cannot be read, or of another count."""
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            pairs = Pairs(**{name: file[name] for name in Pairs._fields})
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read ({error}); delete it to make it again") from error
+    remedy = "delete it to make it again"
+    arrays = read_npz(path, remedy)
+    if set(arrays) != set(Pairs._fields):
+        raise ValueError(f"{path} holds {sorted(arrays)}, which are no pairs; {remedy}")
+    pairs = Pairs(**arrays)
     if len(pairs.label) != count:
         raise ValueError(
             f"{path} has {len(pairs.label)} pairs, not pairs.count={count}; delete it to make them "

@@ -108,6 +108,31 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             ) from error
 
 
+def check_tensors(
+    tensors: Mapping[str, np.ndarray],
+    shapes: Mapping[str, tuple[int, ...]],
+    path: str | Path,
+    expected: str,
+) -> None:
+    """Raises ValueError unless `tensors` have these names and shapes and no others.
+
+    path: the file that they come from. expected: the published file that it should be.
+    """
+    both = shapes.keys() & tensors.keys()
+    faults = {
+        "missing": shapes.keys() - tensors.keys(),
+        "unknown": tensors.keys() - shapes.keys(),
+        "of another shape": {key for key in both if tensors[key].shape != shapes[key]},
+    }
+    found = [
+        f"{len(keys)} {fault}, such as {', '.join(sorted(keys)[:3])}"
+        for fault, keys in faults.items()
+        if keys
+    ]
+    if found:
+        raise ValueError(f"{path} does not hold the tensors of {expected}: {'; '.join(found)}")
+
+
 def sha256(path: str | Path) -> str:
     """The SHA-256 of a file, as 64 hexadecimal digits."""
     with open(path, "rb") as file:

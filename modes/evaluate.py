@@ -1,6 +1,6 @@
 """--mode=evaluate: measure a checkpoint of a run."""
 
-from eval.evaluate import check_sampling, evaluator, summary
+from eval.evaluate import check_evaluation, evaluator, summary
 from modes.request import Request, dataset_if_here, load_run, required_workdir
 
 
@@ -9,7 +9,7 @@ def evaluate(request: Request) -> None:
     config, experiment, mesh, params, step = load_run(request)
     if request.config is not None:
         config.evaluate = request.config.evaluate
-    check_sampling(experiment, config, mesh)
     dataset = dataset_if_here(config, experiment)
+    check_evaluation(experiment, dataset, config, mesh)
     evaluate_network = evaluator(experiment, dataset, config, mesh, required_workdir(request))
     print(summary(evaluate_network(params, step)))

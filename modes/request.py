@@ -22,8 +22,7 @@ class Request(NamedTuple):
     workdir: Path | None
     workdirs: tuple[Path, ...] = ()
     steps: int = 1
-    num: int = 64
-    seed: int = 0
+    seeds: tuple[int, ...] = tuple(range(64))
     labels: tuple[int, ...] = ()
     guidance: float | None = None
     checkpoint: int | None = None

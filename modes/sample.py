@@ -1,60 +1,79 @@
-"""--mode=sample: images from a run, as an .npz and a grid beside it."""
+"""--mode=sample: images from a run, as PNG files or an .npz, and a grid of them."""
+
+from pathlib import Path
 
 import jax
 import numpy as np
+from PIL import Image
 
-from eval.generate import batch_sampler, cycle_labels, generate
+from eval.generate import batch_sampler, generate
 from eval.grid import save_grid
 from modes.request import Request, load_run, required_workdir
 from training.experiment import check_guidance
 from training.files import write_npz
 
 COLUMNS = 16
+# The noise of seed k is that of sample k in an evaluation of a run whose own seed is this.
+STREAM_SEED = 0
+LARGEST_SEED = 2**31 - 1
 
 
 def sample(request: Request) -> None:
-    """Write x: uint8 [N, H, W, C] and y: int32 [N] to --out, and a grid of the first ones.
+    """Write one image for each of --seeds to --out, and a grid of the first ones.
 
-    Sample i depends on the seed, i and its label alone. Labels go through --labels in turn, by
-    default through all classes; y is -1 for a model without classes.
+    --out is a folder of PNG files named by seed, or an .npz with x: uint8 [N, H, W, C], y: int32
+    [N] and seed: int32 [N]. An image depends on its seed and label alone. Seed k has the label k
+    places on in --labels, which are gone through again and again, by default in all classes; y is
+    -1 for a model without classes.
     """
     check(request)
     config, experiment, mesh, params, step = load_run(request)
     scale = experiment.objective.guidance_scale if request.guidance is None else request.guidance
     check_guidance(experiment, scale)
-    labels = cycle_labels(chosen_labels(request, experiment.num_classes), request.num)
+    seeds = np.array(request.seeds, np.int32)
+    choices = chosen_labels(request, experiment.num_classes)
+    labels = choices[seeds % len(choices)].astype(np.int32)
     sampler = batch_sampler(
         experiment.objective,
         experiment.image_shape,
         mesh,
-        seed=request.seed,
+        seed=STREAM_SEED,
         steps=request.steps,
         guidance_scale=scale,
     )
-    images = generate(
-        sampler, params, labels, batch_size=config.evaluate.batch_size, description="sampling"
-    )
-    name = f"samples_{request.steps}_steps_seed_{request.seed}.npz"
-    out = request.out or required_workdir(request) / name
+    size = config.evaluate.batch_size
+    images = np.concatenate([*generate(sampler, params, labels, size, "sampling", seeds)])
     if jax.process_index() > 0:
         return
-    write_npz(out, x=images, y=labels)
-    grid = out.with_suffix(".png")
-    save_grid(grid, images[: COLUMNS * COLUMNS], columns=COLUMNS)
+    out = request.out or required_workdir(request) / f"samples_{request.steps}_steps"
+    grid = write(out, images, labels, seeds)
     print(
-        f"{request.num} samples of {experiment.sample_with} at step {step}, {request.steps} "
+        f"{len(seeds)} samples of {experiment.sample_with} at step {step}, {request.steps} "
         f"sampling step(s), guidance {scale:g}: {out} and {grid}"
     )
 
 
+def write(out: Path, images: np.ndarray, labels: np.ndarray, seeds: np.ndarray) -> Path:
+    """The images as one .npz or as PNG files in a folder; returns the path of their grid."""
+    if out.suffix == ".npz":
+        write_npz(out, x=images, y=labels, seed=seeds)
+        grid = out.with_suffix(".png")
+    else:
+        out.mkdir(parents=True, exist_ok=True)
+        for seed, image in zip(seeds, images, strict=True):
+            squeezed = image[..., 0] if image.shape[-1] == 1 else image
+            Image.fromarray(squeezed).save(out / f"{seed:06d}.png")
+        grid = out / "grid.png"
+    save_grid(grid, images[: COLUMNS * COLUMNS], columns=COLUMNS)
+    return grid
+
+
 def check(request: Request) -> None:
     """Raises ValueError for an option that cannot be carried out."""
-    if request.num < 1:
-        raise ValueError(f"--num={request.num} must be 1 or more")
-    if not 0 <= request.seed < 2**32:
-        raise ValueError(f"--seed={request.seed} must be in [0, 2^32)")
-    if request.out is not None and request.out.suffix != ".npz":
-        raise ValueError(f"--out={request.out} must end in .npz")
+    if max(request.seeds) > LARGEST_SEED:
+        raise ValueError(f"--seeds has {max(request.seeds)}; the largest is {LARGEST_SEED}")
+    if request.out is not None and request.out.suffix not in ("", ".npz"):
+        raise ValueError(f"--out={request.out} must be a folder or end in .npz")
 
 
 def chosen_labels(request: Request, num_classes: int) -> np.ndarray:

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 import data
 from data import Dataset, Pairs
-from eval.evaluate import check_sampling, evaluator, summary
+from eval.evaluate import check_evaluation, evaluator, summary
 from eval.pairs import teacher_pairs
 from modes.request import Request, required_config, required_workdir, resolve_with_data
 from objectives.base import Params
@@ -31,7 +31,7 @@ def train(request: Request) -> None:
     config, dataset = resolve_with_data(config)
     check_batch_size(config.batch_size, mesh)
     experiment = build(config)
-    check_sampling(experiment, config, mesh)
+    check_evaluation(experiment, dataset, config, mesh)
     config = pinned(config, path)
     if checkpoint.has_checkpoint(path):
         # It starts from that, and needs a teacher only to be taught.
@@ -50,9 +50,9 @@ def train(request: Request) -> None:
         if jax.process_index() == 0:
             tqdm.write(summary(results), file=sys.stderr)
         return {
-            f"{metric}_{steps}": value
-            for steps, metrics in results["by_steps"].items()
-            for metric, value in metrics.items()
+            f"{metric}_{result['protocol']['sampling']['steps']}": value
+            for result in results
+            for metric, value in result["metrics"].items()
         }
 
     train_network(

@@ -63,6 +63,12 @@ def arrays(workdir, step):
         }
 
 
+def results(workdir):
+    """The results of a run by number of sampling steps."""
+    found = [json.loads(path.read_text()) for path in (workdir / "eval").glob("*.json")]
+    return {result["protocol"]["sampling"]["steps"]: result for result in found}
+
+
 def test_a_run_says_what_it_is(trained):
     rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3, 4, 6, 6]
@@ -71,10 +77,11 @@ def test_a_run_says_what_it_is(trained):
     )
     assert json.loads((trained / "config.json").read_text())["data"]["image_size"] == 8
     assert "jax" in json.loads((trained / "environment.json").read_text())["packages"]
-    results = json.loads((trained / "eval" / "step_00000006.json").read_text())
-    assert set(results["by_steps"]) == {"1", "4"}
-    assert results["by_steps"]["1"]["frechet"] > results["floor"]["frechet"] > 0.1
-    assert results["classifier_accuracy"] > 0.97
+    measured = results(trained)
+    assert set(measured) == {1, 4}
+    assert measured[1]["metric"] == "fd-classifier-20"
+    assert measured[1]["metrics"]["frechet"] > 2.0 * measured[1]["real"]["frechet"] > 0.0
+    assert measured[1]["real"]["agreement"] > 0.97
 
 
 @pytest.mark.parametrize("moment", ["middle", "saving"])
@@ -111,26 +118,32 @@ def test_killed_and_started_again_equals_uninterrupted(trained, tmp_path, moment
 
 
 def test_samples_need_only_the_workdir_and_do_not_depend_on_their_number(trained, tmp_path):
-    options = (f"--workdir={trained}", "--mode=sample", "--steps=2", "--labels=3,1", "--seed=5")
-    run(*options, "--num=30", f"--out={tmp_path}/many.npz")
-    run(*options, "--num=7", f"--out={tmp_path}/few.npz")
-    many, few = np.load(tmp_path / "many.npz"), np.load(tmp_path / "few.npz")
+    options = (f"--workdir={trained}", "--mode=sample", "--steps=2", "--labels=3,1")
+    run(*options, "--seeds=0-29", f"--out={tmp_path}/many.npz")
+    run(*options, "--seeds=7,2-4", f"--out={tmp_path}/few", devices=2)
+    many = np.load(tmp_path / "many.npz")
     assert (many["x"].dtype, many["x"].shape) == (np.uint8, (30, 8, 8, 1))
     assert many["y"].dtype == np.int32
     np.testing.assert_array_equal(many["y"][:4], [3, 1, 3, 1])
-    np.testing.assert_array_equal(many["x"][:7], few["x"])
+    np.testing.assert_array_equal(many["seed"], range(30))
     assert len(np.unique(many["x"].reshape(30, -1), axis=0)) == 30
     assert Image.open(tmp_path / "many.png").size[0] > 100
+    files = sorted(path.name for path in (tmp_path / "few").iterdir())
+    assert files == ["000002.png", "000003.png", "000004.png", "000007.png", "grid.png"]
+    for seed in (2, 3, 4, 7):
+        image = np.asarray(Image.open(tmp_path / "few" / f"{seed:06d}.png"))
+        # Two devices may round a pixel the other way.
+        assert np.abs(image.astype(int) - many["x"][seed, ..., 0]).max() <= 1
 
 
 def test_evaluate_again_and_report(trained, tmp_path):
-    first = json.loads((trained / "eval" / "step_00000006.json").read_text())
+    first = results(trained)
     printed = run(f"--workdir={trained}", "--mode=evaluate").stdout
-    assert f"{first['by_steps']['4']['frechet']:.3f}" in printed
-    assert json.loads((trained / "eval" / "step_00000006.json").read_text()) == first
+    assert f"{first[4]['metrics']['frechet']:.3f}" in printed
+    assert results(trained) == first
     page = tmp_path / "page.html"
     run("--mode=report", f"--workdirs={trained}", f"--out={page}")
-    assert f"{first['by_steps']['1']['frechet']:.3f}" in page.read_text()
+    assert f"{first[1]['metrics']['frechet']:.3f}" in page.read_text()
 
 
 def test_describe_counts_before_anything_is_trained():
@@ -219,7 +232,7 @@ def teacher(tmp_path_factory):
 def test_a_student_needs_its_teacher_to_go_on_but_not_to_sample(teacher, tmp_path):
     student, teacher = tmp_path / "student", shutil.copytree(teacher, tmp_path / "teacher")
     distil = [CD, f"--config.teacher={teacher}", f"--workdir={student}", *SHORT]
-    sample = ["--mode=sample", f"--workdir={student}", "--steps=2", "--num=4"]
+    sample = ["--mode=sample", f"--workdir={student}", "--steps=2", "--seeds=0-3"]
     run(*distil, "--config.steps=2")
     run(*sample, f"--out={tmp_path}/first.npz")
     run(*distil, "--config.steps=4")
@@ -267,7 +280,7 @@ def test_a_generator_learns_without_images(teacher, tmp_path):
     assert rows[0]["generator/regression"] > 0.0 and rows[0]["fake_score/loss"] > 0.0
     again = run("--mode=evaluate", f"--workdir={workdir}").stdout
     assert "skipped metrics: the data set mnist is not here" in again
-    run("--mode=sample", f"--workdir={workdir}", "--num=4", f"--out={tmp_path}/s.npz")
+    run("--mode=sample", f"--workdir={workdir}", "--seeds=0-3", f"--out={tmp_path}/s.npz")
     assert np.load(tmp_path / "s.npz")["x"].shape == (4, 8, 8, 1)
 
 
@@ -297,7 +310,7 @@ def test_a_damaged_checkpoint_is_named(trained, tmp_path):
     for file in (copy / "checkpoints" / "6" / "ema_0.999").rglob("*"):
         if file.is_file() and file.stat().st_size > 10_000:
             file.write_bytes(file.read_bytes()[:1000])
-    result = run("--mode=sample", f"--workdir={copy}", "--num=4", expect=2)
+    result = run("--mode=sample", f"--workdir={copy}", "--seeds=0-3", expect=2)
     assert "checkpoints/6/ema_0.999" in result.stderr
     assert "Traceback" not in result.stderr
 
@@ -307,9 +320,11 @@ def test_labels_and_steps_out_of_range(trained):
         (("--labels=10",), "0 to 9"),
         (("--labels=a",), "integers"),
         (("--steps=3",), "power of two"),
-        (("--num=0",), "--num=0"),
+        (("--seeds=3-1",), "--seeds=3-1"),
+        (("--seeds=a",), "--seeds=a"),
+        ((f"--seeds={2**31}",), "the largest is"),
         (("--guidance=3", "--steps=1"), "trained with guidance scale"),
-        (("--out=x.png",), ".npz"),
+        (("--out=x.png",), "a folder or end in .npz"),
         (("--checkpoint=5",), "not 5"),
         (("--network=ema_0.9",), "did you mean 'ema_0.999'"),
         (("--guidance=nan",), "not a number"),

@@ -14,6 +14,7 @@ from diffusion.prediction import KINDS, Kind, raw_kind
 from diffusion.spacing import SPACINGS
 from diffusion.time_pairs import CURRICULA, Curriculum
 from diffusion.time_sampling import TIME_SAMPLERS
+from models.network import Network
 from objectives import OBJECTIVES
 from objectives.base import Follower, Objective
 from objectives.consistency import WEIGHTINGS
@@ -43,10 +44,15 @@ class Experiment(NamedTuple):
     sample_with: str
 
 
-def build(config: ConfigDict) -> Experiment:
-    """The experiment of a config whose data fields are resolved. Raises ValueError."""
+def build(config: ConfigDict, network: Network | None = None) -> Experiment:
+    """The experiment of a config whose data fields are resolved. Raises ValueError.
+
+    network: in the place of the config's own, if given.
+    """
     shape = (config.data.image_size, config.data.image_size, config.data.channels)
     model = build_model(config)
+    if network is not None:
+        model = model._replace(network=network)
     objective = build_objective(config, model)
     averages = ema_followers(config.ema, objective.generator)
     objective = objective._replace(followers={**objective.followers, **averages})
@@ -197,7 +203,8 @@ def check_guidance(experiment: Experiment, scale: float) -> None:
 def debugged(config: ConfigDict) -> ConfigDict:
     """The config as a run of about a minute on one device: tiny network, few steps and samples.
 
-    The config's data fields are resolved: patches are enlarged to at most 8 x 8 tokens.
+    The config's data fields are resolved: patches are enlarged to at most 8 x 8 tokens. Where
+    samples would be measured with a file of weights, they are only shown.
     """
     config = ConfigDict(config)
     config.steps = min(config.steps, 50)
@@ -212,6 +219,8 @@ def debugged(config: ConfigDict) -> ConfigDict:
     config.evaluate.num_samples = 64
     config.evaluate.batch_size = 64
     config.evaluate.steps = config.evaluate.steps[:2]
+    if config.evaluate.features in ("inception", "dinov2"):
+        config.evaluate.features, config.evaluate.weights = "none", ""
     return config
 
 

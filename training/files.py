@@ -1,8 +1,10 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and arrays read from them."""
 
 import io
 import json
 import os
+import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -35,3 +37,15 @@ def write_npz(path: Path, **arrays: np.ndarray) -> None:
     """Write a compressed .npz file whole or not at all."""
     np.savez_compressed(content := io.BytesIO(), **arrays)
     replace_file(path, content.getvalue())
+
+
+def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
+    """The arrays of an .npz file, none of which may hold objects.
+
+    Raises ValueError that names the file and the remedy.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except (OSError, ValueError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error

@@ -4,8 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from data import Dataset, Split
-from eval.evaluate import check_sampling, evaluator, measure, real_row, reference, summary
+from data import Dataset
+from eval.evaluate import check_evaluation, evaluator, real_row, summary
 from tests.training.runs import small_experiment, synthetic_split
 from training.sharding import make_mesh
 
@@ -13,72 +13,81 @@ FIELDS = {"evaluate.steps": (1, 2), "evaluate.num_samples": 24, "evaluate.batch_
 
 
 def dataset(classes=10):
-    return Dataset("synthetic", synthetic_split(200), synthetic_split(50), classes)
+    return Dataset("synthetic", synthetic_split(200), synthetic_split(120), classes)
 
 
-def test_an_evaluation_writes_what_it_returns(tmp_path):
-    config, experiment = small_experiment(**FIELDS)
-    mesh = make_mesh()
-    params = experiment.model.network.init(jax.random.key(0))
-    results = evaluator(experiment, dataset(), config, mesh, tmp_path)(params, 7)
-    folder = tmp_path / "eval"
-    assert json.loads((folder / "step_00000007.json").read_text()) == results
-    assert results["images_seen"] == 7 * 64
-    assert set(results["by_steps"]) == {"1", "2"}
+@pytest.fixture
+def evaluated(tmp_path):
+    """A function that evaluates a small run with those fields: its results and their folder."""
+
+    def evaluated(data, step=7, **fields):
+        config, experiment = small_experiment(
+            **{**FIELDS, "data.dir": str(tmp_path / "data"), **fields}
+        )
+        params = experiment.model.network.init(jax.random.key(0))
+        results = evaluator(experiment, data, config, make_mesh(), tmp_path)(params, step)
+        return results, tmp_path / "eval"
+
+    return evaluated
+
+
+def test_an_evaluation_writes_what_it_returns(evaluated):
+    results, folder = evaluated(dataset())
+    for result, steps in zip(results, (1, 2), strict=True):
+        assert json.loads((folder / f"{result['id']}.json").read_text()) == result
+        assert result["images_seen"] == 7 * 64
+        sampling = result["protocol"]["sampling"]
+        assert (sampling["steps"], sampling["step"], sampling["seed"]) == (steps, 7, 0)
+        assert result["metric"] == "fd-pixels-24"
+        (warning,) = result["warnings"]
+        assert "24 samples" in warning
+        with np.load(folder / f"{result['id']}.npz") as shown:
+            assert shown["x"].shape == (24, 8, 8, 1) and shown["way"].shape == (3, 8, 8, 1)
+            np.testing.assert_array_equal(shown["y"], np.arange(24) % 10)
     names = {p.name for p in folder.glob("*.png")}
-    assert names == {
-        "step_00000007_1_steps.png",
-        "step_00000007_2_steps.png",
-        "step_00000007_comparison.png",
-    }
-    table = [line.split() for line in summary(results).splitlines()]
+    assert names == {"step_00000007.png", *(f"{result['id']}.png" for result in results)}
+    lines = summary(results).splitlines()
+    table = [line.split() for line in lines]
     assert table[1][:2] == ["steps", "frechet"] and len(table[2]) == len(table[1])
+    assert "fd-pixels-24 against synthetic, train split" in lines[0]
+    assert "biased upwards" in lines[-1]
 
 
-def test_real_images_measured_against_themselves():
-    real = reference(dataset(), 10, 125)
-    split = dataset().train
-    metrics = measure(split.images, split.labels, real)
-    # 200 of the 250 reference images, exactly: nothing is missed but sampling error.
-    assert metrics["precision"] == metrics["recall"] == 1.0
-    assert metrics["frechet"] < real.floor
-    assert metrics["kernel"] < 3.0 * metrics["kernel_error"]
-    assert metrics["coverage"] == 1.0 and "closer" not in metrics
-    noise = np.zeros_like(split.images)
-    noise[:, :4] = 255
-    far = measure(noise, split.labels, real)
-    assert far["frechet"] > 10 * real.floor
-    assert far["kernel"] > 30.0 * far["kernel_error"] and far["coverage"] == 0.0
+def test_other_protocols_stand_beside_each_other(evaluated):
+    first, folder = evaluated(dataset())
+    second, _ = evaluated(dataset(), **{"evaluate.num_samples": 25})
+    evaluated(dataset(), step=8)
+    assert len({result["id"] for result in (*first, *second)}) == 4
+    assert len(list(folder.glob("*.json"))) == 6
 
 
-def test_copies_of_training_images_are_nearer_than_held_out_ones():
-    images = synthetic_split(400)
-    train, held_out = (
-        Split(images.images[part], images.labels[part]) for part in (slice(250), slice(250, 400))
-    )
-    real = reference(Dataset("synthetic", train, held_out, 10), 10, 125)
-    assert measure(train.images, train.labels, real)["closer"] == 1.0
-    assert measure(held_out.images, held_out.labels, real)["closer"] < 0.02
+@pytest.mark.parametrize(
+    ("data", "fields", "why"),
+    [
+        (None, {}, "the data set digits is not here"),
+        (dataset(), {"evaluate.features": "none"}, "evaluate.features=none"),
+    ],
+)
+def test_what_is_not_measured_is_shown_and_said(evaluated, data, fields, why):
+    results, folder = evaluated(data, **fields)
+    assert [result["metrics"] for result in results] == [{}, {}]
+    assert f"skipped metrics: {why}" in summary(results)
+    assert (folder / f"{results[0]['id']}.png").exists()
 
 
-def test_large_images_say_what_is_skipped(tmp_path, monkeypatch):
-    monkeypatch.setattr("eval.evaluate.LARGEST_DIMENSION", 63)
-    config, experiment = small_experiment(**FIELDS)
-    params = experiment.model.network.init(jax.random.key(0))
-    results = evaluator(experiment, dataset(), config, make_mesh(), tmp_path)(params, 1)
-    assert results["by_steps"] == {"1": {}, "2": {}}
-    assert "skipped metrics" in summary(results)
+def test_a_file_of_statistics_needs_no_data(evaluated, tmp_path):
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(64), sigma=np.eye(64))
+    results, _ = evaluated(None, **{"evaluate.reference": str(tmp_path / "adm.npz")})
+    assert [set(result["metrics"]) for result in results] == [{"frechet"}] * 2
 
 
-def test_data_without_classes(tmp_path):
-    config, experiment = small_experiment(**FIELDS, **{"data.num_classes": 0})
-    params = experiment.model.network.init(jax.random.key(0))
+def test_data_without_classes(evaluated):
     split = synthetic_split(200)
     unlabelled = Dataset("x", split._replace(labels=np.full(200, -1, np.int32)), None, 0)
-    results = evaluator(experiment, unlabelled, config, make_mesh(), tmp_path)(params, 1)
+    results, _ = evaluated(unlabelled, **{"data.num_classes": 0, "evaluate.agreement": True})
     measured = {"frechet", "kernel", "kernel_error", "precision", "recall", "density", "coverage"}
-    assert set(results["by_steps"]["1"]) == measured
-    assert "classifier_accuracy" not in results
+    assert set(results[0]["metrics"]) == measured
+    assert results[0]["protocol"]["measurement"]["labels"] == "none"
 
 
 def test_real_row_has_the_labels_of_the_samples():
@@ -97,9 +106,15 @@ def test_real_row_has_the_labels_of_the_samples():
         ({"evaluate.num_samples": 2}, "evaluate.num_samples=2"),
         ({"evaluate.steps": (1, 3)}, "power of two"),
         ({"evaluate.guidance_scale": 2.0}, "trained with guidance scale"),
+        ({"evaluate.features": "clip"}, "evaluate.features 'clip' is not one of"),
+        ({"evaluate.features": "inception"}, "evaluate.features=inception needs weights"),
+        ({"evaluate.weights": "w.pth"}, "evaluate.weights is not used by"),
+        ({"evaluate.reference": "valid"}, "evaluate.reference=valid"),
+        ({"data.image_size": 96, "model.patch_size": 8}, "9216 dimensions"),
     ],
 )
-def test_what_cannot_be_sampled_is_refused_before_compute(fields, message):
+def test_what_cannot_be_evaluated_is_refused_before_compute(monkeypatch, fields, message):
+    monkeypatch.delenv("FEWSTEP_INCEPTION", raising=False)
     config, experiment = small_experiment(**{**FIELDS, **fields})
     with pytest.raises(ValueError, match=message):
-        check_sampling(experiment, config, make_mesh())
+        check_evaluation(experiment, dataset(), config, make_mesh())

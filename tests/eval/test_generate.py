@@ -23,7 +23,7 @@ LABELS = cycle_labels(np.array([2, 0, 5]), 20)
 
 def images(count=20, batch_size=8, seed=0, params=1.0, labels=LABELS):
     sample = batch_sampler(OBJECTIVE, SHAPE, make_mesh(), seed=seed, steps=2, guidance_scale=1.5)
-    return generate(sample, jnp.float32(params), labels[:count], batch_size=batch_size)
+    return np.concatenate([*generate(sample, jnp.float32(params), labels[:count], batch_size)])
 
 
 def test_a_sample_depends_on_its_seed_index_and_label_alone():
@@ -44,6 +44,18 @@ def test_labels_cycle():
     np.testing.assert_array_equal(LABELS[:7], [2, 0, 5, 2, 0, 5, 2])
 
 
-def test_samples_that_are_not_finite_are_refused():
-    with pytest.raises(ValueError, match="not finite"):
-        images(params=np.nan)
+def test_samples_of_chosen_indices():
+    sample = batch_sampler(OBJECTIVE, SHAPE, make_mesh(), seed=0, steps=2, guidance_scale=1.5)
+    chosen = np.array([11, 3, 17])
+    picked = generate(sample, jnp.float32(1.0), LABELS[chosen], 8, indices=chosen)
+    np.testing.assert_array_equal(np.concatenate([*picked]), images()[chosen])
+
+
+def test_samples_that_are_not_finite_are_counted_and_refused():
+    def broken(params, eps, condition, *_, **__):
+        return jnp.where(condition["label"].reshape(-1, 1, 1, 1) == 5, jnp.inf, eps)
+
+    objective = OBJECTIVE._replace(sample=broken)
+    sample = batch_sampler(objective, SHAPE, make_mesh(), seed=0, steps=1, guidance_scale=1.0)
+    with pytest.raises(ValueError, match="6 of 20 samples are not finite"):
+        list(generate(sample, None, LABELS, 8))

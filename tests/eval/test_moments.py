@@ -3,8 +3,8 @@ from functools import reduce
 import numpy as np
 import pytest
 
-from eval.accumulate import empty, finish, merge, update
 from eval.frechet import statistics
+from eval.moments import empty, finish, merge, update
 
 
 def assert_same(measured, expected, tolerance=1e-10):

@@ -1,0 +1,135 @@
+"""What samples are measured with, and every metric of one set of them."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data import Dataset
+from eval.agreement import label_agreement
+from eval.classifier import classifier
+from eval.features import Extract, extractor
+from eval.frechet import frechet_distance
+from eval.inception_score import SPLITS, inception_score
+from eval.kernel import FEWEST, kernel_distance
+from eval.memorisation import memorisation
+from eval.moments import empty, finish, update
+from eval.neighbours import DENSITY_NEIGHBOURS, manifold_metrics
+from eval.networks import feature_network
+from eval.protocol import measurement
+from eval.reference import (
+    LARGEST_NEIGHBOURHOOD,
+    Reference,
+    load_reference,
+    reference_name,
+    reference_sha256,
+)
+
+
+class Measures(NamedTuple):
+    """Functions and real images.
+
+    extract: gives features. classify: gives logits for label agreement, and may be the same; None
+    leaves agreement out. accuracy: of that classifier on held-out images.
+    measurement: the protocol of it all.
+    """
+
+    extract: Extract
+    classify: Extract | None
+    accuracy: float | None
+    real: Reference
+    measurement: dict[str, Any]
+
+
+def load_measures(
+    fields: ConfigDict,
+    dataset: Dataset | None,
+    *,
+    image_shape: tuple[int, ...],
+    num_classes: int,
+    root: Path,
+    mesh: Mesh,
+) -> Measures:
+    """The measures of config.evaluate, read from files under root or made at first use.
+
+    num_classes: that the samples have, 0 for none. Raises ValueError or FileNotFoundError for what
+    cannot be read or made.
+    """
+    network = feature_network(
+        fields.features, fields.weights, dataset=dataset, image_shape=image_shape, root=root
+    )
+    extract = extractor(network, mesh, fields.batch_size)
+    classify = accuracy = None
+    if num_classes > 1 and dataset is not None and fields.agreement:
+        labelling, accuracy = classifier(dataset, root)
+        own = network.name == labelling.name
+        classify = extract if own else extractor(labelling, mesh, fields.batch_size)
+    protocol = measurement(
+        network,
+        reference=reference_name(fields.reference, dataset),
+        reference_sha256=reference_sha256(fields.reference, dataset),
+        samples=fields.num_samples,
+        labels="every class in turn" if num_classes else "none",
+    )
+    real = load_reference(fields.reference, dataset, network, extract, protocol, root)
+    return Measures(extract, classify, accuracy, real, protocol)
+
+
+def measure(
+    batches: Iterable[np.ndarray], labels: np.ndarray, measures: Measures
+) -> dict[str, float]:
+    """Metrics by name of the samples in batches, uint8 [B, H, W, C] each, which are let go of.
+
+    labels: [N], what the samples were made for. Metrics whose cost is a product of counts look at
+    the first 5,000 samples. What the real images do not allow to measure is left out.
+    """
+    extract, classify = measures.extract, measures.classify
+    moments, near, logits, classes = None, [], [], []
+    for images in batches:
+        features, scores = extract(images)
+        moments = update(moments or empty(features.shape[1]), features)
+        if sum(map(len, near)) < LARGEST_NEIGHBOURHOOD:
+            near.append(features)
+        if scores is not None:
+            logits.append(scores)
+        if classify is not None:
+            own = scores if classify is extract else classify(images)[1]
+            classes.append(own.argmax(axis=1))
+    metrics = {"frechet": frechet_distance(finish(moments), measures.real.statistics)}
+    if classes:
+        metrics["agreement"] = label_agreement(np.concatenate(classes), labels)
+    if logits and len(labels) >= SPLITS:
+        metrics["inception_score"] = inception_score(np.concatenate(logits)).mean
+    return metrics | one_by_one(np.concatenate(near)[:LARGEST_NEIGHBOURHOOD], measures.real)
+
+
+def one_by_one(features: np.ndarray, real: Reference) -> dict[str, float]:
+    """Metrics that compare features [N, D] of samples with those of single real images."""
+    metrics = {}
+    if len(real.neighbourhood) > max(DENSITY_NEIGHBOURS, FEWEST):
+        kernel = kernel_distance(real.neighbourhood, features)
+        metrics |= {"kernel": kernel.value, "kernel_error": kernel.standard_error}
+        metrics |= manifold_metrics(real.neighbourhood, features)._asdict()
+    if len(real.held_out):
+        metrics["closer"] = memorisation(features, real.train, real.held_out).share_closer
+    return metrics
+
+
+def of_real_images(measures: Measures) -> dict[str, float]:
+    """What real images in the place of samples measure, as far as it is known."""
+    metrics = {"frechet": measures.real.floor, "agreement": measures.accuracy}
+    return {name: value for name, value in metrics.items() if value is not None and value == value}
+
+
+def warnings(measures: Measures) -> list[str]:
+    """What a reader must know to read the metrics."""
+    samples, dimension = measures.measurement["samples"], measures.real.statistics.mean.size
+    if samples > dimension:
+        return []
+    return [
+        f"{samples} samples have fewer directions than the {dimension} features: the Frechet "
+        "distance is biased upwards by much; compare it only at the same number of samples"
+    ]

@@ -1,0 +1,113 @@
+"""Feature networks by name: `pixels`, `classifier`, `inception`, `dinov2`.
+
+`classifier` is trained on the data at first use; weights of the last two are files that a user
+downloads, named by evaluate.weights or an environment variable. None stands in for another: what
+is missing is an error.
+"""
+
+import hashlib
+import os
+from pathlib import Path
+
+from jax import Array
+
+from data import Dataset
+from eval import dinov2, inception
+from eval.classifier import classifier
+from eval.dinov2_weights import PAPER_WIDTH, SIZES, dinov2_params
+from eval.features import FeatureNetwork, FeatureOutputs, pixels
+from eval.inception_weights import WEIGHTS_NAME, WEIGHTS_SHA256, inception_params
+from models.network import check_choice
+
+# Network -> environment variable with the path of its weights.
+VARIABLES = {"inception": "FEWSTEP_INCEPTION", "dinov2": "FEWSTEP_DINOV2"}
+NETWORKS = ("classifier", "pixels", "inception", "dinov2")
+PUBLISHED = {"inception": WEIGHTS_NAME, "dinov2": SIZES[PAPER_WIDTH].name}
+
+
+def feature_network(
+    name: str, weights: str, *, dataset: Dataset | None, image_shape: tuple[int, ...], root: Path
+) -> FeatureNetwork:
+    """The network of that name.
+
+    weights: path of its weights; "" is the environment variable. dataset, root: what `classifier`
+    is trained on, and where it is kept.
+
+    Raises ValueError for a name that does not exist, weights that are not named or not read, or a
+    classifier that cannot be trained; FileNotFoundError for a file that is not there.
+    """
+    check_feature_network(name, weights)
+    match name:
+        case "pixels":
+            return pixels(image_shape)
+        case "classifier":
+            return classifier(dataset, root).network
+        case "inception":
+            return inception_network(weights_path(name, weights))
+        case _:
+            return dinov2_network(weights_path(name, weights))
+
+
+def check_feature_network(name: str, weights: str) -> None:
+    """Raises ValueError or FileNotFoundError, before anything is read, for what is not there."""
+    check_choice("evaluate.features", name, NETWORKS)
+    if name in VARIABLES:
+        weights_path(name, weights)
+    elif weights:
+        raise ValueError(f"evaluate.weights is not used by evaluate.features={name}; unset it")
+
+
+def weights_path(name: str, weights: str) -> Path:
+    """The file with the weights of a network. Raises ValueError if none is named."""
+    path = weights or os.environ.get(VARIABLES[name], "")
+    if not path:
+        raise ValueError(
+            f"evaluate.features={name} needs weights: get {PUBLISHED[name]}, and name the file by "
+            f"evaluate.weights or ${VARIABLES[name]}. Without it samples can be measured with "
+            "evaluate.features=classifier or pixels, or only shown, with none"
+        )
+    if not Path(path).is_file():
+        raise FileNotFoundError(
+            f"There is no file {path}, named by "
+            f"{'evaluate.weights' if weights else '$' + VARIABLES[name]}. It should be "
+            f"{PUBLISHED[name]}"
+        )
+    return Path(path)
+
+
+def inception_network(path: Path) -> FeatureNetwork:
+    """eval/inception.py on a file of weights; logits are those of the Inception score."""
+
+    def apply(params: inception.Params, images: Array) -> FeatureOutputs:
+        outputs = inception.apply(params, images)
+        return FeatureOutputs(outputs.features, outputs.logits_unbiased)
+
+    sha256 = file_sha256(path)
+    return FeatureNetwork(
+        "inception",
+        inception_params(path),
+        apply,
+        inception.FEATURES,
+        sha256,
+        f"{inception.SIDE} x {inception.SIDE} by TensorFlow 1's bilinear rule, (x - 128) / 128",
+        published=sha256 == WEIGHTS_SHA256,
+    )
+
+
+def dinov2_network(path: Path) -> FeatureNetwork:
+    """eval/dinov2.py on a file of weights."""
+    params = dinov2_params(path)
+    return FeatureNetwork(
+        "dinov2",
+        params,
+        lambda params, images: FeatureOutputs(dinov2.apply(params, images)),
+        params.norm.scale.size,
+        file_sha256(path),
+        f"{dinov2.SIDE} x {dinov2.SIDE} bicubic with antialiasing, ImageNet's mean and deviation",
+    )
+
+
+def file_sha256(path: Path) -> str:
+    """sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

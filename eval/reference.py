@@ -1,0 +1,219 @@
+"""Real images as samples are measured against them: computed once, kept in a file.
+
+A reference is the training split, the held-out one, both, or a file of statistics as ADM publishes
+them (Dhariwal & Nichol 2021): an .npz with `mu` and `sigma`, on which the Frechet distance alone
+can be taken. Files made here lie in the data folder, under a name that hashes what they depend on.
+"""
+
+import hashlib
+import math
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from tqdm import tqdm
+
+from data import Dataset, Split
+from eval.features import Extract, FeatureNetwork
+from eval.frechet import Statistics, frechet_distance
+from eval.memorisation import fewest_held_out
+from eval.moments import empty, finish, merge, update
+from eval.protocol import digest
+from training.files import read_npz, write_npz
+
+FOLDER = "references"
+SPLITS = ("train", "test", "all")
+STATISTICS = ".npz"
+FLOOR = "as many real images as samples, at most half of them, against the others"
+# Real images, and samples, for metrics whose cost is a product of counts.
+LARGEST_NEIGHBOURHOOD = 5_000
+# Training images that a sample may be a copy of; of more, a fixed random part is looked at.
+LARGEST_MEMORY = 60_000
+CHUNK = 8_192  # images whose features are in memory at once
+SEED = 0
+HASH_BYTES = 2**26  # read at once
+
+
+class Reference(NamedTuple):
+    """What samples are measured against.
+
+    statistics: of all images of the reference; their count is 0 if a file does not say it.
+    neighbourhood: features [N, D] of some of them, no rows where only statistics are known.
+    train, held_out: features of both splits, no rows where there is none to compare with.
+    floor: the Frechet distance of some of the images from the others, NaN where unknown.
+    """
+
+    statistics: Statistics
+    neighbourhood: np.ndarray
+    train: np.ndarray
+    held_out: np.ndarray
+    floor: float
+
+
+def check_reference(reference: str, dataset: Dataset | None) -> None:
+    """Raises ValueError or FileNotFoundError for a reference that does not exist."""
+    if reference.endswith(STATISTICS):
+        if not Path(reference).is_file():
+            raise FileNotFoundError(f"evaluate.reference={reference} does not exist")
+    elif reference not in SPLITS:
+        raise ValueError(
+            f"evaluate.reference={reference} is none of {', '.join(SPLITS)}, nor an .npz of "
+            "statistics"
+        )
+    elif reference == "test" and dataset is not None and dataset.test is None:
+        raise ValueError(f"evaluate.reference=test: {dataset.name} has no held-out split")
+
+
+def reference_name(reference: str, dataset: Dataset | None) -> str:
+    """What a reference is called in a protocol: a file's name, or a data set and its split."""
+    if reference.endswith(STATISTICS):
+        return Path(reference).name
+    return f"{dataset.name}, {'all images' if reference == 'all' else f'{reference} split'}"
+
+
+def splits_of(reference: str, dataset: Dataset) -> list[Split]:
+    """The splits that a reference is made of."""
+    splits = {"train": [dataset.train], "test": [dataset.test]}
+    both = [dataset.train] + ([dataset.test] if dataset.test is not None else [])
+    return splits.get(reference, both)
+
+
+def reference_sha256(reference: str, dataset: Dataset | None) -> str:
+    """sha256 of the images of a reference, or of its file."""
+    if reference.endswith(STATISTICS):
+        with Path(reference).open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    sha256 = hashlib.sha256()
+    for split in splits_of(reference, dataset):
+        rows = max(HASH_BYTES // split.images[0].nbytes, 1)
+        for start in range(0, len(split.images), rows):
+            sha256.update(np.ascontiguousarray(split.images[start : start + rows]))
+    return sha256.hexdigest()
+
+
+def load_reference(
+    reference: str,
+    dataset: Dataset | None,
+    network: FeatureNetwork,
+    extract: Extract,
+    measurement: Mapping[str, Any],
+    root: Path,
+) -> Reference:
+    """The reference of a measurement, read from its file under root, or computed and kept there.
+
+    Raises ValueError, and leaves the file alone, if one that is there cannot be read.
+    """
+    if reference.endswith(STATISTICS):
+        return published_statistics(Path(reference), network, extract)
+    readable = re.sub(r"[^A-Za-z0-9]+", "_", dataset.name).strip("_")[-60:]
+    path = root / FOLDER / f"{readable}-{network.name}-{digest(measurement)}.npz"
+    if not everywhere(path.exists()):
+        # Features are made by all processes together, so either all of them read or all compute.
+        statistics, *others = compute(reference, dataset, network, extract, measurement["samples"])
+        named = dict(zip(Reference._fields[1:], others, strict=True))
+        write_npz(path, **statistics._asdict(), **named)
+    arrays = read_npz(path, "delete it, and it is computed again")
+    try:
+        statistics = Statistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
+        others = [arrays[field] for field in Reference._fields[1:-1]]
+        return Reference(statistics, *others, floor=float(arrays["floor"]))
+    except KeyError as error:
+        raise ValueError(f"{path} lacks {error}; delete it, and it is computed again") from error
+
+
+def everywhere(here: bool) -> bool:
+    """Whether it holds in all processes."""
+    if jax.process_count() == 1:
+        return here
+    return bool(multihost_utils.process_allgather(np.array(here)).all())
+
+
+def published_statistics(path: Path, network: FeatureNetwork, extract: Extract) -> Reference:
+    """Mean `mu` [D] and covariance `sigma` [D, D] of a file, and images `arr_0` if it has any.
+
+    Raises ValueError if they are not there, not finite, or of other features.
+    """
+    arrays = read_npz(path, "get the file again")
+    missing = {"mu", "sigma"} - arrays.keys()
+    if missing:
+        raise ValueError(f"{path} has {sorted(arrays)}, but no {' and no '.join(sorted(missing))}")
+    mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
+    shape = (network.dimension, network.dimension)
+    if mean.shape != shape[:1] or covariance.shape != shape:
+        raise ValueError(
+            f"{path} has statistics of shape {list(mean.shape)} and {list(covariance.shape)}; "
+            f"evaluate.features={network.name} has {network.dimension} dimensions"
+        )
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        raise ValueError(f"{path} has values that are not finite; get the file again")
+    none = np.empty((0, network.dimension), np.float32)
+    images = arrays.get("arr_0", ())[:LARGEST_NEIGHBOURHOOD]
+    neighbourhood = extract(images)[0] if len(images) else none
+    return Reference(Statistics(mean, covariance, 0), neighbourhood, none, none, math.nan)
+
+
+def compute(
+    reference: str, dataset: Dataset, network: FeatureNetwork, extract: Extract, samples: int
+) -> Reference:
+    """One pass over both splits."""
+    members = splits_of(reference, dataset)
+    total = sum(len(split.labels) for split in members)
+    order = np.random.default_rng(SEED).permutation(total)
+    in_floor = mask(total, order[: min(samples, total // 2)])
+    is_near = mask(total, order[:LARGEST_NEIGHBOURHOOD])
+    remembered = memory(dataset)
+    parts = [empty(network.dimension)] * 2
+    none = np.empty((0, network.dimension), np.float32)
+    near, kept, done = [none], {"train": [none], "test": [none]}, 0
+    for name, split in (("train", dataset.train), ("test", dataset.test)):
+        for rows, features in features_of(split, extract, f"{name} images"):
+            kept[name].append(features[remembered[name][rows]])
+            if not any(split is member for member in members):
+                continue
+            place = slice(done, done + len(features))
+            near.append(features[is_near[place]])
+            parts = [
+                update(part, features[in_floor[place] == chosen])
+                for part, chosen in zip(parts, (True, False), strict=True)
+            ]
+            done += len(features)
+    return Reference(
+        statistics=finish(merge(*parts)),
+        neighbourhood=np.concatenate(near),
+        train=np.concatenate(kept["train"]),
+        held_out=np.concatenate(kept["test"]),
+        floor=frechet_distance(*map(finish, parts)),
+    )
+
+
+def memory(dataset: Dataset) -> dict[str, np.ndarray]:
+    """Which images of each split samples are compared with one by one, as masks.
+
+    None, unless enough of them are held out to say how near to training images a new one is.
+    """
+    counts = {"train": len(dataset.train.labels)}
+    counts["test"] = 0 if dataset.test is None else len(dataset.test.labels)
+    if counts["test"] < fewest_held_out():
+        return {name: np.zeros(count, bool) for name, count in counts.items()}
+    order = np.random.default_rng(SEED).permutation
+    return {name: mask(count, order(count)[:LARGEST_MEMORY]) for name, count in counts.items()}
+
+
+def mask(count: int, chosen: np.ndarray) -> np.ndarray:
+    """True at the chosen places of `count`."""
+    return np.isin(np.arange(count), chosen)
+
+
+def features_of(
+    split: Split | None, extract: Extract, description: str
+) -> Iterator[tuple[slice, np.ndarray]]:
+    """Rows of a split and their features, in chunks."""
+    count = 0 if split is None else len(split.labels)
+    starts = range(0, count, CHUNK)
+    for start in tqdm(starts, desc=description, disable=len(starts) < 2, leave=False):
+        rows = slice(start, min(start + CHUNK, count))
+        yield rows, extract(np.asarray(split.images[rows]))[0]

@@ -1,0 +1,284 @@
+"""Evaluated runs, read from their folders, and those of them that differ in the seed alone.
+
+Runs stand beside each other only where they were measured alike (eval.protocol). A folder may hold
+evaluations of several training steps and measurements: shown is the newest step of the one
+measurement that all runs have.
+"""
+
+import json
+import zipfile
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from eval.protocol import Protocol, check_comparable
+from eval.results import Result, load_results
+from training.metrics import read_rows
+from training.workdir import CHANGEABLE, as_dict, depends_on_length, flat, load_config
+
+FOLDER = "eval"
+FIELDS = ("id", "images_seen", "protocol", "metrics")
+# Of the fields in which groups of one method differ, a heading names at most these many.
+NAMED_DIFFERENCES = 3
+# field of an identity -> how a heading says it
+WORDS = {
+    "guidance_scale": "guidance {}",
+    "step": "step {}",
+    "network": "{}",
+    "sampler": "{}",
+    "sampling_steps": "in {} steps",
+    "data": "on {}",
+}
+
+
+class Run(NamedTuple):
+    """What a page shows of one run.
+
+    results: by number of sampling steps, of one training step. rows: of metrics.jsonl.
+    images, labels: the first samples by number of steps, uint8 [n, H, W, C], and int [n].
+    way: uint8 [n, H, W, C], one image from noise to data, n = 0 if it was not kept.
+    budget: "images_seen", "network_evaluations" and "seconds" of training, None where unknown.
+    config: fields by dotted name that make it another run, without the seed.
+    """
+
+    name: str
+    method: str
+    seed: int
+    folder: Path
+    results: dict[int, Result]
+    rows: list[dict[str, float]]
+    images: dict[int, np.ndarray]
+    labels: np.ndarray
+    way: np.ndarray
+    budget: Mapping[str, float | None]
+    config: Mapping[str, Any]
+
+    @property
+    def measurement(self) -> Mapping[str, Any]:
+        """How its metrics were measured; {} if they were not."""
+        return next(iter(self.results.values()))["protocol"]["measurement"]
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """How its samples were made; `steps` is the least number of them."""
+        return self.results[min(self.results)]["protocol"]["sampling"]
+
+
+# heading of a group -> its runs, which differ in the seed alone
+Groups = Mapping[str, Sequence[Run]]
+
+
+class Evaluation(NamedTuple):
+    """One result and its file."""
+
+    path: Path
+    result: Result
+
+    @property
+    def measurement(self) -> Mapping[str, Any]:
+        """How it was measured."""
+        return self.result["protocol"]["measurement"]
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How it was sampled, but for the number of steps."""
+        return {k: v for k, v in self.result["protocol"]["sampling"].items() if k != "steps"}
+
+    @property
+    def steps(self) -> int:
+        """The number of sampling steps."""
+        return self.result["protocol"]["sampling"]["steps"]
+
+
+def load_runs(folders: Iterable[Path], metric: str = "") -> list[Run]:
+    """The runs in these folders, all of one measurement; those not measured have pictures alone.
+
+    metric: which measurement, "fd-pixels-1k" for example, if all runs have several; "" is that of
+    the first run's newest file. Raises ValueError, and FileNotFoundError for images that are gone.
+    """
+    found = {folder: evaluations(folder) for folder in dict.fromkeys(folders)}
+    if not found:
+        raise ValueError("no folder of a run was given")
+    measurement = common_measurement(found, metric)
+    runs = [read_run(folder, chosen(of_run, measurement)) for folder, of_run in found.items()]
+    shapes = {run.name: image.shape[1:] for run in runs for image in run.images.values()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"the runs make images of different shapes: {shapes}; report each alone")
+    return runs
+
+
+def evaluations(folder: Path) -> list[Evaluation]:
+    """The results in a run's folder, the newest last. Raises ValueError if there is none."""
+    load_config(folder)
+    paths = sorted((folder / FOLDER).glob("*.json"), key=lambda p: (p.stat().st_mtime_ns, p.name))
+    if not paths:
+        raise ValueError(f"{folder} has not been evaluated; run --mode=evaluate --workdir={folder}")
+    return [Evaluation(path, checked(path, load_results(path))) for path in paths]
+
+
+def checked(path: Path, result: Result) -> Result:
+    """The result; raises ValueError unless it has the fields that are read here."""
+    missing = [field for field in FIELDS if field not in result]
+    if missing:
+        raise ValueError(
+            f"{path} is no result of --mode=evaluate (it lacks {', '.join(missing)}); delete it, "
+            "and evaluate the run again"
+        )
+    return result
+
+
+def common_measurement(
+    found: Mapping[Path, Sequence[Evaluation]], metric: str = ""
+) -> Mapping[str, Any]:
+    """The measurement that every run has, of those that were measured at all; {} if none was.
+
+    Raises ValueError if there is none, or none of that name.
+    """
+    every = {str(f): [e.measurement for e in of_run] for f, of_run in found.items()}
+    measured = {name: [m for m in those if m] for name, those in every.items() if any(those)}
+    if not measured:
+        return {}
+    first, *others = measured.values()
+    common = [m for m in first if all(m in other for other in others)]
+    if not common:
+        check_comparable({name: those[-1] for name, those in measured.items()})
+    named = [m for m in common if metric in ("", Protocol(m, {}).metric)]
+    if not named:
+        names = ", ".join(dict.fromkeys(Protocol(m, {}).metric for m in common))
+        raise ValueError(f"not every run was measured by {metric}; all were by {names}")
+    return named[-1]
+
+
+def chosen(of_run: Sequence[Evaluation], measurement: Mapping[str, Any]) -> list[Evaluation]:
+    """Evaluations of the newest training step that differ in the number of sampling steps alone.
+
+    Of several ways to sample, the one of the newest file.
+    """
+    alike = [e for e in of_run if e.measurement == measurement]
+    alike = alike or [e for e in of_run if not e.measurement]
+    step = max(e.sampling["step"] for e in alike)
+    newest = [e for e in alike if e.sampling["step"] == step]
+    return sorted((e for e in newest if e.sampling == newest[-1].sampling), key=lambda e: e.steps)
+
+
+def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
+    """A run from its folder and those of its evaluations that are shown, by number of steps."""
+    config = load_config(folder)
+    rows = read_rows(folder / "metrics.jsonl")
+    arrays = {e.steps: read_samples(e.path.with_suffix(".npz")) for e in shown}
+    last = shown[-1]
+    return Run(
+        name=str(folder),
+        method=last.sampling["method"] or config.objective.name,
+        seed=last.sampling["seed"],
+        folder=folder,
+        results={e.steps: e.result for e in shown},
+        rows=rows,
+        images={steps: of_steps["x"] for steps, of_steps in arrays.items()},
+        labels=arrays[last.steps]["y"],
+        way=arrays[last.steps]["way"],
+        budget={
+            "images_seen": last.result["images_seen"],
+            "network_evaluations": None,
+            "seconds": training_seconds(rows, last.sampling["step"], config.batch_size),
+        },
+        config=identifying(flat(as_dict(config))),
+    )
+
+
+def read_samples(path: Path) -> dict[str, np.ndarray]:
+    """x, y and way of an evaluation. Raises FileNotFoundError, or ValueError naming the file."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; evaluate the run again")
+    try:
+        with np.load(path) as file:
+            return {name: file[name] for name in ("x", "y", "way")}
+    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
+        raise ValueError(f"{path} cannot be read ({error}); evaluate the run again") from error
+
+
+def training_seconds(
+    rows: Iterable[Mapping[str, float]], last_step: int, batch_size: int
+) -> float | None:
+    """Seconds of training up to a step, without evaluations and saves; None if none were logged.
+
+    Each row of the log has the speed since the row before.
+    """
+    seconds, before = 0.0, 0
+    for row in rows:
+        if "images_per_second" in row and row["step"] <= last_step:
+            seconds += (row["step"] - before) * batch_size / row["images_per_second"]
+            before = row["step"]
+    return seconds if before else None
+
+
+def identifying(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that make a run another one, as when it is continued, but for the seed."""
+    free = CHANGEABLE[1:] if depends_on_length(dict(config)) else CHANGEABLE
+    return {k: v for k, v in config.items() if k != "seed" and not k.startswith(free)}
+
+
+def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in the seed alone, by a heading: the method, and what sets it apart.
+
+    Runs of the same seed are never one group: nothing says what differs between them.
+    """
+    groups: list[list[Run]] = []
+    for run in runs:
+        for group in groups:
+            if identity(group[0]) == identity(run) and run.seed not in {r.seed for r in group}:
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    named = headings([group[0] for group in groups])
+    return {
+        name: sorted(group, key=lambda run: run.seed)
+        for name, group in zip(named, groups, strict=True)
+    }
+
+
+def results_of(groups: Groups) -> list[Result]:
+    """Every result of the runs."""
+    return [
+        result for runs in groups.values() for run in runs for result in run.results.values()
+    ]
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """All that runs of one group share."""
+    sampling = {k: v for k, v in run.sampling.items() if k not in ("seed", "steps")}
+    steps = ", ".join(map(str, sorted(run.results)))
+    data = run.results[min(run.results)].get("data", "")
+    return {**sampling, "method": run.method, "sampling_steps": steps, "data": data, **run.config}
+
+
+def headings(firsts: Sequence[Run]) -> list[str]:
+    """One heading for each group, given by its first run: the method, and what sets it apart."""
+    named = []
+    for run in firsts:
+        others = [identity(other) for other in firsts if other.method == run.method]
+        named.append(", ".join([run.method, *distinguishing(identity(run), others)]))
+    return [
+        f"{name} ({run.folder})" if named.count(name) > 1 else name
+        for name, run in zip(named, firsts, strict=True)
+    ]
+
+
+def distinguishing(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields in which identities differ, with their values in one of them."""
+    fields = dict.fromkeys(field for other in [own, *others] for field in other)
+    differing = [f for f in fields if any(other.get(f) != own.get(f) for other in others)]
+    return [
+        WORDS.get(field, f"{field} {{}}").format(in_words(own.get(field)))
+        for field in differing[:NAMED_DIFFERENCES]
+    ]
+
+
+def in_words(value: Any) -> str:
+    """Text as it is, a number without zeros at its end, all else as JSON."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)

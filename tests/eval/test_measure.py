@@ -1,0 +1,126 @@
+import numpy as np
+import pytest
+
+from data import Dataset, Split
+from eval import measure as module
+from eval.features import FeatureNetwork, FeatureOutputs, extractor, pixels
+from eval.frechet import frechet_distance, statistics
+from eval.measure import Measures, load_measures, measure, of_real_images, warnings
+from eval.protocol import measurement
+from eval.reference import load_reference
+from tests.training.runs import small_config, synthetic_split
+from training.sharding import make_mesh
+
+NETWORK = pixels((8, 8, 1))
+SPLIT = synthetic_split(400)
+TRAIN, HELD_OUT = (
+    Split(SPLIT.images[part], SPLIT.labels[part]) for part in (slice(250), slice(250, 400))
+)
+
+
+@pytest.fixture(scope="module")
+def measures(tmp_path_factory):
+    """Pixels against all 400 images, with a classifier that reads the label off a first pixel."""
+    dataset = Dataset("synthetic", TRAIN, HELD_OUT, 10)
+    extract = extractor(NETWORK, make_mesh(), 64)
+    protocol = measurement(NETWORK, reference="", reference_sha256="", samples=125, labels="")
+    root = tmp_path_factory.mktemp("root")
+    real = load_reference("all", dataset, NETWORK, extract, protocol, root)
+
+    def classify(images):
+        return None, np.eye(256)[images[:, 0, 0, 0]]
+
+    return Measures(extract, classify, 0.75, real, protocol)
+
+
+def in_batches(images, size=60):
+    return (images[start : start + size] for start in range(0, len(images), size))
+
+
+def test_real_images_measured_against_themselves(measures):
+    metrics = measure(in_batches(SPLIT.images), SPLIT.labels, measures)
+    assert metrics["precision"] == metrics["recall"] == metrics["coverage"] == 1.0
+    assert metrics["frechet"] < 1e-6 < measures.real.floor
+    assert metrics["kernel"] < 3.0 * metrics["kernel_error"]
+    expected = np.mean(SPLIT.images[:, 0, 0, 0] == SPLIT.labels)
+    assert metrics["agreement"] == pytest.approx(expected)
+    noise = np.zeros_like(SPLIT.images)
+    noise[:, :4] = 255
+    far = measure(in_batches(noise), SPLIT.labels, measures)
+    assert far["frechet"] > 10 * measures.real.floor
+    assert far["kernel"] > 30.0 * far["kernel_error"] and far["coverage"] == 0.0
+
+
+def test_every_sample_counts_once_in_the_distance(measures):
+    images = HELD_OUT.images[:130]
+    direct = statistics(images.reshape(130, -1) / 127.5 - 1.0)
+    metrics = measure(in_batches(images), HELD_OUT.labels[:130], measures)
+    expected = frechet_distance(direct, measures.real.statistics)
+    assert metrics["frechet"] == pytest.approx(expected, rel=1e-5)
+
+
+def test_copies_of_training_images_are_nearer_than_held_out_ones(measures):
+    copies = measure(in_batches(TRAIN.images), TRAIN.labels, measures)
+    assert copies["closer"] == 1.0
+    new = measure(in_batches(HELD_OUT.images), HELD_OUT.labels, measures)
+    assert new["closer"] < 0.02
+
+
+def test_costly_metrics_look_at_the_first_samples(measures, monkeypatch):
+    monkeypatch.setattr(module, "LARGEST_NEIGHBOURHOOD", 100)
+    images = np.concatenate([TRAIN.images[:100], np.zeros_like(TRAIN.images)])
+    metrics = measure(in_batches(images), np.zeros(350, int), measures)
+    assert metrics["closer"] == metrics["precision"] == 1.0
+
+
+def test_logits_of_the_features_give_the_inception_score(measures):
+    def apply(_, images):
+        flat = images.reshape(len(images), -1) / 255.0
+        classes = images[:, 0, 0, :1] % 10 == np.arange(10)
+        return FeatureOutputs(flat, 50.0 * classes)
+
+    network = FeatureNetwork("made", None, apply, 64, "", "")
+    scoring = measures._replace(extract=extractor(network, make_mesh(), 64))
+    images = SPLIT.images.copy()
+    images[:, 0, 0, 0] = np.arange(400) % 10
+    score = measure(in_batches(images), SPLIT.labels, scoring)["inception_score"]
+    assert 8.5 < score < 10.0
+    assert "inception_score" not in measure(in_batches(images), SPLIT.labels, measures)
+
+
+def test_what_only_statistics_do_not_allow_is_left_out(measures):
+    none = np.empty((0, 64), np.float32)
+    real = measures.real._replace(neighbourhood=none, train=none, held_out=none, floor=np.nan)
+    bare = measures._replace(real=real, classify=None, accuracy=None)
+    assert set(measure(in_batches(SPLIT.images), SPLIT.labels, bare)) == {"frechet"}
+    assert of_real_images(bare) == {}
+    assert of_real_images(measures) == {"frechet": measures.real.floor, "agreement": 0.75}
+
+
+def test_fewer_samples_than_dimensions_are_warned_of(measures):
+    few = measures._replace(measurement={**measures.measurement, "samples": 64})
+    (warning,) = warnings(few)
+    assert "64 samples" in warning and "biased upwards" in warning
+    assert warnings(measures) == []
+
+
+def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
+    fields = small_config().evaluate
+    trained = []
+
+    def classifier(dataset, root):
+        trained.append(dataset.name)
+        return NETWORK._replace(name="classifier"), 0.9
+
+    monkeypatch.setattr(module, "classifier", classifier)
+    dataset = Dataset("synthetic", TRAIN, HELD_OUT, 10)
+    given = {"image_shape": (8, 8, 1), "root": tmp_path, "mesh": make_mesh()}
+    without = load_measures(fields, dataset, num_classes=10, **given)
+    assert without.classify is None and not trained
+    fields.agreement = True
+    assert load_measures(fields, dataset, num_classes=0, **given).classify is None
+    measures = load_measures(fields, dataset, num_classes=10, **given)
+    assert trained == ["synthetic"] and measures.accuracy == 0.9
+    assert measures.classify is not measures.extract
+    assert measures.measurement["labels"] == "every class in turn"
+    assert measures.measurement["reference"] == "synthetic, train split"

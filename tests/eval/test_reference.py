@@ -1,0 +1,158 @@
+import numpy as np
+import pytest
+
+from data import Dataset, Split
+from eval import reference as module
+from eval.features import extractor, pixels
+from eval.frechet import frechet_distance, statistics
+from eval.reference import check_reference, load_reference, reference_name, reference_sha256
+from tests.training.runs import synthetic_split
+from training.sharding import make_mesh
+
+NETWORK = pixels((8, 8, 1))
+MEASUREMENT = {"samples": 60}
+
+
+def split(count, seed):
+    rng = np.random.default_rng(seed)
+    return Split(rng.integers(0, 256, (count, 8, 8, 1), dtype=np.uint8), np.zeros(count, np.int32))
+
+
+DATASET = Dataset("made/up: data", split(230, 1), split(120, 2), 1)
+
+
+@pytest.fixture(scope="module")
+def extract():
+    return extractor(NETWORK, make_mesh(), 64)
+
+
+def features(images):
+    return images.reshape(len(images), -1) / 127.5 - 1.0
+
+
+@pytest.fixture
+def load(extract, tmp_path):
+    def load(reference, dataset=DATASET, measurement=MEASUREMENT, root=tmp_path):
+        return load_reference(reference, dataset, NETWORK, extract, measurement, root)
+
+    return load
+
+
+@pytest.mark.parametrize("reference", ["train", "test", "all"])
+def test_statistics_are_those_of_the_split(load, monkeypatch, reference):
+    monkeypatch.setattr(module, "CHUNK", 50)
+    real = load(reference)
+    images = {
+        "train": DATASET.train.images,
+        "test": DATASET.test.images,
+        "all": np.concatenate([DATASET.train.images, DATASET.test.images]),
+    }[reference]
+    expected = statistics(features(images))
+    assert real.statistics.count == len(images)
+    np.testing.assert_allclose(real.statistics.mean, expected.mean, atol=1e-6)
+    np.testing.assert_allclose(real.statistics.covariance, expected.covariance, atol=1e-6)
+    rows = np.sort(real.neighbourhood.sum(axis=1))
+    np.testing.assert_allclose(rows, np.sort(features(images).sum(axis=1)), atol=1e-4)
+    order = np.random.default_rng(module.SEED).permutation(len(images))
+    chosen, rest = (features(images[part]) for part in (order[:60], order[60:]))
+    floor = frechet_distance(statistics(chosen), statistics(rest))
+    assert real.floor == pytest.approx(floor, rel=1e-5)
+    np.testing.assert_allclose(real.train, features(DATASET.train.images), atol=1e-6)
+    np.testing.assert_allclose(real.held_out, features(DATASET.test.images), atol=1e-6)
+
+
+def test_few_held_out_images_are_not_compared_with(load):
+    small = DATASET._replace(test=split(50, 3))
+    real = load("train", small)
+    assert real.train.shape == real.held_out.shape == (0, 64)
+
+
+def test_large_sets_are_looked_at_in_part(load, monkeypatch):
+    monkeypatch.setattr(module, "LARGEST_NEIGHBOURHOOD", 40)
+    monkeypatch.setattr(module, "LARGEST_MEMORY", 100)
+    real = load("all")
+    assert real.statistics.count == 350
+    assert (len(real.neighbourhood), len(real.train), len(real.held_out)) == (40, 100, 100)
+
+
+def test_it_is_computed_once_and_read_bit_for_bit(load, monkeypatch, tmp_path):
+    first = load("train")
+    (file,) = (tmp_path / module.FOLDER).iterdir()
+    assert file.name.startswith("made_up_data-pixels-")
+    monkeypatch.setattr(module, "compute", None)
+    again = load("train")
+    for a, b in zip(first.statistics, again.statistics, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for a, b in zip(first[1:], again[1:], strict=True):
+        np.testing.assert_array_equal(a, b)
+    with pytest.raises(TypeError):
+        load("train", measurement={"samples": 61})
+
+
+def test_a_damaged_file_is_named_and_left(load, tmp_path):
+    load("train")
+    (file,) = (tmp_path / module.FOLDER).iterdir()
+    damaged = file.read_bytes()[:1000]
+    file.write_bytes(damaged)
+    with pytest.raises(ValueError, match=f"{file} cannot be read .*; delete it"):
+        load("train")
+    assert file.read_bytes() == damaged
+    np.savez(file, mean=np.zeros(64))
+    with pytest.raises(ValueError, match="lacks 'covariance'; delete it"):
+        load("train")
+
+
+def test_published_statistics(load, tmp_path):
+    path, gaussian = tmp_path / "adm.npz", statistics(features(DATASET.test.images))
+    np.savez(path, mu=gaussian.mean, sigma=gaussian.covariance)
+    real = load(str(path), dataset=None)
+    assert frechet_distance(real.statistics, gaussian) == pytest.approx(0.0, abs=1e-9)
+    assert len(real.neighbourhood) == len(real.train) == 0 and np.isnan(real.floor)
+    np.savez(path, mu=gaussian.mean, sigma=gaussian.covariance, arr_0=DATASET.test.images)
+    real = load(str(path), dataset=None)
+    np.testing.assert_allclose(real.neighbourhood, features(DATASET.test.images), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"mu": np.zeros(64)}, "no sigma"),
+        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "64 dimensions"),
+        ({"mu": np.full(64, np.nan), "sigma": np.eye(64)}, "not finite"),
+        ({"mu": np.array([{}] * 64), "sigma": np.eye(64)}, "cannot be read"),
+    ],
+)
+def test_statistics_that_do_not_fit_are_refused(load, tmp_path, arrays, message):
+    np.savez(tmp_path / "adm.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        load(str(tmp_path / "adm.npz"), dataset=None)
+
+
+def test_a_reference_has_a_name_and_a_hash(tmp_path, monkeypatch):
+    assert reference_name("all", DATASET) == "made/up: data, all images"
+    assert reference_name("/some/where/adm.npz", None) == "adm.npz"
+    whole = reference_sha256("train", DATASET)
+    monkeypatch.setattr(module, "HASH_BYTES", 100)
+    assert reference_sha256("train", DATASET) == whole
+    changed = DATASET.train.images.copy()
+    changed[-1, -1, -1] ^= 1
+    other = DATASET._replace(train=DATASET.train._replace(images=changed))
+    hashes = {
+        whole,
+        reference_sha256("test", DATASET),
+        reference_sha256("all", DATASET),
+        reference_sha256("train", other),
+    }
+    assert len(hashes) == 4
+    (tmp_path / "a.npz").write_bytes(b"abc")
+    assert reference_sha256(str(tmp_path / "a.npz"), None).startswith("ba7816bf")
+
+
+def test_a_reference_that_does_not_exist_is_refused():
+    with pytest.raises(ValueError, match="evaluate.reference=valid is none of train, test, all"):
+        check_reference("valid", DATASET)
+    with pytest.raises(FileNotFoundError, match=r"evaluate.reference=/no/where.npz"):
+        check_reference("/no/where.npz", DATASET)
+    with pytest.raises(ValueError, match="has no held-out split"):
+        check_reference("test", DATASET._replace(test=None))
+    check_reference("all", Dataset("x", synthetic_split(), None, 10))
