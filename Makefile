@@ -1,6 +1,6 @@
 # make demo    a virtual environment, a shortcut model trained on real digits, samples, a results page
 # make test    the same environment, every test that needs no PyTorch
-# make parity  the DiT and Inception against PyTorch transcriptions (installs PyTorch, on the CPU)
+# make parity  the DiT, Inception and DINOv2 against PyTorch transcriptions (installs PyTorch, on the CPU)
 # make lint    ruff
 # make lock    exact versions again, from the ranges in requirements*.txt
 

@@ -21,6 +21,7 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from configs import overrides
+from configs.methods import TEACHERS
 from modes import MODES, Request
 from training.loop import NonFiniteError
 
@@ -30,8 +31,11 @@ WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 WORKDIRS = flags.DEFINE_list("workdirs", [], "report: folders of the runs to show together.")
 STEPS = flags.DEFINE_integer("steps", 1, "sample: number of sampling steps.")
 SEEDS = flags.DEFINE_string(
-    "seeds", "0-63", "sample: of the noise, one image each, such as 0-63 or 0-7,100."
+    "seeds",
+    None,
+    "sample: of the noise, one image each; default 0-63. compare: of the runs; default 0.",
 )
+METHODS = flags.DEFINE_list("methods", [], "compare: the methods, such as cd,sim; teachers follow.")
 LABELS = flags.DEFINE_list(
     "labels", [], "sample: class labels, gone through in turn; all if unset."
 )
@@ -49,11 +53,12 @@ OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report
 
 # The modes that read a flag; those that are not here are read by all.
 USED_BY = {
-    "config": ("train", "evaluate", "prepare", "describe"),
-    "workdir": ("train", "evaluate", "sample", "report"),
+    "config": ("train", "evaluate", "prepare", "describe", "compare"),
+    "workdir": ("train", "evaluate", "sample", "report", "compare"),
     "workdirs": ("report",),
     "steps": ("sample",),
-    "seeds": ("sample",),
+    "seeds": ("sample", "compare"),
+    "methods": ("compare",),
     "labels": ("sample",),
     "guidance": ("sample",),
     "checkpoint": ("sample", "evaluate"),
@@ -90,11 +95,14 @@ def request() -> Request:
     if not all(re.fullmatch(r"-?\d+", label) for label in LABELS.value):
         raise ValueError(f"--labels={','.join(LABELS.value)} must be integers, such as 0,1,2")
     return Request(
-        config=config_of_flags(),
+        config=config_of(flags.FLAGS),
+        config_of_method=config_of_method,
         workdir=Path(WORKDIR.value) if WORKDIR.value else None,
         workdirs=tuple(map(Path, WORKDIRS.value)),
         steps=STEPS.value,
-        seeds=ranges(SEEDS.value),
+        seeds=ranges(SEEDS.value) if SEEDS.value is not None else None,
+        methods=tuple(METHODS.value),
+        teachers=TEACHERS,
         labels=tuple(map(int, LABELS.value)),
         guidance=GUIDANCE.value,
         out=Path(OUT.value) if OUT.value else None,
@@ -114,15 +122,26 @@ def ranges(text: str) -> tuple[int, ...]:
     return tuple(numbers)
 
 
-def config_of_flags() -> ConfigDict | None:
+def config_of(values: flags.FlagValues) -> ConfigDict | None:
     """--config with its overrides; a part with another name than the file's keeps those alone."""
-    if CONFIG.value is None:
+    config = values["config"].value
+    if config is None:
         return None
-    given = config_flags.get_override_values(flags.FLAGS["config"])
+    given = config_flags.get_override_values(values["config"])
     overrides.forget_replaced(
-        CONFIG.value, given, {field: flags.FLAGS[f"config.{field}"].default for field in given}
+        config, given, {field: values[f"config.{field}"].default for field in given}
     )
-    return CONFIG.value
+    return config
+
+
+def config_of_method(method: str) -> ConfigDict:
+    """The config that --config's file has for a method, with the same overrides."""
+    file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    given = [argument for argument in sys.argv if re.match(r"--?config\.", argument)]
+    values([sys.argv[0], f"--config={file}:{method}", *given])
+    return config_of(values)
 
 
 def fail(error: Exception) -> None:

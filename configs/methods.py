@@ -208,6 +208,17 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
 }
 
 
+# The method whose runs teach a method; ect can do without.
+TEACHERS = {
+    "cd": "edm",
+    "ect": "edm",
+    "scd": "trigflow",
+    "lcm": "ddpm",
+    **{method: "edm" for method in ("sim", "sid", "diff_instruct", "dmd")},
+    **{method: "flow_matching" for method in METHODS if method.endswith("_flow")},
+}
+
+
 def choose(config: ConfigDict, method: str) -> ConfigDict:
     """The config with the fields of a method, its path, prediction and network inputs."""
     if method not in METHODS:

@@ -59,10 +59,10 @@ class Recipe(NamedTuple):
     shift: images are moved by up to one pixel per so many, in both directions.
     """
 
-    epochs: int = 6
-    least_updates: int = 500
+    epochs: int = 7
+    least_updates: int = 400
     batch_size: int = 128
-    learning_rate: float = 2e-3
+    learning_rate: float = 4e-3
     warmup: float = 0.1
     weight_decay: float = 1e-2
     shift: int = 16

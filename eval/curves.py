@@ -1,6 +1,7 @@
 """Curves of runs: what is drawn of them, and the drawings, for light and for dark pages."""
 
 import io
+import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
@@ -9,7 +10,7 @@ from typing import NamedTuple
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import LogLocator, NullFormatter, NullLocator
+from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 
 from eval.runs import Groups, results_of
 
@@ -31,12 +32,14 @@ PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8
 DASHES = ("-", (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)), (0, (7, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
-# A log axis begins at this ratio of values; beyond the other one its labels are decades alone.
-LOG_FROM, LARGEST_LABELLED = 5.0, 1000.0
+# A log axis begins at this ratio of values.
+LOG_FROM = 5.0
+# ratio of values -> multiples of powers of ten that are labelled up to it
+LOG_TICKS = ((3.0, range(1, 10)), (15.0, (1, 2, 5)), (1000.0, (1, 3)), (math.inf, (1,)))
 # Small for its text's 10 points, so that they stay legible where a phone shrinks the curve.
-INCHES, DPI = (4.6, 3.0), 200
+INCHES, DPI = (4.2, 2.8), 200
 # The legend below the axes, in inches and letters at 9 points.
-LEGEND_ROW, LEGEND_LETTERS, TWO_COLUMNS = 0.19, 52, 22
+LEGEND_ROW, LEGEND_LETTERS, TWO_COLUMNS = 0.19, 48, 20
 
 
 class Look(NamedTuple):
@@ -174,7 +177,7 @@ def plot_png(plot: Plot, ink: str) -> bytes:
             fontsize=9,
             frameon=False,
             labelcolor=ink,
-            handlelength=2.6,
+            handlelength=3.2,
             labelspacing=0.25,
             borderpad=0.0,
         )
@@ -215,8 +218,9 @@ def scale_axes(axes: Axes, plot: Plot) -> None:
     values += [plot.level[0]] if plot.level else []
     if min(values) > 0.0 and (plot.by_steps or max(values) > LOG_FROM * min(values)):
         axes.set_yscale("log")
-        decades = max(values) > LARGEST_LABELLED * min(values)
-        axes.yaxis.set_major_locator(LogLocator(subs=(1,) if decades else (1, 3)))
+        ratio = max(values) / min(values)
+        subs = next(subs for largest, subs in LOG_TICKS if ratio <= largest)
+        axes.yaxis.set_major_locator(LogLocator(subs=subs))
         axes.yaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_minor_formatter(NullFormatter())
     if plot.by_steps:
@@ -224,6 +228,9 @@ def scale_axes(axes: Axes, plot: Plot) -> None:
         steps = sorted({x for line in plot.lines for x, _ in line.points})
         axes.set_xticks(steps, [f"{x:g}" for x in steps])
         axes.xaxis.set_minor_locator(NullLocator())
+    else:
+        axes.locator_params(axis="x", nbins=5, integer=True)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
 def finish_axes(axes: Axes, plot: Plot, ink: str) -> None:

@@ -2,7 +2,8 @@
 
 Oquab et al. 2023 (arXiv:2304.07193), patches of 14 x 14 and no registers, as Stein et al. 2023
 (arXiv:2306.04675) measure with it. Features are the class token after the last normalisation:
-1024 of ViT-L/14, which makes the FD-DINOv2 of papers; ViT-S and ViT-B are cheaper and others.
+1024 of ViT-L/14 for the FD-DINOv2 of papers. Those of ViT-S and ViT-B are cheaper, and make other
+distances.
 
     resize to 224 x 224 -> (x / 255 - mean) / std -> patches -> blocks -> norm -> class token
 
@@ -12,8 +13,8 @@ Traps of the protocol:
 - The images are resized as Pillow resizes bytes: bicubic with a = -1/2, blurred where they shrink,
   along the width first, rounded and cut to bytes after each of the two passes. Here too, with its
   whole-number weights, so that the same bytes come out. EDM2 (Karras et al. 2024, arXiv:2312.02696)
-  leaves the values in floating point: they differ by about 1 of 255 where nothing is cut, and by
-  up to 50 where noise is enlarged.
+  leaves the values in floating point, which differ by up to 1.1 of 255 where nothing is cut, and
+  by up to 50 in enlarged noise.
 - The positions were learned on 37 x 37 patches. The published code takes them to 16 x 16 with
   a = -3/4, no blur and an offset that moves every place: see eval/dinov2_weights.py.
 - GELU is the exact one, with erf, and the normalisations have an epsilon of 1e-6.

@@ -1,7 +1,7 @@
 """Published weights of eval.dinov2: names and shapes checked, positions taken to 16 x 16 patches.
 
 The positions are learned for 37 x 37 patches. Position i of the 16 in a row or column is read, by
-cubic convolution with a = -3/4 and the border repeated (Keys 1981), at
+cubic convolution (Keys 1981) with a = -3/4 and the border repeated, at
 
     (i + 1/2) 37 / (16 + 0.1) - 1/2
 

@@ -19,16 +19,29 @@ LARGEST_SIDE = 128
 # A picture shrinks to this share of its width, but never needs more than these pixels.
 SHRINK, SHRUNK_WIDTH = 0.75, 544
 LIGHT_INK, DARK_INK = "#222222", "#e4e4e4"
-# Fields of config.evaluate that must agree between runs for their curves of a metric to compare.
-MEASURED_BY = ("features", "weights", "reference", "num_samples")
+# Fields of a config that must agree between runs for their curves of a distance to compare.
+MEASURED_BY = {
+    "evaluate.features": "features {}",
+    "evaluate.weights": "weights {}",
+    "evaluate.num_samples": "{} samples",
+    "evaluate.reference": "reference {}",
+    "data.name": "data {}",
+}
 WHILE_TRAINING = "frechet_1"
+# Fields of a sampling protocol as a caption says them; the seed is said last.
+SAMPLED_BY = {
+    "sampler": "sampler {}",
+    "guidance_scale": "guidance {}",
+    "network": "network {}",
+    "step": "training step {}",
+}
 
 
 def frechet_figure(groups: Groups, metric: str, protocol: str) -> str:
     """Frechet distance against the number of steps; "" where nothing was measured."""
     plot = frechet_plot(groups, metric)
     band = "; the band is from the least to the largest of the seeds" if several(groups) else ""
-    caption = f"{protocol}. {sampled(every(groups))}{band}."
+    caption = f"{protocol}; {sampled(every(groups))}{band}."
     return plot_figure("Fréchet distance by number of steps", caption, plot)
 
 
@@ -44,9 +57,8 @@ def every(groups: Groups) -> list[Run]:
 
 def sampled(runs: Sequence[Run]) -> str:
     """How samples were made, in a line: what runs share, and the values that they do not."""
-    words = {"sampler": "sampler {}", "guidance_scale": "guidance {}", "network": "{}", "step": "step {}"}
     parts = []
-    for field, form in words.items():
+    for field, form in SAMPLED_BY.items():
         values = dict.fromkeys(in_words(run.sampling.get(field)) for run in runs)
         parts.append(form.format(" / ".join(values)))
     seeds = sorted({run.seed for run in runs})
@@ -65,18 +77,21 @@ def same_noise(groups: Groups) -> dict[str, Run]:
 
 def sameness(shown: Mapping[str, Run]) -> str:
     """What the columns of a picture have in common, and what they have not."""
-    seeds = {name: run.seed for name, run in shown.items()}
+    seeds = sorted({run.seed for run in shown.values()})
     labels = {tuple(run.labels[:IMAGES].tolist()) for run in shown.values()}
-    if len(set(seeds.values())) > 1:
-        own = ", ".join(f"{name} {seed}" for name, seed in seeds.items())
-        noise = f"Each method has noise of its own (seeds: {own})"
-    else:
-        noise = f"The noise is the same in each row (seed {min(seeds.values())})"
+    noise = f"The noise is the same in each row (seed {seeds[0]})"
+    if len(seeds) > 1:
+        of_seeds = (
+            f"seed {seed}: {', '.join(name for name, run in shown.items() if run.seed == seed)}"
+            for seed in seeds
+        )
+        noise = f"The noise differs between rows ({'; '.join(of_seeds)})"
     if len(labels) > 1:
         return f"{noise}; the labels differ between methods."
-    if max(*labels) < 0:
+    (own,) = labels
+    if max(own) < 0:
         return f"{noise}; there are no labels."
-    return f"{noise}, and so are the labels: {', '.join(map(str, *labels))}."
+    return f"{noise}; the labels are {', '.join(map(str, own))}."
 
 
 def sample_figures(groups: Groups) -> list[str]:
@@ -87,8 +102,8 @@ def sample_figures(groups: Groups) -> list[str]:
         having = {name: run for name, run in shown.items() if steps in run.images}
         count = min(IMAGES, *(len(run.images[steps]) for run in having.values()))
         rows = {name: run.images[steps][:count] for name, run in having.items()}
-        title = f"{steps} step{'s' * (steps > 1)}"
-        figures.append(image_figure(title, sampled(list(having.values())), picture(rows)))
+        caption = sampled(list(having.values()))
+        figures.append(image_figure(counted(steps), caption, picture(rows)))
     return figures
 
 
@@ -99,7 +114,7 @@ def way_figure(groups: Groups) -> str:
         return ""
     rows = {f"{name}, {counted(max(run.results))}": run.way for name, run in shown.items()}
     caption = (
-        "What the network is given on its way to the first sample, and the sample. "
+        "What the network is given on its way to the first sample, and the sample; "
         f"{sampled(list(shown.values()))}"
     )
     return image_figure("From noise to data", caption, picture(rows))
@@ -139,13 +154,14 @@ def training_figures(groups: Groups) -> list[str]:
     """Curves of the training log, and the loss by noise level at its end."""
     figures = []
     for metric, title in CURVES.items():
+        plot = training_plot(groups, metric)
         caption = "One line for each run; the seeds of a method share its colour." * several(groups)
-        if metric == WHILE_TRAINING:
+        if plot and metric == WHILE_TRAINING:
             measured = {measured_while_training(run) for run in every(groups)}
             if len(measured) > 1:
                 continue  # numbers of different protocols have no axis in common
             caption = f"{measured.pop()} {caption}"
-        figures.append(plot_figure(title, caption.strip(), training_plot(groups, metric)))
+        figures.append(plot_figure(title, caption.strip(), plot))
     caption = (
         "The last row of the log. Levels are eighths of the angle of noise to signal. Losses of "
         "different methods are different quantities: compare their shapes."
@@ -156,9 +172,9 @@ def training_figures(groups: Groups) -> list[str]:
 
 def measured_while_training(run: Run) -> str:
     """How the evaluations during training were measured, in a line."""
-    fields = {field: run.evaluate.get(field) for field in MEASURED_BY}
-    words = ", ".join(f"{field} {in_words(value)}" for field, value in fields.items() if value)
-    return f"Evaluated with {words}."
+    fields = {form: run.config.get(field) for field, form in MEASURED_BY.items()}
+    words = ", ".join(form.format(in_words(value)) for form, value in fields.items() if value)
+    return f"Measured while training: {words}."
 
 
 def plot_figure(title: str, caption: str, plot: Plot | None) -> str:

@@ -1,4 +1,4 @@
-"""Feature networks by name: `pixels`, `classifier`, `inception`, `dinov2`.
+"""Feature networks by name: `pixels`, `classifier`, `inception`, `dinov2`; `none` is for none.
 
 `classifier` is trained on the data at first use; weights of the last two are files that a user
 downloads, named by evaluate.weights or an environment variable. None stands in for another: what
@@ -21,14 +21,14 @@ from models.network import check_choice
 
 # Network -> environment variable with the path of its weights.
 VARIABLES = {"inception": "FEWSTEP_INCEPTION", "dinov2": "FEWSTEP_DINOV2"}
-NETWORKS = ("classifier", "pixels", "inception", "dinov2")
+NETWORKS = ("classifier", "pixels", "inception", "dinov2", "none")
 PUBLISHED = {"inception": WEIGHTS_NAME, "dinov2": SIZES[PAPER_WIDTH].name}
 
 
 def feature_network(
     name: str, weights: str, *, dataset: Dataset | None, image_shape: tuple[int, ...], root: Path
 ) -> FeatureNetwork:
-    """The network of that name.
+    """The network of that name, which is not `none`.
 
     weights: path of its weights; "" is the environment variable. dataset, root: what `classifier`
     is trained on, and where it is kept.
@@ -96,14 +96,20 @@ def inception_network(path: Path) -> FeatureNetwork:
 
 def dinov2_network(path: Path) -> FeatureNetwork:
     """eval/dinov2.py on a file of weights."""
-    params = dinov2_params(path)
+    params, sha256 = dinov2_params(path), file_sha256(path)
+    width = params.token.size
+
+    def apply(params: dinov2.Params, images: Array) -> FeatureOutputs:
+        return FeatureOutputs(dinov2.apply(params, images))
+
     return FeatureNetwork(
         "dinov2",
         params,
-        lambda params, images: FeatureOutputs(dinov2.apply(params, images)),
-        params.norm.scale.size,
-        file_sha256(path),
-        f"{dinov2.SIDE} x {dinov2.SIDE} bicubic with antialiasing, ImageNet's mean and deviation",
+        apply,
+        width,
+        sha256,
+        f"{dinov2.SIDE} x {dinov2.SIDE} by Pillow's bicubic rule, ImageNet's mean and deviation",
+        published=sha256 == SIZES[width].sha256,
     )
 
 

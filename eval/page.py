@@ -1,98 +1,112 @@
-"""A page of results beside pictures and curves, in one HTML file.
+"""A page of results, in one HTML file: a table, distances by steps, samples, training curves."""
 
-A metric that METRICS does not list is shown under its own name, so a new one needs no change here.
-"""
-
-import base64
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
-from eval.curves import CURVES, Rows, curve_lines, curve_png
-from eval.results import Result
+from eval.curves import looks
+from eval.figures import (
+    beside,
+    every,
+    frechet_figure,
+    same_noise,
+    sameness,
+    sample_figures,
+    several,
+    training_figures,
+    way_figure,
+)
+from eval.protocol import Protocol
+from eval.runs import Groups, Run, by_method, in_words, results_of
+from eval.table import table
 from training.files import replace_file
 
-# metric -> (heading, format)
-METRICS = {
-    "frechet": ("Fréchet distance ↓", "{:.3f}"),
-    "kernel": ("kernel distance ↓", "{:.4f}"),
-    "kernel_error": ("its standard error", "{:.4f}"),
-    "agreement": ("label agreement ↑", "{:.3f}"),
-    "precision": ("precision ↑", "{:.3f}"),
-    "recall": ("recall ↑", "{:.3f}"),
-    "density": ("density ↑", "{:.3f}"),
-    "coverage": ("coverage ↑", "{:.3f}"),
-    "closer": ("nearer to training images", "{:.3f}"),
-}
-OTHER_FORMAT = "{:.4g}"
-
-# field of a result -> how it reads in the line above its numbers
-FACTS = {
-    "data": "{}",
-    "step": "step {:,}",
-    "images_seen": "{:,} images seen",
-    "network": "{}",
-    "samples": "{:,} samples",
-    "feature": "measured on {}",
-    "guidance_scale": "guidance scale {:g}",
-    "seed": "seed {}",
-    "skipped": "skipped {}",
-}
-
-NOTES = (
-    "The Fréchet distance is taken on the features named above the values. On pixels it is not "
-    "FID and cannot be compared with it. It is biased upwards, more for fewer samples: compare "
-    "only values with the same number of samples.",
-    "Label agreement is the share of samples that a classifier of real images gives the label "
-    "they were made for. Precision, recall, density and coverage are by nearest neighbours, on the "
-    "same features. Nearer to training images: the share of samples nearer to one than 1 % of "
-    "held-out real images are; far above 0.01 is copying.",
-)
+WEIGHTS_DIGITS = 12  # of a hash that names weights in a line
 
 STYLE = """
-:root { color-scheme: light dark; --ink: #222; --soft: #5c5c5c; --paper: #fff; }
+:root { color-scheme: light dark; --ink: #222; --soft: #5c5c5c; --line: #d4d4d4; --paper: #fff;
+  --warn: #8a4b00; }
 @media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e4e4; --soft: #a4a4a4; --paper: #161616; }
+  :root { --ink: #e4e4e4; --soft: #a8a8a8; --line: #444; --paper: #161616; --warn: #f0b060; }
 }
-body { margin: 0 auto; max-width: 46rem; padding: 1rem; color: var(--ink);
+* { box-sizing: border-box; }
+body { margin: 0 auto; max-width: 90rem; padding: 1rem; color: var(--ink);
   background: var(--paper); font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.5rem; line-height: 1.25; }
-h1, figcaption, [scope=rowgroup] { overflow-wrap: anywhere; }
-table { border-collapse: collapse; width: 100%; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .5rem; text-align: right; font-weight: normal; vertical-align: bottom; }
-thead th { font-size: .85rem; line-height: 1.25; color: var(--soft); }
-tbody { border-top: 1px solid var(--soft); }
-th:first-child { text-align: left; }
-[scope=rowgroup] { padding-top: .8rem; }
-small, .notes { color: var(--soft); font-size: .85rem; display: block; }
-@media (max-width: 30rem) { th, td { padding: .3rem .25rem; } table { font-size: .875rem; } }
-.scroll, figure { overflow-x: auto; }
-figure { margin: 1.5rem 0; } figcaption { margin-bottom: .5rem; }
-img { display: block; max-width: 100%; height: auto; } picture img { width: 34rem; }
+h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
+h3 { font-size: 1rem; margin: 0 0 .35rem; }
+h1, h2, h3 { line-height: 1.25; }
+h1, p, figcaption, dd { overflow-wrap: anywhere; }
+p, dl, li { max-width: 48rem; }
+.warning { color: var(--warn); }
+.notes p, figcaption, details { color: var(--soft); font-size: .875rem; }
+.notes p { margin: .5rem 0; }
+summary { cursor: pointer; padding: .25rem 0; }
+dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .5rem 0; }
+dd { margin: 0; min-width: 0; }
+.scroll { overflow-x: auto; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
+.sortable { margin: .5rem 0; }
+th, td { padding: .3rem .6rem; text-align: right; font-weight: normal; vertical-align: top; }
+thead th { font-size: .85rem; line-height: 1.25; color: var(--soft); vertical-align: bottom; }
+tbody, tfoot { border-top: 1px solid var(--soft); }
+.grouped .first:not(:first-child) { border-top: 1px solid var(--line); }
+.grouped tr:not(.first) > [scope=row]:not(tfoot *) { color: var(--soft); }
+.sortable th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper);
+  min-width: 9.5rem; max-width: 16rem; overflow-wrap: anywhere; }
+.sortable td, .sortable .metric { white-space: nowrap; }
+.sortable .metric small { white-space: normal; }
+.sortable td, .sortable th { padding-block: .2rem; line-height: 1.3; }
+.sortable th:first-child { padding-left: 1.5rem; }
+.sortable i { position: absolute; left: .4rem; top: .5em; width: .7em; height: .7em;
+  border-radius: 50%; }
+small { display: block; color: var(--soft); font-size: .8rem; }
+button { all: unset; cursor: pointer; }
+button:hover { text-decoration: underline; }
+button:focus-visible { outline: 2px solid; outline-offset: 2px; }
+[aria-sort] button { color: var(--ink); font-weight: 600; }
+[aria-sort=ascending] button::after { content: " \\25B4"; }
+[aria-sort=descending] button::after { content: " \\25BE"; }
+details th, details td { text-align: left; padding: .15rem .8rem .15rem 0; white-space: nowrap; }
+figure { margin: 0; min-width: 0; } figcaption { margin-top: .4rem; max-width: 48rem; }
+.figures { display: grid; gap: 2rem 1.5rem; margin-top: 1rem;
+  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
+.beside { display: grid; gap: 2rem; align-items: start; margin-top: 2rem;
+  grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); max-width: 70rem; }
+img { display: block; max-width: 100%; height: auto; }
+.plot img { width: 100%; max-width: 30rem; }
+@media (max-width: 30rem) {
+  th, td { padding: .3rem .4rem; } .sortable { font-size: .9rem; }
+  .sortable th:first-child { max-width: 8rem; min-width: 7rem; }
+  dl { grid-template-columns: 1fr; } dd { margin-bottom: .3rem; }
+}
 """
 
-# A picture shrinks to this share of its width, but never needs more than these pixels.
-SHRINK, SHRUNK_WIDTH = 0.75, 544
-PNG_WIDTH = slice(16, 20)  # bytes of the header: PNG specification, section 11.2.1 (IHDR)
-LIGHT_INK, DARK_INK = "#222222", "#e4e4e4"
+NOTES = (
+    "The Fréchet distance is between samples and real images, on the features named above. It is "
+    "FID only where it is called so. It is biased upwards, more for fewer samples: compare only "
+    "values of one protocol.",
+    "Label agreement is the share of samples that a classifier of real images gives the label "
+    "they were made for. Precision, recall, density and coverage are by nearest neighbours, on "
+    "the same features; ± is the standard error of one kernel distance. Nearer to training images: "
+    "the share of samples nearer to one than 1 % of held-out real images are; far above 0.01 is "
+    "copying.",
+    "Real images: as many of them as samples, at most half, against the others; and the "
+    "classifier's accuracy on held-out ones.",
+)
+SEEDS_NOTE = (
+    "With several seeds, values are means; the brackets hold the 95 % bootstrap interval of the "
+    "mean, too narrow for few seeds, and then comes the least of them, which compares only between "
+    "equal numbers of seeds."
+)
 
 
-def results_page(
-    path: Path,
-    *,
-    title: str,
-    results: Sequence[Result],
-    pictures: Mapping[str, Path],
-    curves: Mapping[str, Rows],
-) -> None:
+def results_page(path: Path, *, title: str, runs: Sequence[Run]) -> None:
     """Write one HTML page that needs no other file and no network; whole or not at all.
 
-    results: one dict per method or run. pictures: caption -> PNG file. curves: name of a run ->
-    its rows of metrics.jsonl, of which the metrics of CURVES are drawn. Raises
-    ValueError if a result lacks `name` or `by_steps`, FileNotFoundError if a picture is missing.
+    runs: measured alike (eval.runs.load_runs).
     """
-    sections = [table(results), *(figure(*item) for item in pictures.items())]
-    sections += [curve_figure(curves, metric, title) for metric, title in CURVES.items()]
+    groups = by_method(runs)
     page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
@@ -104,99 +118,79 @@ def results_page(
 <body>
 <main>
 <h1>{escape(title)}</h1>
-{"".join(sections)}</main>
+{"".join(sections(groups))}</main>
 </body>
 </html>
 """
     replace_file(path, page.encode())
 
 
-def table(results: Sequence[Result]) -> str:
-    """Steps by metrics, one group of rows for each result, and the notes below."""
-    for result in results:
-        for field in ("name", "by_steps"):
-            if field not in result:
-                raise ValueError(f"a result lacks {field!r}; it holds {sorted(result)}")
-    metrics = metric_names(results)
-    headings = "".join(
-        f'<th scope="col">{escape(METRICS.get(metric, (metric,))[0])}</th>' for metric in metrics
+def sections(groups: Groups) -> list[str]:
+    """The page below its title."""
+    measurement = next((run.measurement for run in every(groups) if run.measurement), {})
+    metric = Protocol(measurement, {}).metric
+    line = protocol_line(measurement, metric)
+    distances = frechet_figure(groups, metric, line)
+    notes = notes_on(groups) if measurement else ""
+    shown = f"<p>{escape(sameness(same_noise(groups)))}</p>\n"
+    training = training_figures(groups)
+    return [
+        f"<p>{escape(line)}.</p>\n{warnings(groups)}{protocol_details(groups, measurement)}",
+        table(groups, looks(groups), metric),
+        f'<div class="beside">\n{distances}{notes}</div>\n' if measurement else "",
+        f"<h2>Samples</h2>\n{shown}{beside([*sample_figures(groups), way_figure(groups)])}",
+        f"<h2>Training</h2>\n{beside(training)}" if training else "",
+    ]
+
+
+def protocol_line(measurement: Mapping[str, Any], metric: str) -> str:
+    """How the numbers were measured, in plain words."""
+    if not measurement:
+        return "Nothing was measured; there are samples to look at"
+    samples, labels = f"{measurement['samples']:,} samples", measurement["labels"]
+    labelled = "without labels" if labels == "none" else f"labelled {labels}"
+    weights = str(measurement["weights"])[:WEIGHTS_DIGITS]
+    features = measurement["features"] + (f" (weights {weights})" if weights else "")
+    real = f"{measurement['reference']} ({measurement['reference_sha256'][:WEIGHTS_DIGITS]})"
+    return f"{metric}: {samples}, {labelled}, against {real}, on features of {features}"
+
+
+def warnings(groups: Groups) -> str:
+    """What a reader must know, each wording once, and what was not measured and why."""
+    texts: dict[str, None] = {}
+    for result in results_of(groups):
+        texts |= dict.fromkeys(warning.rstrip(".") for warning in result.get("warnings", ()))
+    for run in every(groups):
+        reasons = {result["skipped"] for result in run.results.values() if "skipped" in result}
+        texts |= {f"{run.name} has no {reason}": None for reason in sorted(reasons)}
+    return "".join(f'<p class="warning">Warning: {escape(text)}.</p>\n' for text in texts)
+
+
+def notes_on(groups: Groups) -> str:
+    """How to read the numbers."""
+    notes = (*NOTES, SEEDS_NOTE) if several(groups) else NOTES
+    text = "".join(f"<p>{escape(note)}</p>\n" for note in notes)
+    return f'<div class="notes">\n<h3>How to read the numbers</h3>\n{text}</div>\n'
+
+
+def protocol_details(groups: Groups, measurement: Mapping[str, Any]) -> str:
+    """Every field of the protocols, folded up."""
+    fields = "".join(
+        f"<dt>{escape(name)}</dt><dd>{escape(in_words(value))}</dd>\n"
+        for name, value in measurement.items()
     )
-    groups = "".join(table_group(result, metrics) for result in results)
-    notes = "".join(f"<p>{escape(note)}</p>\n" for note in (*NOTES, *floor_notes(results)))
+    names = list(dict.fromkeys(name for run in every(groups) for name in run.sampling))
+    heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in ["run", *names])
+    rows = "".join(sampling_row(run, names) for run in every(groups))
     return (
-        '<div class="scroll">\n<table>\n'
-        f'<thead><tr><th scope="col">steps</th>{headings}</tr></thead>\n{groups}</table>\n</div>\n'
-        f'<div class="notes">\n{notes}</div>\n'
+        f"<details>\n<summary>Protocol: all fields</summary>\n<dl>\n{fields}</dl>\n"
+        f'<div class="scroll"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n'
+        "</table></div>\n</details>\n"
     )
 
 
-def metric_names(results: Sequence[Result]) -> list[str]:
-    """Every metric of the results: those of METRICS in its order, then others by first use."""
-    found = {m: None for result in results for row in result["by_steps"].values() for m in row}
-    return [m for m in METRICS if m in found] + [m for m in found if m not in METRICS]
-
-
-def table_group(result: Result, metrics: Sequence[str]) -> str:
-    """The rows of one result: how it was made, one row per number of steps, real images."""
-    known = [field for field in FACTS if field in result]
-    facts = ", ".join(FACTS[field].format(result[field]) for field in known)
-    heading = (
-        f'<tr><th scope="rowgroup" colspan="{len(metrics) + 1}"><strong>'
-        f"{escape(str(result['name']))}</strong> <small>{escape(facts)}</small></th></tr>\n"
-    )
-    steps = sorted(result["by_steps"], key=int)
-    rows = "".join(table_row(str(n), result["by_steps"][n], metrics) for n in steps)
-    real = dict(result.get("floor", {}))
-    if "classifier_accuracy" in result:
-        real["agreement"] = result["classifier_accuracy"]
-    if any(metric in real for metric in metrics):
-        rows += table_row("real", real, metrics)
-    return f"<tbody>\n{heading}{rows}</tbody>\n"
-
-
-def table_row(heading: str, values: Mapping[str, float], metrics: Iterable[str]) -> str:
-    """One row; a metric that was not measured is a dash."""
-    cells = "".join(f"<td>{number(metric, values.get(metric))}</td>" for metric in metrics)
-    return f'<tr><th scope="row">{escape(heading)}</th>{cells}</tr>\n'
-
-
-def number(metric: str, value: float | None) -> str:
-    """A value in the format of its metric."""
-    return "–" if value is None else METRICS.get(metric, ("", OTHER_FORMAT))[1].format(value)
-
-
-def floor_notes(results: Sequence[Result]) -> list[str]:
-    """What the rows of real images are, each wording once."""
-    whats = dict.fromkeys(result.get("floor", {}).get("what") for result in results)
-    notes = [f"Fréchet distance of real images: {what}." for what in whats if what]
-    if any("classifier_accuracy" in result for result in results):
-        notes.append("Label agreement of real images: the classifier's accuracy on held-out ones.")
-    return [" ".join(notes)] if notes else []
-
-
-def figure(caption: str, path: Path) -> str:
-    """One PNG under its caption, which scrolls sideways where it would shrink beyond legibility."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path}, the picture {caption!r}, does not exist")
-    caption, content = escape(caption), path.read_bytes()
-    least = min(int(SHRINK * int.from_bytes(content[PNG_WIDTH], "big")), SHRUNK_WIDTH)
-    image = f'<img alt="{caption}" style="min-width: {least}px" src="{data_uri(content)}">'
-    return f"<figure>\n<figcaption>{caption}</figcaption>\n{image}\n</figure>\n"
-
-
-def curve_figure(curves: Mapping[str, Rows], metric: str, title: str) -> str:
-    """A metric against the step, drawn for light and for dark pages; nothing where it is not."""
-    lines = {name: line for name, line in curve_lines(curves, metric).items() if len(line) > 1}
-    if not lines:
-        return ""
-    light, dark = (data_uri(curve_png(lines, metric, ink)) for ink in (LIGHT_INK, DARK_INK))
-    return (
-        f"<figure>\n<figcaption>{escape(title)}</figcaption>\n<picture>"
-        f'<source media="(prefers-color-scheme: dark)" srcset="{dark}">'
-        f'<img alt="{escape(title)} against the step" src="{light}"></picture>\n</figure>\n'
-    )
-
-
-def data_uri(content: bytes) -> str:
-    """A PNG as the address of itself."""
-    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+def sampling_row(run: Run, names: Sequence[str]) -> str:
+    """How a run was sampled, field by field."""
+    sampling = {**run.sampling, "steps": ", ".join(map(str, run.results))}
+    cells = "".join(f"<td>{escape(in_words(sampling.get(name)))}</td>" for name in names)
+    return f'<tr><th scope="row">{escape(run.name)}</th>{cells}</tr>\n'

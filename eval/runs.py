@@ -16,10 +16,11 @@ import numpy as np
 from eval.protocol import Protocol, check_comparable
 from eval.results import Result, load_results
 from training.metrics import read_rows
-from training.workdir import CHANGEABLE, as_dict, depends_on_length, flat, load_config
+from training.teacher import parse
+from training.workdir import CHANGEABLE, CONFIG, as_dict, depends_on_length, flat, load_config
 
 FOLDER = "eval"
-FIELDS = ("id", "images_seen", "protocol", "metrics")
+FIELDS = ("id", "data", "images_seen", "protocol", "metrics")
 # Of the fields in which groups of one method differ, a heading names at most these many.
 NAMED_DIFFERENCES = 3
 # field of an identity -> how a heading says it
@@ -28,7 +29,7 @@ WORDS = {
     "step": "step {}",
     "network": "{}",
     "sampler": "{}",
-    "sampling_steps": "in {} steps",
+    "sampling_steps": "sampling steps {}",
     "data": "on {}",
 }
 
@@ -40,7 +41,7 @@ class Run(NamedTuple):
     images, labels: the first samples by number of steps, uint8 [n, H, W, C], and int [n].
     way: uint8 [n, H, W, C], one image from noise to data, n = 0 if it was not kept.
     budget: "images_seen", "network_evaluations" and "seconds" of training, None where unknown.
-    config: fields by dotted name that make it another run, without the seed.
+    config: its fields by dotted name, and what identifies its teacher as "teacher.FIELD".
     """
 
     name: str
@@ -184,7 +185,7 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
             "network_evaluations": None,
             "seconds": training_seconds(rows, last.sampling["step"], config.batch_size),
         },
-        config=identifying(flat(as_dict(config))),
+        config=with_teacher(flat(as_dict(config))),
     )
 
 
@@ -212,6 +213,21 @@ def training_seconds(
             seconds += (row["step"] - before) * batch_size / row["images_per_second"]
             before = row["step"]
     return seconds if before else None
+
+
+def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config; in the place of its teacher's folder what identifies that run.
+
+    So students of the same seed's teacher each are runs of one method. The folder stays if there is
+    no run in it any more.
+    """
+    fields = dict(config)
+    folder, step = parse(fields.get("teacher") or "")
+    if not fields.get("teacher") or not (folder / CONFIG).is_file():
+        return fields
+    del fields["teacher"]
+    of_teacher = identifying(with_teacher(flat(as_dict(load_config(folder)))))
+    return fields | {f"teacher.{k}": v for k, v in {**of_teacher, "step": step}.items()}
 
 
 def identifying(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -242,17 +258,16 @@ def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
 
 def results_of(groups: Groups) -> list[Result]:
     """Every result of the runs."""
-    return [
-        result for runs in groups.values() for run in runs for result in run.results.values()
-    ]
+    return [result for runs in groups.values() for run in runs for result in run.results.values()]
 
 
 def identity(run: Run) -> dict[str, Any]:
     """All that runs of one group share."""
     sampling = {k: v for k, v in run.sampling.items() if k not in ("seed", "steps")}
     steps = ", ".join(map(str, sorted(run.results)))
-    data = run.results[min(run.results)].get("data", "")
-    return {**sampling, "method": run.method, "sampling_steps": steps, "data": data, **run.config}
+    data = run.results[min(run.results)]["data"]
+    shared = {**sampling, "method": run.method, "sampling_steps": steps, "data": data}
+    return {**shared, **identifying(run.config)}
 
 
 def headings(firsts: Sequence[Run]) -> list[str]:

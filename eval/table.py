@@ -4,6 +4,7 @@ A metric that METRICS does not list is shown under its own name, so a new one ne
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from statistics import mean
@@ -15,18 +16,20 @@ from eval.runs import Groups, Run, results_of
 
 # metric -> (heading, format, whether the largest is the best)
 METRICS = {
-    "agreement": ("label agreement ↑", "{:.3f}", True),
-    "inception_score": ("inception score ↑", "{:.2f}", True),
-    "kernel": ("kernel distance ↓", "{:.4f}", False),
-    "precision": ("precision ↑", "{:.3f}", True),
-    "recall": ("recall ↑", "{:.3f}", True),
-    "density": ("density ↑", "{:.3f}", True),
-    "coverage": ("coverage ↑", "{:.3f}", True),
+    "agreement": ("label agreement\u00a0↑", "{:.3f}", True),
+    "inception_score": ("inception score\u00a0↑", "{:.2f}", True),
+    "kernel": ("kernel distance\u00a0↓", "{:.4f}", False),
+    "precision": ("precision\u00a0↑", "{:.3f}", True),
+    "recall": ("recall\u00a0↑", "{:.3f}", True),
+    "density": ("density\u00a0↑", "{:.3f}", True),
+    "coverage": ("coverage\u00a0↑", "{:.3f}", True),
     "closer": ("nearer to training images", "{:.3f}", False),
 }
 OTHER_FORMAT = "{:.4g}"
-# Shown in the cells of another metric.
+# The first is shown before the others; the second in the cells of the kernel distance.
 FRECHET, KERNEL_ERROR = "frechet", "kernel_error"
+FRECHET_FORMAT = "{:.3f}"
+SPREAD = "mean, [95 % interval], least"
 UNKNOWN = "–"
 
 # Headings become buttons: without scripts they are text. The first click puts the best first.
@@ -92,7 +95,8 @@ def table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str:
         for steps in sorted(runs[0].results)
     ]
     heads = "".join(
-        f'<th scope="col" data-sort="number"{" data-best=largest" * c.largest_is_best}>'
+        f'<th scope="col" data-sort="number"{" data-best=largest" * c.largest_is_best}'
+        f"{' class=metric' * c.heading.startswith(metric)}>"
         f"{escape(c.heading)}{small(c.below)}</th>"
         for c in columns
     )
@@ -110,7 +114,7 @@ def columns_of(groups: Groups, metric: str) -> list[Column]:
     seeds = any(len(runs) > 1 for runs in groups.values())
     return [
         Column("steps", lambda runs, steps: Cell(str(steps), value=str(steps))),
-        Column(f"{metric} ↓", frechet_cell, "mean, [95 % interval], least" if seeds else ""),
+        Column(heading_of(FRECHET, metric), frechet_cell, SPREAD if seeds else ""),
         *(metric_column(name) for name in metric_names(groups)),
         Column("seeds", lambda runs, _: Cell(str(len(runs)), value=str(len(runs)))),
         Column("images seen", budget_cell("images_seen", "{:,.0f}".format)),
@@ -130,6 +134,16 @@ def metric_names(groups: Groups) -> list[str]:
     found = dict.fromkeys(name for result in results_of(groups) for name in result["metrics"])
     others = [m for m in found if m not in (*METRICS, FRECHET, KERNEL_ERROR)]
     return [m for m in METRICS if m in found] + others
+
+
+def heading_of(name: str, metric: str) -> str:
+    """The heading of a metric; `metric` is what the Frechet distance is called."""
+    return f"{metric}\u00a0↓" if name == FRECHET else METRICS.get(name, (name,))[0]
+
+
+def form_of(name: str) -> str:
+    """The format of a metric's values."""
+    return FRECHET_FORMAT if name == FRECHET else METRICS.get(name, ("", OTHER_FORMAT))[1]
 
 
 def metric_column(name: str) -> Column:
@@ -159,10 +173,9 @@ def frechet_cell(runs: Sequence[Run], steps: int) -> Cell:
     if not values:
         return Cell()
     found = interval(values)
-    below = ""
-    if not math.isnan(found.low):
-        below = f"[{found.low:.3f}, {found.high:.3f}], {found.minimum:.3f}"
-    return Cell(f"{found.mean:.3f}", below, repr(found.mean))
+    text, low, high, least = map(FRECHET_FORMAT.format, found)
+    below = "" if math.isnan(found.low) else f"[{low}, {high}], {least}"
+    return Cell(text, below, repr(found.mean))
 
 
 def budget_cell(name: str, form: Callable[[float], str]) -> Callable[[Sequence[Run], int], Cell]:
@@ -194,11 +207,12 @@ def duration(seconds: float) -> str:
 
 def row(name: str, look: Look, runs: Sequence[Run], steps: int, columns: Sequence[Column]) -> str:
     """The row of a method at a number of steps."""
+    breakable = re.sub(r"([._])(?=[a-z])", r"\1<wbr>", escape(name))
     first = ' class="first"' if steps == min(runs[0].results) else ""
     cells = "".join(data_cell(column.cell(runs, steps)) for column in columns)
     return (
         f'<tr{first}><th scope="row" data-value="{escape(name)}">'
-        f'<i style="background:{look.colour}"></i>{escape(name)}</th>{cells}</tr>\n'
+        f'<i style="background:{look.colour}"></i>{breakable}</th>{cells}</tr>\n'
     )
 
 
@@ -218,10 +232,8 @@ def real_images(groups: Groups, columns: Sequence[Column], metric: str) -> str:
     real: dict[str, float] = {}
     for result in results_of(groups):
         real = {**result.get("real", {}), **real}
-    texts = {METRICS[m][0]: METRICS[m][1].format(real[m]) for m in METRICS if m in real}
-    if FRECHET in real:
-        texts[f"{metric} ↓"] = f"{real[FRECHET]:.3f}"
-    if not texts:
+    if not real:
         return ""
+    texts = {heading_of(m, metric): form_of(m).format(value) for m, value in real.items()}
     cells = "".join(f"<td>{texts.get(column.heading, '')}</td>" for column in columns)
     return f'<tfoot><tr><th scope="row">real images</th>{cells}</tr></tfoot>\n'

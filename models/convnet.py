@@ -21,10 +21,11 @@ Key = jax.Array
 
 SMALLEST, LARGEST = 8, 64  # sides of the images
 LAST_SIDE = 4  # of the maps that the features are read from; the places of strokes still count
-FEWEST_LAYERS = 2  # of convolutions, for images that need fewer halvings
+FEWEST_LAYERS = 2  # of convolutions, where fewer halvings would do
 FIRST_WIDTH, LARGEST_WIDTH = 32, 128  # channels: doubled from layer to layer
 DIMENSION = 64  # of the features
-DROPOUT = 0.3  # of the features, in training
+NEGATIVE_SLOPE = 0.2  # of the features' nonlinearity: flat nowhere, so that no feature dies
+DROPOUT = 0.2  # of the features, in training
 
 
 class Convnet(NamedTuple):
@@ -90,8 +91,7 @@ def layers(side: int) -> tuple[Layer, ...]:
 class Module(nn.Module):
     """[B, S, S, C] -> features [B, D], logits [B, classes].
 
-    The nonlinearity is smooth and never flat, so no feature can die. Products are taken in full
-    float32: the faster modes of accelerators move the features.
+    Products are taken in full float32: the faster modes of accelerators move the features.
     """
 
     layers: tuple[Layer, ...]
@@ -109,7 +109,8 @@ class Module(nn.Module):
             conv = nn.Conv(width, (3, 3), (stride, stride), name=f"conv_{index}", **exact)
             x = nn.silu(conv(x))
         x = x.reshape(len(x), -1)
-        features = nn.silu(nn.Dense(DIMENSION, name="features", **exact)(x))
+        hidden = nn.Dense(DIMENSION, name="features", **exact)(x)
+        features = nn.leaky_relu(hidden, NEGATIVE_SLOPE)
         return features, nn.Dense(self.num_classes, name="logits", **exact)(drop()(features))
 
 

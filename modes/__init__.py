@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from modes.compare import compare
 from modes.describe import describe
 from modes.evaluate import evaluate
 from modes.prepare import prepare
@@ -17,4 +18,5 @@ MODES: dict[str, Callable[[Request], None]] = {
     "prepare": prepare,
     "describe": describe,
     "report": report,
+    "compare": compare,
 }

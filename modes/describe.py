@@ -6,8 +6,9 @@ import jax
 from ml_collections import ConfigDict
 
 from modes.request import Request, required_config, resolve_with_data
+from training.cost import forward_flops, step_flops
 from training.experiment import Experiment, build, debugged
-from training.loop import abstract_batch, abstract_state, compile_step
+from training.loop import abstract_state
 from training.sharding import check_batch_size, make_mesh
 from training.teacher import abstract_params, checked_teacher
 
@@ -34,9 +35,8 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
     frozen = {name: abstract_params(experiment, mesh) for name in objective.frozen}
     objective = objective._replace(init_from={})
     state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
-    batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
-    lowered = compile_step(objective, optimizers, config.seed, mesh).lower(state, frozen, batch)
-    flops = lowered.cost_analysis()["flops"]
+    flops = step_flops(config, experiment, mesh)
+    evaluations = flops / forward_flops(config, experiment, mesh)
     lines = [
         f"objective    {config.method} on the {experiment.model.path.name} path, "
         f"t in [{experiment.model.path.t_min:g}, {experiment.model.path.t_max:g}]",
@@ -58,7 +58,7 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
     lines += [
         f"state        {bytes_of(state) / 2**20:.1f} MiB over all devices",
         f"step         {flops / 1e9:.2f} GFLOP, {flops / config.batch_size / 1e6:.2f} MFLOP per "
-        "image",
+        f"image, as much as {evaluations:.1f} forward passes",
         f"run          {config.steps} steps, {config.steps * config.batch_size:,} images, "
         f"{config.steps * flops / 1e15:.3f} PFLOP",
     ]

@@ -1,5 +1,6 @@
 """What the user asked for, and the parts that several modes need of it."""
 
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,13 +17,20 @@ from training.teacher import abstract_params, check_taught, with_teachers_images
 
 
 class Request(NamedTuple):
-    """The command line. Fields that were not given are None (paths), "" or their defaults."""
+    """The command line. Fields that were not given are None (paths), "" or their defaults.
+
+    config_of_method: what --config's file has for another method, with the same overrides.
+    teachers: the method whose runs teach a method.
+    """
 
     config: ConfigDict | None
     workdir: Path | None
+    config_of_method: Callable[[str], ConfigDict] | None = None
     workdirs: tuple[Path, ...] = ()
     steps: int = 1
-    seeds: tuple[int, ...] = tuple(range(64))
+    seeds: tuple[int, ...] | None = None
+    methods: tuple[str, ...] = ()
+    teachers: Mapping[str, str] = {}
     labels: tuple[int, ...] = ()
     guidance: float | None = None
     checkpoint: int | None = None

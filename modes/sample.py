@@ -15,7 +15,7 @@ from training.files import write_npz
 COLUMNS = 16
 # The noise of seed k is that of sample k in an evaluation of a run whose own seed is this.
 STREAM_SEED = 0
-LARGEST_SEED = 2**31 - 1
+DEFAULT_SEEDS, LARGEST_SEED = range(64), 2**31 - 1
 
 
 def sample(request: Request) -> None:
@@ -30,7 +30,7 @@ def sample(request: Request) -> None:
     config, experiment, mesh, params, step = load_run(request)
     scale = experiment.objective.guidance_scale if request.guidance is None else request.guidance
     check_guidance(experiment, scale)
-    seeds = np.array(request.seeds, np.int32)
+    seeds = np.array(request.seeds or DEFAULT_SEEDS, np.int32)
     choices = chosen_labels(request, experiment.num_classes)
     labels = choices[seeds % len(choices)].astype(np.int32)
     sampler = batch_sampler(
@@ -70,8 +70,9 @@ def write(out: Path, images: np.ndarray, labels: np.ndarray, seeds: np.ndarray) 
 
 def check(request: Request) -> None:
     """Raises ValueError for an option that cannot be carried out."""
-    if max(request.seeds) > LARGEST_SEED:
-        raise ValueError(f"--seeds has {max(request.seeds)}; the largest is {LARGEST_SEED}")
+    largest = max(request.seeds or DEFAULT_SEEDS)
+    if largest > LARGEST_SEED:
+        raise ValueError(f"--seeds has {largest}; the largest is {LARGEST_SEED}")
     if request.out is not None and request.out.suffix not in ("", ".npz"):
         raise ValueError(f"--out={request.out} must be a folder or end in .npz")
 

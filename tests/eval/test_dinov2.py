@@ -4,6 +4,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from scipy.special import ndtr, softmax
 
 from eval.dinov2 import EPSILON, HEAD, PATCH, Affine, Block, Norm, Params, apply, resize
 from eval.dinov2_weights import cubic_matrix, dinov2_params, positions, published_shapes
@@ -63,6 +64,44 @@ def test_features_are_one_vector_per_image(params):
     assert features.shape == (3, WIDTH)
     assert features.dtype == np.float32
     assert np.abs(features[0] - features[1]).max() > 1e-3
+
+
+def test_features_follow_the_equations_in_float64(params):
+    images = pictures("noise", (224, 224))
+    ours, expected = jax.jit(apply)(params, images), reference(params, images)
+    error = np.abs(ours - expected).max() / expected.std()
+    print(f"largest difference {error:.1e} of the deviation")
+    assert np.abs(expected[0] - expected[1]).mean() > 0.05 * expected.std()
+    assert error < 2e-5
+
+
+def reference(params, images):
+    """Block by block and head by head; images are of 224 x 224, so that no resize is needed."""
+    x = (images / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
+    corners = [(i, j) for i in range(0, 224, 14) for j in range(0, 224, 14)]
+    patches = np.stack([x[:, i : i + 14, j : j + 14].reshape(len(x), -1) for i, j in corners], 1)
+    tokens = linear(params.patches, patches)
+    tokens = np.concatenate([np.tile(params.token, (len(x), 1, 1)), tokens], 1) + params.positions
+    for layer in range(DEPTH):
+        weights = jax.tree.map(lambda leaf, n=layer: leaf[n].astype(np.float64), params.blocks)
+        q, k, v = np.split(linear(weights.qkv, layer_norm(weights.norm1, tokens)), 3, axis=2)
+        heads = []
+        for channels in (slice(0, 64), slice(64, 128)):
+            scores = q[..., channels] @ k[..., channels].swapaxes(1, 2) / 8.0
+            heads.append(softmax(scores, axis=2) @ v[..., channels])
+        tokens = tokens + weights.gamma1 * linear(weights.projection, np.concatenate(heads, 2))
+        hidden = linear(weights.expand, layer_norm(weights.norm2, tokens))
+        tokens = tokens + weights.gamma2 * linear(weights.contract, hidden * ndtr(hidden))
+    return layer_norm(params.norm, tokens[:, 0])
+
+
+def linear(weights, x):
+    return x @ weights.kernel.astype(np.float64) + weights.bias
+
+
+def layer_norm(weights, x):
+    x = x - x.mean(-1, keepdims=True)
+    return x / np.sqrt(x.var(-1, keepdims=True) + 1e-6) * weights.scale + weights.bias
 
 
 def test_one_channel_is_repeated(params):

@@ -1,0 +1,179 @@
+import json
+
+import numpy as np
+import pytest
+
+from eval.runs import by_method, load_runs
+from tests.eval.evaluated import LABELS, MEASUREMENT, evaluated_run
+
+PIXELS = {**MEASUREMENT, "features": "pixels", "weights": ""}
+LEARNING_RATE = {"optimizer": {"schedule": "constant", "learning_rate": 1e-4}}
+
+
+def test_a_run_is_read_with_its_results_images_and_cost(tmp_path):
+    rows = [
+        {"step": 1000, "loss": 2.0, "images_per_second": 100.0},
+        {"step": 1000, "evaluate/frechet_1": 9.0},
+        {"step": 3000, "loss": 1.0, "images_per_second": 400.0},
+        {"step": 4000, "loss": 1.0, "images_per_second": 1.0},
+    ]
+    folder = evaluated_run(tmp_path / "a", "cd", 3, steps=(4, 1), rows=rows, frechet=0.5, fall=1.0)
+    (run,) = load_runs([folder])
+    assert (run.name, run.method, run.seed, run.folder) == (str(folder), "cd", 3, folder)
+    assert list(run.results) == [1, 4]
+    assert run.results[4]["metrics"]["frechet"] == 0.125
+    assert run.images[1].shape == (100, 8, 8, 1) and run.images[1].dtype == np.uint8
+    assert not np.array_equal(run.images[1], run.images[4])
+    np.testing.assert_array_equal(run.labels, LABELS)
+    assert run.way.shape == (9, 8, 8, 1)
+    assert run.rows == rows
+    # 1,000 steps of 128 at 100 images per second, 2,000 at 400; the rest is after the evaluation.
+    assert run.budget == {"images_seen": 384000, "network_evaluations": None, "seconds": 1920.0}
+
+
+def test_a_run_without_a_log_has_no_seconds(tmp_path):
+    (run,) = load_runs([evaluated_run(tmp_path / "a", rows=[], steps=(1,))])
+    assert run.budget["seconds"] is None
+
+
+def test_the_newest_training_step_is_shown(tmp_path):
+    for step, frechet in ((3000, 0.3), (500, 0.5)):
+        evaluated_run(tmp_path, steps=(1, 2), frechet=frechet, fall=0.0, sampling={"step": step})
+    (run,) = load_runs([tmp_path])
+    assert run.sampling["step"] == 3000
+    assert {result["metrics"]["frechet"] for result in run.results.values()} == {0.3}
+
+
+def test_of_one_step_the_newest_way_to_sample_is_shown(tmp_path):
+    evaluated_run(tmp_path, steps=(1, 2), frechet=0.5, sampling={"guidance_scale": 3.0})
+    evaluated_run(tmp_path, steps=(1,), frechet=0.3, sampling={"guidance_scale": 2.0})
+    (run,) = load_runs([tmp_path])
+    assert list(run.results) == [1]
+    assert run.sampling["guidance_scale"] == 2.0
+
+
+def test_the_measurement_is_one_that_all_runs_have(tmp_path):
+    a, b = tmp_path / "a", tmp_path / "b"
+    evaluated_run(a, steps=(1,), measurement=PIXELS)
+    evaluated_run(a, steps=(1,), measurement=MEASUREMENT)
+    evaluated_run(b, steps=(1,), measurement=PIXELS)
+    assert [run.measurement for run in load_runs([a, b])] == [PIXELS, PIXELS]
+    assert [run.measurement for run in load_runs([a])] == [MEASUREMENT]
+    assert [run.measurement for run in load_runs([a], metric="fd-pixels-1k")] == [PIXELS]
+    with pytest.raises(ValueError, match="measured by fid-50k; all were by fd-pixels-1k"):
+        load_runs([a, b], metric="fid-50k")
+
+
+def test_numbers_of_different_protocols_are_refused_with_what_differs(tmp_path):
+    a = evaluated_run(tmp_path / "a", steps=(1,))
+    b = evaluated_run(tmp_path / "b", steps=(1,), measurement={**MEASUREMENT, "samples": 500})
+    with pytest.raises(ValueError, match=r"a and .*b were not.* differ in samples \(1000 / 500\)"):
+        load_runs([a, b])
+
+
+def test_runs_that_were_not_measured_have_pictures(tmp_path):
+    a = evaluated_run(tmp_path / "a", steps=(1,))
+    b = evaluated_run(tmp_path / "b", steps=(1,), measurement={})
+    measured, shown = load_runs([a, b])
+    assert measured.measurement == MEASUREMENT
+    assert shown.measurement == {} and shown.results[1]["metrics"] == {}
+    assert len(shown.images[1]) == 100
+    assert [run.measurement for run in load_runs([b])] == [{}]
+
+
+def test_bad_folders_are_named_with_a_remedy(tmp_path):
+    with pytest.raises(ValueError, match="no folder"):
+        load_runs([])
+    with pytest.raises(ValueError, match="is no run"):
+        load_runs([tmp_path])
+    folder = evaluated_run(tmp_path / "a", steps=())
+    with pytest.raises(ValueError, match=r"not been evaluated; run --mode=evaluate --workdir=.*/a"):
+        load_runs([folder])
+    evaluated_run(folder, steps=(1,))
+    (path,) = (folder / "eval").glob("*.json")
+    whole, samples = path.read_text(), path.with_suffix(".npz").read_bytes()
+    path.write_text(whole[:50])
+    with pytest.raises(ValueError, match="is not JSON"):
+        load_runs([folder])
+    path.write_text(json.dumps({"by_steps": {}}))
+    with pytest.raises(ValueError, match=r"lacks id, data, .*protocol, metrics\); delete it"):
+        load_runs([folder])
+    path.write_text(whole)
+    path.with_suffix(".npz").write_bytes(samples[:99])
+    with pytest.raises(ValueError, match=r"npz cannot be read"):
+        load_runs([folder])
+    path.with_suffix(".npz").unlink()
+    with pytest.raises(FileNotFoundError, match=r"npz does not exist"):
+        load_runs([folder])
+
+
+def test_images_of_different_shapes_are_not_put_beside_each_other(tmp_path):
+    a, b = evaluated_run(tmp_path / "a", steps=(1,)), evaluated_run(tmp_path / "b", steps=(1,))
+    (path,) = (b / "eval").glob("*.npz")
+    np.savez(path, x=np.zeros((5, 4, 4, 3), np.uint8), y=np.zeros(5, int), way=())
+    with pytest.raises(ValueError, match=r"different shapes.*\(8, 8, 1\).*\(4, 4, 3\)"):
+        load_runs([a, b])
+
+
+def groups_of(*folders):
+    """Names of the folders by heading."""
+    groups = by_method(load_runs(folders))
+    return {name: [run.folder.name for run in runs] for name, runs in groups.items()}
+
+
+def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path):
+    folders = [
+        evaluated_run(tmp_path / "s1", "cd", 1, steps=(1, 2)),
+        evaluated_run(tmp_path / "other", "ect", 0, steps=(1, 2)),
+        evaluated_run(tmp_path / "s0", "cd", 0, steps=(1, 2)),
+    ]
+    assert groups_of(*folders) == {"cd": ["s0", "s1"], "ect": ["other"]}
+
+
+@pytest.mark.parametrize(
+    ("difference", "headings"),
+    [
+        ({"sampling": {"guidance_scale": 2.5}}, ["cd, guidance 1", "cd, guidance 2.5"]),
+        ({"sampling": {"step": 1000}}, ["cd, step 3000", "cd, step 1000"]),
+        ({"sampling": {"network": "network"}}, ["cd, ema_0.999", "cd, network"]),
+        ({"sampling": {"sampler": "euler"}}, ["cd, heun", "cd, euler"]),
+        ({"steps": (1,)}, ["cd, sampling steps 1, 2", "cd, sampling steps 1"]),
+        (
+            {"config": LEARNING_RATE},
+            ["cd, optimizer.learning_rate 0.001", "cd, optimizer.learning_rate 0.0001"],
+        ),
+    ],
+)
+def test_a_heading_names_what_differs(tmp_path, difference, headings):
+    a = evaluated_run(tmp_path / "a", "cd", 0, steps=(1, 2))
+    b = evaluated_run(tmp_path / "b", "cd", 1, **{"steps": (1, 2), **difference})
+    assert groups_of(a, b) == {headings[0]: ["a"], headings[1]: ["b"]}
+
+
+def test_what_may_change_when_a_run_goes_on_does_not_set_it_apart(tmp_path):
+    a = evaluated_run(tmp_path / "a", "cd", 0, steps=(1,))
+    b = evaluated_run(tmp_path / "b", "cd", 1, steps=(1,), config={"log": {"every": 7}})
+    assert groups_of(a, b) == {"cd": ["a", "b"]}
+
+
+def test_students_of_their_own_seeds_teacher_are_one_group(tmp_path):
+    students = []
+    for seed in (0, 1, 2):
+        # The last teacher is another one; its student has a group of its own.
+        fields = {"optimizer": {"schedule": "constant", "learning_rate": 1e-3 / (1 + seed // 2)}}
+        teacher = evaluated_run(tmp_path / f"t{seed}", "edm", seed, steps=(), config=fields)
+        taught = {"teacher": f"{teacher}@3000"}
+        students.append(evaluated_run(tmp_path / f"{seed}", "cd", seed, steps=(1,), config=taught))
+    name = "cd, teacher.optimizer.learning_rate"
+    assert groups_of(*students) == {f"{name} 0.001": ["0", "1"], f"{name} 0.0005": ["2"]}
+    assert groups_of(*students[:2]) == {"cd": ["0", "1"]}
+    for seed in (0, 1):
+        (tmp_path / f"t{seed}" / "config.json").unlink()
+    assert groups_of(*students[:2]) == {
+        f"cd, teacher {tmp_path}/t{seed}@3000": [f"{seed}"] for seed in (0, 1)
+    }
+
+
+def test_the_same_seed_twice_is_no_group(tmp_path):
+    a, b = (evaluated_run(tmp_path / name, "cd", 0, steps=(1,)) for name in "ab")
+    assert groups_of(a, b) == {f"cd ({a})": ["a"], f"cd ({b})": ["b"]}

@@ -1,0 +1,130 @@
+import csv
+import re
+
+import pytest
+
+from modes import compare as module
+from modes.compare import compare, with_teachers
+from modes.request import Request
+from tests.cli import run
+from tests.training.runs import small_config
+from training.loop import NonFiniteError
+
+SMALL = (
+    "--config=configs/digits.py",
+    "--config.model.size=nano",
+    "--config.steps=2",
+    "--config.batch_size=64",
+    "--config.optimizer.schedule=constant",
+    "--config.optimizer.warmup_steps=0",
+    "--config.evaluate.steps=(1,2)",
+    "--config.evaluate.num_samples=20",
+    "--config.evaluate.batch_size=20",
+    "--config.evaluate.features=pixels",
+    "--config.evaluate.agreement=False",
+)
+
+
+def finished(printed):
+    """The cells of a comparison that were found finished, by number."""
+    return re.findall(r"\[(\d)/\d\] [^\n]*\nfinished", printed)
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory):
+    """edm and its student cd, with two seeds each; returns the folder and what was printed."""
+    root = tmp_path_factory.mktemp("compare")
+    return root, run("--mode=compare", "--methods=cd", "--seeds=0,1", f"--workdir={root}", *SMALL)
+
+
+def test_teachers_are_trained_first_and_everything_is_in_the_table(compared):
+    root, printed = compared
+    order = re.findall(r"\[\d/4\] (\w+), seed (\d)", printed.stdout)
+    assert order == [("edm", "0"), ("edm", "1"), ("cd", "0"), ("cd", "1")]
+    with (root / "table.csv").open() as file:
+        rows = {(row["method"], row["steps"]): row for row in csv.DictReader(file)}
+    assert set(rows) == {(method, steps) for method in ("edm", "cd") for steps in ("1", "2")}
+    row = rows["cd", "1"]
+    assert (row["seeds"], row["metric"], row["images_seen"]) == ("2", "fd-pixels-20", "128")
+    low, mean, high = (float(row[f]) for f in ("frechet_low", "frechet", "frechet_high"))
+    assert low < mean < high and float(row["frechet_least"]) == pytest.approx(low)
+    # Two forward and one backward pass; for cd Heun's two of the teacher and one of the target too.
+    assert float(rows["edm", "1"]["network_evaluations"]) == pytest.approx(3 * 128, rel=0.1)
+    assert float(row["network_evaluations"]) == pytest.approx(6 * 128, rel=0.1)
+    assert "fd-pixels-20" in printed.stdout and f"{mean:.3f}" in printed.stdout
+    assert f"{mean:.3f}" in (root / "report.html").read_text()
+
+
+def test_what_is_finished_is_left_and_what_is_missing_is_made(compared):
+    root, _ = compared
+    seeds = {path: path.stat().st_mtime_ns for path in root.glob("*/*/checkpoints/*")}
+    again = run("--mode=compare", "--methods=cd", "--seeds=0,1", f"--workdir={root}", *SMALL)
+    assert finished(again.stdout) == ["1", "2", "3", "4"]
+    more = run("--mode=compare", "--methods=edm,sct", "--seeds=0", f"--workdir={root}", *SMALL)
+    assert finished(more.stdout) == ["1"]
+    counted = (*SMALL, "--config.evaluate.num_samples=25")
+    measured = run("--mode=compare", "--methods=edm", f"--workdir={root}", *counted)
+    assert "fd-pixels-25" in measured.stdout and not finished(measured.stdout)
+    assert all(path.stat().st_mtime_ns == time for path, time in seeds.items())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--methods=",), "--methods=METHOD,METHOD"),
+        (("--methods=cdd",), "did you mean 'cd'"),
+        (("--methods=cd", "--config.batch_size=65", "--config.evaluate.steps=()"), "steps=()"),
+        (("--methods=cd", "--seeds=1-0"), "--seeds=1-0"),
+        (("--methods=cd", "--config.objective.solver.name=heun"), "solver"),
+    ],
+)
+def test_what_cannot_be_compared_is_refused_before_compute(tmp_path, options, message):
+    result = run("--mode=compare", f"--workdir={tmp_path}/c", *SMALL, *options, expect=2)
+    assert message in result.stderr and not (tmp_path / "c").exists()
+    assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_another_run_in_the_place_of_a_cell_is_refused(compared):
+    root, _ = compared
+    other = ("--mode=compare", "--methods=cd", f"--workdir={root}", *SMALL)
+    result = run(*other, "--config.model.size=micro", expect=2)
+    assert "holds a run with another config: model.size" in result.stderr
+
+
+def test_teachers_come_before_what_they_teach():
+    teachers = {"cd": "edm", "sim_flow": "flow_matching"}
+    ordered = with_teachers(["cd", "sim_flow", "edm"], teachers)
+    assert ordered == ["edm", "cd", "flow_matching", "sim_flow"]
+
+
+def test_a_diverged_run_is_left_out_with_what_it_would_have_taught(tmp_path, monkeypatch, capsys):
+    def diverging(cell):
+        if cell.method == "edm":
+            raise NonFiniteError("loss is not finite at step 1")
+
+    pages = []
+    monkeypatch.setattr(module, "complete", diverging)
+    monkeypatch.setattr(module, "write_page", lambda folders, out: pages.append(folders) or {})
+    monkeypatch.setattr(module, "write_csv", lambda *_: None)
+    monkeypatch.setattr(module, "by_method", dict)
+    monkeypatch.setattr(module, "text_table", lambda groups: "")
+
+    def config_of(method):
+        config = small_config(method)
+        config.data.name = "digits"
+        return config
+
+    request = Request(
+        config=config_of("cd"),
+        workdir=tmp_path,
+        config_of_method=config_of,
+        methods=("cd", "flow_matching"),
+        teachers={"cd": "edm"},
+    )
+    compare(request)
+    assert pages == [[tmp_path / "flow_matching" / "seed_0"]]
+    printed = capsys.readouterr()
+    assert "left out: loss is not finite" in printed.err
+    assert f"diverged: {tmp_path}/cd/seed_0" in printed.out
+    with pytest.raises(ValueError, match="every run diverged"):
+        compare(request._replace(methods=("cd",)))
