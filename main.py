@@ -35,6 +35,9 @@ SEEDS = flags.DEFINE_string(
     None,
     "sample: of the noise, one image each; default 0-63. compare: of the runs; default 0.",
 )
+METRIC = flags.DEFINE_string(
+    "metric", "", "report: which measurement, such as fd-pixels-1k, if the runs have several."
+)
 METHODS = flags.DEFINE_list("methods", [], "compare: the methods, such as cd,sim; teachers follow.")
 LABELS = flags.DEFINE_list(
     "labels", [], "sample: class labels, gone through in turn; all if unset."
@@ -59,6 +62,7 @@ USED_BY = {
     "steps": ("sample",),
     "seeds": ("sample", "compare"),
     "methods": ("compare",),
+    "metric": ("report",),
     "labels": ("sample",),
     "guidance": ("sample",),
     "checkpoint": ("sample", "evaluate"),
@@ -103,6 +107,7 @@ def request() -> Request:
         seeds=ranges(SEEDS.value) if SEEDS.value is not None else None,
         methods=tuple(METHODS.value),
         teachers=TEACHERS,
+        metric=METRIC.value,
         labels=tuple(map(int, LABELS.value)),
         guidance=GUIDANCE.value,
         out=Path(OUT.value) if OUT.value else None,

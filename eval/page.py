@@ -64,9 +64,9 @@ small { display: block; color: var(--soft); font-size: .8rem; }
 button { all: unset; cursor: pointer; }
 button:hover { text-decoration: underline; }
 button:focus-visible { outline: 2px solid; outline-offset: 2px; }
-[aria-sort] button { color: var(--ink); font-weight: 600; }
-[aria-sort=ascending] button::after { content: " \\25B4"; }
-[aria-sort=descending] button::after { content: " \\25BE"; }
+[aria-sort] button { color: var(--ink); }
+[aria-sort=ascending] button::before { content: "\\25B2\\A0"; }
+[aria-sort=descending] button::before { content: "\\25BC\\A0"; }
 details th, details td { text-align: left; padding: .15rem .8rem .15rem 0; white-space: nowrap; }
 figure { margin: 0; min-width: 0; } figcaption { margin-top: .4rem; max-width: 48rem; }
 .figures { display: grid; gap: 2rem 1.5rem; margin-top: 1rem;

@@ -1,7 +1,7 @@
 """Results of an evaluation as a JSON file.
 
-A result is a dict of plain values: `name`, `by_steps` (number of steps -> metric -> value) and
-whatever else says how the numbers were made (`eval.page.FACTS`).
+A result is a dict of plain values: `id`, `metric`, `metrics` by name, the `protocol` they were
+measured by (eval.protocol), and what else eval.evaluate knows of the run.
 """
 
 import json

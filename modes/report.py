@@ -3,9 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from tqdm import tqdm
+
 from eval.page import results_page
-from eval.runs import Run, load_runs
+from eval.runs import Run, by_method, load_runs
 from modes.request import Request
+from training.cost import network_evaluations
+from training.experiment import rebuild
+from training.sharding import make_mesh
+from training.workdir import load_config
 
 PAGE = "report.html"
 
@@ -16,18 +22,32 @@ def report(request: Request) -> None:
     if not folders:
         raise ValueError("--workdirs=DIR,DIR,... is needed: the runs to show")
     out = request.out or Path(PAGE)
-    runs = write_page(folders, out)
+    runs = write_page(folders, out, request.metric)
     print(f"{out} shows {len(runs)} run(s); open it in a browser")
 
 
-def write_page(folders: Sequence[Path], out: Path) -> list[Run]:
+def write_page(folders: Sequence[Path], out: Path, metric: str = "") -> list[Run]:
     """Write the page of the runs in these folders; returns the runs. Raises ValueError."""
-    runs = [with_network_evaluations(run) for run in load_runs(folders)]
+    groups = by_method(load_runs(folders, metric))
+    runs = []
+    for group in tqdm(groups.values(), desc="cost of training", disable=len(groups) < 2):
+        runs += with_network_evaluations(group)
     data = dict.fromkeys(result["data"] for run in runs for result in run.results.values())
     results_page(out, title=f"Fewstep: {', '.join(data)}", runs=runs)
     return runs
 
 
-def with_network_evaluations(run: Run) -> Run:
-    """The run with the network evaluations of its training, as far as they can be counted."""
-    return run._replace(budget={**run.budget, "network_evaluations": None})
+def with_network_evaluations(group: Sequence[Run]) -> list[Run]:
+    """Runs that differ in the seed alone, with the network evaluations of their training.
+
+    They are those of the run itself, without its teacher's training.
+    """
+    config = load_config(group[0].folder)
+    experiment = rebuild(config, str(group[0].folder))
+    per_image = network_evaluations(config, experiment, make_mesh())
+    return [
+        run._replace(
+            budget={**run.budget, "network_evaluations": per_image * run.budget["images_seen"]}
+        )
+        for run in group
+    ]

@@ -31,6 +31,7 @@ class Request(NamedTuple):
     seeds: tuple[int, ...] | None = None
     methods: tuple[str, ...] = ()
     teachers: Mapping[str, str] = {}
+    metric: str = ""
     labels: tuple[int, ...] = ()
     guidance: float | None = None
     checkpoint: int | None = None
