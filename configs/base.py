@@ -58,7 +58,7 @@ def config() -> ConfigDict:
             "evaluate": {
                 "every": 0,  # steps; 0 evaluates after the last step only
                 "steps": (1, 2, 4, 8, 128),  # numbers of sampling steps; () does not evaluate
-                # What is compared: classifier, pixels, inception, dinov2, none (docs/evaluation.md).
+                # What is compared: classifier, pixels, inception, dinov2; none only shows samples.
                 "features": "inception",
                 "weights": "",  # their file; "" is $FEWSTEP_INCEPTION or $FEWSTEP_DINOV2
                 "reference": "train",  # real images: train, test, all, or an .npz of mu and sigma

@@ -214,7 +214,7 @@ TEACHERS = {
     "ect": "edm",
     "scd": "trigflow",
     "lcm": "ddpm",
-    **{method: "edm" for method in ("sim", "sid", "diff_instruct", "dmd")},
+    **dict.fromkeys(("sim", "sid", "diff_instruct", "dmd"), "edm"),
     **{method: "flow_matching" for method in METHODS if method.endswith("_flow")},
 }
 
