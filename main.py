@@ -140,12 +140,18 @@ def config_of(values: flags.FlagValues) -> ConfigDict | None:
 
 
 def config_of_method(method: str) -> ConfigDict:
-    """The config that --config's file has for a method, with the same overrides."""
+    """The config that --config's file has for a method, with the same overrides.
+
+    Raises ValueError for a method that it does not have, or one without an overridden field.
+    """
     file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
     given = [argument for argument in sys.argv if re.match(r"--?config\.", argument)]
-    values([sys.argv[0], f"--config={file}:{method}", *given])
+    try:
+        values([sys.argv[0], f"--config={file}:{method}", *given])
+    except flags.Error as error:
+        raise ValueError(str(error)) from error
     return config_of(values)
 
 
