@@ -22,7 +22,7 @@ import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -34,12 +34,12 @@ from tqdm import tqdm
 
 from data.dataset import NULL_LABEL, Dataset, Split
 from eval.features import HALF_RANGE, FeatureNetwork, FeatureOutputs, check_images, extractor
+from eval.parameters import Params, digest, named, tree_of
 from models.convnet import Convnet, convnet
-from training.files import write_npz
+from training.files import read_npz, write_npz
 from training.sharding import AXES
 
 Array = jax.Array
-Params = Any
 
 FOLDER = "classifiers"
 VERSION = 1  # part of the key; raise it when the network or its training changes
@@ -271,46 +271,17 @@ def file_of(task: Task, root: Path) -> Path:
     return root / FOLDER / f"{readable}-{key}.npz"
 
 
-def name_of(path: tuple[Any, ...]) -> str:
-    """Of a parameter: "conv_0/kernel"."""
-    return jax.tree_util.keystr(path, simple=True, separator="/")
-
-
-def named(params: Params) -> dict[str, np.ndarray]:
-    """The parameters by their names, sorted."""
-    arrays = {name_of(path): np.asarray(a) for path, a in jax.tree.leaves_with_path(params)}
-    return dict(sorted(arrays.items()))
-
-
-def digest(params: Params) -> str:
-    """SHA-256 of the parameters' names, shapes and bytes (little-endian)."""
-    total = hashlib.sha256()
-    for path, array in named(params).items():
-        total.update(json.dumps([path, array.shape]).encode())
-        total.update(array.astype("<f4").tobytes())
-    return total.hexdigest()
-
-
 def write(path: Path, trained: Trained) -> None:
+    """Keep a classifier."""
     write_npz(path, **{**named(trained.params), RIGHT: trained.right})
 
 
 def read(path: Path, model: Convnet) -> Trained:
     """A kept classifier. Raises ValueError, naming the file, unless it is whole and of `model`."""
-
-    def restored(key_path: tuple[Any, ...], like: jax.ShapeDtypeStruct) -> np.ndarray:
-        array = arrays[name_of(key_path)]
-        if (array.shape, array.dtype) != (like.shape, like.dtype):
-            raise ValueError(f"{name_of(key_path)} is {array.dtype} {list(array.shape)}")
-        return array
-
+    remedy = "delete it, and the classifier is trained again"
+    arrays = read_npz(path, remedy)
     try:
-        with np.load(path, allow_pickle=False) as file:
-            arrays = dict(file)
-        params = jax.tree.map_with_path(restored, jax.eval_shape(model.init, jax.random.key(0)))
+        params = tree_of(arrays, jax.eval_shape(model.init, jax.random.key(0)))
         return Trained(params, np.int32(arrays[RIGHT].item()))
-    except Exception as error:  # a damaged file can raise nearly anything
-        raise ValueError(
-            f"{path} is damaged ({type(error).__name__}: {error}); delete it, and the classifier "
-            "is trained again"
-        ) from error
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no classifier of this data ({error}); {remedy}") from error

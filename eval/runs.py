@@ -6,7 +6,6 @@ measurement that all runs have.
 """
 
 import json
-import zipfile
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ import numpy as np
 
 from eval.protocol import Protocol, check_comparable
 from eval.results import Result, load_results
+from training.files import read_npz
 from training.metrics import read_rows
 from training.teacher import parse
 from training.workdir import CHANGEABLE, CONFIG, as_dict, depends_on_length, flat, load_config
@@ -193,11 +193,11 @@ def read_samples(path: Path) -> dict[str, np.ndarray]:
     """x, y and way of an evaluation. Raises FileNotFoundError, or ValueError naming the file."""
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; evaluate the run again")
-    try:
-        with np.load(path) as file:
-            return {name: file[name] for name in ("x", "y", "way")}
-    except (ValueError, KeyError, OSError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{path} cannot be read ({error}); evaluate the run again") from error
+    arrays = read_npz(path, "evaluate the run again")
+    missing = {"x", "y", "way"} - arrays.keys()
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; evaluate the run again")
+    return arrays
 
 
 def training_seconds(

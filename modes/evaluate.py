@@ -9,7 +9,15 @@ def evaluate(request: Request) -> None:
     config, experiment, mesh, params, step = load_run(request)
     if request.config is not None:
         config.evaluate = request.config.evaluate
+    if not config.evaluate.steps:
+        raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")
     dataset = dataset_if_here(config, experiment)
-    check_evaluation(experiment, dataset, config, mesh)
+    try:
+        check_evaluation(experiment, dataset, config, mesh)
+    except AttributeError as error:  # a field that the record of an older version lacks
+        raise ValueError(
+            f"{request.workdir} was made by another version of Fewstep, which did not have "
+            f"evaluate.{error.name or 'features'}; say how to evaluate it, by --config=FILE:METHOD"
+        ) from error
     evaluate_network = evaluator(experiment, dataset, config, mesh, required_workdir(request))
     print(summary(evaluate_network(params, step)))

@@ -41,6 +41,9 @@ SHORT = (
 )
 
 
+EMPTY = (CONFIG, "--config.evaluate.steps=()")
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """A run of six steps."""
@@ -141,9 +144,27 @@ def test_evaluate_again_and_report(trained, tmp_path):
     printed = run(f"--workdir={trained}", "--mode=evaluate").stdout
     assert f"{first[4]['metrics']['frechet']:.3f}" in printed
     assert results(trained) == first
+    other = [f"--workdir={trained}", "--mode=evaluate", CONFIG, *SMALL]
+    pixels = run(*other, "--config.evaluate.features=pixels").stdout
+    assert "fd-pixels-20 against digits, all images" in pixels
     page = tmp_path / "page.html"
-    run("--mode=report", f"--workdirs={trained}", f"--out={page}")
+    run("--mode=report", f"--workdirs={trained}", f"--out={page}", "--metric=fd-classifier-20")
     assert f"{first[1]['metrics']['frechet']:.3f}" in page.read_text()
+    run("--mode=report", f"--workdirs={trained}", f"--out={page}")
+    assert f"{first[1]['metrics']['frechet']:.3f}" not in page.read_text()
+    refused = run("--mode=report", f"--workdirs={trained}", "--metric=fid-50k", expect=2)
+    assert "not every run was measured by fid-50k" in refused.stderr
+
+
+def test_a_record_without_todays_evaluation_asks_how(trained, tmp_path):
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    config = json.loads((copy / "config.json").read_text())
+    del config["evaluate"]["features"]
+    (copy / "config.json").write_text(json.dumps(config))
+    refused = run(f"--workdir={copy}", "--mode=evaluate", expect=2)
+    assert "by --config=FILE:METHOD" in refused.stderr
+    nothing = run(f"--workdir={copy}", "--mode=evaluate", *EMPTY, expect=2)
+    assert "evaluate.steps=() leaves nothing" in nothing.stderr
 
 
 def test_describe_counts_before_anything_is_trained():
