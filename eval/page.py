@@ -47,7 +47,7 @@ dd { margin: 0; min-width: 0; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 .sortable { margin: .5rem 0; }
-th, td { padding: .3rem .6rem; text-align: right; font-weight: normal; vertical-align: top; }
+th, td { padding: .3rem .45rem; text-align: right; font-weight: normal; vertical-align: top; }
 thead th { font-size: .85rem; line-height: 1.25; color: var(--soft); vertical-align: bottom; }
 tbody, tfoot { border-top: 1px solid var(--soft); }
 .grouped .first:not(:first-child) { border-top: 1px solid var(--line); }

@@ -14,6 +14,7 @@ import numpy as np
 
 from eval.protocol import Protocol, check_comparable
 from eval.results import Result, load_results
+from training.cost import training_seconds
 from training.files import read_npz
 from training.metrics import read_rows
 from training.teacher import parse
@@ -200,21 +201,6 @@ def read_samples(path: Path) -> dict[str, np.ndarray]:
     return arrays
 
 
-def training_seconds(
-    rows: Iterable[Mapping[str, float]], last_step: int, batch_size: int
-) -> float | None:
-    """Seconds of training up to a step, without evaluations and saves; None if none were logged.
-
-    Each row of the log has the speed since the row before.
-    """
-    seconds, before = 0.0, 0
-    for row in rows:
-        if "images_per_second" in row and row["step"] <= last_step:
-            seconds += (row["step"] - before) * batch_size / row["images_per_second"]
-            before = row["step"]
-    return seconds if before else None
-
-
 def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config; in the place of its teacher's folder what identifies that run.
 
@@ -244,7 +230,7 @@ def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
-            if identity(group[0]) == identity(run) and run.seed not in {r.seed for r in group}:
+            if alike(identity(group[0]), identity(run)) and run.seed not in {r.seed for r in group}:
                 group.append(run)
                 break
         else:
@@ -270,6 +256,11 @@ def identity(run: Run) -> dict[str, Any]:
     return {**shared, **identifying(run.config)}
 
 
+def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether no field that both have differs: an older version's record lacks newer fields."""
+    return all(a[field] == b[field] for field in a.keys() & b.keys())
+
+
 def headings(firsts: Sequence[Run]) -> list[str]:
     """One heading for each group, given by its first run: the method, and what sets it apart."""
     named = []
@@ -284,10 +275,13 @@ def headings(firsts: Sequence[Run]) -> list[str]:
 
 def distinguishing(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
     """The fields in which identities differ, with their values in one of them."""
-    fields = dict.fromkeys(field for other in [own, *others] for field in other)
-    differing = [f for f in fields if any(other.get(f) != own.get(f) for other in others)]
+    differing = [
+        field
+        for field, value in own.items()
+        if any(other.get(field, value) != value for other in others)
+    ]
     return [
-        WORDS.get(field, f"{field} {{}}").format(in_words(own.get(field)))
+        WORDS.get(field, f"{field} {{}}").format(in_words(own[field]))
         for field in differing[:NAMED_DIFFERENCES]
     ]
 

@@ -1,4 +1,6 @@
-"""What a training step costs, counted from its program before it is compiled."""
+"""What training costs: counted from its program before it is compiled, or as it was logged."""
+
+from collections.abc import Iterable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -39,3 +41,18 @@ def network_evaluations(config: ConfigDict, experiment: Experiment, mesh: Mesh) 
     """
     step, forward = (count(config, experiment, mesh) for count in (step_flops, forward_flops))
     return step / forward
+
+
+def training_seconds(
+    rows: Iterable[Mapping[str, float]], last_step: int, batch_size: int
+) -> float | None:
+    """Seconds of training up to a step, without evaluations and saves; None if none were logged.
+
+    Each row of the log has the speed since the row before.
+    """
+    seconds, before = 0.0, 0
+    for row in rows:
+        if "images_per_second" in row and row["step"] <= last_step:
+            seconds += (row["step"] - before) * batch_size / row["images_per_second"]
+            before = row["step"]
+    return seconds if before else None

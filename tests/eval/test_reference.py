@@ -118,6 +118,7 @@ def test_published_statistics(load, tmp_path):
     [
         ({"mu": np.zeros(64)}, "no sigma"),
         ({"mu": np.zeros(3), "sigma": np.eye(3)}, "64 dimensions"),
+        ({"mu": np.zeros(64), "sigma": np.eye(3)}, "64 dimensions"),
         ({"mu": np.full(64, np.nan), "sigma": np.eye(64)}, "not finite"),
         ({"mu": np.array([{}] * 64), "sigma": np.eye(64)}, "cannot be read"),
     ],

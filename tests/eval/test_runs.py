@@ -156,6 +156,12 @@ def test_what_may_change_when_a_run_goes_on_does_not_set_it_apart(tmp_path):
     assert groups_of(a, b) == {"cd": ["a", "b"]}
 
 
+def test_a_field_that_an_older_record_lacks_does_not_set_it_apart(tmp_path):
+    a = evaluated_run(tmp_path / "a", "cd", 0, steps=(1,))
+    b = evaluated_run(tmp_path / "b", "cd", 1, steps=(1,), config={"newer": {"field": 3}})
+    assert groups_of(a, b) == {"cd": ["a", "b"]}
+
+
 def test_students_of_their_own_seeds_teacher_are_one_group(tmp_path):
     students = []
     for seed in (0, 1, 2):
