@@ -147,9 +147,10 @@ def config_of_method(method: str) -> ConfigDict:
     file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values)
-    given = [argument for argument in sys.argv if re.match(r"--?config\.", argument)]
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    overridden = [f"--config.{field}={value}" for field, value in given.items()]
     try:
-        values([sys.argv[0], f"--config={file}:{method}", *given])
+        values([sys.argv[0], f"--config={file}:{method}", *overridden])
     except flags.Error as error:
         raise ValueError(str(error)) from error
     return config_of(values)

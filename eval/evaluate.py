@@ -27,8 +27,11 @@ from eval.trajectory import trajectory
 from objectives.base import Params
 from training.experiment import Experiment, check_guidance
 from training.files import write_npz
+from training.workdir import as_dict, flat
 
 FOLDER = "eval"
+# Fields of an objective that say how it samples.
+SAMPLED_BY = ("solver", "spacing", "sample_times")
 GRID_COLUMNS, GRID_IMAGES, COMPARED_IMAGES = 10, 100, 10
 
 # (parameters of the sampled network, step) -> one result for each number of sampling steps
@@ -55,9 +58,9 @@ def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> No
     """Raises ValueError if the samples of an evaluation cannot be made."""
     fields = config.evaluate
     check_guidance(experiment, guidance_scale(experiment, config))
-    if fields.batch_size % mesh.size:
+    if fields.batch_size < 1 or fields.batch_size % mesh.size:
         raise ValueError(
-            f"evaluate.batch_size={fields.batch_size} is not divisible by the {mesh.size} devices"
+            f"evaluate.batch_size={fields.batch_size} is no multiple of the {mesh.size} devices"
         )
     objective = experiment.objective
     shapes = jax.eval_shape(objective.players[objective.generator].init, jax.random.key(0))
@@ -93,27 +96,34 @@ def sampler_of(experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: in
     )
 
 
-def evaluator(
-    experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh, workdir: Path
-) -> Evaluate:
-    """The function that evaluates parameters; what it measures with is read or made here.
+def measures_of(
+    experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh
+) -> Measures | None:
+    """What the evaluation of a config measures with, read or made now; None if it measures nothing.
 
     Without a data set, and without a file of statistics, there are pictures and no metrics.
     """
+    if not config.evaluate.steps or skipped(dataset, config):
+        return None
+    return load_measures(
+        config.evaluate,
+        dataset,
+        image_shape=experiment.image_shape,
+        num_classes=experiment.num_classes,
+        root=data_root(config.data.dir),
+        mesh=mesh,
+    )
+
+
+def evaluator(
+    experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh, workdir: Path
+) -> Evaluate:
+    """The function that evaluates parameters; what it measures with is read or made here."""
     fields = config.evaluate
     choices = np.arange(experiment.num_classes) if experiment.num_classes else np.array([-1])
     labels = cycle_labels(choices, fields.num_samples)
     samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
-    measures = None
-    if samplers and not skipped(dataset, config):
-        measures = load_measures(
-            fields,
-            dataset,
-            image_shape=experiment.image_shape,
-            num_classes=experiment.num_classes,
-            root=data_root(config.data.dir),
-            mesh=mesh,
-        )
+    measures = measures_of(experiment, dataset, config, mesh)
     way = way_of_one_image(experiment, config, label=int(labels[0]))
 
     def evaluate(params: Params, step: int) -> list[Result]:
@@ -123,7 +133,8 @@ def evaluator(
             batches = generate(sampler, params, labels, fields.batch_size, description)
             first: list[np.ndarray] = []
             batches = kept_first(batches, first)
-            result = facts(experiment, config, step, steps, measures)
+            protocol = protocol_of(experiment, config, step, steps, measures)
+            result = facts(config, protocol, measures)
             if measures is None:
                 deque(batches, maxlen=0)
                 result["skipped"] = skipped(dataset, config)
@@ -163,33 +174,45 @@ def way_of_one_image(
     )
 
 
-def facts(
+def protocol_of(
     experiment: Experiment, config: ConfigDict, step: int, steps: int, measures: Measures | None
-) -> dict[str, Any]:
-    """A result without its metrics: how it was made."""
+) -> Protocol:
+    """How samples in `steps` steps of the network after training step `step` are measured."""
     solver = config.objective.get("solver", {"name": config.objective.name})
-    protocol = Protocol(
+    details = {name: config.objective[name] for name in SAMPLED_BY if name in config.objective}
+    return Protocol(
         measurement={} if measures is None else measures.measurement,
         sampling={
             "method": config.method,
             "network": experiment.sample_with,
             "step": step,
             "sampler": solver["name"],
+            "sampler_fields": set_fields(ConfigDict(details)),
             "steps": steps,
             "guidance_scale": guidance_scale(experiment, config),
             "seed": config.seed,
         },
     )
+
+
+def facts(config: ConfigDict, protocol: Protocol, measures: Measures | None) -> dict[str, Any]:
+    """A result without its metrics: how it was made."""
     return {
         "id": protocol.id,
         "metric": protocol.metric,
         "data": config.data.name,
-        "images_seen": step * config.batch_size,
+        "images_seen": protocol.sampling["step"] * config.batch_size,
         "protocol": protocol._asdict(),
         "metrics": {},
         "real": {} if measures is None else of_real_images(measures),
         "warnings": [] if measures is None else warnings(measures),
     }
+
+
+def set_fields(config: ConfigDict) -> dict[str, Any]:
+    """The fields that are set, by dotted name, but for names of parts."""
+    fields = flat(as_dict(config))
+    return {k: v for k, v in fields.items() if v is not None and not k.endswith("name")}
 
 
 def save(folder: Path, result: Result, *, x: np.ndarray, **shown: np.ndarray) -> None:

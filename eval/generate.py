@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from data import to_uint8
 from objectives.base import Objective, Params
+from training.loop import NonFiniteError
 from training.sharding import batch_sharding, replicated
 from training.state import named_key
 
@@ -89,7 +90,7 @@ def generate_floats(
 
     indices: [N], 0 .. N - 1 by default. Batches are always of batch_size rows (the last one cut),
     so that a sample is computed by the same program, bit for bit, whatever N is. A sample that is
-    not finite ends it with a ValueError once all have been counted.
+    not finite ends it with a NonFiniteError once all have been counted.
     """
     indices = np.arange(len(labels)) if indices is None else indices
     starts, broken = range(0, len(labels), batch_size), 0
@@ -102,7 +103,7 @@ def generate_floats(
         if not broken:
             yield x_0
     if broken:
-        raise ValueError(
+        raise NonFiniteError(
             f"{broken} of {len(labels)} samples are not finite: the network or solver has diverged"
         )
 

@@ -73,6 +73,7 @@ def load_measures(
         reference_sha256=reference_sha256(fields.reference, dataset),
         samples=fields.num_samples,
         labels="every class in turn" if num_classes else "none",
+        agreement="" if classify is None else labelling.weights,
     )
     real = load_reference(fields.reference, dataset, network, extract, protocol, root)
     return Measures(extract, classify, accuracy, real, protocol)
@@ -126,10 +127,11 @@ def of_real_images(measures: Measures) -> dict[str, float]:
 
 def warnings(measures: Measures) -> list[str]:
     """What a reader must know to read the metrics."""
-    samples, dimension = measures.measurement["samples"], measures.real.statistics.mean.size
-    if samples > dimension:
-        return []
+    statistics = measures.real.statistics
+    counts = {"samples": measures.measurement["samples"], "real images": statistics.count}
     return [
-        f"{samples} samples have fewer directions than the {dimension} features: the Frechet "
-        "distance is biased upwards by much; compare it only at the same number of samples"
+        f"{count} {what} have fewer directions than the {statistics.mean.size} features: the "
+        "Frechet distance is biased upwards by much; compare it only at the same number"
+        for what, count in counts.items()
+        if 0 < count <= statistics.mean.size
     ]

@@ -5,7 +5,6 @@ downloads, named by evaluate.weights or an environment variable. None stands in 
 is missing is an error.
 """
 
-import hashlib
 import os
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from eval.classifier import classifier
 from eval.dinov2_weights import PAPER_WIDTH, SIZES, dinov2_params
 from eval.features import FeatureNetwork, FeatureOutputs, pixels
 from eval.inception_weights import WEIGHTS_NAME, WEIGHTS_SHA256, inception_params
+from eval.weights import sha256
 from models.network import check_choice
 
 # Network -> environment variable with the path of its weights.
@@ -82,21 +82,21 @@ def inception_network(path: Path) -> FeatureNetwork:
         outputs = inception.apply(params, images)
         return FeatureOutputs(outputs.features, outputs.logits_unbiased)
 
-    sha256 = file_sha256(path)
+    digest = sha256(path)
     return FeatureNetwork(
         "inception",
         inception_params(path),
         apply,
         inception.FEATURES,
-        sha256,
+        digest,
         f"{inception.SIDE} x {inception.SIDE} by TensorFlow 1's bilinear rule, (x - 128) / 128",
-        published=sha256 == WEIGHTS_SHA256,
+        published=digest == WEIGHTS_SHA256,
     )
 
 
 def dinov2_network(path: Path) -> FeatureNetwork:
     """eval/dinov2.py on a file of weights."""
-    params, sha256 = dinov2_params(path), file_sha256(path)
+    params, digest = dinov2_params(path), sha256(path)
     width = params.token.size
 
     def apply(params: dinov2.Params, images: Array) -> FeatureOutputs:
@@ -107,13 +107,7 @@ def dinov2_network(path: Path) -> FeatureNetwork:
         params,
         apply,
         width,
-        sha256,
+        digest,
         f"{dinov2.SIDE} x {dinov2.SIDE} by Pillow's bicubic rule, ImageNet's mean and deviation",
-        published=sha256 == SIZES[width].sha256,
+        published=digest == SIZES[width].sha256,
     )
-
-
-def file_sha256(path: Path) -> str:
-    """sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

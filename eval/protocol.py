@@ -48,9 +48,18 @@ class Protocol(NamedTuple):
 
 
 def measurement(
-    network: FeatureNetwork, *, reference: str, reference_sha256: str, samples: int, labels: str
+    network: FeatureNetwork,
+    *,
+    reference: str,
+    reference_sha256: str,
+    samples: int,
+    labels: str,
+    agreement: str = "",
 ) -> dict[str, Any]:
-    """The part of a protocol that must agree. labels: how samples are labelled, in words."""
+    """The part of a protocol that must agree.
+
+    labels: how samples are labelled, in words. agreement: weights of the classifier that sees them.
+    """
     return {
         "features": network.name,
         "weights": network.weights,
@@ -59,6 +68,7 @@ def measurement(
         "rounding": ROUNDING,
         "samples": samples,
         "labels": labels,
+        "agreement": agreement,
         "reference": reference,
         "reference_sha256": reference_sha256,
         "version": VERSION,
@@ -93,5 +103,6 @@ def check_comparable(measurements: Mapping[str, Mapping[str, Any]]) -> None:
         if found:
             raise ValueError(
                 f"{first} and {name} were not measured alike and cannot be compared; they differ "
-                f"in {'; '.join(found)}. Evaluate both again with the same evaluate fields"
+                f"in {'; '.join(found)}. Evaluate both again, with the same evaluate fields, the "
+                "same weights and the same data"
             )

@@ -23,12 +23,12 @@ from eval.frechet import Statistics, frechet_distance
 from eval.memorisation import fewest_held_out
 from eval.moments import empty, finish, merge, update
 from eval.protocol import digest
+from eval.weights import sha256
 from training.files import read_npz, write_npz
 
 FOLDER = "references"
 SPLITS = ("train", "test", "all")
 STATISTICS = ".npz"
-FLOOR = "as many real images as samples, at most half of them, against the others"
 # Real images, and samples, for metrics whose cost is a product of counts.
 LARGEST_NEIGHBOURHOOD = 5_000
 # Training images that a sample may be a copy of; of more, a fixed random part is looked at.
@@ -85,14 +85,13 @@ def splits_of(reference: str, dataset: Dataset) -> list[Split]:
 def reference_sha256(reference: str, dataset: Dataset | None) -> str:
     """sha256 of the images of a reference, or of its file."""
     if reference.endswith(STATISTICS):
-        with Path(reference).open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    sha256 = hashlib.sha256()
+        return sha256(reference)
+    total = hashlib.sha256()
     for split in splits_of(reference, dataset):
         rows = max(HASH_BYTES // split.images[0].nbytes, 1)
         for start in range(0, len(split.images), rows):
-            sha256.update(np.ascontiguousarray(split.images[start : start + rows]))
-    return sha256.hexdigest()
+            total.update(np.ascontiguousarray(split.images[start : start + rows]))
+    return total.hexdigest()
 
 
 def load_reference(
@@ -110,7 +109,11 @@ def load_reference(
     if reference.endswith(STATISTICS):
         return published_statistics(Path(reference), network, extract)
     readable = re.sub(r"[^A-Za-z0-9]+", "_", dataset.name).strip("_")[-60:]
-    path = root / FOLDER / f"{readable}-{network.name}-{digest(measurement)}.npz"
+    # Features of the split that is not the reference are in the file too.
+    key = {**measurement, "all_sha256": reference_sha256("all", dataset)}
+    for free in ("labels", "agreement"):
+        key.pop(free, None)
+    path = root / FOLDER / f"{readable}-{network.name}-{digest(key)}.npz"
     if not everywhere(path.exists()):
         # Features are made by all processes together, so either all of them read or all compute.
         statistics, *others = compute(reference, dataset, network, extract, measurement["samples"])

@@ -6,7 +6,7 @@ measurement that all runs have.
 """
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -94,13 +94,16 @@ class Evaluation(NamedTuple):
         return self.result["protocol"]["sampling"]["steps"]
 
 
-def load_runs(folders: Iterable[Path], metric: str = "") -> list[Run]:
+def load_runs(
+    folders: Iterable[Path], metric: str = "", ids: Container[str] | None = None
+) -> list[Run]:
     """The runs in these folders, all of one measurement; those not measured have pictures alone.
 
     metric: which measurement, "fd-pixels-1k" for example, if all runs have several; "" is that of
-    the first run's newest file. Raises ValueError, and FileNotFoundError for images that are gone.
+    the first run's newest file. ids: of the results to look at, None for all.
+    Raises ValueError, and FileNotFoundError for images that are gone.
     """
-    found = {folder: evaluations(folder) for folder in dict.fromkeys(folders)}
+    found = {folder: evaluations(folder, ids) for folder in dict.fromkeys(folders)}
     if not found:
         raise ValueError("no folder of a run was given")
     measurement = common_measurement(found, metric)
@@ -111,10 +114,11 @@ def load_runs(folders: Iterable[Path], metric: str = "") -> list[Run]:
     return runs
 
 
-def evaluations(folder: Path) -> list[Evaluation]:
+def evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluation]:
     """The results in a run's folder, the newest last. Raises ValueError if there is none."""
     load_config(folder)
-    paths = sorted((folder / FOLDER).glob("*.json"), key=lambda p: (p.stat().st_mtime_ns, p.name))
+    paths = [p for p in (folder / FOLDER).glob("*.json") if ids is None or p.stem in ids]
+    paths.sort(key=lambda p: (p.stat().st_mtime_ns, p.name))
     if not paths:
         raise ValueError(f"{folder} has not been evaluated; run --mode=evaluate --workdir={folder}")
     return [Evaluation(path, checked(path, load_results(path))) for path in paths]
@@ -211,7 +215,7 @@ def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     folder, step = parse(fields.get("teacher") or "")
     if not fields.get("teacher") or not (folder / CONFIG).is_file():
         return fields
-    del fields["teacher"]
+    fields["teacher"] = "taught"
     of_teacher = identifying(with_teacher(flat(as_dict(load_config(folder)))))
     return fields | {f"teacher.{k}": v for k, v in {**of_teacher, "step": step}.items()}
 

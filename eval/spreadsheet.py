@@ -43,7 +43,7 @@ def row(name: str, steps: int, runs: Sequence[Run]) -> dict[str, Any]:
     """The row of a method, or of what else sets runs apart, at a number of steps."""
     results = [run.results[steps] for run in runs]
     found: dict[str, Any] = {"method": name, "steps": steps, "seeds": len(runs)}
-    found["metric"], found["protocol"] = results[0]["metric"], results[0]["id"]
+    found["metric"] = results[0]["metric"]
     metrics = dict.fromkeys(metric for result in results for metric in result["metrics"])
     for metric in metrics:
         values = [r["metrics"][metric] for r in results if metric in r["metrics"]]

@@ -5,6 +5,7 @@ finished are left as they are, so a comparison that was stopped, or was given mo
 goes on with what is missing.
 """
 
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,8 +14,9 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from eval.evaluate import check_evaluation, guidance_scale
-from eval.runs import by_method, evaluations
+from eval.evaluate import FOLDER, check_evaluation, measures_of, protocol_of
+from eval.measure import Measures
+from eval.runs import by_method
 from eval.spreadsheet import text_table, write_csv
 from modes.evaluate import evaluate
 from modes.report import write_page
@@ -23,27 +25,28 @@ from modes.train import train
 from training import checkpoint, workdir
 from training.experiment import Experiment, build
 from training.loop import NonFiniteError
-from training.sharding import check_batch_size, make_mesh
-from training.teacher import pinned
+from training.sharding import check_batch_size, first_process_says, make_mesh
+from training.teacher import check_teacher, pinned
 
 PAGE, TABLE = "report.html", "table.csv"
 
 
 class Cell(NamedTuple):
-    """One run of a comparison; the config is resolved."""
+    """One run of a comparison; the config is resolved. results: ids of what it will have."""
 
     method: str
     seed: int
     folder: Path
     config: ConfigDict
     experiment: Experiment
+    results: frozenset[str]
 
 
 def compare(request: Request) -> None:
     """Train and evaluate what is missing, teachers first; write a table, and a page to look at.
 
-    A run that diverges is left out, and what it would have taught. Raises ValueError, before any
-    compute, for a config that cannot be trained or a folder that holds another run.
+    A run that diverges is left out, and what it would have taught. Raises ValueError, before
+    anything is trained, for a config that cannot be, or a folder that holds another run.
     """
     required_config(request)
     root = required_workdir(request)
@@ -59,16 +62,22 @@ def compare(request: Request) -> None:
         except NonFiniteError as error:
             print(f"left out: {error}", file=sys.stderr)
             failed.append(cell.folder)
-    done = [cell.folder for cell in cells if cell.folder not in failed]
+    done = [cell for cell in cells if cell.folder not in failed]
     if not done:
         raise ValueError(f"every run diverged: {', '.join(map(str, failed))}")
     if jax.process_index() == 0:
-        groups = by_method(write_page(done, root / PAGE))
-        write_csv(root / TABLE, groups)
-        print(text_table(groups))
-        print(f"{root / PAGE} and {root / TABLE}")
+        show(root, done)
         for folder in failed:
             print(f"left out, it or its teacher diverged: {folder}")
+
+
+def show(root: Path, cells: Sequence[Cell]) -> None:
+    """Write and print the table, and write the page."""
+    ids = frozenset.union(*(cell.results for cell in cells))
+    groups = by_method(write_page([cell.folder for cell in cells], root / PAGE, ids=ids))
+    write_csv(root / TABLE, groups)
+    print(text_table(groups))
+    print(f"{root / PAGE} and {root / TABLE}")
 
 
 def plan(root: Path, request: Request) -> list[Cell]:
@@ -76,15 +85,19 @@ def plan(root: Path, request: Request) -> list[Cell]:
     if not request.methods:
         raise ValueError("--methods=METHOD,METHOD,... is needed: what to compare")
     seeds = request.seeds or (request.config.seed,)
-    cells = []
+    configs: dict[Path, ConfigDict] = {}
     for method in with_teachers(request.methods, request.teachers):
         for seed in seeds:
             config = request.config_of_method(method)
             config.seed = seed
             if method in request.teachers:
                 config.teacher = str(folder_of(root, request.teachers[method], seed))
-            cells.append(checked_cell(method, seed, folder_of(root, method, seed), config))
-    return cells
+            configs[folder_of(root, method, seed)] = config
+    checked = {folder: checked_cell(folder, config) for folder, config in configs.items()}
+    for cell in checked.values():
+        if cell.config.teacher:
+            check_teacher(cell.config, checked[Path(cell.config.teacher)].config, cell.experiment)
+    return with_results(list(checked.values()))
 
 
 def with_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[str]:
@@ -97,17 +110,43 @@ def with_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[s
     return list(found)
 
 
-def checked_cell(method: str, seed: int, folder: Path, config: ConfigDict) -> Cell:
+def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     """A cell whose config can be trained and evaluated. Raises ValueError."""
     config, dataset = resolve_with_data(config)
     experiment, mesh = build(config), make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch_size(config.batch_size, mesh)
     if not config.evaluate.steps:
-        raise ValueError(f"{method}: evaluate.steps=() leaves nothing to compare")
+        raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")
     check_evaluation(experiment, dataset, config, mesh)
     if (folder / workdir.CONFIG).exists():
         workdir.check_same_run(workdir.load_config(folder), pinned(config, folder), folder)
-    return Cell(method, seed, folder, config, experiment)
+    if checkpoint.has_checkpoint(folder) and checkpoint.saved_step(folder) > config.steps:
+        raise ValueError(
+            f"{folder} is at step {checkpoint.saved_step(folder)}, beyond steps={config.steps}; "
+            "choose another --workdir or as many steps"
+        )
+    return Cell(config.method, config.seed, folder, config, experiment, frozenset())
+
+
+def with_results(cells: Sequence[Cell]) -> list[Cell]:
+    """The cells with the ids of their results; what they are measured with is read or made."""
+    measures: dict[str, Measures | None] = {}
+    completed = []
+    for cell in cells:
+        config, dataset = resolve_with_data(cell.config)
+        fields = workdir.as_dict(config)
+        alike = json.dumps(
+            [fields["data"], {**fields["evaluate"], "guidance_scale": None, "steps": None}]
+        )
+        if alike not in measures:
+            measures[alike] = measures_of(cell.experiment, dataset, config, make_mesh())
+        protocols = [
+            protocol_of(cell.experiment, config, config.steps, steps, measures[alike])
+            for steps in config.evaluate.steps
+        ]
+        ids = frozenset(protocol.id for protocol in protocols)
+        completed.append(cell._replace(results=ids))
+    return completed
 
 
 def folder_of(root: Path, method: str, seed: int) -> Path:
@@ -116,11 +155,15 @@ def folder_of(root: Path, method: str, seed: int) -> Path:
 
 
 def complete(cell: Cell) -> None:
-    """Train a cell if it is not, and evaluate it if it is not. Raises NonFiniteError."""
-    request = Request(config=ConfigDict(cell.config), workdir=cell.folder)
-    if not is_trained(cell):
+    """Train and evaluate a cell, as far as it is not. Raises NonFiniteError."""
+    request = Request(
+        config=ConfigDict(cell.config),
+        workdir=cell.folder,
+        network=cell.experiment.sample_with,
+    )
+    if not first_process_says(is_trained(cell)):
         train(request)
-    if is_evaluated(cell):
+    elif first_process_says(is_evaluated(cell)):
         print("finished", flush=True)
     else:
         evaluate(request)
@@ -130,21 +173,9 @@ def is_trained(cell: Cell) -> bool:
     """Whether the cell has a checkpoint of its last step."""
     if not checkpoint.has_checkpoint(cell.folder):
         return False
-    return checkpoint.saved_step(cell.folder) >= cell.config.steps
+    return checkpoint.saved_step(cell.folder) == cell.config.steps
 
 
 def is_evaluated(cell: Cell) -> bool:
-    """Whether the last step was evaluated at each number of sampling steps as the config says."""
-    if not list((cell.folder / "eval").glob("*.json")):
-        return False
-    fields = cell.config.evaluate
-    measured = {
-        evaluation.steps
-        for evaluation in evaluations(cell.folder)
-        if evaluation.measurement.get("features", "none") == fields.features
-        and evaluation.measurement.get("samples", fields.num_samples) == fields.num_samples
-        and evaluation.sampling["step"] == cell.config.steps
-        and evaluation.sampling["network"] == cell.experiment.sample_with
-        and evaluation.sampling["guidance_scale"] == guidance_scale(cell.experiment, cell.config)
-    }
-    return measured >= set(fields.steps)
+    """Whether the cell has all its results."""
+    return all((cell.folder / FOLDER / f"{id}.json").exists() for id in cell.results)

@@ -35,8 +35,8 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
     frozen = {name: abstract_params(experiment, mesh) for name in objective.frozen}
     objective = objective._replace(init_from={})
     state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
-    flops = step_flops(config, experiment, mesh)
-    evaluations = flops / forward_flops(config, experiment, mesh)
+    flops = step_flops(config, experiment)
+    evaluations = flops / forward_flops(config, experiment)
     lines = [
         f"objective    {config.method} on the {experiment.model.path.name} path, "
         f"t in [{experiment.model.path.t_min:g}, {experiment.model.path.t_max:g}]",

@@ -8,7 +8,7 @@ def evaluate(request: Request) -> None:
     """Evaluate a run as its own config says, or as the `evaluate` fields of --config say."""
     config, experiment, mesh, params, step = load_run(request)
     if request.config is not None:
-        config.evaluate = request.config.evaluate
+        config.evaluate, config.data.dir = request.config.evaluate, request.config.data.dir
     if not config.evaluate.steps:
         raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")
     dataset = dataset_if_here(config, experiment)

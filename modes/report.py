@@ -1,6 +1,6 @@
 """--mode=report: one HTML page of the newest evaluations of some runs."""
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 
 from tqdm import tqdm
@@ -10,7 +10,6 @@ from eval.runs import Run, by_method, load_runs
 from modes.request import Request
 from training.cost import network_evaluations
 from training.experiment import rebuild
-from training.sharding import make_mesh
 from training.workdir import load_config
 
 PAGE = "report.html"
@@ -26,9 +25,11 @@ def report(request: Request) -> None:
     print(f"{out} shows {len(runs)} run(s); open it in a browser")
 
 
-def write_page(folders: Sequence[Path], out: Path, metric: str = "") -> list[Run]:
-    """Write the page of the runs in these folders; returns the runs. Raises ValueError."""
-    groups = by_method(load_runs(folders, metric))
+def write_page(
+    folders: Sequence[Path], out: Path, metric: str = "", ids: Container[str] | None = None
+) -> list[Run]:
+    """Write the page of the runs in these folders (eval.runs.load_runs); returns the runs."""
+    groups = by_method(load_runs(folders, metric, ids))
     runs = []
     for group in tqdm(groups.values(), desc="cost of training", disable=len(groups) < 2):
         runs += with_network_evaluations(group)
@@ -40,11 +41,14 @@ def write_page(folders: Sequence[Path], out: Path, metric: str = "") -> list[Run
 def with_network_evaluations(group: Sequence[Run]) -> list[Run]:
     """Runs that differ in the seed alone, with the network evaluations of their training.
 
-    They are those of the run itself, without its teacher's training.
+    They are those of the run itself, without its teacher's training; unknown for runs that this
+    version cannot build.
     """
     config = load_config(group[0].folder)
-    experiment = rebuild(config, str(group[0].folder))
-    per_image = network_evaluations(config, experiment, make_mesh())
+    try:
+        per_image = network_evaluations(config, rebuild(config, str(group[0].folder)))
+    except ValueError:
+        return list(group)
     return [
         run._replace(
             budget={**run.budget, "network_evaluations": per_image * run.budget["images_seen"]}

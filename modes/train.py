@@ -38,9 +38,9 @@ def train(request: Request) -> None:
         experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
     frozen = load_teacher(config, experiment, mesh)
     check_step(experiment, config, mesh, frozen)
+    evaluate_network = evaluator(experiment, dataset, config, mesh, path)
     workdir.start_run(path, config)
     pairs = pairs_of(config, experiment, frozen, mesh, path)
-    evaluate_network = evaluator(experiment, dataset, config, mesh, path)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         if not config.evaluate.steps:

@@ -1,46 +1,74 @@
-"""What training costs: counted from its program before it is compiled, or as it was logged."""
+"""What training costs: counted from the losses before anything is compiled, or as it was logged."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import Mesh
+from jax import Array
 from ml_collections import ConfigDict
 
 from training.experiment import Experiment
-from training.loop import abstract_batch, abstract_state, compile_step
-from training.teacher import abstract_params
+from training.loop import abstract_batch
+
+# Shapes of parameters.
+Shapes = Any
 
 
-def step_flops(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> float:
-    """Floating-point operations of one training step; teachers need not be there."""
-    objective, optimizers = experiment.objective, experiment.optimizers
-    frozen = {name: abstract_params(experiment, mesh) for name in objective.frozen}
-    objective = objective._replace(init_from={})
-    state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
+def step_flops(config: ConfigDict, experiment: Experiment) -> float:
+    """Floating-point operations of the gradients of a step, as a mean over many steps.
+
+    A player that is updated at every k-th step counts 1 / k times. The optimizers, a few operations
+    per parameter, are not counted; loops are counted once. Teachers need not be there.
+    """
+    objective = experiment.objective
+    networks = shapes(experiment)
     batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
-    lowered = compile_step(objective, optimizers, config.seed, mesh).lower(state, frozen, batch)
-    return lowered.cost_analysis()["flops"]
+    key, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
+
+    def gradient_flops(name: str) -> float:
+        def mean_loss(params: Shapes, networks: Shapes, batch: Any, key: Array, step: Array) -> Any:
+            loss, metrics = objective.players[name].loss(params, networks, batch, key, step)
+            return jnp.mean(loss), metrics
+
+        return flops(jax.grad(mean_loss, has_aux=True), networks[name], networks, batch, key, step)
+
+    return sum(gradient_flops(name) / player.every for name, player in objective.players.items())
 
 
-def forward_flops(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> float:
+def forward_flops(config: ConfigDict, experiment: Experiment) -> float:
     """Floating-point operations of the network on one batch, forwards alone."""
     rows = (config.batch_size,)
     x = jax.ShapeDtypeStruct((*rows, *experiment.image_shape), jnp.float32)
     time = jax.ShapeDtypeStruct(rows, jnp.float32)
     condition = {"label": jax.ShapeDtypeStruct(rows, jnp.int32), "guidance_scale": time}
-    network = experiment.model.network
-    params = abstract_params(experiment, mesh)
-    return jax.jit(network.apply).lower(params, x, time, time, condition).cost_analysis()["flops"]
+    params = shapes(experiment)[experiment.objective.generator]
+    return flops(experiment.model.network.apply, params, x, time, time, condition)
 
 
-def network_evaluations(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> float:
+def network_evaluations(config: ConfigDict, experiment: Experiment) -> float:
     """Forward passes of the network, per image of the batch, that a step costs as much as.
 
     A backward pass counts as about two; evaluations of teachers, targets and a fake score count.
     """
-    step, forward = (count(config, experiment, mesh) for count in (step_flops, forward_flops))
-    return step / forward
+    return step_flops(config, experiment) / forward_flops(config, experiment)
+
+
+def shapes(experiment: Experiment) -> dict[str, Shapes]:
+    """Shapes of every network that a loss reads, by name."""
+    objective = experiment.objective
+    players = {name: player.init for name, player in objective.players.items()}
+    generator = players[objective.generator]
+    found = {name: jax.eval_shape(init, jax.random.key(0)) for name, init in players.items()}
+    found |= dict.fromkeys(objective.frozen, jax.eval_shape(generator, jax.random.key(0)))
+    for name, follower in objective.followers.items():
+        found[name] = found[follower.source]
+    return found
+
+
+def flops(function: Callable[..., Any], *inputs: Any) -> float:
+    """Floating-point operations of a function of arrays of these shapes."""
+    return jax.jit(function).lower(*inputs).cost_analysis()["flops"]
 
 
 def training_seconds(

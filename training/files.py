@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import numpy as np
 
@@ -15,7 +16,7 @@ def replace_file(path: Path, content: bytes) -> None:
     Folders on the way are made.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    fresh = path.with_name(f".{path.name}.{uuid4().hex}.tmp")
     try:
         with fresh.open("wb") as file:
             file.write(content)

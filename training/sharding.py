@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ("data", "fsdp")
@@ -78,6 +79,11 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
         return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh.shape[AXES[1]], rules))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
+
+
+def first_process_says(here: bool) -> bool:
+    """What process 0 found, in all processes: files may appear later to the others."""
+    return bool(multihost_utils.broadcast_one_to_all(np.array(here)))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

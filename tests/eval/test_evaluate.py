@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from data import Dataset
-from eval.evaluate import check_evaluation, evaluator, real_row, summary
+from eval.evaluate import check_evaluation, evaluator, protocol_of, real_row, summary
 from tests.training.runs import small_experiment, synthetic_split
 from training.sharding import make_mesh
 
@@ -54,10 +54,17 @@ def test_an_evaluation_writes_what_it_returns(evaluated):
 
 
 def test_other_protocols_stand_beside_each_other(evaluated):
+    protocols = []
     first, folder = evaluated(dataset())
     second, _ = evaluated(dataset(), **{"evaluate.num_samples": 25})
     evaluated(dataset(), step=8)
     assert len({result["id"] for result in (*first, *second)}) == 4
+    churned = {"objective.solver.name": "churned_heun", "objective.solver.churn": 3.0}
+    for fields in ({}, churned, {**churned, "objective.solver.churn": 4.0}):
+        config, experiment = small_experiment("edm", **fields)
+        protocols.append(protocol_of(experiment, config, 1, 2, None))
+    assert protocols[1].sampling["sampler_fields"]["solver.churn"] == 3.0
+    assert len({protocol.id for protocol in protocols}) == 3
     assert len(list(folder.glob("*.json"))) == 6
 
 
@@ -103,6 +110,7 @@ def test_real_row_has_the_labels_of_the_samples():
     ("fields", "message"),
     [
         ({"evaluate.batch_size": 20}, "evaluate.batch_size=20"),
+        ({"evaluate.batch_size": 0}, "evaluate.batch_size=0"),
         ({"evaluate.num_samples": 2}, "evaluate.num_samples=2"),
         ({"evaluate.steps": (1, 3)}, "power of two"),
         ({"evaluate.guidance_scale": 2.0}, "trained with guidance scale"),

@@ -5,6 +5,7 @@ import pytest
 
 from eval.generate import batch_sampler, cycle_labels, generate
 from objectives.base import Objective
+from training.loop import NonFiniteError
 from training.sharding import make_mesh
 
 SHAPE = (2, 3, 1)
@@ -57,5 +58,5 @@ def test_samples_that_are_not_finite_are_counted_and_refused():
 
     objective = OBJECTIVE._replace(sample=broken)
     sample = batch_sampler(objective, SHAPE, make_mesh(), seed=0, steps=1, guidance_scale=1.0)
-    with pytest.raises(ValueError, match="6 of 20 samples are not finite"):
+    with pytest.raises(NonFiniteError, match="6 of 20 samples are not finite"):
         list(generate(sample, None, LABELS, 8))

@@ -101,6 +101,9 @@ def test_fewer_samples_than_dimensions_are_warned_of(measures):
     few = measures._replace(measurement={**measures.measurement, "samples": 64})
     (warning,) = warnings(few)
     assert "64 samples" in warning and "biased upwards" in warning
+    scarce = measures.real.statistics._replace(count=64)
+    (warning,) = warnings(measures._replace(real=measures.real._replace(statistics=scarce)))
+    assert "64 real images" in warning
     assert warnings(measures) == []
 
 
@@ -110,7 +113,7 @@ def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
 
     def classifier(dataset, root):
         trained.append(dataset.name)
-        return NETWORK._replace(name="classifier"), 0.9
+        return NETWORK._replace(name="classifier", weights="abc"), 0.9
 
     monkeypatch.setattr(module, "classifier", classifier)
     dataset = Dataset("synthetic", TRAIN, HELD_OUT, 10)
@@ -123,4 +126,5 @@ def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
     assert trained == ["synthetic"] and measures.accuracy == 0.9
     assert measures.classify is not measures.extract
     assert measures.measurement["labels"] == "every class in turn"
+    assert measures.measurement["agreement"] == "abc" != without.measurement["agreement"]
     assert measures.measurement["reference"] == "synthetic, train split"

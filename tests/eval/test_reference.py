@@ -89,6 +89,13 @@ def test_it_is_computed_once_and_read_bit_for_bit(load, monkeypatch, tmp_path):
         load("train", measurement={"samples": 61})
 
 
+def test_it_is_computed_again_when_either_split_is_another(load, tmp_path):
+    load("train")
+    assert len(load("train", DATASET._replace(test=split(130, 5))).held_out) == 130
+    load("train", measurement={**MEASUREMENT, "labels": "none", "agreement": "ab"})
+    assert len(list((tmp_path / module.FOLDER).iterdir())) == 2
+
+
 def test_a_damaged_file_is_named_and_left(load, tmp_path):
     load("train")
     (file,) = (tmp_path / module.FOLDER).iterdir()

@@ -180,6 +180,14 @@ def test_students_of_their_own_seeds_teacher_are_one_group(tmp_path):
     }
 
 
+def test_a_run_with_a_teacher_is_not_one_from_scratch(tmp_path):
+    teacher = evaluated_run(tmp_path / "teacher", "edm", 0, steps=(1,))
+    fields = {"teacher": str(teacher)}
+    taught = evaluated_run(tmp_path / "taught", "ect", 1, steps=(1,), config=fields)
+    alone = evaluated_run(tmp_path / "alone", "ect", 0, steps=(1,), config={"teacher": ""})
+    assert sorted(groups_of(taught, alone).values()) == [["alone"], ["taught"]]
+
+
 def test_the_same_seed_twice_is_no_group(tmp_path):
     a, b = (evaluated_run(tmp_path / name, "cd", 0, steps=(1,)) for name in "ab")
     assert groups_of(a, b) == {f"cd ({a})": ["a"], f"cd ({b})": ["b"]}

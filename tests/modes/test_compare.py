@@ -65,6 +65,13 @@ def test_what_is_finished_is_left_and_what_is_missing_is_made(compared):
     counted = (*SMALL, "--config.evaluate.num_samples=25")
     measured = run("--mode=compare", "--methods=edm", f"--workdir={root}", *counted)
     assert "fd-pixels-25" in measured.stdout and not finished(measured.stdout)
+    other = (*SMALL, "--config.evaluate.reference=test")
+    measured = run("--mode=compare", "--methods=edm", f"--workdir={root}", *other)
+    assert not finished(measured.stdout)
+    asked = run("--mode=compare", "--methods=edm", f"--workdir={root}", *SMALL)
+    assert finished(asked.stdout) == ["1"]
+    assert again.stdout.splitlines()[9].split()[:4] != asked.stdout.splitlines()[4].split()[:4]
+    assert asked.stdout.splitlines()[4].split()[3] in more.stdout
     assert all(path.stat().st_mtime_ns == time for path, time in seeds.items())
 
 
@@ -75,6 +82,7 @@ def test_what_is_finished_is_left_and_what_is_missing_is_made(compared):
         (("--methods=cdd",), "did you mean 'cd'"),
         (("--methods=cd", "--config.evaluate.guidance_scale=nan"), "not a number"),
         (("--methods=cd", "--seeds=1-0"), "--seeds=1-0"),
+        (("--methods=cd", "--config.optimizer.warmup_steps", "5"), "warmup_steps (5)"),
         (("--methods=cd", "--config.objective.solver.name=heun"), "solver"),
     ],
 )
@@ -89,12 +97,38 @@ def test_another_run_in_the_place_of_a_cell_is_refused(compared):
     other = ("--mode=compare", "--methods=cd", f"--workdir={root}", *SMALL)
     result = run(*other, "--config.model.size=micro", expect=2)
     assert "holds a run with another config: model.size" in result.stderr
+    result = run(*other, "--config.steps=1", expect=2)
+    assert "is at step 2, beyond steps=1" in result.stderr
 
 
 def test_teachers_come_before_what_they_teach():
     teachers = {"cd": "edm", "sim_flow": "flow_matching"}
     ordered = with_teachers(["cd", "sim_flow", "edm"], teachers)
     assert ordered == ["edm", "cd", "flow_matching", "sim_flow"]
+
+
+def config_of(method):
+    config = small_config(method)
+    config.data.name = "digits"
+    return config
+
+
+def test_a_teacher_that_does_not_fit_is_refused_before_it_is_trained(tmp_path):
+    def other_size(method):
+        config = config_of(method)
+        config.model.size = "micro" if method == "edm" else "nano"
+        return config
+
+    request = Request(
+        config=config_of("cd"),
+        workdir=tmp_path,
+        config_of_method=other_size,
+        methods=("cd",),
+        teachers={"cd": "edm"},
+    )
+    with pytest.raises(ValueError, match="another model than this one: model.size"):
+        compare(request)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_diverged_run_is_left_out_with_what_it_would_have_taught(tmp_path, monkeypatch, capsys):
@@ -104,18 +138,9 @@ def test_a_diverged_run_is_left_out_with_what_it_would_have_taught(tmp_path, mon
 
     # The package's own `compare` is the function.
     module = import_module("modes.compare")
-    pages = []
+    shown = []
     monkeypatch.setattr(module, "complete", diverging)
-    monkeypatch.setattr(module, "write_page", lambda folders, out: pages.append(folders) or {})
-    monkeypatch.setattr(module, "write_csv", lambda *_: None)
-    monkeypatch.setattr(module, "by_method", dict)
-    monkeypatch.setattr(module, "text_table", lambda groups: "")
-
-    def config_of(method):
-        config = small_config(method)
-        config.data.name = "digits"
-        return config
-
+    monkeypatch.setattr(module, "show", lambda root, cells: shown.append(cells))
     request = Request(
         config=config_of("cd"),
         workdir=tmp_path,
@@ -124,7 +149,7 @@ def test_a_diverged_run_is_left_out_with_what_it_would_have_taught(tmp_path, mon
         teachers={"cd": "edm"},
     )
     compare(request)
-    assert pages == [[tmp_path / "flow_matching" / "seed_0"]]
+    assert [cell.folder for cell in shown[0]] == [tmp_path / "flow_matching" / "seed_0"]
     printed = capsys.readouterr()
     assert "left out: loss is not finite" in printed.err
     assert f"diverged: {tmp_path}/cd/seed_0" in printed.out

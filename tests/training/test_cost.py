@@ -1,0 +1,36 @@
+import pytest
+
+from tests.training.runs import small_experiment
+from training.cost import forward_flops, network_evaluations, step_flops, training_seconds
+
+
+@pytest.mark.parametrize(
+    ("method", "evaluations"),
+    [("flow_matching", 3.0), ("shortcut", 3.5), ("ct", 4.0), ("cd", 6.0), ("sim_flow", 11.0)],
+)
+def test_a_step_costs_so_many_forward_passes(method, evaluations):
+    config, experiment = small_experiment(method)
+    assert network_evaluations(config, experiment) == pytest.approx(evaluations, rel=0.06)
+
+
+def test_a_player_that_is_updated_at_times_costs_in_proportion():
+    def cost(updates):
+        config, experiment = small_experiment(
+            "dmd_flow", **{"objective.fake_score_updates": updates}
+        )
+        return step_flops(config, experiment) / forward_flops(config, experiment)
+
+    # Both players; then the fake score's 1 + 3 passes, and a fifth of the generator's 3 + 2.
+    assert cost(1) == pytest.approx(9.0, rel=0.06)
+    assert cost(5) == pytest.approx(5.0, rel=0.06)
+
+
+def test_seconds_are_those_of_the_logged_speed():
+    rows = [
+        {"step": 10, "images_per_second": 100.0},
+        {"step": 10, "evaluate/frechet_1": 1.0},
+        {"step": 30, "images_per_second": 50.0},
+        {"step": 50, "images_per_second": 1.0},
+    ]
+    assert training_seconds(rows, 30, batch_size=20) == pytest.approx(2.0 + 8.0)
+    assert training_seconds([], 30, batch_size=20) is None
