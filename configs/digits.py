@@ -14,7 +14,7 @@ python main.py --config=configs/digits.py:cd --config.teacher=runs/digits_edm \
 
 from ml_collections import ConfigDict
 
-from configs import base, methods
+from configs import base, methods, short_runs
 
 
 def get_config(method: str = "shortcut") -> ConfigDict:
@@ -31,9 +31,9 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.checkpoint.every = 1000
     config.evaluate.features, config.evaluate.agreement = "classifier", True
     config.evaluate.reference = "all"
-    methods.short_run(config, sigma_data=0.75)
+    short_runs.short_run(config, sigma_data=0.75)
     if method not in ("ict", "ect"):
         # Noise levels of 64 pixels on a short run: higher and wider than those of 3,072.
-        for law in methods.log_normal_laws(config):
+        for law in short_runs.log_normal_laws(config):
             law.mean, law.std = -0.6, 1.6
     return config

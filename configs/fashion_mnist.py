@@ -14,7 +14,7 @@ python main.py --config=configs/fashion_mnist.py:cd --config.teacher=runs/fashio
 
 from ml_collections import ConfigDict
 
-from configs import base, methods
+from configs import base, methods, short_runs
 
 # The deviation of the training pixels in [-1, 1].
 SIGMA_DATA = 0.71
@@ -36,7 +36,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.optimizer.warmup_steps = 100
     config.checkpoint.every = 1000
     config.evaluate.features, config.evaluate.agreement = "classifier", True
-    methods.short_run(config, SIGMA_DATA)
-    for law in methods.log_normal_laws(config):
+    short_runs.short_run(config, SIGMA_DATA)
+    for law in short_runs.log_normal_laws(config):
         law.mean += LOG_LEVEL_SHIFT
     return config

@@ -232,62 +232,6 @@ def choose(config: ConfigDict, method: str) -> ConfigDict:
     return config
 
 
-def short_run(config: ConfigDict, sigma_data: float) -> None:
-    """What differs on small images and in thousands, not hundreds of thousands, of steps.
-
-    sigma_data: the deviation of the data.
-    """
-    if config.prediction.kind == "F":
-        config.prediction.sigma_data = sigma_data
-    if config.path.name == "trigflow":
-        config.path.sigma_data = sigma_data
-    if config.method == "ddpm":
-        config.prediction.kind = "v"  # as lcm needs its teacher to
-    if config.method == "ct":
-        # The paper's 151 points and mu_0 = 0.9 are for hundreds of thousands of steps: here the
-        # target would trail each of many cells by hundreds of steps, and the samples stay noise.
-        config.objective.curriculum.last = 20
-        config.objective.initial_decay = 0.5
-    if config.method == "lcm":
-        # 50 steps of DDIM, and guidance that small images bear.
-        config.objective.curriculum.points = 201
-        config.objective.skip = 4
-        config.objective.guidance_range = (1.0, 4.0)
-        config.objective.guidance_scale = 1.0
-    if config.method == "sct":
-        # From scratch a network that does not denoise yet has no tangent worth following: r rises
-        # over the whole run (docs/consistency.md has figures).
-        config.optimizer.learning_rate = 5e-4
-        config.objective.tangent_warmup = config.steps
-    if config.method == "scd":
-        # A teacher's tangent has no noise, and Adam's steps, which divide by the size of the
-        # gradient, grow until the tangent runs away; docs/consistency.md has figures.
-        config.optimizer.learning_rate, config.optimizer.eps = 5e-4, 1e-3
-        config.objective.tangent_warmup = 1000  # the paper's is 10,000 steps
-        config.objective.tangent_scale = 1.0
-        config.objective.adaptive_weight = config.model.loss_weight = False
-    if config.objective.name == "distribution_matching":
-        config.steps = config.steps // 2
-        config.optimizer.learning_rate = 1e-4
-        config.optimizer.schedule = "constant"
-        # Too few updates for a generator that starts at noise or is updated at every fifth step.
-        config.objective.sigma_init, config.objective.fake_score_updates = 2.5, 1
-        # The fake score follows the generator, and must keep up with it.
-        config.player_optimizers = {"fake_score": {"learning_rate": 3e-4}}
-        if config.objective.divergence.name == "score_implicit_matching":
-            config.objective.divergence.distance = objectives.distance("pseudo_huber", 0.1)
-    if config.method == "shortcut":
-        # The current network teaches its larger steps sooner than an average of it (README,
-        # figures). The default for long runs is the paper's EMA.
-        config.objective.target_decay = 0.0
-
-
-def log_normal_laws(config: ConfigDict) -> list[ConfigDict]:
-    """The log-normal laws of noise levels in a config's objective."""
-    laws = [config.objective.get(name) for name in ("time_sampler", "fake_time_sampler")]
-    return [law for law in laws if law is not None and law.name == "log_normal"]
-
-
 def frans_2024(method: str) -> ConfigDict:
     """What Frans et al. 2024 share between data sets: DiT-B/2 on 32 x 32 x 4 latents."""
     chosen = choose(base.config(), method)

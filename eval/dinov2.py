@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.features import check_images
+from eval.features import check_colours
 
 Array = jax.Array
 
@@ -91,9 +91,7 @@ def apply(params: Params, images: Array) -> Array:
     Pure, to be jitted. One channel stands for three equal ones. Raises ValueError for images of
     another type or shape.
     """
-    check_images(images)
-    if images.shape[-1] not in (1, 3):
-        raise ValueError(f"images must have 1 or 3 channels, not {images.shape[-1]}")
+    check_colours(images)
     x = (resize(jnp.asarray(images)) / 255.0 - MEAN) / STD
     x, _ = jax.lax.scan(
         lambda x, weights: (block(weights, x), None), embed(params, x), params.blocks

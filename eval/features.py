@@ -107,6 +107,13 @@ def check_images(images: np.ndarray, name: str = "images") -> None:
         )
 
 
+def check_colours(images: np.ndarray) -> None:
+    """Raises ValueError unless `images` are uint8 [N, H, W, C] with 1 or 3 channels."""
+    check_images(images)
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(f"images must have 1 or 3 channels, not {images.shape[-1]}")
+
+
 def check_features(features: np.ndarray, least: int, name: str = "features") -> None:
     """Raises ValueError unless `features` are finite [N, D] with N >= least."""
     if features.ndim != 2:

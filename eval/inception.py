@@ -28,7 +28,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from eval.features import check_images
+from eval.features import check_colours
 
 Array = jax.Array
 
@@ -210,9 +210,7 @@ def apply(params: Params, images: Array) -> InceptionOutputs:
     Pure, to be jitted. One channel stands for three equal ones. Raises ValueError for images of
     another type or shape.
     """
-    check_images(images)
-    if images.shape[-1] not in (1, 3):
-        raise ValueError(f"images must have 1 or 3 channels, not {images.shape[-1]}")
+    check_colours(images)
     x = (resize(images.astype(jnp.float32)) - CENTRE) / CENTRE
     x = run(NETWORK, params, jnp.broadcast_to(x, (*x.shape[:-1], 3)))
     features = x.mean((1, 2))

@@ -32,7 +32,7 @@ from training.state import initial_state
 from training.step import train_step
 
 FOLDER = Path(__file__).parent.parent.parent / "configs"
-OWN = ("__init__", "base", "methods", "objectives", "overrides")  # no config files
+OWN = ("__init__", "base", "methods", "objectives", "short_runs", "overrides")  # no config files
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in OWN)
 # Fields of an objective that are built from a table: those with fields of their own, and names.
 PARTS = {
