@@ -5,7 +5,7 @@
 
 Short on purpose: flags in, one mode out. Any field of the config can be set, for example
 --config.optimizer.learning_rate=1e-3. Bad input ends in one or two lines on standard error and exit
-code 2.
+code 2 (training/exits.py has the others).
 """
 
 import os
@@ -23,7 +23,9 @@ from ml_collections import ConfigDict, config_flags
 from configs import overrides
 from configs.methods import TEACHERS
 from modes import MODES, Request
-from training.loop import NonFiniteError
+from training import exits
+from training.preemption import Preempted
+from training.report import NonFiniteError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
 MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
@@ -57,7 +59,7 @@ OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report
 # The modes that read a flag; those that are not here are read by all.
 USED_BY = {
     "config": ("train", "evaluate", "prepare", "describe", "compare"),
-    "workdir": ("train", "evaluate", "sample", "report", "compare"),
+    "workdir": ("train", "evaluate", "sample", "report", "compare", "checkpoints"),
     "workdirs": ("report",),
     "steps": ("sample",),
     "seeds": ("sample", "compare"),
@@ -81,10 +83,13 @@ def main(_: list[str]) -> None:
     except (ValueError, OSError, NonFiniteError) as error:
         if TRACEBACK.value:
             raise
-        fail(error)
+        fail(error, exits.NOT_FINITE if isinstance(error, NonFiniteError) else exits.BAD_INPUT)
+    except Preempted as stop:
+        print(stop if stop.args else "preempted, resumable: nothing was under way", file=sys.stderr)
+        sys.exit(exits.PREEMPTED)
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)  # as shells report a program that SIGINT ended
+        sys.exit(exits.INTERRUPTED)
 
 
 def request() -> Request:
@@ -156,8 +161,8 @@ def config_of_method(method: str) -> ConfigDict:
     return config_of(values)
 
 
-def fail(error: Exception) -> None:
-    """Print an error's message in one paragraph and exit with code 2."""
+def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
+    """Print an error's message in one paragraph and exit with a code."""
     message = str(error)
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
@@ -166,7 +171,7 @@ def fail(error: Exception) -> None:
     if "Traceback" in message:  # absl quotes a config file's; its last line says what is wrong
         message = message.strip().splitlines()[-1].partition(": ")[2]
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    sys.exit(code)
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -53,6 +53,14 @@ def config() -> ConfigDict:
             "checkpoint": {
                 "every": 5000,  # steps; 0 saves after the last step only
                 "keep": 2,  # newest checkpoints that stay; 0 keeps all
+                "keep_hours": 0.0,  # one of every so many hours stays too; 0 is no such rule
+                "keep_best": "",  # the one with the least of this stays: frechet_1, kernel_4, ...
+                "keep_steps": (),  # these stay
+            },
+            "watchdog": {  # without a finished step all stacks are written, then the process ends
+                "seconds": 60.0,  # that a step may take
+                "factor": 10.0,  # times the median step, that one may take if that is more
+                "exit_after": 1800.0,  # seconds until the process ends (exit code 77); 0 is never
             },
             "log": {"every": 50},  # steps averaged in a row of metrics.jsonl
             "evaluate": {

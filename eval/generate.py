@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from data import to_uint8
 from objectives.base import Objective, Params
-from training.loop import NonFiniteError
+from training.report import NonFiniteError
 from training.sharding import batch_sharding, replicated
 from training.state import named_key
 

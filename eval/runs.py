@@ -16,7 +16,7 @@ from eval.protocol import Protocol, check_comparable
 from eval.results import Result, load_results
 from training.cost import training_seconds
 from training.files import read_npz
-from training.metrics import read_rows
+from training.metrics import LOG, read_rows
 from training.teacher import parse
 from training.workdir import CHANGEABLE, CONFIG, as_dict, depends_on_length, flat, load_config
 
@@ -172,7 +172,7 @@ def chosen(of_run: Sequence[Evaluation], measurement: Mapping[str, Any]) -> list
 def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
     """A run from its folder and those of its evaluations that are shown, by number of steps."""
     config = load_config(folder)
-    rows = read_rows(folder / "metrics.jsonl")
+    rows = read_rows(folder / LOG)
     arrays = {e.steps: read_samples(e.path.with_suffix(".npz")) for e in shown}
     last = shown[-1]
     return Run(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from modes.checkpoints import checkpoints
 from modes.compare import compare
 from modes.describe import describe
 from modes.evaluate import evaluate
@@ -19,4 +20,5 @@ MODES: dict[str, Callable[[Request], None]] = {
     "describe": describe,
     "report": report,
     "compare": compare,
+    "checkpoints": checkpoints,
 }

@@ -22,9 +22,9 @@ from modes.evaluate import evaluate
 from modes.report import write_page
 from modes.request import Request, required_config, required_workdir, resolve_with_data
 from modes.train import train
-from training import checkpoint, workdir
+from training import restore, workdir
 from training.experiment import Experiment, build
-from training.loop import NonFiniteError
+from training.report import NonFiniteError
 from training.sharding import check_batch_size, first_process_says, make_mesh
 from training.teacher import check_teacher, pinned
 
@@ -120,9 +120,9 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     check_evaluation(experiment, dataset, config, mesh)
     if (folder / workdir.CONFIG).exists():
         workdir.check_same_run(workdir.load_config(folder), pinned(config, folder), folder)
-    if checkpoint.has_checkpoint(folder) and checkpoint.saved_step(folder) > config.steps:
+    if restore.has_checkpoint(folder) and restore.saved_step(folder) > config.steps:
         raise ValueError(
-            f"{folder} is at step {checkpoint.saved_step(folder)}, beyond steps={config.steps}; "
+            f"{folder} is at step {restore.saved_step(folder)}, beyond steps={config.steps}; "
             "choose another --workdir or as many steps"
         )
     return Cell(config.method, config.seed, folder, config, experiment, frozenset())
@@ -171,9 +171,9 @@ def complete(cell: Cell) -> None:
 
 def is_trained(cell: Cell) -> bool:
     """Whether the cell has a checkpoint of its last step."""
-    if not checkpoint.has_checkpoint(cell.folder):
+    if not restore.has_checkpoint(cell.folder):
         return False
-    return checkpoint.saved_step(cell.folder) == cell.config.steps
+    return restore.saved_step(cell.folder) == cell.config.steps
 
 
 def is_evaluated(cell: Cell) -> bool:

@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 import data
 from data import Dataset
 from objectives.base import Params
-from training import checkpoint, workdir
+from training import restore, workdir
 from training.experiment import Experiment, build, debugged, rebuild
 from training.sharding import make_mesh
 from training.teacher import abstract_params, check_taught, with_teachers_images
@@ -136,5 +136,5 @@ def load_run(request: Request) -> Run:
         config.evaluate.batch_size = -(-config.evaluate.batch_size // mesh.size) * mesh.size
     abstract = abstract_params(experiment, mesh)
     name = experiment.sample_with
-    params, step = checkpoint.restore_network(path, name, abstract, request.checkpoint)
+    params, step = restore.restore_network(path, name, abstract, request.checkpoint)
     return Run(config, experiment, mesh, params, step)

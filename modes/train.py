@@ -15,32 +15,51 @@ from eval.evaluate import check_evaluation, evaluator, summary
 from eval.pairs import teacher_pairs
 from modes.request import Request, required_config, required_workdir, resolve_with_data
 from objectives.base import Params
-from training import checkpoint, workdir
+from training import restore
+from training.checkpoint import Retention
 from training.experiment import Experiment, build, rebuild
-from training.loop import HostBatch, abstract_batch, abstract_state, compile_step
+from training.loop import HostBatch, Schedule, abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
+from training.preemption import Preemption
+from training.report import evaluations
 from training.sharding import check_batch_size, make_mesh
 from training.state import TrainState
 from training.teacher import TEACHER, checked_teacher, load_teacher, pinned
+from training.watchdog import Patience
+from training.workdir import as_dict, check_space, claimed, start_run
+
+# Metrics of which less is better, whatever they measure.
+DISTANCES = ("frechet", "kernel")
 
 
 def train(request: Request) -> None:
     """Train to config.steps, evaluating and saving on the way."""
     path, config = required_workdir(request), required_config(request)
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    config, dataset = resolve_with_data(config)
-    check_batch_size(config.batch_size, mesh)
-    experiment = build(config)
-    check_evaluation(experiment, dataset, config, mesh)
-    config = pinned(config, path)
-    if checkpoint.has_checkpoint(path):
-        # It starts from that, and needs a teacher only to be taught.
-        experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
-    frozen = load_teacher(config, experiment, mesh)
-    check_step(experiment, config, mesh, frozen)
-    evaluate_network = evaluator(experiment, dataset, config, mesh, path)
-    workdir.start_run(path, config)
-    pairs = pairs_of(config, experiment, frozen, mesh, path)
+    with Preemption() as preemption, claimed(path):
+        step = train_claimed(path, config, preemption)
+    if jax.process_index() == 0:
+        print(f"{path} is at step {step}; draw from it: --mode=sample --workdir={path}")
+
+
+def train_claimed(path: Path, config: ConfigDict, preemption: Preemption) -> int:
+    """Check all that can be before anything is computed, then train; the step that was reached."""
+    with preemption.at_once():
+        mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+        config, dataset = resolve_with_data(config)
+        check_batch_size(config.batch_size, mesh)
+        experiment = build(config)
+        check_evaluation(experiment, dataset, config, mesh)
+        retention = retention_of(config, path)
+        config = pinned(config, path)
+        if restore.has_checkpoint(path):
+            # It starts from that, and needs a teacher only to be taught.
+            experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
+        frozen = load_teacher(config, experiment, mesh)
+        state = check_step(experiment, config, mesh, frozen)
+        check_space(path, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)))
+        evaluate_network = evaluator(experiment, dataset, config, mesh, path)
+        start_run(path, config)
+        pairs = pairs_of(config, experiment, frozen, mesh, path)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         if not config.evaluate.steps:
@@ -60,19 +79,41 @@ def train(request: Request) -> None:
         optimizers=experiment.optimizers,
         frozen=frozen,
         mesh=mesh,
+        config=as_dict(config),
         seed=config.seed,
-        steps=config.steps,
+        schedule=Schedule(
+            steps=config.steps,
+            log=config.log.every,
+            save=config.checkpoint.every,
+            evaluate=config.evaluate.every,
+        ),
         batch_size=config.batch_size,
         batches=lambda start: batches(config, experiment, dataset, pairs, start),
         evaluate=evaluate,
         workdir=path,
-        log_every=config.log.every,
-        checkpoint_every=config.checkpoint.every,
-        keep_checkpoints=config.checkpoint.keep,
-        evaluate_every=config.evaluate.every,
+        retention=retention,
+        patience=Patience(**config.watchdog),
+        preemption=preemption,
     )
-    if jax.process_index() == 0:
-        print(f"{path} is at step {config.steps}; draw from it: --mode=sample --workdir={path}")
+    return config.steps
+
+
+def retention_of(config: ConfigDict, folder: Path) -> Retention:
+    """Which checkpoints stay. Raises ValueError for a best one that no evaluation tells."""
+    fields, best = config.checkpoint, config.checkpoint.keep_best
+    metric, _, steps = best.rpartition("_")
+    known = steps in map(str, config.evaluate.steps) and config.evaluate.every > 0
+    if best and not (metric in DISTANCES and known):
+        raise ValueError(
+            f"checkpoint.keep_best={best} must be one of {', '.join(DISTANCES)}, an underscore and "
+            "one of evaluate.steps, such as frechet_1, with evaluate.every above 0"
+        )
+
+    def scores() -> dict[int, float]:
+        measured = evaluations(folder).items() if best else ()
+        return {step: values[best] for step, values in measured if best in values}
+
+    return Retention(fields.keep, fields.keep_hours, tuple(fields.keep_steps), scores)
 
 
 def batches(
@@ -127,9 +168,10 @@ def pairs_of(
 
 def check_step(
     experiment: Experiment, config: ConfigDict, mesh: Mesh, frozen: Mapping[str, Params]
-) -> None:
-    """Trace a training step on shapes, so that what it refuses is refused before any compute."""
+) -> TrainState:
+    """The state's shapes. Traces a step, so that what it refuses is refused before any compute."""
     objective, optimizers = experiment.objective, experiment.optimizers
     state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
     batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
-    jax.eval_shape(compile_step(objective, optimizers, config.seed, mesh), state, frozen, batch)
+    step = compile_step(objective, optimizers, config.seed, mesh)
+    return jax.eval_shape(step, state, frozen, batch)[0]

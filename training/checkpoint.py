@@ -1,33 +1,95 @@
-"""Checkpoints of a run, by Orbax: WORKDIR/checkpoints/STEP, one folder per network.
+"""Checkpoints of a run, written by Orbax: WORKDIR/checkpoints/STEP, one folder per network.
 
     checkpoints/3000/network              a player, under its name
                      target, ema_0.999    the followers, under theirs
                      optimizer_network    optimizer states
-                     run                  JSON: step and seed; the data order follows from both
+                     run                  JSON: step, config, fingerprints of all the others
+    damaged/3000                          what could not be read, moved there when an older one was
 
 A step's folder appears under its name only when it is complete, and is never written again. One
-folder per network lets sampling read the one that it needs.
+folder per network lets sampling read the one that it needs. The data order follows from the seed,
+which is in the config, and the step. training/restore.py reads them.
 """
 
-from collections.abc import Callable
+import json
+import zlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import jax
 import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers as policies
 
-from objectives.base import Params
+from training.fingerprint import fingerprint
 from training.state import TrainState
 
-FOLDER = "checkpoints"
+FOLDER, DAMAGED = "checkpoints", "damaged"
 OPTIMIZER = "optimizer_"
 RUN = "run"
 
 
-def open_checkpoints(workdir: Path, keep: int = 0) -> ocp.CheckpointManager:
-    """The checkpoints of a run, saved asynchronously; the newest `keep` stay, all of them if 0."""
-    options = ocp.CheckpointManagerOptions(max_to_keep=keep or None, cleanup_tmp_directories=True)
-    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+class Retention(NamedTuple):
+    """Which checkpoints stay; each rule keeps its own, and the newest always stays.
+
+    newest: so many of the last, all of them if 0. hours: one of every so many hours; 0 is no rule.
+    steps: these. scores: () -> {step: number}; of those that are there the lowest stays.
+    """
+
+    newest: int = 0
+    hours: float = 0.0
+    steps: tuple[int, ...] = ()
+    scores: Callable[[], Mapping[int, float]] = dict
+
+
+class Lowest(policies.PreservationPolicy):
+    """Preserves the checkpoint with the lowest score, of those that have one."""
+
+    def __init__(self, scores: Callable[[], Mapping[int, float]]) -> None:
+        self.scores = scores
+
+    def should_preserve(
+        self,
+        checkpoints: Sequence[policies.PolicyCheckpointInfo],
+        *,
+        context: policies.PreservationContext,
+    ) -> list[bool]:
+        """One answer for each checkpoint."""
+        scores = self.scores()
+        known = [info.step for info in checkpoints if info.step in scores]
+        best = min(known, key=scores.__getitem__, default=None)
+        return [info.step == best for info in checkpoints]
+
+
+KEEP_ALL = Retention()
+
+
+def policy(retention: Retention) -> policies.PreservationPolicy:
+    """Orbax's form of a retention."""
+    rules = [policies.LatestN(retention.newest or None), Lowest(retention.scores)]
+    rules.append(policies.CustomSteps(list(retention.steps)))
+    if retention.hours > 0.0:
+        rules.append(policies.EveryNSeconds(int(retention.hours * 3600.0)))
+    return policies.AnyPreservationPolicy(rules)
+
+
+@contextmanager
+def open_checkpoints(
+    workdir: Path, retention: Retention = KEEP_ALL
+) -> Iterator[ocp.CheckpointManager]:
+    """The checkpoints of a run, to be saved asynchronously; the last save is waited for at the end.
+
+    Raises OSError if that one could not be written.
+    """
+    options = ocp.CheckpointManagerOptions(
+        preservation_policy=policy(retention), cleanup_tmp_directories=True
+    )
+    checkpoints = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+    try:
+        yield checkpoints
+        wait(checkpoints)
+    finally:
+        checkpoints.close()
 
 
 def items(state: TrainState) -> dict[str, Any]:
@@ -36,103 +98,64 @@ def items(state: TrainState) -> dict[str, Any]:
     return {**state.networks, **state.followers, **optimizers}
 
 
-def save(checkpoints: ocp.CheckpointManager, state: TrainState, run: dict[str, Any]) -> None:
-    """Start to save a state under its step, if that step is not there yet."""
+def save(checkpoints: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any]) -> None:
+    """Start to save a state under its step, if that step is not there yet.
+
+    config: plain JSON values, so that the checkpoint says what it is of. Raises OSError if the save
+    before this one could not be written.
+    """
+    wait(checkpoints)
     step = int(state.step)
     if step in checkpoints.all_steps():
         return
-    trees = {name: ocp.args.StandardSave(tree) for name, tree in items(state).items()}
-    record = ocp.args.JsonSave({**run, "step": step})
-    checkpoints.save(step, args=ocp.args.Composite(**trees, **{RUN: record}), force=True)
+    trees = items(state)
+    prints = {name: fingerprint(tree) for name, tree in trees.items()}
+    record = sealed({"step": step, "config": config, "fingerprints": prints})
+    arguments = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
+    arguments[RUN] = ocp.args.JsonSave(record)
+    with write_errors(checkpoints, step):
+        checkpoints.save(step, args=ocp.args.Composite(**arguments), force=True)
 
 
-def restore(
-    checkpoints: ocp.CheckpointManager, abstract: TrainState, seed: int
-) -> TrainState | None:
-    """The newest state, None if there is no checkpoint.
-
-    abstract: a TrainState of shapes with shardings. Raises ValueError if the checkpoint cannot be
-    read, was made by another model or optimizer, or with another seed.
-    """
-    step = checkpoints.latest_step()
-    if step is None:
-        return None
-    names = items(abstract)
-    trees = {name: ocp.args.StandardRestore(tree) for name, tree in names.items()}
-    arguments = ocp.args.Composite(**trees, **{RUN: ocp.args.JsonRestore()})
-    restored = _read(
-        lambda: checkpoints.restore(step, args=arguments), Path(checkpoints.directory) / str(step)
-    )
-    if restored[RUN]["seed"] != seed:
-        raise ValueError(
-            f"{checkpoints.directory} is a run with seed={restored[RUN]['seed']}, not {seed}; "
-            "use that seed or another --workdir"
-        )
-    return TrainState(
-        step=jax.device_put(jax.numpy.int32(step), abstract.step.sharding),
-        networks={name: restored[name] for name in abstract.networks},
-        followers={name: restored[name] for name in abstract.followers},
-        optimizers={name: restored[OPTIMIZER + name] for name in abstract.optimizers},
-    )
+def wait(checkpoints: ocp.CheckpointManager) -> None:
+    """Wait for the save that is under way. Raises OSError if it could not be written."""
+    with write_errors(checkpoints):
+        checkpoints.wait_until_finished()
 
 
-def restore_network(
-    workdir: Path, name: str, abstract: Params, step: int | None = None
-) -> tuple[Params, int]:
-    """One network of a run and its step, the newest by default.
-
-    Raises ValueError if there is no such checkpoint or it cannot be read.
-    """
-    with read_checkpoints(workdir) as checkpoints:
-        step = choose_step(checkpoints, workdir, step)
-        arguments = ocp.args.Composite(**{name: ocp.args.StandardRestore(abstract)})
-        folder = workdir / FOLDER / str(step) / name
-        return _read(lambda: checkpoints.restore(step, args=arguments), folder)[name], step
-
-
-def read_checkpoints(workdir: Path) -> ocp.CheckpointManager:
-    """The checkpoints of a run, which may be saving at this moment, to be read only.
-
-    Raises ValueError if there is no such folder.
-    """
-    if not (workdir / FOLDER).is_dir():
-        raise ValueError(f"{workdir} holds no checkpoints; train there first (--mode=train)")
-    options = ocp.CheckpointManagerOptions(read_only=True)
-    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
-
-
-def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run has been saved."""
-    if not (workdir / FOLDER).is_dir():
-        return False
-    with read_checkpoints(workdir) as checkpoints:
-        return checkpoints.latest_step() is not None
-
-
-def choose_step(checkpoints: ocp.CheckpointManager, workdir: Path, step: int | None) -> int:
-    """`step`, the newest if None. Raises ValueError if it is not there."""
-    steps = checkpoints.all_steps()
-    step = max(steps, default=None) if step is None else step
-    if step not in steps:
-        raise ValueError(
-            f"{workdir / FOLDER} has {sorted(steps) or 'no complete checkpoint'}, not {step}"
-        )
-    return step
-
-
-def saved_step(workdir: Path, step: int | None = None) -> int:
-    """`step`, the newest if None, of a run's checkpoints. Raises ValueError if it is not there."""
-    with read_checkpoints(workdir) as checkpoints:
-        return choose_step(checkpoints, workdir, step)
-
-
-def _read(read: Callable[[], Any], folder: Path) -> Any:
+@contextmanager
+def write_errors(checkpoints: ocp.CheckpointManager, step: int | None = None) -> Iterator[None]:
+    """Turn what Orbax and TensorStore raise into one OSError that says what is left."""
     try:
-        return read()
-    except Exception as error:  # Orbax reports damage by half a dozen exception types
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
-        raise ValueError(
-            f"checkpoint {folder} cannot be read: it is damaged, or belongs to another model or "
-            f"optimizer ({reason[:200]}). Use the config it was trained with; to go back to the "
-            "checkpoint before, move this step's folder away"
+        yield
+    except Exception as error:  # of half a dozen types
+        checkpoints.reload()
+        left = max(checkpoints.all_steps(), default=None)
+        name = "the last checkpoint" if step is None else f"checkpoint {step}"
+        raise OSError(
+            f"{name} could not be written to {checkpoints.directory} ({first_line(error)}); "
+            f"{'none' if left is None else left} is the newest whole one. Free disk space or mend "
+            "the folder, and start the same command again"
         ) from error
+
+
+def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A record with its checksum."""
+    return {"record": dict(record), "crc32": checksum(record)}
+
+
+def unsealed(content: Any) -> dict[str, Any]:
+    """The record of `sealed`. Raises ValueError if it is not what was sealed."""
+    if not isinstance(content, dict) or content.get("crc32") != checksum(content.get("record")):
+        raise ValueError("its record does not have the checksum that was written with it")
+    return content["record"]
+
+
+def checksum(record: Any) -> int:
+    """CRC-32 of a JSON value."""
+    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message, or its type."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

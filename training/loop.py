@@ -3,25 +3,25 @@
 The metrics read on the host are those of the step before, so the device never waits for the host;
 before a save or an evaluation they are caught up with, so neither sees a state of a failed run. A
 save comes before the evaluation, which may fail or be killed, and ends a row of the log, so that a
-resumed run writes the rows that an uninterrupted one does.
+resumed run writes the rows that an uninterrupted one does. A request to stop is heard after every
+step, and in an evaluation at once; the state is then saved, and the run ended.
 """
 
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from objectives.base import Metrics, Objective, Params
-from training import checkpoint
-from training.metrics import Average, MetricLog, read_rows
+from training import checkpoint, restore
+from training.checkpoint import Retention
 from training.optimizer import Optimizer
+from training.preemption import Preempted, Preemption
+from training.report import Report, due
 from training.sharding import (
     batch_sharding,
     check_batch_size,
@@ -31,13 +31,9 @@ from training.sharding import (
 )
 from training.state import TrainState, initial_state
 from training.step import train_step
+from training.watchdog import PATIENCE, Patience, Watchdog
 
 HostBatch = Mapping[str, np.ndarray]
-EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
-
-
-class NonFiniteError(RuntimeError):
-    """A loss or gradient was not finite; nothing after the last finite step was saved."""
 
 
 def abstract_state(
@@ -106,147 +102,106 @@ def compile_step(
     )
 
 
+class Schedule(NamedTuple):
+    """When things are done, in steps. steps: in all; the others 0 for only after the last."""
+
+    steps: int
+    log: int = 0
+    save: int = 0
+    evaluate: int = 0
+
+
 def train(
     *,
     objective: Objective,
     optimizers: Mapping[str, Optimizer],
     frozen: dict[str, Params],
     mesh: Mesh,
+    config: Mapping[str, Any],
     seed: int,
-    steps: int,
+    schedule: Schedule,
     batch_size: int,
     batches: Callable[[int], Iterator[HostBatch]],
     evaluate: Callable[[TrainState], Mapping[str, float]],
     workdir: Path,
-    log_every: int,
-    checkpoint_every: int,
-    keep_checkpoints: int,
-    evaluate_every: int,
+    retention: Retention = checkpoint.KEEP_ALL,
+    patience: Patience = PATIENCE,
+    preemption: Preemption | None = None,
 ) -> TrainState:
-    """Train up to `steps` steps in all, from the newest checkpoint of the workdir if there is one.
+    """Train up to schedule.steps steps in all, from the newest whole checkpoint if there is one.
 
     frozen: teachers; those that are only started from are removed from it once they have been.
-    batches: start step -> this process's batches from that step on. evaluate: state -> numbers to
-    log. An `every` of 0 means only after the last step. Raises NonFiniteError.
+    config: plain values that every checkpoint records. batches: start step -> this process's
+    batches from that step on. evaluate: state -> numbers to log.
+
+    Raises NonFiniteError; Preempted, once the state is saved; OSError if it could not be.
     """
     check_batch_size(batch_size, mesh)
-    with checkpoint.open_checkpoints(workdir, keep_checkpoints) as checkpoints:
-        abstract = abstract_state(objective, optimizers, seed, frozen, mesh)
-        state = checkpoint.restore(checkpoints, abstract, seed)
-        if state is None:
-            state = create_state(objective, optimizers, seed, frozen, mesh)
-        # A teacher that the players only started from is let go of, by the caller too.
-        for name in set(frozen) - set(objective.frozen):
-            del frozen[name]
-        step = compile_step(objective, optimizers, seed, mesh)
-        start = int(state.step)
-        source = batches(start)
-        report = Report(workdir, start, steps, batch_size, log_every)
-        try:
-            if start and due(start, steps, evaluate_every) and not report.evaluated(start):
-                # It was killed between the save and the evaluation.
-                report.evaluation(start, evaluate(state))
-            for done in range(start + 1, steps + 1):
-                state, metrics = step(state, frozen, put_batch(next(source), mesh))
-                report.after_step(done, metrics)
-                if due(done, steps, checkpoint_every):
-                    report.flush(done)
-                    checkpoint.save(checkpoints, state, {"seed": seed})
-                if due(done, steps, evaluate_every):
-                    report.flush(done)
-                    report.evaluation(done, evaluate(state))
-                    report.restart_clock()
-        finally:
-            report.close()
+    preemption = preemption or Preemption()
+    state = restored_or_created(objective, optimizers, seed, frozen, mesh, workdir)
+    step = compile_step(objective, optimizers, seed, mesh)
+    start = int(state.step)
+    source = batches(start)
+    with (
+        checkpoint.open_checkpoints(workdir, retention) as checkpoints,
+        Report(workdir, start, schedule.steps, batch_size, schedule.log) as report,
+        Watchdog(workdir, patience) as watchdog,
+    ):
+
+        def save(done: int) -> None:
+            report.flush(done)
+            with watchdog.paused():
+                checkpoint.save(checkpoints, state, config)
+            report.restart_clock()
+
+        def evaluate_now(done: int) -> None:
+            report.flush(done)
+            try:
+                with watchdog.paused(), preemption.at_once():
+                    results = evaluate(state)
+            except Preempted as stop:
+                save(done)
+                raise preempted(done) from stop
+            report.evaluation(done, results)
+            report.restart_clock()
+
+        if start and due(start, schedule.steps, schedule.evaluate) and not report.evaluated(start):
+            evaluate_now(start)  # it was ended between the save and the evaluation
+        for done in range(start + 1, schedule.steps + 1):
+            state, metrics = step(state, frozen, put_batch(next(source), mesh))
+            report.after_step(done, metrics)
+            watchdog.beat()
+            stop = preemption.requested(done)
+            if stop or due(done, schedule.steps, schedule.save):
+                save(done)
+            if stop:
+                raise preempted(done)
+            if due(done, schedule.steps, schedule.evaluate):
+                evaluate_now(done)
     return state
 
 
-def due(step: int, last: int, period: int) -> bool:
-    """Whether something done every `period` steps, and after the last, is due after `step`."""
-    return step == last or (period > 0 and step % period == 0)
+def restored_or_created(
+    objective: Objective,
+    optimizers: Mapping[str, Optimizer],
+    seed: int,
+    frozen: dict[str, Params],
+    mesh: Mesh,
+    workdir: Path,
+) -> TrainState:
+    """The newest state of the run, or its first; then teachers that are not read again are let go.
+
+    By the caller too: they are removed from `frozen`.
+    """
+    abstract = abstract_state(objective, optimizers, seed, frozen, mesh)
+    state = restore.newest_state(workdir, abstract)
+    if state is None:
+        state = create_state(objective, optimizers, seed, frozen, mesh)
+    for name in set(frozen) - set(objective.frozen):
+        del frozen[name]
+    return state
 
 
-class Report:
-    """Reads metrics one step late, checks that they are finite, logs and shows them."""
-
-    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int, every: int) -> None:
-        self.log = MetricLog(workdir, start) if jax.process_index() == 0 else None
-        self.bar = tqdm(
-            total=steps,
-            initial=start,
-            unit="step",
-            dynamic_ncols=True,
-            file=sys.stderr,
-            disable=jax.process_index() > 0,
-        )
-        self.every, self.steps, self.batch_size = every, steps, batch_size
-        self.average = Average()
-        self.pending: tuple[int, Metrics] | None = None
-        self.workdir = workdir
-        self.restart_clock()
-
-    def after_step(self, step: int, metrics: Metrics) -> None:
-        """Take the metrics of a step that is still running; handle those of the one before."""
-        self.catch_up()
-        self.pending = (step, metrics)
-
-    def catch_up(self) -> None:
-        """Handle the metrics that were taken last."""
-        if self.pending is None:
-            return
-        (step, metrics), self.pending = self.pending, None
-        metrics = jax.device_get(metrics)
-        check_finite(step, metrics)
-        self.average.add({k: v for k, v in metrics.items() if not k.endswith("finite")})
-        self.images += self.batch_size
-        self.bar.update()
-        if due(step, self.steps, self.every):
-            self.flush(step)
-
-    def flush(self, step: int) -> None:
-        """Handle what is pending and end the row of the log with the averages since the last."""
-        self.catch_up()
-        row = self.average.pop()
-        if row:
-            row["images_per_second"] = self.images / (time.perf_counter() - self.since)
-            self.bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k.endswith("loss")})
-            self.write(step, row)
-        self.restart_clock()
-
-    def restart_clock(self) -> None:
-        """Count images per second from here, without the evaluation or the save before."""
-        self.images, self.since = 0, time.perf_counter()
-
-    def evaluated(self, step: int) -> bool:
-        """Whether the log has an evaluation of that step."""
-        rows = read_rows(self.workdir / "metrics.jsonl")
-        return any(
-            row["step"] == step and any(name.startswith(EVALUATION) for name in row) for row in rows
-        )
-
-    def evaluation(self, step: int, results: Mapping[str, float]) -> None:
-        """Log the results of an evaluation."""
-        self.write(step, {EVALUATION + name: value for name, value in results.items()})
-
-    def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Log numbers of a step."""
-        if self.log and row:
-            self.log.write(step, row)
-
-    def close(self) -> None:
-        """Flush the log and leave the bar as it stands."""
-        self.bar.close()
-        if self.log:
-            self.log.close()
-
-
-def check_finite(step: int, metrics: Metrics) -> None:
-    """Raises NonFiniteError that names the network and the step."""
-    for name, finite in metrics.items():
-        if name.endswith("finite") and finite.total < finite.count:
-            player = name.rpartition("/")[0] or "the network"
-            raise NonFiniteError(
-                f"loss or gradient of {player} is not finite at step {step}; the update was not "
-                "made, and the run cannot go on as it is. Start another --workdir with a lower "
-                "optimizer.learning_rate or with optimizer.clip_norm"
-            )
+def preempted(step: int) -> Preempted:
+    """What is raised after the save of a run that was asked to stop."""
+    return Preempted(f"preempted, resumable: stopped after step {step}, which is saved")

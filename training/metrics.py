@@ -10,6 +10,8 @@ from tensorboardX import SummaryWriter
 
 from objectives.base import Mean, Metrics
 
+LOG = "metrics.jsonl"
+
 
 class Average:
     """Metrics summed over steps, then divided; what was never counted is left out."""
@@ -36,7 +38,7 @@ class MetricLog:
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
-        self.path = workdir / "metrics.jsonl"
+        self.path = workdir / LOG
         keep = [row for row in read_rows(self.path) if row["step"] <= step]
         fresh = self.path.with_suffix(".tmp")
         fresh.write_text("".join(json.dumps(row) + "\n" for row in keep))

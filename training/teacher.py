@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from diffusion.path import PATHS
 from diffusion.prediction import SIGMA_DATA
 from objectives.base import Params
-from training import checkpoint, workdir
+from training import restore, workdir
 from training.experiment import Experiment, rebuild
 from training.sharding import tree_shardings
 from training.state import named_key
@@ -43,7 +43,7 @@ def parse(field: str) -> Location:
 def locate(field: str) -> Location:
     """WORKDIR[@STEP] taken apart. Raises ValueError if there is no run."""
     location = parse(field)
-    if not (location.folder / workdir.CONFIG).is_file():
+    if not workdir.is_run(location.folder):
         raise ValueError(
             f"teacher={field}: {location.folder} is no run; give the --workdir of one as WORKDIR "
             "or WORKDIR@STEP"
@@ -61,13 +61,13 @@ def pinned(config: ConfigDict, run: Path) -> ConfigDict:
         return config
     config = ConfigDict(config)
     asked = parse(config.teacher)
-    if (run / workdir.CONFIG).is_file():
+    if workdir.is_run(run):
         recorded = workdir.load_config(run).get("teacher", "")
         folder, step = parse(recorded)
         if recorded and folder == asked.folder and asked.step in (None, step):
             config.teacher = recorded
             return config
-    step = checkpoint.saved_step(locate(config.teacher).folder, asked.step)
+    step = restore.saved_step(locate(config.teacher).folder, asked.step)
     # The teacher may still be training: all processes take what the first one saw.
     step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
     config.teacher = f"{asked.folder}@{step}"
@@ -169,7 +169,7 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
     location = locate(config.teacher)
     teacher = rebuild(teacher_config, config.teacher)
     abstract = abstract_params(teacher, mesh)
-    params, _ = checkpoint.restore_network(
+    params, _ = restore.restore_network(
         location.folder, teacher.sample_with, abstract, location.step
     )
     return {TEACHER: adopt(params, experiment, config.seed, mesh)}

@@ -1,8 +1,15 @@
-"""What a run's folder says of itself: config.json and environment.json."""
+"""What a run's folder says of itself, config.json and environment.json; and who may write to it."""
 
+import fcntl
 import json
+import os
 import platform
+import shutil
+import socket
 import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -10,12 +17,24 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from training import restore
 from training.files import write_json
+from training.sharding import first_process_says
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
+LOCK = "lock"
 # Fields that may change when a run is continued; all others would make it another run.
-CHANGEABLE = ("steps", "log.", "evaluate.", "checkpoint.", "mesh.", "ema.sample_with", "data.dir")
+CHANGEABLE = (
+    "steps",
+    "log.",
+    "evaluate.",
+    "checkpoint.",
+    "watchdog.",
+    "mesh.",
+    "ema.sample_with",
+    "data.dir",
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -24,7 +43,7 @@ def start_run(workdir: Path, config: ConfigDict) -> None:
 
     Raises ValueError if the folder holds a run whose config differs in more than `CHANGEABLE`.
     """
-    if (workdir / CONFIG).exists():
+    if is_run(workdir):
         check_same_run(load_config(workdir), config, workdir)
     if jax.process_index() == 0:
         workdir.mkdir(parents=True, exist_ok=True)
@@ -32,9 +51,63 @@ def start_run(workdir: Path, config: ConfigDict) -> None:
         write_json(workdir / ENVIRONMENT, environment())
 
 
+@contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+    """The folder, made, as this run's alone; given back at the end, and when the process dies.
+
+    Raises ValueError if another process has it, OSError if it cannot be written to.
+    """
+    if jax.process_index() > 0:
+        check_claimed(first_process_says(False), workdir, "")
+        yield
+        return
+    workdir.mkdir(parents=True, exist_ok=True)
+    with (workdir / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            owned = True
+        except BlockingIOError:
+            owned = False
+        file.seek(0)
+        check_claimed(first_process_says(owned), workdir, file.read())
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
+        file.flush()
+        yield
+
+
+def check_claimed(owned: bool, workdir: Path, owner: str) -> None:
+    """Raises ValueError that names the owner unless the folder is ours."""
+    if not owned:
+        raise ValueError(
+            f"{workdir} is being trained in ({owner or 'by another process'}); wait for that, or "
+            "choose another --workdir"
+        )
+
+
+def check_space(workdir: Path, size: int) -> None:
+    """Raises OSError if the folder's disk has less free than a checkpoint's `size` in bytes."""
+    free = shutil.disk_usage(workdir).free
+    if free < size:
+        raise OSError(
+            f"{workdir} has {free / 2**30:.2f} GiB free, and a checkpoint of this run takes "
+            f"{size / 2**30:.2f} GiB; free disk space or choose another --workdir"
+        )
+
+
+def is_run(workdir: Path) -> bool:
+    """Whether the folder holds a run, its record or its checkpoints."""
+    return (workdir / CONFIG).exists() or restore.has_checkpoint(workdir)
+
+
 def load_config(workdir: Path) -> ConfigDict:
-    """The config of a run. Raises ValueError if the folder holds none."""
+    """The config of a run, that of its newest checkpoint if it has lost its record.
+
+    Raises ValueError if the folder holds none.
+    """
     path = workdir / CONFIG
+    if not path.exists() and restore.has_checkpoint(workdir):
+        return ConfigDict(restore.read_record(workdir)["config"])
     if not path.exists():
         raise ValueError(f"{path} does not exist: {workdir} is no run; train there first")
     try:

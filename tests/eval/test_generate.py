@@ -5,7 +5,7 @@ import pytest
 
 from eval.generate import batch_sampler, cycle_labels, generate
 from objectives.base import Objective
-from training.loop import NonFiniteError
+from training.report import NonFiniteError
 from training.sharding import make_mesh
 
 SHAPE = (2, 3, 1)

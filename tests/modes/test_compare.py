@@ -8,7 +8,7 @@ from modes.compare import compare, with_teachers
 from modes.request import Request
 from tests.cli import run
 from tests.training.runs import small_config
-from training.loop import NonFiniteError
+from training.report import NonFiniteError
 
 SMALL = (
     "--config=configs/digits.py",

@@ -6,8 +6,8 @@ import pytest
 
 from objectives.base import Follower, Mean, Objective, Player
 from objectives.followers import constant_ema
-from training.loop import NonFiniteError, check_finite
 from training.optimizer import Optimizer
+from training.report import NonFiniteError, check_finite
 from training.state import initial_state, named_key
 from training.step import train_step
 

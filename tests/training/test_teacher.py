@@ -12,9 +12,9 @@ from tests.training.runs import (
     synthetic_batches,
 )
 from tests.training.test_sharding import mesh_of
-from training import checkpoint, workdir
+from training import checkpoint, restore, workdir
 from training.experiment import build, rebuild
-from training.loop import create_state, train
+from training.loop import Schedule, create_state, train
 from training.sharding import tree_shardings
 from training.teacher import check_teacher, load_teacher, locate, merge, pinned
 
@@ -43,7 +43,7 @@ def save_run(folder, method, steps=(5,), **fields):
                 networks=perturbed(state.networks, seed=step),
                 followers=perturbed(state.followers, seed=100 + step),
             )
-            checkpoint.save(checkpoints, moved, {"seed": 0})
+            checkpoint.save(checkpoints, moved, {})
     return str(folder)
 
 
@@ -75,7 +75,7 @@ def loaded(method, teacher, **fields):
 
 def saved(folder, name, step=None):
     """The named network of a run as Orbax reads it, without a target tree."""
-    with checkpoint.read_checkpoints(folder) as checkpoints:
+    with restore.read_checkpoints(folder) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
         arguments = checkpoint.ocp.args.Composite(**{name: checkpoint.ocp.args.StandardRestore()})
         return checkpoints.restore(step, args=arguments)[name]
@@ -184,16 +184,13 @@ def test_a_teacher_stays_as_it_is_while_its_student_is_trained(flow, tmp_path):
         optimizers=experiment.optimizers,
         frozen=frozen,
         mesh=mesh(),
+        config={},
         seed=0,
-        steps=2,
+        schedule=Schedule(steps=2, log=1),
         batch_size=config.batch_size,
         batches=lambda start: synthetic_batches(config, start),
         evaluate=lambda state: {},
         workdir=tmp_path,
-        log_every=1,
-        checkpoint_every=0,
-        keep_checkpoints=1,
-        evaluate_every=0,
     )
     assert largest_difference(before, frozen) == 0.0
     assert largest_difference(state.networks["network"], frozen["teacher"]) > 1e-4

@@ -1,0 +1,74 @@
+"""--mode=checkpoints: the checkpoints of a run, each read and compared with its fingerprints."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import orbax.checkpoint as ocp
+from tqdm import tqdm
+
+from modes.request import Request, required_workdir
+from training import restore, workdir
+from training.checkpoint import FOLDER, items
+from training.experiment import rebuild
+from training.loop import abstract_state
+from training.report import evaluations
+from training.sharding import make_mesh
+from training.state import TrainState
+
+SHOWN = ("frechet", "kernel")  # begin the names of the numbers in the table
+HEADER = f"{'step':>10}  {'saved':<16}  {'size':>10}  health"
+
+
+def checkpoints(request: Request) -> None:
+    """Print step, time, size, health and distances of each, and what was set aside as damaged."""
+    path = required_workdir(request)
+    with restore.read_checkpoints(path) as saved:
+        abstract = state_of(path)
+        measured = evaluations(path)
+        rows = [
+            f"{line(path / FOLDER / str(step), health(saved, step, abstract))}"
+            f"{distances(measured.get(step, {}))}"
+            for step in tqdm(sorted(saved.all_steps()), desc="reading", leave=False)
+        ]
+    set_aside = [line(folder, "damaged, set aside") for folder in restore.damaged(path)]
+    unfinished = [line(folder, "not complete: being saved, or cut off") for folder in partial(path)]
+    if jax.process_index() == 0:
+        print("\n".join([HEADER, *rows, *unfinished, *set_aside]))
+
+
+def state_of(path: Path) -> TrainState:
+    """Shapes and shardings of the states of a run. Raises ValueError if it cannot be built."""
+    config = workdir.load_config(path)
+    experiment = rebuild(config, str(path))
+    objective = experiment.objective._replace(init_from={})
+    return abstract_state(objective, experiment.optimizers, config.seed, {}, make_mesh())
+
+
+def health(saved: ocp.CheckpointManager, step: int, abstract: TrainState) -> str:
+    """ "whole", or what is wrong; one network is in memory at a time."""
+    try:
+        for name, tree in items(abstract).items():
+            restore.read_items(saved, step, {name: tree})
+    except ValueError as error:
+        return str(error)
+    return "whole"
+
+
+def partial(path: Path) -> Iterator[Path]:
+    """Folders of saves that are under way or were cut off."""
+    return (folder for folder in sorted((path / FOLDER).glob("*")) if not folder.name.isdigit())
+
+
+def line(folder: Path, state: str) -> str:
+    """A row of the table."""
+    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+    saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.stat().st_mtime))
+    return f"{folder.name:>10}  {saved}  {size / 2**20:>6.1f} MiB  {state}"
+
+
+def distances(values: dict[str, float]) -> str:
+    """What the evaluation at a step found, if there was one."""
+    found = [f"{k} {v:.4g}" for k, v in values.items() if k.startswith(SHOWN) and "error" not in k]
+    return f"; {', '.join(found)}" if found else ""

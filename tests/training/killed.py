@@ -1,0 +1,147 @@
+"""Runs that are killed: a training process of its own, and the places where it ends itself.
+
+A run is the config's own objective, optimizer and followers on a network of a few numbers, which
+compiles in no time. The kill is a SIGKILL, from inside at a chosen place: nothing is flushed,
+closed or waited for.
+"""
+
+import os
+import pickle
+import signal
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from tests.cli import SERVER
+from tests.networks import affine
+from tests.training.runs import small_config, synthetic_batches
+
+TIMEOUT = 240.0  # seconds
+STEPS, SAVE_EVERY, EVALUATE_EVERY = 12, 4, 6
+
+
+def die(number=signal.SIGKILL):
+    os.kill(os.getpid(), number)
+
+
+def small_network(config):
+    """A network of nine numbers with the inputs that the method needs."""
+    size = config.data.image_size
+    return affine()._replace(
+        shape=(size, size, config.data.channels),
+        second_time=config.model.second_time,
+        guidance_input=config.model.guidance_input,
+        log_weight=(lambda params, t: params["c"] * t) if config.model.loss_weight else None,
+    )
+
+
+def train_small(folder, method, fields, place=None, at=0, number=signal.SIGKILL, pause=0.0):
+    """Train `method` in a folder to step STEPS; get a signal at `place` of step `at`, if given.
+
+    place: "step" (its batch is being fetched), "saving" (its checkpoint is being written),
+    "evaluating". pause: seconds that every step takes longer.
+    """
+    from training import checkpoint, exits
+    from training.experiment import build
+    from training.loop import Schedule, train
+    from training.preemption import Preempted, Preemption
+    from training.sharding import make_mesh
+
+    config = small_config(method, steps=STEPS, **fields)
+    experiment = build(config, small_network(config))
+    experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
+    teacher = jax.tree.map(lambda leaf: 0.5 * leaf, affine().init(None))
+    save = checkpoint.save
+
+    def save_and_die(checkpoints, state, record):
+        save(checkpoints, state, record)
+        if place == "saving" and int(state.step) == at:
+            die(number)
+
+    def batches(start):
+        images = experiment.objective.reads_images
+        for step, batch in enumerate(synthetic_batches(config, start), start=start + 1):
+            if (place, at) == ("step", step):
+                die(number)
+            yield batch if images else {"label": batch["label"]}
+
+    def evaluate(state):
+        if (place, at) == ("evaluating", int(state.step)):
+            die(number)
+        return {"frechet_1": float(jnp.abs(state.networks[experiment.objective.generator]["a"]))}
+
+    checkpoint.save = save_and_die
+    try:
+        with Preemption() as preemption:
+            state = train(
+                objective=experiment.objective,
+                optimizers=experiment.optimizers,
+                frozen=dict.fromkeys(experiment.objective.frozen, teacher),
+                mesh=make_mesh(),
+                config={"method": method},
+                seed=config.seed,
+                schedule=Schedule(STEPS, log=1, save=SAVE_EVERY, evaluate=EVALUATE_EVERY),
+                batch_size=config.batch_size,
+                batches=batches,
+                evaluate=evaluate,
+                workdir=Path(folder),
+                preemption=preemption,
+            )
+    except Preempted:
+        sys.exit(exits.PREEMPTED)
+    Path(folder, "final.pickle").write_bytes(pickle.dumps(jax.device_get(state)))
+
+
+def start(*arguments, **options):
+    """`train_small` in a process of its own."""
+    process = SERVER.Process(target=quietly, args=arguments, kwargs=options)
+    process.start()
+    return process
+
+
+def run(*arguments, expect=0, **options):
+    """`train_small` in a process of its own, whose exit code is expected."""
+    process = start(*arguments, **options)
+    process.join(TIMEOUT)
+    if process.is_alive():
+        process.kill()
+    assert process.exitcode == expect, f"{arguments}: {process.exitcode}"
+
+
+def quietly(*arguments, **options):
+    """Without the progress bar, but with errors."""
+    from training import report
+
+    tqdm = report.tqdm
+    report.tqdm = lambda **bar: tqdm(**{**bar, "disable": True})
+    train_small(*arguments, **options)
+
+
+def saved_steps(folder):
+    """The steps of the complete checkpoints of a run."""
+    return sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
+
+
+def final(folder):
+    """The state that a run ended with, as host arrays."""
+    return pickle.loads(Path(folder, "final.pickle").read_bytes())
+
+
+def wait_for(condition, seconds=TIMEOUT):
+    """Poll until a condition holds; fails after so many seconds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def identical(a, b):
+    """Whether two trees have the same bits."""
+    return all(
+        np.asarray(x).tobytes() == np.asarray(y).tobytes()
+        for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True)
+    )

@@ -1,0 +1,61 @@
+"""Killed anywhere and started again, a run of every objective ends as if it had not been stopped.
+
+Real processes and real kills: tests/training/killed.py. The objectives are those of the registry.
+"""
+
+import json
+
+import pytest
+
+from objectives import OBJECTIVES
+from tests.training import killed
+from tests.training.test_sharding import METHODS
+
+# A change of the grid, of the target's decay, or of the tangent within the run: in its middle, so
+# that "step 6" is the last of a stage, "step 7" the first of the next.
+STAGES = {
+    "ct": {"objective.curriculum.last": 8},
+    "ect": {"objective.stages": 2, "objective.q": 16.0},
+    "sct": {"objective.tangent_warmup": 6},
+    "scd": {"objective.tangent_warmup": 6},
+    "sim": {"objective.fake_score_updates": 3},
+}
+# In the order of a run: before its first checkpoint and update of an average; in the middle of an
+# epoch of 3.1 batches; while step 4 is being saved, and so half written or complete; between two
+# stages; in the evaluation of step 6, whose newest checkpoint is that of step 4; after the last.
+KILLS = (
+    ("step", 1),
+    ("step", 3),
+    ("saving", 4),
+    ("step", 7),
+    ("evaluating", 6),
+    ("evaluating", 12),
+)
+
+
+def rows(folder):
+    """The logged losses and evaluations by step."""
+    found = {}
+    for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
+        row.pop("images_per_second", None)
+        found.setdefault(row["step"], {}).update(row)
+    return found
+
+
+def test_every_objective_is_killed():
+    assert set(METHODS) == set(OBJECTIVES)
+
+
+@pytest.mark.parametrize("method", METHODS.values())
+def test_killed_at_every_place_and_started_again(method, tmp_path):
+    fields = STAGES.get(method, {})
+    killed.run(tmp_path / "whole", method, fields)
+    for place, at in KILLS:
+        killed.run(tmp_path / "cut", method, fields, place, at, expect=-9)
+    killed.run(tmp_path / "cut", method, fields)
+    whole, cut = killed.final(tmp_path / "whole"), killed.final(tmp_path / "cut")
+    assert int(cut.step) == killed.STEPS
+    assert killed.identical(whole, cut)
+    assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
+    networks, first = whole.networks[next(iter(whole.networks))], killed.affine().init(None)
+    assert not killed.identical(networks, first)

@@ -1,0 +1,140 @@
+"""What a run shows while it trains: the log's rows, a progress bar, and whether it is still sound.
+
+The metrics read on the host are those of the step before, so the device never waits for the host.
+"""
+
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+from tqdm import tqdm
+
+from objectives.base import Metrics
+from training.metrics import LOG, Average, MetricLog, read_rows
+
+EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
+
+
+class NonFiniteError(RuntimeError):
+    """A loss, gradient or sample was not finite; nothing after the last finite step was saved.
+
+    step: the training step, None for samples. values: loss and gradient norm of every player there.
+    """
+
+    def __init__(
+        self, message: str, step: int | None = None, values: Mapping[str, float] | None = None
+    ) -> None:
+        super().__init__(message)
+        self.step, self.values = step, dict(values or {})
+
+
+def due(step: int, last: int, period: int) -> bool:
+    """Whether something done every `period` steps, and after the last, is due after `step`."""
+    return step == last or (period > 0 and step % period == 0)
+
+
+class Report:
+    """Reads metrics one step late, checks that they are finite, logs and shows them."""
+
+    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int, every: int) -> None:
+        self.log = MetricLog(workdir, start) if jax.process_index() == 0 else None
+        self.bar = tqdm(
+            total=steps,
+            initial=start,
+            unit="step",
+            dynamic_ncols=True,
+            file=sys.stderr,
+            disable=jax.process_index() > 0,
+        )
+        self.every, self.steps, self.batch_size = every, steps, batch_size
+        self.average = Average()
+        self.pending: tuple[int, Metrics] | None = None
+        self.workdir = workdir
+        self.restart_clock()
+
+    def after_step(self, step: int, metrics: Metrics) -> None:
+        """Take the metrics of a step that is still running; handle those of the one before."""
+        self.catch_up()
+        self.pending = (step, metrics)
+
+    def catch_up(self) -> None:
+        """Handle the metrics that were taken last."""
+        if self.pending is None:
+            return
+        (step, metrics), self.pending = self.pending, None
+        metrics = jax.device_get(metrics)
+        check_finite(step, metrics)
+        self.average.add({k: v for k, v in metrics.items() if not k.endswith("finite")})
+        self.images += self.batch_size
+        self.bar.update()
+        if due(step, self.steps, self.every):
+            self.flush(step)
+
+    def flush(self, step: int) -> None:
+        """Handle what is pending and end the row of the log with the averages since the last."""
+        self.catch_up()
+        row = self.average.pop()
+        if row:
+            row["images_per_second"] = self.images / (time.perf_counter() - self.since)
+            self.bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k.endswith("loss")})
+            self.write(step, row)
+        self.restart_clock()
+
+    def restart_clock(self) -> None:
+        """Count images per second from here, without the evaluation or the save before."""
+        self.images, self.since = 0, time.perf_counter()
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the log has an evaluation of that step."""
+        return step in evaluations(self.workdir)
+
+    def evaluation(self, step: int, results: Mapping[str, float]) -> None:
+        """Log the results of an evaluation."""
+        self.write(step, {EVALUATION + name: value for name, value in results.items()})
+
+    def write(self, step: int, row: Mapping[str, float]) -> None:
+        """Log numbers of a step."""
+        if self.log and row:
+            self.log.write(step, row)
+
+    def __enter__(self) -> "Report":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Flush the log and leave the bar as it stands."""
+        self.bar.close()
+        if self.log:
+            self.log.close()
+
+
+def check_finite(step: int, metrics: Metrics) -> None:
+    """Raises NonFiniteError that names the network and the step."""
+    for name, finite in metrics.items():
+        if name.endswith("finite") and finite.total < finite.count:
+            player = name.rpartition("/")[0] or "the network"
+            values = {
+                name: float(mean.total)
+                for name, mean in metrics.items()
+                if name.rpartition("/")[2] in ("loss", "gradient_norm")
+            }
+            raise NonFiniteError(
+                f"loss or gradient of {player} is not finite at step {step}; the update was not "
+                "made, and the run cannot go on as it is. Start another --workdir with a lower "
+                "optimizer.learning_rate or with optimizer.clip_norm",
+                step,
+                values,
+            )
+
+
+def evaluations(workdir: Path) -> dict[int, dict[str, float]]:
+    """The logged numbers of a run's evaluations, by step and by name."""
+    found: dict[int, dict[str, float]] = {}
+    for row in read_rows(workdir / LOG):
+        numbers = {
+            k.removeprefix(EVALUATION): v for k, v in row.items() if k.startswith(EVALUATION)
+        }
+        if numbers:
+            found.setdefault(row["step"], {}).update(numbers)
+    return found

@@ -1,0 +1,211 @@
+"""Checkpoints of a run, read: the newest that is whole, as it was written.
+
+Neither a file system nor Orbax notices flipped bits, so what is read is compared with its
+fingerprint. Each process reads on its own, so that damage met by one of them leaves no other
+waiting; then all agree.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from objectives.base import Params
+from training.checkpoint import DAMAGED, FOLDER, OPTIMIZER, RUN, first_line, items, unsealed
+from training.fingerprint import fingerprint
+from training.state import TrainState
+
+T = TypeVar("T")
+
+
+def newest_state(workdir: Path, abstract: TrainState) -> TrainState | None:
+    """The newest whole state of a run, None if it has no checkpoint.
+
+    abstract: a TrainState of shapes with shardings. Newer checkpoints that are damaged are named on
+    standard error and moved to WORKDIR/damaged. Raises ValueError if there are checkpoints and none
+    of them can be read.
+    """
+    if not (workdir / FOLDER).is_dir():
+        return None
+    with read_checkpoints(workdir) as checkpoints:
+        if not checkpoints.all_steps():
+            return None
+        state, damaged = newest_whole(checkpoints, lambda s: read_state(checkpoints, s, abstract))
+    set_aside(workdir, damaged)
+    return state
+
+
+def read_state(checkpoints: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
+    """The state of a step. Raises ValueError if it is damaged or of another model."""
+    restored = read_items(checkpoints, step, items(abstract))
+    return TrainState(
+        step=jax.device_put(np.int32(step), abstract.step.sharding),
+        networks={name: restored[name] for name in abstract.networks},
+        followers={name: restored[name] for name in abstract.followers},
+        optimizers={name: restored[OPTIMIZER + name] for name in abstract.optimizers},
+    )
+
+
+def restore_network(
+    workdir: Path, name: str, abstract: Params, step: int | None = None
+) -> tuple[Params, int]:
+    """One network of a run and its step, the newest that is whole by default.
+
+    Raises ValueError if there is no such checkpoint or it cannot be read.
+    """
+    with read_checkpoints(workdir) as checkpoints:
+
+        def read(step: int) -> tuple[Params, int]:
+            return read_items(checkpoints, step, {name: abstract})[name], step
+
+        if step is not None:
+            return read(choose_step(checkpoints, workdir, step))
+        choose_step(checkpoints, workdir, None)
+        return newest_whole(checkpoints, read)[0]
+
+
+def newest_whole(
+    checkpoints: ocp.CheckpointManager, read: Callable[[int], T]
+) -> tuple[T, list[int]]:
+    """What is read of the newest step that can be, by all processes, and the steps after it.
+
+    Those are named on standard error. Raises ValueError, for the newest, if none can be read.
+    """
+    errors: dict[int, ValueError] = {}
+    for step in sorted(checkpoints.all_steps(), reverse=True):
+        result, error = attempt(read, step)
+        if everywhere(error is None):
+            for other, damage in errors.items():
+                warn(f"warning: {damage or f'checkpoint {other} is damaged'}; {step} is used")
+            return result, list(errors)
+        errors[step] = error
+    told = [str(error) for error in errors.values() if error] or ["another process says why"]
+    raise ValueError(
+        f"{told[0]}. No checkpoint of {len(errors)} is whole: use the config that the run was "
+        "trained with, or start another --workdir; nothing was changed here"
+    )
+
+
+def attempt(read: Callable[[int], T], step: int) -> tuple[T | None, ValueError | None]:
+    """What `read` returns, and None; or None and the error that it raises."""
+    try:
+        return read(step), None
+    except ValueError as error:
+        return None, error
+
+
+def everywhere(here: bool) -> bool:
+    """Whether all processes say so."""
+    return bool(multihost_utils.process_allgather(np.array(here)).all())
+
+
+def set_aside(workdir: Path, steps: Sequence[int]) -> None:
+    """Move checkpoints to WORKDIR/damaged; nothing is deleted."""
+    if not steps:
+        return
+    if jax.process_index() == 0:
+        for step in steps:
+            (workdir / DAMAGED).mkdir(exist_ok=True)
+            number = sum(path.name.split(".")[0] == str(step) for path in damaged(workdir))
+            name = f"{step}.{number}" if number else str(step)
+            os.replace(workdir / FOLDER / str(step), workdir / DAMAGED / name)
+    multihost_utils.sync_global_devices("damaged checkpoints set aside")
+
+
+def damaged(workdir: Path) -> list[Path]:
+    """The checkpoints that were set aside."""
+    return sorted((workdir / DAMAGED).glob("*"))
+
+
+def read_items(
+    checkpoints: ocp.CheckpointManager, step: int, abstract: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Items of a step, compared with their fingerprints.
+
+    Raises ValueError if one cannot be read, is not what was written, or is of another model.
+    """
+    trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    arguments = ocp.args.Composite(**trees, **{RUN: ocp.args.JsonRestore()})
+    folder = Path(checkpoints.directory) / str(step)
+    restored = reading(lambda: checkpoints.restore(step, args=arguments), folder)
+    prints = reading(lambda: unsealed(restored[RUN])["fingerprints"], folder)
+    for name in abstract:
+        if fingerprint(restored[name]) != prints.get(name):
+            raise ValueError(f"checkpoint {folder} is damaged: {name} is not what was written")
+    return {name: restored[name] for name in abstract}
+
+
+def read_record(workdir: Path, step: int | None = None) -> dict[str, Any]:
+    """step, config and fingerprints of a checkpoint, the newest by default. Raises ValueError."""
+    with read_checkpoints(workdir) as checkpoints:
+        step = choose_step(checkpoints, workdir, step)
+        arguments = ocp.args.Composite(**{RUN: ocp.args.JsonRestore()})
+        return reading(
+            lambda: unsealed(checkpoints.restore(step, args=arguments)[RUN]),
+            workdir / FOLDER / str(step),
+        )
+
+
+def read_checkpoints(workdir: Path) -> ocp.CheckpointManager:
+    """The checkpoints of a run, which may be saving at this moment, to be read only.
+
+    Each process reads on its own, so that damage met by one of them leaves no other waiting. Raises
+    ValueError if there is no such folder.
+    """
+    if not (workdir / FOLDER).is_dir():
+        raise ValueError(f"{workdir} holds no checkpoints; train there first (--mode=train)")
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
+    options = ocp.CheckpointManagerOptions(
+        read_only=True, create=False, multiprocessing_options=alone
+    )
+    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has been saved."""
+    if not (workdir / FOLDER).is_dir():
+        return False
+    with read_checkpoints(workdir) as checkpoints:
+        return checkpoints.latest_step() is not None
+
+
+def choose_step(checkpoints: ocp.CheckpointManager, workdir: Path, step: int | None) -> int:
+    """`step`, the newest if None. Raises ValueError if it is not there."""
+    steps = checkpoints.all_steps()
+    step = max(steps, default=None) if step is None else step
+    if step not in steps:
+        raise ValueError(
+            f"{workdir / FOLDER} has {sorted(steps) or 'no complete checkpoint'}, not {step}"
+        )
+    return step
+
+
+def saved_step(workdir: Path, step: int | None = None) -> int:
+    """`step`, the newest if None, of a run's checkpoints. Raises ValueError if it is not there."""
+    with read_checkpoints(workdir) as checkpoints:
+        return choose_step(checkpoints, workdir, step)
+
+
+def warn(line: str) -> None:
+    """Print a line on standard error, once in all processes."""
+    if jax.process_index() == 0:
+        print(line, file=sys.stderr)
+
+
+def reading(read: Callable[[], Any], folder: Path) -> Any:
+    try:
+        return read()
+    except Exception as error:  # Orbax reports damage by half a dozen exception types
+        raise ValueError(
+            f"checkpoint {folder} cannot be read: it is damaged, or belongs to another model or "
+            f"optimizer ({first_line(error)})"
+        ) from error
