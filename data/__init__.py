@@ -3,7 +3,7 @@
 from data.array_cache import data_root
 from data.catalog import load, prepare
 from data.dataset import NULL_LABEL, Dataset, Pairs, Split
-from data.pipeline import batches, label_batches, pair_batches
+from data.pipeline import batch_indices, batches, label_batches, pair_batches
 from data.pixels import to_float, to_uint8
 
 __all__ = [
@@ -11,6 +11,7 @@ __all__ = [
     "Dataset",
     "Pairs",
     "Split",
+    "batch_indices",
     "batches",
     "data_root",
     "label_batches",

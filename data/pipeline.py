@@ -48,11 +48,16 @@ def batches(
         x[mirrored] = x[mirrored, :, ::-1]
         return {"x": x, "label": split.labels[indices]}
 
-    positions = grain.MapDataset.range(len(split.labels)).seed(seed).shuffle()
+    positions = _positions(len(split.labels), seed)
     # Before `repeat`: an image's coin belongs to its global position, by epoch.
     rows = positions.random_map(_draw_mirroring) if flip else positions.map(_keep)
     steps = rows.repeat().batch(batch_size, drop_remainder=True)
     return iter(steps[start_step:].map(gather).to_iter_dataset(READ_OPTIONS))
+
+
+def batch_indices(count: int, *, batch_size: int, seed: int, step: int) -> np.ndarray:
+    """Which of `count` images `batches` puts into the batch that follows `step` steps: int [B]."""
+    return _positions(count, seed).repeat().batch(batch_size, drop_remainder=True)[step]
 
 
 def label_batches(
@@ -93,9 +98,14 @@ def pair_batches(
     def gather(indices: np.ndarray) -> dict[str, np.ndarray]:
         return {name: array[indices[block]] for name, array in pairs._asdict().items()}
 
-    positions = grain.MapDataset.range(len(pairs.label)).seed(seed).shuffle()
+    positions = _positions(len(pairs.label), seed)
     steps = positions.repeat().batch(batch_size, drop_remainder=True)
     return iter(steps[start_step:].map(gather).to_iter_dataset(READ_OPTIONS))
+
+
+def _positions(count: int, seed: int) -> grain.MapDataset:
+    """The numbers below `count`, in an order drawn anew every epoch once repeated."""
+    return grain.MapDataset.range(count).seed(seed).shuffle()
 
 
 def _block(batch_size: int, index: int, count: int) -> slice:

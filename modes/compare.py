@@ -26,7 +26,7 @@ from training import restore, workdir
 from training.experiment import Experiment, build
 from training.report import NonFiniteError
 from training.sharding import check_batch_size, first_process_says, make_mesh
-from training.teacher import check_teacher, pinned
+from training.teacher import check_teacher, parse, pinned
 
 PAGE, TABLE = "report.html", "table.csv"
 
@@ -93,11 +93,25 @@ def plan(root: Path, request: Request) -> list[Cell]:
             if method in request.teachers:
                 config.teacher = str(folder_of(root, request.teachers[method], seed))
             configs[folder_of(root, method, seed)] = config
+    keep_taught_steps(configs)
     checked = {folder: checked_cell(folder, config) for folder, config in configs.items()}
     for cell in checked.values():
         if cell.config.teacher:
             check_teacher(cell.config, checked[Path(cell.config.teacher)].config, cell.experiment)
     return with_results(list(checked.values()))
+
+
+def keep_taught_steps(configs: Mapping[Path, ConfigDict]) -> None:
+    """Have teachers keep the checkpoints that students were started from, however long they go on.
+
+    configs: of all cells, by folder.
+    """
+    for folder, config in configs.items():
+        if config.teacher and workdir.is_run(folder):
+            taught = parse(workdir.load_config(folder).get("teacher", ""))
+            if taught.folder in configs and taught.step is not None:
+                fields = configs[taught.folder].checkpoint
+                fields.keep_steps = (*fields.keep_steps, taught.step)
 
 
 def with_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[str]:
@@ -118,7 +132,7 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     if not config.evaluate.steps:
         raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")
     check_evaluation(experiment, dataset, config, mesh)
-    if (folder / workdir.CONFIG).exists():
+    if workdir.is_run(folder):
         workdir.check_same_run(workdir.load_config(folder), pinned(config, folder), folder)
     if restore.has_checkpoint(folder) and restore.saved_step(folder) > config.steps:
         raise ValueError(

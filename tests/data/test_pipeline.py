@@ -3,7 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from data import Pairs, Split, batches, label_batches, pair_batches, to_float
+from data import Pairs, Split, batch_indices, batches, label_batches, pair_batches, to_float
 
 
 @pytest.fixture
@@ -54,6 +54,12 @@ def test_starting_late_equals_skipping(split, start_step):
     for late, on_time in zip(take(split, 3, flip=True, start_step=start_step), whole, strict=True):
         np.testing.assert_array_equal(late["x"], on_time["x"])
         np.testing.assert_array_equal(late["label"], on_time["label"])
+
+
+def test_the_images_of_a_step_by_number(split):
+    for step, batch in enumerate(take(split, 7, flip=True)):
+        indices = batch_indices(23, batch_size=4, seed=3, step=step)
+        np.testing.assert_array_equal(indices, batch["label"])
 
 
 @pytest.mark.parametrize("process_count", [2, 4])

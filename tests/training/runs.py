@@ -1,11 +1,15 @@
 """Small runs for the tests of the training system: real objectives, synthetic images."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from configs import base, methods
 from data import Split, batches
+from training import checkpoint, workdir
 from training.experiment import build
+from training.loop import create_state
+from training.sharding import make_mesh
 
 
 def small_config(method="shortcut", **fields):
@@ -29,6 +33,22 @@ def untrained_teacher(experiment, seed=7):
     """Initial parameters of the network in the place of every teacher that the losses read."""
     init = experiment.objective.players[experiment.objective.generator].init
     return {name: jax.jit(init)(jax.random.key(seed)) for name in experiment.objective.frozen}
+
+
+def save_run(folder, method, steps=(5,), **fields):
+    """The folder of a run whose saved networks are its initial ones moved by noise, per step."""
+    config, experiment = small_experiment(method, **fields)
+    workdir.start_run(folder, config)
+    state = create_state(experiment.objective, experiment.optimizers, 0, {}, make_mesh())
+    with checkpoint.open_checkpoints(folder) as checkpoints:
+        for step in steps:
+            moved = state._replace(
+                step=jnp.int32(step),
+                networks=perturbed(state.networks, seed=step),
+                followers=perturbed(state.followers, seed=100 + step),
+            )
+            checkpoint.save(checkpoints, moved, workdir.as_dict(config))
+    return str(folder)
 
 
 def perturbed(params, scale=0.05, seed=0):

@@ -1,8 +1,13 @@
+import resource
 import shutil
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from orbax.checkpoint.checkpoint_managers import PreservationContext
 
 from tests.training.runs import (
     largest_difference,
@@ -18,6 +23,7 @@ from training.sharding import put_batch
 
 CONFIG, EXPERIMENT = small_experiment()
 OBJECTIVE, OPTIMIZERS = EXPERIMENT.objective, EXPERIMENT.optimizers
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 CONFIG_RECORD = {"method": "shortcut", "seed": 0}
 
 
@@ -126,3 +132,58 @@ def test_the_newest_step_or_one_that_is_there(saved, tmp_path):
         restore.saved_step(saved[0], 3)
     with pytest.raises(ValueError, match="no checkpoints"):
         restore.saved_step(tmp_path)
+
+
+def kept(retention, steps=range(1, 9), hours_apart=1.0):
+    """The steps that a retention keeps of checkpoints that were saved so many hours apart."""
+    infos = [
+        SimpleNamespace(step=step, time=EPOCH + timedelta(hours=step * hours_apart), metrics=None)
+        for step in steps
+    ]
+    answers = checkpoint.policy(retention).should_preserve(infos, context=PreservationContext())
+    return [info.step for info, answer in zip(infos, answers, strict=True) if answer]
+
+
+def test_checkpoints_are_kept_by_count_age_name_and_score():
+    keep = checkpoint.Retention
+    assert kept(keep()) == list(range(1, 9))
+    assert kept(keep(newest=2)) == [7, 8]
+    assert kept(keep(newest=1, hours=3.0)) == [1, 4, 7, 8]
+    assert kept(keep(newest=1, steps=(3, 20))) == [3, 8]
+    assert kept(keep(newest=1, scores=lambda: {2: 0.5, 5: 0.1, 6: 0.3, 30: 0.0})) == [5, 8]
+
+
+def test_the_best_checkpoint_stays_while_newer_ones_go(saved, tmp_path):
+    scores = {}
+    retention = checkpoint.Retention(newest=1, scores=lambda: scores)
+    with checkpoint.open_checkpoints(tmp_path, retention) as checkpoints:
+        for step, score in enumerate((3.0, 1.0, 2.0, 4.0), start=1):
+            checkpoint.save(checkpoints, saved[1]._replace(step=np.int32(step)), CONFIG_RECORD)
+            scores[step] = score  # an evaluation follows the save
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 4]
+    assert restore.read_record(tmp_path)["config"] == CONFIG_RECORD
+
+
+def test_a_save_that_cannot_be_written_says_what_is_left(saved, tmp_path):
+    with (
+        pytest.raises(OSError, match=r"could not be written to .*; 1 is the newest whole one") as e,
+        checkpoint.open_checkpoints(tmp_path) as checkpoints,
+    ):
+        checkpoint.save(checkpoints, saved[1]._replace(step=np.int32(1)), CONFIG_RECORD)
+        checkpoint.wait(checkpoints)
+        with largest_file(2**10):
+            checkpoint.save(checkpoints, saved[1]._replace(step=np.int32(2)), CONFIG_RECORD)
+            checkpoint.wait(checkpoints)
+    assert "start the same command again" in str(e.value)
+    assert int(restored(tmp_path, mesh_of(1, 1)).step) == 1
+
+
+@contextmanager
+def largest_file(size):
+    """No file of this process may grow beyond `size` bytes, as if the disk were full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)

@@ -7,6 +7,7 @@ from models.dit import SIZES, Size
 from tests.training.runs import (
     largest_difference,
     perturbed,
+    save_run,
     small_config,
     small_experiment,
     synthetic_batches,
@@ -29,22 +30,6 @@ def one_block():
 
 def mesh():
     return mesh_of(1, 1)
-
-
-def save_run(folder, method, steps=(5,), **fields):
-    """The folder of a run whose saved networks are its initial ones moved by noise, per step."""
-    config, experiment = small_experiment(method, **fields)
-    workdir.start_run(folder, config)
-    state = create_state(experiment.objective, experiment.optimizers, 0, {}, mesh())
-    with checkpoint.open_checkpoints(folder) as checkpoints:
-        for step in steps:
-            moved = state._replace(
-                step=jnp.int32(step),
-                networks=perturbed(state.networks, seed=step),
-                followers=perturbed(state.followers, seed=100 + step),
-            )
-            checkpoint.save(checkpoints, moved, {})
-    return str(folder)
 
 
 @pytest.fixture(scope="module")

@@ -1,9 +1,13 @@
 import json
+import os
 
 import pytest
 
-from tests.training.runs import small_config
+from tests.cli import SERVER
+from tests.training.killed import die
+from tests.training.runs import save_run, small_config
 from training import workdir
+from training.teacher import locate
 
 
 def test_a_config_survives_its_folder(tmp_path):
@@ -71,3 +75,53 @@ def test_a_folder_that_is_no_run(tmp_path):
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
         workdir.load_config(tmp_path)
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
+    folder = tmp_path / "run"
+    with workdir.claimed(folder):
+        process = SERVER.Process(target=claim, args=(folder, tmp_path / "said"))
+        process.start()
+        process.join()
+    said = (tmp_path / "said").read_text()
+    assert f"{folder} is being trained in (process {os.getpid()} on " in said
+    with workdir.claimed(folder):  # given back
+        pass
+
+
+def claim(folder, said):
+    try:
+        with workdir.claimed(folder):
+            said.write_text("claimed")
+    except ValueError as error:
+        said.write_text(str(error))
+
+
+def test_a_killed_process_gives_its_folder_back(tmp_path):
+    process = SERVER.Process(target=claim_and_die, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -9
+    with workdir.claimed(tmp_path):
+        pass
+
+
+def claim_and_die(folder):
+    with workdir.claimed(folder):
+        die()
+
+
+def test_a_full_disk_is_found_before_training(tmp_path):
+    workdir.check_space(tmp_path, 2**10)
+    with pytest.raises(OSError, match="a checkpoint of this run takes 1048576.00 GiB; free disk"):
+        workdir.check_space(tmp_path, 2**50)
+
+
+def test_a_run_without_its_record_says_what_it_is_by_its_checkpoint(tmp_path):
+    folder = save_run(tmp_path / "run", "flow_matching")
+    config = workdir.load_config(tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    assert workdir.is_run(tmp_path / "run") and locate(folder).folder == tmp_path / "run"
+    assert workdir.load_config(tmp_path / "run").to_dict() == config.to_dict()
+    with pytest.raises(ValueError, match="batch_size"):  # and is not begun anew as another run
+        workdir.start_run(tmp_path / "run", small_config("flow_matching", batch_size=32))
