@@ -114,7 +114,7 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     """A cell whose config can be trained and evaluated. Raises ValueError."""
     config, dataset = resolve_with_data(config)
     experiment, mesh = build(config), make_mesh(config.mesh.data, config.mesh.fsdp)
-    check_batch_size(config.batch_size, mesh)
+    check_batch_size(config.batch_size, mesh, config.micro_batches)
     if not config.evaluate.steps:
         raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")
     check_evaluation(experiment, dataset, config, mesh)

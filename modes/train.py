@@ -29,7 +29,7 @@ def train(request: Request) -> None:
     path, config = required_workdir(request), required_config(request)
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     config, dataset = resolve_with_data(config)
-    check_batch_size(config.batch_size, mesh)
+    check_batch_size(config.batch_size, mesh, config.micro_batches)
     experiment = build(config)
     check_evaluation(experiment, dataset, config, mesh)
     config = pinned(config, path)
@@ -63,6 +63,7 @@ def train(request: Request) -> None:
         seed=config.seed,
         steps=config.steps,
         batch_size=config.batch_size,
+        micro_batches=config.micro_batches,
         batches=lambda start: batches(config, experiment, dataset, pairs, start),
         evaluate=evaluate,
         workdir=path,
@@ -132,4 +133,5 @@ def check_step(
     objective, optimizers = experiment.objective, experiment.optimizers
     state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
     batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
-    jax.eval_shape(compile_step(objective, optimizers, config.seed, mesh), state, frozen, batch)
+    step = compile_step(objective, optimizers, config.seed, mesh, config.micro_batches)
+    jax.eval_shape(step, state, frozen, batch)

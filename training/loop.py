@@ -87,10 +87,14 @@ def create_state(
 
 
 def compile_step(
-    objective: Objective, optimizers: Mapping[str, Optimizer], seed: int, mesh: Mesh
+    objective: Objective,
+    optimizers: Mapping[str, Optimizer],
+    seed: int,
+    mesh: Mesh,
+    micro_batches: int = 1,
 ) -> Callable[[TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, Metrics]]:
     """`train_step` jitted over the mesh, the state donated, its sharding kept."""
-    step = train_step(objective, optimizers, seed)
+    step = train_step(objective, optimizers, seed, micro_batches)
 
     def sharded(
         state: TrainState, frozen: Mapping[str, Params], batch: HostBatch
@@ -115,6 +119,7 @@ def train(
     seed: int,
     steps: int,
     batch_size: int,
+    micro_batches: int,
     batches: Callable[[int], Iterator[HostBatch]],
     evaluate: Callable[[TrainState], Mapping[str, float]],
     workdir: Path,
@@ -129,7 +134,7 @@ def train(
     batches: start step -> this process's batches from that step on. evaluate: state -> numbers to
     log. An `every` of 0 means only after the last step. Raises NonFiniteError.
     """
-    check_batch_size(batch_size, mesh)
+    check_batch_size(batch_size, mesh, micro_batches)
     with checkpoint.open_checkpoints(workdir, keep_checkpoints) as checkpoints:
         abstract = abstract_state(objective, optimizers, seed, frozen, mesh)
         state = checkpoint.restore(checkpoints, abstract, seed)
@@ -138,7 +143,7 @@ def train(
         # A teacher that the players only started from is let go of, by the caller too.
         for name in set(frozen) - set(objective.frozen):
             del frozen[name]
-        step = compile_step(objective, optimizers, seed, mesh)
+        step = compile_step(objective, optimizers, seed, mesh, micro_batches)
         start = int(state.step)
         source = batches(start)
         report = Report(workdir, start, steps, batch_size, log_every)
