@@ -23,7 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from configs import overrides
 from configs.methods import TEACHERS
 from modes import MODES, Request
-from training.loop import NonFiniteError
+from training.loop import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
 MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
@@ -78,7 +78,7 @@ def main(_: list[str]) -> None:
         jax.distributed.initialize()
     try:
         MODES[MODE.value](request())
-    except (ValueError, OSError, NonFiniteError) as error:
+    except (ValueError, OSError, DivergedError) as error:
         if TRACEBACK.value:
             raise
         fail(error)

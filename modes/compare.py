@@ -24,7 +24,7 @@ from modes.request import Request, required_config, required_workdir, resolve_wi
 from modes.train import train
 from training import checkpoint, workdir
 from training.experiment import Experiment, build
-from training.loop import NonFiniteError
+from training.loop import DivergedError
 from training.sharding import check_batch_size, first_process_says, make_mesh
 from training.teacher import check_teacher, pinned
 
@@ -59,7 +59,7 @@ def compare(request: Request) -> None:
             continue
         try:
             complete(cell)
-        except NonFiniteError as error:
+        except DivergedError as error:
             print(f"left out: {error}", file=sys.stderr)
             failed.append(cell.folder)
     done = [cell for cell in cells if cell.folder not in failed]
@@ -155,7 +155,7 @@ def folder_of(root: Path, method: str, seed: int) -> Path:
 
 
 def complete(cell: Cell) -> None:
-    """Train and evaluate a cell, as far as it is not. Raises NonFiniteError."""
+    """Train and evaluate a cell, as far as it is not. Raises DivergedError."""
     request = Request(
         config=ConfigDict(cell.config),
         workdir=cell.folder,

@@ -36,8 +36,16 @@ HostBatch = Mapping[str, np.ndarray]
 EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
 
 
-class NonFiniteError(RuntimeError):
+class DivergedError(RuntimeError):
+    """A run that cannot go on as it is."""
+
+
+class NonFiniteError(DivergedError):
     """A loss or gradient was not finite; nothing after the last finite step was saved."""
+
+
+class SpikesError(DivergedError):
+    """Too many updates were not made because the loss or the gradient jumped."""
 
 
 def abstract_state(
@@ -119,7 +127,7 @@ def train(
     seed: int,
     steps: int,
     batch_size: int,
-    micro_batches: int,
+    micro_batches: int = 1,
     batches: Callable[[int], Iterator[HostBatch]],
     evaluate: Callable[[TrainState], Mapping[str, float]],
     workdir: Path,
@@ -132,7 +140,7 @@ def train(
 
     frozen: teachers; those that are only started from are removed from it once they have been.
     batches: start step -> this process's batches from that step on. evaluate: state -> numbers to
-    log. An `every` of 0 means only after the last step. Raises NonFiniteError.
+    log. An `every` of 0 means only after the last step. Raises DivergedError.
     """
     check_batch_size(batch_size, mesh, micro_batches)
     with checkpoint.open_checkpoints(workdir, keep_checkpoints) as checkpoints:
@@ -146,7 +154,7 @@ def train(
         step = compile_step(objective, optimizers, seed, mesh, micro_batches)
         start = int(state.step)
         source = batches(start)
-        report = Report(workdir, start, steps, batch_size, log_every)
+        report = Report(workdir, start, steps, batch_size, log_every, optimizers)
         try:
             if start and due(start, steps, evaluate_every) and not report.evaluated(start):
                 # It was killed between the save and the evaluation.
@@ -172,9 +180,17 @@ def due(step: int, last: int, period: int) -> bool:
 
 
 class Report:
-    """Reads metrics one step late, checks that they are finite, logs and shows them."""
+    """Reads metrics one step late, checks that the run is sound, logs and shows them."""
 
-    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int, every: int) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        steps: int,
+        batch_size: int,
+        every: int,
+        optimizers: Mapping[str, Optimizer],
+    ) -> None:
         self.log = MetricLog(workdir, start) if jax.process_index() == 0 else None
         self.bar = tqdm(
             total=steps,
@@ -187,7 +203,7 @@ class Report:
         self.every, self.steps, self.batch_size = every, steps, batch_size
         self.average = Average()
         self.pending: tuple[int, Metrics] | None = None
-        self.workdir = workdir
+        self.workdir, self.optimizers = workdir, optimizers
         self.restart_clock()
 
     def after_step(self, step: int, metrics: Metrics) -> None:
@@ -202,6 +218,7 @@ class Report:
         (step, metrics), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
         check_finite(step, metrics)
+        check_spikes(step, metrics, self.optimizers)
         self.average.add({k: v for k, v in metrics.items() if not k.endswith("finite")})
         self.images += self.batch_size
         self.bar.update()
@@ -254,4 +271,18 @@ def check_finite(step: int, metrics: Metrics) -> None:
                 f"loss or gradient of {player} is not finite at step {step}; the update was not "
                 "made, and the run cannot go on as it is. Start another --workdir with a lower "
                 "optimizer.learning_rate or with optimizer.clip_norm"
+            )
+
+
+def check_spikes(step: int, metrics: Metrics, optimizers: Mapping[str, Optimizer]) -> None:
+    """Raises SpikesError that names the network, the step and the factor."""
+    for name, optimizer in optimizers.items():
+        skipped = metrics.get("skipped" if len(optimizers) == 1 else f"{name}/skipped")
+        if skipped is not None and skipped.total > optimizer.spike_cap:
+            raise SpikesError(
+                f"{name} has skipped {int(skipped.total)} updates at step {step}, more than "
+                f"optimizer.spike_cap={optimizer.spike_cap}: their loss or gradient lay "
+                f"{optimizer.spike_factor:g} standard deviations (optimizer.spike_factor) above "
+                "the last ones. Start another --workdir with a lower optimizer.learning_rate, or "
+                "with a higher factor or cap"
             )

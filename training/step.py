@@ -110,17 +110,22 @@ def accumulate(
 
 def player_update(player: Player, optimizer: Optimizer, gradient: Gradient, step: Array) -> Update:
     """One step of a player's optimizer along its gradient."""
+    transform = optax.with_extra_args_support(optimizer.transform)
 
     def update(params: Params, opt_state: Any) -> tuple[Params, Any, Metrics]:
         loss, slope, metrics = gradient(params)
         norm = optax.tree.norm(slope)
-        updates, opt_state = optimizer.transform.update(slope, opt_state, params)
+        # Counted since the start of the run, by transformations that skip updates.
+        skipped = optax.tree.get(opt_state, "skipped", 0)
+        updates, opt_state = transform.update(slope, opt_state, params, value=loss)
         scalars = {
             "loss": loss,
             "gradient_norm": norm,
-            "learning_rate": optimizer.learning_rate(step // player.every),
+            "learning_rate": optimizer.learning_rate(step // player.every - skipped),
             "finite": jnp.isfinite(loss) & jnp.isfinite(norm),
         }
+        if optimizer.spike_factor:
+            scalars["skipped"] = optax.tree.get(opt_state, "skipped")
         once = {name: Mean(jnp.float32(value), jnp.float32(1)) for name, value in scalars.items()}
         return optax.apply_updates(params, updates), opt_state, {**metrics, **once}
 
