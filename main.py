@@ -25,7 +25,7 @@ from configs.methods import TEACHERS
 from modes import MODES, Request
 from training import exits
 from training.preemption import Preempted
-from training.report import NonFiniteError
+from training.report import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
 MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
@@ -80,10 +80,10 @@ def main(_: list[str]) -> None:
         jax.distributed.initialize()
     try:
         MODES[MODE.value](request())
-    except (ValueError, OSError, NonFiniteError) as error:
+    except (ValueError, OSError, DivergedError) as error:
         if TRACEBACK.value:
             raise
-        fail(error, exits.NOT_FINITE if isinstance(error, NonFiniteError) else exits.BAD_INPUT)
+        fail(error, exits.DIVERGED if isinstance(error, DivergedError) else exits.BAD_INPUT)
     except Preempted as stop:
         print(stop if stop.args else "preempted, resumable: nothing was under way", file=sys.stderr)
         sys.exit(exits.PREEMPTED)

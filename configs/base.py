@@ -21,6 +21,7 @@ def config() -> ConfigDict:
             "seed": 0,  # of everything random: parameters, data order, noise
             "steps": 100_000,  # training steps in all; a resumed run goes on to this number
             "batch_size": 256,  # images per step over all devices
+            "micro_batches": 1,  # parts of a batch that are computed in turn: less memory
             "debug": False,  # shrink to a run of about a minute on one device
             "teacher": "",  # WORKDIR[@STEP] of the run that teaches; "" for methods without one
             "teacher_network": "",  # the network of that run that teaches; "" is its first average
@@ -138,5 +139,10 @@ def optimizer() -> ConfigDict:
             "eps": 1e-8,
             "weight_decay": 0.0,  # decoupled, on all parameters; adamw only
             "clip_norm": 0.0,  # largest global norm of a gradient; 0 does not clip
+            # An update is not made if its loss or the norm of its gradient lies this many standard
+            # deviations above the mean of the last ones (6 in OLMo 2); 0 makes them all.
+            "spike_factor": 0.0,
+            "spike_window": 128,  # updates that are looked back on; none is skipped before
+            "spike_cap": 10,  # the run ends with an error if it skips more than so many
         }
     )

@@ -24,7 +24,7 @@ from modes.request import Request, required_config, required_workdir, resolve_wi
 from modes.train import train
 from training import restore, workdir
 from training.experiment import Experiment, build
-from training.report import NonFiniteError
+from training.report import DivergedError
 from training.sharding import check_batch_size, first_process_says, make_mesh
 from training.teacher import check_teacher, parse, pinned
 
@@ -59,7 +59,7 @@ def compare(request: Request) -> None:
             continue
         try:
             complete(cell)
-        except NonFiniteError as error:
+        except DivergedError as error:
             print(f"left out: {error}", file=sys.stderr)
             failed.append(cell.folder)
     done = [cell for cell in cells if cell.folder not in failed]
@@ -128,7 +128,7 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     """A cell whose config can be trained and evaluated. Raises ValueError."""
     config, dataset = resolve_with_data(config)
     experiment, mesh = build(config), make_mesh(config.mesh.data, config.mesh.fsdp)
-    check_batch_size(config.batch_size, mesh)
+    check_batch_size(config.batch_size, mesh, config.micro_batches)
     if not config.evaluate.steps:
         raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")
     check_evaluation(experiment, dataset, config, mesh)
@@ -169,7 +169,7 @@ def folder_of(root: Path, method: str, seed: int) -> Path:
 
 
 def complete(cell: Cell) -> None:
-    """Train and evaluate a cell, as far as it is not. Raises NonFiniteError."""
+    """Train and evaluate a cell, as far as it is not. Raises DivergedError."""
     request = Request(
         config=ConfigDict(cell.config),
         workdir=cell.folder,

@@ -29,7 +29,7 @@ def describe(request: Request) -> None:
 def description(config: ConfigDict, experiment: Experiment) -> str:
     """The lines that `describe` prints."""
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-    check_batch_size(config.batch_size, mesh)
+    check_batch_size(config.batch_size, mesh, config.micro_batches)
     objective, optimizers = experiment.objective, experiment.optimizers
     # A teacher is a network of the same shape, which need not be there to be counted.
     frozen = {name: abstract_params(experiment, mesh) for name in objective.frozen}
@@ -43,7 +43,8 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
         f"data         {config.data.name}, {' x '.join(map(str, experiment.image_shape))}, "
         f"{experiment.num_classes} classes",
         f"devices      {mesh.size} ({', '.join(f'{k} {v}' for k, v in mesh.shape.items())})",
-        f"batch        {config.batch_size}, {config.batch_size // mesh.size} per device",
+        f"batch        {config.batch_size}, {config.batch_size // mesh.size} per device, in "
+        f"{config.micro_batches} micro-batch(es)",
     ]
     for name, player in objective.players.items():
         lines.append(

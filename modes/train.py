@@ -46,7 +46,7 @@ def train_claimed(path: Path, config: ConfigDict, preemption: Preemption) -> int
     with preemption.at_once():
         mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
         config, dataset = resolve_with_data(config)
-        check_batch_size(config.batch_size, mesh)
+        check_batch_size(config.batch_size, mesh, config.micro_batches)
         experiment = build(config)
         check_evaluation(experiment, dataset, config, mesh)
         retention = retention_of(config, path)
@@ -88,6 +88,7 @@ def train_claimed(path: Path, config: ConfigDict, preemption: Preemption) -> int
             evaluate=config.evaluate.every,
         ),
         batch_size=config.batch_size,
+        micro_batches=config.micro_batches,
         batches=lambda start: batches(config, experiment, dataset, pairs, start),
         evaluate=evaluate,
         workdir=path,
@@ -173,5 +174,5 @@ def check_step(
     objective, optimizers = experiment.objective, experiment.optimizers
     state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
     batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
-    step = compile_step(objective, optimizers, config.seed, mesh)
+    step = compile_step(objective, optimizers, config.seed, mesh, config.micro_batches)
     return jax.eval_shape(step, state, frozen, batch)[0]

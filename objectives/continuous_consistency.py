@@ -14,7 +14,9 @@ discrete objective is that of a regression of F_theta to F_theta^- + g with the 
 
 r rises from 0 to 1 over `tangent_warmup` steps: at r = 0 the regression is to the diffusion
 velocity. g vanishes at the exact consistency function. V^-, g and the normalisation are detached
-from the trained parameters: they are the network's own target. w(t) is learned with the network
+from the trained parameters: they are the network's own target. V and V^- are one evaluation, the
+primal of the jvp, so that a gradient costs its forward and backward pass and the tangent's one.
+w(t) is learned with the network
 (`model.loss_weight`); its optimum is minus the log of the error at t. Before normalisation sCT's g
 is an unbiased estimate of sCD's with an exact teacher; after it, it is not (tests).
 """
@@ -59,7 +61,8 @@ def tangent(
 ) -> tuple[Array, Array]:
     """(V, g) at (x_t, t) along dx/dt = x_rate, before normalisation; warmup is r in [0, 1].
 
-    velocity: (x, t) -> V. Raises ValueError if it has no forward-mode derivative.
+    velocity: (x, t) -> V. V is differentiable in what velocity depends on, g is detached. Raises
+    ValueError if velocity has no forward-mode derivative.
     """
     cos, sin = (align(function(t), x_t) for function in (jnp.cos, jnp.sin))
     directions = cos * sin * x_rate, jnp.cos(t) * jnp.sin(t)
@@ -70,7 +73,8 @@ def tangent(
             "continuous-time consistency needs a network that jax.jvp can differentiate; this one "
             f"has an operation without a forward derivative ({str(error).splitlines()[0]})"
         ) from error
-    return v, -(cos**2) * (v - x_rate) - warmup * (cos * sin * x_t + v_rate)
+    v_held, v_rate = jax.lax.stop_gradient((v, v_rate))
+    return v, -(cos**2) * (v_held - x_rate) - warmup * (cos * sin * x_t + v_rate)
 
 
 def normalize(g: Array, c: float) -> Array:
@@ -126,11 +130,10 @@ def tangent_loss(
         t = time_sampler(key_t, x_0.shape[0])
         eps = jax.random.normal(key_eps, x_0.shape)
         draw = Draw(x_0, eps, path.interpolate(x_0, eps, t), t, t, condition)
-        detached = velocity_of(model, jax.lax.stop_gradient(params), condition, key_dropout)
+        velocity = velocity_of(model, params, condition, key_dropout)
         warmup = jnp.minimum(step / max(tangent_warmup, 1), 1.0)
-        v_detached, g = tangent(detached, draw.x_t, t, direction(networks, draw), warmup)
-        v = velocity_of(model, params, condition, key_dropout)(draw.x_t, t)
-        target = v_detached / sigma_data + normalize(g, tangent_scale)
+        v, g = tangent(velocity, draw.x_t, t, direction(networks, draw), warmup)
+        target = jax.lax.stop_gradient(v) / sigma_data + normalize(g, tangent_scale)
         error = per_example(squared_error(v / sigma_data, target))
         metrics = by_noise_level("loss", error, t, path)
         metrics |= {"tangent": mean_of(jnp.sqrt(per_example(jnp.square(g))))}

@@ -93,13 +93,14 @@ def split_rows(batch: Batch, every: int) -> tuple[Batch, Batch]:
     return first, jax.tree.map(lambda a: a[:, 1:].reshape(-1, *a.shape[2:]), groups)
 
 
-def check_rows(batch_size: int, every: int, levels: int) -> None:
+def check_rows(rows: int, every: int, levels: int) -> None:
     """Raises ValueError unless a batch splits evenly and each step size gets a row."""
-    if batch_size % every or batch_size // every < levels:
-        least = -(-max(batch_size, levels * every) // every) * every
+    if rows % every or rows // every < levels:
+        least = -(-max(rows, levels * every) // every) * every
         raise ValueError(
-            f"batch_size={batch_size} with objective.bootstrap_fraction=1/{every} cannot give each "
-            f"of the {levels} step sizes a row; use a multiple of {every}, such as {least}"
+            f"{rows} rows, batch_size / micro_batches, with objective.bootstrap_fraction=1/{every} "
+            f"cannot give each of the {levels} step sizes a row; use a multiple of {every}, such "
+            f"as {least}"
         )
 
 

@@ -83,10 +83,14 @@ def create_state(
 
 
 def compile_step(
-    objective: Objective, optimizers: Mapping[str, Optimizer], seed: int, mesh: Mesh
+    objective: Objective,
+    optimizers: Mapping[str, Optimizer],
+    seed: int,
+    mesh: Mesh,
+    micro_batches: int = 1,
 ) -> Callable[[TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, Metrics]]:
     """`train_step` jitted over the mesh, the state donated, its sharding kept."""
-    step = train_step(objective, optimizers, seed)
+    step = train_step(objective, optimizers, seed, micro_batches)
 
     def sharded(
         state: TrainState, frozen: Mapping[str, Params], batch: HostBatch
@@ -121,6 +125,7 @@ def train(
     seed: int,
     schedule: Schedule,
     batch_size: int,
+    micro_batches: int = 1,
     batches: Callable[[int], Iterator[HostBatch]],
     evaluate: Callable[[TrainState], Mapping[str, float]],
     workdir: Path,
@@ -134,17 +139,17 @@ def train(
     config: plain values that every checkpoint records. batches: start step -> this process's
     batches from that step on. evaluate: state -> numbers to log.
 
-    Raises NonFiniteError; Preempted, once the state is saved; OSError if it could not be.
+    Raises DivergedError; Preempted, once the state is saved; OSError if it could not be.
     """
-    check_batch_size(batch_size, mesh)
+    check_batch_size(batch_size, mesh, micro_batches)
     preemption = preemption or Preemption()
     state = restored_or_created(objective, optimizers, seed, frozen, mesh, workdir)
-    step = compile_step(objective, optimizers, seed, mesh)
+    step = compile_step(objective, optimizers, seed, mesh, micro_batches)
     start = int(state.step)
     source = batches(start)
     with (
         checkpoint.open_checkpoints(workdir, retention) as checkpoints,
-        Report(workdir, start, schedule.steps, batch_size, schedule.log) as report,
+        Report(workdir, start, schedule.steps, batch_size, schedule.log, optimizers) as report,
         Watchdog(workdir, patience) as watchdog,
     ):
 

@@ -11,10 +11,15 @@ from tensorboardX import SummaryWriter
 from objectives.base import Mean, Metrics
 
 LOG = "metrics.jsonl"
+# Ends the names of metrics that count since the start of the run.
+RUNNING = "skipped"
 
 
 class Average:
-    """Metrics summed over steps, then divided; what was never counted is left out."""
+    """Metrics summed over steps, then divided; of running counts the last.
+
+    What was never counted is left out.
+    """
 
     def __init__(self) -> None:
         self.sums: dict[str, Mean] = {}
@@ -23,7 +28,10 @@ class Average:
         """Add the metrics of one step, already on the host."""
         for name, mean in metrics.items():
             old = self.sums.get(name, Mean(np.float64(0), np.float64(0)))
-            self.sums[name] = Mean(old.total + mean.total, old.count + mean.count)
+            if name.endswith(RUNNING):
+                self.sums[name] = mean if mean.count > 0 else old
+            else:
+                self.sums[name] = Mean(old.total + mean.total, old.count + mean.count)
 
     def pop(self) -> dict[str, float]:
         """The means since the last call."""

@@ -13,11 +13,20 @@ from tqdm import tqdm
 
 from objectives.base import Metrics
 from training.metrics import LOG, Average, MetricLog, read_rows
+from training.optimizer import Optimizer
 
 EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
 
 
-class NonFiniteError(RuntimeError):
+class DivergedError(RuntimeError):
+    """A run that cannot go on as it is."""
+
+
+class SpikesError(DivergedError):
+    """Too many updates were not made because the loss or the gradient jumped."""
+
+
+class NonFiniteError(DivergedError):
     """A loss, gradient or sample was not finite; nothing after the last finite step was saved.
 
     step: the training step, None for samples. values: loss and gradient norm of every player there.
@@ -36,9 +45,17 @@ def due(step: int, last: int, period: int) -> bool:
 
 
 class Report:
-    """Reads metrics one step late, checks that they are finite, logs and shows them."""
+    """Reads metrics one step late, checks that the run is sound, logs and shows them."""
 
-    def __init__(self, workdir: Path, start: int, steps: int, batch_size: int, every: int) -> None:
+    def __init__(
+        self,
+        workdir: Path,
+        start: int,
+        steps: int,
+        batch_size: int,
+        every: int,
+        optimizers: Mapping[str, Optimizer],
+    ) -> None:
         self.log = MetricLog(workdir, start) if jax.process_index() == 0 else None
         self.bar = tqdm(
             total=steps,
@@ -51,7 +68,7 @@ class Report:
         self.every, self.steps, self.batch_size = every, steps, batch_size
         self.average = Average()
         self.pending: tuple[int, Metrics] | None = None
-        self.workdir = workdir
+        self.workdir, self.optimizers = workdir, optimizers
         self.restart_clock()
 
     def after_step(self, step: int, metrics: Metrics) -> None:
@@ -66,6 +83,7 @@ class Report:
         (step, metrics), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
         check_finite(step, metrics)
+        check_spikes(step, metrics, self.optimizers)
         self.average.add({k: v for k, v in metrics.items() if not k.endswith("finite")})
         self.images += self.batch_size
         self.bar.update()
@@ -125,6 +143,20 @@ def check_finite(step: int, metrics: Metrics) -> None:
                 "optimizer.learning_rate or with optimizer.clip_norm",
                 step,
                 values,
+            )
+
+
+def check_spikes(step: int, metrics: Metrics, optimizers: Mapping[str, Optimizer]) -> None:
+    """Raises SpikesError that names the network, the step and the factor."""
+    for name, optimizer in optimizers.items():
+        skipped = metrics.get("skipped" if len(optimizers) == 1 else f"{name}/skipped")
+        if skipped is not None and skipped.total > optimizer.spike_cap:
+            raise SpikesError(
+                f"{name} has skipped {int(skipped.total)} updates at step {step}, more than "
+                f"optimizer.spike_cap={optimizer.spike_cap}: their loss or gradient lay "
+                f"{optimizer.spike_factor:g} standard deviations (optimizer.spike_factor) above "
+                "the last ones. Start another --workdir with a lower optimizer.learning_rate, or "
+                "with a higher factor or cap"
             )
 
 

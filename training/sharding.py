@@ -49,13 +49,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def check_batch_size(batch_size: int, mesh: Mesh) -> None:
-    """Raises ValueError if the devices cannot have equal shares of a batch."""
-    if batch_size % mesh.size:
+def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
+    """Raises ValueError if the devices cannot have equal shares of each micro-batch."""
+    if micro_batches < 1:
+        raise ValueError(f"micro_batches={micro_batches} must be 1 or more")
+    shares = mesh.size * micro_batches
+    if batch_size % shares:
+        parts = f" x {micro_batches} micro_batches" if micro_batches > 1 else ""
         raise ValueError(
-            f"batch_size={batch_size} is not divisible by the {mesh.size} devices of the mesh; "
-            f"use {batch_size // mesh.size * mesh.size or mesh.size} or "
-            f"{-(-batch_size // mesh.size) * mesh.size}"
+            f"batch_size={batch_size} is not divisible by the {mesh.size} devices of the mesh"
+            f"{parts}; use {batch_size // shares * shares or shares} or "
+            f"{-(-batch_size // shares) * shares}"
         )
 
 

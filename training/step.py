@@ -1,7 +1,8 @@
 """The one training step of every method: players in turn, then followers.
 
-Randomness is a function of (seed, step, player), drawn at the global shape inside jit, so that one
-device and eight draw the same numbers and a resumed run draws what the first would have.
+Randomness is a function of (seed, step, player, micro-batch), drawn at the global shape inside jit,
+so that one device and eight draw the same numbers and a resumed run draws what the first would
+have.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,11 +20,19 @@ from training.state import TrainState, named_key
 TrainStep = Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState, Metrics]]
 # (parameters, optimizer state) -> the same after one update, and metrics
 Update = Callable[[Params, Any], tuple[Params, Any, Metrics]]
+# parameters -> the mean loss, its gradient, and metrics
+Gradient = Callable[[Params], tuple[Array, Params, Metrics]]
 
 
-def train_step(objective: Objective, optimizers: Mapping[str, Optimizer], seed: int) -> TrainStep:
+def train_step(
+    objective: Objective,
+    optimizers: Mapping[str, Optimizer],
+    seed: int,
+    micro_batches: int = 1,
+) -> TrainStep:
     """(state, frozen, batch) -> (state, metrics), pure, to be jitted with the state donated.
 
+    micro_batches: parts of the batch whose gradients are averaged, one part in memory at a time.
     If a player's loss or gradient is not finite the whole state is returned unchanged, its step
     included, and the metric `finite` (`PLAYER/finite` where there are several) is below 1.
     """
@@ -36,9 +45,10 @@ def train_step(objective: Objective, optimizers: Mapping[str, Optimizer], seed: 
         opt_states, metrics = dict(state.optimizers), {}
         for name, player in objective.players.items():
             others = {**frozen, **followers, **networks}
-            update = player_update(
-                player, optimizers[name], others, batch, named_key(key, name), state.step
+            gradient = player_gradient(
+                player, others, batch, named_key(key, name), state.step, micro_batches
             )
+            update = player_update(player, optimizers[name], gradient, state.step)
             networks[name], opt_states[name], metrics[name] = every(
                 player.every, state.step, update, networks[name], opt_states[name]
             )
@@ -52,30 +62,70 @@ def train_step(objective: Objective, optimizers: Mapping[str, Optimizer], seed: 
     return step
 
 
-def player_update(
+def player_gradient(
     player: Player,
-    optimizer: Optimizer,
     others: Mapping[str, Params],
     batch: Batch,
     key: Key,
     step: Array,
-) -> Update:
-    """One gradient step of a player on the mean of its loss."""
+    micro_batches: int,
+) -> Gradient:
+    """The gradient of a player's mean loss."""
 
-    def mean_loss(params: Params) -> tuple[Array, Metrics]:
-        loss, metrics = player.loss(params, others, batch, key, step)
-        return jnp.mean(loss), metrics
+    def gradient(params: Params, batch: Batch, key: Key) -> tuple[Array, Params, Metrics]:
+        def mean_loss(params: Params) -> tuple[Array, Metrics]:
+            loss, metrics = player.loss(params, others, batch, key, step)
+            return jnp.mean(loss), metrics
+
+        (loss, metrics), slope = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        return loss, slope, metrics
+
+    if micro_batches == 1:
+        return lambda params: gradient(params, batch, key)
+    return lambda params: accumulate(
+        lambda i: gradient(params, rows(batch, i, micro_batches), jax.random.fold_in(key, i)),
+        micro_batches,
+    )
+
+
+def rows(batch: Batch, i: Array, micro_batches: int) -> Batch:
+    """Rows i::micro_batches of a batch: every device has an equal share of them already."""
+    return jax.tree.map(lambda a: a.reshape(-1, micro_batches, *a.shape[1:])[:, i], batch)
+
+
+def accumulate(
+    gradient: Callable[[Array], tuple[Array, Params, Metrics]], micro_batches: int
+) -> tuple[Array, Params, Metrics]:
+    """Mean loss and gradient, and summed metrics, of the micro-batches one after the other."""
+    shapes = jax.eval_shape(gradient, jnp.int32(0))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+    def add(sums: tuple, i: Array) -> tuple[tuple, None]:
+        return jax.tree.map(jnp.add, sums, gradient(i)), None
+
+    (loss, slope, metrics), _ = jax.lax.scan(add, zeros, jnp.arange(micro_batches))
+    loss, slope = jax.tree.map(lambda total: total / micro_batches, (loss, slope))
+    return loss, slope, metrics
+
+
+def player_update(player: Player, optimizer: Optimizer, gradient: Gradient, step: Array) -> Update:
+    """One step of a player's optimizer along its gradient."""
+    transform = optax.with_extra_args_support(optimizer.transform)
 
     def update(params: Params, opt_state: Any) -> tuple[Params, Any, Metrics]:
-        (loss, metrics), gradient = jax.value_and_grad(mean_loss, has_aux=True)(params)
-        norm = optax.tree.norm(gradient)
-        updates, opt_state = optimizer.transform.update(gradient, opt_state, params)
+        loss, slope, metrics = gradient(params)
+        norm = optax.tree.norm(slope)
+        # Counted since the start of the run, by transformations that skip updates.
+        skipped = optax.tree.get(opt_state, "skipped", 0)
+        updates, opt_state = transform.update(slope, opt_state, params, value=loss)
         scalars = {
             "loss": loss,
             "gradient_norm": norm,
-            "learning_rate": optimizer.learning_rate(step // player.every),
+            "learning_rate": optimizer.learning_rate(step // player.every - skipped),
             "finite": jnp.isfinite(loss) & jnp.isfinite(norm),
         }
+        if optimizer.spike_factor:
+            scalars["skipped"] = optax.tree.get(opt_state, "skipped")
         once = {name: Mean(jnp.float32(value), jnp.float32(1)) for name, value in scalars.items()}
         return optax.apply_updates(params, updates), opt_state, {**metrics, **once}
 

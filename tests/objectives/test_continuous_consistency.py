@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from diffusion.path import PATHS, trigflow
+from models.mlp import mlp
 from models.network import Network
 from objectives.continuous_consistency import (
     continuous_distillation,
@@ -183,6 +184,37 @@ def test_gradient_is_that_of_the_consistency_inner_product():
     expected = jax.grad(inner)(params)
     for name in ("a", "b", "c", "e"):
         np.testing.assert_allclose(gradient[name], expected[name], rtol=2e-3, atol=1e-5)
+
+
+def test_gradient_is_that_of_two_evaluations_with_the_target_s_detached():
+    # As the paper writes it: V^- and its tangent at detached parameters, V at the trained ones.
+    network = mlp(dimension=2, width=16, depth=1, num_classes=4)
+    params = jax.tree.map(
+        lambda leaf: leaf + 0.3 * jax.random.normal(KEY, leaf.shape), network.init(KEY)
+    )
+    model = model_of(network, PATH, "F")
+    fixed = jnp.linspace(0.1, 1.4, 2000)
+    objective = continuous_training(
+        model, adaptive_weight=False, tangent_warmup=20, time_sampler=lambda key, count: fixed
+    )
+    gradient = jax.jit(jax.grad(lambda p: run(objective, p, step=5)[0].mean()))(params)
+    _, key_eps, _ = jax.random.split(KEY, 3)
+    x_0, eps = GAUSSIAN.sample(KEY, 2000), jax.random.normal(key_eps, (2000, 2))
+    x_t, rate = PATH.interpolate(x_0, eps, fixed), PATH.velocity(x_0, eps, fixed)
+    label = {"label": jnp.zeros(2000, jnp.int32)}
+
+    def velocity(p):  # the kind F points from noise to data
+        return lambda x, t: -SIGMA_DATA * model.predict(p, x, t, t, label)
+
+    def two_evaluations(p):
+        detached = velocity(jax.lax.stop_gradient(p))
+        v, g = tangent(detached, x_t, fixed, rate, 0.25)
+        target = v / SIGMA_DATA + normalize(g, 0.1)
+        return jnp.mean((velocity(p)(x_t, fixed) / SIGMA_DATA - target) ** 2)
+
+    expected = jax.jit(jax.grad(two_evaluations))(params)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(expected), strict=True):
+        np.testing.assert_allclose(a, b, atol=5e-6 * float(jnp.abs(b).max()))
 
 
 def test_learned_weight_settles_where_it_is_minus_the_log_of_the_error():

@@ -6,7 +6,15 @@ from training.cost import forward_flops, network_evaluations, step_flops, traini
 
 @pytest.mark.parametrize(
     ("method", "evaluations"),
-    [("flow_matching", 3.0), ("shortcut", 3.5), ("ct", 4.0), ("cd", 6.0), ("sim_flow", 11.0)],
+    [
+        ("flow_matching", 3.0),
+        ("shortcut", 3.5),
+        ("ct", 4.0),
+        ("cd", 6.0),
+        ("sct", 4.0),
+        ("scd", 5.0),
+        ("sim_flow", 11.0),
+    ],
 )
 def test_a_step_costs_so_many_forward_passes(method, evaluations):
     config, experiment = small_experiment(method)

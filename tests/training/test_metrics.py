@@ -29,3 +29,10 @@ def test_a_resumed_log_has_every_step_once(tmp_path):
     lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == rows
     assert list((tmp_path / "tensorboard").glob("events*"))
+
+
+def test_of_a_running_count_a_row_has_the_last():
+    average = Average()
+    for skipped, count in ((3, 1), (4, 1), (0, 0)):  # the player was not updated at the last step
+        average.add({"fake_score/skipped": Mean(skipped, count), "loss": Mean(skipped, 1)})
+    assert average.pop() == {"fake_score/skipped": 4.0, "loss": 7.0 / 3.0}

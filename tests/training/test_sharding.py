@@ -1,9 +1,18 @@
+import re
+
 import jax
 import numpy as np
+import optax
 import pytest
 from jax.sharding import Mesh, PartitionSpec
 
+from diffusion.path import linear
+from diffusion.prediction import KINDS
+from models.mlp import mlp
+from modes.train import check_step
 from objectives import OBJECTIVES
+from objectives.distribution_matching import distribution_matching
+from objectives.model import Model
 from tests.training.runs import (
     largest_difference,
     perturbed,
@@ -13,12 +22,14 @@ from tests.training.runs import (
     untrained_teacher,
 )
 from training.loop import compile_step, create_state
+from training.optimizer import Optimizer
 from training.sharding import (
     AXES,
     check_batch_size,
     make_mesh,
     parameter_spec,
     put_batch,
+    replicated,
     tree_shardings,
 )
 
@@ -87,6 +98,49 @@ def test_one_device_equals_eight(method):
             )
 
 
+def small_game(mesh, micro_batches, rows=64):
+    """The compiled step, first state, teacher and batch of a one-step generator of vectors."""
+    model = Model(mlp(dimension=3, width=16, depth=1, num_classes=4), linear(), KINDS["velocity"])
+    objective = distribution_matching(model)._replace(init_from={})
+    optimizers = dict.fromkeys(objective.players, Optimizer(optax.adam(1e-2), lambda count: 1e-2))
+    frozen = {"teacher": perturbed(jax.jit(model.network.init)(jax.random.key(1)))}
+    state = create_state(objective, optimizers, 0, frozen, mesh)
+    batch = put_batch({"label": np.arange(rows, dtype=np.int32) % 4}, mesh)
+    step = compile_step(objective, optimizers, 0, mesh, micro_batches)
+    return step.lower(state, frozen, batch).compile(), state, frozen, batch
+
+
+def test_one_device_equals_eight_in_micro_batches_and_no_row_moves():
+    def trained(mesh):
+        step, state, frozen, batch = small_game(mesh, 2)
+        frozen = jax.device_put(frozen, replicated(mesh))
+        for _ in range(5):
+            state, metrics = step(state, frozen, batch)
+        return state, metrics, step.as_text()
+
+    one, metrics_one, _ = trained(mesh_of(1, 1))
+    eight, metrics_eight, program = trained(mesh_of(8, 1))
+    assert largest_difference(one.networks, eight.networks) < 1e-5
+    for name in metrics_one:
+        for a, b in zip(metrics_one[name], metrics_eight[name], strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-4)
+    # Gradients and metrics are summed over the devices; rows stay where they are.
+    assert not re.findall(r"(?:all-gather|all-to-all|collective-permute)\(", program)
+
+
+def test_micro_batches_need_less_memory():
+    compiled = [small_game(mesh_of(1, 1), count, rows=4096)[0] for count in (1, 4)]
+    whole, parts = (each.memory_analysis().temp_size_in_bytes for each in compiled)
+    assert parts < 0.4 * whole
+
+
+def test_micro_batches_too_small_for_the_bootstrap_rows_are_an_error():
+    config, experiment = small_experiment("shortcut")
+    config.micro_batches = 4
+    with pytest.raises(ValueError, match=r"16 rows, batch_size / micro_batches, .* such as 28"):
+        check_step(experiment, config, mesh_of(1, 1), {})
+
+
 def test_fsdp_splits_parameters_optimizer_and_followers_alike():
     _, experiment = small_experiment()
     mesh = mesh_of(2, 4)
@@ -137,3 +191,8 @@ def test_mesh_sizes():
 def test_batch_must_divide():
     with pytest.raises(ValueError, match=r"batch_size=100 .* 8 devices .* 96 or 104"):
         check_batch_size(100, mesh_of(8, 1))
+    with pytest.raises(ValueError, match=r"8 devices .* x 4 micro_batches; use 96 or 128"):
+        check_batch_size(104, mesh_of(8, 1), 4)
+    with pytest.raises(ValueError, match="micro_batches=0 must be 1 or more"):
+        check_batch_size(96, mesh_of(8, 1), 0)
+    check_batch_size(96, mesh_of(8, 1), 3)

@@ -4,8 +4,11 @@ import numpy as np
 import optax
 import pytest
 
+from diffusion.path import linear
 from objectives.base import Follower, Mean, Objective, Player
+from objectives.denoising import denoising
 from objectives.followers import constant_ema
+from tests.networks import affine, model_of
 from training.optimizer import Optimizer
 from training.report import NonFiniteError, check_finite
 from training.state import initial_state, named_key
@@ -154,3 +157,31 @@ def test_keys_are_a_function_of_seed_step_and_name():
     assert len(set(seen.values())) == 4
     expected = named_key(jax.random.fold_in(jax.random.key(0), 1), "second")
     assert seen[1, "second"] == float(jax.random.uniform(expected))
+
+
+def test_a_gradient_is_the_mean_of_those_of_the_micro_batches():
+    objective, count = denoising(model_of(affine(), linear()))._replace(init_from={}), 4
+    optimizers = {"network": SGD}
+    state = initial_state(objective, optimizers, 0, {})
+    batch = {
+        "x": jax.random.normal(jax.random.key(1), (24, 2, 2, 1)),
+        "label": jnp.arange(24) % 4,
+    }
+    updated, metrics = jax.jit(train_step(objective, optimizers, 0, count))(state, {}, batch)
+    key = named_key(jax.random.fold_in(jax.random.key(0), 0), "network")
+    params, loss = state.networks["network"], objective.players["network"].loss
+
+    def of_part(i):
+        part = {name: rows[i::count] for name, rows in batch.items()}
+        mean = lambda p: loss(p, {}, part, jax.random.fold_in(key, i), 0)[0].mean()  # noqa: E731
+        return jax.value_and_grad(mean)(params)
+
+    losses, gradients = zip(*map(of_part, range(count)), strict=True)
+    assert float(metrics["loss"].total) == pytest.approx(np.mean(losses), rel=1e-6)
+    assert float(metrics["loss"].count) == 1
+    assert sum(metrics[f"loss_noise_{i}"].count for i in range(8)) == 24
+    total = sum(float(metrics[f"loss_noise_{i}"].total) for i in range(8))
+    assert total == pytest.approx(24 * np.mean(losses), rel=1e-5)
+    for name, after in updated.networks["network"].items():
+        mean = np.mean([gradient[name] for gradient in gradients], axis=0)
+        np.testing.assert_allclose(params[name] - RATE * mean, after, rtol=1e-5, atol=1e-6)
