@@ -59,7 +59,7 @@ OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report
 # The modes that read a flag; those that are not here are read by all.
 USED_BY = {
     "config": ("train", "evaluate", "prepare", "describe", "compare"),
-    "workdir": ("train", "evaluate", "sample", "report", "compare", "checkpoints"),
+    "workdir": ("train", "evaluate", "sample", "report", "compare", "checkpoints", "replay"),
     "workdirs": ("report",),
     "steps": ("sample",),
     "seeds": ("sample", "compare"),

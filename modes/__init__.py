@@ -7,6 +7,7 @@ from modes.compare import compare
 from modes.describe import describe
 from modes.evaluate import evaluate
 from modes.prepare import prepare
+from modes.replay import replay
 from modes.report import report
 from modes.request import Request
 from modes.sample import sample
@@ -21,4 +22,5 @@ MODES: dict[str, Callable[[Request], None]] = {
     "report": report,
     "compare": compare,
     "checkpoints": checkpoints,
+    "replay": replay,
 }

@@ -15,13 +15,13 @@ from eval.evaluate import check_evaluation, evaluator, summary
 from eval.pairs import teacher_pairs
 from modes.request import Request, required_config, required_workdir, resolve_with_data
 from objectives.base import Params
-from training import restore
+from training import replay, restore
 from training.checkpoint import Retention
 from training.experiment import Experiment, build, rebuild
 from training.loop import HostBatch, Schedule, abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
 from training.preemption import Preemption
-from training.report import evaluations
+from training.report import NonFiniteError, evaluations
 from training.sharding import check_batch_size, make_mesh
 from training.state import TrainState
 from training.teacher import TEACHER, checked_teacher, load_teacher, pinned
@@ -74,29 +74,52 @@ def train_claimed(path: Path, config: ConfigDict, preemption: Preemption) -> int
             for metric, value in result["metrics"].items()
         }
 
-    train_network(
-        objective=experiment.objective,
-        optimizers=experiment.optimizers,
-        frozen=frozen,
-        mesh=mesh,
-        config=as_dict(config),
-        seed=config.seed,
-        schedule=Schedule(
-            steps=config.steps,
-            log=config.log.every,
-            save=config.checkpoint.every,
-            evaluate=config.evaluate.every,
-        ),
-        batch_size=config.batch_size,
-        micro_batches=config.micro_batches,
-        batches=lambda start: batches(config, experiment, dataset, pairs, start),
-        evaluate=evaluate,
-        workdir=path,
-        retention=retention,
-        patience=Patience(**config.watchdog),
-        preemption=preemption,
-    )
+    try:
+        train_network(
+            objective=experiment.objective,
+            optimizers=experiment.optimizers,
+            frozen=frozen,
+            mesh=mesh,
+            config=as_dict(config),
+            seed=config.seed,
+            schedule=Schedule(
+                steps=config.steps,
+                log=config.log.every,
+                save=config.checkpoint.every,
+                evaluate=config.evaluate.every,
+            ),
+            batch_size=config.batch_size,
+            micro_batches=config.micro_batches,
+            batches=lambda start: batches(config, experiment, dataset, pairs, start),
+            evaluate=evaluate,
+            workdir=path,
+            retention=retention,
+            patience=Patience(**config.watchdog),
+            preemption=preemption,
+        )
+    except NonFiniteError as error:
+        raise recorded(error, config, dataset, path) from error
     return config.steps
+
+
+def recorded(
+    error: NonFiniteError, config: ConfigDict, dataset: Dataset | None, folder: Path
+) -> NonFiniteError:
+    """The error with the file that says which step it was, written."""
+    if error.step is None:
+        return error
+    indices = None
+    if dataset is not None:
+        indices = data.batch_indices(
+            len(dataset.train.labels),
+            batch_size=config.batch_size,
+            seed=config.seed,
+            step=error.step - 1,
+        )
+    path = folder / replay.FOLDER / f"{error.step}.json"
+    if jax.process_index() == 0:
+        path = replay.write_record(folder, error, seed=config.seed, indices=indices)
+    return NonFiniteError(f"{error}. {path} has the step; --mode=replay shows where it broke")
 
 
 def retention_of(config: ConfigDict, folder: Path) -> Retention:

@@ -30,7 +30,7 @@ from training.sharding import (
     tree_shardings,
 )
 from training.state import TrainState, initial_state
-from training.step import train_step
+from training.step import Observe, nothing, train_step
 from training.watchdog import PATIENCE, Patience, Watchdog
 
 HostBatch = Mapping[str, np.ndarray]
@@ -88,9 +88,10 @@ def compile_step(
     seed: int,
     mesh: Mesh,
     micro_batches: int = 1,
+    observe: Observe = nothing,
 ) -> Callable[[TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, Metrics]]:
     """`train_step` jitted over the mesh, the state donated, its sharding kept."""
-    step = train_step(objective, optimizers, seed, micro_batches)
+    step = train_step(objective, optimizers, seed, micro_batches, observe)
 
     def sharded(
         state: TrainState, frozen: Mapping[str, Params], batch: HostBatch

@@ -41,6 +41,18 @@ def newest_state(workdir: Path, abstract: TrainState) -> TrainState | None:
     return state
 
 
+def state_before(workdir: Path, abstract: TrainState, step: int) -> TrainState | None:
+    """The state of the newest checkpoint before a step, None if there is none.
+
+    Raises ValueError if that one is damaged.
+    """
+    if not has_checkpoint(workdir):
+        return None
+    with read_checkpoints(workdir) as checkpoints:
+        before = max((s for s in checkpoints.all_steps() if s < step), default=None)
+        return None if before is None else read_state(checkpoints, before, abstract)
+
+
 def read_state(checkpoints: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
     """The state of a step. Raises ValueError if it is damaged or of another model."""
     restored = read_items(checkpoints, step, items(abstract))

@@ -22,6 +22,13 @@ TrainStep = Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState
 Update = Callable[[Params, Any], tuple[Params, Any, Metrics]]
 # parameters -> the mean loss, its gradient, and metrics
 Gradient = Callable[[Params], tuple[Array, Params, Metrics]]
+# a player's gradient -> metrics
+Observe = Callable[[Params], Metrics]
+
+
+def nothing(gradient: Params) -> Metrics:
+    """Tells nothing of a gradient."""
+    return {}
 
 
 def train_step(
@@ -29,10 +36,12 @@ def train_step(
     optimizers: Mapping[str, Optimizer],
     seed: int,
     micro_batches: int = 1,
+    observe: Observe = nothing,
 ) -> TrainStep:
     """(state, frozen, batch) -> (state, metrics), pure, to be jitted with the state donated.
 
     micro_batches: parts of the batch whose gradients are averaged, one part in memory at a time.
+    observe: what to tell of the gradients, among the metrics.
     If a player's loss or gradient is not finite the whole state is returned unchanged, its step
     included, and the metric `finite` (`PLAYER/finite` where there are several) is below 1.
     """
@@ -48,7 +57,7 @@ def train_step(
             gradient = player_gradient(
                 player, others, batch, named_key(key, name), state.step, micro_batches
             )
-            update = player_update(player, optimizers[name], gradient, state.step)
+            update = player_update(player, optimizers[name], gradient, state.step, observe)
             networks[name], opt_states[name], metrics[name] = every(
                 player.every, state.step, update, networks[name], opt_states[name]
             )
@@ -108,7 +117,9 @@ def accumulate(
     return loss, slope, metrics
 
 
-def player_update(player: Player, optimizer: Optimizer, gradient: Gradient, step: Array) -> Update:
+def player_update(
+    player: Player, optimizer: Optimizer, gradient: Gradient, step: Array, observe: Observe
+) -> Update:
     """One step of a player's optimizer along its gradient."""
     transform = optax.with_extra_args_support(optimizer.transform)
 
@@ -127,7 +138,8 @@ def player_update(player: Player, optimizer: Optimizer, gradient: Gradient, step
         if optimizer.spike_factor:
             scalars["skipped"] = optax.tree.get(opt_state, "skipped")
         once = {name: Mean(jnp.float32(value), jnp.float32(1)) for name, value in scalars.items()}
-        return optax.apply_updates(params, updates), opt_state, {**metrics, **once}
+        metrics = {**metrics, **once, **observe(slope)}
+        return optax.apply_updates(params, updates), opt_state, metrics
 
     return update
 

@@ -1,0 +1,95 @@
+"""--mode=replay: do a step that was not finite again, and show where it broke."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+from tqdm import tqdm
+
+from data import Dataset
+from modes.request import Request, dataset_if_here, required_workdir
+from modes.train import batches, pairs_of
+from objectives.base import Metrics
+from training import restore, workdir
+from training.experiment import Experiment, rebuild
+from training.loop import abstract_state, compile_step, create_state
+from training.replay import Findings, findings, observe_gradient, observed, read_newest
+from training.sharding import make_mesh, put_batch
+from training.teacher import load_teacher
+
+SHOWN = 10  # rows and arrays
+
+
+def replay(request: Request) -> None:
+    """From the checkpoint before the newest record of --workdir, on to its step.
+
+    Raises ValueError if there is no record, or the step is finite this time.
+    """
+    path = required_workdir(request)
+    record, config = read_newest(path), workdir.load_config(path)
+    experiment = rebuild(config, str(path))
+    dataset = dataset_if_here(config, experiment)
+    metrics = step_again(path, record["step"], config, experiment, dataset)
+    players = list(experiment.objective.players)
+    found = findings(metrics, players, config.micro_batches)
+    if not found:
+        raise ValueError(
+            f"step {record['step']} is finite on {jax.device_count()} device(s) of kind "
+            f"{jax.devices()[0].device_kind}: it can be reproduced on the run's own devices and "
+            f"versions alone ({path / workdir.ENVIRONMENT})"
+        )
+    if jax.process_index() == 0:
+        print(f"step {record['step']} again, as it was: {record['message']}")
+        for player, finding in found.items():
+            print("\n".join(description(player, finding, config.batch_size, record["indices"])))
+
+
+def step_again(
+    path: Path, step: int, config: ConfigDict, experiment: Experiment, dataset: Dataset | None
+) -> Metrics:
+    """The metrics, on the host, of a step of a run and of what it was made of."""
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    objective, optimizers = experiment.objective, experiment.optimizers
+    if restore.has_checkpoint(path):
+        objective = objective._replace(init_from={})
+    frozen = load_teacher(config, experiment._replace(objective=objective), mesh)
+    pairs = pairs_of(config, experiment, frozen, mesh, path)
+    state = restore.state_before(
+        path, abstract_state(objective, optimizers, config.seed, frozen, mesh), step
+    )
+    if state is None:
+        state = create_state(objective, optimizers, config.seed, frozen, mesh)
+    arguments = optimizers, config.seed, mesh, config.micro_batches
+    forward = compile_step(objective, *arguments)
+    start = int(state.step)
+    source = batches(config, experiment, dataset, pairs, start)
+    for _ in tqdm(range(start + 1, step), desc=f"from step {start}", unit="step"):
+        state, _ = forward(state, frozen, put_batch(next(source), mesh))
+    last = compile_step(observed(objective), *arguments, observe_gradient)
+    return jax.device_get(last(state, frozen, put_batch(next(source), mesh))[1])
+
+
+def description(
+    player: str, finding: Findings, batch_size: int, indices: Sequence[int] | None
+) -> list[str]:
+    """What to print of a player."""
+    rows = [
+        f"{row}" if indices is None else f"{row} (image {indices[row]})"
+        for row in finding.rows[:SHOWN]
+    ]
+    arrays = [f"{name} ({share:.0%})" for name, share in first(finding.gradients).items()]
+    more = len(finding.gradients) - len(arrays)
+    return [
+        f"{player}: loss {finding.loss:g}, gradient norm {finding.gradient_norm:g}",
+        f"  rows whose loss is not finite: {len(finding.rows)} of {batch_size}"
+        f"{': ' if rows else ''}{', '.join(rows)}{' ...' if len(finding.rows) > SHOWN else ''}",
+        f"  gradients that are not finite: {', '.join(arrays) or 'none'}"
+        f"{f' and {more} more' if more else ''}",
+    ]
+
+
+def first(items: Mapping[str, Any]) -> dict[str, Any]:
+    """The first of a mapping."""
+    return dict(list(items.items())[:SHOWN])

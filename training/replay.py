@@ -1,0 +1,121 @@
+"""A step that was not finite, taken apart: WORKDIR/replay/STEP.json and the step done again.
+
+The file is small: which step, its key, the images of its batch, what was found. The state is not in
+it; a run is a function of its last checkpoint, so the step is reached again from there.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from objectives.base import Batch, Key, LossFn, Mean, Metrics, Objective, Params
+from training.files import write_json
+from training.report import NonFiniteError
+
+FOLDER = "replay"
+# Names of metrics that the step done again has besides its own.
+ROWS, GRADIENT = "rows", "gradient of "
+
+
+class Findings(NamedTuple):
+    """What was not finite in one player's step.
+
+    rows: of the batch, by their loss. gradients: arrays by path, with the share of their elements.
+    """
+
+    loss: float
+    gradient_norm: float
+    rows: list[int]
+    gradients: dict[str, float]
+
+
+def write_record(
+    workdir: Path, error: NonFiniteError, *, seed: int, indices: Sequence[int] | None
+) -> Path:
+    """Write what is known of the step that an error names; returns the file.
+
+    indices: of the batch's images in the data set, None if there were none.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), error.step - 1)
+    path = workdir / FOLDER / f"{error.step}.json"
+    record = {
+        "step": error.step,
+        "message": str(error),
+        "values": {name: repr(value) for name, value in error.values.items()},
+        "seed": seed,
+        "key": np.asarray(jax.random.key_data(key)).tolist(),
+        "indices": None if indices is None else [int(index) for index in indices],
+    }
+    write_json(path, record)
+    return path
+
+
+def read_newest(workdir: Path) -> dict[str, Any]:
+    """The record of the last step that was not finite. Raises ValueError if there is none."""
+    paths = sorted((workdir / FOLDER).glob("*.json"), key=lambda path: int(path.stem))
+    if not paths:
+        raise ValueError(f"{workdir / FOLDER} has no record: no step of this run was not finite")
+    try:
+        return json.loads(paths[-1].read_text())
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{paths[-1]} is not valid JSON ({error}); delete it") from error
+
+
+def observed(objective: Objective) -> Objective:
+    """The objective with the loss of every row among its players' metrics."""
+    players = {
+        name: player._replace(loss=with_rows(player.loss))
+        for name, player in objective.players.items()
+    }
+    return objective._replace(players=players)
+
+
+def with_rows(loss: LossFn) -> LossFn:
+    """The loss with its own rows as a metric, unreduced."""
+
+    def rows_kept(
+        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
+    ) -> tuple[Array, Metrics]:
+        rows, metrics = loss(params, networks, batch, key, step)
+        return rows, {**metrics, ROWS: Mean(rows, jnp.ones_like(rows))}
+
+    return rows_kept
+
+
+def observe_gradient(gradient: Params) -> Metrics:
+    """The share of elements of every array of a gradient that are not finite, as metrics."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(gradient)
+    return {
+        GRADIENT + jax.tree_util.keystr(path, simple=True, separator="/"): Mean(
+            jnp.mean(~jnp.isfinite(leaf), dtype=jnp.float32), jnp.float32(1)
+        )
+        for path, leaf in leaves
+    }
+
+
+def findings(metrics: Metrics, players: Sequence[str], micro_batches: int) -> dict[str, Findings]:
+    """What an observed step's metrics, on the host, say of the players that were not finite.
+
+    With micro-batches a row of the metrics stands for one of each, all of which are named.
+    """
+    found = {}
+    for player in players:
+        prefix = "" if len(players) == 1 else f"{player}/"
+        own = {k.removeprefix(prefix): m for k, m in metrics.items() if k.startswith(prefix)}
+        if own["finite"].total >= own["finite"].count:
+            continue
+        broken = np.flatnonzero(~np.isfinite(own[ROWS].total))
+        gradients = {k.removeprefix(GRADIENT): m for k, m in own.items() if k.startswith(GRADIENT)}
+        found[player] = Findings(
+            loss=float(own["loss"].total),
+            gradient_norm=float(own["gradient_norm"].total),
+            rows=[int(r) * micro_batches + i for r in broken for i in range(micro_batches)],
+            gradients={k: float(m.total) for k, m in gradients.items() if m.total > 0.0},
+        )
+    return found
