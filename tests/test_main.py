@@ -2,9 +2,9 @@
 
 import json
 import shutil
+import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +12,9 @@ import pytest
 from PIL import Image
 
 from tests.cli import ROOT, environment, run
+from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import largest_difference, small_config
-from training import checkpoint
+from training import checkpoint, exits
 from training.workdir import start_run
 
 CONFIG = "--config=configs/digits.py:shortcut"
@@ -87,8 +88,8 @@ def test_a_run_says_what_it_is(trained):
     assert measured[1]["real"]["agreement"] > 0.97
 
 
-@pytest.mark.parametrize("moment", ["middle", "saving"])
-def test_killed_and_started_again_equals_uninterrupted(trained, tmp_path, moment):
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
+def test_stopped_and_started_again_equals_uninterrupted(trained, tmp_path, number):
     workdir = tmp_path / "run"
     command = [CONFIG, f"--workdir={workdir}", *SMALL, "--config.checkpoint.every=2"]
     process = subprocess.Popen(
@@ -96,28 +97,49 @@ def test_killed_and_started_again_equals_uninterrupted(trained, tmp_path, moment
         cwd=ROOT,
         env=environment(),
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
     )
-    # Kill once the checkpoint of step 2 is there, or while that of step 4 is being written.
-    started = "2" if moment == "middle" else "4"
-    deadline = time.time() + 240
-    while time.time() < deadline and process.poll() is None:
-        found = [p.name for p in (workdir / "checkpoints").glob("*")]
-        if any(name.startswith(started) for name in found if moment == "saving" or name == "2"):
-            break
-        time.sleep(0.002)
-    process.kill()
-    process.wait()
-    assert process.returncode == -9
-    survived = [int(p.name) for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()]
-    assert survived and 6 not in survived
+    wait_for(lambda: (workdir / "checkpoints" / "2").exists() or process.poll() is not None)
+    second = run(*command, "--config.steps=6", expect=2)
+    assert f"{workdir} is being trained in (process {process.pid} on" in second.stderr
+    process.send_signal(number)
+    errors = process.communicate(timeout=240)[1]
+    if number == signal.SIGTERM:
+        assert process.returncode == exits.PREEMPTED
+        assert "preempted, resumable: stopped after step" in errors.splitlines()[-1]
+    else:
+        assert process.returncode == -9
+    survived = saved_steps(workdir)
+    assert survived
     run(*command, "--config.steps=6")
     assert largest_difference(arrays(trained, 6), arrays(workdir, 6)) == 0.0
-    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
-    assert [row["step"] for row in rows] == [2, 3, 4, 6, 6]
-    losses = {row["step"]: row["loss"] for row in rows if "loss" in row}
-    whole = (trained / "metrics.jsonl").read_text().splitlines()
-    assert losses == {row["step"]: row["loss"] for row in map(json.loads, whole) if "loss" in row}
+    if number == signal.SIGKILL:  # a stop on request ends a row of the log where it comes
+        assert losses(workdir) == losses(trained)
+    listed = run("--mode=checkpoints", f"--workdir={workdir}").stdout.splitlines()
+    assert [line.split()[0] for line in listed] == ["step", "4", "6"]
+    assert all(" whole" in line for line in listed[1:]) and "frechet_1" in listed[-1]
+
+
+def losses(workdir):
+    """The logged losses by step."""
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {row["step"]: row["loss"] for row in rows if "loss" in row}
+
+
+def test_a_run_that_diverges_is_replayed(tmp_path):
+    run(
+        "--config=configs/digits.py:flow_matching",
+        f"--workdir={tmp_path}",
+        "--config.optimizer.learning_rate=1e30",
+        "--config.checkpoint.every=1",
+        *SHORT,
+        expect=exits.DIVERGED,
+    )
+    again = run("--mode=replay", f"--workdir={tmp_path}")
+    assert "step 2 again, as it was: loss or gradient of the network" in again.stdout
+    assert "rows whose loss is not finite: 64 of 64: 0 (image " in again.stdout
+    assert "gradients that are not finite: block_0/" in again.stdout
 
 
 def test_samples_need_only_the_workdir_and_do_not_depend_on_their_number(trained, tmp_path):

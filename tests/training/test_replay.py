@@ -1,0 +1,74 @@
+"""A step that was not finite is done again, and what broke is named."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from objectives.base import Mean, Objective, Player
+from training.optimizer import Optimizer
+from training.replay import (
+    Findings,
+    findings,
+    observe_gradient,
+    observed,
+    read_newest,
+    write_record,
+)
+from training.report import NonFiniteError
+from training.state import initial_state
+from training.step import train_step
+
+SGD = Optimizer(optax.sgd(0.1), optax.constant_schedule(0.1))
+BROKEN = [2, 5]  # rows
+X = jnp.ones(8).at[jnp.array(BROKEN)].set(jnp.inf)
+
+
+def player(reads):
+    """A loss whose gradient in `scale` breaks where a row of x does; that in `shift` never does."""
+
+    def loss(params, networks, batch, key, step):
+        rows = params["scale"] * reads(batch) + params["shift"]
+        return rows, {"mean": Mean(jnp.sum(rows), jnp.float32(rows.size))}
+
+    init = lambda key: {"scale": jnp.ones((2,)).sum(), "shift": jnp.zeros(())}  # noqa: E731
+    return Player(init, loss)
+
+
+def found(micro_batches):
+    """Findings in a step of a player that breaks after one that does not."""
+    sound, broken = player(lambda batch: batch["y"]), player(lambda batch: batch["x"])
+    objective = Objective({"sound": sound, "broken": broken}, {}, None, "sound", init_from={})
+    optimizers = dict.fromkeys(objective.players, SGD)
+    state = initial_state(objective, optimizers, 0, {})
+    step = train_step(observed(objective), optimizers, 0, micro_batches, observe_gradient)
+    batch = {"x": X, "y": jnp.ones(8), "label": jnp.arange(8)}
+    metrics = jax.device_get(jax.jit(step)(state, {}, batch)[1])
+    return findings(metrics, list(objective.players), micro_batches)
+
+
+def test_the_player_its_rows_and_its_arrays_are_named():
+    assert found(1) == {"broken": Findings(np.inf, np.inf, BROKEN, {"scale": 1.0})}
+
+
+def test_a_row_of_micro_batches_stands_for_one_of_each():
+    (finding,) = found(2).values()
+    # Rows 0 2 4 6 and 1 3 5 7: the second row of the first, the third of the second.
+    assert finding.rows == [2, 3, 4, 5]
+
+
+def test_the_record_of_the_last_broken_step_is_read(tmp_path):
+    with pytest.raises(ValueError, match="no step of this run was not finite"):
+        read_newest(tmp_path)
+    for step in (9, 30, 4):
+        error = NonFiniteError("broken", step, {"loss": np.inf})
+        write_record(tmp_path, error, seed=3, indices=np.array([7, 8]))
+    record = read_newest(tmp_path)
+    assert record["step"] == 30 and record["values"] == {"loss": "inf"}
+    assert record["indices"] == [7, 8]
+    key = jax.random.wrap_key_data(jnp.array(record["key"], jnp.uint32))
+    assert key == jax.random.fold_in(jax.random.key(3), 29)  # the state's step, before the update
+    (tmp_path / "replay" / "31.json").write_text("{")
+    with pytest.raises(ValueError, match="31.json is not valid JSON"):
+        read_newest(tmp_path)
