@@ -21,6 +21,8 @@ Batch = Mapping[str, Array]
 
 # Bins of the logged loss, equal in the angle arctan(sigma / alpha) from data to noise.
 NOISE_LEVEL_BINS = 8
+# The name of a draw's samples in a batch.
+SAMPLES = "samples"
 
 
 class Mean(NamedTuple):
@@ -41,6 +43,19 @@ class Player(NamedTuple):
     init: Callable[[Key], Params]
     loss: LossFn
     every: int = 1
+
+
+class Draw(NamedTuple):
+    """Samples of a player's network that all losses of a step read, as batch["samples"].
+
+    They are drawn once per step, before any update. Gradients in them reach the parameters of
+    `player` alone, whose forward pass is the one that drew them; to the others they are data.
+
+    sample: (the player's parameters, batch, key) -> samples [B, ...]
+    """
+
+    player: str
+    sample: Callable[[Params, Batch, Key], Array]
 
 
 class Follower(NamedTuple):
@@ -80,6 +95,7 @@ class Objective(NamedTuple):
 
     players: updated in this order; each sees the earlier updates.
     followers: updated after the players, in this order.
+    draw: samples that the losses share, if any.
     sample: how this method generates with the network of the player `generator` or a copy of it.
     guidance_scale: the scale at which it samples unless told otherwise.
     frozen: teachers that the losses read, loaded from a checkpoint, never saved again.
@@ -96,6 +112,7 @@ class Objective(NamedTuple):
     generator: str = "network"
     guidance_scale: float = 1.0
     frozen: tuple[str, ...] = ()
+    draw: Draw | None = None
     init_from: Mapping[str, str] = {"network": "teacher"}
     denoises: bool = False
     reads_images: bool = True
@@ -104,7 +121,7 @@ class Objective(NamedTuple):
 
 def condition_of(batch: Batch) -> Condition:
     """All of a batch but the data themselves."""
-    return {name: value for name, value in batch.items() if name not in ("x", "pairs")}
+    return {name: value for name, value in batch.items() if name not in ("x", "pairs", SAMPLES)}
 
 
 def per_example(elementwise: Array) -> Array:

@@ -10,6 +10,12 @@ for `fake_score_updates` of these. Both start as the teacher. The teacher is fro
 guided (form A); the fake score is not. Gradients reach the generator through x_g and x_t alone:
 teacher and fake score are not the differentiated argument of its loss.
 
+The generator is evaluated once per step: both losses are taken at the same x_g, each with t and eps
+of its own (as in DMD2's code). For a fixed fake score neither's expected gradient changes; the two
+of one step are no longer independent. The fake score that the generator meets has just taken a
+step on these x_g among others, which biases the generator's gradient by the order of that step over
+the number of rows.
+
 Batches have labels alone. Methods differ in the divergence and in `normalize`:
 
     sim             score_implicit_matching                Luo et al. 2024
@@ -32,7 +38,7 @@ E (x_g - fake)^T y / E |y|^2: 0 for an exact fake score, (1 - l) / l for one tha
 l of its way; `sample_mean` and `sample_std` over the batch.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import jax
@@ -43,7 +49,9 @@ from diffusion.guidance import Condition, check_trained_scale, guide, unconditio
 from diffusion.path import Path, align
 from diffusion.time_sampling import TimeSampler, log_normal
 from objectives.base import (
+    SAMPLES,
     Batch,
+    Draw,
     Key,
     LossFn,
     Mean,
@@ -113,12 +121,12 @@ def distribution_matching(
             "direction is the guidance; use a scale above 1"
         )
     optimised = generator or one_step(model, sigma_init)
-    draw = time_sampler or log_normal(model.path)
+    time_sampler = time_sampler or log_normal(model.path)
     players = {}
     if divergence.has_fake_score:
-        loss = fake_score_loss(model, optimised, fake_time_sampler or log_normal(model.path))
+        loss = fake_score_loss(model, fake_time_sampler or log_normal(model.path))
         players["fake_score"] = Player(model.network.init, loss)
-    loss = generator_loss(model, optimised, divergence, draw, normalize, guidance_scale)
+    loss = generator_loss(model, divergence, time_sampler, normalize, guidance_scale)
     if regression_weight > 0.0:
         loss = with_regression(
             loss, optimised, regression_weight, regression_distance or squared_l2()
@@ -131,39 +139,38 @@ def distribution_matching(
         generator="generator",
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        draw=Draw("generator", samples(model, optimised)),
         init_from=dict.fromkeys(set(players) - ({"generator"} if generator else set()), "teacher"),
         reads_images=False,
         reads_pairs=regression_weight > 0.0,
     )
 
 
-def generated(
-    model: Model, generator: Generator, params: Params, condition: Condition, key: Key
-) -> Array:
-    """x_g of a batch of conditions, in training."""
-    key_eps, key_dropout = jax.random.split(key)
-    rows = condition["label"].shape[0]
-    eps = jax.random.normal(key_eps, (rows, *model.network.shape))
-    return generator.generate(params, eps, condition, train=True, rng=key_dropout)
+def samples(model: Model, generator: Generator) -> Callable[[Params, Batch, Key], Array]:
+    """x_g of the labels of a batch, in training."""
+
+    def sample(params: Params, batch: Batch, key: Key) -> Array:
+        key_eps, key_dropout = jax.random.split(key)
+        eps = jax.random.normal(key_eps, (*batch["label"].shape, *model.network.shape))
+        return generator.generate(params, eps, condition_of(batch), train=True, rng=key_dropout)
+
+    return sample
 
 
-def fake_score_loss(model: Model, generator: Generator, time_sampler: TimeSampler) -> LossFn:
+def fake_score_loss(model: Model, time_sampler: TimeSampler) -> LossFn:
     """Denoising on the generator's samples."""
     denoise = denoising_loss(model, time_sampler)
 
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
-        key_sample, key_loss = jax.random.split(key)
-        x_g = generated(model, generator, networks["generator"], condition_of(batch), key_sample)
-        return denoise(params, networks, {**batch, "x": x_g}, key_loss, step)
+        return denoise(params, networks, {**batch, "x": batch[SAMPLES]}, key, step)
 
     return loss
 
 
 def generator_loss(
     model: Model,
-    generator: Generator,
     divergence: Divergence,
     time_sampler: TimeSampler,
     normalize: bool,
@@ -174,9 +181,8 @@ def generator_loss(
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
-        key_sample, key_t, key_eps = jax.random.split(key, 3)
-        condition = condition_of(batch)
-        x_g = generated(model, generator, params, condition, key_sample)
+        key_t, key_eps = jax.random.split(key)
+        condition, x_g = condition_of(batch), batch[SAMPLES]
         t = time_sampler(key_t, x_g.shape[0])
         eps = jax.random.normal(key_eps, x_g.shape)
         point = evaluate(model, networks, x_g, eps, t, condition, guidance_scale)

@@ -55,11 +55,17 @@ def one_step(model: Model, sigma_init: float = 2.5) -> Generator:
 def particles(shape: tuple[int, ...], count: int, deviation: float = 1.0) -> Generator:
     """`count` samples of that shape, themselves the parameters, at first noise of that deviation.
 
-    generate returns the first B of them: use batches of `count` rows, labelled as they are to be.
+    generate returns them: use batches of `count` rows, labelled as they are to be, in one
+    micro-batch. Raises ValueError for another number of rows.
     """
 
     def generate(params: Params, eps: Array, condition: Condition, **mode: Any) -> Array:
-        return params["x"][: eps.shape[0]]
+        if eps.shape[0] != count:
+            raise ValueError(
+                f"a batch has {eps.shape[0]} rows for {count} particles; use as many, and one "
+                "micro-batch"
+            )
+        return params["x"]
 
     return Generator(
         lambda key: {"x": deviation * jax.random.normal(key, (count, *shape))}, generate

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
+from objectives.base import SAMPLES, Draw
 from training.experiment import Experiment
 from training.loop import abstract_batch
 
@@ -22,18 +23,42 @@ def step_flops(config: ConfigDict, experiment: Experiment) -> float:
     per parameter, are not counted; loops are counted once. Teachers need not be there.
     """
     objective = experiment.objective
+    players, draw = objective.players, objective.draw
     networks = shapes(experiment)
     batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
     key, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
+    samples, total = {}, 0.0
+    if draw:
+        samples = {SAMPLES: jax.eval_shape(draw.sample, networks[draw.player], batch, key)}
+        forward, backward = draw_flops(draw, networks[draw.player], batch, key)
+        # In micro-batches each player draws the samples again.
+        shared = config.get("micro_batches", 1) == 1
+        total += forward * (1.0 if shared else sum(1.0 / p.every for p in players.values()))
+        total += backward / players[draw.player].every
 
     def gradient_flops(name: str) -> float:
-        def mean_loss(params: Shapes, networks: Shapes, batch: Any, key: Array, step: Array) -> Any:
-            loss, metrics = objective.players[name].loss(params, networks, batch, key, step)
+        def mean_loss(
+            params: Shapes, samples: Any, networks: Shapes, batch: Any, key: Array, step: Array
+        ) -> tuple[Array, Any]:
+            loss, metrics = players[name].loss(params, networks, {**batch, **samples}, key, step)
             return jnp.mean(loss), metrics
 
-        return flops(jax.grad(mean_loss, has_aux=True), networks[name], networks, batch, key, step)
+        inputs = (0, 1) if draw and draw.player == name else (0,)
+        gradient = jax.grad(mean_loss, inputs, has_aux=True)
+        return flops(gradient, networks[name], samples, networks, batch, key, step)
 
-    return sum(gradient_flops(name) / player.every for name, player in objective.players.items())
+    return total + sum(gradient_flops(name) / player.every for name, player in players.items())
+
+
+def draw_flops(draw: Draw, params: Shapes, batch: Any, key: Array) -> tuple[float, float]:
+    """(of drawing samples, of the pullback of a gradient in them to the parameters)."""
+
+    def both(params: Shapes, batch: Any, key: Array) -> Any:
+        samples, pullback = jax.vjp(lambda params: draw.sample(params, batch, key), params)
+        return pullback(samples)
+
+    forward = flops(draw.sample, params, batch, key)
+    return forward, flops(both, params, batch, key) - forward
 
 
 def forward_flops(config: ConfigDict, experiment: Experiment) -> float:

@@ -6,14 +6,25 @@ have.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
 
-from objectives.base import Batch, Follower, Key, Mean, Metrics, Objective, Params, Player
+from objectives.base import (
+    SAMPLES,
+    Batch,
+    Draw,
+    Follower,
+    Key,
+    Mean,
+    Metrics,
+    Objective,
+    Params,
+    Player,
+)
 from training.optimizer import Optimizer
 from training.state import TrainState, named_key
 
@@ -31,6 +42,17 @@ def nothing(gradient: Params) -> Metrics:
     return {}
 
 
+class Rows(NamedTuple):
+    """A batch or micro-batch with its samples, {"samples": ...}, or {} if nothing is drawn.
+
+    pullback: a gradient in the samples -> (that in the parameters of the player that drew them,).
+    """
+
+    batch: Batch
+    samples: Mapping[str, Array]
+    pullback: Callable[[Mapping[str, Array]], tuple[Params]]
+
+
 def train_step(
     objective: Objective,
     optimizers: Mapping[str, Optimizer],
@@ -41,7 +63,10 @@ def train_step(
     """(state, frozen, batch) -> (state, metrics), pure, to be jitted with the state donated.
 
     micro_batches: parts of the batch whose gradients are averaged, one part in memory at a time.
+    Samples that players share are then drawn again for each of them, from the same keys: to keep
+    them would be to keep the activations of all parts.
     observe: what to tell of the gradients, among the metrics.
+
     If a player's loss or gradient is not finite the whole state is returned unchanged, its step
     included, and the metric `finite` (`PLAYER/finite` where there are several) is below 1.
     """
@@ -52,10 +77,11 @@ def train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         networks, followers = dict(state.networks), dict(state.followers)
         opt_states, metrics = dict(state.optimizers), {}
+        part = parts(objective, state.networks, batch, named_key(key, SAMPLES), micro_batches)
         for name, player in objective.players.items():
             others = {**frozen, **followers, **networks}
             gradient = player_gradient(
-                player, others, batch, named_key(key, name), state.step, micro_batches
+                objective, name, others, part, named_key(key, name), state.step, micro_batches
             )
             update = player_update(player, optimizers[name], gradient, state.step, observe)
             networks[name], opt_states[name], metrics[name] = every(
@@ -71,35 +97,63 @@ def train_step(
     return step
 
 
-def player_gradient(
-    player: Player,
-    others: Mapping[str, Params],
+def parts(
+    objective: Objective,
+    networks: Mapping[str, Params],
     batch: Batch,
+    key: Key,
+    micro_batches: int,
+) -> Callable[[Array], Rows]:
+    """i -> the i-th micro-batch with its samples; the whole batch, drawn here, if there is one."""
+    if micro_batches == 1:
+        whole = with_samples(objective.draw, networks, batch, key)
+        return lambda i: whole
+
+    def part(i: Array) -> Rows:
+        # Rows i::micro_batches, of which every device has an equal share already.
+        rows = jax.tree.map(lambda a: a.reshape(-1, micro_batches, *a.shape[1:])[:, i], batch)
+        return with_samples(objective.draw, networks, rows, jax.random.fold_in(key, i))
+
+    return part
+
+
+def with_samples(draw: Draw | None, networks: Mapping[str, Params], batch: Batch, key: Key) -> Rows:
+    """A batch and its samples."""
+    if draw is None:
+        return Rows(batch, {}, lambda slope: ({},))
+    sample = lambda params: {SAMPLES: draw.sample(params, batch, key)}  # noqa: E731
+    return Rows(batch, *jax.vjp(sample, networks[draw.player]))
+
+
+def player_gradient(
+    objective: Objective,
+    name: str,
+    others: Mapping[str, Params],
+    part: Callable[[Array], Rows],
     key: Key,
     step: Array,
     micro_batches: int,
 ) -> Gradient:
-    """The gradient of a player's mean loss."""
+    """The gradient of a player's mean loss, through the samples too if it drew them."""
+    player, draws = objective.players[name], objective.draw and objective.draw.player == name
 
-    def gradient(params: Params, batch: Batch, key: Key) -> tuple[Array, Params, Metrics]:
-        def mean_loss(params: Params) -> tuple[Array, Metrics]:
-            loss, metrics = player.loss(params, others, batch, key, step)
+    def gradient(params: Params, rows: Rows, key: Key) -> tuple[Array, Params, Metrics]:
+        def mean_loss(params: Params, samples: Mapping[str, Array]) -> tuple[Array, Metrics]:
+            loss, metrics = player.loss(params, others, {**rows.batch, **samples}, key, step)
             return jnp.mean(loss), metrics
 
-        (loss, metrics), slope = jax.value_and_grad(mean_loss, has_aux=True)(params)
+        inputs = (0, 1) if draws else (0,)
+        slopes = jax.value_and_grad(mean_loss, inputs, has_aux=True)
+        (loss, metrics), (slope, *of_samples) = slopes(params, rows.samples)
+        if draws:
+            slope = jax.tree.map(jnp.add, slope, *rows.pullback(*of_samples))
         return loss, slope, metrics
 
     if micro_batches == 1:
-        return lambda params: gradient(params, batch, key)
+        return lambda params: gradient(params, part(0), key)
     return lambda params: accumulate(
-        lambda i: gradient(params, rows(batch, i, micro_batches), jax.random.fold_in(key, i)),
-        micro_batches,
+        lambda i: gradient(params, part(i), jax.random.fold_in(key, i)), micro_batches
     )
-
-
-def rows(batch: Batch, i: Array, micro_batches: int) -> Batch:
-    """Rows i::micro_batches of a batch: every device has an equal share of them already."""
-    return jax.tree.map(lambda a: a.reshape(-1, micro_batches, *a.shape[1:])[:, i], batch)
 
 
 def accumulate(

@@ -1,3 +1,5 @@
+from operator import itemgetter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -22,10 +24,10 @@ from objectives.generators import one_step, particles
 from objectives.model import Model
 from tests.networks import gaussian_denoiser
 from training.optimizer import Optimizer
-from training.state import initial_state
+from training.state import initial_state, named_key
 from training.step import train_step
 
-KEY = jax.random.key(0)
+KEY, DRAW_KEY = jax.random.key(0), jax.random.key(1)
 BATCH = {"label": jnp.arange(8) % 4}
 
 
@@ -44,6 +46,17 @@ def perturbed(params, seed):
 def networks_of(model, *names):
     params = model.network.init(KEY)
     return {name: perturbed(params, seed) for seed, name in enumerate(names)}
+
+
+def loss_of(objective, name, networks, batch=BATCH, key=KEY, draw_key=DRAW_KEY):
+    """The loss of a player as a function of its parameters, which draw the samples if it does."""
+
+    def loss(params):
+        drawing = params if name == "generator" else networks["generator"]
+        rows = {**batch, "samples": objective.draw.sample(drawing, batch, draw_key)}
+        return objective.players[name].loss(params, networks, rows, key, 0)
+
+    return loss
 
 
 def optimizer(rate, steps=1):
@@ -150,6 +163,45 @@ def test_a_player_s_update_takes_nothing_from_the_other_s_loss():
                 assert jax.tree.all(same) == (other != name)
 
 
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_both_players_learn_from_the_same_samples(micro_batches):
+    # Each update is the gradient of the whole loss, its samples included, as if drawn by itself.
+    model = gaussian_denoiser(linear())
+    objective = distribution_matching(model, regression_weight=0.25)
+    networks = networks_of(model, "fake_score", "generator", "teacher")
+    eps, x_0 = jax.random.normal(KEY, (2, 8, 1))
+    batch = {**BATCH, "pairs": {"eps": eps, "x_0": x_0, "label": BATCH["label"]}}
+    frozen = {"teacher": networks["teacher"]}
+    sgd = dict.fromkeys(objective.players, Optimizer(optax.sgd(0.1), lambda count: 0.1))
+    state = initial_state(objective, sgd, 0, frozen)
+    state = state._replace(networks={name: networks[name] for name in sgd})
+    after, _ = jax.jit(train_step(objective, sgd, 0, micro_batches))(state, frozen, batch)
+    key = jax.random.fold_in(jax.random.key(0), 0)
+    for name in objective.players:
+        keys = [named_key(key, stream) for stream in (name, "samples")]
+
+        def mean_loss(params, name=name, keys=keys):
+            total = 0.0
+            for i in range(micro_batches):
+                rows = jax.tree.map(itemgetter(slice(i, None, micro_batches)), batch)
+                own = [jax.random.fold_in(k, i) for k in keys] if micro_batches > 1 else keys
+                total += loss_of(objective, name, networks, rows, *own)(params)[0].mean()
+            return total / micro_batches
+
+        slope = jax.jit(jax.grad(mean_loss))(networks[name])
+        expected = jax.tree.map(lambda p, g: p - 0.1 * g, networks[name], slope)
+        largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(slope))
+        for a, b in zip(*map(jax.tree.leaves, (after.networks[name], expected)), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest)
+        networks[name] = after.networks[name]  # the generator sees the updated fake score
+
+
+def test_particles_are_drawn_all_at_once():
+    held = particles((3,), 8)
+    with pytest.raises(ValueError, match="4 rows for 8 particles"):
+        held.generate(held.init(KEY), jnp.zeros((4, 3)), {"label": jnp.zeros(4)})
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_generator_rests_where_the_fake_score_is_the_teacher(method):
     model = gaussian_denoiser(linear())
@@ -157,8 +209,8 @@ def test_generator_rests_where_the_fake_score_is_the_teacher(method):
     networks = networks_of(model, "fake_score", "generator", "teacher")
 
     def gradient(networks):
-        loss = objective.players["generator"].loss
-        return jax.grad(lambda p: loss(p, networks, BATCH, KEY, 0)[0].mean())(networks["generator"])
+        loss = loss_of(objective, "generator", networks)
+        return jax.grad(lambda p: loss(p)[0].mean())(networks["generator"])
 
     moved = jax.tree.leaves(gradient(networks))
     still = jax.tree.leaves(gradient({**networks, "fake_score": networks["teacher"]}))
@@ -175,10 +227,9 @@ def test_the_fake_score_is_trained_as_a_denoiser_of_the_generator_s_samples():
     )
     networks = networks_of(model, "fake_score", "teacher")
     networks["generator"] = held.init(KEY)
-    found, _ = objective.players["fake_score"].loss(networks["fake_score"], networks, BATCH, KEY, 0)
+    found, _ = loss_of(objective, "fake_score", networks)(networks["fake_score"])
     x_g = networks["generator"]["x"]
-    _, key_loss = jax.random.split(KEY)
-    eps = jax.random.normal(jax.random.split(key_loss, 4)[1], x_g.shape)
+    eps = jax.random.normal(jax.random.split(KEY, 4)[1], x_g.shape)
     t = jnp.full(8, 0.4)
     velocity = model.predict(networks["fake_score"], 0.6 * x_g + 0.4 * eps, t, t, BATCH)
     np.testing.assert_allclose(found, ((velocity - (eps - x_g)) ** 2).mean(1), rtol=1e-4)
@@ -197,8 +248,8 @@ def test_a_point_is_what_the_denoisers_say_and_guidance_the_teacher_s_alone(fiel
     assert ("fake_score" in objective.players) == has_fake_score
     networks = networks_of(model, "teacher", *["fake_score"] * has_fake_score)
     networks["generator"] = held.init(KEY)
-    found, _ = objective.players["generator"].loss(networks["generator"], networks, BATCH, KEY, 0)
-    _, key_t, key_eps = jax.random.split(KEY, 3)
+    found, _ = loss_of(objective, "generator", networks)(networks["generator"])
+    key_t, key_eps = jax.random.split(KEY)
     x_g, t = networks["generator"]["x"], log_normal(model.path)(key_t, 8)
     eps = jax.random.normal(key_eps, x_g.shape)
     x_t, rho = model.path.interpolate(x_g, eps, t), (t / (1.0 - t))[:, None]
@@ -229,8 +280,8 @@ def test_regression_ties_the_generator_to_the_teacher_s_pairs():
             model, regression_weight=weight, regression_distance=norm()
         )
         assert objective.reads_pairs == (weight > 0.0)
-        loss = objective.players["generator"].loss
-        rows[weight], _ = loss(networks["generator"], networks, batch, KEY, 0)
+        loss = loss_of(objective, "generator", networks, batch)
+        rows[weight], _ = loss(networks["generator"])
     x_g = one_step(model).generate(networks["generator"], eps, {"label": label})
     apart = jnp.sqrt(((x_g - x_0) ** 2).sum(1))
     np.testing.assert_allclose(rows[0.25] - rows[0.0], 0.25 * apart, rtol=1e-3, atol=1e-5)
@@ -243,12 +294,8 @@ def test_normalize_divides_rows_by_the_teacher_s_error_without_a_gradient():
     networks = networks_of(model, "fake_score", "generator", "teacher")
 
     def value_and_gradient(**fields):
-        loss = (
-            distribution_matching(model, divergence=integral_kl(), **fields)
-            .players["generator"]
-            .loss
-        )
-        rows = lambda p: loss(p, networks, BATCH, KEY, 0)[0]  # noqa: E731
+        objective = distribution_matching(model, divergence=integral_kl(), **fields)
+        rows = lambda p: loss_of(objective, "generator", networks)(p)[0]  # noqa: E731
         return rows(networks["generator"]), jax.jacrev(rows)(networks["generator"])
 
     plain, plain_rows = value_and_gradient()
@@ -303,9 +350,7 @@ def test_health_of_an_exact_fake_score():
             "teacher": teacher,
             "generator": {"x": jnp.exp(0.2) * noise},
         }
-        _, metrics = objective.players["generator"].loss(
-            networks["generator"], networks, batch, KEY, 0
-        )
+        _, metrics = loss_of(objective, "generator", networks, batch)(networks["generator"])
         return {name: float(m.total / m.count) for name, m in metrics.items()}
 
     # Of the same deviation, and half way in the mean: y is half as long as it must be.
@@ -314,7 +359,7 @@ def test_health_of_an_exact_fake_score():
     assert health(half, aside)["fake_lag"] == pytest.approx(1.0, abs=0.05)
     exact, lagging, still = health(own), health(lags), health(teacher)
     assert abs(exact["fake_lag"]) < 0.02
-    assert abs(exact["fake_excess"]) < 0.02 * exact["fake_error"]
+    assert abs(exact["fake_excess"]) < 0.04 * exact["fake_error"]
     for late in (lagging, still):
         assert abs(late["fake_excess"]) > 0.1 * late["fake_error"]
     assert exact["sample_std"] == pytest.approx(np.exp(0.2), rel=0.01)

@@ -13,7 +13,7 @@ from training.cost import forward_flops, network_evaluations, step_flops, traini
         ("cd", 6.0),
         ("sct", 4.0),
         ("scd", 5.0),
-        ("sim_flow", 11.0),
+        ("sim_flow", 10.0),
     ],
 )
 def test_a_step_costs_so_many_forward_passes(method, evaluations):
@@ -22,15 +22,16 @@ def test_a_step_costs_so_many_forward_passes(method, evaluations):
 
 
 def test_a_player_that_is_updated_at_times_costs_in_proportion():
-    def cost(updates):
-        config, experiment = small_experiment(
-            "dmd_flow", **{"objective.fake_score_updates": updates}
-        )
+    def cost(updates, micro_batches=1):
+        fields = {"objective.fake_score_updates": updates, "micro_batches": micro_batches}
+        config, experiment = small_experiment("dmd_flow", **fields)
         return step_flops(config, experiment) / forward_flops(config, experiment)
 
-    # Both players; then the fake score's 1 + 3 passes, and a fifth of the generator's 3 + 2.
-    assert cost(1) == pytest.approx(9.0, rel=0.06)
-    assert cost(5) == pytest.approx(5.0, rel=0.06)
+    # The draw, the fake score's 3 passes and the generator's 2 + 2, or a fifth of these.
+    assert cost(1) == pytest.approx(8.0, rel=0.06)
+    assert cost(5) == pytest.approx(4.8, rel=0.06)
+    # In micro-batches each player draws for itself.
+    assert cost(5, 4) == pytest.approx(5.0, rel=0.06)
 
 
 def test_seconds_are_those_of_the_logged_speed():

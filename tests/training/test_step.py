@@ -1,3 +1,5 @@
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,7 +7,7 @@ import optax
 import pytest
 
 from diffusion.path import linear
-from objectives.base import Follower, Mean, Objective, Player
+from objectives.base import Draw, Follower, Mean, Objective, Player
 from objectives.denoising import denoising
 from objectives.followers import constant_ema
 from tests.networks import affine, model_of
@@ -185,3 +187,68 @@ def test_a_gradient_is_the_mean_of_those_of_the_micro_batches():
     for name, after in updated.networks["network"].items():
         mean = np.mean([gradient[name] for gradient in gradients], axis=0)
         np.testing.assert_allclose(params[name] - RATE * mean, after, rtol=1e-5, atol=1e-6)
+
+
+def sharing(counts, every=1):
+    """`second` draws samples w x that both players read; `counts` counts its passes."""
+    count = lambda name: jax.debug.callback(lambda: counts.update([name]))  # noqa: E731
+
+    @jax.custom_vjp
+    def scaled(w, x):
+        count("forward")
+        return w * x
+
+    def forward(w, x):
+        return scaled(w, x), x
+
+    def backward(x, slope):
+        count("backward")
+        return jnp.sum(slope * x), None
+
+    scaled.defvjp(forward, backward)
+
+    def critic_loss(params, networks, batch, key, step):
+        return 0.5 * (params["w"] - batch["samples"]) ** 2, {}
+
+    def artist_loss(params, networks, batch, key, step):
+        error = batch["samples"] - networks["first"]["w"]
+        return 0.5 * error**2 + 0.5 * params["w"] ** 2, {}
+
+    return Objective(
+        players={
+            "first": Player(lambda key: {"w": jnp.float32(0.0)}, critic_loss),
+            "second": Player(lambda key: {"w": jnp.float32(5.0)}, artist_loss, every=every),
+        },
+        followers={},
+        sample=None,
+        draw=Draw("second", lambda params, batch, key: scaled(params["w"], batch["x"][:, 0])),
+        init_from={},
+    )
+
+
+@pytest.mark.parametrize("micro_batches", [1, 2])
+def test_samples_are_drawn_once_and_pull_the_gradient_back_to_who_drew_them(micro_batches):
+    counts = Counter()
+    objective = sharing(counts, every=2)
+    optimizers = dict.fromkeys(objective.players, SGD)
+    state = initial_state(objective, optimizers, 0, {})
+    step = jax.jit(train_step(objective, optimizers, 0, micro_batches))
+    state, _ = step(state, {}, BATCH)
+    # The samples are 5 and 15, whatever the first player has become.
+    first = 0.0 - RATE * (0.0 - 10.0)
+    second = 5.0 - RATE * (((5.0 - first) * 1.0 + (15.0 - first) * 3.0) / 2 + 5.0)
+    assert float(state.networks["first"]["w"]) == pytest.approx(first)
+    assert float(state.networks["second"]["w"]) == pytest.approx(second)
+    for _ in range(3):
+        state, _ = step(state, {}, BATCH)
+    jax.effects_barrier()
+    # Forwards at every step, backwards at every second; in parts each player draws for itself.
+    assert counts == (
+        {"forward": 4, "backward": 2} if micro_batches == 1 else {"forward": 12, "backward": 4}
+    )
+    fresh = float(state.networks["second"]["w"])
+    third = float(state.networks["first"]["w"])
+    state, _ = step(state._replace(step=jnp.int32(5)), {}, BATCH)
+    assert float(state.networks["second"]["w"]) == fresh
+    moved = third - RATE * (third - 2.0 * fresh)  # the samples of today's network
+    assert float(state.networks["first"]["w"]) == pytest.approx(moved)
