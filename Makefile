@@ -1,6 +1,7 @@
 # make demo    a virtual environment, a shortcut model trained on real digits, samples, a results page
 # make test    the same environment, every test that needs no PyTorch
 # make parity  the DiT, Inception and DINOv2 against PyTorch transcriptions (installs PyTorch, on the CPU)
+# make soak    long campaigns of kills, stops and damage against what docs/running.md promises
 # make lint    ruff
 # make lock    exact versions again, from the ranges in requirements*.txt
 
@@ -16,11 +17,12 @@ RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
 DEMO_STEPS ?= 1200
 TEST_WORKERS ?= 2
+SOAK ?= --kills=40 --stops=40 --damages=80
 
-.PHONY: help demo test parity lint lock clean
+.PHONY: help demo test parity soak lint lock clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -5
+	@sed -n 's/^# //p' Makefile | head -6
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with ensurepip on PATH; name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
@@ -50,6 +52,9 @@ $(VENV)/.parity: $(VENV)/.installed requirements-parity.txt
 
 parity: $(VENV)/.parity
 	$(RUN) -m pytest -m parity
+
+soak: $(VENV)/.installed
+	$(RUN) -m tests.soak $(SOAK)
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

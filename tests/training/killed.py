@@ -19,6 +19,7 @@ import numpy as np
 from tests.cli import SERVER
 from tests.networks import affine
 from tests.training.runs import small_config, synthetic_batches
+from training.metrics import LOG, read_rows
 
 TIMEOUT = 240.0  # seconds
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 12, 4, 6
@@ -137,6 +138,16 @@ def wait_for(condition, seconds=TIMEOUT):
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
         time.sleep(0.005)
+
+
+def wait_for_a_step(folder, process):
+    """Wait until a run that was just started has logged a step of its own, or has ended."""
+    start = max(saved_steps(folder), default=0)
+
+    def stepped():
+        return any(row["step"] > start and "loss" in str(row) for row in read_rows(folder / LOG))
+
+    wait_for(lambda: stepped() or not process.is_alive())
 
 
 def identical(a, b):

@@ -34,8 +34,8 @@ def test_sigterm_saves_the_step_and_says_so(whole, tmp_path, place, at, saved):
 def stopped_at_random(folder, rng):
     """Start a run and send SIGTERM after a random time; its exit code."""
     process = killed.start(folder, "edm", {}, pause=0.05)
-    killed.wait_for(lambda: (folder / "metrics.jsonl").exists() or not process.is_alive())
-    time.sleep(rng.uniform(0.0, 1.5))
+    killed.wait_for_a_step(folder, process)
+    time.sleep(rng.uniform(0.0, 0.4))
     process.terminate()
     process.join(killed.TIMEOUT)
     return process.exitcode
