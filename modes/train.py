@@ -47,6 +47,8 @@ def train_claimed(path: Path, config: ConfigDict, preemption: Preemption) -> int
         mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
         config, dataset = resolve_with_data(config)
         check_batch_size(config.batch_size, mesh, config.micro_batches)
+        if config.steps_per_dispatch < 1:
+            raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")
         experiment = build(config)
         check_evaluation(experiment, dataset, config, mesh)
         retention = retention_of(config, path)
@@ -87,6 +89,7 @@ def train_claimed(path: Path, config: ConfigDict, preemption: Preemption) -> int
                 log=config.log.every,
                 save=config.checkpoint.every,
                 evaluate=config.evaluate.every,
+                dispatch=config.steps_per_dispatch,
             ),
             batch_size=config.batch_size,
             micro_batches=config.micro_batches,

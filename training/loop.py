@@ -26,6 +26,7 @@ from training.sharding import (
     batch_sharding,
     check_batch_size,
     put_batch,
+    put_batches,
     replicated,
     tree_shardings,
 )
@@ -34,6 +35,8 @@ from training.step import Observe, nothing, train_step
 from training.watchdog import PATIENCE, Patience, Watchdog
 
 HostBatch = Mapping[str, np.ndarray]
+# (state, frozen, batch) -> (state, metrics); the state is donated
+Advance = Callable[[TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, Metrics]]
 
 
 def abstract_state(
@@ -89,7 +92,7 @@ def compile_step(
     mesh: Mesh,
     micro_batches: int = 1,
     observe: Observe = nothing,
-) -> Callable[[TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, Metrics]]:
+) -> Advance:
     """`train_step` jitted over the mesh, the state donated, its sharding kept."""
     step = train_step(objective, optimizers, seed, micro_batches, observe)
 
@@ -107,13 +110,43 @@ def compile_step(
     )
 
 
+def compile_steps(step: Advance, count: int, mesh: Mesh) -> Advance:
+    """`count` compiled steps in one dispatch: batches and metrics are stacked on a first axis."""
+
+    def steps(
+        state: TrainState, frozen: Mapping[str, Params], batches: HostBatch
+    ) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, batch: step(state, frozen, batch), state, batches)
+
+    return jax.jit(
+        steps,
+        in_shardings=(None, None, batch_sharding(mesh, stacked=True)),
+        out_shardings=(None, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
 class Schedule(NamedTuple):
-    """When things are done, in steps. steps: in all; the others 0 for only after the last."""
+    """When things are done, in steps. steps: in all; log, save, evaluate: 0 is after the last only.
+
+    dispatch: steps that are dispatched at once where nothing is due between them.
+    """
 
     steps: int
     log: int = 0
     save: int = 0
     evaluate: int = 0
+    dispatch: int = 1
+
+    def next_dispatch(self, done: int) -> int:
+        """How many steps to dispatch after `done` of them: `dispatch`, or one at a time."""
+        between = range(done + 1, done + self.dispatch)
+        free = not any(
+            due(step, self.steps, period)
+            for step in between
+            for period in (self.save, self.evaluate)
+        )
+        return self.dispatch if free else 1
 
 
 def train(
@@ -146,6 +179,7 @@ def train(
     preemption = preemption or Preemption()
     state = restored_or_created(objective, optimizers, seed, frozen, mesh, workdir)
     step = compile_step(objective, optimizers, seed, mesh, micro_batches)
+    steps = compile_steps(step, schedule.dispatch, mesh)
     start = int(state.step)
     source = batches(start)
     with (
@@ -173,9 +207,15 @@ def train(
 
         if start and due(start, schedule.steps, schedule.evaluate) and not report.evaluated(start):
             evaluate_now(start)  # it was ended between the save and the evaluation
-        for done in range(start + 1, schedule.steps + 1):
-            state, metrics = step(state, frozen, put_batch(next(source), mesh))
-            report.after_step(done, metrics)
+        done = start
+        while done < schedule.steps:
+            count = schedule.next_dispatch(done)
+            if count == 1:
+                state, metrics = step(state, frozen, put_batch(next(source), mesh))
+            else:
+                state, metrics = steps(state, frozen, put_batches(source, count, mesh))
+            done += count
+            report.after_steps(done, count, metrics)
             watchdog.beat()
             stop = preemption.requested(done)
             if stop or due(done, schedule.steps, schedule.save):

@@ -67,21 +67,33 @@ class Report:
         )
         self.every, self.steps, self.batch_size = every, steps, batch_size
         self.average = Average()
-        self.pending: tuple[int, Metrics] | None = None
+        self.pending: tuple[int, int, Metrics] | None = None
         self.workdir, self.optimizers = workdir, optimizers
         self.restart_clock()
 
-    def after_step(self, step: int, metrics: Metrics) -> None:
-        """Take the metrics of a step that is still running; handle those of the one before."""
+    def after_steps(self, last: int, count: int, metrics: Metrics) -> None:
+        """Take the metrics of steps that are still running; handle those of the ones before.
+
+        last: the number of the last of `count` steps; if they are several, the metrics have a first
+        axis of that size.
+        """
         self.catch_up()
-        self.pending = (step, metrics)
+        self.pending = (last, count, metrics)
 
     def catch_up(self) -> None:
         """Handle the metrics that were taken last."""
         if self.pending is None:
             return
-        (step, metrics), self.pending = self.pending, None
+        (last, count, metrics), self.pending = self.pending, None
         metrics = jax.device_get(metrics)
+        if count == 1:
+            self.handle(last, metrics)
+            return
+        for i in range(count):
+            self.handle(last - count + 1 + i, jax.tree.map(lambda a, i=i: a[i], metrics))
+
+    def handle(self, step: int, metrics: Metrics) -> None:
+        """Check the metrics of one step, and add them to the row of the log."""
         check_finite(step, metrics)
         check_spikes(step, metrics, self.optimizers)
         self.average.add({k: v for k, v in metrics.items() if not k.endswith("finite")})

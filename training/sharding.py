@@ -5,8 +5,9 @@ axis size divides, unless a rule matches its path first; optimizer states and fo
 shapes and path endings of their player's parameters, so they follow the same rules.
 """
 
+import itertools
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -39,9 +40,9 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
     )
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis over all devices."""
-    return NamedSharding(mesh, PartitionSpec(AXES))
+def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
+    """The first axis over all devices; the second of batches that are stacked on the first."""
+    return NamedSharding(mesh, PartitionSpec(None, AXES) if stacked else PartitionSpec(AXES))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -94,3 +95,10 @@ def put_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a batch as global arrays split over the mesh."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
+
+
+def put_batches(source: Iterator[Any], count: int, mesh: Mesh) -> Any:
+    """The next batches of this process, stacked on a new first axis, as global arrays."""
+    sharding = batch_sharding(mesh, stacked=True)
+    stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *itertools.islice(source, count))
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), stacked)

@@ -27,6 +27,7 @@ LOCK = "lock"
 # Fields that may change when a run is continued; all others would make it another run.
 CHANGEABLE = (
     "steps",
+    "steps_per_dispatch",
     "log.",
     "evaluate.",
     "checkpoint.",

@@ -40,11 +40,13 @@ def small_network(config):
     )
 
 
-def train_small(folder, method, fields, place=None, at=0, number=signal.SIGKILL, pause=0.0):
+def train_small(
+    folder, method, fields, place=None, at=0, number=signal.SIGKILL, pause=0.0, dispatch=1
+):
     """Train `method` in a folder to step STEPS; get a signal at `place` of step `at`, if given.
 
     place: "step" (its batch is being fetched), "saving" (its checkpoint is being written),
-    "evaluating". pause: seconds that every step takes longer.
+    "evaluating". pause: seconds that every step takes longer. dispatch: steps at once.
     """
     from training import checkpoint, exits
     from training.experiment import build
@@ -85,7 +87,7 @@ def train_small(folder, method, fields, place=None, at=0, number=signal.SIGKILL,
                 mesh=make_mesh(),
                 config={"method": method},
                 seed=config.seed,
-                schedule=Schedule(STEPS, log=1, save=SAVE_EVERY, evaluate=EVALUATE_EVERY),
+                schedule=Schedule(STEPS, 1, SAVE_EVERY, EVALUATE_EVERY, dispatch),
                 batch_size=config.batch_size,
                 batches=batches,
                 evaluate=evaluate,

@@ -4,12 +4,14 @@ Real processes and real kills: tests/training/killed.py. The objectives are thos
 """
 
 import json
+import shutil
 
 import pytest
 
 from objectives import OBJECTIVES
 from tests.training import killed
 from tests.training.test_sharding import METHODS
+from training.loop import Schedule
 
 # A change of the grid, of the target's decay, or of the tangent within the run: in its middle, so
 # that "step 6" is the last of a stage, "step 7" the first of the next.
@@ -59,3 +61,27 @@ def test_killed_at_every_place_and_started_again(method, tmp_path):
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
     networks, first = whole.networks[next(iter(whole.networks))], killed.affine().init(None)
     assert not killed.identical(networks, first)
+
+
+def test_several_steps_at_once_are_the_same_steps(tmp_path):
+    killed.run(tmp_path / "one", "sim", STAGES["sim"])
+    for dispatch in (2, 3):  # 3 does not divide the 4 and 6 at which something is due
+        killed.run(
+            tmp_path / "at_once", "sim", STAGES["sim"], "step", 11, dispatch=dispatch, expect=-9
+        )
+        killed.run(tmp_path / "at_once", "sim", STAGES["sim"], dispatch=dispatch)
+        one, at_once = killed.final(tmp_path / "one"), killed.final(tmp_path / "at_once")
+        assert killed.identical(one, at_once)
+        assert rows(tmp_path / "one") == rows(tmp_path / "at_once")
+        shutil.rmtree(tmp_path / "at_once")
+
+
+def test_what_is_due_is_not_stepped_over():
+    schedule = Schedule(steps=20, save=5, evaluate=8, dispatch=3)
+    done, sizes = 0, []
+    while done < schedule.steps:
+        sizes.append(schedule.next_dispatch(done))
+        done += sizes[-1]
+    assert sizes == [3, 1, 1, 3, 1, 1, 3, 1, 1, 1, 3, 1]
+    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
+    assert {5, 8, 10, 15, 16, 20} <= set(ends)
