@@ -5,6 +5,7 @@ from collections.abc import Callable
 from modes.compare import compare
 from modes.describe import describe
 from modes.evaluate import evaluate
+from modes.plan import plan
 from modes.prepare import prepare
 from modes.report import report
 from modes.request import Request
@@ -17,6 +18,7 @@ MODES: dict[str, Callable[[Request], None]] = {
     "sample": sample,
     "prepare": prepare,
     "describe": describe,
+    "plan": plan,
     "report": report,
     "compare": compare,
 }
