@@ -107,7 +107,7 @@ def planned(config: ConfigDict, experiment: Experiment, mesh: Mesh, accelerator:
     print(f"compiled in {time.perf_counter() - since:.0f} s", file=sys.stderr, flush=True)
     parts = memory_parts(config, experiment, inputs)
     state = device_bytes(inputs.state)
-    peak = sum(parts.values()) + needs.outputs - needs.aliased + needs.temporary
+    peak = sum(parts.values()) + needs.added
     return [
         *heading(config, experiment, inputs, mesh),
         "",
