@@ -101,18 +101,19 @@ def planned(config: ConfigDict, experiment: Experiment, mesh: Mesh, accelerator:
     since = time.perf_counter()
     print(f"compiling the step for {mesh.size} device(s) ...", file=sys.stderr, flush=True)
     inputs = step_inputs(config, experiment, mesh)
-    compiled = lowered_step(config, experiment, mesh).compile(compiler_options=FOR_INSPECTION)
+    lowered = lowered_step(config, experiment, mesh, inputs)
+    compiled = lowered.compile(compiler_options=FOR_INSPECTION)
     needs = memory(compiled)
     found = collectives(compiled.as_text())
     print(f"compiled in {time.perf_counter() - since:.0f} s", file=sys.stderr, flush=True)
-    parts = memory_parts(config, experiment, inputs)
+    parts = memory_parts(inputs)
     state = device_bytes(inputs.state)
     peak = sum(parts.values()) + needs.added
     return [
         *heading(config, experiment, inputs, mesh),
         "",
         "memory per device",
-        *(amount(name, size) for name, size in parts.items()),
+        *(amount(name, number) for name, number in parts.items()),
         amount("temporary", needs.temporary, "activations and gradients, as XLA lays them out"),
         f"{'':29}for CPUs; accelerators fuse otherwise",
         amount("peak", peak, "the sum"),
@@ -135,14 +136,14 @@ def heading(
     shape = " x ".join(map(str, experiment.image_shape))
     axes = ", ".join(f"{name} {count}" for name, count in mesh.shape.items())
     return [
-        f"config       {config.method} with {model.name} {model.size}, {size(network)} parameters, "
-        f"on {shape}; dtype {model.dtype}, remat {model.remat}",
+        f"config       {config.method}, {model.name} {model.size}/{model.patch_size} on {shape}, "
+        f"{size(network)} parameters, dtype {model.dtype}, remat {model.remat}",
         f"mesh         {mesh.size} emulated device(s) ({axes})",
         f"batch        {config.batch_size}, {config.batch_size // mesh.size} per device",
     ]
 
 
-def memory_parts(config: ConfigDict, experiment: Experiment, inputs: StepInputs) -> dict[str, int]:
+def memory_parts(inputs: StepInputs) -> dict[str, int]:
     """Bytes on each device of what a step is given."""
     state = inputs.state
     parts = {}
@@ -211,6 +212,6 @@ def exchanges(found: list[Collective]) -> list[str]:
     return lines or ["none"]
 
 
-def amount(name: str, size: int, meaning: str = "") -> str:
+def amount(name: str, number: int, meaning: str = "") -> str:
     """A line on bytes."""
-    return f"{name:<24}{size / MIB:>12,.1f} MiB  {meaning}".rstrip()
+    return f"{name:<24}{number / MIB:>12,.1f} MiB  {meaning}".rstrip()

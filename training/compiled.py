@@ -109,10 +109,12 @@ def step_inputs(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> StepI
     return StepInputs(state, frozen, batch)
 
 
-def lowered_step(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> Lowered:
-    """The production training step, ready to be compiled."""
+def lowered_step(
+    config: ConfigDict, experiment: Experiment, mesh: Mesh, inputs: StepInputs
+) -> Lowered:
+    """The production training step for such inputs, ready to be compiled."""
     step = compile_step(experiment.objective, experiment.optimizers, config.seed, mesh)
-    return step.lower(*step_inputs(config, experiment, mesh))
+    return step.lower(*inputs)
 
 
 def device_bytes(tree: Any) -> int:
