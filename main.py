@@ -53,12 +53,14 @@ TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from
 DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a cluster job (jax.distributed.initialize)."
 )
+MESH = flags.DEFINE_list("mesh", [], "plan: sizes of the axes data and fsdp, such as 8,8.")
+ACCELERATOR = flags.DEFINE_string("accelerator", "", "plan: what it should fit, such as h100.")
 OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report: an .html file.")
 
 
 # The modes that read a flag; those that are not here are read by all.
 USED_BY = {
-    "config": ("train", "evaluate", "prepare", "describe", "compare"),
+    "config": ("train", "evaluate", "prepare", "describe", "plan", "compare"),
     "workdir": ("train", "evaluate", "sample", "report", "compare", "checkpoints", "replay"),
     "workdirs": ("report",),
     "steps": ("sample",),
@@ -70,6 +72,8 @@ USED_BY = {
     "checkpoint": ("sample", "evaluate"),
     "network": ("sample", "evaluate"),
     "out": ("sample", "report"),
+    "mesh": ("plan",),
+    "accelerator": ("plan",),
 }
 
 
@@ -95,14 +99,12 @@ def main(_: list[str]) -> None:
 def request() -> Request:
     """The flags as a Request.
 
-    Raises ValueError for labels that are no integers and for flags that the mode does not read.
+    Raises ValueError for lists that are not of integers and for flags that the mode does not read.
     """
     for name, modes in USED_BY.items():
         if flags.FLAGS[name].present and MODE.value not in modes:
             hint = f"; did you mean --config.{name}?" if name == "steps" else ""
             raise ValueError(f"--{name} is not used by --mode={MODE.value}{hint}")
-    if not all(re.fullmatch(r"-?\d+", label) for label in LABELS.value):
-        raise ValueError(f"--labels={','.join(LABELS.value)} must be integers, such as 0,1,2")
     return Request(
         config=config_of(flags.FLAGS),
         config_of_method=config_of_method,
@@ -113,12 +115,21 @@ def request() -> Request:
         methods=tuple(METHODS.value),
         teachers=TEACHERS,
         metric=METRIC.value,
-        labels=tuple(map(int, LABELS.value)),
+        labels=integers("labels", LABELS.value, "0,1,2"),
         guidance=GUIDANCE.value,
         out=Path(OUT.value) if OUT.value else None,
         checkpoint=CHECKPOINT.value,
         network=NETWORK.value,
+        mesh=integers("mesh", MESH.value, "8,8"),
+        accelerator=ACCELERATOR.value,
     )
+
+
+def integers(flag: str, values: list[str], example: str) -> tuple[int, ...]:
+    """The values of a flag as integers. Raises ValueError."""
+    if not all(re.fullmatch(r"-?\d+", value) for value in values):
+        raise ValueError(f"--{flag}={','.join(values)} must be integers, such as {example}")
+    return tuple(map(int, values))
 
 
 def ranges(text: str) -> tuple[int, ...]:

@@ -2,6 +2,7 @@
 
     python main.py --mode=describe --config=configs/imagenet256.py:shortcut
     python main.py --mode=describe --config=configs/imagenet256.py:shortcut --config.model.size=XL
+    python main.py --mode=plan --config=configs/imagenet256.py:shortcut --mesh=8,8
 
 The setting of Frans et al. 2024: DiT-B/2, 810,000 steps of 256 images, guidance 1.5, EMA 0.999,
 AdamW 1e-4 with decay 0.1. Their table 1, FID-50k at 128 / 4 / 1 steps: shortcut 15.5 / 28.3 / 40.3
@@ -10,7 +11,7 @@ AdamW 1e-4 with decay 0.1. Their table 1, FID-50k at 128 / 4 / 1 steps: shortcut
 The other methods keep their own papers' objectives and this network and optimizer; students name a
 --config.teacher of the same config file, and lcm one of ddpm with --config.prediction.kind=v.
 
-The pipeline of latents is not part of Fewstep yet: `describe` works, training says so.
+The pipeline of latents is not part of Fewstep yet: `describe` and `plan` work, training says so.
 """
 
 from ml_collections import ConfigDict

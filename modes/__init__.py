@@ -6,6 +6,7 @@ from modes.checkpoints import checkpoints
 from modes.compare import compare
 from modes.describe import describe
 from modes.evaluate import evaluate
+from modes.plan import plan
 from modes.prepare import prepare
 from modes.replay import replay
 from modes.report import report
@@ -19,6 +20,7 @@ MODES: dict[str, Callable[[Request], None]] = {
     "sample": sample,
     "prepare": prepare,
     "describe": describe,
+    "plan": plan,
     "report": report,
     "compare": compare,
     "checkpoints": checkpoints,

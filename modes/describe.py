@@ -5,21 +5,17 @@ import math
 import jax
 from ml_collections import ConfigDict
 
-from modes.request import Request, required_config, resolve_with_data
+from modes.request import Request, required_config, resolve_where_open
+from training.compiled import step_inputs
 from training.cost import forward_flops, step_flops
-from training.experiment import Experiment, build, debugged
-from training.loop import abstract_state
+from training.experiment import Experiment, build
 from training.sharding import check_batch_size, make_mesh
-from training.teacher import abstract_params, checked_teacher
+from training.teacher import checked_teacher
 
 
 def describe(request: Request) -> None:
     """Print a table; nothing is allocated on a device and the data set is read only if needed."""
-    config = required_config(request)
-    if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
-        config, _ = resolve_with_data(config)
-    elif config.debug:
-        config = debugged(config)
+    config = resolve_where_open(required_config(request))
     experiment = build(config)
     if config.teacher:
         checked_teacher(config, experiment)
@@ -30,11 +26,8 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
     """The lines that `describe` prints."""
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
-    objective, optimizers = experiment.objective, experiment.optimizers
-    # A teacher is a network of the same shape, which need not be there to be counted.
-    frozen = {name: abstract_params(experiment, mesh) for name in objective.frozen}
-    objective = objective._replace(init_from={})
-    state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
+    objective = experiment.objective
+    state, frozen, _ = step_inputs(config, experiment, mesh)
     flops = step_flops(config, experiment)
     evaluations = flops / forward_flops(config, experiment)
     lines = [

@@ -37,6 +37,8 @@ class Request(NamedTuple):
     checkpoint: int | None = None
     network: str = ""
     out: Path | None = None
+    mesh: tuple[int, ...] = ()
+    accelerator: str = ""
 
 
 def required_workdir(request: Request) -> Path:
@@ -99,6 +101,16 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
             raise
         return config, None
     return resolve(config, dataset), dataset
+
+
+def resolve_where_open(config: ConfigDict) -> ConfigDict:
+    """The config as it will run; its data set is looked at only if the config leaves fields open.
+
+    Raises FileNotFoundError and ValueError as `resolve_with_data` does.
+    """
+    if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
+        return resolve_with_data(config)[0]
+    return debugged(config) if config.debug else config
 
 
 def dataset_if_here(config: ConfigDict, experiment: Experiment) -> Dataset | None:
