@@ -62,8 +62,14 @@ def claimed(workdir: Path) -> Iterator[None]:
         check_claimed(first_process_says(False), workdir, "")
         yield
         return
-    workdir.mkdir(parents=True, exist_ok=True)
-    with (workdir / LOCK).open("a+") as file:
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / LOCK).open("a+")
+    except OSError as error:
+        raise OSError(
+            f"{workdir} cannot be written to ({error.strerror}); choose another --workdir"
+        ) from error
+    with lock as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             owned = True

@@ -111,6 +111,15 @@ def claim_and_die(folder):
         die()
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match=r"file/run cannot be written to \(Not a directory\); choose"),
+        workdir.claimed(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
 def test_a_full_disk_is_found_before_training(tmp_path):
     workdir.check_space(tmp_path, 2**10)
     with pytest.raises(OSError, match="a checkpoint of this run takes 1048576.00 GiB; free disk"):
