@@ -91,6 +91,7 @@ def data() -> ConfigDict:
             "channels": 0,  # 1 or 3; 0 is the data set's own
             "num_classes": -1,  # 0 trains without labels; -1 is the data set's own
             "flip": False,  # mirror images at random, left to right
+            "on_device": False,  # the training images lie on every device, which gathers from them
         }
     )
 

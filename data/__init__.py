@@ -3,7 +3,7 @@
 from data.array_cache import data_root
 from data.catalog import load, prepare
 from data.dataset import NULL_LABEL, Dataset, Pairs, Split
-from data.pipeline import batch_indices, batches, label_batches, pair_batches
+from data.pipeline import batch_indices, batches, label_batches, pair_batches, row_batches
 from data.pixels import to_float, to_uint8
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "load",
     "pair_batches",
     "prepare",
+    "row_batches",
     "to_float",
     "to_uint8",
 ]

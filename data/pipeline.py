@@ -6,7 +6,8 @@ included, depends neither on the steps before nor on the number of processes.
 """
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import grain
 import numpy as np
@@ -21,38 +22,32 @@ FLIP_PROBABILITY = 0.5
 LARGEST_SEED = 2**32 - 1  # of Grain's shuffle
 
 
-def batches(
-    split: Split,
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    flip: bool = False,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
+def batches(split: Split, **share: Any) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the batches of steps start_step, start_step + 1, ... without end.
 
     A batch is {"x": float32 [B / process_count, H, W, C] in [-1, 1], "label": int32
     [B / process_count]}, with B = batch_size, the rows of all processes together. An epoch's last
     batch is filled up from the next epoch, so B may exceed the number of images. flip mirrors each
-    image left to right with probability 1/2. Raises ValueError for an argument out of range.
+    image left to right with probability 1/2.
+
+    share: the other arguments of `row_batches`. Raises ValueError for one out of range.
     """
-    _check(split, batch_size, seed, start_step, process_index, process_count)
 
-    block = _block(batch_size, process_index, process_count)
+    def gather(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        x = to_float(split.images[rows["index"]])
+        x[rows["mirrored"]] = x[rows["mirrored"], :, ::-1]
+        return {"x": x, "label": split.labels[rows["index"]]}
 
-    def gather(rows: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
-        indices, mirrored = (row[block] for row in rows)
-        x = to_float(split.images[indices])
-        x[mirrored] = x[mirrored, :, ::-1]
-        return {"x": x, "label": split.labels[indices]}
+    return _iterate(_row_steps(split, **share).map(gather))
 
-    positions = _positions(len(split.labels), seed)
-    # Before `repeat`: an image's coin belongs to its global position, by epoch.
-    rows = positions.random_map(_draw_mirroring) if flip else positions.map(_keep)
-    steps = rows.repeat().batch(batch_size, drop_remainder=True)
-    return iter(steps[start_step:].map(gather).to_iter_dataset(READ_OPTIONS))
+
+def row_batches(split: Split, **share: Any) -> Iterator[dict[str, np.ndarray]]:
+    """The same batches by number: {"index": int32 [B / process_count], "mirrored": bool [same]}.
+
+    For data that lie on the devices (training/resident.py). share: batch_size, seed, start_step,
+    flip, process_index, process_count; all but the first two have defaults.
+    """
+    return _iterate(_row_steps(split, **share))
 
 
 def batch_indices(count: int, *, batch_size: int, seed: int, step: int) -> np.ndarray:
@@ -100,7 +95,36 @@ def pair_batches(
 
     positions = _positions(len(pairs.label), seed)
     steps = positions.repeat().batch(batch_size, drop_remainder=True)
-    return iter(steps[start_step:].map(gather).to_iter_dataset(READ_OPTIONS))
+    return _iterate(steps[start_step:].map(gather))
+
+
+def _row_steps(
+    split: Split,
+    *,
+    batch_size: int,
+    seed: int,
+    start_step: int = 0,
+    flip: bool = False,
+    process_index: int = 0,
+    process_count: int = 1,
+) -> grain.MapDataset:
+    """Numbers and mirrorings of this process's rows, by step from start_step on."""
+    _check(split, batch_size, seed, start_step, process_index, process_count)
+    block = _block(batch_size, process_index, process_count)
+    positions = _positions(len(split.labels), seed)
+    # Before `repeat`: an image's coin belongs to its global position, by epoch.
+    rows = positions.random_map(_draw_mirroring) if flip else positions.map(_keep)
+    steps = rows.repeat().batch(batch_size, drop_remainder=True)
+
+    def own(rows: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
+        indices, mirrored = (row[block] for row in rows)
+        return {"index": indices.astype(np.int32), "mirrored": mirrored}
+
+    return steps[start_step:].map(own)
+
+
+def _iterate(steps: grain.MapDataset) -> Iterator[dict[str, np.ndarray]]:
+    return iter(steps.to_iter_dataset(READ_OPTIONS))
 
 
 def _positions(count: int, seed: int) -> grain.MapDataset:

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from data import Dataset
 from modes.request import Request, dataset_if_here, required_workdir
-from modes.train import batches, pairs_of
+from modes.train import batches, completion, pairs_of
 from objectives.base import Metrics
 from training import restore, workdir
 from training.experiment import Experiment, rebuild
@@ -65,10 +65,11 @@ def step_again(
     forward = compile_step(objective, *arguments)
     start = int(state.step)
     source = batches(config, experiment, dataset, pairs, start)
+    complete = completion(config, experiment, dataset, mesh)
     for _ in tqdm(range(start + 1, step), desc=f"from step {start}", unit="step"):
-        state, _ = forward(state, frozen, put_batch(next(source), mesh))
+        state, _ = forward(state, frozen, complete(put_batch(next(source), mesh)))
     last = compile_step(observed(objective), *arguments, observe_gradient)
-    return jax.device_get(last(state, frozen, put_batch(next(source), mesh))[1])
+    return jax.device_get(last(state, frozen, complete(put_batch(next(source), mesh)))[1])
 
 
 def description(

@@ -1,7 +1,7 @@
 """--mode=train: train from scratch, or go on from the newest checkpoint of the workdir."""
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import jax
@@ -14,7 +14,7 @@ from data import Dataset, Pairs
 from eval.evaluate import check_evaluation, evaluator, summary
 from eval.pairs import teacher_pairs
 from modes.request import Request, required_config, required_workdir, resolve_with_data
-from objectives.base import Params
+from objectives.base import Batch, Params
 from training import replay, restore
 from training.checkpoint import Retention
 from training.experiment import Experiment, build, rebuild
@@ -22,6 +22,7 @@ from training.loop import HostBatch, Schedule, abstract_batch, abstract_state, c
 from training.loop import train as train_network
 from training.preemption import Preemption
 from training.report import NonFiniteError, evaluations
+from training.resident import resident
 from training.sharding import check_batch_size, make_mesh
 from training.state import TrainState
 from training.teacher import TEACHER, checked_teacher, load_teacher, pinned
@@ -94,6 +95,7 @@ def train_claimed(path: Path, config: ConfigDict, preemption: Preemption) -> int
             batch_size=config.batch_size,
             micro_batches=config.micro_batches,
             batches=lambda start: batches(config, experiment, dataset, pairs, start),
+            complete=completion(config, experiment, dataset, mesh),
             evaluate=evaluate,
             workdir=path,
             retention=retention,
@@ -159,7 +161,8 @@ def batches(
         "process_count": jax.process_count(),
     }
     if experiment.objective.reads_images:
-        rows = data.batches(dataset.train, flip=config.data.flip, **share)
+        rows_of = data.row_batches if config.data.on_device else data.batches
+        rows = rows_of(dataset.train, flip=config.data.flip, **share)
     else:
         rows = data.label_batches(experiment.num_classes, **share)
     if pairs is None:
@@ -168,6 +171,15 @@ def batches(
         {**row, "pairs": pair}
         for row, pair in zip(rows, data.pair_batches(pairs, **share), strict=True)
     )
+
+
+def completion(
+    config: ConfigDict, experiment: Experiment, dataset: Dataset | None, mesh: Mesh
+) -> Callable[[Batch], Batch]:
+    """What turns a batch on the devices into what the step reads: images, where they lie there."""
+    if config.data.on_device and experiment.objective.reads_images:
+        return resident(dataset.train, mesh)
+    return dict
 
 
 def pairs_of(

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from objectives.base import Metrics, Objective, Params
+from objectives.base import Batch, Metrics, Objective, Params
 from training import checkpoint, restore
 from training.checkpoint import Retention
 from training.optimizer import Optimizer
@@ -161,6 +161,7 @@ def train(
     batch_size: int,
     micro_batches: int = 1,
     batches: Callable[[int], Iterator[HostBatch]],
+    complete: Callable[[Batch], Batch] = dict,
     evaluate: Callable[[TrainState], Mapping[str, float]],
     workdir: Path,
     retention: Retention = checkpoint.KEEP_ALL,
@@ -171,7 +172,8 @@ def train(
 
     frozen: teachers; those that are only started from are removed from it once they have been.
     config: plain values that every checkpoint records. batches: start step -> this process's
-    batches from that step on. evaluate: state -> numbers to log.
+    batches from that step on; complete: what the step is given of them, made on the devices.
+    evaluate: state -> numbers to log.
 
     Raises DivergedError; Preempted, once the state is saved; OSError if it could not be.
     """
@@ -211,9 +213,11 @@ def train(
         while done < schedule.steps:
             count = schedule.next_dispatch(done)
             if count == 1:
-                state, metrics = step(state, frozen, put_batch(next(source), mesh))
+                batch = complete(put_batch(next(source), mesh))
+                state, metrics = step(state, frozen, batch)
             else:
-                state, metrics = steps(state, frozen, put_batches(source, count, mesh))
+                stacked = complete(put_batches(source, count, mesh))
+                state, metrics = steps(state, frozen, stacked)
             done += count
             report.after_steps(done, count, metrics)
             watchdog.beat()

@@ -35,6 +35,7 @@ CHANGEABLE = (
     "mesh.",
     "ema.sample_with",
     "data.dir",
+    "data.on_device",
 )
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 

@@ -1,0 +1,35 @@
+from itertools import islice
+
+import jax
+import numpy as np
+import pytest
+
+from data import batches, row_batches
+from tests.training.runs import synthetic_split
+from tests.training.test_sharding import mesh_of
+from training.resident import resident
+from training.sharding import batch_sharding, put_batch, put_batches
+
+SHARE = {"batch_size": 16, "seed": 3, "start_step": 11, "flip": True}
+
+
+@pytest.mark.parametrize("sizes", [(1, 1), (2, 4)])
+def test_batches_are_those_of_the_host_bit_for_bit_and_split_alike(sizes):
+    mesh, split = mesh_of(*sizes), synthetic_split(50)
+    complete = resident(split, mesh)
+    on_host = list(islice(batches(split, **SHARE), 6))
+    source = row_batches(split, **SHARE)
+    mirrored = False
+    for host in on_host[:3]:
+        rows = next(source)
+        mirrored |= rows["mirrored"].any()
+        batch = complete(put_batch({**rows, "other": rows["index"]}, mesh))
+        assert set(batch) == {"x", "label", "other"}
+        np.testing.assert_array_equal(batch["x"], host["x"])
+        np.testing.assert_array_equal(batch["label"], host["label"])
+        assert batch["x"].sharding.is_equivalent_to(batch_sharding(mesh), 4)
+    assert mirrored
+    stacked = jax.device_get(complete(put_batches(source, 3, mesh)))
+    for number, host in enumerate(on_host[3:]):
+        np.testing.assert_array_equal(stacked["x"][number], host["x"])
+        np.testing.assert_array_equal(stacked["label"][number], host["label"])

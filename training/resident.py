@@ -1,0 +1,42 @@
+"""A small data set on the devices: a batch travels as row numbers, and images are gathered there.
+
+The bytes of all images lie on every device. Each byte is looked up in a table of the 256 values
+that the host computes, so that the batches are those of `data.batches` bit for bit.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from data import Split, to_float
+from objectives.base import Batch
+from training.sharding import replicated
+
+# What a byte of an image stands for.
+LEVELS = to_float(np.arange(256, dtype=np.uint8))
+
+
+def resident(split: Split, mesh: Mesh) -> Callable[[Batch], Batch]:
+    """{"index", "mirrored", ...} of `data.row_batches` on the devices -> {"x", "label", ...} there.
+
+    Batches may be stacked on a first axis. The images are put on the devices now, whole on each.
+    """
+    everywhere = replicated(mesh)
+    images, labels, levels = (
+        jax.make_array_from_process_local_data(everywhere, np.asarray(array))
+        for array in (split.images, split.labels, LEVELS)
+    )
+
+    @jax.jit
+    def gather(images: Array, labels: Array, levels: Array, batch: Batch) -> Batch:
+        index, mirrored = batch["index"], batch["mirrored"]
+        x = levels[images[index].astype(jnp.int32)]
+        x = jnp.where(mirrored[..., None, None, None], x[..., ::-1, :], x)
+        others = {k: v for k, v in batch.items() if k not in ("index", "mirrored")}
+        return {**others, "x": x, "label": labels[index]}
+
+    return lambda batch: gather(images, labels, levels, batch)
