@@ -15,7 +15,16 @@ from training.files import write_json
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 # Fields that may change when a run is continued; all others would make it another run.
-CHANGEABLE = ("steps", "log.", "evaluate.", "checkpoint.", "mesh.", "ema.sample_with", "data.dir")
+CHANGEABLE = (
+    "steps",
+    "log.",
+    "evaluate.",
+    "checkpoint.",
+    "mesh.",
+    "model.attention",
+    "ema.sample_with",
+    "data.dir",
+)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
