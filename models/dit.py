@@ -14,7 +14,16 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from models.conditioning import Conditioning, LossWeight, Scalar, scalar_inputs
-from models.layers import Block, FinalLayer, linear, patchify, position_table, unpatchify
+from models.layers import (
+    ATTENTIONS,
+    Block,
+    FinalLayer,
+    attention_implementation,
+    linear,
+    patchify,
+    position_table,
+    unpatchify,
+)
 from models.network import DTYPES, Array, Condition, Network, check_choice, check_integers, network
 
 
@@ -52,6 +61,7 @@ def dit(
     time_scale: float = 1000.0,
     dropout: float = 0.0,
     dtype: str = "float32",
+    attention: str = "xla",
     remat: bool = False,
 ) -> Network:
     """A DiT on square images [B, image_size, image_size, channels].
@@ -69,6 +79,8 @@ def dit(
     dropout: rate in [0, 1) on the outputs of attention and MLP, when training.
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, layer normalisation, softmax, conditioning and output are float32.
+    attention: "xla", "cudnn" (fused, on GPUs, with dtype "bfloat16", for methods that do not
+        differentiate the network forwards), or "auto", "cudnn" where that can be.
     remat: recompute the blocks in the backward pass, to keep only their inputs in memory.
 
     Raises ValueError for a field out of its range.
@@ -77,6 +89,7 @@ def dit(
     check_integers(0, num_classes=num_classes)
     check_choice("size", size, SIZES)
     check_choice("dtype", dtype, DTYPES)
+    check_choice("attention", attention, ATTENTIONS)
     check_geometry(image_size, patch_size, SIZES[size])
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout={dropout!r} must be in [0, 1).")
@@ -87,6 +100,7 @@ def dit(
         num_classes=num_classes,
         scalars=scalar_inputs(second_time, guidance_input, time_scale),
         dtype=dtype,
+        attention=attention_implementation(attention, dtype),
         remat=remat,
     )
     training = module.clone(dropout=dropout) if dropout > 0.0 else None
@@ -116,6 +130,7 @@ class Transformer(nn.Module):
     num_classes: int
     scalars: Mapping[str, Scalar]
     dtype: str
+    attention: str
     remat: bool
     dropout: float = 0.0
 
@@ -130,6 +145,7 @@ class Transformer(nn.Module):
         )
         block = nn.remat(Block) if self.remat else Block
         for index in range(depth):
-            tokens = block(heads, self.dtype, self.dropout, name=f"block_{index}")(tokens, c)
+            layer = block(heads, self.dtype, self.attention, self.dropout, name=f"block_{index}")
+            tokens = layer(tokens, c)
         tokens = FinalLayer(patches.shape[-1], name="final")(tokens, c)
         return unpatchify(tokens, self.shape, self.patch_size)

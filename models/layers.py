@@ -66,15 +66,33 @@ def position_table(side: int, width: int) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
+ATTENTIONS = ("xla", "cudnn", "auto")
+
+
+def attention_implementation(name: str, dtype: str) -> str:
+    """ "xla" or "cudnn", the fused kernels of NVIDIA's GPUs, for a key of ATTENTIONS.
+
+    "auto" is "cudnn" where that can be. The fused kernels have no forward-mode derivative, which
+    continuous-time consistency models need. Raises ValueError for "cudnn" where it cannot be.
+    """
+    usable = jax.default_backend() == "gpu" and dtype == "bfloat16"
+    if name == "cudnn" and not usable:
+        raise ValueError(
+            f"attention=cudnn needs a GPU and dtype=bfloat16, not {jax.default_backend()} and "
+            f"{dtype}; use attention=auto, which takes xla elsewhere"
+        )
+    return "cudnn" if usable and name != "xla" else "xla"
+
+
 class Attention(nn.Module):
     """Multi-head self-attention, softmax(q k^T / sqrt(d_head)) v, with biases: [B, N, D] -> same.
 
-    The XLA implementation, because the fused kernels define no forward-mode derivative, and
-    MeanFlow and continuous-time consistency models need one.
+    implementation: of ``jax.nn.dot_product_attention``.
     """
 
     heads: int
     dtype: str
+    implementation: str = "xla"
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
@@ -83,7 +101,7 @@ class Attention(nn.Module):
         qkv = linear(3 * width, "qkv", dtype=self.dtype)(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, head), 2, 0)
         mixed = jax.nn.dot_product_attention(
-            query, key, value, scale=head**-0.5, implementation="xla"
+            query, key, value, scale=head**-0.5, implementation=self.implementation
         )
         return linear(width, "projection", dtype=self.dtype)(mixed.reshape(x.shape))
 
@@ -109,6 +127,7 @@ class Block(nn.Module):
 
     heads: int
     dtype: str
+    attention: str
     dropout: float
 
     @nn.compact
@@ -117,7 +136,7 @@ class Block(nn.Module):
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(
             modulation(nn.silu(c)), 6, axis=-1
         )
-        attention = Attention(self.heads, self.dtype, name="attention")
+        attention = Attention(self.heads, self.dtype, self.attention, name="attention")
         mlp = Mlp(self.dtype, name="mlp")
         change = attention(modulate(normalize(x), shift_1, scale_1))
         x = x + gate_1[:, None] * self.drop(change)

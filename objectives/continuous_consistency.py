@@ -68,10 +68,12 @@ def tangent(
     directions = cos * sin * x_rate, jnp.cos(t) * jnp.sin(t)
     try:
         v, v_rate = jax.jvp(velocity, (x_t, t), directions)
-    except TypeError as error:  # JAX's for an operation that has a reverse derivative only
+    # JAX's for an operation that has a reverse derivative only, the latter inside jax.grad.
+    except (TypeError, NotImplementedError) as error:
         raise ValueError(
             "continuous-time consistency needs a network that jax.jvp can differentiate; this one "
-            f"has an operation without a forward derivative ({str(error).splitlines()[0]})"
+            f"has an operation without a forward derivative ({str(error).splitlines()[0]}); a DiT "
+            "has one with model.attention=xla"
         ) from error
     v_held, v_rate = jax.lax.stop_gradient((v, v_rate))
     return v, -(cos**2) * (v_held - x_rate) - warmup * (cos * sin * x_t + v_rate)

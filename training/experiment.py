@@ -71,7 +71,13 @@ def build(config: ConfigDict, network: Network | None = None) -> Experiment:
 
 
 def rebuild(config: ConfigDict, run: str) -> Experiment:
-    """The experiment of a recorded config. Raises ValueError if it has not all fields of today."""
+    """The experiment of a recorded config. Raises ValueError if it has not all fields of today.
+
+    Kernels that the machine of the run had are used if this one has them too.
+    """
+    if config.model.get("attention") == "cudnn":
+        config = config.copy_and_resolve_references()
+        config.model.attention = "auto"
     try:
         config.evaluate.batch_size  # noqa: B018, read by those who sample
         return build(config)

@@ -24,7 +24,14 @@ TEACHER = "teacher"
 # What must agree, or the teacher's parameters mean another function.
 SHARED = ("model.", "path.", "prediction.", "data.image_size", "data.channels", "data.num_classes")
 # Parts of a network that do not change what its other parameters mean.
-FREE = ("model.dropout", "model.dtype", "model.remat", "model.guidance_input", "model.loss_weight")
+FREE = (
+    "model.dropout",
+    "model.dtype",
+    "model.attention",
+    "model.remat",
+    "model.guidance_input",
+    "model.loss_weight",
+)
 
 
 class Location(NamedTuple):

@@ -33,6 +33,7 @@ CHANGEABLE = (
     "checkpoint.",
     "watchdog.",
     "mesh.",
+    "model.attention",
     "ema.sample_with",
     "data.dir",
     "data.on_device",

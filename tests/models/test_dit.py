@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from models.dit import SIZES, Size, dit
-from models.layers import normalize, patchify, position_table, unpatchify
+from models.layers import attention_implementation, normalize, patchify, position_table, unpatchify
 
 SIDE, CHANNELS, BATCH, CLASSES = 8, 2, 3, 5
 TOY = Size(32, 2, 4)
@@ -291,3 +291,22 @@ def test_bad_inputs_are_named_at_apply(random_params):
         apply(params, images()[:, :4], T, S, CONDITION)
     with pytest.raises(ValueError, match="t has shape"):
         apply(params, images(), jnp.float32(0.5), S, CONDITION)
+
+
+def test_auto_attention_is_xla_without_a_gpu_and_cudnn_is_refused(random_params):
+    apply, params = make(random_params, dtype="bfloat16")
+    automatic, _ = make(random_params, dtype="bfloat16", attention="auto")
+    one, other = (f(params, images(), T, S, CONDITION) for f in (apply, automatic))
+    np.testing.assert_array_equal(one, other)
+    with pytest.raises(ValueError, match=r"attention=cudnn needs a GPU .* not cpu and bfloat16"):
+        dit(**FIELDS, dtype="bfloat16", attention="cudnn")
+
+
+def test_fused_attention_is_taken_on_gpus_in_bfloat16(monkeypatch):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert attention_implementation("auto", "bfloat16") == "cudnn"
+    assert attention_implementation("cudnn", "bfloat16") == "cudnn"
+    assert attention_implementation("xla", "bfloat16") == "xla"
+    assert attention_implementation("auto", "float32") == "xla"
+    with pytest.raises(ValueError, match="not gpu and float32"):
+        attention_implementation("cudnn", "float32")

@@ -1,10 +1,13 @@
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from eval.evaluate import check_sampling
+from modes.train import check_step
 from tests.training.runs import small_config, small_experiment
-from training.experiment import build, build_curriculum
+from training.experiment import build, build_curriculum, rebuild
 from training.sharding import make_mesh
 
 
@@ -167,3 +170,45 @@ def test_only_trained_guidance_scales_are_sampled(method, scale, message):
     else:
         with pytest.raises(ValueError, match=message):
             check_sampling(experiment, config, make_mesh())
+
+
+@pytest.fixture
+def fused(monkeypatch):
+    """A GPU with a fused attention, as the rest of Fewstep meets them: no forward derivative."""
+    plain = partial(jax.nn.dot_product_attention, implementation="xla")
+
+    @jax.custom_vjp
+    def opaque(query, key, value):
+        return plain(query, key, value)
+
+    def backward(qkv, slope):
+        return jax.vjp(plain, *qkv)[1](slope)
+
+    opaque.defvjp(lambda *qkv: (opaque(*qkv), qkv), backward)
+
+    def attention(query, key, value, *, scale, implementation):
+        return (opaque if implementation == "cudnn" else plain)(query, key, value)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+
+
+def test_fused_attention_is_refused_by_methods_that_differentiate_forwards(fused):
+    def check(method, attention):
+        fields = {"model.attention": attention, "model.dtype": "bfloat16"}
+        config, experiment = small_experiment(method, **fields)
+        check_step(experiment, config, make_mesh(), {})
+
+    check("flow_matching", "cudnn")
+    check("sct", "xla")
+    for attention in ("cudnn", "auto"):
+        with pytest.raises(ValueError, match=r"jax.jvp .* a DiT has one with model.attention=xla"):
+            check("sct", attention)
+
+
+def test_a_run_with_fused_attention_samples_where_there_is_none():
+    config = small_config("flow_matching", **{"model.attention": "cudnn"})
+    with pytest.raises(ValueError, match="attention=cudnn needs a GPU"):
+        build(config)
+    assert rebuild(config, "run").objective.denoises
+    assert config.model.attention == "cudnn"
