@@ -16,13 +16,13 @@ from pathlib import Path
 # Orbax and TFDS log through absl; the progress bar and the results are what a user wants to see.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from configs import overrides
 from configs.methods import TEACHERS
 from modes import MODES, Request
+from training import exits, processes
 from training.loop import NonFiniteError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
@@ -49,15 +49,22 @@ NETWORK = flags.DEFINE_string(
 )
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other processes of a cluster job (jax.distributed.initialize)."
+    "distributed", False, "Join the other processes of a Slurm, MPI, Kubernetes or Cloud TPU job."
 )
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, to join processes that no cluster started."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one, from 0.")
 OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report: an .html file.")
 
 
+# The modes that several processes run together.
+TOGETHER = ("train", "evaluate", "sample", "compare", "doctor")
 # The modes that read a flag; those that are not here are read by all.
 USED_BY = {
-    "config": ("train", "evaluate", "prepare", "describe", "compare"),
-    "workdir": ("train", "evaluate", "sample", "report", "compare"),
+    "config": ("train", "evaluate", "prepare", "describe", "compare", "doctor"),
+    "workdir": ("train", "evaluate", "sample", "report", "compare", "doctor"),
     "workdirs": ("report",),
     "steps": ("sample",),
     "seeds": ("sample", "compare"),
@@ -68,23 +75,38 @@ USED_BY = {
     "checkpoint": ("sample", "evaluate"),
     "network": ("sample", "evaluate"),
     "out": ("sample", "report"),
+    "distributed": TOGETHER,
+    "coordinator": TOGETHER,
+    "num_processes": TOGETHER,
+    "process_id": TOGETHER,
 }
 
 
 def main(_: list[str]) -> None:
     """Run one mode; an error that a user can mend becomes a message and exit code 2."""
     logging.set_verbosity(logging.ERROR)
-    if DISTRIBUTED.value:
-        jax.distributed.initialize()
     try:
-        MODES[MODE.value](request())
+        asked = request()
+        where = processes.rendezvous(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        if where or DISTRIBUTED.value:
+            processes.join(where)
+    except ValueError as error:
+        fail(error)
+    with processes.together():
+        run(asked)
+
+
+def run(asked: Request) -> None:
+    """Run the mode that was asked for."""
+    try:
+        MODES[MODE.value](asked)
     except (ValueError, OSError, NonFiniteError) as error:
         if TRACEBACK.value:
             raise
         fail(error)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(130)  # as shells report a program that SIGINT ended
+        message = "interrupted; the same command goes on from the last checkpoint"
+        processes.fail(exits.INTERRUPTED, message)
 
 
 def request() -> Request:
@@ -157,7 +179,7 @@ def config_of_method(method: str) -> ConfigDict:
 
 
 def fail(error: Exception) -> None:
-    """Print an error's message in one paragraph and exit with code 2."""
+    """Print an error's message in one paragraph and exit with exits.BAD_INPUT."""
     message = str(error)
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
@@ -165,8 +187,7 @@ def fail(error: Exception) -> None:
         message = f"unknown config field {error.args[0]}"
     if "Traceback" in message:  # absl quotes a config file's; its last line says what is wrong
         message = message.strip().splitlines()[-1].partition(": ")[2]
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(2)
+    processes.fail(exits.BAD_INPUT, f"error: {' '.join(message.split())}")
 
 
 def parse(argv: list[str]) -> list[str]:

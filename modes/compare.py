@@ -9,7 +9,7 @@ import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -53,14 +53,14 @@ def compare(request: Request) -> None:
     cells = plan(root, request)
     failed: list[Path] = []
     for number, cell in enumerate(cells, start=1):
-        print(f"[{number}/{len(cells)}] {cell.method}, seed {cell.seed}: {cell.folder}", flush=True)
+        say(f"[{number}/{len(cells)}] {cell.method}, seed {cell.seed}: {cell.folder}")
         if Path(cell.config.teacher) in failed:
             failed.append(cell.folder)
             continue
         try:
             complete(cell)
         except NonFiniteError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            say(f"left out: {error}", sys.stderr)
             failed.append(cell.folder)
     done = [cell for cell in cells if cell.folder not in failed]
     if not done:
@@ -69,6 +69,12 @@ def compare(request: Request) -> None:
         show(root, done)
         for folder in failed:
             print(f"left out, it or its teacher diverged: {folder}")
+
+
+def say(line: str, file: TextIO | None = None) -> None:
+    """Print a line at once, in process 0 alone."""
+    if jax.process_index() == 0:
+        print(line, file=file, flush=True)
 
 
 def show(root: Path, cells: Sequence[Cell]) -> None:
@@ -118,7 +124,7 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     if not config.evaluate.steps:
         raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")
     check_evaluation(experiment, dataset, config, mesh)
-    if (folder / workdir.CONFIG).exists():
+    if first_process_says((folder / workdir.CONFIG).exists()):
         workdir.check_same_run(workdir.load_config(folder), pinned(config, folder), folder)
     if checkpoint.has_checkpoint(folder) and checkpoint.saved_step(folder) > config.steps:
         raise ValueError(
@@ -164,7 +170,7 @@ def complete(cell: Cell) -> None:
     if not first_process_says(is_trained(cell)):
         train(request)
     elif first_process_says(is_evaluated(cell)):
-        print("finished", flush=True)
+        say("finished")
     else:
         evaluate(request)
 

@@ -12,7 +12,7 @@ from data import Dataset
 from objectives.base import Params
 from training import checkpoint, workdir
 from training.experiment import Experiment, build, debugged, rebuild
-from training.sharding import make_mesh
+from training.sharding import everywhere, make_mesh
 from training.teacher import abstract_params, check_taught, with_teachers_images
 
 
@@ -54,10 +54,20 @@ def required_config(request: Request) -> ConfigDict:
 
 
 def load_dataset(config: ConfigDict) -> Dataset:
-    """The data set of a config."""
-    fields = config.data
-    return data.load(
-        fields.name, data_dir=fields.dir, image_size=fields.image_size, channels=fields.channels
+    """The data set of a config. Raises FileNotFoundError if a process does not have it."""
+    fields, missing = config.data, None
+    try:
+        dataset = data.load(
+            fields.name, data_dir=fields.dir, image_size=fields.image_size, channels=fields.channels
+        )
+    except FileNotFoundError as error:
+        missing = error
+    # What is done without images must be done without them in all processes.
+    if everywhere(missing is None):
+        return dataset
+    raise missing or FileNotFoundError(
+        f"the data set {fields.name} is not there for every process, only for some; prepare it "
+        "(--mode=prepare) on a disk that all see, or on that of each host"
     )
 
 

@@ -19,7 +19,7 @@ from training import checkpoint, workdir
 from training.experiment import Experiment, build, rebuild
 from training.loop import HostBatch, abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
-from training.sharding import check_batch_size, make_mesh
+from training.sharding import check_batch_size, first_process_says, make_mesh
 from training.state import TrainState
 from training.teacher import TEACHER, checked_teacher, load_teacher, pinned
 
@@ -33,7 +33,7 @@ def train(request: Request) -> None:
     experiment = build(config)
     check_evaluation(experiment, dataset, config, mesh)
     config = pinned(config, path)
-    if checkpoint.has_checkpoint(path):
+    if first_process_says(checkpoint.has_checkpoint(path)):
         # It starts from that, and needs a teacher only to be taught.
         experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
     frozen = load_teacher(config, experiment, mesh)
