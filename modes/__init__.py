@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from modes.compare import compare
 from modes.describe import describe
+from modes.doctor import doctor
 from modes.evaluate import evaluate
 from modes.prepare import prepare
 from modes.report import report
@@ -19,4 +20,5 @@ MODES: dict[str, Callable[[Request], None]] = {
     "describe": describe,
     "report": report,
     "compare": compare,
+    "doctor": doctor,
 }

@@ -53,20 +53,26 @@ def required_config(request: Request) -> ConfigDict:
     return request.config
 
 
+def read_dataset(config: ConfigDict) -> Dataset:
+    """The data set of a config, in this process. Raises FileNotFoundError if it is not here."""
+    fields = config.data
+    return data.load(
+        fields.name, data_dir=fields.dir, image_size=fields.image_size, channels=fields.channels
+    )
+
+
 def load_dataset(config: ConfigDict) -> Dataset:
     """The data set of a config. Raises FileNotFoundError if a process does not have it."""
-    fields, missing = config.data, None
+    missing = None
     try:
-        dataset = data.load(
-            fields.name, data_dir=fields.dir, image_size=fields.image_size, channels=fields.channels
-        )
+        dataset = read_dataset(config)
     except FileNotFoundError as error:
         missing = error
     # What is done without images must be done without them in all processes.
     if everywhere(missing is None):
         return dataset
     raise missing or FileNotFoundError(
-        f"the data set {fields.name} is not there for every process, only for some; prepare it "
+        f"the data set {config.data.name} is there for some processes only; prepare it "
         "(--mode=prepare) on a disk that all see, or on that of each host"
     )
 
