@@ -1,4 +1,4 @@
-"""What `--mode=doctor` checks, each in one function that says what it found or raises the remedy."""
+"""What `--mode=doctor` checks: functions that say what they found, or raise the remedy."""
 
 import platform
 import shutil
@@ -156,10 +156,12 @@ def data(job: Job) -> str:
 
 def network(job: Job) -> str:
     """The networks and the training step, on shapes."""
-    experiment, mesh = job.experiment, job.mesh
+    experiment, mesh, config = job.experiment, job.mesh, ConfigDict(job.config)
+    if config.batch_size % mesh.size:
+        config.batch_size = mesh.size  # the check of the batch says so
     frozen = {n: abstract_params(experiment, mesh) for n in experiment.objective.frozen}
     unstarted = experiment._replace(objective=experiment.objective._replace(init_from={}))
-    check_step(unstarted, job.config, mesh, frozen)
+    check_step(unstarted, config, mesh, frozen)
     return f"{size(abstract_params(experiment, mesh))} parameters, a step can be traced"
 
 

@@ -6,6 +6,7 @@ Importing takes seconds and a command often less: a fork server has done it once
 import multiprocessing
 import os
 import re
+import socket
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -32,17 +33,59 @@ def environment(devices=1):
 
 def run(*arguments, expect=0, devices=1):
     """`python main.py ARGUMENTS` from the repository's root."""
-    with TemporaryDirectory() as folder:
-        outputs = [Path(folder, name) for name in Result._fields]
-        process = SERVER.Process(target=call, args=(arguments, environment(devices), outputs))
-        process.start()
-        process.join(TIMEOUT)
-        if process.is_alive():
-            process.kill()
-            process.join()
-        result = Result(*(path.read_text() for path in outputs))
-        assert process.exitcode == expect, result.stderr[-2000:]
-        return result
+    command = Command(arguments, devices)
+    result = command.result()
+    assert command.process.exitcode == expect, result.stderr[-2000:]
+    return result
+
+
+class Command:
+    """`python main.py ARGUMENTS`, running."""
+
+    def __init__(self, arguments, devices=1):
+        self.folder = TemporaryDirectory()
+        self.outputs = [Path(self.folder.name, name) for name in Result._fields]
+        arguments = (arguments, environment(devices), self.outputs)
+        self.process = SERVER.Process(target=call, args=arguments)
+        self.process.start()
+
+    def result(self):
+        """What it printed, once it has ended."""
+        self.process.join(TIMEOUT)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+        with self.folder:
+            return Result(*(path.read_text() for path in self.outputs))
+
+
+def start_together(count, *arguments, own=None):
+    """The command in so many processes, of one device each; `own`: {index: further arguments}."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    joined = [f"--coordinator={address}", f"--num_processes={count}"]
+    return [
+        Command([*arguments, *joined, f"--process_id={index}", *(own or {}).get(index, [])])
+        for index in range(count)
+    ]
+
+
+def end_together(commands, expect=0):
+    """What they printed, once all have ended; `expect`: exit code of all, or of each."""
+    results = [command.result() for command in commands]
+    codes = [command.process.exitcode for command in commands]
+    expected = [expect] * len(commands) if isinstance(expect, int) else expect
+    assert codes == expected, "\n".join(result.stderr[-2000:] for result in results)
+    # What the runtime's collectives say of themselves is not ours.
+    return [
+        result._replace(stdout=re.sub(r"\[Gloo\].*\n", "", result.stdout)) for result in results
+    ]
+
+
+def run_together(count, *arguments, expect=0, own=None):
+    """`start_together` and `end_together`."""
+    return end_together(start_together(count, *arguments, own=own), expect)
 
 
 def call(arguments, variables, outputs):

@@ -141,7 +141,8 @@ class Watch:
     def follow(self) -> None:
         """End because another process failed, unless this one has failed in the meantime."""
         if not self.failing:
-            self.stop("{} ended with an error: {}".format(*self.failures[0]))
+            peer, text = self.failures[0]
+            self.stop(f"{peer} ended with an error: {text.removeprefix('error: ')}")
 
     def tell(self, peer: Peer, event: str, text: str) -> None:
         """Say what became of a process: to process 0, or from there to all but itself."""
