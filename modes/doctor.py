@@ -84,10 +84,19 @@ def gathered(content: Mapping[str, Finding]) -> list[dict[str, Finding]]:
 def told(name: str, findings: Sequence[Finding]) -> Iterator[str]:
     """The lines of a check: one, or one for each process that differs or failed."""
     failed = [found for found in findings if found.status == FAILED]
-    alike = len({(found.status, found.text) for found in findings}) == 1
-    if alike or not (failed or (ALONE | TOGETHER)[name].equal):
-        yield f"{findings[0].status:6}  {name:11}  {findings[0].text}"
-        return
-    # Of findings that should be equal all are shown: which of them is right nobody here knows.
-    for found in failed or findings:
-        yield f"{FAILED:6}  {name:11}  {found.who}: {found.text}"
+    left_out = [found for found in findings if found.status == LEFT_OUT]
+    differing = len({found.text for found in findings}) > 1
+    if len(failed) == len(findings) and not differing:
+        yield line(name, failed[0])
+    elif failed:
+        yield from (line(name, found, found.who) for found in failed)
+    elif not left_out and differing and (ALONE | TOGETHER)[name].equal:
+        # All are shown: which of them is right nobody here knows.
+        yield from (line(name, found._replace(status=FAILED), found.who) for found in findings)
+    else:
+        yield line(name, [*left_out, *findings][0])
+
+
+def line(name: str, found: Finding, who: str = "") -> str:
+    """A finding as it is printed."""
+    return f"{found.status:6}  {name:11}  {who}{': ' if who else ''}{found.text}"

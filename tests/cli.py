@@ -31,9 +31,9 @@ def environment(devices=1):
     return {**os.environ, "XLA_FLAGS": flags}
 
 
-def run(*arguments, expect=0, devices=1):
-    """`python main.py ARGUMENTS` from the repository's root."""
-    command = Command(arguments, devices)
+def run(*arguments, expect=0, devices=1, nano=None):
+    """`python main.py ARGUMENTS` from the repository's root; nano: a Size in its place."""
+    command = Command(arguments, devices, nano)
     result = command.result()
     assert command.process.exitcode == expect, result.stderr[-2000:]
     return result
@@ -42,10 +42,10 @@ def run(*arguments, expect=0, devices=1):
 class Command:
     """`python main.py ARGUMENTS`, running."""
 
-    def __init__(self, arguments, devices=1):
+    def __init__(self, arguments, devices=1, nano=None):
         self.folder = TemporaryDirectory()
         self.outputs = [Path(self.folder.name, name) for name in Result._fields]
-        arguments = (arguments, environment(devices), self.outputs)
+        arguments = (arguments, environment(devices), self.outputs, nano)
         self.process = SERVER.Process(target=call, args=arguments)
         self.process.start()
 
@@ -59,15 +59,15 @@ class Command:
             return Result(*(path.read_text() for path in self.outputs))
 
 
-def start_together(count, *arguments, own=None):
+def start_together(count, *arguments, own=None, nano=None):
     """The command in so many processes, of one device each; `own`: {index: further arguments}."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     joined = [f"--coordinator={address}", f"--num_processes={count}"]
     return [
-        Command([*arguments, *joined, f"--process_id={index}", *(own or {}).get(index, [])])
-        for index in range(count)
+        Command([*arguments, *joined, f"--process_id={i}", *(own or {}).get(i, [])], nano=nano)
+        for i in range(count)
     ]
 
 
@@ -83,12 +83,12 @@ def end_together(commands, expect=0):
     ]
 
 
-def run_together(count, *arguments, expect=0, own=None):
+def run_together(count, *arguments, expect=0, own=None, nano=None):
     """`start_together` and `end_together`."""
-    return end_together(start_together(count, *arguments, own=own), expect)
+    return end_together(start_together(count, *arguments, own=own, nano=nano), expect)
 
 
-def call(arguments, variables, outputs):
+def call(arguments, variables, outputs, nano):
     """Become the command; runs in the forked process."""
     for descriptor, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
@@ -98,5 +98,7 @@ def call(arguments, variables, outputs):
     from absl import app
 
     import main
+    from models.dit import SIZES
 
+    SIZES |= {"nano": nano} if nano else {}
     app.run(main.main, flags_parser=main.parse)

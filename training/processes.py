@@ -142,7 +142,8 @@ class Watch:
         """End because another process failed, unless this one has failed in the meantime."""
         if not self.failing:
             peer, text = self.failures[0]
-            self.stop(f"{peer} ended with an error: {text.removeprefix('error: ')}")
+            last_line = text.strip().splitlines()[-1].removeprefix("error: ")
+            self.stop(f"{peer} ended with an error: {last_line}")
 
     def tell(self, peer: Peer, event: str, text: str) -> None:
         """Say what became of a process: to process 0, or from there to all but itself."""
@@ -166,7 +167,8 @@ class Watch:
             self.follow()
         self.failing = True
         self.tell(self.me, FAILED, text)
-        time.sleep(GRACE)  # `listen` ends this process if another has died
+        if self.connections:
+            time.sleep(GRACE)  # `listen` ends this process if another has died
         lower = [said for peer, said in self.failures if peer.index < self.me.index]
         self.stop("" if text in lower else text, code)
 
@@ -307,7 +309,7 @@ def accept(listening: socket.socket, token: str) -> dict[socket.socket, Peer]:
     deadline = time.monotonic() + 3 * CONNECT
     while len(found) < jax.process_count() - 1 and time.monotonic() < deadline:
         listening.settimeout(max(deadline - time.monotonic(), 0.1))
-        with suppress(OSError, ValueError):  # too late, or a stranger
+        with suppress(OSError, ValueError, TypeError):  # too late, or a stranger
             connection, _ = listening.accept()
             connection.settimeout(CONNECT)
             with connection.makefile("rb") as file:

@@ -2,10 +2,12 @@
 
 import re
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from models.dit import Size
 from modes import Request
 from modes.checks import ALONE, TOGETHER
 from modes.doctor import doctor
@@ -14,7 +16,8 @@ from tests.training.runs import small_config
 from tests.training.test_teacher import save_run
 from training import exits, workdir
 
-CHECKS = import_module("modes.checks")
+# The package's own `doctor` is the function.
+CHECKS, DOCTOR = import_module("modes.checks"), import_module("modes.doctor")
 SMALL = ("--config.model.size=nano", "--config.batch_size=64", "--config.evaluate.features=pixels")
 
 
@@ -52,12 +55,13 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys, monkeypatch)
     full = CHECKS.shutil.disk_usage(tmp_path)._replace(free=2**20)
     monkeypatch.setattr(CHECKS.shutil, "disk_usage", lambda _: full)
     clocks = np.array([[100.0, 0.0], [101.0, 30.0]])
-    monkeypatch.setattr(CHECKS.multihost_utils, "process_allgather", lambda _: clocks)
+    others = SimpleNamespace(process_allgather=lambda _: clocks, sync_global_devices=lambda _: None)
+    monkeypatch.setattr(CHECKS, "multihost_utils", others)
     (tmp_path / "file").write_text("a file in the place of a folder")
     fields = {"batch_size": 63, "evaluate.features": "inception", "teacher": str(tmp_path)}
     request = Request(config=config_of("cd", **fields), workdir=tmp_path / "file" / "run")
     # The findings themselves are exchanged as they are.
-    monkeypatch.setattr("modes.doctor.gathered", lambda here: [dict(here)])
+    monkeypatch.setattr(DOCTOR, "gathered", lambda here: [dict(here)])
     wrong = ("batch", "teacher", "evaluation", "disk", "clocks", "workdir")
     with pytest.raises(ValueError, match="6 of 18 checks failed: " + ", ".join(wrong)):
         doctor(request)
@@ -90,7 +94,9 @@ def test_a_folder_of_this_run_goes_on_and_of_another_is_refused(teacher, tmp_pat
 def test_processes_that_differ_are_named(tmp_path):
     command = ("--config=configs/digits.py:edm", "--mode=doctor", f"--workdir={tmp_path}/run")
     own = {1: ["--config.seed=1", "--config.mesh.fsdp=3"]}
-    first, second = run_together(2, *command, *SMALL, own=own, expect=exits.BAD_INPUT)
+    first, second = run_together(
+        2, *command, *SMALL, own=own, expect=exits.BAD_INPUT, nano=Size(32, 1, 2)
+    )
     failed = [line.split(None, 2)[1:] for line in first.stdout.splitlines() if "FAILED" in line]
     assert [name for name, _ in failed] == ["config", "config", "mesh"]
     assert failed[0][1].startswith("process 0 (host ") and "edm, hash" in failed[0][1]
