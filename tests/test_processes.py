@@ -124,16 +124,16 @@ def test_two_processes_evaluate_and_sample_what_one_does(shared, tmp_path):
 
 
 def test_two_processes_compare_what_one_does(tmp_path):
-    options = ("--config=configs/digits.py", "--mode=compare", "--methods=cd", *SMALL)
+    options = ("--config=configs/digits.py", "--mode=compare", "--methods=cd_flow", *SMALL)
     options += ("--config.steps=3", "--config.evaluate.steps=(1,)")
     first, second = run_together(2, *options, f"--workdir={tmp_path}/two")
     alone = run(*options, f"--workdir={tmp_path}/one", devices=2)
-    assert first.stdout.count("[2/2] cd, seed 0") == 1 and second.stdout == second.stderr == ""
+    assert first.stdout.count("[2/2] cd_flow, seed 0") == 1 and second.stdout == second.stderr == ""
     tables = [(tmp_path / name / "table.csv").read_text() for name in ("two", "one")]
     cells = [[line.split(",") for line in table.splitlines()] for table in tables]
     assert len(cells[0]) > 2 and [len(row) for row in cells[0]] == [len(row) for row in cells[1]]
     assert first.stdout.count("\n") == alone.stdout.count("\n")
-    for method in ("edm", "cd"):
+    for method in ("flow_matching", "cd_flow"):
         assert_same_run(*(tmp_path / name / method / "seed_0" for name in ("two", "one")))
 
 

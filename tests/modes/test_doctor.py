@@ -13,7 +13,7 @@ from modes.checks import ALONE, TOGETHER
 from modes.doctor import doctor
 from tests.cli import run_together
 from tests.training.runs import small_config
-from tests.training.test_teacher import save_run
+from tests.training.test_teacher import one_block, save_run  # noqa: F401
 from training import exits, workdir
 
 # The package's own `doctor` is the function.
