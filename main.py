@@ -16,14 +16,13 @@ from pathlib import Path
 # Orbax and TFDS log through absl; the progress bar and the results are what a user wants to see.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from configs import overrides
 from configs.methods import TEACHERS
 from modes import MODES, Request
-from training import exits
+from training import exits, processes
 from training.preemption import Preempted
 from training.report import DivergedError
 
@@ -51,17 +50,26 @@ NETWORK = flags.DEFINE_string(
 )
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where an error came from.")
 DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "Join the other processes of a cluster job (jax.distributed.initialize)."
+    "distributed", False, "Join the other processes of a Slurm, MPI, Kubernetes or Cloud TPU job."
 )
 MESH = flags.DEFINE_list("mesh", [], "plan: sizes of the axes data and fsdp, such as 8,8.")
 ACCELERATOR = flags.DEFINE_string("accelerator", "", "plan: what it should fit, such as h100.")
+COORDINATOR = flags.DEFINE_string(
+    "coordinator", None, "HOST:PORT of process 0, to join processes that no cluster started."
+)
+NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
+PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one, from 0.")
 OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report: an .html file.")
 
 
+# The modes that several processes run together.
+TOGETHER = ("train", "evaluate", "sample", "compare", "replay", "doctor")
+# The modes of a run's folder.
+WITH_RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
 # The modes that read a flag; those that are not here are read by all.
 USED_BY = {
-    "config": ("train", "evaluate", "prepare", "describe", "plan", "compare"),
-    "workdir": ("train", "evaluate", "sample", "report", "compare", "checkpoints", "replay"),
+    "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "doctor"),
+    "workdir": (*WITH_RUNS, "compare", "doctor"),
     "workdirs": ("report",),
     "steps": ("sample",),
     "seeds": ("sample", "compare"),
@@ -74,26 +82,41 @@ USED_BY = {
     "out": ("sample", "report"),
     "mesh": ("plan",),
     "accelerator": ("plan",),
+    "distributed": TOGETHER,
+    "coordinator": TOGETHER,
+    "num_processes": TOGETHER,
+    "process_id": TOGETHER,
 }
 
 
 def main(_: list[str]) -> None:
     """Run one mode; an error that a user can mend becomes a message and exit code 2."""
     logging.set_verbosity(logging.ERROR)
-    if DISTRIBUTED.value:
-        jax.distributed.initialize()
     try:
-        MODES[MODE.value](request())
+        asked = request()
+        where = processes.rendezvous(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        if where or DISTRIBUTED.value:
+            processes.join(where)
+    except ValueError as error:
+        fail(error)
+    with processes.together():
+        run(asked)
+
+
+def run(asked: Request) -> None:
+    """Run the mode that was asked for."""
+    try:
+        MODES[MODE.value](asked)
     except (ValueError, OSError, DivergedError) as error:
         if TRACEBACK.value:
             raise
         fail(error, exits.DIVERGED if isinstance(error, DivergedError) else exits.BAD_INPUT)
     except Preempted as stop:
-        print(stop if stop.args else "preempted, resumable: nothing was under way", file=sys.stderr)
+        processes.say(str(stop) or "preempted, resumable: nothing was under way", sys.stderr)
         sys.exit(exits.PREEMPTED)
     except KeyboardInterrupt:
-        print("interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
-        sys.exit(exits.INTERRUPTED)
+        message = "interrupted; the same command goes on from the last checkpoint"
+        processes.fail(exits.INTERRUPTED, message)
 
 
 def request() -> Request:
@@ -181,8 +204,7 @@ def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
         message = f"unknown config field {error.args[0]}"
     if "Traceback" in message:  # absl quotes a config file's; its last line says what is wrong
         message = message.strip().splitlines()[-1].partition(": ")[2]
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
-    sys.exit(code)
+    processes.fail(code, f"error: {' '.join(message.split())}")
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -94,7 +94,8 @@ def generate_floats(
     """
     indices = np.arange(len(labels)) if indices is None else indices
     starts, broken = range(0, len(labels), batch_size), 0
-    for start in tqdm(starts, desc=description, unit="batch", disable=len(starts) < 2, leave=False):
+    silent = len(starts) < 2 or jax.process_index() > 0
+    for start in tqdm(starts, desc=description, unit="batch", disable=silent, leave=False):
         # NumPy, not device arrays: every process holds the whole of both.
         rows = np.arange(start, start + batch_size) % len(labels)
         x_0 = jax.device_get(sample(params, *(a[rows].astype(np.int32) for a in (indices, labels))))

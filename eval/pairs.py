@@ -12,6 +12,7 @@ from eval.generate import batch_sampler, cycle_labels, generate_floats, noise
 from objectives.base import Params
 from training.experiment import Experiment
 from training.files import read_npz, write_npz
+from training.sharding import everywhere
 
 FILE = "pairs.npz"
 # Not the stream of samples: what a generator is trained on is not what it is evaluated on.
@@ -37,7 +38,8 @@ def teacher_pairs(
     if count < 1 or steps < 1:
         raise ValueError(f"pairs.count={count} and pairs.steps={steps} must be 1 or more")
     path = folder / FILE
-    if path.is_file():
+    # They are made by all processes together, so either all of them read or all make.
+    if everywhere(path.is_file()):
         return load(path, count)
     choices = np.arange(taught.num_classes) if taught.num_classes else np.array([-1])
     labels = cycle_labels(choices, count)

@@ -25,6 +25,7 @@ from eval.moments import empty, finish, merge, update
 from eval.protocol import digest
 from eval.weights import sha256
 from training.files import read_npz, write_npz
+from training.sharding import everywhere
 
 FOLDER = "references"
 SPLITS = ("train", "test", "all")
@@ -116,9 +117,8 @@ def load_reference(
     path = root / FOLDER / f"{readable}-{network.name}-{digest(key)}.npz"
     if not everywhere(path.exists()):
         # Features are made by all processes together, so either all of them read or all compute.
-        statistics, *others = compute(reference, dataset, network, extract, measurement["samples"])
-        named = dict(zip(Reference._fields[1:], others, strict=True))
-        write_npz(path, **statistics._asdict(), **named)
+        computed = compute(reference, dataset, network, extract, measurement["samples"])
+        write_once(path, computed)
     arrays = read_npz(path, "delete it, and it is computed again")
     try:
         statistics = Statistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
@@ -128,11 +128,15 @@ def load_reference(
         raise ValueError(f"{path} lacks {error}; delete it, and it is computed again") from error
 
 
-def everywhere(here: bool) -> bool:
-    """Whether it holds in all processes."""
-    if jax.process_count() == 1:
-        return here
-    return bool(multihost_utils.process_allgather(np.array(here)).all())
+def write_once(path: Path, computed: Reference) -> None:
+    """Write a reference in process 0, and in those that do not see its file, on other disks."""
+    statistics, *others = computed
+    arrays = statistics._asdict() | dict(zip(Reference._fields[1:], others, strict=True))
+    if jax.process_index() == 0:
+        write_npz(path, **arrays)
+    multihost_utils.sync_global_devices("the reference is written")
+    if not path.exists():
+        write_npz(path, **arrays)
 
 
 def published_statistics(path: Path, network: FeatureNetwork, extract: Extract) -> Reference:
@@ -217,6 +221,7 @@ def features_of(
     """Rows of a split and their features, in chunks."""
     count = 0 if split is None else len(split.labels)
     starts = range(0, count, CHUNK)
-    for start in tqdm(starts, desc=description, disable=len(starts) < 2, leave=False):
+    silent = len(starts) < 2 or jax.process_index() > 0
+    for start in tqdm(starts, desc=description, disable=silent, leave=False):
         rows = slice(start, min(start + CHUNK, count))
         yield rows, extract(np.asarray(split.images[rows]))[0]

@@ -5,6 +5,7 @@ from collections.abc import Callable
 from modes.checkpoints import checkpoints
 from modes.compare import compare
 from modes.describe import describe
+from modes.doctor import doctor
 from modes.evaluate import evaluate
 from modes.plan import plan
 from modes.prepare import prepare
@@ -25,4 +26,5 @@ MODES: dict[str, Callable[[Request], None]] = {
     "compare": compare,
     "checkpoints": checkpoints,
     "replay": replay,
+    "doctor": doctor,
 }

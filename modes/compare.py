@@ -24,6 +24,7 @@ from modes.request import Request, required_config, required_workdir, resolve_wi
 from modes.train import train
 from training import restore, workdir
 from training.experiment import Experiment, build
+from training.processes import say
 from training.report import DivergedError
 from training.sharding import check_batch_size, first_process_says, make_mesh
 from training.teacher import check_teacher, parse, pinned
@@ -53,14 +54,14 @@ def compare(request: Request) -> None:
     cells = plan(root, request)
     failed: list[Path] = []
     for number, cell in enumerate(cells, start=1):
-        print(f"[{number}/{len(cells)}] {cell.method}, seed {cell.seed}: {cell.folder}", flush=True)
+        say(f"[{number}/{len(cells)}] {cell.method}, seed {cell.seed}: {cell.folder}")
         if Path(cell.config.teacher) in failed:
             failed.append(cell.folder)
             continue
         try:
             complete(cell)
         except DivergedError as error:
-            print(f"left out: {error}", file=sys.stderr)
+            say(f"left out: {error}", sys.stderr)
             failed.append(cell.folder)
     done = [cell for cell in cells if cell.folder not in failed]
     if not done:
@@ -132,7 +133,7 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     if not config.evaluate.steps:
         raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")
     check_evaluation(experiment, dataset, config, mesh)
-    if workdir.is_run(folder):
+    if first_process_says(workdir.is_run(folder)):
         workdir.check_same_run(workdir.load_config(folder), pinned(config, folder), folder)
     if restore.has_checkpoint(folder) and restore.saved_step(folder) > config.steps:
         raise ValueError(
@@ -178,7 +179,7 @@ def complete(cell: Cell) -> None:
     if not first_process_says(is_trained(cell)):
         train(request)
     elif first_process_says(is_evaluated(cell)):
-        print("finished", flush=True)
+        say("finished")
     else:
         evaluate(request)
 

@@ -1,5 +1,7 @@
 """--mode=evaluate: measure a checkpoint of a run."""
 
+import jax
+
 from eval.evaluate import check_evaluation, evaluator, summary
 from modes.request import Request, dataset_if_here, load_run, required_workdir
 
@@ -20,4 +22,6 @@ def evaluate(request: Request) -> None:
             f"evaluate.{error.name or 'features'}; say how to evaluate it, by --config=FILE:METHOD"
         ) from error
     evaluate_network = evaluator(experiment, dataset, config, mesh, required_workdir(request))
-    print(summary(evaluate_network(params, step)))
+    results = evaluate_network(params, step)
+    if jax.process_index() == 0:
+        print(summary(results))

@@ -12,7 +12,7 @@ from data import Dataset
 from objectives.base import Params
 from training import restore, workdir
 from training.experiment import Experiment, build, debugged, rebuild
-from training.sharding import make_mesh
+from training.sharding import everywhere, make_mesh
 from training.teacher import abstract_params, check_taught, with_teachers_images
 
 
@@ -55,11 +55,27 @@ def required_config(request: Request) -> ConfigDict:
     return request.config
 
 
-def load_dataset(config: ConfigDict) -> Dataset:
-    """The data set of a config."""
+def read_dataset(config: ConfigDict) -> Dataset:
+    """The data set of a config, in this process. Raises FileNotFoundError if it is not here."""
     fields = config.data
     return data.load(
         fields.name, data_dir=fields.dir, image_size=fields.image_size, channels=fields.channels
+    )
+
+
+def load_dataset(config: ConfigDict) -> Dataset:
+    """The data set of a config. Raises FileNotFoundError if a process does not have it."""
+    missing = None
+    try:
+        dataset = read_dataset(config)
+    except FileNotFoundError as error:
+        missing = error
+    # What is done without images must be done without them in all processes.
+    if everywhere(missing is None):
+        return dataset
+    raise missing or FileNotFoundError(
+        f"the data set {config.data.name} is there for some processes only; prepare it "
+        "(--mode=prepare) on a disk that all see, or on that of each host"
     )
 
 

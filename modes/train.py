@@ -21,9 +21,10 @@ from training.experiment import Experiment, build, rebuild
 from training.loop import HostBatch, Schedule, abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
 from training.preemption import Preemption
+from training.processes import say
 from training.report import NonFiniteError, evaluations
 from training.resident import resident
-from training.sharding import check_batch_size, make_mesh
+from training.sharding import check_batch_size, first_process_says, make_mesh
 from training.state import TrainState
 from training.teacher import TEACHER, checked_teacher, load_teacher, pinned
 from training.watchdog import Patience
@@ -38,8 +39,7 @@ def train(request: Request) -> None:
     path, config = required_workdir(request), required_config(request)
     with Preemption() as preemption, claimed(path):
         step = train_claimed(path, config, preemption)
-    if jax.process_index() == 0:
-        print(f"{path} is at step {step}; draw from it: --mode=sample --workdir={path}")
+    say(f"{path} is at step {step}; draw from it: --mode=sample --workdir={path}")
 
 
 def train_claimed(path: Path, config: ConfigDict, preemption: Preemption) -> int:
@@ -54,7 +54,7 @@ def train_claimed(path: Path, config: ConfigDict, preemption: Preemption) -> int
         check_evaluation(experiment, dataset, config, mesh)
         retention = retention_of(config, path)
         config = pinned(config, path)
-        if restore.has_checkpoint(path):
+        if first_process_says(restore.has_checkpoint(path)):
             # It starts from that, and needs a teacher only to be taught.
             experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
         frozen = load_teacher(config, experiment, mesh)

@@ -146,6 +146,8 @@ def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
 
 def unsealed(content: Any) -> dict[str, Any]:
     """The record of `sealed`. Raises ValueError if it is not what was sealed."""
+    if isinstance(content, dict) and "step" in content:
+        raise ValueError("it was written by a version of Fewstep that kept no fingerprints")
     if not isinstance(content, dict) or content.get("crc32") != checksum(content.get("record")):
         raise ValueError("its record does not have the checksum that was written with it")
     return content["record"]

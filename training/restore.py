@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from objectives.base import Params
 from training.checkpoint import DAMAGED, FOLDER, OPTIMIZER, RUN, first_line, items, unsealed
 from training.fingerprint import fingerprint
+from training.processes import say
 from training.state import TrainState
 
 T = TypeVar("T")
@@ -94,7 +95,10 @@ def newest_whole(
         result, error = attempt(read, step)
         if everywhere(error is None):
             for other, damage in errors.items():
-                warn(f"warning: {damage or f'checkpoint {other} is damaged'}; {step} is used")
+                say(
+                    f"warning: {damage or f'checkpoint {other} is damaged'}; {step} is used",
+                    sys.stderr,
+                )
             return result, list(errors)
         errors[step] = error
     told = [str(error) for error in errors.values() if error] or ["another process says why"]
@@ -205,12 +209,6 @@ def saved_step(workdir: Path, step: int | None = None) -> int:
     """`step`, the newest if None, of a run's checkpoints. Raises ValueError if it is not there."""
     with read_checkpoints(workdir) as checkpoints:
         return choose_step(checkpoints, workdir, step)
-
-
-def warn(line: str) -> None:
-    """Print a line on standard error, once in all processes."""
-    if jax.process_index() == 0:
-        print(line, file=sys.stderr)
 
 
 def reading(read: Callable[[], Any], folder: Path) -> Any:

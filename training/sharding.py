@@ -91,6 +91,11 @@ def first_process_says(here: bool) -> bool:
     return bool(multihost_utils.broadcast_one_to_all(np.array(here)))
 
 
+def everywhere(here: bool) -> bool:
+    """Whether it holds in all processes."""
+    return bool(np.all(multihost_utils.process_allgather(np.array(here))))
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a batch as global arrays split over the mesh."""
     sharding = batch_sharding(mesh)

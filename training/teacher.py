@@ -68,17 +68,22 @@ def pinned(config: ConfigDict, run: Path) -> ConfigDict:
         return config
     config = ConfigDict(config)
     asked = parse(config.teacher)
-    if workdir.is_run(run):
-        recorded = workdir.load_config(run).get("teacher", "")
-        folder, step = parse(recorded)
-        if recorded and folder == asked.folder and asked.step in (None, step):
-            config.teacher = recorded
-            return config
-    step = restore.saved_step(locate(config.teacher).folder, asked.step)
+    step = recorded_step(run, asked)
+    if step is None:
+        step = restore.saved_step(locate(config.teacher).folder, asked.step)
     # The teacher may still be training: all processes take what the first one saw.
     step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
     config.teacher = f"{asked.folder}@{step}"
     return config
+
+
+def recorded_step(run: Path, asked: Location) -> int | None:
+    """The step of the teacher that a run was started with, if that is what is asked for."""
+    if not workdir.is_run(run):
+        return None
+    recorded = workdir.load_config(run).get("teacher", "")
+    folder, step = parse(recorded)
+    return step if recorded and folder == asked.folder and asked.step in (None, step) else None
 
 
 def with_teachers_images(config: ConfigDict) -> ConfigDict:

@@ -1,0 +1,352 @@
+"""What `--mode=doctor` checks: functions that say what they found, or raise the remedy."""
+
+import platform
+import shutil
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from data import Dataset
+from eval.evaluate import check_evaluation, skipped
+from eval.protocol import digest
+from modes.describe import bytes_of, size
+from modes.request import Request, read_dataset, required_config, required_workdir, resolve
+from modes.train import batches, check_step
+from training import restore, workdir
+from training.experiment import Experiment, build, debugged
+from training.loop import abstract_state
+from training.processes import within
+from training.sharding import batch_sharding, check_batch_size, make_mesh, replicated
+from training.teacher import (
+    abstract_params,
+    check_taught,
+    checked_teacher,
+    load_teacher,
+    locate,
+    recorded_step,
+    with_teachers_images,
+)
+
+ROOT = Path(__file__).parent.parent
+TOGETHER_SECONDS = 300  # that a check of all processes together may take
+VISIBLE_SECONDS = 10  # until a file that one process wrote is seen by the others
+CLOCK_SECONDS = 60  # that clocks may differ by
+GIB = 2**30
+
+
+class Check(NamedTuple):
+    """run: returns what it found, or raises an error that names the remedy.
+
+    needs: checks without which it makes no sense. equal: what it finds is the same in all
+    processes.
+    """
+
+    run: Callable[["Job"], str]
+    needs: tuple[str, ...] = ()
+    equal: bool = False
+
+
+class Job:
+    """The training job that is to come, its parts made when a check first asks for them."""
+
+    def __init__(self, request: Request) -> None:
+        self.workdir, self.given = required_workdir(request), required_config(request)
+        folders = [self.workdir.absolute(), *self.workdir.absolute().parents]
+        self.missing = [folder for folder in folders if not folder.exists()]
+        self.disk = next(folder for folder in folders if folder.exists())
+
+    @cached_property
+    def dataset(self) -> Dataset | None:
+        """The data set, None if it is not here."""
+        try:
+            return read_dataset(self.given)
+        except FileNotFoundError:
+            return None
+
+    @cached_property
+    def config(self) -> ConfigDict:
+        """The config as it will run."""
+        if self.dataset is not None:
+            return resolve(self.given, self.dataset)
+        config = with_teachers_images(self.given) if self.given.teacher else self.given
+        if not config.data.image_size or config.data.num_classes < 0:
+            read_dataset(self.given)  # says how to get it
+        return debugged(config) if config.debug else config
+
+    @cached_property
+    def experiment(self) -> Experiment:
+        """What the config describes."""
+        return build(self.config)
+
+    @cached_property
+    def mesh(self) -> Mesh:
+        """The devices as the config arranges them."""
+        return make_mesh(self.config.mesh.data, self.config.mesh.fsdp)
+
+
+def versions(job: Job) -> str:
+    """Of Python and the packages that compute."""
+    found = [f"{name} {metadata.version(name)}" for name in workdir.PACKAGES]
+    return ", ".join([f"python {platform.python_version()}", *found])
+
+
+def code(job: Job) -> str:
+    """The commit of this code, if it is a git checkout."""
+
+    def git(*arguments: str) -> str:
+        command = ["git", "-C", str(ROOT), *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        commit, changes = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain")
+    except (OSError, subprocess.CalledProcessError):
+        return "no git checkout"
+    if not changes:
+        return f"commit {commit}"
+    return f"commit {commit} with changes of {digest({'diff': git('diff', 'HEAD')})}"
+
+
+def devices(job: Job) -> str:
+    """Of this process, and in all."""
+    first, here = jax.local_devices()[0], jax.local_device_count()
+    memory = (first.memory_stats() or {}).get("bytes_limit")
+    size = f" of {memory / GIB:.1f} GiB" if memory else ""
+    return (
+        f"{here} x {first.device_kind}{size} in each of {jax.process_count()} process(es), "
+        f"{jax.device_count()} in all"
+    )
+
+
+def computation(job: Job) -> str:
+    """Each device of this process adds up."""
+    for device in jax.local_devices():
+        total = jax.jit(jnp.sum)(jax.device_put(jnp.ones((64, 64)), device))
+        if total != 64 * 64:
+            raise ValueError(f"{device} computes {total} for {64 * 64}; take its host out")
+    return "every device computes"
+
+
+def config_hash(job: Job) -> str:
+    """The config as it was given."""
+    return f"{job.given.method}, hash {digest(workdir.as_dict(job.given))}"
+
+
+def data(job: Job) -> str:
+    """The data set, by one batch of it."""
+    if job.dataset is None:
+        if job.experiment.objective.reads_images:
+            read_dataset(job.given)  # says how to get it
+        return f"{job.given.data.name} is not here, and {job.given.method} trains without images"
+    split, shape = job.dataset.train, " x ".join(map(str, job.dataset.image_shape))
+    split.images[: job.given.batch_size].sum()
+    return f"{job.dataset.name}, {len(split.labels)} images of {shape}"
+
+
+def network(job: Job) -> str:
+    """The networks and the training step, on shapes."""
+    experiment, mesh, config = job.experiment, job.mesh, ConfigDict(job.config)
+    if config.batch_size % mesh.size:
+        config.batch_size = mesh.size  # the check of the batch says so
+    frozen = {n: abstract_params(experiment, mesh) for n in experiment.objective.frozen}
+    unstarted = experiment._replace(objective=experiment.objective._replace(init_from={}))
+    check_step(unstarted, config, mesh, frozen)
+    return f"{size(abstract_params(experiment, mesh))} parameters, a step can be traced"
+
+
+def mesh(job: Job) -> str:
+    """The devices fill the mesh."""
+    return ", ".join(f"{axis} {count}" for axis, count in job.mesh.shape.items())
+
+
+def batch(job: Job) -> str:
+    """The batch can be shared."""
+    check_batch_size(job.config.batch_size, job.mesh, job.config.micro_batches)
+    return f"{job.config.batch_size}, {job.config.batch_size // job.mesh.size} on each device"
+
+
+def teacher(job: Job) -> str:
+    """The teacher fits, and has the checkpoint."""
+    check_taught(job.config, job.experiment)
+    if checked_teacher(job.config, job.experiment) is None:
+        return "none is used"
+    location = locate(job.config.teacher)
+    return f"{location.folder} at step {restore.saved_step(location.folder, location.step)}"
+
+
+def evaluation(job: Job) -> str:
+    """The evaluation can be made: feature network, real images, numbers of steps."""
+    check_evaluation(job.experiment, job.dataset, job.config, job.mesh)
+    fields = job.config.evaluate
+    if not fields.steps:
+        return "none: evaluate.steps=()"
+    return skipped(job.dataset, job.config) or f"on {fields.features} against {fields.reference}"
+
+
+def earlier_run(job: Job) -> str:
+    """The folder is free, or holds this run."""
+    if not workdir.is_run(job.workdir):
+        return "starts anew"
+    config = ConfigDict(job.config)
+    if config.teacher:
+        location = locate(config.teacher)
+        step = recorded_step(job.workdir, location)
+        config.teacher = f"{location.folder}@{step or location.step}"
+    workdir.check_same_run(workdir.load_config(job.workdir), config, job.workdir)
+    if not restore.has_checkpoint(job.workdir):
+        return "starts again: nothing was saved"
+    return f"goes on from step {restore.saved_step(job.workdir)}"
+
+
+def disk(job: Job) -> str:
+    """Room for the checkpoints that are kept, and one more while it is written."""
+    objective = job.experiment.objective
+    frozen = {name: abstract_params(job.experiment, job.mesh) for name in objective.frozen}
+    state = abstract_state(
+        objective._replace(init_from={}), job.experiment.optimizers, 0, frozen, job.mesh
+    )
+    fields = job.config.checkpoint
+    saves = -(-job.config.steps // fields.every) if fields.every else 1
+    count = min(saves, fields.keep or saves) + 1
+    needed, free = count * bytes_of(state), shutil.disk_usage(job.disk).free
+    text = f"{free / GIB:.2f} GiB free, {count} checkpoints need {needed / GIB:.2f} GiB"
+    if free < needed:
+        raise ValueError(f"{text}; free some, lower checkpoint.keep or use another --workdir")
+    return text
+
+
+def collective(job: Job) -> str:
+    """All devices add up together."""
+    everything = make_mesh()
+    add = jax.jit(jnp.sum, out_shardings=replicated(everything))
+    ones = np.ones((jax.local_device_count(), 2**18), np.float32)
+    array = jax.make_array_from_process_local_data(batch_sharding(everything), ones)
+    jax.block_until_ready(add(array))
+    start = time.perf_counter()
+    total = float(add(array))
+    seconds = time.perf_counter() - start
+    if total != jax.device_count() * 2**18:
+        raise ValueError(f"the devices together compute {total}; look for one that is broken")
+    return f"{jax.device_count()} devices compute together, 1 MiB of each in {1e3 * seconds:.1f} ms"
+
+
+def shared_folder(job: Job) -> str:
+    """Each process writes into the workdir, and sees what the others wrote."""
+    own = job.workdir / f".doctor.{jax.process_index()}"
+    with written(own, job.missing) as failure:
+        multihost_utils.sync_global_devices("doctor: written")
+        expected = {f".doctor.{index}" for index in range(jax.process_count())}
+        deadline = time.monotonic() + VISIBLE_SECONDS
+        while not failure and expected - names_in(job.workdir) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        unseen = expected - names_in(job.workdir)
+        multihost_utils.sync_global_devices("doctor: seen")
+    if failure:
+        raise ValueError(f"{job.workdir} cannot be written: {failure[0]}; use another --workdir")
+    if unseen:
+        raise ValueError(
+            f"{job.workdir} does not show what process(es) "
+            f"{', '.join(sorted(name.rpartition('.')[2] for name in unseen))} wrote there; "
+            "use a --workdir on a disk that all hosts share"
+        )
+    return f"{job.workdir} is written and seen by every process"
+
+
+def names_in(folder: Path) -> set[str]:
+    """Names of the files in a folder, as they are now; none if it is not there."""
+    try:
+        return {path.name for path in folder.iterdir()}
+    except OSError:
+        return set()
+
+
+@contextmanager
+def written(path: Path, folders: Sequence[Path]) -> Iterator[list[OSError]]:
+    """A file during the block, and why it could not be written; then it and new folders go."""
+    failure: list[OSError] = []
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("Written by --mode=doctor, which removes it.\n")
+    except OSError as error:
+        failure.append(error)
+    yield failure
+    with suppress(OSError):
+        path.unlink()
+    multihost_utils.sync_global_devices("doctor: removed")
+    for folder in folders:  # the innermost first; another process may have been first
+        with suppress(OSError):
+            folder.rmdir()
+
+
+def teacher_parameters(job: Job) -> str:
+    """The teacher's parameters can be read."""
+    if not job.config.teacher:
+        return "none are needed"
+    found = load_teacher(job.config, job.experiment, job.mesh)
+    return f"{size(found)} are read"
+
+
+def first_batch(job: Job) -> str:
+    """What the first step is given."""
+    if job.experiment.objective.reads_pairs:
+        return "pairs are made when training starts"
+    rows = next(batches(job.config, job.experiment, job.dataset, None, 0))
+    return f"{len(rows['label'])} rows in each process"
+
+
+def clocks(job: Job) -> str:
+    """The hosts' clocks agree."""
+    multihost_utils.sync_global_devices("doctor: now")
+    # Seconds as two parts that float32 holds.
+    minutes, seconds = divmod(time.time(), 60)
+    now = multihost_utils.process_allgather(np.array([minutes % 1e5, seconds], np.float32))
+    times = np.reshape(now, (-1, 2)) @ np.array([60.0, 1.0])
+    apart = float(np.ptp(times))
+    if apart > CLOCK_SECONDS:
+        raise ValueError(f"the clocks of the hosts are {apart:.0f} s apart; run NTP on them")
+    return f"within {max(1, round(apart))} s"
+
+
+def bounded(run: Callable[[Job], str]) -> Callable[[Job], str]:
+    """A check by all processes together, that ends them if one does not take part."""
+
+    def check(job: Job) -> str:
+        with within(TOGETHER_SECONDS, f"the check {run.__name__} of all processes has no end"):
+            return run(job)
+
+    return check
+
+
+ALONE: dict[str, Check] = {
+    "versions": Check(versions, equal=True),
+    "code": Check(code, equal=True),
+    "devices": Check(devices, equal=True),
+    "computation": Check(computation),
+    "config": Check(config_hash, equal=True),
+    "data": Check(data, equal=True),
+    "mesh": Check(mesh, ("data",)),
+    "batch": Check(batch, ("mesh",)),
+    "network": Check(network, ("data", "mesh"), equal=True),
+    "teacher": Check(teacher, ("network",), equal=True),
+    "evaluation": Check(evaluation, ("network",)),
+    "run": Check(earlier_run, ("teacher",), equal=True),
+    "disk": Check(disk, ("network",)),
+}
+TOGETHER: dict[str, Check] = {
+    "collective": Check(bounded(collective), ("computation",)),
+    "clocks": Check(bounded(clocks)),
+    "workdir": Check(bounded(shared_folder)),
+    "first batch": Check(first_batch, ("batch", "network")),
+    "parameters": Check(bounded(teacher_parameters), ("teacher",)),
+}

@@ -1,0 +1,102 @@
+"""--mode=doctor: what can be known to go wrong before a long job, checked with its own flags.
+
+Each process checks what is its own; then all check together what only all can: that they compute
+with each other and see the same folder. Process 0 prints one line for each check. Whatever fails,
+all that can be checked is, and nothing is left behind.
+"""
+
+import json
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from modes.checks import ALONE, TOGETHER, Check, Job
+from modes.request import Request
+
+OK, FAILED, LEFT_OUT = "ok", "FAILED", "-"
+
+
+class Finding(NamedTuple):
+    """What a check found in a process."""
+
+    status: str
+    text: str
+    who: str
+
+
+def doctor(request: Request) -> None:
+    """Print what was checked. Raises ValueError if anything failed, in all processes."""
+    job = Job(request)
+    reports: list[dict[str, Finding]] = [{} for _ in range(jax.process_count())]
+    for checks in (ALONE, TOGETHER):
+        here: dict[str, Finding] = {}
+        for name, check in checks.items():
+            passed = {n for n, f in here.items() if f.status == OK} | passed_by_all(reports)
+            here[name] = examine(job, check, passed)
+        reports = [a | b for a, b in zip(reports, gathered(here), strict=True)]
+    lines = {name: list(told(name, [r[name] for r in reports])) for name in reports[0]}
+    if jax.process_index() == 0:
+        print("\n".join(line for told_of in lines.values() for line in told_of), flush=True)
+    failed = [name for name, told_of in lines.items() if told_of[0].startswith(FAILED)]
+    if failed:
+        raise ValueError(f"{len(failed)} of {len(lines)} checks failed: {', '.join(failed)}")
+
+
+def passed_by_all(reports: Sequence[Mapping[str, Finding]]) -> set[str]:
+    """The checks that passed in all processes."""
+    names = reports[0].keys()
+    return {name for name in names if all(report[name].status == OK for report in reports)}
+
+
+def examine(job: Job, check: Check, passed: set[str]) -> Finding:
+    """Run a check, unless one that it needs has failed."""
+    lacking = [name for name in check.needs if name not in passed]
+    if lacking:
+        return finding(LEFT_OUT, f"not checked: it needs {', '.join(lacking)}")
+    try:
+        return finding(OK, check.run(job))
+    except Exception as error:  # whatever it is, the other checks go on
+        kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
+        return finding(FAILED, kind + " ".join(str(error).split()))
+
+
+def finding(status: str, text: str) -> Finding:
+    """What was found in this process."""
+    return Finding(status, text, f"process {jax.process_index()} (host {socket.gethostname()})")
+
+
+def gathered(content: Mapping[str, Finding]) -> list[dict[str, Finding]]:
+    """What each process has, in all of them."""
+    own = json.dumps(content).encode()
+    length = int(np.max(multihost_utils.process_allgather(np.array(len(own)))))
+    padded = np.frombuffer(own.ljust(length), np.uint8)
+    rows = np.reshape(multihost_utils.process_allgather(padded), (jax.process_count(), length))
+    return [
+        {name: Finding(*finding) for name, finding in json.loads(bytes(row)).items()}
+        for row in rows
+    ]
+
+
+def told(name: str, findings: Sequence[Finding]) -> Iterator[str]:
+    """The lines of a check: one, or one for each process that differs or failed."""
+    failed = [found for found in findings if found.status == FAILED]
+    left_out = [found for found in findings if found.status == LEFT_OUT]
+    differing = len({found.text for found in findings}) > 1
+    if len(failed) == len(findings) and not differing:
+        yield line(name, failed[0])
+    elif failed:
+        yield from (line(name, found, found.who) for found in failed)
+    elif not left_out and differing and (ALONE | TOGETHER)[name].equal:
+        # All are shown: which of them is right nobody here knows.
+        yield from (line(name, found._replace(status=FAILED), found.who) for found in findings)
+    else:
+        yield line(name, [*left_out, *findings][0])
+
+
+def line(name: str, found: Finding, who: str = "") -> str:
+    """A finding as it is printed."""
+    return f"{found.status:6}  {name:11}  {who}{': ' if who else ''}{found.text}"

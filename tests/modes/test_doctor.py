@@ -1,0 +1,109 @@
+"""The preflight: what fails is named with its remedy, all is checked, and nothing is left."""
+
+import re
+from importlib import import_module
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from models.dit import Size
+from modes import Request
+from modes.checks import ALONE, TOGETHER
+from modes.doctor import doctor
+from tests.cli import run_together
+from tests.training.runs import small_config
+from tests.training.test_teacher import one_block, save_run  # noqa: F401
+from training import exits, workdir
+
+# The package's own `doctor` is the function.
+CHECKS, DOCTOR = import_module("modes.checks"), import_module("modes.doctor")
+SMALL = ("--config.model.size=nano", "--config.batch_size=64", "--config.evaluate.features=pixels")
+
+
+def config_of(method, **fields):
+    return small_config(method, **{"data.name": "digits", "evaluate.steps": (1,), **fields})
+
+
+def lines(printed):
+    """What was printed, by check: (status, text)."""
+    rows = [re.fullmatch(r"(\S+) +(first batch|\S+) +(.*)", line) for line in printed.splitlines()]
+    return {row[2]: (row[1], row[3]) for row in rows}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    return save_run(tmp_path_factory.mktemp("teacher"), "edm")
+
+
+def test_a_job_that_can_run_passes_and_leaves_nothing(teacher, tmp_path, capsys):
+    config = config_of("cd", teacher=teacher)
+    doctor(Request(config=config, workdir=tmp_path / "runs" / "cd"))
+    found = lines(capsys.readouterr().out)
+    assert list(found) == [*ALONE, *TOGETHER]
+    assert {status for status, _ in found.values()} == {"ok"}
+    assert found["batch"][1] == "64, 8 on each device"
+    assert found["teacher"][1] == f"{teacher} at step 5"
+    assert found["run"][1] == "starts anew"
+    count = re.search(r"([\d,]+) parameters", found["network"][1])[1]
+    assert found["parameters"][1] == f"{count} are read"
+    assert not list(tmp_path.iterdir())
+
+
+def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("FEWSTEP_INCEPTION", raising=False)
+    full = CHECKS.shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(CHECKS.shutil, "disk_usage", lambda _: full)
+    clocks = np.array([[100.0, 0.0], [101.0, 30.0]])
+    others = SimpleNamespace(process_allgather=lambda _: clocks, sync_global_devices=lambda _: None)
+    monkeypatch.setattr(CHECKS, "multihost_utils", others)
+    (tmp_path / "file").write_text("a file in the place of a folder")
+    fields = {"batch_size": 63, "evaluate.features": "inception", "teacher": str(tmp_path)}
+    request = Request(config=config_of("cd", **fields), workdir=tmp_path / "file" / "run")
+    # The findings themselves are exchanged as they are.
+    monkeypatch.setattr(DOCTOR, "gathered", lambda here: [dict(here)])
+    wrong = ("batch", "teacher", "evaluation", "disk", "clocks", "workdir")
+    with pytest.raises(ValueError, match="6 of 18 checks failed: " + ", ".join(wrong)):
+        doctor(request)
+    found = lines(capsys.readouterr().out)
+    assert {name for name, (status, _) in found.items() if status == "FAILED"} == set(wrong)
+    for name, remedy in {
+        "batch": "use 56 or 64",
+        "teacher": "give the --workdir of one",
+        "evaluation": "evaluate.features=classifier or pixels",
+        "disk": "lower checkpoint.keep",
+        "clocks": "90 s apart; run NTP",
+        "workdir": "use another --workdir",
+    }.items():
+        assert remedy in found[name][1]
+    assert found["parameters"] == ("-", "not checked: it needs teacher")
+    assert found["collective"][0] == found["network"][0] == "ok"
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_folder_of_this_run_goes_on_and_of_another_is_refused(teacher, tmp_path, capsys):
+    pinned = config_of("cd", teacher=f"{teacher}@5")
+    workdir.start_run(tmp_path / "run", pinned)
+    doctor(Request(config=config_of("cd", teacher=teacher), workdir=tmp_path / "run"))
+    assert lines(capsys.readouterr().out)["run"] == ("ok", "starts again: nothing was saved")
+    with pytest.raises(ValueError, match="1 of 18 checks failed: run"):
+        doctor(Request(config=config_of("cd", teacher=teacher, seed=1), workdir=tmp_path / "run"))
+    assert "seed (0 there, 1 now)" in lines(capsys.readouterr().out)["run"][1]
+
+
+def test_processes_that_differ_are_named(tmp_path):
+    command = ("--config=configs/digits.py:edm", "--mode=doctor", f"--workdir={tmp_path}/run")
+    own = {1: ["--config.seed=1", "--config.mesh.fsdp=3"]}
+    first, second = run_together(
+        2, *command, *SMALL, own=own, expect=exits.BAD_INPUT, nano=Size(32, 1, 2)
+    )
+    failed = [line.split(None, 2)[1:] for line in first.stdout.splitlines() if "FAILED" in line]
+    failed = [row for row in failed if row[0] != "code"]  # which may change while it is tested
+    assert [name for name, _ in failed] == ["config", "config", "mesh"]
+    assert failed[0][1].startswith("process 0 (host ") and "edm, hash" in failed[0][1]
+    assert failed[1][1].startswith("process 1 (host ") and "do not fill 2" in failed[2][1]
+    assert "2 devices compute together" in first.stdout
+    assert "run is written and seen by every process" in first.stdout
+    assert first.stderr.endswith("config, mesh\n") and first.stderr.count("\n") == 1
+    assert second.stdout == second.stderr == ""
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,206 @@
+"""Several processes over loopback, by the command line: as one, or ended together."""
+
+import json
+import time
+from functools import partial
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import SingleDeviceSharding
+
+from models.dit import Size
+from tests import cli
+from tests.cli import end_together
+from tests.training.runs import largest_difference
+from training import checkpoint, exits
+from training.processes import rendezvous
+
+SMALL = (
+    "--config.model.size=nano",
+    "--config.batch_size=64",
+    "--config.optimizer.schedule=constant",
+    "--config.optimizer.warmup_steps=0",
+    "--config.evaluate.features=pixels",
+    "--config.evaluate.agreement=False",
+    "--config.evaluate.num_samples=22",
+    "--config.evaluate.batch_size=12",
+)
+TRAIN = (
+    "--config=configs/digits.py:flow_matching",
+    "--config.steps=12",
+    "--config.checkpoint.every=3",
+    "--config.log.every=3",
+    "--config.evaluate.steps=()",
+    *SMALL,
+)
+STEPS = "--config.evaluate.steps=(1,2)"
+# The smallest network that has every part, which compiles in a third of the time.
+run, run_together, start_together = (
+    partial(function, nano=Size(32, 1, 2))
+    for function in (cli.run, cli.run_together, cli.start_together)
+)
+BOUND = 20.0  # seconds in which the others must have ended
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run by one process on two devices."""
+    workdir = tmp_path_factory.mktemp("alone")
+    run(*TRAIN, f"--workdir={workdir}", devices=2)
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """The same run by two processes, and what they printed."""
+    workdir = tmp_path_factory.mktemp("shared")
+    return workdir, run_together(2, *TRAIN, f"--workdir={workdir}")
+
+
+def restored(workdir):
+    """The step of the newest checkpoint and its arrays by item, from however many devices."""
+    here = SingleDeviceSharding(jax.devices()[0])
+    with checkpoint.read_checkpoints(workdir) as checkpoints:
+        step = checkpoints.latest_step()
+        folder = workdir / checkpoint.FOLDER / str(step)
+        names = [p.name for p in folder.iterdir() if p.is_dir() and p.name != checkpoint.RUN]
+        arguments = {
+            name: checkpoint.ocp.args.StandardRestore(fallback_sharding=here) for name in names
+        }
+        read = checkpoints.restore(step, args=checkpoint.ocp.args.Composite(**arguments))
+        return step, {name: read[name] for name in names}
+
+
+def losses(workdir):
+    rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return [[row["step"], row["loss"]] for row in rows if "loss" in row]
+
+
+def assert_same_run(ours, theirs):
+    np.testing.assert_allclose(losses(ours), losses(theirs), rtol=0.0, atol=1e-5)
+    (step, state), (other_step, other) = restored(ours), restored(theirs)
+    assert step == other_step
+    assert largest_difference(state, other) < 1e-5
+
+
+def test_two_processes_train_what_one_does_and_one_speaks(alone, shared):
+    workdir, (first, second) = shared
+    assert_same_run(workdir, alone)
+    assert f"{workdir} is at step 12" in first.stdout and "12/12" in first.stderr
+    assert second.stdout == second.stderr == ""
+    names = {path.name for path in workdir.iterdir()}
+    assert names == {path.name for path in alone.iterdir()}
+    assert json.loads((workdir / "environment.json").read_text())["processes"] == 2
+    assert len(list((workdir / "tensorboard").iterdir())) == 1
+
+
+def test_four_processes_train_what_one_does(alone, tmp_path):
+    run_together(4, *TRAIN, f"--workdir={tmp_path}/four")
+    assert_same_run(tmp_path / "four", alone)
+
+
+def test_two_processes_evaluate_and_sample_what_one_does(shared, tmp_path):
+    workdir, _ = shared
+    evaluate = ("--mode=evaluate", f"--workdir={workdir}", TRAIN[0], *SMALL, STEPS)
+    # Not into what the other left: each makes its own statistics of the real images.
+    by_two, silent = run_together(2, *evaluate, f"--config.data.dir={tmp_path}/two")
+    found = {path: json.loads(path.read_text()) for path in (workdir / "eval").glob("*.json")}
+    by_one = run(*evaluate, f"--config.data.dir={tmp_path}/one", devices=2)
+    assert len(found) == 2
+    for path, result in found.items():
+        again = json.loads(path.read_text())["metrics"]
+        assert result["metrics"] == pytest.approx(again, rel=1e-4, abs=1e-6)
+    assert by_two.stdout == by_one.stdout and "fd-pixels-22" in by_two.stdout
+    assert silent.stdout == silent.stderr == ""
+    assert len(list((tmp_path / "two" / "references").iterdir())) == 1
+    sample = ("--mode=sample", f"--workdir={workdir}", "--steps=2", "--seeds=0-14")
+    by_two, silent = run_together(2, *sample, f"--out={tmp_path}/two.npz")
+    assert "15 samples" in by_two.stdout and silent.stdout == silent.stderr == ""
+    run(*sample, f"--out={tmp_path}/one.npz", devices=2)
+    ours, theirs = (np.load(tmp_path / f"{name}.npz")["x"] for name in ("two", "one"))
+    # Another program may round a pixel the other way.
+    assert np.abs(ours.astype(int) - theirs).max() <= 1
+
+
+def test_two_processes_compare_what_one_does(tmp_path):
+    options = ("--config=configs/digits.py", "--mode=compare", "--methods=cd_flow", *SMALL)
+    options += ("--config.steps=3", "--config.evaluate.steps=(1,)")
+    first, second = run_together(2, *options, f"--workdir={tmp_path}/two")
+    alone = run(*options, f"--workdir={tmp_path}/one", devices=2)
+    assert first.stdout.count("[2/2] cd_flow, seed 0") == 1 and second.stdout == second.stderr == ""
+    tables = [(tmp_path / name / "table.csv").read_text() for name in ("two", "one")]
+    cells = [[line.split(",") for line in table.splitlines()] for table in tables]
+    assert len(cells[0]) > 2 and [len(row) for row in cells[0]] == [len(row) for row in cells[1]]
+    assert first.stdout.count("\n") == alone.stdout.count("\n")
+    for method in ("flow_matching", "cd_flow"):
+        assert_same_run(*(tmp_path / name / method / "seed_0" for name in ("two", "one")))
+
+
+def killed(victim, workdir):
+    """Kill one of two processes at a new checkpoint; what the other said, and in how many s."""
+    before = {path.name for path in (workdir / "checkpoints").glob("*")}
+    commands = start_together(2, *TRAIN, f"--workdir={workdir}")
+    running = [command.process for command in commands]
+    while all(process.is_alive() for process in running):
+        found = {p.name for p in (workdir / "checkpoints").glob("*") if p.name.isdigit()}
+        if found - before:
+            break
+        time.sleep(0.005)
+    pid, start = running[victim].pid, time.monotonic()
+    running[victim].kill()
+    running[1 - victim].join(BOUND)
+    seconds = time.monotonic() - start
+    codes = (-9, exits.PEER_DIED) if victim == 0 else (exits.PEER_DIED, -9)
+    result = end_together(commands, expect=list(codes))[1 - victim]
+    assert f"process {victim} (host " in result.stderr and f", pid {pid}) died" in result.stderr
+    return seconds
+
+
+def test_a_killed_process_ends_the_other_and_the_run_goes_on(shared, tmp_path):
+    workdir, (uninterrupted, _) = tmp_path / "run", shared
+    assert killed(1, workdir) < BOUND
+    assert killed(0, workdir) < BOUND
+    run_together(2, *TRAIN, f"--workdir={workdir}")
+    assert losses(workdir) == losses(uninterrupted)
+    (step, state), (other_step, other) = restored(workdir), restored(uninterrupted)
+    assert step == other_step == 12 and largest_difference(state, other) == 0.0
+
+
+def test_an_error_in_one_process_ends_all_and_one_of_all_is_said_once(tmp_path):
+    workdir = f"--workdir={tmp_path}/run"
+    commands = start_together(2, *TRAIN, workdir, own={1: ["--config.batch_size=63"]})
+    start = time.monotonic()
+    first, second = end_together(commands, expect=[exits.PEER_DIED, exits.BAD_INPUT])
+    assert time.monotonic() - start < 3 * BOUND
+    message = "batch_size=63 is not divisible by the 2 devices"
+    assert second.stderr.startswith(f"error: {message}")
+    assert "process 1 (host " in first.stderr
+    assert f"ended with an error: {message}" in first.stderr
+    both = run_together(2, *TRAIN, workdir, "--config.batch_size=63", expect=exits.BAD_INPUT)
+    assert [result.stderr.count(message) for result in both] == [1, 0]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (("127.0.0.1:1", None, 0), "--num_processes is missing"),
+        ((None, 2, None), "--coordinator, --process_id is missing"),
+        (("127.0.0.1", 2, 0), "must be HOST:PORT"),
+        (("127.0.0.1:99999", 2, 0), "must be HOST:PORT"),
+        (("127.0.0.1:1", 2, 2), "--process_id=2 must be in 0 .. 1"),
+    ],
+)
+def test_processes_meet_at_an_address(given, message):
+    with pytest.raises(ValueError, match=message):
+        rendezvous(*given)
+    assert rendezvous(None, None, None) is None
+    assert rendezvous("[::1]:1", 2, 1) == ("[::1]:1", 2, 1)
+
+
+def test_modes_that_no_several_processes_run_say_so():
+    for flag in ("--distributed", "--process_id=1"):
+        refused = run("--mode=describe", TRAIN[0], flag, expect=exits.BAD_INPUT)
+        assert "is not used by --mode=describe" in refused.stderr
+    nothing = run(*TRAIN, "--workdir=/nowhere", "--distributed", expect=exits.BAD_INPUT)
+    assert "found no job of Slurm" in nothing.stderr and "--coordinator=" in nothing.stderr
