@@ -13,7 +13,7 @@ from models.dit import Size
 from tests import cli
 from tests.cli import end_together
 from tests.training.runs import largest_difference
-from training import checkpoint, exits
+from training import checkpoint, exits, restore
 from training.processes import rendezvous
 
 SMALL = (
@@ -61,7 +61,7 @@ def shared(tmp_path_factory):
 def restored(workdir):
     """The step of the newest checkpoint and its arrays by item, from however many devices."""
     here = SingleDeviceSharding(jax.devices()[0])
-    with checkpoint.read_checkpoints(workdir) as checkpoints:
+    with restore.read_checkpoints(workdir) as checkpoints:
         step = checkpoints.latest_step()
         folder = workdir / checkpoint.FOLDER / str(step)
         names = [p.name for p in folder.iterdir() if p.is_dir() and p.name != checkpoint.RUN]
