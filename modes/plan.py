@@ -27,7 +27,7 @@ from training.compiled import (
     step_inputs,
 )
 from training.cost import forward_flops, step_flops
-from training.experiment import Experiment, build, choose
+from training.experiment import Experiment, build_on, choose
 from training.sharding import AXES, check_batch_size, make_mesh
 
 MIB, GIB = 2**20, 2**30
@@ -69,8 +69,8 @@ def plan(request: Request) -> None:
         choose(ACCELERATORS, request.accelerator, "--accelerator")
     emulate_devices(math.prod(sizes))
     config = resolve_where_open(config)
-    experiment = build(config)
     mesh = make_mesh(*sizes)
+    experiment = build_on(config, mesh)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     for line in planned(config, experiment, mesh, request.accelerator):
         print(line, flush=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 from tqdm import tqdm
 
@@ -13,7 +14,7 @@ from modes.request import Request, dataset_if_here, required_workdir
 from modes.train import batches, completion, pairs_of
 from objectives.base import Metrics
 from training import restore, workdir
-from training.experiment import Experiment, rebuild
+from training.experiment import Experiment, build_on, rebuild
 from training.loop import abstract_state, compile_step, create_state
 from training.replay import Findings, findings, observe_gradient, observed, read_newest
 from training.sharding import make_mesh, put_batch
@@ -29,9 +30,11 @@ def replay(request: Request) -> None:
     """
     path = required_workdir(request)
     record, config = read_newest(path), workdir.load_config(path)
-    experiment = rebuild(config, str(path))
+    rebuild(config, str(path))  # a record of another version is one error
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    experiment = build_on(config, mesh)
     dataset = dataset_if_here(config, experiment)
-    metrics = step_again(path, record["step"], config, experiment, dataset)
+    metrics = step_again(path, record["step"], config, experiment, dataset, mesh)
     players = list(experiment.objective.players)
     found = findings(metrics, players, config.micro_batches)
     if not found:
@@ -47,10 +50,14 @@ def replay(request: Request) -> None:
 
 
 def step_again(
-    path: Path, step: int, config: ConfigDict, experiment: Experiment, dataset: Dataset | None
+    path: Path,
+    step: int,
+    config: ConfigDict,
+    experiment: Experiment,
+    dataset: Dataset | None,
+    mesh: Mesh,
 ) -> Metrics:
     """The metrics, on the host, of a step of a run and of what it was made of."""
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     objective, optimizers = experiment.objective, experiment.optimizers
     if restore.has_checkpoint(path):
         objective = objective._replace(init_from={})

@@ -17,7 +17,7 @@ from modes.request import Request, required_config, required_workdir, resolve_wi
 from objectives.base import Batch, Params
 from training import replay, restore
 from training.checkpoint import Retention
-from training.experiment import Experiment, build, rebuild
+from training.experiment import Experiment, build_on, rebuild
 from training.loop import HostBatch, Schedule, abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
 from training.preemption import Preemption
@@ -50,7 +50,7 @@ def train_claimed(path: Path, config: ConfigDict, preemption: Preemption) -> int
         check_batch_size(config.batch_size, mesh, config.micro_batches)
         if config.steps_per_dispatch < 1:
             raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")
-        experiment = build(config)
+        experiment = build_on(config, mesh)
         check_evaluation(experiment, dataset, config, mesh)
         retention = retention_of(config, path)
         config = pinned(config, path)

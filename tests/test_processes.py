@@ -12,6 +12,7 @@ from jax.sharding import SingleDeviceSharding
 from models.dit import Size
 from tests import cli
 from tests.cli import end_together
+from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import largest_difference
 from training import checkpoint, exits, restore
 from training.processes import rendezvous
@@ -165,6 +166,20 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(shared, tmp_path):
     assert losses(workdir) == losses(uninterrupted)
     (step, state), (other_step, other) = restored(workdir), restored(uninterrupted)
     assert step == other_step == 12 and largest_difference(state, other) == 0.0
+
+
+def test_one_process_asked_to_stop_stops_all_after_the_same_step(shared, tmp_path):
+    workdir, (uninterrupted, _) = tmp_path / "run", shared
+    commands = start_together(2, *TRAIN, f"--workdir={workdir}")
+    wait_for(lambda: (workdir / "checkpoints" / "3").exists())
+    commands[1].process.terminate()
+    first, second = end_together(commands, expect=[exits.PREEMPTED] * 2)
+    step = max(saved_steps(workdir))
+    assert 3 <= step < 12 and f"preempted, resumable: stopped after step {step}" in first.stderr
+    assert "preempted" not in second.stderr
+    run_together(2, *TRAIN, f"--workdir={workdir}")
+    (_, state), (_, other) = restored(workdir), restored(uninterrupted)
+    assert largest_difference(state, other) == 0.0
 
 
 def test_an_error_in_one_process_ends_all_and_one_of_all_is_said_once(tmp_path):

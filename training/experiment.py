@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from difflib import get_close_matches
 from typing import Any, NamedTuple
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import models
@@ -25,6 +26,7 @@ from objectives.model import Model
 from samplers import SOLVERS
 from samplers.ode import STEPS
 from training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
+from training.sharding import spread
 
 
 class Experiment(NamedTuple):
@@ -68,6 +70,14 @@ def build(config: ConfigDict, network: Network | None = None) -> Experiment:
     for scale in (objective.guidance_scale, *config.objective.get("guidance_range", ())):
         check_guidance(experiment, scale)
     return experiment
+
+
+def build_on(config: ConfigDict, mesh: Mesh) -> Experiment:
+    """The experiment as it is trained on a mesh: all devices share the rows of the network.
+
+    Raises ValueError.
+    """
+    return build(config, spread(build_model(config).network, mesh))
 
 
 def rebuild(config: ConfigDict, run: str) -> Experiment:

@@ -25,6 +25,7 @@ from training.report import Report, due
 from training.sharding import (
     batch_sharding,
     check_batch_size,
+    first_process_says,
     put_batch,
     put_batches,
     replicated,
@@ -207,7 +208,8 @@ def train(
             report.evaluation(done, results)
             report.restart_clock()
 
-        if start and due(start, schedule.steps, schedule.evaluate) and not report.evaluated(start):
+        evaluated = first_process_says(report.evaluated(start))
+        if start and due(start, schedule.steps, schedule.evaluate) and not evaluated:
             evaluate_now(start)  # it was ended between the save and the evaluation
         done = start
         while done < schedule.steps:

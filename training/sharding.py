@@ -7,13 +7,17 @@ shapes and path endings of their player's parameters, so they follow the same ru
 
 import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import jax
 import numpy as np
+from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from models.network import Network
 
 AXES = ("data", "fsdp")
 # (regular expression on the path "networks/network/block_0/...", its spec); the first match wins.
@@ -43,6 +47,25 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
 def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
     """The first axis over all devices; the second of batches that are stacked on the first."""
     return NamedSharding(mesh, PartitionSpec(None, AXES) if stacked else PartitionSpec(AXES))
+
+
+def spread(network: Network, mesh: Mesh) -> Network:
+    """The network with the rows of what it is given, and gives, over all devices of the mesh.
+
+    Where a loss has cut or joined batches (bootstrap rows, both sides of guidance) XLA may
+    otherwise compute whole batches everywhere, or split a row over devices. Rows that the devices
+    cannot have equal shares of are left to it.
+    """
+
+    def apply(
+        params: Any, x: Array, t: Array, s: Array, condition: Mapping[str, Array], **mode: Any
+    ) -> Array:
+        if x.shape[0] % mesh.size:
+            return network.apply(params, x, t, s, condition, **mode)
+        spread_rows = partial(jax.lax.with_sharding_constraint, shardings=batch_sharding(mesh))
+        return spread_rows(network.apply(params, *spread_rows((x, t, s, condition)), **mode))
+
+    return network if mesh.size == 1 else network._replace(apply=apply)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
