@@ -53,15 +53,13 @@ def spread(network: Network, mesh: Mesh) -> Network:
     """The network with the rows of what it is given, and gives, over all devices of the mesh.
 
     Where a loss has cut or joined batches (bootstrap rows, both sides of guidance) XLA may
-    otherwise compute whole batches everywhere, or split a row over devices. Rows that the devices
-    cannot have equal shares of are left to it.
+    otherwise compute whole batches everywhere, or split the features of a row. Where the devices
+    cannot have equal shares of rows, those are filled up.
     """
 
     def apply(
         params: Any, x: Array, t: Array, s: Array, condition: Mapping[str, Array], **mode: Any
     ) -> Array:
-        if x.shape[0] % mesh.size:
-            return network.apply(params, x, t, s, condition, **mode)
         spread_rows = partial(jax.lax.with_sharding_constraint, shardings=batch_sharding(mesh))
         return spread_rows(network.apply(params, *spread_rows((x, t, s, condition)), **mode))
 
