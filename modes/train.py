@@ -3,6 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -13,6 +14,7 @@ import data
 from data import Dataset, Pairs
 from eval.evaluate import check_evaluation, evaluator, summary
 from eval.pairs import teacher_pairs
+from modes.describe import bytes_of
 from modes.request import Request, required_config, required_workdir, resolve_with_data
 from objectives.base import Batch, Params
 from training import replay, restore
@@ -37,32 +39,86 @@ DISTANCES = ("frechet", "kernel")
 def train(request: Request) -> None:
     """Train to config.steps, evaluating and saving on the way."""
     path, config = required_workdir(request), required_config(request)
-    with Preemption() as preemption, claimed(path):
-        step = train_claimed(path, config, preemption)
-    say(f"{path} is at step {step}; draw from it: --mode=sample --workdir={path}")
+    with Preemption() as preemption:
+        with preemption.at_once():
+            job = checked(path, config)
+        with claimed(path):
+            train_claimed(path, job, preemption)
+    say(f"{path} is at step {job.config.steps}; draw from it: --mode=sample --workdir={path}")
 
 
-def train_claimed(path: Path, config: ConfigDict, preemption: Preemption) -> int:
-    """Check all that can be before anything is computed, then train; the step that was reached."""
+class Job(NamedTuple):
+    """What is trained. state: its shapes; frozen: teachers; retention: which checkpoints stay."""
+
+    config: ConfigDict
+    dataset: Dataset | None
+    experiment: Experiment
+    mesh: Mesh
+    frozen: dict[str, Params]
+    state: TrainState
+    retention: Retention
+
+
+def checked(path: Path, config: ConfigDict) -> Job:
+    """What a config says, all of it checked that can be before anything is computed or written."""
+    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    config, dataset = resolve_with_data(config)
+    check_batch_size(config.batch_size, mesh, config.micro_batches)
+    if config.steps_per_dispatch < 1:
+        raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")
+    experiment = build_on(config, mesh)
+    check_evaluation(experiment, dataset, config, mesh)
+    retention = retention_of(config, path)
+    config = pinned(config, path)
+    if first_process_says(restore.has_checkpoint(path)):
+        # It starts from that, and needs a teacher only to be taught.
+        experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
+    frozen = load_teacher(config, experiment, mesh)
+    state = check_step(experiment, config, mesh, frozen)
+    return Job(config, dataset, experiment, mesh, frozen, state, retention)
+
+
+def train_claimed(path: Path, job: Job, preemption: Preemption) -> None:
+    """Train in a folder that is this process's own."""
+    config, experiment = job.config, job.experiment
     with preemption.at_once():
-        mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
-        config, dataset = resolve_with_data(config)
-        check_batch_size(config.batch_size, mesh, config.micro_batches)
-        if config.steps_per_dispatch < 1:
-            raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")
-        experiment = build_on(config, mesh)
-        check_evaluation(experiment, dataset, config, mesh)
-        retention = retention_of(config, path)
-        config = pinned(config, path)
-        if first_process_says(restore.has_checkpoint(path)):
-            # It starts from that, and needs a teacher only to be taught.
-            experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
-        frozen = load_teacher(config, experiment, mesh)
-        state = check_step(experiment, config, mesh, frozen)
-        check_space(path, sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state)))
-        evaluate_network = evaluator(experiment, dataset, config, mesh, path)
         start_run(path, config)
-        pairs = pairs_of(config, experiment, frozen, mesh, path)
+        check_space(path, bytes_of(job.state))
+        evaluate = evaluation(path, job)
+        pairs = pairs_of(config, experiment, job.frozen, job.mesh, path)
+    try:
+        train_network(
+            objective=experiment.objective,
+            optimizers=experiment.optimizers,
+            frozen=job.frozen,
+            mesh=job.mesh,
+            config=as_dict(config),
+            seed=config.seed,
+            schedule=Schedule(
+                steps=config.steps,
+                log=config.log.every,
+                save=config.checkpoint.every,
+                evaluate=config.evaluate.every,
+                dispatch=config.steps_per_dispatch,
+            ),
+            batch_size=config.batch_size,
+            micro_batches=config.micro_batches,
+            batches=lambda start: batches(config, experiment, job.dataset, pairs, start),
+            complete=completion(config, experiment, job.dataset, job.mesh),
+            evaluate=evaluate,
+            workdir=path,
+            retention=job.retention,
+            patience=Patience(**config.watchdog),
+            preemption=preemption,
+        )
+    except NonFiniteError as error:
+        raise recorded(error, config, job.dataset, path) from error
+
+
+def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:
+    """What evaluates a state: prints a summary, and returns numbers for the log."""
+    config, experiment = job.config, job.experiment
+    evaluate_network = evaluator(experiment, job.dataset, config, job.mesh, path)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         if not config.evaluate.steps:
@@ -77,34 +133,7 @@ def train_claimed(path: Path, config: ConfigDict, preemption: Preemption) -> int
             for metric, value in result["metrics"].items()
         }
 
-    try:
-        train_network(
-            objective=experiment.objective,
-            optimizers=experiment.optimizers,
-            frozen=frozen,
-            mesh=mesh,
-            config=as_dict(config),
-            seed=config.seed,
-            schedule=Schedule(
-                steps=config.steps,
-                log=config.log.every,
-                save=config.checkpoint.every,
-                evaluate=config.evaluate.every,
-                dispatch=config.steps_per_dispatch,
-            ),
-            batch_size=config.batch_size,
-            micro_batches=config.micro_batches,
-            batches=lambda start: batches(config, experiment, dataset, pairs, start),
-            complete=completion(config, experiment, dataset, mesh),
-            evaluate=evaluate,
-            workdir=path,
-            retention=retention,
-            patience=Patience(**config.watchdog),
-            preemption=preemption,
-        )
-    except NonFiniteError as error:
-        raise recorded(error, config, dataset, path) from error
-    return config.steps
+    return evaluate
 
 
 def recorded(
