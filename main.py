@@ -23,6 +23,7 @@ from ml_collections import ConfigDict, config_flags
 from configs import overrides
 from configs.methods import TEACHERS
 from modes import MODES, Request
+from modes.compilation_cache import keep_compiled
 from training import exits
 from training.preemption import Preempted
 from training.report import DivergedError
@@ -83,7 +84,9 @@ def main(_: list[str]) -> None:
     if DISTRIBUTED.value:
         jax.distributed.initialize()
     try:
-        MODES[MODE.value](request())
+        asked = request()
+        keep_compiled(asked)
+        MODES[MODE.value](asked)
     except (ValueError, OSError, DivergedError) as error:
         if TRACEBACK.value:
             raise
