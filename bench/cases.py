@@ -10,6 +10,11 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from configs import base, methods
+from models.conditioning import FREQUENCY_FEATURES
+from models.dit import SIZES
+
+# Latents of 256 x 256 images, in patches.
+IMAGE_SIZE, CHANNELS, PATCH_SIZE, CLASSES = 32, 4, 2, 1000
 
 
 class Case(NamedTuple):
@@ -47,8 +52,23 @@ def config_of(case: Case, size: str, batch_size: int, **fields: Any) -> ConfigDi
     """
     config = methods.choose(base.config(), case.method)
     config.batch_size = batch_size
-    config.data.image_size, config.data.channels, config.data.num_classes = 32, 4, 1000
-    config.model.size = size
+    config.data.image_size, config.data.channels = IMAGE_SIZE, CHANNELS
+    config.data.num_classes = CLASSES
+    config.model.size, config.model.patch_size = size, PATCH_SIZE
     config.model.dtype = "bfloat16"
     config.update_from_flattened_dict({**case.fields, **fields})
     return config
+
+
+def forward_flops(size: str, image_size: int = IMAGE_SIZE) -> float:
+    """F: the products of one forward pass of one image, by hand.
+
+    Of N tokens of width w, a block has 12 w^2 N of them in its layers, 2 N^2 w in attention, and
+    6 w^2 in the modulation; then there are patches, time embedding and the final layer.
+    """
+    width, depth, _ = SIZES[size]
+    tokens = (image_size // PATCH_SIZE) ** 2
+    features = PATCH_SIZE**2 * CHANNELS
+    block = 12 * width**2 * tokens + 2 * tokens**2 * width + 6 * width**2
+    ends = 2 * tokens * features * width + FREQUENCY_FEATURES * width + width**2 + 2 * width**2
+    return 2.0 * (depth * block + ends)

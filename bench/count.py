@@ -42,7 +42,6 @@ SAMPLING_STEPS = (1, 4, 128)
 # Name -> the fields of the model, and whether the state is donated.
 LAYOUTS = {
     "straightforward": ({}, False),
-    "donated": ({}, True),
     "donated, scan": ({"model.scan": True}, True),
     "donated, scan, remat": ({"model.scan": True, "model.remat": True}, True),
 }
