@@ -10,7 +10,7 @@ from training.compiled import FOR_INSPECTION, lowered_step, step_inputs
 from training.cost import step_flops
 from training.experiment import build
 
-WIDTH, DEPTH, TOKENS, BATCH = 32, 4, 16, 8
+WIDTH, DEPTH, TOKENS, BATCH = 32, 2, 16, 8
 
 
 def text_of(function, *shapes):
