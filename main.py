@@ -22,6 +22,7 @@ from ml_collections import ConfigDict, config_flags
 from configs import overrides
 from configs.methods import TEACHERS
 from modes import MODES, Request
+from modes.compilation_cache import keep_compiled
 from training import exits, processes
 from training.preemption import Preempted
 from training.report import DivergedError
@@ -94,10 +95,11 @@ def main(_: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     try:
         asked = request()
+        keep_compiled(asked)
         where = processes.rendezvous(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         if where or DISTRIBUTED.value:
             processes.join(where)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         fail(error)
     with processes.together():
         run(asked)

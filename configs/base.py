@@ -23,6 +23,8 @@ def config() -> ConfigDict:
             "batch_size": 256,  # images per step over all devices
             "micro_batches": 1,  # parts of a batch that are computed in turn: less memory
             "steps_per_dispatch": 1,  # steps that devices are given at once; the numbers are alike
+            # Folder of compiled programs; "" is .compiled beside the run's folder, off keeps none.
+            "compilation_cache": "",
             "debug": False,  # shrink to a run of about a minute on one device
             "teacher": "",  # WORKDIR[@STEP] of the run that teaches; "" for methods without one
             "teacher_network": "",  # the network of that run that teaches; "" is its first average
@@ -112,6 +114,8 @@ def model() -> ConfigDict:
             # xla; cudnn (fused: GPUs, bfloat16, not for sct and scd); auto, cudnn where it can be
             "attention": "xla",
             "remat": False,  # recompute activations in the backward pass: less memory
+            # A loop over stacked blocks: compiled once for all; slower on CPUs, not for mesh.fsdp
+            "scan": False,
         }
     )
 

@@ -8,6 +8,7 @@ time and a guidance scale can be embedded and added, with parameters that otherw
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import NamedTuple
 
 import jax.numpy as jnp
@@ -25,6 +26,9 @@ from models.layers import (
     unpatchify,
 )
 from models.network import DTYPES, Array, Condition, Network, check_choice, check_integers, network
+
+# The part of the parameters that has all blocks stacked on a first axis, with ``scan``.
+BLOCKS = "blocks"
 
 
 class Size(NamedTuple):
@@ -63,6 +67,7 @@ def dit(
     dtype: str = "float32",
     attention: str = "xla",
     remat: bool = False,
+    scan: bool = False,
 ) -> Network:
     """A DiT on square images [B, image_size, image_size, channels].
 
@@ -82,6 +87,8 @@ def dit(
     attention: "xla", "cudnn" (fused, on GPUs, with dtype "bfloat16", for methods that do not
         differentiate the network forwards), or "auto", "cudnn" where that can be.
     remat: recompute the blocks in the backward pass, to keep only their inputs in memory.
+    scan: loop over the blocks, which is compiled once for all of them. Their parameters are then
+        stacked, [depth, ...] in "blocks" instead of "block_0", "block_1", ...
 
     Raises ValueError for a field out of its range.
     """
@@ -102,6 +109,7 @@ def dit(
         dtype=dtype,
         attention=attention_implementation(attention, dtype),
         remat=remat,
+        scan=scan,
     )
     training = module.clone(dropout=dropout) if dropout > 0.0 else None
     weight = LossWeight(time_scale) if loss_weight else None
@@ -132,6 +140,7 @@ class Transformer(nn.Module):
     dtype: str
     attention: str
     remat: bool
+    scan: bool
     dropout: float = 0.0
 
     @nn.compact
@@ -143,9 +152,25 @@ class Transformer(nn.Module):
         c = Conditioning(width, self.num_classes, self.scalars, name="conditioning")(
             t, s, condition
         )
-        block = nn.remat(Block) if self.remat else Block
-        for index in range(depth):
-            layer = block(heads, self.dtype, self.attention, self.dropout, name=f"block_{index}")
-            tokens = layer(tokens, c)
+        # A loop keeps what is computed again apart by itself.
+        kind = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        block = partial(kind, heads, self.dtype, self.attention, self.dropout)
+        if self.scan:
+            tokens = scanned(block(name=BLOCKS), depth, tokens, c)
+        else:
+            for index in range(depth):
+                tokens = block(name=f"block_{index}")(tokens, c)
         tokens = FinalLayer(patches.shape[-1], name="final")(tokens, c)
         return unpatchify(tokens, self.shape, self.patch_size)
+
+
+def scanned(block: nn.Module, depth: int, tokens: Array, c: Array) -> Array:
+    """``depth`` blocks in turn: parameters stacked, each with an initial draw and dropout alone."""
+    layers = nn.scan(
+        lambda block, tokens, c: (block(tokens, c), None),
+        variable_axes={"params": 0},
+        split_rngs={"params": True, "dropout": True},
+        in_axes=nn.broadcast,
+        length=depth,
+    )
+    return layers(block, tokens, c)[0]

@@ -209,17 +209,27 @@ def called(rest: str, *attributes: str) -> list[str]:
 
 def repeated(found: Iterable[Collective], rest: str) -> list[Collective]:
     """The collectives of a loop's body as often as the loop turns."""
-    trips = re.search(r"known_trip_count\W+n\W+(\d+)", rest)
-    if not trips:
+    times = trip_count(rest)
+    if times is None:
         return [one._replace(uncounted=True) for one in found]
-    times = int(trips[1])
     return [one._replace(count=times * one.count, bytes=times * one.bytes) for one in found]
+
+
+def trip_count(rest: str) -> int | None:
+    """How often a loop turns, None if XLA does not know."""
+    trips = re.search(r"known_trip_count\W+n\W+(\d+)", rest)
+    return int(trips[1]) if trips else None
+
+
+def operands(rest: str) -> list[str]:
+    """The names of what an instruction takes."""
+    listed = re.split(r"\)(?:, \w+=|$)", rest, maxsplit=1)[0]
+    return re.findall(r"%([\w.-]+)", listed)
 
 
 def collective(kind: str, rest: str, shapes: Mapping[str, str], devices: int) -> Collective:
     """One collective, measured by its operands: what a start returns differs between kinds."""
-    operands = re.split(r"\)(?:, \w+=|$)", rest, maxsplit=1)[0]
-    size = sum(shape_bytes(shapes[name]) for name in re.findall(r"%([\w.-]+)", operands))
+    size = sum(shape_bytes(shapes[name]) for name in operands(rest))
     group = 1 if kind == "collective-permute" else group_size(rest, devices)
     return Collective(kind, group, 1, size * group if kind == "all-gather" else size)
 

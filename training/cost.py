@@ -9,7 +9,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from objectives.base import SAMPLES, Draw
-from training.experiment import Experiment
+from training.experiment import Experiment, build
 from training.loop import abstract_batch
 
 # Shapes of parameters.
@@ -20,8 +20,10 @@ def step_flops(config: ConfigDict, experiment: Experiment) -> float:
     """Floating-point operations of the gradients of a step, as a mean over many steps.
 
     A player that is updated at every k-th step counts 1 / k times. The optimizers, a few operations
-    per parameter, are not counted; loops are counted once. Teachers need not be there.
+    per parameter, are not counted; loops are counted once, but the one of model.scan is counted as
+    the blocks that it stands for. Teachers need not be there.
     """
+    experiment = unrolled(config, experiment)
     objective = experiment.objective
     players, draw = objective.players, objective.draw
     networks = shapes(experiment)
@@ -63,12 +65,22 @@ def draw_flops(draw: Draw, params: Shapes, batch: Any, key: Array) -> tuple[floa
 
 def forward_flops(config: ConfigDict, experiment: Experiment) -> float:
     """Floating-point operations of the network on one batch, forwards alone."""
+    experiment = unrolled(config, experiment)
     rows = (config.batch_size,)
     x = jax.ShapeDtypeStruct((*rows, *experiment.image_shape), jnp.float32)
     time = jax.ShapeDtypeStruct(rows, jnp.float32)
     condition = {"label": jax.ShapeDtypeStruct(rows, jnp.int32), "guidance_scale": time}
     params = shapes(experiment)[experiment.objective.generator]
     return flops(experiment.model.network.apply, params, x, time, time, condition)
+
+
+def unrolled(config: ConfigDict, experiment: Experiment) -> Experiment:
+    """The same experiment without a loop over the network's blocks."""
+    if not config.model.get("scan", False):
+        return experiment
+    config = ConfigDict(config)
+    config.model.scan = False
+    return build(config)
 
 
 def network_evaluations(config: ConfigDict, experiment: Experiment) -> float:

@@ -2,7 +2,8 @@
 
 A batch is split over all devices. A parameter is split over `fsdp` along its largest axis that the
 axis size divides, unless a rule matches its path first; optimizer states and followers have the
-shapes and path endings of their player's parameters, so they follow the same rules.
+shapes and path endings of their player's parameters, so they follow the same rules. Where layers
+are stacked for a loop, each is split as it would be alone, and the axis of layers never.
 """
 
 import itertools
@@ -17,11 +18,14 @@ from jax import Array
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from models.dit import BLOCKS
 from models.network import Network
 
 AXES = ("data", "fsdp")
 # (regular expression on the path "networks/network/block_0/...", its spec); the first match wins.
 Rules = Sequence[tuple[str, PartitionSpec]]
+# On the path of arrays [depth, ...] with a layer in each row.
+STACKED = rf"(^|/){BLOCKS}/"
 # Smaller arrays are kept whole: splitting a bias saves nothing and costs a collective.
 SMALLEST_SPLIT = 2**12
 
@@ -90,6 +94,8 @@ def parameter_spec(path: str, shape: Sequence[int], fsdp: int, rules: Rules = ()
     for pattern, spec in rules:
         if re.search(pattern, path):
             return spec
+    if re.search(STACKED, path):
+        return PartitionSpec(None, *parameter_spec("", shape[1:], fsdp))
     divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     if fsdp == 1 or not divisible or int(np.prod(shape)) < SMALLEST_SPLIT:
         return PartitionSpec()

@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from diffusion.path import PATHS
 from diffusion.prediction import SIGMA_DATA
+from models import NETWORKS
 from objectives.base import Params
 from training import restore, workdir
 from training.experiment import Experiment, rebuild
@@ -99,13 +100,13 @@ def with_teachers_images(config: ConfigDict) -> ConfigDict:
 def shared_fields(config: ConfigDict) -> dict[str, Any]:
     """What must agree between a teacher and its student, by dotted name."""
     fields = workdir.flat(workdir.as_dict(config))
-    # A path's default and the same value written out are one path.
-    defaults = inspect.signature(PATHS[config.path.name]).parameters
-    fields |= {
-        f"path.{name}": parameter.default
-        for name, parameter in defaults.items()
-        if fields.get(f"path.{name}") is None
-    }
+    # A default and the same value written out are one path, and one network.
+    for part, table in (("path", PATHS), ("model", NETWORKS)):
+        fields |= {
+            f"{part}.{name}": parameter.default
+            for name, parameter in inspect.signature(table[config[part].name]).parameters.items()
+            if fields.get(f"{part}.{name}") is None and parameter.default is not parameter.empty
+        }
     if config.prediction.kind == "F" and config.prediction.sigma_data is None:
         fields["prediction.sigma_data"] = SIGMA_DATA
     return {name: v for name, v in fields.items() if name.startswith(SHARED) and name not in FREE}

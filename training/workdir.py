@@ -28,6 +28,7 @@ LOCK = "lock"
 CHANGEABLE = (
     "steps",
     "steps_per_dispatch",
+    "compilation_cache",
     "log.",
     "evaluate.",
     "checkpoint.",

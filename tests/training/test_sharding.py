@@ -8,6 +8,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from diffusion.path import linear
 from diffusion.prediction import KINDS
+from models.dit import dit
 from models.mlp import mlp
 from modes.train import check_step
 from objectives import OBJECTIVES
@@ -195,6 +196,20 @@ def test_parameter_spec():
     rules = [("label", PartitionSpec("fsdp", None)), (".*", PartitionSpec())]
     assert parameter_spec("label/embedding", (64, 128), 4, rules) == PartitionSpec("fsdp", None)
     assert parameter_spec("a/kernel", (64, 128), 4, rules) == PartitionSpec()
+
+
+def test_stacked_layers_are_split_as_each_alone():
+    assert parameter_spec("a/blocks/kernel", (12, 64, 128), 4) == PartitionSpec(None, None, "fsdp")
+    # Neither the axis of layers, though it is the largest, nor what is small in each layer.
+    assert parameter_spec("a/blocks/kernel", (256, 64, 128), 4) == PartitionSpec(None, None, "fsdp")
+    assert parameter_spec("a/blocks/kernel", (12, 65, 129), 4) == PartitionSpec(None)
+    assert parameter_spec("a/blocks/bias", (64, 1024), 4) == PartitionSpec(None)
+    network = dit(image_size=8, channels=1, size="nano", scan=True)
+    tree = {"mu": jax.eval_shape(network.init, jax.random.key(0))}
+    kernel = tree_shardings(tree, mesh_of(1, 3))["mu"]["blocks"]["mlp"]["contract"]["kernel"]
+    assert kernel.spec == PartitionSpec(None)  # [3, 256, 64], of which 3 divides the first alone
+    kernel = tree_shardings(tree, mesh_of(1, 4))["mu"]["blocks"]["mlp"]["contract"]["kernel"]
+    assert kernel.spec == PartitionSpec(None, "fsdp", None)
 
 
 def test_mesh_sizes():

@@ -240,6 +240,13 @@ def test_a_teacher_is_split_over_the_devices_as_the_state_is(trigflow):
     assert largest_difference(one, teacher) == 0.0
 
 
+def test_a_run_from_before_a_field_has_its_default(flow):
+    config, experiment = small_experiment("cd_flow", teacher=flow)
+    teacher = workdir.load_config(locate(flow).folder)
+    del teacher.model.scan
+    check_teacher(config, teacher, experiment)
+
+
 def test_merge_takes_every_part_that_is_given_and_no_other():
     own = {"a": 1, "b": {"c": 2, "d": 3}, "e": {"f": 4}}
     given = {"a": 10, "b": {"c": 20}, "g": {"h": 30}}
@@ -254,6 +261,7 @@ def test_merge_takes_every_part_that_is_given_and_no_other():
         ("cd_flow", {"prediction.kind": "v"}, r"prediction.kind \(velocity there, v here\)"),
         ("cd_flow", {"data.num_classes": 3}, r"data.num_classes \(10 there, 3 here\)"),
         ("cd_flow", {"data.image_size": 16}, r"data.image_size \(8 there, 16 here\)"),
+        ("cd_flow", {"model.scan": True}, r"model.scan \(False there, True here\)"),
         ("shortcut", {}, r"model.second_time \(none there, step_size here\)"),
         ("cd", {}, r"path.name .* prediction.kind"),
     ],

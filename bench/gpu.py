@@ -1,0 +1,201 @@
+"""Training, sampling and a PyTorch peer on the GPU that is here, against ceilings measured first.
+
+    python -m bench.gpu --out=runs/bench/gpu
+    python -m bench.gpu --smoke                    a tiny network on any device: does it all run?
+
+Every measurement is a process of its own (bench.measure, bench.torch_peer), ended when the minutes
+are over. What has been measured is kept in OUT/results.json, by case; the same command again, on
+the same kind of device, goes on with what is missing. OUT/results.png shows it.
+"""
+
+import argparse
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from bench.cases import CASES
+from bench.plot import plot
+
+ROOT = Path(__file__).parent.parent
+RESULTS, PLOT = "results.json", "results.png"
+SAMPLING_STEPS = (1, 4, 128)
+OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "OutOfMemoryError")
+Row = dict[str, Any]
+# (module, fields, seconds that are left) -> the row that it prints
+Measure = Callable[[str, Mapping[str, Any], float], Row]
+
+
+class MeasurementError(Exception):
+    """A measurement ended without a row: its last words."""
+
+
+class Item(NamedTuple):
+    """A measurement: the module that makes it, and the fields that it takes."""
+
+    name: str
+    module: str
+    fields: Mapping[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure what is missing until the minutes are over."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="Figures of a GPU.")
+    parser.add_argument("--minutes", type=float, default=8.5)
+    parser.add_argument("--out", type=Path, default=Path("runs/bench/gpu"))
+    parser.add_argument("--batch-size", type=int, default=256, help="the largest that is tried")
+    parser.add_argument("--smoke", action="store_true")
+    asked = parser.parse_args(argv)
+    with_torch = importlib.util.find_spec("torch") is not None
+    if not with_torch:
+        print("PyTorch is not installed: its rows are left out", flush=True)
+    items = smoke_items(with_torch) if asked.smoke else all_items(with_torch, asked.batch_size)
+    asked.out.mkdir(parents=True, exist_ok=True)
+    measure_all(items, asked.out, time.monotonic() + 60.0 * asked.minutes, in_process_of_its_own)
+
+
+def all_items(with_torch: bool, batch_size: int) -> list[Item]:
+    """What is measured, what matters most first."""
+    sized = [(size, {"size": size, "batch_size": batch_size}) for size in ("B", "XL")]
+    modules = ["bench.measure", *(["bench.torch_peer"] if with_torch else [])]
+    items = []
+    for size, fields in sized:
+        items.append(train_item("flow_matching", fields, scan=False))
+        if with_torch:
+            items.append(Item(f"torch train {size}", modules[1], {"kind": "train", **fields}))
+    for steps in SAMPLING_STEPS:
+        items += [sample_item(module, sized[0][1], steps) for module in modules]
+    for _, fields in sized:
+        items += [train_item(case, fields, scan=True) for case in CASES]
+    items += [sample_item(module, sized[1][1], 1) for module in modules]
+    return items
+
+
+def smoke_items(with_torch: bool) -> list[Item]:
+    """One measurement of each kind, of networks and times that take any device seconds."""
+    fields = {"size": "nano", "batch_size": 8, "seconds": 0.1}
+    items = [
+        train_item("flow_matching", fields, scan=True),
+        sample_item("bench.measure", fields, 4),
+    ]
+    if with_torch:
+        items.append(Item("torch train nano", "bench.torch_peer", {"kind": "train", **fields}))
+        items.append(sample_item("bench.torch_peer", fields, 4))
+    return items
+
+
+def train_item(case: str, fields: Mapping[str, Any], *, scan: bool) -> Item:
+    """Training, with the blocks unrolled or under a loop."""
+    name = f"train {case} {fields['size']}{', scan' if scan else ''}"
+    return Item(name, "bench.measure", {"kind": "train", "case": case, "scan": scan, **fields})
+
+
+def sample_item(module: str, fields: Mapping[str, Any], steps: int) -> Item:
+    """Sampling by either."""
+    prefix = "torch " if module.endswith("peer") else ""
+    name = f"{prefix}sample {fields['size']}, {steps} step(s)"
+    return Item(name, module, {"kind": "sample", "steps": steps, **fields})
+
+
+def measure_all(items: Sequence[Item], out: Path, deadline: float, measure: Measure) -> None:
+    """Measure the items that have no row yet; write rows and plot after each.
+
+    deadline: in time.monotonic(). An item that fails has a row that says why, and is tried again by
+    the next call; those for which no time is left have none.
+    """
+    left = lambda: deadline - time.monotonic()  # noqa: E731
+    small = {"seconds": 0.1, "matrix": 256, "copied": 2**20}
+    fields = small if items and items[0].fields.get("seconds") else {}
+    ceilings = measure("bench.measure", {"kind": "ceilings", **fields}, left())
+    print(json.dumps(ceilings), flush=True)
+    rows = known_rows(out / RESULTS, ceilings["device"])
+    for item in items:
+        if "images_per_second" in rows.get(item.name, {}):
+            continue
+        if left() <= 0.0:
+            break
+        try:
+            rows[item.name] = with_share(first_that_fits(item, left, measure), ceilings)
+        except subprocess.TimeoutExpired:
+            break
+        except MeasurementError as error:
+            rows[item.name] = {"error": str(error)}
+        print(item.name, json.dumps(rows[item.name]), flush=True)
+        (out / RESULTS).write_text(json.dumps({"ceilings": ceilings, "rows": rows}, indent=1))
+        plot(rows, out / PLOT)
+    missing = [item.name for item in items if "images_per_second" not in rows.get(item.name, {})]
+    if missing:
+        print(f"not measured, start again for these: {'; '.join(missing)}", flush=True)
+
+
+def known_rows(path: Path, device: str) -> dict[str, Row]:
+    """The rows of former calls, if they were of the same kind of device."""
+    if not path.exists():
+        return {}
+    record = json.loads(path.read_text())
+    return record["rows"] if record["ceilings"]["device"] == device else {}
+
+
+def with_share(row: Row, ceilings: Row) -> Row:
+    """The row with its MFU: the FLOP/s that were needed over those of the matrix product."""
+    if "flops_per_second" not in row:
+        return row
+    return {**row, "mfu": row["flops_per_second"] / ceilings["matmul_flops"]}
+
+
+def first_that_fits(item: Item, left: Callable[[], float], measure: Measure) -> Row:
+    """The row of the first layout that fits the device's memory."""
+    for fields in layouts(item):
+        try:
+            return {**fields, **measure(item.module, fields, left())}
+        except MeasurementError as error:
+            if not any(word in str(error) for word in OUT_OF_MEMORY):
+                raise
+    raise MeasurementError("does not fit the device's memory")
+
+
+def layouts(item: Item) -> Iterator[Mapping[str, Any]]:
+    """The fields as they are; rematerialised where that is a field; then with half of the batch."""
+    fields = dict(item.fields)
+    yield fields
+    if item.module == "bench.measure" and fields["kind"] == "train":
+        fields["remat"] = True
+        yield fields
+    while fields["batch_size"] > 1:
+        fields = {**fields, "batch_size": fields["batch_size"] // 2}
+        yield fields
+
+
+def in_process_of_its_own(module: str, fields: Mapping[str, Any], seconds: float) -> Row:
+    """Start the module, wait so many seconds at most, read the last line that it prints.
+
+    Raises MeasurementError if it fails, subprocess.TimeoutExpired if it takes longer.
+    """
+    # JAX takes three quarters of a GPU otherwise, and ends a traceback with words on tracebacks.
+    settings = {"XLA_CLIENT_MEM_FRACTION": "0.95", "JAX_TRACEBACK_FILTERING": "off"}
+    done = subprocess.run(
+        [sys.executable, "-m", module, json.dumps(dict(fields))],
+        cwd=ROOT,
+        env={**settings, **os.environ},
+        capture_output=True,
+        text=True,
+        timeout=max(seconds, 0.0),
+    )
+    if done.returncode:
+        raise MeasurementError(last_words(done.stderr))
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def last_words(stderr: str) -> str:
+    """The line of an error that says that memory is out, or else the last one."""
+    lines = stderr.strip().splitlines() or ["it ended without a word"]
+    return next((line for line in lines if any(w in line for w in OUT_OF_MEMORY)), lines[-1])[:500]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,126 @@
+"""One measurement on the device that is here, in a process of its own.
+
+    python -m bench.measure '{"kind": "ceilings"}'
+    python -m bench.measure '{"kind": "train", "case": "sim", "size": "B", "batch_size": 256}'
+
+prints one line of JSON. A process each, because a device tells the peak of memory since the process
+started, and because what one leaves in memory another would miss.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bench.cases import CASES, config_of, forward_flops
+from eval.generate import batch_sampler
+from training.experiment import build
+from training.loop import abstract_batch, compile_step, create_state
+from training.sharding import make_mesh, put_batch
+from training.teacher import abstract_params
+
+MATRIX = 8192  # side of the matrices whose product is the ceiling
+COPIED = 2**30  # bytes of the array whose copy is
+WARMUP = 3
+Row = dict[str, Any]
+
+
+def ceilings(seconds: float = 3.0, matrix: int = MATRIX, copied: int = COPIED) -> Row:
+    """What the device reaches at best: a bfloat16 product of random matrices, and a copy."""
+    keys = jax.random.split(jax.random.key(0))
+    a, b = (jax.random.normal(key, (matrix, matrix), jnp.bfloat16) for key in keys)
+    product = jax.jit(jnp.matmul)
+    array = jnp.zeros(copied // 4, jnp.float32)
+    copy = jax.jit(lambda x: x + 1.0)
+    return {
+        "matmul_flops": 2.0 * matrix**3 * rate(lambda: product(a, b), seconds),
+        "copy_bytes": 2.0 * copied * rate(lambda: copy(array), seconds),
+        "device": jax.devices()[0].device_kind,
+        "jax": jax.__version__,
+    }
+
+
+def train(
+    case: str, size: str, batch_size: int, scan: bool, remat: bool = False, seconds: float = 5.0
+) -> Row:
+    """Images per second of a training step, and the FLOP/s that the method needs for them."""
+    fields = {"model.scan": scan, "model.remat": remat}
+    config = config_of(CASES[case], size, batch_size, **fields)
+    experiment, mesh = build(config), make_mesh()
+    objective = experiment.objective._replace(init_from={})
+    abstract = abstract_params(experiment, mesh)
+    init = objective.players[objective.generator].init
+    teacher = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
+    frozen = {name: teacher(jax.random.key(1)) for name in objective.frozen}
+    state = create_state(objective, experiment.optimizers, config.seed, frozen, mesh)
+    step = compile_step(objective, experiment.optimizers, config.seed, mesh)
+    shapes = abstract_batch(objective, batch_size, experiment.image_shape)
+    batch = put_batch(jax.tree.map(random_like, shapes), mesh)
+
+    def advance() -> Any:
+        nonlocal state
+        state, metrics = step(state, frozen, batch)
+        return metrics
+
+    speed = batch_size * rate(advance, seconds)
+    flops = CASES[case].least * forward_flops(size) * speed
+    return {"images_per_second": speed, "flops_per_second": flops, "peak_bytes": peak()}
+
+
+def random_like(shape: jax.ShapeDtypeStruct) -> np.ndarray:
+    """Random images, labels of the first class."""
+    if jnp.issubdtype(shape.dtype, jnp.integer):
+        return np.zeros(shape.shape, shape.dtype)
+    return np.random.default_rng(0).standard_normal(shape.shape).astype(shape.dtype)
+
+
+def sample(size: str, batch_size: int, steps: int, seconds: float = 5.0) -> Row:
+    """Latents per second of flow matching in so many steps, copied to the host."""
+    config = config_of(CASES["flow_matching"], size, batch_size, **{"model.scan": True})
+    experiment, mesh = build(config), make_mesh()
+    params = jax.jit(experiment.model.network.init)(jax.random.key(0))
+    sampler = batch_sampler(
+        experiment.objective,
+        experiment.image_shape,
+        mesh,
+        seed=0,
+        steps=steps,
+        guidance_scale=1.0,
+    )
+    rows = np.arange(batch_size, dtype=np.int32)
+    speed = batch_size * rate(lambda: jax.device_get(sampler(params, rows, 0 * rows)), seconds)
+    flops = steps * forward_flops(size) * speed
+    row = {"images_per_second": speed, "flops_per_second": flops, "peak_bytes": peak()}
+    return {**row, "batch_size": batch_size}
+
+
+def rate(run: Callable[[], Any], seconds: float) -> float:
+    """Runs per second over so many seconds, after a few that also compile."""
+    for _ in range(WARMUP):
+        since = time.perf_counter()
+        jax.block_until_ready(run())
+    count = max(1, int(seconds / (time.perf_counter() - since)))
+    since = time.perf_counter()
+    for _ in range(count):
+        last = run()
+    jax.block_until_ready(last)
+    return count / (time.perf_counter() - since)
+
+
+def peak() -> int:
+    """Most bytes in use on the device since the process started; 0 where it does not tell."""
+    stats = jax.local_devices()[0].memory_stats() or {}
+    return stats.get("peak_bytes_in_use", 0)
+
+
+KINDS: dict[str, Callable[..., Row]] = {"ceilings": ceilings, "train": train, "sample": sample}
+
+
+if __name__ == "__main__":
+    fields = json.loads(sys.argv[1])
+    print(json.dumps(KINDS[fields.pop("kind")](**fields)))
