@@ -165,7 +165,7 @@ class Transformer(nn.Module):
 def scanned(block: nn.Module, depth: int, tokens: Array, c: Array) -> Array:
     """``depth`` blocks in turn: parameters stacked, each with an initial draw and dropout alone."""
     layers = nn.scan(
-        lambda block, tokens, c: (block(tokens, c), None),
+        lambda block, tokens, c: (block(split_rows(tokens), c), None),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
@@ -182,3 +182,11 @@ def on_every_device(params: Params) -> Params:
     if jax.sharding.get_abstract_mesh().empty:
         return params
     return jax.lax.with_sharding_constraint(params, PartitionSpec())
+
+
+def split_rows(x: Array) -> Array:
+    """Rows spread over all devices of the mesh in use, if there is one that divides them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % mesh.size:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))
