@@ -11,8 +11,10 @@ from collections.abc import Mapping
 from functools import partial
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.sharding import PartitionSpec
 
 from models.conditioning import Conditioning, LossWeight, Scalar, scalar_inputs
 from models.layers import (
@@ -25,7 +27,16 @@ from models.layers import (
     position_table,
     unpatchify,
 )
-from models.network import DTYPES, Array, Condition, Network, check_choice, check_integers, network
+from models.network import (
+    DTYPES,
+    Array,
+    Condition,
+    Network,
+    Params,
+    check_choice,
+    check_integers,
+    network,
+)
 
 # The part of the parameters that has all blocks stacked on a first axis, with ``scan``.
 BLOCKS = "blocks"
@@ -154,6 +165,8 @@ class Transformer(nn.Module):
         )
         # A loop keeps what is computed again apart by itself.
         kind = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        if self.scan and not self.is_initializing():
+            kind = nn.map_variables(kind, "params", trans_in_fn=on_every_device)
         block = partial(kind, heads, self.dtype, self.attention, self.dropout)
         if self.scan:
             tokens = scanned(block(name=BLOCKS), depth, tokens, c)
@@ -167,10 +180,28 @@ class Transformer(nn.Module):
 def scanned(block: nn.Module, depth: int, tokens: Array, c: Array) -> Array:
     """``depth`` blocks in turn: parameters stacked, each with an initial draw and dropout alone."""
     layers = nn.scan(
-        lambda block, tokens, c: (block(tokens, c), None),
+        lambda block, tokens, c: (block(split_rows(tokens), c), None),
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=depth,
     )
     return layers(block, tokens, c)[0]
+
+
+def on_every_device(params: Params) -> Params:
+    """A layer's parameters gathered from the devices of the mesh in use, if there is one.
+
+    In a loop XLA would leave them split, and exchange activations, which are larger.
+    """
+    if jax.sharding.get_abstract_mesh().empty:
+        return params
+    return jax.lax.with_sharding_constraint(params, PartitionSpec())
+
+
+def split_rows(x: Array) -> Array:
+    """Rows spread over all devices of the mesh in use, if there is one that divides them."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or x.shape[0] % mesh.size:
+        return x
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(mesh.axis_names))

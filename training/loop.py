@@ -100,7 +100,8 @@ def compile_step(
     def sharded(
         state: TrainState, frozen: Mapping[str, Params], batch: HostBatch
     ) -> tuple[TrainState, Metrics]:
-        updated, metrics = step(state, frozen, batch)
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            updated, metrics = step(state, frozen, batch)
         return jax.lax.with_sharding_constraint(updated, tree_shardings(state, mesh)), metrics
 
     return jax.jit(

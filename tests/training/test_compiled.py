@@ -23,13 +23,14 @@ BATCH, WIDTH, DEPTH = 1024, 64, 2
 
 
 @functools.cache
-def compiled(data, fsdp, remat=False):
+def compiled(data, fsdp, remat=False, scan=False):
     """The flow-matching step of a DiT of two blocks; its inputs."""
     SIZES["two_blocks"] = Size(WIDTH, DEPTH, 4)
     try:
         config, experiment = small_experiment(
             "flow_matching",
-            **{"model.size": "two_blocks", "model.remat": remat, "batch_size": BATCH},
+            **{"model.size": "two_blocks", "model.remat": remat, "model.scan": scan},
+            batch_size=BATCH,
         )
     finally:
         del SIZES["two_blocks"]
@@ -68,6 +69,16 @@ def test_fsdp_gathers_each_split_parameter_and_reduces_the_gradient():
     # Backends for accelerators make these into reduce-scatters of the same bytes.
     reduced = [c for c in found.values() if c.kind in ("all-reduce", "reduce-scatter")]
     assert 0 <= sum(c.bytes for c in reduced) - bytes_of(leaves) < 256
+
+
+def test_fsdp_gathers_the_layers_of_a_loop_forwards_and_backwards():
+    step, inputs = compiled(1, 8, scan=True)
+    leaves = jax.tree.leaves(inputs.state.networks)
+    split = bytes_of(leaf for leaf in leaves if not leaf.sharding.is_fully_replicated)
+    found = exchanged(step)
+    assert split <= found["all-gather", 8].bytes <= 2 * split
+    # The activations of all rows would be many times the parameters.
+    assert sum(c.bytes for c in found.values()) < 3.2 * bytes_of(leaves)
 
 
 def test_state_is_donated_and_what_is_given_adds_up():
