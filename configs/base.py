@@ -111,8 +111,7 @@ def model() -> ConfigDict:
             "dropout": 0.0,  # probability, in the blocks
             "dtype": "float32",  # float32 or bfloat16 inside the network
             "remat": False,  # recompute activations in the backward pass: less memory
-            # A loop over stacked blocks: compiled once for all; slower on CPUs, not for mesh.fsdp
-            "scan": False,
+            "scan": False,  # a loop over stacked blocks: compiled once for all, slower on CPUs
         }
     )
 
