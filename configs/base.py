@@ -114,8 +114,7 @@ def model() -> ConfigDict:
             # xla; cudnn (fused: GPUs, bfloat16, not for sct and scd); auto, cudnn where it can be
             "attention": "xla",
             "remat": False,  # recompute activations in the backward pass: less memory
-            # A loop over stacked blocks: compiled once for all; slower on CPUs, not for mesh.fsdp
-            "scan": False,
+            "scan": False,  # a loop over stacked blocks: compiled once for all, slower on CPUs
         }
     )
 
