@@ -56,6 +56,8 @@ def config_of(case: Case, size: str, batch_size: int, **fields: Any) -> ConfigDi
     config.data.num_classes = CLASSES
     config.model.size, config.model.patch_size = size, PATCH_SIZE
     config.model.dtype = "bfloat16"
+    # cuDNN's attention on GPUs; it has no forward derivative, which sct needs.
+    config.model.attention = "xla" if case.method == "sct" else "auto"
     config.update_from_flattened_dict({**case.fields, **fields})
     return config
 
