@@ -156,7 +156,7 @@ def data(job: Job) -> str:
 
 def network(job: Job) -> str:
     """The networks and the training step, on shapes."""
-    experiment, mesh, config = job.experiment, job.mesh, ConfigDict(job.config)
+    experiment, mesh, config = job.experiment, job.mesh, job.config.copy_and_resolve_references()
     if config.batch_size % mesh.size:
         config.batch_size = mesh.size  # the check of the batch says so
     frozen = {n: abstract_params(experiment, mesh) for n in experiment.objective.frozen}
@@ -198,7 +198,7 @@ def earlier_run(job: Job) -> str:
     """The folder is free, or holds this run."""
     if not workdir.is_run(job.workdir):
         return "starts anew"
-    config = ConfigDict(job.config)
+    config = job.config.copy_and_resolve_references()
     if config.teacher:
         location = locate(config.teacher)
         step = recorded_step(job.workdir, location)

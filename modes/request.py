@@ -85,7 +85,7 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     Raises ValueError if the config asks for other classes than the data set has.
     """
     height, _, channels = dataset.image_shape
-    config = ConfigDict(config)
+    config = config.copy_and_resolve_references()
     config.data.image_size, config.data.channels = height, channels
     if config.data.num_classes == -1:
         config.data.num_classes = dataset.num_classes

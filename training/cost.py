@@ -78,7 +78,7 @@ def unrolled(config: ConfigDict, experiment: Experiment) -> Experiment:
     """The same experiment without a loop over the network's blocks."""
     if not config.model.get("scan", False):
         return experiment
-    config = ConfigDict(config)
+    config = config.copy_and_resolve_references()
     config.model.scan = False
     return build(config)
 

@@ -222,7 +222,7 @@ def debugged(config: ConfigDict) -> ConfigDict:
     The config's data fields are resolved: patches are enlarged to at most 8 x 8 tokens. Where
     samples would be measured with a file of weights, they are only shown.
     """
-    config = ConfigDict(config)
+    config = config.copy_and_resolve_references()
     config.steps = min(config.steps, 50)
     config.batch_size = min(config.batch_size, 64)
     size, patch = config.data.image_size, config.model.patch_size

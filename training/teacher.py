@@ -67,7 +67,7 @@ def pinned(config: ConfigDict, run: Path) -> ConfigDict:
     """
     if not config.teacher:
         return config
-    config = ConfigDict(config)
+    config = config.copy_and_resolve_references()
     asked = parse(config.teacher)
     step = recorded_step(run, asked)
     if step is None:
@@ -89,7 +89,7 @@ def recorded_step(run: Path, asked: Location) -> int | None:
 
 def with_teachers_images(config: ConfigDict) -> ConfigDict:
     """The config with the shape and classes of the teacher's images, where it leaves them open."""
-    config = ConfigDict(config)
+    config = config.copy_and_resolve_references()
     teacher = workdir.load_config(locate(config.teacher).folder)
     for field, open_value in (("image_size", 0), ("channels", 0), ("num_classes", -1)):
         if config.data[field] == open_value:

@@ -21,6 +21,13 @@ def test_a_step_costs_so_many_forward_passes(method, evaluations):
     assert network_evaluations(config, experiment) == pytest.approx(evaluations, rel=0.06)
 
 
+def test_blocks_under_a_loop_cost_what_they_stand_for():
+    config, experiment = small_experiment("flow_matching", **{"model.scan": True})
+    evaluations = [network_evaluations(config, experiment) for _ in range(2)]
+    assert evaluations == pytest.approx([3.0, 3.0], rel=0.06)
+    assert config.model.scan
+
+
 def test_a_player_that_is_updated_at_times_costs_in_proportion():
     def cost(updates, micro_batches=1):
         fields = {"objective.fake_score_updates": updates, "micro_batches": micro_batches}
