@@ -355,9 +355,16 @@ def test_a_damaged_checkpoint_is_named(trained, tmp_path):
     for file in (copy / "checkpoints" / "6" / "ema_0.999").rglob("*"):
         if file.is_file() and file.stat().st_size > 10_000:
             file.write_bytes(file.read_bytes()[:1000])
-    result = run("--mode=sample", f"--workdir={copy}", "--seeds=0-3", expect=2)
-    assert "checkpoints/6/ema_0.999" in result.stderr
+    sample = ("--mode=sample", f"--workdir={copy}", "--seeds=0-3")
+    result = run(*sample)
+    assert "checkpoints/6 cannot be read" in result.stderr and "; 4 is used" in result.stderr
+    assert "samples of ema_0.999 at step 4" in result.stdout
+    result = run(*sample, "--checkpoint=6", expect=2)
+    assert "checkpoints/6 cannot be read" in result.stderr
     assert "Traceback" not in result.stderr
+    shutil.rmtree(copy / "checkpoints" / "4")
+    result = run(*sample, expect=2)
+    assert "No checkpoint of 1 is whole" in result.stderr
 
 
 def test_labels_and_steps_out_of_range(trained):

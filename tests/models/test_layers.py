@@ -132,7 +132,7 @@ def test_positions_against_numpy(side, width):
 
 def test_a_block_starts_as_the_identity_and_does_not_stay_it(random_params):
     x, c = draw(2, TOKENS, WIDTH), draw(2, WIDTH, seed=1)
-    block = Block(HEADS, "float32", 0.0)
+    block = Block(HEADS, "float32", "xla", 0.0)
     params = block.init(jax.random.key(0), x, c)["params"]
     np.testing.assert_array_equal(block.apply({"params": params}, x, c), x)
     assert not np.any(params["modulation"]["kernel"])
@@ -143,7 +143,7 @@ def test_a_block_starts_as_the_identity_and_does_not_stay_it(random_params):
 
 def test_block_against_its_equations(random_params):
     x, c = draw(2, TOKENS, WIDTH), draw(2, WIDTH, seed=1)
-    block = Block(HEADS, "float32", 0.0)
+    block = Block(HEADS, "float32", "xla", 0.0)
     params = random_params(block.init(jax.random.key(0), x, c)["params"])
     silu = c / (1.0 + np.exp(-c))
     parts = silu @ params["modulation"]["kernel"] + params["modulation"]["bias"]
@@ -162,12 +162,14 @@ def test_block_against_its_equations(random_params):
 @pytest.mark.parametrize("branch", [0, 1])
 def test_dropout_scales_or_zeroes_each_branch(random_params, branch):
     x, c, rate = draw(8, TOKENS, WIDTH), draw(8, WIDTH, seed=1), 0.75
-    params = random_params(Block(HEADS, "float32", rate).init(jax.random.key(0), x, c)["params"])
+    params = random_params(
+        Block(HEADS, "float32", "xla", rate).init(jax.random.key(0), x, c)["params"]
+    )
     gates = np.zeros(6 * WIDTH, np.float32)
     gates[(3 * branch + 2) * WIDTH : (3 * branch + 3) * WIDTH] = 1.0  # the other gate is shut
     params["modulation"] = {"kernel": np.zeros((WIDTH, 6 * WIDTH)), "bias": gates}
-    full = Block(HEADS, "float32", 0.0).apply({"params": params}, x, c) - x
-    block = Block(HEADS, "float32", rate)
+    full = Block(HEADS, "float32", "xla", 0.0).apply({"params": params}, x, c) - x
+    block = Block(HEADS, "float32", "xla", rate)
     rngs = {"dropout": jax.random.key(1)}
     dropped = block.apply({"params": params}, x, c, rngs=rngs) - x
     kept = np.abs(dropped) > 1e-6

@@ -74,7 +74,7 @@ def test_what_fits_and_what_would_help():
     assert names == "fits         v5p, h200"
     config, mesh = small_config(), mesh_of(2, 4)
     fields = [words.split()[0] for words in remedies(config, mesh)]
-    assert fields == ["a", "model.remat=True,", "model.dtype=bfloat16,", "a"]
+    assert fields == ["a", "model.remat=True,", "model.dtype=bfloat16,", "micro_batches=2,", "a"]
     config.model.remat, config.model.dtype, config.batch_size = True, "bfloat16", 8
     assert len(remedies(config, mesh)) == 1
 
