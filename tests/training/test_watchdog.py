@@ -45,7 +45,7 @@ def test_slow_steps_are_given_ten_times_their_median(tmp_path):
 
 def test_past_its_limit_the_process_ends_with_its_own_code(tmp_path):
     program = (
-        "import time; from pathlib import Path; from training.watchdog import *;"
+        "import time; from pathlib import Path; from training.watchdog import Patience, Watchdog;"
         f"w = Watchdog(Path({str(tmp_path)!r}), Patience(0.1, 1.0, 0.5)).__enter__();"
         "w.beat(); time.sleep(60)"
     )
