@@ -168,7 +168,7 @@ def continuous_training() -> ConfigDict:
         {
             "name": "continuous_training",
             "time_sampler": log_normal(-1.0, 1.4),
-            "tangent_warmup": 10_000,  # steps over which the tangent takes effect
+            "tangent_warmup": 10_000,  # steps over which the tangent takes effect; None is `steps`
             "tangent_scale": 0.1,  # c of g / (||g|| + c)
             "adaptive_weight": True,  # learn the weight of each t; needs model.loss_weight
             "spacing": spacing(),  # of the sampler's steps

@@ -31,7 +31,7 @@ def short_run(config: ConfigDict, sigma_data: float) -> None:
         # From scratch a network that does not denoise yet has no tangent worth following: r rises
         # over the whole run (docs/consistency.md has figures).
         config.optimizer.learning_rate = 5e-4
-        config.objective.tangent_warmup = config.steps
+        config.objective.tangent_warmup = None
     if config.method == "scd":
         # A teacher's tangent has no noise, and Adam's steps, which divide by the size of the
         # gradient, grow until the tangent runs away; docs/consistency.md has figures.

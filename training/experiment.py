@@ -138,6 +138,8 @@ def build_objective(config: ConfigDict, model: Model) -> Objective:
         fields["curriculum"] = build_curriculum(fields["curriculum"], config.steps)
     if "total_steps" in fields:
         fields["total_steps"] = length(fields, "objective", config.steps)
+    if "tangent_warmup" in fields and fields["tangent_warmup"] is None:
+        fields["tangent_warmup"] = config.steps
     objective = construct(OBJECTIVES, fields, "objective", model)
     if not (config.teacher and config.start_from_teacher):
         objective = objective._replace(init_from={})

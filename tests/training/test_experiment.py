@@ -153,6 +153,18 @@ def test_ect_s_stages_are_parts_of_the_run():
     assert 30 < gaps[800] / gaps[80] < 200
 
 
+def test_the_tangent_warms_up_over_the_run_unless_it_says_otherwise():
+    losses = {}
+    for warmup in (None, 80, 800):
+        _, experiment = small_experiment("sct", steps=80, **{"objective.tangent_warmup": warmup})
+        shapes = jax.eval_shape(experiment.model.network.init, jax.random.key(0))
+        params = jax.tree.map(lambda a: jnp.full(a.shape, 0.02), shapes)
+        batch = {"x": jnp.ones((8, 8, 8, 1)), "label": jnp.zeros(8, jnp.int32)}
+        loss = experiment.objective.players["network"].loss
+        losses[warmup] = loss(params, {}, batch, jax.random.key(0), jnp.int32(40))[0].mean()
+    assert losses[None] == losses[80] != losses[800]
+
+
 @pytest.mark.parametrize(
     ("method", "scale", "message"),
     [
