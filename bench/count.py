@@ -32,7 +32,7 @@ from training.compiled import (
     memory,
     step_inputs,
 )
-from training.experiment import build
+from training.experiment import build, build_on
 from training.sharding import AXES
 from training.step import train_step
 from training.teacher import abstract_params
@@ -124,7 +124,8 @@ def steps(asked: argparse.Namespace) -> Iterator[Row]:
 def step_row(method: str, sizes: tuple[int, int], size: str, batch_size: int) -> Row:
     """The figures of one step."""
     config = config_of(CASES[method], size, batch_size, **{"model.scan": True})
-    experiment, mesh = build(config), mesh_of(*sizes)
+    mesh = mesh_of(*sizes)
+    experiment = build_on(config, mesh)
     inputs = step_inputs(config, experiment, mesh)
     lowered = lowered_step(config, experiment, mesh, inputs)
     compiled = lowered.compile(compiler_options=FOR_INSPECTION)

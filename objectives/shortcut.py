@@ -87,7 +87,7 @@ def split_rows(batch: Batch, every: int) -> tuple[Batch, Batch]:
     """(one row in `every`, the other rows) of a batch whose rows are a multiple of `every`.
 
     Taking a row of each group keeps both parts spread over the devices that hold the batch, if each
-    has a multiple of `every` rows; with fewer some devices have a row to bootstrap and others none.
+    has a multiple of `every` rows.
     """
     groups = jax.tree.map(lambda a: a.reshape(-1, every, *a.shape[1:]), batch)
     first = jax.tree.map(lambda a: a[:, 0], groups)

@@ -9,7 +9,6 @@ are stacked for a loop, each is split as it would be alone, and the axis of laye
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -19,6 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from models.dit import BLOCKS
+from models.layers import SHARES
 from models.network import Network
 
 AXES = ("data", "fsdp")
@@ -28,6 +28,8 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 STACKED = rf"(^|/){BLOCKS}/"
 # Smaller arrays are kept whole: splitting a bias saves nothing and costs a collective.
 SMALLEST_SPLIT = 2**12
+# An image is not split into parts of fewer lines, which would cut through patches.
+FEWEST_LINES = 4
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
@@ -54,20 +56,45 @@ def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
 
 
 def spread(network: Network, mesh: Mesh) -> Network:
-    """The network with the rows of what it is given, and gives, over all devices of the mesh.
+    """The network with what it is given, and gives, split evenly over all devices of the mesh.
 
     Where a loss has cut or joined batches (bootstrap rows, both sides of guidance) XLA may
-    otherwise compute whole batches everywhere, or split the features of a row. Where the devices
-    cannot have equal shares of rows, those are filled up.
+    otherwise compute whole batches everywhere, or split the features of a row. Rows are split, and
+    filled up where the devices cannot have equal shares; of fewer rows than devices, images are too
+    (`devices_of_rows`), and devices that share an image exchange the keys and values of attention.
     """
 
     def apply(
         params: Any, x: Array, t: Array, s: Array, condition: Mapping[str, Array], **mode: Any
     ) -> Array:
-        spread_rows = partial(jax.lax.with_sharding_constraint, shardings=batch_sharding(mesh))
-        return spread_rows(network.apply(params, *spread_rows((x, t, s, condition)), **mode))
+        count = devices_of_rows(x.shape[0], mesh.size, x.shape[1])
+        shares = Mesh(mesh.devices.reshape(count, -1), SHARES)
+        of_rows = NamedSharding(shares, PartitionSpec(SHARES[0]))
+        of_images = NamedSharding(shares, PartitionSpec(*SHARES))
+        put = jax.lax.with_sharding_constraint
+        x, (t, s, condition) = put(x, of_images), put((t, s, condition), of_rows)
+        with jax.sharding.use_abstract_mesh(shares.abstract_mesh):
+            out = network.apply(params, x, t, s, condition, **mode)
+        return put(out, of_images)
 
     return network if mesh.size == 1 else network._replace(apply=apply)
+
+
+def devices_of_rows(rows: int, devices: int, lines: int) -> int:
+    """Over how many devices rows are split; as many as are left over share the lines of each image.
+
+    All of them, if there are so many rows; else what fills up the fewest rows.
+    """
+    if rows >= devices:
+        return devices
+    shared = [
+        count
+        for count in range(1, devices + 1)
+        if devices % count == 0
+        and lines % (devices // count) == 0
+        and lines // (devices // count) >= FEWEST_LINES
+    ]
+    return min(shared, key=lambda count: (-rows % count, -count), default=devices)
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -6,7 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from models.dit import SIZES, Size
-from tests.training.runs import small_experiment
+from tests.training.runs import small_config, small_experiment
 from tests.training.test_sharding import mesh_of
 from training.compiled import (
     FOR_INSPECTION,
@@ -17,6 +17,7 @@ from training.compiled import (
     memory,
     step_inputs,
 )
+from training.experiment import build_on
 from training.loop import create_state
 
 BATCH, WIDTH, DEPTH = 1024, 64, 2
@@ -27,14 +28,14 @@ def compiled(data, fsdp, remat=False, scan=False):
     """The flow-matching step of a DiT of two blocks; its inputs."""
     SIZES["two_blocks"] = Size(WIDTH, DEPTH, 4)
     try:
-        config, experiment = small_experiment(
-            "flow_matching",
-            **{"model.size": "two_blocks", "model.remat": remat, "model.scan": scan},
-            batch_size=BATCH,
+        fields = {"model.size": "two_blocks", "model.remat": remat, "model.scan": scan}
+        config, mesh = (
+            small_config("flow_matching", batch_size=BATCH, **fields),
+            mesh_of(data, fsdp),
         )
+        experiment = build_on(config, mesh)
     finally:
         del SIZES["two_blocks"]
-    mesh = mesh_of(data, fsdp)
     inputs = step_inputs(config, experiment, mesh)
     lowered = lowered_step(config, experiment, mesh, inputs)
     return lowered.compile(compiler_options=FOR_INSPECTION), inputs

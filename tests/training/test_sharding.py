@@ -1,3 +1,4 @@
+import itertools
 import re
 
 import jax
@@ -24,15 +25,19 @@ from tests.training.runs import (
     synthetic_batches,
     untrained_teacher,
 )
+from training.arithmetic import product_flops
+from training.experiment import build_on
 from training.loop import abstract_batch, compile_step, create_state
 from training.optimizer import Optimizer
 from training.sharding import (
     AXES,
     check_batch_size,
+    devices_of_rows,
     make_mesh,
     parameter_spec,
     put_batch,
     replicated,
+    spread,
     tree_shardings,
 )
 
@@ -59,9 +64,10 @@ METHODS = {
 }
 
 
-def trained(method, mesh):
-    """State after ten steps on a mesh."""
-    config, experiment = small_experiment(method)
+def trained(method, mesh, steps=STEPS, **fields):
+    """State and metrics after some steps on a mesh, and the program of one."""
+    config = small_config(method, **fields)
+    experiment = build_on(config, mesh)
     objective, optimizers = experiment.objective, experiment.optimizers
     frozen = jax.tree.map(
         jax.device_put,
@@ -70,11 +76,11 @@ def trained(method, mesh):
     )
     # A teacher whose network is not zero, and a student that starts elsewhere.
     state = create_state(objective._replace(init_from={}), optimizers, 0, frozen, mesh)
-    step = compile_step(objective, optimizers, 0, mesh)
-    source = synthetic_batches(config)
-    for _ in range(STEPS):
-        state, metrics = step(state, frozen, put_batch(next(source), mesh))
-    return state, metrics
+    batches = [put_batch(b, mesh) for b in itertools.islice(synthetic_batches(config), steps)]
+    step = compile_step(objective, optimizers, 0, mesh).lower(state, frozen, batches[0]).compile()
+    for batch in batches:
+        state, metrics = step(state, frozen, batch)
+    return state, metrics, step.as_text()
 
 
 def frozen_of(experiment):
@@ -89,10 +95,10 @@ def test_every_objective_has_a_method_here():
 
 @pytest.mark.parametrize("method", METHODS.values())
 def test_one_device_equals_eight(method):
-    one, metrics_one = trained(method, mesh_of(1, 1))
+    one, metrics_one, _ = trained(method, mesh_of(1, 1))
     # Each axis alone once: what the axes do does not depend on the objective.
     for data, fsdp in ((8, 1), (1, 8), (2, 4)) if method == "shortcut" else ((2, 4),):
-        eight, metrics_eight = trained(method, mesh_of(data, fsdp))
+        eight, metrics_eight, _ = trained(method, mesh_of(data, fsdp))
         difference = largest_difference(one.networks, eight.networks)
         print(f"{method}: 1 device against {data} x {fsdp}: {difference:.2e}")
         assert difference < 1e-5
@@ -101,6 +107,51 @@ def test_one_device_equals_eight(method):
             np.testing.assert_allclose(
                 metrics_one[name].total, metrics_eight[name].total, rtol=1e-5, atol=1e-6
             )
+
+
+@pytest.mark.parametrize("scan", [False, True])
+def test_devices_share_the_images_of_few_bootstrap_rows(scan):
+    fields = {"batch_size": 16, "objective.max_steps": 4, "model.scan": scan}  # 4 of 16 rows
+    one, _, program_one = trained("shortcut", mesh_of(1, 1), steps=3, **fields)
+    eight, _, program_eight = trained("shortcut", mesh_of(8, 1), steps=3, **fields)
+    assert largest_difference(one.networks, eight.networks) < 1e-5
+    # Whole images on four devices would make it 1.14: 3 F for 16 rows and 2 F for 4, or for 8.
+    assert 8 * product_flops(program_eight) < 1.02 * product_flops(program_one)
+
+
+def test_how_many_devices_share_an_image():
+    # (rows, devices, lines) -> the devices that rows are split over
+    shares = {
+        (64, 8, 32): 8,
+        (9, 8, 32): 8,
+        (8, 32, 32): 8,
+        (4, 8, 8): 4,
+        (9, 32, 32): 4,  # 12 rows for 8 devices each, where others fill up to 16
+        (2, 32, 32): 4,  # an image has no 16 parts
+        (2, 8, 3): 8,
+        (1, 6, 32): 3,  # 32 lines have no 6 equal parts
+        (5, 6, 32): 6,
+    }
+    for given, devices in shares.items():
+        assert devices_of_rows(*given) == devices, given
+
+
+def test_fused_attention_is_given_whole_images_alone(monkeypatch):
+    used, plain = [], jax.nn.dot_product_attention
+
+    def attention(query, key, value, *, scale, implementation):
+        used.append(implementation)
+        return plain(query, key, value, scale=scale)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
+    fused = dit(image_size=8, channels=1, size="nano", dtype="bfloat16", attention="cudnn")
+    params, network = fused.init(jax.random.key(0)), spread(fused, mesh_of(8, 1))
+    for rows, implementation in ((8, "cudnn"), (4, "xla")):
+        used.clear()
+        x, t = np.zeros((rows, 8, 8, 1), np.float32), np.ones(rows, np.float32)
+        jax.eval_shape(network.apply, params, x, t, t, {})
+        assert set(used) == {implementation}
 
 
 def small_game(mesh, micro_batches, rows=64):
