@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs import base, methods
+from configs import base, methods, objectives
 from models.conditioning import FREQUENCY_FEATURES
 from models.dit import SIZES
 
@@ -26,6 +26,8 @@ class Case(NamedTuple):
     fields: Mapping[str, Any] = {}
 
 
+# One evaluation of the fake score for both players.
+JOINT = {"objective.joint": True, "objective.fake_time_sampler": objectives.time_sampler("")}
 # The ratio of what is compiled to flow matching may lie above that of the least, by the optimizers
 # of several players and by what is done beside the network. SiD and SIM are one objective; so are
 # CT, iCT and the networks of ECT.
@@ -40,7 +42,9 @@ CASES = {
     "cd_heun": Case("cd_flow", 6.0, 2.04, {"objective.teacher_solver": "heun"}),
     "sct": Case("sct", 4.0, 1.38),
     "sim": Case("sim_flow", 10.0, 3.45),
+    "sim_joint": Case("sim_flow", 9.0, 3.1, JOINT),
     "diff_instruct": Case("diff_instruct_flow", 8.0, 2.75),
+    "diff_instruct_joint": Case("diff_instruct_flow", 7.0, 2.45, JOINT),
     "dmd": Case("dmd_flow", 8.0, 2.75, {"objective.fake_score_updates": 1}),
 }
 

@@ -21,8 +21,8 @@ Batch = Mapping[str, Array]
 
 # Bins of the logged loss, equal in the angle arctan(sigma / alpha) from data to noise.
 NOISE_LEVEL_BINS = 8
-# The name of a draw's samples in a batch.
-SAMPLES = "samples"
+# The name in a batch of what the losses share.
+SHARED = "shared"
 
 
 class Mean(NamedTuple):
@@ -33,6 +33,8 @@ class Mean(NamedTuple):
 
 
 Metrics = Mapping[str, Mean]
+# (parameters of the players by name, batch, key) -> what all losses of a step read, of [B, ...]
+Share = Callable[[Mapping[str, Params], Batch, Key], Mapping[str, Array]]
 # (trained, every network by name, batch, key, step) -> (loss [B], unreduced, and metrics)
 LossFn = Callable[[Params, Mapping[str, Params], Batch, Key, Array], tuple[Array, Metrics]]
 
@@ -43,19 +45,6 @@ class Player(NamedTuple):
     init: Callable[[Key], Params]
     loss: LossFn
     every: int = 1
-
-
-class Draw(NamedTuple):
-    """Samples of a player's network that all losses of a step read, as batch["samples"].
-
-    They are drawn once per step, before any update. Gradients in them reach the parameters of
-    `player` alone, whose forward pass is the one that drew them; to the others they are data.
-
-    sample: (the player's parameters, batch, key) -> samples [B, ...]
-    """
-
-    player: str
-    sample: Callable[[Params, Batch, Key], Array]
 
 
 class Follower(NamedTuple):
@@ -95,7 +84,9 @@ class Objective(NamedTuple):
 
     players: updated in this order; each sees the earlier updates.
     followers: updated after the players, in this order.
-    draw: samples that the losses share, if any.
+    share: what the losses share, if anything, as batch["shared"]: evaluated once per step, before
+        any update. The gradient of a player's loss in it goes on to that player's own parameters,
+        through the forward pass that made it, and to no others.
     sample: how this method generates with the network of the player `generator` or a copy of it.
     guidance_scale: the scale at which it samples unless told otherwise.
     frozen: teachers that the losses read, loaded from a checkpoint, never saved again.
@@ -112,7 +103,7 @@ class Objective(NamedTuple):
     generator: str = "network"
     guidance_scale: float = 1.0
     frozen: tuple[str, ...] = ()
-    draw: Draw | None = None
+    share: Share | None = None
     init_from: Mapping[str, str] = {"network": "teacher"}
     denoises: bool = False
     reads_images: bool = True
@@ -121,7 +112,7 @@ class Objective(NamedTuple):
 
 def condition_of(batch: Batch) -> Condition:
     """All of a batch but the data themselves."""
-    return {name: value for name, value in batch.items() if name not in ("x", "pairs", SAMPLES)}
+    return {name: value for name, value in batch.items() if name not in ("x", "pairs", SHARED)}
 
 
 def per_example(elementwise: Array) -> Array:

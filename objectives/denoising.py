@@ -88,11 +88,17 @@ def denoising_loss(model: Model, time_sampler: TimeSampler, label_dropout: float
         condition = drop_labels(key_label, condition_of(batch), label_dropout)
         x_t = model.path.interpolate(x_0, eps, t)
         prediction = model.predict(params, x_t, t, t, condition, train=True, rng=key_dropout)
-        expected = target(model.kind, x_0, eps, t, model.path)
-        error = per_example(squared_error(prediction, expected))
-        return error, by_noise_level("loss", error, t, model.path)
+        return regression(model, prediction, x_0, eps, t)
 
     return loss
+
+
+def regression(
+    model: Model, prediction: Array, x_0: Array, eps: Array, t: Array
+) -> tuple[Array, Metrics]:
+    """(loss [B], and metrics) of the network's output at x_t = alpha x_0 + sigma eps."""
+    error = per_example(squared_error(prediction, target(model.kind, x_0, eps, t, model.path)))
+    return error, by_noise_level("loss", error, t, model.path)
 
 
 def sampler(model: Model, solver: Solver, spacing: Spacing) -> SampleFn:

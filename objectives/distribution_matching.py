@@ -14,7 +14,9 @@ The generator is evaluated once per step: both losses are taken at the same x_g,
 of its own (as in DMD2's code). For a fixed fake score neither's expected gradient changes; the two
 of one step are no longer independent. The fake score that the generator meets has just taken a
 step on these x_g among others, which biases the generator's gradient by the order of that step over
-the number of rows.
+the number of rows. With `joint` both losses are taken at the same x_t too, where the fake score is
+evaluated once for both, before its update: of SIM's ten forward passes per image one is saved, and
+there is no such bias.
 
 Batches have labels alone. Methods differ in the divergence and in `normalize`:
 
@@ -38,20 +40,19 @@ E (x_g - fake)^T y / E |y|^2: 0 for an exact fake score, (1 - l) / l for one tha
 l of its way; `sample_mean` and `sample_std` over the batch.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.guidance import Condition, check_trained_scale, guide, unconditional
+from diffusion.guidance import Condition, Predict, check_trained_scale, guide, unconditional
 from diffusion.path import Path, align
 from diffusion.time_sampling import TimeSampler, log_normal
 from objectives.base import (
-    SAMPLES,
+    SHARED,
     Batch,
-    Draw,
     Key,
     LossFn,
     Mean,
@@ -60,12 +61,13 @@ from objectives.base import (
     Params,
     Player,
     SampleFn,
+    Share,
     by_noise_level,
     condition_of,
     mean_of,
     per_example,
 )
-from objectives.denoising import denoising_loss
+from objectives.denoising import denoising_loss, regression
 from objectives.distances import Distance, squared_error, squared_l2
 from objectives.divergences import Divergence, Point, score_implicit_matching
 from objectives.generators import Generator, one_step
@@ -85,6 +87,7 @@ def distribution_matching(
     normalize: bool = False,
     guidance_scale: float = 1.0,
     fake_score_updates: int = 1,
+    joint: bool = False,
     regression_weight: float = 0.0,
     regression_distance: Distance | None = None,
     generator: Generator | None = None,
@@ -98,6 +101,8 @@ def distribution_matching(
     normalize: divide rows by the teacher's mean absolute error.
     guidance_scale: of the teacher, form A.
     fake_score_updates: of the fake score per update of the generator.
+    joint: evaluate the fake score once for both losses, at the generator's t; fake_time_sampler is
+        then None.
     regression_weight: of a term that ties the generator to pairs of the teacher's sampler, E
         d(G(eps_1), sampler(eps_1)): 0.25 in DMD, with LPIPS for d; 0 leaves it out.
     regression_distance: its d, squared L2 by default.
@@ -115,6 +120,13 @@ def distribution_matching(
             f"objective.fake_score_updates={fake_score_updates} needs a divergence with a fake "
             "score; score distillation has none: use 1"
         )
+    if joint and not divergence.has_fake_score:
+        raise ValueError("objective.joint needs a divergence with a fake score; use False")
+    if joint and fake_time_sampler:
+        raise ValueError(
+            "objective.joint trains the fake score at the t of objective.time_sampler: set "
+            "objective.fake_time_sampler.name=''"
+        )
     if divergence.needs_guidance and guidance_scale == 1.0:
         raise ValueError(
             "objective.guidance_scale=1 leaves nothing of noise-free score distillation, whose "
@@ -123,10 +135,12 @@ def distribution_matching(
     optimised = generator or one_step(model, sigma_init)
     time_sampler = time_sampler or log_normal(model.path)
     players = {}
-    if divergence.has_fake_score:
+    if joint:
+        players["fake_score"] = Player(model.network.init, joint_fake_score_loss(model))
+    elif divergence.has_fake_score:
         loss = fake_score_loss(model, fake_time_sampler or log_normal(model.path))
         players["fake_score"] = Player(model.network.init, loss)
-    loss = generator_loss(model, divergence, time_sampler, normalize, guidance_scale)
+    loss = generator_loss(model, divergence, normalize, guidance_scale)
     if regression_weight > 0.0:
         loss = with_regression(
             loss, optimised, regression_weight, regression_distance or squared_l2()
@@ -139,22 +153,42 @@ def distribution_matching(
         generator="generator",
         guidance_scale=guidance_scale,
         frozen=("teacher",),
-        draw=Draw("generator", samples(model, optimised)),
+        share=points(model, optimised, time_sampler, divergence, joint),
         init_from=dict.fromkeys(set(players) - ({"generator"} if generator else set()), "teacher"),
         reads_images=False,
         reads_pairs=regression_weight > 0.0,
     )
 
 
-def samples(model: Model, generator: Generator) -> Callable[[Params, Batch, Key], Array]:
-    """x_g of the labels of a batch, in training."""
+def points(
+    model: Model,
+    generator: Generator,
+    time_sampler: TimeSampler,
+    divergence: Divergence,
+    joint: bool,
+) -> Share:
+    """{"x_g", "t", "eps"}: samples for the labels of a batch, and what they are noised with.
 
-    def sample(params: Params, batch: Batch, key: Key) -> Array:
-        key_eps, key_dropout = jax.random.split(key)
-        eps = jax.random.normal(key_eps, (*batch["label"].shape, *model.network.shape))
-        return generator.generate(params, eps, condition_of(batch), train=True, rng=key_dropout)
+    joint: with "fake", the fake score's output at x_t, which is detached from the generator where
+    the divergence has no gradient through it. All is evaluated in training.
+    """
 
-    return sample
+    def share(networks: Mapping[str, Params], batch: Batch, key: Key) -> dict[str, Array]:
+        key_g, key_t, key_eps, *dropout = jax.random.split(key, 5)
+        rows, condition = batch["label"].shape, condition_of(batch)
+        eps_1 = jax.random.normal(key_g, (*rows, *model.network.shape))
+        x_g = generator.generate(
+            networks["generator"], eps_1, condition, train=True, rng=dropout[0]
+        )
+        t, eps = time_sampler(key_t, *rows), jax.random.normal(key_eps, x_g.shape)
+        shared = {"x_g": x_g, "t": t, "eps": eps}
+        if joint:
+            x_t, params = model.path.interpolate(x_g, eps, t), networks["fake_score"]
+            x_t = x_t if divergence.through_scores else jax.lax.stop_gradient(x_t)
+            shared["fake"] = model.predict(params, x_t, t, t, condition, train=True, rng=dropout[1])
+        return shared
+
+    return share
 
 
 def fake_score_loss(model: Model, time_sampler: TimeSampler) -> LossFn:
@@ -164,28 +198,37 @@ def fake_score_loss(model: Model, time_sampler: TimeSampler) -> LossFn:
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
-        return denoise(params, networks, {**batch, "x": batch[SAMPLES]}, key, step)
+        return denoise(params, networks, {**batch, "x": batch[SHARED]["x_g"]}, key, step)
+
+    return loss
+
+
+def joint_fake_score_loss(model: Model) -> LossFn:
+    """Denoising at the generator's points, by the output that is shared."""
+
+    def loss(
+        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
+    ) -> tuple[Array, Metrics]:
+        shared = batch[SHARED]
+        return regression(model, shared["fake"], shared["x_g"], shared["eps"], shared["t"])
 
     return loss
 
 
 def generator_loss(
-    model: Model,
-    divergence: Divergence,
-    time_sampler: TimeSampler,
-    normalize: bool,
-    guidance_scale: float,
+    model: Model, divergence: Divergence, normalize: bool, guidance_scale: float
 ) -> LossFn:
     """The surrogate of the divergence at noised samples of the generator."""
 
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
-        key_t, key_eps = jax.random.split(key)
-        condition, x_g = condition_of(batch), batch[SAMPLES]
-        t = time_sampler(key_t, x_g.shape[0])
-        eps = jax.random.normal(key_eps, x_g.shape)
-        point = evaluate(model, networks, x_g, eps, t, condition, guidance_scale)
+        shared = batch[SHARED]
+        predict = {name: partial(model.predict, params) for name, params in networks.items()}
+        if "fake" in shared:
+            predict["fake_score"] = lambda *point: shared["fake"]
+        x_g, t, eps = (shared[name] for name in ("x_g", "t", "eps"))
+        point = evaluate(model, predict, x_g, eps, t, condition_of(batch), guidance_scale)
         error = per_example(jnp.abs(x_g - point.teacher))
         scale = jax.lax.stop_gradient(jnp.maximum(error, LEAST_ERROR)) if normalize else 1.0
         return divergence.surrogate(point) / scale, health(point, t, model.path)
@@ -218,14 +261,14 @@ def with_regression(
 
 def evaluate(
     model: Model,
-    networks: Mapping[str, Params],
+    predict: Mapping[str, Predict],
     x_g: Array,
     eps: Array,
     t: Array,
     condition: Condition,
     guidance_scale: float,
 ) -> Point:
-    """x_g noised to t, and what fake score and teacher make of it.
+    """x_g noised to t, and what fake score and teacher make of it; predict: theirs, by name.
 
     Without a fake score the generator's law is taken for the point x_g.
     """
@@ -233,14 +276,13 @@ def evaluate(
     rho = align(model.path.rho(t), x_g)
 
     def denoised(name: str, scale: float, condition: Condition) -> Array:
-        predict = guide(partial(model.predict, networks[name]), scale)
-        return model.denoiser(predict, condition)(x_t, t).x_0
+        return model.denoiser(guide(predict[name], scale), condition)(x_t, t).x_0
 
     return Point(
         x_g=x_g,
         noise=rho * eps,
         rho=rho,
-        fake=denoised("fake_score", 1.0, condition) if "fake_score" in networks else x_g,
+        fake=denoised("fake_score", 1.0, condition) if "fake_score" in predict else x_g,
         teacher=denoised("teacher", guidance_scale, condition),
         null=denoised("teacher", 1.0, unconditional(condition)),
     )

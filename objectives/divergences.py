@@ -55,10 +55,15 @@ class Point(NamedTuple):
 
 
 class Divergence(NamedTuple):
-    """A surrogate loss, [B] of a Point; has_fake_score: whether one is trained for it."""
+    """A surrogate loss, [B] of a Point.
+
+    has_fake_score: whether one is trained for it.
+    through_scores: whether its gradient runs through x_t in `fake` and `teacher` too.
+    """
 
     surrogate: Callable[[Point], Array]
     has_fake_score: bool = True
+    through_scores: bool = True
     needs_guidance: bool = False
 
 
@@ -125,7 +130,7 @@ def integral_kl() -> Divergence:
     def surrogate(point: Point) -> Array:
         return inner(jax.lax.stop_gradient(point.fake - point.teacher), point.x_g)
 
-    return Divergence(surrogate)
+    return Divergence(surrogate, through_scores=False)
 
 
 def score_distillation() -> Divergence:
@@ -152,7 +157,7 @@ def noise_free_score_distillation(low_noise: float = LOW_NOISE) -> Divergence:
         direction = guidance + jnp.where(low, point.x_g + point.noise - point.null, 0.0)
         return inner(jax.lax.stop_gradient(direction), point.x_g)
 
-    return Divergence(surrogate, has_fake_score=False, needs_guidance=True)
+    return Divergence(surrogate, has_fake_score=False, through_scores=False, needs_guidance=True)
 
 
 DIVERGENCES: dict[str, Callable[..., Divergence]] = {

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
-from objectives.base import SAMPLES, Draw
+from objectives.base import SHARED
 from training.experiment import Experiment, build
 from training.loop import abstract_batch
 
@@ -25,42 +25,30 @@ def step_flops(config: ConfigDict, experiment: Experiment) -> float:
     """
     experiment = unrolled(config, experiment)
     objective = experiment.objective
-    players, draw = objective.players, objective.draw
-    networks = shapes(experiment)
+    players, networks = objective.players, shapes(experiment)
     batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
     key, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
-    samples, total = {}, 0.0
-    if draw:
-        samples = {SAMPLES: jax.eval_shape(draw.sample, networks[draw.player], batch, key)}
-        forward, backward = draw_flops(draw, networks[draw.player], batch, key)
-        # In micro-batches each player draws the samples again.
-        shared = config.get("micro_batches", 1) == 1
-        total += forward * (1.0 if shared else sum(1.0 / p.every for p in players.values()))
-        total += backward / players[draw.player].every
+    trained = {name: networks[name] for name in players}
+    share = objective.share or (lambda networks, batch, key: {})
+    shared = flops(share, trained, batch, key) if objective.share else 0.0
 
     def gradient_flops(name: str) -> float:
-        def mean_loss(
-            params: Shapes, samples: Any, networks: Shapes, batch: Any, key: Array, step: Array
-        ) -> tuple[Array, Any]:
-            loss, metrics = players[name].loss(params, networks, {**batch, **samples}, key, step)
-            return jnp.mean(loss), metrics
+        def gradient(own: Shapes, networks: Shapes, batch: Any, key: Array, step: Array) -> Shapes:
+            def mean_loss(params: Shapes, shared: Any) -> tuple[Array, Any]:
+                rows = {**batch, SHARED: shared}
+                loss, metrics = players[name].loss(params, networks, rows, key, step)
+                return jnp.mean(loss), metrics
 
-        inputs = (0, 1) if draw and draw.player == name else (0,)
-        gradient = jax.grad(mean_loss, inputs, has_aux=True)
-        return flops(gradient, networks[name], samples, networks, batch, key, step)
+            values, pullback = jax.vjp(lambda own: share({**networks, name: own}, batch, key), own)
+            slopes, _ = jax.grad(mean_loss, (0, 1), has_aux=True)(own, values)
+            return slopes[0], pullback(slopes[1])
 
+        return flops(gradient, networks[name], networks, batch, key, step) - shared
+
+    # In micro-batches each player evaluates again what is shared.
+    parts = config.get("micro_batches", 1) > 1
+    total = shared * (sum(1.0 / player.every for player in players.values()) if parts else 1.0)
     return total + sum(gradient_flops(name) / player.every for name, player in players.items())
-
-
-def draw_flops(draw: Draw, params: Shapes, batch: Any, key: Array) -> tuple[float, float]:
-    """(of drawing samples, of the pullback of a gradient in them to the parameters)."""
-
-    def both(params: Shapes, batch: Any, key: Array) -> Any:
-        samples, pullback = jax.vjp(lambda params: draw.sample(params, batch, key), params)
-        return pullback(samples)
-
-    forward = flops(draw.sample, params, batch, key)
-    return forward, flops(both, params, batch, key) - forward
 
 
 def forward_flops(config: ConfigDict, experiment: Experiment) -> float:

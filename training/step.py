@@ -14,9 +14,8 @@ import optax
 from jax import Array
 
 from objectives.base import (
-    SAMPLES,
+    SHARED,
     Batch,
-    Draw,
     Follower,
     Key,
     Mean,
@@ -24,6 +23,7 @@ from objectives.base import (
     Objective,
     Params,
     Player,
+    Share,
 )
 from training.optimizer import Optimizer
 from training.state import TrainState, named_key
@@ -43,14 +43,14 @@ def nothing(gradient: Params) -> Metrics:
 
 
 class Rows(NamedTuple):
-    """A batch or micro-batch with its samples, {"samples": ...}, or {} if nothing is drawn.
+    """A batch or micro-batch, and what losses share of it: {"shared": ...}, or {} if nothing.
 
-    pullback: a gradient in the samples -> (that in the parameters of the player that drew them,).
+    pullback: a gradient in what is shared -> (that in the parameters of the players, by name,).
     """
 
     batch: Batch
-    samples: Mapping[str, Array]
-    pullback: Callable[[Mapping[str, Array]], tuple[Params]]
+    shared: Mapping[str, Any]
+    pullback: Callable[[Mapping[str, Any]], tuple[Mapping[str, Params]]]
 
 
 def train_step(
@@ -63,8 +63,8 @@ def train_step(
     """(state, frozen, batch) -> (state, metrics), pure, to be jitted with the state donated.
 
     micro_batches: parts of the batch whose gradients are averaged, one part in memory at a time.
-    Samples that players share are then drawn again for each of them, from the same keys: to keep
-    them would be to keep the activations of all parts.
+    What players share is then evaluated again for each of them, from the same keys: to keep it
+    would be to keep the activations of all parts.
     observe: what to tell of the gradients, among the metrics.
 
     If a player's loss or gradient is not finite the whole state is returned unchanged, its step
@@ -77,7 +77,7 @@ def train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         networks, followers = dict(state.networks), dict(state.followers)
         opt_states, metrics = dict(state.optimizers), {}
-        part = parts(objective, state.networks, batch, named_key(key, SAMPLES), micro_batches)
+        part = parts(objective, state.networks, batch, named_key(key, SHARED), micro_batches)
         for name, player in objective.players.items():
             others = {**frozen, **followers, **networks}
             gradient = player_gradient(
@@ -104,25 +104,25 @@ def parts(
     key: Key,
     micro_batches: int,
 ) -> Callable[[Array], Rows]:
-    """i -> the i-th micro-batch with its samples; the whole batch, drawn here, if there is one."""
+    """i -> the i-th micro-batch with what is shared of it; evaluated here if it is the whole."""
     if micro_batches == 1:
-        whole = with_samples(objective.draw, networks, batch, key)
+        whole = with_shared(objective.share, networks, batch, key)
         return lambda i: whole
 
     def part(i: Array) -> Rows:
         # Rows i::micro_batches, of which every device has an equal share already.
         rows = jax.tree.map(lambda a: a.reshape(-1, micro_batches, *a.shape[1:])[:, i], batch)
-        return with_samples(objective.draw, networks, rows, jax.random.fold_in(key, i))
+        return with_shared(objective.share, networks, rows, jax.random.fold_in(key, i))
 
     return part
 
 
-def with_samples(draw: Draw | None, networks: Mapping[str, Params], batch: Batch, key: Key) -> Rows:
-    """A batch and its samples."""
-    if draw is None:
-        return Rows(batch, {}, lambda slope: ({},))
-    sample = lambda params: {SAMPLES: draw.sample(params, batch, key)}  # noqa: E731
-    return Rows(batch, *jax.vjp(sample, networks[draw.player]))
+def with_shared(
+    share: Share | None, networks: Mapping[str, Params], batch: Batch, key: Key
+) -> Rows:
+    """A batch and what losses share of it."""
+    evaluate = lambda networks: {SHARED: share(networks, batch, key)} if share else {}  # noqa: E731
+    return Rows(batch, *jax.vjp(evaluate, networks))
 
 
 def player_gradient(
@@ -134,20 +134,18 @@ def player_gradient(
     step: Array,
     micro_batches: int,
 ) -> Gradient:
-    """The gradient of a player's mean loss, through the samples too if it drew them."""
-    player, draws = objective.players[name], objective.draw and objective.draw.player == name
+    """The gradient of a player's mean loss, through its own part in what is shared too."""
+    player = objective.players[name]
 
     def gradient(params: Params, rows: Rows, key: Key) -> tuple[Array, Params, Metrics]:
-        def mean_loss(params: Params, samples: Mapping[str, Array]) -> tuple[Array, Metrics]:
-            loss, metrics = player.loss(params, others, {**rows.batch, **samples}, key, step)
+        def mean_loss(params: Params, shared: Mapping[str, Any]) -> tuple[Array, Metrics]:
+            loss, metrics = player.loss(params, others, {**rows.batch, **shared}, key, step)
             return jnp.mean(loss), metrics
 
-        inputs = (0, 1) if draws else (0,)
-        slopes = jax.value_and_grad(mean_loss, inputs, has_aux=True)
-        (loss, metrics), (slope, *of_samples) = slopes(params, rows.samples)
-        if draws:
-            slope = jax.tree.map(jnp.add, slope, *rows.pullback(*of_samples))
-        return loss, slope, metrics
+        slopes = jax.value_and_grad(mean_loss, (0, 1), has_aux=True)
+        (loss, metrics), (slope, of_shared) = slopes(params, rows.shared)
+        (through_shared,) = rows.pullback(of_shared)
+        return loss, jax.tree.map(jnp.add, slope, through_shared[name]), metrics
 
     if micro_batches == 1:
         return lambda params: gradient(params, part(0), key)

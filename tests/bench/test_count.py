@@ -43,6 +43,12 @@ def test_a_step_is_counted_on_all_devices_together():
     assert 3.99 < row["state_bytes"] / reduced["bytes"] < 4.0
 
 
+def test_players_that_share_the_fake_score_s_output_cost_a_forward_pass_less():
+    methods = ["diff_instruct", "diff_instruct_joint"]
+    _, *rows = count.steps(asked(methods=methods, meshes=["1x1"]))
+    assert [row["ratio"] for row in rows] == pytest.approx([8 / 3, 7 / 3], rel=0.02)
+
+
 def test_many_sampling_steps_cost_as_many_single_ones():
     rows = list(count.sampling(asked()))
     assert [row["steps"] for row in rows] == [1, 4, 128]

@@ -27,7 +27,7 @@ from training.optimizer import Optimizer
 from training.state import initial_state, named_key
 from training.step import train_step
 
-KEY, DRAW_KEY = jax.random.key(0), jax.random.key(1)
+KEY, SHARE_KEY = jax.random.key(0), jax.random.key(1)
 BATCH = {"label": jnp.arange(8) % 4}
 
 
@@ -48,13 +48,15 @@ def networks_of(model, *names):
     return {name: perturbed(params, seed) for seed, name in enumerate(names)}
 
 
-def loss_of(objective, name, networks, batch=BATCH, key=KEY, draw_key=DRAW_KEY):
-    """The loss of a player as a function of its parameters, which draw the samples if it does."""
+def loss_of(objective, name, networks, batch=BATCH, key=KEY, share_key=SHARE_KEY, at=None):
+    """The loss of a player as a function of its parameters, in what is shared too.
+
+    at: the networks that evaluate what is shared.
+    """
 
     def loss(params):
-        drawing = params if name == "generator" else networks["generator"]
-        rows = {**batch, "samples": objective.draw.sample(drawing, batch, draw_key)}
-        return objective.players[name].loss(params, networks, rows, key, 0)
+        shared = objective.share({**(at or networks), name: params}, batch, share_key)
+        return objective.players[name].loss(params, networks, {**batch, "shared": shared}, key, 0)
 
     return loss
 
@@ -77,16 +79,20 @@ PATHS = {"linear": linear(), "ve": ve(), "trigflow": trigflow(0.6)}
 
 
 @pytest.mark.parametrize(
-    ("method", "path"),
-    [(name, "linear") for name in METHODS] + [("sim", "ve"), ("sim", "trigflow")],
+    ("method", "path", "joint"),
+    [(name, "linear", False) for name in METHODS]
+    + [("sim", "ve", False), ("sim", "trigflow", False)]
+    + [("sim", "linear", True), ("diff_instruct", "linear", True)],
 )
-def test_a_gaussian_generator_learns_the_teacher_s_mean_and_deviation(method, path):
+def test_a_gaussian_generator_learns_the_teacher_s_mean_and_deviation(method, path, joint):
     mean, std, steps = 0.5, 0.6, 2500
     model = gaussian_denoiser(PATHS[path])
+    law = log_normal(model.path, -0.5, 1.0)
     objective = distribution_matching(
         model,
-        time_sampler=log_normal(model.path, -0.5, 1.0),
-        fake_time_sampler=log_normal(model.path, -0.5, 1.0),
+        time_sampler=law,
+        fake_time_sampler=None if joint else law,
+        joint=joint,
         **METHODS[method],
     )
     teacher = {"mean": jnp.float32(mean), "log_std": jnp.log(jnp.float32(std))}
@@ -163,11 +169,15 @@ def test_a_player_s_update_takes_nothing_from_the_other_s_loss():
                 assert jax.tree.all(same) == (other != name)
 
 
+@pytest.mark.parametrize("divergence", [score_implicit_matching(), integral_kl()])
+@pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_both_players_learn_from_the_same_samples(micro_batches):
-    # Each update is the gradient of the whole loss, its samples included, as if drawn by itself.
+def test_both_players_learn_from_the_same_samples(micro_batches, joint, divergence):
+    # Each update is the gradient of the whole loss, what is shared included, as if made by itself.
     model = gaussian_denoiser(linear())
-    objective = distribution_matching(model, regression_weight=0.25)
+    objective = distribution_matching(
+        model, divergence=divergence, joint=joint, regression_weight=0.25
+    )
     networks = networks_of(model, "fake_score", "generator", "teacher")
     eps, x_0 = jax.random.normal(KEY, (2, 8, 1))
     batch = {**BATCH, "pairs": {"eps": eps, "x_0": x_0, "label": BATCH["label"]}}
@@ -176,16 +186,17 @@ def test_both_players_learn_from_the_same_samples(micro_batches):
     state = initial_state(objective, sgd, 0, frozen)
     state = state._replace(networks={name: networks[name] for name in sgd})
     after, _ = jax.jit(train_step(objective, sgd, 0, micro_batches))(state, frozen, batch)
-    key = jax.random.fold_in(jax.random.key(0), 0)
+    key, before = jax.random.fold_in(jax.random.key(0), 0), dict(networks)
     for name in objective.players:
-        keys = [named_key(key, stream) for stream in (name, "samples")]
+        keys = [named_key(key, stream) for stream in (name, "shared")]
 
         def mean_loss(params, name=name, keys=keys):
             total = 0.0
             for i in range(micro_batches):
                 rows = jax.tree.map(itemgetter(slice(i, None, micro_batches)), batch)
                 own = [jax.random.fold_in(k, i) for k in keys] if micro_batches > 1 else keys
-                total += loss_of(objective, name, networks, rows, *own)(params)[0].mean()
+                loss = loss_of(objective, name, networks, rows, *own, at=before)
+                total += loss(params)[0].mean()
             return total / micro_batches
 
         slope = jax.jit(jax.grad(mean_loss))(networks[name])
@@ -249,7 +260,7 @@ def test_a_point_is_what_the_denoisers_say_and_guidance_the_teacher_s_alone(fiel
     networks = networks_of(model, "teacher", *["fake_score"] * has_fake_score)
     networks["generator"] = held.init(KEY)
     found, _ = loss_of(objective, "generator", networks)(networks["generator"])
-    key_t, key_eps = jax.random.split(KEY)
+    _, key_t, key_eps, *_ = jax.random.split(SHARE_KEY, 5)
     x_g, t = networks["generator"]["x"], log_normal(model.path)(key_t, 8)
     eps = jax.random.normal(key_eps, x_g.shape)
     x_t, rho = model.path.interpolate(x_g, eps, t), (t / (1.0 - t))[:, None]
@@ -385,6 +396,11 @@ def test_bad_fields_are_errors():
     for sigma_init in (0.0, -1.0, 100.0):
         with pytest.raises(ValueError, match=r"sigma_init=.* is outside path.name=ve"):
             distribution_matching(small_model(ve(), "F"), sigma_init=sigma_init)
+    with pytest.raises(ValueError, match=r"joint .* set objective.fake_time_sampler.name=''"):
+        law = log_normal(linear())
+        distribution_matching(small_model(), joint=True, fake_time_sampler=law)
+    with pytest.raises(ValueError, match="joint needs a divergence with a fake score"):
+        distribution_matching(small_model(), joint=True, divergence=score_distillation())
     with pytest.raises(ValueError, match="fake_score_updates=0 must be 1 or more"):
         distribution_matching(small_model(), fake_score_updates=0)
     with pytest.raises(

@@ -1,5 +1,6 @@
 import pytest
 
+from bench.cases import JOINT
 from tests.training.runs import small_experiment
 from training.cost import forward_flops, network_evaluations, step_flops, training_seconds
 
@@ -14,11 +15,15 @@ from training.cost import forward_flops, network_evaluations, step_flops, traini
         ("sct", 4.0),
         ("scd", 5.0),
         ("sim_flow", 10.0),
+        ("sim_flow, joint", 9.0),
+        ("diff_instruct_flow", 8.0),
+        ("diff_instruct_flow, joint", 7.0),
     ],
 )
 def test_a_step_costs_so_many_forward_passes(method, evaluations):
-    config, experiment = small_experiment(method)
-    assert network_evaluations(config, experiment) == pytest.approx(evaluations, rel=0.06)
+    method, _, joint = method.partition(", ")
+    config, experiment = small_experiment(method, **(JOINT if joint else {}))
+    assert network_evaluations(config, experiment) == pytest.approx(evaluations, rel=0.03)
 
 
 def test_blocks_under_a_loop_cost_what_they_stand_for():
@@ -34,10 +39,10 @@ def test_a_player_that_is_updated_at_times_costs_in_proportion():
         config, experiment = small_experiment("dmd_flow", **fields)
         return step_flops(config, experiment) / forward_flops(config, experiment)
 
-    # The draw, the fake score's 3 passes and the generator's 2 + 2, or a fifth of these.
+    # The samples, the fake score's 3 passes and the generator's 2 + 2, or a fifth of these.
     assert cost(1) == pytest.approx(8.0, rel=0.06)
     assert cost(5) == pytest.approx(4.8, rel=0.06)
-    # In micro-batches each player draws for itself.
+    # In micro-batches each player makes its own samples.
     assert cost(5, 4) == pytest.approx(5.0, rel=0.06)
 
 

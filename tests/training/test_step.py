@@ -7,7 +7,7 @@ import optax
 import pytest
 
 from diffusion.path import linear
-from objectives.base import Draw, Follower, Mean, Objective, Player
+from objectives.base import Follower, Mean, Objective, Player
 from objectives.denoising import denoising
 from objectives.followers import constant_ema
 from tests.networks import affine, model_of
@@ -190,28 +190,17 @@ def test_a_gradient_is_the_mean_of_those_of_the_micro_batches():
 
 
 def sharing(counts, every=1):
-    """`second` draws samples w x that both players read; `counts` counts its passes."""
-    count = lambda name: jax.debug.callback(lambda: counts.update([name]))  # noqa: E731
+    """Both players read samples w x of `second`; `counts` counts how often they are made."""
 
-    @jax.custom_vjp
     def scaled(w, x):
-        count("forward")
+        jax.debug.callback(lambda: counts.update(["made"]))
         return w * x
 
-    def forward(w, x):
-        return scaled(w, x), x
-
-    def backward(x, slope):
-        count("backward")
-        return jnp.sum(slope * x), None
-
-    scaled.defvjp(forward, backward)
-
     def critic_loss(params, networks, batch, key, step):
-        return 0.5 * (params["w"] - batch["samples"]) ** 2, {}
+        return 0.5 * (params["w"] - batch["shared"]["x"]) ** 2, {}
 
     def artist_loss(params, networks, batch, key, step):
-        error = batch["samples"] - networks["first"]["w"]
+        error = batch["shared"]["x"] - networks["first"]["w"]
         return 0.5 * error**2 + 0.5 * params["w"] ** 2, {}
 
     return Objective(
@@ -221,13 +210,13 @@ def sharing(counts, every=1):
         },
         followers={},
         sample=None,
-        draw=Draw("second", lambda params, batch, key: scaled(params["w"], batch["x"][:, 0])),
+        share=lambda networks, batch, key: {"x": scaled(networks["second"]["w"], batch["x"][:, 0])},
         init_from={},
     )
 
 
 @pytest.mark.parametrize("micro_batches", [1, 2])
-def test_samples_are_drawn_once_and_pull_the_gradient_back_to_who_drew_them(micro_batches):
+def test_what_is_shared_is_made_once_and_pulls_the_gradient_back_to_who_made_it(micro_batches):
     counts = Counter()
     objective = sharing(counts, every=2)
     optimizers = dict.fromkeys(objective.players, SGD)
@@ -242,10 +231,8 @@ def test_samples_are_drawn_once_and_pull_the_gradient_back_to_who_drew_them(micr
     for _ in range(3):
         state, _ = step(state, {}, BATCH)
     jax.effects_barrier()
-    # Forwards at every step, backwards at every second; in parts each player draws for itself.
-    assert counts == (
-        {"forward": 4, "backward": 2} if micro_batches == 1 else {"forward": 12, "backward": 4}
-    )
+    # Of four steps; in two parts each player makes its own, the second at every other step.
+    assert counts["made"] == (4 if micro_batches == 1 else 12)
     fresh = float(state.networks["second"]["w"])
     third = float(state.networks["first"]["w"])
     state, _ = step(state._replace(step=jnp.int32(5)), {}, BATCH)
