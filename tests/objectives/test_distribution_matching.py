@@ -207,6 +207,33 @@ def test_both_players_learn_from_the_same_samples(micro_batches, joint, divergen
         networks[name] = after.networks[name]  # the generator sees the updated fake score
 
 
+@pytest.mark.parametrize("divergence", [score_implicit_matching(), integral_kl()])
+def test_joint_losses_are_the_separate_ones_at_the_same_points(divergence):
+    model = small_model()
+    networks = networks_of(model, "fake_score", "generator", "teacher")
+    shared = distribution_matching(model).share(networks, BATCH, SHARE_KEY)
+    t, eps, x_g = (shared[name] for name in ("t", "eps", "x_g"))
+    x_t = model.path.interpolate(x_g, eps, t)
+
+    def denoising(params):
+        return (model.predict(params, x_t, t, t, BATCH) - (eps - x_g)) ** 2
+
+    def of_player(name, joint):
+        objective = distribution_matching(model, divergence=divergence, joint=joint)
+        return lambda params: loss_of(objective, name, networks)(params)[0]
+
+    for name, found, expected in (
+        ("generator", of_player("generator", True), of_player("generator", False)),
+        ("fake_score", of_player("fake_score", True), lambda params: denoising(params).mean(1)),
+    ):
+        values = [
+            (loss(networks[name]), jax.grad(lambda p, loss=loss: loss(p).mean())(networks[name]))
+            for loss in (found, expected)
+        ]
+        for a, b in zip(*map(jax.tree.leaves, values), strict=True):
+            np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+
+
 def test_particles_are_drawn_all_at_once():
     held = particles((3,), 8)
     with pytest.raises(ValueError, match="4 rows for 8 particles"):
