@@ -1,5 +1,7 @@
 """--mode=sample: images from a run, as PNG files or an .npz, and a grid of them."""
 
+from collections import deque
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
@@ -13,6 +15,7 @@ from training.experiment import check_guidance
 from training.files import write_npz
 
 COLUMNS = 16
+SHOWN = COLUMNS * COLUMNS
 # The noise of seed k is that of sample k in an evaluation of a run whose own seed is this.
 STREAM_SEED = 0
 DEFAULT_SEEDS, LARGEST_SEED = range(64), 2**31 - 1
@@ -42,29 +45,37 @@ def sample(request: Request) -> None:
         guidance_scale=scale,
     )
     size = config.evaluate.batch_size
-    images = np.concatenate([*generate(sampler, params, labels, size, "sampling", seeds)])
+    batches = generate(sampler, params, labels, size, "sampling", seeds)
     if jax.process_index() > 0:
+        deque(batches, maxlen=0)
         return
     out = request.out or required_workdir(request) / f"samples_{request.steps}_steps"
-    grid = write(out, images, labels, seeds)
+    grid = write(out, batches, labels, seeds)
     print(
         f"{len(seeds)} samples of {experiment.sample_with} at step {step}, {request.steps} "
         f"sampling step(s), guidance {scale:g}: {out} and {grid}"
     )
 
 
-def write(out: Path, images: np.ndarray, labels: np.ndarray, seeds: np.ndarray) -> Path:
-    """The images as one .npz or as PNG files in a folder; returns the path of their grid."""
+def write(out: Path, batches: Iterator[np.ndarray], labels: np.ndarray, seeds: np.ndarray) -> Path:
+    """The images as one .npz, or as PNG files in a folder, each batch once it is there.
+
+    Returns the path of a grid of the first ones.
+    """
     if out.suffix == ".npz":
+        images = np.concatenate([*batches])
         write_npz(out, x=images, y=labels, seed=seeds)
-        grid = out.with_suffix(".png")
+        grid, shown = out.with_suffix(".png"), images[:SHOWN]
     else:
         out.mkdir(parents=True, exist_ok=True)
-        for seed, image in zip(seeds, images, strict=True):
-            squeezed = image[..., 0] if image.shape[-1] == 1 else image
-            Image.fromarray(squeezed).save(out / f"{seed:06d}.png")
+        named, shown = iter(seeds), []
+        for images in batches:
+            shown += [*images[: SHOWN - len(shown)]]
+            for image, seed in zip(images, named, strict=False):
+                squeezed = image[..., 0] if image.shape[-1] == 1 else image
+                Image.fromarray(squeezed).save(out / f"{seed:06d}.png")
         grid = out / "grid.png"
-    save_grid(grid, images[: COLUMNS * COLUMNS], columns=COLUMNS)
+    save_grid(grid, np.stack(shown), columns=COLUMNS)
     return grid
 
 
