@@ -125,7 +125,11 @@ def dit(
     training = module.clone(dropout=dropout) if dropout > 0.0 else None
     weight = LossWeight(time_scale) if loss_weight else None
     built = network(module, module.shape, training=training, weight=weight)
-    return built._replace(second_time=second_time, guidance_input=guidance_input)
+    return built._replace(
+        second_time=second_time,
+        guidance_input=guidance_input,
+        splits_examples=module.attention == "xla",  # the fused kernels need all tokens
+    )
 
 
 def check_geometry(image_size: int, patch_size: int, size: Size) -> None:

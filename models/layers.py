@@ -67,8 +67,6 @@ def position_table(side: int, width: int) -> np.ndarray:
 
 
 ATTENTIONS = ("xla", "cudnn", "auto")
-# Axes of a mesh whose devices share out rows, and the lines of each image (training/sharding.py).
-SHARES = ("rows", "lines")
 
 
 def attention_implementation(name: str, dtype: str) -> str:
@@ -84,11 +82,6 @@ def attention_implementation(name: str, dtype: str) -> str:
             f"{dtype}; use attention=auto, which takes xla elsewhere"
         )
     return "cudnn" if usable and name != "xla" else "xla"
-
-
-def images_are_shared() -> bool:
-    """Whether the mesh in use has several devices for the lines of an image."""
-    return dict(jax.sharding.get_abstract_mesh().shape).get(SHARES[1], 1) > 1
 
 
 class Attention(nn.Module):
@@ -107,10 +100,8 @@ class Attention(nn.Module):
         head = width // self.heads
         qkv = linear(3 * width, "qkv", dtype=self.dtype)(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, head), 2, 0)
-        # The fused kernels need whole images.
-        implementation = "xla" if images_are_shared() else self.implementation
         mixed = jax.nn.dot_product_attention(
-            query, key, value, scale=head**-0.5, implementation=implementation
+            query, key, value, scale=head**-0.5, implementation=self.implementation
         )
         return linear(width, "projection", dtype=self.dtype)(mixed.reshape(x.shape))
 

@@ -18,10 +18,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from models.dit import BLOCKS
-from models.layers import SHARES
 from models.network import Network
 
 AXES = ("data", "fsdp")
+# Of the same devices, where fewer rows than devices are split, and the lines of each image.
+SHARES = ("rows", "lines")
 # (regular expression on the path "networks/network/block_0/...", its spec); the first match wins.
 Rules = Sequence[tuple[str, PartitionSpec]]
 # On the path of arrays [depth, ...] with a layer in each row.
@@ -61,21 +62,24 @@ def spread(network: Network, mesh: Mesh) -> Network:
     Where a loss has cut or joined batches (bootstrap rows, both sides of guidance) XLA may
     otherwise compute whole batches everywhere, or split the features of a row. Rows are split, and
     filled up where the devices cannot have equal shares; of fewer rows than devices, images are too
-    (`devices_of_rows`), and devices that share an image exchange the keys and values of attention.
+    if the network can (`devices_of_rows`), and devices that share an image exchange the keys and
+    values of attention.
     """
 
     def apply(
         params: Any, x: Array, t: Array, s: Array, condition: Mapping[str, Array], **mode: Any
     ) -> Array:
-        count = devices_of_rows(x.shape[0], mesh.size, x.shape[1])
-        shares = Mesh(mesh.devices.reshape(count, -1), SHARES)
-        of_rows = NamedSharding(shares, PartitionSpec(SHARES[0]))
-        of_images = NamedSharding(shares, PartitionSpec(*SHARES))
+        count = mesh.size
+        if network.splits_examples:
+            count = devices_of_rows(x.shape[0], mesh.size, x.shape[1])
+        of_rows = of_images = batch_sharding(mesh)
+        if count < mesh.size:
+            shares = Mesh(mesh.devices.reshape(count, -1), SHARES)
+            of_rows = NamedSharding(shares, PartitionSpec(SHARES[0]))
+            of_images = NamedSharding(shares, PartitionSpec(*SHARES))
         put = jax.lax.with_sharding_constraint
         x, (t, s, condition) = put(x, of_images), put((t, s, condition), of_rows)
-        with jax.sharding.use_abstract_mesh(shares.abstract_mesh):
-            out = network.apply(params, x, t, s, condition, **mode)
-        return put(out, of_images)
+        return put(network.apply(params, x, t, s, condition, **mode), of_images)
 
     return network if mesh.size == 1 else network._replace(apply=apply)
 

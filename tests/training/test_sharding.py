@@ -5,6 +5,7 @@ import jax
 import numpy as np
 import optax
 import pytest
+from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, PartitionSpec
 
 from diffusion.path import linear
@@ -31,6 +32,7 @@ from training.loop import abstract_batch, compile_step, create_state
 from training.optimizer import Optimizer
 from training.sharding import (
     AXES,
+    batch_sharding,
     check_batch_size,
     devices_of_rows,
     make_mesh,
@@ -136,22 +138,35 @@ def test_how_many_devices_share_an_image():
         assert devices_of_rows(*given) == devices, given
 
 
-def test_fused_attention_is_given_whole_images_alone(monkeypatch):
-    used, plain = [], jax.nn.dot_product_attention
+def test_fused_attention_is_given_whole_images_on_one_mesh(monkeypatch):
+    # As cuDNN's: JAX asks how it is split, and for one mesh in all of the program.
+    plain = jax.nn.dot_product_attention
+    fused = custom_partitioning(lambda *qkv: plain(*qkv))
+    split = []
 
-    def attention(query, key, value, *, scale, implementation):
-        used.append(implementation)
-        return plain(query, key, value, scale=scale)
+    def partition(mesh, shapes, result):
+        split.append(tuple(shapes[0].sharding.spec))
+        return mesh, plain, result.sharding, tuple(shape.sharding for shape in shapes)
 
+    fused.def_partition(partition=partition, sharding_rule="b n h d, b m h d, b m h d -> b n h d")
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
-    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
-    fused = dit(image_size=8, channels=1, size="nano", dtype="bfloat16", attention="cudnn")
-    params, network = fused.init(jax.random.key(0)), spread(fused, mesh_of(8, 1))
-    for rows, implementation in ((8, "cudnn"), (4, "xla")):
-        used.clear()
-        x, t = np.zeros((rows, 8, 8, 1), np.float32), np.ones(rows, np.float32)
-        jax.eval_shape(network.apply, params, x, t, t, {})
-        assert set(used) == {implementation}
+    monkeypatch.setattr(
+        jax.nn,
+        "dot_product_attention",
+        lambda *qkv, scale, implementation: (fused if implementation == "cudnn" else plain)(*qkv),
+    )
+    mesh = mesh_of(8, 1)
+    built = dit(image_size=8, channels=1, size="nano", dtype="bfloat16", attention="cudnn")
+    params, network = built.init(jax.random.key(0)), spread(built, mesh)
+
+    def both(params, x, t):
+        whole = network.apply(params, x, t, t, {})
+        return whole, network.apply(params, x[:4], t[:4], t[:4], {})
+
+    x, t = np.ones((8, 8, 8, 1), np.float32), np.ones(8, np.float32)
+    shardings = (replicated(mesh), *[batch_sharding(mesh)] * 2)
+    jax.jit(both, in_shardings=shardings).lower(params, x, t).compile()
+    assert split and all(axis is None for spec in split for axis in spec[1:])
 
 
 def small_game(mesh, micro_batches, rows=64):
