@@ -10,6 +10,7 @@ those of all devices together. The figures do not depend on the machine, but on 
 """
 
 import argparse
+import itertools
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -39,11 +40,17 @@ from training.teacher import abstract_params
 
 BASELINE = "flow_matching"
 SAMPLING_STEPS = (1, 4, 128)
-# Name -> the fields of the model, and whether the state is donated.
+# Of one player and of two.
+MEMORY_METHODS = (BASELINE, "sim")
+# Name -> fields, and whether the state is donated.
 LAYOUTS = {
     "straightforward": ({}, False),
     "donated, scan": ({"model.scan": True}, True),
     "donated, scan, remat": ({"model.scan": True, "model.remat": True}, True),
+    "donated, scan, remat, 4 micro-batches": (
+        {"model.scan": True, "model.remat": True, "micro_batches": 4},
+        True,
+    ),
 }
 GIB = 2**30
 Row = dict[str, Any]
@@ -148,9 +155,9 @@ def step_row(method: str, sizes: tuple[int, int], size: str, batch_size: int) ->
 
 
 def memories(asked: argparse.Namespace) -> Iterator[Row]:
-    """Memory beside the arguments, and seconds to compile, of flow matching in several layouts."""
-    for layout, (fields, donated) in LAYOUTS.items():
-        config = config_of(CASES[BASELINE], asked.size, asked.batch_size, **fields)
+    """Memory beside the arguments, and seconds to compile, of steps in several layouts."""
+    for method, (layout, (fields, donated)) in itertools.product(MEMORY_METHODS, LAYOUTS.items()):
+        config = config_of(CASES[method], asked.size, asked.batch_size, **fields)
         experiment, mesh = build(config), mesh_of(1, 1)
         inputs = step_inputs(config, experiment, mesh)
         since = time.process_time()
@@ -163,6 +170,7 @@ def memories(asked: argparse.Namespace) -> Iterator[Row]:
         seconds = time.process_time() - since
         needs = memory(compiled)
         yield {
+            "method": method,
             "layout": layout,
             "compile_cpu_seconds": seconds,
             "added_bytes": needs.added,
