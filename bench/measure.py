@@ -19,7 +19,7 @@ import numpy as np
 
 from bench.cases import CASES, config_of, forward_flops
 from eval.generate import batch_sampler
-from training.experiment import build
+from training.experiment import build, build_on
 from training.loop import abstract_batch, compile_step, create_state
 from training.sharding import make_mesh, put_batch
 from training.teacher import abstract_params
@@ -51,7 +51,8 @@ def train(
     """Images per second of a training step, and the FLOP/s that the method needs for them."""
     fields = {"model.scan": scan, "model.remat": remat}
     config = config_of(CASES[case], size, batch_size, **fields)
-    experiment, mesh = build(config), make_mesh()
+    mesh = make_mesh()
+    experiment = build_on(config, mesh)
     objective = experiment.objective._replace(init_from={})
     abstract = abstract_params(experiment, mesh)
     init = objective.players[objective.generator].init

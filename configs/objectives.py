@@ -213,7 +213,8 @@ def distribution_matching(minimised: str = "score_implicit_matching") -> ConfigD
             "normalize": False,  # divide rows by the teacher's mean absolute error
             "guidance_scale": 1.0,  # of the teacher; form A, 1 is none
             "fake_score_updates": 1,  # of the fake score per update of the generator
-            # Evaluate the fake score once for both losses; fake_time_sampler.name must then be "".
+            # Evaluate the fake score once for both losses, with one micro-batch;
+            # fake_time_sampler.name must then be "".
             "joint": False,
             "regression_weight": 0.0,  # of a regression to `pairs` of the teacher; DMD: 0.25
             "regression_distance": distance(),

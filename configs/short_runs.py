@@ -1,6 +1,7 @@
 """What methods need on small images and on short runs, beside their papers' values."""
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from configs import objectives
 
@@ -31,7 +32,7 @@ def short_run(config: ConfigDict, sigma_data: float) -> None:
         # From scratch a network that does not denoise yet has no tangent worth following: r rises
         # over the whole run (docs/consistency.md has figures).
         config.optimizer.learning_rate = 5e-4
-        config.objective.tangent_warmup = None
+        config.objective.tangent_warmup = placeholder(int)
     if config.method == "scd":
         # A teacher's tangent has no noise, and Adam's steps, which divide by the size of the
         # gradient, grow until the tangent runs away; docs/consistency.md has figures.

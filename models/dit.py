@@ -128,7 +128,8 @@ def dit(
     return built._replace(
         second_time=second_time,
         guidance_input=guidance_input,
-        splits_examples=module.attention == "xla",  # the fused kernels need all tokens
+        # Fused kernels need all tokens, and JAX one mesh for all of a program that has such.
+        lines=image_size // patch_size if module.attention == "xla" else 1,
     )
 
 

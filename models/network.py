@@ -34,7 +34,7 @@ class Network(NamedTuple):
     guidance_input: whether it reads the condition's guidance scale.
     log_weight: (params, t: [B]) -> [B], the learned log-weight of a loss at t, or None.
     shape: of one example x, without the batch.
-    splits_examples: whether several devices can share the lines of one example.
+    lines: of tokens in an example, which devices can share out; 1 if they cannot.
     """
 
     init: Callable[[Key], Params]
@@ -43,7 +43,7 @@ class Network(NamedTuple):
     guidance_input: bool = False
     log_weight: Callable[[Params, Array], Array] | None = None
     shape: tuple[int, ...] = ()
-    splits_examples: bool = True
+    lines: int = 1
 
 
 def network(

@@ -27,7 +27,8 @@ def sample(request: Request) -> None:
     --out is a folder of PNG files named by seed, or an .npz with x: uint8 [N, H, W, C], y: int32
     [N] and seed: int32 [N]. An image depends on its seed and label alone. Seed k has the label k
     places on in --labels, which are gone through again and again, by default in all classes; y is
-    -1 for a model without classes.
+    -1 for a model without classes. Files are written as images are made, and stay if a later one is
+    not finite, which ends it with an error.
     """
     check(request)
     config, experiment, mesh, params, step = load_run(request)
@@ -71,7 +72,7 @@ def write(out: Path, batches: Iterator[np.ndarray], labels: np.ndarray, seeds: n
         named, shown = iter(seeds), []
         for images in batches:
             shown += [*images[: SHOWN - len(shown)]]
-            for image, seed in zip(images, named, strict=False):
+            for image, seed in zip(images, named, strict=False):  # as many seeds as images
                 squeezed = image[..., 0] if image.shape[-1] == 1 else image
                 Image.fromarray(squeezed).save(out / f"{seed:06d}.png")
         grid = out / "grid.png"

@@ -2,7 +2,7 @@
 
 An objective never sees a config, a device or an optimizer. The differentiated parameters are the
 first argument of a loss, so gradients reach one network by construction; `stop_gradient` stands
-only where a network is its own target.
+only where a network is its own target, or a derivative is left out of an estimate.
 """
 
 from collections.abc import Callable, Mapping
@@ -84,9 +84,10 @@ class Objective(NamedTuple):
 
     players: updated in this order; each sees the earlier updates.
     followers: updated after the players, in this order.
-    share: what the losses share, if anything, as batch["shared"]: evaluated once per step, before
-        any update. The gradient of a player's loss in it goes on to that player's own parameters,
-        through the forward pass that made it, and to no others.
+    share: what the losses share, if anything, as batch["shared"]: floating arrays, evaluated once
+        per step (of micro-batches once by every player), before any update. The gradient of a
+        player's loss in it goes on to that player's own parameters, through the forward pass that
+        made it, and to no others.
     sample: how this method generates with the network of the player `generator` or a copy of it.
     guidance_scale: the scale at which it samples unless told otherwise.
     frozen: teachers that the losses read, loaded from a checkpoint, never saved again.

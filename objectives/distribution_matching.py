@@ -16,7 +16,8 @@ of one step are no longer independent. The fake score that the generator meets h
 step on these x_g among others, which biases the generator's gradient by the order of that step over
 the number of rows. With `joint` both losses are taken at the same x_t too, where the fake score is
 evaluated once for both, before its update: of SIM's ten forward passes per image one is saved, and
-there is no such bias.
+there is no such bias. (In micro-batches each player makes its own, and nothing is saved; with
+dropout the generator meets the fake score's.)
 
 Batches have labels alone. Methods differ in the divergence and in `normalize`:
 
@@ -224,7 +225,7 @@ def generator_loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
         shared = batch[SHARED]
-        predict = {name: partial(model.predict, params) for name, params in networks.items()}
+        predict = {name: partial(model.predict, own) for name, own in networks.items()}
         if "fake" in shared:
             predict["fake_score"] = lambda *point: shared["fake"]
         x_g, t, eps = (shared[name] for name in ("x_g", "t", "eps"))

@@ -29,8 +29,6 @@ Rules = Sequence[tuple[str, PartitionSpec]]
 STACKED = rf"(^|/){BLOCKS}/"
 # Smaller arrays are kept whole: splitting a bias saves nothing and costs a collective.
 SMALLEST_SPLIT = 2**12
-# An image is not split into parts of fewer lines, which would cut through patches.
-FEWEST_LINES = 4
 
 
 def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
@@ -69,9 +67,7 @@ def spread(network: Network, mesh: Mesh) -> Network:
     def apply(
         params: Any, x: Array, t: Array, s: Array, condition: Mapping[str, Array], **mode: Any
     ) -> Array:
-        count = mesh.size
-        if network.splits_examples:
-            count = devices_of_rows(x.shape[0], mesh.size, x.shape[1])
+        count = devices_of_rows(x.shape[0], mesh.size, network.lines)
         of_rows = of_images = batch_sharding(mesh)
         if count < mesh.size:
             shares = Mesh(mesh.devices.reshape(count, -1), SHARES)
@@ -91,14 +87,12 @@ def devices_of_rows(rows: int, devices: int, lines: int) -> int:
     """
     if rows >= devices:
         return devices
-    shared = [
-        count
-        for count in range(1, devices + 1)
-        if devices % count == 0
-        and lines % (devices // count) == 0
-        and lines // (devices // count) >= FEWEST_LINES
+    counts = [
+        devices // parts
+        for parts in range(1, devices + 1)
+        if devices % parts == 0 and lines % parts == 0
     ]
-    return min(shared, key=lambda count: (-rows % count, -count), default=devices)
+    return min(counts, key=lambda count: (-rows % count, -count))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 import models
 from configs import base, overrides
@@ -128,6 +129,19 @@ def test_every_config_builds_at_full_size_and_samples(file, method):
             *(shapes, eps, condition, keys),
         )
         assert sampled.shape == eps.shape
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("file", FILES)
+def test_every_field_has_a_type_by_which_flags_can_set_it(file, method):
+    def check(fields, prefix):
+        for name in fields:
+            if isinstance(fields[name], ConfigDict):
+                check(fields[name], f"{prefix}{name}.")
+            else:
+                assert fields.get_type(name) is not type(None), prefix + name
+
+    check(config_of(file, method), "")
 
 
 @pytest.mark.parametrize("file", FILES)

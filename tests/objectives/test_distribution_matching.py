@@ -121,9 +121,10 @@ def test_a_gaussian_generator_learns_the_teacher_s_mean_and_deviation(method, pa
     assert float(after.std()) == pytest.approx(std, rel=0.06)
 
 
-def test_each_player_s_update_changes_that_player_alone():
+@pytest.mark.parametrize("joint", [False, True])
+def test_each_player_s_update_changes_that_player_alone(joint):
     model = gaussian_denoiser(linear())
-    objective = distribution_matching(model, fake_score_updates=2)
+    objective = distribution_matching(model, fake_score_updates=2, joint=joint)
     networks = networks_of(model, "fake_score", "generator", "teacher")
     frozen = {"teacher": networks["teacher"]}
     rates = {"fake_score": optimizer(1e-2, 9), "generator": optimizer(1e-2, 9)}

@@ -122,17 +122,20 @@ def test_devices_share_the_images_of_few_bootstrap_rows(scan):
 
 
 def test_how_many_devices_share_an_image():
-    # (rows, devices, lines) -> the devices that rows are split over
+    # (rows, devices, lines of patches) -> the devices that rows are split over
     shares = {
-        (64, 8, 32): 8,
-        (9, 8, 32): 8,
-        (8, 32, 32): 8,
-        (4, 8, 8): 4,
-        (9, 32, 32): 4,  # 12 rows for 8 devices each, where others fill up to 16
-        (2, 32, 32): 4,  # an image has no 16 parts
+        (64, 8, 16): 8,
+        (9, 8, 16): 8,
+        (8, 32, 16): 8,
+        (4, 8, 4): 4,
+        (9, 32, 16): 2,  # 10 rows for 16 devices each, where others fill up to 12 or 16
+        (9, 32, 8): 4,
+        (2, 32, 16): 2,
+        (2, 32, 4): 8,  # an image has no 16 parts
         (2, 8, 3): 8,
-        (1, 6, 32): 3,  # 32 lines have no 6 equal parts
-        (5, 6, 32): 6,
+        (2, 8, 1): 8,
+        (1, 6, 16): 3,  # nor 6
+        (5, 6, 16): 6,
     }
     for given, devices in shares.items():
         assert devices_of_rows(*given) == devices, given
