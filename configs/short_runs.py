@@ -51,8 +51,8 @@ def short_run(config: ConfigDict, sigma_data: float) -> None:
         if config.objective.divergence.name == "score_implicit_matching":
             config.objective.divergence.distance = objectives.distance("pseudo_huber", 0.1)
     if config.method == "shortcut":
-        # The current network teaches its larger steps sooner than an average of it (README,
-        # figures). The default for long runs is the paper's EMA.
+        # The current network teaches its larger steps sooner than an average of it
+        # (docs/figures.md). The default for long runs is the paper's EMA.
         config.objective.target_decay = 0.0
 
 
