@@ -111,28 +111,10 @@ def distribution_matching(
     """
     check_inputs(model)
     check_decoding(model)
-    if regression_weight < 0.0:
-        raise ValueError(f"objective.regression_weight={regression_weight:g} must be 0 or more")
-    if fake_score_updates < 1:
-        raise ValueError(f"objective.fake_score_updates={fake_score_updates} must be 1 or more")
     divergence = divergence or score_implicit_matching()
-    if fake_score_updates > 1 and not divergence.has_fake_score:
-        raise ValueError(
-            f"objective.fake_score_updates={fake_score_updates} needs a divergence with a fake "
-            "score; score distillation has none: use 1"
-        )
-    if joint and not divergence.has_fake_score:
-        raise ValueError("objective.joint needs a divergence with a fake score; use False")
-    if joint and fake_time_sampler:
-        raise ValueError(
-            "objective.joint trains the fake score at the t of objective.time_sampler: set "
-            "objective.fake_time_sampler.name=''"
-        )
-    if divergence.needs_guidance and guidance_scale == 1.0:
-        raise ValueError(
-            "objective.guidance_scale=1 leaves nothing of noise-free score distillation, whose "
-            "direction is the guidance; use a scale above 1"
-        )
+    check_fields(
+        divergence, guidance_scale, fake_score_updates, joint, fake_time_sampler, regression_weight
+    )
     optimised = generator or one_step(model, sigma_init)
     time_sampler = time_sampler or log_normal(model.path)
     players = {}
@@ -159,6 +141,38 @@ def distribution_matching(
         reads_images=False,
         reads_pairs=regression_weight > 0.0,
     )
+
+
+def check_fields(
+    divergence: Divergence,
+    guidance_scale: float,
+    fake_score_updates: int,
+    joint: bool,
+    fake_time_sampler: TimeSampler | None,
+    regression_weight: float,
+) -> None:
+    """Raises ValueError for a field out of range, or that does not go with another."""
+    if regression_weight < 0.0:
+        raise ValueError(f"objective.regression_weight={regression_weight:g} must be 0 or more")
+    if fake_score_updates < 1:
+        raise ValueError(f"objective.fake_score_updates={fake_score_updates} must be 1 or more")
+    if fake_score_updates > 1 and not divergence.has_fake_score:
+        raise ValueError(
+            f"objective.fake_score_updates={fake_score_updates} needs a divergence with a fake "
+            "score; score distillation has none: use 1"
+        )
+    if joint and not divergence.has_fake_score:
+        raise ValueError("objective.joint needs a divergence with a fake score; use False")
+    if joint and fake_time_sampler:
+        raise ValueError(
+            "objective.joint trains the fake score at the t of objective.time_sampler: set "
+            "objective.fake_time_sampler.name=''"
+        )
+    if divergence.needs_guidance and guidance_scale == 1.0:
+        raise ValueError(
+            "objective.guidance_scale=1 leaves nothing of noise-free score distillation, whose "
+            "direction is the guidance; use a scale above 1"
+        )
 
 
 def points(
