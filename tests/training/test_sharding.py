@@ -125,11 +125,10 @@ def test_how_many_devices_share_an_image():
     # (rows, devices, lines of patches) -> the devices that rows are split over
     shares = {
         (64, 8, 16): 8,
-        (9, 8, 16): 8,
+        (9, 8, 16): 8,  # 2 rows each, rather than an eighth of 9 and keys and values of 9
         (8, 32, 16): 8,
         (4, 8, 4): 4,
-        (9, 32, 16): 2,  # 10 rows for 16 devices each, where others fill up to 12 or 16
-        (9, 32, 8): 4,
+        (9, 32, 16): 16,
         (2, 32, 16): 2,
         (2, 32, 4): 8,  # an image has no 16 parts
         (2, 8, 3): 8,
