@@ -26,8 +26,9 @@ from training.compiled import (
     memory,
     step_inputs,
 )
+from training.construct import choose
 from training.cost import forward_flops, step_flops
-from training.experiment import Experiment, build_on, choose
+from training.experiment import Experiment, build_on
 from training.sharding import AXES, check_batch_size, make_mesh
 
 MIB, GIB = 2**20, 2**30

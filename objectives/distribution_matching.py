@@ -31,14 +31,7 @@ SiD's and DMD's code do: rows that the teacher explains less count less. It depe
 x_t and t alone, so what is minimised is then no longer quite the divergence; a generator that has
 reached the teacher still rests.
 
-What the loss cannot say the metrics do, in bins of the noise level from data (0) to noise (1) for
-the first: `gap`, the mean square of fake - teacher, 0 for a perfect generator;
-`fake_error` and `teacher_error`, the mean squared errors of both on the generator's samples;
-`fake_excess`, fake_error less the minimum of that, which is E |x_g|^2 - E |E[x_g | x_t]|^2 by
-Pythagoras, with `fake` for the unknown mean: 2 E fake^T (fake - x_g), 0 for an exact fake score;
-`fake_lag`, the share by which y = fake - teacher is too short to fit the samples,
-E (x_g - fake)^T y / E |y|^2: 0 for an exact fake score, (1 - l) / l for one that has gone the share
-l of its way; `sample_mean` and `sample_std` over the batch.
+What the loss cannot say the metrics do: objectives/health.py.
 """
 
 from collections.abc import Mapping
@@ -49,30 +42,29 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion.guidance import Condition, Predict, check_trained_scale, guide, unconditional
-from diffusion.path import Path, align
+from diffusion.path import align
 from diffusion.time_sampling import TimeSampler, log_normal
 from objectives.base import (
     SHARED,
     Batch,
     Key,
     LossFn,
-    Mean,
     Metrics,
     Objective,
     Params,
     Player,
     SampleFn,
     Share,
-    by_noise_level,
     condition_of,
-    mean_of,
     per_example,
 )
 from objectives.denoising import denoising_loss, regression
-from objectives.distances import Distance, squared_error, squared_l2
+from objectives.distances import Distance, squared_l2
 from objectives.divergences import Divergence, Point, score_implicit_matching
 from objectives.generators import Generator, one_step
+from objectives.health import health
 from objectives.model import Model, check_decoding, check_inputs
+from objectives.pairs import with_regression
 
 # Smallest mean absolute error of the teacher that a row is divided by (SiD's code has 1e-5).
 LEAST_ERROR = 1e-5
@@ -117,8 +109,9 @@ def distribution_matching(
     )
     optimised = generator or one_step(model, sigma_init)
     time_sampler = time_sampler or log_normal(model.path)
-    players = {}
+    shared, players = points(model, optimised, time_sampler), {}
     if joint:
+        shared = with_fake(shared, model, divergence)
         players["fake_score"] = Player(model.network.init, joint_fake_score_loss(model))
     elif divergence.has_fake_score:
         loss = fake_score_loss(model, fake_time_sampler or log_normal(model.path))
@@ -136,7 +129,7 @@ def distribution_matching(
         generator="generator",
         guidance_scale=guidance_scale,
         frozen=("teacher",),
-        share=points(model, optimised, time_sampler, divergence, joint),
+        share=shared,
         init_from=dict.fromkeys(set(players) - ({"generator"} if generator else set()), "teacher"),
         reads_images=False,
         reads_pairs=regression_weight > 0.0,
@@ -175,33 +168,33 @@ def check_fields(
         )
 
 
-def points(
-    model: Model,
-    generator: Generator,
-    time_sampler: TimeSampler,
-    divergence: Divergence,
-    joint: bool,
-) -> Share:
-    """{"x_g", "t", "eps"}: samples for the labels of a batch, and what they are noised with.
+def points(model: Model, generator: Generator, time_sampler: TimeSampler) -> Share:
+    """{"x_g", "t", "eps"}: samples for the labels of a batch, and what they are noised with."""
 
-    joint: with "fake", the fake score's output at x_t, which is detached from the generator where
-    the divergence has no gradient through it. All is evaluated in training.
+    def share(networks: Mapping[str, Params], batch: Batch, key: Key) -> dict[str, Array]:
+        key_g, key_t, key_eps, key_dropout = jax.random.split(key, 4)
+        rows, params = batch["label"].shape, networks["generator"]
+        eps_1 = jax.random.normal(key_g, (*rows, *model.network.shape))
+        x_g = generator.generate(params, eps_1, condition_of(batch), train=True, rng=key_dropout)
+        t, eps = time_sampler(key_t, *rows), jax.random.normal(key_eps, x_g.shape)
+        return {"x_g": x_g, "t": t, "eps": eps}
+
+    return share
+
+
+def with_fake(points: Share, model: Model, divergence: Divergence) -> Share:
+    """The points, with "fake", the fake score's output there, in training.
+
+    It is detached from the generator where the divergence has no gradient through it.
     """
 
     def share(networks: Mapping[str, Params], batch: Batch, key: Key) -> dict[str, Array]:
-        key_g, key_t, key_eps, *dropout = jax.random.split(key, 5)
-        rows, condition = batch["label"].shape, condition_of(batch)
-        eps_1 = jax.random.normal(key_g, (*rows, *model.network.shape))
-        x_g = generator.generate(
-            networks["generator"], eps_1, condition, train=True, rng=dropout[0]
-        )
-        t, eps = time_sampler(key_t, *rows), jax.random.normal(key_eps, x_g.shape)
-        shared = {"x_g": x_g, "t": t, "eps": eps}
-        if joint:
-            x_t, params = model.path.interpolate(x_g, eps, t), networks["fake_score"]
-            x_t = x_t if divergence.through_scores else jax.lax.stop_gradient(x_t)
-            shared["fake"] = model.predict(params, x_t, t, t, condition, train=True, rng=dropout[1])
-        return shared
+        shared = points(networks, batch, key)
+        x_t = model.path.interpolate(shared["x_g"], shared["eps"], shared["t"])
+        x_t = x_t if divergence.through_scores else jax.lax.stop_gradient(x_t)
+        params, times, rng = networks["fake_score"], (shared["t"],) * 2, jax.random.fold_in(key, 1)
+        fake = model.predict(params, x_t, *times, condition_of(batch), train=True, rng=rng)
+        return {**shared, "fake": fake}
 
     return share
 
@@ -251,29 +244,6 @@ def generator_loss(
     return loss
 
 
-def with_regression(
-    loss: LossFn, generator: Generator, weight: float, distance: Distance
-) -> LossFn:
-    """The loss plus `weight` times the distance to what the teacher makes of the same noise."""
-
-    def regularised(
-        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
-    ) -> tuple[Array, Metrics]:
-        rows, metrics = loss(params, networks, batch, key, step)
-        pairs = batch["pairs"]
-        x_g = generator.generate(
-            params,
-            pairs["eps"],
-            {"label": pairs["label"]},
-            train=True,
-            rng=jax.random.fold_in(key, 1),
-        )
-        apart = distance(x_g, pairs["x_0"])
-        return rows + weight * apart, {**metrics, "regression": mean_of(apart)}
-
-    return regularised
-
-
 def evaluate(
     model: Model,
     predict: Mapping[str, Predict],
@@ -301,25 +271,6 @@ def evaluate(
         teacher=denoised("teacher", guidance_scale, condition),
         null=denoised("teacher", 1.0, unconditional(condition)),
     )
-
-
-def health(point: Point, t: Array, path: Path) -> Metrics:
-    """What tells whether a run is sound."""
-    gap = per_example(squared_error(point.fake, point.teacher))
-    fake_error = per_example(squared_error(point.x_g, point.fake))
-    teacher_error = per_example(squared_error(point.x_g, point.teacher))
-    short = per_example((point.x_g - point.fake) * (point.fake - point.teacher))
-    means = {
-        "gap": gap,
-        "fake_error": fake_error,
-        "teacher_error": teacher_error,
-        "fake_excess": 2.0 * per_example(point.fake * (point.fake - point.x_g)),
-        "sample_mean": jnp.mean(point.x_g),
-        "sample_std": jnp.sqrt(jnp.mean(jnp.var(point.x_g, axis=0))),
-    }
-    metrics = {name: mean_of(value) for name, value in means.items()}
-    metrics["fake_lag"] = Mean(jnp.sum(short), jnp.sum(gap))
-    return metrics | by_noise_level("gap", gap, t, path)
 
 
 def sampler(generator: Generator, trained_scale: float) -> SampleFn:

@@ -3,7 +3,6 @@
 import inspect
 import math
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -25,6 +24,7 @@ from objectives.followers import constant_ema, power_ema, warmed_ema
 from objectives.model import Model
 from samplers import SOLVERS
 from samplers.ode import STEPS
+from training.construct import choose, construct
 from training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
 from training.sharding import spread
 
@@ -240,34 +240,6 @@ def debugged(config: ConfigDict) -> ConfigDict:
     if config.evaluate.features in ("inception", "dinov2"):
         config.evaluate.features, config.evaluate.weights = "none", ""
     return config
-
-
-def choose(table: Mapping[str, Any], name: str, field: str) -> Any:
-    """table[name]; raises ValueError that names the nearest entry if there is none."""
-    if name in table:
-        return table[name]
-    nearest = get_close_matches(str(name), table, n=1, cutoff=0.0)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"{field}={name!r} is not one of {', '.join(table)}{hint}")
-
-
-def construct(
-    table: Mapping[str, Callable[..., Any]], fields: Mapping[str, Any], prefix: str, *inputs: Any
-) -> Any:
-    """table[fields["name"]](*inputs, **the other fields), where a field of None is left out.
-
-    Raises ValueError for an unknown name and for a field that the function does not take.
-    """
-    function = choose(table, fields["name"], f"{prefix}.name")
-    given = {k: v for k, v in fields.items() if k != "name" and v is not None}
-    accepted = list(inspect.signature(function).parameters)[len(inputs) :]
-    for field in given:
-        if field not in accepted:
-            raise ValueError(
-                f"{prefix}.{field} is not used by {fields['name']}, which takes "
-                f"{', '.join(accepted) or 'no field'}; leave it unset"
-            )
-    return function(*inputs, **given)
 
 
 def ema_followers(ema: ConfigDict, source: str) -> dict[str, Follower]:

@@ -288,7 +288,7 @@ def test_a_point_is_what_the_denoisers_say_and_guidance_the_teacher_s_alone(fiel
     networks = networks_of(model, "teacher", *["fake_score"] * has_fake_score)
     networks["generator"] = held.init(KEY)
     found, _ = loss_of(objective, "generator", networks)(networks["generator"])
-    _, key_t, key_eps, *_ = jax.random.split(SHARE_KEY, 5)
+    _, key_t, key_eps, _ = jax.random.split(SHARE_KEY, 4)
     x_g, t = networks["generator"]["x"], log_normal(model.path)(key_t, 8)
     eps = jax.random.normal(key_eps, x_g.shape)
     x_t, rho = model.path.interpolate(x_g, eps, t), (t / (1.0 - t))[:, None]

@@ -1,0 +1,39 @@
+"""What tells whether a one-step generator's training is sound, where its loss does not.
+
+Means over the batch, and of the first in bins of the noise level from data (0) to noise (1):
+`gap`, the mean square of fake - teacher, 0 for a perfect generator; `fake_error` and
+`teacher_error`, the mean squared errors of both on the generator's samples;
+`fake_excess`, fake_error less the minimum of that, which is E |x_g|^2 - E |E[x_g | x_t]|^2 by
+Pythagoras, with `fake` for the unknown mean: 2 E fake^T (fake - x_g), 0 for an exact fake score;
+`fake_lag`, the share by which y = fake - teacher is too short to fit the samples,
+E (x_g - fake)^T y / E |y|^2: 0 for an exact fake score, (1 - l) / l for one that has gone the share
+l of its way; `sample_mean` and `sample_std` over the batch.
+docs/one_step.md says what they look like in good and bad runs.
+"""
+
+import jax.numpy as jnp
+from jax import Array
+
+from diffusion.path import Path
+from objectives.base import Mean, Metrics, by_noise_level, mean_of, per_example
+from objectives.distances import squared_error
+from objectives.divergences import Point
+
+
+def health(point: Point, t: Array, path: Path) -> Metrics:
+    """The metrics of a batch of points, noised to t: [B]."""
+    gap = per_example(squared_error(point.fake, point.teacher))
+    fake_error = per_example(squared_error(point.x_g, point.fake))
+    teacher_error = per_example(squared_error(point.x_g, point.teacher))
+    short = per_example((point.x_g - point.fake) * (point.fake - point.teacher))
+    means = {
+        "gap": gap,
+        "fake_error": fake_error,
+        "teacher_error": teacher_error,
+        "fake_excess": 2.0 * per_example(point.fake * (point.fake - point.x_g)),
+        "sample_mean": jnp.mean(point.x_g),
+        "sample_std": jnp.sqrt(jnp.mean(jnp.var(point.x_g, axis=0))),
+    }
+    metrics = {name: mean_of(value) for name, value in means.items()}
+    metrics["fake_lag"] = Mean(jnp.sum(short), jnp.sum(gap))
+    return metrics | by_noise_level("gap", gap, t, path)

@@ -1,0 +1,38 @@
+"""A regression to pairs of a teacher's sampler, beside another loss of a generator (DMD).
+
+    E d(G(eps_1), sampler(eps_1))        Yin et al. 2024, with LPIPS for d
+
+The pairs are data: nothing of the teacher is evaluated here.
+"""
+
+from collections.abc import Mapping
+
+import jax
+from jax import Array
+
+from objectives.base import Batch, Key, LossFn, Metrics, Params, mean_of
+from objectives.distances import Distance
+from objectives.generators import Generator
+
+
+def with_regression(
+    loss: LossFn, generator: Generator, weight: float, distance: Distance
+) -> LossFn:
+    """The loss plus `weight` times the distance to what the teacher makes of the same noise."""
+
+    def regularised(
+        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
+    ) -> tuple[Array, Metrics]:
+        rows, metrics = loss(params, networks, batch, key, step)
+        pairs = batch["pairs"]
+        x_g = generator.generate(
+            params,
+            pairs["eps"],
+            {"label": pairs["label"]},
+            train=True,
+            rng=jax.random.fold_in(key, 1),
+        )
+        apart = distance(x_g, pairs["x_0"])
+        return rows + weight * apart, {**metrics, "regression": mean_of(apart)}
+
+    return regularised
