@@ -23,6 +23,7 @@ from configs import overrides
 from configs.methods import TEACHERS
 from modes import MODES, Request
 from modes.compilation_cache import keep_compiled
+from modes.request import check_started_alike
 from training import exits, processes
 from training.preemption import Preempted
 from training.report import DivergedError
@@ -97,17 +98,21 @@ def main(_: list[str]) -> None:
         asked = request()
         keep_compiled(asked)
         where = processes.rendezvous(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-        if where or DISTRIBUTED.value:
+        joined = bool(where or DISTRIBUTED.value)
+        if joined:
             processes.join(where)
     except (ValueError, OSError) as error:
         fail(error)
     with processes.together():
-        run(asked)
+        run(asked, joined)
 
 
-def run(asked: Request) -> None:
-    """Run the mode that was asked for."""
+def run(asked: Request, joined: bool) -> None:
+    """Run the mode that was asked for; joined: as one of several processes."""
     try:
+        # The doctor tells differences itself, with all else that it finds.
+        if joined and MODE.value != "doctor":
+            check_started_alike(MODE.value, asked)
         MODES[MODE.value](asked)
     except (ValueError, OSError, DivergedError) as error:
         if TRACEBACK.value:

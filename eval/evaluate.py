@@ -27,7 +27,7 @@ from eval.trajectory import trajectory
 from objectives.base import Params
 from training.experiment import Experiment, check_guidance
 from training.files import write_npz
-from training.workdir import as_dict, flat
+from training.identity import as_dict, flat
 
 FOLDER = "eval"
 # Fields of an objective that say how it samples.

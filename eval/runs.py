@@ -16,9 +16,10 @@ from eval.protocol import Protocol, check_comparable
 from eval.results import Result, load_results
 from training.cost import training_seconds
 from training.files import read_npz
+from training.identity import CHANGEABLE, as_dict, depends_on_length, flat
 from training.metrics import LOG, read_rows
 from training.teacher import parse
-from training.workdir import CHANGEABLE, CONFIG, as_dict, depends_on_length, flat, load_config
+from training.workdir import CONFIG, load_config
 
 FOLDER = "eval"
 FIELDS = ("id", "data", "images_seen", "protocol", "metrics")

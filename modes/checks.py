@@ -2,7 +2,6 @@
 
 import platform
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -25,7 +24,9 @@ from modes.describe import bytes_of, size
 from modes.request import Request, read_dataset, required_config, required_workdir, resolve
 from modes.train import batches, check_step
 from training import restore, workdir
+from training.code_version import code_version, describe_code
 from training.experiment import Experiment, build, debugged
+from training.identity import as_dict
 from training.loop import abstract_state
 from training.processes import within
 from training.sharding import batch_sharding, check_batch_size, make_mesh, replicated
@@ -103,19 +104,8 @@ def versions(job: Job) -> str:
 
 
 def code(job: Job) -> str:
-    """The commit of this code, if it is a git checkout."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        commit, changes = git("rev-parse", "--short=12", "HEAD"), git("status", "--porcelain")
-    except (OSError, subprocess.CalledProcessError):
-        return "no git checkout"
-    if not changes:
-        return f"commit {commit}"
-    return f"commit {commit} with changes of {digest({'diff': git('diff', 'HEAD')})}"
+    """The commit, the installed version and a hash of the sources."""
+    return describe_code(code_version())
 
 
 def devices(job: Job) -> str:
@@ -140,7 +130,7 @@ def computation(job: Job) -> str:
 
 def config_hash(job: Job) -> str:
     """The config as it was given."""
-    return f"{job.given.method}, hash {digest(workdir.as_dict(job.given))}"
+    return f"{job.given.method}, hash {digest(as_dict(job.given))}"
 
 
 def data(job: Job) -> str:
@@ -203,7 +193,7 @@ def earlier_run(job: Job) -> str:
         location = locate(config.teacher)
         step = recorded_step(job.workdir, location)
         config.teacher = f"{location.folder}@{step or location.step}"
-    workdir.check_same_run(workdir.load_config(job.workdir), config, job.workdir)
+    workdir.check_same_run(job.workdir, config)
     if not restore.has_checkpoint(job.workdir):
         return "starts again: nothing was saved"
     return f"goes on from step {restore.saved_step(job.workdir)}"

@@ -24,6 +24,7 @@ from modes.request import Request, required_config, required_workdir, resolve_wi
 from modes.train import train
 from training import restore, workdir
 from training.experiment import Experiment, build
+from training.identity import as_dict
 from training.processes import say
 from training.report import DivergedError
 from training.sharding import check_batch_size, first_process_says, make_mesh
@@ -134,7 +135,7 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
         raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")
     check_evaluation(experiment, dataset, config, mesh)
     if first_process_says(workdir.is_run(folder)):
-        workdir.check_same_run(workdir.load_config(folder), pinned(config, folder), folder)
+        workdir.check_same_run(folder, pinned(config, folder))
     if restore.has_checkpoint(folder) and restore.saved_step(folder) > config.steps:
         raise ValueError(
             f"{folder} is at step {restore.saved_step(folder)}, beyond steps={config.steps}; "
@@ -149,7 +150,7 @@ def with_results(cells: Sequence[Cell]) -> list[Cell]:
     completed = []
     for cell in cells:
         config, dataset = resolve_with_data(cell.config)
-        fields = workdir.as_dict(config)
+        fields = as_dict(config)
         alike = json.dumps(
             [fields["data"], {**fields["evaluate"], "guidance_scale": None, "steps": None}]
         )

@@ -1,8 +1,8 @@
 """What the user asked for, and the parts that several modes need of it."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -12,8 +12,13 @@ from data import Dataset
 from objectives.base import Params
 from training import restore, workdir
 from training.experiment import Experiment, build, debugged, rebuild
+from training.identity import as_dict, flat
+from training.processes import gather
 from training.sharding import everywhere, make_mesh
 from training.teacher import abstract_params, check_taught, with_teachers_images
+
+# Flags in which the processes of one job may differ.
+PER_HOST = ("config.data.dir", "config.compilation_cache", "config.evaluate.weights")
 
 
 class Request(NamedTuple):
@@ -39,6 +44,34 @@ class Request(NamedTuple):
     out: Path | None = None
     mesh: tuple[int, ...] = ()
     accelerator: str = ""
+
+
+def check_started_alike(mode: str, request: Request) -> None:
+    """Raises ValueError, in all processes, that names the flags in which their commands differ.
+
+    Flags in PER_HOST may differ: they say where something lies on a host's own disk.
+    """
+    values = request._asdict() | {"mode": mode, "config": None}
+    values.update({"config_of_method": None, "teachers": None})
+    flags = {name: str(value) for name, value in values.items()}
+    if request.config is not None:
+        flags |= flat({"config": as_dict(request.config)})
+    differing = [
+        f"--{name} ({', '.join(dict.fromkeys(str(own) for own in of_name))})"
+        for name, of_name in by_flag(gather(flags)).items()
+        if name not in PER_HOST and any(own != of_name[0] for own in of_name)
+    ]
+    if differing:
+        raise ValueError(
+            f"the processes were started with different flags: {'; '.join(differing)}. Start all "
+            "of them with the same command"
+        )
+
+
+def by_flag(commands: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The values of each flag in the processes' commands; None where one does not have it."""
+    names = sorted({name for command in commands for name in command})
+    return {name: [command.get(name) for command in commands] for name in names}
 
 
 def required_workdir(request: Request) -> Path:

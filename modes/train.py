@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
@@ -20,6 +20,7 @@ from objectives.base import Batch, Params
 from training import replay, restore
 from training.checkpoint import Retention
 from training.experiment import Experiment, build_on, rebuild
+from training.identity import as_dict
 from training.loop import HostBatch, Schedule, abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
 from training.preemption import Preemption
@@ -28,9 +29,9 @@ from training.report import NonFiniteError, evaluations
 from training.resident import resident
 from training.sharding import check_batch_size, first_process_says, make_mesh
 from training.state import TrainState
-from training.teacher import TEACHER, checked_teacher, load_teacher, pinned
+from training.teacher import TEACHER, checked_teacher, load_teacher, pinned, teacher_identity
 from training.watchdog import Patience
-from training.workdir import as_dict, check_space, claimed, start_run
+from training.workdir import check_space, claimed, start_run
 
 # Metrics of which less is better, whatever they measure.
 DISTANCES = ("frechet", "kernel")
@@ -48,13 +49,18 @@ def train(request: Request) -> None:
 
 
 class Job(NamedTuple):
-    """What is trained. state: its shapes; frozen: teachers; retention: which checkpoints stay."""
+    """What is trained.
+
+    frozen: teachers. teacher: the identity of theirs that is read. state: its shapes.
+    retention: which checkpoints stay.
+    """
 
     config: ConfigDict
     dataset: Dataset | None
     experiment: Experiment
     mesh: Mesh
     frozen: dict[str, Params]
+    teacher: Mapping[str, Any] | None
     state: TrainState
     retention: Retention
 
@@ -73,16 +79,17 @@ def checked(path: Path, config: ConfigDict) -> Job:
     if first_process_says(restore.has_checkpoint(path)):
         # It starts from that, and needs a teacher only to be taught.
         experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
+    teacher = teacher_identity(config, experiment)
     frozen = load_teacher(config, experiment, mesh)
     state = check_step(experiment, config, mesh, frozen)
-    return Job(config, dataset, experiment, mesh, frozen, state, retention)
+    return Job(config, dataset, experiment, mesh, frozen, teacher, state, retention)
 
 
 def train_claimed(path: Path, job: Job, preemption: Preemption) -> None:
     """Train in a folder that is this process's own."""
     config, experiment = job.config, job.experiment
     with preemption.at_once():
-        start_run(path, config)
+        run = start_run(path, config, data_identity(job), job.teacher)
         check_space(path, bytes_of(job.state))
         evaluate = evaluation(path, job)
         pairs = pairs_of(config, experiment, job.frozen, job.mesh, path)
@@ -93,6 +100,7 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> None:
             frozen=job.frozen,
             mesh=job.mesh,
             config=as_dict(config),
+            run=run.stamp,
             seed=config.seed,
             schedule=Schedule(
                 steps=config.steps,
@@ -113,6 +121,12 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> None:
         )
     except NonFiniteError as error:
         raise recorded(error, config, job.dataset, path) from error
+
+
+def data_identity(job: Job) -> Mapping[str, Any] | None:
+    """What the data set is, None if training does not read its images."""
+    reads = job.dataset is not None and job.experiment.objective.reads_images
+    return job.dataset.identity if reads else None
 
 
 def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:

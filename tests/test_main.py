@@ -80,7 +80,7 @@ def test_a_run_says_what_it_is(trained):
         rows[0]
     )
     assert json.loads((trained / "config.json").read_text())["data"]["image_size"] == 8
-    assert "jax" in json.loads((trained / "environment.json").read_text())["packages"]
+    assert "jax" in json.loads((trained / "environment.json").read_text())[-1]["packages"]
     measured = results(trained)
     assert set(measured) == {1, 4}
     assert measured[1]["metric"] == "fd-classifier-20"

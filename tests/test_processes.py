@@ -8,6 +8,7 @@ import jax
 import numpy as np
 import pytest
 from jax.sharding import SingleDeviceSharding
+from PIL import Image
 
 from models.dit import Size
 from tests import cli
@@ -92,7 +93,7 @@ def test_two_processes_train_what_one_does_and_one_speaks(alone, shared):
     assert second.stdout == second.stderr == ""
     names = {path.name for path in workdir.iterdir()}
     assert names == {path.name for path in alone.iterdir()}
-    assert json.loads((workdir / "environment.json").read_text())["processes"] == 2
+    assert json.loads((workdir / "environment.json").read_text())[-1]["processes"] == 2
     assert len(list((workdir / "tensorboard").iterdir())) == 1
 
 
@@ -184,16 +185,38 @@ def test_one_process_asked_to_stop_stops_all_after_the_same_step(shared, tmp_pat
 
 def test_an_error_in_one_process_ends_all_and_one_of_all_is_said_once(tmp_path):
     workdir = f"--workdir={tmp_path}/run"
-    commands = start_together(2, *TRAIN, workdir, own={1: ["--config.batch_size=63"]})
+    images = tmp_path / "images"
+    images.mkdir()
+    Image.new("L", (8, 8)).save(images / "one.png")
+    own = (f"--config.data.name=folder:{images}", "--config.data.image_size=8")
+    places = {0: tmp_path, 1: images / "one.png"}
+    own = {index: [*own, f"--config.data.dir={place}"] for index, place in places.items()}
+    commands = start_together(2, *TRAIN, workdir, own=own)
     start = time.monotonic()
     first, second = end_together(commands, expect=[exits.PEER_DIED, exits.BAD_INPUT])
     assert time.monotonic() - start < 3 * BOUND
-    message = "batch_size=63 is not divisible by the 2 devices"
-    assert second.stderr.startswith(f"error: {message}")
+    assert second.stderr.startswith("error: ") and "one.png" in second.stderr
     assert "process 1 (host " in first.stderr
-    assert f"ended with an error: {message}" in first.stderr
+    assert "ended with an error: " in first.stderr and "one.png" in first.stderr
+    message = "batch_size=63 is not divisible by the 2 devices"
     both = run_together(2, *TRAIN, workdir, "--config.batch_size=63", expect=exits.BAD_INPUT)
     assert [result.stderr.count(message) for result in both] == [1, 0]
+
+
+def test_processes_with_different_flags_are_refused_before_anything_is_written(tmp_path):
+    commands = start_together(
+        2,
+        *TRAIN,
+        own={
+            0: [f"--workdir={tmp_path}/run"],
+            1: ["--config.optimizer.learning_rate=0.5", f"--workdir={tmp_path}/other"],
+        },
+    )
+    both = end_together(commands, expect=exits.BAD_INPUT)
+    (line,) = "".join(result.stderr for result in both).splitlines()
+    assert "the processes were started with different flags: " in line
+    assert "--config.optimizer.learning_rate (0.001, 0.5)" in line and "--workdir (" in line
+    assert not (tmp_path / "run").exists() and not (tmp_path / "other").exists()
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
     checkpoints/3000/network              a player, under its name
                      target, ema_0.999    the followers, under theirs
                      optimizer_network    optimizer states
-                     run                  JSON: step, config, fingerprints of all the others
+                     run                  JSON: step, config, run, fingerprints of all the others
     damaged/3000                          what could not be read, moved there when an older one was
 
 A step's folder appears under its name only when it is complete, and is never written again. One
@@ -11,8 +11,6 @@ folder per network lets sampling read the one that it needs. The data order foll
 which is in the config, and the step. training/restore.py reads them.
 """
 
-import json
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +20,7 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from training.fingerprint import fingerprint
+from training.seal import sealed
 from training.state import TrainState
 
 FOLDER, DAMAGED = "checkpoints", "damaged"
@@ -98,11 +97,16 @@ def items(state: TrainState) -> dict[str, Any]:
     return {**state.networks, **state.followers, **optimizers}
 
 
-def save(checkpoints: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any]) -> None:
+def save(
+    checkpoints: ocp.CheckpointManager,
+    state: TrainState,
+    config: Mapping[str, Any],
+    run: Mapping[str, Any] | None = None,
+) -> None:
     """Start to save a state under its step, if that step is not there yet.
 
-    config: plain JSON values, so that the checkpoint says what it is of. Raises OSError if the save
-    before this one could not be written.
+    config, run: plain JSON values that say what the checkpoint is of; run is an Identity's stamp.
+    Raises OSError if the save before this one could not be written.
     """
     wait(checkpoints)
     step = int(state.step)
@@ -110,7 +114,7 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState, config: Mapping[
         return
     trees = items(state)
     prints = {name: fingerprint(tree) for name, tree in trees.items()}
-    record = sealed({"step": step, "config": config, "fingerprints": prints})
+    record = sealed({"step": step, "config": config, "run": run, "fingerprints": prints})
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     arguments[RUN] = ocp.args.JsonSave(record)
     with write_errors(checkpoints, step):
@@ -137,25 +141,6 @@ def write_errors(checkpoints: ocp.CheckpointManager, step: int | None = None) ->
             f"{'none' if left is None else left} is the newest whole one. Free disk space or mend "
             "the folder, and start the same command again"
         ) from error
-
-
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record with its checksum."""
-    return {"record": dict(record), "crc32": checksum(record)}
-
-
-def unsealed(content: Any) -> dict[str, Any]:
-    """The record of `sealed`. Raises ValueError if it is not what was sealed."""
-    if isinstance(content, dict) and "step" in content:
-        raise ValueError("it was written by a version of Fewstep that kept no fingerprints")
-    if not isinstance(content, dict) or content.get("crc32") != checksum(content.get("record")):
-        raise ValueError("its record does not have the checksum that was written with it")
-    return content["record"]
-
-
-def checksum(record: Any) -> int:
-    """CRC-32 of a JSON value."""
-    return zlib.crc32(json.dumps(record, sort_keys=True).encode())
 
 
 def first_line(error: Exception) -> str:

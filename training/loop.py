@@ -158,6 +158,7 @@ def train(
     frozen: dict[str, Params],
     mesh: Mesh,
     config: Mapping[str, Any],
+    run: Mapping[str, Any] | None = None,
     seed: int,
     schedule: Schedule,
     batch_size: int,
@@ -173,9 +174,9 @@ def train(
     """Train up to schedule.steps steps in all, from the newest whole checkpoint if there is one.
 
     frozen: teachers; those that are only started from are removed from it once they have been.
-    config: plain values that every checkpoint records. batches: start step -> this process's
-    batches from that step on; complete: what the step is given of them, made on the devices.
-    evaluate: state -> numbers to log.
+    config, run: plain values that every checkpoint records (checkpoint.save).
+    batches: start step -> this process's batches from that step on; complete: what the step is
+    given of them, made on the devices. evaluate: state -> numbers to log.
 
     Raises DivergedError; Preempted, once the state is saved; OSError if it could not be.
     """
@@ -195,7 +196,7 @@ def train(
         def save(done: int) -> None:
             report.flush(done)
             with watchdog.paused():
-                checkpoint.save(checkpoints, state, config)
+                checkpoint.save(checkpoints, state, config, run)
             report.restart_clock()
 
         def evaluate_now(done: int) -> None:

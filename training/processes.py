@@ -19,7 +19,8 @@ import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from typing import NamedTuple, TextIO
+from functools import cache
+from typing import Any, NamedTuple, TextIO
 
 import jax
 import numpy as np
@@ -37,7 +38,7 @@ GRACE = 2.0  # that an error waits for the same one elsewhere, or for the death 
 LINGER = 1.0  # that process 0, whose end the runtime's of the others follows, stays longer
 # A machine that vanishes closes nothing: silence of 10 s is probed 4 times in 20 s.
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 30_000}
-INVITATION = 2048  # bytes of what process 0 sends to all at first
+GREETING = 2048  # bytes of what a process says when it connects, at most
 LEFT, FAILED, DIED = "left", "failed", "died"
 AGAIN = "start the same command again in all processes, and it goes on from the newest checkpoint"
 
@@ -243,6 +244,12 @@ def say(line: str, file: TextIO | None = None) -> None:
         print(line, file=file, flush=True)
 
 
+@cache
+def warn_once(text: str) -> None:
+    """Print a warning on standard error, in process 0 alone, the first time that it is given."""
+    say(f"warning: {text}", sys.stderr)
+
+
 def fail(code: int, text: str) -> None:
     """Say an error and end this process; as one of several, so that the others end too."""
     if _watch is not None:
@@ -295,10 +302,21 @@ def watch(host: str | None) -> Watch:
     return Watch(me, connect(Peer(*first), hosts, port, [token, me]))
 
 
-def broadcast(content: list) -> list:
-    """What process 0 has, as JSON, in all processes."""
-    array = np.frombuffer(json.dumps(content).encode().ljust(INVITATION), np.uint8)
+def broadcast(content: Any) -> Any:
+    """The plain JSON value that process 0 has, in all processes; theirs is ignored."""
+    encoded = json.dumps(content).encode()
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
+    array = np.frombuffer(encoded.ljust(size)[:size], np.uint8)
     return json.loads(bytes(multihost_utils.broadcast_one_to_all(array)))
+
+
+def gather(content: Any) -> list[Any]:
+    """The plain JSON value of each process, in their order, in all processes."""
+    encoded = json.dumps(content).encode()
+    size = int(multihost_utils.process_allgather(np.int32(len(encoded))).max())
+    array = np.frombuffer(encoded.ljust(size), np.uint8)
+    rows = multihost_utils.process_allgather(array).reshape(jax.process_count(), size)
+    return [json.loads(bytes(row)) for row in rows]
 
 
 def own_addresses() -> list[str]:
@@ -319,7 +337,7 @@ def accept(listening: socket.socket, token: str) -> dict[socket.socket, Peer]:
             connection, _ = listening.accept()
             connection.settimeout(CONNECT)
             with connection.makefile("rb") as file:
-                said, peer = json.loads(file.readline(INVITATION))
+                said, peer = json.loads(file.readline(GREETING))
             if secrets.compare_digest(said, token):
                 found[kept_alive(connection)] = Peer(*peer)
     present = {peer.index for peer in found.values()} | {0}

@@ -17,9 +17,11 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from objectives.base import Params
-from training.checkpoint import DAMAGED, FOLDER, OPTIMIZER, RUN, first_line, items, unsealed
+from training.checkpoint import DAMAGED, FOLDER, OPTIMIZER, RUN, first_line, items
 from training.fingerprint import fingerprint
+from training.identity import check_checkpoint
 from training.processes import say
+from training.seal import unsealed
 from training.state import TrainState
 
 T = TypeVar("T")
@@ -150,7 +152,7 @@ def read_items(
     arguments = ocp.args.Composite(**trees, **{RUN: ocp.args.JsonRestore()})
     folder = Path(checkpoints.directory) / str(step)
     restored = reading(lambda: checkpoints.restore(step, args=arguments), folder)
-    prints = reading(lambda: unsealed(restored[RUN])["fingerprints"], folder)
+    prints = own_record(restored[RUN], folder)["fingerprints"]
     for name in abstract:
         if fingerprint(restored[name]) != prints.get(name):
             raise ValueError(f"checkpoint {folder} is damaged: {name} is not what was written")
@@ -158,14 +160,39 @@ def read_items(
 
 
 def read_record(workdir: Path, step: int | None = None) -> dict[str, Any]:
-    """step, config and fingerprints of a checkpoint, the newest by default. Raises ValueError."""
+    """step, config, run and fingerprints of a checkpoint, by default the newest that has them.
+
+    Raises ValueError if it is not there, cannot be read, or is not this run's.
+    """
     with read_checkpoints(workdir) as checkpoints:
-        step = choose_step(checkpoints, workdir, step)
-        arguments = ocp.args.Composite(**{RUN: ocp.args.JsonRestore()})
-        return reading(
-            lambda: unsealed(checkpoints.restore(step, args=arguments)[RUN]),
-            workdir / FOLDER / str(step),
-        )
+        newest = choose_step(checkpoints, workdir, step)
+        older = [] if step is not None else sorted(checkpoints.all_steps(), reverse=True)[1:]
+        errors = []
+        for candidate in (newest, *older):
+            record, error = attempt(lambda s: read_own_record(checkpoints, s), candidate)
+            if record is not None:
+                return record
+            errors.append(error)
+        raise errors[0]
+
+
+def read_own_record(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """The record of a step. Raises ValueError if it cannot be read, or is not this run's."""
+    folder = Path(checkpoints.directory) / str(step)
+    arguments = ocp.args.Composite(**{RUN: ocp.args.JsonRestore()})
+    return own_record(
+        reading(lambda: checkpoints.restore(step, args=arguments)[RUN], folder), folder
+    )
+
+
+def own_record(content: Any, folder: Path) -> dict[str, Any]:
+    """The record that is sealed in a checkpoint's folder.
+
+    Raises ValueError if it is damaged, or of another step or run than the folder's.
+    """
+    record = reading(lambda: unsealed(content), folder)
+    check_checkpoint(record, folder)
+    return record
 
 
 def read_checkpoints(workdir: Path) -> ocp.CheckpointManager:
@@ -206,9 +233,11 @@ def choose_step(checkpoints: ocp.CheckpointManager, workdir: Path, step: int | N
 
 
 def saved_step(workdir: Path, step: int | None = None) -> int:
-    """`step`, the newest if None, of a run's checkpoints. Raises ValueError if it is not there."""
-    with read_checkpoints(workdir) as checkpoints:
-        return choose_step(checkpoints, workdir, step)
+    """`step`, by default the newest of a run's checkpoints whose record can be read.
+
+    Raises ValueError if there is none, or it is of another run.
+    """
+    return read_record(workdir, step)["step"]
 
 
 def reading(read: Callable[[], Any], folder: Path) -> Any:

@@ -18,6 +18,7 @@ from models import NETWORKS
 from objectives.base import Params
 from training import restore, workdir
 from training.experiment import Experiment, rebuild
+from training.identity import as_dict, flat
 from training.sharding import tree_shardings
 from training.state import named_key
 
@@ -63,12 +64,16 @@ def pinned(config: ConfigDict, run: Path) -> ConfigDict:
     """The config with its teacher's folder and step written out, as a record of the run.
 
     A run that goes on keeps the step it was started with, unless told another. Raises ValueError if
-    there is no such teacher or step.
+    there is no such teacher or step, or the teacher is the run itself.
     """
     if not config.teacher:
         return config
     config = config.copy_and_resolve_references()
     asked = parse(config.teacher)
+    if asked.folder.resolve() == run.absolute().resolve():
+        raise ValueError(
+            f"teacher={config.teacher} is the run itself; choose another --workdir for the student"
+        )
     step = recorded_step(run, asked)
     if step is None:
         step = restore.saved_step(locate(config.teacher).folder, asked.step)
@@ -99,7 +104,7 @@ def with_teachers_images(config: ConfigDict) -> ConfigDict:
 
 def shared_fields(config: ConfigDict) -> dict[str, Any]:
     """What must agree between a teacher and its student, by dotted name."""
-    fields = workdir.flat(workdir.as_dict(config))
+    fields = flat(as_dict(config))
     # A default and the same value written out are one path, and one network.
     for part, table in (("path", PATHS), ("model", NETWORKS)):
         fields |= {
@@ -166,6 +171,30 @@ def check_taught(config: ConfigDict, experiment: Experiment) -> None:
         )
 
 
+def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, Any] | None:
+    """step, network and fingerprint of the parameters that teach; None if none are read.
+
+    Raises ValueError as `load_teacher` does.
+    """
+    if not reads_teacher(experiment):
+        return None
+    teacher = checked_teacher(config, experiment)
+    if teacher is None:
+        return None
+    location, name = locate(config.teacher), rebuild(teacher, config.teacher).sample_with
+    record = restore.read_record(location.folder, location.step)
+    return {
+        "step": record["step"],
+        "network": name,
+        "fingerprint": record["fingerprints"].get(name),
+    }
+
+
+def reads_teacher(experiment: Experiment) -> bool:
+    """Whether parameters of a teacher are read, to learn from or to start from."""
+    return bool(experiment.objective.frozen or experiment.objective.init_from)
+
+
 def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, Params]:
     """{"teacher": parameters} of config.teacher, {} without one, sharded as the state will be.
 
@@ -174,7 +203,7 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
     are new and without effect; parts that only the teacher has are left out. Raises ValueError,
     before any compile, if the teacher is missing, cannot be read, or is another model.
     """
-    if not (experiment.objective.frozen or experiment.objective.init_from):
+    if not reads_teacher(experiment):
         return {}
     teacher_config = checked_teacher(config, experiment)
     if teacher_config is None:

@@ -1,4 +1,9 @@
-"""What a run's folder says of itself, config.json and environment.json; and who may write to it."""
+"""A run's folder: what it records when training starts, and who may write to it.
+
+run.json          which run it is, sealed (training/identity.py)
+config.json       the same config, to read
+environment.json  one entry for each start: command, versions, code, devices
+"""
 
 import fcntl
 import json
@@ -8,8 +13,9 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -17,42 +23,82 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from training import restore
+from training import identity, restore
+from training.code_version import code_version, describe_code
 from training.files import write_json
+from training.identity import Identity, Plain, as_dict
+from training.processes import broadcast, say, warn_once
 from training.sharding import first_process_says
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 LOCK = "lock"
-# Fields that may change when a run is continued; all others would make it another run.
-CHANGEABLE = (
-    "steps",
-    "steps_per_dispatch",
-    "compilation_cache",
-    "log.",
-    "evaluate.",
-    "checkpoint.",
-    "watchdog.",
-    "mesh.",
-    "model.attention",
-    "ema.sample_with",
-    "data.dir",
-    "data.on_device",
-)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
-def start_run(workdir: Path, config: ConfigDict) -> None:
-    """Make the folder and record the config and the environment, or check against the record.
+def start_run(
+    workdir: Path, config: ConfigDict, data: Plain | None = None, teacher: Plain | None = None
+) -> Identity:
+    """Record which run this is, or check against the record; returns its identity.
 
-    Raises ValueError if the folder holds a run whose config differs in more than `CHANGEABLE`.
+    data, teacher: as in `Identity`. Raises ValueError, in all processes, if the folder holds a run
+    with another config (but for `identity.CHANGEABLE`), other data or another teacher.
     """
-    if is_run(workdir):
-        check_same_run(load_config(workdir), config, workdir)
+    record: dict[str, Any] = {}
     if jax.process_index() == 0:
-        workdir.mkdir(parents=True, exist_ok=True)
-        write_json(workdir / CONFIG, as_dict(config))
-        write_json(workdir / ENVIRONMENT, environment())
+        try:
+            record["run"] = record_start(workdir, as_dict(config), data, teacher)._asdict()
+        except ValueError as error:
+            record["error"] = str(error)
+    record = broadcast(record)
+    if "error" in record:
+        raise ValueError(record["error"])
+    return Identity(**record["run"])
+
+
+def record_start(
+    workdir: Path, config: Plain, data: Plain | None, teacher: Plain | None
+) -> Identity:
+    """`start_run` in one process."""
+    now = Identity(identity.new_id(), config, data, teacher)
+    if is_run(workdir):
+        before = recorded_identity(workdir)
+        identity.check_same(before, now, workdir)
+        if not before.id:
+            say(
+                f"warning: {workdir} was made by a version that recorded no run id; it gets one, "
+                "and a record of its data and teacher as they are now",
+                sys.stderr,
+            )
+        now = Identity(before.id or now.id, config, before.data or data, before.teacher or teacher)
+    workdir.mkdir(parents=True, exist_ok=True)
+    identity.write_identity(workdir, now)
+    write_json(workdir / CONFIG, config)
+    record_environment(workdir)
+    return now
+
+
+def recorded_identity(workdir: Path) -> Identity:
+    """The identity of the run in a folder; its id is "" if an older version made it.
+
+    From run.json, else from the newest checkpoint, else from config.json. Raises ValueError if the
+    folder holds no run, or its record cannot be read.
+    """
+    run = identity.read_identity(workdir)
+    if run is not None:
+        return run
+    if not restore.has_checkpoint(workdir):
+        return Identity("", as_dict(read_config(workdir / CONFIG)))
+    record = restore.read_record(workdir)
+    return Identity(**{"id": "", **(record.get("run") or {})}, config=record["config"])
+
+
+def check_same_run(
+    workdir: Path, config: ConfigDict, data: Plain | None = None, teacher: Plain | None = None
+) -> None:
+    """Raises ValueError if `start_run` with these arguments would, in a folder that holds a run."""
+    now = Identity("", as_dict(config), data, teacher)
+    identity.check_same(recorded_identity(workdir), now, workdir)
 
 
 @contextmanager
@@ -107,74 +153,94 @@ def check_space(workdir: Path, size: int) -> None:
 
 def is_run(workdir: Path) -> bool:
     """Whether the folder holds a run, its record or its checkpoints."""
-    return (workdir / CONFIG).exists() or restore.has_checkpoint(workdir)
+    records = (workdir / identity.RUN, workdir / CONFIG)
+    return any(path.exists() for path in records) or restore.has_checkpoint(workdir)
 
 
 def load_config(workdir: Path) -> ConfigDict:
-    """The config of a run, that of its newest checkpoint if it has lost its record.
+    """The config of a run as it was sealed, in run.json or the newest checkpoint.
 
-    Raises ValueError if the folder holds none.
+    Where config.json differs a warning names the fields. Raises ValueError if the folder holds no
+    run.
     """
-    path = workdir / CONFIG
-    if not path.exists() and restore.has_checkpoint(workdir):
-        return ConfigDict(restore.read_record(workdir)["config"])
-    if not path.exists():
-        raise ValueError(f"{path} does not exist: {workdir} is no run; train there first")
+    if not is_run(workdir):
+        raise ValueError(
+            f"{workdir / CONFIG} does not exist: {workdir} is no run; train there first"
+        )
+    config = ConfigDict(recorded_identity(workdir).config)
+    if (workdir / CONFIG).exists():
+        warn_if_edited(workdir / CONFIG, as_dict(config))
+    return config
+
+
+def warn_if_edited(path: Path, config: Plain) -> None:
+    """Name the fields in which a config.json is not the sealed config, once for each folder."""
+    try:
+        shown = as_dict(read_config(path))
+    except ValueError as error:
+        warn_once(f"{error}; the sealed config of the run is used")
+        return
+    found = identity.differing_fields(identity.flat(config), identity.flat(shown))
+    if found:
+        warn_once(
+            f"{path} is not the config that the run was trained with: {'; '.join(found)}. The "
+            "run's own values are used"
+        )
+
+
+def read_config(path: Path) -> ConfigDict:
+    """The config in a JSON file. Raises ValueError."""
     try:
         return ConfigDict(json.loads(path.read_text()))
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); restore or delete it") from error
 
 
-def as_dict(config: ConfigDict) -> dict[str, Any]:
-    """The config as plain JSON values: tuples become lists."""
-    return json.loads(json.dumps(config.to_dict()))
+def record_environment(workdir: Path) -> None:
+    """Append this start to environment.json; a warning if it runs other code than the last one."""
+    path, now = workdir / ENVIRONMENT, environment()
+    starts = read_environments(path)
+    changes = environment_changes(starts[-1], now) if starts else []
+    if changes:
+        say(f"warning: {workdir} goes on under another version: {'; '.join(changes)}", sys.stderr)
+    write_json(path, [*starts, now])
 
 
-def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested fields by dotted name."""
-    fields = {}
-    for name, value in tree.items():
-        fields |= (
-            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-        )
-    return fields
+def read_environments(path: Path) -> list[dict[str, Any]]:
+    """The recorded starts of a run, the newest last; a file that cannot be read is moved aside."""
+    try:
+        starts = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (ValueError, RecursionError):
+        starts = None
+    starts = [starts] if isinstance(starts, dict) else starts  # as older versions wrote it
+    if isinstance(starts, list) and all(isinstance(start, dict) for start in starts):
+        return starts
+    aside = path.with_name(f"{path.stem}.unreadable-{int(time.time())}.json")
+    os.replace(path, aside)
+    warn_once(f"{path} cannot be read; it is kept as {aside.name}, and a new one begun")
+    return []
 
 
-def check_same_run(saved: ConfigDict, config: ConfigDict, workdir: Path) -> None:
-    """Raises ValueError that lists the fields in which a config differs from the run's own."""
-    old, new = flat(as_dict(saved)), flat(as_dict(config))
-    changeable = CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
-    differing = [
-        f"{name} ({old.get(name)} there, {new.get(name)} now)"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name) and not name.startswith(changeable)
-    ]
-    if differing:
-        raise ValueError(
-            f"{workdir} holds a run with another config: {'; '.join(differing)}. Choose another "
-            "--workdir or the run's own config"
-        )
-
-
-def depends_on_length(fields: dict[str, Any]) -> bool:
-    """Whether what a run does at a step depends on how many it has; fields by dotted name.
-
-    So it is with a schedule that ends at the last step, and with an objective whose grid or gap
-    changes over the run.
-    """
-    curriculum = fields.get("objective.curriculum.name", "constant")
-    return (
-        fields.get("optimizer.schedule") != "constant"
-        or (curriculum != "constant" and fields.get("objective.curriculum.total_steps") is None)
-        or fields.get("objective.total_steps", 0) is None
-    )
+def environment_changes(before: Plain, now: Plain) -> list[str]:
+    """What of code and packages is another than at the start before, in words."""
+    old_code, code = before.get("code"), now["code"]
+    changes = []
+    if isinstance(old_code, Mapping) and old_code.get("sources") != code["sources"]:
+        changes.append(f"{describe_code(old_code)} there, {describe_code(code)} now")
+    old_packages = before.get("packages")
+    if isinstance(old_packages, Mapping):
+        changes += identity.differing_fields(old_packages, now["packages"])
+    return changes
 
 
 def environment() -> dict[str, Any]:
-    """Versions, devices and the command line."""
+    """Time, command line, versions and devices of this start."""
     return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
+        "code": code_version(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in PACKAGES},

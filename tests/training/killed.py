@@ -60,8 +60,8 @@ def train_small(
     teacher = jax.tree.map(lambda leaf: 0.5 * leaf, affine().init(None))
     save = checkpoint.save
 
-    def save_and_die(checkpoints, state, record):
-        save(checkpoints, state, record)
+    def save_and_die(checkpoints, state, *record):
+        save(checkpoints, state, *record)
         if place == "saving" and int(state.step) == at:
             die(number)
 

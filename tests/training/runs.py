@@ -8,6 +8,7 @@ from configs import base, methods
 from data import Split, batches
 from training import checkpoint, workdir
 from training.experiment import build
+from training.identity import as_dict
 from training.loop import create_state
 from training.sharding import make_mesh
 
@@ -38,7 +39,7 @@ def untrained_teacher(experiment, seed=7):
 def save_run(folder, method, steps=(5,), **fields):
     """The folder of a run whose saved networks are its initial ones moved by noise, per step."""
     config, experiment = small_experiment(method, **fields)
-    workdir.start_run(folder, config)
+    run = workdir.start_run(folder, config)
     state = create_state(experiment.objective, experiment.optimizers, 0, {}, make_mesh())
     with checkpoint.open_checkpoints(folder) as checkpoints:
         for step in steps:
@@ -47,7 +48,7 @@ def save_run(folder, method, steps=(5,), **fields):
                 networks=perturbed(state.networks, seed=step),
                 followers=perturbed(state.followers, seed=100 + step),
             )
-            checkpoint.save(checkpoints, moved, workdir.as_dict(config))
+            checkpoint.save(checkpoints, moved, as_dict(config), run.stamp)
     return str(folder)
 
 

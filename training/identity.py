@@ -1,0 +1,180 @@
+"""Which run a folder holds: WORKDIR/run.json, sealed, and a copy of it in every checkpoint.
+
+The identity tells a run's own checkpoints from those of another run, and says which data and which
+teacher the run was begun with. config.json shows the config to a reader; the sealed one counts.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from training.files import write_json
+from training.seal import sealed, unsealed
+
+RUN = "run.json"
+ID_BYTES = 16
+# Fields that may change when a run is continued; all others would make it another run.
+CHANGEABLE = (
+    "steps",
+    "steps_per_dispatch",
+    "compilation_cache",
+    "log.",
+    "evaluate.",
+    "checkpoint.",
+    "watchdog.",
+    "mesh.",
+    "model.attention",
+    "ema.sample_with",
+    "data.dir",
+    "data.on_device",
+)
+
+Plain = Mapping[str, Any]
+
+
+class Identity(NamedTuple):
+    """What makes a run this one, as plain JSON values.
+
+    id: hexadecimal digits, drawn when the folder is first trained in. config: all fields.
+    data: the identity of the data set (data.Dataset.identity), None if training reads no images.
+    teacher: step, network and fingerprint (training.teacher.teacher_identity), None without one.
+    """
+
+    id: str
+    config: Plain
+    data: Plain | None = None
+    teacher: Plain | None = None
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What a checkpoint records beside its config."""
+        return {"id": self.id, "data": self.data, "teacher": self.teacher}
+
+
+def new_id() -> str:
+    """An id that no other run has."""
+    return secrets.token_hex(ID_BYTES)
+
+
+def read_identity(workdir: Path) -> Identity | None:
+    """The identity in a run's folder; None if it holds no run.json.
+
+    Raises ValueError if the file is not what was written.
+    """
+    path = workdir / RUN
+    try:
+        return Identity(**unsealed(json.loads(path.read_bytes())))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not what was written ({error}); delete it: what the run is stands in its "
+            "checkpoints too"
+        ) from error
+
+
+def write_identity(workdir: Path, identity: Identity) -> None:
+    """Record the identity in the run's folder."""
+    write_json(workdir / RUN, sealed(identity._asdict()))
+
+
+def check_checkpoint(record: Plain, folder: Path) -> None:
+    """Raises ValueError unless a checkpoint's record is of the step and the run of its folder.
+
+    folder: WORKDIR/checkpoints/STEP. A checkpoint without an id, made by an older version, is told
+    by its config; in a folder without run.json the step alone is checked.
+    """
+    if str(record["step"]) != folder.name:
+        raise ValueError(
+            f"checkpoint {folder} holds step {record['step']}: it was renamed or copied there; "
+            "give it back its name, or move it away"
+        )
+    run, stamp = read_identity(folder.parents[1]), record.get("run")
+    if run is None:
+        return
+    if stamp is not None and stamp["id"] != run.id:
+        raise ValueError(
+            f"checkpoint {folder} belongs to another run (id {stamp['id']}, and this run is "
+            f"{run.id}); move it away"
+        )
+    found = differences(run.config, record["config"]) if stamp is None else []
+    if found:
+        raise ValueError(
+            f"checkpoint {folder} belongs to a run with another config: {'; '.join(found)}; move "
+            "it away"
+        )
+
+
+def check_same(old: Identity, new: Identity, workdir: Path) -> None:
+    """Raises ValueError that lists the fields in which a run would not be what it was begun as."""
+    found = differences(old.config, new.config)
+    if found:
+        raise ValueError(
+            f"{workdir} holds a run with another config: {'; '.join(found)}. Choose another "
+            "--workdir or the run's own config"
+        )
+    check_same_source(old.data, new.data, f"the data set of {workdir}", "data.name's files")
+    check_same_source(old.teacher, new.teacher, f"the teacher of {workdir}", "the teacher's folder")
+
+
+def check_same_source(old: Plain | None, new: Plain | None, name: str, files: str) -> None:
+    """Raises ValueError if what a run reads is known, then and now, and is not the same."""
+    if old is None or new is None:
+        return
+    found = differing_fields(flat(old), flat(new))
+    if found:
+        raise ValueError(
+            f"{name} has changed since the run began: {'; '.join(found)}. Put back {files}, or "
+            "choose another --workdir"
+        )
+
+
+def differences(old: Plain, new: Plain) -> list[str]:
+    """The fields in which two configs are of different runs, with both values."""
+    old, new = flat(old), flat(new)
+    free = CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
+    return differing_fields(
+        *({k: v for k, v in c.items() if not k.startswith(free)} for c in (old, new))
+    )
+
+
+def differing_fields(old: Plain, new: Plain) -> list[str]:
+    """The fields in which two flat mappings differ, with both values."""
+    return [
+        f"{name} ({old.get(name)} there, {new.get(name)} now)"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def depends_on_length(fields: Plain) -> bool:
+    """Whether what a run does at a step depends on how many it has; fields by dotted name.
+
+    So it is with a schedule that ends at the last step, and with an objective whose grid or gap
+    changes over the run.
+    """
+    curriculum = fields.get("objective.curriculum.name", "constant")
+    return (
+        fields.get("optimizer.schedule") != "constant"
+        or (curriculum != "constant" and fields.get("objective.curriculum.total_steps") is None)
+        or fields.get("objective.total_steps", 0) is None
+    )
+
+
+def as_dict(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values: tuples become lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def flat(tree: Plain, prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
+    fields = {}
+    for name, value in tree.items():
+        fields |= (
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return fields
