@@ -22,7 +22,7 @@ from eval.evaluate import check_evaluation, skipped
 from eval.protocol import digest
 from modes.describe import bytes_of, size
 from modes.request import Request, read_dataset, required_config, required_workdir, resolve
-from modes.train import batches, check_step
+from modes.train import batches, check_step, data_identity
 from training import restore, workdir
 from training.code_version import code_version, describe_code
 from training.experiment import Experiment, build, debugged
@@ -32,11 +32,13 @@ from training.processes import within
 from training.sharding import batch_sharding, check_batch_size, make_mesh, replicated
 from training.teacher import (
     abstract_params,
+    check_other_run,
     check_taught,
     checked_teacher,
     load_teacher,
     locate,
     recorded_step,
+    teacher_identity,
     with_teachers_images,
 )
 
@@ -168,6 +170,7 @@ def batch(job: Job) -> str:
 
 def teacher(job: Job) -> str:
     """The teacher fits, and has the checkpoint."""
+    check_other_run(job.config, job.workdir)
     check_taught(job.config, job.experiment)
     if checked_teacher(job.config, job.experiment) is None:
         return "none is used"
@@ -193,7 +196,8 @@ def earlier_run(job: Job) -> str:
         location = locate(config.teacher)
         step = recorded_step(job.workdir, location)
         config.teacher = f"{location.folder}@{step or location.step}"
-    workdir.check_same_run(job.workdir, config)
+    data = data_identity(job.dataset, job.experiment)
+    workdir.check_same_run(job.workdir, config, data, teacher_identity(config, job.experiment))
     if not restore.has_checkpoint(job.workdir):
         return "starts again: nothing was saved"
     return f"goes on from step {restore.saved_step(job.workdir)}"

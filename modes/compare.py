@@ -21,7 +21,7 @@ from eval.spreadsheet import text_table, write_csv
 from modes.evaluate import evaluate
 from modes.report import write_page
 from modes.request import Request, required_config, required_workdir, resolve_with_data
-from modes.train import train
+from modes.train import data_identity, train
 from training import restore, workdir
 from training.experiment import Experiment, build
 from training.identity import as_dict
@@ -135,7 +135,8 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
         raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")
     check_evaluation(experiment, dataset, config, mesh)
     if first_process_says(workdir.is_run(folder)):
-        workdir.check_same_run(folder, pinned(config, folder))
+        data = data_identity(dataset, experiment)
+        workdir.check_same_run(folder, pinned(config, folder), data)
     if restore.has_checkpoint(folder) and restore.saved_step(folder) > config.steps:
         raise ValueError(
             f"{folder} is at step {restore.saved_step(folder)}, beyond steps={config.steps}; "

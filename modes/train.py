@@ -89,7 +89,7 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> None:
     """Train in a folder that is this process's own."""
     config, experiment = job.config, job.experiment
     with preemption.at_once():
-        run = start_run(path, config, data_identity(job), job.teacher)
+        run = start_run(path, config, data_identity(job.dataset, job.experiment), job.teacher)
         check_space(path, bytes_of(job.state))
         evaluate = evaluation(path, job)
         pairs = pairs_of(config, experiment, job.frozen, job.mesh, path)
@@ -123,10 +123,10 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> None:
         raise recorded(error, config, job.dataset, path) from error
 
 
-def data_identity(job: Job) -> Mapping[str, Any] | None:
+def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[str, Any] | None:
     """What the data set is, None if training does not read its images."""
-    reads = job.dataset is not None and job.experiment.objective.reads_images
-    return job.dataset.identity if reads else None
+    reads = dataset is not None and experiment.objective.reads_images
+    return dataset.identity if reads else None
 
 
 def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:

@@ -70,10 +70,7 @@ def pinned(config: ConfigDict, run: Path) -> ConfigDict:
         return config
     config = config.copy_and_resolve_references()
     asked = parse(config.teacher)
-    if asked.folder.resolve() == run.absolute().resolve():
-        raise ValueError(
-            f"teacher={config.teacher} is the run itself; choose another --workdir for the student"
-        )
+    check_other_run(config, run)
     step = recorded_step(run, asked)
     if step is None:
         step = restore.saved_step(locate(config.teacher).folder, asked.step)
@@ -81,6 +78,14 @@ def pinned(config: ConfigDict, run: Path) -> ConfigDict:
     step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
     config.teacher = f"{asked.folder}@{step}"
     return config
+
+
+def check_other_run(config: ConfigDict, run: Path) -> None:
+    """Raises ValueError if a run's teacher is the run itself."""
+    if config.teacher and parse(config.teacher).folder.resolve() == run.resolve():
+        raise ValueError(
+            f"teacher={config.teacher} is the run itself; choose another --workdir for the student"
+        )
 
 
 def recorded_step(run: Path, asked: Location) -> int | None:

@@ -37,7 +37,7 @@ def untrained_teacher(experiment, seed=7):
 
 
 def save_run(folder, method, steps=(5,), **fields):
-    """The folder of a run whose saved networks are its initial ones moved by noise, per step."""
+    """The folder of a run; its saved networks are its initial ones moved by noise, per step."""
     config, experiment = small_experiment(method, **fields)
     run = workdir.start_run(folder, config)
     state = create_state(experiment.objective, experiment.optimizers, 0, {}, make_mesh())
@@ -45,8 +45,8 @@ def save_run(folder, method, steps=(5,), **fields):
         for step in steps:
             moved = state._replace(
                 step=jnp.int32(step),
-                networks=perturbed(state.networks, seed=step),
-                followers=perturbed(state.followers, seed=100 + step),
+                networks=perturbed(state.networks, seed=1000 * config.seed + step),
+                followers=perturbed(state.followers, seed=1000 * config.seed + 100 + step),
             )
             checkpoint.save(checkpoints, moved, as_dict(config), run.stamp)
     return str(folder)

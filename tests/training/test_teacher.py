@@ -15,9 +15,10 @@ from tests.training.runs import (
 from tests.training.test_sharding import mesh_of
 from training import checkpoint, restore, workdir
 from training.experiment import build, rebuild
+from training.fingerprint import fingerprint
 from training.loop import Schedule, create_state, train
 from training.sharding import tree_shardings
-from training.teacher import check_teacher, load_teacher, locate, merge, pinned
+from training.teacher import check_teacher, load_teacher, locate, merge, pinned, teacher_identity
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -107,6 +108,37 @@ def test_a_run_that_goes_on_keeps_the_step_of_its_teacher(flow, tmp_path):
     gone = small_config("cd_flow", teacher=f"{tmp_path / 'gone'}@3")
     workdir.start_run(tmp_path / "student", gone)
     assert pinned(gone, tmp_path / "student").teacher == gone.teacher
+
+
+def test_a_run_does_not_teach_itself(flow, tmp_path):
+    folder = locate(flow).folder
+    (tmp_path / "link").symlink_to(folder)
+    for run in (folder, tmp_path / "link"):
+        for teacher in (flow, f"{flow}@3"):
+            with pytest.raises(ValueError, match=f"teacher={teacher} is the run itself"):
+                pinned(small_config("cd_flow", teacher=teacher), run)
+
+
+def test_the_teacher_is_known_by_its_parameters(flow, tmp_path):
+    def identity_of(teacher, method="cd_flow", **fields):
+        config, experiment = small_experiment(method, teacher=teacher, **fields)
+        return config, teacher_identity(config, experiment)
+
+    config, own = identity_of(f"{flow}@5")
+    shapes = jax.eval_shape(build(config).model.network.init, jax.random.key(0))
+    params, _ = restore.restore_network(locate(flow).folder, "ema_0.999", shapes, 5)
+    assert own == {"step": 5, "network": "ema_0.999", "fingerprint": fingerprint(params)}
+    others = [
+        save_run(tmp_path / "seed_1", "flow_matching", seed=1),  # another run, at the same step
+        f"{flow}@3",
+    ]
+    workdir.start_run(tmp_path / "student", config, teacher=own)
+    for other in others:
+        with pytest.raises(ValueError, match=r"the teacher of .* has changed .*fingerprint \("):
+            workdir.start_run(tmp_path / "student", config, teacher=identity_of(other)[1])
+    # Only what is read is asked for.
+    assert identity_of(f"{flow}@5", "cd_flow", teacher_network="network")[1]["network"] == "network"
+    assert identity_of("", "flow_matching")[1] is None
 
 
 def test_another_network_of_the_teacher_can_be_named(flow):
