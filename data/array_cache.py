@@ -151,7 +151,8 @@ def _known(data: Undecoded, folder: Path) -> Records:
     recorded = read_manifest(folder / MANIFEST, _header(data, folder))
     if recorded is not None:
         return recorded
-    return {name: None for name, files in _files(data, folder).items() if files.exist}
+    # Before there were manifests a split was complete when its images had their name.
+    return {name: None for name, files in _files(data, folder).items() if files.images.exists()}
 
 
 def _believed(data: Undecoded, folder: Path) -> Records:

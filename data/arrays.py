@@ -47,11 +47,6 @@ class SplitFiles(NamedTuple):
         """Stamps of both files as they are now."""
         return [stamp(self.images), stamp(self.labels)]
 
-    @property
-    def exist(self) -> bool:
-        """Whether one of the files is there."""
-        return self.images.exists() or self.labels.exists()
-
 
 def open_split(files: SplitFiles, record: Record | None = None) -> Split:
     """The split, its images memory-mapped.

@@ -357,12 +357,12 @@ def test_arrays_older_than_manifests_go_on_with_one_warning(
     assert names_in(array_folder(data, tmp_path)) == WHOLE
 
 
-# What only a hash tells.
-BY_HASH = ("half of zeros", "a flipped pixel", "another label")
+# What only a hash tells, and what decoding began with at that time.
+NOT_KNOWN = ("half of zeros", "a flipped pixel", "another label", "images missing")
 
 
 @pytest.mark.parametrize(
-    "name", [n for n, (file, _) in DAMAGES.items() if file != MANIFEST and n not in BY_HASH]
+    "name", [n for n, (file, _) in DAMAGES.items() if file != MANIFEST and n not in NOT_KNOWN]
 )
 def test_older_arrays_are_checked_as_far_as_that_can_be(tmp_path, draw_images, name):
     images = draw_images(6, 4, 4, 1)
@@ -374,6 +374,15 @@ def test_older_arrays_are_checked_as_far_as_that_can_be(tmp_path, draw_images, n
     with pytest.raises(ValueError, match=rf"^\S*/{file} .*; run main.py --mode=prepare"):
         decode(data, tmp_path)
     mend(data, tmp_path)
+    np.testing.assert_array_equal(decode(data, tmp_path).train.images, images)
+
+
+def test_older_arrays_whose_images_are_not_there_were_not_finished(tmp_path, draw_images):
+    images = draw_images(4, 4, 4, 1)
+    data = undecoded(images)
+    decode(data, tmp_path)
+    for name in (MANIFEST, IMAGES):
+        (array_folder(data, tmp_path) / name).unlink()
     np.testing.assert_array_equal(decode(data, tmp_path).train.images, images)
 
 
