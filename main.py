@@ -24,7 +24,7 @@ from configs.methods import TEACHERS
 from modes import MODES, Request
 from modes.compilation_cache import keep_compiled
 from training import exits, processes
-from training.preemption import Preempted
+from training.preemption import INTERRUPTED, Preempted, Preemption
 from training.report import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
@@ -65,6 +65,9 @@ OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report
 
 # The modes that several processes run together.
 TOGETHER = ("train", "evaluate", "sample", "compare", "replay", "doctor")
+# Those that train: SIGTERM ends them in all processes after the same step.
+TRAINING = ("train", "compare")
+UNFINISHED = "preempted, resumable: the same command does again what was not finished"
 # The modes of a run's folder.
 WITH_RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
 # The modes that read a flag; those that are not here are read by all.
@@ -106,19 +109,22 @@ def main(_: list[str]) -> None:
 
 
 def run(asked: Request) -> None:
-    """Run the mode that was asked for."""
+    """Run the mode that was asked for; SIGTERM and Ctrl-C end it with a line and their exit code."""
+    carried = processes.several() and MODE.value in TRAINING
     try:
-        MODES[MODE.value](asked)
+        with Preemption(carried) as preemption, preemption.at_once():
+            MODES[MODE.value](asked)
     except (ValueError, OSError, DivergedError) as error:
         if TRACEBACK.value:
             raise
         fail(error, exits.DIVERGED if isinstance(error, DivergedError) else exits.BAD_INPUT)
     except Preempted as stop:
-        processes.say(str(stop) or "preempted, resumable: nothing was under way", sys.stderr)
+        if not str(stop):  # of this process alone, which has left the others in the middle
+            processes.fail(exits.PREEMPTED, UNFINISHED)
+        processes.say(str(stop), sys.stderr)
         sys.exit(exits.PREEMPTED)
     except KeyboardInterrupt:
-        message = "interrupted; the same command goes on from the last checkpoint"
-        processes.fail(exits.INTERRUPTED, message)
+        processes.fail(exits.INTERRUPTED, INTERRUPTED)
 
 
 def request() -> Request:

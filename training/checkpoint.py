@@ -27,6 +27,7 @@ from training.state import TrainState
 FOLDER, DAMAGED = "checkpoints", "damaged"
 OPTIMIZER = "optimizer_"
 RUN = "run"
+UNFINISHED = "unfinished"  # in the record: the row of the log that a stop cut off
 
 
 class Retention(NamedTuple):
@@ -98,11 +99,17 @@ def items(state: TrainState) -> dict[str, Any]:
     return {**state.networks, **state.followers, **optimizers}
 
 
-def save(checkpoints: ocp.CheckpointManager, state: TrainState, config: Mapping[str, Any]) -> None:
+def save(
+    checkpoints: ocp.CheckpointManager,
+    state: TrainState,
+    config: Mapping[str, Any],
+    unfinished: Mapping[str, Any] | None = None,
+) -> None:
     """Start to save a state under its step, if that step is not there yet.
 
-    config: plain JSON values, so that the checkpoint says what it is of. Raises OSError if the save
-    before this one could not be written.
+    config: plain JSON values, so that the checkpoint says what it is of. unfinished: likewise, of
+    the row of the log that is not written yet. Raises OSError if the save before this one could not
+    be written.
     """
     wait(checkpoints)
     step = int(state.step)
@@ -110,7 +117,9 @@ def save(checkpoints: ocp.CheckpointManager, state: TrainState, config: Mapping[
         return
     trees = items(state)
     prints = {name: fingerprint(tree) for name, tree in trees.items()}
-    record = sealed({"step": step, "config": config, "fingerprints": prints})
+    record = sealed(
+        {"step": step, "config": config, "fingerprints": prints, UNFINISHED: unfinished}
+    )
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     arguments[RUN] = ocp.args.JsonSave(record)
     with write_errors(checkpoints, step):
