@@ -24,6 +24,7 @@ from configs.methods import TEACHERS
 from modes import MODES, Request
 from modes.compilation_cache import keep_compiled
 from training import exits, processes
+from training.files import UNWRITABLE, unwritten
 from training.preemption import INTERRUPTED, Preempted, Preemption
 from training.report import DivergedError
 
@@ -109,7 +110,7 @@ def main(_: list[str]) -> None:
 
 
 def run(asked: Request) -> None:
-    """Run the mode that was asked for; SIGTERM and Ctrl-C end it with a line and their exit code."""
+    """Run the mode that was asked for; SIGTERM and Ctrl-C end it with a line and their code."""
     carried = processes.several() and MODE.value in TRAINING
     try:
         with Preemption(carried) as preemption, preemption.at_once():
@@ -206,6 +207,8 @@ def config_of_method(method: str) -> ConfigDict:
 def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
     """Print an error's message in one paragraph and exit with a code."""
     message = str(error)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        message = unwritten(error.filename or "a file", error)
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     if isinstance(error, KeyError):  # ml_collections on a field; str() would quote it

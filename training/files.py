@@ -1,5 +1,6 @@
 """Files that are written whole or not at all, and arrays read from them."""
 
+import errno
 import fcntl
 import io
 import json
@@ -10,6 +11,9 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+
+# The disk, or a user's share of it, is full; it can be read only; a file would be too large.
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
 
 def replace_file(path: Path, content: bytes) -> None:

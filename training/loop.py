@@ -8,7 +8,9 @@ step, and in an evaluation at once; the state is then saved, and the run ended. 
 row: what the row has so far is saved with the state, and the resumed run goes on with it.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -189,6 +191,7 @@ def train(
     unfinished = restore.read_record(workdir, start).get(UNFINISHED) if start else None
     source = batches(start)
     with (
+        in_place(workdir) as check_place,
         checkpoint.open_checkpoints(workdir, retention) as checkpoints,
         Report(
             workdir, start, schedule.steps, batch_size, schedule.log, optimizers, unfinished
@@ -197,12 +200,14 @@ def train(
     ):
 
         def save() -> None:
+            check_place()
             with watchdog.paused():
                 checkpoint.save(checkpoints, state, config, report.unfinished())
             report.restart_clock()
 
         def evaluate_now(done: int) -> None:
             report.flush(done)
+            check_place()
             try:
                 with watchdog.paused(), preemption.at_once():
                     results = evaluate(state)
@@ -237,6 +242,36 @@ def train(
             if due(done, schedule.steps, schedule.evaluate):
                 evaluate_now(done)
     return state
+
+
+@contextmanager
+def in_place(folder: Path) -> Iterator[Callable[[], None]]:
+    """A check that the folder, made if it is not there, is still the same; made at the end too.
+
+    It raises OSError, so that a run neither ends well nor begins another folder when its own was
+    removed, moved or replaced. Any OSError in the block is explained by it, if that has happened.
+    """
+    if jax.process_index() > 0:
+        yield lambda: None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    before = folder.stat()
+
+    def check() -> None:
+        with suppress(OSError):
+            if os.path.samestat(before, folder.stat()):
+                return
+        raise OSError(
+            f"{folder} was removed, moved or replaced while this run trained in it, so the run has "
+            "ended and nothing more is written there. The same command goes on from what is there"
+        )
+
+    try:
+        yield check
+    except OSError:
+        check()
+        raise
+    check()
 
 
 def restored_or_created(

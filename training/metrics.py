@@ -16,7 +16,7 @@ from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
 from objectives.base import Mean, Metrics
-from training.files import append, replaced, writing
+from training.files import append, has_name, replaced, writing
 from training.processes import warn
 
 LOG = "metrics.jsonl"
@@ -72,6 +72,9 @@ class MetricLog:
         """Append one row; a value that is not finite is left out, since JSON has no name for it."""
         finite = {name: value for name, value in row.items() if math.isfinite(value)}
         with writing(self.path):
+            if not has_name(self.file, self.path):  # an editor has put another in its place
+                self.file.close()
+                self.file = self.path.open("ab", buffering=0)
             append(self.file, (json.dumps({"step": step, **finite}) + "\n").encode())
         self.events.write(step, finite)
 
