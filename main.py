@@ -96,7 +96,7 @@ USED_BY = {
 
 def main(_: list[str]) -> None:
     """Run one mode; an error that a user can mend becomes a message and exit code 2."""
-    logging.set_verbosity(logging.ERROR)
+    quieten()
     try:
         asked = request()
         keep_compiled(asked)
@@ -107,6 +107,19 @@ def main(_: list[str]) -> None:
         fail(error)
     with processes.together():
         run(asked)
+
+
+def quieten() -> None:
+    """Keep libraries from telling, with tracebacks from their threads, of errors that we tell.
+
+    So does Orbax of a save that fails (training/checkpoint.py), several times over.
+    """
+    if TRACEBACK.value:
+        return
+    logging.set_verbosity(logging.FATAL)
+    hook = sys.unraisablehook
+    loop_closed = "Event loop is closed"
+    sys.unraisablehook = lambda lost: str(lost.exc_value) == loop_closed or hook(lost)
 
 
 def run(asked: Request) -> None:

@@ -12,15 +12,17 @@ which is in the config, and the step. training/restore.py reads them.
 """
 
 import json
+import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from training.files import UNWRITABLE
 from training.fingerprint import fingerprint
 from training.state import TrainState
 
@@ -89,8 +91,11 @@ def open_checkpoints(
     try:
         yield checkpoints
         wait(checkpoints)
-    finally:
-        checkpoints.close()
+    except BaseException:
+        with suppress(Exception):  # of a save that fails too; the first error says why
+            checkpoints.close()
+        raise
+    checkpoints.close()
 
 
 def items(state: TrainState) -> dict[str, Any]:
@@ -168,5 +173,8 @@ def checksum(record: Any) -> int:
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
+    """That a disk is full, wherever it stands in an error's message; else its first line."""
+    for number in UNWRITABLE:
+        if os.strerror(number) in str(error):
+            return os.strerror(number)
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

@@ -60,10 +60,10 @@ def locked(path: Path) -> Iterator[BinaryIO]:
                 return
 
 
-def has_name(file: BinaryIO, path: Path) -> bool:
-    """Whether an open file is the one that has this name now."""
+def has_name(file: BinaryIO, path: Path | str, folder: int | None = None) -> bool:
+    """Whether an open file is the one that has this name now, in an open folder if given."""
     with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+        return os.path.samestat(os.fstat(file.fileno()), os.stat(path, dir_fd=folder))
     return False
 
 

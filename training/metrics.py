@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from tensorboardX.event_file_writer import EventsWriter
@@ -65,22 +65,29 @@ class MetricLog:
         self.path = workdir / LOG
         drop_rows_after(self.path, step)
         with writing(self.path):
-            self.file = self.path.open("ab", buffering=0)
+            self.folder = os.open(workdir, os.O_RDONLY)
+            self.file = self.open()
         self.events = Events(workdir / EVENTS, step)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Append one row; a value that is not finite is left out, since JSON has no name for it."""
         finite = {name: value for name, value in row.items() if math.isfinite(value)}
         with writing(self.path):
-            if not has_name(self.file, self.path):  # an editor has put another in its place
+            if not has_name(self.file, LOG, self.folder):  # an editor has put another there
                 self.file.close()
-                self.file = self.path.open("ab", buffering=0)
+                self.file = self.open()
             append(self.file, (json.dumps({"step": step, **finite}) + "\n").encode())
         self.events.write(step, finite)
+
+    def open(self) -> BinaryIO:
+        """The log, to append to: in the folder of the run, whatever has its name now."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        return open(os.open(LOG, flags, 0o666, dir_fd=self.folder), "ab", buffering=0)
 
     def close(self) -> None:
         """Close both files."""
         self.file.close()
+        os.close(self.folder)
         self.events.close()
 
 
