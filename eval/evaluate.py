@@ -144,6 +144,7 @@ def evaluator(
             results.append(result)
             images[steps] = np.concatenate(first)[:GRID_IMAGES]
         if jax.process_index() == 0 and results:
+            (workdir / FOLDER).mkdir(exist_ok=True)  # in a folder that is still there
             shown = {"y": labels[:GRID_IMAGES], "way": way(params) if way else ()}
             for result, x in zip(results, images.values(), strict=True):
                 save(workdir / FOLDER, result, x=x, **shown)

@@ -4,12 +4,14 @@ import jax
 
 from eval.evaluate import check_evaluation, evaluator, summary
 from modes.request import Request, dataset_if_here, load_run, required_workdir
+from training.fields import check_fields
 
 
 def evaluate(request: Request) -> None:
     """Evaluate a run as its own config says, or as the `evaluate` fields of --config say."""
     config, experiment, mesh, params, step = load_run(request)
     if request.config is not None:
+        check_fields(request.config)
         config.evaluate, config.data.dir = request.config.evaluate, request.config.data.dir
     if not config.evaluate.steps:
         raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")

@@ -12,6 +12,7 @@ from data import Dataset
 from objectives.base import Params
 from training import restore, workdir
 from training.experiment import Experiment, build, debugged, rebuild
+from training.fields import check_fields
 from training.identity import as_dict, flat
 from training.processes import gather
 from training.sharding import everywhere, make_mesh
@@ -82,9 +83,10 @@ def required_workdir(request: Request) -> Path:
 
 
 def required_config(request: Request) -> ConfigDict:
-    """--config; raises ValueError if it was not given."""
+    """--config; raises ValueError if it was not given, or for a field that cannot be."""
     if request.config is None:
         raise ValueError("--config=configs/FILE.py:METHOD is needed")
+    check_fields(request.config)
     return request.config
 
 
@@ -134,8 +136,10 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     """The config as it will run, and its data set.
 
     None for a data set that is not here and that training does not read: images are then what the
-    teacher's are. Raises FileNotFoundError if it is needed, ValueError if a teacher is.
+    teacher's are. Raises FileNotFoundError if it is needed, ValueError if a teacher is, or for a
+    field that cannot be.
     """
+    check_fields(config)
     try:
         dataset = load_dataset(config)
     except FileNotFoundError:

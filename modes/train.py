@@ -165,8 +165,11 @@ def recorded(
             step=error.step - 1,
         )
     path = folder / replay.FOLDER / f"{error.step}.json"
-    if jax.process_index() == 0:
-        path = replay.write_record(folder, error, seed=config.seed, indices=indices)
+    try:
+        if jax.process_index() == 0:
+            replay.write_record(folder, error, seed=config.seed, indices=indices)
+    except OSError as unwritten:
+        return NonFiniteError(f"{error}. {unwritten}")
     return NonFiniteError(f"{error}. {path} has the step; --mode=replay shows where it broke")
 
 

@@ -41,12 +41,13 @@ def small_network(config):
 
 
 def train_small(
-    folder, method, fields, place=None, at=0, number=signal.SIGKILL, pause=0.0, dispatch=1
+    folder, method, fields, place=None, at=0, number=signal.SIGKILL, pause=0.0, dispatch=1, log=1
 ):
     """Train `method` in a folder to step STEPS; get a signal at `place` of step `at`, if given.
 
     place: "step" (its batch is being fetched), "saving" (its checkpoint is being written),
     "evaluating". pause: seconds that every step takes longer. dispatch: steps at once.
+    log: steps to a row of the log.
     """
     from training import checkpoint, exits
     from training.experiment import build
@@ -87,7 +88,7 @@ def train_small(
                 mesh=make_mesh(),
                 config={"method": method},
                 seed=config.seed,
-                schedule=Schedule(STEPS, 1, SAVE_EVERY, EVALUATE_EVERY, dispatch),
+                schedule=Schedule(STEPS, log, SAVE_EVERY, EVALUATE_EVERY, dispatch),
                 batch_size=config.batch_size,
                 batches=batches,
                 evaluate=evaluate,
@@ -96,6 +97,8 @@ def train_small(
             )
     except Preempted:
         sys.exit(exits.PREEMPTED)
+    except KeyboardInterrupt:
+        sys.exit(exits.INTERRUPTED)
     Path(folder, "final.pickle").write_bytes(pickle.dumps(jax.device_get(state)))
 
 

@@ -143,6 +143,37 @@ def test_an_infinite_gradient_of_a_finite_loss_is_caught():
         check_finite(1, jax.device_get(step(state, FROZEN, BATCH)[1]))
 
 
+def overflowing(bad):
+    """A game in which the finite gradients of `first` make a part of its state infinite."""
+    objective, optimizers = game(), dict.fromkeys(("first", "second"), SGD)
+    if bad == "parameters":
+        optimizers["first"] = Optimizer(optax.sgd(1e39), optax.constant_schedule(1e39))
+    if bad == "optimizer state":
+        squares = optax.GradientTransformation(
+            lambda params: jnp.float32(1.0),
+            lambda updates, state, params=None: (updates, 1e30 * state * 1e30),
+        )
+        transform = optax.chain(squares, optax.sgd(RATE))
+        optimizers["first"] = Optimizer(transform, optax.constant_schedule(RATE))
+    if bad == "follower":
+        blown_up = Follower("average", lambda own, source, step: {"w": source["w"] * 1e39})
+        objective = objective._replace(followers={**objective.followers, "blown_up": blown_up})
+    return objective, optimizers
+
+
+@pytest.mark.parametrize("bad", ["parameters", "optimizer state", "follower"])
+def test_an_update_that_makes_any_part_infinite_is_not_kept_and_named(bad):
+    objective, optimizers = overflowing(bad)
+    state = initial_state(objective, optimizers, 0, FROZEN)
+    step = jax.jit(train_step(objective, optimizers, 0))
+    updated, metrics = step(state, FROZEN, BATCH)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updated))
+    jax.tree.map(np.testing.assert_array_equal, updated, state)
+    with pytest.raises(NonFiniteError) as error:
+        check_finite(12, jax.device_get(metrics))
+    assert "of first after its update are not finite at step 12" in str(error.value)
+
+
 def test_keys_are_a_function_of_seed_step_and_name():
     seen = {}
 
