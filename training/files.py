@@ -9,6 +9,8 @@ from uuid import uuid4
 
 import numpy as np
 
+from training.archives import read_arrays
+
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write a file so that a reader, or a crash, sees the old content or the new, never a part.
@@ -44,7 +46,6 @@ def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
     Raises ValueError that names the file and the remedy.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        return read_arrays(path)
     except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error
