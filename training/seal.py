@@ -80,8 +80,8 @@ def sha256_of(arrays: Arrays, source: Mapping[str, Any]) -> str:
 def warn_unsealed(folder: Path) -> None:
     """Say once of a folder that it holds files of an older version."""
     say(
-        f"warning: {folder} has a file without a seal, which an older version wrote: whether it was "
-        "changed cannot be checked",
+        f"warning: {folder} has a file without a seal, which an older version wrote; whether it "
+        "was changed cannot be checked",
         sys.stderr,
     )
 
