@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data import Dataset, data_root
+from eval.evaluation import FOLDER, sample_source
 from eval.features import check_dimension
 from eval.generate import BatchSampler, batch_sampler, cycle_labels, generate
 from eval.grid import save_comparison, save_grid
@@ -22,14 +23,13 @@ from eval.measure import Measures, load_measures, measure, of_real_images, warni
 from eval.networks import check_feature_network
 from eval.protocol import Protocol
 from eval.reference import STATISTICS, check_reference
-from eval.results import Result, save_results
+from eval.results import Result, plain, save_results
 from eval.trajectory import trajectory
 from objectives.base import Params
 from training.experiment import Experiment, check_guidance
-from training.files import write_npz
+from training.seal import write_sealed
 from training.workdir import as_dict, flat
 
-FOLDER = "eval"
 # Fields of an objective that say how it samples.
 SAMPLED_BY = ("solver", "spacing", "sample_times")
 GRID_COLUMNS, GRID_IMAGES, COMPARED_IMAGES = 10, 100, 10
@@ -218,7 +218,7 @@ def set_fields(config: ConfigDict) -> dict[str, Any]:
 def save(folder: Path, result: Result, *, x: np.ndarray, **shown: np.ndarray) -> None:
     """A result as JSON, its first images as arrays and as a grid, under its id."""
     path = folder / f"{result['id']}.json"
-    write_npz(path.with_suffix(".npz"), x=x, **shown)
+    write_sealed(path.with_suffix(".npz"), sample_source(plain(result)), x=x, **shown)
     save_grid(path.with_suffix(".png"), x, columns=GRID_COLUMNS)
     save_results(path, result)
 
