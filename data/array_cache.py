@@ -68,6 +68,12 @@ def array_folder(data: Undecoded, root: Path) -> Path:
     return root / FOLDER / f"{readable}-{key}"
 
 
+def is_decoded(data: Undecoded, root: Path) -> bool:
+    """Whether the arrays of every split are there."""
+    folder = array_folder(data, root)
+    return all((folder / f"{name}_images.npy").exists() for name in data.splits)
+
+
 def decode(data: Undecoded, root: Path) -> Dataset:
     """The data set as memory-mapped arrays, decoded with a progress bar if that is not done yet."""
     folder = array_folder(data, root)

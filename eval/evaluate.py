@@ -97,11 +97,16 @@ def sampler_of(experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: in
 
 
 def measures_of(
-    experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh
+    experiment: Experiment,
+    dataset: Dataset | None,
+    config: ConfigDict,
+    mesh: Mesh,
+    writable: bool = True,
 ) -> Measures | None:
     """What the evaluation of a config measures with, read or made now; None if it measures nothing.
 
-    Without a data set, and without a file of statistics, there are pictures and no metrics.
+    Without a data set, and without a file of statistics, there are pictures and no metrics. What is
+    made is kept in data.dir, or, if that is not writable, in the user's own data folder.
     """
     if not config.evaluate.steps or skipped(dataset, config):
         return None
@@ -110,20 +115,29 @@ def measures_of(
         dataset,
         image_shape=experiment.image_shape,
         num_classes=experiment.num_classes,
-        root=data_root(config.data.dir),
+        root=data_root(config.data.dir if writable else ""),
+        read_only=None if writable else data_root(config.data.dir),
         mesh=mesh,
     )
 
 
 def evaluator(
-    experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh, workdir: Path
+    experiment: Experiment,
+    dataset: Dataset | None,
+    config: ConfigDict,
+    mesh: Mesh,
+    workdir: Path,
+    writable: bool = True,
 ) -> Evaluate:
-    """The function that evaluates parameters; what it measures with is read or made here."""
+    """The function that evaluates parameters; what it measures with is read or made here.
+
+    writable: whether that may be kept in data.dir.
+    """
     fields = config.evaluate
     choices = np.arange(experiment.num_classes) if experiment.num_classes else np.array([-1])
     labels = cycle_labels(choices, fields.num_samples)
     samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
-    measures = measures_of(experiment, dataset, config, mesh)
+    measures = measures_of(experiment, dataset, config, mesh, writable)
     way = way_of_one_image(experiment, config, label=int(labels[0]))
 
     def evaluate(params: Params, step: int) -> list[Result]:
