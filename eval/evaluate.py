@@ -15,6 +15,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data import Dataset, data_root
+from eval.evaluation import FOLDER, sample_source
 from eval.features import check_dimension
 from eval.generate import BatchSampler, batch_sampler, cycle_labels, generate
 from eval.grid import save_comparison, save_grid
@@ -22,14 +23,13 @@ from eval.measure import Measures, load_measures, measure, of_real_images, warni
 from eval.networks import check_feature_network
 from eval.protocol import Protocol
 from eval.reference import STATISTICS, check_reference
-from eval.results import Result, save_results
+from eval.results import Result, plain, save_results
 from eval.trajectory import trajectory
 from objectives.base import Params
 from training.experiment import Experiment, check_guidance
-from training.files import write_npz
 from training.identity import as_dict, flat
+from training.seal import write_sealed
 
-FOLDER = "eval"
 # Fields of an objective that say how it samples.
 SAMPLED_BY = ("solver", "spacing", "sample_times")
 GRID_COLUMNS, GRID_IMAGES, COMPARED_IMAGES = 10, 100, 10
@@ -97,11 +97,16 @@ def sampler_of(experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: in
 
 
 def measures_of(
-    experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh
+    experiment: Experiment,
+    dataset: Dataset | None,
+    config: ConfigDict,
+    mesh: Mesh,
+    writable: bool = True,
 ) -> Measures | None:
     """What the evaluation of a config measures with, read or made now; None if it measures nothing.
 
-    Without a data set, and without a file of statistics, there are pictures and no metrics.
+    Without a data set, and without a file of statistics, there are pictures and no metrics. What is
+    made is kept in data.dir, or, if that is not writable, in the user's own data folder.
     """
     if not config.evaluate.steps or skipped(dataset, config):
         return None
@@ -110,20 +115,29 @@ def measures_of(
         dataset,
         image_shape=experiment.image_shape,
         num_classes=experiment.num_classes,
-        root=data_root(config.data.dir),
+        root=data_root(config.data.dir if writable else ""),
+        read_only=None if writable else data_root(config.data.dir),
         mesh=mesh,
     )
 
 
 def evaluator(
-    experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh, workdir: Path
+    experiment: Experiment,
+    dataset: Dataset | None,
+    config: ConfigDict,
+    mesh: Mesh,
+    workdir: Path,
+    writable: bool = True,
 ) -> Evaluate:
-    """The function that evaluates parameters; what it measures with is read or made here."""
+    """The function that evaluates parameters; what it measures with is read or made here.
+
+    writable: whether that may be kept in data.dir.
+    """
     fields = config.evaluate
     choices = np.arange(experiment.num_classes) if experiment.num_classes else np.array([-1])
     labels = cycle_labels(choices, fields.num_samples)
     samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
-    measures = measures_of(experiment, dataset, config, mesh)
+    measures = measures_of(experiment, dataset, config, mesh, writable)
     data = training_data(experiment, dataset)
     way = way_of_one_image(experiment, config, label=int(labels[0]))
 
@@ -236,7 +250,7 @@ def set_fields(config: ConfigDict) -> dict[str, Any]:
 def save(folder: Path, result: Result, *, x: np.ndarray, **shown: np.ndarray) -> None:
     """A result as JSON, its first images as arrays and as a grid, under its id."""
     path = folder / f"{result['id']}.json"
-    write_npz(path.with_suffix(".npz"), x=x, **shown)
+    write_sealed(path.with_suffix(".npz"), sample_source(plain(result)), x=x, **shown)
     save_grid(path.with_suffix(".png"), x, columns=GRID_COLUMNS)
     save_results(path, result)
 

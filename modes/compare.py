@@ -14,13 +14,8 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from eval.evaluate import (
-    FOLDER,
-    check_evaluation,
-    measures_of,
-    protocol_of,
-    training_data,
-)
+from eval.evaluate import check_evaluation, measures_of, protocol_of, training_data
+from eval.evaluation import FOLDER
 from eval.measure import Measures
 from eval.runs import by_method
 from eval.spreadsheet import text_table, write_csv
@@ -202,4 +197,7 @@ def is_trained(cell: Cell) -> bool:
 
 def is_evaluated(cell: Cell) -> bool:
     """Whether the cell has all its results."""
-    return all((cell.folder / FOLDER / f"{id}.json").exists() for id in cell.results)
+    files = [
+        cell.folder / FOLDER / f"{id}{end}" for id in cell.results for end in (".json", ".npz")
+    ]
+    return all(file.exists() for file in files)

@@ -33,7 +33,7 @@ def replay(request: Request) -> None:
     rebuild(config, str(path))  # a record of another version is one error
     mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
     experiment = build_on(config, mesh)
-    dataset = dataset_if_here(config, experiment)
+    dataset = dataset_if_here(config, experiment, writable=False)
     metrics = step_again(path, record["step"], config, experiment, dataset, mesh)
     players = list(experiment.objective.players)
     found = findings(metrics, players, config.micro_batches)

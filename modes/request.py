@@ -90,19 +90,26 @@ def required_config(request: Request) -> ConfigDict:
     return request.config
 
 
-def read_dataset(config: ConfigDict) -> Dataset:
-    """The data set of a config, in this process. Raises FileNotFoundError if it is not here."""
+def read_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
+    """The data set of a config, in this process. Raises FileNotFoundError if it is not here.
+
+    writable: whether data.dir is this user's own choice, which a run's record of it may not be.
+    """
     fields = config.data
     return data.load(
-        fields.name, data_dir=fields.dir, image_size=fields.image_size, channels=fields.channels
+        fields.name,
+        data_dir=fields.dir,
+        image_size=fields.image_size,
+        channels=fields.channels,
+        writable=writable,
     )
 
 
-def load_dataset(config: ConfigDict) -> Dataset:
+def load_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
     """The data set of a config. Raises FileNotFoundError if a process does not have it."""
     missing = None
     try:
-        dataset = read_dataset(config)
+        dataset = read_dataset(config, writable)
     except FileNotFoundError as error:
         missing = error
     # What is done without images must be done without them in all processes.
@@ -166,10 +173,12 @@ def resolve_where_open(config: ConfigDict) -> ConfigDict:
     return debugged(config) if config.debug else config
 
 
-def dataset_if_here(config: ConfigDict, experiment: Experiment) -> Dataset | None:
+def dataset_if_here(
+    config: ConfigDict, experiment: Experiment, writable: bool = True
+) -> Dataset | None:
     """The data set of a run; None if it is not here and the run was trained without its images."""
     try:
-        return load_dataset(config)
+        return load_dataset(config, writable)
     except FileNotFoundError:
         if experiment.objective.reads_images:
             raise

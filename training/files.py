@@ -12,6 +12,8 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from training.archives import read_arrays
+
 # The disk, or a user's share of it, is full; it can be read only; a file would be too large.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
 
@@ -115,7 +117,6 @@ def read_npz(path: Path, remedy: str) -> dict[str, np.ndarray]:
     Raises ValueError that names the file and the remedy.
     """
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return {name: file[name] for name in file.files}
+        return read_arrays(path)
     except Exception as error:  # a damaged file can raise nearly anything
         raise ValueError(f"{path} cannot be read ({error}); {remedy}") from error

@@ -8,6 +8,7 @@ from data import Dataset
 from eval.evaluate import (
     check_evaluation,
     evaluator,
+    measures_of,
     protocol_of,
     real_row,
     summary,
@@ -109,6 +110,17 @@ def test_a_file_of_statistics_needs_no_data(evaluated, tmp_path):
     np.savez(tmp_path / "adm.npz", mu=np.zeros(64), sigma=np.eye(64))
     results, _ = evaluated(None, **{"evaluate.reference": str(tmp_path / "adm.npz")})
     assert [set(result["metrics"]) for result in results] == [{"frechet"}] * 2
+
+
+def test_a_folder_that_is_not_writable_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path / "own"))
+    theirs, own = tmp_path / "theirs", tmp_path / "own"
+    config, experiment = small_experiment(**{**FIELDS, "data.dir": str(theirs)})
+    measures_of(experiment, dataset(), config, make_mesh(), writable=False)
+    assert not theirs.exists() and len(list((own / "references").iterdir())) == 1
+    own.rename(theirs)
+    measures_of(experiment, dataset(), config, make_mesh(), writable=False)
+    assert not own.exists()
 
 
 def test_data_without_classes(evaluated):

@@ -111,7 +111,7 @@ def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
     fields = small_config().evaluate
     trained = []
 
-    def classifier(dataset, root):
+    def classifier(dataset, root, read_only):
         trained.append(dataset.name)
         return NETWORK._replace(name="classifier", weights="abc"), 0.9
 

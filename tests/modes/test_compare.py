@@ -4,7 +4,7 @@ from importlib import import_module
 
 import pytest
 
-from modes.compare import compare, with_teachers
+from modes.compare import Cell, compare, is_evaluated, with_teachers
 from modes.request import Request
 from tests.cli import run
 from tests.training.runs import small_config
@@ -90,6 +90,15 @@ def test_what_cannot_be_compared_is_refused_before_compute(tmp_path, options, me
     result = run("--mode=compare", f"--workdir={tmp_path}/c", *SMALL, *options, expect=2)
     assert message in result.stderr and not (tmp_path / "c").exists()
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+def test_a_result_without_its_samples_is_made_again(tmp_path):
+    cell = Cell("cd", 0, tmp_path, None, None, frozenset({"a", "b"}))
+    (tmp_path / "eval").mkdir()
+    for name in ("a.json", "a.npz", "b.json", "b.npz"):
+        assert not is_evaluated(cell)
+        (tmp_path / "eval" / name).touch()
+    assert is_evaluated(cell)
 
 
 def test_another_run_in_the_place_of_a_cell_is_refused(compared):
