@@ -1,4 +1,4 @@
-"""The environment of every test process, set before JAX starts: nothing of the caller's decides a test.
+"""The environment of every test process, set before JAX starts; nothing of the caller's counts.
 
 Eight CPU devices, compiled fast and once. Tests compile more than they compute: little
 optimisation, and what one process of this session compiled the others find, those of the command

@@ -9,17 +9,16 @@ from tests import conftest
 
 ROOT = Path(__file__).parent.parent
 # Of the Makefile, the launch scripts, the program, JAX, clusters, and languages.
-FOREIGN = {
-    **dict.fromkeys(("PYTHON", "VENV", "DEMO", "DEMO_STEPS", "TEST_WORKERS", "SOAK"), "/no/where"),
-    **dict.fromkeys(("NPROC", "PORT", "MAX_RESTARTS", "RESTARTS", "SLICES"), "7"),
-    **{"FOLDER": "/no/where", "IMAGE": "none", "MAKEFLAGS": "-k", "WORKDIR": "/no/where"},
-    **dict.fromkeys(("FEWSTEP_DATA", "FEWSTEP_INCEPTION", "FEWSTEP_DINOV2"), "/no/where"),
-    **{"JAX_PLATFORMS": "cuda", "JAX_ENABLE_X64": "1", "JAX_DISABLE_JIT": "1"},
-    **{"JAX_COMPILATION_CACHE_DIR": "/no/where", "XLA_FLAGS": "--xla_no_such_flag"},
-    **{"SLURM_JOB_ID": "17", "SLURM_NTASKS": "2", "KUBERNETES_SERVICE_HOST": "10.0.0.1"},
-    **{"OMPI_COMM_WORLD_SIZE": "2", "TPU_WORKER_ID": "1", "CUDA_VISIBLE_DEVICES": "3"},
-    **{"LANG": "tr_TR", "LC_ALL": "tr_TR", "FORCE_COLOR": "1", "PYTHONWARNINGS": "error"},
-}
+FOREIGN = """
+    PYTHON=/no/where VENV=/no/where DEMO=/no/where DEMO_STEPS=0 TEST_WORKERS=0 SOAK=--none
+    NPROC=7 PORT=7 MAX_RESTARTS=7 RESTARTS=7 SLICES=7 FOLDER=/no/where IMAGE=none WORKDIR=/no/where
+    MAKEFLAGS=-k FEWSTEP_DATA=/no/where FEWSTEP_INCEPTION=/no/where FEWSTEP_DINOV2=/no/where
+    JAX_PLATFORMS=cuda JAX_ENABLE_X64=1 JAX_DISABLE_JIT=1 JAX_COMPILATION_CACHE_DIR=/no/where
+    XLA_FLAGS=--xla_no_such_flag CUDA_VISIBLE_DEVICES=3 TPU_WORKER_ID=1 OMPI_COMM_WORLD_SIZE=2
+    SLURM_JOB_ID=17 SLURM_NTASKS=2 KUBERNETES_SERVICE_HOST=10.0.0.1
+    LANG=tr_TR LC_ALL=tr_TR FORCE_COLOR=1 PYTHONWARNINGS=error
+"""
+FOREIGN = dict(variable.split("=", 1) for variable in FOREIGN.split())
 
 
 def test_a_test_process_has_no_variable_of_its_caller():
