@@ -18,7 +18,7 @@ boundary in all but name.
 
 LCM's code starts at the 50 times 19, 39, ..., 999 of 1,000 alone, those of a DDIM sampler of 50
 steps, and samples in four steps from 999, 759, 499 and 259, which are among them. Here t is any
-point of the grid but the first, and four steps of `lcm` start from the points 999, 749, 500 and 250.
+point of the grid but the first, and four steps of `lcm` start from 999, 749, 500 and 250.
 """
 
 from collections.abc import Mapping, Sequence

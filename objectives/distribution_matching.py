@@ -15,10 +15,11 @@ of its own. For a fixed fake score neither's expected gradient changes; the two 
 longer independent. The order is ours: DMD2's code shares x_g too but updates the generator first,
 and SiD's and Diff-Instruct's draw fresh noise for the generator. The fake score that the generator
 meets here has just taken a step on these x_g among others, which biases the generator's gradient by
-the order of that step over the number of rows: 1e-5 to 3e-5 of it, measured. With `joint` both losses are taken at the same x_t too, where the fake score is
-evaluated once for both, before its update: of SIM's ten forward passes per image one is saved, and
-there is no such bias. (In micro-batches each player makes its own, and nothing is saved; with
-dropout the generator meets the fake score's.)
+the order of that step over the number of rows: 1e-5 to 3e-5 of it, measured. With `joint` both
+losses are taken at the same x_t too, where the fake score is evaluated once for both, before its
+update: of SIM's ten forward passes per image one is saved, and there is no such bias. (In micro-
+batches each player makes its own, and nothing is saved; with dropout the generator meets the fake
+score's.)
 
 Batches have labels alone. Methods differ in the divergence and in `normalize`:
 
