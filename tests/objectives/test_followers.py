@@ -47,3 +47,14 @@ def test_power_exponent_is_karras_et_al_s():
 def test_out_of_range_is_refused(make):
     with pytest.raises(ValueError, match="EMA"):
         make(1.0)
+
+
+def test_the_width_of_a_power_ema_lies_between_its_ends():
+    for std in (0.0, 12.0**-0.5, -0.1):
+        with pytest.raises(ValueError, match=r"a std in \(0, 0.288\)"):
+            power_exponent(std)
+    assert power_exponent(0.288) == pytest.approx(0.0, abs=0.02)  # nearly the uniform average
+    assert power_exponent(1e-3) > 900.0
+    for decay in (1.0, -1e-3):
+        with pytest.raises(ValueError, match=r"must be in \[0, 1\)"):
+            constant_ema(decay)

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from training.optimizer import optimizer
+from training.optimizer import SCHEDULES, optimizer
 
 FIELDS = {
     "name": "adamw",
@@ -65,3 +65,44 @@ def test_gradients_are_clipped_by_their_global_norm():
 def test_bad_fields(fields, message):
     with pytest.raises(ValueError, match=message):
         optimizer(**{**FIELDS, **fields})
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused", "message"),
+    [
+        ({"warmup_steps": 99}, {"warmup_steps": 100}, "must be below the run's 100 updates"),
+        ({"spike_factor": 0.0}, {"spike_factor": -1e-3}, "spike_factor >= 0"),
+        ({"spike_window": 2}, {"spike_window": 1}, "spike_window >= 2"),
+        ({"spike_cap": 0}, {"spike_cap": -1}, "spike_cap >= 0"),
+        ({"name": "adam"}, {"name": "adam", "weight_decay": 1e-9}, "use optimizer.name=adamw"),
+    ],
+)
+def test_fields_have_edges(allowed, refused, message):
+    optimizer(**{**FIELDS, **allowed})
+    with pytest.raises(ValueError, match=message):
+        optimizer(**{**FIELDS, **refused})
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_of_no_update_has_a_rate(schedule):
+    rate = optimizer(**{**FIELDS, "schedule": schedule, "updates": 0}).learning_rate
+    assert float(rate(0)) == pytest.approx(0.1)
+
+
+def test_spikes_are_skipped_only_when_asked():
+    assert optimizer(**FIELDS)[2:] == (0.0, 10)
+    state = optimizer(**FIELDS, spike_factor=6.0).transform.init({"w": jnp.ones(3)})
+    assert state.losses.shape == (128,)
+
+
+def test_moments_and_epsilon_are_the_fields():
+    # Two updates of Adam in NumPy, with a gradient that epsilon and both decays move.
+    gradients, fields = (2e-4, -1e-4), {"b1": 0.5, "b2": 0.75, "eps": 1e-4}
+    transform = optimizer(**{**FIELDS, **fields}).transform
+    params, m, v = {"w": jnp.zeros(1)}, 0.0, 0.0
+    state = transform.init(params)
+    for count, g in enumerate(gradients, start=1):
+        update, state = transform.update({"w": jnp.array([g])}, state, params)
+        m, v = 0.5 * m + 0.5 * g, 0.75 * v + 0.25 * g**2
+        expected = -0.1 * (m / (1 - 0.5**count)) / (np.sqrt(v / (1 - 0.75**count)) + 1e-4)
+        np.testing.assert_allclose(update["w"], expected, rtol=1e-5)

@@ -3,12 +3,11 @@
 import gc
 import random
 import signal
-import time
 
 import pytest
 
 from tests.cli import SERVER
-from tests.training import killed
+from tests.training import interruption, killed
 from tests.training.test_resume import rows
 from training import exits
 from training.preemption import Preempted, Preemption
@@ -57,31 +56,15 @@ def test_rows_that_stops_and_kills_cut_are_those_of_an_undisturbed_run(undisturb
     assert [[row["step"] for row in log] for log in logs] == [[4, 5, 6, 6, 8, 10, 12, 12]] * 2
 
 
-def stopped_at_random(folder, rng):
-    """Start a run and send SIGTERM after a random time; its exit code."""
-    process = killed.start(folder, "edm", {}, pause=0.05, log=SLOW_LOG)
-    killed.wait_for_a_step(folder, process)
-    time.sleep(rng.uniform(0.0, 0.4))
-    process.terminate()
-    process.join(killed.TIMEOUT)
-    return process.exitcode
-
-
-def test_sigterm_at_random_moments(undisturbed, whole, tmp_path, stops=3, seed=0):
+def test_sigterm_at_random_moments(whole, tmp_path, stops=3, seed=0):
     rng = random.Random(seed)
-    codes = []
     for _ in range(stops):
-        before = killed.saved_steps(tmp_path)[-1:]
-        codes.append(stopped_at_random(tmp_path, rng))
-        # Nothing that was saved is lost, and a stop that was heard is on disk.
-        assert killed.saved_steps(tmp_path)[-1:] >= before
-        assert codes[-1] in (exits.PREEMPTED, 0, -signal.SIGTERM)
-        if codes[-1] == 0:
+        one = interruption.interrupt(tmp_path, "edm", signal.SIGTERM, rng)
+        if interruption.missed(one):
             break
-    killed.run(tmp_path, "edm", {}, log=SLOW_LOG)
+        assert all(interruption.promises(one).values()), one
+    killed.run(tmp_path, "edm", {}, **interruption.OPTIONS)
     assert killed.identical(whole, killed.final(tmp_path))
-    assert rows(undisturbed) == rows(tmp_path)
-    return codes
 
 
 def test_a_signal_is_noted_in_a_step_and_raised_where_nothing_is_lost():
