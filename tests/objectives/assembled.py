@@ -82,8 +82,8 @@ VALUES = {
     "total_steps": (TOTAL, 2 * TOTAL),
     "weighting": (WEIGHTINGS["inverse_gap"], WEIGHTINGS["uniform"]),
 }
-# Cases by name, (objective, fields that differ from VALUES): every objective is one, and beside them
-# what a field turns off.
+# Cases by name, (objective, fields that differ from VALUES): every objective is one, and beside
+# them what a field turns off.
 CASES = {name: (name, {}) for name in OBJECTIVES} | {
     "unguided shortcut": ("shortcut", {"guidance_scale": 1.0}),
     "plain distillation": (
