@@ -28,7 +28,8 @@ from samplers import SOLVERS
 from samplers.ode import STEPS
 
 KEY, SHARE_KEY = jax.random.key(0), jax.random.key(1)
-CLASSES, ROWS, DIMENSION = 3, 16, 2
+# Rows enough for shares and correlations to be seen in.
+CLASSES, ROWS, DIMENSION = 3, 2048, 2
 # The length of schedules here.
 TOTAL = 40
 
@@ -119,7 +120,6 @@ class Case(NamedTuple):
     model: Model
     objective: Objective
     networks: dict[str, Any]
-    rows: int = ROWS
 
 
 def fields_of(case):
@@ -204,10 +204,10 @@ def networks_of(objective, model):
     return params
 
 
-def batch_of(objective, rows=ROWS):
+def batch_of(objective):
     """Random data with a label each, and pairs for objectives that read them."""
-    x, eps, x_0 = jax.random.normal(jax.random.key(2), (3, rows, DIMENSION))
-    batch = {"label": jnp.arange(rows) % CLASSES}
+    x, eps, x_0 = jax.random.normal(jax.random.key(2), (3, ROWS, DIMENSION))
+    batch = {"label": jnp.arange(ROWS) % CLASSES}
     if objective.reads_images:
         batch["x"] = x
     if objective.reads_pairs:
@@ -217,21 +217,21 @@ def batch_of(objective, rows=ROWS):
 
 def loss_rows(case, player, params, step, batch=None, key=KEY):
     """The loss of a player, [B], as a function of its parameters, in what is shared too."""
-    objective, batch = case.objective, batch or batch_of(case.objective, case.rows)
+    objective, batch = case.objective, batch or batch_of(case.objective)
     networks = {**case.networks, player: params}
     shared = {SHARED: objective.share(networks, batch, SHARE_KEY)} if objective.share else {}
     loss = objective.players[player].loss
     return loss(params, case.networks, {**batch, **shared}, key, jnp.int32(step))[0]
 
 
-def samples(objective, params, steps, *, scale=None, rows=ROWS, seed=3):
+def samples(objective, params, steps, *, scale=None, seed=3):
     """Samples at a guidance scale, the objective's own if None."""
-    eps = jax.random.normal(jax.random.key(4), (rows, DIMENSION))
+    eps = jax.random.normal(jax.random.key(4), (ROWS, DIMENSION))
     return objective.sample(
         params,
         eps,
-        {"label": jnp.arange(rows) % CLASSES},
-        jax.random.split(jax.random.key(seed), rows),
+        {"label": jnp.arange(ROWS) % CLASSES},
+        jax.random.split(jax.random.key(seed), ROWS),
         steps=steps,
         guidance_scale=objective.guidance_scale if scale is None else scale,
     )

@@ -19,6 +19,7 @@ import pytest
 from tests.objectives.assembled import (
     CASES,
     CLASSES,
+    ROWS,
     Given,
     assemble,
     batch_of,
@@ -31,7 +32,6 @@ from training.optimizer import Optimizer
 from training.state import TrainState
 from training.step import train_step
 
-ROWS = 2048
 SEED, STEP = 5, 30
 
 # phase -> calls in it, "NETWORK MODE LABELS". The phase is "share" or the player whose loss it is.
@@ -210,9 +210,11 @@ class Record:
 
 
 class Step(NamedTuple):
-    """A step that was taken, and what was recorded of it."""
+    """A step that was taken, and what was recorded of it. before, after: parameters of players."""
 
     case: Any
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
     batch: Mapping[str, Any]
     calls: list[Call]
     record: Record
@@ -239,21 +241,22 @@ def take_step(name, monkeypatch):
         for player, entry in objective.players.items()
     }
     share = objective.share and record.during("share", objective.share)
-    still = Optimizer(optax.sgd(0.0), lambda step: 0.0)
-    optimizers = dict.fromkeys(players, still)
+    descent = Optimizer(optax.sgd(1.0), lambda step: 1.0)
+    optimizers = dict.fromkeys(players, descent)
     state = TrainState(
         jnp.int32(STEP),
         {player: networks[player] for player in players},
         {follower: networks[follower] for follower in objective.followers},
-        {player: still.transform.init(networks[player]) for player in players},
+        {player: descent.transform.init(networks[player]) for player in players},
     )
-    batch = batch_of(objective, ROWS)
+    batch = batch_of(objective)
     step = train_step(objective._replace(players=players, share=share), optimizers, SEED)
     with monkeypatch.context() as patched:
         record.watch_random_numbers(patched)
-        step(state, {name: networks[name] for name in objective.frozen}, batch)
+        updated, _ = step(state, {name: networks[name] for name in objective.frozen}, batch)
     jax.effects_barrier()
-    return Step(case, batch, [record.calls[i] for i in sorted(record.calls)], record)
+    calls = [record.calls[i] for i in sorted(record.calls)]
+    return Step(case, state.networks, updated.networks, batch, calls, record)
 
 
 @pytest.fixture(scope="module")
@@ -315,6 +318,15 @@ def test_labels_are_dropped_at_the_rate_of_the_field(name, steps):
         null = np.delete(null, np.s_[::every])
     rate = value_of(name, "label_dropout")
     assert null.mean() == pytest.approx(rate, abs=deviations(5, len(null)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_parameter_of_a_player_is_trained(name, steps):
+    _, before, after, *_ = steps(name)
+    for player, params in before.items():
+        for leaf in set(params) - {"who"}:
+            change = np.abs(np.asarray(after[player][leaf] - params[leaf]))
+            assert np.isfinite(change).all() and change.max() > 1e-4, (player, leaf)
 
 
 def deviations(count, rows):
@@ -395,7 +407,7 @@ def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch
         jax.effects_barrier()
         word = "guided" if steps in GUIDED_SAMPLERS.get(name, ()) else "kept"
         calls = [record.calls[i] for i in sorted(record.calls)]
-        batch = {"label": np.arange(16) % CLASSES}
+        batch = {"label": np.arange(ROWS) % CLASSES}
         assert [(call.mode, labels_of(call, batch)) for call in calls] == [("rests", word)] * steps
         if case.model.network.guidance_input:
             assert all((call.scale == objective.guidance_scale).all() for call in calls)

@@ -1,10 +1,9 @@
 """Every field of every objective changes what it stands for, and nothing else."""
 
 import inspect
-from functools import lru_cache, partial
+from functools import lru_cache
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -123,9 +122,7 @@ def observe(case):
     """All that can be seen of an objective, by the names of EFFECTS."""
     objective, networks = case.objective, case.networks
     seen = {
-        f"{player} loss": [
-            loss_rows(case, player, networks[player], step) for step in (EARLY, LATE)
-        ]
+        f"{player} loss": loss_rows(case, player, networks[player], LATE)
         for player in objective.players
     }
     seen["samples"] = [
@@ -222,7 +219,7 @@ def test_the_documented_defaults_are_those_of_the_factory(name):
     found = build_objective(config, model)._replace(init_from=case.objective.init_from)
     default = OBJECTIVES[name](model, **given)
     before, after = (
-        observe(Case(model, objective, networks_of(objective, model), rows=32))
+        observe(Case(model, objective, networks_of(objective, model)))
         for objective in (default, found)
     )
     assert changes(before, after) == set()
@@ -231,7 +228,7 @@ def test_the_documented_defaults_are_those_of_the_factory(name):
 SCHEDULES = {"curriculum", "total_steps", "tangent_warmup"}
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", OBJECTIVES)
 def test_a_loss_changes_with_the_step_until_its_schedule_ends_and_not_after(case):
     assembled = assemble(case)
     for player, params in ((p, assembled.networks[p]) for p in assembled.objective.players):
@@ -240,13 +237,3 @@ def test_a_loss_changes_with_the_step_until_its_schedule_ends_and_not_after(case
         )
         np.testing.assert_array_equal(last, late)
         assert np.array_equal(first, last) != bool(SCHEDULES & set(fields_of(case)))
-
-
-@pytest.mark.parametrize("case", OBJECTIVES)
-def test_every_parameter_of_a_player_has_a_gradient(case):
-    assembled = assemble(case)
-    for player in assembled.objective.players:
-        loss = partial(loss_rows, assembled, player, step=LATE)
-        gradient = jax.grad(lambda params, loss=loss: loss(params).mean())
-        for name, slope in gradient(assembled.networks[player]).items():
-            assert jnp.abs(slope).max() > 1e-4, (player, name)
