@@ -191,11 +191,12 @@ def with_fake(points: Share, model: Model, divergence: Divergence) -> Share:
     """
 
     def share(networks: Mapping[str, Params], batch: Batch, key: Key) -> dict[str, Array]:
-        shared = points(networks, batch, key)
+        key_points, key_dropout = jax.random.split(key)
+        shared = points(networks, batch, key_points)
         x_t = model.path.interpolate(shared["x_g"], shared["eps"], shared["t"])
         x_t = x_t if divergence.through_scores else jax.lax.stop_gradient(x_t)
-        params, times, rng = networks["fake_score"], (shared["t"],) * 2, jax.random.fold_in(key, 1)
-        fake = model.predict(params, x_t, *times, condition_of(batch), train=True, rng=rng)
+        params, times, condition = networks["fake_score"], (shared["t"],) * 2, condition_of(batch)
+        fake = model.predict(params, x_t, *times, condition, train=True, rng=key_dropout)
         return {**shared, "fake": fake}
 
     return share
