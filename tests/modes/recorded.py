@@ -79,53 +79,59 @@ class Recorder:
         """Keep what a place was given."""
         self.notes.setdefault(place, []).append(content)
 
+    def note_each(self, place, content):
+        """Keep the fields of a place, each as a place of its own."""
+        for field, value in content.items():
+            self.note(f"{place}.{field}", value)
+
     def places(self):
-        """What each place has seen, as text without addresses in memory."""
+        """What each place has seen, as texts without addresses in memory; repetitions once."""
         return {
-            place: re.sub(r"0x[0-9a-f]+", "", repr(jax.tree.map(digest, content)))
-            for place, content in self.notes.items()
+            place: {re.sub(r"0x[0-9a-f]+", "", repr(jax.tree.map(digest, note))) for note in notes}
+            for place, notes in self.notes.items()
         }
 
     def build_network(self, **fields):
-        self.note("network", fields)
+        self.note_each("network", fields)
         return random_network((fields["image_size"], fields["image_size"], fields["channels"]))
 
-    def load_data(self, name, *, data_dir, image_size, channels):
-        self.note("data", name, data_dir, image_size, channels)
-        return dataset(image_size, channels)
+    def load_data(self, name, *, data_dir, **sizes):
+        self.note_each("data", {"name": name, "dir": data_dir, **sizes})
+        return dataset(**sizes)
 
     def saved_step(self, folder, step=None):
         return 5 if step is None else step
 
     def restore_network(self, folder, name, abstract, step):
-        self.note("teacher", folder.name, name, step)
+        self.note_each("teacher", {"folder": folder.name, "network": name, "step": step})
         return jax.tree.map(lambda leaf: jnp.ones(leaf.shape), abstract), step
 
     def teacher_pairs(self, folder, taught, params, mesh, **how):
-        self.note("pairs", how, params)
+        self.note_each("pairs", how | {"params": params})
         images = np.zeros((how["count"], *taught.image_shape), np.float32)
         return Pairs(images, images, np.arange(how["count"], dtype=np.int32))
 
     def batch_sampler(self, objective, image_shape, mesh, **how):
-        self.note("samples", dict(mesh.shape), image_shape)
+        self.note_each("sampler", how | {"mesh": dict(mesh.shape), "shape": image_shape})
 
         def sample(params, indices, labels):
             if isinstance(indices, np.ndarray):  # not when it is traced
-                self.note("samples", how, params, indices, labels)
+                self.note_each("samples", {"network": params, "labels": labels})
             return jnp.zeros((len(indices), *image_shape))
 
         return sample
 
     def trajectory(self, config, **how):
-        self.note("samples", how)
-        return lambda params: self.note("samples", params)
+        self.note_each("way", how)
+        return lambda params: self.note("way.network", params)
 
     def load_measures(self, fields, dataset, *, mesh, root, **how):
         used = {name: fields[name] for name in MEASURED_BY}
-        self.note("measures", used, how, dict(mesh.shape), root.name)
+        self.note_each("measures", used | how | {"mesh": dict(mesh.shape), "root": root.name})
 
     def save(self, folder, result, **shown):
-        self.note("results", {name: value for name, value in result.items() if name != "id"})
+        self.note_each("results", {name: result[name] for name in ("data", "images_seen")})
+        self.note_each("results", result["protocol"]["sampling"])
 
     def evaluations(self, folder):
         return {2: {"frechet_1": 3.0}}
@@ -136,9 +142,14 @@ class Recorder:
 
     def train_network(self, *, objective, optimizers, frozen, mesh, seed, batch_size, **rest):
         micro_batches, retention = rest["micro_batches"], rest["retention"]
-        spikes = [optimizer[2:] for optimizer in optimizers.values()]
-        self.note("loop", seed, batch_size, micro_batches, dict(mesh.shape), rest["schedule"])
-        self.note("loop", rest["patience"], retention[:3], retention.scores(), spikes)
+        given = {"seed": seed, "batch_size": batch_size, "micro_batches": micro_batches}
+        numbers = given | rest["schedule"]._asdict() | rest["patience"]._asdict()
+        numbers |= {"mesh": dict(mesh.shape)}
+        factors = [
+            (optimizer.spike_factor, optimizer.spike_cap) for optimizer in optimizers.values()
+        ]
+        self.note_each("loop", numbers | {"spikes": factors})
+        self.note_each("kept", retention._asdict() | {"scores": retention.scores()})
         create = jax.make_jaxpr(lambda f: initial_state(objective, optimizers, seed, f))
         self.note("start", create(frozen))
         step = jax.make_jaxpr(compile_step(objective, optimizers, seed, mesh, micro_batches))
@@ -148,10 +159,11 @@ class Recorder:
         for batch in islice(rest["batches"](1), 2):
             self.note("host", batch)
             self.note("images", rest["complete"](put_batch(batch, mesh)))
-        # Each network is its own name.
-        names = dict.fromkeys([*objective.players, *objective.followers])
-        named = SimpleNamespace(step=20, networks={n: n for n in names}, followers={})
-        rest["evaluate"](named)
+        # Networks are their names.
+        networks, followers = (
+            {name: name for name in part} for part in (objective.players, objective.followers)
+        )
+        rest["evaluate"](SimpleNamespace(step=20, networks=networks, followers=followers))
 
 
 def digest(leaf):

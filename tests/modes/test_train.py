@@ -13,38 +13,46 @@ from training import workdir
 NOISE = {"path.name": "ve", "prediction.kind": "F"}
 SPIKES = {"optimizer.spike_factor": 3.0}
 # Where a field may be seen:
-#   network   the arguments of the network           data      of the data set
-#   host      batches as they leave the host         images    and as the step reads them
-#   start     the initial state                      step      one training step
-#   loop      the numbers that the loop is given     samples   how evaluations sample, and what
-#   measures  what samples are measured with         results   what evaluations say of themselves
-#   teacher   which network of which run             pairs     how the teacher's pairs are made
+#   network.FIELD   an argument of the network       data.FIELD      of the data set
+#   host            batches as they leave the host   images          and as the step reads them
+#   start           the initial state                step            one training step
+#   loop.NUMBER     what the loop is given           sampler.FIELD   what a sampler is made with
+#   samples.WHAT    what it is called with           way.FIELD       the same of one image's way
+#   measures.FIELD  what samples are measured with   results.FIELD   what evaluations say they are
+#   teacher.FIELD   which network of which run       pairs.FIELD     how the teacher's are made
+#   kept.RULE       which checkpoints stay
 # A third entry: fields beside which alone it means something.
 FIELDS = {
-    "method": ("another", "results"),
-    "seed": (1, "host images start step loop samples results"),
-    "steps": (20, "loop"),
-    "batch_size": (128, "host images step loop results"),
-    "micro_batches": (2, "step loop"),
-    "steps_per_dispatch": (3, "loop"),
-    "data.name": ("another", "data results"),
-    "data.dir": ("elsewhere", "data measures"),
-    "data.image_size": (4, "network data host images step samples measures"),
-    "data.channels": (3, "network data host images step samples measures"),
-    "data.num_classes": (0, "network samples measures"),
+    "method": ("another", "results.method"),
+    "seed": (1, "host images loop.seed results.seed sampler.seed start step"),
+    "steps": (20, "loop.steps"),
+    "batch_size": (128, "host images loop.batch_size results.images_seen step"),
+    "micro_batches": (2, "loop.micro_batches step"),
+    "steps_per_dispatch": (3, "loop.dispatch"),
+    "data.name": ("another", "data.name results.data"),
+    "data.dir": ("elsewhere", "data.dir measures.root"),
+    "data.image_size": (
+        4,
+        "data.image_size network.image_size host images step sampler.shape measures.image_shape",
+    ),
+    "data.channels": (
+        3,
+        "data.channels network.channels host images step sampler.shape measures.image_shape",
+    ),
+    "data.num_classes": (0, "network.num_classes samples.labels way.label measures.num_classes"),
     "data.flip": (True, "host images"),
     "data.on_device": (True, "host"),
-    "model.size": ("micro", "network"),
-    "model.patch_size": (4, "network"),
-    "model.second_time": ("time", "network"),
-    "model.guidance_input": (True, "network"),
-    "model.loss_weight": (True, "network"),
-    "model.time_scale": (4.0, "network"),
-    "model.dropout": (0.1, "network"),
-    "model.dtype": ("bfloat16", "network"),
-    "model.attention": ("auto", "network"),
-    "model.remat": (True, "network"),
-    "model.scan": (True, "network"),
+    "model.size": ("micro", "network.size"),
+    "model.patch_size": (4, "network.patch_size"),
+    "model.second_time": ("time", "network.second_time"),
+    "model.guidance_input": (True, "network.guidance_input"),
+    "model.loss_weight": (True, "network.loss_weight"),
+    "model.time_scale": (4.0, "network.time_scale"),
+    "model.dropout": (0.1, "network.dropout"),
+    "model.dtype": ("bfloat16", "network.dtype"),
+    "model.attention": ("auto", "network.attention"),
+    "model.remat": (True, "network.remat"),
+    "model.scan": (True, "network.scan"),
     "path.name": ("vp_cosine", "step"),
     "path.sigma_data": (0.25, "step", {"path.name": "trigflow"}),
     "path.sigma_min": (0.1, "step", NOISE),
@@ -62,46 +70,56 @@ FIELDS = {
     "optimizer.eps": (0.5, "step"),
     "optimizer.weight_decay": (0.5, "step"),
     "optimizer.clip_norm": (0.5, "step"),
-    "optimizer.spike_factor": (3.0, "start step loop"),
+    "optimizer.spike_factor": (3.0, "loop.spikes start step"),
     "optimizer.spike_window": (64, "start step", SPIKES),
-    "optimizer.spike_cap": (5, "loop", SPIKES),
-    "ema.decays": ((0.5, 0.9), "start step samples results"),
+    "optimizer.spike_cap": (5, "loop.spikes", SPIKES),
+    "ema.decays": ((0.5, 0.9), "start step results.network samples.network way.network"),
     "ema.warmup": (False, "step"),
     "ema.power_stds": ((0.1,), "start step"),
-    "ema.sample_with": ("network", "samples results"),
-    "mesh.data": (4, "step loop samples measures", {"mesh.data": 8, "mesh.fsdp": -1}),
-    "mesh.fsdp": (2, "step loop samples measures"),
-    "checkpoint.every": (7, "loop"),
-    "checkpoint.keep": (5, "loop"),
-    "checkpoint.keep_hours": (2.0, "loop"),
-    "checkpoint.keep_best": ("frechet_1", "loop", {"evaluate.every": 5}),
-    "checkpoint.keep_steps": ((3,), "loop"),
-    "watchdog.seconds": (7.0, "loop"),
-    "watchdog.factor": (7.0, "loop"),
-    "watchdog.exit_after": (7.0, "loop"),
-    "log.every": (7, "loop"),
-    "evaluate.every": (6, "loop"),
-    "evaluate.steps": ((1, 4), "samples results"),
-    "evaluate.features": ("classifier", "measures"),
-    "evaluate.weights": ("file", "measures"),
-    "evaluate.reference": ("all", "measures"),
-    "evaluate.agreement": (True, "measures"),
-    "evaluate.num_samples": (30, "samples measures"),
-    "evaluate.batch_size": (32, "samples measures"),
-    "evaluate.guidance_scale": (1.5, "samples results"),
+    "ema.sample_with": ("network", "results.network samples.network way.network"),
+    "mesh.data": (
+        4,
+        "loop.mesh sampler.mesh measures.mesh step",
+        {"mesh.data": 8, "mesh.fsdp": -1},
+    ),
+    "mesh.fsdp": (2, "loop.mesh sampler.mesh measures.mesh step"),
+    "checkpoint.every": (7, "loop.save"),
+    "checkpoint.keep": (5, "kept.newest"),
+    "checkpoint.keep_hours": (2.0, "kept.hours"),
+    "checkpoint.keep_best": ("frechet_1", "kept.scores", {"evaluate.every": 5}),
+    "checkpoint.keep_steps": ((3,), "kept.steps"),
+    "watchdog.seconds": (7.0, "loop.seconds"),
+    "watchdog.factor": (7.0, "loop.factor"),
+    "watchdog.exit_after": (7.0, "loop.exit_after"),
+    "log.every": (7, "loop.log"),
+    "evaluate.every": (6, "loop.evaluate"),
+    "evaluate.steps": ((1, 4), "results.steps sampler.steps way.steps"),
+    "evaluate.features": ("classifier", "measures.features"),
+    "evaluate.weights": ("file", "measures.weights"),
+    "evaluate.reference": ("all", "measures.reference"),
+    "evaluate.agreement": (True, "measures.agreement"),
+    "evaluate.num_samples": (25, "samples.labels measures.num_samples"),
+    "evaluate.batch_size": (32, "samples.labels measures.batch_size"),
+    "evaluate.guidance_scale": (
+        1.5,
+        "results.guidance_scale sampler.guidance_scale way.guidance_scale",
+    ),
 }
 # What a run without a teacher does not see: these, in a run with one.
 TAUGHT = {
-    "seed": (1, "host images start step loop samples results"),
-    "teacher": ("second@5", "teacher"),
-    "teacher_network": ("network", "teacher"),
+    "seed": (1, "host images loop.seed results.seed sampler.seed start step"),
+    "teacher": ("second@5", "teacher.folder"),
+    "teacher_network": ("network", "teacher.network"),
     "start_from_teacher": (False, "start"),
-    "pairs.count": (60, "pairs host images"),
-    "pairs.steps": (3, "pairs"),
+    "pairs.count": (60, "pairs.count host images"),
+    "pairs.steps": (3, "pairs.steps"),
     "data.flip": (True, ""),
-    "evaluate.batch_size": (32, "samples measures pairs"),
-    "evaluate.steps": ((1, 2), "samples results"),
-    "objective.guidance_scale": (2.0, "step pairs samples results"),
+    "evaluate.batch_size": (32, "samples.labels measures.batch_size pairs.batch_size"),
+    "objective.guidance_scale": (
+        2.0,
+        "step pairs.guidance_scale results.guidance_scale sampler.guidance_scale "
+        "way.guidance_scale",
+    ),
 }
 ELSEWHERE = {
     "compilation_cache": "of the process, not of the run: tests/modes/test_compilation_cache.py",
@@ -160,7 +178,12 @@ def test_a_field_of_a_run_with_a_teacher_is_seen_where_it_belongs(observe, field
 
 def test_the_length_of_a_run_is_that_of_its_schedule(observe):
     check(
-        observe, "flow_matching", PLAIN | {"optimizer.schedule": "cosine"}, "steps", 20, "step loop"
+        observe,
+        "flow_matching",
+        PLAIN | {"optimizer.schedule": "cosine"},
+        "steps",
+        20,
+        "loop.steps step",
     )
 
 
