@@ -4,11 +4,18 @@ Training runs up to its loop, with recorders in the place of what is costly (rec
 field then takes another value, and the places that see a difference are compared with a table.
 """
 
+from itertools import islice
+
+import jax
+import numpy as np
 import pytest
 
 from configs import base
-from tests.modes.recorded import recorded
+from data import Pairs
+from tests.modes.recorded import TRAIN, dataset, random_network, recorded
+from tests.training.runs import small_config
 from training import workdir
+from training.experiment import build
 
 NOISE = {"path.name": "ve", "prediction.kind": "F"}
 SPIKES = {"optimizer.spike_factor": 3.0}
@@ -185,6 +192,28 @@ def test_the_length_of_a_run_is_that_of_its_schedule(observe):
         20,
         "loop.steps step",
     )
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("flow_matching", {"data.flip": True}),
+        ("flow_matching", {"data.flip": True, "data.on_device": True}),
+        ("dmd", {}),
+        ("dmd", {"objective.regression_weight": 0.25}),
+    ],
+)
+def test_batches_begin_at_the_step_that_a_run_goes_on_from(method, fields):
+    config = small_config(method, **fields)
+    experiment = build(config, random_network((8, 8, 1)))
+    images = np.random.default_rng(0).normal(size=(90, 8, 8, 1)).astype(np.float32)
+    pairs = Pairs(images, 2.0 * images, np.arange(90, dtype=np.int32))
+    given = config, experiment, dataset(8, 1), pairs if experiment.objective.reads_pairs else None
+    late, whole = TRAIN.batches(*given, 3), TRAIN.batches(*given, 0)
+    for batch, other in zip(islice(late, 2), islice(whole, 3, 5), strict=True):
+        assert jax.tree.structure(batch) == jax.tree.structure(other)
+        jax.tree.map(np.testing.assert_array_equal, batch, other)
+    assert ("pairs" in batch) == ("objective.regression_weight" in fields)
 
 
 def test_every_field_is_in_a_table():
