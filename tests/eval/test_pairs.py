@@ -9,7 +9,7 @@ from tests.training.runs import small_experiment
 from training.sharding import make_mesh
 
 
-def pairs_in(folder, count=12, steps=2):
+def pairs_in(folder, count=12, steps=2, guidance_scale=1.0):
     _, taught = small_experiment("flow_matching")
 
     # x_0 = eps 2 / 4 (1 + label): a sampler that tells its noise, label and number of steps.
@@ -25,7 +25,7 @@ def pairs_in(folder, count=12, steps=2):
         make_mesh(),
         count=count,
         steps=steps,
-        guidance_scale=1.0,
+        guidance_scale=guidance_scale,
         batch_size=jax.device_count(),
     )
 
@@ -40,6 +40,13 @@ def test_pairs_are_the_noise_and_what_the_sampler_makes_of_it(tmp_path):
     evaluated, _ = noise(0, np.arange(12), pairs.eps.shape[1:])
     assert not np.isin(pairs.eps, evaluated).any()
     assert pairs.x_0.dtype == pairs.eps.dtype == np.float32
+
+
+@pytest.mark.parametrize(("steps", "scale"), [(2, 1.5), (3, 1.0)])
+def test_steps_and_guidance_are_those_that_are_asked_for(tmp_path, steps, scale):
+    pairs = pairs_in(tmp_path, steps=steps, guidance_scale=scale)
+    factor = 0.25 * steps * scale * (1.0 + pairs.label).reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(pairs.x_0, pairs.eps * factor, rtol=1e-6)
 
 
 def test_pairs_are_made_once(tmp_path):

@@ -55,8 +55,8 @@ def dataset(image_size, channels):
     """Random images, sized as asked for."""
     shape = (200, image_size or 8, image_size or 8, channels or 1)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    split = Split(images, (np.arange(200) % 10).astype(np.int32))
-    return Dataset("made", split, split, 10)
+    labels = (np.arange(200) % 10).astype(np.int32)
+    return Dataset("made", Split(images, labels), Split(images[:50], labels[50::-1][:50]), 10)
 
 
 def random_network(shape):

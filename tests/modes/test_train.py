@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from data import Pairs
+from data import Pairs, batches, row_batches
 from tests.modes.recorded import TRAIN, dataset, random_network, recorded
 from tests.training.runs import small_config
 from training import workdir
@@ -214,6 +214,11 @@ def test_batches_begin_at_the_step_that_a_run_goes_on_from(method, fields):
         assert jax.tree.structure(batch) == jax.tree.structure(other)
         jax.tree.map(np.testing.assert_array_equal, batch, other)
     assert ("pairs" in batch) == ("objective.regression_weight" in fields)
+    if experiment.objective.reads_images:
+        rows = row_batches if config.data.on_device else batches
+        share = {"batch_size": config.batch_size, "seed": config.seed, "flip": True}
+        expected = next(rows(dataset(8, 1).train, start_step=4, **share))
+        jax.tree.map(np.testing.assert_array_equal, batch, expected)
 
 
 def test_every_field_is_in_a_table():

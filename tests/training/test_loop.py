@@ -14,7 +14,7 @@ from tests.training.runs import largest_difference
 from tests.training.test_sharding import mesh_of
 from training import loop, restore
 from training.checkpoint import Retention
-from training.loop import Schedule, abstract_batch, create_state, train
+from training.loop import Schedule, abstract_batch, compile_step, create_state, train
 from training.metrics import read_rows
 from training.optimizer import Optimizer
 from training.report import evaluations
@@ -136,6 +136,16 @@ def test_a_created_state_is_the_initial_one_of_its_seed(seed):
     assert largest_difference(created, initial_state(OBJECTIVE, OPTIMIZERS, seed, FROZEN)) == 0.0
     other = initial_state(OBJECTIVE, OPTIMIZERS, 1 - seed, FROZEN)
     assert largest_difference(created, other) > 0.1
+
+
+def test_a_compiled_step_tells_of_the_gradient_what_it_is_asked():
+    observe = lambda gradient: {"slope": Mean(gradient["w"], jnp.float32(1))}  # noqa: E731
+    step = compile_step(OBJECTIVE, OPTIMIZERS, SEED, mesh_of(1, 1), 2, observe)
+    state = create_state(OBJECTIVE, OPTIMIZERS, SEED, FROZEN, mesh_of(1, 1))
+    metrics = step(state, FROZEN, complete({"number": jnp.zeros(BATCH)}))[1]
+    assert abs(float(metrics["slope"].total)) == pytest.approx(
+        float(metrics["gradient_norm"].total)
+    )
 
 
 def test_a_batch_has_what_the_objective_reads():
