@@ -45,6 +45,13 @@ def test_pairs_are_the_noise_and_what_the_sampler_makes_of_it(tmp_path):
     assert pairs.x_0.dtype == pairs.eps.dtype == np.float32
 
 
+@pytest.mark.parametrize(("steps", "scale"), [(2, 1.5), (3, 1.0)])
+def test_steps_and_guidance_are_those_that_are_asked_for(tmp_path, steps, scale):
+    pairs = pairs_in(tmp_path, steps=steps, scale=scale)
+    factor = 0.25 * steps * scale * (1.0 + pairs.label).reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(pairs.x_0, pairs.eps * factor, rtol=1e-6)
+
+
 def test_pairs_are_made_once(tmp_path, monkeypatch):
     made = pairs_in(tmp_path, teacher={"run": "a", "step": None})
     monkeypatch.setattr(module, "generate_floats", None)

@@ -5,6 +5,7 @@ import re
 from importlib import import_module
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -107,6 +108,31 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys, monkeypatch)
     assert found["parameters"] == ("-", "not checked: it needs teacher")
     assert found["collective"][0] == found["network"][0] == "ok"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("broken", [0, 5, 7])
+@pytest.mark.parametrize("check", ["computation", "collective"])
+def test_a_device_that_computes_wrongly_is_found(check, broken, monkeypatch):
+    put = {
+        name: getattr(jax, name) for name in ("device_put", "make_array_from_process_local_data")
+    }
+
+    def on_one(x, device):
+        return put["device_put"](x * 1.5 if device.id == broken else x, device)
+
+    def on_all(sharding, x):
+        rows = np.arange(len(x))[:, None]
+        return put["make_array_from_process_local_data"](
+            sharding, np.where(rows == broken, np.float32(1.5), x)
+        )
+
+    run = getattr(CHECKS, check)
+    assert "compute" in run(None)
+    monkeypatch.setattr(jax, "device_put", on_one)
+    monkeypatch.setattr(jax, "make_array_from_process_local_data", on_all)
+    named = {"computation": f"{jax.devices()[broken]} computes", "collective": "together compute"}
+    with pytest.raises(ValueError, match=re.escape(named[check])):
+        run(None)
 
 
 def test_a_folder_of_this_run_goes_on_and_of_another_is_refused(teacher, tmp_path, capsys):

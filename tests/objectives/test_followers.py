@@ -2,7 +2,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from objectives.followers import constant_ema, power_ema, power_exponent, warmed_ema
+from objectives.followers import (
+    constant_ema,
+    power_ema,
+    power_exponent,
+    scheduled_ema,
+    warmed_ema,
+)
 
 
 def run(update, values):
@@ -35,6 +41,24 @@ def test_power_ema_has_the_width_that_it_claims(std):
     assert mean == pytest.approx((gamma + 1) / (gamma + 2), abs=2e-3)
     square = run(power_ema(std), (np.arange(1, count + 1) / count) ** 2)
     assert np.sqrt(square - mean**2) == pytest.approx(std, rel=0.03)
+
+
+def test_power_ema_s_first_updates_are_eq_127():
+    # (1 - 1/n)^(gamma + 1) at the n-th update: the first is a copy of the source.
+    gamma, expected = power_exponent(0.1), 0.0
+    for n, value in enumerate([3.0, 8.0, 1.0, 4.0], start=1):
+        decay = (1.0 - 1.0 / n) ** (gamma + 1.0)
+        expected = decay * expected + (1.0 - decay) * value
+    assert run(power_ema(0.1), [3.0]) == 3.0
+    assert run(power_ema(0.1), [3.0, 8.0, 1.0, 4.0]) == pytest.approx(expected, rel=1e-5)
+
+
+def test_scheduled_ema_has_the_decay_of_its_step():
+    scheduled = scheduled_ema(lambda step: 1.0 / (step + 2.0))
+    expected = 100.0
+    for step, value in enumerate([3.0, 8.0, 1.0]):
+        expected = expected / (step + 2) + (1 - 1 / (step + 2)) * value
+    assert run(scheduled, [3.0, 8.0, 1.0]) == pytest.approx(expected, rel=1e-6)
 
 
 def test_power_exponent_is_karras_et_al_s():

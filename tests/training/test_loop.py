@@ -1,123 +1,161 @@
-"""The loop when its folder goes, its disk fills up, or its parameters overflow."""
+"""The loop: what it is given reaches the step, the log, the checkpoints and the watchdog."""
 
-import errno
-import shutil
+from itertools import count
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from diffusion.path import linear
-from objectives.denoising import denoising
-from tests.networks import affine, model_of
-from tests.training.killed import saved_steps, wait_for
-from tests.training.runs import small_config, synthetic_batches
+from objectives.base import Follower, Mean, Objective, Player
+from objectives.followers import constant_ema
+from tests.training.runs import largest_difference
 from tests.training.test_sharding import mesh_of
-from training import metrics, restore
-from training.loop import Schedule, abstract_state, train
+from training import loop, restore
+from training.checkpoint import Retention
+from training.loop import Schedule, abstract_batch, compile_step, create_state, train
 from training.metrics import read_rows
 from training.optimizer import Optimizer
-from training.report import NonFiniteError
+from training.report import evaluations
+from training.state import initial_state
+from training.step import train_step
+from training.watchdog import Patience
 
-CONFIG = small_config("flow_matching")
-OBJECTIVE = denoising(model_of(affine(), linear()))._replace(init_from={})
-STEPS, SAVE, EVALUATE = 8, 4, 6
+BATCH, SEED = 8, 3
+OPTIMIZERS = {"network": Optimizer(optax.adam(0.1), optax.constant_schedule(0.1))}
+FROZEN = {"teacher": {"w": jnp.float32(2.0)}}
 
 
-def sgd(rate):
-    return {"network": Optimizer(optax.sgd(rate), optax.constant_schedule(rate))}
+def loss(params, networks, batch, key, step):
+    noise = jax.random.normal(key, batch["x"].shape)
+    rows = (params["w"] - batch["x"] * networks["teacher"]["w"] - noise) ** 2
+    return rows, {"rows": Mean(jnp.sum(rows), jnp.float32(len(rows)))}
 
 
-def run(workdir, rate=0.1, at=None, act=None, evaluate=lambda state: {}):
-    """Train a network of five numbers; `act` is called when the batch of step `at` is fetched.
+OBJECTIVE = Objective(
+    players={"network": Player(lambda key: {"w": jax.random.normal(key)}, loss)},
+    followers={"average": Follower("network", constant_ema(0.9))},
+    sample=None,
+    frozen=("teacher",),
+    init_from={},
+)
 
-    No save is under way then.
-    """
 
-    def batches(start):
-        for step, batch in enumerate(synthetic_batches(CONFIG, start), start=start + 1):
-            if step == at:
-                wait_for(lambda: at <= SAVE or saved_steps(workdir))
-                act()
-            yield batch
+def batches(start):
+    """Steps as numbers, which `complete` turns into what the loss reads."""
+    return ({"number": np.full(BATCH, step, np.float32)} for step in count(start))
 
-    return train(
-        objective=OBJECTIVE,
-        optimizers=sgd(rate),
-        frozen={},
-        mesh=mesh_of(1, 1),
-        config={},
-        seed=0,
-        schedule=Schedule(STEPS, 1, SAVE, EVALUATE),
-        batch_size=CONFIG.batch_size,
-        batches=batches,
-        evaluate=evaluate,
-        workdir=workdir,
+
+def complete(batch):
+    rows = jnp.arange(BATCH, dtype=jnp.float32)
+    return {"x": 0.1 * batch["number"] + rows, "label": jnp.zeros_like(batch["number"], int)}
+
+
+def run(folder, schedule, **arguments):
+    """`train` with arguments of which none is a default."""
+    arguments = {
+        "objective": OBJECTIVE,
+        "optimizers": OPTIMIZERS,
+        "frozen": dict(FROZEN),
+        "mesh": mesh_of(1, 1),
+        "config": {"method": "made"},
+        "seed": SEED,
+        "batch_size": BATCH,
+        "micro_batches": 2,
+        "batches": batches,
+        "complete": complete,
+        "evaluate": lambda state: {"frechet_1": float(state.step)},
+        **arguments,
+    }
+    return train(schedule=schedule, workdir=folder, **arguments)
+
+
+@pytest.mark.parametrize("dispatch", [1, 3])
+def test_the_loop_is_the_training_step_again_and_again(tmp_path, dispatch):
+    final = run(tmp_path, Schedule(steps=7, dispatch=dispatch))
+    state = initial_state(OBJECTIVE, OPTIMIZERS, SEED, FROZEN)
+    step = jax.jit(train_step(OBJECTIVE, OPTIMIZERS, SEED, 2))
+    for number in range(7):
+        state, _ = step(state, FROZEN, complete({"number": jnp.full(BATCH, number, jnp.float32)}))
+    assert largest_difference(final, state) < 1e-6
+    assert int(final.step) == 7
+
+
+def test_each_thing_is_done_at_its_own_period(tmp_path):
+    starts, seen = [], []
+
+    def noted(start):
+        starts.append(start)
+        return batches(start)
+
+    def evaluate(state):
+        seen.append(int(state.step))
+        return {"frechet_1": float(state.step)}
+
+    own = {"batches": noted, "evaluate": evaluate, "retention": Retention(newest=2, steps=(4,))}
+    run(tmp_path, Schedule(steps=13, log=5, save=4, evaluate=6), **own)
+    assert (starts, seen) == ([0], [6, 12, 13])
+    # A save and an evaluation end a row too.
+    rows = [row["step"] for row in read_rows(tmp_path / "metrics.jsonl") if "loss" in row]
+    assert rows == [4, 5, 6, 8, 10, 12, 13]
+    assert evaluations(tmp_path) == {step: {"frechet_1": step} for step in (6, 12, 13)}
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [4, 12, 13]
+    assert restore.read_record(tmp_path)["config"] == {"method": "made"}
+    run(tmp_path, Schedule(steps=14, log=5, save=4, evaluate=6), **own)
+    assert (starts, seen) == ([0, 13], [6, 12, 13, 14])
+
+
+def test_the_report_and_the_watchdog_are_told_what_they_ask_for(tmp_path, monkeypatch):
+    given = {}
+
+    def note(name):
+        made = getattr(loop, name)
+        monkeypatch.setattr(loop, name, lambda *a: given.update({name: a}) or made(*a))
+
+    note("Report")
+    note("Watchdog")
+    patience = Patience(seconds=70.0, factor=11.0, exit_after=0.0)
+    run(tmp_path, Schedule(steps=2, log=5, save=6, evaluate=7), patience=patience)
+    assert given["Watchdog"] == (tmp_path, patience)
+    assert given["Report"] == (tmp_path, 0, 2, BATCH, 5, OPTIMIZERS)
+
+
+def test_teachers_that_only_start_a_run_are_let_go(tmp_path):
+    objective = OBJECTIVE._replace(init_from={"network": "starts"})
+    frozen = FROZEN | {"starts": {"w": jnp.float32(5.0)}}
+    final = run(tmp_path, Schedule(steps=1), objective=objective, frozen=frozen)
+    assert set(frozen) == {"teacher"}
+    assert abs(float(final.networks["network"]["w"]) - 5.0) < 0.2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_created_state_is_the_initial_one_of_its_seed(seed):
+    created = create_state(OBJECTIVE, OPTIMIZERS, seed, FROZEN, mesh_of(1, 1))
+    assert largest_difference(created, initial_state(OBJECTIVE, OPTIMIZERS, seed, FROZEN)) == 0.0
+    other = initial_state(OBJECTIVE, OPTIMIZERS, 1 - seed, FROZEN)
+    assert largest_difference(created, other) > 0.1
+
+
+def test_a_compiled_step_tells_of_the_gradient_what_it_is_asked():
+    observe = lambda gradient: {"slope": Mean(gradient["w"], jnp.float32(1))}  # noqa: E731
+    step = compile_step(OBJECTIVE, OPTIMIZERS, SEED, mesh_of(1, 1), 2, observe)
+    state = create_state(OBJECTIVE, OPTIMIZERS, SEED, FROZEN, mesh_of(1, 1))
+    metrics = step(state, FROZEN, complete({"number": jnp.zeros(BATCH)}))[1]
+    assert abs(float(metrics["slope"].total)) == pytest.approx(
+        float(metrics["gradient_norm"].total)
     )
 
 
-GONE = "was removed, moved or replaced while this run trained in it"
+def test_a_batch_has_what_the_objective_reads():
+    def parts(**reads):
+        batch = abstract_batch(OBJECTIVE._replace(**reads), 4, (8, 8, 1))
+        return jax.tree.map(lambda leaf: leaf.shape, batch)
 
-
-@pytest.mark.parametrize("at", [2, 6, 8])  # before a save, an evaluation, the end
-def test_a_folder_that_was_removed_ends_the_run_and_is_not_made_again(tmp_path, at):
-    workdir = tmp_path / "run"
-    with pytest.raises(OSError, match=f"^{workdir} {GONE}"):
-        run(workdir, at=at, act=lambda: shutil.rmtree(workdir))
-    assert not workdir.exists()
-
-
-def test_a_folder_that_another_has_replaced_is_left_alone(tmp_path):
-    workdir = tmp_path / "run"
-
-    def replace():
-        workdir.rename(tmp_path / "moved")
-        workdir.mkdir()
-
-    with pytest.raises(OSError, match=GONE):
-        run(workdir, at=6, act=replace)
-    assert not list(workdir.iterdir()) and saved_steps(tmp_path / "moved") == [4]
-
-
-def test_a_folder_that_goes_in_the_last_evaluation_is_no_success(tmp_path):
-    workdir = tmp_path / "run"
-
-    def evaluate(state):
-        if int(state.step) == STEPS:
-            wait_for(lambda: STEPS in saved_steps(workdir))
-            shutil.rmtree(workdir)
-        return {}
-
-    with pytest.raises(OSError, match=GONE):
-        run(workdir, evaluate=evaluate)
-    assert not workdir.exists()
-
-
-def test_a_full_disk_ends_the_run_with_what_is_saved(tmp_path, monkeypatch):
-    append = metrics.append
-
-    def append_or_fail(file, content):
-        if b'"step": 7' in content:
-            raise OSError(errno.ENOSPC, "No space left on device")
-        append(file, content)
-
-    with monkeypatch.context() as patched:
-        patched.setattr(metrics, "append", append_or_fail)
-        with pytest.raises(OSError, match=r"metrics.jsonl could not be written \(No space left"):
-            run(tmp_path)
-    assert saved_steps(tmp_path) == [4]
-    run(tmp_path)
-    rows = read_rows(tmp_path / "metrics.jsonl")
-    assert [row["step"] for row in rows if "loss" in row] == [*range(1, 9)]
-
-
-def test_an_update_that_overflows_is_named_and_not_saved(tmp_path):
-    with pytest.raises(NonFiniteError) as error:
-        run(tmp_path, rate=3e38)
-    assert "parameters or optimizer state of the network after its update" in str(error.value)
-    assert "optimizer.learning_rate" in str(error.value) and error.value.step is not None
-    assert all(map(np.isfinite, error.value.values.values()))
-    abstract = abstract_state(OBJECTIVE, sgd(0.1), 0, {}, mesh_of(1, 1))
-    state = restore.newest_state(tmp_path, abstract)
-    assert state is None or all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
+    label, image = (4,), (4, 8, 8, 1)
+    pairs = {"eps": image, "x_0": image, "label": label}
+    assert parts() == {"label": label, "x": image}
+    assert parts(reads_images=False) == {"label": label}
+    assert parts(reads_images=False, reads_pairs=True) == {"label": label, "pairs": pairs}
+    assert parts(reads_pairs=True) == {"label": label, "x": image, "pairs": pairs}

@@ -3,6 +3,7 @@
 import gc
 import random
 import signal
+import time
 
 import pytest
 

@@ -1,0 +1,226 @@
+"""Every field of a config reaches the places that it is for, and no other.
+
+Training runs up to its loop, with recorders in the place of what is costly (recorded.py). Each
+field then takes another value, and the places that see a difference are compared with a table.
+"""
+
+from itertools import islice
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from data import Pairs, batches, row_batches
+from tests.modes.recorded import TRAIN, dataset, random_network, recorded
+from tests.training.runs import small_config
+from training import workdir
+from training.experiment import build
+
+NOISE = {"path.name": "ve", "prediction.kind": "F"}
+SPIKES = {"optimizer.spike_factor": 3.0}
+# Where a field may be seen:
+#   network.FIELD   an argument of the network       data.FIELD      of the data set
+#   host            batches as they leave the host   images          and as the step reads them
+#   start           the initial state                step            one training step
+#   loop.NUMBER     what the loop is given           sampler.FIELD   what a sampler is made with
+#   samples.WHAT    what it is called with           way.FIELD       the same of one image's way
+#   measures.FIELD  what samples are measured with   results.FIELD   what evaluations say they are
+#   teacher.FIELD   which network of which run       pairs.FIELD     how the teacher's are made
+#   kept.RULE       which checkpoints stay
+# A third entry: fields beside which alone it means something.
+FIELDS = {
+    "method": ("another", "results.method"),
+    "seed": (1, "host images loop.seed results.seed sampler.seed start step"),
+    "steps": (20, "loop.steps"),
+    "batch_size": (128, "host images loop.batch_size results.images_seen step"),
+    "micro_batches": (2, "loop.micro_batches step"),
+    "steps_per_dispatch": (3, "loop.dispatch"),
+    "data.name": ("another", "data.name results.data"),
+    "data.dir": ("elsewhere", "data.dir measures.root"),
+    "data.image_size": (
+        4,
+        "data.image_size network.image_size host images step sampler.shape measures.image_shape",
+    ),
+    "data.channels": (
+        3,
+        "data.channels network.channels host images step sampler.shape measures.image_shape",
+    ),
+    "data.num_classes": (0, "network.num_classes samples.labels way.label measures.num_classes"),
+    "data.flip": (True, "host images"),
+    "data.on_device": (True, "host"),
+    "model.size": ("micro", "network.size"),
+    "model.patch_size": (4, "network.patch_size"),
+    "model.second_time": ("time", "network.second_time"),
+    "model.guidance_input": (True, "network.guidance_input"),
+    "model.loss_weight": (True, "network.loss_weight"),
+    "model.time_scale": (4.0, "network.time_scale"),
+    "model.dropout": (0.1, "network.dropout"),
+    "model.dtype": ("bfloat16", "network.dtype"),
+    "model.attention": ("auto", "network.attention"),
+    "model.remat": (True, "network.remat"),
+    "model.scan": (True, "network.scan"),
+    "path.name": ("vp_cosine", "step"),
+    "path.sigma_data": (0.25, "step", {"path.name": "trigflow"}),
+    "path.sigma_min": (0.1, "step", NOISE),
+    "path.sigma_max": (70.0, "step", NOISE),
+    "path.beta_min": (0.2, "step", {"path.name": "vp_ddpm"}),
+    "path.beta_max": (19.0, "step", {"path.name": "vp_ddpm"}),
+    "prediction.kind": ("v", "step"),
+    "prediction.sigma_data": (0.25, "step", {"prediction.kind": "F"}),
+    "optimizer.name": ("radam", "step"),
+    "optimizer.learning_rate": (0.5, "step"),
+    "optimizer.schedule": ("linear", "step"),
+    "optimizer.warmup_steps": (2, "step"),
+    "optimizer.b1": (0.5, "step"),
+    "optimizer.b2": (0.5, "step"),
+    "optimizer.eps": (0.5, "step"),
+    "optimizer.weight_decay": (0.5, "step"),
+    "optimizer.clip_norm": (0.5, "step"),
+    "optimizer.spike_factor": (3.0, "loop.spikes start step"),
+    "optimizer.spike_window": (64, "start step", SPIKES),
+    "optimizer.spike_cap": (5, "loop.spikes", SPIKES),
+    "ema.decays": ((0.5, 0.9), "start step results.network samples.network way.network"),
+    "ema.warmup": (False, "step"),
+    "ema.power_stds": ((0.1,), "start step"),
+    "ema.sample_with": ("network", "results.network samples.network way.network"),
+    "mesh.data": (
+        4,
+        "loop.mesh sampler.mesh measures.mesh step",
+        {"mesh.data": 8, "mesh.fsdp": -1},
+    ),
+    "mesh.fsdp": (2, "loop.mesh sampler.mesh measures.mesh step"),
+    "checkpoint.every": (7, "loop.save"),
+    "checkpoint.keep": (5, "kept.newest"),
+    "checkpoint.keep_hours": (2.0, "kept.hours"),
+    "checkpoint.keep_best": ("frechet_1", "kept.scores", {"evaluate.every": 5}),
+    "checkpoint.keep_steps": ((3,), "kept.steps"),
+    "watchdog.seconds": (7.0, "loop.seconds"),
+    "watchdog.factor": (7.0, "loop.factor"),
+    "watchdog.exit_after": (7.0, "loop.exit_after"),
+    "log.every": (7, "loop.log"),
+    "evaluate.every": (6, "loop.evaluate"),
+    "evaluate.steps": ((1, 4), "results.steps sampler.steps way.steps"),
+    "evaluate.features": ("classifier", "measures.features"),
+    "evaluate.weights": ("file", "measures.weights"),
+    "evaluate.reference": ("all", "measures.reference"),
+    "evaluate.agreement": (True, "measures.agreement"),
+    "evaluate.num_samples": (25, "samples.labels measures.num_samples"),
+    "evaluate.batch_size": (32, "samples.labels measures.batch_size"),
+    "evaluate.guidance_scale": (
+        1.5,
+        "results.guidance_scale sampler.guidance_scale way.guidance_scale",
+    ),
+}
+# What a run without a teacher does not see: these, in a run with one.
+TAUGHT = {
+    "seed": (1, "host images loop.seed results.seed sampler.seed start step"),
+    "teacher": ("second@5", "teacher.folder"),
+    "teacher_network": ("network", "teacher.network"),
+    "start_from_teacher": (False, "start"),
+    "pairs.count": (60, "pairs.count host images"),
+    "pairs.steps": (3, "pairs.steps"),
+    "data.flip": (True, ""),
+    "evaluate.batch_size": (32, "samples.labels measures.batch_size pairs.batch_size"),
+    "objective.guidance_scale": (
+        2.0,
+        "step pairs.guidance_scale results.guidance_scale sampler.guidance_scale "
+        "way.guidance_scale",
+    ),
+}
+ELSEWHERE = {
+    "compilation_cache": "of the process, not of the run: tests/modes/test_compilation_cache.py",
+    "debug": "sets other fields: tests/training/test_experiment.py",
+    "model.name": "one network alone takes images",
+}
+PLAIN = {
+    "data.image_size": 0,
+    "data.channels": 0,
+    "data.num_classes": -1,
+    "evaluate.steps": (1, 2),
+    "evaluate.num_samples": 20,
+    "evaluate.batch_size": 16,
+}
+DISTILLED = PLAIN | {
+    "evaluate.steps": (1,),
+    "teacher": "first",
+    "objective.regression_weight": 0.25,
+    "pairs.count": 50,
+}
+
+
+@pytest.fixture(scope="module")
+def observe(tmp_path_factory):
+    """A function of a method and its fields: {place: what is seen there}, recorded once."""
+    seen = {}
+
+    def observe(method, fields):
+        key = repr((method, sorted(fields.items())))
+        if key not in seen:
+            with pytest.MonkeyPatch.context() as patch:
+                seen[key] = recorded(patch, tmp_path_factory.mktemp("runs"), method, fields)
+        return seen[key]
+
+    return observe
+
+
+def check(observe, method, fields, field, value, places):
+    """Assert that a field is seen in these places, and in no other."""
+    one, other = observe(method, fields), observe(method, fields | {field: value})
+    assert {p for p in one.keys() | other.keys() if one.get(p) != other.get(p)} == set(
+        places.split()
+    )
+
+
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_is_seen_where_it_belongs_and_nowhere_else(observe, field):
+    value, places, *beside = FIELDS[field]
+    check(observe, "flow_matching", PLAIN | dict(*beside), field, value, places)
+
+
+@pytest.mark.parametrize("field", TAUGHT)
+def test_a_field_of_a_run_with_a_teacher_is_seen_where_it_belongs(observe, field):
+    check(observe, "dmd", DISTILLED, field, *TAUGHT[field])
+
+
+def test_the_length_of_a_run_is_that_of_its_schedule(observe):
+    check(
+        observe,
+        "flow_matching",
+        PLAIN | {"optimizer.schedule": "cosine"},
+        "steps",
+        20,
+        "loop.steps step",
+    )
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("flow_matching", {"data.flip": True}),
+        ("flow_matching", {"data.flip": True, "data.on_device": True}),
+        ("dmd", {}),
+        ("dmd", {"objective.regression_weight": 0.25}),
+    ],
+)
+def test_batches_begin_at_the_step_that_a_run_goes_on_from(method, fields):
+    config = small_config(method, **fields)
+    experiment = build(config, random_network((8, 8, 1)))
+    images = np.random.default_rng(0).normal(size=(90, 8, 8, 1)).astype(np.float32)
+    pairs = Pairs(images, 2.0 * images, np.arange(90, dtype=np.int32))
+    given = config, experiment, dataset(8, 1), pairs if experiment.objective.reads_pairs else None
+    late, whole = TRAIN.batches(*given, 3), TRAIN.batches(*given, 0)
+    for batch, other in zip(islice(late, 2), islice(whole, 3, 5), strict=True):
+        assert jax.tree.structure(batch) == jax.tree.structure(other)
+        jax.tree.map(np.testing.assert_array_equal, batch, other)
+    assert ("pairs" in batch) == ("objective.regression_weight" in fields)
+    if experiment.objective.reads_images:
+        rows = row_batches if config.data.on_device else batches
+        share = {"batch_size": config.batch_size, "seed": config.seed, "flip": True}
+        expected = next(rows(dataset(8, 1).train, start_step=4, **share))
+        jax.tree.map(np.testing.assert_array_equal, batch, expected)
+
+
+def test_every_field_is_in_a_table():
+    fields = set(workdir.flat(workdir.as_dict(base.config())))
+    assert fields == {f for f in (*FIELDS, *TAUGHT, *ELSEWHERE) if not f.startswith("objective.")}
