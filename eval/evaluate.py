@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data import Dataset, data_root
+from data import Dataset, data_root, digest
 from eval.evaluation import FOLDER, sample_source
 from eval.features import check_dimension
 from eval.generate import BatchSampler, batch_sampler, cycle_labels, generate
@@ -27,7 +27,7 @@ from eval.results import Result, plain, save_results
 from eval.trajectory import trajectory
 from objectives.base import Params
 from training.experiment import Experiment, check_guidance
-from training.identity import as_dict, flat
+from training.identity import Identity, as_dict, flat, read_identity
 from training.seal import write_sealed
 
 # Fields of an objective that say how it samples.
@@ -138,7 +138,8 @@ def evaluator(
     labels = cycle_labels(choices, fields.num_samples)
     samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
     measures = measures_of(experiment, dataset, config, mesh, writable)
-    data = training_data(experiment, dataset)
+    run = read_identity(workdir)
+    data = training_data(experiment, dataset, run)
     way = way_of_one_image(experiment, config, label=int(labels[0]))
 
     def evaluate(params: Params, step: int) -> list[Result]:
@@ -149,7 +150,7 @@ def evaluator(
             first: list[np.ndarray] = []
             batches = kept_first(batches, first)
             protocol = protocol_of(experiment, config, step, steps, measures, data)
-            result = facts(config, protocol, measures)
+            result = {**facts(config, protocol, measures), "run": run.id if run else ""}
             if measures is None:
                 deque(batches, maxlen=0)
                 result["skipped"] = skipped(dataset, config)
@@ -190,11 +191,16 @@ def way_of_one_image(
     )
 
 
-def training_data(experiment: Experiment, dataset: Dataset | None) -> str:
-    """Digest of the data that a run is trained on; "" if it reads no images, or none are here."""
-    if dataset is None or not experiment.objective.reads_images:
+def training_data(experiment: Experiment, dataset: Dataset | None, run: Identity | None) -> str:
+    """Digest of the data that a run is trained on, as recorded, else of the data set as it is now.
+
+    "" if it reads no images, or neither is here.
+    """
+    if not experiment.objective.reads_images:
         return ""
-    return dataset.digest
+    if run is not None and run.data is not None:
+        return digest(run.data)
+    return "" if dataset is None else dataset.digest
 
 
 def protocol_of(

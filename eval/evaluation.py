@@ -13,12 +13,13 @@ from ml_collections import ConfigDict
 
 from eval.protocol import Protocol, digest
 from eval.results import AGAIN, Result, load_result
+from training.identity import as_dict, flat, read_identity
 from training.seal import check_array, read_sealed
-from training.workdir import as_dict, flat, load_config
+from training.workdir import load_config
 
 FOLDER = "eval"
 # Fields of a config that its results have too.
-IDENTITY = ("method", "seed", "data.name")
+IDENTITY = ("run", "method", "seed", "data.name")
 CHANNELS = (1, 3)  # of images that can be shown
 
 
@@ -55,13 +56,17 @@ def evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluat
     if not paths:
         raise ValueError(f"{folder} has not been evaluated; run --mode=evaluate --workdir={folder}")
     found = [Evaluation(path, load_result(path)) for path in paths]
+    run = read_identity(folder)
     for evaluation in found:
-        check_own(evaluation, config)
+        check_own(evaluation, config, "" if run is None else run.id)
     return found
 
 
-def check_own(evaluation: Evaluation, config: ConfigDict) -> None:
-    """Raises ValueError unless a result is what its file is called, and of a run of this config."""
+def check_own(evaluation: Evaluation, config: ConfigDict, run: str) -> None:
+    """Raises ValueError unless a result is what its file is called, and of a run of this config.
+
+    run: the id of the run, "" if it is not known; results of older versions have none either.
+    """
     path, result, sampling = *evaluation, evaluation.result["protocol"]["sampling"]
     protocol = Protocol(evaluation.measurement, sampling)
     if not path.stem == result["id"] == protocol.id or result["metric"] != protocol.metric:
@@ -69,7 +74,8 @@ def check_own(evaluation: Evaluation, config: ConfigDict) -> None:
             f"{path} holds the result {result['id']} ({result['metric']}), but the protocol of "
             f"{protocol.id}; {AGAIN}"
         )
-    own, its = flat(as_dict(config)), {**sampling, "data.name": result["data"]}
+    own = {**flat(as_dict(config)), "run": run or result.get("run")}
+    its = {**sampling, "data.name": result["data"], "run": result.get("run") or run or None}
     differing = [
         f"{field} {its[field]}, not {own[field]}"
         for field in IDENTITY

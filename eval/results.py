@@ -77,8 +77,9 @@ FIELDS: dict[str, Kind] = {
     "real.*": NUMBER,
     "warnings": TEXTS,
     "skipped": TEXT,
+    "run": TEXT,
 }
-OPTIONAL = ("real", "warnings", "skipped")
+OPTIONAL = ("real", "warnings", "skipped", "run")
 # Where something was measured.
 MEASURED: dict[str, Kind] = {
     "protocol.measurement.features": TEXT,

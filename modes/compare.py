@@ -25,7 +25,7 @@ from modes.request import Request, required_config, required_workdir, resolve_wi
 from modes.train import data_identity, train
 from training import restore, workdir
 from training.experiment import Experiment, build
-from training.identity import as_dict
+from training.identity import as_dict, read_identity
 from training.processes import say
 from training.report import DivergedError
 from training.sharding import check_batch_size, first_process_says, make_mesh
@@ -158,7 +158,7 @@ def with_results(cells: Sequence[Cell]) -> list[Cell]:
         )
         if alike not in measures:
             measures[alike] = measures_of(cell.experiment, dataset, config, make_mesh())
-        data = training_data(cell.experiment, dataset)
+        data = training_data(cell.experiment, dataset, read_identity(cell.folder))
         protocols = [
             protocol_of(cell.experiment, config, config.steps, steps, measures[alike], data)
             for steps in config.evaluate.steps

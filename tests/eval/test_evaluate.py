@@ -15,6 +15,7 @@ from eval.evaluate import (
     training_data,
 )
 from tests.training.runs import small_experiment, synthetic_split
+from training.identity import Identity
 from training.sharding import make_mesh
 
 FIELDS = {"evaluate.steps": (1, 2), "evaluate.num_samples": 24, "evaluate.batch_size": 16}
@@ -80,7 +81,7 @@ def test_other_protocols_stand_beside_each_other(evaluated):
 def test_the_protocol_says_what_was_trained_on():
     config, experiment = small_experiment()
     fewer = dataset()._replace(train=synthetic_split(199))
-    digests = [training_data(experiment, data) for data in (dataset(), fewer, None)]
+    digests = [training_data(experiment, data, None) for data in (dataset(), fewer, None)]
     assert digests == [dataset().digest, fewer.digest, ""] and digests[0] != digests[1]
     protocols = [protocol_of(experiment, config, 1, 2, None, digest) for digest in digests]
     assert protocols[0].sampling["training_data"] == digests[0]
@@ -89,7 +90,10 @@ def test_the_protocol_says_what_was_trained_on():
     assert protocols[2].id == protocol_of(experiment, config, 1, 2, None).id
     assert len({protocol.id for protocol in protocols}) == 3
     taught = experiment._replace(objective=experiment.objective._replace(reads_images=False))
-    assert training_data(taught, dataset()) == ""
+    assert training_data(taught, dataset(), None) == ""
+    # A run's own record counts before what lies there now.
+    run = Identity("a", {}, data=fewer.identity)
+    assert {training_data(experiment, data, run) for data in (dataset(), None)} == {digests[1]}
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,8 @@ from configs import base
 from data import Pairs, batches, row_batches
 from tests.modes.recorded import TRAIN, dataset, random_network, recorded
 from tests.training.runs import small_config
-from training import workdir
 from training.experiment import build
+from training.identity import as_dict, flat
 
 NOISE = {"path.name": "ve", "prediction.kind": "F"}
 SPIKES = {"optimizer.spike_factor": 3.0}
@@ -222,5 +222,5 @@ def test_batches_begin_at_the_step_that_a_run_goes_on_from(method, fields):
 
 
 def test_every_field_is_in_a_table():
-    fields = set(workdir.flat(workdir.as_dict(base.config())))
+    fields = set(flat(as_dict(base.config())))
     assert fields == {f for f in (*FIELDS, *TAUGHT, *ELSEWHERE) if not f.startswith("objective.")}

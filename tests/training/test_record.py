@@ -3,8 +3,8 @@ import json
 import pytest
 
 from tests.training.runs import small_config
+from training.identity import as_dict
 from training.record import read_config
-from training.workdir import as_dict
 
 FIELDS = as_dict(small_config())
 
