@@ -5,6 +5,7 @@ field then takes another value, and the places that see a difference are compare
 """
 
 from itertools import islice
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -200,6 +201,15 @@ def test_the_length_of_a_run_is_that_of_its_schedule(observe):
         20,
         "loop.steps step",
     )
+
+
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_run_that_goes_on_does_not_read_what_it_started_from(monkeypatch, tmp_path, goes_on):
+    found = SimpleNamespace(has_checkpoint=lambda folder: goes_on)
+    monkeypatch.setattr(TRAIN, "restore", found)
+    fields = PLAIN | {"teacher": "first", "evaluate.steps": (1,)}
+    seen = recorded(monkeypatch, tmp_path, "ect", fields, traced=False)
+    assert ("teacher.folder" in seen) == (not goes_on)
 
 
 def test_each_axis_of_the_mesh_has_its_own_size(observe):

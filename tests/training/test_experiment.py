@@ -75,6 +75,17 @@ def test_each_average_has_its_own_width(warmup):
     assert len({float(update(1.0, 2.0, 50)) for update in expected.values()}) == 4
 
 
+def test_averages_follow_the_player_that_samples():
+    # The fake score is the first of the players.
+    _, experiment = small_experiment("dmd", **{"ema.decays": (0.9,), "ema.power_stds": (0.1,)})
+    sources = {name: f.source for name, f in experiment.objective.followers.items()}
+    assert sources == {"ema_0.9": "generator", "power_0.1": "generator"}
+    assert next(iter(experiment.objective.players)) == "fake_score"
+    assert experiment.sample_with == "ema_0.9"
+    _, experiment = small_experiment("dmd", **{"ema.decays": ()})
+    assert experiment.sample_with == "generator"
+
+
 RANGE = {"objective.guidance_range": (1.0, 4.0)}
 
 
