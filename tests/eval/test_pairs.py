@@ -16,6 +16,7 @@ def pairs_in(folder, count=12, steps=2, scale=1.0, params=1.0, shape=None, teach
 
     # x_0 = eps 2 / 4 (1 + label): a sampler that tells its noise, label and number of steps.
     def sample(params, eps, condition, keys, *, steps, guidance_scale):
+        assert len(eps) == jax.device_count()  # the batch_size, whatever their number
         label = condition["label"].reshape(-1, 1, 1, 1)
         return params * eps * steps * guidance_scale / 4.0 * (1.0 + label)
 

@@ -37,6 +37,22 @@ def test_a_run_without_a_log_has_no_seconds(tmp_path):
     assert run.budget["seconds"] is None
 
 
+def test_the_cost_of_a_run_is_that_of_the_evaluated_step(tmp_path):
+    sampling = {"step": 1000}  # of 3,000 that the config has
+    (run,) = load_runs([evaluated_run(tmp_path / "a", steps=(1,), sampling=sampling)])
+    assert run.budget == {"images_seen": 128000, "network_evaluations": None, "seconds": 20.0}
+
+
+def test_results_are_those_that_are_named(tmp_path):
+    folder = tmp_path / "a"
+    evaluated_run(folder, steps=(1, 2), sampling={"guidance_scale": 3.0})
+    named = {path.stem for path in (folder / "eval").glob("*.json")}
+    evaluated_run(folder, steps=(1, 4), sampling={"guidance_scale": 2.0})
+    assert load_runs([folder])[0].sampling["guidance_scale"] == 2.0
+    (run,) = load_runs([folder], ids=named)
+    assert (run.sampling["guidance_scale"], list(run.results)) == (3.0, [1, 2])
+
+
 def test_the_newest_training_step_is_shown(tmp_path):
     for step, frechet in ((3000, 0.3), (500, 0.5)):
         evaluated_run(tmp_path, steps=(1, 2), frechet=frechet, fall=0.0, sampling={"step": step})

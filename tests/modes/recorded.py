@@ -26,16 +26,17 @@ TEACHER = import_module("training.teacher")
 MEASURED_BY = ("features", "weights", "reference", "agreement", "num_samples", "batch_size")
 
 
-def recorded(patch, folder, method, fields):
-    """What each place of a run sees: {place: text}; `patch` is undone by the caller.
+def recorded(patch, folder, method, fields, traced=True):
+    """What each place of a run sees: {place: texts}; `patch` is undone by the caller.
 
-    folder: an empty one; the runs "first" and "second" in it are teachers.
+    folder: an empty one; the runs "first" and "second" in it are teachers. traced: whether to look
+    at the training step, which takes longest.
     """
     for name in ("first", "second"):
         workdir.start_run(folder / name, small_config("edm"))
     if "teacher" in fields:
         fields = fields | {"teacher": str(folder / fields["teacher"])}
-    recorder = Recorder()
+    recorder = Recorder(traced)
     patch.setattr(EXPERIMENT.models, "build", recorder.build_network)
     patch.setattr(REQUEST.data, "load", recorder.load_data)
     patch.setattr(TEACHER, "restore", recorder)
@@ -72,8 +73,8 @@ def random_network(shape):
 class Recorder:
     """What a run calls; it keeps what it was called with, by place."""
 
-    def __init__(self):
-        self.notes = {}
+    def __init__(self, traced):
+        self.notes, self.traced = {}, traced
 
     def note(self, place, *content):
         """Keep what a place was given."""
@@ -152,10 +153,11 @@ class Recorder:
         self.note_each("kept", retention._asdict() | {"scores": retention.scores()})
         create = jax.make_jaxpr(lambda f: initial_state(objective, optimizers, seed, f))
         self.note("start", create(frozen))
-        step = jax.make_jaxpr(compile_step(objective, optimizers, seed, mesh, micro_batches))
-        state = abstract_state(objective, optimizers, seed, frozen, mesh)
-        batch = abstract_batch(objective, batch_size, self.image_shape)
-        self.note("step", step(state, frozen, batch))
+        if self.traced:
+            step = jax.make_jaxpr(compile_step(objective, optimizers, seed, mesh, micro_batches))
+            state = abstract_state(objective, optimizers, seed, frozen, mesh)
+            batch = abstract_batch(objective, batch_size, self.image_shape)
+            self.note("step", step(state, frozen, batch))
         for batch in islice(rest["batches"](1), 2):
             self.note("host", batch)
             self.note("images", rest["complete"](put_batch(batch, mesh)))
