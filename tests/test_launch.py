@@ -27,7 +27,7 @@ exit "${code:-0}"
 @pytest.fixture
 def call(tmp_path):
     """call(script, *arguments, codes={program: [exit codes]}, **variables) -> (code, calls)."""
-    for name in ("python", "srun", "scontrol", "xpk", "gcloud"):
+    for name in ("python", "python3.99", "srun", "scontrol", "xpk", "gcloud"):
         (tmp_path / name).write_text(STAND_IN)
         (tmp_path / name).chmod(0o755)
 
@@ -37,11 +37,12 @@ def call(tmp_path):
         for name, own in (codes or {}).items():
             (tmp_path / "codes").mkdir(exist_ok=True)
             (tmp_path / "codes" / name).write_text("".join(f"{code}\n" for code in own))
-        paths = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORD": str(record)}
-        own = {"CODES": str(tmp_path / "codes"), "SLURM_SUBMIT_DIR": str(ROOT), **variables}
+        # All that a script finds: what its caller exports, such as PYTHON, is none of it.
+        own = {"PATH": f"{tmp_path}:{os.environ['PATH']}", "RECORD": str(record)}
+        own |= {"CODES": str(tmp_path / "codes"), "SLURM_SUBMIT_DIR": str(ROOT)}
         ended = subprocess.run(
             ["bash", LAUNCH / script, *arguments],
-            env={**os.environ, **paths, **own},
+            env={**own, **variables},
             capture_output=True,
             text=True,
         )
@@ -67,6 +68,39 @@ def test_one_machine_is_one_process_after_the_doctor(call):
     ]
     code, calls = call("local.sh", *FLAGS, codes={"python": [exits.BAD_INPUT]})
     assert code == exits.BAD_INPUT and len(calls) == 1
+
+
+def test_scripts_start_the_python_of_their_variable(call):
+    for count in ("1", "2"):
+        _, calls = call("local.sh", *FLAGS, NPROC=count, PYTHON="python3.99")
+        assert {one[0] for one in calls} == {"python3.99"}
+    _, calls = call("slurm.sbatch", *FLAGS, PYTHON="python3.99")
+    assert [one[3:5] for one in calls] == [["python3.99", "main.py"]] * 2
+
+
+def test_what_is_not_set_has_its_default(call):
+    _, calls = call("local.sh", *FLAGS, NPROC="2")
+    assert {part for one in calls for part in one if "coordinator" in part} == {
+        "--coordinator=127.0.0.1:4321",
+        "--coordinator=127.0.0.1:4322",
+    }
+    for restarts, queued in (("49", True), ("50", False)):
+        _, calls = call(
+            *("slurm.sbatch", *FLAGS),
+            codes={"srun": [exits.PREEMPTED]},
+            SLURM_JOB_ID="17",
+            SLURM_RESTART_COUNT=restarts,
+        )
+        assert (["scontrol", "requeue", "17"] in calls) == queued
+    names = {"CLUSTER": "c", "TPU_TYPE": "v5litepod-16", "IMAGE": "i", "NAME": "n"}
+    _, ((*_, slices, restarts, _, _),) = call("gke.sh", *FLAGS, **names)
+    assert (slices, restarts) == ("--num-slices=1", "--max-restarts=50")
+    _, calls = call("gke.sh", *FLAGS, **names, SLICES="4", RESTARTS="7")
+    assert {"--num-slices=4", "--max-restarts=7"} <= set(calls[0])
+    _, calls = call("tpu_pod.sh", *FLAGS, TPU="pod", ZONE="zone")
+    assert "cd fewstep && " in " ".join(calls[0])
+    _, calls = call("tpu_pod.sh", *FLAGS, TPU="pod", ZONE="zone", FOLDER="elsewhere")
+    assert "cd elsewhere && " in " ".join(calls[0])
 
 
 def test_several_processes_on_one_machine_meet(call):

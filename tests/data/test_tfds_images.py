@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 
 import data
 
+ROOT = Path(__file__).parents[2]
 LABEL = tfds.features.ClassLabel(num_classes=3)
 
 
@@ -161,5 +163,5 @@ def test_reading_never_imports_tensorflow(tmp_path, write_tfds_files, draw_image
         "batch = next(data.batches(split, batch_size=3, seed=0))\n"
         "print(sorted(batch['label'].tolist()), 'tensorflow' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[0, 1, 2] False", done.stderr
