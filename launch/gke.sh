@@ -14,8 +14,8 @@ set -euo pipefail
 
 flags=$(printf '%q ' "$@")
 # XPK (1.13, src/xpk/core/docker_container.py) sends SIGTERM to the shell of this command alone:
-# `exec` puts what passes it on in its place. One failed pod restarts all (backoffLimit 0), so those
-# that end because another failed let that one be seen first.
+# `exec` puts what passes it on in its place. The first pod that fails decides for all (backoffLimit
+# 0), so those that end because another failed let that one be first.
 command="trap 'exit 143' TERM; export TUNE='${TUNE:-}'; . launch/env.sh || exit"
 command+="; python main.py --mode=doctor --distributed $flags || exit"
 command+="; LINGER=30 exec launch/task.sh python main.py --distributed $flags"

@@ -39,8 +39,8 @@ on_hosts() {
   tpus tpu-vm ssh --worker=all --command="$1" |
     awk -v codes="$codes" '/^fewstep: exit code [0-9]+$/ {print $4 > codes} {print; fflush()}'
   code=${PIPESTATUS[0]}
-  # ssh ends with 255 when it loses a host; gcloud itself with 1, before a host prints anything.
-  if [ "$code" -eq 255 ] || { [ "$code" -eq 1 ] && [ ! -s "$codes" ] && slice_lost; }; then
+  # ssh ends with 255 when it loses a host; gcloud itself with 1.
+  if [ "$code" -eq 255 ] || { [ "$code" -eq 1 ] && slice_lost; }; then
     code=76
   fi
   # shellcheck disable=SC2046  # one word for each host

@@ -181,6 +181,7 @@ def test_the_code_that_says_why_a_job_ended():
         "76 2 76": 2,
         "2 76": 2,
         "76 76 3": 3,
+        "3 2 76": 3,
         "75 1": 1,
         "134 76": 134,
         "76 77": 77,
@@ -415,6 +416,9 @@ def test_the_kubernetes_job_is_pods_that_meet(objects, programs, environment):
     for code in CODES:
         env = environment(JOB_COMPLETION_INDEX="1", codes={"python": [0, code]})
         assert shell(container["args"][0], env).returncode == code
+    # What the doctor found ends the pod before the training.
+    env = environment(JOB_COMPLETION_INDEX="1", codes={"python": [2]})
+    assert shell(container["args"][0], env).returncode == 2 and len(recorded(programs)) == 1
 
 
 def test_kubectl_is_asked_to_apply(call, programs):
@@ -503,8 +507,8 @@ def test_tpu_maintenance_is_waited_for(call):
     # gcloud itself failed, or nobody makes the slice again.
     for state in ("READY\tHEALTHY", "PREEMPTED", ""):
         assert tpu(call, 1, f"0 {state}", 0)[:2] == (1, 1)
-    # The training failed: the slice is not asked.
-    assert tpu(call, "1 fewstep: exit code 1", 0)[:2] == (1, 1)
+    # The training failed.
+    assert tpu(call, "1 fewstep: exit code 1", "0 REPAIRING", 0)[:2] == (1, 1)
 
 
 def verbs(calls):
@@ -536,6 +540,10 @@ def test_a_spot_slice_is_made_again(call, programs):
     assert {"--runtime-version=image", "--spot", "--zone=zone"} <= set(asked)
     assert sum("--command=install everything" in one for one in calls) == 2
     assert {"--force", "--quiet"} <= set(next(one for one in calls if "delete" in one))
+    # A slice that is still there has been set up.
+    replies = ["1", 0, "0 ACTIVE", 0, 75, "0 ACTIVE", 0]
+    _, _, calls = tpu(call, *replies, TYPE="v5litepod-16", VERSION="image", **setup)
+    assert verbs(calls) == ["describe", "create", "describe", "ssh", "ssh", "describe", "ssh"]
 
 
 def test_a_slice_that_is_there_is_used(call):
