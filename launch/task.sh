@@ -3,8 +3,8 @@
 #
 #   CODES_IN=FOLDER LINGER=SECONDS launch/task.sh COMMAND...
 #
-# SIGTERM goes on to the command. CODES_IN: folder that the launcher reads, into which the code is
-# written. LINGER (0): how long to wait when another process failed (76), so that the scheduler
+# SIGTERM goes on to the command. CODES_IN: folder that the launcher reads, where the code becomes
+# the end of a file's name, for which a full disk still has room. LINGER (0): how long to wait when another process failed (76), so that the scheduler
 # hears first from that one, which says why.
 set -uo pipefail
 # shellcheck source=launch/children.sh
@@ -16,7 +16,7 @@ await "${children[0]}"
 code=$?
 
 if [ -n "${CODES_IN:-}" ]; then
-  echo "$code" > "$CODES_IN/${SLURM_PROCID:-$(hostname)-$$}"
+  : > "$CODES_IN/${SLURM_PROCID:-$HOSTNAME-$$}.$code"
 fi
 if [ "$code" -eq 76 ]; then
   sleep "${LINGER:-0}"
