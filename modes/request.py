@@ -1,5 +1,6 @@
 """What the user asked for, and the parts that several modes need of it."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -76,9 +77,14 @@ def by_flag(commands: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def required_workdir(request: Request) -> Path:
-    """--workdir; raises ValueError if it was not given."""
+    """--workdir; raises ValueError if it was not given, or is the address of a bucket."""
     if request.workdir is None:
         raise ValueError("--workdir=DIR is needed: the folder of the run")
+    if re.match(r"[a-z0-9]{2,}:/", str(request.workdir)):
+        raise ValueError(
+            f"--workdir={request.workdir} is an address, not a folder; mount the bucket and give "
+            "the folder where it is mounted (docs/clusters.md)"
+        )
     return request.workdir
 
 

@@ -1,10 +1,12 @@
 """The run that a request names: its folder, checkpoint and network."""
 
+from pathlib import Path
+
 import jax
 import numpy as np
 import pytest
 
-from modes.request import Request, load_run, read_dataset, resolve
+from modes.request import Request, load_run, read_dataset, required_workdir, resolve
 from tests.modes.recorded import EXPERIMENT, dataset, random_network
 from tests.training.runs import save_run, small_config
 from training import checkpoint, restore
@@ -62,3 +64,13 @@ def test_classes_that_the_data_do_not_have_are_refused():
 def test_a_data_set_is_read_at_the_size_of_the_config():
     config = small_config(**{"data.image_size": 6, "data.channels": 3})
     assert read_dataset(config).image_shape == (6, 6, 3)
+
+
+def test_the_address_of_a_bucket_is_no_workdir():
+    for address in ("gs://bucket/run", "s3://bucket/run"):
+        with pytest.raises(ValueError, match="mount the bucket"):
+            required_workdir(Request(config=None, workdir=Path(address)))
+    for folder in ("runs/digits", "/shared/a:b", "."):
+        assert required_workdir(Request(config=None, workdir=Path(folder))) == Path(folder)
+    with pytest.raises(ValueError, match="--workdir=DIR is needed"):
+        required_workdir(Request(config=None, workdir=None))
