@@ -130,7 +130,7 @@ def with_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[s
 def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     """A cell whose config can be trained and evaluated. Raises ValueError."""
     config, dataset = resolve_with_data(config)
-    experiment, mesh = build(config), make_mesh(config.mesh.data, config.mesh.fsdp)
+    experiment, mesh = build(config), make_mesh(**config.mesh)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     if not config.evaluate.steps:
         raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")

@@ -24,7 +24,7 @@ def describe(request: Request) -> None:
 
 def description(config: ConfigDict, experiment: Experiment) -> str:
     """The lines that `describe` prints."""
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(**config.mesh)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     objective = experiment.objective
     state, frozen, _ = step_inputs(config, experiment, mesh)

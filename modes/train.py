@@ -67,7 +67,7 @@ class Job(NamedTuple):
 
 def checked(path: Path, config: ConfigDict) -> Job:
     """What a config says, all of it checked that can be before anything is computed or written."""
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(**config.mesh)
     config, dataset = resolve_with_data(config)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     if config.steps_per_dispatch < 1:
