@@ -2,7 +2,8 @@ import json
 
 import numpy as np
 
-from objectives.base import Mean
+from objectives.base import Mean, mean_of
+from training import metrics
 from training.metrics import Average, MetricLog, read_rows
 
 
@@ -31,8 +32,22 @@ def test_a_resumed_log_has_every_step_once(tmp_path):
     assert list((tmp_path / "tensorboard").glob("events*"))
 
 
+def test_tensorboard_forgets_the_steps_that_are_made_again(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(metrics, "SummaryWriter", lambda folder, **fields: asked.update(fields))
+    MetricLog(tmp_path, 6)
+    assert asked == {"purge_step": 7}
+
+
 def test_of_a_running_count_a_row_has_the_last():
     average = Average()
     for skipped, count in ((3, 1), (4, 1), (0, 0)):  # the player was not updated at the last step
         average.add({"fake_score/skipped": Mean(skipped, count), "loss": Mean(skipped, 1)})
     assert average.pop() == {"fake_score/skipped": 4.0, "loss": 7.0 / 3.0}
+
+
+def test_the_mean_of_an_array_is_its_sum_over_its_size():
+    average = Average()
+    for values in (np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([12.0])):
+        average.add({"a": mean_of(values)})
+    assert average.pop() == {"a": 24.0 / 5.0}
