@@ -177,6 +177,7 @@ def test_the_defaults_are_those_of_the_paper(name):
     make, published = CASES[name]
     default, expected = figures(make()), figures(make(**published))
     jax.tree.map(np.testing.assert_array_equal, default, expected)
+    assert default[1] == 1.0  # without guidance
 
 
 def test_a_loss_on_its_own_drops_no_label():
