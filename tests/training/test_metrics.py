@@ -3,6 +3,7 @@ import json
 import numpy as np
 
 from objectives.base import Mean
+from training import metrics
 from training.metrics import Average, MetricLog, read_rows
 
 
@@ -36,3 +37,10 @@ def test_of_a_running_count_a_row_has_the_last():
     for skipped, count in ((3, 1), (4, 1), (0, 0)):  # the player was not updated at the last step
         average.add({"fake_score/skipped": Mean(skipped, count), "loss": Mean(skipped, 1)})
     assert average.pop() == {"fake_score/skipped": 4.0, "loss": 7.0 / 3.0}
+
+
+def test_events_after_the_step_that_a_log_is_opened_at_are_dropped(tmp_path, monkeypatch):
+    writers = []
+    monkeypatch.setattr(metrics, "SummaryWriter", lambda *a, **how: writers.append((a, how)))
+    MetricLog(tmp_path, 6).file.close()
+    assert writers == [((str(tmp_path / "tensorboard"),), {"purge_step": 7})]

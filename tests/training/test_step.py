@@ -204,8 +204,11 @@ def test_a_non_finite_loss_leaves_the_whole_state_and_is_named(bad):
     state, step = start(objective._replace(players={**objective.players, bad: nan}))
     updated, metrics = step(state, FROZEN, BATCH)
     jax.tree.map(np.testing.assert_array_equal, updated, state)
-    with pytest.raises(NonFiniteError, match=f"of {bad} is not finite at step 12"):
+    with pytest.raises(NonFiniteError, match=f"of {bad} is not finite at step 12") as error:
         check_finite(12, jax.device_get(metrics))
+    values = error.value.values
+    assert values.keys() == {f"{p}/{v}" for p in state.networks for v in ("loss", "gradient_norm")}
+    assert np.isnan(values[f"{bad}/loss"]) and error.value.step == 12
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_caught():
