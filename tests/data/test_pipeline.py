@@ -157,3 +157,15 @@ def test_pair_batches_keep_pairs_together_and_resume():
     np.testing.assert_array_equal(draw(start_step=4)[0]["label"], whole[4]["label"])
     halves = [draw(process_index=i, process_count=2)[1]["label"] for i in range(2)]
     np.testing.assert_array_equal(np.concatenate(halves), whole[1]["label"])
+
+
+def test_labels_and_pairs_of_another_seed_come_in_another_order():
+    images = np.zeros((23, 1, 1, 1), np.float32)
+    pairs = Pairs(images, images, np.arange(23, dtype=np.int32))
+    for made in (lambda **how: label_batches(5, **how), lambda **how: pair_batches(pairs, **how)):
+        drawn = {
+            tuple(next(made(batch_size=20, seed=seed, start_step=step))["label"])
+            for seed in (0, 1, 2)
+            for step in (0, 1, 2)
+        }
+        assert len(drawn) == 9

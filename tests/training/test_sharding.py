@@ -267,7 +267,7 @@ def test_parameter_spec():
 
 
 def test_an_array_is_split_by_the_size_of_its_own_axis_of_the_mesh():
-    leaf = jax.ShapeDtypeStruct((66, 64), jnp.float32)  # 66 is divisible by 2, not by 4
+    leaf = jax.ShapeDtypeStruct((66, 64), np.float32)  # 66 is divisible by 2, not by 4
     assert tree_shardings(leaf, mesh_of(2, 4)).spec == PartitionSpec(None, "fsdp")
     assert tree_shardings(leaf, mesh_of(4, 2)).spec == PartitionSpec("fsdp", None)
 
