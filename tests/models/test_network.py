@@ -124,6 +124,8 @@ OWN = {
         "depth": (1, "shapes sampling training"),
     },
 }
+# What both networks have; of another value the last one counts.
+BESIDE = {"time_scale": [("loss_weight", True)], "dropout": [("dropout", 0.3)]}
 ELSEWHERE = {"attention"}  # xla alone is on CPUs: tests/models/test_layers.py
 
 
@@ -164,7 +166,7 @@ def parts_of(network):
 )
 def test_a_field_reaches_what_it_is_for(describe, name, field):
     value, parts = (ALL | OWN[name])[field]
-    beside = [("loss_weight", True)] if field == "time_scale" else []
+    beside = BESIDE.get(field, ())
     one, other = describe(name, *beside), describe(name, *beside, (field, value))
     differing = {part for part in one.keys() | other.keys() if one.get(part) != other.get(part)}
     assert differing == set(parts.split())
