@@ -1,8 +1,9 @@
 """Image data: real sets by name as uint8 arrays, and endless reproducible batches of them."""
 
-from data.array_cache import data_root
+from data.array_cache import data_root, verify
 from data.catalog import load, prepare
 from data.dataset import NULL_LABEL, Dataset, Pairs, Split
+from data.identity import Identity, changes, digest
 from data.order import FIRST_ORDER, NEWEST_ORDER
 from data.pipeline import batch_indices, batches, label_batches, pair_batches, row_batches
 from data.pixels import to_float, to_uint8
@@ -12,11 +13,14 @@ __all__ = [
     "NEWEST_ORDER",
     "NULL_LABEL",
     "Dataset",
+    "Identity",
     "Pairs",
     "Split",
     "batch_indices",
     "batches",
+    "changes",
     "data_root",
+    "digest",
     "label_batches",
     "load",
     "pair_batches",
@@ -24,4 +28,5 @@ __all__ = [
     "row_batches",
     "to_float",
     "to_uint8",
+    "verify",
 ]

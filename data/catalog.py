@@ -9,9 +9,10 @@ tfds:NAME or NAME  an image data set of TensorFlow Datasets, by data/tfds_images
 import re
 from pathlib import Path
 
-from data.array_cache import Undecoded, array_folder, data_root, decode
+from data.array_cache import Undecoded, data_root, decode, mend
 from data.dataset import Dataset
 from data.digits import digits
+from data.files import claimed
 from data.folder import folder
 from data.pixels import check_size
 from data.tfds_images import tfds_images, unknown_name, write_tfds
@@ -41,20 +42,20 @@ def load(name: str, *, data_dir: str = "", image_size: int = 0, channels: int = 
 
 
 def prepare(name: str, *, data_dir: str = "", image_size: int = 0, channels: int = 0) -> Path:
-    """Download and decode what `load` with the same arguments reads; does nothing if it is there.
+    """Download and decode what `load` with the same arguments reads, and check what is there.
 
-    Returns the folder with the decoded arrays (data_dir for digits, which need none). Raises as
-    `load` does, and ValueError if the data cannot be downloaded or encoded.
+    Decoded arrays are hashed, and decoded again if they are damaged; standard error says what was
+    done. Returns their folder (data_dir for digits, which need none). Raises as `load` does, and
+    ValueError if the data cannot be downloaded or encoded.
     """
     check_size(image_size, channels)
     root = data_root(data_dir)
     if name == "digits":
         return root
     if not name.startswith(FOLDER):
-        write_tfds(_tfds_name(name), root, image_size, channels)
-    data = _undecoded(name, root, image_size, channels)
-    decode(data, root)
-    return array_folder(data, root)
+        with claimed(root):
+            write_tfds(_tfds_name(name), root, image_size, channels)
+    return mend(_undecoded(name, root, image_size, channels), root)
 
 
 def _undecoded(name: str, root: Path, image_size: int, channels: int) -> Undecoded:

@@ -4,6 +4,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from data.identity import Identity, digest, identity_of, split_identity
+
 NULL_LABEL = -1  # the label of an image without one
 
 
@@ -21,18 +23,39 @@ class Split(NamedTuple):
 class Dataset(NamedTuple):
     """A training split, a held-out split (None if the data has none) and the number of classes.
 
-    num_classes is 0 for data without labels.
+    num_classes is 0 for data without labels. classes: their names, () where they are not known.
+    recorded: the identity that was computed when the arrays were decoded, None to compute it.
     """
 
     name: str
     train: Split
     test: Split | None
     num_classes: int
+    classes: tuple[str, ...] = ()
+    recorded: Identity | None = None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """(height, width, channels)."""
         return self.train.images.shape[1:]
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        return {"train": self.train} | ({} if self.test is None else {"test": self.test})
+
+    @property
+    def identity(self) -> Identity:
+        """What the data are, as plain JSON values (data/identity.py)."""
+        if self.recorded is not None:
+            return self.recorded
+        splits = {name: split_identity(*split) for name, split in self.splits.items()}
+        return identity_of(self.image_shape, self.classes, splits)
+
+    @property
+    def digest(self) -> str:
+        """A short hash of the identity."""
+        return digest(self.identity)
 
 
 class Pairs(NamedTuple):

@@ -32,4 +32,5 @@ def digits(image_size: int = 0, channels: int = 0) -> Dataset:
     held_out = np.zeros(len(labels), bool)
     held_out[np.argsort(labels, kind="stable")[::HOLD_OUT_EVERY]] = True
     train = Split(images[~held_out], labels[~held_out])
-    return Dataset("digits", train, Split(images[held_out], labels[held_out]), NUM_CLASSES)
+    test = Split(images[held_out], labels[held_out])
+    return Dataset("digits", train, test, NUM_CLASSES, tuple(map(str, range(NUM_CLASSES))))

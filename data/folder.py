@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from data.array_cache import Source, Undecoded, file_stamps
+from data.array_cache import Undecoded, file_stamps
+from data.arrays import Source
 from data.dataset import NULL_LABEL
 from data.pixels import fit
 
@@ -36,10 +37,11 @@ def folder(path: str, image_size: int, channels: int = 0) -> Undecoded:
     files = [file for split in splits.values() for file, _ in split]
     return Undecoded(
         name=f"folder:{root}",
-        identity=file_stamps(files, root),
+        origin=file_stamps(files, root),
         image_shape=(image_size, image_size, channels),
         num_classes=len(classes),
         splits={name: _source(split, image_size, channels) for name, split in splits.items()},
+        classes=tuple(classes),
     )
 
 

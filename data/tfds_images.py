@@ -7,15 +7,18 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data.array_cache import Source, Undecoded, file_stamps
+from data.array_cache import Undecoded, file_stamps
+from data.arrays import Source
 from data.dataset import NULL_LABEL
 from data.fashion_mnist import FashionMNIST
+from data.files import note
 from data.pixels import MODES, fit_array
 
 FORMAT = "array_record"  # the format that TFDS reads and writes without TensorFlow
 OWN_BUILDERS = {"fashion_mnist": FashionMNIST}
 # The first of these is `test`. ImageNet's test split has no labels, hence the order.
 HELD_OUT = ("validation", "test")
+INCOMPLETE = "incomplete.*"  # what TFDS calls a folder that it has not finished
 OTHER_NAMES = {"digits": "digits", "folder": "folder:PATH"}
 
 Builder = tfds.core.DatasetBuilder
@@ -39,12 +42,22 @@ def tfds_images(name: str, root: Path, image_size: int, channels: int) -> Undeco
     image, label = image_feature(builder), label_feature(builder)
     splits = split_names(builder)
     files = [Path(f) for own in splits.values() for f in builder.info.splits[own].filepaths]
+    missing = [file for file in files if not file.exists()]
+    if missing:
+        raise ValueError(f"{missing[0]} is missing; {_remedy(builder)}")
+    classes = builder.info.features[label].names if label else []
+    num_classes = builder.info.features[label].num_classes if label else 0
+    if len(classes) != num_classes:
+        raise ValueError(
+            f"{builder.data_path} names {len(classes)} of {num_classes} classes; {_remedy(builder)}"
+        )
     return Undecoded(
         name=f"tfds:{name}",
-        identity=[builder.info.full_name, splits, file_stamps(files, Path(builder.data_path))],
+        origin=[builder.info.full_name, splits, file_stamps(files, Path(builder.data_path))],
         image_shape=shape,
-        num_classes=builder.info.features[label].num_classes if label else 0,
+        num_classes=num_classes,
         splits={ours: _source(builder, own, image, label, shape) for ours, own in splits.items()},
+        classes=tuple(classes),
     )
 
 
@@ -63,6 +76,8 @@ def write_tfds(name: str, root: Path, image_size: int, channels: int) -> None:
         builder.download_and_prepare(download_config=download)
     except Exception as error:  # data sets raise what they like, TFDS wraps some of it
         raise ValueError(_preparation_error(name, root, error)) from error
+    for leftover in Path(builder.data_path).parent.glob(INCOMPLETE):
+        note(f"{leftover} is of a preparation that was killed; delete it if none runs now")
 
 
 def open_builder(name: str, root: Path) -> Builder:
@@ -80,7 +95,7 @@ def open_builder(name: str, root: Path) -> Builder:
     except Exception as error:  # an unknown TFDS config or version, another file format, ...
         raise ValueError(
             f"TFDS cannot open {name} under {root} as {FORMAT}: {_first_line(error)}. Correct the "
-            "name, or prepare it in another data directory"
+            f"name, or delete its folder in {root}, or choose another data.dir; and prepare it"
         ) from error
 
 
@@ -161,11 +176,22 @@ def _source(
     records = builder.as_data_source(split)
 
     def read(i: int) -> tuple[np.ndarray, int]:
-        record = records[i]
-        pixels = fit_array(record[image], shape[0], shape[2])
+        try:
+            record = records[i]
+            pixels = fit_array(record[image], shape[0], shape[2])
+        except Exception as error:  # ArrayRecord and TFDS's decoders raise what they like
+            raise ValueError(
+                f"image {i} of {builder.name} {split} cannot be read ({_first_line(error)}); "
+                f"{_remedy(builder)}"
+            ) from error
         return pixels, int(record[label]) if label else NULL_LABEL
 
     return Source(len(records), read)
+
+
+def _remedy(builder: Builder) -> str:
+    """How to get whole files: TFDS writes none into a folder that is there."""
+    return f"delete {builder.data_path} and run main.py --mode=prepare with the same --config"
 
 
 def _preparation_error(name: str, root: Path, error: BaseException) -> str:

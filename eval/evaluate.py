@@ -124,6 +124,7 @@ def evaluator(
     labels = cycle_labels(choices, fields.num_samples)
     samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
     measures = measures_of(experiment, dataset, config, mesh)
+    data = training_data(experiment, dataset)
     way = way_of_one_image(experiment, config, label=int(labels[0]))
 
     def evaluate(params: Params, step: int) -> list[Result]:
@@ -133,7 +134,7 @@ def evaluator(
             batches = generate(sampler, params, labels, fields.batch_size, description)
             first: list[np.ndarray] = []
             batches = kept_first(batches, first)
-            protocol = protocol_of(experiment, config, step, steps, measures)
+            protocol = protocol_of(experiment, config, step, steps, measures, data)
             result = facts(config, protocol, measures)
             if measures is None:
                 deque(batches, maxlen=0)
@@ -174,10 +175,25 @@ def way_of_one_image(
     )
 
 
+def training_data(experiment: Experiment, dataset: Dataset | None) -> str:
+    """Digest of the data that a run is trained on; "" if it reads no images, or none are here."""
+    if dataset is None or not experiment.objective.reads_images:
+        return ""
+    return dataset.digest
+
+
 def protocol_of(
-    experiment: Experiment, config: ConfigDict, step: int, steps: int, measures: Measures | None
+    experiment: Experiment,
+    config: ConfigDict,
+    step: int,
+    steps: int,
+    measures: Measures | None,
+    training_data: str = "",
 ) -> Protocol:
-    """How samples in `steps` steps of the network after training step `step` are measured."""
+    """How samples in `steps` steps of the network after training step `step` are measured.
+
+    training_data: digest of the data that it was trained on, "" where unknown.
+    """
     solver = config.objective.get("solver", {"name": config.objective.name})
     details = {name: config.objective[name] for name in SAMPLED_BY if name in config.objective}
     return Protocol(
@@ -191,6 +207,7 @@ def protocol_of(
             "steps": steps,
             "guidance_scale": guidance_scale(experiment, config),
             "seed": config.seed,
+            **({"training_data": training_data} if training_data else {}),
         },
     )
 

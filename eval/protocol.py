@@ -3,15 +3,14 @@
 A protocol has two parts. `measurement` is what must agree between numbers that are compared:
 features and their weights, preprocessing, rounding to bytes, the number of samples and their
 labels, the real images. `sampling` is what the comparison is about: method, network and step,
-solver, number of steps, guidance, seed. The id of a result is the name of its metric and a hash
-over both.
+solver, number of steps, guidance, seed, and the data that the network was trained on. The id of a
+result is the name of its metric and a hash over both.
 """
 
-import hashlib
-import json
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+from data import digest
 from eval.features import FeatureNetwork
 
 # To be raised when code changes what a metric means, so that old numbers are not compared with new.
@@ -73,12 +72,6 @@ def measurement(
         "reference_sha256": reference_sha256,
         "version": VERSION,
     }
-
-
-def digest(values: Mapping[str, Any]) -> str:
-    """A short hash of plain values, the same whatever the order of the fields."""
-    text = json.dumps(values, sort_keys=True, ensure_ascii=True)
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def short_count(count: int) -> str:

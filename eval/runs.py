@@ -33,6 +33,7 @@ WORDS = {
     "sampler": "{}",
     "sampling_steps": "sampling steps {}",
     "data": "on {}",
+    "training_data": "training data {}",
 }
 
 
@@ -235,7 +236,9 @@ def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
-            if alike(identity(group[0]), identity(run)) and run.seed not in {r.seed for r in group}:
+            if run.seed not in {r.seed for r in group} and all(
+                alike(identity(member), identity(run)) for member in group
+            ):
                 group.append(run)
                 break
         else:

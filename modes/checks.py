@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data import Dataset
+from data import Dataset, verify
 from eval.evaluate import check_evaluation, skipped
 from eval.protocol import digest
 from modes.describe import bytes_of, size
@@ -136,14 +136,14 @@ def config_hash(job: Job) -> str:
 
 
 def data(job: Job) -> str:
-    """The data set, by one batch of it."""
+    """The data set, every image of it."""
     if job.dataset is None:
         if job.experiment.objective.reads_images:
             read_dataset(job.given)  # says how to get it
         return f"{job.given.data.name} is not here, and {job.given.method} trains without images"
     split, shape = job.dataset.train, " x ".join(map(str, job.dataset.image_shape))
-    split.images[: job.given.batch_size].sum()
-    return f"{job.dataset.name}, {len(split.labels)} images of {shape}"
+    verify(job.dataset)
+    return f"{job.dataset.name}, {len(split.labels)} images of {shape}, hash {job.dataset.digest}"
 
 
 def network(job: Job) -> str:

@@ -14,7 +14,13 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from eval.evaluate import FOLDER, check_evaluation, measures_of, protocol_of
+from eval.evaluate import (
+    FOLDER,
+    check_evaluation,
+    measures_of,
+    protocol_of,
+    training_data,
+)
 from eval.measure import Measures
 from eval.runs import by_method
 from eval.spreadsheet import text_table, write_csv
@@ -157,8 +163,9 @@ def with_results(cells: Sequence[Cell]) -> list[Cell]:
         )
         if alike not in measures:
             measures[alike] = measures_of(cell.experiment, dataset, config, make_mesh())
+        data = training_data(cell.experiment, dataset)
         protocols = [
-            protocol_of(cell.experiment, config, config.steps, steps, measures[alike])
+            protocol_of(cell.experiment, config, config.steps, steps, measures[alike], data)
             for steps in config.evaluate.steps
         ]
         ids = frozenset(protocol.id for protocol in protocols)

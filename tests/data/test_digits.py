@@ -30,3 +30,11 @@ def test_other_sizes_and_channels():
     digits = data.load("digits", image_size=16, channels=3)
     assert digits.image_shape == digits.test.images.shape[1:] == (16, 16, 3)
     np.testing.assert_array_equal(digits.train.images[..., 0], digits.train.images[..., 2])
+
+
+def test_the_identity_is_that_of_the_images():
+    digits = data.load("digits")
+    assert digits.identity["classes"] == list("0123456789")
+    assert digits.identity["splits"]["train"]["count"] == 1437
+    assert data.load("digits").digest == digits.digest
+    assert data.load("digits", image_size=16).digest != digits.digest

@@ -21,6 +21,7 @@ def test_class_folders_are_numbered_by_sorted_name(tmp_path, load, save_png, dra
     save_png(root / "Bee" / "x.png", images[2])
     loaded = load(root)
     assert loaded.num_classes == 3 and loaded.test is None
+    assert loaded.classes == ("Bee", "ant", "zebra")
     np.testing.assert_array_equal(loaded.train.labels, [0, 1, 1, 2])  # Bee, ant, ant, zebra
     np.testing.assert_array_equal(loaded.train.images, images[[2, 0, 1, 3]])
 
@@ -60,6 +61,26 @@ def test_a_changed_file_is_decoded_again(tmp_path, load, save_png, draw_images):
     load(tmp_path / "set")
     save_png(file, images[1])
     np.testing.assert_array_equal(load(tmp_path / "set").train.images[0], images[1])
+
+
+def test_a_changed_folder_is_other_data(tmp_path, load, save_png, draw_images):
+    images, root = draw_images(4, 4, 4, 3), tmp_path / "set"
+    for name, image in zip(("a/0", "a/1", "b/2", "b/3"), images, strict=True):
+        save_png(root / f"{name}.png", image)
+    before = load(root)
+    (root / "b").rename(root / "c")
+    renamed = load(root)
+    (root / "c" / "3.png").unlink()
+    fewer = load(root)
+    save_png(root / "c" / "3.png", images[3])
+    (root / "c").rename(root / "b")
+    assert data.changes(before.identity, load(root).identity) == []
+    assert data.changes(before.identity, renamed.identity) == [
+        'classes (["a", "b"] recorded, ["a", "c"] now)'
+    ]
+    assert data.changes(before.identity, fewer.identity)[1] == (
+        "splits.train.count (4 recorded, 3 now)"
+    )
 
 
 def test_prepare_is_idempotent_and_load_reads_what_it_wrote(tmp_path, save_png, draw_images):

@@ -1,4 +1,5 @@
 import json
+import shutil
 import subprocess
 import sys
 
@@ -8,6 +9,7 @@ import tensorflow_datasets as tfds
 from PIL import Image
 
 import data
+from data.tfds_images import write_tfds
 
 LABEL = tfds.features.ClassLabel(num_classes=3)
 
@@ -104,6 +106,64 @@ def test_what_cannot_be_used_is_an_error(tmp_path, write_tfds_files, features, s
     write_tfds_files(tmp_path, features, splits)
     with pytest.raises(ValueError, match=message):
         data.load("tiny", data_dir=str(tmp_path))
+
+
+def write_named(write_tfds_files, root, draw_images):
+    """A data set with named classes, and its folder."""
+    features = {"image": image(4, 4, 3), "label": tfds.features.ClassLabel(names=["ant", "bee"])}
+    splits = {"train": records(draw_images(40, 4, 4, 3), np.arange(40) % 2)}
+    write_tfds_files(root, features, splits)
+    return next(root.glob("tiny/*"))
+
+
+def test_classes_have_their_names(tmp_path, write_tfds_files, draw_images):
+    write_named(write_tfds_files, tmp_path, draw_images)
+    loaded = data.load("tiny", data_dir=str(tmp_path))
+    assert loaded.classes == ("ant", "bee")
+    assert loaded.identity["splits"]["train"]["count"] == 40
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda b: b[: len(b) // 2], "of tiny train cannot be read"),
+        (lambda b: b"", "of tiny train cannot be read"),
+        (lambda b: b[: len(b) // 2].ljust(len(b), b"\0"), "of tiny train cannot be read"),
+        (None, "array_record-00000-of-00001 is missing"),
+    ],
+)
+def test_a_damaged_source_is_named_with_a_remedy_that_works(
+    tmp_path, write_tfds_files, draw_images, damage, message
+):
+    folder = write_named(write_tfds_files, tmp_path, draw_images)
+    (file,) = folder.glob("*train*")
+    if damage:
+        file.write_bytes(damage(file.read_bytes()))
+    else:
+        file.unlink()
+    for function in (data.load, data.prepare):
+        with pytest.raises(ValueError, match=f"{message}.*delete {folder} and run .*=prepare"):
+            function("tiny", data_dir=str(tmp_path))
+    shutil.rmtree(folder)
+    write_named(write_tfds_files, tmp_path, draw_images)
+    assert len(data.load("tiny", data_dir=str(tmp_path)).train.labels) == 40
+
+
+def test_a_source_that_names_other_classes_is_an_error(tmp_path, write_tfds_files, draw_images):
+    folder = write_named(write_tfds_files, tmp_path, draw_images)
+    (folder / "label.labels.txt").write_text("ant")
+    with pytest.raises(ValueError, match="names 1 of 2 classes; delete .* and run"):
+        data.load("tiny", data_dir=str(tmp_path))
+
+
+def test_what_a_killed_preparation_left_is_named(tmp_path, monkeypatch, capsys):
+    leftover = tmp_path / "cifar10" / "incomplete.ABC_3.0.2"
+    leftover.mkdir(parents=True)
+    builder = tfds.core.GeneratorBasedBuilder
+    monkeypatch.setattr(builder, "download_and_prepare", lambda *_, **__: None)
+    write_tfds("cifar10", tmp_path, 0, 0)
+    assert f"{leftover} is of a preparation that was killed" in capsys.readouterr().err
+    assert leftover.is_dir()
 
 
 def test_another_file_format_is_an_error(tmp_path, write_tfds_files):

@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 
 from data import Dataset
-from eval.evaluate import check_evaluation, evaluator, protocol_of, real_row, summary
+from eval.evaluate import (
+    check_evaluation,
+    evaluator,
+    protocol_of,
+    real_row,
+    summary,
+    training_data,
+)
 from tests.training.runs import small_experiment, synthetic_split
 from training.sharding import make_mesh
 
@@ -38,6 +45,7 @@ def test_an_evaluation_writes_what_it_returns(evaluated):
         assert result["images_seen"] == 7 * 64
         sampling = result["protocol"]["sampling"]
         assert (sampling["steps"], sampling["step"], sampling["seed"]) == (steps, 7, 0)
+        assert sampling["training_data"] == dataset().digest
         assert result["metric"] == "fd-pixels-24"
         (warning,) = result["warnings"]
         assert "24 samples" in warning
@@ -66,6 +74,21 @@ def test_other_protocols_stand_beside_each_other(evaluated):
     assert protocols[1].sampling["sampler_fields"]["solver.churn"] == 3.0
     assert len({protocol.id for protocol in protocols}) == 3
     assert len(list(folder.glob("*.json"))) == 6
+
+
+def test_the_protocol_says_what_was_trained_on():
+    config, experiment = small_experiment()
+    fewer = dataset()._replace(train=synthetic_split(199))
+    digests = [training_data(experiment, data) for data in (dataset(), fewer, None)]
+    assert digests == [dataset().digest, fewer.digest, ""] and digests[0] != digests[1]
+    protocols = [protocol_of(experiment, config, 1, 2, None, digest) for digest in digests]
+    assert protocols[0].sampling["training_data"] == digests[0]
+    # Where it is unknown the protocol is that of results that were written without the field.
+    assert "training_data" not in protocols[2].sampling
+    assert protocols[2].id == protocol_of(experiment, config, 1, 2, None).id
+    assert len({protocol.id for protocol in protocols}) == 3
+    taught = experiment._replace(objective=experiment.objective._replace(reads_images=False))
+    assert training_data(taught, dataset()) == ""
 
 
 @pytest.mark.parametrize(

@@ -38,8 +38,10 @@ def test_the_id_changes_with_every_field():
         protocol(INCEPTION._replace(preprocessing="cropped")).id,
         protocol(steps=2).id,
         protocol(seed=1).id,
+        protocol(training_data="ab").id,
+        protocol(training_data="cd").id,
     }
-    assert len(ids) == 7
+    assert len(ids) == 9
     assert protocol().id == protocol().id
     assert protocol().id.startswith("fid-50k-")
 

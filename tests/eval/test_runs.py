@@ -139,13 +139,19 @@ def test_runs_that_differ_in_the_seed_alone_are_one_group(tmp_path):
         ({"sampling": {"sampler": "euler"}}, ["cd, heun", "cd, euler"]),
         ({"steps": (1,)}, ["cd, sampling steps 1, 2", "cd, sampling steps 1"]),
         (
+            {"sampling": {"training_data": "0b5e"}},
+            ["cd, training data 77aa", "cd, training data 0b5e"],
+        ),
+        (
             {"config": LEARNING_RATE},
             ["cd, optimizer.learning_rate 0.001", "cd, optimizer.learning_rate 0.0001"],
         ),
     ],
 )
 def test_a_heading_names_what_differs(tmp_path, difference, headings):
-    a = evaluated_run(tmp_path / "a", "cd", 0, steps=(1, 2))
+    data = {"training_data": "77aa"}
+    a = evaluated_run(tmp_path / "a", "cd", 0, steps=(1, 2), sampling=data)
+    difference = {**difference, "sampling": {**data, **difference.get("sampling", {})}}
     b = evaluated_run(tmp_path / "b", "cd", 1, **{"steps": (1, 2), **difference})
     assert groups_of(a, b) == {headings[0]: ["a"], headings[1]: ["b"]}
 
@@ -160,6 +166,16 @@ def test_a_field_that_an_older_record_lacks_does_not_set_it_apart(tmp_path):
     a = evaluated_run(tmp_path / "a", "cd", 0, steps=(1,))
     b = evaluated_run(tmp_path / "b", "cd", 1, steps=(1,), config={"newer": {"field": 3}})
     assert groups_of(a, b) == {"cd": ["a", "b"]}
+
+
+def test_an_older_record_does_not_join_what_differs(tmp_path):
+    older = evaluated_run(tmp_path / "older", "cd", 0, steps=(1,))
+    a, b = (
+        evaluated_run(tmp_path / name, "cd", seed, steps=(1,), sampling={"training_data": name})
+        for seed, name in enumerate("ab", start=1)
+    )
+    groups = groups_of(older, a, b)
+    assert sorted(groups.values()) == [["b"], ["older", "a"]]
 
 
 def test_students_of_their_own_seeds_teacher_are_one_group(tmp_path):

@@ -1,16 +1,19 @@
 """The preflight: what fails is named with its remedy, all is checked, and nothing is left."""
 
+import os
 import re
 from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from models.dit import Size
 from modes import Request
 from modes.checks import ALONE, TOGETHER
 from modes.doctor import doctor
+from modes.prepare import prepare
 from tests.cli import run_together
 from tests.training.runs import small_config
 from tests.training.test_teacher import one_block, save_run  # noqa: F401
@@ -48,6 +51,31 @@ def test_a_job_that_can_run_passes_and_leaves_nothing(teacher, tmp_path, capsys)
     count = re.search(r"([\d,]+) parameters", found["network"][1])[1]
     assert found["parameters"][1] == f"{count} are read"
     assert not list(tmp_path.iterdir())
+
+
+def test_a_flipped_pixel_is_found_and_prepare_mends_it(tmp_path, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8)
+    for i, image in enumerate(pixels):
+        (tmp_path / "set" / str(i % 2)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "set" / str(i % 2) / f"{i}.png")
+    fields = {"data.name": f"folder:{tmp_path / 'set'}", "data.dir": str(tmp_path / "data")}
+    # Too few images for the other checks, and few enough for a test.
+    config = config_of("flow_matching", **fields, **{"data.image_size": 8, "evaluate.steps": ()})
+    job = CHECKS.Job(Request(config=config, workdir=tmp_path / "run"))
+    assert ALONE["data"].run(job).startswith(f"{config.data.name}, 20 images of 8 x 8 x 1, hash ")
+    (file,) = tmp_path.glob("data/arrays/*/train_images.npy")
+    times, content = file.stat(), file.read_bytes()
+    file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(ValueError, match=f"{file} holds other images than were decoded; run main"):
+        ALONE["data"].run(job)
+    prepare(Request(config=config, workdir=None))
+    said = capsys.readouterr()
+    assert f"{file} holds other images than were decoded; decoding again" in said.err
+    assert said.out == f"{config.data.name} is ready in {file.parent}\n"
+    assert file.read_bytes() == content
+    prepare(Request(config=config, workdir=None))
+    assert "train: 20 images verified" in capsys.readouterr().err
 
 
 def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys, monkeypatch):
