@@ -2,7 +2,7 @@
 # make test    the same environment, every test that needs no PyTorch
 # make parity  the DiT, Inception and DINOv2 against PyTorch transcriptions (installs PyTorch, on the CPU)
 # make soak    long campaigns of kills, stops and damage against what docs/running.md promises
-# make lint    ruff
+# make lint    ruff, shellcheck
 # make lock    exact versions again, from the ranges in requirements*.txt
 
 SHELL := /bin/bash
@@ -59,6 +59,7 @@ soak: $(VENV)/.installed
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
+	$(VENV)/bin/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
 
 lock:
 	uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements-dev.txt -o constraints.txt

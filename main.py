@@ -25,7 +25,8 @@ from modes import MODES, Request
 from modes.compilation_cache import keep_compiled
 from modes.request import check_started_alike
 from training import exits, processes
-from training.preemption import Preempted
+from training.files import UNWRITABLE, unwritten
+from training.preemption import INTERRUPTED, Preempted, Preemption
 from training.report import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
@@ -75,6 +76,9 @@ OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report
 
 # The modes that several processes run together.
 TOGETHER = ("train", "evaluate", "sample", "compare", "replay", "doctor")
+# Those that train: SIGTERM ends them in all processes after the same step.
+TRAINING = ("train", "compare")
+UNFINISHED = "preempted, resumable: the same command does again what was not finished"
 # The modes of a run's folder.
 WITH_RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
 # The modes that read a flag; those that are not here are read by all.
@@ -105,37 +109,52 @@ USED_BY = {
 
 def main(_: list[str]) -> None:
     """Run one mode; an error that a user can mend becomes a message and exit code 2."""
-    logging.set_verbosity(logging.ERROR)
+    quieten()
     try:
         asked = request()
         keep_compiled(asked)
         where = processes.rendezvous(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
-        joined = bool(where or DISTRIBUTED.value)
-        if joined:
+        if where or DISTRIBUTED.value:
             processes.join(where)
     except (ValueError, OSError) as error:
         fail(error)
     with processes.together():
-        run(asked, joined)
+        run(asked)
 
 
-def run(asked: Request, joined: bool) -> None:
-    """Run the mode that was asked for; joined: as one of several processes."""
+def quieten() -> None:
+    """Keep libraries from telling, with tracebacks from their threads, of errors that we tell.
+
+    So does Orbax of a save that fails (training/checkpoint.py), several times over.
+    """
+    if TRACEBACK.value:
+        return
+    logging.set_verbosity(logging.FATAL)
+    hook = sys.unraisablehook
+    loop_closed = "Event loop is closed"
+    sys.unraisablehook = lambda lost: str(lost.exc_value) == loop_closed or hook(lost)
+
+
+def run(asked: Request) -> None:
+    """Run the mode that was asked for; SIGTERM and Ctrl-C end it with a line and their code."""
+    carried = processes.several() and MODE.value in TRAINING
     try:
-        # The doctor tells differences itself, with all else that it finds.
-        if joined and MODE.value != "doctor":
-            check_started_alike(MODE.value, asked)
-        MODES[MODE.value](asked)
+        with Preemption(carried) as preemption, preemption.at_once():
+            # The doctor tells differences itself, with all else that it finds.
+            if processes.several() and MODE.value != "doctor":
+                check_started_alike(MODE.value, asked)
+            MODES[MODE.value](asked)
     except (ValueError, OSError, DivergedError) as error:
         if TRACEBACK.value:
             raise
         fail(error, exits.DIVERGED if isinstance(error, DivergedError) else exits.BAD_INPUT)
     except Preempted as stop:
-        processes.say(str(stop) or "preempted, resumable: nothing was under way", sys.stderr)
+        if not str(stop):  # of this process alone, which has left the others in the middle
+            processes.fail(exits.PREEMPTED, UNFINISHED)
+        processes.say(str(stop), sys.stderr)
         sys.exit(exits.PREEMPTED)
     except KeyboardInterrupt:
-        message = "interrupted; the same command goes on from the last checkpoint"
-        processes.fail(exits.INTERRUPTED, message)
+        processes.fail(exits.INTERRUPTED, INTERRUPTED)
 
 
 def request() -> Request:
@@ -230,6 +249,8 @@ def config_of_method(method: str) -> ConfigDict:
 def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
     """Print an error's message in one paragraph and exit with a code."""
     message = str(error)
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        message = unwritten(error.filename or "a file", error)
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     if isinstance(error, KeyError):  # ml_collections on a field; str() would quote it

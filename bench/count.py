@@ -11,7 +11,6 @@ those of all devices together. The figures do not depend on the machine, but on 
 
 import argparse
 import itertools
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -34,6 +33,7 @@ from training.compiled import (
     step_inputs,
 )
 from training.experiment import build, build_on
+from training.files import write_json
 from training.sharding import AXES
 from training.step import train_step
 from training.teacher import abstract_params
@@ -74,13 +74,12 @@ def main(argv: Sequence[str] | None = None) -> None:
             parser.error(f"--methods={method} is not one of {', '.join(CASES)}")
     emulate_devices(max(int(np.prod(sizes_of(mesh))) for mesh in asked.meshes))
     rows = []
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
     for part in asked.parts:
         for row in PARTS[part](asked):
             rows.append({"part": part, **row})
             print("  ".join(map(shown, rows[-1].items())), flush=True)
             record = {"jax": jax.__version__, "size": asked.size, "batch_size": asked.batch_size}
-            asked.out.write_text(json.dumps({**record, "rows": rows}, indent=1))
+            write_json(asked.out, {**record, "rows": rows})
 
 
 def names(text: str) -> list[str]:

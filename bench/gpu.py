@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from bench.cases import CASES
 from bench.plot import plot
+from training.files import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PLOT = "results.json", "results.png"
@@ -126,7 +127,7 @@ def measure_all(items: Sequence[Item], out: Path, deadline: float, measure: Meas
         except MeasurementError as error:
             rows[item.name] = {"error": str(error)}
         print(item.name, json.dumps(rows[item.name]), flush=True)
-        (out / RESULTS).write_text(json.dumps({"ceilings": ceilings, "rows": rows}, indent=1))
+        write_json(out / RESULTS, {"ceilings": ceilings, "rows": rows})
         plot(rows, out / PLOT)
     missing = [item.name for item in items if "images_per_second" not in rows.get(item.name, {})]
     if missing:

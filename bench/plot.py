@@ -1,5 +1,6 @@
 """The measurements of a GPU as one picture."""
 
+import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ import matplotlib
 
 matplotlib.use("Agg")
 from matplotlib import pyplot
+
+from training.files import replace_file
 
 
 def plot(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
@@ -27,5 +30,6 @@ def plot(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     axes.set_xlabel("images per second; share of the measured matrix product")
     axes.invert_yaxis()
     axes.margins(x=0.25)
-    figure.savefig(path, dpi=120)
+    figure.savefig(png := io.BytesIO(), format="png", dpi=120)
+    replace_file(path, png.getvalue())
     pyplot.close(figure)

@@ -53,6 +53,8 @@ def config() -> ConfigDict:
             "mesh": {
                 "data": -1,  # devices that share the batch; -1 takes what is left
                 "fsdp": 1,  # devices that also share parameters and optimizer states
+                # Whether those may be of several slices (TPU slices, hosts of GPUs): slower links.
+                "fsdp_across_slices": False,
             },
             "checkpoint": {
                 "every": 5000,  # steps; 0 saves after the last step only

@@ -2,8 +2,12 @@
 
     config = methods.choose(base.config(), "cd")
 
-Each sets its paper's values on top of configs/base.py and configs/objectives.py; a config file then
-sets what its data need.
+Each sets its paper's path, prediction, network inputs and objective on top of configs/base.py and
+configs/objectives.py; a config file then sets what its data need. Of published optimizers a method
+sets Adam with b1 = 0 of the one-step generators alone, as SiD has it; for `dmd` it is not that of
+DMD2's EDM code, AdamW with betas 0.9 and 0.999, a decay of 0.01 and clipped gradients. What papers
+set for one data set is in its file: configs/cifar10.py has RAdam for cd, ct, ict and ect, and noise
+of level 1.0 (objective.sigma_init) for diff_instruct, which starts at 2.5 elsewhere.
 """
 
 from collections.abc import Callable

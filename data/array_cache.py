@@ -68,6 +68,16 @@ def array_folder(data: Undecoded, root: Path) -> Path:
     return root / FOLDER / f"{readable}-{key}"
 
 
+def is_decoded(data: Undecoded, root: Path) -> bool:
+    """Whether all arrays are as their manifest says, so that reading them writes nothing."""
+    folder = array_folder(data, root)
+    try:
+        records = _known(data, folder)
+    except DamagedError:
+        return False
+    return all(_unchanged(files, records.get(name)) for name, files in _files(data, folder).items())
+
+
 def decode(data: Undecoded, root: Path) -> Dataset:
     """The data set as memory-mapped arrays, decoded with a progress bar if that is not done yet.
 

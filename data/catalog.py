@@ -9,7 +9,7 @@ tfds:NAME or NAME  an image data set of TensorFlow Datasets, by data/tfds_images
 import re
 from pathlib import Path
 
-from data.array_cache import Undecoded, data_root, decode, mend
+from data.array_cache import Undecoded, data_root, decode, is_decoded, mend
 from data.dataset import Dataset
 from data.digits import digits
 from data.files import claimed
@@ -22,11 +22,19 @@ FOLDER, TFDS, LATENTS = "folder:", "tfds:", "latents"
 TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
 
 
-def load(name: str, *, data_dir: str = "", image_size: int = 0, channels: int = 0) -> Dataset:
+def load(
+    name: str,
+    *,
+    data_dir: str = "",
+    image_size: int = 0,
+    channels: int = 0,
+    writable: bool = True,
+) -> Dataset:
     """The data set of that name.
 
     data_dir: where prepared data lie; "" is $FEWSTEP_DATA, else ~/.cache/fewstep.
     image_size, channels: what images are resized and converted to; 0 is the data set's own.
+    writable: whether arrays may be written to data_dir; if not, they go where "" is.
 
     All but digits are decoded on first use into memory-mapped arrays under data_dir. Raises
     ValueError for a name that does not exist or data that cannot be read, FileNotFoundError for
@@ -38,7 +46,10 @@ def load(name: str, *, data_dir: str = "", image_size: int = 0, channels: int = 
     if name == "digits":
         return digits(image_size, channels)
     root = data_root(data_dir)
-    return decode(_undecoded(name, root, image_size, channels), root)
+    undecoded = _undecoded(name, root, image_size, channels)
+    if writable or is_decoded(undecoded, root):
+        return decode(undecoded, root)
+    return decode(undecoded, data_root())
 
 
 def prepare(name: str, *, data_dir: str = "", image_size: int = 0, channels: int = 0) -> Path:

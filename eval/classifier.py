@@ -36,7 +36,7 @@ from data.dataset import NULL_LABEL, Dataset, Split
 from eval.features import HALF_RANGE, FeatureNetwork, FeatureOutputs, check_images, extractor
 from eval.parameters import Params, digest, named, tree_of
 from models.convnet import Convnet, convnet
-from training.files import read_npz, write_npz
+from training.seal import kept_file, read_sealed, write_sealed
 from training.sharding import AXES
 
 Array = jax.Array
@@ -49,6 +49,7 @@ FLOORS = {"digits": 0.95, "fashion_mnist": 0.88}
 HELD_OUT_SHARE = 10  # a data set without a test split holds out one training image of so many
 RIGHT = "right"  # the entry of the file beside the parameters
 REMEDY = "use evaluate.features=pixels"
+AGAIN = "delete it, and the classifier is trained again"
 
 
 class Recipe(NamedTuple):
@@ -96,16 +97,16 @@ class Task(NamedTuple):
     num_classes: int
 
 
-def classifier(dataset: Dataset, root: Path) -> Classifier:
-    """The classifier of a data set, trained now or read from under root.
+def classifier(dataset: Dataset, root: Path, read_only: Path | None = None) -> Classifier:
+    """The classifier of a data set, read from under root or read_only, or trained and kept in root.
 
     Every process calls it; each trains or reads by itself, on a device of its own, and then all
     take the parameters of process 0. Raises ValueError for data without labels, images that are not
     square or not of 8 to 64 pixels, a damaged file, and an accuracy below the floor.
     """
     task, model = task_of(dataset), model_of(dataset)
-    path = file_of(task, root)
-    trained = read(path, model) if path.exists() else None
+    path = kept_file(file_of(task, root), root, read_only)
+    trained = read(path, model, len(task.held_out.labels)) if path.exists() else None
     if trained is None:
         trained = train(task, model)
         if jax.process_index() == 0:
@@ -271,17 +272,29 @@ def file_of(task: Task, root: Path) -> Path:
     return root / FOLDER / f"{readable}-{key}.npz"
 
 
+def source_of(path: Path) -> dict[str, str]:
+    """What the classifier in a file is made from: the key in its name, a hash of all of that."""
+    return {"key": path.stem.rpartition("-")[2]}
+
+
 def write(path: Path, trained: Trained) -> None:
     """Keep a classifier."""
-    write_npz(path, **{**named(trained.params), RIGHT: trained.right})
+    write_sealed(path, source_of(path), **{**named(trained.params), RIGHT: trained.right})
 
 
-def read(path: Path, model: Convnet) -> Trained:
-    """A kept classifier. Raises ValueError, naming the file, unless it is whole and of `model`."""
-    remedy = "delete it, and the classifier is trained again"
-    arrays = read_npz(path, remedy)
+def read(path: Path, model: Convnet, held_out: int) -> Trained:
+    """A kept classifier. Raises ValueError, naming the file, unless it is whole and of `model`.
+
+    held_out: how many images it was judged by.
+    """
+    arrays = read_sealed(path, source_of(path), AGAIN)
     try:
         params = tree_of(arrays, jax.eval_shape(model.init, jax.random.key(0)))
-        return Trained(params, np.int32(arrays[RIGHT].item()))
+        right = arrays[RIGHT].item()
+        if type(right) is not int or not 0 <= right <= held_out:
+            raise ValueError(f"{right} of {held_out} images right")
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+            raise ValueError("it has values that are not finite")
+        return Trained(params, np.int32(right))
     except (ValueError, KeyError) as error:
-        raise ValueError(f"{path} is no classifier of this data ({error}); {remedy}") from error
+        raise ValueError(f"{path} is no classifier of this data ({error}); {AGAIN}") from error

@@ -14,7 +14,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data import Dataset, data_root
+from data import Dataset, data_root, digest
+from eval.evaluation import FOLDER, sample_source
 from eval.features import check_dimension
 from eval.generate import BatchSampler, batch_sampler, cycle_labels, generate
 from eval.grid import save_comparison, save_grid
@@ -22,14 +23,13 @@ from eval.measure import Measures, load_measures, measure, of_real_images, warni
 from eval.networks import check_feature_network
 from eval.protocol import Protocol
 from eval.reference import STATISTICS, check_reference
-from eval.results import Result, save_results
+from eval.results import Result, plain, save_results
 from eval.trajectory import trajectory
 from objectives.base import Params
 from training.experiment import Experiment, check_guidance
-from training.files import write_npz
-from training.identity import as_dict, flat
+from training.identity import Identity, as_dict, flat, read_identity
+from training.seal import write_sealed
 
-FOLDER = "eval"
 # Fields of an objective that say how it samples.
 SAMPLED_BY = ("solver", "spacing", "sample_times")
 GRID_COLUMNS, GRID_IMAGES, COMPARED_IMAGES = 10, 100, 10
@@ -97,11 +97,16 @@ def sampler_of(experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: in
 
 
 def measures_of(
-    experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh
+    experiment: Experiment,
+    dataset: Dataset | None,
+    config: ConfigDict,
+    mesh: Mesh,
+    writable: bool = True,
 ) -> Measures | None:
     """What the evaluation of a config measures with, read or made now; None if it measures nothing.
 
-    Without a data set, and without a file of statistics, there are pictures and no metrics.
+    Without a data set, and without a file of statistics, there are pictures and no metrics. What is
+    made is kept in data.dir, or, if that is not writable, in the user's own data folder.
     """
     if not config.evaluate.steps or skipped(dataset, config):
         return None
@@ -110,21 +115,31 @@ def measures_of(
         dataset,
         image_shape=experiment.image_shape,
         num_classes=experiment.num_classes,
-        root=data_root(config.data.dir),
+        root=data_root(config.data.dir if writable else ""),
+        read_only=None if writable else data_root(config.data.dir),
         mesh=mesh,
     )
 
 
 def evaluator(
-    experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh, workdir: Path
+    experiment: Experiment,
+    dataset: Dataset | None,
+    config: ConfigDict,
+    mesh: Mesh,
+    workdir: Path,
+    writable: bool = True,
 ) -> Evaluate:
-    """The function that evaluates parameters; what it measures with is read or made here."""
+    """The function that evaluates parameters; what it measures with is read or made here.
+
+    writable: whether that may be kept in data.dir.
+    """
     fields = config.evaluate
     choices = np.arange(experiment.num_classes) if experiment.num_classes else np.array([-1])
     labels = cycle_labels(choices, fields.num_samples)
     samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
-    measures = measures_of(experiment, dataset, config, mesh)
-    data = training_data(experiment, dataset)
+    measures = measures_of(experiment, dataset, config, mesh, writable)
+    run = read_identity(workdir)
+    data = training_data(experiment, dataset, run)
     way = way_of_one_image(experiment, config, label=int(labels[0]))
 
     def evaluate(params: Params, step: int) -> list[Result]:
@@ -135,7 +150,7 @@ def evaluator(
             first: list[np.ndarray] = []
             batches = kept_first(batches, first)
             protocol = protocol_of(experiment, config, step, steps, measures, data)
-            result = facts(config, protocol, measures)
+            result = {**facts(config, protocol, measures), "run": run.id if run else ""}
             if measures is None:
                 deque(batches, maxlen=0)
                 result["skipped"] = skipped(dataset, config)
@@ -144,6 +159,7 @@ def evaluator(
             results.append(result)
             images[steps] = np.concatenate(first)[:GRID_IMAGES]
         if jax.process_index() == 0 and results:
+            (workdir / FOLDER).mkdir(exist_ok=True)  # in a folder that is still there
             shown = {"y": labels[:GRID_IMAGES], "way": way(params) if way else ()}
             for result, x in zip(results, images.values(), strict=True):
                 save(workdir / FOLDER, result, x=x, **shown)
@@ -175,11 +191,16 @@ def way_of_one_image(
     )
 
 
-def training_data(experiment: Experiment, dataset: Dataset | None) -> str:
-    """Digest of the data that a run is trained on; "" if it reads no images, or none are here."""
-    if dataset is None or not experiment.objective.reads_images:
+def training_data(experiment: Experiment, dataset: Dataset | None, run: Identity | None) -> str:
+    """Digest of the data that a run is trained on, as recorded, else of the data set as it is now.
+
+    "" if it reads no images, or neither is here.
+    """
+    if not experiment.objective.reads_images:
         return ""
-    return dataset.digest
+    if run is not None and run.data is not None:
+        return digest(run.data)
+    return "" if dataset is None else dataset.digest
 
 
 def protocol_of(
@@ -235,7 +256,7 @@ def set_fields(config: ConfigDict) -> dict[str, Any]:
 def save(folder: Path, result: Result, *, x: np.ndarray, **shown: np.ndarray) -> None:
     """A result as JSON, its first images as arrays and as a grid, under its id."""
     path = folder / f"{result['id']}.json"
-    write_npz(path.with_suffix(".npz"), x=x, **shown)
+    write_sealed(path.with_suffix(".npz"), sample_source(plain(result)), x=x, **shown)
     save_grid(path.with_suffix(".png"), x, columns=GRID_COLUMNS)
     save_results(path, result)
 

@@ -52,19 +52,26 @@ def load_measures(
     num_classes: int,
     root: Path,
     mesh: Mesh,
+    read_only: Path | None = None,
 ) -> Measures:
     """The measures of config.evaluate, read from files under root or made at first use.
 
-    num_classes: that the samples have, 0 for none. Raises ValueError or FileNotFoundError for what
-    cannot be read or made.
+    num_classes: that the samples have, 0 for none. read_only: another folder like root, whose files
+    are read and to which none is written. Raises ValueError or FileNotFoundError for what cannot be
+    read or made.
     """
     network = feature_network(
-        fields.features, fields.weights, dataset=dataset, image_shape=image_shape, root=root
+        fields.features,
+        fields.weights,
+        dataset=dataset,
+        image_shape=image_shape,
+        root=root,
+        read_only=read_only,
     )
     extract = extractor(network, mesh, fields.batch_size)
     classify = accuracy = None
     if num_classes > 1 and dataset is not None and fields.agreement:
-        labelling, accuracy = classifier(dataset, root)
+        labelling, accuracy = classifier(dataset, root, read_only)
         own = network.name == labelling.name
         classify = extract if own else extractor(labelling, mesh, fields.batch_size)
     protocol = measurement(
@@ -75,7 +82,7 @@ def load_measures(
         labels="every class in turn" if num_classes else "none",
         agreement="" if classify is None else labelling.weights,
     )
-    real = load_reference(fields.reference, dataset, network, extract, protocol, root)
+    real = load_reference(fields.reference, dataset, network, extract, protocol, root, read_only)
     return Measures(extract, classify, accuracy, real, protocol)
 
 

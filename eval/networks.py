@@ -26,12 +26,18 @@ PUBLISHED = {"inception": WEIGHTS_NAME, "dinov2": SIZES[PAPER_WIDTH].name}
 
 
 def feature_network(
-    name: str, weights: str, *, dataset: Dataset | None, image_shape: tuple[int, ...], root: Path
+    name: str,
+    weights: str,
+    *,
+    dataset: Dataset | None,
+    image_shape: tuple[int, ...],
+    root: Path,
+    read_only: Path | None = None,
 ) -> FeatureNetwork:
     """The network of that name, which is not `none`.
 
-    weights: path of its weights; "" is the environment variable. dataset, root: what `classifier`
-    is trained on, and where it is kept.
+    weights: path of its weights; "" is the environment variable. dataset, root, read_only: what
+    `classifier` is trained on, where it is kept, and where it may be instead.
 
     Raises ValueError for a name that does not exist, weights that are not named or not read, or a
     classifier that cannot be trained; FileNotFoundError for a file that is not there.
@@ -41,7 +47,7 @@ def feature_network(
         case "pixels":
             return pixels(image_shape)
         case "classifier":
-            return classifier(dataset, root).network
+            return classifier(dataset, root, read_only).network
         case "inception":
             return inception_network(weights_path(name, weights))
         case _:

@@ -1,7 +1,14 @@
-"""Pairs of noise and what a teacher makes of it: made once per run, and kept in its folder."""
+"""Pairs of noise and what a teacher makes of it: made once per run, and kept in its folder.
 
+The file says what they were made from: the teacher's parameters, by their fingerprint, and how it
+sampled. A run does not go on with pairs of something else.
+"""
+
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,12 +18,14 @@ from data import Pairs
 from eval.generate import batch_sampler, cycle_labels, generate_floats, noise
 from objectives.base import Params
 from training.experiment import Experiment
-from training.files import read_npz, write_npz
+from training.fingerprint import fingerprint
+from training.seal import check_array, read_sealed, write_sealed
 from training.sharding import everywhere
 
 FILE = "pairs.npz"
 # Not the stream of samples: what a generator is trained on is not what it is evaluated on.
 SEED, STREAM = 0, "pairs"
+REMEDY = "delete it to make them again"
 
 
 def teacher_pairs(
@@ -29,20 +38,32 @@ def teacher_pairs(
     steps: int,
     guidance_scale: float,
     batch_size: int,
+    teacher: Mapping[str, Any] = MappingProxyType({}),
 ) -> Pairs:
     """`count` samples of the teacher in `steps` steps, with the noise that each started from.
 
-    Read from the folder's file if it is there. Labels go through the classes in turn. Raises
-    ValueError for a count or a number of steps that is not positive, or a file of another count.
+    Read from the folder's file if it is there. Labels go through the classes in turn. teacher: what
+    identifies it beside its parameters, plain values by name. Raises ValueError for a count or a
+    number of steps that is not positive, or a file of other pairs.
     """
     if count < 1 or steps < 1:
         raise ValueError(f"pairs.count={count} and pairs.steps={steps} must be 1 or more")
     path = folder / FILE
-    # They are made by all processes together, so either all of them read or all make.
-    if everywhere(path.is_file()):
-        return load(path, count)
     choices = np.arange(taught.num_classes) if taught.num_classes else np.array([-1])
     labels = cycle_labels(choices, count)
+    source = {
+        **teacher,
+        "parameters": fingerprint(params),
+        "pairs.count": count,
+        "pairs.steps": steps,
+        "guidance_scale": float(guidance_scale),
+        "image_shape": taught.image_shape,
+        "num_classes": taught.num_classes,
+        "seed": SEED,
+    }
+    # They are made by all processes together, so either all of them read or all make.
+    if everywhere(path.is_file()):
+        return load(path, source, labels)
     sample = batch_sampler(
         taught.objective,
         taught.image_shape,
@@ -57,20 +78,25 @@ def teacher_pairs(
     eps = jax.jit(starts)(np.arange(count))[0]
     pairs = Pairs(jax.device_get(eps), np.concatenate(list(made)), labels)
     if jax.process_index() == 0:
-        write_npz(path, **pairs._asdict())
+        write_sealed(path, source, **pairs._asdict())
     return pairs
 
 
-def load(path: Path, count: int) -> Pairs:
-    """Read pairs. Raises ValueError for a file that cannot be read, or of another count."""
-    remedy = "delete it to make it again"
-    arrays = read_npz(path, remedy)
+def load(path: Path, source: Mapping[str, Any], labels: np.ndarray) -> Pairs:
+    """Read pairs made from `source`. Raises ValueError for a file of others, or that is damaged.
+
+    labels: [count], those that they must have.
+    """
+    arrays = read_sealed(path, source, REMEDY)
     if set(arrays) != set(Pairs._fields):
-        raise ValueError(f"{path} holds {sorted(arrays)}, which are no pairs; {remedy}")
+        raise ValueError(f"{path} holds {sorted(arrays)}, which are no pairs; {REMEDY}")
     pairs = Pairs(**arrays)
-    if len(pairs.label) != count:
-        raise ValueError(
-            f"{path} has {len(pairs.label)} pairs, not pairs.count={count}; delete it to make them "
-            "again"
-        )
+    count, shape = len(labels), tuple(source["image_shape"])
+    if pairs.label.ndim and len(pairs.label) != count:
+        raise ValueError(f"{path} has {len(pairs.label)} pairs, not pairs.count={count}; {REMEDY}")
+    for name in ("eps", "x_0"):
+        check_array(path, name, arrays[name], np.float32, (count, *shape), REMEDY)
+    check_array(path, "label", pairs.label, np.int32, (count,), REMEDY)
+    if not np.array_equal(pairs.label, labels):
+        raise ValueError(f"{path} has other labels than the classes in turn; {REMEDY}")
     return pairs

@@ -24,7 +24,8 @@ from eval.memorisation import fewest_held_out
 from eval.moments import empty, finish, merge, update
 from eval.protocol import digest
 from eval.weights import sha256
-from training.files import read_npz, write_npz
+from training.files import read_npz
+from training.seal import check_array, kept_file, read_sealed, write_sealed
 from training.sharding import everywhere
 
 FOLDER = "references"
@@ -37,6 +38,7 @@ LARGEST_MEMORY = 60_000
 CHUNK = 8_192  # images whose features are in memory at once
 SEED = 0
 HASH_BYTES = 2**26  # read at once
+AGAIN = "delete it, and it is computed again"
 
 
 class Reference(NamedTuple):
@@ -102,10 +104,12 @@ def load_reference(
     extract: Extract,
     measurement: Mapping[str, Any],
     root: Path,
+    read_only: Path | None = None,
 ) -> Reference:
     """The reference of a measurement, read from its file under root, or computed and kept there.
 
-    Raises ValueError, and leaves the file alone, if one that is there cannot be read.
+    read_only: another folder like root, in which the file may be instead. Raises ValueError, and
+    leaves the file alone, if one that is there cannot be read or is of something else.
     """
     if reference.endswith(STATISTICS):
         return published_statistics(Path(reference), network, extract)
@@ -114,29 +118,43 @@ def load_reference(
     key = {**measurement, "all_sha256": reference_sha256("all", dataset)}
     for free in ("labels", "agreement"):
         key.pop(free, None)
-    path = root / FOLDER / f"{readable}-{network.name}-{digest(key)}.npz"
+    source = {"key": digest(key)}
+    path = root / FOLDER / f"{readable}-{network.name}-{source['key']}.npz"
+    path = kept_file(path, root, read_only)
     if not everywhere(path.exists()):
         # Features are made by all processes together, so either all of them read or all compute.
         computed = compute(reference, dataset, network, extract, measurement["samples"])
-        write_once(path, computed)
-    arrays = read_npz(path, "delete it, and it is computed again")
-    try:
-        statistics = Statistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
-        others = [arrays[field] for field in Reference._fields[1:-1]]
-        return Reference(statistics, *others, floor=float(arrays["floor"]))
-    except KeyError as error:
-        raise ValueError(f"{path} lacks {error}; delete it, and it is computed again") from error
+        write_once(path, computed, source)
+    return read(path, source, network.dimension)
 
 
-def write_once(path: Path, computed: Reference) -> None:
+def read(path: Path, source: Mapping[str, Any], dimension: int) -> Reference:
+    """A kept reference. Raises ValueError unless it is whole, of `source`, and of D features."""
+    arrays = read_sealed(path, source, AGAIN)
+    shapes = {"mean": (dimension,), "covariance": (dimension, dimension)}
+    shapes |= dict.fromkeys(Reference._fields[1:-1], (None, dimension))
+    missing = [name for name in (*shapes, "count", "floor") if name not in arrays]
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(missing)}; {AGAIN}")
+    for name, shape in shapes.items():
+        check_array(path, name, arrays[name], np.floating, shape, AGAIN)
+    check_array(path, "count", arrays["count"], np.integer, (), AGAIN)
+    if arrays["floor"].shape or arrays["floor"].dtype != np.float64:
+        raise ValueError(f"{path}: floor is {arrays['floor'].dtype}, not one number; {AGAIN}")
+    statistics = Statistics(arrays["mean"], arrays["covariance"], int(arrays["count"]))
+    others = [arrays[field] for field in Reference._fields[1:-1]]
+    return Reference(statistics, *others, floor=float(arrays["floor"]))
+
+
+def write_once(path: Path, computed: Reference, source: Mapping[str, Any]) -> None:
     """Write a reference in process 0, and in those that do not see its file, on other disks."""
     statistics, *others = computed
     arrays = statistics._asdict() | dict(zip(Reference._fields[1:], others, strict=True))
     if jax.process_index() == 0:
-        write_npz(path, **arrays)
+        write_sealed(path, source, **arrays)
     multihost_utils.sync_global_devices("the reference is written")
     if not path.exists():
-        write_npz(path, **arrays)
+        write_sealed(path, source, **arrays)
 
 
 def published_statistics(path: Path, network: FeatureNetwork, extract: Extract) -> Reference:

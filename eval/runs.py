@@ -12,17 +12,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from eval.evaluation import Evaluation, evaluations, read_samples
 from eval.protocol import Protocol, check_comparable
-from eval.results import Result, load_results
+from eval.results import Result
 from training.cost import training_seconds
-from training.files import read_npz
 from training.identity import CHANGEABLE, as_dict, depends_on_length, flat
 from training.metrics import LOG, read_rows
 from training.teacher import parse
 from training.workdir import CONFIG, load_config
 
-FOLDER = "eval"
-FIELDS = ("id", "data", "images_seen", "protocol", "metrics")
 # Of the fields in which groups of one method differ, a heading names at most these many.
 NAMED_DIFFERENCES = 3
 # field of an identity -> how a heading says it
@@ -74,28 +72,6 @@ class Run(NamedTuple):
 Groups = Mapping[str, Sequence[Run]]
 
 
-class Evaluation(NamedTuple):
-    """One result and its file."""
-
-    path: Path
-    result: Result
-
-    @property
-    def measurement(self) -> Mapping[str, Any]:
-        """How it was measured."""
-        return self.result["protocol"]["measurement"]
-
-    @property
-    def sampling(self) -> dict[str, Any]:
-        """How it was sampled, but for the number of steps."""
-        return {k: v for k, v in self.result["protocol"]["sampling"].items() if k != "steps"}
-
-    @property
-    def steps(self) -> int:
-        """The number of sampling steps."""
-        return self.result["protocol"]["sampling"]["steps"]
-
-
 def load_runs(
     folders: Iterable[Path], metric: str = "", ids: Container[str] | None = None
 ) -> list[Run]:
@@ -114,27 +90,6 @@ def load_runs(
     if len(set(shapes.values())) > 1:
         raise ValueError(f"the runs make images of different shapes: {shapes}; report each alone")
     return runs
-
-
-def evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluation]:
-    """The results in a run's folder, the newest last. Raises ValueError if there is none."""
-    load_config(folder)
-    paths = [p for p in (folder / FOLDER).glob("*.json") if ids is None or p.stem in ids]
-    paths.sort(key=lambda p: (p.stat().st_mtime_ns, p.name))
-    if not paths:
-        raise ValueError(f"{folder} has not been evaluated; run --mode=evaluate --workdir={folder}")
-    return [Evaluation(path, checked(path, load_results(path))) for path in paths]
-
-
-def checked(path: Path, result: Result) -> Result:
-    """The result; raises ValueError unless it has the fields that are read here."""
-    missing = [field for field in FIELDS if field not in result]
-    if missing:
-        raise ValueError(
-            f"{path} is no result of --mode=evaluate (it lacks {', '.join(missing)}); delete it, "
-            "and evaluate the run again"
-        )
-    return result
 
 
 def common_measurement(
@@ -175,7 +130,7 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
     """A run from its folder and those of its evaluations that are shown, by number of steps."""
     config = load_config(folder)
     rows = read_rows(folder / LOG)
-    arrays = {e.steps: read_samples(e.path.with_suffix(".npz")) for e in shown}
+    arrays = {e.steps: read_samples(e) for e in shown}
     last = shown[-1]
     return Run(
         name=str(folder),
@@ -194,17 +149,6 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
         },
         config=with_teacher(flat(as_dict(config))),
     )
-
-
-def read_samples(path: Path) -> dict[str, np.ndarray]:
-    """x, y and way of an evaluation. Raises FileNotFoundError, or ValueError naming the file."""
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; evaluate the run again")
-    arrays = read_npz(path, "evaluate the run again")
-    missing = {"x", "y", "way"} - arrays.keys()
-    if missing:
-        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; evaluate the run again")
-    return arrays
 
 
 def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -5,9 +5,9 @@ format, and the older stream of pickles in which weights published before 2020 s
 safetensors, and NumPy's .npz.
 
 Traps of the formats:
-- A pickle may name any function and have it called while it is read. The unpickler here knows the
-  names that a state dict needs and no other, and gives them to stand-ins that only describe where
-  a tensor lies; the numbers are read afterwards, as bytes.
+- A pickle may name any function and have it called while it is read. eval/pickles.py runs none: it
+  reads where each tensor lies, and the numbers are read afterwards, as bytes.
+- A small file may stand for gigabytes. Each size is compared with the file's before it is read.
 - Several tensors may share one storage, and a tensor may be a transposed or shifted slice of it.
 - The zip format has the byte order of the machine that wrote it; the older one is little-endian.
 - NumPy has no bfloat16: it is ml_dtypes' type, which numpy.savez does not keep.
@@ -17,30 +17,19 @@ import hashlib
 import io
 import json
 import math
+import os
 import pickle
 import zipfile
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import ml_dtypes
 import numpy as np
 
-# PyTorch's classes of storages, which carry the type of their elements.
-STORAGES: dict[str, Any] = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-STORAGE_MODULES = ("torch", "torch.cuda")
+from eval.pickles import SHOWN, Slice, describe, is_shape, is_size
+from training.archives import check_archive, read_arrays
+
 SAFETENSORS_TYPES = {
     "F64": "float64",
     "F32": "float32",
@@ -56,7 +45,9 @@ SAFETENSORS_TYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-SAFETENSORS_HEADER_LIMIT = 100_000_000  # bytes, of the format's own definition
+# Bytes of the pickles or the JSON that say where tensors lie: some hundred a tensor, and each byte
+# may become a Python object.
+DESCRIPTION_LIMIT = 2**20
 ZIP_START = b"PK\x03\x04"
 # The older PyTorch format opens with this number, pickled by itself.
 STREAM_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
@@ -67,23 +58,6 @@ REMEDY = (
 )
 
 Reader = Callable[[BinaryIO], dict[str, np.ndarray]]
-
-
-class Storage(NamedTuple):
-    """Elements that several tensors may share: their type, their name in the file, their number."""
-
-    dtype: str
-    key: str
-    size: int
-
-
-class Slice(NamedTuple):
-    """A tensor as a pickle describes it; offset and strides count elements of the storage."""
-
-    storage: Storage
-    offset: int
-    shape: tuple[int, ...]
-    strides: tuple[int, ...]
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
@@ -159,14 +133,16 @@ def read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
             return read_archive(archive, roots[0])
     if not all(name.endswith(".npy") for name in names):
         raise ValueError("this zip file is neither a PyTorch archive nor an .npz file")
-    file.seek(0)
-    with np.load(file, allow_pickle=False) as arrays:
-        return dict(arrays)
+    return read_arrays(file)
 
 
 def read_archive(archive: zipfile.ZipFile, root: str) -> dict[str, np.ndarray]:
-    """PyTorch's zip format: a pickle, and one record of raw bytes per storage."""
-    slices = state_dict(Unpickler(io.BytesIO(archive.read(f"{root}data.pkl"))).load())
+    """PyTorch's zip format: a pickle, and one record of raw bytes per storage, all uncompressed."""
+    check_archive(archive)
+    if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
+        raise ValueError("a record of a PyTorch archive is compressed")
+    check_description(archive.getinfo(f"{root}data.pkl").file_size)
+    slices = state_dict(describe(io.BytesIO(archive.read(f"{root}data.pkl"))))
     order = f"{root}byteorder"
     swapped = order in archive.namelist() and archive.read(order) == b"big"
     keys = {piece.storage.key for piece in slices.values()}
@@ -176,72 +152,63 @@ def read_archive(archive: zipfile.ZipFile, root: str) -> dict[str, np.ndarray]:
     }
 
 
+def check_description(length: int) -> None:
+    """Raises ValueError if what says where the tensors lie is too long."""
+    if length > DESCRIPTION_LIMIT:
+        raise ValueError(f"a header of {length} bytes, and {DESCRIPTION_LIMIT} are the most")
+
+
 def read_stream(file: BinaryIO) -> dict[str, np.ndarray]:
     """PyTorch's older format: five pickles, then each storage as its size and raw bytes.
 
     The pickles are the opening number, the version, facts about the machine, the state dict, and
     the keys of the storages in their order.
     """
-    *_, described, keys = (Unpickler(file).load() for _ in range(5))
+    head = io.BytesIO(file.read(DESCRIPTION_LIMIT))
+    *_, described, keys = (describe(head) for _ in range(5))
+    file.seek(head.tell())
     slices = state_dict(described)
     known = {piece.storage.key: piece.storage for piece in slices.values()}
     storages = {}
     for key in keys:
+        if not isinstance(key, str) or key not in known or key in storages:
+            raise ValueError("its storages are not those of its tensors")
         size = int.from_bytes(file.read(8), "little")
-        storages[key] = file.read(size * element(known[key].dtype).itemsize)
+        if size != known[key].size:
+            raise ValueError(f"a storage of {known[key].size} numbers is written as {size}")
+        storages[key] = read_exactly(file, size * element(known[key].dtype).itemsize)
     return {name: tensor(piece, storages[piece.storage.key]) for name, piece in slices.items()}
+
+
+def read_exactly(file: BinaryIO, length: int) -> bytes:
+    """The next bytes of a file. Raises ValueError, before reading, if there are fewer."""
+    place = file.tell()
+    left = file.seek(0, os.SEEK_END) - place
+    file.seek(place)
+    if length > left:
+        raise ValueError(f"{length} bytes are missing, or some of them: {left} are left")
+    return file.read(length)
 
 
 def read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
     """An 8-byte length, that many bytes of JSON, and the data that the JSON points into."""
     length = int.from_bytes(file.read(8), "little")
-    if length > SAFETENSORS_HEADER_LIMIT:
-        raise ValueError(f"a header of {length} bytes")
-    header = json.loads(file.read(length))
+    check_description(length)
+    header = json.loads(read_exactly(file, length))
     data = file.read()
     header.pop("__metadata__", None)
     return {name: safetensor(name, entry, data) for name, entry in header.items()}
 
 
 def safetensor(name: str, entry: Mapping[str, Any], data: bytes) -> np.ndarray:
+    """The array of an entry of the header. Raises ValueError unless it lies within the data."""
     dtype, shape = element(SAFETENSORS_TYPES[entry["dtype"]]), entry["shape"]
     start, stop = entry["data_offsets"]
-    if not 0 <= start <= stop <= len(data) or stop - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"{name}: bytes {start} to {stop} of {len(data)} for {dtype} {shape}")
+    if not is_shape(shape) or not is_size(start) or not is_size(stop):
+        raise ValueError("a tensor is described by something else than sizes")
+    if not start <= stop <= len(data) or stop - start != math.prod(shape) * dtype.itemsize:
+        raise ValueError(f"bytes {start} to {stop} of {len(data)} for a tensor of {dtype}")
     return np.ndarray(shape, dtype, data, start)
-
-
-class Unpickler(pickle.Unpickler):
-    """Knows the names in GLOBALS and STORAGES, and describes tensors instead of reading them."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module in STORAGE_MODULES and name in STORAGES:
-            return STORAGES[name]
-        if (module, name) not in GLOBALS:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no tensor needs")
-        return GLOBALS[module, name]
-
-    def persistent_load(self, pid: Any) -> Storage:
-        kind, dtype, key, _, size, *view = pid
-        whole = kind == "storage" and all(part is None for part in view)
-        if not whole or dtype not in STORAGES.values():
-            raise pickle.UnpicklingError(f"{pid!r} is not a whole storage of numbers")
-        return Storage(dtype, key, size)
-
-
-def rebuild_tensor(storage, offset, shape, strides, *_) -> Slice:
-    return Slice(storage, offset, shape, strides)
-
-
-def rebuild_parameter(data, *_) -> Slice:
-    return data
-
-
-GLOBALS = {
-    ("collections", "OrderedDict"): OrderedDict,
-    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
-    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
-}
 
 
 def state_dict(described: Any) -> Mapping[str, Slice]:
@@ -252,7 +219,7 @@ def state_dict(described: Any) -> Mapping[str, Slice]:
     other = [key for key in described if key not in named]
     if other:
         raise ValueError(
-            f"it holds more than named tensors, {other[:3]}; save the state dict alone"
+            f"it holds more than named tensors, {str(other[:3])[:SHOWN]}; save the state dict alone"
         )
     return named
 
@@ -262,7 +229,7 @@ def tensor(piece: Slice, raw: bytes, swapped: bool = False) -> np.ndarray:
     dtype = element(piece.storage.dtype)
     filled = raw or not math.prod(piece.shape)
     if not filled or len(raw) != piece.storage.size * dtype.itemsize:
-        raise ValueError(f"{piece} has {len(raw)} bytes")
+        raise ValueError(f"a storage of {piece.storage.size} numbers has {len(raw)} bytes")
     if swapped:
         raw = np.frombuffer(raw, np.uint8).reshape(-1, dtype.itemsize)[:, ::-1].tobytes()
     strides = [step * dtype.itemsize for step in piece.strides]

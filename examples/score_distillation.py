@@ -125,7 +125,7 @@ def compare(out: Path) -> None:
     """Write the images of each method beside real ones, and print their spreads."""
     config, experiment, _, teacher, _ = load_run(Request(None, Path(TEACHER.value)))
     check(experiment, out)
-    train = load_dataset(config).train
+    train = load_dataset(config, writable=False).train
     classes = experiment.num_classes
     labels = np.arange(classes * PER_CLASS.value, dtype=np.int32) % classes
     made = {

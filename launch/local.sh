@@ -5,9 +5,13 @@
 #
 # One process drives all GPUs of the machine; that is all it needs. To try what a cluster does,
 # NPROC=2 starts two processes that meet over the loopback, each with the GPU of its number.
-# PYTHON (python) and PORT (4321) can be set too. Ends with the exit code of the training.
+# PYTHON (python), PORT (4321) and TUNE (launch/env.sh) can be set too. Ends with the exit code of
+# the training, which nothing here starts again.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. launch/env.sh
+. launch/codes.sh
+. launch/children.sh
 
 python=${PYTHON:-python}
 count=${NPROC:-1}
@@ -18,28 +22,20 @@ if [ "$count" -eq 1 ]; then
   exec "$python" main.py "$@"
 fi
 
-pids=()
-trap 'kill "${pids[@]}" 2>/dev/null || true' INT TERM
-
-# together PORT ARGUMENT...: main.py in every process. If one failed, the others end with 76 (a
-# process died); then the code of the one that failed is what says why.
+# together PORT ARGUMENT...: main.py in every process; ends with the code that says why they ended.
 together() {
-  local address=127.0.0.1:$1 result=0 code
+  local address=127.0.0.1:$1 codes=() code
   shift
-  pids=()
+  pass_on
   for ((index = 0; index < count; index++)); do
-    CUDA_VISIBLE_DEVICES=$index "$python" main.py "$@" \
-      --coordinator="$address" --num_processes="$count" --process_id="$index" &
-    pids+=($!)
+    CUDA_VISIBLE_DEVICES=$index start "$python" main.py "$@" \
+      --coordinator="$address" --num_processes="$count" --process_id="$index"
   done
-  for pid in "${pids[@]}"; do
-    code=0
-    wait "$pid" || code=$?
-    if [ "$result" -eq 0 ] || { [ "$result" -eq 76 ] && [ "$code" -ne 0 ]; }; then
-      result=$code
-    fi
+  for pid in "${children[@]}"; do
+    await "$pid" && code=0 || code=$?
+    codes+=("$code")
   done
-  return "$result"
+  return "$(cause "${codes[@]}")"
 }
 
 together "$((port + 1))" --mode=doctor "$@"

@@ -65,7 +65,7 @@ def duration(
         f"step         {span([1e3 * s for s in steps], '{:,.1f}')} ms, "
         f"{span([config.batch_size / s for s in steps], '{:,.0f}')} images/s",
         f"run          {span(list(map(readable, runs)))}, "
-        f"{span(device_hours, '{:,.1f}')} device-hours",
+        f"{span(device_hours, '{:,.2f}')} device-hours",
     ]
     if request.price is not None:
         costs = span([request.price * hours for hours in device_hours], "{:,.2f}")

@@ -29,7 +29,7 @@ from training.experiment import Experiment, build, debugged
 from training.identity import as_dict
 from training.loop import abstract_state
 from training.processes import within
-from training.sharding import batch_sharding, check_batch_size, make_mesh, replicated
+from training.sharding import batch_sharding, check_batch_size, make_mesh, replicated, topology
 from training.teacher import (
     abstract_params,
     check_other_run,
@@ -96,7 +96,7 @@ class Job:
     @cached_property
     def mesh(self) -> Mesh:
         """The devices as the config arranges them."""
-        return make_mesh(self.config.mesh.data, self.config.mesh.fsdp)
+        return make_mesh(**self.config.mesh)
 
 
 def versions(job: Job) -> str:
@@ -112,13 +112,10 @@ def code(job: Job) -> str:
 
 def devices(job: Job) -> str:
     """Of this process, and in all."""
-    first, here = jax.local_devices()[0], jax.local_device_count()
+    first = jax.local_devices()[0]
     memory = (first.memory_stats() or {}).get("bytes_limit")
     size = f" of {memory / GIB:.1f} GiB" if memory else ""
-    return (
-        f"{here} x {first.device_kind}{size} in each of {jax.process_count()} process(es), "
-        f"{jax.device_count()} in all"
-    )
+    return f"{jax.device_count()} x {first.device_kind}{size}: {topology()}"
 
 
 def computation(job: Job) -> str:

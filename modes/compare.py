@@ -14,13 +14,8 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from eval.evaluate import (
-    FOLDER,
-    check_evaluation,
-    measures_of,
-    protocol_of,
-    training_data,
-)
+from eval.evaluate import check_evaluation, measures_of, protocol_of, training_data
+from eval.evaluation import FOLDER
 from eval.measure import Measures
 from eval.runs import by_method
 from eval.spreadsheet import text_table, write_csv
@@ -30,7 +25,7 @@ from modes.request import Request, required_config, required_workdir, resolve_wi
 from modes.train import data_identity, train
 from training import restore, workdir
 from training.experiment import Experiment, build
-from training.identity import as_dict
+from training.identity import as_dict, read_identity
 from training.processes import say
 from training.report import DivergedError
 from training.sharding import check_batch_size, first_process_says, make_mesh
@@ -135,7 +130,7 @@ def with_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[s
 def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     """A cell whose config can be trained and evaluated. Raises ValueError."""
     config, dataset = resolve_with_data(config)
-    experiment, mesh = build(config), make_mesh(config.mesh.data, config.mesh.fsdp)
+    experiment, mesh = build(config), make_mesh(**config.mesh)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     if not config.evaluate.steps:
         raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")
@@ -163,7 +158,7 @@ def with_results(cells: Sequence[Cell]) -> list[Cell]:
         )
         if alike not in measures:
             measures[alike] = measures_of(cell.experiment, dataset, config, make_mesh())
-        data = training_data(cell.experiment, dataset)
+        data = training_data(cell.experiment, dataset, read_identity(cell.folder))
         protocols = [
             protocol_of(cell.experiment, config, config.steps, steps, measures[alike], data)
             for steps in config.evaluate.steps
@@ -202,4 +197,7 @@ def is_trained(cell: Cell) -> bool:
 
 def is_evaluated(cell: Cell) -> bool:
     """Whether the cell has all its results."""
-    return all((cell.folder / FOLDER / f"{id}.json").exists() for id in cell.results)
+    files = [
+        cell.folder / FOLDER / f"{id}{end}" for id in cell.results for end in (".json", ".npz")
+    ]
+    return all(file.exists() for file in files)

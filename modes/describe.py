@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 from modes.request import Request, required_config, resolve_where_open
 from training.compiled import step_inputs
 from training.cost import forward_flops, step_flops
-from training.experiment import Experiment, build
+from training.experiment import Experiment, build, optimizer_fields
 from training.sharding import check_batch_size, make_mesh
 from training.teacher import checked_teacher
 
@@ -24,7 +24,7 @@ def describe(request: Request) -> None:
 
 def description(config: ConfigDict, experiment: Experiment) -> str:
     """The lines that `describe` prints."""
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(**config.mesh)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     objective = experiment.objective
     state, frozen, _ = step_inputs(config, experiment, mesh)
@@ -42,7 +42,7 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
     for name, player in objective.players.items():
         lines.append(
             f"player       {name}: {size(state.networks[name])} parameters, updated every "
-            f"{player.every} step(s) by {config.optimizer.name}"
+            f"{player.every} step(s) by {optimizer_fields(config, name)['name']}"
         )
     for name, tree in frozen.items():
         lines.append(f"frozen       {name}: {size(tree)} parameters")

@@ -4,16 +4,22 @@ import jax
 
 from eval.evaluate import check_evaluation, evaluator, summary
 from modes.request import Request, dataset_if_here, load_run, required_workdir
+from training.fields import check_fields
 
 
 def evaluate(request: Request) -> None:
-    """Evaluate a run as its own config says, or as the `evaluate` fields of --config say."""
+    """Evaluate a run as its own config says, or as the `evaluate` fields of --config say.
+
+    The run may be somebody else's: its record of data.dir is read from, and never written to.
+    """
     config, experiment, mesh, params, step = load_run(request)
-    if request.config is not None:
+    given = request.config is not None
+    if given:
+        check_fields(request.config)
         config.evaluate, config.data.dir = request.config.evaluate, request.config.data.dir
     if not config.evaluate.steps:
         raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")
-    dataset = dataset_if_here(config, experiment)
+    dataset = dataset_if_here(config, experiment, writable=given)
     try:
         check_evaluation(experiment, dataset, config, mesh)
     except AttributeError as error:  # a field that the record of an older version lacks
@@ -21,7 +27,9 @@ def evaluate(request: Request) -> None:
             f"{request.workdir} was made by another version of Fewstep, which did not have "
             f"evaluate.{error.name or 'features'}; say how to evaluate it, by --config=FILE:METHOD"
         ) from error
-    evaluate_network = evaluator(experiment, dataset, config, mesh, required_workdir(request))
+    evaluate_network = evaluator(
+        experiment, dataset, config, mesh, required_workdir(request), writable=given
+    )
     results = evaluate_network(params, step)
     if jax.process_index() == 0:
         print(summary(results))

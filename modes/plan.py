@@ -30,7 +30,7 @@ from training.compiled import (
 )
 from training.cost import forward_flops, step_flops
 from training.experiment import Experiment, build_on
-from training.sharding import AXES, check_batch_size, make_mesh
+from training.sharding import AXES, check_batch_size, make_mesh, mesh_sizes, sizes_in_slice
 
 MIB = 2**20
 
@@ -38,7 +38,7 @@ MIB = 2**20
 def plan(request: Request) -> None:
     """Print a table; nothing is allocated on a device and the data set is read only if needed."""
     config, aim = required_config(request), aimed(request)
-    sizes = mesh_sizes(request.mesh, config, aim and aim.devices)
+    sizes = planned_sizes(request.mesh, config, aim)
     emulate_devices(math.prod(sizes))
     config = resolve_where_open(config)
     mesh = make_mesh(*sizes)
@@ -47,29 +47,26 @@ def plan(request: Request) -> None:
         print(line, flush=True)
 
 
-def mesh_sizes(
-    mesh: tuple[int, ...], config: ConfigDict, devices: int | None = None
+def planned_sizes(
+    mesh: tuple[int, ...], config: ConfigDict, aim: Target | None = None
 ) -> tuple[int, int]:
     """Sizes of the axes data and fsdp: of --mesh, or of the config. Raises ValueError.
 
-    devices: of the target, if their number is known; a size of -1 takes what is left of them.
+    If the number of the target's devices is known they fill the mesh as they would in training.
     """
     sizes = tuple(mesh or (config.mesh.data, config.mesh.fsdp))
+    counted = aim is not None and aim.devices is not None
     given = ",".join(map(str, sizes))
-    fixed = -math.prod(sizes)
-    if devices and sizes.count(-1) == 1 and fixed > 0:
-        sizes = tuple(devices // fixed if size == -1 else size for size in sizes)
-    elif not mesh and min(sizes) == -1 and not devices:
+    if not mesh and min(sizes) == -1 and not counted:
         raise ValueError(
             f"--mesh=DATA,FSDP is needed, such as --mesh=8,8, or --accelerator with a number, such "
             f"as 8xh100: mesh.data={sizes[0]} and mesh.fsdp={sizes[1]} take what devices are here, "
             "and a plan is for others"
         )
-    if devices and math.prod(sizes) != devices:
-        raise ValueError(
-            f"the mesh {given}, of --mesh or mesh.data and mesh.fsdp, does not fill the {devices} "
-            "device(s) of --accelerator; use two sizes with that product"
-        )
+    if len(sizes) == len(AXES) and counted:
+        sizes = mesh_sizes(*sizes, aim.devices)
+        across = config.mesh.fsdp_across_slices
+        sizes_in_slice(aim.devices // aim.slices, aim.slices, sizes[1], across)
     if len(sizes) != len(AXES) or min(sizes) < 1:
         raise ValueError(f"--mesh={given} must be two sizes of 1 or more, such as --mesh=8,8")
     return sizes

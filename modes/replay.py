@@ -31,9 +31,9 @@ def replay(request: Request) -> None:
     path = required_workdir(request)
     record, config = read_newest(path), workdir.load_config(path)
     rebuild(config, str(path))  # a record of another version is one error
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(**config.mesh)
     experiment = build_on(config, mesh)
-    dataset = dataset_if_here(config, experiment)
+    dataset = dataset_if_here(config, experiment, writable=False)
     metrics = step_again(path, record["step"], config, experiment, dataset, mesh)
     players = list(experiment.objective.players)
     found = findings(metrics, players, config.micro_batches)

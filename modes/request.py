@@ -1,5 +1,6 @@
 """What the user asked for, and the parts that several modes need of it."""
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,7 @@ from data import Dataset
 from objectives.base import Params
 from training import restore, workdir
 from training.experiment import Experiment, build, debugged, rebuild
+from training.fields import check_fields
 from training.identity import as_dict, flat
 from training.processes import gather
 from training.sharding import everywhere, make_mesh
@@ -78,32 +80,45 @@ def by_flag(commands: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def required_workdir(request: Request) -> Path:
-    """--workdir; raises ValueError if it was not given."""
+    """--workdir; raises ValueError if it was not given, or is the address of a bucket."""
     if request.workdir is None:
         raise ValueError("--workdir=DIR is needed: the folder of the run")
+    if re.match(r"[a-z0-9]{2,}:/", str(request.workdir)):
+        raise ValueError(
+            f"--workdir={request.workdir} is an address, not a folder; mount the bucket and give "
+            "the folder where it is mounted (docs/clusters.md)"
+        )
     return request.workdir
 
 
 def required_config(request: Request) -> ConfigDict:
-    """--config; raises ValueError if it was not given."""
+    """--config; raises ValueError if it was not given, or for a field that cannot be."""
     if request.config is None:
         raise ValueError("--config=configs/FILE.py:METHOD is needed")
+    check_fields(request.config)
     return request.config
 
 
-def read_dataset(config: ConfigDict) -> Dataset:
-    """The data set of a config, in this process. Raises FileNotFoundError if it is not here."""
+def read_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
+    """The data set of a config, in this process. Raises FileNotFoundError if it is not here.
+
+    writable: whether data.dir is this user's own choice, which a run's record of it may not be.
+    """
     fields = config.data
     return data.load(
-        fields.name, data_dir=fields.dir, image_size=fields.image_size, channels=fields.channels
+        fields.name,
+        data_dir=fields.dir,
+        image_size=fields.image_size,
+        channels=fields.channels,
+        writable=writable,
     )
 
 
-def load_dataset(config: ConfigDict) -> Dataset:
+def load_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
     """The data set of a config. Raises FileNotFoundError if a process does not have it."""
     missing = None
     try:
-        dataset = read_dataset(config)
+        dataset = read_dataset(config, writable)
     except FileNotFoundError as error:
         missing = error
     # What is done without images must be done without them in all processes.
@@ -137,8 +152,10 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     """The config as it will run, and its data set.
 
     None for a data set that is not here and that training does not read: images are then what the
-    teacher's are. Raises FileNotFoundError if it is needed, ValueError if a teacher is.
+    teacher's are. Raises FileNotFoundError if it is needed, ValueError if a teacher is, or for a
+    field that cannot be.
     """
+    check_fields(config)
     try:
         dataset = load_dataset(config)
     except FileNotFoundError:
@@ -165,10 +182,12 @@ def resolve_where_open(config: ConfigDict) -> ConfigDict:
     return debugged(config) if config.debug else config
 
 
-def dataset_if_here(config: ConfigDict, experiment: Experiment) -> Dataset | None:
+def dataset_if_here(
+    config: ConfigDict, experiment: Experiment, writable: bool = True
+) -> Dataset | None:
     """The data set of a run; None if it is not here and the run was trained without its images."""
     try:
-        return load_dataset(config)
+        return load_dataset(config, writable)
     except FileNotFoundError:
         if experiment.objective.reads_images:
             raise

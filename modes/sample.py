@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from eval.generate import batch_sampler, generate
-from eval.grid import save_grid
+from eval.grid import save_grid, save_png
 from modes.request import Request, load_run, required_workdir
 from training.experiment import check_guidance
 from training.files import write_npz
@@ -68,13 +68,12 @@ def write(out: Path, batches: Iterator[np.ndarray], labels: np.ndarray, seeds: n
         write_npz(out, x=images, y=labels, seed=seeds)
         grid, shown = out.with_suffix(".png"), images[:SHOWN]
     else:
-        out.mkdir(parents=True, exist_ok=True)
         named, shown = iter(seeds), []
         for images in batches:
             shown += [*images[: SHOWN - len(shown)]]
             for image, seed in zip(images, named, strict=False):  # as many seeds as images
                 squeezed = image[..., 0] if image.shape[-1] == 1 else image
-                Image.fromarray(squeezed).save(out / f"{seed:06d}.png")
+                save_png(out / f"{seed:06d}.png", Image.fromarray(squeezed))
         grid = out / "grid.png"
     save_grid(grid, np.stack(shown), columns=COLUMNS)
     return grid

@@ -67,7 +67,7 @@ class Job(NamedTuple):
 
 def checked(path: Path, config: ConfigDict) -> Job:
     """What a config says, all of it checked that can be before anything is computed or written."""
-    mesh = make_mesh(config.mesh.data, config.mesh.fsdp)
+    mesh = make_mesh(**config.mesh)
     config, dataset = resolve_with_data(config)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     if config.steps_per_dispatch < 1:
@@ -166,8 +166,11 @@ def recorded(
             order=order,
         )
     path = folder / replay.FOLDER / f"{error.step}.json"
-    if jax.process_index() == 0:
-        path = replay.write_record(folder, error, seed=config.seed, indices=indices)
+    try:
+        if jax.process_index() == 0:
+            replay.write_record(folder, error, seed=config.seed, indices=indices)
+    except OSError as unwritten:
+        return NonFiniteError(f"{error}. {unwritten}")
     return NonFiniteError(f"{error}. {path} has the step; --mode=replay shows where it broke")
 
 

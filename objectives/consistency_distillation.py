@@ -15,6 +15,10 @@ none, w = 1 + their omega). Otherwise the student learns the one `guidance_scale
 The boundary is that of `Model.consistency`. LCM's code has c_skip = s_d^2 / (tau^2 + s_d^2) with
 tau = 10 times the integer time, which is 0.25% already at the first of 1,000 times: the same
 boundary in all but name.
+
+LCM's code starts at the 50 times 19, 39, ..., 999 of 1,000 alone, those of a DDIM sampler of 50
+steps, and samples in four steps from 999, 759, 499 and 259, which are among them. Here t is any
+point of the grid but the first, and four steps of `lcm` start from 999, 749, 500 and 250.
 """
 
 from collections.abc import Mapping, Sequence

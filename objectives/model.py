@@ -76,7 +76,7 @@ class Model(NamedTuple):
         network says, f(x, t_min) = x for any parameters, on any path, for every kind whose decoding
         is finite there (`check_boundary`). On `ve` with kind F the factor of F is that of Song et
         al. 2023 (appendix C), (sigma - sigma_min) sigma_data / sqrt(sigma^2 + sigma_data^2); the
-        factor of x_t differs from theirs by at most 0.4 percent of 1. With the parameters of a
+        factor of x_t differs from theirs by at most 0.10 percent of 1. With the parameters of a
         denoiser f is its DDIM sampler in one step. mode: train and rng, as for `predict`.
         """
         ends = self.endpoints(params, x_t, t, condition, **mode)

@@ -23,14 +23,11 @@ def with_regression(
     def regularised(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
-        rows, metrics = loss(params, networks, batch, key, step)
+        key_loss, key_dropout = jax.random.split(key)
+        rows, metrics = loss(params, networks, batch, key_loss, step)
         pairs = batch["pairs"]
         x_g = generator.generate(
-            params,
-            pairs["eps"],
-            {"label": pairs["label"]},
-            train=True,
-            rng=jax.random.fold_in(key, 1),
+            params, pairs["eps"], {"label": pairs["label"]}, train=True, rng=key_dropout
         )
         apart = distance(x_g, pairs["x_0"])
         return rows + weight * apart, {**metrics, "regression": mean_of(apart)}

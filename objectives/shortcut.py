@@ -26,6 +26,8 @@ Where the paper, its code and this file differ:
   The code gives each size floor(n / levels) rows and the whole remainder to the largest.
 * Bootstrap and flow rows are different images with different noise. The code takes the same leading
   images and the same keys for both, and never uses the last eighth of a batch.
+* The path is x_t = (1 - t) x_0 + t eps. The code leaves 1e-5 of the noise in the data: in its time
+  x_t = (1 - (1 - 1e-5) t) x_0 + t x_1, with x_0 the noise, and the target x_1 - (1 - 1e-5) x_0.
 * Nothing is clipped. The code clips the midpoint and the targets to [-4, 4], which moves the fixed
   point wherever |eps - x_0| > 4.
 * `target` is an EMA whose decay warms up. With the paper's 0.999 from the first step the target is

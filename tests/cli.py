@@ -92,6 +92,7 @@ def call(arguments, variables, outputs, nano):
     """Become the command; runs in the forked process."""
     for descriptor, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    os.environ.clear()  # the fork server's are those of its first command
     os.environ.update(variables)
     os.chdir(ROOT)
     sys.argv = ["main.py", *arguments]

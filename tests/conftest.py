@@ -1,28 +1,51 @@
-"""Eight CPU devices for every test process, compiled fast and once; set before JAX starts."""
+"""The environment of every test process, set before JAX starts; nothing of the caller's counts.
+
+Eight CPU devices, compiled fast and once. Tests compile more than they compute: little
+optimisation, and what one process of this session compiled the others find, those of the command
+line included.
+"""
 
 import atexit
 import os
 import shutil
 import tempfile
+from collections.abc import Mapping
 
-# Tests compile more than they compute: little optimisation, and what one process of this session
-# compiled the others find, those of the command line included.
+# What the operating system, Python and pytest need. Everything else that a shell may export, such
+# as the variables of Makefile, launch/, JAX and clusters, stays outside.
+KEPT = {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TERM", "LD_LIBRARY_PATH"}
+KEPT |= {"PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV"}
+KEPT_PREFIXES = ("PYTEST_", "COV_CORE_", "COVERAGE_")
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-os.environ["JAX_PLATFORMS"] = "cpu"
-if FLAGS not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {FLAGS}".strip()
+# The folder of this session, which its processes pass on to those that they start.
+SESSION = "FEWSTEP_TEST_SESSION"
 
 
-def session_folder(purpose: str) -> str:
-    """A folder that all processes of this session share, and that goes with it."""
-    folder = tempfile.mkdtemp(prefix=f"fewstep-{purpose}-")
+def kept(variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables of the caller that tests keep."""
+    return {
+        name: value
+        for name, value in variables.items()
+        if name in KEPT or name.startswith(KEPT_PREFIXES)
+    }
+
+
+def own(folder: str) -> dict[str, str]:
+    """The variables that tests set; what is prepared or trained on the data lies in the folder."""
+    return {
+        SESSION: folder,
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": FLAGS,
+        "FEWSTEP_DATA": f"{folder}/data",
+        "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled",
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+
+
+if SESSION not in os.environ:
+    folder = tempfile.mkdtemp(prefix="fewstep-tests-")
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return folder
-
-
-if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
-    # What is prepared or trained on the data is not the user's own.
-    os.environ["FEWSTEP_DATA"] = session_folder("data")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = session_folder("compiled")
-    os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
-    os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+    variables = {**kept(os.environ), **own(folder)}
+    os.environ.clear()
+    os.environ.update(variables)

@@ -3,11 +3,11 @@
     python -m tests.soak --kills=40 --stops=40 --damages=80 --seed=0
 
 Kills and stops fall at random moments of runs that are started again until they are finished; each
-must end with the bits of a run that was left alone. Damage is done to one random file of a
-checkpoint; nothing else than what was saved may be restored. Exit code 1 if anything is not so.
+must end with the bits and the log of a run that was left alone. A signal that met a finished run is
+no trial: another is made. Damage is done to one random file of a checkpoint; nothing else than what
+was saved may be restored. Exit code 1 if anything is not so.
 """
 
-import os
 import random
 import shutil
 import signal
@@ -21,16 +21,17 @@ from typing import NamedTuple
 from absl import app, flags, logging
 
 import tests.conftest  # noqa: F401, the environment of the tests, before JAX starts
-from tests.training import killed, test_damage
+from tests.training import interruption, killed, test_damage
+from tests.training.test_resume import rows
 from tests.training.test_sharding import METHODS
-from training import exits
 
 KILLS = flags.DEFINE_integer("kills", 40, "SIGKILLs at random moments, over all objectives.")
 STOPS = flags.DEFINE_integer("stops", 40, "SIGTERMs at random moments, likewise.")
 DAMAGES = flags.DEFINE_integer("damages", 80, "Damaged files, over all kinds of damage.")
 SEED = flags.DEFINE_integer("seed", 0, "Of all that is random.")
 
-STEP_SECONDS = 0.05  # added to every step, so that moments fall within the run
+PER_RUN = 4  # interruptions of one run
+RESTORED = 0.3  # least share of interruptions after a restore; others test the first start alone
 
 
 class Tally(NamedTuple):
@@ -44,52 +45,57 @@ class Tally(NamedTuple):
         self.held[name] += held
 
 
-def phase(folder: Path) -> str:
-    """What a run is doing, as its folder shows."""
-    names = [path.name for path in (folder / "checkpoints").glob("*")]
-    if any(not name.isdigit() for name in names):
-        return "while a checkpoint is written"
-    return "between two checkpoints" if names else "before the first checkpoint"
+def interruptions(
+    folder: Path, method: str, number: int, count: int, rng: random.Random
+) -> list[interruption.Interruption]:
+    """Interrupt one run so many times, or until it is finished."""
+    found: list[interruption.Interruption] = []
+    while len(found) < count and not (found and found[-1].finished):
+        found.append(interruption.interrupt(folder, method, number, rng))
+    return found
 
 
-def interrupt(folder: Path, method: str, number: int, rng: random.Random) -> tuple[str, int]:
-    """Start or go on with a run and end it at a random moment; when that was, and its exit code."""
-    process = killed.start(folder, method, {}, pause=STEP_SECONDS)
-    if rng.random() < 0.8:  # else while it is set up, or compiles
-        killed.wait_for_a_step(folder, process)
-    time.sleep(rng.uniform(0.0, 1.2 * killed.STEPS * STEP_SECONDS))
-    when = phase(folder)
-    if process.is_alive():
-        os.kill(process.pid, number)
-    process.join(killed.TIMEOUT)
-    return when, process.exitcode
+def endings(folder: Path, whole: Path, method: str) -> dict[str, bool]:
+    """Go on with a run to its end, and compare it with the one that was left alone."""
+    killed.run(folder, method, {}, **interruption.OPTIONS)
+    steps = killed.saved_steps(folder)
+    return {
+        "ended with the same bits": killed.identical(killed.final(whole), killed.final(folder)),
+        "ended with the same log": rows(whole) == rows(folder),
+        "old checkpoints removed": len(steps) == interruption.OPTIONS["keep"],
+    }
 
 
 def campaign(root: Path, number: int, count: int, rng: random.Random, tally: Tally) -> None:
-    """`count` interruptions, each objective in turn; a run is gone on with until it is finished."""
-    name = signal.Signals(number).name
-    expected = {0, -number} | ({exits.PREEMPTED} if number == signal.SIGTERM else set())
-    methods, done = list(METHODS.values()), 0
-    whole: dict[str, object] = {}
-    while done < count:
-        method = methods[done % len(methods)]
-        if method not in whole:
-            killed.run(root / name / method / "whole", method, {})
-            whole[method] = killed.final(root / name / method / "whole")
-        folder, before, code = root / name / method / str(done), [], None
-        phases = []
-        while code != 0 and done < count:
-            when, code = interrupt(folder, method, number, rng)
-            saved = killed.saved_steps(folder)
-            tally.count(f"{name} {when}: exit code as promised", code in expected)
-            tally.count(f"{name} {when}: no checkpoint lost", set(before) <= set(saved))
-            before, phases, done = saved, [*phases, when], done + 1
-            print(f"\r{name}: {done} of {count}", end="", file=sys.stderr)
-        killed.run(folder, method, {})
-        same = killed.identical(whole[method], killed.final(folder))
-        for when in phases:
-            tally.count(f"{name} {when}: ended with the same bits", same)
-    print(file=sys.stderr)
+    """`count` interruptions that met a run under way, each objective in turn."""
+    name, methods = signal.Signals(number).name, list(METHODS.values())
+    met: list[interruption.Interruption] = []
+    runs = missed = 0
+    while len(met) < count and missed <= count:
+        method = methods[runs % len(methods)]
+        whole, folder = root / name / method, root / name / str(runs)
+        if not whole.exists():
+            killed.run(whole, method, {}, **interruption.OPTIONS)
+        tries = interruptions(folder, method, number, min(PER_RUN, count - len(met)), rng)
+        counted = [one for one in tries if not interruption.missed(one)]
+        kept = endings(folder, whole, method)
+        for one in counted:
+            for promise, held in {**interruption.promises(one), **kept}.items():
+                tally.count(f"{name} {one.phase}: {promise}", held)
+        met, missed, runs = met + counted, missed + len(tries) - len(counted), runs + 1
+        print(f"\r{name}: {len(met)} of {count}", end="", file=sys.stderr)
+    summarise(name, met, missed, count, tally)
+
+
+def summarise(
+    name: str, met: list[interruption.Interruption], missed: int, count: int, tally: Tally
+) -> None:
+    """Say where the interruptions fell; enough of them must have met what they are to test."""
+    restored = sum(map(interruption.after_restore, met))
+    print(f"\n{name}: {len(met)} met a run, {restored} of them after a restore and a step;", end="")
+    print(f" {missed} came when it was over and do not count")
+    tally.count(f"{name}: {count} of them met a run", len(met) >= count)
+    tally.count(f"{name}: enough fell after a restore", restored >= RESTORED * count)
 
 
 def damage(root: Path, count: int, rng: random.Random, tally: Tally) -> None:

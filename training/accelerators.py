@@ -74,11 +74,12 @@ PART_OF_HOST = 4
 
 
 class Target(NamedTuple):
-    """What a plan is for. devices: None if only the kind is known, 0 hosts then."""
+    """What a plan is for. devices: None if only the kind is known. slices: of TPUs; GPU hosts."""
 
     name: str
     accelerator: Accelerator
     devices: int | None = None
+    slices: int = 1
 
     @property
     def hosts(self) -> int:
@@ -105,10 +106,17 @@ def target(text: str) -> Target:
         )
     if size is None and not accelerator.is_gpu:
         raise ValueError(f"--accelerator={text}: TPUs come as slices; name one, such as {name}-8")
-    devices = int(count or 1) * slice_devices(text, accelerator, size)
+    number = int(count or 1)
+    devices = number * slice_devices(text, accelerator, size)
     if devices < 1:
         raise ValueError(f"--accelerator={text} has no device")
-    return Target(name, accelerator, devices)
+    slices = -(-number // accelerator.host) if accelerator.is_gpu else number
+    if devices % slices:
+        raise ValueError(
+            f"--accelerator={text}: a mesh needs as many devices on each host, and hosts have "
+            f"{accelerator.host}; use {devices // accelerator.host * accelerator.host}x{name}"
+        )
+    return Target(name, accelerator, devices, slices)
 
 
 def slice_devices(text: str, accelerator: Accelerator, size: str | None) -> int:

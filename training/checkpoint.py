@@ -11,14 +11,16 @@ folder per network lets sampling read the one that it needs. The data order foll
 which is in the config, and the step. training/restore.py reads them.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from training.files import UNWRITABLE
 from training.fingerprint import fingerprint
 from training.seal import sealed
 from training.state import TrainState
@@ -26,6 +28,7 @@ from training.state import TrainState
 FOLDER, DAMAGED = "checkpoints", "damaged"
 OPTIMIZER = "optimizer_"
 RUN = "run"
+UNFINISHED = "unfinished"  # in the record: the row of the log that a stop cut off
 
 
 class Retention(NamedTuple):
@@ -87,8 +90,11 @@ def open_checkpoints(
     try:
         yield checkpoints
         wait(checkpoints)
-    finally:
-        checkpoints.close()
+    except BaseException:
+        with suppress(Exception):  # of a save that fails too; the first error says why
+            checkpoints.close()
+        raise
+    checkpoints.close()
 
 
 def items(state: TrainState) -> dict[str, Any]:
@@ -102,11 +108,13 @@ def save(
     state: TrainState,
     config: Mapping[str, Any],
     run: Mapping[str, Any] | None = None,
+    unfinished: Mapping[str, Any] | None = None,
 ) -> None:
     """Start to save a state under its step, if that step is not there yet.
 
-    config, run: plain JSON values that say what the checkpoint is of; run is an Identity's stamp.
-    Raises OSError if the save before this one could not be written.
+    config, run, unfinished: plain JSON values. The first two say what the checkpoint is of (run is
+    an Identity's stamp), the last has the row of the log that is not written yet. Raises OSError if
+    the save before this one could not be written.
     """
     wait(checkpoints)
     step = int(state.step)
@@ -114,7 +122,8 @@ def save(
         return
     trees = items(state)
     prints = {name: fingerprint(tree) for name, tree in trees.items()}
-    record = sealed({"step": step, "config": config, "run": run, "fingerprints": prints})
+    stamp = {"step": step, "config": config, "run": run, "fingerprints": prints}
+    record = sealed({**stamp, UNFINISHED: unfinished})
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     arguments[RUN] = ocp.args.JsonSave(record)
     with write_errors(checkpoints, step):
@@ -144,5 +153,8 @@ def write_errors(checkpoints: ocp.CheckpointManager, step: int | None = None) ->
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's message, or its type."""
+    """That a disk is full, wherever it stands in an error's message; else its first line."""
+    for number in UNWRITABLE:
+        if os.strerror(number) in str(error):
+            return os.strerror(number)
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

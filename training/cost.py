@@ -111,7 +111,8 @@ def training_seconds(
     """
     seconds, before = 0.0, 0
     for row in rows:
-        if "images_per_second" in row and row["step"] <= last_step:
-            seconds += (row["step"] - before) * batch_size / row["images_per_second"]
+        speed = row.get("images_per_second", 0.0)
+        if speed > 0.0 and before < row["step"] <= last_step:
+            seconds += (row["step"] - before) * batch_size / speed
             before = row["step"]
     return seconds if before else None

@@ -259,16 +259,21 @@ def sampled_network(name: str, averages: Mapping[str, Follower], objective: Obje
     return name
 
 
+def optimizer_fields(config: ConfigDict, player: str) -> dict[str, Any]:
+    """The fields of a player's optimizer: config.optimizer with its player_optimizers on top."""
+    own = config.player_optimizers.get(player, {})
+    for field in own:
+        choose(config.optimizer, field, f"player_optimizers.{player}")
+    return {**config.optimizer, **own}
+
+
 def build_optimizers(config: ConfigDict, objective: Objective) -> dict[str, Optimizer]:
-    """The optimizer of each player: config.optimizer with its player_optimizers on top."""
+    """The optimizer of each player."""
     for player in config.player_optimizers:
         choose(objective.players, player, "player_optimizers")
     optimizers = {}
     for name, player in objective.players.items():
-        own = config.player_optimizers.get(name, {})
-        for field in own:
-            choose(config.optimizer, field, f"player_optimizers.{name}")
-        fields = {**config.optimizer, **own}
+        fields = optimizer_fields(config, name)
         choose(OPTIMIZERS, fields["name"], "optimizer.name")
         choose(SCHEDULES, fields["schedule"], "optimizer.schedule")
         optimizers[name] = optimizer(**fields, updates=-(-config.steps // player.every))

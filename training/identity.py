@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from data import FIRST_ORDER
+from data.identity import changes
 from training.files import write_json
 from training.seal import sealed, unsealed
 
@@ -129,7 +130,7 @@ def check_same_source(old: Plain | None, new: Plain | None, name: str, files: st
     """Raises ValueError if what a run reads is known, then and now, and is not the same."""
     if old is None or new is None:
         return
-    found = differing_fields(flat(old), flat(new))
+    found = changes(old, new)
     if found:
         raise ValueError(
             f"{name} has changed since the run began: {'; '.join(found)}. Put back {files}, or "

@@ -4,10 +4,13 @@ The metrics read on the host are those of the step before, so the device never w
 before a save or an evaluation they are caught up with, so neither sees a state of a failed run. A
 save comes before the evaluation, which may fail or be killed, and ends a row of the log, so that a
 resumed run writes the rows that an uninterrupted one does. A request to stop is heard after every
-step, and in an evaluation at once; the state is then saved, and the run ended.
+step, and in an evaluation at once; the state is then saved, and the run ended. That save ends no
+row: what the row has so far is saved with the state, and the resumed run goes on with it.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +21,7 @@ from jax.sharding import Mesh
 
 from objectives.base import Batch, Metrics, Objective, Params
 from training import checkpoint, restore
-from training.checkpoint import Retention
+from training.checkpoint import UNFINISHED, Retention
 from training.optimizer import Optimizer
 from training.preemption import Preempted, Preemption
 from training.report import Report, due
@@ -186,26 +189,31 @@ def train(
     step = compile_step(objective, optimizers, seed, mesh, micro_batches)
     steps = compile_steps(step, schedule.dispatch, mesh)
     start = int(state.step)
+    unfinished = restore.read_record(workdir, start).get(UNFINISHED) if start else None
     source = batches(start)
     with (
+        in_place(workdir) as check_place,
         checkpoint.open_checkpoints(workdir, retention) as checkpoints,
-        Report(workdir, start, schedule.steps, batch_size, schedule.log, optimizers) as report,
+        Report(
+            workdir, start, schedule.steps, batch_size, schedule.log, optimizers, unfinished
+        ) as report,
         Watchdog(workdir, patience) as watchdog,
     ):
 
-        def save(done: int) -> None:
-            report.flush(done)
+        def save() -> None:
+            check_place()
             with watchdog.paused():
-                checkpoint.save(checkpoints, state, config, run)
+                checkpoint.save(checkpoints, state, config, run, report.unfinished())
             report.restart_clock()
 
         def evaluate_now(done: int) -> None:
             report.flush(done)
+            check_place()
             try:
                 with watchdog.paused(), preemption.at_once():
                     results = evaluate(state)
             except Preempted as stop:
-                save(done)
+                save()
                 raise preempted(done) from stop
             report.evaluation(done, results)
             report.restart_clock()
@@ -225,14 +233,46 @@ def train(
             done += count
             report.after_steps(done, count, metrics)
             watchdog.beat()
-            stop = preemption.requested(done)
-            if stop or due(done, schedule.steps, schedule.save):
-                save(done)
+            stop, save_due = preemption.requested(done), due(done, schedule.steps, schedule.save)
+            if save_due:
+                report.flush(done)
+            if stop or save_due:
+                save()
             if stop:
                 raise preempted(done)
             if due(done, schedule.steps, schedule.evaluate):
                 evaluate_now(done)
     return state
+
+
+@contextmanager
+def in_place(folder: Path) -> Iterator[Callable[[], None]]:
+    """A check that the folder, made if it is not there, is still the same; made at the end too.
+
+    It raises OSError, so that a run neither ends well nor begins another folder when its own was
+    removed, moved or replaced. Any OSError in the block is explained by it, if that has happened.
+    """
+    if jax.process_index() > 0:
+        yield lambda: None
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    before = folder.stat()
+
+    def check() -> None:
+        with suppress(OSError):
+            if os.path.samestat(before, folder.stat()):
+                return
+        raise OSError(
+            f"{folder} was removed, moved or replaced while this run trained in it, so the run has "
+            "ended and nothing more is written there. The same command goes on from what is there"
+        )
+
+    try:
+        yield check
+    except OSError:
+        check()
+        raise
+    check()
 
 
 def restored_or_created(

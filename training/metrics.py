@@ -2,15 +2,26 @@
 
 import json
 import math
-from collections.abc import Mapping
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from functools import cache
 from pathlib import Path
+from typing import Any, BinaryIO
 
 import numpy as np
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 
 from objectives.base import Mean, Metrics
+from training.files import append, has_name, replaced, writing
+from training.processes import warn
 
 LOG = "metrics.jsonl"
+DROPPED = "metrics.dropped.jsonl"  # lines that a run which went on has taken out of its log
+EVENTS = "tensorboard"
 # Ends the names of metrics that count since the start of the run.
 RUNNING = "skipped"
 
@@ -18,11 +29,11 @@ RUNNING = "skipped"
 class Average:
     """Metrics summed over steps, then divided; of running counts the last.
 
-    What was never counted is left out.
+    What was never counted is left out. sums: (total, count) by name, from which it goes on.
     """
 
-    def __init__(self) -> None:
-        self.sums: dict[str, Mean] = {}
+    def __init__(self, sums: Mapping[str, tuple[float, float]] | None = None) -> None:
+        self.sums = {name: Mean(*map(np.float64, pair)) for name, pair in (sums or {}).items()}
 
     def add(self, metrics: Metrics) -> None:
         """Add the metrics of one step, already on the host."""
@@ -33,6 +44,10 @@ class Average:
             else:
                 self.sums[name] = Mean(old.total + mean.total, old.count + mean.count)
 
+    def pending(self) -> dict[str, tuple[float, float]]:
+        """(total, count) by name since the last `pop`, as plain numbers."""
+        return {name: (float(m.total), float(m.count)) for name, m in self.sums.items()}
+
     def pop(self) -> dict[str, float]:
         """The means since the last call."""
         sums, self.sums = self.sums, {}
@@ -42,39 +57,144 @@ class Average:
 class MetricLog:
     """Rows of numbers by step, in WORKDIR/metrics.jsonl and as TensorBoard events.
 
-    Opened at step k, it drops rows after k that a killed run left, so no step stands there twice.
+    Opened at step k, it goes on after that step's rows (`drop_rows_after`), so that no step stands
+    there twice. Raises OSError that names the file which cannot be written.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
         self.path = workdir / LOG
-        keep = [row for row in read_rows(self.path) if row["step"] <= step]
-        fresh = self.path.with_suffix(".tmp")
-        fresh.write_text("".join(json.dumps(row) + "\n" for row in keep))
-        fresh.replace(self.path)
-        self.file = self.path.open("a", buffering=1)
-        self.tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=step + 1)
+        drop_rows_after(self.path, step)
+        with writing(self.path):
+            self.folder = os.open(workdir, os.O_RDONLY)
+            self.file = self.open()
+        self.events = Events(workdir / EVENTS, step)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Append one row; a value that is not finite is left out, since JSON has no name for it."""
         finite = {name: value for name, value in row.items() if math.isfinite(value)}
-        self.file.write(json.dumps({"step": step, **finite}) + "\n")
-        for name, value in finite.items():
-            self.tensorboard.add_scalar(name, value, step)
+        with writing(self.path):
+            if not has_name(self.file, LOG, self.folder):  # an editor has put another there
+                self.file.close()
+                self.file = self.open()
+            append(self.file, (json.dumps({"step": step, **finite}) + "\n").encode())
+        self.events.write(step, finite)
+
+    def open(self) -> BinaryIO:
+        """The log, to append to: in the folder of the run, whatever has its name now."""
+        flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+        return open(os.open(LOG, flags, 0o666, dir_fd=self.folder), "ab", buffering=0)
 
     def close(self) -> None:
-        """Flush both files."""
+        """Close both files."""
         self.file.close()
-        self.tensorboard.close()
+        os.close(self.folder)
+        self.events.close()
 
 
-def read_rows(path: Path) -> list[dict]:
-    """The rows of a metrics.jsonl, [] if there is none; a half-written last line is left out."""
-    if not path.exists():
-        return []
-    rows = []
-    for line in path.read_text().splitlines():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
-    return rows
+class Events:
+    """Scalars for TensorBoard, written at once: a full disk is an error here, not in a thread.
+
+    What was written after step `start` before is no longer shown.
+    """
+
+    def __init__(self, folder: Path, start: int) -> None:
+        self.folder = folder
+        with writing(folder):
+            folder.mkdir(exist_ok=True)
+            self.writer = EventsWriter(str(folder / "events"))
+            self.add(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Add the values of a step."""
+        with writing(self.folder):
+            for name, value in values.items():
+                self.add(Event(step=step, summary=scalar(name, value)))
+            self.writer.flush()
+
+    def add(self, event: Event) -> None:
+        """Add an event, of this moment."""
+        event.wall_time = time.time()
+        self.writer.write_event(event)
+
+    def close(self) -> None:
+        """Close the file. What a full disk did not take was said when it was written."""
+        with suppress(OSError):
+            self.writer.close()
+
+
+def drop_rows_after(path: Path, step: int) -> None:
+    """Move rows after a step, and a line that a killed run wrote in part, to the file DROPPED.
+
+    All other lines stay as they are, those that cannot be read too.
+    """
+
+    def stays(line: bytes) -> bool:
+        row = row_of(line)
+        return line.endswith(b"\n") if row is None else row["step"] <= step
+
+    if not path.exists() or all(line.endswith(b"\n") and stays(line) for line in lines(path)):
+        return
+    with replaced(path) as kept, path.with_name(DROPPED).open("ab") as dropped:
+        for line in lines(path):
+            (kept if stays(line) else dropped).write(line.removesuffix(b"\n") + b"\n")
+        dropped.flush()
+        os.fsync(dropped.fileno())
+
+
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """The rows of a metrics.jsonl, [] if there is none."""
+    return list(iterate_rows(path))
+
+
+def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a metrics.jsonl, one at a time: an integer `step` and finite numbers.
+
+    Any other line, or value, is left out and named once; but not a last line that is still written.
+    """
+    for number, line in enumerate(lines(path) if path.exists() else (), start=1):
+        row = row_of(line)
+        if row is not None:
+            yield {name: value for name, value in row.items() if is_number(value)}
+        if line.endswith(b"\n") and line.strip() and (row is None or not is_plain(row)):
+            name_line(path, number, whole=row is None)
+
+
+def lines(path: Path) -> Iterator[bytes]:
+    """The lines of a file, with their ends."""
+    with path.open("rb") as file:
+        yield from file
+
+
+def row_of(line: bytes) -> dict[str, Any] | None:
+    """What stands in a line of the log: an object with an integer step; None if it has no such."""
+    try:
+        row = json.loads(line.decode())
+    except (ValueError, RecursionError):
+        return None
+    step = row.get("step") if isinstance(row, dict) else None
+    return row if isinstance(step, int) and is_number(step) and step >= 0 else None
+
+
+def is_plain(row: Mapping[str, Any]) -> bool:
+    """Whether all values of a row are finite numbers."""
+    return all(map(is_number, row.values()))
+
+
+def is_number(value: Any) -> bool:
+    """Whether it is a number that float can hold."""
+    try:
+        return (
+            isinstance(value, int | float)
+            and value is not True
+            and value is not False
+            and math.isfinite(value)
+        )
+    except OverflowError:
+        return False
+
+
+@cache
+def name_line(path: Path, number: int, whole: bool) -> None:
+    """Say once that a line of the log, or a value in it, cannot be read."""
+    what = "is no row with an integer step" if whole else "has a value that is no finite number"
+    warn(f"{path}:{number} {what}, and is left out; mend or delete the line")

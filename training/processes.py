@@ -240,14 +240,30 @@ def connect_runtime(where: Rendezvous | None) -> None:
 
 def say(line: str, file: TextIO | None = None) -> None:
     """Print a line at once, in process 0 alone."""
-    if jax.process_index() == 0:
+    if is_first():
         print(line, file=file, flush=True)
+
+
+def warn(line: str) -> None:
+    """Print a warning above the progress bar, in process 0 alone."""
+    if is_first():
+        tqdm.write(f"warning: {line}", file=sys.stderr)
+
+
+def several() -> bool:
+    """Whether this is one of several processes. Starts no devices, unlike jax.process_count."""
+    return _watch is not None
+
+
+def is_first() -> bool:
+    """Whether this is process 0. Starts no devices, unlike jax.process_index."""
+    return _watch is None or _watch.me.index == 0
 
 
 @cache
 def warn_once(text: str) -> None:
     """Print a warning on standard error, in process 0 alone, the first time that it is given."""
-    say(f"warning: {text}", sys.stderr)
+    warn(text)
 
 
 def fail(code: int, text: str) -> None:

@@ -44,6 +44,7 @@ def write_record(
     """
     key = jax.random.fold_in(jax.random.key(seed), error.step - 1)
     path = workdir / FOLDER / f"{error.step}.json"
+    path.parent.mkdir(exist_ok=True)  # in a folder that is there
     record = {
         "step": error.step,
         "message": str(error),

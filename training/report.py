@@ -3,19 +3,22 @@
 The metrics read on the host are those of the step before, so the device never waits for the host.
 """
 
+import math
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 from tqdm import tqdm
 
 from objectives.base import Metrics
-from training.metrics import LOG, Average, MetricLog, read_rows
+from training.metrics import LOG, Average, MetricLog, iterate_rows
 from training.optimizer import Optimizer
 
 EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
+SPEED = "images_per_second"  # in every row of training steps
 
 
 class DivergedError(RuntimeError):
@@ -45,7 +48,10 @@ def due(step: int, last: int, period: int) -> bool:
 
 
 class Report:
-    """Reads metrics one step late, checks that the run is sound, logs and shows them."""
+    """Reads metrics one step late, checks that the run is sound, logs and shows them.
+
+    unfinished: of the checkpoint that the run goes on from (`Report.unfinished`).
+    """
 
     def __init__(
         self,
@@ -55,6 +61,7 @@ class Report:
         batch_size: int,
         every: int,
         optimizers: Mapping[str, Optimizer],
+        unfinished: Mapping[str, Any] | None = None,
     ) -> None:
         self.log = MetricLog(workdir, start) if jax.process_index() == 0 else None
         self.bar = tqdm(
@@ -66,10 +73,12 @@ class Report:
             disable=jax.process_index() > 0,
         )
         self.every, self.steps, self.batch_size = every, steps, batch_size
-        self.average = Average()
         self.pending: tuple[int, int, Metrics] | None = None
         self.workdir, self.optimizers = workdir, optimizers
-        self.restart_clock()
+        # The row may have been finished since then, for an evaluation that was cut off.
+        begun = {} if has_row(workdir, start) else unfinished or {}
+        self.average = Average(begun.get("sums"))
+        self.restart_clock(begun.get("images", 0), begun.get("seconds", 0.0))
 
     def after_steps(self, last: int, count: int, metrics: Metrics) -> None:
         """Take the metrics of steps that are still running; handle those of the ones before.
@@ -107,14 +116,23 @@ class Report:
         self.catch_up()
         row = self.average.pop()
         if row:
-            row["images_per_second"] = self.images / (time.perf_counter() - self.since)
+            row[SPEED] = self.images / (time.perf_counter() - self.since)
             self.bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k.endswith("loss")})
             self.write(step, row)
         self.restart_clock()
 
-    def restart_clock(self) -> None:
-        """Count images per second from here, without the evaluation or the save before."""
-        self.images, self.since = 0, time.perf_counter()
+    def unfinished(self) -> dict[str, Any]:
+        """What the next row has so far, in plain values, for a run that goes on from here."""
+        self.catch_up()
+        seconds = time.perf_counter() - self.since
+        return {"sums": self.average.pending(), "images": self.images, "seconds": seconds}
+
+    def restart_clock(self, images: int = 0, seconds: float = 0.0) -> None:
+        """Count images per second from here, without the evaluation or the save before.
+
+        images, seconds: those of the row that were trained before.
+        """
+        self.images, self.since = images, time.perf_counter() - seconds
 
     def evaluated(self, step: int) -> bool:
         """Whether the log has an evaluation of that step."""
@@ -139,23 +157,37 @@ class Report:
             self.log.close()
 
 
+def has_row(workdir: Path, step: int) -> bool:
+    """Whether the log has a row of training steps that ends at this one."""
+    return any(row["step"] == step and SPEED in row for row in iterate_rows(workdir / LOG))
+
+
 def check_finite(step: int, metrics: Metrics) -> None:
     """Raises NonFiniteError that names the network and the step."""
     for name, finite in metrics.items():
         if name.endswith("finite") and finite.total < finite.count:
-            player = name.rpartition("/")[0] or "the network"
+            prefix = name.rpartition("/")[0]
+            player = prefix or "the network"
             values = {
                 name: float(mean.total)
                 for name, mean in metrics.items()
                 if name.rpartition("/")[2] in ("loss", "gradient_norm")
             }
+            own = [v for name, v in values.items() if name.rpartition("/")[0] == prefix]
             raise NonFiniteError(
-                f"loss or gradient of {player} is not finite at step {step}; the update was not "
+                f"{what_is_not_finite(player, own)} at step {step}; the update was not "
                 "made, and the run cannot go on as it is. Start another --workdir with a lower "
                 "optimizer.learning_rate or with optimizer.clip_norm",
                 step,
                 values,
             )
+
+
+def what_is_not_finite(player: str, values: Iterable[float]) -> str:
+    """Loss and gradient, or else the state that their update makes; with the verb."""
+    if all(map(math.isfinite, values)):
+        return f"the parameters or optimizer state of {player} after its update are not finite"
+    return f"loss or gradient of {player} is not finite"
 
 
 def check_spikes(step: int, metrics: Metrics, optimizers: Mapping[str, Optimizer]) -> None:
@@ -175,7 +207,7 @@ def check_spikes(step: int, metrics: Metrics, optimizers: Mapping[str, Optimizer
 def evaluations(workdir: Path) -> dict[int, dict[str, float]]:
     """The logged numbers of a run's evaluations, by step and by name."""
     found: dict[int, dict[str, float]] = {}
-    for row in read_rows(workdir / LOG):
+    for row in iterate_rows(workdir / LOG):
         numbers = {
             k.removeprefix(EVALUATION): v for k, v in row.items() if k.startswith(EVALUATION)
         }

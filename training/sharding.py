@@ -34,9 +34,21 @@ STACKED = rf"(^|/){BLOCKS}/"
 SMALLEST_SPLIT = 2**12
 
 
-def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
-    """A mesh over all devices; one of the sizes may be -1, which takes what is left."""
-    count = jax.device_count()
+def make_mesh(data: int = -1, fsdp: int = 1, fsdp_across_slices: bool = False) -> Mesh:
+    """A mesh over all devices; one of the sizes may be -1, which takes what is left.
+
+    A slice is what fast links connect: a TPU slice, or a host of GPUs. `data` spans slices; `fsdp`,
+    which exchanges parameters in every layer, stays inside of one unless fsdp_across_slices.
+
+    Raises ValueError if the sizes do not fit the devices or their slices.
+    """
+    sizes = mesh_sizes(data, fsdp, jax.device_count())
+    grid = device_grid(slices_of(jax.devices()), *sizes, fsdp_across_slices)
+    return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def mesh_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
+    """The sizes of both axes, -1 replaced by what is left of `count`. Raises ValueError."""
     sizes = {"data": data, "fsdp": fsdp}
     free = [name for name, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
@@ -47,8 +59,59 @@ def make_mesh(data: int = -1, fsdp: int = 1) -> Mesh:
         )
     for name in free:
         sizes[name] = count // fixed
-    return jax.make_mesh(
-        (sizes["data"], sizes["fsdp"]), AXES, axis_types=(AxisType.Auto,) * len(AXES)
+    return sizes["data"], sizes["fsdp"]
+
+
+def slices_of(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+    """The devices by slice, in the order of the processes that they belong to."""
+    slices: dict[int, list[jax.Device]] = {}
+    for device in sorted(devices, key=lambda device: (device.process_index, device.id)):
+        slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
+    return list(slices.values())
+
+
+def sizes_in_slice(size: int, count: int, fsdp: int, fsdp_across_slices: bool) -> tuple[int, int]:
+    """Sizes of both axes in each of `count` slices of `size` devices.
+
+    Raises ValueError if fsdp leaves a slice without being asked to.
+    """
+    if size % fsdp == 0:
+        return size // fsdp, fsdp
+    if fsdp % size == 0 and fsdp_across_slices:
+        return 1, size
+    raise ValueError(
+        f"mesh.fsdp={fsdp} does not fit into slices (TPU slices, or hosts of GPUs) of {size} "
+        f"device(s), of which there are {count}; use a divisor of {size}, or a multiple "
+        "with mesh.fsdp_across_slices=True, which is slow where links between slices are"
+    )
+
+
+def device_grid(
+    slices: Sequence[Sequence[jax.Device]], data: int, fsdp: int, fsdp_across_slices: bool
+) -> np.ndarray:
+    """The devices as an array [data, fsdp], the rows of a slice side by side.
+
+    So the rows of a batch lie in the order of the processes that read them. Raises ValueError for
+    slices of different sizes, and if fsdp leaves a slice without being asked to.
+    """
+    size = len(slices[0])
+    if any(len(own) != size for own in slices):
+        raise ValueError(
+            f"the slices (TPU slices, or hosts of GPUs) have {[*map(len, slices)]} devices; a mesh "
+            "needs as many in each: leave the odd ones out of the job"
+        )
+    inside = sizes_in_slice(size, len(slices), fsdp, fsdp_across_slices)
+    # jax.make_mesh knows the physical links inside of a slice, and refuses several slices.
+    grids = [jax.make_mesh(inside, AXES, devices=own).devices for own in slices]
+    return np.concatenate(grids, axis=0).reshape(data, fsdp)
+
+
+def topology() -> str:
+    """Slices, hosts and devices of the job, in words."""
+    slices, hosts = slices_of(jax.devices()), jax.process_count()
+    return (
+        f"{len(slices)} slice(s) of {'/'.join(map(str, sorted({*map(len, slices)})))} device(s), "
+        f"{hosts} process(es) of {jax.local_device_count()}"
     )
 
 

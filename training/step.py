@@ -67,8 +67,9 @@ def train_step(
     would be to keep the activations of all parts.
     observe: what to tell of the gradients, among the metrics.
 
-    If a player's loss or gradient is not finite the whole state is returned unchanged, its step
-    included, and the metric `finite` (`PLAYER/finite` where there are several) is below 1.
+    If a player's loss or gradient is not finite, or its update makes the state so, the whole state
+    is returned unchanged, its step included, and the metric `finite` (`PLAYER/finite` where there
+    are several) is below 1.
     """
 
     def step(
@@ -92,6 +93,10 @@ def train_step(
             period = objective.players[leader(objective, name)].every
             followers[name] = follow(period, state.step, follower, followers[name], source)
         updated = TrainState(state.step + 1, networks, followers, opt_states)
+        metrics = {
+            name: with_finite_state(own, state_of_player(objective, name, updated))
+            for name, own in metrics.items()
+        }
         return keep_if_finite(metrics, updated, state), flatten(metrics)
 
     return step
@@ -225,6 +230,23 @@ def follow(period: int, step: Array, follower: Follower, own: Params, source: Pa
         lambda own: own,
         own,
     )
+
+
+def state_of_player(objective: Objective, name: str, state: TrainState) -> list[Any]:
+    """What a player's update changes: its parameters, its optimizer's state, its followers."""
+    followers = [own for f, own in state.followers.items() if leader(objective, f) == name]
+    return [state.networks[name], state.optimizers[name], *followers]
+
+
+def with_finite_state(metrics: Metrics, updated: Any) -> Metrics:
+    """A player's metrics, `finite` only if all of a tree is finite too."""
+    finite = metrics["finite"]
+    return {**metrics, "finite": finite._replace(total=finite.total * all_finite(updated))}
+
+
+def all_finite(tree: Any) -> Array:
+    """Whether every number of a tree is finite."""
+    return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def keep_if_finite(

@@ -21,6 +21,7 @@ from typing import NamedTuple
 import jax
 
 from training import exits
+from training.files import replaced
 
 FOLDER = "stacks"
 REMEMBERED = 101  # steps whose median is the usual time of one
@@ -94,10 +95,14 @@ class Watchdog:
                 os._exit(exits.STALLED)
 
     def report(self, waited: float) -> None:
-        """Write the stacks of all threads, and say where they are."""
+        """Write the stacks of all threads, and say where: here, if the folder cannot be written."""
         self.reported = True
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-process-{jax.process_index()}.txt"
-        with path.open("w") as file:
-            faulthandler.dump_traceback(file, all_threads=True)
-        print(f"warning: no step was finished for {waited:.0f} s: {path}", file=sys.stderr)
+        where = self.folder / f"{time.strftime('%Y%m%d-%H%M%S')}-process-{jax.process_index()}.txt"
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with replaced(where) as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+        except OSError as error:
+            where = error
+            faulthandler.dump_traceback(sys.stderr, all_threads=True)
+        print(f"warning: no step was finished for {waited:.0f} s: {where}", file=sys.stderr)

@@ -28,7 +28,8 @@ from training import identity, restore
 from training.code_version import code_version, describe_code
 from training.files import write_json
 from training.identity import Identity, Plain, as_dict
-from training.processes import broadcast, say, warn_once
+from training.processes import broadcast, warn, warn_once
+from training.record import read_config
 from training.sharding import first_process_says
 
 CONFIG = "config.json"
@@ -66,10 +67,9 @@ def record_start(
         before = recorded_identity(workdir)
         identity.check_same(before, now, workdir)
         if not before.id:
-            say(
-                f"warning: {workdir} was made by a version that recorded no run id; it gets one, "
-                "and a record of its data and teacher as they are now",
-                sys.stderr,
+            warn(
+                f"{workdir} was made by a version that recorded no run id; it gets one, and a "
+                "record of its data and teacher as they are now"
             )
         now = before._replace(
             id=before.id or now.id,
@@ -199,21 +199,13 @@ def warn_if_edited(path: Path, config: Plain) -> None:
         )
 
 
-def read_config(path: Path) -> ConfigDict:
-    """The config in a JSON file. Raises ValueError."""
-    try:
-        return ConfigDict(json.loads(path.read_text()))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON ({error}); restore or delete it") from error
-
-
 def record_environment(workdir: Path) -> None:
     """Append this start to environment.json; a warning if it runs other code than the last one."""
     path, now = workdir / ENVIRONMENT, environment()
     starts = read_environments(path)
     changes = environment_changes(starts[-1], now) if starts else []
     if changes:
-        say(f"warning: {workdir} goes on under another version: {'; '.join(changes)}", sys.stderr)
+        warn(f"{workdir} goes on under another version: {'; '.join(changes)}")
     write_json(path, [*starts, now])
 
 

@@ -1,4 +1,6 @@
+import numpy as np
 import pytest
+from PIL import Image
 
 import data
 
@@ -36,6 +38,21 @@ def test_an_unknown_tfds_config_is_an_error(tmp_path):
 def test_sizes_are_checked(function):
     with pytest.raises(ValueError, match="channels=2"):
         function("digits", channels=2)
+
+
+def test_a_folder_that_is_not_writable_is_read_and_not_written_to(tmp_path, monkeypatch):
+    own, theirs = tmp_path / "own", tmp_path / "theirs"
+    monkeypatch.setenv("FEWSTEP_DATA", str(own))
+    for split in ("train", "test"):
+        (tmp_path / "images" / split).mkdir(parents=True)
+        Image.new("L", (4, 4), 9).save(tmp_path / "images" / split / "a.png")
+    arguments = {"data_dir": str(theirs), "image_size": 4, "writable": False}
+    first = data.load(f"folder:{tmp_path}/images", **arguments)
+    assert not theirs.exists() and len(list((own / "arrays").iterdir())) == 1
+    own.rename(theirs)
+    again = data.load(f"folder:{tmp_path}/images", **arguments)
+    assert not own.exists()
+    np.testing.assert_array_equal(again.train.images, first.train.images)
 
 
 def test_preparing_digits_writes_nothing(tmp_path):

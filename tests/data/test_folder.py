@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -46,6 +48,38 @@ def test_loose_images_are_unlabelled(tmp_path, load, save_png, draw_images):
     assert loaded.num_classes == 0
     np.testing.assert_array_equal(loaded.train.labels, [data.NULL_LABEL] * 20)
     np.testing.assert_array_equal(loaded.train.images[..., 0], images)
+
+
+@pytest.fixture(params=[False, True], ids=["ascending", "descending"])
+def disk_order(monkeypatch, request):
+    """A disk that lists its entries in another order than they were made in."""
+
+    def in_order(method):
+        return lambda *arguments: iter(sorted(method(*arguments), reverse=request.param))
+
+    for name in ("iterdir", "glob", "rglob"):
+        monkeypatch.setattr(Path, name, in_order(getattr(Path, name)))
+
+
+@pytest.mark.parametrize(
+    ("names", "labels"),
+    [
+        (("ant/1.png", "ant/b/0.png", "ant/c.png", "bee/2.png", "cat/0.png"), [0, 0, 0, 1, 2]),
+        (("0.png", "1.png", "10.png", "2.png", "3.jpg"), [data.NULL_LABEL] * 5),
+    ],
+)
+@pytest.mark.parametrize("parts", [("",), ("train", "test")])
+def test_the_order_of_images_is_not_the_disk_s(
+    tmp_path, load, save_png, draw_images, disk_order, names, labels, parts
+):
+    images = np.repeat(np.repeat(draw_images(5, 1, 1, 3), 4, axis=1), 4, axis=2)
+    for part in parts:
+        for i in (3, 0, 2, 4, 1):
+            save_png(tmp_path / "set" / part / names[i], images[i])
+    loaded = load(tmp_path / "set")
+    for split in (loaded.train, loaded.test)[: len(parts)]:
+        np.testing.assert_array_equal(split.labels, labels)
+        np.testing.assert_array_equal(split.images.max((1, 2)) // 8, images.max((1, 2)) // 8)
 
 
 def test_images_are_resized_and_cropped(tmp_path, load, save_png):

@@ -190,3 +190,23 @@ def test_pair_batches_keep_pairs_together_and_resume(order):
     np.testing.assert_array_equal(draw(start_step=4)[0]["label"], whole[4]["label"])
     halves = [draw(process_index=i, process_count=2)[1]["label"] for i in range(2)]
     np.testing.assert_array_equal(np.concatenate(halves), whole[1]["label"])
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused", "message"),
+    [
+        ({"batch_size": 1}, {"batch_size": 0}, "batch_size=0 .* use 1"),
+        ({"seed": 2**32 - 1}, {"seed": 2**32}, "seed=4294967296"),
+        ({"start_step": 0}, {"start_step": -1}, "start_step=-1"),
+        (
+            {"process_index": 3, "process_count": 4},
+            {"process_index": 4, "process_count": 4},
+            "process_index=4 is not in",
+        ),
+        ({"process_count": 4}, {"process_count": 3}, "batch_size=4 .* use 3"),
+    ],
+)
+def test_arguments_have_edges(split, allowed, refused, message):
+    next(batches(split, **{"batch_size": 4, "seed": 0} | allowed))
+    with pytest.raises(ValueError, match=message):
+        batches(split, **{"batch_size": 4, "seed": 0} | refused)

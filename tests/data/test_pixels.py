@@ -65,3 +65,8 @@ def test_fit_array_converts_channels(draw_images):
     np.testing.assert_array_equal(fit_array(grey, 4, 3), np.repeat(grey, 3, axis=-1))
     colour = draw_images(1, 4, 4, 4)[0]
     np.testing.assert_array_equal(fit_array(colour, 4, 3), colour[..., :3])
+
+
+def test_sizes_and_channels_of_the_data_s_own_are_allowed():
+    for size, channels in ((0, 0), (1, 1), (8, 3)):
+        check_size(size, channels)

@@ -2,6 +2,7 @@ import json
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 import data
 from data.tfds_images import write_tfds
 
+ROOT = Path(__file__).parents[2]
 LABEL = tfds.features.ClassLabel(num_classes=3)
 
 
@@ -221,5 +223,5 @@ def test_reading_never_imports_tensorflow(tmp_path, write_tfds_files, draw_image
         "batch = next(data.batches(split, batch_size=3, seed=0))\n"
         "print(sorted(batch['label'].tolist()), 'tensorflow' in sys.modules)\n"
     )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout.strip() == "[0, 1, 2] False", done.stderr

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.guidance import drop_labels, extrapolate, guide, unconditional
+from diffusion.guidance import check_trained_scale, drop_labels, extrapolate, guide, unconditional
 from diffusion.path import PATHS
 from diffusion.prediction import KINDS, convert
 from tests.gaussian import Gaussian
@@ -95,3 +95,22 @@ def test_labels_are_dropped_at_the_given_rate():
 def test_dropout_that_is_no_probability(probability):
     with pytest.raises(ValueError, match="label_dropout"):
         drop_labels(jax.random.key(0), CONDITION, probability)
+
+
+@pytest.mark.parametrize("probability", [0.0, 1.0])
+def test_no_label_is_dropped_or_every_one(probability):
+    dropped = drop_labels(jax.random.key(0), CONDITION, probability)
+    expected = unconditional(CONDITION) if probability else CONDITION
+    np.testing.assert_array_equal(dropped["label"], expected["label"])
+
+
+def test_a_student_knows_its_own_scale_or_its_range_with_both_ends():
+    check_trained_scale(1.5, 1.5)
+    for scale in (1.0, 2.5, 4.0):
+        check_trained_scale(scale, 1.5, (1.0, 4.0))
+    for scale in (1.49, 1.51):
+        with pytest.raises(ValueError, match="knows guidance scale 1.5 alone"):
+            check_trained_scale(scale, 1.5)
+    for scale in (0.99, 4.01):
+        with pytest.raises(ValueError, match="outside the range 1 to 4"):
+            check_trained_scale(scale, 1.5, (1.0, 4.0))

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS, change_path, ve
+from diffusion.path import PATHS, change_path, trigflow, ve, vp_ddpm
 from tests.gaussian import Gaussian
 
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
@@ -101,3 +101,23 @@ def test_noise_to_signal_ratio_is_positive_at_the_noisy_end(name):
     rho = float(path.rho(jnp.float32(path.t_max)))
     assert rho > 1e5 if name in ("linear", "vp_cosine", "trigflow") else rho > 79.0
     assert float(path.time_at(jnp.float32(rho))) == pytest.approx(path.t_max, rel=1e-5)
+
+
+def test_fields_have_edges():
+    ve(0.0, 1.0)
+    for ends in ((-1e-3, 1.0), (1.0, 1.0), (2.0, 1.0)):
+        with pytest.raises(ValueError, match="0 <= sigma_min < sigma_max"):
+            ve(*ends)
+    trigflow(1e-3)
+    for deviation in (0.0, -0.5):
+        with pytest.raises(ValueError, match=f"path.sigma_data={deviation} must be positive"):
+            trigflow(deviation)
+
+
+def test_defaults_are_the_papers():
+    t = jnp.linspace(0.1, 0.9, 9)
+    assert (ve().t_min, ve().t_max) == (0.002, 80.0)
+    assert (vp_ddpm().t_min, vp_ddpm().t_max) == (1e-5, 1.0)
+    for default, explicit in ((vp_ddpm(), vp_ddpm(0.1, 20.0)), (trigflow(), trigflow(0.5))):
+        np.testing.assert_array_equal(default.alpha(t), explicit.alpha(t))
+        np.testing.assert_array_equal(default.sigma(t), explicit.sigma(t))

@@ -62,3 +62,15 @@ def test_fraction_inverts_time(name, spacing):
 def test_power_out_of_range(power):
     with pytest.raises(ValueError, match="of a karras spacing must be positive"):
         karras(ve(), power)
+
+
+@pytest.mark.parametrize(("sigma_max", "covered"), [(9e5, 9e5), (1e6, 80.0)])
+def test_karras_stops_at_edm_s_level_where_a_path_reaches_pure_noise(sigma_max, covered):
+    middle = ((0.002 ** (1 / 7) + covered ** (1 / 7)) / 2) ** 7
+    given = karras(ve(0.002, sigma_max)).time(jnp.float32(0.5))
+    assert float(given) == pytest.approx(middle, rel=1e-4)
+
+
+def test_default_power_is_edm_s():
+    fraction = jnp.linspace(0.0, 1.0, 5)
+    np.testing.assert_array_equal(karras(ve()).time(fraction), karras(ve(), 7.0).time(fraction))

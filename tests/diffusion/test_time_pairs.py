@@ -208,3 +208,58 @@ def test_fields_out_of_range():
     with pytest.raises(ValueError, match="take fewer stages"):
         tp.shrinking_pairs(path, draw, total_steps=10, q=256.0, stages=3)
     tp.shrinking_pairs(path, draw, total_steps=10, q=256.0, stages=2)
+
+
+def test_the_edges_of_what_is_allowed():
+    path = linear()
+    draw = log_normal(path)
+    for points, allowed in ((1, False), (2, True), (20_000, True), (20_001, False)):
+        if allowed:
+            assert int(tp.constant(points)(0)) == points
+        else:
+            with pytest.raises(ValueError, match=f"curriculum.points={points}: a grid has 2 to"):
+                tp.constant(points)
+    for curriculum in (tp.square_root, tp.doubling):
+        assert int(curriculum(5, 5, total_steps=10)(10)) == 6
+        curriculum(2, 19_999, total_steps=10)
+        with pytest.raises(ValueError, match="curriculum.last=20001"):
+            curriculum(2, 20_000, total_steps=10)
+    assert int(tp.doubling(1, 2, total_steps=10)(0)) == 2
+    tp.grid_pairs(uniform(path), tp.constant(4), skip=3)
+    with pytest.raises(ValueError, match="objective.skip=4 must be 1 to 3"):
+        tp.grid_pairs(uniform(path), tp.constant(4), skip=4)
+    for fields in ({"stages": 1}, {"q": 1.01}, {"k": 0.0}, {"b": 0.01}):
+        tp.shrinking_pairs(path, draw, total_steps=10, **fields)
+    tp.shrinking_pairs(path, draw, total_steps=10, stages=20)  # 2^20
+    with pytest.raises(ValueError, match="take fewer stages"):
+        tp.shrinking_pairs(path, draw, total_steps=10, stages=21)
+
+
+def test_a_run_shorter_than_its_curriculum_has_stages_of_one_step():
+    points = jax.vmap(tp.doubling(10, 80, total_steps=1))(jnp.arange(5))
+    np.testing.assert_array_equal(points, [11, 21, 41, 81, 81])
+
+
+def test_a_pair_whose_times_round_to_one_has_the_smallest_gap():
+    t = jnp.array([1.0, 0.5])
+    np.testing.assert_allclose(tp.noise_gap(ve(), t, t), 1e-8)
+
+
+def test_defaults_are_the_papers():
+    steps = jnp.arange(0, 1001, 50)
+    for default, explicit in (
+        (tp.constant(), tp.constant(18)),
+        (tp.square_root(total_steps=1000), tp.square_root(2, 150, total_steps=1000)),
+        (tp.doubling(total_steps=1000), tp.doubling(10, 1280, total_steps=1000)),
+    ):
+        np.testing.assert_array_equal(jax.vmap(default)(steps), jax.vmap(explicit)(steps))
+    path = ve()
+    pairs = tp.shrinking_pairs(path, log_normal(path), total_steps=80)
+    ours = {"stages": 8, "q": 2.0, "k": 8.0, "b": 1.0}
+    explicit = tp.shrinking_pairs(path, log_normal(path), total_steps=80, **ours)
+    for step in (0, 35, 79):
+        np.testing.assert_array_equal(pairs(KEY, 50, step)[1], explicit(KEY, 50, step)[1])
+    equal = tp.grid_pairs(uniform(path), tp.constant(9))
+    np.testing.assert_array_equal(
+        equal(KEY, 50, STEP), tp.grid_pairs(uniform(path), tp.constant(9), None, 1)(KEY, 50, STEP)
+    )

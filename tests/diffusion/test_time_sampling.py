@@ -104,3 +104,40 @@ def test_equal_karras_is_uniform_in_the_root_of_the_noise_level(path):
     assert stats.kstest(fraction, stats.uniform(0.2, 0.6).cdf).statistic < 0.015
     with pytest.raises(ValueError, match="0 <= lowest < highest <= 1"):
         ts.equal_karras(path, lowest=0.9, highest=0.8)
+
+
+@pytest.mark.parametrize("sampler", [ts.logit_normal, ts.log_normal])
+def test_a_deviation_is_positive(sampler):
+    for std in (0.0, -1.0):
+        with pytest.raises(ValueError, match=f"time_sampler.std={std} must be positive"):
+            sampler(LINEAR, std=std)
+    t = np.asarray(sampler(LINEAR, 0.0, 1e-3)(KEY, 100))
+    np.testing.assert_allclose(t, 0.5, atol=2e-3)  # t = 1/2 in both: sigma / alpha is 1
+
+
+def test_log_normal_times_stay_on_a_path_whose_inverse_rounds_past_its_ends():
+    path = ve(0.2, 0.3)
+    for factor in (0.9, 1.1):
+        rounding = path._replace(time_at=lambda rho, factor=factor: factor * rho)
+        t = np.asarray(ts.log_normal(rounding)(KEY, COUNT))
+        assert (t.min(), t.max()) >= (np.float32(0.2), np.float32(0.2))
+        assert t.max() <= np.float32(0.3)
+        assert t.min() == np.float32(0.2) if factor < 1 else t.max() == np.float32(0.3)
+
+
+def test_the_part_of_a_karras_spacing_has_two_ends():
+    for lowest, highest in ((0.0, 1.0), (0.0, 1e-3), (0.5, 0.6)):
+        ts.equal_karras(LINEAR, lowest=lowest, highest=highest)
+    for lowest, highest in ((0.5, 0.5), (-1e-3, 1.0), (0.0, 1.001)):
+        with pytest.raises(ValueError, match="0 <= lowest < highest <= 1"):
+            ts.equal_karras(LINEAR, lowest=lowest, highest=highest)
+
+
+def test_defaults_are_the_papers():
+    path = ve()
+    for default, explicit in (
+        (ts.logit_normal(path), ts.logit_normal(path, 0.0, 1.0)),
+        (ts.log_normal(path), ts.log_normal(path, -1.2, 1.2)),
+        (ts.equal_karras(path), ts.equal_karras(path, 7.0, 0.0, 1.0)),
+    ):
+        np.testing.assert_array_equal(default(KEY, 100), explicit(KEY, 100))

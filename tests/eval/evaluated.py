@@ -6,9 +6,11 @@ import os
 import numpy as np
 from sklearn.datasets import load_digits
 
+from eval.evaluation import sample_source
 from eval.protocol import Protocol
 from eval.results import save_results
-from training.files import write_json, write_npz
+from training.files import write_json
+from training.seal import write_sealed
 
 STEPS = (1, 2, 4, 8, 128)
 LABELS = np.resize(np.arange(10), 100)
@@ -143,11 +145,16 @@ def evaluate(folder, method, seed, frechet, fall, steps, measurement, sampling, 
     way = np.concatenate(
         [noisy_digits(labels[:1], level, seed) for level in np.linspace(2, 0, 9) ** 2]
     )
-    write_npz(path.with_suffix(".npz"), x=x, y=labels, way=way)
-    save_results(path, result)
+    save_evaluation(path, result, x=x, y=labels, way=way)
     # Files of one evaluation are written one after the other; a clock may not tell them apart.
     newest = max(p.stat().st_mtime_ns for p in path.parent.glob("*.json"))
     os.utime(path, ns=(newest + 1, newest + 1))
+
+
+def save_evaluation(path, result, **samples):
+    """Write a result and the samples that belong to it."""
+    write_sealed(path.with_suffix(".npz"), sample_source(result), **samples)
+    save_results(path, result)
 
 
 def noisy_digits(labels, noise, seed):

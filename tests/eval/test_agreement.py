@@ -19,3 +19,7 @@ def test_agreement_is_the_share_of_labels_seen():
 def test_agreement_of_what_has_no_labels_is_refused(classes, labels, message):
     with pytest.raises(ValueError, match=message):
         label_agreement(classes, labels)
+
+
+def test_the_first_class_is_a_class():
+    assert label_agreement(np.array([0]), np.array([0])) == 1.0

@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
+from eval import bootstrap
 from eval.bootstrap import interval
 
 
@@ -60,3 +61,24 @@ def test_errors_name_what_is_wrong():
         interval([[1.0, 2.0]])
     with pytest.raises(ValueError, match="confidence = 1;"):
         interval([1.0, 2.0], confidence=1.0)
+
+
+def test_confidence_lies_between_its_ends():
+    for confidence in (0.0, 1.0, -0.1, 1.1):
+        with pytest.raises(ValueError, match="must be in"):
+            interval([1.0, 2.0], confidence=confidence)
+    for confidence in (1e-6, 1.0 - 1e-6):
+        assert 1.0 <= interval([1.0, 2.0], confidence=confidence).low <= 2.0
+
+
+def test_default_is_an_interval_of_95_percent_by_9999_draws(monkeypatch):
+    values, asked = [1.0, 2.0, 5.0, 9.0], {}
+    assert interval(values) == interval(values, confidence=0.95, seed=0)
+    draw = bootstrap.stats.bootstrap
+    monkeypatch.setattr(
+        bootstrap.stats,
+        "bootstrap",
+        lambda *a, **fields: asked.update(fields) or draw(*a, **fields),
+    )
+    interval(values)
+    assert asked["n_resamples"] == 9_999 and asked["method"] == "percentile"

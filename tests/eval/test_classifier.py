@@ -114,10 +114,51 @@ def test_a_file_of_another_network_is_refused(data, root, trained, tmp_path):
     path.parent.mkdir()
     with np.load(whole) as file:
         arrays = dict(file)
-    for change in ({"logits/bias": np.zeros(11, np.float32)}, {"logits/bias": np.zeros(10)}):
-        np.savez(path, **arrays | change)
-        with pytest.raises(ValueError, match="logits/bias is .* delete it"):
+    seal = arrays["seal"]
+    bias = arrays["logits/bias"]
+    changes = {
+        "logits/bias is float32": {"logits/bias": np.zeros(11, np.float32)},
+        "logits/bias is float64": {"logits/bias": np.zeros(10)},
+        "not finite": {"logits/bias": np.full_like(bias, np.nan)},
+        "of 360 images right": {"right": np.int32(361)},
+        "1.0 of 360 images right": {"right": np.float32(1)},
+    }
+    for message, change in changes.items():
+        np.savez(path, **arrays | change)  # with the seal that it had
+        with pytest.raises(ValueError, match="was changed after it was written; delete it"):
             classifier(data, tmp_path)
+        del arrays["seal"]
+        np.savez(path, **arrays | change)
+        arrays["seal"] = seal
+        with pytest.raises(ValueError, match=f"{message}.* delete it"):
+            classifier(data, tmp_path)
+
+
+def test_a_classifier_of_other_data_is_refused(data, root, trained, tmp_path, monkeypatch):
+    no_training(monkeypatch)
+    (whole,) = files(root)
+    other = data._replace(train=data.train._replace(labels=data.train.labels[::-1]))
+    path = eval.classifier.file_of(eval.classifier.task_of(other), tmp_path)
+    path.parent.mkdir()
+    path.write_bytes(whole.read_bytes())
+    with pytest.raises(ValueError, match=r"was made from something else: key .*\. delete it"):
+        classifier(other, tmp_path)
+
+
+def test_a_classifier_without_a_seal_is_read_with_a_warning(data, root, trained, tmp_path, capsys):
+    (whole,) = files(root)
+    path = tmp_path / "classifiers" / whole.name
+    path.parent.mkdir()
+    with np.load(whole) as file:
+        np.savez(path, **{name: file[name] for name in file.files if name != "seal"})
+    assert classifier(data, tmp_path).network.weights == trained.network.weights
+    assert "has a file without a seal" in capsys.readouterr().err
+
+
+def test_a_folder_that_is_only_read_gives_its_classifier(data, root, trained, tmp_path):
+    given = classifier(data, tmp_path / "own", read_only=root)
+    assert given.network.weights == trained.network.weights
+    assert not (tmp_path / "own").exists()
 
 
 def test_a_kept_classifier_below_the_floor_is_refused(data, root, trained, monkeypatch):

@@ -8,12 +8,14 @@ from data import Dataset
 from eval.evaluate import (
     check_evaluation,
     evaluator,
+    measures_of,
     protocol_of,
     real_row,
     summary,
     training_data,
 )
 from tests.training.runs import small_experiment, synthetic_split
+from training.identity import Identity
 from training.sharding import make_mesh
 
 FIELDS = {"evaluate.steps": (1, 2), "evaluate.num_samples": 24, "evaluate.batch_size": 16}
@@ -79,7 +81,7 @@ def test_other_protocols_stand_beside_each_other(evaluated):
 def test_the_protocol_says_what_was_trained_on():
     config, experiment = small_experiment()
     fewer = dataset()._replace(train=synthetic_split(199))
-    digests = [training_data(experiment, data) for data in (dataset(), fewer, None)]
+    digests = [training_data(experiment, data, None) for data in (dataset(), fewer, None)]
     assert digests == [dataset().digest, fewer.digest, ""] and digests[0] != digests[1]
     protocols = [protocol_of(experiment, config, 1, 2, None, digest) for digest in digests]
     assert protocols[0].sampling["training_data"] == digests[0]
@@ -88,7 +90,10 @@ def test_the_protocol_says_what_was_trained_on():
     assert protocols[2].id == protocol_of(experiment, config, 1, 2, None).id
     assert len({protocol.id for protocol in protocols}) == 3
     taught = experiment._replace(objective=experiment.objective._replace(reads_images=False))
-    assert training_data(taught, dataset()) == ""
+    assert training_data(taught, dataset(), None) == ""
+    # A run's own record counts before what lies there now.
+    run = Identity("a", {}, data=fewer.identity)
+    assert {training_data(experiment, data, run) for data in (dataset(), None)} == {digests[1]}
 
 
 @pytest.mark.parametrize(
@@ -109,6 +114,17 @@ def test_a_file_of_statistics_needs_no_data(evaluated, tmp_path):
     np.savez(tmp_path / "adm.npz", mu=np.zeros(64), sigma=np.eye(64))
     results, _ = evaluated(None, **{"evaluate.reference": str(tmp_path / "adm.npz")})
     assert [set(result["metrics"]) for result in results] == [{"frechet"}] * 2
+
+
+def test_a_folder_that_is_not_writable_is_read(tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path / "own"))
+    theirs, own = tmp_path / "theirs", tmp_path / "own"
+    config, experiment = small_experiment(**{**FIELDS, "data.dir": str(theirs)})
+    measures_of(experiment, dataset(), config, make_mesh(), writable=False)
+    assert not theirs.exists() and len(list((own / "references").iterdir())) == 1
+    own.rename(theirs)
+    measures_of(experiment, dataset(), config, make_mesh(), writable=False)
+    assert not own.exists()
 
 
 def test_data_without_classes(evaluated):

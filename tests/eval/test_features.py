@@ -2,7 +2,15 @@ import jax
 import numpy as np
 import pytest
 
-from eval.features import FeatureNetwork, FeatureOutputs, check_dimension, extractor, pixels
+from eval.features import (
+    FeatureNetwork,
+    FeatureOutputs,
+    check_colours,
+    check_dimension,
+    check_features,
+    extractor,
+    pixels,
+)
 from training.sharding import make_mesh
 
 
@@ -48,3 +56,20 @@ def test_large_images_have_too_many_pixels():
     check_dimension("inception", (256, 256, 3))
     with pytest.raises(ValueError, match="12288 dimensions"):
         check_dimension("pixels", (64, 64, 3))
+
+
+def test_the_edges_of_what_has_features():
+    check_dimension("pixels", (64, 64, 1))  # 4096
+    with pytest.raises(ValueError, match="4097 dimensions"):
+        check_dimension("pixels", (4097, 1, 1))
+    for channels in (1, 3):
+        check_colours(np.zeros((1, 2, 2, channels), np.uint8))
+    for channels in (2, 4):
+        with pytest.raises(ValueError, match=f"1 or 3 channels, not {channels}"):
+            check_colours(np.zeros((1, 2, 2, channels), np.uint8))
+    check_features(np.zeros((2, 1)), least=2)
+    with pytest.raises(ValueError, match="has 1 rows; at least 2"):
+        check_features(np.zeros((1, 1)), least=2)
+    for value in (np.nan, np.inf, -np.inf):
+        with pytest.raises(ValueError, match="1 of 2 values are not finite"):
+            check_features(np.array([[value, 0.0]]), least=1)

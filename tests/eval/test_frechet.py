@@ -88,3 +88,9 @@ def test_errors_name_what_is_wrong():
         frechet_distance(statistics(good), statistics(good[:, :2]))
     with pytest.raises(ValueError, match=r"\[N, D\]"):
         statistics(good[0])
+
+
+def test_two_rows_are_enough():
+    measured = statistics(np.array([[0.0, 1.0], [2.0, 5.0]]))
+    np.testing.assert_allclose(measured.mean, [1.0, 3.0])
+    np.testing.assert_allclose(measured.covariance, [[2.0, 4.0], [4.0, 8.0]])

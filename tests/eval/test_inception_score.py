@@ -82,3 +82,12 @@ def test_errors_name_what_is_wrong():
         inception_score(logits[:9])
     with pytest.raises(ValueError, match="splits = 0"):
         inception_score(logits, splits=0)
+
+
+def test_one_split_and_as_many_as_rows_are_allowed():
+    logits = np.random.default_rng(0).normal(size=(10, 3))
+    assert inception_score(logits, splits=1).std == 0.0
+    assert inception_score(logits, splits=10).mean == pytest.approx(1.0)  # a row alone scores 1
+    assert inception_score(logits) == inception_score(logits, splits=10, seed=0)
+    with pytest.raises(ValueError, match="logits has 10 rows; at least 11"):
+        inception_score(logits, splits=11)

@@ -144,3 +144,23 @@ def test_errors_name_what_is_wrong():
         kernel_distance(good, good[:, :2])
     with pytest.raises(ValueError, match="block = 2"):
         kernel_distance(good, good, block=2)
+
+
+def test_three_points_are_enough_on_either_side_and_in_a_block():
+    rng = np.random.default_rng(8)
+    few, more = rng.normal(size=(3, 2)), rng.normal(size=(9, 2))
+    for real, generated in ((few, more), (more, few), (few, few)):
+        value, error = kernel_distance(real, generated)
+        assert value == pytest.approx(double_loop(real, generated), rel=1e-10)
+        assert error == pytest.approx(np.sqrt(jackknife(real, generated)), rel=1e-8)
+    assert np.isfinite(kernel_distance(more, more, block=3)).all()
+    for real, generated in ((few[:2], more), (more, few[:2])):
+        with pytest.raises(ValueError, match="has 2 rows; at least 3"):
+            kernel_distance(real, generated)
+
+
+def test_default_blocks_are_of_a_thousand_points():
+    rng = np.random.default_rng(9)
+    sets = rng.normal(size=(2000, 1)), rng.normal(size=(2100, 1))
+    assert kernel_distance(*sets) == kernel_distance(*sets, block=1000, seed=0)
+    assert kernel_distance(*sets) != kernel_distance(*sets, block=1001)

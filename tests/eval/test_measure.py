@@ -111,7 +111,7 @@ def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
     fields = small_config().evaluate
     trained = []
 
-    def classifier(dataset, root):
+    def classifier(dataset, root, read_only):
         trained.append(dataset.name)
         return NETWORK._replace(name="classifier", weights="abc"), 0.9
 
@@ -128,3 +128,62 @@ def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
     assert measures.measurement["labels"] == "every class in turn"
     assert measures.measurement["agreement"] == "abc" != without.measurement["agreement"]
     assert measures.measurement["reference"] == "synthetic, train split"
+
+
+def test_every_field_reaches_what_it_measures_by(monkeypatch, tmp_path):
+    """Recorders in the place of what makes the measures; no argument is like another."""
+    given, mesh = {}, make_mesh()
+
+    def note(name, result=None):
+        def noted(*arguments, **named):
+            given.setdefault(name, []).append((*arguments, named) if named else arguments)
+            return result or f"{name} {len(given[name])}"
+
+        monkeypatch.setattr(module, name, noted)
+
+    features = NETWORK._replace(name="features")
+    labelling = NETWORK._replace(name="labelling", weights="its weights")
+    note("feature_network", features)
+    note("classifier", (labelling, 0.9))
+    for name in (
+        "extractor",
+        "reference_name",
+        "reference_sha256",
+        "measurement",
+        "load_reference",
+    ):
+        note(name)
+    fields = small_config(
+        **{
+            "evaluate.features": "features",
+            "evaluate.weights": "file",
+            "evaluate.reference": "test",
+            "evaluate.agreement": True,
+            "evaluate.num_samples": 70,
+            "evaluate.batch_size": 24,
+        }
+    ).evaluate
+    dataset, shape = Dataset("made", TRAIN, HELD_OUT, 10), (8, 8, 1)
+    made = load_measures(
+        fields, dataset, image_shape=shape, num_classes=10, root=tmp_path, mesh=mesh
+    )
+    named = {"dataset": dataset, "image_shape": shape, "root": tmp_path}
+    protocol = {
+        "reference": "reference_name 1",
+        "reference_sha256": "reference_sha256 1",
+        "samples": 70,
+        "labels": "every class in turn",
+        "agreement": "its weights",
+    }
+    reference = ("test", dataset, features, "extractor 1", "measurement 1", tmp_path)
+    assert given == {
+        "feature_network": [("features", "file", named)],
+        "classifier": [(dataset, tmp_path)],
+        "extractor": [(features, mesh, 24), (labelling, mesh, 24)],
+        "reference_name": [("test", dataset)],
+        "reference_sha256": [("test", dataset)],
+        "measurement": [(features, protocol)],
+        "load_reference": [reference],
+    }
+    expected = Measures("extractor 1", "extractor 2", 0.9, "load_reference 1", "measurement 1")
+    assert made == expected

@@ -114,3 +114,15 @@ def test_errors_name_what_is_wrong(law):
     assert memorisation(good, good, good[:99]).copies == 120
     with pytest.raises(ValueError, match="quantile = 1;"):
         memorisation(good, good, good, quantile=1.0)
+
+
+def test_a_quantile_lies_between_its_ends(law):
+    good = law(120)
+    for quantile in (0.0, 1.0):
+        with pytest.raises(ValueError, match="must be in"):
+            memorisation(good, good, good, quantile=quantile)
+    # The lowest of one is its 1/2 quantile.
+    memorisation(good[:1], good[:1], good[1:2], quantile=0.5)
+    for samples, train in ((good[:0], good), (good, good[:0])):
+        with pytest.raises(ValueError, match="has 0 rows; at least 1"):
+            memorisation(samples, train, good)

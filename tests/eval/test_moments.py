@@ -99,3 +99,7 @@ def test_errors_name_what_is_wrong(features):
         update(moments, features[0])
     with pytest.raises(ValueError, match="1 rows; at least 2"):
         finish(update(moments, features[:1]))
+
+
+def test_two_rows_are_enough(features):
+    assert_same(finish(update(empty(6), features[:2])), statistics(features[:2]))

@@ -160,3 +160,14 @@ def test_errors_name_what_is_wrong():
         manifold_metrics(points, points, k=0)
     with pytest.raises(ValueError, match="density_k = 0"):
         manifold_metrics(points, points, density_k=0)
+
+
+def test_one_neighbour_and_one_point_more_are_enough():
+    points = np.random.default_rng(2).normal(size=(6, 3))
+    manifold_metrics(points[:2], points[:2], k=1, density_k=1)
+    manifold_metrics(points, points[:4])  # 3 neighbours of generated points, 5 of real ones
+    assert manifold_metrics(points, points[:5]) == manifold_metrics(
+        points, points[:5], k=3, density_k=5
+    )
+    with pytest.raises(ValueError, match="generated features has 1 rows; at least 2"):
+        manifold_metrics(points, points[:1], k=1)

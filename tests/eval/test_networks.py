@@ -25,7 +25,7 @@ def test_pixels_and_the_classifier_need_no_file(tmp_path, monkeypatch):
     trained = Classifier(module.pixels((8, 8, 1)), 0.9)
     monkeypatch.setattr(module, "classifier", lambda *given: asked.append(given) or trained)
     feature_network("classifier", "", root=tmp_path, **GIVEN)
-    assert asked == [(DATASET, tmp_path)]
+    assert asked == [(DATASET, tmp_path, None)]
 
 
 @pytest.mark.parametrize("name", ["inception", "dinov2"])

@@ -15,7 +15,15 @@ from eval.bootstrap import interval
 from eval.page import results_page
 from eval.runs import load_runs
 from eval.table import duration, short
-from tests.eval.evaluated import LABELS, METHODS, WARNING, evaluated_run, metrics_at, six_methods
+from tests.eval.evaluated import (
+    LABELS,
+    METHODS,
+    WARNING,
+    evaluated_run,
+    metrics_at,
+    save_evaluation,
+    six_methods,
+)
 
 VOID = {"meta", "img", "source", "wbr"}
 CHROMIUM = shutil.which("chromium")
@@ -144,7 +152,9 @@ def test_a_metric_without_a_name_shows_under_its_own(tmp_path):
     (path,) = (folder / "eval").glob("*.json")
     result = json.loads(path.read_text())
     result["metrics"] = {"novelty": 0.123456}
-    path.write_text(json.dumps(result))
+    with np.load(path.with_suffix(".npz")) as file:
+        samples = {name: file[name] for name in ("x", "y", "way")}
+    save_evaluation(path, result, **samples)
     page = read(tmp_path, folder)
     assert page.rows[0][2] == "novelty" and page.rows[1][2] == "0.1235"
 

@@ -3,17 +3,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from eval import pairs as module
 from eval.generate import noise
 from eval.pairs import FILE, teacher_pairs
 from tests.training.runs import small_experiment
 from training.sharding import make_mesh
 
 
-def pairs_in(folder, count=12, steps=2):
+def pairs_in(folder, count=12, steps=2, scale=1.0, params=1.0, shape=None, teacher=()):
     _, taught = small_experiment("flow_matching")
+    taught = taught._replace(image_shape=shape or taught.image_shape)
 
     # x_0 = eps 2 / 4 (1 + label): a sampler that tells its noise, label and number of steps.
     def sample(params, eps, condition, keys, *, steps, guidance_scale):
+        assert len(eps) == jax.device_count()  # the batch_size, whatever their number
         label = condition["label"].reshape(-1, 1, 1, 1)
         return params * eps * steps * guidance_scale / 4.0 * (1.0 + label)
 
@@ -21,12 +24,13 @@ def pairs_in(folder, count=12, steps=2):
     return teacher_pairs(
         folder,
         taught,
-        jnp.float32(1.0),
+        jnp.float32(params),
         make_mesh(),
         count=count,
         steps=steps,
-        guidance_scale=1.0,
+        guidance_scale=scale,
         batch_size=jax.device_count(),
+        teacher=dict(teacher),
     )
 
 
@@ -42,19 +46,79 @@ def test_pairs_are_the_noise_and_what_the_sampler_makes_of_it(tmp_path):
     assert pairs.x_0.dtype == pairs.eps.dtype == np.float32
 
 
-def test_pairs_are_made_once(tmp_path):
+@pytest.mark.parametrize(("steps", "scale"), [(2, 1.5), (3, 1.0)])
+def test_steps_and_guidance_are_those_that_are_asked_for(tmp_path, steps, scale):
+    pairs = pairs_in(tmp_path, steps=steps, scale=scale)
+    factor = 0.25 * steps * scale * (1.0 + pairs.label).reshape(-1, 1, 1, 1)
+    np.testing.assert_allclose(pairs.x_0, pairs.eps * factor, rtol=1e-6)
+
+
+def test_pairs_are_made_once(tmp_path, monkeypatch):
+    made = pairs_in(tmp_path, teacher={"run": "a", "step": None})
+    monkeypatch.setattr(module, "generate_floats", None)
+    # What one side does not know is not compared.
+    for known in ({}, {"run": "a", "step": 40, "network": "ema"}):
+        for again, first in zip(pairs_in(tmp_path, teacher=known), made, strict=True):
+            np.testing.assert_array_equal(again, first)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"count": 13}, r"pairs.count \(12 there, 13 here\)"),
+        ({"steps": 3}, r"pairs.steps \(2 there, 3 here\)"),
+        ({"scale": 2.0}, r"guidance_scale \(1.0 there, 2.0 here\)"),
+        ({"params": 1.5}, r"parameters \(\d+ there, \d+ here\)"),
+        ({"shape": (4, 4, 1)}, r"image_shape \(.*\[4, 4, 1\] here\)"),
+        ({"teacher": {"run": "b"}}, r"run \(a there, b here\)"),
+    ],
+)
+def test_pairs_of_something_else_are_refused(tmp_path, other, message):
+    pairs_in(tmp_path, teacher={"run": "a"})
+    with pytest.raises(ValueError, match=f"{FILE} was made from .*{message}.* delete it"):
+        pairs_in(tmp_path, **{"teacher": {"run": "a"}, **other})
+
+
+def unsealed(folder, **changes):
+    """The folder's pairs as an older version wrote them, and how they were."""
+    with np.load(folder / FILE) as file:
+        arrays = {name: file[name] for name in file.files if name != "seal"}
+    np.savez(folder / FILE, **{**arrays, **changes})
+    return arrays
+
+
+def test_pairs_without_a_seal_are_read_with_a_warning(tmp_path, capsys):
     made = pairs_in(tmp_path)
-    # Other steps would give other samples: these are read.
-    for again, first in zip(pairs_in(tmp_path, steps=3), made, strict=True):
+    unsealed(tmp_path)
+    for again, first in zip(pairs_in(tmp_path), made, strict=True):
         np.testing.assert_array_equal(again, first)
+    pairs_in(tmp_path)
+    assert capsys.readouterr().err.count(f"warning: {tmp_path} has a file without a seal") == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x_0": np.zeros((12, 4, 4, 1), np.float32)}, r"x_0 is float32 \[12, 4, 4, 1\]"),
+        ({"eps": np.zeros((12, 8, 8, 1))}, "eps is float64"),
+        ({"x_0": np.full((12, 8, 8, 1), np.nan, np.float32)}, "x_0 has values .* not finite"),
+        ({"label": np.full(12, 10, np.int32)}, "other labels"),
+        ({"label": np.int32(1)}, "label is int32"),
+        ({"label": np.zeros(13, np.int32)}, "has 13 pairs, not pairs.count=12"),
+        ({"more": np.zeros(1)}, "which are no pairs"),
+    ],
+)
+def test_pairs_of_another_kind_are_refused(tmp_path, change, message):
+    pairs_in(tmp_path)
+    unsealed(tmp_path, **change)
+    with pytest.raises(ValueError, match=f"{FILE}.*{message}.*; delete it"):
+        pairs_in(tmp_path)
 
 
 def test_pairs_that_cannot_be_used_are_errors(tmp_path):
     pairs_in(tmp_path)
-    with pytest.raises(ValueError, match="has 12 pairs, not pairs.count=13; delete it"):
-        pairs_in(tmp_path, count=13)
     whole = (tmp_path / FILE).read_bytes()
-    for damaged in (b"PK", whole[: len(whole) // 2]):
+    for damaged in (b"", b"PK", whole[: len(whole) // 2]):
         (tmp_path / FILE).write_bytes(damaged)
         with pytest.raises(ValueError, match="cannot be read .*; delete it"):
             pairs_in(tmp_path)

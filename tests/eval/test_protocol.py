@@ -60,3 +60,8 @@ def test_measurements_that_differ_are_not_compared():
     message = str(error.value)
     assert "weights (6726 / 6727)" in message and "samples (50000 / 5000)" in message
     assert "reference" not in message
+
+
+def test_the_edges_of_names():
+    assert protocol(samples=49_999).metric == "fd-inception-49999"
+    assert [short_count(n) for n in (0, 999, 1001, 2000)] == ["0", "999", "1001", "2k"]

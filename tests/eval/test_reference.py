@@ -32,8 +32,8 @@ def features(images):
 
 @pytest.fixture
 def load(extract, tmp_path):
-    def load(reference, dataset=DATASET, measurement=MEASUREMENT, root=tmp_path):
-        return load_reference(reference, dataset, NETWORK, extract, measurement, root)
+    def load(reference, dataset=DATASET, measurement=MEASUREMENT, root=tmp_path, **folders):
+        return load_reference(reference, dataset, NETWORK, extract, measurement, root, **folders)
 
     return load
 
@@ -105,8 +105,54 @@ def test_a_damaged_file_is_named_and_left(load, tmp_path):
         load("train")
     assert file.read_bytes() == damaged
     np.savez(file, mean=np.zeros(64))
-    with pytest.raises(ValueError, match="lacks 'covariance'; delete it"):
+    with pytest.raises(ValueError, match="lacks covariance, .*, floor; delete it"):
         load("train")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"mean": np.zeros(63)}, r"mean is float64 \[63\]"),
+        ({"covariance": np.zeros(64)}, r"covariance is float64 \[64\]"),
+        ({"covariance": np.full((64, 64), np.inf)}, "covariance has values"),
+        ({"neighbourhood": np.zeros((5, 3), np.float32)}, r"neighbourhood is float32 \[5, 3\]"),
+        ({"train": np.zeros((5, 64), np.int32)}, "train is int32"),
+        ({"count": np.array("x")}, "count is <U1"),
+        ({"floor": np.zeros(2)}, "floor is float64"),
+    ],
+)
+def test_a_file_that_was_edited_is_refused(load, tmp_path, change, message):
+    load("train")
+    (file,) = (tmp_path / module.FOLDER).iterdir()
+    with np.load(file) as content:
+        arrays = dict(content) | change
+    np.savez(file, **arrays)
+    with pytest.raises(ValueError, match=f"{file} was changed after it was written; delete it"):
+        load("train")
+    del arrays["seal"]
+    np.savez(file, **arrays)
+    with pytest.raises(ValueError, match=f"{file}.*{message}.*; delete it"):
+        load("train")
+
+
+def test_a_file_of_another_measurement_is_refused(load, tmp_path):
+    load("train")
+    (first,) = (tmp_path / module.FOLDER).iterdir()
+    load("train", measurement={"samples": 61})
+    (second,) = set((tmp_path / module.FOLDER).iterdir()) - {first}
+    first.write_bytes(second.read_bytes())
+    with pytest.raises(ValueError, match=r"was made from something else: key .*\. delete it"):
+        load("train")
+
+
+def test_a_folder_that_is_only_read_is_not_written_to(load, tmp_path):
+    load("train", root=tmp_path / "given")
+    own, given = tmp_path / "own", tmp_path / "given"
+    load("train", root=own, read_only=given)
+    assert not own.exists()
+    load("train", measurement={"samples": 61}, root=own, read_only=given)
+    assert len(list((own / module.FOLDER).iterdir())) == 1
+    assert len(list((given / module.FOLDER).iterdir())) == 1
 
 
 def test_published_statistics(load, tmp_path):

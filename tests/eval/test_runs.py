@@ -3,6 +3,7 @@ import json
 import numpy as np
 import pytest
 
+from eval.results import save_results
 from eval.runs import by_method, load_runs
 from tests.eval.evaluated import LABELS, MEASUREMENT, evaluated_run
 
@@ -34,6 +35,22 @@ def test_a_run_is_read_with_its_results_images_and_cost(tmp_path):
 def test_a_run_without_a_log_has_no_seconds(tmp_path):
     (run,) = load_runs([evaluated_run(tmp_path / "a", rows=[], steps=(1,))])
     assert run.budget["seconds"] is None
+
+
+def test_the_cost_of_a_run_is_that_of_the_evaluated_step(tmp_path):
+    sampling = {"step": 1000}  # of 3,000 that the config has
+    (run,) = load_runs([evaluated_run(tmp_path / "a", steps=(1,), sampling=sampling)])
+    assert run.budget == {"images_seen": 128000, "network_evaluations": None, "seconds": 20.0}
+
+
+def test_results_are_those_that_are_named(tmp_path):
+    folder = tmp_path / "a"
+    evaluated_run(folder, steps=(1, 2), sampling={"guidance_scale": 3.0})
+    named = {path.stem for path in (folder / "eval").glob("*.json")}
+    evaluated_run(folder, steps=(1, 4), sampling={"guidance_scale": 2.0})
+    assert load_runs([folder])[0].sampling["guidance_scale"] == 2.0
+    (run,) = load_runs([folder], ids=named)
+    assert (run.sampling["guidance_scale"], list(run.results)) == (3.0, [1, 2])
 
 
 def test_the_newest_training_step_is_shown(tmp_path):
@@ -105,6 +122,104 @@ def test_bad_folders_are_named_with_a_remedy(tmp_path):
     path.with_suffix(".npz").unlink()
     with pytest.raises(FileNotFoundError, match=r"npz does not exist"):
         load_runs([folder])
+
+
+@pytest.fixture
+def evaluated(tmp_path):
+    """A run, its one result and the samples of that."""
+    folder = evaluated_run(tmp_path / "a", steps=(1,))
+    (path,) = (folder / "eval").glob("*.json")
+    return folder, path, path.with_suffix(".npz")
+
+
+def test_an_edited_number_is_noticed(evaluated):
+    folder, path, _ = evaluated
+    result = json.loads(path.read_text())
+    result["metrics"]["frechet"] /= 2
+    save_results(path, result)
+    with pytest.raises(
+        ValueError, match=r"\.npz was made from something else: result .* delete it"
+    ):
+        load_runs([folder])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"), [("steps", 2), ("step", 4000), ("guidance_scale", 2.0), ("seed", 1)]
+)
+def test_a_protocol_of_another_result_is_noticed(evaluated, field, value):
+    folder, path, _ = evaluated
+    result = json.loads(path.read_text())
+    result["protocol"]["sampling"][field] = value
+    save_results(path, result)
+    with pytest.raises(
+        ValueError, match=r"json holds the result .*, but the protocol of .* delete"
+    ):
+        load_runs([folder])
+
+
+def test_a_renamed_result_is_noticed(evaluated):
+    folder, path, samples = evaluated
+    path.rename(path.with_stem("fd-classifier-1k-000000000000"))
+    samples.rename(samples.with_stem("fd-classifier-1k-000000000000"))
+    with pytest.raises(ValueError, match="0000.json holds the result .*, but the protocol"):
+        load_runs([folder])
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        ({"method": "ect"}, "method ect, not cd"),
+        ({"seed": 1}, "seed 1, not 0"),
+        ({"config": {"data": {"name": "cifar10"}}}, "data.name digits, not cifar10"),
+    ],
+)
+def test_a_result_of_another_run_is_noticed(tmp_path, other, message):
+    own = evaluated_run(tmp_path / "a", "cd", 0, steps=())
+    foreign = evaluated_run(tmp_path / "b", **{"method": "cd", "seed": 0, "steps": (1,), **other})
+    if "config" in other:
+        own, foreign = foreign, own
+    else:
+        (foreign / "eval").rename(own / "eval")
+    with pytest.raises(ValueError, match=rf"json is of another run \({message}\); delete it"):
+        load_runs([own])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"x": np.zeros((100, 8, 8, 1))}, "x is float64"),
+        ({"x": np.zeros((100, 8, 8), np.uint8)}, r"x is uint8 \[100, 8, 8\]"),
+        ({"x": np.zeros((100, 8, 8, 4), np.uint8)}, "x has no images of 1 or 3"),
+        ({"x": np.zeros((0, 8, 8, 1), np.uint8)}, "x has no images"),
+        ({"y": np.zeros(99, int)}, r"y is int64 \[99\]"),
+        ({"y": np.zeros(100)}, "y is float64"),
+        ({"way": np.zeros((9, 8))}, "way is float64"),
+        ({"y": None}, "lacks y"),
+    ],
+)
+def test_samples_of_another_kind_are_refused(evaluated, change, message):
+    folder, _, samples = evaluated
+    with np.load(samples) as file:
+        arrays = dict(file) | change
+    arrays = {name: array for name, array in arrays.items() if array is not None}
+    np.savez(samples, **arrays)
+    with pytest.raises(
+        ValueError, match=r"\.npz was changed after it was written; delete it and fd-"
+    ):
+        load_runs([folder])
+    del arrays["seal"]
+    np.savez(samples, **arrays)
+    with pytest.raises(ValueError, match=rf"\.npz.*{message}.*; delete it and fd-"):
+        load_runs([folder])
+
+
+def test_samples_of_an_older_version_are_shown(evaluated, capsys):
+    folder, path, samples = evaluated
+    with np.load(samples) as file:
+        np.savez(samples, **{name: file[name] for name in ("x", "y", "way")})
+    (run,) = load_runs([folder])
+    assert len(run.images[1]) == 100
+    assert f"warning: {path.parent} has a file without a seal" in capsys.readouterr().err
 
 
 def test_images_of_different_shapes_are_not_put_beside_each_other(tmp_path):

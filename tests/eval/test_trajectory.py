@@ -1,10 +1,13 @@
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from data import to_uint8
-from eval.generate import batch_sampler
-from eval.trajectory import SHOWN, trajectory
-from tests.training.runs import perturbed, small_experiment
+from eval import trajectory as module
+from eval.generate import batch_sampler, noise
+from eval.trajectory import SHOWN, observed, trajectory
+from tests.modes.recorded import random_network
+from tests.training.runs import perturbed, small_config, small_experiment
 from training.sharding import make_mesh
 
 
@@ -35,3 +38,35 @@ def test_many_evaluations_are_shown_evenly():
 def test_one_step_is_noise_and_image():
     way, x_0, _ = way_of("sim_flow", 1, teacher="")
     assert len(way) == 2 and np.abs(way[-1].astype(int) - x_0).max() <= 1
+
+
+def test_the_image_is_that_of_the_run_s_seed_label_scale_and_steps(monkeypatch):
+    network = random_network((8, 8, 1))
+    params = {"a": 1.0, "b": 0.0, "c": 0.0, "d": 0.0, "e": jnp.zeros(4)}
+
+    def sampler(watched):
+        """A sampler of one evaluation, that tells all that it is given."""
+
+        def sample(params, eps, condition, keys, *, steps, guidance_scale):
+            label = condition["label"].astype(jnp.float32)
+            own = jax.vmap(lambda key: jax.random.normal(key, eps.shape[1:]))(keys)
+            told = 0.1 * (eps + own) + 0.02 * label.reshape(-1, 1, 1, 1)
+            told = told + 0.05 * steps * guidance_scale
+            return watched.apply(params, told, label, label, condition)
+
+        return sample
+
+    def build_sampler(config, watched):
+        experiment = build(config, watched)
+        objective = experiment.objective._replace(sample=sampler(watched))
+        return experiment._replace(objective=objective)
+
+    build = module.build
+    monkeypatch.setattr(module, "build", build_sampler)
+    monkeypatch.setattr(module, "observed", lambda _, states: observed(network, states))
+    config = small_config("flow_matching", seed=3)
+    shown = trajectory(config, steps=2, guidance_scale=1.5, label=3)(params)[-1]
+    eps, keys = noise(3, np.zeros(1, np.int32), (8, 8, 1))
+    condition = {"label": np.array([3], np.int32)}
+    x_0 = sampler(network)(params, eps, condition, keys, steps=2, guidance_scale=1.5)[0]
+    assert np.abs(shown.astype(int) - to_uint8(x_0)).max() <= 1

@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import sys
+import time
 import types
 import zipfile
 from collections import OrderedDict
@@ -14,7 +15,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
+from eval import pickles
 from eval.weights import read_tensors, sha256
+from training import archives
 
 VALUES = np.arange(12, dtype=np.float32).reshape(3, 4) / 7
 MAGIC, VERSION = 0x1950A86A20F9469CFC6C, 1001
@@ -155,6 +158,119 @@ def test_slices_of_one_storage_are_read(archive):
     for name, values in expected.items():
         assert ours[name].dtype == values.dtype
         np.testing.assert_array_equal(ours[name], values, strict=True)
+
+
+def program(tmp_path, instructions):
+    """An archive whose pickle is these instructions."""
+    path = tmp_path / "archive.pth"
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("archive/data.pkl", instructions)
+        file.writestr("archive/data/0", VALUES.tobytes())
+    return path
+
+
+REBUILD, ORDERED = b"ctorch._utils\n_rebuild_tensor_v2\n", b"ccollections\nOrderedDict\n"
+DOUBLED = b")" + b"q\x00h\x00\x86" * 60  # a pair of a pair of ...: 2^60 parts in 300 bytes
+
+
+def test_attributes_of_a_state_dict_are_left_out(archive):
+    tensors = OrderedDict(a=whole())
+    tensors._metadata = OrderedDict({"": {"version": 1}})
+    assert pickle.loads(pickle.dumps(tensors, 2))._metadata
+    ours = read_tensors(archive(tensors, {"0": VALUES.tobytes()}))
+    assert list(ours) == ["a"] and not hasattr(ours, "_metadata")
+
+
+def test_python_2_gives_a_dict_its_pairs_at_once(archive):
+    tensors = Call(OrderedDict, [["a", whole()]])
+    ours = read_tensors(archive(tensors, {"0": VALUES.tobytes()}))
+    np.testing.assert_array_equal(ours["a"], VALUES, strict=True)
+
+
+@pytest.mark.parametrize(
+    "target",
+    [REBUILD, ORDERED, b"]", b"X\x01\x00\x00\x00a", b"ctorch\nFloatStorage\n", b"K\x01"],
+    ids=["function", "class", "list", "text", "type", "number"],
+)
+def test_a_pickle_sets_no_attributes(target, tmp_path):
+    state = b"}X\x07\x00\x00\x00hostileK\x01s"
+    path = program(tmp_path, b"\x80\x02" + target + state + b"b.")
+    with pytest.raises(ValueError, match="archive.pth cannot be read.*it fills a"):
+        read_tensors(path)
+    assert not hasattr(pickles.rebuild_tensor, "hostile")
+
+
+@pytest.mark.parametrize(
+    ("instructions", "message"),
+    [
+        (ORDERED + b")\x81.", "NEWOBJ"),
+        (b"(" + ORDERED[:1].replace(b"c", b"i") + ORDERED[1:] + b".", "INST"),
+        (b"(" + ORDERED + b"o.", "OBJ"),
+        (b"\x82\x01.", "EXT1"),
+        (b"\x8b\x01\x00\x00\x00\x01.", "LONG4"),
+        (b"\x8e" + (2**60).to_bytes(8, "little") + b".", "expected 1152921504606846976"),
+        (b"C\x01a.", "SHORT_BINBYTES"),
+        (b"\x8f.", "EMPTY_SET"),
+        (b"Pname\n.", "PERSID"),
+        (b"}2.", "DUP"),
+        (b"X\x04\x00\x00\x00mainX\x01\x00\x00\x00f\x93.", "asks for main.f"),
+        (b"K\x01K\x01\x93.", "whose name is no text"),
+        (b"X\x01\x00\x00\x00a)R.", "no function of tensors"),
+        (REBUILD + b"}R.", "no function of tensors"),
+        (ORDERED + b"(}}tR.", "something else than a list"),
+        (b"}" + DOUBLED + b"Ns.", "neither text nor small numbers"),
+        (b"}J\xff\xff\xff\x7fNs.", "neither text nor small numbers"),
+        (DOUBLED + b"Q.", "not a whole storage"),
+        (b"}X\x01\x00\x00\x00a" + DOUBLED + b"s.", r"more than named tensors, \['a'\]"),
+        (b"}X\x01\x00\x00\x00a)" + b"\x85" * 10**5 + b"s.", "more than named tensors"),
+        (b"]" + b"q\x00h\x00a" * 10**5 + b".", "holds a list"),
+        (b"0.", "POP"),
+        (b"(\x85.", "takes a value where there is none"),
+        (b"t.", "ends a group"),
+        (b"}" * 5 * 10**6 + b".", "a header of 5000003 bytes"),
+        (b"}h\x01.", "KeyError"),
+    ],
+    ids=lambda part: part if isinstance(part, str) else "",
+)
+def test_what_no_tensor_needs_is_refused_at_once(instructions, message, tmp_path):
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=f"archive.pth cannot be read.*{message}") as failure:
+        read_tensors(program(tmp_path, b"\x80\x02" + instructions))
+    assert time.monotonic() - start < 20 and len(str(failure.value)) < 1000
+
+
+def test_the_names_of_storages_are_text(tmp_path, pickled):
+    path, facts = tmp_path / "stream.pth", {"little_endian": True}
+    parts = [pickled(part) for part in (MAGIC, VERSION, facts, {"a": whole()})]
+    keys = b"\x80\x02]" + DOUBLED + b"a."
+    path.write_bytes(b"".join([*parts, keys, (12).to_bytes(8, "little"), VALUES.tobytes()]))
+    with pytest.raises(ValueError, match="storages are not those of its tensors"):
+        read_tensors(path)
+
+
+def test_a_storage_is_as_large_as_its_tensor_says(stream):
+    path = stream({"a": whole()}, {"0": (2**40, VALUES.tobytes())})
+    with pytest.raises(ValueError, match="of 12 numbers is written as 1099511627776"):
+        read_tensors(path)
+    path = stream({"a": whole(size=2**40)}, {"0": (2**40, VALUES.tobytes())})
+    with pytest.raises(ValueError, match=r"4398046511104 bytes .* 48 are left"):
+        read_tensors(path)
+
+
+def test_a_compressed_archive_is_refused(tmp_path, pickled):
+    path = tmp_path / "archive.pth"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("archive/data.pkl", pickled({"a": whole(size=10**6, shape=(10**6,))}))
+        file.writestr("archive/data/0", bytes(4 * 10**6))
+    with pytest.raises(ValueError, match="a record of a PyTorch archive is compressed"):
+        read_tensors(path)
+
+
+def test_a_small_npz_that_inflates_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(archives, "ALWAYS_ALLOWED", 10**5)
+    np.savez_compressed(tmp_path / "file.npz", a=np.zeros(10**6))
+    with pytest.raises(ValueError, match="would be 8000000 in memory"):
+        read_tensors(tmp_path / "file.npz")
 
 
 def test_bytes_of_the_other_order_are_swapped(archive):
@@ -302,8 +418,13 @@ def test_safetensors_are_read(tmp_path):
         entry("F32", [-3, -4], 0, 48),
         entry("C64", [6], 0, 48),
         {"shape": [3, 4]},
+        entry("U8", [9] * 10**6, 0, 48),
+        entry("F32", [3.0, 4.0], 0, 48),
+        entry("F32", [3, 4], "0", "48"),
+        entry(["F32"], [3, 4], 0, 48),
+        None,
     ],
-    ids=str,
+    ids=lambda entry: str(entry)[:60],
 )
 def test_a_safetensors_header_that_does_not_fit_is_refused(wrong, tmp_path):
     path = safetensors(tmp_path / "file", {"a": wrong}, VALUES.tobytes())
@@ -315,6 +436,9 @@ def test_a_safetensors_header_longer_than_its_file_is_refused(tmp_path):
     path = tmp_path / "file"
     path.write_bytes((2**60).to_bytes(8, "little") + b"{}")
     with pytest.raises(ValueError, match="a header of 1152921504606846976 bytes"):
+        read_tensors(path)
+    path.write_bytes((10**6).to_bytes(8, "little") + b"{}")
+    with pytest.raises(ValueError, match="1000000 bytes are missing, or some of them: 2 are left"):
         read_tensors(path)
 
 

@@ -201,3 +201,10 @@ def test_bad_fields_are_named():
         scalar_inputs("intervals", False, 1.0)
     with pytest.raises(ValueError, match="time_scale"):
         scalar_inputs("none", False, 0.0)
+
+
+@pytest.mark.parametrize("scale", [0.0, -1.0, np.inf, np.nan])
+def test_a_time_scale_is_positive_and_finite(scale):
+    scalar_inputs("none", False, 1e-6)
+    with pytest.raises(ValueError, match="must be positive and finite"):
+        scalar_inputs("none", False, scale)

@@ -1,9 +1,14 @@
+import inspect
+import re
+from functools import cache
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from models import NETWORKS, build
+from models.dit import SIZES, Size
 from models.network import check_inputs
 
 X, T = jnp.zeros((2, 4, 4, 1)), jnp.zeros(2)
@@ -91,3 +96,81 @@ def test_a_loss_weight_has_its_own_parameters_and_leaves_apply_as_it_is(name, ra
     # It does not read the network's parameters either.
     both = {**moved, "loss_weight": params["loss_weight"]}
     np.testing.assert_array_equal(weighted.log_weight(both, t), [0.0, 0.0])
+
+
+# Fields that all networks have, and those of one: another value, and what is then another thing:
+# the parameters' shapes, the network as it samples and as it trains, the loss's weight.
+ALL = {
+    "num_classes": (4, "shapes sampling training"),
+    "second_time": ("time", "shapes sampling training"),
+    "guidance_input": (True, "shapes sampling training"),
+    "loss_weight": (True, "shapes sampling training weight"),  # parameters are given to all
+    "time_scale": (7.0, "sampling training weight"),
+    "dtype": ("bfloat16", "sampling training"),
+}
+OWN = {
+    "dit": {
+        "image_size": (8, "sampling training"),
+        "channels": (3, "shapes sampling training"),
+        "size": ("wide", "shapes sampling training"),
+        "patch_size": (4, "shapes sampling training"),
+        "dropout": (0.1, "training"),
+        "remat": (True, "sampling training"),
+        "scan": (True, "shapes sampling training"),
+    },
+    "mlp": {
+        "dimension": (3, "shapes sampling training"),
+        "width": (16, "shapes sampling training"),
+        "depth": (1, "shapes sampling training"),
+    },
+}
+ELSEWHERE = {"attention"}  # xla alone is on CPUs: tests/models/test_layers.py
+
+
+@pytest.fixture(scope="module")
+def describe():
+    """A function of a network's name and fields: each of its parts as text, made once."""
+    with pytest.MonkeyPatch.context() as patch:
+        for size, width in (("nano", 8), ("wide", 16)):
+            patch.setitem(SIZES, size, Size(width, 1, 2))
+        yield cache(
+            lambda name, *fields: parts_of(build(name, **NETWORK_FIELDS[name] | dict(fields)))
+        )
+
+
+def parts_of(network):
+    """Each part of a network as text."""
+    key = jax.random.key(0)
+    params = jax.eval_shape(network.init, key)
+    x, t = jnp.ones((2, *network.shape)), jnp.ones(2)
+
+    def apply(params, x, t, s, label, scale, key, train):
+        condition = {"label": label, "guidance_scale": scale}
+        return network.apply(params, x, t, s, condition, train=train, rng=key)
+
+    inputs = params, x, t, t, *CONDITION.values(), key
+    made = {
+        "shapes": params,
+        "sampling": jax.make_jaxpr(lambda *inputs: apply(*inputs, train=False))(*inputs),
+        "training": jax.make_jaxpr(lambda *inputs: apply(*inputs, train=True))(*inputs),
+    }
+    if network.log_weight:
+        made["weight"] = jax.make_jaxpr(network.log_weight)(params, t)
+    return {name: re.sub(r"0x[0-9a-f]+", "", str(part)) for name, part in made.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name in NETWORKS for field in (*ALL, *OWN[name])]
+)
+def test_a_field_reaches_what_it_is_for(describe, name, field):
+    value, parts = (ALL | OWN[name])[field]
+    beside = [("loss_weight", True)] if field == "time_scale" else []
+    one, other = describe(name, *beside), describe(name, *beside, (field, value))
+    differing = {part for part in one.keys() | other.keys() if one.get(part) != other.get(part)}
+    assert differing == set(parts.split())
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_every_field_of_a_network_is_in_a_table(name):
+    fields = set(inspect.signature(NETWORKS[name]).parameters)
+    assert fields - ELSEWHERE == {*ALL, *OWN[name]}

@@ -4,10 +4,10 @@ from importlib import import_module
 
 import pytest
 
-from modes.compare import compare, with_teachers
+from modes.compare import Cell, compare, is_evaluated, plan, with_teachers
 from modes.request import Request
 from tests.cli import run
-from tests.training.runs import small_config
+from tests.training.runs import small_config, small_experiment
 from training.report import NonFiniteError
 
 SMALL = (
@@ -92,6 +92,15 @@ def test_what_cannot_be_compared_is_refused_before_compute(tmp_path, options, me
     assert len(result.stderr.strip().splitlines()) == 1
 
 
+def test_a_result_without_its_samples_is_made_again(tmp_path):
+    cell = Cell("cd", 0, tmp_path, None, None, frozenset({"a", "b"}))
+    (tmp_path / "eval").mkdir()
+    for name in ("a.json", "a.npz", "b.json", "b.npz"):
+        assert not is_evaluated(cell)
+        (tmp_path / "eval" / name).touch()
+    assert is_evaluated(cell)
+
+
 def test_another_run_in_the_place_of_a_cell_is_refused(compared):
     root, _ = compared
     other = ("--mode=compare", "--methods=cd", f"--workdir={root}", *SMALL)
@@ -105,6 +114,56 @@ def test_teachers_come_before_what_they_teach():
     teachers = {"cd": "edm", "sim_flow": "flow_matching"}
     ordered = with_teachers(["cd", "sim_flow", "edm"], teachers)
     assert ordered == ["edm", "cd", "flow_matching", "sim_flow"]
+
+
+def test_every_cell_has_its_seed_its_folder_and_the_teacher_of_its_seed(tmp_path, monkeypatch):
+    module = import_module("modes.compare")
+    monkeypatch.setattr(module, "with_results", lambda cells: cells)
+    monkeypatch.setattr(module, "check_teacher", lambda *_: None)
+    monkeypatch.setattr(
+        module,
+        "checked_cell",
+        lambda folder, config: Cell(config.method, config.seed, folder, config, None, frozenset()),
+    )
+    request = Request(
+        config=small_config("cd", seed=9),
+        workdir=tmp_path,
+        config_of_method=small_config,
+        methods=("sct", "cd"),
+        teachers={"cd": "edm"},
+    )
+
+    def planned(**fields):
+        cells = plan(tmp_path, request._replace(**fields))
+        for cell in cells:
+            taught = tmp_path / "edm" / f"seed_{cell.seed}" if cell.method == "cd" else ""
+            assert cell.config.teacher == str(taught)
+            assert cell.folder == tmp_path / cell.method / f"seed_{cell.seed}"
+        return [(cell.method, cell.seed) for cell in cells]
+
+    methods = ("sct", "edm", "cd")
+    assert planned(seeds=(4, 2)) == [(method, seed) for method in methods for seed in (4, 2)]
+    # The seed of the config, where none is asked for.
+    assert planned() == [(method, 9) for method in methods]
+
+
+@pytest.mark.parametrize(
+    ("trained", "evaluated", "done"),
+    [(False, False, "train"), (True, False, "evaluate"), (True, True, "")],
+)
+def test_what_a_cell_lacks_is_done_by_its_own_config(
+    tmp_path, monkeypatch, trained, evaluated, done
+):
+    module, seen = import_module("modes.compare"), []
+    monkeypatch.setattr(module, "is_trained", lambda cell: trained)
+    monkeypatch.setattr(module, "is_evaluated", lambda cell: evaluated)
+    for mode in ("train", "evaluate"):
+        monkeypatch.setattr(module, mode, lambda request, mode=mode: seen.append((mode, request)))
+    config, experiment = small_experiment(**{"ema.decays": (0.5, 0.9)})
+    experiment = experiment._replace(sample_with="ema_0.9")
+    module.complete(Cell("shortcut", 0, tmp_path, config, experiment, frozenset()))
+    request = Request(config=config, workdir=tmp_path, network="ema_0.9")
+    assert seen == ([(done, request)] if done else [])
 
 
 def config_of(method):

@@ -1,10 +1,12 @@
+import os
+import stat
 from pathlib import Path
 
 import jax
 import pytest
 
 from modes import compilation_cache
-from modes.compilation_cache import folder_of, keep_compiled
+from modes.compilation_cache import FOLDER, folder_of, is_own_group, keep_compiled
 from modes.request import Request
 from tests.training.runs import small_config
 
@@ -49,3 +51,131 @@ def test_jax_keeps_what_it_is_told_to(unset, tmp_path):
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".compiled")
     keep_compiled(Request(None, tmp_path / "other" / "run"))  # it has been told
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".compiled")
+
+
+def kept(workdir, config=None):
+    """The folder that JAX is told, from none."""
+    jax.config.update("jax_compilation_cache_dir", None)
+    keep_compiled(Request(config, workdir))
+    return jax.config.jax_compilation_cache_dir
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """A folder of runs, with compiled programs of this user."""
+    (tmp_path / "runs" / FOLDER / "autotuned").mkdir(parents=True)
+    (tmp_path / "runs" / FOLDER / "program-cache").write_bytes(b"native code")
+    return tmp_path / "runs"
+
+
+def test_the_folder_is_made_for_this_user_alone(unset, tmp_path):
+    umask = os.umask(0)
+    try:
+        (tmp_path / "runs").mkdir(0o755)
+        assert kept(tmp_path / "runs" / "a") == str(tmp_path / "runs" / FOLDER)
+    finally:
+        os.umask(umask)
+    assert stat.S_IMODE((tmp_path / "runs" / FOLDER).stat().st_mode) == 0o700
+
+
+def test_a_run_that_is_not_there_has_no_folder_made(unset, tmp_path):
+    assert kept(tmp_path / "no" / "run") is None
+    assert list(tmp_path.iterdir()) == []
+    assert kept(tmp_path / "new" / "run", small_config()) == str(tmp_path / "new" / FOLDER)
+
+
+@pytest.mark.parametrize(
+    ("entry", "mode", "reason"),
+    [
+        (".", 0o757, "can be written to by everybody; chmod o-w"),
+        ("..", 0o777, "can be written to by everybody; chmod o-w"),
+        (FOLDER, 0o770, "can be written to by others; delete it"),
+        (FOLDER, 0o1777, "can be written to by others; delete it"),
+        (FOLDER, 0o702, "can be written to by others; delete it"),
+        (f"{FOLDER}/program-cache", 0o664, "may be somebody else's; delete"),
+        (f"{FOLDER}/autotuned", 0o757, "may be somebody else's; delete"),
+    ],
+)
+def test_a_folder_that_others_can_write_to_is_not_used(unset, runs, capsys, entry, mode, reason):
+    changed = (runs / entry).resolve()
+    assert kept(runs / "a") is not None
+    changed.chmod(mode)
+    assert kept(runs / "a") is None
+    changed.chmod(0o755)
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"warning: compiled programs are not kept: {changed} {reason}")
+    assert "compilation_cache=FOLDER" in line
+    assert kept(runs / "a") is not None
+
+
+def test_the_folder_of_a_config_is_looked_at_too(unset, runs, tmp_path):
+    own = small_config(compilation_cache=str(tmp_path / "own"))
+    assert kept(runs / "a", own) == str(tmp_path / "own")
+    (tmp_path / "own").chmod(0o777)
+    assert kept(runs / "a", own) is None
+
+
+def test_a_folder_that_the_user_has_told_jax_stays(unset, runs):
+    (runs / FOLDER).chmod(0o777)
+    jax.config.update("jax_compilation_cache_dir", "/cache")
+    keep_compiled(Request(None, runs / "a"))
+    assert jax.config.jax_compilation_cache_dir == "/cache"
+
+
+def test_sticky_parents_and_private_ones_are_used(unset, runs, monkeypatch):
+    runs.chmod(0o1777)
+    assert kept(runs / "a") is not None
+    runs.chmod(0o775)
+    for own in (True, False):
+        monkeypatch.setattr(compilation_cache, "is_own_group", lambda gid, own=own: own)
+        assert (kept(runs / "a") is not None) == own
+    (runs / FOLDER).chmod(0o700)
+    (runs / FOLDER / "program-cache").chmod(0o664)  # nobody else comes near it
+    runs.chmod(0o755)
+    assert kept(runs / "a") is not None
+
+
+def test_what_belongs_to_another_user_is_not_used(unset, runs, monkeypatch, capsys):
+    monkeypatch.setattr(compilation_cache.os, "geteuid", lambda: 54321)
+    assert kept(runs / "a") is None
+    assert " belongs to " in capsys.readouterr().err
+
+
+def test_only_one_user_in_a_group_makes_it_private(monkeypatch):
+    class Named:
+        pw_name, pw_gid, gr_name, gr_mem = "ada", 7, "ada", ()
+
+    monkeypatch.setattr(compilation_cache.pwd, "getpwuid", lambda uid: Named)
+    monkeypatch.setattr(compilation_cache.grp, "getgrgid", lambda gid: Named)
+    assert is_own_group(7) and not is_own_group(8)
+    Named.gr_mem = ("ada", "bob")
+    assert not is_own_group(7)
+    Named.gr_mem, Named.gr_name = (), "users"
+    assert not is_own_group(7)
+
+
+@pytest.mark.parametrize("where", ["folder", "parent", "relative"])
+def test_links_are_followed_and_their_targets_looked_at(unset, runs, tmp_path, where, capsys):
+    if where == "folder":
+        (tmp_path / "linked").mkdir()
+        (tmp_path / "linked" / FOLDER).symlink_to(runs / FOLDER)
+    else:
+        target = runs if where == "parent" else Path("x/../runs")
+        (tmp_path / "x").mkdir()
+        (tmp_path / "linked").symlink_to(target)
+    assert kept(tmp_path / "linked" / "a") == str(tmp_path / "linked" / FOLDER)
+    runs.chmod(0o777)
+    assert kept(tmp_path / "linked" / "a") is None
+    assert f"{runs} can be written to by everybody" in capsys.readouterr().err
+
+
+def test_links_in_a_circle_are_an_end(unset, tmp_path, capsys):
+    (tmp_path / FOLDER).symlink_to(tmp_path / FOLDER)
+    assert kept(tmp_path / "a") is None
+    assert "symbolic links" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_said(unset, tmp_path, capsys):
+    (tmp_path / FOLDER).write_text("")
+    assert kept(tmp_path / "a") is None
+    assert f"{tmp_path / FOLDER}" in capsys.readouterr().err

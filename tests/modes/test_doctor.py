@@ -5,6 +5,7 @@ import re
 from importlib import import_module
 from types import SimpleNamespace
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
@@ -15,9 +16,11 @@ from modes.checks import ALONE, TOGETHER
 from modes.doctor import doctor
 from modes.prepare import prepare
 from tests.cli import run_together
+from tests.modes.recorded import random_network
 from tests.training.runs import small_config
 from tests.training.test_teacher import one_block, save_run  # noqa: F401
 from training import exits, workdir
+from training.experiment import build
 
 # The package's own `doctor` is the function.
 CHECKS, DOCTOR = import_module("modes.checks"), import_module("modes.doctor")
@@ -107,6 +110,63 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys, monkeypatch)
     assert found["parameters"] == ("-", "not checked: it needs teacher")
     assert found["collective"][0] == found["network"][0] == "ok"
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("broken", [0, 5, 7])
+@pytest.mark.parametrize("check", ["computation", "collective"])
+def test_a_device_that_computes_wrongly_is_found(check, broken, monkeypatch):
+    put = {
+        name: getattr(jax, name) for name in ("device_put", "make_array_from_process_local_data")
+    }
+
+    def on_one(x, device):
+        return put["device_put"](x * 1.5 if device.id == broken else x, device)
+
+    def on_all(sharding, x):
+        rows = np.arange(len(x))[:, None]
+        return put["make_array_from_process_local_data"](
+            sharding, np.where(rows == broken, np.float32(1.5), x)
+        )
+
+    run = getattr(CHECKS, check)
+    assert "compute" in run(None)
+    monkeypatch.setattr(jax, "device_put", on_one)
+    monkeypatch.setattr(jax, "make_array_from_process_local_data", on_all)
+    named = {"computation": f"{jax.devices()[broken]} computes", "collective": "together compute"}
+    with pytest.raises(ValueError, match=re.escape(named[check])):
+        run(None)
+
+
+def job_of(tmp_path, method="flow_matching", **fields):
+    """A job of a network of a few numbers."""
+    job = CHECKS.Job(Request(config=config_of(method, **fields), workdir=tmp_path))
+    job.experiment = build(job.config, random_network((8, 8, 1)))
+    return job
+
+
+def test_the_batch_is_that_of_the_config_in_its_parts(tmp_path):
+    assert CHECKS.batch(job_of(tmp_path, batch_size=32)) == "32, 4 on each device"
+    with pytest.raises(ValueError, match="8 devices of the mesh x 8 micro_batches"):
+        CHECKS.batch(job_of(tmp_path, batch_size=32, micro_batches=8))
+    # Shrunk as the run will be.
+    assert CHECKS.batch(job_of(tmp_path, batch_size=256, debug=True)) == "64, 8 on each device"
+
+
+@pytest.mark.parametrize(
+    ("fields", "count"),
+    [
+        ({"steps": 100, "checkpoint.every": 10, "checkpoint.keep": 3}, 4),
+        ({"steps": 100, "checkpoint.every": 10, "checkpoint.keep": 0}, 11),
+        ({"steps": 25, "checkpoint.every": 10, "checkpoint.keep": 5}, 4),
+        ({"steps": 100, "checkpoint.every": 0, "checkpoint.keep": 5}, 2),
+    ],
+)
+def test_room_is_needed_for_the_checkpoints_that_stay_and_one_more(tmp_path, fields, count):
+    assert f"{count} checkpoints need" in CHECKS.disk(job_of(tmp_path, **fields))
+
+
+def test_the_first_batch_is_this_process_s_share(tmp_path):
+    assert CHECKS.first_batch(job_of(tmp_path, batch_size=32)) == "32 rows in each process"
 
 
 def test_a_folder_of_this_run_goes_on_and_of_another_is_refused(teacher, tmp_path, capsys):

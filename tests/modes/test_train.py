@@ -1,81 +1,250 @@
-"""The order of a run's data is its own wherever batches are made, whatever is newest today."""
+"""Every field of a config reaches the places that it is for, and no other.
 
-import json
-from importlib import import_module
+Training runs up to its loop, with recorders in the place of what is costly (recorded.py). Each
+field then takes another value, and the places that see a difference are compared with a table.
+"""
 
+from itertools import islice
+from types import SimpleNamespace
+
+import jax
 import numpy as np
 import pytest
 
-import data
-from data.order import ORDERS
-from modes import Request
-from modes.checks import Job, first_batch
+from configs import base
+from data import NEWEST_ORDER, Pairs, batches, row_batches
+from tests.modes.recorded import TRAIN, dataset, random_network, recorded
 from tests.training.runs import small_config
-from training import identity, workdir
-from training.experiment import build_on
-from training.report import NonFiniteError
-from training.seal import sealed, unsealed
-from training.sharding import make_mesh
+from training.experiment import build
+from training.identity import as_dict, flat
 
-# The package's own `train` and `replay` are the functions.
-TRAIN, REPLAY = import_module("modes.train"), import_module("modes.replay")
-CONFIG = small_config("flow_matching", **{"data.name": "digits", "evaluate.steps": ()})
+NOISE = {"path.name": "ve", "prediction.kind": "F"}
+SPIKES = {"optimizer.spike_factor": 3.0}
+# Where a field may be seen:
+#   network.FIELD   an argument of the network       data.FIELD      of the data set
+#   host            batches as they leave the host   images          and as the step reads them
+#   start           the initial state                step            one training step
+#   loop.NUMBER     what the loop is given           sampler.FIELD   what a sampler is made with
+#   samples.WHAT    what it is called with           way.FIELD       the same of one image's way
+#   measures.FIELD  what samples are measured with   results.FIELD   what evaluations say they are
+#   teacher.FIELD   which network of which run       pairs.FIELD     how the teacher's are made
+#   kept.RULE       which checkpoints stay
+# A third entry: fields beside which alone it means something.
+FIELDS = {
+    "method": ("another", "results.method"),
+    "seed": (1, "host images loop.seed results.seed sampler.seed start step"),
+    "steps": (20, "loop.steps"),
+    "batch_size": (128, "host images loop.batch_size results.images_seen step"),
+    "micro_batches": (2, "loop.micro_batches step"),
+    "steps_per_dispatch": (3, "loop.dispatch"),
+    "data.name": ("another", "data.name results.data"),
+    "data.dir": ("elsewhere", "data.dir measures.root"),
+    "data.image_size": (
+        4,
+        "data.image_size network.image_size host images step sampler.shape measures.image_shape",
+    ),
+    "data.channels": (
+        3,
+        "data.channels network.channels host images step sampler.shape measures.image_shape",
+    ),
+    "data.num_classes": (0, "network.num_classes samples.labels way.label measures.num_classes"),
+    "data.flip": (True, "host images"),
+    "data.on_device": (True, "host"),
+    "model.size": ("micro", "network.size"),
+    "model.patch_size": (4, "network.patch_size"),
+    "model.second_time": ("time", "network.second_time"),
+    "model.guidance_input": (True, "network.guidance_input"),
+    "model.loss_weight": (True, "network.loss_weight"),
+    "model.time_scale": (4.0, "network.time_scale"),
+    "model.dropout": (0.1, "network.dropout"),
+    "model.dtype": ("bfloat16", "network.dtype"),
+    "model.attention": ("auto", "network.attention"),
+    "model.remat": (True, "network.remat"),
+    "model.scan": (True, "network.scan"),
+    "path.name": ("vp_cosine", "step"),
+    "path.sigma_data": (0.25, "step", {"path.name": "trigflow"}),
+    "path.sigma_min": (0.1, "step", NOISE),
+    "path.sigma_max": (70.0, "step", NOISE),
+    "path.beta_min": (0.2, "step", {"path.name": "vp_ddpm"}),
+    "path.beta_max": (19.0, "step", {"path.name": "vp_ddpm"}),
+    "prediction.kind": ("v", "step"),
+    "prediction.sigma_data": (0.25, "step", {"prediction.kind": "F"}),
+    "optimizer.name": ("radam", "step"),
+    "optimizer.learning_rate": (0.5, "step"),
+    "optimizer.schedule": ("linear", "step"),
+    "optimizer.warmup_steps": (2, "step"),
+    "optimizer.b1": (0.5, "step"),
+    "optimizer.b2": (0.5, "step"),
+    "optimizer.eps": (0.5, "step"),
+    "optimizer.weight_decay": (0.5, "step"),
+    "optimizer.clip_norm": (0.5, "step"),
+    "optimizer.spike_factor": (3.0, "loop.spikes start step"),
+    "optimizer.spike_window": (64, "start step", SPIKES),
+    "optimizer.spike_cap": (5, "loop.spikes", SPIKES),
+    "ema.decays": ((0.5, 0.9), "start step results.network samples.network way.network"),
+    "ema.warmup": (False, "step"),
+    "ema.power_stds": ((0.1,), "start step"),
+    "ema.sample_with": ("network", "results.network samples.network way.network"),
+    "mesh.data": (
+        4,
+        "loop.mesh sampler.mesh measures.mesh step",
+        {"mesh.data": 8, "mesh.fsdp": -1},
+    ),
+    "mesh.fsdp": (2, "loop.mesh sampler.mesh measures.mesh step"),
+    "checkpoint.every": (7, "loop.save"),
+    "checkpoint.keep": (5, "kept.newest"),
+    "checkpoint.keep_hours": (2.0, "kept.hours"),
+    "checkpoint.keep_best": ("frechet_1", "kept.scores", {"evaluate.every": 5}),
+    "checkpoint.keep_steps": ((3,), "kept.steps"),
+    "watchdog.seconds": (7.0, "loop.seconds"),
+    "watchdog.factor": (7.0, "loop.factor"),
+    "watchdog.exit_after": (7.0, "loop.exit_after"),
+    "log.every": (7, "loop.log"),
+    "evaluate.every": (6, "loop.evaluate"),
+    "evaluate.steps": ((1, 4), "results.steps sampler.steps way.steps"),
+    "evaluate.features": ("classifier", "measures.features"),
+    "evaluate.weights": ("file", "measures.weights"),
+    "evaluate.reference": ("all", "measures.reference"),
+    "evaluate.agreement": (True, "measures.agreement"),
+    "evaluate.num_samples": (25, "samples.labels measures.num_samples"),
+    "evaluate.batch_size": (32, "samples.labels measures.batch_size"),
+    "evaluate.guidance_scale": (
+        1.5,
+        "results.guidance_scale sampler.guidance_scale way.guidance_scale",
+    ),
+}
+# What a run without a teacher does not see: these, in a run with one, whose step is not traced.
+TAUGHT = {
+    "seed": (1, "host images loop.seed results.seed sampler.seed start"),
+    "teacher": ("second", "teacher.folder"),
+    "teacher_network": ("network", "teacher.network"),
+    "start_from_teacher": (False, "start"),
+    "pairs.count": (60, "pairs.count host images"),
+    "pairs.steps": (3, "pairs.steps"),
+    "data.flip": (True, ""),
+    "evaluate.batch_size": (32, "samples.labels measures.batch_size pairs.batch_size"),
+    "objective.guidance_scale": (
+        2.0,
+        "results.guidance_scale sampler.guidance_scale way.guidance_scale pairs.guidance_scale",
+    ),
+}
+ELSEWHERE = {
+    "compilation_cache": "of the process, not of the run: tests/modes/test_compilation_cache.py",
+    "debug": "sets other fields: tests/training/test_experiment.py",
+    "model.name": "one network alone takes images",
+}
+PLAIN = {
+    "data.image_size": 0,
+    "data.channels": 0,
+    "data.num_classes": -1,
+    "evaluate.steps": (1, 2),
+    "evaluate.num_samples": 20,
+    "evaluate.batch_size": 16,
+}
+DISTILLED = PLAIN | {
+    "evaluate.steps": (1,),
+    "teacher": "first",
+    "objective.regression_weight": 0.25,
+    "pairs.count": 50,
+}
 
 
-def first_rows(order):
-    """Labels of the first batch that a run of such an order is given."""
-    split = data.load("digits").train
-    return next(data.batches(split, batch_size=64, seed=0, order=order))["label"]
+@pytest.fixture(scope="module")
+def observe(tmp_path_factory):
+    """A function of a method and its fields: {place: what is seen there}, recorded once."""
+    seen = {}
+
+    def observe(method, fields):
+        key = repr((method, sorted(fields.items())))
+        if key not in seen:
+            with pytest.MonkeyPatch.context() as patch:
+                folder, traced = tmp_path_factory.mktemp("runs"), method != "dmd"
+                seen[key] = recorded(patch, folder, method, fields, traced)
+        return seen[key]
+
+    return observe
 
 
-@pytest.fixture(params=ORDERS)
-def begun(request, tmp_path):
-    """A run's folder, its order and the first labels; it has trained no step."""
-    config = TRAIN.checked(tmp_path, CONFIG).config
-    workdir.start_run(tmp_path, config)
-    if request.param == 1:  # begun before there were several: no record has a number
-        path = tmp_path / identity.RUN
-        record = unsealed(json.loads(path.read_text()))
-        del record["order"]
-        path.write_text(json.dumps(sealed(record)))
-    return tmp_path, request.param, first_rows(request.param)
+# Places whose content follows from a field and does not show its value.
+DERIVED = {"samples.labels", "samples.network", "way.label", "way.network", "results.network"}
+DERIVED |= {"results.images_seen", "kept.scores", "way.steps"}
 
 
-def test_orders_differ():
-    assert (first_rows(1) != first_rows(2)).any()
+def check(observe, method, fields, field, value, places):
+    """Assert that a field is seen in these places as it is, and in no other."""
+    one, other = observe(method, fields), observe(method, fields | {field: value})
+    differing = {place for place in one.keys() | other.keys() if one.get(place) != other.get(place)}
+    assert differing == set(places.split())
+    for place in differing - DERIVED:
+        if "." in place:
+            text, parts = "".join(other[place]), value if isinstance(value, tuple) else [value]
+            assert all(str(part) in text for part in parts), place
 
 
-def test_training_goes_on_in_the_order_that_it_began(begun, monkeypatch):
-    folder, order, labels = begun
-
-    def diverge(*, batches, **_):
-        np.testing.assert_array_equal(next(batches(0))["label"], labels)
-        raise NonFiniteError("broken", 4, {"loss": np.inf})
-
-    monkeypatch.setattr(TRAIN, "train_network", diverge)
-    for _ in range(2):  # the first start has written a new record
-        with pytest.raises(NonFiniteError, match="broken"):
-            TRAIN.train(Request(config=CONFIG, workdir=folder))
-        assert identity.read_identity(folder).order == order
-    count = len(data.load("digits").train.labels)
-    images = data.batch_indices(count, batch_size=64, seed=0, step=3, order=order)
-    assert json.loads((folder / "replay" / "4.json").read_text())["indices"] == images.tolist()
+@pytest.mark.parametrize("field", FIELDS)
+def test_a_field_is_seen_where_it_belongs_and_nowhere_else(observe, field):
+    value, places, *beside = FIELDS[field]
+    check(observe, "flow_matching", PLAIN | dict(*beside), field, value, places)
 
 
-class Asked(Exception):
-    """For batches in the order of its argument."""
+@pytest.mark.parametrize("field", TAUGHT)
+def test_a_field_of_a_run_with_a_teacher_is_seen_where_it_belongs(observe, field):
+    check(observe, "dmd", DISTILLED, field, *TAUGHT[field])
 
 
-def test_replay_and_doctor_read_in_the_order_of_the_run(begun, monkeypatch):
-    folder, order, _ = begun
+def test_the_length_of_a_run_is_that_of_its_schedule(observe):
+    check(
+        observe,
+        "flow_matching",
+        PLAIN | {"optimizer.schedule": "cosine"},
+        "steps",
+        20,
+        "loop.steps step",
+    )
 
-    def ask(*_, **share):
-        raise Asked(share["order"])
 
-    monkeypatch.setattr(data, "batches", ask)
-    with pytest.raises(Asked, match=str(order)):
-        first_batch(Job(Request(config=CONFIG, workdir=folder)))
-    config, mesh = workdir.load_config(folder), make_mesh()
-    experiment = build_on(config, mesh)
-    with pytest.raises(Asked, match=str(order)):
-        REPLAY.step_again(folder, 1, config, experiment, data.load("digits"), mesh)
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_a_run_that_goes_on_does_not_read_what_it_started_from(monkeypatch, tmp_path, goes_on):
+    found = SimpleNamespace(has_checkpoint=lambda folder: goes_on)
+    monkeypatch.setattr(TRAIN, "restore", found)
+    fields = PLAIN | {"teacher": "first", "evaluate.steps": (1,)}
+    seen = recorded(monkeypatch, tmp_path, "ect", fields, traced=False)
+    assert ("teacher.folder" in seen) == (not goes_on)
+
+
+def test_each_axis_of_the_mesh_has_its_own_size(observe):
+    seen = observe("flow_matching", PLAIN | {"mesh.data": 2, "mesh.fsdp": 4})
+    for place in ("loop.mesh", "sampler.mesh", "measures.mesh"):
+        assert seen[place] == {"({'data': 2, 'fsdp': 4},)"}
+
+
+@pytest.mark.parametrize(
+    ("method", "fields"),
+    [
+        ("flow_matching", {"data.flip": True}),
+        ("flow_matching", {"data.flip": True, "data.on_device": True}),
+        ("dmd", {}),
+        ("dmd", {"objective.regression_weight": 0.25}),
+    ],
+)
+def test_batches_begin_at_the_step_that_a_run_goes_on_from(method, fields):
+    config = small_config(method, **fields)
+    experiment = build(config, random_network((8, 8, 1)))
+    images = np.random.default_rng(0).normal(size=(90, 8, 8, 1)).astype(np.float32)
+    pairs = Pairs(images, 2.0 * images, np.arange(90, dtype=np.int32))
+    given = config, experiment, dataset(8, 1), pairs if experiment.objective.reads_pairs else None
+    late, whole = (TRAIN.batches(*given, start, NEWEST_ORDER) for start in (3, 0))
+    for batch, other in zip(islice(late, 2), islice(whole, 3, 5), strict=True):
+        assert jax.tree.structure(batch) == jax.tree.structure(other)
+        jax.tree.map(np.testing.assert_array_equal, batch, other)
+    assert ("pairs" in batch) == ("objective.regression_weight" in fields)
+    if experiment.objective.reads_images:
+        rows = row_batches if config.data.on_device else batches
+        share = {"batch_size": config.batch_size, "seed": config.seed, "flip": True}
+        expected = next(rows(dataset(8, 1).train, start_step=4, **share))
+        jax.tree.map(np.testing.assert_array_equal, batch, expected)
+
+
+def test_every_field_is_in_a_table():
+    fields = set(flat(as_dict(base.config())))
+    assert fields == {f for f in (*FIELDS, *TAUGHT, *ELSEWHERE) if not f.startswith("objective.")}

@@ -13,6 +13,7 @@ from models.network import Network
 from objectives.consistency import (
     WEIGHTINGS,
     Draw,
+    check_guidance_range,
     compare,
     on_grid,
     pair_loss,
@@ -371,3 +372,16 @@ def test_a_scale_that_the_student_does_not_know_is_an_error(trained, span, scale
     sample = sampler(model, SPACINGS["uniform"](path), trained_scale=trained, guidance_range=span)
     with pytest.raises(ValueError, match=message):
         sample(affine().init(KEY), jnp.ones((2, 1)), labels(2), None, steps=1, guidance_scale=scale)
+
+
+def test_a_range_of_scales_has_two_ends_and_holds_the_default():
+    check_guidance_range((), 5.0)
+    for scale in (1.0, 2.5, 4.0):
+        check_guidance_range((1.0, 4.0), scale)
+    check_guidance_range((0.0, 1.0), 1.0)
+    for span in ((2.0, 2.0), (-0.1, 3.0), (3.0, 2.0), (1.0,), (1.0, 2.0, 3.0)):
+        with pytest.raises(ValueError, match="0 <= low < high"):
+            check_guidance_range(span, 2.0)
+    for scale in (0.99, 4.01):
+        with pytest.raises(ValueError, match="the default of sampling, must be in"):
+            check_guidance_range((1.0, 4.0), scale)

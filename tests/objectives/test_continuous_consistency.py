@@ -229,9 +229,9 @@ def test_learned_weight_settles_where_it_is_minus_the_log_of_the_error():
     # d multiplies t - s in this network, which is 0 here: it acts as the weight alone.
     params = network.init(KEY)
     error = float(run(plain, params)[0].mean())
-    params = {**params, "d": jnp.float32(-np.log(error))}
-    gradient = jax.grad(lambda p: run(learned, p)[0].mean())(params)
-    assert abs(float(gradient["d"])) < 1e-4
+    gradient = jax.grad(lambda w: run(learned, {**params, "d": w})[0].mean())
+    assert abs(float(gradient(jnp.float32(-np.log(error))))) < 1e-4
+    assert float(gradient(jnp.float32(1.0 - np.log(error)))) == pytest.approx(np.e - 1.0, rel=1e-3)
 
 
 def test_a_network_without_forward_derivative_is_an_error():
@@ -258,3 +258,33 @@ def test_a_network_without_forward_derivative_is_an_error():
 def test_models_that_cannot_do_it_are_errors(name, fields, message):
     with pytest.raises(ValueError, match=message):
         continuous_training(model_of(affine(), PATHS[name]()), **fields)
+
+
+def test_the_tangent_that_is_logged_is_its_root_mean_square_before_normalisation():
+    fixed = jnp.linspace(0.1, 1.4, 2000)
+    model, params = model_of(affine(), PATH), affine().init(KEY)
+    objective = continuous_training(
+        model, adaptive_weight=False, time_sampler=lambda key, count: fixed
+    )
+    logged = run(objective, params)[1]["tangent"]
+    _, key_eps, _ = jax.random.split(KEY, 3)
+    x_0, eps = GAUSSIAN.sample(KEY, 2000), jax.random.normal(key_eps, (2000, 2))
+    x_t, rate = PATH.interpolate(x_0, eps, fixed), PATH.velocity(x_0, eps, fixed)
+    g = tangent(velocity_of(model), x_t, fixed, rate, 1.0)[1]
+    expected = np.sqrt(np.square(np.asarray(g)).mean(axis=1)).mean()
+    assert float(logged.total / logged.count) == pytest.approx(expected, rel=1e-5)
+
+
+def test_fields_have_edges():
+    model = model_of(affine(), PATH)
+    for fields in ({"tangent_warmup": -1}, {"tangent_scale": 0.0}, {"tangent_scale": -0.1}):
+        with pytest.raises(ValueError, match="tangent_warmup >= 0 and tangent_scale > 0"):
+            continuous_training(model, adaptive_weight=False, **fields)
+    # Without a warm-up r is 1 from the first update on.
+    at_once = continuous_training(
+        model, adaptive_weight=False, tangent_warmup=0, tangent_scale=1e-6
+    )
+    loss = run(at_once, affine().init(KEY), step=1)[0]
+    warmed = continuous_training(model, adaptive_weight=False, tangent_warmup=1, tangent_scale=1e-6)
+    np.testing.assert_array_equal(loss, run(warmed, affine().init(KEY), step=1)[0])
+    assert np.isfinite(run(at_once, affine().init(KEY), step=0)[0]).all()

@@ -161,3 +161,10 @@ def test_one_euler_step_gives_the_data_mean():
         network.init(KEY), eps, {"label": jnp.zeros(5, int)}, None, steps=1, guidance_scale=1.0
     )
     np.testing.assert_allclose(x_0, jnp.tile(GAUSSIAN.mean, (5, 1)), atol=1e-6)
+
+
+def test_data_and_pure_noise_are_in_the_first_and_the_last_bin():
+    path = PATHS["linear"]()
+    bins = by_noise_level("loss", jnp.array([2.0, 3.0]), jnp.array([0.0, 1.0]), path)
+    counted = {name: float(mean.total) for name, mean in bins.items() if mean.count > 0}
+    assert counted == {"loss_noise_0": 2.0, "loss_noise_7": 3.0}

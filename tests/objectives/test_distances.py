@@ -78,3 +78,50 @@ def test_scales_and_powers_out_of_range_are_errors():
         cauchy(0.0)
     with pytest.raises(ValueError, match="distance.power=0.5 must be 1 or more"):
         norm(0.5)
+
+
+def test_the_edges_of_scales_and_powers():
+    for distance in (pseudo_huber, pseudo_huber_elementwise):
+        distance(0.0)
+        with pytest.raises(ValueError, match="must be 0 or more"):
+            distance(-1e-9)
+    for distance in (huber, exponential, cauchy):
+        distance(1e-9)
+        for c in (0.0, -1.0):
+            with pytest.raises(ValueError, match="must be positive"):
+                distance(c)
+    with pytest.raises(ValueError, match="must be 1 or more"):
+        norm(0.999)
+
+
+@pytest.mark.parametrize(
+    ("distance", "least"),
+    [
+        (squared_l2(), 1),
+        (l1(), np.inf),
+        (pseudo_huber(0.0), 2),
+        (pseudo_huber(1e-9), 1),
+        (pseudo_huber(), 1),
+        (pseudo_huber_elementwise(0.0), np.inf),
+        (pseudo_huber_elementwise(1e-9), 1),
+        (norm(1.0), 2),
+        (norm(1.5), 1),
+        (huber(), 1),
+        (log_cosh(), 1),
+        (exponential(), 1),
+        (cauchy(), 1),
+    ],
+)
+def test_where_the_gradient_has_no_jump_that_matters(distance, least):
+    assert distance.least_dimensions == least
+
+
+def test_default_scales():
+    for default, explicit in (
+        (pseudo_huber_elementwise(), pseudo_huber_elementwise(0.001)),
+        (norm(), norm(1.0)),
+        (huber(), huber(1.0)),
+        (exponential(), exponential(1.0)),
+        (cauchy(), cauchy(1.0)),
+    ):
+        np.testing.assert_array_equal(default(A, B), explicit(A, B))

@@ -385,3 +385,13 @@ def test_where_fake_and_teacher_agree_the_gradient_is_exactly_zero(divergence):
         lambda x: divergence.surrogate(point_of(x, jnp.ones_like(x), same, same)).sum()
     )(x_g)
     assert not np.any(gradient)
+
+
+def test_low_noise_of_noise_free_score_distillation_leaves_its_border_out():
+    make, x_g = arbitrary_point()
+    point = make(x_g)._replace(null=jnp.cos(x_g))
+    for rho, changes in ((0.49, True), (0.5, False), (0.51, False)):
+        at = point._replace(rho=jnp.full_like(x_g, rho))
+        given = noise_free_score_distillation(0.5).surrogate(at)
+        without = noise_free_score_distillation(0.0).surrogate(at)
+        assert bool((given != without).any()) == changes

@@ -5,7 +5,14 @@ import pytest
 
 from diffusion.path import PATHS, align
 from diffusion.time_sampling import dyadic_levels, dyadic_steps
-from objectives.shortcut import bootstrap_target, guide_rows, merge_rows, shortcut, split_rows
+from objectives.shortcut import (
+    bootstrap_target,
+    check_rows,
+    guide_rows,
+    merge_rows,
+    shortcut,
+    split_rows,
+)
 from tests.gaussian import Gaussian
 from tests.networks import affine, exact, model_of
 
@@ -246,3 +253,26 @@ def test_sampling_refuses_what_was_not_trained():
     assert sample(steps=128, guidance_scale=2.0).shape == (2, 2)
     with pytest.raises(ValueError, match="t in \\[0, 1\\]"):
         shortcut(stepping(network, PATHS["ve"]()))
+
+
+def test_fields_have_edges():
+    for steps in (2, 4):
+        shortcut(stepping(affine(), LINEAR), max_steps=steps)
+    for steps in (1, 0, -2, 6):
+        with pytest.raises(ValueError, match=f"power of two, 2 or more, not {steps}"):
+            shortcut(stepping(affine(), LINEAR), max_steps=steps)
+    shortcut(stepping(affine(), LINEAR), bootstrap_fraction=0.5)
+    for fraction in (1.0, 0.4, -0.25):
+        with pytest.raises(ValueError, match="one over an integer of 2 or more"):
+            shortcut(stepping(affine(), LINEAR), bootstrap_fraction=fraction)
+    sample = shortcut(stepping(affine(), LINEAR)).sample
+    for steps in (0, -1):
+        with pytest.raises(ValueError, match=f"up to 128, not in {steps}"):
+            sample(affine().init(KEY), jnp.zeros((2, 2)), {}, None, steps=steps, guidance_scale=1.0)
+
+
+@pytest.mark.parametrize(("rows", "least"), [(27, 28), (24, 28), (30, 32), (33, 36), (0, 28)])
+def test_a_batch_that_cannot_be_split_names_the_next_that_can(rows, least):
+    check_rows(least, every=4, levels=7)
+    with pytest.raises(ValueError, match=f"{rows} rows.*a multiple of 4, such as {least}$"):
+        check_rows(rows, every=4, levels=7)

@@ -206,3 +206,46 @@ def test_fields_out_of_range():
     ):
         with pytest.raises(ValueError, match="churned_heun needs churn >= 0"):
             churned_heun(**fields)
+
+
+def test_fields_have_edges():
+    for fields in ({"churn": 0.0}, {"noise": 1e-3}, {"churn_min": 0.0}, {"churn_min": 50.0}):
+        churned_heun(**fields)
+    with pytest.raises(ValueError, match="0 <= churn_min <= churn_max"):
+        churned_heun(churn_min=50.1)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_nothing_is_added_without_churn_or_beyond_the_path_s_end(name):
+    path = PATHS[name]()
+    at_rest = lambda x, t: Endpoints(0.0 * x, 0.0 * x)  # noqa: E731
+    times = path.time_at(jnp.geomspace(50.0, 0.05, 40))
+    np.testing.assert_array_equal(churned_heun(0.0)(at_rest, path, X, times, KEYS), X)
+    seen = []
+
+    def watched(x, t):
+        jax.debug.callback(lambda t: seen.append(float(t)), t[0])
+        return Endpoints(0.0 * x, 0.0 * x)
+
+    short = path._replace(t_max=float(path.time_at(jnp.float32(1.1))))
+    times = path.time_at(jnp.array([1.0, 0.5]))
+    churned_heun(40.0)(watched, short, X, times, KEYS)
+    jax.effects_barrier()
+    assert max(seen) == np.float32(short.t_max)
+
+
+def test_both_ends_of_the_churned_levels_are_churned():
+    path = PATHS["ve"]()
+    at_rest = lambda x, t: Endpoints(0.0 * x, 0.0 * x)  # noqa: E731
+    for low, high, churned in ((2.0, 50.0, True), (0.05, 2.0, True), (2.01, 50.0, False)):
+        solver = churned_heun(0.3, churn_min=low, churn_max=high)
+        x = solver(at_rest, path, X, jnp.array([2.0, 0.1]), KEYS)
+        assert bool((x != X).any()) == churned
+
+
+def test_the_defaults_are_the_paper_s():
+    path = PATHS["ve"]()
+    times = jnp.array([60.0, 49.0, 3.0, 0.06, 0.04, 0.01])
+    run = lambda solver: solver(GAUSSIAN.denoiser(path), path, X, times, KEYS)  # noqa: E731
+    np.testing.assert_array_equal(run(churned_heun()), run(churned_heun(40.0, 0.05, 50.0, 1.003)))
+    np.testing.assert_array_equal(run(ancestral()), run(ancestral("small")))

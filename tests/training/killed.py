@@ -15,14 +15,15 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from tests.cli import SERVER
 from tests.networks import affine
 from tests.training.runs import small_config, synthetic_batches
-from training.metrics import LOG, read_rows
 
 TIMEOUT = 240.0  # seconds
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 12, 4, 6
+BEGUN, FINAL = "begun", "final.pickle"
 
 
 def die(number=signal.SIGKILL):
@@ -41,12 +42,24 @@ def small_network(config):
 
 
 def train_small(
-    folder, method, fields, place=None, at=0, number=signal.SIGKILL, pause=0.0, dispatch=1
+    folder,
+    method,
+    fields,
+    place=None,
+    at=0,
+    number=signal.SIGKILL,
+    pause=0.0,
+    dispatch=1,
+    save=SAVE_EVERY,
+    keep=0,
+    log=1,
 ):
     """Train `method` in a folder to step STEPS; get a signal at `place` of step `at`, if given.
 
     place: "step" (its batch is being fetched), "saving" (its checkpoint is being written),
-    "evaluating". pause: seconds that every step takes longer. dispatch: steps at once.
+    "evaluating". pause: seconds that every step takes longer. dispatch: steps at once. save: steps
+    between checkpoints. keep: how many checkpoints stay, 0 for all. log: steps to a row of
+    the log.
     """
     from training import checkpoint, exits
     from training.experiment import build
@@ -58,16 +71,18 @@ def train_small(
     experiment = build(config, small_network(config))
     experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
     teacher = jax.tree.map(lambda leaf: 0.5 * leaf, affine().init(None))
-    save = checkpoint.save
+    write = checkpoint.save
 
     def save_and_die(checkpoints, state, *record):
-        save(checkpoints, state, *record)
+        write(checkpoints, state, *record)
         if place == "saving" and int(state.step) == at:
             die(number)
 
     def batches(start):
         images = experiment.objective.reads_images
         for step, batch in enumerate(synthetic_batches(config, start), start=start + 1):
+            note(folder, step)
+            time.sleep(pause)
             if (place, at) == ("step", step):
                 die(number)
             yield batch if images else {"label": batch["label"]}
@@ -80,6 +95,7 @@ def train_small(
     checkpoint.save = save_and_die
     try:
         with Preemption() as preemption:
+            note(folder, 0)
             state = train(
                 objective=experiment.objective,
                 optimizers=experiment.optimizers,
@@ -87,16 +103,19 @@ def train_small(
                 mesh=make_mesh(),
                 config={"method": method},
                 seed=config.seed,
-                schedule=Schedule(STEPS, 1, SAVE_EVERY, EVALUATE_EVERY, dispatch),
+                schedule=Schedule(STEPS, log, save, EVALUATE_EVERY, dispatch),
                 batch_size=config.batch_size,
                 batches=batches,
                 evaluate=evaluate,
                 workdir=Path(folder),
+                retention=checkpoint.Retention(newest=keep),
                 preemption=preemption,
             )
     except Preempted:
         sys.exit(exits.PREEMPTED)
-    Path(folder, "final.pickle").write_bytes(pickle.dumps(jax.device_get(state)))
+    except KeyboardInterrupt:
+        sys.exit(exits.INTERRUPTED)
+    Path(folder, FINAL).write_bytes(pickle.dumps(jax.device_get(state)))
 
 
 def start(*arguments, **options):
@@ -119,6 +138,7 @@ def quietly(*arguments, **options):
     """Without the progress bar, but with errors."""
     from training import report
 
+    logging.set_verbosity(logging.ERROR)
     tqdm = report.tqdm
     report.tqdm = lambda **bar: tqdm(**{**bar, "disable": True})
     train_small(*arguments, **options)
@@ -131,7 +151,7 @@ def saved_steps(folder):
 
 def final(folder):
     """The state that a run ended with, as host arrays."""
-    return pickle.loads(Path(folder, "final.pickle").read_bytes())
+    return pickle.loads(Path(folder, FINAL).read_bytes())
 
 
 def wait_for(condition, seconds=TIMEOUT):
@@ -142,14 +162,28 @@ def wait_for(condition, seconds=TIMEOUT):
         time.sleep(0.005)
 
 
-def wait_for_a_step(folder, process):
-    """Wait until a run that was just started has logged a step of its own, or has ended."""
-    start = max(saved_steps(folder), default=0)
+def note(folder, step):
+    """Say, in the folder of a run, that this process begins a step; 0: that it hears signals."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with Path(folder, BEGUN).open("a") as file:
+        file.write(f"{os.getpid()} {step}\n")
 
-    def stepped():
-        return any(row["step"] > start and "loss" in str(row) for row in read_rows(folder / LOG))
 
-    wait_for(lambda: stepped() or not process.is_alive())
+def begun(folder, process):
+    """The steps that a process has begun, after a 0 once it hears signals."""
+    if not Path(folder, BEGUN).exists():
+        return []
+    noted = (line.split() for line in Path(folder, BEGUN).read_text().splitlines())
+    return [int(step) for number, step in noted if int(number) == process.pid]
+
+
+def wait_for_steps(folder, process, count):
+    """Wait until this very process has done so many steps, or has ended; 0: until it can be told.
+
+    The log does not show it: it holds the steps of processes that were killed before.
+    """
+    enough = 1 if count == 0 else count + 2  # the 0, and the step after them
+    wait_for(lambda: len(begun(folder, process)) >= enough or not process.is_alive())
 
 
 def identical(a, b):

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from models.dit import SIZES, Size
+from tests.modes.recorded import random_network
 from tests.training.runs import small_config, small_experiment
 from tests.training.test_sharding import mesh_of
 from training.compiled import (
@@ -17,8 +18,8 @@ from training.compiled import (
     memory,
     step_inputs,
 )
-from training.experiment import build_on
-from training.loop import create_state
+from training.experiment import build, build_on
+from training.loop import compile_step, create_state
 
 BATCH, WIDTH, DEPTH = 1024, 64, 2
 
@@ -39,6 +40,18 @@ def compiled(data, fsdp, remat=False, scan=False):
     inputs = step_inputs(config, experiment, mesh)
     lowered = lowered_step(config, experiment, mesh, inputs)
     return lowered.compile(compiler_options=FOR_INSPECTION), inputs
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_what_is_looked_at_is_the_step_that_is_trained(micro_batches):
+    fields = {"seed": 3, "micro_batches": micro_batches, "batch_size": 32}
+    config, mesh = small_config("flow_matching", **fields), mesh_of(2, 2)
+    experiment = build(config, random_network((8, 8, 1)))
+    inputs = step_inputs(config, experiment, mesh)
+    objective, optimizers = experiment.objective, experiment.optimizers
+    step = compile_step(objective, optimizers, 3, mesh, micro_batches)
+    lowered = lowered_step(config, experiment, mesh, inputs)
+    assert lowered.as_text() == step.lower(*inputs).as_text()
 
 
 def exchanged(step):

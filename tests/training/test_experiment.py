@@ -6,8 +6,9 @@ import pytest
 
 from eval.evaluate import check_sampling
 from modes.train import check_step
+from objectives.followers import constant_ema, power_ema, warmed_ema
 from tests.training.runs import small_config, small_experiment
-from training.experiment import build, build_curriculum, rebuild
+from training.experiment import build, build_curriculum, ema_followers, rebuild
 from training.sharding import make_mesh
 
 
@@ -57,6 +58,32 @@ def test_several_averages_and_the_one_that_samples():
     assert set(experiment.objective.followers) == {"target", "ema_0.9", "ema_0.99", "power_0.1"}
     assert experiment.sample_with == "ema_0.9"
     assert small_experiment(**fields, **{"ema.sample_with": "network"})[1].sample_with == "network"
+
+
+@pytest.mark.parametrize("warmup", [False, True])
+def test_each_average_has_its_own_width(warmup):
+    fields = {"ema.decays": (0.3, 0.9), "ema.power_stds": (0.05, 0.2), "ema.warmup": warmup}
+    followers = ema_followers(small_config(**fields).ema, "generator")
+    constant = warmed_ema if warmup else constant_ema
+    expected = {f"ema_{decay}": constant(decay) for decay in (0.3, 0.9)}
+    expected |= {f"power_{std}": power_ema(std) for std in (0.05, 0.2)}
+    assert followers.keys() == expected.keys()
+    for name, follower in followers.items():
+        assert follower.source == "generator"
+        for step in (2, 50):
+            assert follower.update(1.0, 2.0, step) == expected[name](1.0, 2.0, step)
+    assert len({float(update(1.0, 2.0, 50)) for update in expected.values()}) == 4
+
+
+def test_averages_follow_the_player_that_samples():
+    # The fake score is the first of the players.
+    _, experiment = small_experiment("dmd", **{"ema.decays": (0.9,), "ema.power_stds": (0.1,)})
+    sources = {name: f.source for name, f in experiment.objective.followers.items()}
+    assert sources == {"ema_0.9": "generator", "power_0.1": "generator"}
+    assert next(iter(experiment.objective.players)) == "fake_score"
+    assert experiment.sample_with == "ema_0.9"
+    _, experiment = small_experiment("dmd", **{"ema.decays": ()})
+    assert experiment.sample_with == "generator"
 
 
 RANGE = {"objective.guidance_range": (1.0, 4.0)}

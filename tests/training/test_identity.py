@@ -16,7 +16,7 @@ from training.seal import sealed
 from training.sharding import make_mesh
 
 CONFIG, EXPERIMENT = small_experiment("flow_matching")
-DATA = {"train": {"count": 3, "sha256": "aa"}, "classes": ["cat", "dog"]}
+DATA = {"splits": {"train": {"count": 3, "sha256": "aa"}}, "classes": ["cat", "dog"]}
 TEACHER = {"step": 5, "network": "ema_0.999", "fingerprint": 7}
 
 
@@ -151,12 +151,12 @@ def test_data_and_teacher_are_those_that_the_run_was_begun_with(tmp_path):
     workdir.start_run(tmp_path, CONFIG, DATA, TEACHER)
     workdir.start_run(tmp_path, CONFIG, DATA, TEACHER)
     workdir.start_run(tmp_path, CONFIG)  # neither is read this time
-    smaller = {**DATA, "train": {"count": 2, "sha256": "bb"}}
-    message = r"data set of .* has changed .*: train.count \(3 there, 2 now\); train.sha256"
+    smaller = {**DATA, "splits": {"train": {"count": 2, "sha256": "bb"}}}
+    message = r"data set of .* has changed .*: splits.train.count \(3 recorded, 2 now\); "
     for start in (workdir.start_run, workdir.check_same_run):
         with pytest.raises(ValueError, match=message):
             start(tmp_path, CONFIG, smaller, TEACHER)
-        with pytest.raises(ValueError, match=r"teacher of .* fingerprint \(7 there, 8 now\)"):
+        with pytest.raises(ValueError, match=r"teacher of .* fingerprint \(7 recorded, 8 now\)"):
             start(tmp_path, CONFIG, DATA, {**TEACHER, "fingerprint": 8})
     assert identity.read_identity(tmp_path).stamp["teacher"] == TEACHER
 

@@ -1,8 +1,12 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
-from training.optimizer import optimizer
+from tests.training.runs import small_config
+from training.experiment import build
+from training.optimizer import OPTIMIZERS, SCHEDULES, optimizer
 
 FIELDS = {
     "name": "adamw",
@@ -55,6 +59,123 @@ def test_gradients_are_clipped_by_their_global_norm():
     assert np.abs(one_update(gradient, name="radam") - clipped).max() > 0.1
 
 
+# Gradients of 12 updates; the rectification of RAdam begins within them.
+GRADIENTS = jax.random.normal(jax.random.key(0), (12, 2)) * jnp.array([1.0, 0.1])
+# No two numbers alike, so that none can take the place of another.
+SET = {
+    "learning_rate": 0.03,
+    "schedule": "cosine",
+    "warmup_steps": 3,
+    "b1": 0.6,
+    "b2": 0.8,
+    "eps": 0.07,
+    "weight_decay": 0.0,
+    "clip_norm": 0.9,
+    "updates": 11,
+}
+
+
+def trajectory(transform):
+    """The parameters after each of the updates by GRADIENTS."""
+    params, points = jnp.array([2.0, -1.0]), []
+    state, update = transform.init(params), jax.jit(transform.update)
+    for gradient in GRADIENTS:
+        updates, state = update(gradient, state, params)
+        params = optax.apply_updates(params, updates)
+        points.append(params)
+    return np.array(points)
+
+
+def rate_of(learning_rate, schedule, warmup_steps, updates):
+    """The rate of the n-th update: from 0 to its height, then down to 0 at the last one."""
+
+    def rate(n):
+        share = jnp.clip((n - warmup_steps) / (updates - warmup_steps), 0.0, 1.0)
+        falls = {
+            "constant": 1.0,
+            "cosine": 0.5 * (1.0 + jnp.cos(jnp.pi * share)),
+            "linear": 1.0 - share,
+        }
+        rise = n / max(warmup_steps, 1)
+        return learning_rate * jnp.where(n < warmup_steps, rise, falls[schedule])
+
+    return rate
+
+
+def expected(
+    name, learning_rate, schedule, warmup_steps, b1, b2, eps, weight_decay, clip_norm, updates
+):
+    """The same optimizer by optax alone."""
+    rate = rate_of(learning_rate, schedule, warmup_steps, updates)
+    scaled = {
+        "adamw": optax.scale_by_adam,
+        "adam": optax.scale_by_adam,
+        "radam": optax.scale_by_radam,
+    }
+    return optax.chain(
+        optax.clip_by_global_norm(clip_norm) if clip_norm else optax.identity(),
+        scaled[name](b1, b2, eps),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(rate),
+    )
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "linear"])
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_updates_are_those_of_optax_with_every_field_set(name, schedule):
+    decay = {"weight_decay": 0.3} if name == "adamw" else {}
+    fields = SET | {"name": name, "schedule": schedule} | decay
+    ours = optimizer(**fields)
+    points = trajectory(ours.transform)
+    np.testing.assert_allclose(points, trajectory(expected(**fields)), rtol=2e-6)
+    rates = [float(ours.learning_rate(n)) for n in range(13)]
+    rate = rate_of(0.03, schedule, 3, 11)
+    np.testing.assert_allclose(rates, [float(rate(n)) for n in range(13)], rtol=1e-5, atol=1e-9)
+
+
+def test_fields_of_spikes_reach_the_transformation():
+    def skipped(factor, window):
+        fields = FIELDS | {"spike_factor": factor, "spike_window": window, "spike_cap": 7}
+        made = optimizer(**fields)
+        assert (made.spike_factor, made.spike_cap) == (factor, 7)
+        params = jnp.ones(1)
+        state = made.transform.init(params)
+        for loss in (1.0, 2.0, 3.0, 6.0):
+            state = made.transform.update(params, state, params, value=loss)[1]
+        return int(state.skipped)
+
+    # 6 lies 4 deviations above the mean of 1, 2, 3, and 5 above that of 2, 3.
+    assert [skipped(f, w) for f, w in ((3.9, 3), (4.1, 3), (4.1, 2), (5.1, 2))] == [1, 0, 1, 0]
+
+
+def test_each_player_has_its_own_fields_and_counts_its_own_updates():
+    # The generator is updated at every fifth step, 3 times in 11 steps.
+    fields = {f"optimizer.{name}": value for name, value in SET.items() if name != "updates"}
+    fields |= {"optimizer.name": "radam", "optimizer.warmup_steps": 1}
+    config = small_config("dmd", steps=11, **fields)
+    own = {
+        "name": "adamw",
+        "learning_rate": 0.02,
+        "schedule": "linear",
+        "warmup_steps": 4,
+        "b1": 0.1,
+        "b2": 0.7,
+        "eps": 0.2,
+        "weight_decay": 0.4,
+        "clip_norm": 1.1,
+    }
+    config.player_optimizers = {"fake_score": own}
+    built = build(config).optimizers
+    theirs = {
+        "generator": SET | {"name": "radam", "warmup_steps": 1, "updates": 3},
+        "fake_score": own | {"updates": 11},
+    }
+    assert built.keys() == theirs.keys()
+    for player, fields in theirs.items():
+        points = trajectory(expected(**fields))
+        np.testing.assert_allclose(trajectory(built[player].transform), points, rtol=2e-6)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
@@ -65,3 +186,44 @@ def test_gradients_are_clipped_by_their_global_norm():
 def test_bad_fields(fields, message):
     with pytest.raises(ValueError, match=message):
         optimizer(**{**FIELDS, **fields})
+
+
+@pytest.mark.parametrize(
+    ("allowed", "refused", "message"),
+    [
+        ({"warmup_steps": 99}, {"warmup_steps": 100}, "must be below the run's 100 updates"),
+        ({"spike_factor": 0.0}, {"spike_factor": -1e-3}, "spike_factor >= 0"),
+        ({"spike_window": 2}, {"spike_window": 1}, "spike_window >= 2"),
+        ({"spike_cap": 0}, {"spike_cap": -1}, "spike_cap >= 0"),
+        ({"name": "adam"}, {"name": "adam", "weight_decay": 1e-9}, "use optimizer.name=adamw"),
+    ],
+)
+def test_fields_have_edges(allowed, refused, message):
+    optimizer(**{**FIELDS, **allowed})
+    with pytest.raises(ValueError, match=message):
+        optimizer(**{**FIELDS, **refused})
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_a_schedule_of_no_update_has_a_rate(schedule):
+    rate = optimizer(**{**FIELDS, "schedule": schedule, "updates": 0}).learning_rate
+    assert float(rate(0)) == pytest.approx(0.1)
+
+
+def test_spikes_are_skipped_only_when_asked():
+    assert optimizer(**FIELDS)[2:] == (0.0, 10)
+    state = optimizer(**FIELDS, spike_factor=6.0).transform.init({"w": jnp.ones(3)})
+    assert state.losses.shape == (128,)
+
+
+def test_moments_and_epsilon_are_the_fields():
+    # Two updates of Adam in NumPy, with a gradient that epsilon and both decays move.
+    gradients, fields = (2e-4, -1e-4), {"b1": 0.5, "b2": 0.75, "eps": 1e-4}
+    transform = optimizer(**{**FIELDS, **fields}).transform
+    params, m, v = {"w": jnp.zeros(1)}, 0.0, 0.0
+    state = transform.init(params)
+    for count, g in enumerate(gradients, start=1):
+        update, state = transform.update({"w": jnp.array([g])}, state, params)
+        m, v = 0.5 * m + 0.5 * g, 0.75 * v + 0.25 * g**2
+        expected = -0.1 * (m / (1 - 0.5**count)) / (np.sqrt(v / (1 - 0.75**count)) + 1e-4)
+        np.testing.assert_allclose(update["w"], expected, rtol=1e-5)

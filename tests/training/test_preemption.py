@@ -1,60 +1,71 @@
 """SIGTERM at any moment leaves a whole checkpoint, and the run goes on as if not stopped."""
 
+import gc
 import random
 import signal
 import time
 
 import pytest
 
-from tests.training import killed
+from tests.cli import SERVER
+from tests.training import interruption, killed
+from tests.training.test_resume import rows
 from training import exits
 from training.preemption import Preempted, Preemption
 
+SLOW_LOG = 5  # steps to a row, so that neither a save nor an evaluation ends all rows
+
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """The state of a run that was never stopped."""
+def undisturbed(tmp_path_factory):
+    """The folder of a run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    killed.run(folder, "edm", {})
-    return killed.final(folder)
+    killed.run(folder, "edm", {}, log=SLOW_LOG)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(undisturbed):
+    """The state that it ended with."""
+    return killed.final(undisturbed)
 
 
 @pytest.mark.parametrize(
     ("place", "at", "saved"),
     [("step", 3, 3), ("saving", 8, 9), ("evaluating", 6, 6), ("evaluating", 12, 12)],
 )
-def test_sigterm_saves_the_step_and_says_so(whole, tmp_path, place, at, saved):
+def test_sigterm_saves_the_step_and_says_so(undisturbed, whole, tmp_path, place, at, saved):
     stop = {"number": signal.SIGTERM, "expect": exits.PREEMPTED}
-    killed.run(tmp_path, "edm", {}, place, at, **stop)
+    killed.run(tmp_path, "edm", {}, place, at, log=SLOW_LOG, **stop)
     assert killed.saved_steps(tmp_path)[-1] == saved
-    killed.run(tmp_path, "edm", {})
+    killed.run(tmp_path, "edm", {}, log=SLOW_LOG)
     assert killed.identical(whole, killed.final(tmp_path))
+    assert rows(undisturbed) == rows(tmp_path)
 
 
-def stopped_at_random(folder, rng):
-    """Start a run and send SIGTERM after a random time; its exit code."""
-    process = killed.start(folder, "edm", {}, pause=0.05)
-    killed.wait_for_a_step(folder, process)
-    time.sleep(rng.uniform(0.0, 0.4))
-    process.terminate()
-    process.join(killed.TIMEOUT)
-    return process.exitcode
+def test_rows_that_stops_and_kills_cut_are_those_of_an_undisturbed_run(undisturbed, tmp_path):
+    for place, at, number, expect in (
+        ("step", 3, signal.SIGTERM, exits.PREEMPTED),
+        ("step", 7, signal.SIGTERM, exits.PREEMPTED),
+        ("step", 8, signal.SIGKILL, -signal.SIGKILL),  # in the row that the stop has cut
+        ("evaluating", 12, signal.SIGKILL, -signal.SIGKILL),
+    ):
+        killed.run(tmp_path, "edm", {}, place, at, number, log=SLOW_LOG, expect=expect)
+    killed.run(tmp_path, "edm", {}, log=SLOW_LOG)
+    assert rows(undisturbed) == rows(tmp_path)
+    logs = [killed.read_rows(folder / killed.LOG) for folder in (undisturbed, tmp_path)]
+    assert [[row["step"] for row in log] for log in logs] == [[4, 5, 6, 6, 8, 10, 12, 12]] * 2
 
 
 def test_sigterm_at_random_moments(whole, tmp_path, stops=3, seed=0):
     rng = random.Random(seed)
-    codes = []
     for _ in range(stops):
-        before = killed.saved_steps(tmp_path)[-1:]
-        codes.append(stopped_at_random(tmp_path, rng))
-        # Nothing that was saved is lost, and a stop that was heard is on disk.
-        assert killed.saved_steps(tmp_path)[-1:] >= before
-        assert codes[-1] in (exits.PREEMPTED, 0, -signal.SIGTERM)
-        if codes[-1] == 0:
+        one = interruption.interrupt(tmp_path, "edm", signal.SIGTERM, rng)
+        if interruption.missed(one):
             break
-    killed.run(tmp_path, "edm", {})
+        assert all(interruption.promises(one).values()), one
+    killed.run(tmp_path, "edm", {}, **interruption.OPTIONS)
     assert killed.identical(whole, killed.final(tmp_path))
-    return codes
 
 
 def test_a_signal_is_noted_in_a_step_and_raised_where_nothing_is_lost():
@@ -68,3 +79,92 @@ def test_a_signal_is_noted_in_a_step_and_raised_where_nothing_is_lost():
         with pytest.raises(Preempted), preemption.at_once():
             raise AssertionError("the block is not begun")
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_ctrl_c_is_noted_in_a_step_and_raised_where_nothing_is_lost():
+    handler = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), Preemption() as preemption, preemption.at_once():
+        signal.raise_signal(signal.SIGINT)
+    with Preemption() as preemption:
+        signal.raise_signal(signal.SIGINT)  # a step goes on to its end
+        with pytest.raises(KeyboardInterrupt):
+            preemption.requested(1)
+    assert signal.getsignal(signal.SIGINT) is handler
+
+
+def test_ctrl_c_ends_a_run_after_the_step_and_a_second_one_at_once(tmp_path):
+    interrupt = {"number": signal.SIGINT, "expect": exits.INTERRUPTED}
+    killed.run(tmp_path, "edm", {}, "step", 5, **interrupt)
+    assert killed.saved_steps(tmp_path) == [4]
+    process = SERVER.Process(target=interrupted_twice)
+    process.start()
+    process.join(killed.TIMEOUT)
+    assert process.exitcode == exits.INTERRUPTED
+
+
+def interrupted_twice():
+    with Preemption():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("goes on")
+
+
+class Dying:
+    """Gets a signal while Python cannot raise, in its destructor."""
+
+    def __init__(self, number):
+        self.number = number
+
+    def __del__(self):
+        signal.raise_signal(self.number)
+
+
+def in_garbage_collection(number):
+    def callback(phase, info):
+        gc.callbacks.remove(callback)
+        signal.raise_signal(number)
+
+    gc.callbacks.append(callback)
+    gc.collect()
+
+
+@pytest.mark.parametrize("place", [in_garbage_collection, Dying])
+@pytest.mark.parametrize(
+    ("number", "error"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, Preempted)]
+)
+def test_a_signal_that_comes_where_python_cannot_raise_is_heard(place, number, error):
+    with pytest.raises(error), Preemption() as preemption, preemption.at_once():
+        place(number)
+        time.sleep(10.0)
+        raise AssertionError("goes on")
+    with Preemption() as preemption:  # and by a loop, which asks
+        place(number)
+        if number == signal.SIGTERM:
+            assert preemption.requested(1)
+        else:
+            with pytest.raises(KeyboardInterrupt):
+                preemption.requested(1)
+
+
+def test_what_one_has_noted_and_not_raised_the_one_around_it_hears():
+    with pytest.raises(Preempted), Preemption() as outer, outer.at_once():
+        with Preemption():
+            signal.raise_signal(signal.SIGTERM)  # after the last step
+        raise AssertionError("another run begins")
+
+
+def test_a_stop_passes_what_catches_every_exception():
+    with pytest.raises(Preempted), Preemption() as preemption, preemption.at_once():
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception as error:
+            raise AssertionError("believed to be a damaged file") from error
+
+
+def test_a_ctrl_c_that_is_switched_off_stays_so():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Preemption():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)

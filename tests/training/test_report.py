@@ -1,4 +1,18 @@
-from training.report import Report, evaluations
+import numpy as np
+import pytest
+
+from objectives.base import Mean
+from training.metrics import LOG, read_rows
+from training.optimizer import Optimizer
+from training.report import (
+    NonFiniteError,
+    Report,
+    SpikesError,
+    check_finite,
+    check_spikes,
+    due,
+    evaluations,
+)
 
 
 def test_a_row_of_the_players_losses_is_no_evaluation(tmp_path):
@@ -8,3 +22,53 @@ def test_a_row_of_the_players_losses_is_no_evaluation(tmp_path):
         report.evaluation(2, {"frechet_1": 3.0})
         assert report.evaluated(2) and not report.evaluated(4)
     assert evaluations(tmp_path) == {2: {"frechet_1": 3.0}}
+
+
+@pytest.mark.parametrize(
+    ("step", "last", "period", "expected"),
+    [(4, 10, 4, True), (5, 10, 4, False), (10, 10, 4, True), (10, 10, 0, True), (5, 10, 0, False)],
+)
+def test_what_is_due(step, last, period, expected):
+    assert due(step, last, period) == expected
+
+
+def test_as_many_spikes_as_the_cap_are_allowed():
+    one = {"network": Optimizer(None, None, spike_factor=6.0, spike_cap=2)}
+    check_spikes(7, {"skipped": Mean(2, 1)}, one)
+    check_spikes(7, {"loss": Mean(1, 1)}, one)
+    with pytest.raises(SpikesError, match="network has skipped 3 updates at step 7"):
+        check_spikes(7, {"skipped": Mean(3, 1)}, one)
+    two = {**one, "fake_score": one["network"]}
+    with pytest.raises(SpikesError, match="fake_score has skipped 3"):
+        check_spikes(7, {"skipped": Mean(1, 1), "fake_score/skipped": Mean(3, 1)}, two)
+
+
+def test_a_value_that_is_not_finite_ends_the_run_and_is_told():
+    metrics = {"a/finite": Mean(1.0, 1.0), "b/finite": Mean(0.0, 0.0)}  # b was not updated
+    check_finite(3, metrics)
+    bad = {**metrics, "a/finite": Mean(0.0, 1.0), "a/loss": Mean(2.0, 1.0), "a/x": Mean(1.0, 1.0)}
+    with pytest.raises(NonFiniteError, match="of a is not finite at step 3") as error:
+        check_finite(3, bad)
+    assert (error.value.step, error.value.values) == (3, {"a/loss": 2.0})
+    with pytest.raises(NonFiniteError, match="of the network is not finite"):
+        check_finite(3, {"finite": Mean(0.0, 1.0)})
+
+
+def test_steps_one_by_one_and_several_at_once_make_the_same_rows(tmp_path):
+    losses = np.arange(1.0, 7.0)
+    for name, parts in (("one", [1] * 6), ("several", [1, 3, 2])):
+        (tmp_path / name).mkdir()
+        with Report(tmp_path / name, 0, 6, 8, 2, {}) as report:
+            assert not report.bar.disable  # the first process shows it
+            done = 0
+            for count in parts:
+                values = losses[done : done + count]
+                total = values if count > 1 else values[0]
+                done += count
+                report.after_steps(done, count, {"loss": Mean(total, np.ones_like(total))})
+            report.flush(done)
+    rows = [
+        [(row["step"], row["loss"]) for row in read_rows(tmp_path / name / LOG)]
+        for name in ("one", "several")
+    ]
+    assert rows[0] == rows[1] == [(2, 1.5), (4, 3.5), (6, 5.5)]

@@ -1,5 +1,6 @@
 import itertools
 import re
+from dataclasses import dataclass
 
 import jax
 import numpy as np
@@ -34,11 +35,13 @@ from training.sharding import (
     AXES,
     batch_sharding,
     check_batch_size,
+    device_grid,
     devices_of_rows,
     make_mesh,
     parameter_spec,
     put_batch,
     replicated,
+    slices_of,
     spread,
     tree_shardings,
 )
@@ -286,6 +289,39 @@ def test_mesh_sizes():
     for sizes in ((3, 1), (-1, 3), (-1, -1), (4, 1), (0, 8)):
         with pytest.raises(ValueError, match="mesh.data"):
             make_mesh(*sizes)
+
+
+@dataclass(frozen=True)
+class Fake:
+    """What a mesh reads of a device."""
+
+    id: int
+    process_index: int
+    slice_index: int
+    platform: str = "gpu"
+    device_kind: str = "fake"
+
+
+def grid(devices, *sizes):
+    return [[device.id for device in row] for row in device_grid(slices_of(devices), *sizes)]
+
+
+def test_data_spans_slices_and_fsdp_stays_inside_of_one_unless_asked():
+    # Two slices of two processes of two devices, numbered by the runtime the other way round.
+    devices = [Fake(i, process_index=i // 2, slice_index=1 - i // 4) for i in reversed(range(8))]
+    assert grid(devices, 8, 1, False) == [[i] for i in range(8)]
+    assert grid(devices, 4, 2, False) == [[0, 1], [2, 3], [4, 5], [6, 7]]
+    assert grid(devices, 2, 4, False) == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    assert grid(devices, 1, 8, True) == [[*range(8)]]
+    with pytest.raises(ValueError, match=r"mesh.fsdp=8 does not fit into slices .* of 4 device"):
+        grid(devices, 1, 8, False)
+    three = [Fake(i, i // 2, i // 2) for i in range(6)]
+    assert grid(three, 3, 2, False) == grid(three, 3, 2, True) == [[0, 1], [2, 3], [4, 5]]
+    for sizes in ((2, 3, True), (2, 3, False)):
+        with pytest.raises(ValueError, match=r"use a divisor of 2, or a multiple"):
+            grid(three, *sizes)
+    with pytest.raises(ValueError, match=r"have \[4, 2\] devices"):
+        grid(devices[2:], 6, 1, False)
 
 
 def test_batch_must_divide():

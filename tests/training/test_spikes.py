@@ -128,3 +128,16 @@ def test_a_deviation_is_that_of_a_sample():
     # 1, 2 and 3 deviate by 1 as a sample and by 0.82 as a whole.
     past = jnp.array([1.0, 2.0, 3.0])
     assert is_above(4.1, past, 2.0) and not is_above(3.9, past, 2.0)
+
+
+def test_the_first_update_after_a_full_window_can_be_a_spike():
+    transform = skip_spikes(optax.sgd(1.0), 3.0, 4)
+    params = {"w": jnp.zeros(1)}
+    state = transform.init(params)
+    losses, gradient = (1.0, 1.1, 0.9, 1.0, 50.0), {"w": jnp.ones(1)}
+    moved = []
+    for loss in losses:
+        updates, state = transform.update(gradient, state, params, value=jnp.float32(loss))
+        moved.append(bool(updates["w"].any()))
+    assert moved == [True, True, True, True, False]
+    assert (int(state.seen), int(state.skipped)) == (5, 1)

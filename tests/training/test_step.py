@@ -13,6 +13,7 @@ from objectives.followers import constant_ema
 from tests.networks import affine, model_of
 from training.optimizer import Optimizer
 from training.report import NonFiniteError, check_finite
+from training.spikes import skip_spikes
 from training.state import initial_state, named_key
 from training.step import train_step
 
@@ -113,6 +114,80 @@ def test_a_follower_of_a_slow_player_counts_the_player_s_updates():
     assert averages[:4] == pytest.approx([0.5 * first] * 3 + [0.25 * first + 0.5 * first * 1.9])
 
 
+def test_the_logged_rate_of_a_slow_player_is_that_of_its_own_update():
+    rising = Optimizer(optax.sgd(RATE), lambda n: 1.0 + n)
+    objective = game(every=3)
+    optimizers = dict.fromkeys(objective.players, rising)
+    state = initial_state(objective, optimizers, 0, FROZEN)
+    step = jax.jit(train_step(objective, optimizers, 0))
+    logged = {"first": [], "second": []}
+    for _ in range(7):
+        state, metrics = step(state, FROZEN, BATCH)
+        for player, rates in logged.items():
+            rate = metrics[f"{player}/learning_rate"]
+            rates.append(float(rate.total) if rate.count else None)
+    assert logged["first"] == [1.0, None, None, 2.0, None, None, 3.0]
+    assert logged["second"] == [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0]
+
+
+def test_each_player_is_updated_by_its_own_optimizer():
+    objective = game()
+    rates = {"first": RATE, "second": 3.0 * RATE}
+    optimizers = {
+        name: Optimizer(optax.sgd(rate), optax.constant_schedule(rate))
+        for name, rate in rates.items()
+    }
+    state = initial_state(objective, optimizers, 0, FROZEN)
+    state, metrics = jax.jit(train_step(objective, optimizers, 0))(state, FROZEN, BATCH)
+    first = RATE * 2.0
+    second = 5.0 - 3.0 * RATE * (5.0 - (first + 0.0 + 7.0))
+    assert float(state.networks["first"]["w"]) == pytest.approx(first)
+    assert float(state.networks["second"]["w"]) == pytest.approx(second)
+    logged = {name: float(metrics[f"{name}/learning_rate"].total) for name in rates}
+    assert logged == pytest.approx(rates)
+
+
+def test_the_logged_rate_is_the_one_of_the_update_whatever_was_skipped_before():
+    # A loss of value x and slope 1: each update that is made moves w by the rate.
+    loss = lambda params, networks, batch, *_: (  # noqa: E731
+        params["w"] - jax.lax.stop_gradient(params["w"]) + batch["x"][:, 0],
+        {},
+    )
+    objective = Objective(
+        players={"network": Player(lambda key: {"w": jnp.float32(0.0)}, loss)},
+        followers={},
+        sample=None,
+        init_from={},
+    )
+    rate = lambda n: 1.0 + n  # noqa: E731
+    optimizers = {"network": Optimizer(skip_spikes(optax.sgd(rate), 3.0, 2), rate, 3.0, 9)}
+    state = initial_state(objective, optimizers, 0, {})
+    step = jax.jit(train_step(objective, optimizers, 0))
+    moves, rates = [], []
+    for value in (1.0, 2.0, 90.0, 2.0, 2.0):
+        before = float(state.networks["network"]["w"])
+        state, metrics = step(state, {}, {"x": jnp.full((2, 1), value), "label": jnp.zeros(2)})
+        moves.append(before - float(state.networks["network"]["w"]))
+        rates.append(float(metrics["learning_rate"].total))
+    assert moves == [1.0, 2.0, 0.0, 3.0, 4.0]
+    assert rates == [1.0, 2.0, 3.0, 3.0, 4.0]
+
+
+def test_a_follower_copies_its_source_and_no_other_network():
+    copies = {
+        name: Follower(source, constant_ema(0.0))
+        for name, source in (("mine", "second"), ("its", "mine"), ("other", "first"))
+    }
+    objective = game()
+    objective = objective._replace(followers={**objective.followers, **copies})
+    state, step = start(objective)
+    state, _ = step(state, FROZEN, BATCH)
+    networks, followers = state.networks, state.followers
+    assert float(networks["first"]["w"]) != float(networks["second"]["w"])
+    for name, source in (("mine", "second"), ("its", "second"), ("other", "first")):
+        assert float(followers[name]["w"]) == float(networks[source]["w"])
+
+
 def test_players_start_from_frozen_networks_and_own_their_copy():
     objective = game()._replace(init_from={"second": "teacher"})
     state, step = start(objective)
@@ -141,6 +216,37 @@ def test_an_infinite_gradient_of_a_finite_loss_is_caught():
     state, step = start(objective._replace(players={**objective.players, "first": bad}))
     with pytest.raises(NonFiniteError, match="first"):
         check_finite(1, jax.device_get(step(state, FROZEN, BATCH)[1]))
+
+
+def overflowing(bad):
+    """A game in which the finite gradients of `first` make a part of its state infinite."""
+    objective, optimizers = game(), dict.fromkeys(("first", "second"), SGD)
+    if bad == "parameters":
+        optimizers["first"] = Optimizer(optax.sgd(1e39), optax.constant_schedule(1e39))
+    if bad == "optimizer state":
+        squares = optax.GradientTransformation(
+            lambda params: jnp.float32(1.0),
+            lambda updates, state, params=None: (updates, 1e30 * state * 1e30),
+        )
+        transform = optax.chain(squares, optax.sgd(RATE))
+        optimizers["first"] = Optimizer(transform, optax.constant_schedule(RATE))
+    if bad == "follower":
+        blown_up = Follower("average", lambda own, source, step: {"w": source["w"] * 1e39})
+        objective = objective._replace(followers={**objective.followers, "blown_up": blown_up})
+    return objective, optimizers
+
+
+@pytest.mark.parametrize("bad", ["parameters", "optimizer state", "follower"])
+def test_an_update_that_makes_any_part_infinite_is_not_kept_and_named(bad):
+    objective, optimizers = overflowing(bad)
+    state = initial_state(objective, optimizers, 0, FROZEN)
+    step = jax.jit(train_step(objective, optimizers, 0))
+    updated, metrics = step(state, FROZEN, BATCH)
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updated))
+    jax.tree.map(np.testing.assert_array_equal, updated, state)
+    with pytest.raises(NonFiniteError) as error:
+        check_finite(12, jax.device_get(metrics))
+    assert "of first after its update are not finite at step 12" in str(error.value)
 
 
 def test_keys_are_a_function_of_seed_step_and_name():
@@ -187,6 +293,41 @@ def test_a_gradient_is_the_mean_of_those_of_the_micro_batches():
     for name, after in updated.networks["network"].items():
         mean = np.mean([gradient[name] for gradient in gradients], axis=0)
         np.testing.assert_allclose(params[name] - RATE * mean, after, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("micro_batches", [1, 4])
+def test_every_row_has_a_draw_of_its_own_that_all_players_share(micro_batches):
+    # Each of 8 rows says what was drawn for it, for what is shared and by the player itself.
+    def draws(key, batch):
+        return jax.random.uniform(key, batch["label"].shape)
+
+    def loss(params, networks, batch, key, step):
+        drawn = {"shared": batch["shared"]["x"], "own": draws(key, batch)}
+        rows = jnp.zeros(8).at[batch["label"]]
+        found = {name: Mean(rows.set(value), jnp.float32(1)) for name, value in drawn.items()}
+        return params["w"] * jnp.zeros(len(batch["label"])), found
+
+    player = Player(lambda key: {"w": jnp.float32(0.0)}, loss)
+    objective = Objective(
+        players={"first": player, "second": player},
+        followers={},
+        sample=None,
+        share=lambda networks, batch, key: {"x": draws(key, batch)},
+        init_from={},
+    )
+    optimizers = dict.fromkeys(objective.players, SGD)
+    drawn = []
+    for seed in (0, 1):
+        state = initial_state(objective, optimizers, seed, {})
+        step = jax.jit(train_step(objective, optimizers, seed, micro_batches))
+        for _ in range(2):
+            state, metrics = step(state, {}, {"label": jnp.arange(8)})
+            first, second = (metrics[f"{name}/shared"].total for name in objective.players)
+            np.testing.assert_array_equal(first, second)
+            own = (metrics[f"{name}/own"].total for name in objective.players)
+            drawn += [first, *own]
+    # Of two seeds, two steps, two players and what they share: none is drawn twice.
+    assert len(np.unique(np.concatenate(drawn))) == 2 * 2 * 3 * 8
 
 
 def sharing(counts, every=1):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from models.dit import SIZES, Size
+from tests.modes.recorded import random_network
 from tests.training.runs import (
     largest_difference,
     perturbed,
@@ -18,7 +19,15 @@ from training.experiment import build, rebuild
 from training.fingerprint import fingerprint
 from training.loop import Schedule, create_state, train
 from training.sharding import tree_shardings
-from training.teacher import check_teacher, load_teacher, locate, merge, pinned, teacher_identity
+from training.teacher import (
+    adopt,
+    check_teacher,
+    load_teacher,
+    locate,
+    merge,
+    pinned,
+    teacher_identity,
+)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -277,6 +286,15 @@ def test_a_run_from_before_a_field_has_its_default(flow):
     teacher = workdir.load_config(locate(flow).folder)
     del teacher.model.scan
     check_teacher(config, teacher, experiment)
+
+
+def test_new_parts_of_a_student_are_drawn_by_its_seed():
+    config = small_config("flow_matching")
+    experiment = build(config, random_network((8, 8, 1)))
+    given = {"a": jnp.float32(5.0)}
+    drawn = [adopt(given, experiment, seed, mesh()) for seed in (0, 1)]
+    assert [float(params["a"]) for params in drawn] == [5.0, 5.0]
+    assert float(drawn[0]["d"]) != float(drawn[1]["d"])
 
 
 def test_merge_takes_every_part_that_is_given_and_no_other():

@@ -41,6 +41,10 @@ def test_slow_steps_are_given_ten_times_their_median(tmp_path):
     assert watchdog.limit() == 60.0
     watchdog.times.extend([1.0, 9.0, 50.0])
     assert watchdog.limit() == 90.0
+    for patience, limit in ((Patience(factor=20.0), 180.0), (Patience(seconds=100.0), 100.0)):
+        other = Watchdog(tmp_path, patience)
+        other.times.extend(watchdog.times)
+        assert other.limit() == limit
 
 
 def test_past_its_limit_the_process_ends_with_its_own_code(tmp_path):

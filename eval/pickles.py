@@ -1,0 +1,262 @@
+"""Pickles of PyTorch's state dicts, read as descriptions of tensors: nothing of them is run.
+
+A pickle is a program for a machine with a stack, which may call any function. Here it runs on a
+machine of its own that has the few instructions of a state dict. Containers, text and numbers are
+all that it makes, what it calls are the functions below, and attributes it cannot set.
+
+Traps of the format:
+- A container may be put into another a thousand times by reference: it is small, but its hash, its
+  text and its comparison take exponentially long, and copies of it fill the memory. So keys are
+  text or small numbers, what is copied is short, and nothing is printed that was not looked at.
+- Every byte may be a new container. The bytes are limited.
+"""
+
+import pickletools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, BinaryIO, NamedTuple
+
+# PyTorch's classes of storages, which carry the type of their elements.
+STORAGES: dict[str, Any] = {
+    "DoubleStorage": "float64",
+    "FloatStorage": "float32",
+    "HalfStorage": "float16",
+    "BFloat16Storage": "bfloat16",
+    "LongStorage": "int64",
+    "IntStorage": "int32",
+    "ShortStorage": "int16",
+    "CharStorage": "int8",
+    "ByteStorage": "uint8",
+    "BoolStorage": "bool",
+}
+STORAGE_MODULES = ("torch", "torch.cuda")
+LARGEST_SIZE, MOST_AXES = 2**62, 32  # NumPy's limits
+LARGEST_KEY = 2**16  # larger numbers can be chosen so that their hashes are the same
+SHOWN = 80  # letters of a file's own text in an error
+
+VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
+# Instructions that push the number or text that comes with them.
+LITERALS = (
+    *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
+    *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
+)
+NEW = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
+TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
+PUT = ("BINPUT", "LONG_BINPUT")
+GET = ("BINGET", "LONG_BINGET")
+IGNORED = ("PROTO", "FRAME")
+
+
+class PickleError(ValueError):
+    """A pickle that describes something else than tensors."""
+
+
+class Storage(NamedTuple):
+    """Elements that several tensors may share: their type, their name in the file, their number."""
+
+    dtype: str
+    key: str
+    size: int
+
+
+class Slice(NamedTuple):
+    """A tensor as a pickle describes it; offset and strides count elements of the storage."""
+
+    storage: Storage
+    offset: int
+    shape: tuple[int, ...]
+    strides: tuple[int, ...]
+
+
+def ordered_dict(*items: Any) -> dict[Any, Any]:
+    """A dict, of the pairs that Python 2 gives it at once. They move: there is one of each."""
+    made: dict[Any, Any] = {}
+    for pairs in items:
+        if type(pairs) is not list:
+            raise PickleError("it makes a dict of something else than a list")
+        set_items(made, [part for key, value in pairs for part in (key, value)])
+        pairs.clear()
+    return made
+
+
+def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Slice:
+    shapes = type(shape) is type(strides) is tuple and is_shape(shape) and is_shape(strides)
+    if not isinstance(storage, Storage) or not is_size(offset) or not shapes:
+        raise PickleError("a tensor is described by something else than sizes")
+    return Slice(storage, offset, shape, strides)
+
+
+def rebuild_parameter(data: Any, *_: Any) -> Any:
+    return data
+
+
+GLOBALS: Mapping[tuple[str, str], Callable[..., Any]] = {
+    ("collections", "OrderedDict"): ordered_dict,
+    ("torch._utils", "_rebuild_tensor_v2"): rebuild_tensor,
+    ("torch._utils", "_rebuild_parameter"): rebuild_parameter,
+}
+
+
+def describe(file: BinaryIO) -> Any:
+    """What the pickle at this place of a file describes; the file is left behind its end.
+
+    Raises ValueError, and what containers raise, for one that is damaged or needs anything else.
+    """
+    machine = Machine()
+    for opcode, argument, _ in pickletools.genops(file):
+        if opcode.name == "STOP":
+            return machine.pop()
+        machine.do(opcode.name, argument)
+    raise PickleError("it has no end")
+
+
+class Machine:
+    """The stack, the lengths that it had at each mark, and what was remembered."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+
+    def do(self, name: str, argument: Any) -> None:
+        """Carry out one instruction. Raises PickleError for one that no tensor needs."""
+        push = self.stack.append
+        if name in LITERALS:
+            push(argument)
+        elif name in VALUES:
+            push(VALUES[name])
+        elif name == "MARK":
+            self.marks.append(len(self.stack))
+        elif name in NEW:
+            push(NEW[name]())
+        elif name in TUPLES:
+            push(tuple(self.pop() for _ in range(TUPLES[name]))[::-1])
+        elif name == "TUPLE":
+            push(tuple(self.pop_marked()))
+        elif name in PUT:
+            self.memo[argument] = self.top()
+        elif name == "MEMOIZE":
+            self.memo[len(self.memo)] = self.top()
+        elif name in GET:
+            push(self.memo[argument])
+        elif name in FILLING:
+            FILLING[name](self)
+        elif name == "GLOBAL":
+            push(known(*argument.split(" ", 1)))
+        elif name == "STACK_GLOBAL":
+            function, module = self.pop(), self.pop()
+            push(known(module, function))
+        elif name == "BINPERSID":
+            push(storage(self.pop()))
+        elif name == "REDUCE":
+            self.call()
+        elif name == "BUILD":
+            self.build()
+        elif name not in IGNORED:
+            raise PickleError(f"it uses {name}, which no tensor needs")
+
+    def top(self) -> Any:
+        """The last value since the last mark."""
+        if len(self.stack) <= (self.marks[-1] if self.marks else 0):
+            raise PickleError("it takes a value where there is none")
+        return self.stack[-1]
+
+    def pop(self) -> Any:
+        """The last value since the last mark, taken off."""
+        self.top()
+        return self.stack.pop()
+
+    def pop_marked(self) -> list[Any]:
+        """All values since the last mark, taken off with it."""
+        if not self.marks:
+            raise PickleError("it ends a group that has no start")
+        start = self.marks.pop()
+        values = self.stack[start:]
+        del self.stack[start:]
+        return values
+
+    def container(self, kind: type) -> Any:
+        """The list or dict that is last. Raises PickleError for anything else."""
+        last = self.top()
+        if type(last) is not kind:
+            raise PickleError(f"it fills a {type(last).__name__}")
+        return last
+
+    def append(self) -> None:
+        value = self.pop()
+        self.container(list).append(value)
+
+    def extend(self) -> None:
+        values = self.pop_marked()
+        self.container(list).extend(values)
+
+    def set_item(self) -> None:
+        value, key = self.pop(), self.pop()
+        set_items(self.container(dict), [key, value])
+
+    def set_marked(self) -> None:
+        values = self.pop_marked()
+        set_items(self.container(dict), values)
+
+    def call(self) -> None:
+        """Call one of GLOBALS, and nothing else."""
+        arguments, function = self.pop(), self.pop()
+        if type(arguments) is not tuple or not any(function is own for own in GLOBALS.values()):
+            raise PickleError("it calls something that is no function of tensors")
+        self.stack.append(function(*arguments))
+
+    def build(self) -> None:
+        """Forget the attributes of a dict, which state dicts have (`_metadata`)."""
+        self.pop()
+        self.container(dict)
+
+
+FILLING = {
+    "APPEND": Machine.append,
+    "APPENDS": Machine.extend,
+    "SETITEM": Machine.set_item,
+    "SETITEMS": Machine.set_marked,
+}
+
+
+def set_items(target: dict[Any, Any], items: list[Any]) -> None:
+    """Keys and values in turn, put into a dict. Raises PickleError unless keys are plain."""
+    if len(items) % 2 or not all(map(is_key, items[::2])):
+        raise PickleError("it has a dict whose keys are neither text nor small numbers")
+    target.update(zip(items[::2], items[1::2], strict=True))
+
+
+def known(module: Any, name: Any) -> Any:
+    """What a name stands for here. Raises PickleError for one that no tensor needs."""
+    if not isinstance(module, str) or not isinstance(name, str):
+        raise PickleError("it asks for a function whose name is no text")
+    if module in STORAGE_MODULES and name in STORAGES:
+        return STORAGES[name]
+    if (module, name) not in GLOBALS:
+        raise PickleError(f"it asks for {module[:SHOWN]}.{name[:SHOWN]}, which no tensor needs")
+    return GLOBALS[module, name]
+
+
+def storage(description: Any) -> Storage:
+    """The storage that a tensor refers to. Raises PickleError if it is a part of one."""
+    if type(description) is tuple and len(description) in (5, 6):
+        kind, dtype, key, _, size, *view = description
+        whole = kind == "storage" and all(part is None for part in view)
+        texts = isinstance(dtype, str) and isinstance(key, str)
+        if whole and texts and dtype in STORAGES.values() and is_size(size):
+            return Storage(dtype, key, size)
+    raise PickleError("it refers to something that is not a whole storage of numbers")
+
+
+def is_key(value: Any) -> bool:
+    """Whether a value is a text or a small number."""
+    return isinstance(value, str) or (type(value) is int and 0 <= value <= LARGEST_KEY)
+
+
+def is_size(value: Any) -> bool:
+    """Whether a value is a number of elements."""
+    return type(value) is int and 0 <= value <= LARGEST_SIZE
+
+
+def is_shape(values: Sequence[Any]) -> bool:
+    """Whether values are the sizes or the strides of a tensor."""
+    return len(values) <= MOST_AXES and all(map(is_size, values))

@@ -1,0 +1,228 @@
+"""Every field of a config reaches the function that it is meant for, with its value."""
+
+from functools import wraps
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+import models
+from configs import base
+from configs.methods import METHODS, choose
+from diffusion.path import PATHS
+from diffusion.prediction import KINDS, Coefficients
+from diffusion.spacing import SPACINGS
+from diffusion.time_pairs import CURRICULA
+from diffusion.time_sampling import TIME_SAMPLERS
+from objectives import OBJECTIVES
+from objectives.base import Objective
+from objectives.consistency import WEIGHTINGS
+from objectives.distances import DISTANCES
+from objectives.divergences import DIVERGENCES
+from objectives.followers import constant_ema, power_ema, warmed_ema
+from objectives.model import Model
+from samplers import SOLVERS
+from samplers.ode import STEPS
+from tests.objectives.assembled import responsive
+from tests.objectives.test_parts import OTHERS, parameters_of
+from training.experiment import build, build_kind, build_model, build_objective
+
+# Fields of an objective that have a name and fields: their table, and whether they take the path.
+PARTS = {
+    "time_sampler": (TIME_SAMPLERS, True),
+    "fake_time_sampler": (TIME_SAMPLERS, True),
+    "spacing": (SPACINGS, True),
+    "solver": (SOLVERS, False),
+    "distance": (DISTANCES, False),
+    "regression_distance": (DISTANCES, False),
+    "divergence": (DIVERGENCES, False),
+    "curriculum": (CURRICULA, False),
+}
+# The tables of tests/objectives/test_parts.py that their fields are in.
+ALIKE = {"fake_time_sampler": "time_sampler", "regression_distance": "distance"}
+NAMES = {"weighting": WEIGHTINGS, "teacher_solver": STEPS}
+STEPS_OF_RUN = 777
+MODEL = Model(responsive(), PATHS["ve"](), KINDS["F"])
+
+
+class Built(NamedTuple):
+    """What a function of a table was called with."""
+
+    name: str
+    inputs: tuple
+    fields: dict[str, Any]
+
+
+@pytest.fixture
+def recorded(monkeypatch):
+    """Functions of tables note their arguments; the list of those of objectives."""
+    called = []
+
+    def note(table, name, result):
+        @wraps(table[name])
+        def function(*inputs, **fields):
+            return result(Built(name, inputs, fields))
+
+        monkeypatch.setitem(table, name, function)
+
+    for table in {id(table): table for table, _ in PARTS.values()}.values():
+        for name in table:
+            note(table, name, lambda built: built)
+    for name in OBJECTIVES:
+        note(OBJECTIVES, name, lambda built: called.append(built) or Objective({}, {}, None))
+    return called
+
+
+def described(fields):
+    """The arguments that a config's fields stand for, by the comments of configs/objectives.py."""
+    arguments = {}
+    for name, value in fields.items():
+        if name in PARTS and value["name"]:
+            arguments[name] = part_of(name, value)
+        elif name in NAMES:
+            arguments[name] = NAMES[name][value]
+        elif name in ("total_steps", "tangent_warmup") and value is None:
+            arguments[name] = STEPS_OF_RUN
+        elif name not in ("name", *PARTS) and value is not None:
+            arguments[name] = value
+    return arguments
+
+
+def part_of(field, part):
+    """A part as it is built: without the fields that are None, but for the length of a run."""
+    table, on_path = PARTS[field]
+    fields = (
+        part
+        if "total_steps" in parameters_of(ALIKE.get(field, field), part["name"])
+        else {name: value for name, value in part.items() if name != "total_steps"}
+    )
+    return Built(part["name"], (MODEL.path,) if on_path else (), described(fields))
+
+
+def config_of(method):
+    config = choose(base.config(), method)
+    config.steps = STEPS_OF_RUN
+    return config
+
+
+def set_part(config, field, name):
+    """Replaces a part by another of its table, every field of it set."""
+    part = config[field]
+    for own in part:
+        if isinstance(part[own], ConfigDict):
+            part[own].update({"name": "", "c": None, "power": None})
+        else:
+            part[own] = None
+    part.name = name
+    for own in parameters_of(ALIKE.get(field, field), name):
+        if own in PARTS:
+            set_part(part, own, "norm")
+        else:
+            part[own] = OTHERS[own]
+
+
+def changed(value):
+    """Another value of the same type."""
+    if isinstance(value, bool):
+        return not value
+    if isinstance(value, (int, float)):
+        return value + 1
+    return (0.7, 0.3) if isinstance(value, tuple) else 5
+
+
+def check(config, called):
+    called.clear()
+    build_objective(config, MODEL)
+    (found,) = called
+    assert found == Built(config.objective.name, (MODEL,), described(config.objective))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_field_reaches_the_objective(method, recorded):
+    config = config_of(method)
+    check(config, recorded)
+    for field in config.objective:
+        if field in PARTS:
+            for name in PARTS[field][0]:
+                set_part(config.objective, field, name)
+                check(config, recorded)
+        elif field in NAMES:
+            for name in NAMES[field]:
+                config.objective[field] = name
+                check(config, recorded)
+        elif field != "name":
+            config.objective[field] = changed(config.objective[field])
+            check(config, recorded)
+
+
+def test_a_warmup_of_none_is_the_run_s(recorded):
+    config = config_of("sct")
+    with config.objective.ignore_type():
+        config.objective.tangent_warmup = None
+    check(config, recorded)
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_every_field_reaches_the_path(name, monkeypatch):
+    built = []
+    plain = PATHS[name]
+
+    @wraps(plain)
+    def path(**fields):
+        built.append(fields)
+        return plain(**fields)
+
+    monkeypatch.setitem(PATHS, name, path)
+    config = config_of("edm")
+    config.data.update(image_size=8, channels=1, num_classes=3)
+    config.path.update(name=name, **{field: OTHERS[field] for field in parameters_of("path", name)})
+    assert build_model(config).path.t_max == plain(**built[0]).t_max
+    assert built == [{field: OTHERS[field] for field in parameters_of("path", name)}]
+
+
+def test_every_field_reaches_the_network(monkeypatch):
+    built = []
+    plain = models.NETWORKS["dit"]
+
+    @wraps(plain)
+    def network(**fields):
+        built.append(fields)
+        return responsive()
+
+    monkeypatch.setitem(models.NETWORKS, "dit", network)
+    config = config_of("edm")
+    config.data.update(image_size=12, channels=3, num_classes=7)
+    for field in config.model:
+        if field != "name":
+            value = config.model[field]
+            config.model[field] = f"other {value}" if isinstance(value, str) else changed(value)
+    build_model(config)
+    fields = {name: value for name, value in config.model.items() if name != "name"}
+    assert built == [{**fields, "image_size": 12, "channels": 3, "num_classes": 7}]
+
+
+def test_the_deviation_of_data_reaches_the_kind():
+    c = Coefficients(*(jnp.float32(x) for x in (0.8, 0.6, -1.0, 1.0)))
+    own = build_kind("F", 0.3).c_in(c)
+    assert float(own) == pytest.approx((0.8**2 * 0.3**2 + 0.6**2) ** -0.5)
+    assert build_kind("F", None) is KINDS["F"]
+
+
+def test_every_average_follows_the_generator_at_its_own_rate():
+    a, b = jnp.float32(1.0), jnp.float32(3.0)
+    for method, generator in (("edm", "network"), ("sim", "generator")):
+        for warmup, update in ((True, warmed_ema), (False, constant_ema)):
+            config = config_of(method)
+            config.data.update(image_size=8, channels=1, num_classes=3)
+            config.model.size = "nano"
+            config.ema.update(decays=(0.9, 0.99), power_stds=(0.05, 0.2), warmup=warmup)
+            followers = build(config, responsive()).objective.followers
+            expected = {f"ema_{decay:g}": update(decay) for decay in (0.9, 0.99)}
+            expected |= {f"power_{std:g}": power_ema(std) for std in (0.05, 0.2)}
+            assert set(followers) == set(expected)
+            for name, follower in followers.items():
+                assert follower.source == generator
+                for step in (3, 5000):
+                    found = follower.update(a, b, step)
+                    assert float(found) == float(expected[name](a, b, step)), name

@@ -1,0 +1,175 @@
+"""A run of training up to its loop, with recorders in the place of what it calls."""
+
+import hashlib
+import re
+from importlib import import_module
+from itertools import islice
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from data import Dataset, Pairs, Split
+from modes.request import Request
+from tests.networks import affine
+from tests.training.runs import small_config
+from training import workdir
+from training.loop import abstract_batch, abstract_state, compile_step
+from training.sharding import put_batch
+from training.state import initial_state
+
+# Modules; the packages' own `train` and others are functions.
+TRAIN, REQUEST = import_module("modes.train"), import_module("modes.request")
+EVALUATE, EXPERIMENT = import_module("eval.evaluate"), import_module("training.experiment")
+TEACHER = import_module("training.teacher")
+MEASURED_BY = ("features", "weights", "reference", "agreement", "num_samples", "batch_size")
+
+
+def recorded(patch, folder, method, fields, traced=True):
+    """What each place of a run sees: {place: texts}; `patch` is undone by the caller.
+
+    folder: an empty one; the runs "first" and "second" in it are teachers. traced: whether to look
+    at the training step, which takes longest.
+    """
+    for name in ("first", "second"):
+        workdir.start_run(folder / name, small_config("edm"))
+    if "teacher" in fields:
+        fields = fields | {"teacher": str(folder / fields["teacher"])}
+    recorder = Recorder(traced)
+    patch.setattr(EXPERIMENT.models, "build", recorder.build_network)
+    patch.setattr(REQUEST.data, "load", recorder.load_data)
+    patch.setattr(TEACHER, "restore", recorder)
+    for name in ("batch_sampler", "trajectory", "load_measures", "save"):
+        patch.setattr(EVALUATE, name, getattr(recorder, name))
+    for name in ("check_feature_network", "save_all_steps"):
+        patch.setattr(EVALUATE, name, lambda *_: None)
+    for name in ("train_network", "teacher_pairs", "check_step", "evaluations"):
+        patch.setattr(TRAIN, name, getattr(recorder, name))
+    config = small_config(method)
+    config.update_from_flattened_dict(fields)
+    TRAIN.train(Request(config=config, workdir=folder / "run"))
+    return recorder.places()
+
+
+def dataset(image_size, channels):
+    """Random images, sized as asked for."""
+    shape = (200, image_size or 8, image_size or 8, channels or 1)
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    labels = (np.arange(200) % 10).astype(np.int32)
+    return Dataset("made", Split(images, labels), Split(images[:50], labels[50::-1][:50]), 10)
+
+
+def random_network(shape):
+    """The affine network with random parameters, and no input beside time and label."""
+    network = affine()
+
+    def init(key):
+        return jax.tree.map(lambda leaf: leaf * jax.random.uniform(key), network.init(key))
+
+    return network._replace(init=init, shape=shape)
+
+
+class Recorder:
+    """What a run calls; it keeps what it was called with, by place."""
+
+    def __init__(self, traced):
+        self.notes, self.traced = {}, traced
+
+    def note(self, place, *content):
+        """Keep what a place was given."""
+        self.notes.setdefault(place, []).append(content)
+
+    def note_each(self, place, content):
+        """Keep the fields of a place, each as a place of its own."""
+        for field, value in content.items():
+            self.note(f"{place}.{field}", value)
+
+    def places(self):
+        """What each place has seen, as texts without addresses in memory; repetitions once."""
+        return {
+            place: {re.sub(r"0x[0-9a-f]+", "", repr(jax.tree.map(digest, note))) for note in notes}
+            for place, notes in self.notes.items()
+        }
+
+    def build_network(self, **fields):
+        self.note_each("network", fields)
+        return random_network((fields["image_size"], fields["image_size"], fields["channels"]))
+
+    def load_data(self, name, *, data_dir, **sizes):
+        self.note_each("data", {"name": name, "dir": data_dir, **sizes})
+        return dataset(**sizes)
+
+    def saved_step(self, folder, step=None):
+        return 5 if step is None else step
+
+    def restore_network(self, folder, name, abstract, step):
+        self.note_each("teacher", {"folder": folder.name, "network": name, "step": step})
+        return jax.tree.map(lambda leaf: jnp.ones(leaf.shape), abstract), step
+
+    def teacher_pairs(self, folder, taught, params, mesh, **how):
+        self.note_each("pairs", how | {"params": params})
+        images = np.zeros((how["count"], *taught.image_shape), np.float32)
+        return Pairs(images, images, np.arange(how["count"], dtype=np.int32))
+
+    def batch_sampler(self, objective, image_shape, mesh, **how):
+        self.note_each("sampler", how | {"mesh": dict(mesh.shape), "shape": image_shape})
+
+        def sample(params, indices, labels):
+            if isinstance(indices, np.ndarray):  # not when it is traced
+                self.note_each("samples", {"network": params, "labels": labels})
+            return jnp.zeros((len(indices), *image_shape))
+
+        return sample
+
+    def trajectory(self, config, **how):
+        self.note_each("way", how)
+        return lambda params: self.note("way.network", params)
+
+    def load_measures(self, fields, dataset, *, mesh, root, **how):
+        used = {name: fields[name] for name in MEASURED_BY}
+        self.note_each("measures", used | how | {"mesh": dict(mesh.shape), "root": root.name})
+
+    def save(self, folder, result, **shown):
+        self.note_each("results", {name: result[name] for name in ("data", "images_seen")})
+        self.note_each("results", result["protocol"]["sampling"])
+
+    def evaluations(self, folder):
+        return {2: {"frechet_1": 3.0}}
+
+    def check_step(self, experiment, config, mesh, frozen):
+        self.image_shape = experiment.image_shape
+        return abstract_state(experiment.objective, experiment.optimizers, 0, frozen, mesh)
+
+    def train_network(self, *, objective, optimizers, frozen, mesh, seed, batch_size, **rest):
+        micro_batches, retention = rest["micro_batches"], rest["retention"]
+        given = {"seed": seed, "batch_size": batch_size, "micro_batches": micro_batches}
+        numbers = given | rest["schedule"]._asdict() | rest["patience"]._asdict()
+        numbers |= {"mesh": dict(mesh.shape)}
+        factors = [
+            (optimizer.spike_factor, optimizer.spike_cap) for optimizer in optimizers.values()
+        ]
+        self.note_each("loop", numbers | {"spikes": factors})
+        self.note_each("kept", retention._asdict() | {"scores": retention.scores()})
+        create = jax.make_jaxpr(lambda f: initial_state(objective, optimizers, seed, f))
+        self.note("start", create(frozen))
+        if self.traced:
+            step = jax.make_jaxpr(compile_step(objective, optimizers, seed, mesh, micro_batches))
+            state = abstract_state(objective, optimizers, seed, frozen, mesh)
+            batch = abstract_batch(objective, batch_size, self.image_shape)
+            self.note("step", step(state, frozen, batch))
+        for batch in islice(rest["batches"](1), 2):
+            self.note("host", batch)
+            self.note("images", rest["complete"](put_batch(batch, mesh)))
+        # Networks are their names.
+        networks, followers = (
+            {name: name for name in part} for part in (objective.players, objective.followers)
+        )
+        rest["evaluate"](SimpleNamespace(step=20, networks=networks, followers=followers))
+
+
+def digest(leaf):
+    """An array as a short text; anything else as it is."""
+    if not isinstance(leaf, np.ndarray | jax.Array):
+        return leaf
+    return leaf.shape, hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()[:8]

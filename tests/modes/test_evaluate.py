@@ -1,0 +1,65 @@
+"""A run is evaluated as its own config says, or as another one's `evaluate` fields do."""
+
+from importlib import import_module
+
+import pytest
+
+from modes.request import Request, Run
+from tests.training.runs import small_config, small_experiment
+from training.sharding import make_mesh
+
+EVALUATE = import_module("modes.evaluate")  # the package's own `evaluate` is the function
+
+
+@pytest.fixture
+def evaluated(monkeypatch, tmp_path):
+    """A function of a request's fields that gives what was evaluated, and with which config."""
+    config, experiment = small_experiment(seed=5, **{"evaluate.steps": (1,), "data.dir": "own"})
+    mesh, seen = make_mesh(), {}
+
+    def load_run(request):
+        seen["request"] = request
+        return Run(config, experiment, mesh, "parameters", 30)
+
+    def evaluator(*given):
+        seen["given"] = given
+        return lambda params, step: seen.update(params=params, step=step) or "results"
+
+    for name, stands_in in {
+        "load_run": load_run,
+        "dataset_if_here": lambda config, experiment: f"data of {config.data.dir}",
+        "check_evaluation": lambda *given: seen.update(checked=given),
+        "evaluator": evaluator,
+        "summary": lambda results: seen.update(shown=results),
+    }.items():
+        monkeypatch.setattr(EVALUATE, name, stands_in)
+
+    def evaluated(**fields):
+        request = Request(workdir=tmp_path, **fields)
+        EVALUATE.evaluate(request)
+        own_experiment, dataset, used, own_mesh, folder = seen["given"]
+        assert (own_experiment, own_mesh, folder) == (experiment, mesh, tmp_path)
+        assert seen["checked"] == (experiment, dataset, used, mesh)
+        assert (seen["request"], seen["params"], seen["step"]) == (request, "parameters", 30)
+        assert seen["shown"] == "results" and used.seed == 5
+        return used.evaluate, dataset
+
+    return evaluated
+
+
+def test_its_own_config_is_used_where_no_other_is_given(evaluated):
+    fields, dataset = evaluated(config=None)
+    assert (fields.steps, dataset) == ((1,), "data of own")
+
+
+def test_another_config_says_how_to_evaluate_and_where_data_lie(evaluated):
+    other = small_config(
+        seed=6, **{"evaluate.steps": (2, 4), "evaluate.reference": "all", "data.dir": "elsewhere"}
+    )
+    fields, dataset = evaluated(config=other)
+    assert (fields, dataset) == (other.evaluate, "data of elsewhere")
+
+
+def test_nothing_to_evaluate_is_refused(evaluated):
+    with pytest.raises(ValueError, match="evaluate.steps="):
+        evaluated(config=small_config(**{"evaluate.steps": ()}))

@@ -1,0 +1,30 @@
+import sys
+
+import jax
+import pytest
+
+from modes.evaluate import evaluate
+from modes.request import Request, Run
+from tests.training.runs import small_config, small_experiment
+from training.sharding import make_mesh
+
+FIELDS = {
+    "data.name": "digits",
+    "evaluate.steps": (1,),
+    "evaluate.num_samples": 16,
+    "evaluate.batch_size": 16,
+}
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_only_the_command_line_says_where_an_evaluation_writes(given, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path / "own"))
+    recorded, asked = ({"data.dir": str(tmp_path / name)} for name in ("recorded", "asked"))
+    config, experiment = small_experiment(**FIELDS, **recorded)
+    params = experiment.model.network.init(jax.random.key(0))
+    run = Run(config, experiment, make_mesh(), params, 7)
+    module = sys.modules["modes.evaluate"]  # the package has a function of that name
+    monkeypatch.setattr(module, "load_run", lambda request: run)
+    evaluate(Request(small_config(**FIELDS, **asked) if given else None, tmp_path / "run"))
+    assert (tmp_path / ("asked" if given else "own") / "references").is_dir()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["asked" if given else "own", "run"]

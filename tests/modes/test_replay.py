@@ -1,0 +1,72 @@
+"""A step that broke is written down, and done again from the checkpoint before it."""
+
+from importlib import import_module
+
+import jax
+import numpy as np
+import pytest
+
+from data import batch_indices
+from tests.modes.recorded import EXPERIMENT, TRAIN, dataset, random_network
+from tests.training.runs import small_config
+from training import checkpoint, workdir
+from training.experiment import build
+from training.loop import compile_step, create_state
+from training.replay import ROWS, read_newest
+from training.report import NonFiniteError
+from training.sharding import make_mesh, put_batch
+
+REPLAY = import_module("modes.replay")  # the package's own `replay` is the function
+FIELDS = {"seed": 3, "micro_batches": 2, "data.flip": True, "batch_size": 32}
+
+
+def test_the_record_of_a_step_has_its_seed_and_its_images(tmp_path):
+    config, data = small_config("flow_matching", **FIELDS), dataset(8, 1)
+    error = NonFiniteError("broken", step=7, values={"loss": np.inf})
+    told = TRAIN.recorded(error, config, data, tmp_path)
+    assert str(tmp_path / "replay" / "7.json") in str(told)
+    record = read_newest(tmp_path)
+    assert (record["step"], record["seed"]) == (7, 3)
+    # The batch of the seventh step follows six.
+    indices = batch_indices(200, batch_size=32, seed=3, step=6)
+    np.testing.assert_array_equal(record["indices"], indices)
+    source = TRAIN.batches(config, build(config), data, None, 6)
+    np.testing.assert_array_equal(next(source)["label"], data.train.labels[indices])
+    assert TRAIN.recorded(NonFiniteError("samples"), config, data, tmp_path).step is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of a network of a few numbers, saved after two steps: folder, parts, losses."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EXPERIMENT.models, "build", lambda **_: random_network((8, 8, 1)))
+        yield saved_run(tmp_path_factory.mktemp("run"))
+
+
+def saved_run(folder):
+    config = small_config("flow_matching", **FIELDS)
+    experiment, mesh, data = build(config), make_mesh(), dataset(8, 1)
+    objective, optimizers = experiment.objective, experiment.optimizers
+    step = compile_step(objective, optimizers, 3, mesh, 2)
+    state, losses = create_state(objective, optimizers, 3, {}, mesh), []
+    source = TRAIN.batches(config, experiment, data, None, 0)
+    for number in range(1, 6):
+        state, metrics = step(state, {}, put_batch(next(source), mesh))
+        losses.append(float(metrics["loss"].total))
+        if number == 2:
+            workdir.start_run(folder, config)
+            with checkpoint.open_checkpoints(folder) as checkpoints:
+                checkpoint.save(checkpoints, state, workdir.as_dict(config))
+    return folder, (config, experiment, data, mesh), losses
+
+
+@pytest.mark.parametrize("number", [2, 5])
+def test_a_step_done_again_is_the_step(run, number):
+    folder, inputs, losses = run
+    again = REPLAY.step_again(folder, number, *inputs)
+    assert float(again["loss"].total) == pytest.approx(losses[number - 1], rel=1e-6)
+    # Rows are sums over two micro-batches.
+    assert again[ROWS].total.shape == (16,)
+    assert again[ROWS].total.sum() / 32 == pytest.approx(losses[number - 1], rel=1e-5)
+    assert len({round(loss, 4) for loss in losses}) == 5
+    assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(again))

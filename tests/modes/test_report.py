@@ -1,0 +1,41 @@
+"""What --mode=report is asked for reaches the page, and every run its own cost."""
+
+from importlib import import_module
+from pathlib import Path
+
+import pytest
+
+from eval.runs import by_method, load_runs
+from modes.request import Request
+from tests.eval.evaluated import evaluated_run
+
+REPORT = import_module("modes.report")  # the package's own `report` is the function
+TWO = (Path("a"), Path("b"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "expected"),
+    [
+        ({"workdirs": TWO}, (TWO, Path("report.html"), "")),
+        ({"workdir": Path("c")}, ((Path("c"),), Path("report.html"), "")),
+        ({"workdirs": TWO, "workdir": Path("c")}, (TWO, Path("report.html"), "")),
+        ({"workdirs": TWO, "out": Path("p.html")}, (TWO, Path("p.html"), "")),
+        ({"workdirs": TWO, "metric": "fd-pixels-1k"}, (TWO, Path("report.html"), "fd-pixels-1k")),
+    ],
+)
+def test_folders_page_and_metric_are_those_asked_for(monkeypatch, fields, expected):
+    seen = []
+    monkeypatch.setattr(REPORT, "write_page", lambda *given: seen.append(given) or [])
+    REPORT.report(Request(**{"config": None, "workdir": None} | fields))
+    assert seen == [expected]
+
+
+def test_each_run_has_the_evaluations_of_its_images(monkeypatch, tmp_path):
+    folders = [evaluated_run(tmp_path / str(seed), "cd", seed, steps=(1,)) for seed in (0, 1)]
+    (group,) = by_method(load_runs(folders)).values()
+    seen = group[1].budget["images_seen"]
+    group[1] = group[1]._replace(budget={**group[1].budget, "images_seen": 2 * seen})
+    monkeypatch.setattr(REPORT, "rebuild", lambda config, run: "experiment")
+    monkeypatch.setattr(REPORT, "network_evaluations", lambda config, experiment: 6.0)
+    counted = REPORT.with_network_evaluations(group)
+    assert [run.budget["network_evaluations"] for run in counted] == [6.0 * seen, 12.0 * seen]

@@ -1,0 +1,76 @@
+"""The run that a request names: its folder, checkpoint and network."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from modes.request import Request, load_run, read_dataset, required_workdir, resolve
+from tests.modes.recorded import EXPERIMENT, dataset, random_network
+from tests.training.runs import save_run, small_config
+from training import checkpoint, restore
+
+FIELDS = {"ema.decays": (0.9, 0.99), "evaluate.batch_size": 20}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of the seed 1 with checkpoints of steps 3 and 5, of a network of nine numbers."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(EXPERIMENT.models, "build", lambda **_: random_network((8, 8, 1)))
+        folder = tmp_path_factory.mktemp("run")
+        save_run(folder, "flow_matching", (3, 5), **FIELDS, seed=1)
+        yield folder
+
+
+def saved(folder, name, step):
+    """A network as Orbax reads it."""
+    with restore.read_checkpoints(folder) as checkpoints:
+        arguments = checkpoint.ocp.args.Composite(**{name: checkpoint.ocp.args.StandardRestore()})
+        return checkpoints.restore(step, args=arguments)[name]
+
+
+@pytest.mark.parametrize(
+    ("asked", "name", "step"),
+    [
+        ({}, "ema_0.9", 5),
+        ({"checkpoint": 3}, "ema_0.9", 3),
+        ({"network": "ema_0.99"}, "ema_0.99", 5),
+        ({"network": "network", "checkpoint": 3}, "network", 3),
+    ],
+)
+def test_the_network_of_the_step_is_loaded(folder, asked, name, step):
+    loaded = load_run(Request(config=None, workdir=folder, **asked))
+    assert (loaded.step, loaded.experiment.sample_with, loaded.config.seed) == (step, name, 1)
+    jax.tree.map(np.testing.assert_array_equal, dict(loaded.params), saved(folder, name, step))
+    # Eight devices have equal shares of a batch.
+    assert loaded.config.evaluate.batch_size == 24
+
+
+@pytest.mark.parametrize(("classes", "resolved"), [(-1, 10), (0, 0), (10, 10)])
+def test_open_fields_are_those_of_the_data(classes, resolved):
+    fields = {"data.image_size": 0, "data.channels": 0, "data.num_classes": classes}
+    config = resolve(small_config(**fields), dataset(image_size=6, channels=3))
+    data = config.data
+    assert (data.image_size, data.channels, data.num_classes) == (6, 3, resolved)
+
+
+def test_classes_that_the_data_do_not_have_are_refused():
+    with pytest.raises(ValueError, match="data.num_classes=5, but made has 10"):
+        resolve(small_config(**{"data.num_classes": 5}), dataset(8, 1))
+
+
+def test_a_data_set_is_read_at_the_size_of_the_config():
+    config = small_config(**{"data.image_size": 6, "data.channels": 3})
+    assert read_dataset(config).image_shape == (6, 6, 3)
+
+
+def test_the_address_of_a_bucket_is_no_workdir():
+    for address in ("gs://bucket/run", "s3://bucket/run"):
+        with pytest.raises(ValueError, match="mount the bucket"):
+            required_workdir(Request(config=None, workdir=Path(address)))
+    for folder in ("runs/digits", "/shared/a:b", "."):
+        assert required_workdir(Request(config=None, workdir=Path(folder))) == Path(folder)
+    with pytest.raises(ValueError, match="--workdir=DIR is needed"):
+        required_workdir(Request(config=None, workdir=None))

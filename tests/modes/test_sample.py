@@ -1,0 +1,92 @@
+"""What --mode=sample is asked for reaches the sampler, and what it makes the right files."""
+
+from importlib import import_module
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+from data import to_uint8
+from eval.generate import noise
+from modes.request import Request, Run
+from tests.eval.test_generate import OBJECTIVE, SHAPE, echo
+from tests.training.runs import small_config, small_experiment
+from training.sharding import make_mesh
+
+SAMPLE = import_module("modes.sample")  # the package's own `sample` is the function
+PARAMS = jnp.float32(1.0)
+
+
+@pytest.fixture
+def sample(monkeypatch, tmp_path):
+    """A function that samples a run with these fields of a request, as the command line does."""
+    _, experiment = small_experiment()
+    objective = OBJECTIVE._replace(guidance_scale=1.5)
+    experiment = experiment._replace(objective=objective, image_shape=SHAPE, num_classes=4)
+    # The seed of the run is another than that of samples.
+    config = small_config(seed=7, **{"evaluate.batch_size": 16})
+    asked, sizes, generate = [], [], SAMPLE.generate
+
+    def load_run(request):
+        asked.append(request)
+        return Run(config, experiment, make_mesh(), PARAMS, 3)
+
+    def generate_noted(sampler, params, labels, size, *rest):
+        sizes.append(size)
+        return generate(sampler, params, labels, size, *rest)
+
+    monkeypatch.setattr(SAMPLE, "load_run", load_run)
+    monkeypatch.setattr(SAMPLE, "generate", generate_noted)
+
+    def sample(**fields):
+        request = Request(config=None, workdir=tmp_path / "run", **fields)
+        SAMPLE.sample(request)
+        assert (asked, sizes) == ([request], [16])
+        asked.clear(), sizes.clear()
+
+    return sample
+
+
+def expected(seeds, labels, steps=1, scale=1.5):
+    """The images of seeds and labels."""
+    eps, keys = jax.jit(lambda i: noise(0, i, SHAPE))(np.array(seeds, np.int32))
+    condition = {"label": jnp.array(labels)}
+    return to_uint8(echo(PARAMS, eps, condition, keys, steps=steps, guidance_scale=scale))
+
+
+@pytest.mark.parametrize(
+    ("fields", "labels", "steps", "scale"),
+    [
+        ({}, (1, 3, 1, 0), 1, 1.5),
+        ({"steps": 4}, (1, 3, 1, 0), 4, 1.5),
+        ({"guidance": 3.0}, (1, 3, 1, 0), 1, 3.0),
+        ({"guidance": 0.0}, (1, 3, 1, 0), 1, 0.0),
+        ({"labels": (2, 0, 3)}, (3, 2, 3, 0), 1, 1.5),
+    ],
+)
+def test_every_field_reaches_the_sampler(sample, tmp_path, fields, labels, steps, scale):
+    seeds = (5, 3, 17, 4)
+    sample(seeds=seeds, out=tmp_path / "x.npz", **fields)
+    with np.load(tmp_path / "x.npz") as made:
+        np.testing.assert_array_equal(made["seed"], seeds)
+        np.testing.assert_array_equal(made["y"], labels)
+        difference = made["x"].astype(int) - expected(seeds, labels, steps, scale)
+    assert np.abs(difference).max() <= 1  # compiled in another way
+
+
+def test_without_a_name_files_lie_in_the_run_and_seeds_are_the_first_ones(sample, tmp_path):
+    sample(steps=2)
+    folder = tmp_path / "run" / "samples_2_steps"
+    names = sorted(path.name for path in folder.iterdir())
+    assert names == [*(f"{seed:06d}.png" for seed in range(64)), "grid.png"]
+
+
+def test_each_file_is_the_image_of_its_seed(sample, tmp_path):
+    seeds = (*range(40, 20, -1), 7)
+    sample(seeds=seeds, out=tmp_path / "files")
+    for seed, image in zip(seeds, expected(seeds, np.array(seeds) % 4), strict=True):
+        with Image.open(tmp_path / "files" / f"{seed:06d}.png") as file:
+            difference = np.asarray(file).astype(int) - image[..., 0]
+        assert np.abs(difference).max() <= 1

@@ -1,0 +1,244 @@
+"""Objectives of the registry with every field set, to values that are no default and not neutral.
+
+A field of a later method is picked up from its signature. VALUES needs an entry for its name: the
+value that it has here, and another.
+"""
+
+import inspect
+import zlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from diffusion.path import PATHS
+from diffusion.prediction import KINDS
+from diffusion.spacing import karras
+from diffusion.time_pairs import doubling, square_root
+from diffusion.time_sampling import log_normal, logit_normal
+from models.network import Network
+from objectives import OBJECTIVES
+from objectives.base import SHARED, Objective
+from objectives.consistency import WEIGHTINGS
+from objectives.distances import huber, norm, pseudo_huber
+from objectives.divergences import integral_kl, score_distillation, score_identity
+from objectives.generators import one_step
+from objectives.model import Model
+from samplers import SOLVERS
+from samplers.ode import STEPS
+
+KEY, SHARE_KEY = jax.random.key(0), jax.random.key(1)
+# Rows enough for shares and correlations to be seen in.
+CLASSES, ROWS, DIMENSION = 3, 2048, 2
+# The length of schedules here.
+TOTAL = 40
+
+
+class Given(NamedTuple):
+    """A part that is a function of the model."""
+
+    part: Any
+
+    def on(self, model):
+        return self.part(model)
+
+
+# The value of each field here, and another one.
+VALUES = {
+    "adaptive_weight": (True, False),
+    "b": (0.7, 1.6),
+    "bootstrap_fraction": (0.25, 0.5),
+    "curriculum": (square_root(3, 9, total_steps=TOTAL), doubling(2, 6, total_steps=TOTAL)),
+    "distance": (pseudo_huber(0.3), huber(0.2)),
+    "divergence": (score_identity(1.5), integral_kl()),
+    "fake_score_updates": (3, 4),
+    "fake_time_sampler": tuple(Given(lambda m, x=x: logit_normal(m.path, x)) for x in (-0.5, 0.6)),
+    "generator": (None, Given(lambda model: one_step(model, 0.6))),
+    "guidance_range": ((1.5, 4.0), (2.0, 6.0)),
+    "guidance_scale": (2.0, 3.0),
+    "initial_decay": (0.8, 0.6),
+    "joint": (False, True),
+    "k": (6.0, 4.0),
+    "label_dropout": (0.3, 0.7),
+    "max_steps": (4, 8),
+    "normalize": (True, False),
+    "q": (1.5, 1.8),
+    "regression_distance": (huber(0.2), norm(1.5)),
+    "regression_weight": (0.4, 0.7),
+    "sample_times": tuple(
+        Given(lambda model, u=u: tuple(map(float, karras(model.path, 2.0).time(jnp.asarray(u)))))
+        for u in ((0.7, 0.35), (0.8, 0.5))
+    ),
+    "sigma_init": (1.3, 0.9),
+    "skip": (2, 1),
+    "solver": (SOLVERS["ancestral"](), SOLVERS["ddim"]()),
+    "spacing": tuple(Given(lambda model, p=p: karras(model.path, p)) for p in (2.0, 4.0)),
+    "stages": (5, 3),
+    "tangent_scale": (0.3, 0.6),
+    "tangent_warmup": (TOTAL, TOTAL // 2),
+    "target_decay": (0.5, 0.7),
+    "target_warmup": (True, False),
+    "teacher_solver": (STEPS["ddim"], STEPS["heun"]),
+    "time_sampler": tuple(Given(lambda m, x=x: log_normal(m.path, x, 0.7)) for x in (-0.4, 0.5)),
+    "total_steps": (TOTAL, 2 * TOTAL),
+    "weighting": (WEIGHTINGS["inverse_gap"], WEIGHTINGS["uniform"]),
+}
+# Cases by name, (objective, fields that differ from VALUES): every objective is one, and beside
+# them what a field turns off.
+CASES = {name: (name, {}) for name in OBJECTIVES} | {
+    "unguided shortcut": ("shortcut", {"guidance_scale": 1.0}),
+    "plain distillation": (
+        "consistency_distillation",
+        {"guidance_range": (), "target_decay": 0.0},
+    ),
+    "training without target": ("consistency_training", {"initial_decay": 0.0}),
+    "plain continuous distillation": (
+        "continuous_distillation",
+        {"guidance_scale": 1.0, "adaptive_weight": False},
+    ),
+    "joint matching": (
+        "distribution_matching",
+        {"joint": True, "fake_time_sampler": None, "regression_weight": 0.0},
+    ),
+    "matching without fake score": (
+        "distribution_matching",
+        {"divergence": score_distillation(), "fake_score_updates": 1},
+    ),
+}
+MODELS = {
+    "consistency_distillation": ("vp_cosine", "velocity"),
+    "consistency_training": ("ve", "F"),
+    "consistency_tuning": ("trigflow", "F"),
+    "continuous_training": ("trigflow", "F"),
+    "continuous_distillation": ("trigflow", "F"),
+}
+
+
+class Case(NamedTuple):
+    """A model, an objective on it, and the parameters of all networks that a step sees."""
+
+    model: Model
+    objective: Objective
+    networks: dict[str, Any]
+
+
+def fields_of(case):
+    """The names of the fields of a case's objective."""
+    name, _ = CASES[case]
+    return list(inspect.signature(OBJECTIVES[name]).parameters)[1:]
+
+
+def value_of(case, field, other=False):
+    """The value of a field in a case, or another one."""
+    _, own = CASES[case]
+    if field not in VALUES:
+        raise LookupError(
+            f"VALUES of tests/objectives/assembled.py has no entry for the field {field!r} of "
+            f"{CASES[case][0]}; add a value that is not its default, and another"
+        )
+    value, another = VALUES[field]
+    if not other:
+        return own.get(field, value)
+    return another if own.get(field, value) == value else value
+
+
+def assemble(case, wrap=lambda network: network, **changed):
+    """The case, some fields changed; wrap: network -> network."""
+    name, _ = CASES[case]
+    fields = {field: value_of(case, field) for field in fields_of(case)} | changed
+    path, kind = MODELS.get(name, ("linear", "velocity"))
+    network = responsive(
+        second_time="step_size" if name == "shortcut" else "none",
+        guidance_input=bool(fields.get("guidance_range")),
+        loss_weight=bool(fields.get("adaptive_weight")),
+    )
+    model = Model(wrap(network), PATHS[path](), KINDS[kind])
+    fields = {k: v.on(model) if isinstance(v, Given) else v for k, v in fields.items()}
+    objective = OBJECTIVES[name](model, **fields)
+    return Case(model, objective, networks_of(objective, model))
+
+
+def responsive(second_time="none", guidance_input=False, loss_weight=False):
+    """A network of a few numbers, where each input and each parameter matters, with dropout."""
+
+    def init(key):
+        params = {
+            "a": jnp.float32(0.6),
+            "b": jnp.float32(-0.2),
+            "c": jnp.float32(0.5),
+            "e": jnp.linspace(-1.0, 1.0, CLASSES + 1),
+        }
+        if second_time != "none":
+            params["d"] = jnp.float32(0.7)
+        if guidance_input:
+            params["g"] = jnp.float32(0.3)
+        if loss_weight:
+            params["w"] = jnp.asarray([0.4, -0.3])
+        return params
+
+    def apply(params, x, t, s, condition, *, train=False, rng=None):
+        row = params["b"] + params["c"] * t + params["e"][condition["label"]]
+        row += params["d"] * (t - s) if second_time != "none" else 0.0
+        row += params["g"] * condition["guidance_scale"] if guidance_input else 0.0
+        output = jnp.sin(params["a"] * x + row[:, None])
+        if not train:
+            return output
+        return output * jax.random.bernoulli(rng, 0.8, x.shape) / 0.8
+
+    def log_weight(params, t):
+        return params["w"][0] + params["w"][1] * t
+
+    weight = log_weight if loss_weight else None
+    return Network(init, apply, second_time, guidance_input, weight, (DIMENSION,))
+
+
+def networks_of(objective, model):
+    """Parameters of players, followers and teachers, all different."""
+    params = {}
+    for name in (*objective.players, *objective.followers, *objective.frozen):
+        init = objective.players[name].init if name in objective.players else model.network.init
+        by = zlib.crc32(name.encode()) / 2**32
+        params[name] = jax.tree.map(
+            lambda leaf, by=by: (1.0 + 0.5 * by) * leaf + 0.2 * by, init(KEY)
+        )
+    return params
+
+
+def batch_of(objective):
+    """Random data with a label each, and pairs for objectives that read them."""
+    x, eps, x_0 = jax.random.normal(jax.random.key(2), (3, ROWS, DIMENSION))
+    batch = {"label": jnp.arange(ROWS) % CLASSES}
+    if objective.reads_images:
+        batch["x"] = x
+    if objective.reads_pairs:
+        batch["pairs"] = {"eps": eps, "x_0": x_0, "label": (batch["label"] + 1) % CLASSES}
+    return batch
+
+
+def loss_rows(case, player, params, step, batch=None, key=KEY):
+    """The loss of a player, [B], as a function of its parameters, in what is shared too."""
+    objective, batch = case.objective, batch or batch_of(case.objective)
+    networks = {**case.networks, player: params}
+    shared = {SHARED: objective.share(networks, batch, SHARE_KEY)} if objective.share else {}
+    loss = objective.players[player].loss
+    return loss(params, case.networks, {**batch, **shared}, key, jnp.int32(step))[0]
+
+
+def samples(objective, params, steps, *, scale=None, seed=3):
+    """Samples at a guidance scale, the objective's own if None."""
+    eps = jax.random.normal(jax.random.key(4), (ROWS, DIMENSION))
+    return objective.sample(
+        params,
+        eps,
+        {"label": jnp.arange(ROWS) % CLASSES},
+        jax.random.split(jax.random.key(seed), ROWS),
+        steps=steps,
+        guidance_scale=objective.guidance_scale if scale is None else scale,
+    )
+
+
+def unrolled(body, carry, xs, length=None):
+    """jax.lax.scan in Python, of a body without outputs."""
+    for i in range(length or len(jax.tree.leaves(xs)[0])):
+        carry, _ = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
+    return carry, None

@@ -1,0 +1,413 @@
+"""How every objective calls its networks, and what random numbers it draws, in one training step.
+
+A network that records its calls stands in the place of each. Nothing is compiled: keys and labels
+are there to look at.
+"""
+
+import inspect
+from collections.abc import Mapping
+from functools import lru_cache
+from itertools import combinations
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from tests.objectives.assembled import (
+    CASES,
+    CLASSES,
+    ROWS,
+    Given,
+    assemble,
+    batch_of,
+    fields_of,
+    samples,
+    unrolled,
+    value_of,
+)
+from training.optimizer import Optimizer
+from training.state import TrainState
+from training.step import train_step
+
+SEED, STEP = 5, 30
+
+# phase -> calls in it, "NETWORK MODE LABELS". The phase is "share" or the player whose loss it is.
+# MODE: "trains" with dropout, "rests" without. LABELS: "kept", "dropped" at the rate of the field,
+# "null" for none, "guided" with a null row for every row, "guided in part" for some, "of pairs".
+CALLS = {
+    "denoising": {"network": ["network trains dropped"]},
+    # The target makes the two half steps of the bootstrap rows.
+    "shortcut": {"network": ["target rests guided in part"] * 2 + ["network trains dropped"]},
+    "unguided shortcut": {"network": ["target rests kept"] * 2 + ["network trains dropped"]},
+    # The target draws the network's mask: see SAME_MASK.
+    "consistency_distillation": {
+        "network": ["teacher rests guided", "network trains kept", "target trains kept"]
+    },
+    "plain distillation": {
+        "network": ["teacher rests guided", "network trains kept", "network trains kept"]
+    },
+    "consistency_training": {"network": ["network trains kept", "target trains kept"]},
+    "training without target": {"network": ["network trains kept", "network trains kept"]},
+    "consistency_tuning": {"network": ["network trains kept", "network trains kept"]},
+    "continuous_training": {"network": ["network trains kept"]},
+    "continuous_distillation": {"network": ["teacher rests guided", "network trains kept"]},
+    "plain continuous distillation": {"network": ["teacher rests kept", "network trains kept"]},
+    "distribution_matching": {
+        "share": ["generator trains kept"],
+        "fake_score": ["fake_score trains kept"],
+        # The scores are constants to the generator. Its own call is at the noise of the pairs.
+        "generator": [
+            "fake_score rests kept",
+            "teacher rests guided",
+            "teacher rests null",
+            "generator trains of pairs",
+        ],
+    },
+    "joint matching": {
+        "share": ["generator trains kept", "fake_score trains kept"],
+        "fake_score": [],
+        "generator": ["teacher rests guided", "teacher rests null"],
+    },
+    "matching without fake score": {
+        "share": ["generator trains kept"],
+        "generator": ["teacher rests guided", "teacher rests null", "generator trains of pairs"],
+    },
+}
+# Cases whose two evaluations are compared under one dropout mask.
+SAME_MASK = {
+    "consistency_distillation",
+    "plain distillation",
+    "consistency_training",
+    "training without target",
+    "consistency_tuning",
+}
+# Objectives whose network reads an earlier time.
+SECOND_TIMES = {"shortcut", "unguided shortcut"}
+# (phase, network) -> the field whose times it is called at.
+TIMES = {
+    "denoising": {("network", "network"): "time_sampler"},
+    "shortcut": {("network", "network"): "time_sampler"},
+    "unguided shortcut": {("network", "network"): "time_sampler"},
+    "consistency_tuning": {("network", "network"): "time_sampler"},
+    "continuous_training": {("network", "network"): "time_sampler"},
+    "continuous_distillation": {
+        ("network", "network"): "time_sampler",
+        ("network", "teacher"): "time_sampler",
+    },
+    "plain continuous distillation": {
+        ("network", "network"): "time_sampler",
+        ("network", "teacher"): "time_sampler",
+    },
+    "distribution_matching": {
+        ("fake_score", "fake_score"): "fake_time_sampler",
+        ("generator", "fake_score"): "time_sampler",
+        ("generator", "teacher"): "time_sampler",
+    },
+    "joint matching": {
+        ("share", "fake_score"): "time_sampler",
+        ("generator", "teacher"): "time_sampler",
+    },
+    "matching without fake score": {("generator", "teacher"): "time_sampler"},
+}
+
+
+class Call(NamedTuple):
+    """One evaluation of a network. who: whose parameters. key: of dropout, b"" for none."""
+
+    phase: str
+    who: str
+    train: bool
+    key: bytes
+    t: np.ndarray
+    s: np.ndarray
+    label: np.ndarray
+    scale: np.ndarray | None
+
+    @property
+    def mode(self):
+        return "trains" if self.train else "rests"
+
+
+class Draw(NamedTuple):
+    """One call of a function of jax.random."""
+
+    phase: str
+    function: str
+    key: bytes
+    values: np.ndarray
+
+
+class Record:
+    """What a step does, in the order in which it does it."""
+
+    def __init__(self):
+        self.phase, self.names = "", []
+        self.calls, self.draws, self.parents, self.times = {}, [], set(), {}
+
+    def network(self, network):
+        """The network, its calls recorded; parameters have the entry "who", an index in names."""
+
+        def apply(params, x, t, s, condition, *, train=False, rng=None):
+            phase, index = self.phase, len(self.calls)
+            self.calls[index] = None
+
+            def note(who, key, t, s, condition):
+                self.calls[index] = Call(
+                    phase,
+                    self.names[int(who)],
+                    train,
+                    np.asarray(key).tobytes(),
+                    np.asarray(t),
+                    np.asarray(s),
+                    np.asarray(condition["label"]),
+                    condition.get("guidance_scale"),
+                )
+
+            key = () if rng is None else jax.random.key_data(rng)
+            jax.debug.callback(note, params["who"], key, t, s, dict(condition))
+            return network.apply(params, x, t, s, condition, train=train, rng=rng)
+
+        return network._replace(apply=apply)
+
+    def during(self, phase, function):
+        """The function, what is recorded meanwhile being of that phase."""
+
+        def run(*args):
+            self.phase = phase
+            return function(*args)
+
+        return run
+
+    def time_sampler(self, field, sampler):
+        """The sampler, its last draw kept."""
+
+        def sample(key, count):
+            self.times[field] = sampler(key, count)
+            return self.times[field]
+
+        return sample
+
+    def watch_random_numbers(self, monkeypatch):
+        """Records what is drawn with a key, and which keys are made into others."""
+        for name, function in vars(jax.random).copy().items():
+            if inspect.isfunction(function) and "key" in inspect.signature(function).parameters:
+                monkeypatch.setattr(jax.random, name, self.drawn(name, function))
+
+    def drawn(self, name, function):
+        def draw(key, *args, **kwargs):
+            values = function(key, *args, **kwargs)
+            data = np.asarray(jax.random.key_data(key)).tobytes()
+            if name in ("split", "fold_in"):
+                self.parents.add(data)
+            else:
+                self.draws.append(Draw(self.phase, name, data, np.asarray(values)))
+            return values
+
+        return draw
+
+
+class Step(NamedTuple):
+    """A step that was taken, and what was recorded of it. before, after: parameters of players."""
+
+    case: Any
+    before: Mapping[str, Any]
+    after: Mapping[str, Any]
+    batch: Mapping[str, Any]
+    calls: list[Call]
+    record: Record
+
+
+def take_step(name, monkeypatch):
+    """One training step of a case, recorded."""
+    record = Record()
+    # A period of 1: others are a branch, which is compiled.
+    changed = {"fake_score_updates": 1} if "fake_score_updates" in fields_of(name) else {}
+    for field in ("time_sampler", "fake_time_sampler"):
+        if field in fields_of(name) and value_of(name, field):
+            own = value_of(name, field)
+            changed[field] = Given(lambda m, own=own, f=field: record.time_sampler(f, own.on(m)))
+    case = assemble(name, record.network, **changed)
+    objective = case.objective
+    record.names = list(case.networks)
+    networks = {
+        who: {**params, "who": jnp.float32(record.names.index(who))}
+        for who, params in case.networks.items()
+    }
+    players = {
+        player: entry._replace(loss=record.during(player, entry.loss))
+        for player, entry in objective.players.items()
+    }
+    share = objective.share and record.during("share", objective.share)
+    descent = Optimizer(optax.sgd(1.0), lambda step: 1.0)
+    optimizers = dict.fromkeys(players, descent)
+    state = TrainState(
+        jnp.int32(STEP),
+        {player: networks[player] for player in players},
+        {follower: networks[follower] for follower in objective.followers},
+        {player: descent.transform.init(networks[player]) for player in players},
+    )
+    batch = batch_of(objective)
+    step = train_step(objective._replace(players=players, share=share), optimizers, SEED)
+    with monkeypatch.context() as patched:
+        record.watch_random_numbers(patched)
+        updated, _ = step(state, {name: networks[name] for name in objective.frozen}, batch)
+    jax.effects_barrier()
+    calls = [record.calls[i] for i in sorted(record.calls)]
+    return Step(case, state.networks, updated.networks, batch, calls, record)
+
+
+@pytest.fixture(scope="module")
+def steps():
+    """case -> a step of it, taken once."""
+    with pytest.MonkeyPatch.context() as patched:
+        yield lru_cache(lambda name: take_step(name, patched))
+
+
+def labels_of(call, batch, every=1):
+    """What a call makes of a batch's labels, in the words of CALLS."""
+    pairs = batch.get("pairs", {"label": None})["label"]
+    for labels, word in ((batch["label"], "kept"), (pairs, "of pairs")):
+        for own in () if labels is None else (labels, labels[::every]):
+            extra = call.label[len(own) :]
+            if len(extra) >= 0 and np.array_equal(call.label[: len(own)], own) and all(extra == -1):
+                share = len(extra) / len(own)
+                return {0.0: word, 1.0: "guided"}.get(share, "guided in part")
+    if all(call.label == -1):
+        return "null"
+    kept = call.label == batch["label"] if len(call.label) == len(batch["label"]) else False
+    return "dropped" if np.all(kept | (call.label == -1)) else "other"
+
+
+def every_of(name):
+    """One row in so many is a bootstrap row, if a case has these."""
+    return round(1 / value_of(name, "bootstrap_fraction")) if "shortcut" in name else 1
+
+
+def test_every_objective_has_its_calls_here():
+    assert set(CALLS) == set(CASES)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_networks_are_called_in_their_mode_with_their_labels(name, steps):
+    step = steps(name)
+    found = {phase: [] for phase in CALLS[name]}
+    for call in step.calls:
+        labels = labels_of(call, step.batch, every_of(name))
+        found[call.phase].append(f"{call.who} {call.mode} {labels}")
+    assert {p: sorted(c) for p, c in found.items()} == {
+        p: sorted(c) for p, c in CALLS[name].items()
+    }
+    # A key exactly where there is dropout, and one mask for two sides that are compared.
+    assert all(bool(call.key) == call.train for call in step.calls)
+    keys = [call.key for call in step.calls if call.train]
+    assert len(set(keys)) == len(keys) - (name in SAME_MASK)
+    # Those that an objective says that it has, and no others, are evaluated.
+    assert {call.who for call in step.calls} == set(step.case.networks)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "label_dropout" in fields_of(name)])
+def test_labels_are_dropped_at_the_rate_of_the_field(name, steps):
+    step = steps(name)
+    (trained,) = (call for call in step.calls if call.train)
+    null, every = trained.label == -1, every_of(name)
+    if every > 1:
+        assert not null[::every].any()  # bootstrap rows keep theirs
+        null = np.delete(null, np.s_[::every])
+    rate = value_of(name, "label_dropout")
+    assert null.mean() == pytest.approx(rate, abs=deviations(5, len(null)))
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_parameter_of_a_player_is_trained(name, steps):
+    _, before, after, *_ = steps(name)
+    for player, params in before.items():
+        for leaf in set(params) - {"who"}:
+            change = np.abs(np.asarray(after[player][leaf] - params[leaf]))
+            assert np.isfinite(change).all() and change.max() > 1e-4, (player, leaf)
+
+
+def deviations(count, rows):
+    """So many standard deviations of a correlation; at least that of a share."""
+    return count / rows**0.5
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_random_draws_are_of_every_row_and_independent(name, steps):
+    record = steps(name).record
+    keys = [draw.key for draw in record.draws]
+    assert len(set(keys)) == len(keys) - (name in SAME_MASK)
+    assert not set(keys) & record.parents
+    columns = {}
+    for i, draw in enumerate(record.draws):
+        values = draw.values.reshape(len(draw.values), -1).astype(np.float64)
+        assert len(values) in (ROWS, ROWS // every_of(name), ROWS - ROWS // every_of(name))
+        if draw.values.dtype == np.float32:
+            assert len(np.unique(values, axis=0)) > 0.9 * len(values)
+        if draw.key not in keys[:i]:
+            columns |= {(i, draw.function, j): column for j, column in enumerate(values.T)}
+    for (a, one), (b, other) in combinations(columns.items(), 2):
+        if len(one) == len(other) and one.std() and other.std():
+            correlation = np.corrcoef(one, other)[0, 1]
+            assert abs(correlation) < deviations(5, len(one)), (a, b)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_networks_are_told_times_of_the_path_and_those_that_were_drawn(name, steps):
+    step = steps(name)
+    path, times = step.case.model.path, step.record.times
+    for call in step.calls:
+        low, high = path.clock(jnp.asarray([path.t_min, path.t_max], jnp.float32))
+        least = low - 1.0 / 4 if "shortcut" in name else low  # a flow row looks one step ahead
+        assert (call.s <= call.t).all() and (call.t <= high + 1e-6).all()
+        assert (call.t >= low - 1e-6).all() and (call.s >= least - 1e-6).all()
+        if name not in SECOND_TIMES:
+            np.testing.assert_array_equal(call.s, call.t)
+    for (phase, who), field in TIMES.get(name, {}).items():
+        drawn = path.clock(times[field])
+        # The first is at t, where there is another at an earlier time.
+        calls = [call for call in step.calls if (call.phase, call.who) == (phase, who)]
+        for call in calls[: 1 if name in SAME_MASK else None]:
+            told = call.t
+            if "shortcut" in name:
+                told = np.delete(told, np.s_[:: every_of(name)])
+            np.testing.assert_array_equal(told[: len(drawn)], drawn)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_a_network_with_that_input_is_told_a_scale_of_the_range(name, steps):
+    step = steps(name)
+    if not step.case.model.network.guidance_input:
+        assert all(call.scale is None for call in step.calls)
+        return
+    low, high = value_of(name, "guidance_range")
+    first, *others = (call.scale[:ROWS] for call in step.calls)
+    assert all(np.array_equal(first, other) for other in others)
+    assert low <= first.min() < low + 0.05 and high - 0.05 < first.max() <= high
+    assert first.mean() == pytest.approx(0.5 * (low + high), abs=deviations(5, ROWS))
+
+
+# Cases whose sampler is guided, and at how many steps; elsewhere guidance is trained in.
+GUIDED_SAMPLERS = {"denoising": (1, 2, 4), "shortcut": (4,)}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch):
+    record = Record()
+    case = assemble(name, record.network)
+    objective = case.objective
+    record.names = [objective.generator]
+    params = {**case.networks[objective.generator], "who": jnp.float32(0)}
+    monkeypatch.setattr(jax.lax, "scan", unrolled)
+    for steps in (1,) if objective.generator == "generator" else (1, 2, 4):
+        record.calls.clear()
+        samples(objective, params, steps)
+        jax.effects_barrier()
+        word = "guided" if steps in GUIDED_SAMPLERS.get(name, ()) else "kept"
+        calls = [record.calls[i] for i in sorted(record.calls)]
+        batch = {"label": np.arange(ROWS) % CLASSES}
+        assert [(call.mode, labels_of(call, batch)) for call in calls] == [("rests", word)] * steps
+        if case.model.network.guidance_input:
+            assert all((call.scale == objective.guidance_scale).all() for call in calls)

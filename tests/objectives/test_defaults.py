@@ -1,0 +1,207 @@
+"""An objective without fields is that of its docstring and paper: the same losses and samples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion import time_sampling
+from diffusion.path import PATHS
+from diffusion.spacing import karras, uniform
+from diffusion.time_pairs import constant
+from objectives.base import SHARED
+from objectives.consistency import WEIGHTINGS
+from objectives.consistency_distillation import consistency_distillation
+from objectives.consistency_training import consistency_training
+from objectives.consistency_tuning import consistency_tuning
+from objectives.continuous_consistency import continuous_distillation, continuous_training
+from objectives.denoising import denoising, denoising_loss
+from objectives.distances import pseudo_huber, squared_l2
+from objectives.distribution_matching import distribution_matching
+from objectives.divergences import (
+    LOW_NOISE,
+    Point,
+    noise_free_score_distillation,
+    score_identity,
+    score_implicit_matching,
+)
+from objectives.generators import one_step, particles
+from objectives.shortcut import shortcut
+from samplers.ode import euler, heun_step
+from tests.networks import affine, model_of
+
+KEY = jax.random.key(0)
+ROWS = 128
+NETWORK = affine()._replace(shape=(2,))
+LINEAR, VE = model_of(NETWORK, PATHS["linear"]()), model_of(NETWORK, PATHS["ve"](), "F")
+WEIGHTED = NETWORK._replace(log_weight=lambda params, t: params["c"] * t)
+TRIGFLOW = model_of(WEIGHTED, PATHS["trigflow"]())
+STEPPED = model_of(NETWORK._replace(second_time="step_size"), PATHS["linear"]())
+UNIFORM = WEIGHTINGS["uniform"]
+
+CASES = {
+    "denoising": (
+        lambda **fields: denoising(LINEAR, **fields),
+        {
+            "time_sampler": time_sampling.uniform(LINEAR.path),
+            "label_dropout": 0.1,
+            "guidance_scale": 1.0,
+            "solver": euler(),
+            "spacing": uniform(LINEAR.path),
+        },
+    ),
+    "consistency_distillation": (
+        lambda **fields: consistency_distillation(VE, **fields),
+        {
+            "curriculum": constant(18),
+            "spacing": karras(VE.path),
+            "skip": 1,
+            "teacher_solver": heun_step,
+            "distance": squared_l2(),
+            "weighting": UNIFORM,
+            "target_decay": 0.95,
+            "guidance_scale": 1.0,
+            "guidance_range": (),
+        },
+    ),
+    "consistency_training": (
+        lambda **fields: consistency_training(VE, curriculum=constant(9), **fields),
+        {
+            "spacing": karras(VE.path),
+            "time_sampler": None,
+            "distance": squared_l2(),
+            "weighting": UNIFORM,
+            "initial_decay": 0.9,
+        },
+    ),
+    "consistency_tuning": (
+        lambda **fields: consistency_tuning(VE, total_steps=10, **fields),
+        {
+            "stages": 8,
+            "q": 2.0,
+            "k": 8.0,
+            "b": 1.0,
+            "time_sampler": time_sampling.log_normal(VE.path, -1.1, 2.0),
+            "distance": pseudo_huber(0.0),
+            "weighting": WEIGHTINGS["inverse_gap"],
+            "spacing": karras(VE.path),
+        },
+    ),
+    "continuous_training": (
+        lambda **fields: continuous_training(TRIGFLOW, **fields),
+        {
+            "time_sampler": time_sampling.log_normal(TRIGFLOW.path, -1.0, 1.4),
+            "tangent_warmup": 10_000,
+            "tangent_scale": 0.1,
+            "adaptive_weight": True,
+            "spacing": uniform(TRIGFLOW.path),
+        },
+    ),
+    "continuous_distillation": (
+        lambda **fields: continuous_distillation(TRIGFLOW, **fields),
+        {
+            "time_sampler": time_sampling.log_normal(TRIGFLOW.path, -1.0, 1.4),
+            "tangent_warmup": 10_000,
+            "tangent_scale": 0.1,
+            "adaptive_weight": True,
+            "guidance_scale": 1.0,
+            "spacing": uniform(TRIGFLOW.path),
+        },
+    ),
+    "shortcut": (
+        lambda **fields: shortcut(STEPPED, **fields),
+        {
+            "max_steps": 128,
+            "bootstrap_fraction": 0.25,
+            "target_decay": 0.999,
+            "target_warmup": True,
+            "time_sampler": time_sampling.uniform(STEPPED.path),
+            "label_dropout": 0.1,
+            "guidance_scale": 1.0,
+        },
+    ),
+    "distribution_matching": (
+        lambda **fields: distribution_matching(LINEAR, **fields),
+        {
+            "divergence": score_implicit_matching(pseudo_huber()),
+            "sigma_init": 2.5,
+            "time_sampler": time_sampling.log_normal(LINEAR.path, -1.2, 1.2),
+            "fake_time_sampler": time_sampling.log_normal(LINEAR.path, -1.2, 1.2),
+            "normalize": False,
+            "guidance_scale": 1.0,
+            "fake_score_updates": 1,
+            "joint": False,
+            "regression_weight": 0.0,
+        },
+    ),
+    "regression to pairs": (
+        lambda **fields: distribution_matching(LINEAR, regression_weight=0.25, **fields),
+        {"regression_distance": squared_l2(), "generator": one_step(LINEAR, 2.5)},
+    ),
+}
+
+
+def moved(by):
+    """Parameters that differ between networks."""
+    return jax.tree.map(lambda leaf: leaf + by, NETWORK.init(KEY))
+
+
+def figures(objective):
+    """Losses with their gradients, decays and samples: all that a default can change."""
+    names = [*objective.players, *objective.followers, *objective.frozen]
+    networks = {name: moved(0.1 * number) for number, name in enumerate(names)}
+    x = jax.random.normal(jax.random.key(1), (ROWS, 2))
+    batch = {"x": x, "label": jnp.arange(ROWS) % 3}
+    batch["pairs"] = {"eps": x, "x_0": 2.0 * x, "label": batch["label"]}
+    if objective.share:
+        batch[SHARED] = objective.share(networks, batch, KEY)
+    found = {}
+    for name, player in objective.players.items():
+        mean = lambda p, loss=player.loss: loss(p, networks, batch, KEY, jnp.int32(4))[0].mean()  # noqa: E731
+        found[name] = jax.value_and_grad(mean)(networks[name])
+        found[f"{name} every"] = player.every
+    for name, follower in objective.followers.items():
+        for step in (0, 10**6):
+            found[f"{name} {step}"] = follower.update(jnp.float32(1.0), jnp.float32(0.0), step)
+    steps = 2 if objective.reads_images else 1
+    keys, condition = jax.random.split(KEY, ROWS), {"label": batch["label"]}
+    params, scale = networks[objective.generator], objective.guidance_scale
+    found["samples"] = objective.sample(
+        params, x, condition, keys, steps=steps, guidance_scale=scale
+    )
+    return found, scale
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_defaults_are_those_of_the_paper(name):
+    make, published = CASES[name]
+    default, expected = figures(make()), figures(make(**published))
+    jax.tree.map(np.testing.assert_array_equal, default, expected)
+
+
+def test_a_loss_on_its_own_drops_no_label():
+    batch = {"x": jnp.ones((ROWS, 2)), "label": jnp.arange(ROWS) % 3}
+    sampler, params = time_sampling.uniform(LINEAR.path), NETWORK.init(KEY)
+    default, none = (
+        denoising_loss(LINEAR, sampler, **fields)(params, {}, batch, KEY, 0)[0]
+        for fields in ({}, {"label_dropout": 0.0})
+    )
+    np.testing.assert_array_equal(default, none)
+
+
+def test_defaults_of_divergences_and_generators():
+    rows = jax.random.normal(KEY, (5, ROWS, 2))
+    rho = jnp.linspace(0.5, 1.0, ROWS)[:, None]
+    point = Point(rows[0], rows[1], rho, rows[2], rows[3], rows[4])
+    for default, explicit in (
+        (score_identity(), score_identity(1.2)),
+        (score_implicit_matching(), score_implicit_matching(pseudo_huber())),
+        (noise_free_score_distillation(), noise_free_score_distillation(0.72)),
+    ):
+        np.testing.assert_array_equal(default.surrogate(point), explicit.surrogate(point))
+    assert LOW_NOISE == 0.72
+    label, params = {"label": jnp.zeros(ROWS, jnp.int32)}, NETWORK.init(KEY)
+    made = [one_step(LINEAR, *level).generate(params, rows[0], label) for level in ((), (2.5,))]
+    np.testing.assert_array_equal(*made)
+    first = [particles((2,), 4, *deviation).init(KEY) for deviation in ((), (1.0,))]
+    jax.tree.map(np.testing.assert_array_equal, *first)

@@ -1,0 +1,239 @@
+"""Every field of every objective changes what it stands for, and nothing else."""
+
+import inspect
+from functools import lru_cache
+
+import jax
+import numpy as np
+import pytest
+
+from configs import base
+from configs import objectives as documented
+from diffusion.time_pairs import CURRICULA
+from objectives import OBJECTIVES
+from tests.objectives.assembled import (
+    CASES,
+    TOTAL,
+    Case,
+    assemble,
+    fields_of,
+    loss_rows,
+    networks_of,
+    responsive,
+    samples,
+    unrolled,
+    value_of,
+)
+from training.experiment import build_objective
+
+# What the fields of each name change: "loss" is that of every player, with its gradient; "samples"
+# has refusals too; "updates" are those of followers; "needs" is what an objective says of itself.
+EFFECTS = {
+    "adaptive_weight": {"loss"},
+    "b": {"loss"},
+    "bootstrap_fraction": {"loss"},
+    "curriculum": {"loss", "samples"},
+    "distance": {"loss"},
+    "divergence": {"generator loss"},
+    "fake_score_updates": {"period"},
+    "fake_time_sampler": {"fake_score loss"},
+    "generator": {"loss", "samples", "needs"},
+    "guidance_range": {"loss", "samples"},
+    "guidance_scale": {"loss", "samples", "scale"},
+    "initial_decay": {"updates"},
+    "joint": {"loss"},
+    "k": {"loss"},
+    "label_dropout": {"loss"},
+    "max_steps": {"loss", "samples"},
+    "normalize": {"generator loss"},
+    "q": {"loss"},
+    "regression_distance": {"generator loss"},
+    "regression_weight": {"generator loss"},
+    "sample_times": {"samples"},
+    "sigma_init": {"loss", "samples"},
+    "skip": {"loss"},
+    "solver": {"samples"},
+    "spacing": {"samples"},
+    "stages": {"loss"},
+    "tangent_scale": {"loss"},
+    "tangent_warmup": {"loss"},
+    "target_decay": {"updates"},
+    "target_warmup": {"updates"},
+    "teacher_solver": {"loss"},
+    "time_sampler": {"loss"},
+    "total_steps": {"loss"},
+    "weighting": {"loss"},
+}
+GENERATOR_GUIDANCE = {"generator loss", "samples", "scale"}
+# Where a field means more or less than its name does elsewhere.
+OWN_EFFECTS = {
+    # Guidance of a denoiser is a matter of sampling.
+    ("denoising", "guidance_scale"): {"samples", "scale"},
+    # The grid that is trained on is the one that is sampled on.
+    ("consistency_distillation", "spacing"): {"loss", "samples"},
+    ("plain distillation", "spacing"): {"loss", "samples"},
+    ("consistency_training", "spacing"): {"loss", "samples"},
+    ("training without target", "spacing"): {"loss", "samples"},
+    # With a range of scales the teacher's are drawn from it.
+    ("consistency_distillation", "guidance_scale"): {"samples", "scale"},
+    # A target comes and goes with its decay.
+    ("plain distillation", "target_decay"): {"loss", "updates", "needs"},
+    ("training without target", "initial_decay"): {"loss", "updates", "needs"},
+    # mu(k) is a function of the number of points.
+    ("consistency_training", "curriculum"): {"loss", "samples", "updates"},
+    # The teacher is what is guided, of the losses.
+    ("distribution_matching", "guidance_scale"): GENERATOR_GUIDANCE,
+    ("joint matching", "guidance_scale"): GENERATOR_GUIDANCE,
+    ("matching without fake score", "guidance_scale"): GENERATOR_GUIDANCE,
+    ("distribution_matching", "time_sampler"): {"generator loss"},
+    ("matching without fake score", "time_sampler"): {"generator loss"},
+    ("joint matching", "regression_weight"): {"generator loss", "needs"},
+    ("matching without fake score", "divergence"): {"loss", "needs", "period"},
+}
+UNUSED = "has no use without the term, the player or the input that the case leaves out"
+REFUSED = "is refused beside another field of the case"
+# Why a field changes nothing.
+EXCEPTIONS = {
+    ("joint matching", "regression_distance"): UNUSED,
+    ("matching without fake score", "fake_time_sampler"): UNUSED,
+    ("matching without fake score", "fake_score_updates"): REFUSED,
+    ("matching without fake score", "joint"): REFUSED,
+    ("joint matching", "fake_time_sampler"): REFUSED,
+}
+# A field that has to change with another.
+BESIDE = {
+    ("distribution_matching", "joint"): {"fake_time_sampler": None},
+}
+EARLY, LATE = 3, 30
+# Not one that a case is guided at.
+FOREIGN_SCALE = 5.0
+
+
+def sampled(case, steps, scale):
+    """Samples, or why there are none."""
+    objective = case.objective
+    try:
+        return samples(objective, case.networks[objective.generator], steps, scale=scale)
+    except ValueError as refusal:
+        return str(refusal)
+
+
+def observe(case):
+    """All that can be seen of an objective, by the names of EFFECTS."""
+    objective, networks = case.objective, case.networks
+    seen = {
+        f"{player} loss": loss_rows(case, player, networks[player], LATE)
+        for player in objective.players
+    }
+    seen["samples"] = [
+        sampled(case, steps, scale)
+        for steps, scale in (
+            *((steps, objective.guidance_scale) for steps in (1, 3, 4)),
+            *((steps, FOREIGN_SCALE) for steps in (1, 4)),
+        )
+    ]
+    seen["updates"] = {
+        name: [
+            follower.update(networks[name], networks[follower.source], step)
+            for step in (EARLY, LATE)
+        ]
+        for name, follower in objective.followers.items()
+    }
+    seen["period"] = [player.every for player in objective.players.values()]
+    seen["scale"] = objective.guidance_scale
+    plain = ("players", "followers", "sample", "share", "guidance_scale")
+    seen["needs"] = {k: v for k, v in objective._asdict().items() if k not in plain}
+    seen["needs"]["followers"] = {k: f.source for k, f in objective.followers.items()}
+    seen["needs"]["players"] = list(objective.players)
+    return seen
+
+
+def changes(before, after):
+    """The names of what differs between two observations."""
+    return {name for name in before | after if not equal(before.get(name), after.get(name))}
+
+
+def equal(a, b):
+    """Whether two trees are the same, bit by bit."""
+    if jax.tree.structure(a) != jax.tree.structure(b):
+        return False
+    return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
+
+
+@pytest.fixture(autouse=True)
+def without_compilation(monkeypatch):
+    """Loops over sampling steps are Python's, which compile nothing."""
+    monkeypatch.setattr(jax.lax, "scan", unrolled)
+
+
+def expected(case, field, before, after):
+    """EFFECTS with "loss" spelt out for every player."""
+    effects = OWN_EFFECTS.get((case, field), EFFECTS.get(field))
+    if effects is None:
+        raise LookupError(f"say in EFFECTS what {field!r} of {CASES[case][0]} changes")
+    losses = {name for name in before | after if name.endswith(" loss")}
+    return (effects - {"loss"}) | (losses if "loss" in effects else set())
+
+
+@pytest.fixture(scope="module")
+def observed():
+    """case -> what is seen of it, once per case."""
+    return lru_cache(lambda case: observe(assemble(case)))
+
+
+@pytest.mark.parametrize(
+    ("case", "field"), [(case, field) for case in CASES for field in fields_of(case)]
+)
+def test_a_field_changes_what_it_stands_for_and_nothing_else(case, field, observed):
+    changed = {field: value_of(case, field, other=True)} | BESIDE.get((case, field), {})
+    if EXCEPTIONS.get((case, field)) == REFUSED:
+        with pytest.raises(ValueError, match="objective."):
+            assemble(case, **changed)
+        return
+    before, after = observed(case), observe(assemble(case, **changed))
+    unused = EXCEPTIONS.get((case, field)) == UNUSED
+    assert changes(before, after) == (set() if unused else expected(case, field, before, after))
+
+
+def test_every_effect_and_every_exception_is_of_a_field_that_there_is():
+    there = {(case, field) for case in CASES for field in fields_of(case)}
+    assert set(OWN_EFFECTS) | set(EXCEPTIONS) | set(BESIDE) <= there
+    assert set(EFFECTS) == {field for _, field in there}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_documented_defaults_are_those_of_the_factory(name):
+    """configs/objectives.py against the factory called without what it has a default for."""
+    case = assemble(name)
+    config = base.config()
+    config.objective, config.steps = getattr(documented, name)(), TOTAL
+    required = {
+        "curriculum": lambda: CURRICULA[config.objective.curriculum.name](total_steps=TOTAL),
+        "total_steps": lambda: TOTAL,
+    }
+    parameters = list(inspect.signature(OBJECTIVES[name]).parameters.values())[1:]
+    given = {p.name: required[p.name]() for p in parameters if p.default is p.empty}
+    model = case.model
+    if "guidance_range" in fields_of(name):
+        model = model._replace(network=responsive())
+    found = build_objective(config, model)._replace(init_from=case.objective.init_from)
+    default = OBJECTIVES[name](model, **given)
+    before, after = (
+        observe(Case(model, objective, networks_of(objective, model)))
+        for objective in (default, found)
+    )
+    assert changes(before, after) == set()
+
+
+SCHEDULES = {"curriculum", "total_steps", "tangent_warmup"}
+
+
+@pytest.mark.parametrize("case", OBJECTIVES)
+def test_a_loss_changes_with_the_step_until_its_schedule_ends_and_not_after(case):
+    assembled = assemble(case)
+    for player, params in ((p, assembled.networks[p]) for p in assembled.objective.players):
+        first, last, late = (
+            loss_rows(assembled, player, params, step) for step in (1, TOTAL, 1000 * TOTAL)
+        )
+        np.testing.assert_array_equal(last, late)
+        assert np.array_equal(first, last) != bool(SCHEDULES & set(fields_of(case)))

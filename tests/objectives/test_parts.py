@@ -1,0 +1,217 @@
+"""Every field of every part of an objective changes what the part computes, and has its default."""
+
+import inspect
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from diffusion.path import PATHS
+from diffusion.prediction import KINDS, Coefficients, raw_kind
+from diffusion.spacing import SPACINGS
+from diffusion.time_pairs import CURRICULA
+from diffusion.time_sampling import TIME_SAMPLERS
+from objectives.distances import DISTANCES, huber
+from objectives.divergences import DIVERGENCES, Point
+from objectives.followers import constant_ema, power_ema, warmed_ema
+from objectives.generators import one_step, particles
+from objectives.model import Model
+from samplers import SOLVERS
+from tests.gaussian import Gaussian
+from tests.objectives.assembled import responsive
+
+KEY = jax.random.key(0)
+A, B, NOISE, FAKE, TEACHER, NULL = jax.random.normal(KEY, (6, 32, 2))
+LABEL = {"label": jnp.zeros(32, jnp.int32)}
+VE, LINEAR = PATHS["ve"](), PATHS["linear"]()
+FRACTION = jnp.linspace(0.05, 0.95, 10)
+TIMES = jnp.linspace(0.1, 1.0, 16)
+
+
+def point():
+    """Rows at noise levels from 0.1 to 1.6, on both sides of NFSD's low noise."""
+    rho = jnp.linspace(0.1, 1.6, 32)[:, None]
+    return Point(A, rho * NOISE, rho, FAKE, TEACHER, NULL)
+
+
+def solved(solver):
+    denoise = Gaussian(jnp.zeros(2), jnp.array([0.3, 1.7])).denoiser(VE)
+    times = jnp.array([30.0, 8.0, 2.0, 0.5, 0.1, 0.002])
+    return solver(denoise, VE, 30.0 * A, times, jax.random.split(KEY, 32))
+
+
+def generated(generator):
+    params = generator.init(KEY)
+    return params, generator.generate(params, A, LABEL)
+
+
+def schedules(path):
+    ends = path.t_min, path.t_max
+    return {name: getattr(path, name)(TIMES) for name in ("alpha", "sigma", "time_at")} | {
+        "ends": ends
+    }
+
+
+def coded(kind):
+    c = Coefficients(*(jnp.float32(x) for x in (0.8, 0.6, -1.0, 1.0)))
+    return {"decode": kind.decode(A, B, c), "c_in": kind.c_in(c)}
+
+
+MODEL = Model(responsive(), LINEAR, KINDS["velocity"])
+# Tables of parts: their functions by name, inputs before the fields, and what is seen of a part.
+TABLES = {
+    "time_sampler": (TIME_SAMPLERS, (VE,), lambda sample: sample(KEY, 32)),
+    "spacing": (
+        SPACINGS,
+        (VE,),
+        lambda spacing: {"time": spacing.time(FRACTION), "fraction": spacing.fraction(TIMES)},
+    ),
+    "curriculum": (CURRICULA, (), lambda points: [points(jnp.int32(k)) for k in (0, 15, 500)]),
+    "distance": (DISTANCES, (), lambda distance: distance(A, B)),
+    "divergence": (DIVERGENCES, (), lambda divergence: divergence.surrogate(point())),
+    "solver": (SOLVERS, (), solved),
+    "path": (PATHS, (), schedules),
+    "kind": ({"F": raw_kind}, (), coded),
+    "follower": (
+        {f.__name__: f for f in (constant_ema, warmed_ema, power_ema)},
+        (),
+        lambda update: [update(A, B, step) for step in (0, 500)],
+    ),
+    "one_step": ({"one_step": one_step}, (MODEL,), generated),
+    "particles": ({"particles": particles}, ((2,), 32), generated),
+}
+# Fields without a default, in the place of it.
+REQUIRED = {"total_steps": 30, "decay": 0.9, "relative_std": 0.1}
+# Another value of each field than its default, or than that in REQUIRED.
+OTHERS = {
+    "alpha": 1.7,
+    "beta_max": 15.0,
+    "beta_min": 0.3,
+    "c": 0.4,
+    "churn": 1.0,
+    "churn_max": 5.0,
+    "churn_min": 4.0,
+    "decay": 0.8,
+    "deviation": 2.0,
+    "distance": huber(0.2),
+    "first": 4,
+    "highest": 0.7,
+    "last": 90,
+    "low_noise": 1.2,
+    "lowest": 0.2,
+    "mean": 0.3,
+    "noise": 1.1,
+    "points": 25,
+    "power": 3.0,
+    "relative_std": 0.2,
+    "sigma_data": 0.8,
+    "sigma_init": 1.1,
+    "sigma_max": 50.0,
+    "sigma_min": 0.1,
+    "std": 0.5,
+    "total_steps": 20,
+    "variance": "large",
+}
+# A field that acts at some values of another alone.
+BESIDE = {("curriculum", "doubling", "last"): {"first": 30}}
+# Fields that one entry of what is seen does not depend on.
+UNMOVED = {
+    ("path", "ve", "sigma_min"): {"alpha", "sigma", "time_at"},
+    ("path", "ve", "sigma_max"): {"alpha", "sigma", "time_at"},
+    ("path", "vp_ddpm", "beta_min"): {"ends"},
+    ("path", "vp_ddpm", "beta_max"): {"ends"},
+    ("path", "trigflow", "sigma_data"): {"alpha", "ends"},
+}
+
+
+def parameters_of(table, name):
+    """The fields of a part, with their defaults."""
+    functions, inputs, _ = TABLES[table]
+    parameters = list(inspect.signature(functions[name]).parameters.values())
+    return {p.name: p.default for p in parameters[len(inputs) :]}
+
+
+def seen(table, name, **fields):
+    functions, inputs, see = TABLES[table]
+    found = see(functions[name](*inputs, **fields))
+    return found if isinstance(found, dict) else {"": found}
+
+
+FIELDS = [
+    (table, name, field)
+    for table, (functions, *_) in TABLES.items()
+    for name in functions
+    for field in parameters_of(table, name)
+]
+
+
+@pytest.mark.parametrize(("table", "name", "field"), FIELDS)
+def test_a_field_of_a_part_changes_what_the_part_computes(table, name, field):
+    assert field in OTHERS, f"add a value of {field!r}, a field of {name}, to OTHERS"
+    defaults = parameters_of(table, name)
+    fields = {
+        f: REQUIRED[f] for f, default in defaults.items() if default is inspect.Parameter.empty
+    }
+    fields |= BESIDE.get((table, name, field), {})
+    assert OTHERS[field] not in (fields.get(field), defaults[field])
+    before = seen(table, name, **fields)
+    after = seen(table, name, **(fields | {field: OTHERS[field]}))
+    same = {
+        key
+        for key in before
+        if all(map(np.array_equal, *map(jax.tree.leaves, (before[key], after[key]))))
+    }
+    assert same == UNMOVED.get((table, name, field), set())
+
+
+# What configs leave at None: the papers' own values, by the docstrings of the parts.
+DEFAULTS = {
+    ("time_sampler", "logit_normal"): {"mean": 0.0, "std": 1.0},
+    ("time_sampler", "log_normal"): {"mean": -1.2, "std": 1.2},
+    ("time_sampler", "equal_karras"): {"power": 7.0, "lowest": 0.0, "highest": 1.0},
+    ("spacing", "karras"): {"power": 7.0},
+    ("curriculum", "constant"): {"points": 18},
+    ("curriculum", "square_root"): {"first": 2, "last": 150},
+    ("curriculum", "doubling"): {"first": 10, "last": 1280},
+    ("distance", "pseudo_huber"): {"c": None},
+    ("distance", "pseudo_huber_elementwise"): {"c": 0.001},
+    ("distance", "norm"): {"power": 1.0},
+    ("distance", "huber"): {"c": 1.0},
+    ("distance", "exponential"): {"c": 1.0},
+    ("distance", "cauchy"): {"c": 1.0},
+    ("divergence", "score_implicit_matching"): {"distance": None},
+    ("divergence", "score_identity"): {"alpha": 1.2},
+    ("divergence", "noise_free_score_distillation"): {"low_noise": 0.72},
+    ("solver", "ancestral"): {"variance": "small"},
+    ("solver", "churned_heun"): {
+        "churn": 40.0,
+        "churn_min": 0.05,
+        "churn_max": 50.0,
+        "noise": 1.003,
+    },
+    ("path", "vp_ddpm"): {"beta_min": 0.1, "beta_max": 20.0},
+    ("path", "ve"): {"sigma_min": 0.002, "sigma_max": 80.0},
+    ("path", "trigflow"): {"sigma_data": 0.5},
+    ("kind", "F"): {"sigma_data": 0.5},
+    ("one_step", "one_step"): {"sigma_init": 2.5},
+    ("particles", "particles"): {"deviation": 1.0},
+}
+
+
+def test_the_defaults_of_parts_are_the_published_ones():
+    found = {}
+    for table, name, field in FIELDS:
+        default = parameters_of(table, name)[field]
+        if default is not inspect.Parameter.empty:
+            found.setdefault((table, name), {})[field] = default
+    assert found == DEFAULTS
+
+
+def test_a_default_of_none_is_the_part_that_the_docstring_names():
+    sim, pseudo_huber = DIVERGENCES["score_implicit_matching"], DISTANCES["pseudo_huber"]
+    assert np.array_equal(sim().surrogate(point()), sim(pseudo_huber()).surrogate(point()))
+    # 0.00054 sqrt(D)
+    np.testing.assert_allclose(
+        pseudo_huber()(A, B), pseudo_huber(0.00054 * 2**0.5)(A, B), rtol=1e-6
+    )

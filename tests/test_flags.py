@@ -1,0 +1,113 @@
+"""Every flag reaches the field of the request that it is for, in the modes that read it."""
+
+from pathlib import Path
+
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+import main
+from configs.methods import TEACHERS
+from modes import MODES, Request
+
+# Of absl, which loads a config file as Python 3.12 will not.
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
+
+CONFIG = "configs/digits.py:shortcut"
+# flag: its text, the field, and the value there
+FLAGS = {
+    "workdir": ("runs/x", "workdir", Path("runs/x")),
+    "workdirs": ("a,b", "workdirs", (Path("a"), Path("b"))),
+    "steps": ("3", "steps", 3),
+    "seeds": ("4-6,9", "seeds", (4, 5, 6, 9)),
+    "methods": ("cd,sim", "methods", ("cd", "sim")),
+    "metric": ("fd-pixels-1k", "metric", "fd-pixels-1k"),
+    "labels": ("7,2", "labels", (7, 2)),
+    "guidance": ("2.5", "guidance", 2.5),
+    "out": ("there.npz", "out", Path("there.npz")),
+    "checkpoint": ("30", "checkpoint", 30),
+    "network": ("ema_0.9", "network", "ema_0.9"),
+    "mesh": ("4,2", "mesh", (4, 2)),
+    "accelerator": ("h100", "accelerator", "h100"),
+}
+# Read by `main` itself, before there is a request.
+OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id")
+TEXTS = {name: text for name, (text, *_) in FLAGS.items()} | {
+    "config": CONFIG,
+    "distributed": "true",
+    "coordinator": "127.0.0.1:1",
+    "num_processes": "2",
+    "process_id": "1",
+}
+RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
+TOGETHER = ("train", "evaluate", "sample", "compare", "replay", "doctor")
+READ_BY = {
+    "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "doctor"),
+    "workdir": (*RUNS, "compare", "doctor"),
+    "workdirs": ("report",),
+    "steps": ("sample",),
+    "seeds": ("sample", "compare"),
+    "methods": ("compare",),
+    "metric": ("report",),
+    "labels": ("sample",),
+    "guidance": ("sample",),
+    "checkpoint": ("sample", "evaluate"),
+    "network": ("sample", "evaluate"),
+    "out": ("sample", "report"),
+    "mesh": ("plan",),
+    "accelerator": ("plan",),
+    **dict.fromkeys(OF_PROCESSES, TOGETHER),
+}
+
+
+def requested(*arguments):
+    """The request of a command line."""
+    command = ["main.py", *arguments]
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", command)  # where fields of a config are looked for
+        flags.FLAGS(command)
+        return main.request()
+
+
+def test_without_flags_a_request_has_its_defaults():
+    expected = Request(
+        config=None, workdir=None, config_of_method=main.config_of_method, teachers=TEACHERS
+    )
+    assert requested() == expected
+
+
+@pytest.mark.parametrize("flag", FLAGS)
+def test_a_flag_reaches_its_field_and_no_other(flag):
+    text, field, value = FLAGS[flag]
+    mode = f"--mode={READ_BY[flag][0]}"
+    before, after = requested(mode), requested(mode, f"--{flag}={text}")
+    assert after == before._replace(**{field: value})
+    assert getattr(before, field) != value
+
+
+def test_a_config_has_its_method_and_its_overrides():
+    config = requested(
+        "--mode=describe", f"--config={CONFIG}", "--config.seed=5", "--config.ema.decays=(0.5,)"
+    ).config
+    assert (config.method, config.seed, config.ema.decays) == ("shortcut", 5, (0.5,))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_mode_refuses_the_flags_that_it_does_not_read(mode):
+    for flag, text in TEXTS.items():
+        arguments = (f"--mode={mode}", f"--{flag}={text}")
+        if mode in READ_BY[flag]:
+            requested(*arguments)
+        else:
+            with pytest.raises(ValueError, match=f"--{flag} is not used by --mode={mode}"):
+                requested(*arguments)
+
+
+def test_every_flag_and_every_field_is_in_a_table():
+    own = {flag.name for flag in flags.FLAGS.get_flags_for_module("main")}
+    own |= {flag.name for flag in flags.FLAGS.get_flags_for_module(main)}
+    # Without the flags of single fields of a config, which other tests may have defined.
+    known = {*READ_BY, "mode", "traceback"}
+    assert {name for name in own if not name.startswith("config.")} == known
+    fields = {field for _, field, _ in FLAGS.values()}
+    assert set(Request._fields) == fields | {"config", "config_of_method", "teachers"}

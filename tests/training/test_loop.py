@@ -1,0 +1,161 @@
+"""The loop: what it is given reaches the step, the log, the checkpoints and the watchdog."""
+
+from itertools import count
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from objectives.base import Follower, Mean, Objective, Player
+from objectives.followers import constant_ema
+from tests.training.runs import largest_difference
+from tests.training.test_sharding import mesh_of
+from training import loop, restore
+from training.checkpoint import Retention
+from training.loop import Schedule, abstract_batch, compile_step, create_state, train
+from training.metrics import read_rows
+from training.optimizer import Optimizer
+from training.report import evaluations
+from training.state import initial_state
+from training.step import train_step
+from training.watchdog import Patience
+
+BATCH, SEED = 8, 3
+OPTIMIZERS = {"network": Optimizer(optax.adam(0.1), optax.constant_schedule(0.1))}
+FROZEN = {"teacher": {"w": jnp.float32(2.0)}}
+
+
+def loss(params, networks, batch, key, step):
+    noise = jax.random.normal(key, batch["x"].shape)
+    rows = (params["w"] - batch["x"] * networks["teacher"]["w"] - noise) ** 2
+    return rows, {"rows": Mean(jnp.sum(rows), jnp.float32(len(rows)))}
+
+
+OBJECTIVE = Objective(
+    players={"network": Player(lambda key: {"w": jax.random.normal(key)}, loss)},
+    followers={"average": Follower("network", constant_ema(0.9))},
+    sample=None,
+    frozen=("teacher",),
+    init_from={},
+)
+
+
+def batches(start):
+    """Steps as numbers, which `complete` turns into what the loss reads."""
+    return ({"number": np.full(BATCH, step, np.float32)} for step in count(start))
+
+
+def complete(batch):
+    rows = jnp.arange(BATCH, dtype=jnp.float32)
+    return {"x": 0.1 * batch["number"] + rows, "label": jnp.zeros_like(batch["number"], int)}
+
+
+def run(folder, schedule, **arguments):
+    """`train` with arguments of which none is a default."""
+    arguments = {
+        "objective": OBJECTIVE,
+        "optimizers": OPTIMIZERS,
+        "frozen": dict(FROZEN),
+        "mesh": mesh_of(1, 1),
+        "config": {"method": "made"},
+        "seed": SEED,
+        "batch_size": BATCH,
+        "micro_batches": 2,
+        "batches": batches,
+        "complete": complete,
+        "evaluate": lambda state: {"frechet_1": float(state.step)},
+        **arguments,
+    }
+    return train(schedule=schedule, workdir=folder, **arguments)
+
+
+@pytest.mark.parametrize("dispatch", [1, 3])
+def test_the_loop_is_the_training_step_again_and_again(tmp_path, dispatch):
+    final = run(tmp_path, Schedule(steps=7, dispatch=dispatch))
+    state = initial_state(OBJECTIVE, OPTIMIZERS, SEED, FROZEN)
+    step = jax.jit(train_step(OBJECTIVE, OPTIMIZERS, SEED, 2))
+    for number in range(7):
+        state, _ = step(state, FROZEN, complete({"number": jnp.full(BATCH, number, jnp.float32)}))
+    assert largest_difference(final, state) < 1e-6
+    assert int(final.step) == 7
+
+
+def test_each_thing_is_done_at_its_own_period(tmp_path):
+    starts, seen = [], []
+
+    def noted(start):
+        starts.append(start)
+        return batches(start)
+
+    def evaluate(state):
+        seen.append(int(state.step))
+        return {"frechet_1": float(state.step)}
+
+    own = {"batches": noted, "evaluate": evaluate, "retention": Retention(newest=2, steps=(4,))}
+    run(tmp_path, Schedule(steps=13, log=5, save=4, evaluate=6), **own)
+    assert (starts, seen) == ([0], [6, 12, 13])
+    # A save and an evaluation end a row too.
+    rows = [row["step"] for row in read_rows(tmp_path / "metrics.jsonl") if "loss" in row]
+    assert rows == [4, 5, 6, 8, 10, 12, 13]
+    assert evaluations(tmp_path) == {step: {"frechet_1": step} for step in (6, 12, 13)}
+    kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
+    assert kept == [4, 12, 13]
+    assert restore.read_record(tmp_path)["config"] == {"method": "made"}
+    run(tmp_path, Schedule(steps=14, log=5, save=4, evaluate=6), **own)
+    assert (starts, seen) == ([0, 13], [6, 12, 13, 14])
+
+
+def test_the_report_and_the_watchdog_are_told_what_they_ask_for(tmp_path, monkeypatch):
+    given = {}
+
+    def note(name):
+        made = getattr(loop, name)
+        monkeypatch.setattr(loop, name, lambda *a: given.update({name: a}) or made(*a))
+
+    note("Report")
+    note("Watchdog")
+    patience = Patience(seconds=70.0, factor=11.0, exit_after=0.0)
+    run(tmp_path, Schedule(steps=2, log=5, save=6, evaluate=7), patience=patience)
+    assert given["Watchdog"] == (tmp_path, patience)
+    assert given["Report"] == (tmp_path, 0, 2, BATCH, 5, OPTIMIZERS)
+
+
+def test_teachers_that_only_start_a_run_are_let_go(tmp_path):
+    objective = OBJECTIVE._replace(init_from={"network": "starts"})
+    frozen = FROZEN | {"starts": {"w": jnp.float32(5.0)}}
+    final = run(tmp_path, Schedule(steps=1), objective=objective, frozen=frozen)
+    assert set(frozen) == {"teacher"}
+    assert abs(float(final.networks["network"]["w"]) - 5.0) < 0.2
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_created_state_is_the_initial_one_of_its_seed(seed):
+    created = create_state(OBJECTIVE, OPTIMIZERS, seed, FROZEN, mesh_of(1, 1))
+    assert largest_difference(created, initial_state(OBJECTIVE, OPTIMIZERS, seed, FROZEN)) == 0.0
+    other = initial_state(OBJECTIVE, OPTIMIZERS, 1 - seed, FROZEN)
+    assert largest_difference(created, other) > 0.1
+
+
+def test_a_compiled_step_tells_of_the_gradient_what_it_is_asked():
+    observe = lambda gradient: {"slope": Mean(gradient["w"], jnp.float32(1))}  # noqa: E731
+    step = compile_step(OBJECTIVE, OPTIMIZERS, SEED, mesh_of(1, 1), 2, observe)
+    state = create_state(OBJECTIVE, OPTIMIZERS, SEED, FROZEN, mesh_of(1, 1))
+    metrics = step(state, FROZEN, complete({"number": jnp.zeros(BATCH)}))[1]
+    assert abs(float(metrics["slope"].total)) == pytest.approx(
+        float(metrics["gradient_norm"].total)
+    )
+
+
+def test_a_batch_has_what_the_objective_reads():
+    def parts(**reads):
+        batch = abstract_batch(OBJECTIVE._replace(**reads), 4, (8, 8, 1))
+        return jax.tree.map(lambda leaf: leaf.shape, batch)
+
+    label, image = (4,), (4, 8, 8, 1)
+    pairs = {"eps": image, "x_0": image, "label": label}
+    assert parts() == {"label": label, "x": image}
+    assert parts(reads_images=False) == {"label": label}
+    assert parts(reads_images=False, reads_pairs=True) == {"label": label, "pairs": pairs}
+    assert parts(reads_pairs=True) == {"label": label, "x": image, "pairs": pairs}

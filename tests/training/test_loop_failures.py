@@ -1,0 +1,123 @@
+"""The loop when its folder goes, its disk fills up, or its parameters overflow."""
+
+import errno
+import shutil
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from diffusion.path import linear
+from objectives.denoising import denoising
+from tests.networks import affine, model_of
+from tests.training.killed import saved_steps, wait_for
+from tests.training.runs import small_config, synthetic_batches
+from tests.training.test_sharding import mesh_of
+from training import metrics, restore
+from training.loop import Schedule, abstract_state, train
+from training.metrics import read_rows
+from training.optimizer import Optimizer
+from training.report import NonFiniteError
+
+CONFIG = small_config("flow_matching")
+OBJECTIVE = denoising(model_of(affine(), linear()))._replace(init_from={})
+STEPS, SAVE, EVALUATE = 8, 4, 6
+
+
+def sgd(rate):
+    return {"network": Optimizer(optax.sgd(rate), optax.constant_schedule(rate))}
+
+
+def run(workdir, rate=0.1, at=None, act=None, evaluate=lambda state: {}):
+    """Train a network of five numbers; `act` is called when the batch of step `at` is fetched.
+
+    No save is under way then.
+    """
+
+    def batches(start):
+        for step, batch in enumerate(synthetic_batches(CONFIG, start), start=start + 1):
+            if step == at:
+                wait_for(lambda: at <= SAVE or saved_steps(workdir))
+                act()
+            yield batch
+
+    return train(
+        objective=OBJECTIVE,
+        optimizers=sgd(rate),
+        frozen={},
+        mesh=mesh_of(1, 1),
+        config={},
+        seed=0,
+        schedule=Schedule(STEPS, 1, SAVE, EVALUATE),
+        batch_size=CONFIG.batch_size,
+        batches=batches,
+        evaluate=evaluate,
+        workdir=workdir,
+    )
+
+
+GONE = "was removed, moved or replaced while this run trained in it"
+
+
+@pytest.mark.parametrize("at", [2, 6, 8])  # before a save, an evaluation, the end
+def test_a_folder_that_was_removed_ends_the_run_and_is_not_made_again(tmp_path, at):
+    workdir = tmp_path / "run"
+    with pytest.raises(OSError, match=f"^{workdir} {GONE}"):
+        run(workdir, at=at, act=lambda: shutil.rmtree(workdir))
+    assert not workdir.exists()
+
+
+def test_a_folder_that_another_has_replaced_is_left_alone(tmp_path):
+    workdir = tmp_path / "run"
+
+    def replace():
+        workdir.rename(tmp_path / "moved")
+        workdir.mkdir()
+
+    with pytest.raises(OSError, match=GONE):
+        run(workdir, at=6, act=replace)
+    assert not list(workdir.iterdir()) and saved_steps(tmp_path / "moved") == [4]
+
+
+def test_a_folder_that_goes_in_the_last_evaluation_is_no_success(tmp_path):
+    workdir = tmp_path / "run"
+
+    def evaluate(state):
+        if int(state.step) == STEPS:
+            wait_for(lambda: STEPS in saved_steps(workdir))
+            shutil.rmtree(workdir)
+        return {}
+
+    with pytest.raises(OSError, match=GONE):
+        run(workdir, evaluate=evaluate)
+    assert not workdir.exists()
+
+
+def test_a_full_disk_ends_the_run_with_what_is_saved(tmp_path, monkeypatch):
+    append = metrics.append
+
+    def append_or_fail(file, content):
+        if b'"step": 7' in content:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        append(file, content)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(metrics, "append", append_or_fail)
+        with pytest.raises(OSError, match=r"metrics.jsonl could not be written \(No space left"):
+            run(tmp_path)
+    assert saved_steps(tmp_path) == [4]
+    run(tmp_path)
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == [*range(1, 9)]
+
+
+def test_an_update_that_overflows_is_named_and_not_saved(tmp_path):
+    with pytest.raises(NonFiniteError) as error:
+        run(tmp_path, rate=3e38)
+    assert "parameters or optimizer state of the network after its update" in str(error.value)
+    assert "optimizer.learning_rate" in str(error.value) and error.value.step is not None
+    assert all(map(np.isfinite, error.value.values.values()))
+    abstract = abstract_state(OBJECTIVE, sgd(0.1), 0, {}, mesh_of(1, 1))
+    state = restore.newest_state(tmp_path, abstract)
+    assert state is None or all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state))
