@@ -56,7 +56,16 @@ DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "Join the other processes of a Slurm, MPI, Kubernetes or Cloud TPU job."
 )
 MESH = flags.DEFINE_list("mesh", [], "plan: sizes of the axes data and fsdp, such as 8,8.")
-ACCELERATOR = flags.DEFINE_string("accelerator", "", "plan: what it should fit, such as h100.")
+ACCELERATOR = flags.DEFINE_string(
+    "accelerator", "", "plan: for what, such as h100, 8xh100, or the TPU slices v4-32, v5e-16."
+)
+MFU = flags.DEFINE_list(
+    "mfu", [], "plan: share of the peak FLOP/s that is reached, one or a range; default 0.25,0.45."
+)
+PRICE = flags.DEFINE_float("price", None, "plan: of a device for an hour, in any currency.")
+DISK_SPEED = flags.DEFINE_float(
+    "disk_speed", None, "plan: GB/s that all processes write to the workdir together; default 1."
+)
 COORDINATOR = flags.DEFINE_string(
     "coordinator", None, "HOST:PORT of process 0, to join processes that no cluster started."
 )
@@ -88,6 +97,9 @@ USED_BY = {
     "out": ("sample", "report"),
     "mesh": ("plan",),
     "accelerator": ("plan",),
+    "mfu": ("plan",),
+    "price": ("plan",),
+    "disk_speed": ("plan",),
     "distributed": TOGETHER,
     "coordinator": TOGETHER,
     "num_processes": TOGETHER,
@@ -171,6 +183,9 @@ def request() -> Request:
         network=NETWORK.value,
         mesh=integers("mesh", MESH.value, "8,8"),
         accelerator=ACCELERATOR.value,
+        mfu=numbers("mfu", MFU.value, "0.25,0.45"),
+        price=PRICE.value,
+        disk_speed=DISK_SPEED.value,
     )
 
 
@@ -179,6 +194,16 @@ def integers(flag: str, values: list[str], example: str) -> tuple[int, ...]:
     if not all(re.fullmatch(r"-?\d+", value) for value in values):
         raise ValueError(f"--{flag}={','.join(values)} must be integers, such as {example}")
     return tuple(map(int, values))
+
+
+def numbers(flag: str, values: list[str], example: str) -> tuple[float, ...]:
+    """The values of a flag as numbers. Raises ValueError."""
+    try:
+        return tuple(map(float, values))
+    except ValueError as error:
+        raise ValueError(
+            f"--{flag}={','.join(values)} must be numbers, such as {example}"
+        ) from error
 
 
 def ranges(text: str) -> tuple[int, ...]:

@@ -113,7 +113,8 @@ def model() -> ConfigDict:
             "time_scale": 1000.0,  # t is multiplied by it before the sinusoids
             "dropout": 0.0,  # probability, in the blocks
             "dtype": "float32",  # float32 or bfloat16 inside the network
-            # xla; cudnn (fused: GPUs, bfloat16, not for sct and scd); auto, cudnn where it can be
+            # xla; cudnn (fused: GPUs, bfloat16, not for sct and scd); auto, cudnn where it can be;
+            # chunked (a few queries at a time: less memory everywhere, slower)
             "attention": "xla",
             "remat": False,  # recompute activations in the backward pass: less memory
             "scan": False,  # a loop over stacked blocks: compiled once for all, slower on CPUs

@@ -1,25 +1,27 @@
-"""Endless training batches by Grain: shuffled anew every epoch, resumable at any step.
+"""Endless training batches: shuffled anew every epoch, resumable at any step.
 
-The order of examples is a function of (seed, global position) alone. A step's batch is a range of
-positions, of which every process takes its block; so the batch of a step, mirrored images and order
-included, depends neither on the steps before nor on the number of processes.
+The order of examples (data/order.py) is a function of (seed, global position) alone. A step's batch
+is a range of positions, of which every process reads its block; so the batch of a step, mirrored
+images and order included, depends neither on the steps before nor on the number of processes.
 """
 
 import itertools
-from collections.abc import Iterator, Mapping
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
 
 import grain
 import numpy as np
 
 from data.dataset import NULL_LABEL, Pairs, Split
+from data.order import NEWEST_ORDER, index_dtype, rows_in_order
 from data.pixels import to_float
 
-# Threads, not worker processes: a batch is one gather from an array, and the state of an iterator
-# without workers is its position.
+# Threads, not worker processes: a batch is one gather from an array.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
-FLIP_PROBABILITY = 0.5
 LARGEST_SEED = 2**32 - 1  # of Grain's shuffle
+
+T = TypeVar("T")
 
 
 def batches(split: Split, **share: Any) -> Iterator[dict[str, np.ndarray]]:
@@ -32,27 +34,36 @@ def batches(split: Split, **share: Any) -> Iterator[dict[str, np.ndarray]]:
 
     share: the other arguments of `row_batches`. Raises ValueError for one out of range.
     """
+    backwards = np.arange(split.images.shape[2])[::-1]
 
-    def gather(rows: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        x = to_float(split.images[rows["index"]])
-        x[rows["mirrored"]] = x[rows["mirrored"], :, ::-1]
-        return {"x": x, "label": split.labels[rows["index"]]}
+    def gather(index: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
+        images = split.images[index]
+        images[mirrored] = images[mirrored].take(backwards, axis=2)
+        return {"x": to_float(images), "label": split.labels[index]}
 
-    return _iterate(_row_steps(split, **share).map(gather))
+    return _gathered(gather, _count(split), **share)
 
 
 def row_batches(split: Split, **share: Any) -> Iterator[dict[str, np.ndarray]]:
-    """The same batches by number: {"index": int32 [B / process_count], "mirrored": bool [same]}.
+    """The same batches by number: {"index": int [B / process_count], "mirrored": bool [same]}.
 
-    For data that lie on the devices (training/resident.py). share: batch_size, seed, start_step,
-    flip, process_index, process_count; all but the first two have defaults.
+    For data that lie on the devices (training/resident.py). Numbers are int32 where that holds
+    them. share: batch_size, seed, start_step, flip, process_index, process_count, order (the
+    newest); all but the first two have defaults.
     """
-    return _iterate(_row_steps(split, **share))
+    dtype = index_dtype(len(split.labels))
+
+    def gather(index: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
+        return {"index": index.astype(dtype), "mirrored": mirrored}
+
+    return _gathered(gather, _count(split), **share)
 
 
-def batch_indices(count: int, *, batch_size: int, seed: int, step: int) -> np.ndarray:
+def batch_indices(
+    count: int, *, batch_size: int, seed: int, step: int, order: int = NEWEST_ORDER
+) -> np.ndarray:
     """Which of `count` images `batches` puts into the batch that follows `step` steps: int [B]."""
-    return _positions(count, seed).repeat().batch(batch_size, drop_remainder=True)[step]
+    return rows_in_order(order, count, seed)(step * batch_size, (step + 1) * batch_size)[0]
 
 
 def label_batches(
@@ -78,28 +89,21 @@ def label_batches(
         yield {"label": labels[block].astype(np.int32)}
 
 
-def pair_batches(
-    pairs: Pairs,
-    *,
-    batch_size: int,
-    seed: int,
-    start_step: int = 0,
-    process_index: int = 0,
-    process_count: int = 1,
-) -> Iterator[dict[str, np.ndarray]]:
-    """This process's rows of {"eps", "x_0", "label"}, in an order drawn anew every epoch."""
-    block = _block(batch_size, process_index, process_count)
+def pair_batches(pairs: Pairs, **share: Any) -> Iterator[dict[str, np.ndarray]]:
+    """This process's rows of {"eps", "x_0", "label"}, in an order drawn anew every epoch.
 
-    def gather(indices: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: array[indices[block]] for name, array in pairs._asdict().items()}
+    share: as in `row_batches`, without flip.
+    """
 
-    positions = _positions(len(pairs.label), seed)
-    steps = positions.repeat().batch(batch_size, drop_remainder=True)
-    return _iterate(steps[start_step:].map(gather))
+    def gather(index: np.ndarray, _: np.ndarray) -> dict[str, np.ndarray]:
+        return {name: array[index] for name, array in pairs._asdict().items()}
+
+    return _gathered(gather, len(pairs.label), **share)
 
 
-def _row_steps(
-    split: Split,
+def _gathered(
+    gather: Callable[[np.ndarray, np.ndarray], T],
+    count: int,
     *,
     batch_size: int,
     seed: int,
@@ -107,29 +111,23 @@ def _row_steps(
     flip: bool = False,
     process_index: int = 0,
     process_count: int = 1,
-) -> grain.MapDataset:
-    """Numbers and mirrorings of this process's rows, by step from start_step on."""
-    _check(split, batch_size, seed, start_step, process_index, process_count)
+    order: int = NEWEST_ORDER,
+) -> Iterator[T]:
+    """What `gather` makes of this process's (numbers, mirrorings), by step from start_step on."""
+    _check(batch_size, seed, start_step, process_index, process_count)
     block = _block(batch_size, process_index, process_count)
-    positions = _positions(len(split.labels), seed)
-    # Before `repeat`: an image's coin belongs to its global position, by epoch.
-    rows = positions.random_map(_draw_mirroring) if flip else positions.map(_keep)
-    steps = rows.repeat().batch(batch_size, drop_remainder=True)
+    rows = rows_in_order(order, count, seed, flip)
 
-    def own(rows: tuple[np.ndarray, np.ndarray]) -> dict[str, np.ndarray]:
-        indices, mirrored = (row[block] for row in rows)
-        return {"index": indices.astype(np.int32), "mirrored": mirrored}
+    def load(step: int) -> T:
+        return gather(*rows(step * batch_size + block.start, step * batch_size + block.stop))
 
-    return steps[start_step:].map(own)
+    return _read_ahead(load, start_step)
 
 
-def _iterate(steps: grain.MapDataset) -> Iterator[dict[str, np.ndarray]]:
-    return iter(steps.to_iter_dataset(READ_OPTIONS))
-
-
-def _positions(count: int, seed: int) -> grain.MapDataset:
-    """The numbers below `count`, in an order drawn anew every epoch once repeated."""
-    return grain.MapDataset.range(count).seed(seed).shuffle()
+def _read_ahead(load: Callable[[int], T], start_step: int) -> Iterator[T]:
+    """load(start_step), load(start_step + 1), ... without end, some steps ahead by threads."""
+    steps = grain.MapDataset.range(start_step, sys.maxsize)
+    return iter(steps.map(load).to_iter_dataset(READ_OPTIONS))
 
 
 def _block(batch_size: int, index: int, count: int) -> slice:
@@ -138,22 +136,18 @@ def _block(batch_size: int, index: int, count: int) -> slice:
     return slice(index * local, (index + 1) * local)
 
 
-def _draw_mirroring(index: int, rng: np.random.Generator) -> tuple[int, bool]:
-    return index, rng.random() < FLIP_PROBABILITY
-
-
-def _keep(index: int) -> tuple[int, bool]:
-    return index, False
-
-
-def _check(
-    split: Split, batch_size: int, seed: int, start_step: int, index: int, count: int
-) -> None:
+def _count(split: Split) -> int:
+    """How many images a split has. Raises ValueError unless each has a label."""
     if len(split.images) != len(split.labels) or not len(split.labels):
         raise ValueError(
             f"a split needs as many images as labels, at least one; it has {len(split.images)} "
             f"and {len(split.labels)}"
         )
+    return len(split.labels)
+
+
+def _check(batch_size: int, seed: int, start_step: int, index: int, count: int) -> None:
+    """Raises ValueError for a share of batches that cannot be."""
     if not 0 <= index < count:
         raise ValueError(f"process_index={index} is not in [0, process_count={count})")
     if batch_size < 1 or batch_size % count:

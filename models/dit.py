@@ -96,7 +96,8 @@ def dit(
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, layer normalisation, softmax, conditioning and output are float32.
     attention: "xla", "cudnn" (fused, on GPUs, with dtype "bfloat16", for methods that do not
-        differentiate the network forwards), or "auto", "cudnn" where that can be.
+        differentiate the network forwards), "chunked" (a few queries at a time: the memory of
+        fused kernels on any device, slower), or "auto", "cudnn" where that can be.
     remat: recompute the blocks in the backward pass, to keep only their inputs in memory.
     scan: loop over the blocks, which is compiled once for all of them. Their parameters are then
         stacked, [depth, ...] in "blocks" instead of "block_0", "block_1", ...

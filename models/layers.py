@@ -66,11 +66,12 @@ def position_table(side: int, width: int) -> np.ndarray:
     return np.concatenate(parts, axis=1).astype(np.float32)
 
 
-ATTENTIONS = ("xla", "cudnn", "auto")
+ATTENTIONS = ("xla", "cudnn", "chunked", "auto")
+QUERIES = 16  # in a chunk: few weights are in memory, and loops stay short
 
 
 def attention_implementation(name: str, dtype: str) -> str:
-    """ "xla" or "cudnn", the fused kernels of NVIDIA's GPUs, for a key of ATTENTIONS.
+    """ "xla", "chunked" or "cudnn", the fused kernels of NVIDIA's GPUs, for a key of ATTENTIONS.
 
     "auto" is "cudnn" where that can be. The fused kernels have no forward-mode derivative, which
     continuous-time consistency models need. Raises ValueError for "cudnn" where it cannot be.
@@ -81,13 +82,27 @@ def attention_implementation(name: str, dtype: str) -> str:
             f"attention=cudnn needs a GPU and dtype=bfloat16, not {jax.default_backend()} and "
             f"{dtype}; use attention=auto, which takes xla elsewhere"
         )
-    return "cudnn" if usable and name != "xla" else "xla"
+    return "cudnn" if usable and name in ("cudnn", "auto") else name.replace("auto", "xla")
+
+
+def chunked_attention(query: Array, key: Array, value: Array, scale: float) -> Array:
+    """softmax(scale q k^T) v of [B, N, H, D], a few queries at a time, again in the backward pass.
+
+    As in fused kernels the [N, N] weights are never in memory, and any backend can do it.
+    """
+
+    @jax.checkpoint
+    def attend(row: Array) -> Array:
+        attended = jax.nn.dot_product_attention(row[:, None], key, value, scale=scale)
+        return attended[:, 0]
+
+    return jnp.moveaxis(jax.lax.map(attend, jnp.moveaxis(query, 1, 0), batch_size=QUERIES), 0, 1)
 
 
 class Attention(nn.Module):
     """Multi-head self-attention, softmax(q k^T / sqrt(d_head)) v, with biases: [B, N, D] -> same.
 
-    implementation: of ``jax.nn.dot_product_attention``.
+    implementation: "chunked", or one of ``jax.nn.dot_product_attention``.
     """
 
     heads: int
@@ -100,9 +115,13 @@ class Attention(nn.Module):
         head = width // self.heads
         qkv = linear(3 * width, "qkv", dtype=self.dtype)(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, head), 2, 0)
-        mixed = jax.nn.dot_product_attention(
-            query, key, value, scale=head**-0.5, implementation=self.implementation
-        )
+        scale = head**-0.5
+        if self.implementation == "chunked":
+            mixed = chunked_attention(query, key, value, scale)
+        else:
+            mixed = jax.nn.dot_product_attention(
+                query, key, value, scale=scale, implementation=self.implementation
+            )
         return linear(width, "projection", dtype=self.dtype)(mixed.reshape(x.shape))
 
 

@@ -292,7 +292,8 @@ def first_batch(job: Job) -> str:
     """What the first step is given."""
     if job.experiment.objective.reads_pairs:
         return "pairs are made when training starts"
-    rows = next(batches(job.config, job.experiment, job.dataset, None, 0))
+    order = workdir.data_order(job.workdir)
+    rows = next(batches(job.config, job.experiment, job.dataset, None, 0, order))
     return f"{len(rows['label'])} rows in each process"
 
 

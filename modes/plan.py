@@ -1,21 +1,23 @@
-"""--mode=plan: what a training step needs on a mesh that one does not have.
+"""--mode=plan: what a run needs on devices that one does not have: memory, time and money.
 
 The production step is compiled for emulated CPU devices and never run. What XLA decides before it
 generates machine code, which is how arrays are split, what is exchanged and what is donated, is
-decided as for accelerators; how operations are fused is not, so temporary memory is an estimate.
+decided as for accelerators; how operations are fused is not, so temporary memory is at most what is
+printed. Time is counted from FLOPs, at a share of the peak that public codes reach.
 """
 
 import math
 import sys
 import time
-from typing import NamedTuple
 
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from modes.describe import size
+from modes.budget import aimed, checkpoint_cost, duration, fixed_seconds
+from modes.describe import bytes_of, size
 from modes.request import Request, required_config, resolve_where_open
+from training.accelerators import ACCELERATORS, GIB, Target
 from training.compiled import (
     FOR_INSPECTION,
     Collective,
@@ -26,66 +28,45 @@ from training.compiled import (
     memory,
     step_inputs,
 )
-from training.construct import choose
 from training.cost import forward_flops, step_flops
 from training.experiment import Experiment, build_on
-from training.sharding import AXES, check_batch_size, make_mesh
+from training.sharding import AXES, check_batch_size, make_mesh, mesh_sizes, sizes_in_slice
 
-MIB, GIB = 2**20, 2**30
-
-
-class Accelerator(NamedTuple):
-    """gib: published memory of one JAX device, in GiB. usable: the share that a program gets."""
-
-    gib: float
-    usable: float
-
-
-# JAX takes three quarters of a GPU at its start unless XLA_CLIENT_MEM_FRACTION says otherwise
-# (docs.jax.dev, GPU memory allocation).
-GPU = 0.75
-# The TPU runtime keeps some: its errors speak of 15.75 of 16 GiB on v5e, of 30.75 of 32 on v4.
-TPU = 0.95
-# Sizes as Google Cloud (per chip) and NVIDIA (per GPU) publish them.
-ACCELERATORS = {
-    "v4": Accelerator(32, TPU),
-    "v5e": Accelerator(16, TPU),
-    "v5p": Accelerator(95, TPU),
-    "v6e": Accelerator(32, TPU),
-    "rtx-4090": Accelerator(24, GPU),
-    "l4": Accelerator(24, GPU),
-    "l40s": Accelerator(48, GPU),
-    "a100-40": Accelerator(40, GPU),
-    "a100-80": Accelerator(80, GPU),
-    "h100": Accelerator(80, GPU),
-    "h200": Accelerator(141, GPU),
-}
+MIB = 2**20
 
 
 def plan(request: Request) -> None:
     """Print a table; nothing is allocated on a device and the data set is read only if needed."""
-    config = required_config(request)
-    sizes = mesh_sizes(request.mesh, config)
-    if request.accelerator:
-        choose(ACCELERATORS, request.accelerator, "--accelerator")
+    config, aim = required_config(request), aimed(request)
+    sizes = planned_sizes(request.mesh, config, aim)
     emulate_devices(math.prod(sizes))
     config = resolve_where_open(config)
     mesh = make_mesh(*sizes)
-    experiment = build_on(config, mesh)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
-    for line in planned(config, experiment, mesh, request.accelerator):
+    for line in planned(config, mesh, aim, request):
         print(line, flush=True)
 
 
-def mesh_sizes(mesh: tuple[int, ...], config: ConfigDict) -> tuple[int, int]:
-    """Sizes of the axes data and fsdp: of --mesh, or of the config. Raises ValueError."""
-    sizes = mesh or (config.mesh.data, config.mesh.fsdp)
+def planned_sizes(
+    mesh: tuple[int, ...], config: ConfigDict, aim: Target | None = None
+) -> tuple[int, int]:
+    """Sizes of the axes data and fsdp: of --mesh, or of the config. Raises ValueError.
+
+    If the number of the target's devices is known they fill the mesh as they would in training.
+    """
+    sizes = tuple(mesh or (config.mesh.data, config.mesh.fsdp))
+    counted = aim is not None and aim.devices is not None
     given = ",".join(map(str, sizes))
-    if not mesh and min(sizes) == -1:
+    if not mesh and min(sizes) == -1 and not counted:
         raise ValueError(
-            f"--mesh=DATA,FSDP is needed, such as --mesh=8,8: mesh.data={sizes[0]} and "
-            f"mesh.fsdp={sizes[1]} take what devices are here, and a plan is for others"
+            f"--mesh=DATA,FSDP is needed, such as --mesh=8,8, or --accelerator with a number, such "
+            f"as 8xh100: mesh.data={sizes[0]} and mesh.fsdp={sizes[1]} take what devices are here, "
+            "and a plan is for others"
         )
+    if len(sizes) == len(AXES) and counted:
+        sizes = mesh_sizes(*sizes, aim.devices)
+        across = config.mesh.fsdp_across_slices
+        sizes_in_slice(aim.devices // aim.slices, aim.slices, sizes[1], across)
     if len(sizes) != len(AXES) or min(sizes) < 1:
         raise ValueError(f"--mesh={given} must be two sizes of 1 or more, such as --mesh=8,8")
     return sizes
@@ -97,10 +78,13 @@ def emulate_devices(count: int) -> None:
     jax.config.update("jax_num_cpu_devices", count)
 
 
-def planned(config: ConfigDict, experiment: Experiment, mesh: Mesh, accelerator: str) -> list[str]:
+def planned(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Request) -> list[str]:
     """The lines that `plan` prints."""
     since = time.perf_counter()
     print(f"compiling the step for {mesh.size} device(s) ...", file=sys.stderr, flush=True)
+    fused = fuses_attention(config, aim)
+    config = without_weights(config) if fused else config
+    experiment = build_on(config, mesh)
     inputs = step_inputs(config, experiment, mesh)
     lowered = lowered_step(config, experiment, mesh, inputs)
     compiled = lowered.compile(compiler_options=FOR_INSPECTION)
@@ -108,29 +92,59 @@ def planned(config: ConfigDict, experiment: Experiment, mesh: Mesh, accelerator:
     found = collectives(compiled.as_text())
     print(f"compiled in {time.perf_counter() - since:.0f} s", file=sys.stderr, flush=True)
     parts = memory_parts(inputs)
-    state = device_bytes(inputs.state)
-    peak = sum(parts.values()) + needs.added
+    state, given = device_bytes(inputs.state), sum(parts.values())
+    peak = given + needs.added
+    flops, forward = step_flops(config, experiment), forward_flops(config, experiment)
+    fixed = fixed_seconds(state, sum(one.sent for one in found), aim)
     return [
-        *heading(config, experiment, inputs, mesh),
+        *heading(config, experiment, inputs, mesh, aim),
         "",
         "memory per device",
         *(amount(name, number) for name, number in parts.items()),
-        amount("temporary", needs.temporary, "activations and gradients, as XLA lays them out"),
-        f"{'':29}for CPUs; accelerators fuse otherwise",
-        amount("peak", peak, "the sum"),
+        amount("temporary", needs.temporary, layout(fused)),
+        amount("peak", peak, "the sum, at most"),
         amount("donated", needs.aliased, f"{needs.aliased / state:.1%} of the state"),
-        *fits(peak, accelerator, remedies(config, mesh)),
+        *fits(peak, given, aim, remedies(config, mesh, aim)),
         "",
         "compute per step, without optimizers",
-        *compute(config, experiment, mesh),
+        *compute(flops, forward, config, mesh),
         "",
         "collectives per device and step",
         *exchanges(found),
+        "",
+        f"time and cost of {config.steps:,} steps, without evaluations",
+        *duration(config, mesh, flops, fixed, aim, request),
+        checkpoint_cost(config, bytes_of(inputs.state), request.disk_speed),
     ]
 
 
+def fuses_attention(config: ConfigDict, aim: Target | None) -> bool:
+    """Whether attention will be fused kernels on the target, which keep no weights in memory."""
+    model = config.model
+    gpu = aim is not None and aim.accelerator.is_gpu
+    asked = model.get("attention") == "cudnn" or (model.get("attention") == "auto" and gpu)
+    return asked and (gpu or aim is None) and model.get("dtype") == "bfloat16"
+
+
+def without_weights(config: ConfigDict) -> ConfigDict:
+    """The config with attention in chunks, which like fused kernels never has all its weights."""
+    config = config.copy_and_resolve_references()
+    config.model.attention = "chunked"
+    return config
+
+
+def layout(fused: bool) -> str:
+    """How temporary memory was counted."""
+    attention = ", attention fused" if fused else ""
+    return f"at most: activations and gradients as laid out for CPUs{attention}"
+
+
 def heading(
-    config: ConfigDict, experiment: Experiment, inputs: StepInputs, mesh: Mesh
+    config: ConfigDict,
+    experiment: Experiment,
+    inputs: StepInputs,
+    mesh: Mesh,
+    aim: Target | None,
 ) -> list[str]:
     """What is planned."""
     model, network = config.model, inputs.state.networks[experiment.objective.generator]
@@ -139,9 +153,16 @@ def heading(
     return [
         f"config       {config.method}, {model.name} {model.size}/{model.patch_size} on {shape}, "
         f"{size(network)} parameters, dtype {model.dtype}, remat {model.remat}",
+        *([] if aim is None or not aim.devices else [f"devices      {hosts(aim)}"]),
         f"mesh         {mesh.size} emulated device(s) ({axes})",
         f"batch        {config.batch_size}, {config.batch_size // mesh.size} per device",
     ]
+
+
+def hosts(aim: Target) -> str:
+    """Devices, hosts and processes."""
+    processes = "per host or per GPU" if aim.accelerator.is_gpu else "per host"
+    return f"{aim.devices} x {aim.name} on {aim.hosts} host(s), a process {processes}"
 
 
 def memory_parts(inputs: StepInputs) -> dict[str, int]:
@@ -156,26 +177,37 @@ def memory_parts(inputs: StepInputs) -> dict[str, int]:
     return {**parts, "batch": device_bytes(inputs.batch)}
 
 
-def fits(peak: int, accelerator: str, remedies: list[str]) -> list[str]:
-    """Whether a program of that peak fits the accelerator, or which ones it fits."""
-    if not accelerator:
-        large = [name for name, a in ACCELERATORS.items() if peak <= a.usable * a.gib * GIB]
+def fits(peak: int, given: int, aim: Target | None, remedies: list[str]) -> list[str]:
+    """Whether a program of that peak fits the accelerator, or which ones it fits.
+
+    peak: at most. given: state, teachers and batch, which are there in any layout.
+    """
+    if aim is None:
+        large = [name for name, a in ACCELERATORS.items() if peak <= a.room]
         return [f"fits         {', '.join(large) or 'no accelerator that is known here'}"]
-    gib, usable = ACCELERATORS[accelerator]
-    room = f"{peak / GIB:.2f} of {usable * gib:.2f} GiB, {usable:.0%} of its {gib:g}"
-    if usable == GPU:
+    accelerator = aim.accelerator
+    room = f"of {accelerator.room / GIB:.2f} GiB, {accelerator.usable:.0%} of its "
+    room += f"{accelerator.gib:g}"
+    if accelerator.is_gpu:
         room += " as JAX takes of a GPU unless XLA_CLIENT_MEM_FRACTION is set"
-    if peak <= usable * gib * GIB:
-        return [f"fits         {accelerator}: yes, {room}"]
-    return [f"fits         {accelerator}: no, {room}", f"would help   {'; '.join(remedies)}"]
+    if peak <= accelerator.room:
+        return [f"fits         {aim.name}: yes, at most {peak / GIB:.2f} {room}"]
+    help_ = f"would help   {'; '.join(remedies)}"
+    if given > accelerator.room:
+        text = f"no, {given / GIB:.2f} {room}, without activations"
+    else:
+        text = f"perhaps not, at most {peak / GIB:.2f} {room}; at least {given / GIB:.2f}"
+    return [f"fits         {aim.name}: {text}", help_]
 
 
-def remedies(config: ConfigDict, mesh: Mesh) -> list[str]:
+def remedies(config: ConfigDict, mesh: Mesh, aim: Target | None = None) -> list[str]:
     """The fields that would make a step smaller on each device."""
     model = config.model
     found = [f"a larger mesh.fsdp than {mesh.shape['fsdp']}, which splits the state further"]
     if not model.get("remat", True):
         found.append("model.remat=True, which keeps no activations inside of blocks")
+    if model.get("attention") == "xla" and aim is not None and aim.accelerator.is_gpu:
+        found.append("model.attention=auto, fused kernels that keep no weights of attention")
     if model.get("dtype", "") == "float32":
         found.append("model.dtype=bfloat16, which halves activations")
     if config.batch_size > mesh.size * config.micro_batches:
@@ -184,12 +216,10 @@ def remedies(config: ConfigDict, mesh: Mesh) -> list[str]:
     return found
 
 
-def compute(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> list[str]:
-    """What a step computes."""
-    flops = step_flops(config, experiment)
-    passes = flops / forward_flops(config, experiment)
+def compute(flops: float, forward: float, config: ConfigDict, mesh: Mesh) -> list[str]:
+    """What a step computes; forward: FLOPs of the network on one batch."""
     return [
-        f"all devices  {flops / 1e12:.3f} TFLOP, as much as {passes:.1f} forward passes",
+        f"all devices  {flops / 1e12:.3f} TFLOP, as much as {flops / forward:.1f} forward passes",
         f"per device   {flops / mesh.size / 1e12:.3f} TFLOP",
         f"per image    {flops / config.batch_size / 1e9:.3f} GFLOP",
     ]

@@ -71,7 +71,7 @@ def step_again(
     arguments = optimizers, config.seed, mesh, config.micro_batches
     forward = compile_step(objective, *arguments)
     start = int(state.step)
-    source = batches(config, experiment, dataset, pairs, start)
+    source = batches(config, experiment, dataset, pairs, start, workdir.data_order(path))
     complete = completion(config, experiment, dataset, mesh)
     for _ in tqdm(range(start + 1, step), desc=f"from step {start}", unit="step"):
         state, _ = forward(state, frozen, complete(put_batch(next(source), mesh)))

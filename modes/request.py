@@ -46,6 +46,9 @@ class Request(NamedTuple):
     out: Path | None = None
     mesh: tuple[int, ...] = ()
     accelerator: str = ""
+    mfu: tuple[float, ...] = ()
+    price: float | None = None
+    disk_speed: float | None = None
 
 
 def check_started_alike(mode: str, request: Request) -> None:

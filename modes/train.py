@@ -111,7 +111,7 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> None:
             ),
             batch_size=config.batch_size,
             micro_batches=config.micro_batches,
-            batches=lambda start: batches(config, experiment, job.dataset, pairs, start),
+            batches=lambda start: batches(config, experiment, job.dataset, pairs, start, run.order),
             complete=completion(config, experiment, job.dataset, job.mesh),
             evaluate=evaluate,
             workdir=path,
@@ -120,7 +120,7 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> None:
             preemption=preemption,
         )
     except NonFiniteError as error:
-        raise recorded(error, config, job.dataset, path) from error
+        raise recorded(error, config, job.dataset, run.order, path) from error
 
 
 def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[str, Any] | None:
@@ -151,7 +151,7 @@ def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]
 
 
 def recorded(
-    error: NonFiniteError, config: ConfigDict, dataset: Dataset | None, folder: Path
+    error: NonFiniteError, config: ConfigDict, dataset: Dataset | None, order: int, folder: Path
 ) -> NonFiniteError:
     """The error with the file that says which step it was, written."""
     if error.step is None:
@@ -163,6 +163,7 @@ def recorded(
             batch_size=config.batch_size,
             seed=config.seed,
             step=error.step - 1,
+            order=order,
         )
     path = folder / replay.FOLDER / f"{error.step}.json"
     try:
@@ -197,8 +198,12 @@ def batches(
     dataset: Dataset | None,
     pairs: Pairs | None,
     start: int,
+    order: int,
 ) -> Iterator[HostBatch]:
-    """This process's batches from step `start` on: images or labels alone, and pairs if any."""
+    """This process's batches from step `start` on: images or labels alone, and pairs if any.
+
+    order: of images and of pairs, the run's own (training.workdir.data_order).
+    """
     share = {
         "batch_size": config.batch_size,
         "seed": config.seed,
@@ -208,14 +213,14 @@ def batches(
     }
     if experiment.objective.reads_images:
         rows_of = data.row_batches if config.data.on_device else data.batches
-        rows = rows_of(dataset.train, flip=config.data.flip, **share)
+        rows = rows_of(dataset.train, flip=config.data.flip, order=order, **share)
     else:
         rows = data.label_batches(experiment.num_classes, **share)
     if pairs is None:
         return rows
     return (
         {**row, "pairs": pair}
-        for row, pair in zip(rows, data.pair_batches(pairs, **share), strict=True)
+        for row, pair in zip(rows, data.pair_batches(pairs, order=order, **share), strict=True)
     )
 
 

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from data import FIRST_ORDER
 from data.identity import changes
 from training.files import write_json
 from training.seal import sealed, unsealed
@@ -43,17 +44,20 @@ class Identity(NamedTuple):
     id: hexadecimal digits, drawn when the folder is first trained in. config: all fields.
     data: the identity of the data set (data.Dataset.identity), None if training reads no images.
     teacher: step, network and fingerprint (training.teacher.teacher_identity), None without one.
+    order: in which the run reads its data, a number of data.order.ORDERS; the records of runs that
+    were begun before there were several have none.
     """
 
     id: str
     config: Plain
     data: Plain | None = None
     teacher: Plain | None = None
+    order: int = FIRST_ORDER
 
     @property
     def stamp(self) -> dict[str, Any]:
         """What a checkpoint records beside its config."""
-        return {"id": self.id, "data": self.data, "teacher": self.teacher}
+        return {name: value for name, value in self._asdict().items() if name != "config"}
 
 
 def new_id() -> str:

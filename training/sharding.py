@@ -70,6 +70,22 @@ def slices_of(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
     return list(slices.values())
 
 
+def sizes_in_slice(size: int, count: int, fsdp: int, fsdp_across_slices: bool) -> tuple[int, int]:
+    """Sizes of both axes in each of `count` slices of `size` devices.
+
+    Raises ValueError if fsdp leaves a slice without being asked to.
+    """
+    if size % fsdp == 0:
+        return size // fsdp, fsdp
+    if fsdp % size == 0 and fsdp_across_slices:
+        return 1, size
+    raise ValueError(
+        f"mesh.fsdp={fsdp} does not fit into slices (TPU slices, or hosts of GPUs) of {size} "
+        f"device(s), of which there are {count}; use a divisor of {size}, or a multiple "
+        "with mesh.fsdp_across_slices=True, which is slow where links between slices are"
+    )
+
+
 def device_grid(
     slices: Sequence[Sequence[jax.Device]], data: int, fsdp: int, fsdp_across_slices: bool
 ) -> np.ndarray:
@@ -84,16 +100,7 @@ def device_grid(
             f"the slices (TPU slices, or hosts of GPUs) have {[*map(len, slices)]} devices; a mesh "
             "needs as many in each: leave the odd ones out of the job"
         )
-    if size % fsdp == 0:
-        inside = (size // fsdp, fsdp)
-    elif fsdp % size == 0 and fsdp_across_slices:
-        inside = (1, size)
-    else:
-        raise ValueError(
-            f"mesh.fsdp={fsdp} does not fit into slices (TPU slices, or hosts of GPUs) of {size} "
-            f"device(s), of which there are {len(slices)}; use a divisor of {size}, or a multiple "
-            "with mesh.fsdp_across_slices=True, which is slow where links between slices are"
-        )
+    inside = sizes_in_slice(size, len(slices), fsdp, fsdp_across_slices)
     # jax.make_mesh knows the physical links inside of a slice, and refuses several slices.
     grids = [jax.make_mesh(inside, AXES, devices=own).devices for own in slices]
     return np.concatenate(grids, axis=0).reshape(data, fsdp)

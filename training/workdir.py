@@ -23,6 +23,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from data import NEWEST_ORDER
 from training import identity, restore
 from training.code_version import code_version, describe_code
 from training.files import write_json
@@ -61,7 +62,7 @@ def record_start(
     workdir: Path, config: Plain, data: Plain | None, teacher: Plain | None
 ) -> Identity:
     """`start_run` in one process."""
-    now = Identity(identity.new_id(), config, data, teacher)
+    now = Identity(identity.new_id(), config, data, teacher, NEWEST_ORDER)
     if is_run(workdir):
         before = recorded_identity(workdir)
         identity.check_same(before, now, workdir)
@@ -70,7 +71,12 @@ def record_start(
                 f"{workdir} was made by a version that recorded no run id; it gets one, and a "
                 "record of its data and teacher as they are now"
             )
-        now = Identity(before.id or now.id, config, before.data or data, before.teacher or teacher)
+        now = before._replace(
+            id=before.id or now.id,
+            config=config,
+            data=before.data or data,
+            teacher=before.teacher or teacher,
+        )
     workdir.mkdir(parents=True, exist_ok=True)
     identity.write_identity(workdir, now)
     write_json(workdir / CONFIG, config)
@@ -91,6 +97,11 @@ def recorded_identity(workdir: Path) -> Identity:
         return Identity("", as_dict(read_config(workdir / CONFIG)))
     record = restore.read_record(workdir)
     return Identity(**{"id": "", **(record.get("run") or {})}, config=record["config"])
+
+
+def data_order(workdir: Path) -> int:
+    """The order in which the run of a folder reads its data; the newest if it holds no run."""
+    return recorded_identity(workdir).order if is_run(workdir) else NEWEST_ORDER
 
 
 def check_same_run(

@@ -3,7 +3,17 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from data import Pairs, Split, batch_indices, batches, label_batches, pair_batches, to_float
+from data import (
+    Pairs,
+    Split,
+    batch_indices,
+    batches,
+    label_batches,
+    pair_batches,
+    pipeline,
+    to_float,
+)
+from data.order import ORDERS
 
 
 @pytest.fixture
@@ -12,9 +22,18 @@ def split(draw_images):
     return Split(draw_images(23, 4, 4, 3), np.arange(23, dtype=np.int32))
 
 
-def take(split, count, **arguments):
-    arguments = {"batch_size": 4, "seed": 3} | arguments
-    return list(islice(batches(split, **arguments), count))
+@pytest.fixture(params=ORDERS)
+def order(request):
+    return request.param
+
+
+@pytest.fixture
+def take(order):
+    def take(split, count, **arguments):
+        arguments = {"batch_size": 4, "seed": 3, "order": order} | arguments
+        return list(islice(batches(split, **arguments), count))
+
+    return take
 
 
 def labels(taken):
@@ -30,40 +49,40 @@ def mirrored(split, batch):
     return flipped
 
 
-def test_a_batch_is_images_with_their_labels(split):
+def test_a_batch_is_images_with_their_labels(take, split):
     (batch,) = take(split, 1)
     assert (batch["x"].dtype, batch["label"].dtype) == (np.float32, np.int32)
     np.testing.assert_array_equal(batch["x"], to_float(split.images[batch["label"]]))
 
 
-def test_every_epoch_has_every_image_once_in_another_order(split):
+def test_every_epoch_has_every_image_once_in_another_order(take, split):
     order = labels(take(split, 23)).reshape(4, 23)  # 23 batches of 4 are 4 epochs of 23
     np.testing.assert_array_equal(np.sort(order, axis=1), np.tile(np.arange(23), (4, 1)))
     assert len({tuple(epoch) for epoch in order}) == 4
     assert not (order[0] == np.arange(23)).all()
 
 
-def test_the_seed_decides_the_order(split):
+def test_the_seed_decides_the_order(take, split):
     np.testing.assert_array_equal(labels(take(split, 6)), labels(take(split, 6)))
     assert not (labels(take(split, 6)) == labels(take(split, 6, seed=4))).all()
 
 
 @pytest.mark.parametrize("start_step", [0, 3, 5, 6, 17])  # an epoch ends within step 5
-def test_starting_late_equals_skipping(split, start_step):
+def test_starting_late_equals_skipping(take, split, start_step):
     whole = take(split, start_step + 3, flip=True)[start_step:]
     for late, on_time in zip(take(split, 3, flip=True, start_step=start_step), whole, strict=True):
         np.testing.assert_array_equal(late["x"], on_time["x"])
         np.testing.assert_array_equal(late["label"], on_time["label"])
 
 
-def test_the_images_of_a_step_by_number(split):
+def test_the_images_of_a_step_by_number(take, order, split):
     for step, batch in enumerate(take(split, 7, flip=True)):
-        indices = batch_indices(23, batch_size=4, seed=3, step=step)
+        indices = batch_indices(23, batch_size=4, seed=3, step=step, order=order)
         np.testing.assert_array_equal(indices, batch["label"])
 
 
 @pytest.mark.parametrize("process_count", [2, 4])
-def test_processes_share_the_batch_of_one(split, process_count):
+def test_processes_share_the_batch_of_one(take, split, process_count):
     local = 4 // process_count
     parts = [
         take(split, 8, flip=True, start_step=2, process_index=i, process_count=process_count)
@@ -78,7 +97,7 @@ def test_processes_share_the_batch_of_one(split, process_count):
             np.testing.assert_array_equal(part[step]["x"], batch["x"][i * local : (i + 1) * local])
 
 
-def test_flips_are_fair_coins_and_leave_the_order_alone(split):
+def test_flips_are_fair_coins_and_leave_the_order_alone(take, split):
     taken = take(split, 250, flip=True)
     np.testing.assert_array_equal(labels(taken), labels(take(split, 250)))
     coins = np.concatenate([mirrored(split, batch) for batch in taken])
@@ -87,31 +106,44 @@ def test_flips_are_fair_coins_and_leave_the_order_alone(split):
     assert 0 < first_image.mean() < 1
 
 
-def test_no_flip_unless_asked(split):
+def test_no_flip_unless_asked(take, split):
     assert not any(mirrored(split, batch).any() for batch in take(split, 12))
 
 
-def test_a_batch_may_be_larger_than_the_data(split):
+def test_a_batch_may_be_larger_than_the_data(take, split):
     (batch,) = take(split, 1, batch_size=50)
     counts = np.bincount(batch["label"], minlength=23)
     assert counts.sum() == 50 and counts.min() >= 2  # two epochs and four of the third
 
 
-def test_one_image_is_enough(split):
+def test_one_image_is_enough(take, split):
     one = Split(split.images[:1], split.labels[:1])
     np.testing.assert_array_equal(labels(take(one, 3)), np.zeros(12))
 
 
-def test_images_are_gathered_from_a_memory_map(split, tmp_path):
+def test_images_are_gathered_from_a_memory_map(take, split, tmp_path):
     np.save(tmp_path / "images.npy", split.images)
     mapped = split._replace(images=np.load(tmp_path / "images.npy", mmap_mode="r"))
     for ours, theirs in zip(take(mapped, 7), take(split, 7), strict=True):
         np.testing.assert_array_equal(ours["x"], theirs["x"])
 
 
+def test_a_process_reads_its_own_rows_alone(split, monkeypatch):
+    read = []
+    monkeypatch.setattr(
+        pipeline, "rows_in_order", lambda *_: lambda *rows: read.append(rows) or rows
+    )
+    share = {"batch_size": 64, "seed": 0, "start_step": 5, "process_count": 16}
+    monkeypatch.setattr(pipeline, "_read_ahead", lambda load, start: load(start))
+    for index in (0, 3):
+        pipeline._gathered(lambda *rows: rows, 23, process_index=index, **share)
+    assert read == [(5 * 64, 5 * 64 + 4), (5 * 64 + 12, 5 * 64 + 16)]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        ({"order": 3}, "data in order 3, which this version does not know .*1, 2"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 5, "process_count": 2}, "batch_size=5 .* 2 processes; use 4"),
         ({"process_index": 1}, "process_index=1"),
@@ -144,10 +176,11 @@ def test_label_batches_depend_on_seed_and_step_alone():
     )
 
 
-def test_pair_batches_keep_pairs_together_and_resume():
+def test_pair_batches_keep_pairs_together_and_resume(order):
     eps = np.arange(23, dtype=np.float32).reshape(23, 1, 1, 1)
     pairs = Pairs(eps, 2.0 * eps, np.arange(23, dtype=np.int32))
-    draw = lambda **fields: list(islice(pair_batches(pairs, batch_size=8, seed=1, **fields), 6))  # noqa: E731
+    share = {"batch_size": 8, "seed": 1, "order": order}
+    draw = lambda **fields: list(islice(pair_batches(pairs, **share, **fields), 6))  # noqa: E731
     whole = draw()
     for batch in whole:
         np.testing.assert_array_equal(batch["eps"].ravel(), batch["label"])

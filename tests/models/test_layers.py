@@ -56,6 +56,20 @@ def test_attention_against_numpy():
     np.testing.assert_allclose(ours, numpy_attention(x, params, HEADS), atol=2e-5)
 
 
+@pytest.mark.parametrize("tokens", [5, 20])  # fewer queries than a chunk has; no multiple of it
+def test_attention_in_chunks_is_the_same(tokens):
+    x, params = draw(2, tokens, WIDTH), attention_params(scale=0.4)
+
+    def outputs(implementation):
+        attention = Attention(HEADS, "float32", implementation)
+        value, pullback = jax.vjp(lambda p, x: attention.apply({"params": p}, x), params, x)
+        return value, pullback(jnp.sin(value))
+
+    whole, chunked = jax.jit(lambda: (outputs("xla"), outputs("chunked")))()
+    np.testing.assert_allclose(chunked[0], numpy_attention(x, params, HEADS), atol=2e-5)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-4), chunked, whole)
+
+
 def test_bfloat16_attention_keeps_its_softmax_in_float32():
     # Logits of some hundreds: bfloat16 would round them by about one, a factor e in a weight.
     logit_scale = 8.0

@@ -2,18 +2,42 @@ import re
 
 import pytest
 
-from modes.plan import ACCELERATORS, GIB, exchanges, fits, mesh_sizes, remedies
+from models.dit import SIZES
+from modes.plan import (
+    GIB,
+    exchanges,
+    fits,
+    fuses_attention,
+    planned_sizes,
+    remedies,
+    without_weights,
+)
 from tests.cli import run
 from tests.training.runs import small_config
 from tests.training.test_sharding import mesh_of
-from training.compiled import Collective
+from training.accelerators import target
+from training.compiled import (
+    FOR_INSPECTION,
+    Collective,
+    lowered_step,
+    memory,
+    step_inputs,
+)
+from training.experiment import build_on
 
+TOKENS = 16**2  # of 32 x 32 pixels in patches of 2
 CONFIG = "--config=configs/imagenet256.py:cd"
 
 
 def test_a_mesh_that_is_not_here_is_planned_without_its_teacher():
     printed = run(
-        "--mode=plan", CONFIG, "--config.debug", "--mesh=4,2", "--accelerator=v5e", devices=1
+        "--mode=plan",
+        CONFIG,
+        "--config.debug",
+        "--config.mesh.fsdp=2",
+        "--accelerator=v5e-8",
+        "--price=1.2",
+        devices=1,
     )
     assert "compiling the step for 8 device(s)" in printed.stderr
     table = printed.stdout
@@ -35,7 +59,16 @@ def test_a_mesh_that_is_not_here_is_planned_without_its_teacher():
     assert re.search(
         r"^all-gather +\d+ of +[\d.]+ MiB, [\d.]+ MiB sent among 2", exchanged, re.MULTILINE
     )
-    assert "fits         v5e: yes" in table
+    assert "fits         v5e: yes, at most " in table
+    assert "devices      8 x v5e on 1 host(s), a process per host" in table
+    flops, step, cost = (
+        re.search(rf"^{name} +([\d,.]+)", table, re.MULTILINE)[1]
+        for name in ("per device", "step", "cost")
+    )
+    assert float(step) == pytest.approx(1e3 * float(flops) / (197 * 0.45), abs=0.1)
+    assert float(cost) >= 0.0 and "1.2 per device-hour" in table
+    assert re.search(r"^warning +8 image\(s\) per device are too few", table, re.MULTILINE)
+    assert re.search(r"^checkpoint +0.01 GiB, written in 0.0 s at 1 GB/s", table, re.MULTILINE)
 
 
 @pytest.mark.parametrize(
@@ -44,6 +77,8 @@ def test_a_mesh_that_is_not_here_is_planned_without_its_teacher():
         (("--mesh=3,1",), "batch_size=256 is not divisible by the 3 devices"),
         (("--mesh=1,1", "--accelerator=h10"), "--accelerator='h10' is not one of"),
         (("--mesh=a,b",), "--mesh=a,b must be integers, such as 8,8"),
+        (("--mesh=8,8", "--accelerator=v4-32"), "do not fill 16 device(s)"),
+        (("--accelerator=1xh200", "--mfu=a"), "--mfu=a must be numbers, such as 0.25,0.45"),
     ],
 )
 def test_bad_input_is_one_line(arguments, message):
@@ -54,29 +89,86 @@ def test_bad_input_is_one_line(arguments, message):
 
 def test_the_flag_names_the_mesh_or_else_the_config():
     config = small_config()
-    assert mesh_sizes((8, 4), config) == (8, 4)
+    assert planned_sizes((8, 4), config) == (8, 4)
     with pytest.raises(ValueError, match="--mesh=DATA,FSDP is needed, such as --mesh=8,8"):
-        mesh_sizes((), config)
+        planned_sizes((), config)
     for mesh in ((8,), (8, 0), (-1, 8), (2, 2, 2)):
         with pytest.raises(ValueError, match=r"must be two sizes of 1 or more"):
-            mesh_sizes(mesh, config)
+            planned_sizes(mesh, config)
     config.mesh.data, config.mesh.fsdp = 2, 3
-    assert mesh_sizes((), config) == (2, 3)
+    assert planned_sizes((), config) == (2, 3)
+
+
+def test_the_devices_of_the_target_fill_the_mesh_as_in_training():
+    config = small_config()
+    assert planned_sizes((), config, target("v4-32")) == (16, 1)
+    assert planned_sizes((-1, 8), config, target("16xh100")) == (2, 8)
+    with pytest.raises(ValueError, match="such as --mesh=8,8"):
+        planned_sizes((), config, target("h100"))
+    config.mesh.fsdp = 16
+    assert planned_sizes((), config, target("v5p-256")) == (8, 16)
+    with pytest.raises(ValueError, match=r"does not fit into slices .* 8 device\(s\)"):
+        planned_sizes((), config, target("32xh100"))
+    config.mesh.fsdp_across_slices = True
+    assert planned_sizes((), config, target("32xh100")) == (2, 16)
 
 
 def test_what_fits_and_what_would_help():
-    room = ACCELERATORS["h100"].usable * ACCELERATORS["h100"].gib * GIB
-    assert fits(int(room), "h100", ["x"])[0].startswith("fits         h100: yes, 60.00 of 60.00")
-    no, help_ = fits(int(room) + GIB, "h100", ["x", "y"])
-    assert no.startswith("fits         h100: no, 61.00 of 60.00") and "of its 80" in no
+    h100 = target("h100")
+    room = int(h100.accelerator.room)
+    (yes,) = fits(room, 0, h100, ["x"])
+    assert yes.startswith("fits         h100: yes, at most 60.00 of 60.00 GiB, 75% of its 80")
+    perhaps, help_ = fits(room + GIB, room, h100, ["x", "y"])
+    assert perhaps.startswith("fits         h100: perhaps not, at most 61.00 of 60.00")
+    assert perhaps.endswith("; at least 60.00")
     assert help_ == "would help   x; y"
-    (names,) = fits(70 * GIB, "", [])
-    assert names == "fits         v5p, h200"
+    no, _ = fits(room + 3 * GIB, room + GIB, h100, ["x"])
+    assert no.startswith("fits         h100: no, 61.00 of 60.00")
+    (names,) = fits(70 * GIB, 0, None, [])
+    assert names == "fits         v5p, h200, b200"
+
+
+def fields_of(*arguments):
+    return [words.split()[0] for words in remedies(*arguments)]
+
+
+def test_remedies_are_those_that_the_config_leaves():
     config, mesh = small_config(), mesh_of(2, 4)
-    fields = [words.split()[0] for words in remedies(config, mesh)]
-    assert fields == ["a", "model.remat=True,", "model.dtype=bfloat16,", "micro_batches=2,", "a"]
+    fields = ["a", "model.remat=True,", "model.dtype=bfloat16,", "micro_batches=2,", "a"]
+    assert fields_of(config, mesh) == fields_of(config, mesh, target("v4-8")) == fields
+    assert "model.attention=auto," in fields_of(config, mesh, target("h100"))
     config.model.remat, config.model.dtype, config.batch_size = True, "bfloat16", 8
     assert len(remedies(config, mesh)) == 1
+
+
+@pytest.mark.parametrize(
+    ("attention", "name", "dtype", "fused"),
+    [
+        ("auto", "8xh100", "bfloat16", True),
+        ("cudnn", "h200", "bfloat16", True),
+        ("cudnn", "", "bfloat16", True),
+        ("auto", "", "bfloat16", False),
+        ("auto", "v4-8", "bfloat16", False),
+        ("auto", "h200", "float32", False),
+        ("xla", "h200", "bfloat16", False),
+    ],
+)
+def test_attention_is_fused_where_the_target_has_it(attention, name, dtype, fused):
+    config = small_config(**{"model.attention": attention, "model.dtype": dtype})
+    assert fuses_attention(config, target(name) if name else None) == fused
+
+
+def test_a_step_with_fused_attention_is_counted_without_its_weights():
+    fields = {"data.image_size": 32, "model.patch_size": 2, "batch_size": 8}
+    config = small_config("flow_matching", **fields)
+    mesh, temporary = mesh_of(1, 1), []
+    for counted in (config, without_weights(config)):
+        experiment = build_on(counted, mesh)
+        lowered = lowered_step(counted, experiment, mesh, step_inputs(counted, experiment, mesh))
+        needs = memory(lowered.compile(compiler_options=FOR_INSPECTION))
+        temporary.append(needs.temporary)
+    weights = 4 * config.batch_size * SIZES["nano"].heads * TOKENS**2  # of one block, float32
+    assert temporary[1] < temporary[0] - weights
 
 
 def test_kinds_are_summed_over_groups():

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from configs import base
-from data import Pairs, batches, row_batches
+from data import NEWEST_ORDER, Pairs, batches, row_batches
 from tests.modes.recorded import TRAIN, dataset, random_network, recorded
 from tests.training.runs import small_config
 from training.experiment import build
@@ -233,7 +233,7 @@ def test_batches_begin_at_the_step_that_a_run_goes_on_from(method, fields):
     images = np.random.default_rng(0).normal(size=(90, 8, 8, 1)).astype(np.float32)
     pairs = Pairs(images, 2.0 * images, np.arange(90, dtype=np.int32))
     given = config, experiment, dataset(8, 1), pairs if experiment.objective.reads_pairs else None
-    late, whole = TRAIN.batches(*given, 3), TRAIN.batches(*given, 0)
+    late, whole = (TRAIN.batches(*given, start, NEWEST_ORDER) for start in (3, 0))
     for batch, other in zip(islice(late, 2), islice(whole, 3, 5), strict=True):
         assert jax.tree.structure(batch) == jax.tree.structure(other)
         jax.tree.map(np.testing.assert_array_equal, batch, other)

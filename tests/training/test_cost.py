@@ -33,6 +33,14 @@ def test_blocks_under_a_loop_cost_what_they_stand_for():
     assert config.model.scan
 
 
+def test_attention_in_chunks_costs_what_it_stands_for():
+    costs = [
+        step_flops(*small_experiment("flow_matching", **{"model.attention": attention}))
+        for attention in ("xla", "chunked")
+    ]
+    assert costs[0] == costs[1]
+
+
 def test_a_player_that_is_updated_at_times_costs_in_proportion():
     def cost(updates, micro_batches=1):
         fields = {"objective.fake_score_updates": updates, "micro_batches": micro_batches}

@@ -6,6 +6,7 @@ import shutil
 import pytest
 
 from configs import base
+from data import FIRST_ORDER, NEWEST_ORDER
 from tests.training.runs import save_run, small_config, small_experiment
 from training import identity, restore, workdir
 from training.checkpoint import FOLDER
@@ -97,6 +98,19 @@ def test_a_run_of_an_older_version_gets_an_id_with_one_warning(runs, capsys):
     (run / FOLDER / "5" / "run" / "metadata").write_text(json.dumps(sealed(changed)))
     with pytest.raises(ValueError, match=r"another config: batch_size \(64 there, 7 now\)"):
         restore.read_record(run, 5)
+
+
+def test_a_run_keeps_the_order_of_its_data(runs, tmp_path):
+    new, old = runs
+    assert workdir.data_order(tmp_path / "not begun") == workdir.data_order(new) == NEWEST_ORDER
+    assert restore.read_record(new)["run"]["order"] == NEWEST_ORDER
+    without_ids(old)
+    assert workdir.data_order(old) == FIRST_ORDER
+    workdir.start_run(old, CONFIG)
+    assert workdir.data_order(old) == FIRST_ORDER  # by its new record
+    for run, order in ((new, NEWEST_ORDER), (old, FIRST_ORDER)):
+        (run / identity.RUN).unlink()
+        assert workdir.start_run(run, CONFIG).order == order  # by its checkpoints
 
 
 def test_an_edited_config_changes_nothing_and_is_named_once(runs, capsys):

@@ -1,0 +1,103 @@
+"""What `--mode=plan` says of time and money: FLOPs at a share of the peak, a price by the hour."""
+
+import math
+
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from modes.request import Request
+from training.accelerators import GIB, Target, target
+from training.cost import MEASURED_MFU
+
+DISK_SPEED = 1.0  # GB/s, a guess at a shared disk
+MINUTE, HOUR, DAY = 60, 3600, 86400
+
+
+def aimed(request: Request) -> Target | None:
+    """What --accelerator names, None without. Raises ValueError, for numbers out of range too."""
+    shares = request.mfu or MEASURED_MFU
+    if len(shares) > 2 or not all(0.0 < share <= 1.0 for share in shares):
+        given = ",".join(f"{share:g}" for share in shares)
+        raise ValueError(f"--mfu={given} must be one or two numbers above 0, at most 1")
+    for flag, value in (("price", request.price), ("disk_speed", request.disk_speed)):
+        if value is not None and not 0.0 < value < math.inf:
+            raise ValueError(f"--{flag}={value:g} must be a number above 0")
+    if request.accelerator:
+        return target(request.accelerator)
+    if request.mfu or request.price is not None:
+        raise ValueError("--mfu and --price need --accelerator=NAME, such as 8xh100 or v4-32")
+    return None
+
+
+def fixed_seconds(state: int, sent: float, aim: Target | None) -> float:
+    """Seconds of a step that do not shrink with the batch, at least: to exchange and to update.
+
+    state: bytes on each device, read and written. sent: bytes that a device sends.
+    """
+    if aim is None:
+        return 0.0
+    accelerator = aim.accelerator
+    return (sent / accelerator.link_speed + 2 * state / accelerator.memory_speed) / 1e9
+
+
+def duration(
+    config: ConfigDict,
+    mesh: Mesh,
+    flops: float,
+    fixed: float,
+    aim: Target | None,
+    request: Request,
+) -> list[str]:
+    """How long a run takes and what it costs at each end of the MFU's range.
+
+    flops: of a step on all devices. fixed: seconds of a step that do not shrink with the batch.
+    """
+    if aim is None:
+        return ["time         with --accelerator=NAME, such as 8xh100 or v4-32"]
+    dtype = config.model.get("dtype", "float32")
+    peak = aim.accelerator.peak_flops(dtype)
+    mfu = sorted(request.mfu or MEASURED_MFU, reverse=True)
+    steps = [flops / (mesh.size * peak * share) for share in mfu]
+    runs = [config.steps * seconds for seconds in steps]
+    device_hours = [mesh.size * seconds / HOUR for seconds in runs]
+    lines = [
+        f"mfu          {span(mfu, '{:.0%}')} of {peak / 1e12:g} TFLOP/s per device, {dtype}",
+        f"step         {span([1e3 * s for s in steps], '{:,.1f}')} ms, "
+        f"{span([config.batch_size / s for s in steps], '{:,.0f}')} images/s",
+        f"run          {span(list(map(readable, runs)))}, "
+        f"{span(device_hours, '{:,.2f}')} device-hours",
+    ]
+    if request.price is not None:
+        costs = span([request.price * hours for hours in device_hours], "{:,.2f}")
+        lines.append(f"cost         {costs} at {request.price:g} per device-hour")
+    if fixed > steps[0]:
+        lines.append(
+            f"warning      {config.batch_size // mesh.size} image(s) per device are too few: to "
+            f"exchange gradients and parameters and to update the state takes {1e3 * fixed:.1f} ms "
+            "more, longer than to compute; use a larger batch_size or fewer devices"
+        )
+    return lines
+
+
+def checkpoint_cost(config: ConfigDict, size: int, speed: float | None) -> str:
+    """What a checkpoint takes of a disk that is written at so many GB/s, by default 1."""
+    speed, kept = speed or DISK_SPEED, config.checkpoint.keep
+    seconds = readable(size / (speed * 1e9))
+    text = f"checkpoint   {size / GIB:.2f} GiB, written in {seconds} at {speed:g} GB/s"
+    if config.checkpoint.every:
+        text += f", every {config.checkpoint.every:,} steps"
+    return text + (f"; {kept} are kept" if kept else "; all are kept")
+
+
+def span(values: list, form: str = "{}") -> str:
+    """One value, or the first and the last."""
+    ends = [form.format(value) for value in (values[0], values[-1])]
+    return " to ".join(dict.fromkeys(ends))
+
+
+def readable(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    for unit, name in ((DAY, "days"), (HOUR, "hours"), (MINUTE, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:,.1f} {name}"
+    return f"{seconds:.1f} s"

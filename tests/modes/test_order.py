@@ -1,0 +1,81 @@
+"""The order of a run's data is its own wherever batches are made, whatever is newest today."""
+
+import json
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+import data
+from data.order import ORDERS
+from modes import Request
+from modes.checks import Job, first_batch
+from tests.training.runs import small_config
+from training import identity, workdir
+from training.experiment import build_on
+from training.report import NonFiniteError
+from training.seal import sealed, unsealed
+from training.sharding import make_mesh
+
+# The package's own `train` and `replay` are the functions.
+TRAIN, REPLAY = import_module("modes.train"), import_module("modes.replay")
+CONFIG = small_config("flow_matching", **{"data.name": "digits", "evaluate.steps": ()})
+
+
+def first_rows(order):
+    """Labels of the first batch that a run of such an order is given."""
+    split = data.load("digits").train
+    return next(data.batches(split, batch_size=64, seed=0, order=order))["label"]
+
+
+@pytest.fixture(params=ORDERS)
+def begun(request, tmp_path):
+    """A run's folder, its order and the first labels; it has trained no step."""
+    config = TRAIN.checked(tmp_path, CONFIG).config
+    workdir.start_run(tmp_path, config)
+    if request.param == 1:  # begun before there were several: no record has a number
+        path = tmp_path / identity.RUN
+        record = unsealed(json.loads(path.read_text()))
+        del record["order"]
+        path.write_text(json.dumps(sealed(record)))
+    return tmp_path, request.param, first_rows(request.param)
+
+
+def test_orders_differ():
+    assert (first_rows(1) != first_rows(2)).any()
+
+
+def test_training_goes_on_in_the_order_that_it_began(begun, monkeypatch):
+    folder, order, labels = begun
+
+    def diverge(*, batches, **_):
+        np.testing.assert_array_equal(next(batches(0))["label"], labels)
+        raise NonFiniteError("broken", 4, {"loss": np.inf})
+
+    monkeypatch.setattr(TRAIN, "train_network", diverge)
+    for _ in range(2):  # the first start has written a new record
+        with pytest.raises(NonFiniteError, match="broken"):
+            TRAIN.train(Request(config=CONFIG, workdir=folder))
+        assert identity.read_identity(folder).order == order
+    count = len(data.load("digits").train.labels)
+    images = data.batch_indices(count, batch_size=64, seed=0, step=3, order=order)
+    assert json.loads((folder / "replay" / "4.json").read_text())["indices"] == images.tolist()
+
+
+class Asked(Exception):
+    """For batches in the order of its argument."""
+
+
+def test_replay_and_doctor_read_in_the_order_of_the_run(begun, monkeypatch):
+    folder, order, _ = begun
+
+    def ask(*_, **share):
+        raise Asked(share["order"])
+
+    monkeypatch.setattr(data, "batches", ask)
+    with pytest.raises(Asked, match=str(order)):
+        first_batch(Job(Request(config=CONFIG, workdir=folder)))
+    config, mesh = workdir.load_config(folder), make_mesh()
+    experiment = build_on(config, mesh)
+    with pytest.raises(Asked, match=str(order)):
+        REPLAY.step_again(folder, 1, config, experiment, data.load("digits"), mesh)
