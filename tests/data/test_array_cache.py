@@ -1,3 +1,4 @@
+import errno
 import os
 
 import numpy as np
@@ -56,6 +57,18 @@ def test_an_interrupted_decoding_leaves_nothing_that_looks_complete(tmp_path, dr
         decode(data, tmp_path)
     assert list(array_folder(data, tmp_path).iterdir()) == []
     np.testing.assert_array_equal(decode(undecoded(images), tmp_path).train.images, images)
+
+
+def test_a_full_disk_names_the_file_that_it_does_not_take(tmp_path, draw_images, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(array_cache.os, "fsync", full)
+    data = undecoded(draw_images(3, 4, 4, 1))
+    with pytest.raises(OSError, match="No space left") as error:
+        decode(data, tmp_path)
+    folder = array_folder(data, tmp_path)
+    assert error.value.filename.startswith(str(folder)) and not list(folder.iterdir())
 
 
 def test_labels_are_there_before_images(tmp_path, draw_images, monkeypatch):
