@@ -1,7 +1,9 @@
 """The command line, as a user meets it: in its own process, from the repository's root."""
 
 import contextlib
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -128,7 +130,7 @@ def test_stopped_and_started_again_equals_uninterrupted(trained, tmp_path, numbe
 
 
 def signalled(mode, number, place, said):
-    """The command line in a mode that gets a signal, in this process; what it ends with."""
+    """The command line, in this process, in a mode whose work is `place(number)`."""
     import main
 
     def act(request):
@@ -157,6 +159,22 @@ def test_a_signal_ends_every_mode_with_a_line_and_its_code(tmp_path, number, cod
         assert process.exitcode == code, mode
         (line,) = said.read_text().splitlines()
         assert line.startswith(words)
+
+
+def fail(number):
+    raise OSError(number, os.strerror(number), "/there/train_images.npy")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_takes_nothing_is_one_line_that_names_the_file(tmp_path, number):
+    said = tmp_path / "said"
+    process = SERVER.Process(target=signalled, args=("prepare", number, fail, said))
+    process.start()
+    process.join(60.0)
+    (line,) = said.read_text().splitlines()
+    assert process.exitcode == exits.BAD_INPUT and "nothing that was there before is lost" in line
+    named = f"error: /there/train_images.npy could not be written ({os.strerror(number)})"
+    assert line.startswith(named)
 
 
 def test_a_comparison_is_stopped_while_a_run_of_it_trains(tmp_path):

@@ -71,7 +71,7 @@ def policy(retention: Retention) -> policies.PreservationPolicy:
     rules = [policies.LatestN(retention.newest or None), Lowest(retention.scores)]
     rules.append(policies.CustomSteps(list(retention.steps)))
     if retention.hours > 0.0:
-        rules.append(policies.EveryNSeconds(int(retention.hours * 3600.0)))
+        rules.append(policies.EveryNSeconds(max(int(retention.hours * 3600.0), 1)))
     return policies.AnyPreservationPolicy(rules)
 
 
