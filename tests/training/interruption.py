@@ -66,8 +66,12 @@ def phase(folder):
 
 
 def draw_steps(before, rng):
-    """How many steps to wait for: 0, while it is set up or compiles, or a few of those left."""
-    return rng.randint(0, min(MOST_STEPS, killed.STEPS - max(before, default=0)))
+    """How many steps to wait for: 0, while it is set up or compiles, or a few of those left.
+
+    More where nothing is saved yet, so that most processes leave a checkpoint to the next.
+    """
+    most = MOST_STEPS if before else 2 * MOST_STEPS
+    return rng.randint(0, min(most, killed.STEPS - max(before, default=0)))
 
 
 def interrupt(folder, method, number, rng, steps=None):
