@@ -130,7 +130,7 @@ TAUGHT = {
 }
 ELSEWHERE = {
     "compilation_cache": "of the process, not of the run: tests/modes/test_compilation_cache.py",
-    "debug": "sets other fields: tests/configs/test_configs.py",
+    "debug": "sets other fields: tests/training/test_experiment.py",
     "model.name": "one network alone takes images",
 }
 PLAIN = {
