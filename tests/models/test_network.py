@@ -1,6 +1,7 @@
 import inspect
 import re
 from functools import cache
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -73,6 +74,14 @@ def test_a_network_says_what_it_reads(name):
     assert (plain.second_time, plain.guidance_input, plain.log_weight) == ("none", False, None)
     told = build(name, **NETWORK_FIELDS[name], guidance_input=True, second_time="interval")
     assert (told.second_time, told.guidance_input, told.log_weight) == ("interval", True, None)
+
+
+def test_lines_are_rows_of_tokens_where_devices_can_share_them(monkeypatch):
+    fields = {**NETWORK_FIELDS["dit"], "image_size": 12, "patch_size": 4}
+    assert build("dit", **fields).lines == 3
+    assert build("mlp", **NETWORK_FIELDS["mlp"]).lines == 1
+    monkeypatch.setattr(import_module("models.dit"), "attention_implementation", lambda *_: "cudnn")
+    assert build("dit", **fields).lines == 1
 
 
 @pytest.mark.parametrize("name", NETWORKS)

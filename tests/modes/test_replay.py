@@ -13,7 +13,7 @@ from tests.training.test_sharding import mesh_of
 from training import checkpoint, workdir
 from training.experiment import build
 from training.loop import compile_step, create_state
-from training.replay import ROWS, read_newest
+from training.replay import GRADIENT, ROWS, read_newest
 from training.report import NonFiniteError
 from training.sharding import put_batch
 
@@ -69,5 +69,7 @@ def test_a_step_done_again_is_the_step(run, number):
     # Rows are sums over two micro-batches.
     assert again[ROWS].total.shape == (16,)
     assert again[ROWS].total.sum() / 32 == pytest.approx(losses[number - 1], rel=1e-5)
+    arrays = {name.removeprefix(GRADIENT) for name in again if name.startswith(GRADIENT)}
+    assert arrays == {"a", "b", "c", "d", "e"}
     assert len({round(loss, 4) for loss in losses}) == 5
     assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(again))
