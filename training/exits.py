@@ -50,8 +50,8 @@ TABLE = (
     ),
     Exit(
         PREEMPTED,
-        "preempted: SIGTERM came; training has saved its state, another mode does again what it had "
-        "not finished",
+        "preempted: SIGTERM came; training has saved its state, another mode does again what it "
+        "had not finished",
         "yes, as it is",
         True,
     ),
