@@ -17,7 +17,7 @@ RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
 DEMO_STEPS ?= 1200
 TEST_WORKERS ?= 2
-SOAK ?= --kills=40 --stops=40 --damages=80
+SOAK ?= --kills=30 --stops=30 --damages=80
 
 .PHONY: help demo test parity soak lint lock clean
 

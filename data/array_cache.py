@@ -69,12 +69,12 @@ def array_folder(data: Undecoded, root: Path) -> Path:
 
 
 def is_decoded(data: Undecoded, root: Path) -> bool:
-    """Whether all arrays are as their manifest says, so that reading them writes nothing."""
+    """Whether `decode` would write nothing: arrays are as their manifest says, or damaged."""
     folder = array_folder(data, root)
     try:
         records = _known(data, folder)
     except DamagedError:
-        return False
+        return True
     return all(_unchanged(files, records.get(name)) for name, files in _files(data, folder).items())
 
 

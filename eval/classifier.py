@@ -123,7 +123,12 @@ def task_of(dataset: Dataset) -> Task:
 
     A test split without labels counts as none. Raises ValueError for training images without.
     """
-    name, train, test, num_classes = dataset
+    name, train, test, num_classes = (
+        dataset.name,
+        dataset.train,
+        dataset.test,
+        dataset.num_classes,
+    )
     if num_classes < 2 or not labelled(train):
         raise ValueError(f"{name} has images without labels, or one class of them; {REMEDY}")
     if test is not None and labelled(test):

@@ -7,7 +7,6 @@ sampled. A run does not go on with pairs of something else.
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -38,13 +37,11 @@ def teacher_pairs(
     steps: int,
     guidance_scale: float,
     batch_size: int,
-    teacher: Mapping[str, Any] = MappingProxyType({}),
 ) -> Pairs:
     """`count` samples of the teacher in `steps` steps, with the noise that each started from.
 
-    Read from the folder's file if it is there. Labels go through the classes in turn. teacher: what
-    identifies it beside its parameters, plain values by name. Raises ValueError for a count or a
-    number of steps that is not positive, or a file of other pairs.
+    Read from the folder's file if it is there. Labels go through the classes in turn. Raises
+    ValueError for a count or a number of steps that is not positive, or a file of other pairs.
     """
     if count < 1 or steps < 1:
         raise ValueError(f"pairs.count={count} and pairs.steps={steps} must be 1 or more")
@@ -52,7 +49,6 @@ def teacher_pairs(
     choices = np.arange(taught.num_classes) if taught.num_classes else np.array([-1])
     labels = cycle_labels(choices, count)
     source = {
-        **teacher,
         "parameters": fingerprint(params),
         "pairs.count": count,
         "pairs.steps": steps,

@@ -1,19 +1,26 @@
 """The command line, as a user meets it: in its own process, from the repository's root."""
 
+import contextlib
+import errno
 import json
+import os
 import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tests.cli import ROOT, environment, run
+from models.dit import Size
+from modes import MODES
+from tests.cli import ROOT, SERVER, Command, environment, run
 from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import largest_difference, small_config
+from tests.training.test_preemption import Dying
 from training import checkpoint, exits
 from training.workdir import start_run
 
@@ -116,11 +123,72 @@ def test_stopped_and_started_again_equals_uninterrupted(trained, tmp_path, numbe
     assert survived
     run(*command, "--config.steps=6")
     assert largest_difference(arrays(trained, 6), arrays(workdir, 6)) == 0.0
-    if number == signal.SIGKILL:  # a stop on request ends a row of the log where it comes
-        assert losses(workdir) == losses(trained)
+    assert losses(workdir) == losses(trained)
     listed = run("--mode=checkpoints", f"--workdir={workdir}").stdout.splitlines()
     assert [line.split()[0] for line in listed][::2] == ["step", "6"]
     assert all(" whole" in line for line in listed[1:]) and "frechet_1" in listed[-1]
+
+
+def signalled(mode, number, place, said):
+    """The command line, in this process, in a mode whose work is `place(number)`."""
+    import main
+
+    def act(request):
+        place(number)
+        time.sleep(10.0)
+
+    main.MODES[mode] = act
+    main.flags.FLAGS(["main.py", f"--mode={mode}"])
+    with said.open("w") as file, contextlib.redirect_stderr(file):
+        main.main([])
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "words"),
+    [
+        (signal.SIGTERM, exits.PREEMPTED, "preempted, resumable: "),
+        (signal.SIGINT, exits.INTERRUPTED, "interrupted; the same command goes on from the last"),
+    ],
+)
+def test_a_signal_ends_every_mode_with_a_line_and_its_code(tmp_path, number, code, words):
+    for mode, place in [(mode, signal.raise_signal) for mode in MODES] + [("sample", Dying)]:
+        said = tmp_path / mode
+        process = SERVER.Process(target=signalled, args=(mode, number, place, said))
+        process.start()
+        process.join(60.0)
+        assert process.exitcode == code, mode
+        (line,) = said.read_text().splitlines()
+        assert line.startswith(words)
+
+
+def fail(number):
+    raise OSError(number, os.strerror(number), "/there/train_images.npy")
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_disk_that_takes_nothing_is_one_line_that_names_the_file(tmp_path, number):
+    said = tmp_path / "said"
+    process = SERVER.Process(target=signalled, args=("prepare", number, fail, said))
+    process.start()
+    process.join(60.0)
+    (line,) = said.read_text().splitlines()
+    assert process.exitcode == exits.BAD_INPUT and "nothing that was there before is lost" in line
+    named = f"error: /there/train_images.npy could not be written ({os.strerror(number)})"
+    assert line.startswith(named)
+
+
+def test_a_comparison_is_stopped_while_a_run_of_it_trains(tmp_path):
+    options = ("--config=configs/digits.py", "--mode=compare", "--methods=cd_flow", *SHORT[:4])
+    steps = ("--config.steps=1000000", "--config.checkpoint.every=2", "--config.checkpoint.keep=1")
+    arguments = (*options, *steps, f"--workdir={tmp_path}", "--config.evaluate.features=none")
+    command = Command(arguments, nano=Size(32, 1, 2))
+    cell = tmp_path / "flow_matching" / "seed_0"
+    wait_for(lambda: saved_steps(cell) or not command.process.is_alive())
+    command.process.terminate()
+    result = command.result()
+    assert command.process.exitcode == exits.PREEMPTED
+    assert "preempted, resumable: stopped after step" in result.stderr.splitlines()[-1]
+    assert not (tmp_path / "cd_flow").exists()
 
 
 def losses(workdir):
@@ -212,6 +280,10 @@ def test_describe_counts_before_anything_is_trained():
         ((CONFIG, "--mode=trian"), "--mode"),
         ((CONFIG, "--workdir=/nowhere", "--config.data.name=digit"), "digits"),
         ((CONFIG, "--workdir=/nowhere", "--config.batch_size=20"), "batch_size"),
+        ((CONFIG, "--workdir=/nowhere", "--config.batch_size=0"), "batch_size=0 must be a whole"),
+        ((CONFIG, "--workdir=/nowhere", "--config.steps=0"), "steps=0 must be a whole number"),
+        ((CONFIG, "--workdir=/nowhere", "--config.optimizer.learning_rate=nan"), "rate=nan must"),
+        ((CONFIG, "--workdir=/nowhere", "--config.checkpoint.keep=-1"), "checkpoint.keep=-1 must"),
         ((CONFIG, "--workdir=/nowhere", "--config.evaluate.steps=(1,3)"), "power of two"),
         ((CONFIG, "--workdir=/nowhere", "--config.path.name=ve"), "needs prediction.kind=F"),
         ((CONFIG, "--workdir=/nowhere", "--config.path.name=trigflow"), "t in [0, 1]"),

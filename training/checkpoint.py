@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
+from training import exits, processes
 from training.files import UNWRITABLE
 from training.fingerprint import fingerprint
 from training.seal import sealed
@@ -71,7 +72,7 @@ def policy(retention: Retention) -> policies.PreservationPolicy:
     rules = [policies.LatestN(retention.newest or None), Lowest(retention.scores)]
     rules.append(policies.CustomSteps(list(retention.steps)))
     if retention.hours > 0.0:
-        rules.append(policies.EveryNSeconds(int(retention.hours * 3600.0)))
+        rules.append(policies.EveryNSeconds(max(int(retention.hours * 3600.0), 1)))
     return policies.AnyPreservationPolicy(rules)
 
 
@@ -138,18 +139,26 @@ def wait(checkpoints: ocp.CheckpointManager) -> None:
 
 @contextmanager
 def write_errors(checkpoints: ocp.CheckpointManager, step: int | None = None) -> Iterator[None]:
-    """Turn what Orbax and TensorStore raise into one OSError that says what is left."""
+    """Turn what Orbax and TensorStore raise into one OSError that says what is left.
+
+    One of several processes ends instead, and with it the others.
+    """
     try:
         yield
     except Exception as error:  # of half a dozen types
         checkpoints.reload()
         left = max(checkpoints.all_steps(), default=None)
         name = "the last checkpoint" if step is None else f"checkpoint {step}"
-        raise OSError(
+        message = (
             f"{name} could not be written to {checkpoints.directory} ({first_line(error)}); "
             f"{'none' if left is None else left} is the newest whole one. Free disk space or mend "
             "the folder, and start the same command again"
-        ) from error
+        )
+        if processes.several():
+            # The others wait for this process in Orbax's barrier, and it would wait for them in
+            # the next one: it ends here, and they hear of it.
+            processes.fail(exits.BAD_INPUT, f"error: {message}")
+        raise OSError(message) from error
 
 
 def first_line(error: Exception) -> str:

@@ -48,7 +48,13 @@ TABLE = (
         "with other fields and folder",
         False,
     ),
-    Exit(PREEMPTED, "preempted: SIGTERM came, the state is saved", "yes, as it is", True),
+    Exit(
+        PREEMPTED,
+        "preempted: SIGTERM came; training has saved its state, another mode does again what it "
+        "had not finished",
+        "yes, as it is",
+        True,
+    ),
     Exit(
         PEER_DIED,
         "another process of the job died or failed; the message names it",
@@ -61,7 +67,13 @@ TABLE = (
         "yes, as it is",
         True,
     ),
-    Exit(INTERRUPTED, "interrupted from the keyboard", "yes, as it is", False),
+    Exit(
+        INTERRUPTED,
+        "interrupted from the keyboard: training ends after the step, and at once if Ctrl-C comes "
+        "twice",
+        "yes, as it is",
+        False,
+    ),
     Exit(ABORTED, "a library aborted, such as JAX's runtime", "yes, as it is", True),
     Exit(KILLED, "killed, often because the host's memory was full", "yes, as it is", True),
     Exit(TERMINATED, "SIGTERM came before anything was under way", "yes, as it is", True),

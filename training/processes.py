@@ -27,7 +27,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from training import exits
+from training import door, exits
 
 # Seconds. The runtime's heartbeat is the last resort, for a process that hangs whole.
 HEARTBEAT = 100
@@ -181,6 +181,7 @@ class Watch:
 
 
 _watch: Watch | None = None
+_ticket: socket.socket | None = None  # the connection to process 0's door, open until the end
 
 
 def join(where: Rendezvous | None) -> None:
@@ -227,7 +228,8 @@ def connect_runtime(where: Rendezvous | None) -> None:
     }
     if where is not None:
         # All is said: the environment of a cluster, if there is one, is not asked.
-        jax.distributed.initialize(*where, cluster_detection_method="deactivate", **limits)
+        admitted = admit(where)
+        jax.distributed.initialize(*admitted, cluster_detection_method="deactivate", **limits)
         return
     try:
         jax.distributed.initialize(**limits)
@@ -236,6 +238,23 @@ def connect_runtime(where: Rendezvous | None) -> None:
             f"--distributed found no job of Slurm, Open MPI, Kubernetes or Cloud TPU to join "
             f"({error}); give --coordinator=HOST:PORT --num_processes=N --process_id=I"
         ) from error
+
+
+def admit(where: Rendezvous) -> Rendezvous:
+    """Where the runtime's processes meet, if process 0 lets this one in (training/door.py).
+
+    Raises ValueError that says why it does not.
+    """
+    global _ticket
+    host, _, port = where.address.rpartition(":")
+    if where.index == 0:
+        with socket.create_server(("", 0)) as free:
+            runtime = free.getsockname()[1]
+        door.open_door(int(port), where.count, runtime)
+    me = Peer(where.index, socket.gethostname(), os.getpid())
+    with within(JOIN, f"no process 0 at {where.address}: start it there, or open the port"):
+        runtime, _ticket = door.ask(host.strip("[]"), int(port), me.index, where.count, str(me))
+    return where._replace(address=f"{host}:{runtime}")
 
 
 def say(line: str, file: TextIO | None = None) -> None:

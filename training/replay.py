@@ -59,13 +59,31 @@ def write_record(
 
 def read_newest(workdir: Path) -> dict[str, Any]:
     """The record of the last step that was not finite. Raises ValueError if there is none."""
-    paths = sorted((workdir / FOLDER).glob("*.json"), key=lambda path: int(path.stem))
+    paths = [path for path in (workdir / FOLDER).glob("*.json") if path.stem.isdecimal()]
+    paths.sort(key=lambda path: int(path.stem))
     if not paths:
         raise ValueError(f"{workdir / FOLDER} has no record: no step of this run was not finite")
     try:
-        return json.loads(paths[-1].read_text())
-    except json.JSONDecodeError as error:
+        record = json.loads(paths[-1].read_bytes().decode())
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{paths[-1]} is not valid JSON ({error}); delete it") from error
+    if not is_record(record):
+        raise ValueError(f"{paths[-1]} is no record of a step of this run; delete it")
+    return record
+
+
+def is_record(content: Any) -> bool:
+    """Whether it has what a step is done again from: its number, the message, the images."""
+    if not isinstance(content, dict):
+        return False
+    step, indices = content.get("step"), content.get("indices")
+    whole = isinstance(indices, list) and all(type(index) is int for index in indices)
+    return (
+        type(step) is int
+        and step > 0
+        and isinstance(content.get("message"), str)
+        and (indices is None or whole)
+    )
 
 
 def observed(objective: Objective) -> Objective:

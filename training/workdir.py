@@ -14,7 +14,7 @@ import socket
 import sys
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -28,13 +28,14 @@ from training import identity, restore
 from training.code_version import code_version, describe_code
 from training.files import write_json
 from training.identity import Identity, Plain, as_dict
-from training.processes import broadcast, warn, warn_once
+from training.processes import broadcast, gather, warn, warn_once
 from training.record import read_config
 from training.sharding import first_process_says
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 LOCK = "lock"
+VISIBLE_SECONDS, POLL_SECONDS = 10.0, 0.1  # until all hosts see what one has written
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -55,7 +56,26 @@ def start_run(
     record = broadcast(record)
     if "error" in record:
         raise ValueError(record["error"])
-    return Identity(**record["run"])
+    run = Identity(**record["run"])
+    check_shared(workdir, run.id)
+    return run
+
+
+def check_shared(workdir: Path, id: str) -> None:
+    """Raises ValueError, in all processes, unless each of them sees the record of the run `id`."""
+    deadline = time.monotonic() + VISIBLE_SECONDS
+    seen = None
+    while seen != id and time.monotonic() < deadline:
+        with suppress(ValueError):  # half of it may have arrived
+            run = identity.read_identity(workdir)
+            seen = None if run is None else run.id
+        time.sleep(0.0 if seen == id else POLL_SECONDS)
+    blind = [str(index) for index, own in enumerate(gather(seen)) if own != id]
+    if blind:
+        raise ValueError(
+            f"{workdir} is another folder for process {', '.join(blind)} than for process 0; put "
+            "--workdir on a disk that all hosts see"
+        )
 
 
 def record_start(

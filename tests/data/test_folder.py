@@ -45,7 +45,7 @@ def test_loose_images_are_unlabelled(tmp_path, load, save_png, draw_images):
     (root / ".thumbnails").mkdir()
     (root / "._a.png").write_bytes(b"a companion file, not an image")
     loaded = load(root, channels=1)
-    assert loaded.num_classes == 0
+    assert loaded.num_classes == 0 and loaded.image_shape == (4, 4, 1)
     np.testing.assert_array_equal(loaded.train.labels, [data.NULL_LABEL] * 20)
     np.testing.assert_array_equal(loaded.train.images[..., 0], images)
 

@@ -210,3 +210,15 @@ def test_arguments_have_edges(split, allowed, refused, message):
     next(batches(split, **{"batch_size": 4, "seed": 0} | allowed))
     with pytest.raises(ValueError, match=message):
         batches(split, **{"batch_size": 4, "seed": 0} | refused)
+
+
+def test_labels_and_pairs_of_another_seed_come_in_another_order():
+    images = np.zeros((23, 1, 1, 1), np.float32)
+    pairs = Pairs(images, images, np.arange(23, dtype=np.int32))
+    for made in (lambda **how: label_batches(5, **how), lambda **how: pair_batches(pairs, **how)):
+        drawn = {
+            tuple(next(made(batch_size=20, seed=seed, start_step=step))["label"])
+            for seed in (0, 1, 2)
+            for step in (0, 1, 2)
+        }
+        assert len(drawn) == 9

@@ -64,7 +64,10 @@ def test_images_of_several_sizes_need_image_size(tmp_path, write_tfds_files):
         data.load("tiny", data_dir=str(tmp_path))
     with pytest.raises(ValueError, match="image_size is required for tiny"):
         data.prepare("tiny", data_dir=str(tmp_path))
-    loaded = data.load("tiny", data_dir=str(tmp_path), image_size=4, channels=3)
+    asked = {"data_dir": str(tmp_path), "image_size": 4, "channels": 3}
+    folder = data.prepare("tiny", **asked)
+    loaded = data.load("tiny", **asked)
+    assert loaded.train.images.filename == folder / "train_images.npy"
     assert loaded.num_classes == 0 and loaded.test is None
     np.testing.assert_array_equal(loaded.train.images, np.full((2, 4, 4, 3), 90))
     np.testing.assert_array_equal(loaded.train.labels, [data.NULL_LABEL] * 2)

@@ -24,9 +24,12 @@ def test_samplers_follow_their_law(sampler, law):
     assert stats.kstest(np.asarray(sampler(KEY, COUNT)), law.cdf).statistic < 0.015
 
 
-def test_logit_normal_follows_its_law():
-    t = np.asarray(ts.logit_normal(LINEAR, -0.4, 1.3)(KEY, COUNT), np.float64)
-    assert stats.kstest(np.log(t / (1 - t)), stats.norm(-0.4, 1.3).cdf).statistic < 0.015
+@pytest.mark.parametrize("path", [LINEAR, ve(0.2, 3.0)], ids=lambda path: path.name)
+def test_logit_normal_follows_its_law_between_the_ends_of_the_path(path):
+    t = np.asarray(ts.logit_normal(path, -0.4, 1.3)(KEY, COUNT), np.float64)
+    fraction = (t - path.t_min) / (path.t_max - path.t_min)
+    logit = np.log(fraction / (1 - fraction))
+    assert stats.kstest(logit, stats.norm(-0.4, 1.3).cdf).statistic < 0.015
 
 
 def test_uniform_is_stratified_and_each_row_is_uniform():

@@ -171,3 +171,9 @@ def test_one_neighbour_and_one_point_more_are_enough():
     )
     with pytest.raises(ValueError, match="generated features has 1 rows; at least 2"):
         manifold_metrics(points, points[:1], k=1)
+
+
+def test_balls_hold_their_border_even_without_rounding():
+    # All points are one: every radius and every distance is 0.
+    nothing = np.zeros((7, 2))
+    assert manifold_metrics(nothing, nothing) == (1.0, 1.0, pytest.approx(7 / 5), 1.0)

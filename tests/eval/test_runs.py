@@ -1,8 +1,10 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from eval.evaluation import evaluations
 from eval.results import save_results
 from eval.runs import by_method, load_runs
 from tests.eval.evaluated import LABELS, MEASUREMENT, evaluated_run
@@ -45,12 +47,22 @@ def test_the_cost_of_a_run_is_that_of_the_evaluated_step(tmp_path):
 
 def test_results_are_those_that_are_named(tmp_path):
     folder = tmp_path / "a"
-    evaluated_run(folder, steps=(1, 2), sampling={"guidance_scale": 3.0})
+    evaluated_run(folder, steps=(2,), sampling={"guidance_scale": 3.0})
     named = {path.stem for path in (folder / "eval").glob("*.json")}
-    evaluated_run(folder, steps=(1, 4), sampling={"guidance_scale": 2.0})
+    evaluated_run(folder, steps=(4,), sampling={"guidance_scale": 2.0})
     assert load_runs([folder])[0].sampling["guidance_scale"] == 2.0
     (run,) = load_runs([folder], ids=named)
-    assert (run.sampling["guidance_scale"], list(run.results)) == (3.0, [1, 2])
+    assert (run.sampling["guidance_scale"], list(run.results)) == (3.0, [2])
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_the_newest_file_is_the_last_whatever_the_disk_lists_first(tmp_path, monkeypatch, reverse):
+    for scale in (3.0, 2.0):
+        evaluated_run(tmp_path / "a", steps=(1,), sampling={"guidance_scale": scale})
+    listed = Path.glob
+    monkeypatch.setattr(Path, "glob", lambda *a: iter(sorted(listed(*a), reverse=reverse)))
+    stamps = [e.path.stat().st_mtime_ns for e in evaluations(tmp_path / "a")]
+    assert stamps == sorted(stamps) and len(stamps) == 2
 
 
 def test_the_newest_training_step_is_shown(tmp_path):
@@ -309,6 +321,18 @@ def test_students_of_their_own_seeds_teacher_are_one_group(tmp_path):
     assert groups_of(*students[:2]) == {
         f"cd, teacher {tmp_path}/t{seed}@3000": [f"{seed}"] for seed in (0, 1)
     }
+
+
+def test_students_of_other_steps_of_a_teacher_are_no_group(tmp_path):
+    teacher = evaluated_run(tmp_path / "edm", "edm", 0, steps=(1,))
+    students = [
+        evaluated_run(
+            tmp_path / f"cd_{seed}", "cd", seed, steps=(1,), config={"teacher": f"{teacher}@{step}"}
+        )
+        for seed, step in enumerate((500, 500, 3000))
+    ]
+    groups = by_method(load_runs(students))
+    assert sorted([run.seed for run in runs] for runs in groups.values()) == [[0, 1], [2]]
 
 
 def test_a_run_with_a_teacher_is_not_one_from_scratch(tmp_path):

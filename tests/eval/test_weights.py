@@ -239,6 +239,16 @@ def test_what_no_tensor_needs_is_refused_at_once(instructions, message, tmp_path
     assert time.monotonic() - start < 20 and len(str(failure.value)) < 1000
 
 
+def test_a_tensor_has_few_axes(archive):
+    storages = {"0": VALUES.tobytes()}
+    saved = whole(shape=(1,) * 32, strides=(1,) * 32)
+    assert read_tensors(archive({"a": saved}, storages))["a"].ndim == 32
+    # A list of a million sizes that many tensors share is small, and what is made of it is not.
+    for shape, strides in (((1,) * 33, (1,) * 33), ((1,), (1,) * 10**5)):
+        with pytest.raises(ValueError, match="described by something else than sizes"):
+            read_tensors(archive({"a": whole(shape=shape, strides=strides)}, storages))
+
+
 def test_the_names_of_storages_are_text(tmp_path, pickled):
     path, facts = tmp_path / "stream.pth", {"little_endian": True}
     parts = [pickled(part) for part in (MAGIC, VERSION, facts, {"a": whole()})]

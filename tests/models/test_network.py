@@ -1,6 +1,7 @@
 import inspect
 import re
 from functools import cache
+from importlib import import_module
 
 import jax
 import jax.numpy as jnp
@@ -75,6 +76,14 @@ def test_a_network_says_what_it_reads(name):
     assert (told.second_time, told.guidance_input, told.log_weight) == ("interval", True, None)
 
 
+def test_lines_are_rows_of_tokens_where_devices_can_share_them(monkeypatch):
+    fields = {**NETWORK_FIELDS["dit"], "image_size": 12, "patch_size": 4}
+    assert build("dit", **fields).lines == 3
+    assert build("mlp", **NETWORK_FIELDS["mlp"]).lines == 1
+    monkeypatch.setattr(import_module("models.dit"), "attention_implementation", lambda *_: "cudnn")
+    assert build("dit", **fields).lines == 1
+
+
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_loss_weight_has_its_own_parameters_and_leaves_apply_as_it_is(name, random_params):
     plain = build(name, **NETWORK_FIELDS[name])
@@ -124,6 +133,8 @@ OWN = {
         "depth": (1, "shapes sampling training"),
     },
 }
+# What both networks have; of another value the last one counts.
+BESIDE = {"time_scale": [("loss_weight", True)], "dropout": [("dropout", 0.3)]}
 ELSEWHERE = {"attention"}  # xla alone is on CPUs: tests/models/test_layers.py
 
 
@@ -164,7 +175,7 @@ def parts_of(network):
 )
 def test_a_field_reaches_what_it_is_for(describe, name, field):
     value, parts = (ALL | OWN[name])[field]
-    beside = [("loss_weight", True)] if field == "time_scale" else []
+    beside = BESIDE.get(field, ())
     one, other = describe(name, *beside), describe(name, *beside, (field, value))
     differing = {part for part in one.keys() | other.keys() if one.get(part) != other.get(part)}
     assert differing == set(parts.split())

@@ -21,13 +21,13 @@ def evaluated(monkeypatch, tmp_path):
         seen["request"] = request
         return Run(config, experiment, mesh, "parameters", 30)
 
-    def evaluator(*given):
-        seen["given"] = given
+    def evaluator(*given, writable):
+        seen["given"] = (*given, writable)
         return lambda params, step: seen.update(params=params, step=step) or "results"
 
     for name, stands_in in {
         "load_run": load_run,
-        "dataset_if_here": lambda config, experiment: f"data of {config.data.dir}",
+        "dataset_if_here": lambda config, experiment, writable: f"{config.data.dir}, {writable}",
         "check_evaluation": lambda *given: seen.update(checked=given),
         "evaluator": evaluator,
         "summary": lambda results: seen.update(shown=results),
@@ -37,11 +37,12 @@ def evaluated(monkeypatch, tmp_path):
     def evaluated(**fields):
         request = Request(workdir=tmp_path, **fields)
         EVALUATE.evaluate(request)
-        own_experiment, dataset, used, own_mesh, folder = seen["given"]
+        own_experiment, dataset, used, own_mesh, folder, writable = seen["given"]
         assert (own_experiment, own_mesh, folder) == (experiment, mesh, tmp_path)
         assert seen["checked"] == (experiment, dataset, used, mesh)
         assert (seen["request"], seen["params"], seen["step"]) == (request, "parameters", 30)
         assert seen["shown"] == "results" and used.seed == 5
+        assert dataset.endswith(f", {writable}")
         return used.evaluate, dataset
 
     return evaluated
@@ -49,7 +50,7 @@ def evaluated(monkeypatch, tmp_path):
 
 def test_its_own_config_is_used_where_no_other_is_given(evaluated):
     fields, dataset = evaluated(config=None)
-    assert (fields.steps, dataset) == ((1,), "data of own")
+    assert (fields.steps, dataset) == ((1,), "own, False")
 
 
 def test_another_config_says_how_to_evaluate_and_where_data_lie(evaluated):
@@ -57,7 +58,7 @@ def test_another_config_says_how_to_evaluate_and_where_data_lie(evaluated):
         seed=6, **{"evaluate.steps": (2, 4), "evaluate.reference": "all", "data.dir": "elsewhere"}
     )
     fields, dataset = evaluated(config=other)
-    assert (fields, dataset) == (other.evaluate, "data of elsewhere")
+    assert (fields, dataset) == (other.evaluate, "elsewhere, True")
 
 
 def test_nothing_to_evaluate_is_refused(evaluated):

@@ -25,6 +25,14 @@ def test_only_the_command_line_says_where_an_evaluation_writes(given, tmp_path, 
     run = Run(config, experiment, make_mesh(), params, 7)
     module = sys.modules["modes.evaluate"]  # the package has a function of that name
     monkeypatch.setattr(module, "load_run", lambda request: run)
+    read, decoded = module.dataset_if_here, []
+
+    def dataset_if_here(*arguments, writable):
+        decoded.append(writable)
+        return read(*arguments, writable)
+
+    monkeypatch.setattr(module, "dataset_if_here", dataset_if_here)
     evaluate(Request(small_config(**FIELDS, **asked) if given else None, tmp_path / "run"))
     assert (tmp_path / ("asked" if given else "own") / "references").is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["asked" if given else "own", "run"]
+    assert decoded == [given]

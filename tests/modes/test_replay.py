@@ -9,12 +9,13 @@ import pytest
 from data import batch_indices
 from tests.modes.recorded import EXPERIMENT, TRAIN, dataset, random_network
 from tests.training.runs import small_config
+from tests.training.test_sharding import mesh_of
 from training import checkpoint, workdir
 from training.experiment import build
 from training.loop import compile_step, create_state
-from training.replay import ROWS, read_newest
+from training.replay import GRADIENT, ROWS, read_newest
 from training.report import NonFiniteError
-from training.sharding import make_mesh, put_batch
+from training.sharding import put_batch
 
 REPLAY = import_module("modes.replay")  # the package's own `replay` is the function
 FIELDS = {"seed": 3, "micro_batches": 2, "data.flip": True, "batch_size": 32}
@@ -45,7 +46,7 @@ def run(tmp_path_factory):
 
 def saved_run(folder):
     config = small_config("flow_matching", **FIELDS)
-    experiment, mesh, data = build(config), make_mesh(), dataset(8, 1)
+    experiment, mesh, data = build(config), mesh_of(1, 1), dataset(8, 1)
     objective, optimizers = experiment.objective, experiment.optimizers
     step = compile_step(objective, optimizers, 3, mesh, 2)
     state, losses = create_state(objective, optimizers, 3, {}, mesh), []
@@ -68,5 +69,7 @@ def test_a_step_done_again_is_the_step(run, number):
     # Rows are sums over two micro-batches.
     assert again[ROWS].total.shape == (16,)
     assert again[ROWS].total.sum() / 32 == pytest.approx(losses[number - 1], rel=1e-5)
+    arrays = {name.removeprefix(GRADIENT) for name in again if name.startswith(GRADIENT)}
+    assert arrays == {"a", "b", "c", "d", "e"}
     assert len({round(loss, 4) for loss in losses}) == 5
     assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(again))

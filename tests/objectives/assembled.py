@@ -86,7 +86,7 @@ VALUES = {
 # Cases by name, (objective, fields that differ from VALUES): every objective is one, and beside
 # them what a field turns off.
 CASES = {name: (name, {}) for name in OBJECTIVES} | {
-    "unguided shortcut": ("shortcut", {"guidance_scale": 1.0}),
+    "unguided shortcut": ("shortcut", {"guidance_scale": 1.0, "target_warmup": False}),
     "plain distillation": (
         "consistency_distillation",
         {"guidance_range": (), "target_decay": 0.0},
@@ -205,14 +205,13 @@ def networks_of(objective, model):
 
 
 def batch_of(objective):
-    """Random data with a label each, and pairs for objectives that read them."""
+    """Random data with a label each, and pairs: what of these an objective reads."""
     x, eps, x_0 = jax.random.normal(jax.random.key(2), (3, ROWS, DIMENSION))
-    batch = {"label": jnp.arange(ROWS) % CLASSES}
-    if objective.reads_images:
-        batch["x"] = x
-    if objective.reads_pairs:
-        batch["pairs"] = {"eps": eps, "x_0": x_0, "label": (batch["label"] + 1) % CLASSES}
-    return batch
+    label = jnp.arange(ROWS) % CLASSES
+    pairs = {"eps": eps, "x_0": x_0, "label": (label + 1) % CLASSES}
+    read = {"x": objective.reads_images, "pairs": objective.reads_pairs}
+    batch = {"x": x, "label": label, "pairs": pairs}
+    return {name: value for name, value in batch.items() if read.get(name, True)}
 
 
 def loss_rows(case, player, params, step, batch=None, key=KEY):

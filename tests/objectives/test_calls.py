@@ -85,7 +85,7 @@ SAME_MASK = {
     "consistency_tuning",
 }
 # Objectives whose network reads an earlier time.
-SECOND_TIMES = {"shortcut", "unguided shortcut"}
+SECOND_TIMES = ("shortcut", "unguided shortcut")
 # (phase, network) -> the field whose times it is called at.
 TIMES = {
     "denoising": {("network", "network"): "time_sampler"},
@@ -376,6 +376,13 @@ def test_networks_are_told_times_of_the_path_and_those_that_were_drawn(name, ste
             np.testing.assert_array_equal(told[: len(drawn)], drawn)
 
 
+@pytest.mark.parametrize("name", SECOND_TIMES)
+def test_flow_rows_look_one_of_the_finest_steps_ahead(name, steps):
+    (trained,) = (call for call in steps(name).calls if call.train)
+    sizes = np.delete(trained.t - trained.s, np.s_[:: every_of(name)])
+    np.testing.assert_allclose(sizes, 1.0 / value_of(name, "max_steps"), rtol=1e-5)
+
+
 @pytest.mark.parametrize("name", CASES)
 def test_a_network_with_that_input_is_told_a_scale_of_the_range(name, steps):
     step = steps(name)
@@ -403,11 +410,12 @@ def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch
     monkeypatch.setattr(jax.lax, "scan", unrolled)
     for steps in (1,) if objective.generator == "generator" else (1, 2, 4):
         record.calls.clear()
-        samples(objective, params, steps)
+        scale = 3.5 if case.model.network.guidance_input else objective.guidance_scale
+        samples(objective, params, steps, scale=scale)
         jax.effects_barrier()
         word = "guided" if steps in GUIDED_SAMPLERS.get(name, ()) else "kept"
         calls = [record.calls[i] for i in sorted(record.calls)]
         batch = {"label": np.arange(ROWS) % CLASSES}
         assert [(call.mode, labels_of(call, batch)) for call in calls] == [("rests", word)] * steps
         if case.model.network.guidance_input:
-            assert all((call.scale == objective.guidance_scale).all() for call in calls)
+            assert all((call.scale == scale).all() for call in calls)

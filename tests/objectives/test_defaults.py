@@ -177,10 +177,11 @@ def test_the_defaults_are_those_of_the_paper(name):
     make, published = CASES[name]
     default, expected = figures(make()), figures(make(**published))
     jax.tree.map(np.testing.assert_array_equal, default, expected)
+    assert default[1] == 1.0  # without guidance
 
 
 def test_a_loss_on_its_own_drops_no_label():
-    batch = {"x": jnp.ones((ROWS, 2)), "label": jnp.arange(ROWS) % 3}
+    batch = {"x": jnp.ones((5000, 2)), "label": jnp.arange(5000) % 3}
     sampler, params = time_sampling.uniform(LINEAR.path), NETWORK.init(KEY)
     default, none = (
         denoising_loss(LINEAR, sampler, **fields)(params, {}, batch, KEY, 0)[0]

@@ -4,27 +4,25 @@ import inspect
 from functools import lru_cache
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from configs import base
 from configs import objectives as documented
-from diffusion.time_pairs import CURRICULA
 from objectives import OBJECTIVES
 from tests.objectives.assembled import (
     CASES,
     TOTAL,
-    Case,
     assemble,
+    batch_of,
     fields_of,
     loss_rows,
-    networks_of,
-    responsive,
     samples,
     unrolled,
     value_of,
 )
-from training.experiment import build_objective
+from training.experiment import build_curriculum, build_parts
 
 # What the fields of each name change: "loss" is that of every player, with its gradient; "samples"
 # has refusals too; "updates" are those of followers; "needs" is what an objective says of itself.
@@ -201,28 +199,29 @@ def test_every_effect_and_every_exception_is_of_a_field_that_there_is():
     assert set(EFFECTS) == {field for _, field in there}
 
 
-@pytest.mark.parametrize("name", OBJECTIVES)
-def test_the_documented_defaults_are_those_of_the_factory(name):
-    """configs/objectives.py against the factory called without what it has a default for."""
-    case = assemble(name)
+def fields_of_none(name):
+    """The fields of an objective whose default is None."""
+    parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
+    # What is optimised is a field of Python's alone.
+    return [p.name for p in parameters if p.default is None and p.name != "generator"]
+
+
+@pytest.mark.parametrize(
+    ("name", "field"), [(name, field) for name in OBJECTIVES for field in fields_of_none(name)]
+)
+def test_a_default_of_none_is_the_documented_part_whatever_the_other_fields(name, field):
+    """configs/objectives.py against the factory."""
     config = base.config()
     config.objective, config.steps = getattr(documented, name)(), TOTAL
-    required = {
-        "curriculum": lambda: CURRICULA[config.objective.curriculum.name](total_steps=TOTAL),
-        "total_steps": lambda: TOTAL,
-    }
-    parameters = list(inspect.signature(OBJECTIVES[name]).parameters.values())[1:]
-    given = {p.name: required[p.name]() for p in parameters if p.default is p.empty}
-    model = case.model
-    if "guidance_range" in fields_of(name):
-        model = model._replace(network=responsive())
-    found = build_objective(config, model)._replace(init_from=case.objective.init_from)
-    default = OBJECTIVES[name](model, **given)
-    before, after = (
-        observe(Case(model, objective, networks_of(objective, model)))
-        for objective in (default, found)
-    )
-    assert changes(before, after) == set()
+    # These times leave no room for steps between them on a grid of few points.
+    beside = {"sample_times": ()} if field in ("curriculum", "spacing") else {}
+    beside = {k: v for k, v in beside.items() if k in fields_of(name)}
+    case = assemble(name, **beside, **{field: None})
+    parts = build_parts(config.objective, "objective", case.model.path)
+    if field == "curriculum":
+        parts[field] = build_curriculum(parts[field], TOTAL)
+    explicit = assemble(name, **beside, **{field: parts[field]})
+    assert changes(observe(case), observe(explicit)) == set()
 
 
 SCHEDULES = {"curriculum", "total_steps", "tangent_warmup"}
@@ -237,3 +236,44 @@ def test_a_loss_changes_with_the_step_until_its_schedule_ends_and_not_after(case
         )
         np.testing.assert_array_equal(last, late)
         assert np.array_equal(first, last) != bool(SCHEDULES & set(fields_of(case)))
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_an_objective_says_what_of_a_batch_it_reads(case):
+    assembled = assemble(case)
+    objective, networks = assembled.objective, assembled.networks
+    batch = batch_of(objective._replace(reads_images=True, reads_pairs=True))
+    losses = lambda batch: [  # noqa: E731
+        loss_rows(assembled, player, networks[player], LATE, batch) for player in objective.players
+    ]
+    plain = losses(batch)
+    read = {
+        name: not equal(plain, losses({**batch, name: jax.tree.map(lambda a: a[::-1], value)}))
+        for name, value in batch.items()
+    }
+    assert read == {"label": True, "x": objective.reads_images, "pairs": objective.reads_pairs}
+
+
+# Objectives whose samplers take another scale of guidance than that of training.
+GUIDED = {"denoising", "shortcut", "consistency_distillation"}
+# Those whose samplers draw noise between steps.
+STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching"}
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_samples_depend_on_all_that_they_are_made_of(name):
+    _, objective, networks = case = assemble(name)
+    steps = 1 if objective.generator == "generator" else 4
+    params = networks[objective.generator]
+    plain = samples(objective, params, steps)
+    assert not equal(plain, samples(objective, jax.tree.map(jnp.negative, params), steps))
+    assert equal(plain, samples(objective, params, steps, seed=5)) != (name in STOCHASTIC)
+    # Where another scale of guidance is not refused it is followed.
+    asked = sampled(case, steps, 3.5)
+    assert isinstance(asked, str) or not equal(plain, asked)
+    assert isinstance(asked, str) != (name in GUIDED)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_a_denoiser_can_teach_and_nothing_else(name):
+    assert assemble(name).objective.denoises == (name == "denoising")

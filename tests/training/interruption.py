@@ -11,6 +11,7 @@ from training import exits
 PAUSE = 0.05  # seconds added to every step, so that moments fall within the run
 # More checkpoints than are kept, so that kills meet the removal of old ones too.
 OPTIONS = {"save": 2, "keep": 2}
+MOST_STEPS = 5  # that a process does before its signal: a run is restored several times
 CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: exits.PREEMPTED}
 
 
@@ -65,8 +66,12 @@ def phase(folder):
 
 
 def draw_steps(before, rng):
-    """How many steps to wait for: 0, while it is set up, or some of those that are left."""
-    return rng.randint(0, killed.STEPS - max(before, default=0)) if rng.random() < 0.8 else 0
+    """How many steps to wait for: 0, while it is set up or compiles, or a few of those left.
+
+    More where nothing is saved yet, so that most processes leave a checkpoint to the next.
+    """
+    most = MOST_STEPS if before else 2 * MOST_STEPS
+    return rng.randint(0, min(most, killed.STEPS - max(before, default=0)))
 
 
 def interrupt(folder, method, number, rng, steps=None):

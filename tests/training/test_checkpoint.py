@@ -17,7 +17,7 @@ from tests.training.runs import (
     untrained_teacher,
 )
 from tests.training.test_sharding import mesh_of
-from training import checkpoint, restore
+from training import checkpoint, processes, restore
 from training.loop import abstract_state, compile_step, create_state
 from training.sharding import put_batch
 
@@ -176,6 +176,21 @@ def test_a_save_that_cannot_be_written_says_what_is_left(saved, tmp_path):
             checkpoint.wait(checkpoints)
     assert "start the same command again" in str(e.value)
     assert int(restored(tmp_path, mesh_of(1, 1)).step) == 1
+
+
+def test_one_of_several_processes_ends_where_it_cannot_write(saved, tmp_path, monkeypatch):
+    # To return would be to wait for the others in Orbax's barrier, who wait for this one.
+    def fail(code, text):
+        raise SystemExit(f"{code}: {text}")
+
+    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "fail", fail)
+    with (
+        pytest.raises(SystemExit, match=r"2: error: checkpoint 2 could not be written to"),
+        checkpoint.open_checkpoints(tmp_path) as checkpoints,
+        checkpoint.write_errors(checkpoints, 2),
+    ):
+        raise RuntimeError("anything")
 
 
 @contextmanager

@@ -8,7 +8,8 @@ from eval.evaluate import check_sampling
 from modes.train import check_step
 from objectives.followers import constant_ema, power_ema, warmed_ema
 from tests.training.runs import small_config, small_experiment
-from training.experiment import build, build_curriculum, ema_followers, rebuild
+from training import workdir
+from training.experiment import build, build_curriculum, debugged, ema_followers, rebuild
 from training.sharding import make_mesh
 
 
@@ -84,6 +85,37 @@ def test_averages_follow_the_player_that_samples():
     assert experiment.sample_with == "ema_0.9"
     _, experiment = small_experiment("dmd", **{"ema.decays": ()})
     assert experiment.sample_with == "generator"
+
+
+def test_a_debugged_run_is_small_and_otherwise_the_same():
+    fields = {
+        "steps": 900,
+        "batch_size": 512,
+        "data.image_size": 48,
+        "model.size": "B",
+        "optimizer.warmup_steps": 100,
+        "evaluate.every": 300,
+        "evaluate.steps": (1, 2, 4),
+        "evaluate.features": "inception",
+        "evaluate.weights": "file",
+    }
+    config = small_config("flow_matching", **fields)
+    before, after = (workdir.flat(workdir.as_dict(c)) for c in (config, debugged(config)))
+    assert {name: after[name] for name in after if after[name] != before[name]} == {
+        "steps": 50,
+        "batch_size": 64,
+        "model.size": "nano",
+        "model.patch_size": 6,  # 8 x 8 tokens
+        "optimizer.warmup_steps": 10,
+        "log.every": 10,
+        "checkpoint.every": 25,
+        "evaluate.every": 0,
+        "evaluate.num_samples": 64,
+        "evaluate.batch_size": 64,
+        "evaluate.steps": [1, 2],
+        "evaluate.features": "none",
+        "evaluate.weights": "",
+    }
 
 
 RANGE = {"objective.guidance_range": (1.0, 4.0)}

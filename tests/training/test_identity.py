@@ -213,3 +213,14 @@ def test_a_record_is_written_before_what_it_explains(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         workdir.start_run(tmp_path, CONFIG)
     assert identity.read_identity(tmp_path) is not None
+
+
+def test_a_folder_that_hosts_do_not_share_is_found_at_the_start(tmp_path, monkeypatch):
+    monkeypatch.setattr(workdir, "VISIBLE_SECONDS", 0.2)
+    id = workdir.start_run(tmp_path, CONFIG).id
+    workdir.check_shared(tmp_path, id)
+    monkeypatch.setattr(workdir, "gather", lambda seen: [id, seen, "another"])
+    with pytest.raises(ValueError, match="is another folder for process 2 than for process 0; put"):
+        workdir.check_shared(tmp_path, id)
+    with pytest.raises(ValueError, match="for process 1, 2 than"):  # nothing there
+        workdir.check_shared(tmp_path / "elsewhere", id)

@@ -73,11 +73,17 @@ def run(folder, schedule, **arguments):
 
 @pytest.mark.parametrize("dispatch", [1, 3])
 def test_the_loop_is_the_training_step_again_and_again(tmp_path, dispatch):
-    final = run(tmp_path, Schedule(steps=7, dispatch=dispatch))
+    final = run(tmp_path, Schedule(steps=7, log=1, dispatch=dispatch))
     state = initial_state(OBJECTIVE, OPTIMIZERS, SEED, FROZEN)
     step = jax.jit(train_step(OBJECTIVE, OPTIMIZERS, SEED, 2))
+    losses = []
     for number in range(7):
-        state, _ = step(state, FROZEN, complete({"number": jnp.full(BATCH, number, jnp.float32)}))
+        batch = complete({"number": jnp.full(BATCH, number, jnp.float32)})
+        state, metrics = step(state, FROZEN, batch)
+        losses.append(float(metrics["loss"].total))
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 8))
+    assert [row["loss"] for row in rows if "loss" in row] == pytest.approx(losses, rel=1e-5)
     assert largest_difference(final, state) < 1e-6
     assert int(final.step) == 7
 

@@ -6,7 +6,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from objectives.base import Mean
+from objectives.base import Mean, mean_of
 from training import metrics
 from training.cost import training_seconds
 from training.metrics import Average, MetricLog, read_rows
@@ -64,6 +64,13 @@ def test_a_resumed_log_has_every_step_once(tmp_path):
     # Nothing is deleted.
     dropped = (tmp_path / "metrics.dropped.jsonl").read_text()
     assert dropped == '{"step": 3, "loss": 1.5}\n{"step": 4, "lo\n'
+
+
+def test_tensorboard_forgets_the_steps_that_are_made_again(tmp_path, monkeypatch):
+    asked = {}
+    monkeypatch.setattr(metrics, "SummaryWriter", lambda folder, **fields: asked.update(fields))
+    MetricLog(tmp_path, 6)
+    assert asked == {"purge_step": 7}
 
 
 def test_of_a_running_count_a_row_has_the_last():
@@ -198,3 +205,10 @@ def records(content):
         end = 12 + int.from_bytes(content[:8], "little")
         yield content[12:end]
         content = content[end + 4 :]
+
+
+def test_the_mean_of_an_array_is_its_sum_over_its_size():
+    average = Average()
+    for values in (np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([13.0])):
+        average.add({"a": mean_of(values)})
+    assert average.pop() == {"a": 5.0}

@@ -69,6 +69,17 @@ def test_the_record_of_the_last_broken_step_is_read(tmp_path):
     assert record["indices"] == [7, 8]
     key = jax.random.wrap_key_data(jnp.array(record["key"], jnp.uint32))
     assert key == jax.random.fold_in(jax.random.key(3), 29)  # the state's step, before the update
-    (tmp_path / "replay" / "31.json").write_text("{")
-    with pytest.raises(ValueError, match="31.json is not valid JSON"):
-        read_newest(tmp_path)
+    (tmp_path / "replay" / "notes.json").write_text("{")  # of the user
+    assert read_newest(tmp_path) == record
+    for content, message in (
+        (b"{", "not valid JSON"),
+        (b"\xff", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"null", "no record"),
+        (b"[1]", "no record"),
+        (b'{"step": "31", "message": ""}', "no record"),
+        (b'{"step": 31, "message": "", "indices": ["a"]}', "no record"),
+    ):
+        (tmp_path / "replay" / "31.json").write_bytes(content)
+        with pytest.raises(ValueError, match=f"31.json is {message}"):
+            read_newest(tmp_path)

@@ -269,6 +269,12 @@ def test_parameter_spec():
     assert parameter_spec("a/kernel", (64, 128), 4, rules) == PartitionSpec()
 
 
+def test_an_array_is_split_by_the_size_of_its_own_axis_of_the_mesh():
+    leaf = jax.ShapeDtypeStruct((66, 64), np.float32)  # 66 is divisible by 2, not by 4
+    assert tree_shardings(leaf, mesh_of(2, 4)).spec == PartitionSpec(None, "fsdp")
+    assert tree_shardings(leaf, mesh_of(4, 2)).spec == PartitionSpec("fsdp", None)
+
+
 def test_stacked_layers_are_split_as_each_alone():
     assert parameter_spec("a/blocks/kernel", (12, 64, 128), 4) == PartitionSpec(None, None, "fsdp")
     # Neither the axis of layers, though it is the largest, nor what is small in each layer.

@@ -141,3 +141,8 @@ def test_the_first_update_after_a_full_window_can_be_a_spike():
         moved.append(bool(updates["w"].any()))
     assert moved == [True, True, True, True, False]
     assert (int(state.seen), int(state.skipped)) == (5, 1)
+
+
+def test_a_value_at_the_border_is_no_spike():
+    past = jnp.ones(4)  # without deviation
+    assert not is_above(1.0, past, 3.0) and is_above(1.0 + 1e-6, past, 3.0)

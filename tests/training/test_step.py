@@ -204,8 +204,11 @@ def test_a_non_finite_loss_leaves_the_whole_state_and_is_named(bad):
     state, step = start(objective._replace(players={**objective.players, bad: nan}))
     updated, metrics = step(state, FROZEN, BATCH)
     jax.tree.map(np.testing.assert_array_equal, updated, state)
-    with pytest.raises(NonFiniteError, match=f"of {bad} is not finite at step 12"):
+    with pytest.raises(NonFiniteError, match=f"of {bad} is not finite at step 12") as error:
         check_finite(12, jax.device_get(metrics))
+    values = error.value.values
+    assert values.keys() == {f"{p}/{v}" for p in state.networks for v in ("loss", "gradient_norm")}
+    assert np.isnan(values[f"{bad}/loss"]) and error.value.step == 12
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_caught():
@@ -295,8 +298,8 @@ def test_a_gradient_is_the_mean_of_those_of_the_micro_batches():
         np.testing.assert_allclose(params[name] - RATE * mean, after, rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("micro_batches", [1, 4])
-def test_every_row_has_a_draw_of_its_own_that_all_players_share(micro_batches):
+@pytest.mark.parametrize(("micro_batches", "seeds"), [(1, [0]), (4, [0, 1])])
+def test_every_row_has_a_draw_of_its_own_that_all_players_share(micro_batches, seeds):
     # Each of 8 rows says what was drawn for it, for what is shared and by the player itself.
     def draws(key, batch):
         return jax.random.uniform(key, batch["label"].shape)
@@ -317,7 +320,7 @@ def test_every_row_has_a_draw_of_its_own_that_all_players_share(micro_batches):
     )
     optimizers = dict.fromkeys(objective.players, SGD)
     drawn = []
-    for seed in (0, 1):
+    for seed in seeds:
         state = initial_state(objective, optimizers, seed, {})
         step = jax.jit(train_step(objective, optimizers, seed, micro_batches))
         for _ in range(2):
@@ -326,8 +329,8 @@ def test_every_row_has_a_draw_of_its_own_that_all_players_share(micro_batches):
             np.testing.assert_array_equal(first, second)
             own = (metrics[f"{name}/own"].total for name in objective.players)
             drawn += [first, *own]
-    # Of two seeds, two steps, two players and what they share: none is drawn twice.
-    assert len(np.unique(np.concatenate(drawn))) == 2 * 2 * 3 * 8
+    # Of the seeds, two steps, two players and what they share: none is drawn twice.
+    assert len(np.unique(np.concatenate(drawn))) == len(seeds) * 2 * 3 * 8
 
 
 def sharing(counts, every=1):
