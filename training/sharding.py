@@ -172,10 +172,10 @@ def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> Non
     shares = mesh.size * micro_batches
     if batch_size % shares:
         parts = f" x {micro_batches} micro_batches" if micro_batches > 1 else ""
+        nearest = {batch_size // shares * shares or shares, -(-batch_size // shares) * shares}
         raise ValueError(
             f"batch_size={batch_size} is not divisible by the {mesh.size} devices of the mesh"
-            f"{parts}; use {batch_size // shares * shares or shares} or "
-            f"{-(-batch_size // shares) * shares}"
+            f"{parts}; use {' or '.join(map(str, sorted(nearest)))}"
         )
 
 

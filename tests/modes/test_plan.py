@@ -2,7 +2,6 @@ import re
 
 import pytest
 
-from models.dit import SIZES
 from modes.plan import (
     GIB,
     exchanges,
@@ -25,7 +24,6 @@ from training.compiled import (
 )
 from training.experiment import build_on
 
-TOKENS = 16**2  # of 32 x 32 pixels in patches of 2
 CONFIG = "--config=configs/imagenet256.py:cd"
 
 
@@ -167,8 +165,8 @@ def test_a_step_with_fused_attention_is_counted_without_its_weights():
         lowered = lowered_step(counted, experiment, mesh, step_inputs(counted, experiment, mesh))
         needs = memory(lowered.compile(compiler_options=FOR_INSPECTION))
         temporary.append(needs.temporary)
-    weights = 4 * config.batch_size * SIZES["nano"].heads * TOKENS**2  # of one block, float32
-    assert temporary[1] < temporary[0] - weights
+    # 0.38; if the backward pass kept the weights of chunks it would be 0.78.
+    assert temporary[1] < 0.5 * temporary[0]
 
 
 def test_kinds_are_summed_over_groups():
