@@ -29,6 +29,9 @@ FLAGS = {
     "network": ("ema_0.9", "network", "ema_0.9"),
     "mesh": ("4,2", "mesh", (4, 2)),
     "accelerator": ("h100", "accelerator", "h100"),
+    "mfu": ("0.3,0.5", "mfu", (0.3, 0.5)),
+    "price": ("2.5", "price", 2.5),
+    "disk_speed": ("3.5", "disk_speed", 3.5),
 }
 # Read by `main` itself, before there is a request.
 OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id")
@@ -55,7 +58,7 @@ READ_BY = {
     "network": ("sample", "evaluate"),
     "out": ("sample", "report"),
     "mesh": ("plan",),
-    "accelerator": ("plan",),
+    **dict.fromkeys(("accelerator", "mfu", "price", "disk_speed"), ("plan",)),
     **dict.fromkeys(OF_PROCESSES, TOGETHER),
 }
 

@@ -165,9 +165,16 @@ def test_every_field_reaches_what_it_measures_by(monkeypatch, tmp_path):
     ).evaluate
     dataset, shape = Dataset("made", TRAIN, HELD_OUT, 10), (8, 8, 1)
     made = load_measures(
-        fields, dataset, image_shape=shape, num_classes=10, root=tmp_path, mesh=mesh
+        fields,
+        dataset,
+        image_shape=shape,
+        num_classes=10,
+        root=tmp_path,
+        mesh=mesh,
+        read_only=tmp_path / "own",
     )
-    named = {"dataset": dataset, "image_shape": shape, "root": tmp_path}
+    kept = {"root": tmp_path, "read_only": tmp_path / "own"}
+    named = {"dataset": dataset, "image_shape": shape, **kept}
     protocol = {
         "reference": "reference_name 1",
         "reference_sha256": "reference_sha256 1",
@@ -175,10 +182,10 @@ def test_every_field_reaches_what_it_measures_by(monkeypatch, tmp_path):
         "labels": "every class in turn",
         "agreement": "its weights",
     }
-    reference = ("test", dataset, features, "extractor 1", "measurement 1", tmp_path)
+    reference = ("test", dataset, features, "extractor 1", "measurement 1", *kept.values())
     assert given == {
         "feature_network": [("features", "file", named)],
-        "classifier": [(dataset, tmp_path)],
+        "classifier": [(dataset, *kept.values())],
         "extractor": [(features, mesh, 24), (labelling, mesh, 24)],
         "reference_name": [("test", dataset)],
         "reference_sha256": [("test", dataset)],

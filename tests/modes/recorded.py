@@ -96,12 +96,15 @@ class Recorder:
         self.note_each("network", fields)
         return random_network((fields["image_size"], fields["image_size"], fields["channels"]))
 
-    def load_data(self, name, *, data_dir, **sizes):
+    def load_data(self, name, *, data_dir, writable, **sizes):
         self.note_each("data", {"name": name, "dir": data_dir, **sizes})
         return dataset(**sizes)
 
     def saved_step(self, folder, step=None):
         return 5 if step is None else step
+
+    def read_record(self, folder, step=None):
+        return {"step": self.saved_step(folder, step), "fingerprints": {}}
 
     def restore_network(self, folder, name, abstract, step):
         self.note_each("teacher", {"folder": folder.name, "network": name, "step": step})
@@ -126,7 +129,7 @@ class Recorder:
         self.note_each("way", how)
         return lambda params: self.note("way.network", params)
 
-    def load_measures(self, fields, dataset, *, mesh, root, **how):
+    def load_measures(self, fields, dataset, *, mesh, root, read_only, **how):
         used = {name: fields[name] for name in MEASURED_BY}
         self.note_each("measures", used | how | {"mesh": dict(mesh.shape), "root": root.name})
 

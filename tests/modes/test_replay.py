@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from data import batch_indices
+from data import NEWEST_ORDER, batch_indices
 from tests.modes.recorded import EXPERIMENT, TRAIN, dataset, random_network
 from tests.training.runs import small_config
 from tests.training.test_sharding import mesh_of
@@ -24,16 +24,17 @@ FIELDS = {"seed": 3, "micro_batches": 2, "data.flip": True, "batch_size": 32}
 def test_the_record_of_a_step_has_its_seed_and_its_images(tmp_path):
     config, data = small_config("flow_matching", **FIELDS), dataset(8, 1)
     error = NonFiniteError("broken", step=7, values={"loss": np.inf})
-    told = TRAIN.recorded(error, config, data, tmp_path)
+    told = TRAIN.recorded(error, config, data, NEWEST_ORDER, tmp_path)
     assert str(tmp_path / "replay" / "7.json") in str(told)
     record = read_newest(tmp_path)
     assert (record["step"], record["seed"]) == (7, 3)
     # The batch of the seventh step follows six.
-    indices = batch_indices(200, batch_size=32, seed=3, step=6)
+    indices = batch_indices(200, batch_size=32, seed=3, step=6, order=NEWEST_ORDER)
     np.testing.assert_array_equal(record["indices"], indices)
-    source = TRAIN.batches(config, build(config), data, None, 6)
+    source = TRAIN.batches(config, build(config), data, None, 6, NEWEST_ORDER)
     np.testing.assert_array_equal(next(source)["label"], data.train.labels[indices])
-    assert TRAIN.recorded(NonFiniteError("samples"), config, data, tmp_path).step is None
+    samples = NonFiniteError("samples")
+    assert TRAIN.recorded(samples, config, data, NEWEST_ORDER, tmp_path).step is None
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,7 @@ def saved_run(folder):
     objective, optimizers = experiment.objective, experiment.optimizers
     step = compile_step(objective, optimizers, 3, mesh, 2)
     state, losses = create_state(objective, optimizers, 3, {}, mesh), []
-    source = TRAIN.batches(config, experiment, data, None, 0)
+    source = TRAIN.batches(config, experiment, data, None, 0, NEWEST_ORDER)
     for number in range(1, 6):
         state, metrics = step(state, {}, put_batch(next(source), mesh))
         losses.append(float(metrics["loss"].total))

@@ -41,11 +41,13 @@ FIELDS = {
     "data.dir": ("elsewhere", "data.dir measures.root"),
     "data.image_size": (
         4,
-        "data.image_size network.image_size host images step sampler.shape measures.image_shape",
+        "data.image_size network.image_size host images step sampler.shape measures.image_shape "
+        "results.training_data",
     ),
     "data.channels": (
         3,
-        "data.channels network.channels host images step sampler.shape measures.image_shape",
+        "data.channels network.channels host images step sampler.shape measures.image_shape "
+        "results.training_data",
     ),
     "data.num_classes": (0, "network.num_classes samples.labels way.label measures.num_classes"),
     "data.flip": (True, "host images"),
@@ -130,6 +132,7 @@ TAUGHT = {
 }
 ELSEWHERE = {
     "compilation_cache": "of the process, not of the run: tests/modes/test_compilation_cache.py",
+    "mesh.fsdp_across_slices": "there is one slice here: tests/training/test_sharding.py",
     "debug": "sets other fields: tests/training/test_experiment.py",
     "model.name": "one network alone takes images",
 }
@@ -168,7 +171,7 @@ def observe(tmp_path_factory):
 AROUND = ("model.", "checkpoint.", "watchdog.", "log.", "evaluate.")
 # Places whose content follows from a field and does not show its value.
 DERIVED = {"samples.labels", "samples.network", "way.label", "way.network", "results.network"}
-DERIVED |= {"results.images_seen", "kept.scores", "way.steps"}
+DERIVED |= {"results.images_seen", "results.training_data", "kept.scores", "way.steps"}
 
 
 def check(observe, method, fields, field, value, places):
