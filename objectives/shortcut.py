@@ -9,7 +9,8 @@ Time runs from data (0) to noise (1); the paper's runs the other way, t_paper = 
                      u_1 = u(x_t, t, t - d),   u_2 = u(x_t - d u_1, t - d, t - 2d)
 
 u_target follows from the semigroup property of the flow: two jumps of d are one jump of 2d. It
-comes from the follower `target`, never from the trained parameters, so it carries no gradient.
+comes from the follower `target`, never from the trained parameters, so it carries no gradient, and
+without dropout, as in the code.
 
 Where the paper, its code and this file differ:
 

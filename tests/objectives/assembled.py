@@ -22,7 +22,7 @@ from objectives.base import SHARED, Objective
 from objectives.consistency import WEIGHTINGS
 from objectives.distances import huber, norm, pseudo_huber
 from objectives.divergences import integral_kl, score_distillation, score_identity
-from objectives.generators import one_step
+from objectives.generators import particles
 from objectives.model import Model
 from samplers import SOLVERS
 from samplers.ode import STEPS
@@ -53,7 +53,7 @@ VALUES = {
     "divergence": (score_identity(1.5), integral_kl()),
     "fake_score_updates": (3, 4),
     "fake_time_sampler": tuple(Given(lambda m, x=x: logit_normal(m.path, x)) for x in (-0.5, 0.6)),
-    "generator": (None, Given(lambda model: one_step(model, 0.6))),
+    "generator": (None, particles((DIMENSION,), ROWS)),
     "guidance_range": ((1.5, 4.0), (2.0, 6.0)),
     "guidance_scale": (2.0, 3.0),
     "initial_decay": (0.8, 0.6),

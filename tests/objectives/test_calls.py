@@ -376,6 +376,14 @@ def test_networks_are_told_times_of_the_path_and_those_that_were_drawn(name, ste
             np.testing.assert_array_equal(told[: len(drawn)], drawn)
 
 
+@pytest.mark.parametrize("name", sorted(SAME_MASK))
+def test_the_second_of_two_sides_is_at_an_earlier_time(name, steps):
+    *teacher, later, earlier = (call.t for call in steps(name).calls)
+    assert (earlier <= later).all() and (earlier < later).mean() > 0.9
+    for told in teacher:
+        np.testing.assert_array_equal(told[:ROWS], later)
+
+
 @pytest.mark.parametrize("name", SECOND_TIMES)
 def test_flow_rows_look_one_of_the_finest_steps_ahead(name, steps):
     (trained,) = (call for call in steps(name).calls if call.train)
