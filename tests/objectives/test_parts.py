@@ -215,3 +215,12 @@ def test_a_default_of_none_is_the_part_that_the_docstring_names():
     np.testing.assert_allclose(
         pseudo_huber()(A, B), pseudo_huber(0.00054 * 2**0.5)(A, B), rtol=1e-6
     )
+
+
+@pytest.mark.parametrize("name", CURRICULA)
+def test_a_curriculum_ends_with_its_last_number_of_points(name):
+    required = {f: REQUIRED[f] for f in parameters_of("curriculum", name) if f in REQUIRED}
+    points = CURRICULA[name](**required)
+    last = {"constant": 18, "square_root": 151, "doubling": 1281}[name]
+    ends = [int(points(jnp.int32(step))) for step in (REQUIRED["total_steps"], 10_000, 2**30)]
+    assert ends == [last] * 3
