@@ -17,11 +17,11 @@ from PIL import Image
 
 from models.dit import Size
 from modes import MODES
-from tests.cli import ROOT, SERVER, Command, environment, run
+from tests.cli import ROOT, SERVER, TIMEOUT, Command, environment, run
 from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import largest_difference, small_config
 from tests.training.test_preemption import Dying
-from training import checkpoint, exits
+from training import checkpoint, exits, identity
 from training.workdir import start_run
 
 CONFIG = "--config=configs/digits.py:shortcut"
@@ -155,7 +155,7 @@ def test_a_signal_ends_every_mode_with_a_line_and_its_code(tmp_path, number, cod
         said = tmp_path / mode
         process = SERVER.Process(target=signalled, args=(mode, number, place, said))
         process.start()
-        process.join(60.0)
+        process.join(TIMEOUT)
         assert process.exitcode == code, mode
         (line,) = said.read_text().splitlines()
         assert line.startswith(words)
@@ -170,7 +170,7 @@ def test_a_disk_that_takes_nothing_is_one_line_that_names_the_file(tmp_path, num
     said = tmp_path / "said"
     process = SERVER.Process(target=signalled, args=("prepare", number, fail, said))
     process.start()
-    process.join(60.0)
+    process.join(TIMEOUT)
     (line,) = said.read_text().splitlines()
     assert process.exitcode == exits.BAD_INPUT and "nothing that was there before is lost" in line
     named = f"error: /there/train_images.npy could not be written ({os.strerror(number)})"
@@ -251,9 +251,9 @@ def test_evaluate_again_and_report(trained, tmp_path):
 
 def test_a_record_without_todays_evaluation_asks_how(trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy")
-    config = json.loads((copy / "config.json").read_text())
-    del config["evaluate"]["features"]
-    (copy / "config.json").write_text(json.dumps(config))
+    record = identity.read_identity(copy)
+    del record.config["evaluate"]["features"]
+    identity.write_identity(copy, record)
     refused = run(f"--workdir={copy}", "--mode=evaluate", expect=2)
     assert "by --config=FILE:METHOD" in refused.stderr
     nothing = run(f"--workdir={copy}", "--mode=evaluate", *EMPTY, expect=2)

@@ -8,8 +8,8 @@ from eval.evaluate import check_sampling
 from modes.train import check_step
 from objectives.followers import constant_ema, power_ema, warmed_ema
 from tests.training.runs import small_config, small_experiment
-from training import workdir
 from training.experiment import build, build_curriculum, debugged, ema_followers, rebuild
+from training.identity import as_dict, flat
 from training.sharding import make_mesh
 
 
@@ -100,7 +100,7 @@ def test_a_debugged_run_is_small_and_otherwise_the_same():
         "evaluate.weights": "file",
     }
     config = small_config("flow_matching", **fields)
-    before, after = (workdir.flat(workdir.as_dict(c)) for c in (config, debugged(config)))
+    before, after = (flat(as_dict(c)) for c in (config, debugged(config)))
     assert {name: after[name] for name in after if after[name] != before[name]} == {
         "steps": 50,
         "batch_size": 64,
