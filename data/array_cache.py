@@ -226,7 +226,8 @@ def _completed(
     except OSError as error:
         if missing:
             raise
-        note(f"{folder} cannot be written ({error.strerror}): its arrays are hashed at every start")
+        reason = error.strerror or error
+        note(f"{folder} cannot be written ({reason}): its arrays are hashed at every start")
     for name in missing:
         completed[name] = write_split(files[name], data.splits[name])
         write_manifest(folder / MANIFEST, _header(data, folder), completed)

@@ -142,6 +142,7 @@ FIELDS = {
     "ema.sample_with": TEXT,
     "mesh.data": DEVICES,
     "mesh.fsdp": DEVICES,
+    "mesh.fsdp_across_slices": SWITCH,
     "checkpoint.every": whole(0),
     "checkpoint.keep": whole(0),
     "checkpoint.keep_hours": number(0.0),

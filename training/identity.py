@@ -122,8 +122,15 @@ def check_same(old: Identity, new: Identity, workdir: Path) -> None:
             f"{workdir} holds a run with another config: {'; '.join(found)}. Choose another "
             "--workdir or the run's own config"
         )
-    check_same_source(old.data, new.data, f"the data set of {workdir}", "data.name's files")
-    check_same_source(old.teacher, new.teacher, f"the teacher of {workdir}", "the teacher's folder")
+    check_same_sources(old, new.data, new.teacher, workdir)
+
+
+def check_same_sources(
+    run: Identity, data: Plain | None, teacher: Plain | None, workdir: Path
+) -> None:
+    """Raises ValueError unless data and teacher are those that a run was begun with."""
+    check_same_source(run.data, data, f"the data set of {workdir}", "data.name's files")
+    check_same_source(run.teacher, teacher, f"the teacher of {workdir}", "the teacher's folder")
 
 
 def check_same_source(old: Plain | None, new: Plain | None, name: str, files: str) -> None:

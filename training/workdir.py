@@ -55,7 +55,10 @@ def start_run(
     record = broadcast(record)
     if "error" in record:
         raise ValueError(record["error"])
-    return Identity(**record["run"])
+    run = Identity(**record["run"])
+    # Other processes may read their data and teacher from other disks than the first.
+    identity.check_same_sources(run, data, teacher, workdir)
+    return run
 
 
 def record_start(

@@ -161,6 +161,16 @@ def test_data_and_teacher_are_those_that_the_run_was_begun_with(tmp_path):
     assert identity.read_identity(tmp_path).stamp["teacher"] == TEACHER
 
 
+def test_each_process_compares_the_data_on_its_own_disk(tmp_path, monkeypatch):
+    run = workdir.start_run(tmp_path, CONFIG, DATA, TEACHER)
+    monkeypatch.setattr(workdir.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(workdir, "broadcast", lambda _: {"run": run._asdict()})
+    assert workdir.start_run(tmp_path, CONFIG, DATA, TEACHER) == run
+    smaller = {**DATA, "splits": {"train": {"count": 2, "sha256": "bb"}}}
+    with pytest.raises(ValueError, match=r"data set of .*: splits.train.count \(3 recorded, 2 now"):
+        workdir.start_run(tmp_path, CONFIG, smaller, TEACHER)
+
+
 def test_each_start_is_appended_and_other_code_is_named(tmp_path, capsys, monkeypatch):
     path = tmp_path / workdir.ENVIRONMENT
     workdir.start_run(tmp_path, CONFIG)

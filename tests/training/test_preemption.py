@@ -81,6 +81,19 @@ def test_a_signal_is_noted_in_a_step_and_raised_where_nothing_is_lost():
     assert signal.getsignal(signal.SIGTERM) is handler
 
 
+def test_a_signal_before_the_first_line_of_a_block_is_raised():
+    class Late(set):
+        def __iter__(self):  # a signal that comes after what was noted has been looked at
+            yield from set(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    with Preemption() as preemption:
+        preemption.noted = Late()
+        with pytest.raises(Preempted), preemption.at_once():
+            raise AssertionError("the block is not begun")
+        preemption.noted = set()
+
+
 def test_ctrl_c_is_noted_in_a_step_and_raised_where_nothing_is_lost():
     handler = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt), Preemption() as preemption, preemption.at_once():
