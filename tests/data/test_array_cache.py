@@ -138,7 +138,7 @@ for number in range(1, 99):
     assert found.recorded == found._replace(recorded=None).identity
     left = sorted(p.name for p in array_cache.array_folder(data, root).iterdir())
     assert left == expected, left
-    print(killed, sum(name.endswith(".tmp") for name in before))
+    print(killed, sum(name.endswith(".tmp") for name in before), flush=True)
     if not killed:
         break
 """
