@@ -77,8 +77,7 @@ def read_identity(workdir: Path) -> Identity | None:
         return None
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not what was written ({error}); delete it: what the run is stands in its "
-            "checkpoints too"
+            f"{path} is not what was written ({error}); delete it: the checkpoints record the same"
         ) from error
 
 
@@ -90,8 +89,8 @@ def write_identity(workdir: Path, identity: Identity) -> None:
 def check_checkpoint(record: Plain, folder: Path) -> None:
     """Raises ValueError unless a checkpoint's record is of the step and the run of its folder.
 
-    folder: WORKDIR/checkpoints/STEP. A checkpoint without an id, made by an older version, is told
-    by its config; in a folder without run.json the step alone is checked.
+    folder: WORKDIR/checkpoints/STEP. A checkpoint without an id, made by an older version, is
+    identified by its config; in a folder without run.json the step alone is checked.
     """
     if str(record["step"]) != folder.name:
         raise ValueError(

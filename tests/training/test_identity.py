@@ -7,6 +7,7 @@ import pytest
 
 from configs import base
 from data import FIRST_ORDER, NEWEST_ORDER
+from tests.test_imports import FLOORS
 from tests.training.runs import save_run, small_config, small_experiment
 from training import identity, restore, workdir
 from training.checkpoint import FOLDER
@@ -199,15 +200,17 @@ def test_each_start_is_appended_and_other_code_is_named(tmp_path, capsys, monkey
 def test_the_code_version_changes_with_any_file_that_runs(tmp_path, monkeypatch):
     from training import code_version
 
-    for name in ("main.py", "models/dit.py", "tests/test_dit.py"):
+    others = ("tests/test_dit.py", "mine/plot.py", "plot.py")
+    for name in ("main.py", "models/dit.py", *others):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a = 1\n")
     monkeypatch.setattr(code_version, "ROOT", tmp_path)
     versions = [code_version.code_version()["sources"]]
-    for name in ("tests/test_dit.py", "models/dit.py", "main.py"):
+    for name in (*others, "models/dit.py", "main.py"):
         (tmp_path / name).write_text("a = 2\n")
         versions.append(code_version.code_version()["sources"])
-    assert versions[0] == versions[1] and len({*versions}) == 3
+    assert len({*versions[:4]}) == 1 and len({*versions}) == 3
+    assert {*code_version.ROOMS} == {*FLOORS, "configs"}
     assert code_version.commit() == ""
 
 
