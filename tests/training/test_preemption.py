@@ -11,6 +11,7 @@ from tests.cli import SERVER
 from tests.training import interruption, killed
 from tests.training.test_resume import rows
 from training import exits
+from training.metrics import LOG, read_rows
 from training.preemption import Preempted, Preemption
 
 SLOW_LOG = 5  # steps to a row, so that neither a save nor an evaluation ends all rows
@@ -53,7 +54,7 @@ def test_rows_that_stops_and_kills_cut_are_those_of_an_undisturbed_run(undisturb
         killed.run(tmp_path, "edm", {}, place, at, number, log=SLOW_LOG, expect=expect)
     killed.run(tmp_path, "edm", {}, log=SLOW_LOG)
     assert rows(undisturbed) == rows(tmp_path)
-    logs = [killed.read_rows(folder / killed.LOG) for folder in (undisturbed, tmp_path)]
+    logs = [read_rows(folder / LOG) for folder in (undisturbed, tmp_path)]
     assert [[row["step"] for row in log] for log in logs] == [[4, 5, 6, 6, 8, 10, 12, 12]] * 2
 
 
