@@ -69,17 +69,18 @@ def array_folder(data: Undecoded, root: Path) -> Path:
 
 
 def is_decoded(data: Undecoded, root: Path) -> bool:
-    """Whether `decode` would write nothing: arrays are as their manifest says, or damaged."""
-    folder = array_folder(data, root)
+    """Whether the arrays of all splits are there, whole or damaged."""
     try:
-        records = _known(data, folder)
+        records = _known(data, array_folder(data, root))
     except DamagedError:
         return True
-    return all(_unchanged(files, records.get(name)) for name, files in _files(data, folder).items())
+    return data.splits.keys() <= records.keys()
 
 
-def decode(data: Undecoded, root: Path) -> Dataset:
+def decode(data: Undecoded, root: Path, writable: bool = True) -> Dataset:
     """The data set as memory-mapped arrays, decoded with a progress bar if that is not done yet.
+
+    writable: whether files may be written; if not, all arrays must be there (`is_decoded`).
 
     Raises ValueError, with the file and the remedy, for arrays that are not what was decoded.
     """
@@ -88,8 +89,11 @@ def decode(data: Undecoded, root: Path) -> Dataset:
     try:
         records = _known(data, folder)
         if not all(_unchanged(files[name], records.get(name)) for name in files):
-            with claimed(folder) as locked:
-                records = _settled(data, folder, locked)
+            if writable:
+                with claimed(folder) as locked:
+                    records = _completed(data, folder, _hashed(data, folder), locked)
+            else:
+                records = _hashed(data, folder)
         opened = {name: open_split(files[name], records[name]) for name in files}
     except DamagedError as error:
         raise ValueError(f"{error}; {REMEDY}") from error
@@ -178,7 +182,7 @@ def _believed(data: Undecoded, folder: Path) -> Records:
 
 def _warn_of_older(known: Records, folder: Path) -> None:
     if None in known.values():
-        note(f"{folder} has no {MANIFEST}: its arrays are taken as they are, and get one")
+        note(f"{folder} has no {MANIFEST}: its arrays are taken as they are")
 
 
 def _sound(data: Undecoded, folder: Path, known: Records) -> dict[str, Record]:
@@ -192,19 +196,18 @@ def _sound(data: Undecoded, folder: Path, known: Records) -> dict[str, Record]:
     return sound
 
 
-def _settled(data: Undecoded, folder: Path, locked: bool) -> dict[str, Record]:
-    """Records of all splits: hashed again where a stamp has changed, decoded where missing.
+def _hashed(data: Undecoded, folder: Path) -> dict[str, Record]:
+    """Records of the splits that are there, hashed again where a stamp has changed.
 
     Raises DamagedError.
     """
     files = _files(data, folder)
     known = _known(data, folder)  # read again: another process may have been at work until now
     _warn_of_older(known, folder)
-    records = {
+    return {
         name: record if _unchanged(files[name], record) else examine(files[name], record)
         for name, record in known.items()
     }
-    return _completed(data, folder, records, locked)
 
 
 def _unchanged(files: SplitFiles, record: Record | None) -> bool:
@@ -226,7 +229,8 @@ def _completed(
     except OSError as error:
         if missing:
             raise
-        note(f"{folder} cannot be written ({error.strerror}): its arrays are hashed at every start")
+        reason = error.strerror or error
+        note(f"{folder} cannot be written ({reason}): its arrays are hashed at every start")
     for name in missing:
         completed[name] = write_split(files[name], data.splits[name])
         write_manifest(folder / MANIFEST, _header(data, folder), completed)

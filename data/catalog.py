@@ -47,9 +47,9 @@ def load(
         return digits(image_size, channels)
     root = data_root(data_dir)
     undecoded = _undecoded(name, root, image_size, channels)
-    if writable or is_decoded(undecoded, root):
-        return decode(undecoded, root)
-    return decode(undecoded, data_root())
+    if is_decoded(undecoded, root):
+        return decode(undecoded, root, writable)
+    return decode(undecoded, root if writable else data_root())
 
 
 def prepare(name: str, *, data_dir: str = "", image_size: int = 0, channels: int = 0) -> Path:

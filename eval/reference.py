@@ -119,12 +119,12 @@ def load_reference(
     for free in ("labels", "agreement"):
         key.pop(free, None)
     source = {"key": digest(key)}
-    path = root / FOLDER / f"{readable}-{network.name}-{source['key']}.npz"
-    path = kept_file(path, root, read_only)
+    own = root / FOLDER / f"{readable}-{network.name}-{source['key']}.npz"
+    path = kept_file(own, root, read_only)
     if not everywhere(path.exists()):
         # Features are made by all processes together, so either all of them read or all compute.
         computed = compute(reference, dataset, network, extract, measurement["samples"])
-        write_once(path, computed, source)
+        write_once(path := own, computed, source)
     return read(path, source, network.dimension)
 
 

@@ -210,7 +210,7 @@ def load_run(request: Request) -> Run:
     Raises ValueError.
     """
     path = required_workdir(request)
-    config = workdir.load_config(path)
+    config = workdir.load_config(path, request.checkpoint)
     if request.network:
         config.ema.sample_with = request.network
     experiment = rebuild(config, str(path))

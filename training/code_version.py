@@ -8,8 +8,18 @@ from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
 PACKAGE = "fewstep"
-# What is not part of the program, under ROOT.
-OTHER_FOLDERS = ("tests", "bench", "examples", "docs", "runs")
+# The folders of the program under ROOT; a user's own folder beside them is no part of it.
+ROOMS = (
+    "configs",
+    "data",
+    "diffusion",
+    "eval",
+    "models",
+    "modes",
+    "objectives",
+    "samplers",
+    "training",
+)
 
 
 def code_version() -> dict[str, str]:
@@ -26,10 +36,9 @@ def code_version() -> dict[str, str]:
 
 
 def source_files() -> list[Path]:
-    """The Python files of the program: those at the top and in its rooms."""
-    rooms = (path.parent for path in ROOT.glob("*/*.py") if path.parent.name not in OTHER_FOLDERS)
-    files = {file for room in rooms for file in room.rglob("*.py")} | {*ROOT.glob("*.py")}
-    return sorted(files)
+    """The Python files of the program: main.py and those in its rooms."""
+    inside = (file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
+    return sorted([ROOT / "main.py", *inside])
 
 
 def commit() -> str:

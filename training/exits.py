@@ -50,8 +50,7 @@ TABLE = (
     ),
     Exit(
         PREEMPTED,
-        "preempted: SIGTERM came; training has saved its state, another mode does again what it "
-        "had not finished",
+        "preempted: SIGTERM came; training has saved its state, other modes repeat unfinished work",
         "yes, as it is",
         True,
     ),

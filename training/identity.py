@@ -72,14 +72,27 @@ def read_identity(workdir: Path) -> Identity | None:
     """
     path = workdir / RUN
     try:
-        return Identity(**unsealed(json.loads(path.read_bytes())))
+        record = unsealed(json.loads(path.read_bytes()))
+        if not {"id", "config"} <= set(record):
+            raise ValueError("it has no id or no config")
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not what was written ({error}); delete it: what the run is stands in its "
-            "checkpoints too"
+            f"{path} is not what was written ({error}); delete it: the checkpoints record the same"
         ) from error
+    return identity_of(record, path)
+
+
+def identity_of(record: Plain, path: Path) -> Identity:
+    """The identity in a record, read from `path`. Raises ValueError for a newer version's fields."""
+    unknown = sorted(record.keys() - {*Identity._fields})
+    if unknown:
+        raise ValueError(
+            f"{path} was written by a newer version of Fewstep ({', '.join(unknown)}); go on with "
+            "that version"
+        )
+    return Identity(**record)
 
 
 def write_identity(workdir: Path, identity: Identity) -> None:
@@ -90,8 +103,8 @@ def write_identity(workdir: Path, identity: Identity) -> None:
 def check_checkpoint(record: Plain, folder: Path) -> None:
     """Raises ValueError unless a checkpoint's record is of the step and the run of its folder.
 
-    folder: WORKDIR/checkpoints/STEP. A checkpoint without an id, made by an older version, is told
-    by its config; in a folder without run.json the step alone is checked.
+    folder: WORKDIR/checkpoints/STEP. A checkpoint without an id, made by an older version, is
+    identified by its config; in a folder without run.json the step alone is checked.
     """
     if str(record["step"]) != folder.name:
         raise ValueError(
@@ -106,7 +119,8 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
             f"checkpoint {folder} belongs to another run (id {stamp['id']}, and this run is "
             f"{run.id}); move it away"
         )
-    found = differences(run.config, record["config"]) if stamp is None else []
+    # The teacher may have been moved since.
+    found = differences(run.config, record["config"], ("teacher",)) if stamp is None else []
     if found:
         raise ValueError(
             f"checkpoint {folder} belongs to a run with another config: {'; '.join(found)}; move "
@@ -115,15 +129,26 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
 
 
 def check_same(old: Identity, new: Identity, workdir: Path) -> None:
-    """Raises ValueError that lists the fields in which a run would not be what it was begun as."""
-    found = differences(old.config, new.config)
+    """Raises ValueError that lists the fields in which a run would not be what it was begun as.
+
+    A teacher is known by its parameters: the folder of the same one may be another.
+    """
+    same_teacher = old.teacher is not None and old.teacher == new.teacher
+    found = differences(old.config, new.config, ("teacher",) if same_teacher else ())
     if found:
         raise ValueError(
             f"{workdir} holds a run with another config: {'; '.join(found)}. Choose another "
             "--workdir or the run's own config"
         )
-    check_same_source(old.data, new.data, f"the data set of {workdir}", "data.name's files")
-    check_same_source(old.teacher, new.teacher, f"the teacher of {workdir}", "the teacher's folder")
+    check_same_sources(old, new.data, new.teacher, workdir)
+
+
+def check_same_sources(
+    run: Identity, data: Plain | None, teacher: Plain | None, workdir: Path
+) -> None:
+    """Raises ValueError unless data and teacher are those that a run was begun with."""
+    check_same_source(run.data, data, f"the data set of {workdir}", "data.name's files")
+    check_same_source(run.teacher, teacher, f"the teacher of {workdir}", "the teacher's folder")
 
 
 def check_same_source(old: Plain | None, new: Plain | None, name: str, files: str) -> None:
@@ -138,10 +163,13 @@ def check_same_source(old: Plain | None, new: Plain | None, name: str, files: st
         )
 
 
-def differences(old: Plain, new: Plain) -> list[str]:
-    """The fields in which two configs are of different runs, with both values."""
+def differences(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]:
+    """The fields in which two configs are of different runs, with both values.
+
+    free: beginnings of names that may differ beside CHANGEABLE.
+    """
     old, new = flat(old), flat(new)
-    free = CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
+    free += CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
     return differing_fields(
         *({k: v for k, v in c.items() if not k.startswith(free)} for c in (old, new))
     )

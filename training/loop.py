@@ -206,6 +206,12 @@ def train(
                 checkpoint.save(checkpoints, state, config, run, report.unfinished())
             report.restart_clock()
 
+        def stopped(done: int) -> Preempted:
+            save()
+            with watchdog.paused():
+                checkpoint.wait(checkpoints)  # what is raised says that the step is saved
+            return preempted(done)
+
         def evaluate_now(done: int) -> None:
             report.flush(done)
             check_place()
@@ -213,8 +219,7 @@ def train(
                 with watchdog.paused(), preemption.at_once():
                     results = evaluate(state)
             except Preempted as stop:
-                save()
-                raise preempted(done) from stop
+                raise stopped(done) from stop
             report.evaluation(done, results)
             report.restart_clock()
 
@@ -236,10 +241,10 @@ def train(
             stop, save_due = preemption.requested(done), due(done, schedule.steps, schedule.save)
             if save_due:
                 report.flush(done)
-            if stop or save_due:
-                save()
             if stop:
-                raise preempted(done)
+                raise stopped(done)
+            if save_due:
+                save()
             if due(done, schedule.steps, schedule.evaluate):
                 evaluate_now(done)
     return state

@@ -117,10 +117,10 @@ class Preemption:
 
         For work that changes no state: setting up, evaluating.
         """
-        for number in self.noted:
-            raise request(number)
-        self.immediate = True
+        self.immediate = True  # first, so that no request falls between
         try:
+            for number in self.noted:
+                raise request(number)
             yield
         finally:
             self.immediate = False

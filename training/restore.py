@@ -22,6 +22,7 @@ from training.fingerprint import fingerprint
 from training.identity import check_checkpoint
 from training.processes import say
 from training.seal import unsealed
+from training.sharding import everywhere
 from training.state import TrainState
 
 T = TypeVar("T")
@@ -116,11 +117,6 @@ def attempt(read: Callable[[int], T], step: int) -> tuple[T | None, ValueError |
         return read(step), None
     except ValueError as error:
         return None, error
-
-
-def everywhere(here: bool) -> bool:
-    """Whether all processes say so."""
-    return bool(multihost_utils.process_allgather(np.array(here)).all())
 
 
 def set_aside(workdir: Path, steps: Sequence[int]) -> None:

@@ -94,7 +94,9 @@ def recorded_step(run: Path, asked: Location) -> int | None:
         return None
     recorded = workdir.load_config(run).get("teacher", "")
     folder, step = parse(recorded)
-    return step if recorded and folder == asked.folder and asked.step in (None, step) else None
+    # Known by its parameters (teacher_identity), so its folder may have been moved, or be a link.
+    here = folder.resolve() == asked.folder.resolve() or not workdir.is_run(folder)
+    return step if recorded and here and asked.step in (None, step) else None
 
 
 def with_teachers_images(config: ConfigDict) -> ConfigDict:

@@ -5,6 +5,7 @@ config.json       the same config, to read
 environment.json  one entry for each start: command, versions, code, devices
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -35,6 +36,8 @@ from training.sharding import first_process_says
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 LOCK = "lock"
+# What file systems say that have no locks, such as NFS without its lock service.
+UNLOCKED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 VISIBLE_SECONDS, POLL_SECONDS = 10.0, 0.1  # until all hosts see what one has written
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -58,6 +61,8 @@ def start_run(
         raise ValueError(record["error"])
     run = Identity(**record["run"])
     check_shared(workdir, run.id)
+    # Other processes may read their data and teacher from other disks than the first.
+    identity.check_same_sources(run, data, teacher, workdir)
     return run
 
 
@@ -104,19 +109,21 @@ def record_start(
     return now
 
 
-def recorded_identity(workdir: Path) -> Identity:
+def recorded_identity(workdir: Path, step: int | None = None) -> Identity:
     """The identity of the run in a folder; its id is "" if an older version made it.
 
-    From run.json, else from the newest checkpoint, else from config.json. Raises ValueError if the
-    folder holds no run, or its record cannot be read.
+    From run.json, else from the checkpoint of that step (the newest by default), else from
+    config.json. Raises ValueError if the folder holds no run, or its record cannot be read.
     """
     run = identity.read_identity(workdir)
     if run is not None:
         return run
     if not restore.has_checkpoint(workdir):
         return Identity("", as_dict(read_config(workdir / CONFIG)))
-    record = restore.read_record(workdir)
-    return Identity(**{"id": "", **(record.get("run") or {})}, config=record["config"])
+    record = restore.read_record(workdir, step)
+    return identity.identity_of(
+        {"id": "", **(record.get("run") or {}), "config": record["config"]}, workdir
+    )
 
 
 def data_order(workdir: Path) -> int:
@@ -155,6 +162,11 @@ def claimed(workdir: Path) -> Iterator[None]:
             owned = True
         except BlockingIOError:
             owned = False
+        except OSError as error:  # a file system without locks
+            if error.errno not in UNLOCKED:
+                raise
+            warn(f"{workdir} has no locks ({error.strerror}): start no second run in it")
+            owned = True
         file.seek(0)
         check_claimed(first_process_says(owned), workdir, file.read())
         file.truncate(0)
@@ -188,8 +200,8 @@ def is_run(workdir: Path) -> bool:
     return any(path.exists() for path in records) or restore.has_checkpoint(workdir)
 
 
-def load_config(workdir: Path) -> ConfigDict:
-    """The config of a run as it was sealed, in run.json or the newest checkpoint.
+def load_config(workdir: Path, step: int | None = None) -> ConfigDict:
+    """The config of a run as it was sealed, in run.json or a checkpoint, the newest by default.
 
     Where config.json differs a warning names the fields. Raises ValueError if the folder holds no
     run.
@@ -198,7 +210,7 @@ def load_config(workdir: Path) -> ConfigDict:
         raise ValueError(
             f"{workdir / CONFIG} does not exist: {workdir} is no run; train there first"
         )
-    config = ConfigDict(recorded_identity(workdir).config)
+    config = ConfigDict(recorded_identity(workdir, step).config)
     if (workdir / CONFIG).exists():
         warn_if_edited(workdir / CONFIG, as_dict(config))
     return config

@@ -53,6 +53,12 @@ def test_a_folder_that_is_not_writable_is_read_and_not_written_to(tmp_path, monk
     again = data.load(f"folder:{tmp_path}/images", **arguments)
     assert not own.exists()
     np.testing.assert_array_equal(again.train.images, first.train.images)
+    # Nor is a copy, or one of an older version, which has no manifest.
+    (folder,) = (theirs / "arrays").iterdir()
+    (folder / "manifest.json").unlink()
+    older = data.load(f"folder:{tmp_path}/images", **arguments)
+    assert not own.exists() and not (folder / "manifest.json").exists()
+    assert older.identity == first.identity
 
 
 def test_preparing_digits_writes_nothing(tmp_path):

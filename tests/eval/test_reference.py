@@ -155,6 +155,18 @@ def test_a_folder_that_is_only_read_is_not_written_to(load, tmp_path):
     assert len(list((given / module.FOLDER).iterdir())) == 1
 
 
+def test_a_file_that_some_processes_do_not_see_is_not_written_where_it_is_read(
+    load, monkeypatch, tmp_path
+):
+    load("train", root=tmp_path / "given")
+    (given,) = (tmp_path / "given" / module.FOLDER).iterdir()
+    before = given.stat()
+    monkeypatch.setattr(module, "everywhere", lambda here: False)
+    load("train", root=tmp_path / "own", read_only=tmp_path / "given")
+    assert given.stat() == before
+    assert (tmp_path / "own" / module.FOLDER / given.name).exists()
+
+
 def test_published_statistics(load, tmp_path):
     path, gaussian = tmp_path / "adm.npz", statistics(features(DATASET.test.images))
     np.savez(path, mu=gaussian.mean, sigma=gaussian.covariance)

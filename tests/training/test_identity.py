@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import pytest
 
 from configs import base
 from data import FIRST_ORDER, NEWEST_ORDER
+from tests.test_imports import FLOORS
 from tests.training.runs import save_run, small_config, small_experiment
 from training import identity, restore, workdir
 from training.checkpoint import FOLDER
@@ -161,6 +163,16 @@ def test_data_and_teacher_are_those_that_the_run_was_begun_with(tmp_path):
     assert identity.read_identity(tmp_path).stamp["teacher"] == TEACHER
 
 
+def test_each_process_compares_the_data_on_its_own_disk(tmp_path, monkeypatch):
+    run = workdir.start_run(tmp_path, CONFIG, DATA, TEACHER)
+    monkeypatch.setattr(workdir.jax, "process_index", lambda: 1)
+    monkeypatch.setattr(workdir, "broadcast", lambda _: {"run": run._asdict()})
+    assert workdir.start_run(tmp_path, CONFIG, DATA, TEACHER) == run
+    smaller = {**DATA, "splits": {"train": {"count": 2, "sha256": "bb"}}}
+    with pytest.raises(ValueError, match=r"data set of .*: splits.train.count \(3 recorded, 2 now"):
+        workdir.start_run(tmp_path, CONFIG, smaller, TEACHER)
+
+
 def test_each_start_is_appended_and_other_code_is_named(tmp_path, capsys, monkeypatch):
     path = tmp_path / workdir.ENVIRONMENT
     workdir.start_run(tmp_path, CONFIG)
@@ -189,15 +201,17 @@ def test_each_start_is_appended_and_other_code_is_named(tmp_path, capsys, monkey
 def test_the_code_version_changes_with_any_file_that_runs(tmp_path, monkeypatch):
     from training import code_version
 
-    for name in ("main.py", "models/dit.py", "tests/test_dit.py"):
+    others = ("tests/test_dit.py", "mine/plot.py", "plot.py")
+    for name in ("main.py", "models/dit.py", *others):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("a = 1\n")
     monkeypatch.setattr(code_version, "ROOT", tmp_path)
     versions = [code_version.code_version()["sources"]]
-    for name in ("tests/test_dit.py", "models/dit.py", "main.py"):
+    for name in (*others, "models/dit.py", "main.py"):
         (tmp_path / name).write_text("a = 2\n")
         versions.append(code_version.code_version()["sources"])
-    assert versions[0] == versions[1] and len({*versions}) == 3
+    assert len({*versions[:4]}) == 1 and len({*versions}) == 3
+    assert {*code_version.ROOMS} == {*FLOORS, "configs"}
     assert code_version.commit() == ""
 
 
@@ -224,3 +238,38 @@ def test_a_folder_that_hosts_do_not_share_is_found_at_the_start(tmp_path, monkey
         workdir.check_shared(tmp_path, id)
     with pytest.raises(ValueError, match="for process 1, 2 than"):  # nothing there
         workdir.check_shared(tmp_path / "elsewhere", id)
+
+
+def test_a_teacher_may_be_moved_as_it_is_known_by_its_parameters(tmp_path):
+    student = lambda folder: small_config("cd_flow", teacher=f"{folder}@5")  # noqa: E731
+    workdir.start_run(tmp_path, student("old"), teacher=TEACHER)
+    with pytest.raises(ValueError, match=r"teacher \(old@5 there, new@5 now\)"):
+        workdir.start_run(tmp_path, student("new"))
+    workdir.start_run(tmp_path, student("new"), teacher=TEACHER)
+    assert workdir.load_config(tmp_path).teacher == "new@5"
+
+
+def test_a_lone_checkpoint_is_sampled_by_its_own_config(runs, tmp_path):
+    lone = tmp_path / "lone"
+    shutil.copytree(runs[0] / FOLDER / "5", lone / FOLDER / "5")
+    other = tmp_path / "other"
+    save_run(other, "flow_matching", (3,), batch_size=32)
+    shutil.copytree(other / FOLDER / "3", lone / FOLDER / "3")
+    assert [workdir.load_config(lone, step).batch_size for step in (3, 5)] == [32, 64]
+
+
+def test_a_record_of_a_newer_version_says_so(runs):
+    record = identity.read_identity(runs[0])._asdict() | {"colour": "red"}
+    (runs[0] / identity.RUN).write_text(json.dumps(sealed(record)))
+    with pytest.raises(ValueError, match=r"written by a newer version of Fewstep \(colour\)"):
+        workdir.load_config(runs[0])
+
+
+def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, capsys):
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(workdir.fcntl, "flock", no_locks)
+    with workdir.claimed(tmp_path):
+        pass
+    assert "has no locks (No locks available): start no second run" in capsys.readouterr().err

@@ -14,10 +14,11 @@ from tests.networks import affine, model_of
 from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import small_config, synthetic_batches
 from tests.training.test_sharding import mesh_of
-from training import metrics, restore
+from training import checkpoint, metrics, restore
 from training.loop import Schedule, abstract_state, train
 from training.metrics import read_rows
 from training.optimizer import Optimizer
+from training.preemption import Preemption
 from training.report import NonFiniteError
 
 CONFIG = small_config("flow_matching")
@@ -110,6 +111,17 @@ def test_a_full_disk_ends_the_run_with_what_is_saved(tmp_path, monkeypatch):
     run(tmp_path)
     rows = read_rows(tmp_path / "metrics.jsonl")
     assert [row["step"] for row in rows if "loss" in row] == [*range(1, 9)]
+
+
+def test_a_stop_whose_save_fails_does_not_say_that_it_is_saved(tmp_path, monkeypatch):
+    def fail(checkpoints):
+        raise OSError("checkpoint 2 could not be written")
+
+    stop = lambda: monkeypatch.setattr(checkpoint, "wait", fail)  # noqa: E731
+    monkeypatch.setattr(Preemption, "requested", lambda self, step: step == 2)
+    monkeypatch.setattr(checkpoint, "save", lambda *_: stop())
+    with pytest.raises(OSError, match="checkpoint 2 could not be written"):
+        run(tmp_path)
 
 
 def test_an_update_that_overflows_is_named_and_not_saved(tmp_path):

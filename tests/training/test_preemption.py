@@ -11,6 +11,7 @@ from tests.cli import SERVER
 from tests.training import interruption, killed
 from tests.training.test_resume import rows
 from training import exits
+from training.metrics import LOG, read_rows
 from training.preemption import Preempted, Preemption
 
 SLOW_LOG = 5  # steps to a row, so that neither a save nor an evaluation ends all rows
@@ -53,7 +54,7 @@ def test_rows_that_stops_and_kills_cut_are_those_of_an_undisturbed_run(undisturb
         killed.run(tmp_path, "edm", {}, place, at, number, log=SLOW_LOG, expect=expect)
     killed.run(tmp_path, "edm", {}, log=SLOW_LOG)
     assert rows(undisturbed) == rows(tmp_path)
-    logs = [killed.read_rows(folder / killed.LOG) for folder in (undisturbed, tmp_path)]
+    logs = [read_rows(folder / LOG) for folder in (undisturbed, tmp_path)]
     assert [[row["step"] for row in log] for log in logs] == [[4, 5, 6, 6, 8, 10, 12, 12]] * 2
 
 
@@ -79,6 +80,19 @@ def test_a_signal_is_noted_in_a_step_and_raised_where_nothing_is_lost():
         with pytest.raises(Preempted), preemption.at_once():
             raise AssertionError("the block is not begun")
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_signal_before_the_first_line_of_a_block_is_raised():
+    class Late(set):
+        def __iter__(self):  # a signal that comes after what was noted has been looked at
+            yield from set(self)
+            signal.raise_signal(signal.SIGTERM)
+
+    with Preemption() as preemption:
+        preemption.noted = Late()
+        with pytest.raises(Preempted), preemption.at_once():
+            raise AssertionError("the block is not begun")
+        preemption.noted = set()
 
 
 def test_ctrl_c_is_noted_in_a_step_and_raised_where_nothing_is_lost():
