@@ -85,7 +85,10 @@ def read_identity(workdir: Path) -> Identity | None:
 
 
 def identity_of(record: Plain, path: Path) -> Identity:
-    """The identity in a record, read from `path`. Raises ValueError for a newer version's fields."""
+    """The identity in a record read from `path`.
+
+    Raises ValueError for fields of a newer version.
+    """
     unknown = sorted(record.keys() - {*Identity._fields})
     if unknown:
         raise ValueError(
