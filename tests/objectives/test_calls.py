@@ -1,38 +1,27 @@
 """How every objective calls its networks, and what random numbers it draws, in one training step.
 
-A network that records its calls stands in the place of each. Nothing is compiled: keys and labels
-are there to look at.
+A network that records its calls stands in the place of each.
 """
 
-import inspect
-from collections.abc import Mapping
 from functools import lru_cache
 from itertools import combinations
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 
 from tests.objectives.assembled import (
     CASES,
     CLASSES,
     ROWS,
-    Given,
     assemble,
-    batch_of,
     fields_of,
     samples,
     unrolled,
     value_of,
 )
-from training.optimizer import Optimizer
-from training.state import TrainState
-from training.step import train_step
-
-SEED, STEP = 5, 30
+from tests.objectives.recorded import Record, take_step
 
 # phase -> calls in it, "NETWORK MODE LABELS". The phase is "share" or the player whose loss it is.
 # MODE: "trains" with dropout, "rests" without. LABELS: "kept", "dropped" at the rate of the field,
@@ -112,151 +101,6 @@ TIMES = {
     },
     "matching without fake score": {("generator", "teacher"): "time_sampler"},
 }
-
-
-class Call(NamedTuple):
-    """One evaluation of a network. who: whose parameters. key: of dropout, b"" for none."""
-
-    phase: str
-    who: str
-    train: bool
-    key: bytes
-    t: np.ndarray
-    s: np.ndarray
-    label: np.ndarray
-    scale: np.ndarray | None
-
-    @property
-    def mode(self):
-        return "trains" if self.train else "rests"
-
-
-class Draw(NamedTuple):
-    """One call of a function of jax.random."""
-
-    phase: str
-    function: str
-    key: bytes
-    values: np.ndarray
-
-
-class Record:
-    """What a step does, in the order in which it does it."""
-
-    def __init__(self):
-        self.phase, self.names = "", []
-        self.calls, self.draws, self.parents, self.times = {}, [], set(), {}
-
-    def network(self, network):
-        """The network, its calls recorded; parameters have the entry "who", an index in names."""
-
-        def apply(params, x, t, s, condition, *, train=False, rng=None):
-            phase, index = self.phase, len(self.calls)
-            self.calls[index] = None
-
-            def note(who, key, t, s, condition):
-                self.calls[index] = Call(
-                    phase,
-                    self.names[int(who)],
-                    train,
-                    np.asarray(key).tobytes(),
-                    np.asarray(t),
-                    np.asarray(s),
-                    np.asarray(condition["label"]),
-                    condition.get("guidance_scale"),
-                )
-
-            key = () if rng is None else jax.random.key_data(rng)
-            jax.debug.callback(note, params["who"], key, t, s, dict(condition))
-            return network.apply(params, x, t, s, condition, train=train, rng=rng)
-
-        return network._replace(apply=apply)
-
-    def during(self, phase, function):
-        """The function, what is recorded meanwhile being of that phase."""
-
-        def run(*args):
-            self.phase = phase
-            return function(*args)
-
-        return run
-
-    def time_sampler(self, field, sampler):
-        """The sampler, its last draw kept."""
-
-        def sample(key, count):
-            self.times[field] = sampler(key, count)
-            return self.times[field]
-
-        return sample
-
-    def watch_random_numbers(self, monkeypatch):
-        """Records what is drawn with a key, and which keys are made into others."""
-        for name, function in vars(jax.random).copy().items():
-            if inspect.isfunction(function) and "key" in inspect.signature(function).parameters:
-                monkeypatch.setattr(jax.random, name, self.drawn(name, function))
-
-    def drawn(self, name, function):
-        def draw(key, *args, **kwargs):
-            values = function(key, *args, **kwargs)
-            data = np.asarray(jax.random.key_data(key)).tobytes()
-            if name in ("split", "fold_in"):
-                self.parents.add(data)
-            else:
-                self.draws.append(Draw(self.phase, name, data, np.asarray(values)))
-            return values
-
-        return draw
-
-
-class Step(NamedTuple):
-    """A step that was taken, and what was recorded of it. before, after: parameters of players."""
-
-    case: Any
-    before: Mapping[str, Any]
-    after: Mapping[str, Any]
-    batch: Mapping[str, Any]
-    calls: list[Call]
-    record: Record
-
-
-def take_step(name, monkeypatch):
-    """One training step of a case, recorded."""
-    record = Record()
-    # A period of 1: others are a branch, which is compiled.
-    changed = {"fake_score_updates": 1} if "fake_score_updates" in fields_of(name) else {}
-    for field in ("time_sampler", "fake_time_sampler"):
-        if field in fields_of(name) and value_of(name, field):
-            own = value_of(name, field)
-            changed[field] = Given(lambda m, own=own, f=field: record.time_sampler(f, own.on(m)))
-    case = assemble(name, record.network, **changed)
-    objective = case.objective
-    record.names = list(case.networks)
-    networks = {
-        who: {**params, "who": jnp.float32(record.names.index(who))}
-        for who, params in case.networks.items()
-    }
-    players = {
-        player: entry._replace(loss=record.during(player, entry.loss))
-        for player, entry in objective.players.items()
-    }
-    share = objective.share and record.during("share", objective.share)
-    descent = Optimizer(optax.sgd(1.0), lambda step: 1.0)
-    optimizers = dict.fromkeys(players, descent)
-    state = TrainState(
-        jnp.int32(STEP),
-        {player: networks[player] for player in players},
-        {follower: networks[follower] for follower in objective.followers},
-        {player: descent.transform.init(networks[player]) for player in players},
-    )
-    batch = batch_of(objective)
-    step = train_step(objective._replace(players=players, share=share), optimizers, SEED)
-    with monkeypatch.context() as patched:
-        record.watch_random_numbers(patched)
-        updated, _ = step(state, {name: networks[name] for name in objective.frozen}, batch)
-    jax.effects_barrier()
-    calls = [record.calls[i] for i in sorted(record.calls)]
-    return Step(case, state.networks, updated.networks, batch, calls, record)
 
 
 @pytest.fixture(scope="module")

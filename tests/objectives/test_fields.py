@@ -126,7 +126,7 @@ def observe(case):
     seen["samples"] = [
         sampled(case, steps, scale)
         for steps, scale in (
-            *((steps, objective.guidance_scale) for steps in (1, 3, 4)),
+            *((steps, objective.guidance_scale) for steps in (1, 2, 3)),
             *((steps, FOREIGN_SCALE) for steps in (1, 4)),
         )
     ]
