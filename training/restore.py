@@ -17,9 +17,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from objectives.base import Params
-from training.checkpoint import DAMAGED, FOLDER, OPTIMIZER, RUN, first_line, items
+from training.checkpoint import DAMAGED, FOLDER, OPTIMIZER, RUN, check_record, first_line, items
 from training.fingerprint import fingerprint
 from training.identity import check_checkpoint
+from training.preemption import insist
 from training.processes import say
 from training.seal import unsealed
 from training.state import TrainState
@@ -155,6 +156,7 @@ def read_items(
     prints = own_record(restored[RUN], folder)["fingerprints"]
     for name in abstract:
         if fingerprint(restored[name]) != prints.get(name):
+            insist()
             raise ValueError(f"checkpoint {folder} is damaged: {name} is not what was written")
     return {name: restored[name] for name in abstract}
 
@@ -191,6 +193,7 @@ def own_record(content: Any, folder: Path) -> dict[str, Any]:
     Raises ValueError if it is damaged, or of another step or run than the folder's.
     """
     record = reading(lambda: unsealed(content), folder)
+    reading(lambda: check_record(record), folder)
     check_checkpoint(record, folder)
     return record
 
@@ -244,6 +247,7 @@ def reading(read: Callable[[], Any], folder: Path) -> Any:
     try:
         return read()
     except Exception as error:  # Orbax reports damage by half a dozen exception types
+        insist()
         raise ValueError(
             f"checkpoint {folder} cannot be read: it is damaged, or belongs to another model or "
             f"optimizer ({first_line(error)})"
