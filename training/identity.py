@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 
 from data import FIRST_ORDER
 from data.identity import changes
+from training.fields import is_whole
 from training.files import write_json
+from training.record import config_of
 from training.seal import sealed, unsealed
 
 RUN = "run.json"
@@ -72,14 +74,31 @@ def read_identity(workdir: Path) -> Identity | None:
     """
     path = workdir / RUN
     try:
-        return Identity(**unsealed(json.loads(path.read_bytes())))
+        return identity_of(unsealed(json.loads(path.read_bytes())))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not what was written ({error}); delete it: what the run is stands in its "
             "checkpoints too"
         ) from error
+
+
+def identity_of(record: Any) -> Identity:
+    """The identity in a record of plain JSON values.
+
+    Raises ValueError for other fields, or values of other types.
+    """
+    try:
+        identity = Identity(**record)
+        config_of(identity.config)
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it does not have the fields of a run: {error}") from error
+    sources = (identity.data, identity.teacher)
+    plain = all(source is None or isinstance(source, Mapping) for source in sources)
+    if not (isinstance(identity.id, str) and is_whole(identity.order) and plain):
+        raise ValueError("a field of the run has another type than was written")
+    return identity
 
 
 def write_identity(workdir: Path, identity: Identity) -> None:
@@ -103,8 +122,8 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
         return
     if stamp is not None and stamp["id"] != run.id:
         raise ValueError(
-            f"checkpoint {folder} belongs to another run (id {stamp['id']}, and this run is "
-            f"{run.id}); move it away"
+            f"checkpoint {folder} belongs to another run (id {stamp['id']}, and {RUN} has "
+            f"{run.id}); move away the one that is foreign here"
         )
     found = differences(run.config, record["config"]) if stamp is None else []
     if found:
