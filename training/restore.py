@@ -227,7 +227,9 @@ def has_checkpoint(workdir: Path) -> bool:
 def choose_step(checkpoints: ocp.CheckpointManager, workdir: Path, step: int | None) -> int:
     """`step`, the newest if None. Raises ValueError if it is not there."""
     steps = checkpoints.all_steps()
-    step = max(steps, default=None) if step is None else step
+    if step is None and not steps:
+        raise ValueError(f"{workdir / FOLDER} has no complete checkpoint; train there first")
+    step = max(steps) if step is None else step
     if step not in steps:
         raise ValueError(
             f"{workdir / FOLDER} has {sorted(steps) or 'no complete checkpoint'}, not {step}"
