@@ -10,9 +10,13 @@ code 2 (training/exits.py has the others).
 
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
+# Ctrl-C while the libraries are imported ends the process without their traceback; `run` has more.
+if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
 # Orbax and TFDS log through absl; the progress bar and the results are what a user wants to see.
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
@@ -25,7 +29,7 @@ from modes import MODES, Request
 from modes.compilation_cache import keep_compiled
 from modes.request import check_started_alike
 from training import exits, processes
-from training.files import UNWRITABLE, unwritten
+from training.files import in_words
 from training.preemption import INTERRUPTED, Preempted, Preemption
 from training.report import DivergedError
 
@@ -249,8 +253,8 @@ def config_of_method(method: str) -> ConfigDict:
 def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
     """Print an error's message in one paragraph and exit with a code."""
     message = str(error)
-    if isinstance(error, OSError) and error.errno in UNWRITABLE:
-        message = unwritten(error.filename or "a file", error)
+    if isinstance(error, OSError) and error.strerror:
+        message = in_words(error)
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
     if isinstance(error, KeyError):  # ml_collections on a field; str() would quote it

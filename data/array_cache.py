@@ -163,6 +163,10 @@ def _files(data: Undecoded, folder: Path) -> dict[str, SplitFiles]:
 def _known(data: Undecoded, folder: Path) -> Records:
     """The splits that are there. Raises DamagedError for a manifest that cannot be believed."""
     recorded = read_manifest(folder / MANIFEST, _header(data, folder))
+    counts = {name: source.count for name, source in data.splits.items()}
+    for name, record in (recorded or {}).items():
+        if record.identity["count"] != counts.get(name):
+            raise DamagedError(f"{folder / MANIFEST} has another split {name} than the data")
     if recorded is not None:
         return recorded
     # Before there were manifests a split was complete when its images had their name.

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 from data.files import whole_file
 
 MANIFEST = "manifest.json"
+HASHES = ("images_sha256", "labels_sha256")  # in the identity of a split
 
 
 Stamp = list[int]
@@ -61,7 +62,19 @@ def read_manifest(path: Path, header: Mapping[str, Any]) -> dict[str, Record] | 
     differing = [field for field in header if content.get(field) != header[field]]
     if differing:
         raise DamagedError(f"{path} belongs to other data: {', '.join(differing)} differ")
-    return {name: Record(**record) for name, record in content["splits"].items()}
+    try:
+        return {name: record_of(split) for name, split in content["splits"].items()}
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(f"{path} does not have the fields of a manifest ({error})") from error
+
+
+def record_of(split: Mapping[str, Any]) -> Record:
+    """The record in a split of a manifest. Raises TypeError or KeyError for other fields."""
+    record = Record(**split)
+    count, hashes = record.identity["count"], [record.identity[name] for name in HASHES]
+    if type(count) is not int or not all(isinstance(value, str) for value in hashes):
+        raise TypeError("an identity of another type")
+    return record
 
 
 def write_manifest(path: Path, header: Mapping[str, Any], records: Mapping[str, Record]) -> None:

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+LARGEST_SIZE = 4096  # of a side; images of a size given by mistake would fill the memory
 MODES = {1: "L", 3: "RGB"}  # PIL's name of a number of channels
 
 
@@ -26,9 +27,14 @@ def to_uint8(x: np.ndarray) -> np.ndarray:
 
 
 def check_size(image_size: int, channels: int) -> None:
-    """Raises ValueError unless image_size >= 0 and channels is 0 (the data's own), 1 or 3."""
-    if image_size < 0:
-        raise ValueError(f"image_size={image_size} is negative; use 0 for the data set's own")
+    """Raises ValueError for a size that no image has, or channels other than 0, 1 and 3.
+
+    0 is the data set's own.
+    """
+    if not 0 <= image_size <= LARGEST_SIZE:
+        raise ValueError(
+            f"image_size={image_size} must be from 1 to {LARGEST_SIZE}, or 0 for the data set's own"
+        )
     if channels not in (0, *MODES):
         raise ValueError(f"channels={channels} is none of 1, 3, or 0 for the data set's own")
 

@@ -194,13 +194,29 @@ def read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
     """An 8-byte length, that many bytes of JSON, and the data that the JSON points into."""
     length = int.from_bytes(file.read(8), "little")
     check_description(length)
-    header = json.loads(read_exactly(file, length))
+    header = json.loads(read_exactly(file, length), object_pairs_hook=unique)
     data = file.read()
     header.pop("__metadata__", None)
-    return {name: safetensor(name, entry, data) for name, entry in header.items()}
+    check_apart([entry["data_offsets"] for entry in header.values()])
+    return {name: safetensor(entry, data) for name, entry in header.items()}
 
 
-def safetensor(name: str, entry: Mapping[str, Any], data: bytes) -> np.ndarray:
+def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object. Raises ValueError if it has a name twice."""
+    content = dict(pairs)
+    if len(content) < len(pairs):
+        raise ValueError("two of its tensors or fields have the same name")
+    return content
+
+
+def check_apart(spans: list[tuple[int, int]]) -> None:
+    """Raises ValueError for tensors that share bytes, of which a small file can have many."""
+    spans = sorted(spans)
+    if any(stop > start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False)):
+        raise ValueError("two of its tensors share bytes")
+
+
+def safetensor(entry: Mapping[str, Any], data: bytes) -> np.ndarray:
     """The array of an entry of the header. Raises ValueError unless it lies within the data."""
     dtype, shape = element(SAFETENSORS_TYPES[entry["dtype"]]), entry["shape"]
     start, stop = entry["data_offsets"]

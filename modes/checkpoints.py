@@ -1,7 +1,7 @@
 """--mode=checkpoints: the checkpoints of a run, each read and compared with its fingerprints."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from pathlib import Path
 
 import jax
@@ -17,6 +17,7 @@ from training.report import evaluations
 from training.sharding import make_mesh
 from training.state import TrainState
 
+TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax writes
 SHOWN = ("frechet", "kernel")  # begin the names of the numbers in the table
 HEADER = f"{'step':>10}  {'saved':<16}  {'size':>10}  health"
 
@@ -27,15 +28,16 @@ def checkpoints(request: Request) -> None:
     with restore.read_checkpoints(path) as saved:
         abstract = state_of(path)
         measured = evaluations(path)
+        steps = sorted(saved.all_steps())
         rows = [
             f"{line(path / FOLDER / str(step), health(saved, step, abstract))}"
             f"{distances(measured.get(step, {}))}"
-            for step in tqdm(sorted(saved.all_steps()), desc="reading", leave=False)
+            for step in tqdm(steps, desc="reading", leave=False)
         ]
     set_aside = [line(folder, "damaged, set aside") for folder in restore.damaged(path)]
-    unfinished = [line(folder, "not complete: being saved, or cut off") for folder in partial(path)]
+    others = [line(folder, why_unused(folder)) for folder in unused(path, steps)]
     if jax.process_index() == 0:
-        print("\n".join([HEADER, *rows, *unfinished, *set_aside]))
+        print("\n".join([HEADER, *rows, *others, *set_aside]))
 
 
 def state_of(path: Path) -> TrainState:
@@ -56,9 +58,18 @@ def health(saved: ocp.CheckpointManager, step: int, abstract: TrainState) -> str
     return "whole"
 
 
-def partial(path: Path) -> Iterator[Path]:
-    """Folders of saves that are under way or were cut off."""
-    return (folder for folder in sorted((path / FOLDER).glob("*")) if not folder.name.isdigit())
+def unused(path: Path, steps: Sequence[int]) -> list[Path]:
+    """Folders beside the checkpoints of these steps that no run goes on from."""
+    named = {str(step) for step in steps}
+    found = sorted((path / FOLDER).glob("*"))
+    return [folder for folder in found if folder.is_dir() and folder.name not in named]
+
+
+def why_unused(folder: Path) -> str:
+    """What a folder is that is no checkpoint."""
+    if TEMPORARY in folder.name:
+        return "not complete: being saved, or cut off"
+    return "not used: its name is not that of a step, or it is not complete"
 
 
 def line(folder: Path, state: str) -> str:

@@ -16,7 +16,7 @@ from objectives.base import Metrics
 from training import restore, workdir
 from training.experiment import Experiment, build_on, rebuild
 from training.loop import abstract_state, compile_step, create_state
-from training.replay import Findings, findings, observe_gradient, observed, read_newest
+from training.replay import FOLDER, Findings, findings, observe_gradient, observed, read_newest
 from training.sharding import make_mesh, put_batch
 from training.teacher import load_teacher
 
@@ -30,6 +30,7 @@ def replay(request: Request) -> None:
     """
     path = required_workdir(request)
     record, config = read_newest(path), workdir.load_config(path)
+    check_own(record, config, path)
     rebuild(config, str(path))  # a record of another version is one error
     mesh = make_mesh(**config.mesh)
     experiment = build_on(config, mesh)
@@ -47,6 +48,17 @@ def replay(request: Request) -> None:
         print(f"step {record['step']} again, as it was: {record['message']}")
         for player, finding in found.items():
             print("\n".join(description(player, finding, config.batch_size, record["indices"])))
+
+
+def check_own(record: Mapping[str, Any], config: ConfigDict, path: Path) -> None:
+    """Raises ValueError for a record of a run with another seed or size of batch."""
+    indices = record["indices"]
+    whole = indices is None or len(indices) == config.batch_size
+    if record.get("seed", config.seed) != config.seed or not whole:
+        raise ValueError(
+            f"{path / FOLDER / str(record['step'])}.json is of another run: its seed or the number "
+            "of its images is not this one's; delete it"
+        )
 
 
 def step_again(

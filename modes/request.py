@@ -1,5 +1,6 @@
 """What the user asked for, and the parts that several modes need of it."""
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -80,7 +81,10 @@ def by_flag(commands: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
 
 
 def required_workdir(request: Request) -> Path:
-    """--workdir; raises ValueError if it was not given, or is the address of a bucket."""
+    """--workdir; raises ValueError if it was not given, or no checkpoint can be written there.
+
+    That is the address of a bucket, or a name that is no UTF-8, which TensorStore does not take.
+    """
     if request.workdir is None:
         raise ValueError("--workdir=DIR is needed: the folder of the run")
     if re.match(r"[a-z0-9]{2,}:/", str(request.workdir)):
@@ -88,6 +92,13 @@ def required_workdir(request: Request) -> Path:
             f"--workdir={request.workdir} is an address, not a folder; mount the bucket and give "
             "the folder where it is mounted (docs/clusters.md)"
         )
+    try:
+        os.fspath(request.workdir.absolute()).encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(request.workdir.absolute())
+        raise ValueError(
+            f"--workdir={shown} is not UTF-8 text; choose another name for the folder"
+        ) from error
     return request.workdir
 
 

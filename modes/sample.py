@@ -84,8 +84,10 @@ def check(request: Request) -> None:
     largest = max(request.seeds or DEFAULT_SEEDS)
     if largest > LARGEST_SEED:
         raise ValueError(f"--seeds has {largest}; the largest is {LARGEST_SEED}")
-    if request.out is not None and request.out.suffix not in ("", ".npz"):
-        raise ValueError(f"--out={request.out} must be a folder or end in .npz")
+    if request.out is not None and (
+        request.out.suffix not in ("", ".npz") or request.out.name == ".npz"
+    ):
+        raise ValueError(f"--out={request.out} must be a folder, or a name that ends in .npz")
 
 
 def chosen_labels(request: Request, num_classes: int) -> np.ndarray:

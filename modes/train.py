@@ -44,8 +44,8 @@ def train(request: Request) -> None:
         with preemption.at_once():
             job = checked(path, config)
         with claimed(path):
-            train_claimed(path, job, preemption)
-    say(f"{path} is at step {job.config.steps}; draw from it: --mode=sample --workdir={path}")
+            step = train_claimed(path, job, preemption)
+    say(f"{path} is at step {step}; draw from it: --mode=sample --workdir={path}")
 
 
 class Job(NamedTuple):
@@ -85,8 +85,8 @@ def checked(path: Path, config: ConfigDict) -> Job:
     return Job(config, dataset, experiment, mesh, frozen, teacher, state, retention)
 
 
-def train_claimed(path: Path, job: Job, preemption: Preemption) -> None:
-    """Train in a folder that is this process's own."""
+def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
+    """Train in a folder that is this process's own; returns the step that the run is at then."""
     config, experiment = job.config, job.experiment
     with preemption.at_once():
         run = start_run(path, config, data_identity(job.dataset, job.experiment), job.teacher)
@@ -94,7 +94,7 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> None:
         evaluate = evaluation(path, job)
         pairs = pairs_of(config, experiment, job.frozen, job.mesh, path)
     try:
-        train_network(
+        state = train_network(
             objective=experiment.objective,
             optimizers=experiment.optimizers,
             frozen=job.frozen,
@@ -121,6 +121,7 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> None:
         )
     except NonFiniteError as error:
         raise recorded(error, config, job.dataset, run.order, path) from error
+    return int(state.step)
 
 
 def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[str, Any] | None:

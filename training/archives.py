@@ -5,6 +5,7 @@ copies of one. So sizes are compared before anything is inflated: those of the d
 file's, and those of arrays with their own headers.
 """
 
+import math
 import zipfile
 from pathlib import Path
 from typing import BinaryIO
@@ -75,11 +76,10 @@ def array_bytes(archive: zipfile.ZipFile, record: zipfile.ZipInfo) -> int:
             raise ValueError(f"{record.filename[:80]} is no array of numbers or text")
         shape, _, dtype = HEADERS[version](file)
         header = file.tell()
-    # Python integers, which do not overflow.
-    size = dtype.itemsize
-    for side in shape:
-        size *= side
-    if dtype.hasobject or min(shape, default=0) < 0 or header + size != record.file_size:
+    size = dtype.itemsize * math.prod(shape)  # Python integers, which do not overflow
+    counted = dtype.itemsize > 0 or size == math.prod(shape)  # else any number of empty elements
+    bounded = min(shape, default=0) >= 0 and header + size == record.file_size
+    if dtype.hasobject or not counted or not bounded:
         raise ValueError(
             f"{record.filename[:80]} has {record.file_size} bytes for {dtype} {list(shape)}"
         )

@@ -21,8 +21,10 @@ import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
 
 from training import exits, processes
+from training.fields import is_number, is_whole
 from training.files import UNWRITABLE
 from training.fingerprint import fingerprint
+from training.identity import Identity, identity_of
 from training.seal import sealed
 from training.state import TrainState
 
@@ -129,6 +131,28 @@ def save(
     arguments[RUN] = ocp.args.JsonSave(record)
     with write_errors(checkpoints, step):
         checkpoints.save(step, args=ocp.args.Composite(**arguments), force=True)
+
+
+def check_record(record: Any) -> None:
+    """Raises ValueError, KeyError or TypeError unless a record has what `save` writes."""
+    recorded_run(record)
+    step, prints, row = record["step"], record["fingerprints"], record.get(UNFINISHED)
+    if not (is_whole(step) and isinstance(prints, Mapping) and (row is None or is_row(row))):
+        raise ValueError("a field of its record has another type than was written")
+
+
+def recorded_run(record: Mapping[str, Any]) -> Identity:
+    """The run in the record of a checkpoint; its id is "" if an older version wrote it."""
+    return identity_of({"id": "", **(record.get("run") or {}), "config": record["config"]})
+
+
+def is_row(row: Any) -> bool:
+    """Whether it is a row of the log that is not written yet (Report.unfinished)."""
+    if not isinstance(row, Mapping) or not isinstance(row.get("sums"), Mapping):
+        return False
+    pairs = row["sums"].values()
+    summed = all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in pairs)
+    return summed and is_whole(row.get("images")) and is_number(row.get("seconds"))
 
 
 def wait(checkpoints: ocp.CheckpointManager) -> None:

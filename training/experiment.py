@@ -1,7 +1,6 @@
 """From a config to functions: the one place where config fields meet the rest of Fewstep."""
 
 import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -25,6 +24,7 @@ from objectives.model import Model
 from samplers import SOLVERS
 from samplers.ode import STEPS
 from training.construct import choose, construct
+from training.fields import is_finite
 from training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
 from training.sharding import spread
 
@@ -209,8 +209,8 @@ def length(fields: Mapping[str, Any], prefix: str, steps: int) -> int:
 
 def check_guidance(experiment: Experiment, scale: float) -> None:
     """Raises ValueError for a guidance scale that the network was not trained for."""
-    if not math.isfinite(scale):
-        raise ValueError(f"the guidance scale {scale} is not a number")
+    if not is_finite(scale):
+        raise ValueError(f"the guidance scale {scale} is not finite")
     if scale != 1.0 and not experiment.guidable:
         raise ValueError(
             f"guidance scale {scale:g} needs a network that knows the null class: train with "

@@ -1,7 +1,7 @@
 """What values the fields of a config may have, checked before anything is read or computed.
 
 What depends on a named part, as most fields of an objective do, that part checks itself; here is
-what holds whatever else is chosen, and that no number anywhere is NaN.
+what holds whatever else is chosen, and that every number anywhere is one that float32 holds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -64,6 +64,13 @@ def is_whole(value: Any) -> bool:
 def is_number(value: Any) -> bool:
     """Whether it is an int or a float, finite or not; a bool is none."""
     return is_whole(value) or isinstance(value, float)
+
+
+def is_finite(value: Any) -> bool:
+    """Whether all numbers in a value are finite as float32."""
+    if isinstance(value, list | tuple):
+        return all(map(is_finite, value))
+    return not is_number(value) or abs(value) < LARGEST_FLOAT32
 
 
 def anything(value: Any) -> bool:
@@ -168,7 +175,7 @@ PARTS = {name.partition(".")[0] for name in FIELDS if "." in name} | {OBJECTIVE,
 
 
 def check_fields(config: ConfigDict) -> None:
-    """Raises ValueError that names a field whose value is of a wrong type, out of range, or NaN.
+    """Raises ValueError that names a field of a wrong type, out of range, or not finite.
 
     Fields that are missing or unknown are left to those who read them.
     """
@@ -178,8 +185,8 @@ def check_fields(config: ConfigDict) -> None:
         of = range_of(name)
         if of is not None and not of.holds(value):
             raise ValueError(f"{name}={value!r} must be {of.words}")
-        if value != value:
-            raise ValueError(f"{name}={value!r} must be a number")
+        if not is_finite(value):
+            raise ValueError(f"{name}={value!r} must be finite")
 
 
 def check_types(fields: Mapping[str, Any]) -> None:

@@ -16,6 +16,19 @@ from training.archives import read_arrays
 
 # The disk, or a user's share of it, is full; it can be read only; a file would be too large.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+NO_FOLDER, NOT_OURS = (
+    "Move away the file or the link that lies where a folder should be",
+    "Change its permissions, or choose another place",
+)
+REMEDIES = {
+    errno.EISDIR: "Move away the folder that lies where a file should be",
+    errno.ENOTDIR: NO_FOLDER,
+    errno.EEXIST: NO_FOLDER,
+    errno.EACCES: NOT_OURS,
+    errno.EPERM: NOT_OURS,
+    errno.ELOOP: "Remove the symbolic links that lead in a circle",
+    errno.ENAMETOOLONG: "Choose a shorter name",
+}
 
 
 def replace_file(path: Path, content: bytes) -> None:
@@ -92,17 +105,29 @@ def writing(path: Path) -> Iterator[None]:
         raise OSError(unwritten(path, error)) from error
 
 
+def in_words(error: OSError) -> str:
+    """What to say of an error of the system that nobody has explained: the file and the remedy."""
+    name = error.filename or "a file"
+    if error.errno in UNWRITABLE:
+        return unwritten(name, error)
+    remedy = REMEDIES.get(error.errno, "Mend that, and start the same command again")
+    return f"{name}: {error.strerror}. {remedy}"
+
+
 def unwritten(path: Path | str, error: OSError) -> str:
     """What to say of a file that the system does not let us write."""
+    mend = "Free disk space or mend the folder, and start the same command again"
     return (
         f"{path} could not be written ({error.strerror}); nothing that was there before is lost. "
-        "Free disk space or mend the folder, and start the same command again"
+        f"{REMEDIES.get(error.errno, mend)}"
     )
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write a JSON file whole or not at all."""
-    replace_file(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+    # Bytes of a command line that are no UTF-8 are half pairs of UTF-16, which JSON can escape.
+    replace_file(path, text.encode(errors="backslashreplace"))
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:

@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 
 from data import FIRST_ORDER
 from data.identity import changes
+from training.fields import is_whole
 from training.files import write_json
+from training.record import config_of
 from training.seal import sealed, unsealed
 
 RUN = "run.json"
@@ -60,6 +62,10 @@ class Identity(NamedTuple):
         return {name: value for name, value in self._asdict().items() if name != "config"}
 
 
+class NewerVersionError(ValueError):
+    """A record has fields that this version does not know."""
+
+
 def new_id() -> str:
     """An id that no other run has."""
     return secrets.token_hex(ID_BYTES)
@@ -72,30 +78,39 @@ def read_identity(workdir: Path) -> Identity | None:
     """
     path = workdir / RUN
     try:
-        record = unsealed(json.loads(path.read_bytes()))
-        if not {"id", "config"} <= set(record):
-            raise ValueError("it has no id or no config")
+        return identity_of(unsealed(json.loads(path.read_bytes())))
     except FileNotFoundError:
         return None
-    except (ValueError, TypeError, RecursionError) as error:
+    except NewerVersionError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
         raise ValueError(
             f"{path} is not what was written ({error}); delete it: the checkpoints record the same"
         ) from error
-    return identity_of(record, path)
 
 
-def identity_of(record: Plain, path: Path) -> Identity:
-    """The identity in a record read from `path`.
+def identity_of(record: Any) -> Identity:
+    """The identity in a record of plain JSON values.
 
-    Raises ValueError for fields of a newer version.
+    Raises NewerVersionError for fields that this version does not know, ValueError for others that
+    are missing, or of other types.
     """
-    unknown = sorted(record.keys() - {*Identity._fields})
+    unknown = sorted({*record} - {*Identity._fields}) if isinstance(record, Mapping) else []
     if unknown:
-        raise ValueError(
-            f"{path} was written by a newer version of Fewstep ({', '.join(unknown)}); go on with "
-            "that version"
+        raise NewerVersionError(
+            f"it was written by a newer version of Fewstep ({', '.join(map(str, unknown))}); go on "
+            "with that version"
         )
-    return Identity(**record)
+    try:
+        identity = Identity(**record)
+        config_of(identity.config)
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it does not have the fields of a run: {error}") from error
+    sources = (identity.data, identity.teacher)
+    plain = all(source is None or isinstance(source, Mapping) for source in sources)
+    if not (isinstance(identity.id, str) and is_whole(identity.order) and plain):
+        raise ValueError("a field of the run has another type than was written")
+    return identity
 
 
 def write_identity(workdir: Path, identity: Identity) -> None:
@@ -119,8 +134,8 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
         return
     if stamp is not None and stamp["id"] != run.id:
         raise ValueError(
-            f"checkpoint {folder} belongs to another run (id {stamp['id']}, and this run is "
-            f"{run.id}); move it away"
+            f"checkpoint {folder} belongs to another run (id {stamp['id']}, and {RUN} has "
+            f"{run.id}); move away the one that is foreign here"
         )
     # The teacher may have been moved since.
     found = differences(run.config, record["config"], ("teacher",)) if stamp is None else []

@@ -24,6 +24,7 @@ DROPPED = "metrics.dropped.jsonl"  # lines that a run which went on has taken ou
 EVENTS = "tensorboard"
 # Ends the names of metrics that count since the start of the run.
 RUNNING = "skipped"
+PADDING = b"\xef\xbb\xbf\0 \t\r\n"  # what editors (a BOM) and power losses put around a line
 
 
 class Average:
@@ -168,7 +169,7 @@ def lines(path: Path) -> Iterator[bytes]:
 def row_of(line: bytes) -> dict[str, Any] | None:
     """What stands in a line of the log: an object with an integer step; None if it has no such."""
     try:
-        row = json.loads(line.decode())
+        row = json.loads(line.strip(PADDING).decode())
     except (ValueError, RecursionError):
         return None
     step = row.get("step") if isinstance(row, dict) else None

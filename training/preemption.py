@@ -4,8 +4,9 @@ One process alone notices SIGTERM itself. Of several that train, any may get it 
 the same step: `jax.distributed` carries it to the others, and names that step.
 
 What a handler raises is lost where Python cannot raise, as in a callback of the garbage collector
-or in `__del__`. So each request is noted, for the training loop to ask, and one that was lost there
-is made again a moment later.
+or in `__del__`, and becomes another error where native code calls Python, as TensorStore does. So
+each request is noted, for the training loop to ask; one that was lost is made again a moment later,
+and one that became an error by `insist`.
 """
 
 import os
@@ -22,6 +23,7 @@ from jax.experimental import multihost_utils
 
 from training import exits, processes
 
+_entered: list["Preemption"] = []  # the innermost last; it has the handlers
 AGAIN = 0.05  # seconds after which a request that was lost is made again
 INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
 
@@ -57,11 +59,13 @@ class Preemption:
             for number in self.numbers():
                 self.before[number] = signal.signal(number, self.on_signal)
             self.hook, sys.unraisablehook = sys.unraisablehook, self.on_unraisable
+            _entered.append(self)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        if not self.before:
+        if self not in _entered:
             return
+        _entered.remove(self)
         sys.unraisablehook = self.hook
         for timer in self.timers:
             timer.cancel()
@@ -124,6 +128,16 @@ class Preemption:
             yield
         finally:
             self.immediate = False
+
+
+def insist() -> None:
+    """Raise again a request that was raised, and of which a library has made an error of its own.
+
+    Whoever takes any error for damage asks this first.
+    """
+    for preemption in _entered[-1:]:
+        for number in preemption.noted if preemption.immediate else ():
+            raise request(number)
 
 
 def request(number: int) -> BaseException:

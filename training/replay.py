@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from objectives.base import Batch, Key, LossFn, Mean, Metrics, Objective, Params
+from training.fields import LARGEST_INT32
 from training.files import write_json
 from training.report import NonFiniteError
 
@@ -67,7 +68,7 @@ def read_newest(workdir: Path) -> dict[str, Any]:
         record = json.loads(paths[-1].read_bytes().decode())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{paths[-1]} is not valid JSON ({error}); delete it") from error
-    if not is_record(record):
+    if not is_record(record) or record["step"] != int(paths[-1].stem):
         raise ValueError(f"{paths[-1]} is no record of a step of this run; delete it")
     return record
 
@@ -80,7 +81,7 @@ def is_record(content: Any) -> bool:
     whole = isinstance(indices, list) and all(type(index) is int for index in indices)
     return (
         type(step) is int
-        and step > 0
+        and 0 < step <= LARGEST_INT32
         and isinstance(content.get("message"), str)
         and (indices is None or whole)
     )

@@ -17,9 +17,10 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from objectives.base import Params
-from training.checkpoint import DAMAGED, FOLDER, OPTIMIZER, RUN, first_line, items
+from training.checkpoint import DAMAGED, FOLDER, OPTIMIZER, RUN, check_record, first_line, items
 from training.fingerprint import fingerprint
 from training.identity import check_checkpoint
+from training.preemption import insist
 from training.processes import say
 from training.seal import unsealed
 from training.sharding import everywhere
@@ -151,6 +152,7 @@ def read_items(
     prints = own_record(restored[RUN], folder)["fingerprints"]
     for name in abstract:
         if fingerprint(restored[name]) != prints.get(name):
+            insist()
             raise ValueError(f"checkpoint {folder} is damaged: {name} is not what was written")
     return {name: restored[name] for name in abstract}
 
@@ -187,6 +189,7 @@ def own_record(content: Any, folder: Path) -> dict[str, Any]:
     Raises ValueError if it is damaged, or of another step or run than the folder's.
     """
     record = reading(lambda: unsealed(content), folder)
+    reading(lambda: check_record(record), folder)
     check_checkpoint(record, folder)
     return record
 
@@ -220,7 +223,9 @@ def has_checkpoint(workdir: Path) -> bool:
 def choose_step(checkpoints: ocp.CheckpointManager, workdir: Path, step: int | None) -> int:
     """`step`, the newest if None. Raises ValueError if it is not there."""
     steps = checkpoints.all_steps()
-    step = max(steps, default=None) if step is None else step
+    if step is None and not steps:
+        raise ValueError(f"{workdir / FOLDER} has no complete checkpoint; train there first")
+    step = max(steps) if step is None else step
     if step not in steps:
         raise ValueError(
             f"{workdir / FOLDER} has {sorted(steps) or 'no complete checkpoint'}, not {step}"
@@ -240,6 +245,7 @@ def reading(read: Callable[[], Any], folder: Path) -> Any:
     try:
         return read()
     except Exception as error:  # Orbax reports damage by half a dozen exception types
+        insist()
         raise ValueError(
             f"checkpoint {folder} cannot be read: it is damaged, or belongs to another model or "
             f"optimizer ({first_line(error)})"

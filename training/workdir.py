@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from data import NEWEST_ORDER
 from training import identity, restore
+from training.checkpoint import recorded_run
 from training.code_version import code_version, describe_code
 from training.files import write_json
 from training.identity import Identity, Plain, as_dict
@@ -120,10 +121,7 @@ def recorded_identity(workdir: Path, step: int | None = None) -> Identity:
         return run
     if not restore.has_checkpoint(workdir):
         return Identity("", as_dict(read_config(workdir / CONFIG)))
-    record = restore.read_record(workdir, step)
-    return identity.identity_of(
-        {"id": "", **(record.get("run") or {}), "config": record["config"]}, workdir
-    )
+    return recorded_run(restore.read_record(workdir, step))
 
 
 def data_order(workdir: Path) -> int:

@@ -21,6 +21,7 @@ from data.array_cache import (
     mend,
     verify,
 )
+from data.manifest import seal_of
 
 
 def undecoded(images, read=None, **changes):
@@ -240,6 +241,18 @@ def edit_count(content):
     return json.dumps(manifest).encode()
 
 
+def sealed_manifest(change):
+    """A damage that changes a manifest and seals it again."""
+
+    def damage(folder):
+        content = json.loads((folder / MANIFEST).read_bytes())
+        content.pop("seal")
+        change(content)
+        (folder / MANIFEST).write_text(json.dumps({**content, "seal": seal_of(content)}))
+
+    return damage
+
+
 IMAGES, LABELS, MANIFEST = "train_images.npy", "train_labels.npy", "manifest.json"
 DAMAGES = {
     "images cut short": (IMAGES, write_bytes(IMAGES, lambda b: b[:-9])),
@@ -270,6 +283,24 @@ DAMAGES = {
     "manifest nested deeply": (MANIFEST, write_bytes(MANIFEST, lambda b: b"[" * 10**5)),
     "manifest edited": (MANIFEST, write_bytes(MANIFEST, edit_count)),
     "manifest of other data": (MANIFEST, copy_foreign),
+    "manifest of no splits": (MANIFEST, sealed_manifest(lambda c: c.update(splits=None))),
+    "manifest of numbers": (MANIFEST, sealed_manifest(lambda c: c["splits"].update(train=3))),
+    "manifest of other splits": (
+        MANIFEST,
+        sealed_manifest(lambda c: c["splits"].update(more=c["splits"]["train"])),
+    ),
+    "a record of other fields": (
+        MANIFEST,
+        sealed_manifest(lambda c: c["splits"].update(train={"a": 1})),
+    ),
+    "a record without hashes": (
+        MANIFEST,
+        sealed_manifest(lambda c: c["splits"]["train"].update(identity={"count": 6})),
+    ),
+    "a record of another count": (
+        MANIFEST,
+        sealed_manifest(lambda c: c["splits"]["train"]["identity"].update(count=7)),
+    ),
 }
 
 

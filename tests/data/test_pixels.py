@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from data import to_float, to_uint8
-from data.pixels import check_size, fit, fit_array
+from data.pixels import LARGEST_SIZE, check_size, fit, fit_array
 
 
 def test_to_float_is_affine_between_minus_one_and_one():
@@ -27,7 +27,10 @@ def test_to_uint8_refuses_nan():
         to_uint8(np.array([0.0, np.nan]))
 
 
-@pytest.mark.parametrize(("size", "channels", "field"), [(-1, 0, "image_size"), (8, 2, "channels")])
+@pytest.mark.parametrize(
+    ("size", "channels", "field"),
+    [(-1, 0, "image_size"), (LARGEST_SIZE + 1, 0, "image_size"), (8, 2, "channels")],
+)
 def test_check_size_names_the_field(size, channels, field):
     with pytest.raises(ValueError, match=field):
         check_size(size, channels)
@@ -68,5 +71,5 @@ def test_fit_array_converts_channels(draw_images):
 
 
 def test_sizes_and_channels_of_the_data_s_own_are_allowed():
-    for size, channels in ((0, 0), (1, 1), (8, 3)):
+    for size, channels in ((0, 0), (1, 1), (8, 3), (LARGEST_SIZE, 0)):
         check_size(size, channels)

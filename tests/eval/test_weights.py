@@ -442,6 +442,17 @@ def test_a_safetensors_header_that_does_not_fit_is_refused(wrong, tmp_path):
         read_tensors(path)
 
 
+def test_tensors_of_safetensors_share_neither_bytes_nor_names(tmp_path):
+    shared = {"a": entry("F32", [2, 4], 0, 32), "b": entry("F32", [2, 4], 16, 48)}
+    with pytest.raises(ValueError, match="share bytes"):
+        read_tensors(safetensors(tmp_path / "file", shared, VALUES.tobytes()))
+    one = json.dumps({"a": entry("F32", [3, 4], 0, 48)})
+    twice = f"{one[:-1]}, {one[1:]}".encode()
+    (tmp_path / "file").write_bytes(len(twice).to_bytes(8, "little") + twice + VALUES.tobytes())
+    with pytest.raises(ValueError, match="the same name"):
+        read_tensors(tmp_path / "file")
+
+
 def test_a_safetensors_header_longer_than_its_file_is_refused(tmp_path):
     path = tmp_path / "file"
     path.write_bytes((2**60).to_bytes(8, "little") + b"{}")

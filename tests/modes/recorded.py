@@ -168,7 +168,9 @@ class Recorder:
         networks, followers = (
             {name: name for name in part} for part in (objective.players, objective.followers)
         )
-        rest["evaluate"](SimpleNamespace(step=20, networks=networks, followers=followers))
+        state = SimpleNamespace(step=20, networks=networks, followers=followers)
+        rest["evaluate"](state)
+        return state
 
 
 def digest(leaf):

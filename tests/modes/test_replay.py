@@ -74,3 +74,13 @@ def test_a_step_done_again_is_the_step(run, number):
     assert arrays == {"a", "b", "c", "d", "e"}
     assert len({round(loss, 4) for loss in losses}) == 5
     assert not any(isinstance(leaf, jax.Array) for leaf in jax.tree.leaves(again))
+
+
+@pytest.mark.parametrize("fields", [{"seed": 4}, {"indices": [1, 2]}], ids=str)
+def test_a_record_of_another_run_is_refused(tmp_path, fields):
+    config = small_config("flow_matching", **FIELDS)
+    record = {"step": 7, "seed": 3, "indices": list(range(32))}
+    REPLAY.check_own(record, config, tmp_path)
+    REPLAY.check_own({"step": 7, "indices": None}, config, tmp_path)  # of an older version
+    with pytest.raises(ValueError, match=r"replay/7.json is of another run: .* delete it"):
+        REPLAY.check_own(record | fields, config, tmp_path)

@@ -1,5 +1,6 @@
 """The run that a request names: its folder, checkpoint and network."""
 
+import os
 from pathlib import Path
 
 import jax
@@ -74,3 +75,16 @@ def test_the_address_of_a_bucket_is_no_workdir():
         assert required_workdir(Request(config=None, workdir=Path(folder))) == Path(folder)
     with pytest.raises(ValueError, match="--workdir=DIR is needed"):
         required_workdir(Request(config=None, workdir=None))
+
+
+def test_a_workdir_that_no_checkpoint_can_be_written_to_is_refused(tmp_path):
+    strange = tmp_path / os.fsdecode(b"\xff")
+    with pytest.raises(ValueError, match=r"--workdir=b.*\\xff' is not UTF-8"):
+        required_workdir(Request(config=None, workdir=strange))
+    assert required_workdir(Request(config=None, workdir=tmp_path / "Zürich"))
+
+
+def test_a_run_without_a_whole_checkpoint_says_so(tmp_path):
+    (tmp_path / checkpoint.FOLDER).mkdir()
+    with pytest.raises(ValueError, match="has no complete checkpoint; train there first$"):
+        restore.read_record(tmp_path)

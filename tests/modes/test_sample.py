@@ -1,6 +1,7 @@
 """What --mode=sample is asked for reaches the sampler, and what it makes the right files."""
 
 from importlib import import_module
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -90,3 +91,9 @@ def test_each_file_is_the_image_of_its_seed(sample, tmp_path):
         with Image.open(tmp_path / "files" / f"{seed:06d}.png") as file:
             difference = np.asarray(file).astype(int) - image[..., 0]
         assert np.abs(difference).max() <= 1
+
+
+@pytest.mark.parametrize("out", [".npz", "new/.npz", "a.jpg"])
+def test_a_name_that_says_neither_folder_nor_file_is_refused(out):
+    with pytest.raises(ValueError, match=f"--out={out} must be a folder, or a name that ends"):
+        SAMPLE.check(Request(config=None, workdir=None, out=Path(out)))

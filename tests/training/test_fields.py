@@ -47,7 +47,7 @@ EDGES = {
     "evaluate.num_samples": ((0, -5), (1,)),
     "evaluate.batch_size": ((0,), (1,)),
     "evaluate.guidance_scale": ((NAN, INF), (None, 1.0)),
-    "objective.guidance_scale": ((NAN,), (1.0,)),
+    "objective.guidance_scale": ((NAN, INF, 1e39, 10**400, (1.0, NAN)), (1.0, (1.0, 2.0))),
     "objective.target_decay": ((NAN,), (0.5,)),
     "player_optimizers.network.learning_rate": ((NAN, -1.0), (0.0,)),
     "player_optimizers.network.b1": ((1.0,), (0.0,)),

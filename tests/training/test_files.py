@@ -1,4 +1,5 @@
 import errno
+import json
 import os
 import threading
 
@@ -10,7 +11,7 @@ from modes.sample import write
 from tests.cli import SERVER
 from tests.training.killed import die, wait_for
 from training import files
-from training.files import replace_file, replaced
+from training.files import in_words, replace_file, replaced, write_json
 
 
 def killed_while_writing(path):
@@ -87,6 +88,21 @@ def test_a_file_that_cannot_be_written_is_named_and_what_was_there_stays(
         replace_file(path, b"new")
     assert os.strerror(number) in str(error.value) and "nothing that was there" in str(error.value)
     assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+def test_text_of_a_command_line_that_is_no_utf_8_is_written(tmp_path):
+    content = {"command": [os.fsdecode(b"runs/\xff"), "Zürich"]}
+    write_json(tmp_path / "file.json", content)
+    assert json.loads((tmp_path / "file.json").read_bytes()) == content
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.EISDIR, "Move away"), (errno.EACCES, "permissions"), (errno.EIO, "same command")],
+)
+def test_an_error_of_the_system_names_its_file_and_a_remedy(number, remedy):
+    said = in_words(OSError(number, os.strerror(number), "/there/run.json"))
+    assert said.startswith(f"/there/run.json: {os.strerror(number)}. ") and remedy in said
 
 
 def test_what_is_appended_is_appended_whole_or_not_at_all(tmp_path):

@@ -14,7 +14,7 @@ from training import identity, restore, workdir
 from training.checkpoint import FOLDER
 from training.loop import abstract_state
 from training.processes import warn_once
-from training.seal import sealed
+from training.seal import checksum, sealed
 from training.sharding import make_mesh
 
 CONFIG, EXPERIMENT = small_experiment("flow_matching")
@@ -147,6 +147,43 @@ def test_a_damaged_record_is_one_error_that_deleting_it_mends(runs, content):
     began = restore.read_record(runs[1])["run"]["id"]
     (runs[1] / identity.RUN).unlink()
     assert workdir.start_run(runs[1], CONFIG).id == began
+
+
+def sealed_as(record):
+    return json.dumps({"record": record, "crc32": checksum(record)})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"config": None}, {"config": [1]}, {"config": {"seed": "x"}}, {"id": 7}),
+        *({"order": "1"}, {"data": 5}, {"teacher": [1]}, {"later": 1}),
+    ],
+    ids=str,
+)
+def test_a_record_of_other_types_is_an_error_whatever_its_checksum(runs, fields):
+    path = runs[0] / identity.RUN
+    path.write_text(sealed_as({**json.loads(path.read_bytes())["record"], **fields}))
+    with pytest.raises(ValueError, match="run.json is not what was written"):
+        workdir.start_run(runs[0], CONFIG)
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *({"step": "5"}, {"run": "x"}, {"run": {"id": 7}}, {"config": 7}, {"fingerprints": [1]}),
+        *({"unfinished": "x"}, {"unfinished": {"sums": {"loss": "a"}}}, None),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_s_record_of_other_types_is_damage_whatever_its_checksum(runs, fields, capsys):
+    path = runs[0] / FOLDER / "5" / "run" / "metadata"
+    record = json.loads(path.read_bytes())["record"]
+    path.write_text(sealed_as({} if fields is None else {**record, **fields}))
+    with pytest.raises(ValueError, match="checkpoints/5 cannot be read"):
+        restore.read_record(runs[0], 5)
+    assert newest_step(runs[0]) == 3
+    assert "checkpoints/5 cannot be read" in capsys.readouterr().err
 
 
 def test_data_and_teacher_are_those_that_the_run_was_begun_with(tmp_path):

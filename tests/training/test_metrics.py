@@ -105,6 +105,15 @@ def test_a_line_that_cannot_be_read_is_named_once_and_stays(tmp_path, capsys, li
     assert {p.name for p in tmp_path.iterdir()} == {path.name, metrics.DROPPED, metrics.EVENTS}
 
 
+@pytest.mark.parametrize("before", [b"\xef\xbb\xbf", bytes(4096), b"\xef\xbb\xbf  "])
+@pytest.mark.parametrize("after", [b"", b"\r", bytes(9)])
+def test_what_editors_and_power_losses_put_around_a_row_hides_none(tmp_path, capsys, before, after):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(before + json.dumps(GOOD[0]).encode() + after + b"\n")
+    assert read_rows(path) == GOOD[:1]
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.parametrize("value", NO_NUMBERS)
 def test_a_value_that_is_no_number_is_left_out_and_its_line_named_once(tmp_path, capsys, value):
     text = f'{{"step": 2, "evaluate/frechet_1": {value}, "evaluate/frechet_4": 2}}'

@@ -10,7 +10,7 @@ import pytest
 from tests.cli import SERVER
 from tests.training import interruption, killed
 from tests.training.test_resume import rows
-from training import exits
+from training import exits, restore
 from training.metrics import LOG, read_rows
 from training.preemption import Preempted, Preemption
 
@@ -158,6 +158,23 @@ def test_a_signal_that_comes_where_python_cannot_raise_is_heard(place, number, e
         else:
             with pytest.raises(KeyboardInterrupt):
                 preemption.requested(1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_that_a_library_makes_an_error_of_is_no_damage(tmp_path, number):
+    def read():
+        try:
+            signal.raise_signal(number)
+        except BaseException as error:
+            raise RuntimeError("reading failed") from error
+
+    error = KeyboardInterrupt if number == signal.SIGINT else Preempted
+    with pytest.raises(error), Preemption(False) as preemption, preemption.at_once():
+        restore.reading(read, tmp_path)
+    with Preemption(False):
+        signal.raise_signal(number)  # a training loop hears of it after the step
+        with pytest.raises(ValueError, match="cannot be read"):
+            restore.reading(lambda: tmp_path / 1, tmp_path)
 
 
 def test_what_one_has_noted_and_not_raised_the_one_around_it_hears():

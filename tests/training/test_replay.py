@@ -79,6 +79,7 @@ def test_the_record_of_the_last_broken_step_is_read(tmp_path):
         (b"[1]", "no record"),
         (b'{"step": "31", "message": ""}', "no record"),
         (b'{"step": 31, "message": "", "indices": ["a"]}', "no record"),
+        (b'{"step": 30, "message": "", "indices": null}', "no record"),  # another's, renamed
     ):
         (tmp_path / "replay" / "31.json").write_bytes(content)
         with pytest.raises(ValueError, match=f"31.json is {message}"):
