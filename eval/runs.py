@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from eval.evaluation import Evaluation, evaluations, read_samples
 from eval.protocol import Protocol, check_comparable
@@ -145,10 +146,16 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
         budget={
             "images_seen": last.result["images_seen"],
             "network_evaluations": None,
-            "seconds": training_seconds(rows, last.sampling["step"], config.batch_size),
+            "seconds": seconds_of(rows, last.sampling["step"], config),
         },
         config=with_teacher(flat(as_dict(config))),
     )
+
+
+def seconds_of(rows: Sequence[Mapping[str, float]], step: int, config: ConfigDict) -> float | None:
+    """Seconds of training up to a step; None if the log or the config does not say."""
+    size = config.get("batch_size")
+    return None if size is None else training_seconds(rows, step, size)
 
 
 def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:

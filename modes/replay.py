@@ -30,8 +30,8 @@ def replay(request: Request) -> None:
     """
     path = required_workdir(request)
     record, config = read_newest(path), workdir.load_config(path)
-    check_own(record, config, path)
     rebuild(config, str(path))  # a record of another version is one error
+    check_own(record, config, path)
     mesh = make_mesh(**config.mesh)
     experiment = build_on(config, mesh)
     dataset = dataset_if_here(config, experiment, writable=False)

@@ -223,7 +223,7 @@ def load_run(request: Request) -> Run:
     path = required_workdir(request)
     config = workdir.load_config(path, request.checkpoint)
     if request.network:
-        config.ema.sample_with = request.network
+        config.update({"ema": {"sample_with": request.network}})
     experiment = rebuild(config, str(path))
     mesh = make_mesh()
     if config.evaluate.batch_size % mesh.size:

@@ -85,11 +85,12 @@ def rebuild(config: ConfigDict, run: str) -> Experiment:
 
     Kernels that the machine of the run had are used if this one has them too.
     """
-    if config.model.get("attention") == "cudnn":
-        config = config.copy_and_resolve_references()
-        config.model.attention = "auto"
     try:
-        config.evaluate.batch_size  # noqa: B018, read by those who sample
+        if config.model.get("attention") == "cudnn":
+            config = config.copy_and_resolve_references()
+            config.model.attention = "auto"
+        # Read by those who sample, and by those who report.
+        _ = config.evaluate.batch_size, config.batch_size, config.seed
         return build(config)
     except (AttributeError, KeyError, TypeError) as error:  # a field that is not there, or no more
         raise ValueError(

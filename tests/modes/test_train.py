@@ -13,6 +13,7 @@ import pytest
 
 from configs import base
 from data import NEWEST_ORDER, Pairs, batches, row_batches
+from modes.request import Request
 from tests.modes.recorded import TRAIN, dataset, random_network, recorded
 from tests.training.runs import small_config
 from training.experiment import build
@@ -254,3 +255,10 @@ def test_batches_begin_at_the_step_that_a_run_goes_on_from(method, fields):
 def test_every_field_is_in_a_table():
     fields = set(flat(as_dict(base.config())))
     assert fields == {f for f in (*FIELDS, *TAUGHT, *ELSEWHERE) if not f.startswith("objective.")}
+
+
+def test_a_run_says_the_step_that_it_is_at_and_not_the_one_asked_for(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(TRAIN, "checked", lambda path, config: None)
+    monkeypatch.setattr(TRAIN, "train_claimed", lambda path, job, preemption: 6)
+    TRAIN.train(Request(config=small_config(steps=3), workdir=tmp_path))
+    assert capsys.readouterr().out.startswith(f"{tmp_path} is at step 6; draw from it")

@@ -3,6 +3,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import pytest
+from ml_collections import ConfigDict
 
 from eval.evaluate import check_sampling
 from modes.train import check_step
@@ -283,3 +284,14 @@ def test_a_run_with_fused_attention_samples_where_there_is_none():
         build(config)
     assert rebuild(config, "run").objective.denoises
     assert config.model.attention == "cudnn"
+
+
+@pytest.mark.parametrize(
+    "name", ["model", "path", "prediction", "objective", "optimizer", "ema", "data", "evaluate"]
+)
+def test_a_record_without_a_part_is_of_another_version(name):
+    fields = small_config().to_dict()
+    for missing in ({name}, {"seed"}, {"batch_size"}, set(fields)):
+        rest = {field: value for field, value in fields.items() if field not in missing}
+        with pytest.raises(ValueError, match="RUN was made by another version of Fewstep"):
+            rebuild(ConfigDict(rest), "RUN")
