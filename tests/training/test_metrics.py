@@ -66,13 +66,6 @@ def test_a_resumed_log_has_every_step_once(tmp_path):
     assert dropped == '{"step": 3, "loss": 1.5}\n{"step": 4, "lo\n'
 
 
-def test_tensorboard_forgets_the_steps_that_are_made_again(tmp_path, monkeypatch):
-    asked = {}
-    monkeypatch.setattr(metrics, "SummaryWriter", lambda folder, **fields: asked.update(fields))
-    MetricLog(tmp_path, 6)
-    assert asked == {"purge_step": 7}
-
-
 def test_of_a_running_count_a_row_has_the_last():
     average = Average()
     for skipped, count in ((3, 1), (4, 1), (0, 0)):  # the player was not updated at the last step

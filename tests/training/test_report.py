@@ -86,12 +86,19 @@ def test_as_many_spikes_as_the_cap_are_allowed():
 def test_a_value_that_is_not_finite_ends_the_run_and_is_told():
     metrics = {"a/finite": Mean(1.0, 1.0), "b/finite": Mean(0.0, 0.0)}  # b was not updated
     check_finite(3, metrics)
-    bad = {**metrics, "a/finite": Mean(0.0, 1.0), "a/loss": Mean(2.0, 1.0), "a/x": Mean(1.0, 1.0)}
+    bad = {
+        **metrics,
+        "a/finite": Mean(0.0, 1.0),
+        "a/loss": Mean(np.inf, 1.0),
+        "a/x": Mean(1.0, 1.0),
+    }
     with pytest.raises(NonFiniteError, match="of a is not finite at step 3") as error:
         check_finite(3, bad)
-    assert (error.value.step, error.value.values) == (3, {"a/loss": 2.0})
-    with pytest.raises(NonFiniteError, match="of the network is not finite"):
-        check_finite(3, {"finite": Mean(0.0, 1.0)})
+    assert (error.value.step, error.value.values) == (3, {"a/loss": np.inf})
+    with pytest.raises(NonFiniteError, match="loss or gradient of the network is not"):
+        check_finite(3, {"finite": Mean(0.0, 1.0), "loss": Mean(np.nan, 1.0)})
+    with pytest.raises(NonFiniteError, match="parameters or optimizer state of the network after"):
+        check_finite(3, {"finite": Mean(0.0, 1.0), "loss": Mean(2.0, 1.0)})
 
 
 def test_steps_one_by_one_and_several_at_once_make_the_same_rows(tmp_path):
