@@ -3,17 +3,22 @@
 Importing takes seconds and a command often less: a fork server has done it once.
 """
 
+import ctypes
 import multiprocessing
 import os
 import re
 import socket
 import sys
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import NamedTuple
+from uuid import uuid4
 
 ROOT = Path(__file__).parent.parent
 TIMEOUT = 300.0  # seconds
+# Of Linux: a mount namespace of one's own, whose mounts no other sees; a file in another's place.
+NEW_MOUNTS, PRIVATE, BIND = 0x20000, 0x44000, 0x1000
+BOOT_ID = "/proc/sys/kernel/random/boot_id"
 SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["main"])
 
@@ -42,10 +47,10 @@ def run(*arguments, expect=0, devices=1, nano=None):
 class Command:
     """`python main.py ARGUMENTS`, running."""
 
-    def __init__(self, arguments, devices=1, nano=None):
+    def __init__(self, arguments, devices=1, nano=None, own_host=False):
         self.folder = TemporaryDirectory()
         self.outputs = [Path(self.folder.name, name) for name in Result._fields]
-        arguments = (arguments, environment(devices), self.outputs, nano)
+        arguments = (arguments, environment(devices), self.outputs, nano, own_host)
         self.process = SERVER.Process(target=call, args=arguments)
         self.process.start()
 
@@ -59,14 +64,22 @@ class Command:
             return Result(*(path.read_text() for path in self.outputs))
 
 
-def start_together(count, *arguments, own=None, nano=None):
-    """The command in so many processes, of one device each; `own`: {index: further arguments}."""
+def start_together(count, *arguments, own=None, nano=None, devices=1, own_host=False):
+    """The command in so many processes; `own`: {index: further arguments}.
+
+    devices: of each. own_host: whether JAX should take each for a host, and so a slice, of its own.
+    """
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
     joined = [f"--coordinator={address}", f"--num_processes={count}"]
     return [
-        Command([*arguments, *joined, f"--process_id={i}", *(own or {}).get(i, [])], nano=nano)
+        Command(
+            [*arguments, *joined, f"--process_id={i}", *(own or {}).get(i, [])],
+            devices,
+            nano,
+            own_host,
+        )
         for i in range(count)
     ]
 
@@ -83,13 +96,39 @@ def end_together(commands, expect=0):
     ]
 
 
-def run_together(count, *arguments, expect=0, own=None, nano=None):
+def run_together(count, *arguments, expect=0, **how):
     """`start_together` and `end_together`."""
-    return end_together(start_together(count, *arguments, own=own, nano=nano), expect)
+    return end_together(start_together(count, *arguments, **how), expect)
 
 
-def call(arguments, variables, outputs, nano):
+def become_a_host():
+    """Give this process a boot id of its own, by which JAX tells hosts. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    with NamedTemporaryFile("w", delete=False) as file:
+        file.write(f"{uuid4()}\n")
+    steps = (
+        (libc.unshare, NEW_MOUNTS),
+        (libc.mount, b"none", b"/", None, PRIVATE, None),
+        (libc.mount, file.name.encode(), BOOT_ID.encode(), None, BIND, None),
+    )
+    for function, *arguments in steps:
+        if function(*arguments):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    os.unlink(file.name)
+
+
+def hosts_can_be_made():
+    """Whether this user may do what `become_a_host` does."""
+    process = SERVER.Process(target=become_a_host)
+    process.start()
+    process.join(TIMEOUT)
+    return process.exitcode == 0
+
+
+def call(arguments, variables, outputs, nano, own_host):
     """Become the command; runs in the forked process."""
+    if own_host:
+        become_a_host()
     for descriptor, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()  # the fork server's are those of its first command

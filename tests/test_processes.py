@@ -219,6 +219,22 @@ def test_processes_with_different_flags_are_refused_before_anything_is_written(t
     assert not (tmp_path / "run").exists() and not (tmp_path / "other").exists()
 
 
+def test_hosts_are_slices_that_data_spans(alone, tmp_path):
+    if not cli.hosts_can_be_made():
+        pytest.skip("this user may not mount a boot id for each process")
+    hosts = {"own_host": True, "devices": 2}
+    mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
+    run_together(2, *TRAIN, *mesh, f"--workdir={tmp_path}/run", **hosts)
+    assert_same_run(tmp_path / "run", alone)
+    across = ("--config.mesh.data=1", "--config.mesh.fsdp=4", f"--workdir={tmp_path}/across")
+    refused, _ = run_together(2, *TRAIN, *across, **hosts, expect=exits.BAD_INPUT)
+    assert "mesh.fsdp=4 does not fit into slices" in refused.stderr
+    doctor, _ = run_together(
+        2, "--mode=doctor", *TRAIN, *mesh, f"--workdir={tmp_path}/run", **hosts
+    )
+    assert "2 slice(s) of 2 device(s), 2 process(es) of 2" in doctor.stdout
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
