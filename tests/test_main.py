@@ -452,7 +452,7 @@ def test_labels_and_steps_out_of_range(trained):
         (("--out=x.png",), "a folder or end in .npz"),
         (("--checkpoint=5",), "not 5"),
         (("--network=ema_0.9",), "did you mean 'ema_0.999'"),
-        (("--guidance=nan",), "not a number"),
+        (("--guidance=nan",), "nan is not finite"),
     ):
         result = run("--mode=sample", f"--workdir={trained}", *options, expect=2)
         assert message in result.stderr

@@ -80,7 +80,7 @@ def test_what_is_finished_is_left_and_what_is_missing_is_made(compared):
     [
         (("--methods=",), "--methods=METHOD,METHOD"),
         (("--methods=cdd",), "did you mean 'cd'"),
-        (("--methods=cd", "--config.evaluate.guidance_scale=nan"), "not a number"),
+        (("--methods=cd", "--config.evaluate.guidance_scale=nan"), "must be a finite number"),
         (("--methods=cd", "--seeds=1-0"), "--seeds=1-0"),
         (("--methods=cd", "--config.optimizer.warmup_steps", "5"), "warmup_steps (5)"),
         (("--methods=cd", "--config.objective.solver.name=heun"), "solver"),
