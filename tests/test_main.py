@@ -449,7 +449,7 @@ def test_labels_and_steps_out_of_range(trained):
         (("--seeds=a",), "--seeds=a"),
         ((f"--seeds={2**31}",), "the largest is"),
         (("--guidance=3", "--steps=1"), "trained with guidance scale"),
-        (("--out=x.png",), "a folder or end in .npz"),
+        (("--out=x.png",), "must be a folder, or a name that ends in .npz"),
         (("--checkpoint=5",), "not 5"),
         (("--network=ema_0.9",), "did you mean 'ema_0.999'"),
         (("--guidance=nan",), "nan is not finite"),
