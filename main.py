@@ -31,6 +31,7 @@ from modes.request import check_started_alike
 from training import exits, processes
 from training.files import in_words
 from training.preemption import INTERRUPTED, Preempted, Preemption
+from training.profile import Window
 from training.report import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
@@ -75,6 +76,9 @@ COORDINATOR = flags.DEFINE_string(
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one, from 0.")
+PROFILE = flags.DEFINE_string(
+    "profile", None, "train: START:STOP, the steps of which a trace is kept, such as 100:103."
+)
 OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report: an .html file.")
 
 
@@ -104,6 +108,7 @@ USED_BY = {
     "mfu": ("plan",),
     "price": ("plan",),
     "disk_speed": ("plan",),
+    "profile": ("train",),
     "distributed": TOGETHER,
     "coordinator": TOGETHER,
     "num_processes": TOGETHER,
@@ -190,6 +195,7 @@ def request() -> Request:
         mfu=numbers("mfu", MFU.value, "0.25,0.45"),
         price=PRICE.value,
         disk_speed=DISK_SPEED.value,
+        profile=window(PROFILE.value) if PROFILE.value is not None else None,
     )
 
 
@@ -208,6 +214,16 @@ def numbers(flag: str, values: list[str], example: str) -> tuple[float, ...]:
         raise ValueError(
             f"--{flag}={','.join(values)} must be numbers, such as {example}"
         ) from error
+
+
+def window(text: str) -> Window:
+    """The steps of START:STOP. Raises ValueError."""
+    ends = re.fullmatch(r"(\d+):(\d+)", text)
+    if not ends:
+        raise ValueError(
+            f"--profile={text} must be START:STOP, two numbers of steps such as 100:103"
+        )
+    return Window(*map(int, ends.groups()))
 
 
 def ranges(text: str) -> tuple[int, ...]:

@@ -91,6 +91,8 @@ def data() -> ConfigDict:
         {
             "name": "digits",  # digits, fashion_mnist, folder:PATH, or a TFDS image data set
             "dir": "",  # where prepared data lie; "" is $FEWSTEP_DATA or ~/.cache/fewstep
+            # A disk of each host, to which it copies the images before training; "" is none.
+            "local_dir": "",
             "image_size": 0,  # pixels per side; 0 is the data set's own
             "channels": 0,  # 1 or 3; 0 is the data set's own
             "num_classes": -1,  # 0 trains without labels; -1 is the data set's own

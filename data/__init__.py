@@ -1,7 +1,7 @@
 """Image data: real sets by name as uint8 arrays, and endless reproducible batches of them."""
 
-from data.array_cache import data_root, verify
-from data.catalog import load, prepare
+from data.array_cache import data_root, local_folder, verify
+from data.catalog import load, load_copy, prepare
 from data.dataset import NULL_LABEL, Dataset, Pairs, Split
 from data.identity import Identity, changes, digest
 from data.order import FIRST_ORDER, NEWEST_ORDER
@@ -23,6 +23,8 @@ __all__ = [
     "digest",
     "label_batches",
     "load",
+    "load_copy",
+    "local_folder",
     "pair_batches",
     "prepare",
     "row_batches",

@@ -1,34 +1,56 @@
 """Images decoded once into memory-mapped uint8 arrays, whatever they came from.
 
-    DATA_DIR/arrays/NAME-KEY/train_images.npy   uint8 [N, S, S, C]
+    DATA_DIR/arrays/NAME-KEY/train_images.npy   uint8 [N, S, S, C]; large splits are several shards
                              train_labels.npy   int32 [N]
-                             manifest.json      hashes and stamps of both (data/manifest.py)
+                             manifest.json      hashes and stamps of all (data/manifest.py)
 
 KEY is a hash of everything that the arrays depend on. A file appears under its name only when it is
-complete, and the manifest names a split only when its files are; one that it does not name is
-decoded.
+complete, and the manifest names a split or a shard only when its files are; one that it does not
+name is decoded, so that decoding goes on after an interruption.
 
 `decode` checks sizes, types, labels and stamps, and hashes images whose stamp has changed; `verify`
-hashes all. What does not agree is an error, and `mend` decodes it again.
+hashes all. What does not agree is an error, and `mend` decodes that shard again.
 """
 
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from data.arrays import Source, SplitFiles, examine, open_split, write_split
+from data.arrays import (
+    Source,
+    SplitFiles,
+    examine,
+    examine_shard,
+    open_split,
+    shard_counts,
+    shards_of,
+    unchanged,
+    write_split,
+)
 from data.dataset import Dataset
-from data.files import claimed, note, remove_leftovers
+from data.files import claimed, remove_leftovers
 from data.identity import changes, identity_of, images_sha256
-from data.manifest import MANIFEST, DamagedError, Record, read_manifest, write_manifest
+from data.manifest import (
+    MANIFEST,
+    DamagedError,
+    Manifest,
+    Record,
+    Shards,
+    read_manifest,
+    write_manifest,
+)
+from data.progress import note
+from data.rows import Rows
 
 FORMAT = 1  # part of the key; another number makes every array anew
 FOLDER = "arrays"
 REMEDY = "run main.py --mode=prepare with the same --config, which decodes it again"
+ADDRESS = re.compile(r"[a-z0-9]{2,}:/")  # gs://..., which pathlib takes for a folder
 
 # Splits by name; None for one that is older than manifests.
 Records = Mapping[str, Record | None]
@@ -49,9 +71,22 @@ class Undecoded(NamedTuple):
 
 
 def data_root(data_dir: str = "") -> Path:
-    """Where prepared data lie: data_dir, else $FEWSTEP_DATA, else ~/.cache/fewstep."""
+    """Where prepared data lie: data_dir, else $FEWSTEP_DATA, else ~/.cache/fewstep.
+
+    Raises ValueError for the address of a bucket.
+    """
     chosen = data_dir or os.environ.get("FEWSTEP_DATA") or "~/.cache/fewstep"
-    return Path(chosen).expanduser().absolute()
+    return local_folder(chosen, "data.dir" if data_dir else "$FEWSTEP_DATA")
+
+
+def local_folder(path: str, field: str) -> Path:
+    """The folder that a field names. Raises ValueError for the address of a bucket."""
+    if ADDRESS.match(path):
+        raise ValueError(
+            f"{field}={path} is an address, not a folder; mount the bucket and give the folder "
+            "where it is mounted (docs/clusters.md)"
+        )
+    return Path(path).expanduser().absolute()
 
 
 def file_stamps(files: Iterable[Path], folder: Path) -> list[tuple[str, int, int]]:
@@ -71,7 +106,7 @@ def array_folder(data: Undecoded, root: Path) -> Path:
 def is_decoded(data: Undecoded, root: Path) -> bool:
     """Whether the arrays of all splits are there, whole or damaged."""
     try:
-        records = _known(data, array_folder(data, root))
+        records = known(data, array_folder(data, root))
     except DamagedError:
         return True
     return data.splits.keys() <= records.keys()
@@ -85,23 +120,30 @@ def decode(data: Undecoded, root: Path, writable: bool = True) -> Dataset:
     Raises ValueError, with the file and the remedy, for arrays that are not what was decoded.
     """
     folder = array_folder(data, root)
-    files = _files(data, folder)
     try:
-        records = _known(data, folder)
-        if not all(_unchanged(files[name], records.get(name)) for name in files):
+        records = known(data, folder)
+        if not all(is_unchanged(data, folder, name, records.get(name)) for name in data.splits):
             if writable:
                 with claimed(folder) as locked:
                     records = _completed(data, folder, _hashed(data, folder), locked)
             else:
                 records = _hashed(data, folder)
-        opened = {name: open_split(files[name], records[name]) for name in files}
+        return opened(data, folder, records)
     except DamagedError as error:
         raise ValueError(f"{error}; {REMEDY}") from error
-    identities = {name: records[name].identity for name in files}
+
+
+def opened(data: Undecoded, folder: Path, records: Mapping[str, Record]) -> Dataset:
+    """The data set whose arrays lie in a folder. Raises DamagedError."""
+    splits = {
+        name: open_split(files_of(data, folder, name, records[name]), records[name])
+        for name in data.splits
+    }
+    identities = {name: records[name].identity for name in splits}
     return Dataset(
         name=data.name,
-        train=opened["train"],
-        test=opened.get("test"),
+        train=splits["train"],
+        test=splits.get("test"),
         num_classes=data.num_classes,
         classes=data.classes,
         recorded=identity_of(data.image_shape, data.classes, identities),
@@ -115,14 +157,15 @@ def mend(data: Undecoded, root: Path) -> Path:
     """
     folder = array_folder(data, root)
     with claimed(folder) as locked:
-        known = _believed(data, folder)
-        sound = _sound(data, folder, known)
-        records = _completed(data, folder, sound, locked)
+        before = _believed(data, folder)
+        sound, parts = _sound(data, folder, before)
+        records = _completed(data, folder, sound, locked, parts)
     for name, record in records.items():
-        before = known.get(name)
-        done = "decoded" if name not in sound else "verified" if before else "recorded"
-        note(f"{data.name} {name}: {record.identity['count']} images {done}")
-        if before and changes(before.identity, record.identity):
+        earlier = before.get(name)
+        done = "decoded" if name not in sound else "verified" if earlier else "recorded"
+        shards = f" in {len(record.shards)} shards" if len(record.shards) > 1 else ""
+        note(f"{data.name} {name}: {record.identity['count']} images{shards} {done}")
+        if earlier and changes(earlier.identity, record.identity):
             note(f"{data.name} {name} decodes to other data than before, on which runs may rest")
     return folder
 
@@ -131,12 +174,16 @@ def verify(dataset: Dataset) -> None:
     """Hash all images. Raises ValueError, with the remedy, if they are not what was decoded."""
     for name, split in dataset.splits.items():
         recorded = dataset.identity["splits"][name]["images_sha256"]
-        if images_sha256(split.images, f"hashing {dataset.name} {name}") != recorded:
-            file = getattr(split.images, "filename", f"{dataset.name} {name}")
-            raise ValueError(f"{file} holds other images than were decoded; {REMEDY}")
+        pairs = [(split.images, recorded)]
+        if isinstance(split.images, Rows):
+            pairs = zip(split.images.arrays, split.images.sha256, strict=True)
+        for images, sha256 in pairs:
+            if images_sha256(images, f"hashing {dataset.name} {name}") != sha256:
+                file = getattr(images, "filename", f"{dataset.name} {name}")
+                raise ValueError(f"{file} holds other images than were decoded; {REMEDY}")
 
 
-def _header(data: Undecoded, folder: Path) -> dict[str, Any]:
+def header_of(data: Undecoded, folder: Path) -> dict[str, Any]:
     """What a manifest says beside its splits; the folder's name has the key."""
     return {
         "format": FORMAT,
@@ -146,58 +193,88 @@ def _header(data: Undecoded, folder: Path) -> dict[str, Any]:
     }
 
 
-def _files(data: Undecoded, folder: Path) -> dict[str, SplitFiles]:
-    return {
-        name: SplitFiles(
-            images=folder / f"{name}_images.npy",
-            labels=folder / f"{name}_labels.npy",
-            description=f"{data.name} {name}",
-            count=source.count,
-            image_shape=data.image_shape,
-            num_classes=data.num_classes,
-        )
-        for name, source in data.splits.items()
-    }
+def files_of(data: Undecoded, folder: Path, name: str, record: Record | None = None) -> SplitFiles:
+    """The files of a split, as they were written; without a record those of one shard."""
+    counts = record.counts if record else (data.splits[name].count,)
+    return _files(data, folder, name, counts)
 
 
-def _known(data: Undecoded, folder: Path) -> Records:
+def new_files(data: Undecoded, folder: Path, name: str) -> SplitFiles:
+    """The files into which a split is decoded."""
+    counts = shard_counts(data.splits[name].count, data.image_shape)
+    return _files(data, folder, name, counts)
+
+
+def _files(data: Undecoded, folder: Path, name: str, counts: Sequence[int]) -> SplitFiles:
+    return SplitFiles(
+        shards=shards_of(folder, name, counts),
+        description=f"{data.name} {name}",
+        image_shape=data.image_shape,
+        num_classes=data.num_classes,
+    )
+
+
+def known(data: Undecoded, folder: Path) -> Records:
     """The splits that are there. Raises DamagedError for a manifest that cannot be believed."""
-    recorded = read_manifest(folder / MANIFEST, _header(data, folder))
+    recorded = read_manifest(folder / MANIFEST, header_of(data, folder))
     counts = {name: source.count for name, source in data.splits.items()}
-    for name, record in (recorded or {}).items():
+    for name, record in (recorded.splits if recorded else {}).items():
         if record.identity["count"] != counts.get(name):
             raise DamagedError(f"{folder / MANIFEST} has another split {name} than the data")
     if recorded is not None:
-        return recorded
+        return recorded.splits
     # Before there were manifests a split was complete when its images had their name.
-    return {name: None for name, files in _files(data, folder).items() if files.images.exists()}
+    first = {name: files_of(data, folder, name).shards[0] for name in data.splits}
+    return {name: None for name, shard in first.items() if shard.images.exists()}
+
+
+def is_unchanged(data: Undecoded, folder: Path, name: str, record: Record | None) -> bool:
+    """Whether nothing was written to a split's files since they were hashed."""
+    if record is None:
+        return False
+    shards = files_of(data, folder, name, record).shards
+    return all(map(unchanged, shards, record.shards))
 
 
 def _believed(data: Undecoded, folder: Path) -> Records:
     """The splits that are there; none if the manifest cannot be believed."""
     try:
-        known = _known(data, folder)
+        found = known(data, folder)
     except DamagedError as error:
         note(f"{error}; decoding again")
         return {}
-    _warn_of_older(known, folder)
-    return known
+    _warn_of_older(found, folder)
+    return found
 
 
-def _warn_of_older(known: Records, folder: Path) -> None:
-    if None in known.values():
+def _warn_of_older(found: Records, folder: Path) -> None:
+    if None in found.values():
         note(f"{folder} has no {MANIFEST}: its arrays are taken as they are")
 
 
-def _sound(data: Undecoded, folder: Path, known: Records) -> dict[str, Record]:
-    """The known splits whose files are what they should be; of the others it says why not."""
-    files, sound = _files(data, folder), {}
-    for name, record in known.items():
-        try:
-            sound[name] = examine(files[name], record)
-        except DamagedError as error:
-            note(f"{error}; decoding again")
-    return sound
+def _sound(
+    data: Undecoded, folder: Path, found: Records
+) -> tuple[dict[str, Record], dict[str, Shards]]:
+    """The known splits whose files are what they should be, and the sound shards of the others.
+
+    Of what is damaged it says why.
+    """
+    sound, parts = {}, {}
+    for name, record in found.items():
+        files = files_of(data, folder, name, record)
+        shards: list = []
+        for shard, of in zip(files.shards, record.shards if record else [None], strict=True):
+            try:
+                shards.append(examine_shard(files, shard, of))
+            except DamagedError as error:
+                note(f"{error}; decoding again")
+                shards.append(None)
+        if None in shards:
+            parts[name] = shards
+        else:
+            identity = record.identity if record else shards[0].identity
+            sound[name] = Record(identity, tuple(shards))
+    return sound, parts
 
 
 def _hashed(data: Undecoded, folder: Path) -> dict[str, Record]:
@@ -205,37 +282,82 @@ def _hashed(data: Undecoded, folder: Path) -> dict[str, Record]:
 
     Raises DamagedError.
     """
-    files = _files(data, folder)
-    known = _known(data, folder)  # read again: another process may have been at work until now
-    _warn_of_older(known, folder)
+    found = known(data, folder)  # read again: another process may have been at work until now
+    _warn_of_older(found, folder)
     return {
-        name: record if _unchanged(files[name], record) else examine(files[name], record)
-        for name, record in known.items()
+        name: examine(files_of(data, folder, name, record), record)
+        for name, record in found.items()
     }
 
 
-def _unchanged(files: SplitFiles, record: Record | None) -> bool:
-    """Whether nothing was written to the files since they were hashed."""
-    return record is not None and record.stamps == files.stamps
-
-
 def _completed(
-    data: Undecoded, folder: Path, records: Mapping[str, Record], locked: bool
+    data: Undecoded,
+    folder: Path,
+    records: Mapping[str, Record],
+    locked: bool,
+    parts: Mapping[str, Shards] = MappingProxyType({}),
 ) -> dict[str, Record]:
-    """Records of all splits, those without one decoded."""
+    """Records of all splits, those without one decoded, but for the shards of it that are there.
+
+    parts: sound shards by split, beside those of a decoding that was interrupted.
+    """
     if locked:
         remove_leftovers(folder)
-    completed, files = dict(records), _files(data, folder)
-    missing = [name for name in files if name not in completed]
+    completed, path, header = dict(records), folder / MANIFEST, header_of(data, folder)
+    missing = [name for name in data.splits if name not in completed]
+    unfinished = _unfinished(data, folder, {**_interrupted(path, header), **parts}, missing)
     # First of all the manifest: files that it does not name are from here on not believed.
     try:
-        write_manifest(folder / MANIFEST, _header(data, folder), completed)
+        write_manifest(path, header, Manifest(completed, unfinished))
     except OSError as error:
         if missing:
             raise
         reason = error.strerror or error
         note(f"{folder} cannot be written ({reason}): its arrays are hashed at every start")
     for name in missing:
-        completed[name] = write_split(files[name], data.splits[name])
-        write_manifest(folder / MANIFEST, _header(data, folder), completed)
+
+        def keep(shards: Shards, name: str = name) -> None:
+            write_manifest(path, header, Manifest(completed, {**unfinished, name: shards}))
+
+        files = new_files(data, folder, name)
+        done = unfinished.pop(name, [None] * len(files.shards))
+        completed[name] = write_split(files, data.splits[name], done, keep)
+        write_manifest(path, header, Manifest(completed, unfinished))
+        if locked:
+            _remove_others(files, folder, name)
     return completed
+
+
+def _interrupted(path: Path, header: Mapping[str, Any]) -> Mapping[str, Shards]:
+    """The shards of splits whose decoding was interrupted."""
+    try:
+        manifest = read_manifest(path, header)
+    except DamagedError:
+        return {}
+    return manifest.unfinished if manifest else {}
+
+
+def _unfinished(
+    data: Undecoded, folder: Path, parts: Mapping[str, Shards], missing: Sequence[str]
+) -> dict[str, Shards]:
+    """The shards of missing splits that are files of today's sizes."""
+    found = {}
+    for name in missing:
+        counts = [shard.count for shard in new_files(data, folder, name).shards]
+        shards = parts.get(name, ())
+        fits = len(shards) == len(counts) and all(
+            of is None or of.identity["count"] == count
+            for of, count in zip(shards, counts, strict=True)
+        )
+        if fits and any(shards):
+            found[name] = shards
+    return found
+
+
+def _remove_others(files: SplitFiles, folder: Path, name: str) -> None:
+    """Remove the files of a split that was written in another number of shards."""
+    own = {file for shard in files.shards for file in (shard.images, shard.labels)}
+    pattern = re.compile(rf"{name}_(images|labels)(-\d+-of-\d+)?\.npy")
+    for file in set(folder.iterdir()) - own:
+        if pattern.fullmatch(file.name):
+            file.unlink(missing_ok=True)

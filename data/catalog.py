@@ -9,11 +9,12 @@ tfds:NAME or NAME  an image data set of TensorFlow Datasets, by data/tfds_images
 import re
 from pathlib import Path
 
-from data.array_cache import Undecoded, data_root, decode, is_decoded, mend
+from data.array_cache import Undecoded, data_root, decode, is_decoded, local_folder, mend
 from data.dataset import Dataset
 from data.digits import digits
 from data.files import claimed
 from data.folder import folder
+from data.local_copy import FIELD, copy_arrays
 from data.pixels import check_size
 from data.tfds_images import tfds_images, unknown_name, write_tfds
 
@@ -50,6 +51,22 @@ def load(
     if is_decoded(undecoded, root):
         return decode(undecoded, root, writable)
     return decode(undecoded, root if writable else data_root())
+
+
+def load_copy(
+    name: str, local_dir: str, *, data_dir: str = "", image_size: int = 0, channels: int = 0
+) -> Dataset:
+    """The data set, its arrays copied under local_dir, a disk of this host, and read from there.
+
+    What is there already is not copied again. Other arguments, and errors, as for `load`; OSError
+    if the disk has no room.
+    """
+    check_size(image_size, channels)
+    local = local_folder(local_dir, FIELD)
+    if name == "digits":
+        return digits(image_size, channels)
+    root = data_root(data_dir)
+    return copy_arrays(_undecoded(name, root, image_size, channels), root, local)
 
 
 def prepare(name: str, *, data_dir: str = "", image_size: int = 0, channels: int = 0) -> Path:

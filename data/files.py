@@ -5,7 +5,6 @@ import fcntl
 import os
 import re
 import socket
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +12,10 @@ from pathlib import Path
 from typing import BinaryIO
 from uuid import uuid4
 
-from tqdm import tqdm
+from data.progress import note
 
 LOCK = ".lock"
+FIELD = "data.dir"  # that names the disk
 # NAME.HEX@HOST.tmp; earlier versions named no host.
 TEMPORARY = re.compile(r".+\.[0-9a-f]{32}(?:@(.*))?\.tmp")
 # A writer on another host, whose file system may not share locks, is dead after so long a silence.
@@ -24,17 +24,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 UNLOCKED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
-def note(line: str) -> None:
-    """Print a line on standard error, clear of progress bars."""
-    tqdm.write(line, file=sys.stderr)
-
-
 @contextmanager
-def whole_file(path: Path) -> Iterator[BinaryIO]:
+def whole_file(path: Path, field: str = FIELD) -> Iterator[BinaryIO]:
     """A file that takes its name when the block ends, and is removed if the block fails.
 
-    A kill leaves its temporary file to `remove_leftovers`. Raises OSError that names the folder if
-    the disk is full.
+    field: which names another disk. A kill leaves its temporary file to `remove_leftovers`. Raises
+    OSError that names the folder if the disk is full.
     """
     writer = f"{uuid4().hex}@{socket.gethostname()}"  # of this process alone
     temporary = path.with_name(f"{path.name}.{writer}.tmp")
@@ -49,13 +44,13 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         if isinstance(error, OSError) and error.errno in FULL:
             raise OSError(
                 f"{path.parent} has no room for {path.name} ({error.strerror}); free disk space or "
-                "choose another data.dir. What is there already is whole"
+                f"choose another {field}. What is there already is whole"
             ) from error
         raise
 
 
 @contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
+def claimed(folder: Path, field: str = FIELD) -> Iterator[bool]:
     """The folder, made, for this process alone; waits for another one that has it.
 
     Yields whether it is locked. The lock is the kernel's, so a kill gives it back. Where nothing
@@ -65,7 +60,7 @@ def claimed(folder: Path) -> Iterator[bool]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"{folder} cannot be made ({error.strerror}); choose another data.dir"
+        reason = f"{folder} cannot be made ({error.strerror}); choose another {field}"
         raise OSError(reason) from error
     try:
         file = (folder / LOCK).open("ab")

@@ -12,7 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
+
+from data.progress import progress
 
 CHUNK_BYTES = 2**26  # hashed at once
 SHOWN_BYTES = 2**28  # from here on hashing takes long enough for a progress bar
@@ -46,7 +47,9 @@ def images_sha256(images: np.ndarray, description: str = "") -> str:
     total = hashlib.sha256()
     rows = max(CHUNK_BYTES // max(images[:1].nbytes, 1), 1)
     starts = range(0, len(images), rows)
-    for start in tqdm(starts, desc=description, disable=images.nbytes < SHOWN_BYTES, leave=False):
+    for start in progress(
+        starts, desc=description, silent=images.nbytes < SHOWN_BYTES, leave=False
+    ):
         total.update(np.ascontiguousarray(images[start : start + rows]))
     return total.hexdigest()
 

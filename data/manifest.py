@@ -3,16 +3,20 @@
     {"seal": "...", "format": 1, "folder": "NAME-KEY", "image_shape": [32, 32, 3],
      "classes": ["cat", ...],
      "splits": {"train": {"identity": {"count": 50000, "images_sha256": "...", ...},
-                          "stamps": [[153600128, 1700000000000000000], ...]}}}
+                          "stamps": [[153600128, 1700000000000000000], ...]}},
+     "unfinished": {"test": [{"identity": ..., "stamps": ...}, null, ...]}}
 
 A split is in it once its files are complete. Stamps are the size and the modification time of the
-files of images and of labels: a file whose stamp has changed is hashed again. `folder` has the key
-of the data and so binds the manifest to them; `seal` is a hash of all the rest.
+files of images and of labels: a file whose stamp has changed is hashed again. A split of several
+shards (data/arrays.py) has "shards", the identity and the stamps of each, in the place of its
+stamps. Shards of a split that is not complete are in "unfinished"; null is one that is missing.
+`folder` has the key of the data and so binds the manifest to them; `seal` is a hash of all the
+rest.
 """
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,11 +33,41 @@ class DamagedError(ValueError):
     """A file of decoded arrays is not what it should be; decoding again mends it."""
 
 
-class Record(NamedTuple):
-    """What a manifest says of a split: `split_identity` and the stamps of its files."""
+class ShardRecord(NamedTuple):
+    """What a manifest says of a shard: its `split_identity`, and the stamps of its files."""
 
     identity: Mapping[str, Any]
     stamps: list[Stamp]
+
+
+class Record(NamedTuple):
+    """What a manifest says of a split: its identity, and that of each shard."""
+
+    identity: Mapping[str, Any]
+    shards: tuple[ShardRecord, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Images of each shard."""
+        return tuple(shard.identity["count"] for shard in self.shards)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The record as it stands in a manifest."""
+        if len(self.shards) == 1:
+            return self.shards[0]._asdict()
+        return {"identity": self.identity, "shards": [shard._asdict() for shard in self.shards]}
+
+
+# Shards by their place; None for one that is missing.
+Shards = Sequence[ShardRecord | None]
+
+
+class Manifest(NamedTuple):
+    """Records of the complete splits by name, and the shards of others that are there."""
+
+    splits: dict[str, Record]
+    unfinished: dict[str, Shards]
 
 
 def stamp(file: Path) -> Stamp:
@@ -45,8 +79,8 @@ def stamp(file: Path) -> Stamp:
     return [stat.st_size, stat.st_mtime_ns]
 
 
-def read_manifest(path: Path, header: Mapping[str, Any]) -> dict[str, Record] | None:
-    """The splits of a manifest; None if there is no file.
+def read_manifest(path: Path, header: Mapping[str, Any]) -> Manifest | None:
+    """The manifest; None if there is no file.
 
     header: the fields that it must have. Raises DamagedError if it is no whole manifest, or one of
     other data.
@@ -63,24 +97,55 @@ def read_manifest(path: Path, header: Mapping[str, Any]) -> dict[str, Record] | 
     if differing:
         raise DamagedError(f"{path} belongs to other data: {', '.join(differing)} differ")
     try:
-        return {name: record_of(split) for name, split in content["splits"].items()}
+        return Manifest(
+            {name: record_of(split) for name, split in content["splits"].items()},
+            {
+                name: [shard and shard_of(shard) for shard in shards]
+                for name, shards in content.get("unfinished", {}).items()
+            },
+        )
     except (TypeError, KeyError, AttributeError) as error:
         raise DamagedError(f"{path} does not have the fields of a manifest ({error})") from error
 
 
 def record_of(split: Mapping[str, Any]) -> Record:
     """The record in a split of a manifest. Raises TypeError or KeyError for other fields."""
-    record = Record(**split)
-    count, hashes = record.identity["count"], [record.identity[name] for name in HASHES]
-    if type(count) is not int or not all(isinstance(value, str) for value in hashes):
-        raise TypeError("an identity of another type")
+    if "shards" not in split:
+        return whole(shard_of(split))
+    record = Record(**{**split, "shards": tuple(map(shard_of, split["shards"]))})
+    check_identity(record.identity)
+    if sum(record.counts) != record.identity["count"]:
+        raise TypeError("shards of another count than their split")
     return record
 
 
-def write_manifest(path: Path, header: Mapping[str, Any], records: Mapping[str, Record]) -> None:
-    """Write the manifest of these splits whole or not at all."""
-    splits = {name: record._asdict() for name, record in records.items()}
-    content = {**header, "splits": splits}
+def whole(shard: ShardRecord) -> Record:
+    """The record of a split that is one shard."""
+    return Record(shard.identity, (shard,))
+
+
+def shard_of(values: Mapping[str, Any]) -> ShardRecord:
+    """The record of a shard from plain values. Raises TypeError or KeyError for other fields."""
+    shard = ShardRecord(**values)
+    check_identity(shard.identity)
+    return shard
+
+
+def check_identity(identity: Mapping[str, Any]) -> None:
+    """Raises TypeError or KeyError unless it has the fields of `split_identity`."""
+    hashes = [identity[name] for name in HASHES]
+    if type(identity["count"]) is not int or not all(isinstance(value, str) for value in hashes):
+        raise TypeError("an identity of another type")
+
+
+def write_manifest(path: Path, header: Mapping[str, Any], manifest: Manifest) -> None:
+    """Write a manifest whole or not at all."""
+    content = {**header, "splits": {name: of.plain for name, of in manifest.splits.items()}}
+    if manifest.unfinished:
+        content["unfinished"] = {
+            name: [shard and shard._asdict() for shard in shards]
+            for name, shards in manifest.unfinished.items()
+        }
     with whole_file(path) as file:
         file.write(json.dumps({"seal": seal_of(content), **content}, indent=2).encode() + b"\n")
 

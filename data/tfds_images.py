@@ -11,8 +11,8 @@ from data.array_cache import Undecoded, file_stamps
 from data.arrays import Source
 from data.dataset import NULL_LABEL
 from data.fashion_mnist import FashionMNIST
-from data.files import note
 from data.pixels import MODES, fit_array
+from data.progress import note
 
 FORMAT = "array_record"  # the format that TFDS reads and writes without TensorFlow
 OWN_BUILDERS = {"fashion_mnist": FashionMNIST}

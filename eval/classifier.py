@@ -18,7 +18,6 @@ Traps of the protocol:
 import hashlib
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -30,9 +29,9 @@ import numpy as np
 import optax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from data.dataset import NULL_LABEL, Dataset, Split
+from data.progress import note, progress
 from eval.features import HALF_RANGE, FeatureNetwork, FeatureOutputs, check_images, extractor
 from eval.parameters import Params, digest, named, tree_of
 from models.convnet import Convnet, convnet
@@ -179,14 +178,15 @@ def train(task: Task, model: Convnet) -> Trained:
     total, name = epochs * per_epoch, f"classifier of {task.name}"
     silent = jax.process_index() > 0
     state, update = start(model, total)
-    for batch in tqdm(batches(task, batch_size, epochs), name, total, disable=silent):
+    shown = progress(batches(task, batch_size, epochs), desc=name, total=total, silent=silent)
+    for batch in shown:
         state = update(state, *batch)
     params = jax.device_get(state.params)
     right = count_right(network_of(model, params), task.held_out)
     count = len(task.held_out.labels)
     if not silent:
         line = f"{name}: {right / count:.3f} of {count} held-out images right"
-        tqdm.write(line, file=sys.stderr)
+        note(line)
     return Trained(params, right)
 
 

@@ -7,9 +7,9 @@ import jax
 import numpy as np
 from jax import Array
 from jax.sharding import Mesh
-from tqdm import tqdm
 
 from data import to_uint8
+from data.progress import progress
 from objectives.base import Objective, Params
 from training.report import NonFiniteError
 from training.sharding import batch_sharding, replicated
@@ -95,7 +95,7 @@ def generate_floats(
     indices = np.arange(len(labels)) if indices is None else indices
     starts, broken = range(0, len(labels), batch_size), 0
     silent = len(starts) < 2 or jax.process_index() > 0
-    for start in tqdm(starts, desc=description, unit="batch", disable=silent, leave=False):
+    for start in progress(starts, desc=description, unit="batch", silent=silent, leave=False):
         # NumPy, not device arrays: every process holds the whole of both.
         rows = np.arange(start, start + batch_size) % len(labels)
         x_0 = jax.device_get(sample(params, *(a[rows].astype(np.int32) for a in (indices, labels))))

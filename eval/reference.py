@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from tqdm import tqdm
 
 from data import Dataset, Split
+from data.progress import progress
 from eval.features import Extract, FeatureNetwork
 from eval.frechet import Statistics, frechet_distance
 from eval.memorisation import fewest_held_out
@@ -240,6 +240,6 @@ def features_of(
     count = 0 if split is None else len(split.labels)
     starts = range(0, count, CHUNK)
     silent = len(starts) < 2 or jax.process_index() > 0
-    for start in tqdm(starts, desc=description, disable=silent, leave=False):
+    for start in progress(starts, desc=description, silent=silent, leave=False):
         rows = slice(start, min(start + CHUNK, count))
         yield rows, extract(np.asarray(split.images[rows]))[0]

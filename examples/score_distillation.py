@@ -21,9 +21,9 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import app, flags, logging
-from tqdm import trange
 
 from data import to_float, to_uint8
+from data.progress import progress
 from diffusion.time_sampling import log_normal
 from eval.grid import save_comparison
 from modes.request import Request, load_dataset, load_run
@@ -85,7 +85,7 @@ def distil(
     frozen = {"teacher": teacher}
     state = initial_state(objective, optimizers, 0, frozen)
     step = jax.jit(train_step(objective, optimizers, 0), donate_argnums=0)
-    for _ in trange(STEPS.value, desc=name, unit="step"):
+    for _ in progress(range(STEPS.value), desc=name, unit="step"):
         state, _ = step(state, frozen, {"label": labels})
     return to_uint8(jax.device_get(state.networks["generator"]["x"]))
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import jax
 import orbax.checkpoint as ocp
-from tqdm import tqdm
 
+from data.progress import progress
 from modes.request import Request, required_workdir
 from training import restore, workdir
 from training.checkpoint import FOLDER, items
@@ -32,7 +32,7 @@ def checkpoints(request: Request) -> None:
         rows = [
             f"{line(path / FOLDER / str(step), health(saved, step, abstract))}"
             f"{distances(measured.get(step, {}))}"
-            for step in tqdm(steps, desc="reading", leave=False)
+            for step in progress(steps, desc="reading", leave=False)
         ]
     set_aside = [line(folder, "damaged, set aside") for folder in restore.damaged(path)]
     others = [line(folder, why_unused(folder)) for folder in unused(path, steps)]

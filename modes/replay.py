@@ -7,9 +7,9 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 from data import Dataset
+from data.progress import progress
 from modes.request import Request, dataset_if_here, required_workdir
 from modes.train import batches, completion, pairs_of
 from objectives.base import Metrics
@@ -85,7 +85,7 @@ def step_again(
     start = int(state.step)
     source = batches(config, experiment, dataset, pairs, start, workdir.data_order(path))
     complete = completion(config, experiment, dataset, mesh)
-    for _ in tqdm(range(start + 1, step), desc=f"from step {start}", unit="step"):
+    for _ in progress(range(start + 1, step), desc=f"from step {start}", unit="step"):
         state, _ = forward(state, frozen, complete(put_batch(next(source), mesh)))
     last = compile_step(observed(objective), *arguments, observe_gradient)
     return jax.device_get(last(state, frozen, complete(put_batch(next(source), mesh)))[1])

@@ -3,8 +3,7 @@
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from tqdm import tqdm
-
+from data.progress import progress
 from eval.page import results_page
 from eval.runs import Run, by_method, load_runs
 from modes.request import Request
@@ -31,7 +30,7 @@ def write_page(
     """Write the page of the runs in these folders (eval.runs.load_runs); returns the runs."""
     groups = by_method(load_runs(folders, metric, ids))
     runs = []
-    for group in tqdm(groups.values(), desc="cost of training", disable=len(groups) < 2):
+    for group in progress(groups.values(), desc="cost of training", silent=len(groups) < 2):
         runs += with_network_evaluations(group)
     data = dict.fromkeys(result["data"] for run in runs for result in run.results.values())
     results_page(out, title=f"Fewstep: {', '.join(data)}", runs=runs)

@@ -17,11 +17,17 @@ from training.experiment import Experiment, build, debugged, rebuild
 from training.fields import check_fields
 from training.identity import as_dict, flat
 from training.processes import gather
+from training.profile import Window
 from training.sharding import everywhere, make_mesh
 from training.teacher import abstract_params, check_taught, with_teachers_images
 
 # Flags in which the processes of one job may differ.
-PER_HOST = ("config.data.dir", "config.compilation_cache", "config.evaluate.weights")
+PER_HOST = (
+    "config.data.dir",
+    "config.data.local_dir",
+    "config.compilation_cache",
+    "config.evaluate.weights",
+)
 
 
 class Request(NamedTuple):
@@ -50,6 +56,7 @@ class Request(NamedTuple):
     mfu: tuple[float, ...] = ()
     price: float | None = None
     disk_speed: float | None = None
+    profile: Window | None = None
 
 
 def check_started_alike(mode: str, request: Request) -> None:
@@ -122,6 +129,18 @@ def read_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
         image_size=fields.image_size,
         channels=fields.channels,
         writable=writable,
+    )
+
+
+def load_local_copy(config: ConfigDict) -> Dataset:
+    """The data set of a config, copied to data.local_dir unless it is there. Raises OSError."""
+    fields = config.data
+    return data.load_copy(
+        fields.name,
+        fields.local_dir,
+        data_dir=fields.dir,
+        image_size=fields.image_size,
+        channels=fields.channels,
     )
 
 

@@ -1,6 +1,5 @@
 """--mode=train: train from scratch, or go on from the newest checkpoint of the workdir."""
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -8,30 +7,38 @@ from typing import Any, NamedTuple
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
-from tqdm import tqdm
 
 import data
 from data import Dataset, Pairs
+from data.progress import note
 from eval.evaluate import check_evaluation, evaluator, summary
 from eval.pairs import teacher_pairs
 from modes.describe import bytes_of
-from modes.request import Request, required_config, required_workdir, resolve_with_data
+from modes.request import (
+    Request,
+    load_local_copy,
+    required_config,
+    required_workdir,
+    resolve_with_data,
+)
 from objectives.base import Batch, Params
 from training import replay, restore
 from training.checkpoint import Retention
+from training.cost import least_seconds
 from training.experiment import Experiment, build_on, rebuild
 from training.identity import as_dict
 from training.loop import HostBatch, Schedule, abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
 from training.preemption import Preemption
-from training.processes import say
+from training.processes import is_first, say, warn
+from training.profile import Window, check_window
 from training.report import NonFiniteError, evaluations
 from training.resident import resident
 from training.sharding import check_batch_size, first_process_says, make_mesh
 from training.state import TrainState
 from training.teacher import TEACHER, checked_teacher, load_teacher, pinned, teacher_identity
 from training.watchdog import Patience
-from training.workdir import check_space, claimed, start_run
+from training.workdir import check_space, claimed, start_line, start_run
 
 # Metrics of which less is better, whatever they measure.
 DISTANCES = ("frechet", "kernel")
@@ -42,7 +49,7 @@ def train(request: Request) -> None:
     path, config = required_workdir(request), required_config(request)
     with Preemption() as preemption:
         with preemption.at_once():
-            job = checked(path, config)
+            job = checked(path, config, request.profile)
         with claimed(path):
             step = train_claimed(path, job, preemption)
     say(f"{path} is at step {step}; draw from it: --mode=sample --workdir={path}")
@@ -52,7 +59,7 @@ class Job(NamedTuple):
     """What is trained.
 
     frozen: teachers. teacher: the identity of theirs that is read. state: its shapes.
-    retention: which checkpoints stay.
+    retention: which checkpoints stay. window: the steps that are traced.
     """
 
     config: ConfigDict
@@ -63,12 +70,17 @@ class Job(NamedTuple):
     teacher: Mapping[str, Any] | None
     state: TrainState
     retention: Retention
+    window: Window | None = None
 
 
-def checked(path: Path, config: ConfigDict) -> Job:
+def checked(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
     """What a config says, all of it checked that can be before anything is computed or written."""
     mesh = make_mesh(**config.mesh)
     config, dataset = resolve_with_data(config)
+    if window is not None:
+        check_profile(window, path, config)
+    if config.data.local_dir:
+        data.local_folder(config.data.local_dir, "data.local_dir")
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     if config.steps_per_dispatch < 1:
         raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")
@@ -82,7 +94,19 @@ def checked(path: Path, config: ConfigDict) -> Job:
     teacher = teacher_identity(config, experiment)
     frozen = load_teacher(config, experiment, mesh)
     state = check_step(experiment, config, mesh, frozen)
-    return Job(config, dataset, experiment, mesh, frozen, teacher, state, retention)
+    return Job(config, dataset, experiment, mesh, frozen, teacher, state, retention, window)
+
+
+def check_profile(window: Window, path: Path, config: ConfigDict) -> None:
+    """Raises ValueError for steps that the run does not make; warns if they cut dispatches."""
+    done = restore.saved_step(path) if restore.has_checkpoint(path) else 0
+    check_window(window, done, config.steps)
+    dispatch = config.steps_per_dispatch
+    if dispatch > 1 and any((end - done) % dispatch for end in window):
+        warn(
+            f"--profile={window} cuts dispatches of {dispatch} steps: around its ends steps are "
+            f"dispatched one by one, by another program; multiples of {dispatch} avoid that"
+        )
 
 
 def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
@@ -91,6 +115,8 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
     with preemption.at_once():
         run = start_run(path, config, data_identity(job.dataset, job.experiment), job.teacher)
         check_space(path, bytes_of(job.state))
+        if config.data.local_dir and experiment.objective.reads_images:
+            job = job._replace(dataset=load_local_copy(config))
         evaluate = evaluation(path, job)
         pairs = pairs_of(config, experiment, job.frozen, job.mesh, path)
     try:
@@ -118,10 +144,19 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
             retention=job.retention,
             patience=Patience(**config.watchdog),
             preemption=preemption,
+            least_seconds=least_seconds(config, jax.devices()[0].device_kind, job.mesh.size),
+            window=job.window,
+            announce=lambda start: announce(path, start, config.steps),
         )
     except NonFiniteError as error:
         raise recorded(error, config, job.dataset, run.order, path) from error
     return int(state.step)
+
+
+def announce(path: Path, step: int, steps: int) -> None:
+    """Say whether a run starts or goes on, where, and on what."""
+    if is_first():
+        say(start_line(path, step, steps))
 
 
 def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[str, Any] | None:
@@ -141,7 +176,7 @@ def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]
         params = {**state.networks, **state.followers}[experiment.sample_with]
         results = evaluate_network(params, int(state.step))
         if jax.process_index() == 0:
-            tqdm.write(summary(results), file=sys.stderr)
+            note(summary(results))
         return {
             f"{metric}_{result['protocol']['sampling']['steps']}": value
             for result in results

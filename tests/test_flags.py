@@ -9,6 +9,7 @@ from absl.testing import flagsaver
 import main
 from configs.methods import TEACHERS
 from modes import MODES, Request
+from training.profile import Window
 
 # Of absl, which loads a config file as Python 3.12 will not.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
@@ -32,6 +33,7 @@ FLAGS = {
     "mfu": ("0.3,0.5", "mfu", (0.3, 0.5)),
     "price": ("2.5", "price", 2.5),
     "disk_speed": ("3.5", "disk_speed", 3.5),
+    "profile": ("4:7", "profile", Window(4, 7)),
 }
 # Read by `main` itself, before there is a request.
 OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id")
@@ -58,6 +60,7 @@ READ_BY = {
     "network": ("sample", "evaluate"),
     "out": ("sample", "report"),
     "mesh": ("plan",),
+    "profile": ("train",),
     **dict.fromkeys(("accelerator", "mfu", "price", "disk_speed"), ("plan",)),
     **dict.fromkeys(OF_PROCESSES, TOGETHER),
 }

@@ -89,7 +89,7 @@ def assert_same_run(ours, theirs):
 def test_two_processes_train_what_one_does_and_one_speaks(alone, shared):
     workdir, (first, second) = shared
     assert_same_run(workdir, alone)
-    assert f"{workdir} is at step 12" in first.stdout and "12/12" in first.stderr
+    assert f"{workdir} is at step 12" in first.stdout and "\nstep 12 of 12, loss " in first.stderr
     assert second.stdout == second.stderr == ""
     names = {path.name for path in workdir.iterdir()}
     assert names == {path.name for path in alone.iterdir()}

@@ -67,10 +67,36 @@ ACCELERATORS = {
     "h200": Accelerator(141, 989, 4800, 450, 8),
     "b200": Accelerator(180, 2250, 8000, 900, 8),
 }
+# What JAX calls a device of a kind (device_kind). A card of the same name in another form, such as
+# NVIDIA H100 PCIe, or a part of one (MIG), has another peak, and is none of these.
+KINDS = {
+    "TPU v4": "v4",
+    "TPU v5 lite": "v5e",
+    "TPU v5e": "v5e",
+    "TPU v5": "v5p",
+    "TPU v5p": "v5p",
+    "TPU v6 lite": "v6e",
+    "TPU v6e": "v6e",
+    "NVIDIA GeForce RTX 4090": "rtx-4090",
+    "NVIDIA L4": "l4",
+    "NVIDIA L40S": "l40s",
+    "NVIDIA A100-SXM4-40GB": "a100-40",
+    "NVIDIA A100-PCIE-40GB": "a100-40",
+    "NVIDIA A100-SXM4-80GB": "a100-80",
+    "NVIDIA A100 80GB PCIe": "a100-80",
+    "NVIDIA H100 80GB HBM3": "h100",
+    "NVIDIA H200": "h200",
+    "NVIDIA B200": "b200",
+}
 # Google's other names.
 ALIASES = {"v5litepod": "v5e"}
 # A slice of v5e or v6e with more devices than a host comes as virtual machines of so many.
 PART_OF_HOST = 4
+
+
+def accelerator_of(kind: str) -> Accelerator | None:
+    """The accelerator that JAX calls by this device_kind, None if it is not known."""
+    return ACCELERATORS.get(KINDS.get(kind, ""))
 
 
 class Target(NamedTuple):

@@ -151,8 +151,15 @@ def is_row(row: Any) -> bool:
     if not isinstance(row, Mapping) or not isinstance(row.get("sums"), Mapping):
         return False
     pairs = row["sums"].values()
-    summed = all(isinstance(p, list) and len(p) == 2 and all(map(is_number, p)) for p in pairs)
-    return summed and is_whole(row.get("images")) and is_number(row.get("seconds"))
+    summed = all(map(is_pair, pairs))
+    steps = row.get("steps", [])  # which earlier versions did not record
+    times = isinstance(steps, list) and all(is_pair(step) for step in steps)
+    return summed and times and is_whole(row.get("images")) and is_number(row.get("seconds"))
+
+
+def is_pair(value: Any) -> bool:
+    """Whether it is a list of two numbers."""
+    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
 
 
 def wait(checkpoints: ocp.CheckpointManager) -> None:

@@ -9,6 +9,7 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from objectives.base import SHARED
+from training.accelerators import accelerator_of
 from training.experiment import Experiment, build
 from training.loop import abstract_batch
 
@@ -67,9 +68,12 @@ def forward_flops(config: ConfigDict, experiment: Experiment) -> float:
 
 
 def unrolled(config: ConfigDict, experiment: Experiment) -> Experiment:
-    """The same experiment without a loop over the network's blocks or chunks of attention."""
+    """The same experiment without a loop over the network's blocks, or attention that XLA fuses.
+
+    XLA counts a loop's body once, and nothing of a kernel of cuDNN.
+    """
     model = config.model
-    if not model.get("scan", False) and model.get("attention") != "chunked":
+    if not model.get("scan", False) and model.get("attention", "xla") == "xla":
         return experiment
     config = config.copy_and_resolve_references()
     config.model.scan = False
@@ -98,8 +102,28 @@ def shapes(experiment: Experiment) -> dict[str, Shapes]:
 
 
 def flops(function: Callable[..., Any], *inputs: Any) -> float:
-    """Floating-point operations of a function of arrays of these shapes."""
-    return jax.jit(function).lower(*inputs).cost_analysis()["flops"]
+    """Floating-point operations of a function of arrays of these shapes.
+
+    They are counted as for a CPU, on any machine: XLA counts before compilation for CPUs alone.
+    """
+    with jax.default_device(jax.local_devices(backend="cpu")[0]):
+        return jax.jit(function).lower(*inputs).cost_analysis()["flops"]
+
+
+def least_seconds(config: ConfigDict, kind: str, devices: int) -> float | None:
+    """Seconds of a training step at the peak FLOP/s of so many devices of a kind (device_kind).
+
+    Divided by the seconds that a step takes it is the model FLOPs utilisation. None if the peak is
+    not known, or if JAX was started without CPUs, on which FLOPs are counted.
+    """
+    accelerator = accelerator_of(kind)
+    if accelerator is None:
+        return None
+    try:
+        count = step_flops(config, build(config))
+    except RuntimeError:  # JAX's, for a backend that it was not started with
+        return None
+    return count / (devices * accelerator.peak_flops(config.model.get("dtype", "float32")))
 
 
 def training_seconds(

@@ -117,6 +117,7 @@ FIELDS = {
     "pairs.steps": whole(1),
     "data.name": TEXT,
     "data.dir": TEXT,
+    "data.local_dir": TEXT,
     "data.image_size": whole(0),
     "data.channels": whole(0),
     "data.num_classes": whole(-1),

@@ -34,6 +34,7 @@ CHANGEABLE = (
     "model.attention",
     "ema.sample_with",
     "data.dir",
+    "data.local_dir",
     "data.on_device",
 )
 

@@ -24,6 +24,7 @@ from training import checkpoint, restore
 from training.checkpoint import UNFINISHED, Retention
 from training.optimizer import Optimizer
 from training.preemption import Preempted, Preemption
+from training.profile import Profile, Window
 from training.report import Report, due
 from training.sharding import (
     batch_sharding,
@@ -134,7 +135,8 @@ def compile_steps(step: Advance, count: int, mesh: Mesh) -> Advance:
 class Schedule(NamedTuple):
     """When things are done, in steps. steps: in all; log, save, evaluate: 0 is after the last only.
 
-    dispatch: steps that are dispatched at once where nothing is due between them.
+    dispatch: steps that are dispatched at once where nothing is due between them. stops: further
+    numbers of steps after which something is due.
     """
 
     steps: int
@@ -142,14 +144,14 @@ class Schedule(NamedTuple):
     save: int = 0
     evaluate: int = 0
     dispatch: int = 1
+    stops: tuple[int, ...] = ()
 
     def next_dispatch(self, done: int) -> int:
         """How many steps to dispatch after `done` of them: `dispatch`, or one at a time."""
         between = range(done + 1, done + self.dispatch)
         free = not any(
-            due(step, self.steps, period)
+            step in self.stops or any(due(step, self.steps, p) for p in (self.save, self.evaluate))
             for step in between
-            for period in (self.save, self.evaluate)
         )
         return self.dispatch if free else 1
 
@@ -173,31 +175,46 @@ def train(
     retention: Retention = checkpoint.KEEP_ALL,
     patience: Patience = PATIENCE,
     preemption: Preemption | None = None,
+    least_seconds: float | None = None,
+    window: Window | None = None,
+    announce: Callable[[int], None] = lambda start: None,
 ) -> TrainState:
     """Train up to schedule.steps steps in all, from the newest whole checkpoint if there is one.
 
     frozen: teachers; those that are only started from are removed from it once they have been.
     config, run: plain values that every checkpoint records (checkpoint.save).
     batches: start step -> this process's batches from that step on; complete: what the step is
-    given of them, made on the devices. evaluate: state -> numbers to log.
+    given of them, made on the devices. evaluate: state -> numbers to log. least_seconds: of a step
+    (training.pace.Pace). window: the steps that are traced. announce: called with the step that the
+    run starts from.
 
     Raises DivergedError; Preempted, once the state is saved; OSError if it could not be.
     """
     check_batch_size(batch_size, mesh, micro_batches)
     preemption = preemption or Preemption()
+    schedule = schedule._replace(stops=window or ())
     state = restored_or_created(objective, optimizers, seed, frozen, mesh, workdir)
     step = compile_step(objective, optimizers, seed, mesh, micro_batches)
     steps = compile_steps(step, schedule.dispatch, mesh)
     start = int(state.step)
     unfinished = restore.read_record(workdir, start).get(UNFINISHED) if start else None
+    announce(start)
     source = batches(start)
     with (
         in_place(workdir) as check_place,
         checkpoint.open_checkpoints(workdir, retention) as checkpoints,
         Report(
-            workdir, start, schedule.steps, batch_size, schedule.log, optimizers, unfinished
+            workdir,
+            start,
+            schedule.steps,
+            batch_size,
+            schedule.log,
+            optimizers,
+            unfinished,
+            least_seconds,
         ) as report,
         Watchdog(workdir, patience) as watchdog,
+        Profile(workdir, window) as profile,
     ):
 
         def save() -> None:
@@ -223,21 +240,33 @@ def train(
             report.evaluation(done, results)
             report.restart_clock()
 
+        def between_steps(act: Callable[[], None]) -> None:
+            with watchdog.paused():
+                report.catch_up()
+                jax.block_until_ready(state)
+                act()
+            report.restart_clock()
+
         evaluated = first_process_says(report.evaluated(start))
         if start and due(start, schedule.steps, schedule.evaluate) and not evaluated:
             evaluate_now(start)  # it was ended between the save and the evaluation
         done = start
         while done < schedule.steps:
+            if profile.begins(done):
+                between_steps(profile.begin)
             count = schedule.next_dispatch(done)
-            if count == 1:
-                batch = complete(put_batch(next(source), mesh))
-                state, metrics = step(state, frozen, batch)
-            else:
-                stacked = complete(put_batches(source, count, mesh))
-                state, metrics = steps(state, frozen, stacked)
+            with profile.step(done):
+                if count == 1:
+                    batch = complete(put_batch(next(source), mesh))
+                    state, metrics = step(state, frozen, batch)
+                else:
+                    stacked = complete(put_batches(source, count, mesh))
+                    state, metrics = steps(state, frozen, stacked)
             done += count
             report.after_steps(done, count, metrics)
             watchdog.beat()
+            if profile.ends(done):
+                between_steps(profile.end)
             stop, save_due = preemption.requested(done), due(done, schedule.steps, schedule.save)
             if save_due:
                 report.flush(done)

@@ -1,10 +1,10 @@
 """What a run shows while it trains: the log's rows, a progress bar, and whether it is still sound.
 
 The metrics read on the host are those of the step before, so the device never waits for the host.
+Where standard error is no terminal there is a line for each row in the place of the bar.
 """
 
 import math
-import sys
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,12 +13,13 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from data.progress import note, on_terminal, progress
 from objectives.base import Metrics
 from training.metrics import LOG, Average, MetricLog, iterate_rows
 from training.optimizer import Optimizer
+from training.pace import SPEED, Pace
 
 EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
-SPEED = "images_per_second"  # in every row of training steps
 
 
 class DivergedError(RuntimeError):
@@ -50,7 +51,8 @@ def due(step: int, last: int, period: int) -> bool:
 class Report:
     """Reads metrics one step late, checks that the run is sound, logs and shows them.
 
-    unfinished: of the checkpoint that the run goes on from (`Report.unfinished`).
+    unfinished: of the checkpoint that the run goes on from (`Report.unfinished`). least_seconds: of
+    a step (training.pace.Pace).
     """
 
     def __init__(
@@ -62,23 +64,19 @@ class Report:
         every: int,
         optimizers: Mapping[str, Optimizer],
         unfinished: Mapping[str, Any] | None = None,
+        least_seconds: float | None = None,
     ) -> None:
-        self.log = MetricLog(workdir, start) if jax.process_index() == 0 else None
-        self.bar = tqdm(
-            total=steps,
-            initial=start,
-            unit="step",
-            dynamic_ncols=True,
-            file=sys.stderr,
-            disable=jax.process_index() > 0,
-        )
-        self.every, self.steps, self.batch_size = every, steps, batch_size
+        silent = jax.process_index() > 0
+        self.log = None if silent else MetricLog(workdir, start)
+        self.bar = progress(total=steps, initial=start, unit="step", silent=silent)
+        self.lines = not (silent or on_terminal())
+        self.every, self.steps = every, steps
         self.pending: tuple[int, int, Metrics] | None = None
         self.workdir, self.optimizers = workdir, optimizers
         # The row may have been finished since then, for an evaluation that was cut off.
         begun = {} if has_row(workdir, start) else unfinished or {}
         self.average = Average(begun.get("sums"))
-        self.restart_clock(begun.get("images", 0), begun.get("seconds", 0.0))
+        self.pace = Pace(batch_size, least_seconds, begun)
 
     def after_steps(self, last: int, count: int, metrics: Metrics) -> None:
         """Take the metrics of steps that are still running; handle those of the ones before.
@@ -94,19 +92,21 @@ class Report:
         if self.pending is None:
             return
         (last, count, metrics), self.pending = self.pending, None
+        since = time.perf_counter()
         metrics = jax.device_get(metrics)
+        took = self.pace.completed(count, waited=time.perf_counter() - since)
         if count == 1:
-            self.handle(last, metrics)
+            self.handle(last, metrics, took)
             return
         for i in range(count):
-            self.handle(last - count + 1 + i, jax.tree.map(lambda a, i=i: a[i], metrics))
+            self.handle(last - count + 1 + i, jax.tree.map(lambda a, i=i: a[i], metrics), took)
 
-    def handle(self, step: int, metrics: Metrics) -> None:
-        """Check the metrics of one step, and add them to the row of the log."""
+    def handle(self, step: int, metrics: Metrics, took: tuple[float, float]) -> None:
+        """Check the metrics of one step, and add them and its time to the row of the log."""
         check_finite(step, metrics)
         check_spikes(step, metrics, self.optimizers)
         self.average.add({k: v for k, v in metrics.items() if not k.endswith("finite")})
-        self.images += self.batch_size
+        self.pace.add(took)
         self.bar.update()
         if due(step, self.steps, self.every):
             self.flush(step)
@@ -116,23 +116,20 @@ class Report:
         self.catch_up()
         row = self.average.pop()
         if row:
-            row[SPEED] = self.images / (time.perf_counter() - self.since)
+            row |= self.pace.pop()
             self.bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k.endswith("loss")})
+            if self.lines:
+                note(line_of(step, self.steps, row, self.pace.batch_size))
             self.write(step, row)
-        self.restart_clock()
 
     def unfinished(self) -> dict[str, Any]:
         """What the next row has so far, in plain values, for a run that goes on from here."""
         self.catch_up()
-        seconds = time.perf_counter() - self.since
-        return {"sums": self.average.pending(), "images": self.images, "seconds": seconds}
+        return {"sums": self.average.pending(), **self.pace.unfinished()}
 
-    def restart_clock(self, images: int = 0, seconds: float = 0.0) -> None:
-        """Count images per second from here, without the evaluation or the save before.
-
-        images, seconds: those of the row that were trained before.
-        """
-        self.images, self.since = images, time.perf_counter() - seconds
+    def restart_clock(self) -> None:
+        """Take the time of steps from here, without the evaluation or the save before."""
+        self.pace.resume()
 
     def evaluated(self, step: int) -> bool:
         """Whether the log has an evaluation of that step."""
@@ -155,6 +152,15 @@ class Report:
         self.bar.close()
         if self.log:
             self.log.close()
+
+
+def line_of(step: int, steps: int, row: Mapping[str, float], batch_size: int) -> str:
+    """A row of training steps in a line: step, losses, speed, and how long the rest will take."""
+    losses = [f"{name} {value:.4f}" for name, value in row.items() if name.endswith("loss")]
+    seconds = row.get("step_seconds", batch_size / row[SPEED])
+    left = tqdm.format_interval((steps - step) * seconds)
+    parts = [f"step {step} of {steps}", *losses, f"{row[SPEED]:,.0f} images/s", f"{left} left"]
+    return ", ".join(parts)
 
 
 def has_row(workdir: Path, step: int) -> bool:

@@ -213,6 +213,12 @@ def everywhere(here: bool) -> bool:
     return bool(np.all(multihost_utils.process_allgather(np.array(here))))
 
 
+def of_each_process(values: Sequence[float]) -> np.ndarray:
+    """The numbers of each process, float32 [processes, len(values)], in all processes."""
+    here = np.asarray(values, np.float32)
+    return np.reshape(multihost_utils.process_allgather(here), (-1, len(here)))
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """This process's rows of a batch as global arrays split over the mesh."""
     sharding = batch_sharding(mesh)

@@ -3,7 +3,7 @@
 A lost collective, a stuck file system or a deadlock give no error: the run merely stops. Without a
 finished step for max(seconds, factor x median step) the stacks of all threads are written to
 WORKDIR/stacks, and after `exit_after` seconds the process ends, so that a scheduler can start it
-again.
+again. Watchers from outside see the heartbeat (training/heartbeat.py).
 """
 
 import faulthandler
@@ -22,6 +22,7 @@ import jax
 
 from training import exits
 from training.files import replaced
+from training.heartbeat import Heartbeat
 
 FOLDER = "stacks"
 REMEMBERED = 101  # steps whose median is the usual time of one
@@ -43,6 +44,7 @@ class Watchdog:
 
     def __init__(self, workdir: Path, patience: Patience = PATIENCE) -> None:
         self.folder, self.patience = workdir / FOLDER, patience
+        self.heartbeat = Heartbeat(workdir)
         self.times: deque[float] = deque(maxlen=REMEMBERED)
         self.last: float | None = None  # when the last step was finished; None: not watching
         self.reported = False
@@ -63,6 +65,7 @@ class Watchdog:
         if self.last is not None:
             self.times.append(now - self.last)
         self.last, self.reported = now, False
+        self.heartbeat.beat()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -82,6 +85,8 @@ class Watchdog:
         """Until `__exit__`: compare the time since the last beat with the limits."""
         while not self.ended.wait(min(1.0, self.patience.seconds / 4.0)):
             last = self.last
+            if last is None:
+                self.heartbeat.beat()
             waited = 0.0 if last is None else time.monotonic() - last
             if waited > self.limit() and not self.reported:
                 self.report(waited)

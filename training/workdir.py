@@ -28,6 +28,7 @@ from data import NEWEST_ORDER
 from training import identity, restore
 from training.checkpoint import recorded_run
 from training.code_version import code_version, describe_code
+from training.fields import is_whole
 from training.files import write_json
 from training.identity import Identity, Plain, as_dict
 from training.processes import broadcast, gather, warn, warn_once
@@ -239,6 +240,34 @@ def record_environment(workdir: Path) -> None:
     write_json(path, [*starts, now])
 
 
+def start_line(workdir: Path, step: int, steps: int) -> str:
+    """Whether a run starts or goes on, where, and on what, in a line; called by process 0.
+
+    It says on what the run was before, if that differs. step: which it starts from.
+    """
+    *before, now = read_environments(workdir / ENVIRONMENT)[-2:] or [environment()]
+    here = hardware(now)
+    there = [hardware(start) for start in before]
+    changed = f" (before: {there[0]})" if there and there[0] not in ("", here) else ""
+    again = " again, since nothing was saved," if before else ""
+    does = f"resumes {workdir} at step {step} of {steps}" if step else f"starts {workdir}{again}"
+    return f"{does}{'' if step else f' for {steps} steps'} on {here}{changed}"
+
+
+def hardware(start: Plain) -> str:
+    """Devices and processes of a start, in words; "" if it does not say."""
+    devices, processes = start.get("devices"), start.get("processes", 1)
+    if not (isinstance(devices, list) and is_whole(processes)):
+        return ""
+    kind = f" ({start['kind']})" if isinstance(start.get("kind"), str) else ""
+    return f"{counted(len(devices), 'device')}{kind} of {counted(processes, 'process')}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
 def read_environments(path: Path) -> list[dict[str, Any]]:
     """The recorded starts of a run, the newest last; a file that cannot be read is moved aside."""
     try:
@@ -278,5 +307,6 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "packages": {name: metadata.version(name) for name in PACKAGES},
         "devices": [str(device) for device in jax.devices()],
+        "kind": jax.devices()[0].device_kind,
         "processes": jax.process_count(),
     }

@@ -3,7 +3,7 @@ import hashlib
 import numpy as np
 import pytest
 
-from data import Dataset, Split, changes, identity
+from data import Dataset, Split, changes, identity, progress
 
 
 @pytest.fixture
@@ -33,6 +33,9 @@ def test_hashes_do_not_depend_on_chunks_or_bars(dataset, monkeypatch, capsys):
         == (dataset.identity["splits"]["train"]["images_sha256"])
     )
     assert dataset.digest == whole
+    assert capsys.readouterr().err == ""
+    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    identity.images_sha256(dataset.train.images, "hashing x")
     assert "hashing x" in capsys.readouterr().err
 
 

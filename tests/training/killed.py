@@ -135,12 +135,11 @@ def run(*arguments, expect=0, **options):
 
 
 def quietly(*arguments, **options):
-    """Without the progress bar, but with errors."""
+    """Without the lines of the log's rows, but with errors."""
     from training import report
 
     logging.set_verbosity(logging.ERROR)
-    tqdm = report.tqdm
-    report.tqdm = lambda **bar: tqdm(**{**bar, "disable": True})
+    report.note = lambda line: None
     train_small(*arguments, **options)
 
 

@@ -47,9 +47,11 @@ def test_a_row_has_the_mean_and_the_speed_of_its_own_steps(tmp_path, monkeypatch
                 report.flush(last)
         report.flush(4)
     # Two steps of eight images in two seconds, and in eight.
-    assert read_rows(tmp_path / "metrics.jsonl") == [
-        {"step": 2, "loss": 1.5, "images_per_second": 8.0},
-        {"step": 4, "loss": 3.5, "images_per_second": 2.0},
+    rows = read_rows(tmp_path / "metrics.jsonl")
+    names = ("step", "loss", "images_per_second", "step_seconds", "step_seconds_max")
+    assert [tuple(row[name] for name in names) for row in rows] == [
+        (2, 1.5, 8.0, 1.0, 1.0),
+        (4, 3.5, 2.0, 4.0, 4.0),
     ]
 
 

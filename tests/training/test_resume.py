@@ -12,6 +12,7 @@ from objectives import OBJECTIVES
 from tests.training import killed
 from tests.training.test_sharding import METHODS
 from training.loop import Schedule
+from training.pace import MEASURED
 
 # A change of the grid, of the target's decay, or of the tangent within the run: in its middle, so
 # that "step 6" is the last of a stage, "step 7" the first of the next.
@@ -36,11 +37,11 @@ KILLS = (
 
 
 def rows(folder):
-    """The logged losses and evaluations by step."""
+    """The logged losses and evaluations by step, without what the machine was measured by."""
     found = {}
     for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
-        row.pop("images_per_second", None)
-        found.setdefault(row["step"], {}).update(row)
+        told = {name: value for name, value in row.items() if name not in MEASURED}
+        found.setdefault(row["step"], {}).update(told)
     return found
 
 
