@@ -45,8 +45,7 @@ class Rows:
         cuts = np.searchsorted(rows[order], self.ends)
         first = 0
         for array, end, last in zip(self.arrays, self.ends, cuts, strict=True):
-            own = order[first:last]
-            if len(own):
-                found[own] = array[rows[own] - (end - len(array))]
+            for place in order[first:last]:
+                found[place] = array[rows[place] - (end - len(array))]
             first = last
         return found

@@ -21,12 +21,19 @@ from data import Dataset, verify
 from eval.evaluate import check_evaluation, skipped
 from eval.protocol import digest
 from modes.describe import bytes_of, size
-from modes.request import Request, read_dataset, required_config, required_workdir, resolve
+from modes.request import (
+    PER_HOST,
+    Request,
+    read_dataset,
+    required_config,
+    required_workdir,
+    resolve,
+)
 from modes.train import batches, check_step, data_identity
 from training import restore, workdir
 from training.code_version import code_version, describe_code
 from training.experiment import Experiment, build, debugged
-from training.identity import as_dict
+from training.identity import as_dict, flat
 from training.loop import abstract_state
 from training.processes import within
 from training.sharding import batch_sharding, check_batch_size, make_mesh, replicated, topology
@@ -128,8 +135,10 @@ def computation(job: Job) -> str:
 
 
 def config_hash(job: Job) -> str:
-    """The config as it was given."""
-    return f"{job.given.method}, hash {digest(as_dict(job.given))}"
+    """The config as it was given, but for where things lie on a host's own disk."""
+    fields = flat({"config": as_dict(job.given)})
+    shared = {name: value for name, value in fields.items() if name not in PER_HOST}
+    return f"{job.given.method}, hash {digest(shared)}"
 
 
 def data(job: Job) -> str:
@@ -140,7 +149,8 @@ def data(job: Job) -> str:
         return f"{job.given.data.name} is not here, and {job.given.method} trains without images"
     split, shape = job.dataset.train, " x ".join(map(str, job.dataset.image_shape))
     verify(job.dataset)
-    return f"{job.dataset.name}, {len(split.labels)} images of {shape}, hash {job.dataset.digest}"
+    # Without their name, which may be a folder of each host: the hash says what they are.
+    return f"{len(split.labels)} training images of {shape}, hash {job.dataset.digest}"
 
 
 def network(job: Job) -> str:

@@ -7,6 +7,7 @@ all that can be checked is, and nothing is left behind.
 
 import json
 import socket
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -91,10 +92,23 @@ def told(name: str, findings: Sequence[Finding]) -> Iterator[str]:
     elif failed:
         yield from (line(name, found, found.who) for found in failed)
     elif not left_out and differing and (ALONE | TOGETHER)[name].equal:
-        # All are shown: which of them is right nobody here knows.
-        yield from (line(name, found._replace(status=FAILED), found.who) for found in findings)
+        yield from (line(name, found._replace(status=FAILED), who) for found, who in odd(findings))
     else:
         yield line(name, [*left_out, *findings][0])
+
+
+def odd(findings: Sequence[Finding]) -> Iterator[tuple[Finding, str]]:
+    """The findings that differ from those of most processes, and one that most have, with whose.
+
+    Where most do not agree all are shown: which of them is right nobody here knows.
+    """
+    ((common, count),) = Counter(found.text for found in findings).most_common(1)
+    if 2 * count <= len(findings) or count < 2:
+        yield from ((found, found.who) for found in findings)
+        return
+    yield from ((found, found.who) for found in findings if found.text != common)
+    usual = next(found for found in findings if found.text == common)
+    yield usual, f"the other {count} processes"
 
 
 def line(name: str, found: Finding, who: str = "") -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import jax
 
-from training.processes import warn_once
+from training.processes import warn
 
 FOLDER = "heartbeat"
 PERIOD = 1.0  # seconds
@@ -22,6 +22,7 @@ class Heartbeat:
 
     def __init__(self, workdir: Path) -> None:
         self.file, self.last = workdir / FOLDER / str(jax.process_index()), float("-inf")
+        self.warned = False
         try:
             self.file.parent.mkdir(exist_ok=True)
             self.file.touch()
@@ -45,7 +46,9 @@ class Heartbeat:
 
     def warn(self, error: OSError) -> None:
         """Say that the file cannot be written, once; the run goes on."""
-        warn_once(f"{self.file} cannot be touched ({error.strerror}): watchers will miss it")
+        if not self.warned:
+            warn(f"{self.file} cannot be touched ({error.strerror}): watchers will miss it")
+        self.warned = True
 
 
 def remove_others(folder: Path) -> None:

@@ -1,7 +1,7 @@
 """A trace of some training steps, of hosts and devices: WORKDIR/profile/START-STOP/PROCESS.
 
 JAX's profiler writes, in plugins/profile/TIME below that, HOST.xplane.pb for TensorBoard's profile
-plugin and HOST.trace.json.gz, which https://ui.perfetto.dev opens.
+plugin, XProf, and HOST.trace.json.gz, which https://ui.perfetto.dev opens.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -77,8 +77,8 @@ class Profile:
         if jax.process_index() == 0:
             note(
                 f"profile of steps {self.window.start + 1} to {self.window.stop}: {self.folder}; "
-                f"open it by tensorboard --logdir={self.folder.parent} (pip install "
-                "tensorboard-plugin-profile), or its .trace.json.gz in https://ui.perfetto.dev"
+                f"open it by tensorboard --logdir={self.folder.parent} (pip install tensorboard "
+                "xprof), or its .trace.json.gz in https://ui.perfetto.dev"
             )
 
     def __enter__(self) -> "Profile":

@@ -246,9 +246,9 @@ def start_line(workdir: Path, step: int, steps: int) -> str:
     It says on what the run was before, if that differs. step: which it starts from.
     """
     *before, now = read_environments(workdir / ENVIRONMENT)[-2:] or [environment()]
-    here = hardware(now)
-    there = [hardware(start) for start in before]
-    changed = f" (before: {there[0]})" if there and there[0] not in ("", here) else ""
+    here, there = hardware(now), "".join(map(hardware, before))
+    alike = there in (here, hardware({**now, "kind": None}))  # earlier versions recorded no kind
+    changed = f" (before: {there})" if there and not alike else ""
     again = " again, since nothing was saved," if before else ""
     does = f"resumes {workdir} at step {step} of {steps}" if step else f"starts {workdir}{again}"
     return f"{does}{'' if step else f' for {steps} steps'} on {here}{changed}"

@@ -39,6 +39,7 @@ def recorded(patch, folder, method, fields, traced=True):
     recorder = Recorder(traced)
     patch.setattr(EXPERIMENT.models, "build", recorder.build_network)
     patch.setattr(REQUEST.data, "load", recorder.load_data)
+    patch.setattr(REQUEST.data, "load_copy", recorder.load_copy)
     patch.setattr(TEACHER, "restore", recorder)
     for name in ("batch_sampler", "trajectory", "load_measures", "save"):
         patch.setattr(EVALUATE, name, getattr(recorder, name))
@@ -98,6 +99,10 @@ class Recorder:
 
     def load_data(self, name, *, data_dir, writable, **sizes):
         self.note_each("data", {"name": name, "dir": data_dir, **sizes})
+        return dataset(**sizes)
+
+    def load_copy(self, name, local_dir, *, data_dir, **sizes):
+        self.note("copied.to", local_dir)
         return dataset(**sizes)
 
     def saved_step(self, folder, step=None):

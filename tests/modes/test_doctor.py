@@ -65,7 +65,7 @@ def test_a_flipped_pixel_is_found_and_prepare_mends_it(tmp_path, capsys):
     # Too few images for the other checks, and few enough for a test.
     config = config_of("flow_matching", **fields, **{"data.image_size": 8, "evaluate.steps": ()})
     job = CHECKS.Job(Request(config=config, workdir=tmp_path / "run"))
-    assert ALONE["data"].run(job).startswith(f"{config.data.name}, 20 images of 8 x 8 x 1, hash ")
+    assert ALONE["data"].run(job).startswith("20 training images of 8 x 8 x 1, hash ")
     (file,) = tmp_path.glob("data/arrays/*/train_images.npy")
     times, content = file.stat(), file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
@@ -177,6 +177,44 @@ def test_a_folder_of_this_run_goes_on_and_of_another_is_refused(teacher, tmp_pat
     with pytest.raises(ValueError, match="1 of 18 checks failed: run"):
         doctor(Request(config=config_of("cd", teacher=teacher, seed=1), workdir=tmp_path / "run"))
     assert "seed (0 there, 1 now)" in lines(capsys.readouterr().out)["run"][1]
+
+
+def found(*texts):
+    """What these processes found of the data."""
+    return [DOCTOR.Finding("ok", text, f"process {i}") for i, text in enumerate(texts)]
+
+
+@pytest.mark.parametrize(
+    ("texts", "named"),
+    [
+        (["9, hash a"] * 4, [""]),
+        (["9, hash a", "9, hash b", "9, hash a"], ["process 1: ", "the other 2 processes: "]),
+        (["9, hash a", "9, hash b"], ["process 0: ", "process 1: "]),
+        (["a", "b", "c"], ["process 0: ", "process 1: ", "process 2: "]),
+        (["a", "a", "b", "b"], [f"process {i}: " for i in range(4)]),
+    ],
+)
+def test_a_process_whose_data_differ_from_those_of_most_is_named(texts, named):
+    lines = list(DOCTOR.told("data", found(*texts)))
+    assert [text.split("data        ")[1].split("9")[0].strip("abc") for text in lines] == named
+    assert all(text.startswith("FAILED") == (len(lines) > 1) for text in lines)
+
+
+def test_the_same_data_in_other_folders_of_each_host_are_the_same(tmp_path):
+    pixels, seen = np.random.default_rng(0).integers(0, 256, (20, 8, 8, 3), np.uint8), []
+    for host in ("a", "b", "c"):
+        folder = tmp_path / host / "set"
+        folder.mkdir(parents=True)
+        for i, image in enumerate(pixels if host != "c" else 255 - pixels):
+            Image.fromarray(image).save(folder / f"{i}.png")
+        fields = {"data.name": f"folder:{folder}", "data.dir": str(tmp_path / host / "data")}
+        fields |= {"data.image_size": 8, "evaluate.steps": (), "data.local_dir": host}
+        job = CHECKS.Job(Request(config=config_of("flow_matching", **fields), workdir=tmp_path))
+        seen.append((ALONE["data"].run(job), CHECKS.config_hash(job)))
+    assert seen[0][0] == seen[1][0] != seen[2][0]  # of the same name and number
+    same = [{"data.dir": "a", "data.local_dir": "x"}, {"data.dir": "b", "evaluate.weights": "w"}]
+    jobs = [CHECKS.Job(Request(config=config_of("edm", **f), workdir=tmp_path)) for f in same]
+    assert CHECKS.config_hash(jobs[0]) == CHECKS.config_hash(jobs[1])
 
 
 def test_processes_that_differ_are_named(tmp_path):

@@ -29,7 +29,7 @@ SPIKES = {"optimizer.spike_factor": 3.0}
 #   samples.WHAT    what it is called with           way.FIELD       the same of one image's way
 #   measures.FIELD  what samples are measured with   results.FIELD   what evaluations say they are
 #   teacher.FIELD   which network of which run       pairs.FIELD     how the teacher's are made
-#   kept.RULE       which checkpoints stay
+#   kept.RULE       which checkpoints stay         copied.to        where images are copied
 # A third entry: fields beside which alone it means something.
 FIELDS = {
     "method": ("another", "results.method"),
@@ -40,6 +40,7 @@ FIELDS = {
     "steps_per_dispatch": (3, "loop.dispatch"),
     "data.name": ("another", "data.name results.data"),
     "data.dir": ("elsewhere", "data.dir measures.root"),
+    "data.local_dir": ("own", "copied.to"),
     "data.image_size": (
         4,
         "data.image_size network.image_size host images step sampler.shape measures.image_shape "

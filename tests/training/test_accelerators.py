@@ -1,6 +1,6 @@
 import pytest
 
-from training.accelerators import ACCELERATORS, target
+from training.accelerators import ACCELERATORS, KINDS, accelerator_of, target
 
 
 @pytest.mark.parametrize(
@@ -54,3 +54,10 @@ def test_peaks_are_those_of_the_dtype():
     assert h100.peak_flops("bfloat16") == 989e12 and h100.peak_flops("float32") == 494.5e12
     assert v4.peak_flops("bfloat16") == v4.peak_flops("float32") == 275e12
     assert h100.room == 60 * 2**30 and v4.room == 0.95 * 32 * 2**30
+
+
+def test_every_kind_of_device_stands_for_an_accelerator_and_parts_of_one_do_not():
+    assert set(KINDS.values()) == set(ACCELERATORS)
+    assert accelerator_of("TPU v5 lite") is ACCELERATORS["v5e"]
+    for other in ("cpu", "NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3 MIG 1g.10gb", ""):
+        assert accelerator_of(other) is None

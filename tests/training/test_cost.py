@@ -2,7 +2,14 @@ import pytest
 
 from bench.cases import JOINT
 from tests.training.runs import small_experiment
-from training.cost import forward_flops, network_evaluations, step_flops, training_seconds
+from training import cost
+from training.cost import (
+    forward_flops,
+    least_seconds,
+    network_evaluations,
+    step_flops,
+    training_seconds,
+)
 
 
 @pytest.mark.parametrize(
@@ -39,6 +46,28 @@ def test_attention_in_chunks_costs_what_it_stands_for():
         for attention in ("xla", "chunked")
     ]
     assert costs[0] == costs[1]
+
+
+@pytest.mark.parametrize(("dtype", "tflops"), [("bfloat16", 989.0), ("float32", 494.5)])
+def test_the_least_time_of_a_step_is_its_flops_at_the_peak_of_all_devices(dtype, tflops):
+    config, experiment = small_experiment("flow_matching", **{"model.dtype": dtype})
+    seconds = least_seconds(config, "NVIDIA H100 80GB HBM3", 16)
+    assert seconds * 16 * tflops * 1e12 == pytest.approx(step_flops(config, experiment))
+
+
+def test_without_a_known_peak_nothing_is_counted(monkeypatch):
+    def refuse(*_):
+        raise AssertionError("counted")
+
+    monkeypatch.setattr(cost, "step_flops", refuse)
+    for kind in ("cpu", "NVIDIA H100 PCIe", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"):
+        assert least_seconds(None, kind, 8) is None
+
+
+def test_fused_attention_costs_what_it_stands_for(monkeypatch):
+    config, experiment = small_experiment("flow_matching")
+    config.model.attention = "cudnn"  # which no CPU compiles
+    assert step_flops(config, experiment) == step_flops(*small_experiment("flow_matching"))
 
 
 def test_a_player_that_is_updated_at_times_costs_in_proportion():

@@ -14,6 +14,7 @@ from training.report import (
     check_spikes,
     due,
     evaluations,
+    line_of,
 )
 
 
@@ -103,12 +104,25 @@ def test_a_value_that_is_not_finite_ends_the_run_and_is_told():
         check_finite(3, {"finite": Mean(0.0, 1.0), "loss": Mean(2.0, 1.0)})
 
 
-def test_steps_one_by_one_and_several_at_once_make_the_same_rows(tmp_path):
+def test_a_line_has_the_losses_the_speed_and_what_is_left(monkeypatch, tmp_path, capsys):
+    row = {"loss": 1.5, "fake_score/loss": 2.25, "loss_flow": 9.0}
+    row |= {"images_per_second": 1234.4, "step_seconds": 2.0, "step_seconds_max": 50.0}
+    said = "step 100 of 2000, loss 1.5000, fake_score/loss 2.2500, 1,234 images/s, 1:03:20 left"
+    assert line_of(100, 2000, row, 8) == said
+    older = {"images_per_second": 4.0}  # whose steps were not recorded
+    assert line_of(1, 11, older, 8) == "step 1 of 11, 4 images/s, 00:20 left"
+    monkeypatch.setattr(module, "on_terminal", lambda: True)
+    with Report(tmp_path, 0, 1, 8, 1, {}) as report:
+        report.after_steps(1, 1, {"loss": Mean(1.0, 1.0)})
+        report.flush(1)
+    assert "images/s" not in capsys.readouterr().err  # the bar says it
+
+
+def test_steps_one_by_one_and_several_at_once_make_the_same_rows(tmp_path, capsys):
     losses = np.arange(1.0, 7.0)
     for name, parts in (("one", [1] * 6), ("several", [1, 3, 2])):
         (tmp_path / name).mkdir()
         with Report(tmp_path / name, 0, 6, 8, 2, {}) as report:
-            assert not report.bar.disable  # the first process shows it
             done = 0
             for count in parts:
                 values = losses[done : done + count]
@@ -116,6 +130,9 @@ def test_steps_one_by_one_and_several_at_once_make_the_same_rows(tmp_path):
                 done += count
                 report.after_steps(done, count, {"loss": Mean(total, np.ones_like(total))})
             report.flush(done)
+    said = capsys.readouterr().err.splitlines()  # which is no terminal
+    for line, step in zip(said, (2, 4, 6, 2, 4, 6), strict=True):
+        assert line.startswith(f"step {step} of 6, loss {step - 0.5:.4f}, ")
     rows = [
         [(row["step"], row["loss"]) for row in read_rows(tmp_path / name / LOG)]
         for name in ("one", "several")

@@ -7,6 +7,7 @@ from tests.cli import SERVER
 from tests.training.killed import die
 from tests.training.runs import save_run, small_config
 from training import workdir
+from training.files import write_json
 from training.identity import as_dict
 from training.teacher import locate
 
@@ -135,3 +136,46 @@ def test_a_run_without_its_record_says_what_it_is_by_its_checkpoint(tmp_path):
     assert workdir.load_config(tmp_path / "run").to_dict() == config.to_dict()
     with pytest.raises(ValueError, match="batch_size"):  # and is not begun anew as another run
         workdir.start_run(tmp_path / "run", small_config("flow_matching", batch_size=32))
+
+
+def started(*starts):
+    """Entries of environment.json: (devices, processes, kind)."""
+    return [
+        {"devices": [f"d{i}" for i in range(count)], "processes": processes}
+        | ({"kind": kind} if kind else {})
+        for count, processes, kind in starts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("starts", "step", "line"),
+    [
+        ([(1, 1, "cpu")], 0, "starts {} for 12 steps on 1 device (cpu) of 1 process"),
+        ([(8, 2, "v4"), (8, 2, "v4")], 4, "resumes {} at step 4 of 12 on 8 devices (v4) of 2 pro"),
+        (
+            [(4, 1, "v4"), (8, 2, "v4")],
+            4,
+            "resumes {} at step 4 of 12 on 8 devices (v4) of 2 processes (before: 4 devices (v4) "
+            "of 1 process)",
+        ),
+        ([(9, 1, "v4"), (4, 1, "v4"), (4, 1, "v5")], 4, "{} at step 4 of 12 on 4 devices (v5) of"),
+        ([(4, 1, "v4"), (4, 1, "v5")], 4, "(before: 4 devices (v4) of 1 process)"),
+        ([(4, 1, ""), (4, 2, "v4")], 4, "(before: 4 devices of 1 process)"),
+        ([(4, 1, "v4")] * 2, 0, "starts {} again, since nothing was saved, for 12 steps on 4 dev"),
+    ],
+)
+def test_a_start_says_where_and_on_what_and_what_is_new(tmp_path, starts, step, line):
+    write_json(tmp_path / workdir.ENVIRONMENT, started(*starts))
+    said = workdir.start_line(tmp_path, step, 12)
+    assert line.format(tmp_path) in said
+    assert ("before" in said) == ("before" in line or len(starts) == 3)
+
+
+def test_a_start_is_said_whatever_earlier_ones_recorded(tmp_path):
+    odd = [{"devices": 5, "processes": 1}, {"devices": ["a"], "processes": "x"}, {}]
+    for before in odd:
+        write_json(tmp_path / workdir.ENVIRONMENT, [before, *started((1, 1, "cpu"))])
+        assert "before" not in workdir.start_line(tmp_path, 1, 2)
+    # A start of a version that did not record the kind is no other start.
+    write_json(tmp_path / workdir.ENVIRONMENT, started((2, 1, ""), (2, 1, "cpu")))
+    assert "before" not in workdir.start_line(tmp_path, 1, 2)

@@ -1,0 +1,99 @@
+"""How fast rows of decoded images are read at random: from one array and from shards.
+
+    python -m bench.read --folder=/tmp/read --gib=4 --shard_gib=0.25
+
+writes random images of 256 x 256 pixels into the folder, reads batches of them as training does,
+once from the disk (the page cache is emptied of them) and once from memory, prints rows per second,
+and removes them.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from absl import app, flags
+
+from data.rows import Rows
+
+FOLDER = flags.DEFINE_string("folder", None, "On the disk that is measured.")
+GIB = flags.DEFINE_float("gib", 4.0, "Size of the images.")
+SHARD_GIB = flags.DEFINE_float("shard_gib", 1.0, "Size of a shard.")
+BATCH = flags.DEFINE_integer("batch", 256, "Rows read at once.")
+SECONDS = flags.DEFINE_float("seconds", 10.0, "Of each measurement, at most.")
+
+SHAPE = (256, 256, 3)
+THREADS = 2  # as data.pipeline.READ_OPTIONS
+
+
+def write(path: Path, count: int) -> None:
+    """Random images, flushed to the disk."""
+    rng = np.random.default_rng(0)
+    image = rng.integers(0, 256, SHAPE, np.uint8)
+    with path.open("wb") as file:
+        header = {"descr": "|u1", "fortran_order": False, "shape": (count, *SHAPE)}
+        np.lib.format.write_array_header_1_0(file, header)
+        for _ in range(count):
+            file.write(image.tobytes())
+        os.fsync(file.fileno())
+
+
+def forget(path: Path) -> None:
+    """Take a file out of the page cache."""
+    with path.open("rb") as file:
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
+def rows_per_second(images: np.ndarray | Rows, order: np.ndarray, seconds: float) -> float:
+    """Rows read in batches, by so many threads, in this order until the time is over."""
+    since = time.perf_counter()
+
+    def read(rows: np.ndarray) -> int:
+        return 0 if time.perf_counter() - since > seconds else len(images[rows])
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        batches = np.split(order, range(BATCH.value, len(order), BATCH.value))
+        done = sum(threads.map(read, batches))
+    return done / (time.perf_counter() - since)
+
+
+def layouts(folder: Path, count: int, own: int) -> Iterator[tuple[str, list[Path], Callable]]:
+    """(name, files, what opens them) of both layouts, the files of each removed after it."""
+    for name, size in (("one array", count), (f"shards of {own} rows", own)):
+        counts = [min(size, count - start) for start in range(0, count, size)]
+        files = [folder / f"{i}.npy" for i in range(len(counts))]
+        for file, rows in zip(files, counts, strict=True):
+            write(file, rows)
+        yield name, files, lambda opened: opened[0] if len(opened) == 1 else Rows(opened)
+        for file in files:
+            file.unlink()
+
+
+def main(_: list[str]) -> None:
+    """Print rows per second of both layouts, from disk and from memory."""
+    folder, row = Path(FOLDER.value), int(np.prod(SHAPE))
+    folder.mkdir(parents=True, exist_ok=True)
+    count = int(GIB.value * 2**30) // row
+    order = np.random.default_rng(1).permutation(count)
+    for name, files, joined in layouts(folder, count, int(SHARD_GIB.value * 2**30) // row):
+        speeds = []
+        for cold in (True, False):
+            opened = [np.load(file, mmap_mode="r") for file in files]
+            for file, array in zip(files, opened, strict=True):
+                if cold:
+                    forget(file)
+                else:
+                    array.sum()
+            speeds.append(rows_per_second(joined(opened), order, SECONDS.value))
+        cold, warm = speeds
+        print(
+            f"{name:24} {cold:7,.0f} rows/s from disk ({cold * row / 1e9:.2f} GB/s), "
+            f"{warm:7,.0f} from memory ({warm * row / 1e9:.2f} GB/s)"
+        )
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("folder")
+    app.run(main)

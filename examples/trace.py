@@ -1,0 +1,110 @@
+"""Draw a trace of --profile: when each thread ran operations, and which operations took longest.
+
+    python main.py --config=configs/digits.py:shortcut --workdir=runs/digits --profile=50:53
+    python -m examples.trace --folder=runs/digits/profile/50-53/0 --out=profile.png
+
+Above, a line for each thread of the host, or of a device, that ran XLA's operations, and one for
+the thread that trains: its dispatches, and where it waits for the devices. Below, the operations
+by their time in all threads, per step.
+"""
+
+import gzip
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import app, flags
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+FOLDER = flags.DEFINE_string("folder", None, "PROFILE/START-STOP/PROCESS of a run.")
+OUT = flags.DEFINE_string("out", "profile.png", "The picture.")
+
+STEP, WAIT = "train", "np.asarray(jax.Array)"  # events of the thread that trains
+SHOWN = 8  # operations
+COLOURS = {"operations": "#0072b2", "dispatch": "#d55e00", "waiting": "#c8c8c8"}
+
+Event = Mapping[str, Any]
+
+
+def read_events(folder: Path) -> tuple[list[Event], dict[tuple[int, int], str]]:
+    """The events with a duration of the newest trace, and the names of threads."""
+    traces = sorted(folder.glob("plugins/profile/*/*.trace.json.gz"))
+    if not traces:
+        raise FileNotFoundError(f"{folder} has no plugins/profile/*/*.trace.json.gz")
+    content = json.loads(gzip.decompress(traces[-1].read_bytes()))["traceEvents"]
+    names = {
+        (event["pid"], event["tid"]): event["args"]["name"]
+        for event in content
+        if event.get("name") == "thread_name"
+    }
+    return [event for event in content if event.get("ph") == "X"], names
+
+
+def thread(event: Event) -> tuple[int, int]:
+    """The thread of an event."""
+    return event["pid"], event["tid"]
+
+
+def is_operation(event: Event) -> bool:
+    """Whether it is one of XLA's operations, on a device or on threads of the host."""
+    return "hlo_op" in event.get("args", {})
+
+
+def spans(events: Sequence[Event]) -> list[tuple[float, float]]:
+    """(start, length) of events, in ms."""
+    return [(event["ts"] / 1e3, event["dur"] / 1e3) for event in events]
+
+
+def draw_timeline(
+    axes: Axes, events: Sequence[Event], names: Mapping[tuple[int, int], str]
+) -> None:
+    """A line for each thread."""
+    operations = [event for event in events if is_operation(event)]
+    steps = [event for event in events if event["name"] == STEP]
+    host = {thread(event) for event in steps}
+    waiting = [event for event in events if event["name"] == WAIT and thread(event) in host]
+    axes.broken_barh(spans(waiting), (-0.4, 0.8), color=COLOURS["waiting"])
+    axes.broken_barh(spans(steps), (-0.4, 0.8), color=COLOURS["dispatch"])
+    labels = ["the thread that trains:\ndispatch (red), waiting (grey)"]
+    busy = Counter(map(thread, operations)).most_common()
+    for line, (own, _) in enumerate(busy, start=1):
+        of_thread = [event for event in operations if thread(event) == own]
+        axes.broken_barh(spans(of_thread), (line - 0.4, 0.8), color=COLOURS["operations"])
+        labels.append(names.get(own, str(own)).partition("/")[0])
+    axes.set_yticks(range(len(labels)), labels)
+    axes.invert_yaxis()
+    axes.set_xlabel("ms")
+
+
+def draw_operations(axes: Axes, events: Sequence[Event]) -> None:
+    """The operations that took longest, in ms per step."""
+    steps = max(sum(event["name"] == STEP for event in events), 1)
+    totals: Counter[str] = Counter()
+    for event in filter(is_operation, events):
+        totals[event["name"]] += event["dur"] / 1e3 / steps
+    names, values = zip(*totals.most_common(SHOWN), strict=True)
+    rest = sum(totals.values()) - sum(values)
+    axes.barh([*names, "all others"], [*values, rest], color=COLOURS["operations"])
+    axes.invert_yaxis()
+    axes.set_xlabel("ms per step, in all threads")
+
+
+def main(_: list[str]) -> None:
+    """Draw the picture."""
+    events, names = read_events(Path(FOLDER.value))
+    drawing = Figure((7.5, 5.5), dpi=110, layout="constrained")
+    above, below = drawing.subplots(2, 1, height_ratios=(1.0, 1.3))
+    draw_timeline(above, events, names)
+    draw_operations(below, events)
+    for axes in (above, below):
+        axes.spines[["top", "right"]].set_visible(False)
+    drawing.savefig(OUT.value)
+    print(OUT.value)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("folder")
+    app.run(main)
