@@ -16,6 +16,7 @@ from tests.cli import end_together
 from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import largest_difference
 from training import checkpoint, exits, restore
+from training.metrics import read_rows
 from training.processes import rendezvous
 
 SMALL = (
@@ -95,6 +96,10 @@ def test_two_processes_train_what_one_does_and_one_speaks(alone, shared):
     assert names == {path.name for path in alone.iterdir()}
     assert json.loads((workdir / "environment.json").read_text())[-1]["processes"] == 2
     assert len(list((workdir / "tensorboard").iterdir())) == 1
+    assert first.stdout.startswith(f"starts {workdir} for 12 steps on 2 devices (cpu) of 2 proces")
+    assert {path.name for path in (workdir / "heartbeat").iterdir()} == {"0", "1"}
+    for row in read_rows(workdir / "metrics.jsonl"):
+        assert row["slowest_process"] in (0.0, 1.0) and row["step_seconds_slowest"] > 0.0
 
 
 def test_four_processes_train_what_one_does(alone, tmp_path):
