@@ -18,10 +18,18 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data import Dataset, verify
+from data.class_names import listed
 from eval.evaluate import check_evaluation, skipped
 from eval.protocol import digest
 from modes.describe import bytes_of, size
-from modes.request import Request, read_dataset, required_config, required_workdir, resolve
+from modes.request import (
+    Request,
+    decoded_as_begun,
+    read_dataset,
+    required_config,
+    required_workdir,
+    resolve,
+)
 from modes.train import batches, check_step, data_identity
 from training import restore, workdir
 from training.code_version import code_version, describe_code
@@ -71,10 +79,15 @@ class Job:
         self.disk = next(folder for folder in folders if folder.exists())
 
     @cached_property
+    def asked(self) -> ConfigDict:
+        """The config, its images decoded as the run of the folder began with."""
+        return decoded_as_begun(self.given, self.workdir)
+
+    @cached_property
     def dataset(self) -> Dataset | None:
         """The data set, None if it is not here."""
         try:
-            return read_dataset(self.given)
+            return read_dataset(self.asked)
         except FileNotFoundError:
             return None
 
@@ -82,10 +95,10 @@ class Job:
     def config(self) -> ConfigDict:
         """The config as it will run."""
         if self.dataset is not None:
-            return resolve(self.given, self.dataset)
-        config = with_teachers_images(self.given) if self.given.teacher else self.given
+            return resolve(self.asked, self.dataset)
+        config = with_teachers_images(self.asked) if self.asked.teacher else self.asked
         if not config.data.image_size or config.data.num_classes < 0:
-            read_dataset(self.given)  # says how to get it
+            read_dataset(self.asked)  # says how to get it
         return debugged(config) if config.debug else config
 
     @cached_property
@@ -136,11 +149,16 @@ def data(job: Job) -> str:
     """The data set, every image of it."""
     if job.dataset is None:
         if job.experiment.objective.reads_images:
-            read_dataset(job.given)  # says how to get it
+            read_dataset(job.asked)  # says how to get it
         return f"{job.given.data.name} is not here, and {job.given.method} trains without images"
     split, shape = job.dataset.train, " x ".join(map(str, job.dataset.image_shape))
+    names = job.dataset.classes
     verify(job.dataset)
-    return f"{job.dataset.name}, {len(split.labels)} images of {shape}, hash {job.dataset.digest}"
+    classes = f", {job.dataset.num_classes} classes ({listed(names)})" if names else ""
+    return (
+        f"{job.dataset.name}, {len(split.labels)} images of {shape}{classes}, "
+        f"hash {job.dataset.digest}"
+    )
 
 
 def network(job: Job) -> str:

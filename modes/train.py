@@ -15,7 +15,13 @@ from data import Dataset, Pairs
 from eval.evaluate import check_evaluation, evaluator, summary
 from eval.pairs import teacher_pairs
 from modes.describe import bytes_of
-from modes.request import Request, required_config, required_workdir, resolve_with_data
+from modes.request import (
+    Request,
+    decoded_as_begun,
+    required_config,
+    required_workdir,
+    resolve_with_data,
+)
 from objectives.base import Batch, Params
 from training import replay, restore
 from training.checkpoint import Retention
@@ -68,7 +74,7 @@ class Job(NamedTuple):
 def checked(path: Path, config: ConfigDict) -> Job:
     """What a config says, all of it checked that can be before anything is computed or written."""
     mesh = make_mesh(**config.mesh)
-    config, dataset = resolve_with_data(config)
+    config, dataset = resolve_with_data(decoded_as_begun(config, path))
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     if config.steps_per_dispatch < 1:
         raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")

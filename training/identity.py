@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data import FIRST_ORDER
+from data import FIRST_DECODING, FIRST_ORDER
 from data.identity import changes
 from training.fields import is_whole
 from training.files import write_json
@@ -35,7 +35,10 @@ CHANGEABLE = (
     "ema.sample_with",
     "data.dir",
     "data.on_device",
+    "data.unreadable",  # the images left out are known by the hashes of the others
 )
+# What runs did whose records lack a field that came later.
+BEFORE = {"data.decoding": FIRST_DECODING, "data.background": "white"}
 
 Plain = Mapping[str, Any]
 
@@ -187,6 +190,8 @@ def differences(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]
     free: beginnings of names that may differ beside CHANGEABLE.
     """
     old, new = flat(old), flat(new)
+    if "data.decoding" in {**old, **new}:
+        old, new = {**BEFORE, **old}, {**BEFORE, **new}
     free += CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
     return differing_fields(
         *({k: v for k, v in c.items() if not k.startswith(free)} for c in (old, new))
