@@ -1,7 +1,7 @@
 """Which folders hold the images to train on, and which those that are held out.
 
-Folders are known by their names: train, Train, training, train2017, seg_train beside seg_test; those
-with images held out are called test, val, valid, validation, dev and the like.
+Folders are known by their names: train, Train, training, train2017, seg_train beside seg_test; and
+test, val, valid, validation, dev and the like for images that are held out.
 """
 
 import re

@@ -44,7 +44,7 @@ EDM = {"00000/img00000000.png": 1, "00000/img00000001.png": 2}
 
 
 def under(folder: str, files: Mapping[str, int]) -> dict[str, int]:
-    """The files, all in a folder; their levels ten higher, to be told apart, if it is a held-out."""
+    """The files, all in a folder."""
     return {f"{folder}/{path}": level for path, level in files.items()}
 
 
@@ -293,7 +293,8 @@ LABELS = [
         "Hugging Face's metadata.jsonl",
         FLAT
         | {
-            "metadata.jsonl": '{"file_name": "a.png", "label": 3}\n{"file_name": "b.png", "label": 2}'
+            "metadata.jsonl": '{"file_name": "a.png", "label": 3}\n'
+            '{"file_name": "b.png", "label": 2}'
         },
         train={1: "3", 2: "2"},
     ),
