@@ -61,10 +61,11 @@ def sizes(layout: Layout, splits: Mapping[str, Labelled]) -> Iterator[str]:
         by_class = {c: counts[label] for label, c in enumerate(layout.classes)}
         if by_class:
             least, most = min(by_class, key=by_class.get), max(by_class, key=by_class.get)
-            yield (
-                f"{name}: {by_class[least]} ({printable(least)}) to {by_class[most]} "
-                f"({printable(most)}) per class"
+            (low, small), (high, large) = (
+                (f"{by_class[name]:,}", printable(name)) for name in (least, most)
             )
+            spread = f"{low} in the smallest class ({small}) to {high} in the largest ({large})"
+            yield f"{name}: {low} in each class" if low == high else f"{name}: {spread}"
 
 
 def several(tree: Tree, splits: Mapping[str, Labelled]) -> int:

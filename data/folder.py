@@ -36,6 +36,8 @@ def folder(
     if not path or not found.exists():
         raise FileNotFoundError(f"folder {path!r} is not there; give folder:PATH an existing PATH")
     channels = channels or CHANNELS
+    if decoding.rules == FIRST_DECODING and not found.is_dir():
+        raise ValueError(f"{found} is no folder, as data.decoding=1 asks for; leave that out")
     if decoding.rules == FIRST_DECODING:
         return first_folder(found, image_size, channels)
     return folder_of_tree(tree_of(found), image_size, channels, decoding, root)
