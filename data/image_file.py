@@ -15,8 +15,9 @@ from PIL import ExifTags, Image, ImageColor
 
 Color = tuple[int, int, int]
 
-# Pillow warns from 89 million pixels on and refuses twice as many.
+# Pillow warns of tags that it cannot read, and of 89 million pixels; twice as many it refuses.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
+warnings.filterwarnings("ignore", module="PIL")
 
 # What a reader should know of an image, beside its pixels.
 TRANSPARENT, ROTATED, DEEP, FRAMES = "transparent", "rotated", "16 bits", "several frames"

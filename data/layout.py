@@ -30,6 +30,8 @@ PAIRED = frozenset(
 # NUMBER/imgNUMBER of EDM's and StyleGAN's tool, NUMBER/NUMBER of FFHQ: 1,000 images in a folder.
 BUCKET = re.compile(r"(\d{5})/(?:img(\d{8})|(\d{5}))\.\w+")
 PER_BUCKET = 1000
+# Labels in a form that is not read (data/label_table.py).
+LABELS_FILE = re.compile(r"(labels?\.(?!csv|tsv|jsonl).*|metadata\.parquet)", re.IGNORECASE)
 
 
 # (path, label) of each image.
@@ -62,7 +64,24 @@ def understand(tree: Tree) -> Layout:
     labels = read_labels(tree, [*chain, *(p for p in parts.values() if p is not top)])
     if labels:
         return labelled_by_table(tree, parts, labels, words)
-    return labelled_by_folders(parts, words)
+    layout = labelled_by_folders(parts, words)
+    if not layout.classes:
+        check_no_other_labels(tree, chain)
+    return layout
+
+
+def check_no_other_labels(tree: Tree, folders: Sequence[Folder]) -> None:
+    """Raises ValueError for unlabelled images beside labels in a form that is not read."""
+    paths = {folder.path for folder in folders}
+    for passed in tree.passed.values():
+        for path in passed:
+            folder, _, name = path.rpartition("/")
+            if folder in paths and LABELS_FILE.fullmatch(name):
+                raise ValueError(
+                    f"{tree.top.name}/{printable(path)} is not read; give its labels in a "
+                    "labels.csv with columns image and label, or move it away to use the images "
+                    "without labels"
+                )
 
 
 def nothing_in(tree: Tree) -> str:

@@ -156,8 +156,8 @@ def data(job: Job) -> str:
     verify(job.dataset)
     classes = f", {job.dataset.num_classes} classes ({listed(names)})" if names else ""
     return (
-        f"{job.dataset.name}, {len(split.labels)} images of {shape}{classes}, "
-        f"hash {job.dataset.digest}"
+        f"{job.dataset.name}, {len(split.labels)} images of {shape}, "
+        f"hash {job.dataset.digest}{classes}"
     )
 
 

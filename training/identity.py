@@ -38,7 +38,8 @@ CHANGEABLE = (
     "data.unreadable",  # the images left out are known by the hashes of the others
 )
 # What runs did whose records lack a field that came later.
-BEFORE = {"data.decoding": FIRST_DECODING, "data.background": "white"}
+DECODING = "data.decoding"
+BEFORE = {DECODING: FIRST_DECODING, "data.background": "white"}
 
 Plain = Mapping[str, Any]
 
@@ -190,8 +191,9 @@ def differences(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]
     free: beginnings of names that may differ beside CHANGEABLE.
     """
     old, new = flat(old), flat(new)
-    if "data.decoding" in {**old, **new}:
+    if DECODING in {**old, **new}:
         old, new = {**BEFORE, **old}, {**BEFORE, **new}
+    free += (DECODING,) * (0 in (old.get(DECODING), new.get(DECODING)))  # 0 leaves it open
     free += CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
     return differing_fields(
         *({k: v for k, v in c.items() if not k.startswith(free)} for c in (old, new))

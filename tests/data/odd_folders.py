@@ -376,6 +376,15 @@ LABELS = [
         PAIR | {"cat/c.png": 3, "labels.csv": "image,label\ncat/a.png,x\ndog/b.png,y\ncat/c.png,y"},
         refused="sort its images otherwise than the labels of labels.csv",
     ),
+    *(
+        Case(
+            f"images and {name}",
+            under("images", FLAT) | {name: "a.png cat\nb.png dog\n"},
+            refused=f"{name} is not read.*labels.csv",
+        )
+        for name in ("labels.txt", "labels.json", "Labels.npy", "metadata.parquet")
+    ),
+    Case("class folders and their names", PAIR | {"labels.txt": "cat\ndog\n"}, train=LABELLED),
     Case("an unrelated table", PAIR | {"results.csv": "loss\n1\n2\n"}, train=LABELLED),
 ]
 
