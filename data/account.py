@@ -28,10 +28,15 @@ class Outcome(NamedTuple):
 
 def understood(layout: Layout, splits: Mapping[str, Labelled]) -> str:
     """The layout, the classes and the number of images, in a line."""
-    sizes = ", ".join(f"{len(images):,} images {USE[name]}" for name, images in splits.items())
+    sizes = ", ".join(f"{counted(len(images))} {USE[name]}" for name, images in splits.items())
     count = len(layout.classes)
     named = f"{count} class{'es' * (count > 1)} ({listed(layout.classes)}), " if count else ""
     return f"{layout.words}; {named}{sizes}"
+
+
+def counted(images: int) -> str:
+    """1 image, 1,200 images."""
+    return f"{images:,} image{'s' * (images != 1)}"
 
 
 def account(tree: Tree, layout: Layout, splits: Mapping[str, Labelled], outcome: Outcome) -> str:
@@ -39,7 +44,7 @@ def account(tree: Tree, layout: Layout, splits: Mapping[str, Labelled], outcome:
 
     Without what was done to pixels if they were decoded before.
     """
-    used = f"{sum(map(len, splits.values())):,} images used"
+    used = f"{counted(sum(map(len, splits.values())))} used"
     parts = [used, *sizes(layout, splits)]
     parts += [
         f"{outcome.counts[fact]} {text}" for fact, text in FACTS.items() if outcome.counts[fact]

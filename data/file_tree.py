@@ -24,7 +24,7 @@ COMPANIONS = frozenset(
     ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found")
     + ("__pycache__", "#snapshot")
 )
-HIDDEN, BROKEN, LOOP, SPECIAL = "hidden", "broken links", "links to a folder above", "no files"
+HIDDEN, BROKEN, LOOP, SPECIAL = "hidden", "broken links", "links to a folder above", "pipes"
 NO_SUFFIX = "without a suffix"
 NAMED = 3  # examples of what is passed over
 

@@ -33,6 +33,7 @@ LABEL_COLUMNS = (
 SPLIT_COLUMNS = ("split", "subset", "fold", "set", "partition")
 # Tables by these names are meant for the images: one that names none of them is an error.
 MEANT = ("labels", "label", "metadata")
+FEW_ROWS = 10  # from here on a column without a known name is no class if all its values differ
 DELIMITERS = "\t;,"
 LARGEST_LABEL = 2**20  # a label by mistake, such as a date, would be as many classes
 
@@ -59,6 +60,8 @@ def read_labels(tree: Tree, folders: Iterable[Folder]) -> Labels | None:
     found, sources = {}, []
     for folder, path in tables:
         rows = _rows(tree, path)
+        if not rows and is_meant(path) and not path.lower().endswith(".json"):
+            raise ValueError(f"{tree.top.name}/{path} has no rows; fill it in, or move it away")
         named = _labels_in(folder, path, rows) if rows else None
         if not named:
             continue
@@ -138,6 +141,11 @@ def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     return {name: image for name, image in pairs if counts[name] == 1}
 
 
+def is_meant(path: str) -> bool:
+    """Whether a table's name says that it has the labels of the images."""
+    return PurePosixPath(path).stem.lower() in MEANT
+
+
 def _rows(tree: Tree, path: str) -> list[Row]:
     """A table's rows by column; [] for a file that is no table."""
     suffix, text = PurePosixPath(path).suffix.lower(), tree.text(path)
@@ -175,7 +183,7 @@ def _labels_in(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str]
     images, where = _Images(folder), f"{folder.name}/{PurePosixPath(path).name}"
     columns = list(rows[0])
     of_images = [c for c in columns if all(images.find(row.get(c) or "") for row in rows)]
-    meant = PurePosixPath(path).stem.lower() in MEANT
+    meant = is_meant(path)
     if not of_images:
         # Most of a column are images: the others are missing.
         partly = [c for c in columns if any(images.find(row.get(c) or "") for row in rows)]
@@ -200,6 +208,15 @@ def _labels_in(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str]
     chosen = by_name[0] if by_name else others[0] if len(columns) == 2 and others else None
     if chosen is None or (not by_name and PurePosixPath(path).stem.lower() == "metadata"):
         return _without_labels(where, meant and "metadata" not in where, others)
+    if (
+        not by_name
+        and len(rows) >= FEW_ROWS
+        and len({row.get(chosen) for row in rows}) == len(rows)
+    ):
+        raise ValueError(
+            f"{where} has another {chosen} for each image; call the column `label` if these are "
+            "classes, or move the file away"
+        )
     empty = [row[column] for row in rows if not row.get(chosen)]
     if empty:
         raise ValueError(f"{where} has no label for {printable(empty[0])}; fill it in")

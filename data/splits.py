@@ -20,8 +20,8 @@ SPLIT = re.compile(
 )
 # A folder of such a name alone holds the images, and is no class.
 HOLDERS = frozenset(
-    ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "pics", "files")
-    + ("data", "all", "samples", "frames")
+    ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "pics", "files", "jpg")
+    + ("data", "all", "samples", "frames", "jpeg", "png")
 )
 HOW = "put all class folders into a folder train/ if they are classes"
 

@@ -203,6 +203,12 @@ LAYOUTS = [
         train=LABELLED,
         test=HELD,
     ),
+    Case(
+        "images without labels, wrapped in their split",
+        under("cars_train/cars_train", FLAT) | under("cars_test/cars_test", {"c.png": 11}),
+        train=PLAIN,
+        test={11: None},
+    ),
     Case("a folder images", under("images", FLAT), train=PLAIN, said="all images in images/"),
     Case(
         "YOLO's folders",
@@ -352,6 +358,9 @@ LABELS = [
         refused="two labels, 'cat' and 'dog'",
     ),
     Case(
+        "an empty table", FLAT | {"labels.csv": "image,label\n"}, refused="labels.csv has no rows"
+    ),
+    Case(
         "an empty label",
         FLAT | {"labels.csv": "image,label\na.png,cat\nb.png,\n"},
         refused="no label for b.png",
@@ -360,6 +369,24 @@ LABELS = [
         "several columns, none of them label",
         FLAT | {"labels.csv": "image,age,sex\na.png,3,f\nb.png,4,m\n"},
         refused="no column `label`, only age, sex",
+    ),
+    Case(
+        "captions in two columns",
+        {f"{i}.png": i for i in range(10)}
+        | {"labels.csv": "image,text\n" + "".join(f"{i}.png,caption {i}\n" for i in range(10))},
+        refused="another text for each image",
+    ),
+    Case(
+        "labels of both splits in one table",
+        {"train/a.png": 1, "test/a.png": 12}
+        | {"labels.csv": "path,label\ntrain/a.png,cat\ntest/a.png,dog\n"},
+        train={1: "cat"},
+        test={12: "dog"},
+    ),
+    Case(
+        "labels of the split for training alone",
+        {"train/a.png": 1, "test/b.png": 12, "train.csv": "id,label\na,cat\n"},
+        refused="test/b.png is one of 1 images without labels of train.csv",
     ),
     Case(
         "a column of splits",
