@@ -190,9 +190,10 @@ def classes_of(part: Folder) -> tuple[dict[str, Folder], str]:
         )
     if is_bucketed(part):
         return {}, "numbered folders of 1,000 images: without labels"
-    alone = next(iter(filled)) if len(filled) == 1 else ""
-    if alone.lower() in HOLDERS or kind_of(alone) or alone == file_name(part.path):
-        return {}, f"all images in {alone}/: without labels"
+    if len(filled) == 1:
+        (alone,) = filled
+        if alone.lower() in HOLDERS or kind_of(alone) or alone == file_name(part.path):
+            return {}, f"all images in {printable(alone)}/: without labels"
     empty = [folder for folder in part.folders.values() if not folder.has_images()]
     if empty:
         raise ValueError(f"class folder {empty[0].name} has no images; remove it or fill it")
