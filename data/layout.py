@@ -13,13 +13,13 @@ it clear.
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from data.class_names import in_natural_order, listed, printable
 from data.dataset import NULL_LABEL
 from data.file_tree import SUFFIXES, Folder, Tree, file_name
-from data.label_table import Labels, read_labels
+from data.label_table import EDM, Labels, read_labels
 from data.splits import HOLDERS, TRAIN, folders, held_out, is_wrapper, kind_of, kinds_of, splits_of
 
 # Such a folder beside others holds what belongs to the same images, or the images themselves.
@@ -112,7 +112,7 @@ def labelled_by_table(
                 f"{labels.source}; add them, or move them away"
             )
         splits[name] = [(image, labels.of_image[image]) for image in images]
-        if ".json" not in labels.source:
+        if EDM not in labels.source:  # whose folders are no classes
             check_folders_agree(part, dict(splits[name]), labels.source)
     return Layout("; ".join([*words, labels.source, *said]), labels.classes, splits)
 
@@ -132,7 +132,9 @@ def check_folders_agree(part: Folder, labels: Mapping[str, int], source: str) ->
 
 def labelled_by_folders(parts: Mapping[str, Folder], words: Sequence[str]) -> Layout:
     """Class names are those of the folders in the split for training."""
-    found = {kind: classes_of(part) for kind, part in parts.items()}
+    found = {TRAIN: classes_of(parts[TRAIN])}
+    trained = {normal(name) for name in found[TRAIN][0]}
+    found |= {kind: classes_of(part, trained) for kind, part in parts.items() if kind != TRAIN}
     chosen, said = held_out(parts, {kind: bool(found[kind][0]) for kind in parts})
     classes, _ = found[TRAIN]
     names = in_natural_order(classes)
@@ -173,12 +175,12 @@ def check_classes(
         )
 
 
-def classes_of(part: Folder) -> tuple[dict[str, Folder], str]:
+def classes_of(part: Folder, trained: Container[str] = ()) -> tuple[dict[str, Folder], str]:
     """The class folders of a split, {} if it has no classes, and what that is in words.
 
-    Raises ValueError for a class folder without images, and for one that may be none.
+    trained: names of classes in the split for training, which are classes here too. Raises ValueError for a class folder without images, and for one that may be none.
     """
-    while is_wrapper(part):
+    while is_wrapper(part) and normal(next(iter(part.filled()))) not in trained:
         (part,) = part.filled().values()
     filled = part.filled()
     if not filled:
@@ -190,7 +192,7 @@ def classes_of(part: Folder) -> tuple[dict[str, Folder], str]:
         )
     if is_bucketed(part):
         return {}, "numbered folders of 1,000 images: without labels"
-    if len(filled) == 1:
+    if len(filled) == 1 and normal(next(iter(filled))) not in trained:
         (alone,) = filled
         if alone.lower() in HOLDERS or kind_of(alone) or alone == file_name(part.path):
             return {}, f"all images in {printable(alone)}/: without labels"

@@ -185,6 +185,18 @@ LAYOUTS = [
         test={12: "dog"},
     ),
     Case(
+        "one class in the test, with sub-folders",
+        under("train", PAIR) | {"test/dog/old/x.png": 12},
+        train=LABELLED,
+        test={12: "dog"},
+    ),
+    Case(
+        "a class called data",
+        {"train/data/a.png": 1, "train/dog/b.png": 2, "test/data/c.png": 11},
+        train={1: "data", 2: "dog"},
+        test={11: "data"},
+    ),
+    Case(
         "classes only in the test",
         under("train", PAIR) | {"test/cow/x.png": 12},
         refused="test has other classes than .*train: cow",
