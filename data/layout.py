@@ -178,7 +178,8 @@ def check_classes(
 def classes_of(part: Folder, trained: Container[str] = ()) -> tuple[dict[str, Folder], str]:
     """The class folders of a split, {} if it has no classes, and what that is in words.
 
-    trained: names of classes in the split for training, which are classes here too. Raises ValueError for a class folder without images, and for one that may be none.
+    trained: names of classes in the split for training, which are classes here too. Raises
+    ValueError for a class folder without images, and for one that may be none.
     """
     while is_wrapper(part) and normal(next(iter(part.filled()))) not in trained:
         (part,) = part.filled().values()
