@@ -56,7 +56,7 @@ def account(tree: Tree, layout: Layout, splits: Mapping[str, Labelled], outcome:
     shared = several(tree, splits)
     if shared:
         parts.append(f"{shared} in several classes or splits, by links")
-    return "; ".join([*parts, tree.passed_over() or "nothing passed over"])
+    return "; ".join([*parts, tree.passed_over(layout.tables) or "nothing passed over"])
 
 
 def sizes(layout: Layout, splits: Mapping[str, Labelled]) -> Iterator[str]:

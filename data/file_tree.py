@@ -7,7 +7,7 @@ are followed, but not to a folder that holds the link. Paths are relative, with 
 import os
 import zipfile
 from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -72,15 +72,17 @@ class Tree(NamedTuple):
     read: Callable[[str], Path | bytes]
     root: str = ""  # the real path of the top
 
-    def passed_over(self) -> str:
-        """What is not read, in words; "" if all is."""
-        kinds = sorted(self.passed.items(), key=lambda item: -len(item[1]))
+    def passed_over(self, tables: Container[str] = ()) -> str:
+        """What is not read beside the tables of labels, in words; "" if all is."""
+        passed = {k: [n for n in names if n not in tables] for k, names in self.passed.items()}
+        kinds = sorted(passed.items(), key=lambda item: -len(item[1]))
         texts = (
             f"{len(names)} {kind} ({', '.join(map(printable, names[:NAMED]))}"
             f"{', ...' if len(names) > NAMED else ''})"
             for kind, names in kinds
+            if names
         )
-        total = sum(map(len, self.passed.values()))
+        total = sum(map(len, passed.values()))
         return f"passed over {total}: {'; '.join(texts)}" if total else ""
 
     def real_path(self, path: str) -> str:

@@ -41,11 +41,16 @@ Row = Mapping[str, str]
 
 
 class Labels(NamedTuple):
-    """The class of each image, and the classes in order. source: where from, in words."""
+    """The class of each image, the classes in order, and the tables that they are from."""
 
     of_image: dict[str, int]
     classes: list[str]
-    source: str
+    tables: list[str]
+
+    @property
+    def source(self) -> str:
+        """Where they are from, in words."""
+        return f"labels of {', '.join(map(printable, self.tables))}"
 
 
 def read_labels(tree: Tree, folders: Iterable[Folder]) -> Labels | None:
@@ -77,7 +82,7 @@ def read_labels(tree: Tree, folders: Iterable[Folder]) -> Labels | None:
     classes = in_natural_order(set(found.values()))
     numbers = {name: label for label, name in enumerate(classes)}
     of_image = {image: numbers[label] for image, label in found.items()}
-    return Labels(of_image, classes, f"labels of {', '.join(sources)}")
+    return Labels(of_image, classes, sources)
 
 
 def _edm_labels(tree: Tree, files: Sequence[tuple[Folder, str]]) -> Labels | None:
@@ -106,7 +111,7 @@ def _edm_labels(tree: Tree, files: Sequence[tuple[Folder, str]]) -> Labels | Non
     if not found:
         return None
     classes = [str(label) for label in range(max(found.values()) + 1)]
-    return Labels(found, classes, f"labels of {', '.join(path for _, path in files)}")
+    return Labels(found, classes, [path for _, path in files])
 
 
 class _Images:

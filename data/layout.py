@@ -41,12 +41,13 @@ Labelled = Sequence[tuple[str, int]]
 class Layout(NamedTuple):
     """words: what was understood. classes: their names; [] without labels.
 
-    splits: train and, if there is one, test.
+    splits: train and, if there is one, test. tables: files that the labels are read from.
     """
 
     words: str
     classes: list[str]
     splits: dict[str, Labelled]
+    tables: Sequence[str] = ()
 
 
 def understand(tree: Tree) -> Layout:
@@ -112,9 +113,10 @@ def labelled_by_table(
                 f"{labels.source}; add them, or move them away"
             )
         splits[name] = [(image, labels.of_image[image]) for image in images]
-        if EDM not in labels.source:  # whose folders are no classes
+        if EDM not in map(file_name, labels.tables):  # whose folders are no classes
             check_folders_agree(part, dict(splits[name]), labels.source)
-    return Layout("; ".join([*words, labels.source, *said]), labels.classes, splits)
+    words = "; ".join([*words, labels.source, *said])
+    return Layout(words, labels.classes, splits, labels.tables)
 
 
 def check_folders_agree(part: Folder, labels: Mapping[str, int], source: str) -> None:

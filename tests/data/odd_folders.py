@@ -305,7 +305,7 @@ LABELS = [
         "Hugging Face's metadata.csv",
         FLAT | {"metadata.csv": "file_name,label\na.png,10\nb.png,9\n"},
         train={1: "10", 2: "9"},
-        said="labels of metadata.csv",
+        said="nothing passed over",
     ),
     Case(
         "Hugging Face's metadata.jsonl",
