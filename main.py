@@ -49,7 +49,7 @@ METRIC = flags.DEFINE_string(
 )
 METHODS = flags.DEFINE_list("methods", [], "compare: the methods, such as cd,sim; teachers follow.")
 LABELS = flags.DEFINE_list(
-    "labels", [], "sample: class labels, gone through in turn; all if unset."
+    "labels", [], "sample: classes by index or name, gone through in turn; all if unset."
 )
 GUIDANCE = flags.DEFINE_float("guidance", None, "sample: guidance scale; 1 is none.")
 CHECKPOINT = flags.DEFINE_integer("checkpoint", None, "sample, evaluate: step; default newest.")
@@ -185,7 +185,7 @@ def request() -> Request:
         methods=tuple(METHODS.value),
         teachers=TEACHERS,
         metric=METRIC.value,
-        labels=integers("labels", LABELS.value, "0,1,2"),
+        labels=tuple(map(index_or_name, LABELS.value)),
         guidance=GUIDANCE.value,
         out=Path(OUT.value) if OUT.value else None,
         checkpoint=CHECKPOINT.value,
@@ -204,6 +204,11 @@ def integers(flag: str, values: list[str], example: str) -> tuple[int, ...]:
     if not all(re.fullmatch(r"-?\d+", value) for value in values):
         raise ValueError(f"--{flag}={','.join(values)} must be integers, such as {example}")
     return tuple(map(int, values))
+
+
+def index_or_name(text: str) -> int | str:
+    """A number as it would be printed as an int, anything else as the name of a class."""
+    return int(text) if re.fullmatch(r"0|-?[1-9]\d*", text) else text
 
 
 def numbers(flag: str, values: list[str], example: str) -> tuple[float, ...]:

@@ -95,6 +95,11 @@ def data() -> ConfigDict:
             "local_dir": "",
             "image_size": 0,  # pixels per side; 0 is the data set's own
             "channels": 0,  # 1 or 3; 0 is the data set's own
+            # Rules by which image files are read (docs/data.md): 1 those of versions without this
+            # field, 2 the newest; 0 is a begun run's own, or its teacher's, else the newest.
+            "decoding": 0,
+            "background": "white",  # under transparent pixels: the name of a color, or #rrggbb
+            "unreadable": 0,  # files of a folder that may be unreadable, and are left out
             "num_classes": -1,  # 0 trains without labels; -1 is the data set's own
             "flip": False,  # mirror images at random, left to right
             "on_device": False,  # the training images lie on every device, which gathers from them

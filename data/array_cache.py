@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -59,7 +59,8 @@ Records = Mapping[str, Record | None]
 class Undecoded(NamedTuple):
     """A data set that is not decoded yet; `origin` is all that its arrays depend on (JSON).
 
-    classes: names of the classes, () if they are not known.
+    classes: names of the classes, () if they are not known. understood: how the files are read, in
+    a line, "" if there is nothing to say; account: what came of reading them.
     """
 
     name: str
@@ -68,6 +69,8 @@ class Undecoded(NamedTuple):
     num_classes: int
     splits: dict[str, Source]
     classes: tuple[str, ...] = ()
+    understood: str = ""
+    account: Callable[[], str] = str
 
 
 def data_root(data_dir: str = "") -> Path:

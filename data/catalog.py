@@ -2,20 +2,30 @@
 
 digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST, by data/fashion_mnist.py
-folder:PATH        a folder of images, by data/folder.py; needs image_size
+folder:PATH        a folder or a .zip of images, by data/folder.py; needs image_size
 tfds:NAME or NAME  an image data set of TensorFlow Datasets, by data/tfds_images.py
 """
 
 import re
 from pathlib import Path
 
-from data.array_cache import Undecoded, data_root, decode, is_decoded, local_folder, mend
+from data.array_cache import (
+    Undecoded,
+    array_folder,
+    data_root,
+    decode,
+    is_decoded,
+    local_folder,
+    mend,
+)
 from data.dataset import Dataset
+from data.decoding import BACKGROUND, FIRST_DECODING, Decoding, decoding_of
 from data.digits import digits
 from data.files import claimed
 from data.folder import folder
 from data.local_copy import FIELD, copy_arrays
 from data.pixels import check_size
+from data.progress import note
 from data.tfds_images import tfds_images, unknown_name, write_tfds
 
 FOLDER, TFDS, LATENTS = "folder:", "tfds:", "latents"
@@ -29,12 +39,16 @@ def load(
     data_dir: str = "",
     image_size: int = 0,
     channels: int = 0,
+    decoding: int = 0,
+    background: str = BACKGROUND,
+    unreadable: int = 0,
     writable: bool = True,
 ) -> Dataset:
     """The data set of that name.
 
     data_dir: where prepared data lie; "" is $FEWSTEP_DATA, else ~/.cache/fewstep.
     image_size, channels: what images are resized and converted to; 0 is the data set's own.
+    decoding, background, unreadable: how files are read (data/decoding.py).
     writable: whether arrays may be written to data_dir; if not, they go where "" is.
 
     All but digits are decoded on first use into memory-mapped arrays under data_dir. Raises
@@ -44,17 +58,29 @@ def load(
     if name == LATENTS:
         raise ValueError("data.name=latents: there is no pipeline of VAE latents yet; use pixels")
     check_size(image_size, channels)
+    rules = decoding_of(decoding, background, unreadable)
     if name == "digits":
         return digits(image_size, channels)
     root = data_root(data_dir)
-    undecoded = _undecoded(name, root, image_size, channels)
+    undecoded = _undecoded(name, root, image_size, channels, rules, writable)
     if is_decoded(undecoded, root):
         return decode(undecoded, root, writable)
-    return decode(undecoded, root if writable else data_root())
+    _note(undecoded.understood)
+    dataset = decode(undecoded, root if writable else data_root())
+    _note(undecoded.account())
+    return dataset
 
 
 def load_copy(
-    name: str, local_dir: str, *, data_dir: str = "", image_size: int = 0, channels: int = 0
+    name: str,
+    local_dir: str,
+    *,
+    data_dir: str = "",
+    image_size: int = 0,
+    channels: int = 0,
+    decoding: int = 0,
+    background: str = BACKGROUND,
+    unreadable: int = 0,
 ) -> Dataset:
     """The data set, its arrays copied under local_dir, a disk of this host, and read from there.
 
@@ -62,34 +88,75 @@ def load_copy(
     if the disk has no room.
     """
     check_size(image_size, channels)
+    rules = decoding_of(decoding, background, unreadable)
     local = local_folder(local_dir, FIELD)
     if name == "digits":
         return digits(image_size, channels)
     root = data_root(data_dir)
-    return copy_arrays(_undecoded(name, root, image_size, channels), root, local)
+    return copy_arrays(_undecoded(name, root, image_size, channels, rules), root, local)
 
 
-def prepare(name: str, *, data_dir: str = "", image_size: int = 0, channels: int = 0) -> Path:
+def prepare(
+    name: str,
+    *,
+    data_dir: str = "",
+    image_size: int = 0,
+    channels: int = 0,
+    decoding: int = 0,
+    background: str = BACKGROUND,
+    unreadable: int = 0,
+) -> Path:
     """Download and decode what `load` with the same arguments reads, and check what is there.
 
     Decoded arrays are hashed, and decoded again if they are damaged; standard error says what was
-    done. Returns their folder (data_dir for digits, which need none). Raises as `load` does, and
-    ValueError if the data cannot be downloaded or encoded.
+    done. Arrays by the rules of earlier versions are checked too where they are. Returns the folder
+    (data_dir for digits, which need none). Raises as `load` does, and ValueError if the data cannot
+    be downloaded or encoded.
     """
     check_size(image_size, channels)
+    rules = decoding_of(decoding, background, unreadable)
     root = data_root(data_dir)
     if name == "digits":
         return root
     if not name.startswith(FOLDER):
         with claimed(root):
             write_tfds(_tfds_name(name), root, image_size, channels)
-    return mend(_undecoded(name, root, image_size, channels), root)
+    undecoded = _undecoded(name, root, image_size, channels, rules)
+    _note(undecoded.understood)
+    newest = mend(undecoded, root)
+    _note(undecoded.account())
+    if decoding == 0:
+        _mend_first(name, root, image_size, channels, newest)
+    return newest
 
 
-def _undecoded(name: str, root: Path, image_size: int, channels: int) -> Undecoded:
+def _mend_first(name: str, root: Path, image_size: int, channels: int, newest: Path) -> None:
+    """Check arrays by the first rules, on which older runs rest, if they lie in another folder."""
+    try:
+        first = _undecoded(name, root, image_size, channels, Decoding(FIRST_DECODING))
+    except (ValueError, FileNotFoundError):
+        return  # these rules cannot read it, so there are no such arrays
+    if array_folder(first, root) != newest and is_decoded(first, root):
+        mend(first, root)
+
+
+def _undecoded(
+    name: str,
+    root: Path,
+    image_size: int,
+    channels: int,
+    rules: Decoding,
+    writable: bool = True,
+) -> Undecoded:
     if name.startswith(FOLDER):
-        return folder(name.removeprefix(FOLDER), image_size, channels)
-    return tfds_images(_tfds_name(name), root, image_size, channels)
+        kept = root if writable else data_root()
+        return folder(name.removeprefix(FOLDER), image_size, channels, rules, kept)
+    return tfds_images(_tfds_name(name), root, image_size, channels, rules)
+
+
+def _note(line: str) -> None:
+    if line:
+        note(line)
 
 
 def _tfds_name(name: str) -> str:

@@ -1,110 +1,126 @@
-"""A folder of images as a data set.
+"""A folder of images, or a .zip of one, as a data set; docs/data.md says what is read and how."""
 
-    PATH/train/CLASS/*.png and, if there is one, PATH/test/CLASS/*.png
-    PATH/CLASS/*.png          all for training
-    PATH/*.png                all for training, without labels; also PATH/train/*.png
-
-Classes are numbered in the order of their sorted names; images within a class may lie deeper.
-"""
-
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from data.array_cache import Undecoded, file_stamps
+from data.account import Outcome, account, understood
+from data.array_cache import Undecoded
 from data.arrays import Source
-from data.dataset import NULL_LABEL
+from data.class_names import printable
+from data.decoding import FIRST_DECODING, Decoding
+from data.file_tree import Tree, tree_of
+from data.first_decoding import first_folder
+from data.image_file import Color, read_image
+from data.layout import Labelled, understand
 from data.pixels import fit
+from data.unreadable import unreadable_in
 
-SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 CHANNELS = 3  # unless asked for 1
 
 
-def folder(path: str, image_size: int, channels: int = 0) -> Undecoded:
+def folder(
+    path: str, image_size: int, channels: int, decoding: Decoding, root: Path | None = None
+) -> Undecoded:
     """The images under `path` as squares of image_size pixels, in RGB unless channels is 1.
 
-    Raises ValueError without an image_size, for a folder (or a class) without images, for images
-    beside class folders, and for a test class that is not a training class.
+    root: where prepared data lie; a list of unreadable files is kept there if any are allowed.
+    Raises FileNotFoundError without the folder; ValueError without an image_size, for a layout that
+    is not clear, and for more unreadable files than are allowed.
     """
     if not image_size:
         raise ValueError("image_size is required for data of the form folder:PATH; for example 32")
-    root = Path(path).expanduser().absolute()
-    if not path or not root.is_dir():
+    found = Path(path).expanduser().absolute()
+    if not path or not found.exists():
         raise FileNotFoundError(f"folder {path!r} is not there; give folder:PATH an existing PATH")
     channels = channels or CHANNELS
-    classes, splits = list_splits(root)
-    files = [file for split in splits.values() for file, _ in split]
+    if decoding.rules == FIRST_DECODING and not found.is_dir():
+        raise ValueError(f"{found} is no folder, as data.decoding=1 asks for; leave that out")
+    if decoding.rules == FIRST_DECODING:
+        return first_folder(found, image_size, channels)
+    return folder_of_tree(tree_of(found), image_size, channels, decoding, root)
+
+
+def folder_of_tree(
+    tree: Tree, image_size: int, channels: int, decoding: Decoding, root: Path | None
+) -> Undecoded:
+    """The images of a tree of files."""
+    layout, name = understand(tree), f"folder:{tree.top.name}"
+    found = [image for images in layout.splits.values() for image, _ in images]
+    outcome = Outcome(Counter(), unreadable_in(tree, found, decoding.unreadable, root))
+    splits = used(tree, layout.splits, outcome)
     return Undecoded(
-        name=f"folder:{root}",
-        origin=file_stamps(files, root),
+        name=name,
+        origin={
+            "decoding": decoding.rules,
+            "background": decoding.background,
+            "classes": layout.classes,
+            "files": {
+                split: [(image, *tree.stamps[image], label) for image, label in images]
+                for split, images in splits.items()
+            },
+        },
         image_shape=(image_size, image_size, channels),
-        num_classes=len(classes),
-        splits={name: _source(split, image_size, channels) for name, split in splits.items()},
-        classes=tuple(classes),
+        num_classes=len(layout.classes),
+        splits={
+            split: source(tree, images, (image_size, channels), decoding.background, outcome.counts)
+            for split, images in splits.items()
+        },
+        classes=tuple(layout.classes),
+        understood=f"{name}: {understood(layout, splits)}",
+        account=lambda: f"{name}: {account(tree, layout, splits, outcome)}",
     )
 
 
-def list_splits(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
-    """Class names, and the (file, label) pairs of `train` and, if there is one, of `test`."""
-    train, test = root / "train", root / "test"
-    if not train.is_dir():
-        classes = _class_names(root)
-        return classes, {"train": _labelled_files(root, classes)}
-    classes = _class_names(train)
-    splits = {"train": _labelled_files(train, classes)}
-    if test.is_dir():
-        test_classes = _class_names(test)
-        strange = sorted(set(test_classes) - set(classes))
-        if strange or bool(test_classes) != bool(classes):
+def used(
+    tree: Tree, splits: Mapping[str, Labelled], outcome: Outcome
+) -> dict[str, list[tuple[str, int]]]:
+    """The readable images by label and path, each once in its class, whatever links lead to it.
+
+    Raises ValueError for a class of which no image is left.
+    """
+    kept = {}
+    for name, images in splits.items():
+        readable = [(i, label) for i, label in images if i not in outcome.unreadable]
+        lost = {label for _, label in images} - {label for _, label in readable}
+        if lost:
+            example = next(image for image, label in images if label in lost)
             raise ValueError(
-                f"{test} has other classes than {train}: {', '.join(strange) or 'none at all'}"
+                f"no image beside {tree.top.name}/{printable(example)} can be read; repair some, "
+                "or remove the class"
             )
-        splits["test"] = _labelled_files(test, classes)
-    return classes, splits
+        firsts = {(tree.real_path(i), label): (i, label) for i, label in sorted(readable)[::-1]}
+        kept[name] = sorted(firsts.values(), key=lambda pair: pair[::-1])
+        outcome.counts["repeated"] += len(readable) - len(firsts)
+    return kept
 
 
-def _class_names(root: Path) -> list[str]:
-    visible = (entry for entry in root.iterdir() if not entry.name.startswith("."))
-    return sorted(entry.name for entry in visible if entry.is_dir())
+def source(
+    tree: Tree,
+    images: Labelled,
+    shape: tuple[int, int],
+    background: Color,
+    counts: Counter[str],
+) -> Source:
+    """A split that is not decoded yet; counts which images had what (data.image_file).
 
+    shape: image_size and channels.
+    """
+    image_size, channels = shape
 
-def _labelled_files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
-    loose = sorted(file for file in root.iterdir() if _is_image(file))
-    if loose and classes:
-        raise ValueError(
-            f"{root} has both images ({loose[0].name}) and class folders ({classes[0]}); "
-            "move one of them away"
-        )
-    labelled = [(file, NULL_LABEL) for file in loose]
-    for label, name in enumerate(classes):
-        found = sorted(file for file in (root / name).rglob("*") if _is_image(file))
-        if not found and (root / name).is_dir():
-            raise ValueError(f"class folder {root / name} has no images; remove it or fill it")
-        labelled += [(file, label) for file in found]
-    if not labelled:
-        raise ValueError(f"folder {root} has no images ({', '.join(sorted(SUFFIXES))})")
-    return labelled
-
-
-def _is_image(file: Path) -> bool:
-    # Names that start with a dot are other programs' companions of an image, not images.
-    return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
-
-
-def _source(files: list[tuple[Path, int]], image_size: int, channels: int) -> Source:
     def read(i: int) -> tuple[np.ndarray, int]:
-        file, label = files[i]
-        return _read_image(file, image_size, channels), label
+        path, label = images[i]
+        try:
+            decoded = read_image(tree.read(path), channels, background)
+            pixels = fit(decoded.image, image_size, channels)
+        except Exception as error:  # each of Pillow's decoders has exception types of its own
+            raise ValueError(
+                f"image {tree.top.name}/{printable(path)} cannot be read ({error}); repair or "
+                "remove the file, or set data.unreadable to leave out as many"
+            ) from error
+        counts.update(decoded.facts)
+        return pixels, label
 
-    return Source(len(files), read)
-
-
-def _read_image(file: Path, image_size: int, channels: int) -> np.ndarray:
-    try:
-        with Image.open(file) as image:
-            return fit(image, image_size, channels)
-    except Exception as error:  # each of PIL's decoders has exception types of its own
-        raise ValueError(
-            f"image {file} cannot be read ({error}); repair or remove the file"
-        ) from error
+    return Source(len(images), read)

@@ -43,7 +43,8 @@ def fit(image: Image.Image, image_size: int, channels: int) -> np.ndarray:
     """The centre square of an image, its shorter side resized: uint8 [S, S, C].
 
     As in ADM (Dhariwal & Nichol 2021): halved by box averaging while the shorter side is at least
-    2 S, then bicubic to S, then cropped. An alpha channel is dropped; orientation tags are ignored.
+    2 S, then bicubic to S, then cropped. Of another mode than L or RGB it takes what Pillow
+    converts: data/image_file.py reads files.
     """
     image = image.convert(MODES[channels])
     while min(image.size) >= 2 * image_size:
@@ -57,7 +58,10 @@ def fit(image: Image.Image, image_size: int, channels: int) -> np.ndarray:
 
 
 def fit_array(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
-    """`fit` of a uint8 array [H, W, C] with 1 to 4 channels; unchanged if it fits already."""
+    """`fit` of a uint8 array [H, W, C] with 1 to 4 channels; unchanged if it fits already.
+
+    An alpha channel is dropped.
+    """
     if image.shape == (image_size, image_size, channels):
         return image
     squeezed = image[..., 0] if image.shape[-1] == 1 else image

@@ -10,7 +10,9 @@ import tensorflow_datasets as tfds
 from data.array_cache import Undecoded, file_stamps
 from data.arrays import Source
 from data.dataset import NULL_LABEL
+from data.decoding import FIRST_DECODING, NEWEST, Decoding
 from data.fashion_mnist import FashionMNIST
+from data.image_file import Color, without_alpha
 from data.pixels import MODES, fit_array
 from data.progress import note
 
@@ -24,7 +26,9 @@ OTHER_NAMES = {"digits": "digits", "folder": "folder:PATH"}
 Builder = tfds.core.DatasetBuilder
 
 
-def tfds_images(name: str, root: Path, image_size: int, channels: int) -> Undecoded:
+def tfds_images(
+    name: str, root: Path, image_size: int, channels: int, rules: Decoding = NEWEST
+) -> Undecoded:
     """The images of the TFDS data set `name` that lies under root/NAME.
 
     image_size, channels: 0 for the data set's own, which images of several sizes do not have.
@@ -51,12 +55,19 @@ def tfds_images(name: str, root: Path, image_size: int, channels: int) -> Undeco
         raise ValueError(
             f"{builder.data_path} names {len(classes)} of {num_classes} classes; {_remedy(builder)}"
         )
+    origin = [builder.info.full_name, splits, file_stamps(files, Path(builder.data_path))]
+    # Without alpha all rules give the same arrays, which lie where they always did.
+    opaque = rules.rules == FIRST_DECODING or builder.info.features[image].shape[-1] in MODES
+    background = None if opaque else rules.background
     return Undecoded(
         name=f"tfds:{name}",
-        origin=[builder.info.full_name, splits, file_stamps(files, Path(builder.data_path))],
+        origin=origin if opaque else [*origin, f"decoding {rules.rules}", background],
         image_shape=shape,
         num_classes=num_classes,
-        splits={ours: _source(builder, own, image, label, shape) for ours, own in splits.items()},
+        splits={
+            ours: _source(builder, own, image, label, shape, background)
+            for ours, own in splits.items()
+        },
         classes=tuple(classes),
     )
 
@@ -171,14 +182,22 @@ def _features_of(builder: Builder, kind: type) -> list[str]:
 
 
 def _source(
-    builder: Builder, split: str, image: str, label: str, shape: tuple[int, int, int]
+    builder: Builder,
+    split: str,
+    image: str,
+    label: str,
+    shape: tuple[int, int, int],
+    background: Color | None,
 ) -> Source:
+    """A split that is not decoded yet. background: None drops an alpha channel."""
     records = builder.as_data_source(split)
 
     def read(i: int) -> tuple[np.ndarray, int]:
         try:
             record = records[i]
-            pixels = fit_array(record[image], shape[0], shape[2])
+            found = record[image]
+            opaque = found if background is None else without_alpha(found, background)
+            pixels = fit_array(opaque, shape[0], shape[2])
         except Exception as error:  # ArrayRecord and TFDS's decoders raise what they like
             raise ValueError(
                 f"image {i} of {builder.name} {split} cannot be read ({_first_line(error)}); "

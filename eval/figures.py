@@ -8,6 +8,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
+from data.class_names import described
 from eval.curves import CURVES, Plot, frechet_plot, noise_plot, plot_png, training_plot
 from eval.grid import PAPER, enlarged_grid, titled
 from eval.runs import Groups, Run, in_words
@@ -91,7 +92,10 @@ def sameness(shown: Mapping[str, Run]) -> str:
     (own,) = labels
     if max(own) < 0:
         return f"{noise}; there are no labels."
-    return f"{noise}; the labels are {', '.join(map(str, own))}."
+    # Runs whose classes have other names show their labels alone.
+    names = {run.classes for run in shown.values()}
+    words = described(own, names.pop() if len(names) == 1 else ())
+    return f"{noise}; the labels are {', '.join(words)}."
 
 
 def sample_figures(groups: Groups) -> list[str]:

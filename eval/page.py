@@ -5,6 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from data.class_names import described
 from eval.curves import looks
 from eval.figures import (
     beside,
@@ -179,6 +180,9 @@ def protocol_details(groups: Groups, measurement: Mapping[str, Any]) -> str:
         f"<dt>{escape(name)}</dt><dd>{escape(in_words(value))}</dd>\n"
         for name, value in measurement.items()
     )
+    for classes in dict.fromkeys(run.classes for run in every(groups) if run.classes):
+        words = ", ".join(described(range(len(classes)), classes))
+        fields += f"<dt>classes</dt><dd>{escape(words)}</dd>\n"
     names = list(dict.fromkeys(name for run in every(groups) for name in run.sampling))
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in ["run", *names])
     rows = "".join(sampling_row(run, names) for run in every(groups))

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from eval.evaluation import Evaluation, evaluations, read_samples
 from eval.protocol import Protocol, check_comparable
 from eval.results import Result
+from training.classes import class_names
 from training.cost import training_seconds
 from training.identity import CHANGEABLE, as_dict, depends_on_length, flat
 from training.metrics import LOG, read_rows
@@ -44,6 +45,7 @@ class Run(NamedTuple):
     way: uint8 [n, H, W, C], one image from noise to data, n = 0 if it was not kept.
     budget: "images_seen", "network_evaluations" and "seconds" of training, None where unknown.
     config: its fields by dotted name, and what identifies its teacher as "teacher.FIELD".
+    classes: their names in the order of labels, () where they are not known.
     """
 
     name: str
@@ -57,6 +59,7 @@ class Run(NamedTuple):
     way: np.ndarray
     budget: Mapping[str, float | None]
     config: Mapping[str, Any]
+    classes: tuple[str, ...] = ()
 
     @property
     def measurement(self) -> Mapping[str, Any]:
@@ -149,6 +152,7 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
             "seconds": seconds_of(rows, last.sampling["step"], config),
         },
         config=with_teacher(flat(as_dict(config))),
+        classes=class_names(folder),
     )
 
 

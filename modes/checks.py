@@ -18,12 +18,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from data import Dataset, verify
+from data.class_names import listed
 from eval.evaluate import check_evaluation, skipped
 from eval.protocol import digest
 from modes.describe import bytes_of, size
 from modes.request import (
     PER_HOST,
     Request,
+    decoded_as_begun,
     read_dataset,
     required_config,
     required_workdir,
@@ -78,10 +80,15 @@ class Job:
         self.disk = next(folder for folder in folders if folder.exists())
 
     @cached_property
+    def asked(self) -> ConfigDict:
+        """The config, its images decoded as the run of the folder began with."""
+        return decoded_as_begun(self.given, self.workdir)
+
+    @cached_property
     def dataset(self) -> Dataset | None:
         """The data set, None if it is not here."""
         try:
-            return read_dataset(self.given)
+            return read_dataset(self.asked)
         except FileNotFoundError:
             return None
 
@@ -89,10 +96,10 @@ class Job:
     def config(self) -> ConfigDict:
         """The config as it will run."""
         if self.dataset is not None:
-            return resolve(self.given, self.dataset)
-        config = with_teachers_images(self.given) if self.given.teacher else self.given
+            return resolve(self.asked, self.dataset)
+        config = with_teachers_images(self.asked) if self.asked.teacher else self.asked
         if not config.data.image_size or config.data.num_classes < 0:
-            read_dataset(self.given)  # says how to get it
+            read_dataset(self.asked)  # says how to get it
         return debugged(config) if config.debug else config
 
     @cached_property
@@ -145,12 +152,14 @@ def data(job: Job) -> str:
     """The data set, every image of it."""
     if job.dataset is None:
         if job.experiment.objective.reads_images:
-            read_dataset(job.given)  # says how to get it
+            read_dataset(job.asked)  # says how to get it
         return f"{job.given.data.name} is not here, and {job.given.method} trains without images"
     split, shape = job.dataset.train, " x ".join(map(str, job.dataset.image_shape))
+    names = job.dataset.classes
     verify(job.dataset)
+    classes = f", {job.dataset.num_classes} classes ({listed(names)})" if names else ""
     # Without their name, which may be a folder of each host: the hash says what they are.
-    return f"{len(split.labels)} training images of {shape}, hash {job.dataset.digest}"
+    return f"{len(split.labels)} training images of {shape}, hash {job.dataset.digest}{classes}"
 
 
 def network(job: Job) -> str:

@@ -21,7 +21,13 @@ from eval.runs import by_method
 from eval.spreadsheet import text_table, write_csv
 from modes.evaluate import evaluate
 from modes.report import write_page
-from modes.request import Request, required_config, required_workdir, resolve_with_data
+from modes.request import (
+    Request,
+    decoded_as_begun,
+    required_config,
+    required_workdir,
+    resolve_with_data,
+)
 from modes.train import data_identity, train
 from training import restore, workdir
 from training.experiment import Experiment, build
@@ -129,7 +135,7 @@ def with_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[s
 
 def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     """A cell whose config can be trained and evaluated. Raises ValueError."""
-    config, dataset = resolve_with_data(config)
+    config, dataset = resolve_with_data(decoded_as_begun(config, folder))
     experiment, mesh = build(config), make_mesh(**config.mesh)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     if not config.evaluate.steps:

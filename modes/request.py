@@ -10,7 +10,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import data
-from data import Dataset
+from data import FIRST_DECODING, NEWEST_DECODING, Dataset
+from data.decoding import BACKGROUND
 from objectives.base import Params
 from training import restore, workdir
 from training.experiment import Experiment, build, debugged, rebuild
@@ -19,7 +20,7 @@ from training.identity import as_dict, flat
 from training.processes import gather
 from training.profile import Window
 from training.sharding import everywhere, make_mesh
-from training.teacher import abstract_params, check_taught, with_teachers_images
+from training.teacher import abstract_params, check_taught, parse, with_teachers_images
 
 # Flags in which the processes of one job may differ.
 PER_HOST = (
@@ -46,7 +47,7 @@ class Request(NamedTuple):
     methods: tuple[str, ...] = ()
     teachers: Mapping[str, str] = {}
     metric: str = ""
-    labels: tuple[int, ...] = ()
+    labels: tuple[int | str, ...] = ()
     guidance: float | None = None
     checkpoint: int | None = None
     network: str = ""
@@ -122,26 +123,39 @@ def read_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
 
     writable: whether data.dir is this user's own choice, which a run's record of it may not be.
     """
+    return data.load(**data_arguments(config), writable=writable)
+
+
+def data_arguments(config: ConfigDict) -> dict[str, Any]:
+    """What `data.load` and `data.prepare` are asked for; by the first rules in older records."""
     fields = config.data
-    return data.load(
-        fields.name,
-        data_dir=fields.dir,
-        image_size=fields.image_size,
-        channels=fields.channels,
-        writable=writable,
-    )
+    later = {"decoding": FIRST_DECODING, "background": BACKGROUND, "unreadable": 0}
+    return {
+        "name": fields.name,
+        "data_dir": fields.dir,
+        "image_size": fields.image_size,
+        "channels": fields.channels,
+        **{name: fields.get(name, default) for name, default in later.items()},
+    }
+
+
+def decoded_as_begun(config: ConfigDict, folder: Path) -> ConfigDict:
+    """The config with the decoding of the run in a folder, else of its teacher, which has the same
+    labels, unless it asks for one itself.
+    """
+    runs = [folder, parse(config.teacher).folder] if config.teacher else [folder]
+    begun = next(filter(workdir.is_run, runs), None)
+    if config.data.decoding or begun is None:
+        return config
+    config = config.copy_and_resolve_references()
+    recorded = workdir.recorded_identity(begun).config.get("data", {})
+    config.data.decoding = recorded.get("decoding", FIRST_DECODING)
+    return config
 
 
 def load_local_copy(config: ConfigDict) -> Dataset:
     """The data set of a config, copied to data.local_dir unless it is there. Raises OSError."""
-    fields = config.data
-    return data.load_copy(
-        fields.name,
-        fields.local_dir,
-        data_dir=fields.dir,
-        image_size=fields.image_size,
-        channels=fields.channels,
-    )
+    return data.load_copy(**data_arguments(config), local_dir=config.data.local_dir)
 
 
 def load_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
@@ -168,6 +182,7 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     height, _, channels = dataset.image_shape
     config = config.copy_and_resolve_references()
     config.data.image_size, config.data.channels = height, channels
+    config.data.decoding = config.data.get("decoding", FIRST_DECODING) or NEWEST_DECODING
     if config.data.num_classes == -1:
         config.data.num_classes = dataset.num_classes
     if config.data.num_classes not in (0, dataset.num_classes):
@@ -193,6 +208,7 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
             config = with_teachers_images(config)
         elif not config.data.image_size or config.data.num_classes < 0:
             raise  # images of unknown size or classes: nothing can be built
+        config.data.decoding = config.data.decoding or NEWEST_DECODING
         config = debugged(config) if config.debug else config
         experiment = build(config)
         check_taught(config, experiment)

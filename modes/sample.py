@@ -1,16 +1,18 @@
 """--mode=sample: images from a run, as PNG files or an .npz, and a grid of them."""
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
 from PIL import Image
 
+from data.class_names import described, label_of
 from eval.generate import batch_sampler, generate
 from eval.grid import save_grid, save_png
 from modes.request import Request, load_run, required_workdir
+from training.classes import class_names
 from training.experiment import check_guidance
 from training.files import write_npz
 
@@ -35,7 +37,8 @@ def sample(request: Request) -> None:
     scale = experiment.objective.guidance_scale if request.guidance is None else request.guidance
     check_guidance(experiment, scale)
     seeds = np.array(request.seeds or DEFAULT_SEEDS, np.int32)
-    choices = chosen_labels(request, experiment.num_classes)
+    names = class_names(required_workdir(request)) if experiment.num_classes else ()
+    choices = chosen_labels(request, experiment.num_classes, names)
     labels = choices[seeds % len(choices)].astype(np.int32)
     sampler = batch_sampler(
         experiment.objective,
@@ -52,9 +55,11 @@ def sample(request: Request) -> None:
         return
     out = request.out or required_workdir(request) / f"samples_{request.steps}_steps"
     grid = write(out, batches, labels, seeds)
+    shown = dict.fromkeys(choices.tolist()) if request.labels else {}
+    classes = f", classes {', '.join(described(shown, names))}" if shown else ""
     print(
         f"{len(seeds)} samples of {experiment.sample_with} at step {step}, {request.steps} "
-        f"sampling step(s), guidance {scale:g}: {out} and {grid}"
+        f"sampling step(s), guidance {scale:g}{classes}: {out} and {grid}"
     )
 
 
@@ -90,15 +95,14 @@ def check(request: Request) -> None:
         raise ValueError(f"--out={request.out} must be a folder, or a name that ends in .npz")
 
 
-def chosen_labels(request: Request, num_classes: int) -> np.ndarray:
-    """The labels asked for, all classes by default. Raises ValueError for a label out of range."""
+def chosen_labels(request: Request, num_classes: int, names: Sequence[str] = ()) -> np.ndarray:
+    """The labels asked for, by index or by name, all classes by default.
+
+    Raises ValueError for one that is no class.
+    """
     if num_classes == 0:
         if request.labels:
             raise ValueError("--labels was given, but this model was trained without classes")
         return np.array([-1])
-    for label in request.labels:
-        if not 0 <= label < num_classes:
-            raise ValueError(
-                f"--labels={label} is out of range; this model has 0 to {num_classes - 1}"
-            )
-    return np.array(request.labels or range(num_classes))
+    asked = [label_of(label, names, num_classes) for label in request.labels]
+    return np.array(asked or range(num_classes))

@@ -16,6 +16,7 @@ from eval.pairs import teacher_pairs
 from modes.describe import bytes_of
 from modes.request import (
     Request,
+    decoded_as_begun,
     load_local_copy,
     required_config,
     required_workdir,
@@ -76,7 +77,7 @@ class Job(NamedTuple):
 def checked(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
     """What a config says, all of it checked that can be before anything is computed or written."""
     mesh = make_mesh(**config.mesh)
-    config, dataset = resolve_with_data(config)
+    config, dataset = resolve_with_data(decoded_as_begun(config, path))
     if window is not None:
         check_profile(window, path, config)
     if config.data.local_dir:

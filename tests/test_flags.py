@@ -23,7 +23,7 @@ FLAGS = {
     "seeds": ("4-6,9", "seeds", (4, 5, 6, 9)),
     "methods": ("cd,sim", "methods", ("cd", "sim")),
     "metric": ("fd-pixels-1k", "metric", "fd-pixels-1k"),
-    "labels": ("7,2", "labels", (7, 2)),
+    "labels": ('7,cat,"a, b",07', "labels", (7, "cat", "a, b", "07")),
     "guidance": ("2.5", "guidance", 2.5),
     "out": ("there.npz", "out", Path("there.npz")),
     "checkpoint": ("30", "checkpoint", 30),

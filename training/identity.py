@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from data import FIRST_ORDER
+from data import FIRST_DECODING, FIRST_ORDER
 from data.identity import changes
 from training.fields import is_whole
 from training.files import write_json
@@ -36,7 +36,11 @@ CHANGEABLE = (
     "data.dir",
     "data.local_dir",
     "data.on_device",
+    "data.unreadable",  # the images left out are known by the hashes of the others
 )
+# What runs did whose records lack a field that came later.
+DECODING = "data.decoding"
+BEFORE = {DECODING: FIRST_DECODING, "data.background": "white"}
 
 Plain = Mapping[str, Any]
 
@@ -188,6 +192,9 @@ def differences(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]
     free: beginnings of names that may differ beside CHANGEABLE.
     """
     old, new = flat(old), flat(new)
+    if DECODING in {**old, **new}:
+        old, new = {**BEFORE, **old}, {**BEFORE, **new}
+    free += (DECODING,) * (0 in (old.get(DECODING), new.get(DECODING)))  # 0 leaves it open
     free += CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
     return differing_fields(
         *({k: v for k, v in c.items() if not k.startswith(free)} for c in (old, new))

@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import data
 
@@ -158,6 +159,88 @@ def test_a_test_class_must_be_a_training_class(tmp_path, load, save_png, draw_im
     save_png(tmp_path / "set" / "test" / "c" / "0.png", pixels)
     with pytest.raises(ValueError, match="other classes than .*: c"):
         load(tmp_path / "set")
+
+
+@pytest.fixture
+def damaged(tmp_path, save_png, draw_images):
+    """A folder with 3 good images of two classes, 3 that cannot be read, and a text."""
+    root = tmp_path / "set"
+    for name, pixels in zip(("a/0", "a/1", "b/2"), draw_images(3, 4, 4, 3), strict=True):
+        save_png(root / f"{name}.png", pixels)
+    (root / "a" / "empty.png").touch()
+    (root / "a" / "deep.tif").write_bytes(b"II*\0 and nothing else")
+    (root / "b" / "gone.png").symlink_to("nowhere.png")
+    (root / "b" / "notes.txt").write_text("text")
+    return root
+
+
+def test_unreadable_files_are_left_out_up_to_a_number(tmp_path, load, damaged, capsys):
+    with pytest.raises(ValueError, match="1 unreadable images, and data.unreadable=0 allows none"):
+        load(damaged)
+    with pytest.raises(
+        ValueError, match=r"3 unreadable .* allows 2: b/gone.png: a link .*a/deep.t"
+    ):
+        load(damaged, unreadable=2)
+    loaded = load(damaged, unreadable=3)
+    np.testing.assert_array_equal(loaded.train.labels, [0, 0, 1])
+    said = capsys.readouterr().err
+    assert "3 unreadable left out (b/gone.png, a/deep.tif, a/empty.png)" in said
+    assert "passed over 1: 1 .txt (b/notes.txt)" in said
+    # They are looked for once, and a repaired file makes other data.
+    assert len([*(tmp_path / "arrays" / "unreadable").iterdir()]) == 1
+    assert load(damaged, unreadable=9).identity == loaded.identity
+    assert "looking for unreadable" not in capsys.readouterr().err
+    (damaged / "a" / "empty.png").write_bytes((damaged / "a" / "0.png").read_bytes())
+    assert len(load(damaged, unreadable=3).train.labels) == 4
+
+
+def test_a_class_of_unreadable_files_alone_is_refused(damaged, load):
+    (damaged / "b" / "2.png").write_bytes(b"")
+    with pytest.raises(ValueError, match="no image beside .*b/2.png can be read"):
+        load(damaged, unreadable=9)
+
+
+def test_the_background_is_part_of_the_data(tmp_path, load, save_png):
+    clear = np.zeros((4, 4, 4), np.uint8)  # black, and nothing of it is seen
+    save_png(tmp_path / "set" / "a.png", clear)
+    assert (load(tmp_path / "set").train.images == 255).all()
+    red = load(tmp_path / "set", background="red").train.images
+    assert (red == [255, 0, 0]).all()
+    assert (load(tmp_path / "set", decoding=1).train.images == 0).all()
+    assert len([*(tmp_path / "arrays" / "arrays").iterdir()]) == 3
+
+
+def test_what_was_read_is_said(tmp_path, load, save_png, draw_images, capsys):
+    root, pixels = tmp_path / "set", draw_images(4, 4, 4, 4)
+    for name, image in zip(("2/a", "2/b", "10/c", "2/d"), pixels, strict=True):
+        save_png(root / f"{name}.png", image)
+    save_png(root / "10" / "deep.png", pixels[0].astype(np.uint16)[..., 0])
+    exif = Image.Exif()
+    exif[0x0112] = 3
+    Image.fromarray(pixels[0, ..., :3]).save(root / "2" / "turned.png", exif=exif)
+    frames = [Image.fromarray(frame[..., :3]) for frame in pixels]
+    frames[0].save(root / "2" / "frames.gif", save_all=True, append_images=frames[1:])
+    load(root)
+    understood, account = (
+        line
+        for line in capsys.readouterr().err.splitlines()
+        if line.startswith("folder:") and "; " in line
+    )
+    assert understood == f"folder:{root}: class folders; 2 classes (2, 10), 7 images to train on"
+    assert account == (
+        f"folder:{root}: 7 images used; train: 2 in the smallest class (10) to 5 in the largest "
+        "(2); 4 with transparency, composited on data.background; 1 turned upright by their EXIF; "
+        "1 of 16 bits, scaled to 8; 1 of several frames or pages, the first read; "
+        "nothing passed over"
+    )
+
+
+def test_a_file_that_is_no_zip_is_refused(tmp_path, load):
+    (tmp_path / "set.tar").write_bytes(b"no zip")
+    with pytest.raises(ValueError, match="set.tar is neither a folder nor a .zip"):
+        load(tmp_path / "set.tar")
+    with pytest.raises(ValueError, match="is no folder, as data.decoding=1 asks for"):
+        load(tmp_path / "set.tar", decoding=1)
 
 
 def test_image_size_is_required(tmp_path, load, save_png, draw_images):

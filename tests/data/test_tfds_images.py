@@ -55,6 +55,26 @@ def test_images_and_labels_of_both_splits(tmp_path, write_tfds_files, draw_image
             np.testing.assert_array_equal(found_labels, labels[order])
 
 
+def test_transparent_images_are_composited_unless_a_run_began_before(tmp_path, write_tfds_files):
+    clear = np.dstack([np.full((4, 4, 3), 9), np.zeros((4, 4))]).astype(np.uint8)
+    write_tfds_files(tmp_path, {"image": image(4, 4, 4)}, {"train": records([clear])})
+    arguments = {"data_dir": str(tmp_path)}
+    assert (data.load("tiny", **arguments).train.images == 255).all()
+    assert (data.load("tiny", background="black", **arguments).train.images == 0).all()
+    assert (data.load("tiny", decoding=1, **arguments).train.images == 9).all()
+
+
+def test_opaque_images_lie_in_one_place_by_all_rules(tmp_path, write_tfds_files, draw_images):
+    write_tfds_files(
+        tmp_path, {"image": image(4, 4, 3)}, {"train": records(draw_images(2, 4, 4, 3))}
+    )
+    files = [
+        data.load("tiny", data_dir=str(tmp_path), **rules).train.images.filename
+        for rules in ({}, {"decoding": 1}, {"background": "red"})
+    ]
+    assert len(set(files)) == 1
+
+
 def test_images_of_several_sizes_need_image_size(tmp_path, write_tfds_files):
     grey = [np.full((h, w), 90, np.uint8) for h, w in ((8, 16), (12, 9))]
     write_tfds_files(

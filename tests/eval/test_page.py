@@ -234,6 +234,14 @@ def test_rows_of_a_picture_say_which_noise_and_labels_they_share(tmp_path):
     assert "(seed 1); there are no labels." in read(tmp_path, f).text
 
 
+def test_classes_are_shown_by_name(tmp_path, monkeypatch):
+    names = ("T-shirt/top", "1", *map(str, range(2, 9)), "<b>boot")
+    monkeypatch.setattr("eval.runs.class_names", lambda folder: names)
+    page = read(tmp_path, evaluated_run(tmp_path / "a", "cd", 2, steps=(1,)))
+    assert "the labels are 0 (T-shirt/top), 1, 2, 3, 4, 5, 6, 7, 8, 9 (<b>boot)." in page.text
+    assert "0 (T-shirt/top), 1, 2, 3, 4, 5, 6, 7, 8, 9 (<b>boot)\n" in page.text
+
+
 def test_a_picture_holds_the_images_of_each_method(tmp_path):
     a = evaluated_run(tmp_path / "a", "cd", 0, steps=(1, 2), frechet=0.1)
     b = evaluated_run(tmp_path / "b", "ect", 0, steps=(2,), frechet=2.0)

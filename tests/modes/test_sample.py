@@ -77,6 +77,17 @@ def test_every_field_reaches_the_sampler(sample, tmp_path, fields, labels, steps
     assert np.abs(difference).max() <= 1  # compiled in another way
 
 
+def test_classes_are_asked_for_by_name(sample, tmp_path, monkeypatch, capsys):
+    names = ("ant", "guinea pig", "cat", "0")
+    monkeypatch.setattr(SAMPLE, "class_names", lambda folder: names)
+    sample(seeds=(0, 1, 2), labels=("guinea pig", 3, "cat"), out=tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as made:
+        np.testing.assert_array_equal(made["y"], [1, 3, 2])
+    assert "guidance 1.5, classes 1 (guinea pig), 3 (0), 2 (cat): " in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--labels=dog is no class.*ant, guinea pig, cat, 0"):
+        sample(labels=("dog",))
+
+
 def test_without_a_name_files_lie_in_the_run_and_seeds_are_the_first_ones(sample, tmp_path):
     sample(steps=2)
     folder = tmp_path / "run" / "samples_2_steps"

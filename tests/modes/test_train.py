@@ -133,6 +133,10 @@ TAUGHT = {
     ),
 }
 ELSEWHERE = {
+    **dict.fromkeys(
+        ("data.decoding", "data.background", "data.unreadable"),
+        "of files of images: tests/modes/test_decoding.py, tests/data/test_folder.py",
+    ),
     "compilation_cache": "of the process, not of the run: tests/modes/test_compilation_cache.py",
     "mesh.fsdp_across_slices": "there is one slice here: tests/training/test_sharding.py",
     "debug": "sets other fields: tests/training/test_experiment.py",

@@ -1,0 +1,162 @@
+"""A run reads its images by the rules that it began with, whatever is newest today."""
+
+import json
+import shutil
+from importlib import import_module
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import data
+from modes.checks import Job
+from modes.request import Request, decoded_as_begun, read_dataset
+from tests.training.runs import small_config
+from training import identity, workdir
+from training.classes import class_names
+from training.identity import as_dict
+from training.seal import sealed, unsealed
+
+TRAIN = import_module("modes.train")  # the package's own `train` is the function
+LATER = ("decoding", "background", "unreadable")
+
+
+@pytest.fixture(autouse=True)
+def untraced(monkeypatch):
+    """No step is traced, which takes long."""
+    monkeypatch.setattr(TRAIN, "check_step", lambda *_: None)
+
+
+@pytest.fixture
+def config(tmp_path):
+    """A config of a folder whose classes and pixels the rules read differently."""
+    for name, level in (("2", 20), ("10", 100)):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        deep = np.full((8, 8), level * 257, np.uint16)
+        Image.fromarray(deep).save(tmp_path / "images" / name / "a.png")
+    return small_config(
+        "flow_matching",
+        **{
+            "data.name": f"folder:{tmp_path / 'images'}",
+            "data.dir": str(tmp_path / "arrays"),
+            "data.num_classes": -1,
+            "batch_size": 8,
+            "evaluate.steps": (),
+        },
+    )
+
+
+def begin(folder, config, older=False):
+    """Record a run as it begins; older: as a version did that had no such fields."""
+    job = TRAIN.checked(folder, config)
+    workdir.start_run(folder, job.config, TRAIN.data_identity(job.dataset, job.experiment))
+    if older:
+        path = folder / identity.RUN
+        record = unsealed(json.loads(path.read_text()))
+        for name in LATER:
+            del record["config"]["data"][name]
+        path.write_text(json.dumps(sealed(record)))
+    return job.dataset
+
+
+def old(config):
+    """The config with the first rules."""
+    config = config.copy_and_resolve_references()
+    config.data.decoding = data.FIRST_DECODING
+    return config
+
+
+def levels(dataset):
+    """The grey level of each label."""
+    return dict(
+        zip(dataset.train.labels.tolist(), dataset.train.images[:, 0, 0, 0].tolist(), strict=True)
+    )
+
+
+def test_rules_differ(config):
+    first, newest = read_dataset(old(config)), read_dataset(config)
+    assert (first.classes, levels(first)) == (("10", "2"), {0: 255, 1: 255})
+    assert (newest.classes, levels(newest)) == (("2", "10"), {0: 20, 1: 100})
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_an_older_run_goes_on_with_its_pixels_and_labels(tmp_path, config, cached, capsys):
+    begun = begin(tmp_path / "run", old(config), older=True)
+    if not cached:
+        shutil.rmtree(tmp_path / "arrays")
+    capsys.readouterr()
+    for _ in range(2):  # the first start has written a new record
+        job = TRAIN.checked(tmp_path / "run", config)
+        assert job.config.data.decoding == data.FIRST_DECODING
+        assert job.dataset.identity == begun.identity
+        workdir.start_run(tmp_path / "run", job.config, job.dataset.identity)
+    said = "is decoded by the rules of earlier versions (data.decoding=1)"
+    assert (said in capsys.readouterr().err) != cached
+    # So do evaluations, whose config is the record, and the doctor.
+    recorded = workdir.load_config(tmp_path / "run")
+    assert read_dataset(recorded, writable=False).identity == begun.identity
+    assert Job(Request(config=config, workdir=tmp_path / "run")).dataset.identity == begun.identity
+    assert class_names(tmp_path / "run") == ("10", "2")
+
+
+def test_the_record_of_an_older_run_is_read_by_the_first_rules(tmp_path, config):
+    begun = begin(tmp_path / "run", old(config), older=True)
+    recorded = workdir.load_config(tmp_path / "run")
+    assert "decoding" not in recorded.data
+    assert read_dataset(recorded).identity == begun.identity
+
+
+def test_a_new_run_records_the_newest_rules(tmp_path, config):
+    begun = begin(tmp_path / "run", config)
+    assert workdir.load_config(tmp_path / "run").data.decoding == data.NEWEST_DECODING
+    assert begun.classes == class_names(tmp_path / "run") == ("2", "10")
+
+
+@pytest.mark.parametrize(
+    ("older", "field", "value", "message"),
+    [
+        (True, "decoding", 2, r"data.decoding \(1 there, 2 now\)"),
+        (True, "background", "black", "have no part in data.decoding=1"),
+        (False, "decoding", 1, r"data.decoding \(2 there, 1 now\)"),
+        (False, "background", "black", r"data.background \(white there, black now\)"),
+        (False, "decoding", 3, "data.decoding=3 is none of 1 and 2"),
+    ],
+)
+def test_a_run_does_not_go_on_by_other_rules(tmp_path, config, older, field, value, message):
+    begin(tmp_path / "run", old(config) if older else config, older)
+    config.data[field] = value
+    with pytest.raises(ValueError, match=message):
+        job = TRAIN.checked(tmp_path / "run", config)
+        workdir.start_run(tmp_path / "run", job.config)
+
+
+def test_a_student_reads_its_images_as_its_teacher(tmp_path, config):
+    begin(tmp_path / "teacher", old(config), older=True)
+    config.teacher = f"{tmp_path / 'teacher'}@5"
+    assert decoded_as_begun(config, tmp_path / "student").data.decoding == data.FIRST_DECODING
+
+
+def test_a_run_without_images_has_the_classes_of_its_teacher(tmp_path, config):
+    begin(tmp_path / "teacher", config)
+    config.teacher = f"{tmp_path / 'teacher'}@5"
+    workdir.start_run(tmp_path / "student", config)
+    assert class_names(tmp_path / "student") == ("2", "10")
+    assert class_names(tmp_path / "nothing") == ()
+
+
+def test_preparing_mends_the_arrays_of_older_runs_too(tmp_path, config, capsys):
+    arguments = {"data_dir": config.data.dir, "image_size": 8, "channels": 1}
+    name = config.data.name
+    folder = data.prepare(name, decoding=data.FIRST_DECODING, **arguments)
+    (folder / "train_images.npy").write_bytes(b"damaged")
+    newest = data.prepare(name, **arguments)
+    assert newest != folder
+    assert "decoding again" in capsys.readouterr().err
+    assert levels(data.load(name, decoding=data.FIRST_DECODING, **arguments)) == {0: 255, 1: 255}
+
+
+def test_fields_of_records_that_lack_them_are_those_of_the_time():
+    new = as_dict(small_config())
+    older = {**new, "data": {k: v for k, v in new["data"].items() if k not in LATER}}
+    new["data"]["decoding"] = data.FIRST_DECODING
+    assert identity.differences(older, new) == []

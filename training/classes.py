@@ -1,0 +1,20 @@
+"""Names of the classes of a run, as its record has them."""
+
+from pathlib import Path
+
+from training import workdir
+from training.teacher import parse
+
+
+def class_names(folder: Path) -> tuple[str, ...]:
+    """The names in the order of labels; () if no record has them.
+
+    A run without images of its own, such as a student of `sim`, has its teacher's classes.
+    """
+    if not workdir.is_run(folder):
+        return ()
+    run = workdir.recorded_identity(folder)
+    if run.data is not None:
+        return tuple(run.data.get("classes", ()))
+    teacher = run.config.get("teacher")
+    return class_names(parse(teacher).folder) if teacher else ()
