@@ -94,6 +94,7 @@ def data() -> ConfigDict:
             "image_size": 0,  # pixels per side; 0 is the data set's own
             "channels": 0,  # 1 or 3; 0 is the data set's own
             "num_classes": -1,  # 0 trains without labels; -1 is the data set's own
+            "label_shares": "data",  # of classes to make images for: the data's own, or equal
             "flip": False,  # mirror images at random, left to right
             "on_device": False,  # the training images lie on every device, which gathers from them
         }

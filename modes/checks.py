@@ -21,12 +21,20 @@ from data import Dataset, verify
 from eval.evaluate import check_evaluation, skipped
 from eval.protocol import digest
 from modes.describe import bytes_of, size
-from modes.request import Request, read_dataset, required_config, required_workdir, resolve
+from modes.request import (
+    Request,
+    as_begun,
+    read_dataset,
+    required_config,
+    required_workdir,
+    resolve,
+)
 from modes.train import batches, check_step, data_identity
 from training import restore, workdir
 from training.code_version import code_version, describe_code
 from training.experiment import Experiment, build, debugged
 from training.identity import as_dict
+from training.labels import training_counts
 from training.loop import abstract_state
 from training.processes import within
 from training.sharding import batch_sharding, check_batch_size, make_mesh, replicated, topology
@@ -37,7 +45,6 @@ from training.teacher import (
     checked_teacher,
     load_teacher,
     locate,
-    recorded_step,
     teacher_identity,
     with_teachers_images,
 )
@@ -188,11 +195,7 @@ def earlier_run(job: Job) -> str:
     """The folder is free, or holds this run."""
     if not workdir.is_run(job.workdir):
         return "starts anew"
-    config = job.config.copy_and_resolve_references()
-    if config.teacher:
-        location = locate(config.teacher)
-        step = recorded_step(job.workdir, location)
-        config.teacher = f"{location.folder}@{step or location.step}"
+    config = as_begun(job.config, job.workdir)
     data = data_identity(job.dataset, job.experiment)
     workdir.check_same_run(job.workdir, config, data, teacher_identity(config, job.experiment))
     if not restore.has_checkpoint(job.workdir):
@@ -293,7 +296,9 @@ def first_batch(job: Job) -> str:
     if job.experiment.objective.reads_pairs:
         return "pairs are made when training starts"
     order = workdir.data_order(job.workdir)
-    rows = next(batches(job.config, job.experiment, job.dataset, None, 0, order))
+    config = as_begun(job.config, job.workdir)
+    labels = training_counts(config, job.dataset, job.workdir)
+    rows = next(batches(config, job.experiment, job.dataset, None, 0, order, labels))
     return f"{len(rows['label'])} rows in each process"
 
 

@@ -17,6 +17,7 @@ def evaluate(request: Request) -> None:
     if given:
         check_fields(request.config)
         config.evaluate, config.data.dir = request.config.evaluate, request.config.data.dir
+        config.data.label_shares = request.config.data.label_shares
     if not config.evaluate.steps:
         raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")
     dataset = dataset_if_here(config, experiment, writable=given)

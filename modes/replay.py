@@ -15,6 +15,7 @@ from modes.train import batches, completion, pairs_of
 from objectives.base import Metrics
 from training import restore, workdir
 from training.experiment import Experiment, build_on, rebuild
+from training.labels import training_counts
 from training.loop import abstract_state, compile_step, create_state
 from training.replay import FOLDER, Findings, findings, observe_gradient, observed, read_newest
 from training.sharding import make_mesh, put_batch
@@ -74,7 +75,8 @@ def step_again(
     if restore.has_checkpoint(path):
         objective = objective._replace(init_from={})
     frozen = load_teacher(config, experiment._replace(objective=objective), mesh)
-    pairs = pairs_of(config, experiment, frozen, mesh, path)
+    labels = training_counts(config, dataset, path)
+    pairs = pairs_of(config, experiment, frozen, mesh, path, labels)
     state = restore.state_before(
         path, abstract_state(objective, optimizers, config.seed, frozen, mesh), step
     )
@@ -83,7 +85,7 @@ def step_again(
     arguments = optimizers, config.seed, mesh, config.micro_batches
     forward = compile_step(objective, *arguments)
     start = int(state.step)
-    source = batches(config, experiment, dataset, pairs, start, workdir.data_order(path))
+    source = batches(config, experiment, dataset, pairs, start, workdir.data_order(path), labels)
     complete = completion(config, experiment, dataset, mesh)
     for _ in tqdm(range(start + 1, step), desc=f"from step {start}", unit="step"):
         state, _ = forward(state, frozen, complete(put_batch(next(source), mesh)))

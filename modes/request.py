@@ -13,13 +13,24 @@ import data
 from data import Dataset
 from objectives.base import Params
 from training import restore, workdir
-from training.experiment import Experiment, build, debugged, rebuild
+from training.experiment import Experiment, build, debugged, rebuild, with_sampled
 from training.fields import check_fields
 from training.identity import as_dict, flat
+from training.labels import with_recorded_rule
 from training.processes import gather
 from training.sharding import everywhere, make_mesh
-from training.teacher import abstract_params, check_taught, with_teachers_images
+from training.teacher import (
+    abstract_params,
+    check_network_of_teacher,
+    check_taught,
+    pinned,
+    with_teachers_images,
+)
 
+# Fields of a config that are paths, after one of these beginnings if any.
+PATHS = ("compilation_cache", "teacher", "data.name", "data.dir", "evaluate.weights")
+PATHS += ("evaluate.reference",)
+FOLDER = "folder:"  # as data/catalog.py has it
 # Flags in which the processes of one job may differ.
 PER_HOST = ("config.data.dir", "config.compilation_cache", "config.evaluate.weights")
 
@@ -50,6 +61,30 @@ class Request(NamedTuple):
     mfu: tuple[float, ...] = ()
     price: float | None = None
     disk_speed: float | None = None
+
+
+def at_home(text: str) -> str:
+    """A path with ~ and ~USER expanded, which a shell leaves in --flag=~/path.
+
+    Raises ValueError for a user that does not exist.
+    """
+    beginning = FOLDER if text.startswith(FOLDER) else ""
+    path = text.removeprefix(beginning)
+    if not path.startswith("~"):
+        return text
+    try:
+        return beginning + str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"{text}: there is no user {path.partition('/')[0]}") from error
+
+
+def with_home(config: ConfigDict) -> ConfigDict:
+    """The config with ~ expanded in the fields that are paths. Raises ValueError."""
+    for name in PATHS:
+        group, _, field = name.rpartition(".")
+        part = config[group] if group else config
+        part[field] = at_home(part[field])
+    return config
 
 
 def check_started_alike(mode: str, request: Request) -> None:
@@ -167,6 +202,7 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     field that cannot be.
     """
     check_fields(config)
+    check_network_of_teacher(config)
     try:
         dataset = load_dataset(config)
     except FileNotFoundError:
@@ -183,11 +219,20 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     return resolve(config, dataset), dataset
 
 
+def as_begun(config: ConfigDict, run: Path) -> ConfigDict:
+    """The config with what the run in a folder was begun with, where it leaves that open.
+
+    That is the step of its teacher, and how labels are drawn where its record does not say.
+    """
+    return with_recorded_rule(pinned(config, run), run)
+
+
 def resolve_where_open(config: ConfigDict) -> ConfigDict:
     """The config as it will run; its data set is looked at only if the config leaves fields open.
 
     Raises FileNotFoundError and ValueError as `resolve_with_data` does.
     """
+    check_network_of_teacher(config)
     if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
         return resolve_with_data(config)[0]
     return debugged(config) if config.debug else config
@@ -223,7 +268,7 @@ def load_run(request: Request) -> Run:
     path = required_workdir(request)
     config = workdir.load_config(path, request.checkpoint)
     if request.network:
-        config.update({"ema": {"sample_with": request.network}})
+        config = with_sampled(config, str(path), request.network, "--network")
     experiment = rebuild(config, str(path))
     mesh = make_mesh()
     if config.evaluate.batch_size % mesh.size:

@@ -1,7 +1,7 @@
 """--mode=train: train from scratch, or go on from the newest checkpoint of the workdir."""
 
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +15,19 @@ from data import Dataset, Pairs
 from eval.evaluate import check_evaluation, evaluator, summary
 from eval.pairs import teacher_pairs
 from modes.describe import bytes_of
-from modes.request import Request, required_config, required_workdir, resolve_with_data
+from modes.request import (
+    Request,
+    as_begun,
+    required_config,
+    required_workdir,
+    resolve_with_data,
+)
 from objectives.base import Batch, Params
 from training import replay, restore
 from training.checkpoint import Retention
 from training.experiment import Experiment, build_on, rebuild
 from training.identity import as_dict
+from training.labels import known_counts, training_counts
 from training.loop import HostBatch, Schedule, abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
 from training.preemption import Preemption
@@ -29,7 +36,7 @@ from training.report import NonFiniteError, evaluations
 from training.resident import resident
 from training.sharding import check_batch_size, first_process_says, make_mesh
 from training.state import TrainState
-from training.teacher import TEACHER, checked_teacher, load_teacher, pinned, teacher_identity
+from training.teacher import TEACHER, checked_teacher, load_teacher, teacher_identity
 from training.watchdog import Patience
 from training.workdir import check_space, claimed, start_run
 
@@ -52,7 +59,7 @@ class Job(NamedTuple):
     """What is trained.
 
     frozen: teachers. teacher: the identity of theirs that is read. state: its shapes.
-    retention: which checkpoints stay.
+    retention: which checkpoints stay. labels: counts of the classes, in whose shares labels are.
     """
 
     config: ConfigDict
@@ -63,6 +70,7 @@ class Job(NamedTuple):
     teacher: Mapping[str, Any] | None
     state: TrainState
     retention: Retention
+    labels: tuple[int, ...]
 
 
 def checked(path: Path, config: ConfigDict) -> Job:
@@ -75,24 +83,28 @@ def checked(path: Path, config: ConfigDict) -> Job:
     experiment = build_on(config, mesh)
     check_evaluation(experiment, dataset, config, mesh)
     retention = retention_of(config, path)
-    config = pinned(config, path)
+    config = as_begun(config, path)
     if first_process_says(restore.has_checkpoint(path)):
         # It starts from that, and needs a teacher only to be taught.
         experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
     teacher = teacher_identity(config, experiment)
     frozen = load_teacher(config, experiment, mesh)
     state = check_step(experiment, config, mesh, frozen)
-    return Job(config, dataset, experiment, mesh, frozen, teacher, state, retention)
+    labels = training_counts(config, dataset, path)
+    return Job(config, dataset, experiment, mesh, frozen, teacher, state, retention, labels)
 
 
 def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
     """Train in a folder that is this process's own; returns the step that the run is at then."""
     config, experiment = job.config, job.experiment
     with preemption.at_once():
-        run = start_run(path, config, data_identity(job.dataset, job.experiment), job.teacher)
+        counts = known_counts(config, job.dataset)
+        run = start_run(
+            path, config, data_identity(job.dataset, experiment), job.teacher, counts or None
+        )
         check_space(path, bytes_of(job.state))
         evaluate = evaluation(path, job)
-        pairs = pairs_of(config, experiment, job.frozen, job.mesh, path)
+        pairs = pairs_of(config, experiment, job.frozen, job.mesh, path, job.labels)
     try:
         state = train_network(
             objective=experiment.objective,
@@ -111,7 +123,9 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
             ),
             batch_size=config.batch_size,
             micro_batches=config.micro_batches,
-            batches=lambda start: batches(config, experiment, job.dataset, pairs, start, run.order),
+            batches=lambda start: batches(
+                config, experiment, job.dataset, pairs, start, run.order, job.labels
+            ),
             complete=completion(config, experiment, job.dataset, job.mesh),
             evaluate=evaluate,
             workdir=path,
@@ -200,10 +214,12 @@ def batches(
     pairs: Pairs | None,
     start: int,
     order: int,
+    labels: Sequence[int],
 ) -> Iterator[HostBatch]:
     """This process's batches from step `start` on: images or labels alone, and pairs if any.
 
-    order: of images and of pairs, the run's own (training.workdir.data_order).
+    order: of images and of pairs, the run's own (training.workdir.data_order). labels: counts of
+    the classes, in whose shares labels alone are drawn (training.labels).
     """
     share = {
         "batch_size": config.batch_size,
@@ -216,7 +232,7 @@ def batches(
         rows_of = data.row_batches if config.data.on_device else data.batches
         rows = rows_of(dataset.train, flip=config.data.flip, order=order, **share)
     else:
-        rows = data.label_batches(experiment.num_classes, **share)
+        rows = data.label_batches(labels, **share)
     if pairs is None:
         return rows
     return (
@@ -240,8 +256,9 @@ def pairs_of(
     frozen: Mapping[str, Params],
     mesh: Mesh,
     folder: Path,
+    labels: Sequence[int],
 ) -> Pairs | None:
-    """The pairs of the teacher, made or read, if the objective reads any."""
+    """The pairs of the teacher, made or read, if any are; labels as in `batches`."""
     if not experiment.objective.reads_pairs:
         return None
     taught = rebuild(checked_teacher(config, experiment), config.teacher)
@@ -254,6 +271,7 @@ def pairs_of(
         steps=config.pairs.steps,
         guidance_scale=experiment.objective.guidance_scale,
         batch_size=config.evaluate.batch_size,
+        label_counts=labels,
     )
 
 

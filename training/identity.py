@@ -6,7 +6,7 @@ teacher the run was begun with. config.json shows the config to a reader; the se
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,6 +37,9 @@ CHANGEABLE = (
     "data.on_device",
 )
 
+# What a run did whose record lacks a field.
+BEFORE = {"data.label_shares": "equal"}
+
 Plain = Mapping[str, Any]
 
 
@@ -46,6 +49,8 @@ class Identity(NamedTuple):
     id: hexadecimal digits, drawn when the folder is first trained in. config: all fields.
     data: the identity of the data set (data.Dataset.identity), None if training reads no images.
     teacher: step, network and fingerprint (training.teacher.teacher_identity), None without one.
+    class_counts: images of each class, in whose shares labels are drawn (training/labels.py); None
+    in the records of runs that were begun before, and draw all alike.
     order: in which the run reads its data, a number of data.order.ORDERS; the records of runs that
     were begun before there were several have none.
     """
@@ -55,6 +60,7 @@ class Identity(NamedTuple):
     data: Plain | None = None
     teacher: Plain | None = None
     order: int = FIRST_ORDER
+    class_counts: Sequence[int] | None = None
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -108,9 +114,15 @@ def identity_of(record: Any) -> Identity:
         raise ValueError(f"it does not have the fields of a run: {error}") from error
     sources = (identity.data, identity.teacher)
     plain = all(source is None or isinstance(source, Mapping) for source in sources)
-    if not (isinstance(identity.id, str) and is_whole(identity.order) and plain):
+    counted = identity.class_counts is None or is_counts(identity.class_counts)
+    if not (isinstance(identity.id, str) and is_whole(identity.order) and plain and counted):
         raise ValueError("a field of the run has another type than was written")
     return identity
+
+
+def is_counts(value: Any) -> bool:
+    """Whether a value is a list of whole numbers that are not negative."""
+    return isinstance(value, list) and all(is_whole(count) and count >= 0 for count in value)
 
 
 def write_identity(workdir: Path, identity: Identity) -> None:
@@ -186,7 +198,7 @@ def differences(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]
 
     free: beginnings of names that may differ beside CHANGEABLE.
     """
-    old, new = flat(old), flat(new)
+    old, new = ({**BEFORE, **flat(config)} for config in (old, new))
     free += CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
     return differing_fields(
         *({k: v for k, v in c.items() if not k.startswith(free)} for c in (old, new))

@@ -17,7 +17,7 @@ from diffusion.prediction import SIGMA_DATA
 from models import NETWORKS
 from objectives.base import Params
 from training import restore, workdir
-from training.experiment import Experiment, rebuild
+from training.experiment import Experiment, rebuild, with_sampled
 from training.identity import as_dict, flat
 from training.sharding import tree_shardings
 from training.state import named_key
@@ -159,22 +159,30 @@ def checked_teacher(config: ConfigDict, experiment: Experiment) -> ConfigDict | 
     """
     if not config.teacher:
         check_taught(config, experiment)
-        if config.teacher_network:
-            raise ValueError("teacher_network is not used without teacher; leave it unset")
         return None
     teacher = workdir.load_config(locate(config.teacher).folder)
     if config.teacher_network:
-        teacher.ema.sample_with = config.teacher_network
+        run = f"teacher={config.teacher}"
+        teacher = with_sampled(teacher, run, config.teacher_network, "teacher_network")
     check_teacher(config, teacher, experiment)
     return teacher
 
 
 def check_taught(config: ConfigDict, experiment: Experiment) -> None:
     """Raises ValueError if the config names no teacher, and its method cannot do without."""
+    check_network_of_teacher(config)
     if experiment.objective.frozen and not config.teacher:
         raise ValueError(
             f"{config.method} needs a teacher: --config.teacher=WORKDIR of a run of the same "
             "model and path"
+        )
+
+
+def check_network_of_teacher(config: ConfigDict) -> None:
+    """Raises ValueError if the config says which network teaches, and names no teacher."""
+    if config.teacher_network and not config.teacher:
+        raise ValueError(
+            f"teacher_network={config.teacher_network} is not used without teacher; leave it unset"
         )
 
 

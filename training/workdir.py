@@ -14,7 +14,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -44,17 +44,24 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def start_run(
-    workdir: Path, config: ConfigDict, data: Plain | None = None, teacher: Plain | None = None
+    workdir: Path,
+    config: ConfigDict,
+    data: Plain | None = None,
+    teacher: Plain | None = None,
+    class_counts: Sequence[int] | None = None,
 ) -> Identity:
     """Record which run this is, or check against the record; returns its identity.
 
-    data, teacher: as in `Identity`. Raises ValueError, in all processes, if the folder holds a run
-    with another config (but for `identity.CHANGEABLE`), other data or another teacher.
+    data, teacher, class_counts: as in `Identity`. Raises ValueError, in all processes, if the
+    folder holds a run with another config (but for `identity.CHANGEABLE`), other data or another
+    teacher.
     """
     record: dict[str, Any] = {}
     if jax.process_index() == 0:
         try:
-            record["run"] = record_start(workdir, as_dict(config), data, teacher)._asdict()
+            record["run"] = record_start(
+                workdir, as_dict(config), data, teacher, class_counts
+            )._asdict()
         except ValueError as error:
             record["error"] = str(error)
     record = broadcast(record)
@@ -85,10 +92,15 @@ def check_shared(workdir: Path, id: str) -> None:
 
 
 def record_start(
-    workdir: Path, config: Plain, data: Plain | None, teacher: Plain | None
+    workdir: Path,
+    config: Plain,
+    data: Plain | None,
+    teacher: Plain | None,
+    class_counts: Sequence[int] | None,
 ) -> Identity:
     """`start_run` in one process."""
-    now = Identity(identity.new_id(), config, data, teacher, NEWEST_ORDER)
+    counts = None if class_counts is None else list(class_counts)
+    now = Identity(identity.new_id(), config, data, teacher, NEWEST_ORDER, counts)
     if is_run(workdir):
         before = recorded_identity(workdir)
         identity.check_same(before, now, workdir)
