@@ -24,7 +24,6 @@ from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
 from configs import overrides
-
 from configs.methods import TEACHERS
 from messages.names import guess, nearest, no_choice
 from modes import MODES, Request
@@ -91,7 +90,7 @@ UNFINISHED = "preempted, resumable: the same command does again what was not fin
 WITH_RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
 # The modes that read a flag; those that are not here are read by all.
 USED_BY = {
-    "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "doctor"),
+    "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "replay", "doctor"),
     "workdir": (*WITH_RUNS, "compare", "doctor"),
     "workdirs": ("report",),
     "steps": ("sample",),

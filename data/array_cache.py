@@ -16,7 +16,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -37,7 +37,8 @@ Records = Mapping[str, Record | None]
 class Undecoded(NamedTuple):
     """A data set that is not decoded yet; `origin` is all that its arrays depend on (JSON).
 
-    classes: names of the classes, () if they are not known.
+    classes: names of the classes, () if they are not known. files: those that images are read
+    from, as `file_stamps` has them, () for other sources.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Undecoded(NamedTuple):
     num_classes: int
     splits: dict[str, Source]
     classes: tuple[str, ...] = ()
+    files: Sequence[tuple[str, int, int]] = ()
 
 
 def data_root(data_dir: str = "") -> Path:
@@ -105,6 +107,7 @@ def decode(data: Undecoded, root: Path, writable: bool = True) -> Dataset:
         num_classes=data.num_classes,
         classes=data.classes,
         recorded=identity_of(data.image_shape, data.classes, identities),
+        files=data.files,
     )
 
 

@@ -31,17 +31,21 @@ def folder(path: str, image_size: int, channels: int = 0) -> Undecoded:
         raise ValueError("image_size is required for data of the form folder:PATH; for example 32")
     root = Path(path).expanduser().absolute()
     if not path or not root.is_dir():
-        raise FileNotFoundError(f"folder {path!r} is not there; give folder:PATH an existing PATH")
+        raise FileNotFoundError(
+            f"folder {path!r} is not there; give folder:PATH an existing PATH; if a run's images "
+            "were moved, by --config.data.name=folder:PATH"
+        )
     channels = channels or CHANNELS
     classes, splits = list_splits(root)
     files = [file for split in splits.values() for file, _ in split]
     return Undecoded(
         name=f"folder:{root}",
-        origin=file_stamps(files, root),
+        origin=(stamps := file_stamps(files, root)),
         image_shape=(image_size, image_size, channels),
         num_classes=len(classes),
         splits={name: _source(split, image_size, channels) for name, split in splits.items()},
         classes=tuple(classes),
+        files=stamps,
     )
 
 

@@ -75,6 +75,8 @@ def check_own(evaluation: Evaluation, config: ConfigDict, run: str) -> None:
             f"{protocol.id}; {AGAIN}"
         )
     own = {**flat(as_dict(config)), "run": run or result.get("run")}
+    if run and run == result.get("run"):
+        own.pop("data.name")  # images may have been moved since
     its = {**sampling, "data.name": result["data"], "run": result.get("run") or run or None}
     differing = [
         f"{field} {its[field]}, not {own[field]}"

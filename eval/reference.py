@@ -75,7 +75,9 @@ def reference_name(reference: str, dataset: Dataset | None) -> str:
     """What a reference is called in a protocol: a file's name, or a data set and its split."""
     if reference.endswith(STATISTICS):
         return Path(reference).name
-    return f"{dataset.name}, {'all images' if reference == 'all' else f'{reference} split'}"
+    # Where a folder of images lies is no part of a protocol; the hash of the images is.
+    name = "a folder of images" if dataset.name.startswith("folder:") else dataset.name
+    return f"{name}, {'all images' if reference == 'all' else f'{reference} split'}"
 
 
 def splits_of(reference: str, dataset: Dataset) -> list[Split]:

@@ -29,7 +29,7 @@ from modes.request import (
     required_workdir,
     resolve,
 )
-from modes.train import batches, check_step, data_identity
+from modes.train import batches, check_step, data_identity, files_of
 from training import restore, workdir
 from training.code_version import code_version, describe_code
 from training.experiment import Experiment, build, debugged
@@ -197,7 +197,8 @@ def earlier_run(job: Job) -> str:
         return "starts anew"
     config = as_begun(job.config, job.workdir)
     data = data_identity(job.dataset, job.experiment)
-    workdir.check_same_run(job.workdir, config, data, teacher_identity(config, job.experiment))
+    teacher = teacher_identity(config, job.experiment)
+    workdir.check_same_run(job.workdir, config, data, teacher, files_of(job.dataset))
     if not restore.has_checkpoint(job.workdir):
         return "starts again: nothing was saved"
     return f"goes on from step {restore.saved_step(job.workdir)}"

@@ -22,7 +22,7 @@ from eval.spreadsheet import text_table, write_csv
 from modes.evaluate import evaluate
 from modes.report import write_page
 from modes.request import Request, as_begun, required_config, required_workdir, resolve_with_data
-from modes.train import data_identity, train
+from modes.train import data_identity, files_of, train
 from training import restore, workdir
 from training.experiment import Experiment, build
 from training.identity import as_dict, read_identity
@@ -30,7 +30,7 @@ from training.labels import label_counts, with_recorded_rule
 from training.processes import say
 from training.report import DivergedError
 from training.sharding import check_batch_size, first_process_says, make_mesh
-from training.teacher import check_teacher, parse
+from training.teacher import check_teacher, parse, teacher_identity
 
 PAGE, TABLE = "report.html", "table.csv"
 
@@ -140,7 +140,9 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     check_evaluation(experiment, dataset, config, mesh)
     if first_process_says(workdir.is_run(folder)):
         data = data_identity(dataset, experiment)
-        workdir.check_same_run(folder, as_begun(config, folder), data)
+        begun = as_begun(config, folder)
+        teacher = teacher_identity(begun, experiment) if is_taught(begun) else None
+        workdir.check_same_run(folder, begun, data, teacher, files_of(dataset))
     if restore.has_checkpoint(folder) and restore.saved_step(folder) > config.steps:
         raise ValueError(
             f"{folder} is at step {restore.saved_step(folder)}, beyond steps={config.steps}; "
@@ -148,6 +150,11 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
         )
     config = with_recorded_rule(config, folder)
     return Cell(config.method, config.seed, folder, config, experiment, frozenset())
+
+
+def is_taught(config: ConfigDict) -> bool:
+    """Whether the teacher of a cell is there already."""
+    return bool(config.teacher) and workdir.is_run(parse(config.teacher).folder)
 
 
 def with_results(cells: Sequence[Cell]) -> list[Cell]:

@@ -3,7 +3,14 @@
 import jax
 
 from eval.evaluate import check_evaluation, evaluator, summary
-from modes.request import Request, dataset_if_here, load_run, required_workdir
+from modes.request import (
+    Request,
+    check_places,
+    dataset_if_here,
+    load_run,
+    required_workdir,
+    with_places,
+)
 from training.fields import check_fields
 
 
@@ -16,11 +23,13 @@ def evaluate(request: Request) -> None:
     given = request.config is not None
     if given:
         check_fields(request.config)
-        config.evaluate, config.data.dir = request.config.evaluate, request.config.data.dir
+        config = with_places(config, request.config)
+        config.evaluate = request.config.evaluate
         config.data.label_shares = request.config.data.label_shares
     if not config.evaluate.steps:
         raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")
     dataset = dataset_if_here(config, experiment, writable=given)
+    check_places(required_workdir(request), config, experiment, dataset)
     try:
         check_evaluation(experiment, dataset, config, mesh)
     except AttributeError as error:  # a field that the record of an older version lacks

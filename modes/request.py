@@ -15,7 +15,7 @@ from objectives.base import Params
 from training import restore, workdir
 from training.experiment import Experiment, build, debugged, rebuild, with_sampled
 from training.fields import check_fields
-from training.identity import as_dict, flat
+from training.identity import as_dict, check_same_sources, flat
 from training.labels import with_recorded_rule
 from training.processes import gather
 from training.sharding import everywhere, make_mesh
@@ -23,6 +23,7 @@ from training.teacher import (
     abstract_params,
     check_network_of_teacher,
     check_taught,
+    parse,
     pinned,
     with_teachers_images,
 )
@@ -217,6 +218,31 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
             raise
         return config, None
     return resolve(config, dataset), dataset
+
+
+def with_places(config: ConfigDict, given: ConfigDict) -> ConfigDict:
+    """A recorded config with its folders as given: data.dir, and images and a teacher if moved.
+
+    What lies there must be the same (check_places). The step of the teacher stays.
+    """
+    config = config.copy_and_resolve_references()
+    config.data.dir = given.data.dir
+    if all(fields.data.name.startswith(FOLDER) for fields in (config, given)):
+        config.data.name = given.data.name
+    if config.get("teacher") and given.teacher:
+        step = parse(config.teacher).step
+        config.teacher = f"{parse(given.teacher).folder}" + ("" if step is None else f"@{step}")
+    return config
+
+
+def check_places(
+    run: Path, config: ConfigDict, experiment: Experiment, dataset: Dataset | None
+) -> None:
+    """Raises ValueError unless the images in a moved folder are those that a run was begun with."""
+    recorded = workdir.recorded_identity(run)
+    reads = dataset is not None and experiment.objective.reads_images
+    if reads and config.data.name != recorded.config["data"]["name"]:
+        check_same_sources(recorded, dataset.identity, None, run, dataset.files)
 
 
 def as_begun(config: ConfigDict, run: Path) -> ConfigDict:

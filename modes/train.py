@@ -100,7 +100,12 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
     with preemption.at_once():
         counts = known_counts(config, job.dataset)
         run = start_run(
-            path, config, data_identity(job.dataset, experiment), job.teacher, counts or None
+            path,
+            config,
+            data_identity(job.dataset, experiment),
+            job.teacher,
+            counts or None,
+            files_of(job.dataset),
         )
         check_space(path, bytes_of(job.state))
         evaluate = evaluation(path, job)
@@ -142,6 +147,11 @@ def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[st
     """What the data set is, None if training does not read its images."""
     reads = dataset is not None and experiment.objective.reads_images
     return dataset.identity if reads else None
+
+
+def files_of(dataset: Dataset | None) -> Sequence[tuple[str, int, int]]:
+    """The files that a data set is read from, () if there are none."""
+    return () if dataset is None else dataset.files
 
 
 def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:

@@ -45,7 +45,7 @@ TEXTS = {name: text for name, (text, *_) in FLAGS.items()} | {
 RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
 TOGETHER = ("train", "evaluate", "sample", "compare", "replay", "doctor")
 READ_BY = {
-    "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "doctor"),
+    "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "replay", "doctor"),
     "workdir": (*RUNS, "compare", "doctor"),
     "workdirs": ("report",),
     "steps": ("sample",),

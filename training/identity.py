@@ -16,6 +16,7 @@ from data import FIRST_ORDER
 from data.identity import changes
 from training.fields import is_whole
 from training.files import write_json
+from training.listing import File, changed_files
 from training.record import config_of
 from training.seal import sealed, unsealed
 
@@ -149,8 +150,9 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
             f"checkpoint {folder} belongs to another run (id {stamp['id']}, and {RUN} has "
             f"{run.id}); move away the one that is foreign here"
         )
-    # The teacher may have been moved since.
-    found = differences(run.config, record["config"], ("teacher",)) if stamp is None else []
+    # Teacher and images may have been moved since.
+    moved = ("teacher", "data.name")
+    found = differences(run.config, record["config"], moved) if stamp is None else []
     if found:
         raise ValueError(
             f"checkpoint {folder} belongs to a run with another config: {'; '.join(found)}; move "
@@ -158,35 +160,63 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
         )
 
 
-def check_same(old: Identity, new: Identity, workdir: Path) -> None:
+def check_same(
+    old: Identity, new: Identity, workdir: Path, files: Sequence[File] | None = None
+) -> None:
     """Raises ValueError that lists the fields in which a run would not be what it was begun as.
 
-    A teacher is known by its parameters: the folder of the same one may be another.
+    files: of the data as they are now (training.listing), to say which of them changed.
+
+    A teacher is known by its parameters, data by their images: where they lie may change.
     """
-    same_teacher = old.teacher is not None and old.teacher == new.teacher
-    found = differences(old.config, new.config, ("teacher",) if same_teacher else ())
+    found = differences(old.config, new.config, moved_fields(old, new))
     if found:
         raise ValueError(
             f"{workdir} holds a run with another config: {'; '.join(found)}. Choose another "
             "--workdir or the run's own config"
         )
-    check_same_sources(old, new.data, new.teacher, workdir)
+    check_same_sources(old, new.data, new.teacher, workdir, files)
+
+
+def moved_fields(old: Identity, new: Identity) -> tuple[str, ...]:
+    """The fields that say where teacher and data lie, as far as these are known by their content.
+
+    A resumed run that reads no teacher any more needs none. Of folders of images the content alone
+    counts.
+    """
+    both = old.config.get("teacher") and new.config.get("teacher")
+    same_teacher = both and (new.teacher is None or old.teacher == new.teacher)
+    names = [config.get("data", {}).get("name") or "" for config in (old.config, new.config)]
+    folders = all(name.startswith("folder:") for name in names)
+    same_data = folders or (old.data is not None and old.data == new.data)
+    return ("teacher",) * bool(same_teacher) + ("data.name",) * same_data
 
 
 def check_same_sources(
-    run: Identity, data: Plain | None, teacher: Plain | None, workdir: Path
+    run: Identity,
+    data: Plain | None,
+    teacher: Plain | None,
+    workdir: Path,
+    files: Sequence[File] | None = None,
 ) -> None:
     """Raises ValueError unless data and teacher are those that a run was begun with."""
-    check_same_source(run.data, data, f"the data set of {workdir}", "data.name's files")
+    where = changed_files(workdir, files) if files else ""
+    name = f"the data set of {workdir}"
+    check_same_source(run.data, data, name, "data.name's files", where)
     check_same_source(run.teacher, teacher, f"the teacher of {workdir}", "the teacher's folder")
 
 
-def check_same_source(old: Plain | None, new: Plain | None, name: str, files: str) -> None:
-    """Raises ValueError if what a run reads is known, then and now, and is not the same."""
+def check_same_source(
+    old: Plain | None, new: Plain | None, name: str, files: str, where: str = ""
+) -> None:
+    """Raises ValueError if what a run reads is known, then and now, and is not the same.
+
+    where: which files changed, "" where unknown.
+    """
     if old is None or new is None:
         return
-    found = changes(old, new)
-    if found:
+    found = [where] * bool(where) + changes(old, new)
+    if changes(old, new):
         raise ValueError(
             f"{name} has changed since the run began: {'; '.join(found)}. Put back {files}, or "
             "choose another --workdir"

@@ -30,6 +30,7 @@ from training.checkpoint import recorded_run
 from training.code_version import code_version, describe_code
 from training.files import write_json
 from training.identity import Identity, Plain, as_dict
+from training.listing import File, write_listing
 from training.processes import broadcast, gather, warn, warn_once
 from training.record import read_config
 from training.sharding import first_process_says
@@ -49,18 +50,19 @@ def start_run(
     data: Plain | None = None,
     teacher: Plain | None = None,
     class_counts: Sequence[int] | None = None,
+    files: Sequence[File] = (),
 ) -> Identity:
     """Record which run this is, or check against the record; returns its identity.
 
-    data, teacher, class_counts: as in `Identity`. Raises ValueError, in all processes, if the
-    folder holds a run with another config (but for `identity.CHANGEABLE`), other data or another
-    teacher.
+    data, teacher, class_counts: as in `Identity`. files: of the data (training.listing). Raises
+    ValueError, in all processes, if the folder holds a run with another config (but for
+    `identity.CHANGEABLE`), other data or another teacher.
     """
     record: dict[str, Any] = {}
     if jax.process_index() == 0:
         try:
             record["run"] = record_start(
-                workdir, as_dict(config), data, teacher, class_counts
+                workdir, as_dict(config), data, teacher, class_counts, files
             )._asdict()
         except ValueError as error:
             record["error"] = str(error)
@@ -97,13 +99,14 @@ def record_start(
     data: Plain | None,
     teacher: Plain | None,
     class_counts: Sequence[int] | None,
+    files: Sequence[File],
 ) -> Identity:
     """`start_run` in one process."""
     counts = None if class_counts is None else list(class_counts)
     now = Identity(identity.new_id(), config, data, teacher, NEWEST_ORDER, counts)
     if is_run(workdir):
         before = recorded_identity(workdir)
-        identity.check_same(before, now, workdir)
+        identity.check_same(before, now, workdir, files)
         if not before.id:
             warn(
                 f"{workdir} was made by a version that recorded no run id; it gets one, and a "
@@ -117,6 +120,8 @@ def record_start(
         )
     workdir.mkdir(parents=True, exist_ok=True)
     identity.write_identity(workdir, now)
+    if data is not None:
+        write_listing(workdir, files)
     write_json(workdir / CONFIG, config)
     record_environment(workdir)
     return now
@@ -142,11 +147,15 @@ def data_order(workdir: Path) -> int:
 
 
 def check_same_run(
-    workdir: Path, config: ConfigDict, data: Plain | None = None, teacher: Plain | None = None
+    workdir: Path,
+    config: ConfigDict,
+    data: Plain | None = None,
+    teacher: Plain | None = None,
+    files: Sequence[File] = (),
 ) -> None:
     """Raises ValueError if `start_run` with these arguments would, in a folder that holds a run."""
     now = Identity("", as_dict(config), data, teacher)
-    identity.check_same(recorded_identity(workdir), now, workdir)
+    identity.check_same(recorded_identity(workdir), now, workdir, files)
 
 
 @contextmanager

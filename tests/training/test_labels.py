@@ -8,7 +8,7 @@ from modes.request import as_begun
 from tests.training.runs import small_config
 from training import workdir
 from training.identity import RUN
-from training.labels import label_counts, known_counts, rule_in_words, training_counts
+from training.labels import known_counts, label_counts, rule_in_words, training_counts
 
 OWN, OTHER = (5, *(1,) * 8, 2), (1, *(3,) * 9)
 
