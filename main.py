@@ -78,7 +78,9 @@ COORDINATOR = flags.DEFINE_string(
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one, from 0.")
-OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report: an .html file.")
+OUT = flags.DEFINE_string(
+    "out", None, "sample: a folder or an .npz file. evaluate: a folder. report: an .html file."
+)
 
 
 # The modes that several processes run together.
@@ -101,7 +103,7 @@ USED_BY = {
     "guidance": ("sample",),
     "checkpoint": ("sample", "evaluate"),
     "network": ("sample", "evaluate"),
-    "out": ("sample", "report"),
+    "out": ("sample", "evaluate", "report"),
     "mesh": ("plan",),
     "accelerator": ("plan",),
     "mfu": ("plan",),

@@ -75,7 +75,7 @@ def config() -> ConfigDict:
                 # What is compared: classifier, pixels, inception, dinov2; none only shows samples.
                 "features": "inception",
                 "weights": "",  # their file; "" is $FEWSTEP_INCEPTION or $FEWSTEP_DINOV2
-                "reference": "train",  # real images: train, test, all, or an .npz of mu and sigma
+                "reference": "train",  # real images: train, test, all, or an .npz (evaluation.md)
                 "agreement": False,  # of labels with a classifier that is trained on the data
                 "num_samples": 1000,
                 "batch_size": 256,  # images sampled at once, over all devices

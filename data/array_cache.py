@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 
 from data.arrays import Source, SplitFiles, examine, open_split, write_split
 from data.dataset import Dataset
-from data.files import claimed, note, remove_leftovers
+from data.files import ELSEWHERE, UNLOCKED, claimed, note, remove_leftovers
 from data.identity import changes, identity_of, images_sha256
 from data.manifest import MANIFEST, DamagedError, Record, read_manifest, write_manifest
 
@@ -234,9 +234,11 @@ def _completed(
     try:
         write_manifest(folder / MANIFEST, _header(data, folder), completed)
     except OSError as error:
+        reason = error.strerror or error
+        if missing and error.errno in UNLOCKED:
+            raise OSError(f"{folder} cannot be written to ({reason}); {ELSEWHERE}") from error
         if missing:
             raise
-        reason = error.strerror or error
         note(f"{folder} cannot be written ({reason}): its arrays are hashed at every start")
     for name in missing:
         completed[name] = write_split(files[name], data.splits[name])

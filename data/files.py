@@ -24,6 +24,9 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 UNLOCKED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
+ELSEWHERE = "choose another data.dir, or name a folder by $FEWSTEP_DATA"
+
+
 def note(line: str) -> None:
     """Print a line on standard error, clear of progress bars."""
     tqdm.write(line, file=sys.stderr)
@@ -65,7 +68,7 @@ def claimed(folder: Path) -> Iterator[bool]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"{folder} cannot be made ({error.strerror}); choose another data.dir"
+        reason = f"{folder} cannot be made ({error.strerror}); {ELSEWHERE}"
         raise OSError(reason) from error
     try:
         file = (folder / LOCK).open("ab")

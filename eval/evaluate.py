@@ -27,6 +27,7 @@ from eval.results import Result, plain, save_results
 from eval.trajectory import trajectory
 from objectives.base import Params
 from training.experiment import Experiment, check_guidance
+from training.files import writing
 from training.identity import Identity, as_dict, flat, read_identity
 from training.labels import label_counts, rule_in_words
 from training.seal import write_sealed
@@ -51,7 +52,7 @@ def check_evaluation(
         raise ValueError(f"evaluate.num_samples={fields.num_samples} is too few to measure")
     if not skipped(dataset, config):
         check_feature_network(fields.features, fields.weights)
-        check_reference(fields.reference, dataset)
+        check_reference(fields.reference, dataset, fields.features, experiment.image_shape)
         check_dimension(fields.features, experiment.image_shape)
 
 
@@ -132,10 +133,14 @@ def evaluator(
     mesh: Mesh,
     workdir: Path,
     writable: bool = True,
+    *,
+    out: Path | None = None,
+    show: Callable[[Sequence[Result]], None] = lambda results: None,
 ) -> Evaluate:
     """The function that evaluates parameters; what it measures with is read or made here.
 
-    writable: whether that may be kept in data.dir.
+    writable: whether that may be kept in data.dir. out: where results go, WORKDIR/eval by default.
+    show: is given them before they are written, which may fail.
     """
     fields = config.evaluate
     counts = label_counts(config, dataset, workdir)
@@ -163,12 +168,15 @@ def evaluator(
             results.append(result)
             images[steps] = np.concatenate(first)[:GRID_IMAGES]
         if jax.process_index() == 0 and results:
-            (workdir / FOLDER).mkdir(exist_ok=True)  # in a folder that is still there
+            show(results)
+            folder = out or workdir / FOLDER
+            with writing(folder):  # in a folder that is still there
+                folder.mkdir(exist_ok=True, parents=out is not None)
             shown = {"y": labels[:GRID_IMAGES], "way": way(params) if way else ()}
             for result, x in zip(results, images.values(), strict=True):
-                save(workdir / FOLDER, result, x=x, **shown)
+                save(folder, result, x=x, **shown)
             real = real_row(dataset, labels)
-            save_all_steps(workdir / FOLDER / f"step_{step:08d}.png", images, real, config)
+            save_all_steps(folder / f"step_{step:08d}.png", images, real, config)
         return results
 
     return evaluate

@@ -157,15 +157,20 @@ def files_of(dataset: Dataset | None) -> Sequence[tuple[str, int, int]]:
 def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:
     """What evaluates a state: prints a summary, and returns numbers for the log."""
     config, experiment = job.config, job.experiment
-    evaluate_network = evaluator(experiment, job.dataset, config, job.mesh, path)
+    evaluate_network = evaluator(
+        experiment,
+        job.dataset,
+        config,
+        job.mesh,
+        path,
+        show=lambda results: tqdm.write(summary(results), file=sys.stderr),
+    )
 
     def evaluate(state: TrainState) -> dict[str, float]:
         if not config.evaluate.steps:
             return {}
         params = {**state.networks, **state.followers}[experiment.sample_with]
         results = evaluate_network(params, int(state.step))
-        if jax.process_index() == 0:
-            tqdm.write(summary(results), file=sys.stderr)
         return {
             f"{metric}_{result['protocol']['sampling']['steps']}": value
             for result in results

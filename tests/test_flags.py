@@ -56,7 +56,7 @@ READ_BY = {
     "guidance": ("sample",),
     "checkpoint": ("sample", "evaluate"),
     "network": ("sample", "evaluate"),
-    "out": ("sample", "report"),
+    "out": ("sample", "evaluate", "report"),
     "mesh": ("plan",),
     **dict.fromkeys(("accelerator", "mfu", "price", "disk_speed"), ("plan",)),
     **dict.fromkeys(OF_PROCESSES, TOGETHER),
