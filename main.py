@@ -33,7 +33,7 @@ from modes.request import at_home, check_started_alike, with_home
 from training import exits, processes
 from training.fields import check_fields
 from training.files import in_words
-from training.preemption import INTERRUPTED, Preempted, Preemption
+from training.preemption import BROKEN_OFF, INTERRUPTED, Preempted, Preemption
 from training.report import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
@@ -146,9 +146,13 @@ def quieten() -> None:
 
 def run(asked: Request) -> None:
     """Run the mode that was asked for; SIGTERM and Ctrl-C end it with a line and their code."""
-    carried = processes.several() and MODE.value in TRAINING
+    trains = MODE.value in TRAINING
+    interrupted = INTERRUPTED if trains else BROKEN_OFF
     try:
-        with Preemption(carried) as preemption, preemption.at_once():
+        with (
+            Preemption(processes.several() and trains, interrupted) as preemption,
+            preemption.at_once(),
+        ):
             # The doctor tells differences itself, with all else that it finds.
             if processes.several() and MODE.value != "doctor":
                 check_started_alike(MODE.value, asked)
@@ -163,7 +167,7 @@ def run(asked: Request) -> None:
         processes.say(str(stop), sys.stderr)
         sys.exit(exits.PREEMPTED)
     except KeyboardInterrupt:
-        processes.fail(exits.INTERRUPTED, INTERRUPTED)
+        processes.fail(exits.INTERRUPTED, interrupted)
 
 
 def request() -> Request:

@@ -104,8 +104,14 @@ def nearest_field(asked: str, names: Sequence[str]) -> str:
             part = group.rpartition(".")[2]
             alike = [n for n in alike if likeness(n.split(".")[-2:][0], part) >= CUTOFF]
         if alike:
-            return max(alike, key=lambda name: likeness(name.rpartition(".")[0], group))
+            return max(alike, key=lambda name: nearness(name.rpartition(".")[0], group))
     return ""
+
+
+def nearness(group: str, asked: str) -> tuple[float, int]:
+    """How near a group is to the one that was asked for; of strangers the outermost is nearest."""
+    alike = likeness(group, asked)
+    return (alike if alike >= CUTOFF else 0.0, -len(group.split(".")) if group else 0)
 
 
 def leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

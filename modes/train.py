@@ -14,6 +14,7 @@ import data
 from data import Dataset, Pairs
 from eval.evaluate import check_evaluation, evaluator, summary
 from eval.pairs import teacher_pairs
+from messages.commands import command
 from modes.describe import bytes_of
 from modes.request import (
     Request,
@@ -52,7 +53,7 @@ def train(request: Request) -> None:
             job = checked(path, config)
         with claimed(path):
             step = train_claimed(path, job, preemption)
-    say(f"{path} is at step {step}; draw from it: --mode=sample --workdir={path}")
+    say(f"{path} is at step {step}; draw from it: {command('sample', workdir=path)}")
 
 
 class Job(NamedTuple):

@@ -17,6 +17,7 @@ from data.identity import changes
 from training.fields import is_whole
 from training.files import write_json
 from training.listing import File, changed_files
+from training.processes import warn_once
 from training.record import config_of
 from training.seal import sealed, unsealed
 
@@ -144,6 +145,11 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
         )
     run, stamp = read_identity(folder.parents[1]), record.get("run")
     if run is None:
+        if stamp is not None:
+            warn_once(
+                f"{folder.parents[1]} has no {RUN}: its checkpoints are taken as they are, of run "
+                f"{stamp['id']}"
+            )
         return
     if stamp is not None and stamp["id"] != run.id:
         raise ValueError(

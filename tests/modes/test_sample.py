@@ -91,7 +91,7 @@ def test_without_a_name_files_lie_in_the_run_and_seeds_are_the_first_ones(sample
     sample(steps=2, seeds=(70,))  # and one more
     for others in ({"guidance": 2.0}, {"labels": (1,)}, {"steps": 1}):
         sample(**{"steps": 2, **others})
-    assert len(list(folder.parent.glob("step*/"))) - 2 * 4 == 4
+    assert sum(path.is_dir() for path in folder.parent.iterdir()) == 4
 
 
 @pytest.mark.parametrize("others", [{"steps": 4}, {"guidance": 1.0}, {"labels": (2,)}])
