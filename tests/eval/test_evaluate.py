@@ -1,4 +1,5 @@
 import json
+from importlib import import_module
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from tests.training.runs import small_experiment, synthetic_split
 from training.identity import Identity
 from training.sharding import make_mesh
 
+MODULE = import_module("eval.evaluate")
 FIELDS = {"evaluate.steps": (1, 2), "evaluate.num_samples": 24, "evaluate.batch_size": 16}
 
 
@@ -134,6 +136,23 @@ def test_data_without_classes(evaluated):
     measured = {"frechet", "kernel", "kernel_error", "precision", "recall", "density", "coverage"}
     assert set(results[0]["metrics"]) == measured
     assert results[0]["protocol"]["measurement"]["labels"] == "none"
+
+
+def test_results_are_shown_before_they_are_written(monkeypatch, tmp_path):
+    config, experiment = small_experiment(**{**FIELDS, "data.dir": str(tmp_path)})
+    params = experiment.model.network.init(jax.random.key(0))
+    shown = []
+
+    def full(*_, **__):
+        raise OSError("no room")
+
+    monkeypatch.setattr(MODULE, "save", full)
+    how = {"out": tmp_path / "deep" / "er", "show": shown.extend}
+    evaluate = evaluator(experiment, dataset(), config, make_mesh(), tmp_path, **how)
+    with pytest.raises(OSError, match="no room"):
+        evaluate(params, 7)
+    assert [result["protocol"]["sampling"]["steps"] for result in shown] == [1, 2]
+    assert how["out"].is_dir() and not (tmp_path / "eval").exists()
 
 
 def test_real_row_has_the_labels_of_the_samples():

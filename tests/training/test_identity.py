@@ -281,7 +281,7 @@ def test_a_teacher_may_be_moved_as_it_is_known_by_its_parameters(tmp_path):
     student = lambda folder: small_config("cd_flow", teacher=f"{folder}@5")  # noqa: E731
     workdir.start_run(tmp_path, student("old"), teacher=TEACHER)
     with pytest.raises(ValueError, match=r"teacher \(old@5 there, new@5 now\)"):
-        workdir.start_run(tmp_path, student("new"))
+        workdir.start_run(tmp_path, student("new"), teacher={**TEACHER, "fingerprint": "another"})
     workdir.start_run(tmp_path, student("new"), teacher=TEACHER)
     assert workdir.load_config(tmp_path).teacher == "new@5"
 
@@ -335,7 +335,10 @@ def test_images_and_teacher_may_lie_elsewhere(tmp_path, moved):
 @pytest.mark.parametrize(
     ("other", "message"),
     [
-        ({"name": "folder:/b/pics", "data": {**DATA, "count": 9}}, "the data set of .* has changed"),
+        (
+            {"name": "folder:/b/pics", "data": {**DATA, "count": 9}},
+            "the data set of .* has changed",
+        ),
         ({"name": "digits", "data": None}, "another config: data.name"),
         ({"teacher": "/b/teacher@5", "fingerprint": "g"}, "another config: teacher"),
         ({"teacher": "", "fingerprint": None}, "another config: teacher"),
