@@ -25,17 +25,20 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import overrides
 from configs.methods import TEACHERS
+from messages.names import guess, nearest, no_choice
 from modes import MODES, Request
+from modes.command_line import take_none, unknown_field
 from modes.compilation_cache import keep_compiled
-from modes.request import check_started_alike
+from modes.request import at_home, check_started_alike, with_home
 from training import exits, processes
+from training.fields import check_fields
 from training.files import in_words
-from training.preemption import INTERRUPTED, Preempted, Preemption
+from training.preemption import BROKEN_OFF, INTERRUPTED, Preempted, Preemption
 from training.profile import Window
 from training.report import DivergedError
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
-MODE = flags.DEFINE_enum("mode", "train", list(MODES), "What to do.")
+MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run.")
 WORKDIRS = flags.DEFINE_list("workdirs", [], "report: folders of the runs to show together.")
 STEPS = flags.DEFINE_integer("steps", 1, "sample: number of sampling steps.")
@@ -79,7 +82,9 @@ PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which
 PROFILE = flags.DEFINE_string(
     "profile", None, "train: START:STOP, the steps of which a trace is kept, such as 100:103."
 )
-OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report: an .html file.")
+OUT = flags.DEFINE_string(
+    "out", None, "sample: a folder or an .npz file. evaluate: a folder. report: an .html file."
+)
 
 
 # The modes that several processes run together.
@@ -91,7 +96,7 @@ UNFINISHED = "preempted, resumable: the same command does again what was not fin
 WITH_RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
 # The modes that read a flag; those that are not here are read by all.
 USED_BY = {
-    "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "doctor"),
+    "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "replay", "doctor"),
     "workdir": (*WITH_RUNS, "compare", "doctor"),
     "workdirs": ("report",),
     "steps": ("sample",),
@@ -102,7 +107,7 @@ USED_BY = {
     "guidance": ("sample",),
     "checkpoint": ("sample", "evaluate"),
     "network": ("sample", "evaluate"),
-    "out": ("sample", "report"),
+    "out": ("sample", "evaluate", "report"),
     "mesh": ("plan",),
     "accelerator": ("plan",),
     "mfu": ("plan",),
@@ -146,9 +151,13 @@ def quieten() -> None:
 
 def run(asked: Request) -> None:
     """Run the mode that was asked for; SIGTERM and Ctrl-C end it with a line and their code."""
-    carried = processes.several() and MODE.value in TRAINING
+    trains = MODE.value in TRAINING
+    interrupted = INTERRUPTED if trains else BROKEN_OFF
     try:
-        with Preemption(carried) as preemption, preemption.at_once():
+        with (
+            Preemption(processes.several() and trains, interrupted) as preemption,
+            preemption.at_once(),
+        ):
             # The doctor tells differences itself, with all else that it finds.
             if processes.several() and MODE.value != "doctor":
                 check_started_alike(MODE.value, asked)
@@ -163,7 +172,7 @@ def run(asked: Request) -> None:
         processes.say(str(stop), sys.stderr)
         sys.exit(exits.PREEMPTED)
     except KeyboardInterrupt:
-        processes.fail(exits.INTERRUPTED, INTERRUPTED)
+        processes.fail(exits.INTERRUPTED, interrupted)
 
 
 def request() -> Request:
@@ -178,8 +187,8 @@ def request() -> Request:
     return Request(
         config=config_of(flags.FLAGS),
         config_of_method=config_of_method,
-        workdir=Path(WORKDIR.value) if WORKDIR.value else None,
-        workdirs=tuple(map(Path, WORKDIRS.value)),
+        workdir=path_of(WORKDIR.value),
+        workdirs=tuple(map(path_of, WORKDIRS.value)),
         steps=STEPS.value,
         seeds=ranges(SEEDS.value) if SEEDS.value is not None else None,
         methods=tuple(METHODS.value),
@@ -187,7 +196,7 @@ def request() -> Request:
         metric=METRIC.value,
         labels=tuple(map(index_or_name, LABELS.value)),
         guidance=GUIDANCE.value,
-        out=Path(OUT.value) if OUT.value else None,
+        out=path_of(OUT.value),
         checkpoint=CHECKPOINT.value,
         network=NETWORK.value,
         mesh=integers("mesh", MESH.value, "8,8"),
@@ -197,6 +206,11 @@ def request() -> Request:
         disk_speed=DISK_SPEED.value,
         profile=window(PROFILE.value) if PROFILE.value is not None else None,
     )
+
+
+def path_of(text: str | None) -> Path | None:
+    """The path in a flag, None without one."""
+    return Path(at_home(text)) if text else None
 
 
 def integers(flag: str, values: list[str], example: str) -> tuple[int, ...]:
@@ -243,7 +257,10 @@ def ranges(text: str) -> tuple[int, ...]:
 
 
 def config_of(values: flags.FlagValues) -> ConfigDict | None:
-    """--config with its overrides; a part with another name than the file's keeps those alone."""
+    """--config with its overrides; a part with another name than the file's keeps those alone.
+
+    Raises ValueError for a value out of its range.
+    """
     config = values["config"].value
     if config is None:
         return None
@@ -251,7 +268,8 @@ def config_of(values: flags.FlagValues) -> ConfigDict | None:
     overrides.forget_replaced(
         config, given, {field: values[f"config.{field}"].default for field in given}
     )
-    return config
+    check_fields(config)
+    return with_home(config)
 
 
 def config_of_method(method: str) -> ConfigDict:
@@ -266,9 +284,18 @@ def config_of_method(method: str) -> ConfigDict:
     overridden = [f"--config.{field}={value}" for field, value in given.items()]
     try:
         values([sys.argv[0], f"--config={file}:{method}", *overridden])
-    except flags.Error as error:
-        raise ValueError(str(error)) from error
+    except (flags.Error, KeyError, AttributeError) as error:
+        unknown = unknown_field(plain_config(f"{file}:{method}"), overridden)
+        raise ValueError(f"{method}: {unknown}" if unknown else str(error)) from error
     return config_of(values)
+
+
+def plain_config(path: str) -> ConfigDict:
+    """FILE[:METHOD] without overrides."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=sys.argv[:1])
+    values([sys.argv[0], f"--config={path}"])
+    return values["config"].value
 
 
 def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
@@ -278,26 +305,56 @@ def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
         message = in_words(error)
     while error.args and isinstance(error.args[0], Exception):
         error = error.args[0]
-    if isinstance(error, KeyError):  # ml_collections on a field; str() would quote it
-        message = f"unknown config field {error.args[0]}"
     if "Traceback" in message:  # absl quotes a config file's; its last line says what is wrong
         message = message.strip().splitlines()[-1].partition(": ")[2]
     processes.fail(code, f"error: {' '.join(message.split())}")
 
 
 def parse(argv: list[str]) -> list[str]:
-    """Parse the flags; config files and overrides are read here too."""
-    for argument in argv:
-        file = re.fullmatch(r"--?config=([^:]+)(:.*)?", argument)
-        if file and not Path(file[1]).is_file():
-            fail(ValueError(f"--config: the file {file[1]} does not exist"))
+    """Parse the flags; config files and overrides are read here too. --help ends with code 0."""
+    take_none()
+    argv, config = with_config_at_home(argv)
+    file = config.partition(":")[0]
+    if file and not Path(file).is_file():
+        fail(ValueError(f"--config: the file {file} does not exist"))
     try:
         rest = flags.FLAGS(argv)
-        if len(rest) > 1:
-            fail(ValueError(f"{rest[1]!r} is no flag; did you mean --mode={rest[1]}?"))
-        return rest
+    except SystemExit:  # of absl's flags that show help, with code 1
+        sys.exit(exits.DONE)
+    except flags.UnrecognizedFlagError as error:
+        known = [*USED_BY, MODE.name, TRACEBACK.name, "help"]
+        meant = guess(nearest(error.flagname.partition(".")[0], known), "--{}")
+        fail(ValueError(f"--{error.flagname} is no flag{meant}"))
     except (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError) as error:
-        fail(error)
+        fail(ValueError(unknown_in(config, argv) or str(error)))
+    if len(rest) > 1:
+        # Such as --steps 4 5, or a name of a mode.
+        meant = guess(nearest(rest[1], MODES), "--mode={}")
+        fail(ValueError(f"{rest[1]!r} is no flag{meant or '; a flag begins with --'}"))
+    if MODE.value not in MODES:
+        fail(ValueError(no_choice("--mode", MODE.value, MODES)))
+    return rest
+
+
+def with_config_at_home(argv: list[str]) -> tuple[list[str], str]:
+    """The arguments with ~ in --config expanded, and the value of --config, "" without it."""
+    argv, value = [*argv], ""
+    for i, argument in enumerate(argv):
+        given = re.fullmatch(r"(--?config=)(.*)", argument)
+        if given:
+            value = at_home(given[2])
+            argv[i] = given[1] + value
+        elif argument in ("--config", "-config") and argv[i + 1 :]:
+            value = argv[i + 1] = at_home(argv[i + 1])
+    return argv, value
+
+
+def unknown_in(config: str, argv: list[str]) -> str:
+    """The message for the first field that a config does not have; "" if that is not the fault."""
+    try:
+        return unknown_field(plain_config(config), argv) if config else ""
+    except (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError):
+        return ""
 
 
 if __name__ == "__main__":

@@ -75,7 +75,7 @@ def config() -> ConfigDict:
                 # What is compared: classifier, pixels, inception, dinov2; none only shows samples.
                 "features": "inception",
                 "weights": "",  # their file; "" is $FEWSTEP_INCEPTION or $FEWSTEP_DINOV2
-                "reference": "train",  # real images: train, test, all, or an .npz of mu and sigma
+                "reference": "train",  # real images: train, test, all, or an .npz (evaluation.md)
                 "agreement": False,  # of labels with a classifier that is trained on the data
                 "num_samples": 1000,
                 "batch_size": 256,  # images sampled at once, over all devices
@@ -101,6 +101,7 @@ def data() -> ConfigDict:
             "background": "white",  # under transparent pixels: the name of a color, or #rrggbb
             "unreadable": 0,  # files of a folder that may be unreadable, and are left out
             "num_classes": -1,  # 0 trains without labels; -1 is the data set's own
+            "label_shares": "data",  # of classes to make images for: the data's own, or equal
             "flip": False,  # mirror images at random, left to right
             "on_device": False,  # the training images lie on every device, which gathers from them
         }

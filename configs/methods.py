@@ -11,11 +11,11 @@ of level 1.0 (objective.sigma_init) for diff_instruct, which starts at 2.5 elsew
 """
 
 from collections.abc import Callable
-from difflib import get_close_matches
 
 from ml_collections import ConfigDict
 
 from configs import base, objectives
+from messages.names import no_choice
 
 # Sampling steps at which consistency models are evaluated; more add little.
 FEW_STEPS = (1, 2, 4)
@@ -226,11 +226,7 @@ TEACHERS = {
 def choose(config: ConfigDict, method: str) -> ConfigDict:
     """The config with the fields of a method, its path, prediction and network inputs."""
     if method not in METHODS:
-        nearest = get_close_matches(method, METHODS, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"no method {method!r} in this config; it has {', '.join(METHODS)}; did you mean "
-            f"{nearest!r}?"
-        )
+        raise ValueError(no_choice("method", method, METHODS))
     config.method = method
     METHODS[method](config)
     return config

@@ -5,6 +5,7 @@ from data.catalog import load, load_copy, prepare
 from data.dataset import NULL_LABEL, Dataset, Pairs, Split
 from data.decoding import FIRST_DECODING, NEWEST_DECODING
 from data.identity import Identity, changes, digest
+from data.labels import class_counts, shared_labels
 from data.order import FIRST_ORDER, NEWEST_ORDER
 from data.pipeline import batch_indices, batches, label_batches, pair_batches, row_batches
 from data.pixels import to_float, to_uint8
@@ -22,6 +23,7 @@ __all__ = [
     "batch_indices",
     "batches",
     "changes",
+    "class_counts",
     "data_root",
     "digest",
     "label_batches",
@@ -31,6 +33,7 @@ __all__ = [
     "pair_batches",
     "prepare",
     "row_batches",
+    "shared_labels",
     "to_float",
     "to_uint8",
     "verify",

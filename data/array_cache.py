@@ -33,7 +33,7 @@ from data.arrays import (
     write_split,
 )
 from data.dataset import Dataset
-from data.files import claimed, remove_leftovers
+from data.files import UNLOCKED, claimed, elsewhere, remove_leftovers
 from data.identity import changes, identity_of, images_sha256
 from data.manifest import (
     MANIFEST,
@@ -59,7 +59,8 @@ Records = Mapping[str, Record | None]
 class Undecoded(NamedTuple):
     """A data set that is not decoded yet; `origin` is all that its arrays depend on (JSON).
 
-    classes: names of the classes, () if they are not known. understood: how the files are read, in
+    classes: names of the classes, () if they are not known. files: those that images are read
+    from, as `file_stamps` has them, () for other sources. understood: how the files are read, in
     a line, "" if there is nothing to say; account: what came of reading them.
     """
 
@@ -69,6 +70,7 @@ class Undecoded(NamedTuple):
     num_classes: int
     splits: dict[str, Source]
     classes: tuple[str, ...] = ()
+    files: Sequence[tuple[str, int, int]] = ()
     understood: str = ""
     account: Callable[[], str] = str
 
@@ -150,6 +152,7 @@ def opened(data: Undecoded, folder: Path, records: Mapping[str, Record]) -> Data
         num_classes=data.num_classes,
         classes=data.classes,
         recorded=identity_of(data.image_shape, data.classes, identities),
+        files=data.files,
     )
 
 
@@ -313,9 +316,11 @@ def _completed(
     try:
         write_manifest(path, header, Manifest(completed, unfinished))
     except OSError as error:
+        reason = error.strerror or error
+        if missing and error.errno in UNLOCKED:
+            raise OSError(f"{folder} cannot be written to ({reason}); {elsewhere()}") from error
         if missing:
             raise
-        reason = error.strerror or error
         note(f"{folder} cannot be written ({reason}): its arrays are hashed at every start")
     for name in missing:
 

@@ -1,5 +1,6 @@
 """What a data set is: labelled uint8 images with random access."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,7 @@ class Dataset(NamedTuple):
     """A training split, a held-out split (None if the data has none) and the number of classes.
 
     num_classes is 0 for data without labels. classes: their names, () where they are not known.
+    files: path, size and time of each image file of a folder, () for other sources.
     recorded: the identity that was computed when the arrays were decoded, None to compute it.
     """
 
@@ -33,6 +35,7 @@ class Dataset(NamedTuple):
     num_classes: int
     classes: tuple[str, ...] = ()
     recorded: Identity | None = None
+    files: Sequence[tuple[str, int, int]] = ()
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

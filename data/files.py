@@ -24,6 +24,12 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 UNLOCKED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
 
+def elsewhere(field: str = FIELD) -> str:
+    """What a user does where nothing can be written: choose another folder by that field."""
+    environment = ", or name a folder by $FEWSTEP_DATA" if field == FIELD else ""
+    return f"choose another {field}{environment}"
+
+
 @contextmanager
 def whole_file(path: Path, field: str = FIELD) -> Iterator[BinaryIO]:
     """A file that takes its name when the block ends, and is removed if the block fails.
@@ -60,7 +66,7 @@ def claimed(folder: Path, field: str = FIELD) -> Iterator[bool]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        reason = f"{folder} cannot be made ({error.strerror}); choose another {field}"
+        reason = f"{folder} cannot be made ({error.strerror}); {elsewhere(field)}"
         raise OSError(reason) from error
     try:
         file = (folder / LOCK).open("ab")

@@ -32,11 +32,12 @@ def first_folder(root: Path, image_size: int, channels: int) -> Undecoded:
     files = [file for split in splits.values() for file, _ in split]
     return Undecoded(
         name=f"folder:{root}",
-        origin=file_stamps(files, root),
+        origin=(stamps := file_stamps(files, root)),
         image_shape=(image_size, image_size, channels),
         num_classes=len(classes),
         splits={name: _source(split, image_size, channels) for name, split in splits.items()},
         classes=tuple(classes),
+        files=stamps,
         understood=f"folder:{root} is decoded by the rules of earlier versions (data.decoding=1)",
     )
 

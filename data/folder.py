@@ -34,7 +34,10 @@ def folder(
         raise ValueError("image_size is required for data of the form folder:PATH; for example 32")
     found = Path(path).expanduser().absolute()
     if not path or not found.exists():
-        raise FileNotFoundError(f"folder {path!r} is not there; give folder:PATH an existing PATH")
+        raise FileNotFoundError(
+            f"folder {path!r} is not there; give folder:PATH an existing PATH; if a run's images "
+            "were moved, by --config.data.name=folder:PATH"
+        )
     channels = channels or CHANNELS
     if decoding.rules == FIRST_DECODING and not found.is_dir():
         raise ValueError(f"{found} is no folder, as data.decoding=1 asks for; leave that out")
@@ -69,6 +72,7 @@ def folder_of_tree(
             for split, images in splits.items()
         },
         classes=tuple(layout.classes),
+        files=[(image, *tree.stamps[image]) for images in splits.values() for image, _ in images],
         understood=f"{name}: {understood(layout, splits)}",
         account=lambda: f"{name}: {account(tree, layout, splits, outcome)}",
     )

@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 import grain
 import numpy as np
 
-from data.dataset import NULL_LABEL, Pairs, Split
+from data.dataset import Pairs, Split
+from data.labels import Counts, drawn_labels
 from data.order import NEWEST_ORDER, index_dtype, rows_in_order
 from data.pixels import to_float
 
@@ -67,7 +68,7 @@ def batch_indices(
 
 
 def label_batches(
-    num_classes: int,
+    counts: Counts,
     *,
     batch_size: int,
     seed: int,
@@ -77,16 +78,12 @@ def label_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of {"label": int32 [B / process_count]}, for training without images.
 
-    Each label is drawn alike; without classes it is -1. As for `batches`, a step's labels depend on
-    (seed, step) alone.
+    Each label is drawn by the shares of `counts`; without classes it is -1. As for `batches`, a
+    step's labels depend on (seed, step) alone.
     """
     block = _block(batch_size, process_index, process_count)
     for step in itertools.count(start_step):
-        if num_classes:
-            labels = np.random.default_rng((seed, step)).integers(num_classes, size=batch_size)
-        else:
-            labels = np.full(batch_size, NULL_LABEL)
-        yield {"label": labels[block].astype(np.int32)}
+        yield {"label": drawn_labels(counts, batch_size, (seed, step))[block]}
 
 
 def pair_batches(pairs: Pairs, **share: Any) -> Iterator[dict[str, np.ndarray]]:

@@ -1,7 +1,6 @@
 """Image data sets of TensorFlow Datasets, stored as ArrayRecord and read without TensorFlow."""
 
 from collections.abc import Iterator
-from difflib import get_close_matches
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from data.fashion_mnist import FashionMNIST
 from data.image_file import Color, without_alpha
 from data.pixels import MODES, fit_array
 from data.progress import note
+from messages.names import guess, nearest
 
 FORMAT = "array_record"  # the format that TFDS reads and writes without TensorFlow
 OWN_BUILDERS = {"fashion_mnist": FashionMNIST}
@@ -114,9 +114,9 @@ def unknown_name(name: str) -> str:
     """The message that a data set does not exist: the nearest name and the forms of a name."""
     known = {n: n for n in tfds.list_builders(with_community_datasets=False)} | OTHER_NAMES
     typed = name.removeprefix("tfds:").split(":")[0].lower()
-    nearest = known[get_close_matches(typed, known, n=1, cutoff=0.0)[0]]
+    found = guess(known.get(nearest(typed, known), "")) or "."
     return (
-        f"data set {name!r} does not exist; did you mean {nearest!r}? A name is digits, "
+        f"data set {name!r} does not exist{found} A name is digits, "
         "fashion_mnist, folder:PATH, tfds:NAME, or the bare NAME of a TFDS data set"
     )
 

@@ -35,7 +35,7 @@ from data.progress import note, progress
 from eval.features import HALF_RANGE, FeatureNetwork, FeatureOutputs, check_images, extractor
 from eval.parameters import Params, digest, named, tree_of
 from models.convnet import Convnet, convnet
-from training.seal import kept_file, read_sealed, write_sealed
+from training.seal import kept_file, kept_if_writable, read_sealed, write_sealed
 from training.sharding import AXES
 
 Array = jax.Array
@@ -109,7 +109,8 @@ def classifier(dataset: Dataset, root: Path, read_only: Path | None = None) -> C
     if trained is None:
         trained = train(task, model)
         if jax.process_index() == 0:
-            write(path, trained)
+            with kept_if_writable(path):
+                write(path, trained)
     if jax.process_count() > 1:
         trained = jax.device_get(multihost_utils.broadcast_one_to_all(trained))
     accuracy = int(trained.right) / len(task.held_out.labels)

@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data import Dataset, data_root, digest
+from data import Dataset, data_root, digest, shared_labels
 from eval.evaluation import FOLDER, sample_source
 from eval.features import check_dimension
-from eval.generate import BatchSampler, batch_sampler, cycle_labels, generate
+from eval.generate import BatchSampler, batch_sampler, generate
 from eval.grid import save_comparison, save_grid
 from eval.measure import Measures, load_measures, measure, of_real_images, warnings
 from eval.networks import check_feature_network
@@ -27,7 +27,9 @@ from eval.results import Result, plain, save_results
 from eval.trajectory import trajectory
 from objectives.base import Params
 from training.experiment import Experiment, check_guidance
+from training.files import writing
 from training.identity import Identity, as_dict, flat, read_identity
+from training.labels import label_counts, rule_in_words
 from training.seal import write_sealed
 
 # Fields of an objective that say how it samples.
@@ -50,7 +52,7 @@ def check_evaluation(
         raise ValueError(f"evaluate.num_samples={fields.num_samples} is too few to measure")
     if not skipped(dataset, config):
         check_feature_network(fields.features, fields.weights)
-        check_reference(fields.reference, dataset)
+        check_reference(fields.reference, dataset, fields.features, experiment.image_shape)
         check_dimension(fields.features, experiment.image_shape)
 
 
@@ -101,12 +103,14 @@ def measures_of(
     dataset: Dataset | None,
     config: ConfigDict,
     mesh: Mesh,
+    label_counts: Sequence[int],
     writable: bool = True,
 ) -> Measures | None:
     """What the evaluation of a config measures with, read or made now; None if it measures nothing.
 
     Without a data set, and without a file of statistics, there are pictures and no metrics. What is
     made is kept in data.dir, or, if that is not writable, in the user's own data folder.
+    label_counts: of the classes, in whose shares samples are labelled.
     """
     if not config.evaluate.steps or skipped(dataset, config):
         return None
@@ -115,6 +119,7 @@ def measures_of(
         dataset,
         image_shape=experiment.image_shape,
         num_classes=experiment.num_classes,
+        labels=rule_in_words(label_counts),
         root=data_root(config.data.dir if writable else ""),
         read_only=None if writable else data_root(config.data.dir),
         mesh=mesh,
@@ -128,16 +133,20 @@ def evaluator(
     mesh: Mesh,
     workdir: Path,
     writable: bool = True,
+    *,
+    out: Path | None = None,
+    show: Callable[[Sequence[Result]], None] = lambda results: None,
 ) -> Evaluate:
     """The function that evaluates parameters; what it measures with is read or made here.
 
-    writable: whether that may be kept in data.dir.
+    writable: whether that may be kept in data.dir. out: where results go, WORKDIR/eval by default.
+    show: is given them before they are written, which may fail.
     """
     fields = config.evaluate
-    choices = np.arange(experiment.num_classes) if experiment.num_classes else np.array([-1])
-    labels = cycle_labels(choices, fields.num_samples)
+    counts = label_counts(config, dataset, workdir)
+    labels = shared_labels(counts, fields.num_samples)
     samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
-    measures = measures_of(experiment, dataset, config, mesh, writable)
+    measures = measures_of(experiment, dataset, config, mesh, counts, writable)
     run = read_identity(workdir)
     data = training_data(experiment, dataset, run)
     way = way_of_one_image(experiment, config, label=int(labels[0]))
@@ -159,11 +168,15 @@ def evaluator(
             results.append(result)
             images[steps] = np.concatenate(first)[:GRID_IMAGES]
         if jax.process_index() == 0 and results:
-            (workdir / FOLDER).mkdir(exist_ok=True)  # in a folder that is still there
+            show(results)
+            folder = out or workdir / FOLDER
+            with writing(folder):  # in a folder that is still there
+                folder.mkdir(exist_ok=True, parents=out is not None)
             shown = {"y": labels[:GRID_IMAGES], "way": way(params) if way else ()}
             for result, x in zip(results, images.values(), strict=True):
-                save(workdir / FOLDER, result, x=x, **shown)
-            save_all_steps(workdir / FOLDER / f"step_{step:08d}.png", images, dataset, config)
+                save(folder, result, x=x, **shown)
+            real = real_row(dataset, labels)
+            save_all_steps(folder / f"step_{step:08d}.png", images, real, config)
         return results
 
     return evaluate
@@ -262,28 +275,29 @@ def save(folder: Path, result: Result, *, x: np.ndarray, **shown: np.ndarray) ->
 
 
 def save_all_steps(
-    path: Path, images: dict[int, np.ndarray], dataset: Dataset | None, config: ConfigDict
+    path: Path, images: dict[int, np.ndarray], real: dict[str, np.ndarray], config: ConfigDict
 ) -> None:
-    """The first images at each number of steps, from the same noise and labels, and real ones."""
+    """The first images at each number of steps, from the same noise and labels, and real ones.
+
+    real: as many as there are, by the title of their row.
+    """
     rows = {
         f"{config.method}, {steps} step{'s' if steps > 1 else ''}": made[:COMPARED_IMAGES]
         for steps, made in images.items()
     }
-    count = min(len(made) for made in rows.values())
-    save_comparison(path, rows | real_row(dataset, count))
+    save_comparison(path, rows | real)
 
 
-def real_row(dataset: Dataset | None, count: int) -> dict[str, np.ndarray]:
-    """Real images with the classes in turn, as the samples are; {} if there are too few."""
+def real_row(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Real images of the classes of the first samples [N]; {} if there are too few."""
     if dataset is None:
         return {}
-    labels = dataset.train.labels if dataset.num_classes else np.zeros(len(dataset.train.labels))
-    classes = max(dataset.num_classes, 1)
-    members = [np.flatnonzero(labels == c) for c in range(classes)]
-    if min(map(len, members)) < -(-count // classes):
+    wanted = labels[:COMPARED_IMAGES]
+    own = dataset.train.labels if np.any(wanted >= 0) else np.full(len(dataset.train.labels), -1)
+    members = {c: np.flatnonzero(own == c).tolist() for c in set(wanted.tolist())}
+    if any(len(members[c]) < np.count_nonzero(wanted == c) for c in members):
         return {}
-    chosen = [members[i % classes][i // classes] for i in range(count)]
-    return {"real": dataset.train.images[np.array(chosen)]}
+    return {"real": dataset.train.images[np.array([members[c].pop(0) for c in wanted.tolist()])]}
 
 
 def summary(results: Sequence[Result]) -> str:

@@ -13,7 +13,9 @@ from ml_collections import ConfigDict
 
 from eval.protocol import Protocol, digest
 from eval.results import AGAIN, Result, load_result
+from messages.commands import command
 from training.identity import as_dict, flat, read_identity
+from training.processes import warn_once
 from training.seal import check_array, read_sealed
 from training.workdir import load_config
 
@@ -48,17 +50,29 @@ class Evaluation(NamedTuple):
 def evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluation]:
     """The results in a run's folder, the newest last.
 
-    Raises ValueError if there is none, or one that is not whole or of another run.
+    One that is not whole or of another run is left out with a warning. Raises ValueError if it is
+    among `ids`, or none is left.
     """
     config = load_config(folder)
     paths = [p for p in (folder / FOLDER).glob("*.json") if ids is None or p.stem in ids]
     paths.sort(key=lambda p: (p.stat().st_mtime_ns, p.name))
     if not paths:
-        raise ValueError(f"{folder} has not been evaluated; run --mode=evaluate --workdir={folder}")
-    found = [Evaluation(path, load_result(path)) for path in paths]
+        raise ValueError(
+            f"{folder} has not been evaluated; run {command('evaluate', workdir=folder)}"
+        )
     run = read_identity(folder)
-    for evaluation in found:
-        check_own(evaluation, config, "" if run is None else run.id)
+    found, errors = [], []
+    for path in paths:
+        try:
+            evaluation = Evaluation(path, load_result(path))
+            check_own(evaluation, config, "" if run is None else run.id)
+            found.append(evaluation)
+        except ValueError as error:
+            errors.append(error)
+    if errors and (ids is not None or not found):
+        raise errors[0]
+    for error in errors:
+        warn_once(f"{error}; left out")
     return found
 
 
@@ -75,6 +89,8 @@ def check_own(evaluation: Evaluation, config: ConfigDict, run: str) -> None:
             f"{protocol.id}; {AGAIN}"
         )
     own = {**flat(as_dict(config)), "run": run or result.get("run")}
+    if run and run == result.get("run"):
+        own.pop("data.name")  # images may have been moved since
     its = {**sampling, "data.name": result["data"], "run": result.get("run") or run or None}
     differing = [
         f"{field} {its[field]}, not {own[field]}"

@@ -107,8 +107,3 @@ def generate_floats(
         raise NonFiniteError(
             f"{broken} of {len(labels)} samples are not finite: the network or solver has diverged"
         )
-
-
-def cycle_labels(choices: np.ndarray, count: int) -> np.ndarray:
-    """`count` labels that go through `choices` in turn."""
-    return np.resize(np.asarray(choices, np.int32), count)

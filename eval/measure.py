@@ -50,13 +50,15 @@ def load_measures(
     *,
     image_shape: tuple[int, ...],
     num_classes: int,
+    labels: str,
     root: Path,
     mesh: Mesh,
     read_only: Path | None = None,
 ) -> Measures:
     """The measures of config.evaluate, read from files under root or made at first use.
 
-    num_classes: that the samples have, 0 for none. read_only: another folder like root, whose files
+    num_classes: that the samples have, 0 for none. labels: how samples are labelled, in words.
+    read_only: another folder like root, whose files
     are read and to which none is written. Raises ValueError or FileNotFoundError for what cannot be
     read or made.
     """
@@ -79,7 +81,7 @@ def load_measures(
         reference=reference_name(fields.reference, dataset),
         reference_sha256=reference_sha256(fields.reference, dataset),
         samples=fields.num_samples,
-        labels="every class in turn" if num_classes else "none",
+        labels=labels,
         agreement="" if classify is None else labelling.weights,
     )
     real = load_reference(fields.reference, dataset, network, extract, protocol, root, read_only)

@@ -4,7 +4,7 @@ The file says what they were made from: the teacher's parameters, by their finge
 sampled. A run does not go on with pairs of something else.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,8 +13,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data import Pairs
-from eval.generate import batch_sampler, cycle_labels, generate_floats, noise
+from data import Pairs, shared_labels
+from eval.generate import batch_sampler, generate_floats, noise
 from objectives.base import Params
 from training.experiment import Experiment
 from training.fingerprint import fingerprint
@@ -37,17 +37,18 @@ def teacher_pairs(
     steps: int,
     guidance_scale: float,
     batch_size: int,
+    label_counts: Sequence[int],
 ) -> Pairs:
     """`count` samples of the teacher in `steps` steps, with the noise that each started from.
 
-    Read from the folder's file if it is there. Labels go through the classes in turn. Raises
+    Read from the folder's file if it is there. Labels have the shares of
+    label_counts, of each class. Raises
     ValueError for a count or a number of steps that is not positive, or a file of other pairs.
     """
     if count < 1 or steps < 1:
         raise ValueError(f"pairs.count={count} and pairs.steps={steps} must be 1 or more")
     path = folder / FILE
-    choices = np.arange(taught.num_classes) if taught.num_classes else np.array([-1])
-    labels = cycle_labels(choices, count)
+    labels = shared_labels(label_counts, count)
     source = {
         "parameters": fingerprint(params),
         "pairs.count": count,
@@ -94,5 +95,5 @@ def load(path: Path, source: Mapping[str, Any], labels: np.ndarray) -> Pairs:
         check_array(path, name, arrays[name], np.float32, (count, *shape), REMEDY)
     check_array(path, "label", pairs.label, np.int32, (count,), REMEDY)
     if not np.array_equal(pairs.label, labels):
-        raise ValueError(f"{path} has other labels than the classes in turn; {REMEDY}")
+        raise ValueError(f"{path} has other labels than data.label_shares asks for; {REMEDY}")
     return pairs

@@ -1,8 +1,8 @@
 """Real images as samples are measured against them: computed once, kept in a file.
 
-A reference is the training split, the held-out one, both, or a file of statistics as ADM publishes
-them (Dhariwal & Nichol 2021): an .npz with `mu` and `sigma`, on which the Frechet distance alone
-can be taken. Files made here lie in the data folder, under a name that hashes what they depend on.
+A reference is the training split, the held-out one, both, or a file (eval/published.py). On the
+statistics of a file the Frechet distance alone can be taken. Files made here lie in the data
+folder, under a name that hashes what they depend on.
 """
 
 import hashlib
@@ -23,9 +23,9 @@ from eval.frechet import Statistics, frechet_distance
 from eval.memorisation import fewest_held_out
 from eval.moments import empty, finish, merge, update
 from eval.protocol import digest
+from eval.published import check_published, part_for, read_published, statistics_of
 from eval.weights import sha256
-from training.files import read_npz
-from training.seal import check_array, kept_file, read_sealed, write_sealed
+from training.seal import check_array, kept_file, kept_if_writable, read_sealed, write_sealed
 from training.sharding import everywhere
 
 FOLDER = "references"
@@ -57,11 +57,14 @@ class Reference(NamedTuple):
     floor: float
 
 
-def check_reference(reference: str, dataset: Dataset | None) -> None:
-    """Raises ValueError or FileNotFoundError for a reference that does not exist."""
+def check_reference(
+    reference: str, dataset: Dataset | None, features: str, image_shape: tuple[int, ...]
+) -> None:
+    """Raises ValueError or FileNotFoundError for a reference that cannot be measured with."""
     if reference.endswith(STATISTICS):
         if not Path(reference).is_file():
             raise FileNotFoundError(f"evaluate.reference={reference} does not exist")
+        check_published(Path(reference), features, image_shape)
     elif reference not in SPLITS:
         raise ValueError(
             f"evaluate.reference={reference} is none of {', '.join(SPLITS)}, nor an .npz of "
@@ -75,7 +78,9 @@ def reference_name(reference: str, dataset: Dataset | None) -> str:
     """What a reference is called in a protocol: a file's name, or a data set and its split."""
     if reference.endswith(STATISTICS):
         return Path(reference).name
-    return f"{dataset.name}, {'all images' if reference == 'all' else f'{reference} split'}"
+    # Where a folder of images lies is no part of a protocol; the hash of the images is.
+    name = "a folder of images" if dataset.name.startswith("folder:") else dataset.name
+    return f"{name}, {'all images' if reference == 'all' else f'{reference} split'}"
 
 
 def splits_of(reference: str, dataset: Dataset) -> list[Split]:
@@ -112,7 +117,7 @@ def load_reference(
     leaves the file alone, if one that is there cannot be read or is of something else.
     """
     if reference.endswith(STATISTICS):
-        return published_statistics(Path(reference), network, extract)
+        return published(Path(reference), network, extract)
     readable = re.sub(r"[^A-Za-z0-9]+", "_", dataset.name).strip("_")[-60:]
     # Features of the split that is not the reference are in the file too.
     key = {**measurement, "all_sha256": reference_sha256("all", dataset)}
@@ -125,6 +130,8 @@ def load_reference(
         # Features are made by all processes together, so either all of them read or all compute.
         computed = compute(reference, dataset, network, extract, measurement["samples"])
         write_once(path := own, computed, source)
+        if not path.exists():
+            return computed
     return read(path, source, network.dimension)
 
 
@@ -151,34 +158,35 @@ def write_once(path: Path, computed: Reference, source: Mapping[str, Any]) -> No
     statistics, *others = computed
     arrays = statistics._asdict() | dict(zip(Reference._fields[1:], others, strict=True))
     if jax.process_index() == 0:
-        write_sealed(path, source, **arrays)
+        with kept_if_writable(path):
+            write_sealed(path, source, **arrays)
     multihost_utils.sync_global_devices("the reference is written")
-    if not path.exists():
-        write_sealed(path, source, **arrays)
+    if jax.process_index() > 0 and not path.exists():
+        with kept_if_writable(path):
+            write_sealed(path, source, **arrays)
 
 
-def published_statistics(path: Path, network: FeatureNetwork, extract: Extract) -> Reference:
-    """Mean `mu` [D] and covariance `sigma` [D, D] of a file, and images `arr_0` if it has any.
+def published(path: Path, network: FeatureNetwork, extract: Extract) -> Reference:
+    """The reference of a file: its statistics, else those of its images, and features of these.
 
-    Raises ValueError if they are not there, not finite, or of other features.
+    Raises ValueError that names the file if it has neither for these features.
     """
-    arrays = read_npz(path, "get the file again")
-    missing = {"mu", "sigma"} - arrays.keys()
-    if missing:
-        raise ValueError(f"{path} has {sorted(arrays)}, but no {' and no '.join(sorted(missing))}")
-    mean, covariance = (np.asarray(arrays[name], np.float64) for name in ("mu", "sigma"))
-    shape = (network.dimension, network.dimension)
-    if mean.shape != shape[:1] or covariance.shape != shape:
-        raise ValueError(
-            f"{path} has statistics of shape {list(mean.shape)} and {list(covariance.shape)}; "
-            f"evaluate.features={network.name} has {network.dimension} dimensions"
-        )
-    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-        raise ValueError(f"{path} has values that are not finite; get the file again")
+    arrays = read_published(path)
+    part = part_for(path, arrays, network.name, network.dimension)
     none = np.empty((0, network.dimension), np.float32)
-    images = arrays.get("arr_0", ())[:LARGEST_NEIGHBOURHOOD]
-    neighbourhood = extract(images)[0] if len(images) else none
-    return Reference(Statistics(mean, covariance, 0), neighbourhood, none, none, math.nan)
+    near, moments = [none], empty(network.dimension)
+    images = arrays.get("arr_0", np.empty((0, 1, 1, 1), np.uint8))
+    for start in range(0, len(images) if part == "arr_0" else 0, CHUNK):
+        features = extract(images[start : start + CHUNK])[0]
+        moments = update(moments, features)
+        near.append(features[: max(LARGEST_NEIGHBOURHOOD - start, 0)])
+    if part == "mu":
+        if len(images):
+            near.append(extract(images[:LARGEST_NEIGHBOURHOOD])[0])
+        statistics = statistics_of(arrays)
+    else:
+        statistics = finish(moments)
+    return Reference(statistics, np.concatenate(near), none, none, math.nan)
 
 
 def compute(

@@ -216,7 +216,11 @@ def identity(run: Run) -> dict[str, Any]:
     steps = ", ".join(map(str, sorted(run.results)))
     data = run.results[min(run.results)]["data"]
     shared = {**sampling, "method": run.method, "sampling_steps": steps, "data": data}
-    return {**shared, **identifying(run.config)}
+    shared |= identifying(run.config)
+    if "training_data" in sampling and data.startswith("folder:"):
+        del shared["data"]  # known by the images, wherever they lie
+        shared.pop("data.name", None)
+    return shared
 
 
 def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -6,12 +6,13 @@ inputs (``jax.jvp``) or in the parameters (``jax.grad``), in any order, act on `
 """
 
 from collections.abc import Callable, Iterable, Mapping
-from difflib import get_close_matches
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from messages.names import no_choice
 
 Array = jax.Array
 Key = jax.Array
@@ -111,10 +112,7 @@ def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
     """Raises ValueError, naming the nearest choice, unless ``value`` is one of ``choices``."""
     names = list(choices)
     if value not in names:
-        nearest = get_close_matches(str(value), names, n=1, cutoff=0.0)[0]
-        raise ValueError(
-            f"{field} {value!r} is not one of {', '.join(names)}. Did you mean {nearest!r}?"
-        )
+        raise ValueError(no_choice(field, value, names))
 
 
 def check_integers(minimum: int, **fields: int) -> None:

@@ -25,17 +25,19 @@ from modes.describe import bytes_of, size
 from modes.request import (
     PER_HOST,
     Request,
+    as_begun,
     decoded_as_begun,
     read_dataset,
     required_config,
     required_workdir,
     resolve,
 )
-from modes.train import batches, check_step, data_identity
+from modes.train import batches, check_step, data_identity, files_of
 from training import restore, workdir
 from training.code_version import code_version, describe_code
 from training.experiment import Experiment, build, debugged
 from training.identity import as_dict, flat
+from training.labels import training_counts
 from training.loop import abstract_state
 from training.processes import within
 from training.sharding import batch_sharding, check_batch_size, make_mesh, replicated, topology
@@ -46,7 +48,6 @@ from training.teacher import (
     checked_teacher,
     load_teacher,
     locate,
-    recorded_step,
     teacher_identity,
     with_teachers_images,
 )
@@ -207,13 +208,10 @@ def earlier_run(job: Job) -> str:
     """The folder is free, or holds this run."""
     if not workdir.is_run(job.workdir):
         return "starts anew"
-    config = job.config.copy_and_resolve_references()
-    if config.teacher:
-        location = locate(config.teacher)
-        step = recorded_step(job.workdir, location)
-        config.teacher = f"{location.folder}@{step or location.step}"
+    config = as_begun(job.config, job.workdir)
     data = data_identity(job.dataset, job.experiment)
-    workdir.check_same_run(job.workdir, config, data, teacher_identity(config, job.experiment))
+    teacher = teacher_identity(config, job.experiment)
+    workdir.check_same_run(job.workdir, config, data, teacher, files_of(job.dataset))
     if not restore.has_checkpoint(job.workdir):
         return "starts again: nothing was saved"
     return f"goes on from step {restore.saved_step(job.workdir)}"
@@ -312,7 +310,9 @@ def first_batch(job: Job) -> str:
     if job.experiment.objective.reads_pairs:
         return "pairs are made when training starts"
     order = workdir.data_order(job.workdir)
-    rows = next(batches(job.config, job.experiment, job.dataset, None, 0, order))
+    config = as_begun(job.config, job.workdir)
+    labels = training_counts(config, job.dataset, job.workdir)
+    rows = next(batches(config, job.experiment, job.dataset, None, 0, order, labels))
     return f"{len(rows['label'])} rows in each process"
 
 

@@ -23,19 +23,21 @@ from modes.evaluate import evaluate
 from modes.report import write_page
 from modes.request import (
     Request,
+    as_begun,
     decoded_as_begun,
     required_config,
     required_workdir,
     resolve_with_data,
 )
-from modes.train import data_identity, train
+from modes.train import data_identity, files_of, train
 from training import restore, workdir
 from training.experiment import Experiment, build
 from training.identity import as_dict, read_identity
+from training.labels import label_counts, with_recorded_rule
 from training.processes import say
 from training.report import DivergedError
 from training.sharding import check_batch_size, first_process_says, make_mesh
-from training.teacher import check_teacher, parse, pinned
+from training.teacher import check_teacher, parse, teacher_identity
 
 PAGE, TABLE = "report.html", "table.csv"
 
@@ -99,7 +101,9 @@ def plan(root: Path, request: Request) -> list[Cell]:
         for seed in seeds:
             config = request.config_of_method(method)
             config.seed = seed
-            if method in request.teachers:
+            if method not in request.teachers:
+                config.teacher_network = ""  # given for the others
+            else:
                 config.teacher = str(folder_of(root, request.teachers[method], seed))
             configs[folder_of(root, method, seed)] = config
     keep_taught_steps(configs)
@@ -143,13 +147,21 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     check_evaluation(experiment, dataset, config, mesh)
     if first_process_says(workdir.is_run(folder)):
         data = data_identity(dataset, experiment)
-        workdir.check_same_run(folder, pinned(config, folder), data)
+        begun = as_begun(config, folder)
+        teacher = teacher_identity(begun, experiment) if is_taught(begun) else None
+        workdir.check_same_run(folder, begun, data, teacher, files_of(dataset))
     if restore.has_checkpoint(folder) and restore.saved_step(folder) > config.steps:
         raise ValueError(
             f"{folder} is at step {restore.saved_step(folder)}, beyond steps={config.steps}; "
             "choose another --workdir or as many steps"
         )
+    config = with_recorded_rule(config, folder)
     return Cell(config.method, config.seed, folder, config, experiment, frozenset())
+
+
+def is_taught(config: ConfigDict) -> bool:
+    """Whether the teacher of a cell is there already."""
+    return bool(config.teacher) and workdir.is_run(parse(config.teacher).folder)
 
 
 def with_results(cells: Sequence[Cell]) -> list[Cell]:
@@ -158,12 +170,12 @@ def with_results(cells: Sequence[Cell]) -> list[Cell]:
     completed = []
     for cell in cells:
         config, dataset = resolve_with_data(cell.config)
-        fields = as_dict(config)
+        fields, counts = as_dict(config), label_counts(config, dataset, cell.folder)
         alike = json.dumps(
-            [fields["data"], {**fields["evaluate"], "guidance_scale": None, "steps": None}]
+            [fields["data"], {**fields["evaluate"], "guidance_scale": None, "steps": None}, counts]
         )
         if alike not in measures:
-            measures[alike] = measures_of(cell.experiment, dataset, config, make_mesh())
+            measures[alike] = measures_of(cell.experiment, dataset, config, make_mesh(), counts)
         data = training_data(cell.experiment, dataset, read_identity(cell.folder))
         protocols = [
             protocol_of(cell.experiment, config, config.steps, steps, measures[alike], data)

@@ -12,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from shlex import quote
 
 import jax
 
@@ -76,9 +77,9 @@ def fault_on_the_way(folder: Path) -> str:
         if stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX or entry == folder:
             continue
         if found.st_mode & stat.S_IWOTH:
-            return f"{entry} can be written to by everybody; chmod o-w {entry}"
+            return f"{entry} can be written to by everybody; chmod o-w {quote(str(entry))}"
         if found.st_mode & stat.S_IWGRP and not is_own_group(found.st_gid):
-            return f"{entry} can be written to by its group; chmod g-w {entry}"
+            return f"{entry} can be written to by its group; chmod g-w {quote(str(entry))}"
     return ""
 
 

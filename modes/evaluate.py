@@ -3,23 +3,39 @@
 import jax
 
 from eval.evaluate import check_evaluation, evaluator, summary
-from modes.request import Request, dataset_if_here, load_run, required_workdir
+from eval.evaluation import FOLDER
+from modes.request import (
+    Request,
+    check_places,
+    dataset_if_here,
+    load_run,
+    required_workdir,
+    with_places,
+)
 from training.fields import check_fields
+from training.files import check_writable
 
 
 def evaluate(request: Request) -> None:
     """Evaluate a run as its own config says, or as the `evaluate` fields of --config say.
 
-    The run may be somebody else's: its record of data.dir is read from, and never written to.
+    Results go to --out, WORKDIR/eval by default. The run may be somebody else's: its record of
+    data.dir is read from, and never written to.
     """
     config, experiment, mesh, params, step = load_run(request)
     given = request.config is not None
     if given:
         check_fields(request.config)
-        config.evaluate, config.data.dir = request.config.evaluate, request.config.data.dir
+        config = with_places(config, request.config)
+        config.evaluate = request.config.evaluate
+        config.data.label_shares = request.config.data.label_shares
+    if jax.process_index() == 0:
+        folder = request.out or required_workdir(request) / FOLDER
+        check_writable(folder, "say where results go by --out=FOLDER")
     if not config.evaluate.steps:
         raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")
     dataset = dataset_if_here(config, experiment, writable=given)
+    check_places(required_workdir(request), config, experiment, dataset)
     try:
         check_evaluation(experiment, dataset, config, mesh)
     except AttributeError as error:  # a field that the record of an older version lacks
@@ -28,8 +44,13 @@ def evaluate(request: Request) -> None:
             f"evaluate.{error.name or 'features'}; say how to evaluate it, by --config=FILE:METHOD"
         ) from error
     evaluate_network = evaluator(
-        experiment, dataset, config, mesh, required_workdir(request), writable=given
+        experiment,
+        dataset,
+        config,
+        mesh,
+        required_workdir(request),
+        writable=given,
+        out=request.out,
+        show=lambda results: print(summary(results), flush=True),
     )
-    results = evaluate_network(params, step)
-    if jax.process_index() == 0:
-        print(summary(results))
+    evaluate_network(params, step)

@@ -10,15 +10,23 @@ from ml_collections import ConfigDict
 
 from data import Dataset
 from data.progress import progress
-from modes.request import Request, dataset_if_here, required_workdir
+from modes.request import (
+    Request,
+    check_places,
+    dataset_if_here,
+    required_workdir,
+    with_places,
+)
 from modes.train import batches, completion, pairs_of
 from objectives.base import Metrics
 from training import restore, workdir
 from training.experiment import Experiment, build_on, rebuild
+from training.identity import check_same_sources
+from training.labels import training_counts
 from training.loop import abstract_state, compile_step, create_state
 from training.replay import FOLDER, Findings, findings, observe_gradient, observed, read_newest
 from training.sharding import make_mesh, put_batch
-from training.teacher import load_teacher
+from training.teacher import load_teacher, teacher_identity
 
 SHOWN = 10  # rows and arrays
 
@@ -30,11 +38,16 @@ def replay(request: Request) -> None:
     """
     path = required_workdir(request)
     record, config = read_newest(path), workdir.load_config(path)
+    if request.config is not None:
+        config = with_places(config, request.config)
     rebuild(config, str(path))  # a record of another version is one error
     check_own(record, config, path)
     mesh = make_mesh(**config.mesh)
     experiment = build_on(config, mesh)
     dataset = dataset_if_here(config, experiment, writable=False)
+    check_places(path, config, experiment, dataset)
+    taught = teacher_identity(config, experiment)
+    check_same_sources(workdir.recorded_identity(path), None, taught, path)
     metrics = step_again(path, record["step"], config, experiment, dataset, mesh)
     players = list(experiment.objective.players)
     found = findings(metrics, players, config.micro_batches)
@@ -74,7 +87,8 @@ def step_again(
     if restore.has_checkpoint(path):
         objective = objective._replace(init_from={})
     frozen = load_teacher(config, experiment._replace(objective=objective), mesh)
-    pairs = pairs_of(config, experiment, frozen, mesh, path)
+    labels = training_counts(config, dataset, path)
+    pairs = pairs_of(config, experiment, frozen, mesh, path, labels)
     state = restore.state_before(
         path, abstract_state(objective, optimizers, config.seed, frozen, mesh), step
     )
@@ -83,7 +97,7 @@ def step_again(
     arguments = optimizers, config.seed, mesh, config.micro_batches
     forward = compile_step(objective, *arguments)
     start = int(state.step)
-    source = batches(config, experiment, dataset, pairs, start, workdir.data_order(path))
+    source = batches(config, experiment, dataset, pairs, start, workdir.data_order(path), labels)
     complete = completion(config, experiment, dataset, mesh)
     for _ in progress(range(start + 1, step), desc=f"from step {start}", unit="step"):
         state, _ = forward(state, frozen, complete(put_batch(next(source), mesh)))

@@ -9,6 +9,7 @@ from eval.runs import Run, by_method, load_runs
 from modes.request import Request
 from training.cost import network_evaluations
 from training.experiment import rebuild
+from training.files import check_writable
 from training.workdir import load_config
 
 PAGE = "report.html"
@@ -20,6 +21,7 @@ def report(request: Request) -> None:
     if not folders:
         raise ValueError("--workdirs=DIR,DIR,... is needed: the runs to show")
     out = request.out or Path(PAGE)
+    check_writable(out.parent, "choose another place by --out=FILE.html")
     runs = write_page(folders, out, request.metric)
     print(f"{out} shows {len(runs)} run(s); open it in a browser")
 

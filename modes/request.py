@@ -14,14 +14,26 @@ from data import FIRST_DECODING, NEWEST_DECODING, Dataset
 from data.decoding import BACKGROUND
 from objectives.base import Params
 from training import restore, workdir
-from training.experiment import Experiment, build, debugged, rebuild
+from training.experiment import Experiment, build, debugged, rebuild, with_sampled
 from training.fields import check_fields
-from training.identity import as_dict, flat
+from training.identity import as_dict, check_same_sources, flat
+from training.labels import with_recorded_rule
 from training.processes import gather
 from training.profile import Window
 from training.sharding import everywhere, make_mesh
-from training.teacher import abstract_params, check_taught, parse, with_teachers_images
+from training.teacher import (
+    abstract_params,
+    check_network_of_teacher,
+    check_taught,
+    parse,
+    pinned,
+    with_teachers_images,
+)
 
+# Fields of a config that are paths, after one of these beginnings if any.
+PATHS = ("compilation_cache", "teacher", "data.name", "data.dir", "evaluate.weights")
+PATHS += ("evaluate.reference",)
+FOLDER = "folder:"  # as data/catalog.py has it
 # Flags in which the processes of one job may differ.
 PER_HOST = (
     "config.data.dir",
@@ -58,6 +70,30 @@ class Request(NamedTuple):
     price: float | None = None
     disk_speed: float | None = None
     profile: Window | None = None
+
+
+def at_home(text: str) -> str:
+    """A path with ~ and ~USER expanded, which a shell leaves in --flag=~/path.
+
+    Raises ValueError for a user that does not exist.
+    """
+    beginning = FOLDER if text.startswith(FOLDER) else ""
+    path = text.removeprefix(beginning)
+    if not path.startswith("~"):
+        return text
+    try:
+        return beginning + str(Path(path).expanduser())
+    except RuntimeError as error:
+        raise ValueError(f"{text}: there is no user {path.partition('/')[0]}") from error
+
+
+def with_home(config: ConfigDict) -> ConfigDict:
+    """The config with ~ expanded in the fields that are paths. Raises ValueError."""
+    for name in PATHS:
+        group, _, field = name.rpartition(".")
+        part = config[group] if group else config
+        part[field] = at_home(part[field])
+    return config
 
 
 def check_started_alike(mode: str, request: Request) -> None:
@@ -201,6 +237,7 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     field that cannot be.
     """
     check_fields(config)
+    check_network_of_teacher(config)
     try:
         dataset = load_dataset(config)
     except FileNotFoundError:
@@ -218,11 +255,45 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     return resolve(config, dataset), dataset
 
 
+def with_places(config: ConfigDict, given: ConfigDict) -> ConfigDict:
+    """A recorded config with its folders as given: data.dir, and images and a teacher if moved.
+
+    What lies there must be the same (check_places). The step of the teacher stays.
+    """
+    config = config.copy_and_resolve_references()
+    config.data.dir = given.data.dir
+    if all(fields.data.name.startswith(FOLDER) for fields in (config, given)):
+        config.data.name = given.data.name
+    if config.get("teacher") and given.teacher:
+        step = parse(config.teacher).step
+        config.teacher = f"{parse(given.teacher).folder}" + ("" if step is None else f"@{step}")
+    return config
+
+
+def check_places(
+    run: Path, config: ConfigDict, experiment: Experiment, dataset: Dataset | None
+) -> None:
+    """Raises ValueError unless the images in a moved folder are those that a run was begun with."""
+    recorded = workdir.recorded_identity(run)
+    reads = dataset is not None and experiment.objective.reads_images
+    if reads and config.data.name != recorded.config["data"]["name"]:
+        check_same_sources(recorded, dataset.identity, None, run, dataset.files)
+
+
+def as_begun(config: ConfigDict, run: Path) -> ConfigDict:
+    """The config with what the run in a folder was begun with, where it leaves that open.
+
+    That is the step of its teacher, and how labels are drawn where its record does not say.
+    """
+    return with_recorded_rule(pinned(config, run), run)
+
+
 def resolve_where_open(config: ConfigDict) -> ConfigDict:
     """The config as it will run; its data set is looked at only if the config leaves fields open.
 
     Raises FileNotFoundError and ValueError as `resolve_with_data` does.
     """
+    check_network_of_teacher(config)
     if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
         return resolve_with_data(config)[0]
     return debugged(config) if config.debug else config
@@ -258,7 +329,7 @@ def load_run(request: Request) -> Run:
     path = required_workdir(request)
     config = workdir.load_config(path, request.checkpoint)
     if request.network:
-        config.update({"ema": {"sample_with": request.network}})
+        config = with_sampled(config, str(path), request.network, "--network")
     experiment = rebuild(config, str(path))
     mesh = make_mesh()
     if config.evaluate.batch_size % mesh.size:

@@ -1,8 +1,10 @@
 """--mode=sample: images from a run, as PNG files or an .npz, and a grid of them."""
 
+import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,8 +16,11 @@ from eval.grid import save_grid, save_png
 from modes.request import Request, load_run, required_workdir
 from training.classes import class_names
 from training.experiment import check_guidance
-from training.files import write_npz
+from training.files import check_writable, write_json, write_npz
+from training.identity import differing_fields
+from training.workdir import recorded_identity
 
+FOLDER, LONGEST_NAME = "samples", 200
 COLUMNS = 16
 SHOWN = COLUMNS * COLUMNS
 # The noise of seed k is that of sample k in an evaluation of a run whose own seed is this.
@@ -26,11 +31,13 @@ DEFAULT_SEEDS, LARGEST_SEED = range(64), 2**31 - 1
 def sample(request: Request) -> None:
     """Write one image for each of --seeds to --out, and a grid of the first ones.
 
-    --out is a folder of PNG files named by seed, or an .npz with x: uint8 [N, H, W, C], y: int32
-    [N] and seed: int32 [N]. An image depends on its seed and label alone. Seed k has the label k
-    places on in --labels, which are gone through again and again, by default in all classes; y is
-    -1 for a model without classes. Files are written as images are made, and stay if a later one is
-    not finite, which ends it with an error.
+    --out is a folder of PNG files named by seed, or an .npz with x and arr_0: uint8 [N, H, W, C],
+    y: int32 [N] and seed: int32 [N]; the grid lies beside it. By default it is a folder in the
+    run's, whose name says what the images are made from. A folder with other images is refused.
+    An image depends on its seed and label alone. Seed k has the label k places on in --labels,
+    which are gone through again and again, by default in all classes; y is -1 for a model without
+    classes. Files are written as images are made, and stay if a later one is not finite, which ends
+    it with an error.
     """
     check(request)
     config, experiment, mesh, params, step = load_run(request)
@@ -40,6 +47,17 @@ def sample(request: Request) -> None:
     names = class_names(required_workdir(request)) if experiment.num_classes else ()
     choices = chosen_labels(request, experiment.num_classes, names)
     labels = choices[seeds % len(choices)].astype(np.int32)
+    made_from = {
+        "run": identity_id(request),
+        "step": step,
+        "network": experiment.sample_with,
+        "sampling_steps": request.steps,
+        "guidance_scale": float(scale),
+        "labels": choices.tolist(),
+    }
+    out = request.out or default_folder(request, made_from)
+    if jax.process_index() == 0:
+        check_free(out, made_from)
     sampler = batch_sampler(
         experiment.objective,
         experiment.image_shape,
@@ -53,7 +71,8 @@ def sample(request: Request) -> None:
     if jax.process_index() > 0:
         deque(batches, maxlen=0)
         return
-    out = request.out or required_workdir(request) / f"samples_{request.steps}_steps"
+    if out.suffix != ".npz":
+        write_json(record_of(out), made_from)
     grid = write(out, batches, labels, seeds)
     shown = dict.fromkeys(choices.tolist()) if request.labels else {}
     classes = f", classes {', '.join(described(shown, names))}" if shown else ""
@@ -70,8 +89,8 @@ def write(out: Path, batches: Iterator[np.ndarray], labels: np.ndarray, seeds: n
     """
     if out.suffix == ".npz":
         images = np.concatenate([*batches])
-        write_npz(out, x=images, y=labels, seed=seeds)
-        grid, shown = out.with_suffix(".png"), images[:SHOWN]
+        write_npz(out, x=images, arr_0=images, y=labels, seed=seeds)
+        shown = images[:SHOWN]
     else:
         named, shown = iter(seeds), []
         for images in batches:
@@ -79,9 +98,59 @@ def write(out: Path, batches: Iterator[np.ndarray], labels: np.ndarray, seeds: n
             for image, seed in zip(images, named, strict=False):  # as many seeds as images
                 squeezed = image[..., 0] if image.shape[-1] == 1 else image
                 save_png(out / f"{seed:06d}.png", Image.fromarray(squeezed))
-        grid = out / "grid.png"
+    grid = beside(out, ".png")
     save_grid(grid, np.stack(shown), columns=COLUMNS)
     return grid
+
+
+def identity_id(request: Request) -> str:
+    """The id of the run, "" if an older version made it."""
+    return recorded_identity(required_workdir(request)).id
+
+
+def default_folder(request: Request, made_from: Mapping[str, Any]) -> Path:
+    """WORKDIR/samples/NAME, the name of what they are made from; seeds are those of the files."""
+    parts = [
+        f"step_{made_from['step']:08d}",
+        f"{made_from['sampling_steps']}_steps",
+        f"guidance_{made_from['guidance_scale']:g}",
+        made_from["network"],
+        *([f"labels_{'_'.join(map(str, request.labels))}"] if request.labels else []),
+    ]
+    return required_workdir(request) / FOLDER / "-".join(parts)[:LONGEST_NAME]
+
+
+def beside(out: Path, suffix: str) -> Path:
+    """A file beside a folder of samples or an .npz, with its name."""
+    out = out.resolve()
+    return out.with_suffix(suffix) if out.suffix == ".npz" else out.with_name(out.name + suffix)
+
+
+def record_of(out: Path) -> Path:
+    """The file that says what the samples in a folder are made from."""
+    return beside(out, ".json")
+
+
+def check_free(out: Path, made_from: Mapping[str, Any]) -> None:
+    """Raises ValueError for a folder with other images, OSError for one that cannot be written."""
+    check_writable(out.parent if out.suffix == ".npz" else out, "choose another --out")
+    if out.suffix == ".npz" or not (out.is_dir() and any(map(is_png, out.iterdir()))):
+        return
+    try:
+        before = json.loads(record_of(out).read_bytes())
+        found = differing_fields(before, made_from)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        found = ["nothing says what they are made from"]
+    if found:
+        raise ValueError(
+            f"{out} has other images already: {'; '.join(found)}. Choose another --out, or remove "
+            "it"
+        )
+
+
+def is_png(path: Path) -> bool:
+    """Whether a file is a PNG by its name."""
+    return path.suffix.lower() == ".png"
 
 
 def check(request: Request) -> None:

@@ -1,6 +1,6 @@
 """--mode=train: train from scratch, or go on from the newest checkpoint of the workdir."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -13,9 +13,11 @@ from data import Dataset, Pairs
 from data.progress import note
 from eval.evaluate import check_evaluation, evaluator, summary
 from eval.pairs import teacher_pairs
+from messages.commands import command
 from modes.describe import bytes_of
 from modes.request import (
     Request,
+    as_begun,
     decoded_as_begun,
     load_local_copy,
     required_config,
@@ -28,6 +30,7 @@ from training.checkpoint import Retention
 from training.cost import least_seconds
 from training.experiment import Experiment, build_on, rebuild
 from training.identity import as_dict
+from training.labels import known_counts, training_counts
 from training.loop import HostBatch, Schedule, abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
 from training.preemption import Preemption
@@ -37,7 +40,7 @@ from training.report import NonFiniteError, evaluations
 from training.resident import resident
 from training.sharding import check_batch_size, first_process_says, make_mesh
 from training.state import TrainState
-from training.teacher import TEACHER, checked_teacher, load_teacher, pinned, teacher_identity
+from training.teacher import TEACHER, checked_teacher, load_teacher, teacher_identity
 from training.watchdog import Patience
 from training.workdir import check_space, claimed, start_line, start_run
 
@@ -53,14 +56,15 @@ def train(request: Request) -> None:
             job = checked(path, config, request.profile)
         with claimed(path):
             step = train_claimed(path, job, preemption)
-    say(f"{path} is at step {step}; draw from it: --mode=sample --workdir={path}")
+    say(f"{path} is at step {step}; draw from it: {command('sample', workdir=path)}")
 
 
 class Job(NamedTuple):
     """What is trained.
 
     frozen: teachers. teacher: the identity of theirs that is read. state: its shapes.
-    retention: which checkpoints stay. window: the steps that are traced.
+    retention: which checkpoints stay. labels: counts of the classes, in whose shares labels are.
+    window: the steps that are traced.
     """
 
     config: ConfigDict
@@ -71,6 +75,7 @@ class Job(NamedTuple):
     teacher: Mapping[str, Any] | None
     state: TrainState
     retention: Retention
+    labels: tuple[int, ...]
     window: Window | None = None
 
 
@@ -88,14 +93,15 @@ def checked(path: Path, config: ConfigDict, window: Window | None = None) -> Job
     experiment = build_on(config, mesh)
     check_evaluation(experiment, dataset, config, mesh)
     retention = retention_of(config, path)
-    config = pinned(config, path)
+    config = as_begun(config, path)
     if first_process_says(restore.has_checkpoint(path)):
         # It starts from that, and needs a teacher only to be taught.
         experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
     teacher = teacher_identity(config, experiment)
     frozen = load_teacher(config, experiment, mesh)
     state = check_step(experiment, config, mesh, frozen)
-    return Job(config, dataset, experiment, mesh, frozen, teacher, state, retention, window)
+    labels = training_counts(config, dataset, path)
+    return Job(config, dataset, experiment, mesh, frozen, teacher, state, retention, labels, window)
 
 
 def check_profile(window: Window, path: Path, config: ConfigDict) -> None:
@@ -114,12 +120,20 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
     """Train in a folder that is this process's own; returns the step that the run is at then."""
     config, experiment = job.config, job.experiment
     with preemption.at_once():
-        run = start_run(path, config, data_identity(job.dataset, job.experiment), job.teacher)
+        counts = known_counts(config, job.dataset)
+        run = start_run(
+            path,
+            config,
+            data_identity(job.dataset, experiment),
+            job.teacher,
+            counts or None,
+            files_of(job.dataset),
+        )
         check_space(path, bytes_of(job.state))
         if config.data.local_dir and experiment.objective.reads_images:
             job = job._replace(dataset=load_local_copy(config))
         evaluate = evaluation(path, job)
-        pairs = pairs_of(config, experiment, job.frozen, job.mesh, path)
+        pairs = pairs_of(config, experiment, job.frozen, job.mesh, path, job.labels)
     try:
         state = train_network(
             objective=experiment.objective,
@@ -138,7 +152,9 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
             ),
             batch_size=config.batch_size,
             micro_batches=config.micro_batches,
-            batches=lambda start: batches(config, experiment, job.dataset, pairs, start, run.order),
+            batches=lambda start: batches(
+                config, experiment, job.dataset, pairs, start, run.order, job.labels
+            ),
             complete=completion(config, experiment, job.dataset, job.mesh),
             evaluate=evaluate,
             workdir=path,
@@ -166,18 +182,28 @@ def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[st
     return dataset.identity if reads else None
 
 
+def files_of(dataset: Dataset | None) -> Sequence[tuple[str, int, int]]:
+    """The files that a data set is read from, () if there are none."""
+    return () if dataset is None else dataset.files
+
+
 def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:
     """What evaluates a state: prints a summary, and returns numbers for the log."""
     config, experiment = job.config, job.experiment
-    evaluate_network = evaluator(experiment, job.dataset, config, job.mesh, path)
+    evaluate_network = evaluator(
+        experiment,
+        job.dataset,
+        config,
+        job.mesh,
+        path,
+        show=lambda results: note(summary(results)),
+    )
 
     def evaluate(state: TrainState) -> dict[str, float]:
         if not config.evaluate.steps:
             return {}
         params = {**state.networks, **state.followers}[experiment.sample_with]
         results = evaluate_network(params, int(state.step))
-        if jax.process_index() == 0:
-            note(summary(results))
         return {
             f"{metric}_{result['protocol']['sampling']['steps']}": value
             for result in results
@@ -236,10 +262,12 @@ def batches(
     pairs: Pairs | None,
     start: int,
     order: int,
+    labels: Sequence[int],
 ) -> Iterator[HostBatch]:
     """This process's batches from step `start` on: images or labels alone, and pairs if any.
 
-    order: of images and of pairs, the run's own (training.workdir.data_order).
+    order: of images and of pairs, the run's own (training.workdir.data_order). labels: counts of
+    the classes, in whose shares labels alone are drawn (training.labels).
     """
     share = {
         "batch_size": config.batch_size,
@@ -252,7 +280,7 @@ def batches(
         rows_of = data.row_batches if config.data.on_device else data.batches
         rows = rows_of(dataset.train, flip=config.data.flip, order=order, **share)
     else:
-        rows = data.label_batches(experiment.num_classes, **share)
+        rows = data.label_batches(labels, **share)
     if pairs is None:
         return rows
     return (
@@ -276,8 +304,9 @@ def pairs_of(
     frozen: Mapping[str, Params],
     mesh: Mesh,
     folder: Path,
+    labels: Sequence[int],
 ) -> Pairs | None:
-    """The pairs of the teacher, made or read, if the objective reads any."""
+    """The pairs of the teacher, made or read, if any are; labels as in `batches`."""
     if not experiment.objective.reads_pairs:
         return None
     taught = rebuild(checked_teacher(config, experiment), config.teacher)
@@ -290,6 +319,7 @@ def pairs_of(
         steps=config.pairs.steps,
         guidance_scale=experiment.objective.guidance_scale,
         batch_size=config.evaluate.batch_size,
+        label_counts=labels,
     )
 
 

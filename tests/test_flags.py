@@ -47,7 +47,7 @@ TEXTS = {name: text for name, (text, *_) in FLAGS.items()} | {
 RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
 TOGETHER = ("train", "evaluate", "sample", "compare", "replay", "doctor")
 READ_BY = {
-    "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "doctor"),
+    "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "replay", "doctor"),
     "workdir": (*RUNS, "compare", "doctor"),
     "workdirs": ("report",),
     "steps": ("sample",),
@@ -58,7 +58,7 @@ READ_BY = {
     "guidance": ("sample",),
     "checkpoint": ("sample", "evaluate"),
     "network": ("sample", "evaluate"),
-    "out": ("sample", "report"),
+    "out": ("sample", "evaluate", "report"),
     "mesh": ("plan",),
     "profile": ("train",),
     **dict.fromkeys(("accelerator", "mfu", "price", "disk_speed"), ("plan",)),

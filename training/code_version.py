@@ -14,6 +14,7 @@ ROOMS = (
     "data",
     "diffusion",
     "eval",
+    "messages",
     "models",
     "modes",
     "objectives",

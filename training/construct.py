@@ -2,17 +2,16 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from difflib import get_close_matches
 from typing import Any
+
+from messages.names import no_choice
 
 
 def choose(table: Mapping[str, Any], name: str, field: str) -> Any:
-    """table[name]; raises ValueError that names the nearest entry if there is none."""
+    """table[name]; raises ValueError, which names the nearest entry, if it is not there."""
     if name in table:
         return table[name]
-    nearest = get_close_matches(str(name), table, n=1, cutoff=0.0)
-    hint = f"; did you mean {nearest[0]!r}?" if nearest else ""
-    raise ValueError(f"{field}={name!r} is not one of {', '.join(table)}{hint}")
+    raise ValueError(no_choice(field, name, table))
 
 
 def construct(

@@ -255,9 +255,21 @@ def sampled_network(name: str, averages: Mapping[str, Follower], objective: Obje
     """The network that samples: the one named, else the first average, else the generator."""
     if not name:
         return next(iter(averages), objective.generator)
-    choices = {**averages, objective.generator: None}
-    choose(choices, name, "ema.sample_with")
+    choose({**averages, objective.generator: None}, name, "ema.sample_with")
     return name
+
+
+def with_sampled(config: ConfigDict, run: str, name: str, asked_by: str) -> ConfigDict:
+    """The recorded config of a run with `name` as the network that samples.
+
+    Raises ValueError, which names the flag or field `asked_by`, if the run has no such network.
+    """
+    experiment = rebuild(config, run)
+    averages = ema_followers(config.ema, experiment.objective.generator)
+    choose({**averages, experiment.objective.generator: None}, name, asked_by)
+    config = config.copy_and_resolve_references()
+    config.ema.sample_with = name
+    return config
 
 
 def optimizer_fields(config: ConfigDict, player: str) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """What values the fields of a config may have, checked before anything is read or computed.
 
-What depends on a named part, as most fields of an objective do, that part checks itself; here is
-what holds whatever else is chosen, and that every number anywhere is one that float32 holds.
+What depends on a named part, that part checks itself; here is what holds whatever else is chosen,
+and that every number anywhere is one that float32 holds.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -9,6 +9,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
+
+from data.labels import SHARES
 
 LARGEST_INT32, LARGEST_SEED = 2**31 - 1, 2**32 - 1
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -56,6 +58,12 @@ def optional(of: Range) -> Range:
     )
 
 
+def one_of(*choices: str) -> Range:
+    """These texts."""
+    words = " or ".join(map(repr, choices))
+    return Range(lambda value: isinstance(value, str), lambda value: value in choices, words)
+
+
 def is_whole(value: Any) -> bool:
     """Whether it is an int; a bool is none."""
     return isinstance(value, int) and not isinstance(value, bool)
@@ -99,8 +107,8 @@ OPTIMIZER = {
     "spike_window": whole(2),
     "spike_cap": whole(0),
 }
-# Every field of configs/base.py by its dotted name, but those of an objective and of
-# player_optimizers, whose fields are those of OPTIMIZER.
+# Every field of configs/base.py by its dotted name, but those of an objective (OBJECTIVE_FIELDS)
+# and of player_optimizers, whose fields are those of OPTIMIZER.
 FIELDS = {
     "method": TEXT,
     "seed": whole(0, LARGEST_SEED),
@@ -124,6 +132,7 @@ FIELDS = {
     "data.background": TEXT,
     "data.unreadable": whole(0),
     "data.num_classes": whole(-1),
+    "data.label_shares": one_of(*SHARES),
     "data.flip": SWITCH,
     "data.on_device": SWITCH,
     "model.name": TEXT,
@@ -173,6 +182,42 @@ FIELDS = {
     "evaluate.batch_size": whole(1),
     "evaluate.guidance_scale": optional(FINITE),
 }
+PROBABILITY = Range(is_number, lambda value: 0.0 <= value <= 1.0, "a number from 0 to 1")
+RATE = number(0.0, 1.0)
+# Logarithms of noise levels, which float32 holds.
+LOGARITHM = number(-80.0, 80.0)
+# Every field of configs/objectives.py by the last part of its name, whichever part it belongs to.
+OBJECTIVE_FIELDS = {
+    "name": TEXT,
+    **dict.fromkeys(("variance", "weighting", "teacher_solver"), TEXT),
+    **dict.fromkeys(("target_warmup", "adaptive_weight", "normalize", "joint"), SWITCH),
+    "mean": LOGARITHM,
+    "std": number(0.0, 80.0, above=True),
+    "power": number(0.0, above=True),
+    "lowest": RATE,
+    "highest": PROBABILITY,
+    "max_steps": whole(1),
+    "bootstrap_fraction": PROBABILITY,
+    **dict.fromkeys(("target_decay", "initial_decay"), RATE),
+    "label_dropout": PROBABILITY,
+    "guidance_scale": FINITE,
+    "guidance_range": each(FINITE),
+    **dict.fromkeys(("first", "last", "points", "skip", "stages"), whole(1)),
+    "total_steps": whole(1),
+    "fake_score_updates": whole(1),
+    "sample_times": each(number(0.0)),
+    "tangent_warmup": whole(0),
+    "tangent_scale": number(0.0, above=True),
+    "sigma_init": number(0.0, above=True),
+    "alpha": FINITE,
+    **dict.fromkeys(("c", "q", "k", "b", "low_noise", "regression_weight"), number(0.0)),
+    **dict.fromkeys(("churn", "churn_min", "churn_max", "noise"), number(0.0)),
+}
+REQUIRED = ("name", "label_dropout", "guidance_range")
+OBJECTIVE_PARTS = (
+    *("time_sampler", "fake_time_sampler", "spacing", "solver", "distance"),
+    *("regression_distance", "divergence", "curriculum"),
+)
 OBJECTIVE, PLAYERS = "objective", "player_optimizers"
 # Groups of fields.
 PARTS = {name.partition(".")[0] for name in FIELDS if "." in name} | {OBJECTIVE, PLAYERS}
@@ -204,6 +249,13 @@ def check_types(fields: Mapping[str, Any]) -> None:
 def range_of(name: str) -> Range | None:
     """What a field or group by its dotted name may be; None if its part knows."""
     group, _, rest = name.partition(".")
+    if group == OBJECTIVE and rest:
+        last = rest.rpartition(".")[2]
+        if last in OBJECTIVE_PARTS:
+            return PART
+        known = OBJECTIVE_FIELDS.get(last)
+        # None is the default of the function that takes it.
+        return known if known is None or last in REQUIRED else optional(known)
     if group == PLAYERS and rest:
         player, _, field = rest.partition(".")
         return OPTIMIZER.get(field) if field else PART
@@ -213,7 +265,7 @@ def range_of(name: str) -> Range | None:
 def leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Fields by dotted name, and what stands in the place of one or of a group."""
     for name, value in fields.items():
-        if isinstance(value, Mapping) and prefix + name not in FIELDS:
+        if isinstance(value, Mapping) and range_of(prefix + name) in (None, PART):
             yield from leaves(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import os
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -103,6 +104,20 @@ def writing(path: Path) -> Iterator[None]:
         if error.errno is None:  # one with a message of its own
             raise
         raise OSError(unwritten(path, error)) from error
+
+
+def check_writable(folder: Path, remedy: str) -> None:
+    """Raises OSError that names the folder and the remedy unless files can be written there.
+
+    The folder, and those on the way, need not be there yet.
+    """
+    nearest = next(f for f in (folder, *folder.absolute().parents) if os.path.lexists(f))
+    try:
+        with tempfile.TemporaryFile(dir=nearest) as file:
+            file.write(b"0")
+            file.flush()
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to ({error.strerror}); {remedy}") from error
 
 
 def in_words(error: OSError) -> str:

@@ -6,7 +6,7 @@ teacher the run was begun with. config.json shows the config to a reader; the se
 
 import json
 import secrets
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +16,8 @@ from data import FIRST_DECODING, FIRST_ORDER
 from data.identity import changes
 from training.fields import is_whole
 from training.files import write_json
+from training.listing import File, changed_files
+from training.processes import warn_once
 from training.record import config_of
 from training.seal import sealed, unsealed
 
@@ -40,7 +42,12 @@ CHANGEABLE = (
 )
 # What runs did whose records lack a field that came later.
 DECODING = "data.decoding"
-BEFORE = {DECODING: FIRST_DECODING, "data.background": "white"}
+BEFORE = {
+    DECODING: FIRST_DECODING,
+    "data.background": "white",
+    "data.label_shares": "equal",
+    "objective.distance.name": "squared_l2",
+}
 
 Plain = Mapping[str, Any]
 
@@ -51,6 +58,8 @@ class Identity(NamedTuple):
     id: hexadecimal digits, drawn when the folder is first trained in. config: all fields.
     data: the identity of the data set (data.Dataset.identity), None if training reads no images.
     teacher: step, network and fingerprint (training.teacher.teacher_identity), None without one.
+    class_counts: images of each class, in whose shares labels are drawn (training/labels.py); None
+    in the records of runs that were begun before, and draw all alike.
     order: in which the run reads its data, a number of data.order.ORDERS; the records of runs that
     were begun before there were several have none.
     """
@@ -60,6 +69,7 @@ class Identity(NamedTuple):
     data: Plain | None = None
     teacher: Plain | None = None
     order: int = FIRST_ORDER
+    class_counts: Sequence[int] | None = None
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -113,9 +123,15 @@ def identity_of(record: Any) -> Identity:
         raise ValueError(f"it does not have the fields of a run: {error}") from error
     sources = (identity.data, identity.teacher)
     plain = all(source is None or isinstance(source, Mapping) for source in sources)
-    if not (isinstance(identity.id, str) and is_whole(identity.order) and plain):
+    counted = identity.class_counts is None or is_counts(identity.class_counts)
+    if not (isinstance(identity.id, str) and is_whole(identity.order) and plain and counted):
         raise ValueError("a field of the run has another type than was written")
     return identity
+
+
+def is_counts(value: Any) -> bool:
+    """Whether a value is a list of whole numbers that are not negative."""
+    return isinstance(value, list) and all(is_whole(count) and count >= 0 for count in value)
 
 
 def write_identity(workdir: Path, identity: Identity) -> None:
@@ -136,14 +152,20 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
         )
     run, stamp = read_identity(folder.parents[1]), record.get("run")
     if run is None:
+        if stamp is not None:
+            warn_once(
+                f"{folder.parents[1]} has no {RUN}: its checkpoints are taken as they are, of run "
+                f"{stamp['id']}"
+            )
         return
     if stamp is not None and stamp["id"] != run.id:
         raise ValueError(
             f"checkpoint {folder} belongs to another run (id {stamp['id']}, and {RUN} has "
             f"{run.id}); move away the one that is foreign here"
         )
-    # The teacher may have been moved since.
-    found = differences(run.config, record["config"], ("teacher",)) if stamp is None else []
+    # Teacher and images may have been moved since.
+    moved = ("teacher", "data.name")
+    found = differences(run.config, record["config"], moved) if stamp is None else []
     if found:
         raise ValueError(
             f"checkpoint {folder} belongs to a run with another config: {'; '.join(found)}; move "
@@ -151,35 +173,63 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
         )
 
 
-def check_same(old: Identity, new: Identity, workdir: Path) -> None:
+def check_same(
+    old: Identity, new: Identity, workdir: Path, files: Sequence[File] | None = None
+) -> None:
     """Raises ValueError that lists the fields in which a run would not be what it was begun as.
 
-    A teacher is known by its parameters: the folder of the same one may be another.
+    files: of the data as they are now (training.listing), to say which of them changed.
+
+    A teacher is known by its parameters, data by their images: where they lie may change.
     """
-    same_teacher = old.teacher is not None and old.teacher == new.teacher
-    found = differences(old.config, new.config, ("teacher",) if same_teacher else ())
+    found = differences(old.config, new.config, moved_fields(old, new))
     if found:
         raise ValueError(
             f"{workdir} holds a run with another config: {'; '.join(found)}. Choose another "
             "--workdir or the run's own config"
         )
-    check_same_sources(old, new.data, new.teacher, workdir)
+    check_same_sources(old, new.data, new.teacher, workdir, files)
+
+
+def moved_fields(old: Identity, new: Identity) -> tuple[str, ...]:
+    """The fields that say where teacher and data lie, as far as these are known by their content.
+
+    A resumed run that reads no teacher any more needs none. Of folders of images the content alone
+    counts.
+    """
+    both = old.config.get("teacher") and new.config.get("teacher")
+    same_teacher = both and (new.teacher is None or old.teacher == new.teacher)
+    names = [config.get("data", {}).get("name") or "" for config in (old.config, new.config)]
+    folders = all(name.startswith("folder:") for name in names)
+    same_data = folders or (old.data is not None and old.data == new.data)
+    return ("teacher",) * bool(same_teacher) + ("data.name",) * same_data
 
 
 def check_same_sources(
-    run: Identity, data: Plain | None, teacher: Plain | None, workdir: Path
+    run: Identity,
+    data: Plain | None,
+    teacher: Plain | None,
+    workdir: Path,
+    files: Sequence[File] | None = None,
 ) -> None:
     """Raises ValueError unless data and teacher are those that a run was begun with."""
-    check_same_source(run.data, data, f"the data set of {workdir}", "data.name's files")
+    where = changed_files(workdir, files) if files else ""
+    name = f"the data set of {workdir}"
+    check_same_source(run.data, data, name, "data.name's files", where)
     check_same_source(run.teacher, teacher, f"the teacher of {workdir}", "the teacher's folder")
 
 
-def check_same_source(old: Plain | None, new: Plain | None, name: str, files: str) -> None:
-    """Raises ValueError if what a run reads is known, then and now, and is not the same."""
+def check_same_source(
+    old: Plain | None, new: Plain | None, name: str, files: str, where: str = ""
+) -> None:
+    """Raises ValueError if what a run reads is known, then and now, and is not the same.
+
+    where: which files changed, "" where unknown.
+    """
     if old is None or new is None:
         return
-    found = changes(old, new)
-    if found:
+    found = [where] * bool(where) + changes(old, new)
+    if changes(old, new):
         raise ValueError(
             f"{name} has changed since the run began: {'; '.join(found)}. Put back {files}, or "
             "choose another --workdir"
@@ -191,10 +241,8 @@ def differences(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]
 
     free: beginnings of names that may differ beside CHANGEABLE.
     """
-    old, new = flat(old), flat(new)
-    if DECODING in {**old, **new}:
-        old, new = {**BEFORE, **old}, {**BEFORE, **new}
-    free += (DECODING,) * (0 in (old.get(DECODING), new.get(DECODING)))  # 0 leaves it open
+    old, new = ({**BEFORE, **flat(config)} for config in (old, new))
+    free += (DECODING,) * (0 in (old[DECODING], new[DECODING]))  # 0 leaves it open
     free += CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
     return differing_fields(
         *({k: v for k, v in c.items() if not k.startswith(free)} for c in (old, new))

@@ -26,6 +26,8 @@ from training import exits, processes
 _entered: list["Preemption"] = []  # the innermost last; it has the handlers
 AGAIN = 0.05  # seconds after which a request that was lost is made again
 INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
+# Where nothing is trained.
+BROKEN_OFF = "interrupted; the same command starts again"
 
 
 class Preempted(SystemExit):
@@ -44,9 +46,11 @@ class Preemption:
     which then hears of what this one has noted and not raised.
 
     carried: whether SIGTERM is left to `jax.distributed`, which tells all processes of a run.
+    interrupted: what is said when a second Ctrl-C ends the process.
     """
 
-    def __init__(self, carried: bool | None = None) -> None:
+    def __init__(self, carried: bool | None = None, interrupted: str = INTERRUPTED) -> None:
+        self.interrupted = interrupted
         self.carried = jax.process_count() > 1 if carried is None else carried
         self.noted: set[int] = set()
         self.lost: set[int] = set()
@@ -85,7 +89,7 @@ class Preemption:
         """Take note; raises what it stands for where that loses nothing."""
         if number in self.noted - self.lost:
             if number == signal.SIGINT:
-                os.write(2, f"{INTERRUPTED}\n".encode())  # print may be what was interrupted
+                os.write(2, f"{self.interrupted}\n".encode())  # print may be what was interrupted
                 processes.end(exits.INTERRUPTED)
             return
         self.noted.add(number)

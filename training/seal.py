@@ -9,7 +9,8 @@ them.
 import hashlib
 import json
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +121,15 @@ def kept_file(path: Path, root: Path, read_only: Path | None) -> Path:
     """A file under root, or the one of its name under read_only if only that is there."""
     other = None if read_only is None else read_only / path.relative_to(root)
     return path if other is None or path.exists() or not other.exists() else other
+
+
+@contextmanager
+def kept_if_writable(path: Path) -> Iterator[None]:
+    """A block that writes a file that can be made again: without it there is one warning."""
+    try:
+        yield
+    except OSError as error:
+        warn_once(
+            f"{path.parent} cannot be written to, and what is measured with is made again every "
+            f"time; name another folder by data.dir or $FEWSTEP_DATA ({error})"
+        )

@@ -17,7 +17,8 @@ from diffusion.prediction import SIGMA_DATA
 from models import NETWORKS
 from objectives.base import Params
 from training import restore, workdir
-from training.experiment import Experiment, rebuild
+from training.checkpoint import FOLDER
+from training.experiment import Experiment, rebuild, with_sampled
 from training.identity import as_dict, flat
 from training.sharding import tree_shardings
 from training.state import named_key
@@ -55,7 +56,7 @@ def locate(field: str) -> Location:
     if not workdir.is_run(location.folder):
         raise ValueError(
             f"teacher={field}: {location.folder} is no run; give the --workdir of one as WORKDIR "
-            "or WORKDIR@STEP"
+            "or WORKDIR@STEP, where it was moved to by --config.teacher=WORKDIR"
         )
     return location
 
@@ -94,9 +95,16 @@ def recorded_step(run: Path, asked: Location) -> int | None:
         return None
     recorded = workdir.load_config(run).get("teacher", "")
     folder, step = parse(recorded)
+    if not recorded or asked.step not in (None, step):
+        return None
     # Known by its parameters (teacher_identity), so its folder may have been moved, or be a link.
-    here = folder.resolve() == asked.folder.resolve() or not workdir.is_run(folder)
-    return step if recorded and here and asked.step in (None, step) else None
+    moved = workdir.is_run(folder) and folder.resolve() != asked.folder.resolve()
+    return None if moved and not has_step(asked.folder, step) else step
+
+
+def has_step(run: Path, step: int | None) -> bool:
+    """Whether a folder holds a checkpoint of that step."""
+    return (run / FOLDER / str(step)).is_dir()
 
 
 def with_teachers_images(config: ConfigDict) -> ConfigDict:
@@ -159,22 +167,30 @@ def checked_teacher(config: ConfigDict, experiment: Experiment) -> ConfigDict | 
     """
     if not config.teacher:
         check_taught(config, experiment)
-        if config.teacher_network:
-            raise ValueError("teacher_network is not used without teacher; leave it unset")
         return None
     teacher = workdir.load_config(locate(config.teacher).folder)
     if config.teacher_network:
-        teacher.ema.sample_with = config.teacher_network
+        run = f"teacher={config.teacher}"
+        teacher = with_sampled(teacher, run, config.teacher_network, "teacher_network")
     check_teacher(config, teacher, experiment)
     return teacher
 
 
 def check_taught(config: ConfigDict, experiment: Experiment) -> None:
     """Raises ValueError if the config names no teacher, and its method cannot do without."""
+    check_network_of_teacher(config)
     if experiment.objective.frozen and not config.teacher:
         raise ValueError(
             f"{config.method} needs a teacher: --config.teacher=WORKDIR of a run of the same "
             "model and path"
+        )
+
+
+def check_network_of_teacher(config: ConfigDict) -> None:
+    """Raises ValueError if the config says which network teaches, and names no teacher."""
+    if config.teacher_network and not config.teacher:
+        raise ValueError(
+            f"teacher_network={config.teacher_network} is not used without teacher; leave it unset"
         )
 
 

@@ -14,7 +14,7 @@ import shutil
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib import metadata
@@ -31,6 +31,7 @@ from training.code_version import code_version, describe_code
 from training.fields import is_whole
 from training.files import write_json
 from training.identity import Identity, Plain, as_dict
+from training.listing import File, write_listing
 from training.processes import broadcast, gather, warn, warn_once
 from training.record import read_config
 from training.sharding import first_process_says
@@ -45,17 +46,25 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def start_run(
-    workdir: Path, config: ConfigDict, data: Plain | None = None, teacher: Plain | None = None
+    workdir: Path,
+    config: ConfigDict,
+    data: Plain | None = None,
+    teacher: Plain | None = None,
+    class_counts: Sequence[int] | None = None,
+    files: Sequence[File] = (),
 ) -> Identity:
     """Record which run this is, or check against the record; returns its identity.
 
-    data, teacher: as in `Identity`. Raises ValueError, in all processes, if the folder holds a run
-    with another config (but for `identity.CHANGEABLE`), other data or another teacher.
+    data, teacher, class_counts: as in `Identity`. files: of the data (training.listing). Raises
+    ValueError, in all processes, if the folder holds a run with another config (but for
+    `identity.CHANGEABLE`), other data or another teacher.
     """
     record: dict[str, Any] = {}
     if jax.process_index() == 0:
         try:
-            record["run"] = record_start(workdir, as_dict(config), data, teacher)._asdict()
+            record["run"] = record_start(
+                workdir, as_dict(config), data, teacher, class_counts, files
+            )._asdict()
         except ValueError as error:
             record["error"] = str(error)
     record = broadcast(record)
@@ -86,13 +95,19 @@ def check_shared(workdir: Path, id: str) -> None:
 
 
 def record_start(
-    workdir: Path, config: Plain, data: Plain | None, teacher: Plain | None
+    workdir: Path,
+    config: Plain,
+    data: Plain | None,
+    teacher: Plain | None,
+    class_counts: Sequence[int] | None,
+    files: Sequence[File],
 ) -> Identity:
     """`start_run` in one process."""
-    now = Identity(identity.new_id(), config, data, teacher, NEWEST_ORDER)
+    counts = None if class_counts is None else list(class_counts)
+    now = Identity(identity.new_id(), config, data, teacher, NEWEST_ORDER, counts)
     if is_run(workdir):
         before = recorded_identity(workdir)
-        identity.check_same(before, now, workdir)
+        identity.check_same(before, now, workdir, files)
         if not before.id:
             warn(
                 f"{workdir} was made by a version that recorded no run id; it gets one, and a "
@@ -106,6 +121,8 @@ def record_start(
         )
     workdir.mkdir(parents=True, exist_ok=True)
     identity.write_identity(workdir, now)
+    if data is not None:
+        write_listing(workdir, files)
     write_json(workdir / CONFIG, config)
     record_environment(workdir)
     return now
@@ -131,11 +148,15 @@ def data_order(workdir: Path) -> int:
 
 
 def check_same_run(
-    workdir: Path, config: ConfigDict, data: Plain | None = None, teacher: Plain | None = None
+    workdir: Path,
+    config: ConfigDict,
+    data: Plain | None = None,
+    teacher: Plain | None = None,
+    files: Sequence[File] = (),
 ) -> None:
     """Raises ValueError if `start_run` with these arguments would, in a folder that holds a run."""
     now = Identity("", as_dict(config), data, teacher)
-    identity.check_same(recorded_identity(workdir), now, workdir)
+    identity.check_same(recorded_identity(workdir), now, workdir, files)
 
 
 @contextmanager

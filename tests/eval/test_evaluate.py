@@ -1,4 +1,5 @@
 import json
+from importlib import import_module
 
 import jax
 import numpy as np
@@ -18,6 +19,7 @@ from tests.training.runs import small_experiment, synthetic_split
 from training.identity import Identity
 from training.sharding import make_mesh
 
+MODULE = import_module("eval.evaluate")
 FIELDS = {"evaluate.steps": (1, 2), "evaluate.num_samples": 24, "evaluate.batch_size": 16}
 
 
@@ -120,10 +122,10 @@ def test_a_folder_that_is_not_writable_is_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path / "own"))
     theirs, own = tmp_path / "theirs", tmp_path / "own"
     config, experiment = small_experiment(**{**FIELDS, "data.dir": str(theirs)})
-    measures_of(experiment, dataset(), config, make_mesh(), writable=False)
+    measures_of(experiment, dataset(), config, make_mesh(), (1,) * 10, writable=False)
     assert not theirs.exists() and len(list((own / "references").iterdir())) == 1
     own.rename(theirs)
-    measures_of(experiment, dataset(), config, make_mesh(), writable=False)
+    measures_of(experiment, dataset(), config, make_mesh(), (1,) * 10, writable=False)
     assert not own.exists()
 
 
@@ -136,13 +138,30 @@ def test_data_without_classes(evaluated):
     assert results[0]["protocol"]["measurement"]["labels"] == "none"
 
 
+def test_results_are_shown_before_they_are_written(monkeypatch, tmp_path):
+    config, experiment = small_experiment(**{**FIELDS, "data.dir": str(tmp_path)})
+    params = experiment.model.network.init(jax.random.key(0))
+    shown = []
+
+    def full(*_, **__):
+        raise OSError("no room")
+
+    monkeypatch.setattr(MODULE, "save", full)
+    how = {"out": tmp_path / "deep" / "er", "show": shown.extend}
+    evaluate = evaluator(experiment, dataset(), config, make_mesh(), tmp_path, **how)
+    with pytest.raises(OSError, match="no room"):
+        evaluate(params, 7)
+    assert [result["protocol"]["sampling"]["steps"] for result in shown] == [1, 2]
+    assert how["out"].is_dir() and not (tmp_path / "eval").exists()
+
+
 def test_real_row_has_the_labels_of_the_samples():
-    row = real_row(dataset(), 12)["real"]
+    row = real_row(dataset(), np.arange(12) % 10)["real"]
     train = dataset().train
     for i, image in enumerate(row):
         position = next(j for j, other in enumerate(train.images) if (other == image).all())
         assert train.labels[position] == i % 10
-    assert real_row(dataset(), 1000) == {}
+    assert real_row(dataset(), np.array([0, 10])) == {}
 
 
 @pytest.mark.parametrize(
@@ -153,7 +172,7 @@ def test_real_row_has_the_labels_of_the_samples():
         ({"evaluate.num_samples": 2}, "evaluate.num_samples=2"),
         ({"evaluate.steps": (1, 3)}, "power of two"),
         ({"evaluate.guidance_scale": 2.0}, "trained with guidance scale"),
-        ({"evaluate.features": "clip"}, "evaluate.features 'clip' is not one of"),
+        ({"evaluate.features": "clip"}, "evaluate.features='clip' is not one of"),
         ({"evaluate.features": "inception"}, "evaluate.features=inception needs weights"),
         ({"evaluate.weights": "w.pth"}, "evaluate.weights is not used by"),
         ({"evaluate.reference": "valid"}, "evaluate.reference=valid"),

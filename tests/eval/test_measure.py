@@ -117,7 +117,7 @@ def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "classifier", classifier)
     dataset = Dataset("synthetic", TRAIN, HELD_OUT, 10)
-    given = {"image_shape": (8, 8, 1), "root": tmp_path, "mesh": make_mesh()}
+    given = {"labels": "in words", "image_shape": (8, 8, 1), "root": tmp_path, "mesh": make_mesh()}
     without = load_measures(fields, dataset, num_classes=10, **given)
     assert without.classify is None and not trained
     fields.agreement = True
@@ -125,7 +125,7 @@ def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
     measures = load_measures(fields, dataset, num_classes=10, **given)
     assert trained == ["synthetic"] and measures.accuracy == 0.9
     assert measures.classify is not measures.extract
-    assert measures.measurement["labels"] == "every class in turn"
+    assert measures.measurement["labels"] == "in words"
     assert measures.measurement["agreement"] == "abc" != without.measurement["agreement"]
     assert measures.measurement["reference"] == "synthetic, train split"
 
@@ -169,6 +169,7 @@ def test_every_field_reaches_what_it_measures_by(monkeypatch, tmp_path):
         dataset,
         image_shape=shape,
         num_classes=10,
+        labels="in words",
         root=tmp_path,
         mesh=mesh,
         read_only=tmp_path / "own",
@@ -179,7 +180,7 @@ def test_every_field_reaches_what_it_measures_by(monkeypatch, tmp_path):
         "reference": "reference_name 1",
         "reference_sha256": "reference_sha256 1",
         "samples": 70,
-        "labels": "every class in turn",
+        "labels": "in words",
         "agreement": "its weights",
     }
     reference = ("test", dataset, features, "extractor 1", "measurement 1", *kept.values())

@@ -10,7 +10,7 @@ from tests.training.runs import small_experiment
 from training.sharding import make_mesh
 
 
-def pairs_in(folder, count=12, steps=2, scale=1.0, params=1.0, shape=None):
+def pairs_in(folder, count=12, steps=2, scale=1.0, params=1.0, shape=None, counts=(1,) * 10):
     _, taught = small_experiment("flow_matching")
     taught = taught._replace(image_shape=shape or taught.image_shape)
 
@@ -30,6 +30,7 @@ def pairs_in(folder, count=12, steps=2, scale=1.0, params=1.0, shape=None):
         steps=steps,
         guidance_scale=scale,
         batch_size=jax.device_count(),
+        label_counts=counts,
     )
 
 
@@ -50,6 +51,13 @@ def test_steps_and_guidance_are_those_that_are_asked_for(tmp_path, steps, scale)
     pairs = pairs_in(tmp_path, steps=steps, scale=scale)
     factor = 0.25 * steps * scale * (1.0 + pairs.label).reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(pairs.x_0, pairs.eps * factor, rtol=1e-6)
+
+
+def test_labels_of_pairs_have_the_shares_that_are_asked_for(tmp_path):
+    counts = (9, *(0,) * 8, 3)
+    assert np.bincount(pairs_in(tmp_path, counts=counts).label).tolist() == [9, *(0,) * 8, 3]
+    with pytest.raises(ValueError, match="other labels than data.label_shares asks for"):
+        pairs_in(tmp_path)
 
 
 def test_pairs_are_made_once(tmp_path, monkeypatch):

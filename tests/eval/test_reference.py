@@ -178,20 +178,25 @@ def test_published_statistics(load, tmp_path):
     np.testing.assert_allclose(real.neighbourhood, features(DATASET.test.images), atol=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("arrays", "message"),
-    [
-        ({"mu": np.zeros(64)}, "no sigma"),
-        ({"mu": np.zeros(3), "sigma": np.eye(3)}, "64 dimensions"),
-        ({"mu": np.zeros(64), "sigma": np.eye(3)}, "64 dimensions"),
-        ({"mu": np.full(64, np.nan), "sigma": np.eye(64)}, "not finite"),
-        ({"mu": np.array([{}] * 64), "sigma": np.eye(64)}, "cannot be read"),
-    ],
-)
-def test_statistics_that_do_not_fit_are_refused(load, tmp_path, arrays, message):
-    np.savez(tmp_path / "adm.npz", **arrays)
-    with pytest.raises(ValueError, match=message):
+def test_images_of_a_file_alone_are_a_reference(load, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 7)
+    path, images = tmp_path / "adm.npz", DATASET.test.images
+    expected = statistics(features(images))
+    for others in ({}, {"mu": np.zeros(3), "sigma": np.eye(3)}):  # of other features
+        np.savez(path, arr_0=images, **others)
+        real = load(str(path), dataset=None)
+        assert frechet_distance(real.statistics, expected) == pytest.approx(0.0, abs=1e-6)
+        assert real.statistics.count == len(images)
+        np.testing.assert_allclose(real.neighbourhood, features(images), atol=1e-6)
+
+
+def test_statistics_of_other_features_are_refused(load, tmp_path):
+    np.savez(tmp_path / "adm.npz", mu=np.zeros(3), sigma=np.eye(3))
+    with pytest.raises(ValueError, match="adm.npz has statistics of 3 dimensions"):
         load(str(tmp_path / "adm.npz"), dataset=None)
+
+
+PIXELS = ("pixels", (8, 8, 1))
 
 
 def test_a_reference_has_a_name_and_a_hash(tmp_path, monkeypatch):
@@ -216,9 +221,9 @@ def test_a_reference_has_a_name_and_a_hash(tmp_path, monkeypatch):
 
 def test_a_reference_that_does_not_exist_is_refused():
     with pytest.raises(ValueError, match="evaluate.reference=valid is none of train, test, all"):
-        check_reference("valid", DATASET)
+        check_reference("valid", DATASET, *PIXELS)
     with pytest.raises(FileNotFoundError, match=r"evaluate.reference=/no/where.npz"):
-        check_reference("/no/where.npz", DATASET)
+        check_reference("/no/where.npz", DATASET, *PIXELS)
     with pytest.raises(ValueError, match="has no held-out split"):
-        check_reference("test", DATASET._replace(test=None))
-    check_reference("all", Dataset("x", synthetic_split(), None, 10))
+        check_reference("test", DATASET._replace(test=None), *PIXELS)
+    check_reference("all", Dataset("x", synthetic_split(), None, 10), *PIXELS)

@@ -136,6 +136,21 @@ def test_bad_folders_are_named_with_a_remedy(tmp_path):
         load_runs([folder])
 
 
+def test_one_strange_result_is_left_out_with_a_warning_that_names_it(tmp_path, capsys):
+    folder = evaluated_run(tmp_path / "a", steps=(1, 2))
+    first, second = sorted((folder / "eval").glob("*.json"))
+    first.write_text("{}")
+    (run,) = load_runs([folder])
+    assert len(run.results) == 1
+    said = capsys.readouterr().err
+    assert f"warning: {first} is no result" in said and "left out" in said
+    with pytest.raises(ValueError, match="is no result"):
+        load_runs([folder], ids={first.stem, second.stem})  # asked for by its name
+    second.write_text("[]")
+    with pytest.raises(ValueError, match="is no result|holds no JSON object"):
+        load_runs([folder])
+
+
 @pytest.fixture
 def evaluated(tmp_path):
     """A run, its one result and the samples of that."""

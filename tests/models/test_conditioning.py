@@ -197,7 +197,7 @@ def test_a_bad_condition_is_named(condition, words):
 
 
 def test_bad_fields_are_named():
-    with pytest.raises(ValueError, match="Did you mean 'interval'"):
+    with pytest.raises(ValueError, match="did you mean 'interval'"):
         scalar_inputs("intervals", False, 1.0)
     with pytest.raises(ValueError, match="time_scale"):
         scalar_inputs("none", False, 0.0)

@@ -262,9 +262,9 @@ def test_every_size_builds(size):
     ("fields", "words"),
     [
         ({"patch_size": 3}, "patch_size=3 does not divide image_size=8"),
-        ({"size": "XXL"}, "size 'XXL' .* Did you mean 'XL'"),
+        ({"size": "XXL"}, "size='XXL' .* did you mean 'XL'"),
         ({"second_time": "gap"}, "second_time 'gap'"),
-        ({"dtype": "bf16"}, "Did you mean 'bfloat16'"),
+        ({"dtype": "bf16"}, "did you mean 'bfloat16'"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"channels": 0}, "channels=0"),
         ({"num_classes": -1}, "num_classes=-1"),

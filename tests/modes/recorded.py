@@ -57,7 +57,7 @@ def dataset(image_size, channels):
     """Random images, sized as asked for."""
     shape = (200, image_size or 8, image_size or 8, channels or 1)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    labels = (np.arange(200) % 10).astype(np.int32)
+    labels = np.minimum(np.arange(200) % 12, 9).astype(np.int32)  # most are of class 9
     return Dataset("made", Split(images, labels), Split(images[:50], labels[50::-1][:50]), 10)
 
 

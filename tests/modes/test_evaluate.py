@@ -21,13 +21,15 @@ def evaluated(monkeypatch, tmp_path):
         seen["request"] = request
         return Run(config, experiment, mesh, "parameters", 30)
 
-    def evaluator(*given, writable):
+    def evaluator(*given, writable, out, show):
         seen["given"] = (*given, writable)
-        return lambda params, step: seen.update(params=params, step=step) or "results"
+        seen["out"] = out
+        return lambda params, step: seen.update(params=params, step=step) or show("results")
 
     for name, stands_in in {
         "load_run": load_run,
         "dataset_if_here": lambda config, experiment, writable: f"{config.data.dir}, {writable}",
+        "check_places": lambda *given: None,
         "check_evaluation": lambda *given: seen.update(checked=given),
         "evaluator": evaluator,
         "summary": lambda results: seen.update(shown=results),
@@ -59,6 +61,17 @@ def test_another_config_says_how_to_evaluate_and_where_data_lie(evaluated):
     )
     fields, dataset = evaluated(config=other)
     assert (fields, dataset) == (other.evaluate, "elsewhere, True")
+
+
+def test_results_that_cannot_be_written_are_refused_before_the_run_is_evaluated(
+    evaluated, tmp_path
+):
+    (tmp_path / "eval").write_text("no folder")
+    with pytest.raises(
+        OSError, match="eval cannot be written to .*; say where results go by --out"
+    ):
+        evaluated(config=None)
+    evaluated(config=None, out=tmp_path / "else" / "where")
 
 
 def test_nothing_to_evaluate_is_refused(evaluated):

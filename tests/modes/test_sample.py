@@ -39,6 +39,7 @@ def sample(monkeypatch, tmp_path):
         return generate(sampler, params, labels, size, *rest)
 
     monkeypatch.setattr(SAMPLE, "load_run", load_run)
+    monkeypatch.setattr(SAMPLE, "identity_id", lambda request: "id")
     monkeypatch.setattr(SAMPLE, "generate", generate_noted)
 
     def sample(**fields):
@@ -73,6 +74,8 @@ def test_every_field_reaches_the_sampler(sample, tmp_path, fields, labels, steps
     with np.load(tmp_path / "x.npz") as made:
         np.testing.assert_array_equal(made["seed"], seeds)
         np.testing.assert_array_equal(made["y"], labels)
+        np.testing.assert_array_equal(made["arr_0"], made["x"])  # as others read it
+        assert made["arr_0"].dtype == np.uint8
         difference = made["x"].astype(int) - expected(seeds, labels, steps, scale)
     assert np.abs(difference).max() <= 1  # compiled in another way
 
@@ -90,9 +93,43 @@ def test_classes_are_asked_for_by_name(sample, tmp_path, monkeypatch, capsys):
 
 def test_without_a_name_files_lie_in_the_run_and_seeds_are_the_first_ones(sample, tmp_path):
     sample(steps=2)
-    folder = tmp_path / "run" / "samples_2_steps"
+    folder = tmp_path / "run" / "samples" / "step_00000003-2_steps-guidance_1.5-ema_0.999"
     names = sorted(path.name for path in folder.iterdir())
-    assert names == [*(f"{seed:06d}.png" for seed in range(64)), "grid.png"]
+    assert names == [f"{seed:06d}.png" for seed in range(64)]
+    beside = {path.name for path in folder.parent.iterdir() if path != folder}
+    assert beside == {f"{folder.name}.png", f"{folder.name}.json"}
+    sample(steps=2)  # the same images again
+    sample(steps=2, seeds=(70,))  # and one more
+    for others in ({"guidance": 2.0}, {"labels": (1,)}, {"steps": 1}):
+        sample(**{"steps": 2, **others})
+    assert sum(path.is_dir() for path in folder.parent.iterdir()) == 4
+
+
+@pytest.mark.parametrize("others", [{"steps": 4}, {"guidance": 1.0}, {"labels": (2,)}])
+def test_a_folder_with_other_images_is_refused(sample, tmp_path, others):
+    out = tmp_path / "files"
+    sample(seeds=(1,), out=out)
+    before = (out / "000001.png").read_bytes()
+    with pytest.raises(ValueError, match="files has other images already: .* now"):
+        sample(seeds=(1,), out=out, **others)
+    assert (out / "000001.png").read_bytes() == before
+
+
+def test_a_folder_of_images_that_nobody_knows_is_refused_and_other_files_are_not(sample, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("kept")
+    sample(seeds=(1,), out=tmp_path / "mine")
+    (tmp_path / "mine.json").unlink()
+    with pytest.raises(ValueError, match="nothing says what they are made from"):
+        sample(seeds=(1,), out=tmp_path / "mine")
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_compute(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(SAMPLE, "generate", None)
+    (tmp_path / "file").write_text("no folder")
+    for out in ("file/samples", "file/samples.npz"):
+        with pytest.raises(OSError, match="cannot be written to .*; choose another --out"):
+            sample(seeds=(1,), out=tmp_path / out)
 
 
 def test_each_file_is_the_image_of_its_seed(sample, tmp_path):

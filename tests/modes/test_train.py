@@ -51,7 +51,11 @@ FIELDS = {
         "data.channels network.channels host images step sampler.shape measures.image_shape "
         "results.training_data",
     ),
-    "data.num_classes": (0, "network.num_classes samples.labels way.label measures.num_classes"),
+    "data.num_classes": (
+        0,
+        "network.num_classes samples.labels way.label measures.num_classes measures.labels",
+    ),
+    "data.label_shares": ("equal", "samples.labels way.label measures.labels"),
     "data.flip": (True, "host images"),
     "data.on_device": (True, "host"),
     "model.size": ("micro", "network.size"),
@@ -126,6 +130,10 @@ TAUGHT = {
     "pairs.count": (60, "pairs.count host images"),
     "pairs.steps": (3, "pairs.steps"),
     "data.flip": (True, ""),
+    "data.label_shares": (
+        "equal",
+        "host images samples.labels way.label measures.labels pairs.label_counts",
+    ),
     "evaluate.batch_size": (32, "samples.labels measures.batch_size pairs.batch_size"),
     "objective.guidance_scale": (
         2.0,
@@ -177,6 +185,7 @@ def observe(tmp_path_factory):
 AROUND = ("model.", "checkpoint.", "watchdog.", "log.", "evaluate.")
 # Places whose content follows from a field and does not show its value.
 DERIVED = {"samples.labels", "samples.network", "way.label", "way.network", "results.network"}
+DERIVED |= {"host", "images", "measures.labels", "pairs.label_counts"}
 DERIVED |= {"results.images_seen", "results.training_data", "kept.scores", "way.steps"}
 
 
@@ -245,7 +254,7 @@ def test_batches_begin_at_the_step_that_a_run_goes_on_from(method, fields):
     images = np.random.default_rng(0).normal(size=(90, 8, 8, 1)).astype(np.float32)
     pairs = Pairs(images, 2.0 * images, np.arange(90, dtype=np.int32))
     given = config, experiment, dataset(8, 1), pairs if experiment.objective.reads_pairs else None
-    late, whole = (TRAIN.batches(*given, start, NEWEST_ORDER) for start in (3, 0))
+    late, whole = (TRAIN.batches(*given, start, NEWEST_ORDER, (1,) * 10) for start in (3, 0))
     for batch, other in zip(islice(late, 2), islice(whole, 3, 5), strict=True):
         assert jax.tree.structure(batch) == jax.tree.structure(other)
         jax.tree.map(np.testing.assert_array_equal, batch, other)

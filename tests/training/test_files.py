@@ -11,7 +11,7 @@ from modes.sample import write
 from tests.cli import SERVER
 from tests.training.killed import die, wait_for
 from training import files
-from training.files import in_words, replace_file, replaced, write_json
+from training.files import check_writable, in_words, replace_file, replaced, write_json
 
 
 def killed_while_writing(path):
@@ -152,3 +152,12 @@ def test_pictures_of_samples_are_whole_or_not_there(tmp_path):
     assert process.exitcode == -9
     (first,) = (tmp_path / "out").iterdir()
     assert first.name == "000000.png" and Image.open(first).size == (8, 8)
+
+
+def test_a_folder_that_files_cannot_be_written_to_is_named_with_the_remedy(tmp_path):
+    check_writable(tmp_path / "not" / "there yet", "choose another")
+    assert not (tmp_path / "not").exists() and not [*tmp_path.iterdir()]
+    (tmp_path / "file").write_text("no folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(OSError, match=f"^{folder} cannot be written to .*; choose another$"):
+            check_writable(folder, "choose another")

@@ -281,7 +281,7 @@ def test_a_teacher_may_be_moved_as_it_is_known_by_its_parameters(tmp_path):
     student = lambda folder: small_config("cd_flow", teacher=f"{folder}@5")  # noqa: E731
     workdir.start_run(tmp_path, student("old"), teacher=TEACHER)
     with pytest.raises(ValueError, match=r"teacher \(old@5 there, new@5 now\)"):
-        workdir.start_run(tmp_path, student("new"))
+        workdir.start_run(tmp_path, student("new"), teacher={**TEACHER, "fingerprint": "another"})
     workdir.start_run(tmp_path, student("new"), teacher=TEACHER)
     assert workdir.load_config(tmp_path).teacher == "new@5"
 
@@ -310,3 +310,47 @@ def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, ca
     with workdir.claimed(tmp_path):
         pass
     assert "has no locks (No locks available): start no second run" in capsys.readouterr().err
+
+
+def taught(name="folder:/a/pics", teacher="/a/teacher@5", data=DATA, fingerprint="f"):
+    """The identity of a student; None for a fingerprint: it reads no teacher any more."""
+    config = {"teacher": teacher, "data": {"name": name}}
+    known = None if fingerprint is None else {"step": 5, "fingerprint": fingerprint}
+    return identity.Identity("id", config, data, known)
+
+
+@pytest.mark.parametrize(
+    "moved",
+    [
+        {"name": "folder:/b/pics"},
+        {"teacher": "/b/teacher@5"},
+        {"teacher": "/b/teacher@5", "fingerprint": None},
+        {"name": "folder:/b/pics", "teacher": "/b/teacher@5"},
+    ],
+)
+def test_images_and_teacher_may_lie_elsewhere(tmp_path, moved):
+    identity.check_same(taught(), taught(**moved), tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "message"),
+    [
+        (
+            {"name": "folder:/b/pics", "data": {**DATA, "count": 9}},
+            "the data set of .* has changed",
+        ),
+        ({"name": "digits", "data": None}, "another config: data.name"),
+        ({"teacher": "/b/teacher@5", "fingerprint": "g"}, "another config: teacher"),
+        ({"teacher": "", "fingerprint": None}, "another config: teacher"),
+    ],
+)
+def test_what_lies_elsewhere_must_be_the_same(tmp_path, other, message):
+    with pytest.raises(ValueError, match=message):
+        identity.check_same(taught(), taught(**other), tmp_path)
+
+
+def test_edited_data_are_refused_with_the_names_of_the_files(tmp_path):
+    files = [("c0/a.png", 5, 1), ("c1/b.png", 5, 1)]
+    workdir.start_run(tmp_path, CONFIG, DATA, files=files)
+    with pytest.raises(ValueError, match="has changed since the run began: removed: c1/b.png"):
+        workdir.start_run(tmp_path, CONFIG, {**DATA, "classes": []}, files=files[:1])

@@ -1,0 +1,120 @@
+"""References from a file: statistics of features, images, or both, as ADM publishes them.
+
+`mu` [D] and `sigma` [D, D] are mean and covariance, `arr_0` images, uint8 [N, H, W, C] (Dhariwal &
+Nichol 2021). Statistics of the features that are asked for are used; where the file has others or
+none, its images are. `mu_s` and `sigma_s`, of spatial features, are not read.
+"""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+
+from eval.features import check_dimension
+from eval.frechet import Statistics
+from eval.inception import FEATURES
+from training.files import read_npz
+
+ASYMMETRY = 1e-3  # of a covariance, relative to its largest entry, as float32 leaves it
+NEGATIVE = 1e-4  # of its least eigenvalue, relative to the largest
+FEWEST_IMAGES = 2
+EXPECTED = (
+    "it should have mu [D] and sigma [D, D] of real images, float32 or float64, or images arr_0, "
+    "uint8 [N, H, W, C]"
+)
+
+Arrays = Mapping[str, np.ndarray]
+
+
+def check_published(path: Path, features: str, image_shape: tuple[int, ...]) -> None:
+    """Raises ValueError that names the file, before any compute, if it cannot be measured with."""
+    arrays = read_published(path)
+    dimensions = {"inception": FEATURES, "pixels": math.prod(image_shape)}
+    if features in dimensions:
+        part_for(path, arrays, features, dimensions[features])
+    if "arr_0" in arrays:
+        images = arrays["arr_0"]
+        if images.shape[1:] != tuple(image_shape):
+            raise ValueError(
+                f"evaluate.reference={path} has images of {size(images.shape[1:])}, and the run "
+                f"makes {size(image_shape)}; use a reference of that size"
+            )
+        check_dimension(features, image_shape)
+
+
+def read_published(path: Path) -> Arrays:
+    """What can be used of a file: mu and sigma, arr_0, or all three.
+
+    Raises ValueError that names it for arrays that are no statistics and no images.
+    """
+    arrays = read_npz(path, EXPECTED)
+    found = {name: arrays[name] for name in ("mu", "sigma", "arr_0") if name in arrays}
+    if "arr_0" not in found and not {"mu", "sigma"} <= found.keys():
+        raise ValueError(f"evaluate.reference={path} has {sorted(arrays)}; {EXPECTED}")
+    if "arr_0" in found:
+        fault = fault_of_images(found["arr_0"])
+    if "arr_0" not in found or not fault:
+        fault = fault_of_statistics(found) if {"mu", "sigma"} & found.keys() else ""
+    if fault:
+        raise ValueError(f"evaluate.reference={path}: {fault}; {EXPECTED}")
+    return found
+
+
+def fault_of_images(images: np.ndarray) -> str:
+    """Why an array is no set of images; "" if it is one."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
+        return f"arr_0 is {images.dtype} {list(images.shape)}"
+    return "" if len(images) >= FEWEST_IMAGES else f"arr_0 has {len(images)} image(s)"
+
+
+def fault_of_statistics(arrays: Arrays) -> str:
+    """Why mu and sigma are no mean and covariance; "" if they are."""
+    if not {"mu", "sigma"} <= arrays.keys():
+        return f"it has {'mu' if 'mu' in arrays else 'sigma'} alone"
+    mean, covariance = arrays["mu"], arrays["sigma"]
+    for name, array in (("mu", mean), ("sigma", covariance)):
+        if array.dtype not in (np.float32, np.float64):
+            return f"{name} is {array.dtype}"
+    if mean.ndim == 2 and covariance.ndim == 1:
+        return f"mu is {list(mean.shape)} and sigma {list(covariance.shape)}: they are swapped"
+    if mean.ndim != 1 or not mean.size or covariance.shape != (mean.size, mean.size):
+        return f"mu is {list(mean.shape)} and sigma {list(covariance.shape)}"
+    if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+        return "it has values that are not finite"
+    return fault_of_covariance(np.asarray(covariance, np.float64))
+
+
+def fault_of_covariance(matrix: np.ndarray) -> str:
+    """Why a finite square matrix is no covariance; "" if it is one."""
+    if np.abs(matrix - matrix.T).max() > ASYMMETRY * np.abs(matrix).max():
+        return "sigma is not symmetric, so it is no covariance"
+    values = np.linalg.eigvalsh(matrix)
+    if values[0] < -NEGATIVE * max(values[-1], 0.0) or values[-1] <= 0.0:
+        return f"sigma has the eigenvalue {values[0]:.3g}, so it is no covariance"
+    return ""
+
+
+def part_for(path: Path, arrays: Arrays, features: str, dimension: int) -> str:
+    """ "mu" if the statistics are of features of this dimension, else "arr_0".
+
+    Raises ValueError if the file has no images either.
+    """
+    if "mu" in arrays and len(arrays["mu"]) == dimension:
+        return "mu"
+    if "arr_0" in arrays:
+        return "arr_0"
+    raise ValueError(
+        f"evaluate.reference={path} has statistics of {len(arrays['mu'])} dimensions, and "
+        f"evaluate.features={features} has {dimension}; use statistics of the same features"
+    )
+
+
+def statistics_of(arrays: Arrays) -> Statistics:
+    """mu and sigma; a file does not say of how many images."""
+    return Statistics(*(np.asarray(arrays[name], np.float64) for name in ("mu", "sigma")), 0)
+
+
+def size(shape: tuple[int, ...]) -> str:
+    """A shape in words."""
+    return " x ".join(map(str, shape))

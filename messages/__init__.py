@@ -1,0 +1,1 @@
+"""What is said to a user in the same form everywhere."""

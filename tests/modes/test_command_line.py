@@ -1,0 +1,69 @@
+import pytest
+
+from configs import digits
+from modes.command_line import OrNone, flags, nearest_field, unknown_field
+from modes.request import at_home, with_home
+from tests.training.runs import small_config
+
+CONFIG = digits.get_config("cd")
+
+
+@pytest.mark.parametrize(
+    ("asked", "meant"),
+    [
+        ("optimizer.lr", "optimizer.learning_rate"),
+        ("lr", "optimizer.learning_rate"),
+        ("batchsize", "batch_size"),
+        ("bs", "batch_size"),
+        ("optimiser.b1", "optimizer.b1"),
+        ("optimizer.batch_size", "batch_size"),
+        ("learning_rate", "optimizer.learning_rate"),
+        ("data.size", "data.image_size"),
+        ("save_every", "checkpoint.every"),
+        ("debg", "debug"),
+        ("objective.solvr.name", ""),  # cd has no solver
+        ("foo", ""),
+        ("optimizer.foo", ""),
+        ("steps.foo", ""),
+        ("objective.xyz.name", ""),
+    ],
+)
+def test_an_unknown_field_is_named_with_the_one_that_was_meant(asked, meant):
+    ending = f"; did you mean --config.{meant}?" if meant else ""
+    arguments = ["--config.seed=1", f"--config.{asked}=1", "--steps=3"]
+    assert unknown_field(CONFIG, arguments) == f"--config.{asked} is no field{ending}"
+
+
+@pytest.mark.parametrize(
+    "argument", ["--config.seed=1", "--noconfig.debug", "--config.optimizer={}"]
+)
+def test_fields_and_groups_that_there_are_are_not(argument):
+    assert unknown_field(CONFIG, [argument]) == ""
+
+
+def test_a_part_is_compared_by_its_own_name():
+    names = ["objective.solver.name", "objective.spacing.name", "model.name"]
+    assert nearest_field("objective.solvr.name", names) == "objective.solver.name"
+
+
+def test_none_is_read_as_none_and_other_texts_as_before():
+    parser = OrNone(flags.FloatParser())
+    assert parser.parse("None") is None and parser.parse("1e-3") == 1e-3
+    with pytest.raises(ValueError, match="could not convert"):
+        parser.parse("none")
+
+
+PATHS = ("compilation_cache", "teacher", "data.dir", "evaluate.weights", "evaluate.reference")
+
+
+def test_the_home_folder_is_written_out_in_every_path(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    fields = {name: f"~/{name}" for name in PATHS} | {"data.name": "folder:~/pics"}
+    config = with_home(small_config(**fields))
+    for name in PATHS:
+        group, _, field = name.rpartition(".")
+        assert (config[group] if group else config)[field] == f"/home/me/{name}"
+    assert config.data.name == "folder:/home/me/pics"
+    assert at_home("digits") == "digits" and at_home("a/~b") == "a/~b" and at_home("") == ""
+    with pytest.raises(ValueError, match="there is no user ~nobody-of-that-name"):
+        at_home("~nobody-of-that-name/x")

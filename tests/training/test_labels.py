@@ -1,0 +1,73 @@
+"""Which labels a run makes images for, by its config, its record, the data or its teacher."""
+
+import numpy as np
+import pytest
+
+from data import Dataset, Split
+from modes.request import as_begun
+from tests.training.runs import small_config
+from training import workdir
+from training.identity import RUN
+from training.labels import known_counts, label_counts, rule_in_words, training_counts
+
+OWN, OTHER = (5, *(1,) * 8, 2), (1, *(3,) * 9)
+
+
+def dataset(counts):
+    """Images of nothing, so many of each class."""
+    labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
+    return Dataset("made", Split(np.zeros((len(labels), 8, 8, 1), np.uint8), labels), None, 10)
+
+
+def test_a_run_keeps_the_shares_of_the_data_that_it_began_with(tmp_path):
+    config = small_config()
+    assert label_counts(config, dataset(OWN), tmp_path) == OWN
+    workdir.start_run(tmp_path, config, class_counts=OWN)
+    for rule in (label_counts, training_counts):
+        assert rule(config, dataset(OTHER), tmp_path) == rule(config, None, tmp_path) == OWN
+
+
+def test_equal_shares_may_be_asked_for_and_need_no_data(tmp_path):
+    config = small_config(**{"data.label_shares": "equal"})
+    assert label_counts(config, dataset(OWN), tmp_path) == (1,) * 10
+    assert rule_in_words((1,) * 10) == rule_in_words((4,) * 10) == "every class in turn"
+    assert rule_in_words(OWN) != rule_in_words(OTHER)
+
+
+def test_without_the_data_the_teacher_knows_the_shares(tmp_path):
+    workdir.start_run(tmp_path / "teacher", small_config("edm"), class_counts=OWN)
+    config = small_config("sim", teacher=f"{tmp_path / 'teacher'}@5")
+    assert label_counts(config, None, tmp_path / "student") == OWN
+    assert known_counts(config, dataset(OTHER)) == OTHER
+
+
+def test_what_nobody_knows_is_drawn_alike_with_a_warning_and_stays_so(tmp_path, capsys):
+    config = small_config()
+    assert label_counts(config, None, tmp_path) == (1,) * 10
+    assert "how often digits has each class is not known here" in capsys.readouterr().err
+    workdir.start_run(tmp_path, config)
+    assert training_counts(config, dataset(OWN), tmp_path) == (1,) * 10
+    assert label_counts(config, dataset(OWN), tmp_path) == OWN  # an evaluation may know more
+
+
+def test_a_run_without_classes_has_no_counts(tmp_path):
+    config = small_config(**{"data.num_classes": 0})
+    assert label_counts(config, dataset(OWN), tmp_path) == known_counts(config, dataset(OWN)) == ()
+    assert rule_in_words(()) == "none"
+
+
+@pytest.mark.parametrize("asked", ["data", "equal"])
+def test_a_run_from_before_there_were_shares_goes_on_with_equal_ones(tmp_path, capsys, asked):
+    old = small_config().to_dict()
+    del old["data"]["label_shares"]
+    workdir.start_run(tmp_path, type(small_config())(old))
+    config = small_config(**{"data.label_shares": asked})
+    begun = as_begun(config, tmp_path)
+    assert begun.data.label_shares == "equal"
+    assert training_counts(begun, dataset(OWN), tmp_path) == (1,) * 10
+    assert ("made images of all classes alike" in capsys.readouterr().err) == (asked == "data")
+    workdir.start_run(tmp_path, begun, class_counts=OWN)  # is the same run
+    assert training_counts(begun, dataset(OWN), tmp_path) == (1,) * 10
+    with pytest.raises(ValueError, match=r"data.label_shares \(equal there, data now\)"):
+        workdir.start_run(tmp_path, small_config())
+    assert (tmp_path / RUN).is_file()
