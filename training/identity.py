@@ -36,6 +36,8 @@ CHANGEABLE = (
     "data.dir",
     "data.on_device",
 )
+# Fields that runs begun by an older version do not record, and what those runs do.
+ADDED = {"objective.distance.name": "squared_l2"}
 
 Plain = Mapping[str, Any]
 
@@ -184,9 +186,11 @@ def check_same_source(old: Plain | None, new: Plain | None, name: str, files: st
 def differences(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]:
     """The fields in which two configs are of different runs, with both values.
 
+    A field that the old config does not record counts as what it was then (ADDED).
     free: beginnings of names that may differ beside CHANGEABLE.
     """
     old, new = flat(old), flat(new)
+    old = {name: value for name, value in ADDED.items() if name in new} | old
     free += CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
     return differing_fields(
         *({k: v for k, v in c.items() if not k.startswith(free)} for c in (old, new))
