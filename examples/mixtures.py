@@ -14,6 +14,7 @@ the divergences see of three wrong distributions at each noise level, all of it 
 far the weights of the modes are from the teacher's.
 """
 
+import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -42,10 +43,6 @@ from objectives.model import Model
 from training.optimizer import optimizer
 from training.state import TrainState, initial_state
 from training.step import train_step
-
-OUT = flags.DEFINE_string("out", None, "a .png file for the picture", required=True)
-STEPS = flags.DEFINE_integer("steps", 3000, "updates of each generator", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "of everything random", lower_bound=0)
 
 # Key of the parameters that stand for the teacher in closed form.
 EXACT = "mixture"
@@ -127,34 +124,38 @@ def train(
     frozen: Mapping[str, Params],
     batches: Iterator[Mapping[str, Array]],
     steps: int,
+    seed: int,
     name: str,
 ) -> TrainState:
-    """The state after so many steps."""
+    """The state after so many steps; name: of the progress bar."""
     optimizers = {player: adam(rates[player], steps) for player in objective.players}
-    state = initial_state(objective, optimizers, SEED.value, frozen)
-    step = jax.jit(train_step(objective, optimizers, SEED.value), donate_argnums=0)
+    state = initial_state(objective, optimizers, seed, frozen)
+    step = jax.jit(train_step(objective, optimizers, seed), donate_argnums=0)
     for _ in trange(steps, desc=name, unit="step"):
         state, _ = step(state, frozen, next(batches))
     return state
 
 
-def points(mixture: Mixture) -> Iterator[Mapping[str, Array]]:
+def points(mixture: Mixture, seed: int) -> Iterator[Mapping[str, Array]]:
     """Batches of the mixture's points, without labels."""
     draw = jax.jit(partial(mixture.sample, count=BATCH))
     for step in range(2**31):
-        key = jax.random.fold_in(jax.random.key(SEED.value), step)
+        key = jax.random.fold_in(jax.random.key(seed), step)
         yield {"x": draw(key), "label": jnp.full((BATCH,), -1)}
 
 
-def denoiser_of(model: Model, mixture: Mixture, name: str) -> Params:
+def denoiser_of(model: Model, mixture: Mixture, seed: int, name: str) -> Params:
     """Parameters of the network that has learned to denoise a mixture."""
     objective = denoising(model, time_sampler=log_normal(model.path, **LEVELS))
     objective = objective._replace(init_from={})
-    state = train(objective, {"network": 1e-3}, {}, points(mixture), PRETRAINING, name)
+    batches, rates = points(mixture, seed), {"network": 1e-3}
+    state = train(objective, rates, {}, batches, PRETRAINING, seed, name)
     return state.networks["network"]
 
 
-def generated(model: Model, divergence: Divergence, start: Params, name: str) -> np.ndarray:
+def generated(
+    model: Model, divergence: Divergence, start: Params, steps: int, seed: int, name: str
+) -> np.ndarray:
     """Samples [SAMPLES, 2] of the generator that a divergence has trained."""
     levels = log_normal(model.path, **LEVELS)
     objective = distribution_matching(
@@ -164,8 +165,8 @@ def generated(model: Model, divergence: Divergence, start: Params, name: str) ->
     objective = objective._replace(init_from=dict.fromkeys(objective.players, "start"))
     frozen = {"teacher": {EXACT: jnp.zeros(())}, "start": start}
     labels = iter(lambda: {"label": jnp.full((BATCH,), -1)}, None)
-    state = train(objective, RATES, frozen, labels, STEPS.value, name)
-    eps = jax.random.normal(jax.random.key(SEED.value + 1), (SAMPLES, 2))
+    state = train(objective, RATES, frozen, labels, steps, seed, name)
+    eps = jax.random.normal(jax.random.key(seed + 1), (SAMPLES, 2))
     condition = {"label": jnp.full((SAMPLES,), -1)}
     generator = state.networks["generator"]
     return np.asarray(
@@ -247,30 +248,25 @@ def draw(path: Path, samples: Mapping[str, np.ndarray], mixture: Mixture) -> Non
     figure.savefig(path)
 
 
-def main(_: list[str]) -> None:
+def compare(out: Path, steps: int, seed: int) -> None:
     """Train all, print what each has learned, and write the picture."""
-    logging.set_verbosity(logging.ERROR)
-    out = Path(OUT.value)
-    if out.suffix != ".png":
-        raise app.UsageError(f"--out={out} must end in .png")
     mixture = ring()
     far = Mixture(jnp.ones(1), jnp.array([[0.0, 1.8]]), 0.06)
     model = model_with_exact_teacher(mixture)
     starts = {
-        "same": denoiser_of(model, mixture, "denoiser of the mixture"),
-        "disjoint": denoiser_of(model, far, "denoiser of one Gaussian"),
+        "same": denoiser_of(model, mixture, seed, "denoiser of the mixture"),
+        "disjoint": denoiser_of(model, far, seed, "denoiser of one Gaussian"),
     }
     divergences = {
         "SIM": score_implicit_matching(pseudo_huber(0.1)),
         "SiD": score_identity(1.2),
         "Diff-Instruct": integral_kl(),
     }
-    exact = np.asarray(mixture.sample(jax.random.key(SEED.value + 2), SAMPLES))
-    samples = {"the mixture": exact} | {
-        f"{method}, {start} start": generated(model, divergence, params, f"{method}, {start}")
-        for start, params in starts.items()
-        for method, divergence in divergences.items()
-    }
+    samples = {"the mixture": np.asarray(mixture.sample(jax.random.key(seed + 2), SAMPLES))}
+    for start, params in starts.items():
+        for method, divergence in divergences.items():
+            name = f"{method}, {start} start"
+            samples[name] = generated(model, divergence, params, steps, seed, name)
     draw(out, samples, mixture)
     print(f"{'':28} weights wrong by  entropy  outside  weights of the modes")
     for name, those in samples.items():
@@ -280,5 +276,19 @@ def main(_: list[str]) -> None:
     print(out)
 
 
+def main(_: list[str]) -> None:
+    """Compare; a name of a file that cannot be is one line and exit code 2."""
+    logging.set_verbosity(logging.ERROR)
+    out = Path(OUT.value)
+    if out.suffix != ".png":
+        print(f"error: --out={out} must end in .png", file=sys.stderr)
+        sys.exit(2)
+    compare(out, STEPS.value, SEED.value)
+
+
 if __name__ == "__main__":
+    # Here, since names of flags are global to a process.
+    OUT = flags.DEFINE_string("out", None, "a .png file for the picture", required=True)
+    STEPS = flags.DEFINE_integer("steps", 3000, "updates of each generator", lower_bound=1)
+    SEED = flags.DEFINE_integer("seed", 0, "of everything random", lower_bound=0)
     app.run(main)
