@@ -2,9 +2,11 @@
 
     python main.py --mode=describe --config=configs/celebahq256.py:shortcut
 
-The setting of Frans et al. 2024: DiT-B/2, 410,000 steps of 64 images, EMA 0.999, AdamW 1e-4 with
-decay 0.1 (the paper used one TPU v3 node per run). Their table 1, FID-50k at 128 / 4 / 1 steps:
-shortcut 6.9 / 13.8 / 20.5, flow matching 7.3 / 63.3 / 280.5.
+The setting of Frans et al. 2024: DiT-B/2, 410,000 steps of 64 images (their README's command; their
+answers to readers have 256, of a data set that is not named), a quarter of them bootstrapped (their
+code has 1/8: --config.objective.bootstrap_fraction=0.125), EMA 0.999, AdamW 1e-4 with decay 0.1, on
+a TPU v3-32. Their table 1, FID-50k at 128 / 4 / 1 steps: shortcut 6.9 / 13.8 / 20.5, flow matching
+7.3 / 63.3 / 280.5.
 
 The other methods keep their own papers' objectives and this network and optimizer; students name a
 --config.teacher of the same config file, and lcm one of ddpm with --config.prediction.kind=v.

@@ -154,6 +154,11 @@ def sim(config: ConfigDict) -> None:
 def sid(config: ConfigDict) -> None:
     """Score identity Distillation (Zhou et al. 2024)."""
     one_step(config, "score_identity")
+    sid_weighting(config)
+
+
+def sid_weighting(config: ConfigDict) -> None:
+    """The levels and the weight of SiD's code: Karras spacing up to 0.8 of it, rows divided."""
     config.objective.normalize = True
     config.objective.time_sampler = objectives.time_sampler("equal_karras")
     config.objective.time_sampler.highest = 0.8
@@ -247,6 +252,4 @@ def frans_2024(method: str) -> ConfigDict:
     chosen.ema.decays = (0.999,)
     chosen.checkpoint.every = 20_000
     chosen.evaluate.every = 50_000
-    if method == "shortcut":
-        chosen.objective.bootstrap_fraction = 0.125
     return chosen

@@ -61,22 +61,6 @@ def denoising() -> ConfigDict:
     )
 
 
-def shortcut() -> ConfigDict:
-    """objectives/shortcut.py; needs model.second_time = "step_size"."""
-    return ConfigDict(
-        {
-            "name": "shortcut",
-            "max_steps": 128,  # M: step sizes are 1/M, 2/M, 4/M, ..., 1
-            "bootstrap_fraction": 0.25,  # share of the batch; paper 1/4, official code 1/8
-            "target_decay": 0.999,  # EMA of the bootstrap target; 0 is the network itself
-            "target_warmup": True,  # decay at most (1 + step) / (10 + step)
-            "time_sampler": time_sampler(),  # of the flow-matching rows
-            "label_dropout": 0.1,  # of the flow-matching rows
-            "guidance_scale": 1.0,  # trained in at the finest step; form A, 1 is none
-        }
-    )
-
-
 def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
     """How two points are compared."""
     fields = ConfigDict(
@@ -90,6 +74,23 @@ def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
     )
     fields.c = c
     return fields
+
+
+def shortcut() -> ConfigDict:
+    """objectives/shortcut.py; needs model.second_time = "step_size"."""
+    return ConfigDict(
+        {
+            "name": "shortcut",
+            "max_steps": 128,  # M: step sizes are 1/M, 2/M, 4/M, ..., 1
+            "bootstrap_fraction": 0.25,  # share of the batch; paper 1/4, official code 1/8
+            "target_decay": 0.999,  # EMA of the bootstrap target; 0 is the network itself
+            "target_warmup": True,  # decay at most (1 + step) / (10 + step)
+            "time_sampler": time_sampler(),  # of the flow-matching rows
+            "label_dropout": 0.1,  # of the flow-matching rows
+            "guidance_scale": 1.0,  # trained in at the finest step; form A, 1 is none
+            "distance": distance(),  # of the network and its target; the paper's is squared L2
+        }
+    )
 
 
 def curriculum(name: str = "constant") -> ConfigDict:

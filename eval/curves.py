@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 
-from eval.runs import Groups, results_of
+from eval.runs import Groups, Run, results_of
 
 # metric of the training log, after "PLAYER/" if there are several -> heading
 CURVES = {
@@ -21,8 +21,9 @@ CURVES = {
     "fake_excess": "Error of the fake score above its minimum",
     "fake_lag": "Share of its way from the teacher that the fake score lacks",
     "sample_std": "Standard deviation of generated pixels",
-    "frechet_1": "Fréchet distance in one step, while training",
 }
+# Numbers of sampling steps whose distance is drawn against training.
+DISTANCE_STEPS = (1, 4, 128)
 NOISE_LEVELS = 8  # objectives.base.by_noise_level: eighths of the angle arctan(sigma / alpha)
 
 # Okabe & Ito 2008, told apart by colour-blind readers, without black and yellow: each is seen on a
@@ -109,18 +110,31 @@ def frechet_plot(groups: Groups, metric: str) -> Plot | None:
     return Plot(lines, "sampling steps", metric, by_steps=True, level=level)
 
 
-def training_plot(groups: Groups, metric: str) -> Plot | None:
-    """A metric of the training log against the step, one line for each run and player."""
+def training_plot(groups: Groups, metric: str, by_cost: bool = False) -> Plot | None:
+    """A metric of the training log, one line for each run and player.
+
+    by_cost: against the network evaluations of training so far, not against the step; runs whose
+    evaluations are not known are left out.
+    """
     lines = []
     for place, (name, runs) in enumerate(groups.items()):
         players = players_of([row for run in runs for row in run.rows], metric)
         for index, player in enumerate(players):
             label = name if len(players) == 1 else f"{name}, {player.removesuffix('/')}"
             for run in runs:
-                points = [(r["step"], r[player + metric]) for r in run.rows if player + metric in r]
+                cost = evaluations_per_step(run) if by_cost else 1
+                key = player + metric
+                points = [(cost * r["step"], r[key]) for r in run.rows if cost and key in r]
                 if len(points) > 1:
                     lines.append(Line(label, look(place, index), points))
-    return Plot(lines, "training step", metric) if lines else None
+    x_label = "network evaluations in training" if by_cost else "training step"
+    return Plot(lines, x_label, metric) if lines else None
+
+
+def evaluations_per_step(run: Run) -> float | None:
+    """Network evaluations that a training step costs as much as; None if that is not known."""
+    total, step = run.budget["network_evaluations"], run.sampling["step"]
+    return total / step if total and step else None
 
 
 def noise_plot(groups: Groups) -> Plot | None:

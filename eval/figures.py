@@ -9,7 +9,15 @@ import numpy as np
 from PIL import Image
 
 from data.class_names import described
-from eval.curves import CURVES, Plot, frechet_plot, noise_plot, plot_png, training_plot
+from eval.curves import (
+    CURVES,
+    DISTANCE_STEPS,
+    Plot,
+    frechet_plot,
+    noise_plot,
+    plot_png,
+    training_plot,
+)
 from eval.grid import PAPER, enlarged_grid, titled
 from eval.runs import Groups, Run, in_words
 
@@ -28,7 +36,7 @@ MEASURED_BY = {
     "evaluate.reference": "reference {}",
     "data.name": "data {}",
 }
-WHILE_TRAINING = "frechet_1"
+COST = "Training costs as much as so many forward passes of an image; a teacher's are left out."
 # Fields of a sampling protocol as a caption says them; the seed is said last.
 SAMPLED_BY = {
     "sampler": "sampler {}",
@@ -156,22 +164,41 @@ def padded(strip: Image.Image, width: int) -> Image.Image:
 
 def training_figures(groups: Groups) -> list[str]:
     """Curves of the training log, and the loss by noise level at its end."""
-    figures = []
-    for metric, title in CURVES.items():
-        plot = training_plot(groups, metric)
-        caption = "One line for each run; the seeds of a method share its colour." * several(groups)
-        if plot and metric == WHILE_TRAINING:
-            measured = {measured_while_training(run) for run in every(groups)}
-            if len(measured) > 1:
-                continue  # numbers of different protocols have no axis in common
-            caption = f"{measured.pop()} {caption}"
-        figures.append(plot_figure(title, caption.strip(), plot))
+    seeds = "One line for each run; the seeds of a method share its colour." * several(groups)
+    figures = [
+        plot_figure(title, seeds, training_plot(groups, metric)) for metric, title in CURVES.items()
+    ]
+    figures += distance_figures(groups, seeds)
     caption = (
         "The last row of the log. Levels are eighths of the angle of noise to signal. Losses of "
         "different methods are different quantities: compare their shapes."
     )
     figures.append(plot_figure("Loss by noise level", caption, noise_plot(groups)))
     return [figure for figure in figures if figure]
+
+
+def distance_figures(groups: Groups, seeds: str) -> list[str]:
+    """The distance of some numbers of sampling steps against training, by steps and by their cost.
+
+    The cost is that of the run itself, without its teacher's, and is drawn where methods differ.
+    None if the runs were not measured alike: numbers of several protocols have no axis in common.
+    """
+    measured = {measured_while_training(run) for run in every(groups)}
+    if len(measured) > 1:
+        return []
+    (caption,) = measured
+    figures = []
+    for steps in DISTANCE_STEPS:
+        title = f"Fréchet distance in {steps} step{'s' * (steps > 1)}, while training"
+        plot = training_plot(groups, f"frechet_{steps}")
+        figures.append(plot_figure(title, f"{caption} {seeds}".strip(), plot))
+        if len(groups) > 1:
+            plot = training_plot(groups, f"frechet_{steps}", by_cost=True)
+            costs = (
+                "Forward passes per image that training costs as much as, its teacher's left out."
+            )
+            figures.append(plot_figure(f"{title}, by cost", f"{caption} {costs}", plot))
+    return figures
 
 
 def measured_while_training(run: Run) -> str:

@@ -27,8 +27,10 @@ Where the paper, its code and this file differ:
   The code gives each size floor(n / levels) rows and the whole remainder to the largest.
 * Bootstrap and flow rows are different images with different noise. The code takes the same leading
   images and the same keys for both, and never uses the last eighth of a batch.
-* The path is x_t = (1 - t) x_0 + t eps. The code leaves 1e-5 of the noise in the data: in its time
-  x_t = (1 - (1 - 1e-5) t) x_0 + t x_1, with x_0 the noise, and the target x_1 - (1 - 1e-5) x_0.
+* Any path from data at t = 0 to pure noise will do: the semigroup property holds on each, and step
+  sizes divide its range of t as they divide [0, 1] there. Theirs is x_t = (1 - t) x_0 + t eps. The
+  code leaves 1e-5 of the noise in the data: in its time x_t = (1 - (1 - 1e-5) t) x_0 + t x_1, with
+  x_0 the noise, and the target x_1 - (1 - 1e-5) x_0.
 * Nothing is clipped. The code clips the midpoint and the targets to [-4, 4], which moves the fixed
   point wherever |eps - x_0| > 4.
 * `target` is an EMA whose decay warms up. With the paper's 0.999 from the first step the target is
@@ -64,13 +66,15 @@ from objectives.base import (
     by_noise_level,
     condition_of,
     mean_of,
-    per_example,
 )
-from objectives.distances import squared_error
+from objectives.distances import Distance, squared_l2
 from objectives.followers import constant_ema, warmed_ema
 from objectives.model import Model, check_inputs
 from samplers.flow_map import jump
 from samplers.grids import grid
+
+# The signal left at t_max below which a path ends at pure noise.
+LEAST_ALPHA = 1e-3
 
 # (x, t, s, condition) -> average velocity
 AverageVelocity = Callable[[Array, Array, Array, Condition], Array]
@@ -158,9 +162,10 @@ def check_fields(model: Model, max_steps: int, bootstrap_fraction: float) -> Non
     if kind.name != "velocity":
         raise ValueError(f"shortcut needs prediction.kind=velocity, not {kind.name}")
     check_inputs(model, second_time="step_size")
-    if (path.t_min, path.t_max) != (0.0, 1.0):
+    if path.t_min != 0.0 or abs(float(path.alpha(jnp.float32(path.t_max)))) > LEAST_ALPHA:
         raise ValueError(
-            f"shortcut needs a path with t in [0, 1]; path.name={path.name} has another range"
+            "shortcut needs a path from data at t = 0 to pure noise, with a bounded velocity: "
+            f"path.name=linear, vp_cosine or trigflow, not {path.name}"
         )
 
 
@@ -205,8 +210,9 @@ def regression_loss(
     bootstrap_rows: Callable[[Params, Batch, Key], Regression],
     every: int,
     levels: int,
+    distance: Distance,
 ) -> LossFn:
-    """|| u - target ||^2 of every row: one in `every` is a bootstrap row, the others flow rows."""
+    """d(u, target) of every row: one in `every` is a bootstrap row, the others flow rows."""
 
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
@@ -222,7 +228,7 @@ def regression_loss(
         prediction = model.predict(
             params, rows.x_t, rows.t, rows.s, rows.condition, train=True, rng=key_dropout
         )
-        error = per_example(squared_error(prediction, rows.target))
+        error = distance(prediction, rows.target)
         bootstrap_error, flow_error = split_rows(error, every)
         _, flow_t = split_rows(rows.t, every)
         metrics = by_noise_level("loss", flow_error, flow_t, model.path)
@@ -242,20 +248,24 @@ def shortcut(
     time_sampler: TimeSampler | None = None,
     label_dropout: float = 0.1,
     guidance_scale: float = 1.0,
+    distance: Distance | None = None,
 ) -> Objective:
     """The shortcut objective.
 
-    max_steps: M, a power of two; step sizes are 1/M, 2/M, ..., 1.
+    max_steps: M, a power of two; step sizes are 1/M, 2/M, ..., 1 of the path's range of t.
     bootstrap_fraction: share of bootstrap rows, one over an integer (paper 1/4, code 1/8).
     target_decay, target_warmup: EMA that gives the bootstrap targets; 0 is the network itself.
     time_sampler, label_dropout: of the flow rows.
     guidance_scale: guidance that is trained in, form A (1.5 on ImageNet there).
+    distance: between the network and its target, squared L2 by default as there. The mean over
+        noise is the velocity for squared L2 alone; another distance has another fixed point.
     """
     check_fields(model, max_steps, bootstrap_fraction)
     path = model.path
     levels, every = max_steps.bit_length() - 1, round(1.0 / bootstrap_fraction)
     time_sampler = time_sampler or uniform(path)
-    finest = 1.0 / max_steps
+    span = path.t_max - path.t_min
+    finest = span / max_steps
 
     def flow_rows(batch: Batch, key: Key) -> Regression:
         key_t, key_eps, key_label = jax.random.split(key, 3)
@@ -270,14 +280,17 @@ def shortcut(
         key_t, key_eps = jax.random.split(key)
         x_0, condition = batch["x"], condition_of(batch)
         row_levels = dyadic_levels(x_0.shape[0], levels)
-        t, size = dyadic_steps(key_t, row_levels)
+        fraction, share = dyadic_steps(key_t, row_levels)
+        t, size = path.t_min + span * fraction, span * share
         x_t = path.interpolate(x_0, jax.random.normal(key_eps, x_0.shape), t)
         guided = np.flatnonzero(row_levels == levels - 1)
         velocity = guide_rows(partial(model.predict, target), guided, guidance_scale)
         u_target = bootstrap_target(velocity, x_t, t, size, condition)
         return Regression(x_t, t, t - size, condition, u_target)
 
-    loss = regression_loss(model, flow_rows, bootstrap_rows, every, levels)
+    loss = regression_loss(
+        model, flow_rows, bootstrap_rows, every, levels, distance or squared_l2()
+    )
     update = warmed_ema(target_decay) if target_warmup else constant_ema(target_decay)
     return Objective(
         players={"network": Player(model.network.init, loss)},

@@ -239,6 +239,7 @@ def check_same_source(
 def differences(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]:
     """The fields in which two configs are of different runs, with both values.
 
+    A field that the old config does not record counts as what it was then (BEFORE).
     free: beginnings of names that may differ beside CHANGEABLE.
     """
     old, new = ({**BEFORE, **flat(config)} for config in (old, new))

@@ -269,18 +269,31 @@ def test_cifar10_has_the_published_consistency_settings():
 
 def test_cifar10_has_the_published_settings_of_one_step_generators():
     # Zhou et al. 2024; the README of Luo et al. 2023; Yin et al. 2024 (DMD2, on larger images).
-    sid, diff_instruct, dmd = (config_of("cifar10", m) for m in ("sid", "diff_instruct", "dmd"))
-    for config in (sid, diff_instruct, dmd):
+    sim, sid, diff_instruct, dmd = (
+        config_of("cifar10", m) for m in ("sim", "sid", "diff_instruct", "dmd")
+    )
+    for config in (sim, sid, diff_instruct, dmd):
         assert (config.optimizer.learning_rate, config.optimizer.b1) == (1e-5, 0.0)
     assert (sid.batch_size, sid.objective.sigma_init) == (256, 2.5)
-    assert sid.objective.time_sampler.highest == 0.8 and sid.objective.normalize
+    # Luo et al. 2024 take SiD's levels and weight over to SIM.
+    assert sim.batch_size == 128 and not config_of("digits", "sim").objective.normalize
+    for config in (sim, sid):
+        law = config.objective.time_sampler
+        assert (law.name, law.highest, config.objective.normalize) == ("equal_karras", 0.8, True)
     assert (diff_instruct.batch_size, diff_instruct.objective.sigma_init) == (128, 1.0)
-    for config in (sid, diff_instruct):  # half-lives of 0.5 M images
+    for config in (sim, sid, diff_instruct):  # half-lives of 0.5 M images
         half_life = np.log(0.5) / np.log(config.ema.decays[0]) * config.batch_size
         assert half_life == pytest.approx(5e5, rel=0.15)
     law = dmd.objective.time_sampler
     assert (law.name, law.lowest, law.highest) == ("equal_karras", 0.02, 0.98)
     assert (dmd.objective.sigma_init, dmd.objective.fake_score_updates) == (80.0, 5)
+
+
+def test_the_latent_configs_have_the_paper_s_share_of_bootstrap_rows():
+    # Frans et al. 2024; their code's default is 1/8.
+    for name, batch in (("imagenet256", 256), ("celebahq256", 64)):
+        config = config_of(name, "shortcut")
+        assert (config.batch_size, config.objective.bootstrap_fraction) == (batch, 0.25)
 
 
 def test_the_law_of_fashion_mnist_s_noise_is_the_paper_s_in_units_of_its_deviation():

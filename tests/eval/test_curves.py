@@ -84,6 +84,18 @@ def test_losses_are_one_line_per_run_and_player(tmp_path):
     assert training_plot(found, "gap") is None
 
 
+def test_distances_are_drawn_against_the_cost_of_training_where_it_is_known(tmp_path):
+    rows = [{"step": step, "evaluate/frechet_4": 90.0 / step} for step in (1000, 3000)]
+    found = groups(tmp_path, {"method": "a", "rows": rows}, {"method": "b", "rows": rows})
+    assert training_plot(found, "frechet_4", by_cost=True) is None
+    costly = {"network_evaluations": 6e6}  # after 3,000 steps
+    found["b"] = [run._replace(budget={**run.budget, **costly}) for run in found["b"]]
+    plot = training_plot(found, "frechet_4", by_cost=True)
+    assert points(plot) == {"b": [[(2e6, 0.09), (6e6, 0.03)]]}
+    assert plot.x_label == "network evaluations in training"
+    assert plot.lines[0].look == training_plot(found, "frechet_4").lines[1].look
+
+
 def test_the_last_loss_of_each_noise_level_is_the_mean_of_the_seeds(tmp_path):
     rows = [
         {"step": 1, "loss": 1.0, "loss_noise_0": 9.0, "loss_noise_3": 4.0, "loss_noise_7": 1.0},

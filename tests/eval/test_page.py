@@ -276,8 +276,23 @@ def test_distances_while_training_are_drawn_only_if_measured_alike(tmp_path):
     b = evaluated_run(tmp_path / "b", "ect", steps=(1,))
     c = evaluated_run(tmp_path / "c", "sim", steps=(1,), config={"evaluate": evaluate})
     measured = "Measured while training: features classifier, 1000 samples, reference all"
-    assert measured in read(tmp_path, a, b).text
+    both = read(tmp_path, a, b).text
+    assert measured in both
+    assert "Fréchet distance in 1 step, while training" in both and "by cost" not in both
     assert "while training" not in read(tmp_path, a, c).text
+
+
+def test_methods_of_known_cost_are_also_compared_by_it(tmp_path):
+    folders = [evaluated_run(tmp_path / name, name, steps=(1,)) for name in ("cd", "ect")]
+    runs = [
+        run._replace(budget={**run.budget, "network_evaluations": 9e6})
+        for run in load_runs(folders)
+    ]
+    results_page(tmp_path / "page.html", title="t", runs=runs)
+    assert (
+        "Fréchet distance in 1 step, while training, by cost"
+        in (tmp_path / "page.html").read_text()
+    )
 
 
 def in_browser(path, page, script, *flags):
