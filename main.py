@@ -28,7 +28,8 @@ from configs.methods import TEACHERS
 from modes import MODES, Request
 from modes.compilation_cache import keep_compiled
 from modes.request import check_started_alike
-from training import exits, processes
+from training import clusters, exits, joining, processes
+from training.door import MissingError
 from training.files import in_words
 from training.preemption import INTERRUPTED, Preempted, Preemption
 from training.report import DivergedError
@@ -75,6 +76,9 @@ COORDINATOR = flags.DEFINE_string(
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one, from 0.")
+JOIN_TIMEOUT = flags.DEFINE_float(
+    "join_timeout", joining.JOIN, "Seconds to wait until all processes of the job have started."
+)
 OUT = flags.DEFINE_string("out", None, "sample: a folder or an .npz file. report: an .html file.")
 
 
@@ -108,6 +112,7 @@ USED_BY = {
     "coordinator": TOGETHER,
     "num_processes": TOGETHER,
     "process_id": TOGETHER,
+    "join_timeout": TOGETHER,
 }
 
 
@@ -117,11 +122,13 @@ def main(_: list[str]) -> None:
     try:
         asked = request()
         keep_compiled(asked)
-        where = processes.rendezvous(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        where = clusters.rendezvous(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         if where or DISTRIBUTED.value:
-            processes.join(where)
+            joining.join(where, JOIN_TIMEOUT.value)
     except (ValueError, OSError) as error:
         fail(error)
+    except MissingError as error:
+        fail(error, exits.PEER_DIED)
     with processes.together():
         run(asked)
 

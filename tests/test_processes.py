@@ -16,7 +16,6 @@ from tests.cli import end_together
 from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import largest_difference
 from training import checkpoint, exits, restore
-from training.processes import rendezvous
 
 SMALL = (
     "--config.model.size=nano",
@@ -222,7 +221,7 @@ def test_processes_with_different_flags_are_refused_before_anything_is_written(t
 def test_hosts_are_slices_that_data_spans(alone, tmp_path):
     if not cli.hosts_can_be_made():
         pytest.skip("this user may not mount a boot id for each process")
-    hosts = {"own_host": True, "devices": 2}
+    hosts = {"before": dict.fromkeys((0, 1), cli.become_a_host), "devices": 2}
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
     run_together(2, *TRAIN, *mesh, f"--workdir={tmp_path}/run", **hosts)
     assert_same_run(tmp_path / "run", alone)
@@ -233,23 +232,6 @@ def test_hosts_are_slices_that_data_spans(alone, tmp_path):
         2, "--mode=doctor", *TRAIN, *mesh, f"--workdir={tmp_path}/run", **hosts
     )
     assert "2 slice(s) of 2 device(s), 2 process(es) of 2" in doctor.stdout
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (("127.0.0.1:1", None, 0), "--num_processes is missing"),
-        ((None, 2, None), "--coordinator, --process_id is missing"),
-        (("127.0.0.1", 2, 0), "must be HOST:PORT"),
-        (("127.0.0.1:99999", 2, 0), "must be HOST:PORT"),
-        (("127.0.0.1:1", 2, 2), "--process_id=2 must be in 0 .. 1"),
-    ],
-)
-def test_processes_meet_at_an_address(given, message):
-    with pytest.raises(ValueError, match=message):
-        rendezvous(*given)
-    assert rendezvous(None, None, None) is None
-    assert rendezvous("[::1]:1", 2, 1) == ("[::1]:1", 2, 1)
 
 
 def test_modes_that_no_several_processes_run_say_so():

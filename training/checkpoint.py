@@ -11,9 +11,10 @@ folder per network lets sampling read the one that it needs. The data order foll
 which is in the config, and the step. training/restore.py reads them.
 """
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,6 +27,7 @@ from training.files import UNWRITABLE
 from training.fingerprint import fingerprint
 from training.identity import Identity, identity_of
 from training.seal import sealed
+from training.sharding import first_process_says
 from training.state import TrainState
 
 FOLDER, DAMAGED = "checkpoints", "damaged"
@@ -67,6 +69,7 @@ class Lowest(policies.PreservationPolicy):
 
 
 KEEP_ALL = Retention()
+LONGEST = 86400.0  # seconds that a save may take if nothing else is said
 
 
 def policy(retention: Retention) -> policies.PreservationPolicy:
@@ -80,24 +83,32 @@ def policy(retention: Retention) -> policies.PreservationPolicy:
 
 @contextmanager
 def open_checkpoints(
-    workdir: Path, retention: Retention = KEEP_ALL
+    workdir: Path,
+    retention: Retention = KEEP_ALL,
+    limit: float = LONGEST,
+    watched: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints of a run, to be saved asynchronously; the last save is waited for at the end.
 
-    Raises OSError if that one could not be written.
+    limit: seconds that the processes wait for each other in a save. watched: entered while that
+    last save is waited for. Raises OSError if it could not be written.
     """
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy(retention), cleanup_tmp_directories=True
+        preservation_policy=policy(retention),
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(timeout_secs=math.ceil(min(limit, LONGEST))),
     )
     checkpoints = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
     try:
         yield checkpoints
-        wait(checkpoints)
+        with watched():
+            wait(checkpoints)
     except BaseException:
-        with suppress(Exception):  # of a save that fails too; the first error says why
+        with suppress(Exception), watched():  # of a save that fails too; the first error says why
             checkpoints.close()
         raise
-    checkpoints.close()
+    with watched():
+        checkpoints.close()
 
 
 def items(state: TrainState) -> dict[str, Any]:
@@ -121,7 +132,7 @@ def save(
     """
     wait(checkpoints)
     step = int(state.step)
-    if step in checkpoints.all_steps():
+    if first_process_says(step in checkpoints.all_steps()):
         return
     trees = items(state)
     prints = {name: fingerprint(tree) for name, tree in trees.items()}
@@ -161,6 +172,12 @@ def wait(checkpoints: ocp.CheckpointManager) -> None:
         checkpoints.wait_until_finished()
 
 
+def check(checkpoints: ocp.CheckpointManager) -> None:
+    """Raises OSError if the save that is under way has failed already; does not wait for it."""
+    with write_errors(checkpoints):
+        checkpoints.check_for_errors()
+
+
 @contextmanager
 def write_errors(checkpoints: ocp.CheckpointManager, step: int | None = None) -> Iterator[None]:
     """Turn what Orbax and TensorStore raise into one OSError that says what is left.
@@ -169,6 +186,9 @@ def write_errors(checkpoints: ocp.CheckpointManager, step: int | None = None) ->
     """
     try:
         yield
+    except TimeoutError as error:  # in Orbax's barrier: another process hangs in its part
+        message = f"error: {checkpoints.directory}: a save was not finished in time"
+        processes.abort(exits.STALLED, f"{message} ({first_line(error)})")
     except Exception as error:  # of half a dozen types
         checkpoints.reload()
         left = max(checkpoints.all_steps(), default=None)

@@ -191,24 +191,27 @@ def train(
     start = int(state.step)
     unfinished = restore.read_record(workdir, start).get(UNFINISHED) if start else None
     source = batches(start)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with (
         in_place(workdir) as check_place,
-        checkpoint.open_checkpoints(workdir, retention) as checkpoints,
+        Watchdog(workdir, patience, size) as watchdog,
+        checkpoint.open_checkpoints(
+            workdir, retention, patience.of_save(size), watchdog.saving
+        ) as checkpoints,
         Report(
             workdir, start, schedule.steps, batch_size, schedule.log, optimizers, unfinished
         ) as report,
-        Watchdog(workdir, patience) as watchdog,
     ):
 
         def save() -> None:
             check_place()
-            with watchdog.paused():
+            with watchdog.saving():
                 checkpoint.save(checkpoints, state, config, run, report.unfinished())
             report.restart_clock()
 
         def stopped(done: int) -> Preempted:
             save()
-            with watchdog.paused():
+            with watchdog.saving():
                 checkpoint.wait(checkpoints)  # what is raised says that the step is saved
             return preempted(done)
 
@@ -238,6 +241,7 @@ def train(
             done += count
             report.after_steps(done, count, metrics)
             watchdog.beat()
+            checkpoint.check(checkpoints)
             stop, save_due = preemption.requested(done), due(done, schedule.steps, schedule.save)
             if save_due:
                 report.flush(done)
