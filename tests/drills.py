@@ -30,10 +30,14 @@ TRAIN = (
     "--config=configs/digits.py:shortcut",
     "--config.model.size=nano",
     "--config.batch_size=64",
+    "--config.optimizer.schedule=constant",
+    "--config.optimizer.warmup_steps=0",
     "--config.log.every=5",
     "--config.checkpoint.every=20",
     "--config.evaluate.steps=()",
 )
+# Each process writes parts of every array.
+SPLIT = ("--config.mesh.data=1", "--config.mesh.fsdp=2")
 STARTED = 240.0  # seconds until the first checkpoint, on a busy machine
 ENDED = 120.0  # seconds in which all must have ended, whatever happens
 SAVED = "checkpoints/20"
@@ -159,30 +163,31 @@ def same_id(folder: Path) -> list[Ended]:
 
 
 def port_in_use(folder: Path) -> list[Ended]:
-    """Another program has the port, of a job that the environment describes."""
-    job = Job(folder, "--distributed", "--join_timeout=8", count=0)
+    """Another program has the port of a Slurm job."""
+    job = Job(folder, "--distributed", count=0)
     with socket.create_server(("", 0)) as other:
-        variables = {
-            "SLURM_JOB_ID": "1",
-            "SLURM_STEP_NODELIST": "127.0.0.1",
-            "SLURM_NTASKS": "2",
-            "SLURM_PROCID": "0",
-            "SLURM_LOCALID": "0",
-            "JAX_COORDINATOR_PORT": str(other.getsockname()[1]),
-        }
-        job.add(before=partial(os.environ.update, variables))
+        job.add(before=partial(faults.slurm_task, 0, 2, other.getsockname()[1]))
         return job.end()
+
+
+def by_slurm(folder: Path, before: Callable[..., None]) -> list[Ended]:
+    """A short run of a Slurm job."""
+    job = Job(folder, "--distributed", count=0, steps=20)
+    port = int(cli.free_address().rpartition(":")[2])
+    for index in (0, 1):
+        job.add(before=partial(before, index, 2, port))
+    return job.end()
 
 
 def full_at_start(folder: Path, victim: int) -> list[Ended]:
     """The disk takes no file of one process from the start."""
-    return Job(folder, before={victim: partial(faults.full_disk, 2000)}).end()
+    return Job(folder, *SPLIT, before={victim: partial(faults.full_disk, 2000)}).end()
 
 
 def full_in_save(folder: Path, victim: int) -> list[Ended]:
     """The disk takes no file of one process after the first checkpoint."""
     first = folder / "run" / SAVED
-    job = Job(folder, before={victim: partial(faults.full_disk_after, first, 16_000)})
+    job = Job(folder, *SPLIT, before={victim: partial(faults.full_disk_after, first, 16_000)})
     job.wait_for(SAVED)
     return job.end()
 
@@ -334,6 +339,14 @@ DRILLS = [
         ("not finite", ""),
     ),
     Drill("SIGTERM comes to process 1 alone", stopped, (75, 75), ("preempted, resumable", "")),
+    Drill("a job of Slurm", partial(by_slurm, before=faults.slurm_task), (0, 0), ("", ""), ENDED),
+    Drill(
+        "a job that JAX alone detects",
+        partial(by_slurm, before=faults.task_for_jax),
+        (0, 0),
+        ("", ""),
+        ENDED,
+    ),
     Drill(
         "each process is a host of its own",
         partial(started, before=dict.fromkeys((0, 1), cli.become_a_host)),

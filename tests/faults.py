@@ -6,7 +6,7 @@ import threading
 import time
 
 from tests import cli
-from training import watch, watchdog
+from training import clusters, watch, watchdog
 
 
 def full_disk(size):
@@ -56,3 +56,21 @@ def hanging_save(save):
 
     short_limits(save=save)
     ocp.CheckpointManager.wait_until_finished = lambda self: time.sleep(1000.0)
+
+
+def slurm_task(index, count, port):
+    """This process is a task of a Slurm job on this host."""
+    os.environ |= {
+        "SLURM_JOB_ID": "1",
+        "SLURM_STEP_NODELIST": "127.0.0.1",
+        "SLURM_NTASKS": str(count),
+        "SLURM_PROCID": str(index),
+        "SLURM_LOCALID": "0",
+        "JAX_COORDINATOR_PORT": str(port),
+    }
+
+
+def task_for_jax(index, count, port):
+    """The same, of a cluster whose variables nobody but JAX knows."""
+    slurm_task(index, count, port)
+    clusters.detected = lambda: None

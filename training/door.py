@@ -143,7 +143,8 @@ class Door:
                 time.sleep(AGAIN)
                 continue
             told = waited
-            for guest in self.inside.copy().values():
+            # Process 0 last: once it goes on, it speaks to the others of other things.
+            for _, guest in sorted(self.inside.copy().items(), reverse=True):
                 guest.channel.try_to_send(status)
             if self.complete or "over" in status:
                 return

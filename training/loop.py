@@ -241,7 +241,6 @@ def train(
             done += count
             report.after_steps(done, count, metrics)
             watchdog.beat()
-            checkpoint.check(checkpoints)
             stop, save_due = preemption.requested(done), due(done, schedule.steps, schedule.save)
             if save_due:
                 report.flush(done)

@@ -18,17 +18,17 @@ import numpy as np
 from jax.experimental import multihost_utils
 from tqdm import tqdm
 
-from training import exits
+from training import exits, watch
 from training.watch import Watch
 
 VISIBLE, POLL = 10.0, 0.1  # seconds until all hosts see what one has written
 _watch: Watch | None = None
 
 
-def enter(watch: Watch) -> None:
+def enter(watching: Watch) -> None:
     """Be one of several processes from now on, which watch each other."""
     global _watch
-    _watch = watch
+    _watch = watching
 
 
 @contextmanager
@@ -87,7 +87,7 @@ def fail(code: int, text: str) -> None:
     """Say an error and end this process; as one of several, so that the others end too."""
     if _watch is not None:
         _watch.fail(code, text)
-    print(text, file=sys.stderr)
+    watch.say(text)
     sys.exit(code)
 
 
@@ -95,7 +95,7 @@ def abort(code: int, text: str) -> None:
     """`fail` from any thread, when the main one hangs: nothing is waited for but the others."""
     if _watch is not None:
         _watch.fail(code, text)
-    print(text, file=sys.stderr)
+    watch.say(text)
     exits.end(code)
 
 
@@ -104,7 +104,7 @@ def within(seconds: float, otherwise: str) -> Iterator[None]:
     """End the process with a message if the block, which waits for others, takes too long."""
 
     def give_up() -> None:
-        print(f"error: after {seconds:g} s {otherwise}", file=sys.stderr)
+        watch.say(f"error: after {seconds:g} s {otherwise}")
         exits.end(exits.PEER_DIED)
 
     timer = threading.Timer(seconds, give_up)

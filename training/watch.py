@@ -12,6 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 
 import jax
 from tqdm import tqdm
@@ -41,6 +42,7 @@ class Watch:
         self.ended: set[int] = set()
         self.failures: list[tuple[Peer, str]] = []
         self.failing = self.leaving = False
+        self.stopping = threading.Lock()  # held by the thread that ends this process
         # Beats of ours since the other side was heard. A process that was suspended itself made
         # none, and so takes nobody for lost.
         self.unheard = dict.fromkeys(self.channels, 0)
@@ -88,7 +90,7 @@ class Watch:
             say(f"this process gave no sign of life for {HUNG:g} s, so the others ended; {AGAIN}")
             exits.end(exits.PEER_DIED)
         self.ended.add(peer.index)
-        if self.leaving or event == LEFT:
+        if self.leaving or event == LEFT or self.stopping.locked():
             return
         if self.me.index == 0 or event == SILENT:
             self.tell(peer, event, text)
@@ -118,6 +120,8 @@ class Watch:
 
     def stop(self, line: str, code: int = exits.PEER_DIED) -> None:
         """Say one line, wait where others must go first, and end this process here and now."""
+        if not self.stopping.acquire(blocking=False):
+            threading.Event().wait()  # another thread has begun to end the process
         say(line)
         if self.me.index == 0:
             time.sleep(LINGER)
@@ -142,6 +146,7 @@ class Watch:
 
 
 def say(line: str) -> None:
-    """Print a line, if there is one, above the progress bar."""
+    """Print a line, if there is one, above the progress bar; a log that is full hinders nothing."""
     if line:
-        tqdm.write(line, file=sys.stderr)
+        with suppress(OSError, ValueError):
+            tqdm.write(line, file=sys.stderr)

@@ -188,7 +188,7 @@ def test_one_of_several_processes_ends_where_it_cannot_write(saved, tmp_path, mo
     with (
         pytest.raises(SystemExit, match=r"2: error: checkpoint 2 could not be written to"),
         checkpoint.open_checkpoints(tmp_path) as checkpoints,
-        checkpoint.write_errors(checkpoints, 2),
+        checkpoint.write_errors(Path(checkpoints.directory), 2),
     ):
         raise RuntimeError("anything")
 

@@ -126,6 +126,7 @@ def test_a_closed_connection_is_a_death_unless_the_process_has_left(connected, e
 def test_an_error_is_told_to_all_and_explains_their_end(connected, ends, capfd):
     _, _, failing = connected(0, 1)
     failing.send([PEERS[2], watch.FAILED, "error: the disk is full"])
+    failing.connection.shutdown(socket.SHUT_WR)
     wait_for(lambda: len(ends) == 2)
     assert ends == [exits.PEER_DIED] * 2
     line = f"{PEERS[2]} ended with an error: the disk is full"
@@ -139,3 +140,19 @@ def test_an_error_that_all_have_is_said_once(connected, ends, capfd):
         fail.start()
     wait_for(lambda: len(ends) == 2)
     assert ends == [exits.BAD_INPUT] * 2 and capfd.readouterr().err == "error: all\n"
+
+
+def test_the_end_of_those_who_heard_of_an_error_is_no_news(connected, ends, capfd, monkeypatch):
+    monkeypatch.setattr(watch, "LINGER", 0.5)
+    first, *others = connected(0)
+    failing = threading.Thread(
+        target=first.fail, args=(exits.BAD_INPUT, "error: ours"), daemon=True
+    )
+    failing.start()
+    assert heard(others[0]) == [list(PEERS[0]), watch.FAILED, "error: ours"]
+    time.sleep(watch.GRACE + 0.2)
+    for channel in others:
+        channel.connection.shutdown(socket.SHUT_RDWR)
+    wait_for(lambda: ends)
+    time.sleep(0.2)
+    assert ends == [exits.BAD_INPUT] and capfd.readouterr().err == "error: ours\n"
