@@ -125,6 +125,8 @@ def main(_: list[str]) -> None:
         where = clusters.rendezvous(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         if where or DISTRIBUTED.value:
             joining.join(where, JOIN_TIMEOUT.value)
+        elif flags.FLAGS["join_timeout"].present:
+            raise ValueError("--join_timeout goes with --distributed or --coordinator")
     except (ValueError, OSError) as error:
         fail(error)
     except MissingError as error:

@@ -218,7 +218,8 @@ def wait_inside(meeting: Meeting, me: Peer, channel: Channel) -> tuple[int, Gues
             return status["runtime"], Guest(Peer(*status["first"]), channel)
         who = f"{listed(status['missing'])} of {meeting.count}"
         if "over" in status:
-            raise MissingError(f"{who} did not come to {meeting} in time; {START_ALL}")
+            seconds = f"{status['waited']:.0f} s"
+            raise MissingError(f"{who} did not come to {meeting} in {seconds}; {START_ALL}")
         if me.index == 0 and status["waited"] > news:
             print(f"waiting for {who} ({status['waited']:.0f} s)", file=sys.stderr, flush=True)
             news += NEWS

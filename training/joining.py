@@ -1,5 +1,6 @@
 """Becoming one of the processes of a run: they meet, watch each other, and start JAX's runtime."""
 
+import math
 import os
 import secrets
 import socket
@@ -33,8 +34,8 @@ def join(where: Rendezvous | None, limit: float = JOIN) -> None:
     Before any other use of JAX. limit: seconds to wait for the others. Raises ValueError if there
     is no such job or it does not let this one in, door.MissingError if others do not come.
     """
-    if limit <= 0.0:
-        raise ValueError(f"--join_timeout={limit:g} must be above 0")
+    if not 0.0 < limit < math.inf:
+        raise ValueError(f"--join_timeout={limit:g} must be a number of seconds above 0")
     found = where or clusters.detected()
     if found is None:
         join_by_runtime(limit)
