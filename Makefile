@@ -2,6 +2,7 @@
 # make test    the same environment, every test that needs no PyTorch
 # make parity  the DiT, Inception and DINOv2 against PyTorch transcriptions (installs PyTorch, on the CPU)
 # make soak    long campaigns of kills, stops and damage against what docs/running.md promises
+# make drills  two processes of one job, one of which is killed, frozen, late, ...: the table of docs/clusters.md
 # make lint    ruff, shellcheck
 # make lock    exact versions again, from the ranges in requirements*.txt
 
@@ -17,12 +18,13 @@ RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
 DEMO_STEPS ?= 1200
 TEST_WORKERS ?= 2
+DRILLS ?=
 SOAK ?= --kills=30 --stops=30 --damages=80
 
-.PHONY: help demo test parity soak lint lock clean
+.PHONY: help demo test parity soak drills lint lock clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -6
+	@sed -n 's/^# //p' Makefile | head -7
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with ensurepip on PATH; name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
@@ -55,6 +57,9 @@ parity: $(VENV)/.parity
 
 soak: $(VENV)/.installed
 	$(RUN) -m tests.soak $(SOAK)
+
+drills: $(VENV)/.installed
+	$(RUN) -m tests.drills $(DRILLS)
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -30,7 +30,8 @@ from modes import MODES, Request
 from modes.command_line import take_none, unknown_field
 from modes.compilation_cache import keep_compiled
 from modes.request import at_home, check_started_alike, with_home
-from training import exits, processes
+from training import clusters, exits, joining, processes
+from training.door import MissingError
 from training.fields import check_fields
 from training.files import in_words
 from training.preemption import BROKEN_OFF, INTERRUPTED, Preempted, Preemption
@@ -79,6 +80,9 @@ COORDINATOR = flags.DEFINE_string(
 )
 NUM_PROCESSES = flags.DEFINE_integer("num_processes", None, "With --coordinator: how many.")
 PROCESS_ID = flags.DEFINE_integer("process_id", None, "With --coordinator: which one, from 0.")
+JOIN_TIMEOUT = flags.DEFINE_float(
+    "join_timeout", joining.JOIN, "Seconds to wait until all processes of the job have started."
+)
 PROFILE = flags.DEFINE_string(
     "profile", None, "train: START:STOP, the steps of which a trace is kept, such as 100:103."
 )
@@ -118,6 +122,7 @@ USED_BY = {
     "coordinator": TOGETHER,
     "num_processes": TOGETHER,
     "process_id": TOGETHER,
+    "join_timeout": TOGETHER,
 }
 
 
@@ -127,11 +132,15 @@ def main(_: list[str]) -> None:
     try:
         asked = request()
         keep_compiled(asked)
-        where = processes.rendezvous(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
+        where = clusters.rendezvous(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         if where or DISTRIBUTED.value:
-            processes.join(where)
+            joining.join(where, JOIN_TIMEOUT.value)
+        elif flags.FLAGS["join_timeout"].present:
+            raise ValueError("--join_timeout goes with --distributed or --coordinator")
     except (ValueError, OSError) as error:
         fail(error)
+    except MissingError as error:
+        fail(error, exits.PEER_DIED)
     with processes.together():
         run(asked)
 

@@ -67,6 +67,8 @@ def config() -> ConfigDict:
                 "seconds": 60.0,  # that a step may take
                 "factor": 10.0,  # times the median step, that one may take if that is more
                 "exit_after": 1800.0,  # seconds until the process ends (exit code 77); 0 is never
+                # GB/s that a save reaches at least, or the process ends too; 0 is no limit
+                "disk_speed": 0.01,
             },
             "log": {"every": 50},  # steps averaged in a row of metrics.jsonl
             "evaluate": {

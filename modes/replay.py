@@ -25,7 +25,7 @@ from training.identity import check_same_sources
 from training.labels import training_counts
 from training.loop import abstract_state, compile_step, create_state
 from training.replay import FOLDER, Findings, findings, observe_gradient, observed, read_newest
-from training.sharding import make_mesh, put_batch
+from training.sharding import first_process_says, make_mesh, put_batch
 from training.teacher import load_teacher, teacher_identity
 
 SHOWN = 10  # rows and arrays
@@ -84,7 +84,7 @@ def step_again(
 ) -> Metrics:
     """The metrics, on the host, of a step of a run and of what it was made of."""
     objective, optimizers = experiment.objective, experiment.optimizers
-    if restore.has_checkpoint(path):
+    if first_process_says(restore.has_checkpoint(path)):
         objective = objective._replace(init_from={})
     frozen = load_teacher(config, experiment._replace(objective=objective), mesh)
     labels = training_counts(config, dataset, path)

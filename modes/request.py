@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from data import FIRST_DECODING, NEWEST_DECODING, Dataset
 from data.decoding import BACKGROUND
 from objectives.base import Params
 from training import restore, workdir
+from training.code_version import code_version, describe_code
 from training.experiment import Experiment, build, debugged, rebuild, with_sampled
 from training.fields import check_fields
 from training.identity import as_dict, check_same_sources, flat
@@ -97,12 +99,13 @@ def with_home(config: ConfigDict) -> ConfigDict:
 
 
 def check_started_alike(mode: str, request: Request) -> None:
-    """Raises ValueError, in all processes, that names the flags in which their commands differ.
+    """Raises ValueError, in all processes, that names the flags or the code in which they differ.
 
     Flags in PER_HOST may differ: they say where something lies on a host's own disk.
     """
     values = request._asdict() | {"mode": mode, "config": None}
     values.update({"config_of_method": None, "teachers": None})
+    check_same_code()
     flags = {name: str(value) for name, value in values.items()}
     if request.config is not None:
         flags |= flat({"config": as_dict(request.config)})
@@ -116,6 +119,22 @@ def check_started_alike(mode: str, request: Request) -> None:
             f"the processes were started with different flags: {'; '.join(differing)}. Start all "
             "of them with the same command"
         )
+
+
+def check_same_code() -> None:
+    """Raises ValueError, in all processes, that names the versions if they run different code.
+
+    They would compile different programs, and wait in one for the others for ever.
+    """
+    packages = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib")]
+    versions = gather([describe_code(code_version()), code_version()["sources"], *packages])
+    for index, version in enumerate(versions):
+        if version[1:] != versions[0][1:]:
+            others, first = (", ".join([own[0], *own[2:]]) for own in (version, versions[0]))
+            raise ValueError(
+                f"process {index} runs other code than process 0: {others} there, {first} here. "
+                "Install the same on all hosts"
+            )
 
 
 def by_flag(commands: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:

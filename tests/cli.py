@@ -47,10 +47,10 @@ def run(*arguments, expect=0, devices=1, nano=None):
 class Command:
     """`python main.py ARGUMENTS`, running."""
 
-    def __init__(self, arguments, devices=1, nano=None, own_host=False):
-        self.folder = TemporaryDirectory()
+    def __init__(self, arguments, devices=1, nano=None, before=None):
+        self.folder, self.arguments = TemporaryDirectory(), arguments
         self.outputs = [Path(self.folder.name, name) for name in Result._fields]
-        arguments = (arguments, environment(devices), self.outputs, nano, own_host)
+        arguments = (arguments, environment(devices), self.outputs, nano, before)
         self.process = SERVER.Process(target=call, args=arguments)
         self.process.start()
 
@@ -64,24 +64,33 @@ class Command:
             return Result(*(path.read_text() for path in self.outputs))
 
 
-def start_together(count, *arguments, own=None, nano=None, devices=1, own_host=False):
+def start_together(count, *arguments, own=None, nano=None, devices=1, before=None):
     """The command in so many processes; `own`: {index: further arguments}.
 
-    devices: of each. own_host: whether JAX should take each for a host, and so a slice, of its own.
+    devices: of each. before: {index: what is called in that process before the command}.
     """
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    joined = [f"--coordinator={address}", f"--num_processes={count}"]
+    address = free_address()
     return [
         Command(
-            [*arguments, *joined, f"--process_id={i}", *(own or {}).get(i, [])],
+            [*arguments, *joined(address, count, i), *(own or {}).get(i, [])],
             devices,
             nano,
-            own_host,
+            (before or {}).get(i),
         )
         for i in range(count)
     ]
+
+
+def free_address():
+    """HOST:PORT over loopback."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{free.getsockname()[1]}"
+
+
+def joined(address, count, index):
+    """The flags of one of several processes."""
+    return [f"--coordinator={address}", f"--num_processes={count}", f"--process_id={index}"]
 
 
 def end_together(commands, expect=0):
@@ -102,19 +111,28 @@ def run_together(count, *arguments, expect=0, **how):
 
 
 def become_a_host():
-    """Give this process a boot id of its own, by which JAX tells hosts. Raises OSError."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    with NamedTemporaryFile("w", delete=False) as file:
+    """Give this process a boot id of its own, by which JAX tells hosts, and so slices."""
+    with NamedTemporaryFile("w") as file:
         file.write(f"{uuid4()}\n")
-    steps = (
-        (libc.unshare, NEW_MOUNTS),
-        (libc.mount, b"none", b"/", None, PRIVATE, None),
-        (libc.mount, file.name.encode(), BOOT_ID.encode(), None, BIND, None),
-    )
-    for function, *arguments in steps:
-        if function(*arguments):
-            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-    os.unlink(file.name)
+        file.flush()
+        private_mounts()
+        mount(file.name, BOOT_ID, None, BIND)
+
+
+def private_mounts():
+    """Let nobody else see what this process mounts from now on. Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.unshare(NEW_MOUNTS):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+    mount("none", "/", None, PRIVATE)
+
+
+def mount(source, target, kind, flags, options=""):
+    """mount(2). Raises OSError."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    texts = [None if text is None else os.fsencode(text) for text in (source, target, kind)]
+    if libc.mount(*texts, ctypes.c_ulong(flags), options.encode()):
+        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
 def hosts_can_be_made():
@@ -125,10 +143,8 @@ def hosts_can_be_made():
     return process.exitcode == 0
 
 
-def call(arguments, variables, outputs, nano, own_host):
+def call(arguments, variables, outputs, nano, before):
     """Become the command; runs in the forked process."""
-    if own_host:
-        become_a_host()
     for descriptor, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()  # the fork server's are those of its first command
@@ -141,4 +157,6 @@ def call(arguments, variables, outputs, nano, own_host):
     from models.dit import SIZES
 
     SIZES |= {"nano": nano} if nano else {}
+    if before is not None:
+        before()
     app.run(main.main, flags_parser=main.parse)

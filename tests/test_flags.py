@@ -36,13 +36,14 @@ FLAGS = {
     "profile": ("4:7", "profile", Window(4, 7)),
 }
 # Read by `main` itself, before there is a request.
-OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id")
+OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "join_timeout")
 TEXTS = {name: text for name, (text, *_) in FLAGS.items()} | {
     "config": CONFIG,
     "distributed": "true",
     "coordinator": "127.0.0.1:1",
     "num_processes": "2",
     "process_id": "1",
+    "join_timeout": "60",
 }
 RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
 TOGETHER = ("train", "evaluate", "sample", "compare", "replay", "doctor")

@@ -1,6 +1,9 @@
 """Several processes over loopback, by the command line: as one, or ended together."""
 
 import json
+import os
+import signal
+import socket
 import time
 from functools import partial
 
@@ -11,13 +14,12 @@ from jax.sharding import SingleDeviceSharding
 from PIL import Image
 
 from models.dit import Size
-from tests import cli
+from tests import cli, faults
 from tests.cli import end_together
 from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import largest_difference
 from training import checkpoint, exits, restore
 from training.metrics import read_rows
-from training.processes import rendezvous
 
 SMALL = (
     "--config.model.size=nano",
@@ -174,6 +176,53 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(shared, tmp_path):
     assert step == other_step == 12 and largest_difference(state, other) == 0.0
 
 
+def test_a_frozen_process_is_named_and_ends_when_it_goes_on(tmp_path):
+    before = dict.fromkeys((0, 1), partial(faults.short_limits, 6.0))
+    workdir = tmp_path / "run"
+    flags = ("--config.steps=100000", f"--workdir={workdir}")
+    commands = start_together(2, *TRAIN, *flags, before=before)
+    wait_for(lambda: (workdir / "checkpoints" / "3").exists())
+    victim = commands[0].process
+    os.kill(victim.pid, signal.SIGSTOP)
+    start = time.monotonic()
+    commands[1].process.join(BOUND)
+    assert time.monotonic() - start < BOUND
+    os.kill(victim.pid, signal.SIGCONT)
+    first, second = end_together(commands, expect=[exits.PEER_DIED] * 2)
+    silent = f"process 0 (host {socket.gethostname()}, pid {victim.pid}) gave no sign of life"
+    assert silent in second.stderr
+    assert "this process gave no sign of life for 6 s, so the others ended" in first.stderr
+    assert "Traceback" not in first.stderr + second.stderr
+
+
+def test_a_disk_that_is_full_for_one_process_ends_all(tmp_path):
+    split = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.steps=100000")
+    workdir = tmp_path / "run"
+    full = partial(faults.full_disk_after, workdir / "checkpoints" / "3", 16_000)
+    commands = start_together(2, *TRAIN, *split, f"--workdir={workdir}", before={1: full})
+    wait_for(lambda: (workdir / "checkpoints" / "3").exists())
+    start = time.monotonic()
+    first, second = end_together(commands, expect=[exits.PEER_DIED, exits.BAD_INPUT])
+    assert time.monotonic() - start < 3 * BOUND
+    error = f"could not be written to {workdir / 'checkpoints'} (File too large); "
+    assert f"process 1 (host {socket.gethostname()}, pid " in first.stderr
+    assert error in first.stderr and error in second.stderr
+
+
+def test_a_process_that_does_not_come_is_named():
+    address = cli.free_address()
+    alone = [*cli.joined(address, 2, 0), "--join_timeout=1", "--workdir=/nowhere"]
+    waited = run(*TRAIN, *alone, expect=exits.PEER_DIED)
+    assert f"error: process 1 of 2 did not come to {address} in 1 s; start" in waited.stderr
+    nobody = [*cli.joined(address, 2, 1), "--join_timeout=1", "--workdir=/nowhere"]
+    lost = run(*TRAIN, *nobody, expect=exits.PEER_DIED)
+    assert f"error: no process 0 at {address} in 1 s: start it there" in lost.stderr
+    for wrong, message in (("0", "above 0"), ("nan", "above 0"), ("2", "goes with --distributed")):
+        flags = alone if wrong != "2" else []
+        refused = run(*TRAIN, *flags, f"--join_timeout={wrong}", expect=exits.BAD_INPUT)
+        assert message in refused.stderr
+
+
 def test_one_process_asked_to_stop_stops_all_after_the_same_step(shared, tmp_path):
     workdir, (uninterrupted, _) = tmp_path / "run", shared
     commands = start_together(2, *TRAIN, f"--workdir={workdir}")
@@ -227,7 +276,7 @@ def test_processes_with_different_flags_are_refused_before_anything_is_written(t
 def test_hosts_are_slices_that_data_spans(alone, tmp_path):
     if not cli.hosts_can_be_made():
         pytest.skip("this user may not mount a boot id for each process")
-    hosts = {"own_host": True, "devices": 2}
+    hosts = {"before": dict.fromkeys((0, 1), cli.become_a_host), "devices": 2}
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
     run_together(2, *TRAIN, *mesh, f"--workdir={tmp_path}/run", **hosts)
     assert_same_run(tmp_path / "run", alone)
@@ -238,23 +287,6 @@ def test_hosts_are_slices_that_data_spans(alone, tmp_path):
         2, "--mode=doctor", *TRAIN, *mesh, f"--workdir={tmp_path}/run", **hosts
     )
     assert "2 slice(s) of 2 device(s), 2 process(es) of 2" in doctor.stdout
-
-
-@pytest.mark.parametrize(
-    ("given", "message"),
-    [
-        (("127.0.0.1:1", None, 0), "--num_processes is missing"),
-        ((None, 2, None), "--coordinator, --process_id is missing"),
-        (("127.0.0.1", 2, 0), "must be HOST:PORT"),
-        (("127.0.0.1:99999", 2, 0), "must be HOST:PORT"),
-        (("127.0.0.1:1", 2, 2), "--process_id=2 must be in 0 .. 1"),
-    ],
-)
-def test_processes_meet_at_an_address(given, message):
-    with pytest.raises(ValueError, match=message):
-        rendezvous(*given)
-    assert rendezvous(None, None, None) is None
-    assert rendezvous("[::1]:1", 2, 1) == ("[::1]:1", 2, 1)
 
 
 def test_modes_that_no_several_processes_run_say_so():

@@ -11,14 +11,18 @@ folder per network lets sampling read the one that it needs. The data order foll
 which is in the config, and the step. training/restore.py reads them.
 """
 
+import math
 import os
+import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import orbax.checkpoint as ocp
 from orbax.checkpoint import checkpoint_managers as policies
+from orbax.checkpoint.multihost import BarrierSyncFn, get_barrier_sync_fn
 
 from training import exits, processes
 from training.fields import is_number, is_whole
@@ -26,6 +30,7 @@ from training.files import UNWRITABLE
 from training.fingerprint import fingerprint
 from training.identity import Identity, identity_of
 from training.seal import sealed
+from training.sharding import first_process_says
 from training.state import TrainState
 
 FOLDER, DAMAGED = "checkpoints", "damaged"
@@ -67,6 +72,7 @@ class Lowest(policies.PreservationPolicy):
 
 
 KEEP_ALL = Retention()
+LONGEST = 86400.0  # seconds that a save may take if nothing else is said
 
 
 def policy(retention: Retention) -> policies.PreservationPolicy:
@@ -80,24 +86,54 @@ def policy(retention: Retention) -> policies.PreservationPolicy:
 
 @contextmanager
 def open_checkpoints(
-    workdir: Path, retention: Retention = KEEP_ALL
+    workdir: Path,
+    retention: Retention = KEEP_ALL,
+    limit: float = LONGEST,
+    watched: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[ocp.CheckpointManager]:
     """The checkpoints of a run, to be saved asynchronously; the last save is waited for at the end.
 
-    Raises OSError if that one could not be written.
+    limit: seconds that the processes wait for each other in a save. watched: entered while that
+    last save is waited for. Raises OSError if it could not be written.
     """
+    folder = (workdir / FOLDER).absolute()
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy(retention), cleanup_tmp_directories=True
+        preservation_policy=policy(retention),
+        cleanup_tmp_directories=True,
+        async_options=ocp.AsyncOptions(
+            timeout_secs=math.ceil(min(limit, LONGEST)),
+            barrier_sync_fn=barrier(folder) if processes.several() else None,
+        ),
     )
-    checkpoints = ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+    checkpoints = ocp.CheckpointManager(folder, options=options)
     try:
         yield checkpoints
-        wait(checkpoints)
+        with watched():
+            wait(checkpoints)
     except BaseException:
-        with suppress(Exception):  # of a save that fails too; the first error says why
+        with suppress(Exception), watched():  # of a save that fails too; the first error says why
             checkpoints.close()
         raise
-    checkpoints.close()
+    with watched():
+        checkpoints.close()
+
+
+def barrier(folder: Path) -> BarrierSyncFn:
+    """Orbax's barrier between the threads that save, but for one whose part has failed.
+
+    Orbax would have it wait for the others, which wait for its part, until both give up; here it
+    ends its process, and the others with it.
+    """
+    wait_for_all = get_barrier_sync_fn()
+
+    def wait_unless_failed(*, key: str, timeout_ms: int) -> None:
+        in_background = threading.current_thread() is not threading.main_thread()
+        if in_background and sys.exception() is not None:
+            with write_errors(folder):
+                raise
+        wait_for_all(key=key, timeout_ms=timeout_ms)
+
+    return wait_unless_failed
 
 
 def items(state: TrainState) -> dict[str, Any]:
@@ -121,7 +157,7 @@ def save(
     """
     wait(checkpoints)
     step = int(state.step)
-    if step in checkpoints.all_steps():
+    if first_process_says(step in checkpoints.all_steps()):
         return
     trees = items(state)
     prints = {name: fingerprint(tree) for name, tree in trees.items()}
@@ -129,7 +165,7 @@ def save(
     record = sealed({**stamp, UNFINISHED: unfinished})
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     arguments[RUN] = ocp.args.JsonSave(record)
-    with write_errors(checkpoints, step):
+    with write_errors(Path(checkpoints.directory), step):
         checkpoints.save(step, args=ocp.args.Composite(**arguments), force=True)
 
 
@@ -164,24 +200,28 @@ def is_pair(value: Any) -> bool:
 
 def wait(checkpoints: ocp.CheckpointManager) -> None:
     """Wait for the save that is under way. Raises OSError if it could not be written."""
-    with write_errors(checkpoints):
+    with write_errors(Path(checkpoints.directory)):
         checkpoints.wait_until_finished()
 
 
 @contextmanager
-def write_errors(checkpoints: ocp.CheckpointManager, step: int | None = None) -> Iterator[None]:
+def write_errors(folder: Path, step: int | None = None) -> Iterator[None]:
     """Turn what Orbax and TensorStore raise into one OSError that says what is left.
 
     One of several processes ends instead, and with it the others.
     """
     try:
         yield
+    except TimeoutError as error:  # in Orbax's barrier: another process hangs in its part
+        message = f"error: {folder}: a save was not finished in time"
+        processes.abort(exits.STALLED, f"{message} ({first_line(error)})")
     except Exception as error:  # of half a dozen types
-        checkpoints.reload()
-        left = max(checkpoints.all_steps(), default=None)
+        # As the folder says: Orbax would ask the other processes, which may wait elsewhere.
+        names = [path.name for path in folder.glob("*")]
+        left = max((int(name) for name in names if name.isdigit()), default=None)
         name = "the last checkpoint" if step is None else f"checkpoint {step}"
         message = (
-            f"{name} could not be written to {checkpoints.directory} ({first_line(error)}); "
+            f"{name} could not be written to {folder} ({first_line(error)}); "
             f"{'none' if left is None else left} is the newest whole one. Free disk space or mend "
             "the folder, and start the same command again"
         )

@@ -5,6 +5,9 @@ docs/running.md, docs/clusters.md and the scripts of launch/ repeat it; tests/te
 compares them.
 """
 
+import os
+import sys
+from contextlib import suppress
 from typing import NamedTuple
 
 DONE = 0
@@ -12,8 +15,8 @@ ERROR = 1  # as Python ends when nobody catches an exception
 BAD_INPUT = 2  # an error that names the field or file and the remedy
 DIVERGED = 3  # not finite, or too many spikes: the run cannot go on as it is
 PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, and the same command goes on
-PEER_DIED = 76  # another process died or failed: the same command in all of them goes on
-STALLED = 77  # no step was finished for too long
+PEER_DIED = 76  # another process died, hung, failed or did not come: all of them start again
+STALLED = 77  # a step or a save took too long
 INTERRUPTED = 130  # as shells report a program that SIGINT ended
 ABORTED = 134  # likewise SIGABRT
 KILLED = 137  # likewise SIGKILL
@@ -56,13 +59,13 @@ TABLE = (
     ),
     Exit(
         PEER_DIED,
-        "another process of the job died or failed; the message names it",
+        "another process of the job died, hung, failed or did not come; the message names it",
         "yes, as it is; if it failed, when mended",
         True,
     ),
     Exit(
         STALLED,
-        "no step was finished for `watchdog.exit_after` seconds; `stacks/` shows where it hung",
+        "a step took `watchdog.exit_after` seconds, or a save hung; `stacks/` shows where",
         "yes, as it is",
         True,
     ),
@@ -81,3 +84,11 @@ TABLE = (
 # What launchers start again, and what ends a job for good; any other code ends it too.
 RESTARTS = tuple(exit.code for exit in TABLE if exit.restarts)
 ENDS = tuple(exit.code for exit in TABLE if not exit.restarts and exit.code != DONE)
+
+
+def end(code: int) -> None:
+    """End here and now: what waits for the other processes at an ordinary exit is left out."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):  # closed on the other side
+            stream.flush()
+    os._exit(code)

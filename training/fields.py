@@ -171,6 +171,7 @@ FIELDS = {
     "watchdog.seconds": number(0.0, above=True),
     "watchdog.factor": number(0.0),
     "watchdog.exit_after": number(0.0),
+    "watchdog.disk_speed": number(0.0),
     "log.every": whole(0),
     "evaluate.every": whole(0),
     "evaluate.steps": each(whole(1)),

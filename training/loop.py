@@ -200,9 +200,13 @@ def train(
     unfinished = restore.read_record(workdir, start).get(UNFINISHED) if start else None
     announce(start)
     source = batches(start)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with (
         in_place(workdir) as check_place,
-        checkpoint.open_checkpoints(workdir, retention) as checkpoints,
+        Watchdog(workdir, patience, size) as watchdog,
+        checkpoint.open_checkpoints(
+            workdir, retention, patience.of_save(size), watchdog.saving
+        ) as checkpoints,
         Report(
             workdir,
             start,
@@ -213,19 +217,18 @@ def train(
             unfinished,
             least_seconds,
         ) as report,
-        Watchdog(workdir, patience) as watchdog,
         Profile(workdir, window) as profile,
     ):
 
         def save() -> None:
             check_place()
-            with watchdog.paused():
+            with watchdog.saving():
                 checkpoint.save(checkpoints, state, config, run, report.unfinished())
             report.restart_clock()
 
         def stopped(done: int) -> Preempted:
             save()
-            with watchdog.paused():
+            with watchdog.saving():
                 checkpoint.wait(checkpoints)  # what is raised says that the step is saved
             return preempted(done)
 

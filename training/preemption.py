@@ -21,7 +21,7 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
-from training import exits, processes
+from training import exits
 
 _entered: list["Preemption"] = []  # the innermost last; it has the handlers
 AGAIN = 0.05  # seconds after which a request that was lost is made again
@@ -90,7 +90,7 @@ class Preemption:
         if number in self.noted - self.lost:
             if number == signal.SIGINT:
                 os.write(2, f"{self.interrupted}\n".encode())  # print may be what was interrupted
-                processes.end(exits.INTERRUPTED)
+                exits.end(exits.INTERRUPTED)
             return
         self.noted.add(number)
         self.lost.discard(number)

@@ -2,12 +2,14 @@
 
 Neither a file system nor Orbax notices flipped bits, so what is read is compared with its
 fingerprint. Each process reads on its own, so that damage met by one of them leaves no other
-waiting; then all agree.
+waiting; then all agree. Which checkpoints there are process 0 says, and the others wait until they
+see them: a disk that they share may show files late, and those are not damaged.
 """
 
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,13 +19,14 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from objectives.base import Params
+from training.channel import listed
 from training.checkpoint import DAMAGED, FOLDER, OPTIMIZER, RUN, check_record, first_line, items
 from training.fingerprint import fingerprint
 from training.identity import check_checkpoint
 from training.preemption import insist
-from training.processes import say
+from training.processes import blind, broadcast, say
 from training.seal import unsealed
-from training.sharding import everywhere
+from training.sharding import everywhere, first_process_says
 from training.state import TrainState
 
 T = TypeVar("T")
@@ -36,11 +39,9 @@ def newest_state(workdir: Path, abstract: TrainState) -> TrainState | None:
     standard error and moved to WORKDIR/damaged. Raises ValueError if there are checkpoints and none
     of them can be read.
     """
-    if not (workdir / FOLDER).is_dir():
+    if not has_checkpoint_for_all(workdir):
         return None
     with read_checkpoints(workdir) as checkpoints:
-        if not checkpoints.all_steps():
-            return None
         state, damaged = newest_whole(checkpoints, lambda s: read_state(checkpoints, s, abstract))
     set_aside(workdir, damaged)
     return state
@@ -51,11 +52,14 @@ def state_before(workdir: Path, abstract: TrainState, step: int) -> TrainState |
 
     Raises ValueError if that one is damaged.
     """
-    if not has_checkpoint(workdir):
+    if not has_checkpoint_for_all(workdir):
         return None
     with read_checkpoints(workdir) as checkpoints:
-        before = max((s for s in checkpoints.all_steps() if s < step), default=None)
-        return None if before is None else read_state(checkpoints, before, abstract)
+        before = max((s for s in steps_for_all(checkpoints) if s < step), default=None)
+        if before is None:
+            return None
+        wait_for_files(checkpoints, before)
+        return read_state(checkpoints, before, abstract)
 
 
 def read_state(checkpoints: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
@@ -81,10 +85,11 @@ def restore_network(
         def read(step: int) -> tuple[Params, int]:
             return read_items(checkpoints, step, {name: abstract})[name], step
 
-        if step is not None:
-            return read(choose_step(checkpoints, workdir, step))
-        choose_step(checkpoints, workdir, None)
-        return newest_whole(checkpoints, read)[0]
+        chosen = choose_step(steps_for_all(checkpoints), workdir, step)
+        if step is None:
+            return newest_whole(checkpoints, read)[0]
+        wait_for_files(checkpoints, chosen)
+        return read(chosen)
 
 
 def newest_whole(
@@ -95,7 +100,8 @@ def newest_whole(
     Those are named on standard error. Raises ValueError, for the newest, if none can be read.
     """
     errors: dict[int, ValueError] = {}
-    for step in sorted(checkpoints.all_steps(), reverse=True):
+    for step in reversed(steps_for_all(checkpoints)):
+        wait_for_files(checkpoints, step)
         result, error = attempt(read, step)
         if everywhere(error is None):
             for other, damage in errors.items():
@@ -110,6 +116,51 @@ def newest_whole(
         f"{told[0]}. No checkpoint of {len(errors)} is whole: use the config that the run was "
         "trained with, or start another --workdir; nothing was changed here"
     )
+
+
+def has_checkpoint_for_all(workdir: Path) -> bool:
+    """Whether process 0 sees a checkpoint; the others wait for the folder.
+
+    Raises ValueError, in all processes, if some do not see it after a while.
+    """
+    if not first_process_says(has_checkpoint(workdir)):
+        return False
+    check_seen(workdir / FOLDER, blind((workdir / FOLDER).is_dir))
+    return True
+
+
+def steps_for_all(checkpoints: ocp.CheckpointManager) -> list[int]:
+    """The steps that process 0 sees, in order, in all processes."""
+    return broadcast(sorted(checkpoints.all_steps()))
+
+
+def wait_for_files(checkpoints: ocp.CheckpointManager, step: int) -> None:
+    """Wait until all processes see what process 0 sees of a checkpoint.
+
+    Raises ValueError, in all of them, if some do not after a while.
+    """
+    folder = Path(checkpoints.directory) / str(step)
+    wanted = broadcast(sizes(folder))
+    check_seen(folder, blind(lambda: wanted.items() <= sizes(folder).items()))
+    if step not in checkpoints.all_steps():
+        checkpoints.reload()  # it was read before the step was there
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """The bytes of each file in a folder, by its path there."""
+    with suppress(FileNotFoundError):  # one that another process removes at this moment
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    return {}
+
+
+def check_seen(folder: Path, blind: Sequence[int]) -> None:
+    """Raises ValueError that names the processes that do not see a folder as process 0 does."""
+    if blind:
+        raise ValueError(
+            f"{folder} is not what process 0 sees for {listed(blind)}: put it on a disk that all "
+            "hosts see. If that disk is slow to show files, start the same command again"
+        )
 
 
 def attempt(read: Callable[[int], T], step: int) -> tuple[T | None, ValueError | None]:
@@ -163,7 +214,7 @@ def read_record(workdir: Path, step: int | None = None) -> dict[str, Any]:
     Raises ValueError if it is not there, cannot be read, or is not this run's.
     """
     with read_checkpoints(workdir) as checkpoints:
-        newest = choose_step(checkpoints, workdir, step)
+        newest = choose_step(checkpoints.all_steps(), workdir, step)
         older = [] if step is not None else sorted(checkpoints.all_steps(), reverse=True)[1:]
         errors = []
         for candidate in (newest, *older):
@@ -220,9 +271,8 @@ def has_checkpoint(workdir: Path) -> bool:
         return checkpoints.latest_step() is not None
 
 
-def choose_step(checkpoints: ocp.CheckpointManager, workdir: Path, step: int | None) -> int:
-    """`step`, the newest if None. Raises ValueError if it is not there."""
-    steps = checkpoints.all_steps()
+def choose_step(steps: Sequence[int], workdir: Path, step: int | None) -> int:
+    """`step`, the newest of `steps` if None. Raises ValueError if it is not there."""
     if step is None and not steps:
         raise ValueError(f"{workdir / FOLDER} has no complete checkpoint; train there first")
     step = max(steps) if step is None else step

@@ -26,13 +26,14 @@ from ml_collections import ConfigDict
 
 from data import NEWEST_ORDER
 from training import identity, restore
+from training.channel import listed
 from training.checkpoint import recorded_run
 from training.code_version import code_version, describe_code
 from training.fields import is_whole
 from training.files import write_json
 from training.identity import Identity, Plain, as_dict
 from training.listing import File, write_listing
-from training.processes import broadcast, gather, warn, warn_once
+from training.processes import blind, broadcast, warn, warn_once
 from training.record import read_config
 from training.sharding import first_process_says
 
@@ -41,7 +42,6 @@ ENVIRONMENT = "environment.json"
 LOCK = "lock"
 # What file systems say that have no locks, such as NFS without its lock service.
 UNLOCKED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-VISIBLE_SECONDS, POLL_SECONDS = 10.0, 0.1  # until all hosts see what one has written
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
@@ -79,18 +79,18 @@ def start_run(
 
 def check_shared(workdir: Path, id: str) -> None:
     """Raises ValueError, in all processes, unless each of them sees the record of the run `id`."""
-    deadline = time.monotonic() + VISIBLE_SECONDS
-    seen = None
-    while seen != id and time.monotonic() < deadline:
+
+    def sees_it() -> bool:
         with suppress(ValueError):  # half of it may have arrived
             run = identity.read_identity(workdir)
-            seen = None if run is None else run.id
-        time.sleep(0.0 if seen == id else POLL_SECONDS)
-    blind = [str(index) for index, own in enumerate(gather(seen)) if own != id]
-    if blind:
+            return run is not None and run.id == id
+        return False
+
+    others = blind(sees_it)
+    if others:
         raise ValueError(
-            f"{workdir} is another folder for process {', '.join(blind)} than for process 0; put "
-            "--workdir on a disk that all hosts see"
+            f"{workdir} is another folder for {listed(others)} than for process 0; put --workdir "
+            "on a disk that all hosts see"
         )
 
 

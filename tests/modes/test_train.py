@@ -107,6 +107,7 @@ FIELDS = {
     "watchdog.seconds": (7.0, "loop.seconds"),
     "watchdog.factor": (7.0, "loop.factor"),
     "watchdog.exit_after": (7.0, "loop.exit_after"),
+    "watchdog.disk_speed": (7.0, "loop.disk_speed"),
     "log.every": (7, "loop.log"),
     "evaluate.every": (6, "loop.evaluate"),
     "evaluate.steps": ((1, 4), "results.steps sampler.steps way.steps"),

@@ -1,7 +1,9 @@
 import resource
 import shutil
+import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -188,9 +190,40 @@ def test_one_of_several_processes_ends_where_it_cannot_write(saved, tmp_path, mo
     with (
         pytest.raises(SystemExit, match=r"2: error: checkpoint 2 could not be written to"),
         checkpoint.open_checkpoints(tmp_path) as checkpoints,
-        checkpoint.write_errors(checkpoints, 2),
+        checkpoint.write_errors(Path(checkpoints.directory), 2),
     ):
         raise RuntimeError("anything")
+
+
+@pytest.mark.parametrize(
+    ("error", "ends"),
+    [(RuntimeError("No space left on device"), ("fail", 2)), (TimeoutError(), ("abort", 77))],
+)
+def test_a_part_of_a_save_that_fails_does_not_wait_for_the_others(
+    tmp_path, monkeypatch, error, ends
+):
+    ended, waited = [], []
+    monkeypatch.setattr(processes, "several", lambda: True)
+    for name in ("fail", "abort"):
+        end = lambda code, text, name=name: ended.append((name, code))  # noqa: E731
+        monkeypatch.setattr(processes, name, end)
+    monkeypatch.setattr(checkpoint, "get_barrier_sync_fn", lambda: lambda **key: waited.append(key))
+    barrier = checkpoint.barrier(tmp_path)
+
+    def finalize():
+        try:
+            raise error
+        finally:
+            barrier(key="saved", timeout_ms=1000)
+
+    with pytest.raises(type(error)):
+        finalize()  # in the main thread an error may be another's, such as a request to stop
+    assert len(waited) == 1 and not ended
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
+    thread = threading.Thread(target=finalize)
+    thread.start()
+    thread.join()
+    assert ended == [ends] and len(waited) == 1
 
 
 @contextmanager

@@ -41,6 +41,7 @@ EDGES = {
     "checkpoint.keep_steps": (((-1,), (2.5,)), ((), (5,))),
     "watchdog.seconds": ((0.0, -1.0, NAN), (0.1,)),
     "watchdog.exit_after": ((-1.0, NAN), (0.0,)),
+    "watchdog.disk_speed": ((-1.0, NAN), (0.0,)),
     "log.every": ((-1, 2.5), (0, 1)),
     "evaluate.every": ((-1,), (0,)),
     "evaluate.steps": (((0,), (1, -4), (2.0,), (True,), 4, "4"), ((), (1, 4))),

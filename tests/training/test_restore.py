@@ -1,6 +1,8 @@
 """Which checkpoint is read, and that nothing is taken for whole without its fingerprint."""
 
 import json
+import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.training.runs import largest_difference
-from training import checkpoint, restore
+from training import checkpoint, processes, restore
 from training.sharding import make_mesh, tree_shardings
 from training.state import TrainState
 
@@ -93,3 +95,40 @@ def test_what_has_no_fingerprint_is_not_whole(tmp_path, monkeypatch, forgotten):
         checkpoint.save(checkpoints, state(2), CONFIG)
     with pytest.raises(ValueError, match=f"2 is damaged: {forgotten} is not what was written"):
         restore.newest_state(tmp_path, ABSTRACT)
+
+
+@pytest.fixture
+def second_of_two(monkeypatch):
+    """As if this were process 1: what process 0 has is given, and what each process gathers."""
+
+    def become(first):
+        monkeypatch.setattr(restore, "broadcast", lambda _: first.pop(0))
+        monkeypatch.setattr(processes, "gather", lambda own: [True, own])
+        monkeypatch.setattr(processes, "VISIBLE", 0.3)
+
+    return become
+
+
+def test_files_that_appear_late_are_waited_for(run, tmp_path, second_of_two):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    wanted = restore.sizes(folder / "checkpoints" / "6")
+    late = next((folder / "checkpoints" / "6").rglob("*.ocdbt"))
+    late.rename(tmp_path / "late")
+    second_of_two([[2, 4, 6], wanted])
+    with restore.read_checkpoints(folder) as checkpoints:
+        assert restore.steps_for_all(checkpoints) == [2, 4, 6]
+        threading.Timer(0.1, (tmp_path / "late").rename, [late]).start()
+        restore.wait_for_files(checkpoints, 6)
+
+
+def test_files_that_do_not_appear_are_no_damage(run, tmp_path, second_of_two):
+    folder = tmp_path / "run"
+    shutil.copytree(run, folder)
+    wanted = restore.sizes(folder / "checkpoints" / "6")
+    shutil.rmtree(folder / "checkpoints" / "6")
+    second_of_two([[2, 4, 6], wanted])
+    message = r"checkpoints/6 is not what process 0 sees for process 1: put it on a disk that all"
+    with pytest.raises(ValueError, match=message):
+        restore.newest_state(folder, ABSTRACT)
+    assert not (folder / checkpoint.DAMAGED).exists()

@@ -1,0 +1,124 @@
+"""Where the processes of a job meet: as the command line says, or the environment of a cluster.
+
+JAX finds clusters too, but tells nobody what it found before all processes have joined. So the
+variables are read here for Slurm, Open MPI and TPUs on GKE, by JAX's rules (docs of
+jax.distributed.initialize, srun(1), mpirun(1), GKE's and JobSet's docs); the rest is left to JAX.
+"""
+
+import importlib.util
+import os
+import re
+from collections.abc import Mapping
+from typing import NamedTuple
+
+# Ports that JAX takes when none is said: of the last 4096 by the number of the job; on TPUs 8482.
+JOB_PORTS = range(2**16 - 2**12, 2**16)
+TPU_PORT = 8482
+
+
+class Rendezvous(NamedTuple):
+    """Process 0 listens at the address (HOST:PORT); count: of processes, index: this one's."""
+
+    address: str
+    count: int
+    index: int
+
+
+def rendezvous(coordinator: str | None, count: int | None, index: int | None) -> Rendezvous | None:
+    """The flags --coordinator, --num_processes and --process_id; None if none of them was given.
+
+    Raises ValueError for some of them alone, or values that cannot be.
+    """
+    values = {"coordinator": coordinator, "num_processes": count, "process_id": index}
+    missing = [f"--{name}" for name, value in values.items() if value is None]
+    if len(missing) == len(values):
+        return None
+    if missing:
+        raise ValueError(
+            f"--coordinator, --num_processes and --process_id go together; {', '.join(missing)} "
+            "is missing"
+        )
+    split(coordinator)
+    if count < 1 or not 0 <= index < count:
+        raise ValueError(
+            f"--process_id={index} must be in 0 .. {count - 1}, one of --num_processes={count}"
+        )
+    return Rendezvous(coordinator, count, index)
+
+
+def split(address: str) -> tuple[str, int]:
+    """Host and port of an address. Raises ValueError."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+        raise ValueError(f"--coordinator={address} must be HOST:PORT, such as 10.0.0.1:4321")
+    return host.strip("[]"), int(port)
+
+
+def detected(variables: Mapping[str, str] = os.environ) -> Rendezvous | None:
+    """The job of Slurm, Open MPI or GKE that started this process; None if there is none of these.
+
+    Raises ValueError for variables that contradict each other.
+    """
+    for cluster in (open_mpi, slurm, gke_tpu):
+        found = cluster(variables)
+        if found is not None:
+            host, port, count, index = found
+            port = int(variables.get("JAX_COORDINATOR_PORT") or port)
+            host = f"[{host}]" if ":" in host else host
+            address = variables.get("JAX_COORDINATOR_ADDRESS") or f"{host}:{port}"
+            return rendezvous(address, count, index)
+    return None
+
+
+def slurm(variables: Mapping[str, str]) -> tuple[str, int, int, int] | None:
+    """Host, port, count and index of a task of srun: process 0 runs on the first node."""
+    names = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")
+    values = [variables.get(f"SLURM_{name}") for name in names]
+    if None in values:
+        return None
+    job, nodes, count, index, _ = values
+    # node1, node1,node2, node[001-003,7],other: the first name, or its part and the first number
+    first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
+    if first is None:
+        raise ValueError(f"SLURM_STEP_NODELIST={nodes} names no node; give --coordinator")
+    return first[1] + (first[2] or ""), job_port(int(job)), int(count), int(index)
+
+
+def open_mpi(variables: Mapping[str, str]) -> tuple[str, int, int, int] | None:
+    """The same of a process of mpirun, on whose host process 0 runs."""
+    uri = variables.get("OMPI_MCA_orte_hnp_uri")
+    if uri is None:
+        return None
+    # 1531576320.0;tcp://10.96.0.1,10.148.0.1:34911, or tcp6://[fe80::1,2620::2]:43370
+    found = re.match(r"(\d+)\..*?(?:tcp://([^,:]+)|tcp6://\[([^,\]]+))", uri)
+    if found is None:
+        raise ValueError(f"OMPI_MCA_orte_hnp_uri={uri} has no address; give --coordinator")
+    count, index = (int(variables[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK"))
+    return found[2] or found[3], job_port(int(found[1]) // 2**12), count, index
+
+
+def gke_tpu(variables: Mapping[str, str]) -> tuple[str, int, int, int] | None:
+    """The same of a pod with TPUs: workers of a slice, and slices, are numbered from 0."""
+    workers = variables.get("TPU_PROCESS_ADDRESSES") or variables.get("TPU_WORKER_HOSTNAMES")
+    if not workers or "TPU_WORKER_ID" not in variables or not has_libtpu():
+        return None
+    hosts = workers.split(",")
+    slices = int(variables.get("MEGASCALE_NUM_SLICES") or 1)
+    index = int(variables.get("MEGASCALE_SLICE_ID") or 0) * len(hosts)
+    first = variables.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
+    return (
+        first.split(":")[0],
+        TPU_PORT,
+        len(hosts) * slices,
+        index + int(variables["TPU_WORKER_ID"]),
+    )
+
+
+def has_libtpu() -> bool:
+    """Whether JAX would use TPUs."""
+    return importlib.util.find_spec("libtpu") is not None
+
+
+def job_port(job: int) -> int:
+    """The port of a job by its number."""
+    return JOB_PORTS[job % len(JOB_PORTS)]
