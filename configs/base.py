@@ -80,6 +80,7 @@ def config() -> ConfigDict:
                 "reference": "train",  # real images: train, test, all, or an .npz (evaluation.md)
                 "agreement": False,  # of labels with a classifier that is trained on the data
                 "num_samples": 1000,
+                "final_samples": 0,  # after the last step, measured beside those; 0 is none more
                 "batch_size": 256,  # images sampled at once, over all devices
                 "guidance_scale": placeholder(float),  # form A, 1 is none; None: the method's own
             },

@@ -88,6 +88,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.ema.decays = (0.9999,)
     config.checkpoint.every = 10_000
     config.evaluate.every = 20_000
+    config.evaluate.num_samples, config.evaluate.final_samples = 4096, 50_000
     if method in PUBLISHED:
         paper = PUBLISHED[method]
         config.steps, config.batch_size = paper.steps, paper.batch_size

@@ -252,4 +252,5 @@ def frans_2024(method: str) -> ConfigDict:
     chosen.ema.decays = (0.999,)
     chosen.checkpoint.every = 20_000
     chosen.evaluate.every = 50_000
+    chosen.evaluate.num_samples, chosen.evaluate.final_samples = 4096, 50_000
     return chosen

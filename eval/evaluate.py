@@ -35,6 +35,7 @@ from training.seal import write_sealed
 # Fields of an objective that say how it samples.
 SAMPLED_BY = ("solver", "spacing", "sample_times")
 GRID_COLUMNS, GRID_IMAGES, COMPARED_IMAGES = 10, 100, 10
+FEWEST_SAMPLES = 5
 
 # (parameters of the sampled network, step) -> one result for each number of sampling steps
 Evaluate = Callable[[Params, int], list[Result]]
@@ -48,8 +49,9 @@ def check_evaluation(
     if not fields.steps:
         return
     check_sampling(experiment, config, mesh)
-    if fields.num_samples < 5:
-        raise ValueError(f"evaluate.num_samples={fields.num_samples} is too few to measure")
+    for name in ("num_samples", "final_samples"):
+        if 0 < fields.get(name, 0) < FEWEST_SAMPLES:
+            raise ValueError(f"evaluate.{name}={fields[name]} is too few to measure")
     if not skipped(dataset, config):
         check_feature_network(fields.features, fields.weights)
         check_reference(fields.reference, dataset, fields.features, experiment.image_shape)
@@ -104,6 +106,7 @@ def measures_of(
     config: ConfigDict,
     mesh: Mesh,
     label_counts: Sequence[int],
+    samples: int,
     writable: bool = True,
 ) -> Measures | None:
     """What the evaluation of a config measures with, read or made now; None if it measures nothing.
@@ -119,11 +122,18 @@ def measures_of(
         dataset,
         image_shape=experiment.image_shape,
         num_classes=experiment.num_classes,
+        samples=samples,
         labels=rule_in_words(label_counts),
         root=data_root(config.data.dir if writable else ""),
         read_only=None if writable else data_root(config.data.dir),
         mesh=mesh,
     )
+
+
+def samples_at(config: ConfigDict, step: int) -> int:
+    """How many samples tell what a run is worth at a step: the final number after its last."""
+    final = config.evaluate.get("final_samples", 0)
+    return final if final and step >= config.steps else config.evaluate.num_samples
 
 
 def evaluator(
@@ -134,19 +144,22 @@ def evaluator(
     workdir: Path,
     writable: bool = True,
     *,
+    samples: int | None = None,
     out: Path | None = None,
     show: Callable[[Sequence[Result]], None] = lambda results: None,
 ) -> Evaluate:
     """The function that evaluates parameters; what it measures with is read or made here.
 
-    writable: whether that may be kept in data.dir. out: where results go, WORKDIR/eval by default.
-    show: is given them before they are written, which may fail.
+    writable: whether that may be kept in data.dir. samples: their number, evaluate.num_samples by
+    default. out: where results go, WORKDIR/eval by default. show: is given them before they are
+    written, which may fail.
     """
     fields = config.evaluate
+    samples = fields.num_samples if samples is None else samples
     counts = label_counts(config, dataset, workdir)
-    labels = shared_labels(counts, fields.num_samples)
+    labels = shared_labels(counts, samples)
     samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
-    measures = measures_of(experiment, dataset, config, mesh, counts, writable)
+    measures = measures_of(experiment, dataset, config, mesh, counts, samples, writable)
     run = read_identity(workdir)
     data = training_data(experiment, dataset, run)
     way = way_of_one_image(experiment, config, label=int(labels[0]))

@@ -50,6 +50,7 @@ def load_measures(
     *,
     image_shape: tuple[int, ...],
     num_classes: int,
+    samples: int,
     labels: str,
     root: Path,
     mesh: Mesh,
@@ -57,10 +58,9 @@ def load_measures(
 ) -> Measures:
     """The measures of config.evaluate, read from files under root or made at first use.
 
-    num_classes: that the samples have, 0 for none. labels: how samples are labelled, in words.
-    read_only: another folder like root, whose files
-    are read and to which none is written. Raises ValueError or FileNotFoundError for what cannot be
-    read or made.
+    num_classes: that the samples have, 0 for none. samples: their number. labels: how they are
+    labelled, in words. read_only: another folder like root, whose files are read and to which none
+    is written. Raises ValueError or FileNotFoundError for what cannot be read or made.
     """
     network = feature_network(
         fields.features,
@@ -80,7 +80,7 @@ def load_measures(
         network,
         reference=reference_name(fields.reference, dataset),
         reference_sha256=reference_sha256(fields.reference, dataset),
-        samples=fields.num_samples,
+        samples=samples,
         labels=labels,
         agreement="" if classify is None else labelling.weights,
     )

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from eval.evaluate import check_evaluation, measures_of, protocol_of, training_data
+from eval.evaluate import check_evaluation, measures_of, protocol_of, samples_at, training_data
 from eval.evaluation import FOLDER
 from eval.measure import Measures
 from eval.runs import by_method
@@ -175,7 +175,10 @@ def with_results(cells: Sequence[Cell]) -> list[Cell]:
             [fields["data"], {**fields["evaluate"], "guidance_scale": None, "steps": None}, counts]
         )
         if alike not in measures:
-            measures[alike] = measures_of(cell.experiment, dataset, config, make_mesh(), counts)
+            samples = samples_at(config, config.steps)
+            measures[alike] = measures_of(
+                cell.experiment, dataset, config, make_mesh(), counts, samples
+            )
         data = training_data(cell.experiment, dataset, read_identity(cell.folder))
         protocols = [
             protocol_of(cell.experiment, config, config.steps, steps, measures[alike], data)

@@ -2,7 +2,7 @@
 
 import jax
 
-from eval.evaluate import check_evaluation, evaluator, summary
+from eval.evaluate import check_evaluation, evaluator, samples_at, summary
 from eval.evaluation import FOLDER
 from modes.request import (
     Request,
@@ -50,6 +50,7 @@ def evaluate(request: Request) -> None:
         mesh,
         required_workdir(request),
         writable=given,
+        samples=samples_at(config, step),
         out=request.out,
         show=lambda results: print(summary(results), flush=True),
     )

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import data
 from data import Dataset, Pairs
 from data.progress import note
-from eval.evaluate import check_evaluation, evaluator, summary
+from eval.evaluate import Evaluate, check_evaluation, evaluator, summary
 from eval.pairs import teacher_pairs
 from messages.commands import command
 from modes.describe import bytes_of
@@ -188,22 +188,37 @@ def files_of(dataset: Dataset | None) -> Sequence[tuple[str, int, int]]:
 
 
 def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:
-    """What evaluates a state: prints a summary, and returns numbers for the log."""
+    """What evaluates a state: prints a summary, and returns numbers for the log.
+
+    The state after the last step is also measured by evaluate.final_samples. These numbers are not
+    for the log, whose curve has all its points by evaluate.num_samples.
+    """
     config, experiment = job.config, job.experiment
-    evaluate_network = evaluator(
-        experiment,
-        job.dataset,
-        config,
-        job.mesh,
-        path,
-        show=lambda results: note(summary(results)),
-    )
+
+    def by(samples: int) -> Evaluate:
+        return evaluator(
+            experiment,
+            job.dataset,
+            config,
+            job.mesh,
+            path,
+            samples=samples,
+            show=lambda results: note(summary(results)),
+        )
+
+    evaluate_network = by(config.evaluate.num_samples)
+    final = by(config.evaluate.final_samples) if config.evaluate.final_samples else None
 
     def evaluate(state: TrainState) -> dict[str, float]:
         if not config.evaluate.steps:
             return {}
-        params = {**state.networks, **state.followers}[experiment.sample_with]
-        results = evaluate_network(params, int(state.step))
+        params, step = (
+            {**state.networks, **state.followers}[experiment.sample_with],
+            int(state.step),
+        )
+        results = evaluate_network(params, step)
+        if final and step >= config.steps:
+            final(params, step)
         return {
             f"{metric}_{result['protocol']['sampling']['steps']}": value
             for result in results

@@ -235,7 +235,7 @@ def debugged(config: ConfigDict) -> ConfigDict:
     config.log.every = 10
     config.checkpoint.every = 25
     config.evaluate.every = 0
-    config.evaluate.num_samples = 64
+    config.evaluate.num_samples, config.evaluate.final_samples = 64, 0
     config.evaluate.batch_size = 64
     config.evaluate.steps = config.evaluate.steps[:2]
     if config.evaluate.features in ("inception", "dinov2"):

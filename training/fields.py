@@ -180,6 +180,7 @@ FIELDS = {
     "evaluate.reference": TEXT,
     "evaluate.agreement": SWITCH,
     "evaluate.num_samples": whole(1),
+    "evaluate.final_samples": whole(0),
     "evaluate.batch_size": whole(1),
     "evaluate.guidance_scale": optional(FINITE),
 }

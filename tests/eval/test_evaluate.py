@@ -12,6 +12,7 @@ from eval.evaluate import (
     measures_of,
     protocol_of,
     real_row,
+    samples_at,
     summary,
     training_data,
 )
@@ -122,10 +123,10 @@ def test_a_folder_that_is_not_writable_is_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path / "own"))
     theirs, own = tmp_path / "theirs", tmp_path / "own"
     config, experiment = small_experiment(**{**FIELDS, "data.dir": str(theirs)})
-    measures_of(experiment, dataset(), config, make_mesh(), (1,) * 10, writable=False)
+    measures_of(experiment, dataset(), config, make_mesh(), (1,) * 10, 24, writable=False)
     assert not theirs.exists() and len(list((own / "references").iterdir())) == 1
     own.rename(theirs)
-    measures_of(experiment, dataset(), config, make_mesh(), (1,) * 10, writable=False)
+    measures_of(experiment, dataset(), config, make_mesh(), (1,) * 10, 24, writable=False)
     assert not own.exists()
 
 
@@ -136,6 +137,15 @@ def test_data_without_classes(evaluated):
     measured = {"frechet", "kernel", "kernel_error", "precision", "recall", "density", "coverage"}
     assert set(results[0]["metrics"]) == measured
     assert results[0]["protocol"]["measurement"]["labels"] == "none"
+
+
+def test_samples_after_the_last_step_are_as_many_as_for_the_final_figure():
+    config, _ = small_experiment(steps=9, **FIELDS)
+    assert samples_at(config, 8) == samples_at(config, 9) == 24
+    config.evaluate.final_samples = 30
+    assert [samples_at(config, step) for step in (8, 9, 10)] == [24, 30, 30]
+    del config.evaluate.final_samples  # as in the record of an older version
+    assert samples_at(config, 9) == 24
 
 
 def test_results_are_shown_before_they_are_written(monkeypatch, tmp_path):
@@ -170,6 +180,7 @@ def test_real_row_has_the_labels_of_the_samples():
         ({"evaluate.batch_size": 20}, "evaluate.batch_size=20"),
         ({"evaluate.batch_size": 0}, "evaluate.batch_size=0"),
         ({"evaluate.num_samples": 2}, "evaluate.num_samples=2"),
+        ({"evaluate.final_samples": 2}, "evaluate.final_samples=2"),
         ({"evaluate.steps": (1, 3)}, "power of two"),
         ({"evaluate.guidance_scale": 2.0}, "trained with guidance scale"),
         ({"evaluate.features": "clip"}, "evaluate.features='clip' is not one of"),

@@ -117,7 +117,13 @@ def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
 
     monkeypatch.setattr(module, "classifier", classifier)
     dataset = Dataset("synthetic", TRAIN, HELD_OUT, 10)
-    given = {"labels": "in words", "image_shape": (8, 8, 1), "root": tmp_path, "mesh": make_mesh()}
+    given = {
+        "samples": 70,
+        "labels": "in words",
+        "image_shape": (8, 8, 1),
+        "root": tmp_path,
+        "mesh": make_mesh(),
+    }
     without = load_measures(fields, dataset, num_classes=10, **given)
     assert without.classify is None and not trained
     fields.agreement = True
@@ -159,7 +165,6 @@ def test_every_field_reaches_what_it_measures_by(monkeypatch, tmp_path):
             "evaluate.weights": "file",
             "evaluate.reference": "test",
             "evaluate.agreement": True,
-            "evaluate.num_samples": 70,
             "evaluate.batch_size": 24,
         }
     ).evaluate
@@ -169,6 +174,7 @@ def test_every_field_reaches_what_it_measures_by(monkeypatch, tmp_path):
         dataset,
         image_shape=shape,
         num_classes=10,
+        samples=70,
         labels="in words",
         root=tmp_path,
         mesh=mesh,

@@ -23,7 +23,7 @@ from training.state import initial_state
 TRAIN, REQUEST = import_module("modes.train"), import_module("modes.request")
 EVALUATE, EXPERIMENT = import_module("eval.evaluate"), import_module("training.experiment")
 TEACHER = import_module("training.teacher")
-MEASURED_BY = ("features", "weights", "reference", "agreement", "num_samples", "batch_size")
+MEASURED_BY = ("features", "weights", "reference", "agreement", "batch_size")
 
 
 def recorded(patch, folder, method, fields, traced=True):
@@ -53,7 +53,7 @@ def recorded(patch, folder, method, fields, traced=True):
     return recorder.places()
 
 
-def dataset(image_size, channels):
+def dataset(image_size, channels, **rules):
     """Random images, sized as asked for."""
     shape = (200, image_size or 8, image_size or 8, channels or 1)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

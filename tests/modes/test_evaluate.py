@@ -21,9 +21,9 @@ def evaluated(monkeypatch, tmp_path):
         seen["request"] = request
         return Run(config, experiment, mesh, "parameters", 30)
 
-    def evaluator(*given, writable, out, show):
+    def evaluator(*given, writable, samples, out, show):
         seen["given"] = (*given, writable)
-        seen["out"] = out
+        seen["out"], seen["samples"] = out, samples
         return lambda params, step: seen.update(params=params, step=step) or show("results")
 
     for name, stands_in in {

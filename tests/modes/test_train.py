@@ -115,7 +115,8 @@ FIELDS = {
     "evaluate.weights": ("file", "measures.weights"),
     "evaluate.reference": ("all", "measures.reference"),
     "evaluate.agreement": (True, "measures.agreement"),
-    "evaluate.num_samples": (25, "samples.labels measures.num_samples"),
+    "evaluate.num_samples": (25, "samples.labels measures.samples"),
+    "evaluate.final_samples": (30, "samples.labels measures.samples"),
     "evaluate.batch_size": (32, "samples.labels measures.batch_size"),
     "evaluate.guidance_scale": (
         1.5,
@@ -273,7 +274,7 @@ def test_every_field_is_in_a_table():
 
 
 def test_a_run_says_the_step_that_it_is_at_and_not_the_one_asked_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(TRAIN, "checked", lambda path, config: None)
+    monkeypatch.setattr(TRAIN, "checked", lambda path, config, window: None)
     monkeypatch.setattr(TRAIN, "train_claimed", lambda path, job, preemption: 6)
     TRAIN.train(Request(config=small_config(steps=3), workdir=tmp_path))
     assert capsys.readouterr().out.startswith(f"{tmp_path} is at step 6; draw from it")

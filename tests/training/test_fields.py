@@ -46,6 +46,7 @@ EDGES = {
     "evaluate.every": ((-1,), (0,)),
     "evaluate.steps": (((0,), (1, -4), (2.0,), (True,), 4, "4"), ((), (1, 4))),
     "evaluate.num_samples": ((0, -5), (1,)),
+    "evaluate.final_samples": ((-5,), (0, 50_000)),
     "evaluate.batch_size": ((0,), (1,)),
     "evaluate.guidance_scale": ((NAN, INF), (None, 1.0)),
     "objective.guidance_scale": ((NAN, INF, 1e39, 10**400, (1.0, 2.0)), (1.0, None)),
