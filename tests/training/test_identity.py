@@ -173,6 +173,7 @@ def test_a_record_of_other_types_is_an_error_whatever_its_checksum(runs, fields)
     [
         *({"step": "5"}, {"run": "x"}, {"run": {"id": 7}}, {"config": 7}, {"fingerprints": [1]}),
         *({"unfinished": "x"}, {"unfinished": {"sums": {"loss": "a"}}}, None),
+        {"unfinished": {"sums": {}, "images": 8, "seconds": 1.0, "steps": [[1.0]]}},
     ],
     ids=str,
 )
