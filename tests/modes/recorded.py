@@ -97,7 +97,8 @@ class Recorder:
         self.note_each("network", fields)
         return random_network((fields["image_size"], fields["image_size"], fields["channels"]))
 
-    def load_data(self, name, *, data_dir, writable, **sizes):
+    def load_data(self, name, *, data_dir, image_size, channels, writable, **decoding):
+        sizes = {"image_size": image_size, "channels": channels}
         self.note_each("data", {"name": name, "dir": data_dir, **sizes})
         return dataset(**sizes)
 
