@@ -122,6 +122,7 @@ def model() -> ConfigDict:
             "guidance_input": False,  # whether the network is told the guidance scale
             "loss_weight": False,  # whether it learns the weight of its loss at each t
             "time_scale": 1000.0,  # t is multiplied by it before the sinusoids
+            "adaln_zero": True,  # modulations start at zero, as DiT's; False: Xavier, as shortcut's
             "dropout": 0.0,  # probability, in the blocks
             "dtype": "float32",  # float32 or bfloat16 inside the network
             # xla; cudnn (fused: GPUs, bfloat16, not for sct and scd); auto, cudnn where it can be;

@@ -74,6 +74,7 @@ def dit(
     guidance_input: bool = False,
     loss_weight: bool = False,
     time_scale: float = 1000.0,
+    adaln_zero: bool = True,
     dropout: float = 0.0,
     dtype: str = "float32",
     attention: str = "xla",
@@ -92,6 +93,9 @@ def dit(
     time_scale: multiplies t, s and t - s before the sinusoids. The fastest sinusoid then turns by
         time_scale radians over [0, 1], and derivatives in t grow with it; methods that
         differentiate the network in t want a small one.
+    adaln_zero: whether the modulation of the blocks starts at zero, as published for DiT. The code
+        of shortcut models (Frans et al. 2024) has Xavier-uniform weights there, which learn labels
+        and step sizes sooner (docs/figures.md). The final layer starts at zero in both.
     dropout: rate in [0, 1) on the outputs of attention and MLP, when training.
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, layer normalisation, softmax, conditioning and output are float32.
@@ -118,6 +122,7 @@ def dit(
         patch_size=patch_size,
         num_classes=num_classes,
         scalars=scalar_inputs(second_time, guidance_input, time_scale),
+        adaln_zero=adaln_zero,
         dtype=dtype,
         attention=attention_implementation(attention, dtype),
         remat=remat,
@@ -154,6 +159,7 @@ class Transformer(nn.Module):
     patch_size: int
     num_classes: int
     scalars: Mapping[str, Scalar]
+    adaln_zero: bool
     dtype: str
     attention: str
     remat: bool
@@ -173,7 +179,7 @@ class Transformer(nn.Module):
         kind = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
         if self.scan and not self.is_initializing():
             kind = nn.map_variables(kind, "params", trans_in_fn=on_every_device)
-        block = partial(kind, heads, self.dtype, self.attention, self.dropout)
+        block = partial(kind, heads, self.dtype, self.attention, self.dropout, self.adaln_zero)
         if self.scan:
             tokens = scanned(block(name=BLOCKS), depth, tokens, c)
         else:

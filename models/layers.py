@@ -137,7 +137,7 @@ class Mlp(nn.Module):
 
 
 class Block(nn.Module):
-    """A transformer block with adaLN-Zero conditioning: x [B, N, D], c [B, D] -> [B, N, D].
+    """A transformer block with adaLN conditioning: x [B, N, D], c [B, D] -> [B, N, D].
 
     x + gate_1 Attention(LN(x) (1 + scale_1) + shift_1), then the same with the MLP. The shifts,
     scales and gates are affine in SiLU(c), in the order (shift, scale, gate) for attention and then
@@ -151,7 +151,7 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, c: Array) -> Array:
-        modulation = linear(6 * x.shape[-1], "modulation", dtype=self.dtype, zero=True)
+        modulation = linear(6 * x.shape[-1], "modulation", dtype=self.dtype, zero=self.adaln_zero)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(
             modulation(nn.silu(c)), 6, axis=-1
         )

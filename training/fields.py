@@ -142,6 +142,7 @@ FIELDS = {
     "model.guidance_input": SWITCH,
     "model.loss_weight": SWITCH,
     "model.time_scale": number(0.0, above=True),
+    "model.adaln_zero": SWITCH,
     "model.dropout": number(0.0, 1.0),
     "model.dtype": TEXT,
     "model.attention": TEXT,

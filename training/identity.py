@@ -47,6 +47,7 @@ BEFORE = {
     "data.background": "white",
     "data.label_shares": "equal",
     "objective.distance.name": "squared_l2",
+    "model.adaln_zero": True,
 }
 
 Plain = Mapping[str, Any]

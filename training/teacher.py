@@ -31,6 +31,7 @@ FREE = (
     "model.dropout",
     "model.dtype",
     "model.attention",
+    "model.adaln_zero",
     "model.remat",
     "model.guidance_input",
     "model.loss_weight",

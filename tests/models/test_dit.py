@@ -168,6 +168,27 @@ def test_jvp_against_finite_differences(random_params, second_time):
     assert np.abs(derivative - difference).max() < 3e-3 * scale
 
 
+def test_modulations_start_at_zero_or_as_any_other_layer():
+    zero, other = (
+        jax.jit(dit(**FIELDS, adaln_zero=start).init)(jax.random.key(0)) for start in (True, False)
+    )
+    assert jax.tree.map(jnp.shape, zero) == jax.tree.map(jnp.shape, other)
+    for index in range(TOY.depth):
+        kernel = other[f"block_{index}"]["modulation"]["kernel"]
+        limit = (6.0 / sum(kernel.shape)) ** 0.5  # Glorot & Bengio 2010, eq. 16
+        assert 0.9 * limit < np.abs(kernel).max() <= limit
+        assert not zero[f"block_{index}"]["modulation"]["kernel"].any()
+    for params in (zero, other):
+        assert not params["final"]["modulation"]["kernel"].any()
+        assert not any(
+            block["modulation"]["bias"].any()
+            for name, block in params.items()
+            if name.startswith("block")
+        )
+    plain = jax.jit(dit(**FIELDS).init)(jax.random.key(0))
+    jax.tree.map(np.testing.assert_array_equal, plain, zero)
+
+
 @pytest.mark.parametrize("fields", [{}, {"remat": True, "dropout": 0.1}, {"dtype": "bfloat16"}])
 def test_gradient_of_the_jvp(random_params, fields):
     network = dit(**FIELDS, second_time="interval", time_scale=2.0, **fields)

@@ -135,7 +135,8 @@ OWN = {
 }
 # What both networks have; of another value the last one counts.
 BESIDE = {"time_scale": [("loss_weight", True)], "dropout": [("dropout", 0.3)]}
-ELSEWHERE = {"attention"}  # xla alone is on CPUs: tests/models/test_layers.py
+# xla alone is on CPUs: tests/models/test_layers.py; of initial values: tests/models/test_dit.py
+ELSEWHERE = {"attention", "adaln_zero"}
 
 
 @pytest.fixture(scope="module")

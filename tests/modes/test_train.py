@@ -68,6 +68,7 @@ FIELDS = {
     "model.dtype": ("bfloat16", "network.dtype"),
     "model.attention": ("auto", "network.attention"),
     "model.remat": (True, "network.remat"),
+    "model.adaln_zero": (False, "network.adaln_zero"),
     "model.scan": (True, "network.scan"),
     "path.name": ("vp_cosine", "step"),
     "path.sigma_data": (0.25, "step", {"path.name": "trigflow"}),

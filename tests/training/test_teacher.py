@@ -324,7 +324,13 @@ def test_another_model_cannot_be_a_teacher(flow, method, fields, message, monkey
 
 @pytest.mark.parametrize(
     "fields",
-    [{"model.dropout": 0.1}, {"model.dtype": "bfloat16"}, {"model.remat": True}, {"seed": 3}],
+    [
+        {"model.dropout": 0.1},
+        {"model.dtype": "bfloat16"},
+        {"model.remat": True},
+        {"model.adaln_zero": False},
+        {"seed": 3},
+    ],
 )
 def test_what_does_not_change_the_parameters_meaning_may_differ(flow, fields):
     config, experiment = small_experiment("cd_flow", teacher=flow, **fields)
