@@ -148,6 +148,7 @@ class Block(nn.Module):
     dtype: str
     attention: str
     dropout: float
+    adaln_zero: bool = True
 
     @nn.compact
     def __call__(self, x: Array, c: Array) -> Array:
