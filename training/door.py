@@ -240,7 +240,7 @@ def reach(meeting: Meeting, deadline: float) -> Channel:
             news += NEWS
         time.sleep(AGAIN)
     raise MissingError(
-        f"no process 0 at {meeting} in {meeting.limit:g} s: start it there, or open the port. "
+        f"no process 0 at {meeting} in {meeting.limit:g} s: start it there, or open the port; "
         f"{START_ALL}"
     )
 

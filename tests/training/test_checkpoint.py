@@ -3,6 +3,7 @@ import shutil
 import threading
 from contextlib import contextmanager
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -204,9 +205,13 @@ def test_a_part_of_a_save_that_fails_does_not_wait_for_the_others(
 ):
     ended, waited = [], []
     monkeypatch.setattr(processes, "several", lambda: True)
+
+    def end(name, code, text):
+        ended.append((name, code))
+        raise SystemExit
+
     for name in ("fail", "abort"):
-        end = lambda code, text, name=name: ended.append((name, code))  # noqa: E731
-        monkeypatch.setattr(processes, name, end)
+        monkeypatch.setattr(processes, name, partial(end, name))
     monkeypatch.setattr(checkpoint, "get_barrier_sync_fn", lambda: lambda **key: waited.append(key))
     barrier = checkpoint.barrier(tmp_path)
 
@@ -219,7 +224,6 @@ def test_a_part_of_a_save_that_fails_does_not_wait_for_the_others(
     with pytest.raises(type(error)):
         finalize()  # in the main thread an error may be another's, such as a request to stop
     assert len(waited) == 1 and not ended
-    monkeypatch.setattr(threading, "excepthook", lambda _: None)
     thread = threading.Thread(target=finalize)
     thread.start()
     thread.join()

@@ -123,8 +123,9 @@ def test_the_report_and_the_watchdog_are_told_what_they_ask_for(tmp_path, monkey
     note("Report")
     note("Watchdog")
     patience = Patience(seconds=70.0, factor=11.0, exit_after=0.0)
-    run(tmp_path, Schedule(steps=2, log=5, save=6, evaluate=7), patience=patience)
-    assert given["Watchdog"] == (tmp_path, patience)
+    final = run(tmp_path, Schedule(steps=2, log=5, save=6, evaluate=7), patience=patience)
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(final))
+    assert given["Watchdog"] == (tmp_path, patience, size)
     assert given["Report"] == (tmp_path, 0, 2, BATCH, 5, OPTIMIZERS, None, None)
 
 
