@@ -9,6 +9,7 @@ import os
 import re
 import socket
 import sys
+import threading
 from pathlib import Path
 from tempfile import NamedTemporaryFile, TemporaryDirectory
 from typing import NamedTuple
@@ -143,8 +144,15 @@ def hosts_can_be_made():
     return process.exitcode == 0
 
 
+def end_with_parent():
+    """End this process once the one that started the command has ended, however it did."""
+    multiprocessing.parent_process().join()
+    os._exit(1)
+
+
 def call(arguments, variables, outputs, nano, before):
     """Become the command; runs in the forked process."""
+    threading.Thread(target=end_with_parent, daemon=True).start()
     for descriptor, path in enumerate(outputs, start=1):
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
     os.environ.clear()  # the fork server's are those of its first command
