@@ -224,6 +224,7 @@ def test_a_part_of_a_save_that_fails_does_not_wait_for_the_others(
     with pytest.raises(type(error)):
         finalize()  # in the main thread an error may be another's, such as a request to stop
     assert len(waited) == 1 and not ended
+    monkeypatch.setattr(threading, "excepthook", lambda _: None)
     thread = threading.Thread(target=finalize)
     thread.start()
     thread.join()

@@ -74,9 +74,12 @@ def heard(channel, seconds=5.0):
     return line
 
 
-def test_the_living_take_each_other_for_alive(connected, ends):
-    connected(0, 1, 2)
-    time.sleep(1.0)
+def test_the_living_take_each_other_for_alive(connected, ends, monkeypatch):
+    beats, beat = [], Watch.beat
+    monkeypatch.setattr(Watch, "beat", lambda self: beats.append(self) or beat(self))
+    watches = connected(0, 1, 2)
+    # Twice as many of each as silence may last.
+    wait_for(lambda: ends or min(map(beats.count, watches)) > 2 * watch.HUNG / watch.BEAT)
     assert not ends
 
 
@@ -143,14 +146,14 @@ def test_an_error_that_all_have_is_said_once(connected, ends, capfd):
 
 
 def test_the_end_of_those_who_heard_of_an_error_is_no_news(connected, ends, capfd, monkeypatch):
-    monkeypatch.setattr(watch, "LINGER", 0.5)
+    monkeypatch.setattr(watch, "LINGER", 1.5)
     first, *others = connected(0)
     failing = threading.Thread(
         target=first.fail, args=(exits.BAD_INPUT, "error: ours"), daemon=True
     )
     failing.start()
     assert heard(others[0]) == [list(PEERS[0]), watch.FAILED, "error: ours"]
-    time.sleep(watch.GRACE + 0.2)
+    wait_for(first.stopping.locked)
     for channel in others:
         channel.connection.shutdown(socket.SHUT_RDWR)
     wait_for(lambda: ends)
