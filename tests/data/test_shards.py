@@ -249,6 +249,12 @@ def test_an_address_of_a_bucket_is_no_folder():
             make()
 
 
+def test_the_home_of_nobody_is_no_folder(monkeypatch):
+    monkeypatch.setenv("FEWSTEP_DATA", "~nobody-of-that-name/x")
+    with pytest.raises(ValueError, match="FEWSTEP_DATA=~nobody-of-that-name/x: there is no such u"):
+        array_cache.data_root()
+
+
 def test_a_split_without_images_has_one_shard():
     assert arrays.shard_counts(0, SHAPE) == (0,)
     assert Source(0, None).count == 0
