@@ -290,7 +290,7 @@ def test_the_last_state_is_measured_once_by_each_number_of_samples(monkeypatch, 
         return lambda params, step: seen.append(samples) or []
 
     monkeypatch.setattr(TRAIN, "evaluator", evaluator)
-    config = small_config(**{"steps": 2})
+    config = small_config(steps=2)
     config.evaluate.num_samples, config.evaluate.final_samples = 20, final
     experiment = SimpleNamespace(sample_with="network")
     job = TRAIN.Job(config, None, experiment, *[None] * 6)
