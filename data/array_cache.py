@@ -85,13 +85,19 @@ def data_root(data_dir: str = "") -> Path:
 
 
 def local_folder(path: str, field: str) -> Path:
-    """The folder that a field names. Raises ValueError for the address of a bucket."""
+    """The folder that a field names.
+
+    Raises ValueError for the address of a bucket, or the home of a user that does not exist.
+    """
     if ADDRESS.match(path):
         raise ValueError(
             f"{field}={path} is an address, not a folder; mount the bucket and give the folder "
             "where it is mounted (docs/clusters.md)"
         )
-    return Path(path).expanduser().absolute()
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{field}={path}: there is no such user") from error
 
 
 def file_stamps(files: Iterable[Path], folder: Path) -> list[tuple[str, int, int]]:

@@ -32,7 +32,7 @@ from data.arrays import (
     unchanged,
 )
 from data.dataset import Dataset
-from data.files import claimed, remove_leftovers, whole_file
+from data.files import UNLOCKED, claimed, elsewhere, remove_leftovers, whole_file
 from data.manifest import (
     MANIFEST,
     DamagedError,
@@ -76,7 +76,14 @@ def copy_arrays(data: Undecoded, root: Path, local: Path) -> Dataset:
             size = file_bytes(missing, data.image_shape)
             check_space(missing, f"{data.name} there", data.image_shape, f"choose another {FIELD}")
             note(f"copying {size / GIB:.2f} GiB of {data.name} to {target}")
-        copied = dict(copy_missing(data, source, target, records, here))
+        try:
+            copied = dict(copy_missing(data, source, target, records, here))
+        except OSError as error:
+            there = error.filename and not Path(error.filename).is_relative_to(target)
+            if there or error.errno not in UNLOCKED:
+                raise
+            reason = f"{target} cannot be written to ({error.strerror}); {elsewhere(FIELD)}"
+            raise OSError(reason) from error
     return opened(data, target, copied)
 
 
@@ -123,7 +130,7 @@ def copy_missing(
     def record_what_is_there() -> None:
         whole = {n: Record(records[n].identity, tuple(s)) for n, s in here.items() if all(s)}
         parts = {n: s for n, s in here.items() if n not in whole and any(s)}
-        write_manifest(target / MANIFEST, header_of(data, target), Manifest(whole, parts))
+        write_manifest(target / MANIFEST, header_of(data, target), Manifest(whole, parts), FIELD)
 
     for name, shards in here.items():
         places = [place for place, of in enumerate(shards) if of is None]

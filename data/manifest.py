@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from data.files import whole_file
+from data.files import FIELD, whole_file
 
 MANIFEST = "manifest.json"
 HASHES = ("images_sha256", "labels_sha256")  # in the identity of a split
@@ -138,15 +138,17 @@ def check_identity(identity: Mapping[str, Any]) -> None:
         raise TypeError("an identity of another type")
 
 
-def write_manifest(path: Path, header: Mapping[str, Any], manifest: Manifest) -> None:
-    """Write a manifest whole or not at all."""
+def write_manifest(
+    path: Path, header: Mapping[str, Any], manifest: Manifest, field: str = FIELD
+) -> None:
+    """Write a manifest whole or not at all; field: which names another disk."""
     content = {**header, "splits": {name: of.plain for name, of in manifest.splits.items()}}
     if manifest.unfinished:
         content["unfinished"] = {
             name: [shard and shard._asdict() for shard in shards]
             for name, shards in manifest.unfinished.items()
         }
-    with whole_file(path) as file:
+    with whole_file(path, field) as file:
         file.write(json.dumps({"seal": seal_of(content), **content}, indent=2).encode() + b"\n")
 
 

@@ -5,18 +5,16 @@ with each other and see the same folder. Process 0 prints one line for each chec
 all that can be checked is, and nothing is left behind.
 """
 
-import json
 import socket
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
 
 from modes.checks import ALONE, TOGETHER, Check, Job
 from modes.request import Request
+from training.processes import gather
 
 OK, FAILED, LEFT_OUT = "ok", "FAILED", "-"
 
@@ -72,14 +70,7 @@ def finding(status: str, text: str) -> Finding:
 
 def gathered(content: Mapping[str, Finding]) -> list[dict[str, Finding]]:
     """What each process has, in all of them."""
-    own = json.dumps(content).encode()
-    length = int(np.max(multihost_utils.process_allgather(np.array(len(own)))))
-    padded = np.frombuffer(own.ljust(length), np.uint8)
-    rows = np.reshape(multihost_utils.process_allgather(padded), (jax.process_count(), length))
-    return [
-        {name: Finding(*finding) for name, finding in json.loads(bytes(row)).items()}
-        for row in rows
-    ]
+    return [{name: Finding(*found) for name, found in own.items()} for own in gather(content)]
 
 
 def told(name: str, findings: Sequence[Finding]) -> Iterator[str]:

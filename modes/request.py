@@ -33,8 +33,8 @@ from training.teacher import (
 )
 
 # Fields of a config that are paths, after one of these beginnings if any.
-PATHS = ("compilation_cache", "teacher", "data.name", "data.dir", "evaluate.weights")
-PATHS += ("evaluate.reference",)
+PATHS = ("compilation_cache", "teacher", "data.name", "data.dir", "data.local_dir")
+PATHS += ("evaluate.weights", "evaluate.reference")
 FOLDER = "folder:"  # as data/catalog.py has it
 # Flags in which the processes of one job may differ.
 PER_HOST = (

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 import data
 from data import Dataset, Pairs
 from data.progress import note
-from eval.evaluate import Evaluate, check_evaluation, evaluator, summary
+from eval.evaluate import Evaluate, check_evaluation, evaluator, samples_at, summary
 from eval.pairs import teacher_pairs
 from messages.commands import command
 from modes.describe import bytes_of
@@ -206,8 +206,9 @@ def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]
             show=lambda results: note(summary(results)),
         )
 
-    evaluate_network = by(config.evaluate.num_samples)
-    final = by(config.evaluate.final_samples) if config.evaluate.final_samples else None
+    usual, last = config.evaluate.num_samples, samples_at(config, config.steps)
+    evaluate_network = by(usual)
+    final = by(last) if last != usual else None
 
     def evaluate(state: TrainState) -> dict[str, float]:
         if not config.evaluate.steps:

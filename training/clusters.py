@@ -49,7 +49,7 @@ def rendezvous(coordinator: str | None, count: int | None, index: int | None) ->
 def split(address: str) -> tuple[str, int]:
     """Host and port of an address. Raises ValueError."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit() or not 0 < int(port) < 2**16:
+    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(f"--coordinator={address} must be HOST:PORT, such as 10.0.0.1:4321")
     return host.strip("[]"), int(port)
 
@@ -57,13 +57,15 @@ def split(address: str) -> tuple[str, int]:
 def detected(variables: Mapping[str, str] = os.environ) -> Rendezvous | None:
     """The job of Slurm, Open MPI or GKE that started this process; None if there is none of these.
 
-    Raises ValueError for variables that contradict each other.
+    Raises ValueError, naming them, for variables that contradict each other, are missing, or are no
+    numbers where one is needed.
     """
     for cluster in (open_mpi, slurm, gke_tpu):
         found = cluster(variables)
         if found is not None:
             host, port, count, index = found
-            port = int(variables.get("JAX_COORDINATOR_PORT") or port)
+            if variables.get("JAX_COORDINATOR_PORT"):
+                port = number(variables, "JAX_COORDINATOR_PORT")
             host = f"[{host}]" if ":" in host else host
             address = variables.get("JAX_COORDINATOR_ADDRESS") or f"{host}:{port}"
             return rendezvous(address, count, index)
@@ -73,15 +75,15 @@ def detected(variables: Mapping[str, str] = os.environ) -> Rendezvous | None:
 def slurm(variables: Mapping[str, str]) -> tuple[str, int, int, int] | None:
     """Host, port, count and index of a task of srun: process 0 runs on the first node."""
     names = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")
-    values = [variables.get(f"SLURM_{name}") for name in names]
-    if None in values:
+    if any(f"SLURM_{name}" not in variables for name in names):
         return None
-    job, nodes, count, index, _ = values
+    nodes = variables["SLURM_STEP_NODELIST"]
+    job, count, index = (number(variables, f"SLURM_{n}") for n in ("JOB_ID", "NTASKS", "PROCID"))
     # node1, node1,node2, node[001-003,7],other: the first name, or its part and the first number
     first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
     if first is None:
         raise ValueError(f"SLURM_STEP_NODELIST={nodes} names no node; give --coordinator")
-    return first[1] + (first[2] or ""), job_port(int(job)), int(count), int(index)
+    return first[1] + (first[2] or ""), job_port(job), count, index
 
 
 def open_mpi(variables: Mapping[str, str]) -> tuple[str, int, int, int] | None:
@@ -93,7 +95,7 @@ def open_mpi(variables: Mapping[str, str]) -> tuple[str, int, int, int] | None:
     found = re.match(r"(\d+)\..*?(?:tcp://([^,:]+)|tcp6://\[([^,\]]+))", uri)
     if found is None:
         raise ValueError(f"OMPI_MCA_orte_hnp_uri={uri} has no address; give --coordinator")
-    count, index = (int(variables[f"OMPI_COMM_WORLD_{name}"]) for name in ("SIZE", "RANK"))
+    count, index = (number(variables, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "RANK"))
     return found[2] or found[3], job_port(int(found[1]) // 2**12), count, index
 
 
@@ -103,15 +105,23 @@ def gke_tpu(variables: Mapping[str, str]) -> tuple[str, int, int, int] | None:
     if not workers or "TPU_WORKER_ID" not in variables or not has_libtpu():
         return None
     hosts = workers.split(",")
-    slices = int(variables.get("MEGASCALE_NUM_SLICES") or 1)
-    index = int(variables.get("MEGASCALE_SLICE_ID") or 0) * len(hosts)
+    slices = number(variables, "MEGASCALE_NUM_SLICES", "1")
+    index = number(variables, "MEGASCALE_SLICE_ID", "0") * len(hosts)
     first = variables.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
     return (
         first.split(":")[0],
         TPU_PORT,
         len(hosts) * slices,
-        index + int(variables["TPU_WORKER_ID"]),
+        index + number(variables, "TPU_WORKER_ID"),
     )
+
+
+def number(variables: Mapping[str, str], name: str, default: str = "") -> int:
+    """A variable as an integer, from 0. Raises ValueError that names it."""
+    value = variables.get(name) or default
+    if not value.isdecimal():
+        raise ValueError(f"{name}={value} must be a number; give --coordinator")
+    return int(value)
 
 
 def has_libtpu() -> bool:

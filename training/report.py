@@ -18,6 +18,7 @@ from objectives.base import Metrics
 from training.metrics import LOG, Average, MetricLog, iterate_rows
 from training.optimizer import Optimizer
 from training.pace import SPEED, Pace
+from training.sharding import first_process_says
 
 EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
 
@@ -73,8 +74,9 @@ class Report:
         self.every, self.steps = every, steps
         self.pending: tuple[int, int, Metrics] | None = None
         self.workdir, self.optimizers = workdir, optimizers
-        # The row may have been finished since then, for an evaluation that was cut off.
-        begun = {} if has_row(workdir, start) else unfinished or {}
+        # The row may have been finished since then, for an evaluation that was cut off. All
+        # processes must say the same: those that end a row ask each other for their times.
+        begun = {} if first_process_says(has_row(workdir, start)) else unfinished or {}
         self.average = Average(begun.get("sums"))
         self.pace = Pace(batch_size, least_seconds, begun)
 

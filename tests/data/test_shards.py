@@ -1,5 +1,6 @@
 """Splits of several files: one array to read, decoded, mended and copied shard by shard."""
 
+import errno
 import json
 import os
 import shutil
@@ -7,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from data import array_cache, arrays, local_copy
+from data import array_cache, arrays, files, local_copy
 from data.array_cache import Source, array_folder, decode, mend, verify
 from data.local_copy import copy_arrays
 from data.manifest import seal_of
@@ -227,6 +228,30 @@ def test_a_local_disk_without_room_is_said_before_copying(images, tmp_path, monk
         copy_arrays(data, shared, tmp_path / "file")
 
 
+@pytest.mark.parametrize(
+    ("number", "name", "message"),
+    [
+        (errno.ENOSPC, "manifest.json", "no room for manifest.json .*another data.local_dir"),
+        (errno.EROFS, NAMES[1], "local/.* cannot be written to .*; choose another data.local_dir"),
+    ],
+)
+def test_a_local_disk_that_takes_no_more_names_its_field(
+    images, tmp_path, monkeypatch, number, name, message
+):
+    data, shared = undecoded(images), tmp_path / "shared"
+    decode(data, shared)
+    replace = os.replace
+
+    def refuse(source, path):
+        if path.name == name:
+            raise OSError(number, os.strerror(number), str(source))
+        replace(source, path)
+
+    monkeypatch.setattr(files.os, "replace", refuse)
+    with pytest.raises(OSError, match=message):
+        copy_arrays(data, shared, tmp_path / "local")
+
+
 def test_a_copy_of_arrays_older_than_manifests(images, tmp_path, monkeypatch):
     monkeypatch.setattr(arrays, "SHARD_BYTES", 2**20)
     data, shared = undecoded(images), tmp_path / "shared"
@@ -247,6 +272,12 @@ def test_an_address_of_a_bucket_is_no_folder():
     ):
         with pytest.raises(ValueError, match="is an address, not a folder; mount the bucket"):
             make()
+
+
+def test_the_home_of_nobody_is_no_folder(monkeypatch):
+    monkeypatch.setenv("FEWSTEP_DATA", "~nobody-of-that-name/x")
+    with pytest.raises(ValueError, match="FEWSTEP_DATA=~nobody-of-that-name/x: there is no such u"):
+        array_cache.data_root()
 
 
 def test_a_split_without_images_has_one_shard():

@@ -53,7 +53,8 @@ def test_none_is_read_as_none_and_other_texts_as_before():
         parser.parse("none")
 
 
-PATHS = ("compilation_cache", "teacher", "data.dir", "evaluate.weights", "evaluate.reference")
+PATHS = ("compilation_cache", "teacher", "data.dir", "data.local_dir", "evaluate.weights")
+PATHS += ("evaluate.reference",)
 
 
 def test_the_home_folder_is_written_out_in_every_path(monkeypatch):

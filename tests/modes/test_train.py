@@ -279,3 +279,23 @@ def test_a_run_says_the_step_that_it_is_at_and_not_the_one_asked_for(tmp_path, m
     monkeypatch.setattr(TRAIN, "train_claimed", lambda path, job, preemption: 6)
     TRAIN.train(Request(config=small_config(steps=3), workdir=tmp_path))
     assert capsys.readouterr().out.startswith(f"{tmp_path} is at step 6; draw from it")
+
+
+@pytest.mark.parametrize(
+    ("final", "numbers"), [(0, [20, 20]), (30, [20, 20, 30]), (20, [20, 20]), (10, [20, 20, 10])]
+)
+def test_the_last_state_is_measured_once_by_each_number_of_samples(monkeypatch, final, numbers):
+    seen = []
+
+    def evaluator(*_, samples, **__):
+        return lambda params, step: seen.append(samples) or []
+
+    monkeypatch.setattr(TRAIN, "evaluator", evaluator)
+    config = small_config(steps=2)
+    config.evaluate.num_samples, config.evaluate.final_samples = 20, final
+    experiment = SimpleNamespace(sample_with="network")
+    job = TRAIN.Job(config, None, experiment, *[None] * 6)
+    evaluate = TRAIN.evaluation(None, job)
+    for step in (1, 2):
+        evaluate(SimpleNamespace(networks={"network": ()}, followers={}, step=step))
+    assert seen == numbers

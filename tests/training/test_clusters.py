@@ -22,6 +22,7 @@ def slurm(**other):
         ((None, 2, None), "--coordinator, --process_id is missing"),
         (("127.0.0.1", 2, 0), "must be HOST:PORT"),
         (("127.0.0.1:99999", 2, 0), "must be HOST:PORT"),
+        (("127.0.0.1:²", 2, 0), "must be HOST:PORT"),
         (("127.0.0.1:1", 2, 2), "--process_id=2 must be in 0 .. 1"),
     ],
 )
@@ -81,6 +82,9 @@ def test_jaxs_own_variables_go_before_and_no_cluster_is_none():
         (slurm(NTASKS="1"), "5"),
         ({MPI_URI: "7.0;none", **MPI}, MPI_URI),
         (slurm(STEP_NODELIST="[1-2]"), "SLURM_STEP_NODELIST"),
+        (slurm(JOB_ID="a"), "SLURM_JOB_ID=a must be a number"),
+        (slurm() | {"JAX_COORDINATOR_PORT": "x"}, "JAX_COORDINATOR_PORT=x must be a number"),
+        ({MPI_URI: "7.0;tcp://h:1", "OMPI_COMM_WORLD_SIZE": "3"}, "OMPI_COMM_WORLD_RANK= must be"),
     ],
 )
 def test_variables_that_cannot_be_are_named(variables, named):

@@ -56,6 +56,15 @@ def test_a_row_has_the_mean_and_the_speed_of_its_own_steps(tmp_path, monkeypatch
     ]
 
 
+@pytest.mark.parametrize("finished", [False, True])
+def test_whether_a_row_goes_on_is_what_the_first_process_sees(tmp_path, monkeypatch, finished):
+    monkeypatch.setattr(module, "first_process_says", lambda here: finished)
+    unfinished = {"sums": {"loss": (3.0, 2.0)}, "images": 16, "seconds": 2.0}
+    with Report(tmp_path, 2, 4, 8, 4, {}, unfinished) as report:
+        assert bool(report.unfinished()["sums"]) != finished
+        assert report.unfinished()["images"] == (0 if finished else 16)
+
+
 def test_a_row_of_the_players_losses_is_no_evaluation(tmp_path):
     with Report(tmp_path, 0, 4, 8, 1, {}) as report:
         report.write(2, {"generator/loss": 1.0, "fake_score/loss": 2.0})
