@@ -41,6 +41,19 @@ def test_fields_and_groups_that_there_are_are_not(argument):
     assert unknown_field(CONFIG, [argument]) == ""
 
 
+@pytest.mark.parametrize(
+    ("group", "field"),
+    [
+        ("data", "data.name"),
+        ("log", "log.every"),
+        ("objective.distance", "objective.distance.name"),
+    ],
+)
+def test_a_group_with_the_value_of_a_field_is_told_with_one_of_its_fields(group, field):
+    message = f"--config.{group} is a group of fields; set one, such as --config.{field}"
+    assert unknown_field(CONFIG, [f"--config.{group}=l1"]) == message
+
+
 def test_a_part_is_compared_by_its_own_name():
     names = ["objective.solver.name", "objective.spacing.name", "model.name"]
     assert nearest_field("objective.solvr.name", names) == "objective.solver.name"
