@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from configs import digits
@@ -67,6 +69,21 @@ def test_none_is_read_as_none_and_other_texts_as_before():
 
 
 PATHS = ("compilation_cache", "teacher", "data.dir", "evaluate.weights", "evaluate.reference")
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        ("folder:pics/", "folder:HERE/pics"),
+        ("folder:../a/./pics.zip", "folder:HERE/../a/pics.zip"),  # a link may be on the way
+        ("folder:/pics", "folder:/pics"),
+        ("folder:", "folder:"),
+        ("digits", "digits"),
+    ],
+)
+def test_a_run_records_its_folder_of_images_from_the_root(given, recorded):
+    name = with_home(small_config(**{"data.name": given})).data.name
+    assert name == recorded.replace("HERE", str(Path.cwd()))
 
 
 def test_the_home_folder_is_written_out_in_every_path(monkeypatch):
