@@ -81,5 +81,5 @@ def unknown(asked: str, names: Sequence[str], num_classes: int) -> int:
         )
     folded = {name.casefold(): name for name in names}
     nearest = [folded[name] for name in get_close_matches(asked.casefold(), folded, n=NEAREST)]
-    meant = f"did you mean {listed(nearest)}? " if nearest else ""
-    raise ValueError(f"--labels={asked} is no class; {meant}The classes are {listed(names)}")
+    meant = f"; did you mean {listed(nearest)}?" if nearest else "."
+    raise ValueError(f"--labels={asked} is no class{meant} The classes are {listed(names)}")

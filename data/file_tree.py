@@ -90,14 +90,18 @@ class Tree(NamedTuple):
         return self.real.get(path) or f"{self.root}/{path}"
 
     def text(self, path: str) -> str:
-        """A file as text. Raises ValueError if it is not UTF-8."""
-        content = self.read(path)
-        content = content if isinstance(content, bytes) else content.read_bytes()
+        """A file as text. Raises ValueError if it is not UTF-8, or cannot be read."""
+        where = f"{self.top.name}/{printable(path)}"
+        try:
+            content = self.read(path)
+            content = content if isinstance(content, bytes) else content.read_bytes()
+        except Exception as error:  # zipfile has several for encrypted and damaged members
+            raise ValueError(f"{where} cannot be read ({error}); repair it or remove it") from error
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{self.top.name}/{path} is not UTF-8 text; save it as that"
+                f"{where} is not UTF-8 text; save it as that, or move it away if it has no labels"
             ) from error
 
 

@@ -14,7 +14,7 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from data.class_names import in_natural_order, printable
 from data.file_tree import SUFFIXES, Folder, Tree
@@ -56,7 +56,7 @@ class Labels(NamedTuple):
 def read_labels(tree: Tree, folders: Iterable[Folder]) -> Labels | None:
     """The labels in the tables that lie directly in these folders; None if there are none.
 
-    Raises ValueError for labels of some images only, twice for one, or that cannot be understood.
+    Raises ValueError for two labels of one image, or labels that cannot be understood.
     """
     tables = [(folder, path) for folder in folders for path in folder.tables]
     edm = [(f, p) for f, p in tables if PurePosixPath(p).name.lower() == EDM]
@@ -71,11 +71,7 @@ def read_labels(tree: Tree, folders: Iterable[Folder]) -> Labels | None:
         if not named:
             continue
         for image, label in named.items():
-            if found.setdefault(image, label) != label:
-                raise ValueError(
-                    f"{tree.top.name}/{printable(image)} has two labels, {found[image]!r} and "
-                    f"{label!r}, in {', '.join([*sources, path])}; remove one"
-                )
+            give(found, image, label, f"{tree.top.name}: {', '.join([*sources, path])}")
         sources.append(path)
     if not found:
         return None
@@ -89,25 +85,28 @@ def _edm_labels(tree: Tree, files: Sequence[tuple[Folder, str]]) -> Labels | Non
     """Labels of dataset.json, which are indices; None if it says that there are none."""
     found: dict[str, int] = {}
     for folder, path in files:
-        where = f"{tree.top.name}/{path}"
+        where, text = f"{tree.top.name}/{path}", tree.text(path)
         try:
-            content = json.loads(tree.text(path))
-            pairs = content["labels"]
-            pairs = dict(pairs) if pairs is not None else None
+            pairs = json.loads(text)["labels"]
+            if pairs is None:
+                continue
+            pairs = (
+                [*pairs.items()]
+                if isinstance(pairs, dict)
+                else [(name, label) for name, label in pairs]
+            )
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f'{where} is not {{"labels": [["IMAGE", 6], ...]}}, as EDM writes it ({error!r}); '
                 "correct it, or give it another name if it is something else"
             ) from error
-        if pairs is None:
-            continue
         images = _Images(folder)
-        for name, label in pairs.items():
+        for name, label in pairs:
             if isinstance(label, bool) or not isinstance(label, int):
                 raise ValueError(f"{where} has the label {label!r}, which is no whole number")
             if not 0 <= label < LARGEST_LABEL:
                 raise ValueError(f"{where} has the label {label}; labels are counted from 0")
-            found[images.required(name, where)] = label
+            give(found, images.required(name, where), label, where)
     if not found:
         return None
     classes = [str(label) for label in range(max(found.values()) + 1)]
@@ -153,10 +152,10 @@ def is_meant(path: str) -> bool:
 
 def _rows(tree: Tree, path: str) -> list[Row]:
     """A table's rows by column; [] for a file that is no table."""
-    suffix, text = PurePosixPath(path).suffix.lower(), tree.text(path)
-    where = f"{tree.top.name}/{path}"
+    suffix, where = PurePosixPath(path).suffix.lower(), f"{tree.top.name}/{path}"
     if suffix == ".json":
         return []
+    text = tree.text(path)
     if suffix == ".jsonl":
         try:
             values = [json.loads(line) for line in text.splitlines() if line.strip()]
@@ -178,15 +177,17 @@ def _rows(tree: Tree, path: str) -> list[Row]:
 
 
 def _texts(row: Mapping[str, object]) -> Row:
+    """The values of a row as texts; null is none."""
     return {
-        name: value if isinstance(value, str) else json.dumps(value) for name, value in row.items()
+        name: value if isinstance(value, str) else "" if value is None else json.dumps(value)
+        for name, value in row.items()
     }
 
 
 def _labels_in(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str] | None:
     """The labels in rows, by image; None for a table that is not one of labels."""
     images, where = _Images(folder), f"{folder.name}/{PurePosixPath(path).name}"
-    columns = list(rows[0])
+    columns = list(dict.fromkeys(column for row in rows for column in row))
     of_images = [c for c in columns if all(images.find(row.get(c) or "") for row in rows)]
     meant = is_meant(path)
     if not of_images:
@@ -201,14 +202,17 @@ def _labels_in(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str]
                 "images without it"
             )
         return None
-    column = of_images[0]
+    # Numbers may name both images and classes.
+    column = next((c for c in of_images if c.lower() not in LABEL_COLUMNS), of_images[0])
     split = [c for c in columns if c.lower() in SPLIT_COLUMNS]
     if split:
         raise ValueError(
             f"{where} has a column {split[0]}, which is not read; put the images into train/ and "
             "test/, or remove the column to train on all"
         )
-    others = [c for c in columns if c not in of_images]
+    others = [
+        c for c in columns if c != column and (c not in of_images or c.lower() in LABEL_COLUMNS)
+    ]
     by_name = [c for name in LABEL_COLUMNS for c in others if c.lower() == name]
     chosen = by_name[0] if by_name else others[0] if len(columns) == 2 and others else None
     if chosen is None or (not by_name and PurePosixPath(path).stem.lower() == "metadata"):
@@ -227,13 +231,17 @@ def _labels_in(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str]
         raise ValueError(f"{where} has no label for {printable(empty[0])}; fill it in")
     labels: dict[str, str] = {}
     for row in rows:
-        image = images.required(row[column], where)
-        if labels.setdefault(image, row[chosen]) != row[chosen]:
-            raise ValueError(
-                f"{where} gives {printable(image)} two labels, {labels[image]!r} and "
-                f"{row[chosen]!r}; remove one"
-            )
+        give(labels, images.required(row[column], where), row[chosen], where)
     return labels
+
+
+def give(labels: dict[str, Any], image: str, label: str | int, where: str) -> None:
+    """Add the label of an image. Raises ValueError if it has another one already."""
+    if labels.setdefault(image, label) != label:
+        raise ValueError(
+            f"{where}: {printable(image)} has two labels, {labels[image]!r} and {label!r}; "
+            "remove one"
+        )
 
 
 def _without_labels(where: str, meant: bool, columns: Sequence[str]) -> None:

@@ -36,7 +36,7 @@ MEASURED_BY = {
     "evaluate.reference": "reference {}",
     "data.name": "data {}",
 }
-COST = "Training costs as much as so many forward passes of an image; a teacher's are left out."
+COST = "Training cost as much as so many forward passes of one image, without its teacher's."
 # Fields of a sampling protocol as a caption says them; the seed is said last.
 SAMPLED_BY = {
     "sampler": "sampler {}",
@@ -181,7 +181,8 @@ def distance_figures(groups: Groups, seeds: str) -> list[str]:
     """The distance of some numbers of sampling steps against training, by steps and by their cost.
 
     The cost is that of the run itself, without its teacher's, and is drawn where methods differ.
-    None if the runs were not measured alike: numbers of several protocols have no axis in common.
+    Nothing is drawn if the runs were not measured alike: numbers of several protocols have no axis
+    in common.
     """
     measured = {measured_while_training(run) for run in every(groups)}
     if len(measured) > 1:
@@ -194,10 +195,7 @@ def distance_figures(groups: Groups, seeds: str) -> list[str]:
         figures.append(plot_figure(title, f"{caption} {seeds}".strip(), plot))
         if len(groups) > 1:
             plot = training_plot(groups, f"frechet_{steps}", by_cost=True)
-            costs = (
-                "Forward passes per image that training costs as much as, its teacher's left out."
-            )
-            figures.append(plot_figure(f"{title}, by cost", f"{caption} {costs}", plot))
+            figures.append(plot_figure(f"{title}, by cost", f"{caption} {COST}", plot))
     return figures
 
 

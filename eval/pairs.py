@@ -41,9 +41,9 @@ def teacher_pairs(
 ) -> Pairs:
     """`count` samples of the teacher in `steps` steps, with the noise that each started from.
 
-    Read from the folder's file if it is there. Labels have the shares of
-    label_counts, of each class. Raises
-    ValueError for a count or a number of steps that is not positive, or a file of other pairs.
+    Read from the folder's file if it is there. label_counts: of each class, in whose shares the
+    labels are. Raises ValueError for a count or a number of steps that is not positive, or a file
+    of other pairs.
     """
     if count < 1 or steps < 1:
         raise ValueError(f"pairs.count={count} and pairs.steps={steps} must be 1 or more")

@@ -14,6 +14,7 @@ import numpy as np
 from eval.features import check_dimension
 from eval.frechet import Statistics
 from eval.inception import FEATURES
+from models.convnet import DIMENSION
 from training.files import read_npz
 
 ASYMMETRY = 1e-3  # of a covariance, relative to its largest entry, as float32 leaves it
@@ -30,7 +31,11 @@ Arrays = Mapping[str, np.ndarray]
 def check_published(path: Path, features: str, image_shape: tuple[int, ...]) -> None:
     """Raises ValueError that names the file, before any compute, if it cannot be measured with."""
     arrays = read_published(path)
-    dimensions = {"inception": FEATURES, "pixels": math.prod(image_shape)}
+    dimensions = {
+        "inception": FEATURES,
+        "classifier": DIMENSION,
+        "pixels": math.prod(image_shape),
+    }
     if features in dimensions:
         part_for(path, arrays, features, dimensions[features])
     if "arr_0" in arrays:

@@ -68,7 +68,7 @@ def check_reference(
     elif reference not in SPLITS:
         raise ValueError(
             f"evaluate.reference={reference} is none of {', '.join(SPLITS)}, nor an .npz of "
-            "statistics"
+            "statistics or images"
         )
     elif reference == "test" and dataset is not None and dataset.test is None:
         raise ValueError(f"evaluate.reference=test: {dataset.name} has no held-out split")

@@ -18,7 +18,7 @@ from eval.protocol import Protocol, check_comparable
 from eval.results import Result
 from training.classes import class_names
 from training.cost import training_seconds
-from training.identity import CHANGEABLE, as_dict, depends_on_length, flat
+from training.identity import BEFORE, CHANGEABLE, DECODING, as_dict, depends_on_length, flat
 from training.metrics import LOG, read_rows
 from training.teacher import parse
 from training.workdir import CONFIG, load_config
@@ -178,9 +178,14 @@ def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def identifying(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that make a run another one, as when it is continued, but for the seed."""
+    """The fields that make a run another one, as when it is continued, but for the seed.
+
+    The rules of decoding are not among those that older records lack: the same images may come of
+    both, and what they are is known by their hash.
+    """
     free = CHANGEABLE[1:] if depends_on_length(dict(config)) else CHANGEABLE
-    return {k: v for k, v in config.items() if k != "seed" and not k.startswith(free)}
+    fields = {k: v for k, v in BEFORE.items() if k != DECODING} | dict(config)
+    return {k: v for k, v in fields.items() if k != "seed" and not k.startswith(free)}
 
 
 def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -75,14 +75,21 @@ def take_none() -> None:
 
 
 def unknown_field(config: ConfigDict, arguments: Sequence[str]) -> str:
-    """The message for the first --config.FIELD that a config does not have; "" if it has all."""
+    """The message for the first --config.FIELD that a config does not have; "" if it has all.
+
+    Also for the first that is a group of fields, with a value for one.
+    """
     names = [*leaves(config.to_dict())]
     groups = {name[:i] for name in names for i, letter in enumerate(name) if letter == "."}
     for argument in arguments:
-        given = re.match(r"--?(?:no)?config\.([^=]+)", argument)
+        given = re.match(r"--?(?:no)?config\.([^=]+)(?:=([^{]))?", argument)
         if given and given[1] not in {*names, *groups, "player_optimizers"}:
             found = nearest_field(given[1], names)
             return f"--config.{given[1]} is no field{guess(found, '--config.{}')}"
+        if given and given[1] in groups and given[2]:
+            inside = [name for name in names if name.startswith(f"{given[1]}.")]
+            first = next((name for name in inside if name == f"{given[1]}.name"), inside[0])
+            return f"--config.{given[1]} is a group of fields; set one, such as --config.{first}"
     return ""
 
 

@@ -32,6 +32,7 @@ from modes.request import (
 from modes.train import data_identity, files_of, train
 from training import restore, workdir
 from training.experiment import Experiment, build
+from training.files import check_writable
 from training.identity import as_dict, read_identity
 from training.labels import label_counts, with_recorded_rule
 from training.processes import say
@@ -57,10 +58,13 @@ def compare(request: Request) -> None:
     """Train and evaluate what is missing, teachers first; write a table, and a page to look at.
 
     A run that diverges is left out, and what it would have taught. Raises ValueError, before
-    anything is trained, for a config that cannot be, or a folder that holds another run.
+    anything is trained, for a config that cannot be, or a folder that holds another run; OSError
+    for one that cannot be written to.
     """
     required_config(request)
     root = required_workdir(request)
+    if jax.process_index() == 0:
+        check_writable(root, "choose another --workdir")
     cells = plan(root, request)
     failed: list[Path] = []
     for number, cell in enumerate(cells, start=1):

@@ -90,11 +90,17 @@ def at_home(text: str) -> str:
 
 
 def with_home(config: ConfigDict) -> ConfigDict:
-    """The config with ~ expanded in the fields that are paths. Raises ValueError."""
+    """The config with ~ expanded in the fields that are paths, and the folder of images absolute.
+
+    A run records where its images lie, and is evaluated from anywhere. Raises ValueError.
+    """
     for name in PATHS:
         group, _, field = name.rpartition(".")
         part = config[group] if group else config
         part[field] = at_home(part[field])
+    images = config.data.name.removeprefix(FOLDER)
+    if images and config.data.name.startswith(FOLDER):
+        config.data.name = f"{FOLDER}{Path(images).absolute()}"
     return config
 
 

@@ -115,7 +115,8 @@ def default_folder(request: Request, made_from: Mapping[str, Any]) -> Path:
         f"{made_from['sampling_steps']}_steps",
         f"guidance_{made_from['guidance_scale']:g}",
         made_from["network"],
-        *([f"labels_{'_'.join(map(str, request.labels))}"] if request.labels else []),
+        # By their numbers: the name of a class may have a / in it, or be longer than a file name.
+        *([f"labels_{'_'.join(map(str, made_from['labels']))}"] if request.labels else []),
     ]
     return required_workdir(request) / FOLDER / "-".join(parts)[:LONGEST_NAME]
 

@@ -1,7 +1,8 @@
 """Folders of images as people have them: how each is made, and what is understood or refused.
 
-A file is an image if its content is a number, the grey level of all its pixels; text is written as
-it is; a Link leads to another path. So the level of a decoded image says which file it is.
+A file is an image if its content is a number, the grey level of all its pixels; others are written
+as they are, text in UTF-8; a Link leads to another path. So the level of a decoded image says which
+file it is.
 """
 
 import io
@@ -29,7 +30,7 @@ class Case(NamedTuple):
     """
 
     name: str
-    files: Mapping[str, int | str | Link]
+    files: Mapping[str, int | str | bytes | Link]
     refused: str = ""
     train: Mapping[int, str | None] | None = None
     test: Mapping[int, str | None] | None = None
@@ -370,6 +371,41 @@ LABELS = [
         refused="two labels, 'cat' and 'dog'",
     ),
     Case(
+        "two labels in dataset.json",
+        FLAT | {"dataset.json": dataset_json([["a.png", 1], ["a.png", 0], ["b.png", 0]])},
+        refused="a.png has two labels, 1 and 0",
+    ),
+    Case(
+        "numbers that name images and classes",
+        {"0.png": 1, "1.png": 2, "labels.csv": "id,label\n0,1\n1,0\n"},
+        train={1: "1", 2: "0"},
+    ),
+    Case(
+        "a first row without a label",
+        FLAT | {"train.csv": "image,label\na.png\nb.png,dog\n"},
+        refused="train.csv has no label for a.png",
+    ),
+    Case(
+        "a null label",
+        FLAT
+        | {
+            "metadata.jsonl": '{"file_name": "a.png", "label": null}\n'
+            '{"file_name": "b.png", "label": "dog"}\n'
+        },
+        refused="metadata.jsonl has no label for a.png",
+    ),
+    Case(
+        "JSON that is not read",
+        FLAT | {"info.json": b'{"by": "Ren\xe9"}'},
+        train=PLAIN,
+        said="1 .json",
+    ),
+    Case(
+        "a table in another encoding",
+        FLAT | {"labels.csv": b"image,label\na.png,caf\xe9\n"},
+        refused="labels.csv is not UTF-8 text",
+    ),
+    Case(
         "an empty table", FLAT | {"labels.csv": "image,label\n"}, refused="labels.csv has no rows"
     ),
     Case(
@@ -535,7 +571,7 @@ def png(level: int, suffix: str = ".png") -> bytes:
     return content.getvalue()
 
 
-def make(root: Path, files: Mapping[str, int | str | Link]) -> Path:
+def make(root: Path, files: Mapping[str, int | str | bytes | Link]) -> Path:
     """Write the files of a case under a folder."""
     for name, content in files.items():
         path = root / name
@@ -548,11 +584,11 @@ def make(root: Path, files: Mapping[str, int | str | Link]) -> Path:
         elif isinstance(content, int):
             path.write_bytes(png(content, path.suffix))
         else:
-            path.write_text(content, encoding="utf-8")
+            path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return root
 
 
-def make_zip(path: Path, files: Mapping[str, int | str]) -> Path:
+def make_zip(path: Path, files: Mapping[str, int | str | bytes]) -> Path:
     """Write the files of a case into a .zip."""
     with zipfile.ZipFile(path, "w") as archive:
         for name, content in files.items():

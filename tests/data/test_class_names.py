@@ -62,7 +62,7 @@ def test_a_number_is_an_index_where_a_class_has_another_by_name(capsys):
         ),
         ("zebra", ANIMALS, "did you mean Zebra"),
         ("name:4", ANIMALS, "--labels=4 is no class"),
-        ("qqq", ANIMALS, "--labels=qqq is no class; The classes are"),
+        ("qqq", ANIMALS, r"--labels=qqq is no class\. The classes are"),
         ("", ANIMALS, "is no class"),
         (6, ANIMALS, "--labels=6 is out of range; this model has 0 to 5: cat"),
         (-1, ANIMALS, "out of range"),

@@ -58,3 +58,11 @@ def zipped(case):
 def test_a_zip_is_read_as_its_folder(name, tmp_path, capsys):
     case = CASES[name]
     check(case, make_zip(tmp_path / "images.zip", case.files), tmp_path, capsys)
+
+
+def test_a_table_that_a_zip_cannot_give_is_an_error_that_names_it(tmp_path):
+    files = {"a.png": 1, "labels.csv": "image,label\na.png,cat\n"}
+    archive = make_zip(tmp_path / "images.zip", files)
+    archive.write_bytes(archive.read_bytes().replace(b"a.png,cat", b"a.png,cut"))
+    with pytest.raises(ValueError, match="images.zip/labels.csv cannot be read .*CRC"):
+        data.load(f"folder:{archive}", data_dir=str(tmp_path), image_size=4)

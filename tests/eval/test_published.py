@@ -79,6 +79,8 @@ def test_statistics_of_the_features_are_used_else_the_images(tmp_path, arrays, p
 
 
 def test_statistics_of_features_whose_size_is_known_are_refused_before_weights_are_read(tmp_path):
-    with pytest.raises(ValueError, match="64 dimensions, and evaluate.features=inception has 2048"):
-        check_published(written(tmp_path, GOOD), "inception", SHAPE)
-    check_published(written(tmp_path, GOOD), "dinov2", SHAPE)  # whose size its weights say
+    path = written(tmp_path, {"mu": np.zeros(9), "sigma": np.eye(9)})
+    for features, size in (("inception", 2048), ("classifier", 64)):
+        with pytest.raises(ValueError, match=f"9 dimensions, and .*features={features} has {size}"):
+            check_published(path, features, SHAPE)
+    check_published(path, "dinov2", SHAPE)  # whose size its weights say

@@ -310,6 +310,27 @@ def test_a_field_that_an_older_record_lacks_does_not_set_it_apart(tmp_path):
     assert groups_of(a, b) == {"cd": ["a", "b"]}
 
 
+def test_an_older_record_is_of_what_runs_did_then(tmp_path):
+    older = evaluated_run(tmp_path / "older", "shortcut", 0, steps=(1,))
+    alike, other = (
+        evaluated_run(
+            tmp_path / name,
+            "shortcut",
+            seed,
+            steps=(1,),
+            config={
+                "objective": {"name": "objective", "distance": {"name": name, "c": None}},
+                "data": {"name": "digits", "decoding": 2, "label_shares": "equal"},
+            },
+        )
+        for seed, name in enumerate(("squared_l2", "l1"), start=1)
+    )
+    assert groups_of(older, other, alike) == {
+        "shortcut, objective.distance.name squared_l2": ["older", "squared_l2"],
+        "shortcut, objective.distance.name l1": ["l1"],
+    }
+
+
 def test_an_older_record_does_not_join_what_differs(tmp_path):
     older = evaluated_run(tmp_path / "older", "cd", 0, steps=(1,))
     a, b = (

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from configs import digits
@@ -41,6 +43,19 @@ def test_fields_and_groups_that_there_are_are_not(argument):
     assert unknown_field(CONFIG, [argument]) == ""
 
 
+@pytest.mark.parametrize(
+    ("group", "field"),
+    [
+        ("data", "data.name"),
+        ("log", "log.every"),
+        ("objective.distance", "objective.distance.name"),
+    ],
+)
+def test_a_group_with_the_value_of_a_field_is_told_with_one_of_its_fields(group, field):
+    message = f"--config.{group} is a group of fields; set one, such as --config.{field}"
+    assert unknown_field(CONFIG, [f"--config.{group}=l1"]) == message
+
+
 def test_a_part_is_compared_by_its_own_name():
     names = ["objective.solver.name", "objective.spacing.name", "model.name"]
     assert nearest_field("objective.solvr.name", names) == "objective.solver.name"
@@ -55,6 +70,21 @@ def test_none_is_read_as_none_and_other_texts_as_before():
 
 PATHS = ("compilation_cache", "teacher", "data.dir", "data.local_dir", "evaluate.weights")
 PATHS += ("evaluate.reference",)
+
+
+@pytest.mark.parametrize(
+    ("given", "recorded"),
+    [
+        ("folder:pics/", "folder:HERE/pics"),
+        ("folder:../a/./pics.zip", "folder:HERE/../a/pics.zip"),  # a link may be on the way
+        ("folder:/pics", "folder:/pics"),
+        ("folder:", "folder:"),
+        ("digits", "digits"),
+    ],
+)
+def test_a_run_records_its_folder_of_images_from_the_root(given, recorded):
+    name = with_home(small_config(**{"data.name": given})).data.name
+    assert name == recorded.replace("HERE", str(Path.cwd()))
 
 
 def test_the_home_folder_is_written_out_in_every_path(monkeypatch):

@@ -190,6 +190,15 @@ def test_a_teacher_that_does_not_fit_is_refused_before_it_is_trained(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_read(tmp_path):
+    (tmp_path / "file").write_text("no folder")
+    request = Request(config=small_config(), workdir=tmp_path / "file/runs", methods=("cd",))
+    with pytest.raises(
+        OSError, match="file/runs cannot be written to .*; choose another --workdir"
+    ):
+        compare(request)
+
+
 def test_a_diverged_run_is_left_out_with_what_it_would_have_taught(tmp_path, monkeypatch, capsys):
     def diverging(cell):
         if cell.method == "edm":

@@ -91,6 +91,13 @@ def test_classes_are_asked_for_by_name(sample, tmp_path, monkeypatch, capsys):
         sample(labels=("dog",))
 
 
+def test_a_name_of_a_class_is_no_part_of_a_path(sample, tmp_path, monkeypatch):
+    monkeypatch.setattr(SAMPLE, "class_names", lambda folder: ("../cat", "日" * 90, "c", "d"))
+    sample(seeds=(0,), labels=("../cat", "日" * 90))
+    (folder,) = (path for path in (tmp_path / "run" / "samples").iterdir() if path.is_dir())
+    assert folder.name.endswith("-labels_0_1") and (folder / "000000.png").exists()
+
+
 def test_without_a_name_files_lie_in_the_run_and_seeds_are_the_first_ones(sample, tmp_path):
     sample(steps=2)
     folder = tmp_path / "run" / "samples" / "step_00000003-2_steps-guidance_1.5-ema_0.999"
