@@ -47,7 +47,7 @@ VERSION = 1  # part of the key; raise it when the network or its training change
 FLOORS = {"digits": 0.95, "fashion_mnist": 0.88}
 HELD_OUT_SHARE = 10  # a data set without a test split holds out one training image of so many
 RIGHT = "right"  # the entry of the file beside the parameters
-REMEDY = "use evaluate.features=pixels"
+REMEDY = "use evaluate.features=pixels and evaluate.agreement=False"
 AGAIN = "delete it, and the classifier is trained again"
 
 

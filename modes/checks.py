@@ -39,7 +39,7 @@ from training.experiment import Experiment, build, debugged
 from training.identity import as_dict, flat
 from training.labels import training_counts
 from training.loop import abstract_state
-from training.processes import within
+from training.processes import VISIBLE, within
 from training.sharding import batch_sharding, check_batch_size, make_mesh, replicated, topology
 from training.teacher import (
     abstract_params,
@@ -54,7 +54,6 @@ from training.teacher import (
 
 ROOT = Path(__file__).parent.parent
 TOGETHER_SECONDS = 300  # that a check of all processes together may take
-VISIBLE_SECONDS = 10  # until a file that one process wrote is seen by the others
 CLOCK_SECONDS = 60  # that clocks may differ by
 GIB = 2**30
 
@@ -255,7 +254,7 @@ def shared_folder(job: Job) -> str:
     with written(own, job.missing) as failure:
         multihost_utils.sync_global_devices("doctor: written")
         expected = {f".doctor.{index}" for index in range(jax.process_count())}
-        deadline = time.monotonic() + VISIBLE_SECONDS
+        deadline = time.monotonic() + VISIBLE
         while not failure and expected - names_in(job.workdir) and time.monotonic() < deadline:
             time.sleep(0.1)
         unseen = expected - names_in(job.workdir)
