@@ -10,7 +10,7 @@ from configs import base
 from data import FIRST_ORDER, NEWEST_ORDER
 from tests.test_imports import FLOORS
 from tests.training.runs import save_run, small_config, small_experiment
-from training import identity, restore, workdir
+from training import identity, processes, restore, workdir
 from training.checkpoint import FOLDER
 from training.loop import abstract_state
 from training.processes import warn_once
@@ -268,14 +268,15 @@ def test_a_record_is_written_before_what_it_explains(tmp_path, monkeypatch):
 
 
 def test_a_folder_that_hosts_do_not_share_is_found_at_the_start(tmp_path, monkeypatch):
-    monkeypatch.setattr(workdir, "VISIBLE_SECONDS", 0.2)
+    monkeypatch.setattr(processes, "VISIBLE", 0.2)
     id = workdir.start_run(tmp_path, CONFIG).id
     workdir.check_shared(tmp_path, id)
-    monkeypatch.setattr(workdir, "gather", lambda seen: [id, seen, "another"])
+    monkeypatch.setattr(processes, "gather", lambda seen: [True, seen, False])
     with pytest.raises(ValueError, match="is another folder for process 2 than for process 0; put"):
         workdir.check_shared(tmp_path, id)
-    with pytest.raises(ValueError, match="for process 1, 2 than"):  # nothing there
-        workdir.check_shared(tmp_path / "elsewhere", id)
+    for folder, sought in ((tmp_path / "elsewhere", id), (tmp_path, "of another run")):
+        with pytest.raises(ValueError, match="for processes 1, 2 than"):
+            workdir.check_shared(folder, sought)
 
 
 def test_a_teacher_may_be_moved_as_it_is_known_by_its_parameters(tmp_path):
