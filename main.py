@@ -264,7 +264,7 @@ def config_of_method(method: str) -> ConfigDict:
     try:
         values([sys.argv[0], f"--config={file}:{method}", *overridden])
     except (flags.Error, KeyError, AttributeError) as error:
-        unknown = unknown_field(plain_config(f"{file}:{method}"), overridden)
+        unknown = unknown_in(f"{file}:{method}", overridden)
         raise ValueError(f"{method}: {unknown}" if unknown else str(error)) from error
     return config_of(values)
 

@@ -249,7 +249,7 @@ def test_a_part_of_another_name_forgets_the_file_s_fields_but_not_the_given_ones
     ("unknown", "nearest"), [("shortcuts", "shortcut"), ("icd", "cd"), ("scdd", "scd")]
 )
 def test_unknown_method_names_what_there_is_and_the_nearest(unknown, nearest):
-    with pytest.raises(ValueError, match=f"no method '{unknown}' .*edm, .* mean '{nearest}'"):
+    with pytest.raises(ValueError, match=f"method='{unknown}' .*edm, .* mean '{nearest}'"):
         config_of("digits", unknown)
 
 
