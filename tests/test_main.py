@@ -277,7 +277,10 @@ def test_describe_counts_before_anything_is_trained():
         ((CONFIG, "--workdir=/nowhere", "--config.batchsize=3"), "batch_size"),
         ((CONFIG, "--workdir=/nowhere", "--config.steps=many"), "steps"),
         (("--config=configs/digit.py", "--workdir=/nowhere"), "configs/digit.py"),
-        (("--config=configs/digits.py:shortcuts", "--workdir=/nowhere"), "no method 'shortcuts'"),
+        (
+            ("--config=configs/digits.py:shortcuts", "--workdir=/nowhere"),
+            "method='shortcuts' is not one of",
+        ),
         ((CONFIG,), "--workdir"),
         (("--workdir=/nowhere",), "--config"),
         (("--mode=sample", "--workdir=/nowhere"), "nowhere/config.json does not exist"),
