@@ -31,7 +31,7 @@ def test_the_record_of_a_step_has_its_seed_and_its_images(tmp_path):
     # The batch of the seventh step follows six.
     indices = batch_indices(200, batch_size=32, seed=3, step=6, order=NEWEST_ORDER)
     np.testing.assert_array_equal(record["indices"], indices)
-    source = TRAIN.batches(config, build(config), data, None, 6, NEWEST_ORDER)
+    source = TRAIN.batches(config, build(config), data, None, 6, NEWEST_ORDER, (1,) * 10)
     np.testing.assert_array_equal(next(source)["label"], data.train.labels[indices])
     samples = NonFiniteError("samples")
     assert TRAIN.recorded(samples, config, data, NEWEST_ORDER, tmp_path).step is None
@@ -51,7 +51,7 @@ def saved_run(folder):
     objective, optimizers = experiment.objective, experiment.optimizers
     step = compile_step(objective, optimizers, 3, mesh, 2)
     state, losses = create_state(objective, optimizers, 3, {}, mesh), []
-    source = TRAIN.batches(config, experiment, data, None, 0, NEWEST_ORDER)
+    source = TRAIN.batches(config, experiment, data, None, 0, NEWEST_ORDER, (1,) * 10)
     for number in range(1, 6):
         state, metrics = step(state, {}, put_batch(next(source), mesh))
         losses.append(float(metrics["loss"].total))

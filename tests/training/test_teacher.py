@@ -155,7 +155,7 @@ def test_another_network_of_the_teacher_can_be_named(flow):
     folder = locate(flow).folder
     assert largest_difference(raw, saved(folder, "network", 5)) == 0.0
     assert largest_difference(raw, saved(folder, "ema_0.999", 5)) > 0.0
-    with pytest.raises(ValueError, match="ema.sample_with='ema_0.5' is not one of"):
+    with pytest.raises(ValueError, match="teacher_network='ema_0.5' is not one of"):
         loaded("cd_flow", flow, teacher_network="ema_0.5")
 
 
