@@ -263,7 +263,7 @@ def test_every_size_builds(size):
     [
         ({"patch_size": 3}, "patch_size=3 does not divide image_size=8"),
         ({"size": "XXL"}, "size='XXL' .* did you mean 'XL'"),
-        ({"second_time": "gap"}, "second_time 'gap'"),
+        ({"second_time": "gap"}, "second_time='gap'"),
         ({"dtype": "bf16"}, "did you mean 'bfloat16'"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"channels": 0}, "channels=0"),
