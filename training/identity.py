@@ -199,7 +199,7 @@ def moved_fields(old: Identity, new: Identity) -> tuple[str, ...]:
     counts.
     """
     both = old.config.get("teacher") and new.config.get("teacher")
-    same_teacher = both and (new.teacher is None or old.teacher == new.teacher)
+    same_teacher = both and old.teacher is not None and new.teacher in (None, old.teacher)
     names = [config.get("data", {}).get("name") or "" for config in (old.config, new.config)]
     folders = all(name.startswith("folder:") for name in names)
     same_data = folders or (old.data is not None and old.data == new.data)
