@@ -7,6 +7,7 @@ from modes.evaluate import evaluate
 from modes.request import Request, Run
 from tests.training.runs import small_config, small_experiment
 from training.sharding import make_mesh
+from training.workdir import start_run
 
 FIELDS = {
     "data.name": "digits",
@@ -32,7 +33,7 @@ def test_only_the_command_line_says_where_an_evaluation_writes(given, tmp_path, 
         return read(*arguments, writable)
 
     monkeypatch.setattr(module, "dataset_if_here", dataset_if_here)
-    (tmp_path / "run").mkdir()
+    start_run(tmp_path / "run", config)
     evaluate(Request(small_config(**FIELDS, **asked) if given else None, tmp_path / "run"))
     assert (tmp_path / ("asked" if given else "own") / "references").is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["asked" if given else "own", "run"]
