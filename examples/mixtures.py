@@ -26,8 +26,8 @@ import numpy as np
 from absl import app, flags, logging
 from jax import Array
 from matplotlib.figure import Figure
-from tqdm import trange
 
+from data.progress import progress
 from diffusion.path import Path as DiffusionPath
 from diffusion.path import linear
 from diffusion.prediction import KINDS, Endpoints, coefficients
@@ -131,7 +131,7 @@ def train(
     optimizers = {player: adam(rates[player], steps) for player in objective.players}
     state = initial_state(objective, optimizers, seed, frozen)
     step = jax.jit(train_step(objective, optimizers, seed), donate_argnums=0)
-    for _ in trange(steps, desc=name, unit="step"):
+    for _ in progress(range(steps), desc=name, unit="step"):
         state, _ = step(state, frozen, next(batches))
     return state
 
