@@ -12,13 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from tqdm import tqdm
-
 from data.class_names import printable
 from data.decoding import NEWEST_DECODING
 from data.file_tree import Tree
 from data.files import whole_file
 from data.image_file import read_image
+from data.progress import progress
 
 FOLDER = "unreadable"
 SHOWN = 5  # in a message
@@ -75,5 +74,6 @@ def _found(tree: Tree, images: Sequence[str]) -> dict[str, str]:
 
     with ThreadPoolExecutor() as threads:
         described = f"looking for unreadable files in {tree.top.name}"
-        reasons = tqdm(threads.map(why, images), desc=described, total=len(images), unit="image")
+        reasons = threads.map(why, images)
+        reasons = progress(reasons, desc=described, total=len(images), unit="image")
         return {path: reason for path, reason in zip(images, reasons, strict=True) if reason}

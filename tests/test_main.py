@@ -293,7 +293,7 @@ def test_describe_counts_before_anything_is_trained():
         ((CONFIG, "--workdir=/nowhere", "--config.checkpoint.keep=-1"), "checkpoint.keep=-1 must"),
         ((CONFIG, "--workdir=/nowhere", "--config.evaluate.steps=(1,3)"), "power of two"),
         ((CONFIG, "--workdir=/nowhere", "--config.path.name=ve"), "needs prediction.kind=F"),
-        ((CONFIG, "--workdir=/nowhere", "--config.path.name=trigflow"), "t in [0, 1]"),
+        ((CONFIG, "--workdir=/nowhere", "--config.path.name=vp_ddpm"), "or trigflow, not vp_ddpm"),
         ((CONFIG, "--workdir=/nowhere", "--config.teacher=runs/x"), "teacher=runs/x: "),
         ((CD, "--workdir=/nowhere"), "cd needs a teacher: --config.teacher=WORKDIR"),
         (
