@@ -450,7 +450,7 @@ def test_a_damaged_checkpoint_is_named(trained, tmp_path):
 def test_labels_and_steps_out_of_range(trained):
     for options, message in (
         (("--labels=10",), "0 to 9"),
-        (("--labels=a",), "integers"),
+        (("--labels=a",), "--labels=a is no class"),
         (("--steps=3",), "power of two"),
         (("--seeds=3-1",), "--seeds=3-1"),
         (("--seeds=a",), "--seeds=a"),
