@@ -60,3 +60,8 @@ def test_equal_counts_draw_what_versions_without_shares_drew():
 def test_images_without_a_label_are_not_counted():
     labels = np.array([2, 0, -1, 2, -1], np.int32)
     assert class_counts(Split(np.zeros((5, 1, 1, 1), np.uint8), labels), 4) == (1, 0, 2, 0)
+
+
+def test_a_rare_class_stands_in_the_middle_of_its_part_of_the_list():
+    np.testing.assert_array_equal(shared_labels((1, 3), 4), [1, 0, 1, 1])
+    np.testing.assert_array_equal(shared_labels((1, 3), 8), [1, 0, 1, 1, 1, 0, 1, 1])
