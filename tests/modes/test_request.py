@@ -1,18 +1,24 @@
 """The run that a request names: its folder, checkpoint and network."""
 
 import os
+from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from modes.request import Request, load_run, read_dataset, required_workdir, resolve
 from tests.modes.recorded import EXPERIMENT, dataset, random_network
 from tests.training.runs import save_run, small_config
 from training import checkpoint, restore
+from training.identity import Identity
 
 FIELDS = {"ema.decays": (0.9, 0.99), "evaluate.batch_size": 20}
+
+REQUEST = import_module("modes.request")
 
 
 @pytest.fixture(scope="module")
@@ -88,3 +94,16 @@ def test_a_run_without_a_whole_checkpoint_says_so(tmp_path):
     (tmp_path / checkpoint.FOLDER).mkdir()
     with pytest.raises(ValueError, match="has no complete checkpoint; train there first$"):
         restore.read_record(tmp_path)
+
+
+def test_images_at_a_new_place_must_be_those_of_the_run(monkeypatch, tmp_path):
+    recorded = Identity("1", {"data": {"name": "folder:/old"}}, data={"train": {"sha256": "a"}})
+    monkeypatch.setattr(REQUEST.workdir, "recorded_identity", lambda run: recorded)
+    reading, blind = (SimpleNamespace(objective=SimpleNamespace(reads_images=r)) for r in (1, 0))
+    same, other = (SimpleNamespace(identity={"train": {"sha256": h}}, files=()) for h in "ab")
+    moved = ConfigDict({"data": {"name": "folder:/new"}})
+    REQUEST.check_places(tmp_path, moved, reading, same)
+    REQUEST.check_places(tmp_path, moved, blind, other)
+    REQUEST.check_places(tmp_path, moved, reading, None)
+    with pytest.raises(ValueError, match="has changed since the run began"):
+        REQUEST.check_places(tmp_path, moved, reading, other)
