@@ -26,8 +26,10 @@ def fingerprint(tree: Any) -> int:
     It depends on values, shapes and the order of the leaves. Raises ValueError for a leaf of more
     than 32 bits per element.
     """
-    parts = [leaf_fingerprint(leaf, number) for number, leaf in enumerate(jax.tree.leaves(tree))]
-    return sum(int(part) for part in jax.device_get(parts)) % 2**32
+    # Each sum is waited for. On several CPU devices a program that sums over processes holds a
+    # thread of the pool until the others come; with dozens under way the pool runs dry, and hangs.
+    leaves = enumerate(jax.tree.leaves(tree))
+    return sum(int(leaf_fingerprint(leaf, number)) for number, leaf in leaves) % 2**32
 
 
 @jax.jit
