@@ -18,8 +18,8 @@ from eval.generate import batch_sampler, generate_floats, noise
 from objectives.base import Params
 from training.experiment import Experiment
 from training.fingerprint import fingerprint
+from training.processes import everywhere
 from training.seal import check_array, read_sealed, write_sealed
-from training.sharding import everywhere
 
 FILE = "pairs.npz"
 # Not the stream of samples: what a generator is trained on is not what it is evaluated on.

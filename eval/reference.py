@@ -25,8 +25,8 @@ from eval.moments import empty, finish, merge, update
 from eval.protocol import digest
 from eval.published import check_published, part_for, read_published, statistics_of
 from eval.weights import sha256
+from training.processes import everywhere
 from training.seal import check_array, kept_file, kept_if_writable, read_sealed, write_sealed
-from training.sharding import everywhere
 
 FOLDER = "references"
 SPLITS = ("train", "test", "all")

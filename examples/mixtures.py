@@ -41,8 +41,9 @@ from objectives.distribution_matching import distribution_matching
 from objectives.divergences import Divergence, integral_kl, score_identity, score_implicit_matching
 from objectives.model import Model
 from training.optimizer import optimizer
-from training.state import TrainState, initial_state
+from training.state import initial_state
 from training.step import train_step
+from training.train_state import TrainState
 
 # Key of the parameters that stand for the teacher in closed form.
 EXACT = "mixture"

@@ -15,7 +15,7 @@ from training.experiment import rebuild
 from training.loop import abstract_state
 from training.report import evaluations
 from training.sharding import make_mesh
-from training.state import TrainState
+from training.train_state import TrainState
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax writes
 SHOWN = ("frechet", "kernel")  # begin the names of the numbers in the table

@@ -35,9 +35,9 @@ from training.experiment import Experiment, build
 from training.files import check_writable
 from training.identity import as_dict, read_identity
 from training.labels import label_counts, with_recorded_rule
-from training.processes import say
+from training.processes import first_process_says, say
 from training.report import DivergedError
-from training.sharding import check_batch_size, first_process_says, make_mesh
+from training.sharding import check_batch_size, make_mesh
 from training.teacher import check_teacher, parse, teacher_identity
 
 PAGE, TABLE = "report.html", "table.csv"

@@ -24,8 +24,9 @@ from training.experiment import Experiment, build_on, rebuild
 from training.identity import check_same_sources
 from training.labels import training_counts
 from training.loop import abstract_state, compile_step, create_state
+from training.processes import first_process_says
 from training.replay import FOLDER, Findings, findings, observe_gradient, observed, read_newest
-from training.sharding import first_process_says, make_mesh, put_batch
+from training.sharding import make_mesh, put_batch
 from training.teacher import load_teacher, teacher_identity
 
 SHOWN = 10  # rows and arrays

@@ -20,9 +20,9 @@ from training.experiment import Experiment, build, debugged, rebuild, with_sampl
 from training.fields import check_fields
 from training.identity import as_dict, check_same_sources, flat
 from training.labels import with_recorded_rule
-from training.processes import gather
+from training.processes import everywhere, gather
 from training.profile import Window
-from training.sharding import everywhere, make_mesh
+from training.sharding import make_mesh
 from training.teacher import (
     abstract_params,
     check_network_of_teacher,

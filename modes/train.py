@@ -34,13 +34,13 @@ from training.labels import known_counts, training_counts
 from training.loop import HostBatch, Schedule, abstract_batch, abstract_state, compile_step
 from training.loop import train as train_network
 from training.preemption import Preemption
-from training.processes import is_first, say, warn
+from training.processes import first_process_says, is_first, say, warn
 from training.profile import Window, check_window
 from training.report import NonFiniteError, evaluations
 from training.resident import resident
-from training.sharding import check_batch_size, first_process_says, make_mesh
-from training.state import TrainState
+from training.sharding import check_batch_size, make_mesh
 from training.teacher import TEACHER, checked_teacher, load_teacher, teacher_identity
+from training.train_state import TrainState
 from training.watchdog import Patience
 from training.workdir import check_space, claimed, start_line, start_run
 

@@ -29,9 +29,9 @@ from training.fields import is_number, is_whole
 from training.files import UNWRITABLE
 from training.fingerprint import fingerprint
 from training.identity import Identity, identity_of
+from training.processes import first_process_says
 from training.seal import sealed
-from training.sharding import first_process_says
-from training.state import TrainState
+from training.train_state import TrainState
 
 FOLDER, DAMAGED = "checkpoints", "damaged"
 OPTIMIZER = "optimizer_"

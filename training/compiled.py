@@ -19,8 +19,8 @@ from objectives.base import Params
 from training.experiment import Experiment
 from training.loop import abstract_batch, abstract_state, compile_step
 from training.sharding import batch_sharding
-from training.state import TrainState
 from training.teacher import abstract_params
+from training.train_state import TrainState
 
 # For a program that is only looked at. Memory and collectives are settled before XLA optimises
 # machine code, which is 30 % of the time for DiT-B. XLA for CPUs also removes what keeps it from

@@ -24,19 +24,20 @@ from training import checkpoint, restore
 from training.checkpoint import UNFINISHED, Retention
 from training.optimizer import Optimizer
 from training.preemption import Preempted, Preemption
+from training.processes import first_process_says
 from training.profile import Profile, Window
 from training.report import Report, due
 from training.sharding import (
     batch_sharding,
     check_batch_size,
-    first_process_says,
     put_batch,
     put_batches,
     replicated,
     tree_shardings,
 )
-from training.state import TrainState, initial_state
+from training.state import initial_state
 from training.step import Observe, nothing, train_step
+from training.train_state import TrainState
 from training.watchdog import PATIENCE, Patience, Watchdog
 
 HostBatch = Mapping[str, np.ndarray]

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from training.sharding import of_each_process
+from training.processes import of_each_process
 
 SPEED = "images_per_second"  # in every row of training steps
 MEMORY = {"memory_bytes": "bytes_in_use", "memory_peak_bytes": "peak_bytes_in_use"}

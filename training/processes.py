@@ -8,7 +8,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from typing import Any, TextIO
@@ -114,6 +114,22 @@ def within(seconds: float, otherwise: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
+
+
+def first_process_says(here: bool) -> bool:
+    """What process 0 found, in all processes: files may appear later to the others."""
+    return bool(multihost_utils.broadcast_one_to_all(np.array(here)))
+
+
+def everywhere(here: bool) -> bool:
+    """Whether it holds in all processes."""
+    return bool(np.all(multihost_utils.process_allgather(np.array(here))))
+
+
+def of_each_process(values: Sequence[float]) -> np.ndarray:
+    """The numbers of each process, float32 [processes, len(values)], in all processes."""
+    here = np.asarray(values, np.float32)
+    return np.reshape(multihost_utils.process_allgather(here), (-1, len(here)))
 
 
 def broadcast(content: Any) -> Any:

@@ -18,7 +18,7 @@ from objectives.base import Metrics
 from training.metrics import LOG, Average, MetricLog, iterate_rows
 from training.optimizer import Optimizer
 from training.pace import SPEED, Pace
-from training.sharding import first_process_says
+from training.processes import first_process_says
 
 EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
 

@@ -24,10 +24,9 @@ from training.checkpoint import DAMAGED, FOLDER, OPTIMIZER, RUN, check_record, f
 from training.fingerprint import fingerprint
 from training.identity import check_checkpoint
 from training.preemption import insist
-from training.processes import blind, broadcast, say
+from training.processes import blind, broadcast, everywhere, first_process_says, say
 from training.seal import unsealed
-from training.sharding import everywhere, first_process_says
-from training.state import TrainState
+from training.train_state import TrainState
 
 T = TypeVar("T")
 

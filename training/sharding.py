@@ -14,7 +14,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from models.dit import BLOCKS
@@ -201,22 +200,6 @@ def tree_shardings(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
         return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh.shape[AXES[1]], rules))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
-
-
-def first_process_says(here: bool) -> bool:
-    """What process 0 found, in all processes: files may appear later to the others."""
-    return bool(multihost_utils.broadcast_one_to_all(np.array(here)))
-
-
-def everywhere(here: bool) -> bool:
-    """Whether it holds in all processes."""
-    return bool(np.all(multihost_utils.process_allgather(np.array(here))))
-
-
-def of_each_process(values: Sequence[float]) -> np.ndarray:
-    """The numbers of each process, float32 [processes, len(values)], in all processes."""
-    here = np.asarray(values, np.float32)
-    return np.reshape(multihost_utils.process_allgather(here), (-1, len(here)))
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:

@@ -1,24 +1,14 @@
-"""The state of a run: all that the next step depends on, besides data and frozen networks."""
+"""The state that a run starts from, and its streams of random numbers."""
 
 import zlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array
 
 from objectives.base import Key, Objective, Params
 from training.optimizer import Optimizer
-
-
-class TrainState(NamedTuple):
-    """step: updates done. networks: the players' parameters. All float32 but step."""
-
-    step: Array
-    networks: dict[str, Params]
-    followers: dict[str, Params]
-    optimizers: dict[str, Any]
+from training.train_state import TrainState
 
 
 def named_key(key: Key, name: str) -> Key:

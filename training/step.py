@@ -26,7 +26,8 @@ from objectives.base import (
     Share,
 )
 from training.optimizer import Optimizer
-from training.state import TrainState, named_key
+from training.state import named_key
+from training.train_state import TrainState
 
 TrainStep = Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState, Metrics]]
 # (parameters, optimizer state) -> the same after one update, and metrics

@@ -33,9 +33,8 @@ from training.fields import is_whole
 from training.files import write_json
 from training.identity import Identity, Plain, as_dict
 from training.listing import File, write_listing
-from training.processes import blind, broadcast, warn, warn_once
+from training.processes import blind, broadcast, first_process_says, warn, warn_once
 from training.record import read_config
-from training.sharding import first_process_says
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"

@@ -14,8 +14,8 @@ import optax
 
 from tests.objectives.assembled import Given, assemble, batch_of, fields_of, value_of
 from training.optimizer import Optimizer
-from training.state import TrainState
 from training.step import train_step
+from training.train_state import TrainState
 
 SEED, STEP = 5, 30
 

@@ -12,7 +12,7 @@ import pytest
 from tests.training.runs import largest_difference
 from training import checkpoint, processes, restore
 from training.sharding import make_mesh, tree_shardings
-from training.state import TrainState
+from training.train_state import TrainState
 
 STEPS = (2, 4, 6)
 CONFIG = {"method": "made"}
