@@ -36,6 +36,10 @@ class Endpoints(NamedTuple):
     eps: Array
 
 
+# (x: [B, ...], t: [B]) -> Endpoints, whatever the network inside predicts on whatever path.
+Denoise = Callable[[Array, Array], Endpoints]
+
+
 class Coefficients(NamedTuple):
     """Path coefficients at t, aligned with x_t."""
 

@@ -7,9 +7,8 @@ from jax import Array
 
 from diffusion.guidance import Condition, Predict
 from diffusion.path import Path
-from diffusion.prediction import Endpoints, Kind, coefficients, endpoints
+from diffusion.prediction import Denoise, Endpoints, Kind, coefficients, endpoints
 from models.network import Key, Network, Params
-from samplers.ode import Denoise
 
 
 class Model(NamedTuple):

@@ -14,9 +14,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion.path import Path, align
-from diffusion.prediction import Endpoints
+from diffusion.prediction import Denoise
 
-Denoise = Callable[[Array, Array], Endpoints]
 Step = Callable[[Denoise, Path, Array, Array, Array], Array]
 # keys: [B], for solvers that draw noise; the others ignore them
 Solver = Callable[[Denoise, Path, Array, Array, Array | None], Array]

@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from diffusion.path import Path
-from samplers.ode import Denoise, Solver, Step, euler_step, heun_step
+from diffusion.prediction import Denoise
+from samplers.ode import Solver, Step, euler_step, heun_step
 
 VARIANCES = ("small", "large")
 
