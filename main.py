@@ -5,7 +5,7 @@
 
 Short on purpose: flags in, one mode out. Any field of the config can be set, for example
 --config.optimizer.learning_rate=1e-3. Bad input ends in one or two lines on standard error and exit
-code 2 (training/exits.py has the others).
+code 2 (training/cluster/exits.py has the others).
 """
 
 import os
@@ -23,20 +23,20 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
-from configs import overrides
-from configs.methods import TEACHERS
-from messages.names import guess, nearest, no_choice
-from modes import MODES, Request
-from modes.command_line import take_none, unknown_field
-from modes.compilation_cache import keep_compiled
-from modes.request import at_home, check_started_alike, with_home
-from training import clusters, exits, joining, processes
-from training.door import MissingError
-from training.fields import check_fields
-from training.files import in_words
-from training.preemption import BROKEN_OFF, INTERRUPTED, Preempted, Preemption
-from training.profile import Window
-from training.report import DivergedError
+from fewstep.configs import overrides
+from fewstep.configs.methods import TEACHERS
+from fewstep.files import in_words
+from fewstep.messages import guess, nearest, no_choice
+from fewstep.modes import MODES, Request
+from fewstep.modes.command_line import take_none, unknown_field
+from fewstep.modes.compilation_cache import keep_compiled
+from fewstep.modes.request import at_home, check_started_alike, with_home
+from fewstep.training.cluster import clusters, exits, joining, processes
+from fewstep.training.cluster.door import MissingError
+from fewstep.training.cluster.preemption import BROKEN_OFF, INTERRUPTED, Preempted, Preemption
+from fewstep.training.profile import Window
+from fewstep.training.report import DivergedError
+from fewstep.training.storage.fields import check_fields
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
 MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
@@ -148,7 +148,7 @@ def main(_: list[str]) -> None:
 def quieten() -> None:
     """Keep libraries from telling, with tracebacks from their threads, of errors that we tell.
 
-    So does Orbax of a save that fails (training/checkpoint.py), several times over.
+    So does Orbax of a save that fails (training/storage/checkpoint.py), several times over.
     """
     if TRACEBACK.value:
         return

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs import base, methods, objectives
-from models.conditioning import FREQUENCY_FEATURES
-from models.dit import SIZES
+from fewstep.configs import base, methods, objectives
+from fewstep.models.conditioning import FREQUENCY_FEATURES
+from fewstep.models.dit import SIZES
 
 # Latents of 256 x 256 images, in patches.
 IMAGE_SIZE, CHANNELS, PATCH_SIZE, CLASSES = 32, 4, 2, 1000

@@ -5,8 +5,8 @@
 
 compiles production steps and samplers of a DiT for emulated CPU devices and reads FLOPs, memory and
 collectives off the programs. XLA counts the body of a loop once; here loops count at every turn
-(training/arithmetic.py), so that blocks are compiled as a loop, which is sooner done. FLOPs are
-those of all devices together. The figures do not depend on the machine, but on the version of XLA.
+(training/cost/arithmetic.py), so that blocks are compiled as a loop, which is sooner done. FLOPs
+are those of all devices together. The figures depend on the version of XLA, not on the machine.
 """
 
 import argparse
@@ -22,9 +22,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bench.cases import CASES, config_of
-from eval.generate import batch_sampler
-from training.arithmetic import product_flops
-from training.compiled import (
+from fewstep.eval.generate import batch_sampler
+from fewstep.files import write_json
+from fewstep.training.cost.arithmetic import product_flops
+from fewstep.training.cost.compiled import (
     FOR_INSPECTION,
     collectives,
     device_bytes,
@@ -32,11 +33,10 @@ from training.compiled import (
     memory,
     step_inputs,
 )
-from training.experiment import build, build_on
-from training.files import write_json
-from training.sharding import AXES
-from training.step import train_step
-from training.teacher import abstract_params
+from fewstep.training.experiment import build, build_on
+from fewstep.training.sharding import AXES
+from fewstep.training.step import train_step
+from fewstep.training.teacher import abstract_params
 
 BASELINE = "flow_matching"
 SAMPLING_STEPS = (1, 4, 128)

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from bench.cases import CASES
 from bench.plot import plot
-from training.files import write_json
+from fewstep.files import write_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS, PLOT = "results.json", "results.png"

@@ -9,8 +9,8 @@ pixels (fd-pixels-1k).
 import numpy as np
 from sklearn.datasets import load_digits
 
-from data import Split, class_counts, shared_labels
-from eval.frechet import frechet_distance, statistics
+from fewstep.data import Split, class_counts, shared_labels
+from fewstep.eval.metrics.frechet import frechet_distance, statistics
 
 SAMPLES, SPLITS, RATIO, LARGEST = 1000, 3, 10, 16
 

@@ -10,7 +10,7 @@ import matplotlib
 matplotlib.use("Agg")
 from matplotlib import pyplot
 
-from training.files import replace_file
+from fewstep.files import replace_file
 
 
 def plot(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:

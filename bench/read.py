@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from absl import app, flags
 
-from data.rows import Rows
+from fewstep.data.arrays.rows import Rows
 
 FOLDER = flags.DEFINE_string("folder", None, "On the disk that is measured.")
 GIB = flags.DEFINE_float("gib", 4.0, "Size of the images.")

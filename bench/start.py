@@ -21,8 +21,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from configs.methods import TEACHERS
-from modes.compilation_cache import FOLDER
+from fewstep.configs.methods import TEACHERS
+from fewstep.modes.compilation_cache import FOLDER
 
 ROOT = Path(__file__).parent.parent
 

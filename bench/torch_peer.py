@@ -16,8 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from models.dit import SIZES, Size
-from models.layers import position_table
+from fewstep.models.dit import SIZES, Size
+from fewstep.models.layers import position_table
 
 SIDE, CHANNELS, PATCH, CLASSES = 32, 4, 2, 1000
 EMA_DECAY = 0.999

@@ -36,7 +36,7 @@ from typing import NamedTuple
 
 from ml_collections import ConfigDict
 
-from configs import base, methods
+from fewstep.configs import base, methods
 
 
 class Published(NamedTuple):

@@ -14,7 +14,7 @@ python main.py --config=configs/digits.py:cd --config.teacher=runs/digits_edm \
 
 from ml_collections import ConfigDict
 
-from configs import base, methods, short_runs
+from fewstep.configs import base, methods, short_runs
 
 
 def get_config(method: str = "shortcut") -> ConfigDict:

@@ -14,7 +14,7 @@ python main.py --config=configs/fashion_mnist.py:cd --config.teacher=runs/fashio
 
 from ml_collections import ConfigDict
 
-from configs import base, methods, short_runs
+from fewstep.configs import base, methods, short_runs
 
 # The deviation of the training pixels in [-1, 1].
 SIGMA_DATA = 0.71

@@ -17,7 +17,7 @@ The pipeline of latents is not part of Fewstep yet: `describe` and `plan` work, 
 
 from ml_collections import ConfigDict
 
-from configs import methods
+from fewstep.configs import methods
 
 
 def get_config(method: str = "shortcut") -> ConfigDict:

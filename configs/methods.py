@@ -14,8 +14,8 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from configs import base, objectives
-from messages.names import no_choice
+from fewstep.configs import base, objectives
+from fewstep.messages import no_choice
 
 # Sampling steps at which consistency models are evaluated; more add little.
 FEW_STEPS = (1, 2, 4)

@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from configs import objectives
+from fewstep.configs import objectives
 
 
 def short_run(config: ConfigDict, sigma_data: float) -> None:

@@ -1,14 +1,14 @@
 """Image data: real sets by name as uint8 arrays, and endless reproducible batches of them."""
 
-from data.array_cache import data_root, local_folder, verify
-from data.catalog import load, load_copy, prepare
-from data.dataset import NULL_LABEL, Dataset, Pairs, Split
-from data.decoding import FIRST_DECODING, NEWEST_DECODING
-from data.identity import Identity, changes, digest
-from data.labels import class_counts, shared_labels
-from data.order import FIRST_ORDER, NEWEST_ORDER
-from data.pipeline import batch_indices, batches, label_batches, pair_batches, row_batches
-from data.pixels import to_float, to_uint8
+from fewstep.data.arrays.array_cache import data_root, local_folder, verify
+from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Pairs, Split
+from fewstep.data.arrays.identity import Identity, changes, digest
+from fewstep.data.arrays.pixels import to_float, to_uint8
+from fewstep.data.catalog import load, load_copy, prepare
+from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST_DECODING
+from fewstep.data.labels import class_counts, shared_labels
+from fewstep.data.order import FIRST_ORDER, NEWEST_ORDER
+from fewstep.data.pipeline import batch_indices, batches, label_batches, pair_batches, row_batches
 
 __all__ = [
     "FIRST_DECODING",

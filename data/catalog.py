@@ -2,14 +2,14 @@
 
 digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST, by data/fashion_mnist.py
-folder:PATH        a folder or a .zip of images, by data/folder.py; needs image_size
+folder:PATH        a folder or a .zip of images, by data/folders/folder.py; needs image_size
 tfds:NAME or NAME  an image data set of TensorFlow Datasets, by data/tfds_images.py
 """
 
 import re
 from pathlib import Path
 
-from data.array_cache import (
+from fewstep.data.arrays.array_cache import (
     Undecoded,
     array_folder,
     data_root,
@@ -18,15 +18,15 @@ from data.array_cache import (
     local_folder,
     mend,
 )
-from data.dataset import Dataset
-from data.decoding import BACKGROUND, FIRST_DECODING, Decoding, decoding_of
-from data.digits import digits
-from data.files import claimed
-from data.folder import folder
-from data.local_copy import FIELD, copy_arrays
-from data.pixels import check_size
-from data.progress import note
-from data.tfds_images import tfds_images, unknown_name, write_tfds
+from fewstep.data.arrays.dataset import Dataset
+from fewstep.data.arrays.files import claimed
+from fewstep.data.arrays.local_copy import FIELD, copy_arrays
+from fewstep.data.arrays.pixels import check_size
+from fewstep.data.digits import digits
+from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, decoding_of
+from fewstep.data.folders.folder import folder
+from fewstep.data.tfds_images import tfds_images, unknown_name, write_tfds
+from fewstep.progress import note
 
 FOLDER, TFDS, LATENTS = "folder:", "tfds:", "latents"
 # NAME, NAME/CONFIG, NAME:VERSION. TFDS takes more (huggingface:..., URLs) as where to fetch code.
@@ -48,7 +48,7 @@ def load(
 
     data_dir: where prepared data lie; "" is $FEWSTEP_DATA, else ~/.cache/fewstep.
     image_size, channels: what images are resized and converted to; 0 is the data set's own.
-    decoding, background, unreadable: how files are read (data/decoding.py).
+    decoding, background, unreadable: how files are read (data/folders/decoding.py).
     writable: whether arrays may be written to data_dir; if not, they go where "" is.
 
     All but digits are decoded on first use into memory-mapped arrays under data_dir. Raises

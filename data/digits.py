@@ -8,8 +8,8 @@ real image concatenates `train` and `test`.
 import numpy as np
 from sklearn.datasets import load_digits
 
-from data.dataset import Dataset, Split
-from data.pixels import fit_array
+from fewstep.data.arrays.dataset import Dataset, Split
+from fewstep.data.arrays.pixels import fit_array
 
 NUM_CLASSES = 10
 LARGEST = 16  # of a pixel

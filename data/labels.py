@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from data.dataset import NULL_LABEL, Split
+from fewstep.data.arrays.dataset import NULL_LABEL, Split
 
 SHARES = ("data", "equal")  # the values of data.label_shares
 # Classes to sample: how many real images each has; () without classes.

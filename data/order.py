@@ -2,8 +2,8 @@
 
 A row is a function of (seed, position in the sequence) alone, so a process reads its own rows of
 any step without those before or those of other processes. A run keeps the order that it was begun
-with: its record has the number (training/identity.py). An order never changes once runs have it;
-a better one gets the next number.
+with: its record has the number (training/storage/identity.py). An order never changes once runs
+have it; a better one gets the next number.
 """
 
 import functools
@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 
 import numpy as np
 
-from data.grain_order import grain_rows
+from fewstep.data.grain_order import grain_rows
 
 # Positions start, ..., stop - 1 -> (numbers of images, whether each is mirrored): int, bool [N].
 Rows = Callable[[int, int], tuple[np.ndarray, np.ndarray]]

@@ -13,10 +13,10 @@ from typing import Any, TypeVar
 import grain
 import numpy as np
 
-from data.dataset import Pairs, Split
-from data.labels import Counts, drawn_labels
-from data.order import NEWEST_ORDER, index_dtype, rows_in_order
-from data.pixels import to_float
+from fewstep.data.arrays.dataset import Pairs, Split
+from fewstep.data.arrays.pixels import to_float
+from fewstep.data.labels import Counts, drawn_labels
+from fewstep.data.order import NEWEST_ORDER, index_dtype, rows_in_order
 
 # Threads, not worker processes: a batch is one gather from an array.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)

@@ -6,15 +6,15 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from data.array_cache import Undecoded, file_stamps
-from data.arrays import Source
-from data.dataset import NULL_LABEL
-from data.decoding import FIRST_DECODING, NEWEST, Decoding
-from data.fashion_mnist import FashionMNIST
-from data.image_file import Color, without_alpha
-from data.pixels import MODES, fit_array
-from data.progress import note
-from messages.names import guess, nearest
+from fewstep.data.arrays.array_cache import Undecoded, file_stamps
+from fewstep.data.arrays.dataset import NULL_LABEL
+from fewstep.data.arrays.pixels import MODES, fit_array
+from fewstep.data.arrays.shards import Source
+from fewstep.data.fashion_mnist import FashionMNIST
+from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST, Decoding
+from fewstep.data.folders.image_file import Color, without_alpha
+from fewstep.messages import guess, nearest
+from fewstep.progress import note
 
 FORMAT = "array_record"  # the format that TFDS reads and writes without TensorFlow
 OWN_BUILDERS = {"fashion_mnist": FashionMNIST}

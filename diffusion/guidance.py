@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.path import align
+from fewstep.diffusion.path import align
 
 NULL_LABEL = -1
 

@@ -23,7 +23,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.path import Path, align
+from fewstep.diffusion.path import Path, align
 
 # Deviation of natural images scaled to [-1, 1], as EDM sets it (Karras et al. 2022, table 1).
 SIGMA_DATA = 0.5

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.path import Path
+from fewstep.diffusion.path import Path
 
 # The noise levels that EDM samples between (Karras et al. 2022, table 1). A path that reaches no
 # noise or pure noise, where rho is 0 or infinite, jumps there in the first or last cell.

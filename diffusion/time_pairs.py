@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion.path import Path
-from diffusion.spacing import HIGHEST_RHO, Spacing
-from diffusion.time_sampling import TimeSampler
+from fewstep.diffusion.path import Path
+from fewstep.diffusion.spacing import HIGHEST_RHO, Spacing
+from fewstep.diffusion.time_sampling import TimeSampler
 
 # Neighbours of a larger grid round to one time here and there.
 MOST_POINTS = 20_000

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion.path import Path
-from diffusion.spacing import karras
+from fewstep.diffusion.path import Path
+from fewstep.diffusion.spacing import karras
 
 TimeSampler = Callable[[Array, int], Array]
 

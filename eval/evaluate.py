@@ -14,23 +14,23 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data import Dataset, data_root, digest, shared_labels
-from eval.evaluation import FOLDER, sample_source
-from eval.features import check_dimension
-from eval.generate import BatchSampler, batch_sampler, generate
-from eval.grid import save_comparison, save_grid
-from eval.measure import Measures, load_measures, measure, of_real_images, warnings
-from eval.networks import check_feature_network
-from eval.protocol import Protocol
-from eval.reference import STATISTICS, check_reference
-from eval.results import Result, plain, save_results
-from eval.trajectory import trajectory
-from objectives.base import Params
-from training.experiment import Experiment, check_guidance
-from training.files import writing
-from training.identity import Identity, as_dict, flat, read_identity
-from training.labels import label_counts, rule_in_words
-from training.seal import write_sealed
+from fewstep.data import Dataset, data_root, digest, shared_labels
+from fewstep.eval.features.feature_network import check_dimension
+from fewstep.eval.features.networks import check_feature_network
+from fewstep.eval.generate import BatchSampler, batch_sampler, generate
+from fewstep.eval.measure import Measures, load_measures, measure, of_real_images, warnings
+from fewstep.eval.metrics.protocol import Protocol
+from fewstep.eval.reference import STATISTICS, check_reference
+from fewstep.eval.report.evaluation import FOLDER, sample_source
+from fewstep.eval.report.grid import save_comparison, save_grid
+from fewstep.eval.report.results import Result, plain, save_results
+from fewstep.eval.trajectory import trajectory
+from fewstep.files import writing
+from fewstep.objectives.base import Params
+from fewstep.training.experiment import Experiment, check_guidance
+from fewstep.training.labels import label_counts, rule_in_words
+from fewstep.training.storage.identity import Identity, as_dict, flat, read_identity
+from fewstep.training.storage.seal import write_sealed
 
 # Fields of an objective that say how it samples.
 SAMPLED_BY = ("solver", "spacing", "sample_times")

@@ -8,12 +8,12 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from data import to_uint8
-from data.progress import progress
-from objectives.base import Objective, Params
-from training.report import NonFiniteError
-from training.sharding import batch_sharding, replicated
-from training.state import named_key
+from fewstep.data import to_uint8
+from fewstep.objectives.base import Objective, Params
+from fewstep.progress import progress
+from fewstep.training.report import NonFiniteError
+from fewstep.training.sharding import batch_sharding, replicated
+from fewstep.training.state import named_key
 
 # (params, indices [B], labels [B]) -> x_0 [B, H, W, C]
 BatchSampler = Callable[[Params, np.ndarray, np.ndarray], Array]

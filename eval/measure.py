@@ -8,19 +8,19 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data import Dataset
-from eval.agreement import label_agreement
-from eval.classifier import classifier
-from eval.features import Extract, extractor
-from eval.frechet import frechet_distance
-from eval.inception_score import SPLITS, inception_score
-from eval.kernel import FEWEST, kernel_distance
-from eval.memorisation import memorisation
-from eval.moments import empty, finish, update
-from eval.neighbours import DENSITY_NEIGHBOURS, manifold_metrics
-from eval.networks import feature_network
-from eval.protocol import measurement
-from eval.reference import (
+from fewstep.data import Dataset
+from fewstep.eval.features.classifier import classifier
+from fewstep.eval.features.feature_network import Extract, extractor
+from fewstep.eval.features.networks import feature_network
+from fewstep.eval.metrics.agreement import label_agreement
+from fewstep.eval.metrics.frechet import frechet_distance
+from fewstep.eval.metrics.inception_score import SPLITS, inception_score
+from fewstep.eval.metrics.kernel import FEWEST, kernel_distance
+from fewstep.eval.metrics.memorisation import memorisation
+from fewstep.eval.metrics.moments import empty, finish, update
+from fewstep.eval.metrics.neighbours import DENSITY_NEIGHBOURS, manifold_metrics
+from fewstep.eval.metrics.protocol import measurement
+from fewstep.eval.reference import (
     LARGEST_NEIGHBOURHOOD,
     Reference,
     load_reference,

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from data import Pairs, shared_labels
-from eval.generate import batch_sampler, generate_floats, noise
-from objectives.base import Params
-from training.experiment import Experiment
-from training.fingerprint import fingerprint
-from training.processes import everywhere
-from training.seal import check_array, read_sealed, write_sealed
+from fewstep.data import Pairs, shared_labels
+from fewstep.eval.generate import batch_sampler, generate_floats, noise
+from fewstep.objectives.base import Params
+from fewstep.training.cluster.processes import everywhere
+from fewstep.training.experiment import Experiment
+from fewstep.training.storage.fingerprint import fingerprint
+from fewstep.training.storage.seal import check_array, read_sealed, write_sealed
 
 FILE = "pairs.npz"
 # Not the stream of samples: what a generator is trained on is not what it is evaluated on.

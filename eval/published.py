@@ -11,11 +11,11 @@ from pathlib import Path
 
 import numpy as np
 
-from eval.features import check_dimension
-from eval.frechet import Statistics
-from eval.inception import FEATURES
-from models.convnet import DIMENSION
-from training.files import read_npz
+from fewstep.eval.features.feature_network import check_dimension
+from fewstep.eval.features.inception import FEATURES
+from fewstep.eval.metrics.frechet import Statistics
+from fewstep.files import read_npz
+from fewstep.models.convnet import DIMENSION
 
 ASYMMETRY = 1e-3  # of a covariance, relative to its largest entry, as float32 leaves it
 NEGATIVE = 1e-4  # of its least eigenvalue, relative to the largest

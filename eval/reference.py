@@ -16,17 +16,23 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from data import Dataset, Split
-from data.progress import progress
-from eval.features import Extract, FeatureNetwork
-from eval.frechet import Statistics, frechet_distance
-from eval.memorisation import fewest_held_out
-from eval.moments import empty, finish, merge, update
-from eval.protocol import digest
-from eval.published import check_published, part_for, read_published, statistics_of
-from eval.weights import sha256
-from training.processes import everywhere
-from training.seal import check_array, kept_file, kept_if_writable, read_sealed, write_sealed
+from fewstep.data import Dataset, Split
+from fewstep.eval.features.feature_network import Extract, FeatureNetwork
+from fewstep.eval.metrics.frechet import Statistics, frechet_distance
+from fewstep.eval.metrics.memorisation import fewest_held_out
+from fewstep.eval.metrics.moments import empty, finish, merge, update
+from fewstep.eval.metrics.protocol import digest
+from fewstep.eval.published import check_published, part_for, read_published, statistics_of
+from fewstep.progress import progress
+from fewstep.training.cluster.processes import everywhere
+from fewstep.training.storage.seal import (
+    check_array,
+    kept_file,
+    kept_if_writable,
+    read_sealed,
+    write_sealed,
+)
+from fewstep.weights.tensors import sha256
 
 FOLDER = "references"
 SPLITS = ("train", "test", "all")

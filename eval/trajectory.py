@@ -8,11 +8,11 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from data import to_uint8
-from eval.generate import SAMPLES, noise
-from models.network import Network
-from objectives.base import Params
-from training.experiment import build, build_model
+from fewstep.data import to_uint8
+from fewstep.eval.generate import SAMPLES, noise
+from fewstep.models.network import Network
+from fewstep.objectives.base import Params
+from fewstep.training.experiment import build, build_model
 
 # Of the states on the way, at most this many are shown, evenly spaced.
 SHOWN = 8

@@ -27,23 +27,28 @@ from absl import app, flags, logging
 from jax import Array
 from matplotlib.figure import Figure
 
-from data.progress import progress
-from diffusion.path import Path as DiffusionPath
-from diffusion.path import linear
-from diffusion.prediction import KINDS, Endpoints, coefficients
-from diffusion.time_sampling import log_normal
-from models.mlp import mlp
-from models.network import Condition, Network, Params
-from objectives.base import Objective
-from objectives.denoising import denoising
-from objectives.distances import pseudo_huber
-from objectives.distribution_matching import distribution_matching
-from objectives.divergences import Divergence, integral_kl, score_identity, score_implicit_matching
-from objectives.model import Model
-from training.optimizer import optimizer
-from training.state import initial_state
-from training.step import train_step
-from training.train_state import TrainState
+from fewstep.diffusion.path import Path as DiffusionPath
+from fewstep.diffusion.path import linear
+from fewstep.diffusion.prediction import KINDS, Endpoints, coefficients
+from fewstep.diffusion.time_sampling import log_normal
+from fewstep.models.mlp import mlp
+from fewstep.models.model import Model
+from fewstep.models.network import Condition, Network, Params
+from fewstep.objectives.base import Objective
+from fewstep.objectives.denoising import denoising
+from fewstep.objectives.distances import pseudo_huber
+from fewstep.objectives.distribution_matching import distribution_matching
+from fewstep.objectives.divergences import (
+    Divergence,
+    integral_kl,
+    score_identity,
+    score_implicit_matching,
+)
+from fewstep.progress import progress
+from fewstep.training.optimizer import optimizer
+from fewstep.training.state import initial_state
+from fewstep.training.step import train_step
+from fewstep.training.storage.train_state import TrainState
 
 # Key of the parameters that stand for the teacher in closed form.
 EXACT = "mixture"

@@ -22,24 +22,24 @@ import jax
 import numpy as np
 from absl import app, flags, logging
 
-from data import to_float, to_uint8
-from data.progress import progress
-from diffusion.time_sampling import log_normal
-from eval.grid import save_comparison
-from modes.request import Request, load_dataset, load_run
-from objectives.distribution_matching import distribution_matching
-from objectives.divergences import (
+from fewstep.data import to_float, to_uint8
+from fewstep.diffusion.time_sampling import log_normal
+from fewstep.eval.report.grid import save_comparison
+from fewstep.models.model import Model
+from fewstep.modes.request import Request, load_dataset, load_run
+from fewstep.objectives.distribution_matching import distribution_matching
+from fewstep.objectives.divergences import (
     Divergence,
     integral_kl,
     noise_free_score_distillation,
     score_distillation,
 )
-from objectives.generators import particles
-from objectives.model import Model
-from training.experiment import Experiment, check_guidance
-from training.optimizer import optimizer
-from training.state import initial_state
-from training.step import train_step
+from fewstep.objectives.generators import particles
+from fewstep.progress import progress
+from fewstep.training.experiment import Experiment, check_guidance
+from fewstep.training.optimizer import optimizer
+from fewstep.training.state import initial_state
+from fewstep.training.step import train_step
 
 TEACHER = flags.DEFINE_string("teacher", None, "WORKDIR of a trained denoiser", required=True)
 OUT = flags.DEFINE_string("out", None, "a .png file for the comparison", required=True)

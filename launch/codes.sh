@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# What an exit code means to a launcher; to be sourced. training/exits.py has the table of codes.
+# What an exit code means to a launcher; to be sourced. training/cluster/exits.py has the table of codes.
 
-# The codes after which the same command goes on: EXITS.RESTARTS of training/exits.py.
+# The codes after which the same command goes on: EXITS.RESTARTS of training/cluster/exits.py.
 restarts="75 76 77 134 137 143"
 
 # starts_again CODE: whether a job that ended with this code is started again.

@@ -4,9 +4,9 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from models.dit import dit
-from models.mlp import mlp
-from models.network import Network, check_choice
+from fewstep.models.dit import dit
+from fewstep.models.mlp import mlp
+from fewstep.models.network import Network, check_choice
 
 NETWORKS: dict[str, Callable[..., Network]] = {"dit": dit, "mlp": mlp}
 

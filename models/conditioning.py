@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from models.network import Array, Condition, check_choice
+from fewstep.models.network import Array, Condition, check_choice
 
 FREQUENCY_FEATURES = 256  # as published for DiT
 TIME_MAX_PERIOD = 10000.0  # as published for DiT

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from models.network import Params, check_integers
+from fewstep.models.network import Params, check_integers
 
 Array = jax.Array
 Key = jax.Array

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.sharding import PartitionSpec
 
-from models.conditioning import Conditioning, LossWeight, Scalar, scalar_inputs
-from models.layers import (
+from fewstep.models.conditioning import Conditioning, LossWeight, Scalar, scalar_inputs
+from fewstep.models.layers import (
     ATTENTIONS,
     Block,
     FinalLayer,
@@ -27,7 +27,7 @@ from models.layers import (
     position_table,
     unpatchify,
 )
-from models.network import (
+from fewstep.models.network import (
     DTYPES,
     Array,
     Condition,

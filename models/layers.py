@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from models.network import Array
+from fewstep.models.network import Array
 
 LAYER_NORM_EPSILON = 1e-6  # as published for DiT
 MLP_RATIO = 4  # as published for DiT and, before it, for ViT

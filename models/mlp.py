@@ -10,9 +10,17 @@ from collections.abc import Mapping
 import jax.numpy as jnp
 from flax import linen as nn
 
-from models.conditioning import Conditioning, LossWeight, Scalar, scalar_inputs
-from models.layers import linear
-from models.network import DTYPES, Array, Condition, Network, check_choice, check_integers, network
+from fewstep.models.conditioning import Conditioning, LossWeight, Scalar, scalar_inputs
+from fewstep.models.layers import linear
+from fewstep.models.network import (
+    DTYPES,
+    Array,
+    Condition,
+    Network,
+    check_choice,
+    check_integers,
+    network,
+)
 
 # Angles over t in [0, 1] reach 4 rad: enough to bend in time as the velocity between point clouds
 # does, and derivatives in t stay of the size of the output; with 1000 they are far larger.

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from messages.names import no_choice
+from fewstep.messages import no_choice
 
 Array = jax.Array
 Key = jax.Array

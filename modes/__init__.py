@@ -2,18 +2,18 @@
 
 from collections.abc import Callable
 
-from modes.checkpoints import checkpoints
-from modes.compare import compare
-from modes.describe import describe
-from modes.doctor import doctor
-from modes.evaluate import evaluate
-from modes.plan import plan
-from modes.prepare import prepare
-from modes.replay import replay
-from modes.report import report
-from modes.request import Request
-from modes.sample import sample
-from modes.train import train
+from fewstep.modes.checkpoints import checkpoints
+from fewstep.modes.compare import compare
+from fewstep.modes.describe import describe
+from fewstep.modes.doctor import doctor
+from fewstep.modes.evaluate import evaluate
+from fewstep.modes.plan import plan
+from fewstep.modes.prepare import prepare
+from fewstep.modes.replay import replay
+from fewstep.modes.report import report
+from fewstep.modes.request import Request
+from fewstep.modes.sample import sample
+from fewstep.modes.train import train
 
 MODES: dict[str, Callable[[Request], None]] = {
     "train": train,

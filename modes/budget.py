@@ -5,9 +5,9 @@ import math
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from modes.request import Request
-from training.accelerators import GIB, Target, target
-from training.cost import MEASURED_MFU
+from fewstep.modes.request import Request
+from fewstep.training.cost.accelerators import GIB, Target, target
+from fewstep.training.cost.step_cost import MEASURED_MFU
 
 DISK_SPEED = 1.0  # GB/s, a guess at a shared disk
 MINUTE, HOUR, DAY = 60, 3600, 86400

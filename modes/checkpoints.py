@@ -7,15 +7,15 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
-from data.progress import progress
-from modes.request import Request, required_workdir
-from training import restore, workdir
-from training.checkpoint import FOLDER, items
-from training.experiment import rebuild
-from training.loop import abstract_state
-from training.report import evaluations
-from training.sharding import make_mesh
-from training.train_state import TrainState
+from fewstep.modes.request import Request, required_workdir
+from fewstep.progress import progress
+from fewstep.training.experiment import rebuild
+from fewstep.training.loop import abstract_state
+from fewstep.training.report import evaluations
+from fewstep.training.sharding import make_mesh
+from fewstep.training.storage import restore, workdir
+from fewstep.training.storage.checkpoint import FOLDER, items
+from fewstep.training.storage.train_state import TrainState
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax writes
 SHOWN = ("frechet", "kernel")  # begin the names of the numbers in the table

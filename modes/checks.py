@@ -17,12 +17,12 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data import Dataset, verify
-from data.class_names import listed
-from eval.evaluate import check_evaluation, skipped
-from eval.protocol import digest
-from modes.describe import bytes_of, size
-from modes.request import (
+from fewstep.data import Dataset, verify
+from fewstep.data.folders.class_names import listed
+from fewstep.eval.evaluate import check_evaluation, skipped
+from fewstep.eval.metrics.protocol import digest
+from fewstep.modes.describe import bytes_of, size
+from fewstep.modes.request import (
     PER_HOST,
     Request,
     as_begun,
@@ -32,16 +32,22 @@ from modes.request import (
     required_workdir,
     resolve,
 )
-from modes.train import batches, check_step, data_identity, files_of
-from training import restore, workdir
-from training.code_version import code_version, describe_code
-from training.experiment import Experiment, build, debugged
-from training.identity import as_dict, flat
-from training.labels import training_counts
-from training.loop import abstract_state
-from training.processes import VISIBLE, within
-from training.sharding import batch_sharding, check_batch_size, make_mesh, replicated, topology
-from training.teacher import (
+from fewstep.modes.train import batches, check_step, data_identity, files_of
+from fewstep.training.cluster.processes import VISIBLE, within
+from fewstep.training.experiment import Experiment, build, debugged
+from fewstep.training.labels import training_counts
+from fewstep.training.loop import abstract_state
+from fewstep.training.sharding import (
+    batch_sharding,
+    check_batch_size,
+    make_mesh,
+    replicated,
+    topology,
+)
+from fewstep.training.storage import restore, workdir
+from fewstep.training.storage.code_version import code_version, describe_code
+from fewstep.training.storage.identity import as_dict, flat
+from fewstep.training.teacher import (
     abstract_params,
     check_other_run,
     check_taught,

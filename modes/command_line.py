@@ -7,7 +7,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from messages.names import CUTOFF, guess, likeness, nearest
+from fewstep.messages import CUTOFF, guess, likeness, nearest
 
 NONE = "None"
 EVERYWHERE = ("name", "kind")  # these say nothing without their group

@@ -14,14 +14,21 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from eval.evaluate import check_evaluation, measures_of, protocol_of, samples_at, training_data
-from eval.evaluation import FOLDER
-from eval.measure import Measures
-from eval.runs import by_method
-from eval.spreadsheet import text_table, write_csv
-from modes.evaluate import evaluate
-from modes.report import write_page
-from modes.request import (
+from fewstep.eval.evaluate import (
+    check_evaluation,
+    measures_of,
+    protocol_of,
+    samples_at,
+    training_data,
+)
+from fewstep.eval.measure import Measures
+from fewstep.eval.report.evaluation import FOLDER
+from fewstep.eval.report.runs import by_method
+from fewstep.eval.report.spreadsheet import text_table, write_csv
+from fewstep.files import check_writable
+from fewstep.modes.evaluate import evaluate
+from fewstep.modes.report import write_page
+from fewstep.modes.request import (
     Request,
     as_begun,
     decoded_as_begun,
@@ -29,16 +36,15 @@ from modes.request import (
     required_workdir,
     resolve_with_data,
 )
-from modes.train import data_identity, files_of, train
-from training import restore, workdir
-from training.experiment import Experiment, build
-from training.files import check_writable
-from training.identity import as_dict, read_identity
-from training.labels import label_counts, with_recorded_rule
-from training.processes import first_process_says, say
-from training.report import DivergedError
-from training.sharding import check_batch_size, make_mesh
-from training.teacher import check_teacher, parse, teacher_identity
+from fewstep.modes.train import data_identity, files_of, train
+from fewstep.training.cluster.processes import first_process_says, say
+from fewstep.training.experiment import Experiment, build
+from fewstep.training.labels import label_counts, with_recorded_rule
+from fewstep.training.report import DivergedError
+from fewstep.training.sharding import check_batch_size, make_mesh
+from fewstep.training.storage import restore, workdir
+from fewstep.training.storage.identity import as_dict, read_identity
+from fewstep.training.teacher import check_teacher, parse, teacher_identity
 
 PAGE, TABLE = "report.html", "table.csv"
 

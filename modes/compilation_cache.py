@@ -16,7 +16,7 @@ from shlex import quote
 
 import jax
 
-from modes.request import Request
+from fewstep.modes.request import Request
 
 FOLDER = ".compiled"
 OFF = "off"

@@ -5,12 +5,12 @@ import math
 import jax
 from ml_collections import ConfigDict
 
-from modes.request import Request, required_config, resolve_where_open
-from training.compiled import step_inputs
-from training.cost import forward_flops, step_flops
-from training.experiment import Experiment, build, optimizer_fields
-from training.sharding import check_batch_size, make_mesh
-from training.teacher import checked_teacher
+from fewstep.modes.request import Request, required_config, resolve_where_open
+from fewstep.training.cost.compiled import step_inputs
+from fewstep.training.cost.step_cost import forward_flops, step_flops
+from fewstep.training.experiment import Experiment, build, optimizer_fields
+from fewstep.training.sharding import check_batch_size, make_mesh
+from fewstep.training.teacher import checked_teacher
 
 
 def describe(request: Request) -> None:

@@ -12,9 +12,9 @@ from typing import NamedTuple
 
 import jax
 
-from modes.checks import ALONE, TOGETHER, Check, Job
-from modes.request import Request
-from training.processes import gather
+from fewstep.modes.checks import ALONE, TOGETHER, Check, Job
+from fewstep.modes.request import Request
+from fewstep.training.cluster.processes import gather
 
 OK, FAILED, LEFT_OUT = "ok", "FAILED", "-"
 

@@ -2,9 +2,10 @@
 
 import jax
 
-from eval.evaluate import check_evaluation, evaluator, samples_at, summary
-from eval.evaluation import FOLDER
-from modes.request import (
+from fewstep.eval.evaluate import check_evaluation, evaluator, samples_at, summary
+from fewstep.eval.report.evaluation import FOLDER
+from fewstep.files import check_writable
+from fewstep.modes.request import (
     Request,
     check_places,
     dataset_if_here,
@@ -12,8 +13,7 @@ from modes.request import (
     required_workdir,
     with_places,
 )
-from training.fields import check_fields
-from training.files import check_writable
+from fewstep.training.storage.fields import check_fields
 
 
 def evaluate(request: Request) -> None:

@@ -14,11 +14,11 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from modes.budget import aimed, checkpoint_cost, duration, fixed_seconds
-from modes.describe import bytes_of, size
-from modes.request import Request, required_config, resolve_where_open
-from training.accelerators import ACCELERATORS, GIB, Target
-from training.compiled import (
+from fewstep.modes.budget import aimed, checkpoint_cost, duration, fixed_seconds
+from fewstep.modes.describe import bytes_of, size
+from fewstep.modes.request import Request, required_config, resolve_where_open
+from fewstep.training.cost.accelerators import ACCELERATORS, GIB, Target
+from fewstep.training.cost.compiled import (
     FOR_INSPECTION,
     Collective,
     StepInputs,
@@ -28,9 +28,9 @@ from training.compiled import (
     memory,
     step_inputs,
 )
-from training.cost import forward_flops, step_flops
-from training.experiment import Experiment, build_on
-from training.sharding import AXES, check_batch_size, make_mesh, mesh_sizes, sizes_in_slice
+from fewstep.training.cost.step_cost import forward_flops, step_flops
+from fewstep.training.experiment import Experiment, build_on
+from fewstep.training.sharding import AXES, check_batch_size, make_mesh, mesh_sizes, sizes_in_slice
 
 MIB = 2**20
 

@@ -1,7 +1,7 @@
 """--mode=prepare: download and convert a data set ahead of training."""
 
-import data
-from modes.request import Request, data_arguments, required_config
+from fewstep import data
+from fewstep.modes.request import Request, data_arguments, required_config
 
 
 def prepare(request: Request) -> None:

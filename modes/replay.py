@@ -8,26 +8,33 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from data import Dataset
-from data.progress import progress
-from modes.request import (
+from fewstep.data import Dataset
+from fewstep.modes.request import (
     Request,
     check_places,
     dataset_if_here,
     required_workdir,
     with_places,
 )
-from modes.train import batches, completion, pairs_of
-from objectives.base import Metrics
-from training import restore, workdir
-from training.experiment import Experiment, build_on, rebuild
-from training.identity import check_same_sources
-from training.labels import training_counts
-from training.loop import abstract_state, compile_step, create_state
-from training.processes import first_process_says
-from training.replay import FOLDER, Findings, findings, observe_gradient, observed, read_newest
-from training.sharding import make_mesh, put_batch
-from training.teacher import load_teacher, teacher_identity
+from fewstep.modes.train import batches, completion, pairs_of
+from fewstep.objectives.base import Metrics
+from fewstep.progress import progress
+from fewstep.training.cluster.processes import first_process_says
+from fewstep.training.experiment import Experiment, build_on, rebuild
+from fewstep.training.labels import training_counts
+from fewstep.training.loop import abstract_state, compile_step, create_state
+from fewstep.training.replay import (
+    FOLDER,
+    Findings,
+    findings,
+    observe_gradient,
+    observed,
+    read_newest,
+)
+from fewstep.training.sharding import make_mesh, put_batch
+from fewstep.training.storage import restore, workdir
+from fewstep.training.storage.identity import check_same_sources
+from fewstep.training.teacher import load_teacher, teacher_identity
 
 SHOWN = 10  # rows and arrays
 

@@ -3,14 +3,14 @@
 from collections.abc import Container, Sequence
 from pathlib import Path
 
-from data.progress import progress
-from eval.page import results_page
-from eval.runs import Run, by_method, load_runs
-from modes.request import Request
-from training.cost import network_evaluations
-from training.experiment import rebuild
-from training.files import check_writable
-from training.workdir import load_config
+from fewstep.eval.report.page import results_page
+from fewstep.eval.report.runs import Run, by_method, load_runs
+from fewstep.files import check_writable
+from fewstep.modes.request import Request
+from fewstep.progress import progress
+from fewstep.training.cost.step_cost import network_evaluations
+from fewstep.training.experiment import rebuild
+from fewstep.training.storage.workdir import load_config
 
 PAGE = "report.html"
 
@@ -29,7 +29,7 @@ def report(request: Request) -> None:
 def write_page(
     folders: Sequence[Path], out: Path, metric: str = "", ids: Container[str] | None = None
 ) -> list[Run]:
-    """Write the page of the runs in these folders (eval.runs.load_runs); returns the runs."""
+    """Write the page of the runs in these folders (eval.report.runs); returns the runs."""
     groups = by_method(load_runs(folders, metric, ids))
     runs = []
     for group in progress(groups.values(), desc="cost of training", silent=len(groups) < 2):

@@ -10,20 +10,20 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import data
-from data import FIRST_DECODING, NEWEST_DECODING, Dataset
-from data.decoding import BACKGROUND
-from objectives.base import Params
-from training import restore, workdir
-from training.code_version import code_version, describe_code
-from training.experiment import Experiment, build, debugged, rebuild, with_sampled
-from training.fields import check_fields
-from training.identity import as_dict, check_same_sources, flat
-from training.labels import with_recorded_rule
-from training.processes import everywhere, gather
-from training.profile import Window
-from training.sharding import make_mesh
-from training.teacher import (
+from fewstep import data
+from fewstep.data import FIRST_DECODING, NEWEST_DECODING, Dataset
+from fewstep.data.folders.decoding import BACKGROUND
+from fewstep.objectives.base import Params
+from fewstep.training.cluster.processes import everywhere, gather
+from fewstep.training.experiment import Experiment, build, debugged, rebuild, with_sampled
+from fewstep.training.labels import with_recorded_rule
+from fewstep.training.profile import Window
+from fewstep.training.sharding import make_mesh
+from fewstep.training.storage import restore, workdir
+from fewstep.training.storage.code_version import code_version, describe_code
+from fewstep.training.storage.fields import check_fields
+from fewstep.training.storage.identity import as_dict, check_same_sources, flat
+from fewstep.training.teacher import (
     abstract_params,
     check_network_of_teacher,
     check_taught,

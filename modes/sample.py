@@ -10,15 +10,15 @@ import jax
 import numpy as np
 from PIL import Image
 
-from data.class_names import described, label_of
-from eval.generate import batch_sampler, generate
-from eval.grid import save_grid, save_png
-from modes.request import Request, load_run, required_workdir
-from training.classes import class_names
-from training.experiment import check_guidance
-from training.files import check_writable, write_json, write_npz
-from training.identity import differing_fields
-from training.workdir import recorded_identity
+from fewstep.data.folders.class_names import described, label_of
+from fewstep.eval.generate import batch_sampler, generate
+from fewstep.eval.report.grid import save_grid, save_png
+from fewstep.files import check_writable, write_json, write_npz
+from fewstep.modes.request import Request, load_run, required_workdir
+from fewstep.training.classes import class_names
+from fewstep.training.experiment import check_guidance
+from fewstep.training.storage.identity import differing_fields
+from fewstep.training.storage.workdir import recorded_identity
 
 FOLDER, LONGEST_NAME = "samples", 200
 COLUMNS = 16

@@ -8,14 +8,13 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import data
-from data import Dataset, Pairs
-from data.progress import note
-from eval.evaluate import Evaluate, check_evaluation, evaluator, samples_at, summary
-from eval.pairs import teacher_pairs
-from messages.commands import command
-from modes.describe import bytes_of
-from modes.request import (
+from fewstep import data
+from fewstep.data import Dataset, Pairs
+from fewstep.eval.evaluate import Evaluate, check_evaluation, evaluator, samples_at, summary
+from fewstep.eval.pairs import teacher_pairs
+from fewstep.messages import command
+from fewstep.modes.describe import bytes_of
+from fewstep.modes.request import (
     Request,
     as_begun,
     decoded_as_begun,
@@ -24,25 +23,27 @@ from modes.request import (
     required_workdir,
     resolve_with_data,
 )
-from objectives.base import Batch, Params
-from training import replay, restore
-from training.checkpoint import Retention
-from training.cost import least_seconds
-from training.experiment import Experiment, build_on, rebuild
-from training.identity import as_dict
-from training.labels import known_counts, training_counts
-from training.loop import HostBatch, Schedule, abstract_batch, abstract_state, compile_step
-from training.loop import train as train_network
-from training.preemption import Preemption
-from training.processes import first_process_says, is_first, say, warn
-from training.profile import Window, check_window
-from training.report import NonFiniteError, evaluations
-from training.resident import resident
-from training.sharding import check_batch_size, make_mesh
-from training.teacher import TEACHER, checked_teacher, load_teacher, teacher_identity
-from training.train_state import TrainState
-from training.watchdog import Patience
-from training.workdir import check_space, claimed, start_line, start_run
+from fewstep.objectives.base import Batch, Params
+from fewstep.progress import note
+from fewstep.training import replay
+from fewstep.training.cluster.preemption import Preemption
+from fewstep.training.cluster.processes import first_process_says, is_first, say, warn
+from fewstep.training.cluster.watchdog import Patience
+from fewstep.training.cost.step_cost import least_seconds
+from fewstep.training.experiment import Experiment, build_on, rebuild
+from fewstep.training.labels import known_counts, training_counts
+from fewstep.training.loop import HostBatch, Schedule, abstract_batch, abstract_state, compile_step
+from fewstep.training.loop import train as train_network
+from fewstep.training.profile import Window, check_window
+from fewstep.training.report import NonFiniteError, evaluations
+from fewstep.training.resident import resident
+from fewstep.training.sharding import check_batch_size, make_mesh
+from fewstep.training.storage import restore
+from fewstep.training.storage.checkpoint import Retention
+from fewstep.training.storage.identity import as_dict
+from fewstep.training.storage.train_state import TrainState
+from fewstep.training.storage.workdir import check_space, claimed, start_line, start_run
+from fewstep.training.teacher import TEACHER, checked_teacher, load_teacher, teacher_identity
 
 # Metrics of which less is better, whatever they measure.
 DISTANCES = ("frechet", "kernel")
@@ -282,8 +283,8 @@ def batches(
 ) -> Iterator[HostBatch]:
     """This process's batches from step `start` on: images or labels alone, and pairs if any.
 
-    order: of images and of pairs, the run's own (training.workdir.data_order). labels: counts of
-    the classes, in whose shares labels alone are drawn (training.labels).
+    order: of images and of pairs, the run's own (training.storage.workdir.data_order). labels:
+    counts of the classes, in whose shares labels alone are drawn (training.labels).
     """
     share = {
         "batch_size": config.batch_size,

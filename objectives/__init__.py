@@ -2,14 +2,14 @@
 
 from collections.abc import Callable
 
-from objectives.base import Objective
-from objectives.consistency_distillation import consistency_distillation
-from objectives.consistency_training import consistency_training
-from objectives.consistency_tuning import consistency_tuning
-from objectives.continuous_consistency import continuous_distillation, continuous_training
-from objectives.denoising import denoising
-from objectives.distribution_matching import distribution_matching
-from objectives.shortcut import shortcut
+from fewstep.objectives.base import Objective
+from fewstep.objectives.consistency_distillation import consistency_distillation
+from fewstep.objectives.consistency_training import consistency_training
+from fewstep.objectives.consistency_tuning import consistency_tuning
+from fewstep.objectives.continuous_consistency import continuous_distillation, continuous_training
+from fewstep.objectives.denoising import denoising
+from fewstep.objectives.distribution_matching import distribution_matching
+from fewstep.objectives.shortcut import shortcut
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "denoising": denoising,

@@ -12,8 +12,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.guidance import Condition
-from diffusion.path import Path
+from fewstep.diffusion.guidance import Condition
+from fewstep.diffusion.path import Path
 
 Key = Array
 Params = Any

@@ -22,11 +22,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion.guidance import Condition, check_trained_scale
-from diffusion.path import Path
-from diffusion.spacing import Spacing
-from diffusion.time_pairs import Curriculum, PairSampler, last_points, noise_gap
-from objectives.base import (
+from fewstep.diffusion.guidance import Condition, check_trained_scale
+from fewstep.diffusion.path import Path
+from fewstep.diffusion.spacing import Spacing
+from fewstep.diffusion.time_pairs import Curriculum, PairSampler, last_points, noise_gap
+from fewstep.models.model import Model
+from fewstep.objectives.base import (
     Batch,
     Key,
     LossFn,
@@ -37,10 +38,9 @@ from objectives.base import (
     condition_of,
     mean_of,
 )
-from objectives.distances import Distance
-from objectives.model import Model
-from samplers.grids import grid
-from samplers.renoise import renoise
+from fewstep.objectives.distances import Distance
+from fewstep.samplers.grids import grid
+from fewstep.samplers.renoise import renoise
 
 
 class Draw(NamedTuple):

@@ -26,11 +26,12 @@ from functools import partial
 
 from jax import Array
 
-from diffusion.guidance import guide
-from diffusion.spacing import Spacing, karras
-from diffusion.time_pairs import Curriculum, constant, grid_pairs
-from objectives.base import Follower, Objective, Params, Player
-from objectives.consistency import (
+from fewstep.diffusion.guidance import guide
+from fewstep.diffusion.spacing import Spacing, karras
+from fewstep.diffusion.time_pairs import Curriculum, constant, grid_pairs
+from fewstep.models.model import Model, check_boundary, check_inputs
+from fewstep.objectives.base import Follower, Objective, Params, Player
+from fewstep.objectives.consistency import (
     WEIGHTINGS,
     Draw,
     SecondPoint,
@@ -39,10 +40,9 @@ from objectives.consistency import (
     pair_loss,
     sampler,
 )
-from objectives.distances import Distance, squared_l2
-from objectives.followers import constant_ema
-from objectives.model import Model, check_boundary, check_inputs
-from samplers.ode import Step, heun_step
+from fewstep.objectives.distances import Distance, squared_l2
+from fewstep.objectives.followers import constant_ema
+from fewstep.samplers.ode import Step, heun_step
 
 
 def teacher_step(

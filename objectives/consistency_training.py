@@ -24,14 +24,14 @@ from collections.abc import Callable, Sequence
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.spacing import Spacing, karras
-from diffusion.time_pairs import Curriculum, grid_pairs
-from diffusion.time_sampling import TimeSampler
-from objectives.base import Follower, Objective, Player
-from objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
-from objectives.distances import Distance, squared_l2
-from objectives.followers import scheduled_ema
-from objectives.model import Model, check_boundary, check_inputs
+from fewstep.diffusion.spacing import Spacing, karras
+from fewstep.diffusion.time_pairs import Curriculum, grid_pairs
+from fewstep.diffusion.time_sampling import TimeSampler
+from fewstep.models.model import Model, check_boundary, check_inputs
+from fewstep.objectives.base import Follower, Objective, Player
+from fewstep.objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
+from fewstep.objectives.distances import Distance, squared_l2
+from fewstep.objectives.followers import scheduled_ema
 
 
 def target_decay(curriculum: Curriculum, initial: float) -> Callable[[Array], Array]:

@@ -16,13 +16,13 @@ here both are the path's own t_min. The weight is in noise levels, rho_t - rho_s
 
 from collections.abc import Sequence
 
-from diffusion.spacing import Spacing, karras
-from diffusion.time_pairs import shrinking_pairs
-from diffusion.time_sampling import TimeSampler, log_normal
-from objectives.base import Objective, Player
-from objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
-from objectives.distances import Distance, pseudo_huber
-from objectives.model import Model, check_boundary, check_inputs
+from fewstep.diffusion.spacing import Spacing, karras
+from fewstep.diffusion.time_pairs import shrinking_pairs
+from fewstep.diffusion.time_sampling import TimeSampler, log_normal
+from fewstep.models.model import Model, check_boundary, check_inputs
+from fewstep.objectives.base import Objective, Player
+from fewstep.objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
+from fewstep.objectives.distances import Distance, pseudo_huber
 
 
 def consistency_tuning(

@@ -31,13 +31,14 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.guidance import Condition, guide
-from diffusion.path import Path, align
-from diffusion.prediction import KINDS, convert
-from diffusion.spacing import Spacing
-from diffusion.spacing import uniform as uniform_spacing
-from diffusion.time_sampling import TimeSampler, log_normal
-from objectives.base import (
+from fewstep.diffusion.guidance import Condition, guide
+from fewstep.diffusion.path import Path, align
+from fewstep.diffusion.prediction import KINDS, convert
+from fewstep.diffusion.spacing import Spacing
+from fewstep.diffusion.spacing import uniform as uniform_spacing
+from fewstep.diffusion.time_sampling import TimeSampler, log_normal
+from fewstep.models.model import Model, check_boundary, check_inputs
+from fewstep.objectives.base import (
     Batch,
     Key,
     LossFn,
@@ -50,9 +51,8 @@ from objectives.base import (
     mean_of,
     per_example,
 )
-from objectives.consistency import Draw, sampler
-from objectives.distances import squared_error
-from objectives.model import Model, check_boundary, check_inputs
+from fewstep.objectives.consistency import Draw, sampler
+from fewstep.objectives.distances import squared_error
 
 Velocity = Callable[[Array, Array], Array]
 # (every network by name, draw; its s is t) -> dx/dt at (x_t, t)

@@ -24,12 +24,13 @@ from functools import partial
 import jax
 from jax import Array
 
-from diffusion.guidance import Condition, drop_labels, guide
-from diffusion.prediction import target
-from diffusion.spacing import Spacing
-from diffusion.spacing import uniform as uniform_spacing
-from diffusion.time_sampling import TimeSampler, uniform
-from objectives.base import (
+from fewstep.diffusion.guidance import Condition, drop_labels, guide
+from fewstep.diffusion.prediction import target
+from fewstep.diffusion.spacing import Spacing
+from fewstep.diffusion.spacing import uniform as uniform_spacing
+from fewstep.diffusion.time_sampling import TimeSampler, uniform
+from fewstep.models.model import Model, check_decoding, check_inputs
+from fewstep.objectives.base import (
     Batch,
     Key,
     LossFn,
@@ -42,10 +43,9 @@ from objectives.base import (
     condition_of,
     per_example,
 )
-from objectives.distances import squared_error
-from objectives.model import Model, check_decoding, check_inputs
-from samplers.grids import grid
-from samplers.ode import Solver, euler
+from fewstep.objectives.distances import squared_error
+from fewstep.samplers.grids import grid
+from fewstep.samplers.ode import Solver, euler
 
 
 def denoising(

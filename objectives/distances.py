@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from objectives.base import per_example
+from fewstep.objectives.base import per_example
 
 # c of the pseudo-Huber distance per square root of a dimension (Song & Dhariwal 2023, section 3.3).
 HUBER_SCALE = 0.00054

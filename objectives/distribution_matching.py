@@ -43,10 +43,11 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.guidance import Condition, Predict, check_trained_scale, guide, unconditional
-from diffusion.path import align
-from diffusion.time_sampling import TimeSampler, log_normal
-from objectives.base import (
+from fewstep.diffusion.guidance import Condition, Predict, check_trained_scale, guide, unconditional
+from fewstep.diffusion.path import align
+from fewstep.diffusion.time_sampling import TimeSampler, log_normal
+from fewstep.models.model import Model, check_decoding, check_inputs
+from fewstep.objectives.base import (
     SHARED,
     Batch,
     Key,
@@ -60,13 +61,12 @@ from objectives.base import (
     condition_of,
     per_example,
 )
-from objectives.denoising import denoising_loss, regression
-from objectives.distances import Distance, squared_l2
-from objectives.divergences import Divergence, Point, score_implicit_matching
-from objectives.generators import Generator, one_step
-from objectives.health import health
-from objectives.model import Model, check_decoding, check_inputs
-from objectives.pairs import with_regression
+from fewstep.objectives.denoising import denoising_loss, regression
+from fewstep.objectives.distances import Distance, squared_l2
+from fewstep.objectives.divergences import Divergence, Point, score_implicit_matching
+from fewstep.objectives.generators import Generator, one_step
+from fewstep.objectives.health import health
+from fewstep.objectives.pairs import with_regression
 
 # Smallest mean absolute error of the teacher that a row is divided by (SiD's code has 1e-5).
 LEAST_ERROR = 1e-5

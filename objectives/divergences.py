@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from objectives.distances import Distance, pseudo_huber
+from fewstep.objectives.distances import Distance, pseudo_huber
 
 # sigma / alpha of DDPM at 200 of its 1,000 steps, below which NFSD takes the noise as it is.
 LOW_NOISE = 0.72

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from objectives.base import Params
+from fewstep.objectives.base import Params
 
 Update = Callable[[Params, Params, Array], Params]
 

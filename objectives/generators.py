@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.guidance import Condition
-from objectives.base import Key, Params
-from objectives.model import Model
+from fewstep.diffusion.guidance import Condition
+from fewstep.models.model import Model
+from fewstep.objectives.base import Key, Params
 
 
 class Generate(Protocol):

@@ -14,10 +14,10 @@ docs/one_step.md says what they look like in good and bad runs.
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.path import Path
-from objectives.base import Mean, Metrics, by_noise_level, mean_of, per_example
-from objectives.distances import squared_error
-from objectives.divergences import Point
+from fewstep.diffusion.path import Path
+from fewstep.objectives.base import Mean, Metrics, by_noise_level, mean_of, per_example
+from fewstep.objectives.distances import squared_error
+from fewstep.objectives.divergences import Point
 
 
 def health(point: Point, t: Array, path: Path) -> Metrics:

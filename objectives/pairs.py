@@ -10,9 +10,9 @@ from collections.abc import Mapping
 import jax
 from jax import Array
 
-from objectives.base import Batch, Key, LossFn, Metrics, Params, mean_of
-from objectives.distances import Distance
-from objectives.generators import Generator
+from fewstep.objectives.base import Batch, Key, LossFn, Metrics, Params, mean_of
+from fewstep.objectives.distances import Distance
+from fewstep.objectives.generators import Generator
 
 
 def with_regression(

@@ -49,11 +49,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from diffusion.guidance import Condition, drop_labels, extrapolate, guide, unconditional
-from diffusion.path import align
-from diffusion.spacing import uniform as uniform_spacing
-from diffusion.time_sampling import TimeSampler, dyadic_levels, dyadic_steps, uniform
-from objectives.base import (
+from fewstep.diffusion.guidance import Condition, drop_labels, extrapolate, guide, unconditional
+from fewstep.diffusion.path import align
+from fewstep.diffusion.spacing import uniform as uniform_spacing
+from fewstep.diffusion.time_sampling import TimeSampler, dyadic_levels, dyadic_steps, uniform
+from fewstep.models.model import Model, check_inputs
+from fewstep.objectives.base import (
     Batch,
     Follower,
     Key,
@@ -67,11 +68,10 @@ from objectives.base import (
     condition_of,
     mean_of,
 )
-from objectives.distances import Distance, squared_l2
-from objectives.followers import constant_ema, warmed_ema
-from objectives.model import Model, check_inputs
-from samplers.flow_map import jump
-from samplers.grids import grid
+from fewstep.objectives.distances import Distance, squared_l2
+from fewstep.objectives.followers import constant_ema, warmed_ema
+from fewstep.samplers.flow_map import jump
+from fewstep.samplers.grids import grid
 
 # The signal left at t_max below which a path ends at pure noise.
 LEAST_ALPHA = 1e-3

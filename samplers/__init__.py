@@ -2,8 +2,8 @@
 
 from collections.abc import Callable
 
-from samplers.ode import Solver, ddim, dpm_solver_2m, euler, heun
-from samplers.sde import ancestral, churned_heun
+from fewstep.samplers.ode import Solver, ddim, dpm_solver_2m, euler, heun
+from fewstep.samplers.sde import ancestral, churned_heun
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "euler": euler,

@@ -7,7 +7,7 @@ steps - 1 intervals and then one more, Euler's, to 0.
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.spacing import Spacing
+from fewstep.diffusion.spacing import Spacing
 
 
 def grid(spacing: Spacing, steps: int) -> Array:

@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.path import Path, align
-from diffusion.prediction import Denoise
+from fewstep.diffusion.path import Path, align
+from fewstep.diffusion.prediction import Denoise
 
 Step = Callable[[Denoise, Path, Array, Array, Array], Array]
 # keys: [B], for solvers that draw noise; the others ignore them

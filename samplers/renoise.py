@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.path import Path
-from samplers.sde import added_noise, noise_like
+from fewstep.diffusion.path import Path
+from fewstep.samplers.sde import added_noise, noise_like
 
 
 def renoise(

@@ -7,9 +7,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.path import Path
-from diffusion.prediction import Denoise
-from samplers.ode import Solver, Step, euler_step, heun_step
+from fewstep.diffusion.path import Path
+from fewstep.diffusion.prediction import Denoise
+from fewstep.samplers.ode import Solver, Step, euler_step, heun_step
 
 VARIANCES = ("small", "large")
 

@@ -162,7 +162,7 @@ def call(arguments, variables, outputs, nano, before):
     from absl import app
 
     import main
-    from models.dit import SIZES
+    from fewstep.models.dit import SIZES
 
     SIZES |= {"nano": nano} if nano else {}
     if before is not None:

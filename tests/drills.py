@@ -20,9 +20,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tests.conftest  # noqa: F401, the environment of the tests, before JAX starts
-from models.dit import Size
+from fewstep.models.dit import Size
+from fewstep.training.cluster import exits
 from tests import cli, faults
-from training import exits
 
 NANO = Size(32, 1, 2)
 STEPS = 1_000_000

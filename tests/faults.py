@@ -5,8 +5,8 @@ import resource
 import threading
 import time
 
+from fewstep.training.cluster import clusters, watch, watchdog
 from tests import cli
-from training import clusters, watch, watchdog
 
 
 def full_disk(size):
@@ -39,7 +39,7 @@ def clock_ahead(seconds):
 
 def other_code():
     """The sources of this process are others."""
-    from modes import request
+    from fewstep.modes import request
 
     request.code_version = lambda: {"commit": "", "package": "", "sources": "0" * 12}
 

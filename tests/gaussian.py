@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from diffusion.path import Path, align
-from diffusion.prediction import Endpoints
+from fewstep.diffusion.path import Path, align
+from fewstep.diffusion.prediction import Endpoints
 
 
 class Gaussian(NamedTuple):

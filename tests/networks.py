@@ -2,9 +2,9 @@
 
 import jax.numpy as jnp
 
-from diffusion.prediction import KINDS, Endpoints, coefficients
-from models.network import Network
-from objectives.model import Model
+from fewstep.diffusion.prediction import KINDS, Endpoints, coefficients
+from fewstep.models.model import Model
+from fewstep.models.network import Network
 from tests.gaussian import Gaussian
 
 

@@ -12,4 +12,4 @@ def test_no_other_file_draws_a_bar():
     for path in ROOT.glob("[!.]*/*.py"):
         if path.parent.name != "tests" and path.name not in ("progress.py", LINES):
             drawn = re.search(r"\b(tqdm|trange)\(|import .*\btrange\b", path.read_text())
-            assert not drawn, f"{path.relative_to(ROOT)} draws a bar: use data.progress.progress"
+            assert not drawn, f"{path.relative_to(ROOT)} draws a bar: use progress.progress"

@@ -7,9 +7,9 @@ from absl import flags
 from absl.testing import flagsaver
 
 import main
-from configs.methods import TEACHERS
-from modes import MODES, Request
-from training.profile import Window
+from fewstep.configs.methods import TEACHERS
+from fewstep.modes import MODES, Request
+from fewstep.training.profile import Window
 
 # Of absl, which loads a config file as Python 3.12 will not.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training import exits
+from fewstep.training.cluster import exits
 
 ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"

@@ -15,14 +15,15 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.dit import Size
-from modes import MODES
+from fewstep.models.dit import Size
+from fewstep.modes import MODES
+from fewstep.training.cluster import exits
+from fewstep.training.storage import checkpoint, identity
+from fewstep.training.storage.workdir import start_run
 from tests.cli import ROOT, SERVER, TIMEOUT, Command, environment, run
+from tests.training.cluster.test_preemption import Dying
 from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import largest_difference, small_config
-from tests.training.test_preemption import Dying
-from training import checkpoint, exits, identity
-from training.workdir import start_run
 
 CONFIG = "--config=configs/digits.py:shortcut"
 EDM = "--config=configs/digits.py:edm"

@@ -13,13 +13,14 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from PIL import Image
 
-from models.dit import Size
+from fewstep.models.dit import Size
+from fewstep.training.cluster import exits
+from fewstep.training.metrics import read_rows
+from fewstep.training.storage import checkpoint, restore
 from tests import cli, faults
 from tests.cli import end_together
 from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import largest_difference
-from training import checkpoint, exits, restore
-from training.metrics import read_rows
 
 SMALL = (
     "--config.model.size=nano",

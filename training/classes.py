@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from training import workdir
-from training.teacher import parse
+from fewstep.training.storage import workdir
+from fewstep.training.teacher import parse
 
 
 def class_names(folder: Path) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from messages.names import no_choice
+from fewstep.messages import no_choice
 
 
 def choose(table: Mapping[str, Any], name: str, field: str) -> Any:

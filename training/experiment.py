@@ -7,26 +7,26 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-import models
-from diffusion.path import PATHS, Path
-from diffusion.prediction import KINDS, Kind, raw_kind
-from diffusion.spacing import SPACINGS
-from diffusion.time_pairs import CURRICULA, Curriculum
-from diffusion.time_sampling import TIME_SAMPLERS
-from models.network import Network
-from objectives import OBJECTIVES
-from objectives.base import Follower, Objective
-from objectives.consistency import WEIGHTINGS
-from objectives.distances import DISTANCES
-from objectives.divergences import DIVERGENCES
-from objectives.followers import constant_ema, power_ema, warmed_ema
-from objectives.model import Model
-from samplers import SOLVERS
-from samplers.ode import STEPS
-from training.construct import choose, construct
-from training.fields import is_finite
-from training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
-from training.sharding import spread
+from fewstep import models
+from fewstep.diffusion.path import PATHS, Path
+from fewstep.diffusion.prediction import KINDS, Kind, raw_kind
+from fewstep.diffusion.spacing import SPACINGS
+from fewstep.diffusion.time_pairs import CURRICULA, Curriculum
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS
+from fewstep.models.model import Model
+from fewstep.models.network import Network
+from fewstep.objectives import OBJECTIVES
+from fewstep.objectives.base import Follower, Objective
+from fewstep.objectives.consistency import WEIGHTINGS
+from fewstep.objectives.distances import DISTANCES
+from fewstep.objectives.divergences import DIVERGENCES
+from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
+from fewstep.samplers import SOLVERS
+from fewstep.samplers.ode import STEPS
+from fewstep.training.construct import choose, construct
+from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
+from fewstep.training.sharding import spread
+from fewstep.training.storage.fields import is_finite
 
 
 class Experiment(NamedTuple):

@@ -1,18 +1,18 @@
 """Which labels a run makes images for: in the shares of its data, or all alike.
 
-The counts of the classes are part of the run's record (training/identity.py). A run that was begun
-before there were shares makes all alike, as it did.
+The counts of the classes are part of the run's record (training/storage/identity.py). A run that
+was begun before there were shares makes all alike, as it did.
 """
 
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from data import Dataset, class_counts, digest
-from data.labels import SHARES
-from training import workdir
-from training.processes import warn_once
-from training.teacher import parse
+from fewstep.data import Dataset, class_counts, digest
+from fewstep.data.labels import SHARES
+from fewstep.training.cluster.processes import warn_once
+from fewstep.training.storage import workdir
+from fewstep.training.teacher import parse
 
 EQUAL = SHARES[1]
 Counts = tuple[int, ...]

@@ -19,15 +19,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from objectives.base import Batch, Metrics, Objective, Params
-from training import checkpoint, restore
-from training.checkpoint import UNFINISHED, Retention
-from training.optimizer import Optimizer
-from training.preemption import Preempted, Preemption
-from training.processes import first_process_says
-from training.profile import Profile, Window
-from training.report import Report, due
-from training.sharding import (
+from fewstep.objectives.base import Batch, Metrics, Objective, Params
+from fewstep.training.cluster.preemption import Preempted, Preemption
+from fewstep.training.cluster.processes import first_process_says
+from fewstep.training.cluster.watchdog import PATIENCE, Patience, Watchdog
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.profile import Profile, Window
+from fewstep.training.report import Report, due
+from fewstep.training.sharding import (
     batch_sharding,
     check_batch_size,
     put_batch,
@@ -35,10 +34,11 @@ from training.sharding import (
     replicated,
     tree_shardings,
 )
-from training.state import initial_state
-from training.step import Observe, nothing, train_step
-from training.train_state import TrainState
-from training.watchdog import PATIENCE, Patience, Watchdog
+from fewstep.training.state import initial_state
+from fewstep.training.step import Observe, nothing, train_step
+from fewstep.training.storage import checkpoint, restore
+from fewstep.training.storage.checkpoint import UNFINISHED, Retention
+from fewstep.training.storage.train_state import TrainState
 
 HostBatch = Mapping[str, np.ndarray]
 # (state, frozen, batch) -> (state, metrics); the state is donated

@@ -15,9 +15,9 @@ from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.summary import scalar
 
-from objectives.base import Mean, Metrics
-from training.files import append, has_name, replaced, writing
-from training.processes import warn
+from fewstep.files import append, has_name, replaced, writing
+from fewstep.objectives.base import Mean, Metrics
+from fewstep.training.cluster.processes import warn
 
 LOG = "metrics.jsonl"
 DROPPED = "metrics.dropped.jsonl"  # lines that a run which went on has taken out of its log

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import optax
 
-from training.spikes import skip_spikes
+from fewstep.training.spikes import skip_spikes
 
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "constant": lambda rate, steps: optax.constant_schedule(rate),

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from training.processes import of_each_process
+from fewstep.training.cluster.processes import of_each_process
 
 SPEED = "images_per_second"  # in every row of training steps
 MEMORY = {"memory_bytes": "bytes_in_use", "memory_peak_bytes": "peak_bytes_in_use"}
@@ -37,7 +37,7 @@ REMEMBERED = 1001  # steps of a row, whose median is taken
 class Pace:
     """The times of the steps since the last row.
 
-    least_seconds: of a step at the devices' peak (training/cost.py), None if it is not known.
+    least_seconds: of a step at the devices' peak (training/cost/step_cost.py), None if not known.
     begun: of the row of which an earlier start made the first steps (`unfinished`).
     """
 

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import jax
 
-from data.progress import note
+from fewstep.progress import note
 
 FOLDER = "profile"
 

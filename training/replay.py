@@ -14,10 +14,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from objectives.base import Batch, Key, LossFn, Mean, Metrics, Objective, Params
-from training.fields import LARGEST_INT32
-from training.files import write_json
-from training.report import NonFiniteError
+from fewstep.files import write_json
+from fewstep.objectives.base import Batch, Key, LossFn, Mean, Metrics, Objective, Params
+from fewstep.training.report import NonFiniteError
+from fewstep.training.storage.fields import LARGEST_INT32
 
 FOLDER = "replay"
 # Names of metrics that the step done again has besides its own.

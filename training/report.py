@@ -13,12 +13,12 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
-from data.progress import note, on_terminal, progress
-from objectives.base import Metrics
-from training.metrics import LOG, Average, MetricLog, iterate_rows
-from training.optimizer import Optimizer
-from training.pace import SPEED, Pace
-from training.processes import first_process_says
+from fewstep.objectives.base import Metrics
+from fewstep.progress import note, on_terminal, progress
+from fewstep.training.cluster.processes import first_process_says
+from fewstep.training.metrics import LOG, Average, MetricLog, iterate_rows
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.pace import SPEED, Pace
 
 EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
 

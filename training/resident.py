@@ -12,9 +12,9 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from data import Split, to_float
-from objectives.base import Batch
-from training.sharding import replicated
+from fewstep.data import Split, to_float
+from fewstep.objectives.base import Batch
+from fewstep.training.sharding import replicated
 
 # What a byte of an image stands for.
 LEVELS = to_float(np.arange(256, dtype=np.uint8))

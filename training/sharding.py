@@ -16,8 +16,8 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from models.dit import BLOCKS
-from models.network import Network
+from fewstep.models.dit import BLOCKS
+from fewstep.models.network import Network
 
 AXES = ("data", "fsdp")
 # Of the same devices, where fewer rows than devices are split, and the lines of each image.

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 import jax
 import jax.numpy as jnp
 
-from objectives.base import Key, Objective, Params
-from training.optimizer import Optimizer
-from training.train_state import TrainState
+from fewstep.objectives.base import Key, Objective, Params
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.storage.train_state import TrainState
 
 
 def named_key(key: Key, name: str) -> Key:

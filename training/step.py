@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import optax
 from jax import Array
 
-from objectives.base import (
+from fewstep.objectives.base import (
     SHARED,
     Batch,
     Follower,
@@ -25,9 +25,9 @@ from objectives.base import (
     Player,
     Share,
 )
-from training.optimizer import Optimizer
-from training.state import named_key
-from training.train_state import TrainState
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.state import named_key
+from fewstep.training.storage.train_state import TrainState
 
 TrainStep = Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState, Metrics]]
 # (parameters, optimizer state) -> the same after one update, and metrics

@@ -12,16 +12,16 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffusion.path import PATHS
-from diffusion.prediction import SIGMA_DATA
-from models import NETWORKS
-from objectives.base import Params
-from training import restore, workdir
-from training.checkpoint import FOLDER
-from training.experiment import Experiment, rebuild, with_sampled
-from training.identity import as_dict, flat
-from training.sharding import tree_shardings
-from training.state import named_key
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.prediction import SIGMA_DATA
+from fewstep.models import NETWORKS
+from fewstep.objectives.base import Params
+from fewstep.training.experiment import Experiment, rebuild, with_sampled
+from fewstep.training.sharding import tree_shardings
+from fewstep.training.state import named_key
+from fewstep.training.storage import restore, workdir
+from fewstep.training.storage.checkpoint import FOLDER
+from fewstep.training.storage.identity import as_dict, flat
 
 TEACHER = "teacher"
 # What must agree, or the teacher's parameters mean another function.

@@ -6,10 +6,10 @@ import pytest
 
 from bench import count
 from bench.cases import CASES, config_of, forward_flops
-from models.dit import SIZES, Size
-from training.arithmetic import product_flops
-from training.compiled import FOR_INSPECTION
-from training.experiment import build
+from fewstep.models.dit import SIZES, Size
+from fewstep.training.cost.arithmetic import product_flops
+from fewstep.training.cost.compiled import FOR_INSPECTION
+from fewstep.training.experiment import build
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import subprocess
 import pytest
 
 from bench import gpu, measure
-from models.dit import SIZES, Size
+from fewstep.models.dit import SIZES, Size
 
 SMOKE = gpu.smoke_items(with_torch=True)
 

@@ -10,27 +10,27 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-import models
-from configs import base, overrides
-from configs import objectives as documented
-from configs.methods import METHODS
-from diffusion.path import PATHS
-from diffusion.prediction import KINDS
-from diffusion.spacing import SPACINGS
-from diffusion.time_pairs import CURRICULA
-from diffusion.time_sampling import TIME_SAMPLERS
-from models.dit import SIZES, Size
-from objectives import OBJECTIVES
-from objectives.consistency import WEIGHTINGS
-from objectives.distances import DISTANCES
-from objectives.divergences import DIVERGENCES
-from samplers import SOLVERS
-from samplers.ode import STEPS
+from fewstep import models
+from fewstep.configs import base, overrides
+from fewstep.configs import objectives as documented
+from fewstep.configs.methods import METHODS
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.prediction import KINDS
+from fewstep.diffusion.spacing import SPACINGS
+from fewstep.diffusion.time_pairs import CURRICULA
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS
+from fewstep.models.dit import SIZES, Size
+from fewstep.objectives import OBJECTIVES
+from fewstep.objectives.consistency import WEIGHTINGS
+from fewstep.objectives.distances import DISTANCES
+from fewstep.objectives.divergences import DIVERGENCES
+from fewstep.samplers import SOLVERS
+from fewstep.samplers.ode import STEPS
+from fewstep.training.experiment import build, debugged
+from fewstep.training.optimizer import optimizer
+from fewstep.training.state import initial_state
+from fewstep.training.step import train_step
 from tests.training.runs import largest_difference, perturbed, untrained_teacher
-from training.experiment import build, debugged
-from training.optimizer import optimizer
-from training.state import initial_state
-from training.step import train_step
 
 FOLDER = Path(__file__).parent.parent.parent / "configs"
 OWN = ("__init__", "base", "methods", "objectives", "short_runs", "overrides")  # no config files

@@ -7,26 +7,26 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-import models
-from configs import base
-from configs.methods import METHODS, choose
-from diffusion.path import PATHS
-from diffusion.prediction import KINDS, Coefficients
-from diffusion.spacing import SPACINGS
-from diffusion.time_pairs import CURRICULA
-from diffusion.time_sampling import TIME_SAMPLERS
-from objectives import OBJECTIVES
-from objectives.base import Objective
-from objectives.consistency import WEIGHTINGS
-from objectives.distances import DISTANCES
-from objectives.divergences import DIVERGENCES
-from objectives.followers import constant_ema, power_ema, warmed_ema
-from objectives.model import Model
-from samplers import SOLVERS
-from samplers.ode import STEPS
+from fewstep import models
+from fewstep.configs import base
+from fewstep.configs.methods import METHODS, choose
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.prediction import KINDS, Coefficients
+from fewstep.diffusion.spacing import SPACINGS
+from fewstep.diffusion.time_pairs import CURRICULA
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS
+from fewstep.models.model import Model
+from fewstep.objectives import OBJECTIVES
+from fewstep.objectives.base import Objective
+from fewstep.objectives.consistency import WEIGHTINGS
+from fewstep.objectives.distances import DISTANCES
+from fewstep.objectives.divergences import DIVERGENCES
+from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
+from fewstep.samplers import SOLVERS
+from fewstep.samplers.ode import STEPS
+from fewstep.training.experiment import build, build_kind, build_model, build_objective
 from tests.objectives.assembled import responsive
 from tests.objectives.test_parts import OTHERS, parameters_of
-from training.experiment import build, build_kind, build_model, build_objective
 
 # Fields of an objective that have a name and fields: their table, and whether they take the path.
 PARTS = {

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data
+from fewstep import data
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 import numpy as np
 from sklearn.datasets import load_digits
 
-import data
+from fewstep import data
 
 
 def test_the_splits_are_all_images_once():

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-import data
-from data import fashion_mnist
-from data.fashion_mnist import IMAGES, INSTALLED, LABELS, FashionMNIST, read_idx
+from fewstep import data
+from fewstep.data import fashion_mnist
+from fewstep.data.fashion_mnist import IMAGES, INSTALLED, LABELS, FashionMNIST, read_idx
 
 COUNTS = {"train": 12, "t10k": 5}
 

@@ -3,8 +3,8 @@ from fractions import Fraction
 import numpy as np
 import pytest
 
-from data.dataset import Split
-from data.labels import class_counts, drawn_labels, shared_labels
+from fewstep.data.arrays.dataset import Split
+from fewstep.data.labels import class_counts, drawn_labels, shared_labels
 
 COUNTS = [(10, 1), (7, 0, 3), (1, 1, 1), (3, 1, 1, 1, 1), (1300, 732, 1300), (0, 0, 5), (1,)]
 

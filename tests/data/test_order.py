@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from data import FIRST_ORDER, NEWEST_ORDER
-from data.order import ORDERS, index_dtype, permuted_rows, rows_in_order
+from fewstep.data import FIRST_ORDER, NEWEST_ORDER
+from fewstep.data.order import ORDERS, index_dtype, permuted_rows, rows_in_order
 
 # Rows of 23 images with seed 3, over two epochs, and which are mirrored. Runs rest on them: if a
 # new version of a package changes them, the old order has to be written out, not these numbers.

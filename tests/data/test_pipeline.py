@@ -3,7 +3,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from data import (
+from fewstep.data import (
     Pairs,
     Split,
     batch_indices,
@@ -13,7 +13,7 @@ from data import (
     pipeline,
     to_float,
 )
-from data.order import ORDERS
+from fewstep.data.order import ORDERS
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-import data
-from data.tfds_images import write_tfds
+from fewstep import data
+from fewstep.data.tfds_images import write_tfds
 
 ROOT = Path(__file__).parents[2]
 LABEL = tfds.features.ClassLabel(num_classes=3)

@@ -3,9 +3,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.guidance import check_trained_scale, drop_labels, extrapolate, guide, unconditional
-from diffusion.path import PATHS
-from diffusion.prediction import KINDS, convert
+from fewstep.diffusion.guidance import (
+    check_trained_scale,
+    drop_labels,
+    extrapolate,
+    guide,
+    unconditional,
+)
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.prediction import KINDS, convert
 from tests.gaussian import Gaussian
 
 X = jax.random.normal(jax.random.key(0), (4, 2))

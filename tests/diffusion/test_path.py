@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS, change_path, trigflow, ve, vp_ddpm
+from fewstep.diffusion.path import PATHS, change_path, trigflow, ve, vp_ddpm
 from tests.gaussian import Gaussian
 
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS, trigflow
-from diffusion.prediction import KINDS, coefficients, convert, endpoints, raw_kind, target
+from fewstep.diffusion.path import PATHS, trigflow
+from fewstep.diffusion.prediction import KINDS, coefficients, convert, endpoints, raw_kind, target
 
 SHAPE = (6, 2, 2, 1)
 RHO = jnp.array([0.1, 0.3, 0.8, 1.3, 4.0, 9.0])

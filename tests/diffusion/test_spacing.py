@@ -2,8 +2,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS, ve
-from diffusion.spacing import SPACINGS, karras, uniform
+from fewstep.diffusion.path import PATHS, ve
+from fewstep.diffusion.spacing import SPACINGS, karras, uniform
 
 
 def test_karras_is_the_paper_s():

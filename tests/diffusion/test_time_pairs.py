@@ -5,11 +5,11 @@ import pytest
 from scipy import stats
 from scipy.special import erf
 
-from diffusion import time_pairs as tp
-from diffusion.path import PATHS, linear, ve
-from diffusion.spacing import SPACINGS, karras, uniform
-from diffusion.time_sampling import log_normal
-from diffusion.time_sampling import uniform as uniform_time
+from fewstep.diffusion import time_pairs as tp
+from fewstep.diffusion.path import PATHS, linear, ve
+from fewstep.diffusion.spacing import SPACINGS, karras, uniform
+from fewstep.diffusion.time_sampling import log_normal
+from fewstep.diffusion.time_sampling import uniform as uniform_time
 
 KEY = jax.random.key(0)
 COUNT = 50_000

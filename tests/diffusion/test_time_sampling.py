@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffusion import time_sampling as ts
-from diffusion.path import PATHS, linear, ve
+from fewstep.diffusion import time_sampling as ts
+from fewstep.diffusion.path import PATHS, linear, ve
 
 KEY = jax.random.key(0)
 LINEAR = linear()

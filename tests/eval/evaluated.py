@@ -6,11 +6,11 @@ import os
 import numpy as np
 from sklearn.datasets import load_digits
 
-from eval.evaluation import sample_source
-from eval.protocol import Protocol
-from eval.results import save_results
-from training.files import write_json
-from training.seal import write_sealed
+from fewstep.eval.metrics.protocol import Protocol
+from fewstep.eval.report.evaluation import sample_source
+from fewstep.eval.report.results import save_results
+from fewstep.files import write_json
+from fewstep.training.storage.seal import write_sealed
 
 STEPS = (1, 2, 4, 8, 128)
 LABELS = np.resize(np.arange(10), 100)

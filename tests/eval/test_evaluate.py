@@ -5,8 +5,8 @@ import jax
 import numpy as np
 import pytest
 
-from data import Dataset
-from eval.evaluate import (
+from fewstep.data import Dataset
+from fewstep.eval.evaluate import (
     check_evaluation,
     evaluator,
     measures_of,
@@ -16,11 +16,11 @@ from eval.evaluate import (
     summary,
     training_data,
 )
+from fewstep.training.sharding import make_mesh
+from fewstep.training.storage.identity import Identity
 from tests.training.runs import small_experiment, synthetic_split
-from training.identity import Identity
-from training.sharding import make_mesh
 
-MODULE = import_module("eval.evaluate")
+MODULE = import_module("fewstep.eval.evaluate")
 FIELDS = {"evaluate.steps": (1, 2), "evaluate.num_samples": 24, "evaluate.batch_size": 16}
 
 

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval.generate import batch_sampler, generate
-from objectives.base import Objective
-from training.report import NonFiniteError
-from training.sharding import make_mesh
+from fewstep.eval.generate import batch_sampler, generate
+from fewstep.objectives.base import Objective
+from fewstep.training.report import NonFiniteError
+from fewstep.training.sharding import make_mesh
 
 SHAPE = (2, 3, 1)
 

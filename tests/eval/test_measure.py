@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from data import Dataset, Split
-from eval import measure as module
-from eval.features import FeatureNetwork, FeatureOutputs, extractor, pixels
-from eval.frechet import frechet_distance, statistics
-from eval.measure import Measures, load_measures, measure, of_real_images, warnings
-from eval.protocol import measurement
-from eval.reference import load_reference
+from fewstep.data import Dataset, Split
+from fewstep.eval import measure as module
+from fewstep.eval.features.feature_network import FeatureNetwork, FeatureOutputs, extractor, pixels
+from fewstep.eval.measure import Measures, load_measures, measure, of_real_images, warnings
+from fewstep.eval.metrics.frechet import frechet_distance, statistics
+from fewstep.eval.metrics.protocol import measurement
+from fewstep.eval.reference import load_reference
+from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_config, synthetic_split
-from training.sharding import make_mesh
 
 NETWORK = pixels((8, 8, 1))
 SPLIT = synthetic_split(400)

@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from eval import pairs as module
-from eval.generate import noise
-from eval.pairs import FILE, teacher_pairs
+from fewstep.eval import pairs as module
+from fewstep.eval.generate import noise
+from fewstep.eval.pairs import FILE, teacher_pairs
+from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_experiment
-from training.sharding import make_mesh
 
 
 def pairs_in(folder, count=12, steps=2, scale=1.0, params=1.0, shape=None, counts=(1,) * 10):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from eval.published import check_published, part_for, read_published
+from fewstep.eval.published import check_published, part_for, read_published
 
 SHAPE, D = (8, 8, 1), 64
 EYE = np.eye(D)

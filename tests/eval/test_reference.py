@@ -1,13 +1,13 @@
 import numpy as np
 import pytest
 
-from data import Dataset, Split
-from eval import reference as module
-from eval.features import extractor, pixels
-from eval.frechet import frechet_distance, statistics
-from eval.reference import check_reference, load_reference, reference_name, reference_sha256
+from fewstep.data import Dataset, Split
+from fewstep.eval import reference as module
+from fewstep.eval.features.feature_network import extractor, pixels
+from fewstep.eval.metrics.frechet import frechet_distance, statistics
+from fewstep.eval.reference import check_reference, load_reference, reference_name, reference_sha256
+from fewstep.training.sharding import make_mesh
 from tests.training.runs import synthetic_split
-from training.sharding import make_mesh
 
 NETWORK = pixels((8, 8, 1))
 MEASUREMENT = {"samples": 60}

@@ -2,13 +2,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import to_uint8
-from eval import trajectory as module
-from eval.generate import batch_sampler, noise
-from eval.trajectory import SHOWN, observed, trajectory
+from fewstep.data import to_uint8
+from fewstep.eval import trajectory as module
+from fewstep.eval.generate import batch_sampler, noise
+from fewstep.eval.trajectory import SHOWN, observed, trajectory
+from fewstep.training.sharding import make_mesh
 from tests.modes.recorded import random_network
 from tests.training.runs import perturbed, small_config, small_experiment
-from training.sharding import make_mesh
 
 
 def way_of(method, steps, label=3, **fields):

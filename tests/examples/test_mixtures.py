@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import linear
 from examples import mixtures
-from objectives.divergences import score_implicit_matching
+from fewstep.diffusion.path import linear
+from fewstep.objectives.divergences import score_implicit_matching
 from tests.gaussian import Gaussian
 
 KEY = jax.random.key(0)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.conditioning import (
+from fewstep.models.conditioning import (
     Conditioning,
     LossWeight,
     ScalarEmbedder,

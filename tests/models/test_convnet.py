@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.convnet import LAST_SIDE, convnet, layers
+from fewstep.models.convnet import LAST_SIDE, convnet, layers
 
 CLASSES = 3
 

@@ -3,8 +3,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.dit import SIZES, Size, dit
-from models.layers import attention_implementation, normalize, patchify, position_table, unpatchify
+from fewstep.models.dit import SIZES, Size, dit
+from fewstep.models.layers import (
+    attention_implementation,
+    normalize,
+    patchify,
+    position_table,
+    unpatchify,
+)
 
 SIDE, CHANNELS, BATCH, CLASSES = 8, 2, 3, 5
 TOY = Size(32, 2, 4)

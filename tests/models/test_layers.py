@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.layers import (
+from fewstep.models.layers import (
     Attention,
     Block,
     FinalLayer,

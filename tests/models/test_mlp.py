@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.conditioning import Conditioning, scalar_inputs
-from models.mlp import mlp
+from fewstep.models.conditioning import Conditioning, scalar_inputs
+from fewstep.models.mlp import mlp
 
 BATCH, DIMENSION, CLASSES = 6, 2, 4
 FIELDS = {"dimension": DIMENSION, "width": 16, "depth": 2, "num_classes": CLASSES}

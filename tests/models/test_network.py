@@ -8,9 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models import NETWORKS, build
-from models.dit import SIZES, Size
-from models.network import check_inputs
+from fewstep.models import NETWORKS, build
+from fewstep.models.dit import SIZES, Size
+from fewstep.models.network import check_inputs
 
 X, T = jnp.zeros((2, 4, 4, 1)), jnp.zeros(2)
 
@@ -80,7 +80,9 @@ def test_lines_are_rows_of_tokens_where_devices_can_share_them(monkeypatch):
     fields = {**NETWORK_FIELDS["dit"], "image_size": 12, "patch_size": 4}
     assert build("dit", **fields).lines == 3
     assert build("mlp", **NETWORK_FIELDS["mlp"]).lines == 1
-    monkeypatch.setattr(import_module("models.dit"), "attention_implementation", lambda *_: "cudnn")
+    monkeypatch.setattr(
+        import_module("fewstep.models.dit"), "attention_implementation", lambda *_: "cudnn"
+    )
     assert build("dit", **fields).lines == 1
 
 

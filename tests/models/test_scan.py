@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from models.dit import BLOCKS, SIZES, Size, dit, scanned
+from fewstep.models.dit import BLOCKS, SIZES, Size, dit, scanned
 
 SIDE, BATCH = 4, 3
 TOY = Size(32, 2, 4)

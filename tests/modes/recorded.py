@@ -10,19 +10,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import Dataset, Pairs, Split
-from modes.request import Request
+from fewstep.data import Dataset, Pairs, Split
+from fewstep.modes.request import Request
+from fewstep.training.loop import abstract_batch, abstract_state, compile_step
+from fewstep.training.sharding import put_batch
+from fewstep.training.state import initial_state
+from fewstep.training.storage import workdir
 from tests.networks import affine
 from tests.training.runs import small_config
-from training import workdir
-from training.loop import abstract_batch, abstract_state, compile_step
-from training.sharding import put_batch
-from training.state import initial_state
 
 # Modules; the packages' own `train` and others are functions.
-TRAIN, REQUEST = import_module("modes.train"), import_module("modes.request")
-EVALUATE, EXPERIMENT = import_module("eval.evaluate"), import_module("training.experiment")
-TEACHER = import_module("training.teacher")
+TRAIN, REQUEST = import_module("fewstep.modes.train"), import_module("fewstep.modes.request")
+EVALUATE, EXPERIMENT = (
+    import_module("fewstep.eval.evaluate"),
+    import_module("fewstep.training.experiment"),
+)
+TEACHER = import_module("fewstep.training.teacher")
 MEASURED_BY = ("features", "weights", "reference", "agreement", "batch_size")
 
 

@@ -1,10 +1,10 @@
 import pytest
 
-from modes import Request
-from modes.budget import aimed, checkpoint_cost, duration, fixed_seconds, readable
+from fewstep.modes import Request
+from fewstep.modes.budget import aimed, checkpoint_cost, duration, fixed_seconds, readable
+from fewstep.training.cost.accelerators import target
 from tests.training.runs import small_config
 from tests.training.test_sharding import mesh_of
-from training.accelerators import target
 
 CONFIG = small_config(**{"steps": 1000, "batch_size": 64, "model.dtype": "bfloat16"})
 MESH = mesh_of(4, 2)

@@ -2,9 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from configs import digits
-from modes.command_line import OrNone, flags, nearest_field, unknown_field
-from modes.request import at_home, with_home
+from fewstep.configs import digits
+from fewstep.modes.command_line import OrNone, flags, nearest_field, unknown_field
+from fewstep.modes.request import at_home, with_home
 from tests.training.runs import small_config
 
 CONFIG = digits.get_config("cd")

@@ -4,11 +4,11 @@ from importlib import import_module
 
 import pytest
 
-from modes.compare import Cell, compare, is_evaluated, plan, with_teachers
-from modes.request import Request
+from fewstep.modes.compare import Cell, compare, is_evaluated, plan, with_teachers
+from fewstep.modes.request import Request
+from fewstep.training.report import NonFiniteError
 from tests.cli import run
 from tests.training.runs import small_config, small_experiment
-from training.report import NonFiniteError
 
 SMALL = (
     "--config=configs/digits.py",
@@ -117,7 +117,7 @@ def test_teachers_come_before_what_they_teach():
 
 
 def test_every_cell_has_its_seed_its_folder_and_the_teacher_of_its_seed(tmp_path, monkeypatch):
-    module = import_module("modes.compare")
+    module = import_module("fewstep.modes.compare")
     monkeypatch.setattr(module, "with_results", lambda cells: cells)
     monkeypatch.setattr(module, "check_teacher", lambda *_: None)
     monkeypatch.setattr(
@@ -154,7 +154,7 @@ def test_every_cell_has_its_seed_its_folder_and_the_teacher_of_its_seed(tmp_path
 def test_what_a_cell_lacks_is_done_by_its_own_config(
     tmp_path, monkeypatch, trained, evaluated, done
 ):
-    module, seen = import_module("modes.compare"), []
+    module, seen = import_module("fewstep.modes.compare"), []
     monkeypatch.setattr(module, "is_trained", lambda cell: trained)
     monkeypatch.setattr(module, "is_evaluated", lambda cell: evaluated)
     for mode in ("train", "evaluate"):
@@ -205,7 +205,7 @@ def test_a_diverged_run_is_left_out_with_what_it_would_have_taught(tmp_path, mon
             raise NonFiniteError("loss is not finite at step 1")
 
     # The package's own `compare` is the function.
-    module = import_module("modes.compare")
+    module = import_module("fewstep.modes.compare")
     shown = []
     monkeypatch.setattr(module, "complete", diverging)
     monkeypatch.setattr(module, "show", lambda root, cells: shown.append(cells))

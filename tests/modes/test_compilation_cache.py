@@ -5,9 +5,9 @@ from pathlib import Path
 import jax
 import pytest
 
-from modes import compilation_cache
-from modes.compilation_cache import FOLDER, folder_of, is_own_group, keep_compiled
-from modes.request import Request
+from fewstep.modes import compilation_cache
+from fewstep.modes.compilation_cache import FOLDER, folder_of, is_own_group, keep_compiled
+from fewstep.modes.request import Request
 from tests.training.runs import small_config
 
 WORKDIR = Path("/runs/digits")

@@ -8,16 +8,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import data
-from modes.checks import Job
-from modes.request import Request, decoded_as_begun, read_dataset
+from fewstep import data
+from fewstep.modes.checks import Job
+from fewstep.modes.request import Request, decoded_as_begun, read_dataset
+from fewstep.training.classes import class_names
+from fewstep.training.storage import identity, workdir
+from fewstep.training.storage.identity import as_dict
+from fewstep.training.storage.seal import sealed, unsealed
 from tests.training.runs import small_config
-from training import identity, workdir
-from training.classes import class_names
-from training.identity import as_dict
-from training.seal import sealed, unsealed
 
-TRAIN = import_module("modes.train")  # the package's own `train` is the function
+TRAIN = import_module("fewstep.modes.train")  # the package's own `train` is the function
 LATER = ("decoding", "background", "unreadable")
 
 

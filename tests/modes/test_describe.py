@@ -1,10 +1,10 @@
 """The numbers of a description are those of the config."""
 
-from modes.describe import description
+from fewstep.modes.describe import description
+from fewstep.training.cost.step_cost import forward_flops, step_flops
+from fewstep.training.experiment import build
 from tests.modes.recorded import random_network
 from tests.training.runs import small_config
-from training.cost import forward_flops, step_flops
-from training.experiment import build
 
 
 def test_every_line_says_what_the_config_does():

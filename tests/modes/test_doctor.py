@@ -10,20 +10,21 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.dit import Size
-from modes import Request
-from modes.checks import ALONE, TOGETHER
-from modes.doctor import doctor
-from modes.prepare import prepare
+from fewstep.models.dit import Size
+from fewstep.modes import Request
+from fewstep.modes.checks import ALONE, TOGETHER
+from fewstep.modes.doctor import doctor
+from fewstep.modes.prepare import prepare
+from fewstep.training.cluster import exits
+from fewstep.training.experiment import build
+from fewstep.training.storage import workdir
 from tests.cli import run_together
 from tests.modes.recorded import random_network
 from tests.training.runs import small_config
 from tests.training.test_teacher import one_block, save_run  # noqa: F401
-from training import exits, workdir
-from training.experiment import build
 
 # The package's own `doctor` is the function.
-CHECKS, DOCTOR = import_module("modes.checks"), import_module("modes.doctor")
+CHECKS, DOCTOR = import_module("fewstep.modes.checks"), import_module("fewstep.modes.doctor")
 SMALL = ("--config.model.size=nano", "--config.batch_size=64", "--config.evaluate.features=pixels")
 
 

@@ -4,11 +4,11 @@ from importlib import import_module
 
 import pytest
 
-from modes.request import Request, Run
+from fewstep.modes.request import Request, Run
+from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_config, small_experiment
-from training.sharding import make_mesh
 
-EVALUATE = import_module("modes.evaluate")  # the package's own `evaluate` is the function
+EVALUATE = import_module("fewstep.modes.evaluate")  # the package's own `evaluate` is the function
 
 
 @pytest.fixture

@@ -3,11 +3,11 @@ import sys
 import jax
 import pytest
 
-from modes.evaluate import evaluate
-from modes.request import Request, Run
+from fewstep.modes.evaluate import evaluate
+from fewstep.modes.request import Request, Run
+from fewstep.training.sharding import make_mesh
+from fewstep.training.storage.workdir import start_run
 from tests.training.runs import small_config, small_experiment
-from training.sharding import make_mesh
-from training.workdir import start_run
 
 FIELDS = {
     "data.name": "digits",
@@ -24,7 +24,7 @@ def test_only_the_command_line_says_where_an_evaluation_writes(given, tmp_path, 
     config, experiment = small_experiment(**FIELDS, **recorded)
     params = experiment.model.network.init(jax.random.key(0))
     run = Run(config, experiment, make_mesh(), params, 7)
-    module = sys.modules["modes.evaluate"]  # the package has a function of that name
+    module = sys.modules["fewstep.modes.evaluate"]  # the package has a function of that name
     monkeypatch.setattr(module, "load_run", lambda request: run)
     read, decoded = module.dataset_if_here, []
 

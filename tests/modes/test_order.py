@@ -6,19 +6,19 @@ from importlib import import_module
 import numpy as np
 import pytest
 
-import data
-from data.order import ORDERS
-from modes import Request
-from modes.checks import Job, first_batch
+from fewstep import data
+from fewstep.data.order import ORDERS
+from fewstep.modes import Request
+from fewstep.modes.checks import Job, first_batch
+from fewstep.training.experiment import build_on
+from fewstep.training.report import NonFiniteError
+from fewstep.training.sharding import make_mesh
+from fewstep.training.storage import identity, workdir
+from fewstep.training.storage.seal import sealed, unsealed
 from tests.training.runs import small_config
-from training import identity, workdir
-from training.experiment import build_on
-from training.report import NonFiniteError
-from training.seal import sealed, unsealed
-from training.sharding import make_mesh
 
 # The package's own `train` and `replay` are the functions.
-TRAIN, REPLAY = import_module("modes.train"), import_module("modes.replay")
+TRAIN, REPLAY = import_module("fewstep.modes.train"), import_module("fewstep.modes.replay")
 CONFIG = small_config("flow_matching", **{"data.name": "digits", "evaluate.steps": ()})
 
 

@@ -2,7 +2,7 @@ import re
 
 import pytest
 
-from modes.plan import (
+from fewstep.modes.plan import (
     GIB,
     exchanges,
     fits,
@@ -11,18 +11,18 @@ from modes.plan import (
     remedies,
     without_weights,
 )
-from tests.cli import run
-from tests.training.runs import small_config
-from tests.training.test_sharding import mesh_of
-from training.accelerators import target
-from training.compiled import (
+from fewstep.training.cost.accelerators import target
+from fewstep.training.cost.compiled import (
     FOR_INSPECTION,
     Collective,
     lowered_step,
     memory,
     step_inputs,
 )
-from training.experiment import build_on
+from fewstep.training.experiment import build_on
+from tests.cli import run
+from tests.training.runs import small_config
+from tests.training.test_sharding import mesh_of
 
 CONFIG = "--config=configs/imagenet256.py:cd"
 

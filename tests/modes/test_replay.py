@@ -6,18 +6,18 @@ import jax
 import numpy as np
 import pytest
 
-from data import NEWEST_ORDER, batch_indices
+from fewstep.data import NEWEST_ORDER, batch_indices
+from fewstep.training.experiment import build
+from fewstep.training.loop import compile_step, create_state
+from fewstep.training.replay import GRADIENT, ROWS, read_newest
+from fewstep.training.report import NonFiniteError
+from fewstep.training.sharding import put_batch
+from fewstep.training.storage import checkpoint, workdir
 from tests.modes.recorded import EXPERIMENT, TRAIN, dataset, random_network
 from tests.training.runs import small_config
 from tests.training.test_sharding import mesh_of
-from training import checkpoint, workdir
-from training.experiment import build
-from training.loop import compile_step, create_state
-from training.replay import GRADIENT, ROWS, read_newest
-from training.report import NonFiniteError
-from training.sharding import put_batch
 
-REPLAY = import_module("modes.replay")  # the package's own `replay` is the function
+REPLAY = import_module("fewstep.modes.replay")  # the package's own `replay` is the function
 FIELDS = {"seed": 3, "micro_batches": 2, "data.flip": True, "batch_size": 32}
 
 

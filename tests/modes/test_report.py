@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 
-from eval.runs import by_method, load_runs
-from modes.request import Request
+from fewstep.eval.report.runs import by_method, load_runs
+from fewstep.modes.request import Request
 from tests.eval.evaluated import evaluated_run
 
-REPORT = import_module("modes.report")  # the package's own `report` is the function
+REPORT = import_module("fewstep.modes.report")  # the package's own `report` is the function
 TWO = (Path("a"), Path("b"))
 
 

@@ -10,15 +10,15 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from modes.request import Request, load_run, read_dataset, required_workdir, resolve
+from fewstep.modes.request import Request, load_run, read_dataset, required_workdir, resolve
+from fewstep.training.storage import checkpoint, restore
+from fewstep.training.storage.identity import Identity
 from tests.modes.recorded import EXPERIMENT, dataset, random_network
 from tests.training.runs import save_run, small_config
-from training import checkpoint, restore
-from training.identity import Identity
 
 FIELDS = {"ema.decays": (0.9, 0.99), "evaluate.batch_size": 20}
 
-REQUEST = import_module("modes.request")
+REQUEST = import_module("fewstep.modes.request")
 
 
 @pytest.fixture(scope="module")

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from data import to_uint8
-from eval.generate import noise
-from modes.request import Request, Run
+from fewstep.data import to_uint8
+from fewstep.eval.generate import noise
+from fewstep.modes.request import Request, Run
+from fewstep.training.sharding import make_mesh
 from tests.eval.test_generate import OBJECTIVE, SHAPE, echo
 from tests.training.runs import small_config, small_experiment
-from training.sharding import make_mesh
 
-SAMPLE = import_module("modes.sample")  # the package's own `sample` is the function
+SAMPLE = import_module("fewstep.modes.sample")  # the package's own `sample` is the function
 PARAMS = jnp.float32(1.0)
 
 

@@ -11,13 +11,13 @@ import jax
 import numpy as np
 import pytest
 
-from configs import base
-from data import NEWEST_ORDER, Pairs, batches, row_batches
-from modes.request import Request
+from fewstep.configs import base
+from fewstep.data import NEWEST_ORDER, Pairs, batches, row_batches
+from fewstep.modes.request import Request
+from fewstep.training.experiment import build
+from fewstep.training.storage.identity import as_dict, flat
 from tests.modes.recorded import TRAIN, dataset, random_network, recorded
 from tests.training.runs import small_config
-from training.experiment import build
-from training.identity import as_dict, flat
 
 NOISE = {"path.name": "ve", "prediction.kind": "F"}
 SPIKES = {"optimizer.spike_factor": 3.0}
@@ -146,7 +146,7 @@ TAUGHT = {
 ELSEWHERE = {
     **dict.fromkeys(
         ("data.decoding", "data.background", "data.unreadable"),
-        "of files of images: tests/modes/test_decoding.py, tests/data/test_folder.py",
+        "of files of images: tests/modes/test_decoding.py, tests/data/folders/test_folder.py",
     ),
     "compilation_cache": "of the process, not of the run: tests/modes/test_compilation_cache.py",
     "mesh.fsdp_across_slices": "there is one slice here: tests/training/test_sharding.py",

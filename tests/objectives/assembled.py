@@ -11,21 +11,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffusion.path import PATHS
-from diffusion.prediction import KINDS
-from diffusion.spacing import karras
-from diffusion.time_pairs import doubling, square_root
-from diffusion.time_sampling import log_normal, logit_normal
-from models.network import Network
-from objectives import OBJECTIVES
-from objectives.base import SHARED, Objective
-from objectives.consistency import WEIGHTINGS
-from objectives.distances import huber, norm, pseudo_huber
-from objectives.divergences import integral_kl, score_distillation, score_identity
-from objectives.generators import particles
-from objectives.model import Model
-from samplers import SOLVERS
-from samplers.ode import STEPS
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.prediction import KINDS
+from fewstep.diffusion.spacing import karras
+from fewstep.diffusion.time_pairs import doubling, square_root
+from fewstep.diffusion.time_sampling import log_normal, logit_normal
+from fewstep.models.model import Model
+from fewstep.models.network import Network
+from fewstep.objectives import OBJECTIVES
+from fewstep.objectives.base import SHARED, Objective
+from fewstep.objectives.consistency import WEIGHTINGS
+from fewstep.objectives.distances import huber, norm, pseudo_huber
+from fewstep.objectives.divergences import integral_kl, score_distillation, score_identity
+from fewstep.objectives.generators import particles
+from fewstep.samplers import SOLVERS
+from fewstep.samplers.ode import STEPS
 
 KEY, SHARE_KEY = jax.random.key(0), jax.random.key(1)
 # Rows enough for shares and correlations to be seen in.

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.step import train_step
+from fewstep.training.storage.train_state import TrainState
 from tests.objectives.assembled import Given, assemble, batch_of, fields_of, value_of
-from training.optimizer import Optimizer
-from training.step import train_step
-from training.train_state import TrainState
 
 SEED, STEP = 5, 30
 

@@ -5,12 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS
-from diffusion.prediction import KINDS
-from diffusion.spacing import SPACINGS
-from diffusion.time_pairs import constant, grid_pairs
-from models.network import Network
-from objectives.consistency import (
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.prediction import KINDS
+from fewstep.diffusion.spacing import SPACINGS
+from fewstep.diffusion.time_pairs import constant, grid_pairs
+from fewstep.models.model import check_boundary
+from fewstep.models.network import Network
+from fewstep.objectives.consistency import (
     WEIGHTINGS,
     Draw,
     check_guidance_range,
@@ -20,10 +21,9 @@ from objectives.consistency import (
     same_noise,
     sampler,
 )
-from objectives.consistency_distillation import teacher_step
-from objectives.distances import pseudo_huber, squared_l2
-from objectives.model import check_boundary
-from samplers.ode import ddim_step
+from fewstep.objectives.consistency_distillation import teacher_step
+from fewstep.objectives.distances import pseudo_huber, squared_l2
+from fewstep.samplers.ode import ddim_step
 from tests.gaussian import Gaussian
 from tests.networks import affine, exact, exact_consistency, exact_denoiser, model_of
 

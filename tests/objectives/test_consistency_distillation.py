@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS
-from diffusion.spacing import SPACINGS
-from diffusion.time_pairs import constant, grid_pairs
-from objectives.consistency_distillation import consistency_distillation
-from samplers.ode import STEPS
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.spacing import SPACINGS
+from fewstep.diffusion.time_pairs import constant, grid_pairs
+from fewstep.objectives.consistency_distillation import consistency_distillation
+from fewstep.samplers.ode import STEPS
 from tests.gaussian import Gaussian
 from tests.networks import affine, exact_consistency, exact_denoiser, model_of
 

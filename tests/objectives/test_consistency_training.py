@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS
-from diffusion.time_pairs import constant, doubling, square_root
-from objectives.consistency import WEIGHTINGS
-from objectives.consistency_training import consistency_training, target_decay
-from objectives.distances import pseudo_huber
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.time_pairs import constant, doubling, square_root
+from fewstep.objectives.consistency import WEIGHTINGS
+from fewstep.objectives.consistency_training import consistency_training, target_decay
+from fewstep.objectives.distances import pseudo_huber
 from tests.gaussian import Gaussian
 from tests.networks import affine, exact_consistency, model_of
 

@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS
-from diffusion.time_sampling import log_normal
-from objectives.consistency import WEIGHTINGS
-from objectives.consistency_tuning import consistency_tuning
-from objectives.distances import squared_l2
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.time_sampling import log_normal
+from fewstep.objectives.consistency import WEIGHTINGS
+from fewstep.objectives.consistency_tuning import consistency_tuning
+from fewstep.objectives.distances import squared_l2
 from tests.gaussian import Gaussian
 from tests.networks import affine, exact_denoiser, model_of
 

@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS, trigflow
-from models.mlp import mlp
-from models.network import Network
-from objectives.continuous_consistency import (
+from fewstep.diffusion.path import PATHS, trigflow
+from fewstep.models.mlp import mlp
+from fewstep.models.network import Network
+from fewstep.objectives.continuous_consistency import (
     continuous_distillation,
     continuous_training,
     normalize,

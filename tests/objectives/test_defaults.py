@@ -5,29 +5,29 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import time_sampling
-from diffusion.path import PATHS
-from diffusion.spacing import karras, uniform
-from diffusion.time_pairs import constant
-from objectives.base import SHARED
-from objectives.consistency import WEIGHTINGS
-from objectives.consistency_distillation import consistency_distillation
-from objectives.consistency_training import consistency_training
-from objectives.consistency_tuning import consistency_tuning
-from objectives.continuous_consistency import continuous_distillation, continuous_training
-from objectives.denoising import denoising, denoising_loss
-from objectives.distances import pseudo_huber, squared_l2
-from objectives.distribution_matching import distribution_matching
-from objectives.divergences import (
+from fewstep.diffusion import time_sampling
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.spacing import karras, uniform
+from fewstep.diffusion.time_pairs import constant
+from fewstep.objectives.base import SHARED
+from fewstep.objectives.consistency import WEIGHTINGS
+from fewstep.objectives.consistency_distillation import consistency_distillation
+from fewstep.objectives.consistency_training import consistency_training
+from fewstep.objectives.consistency_tuning import consistency_tuning
+from fewstep.objectives.continuous_consistency import continuous_distillation, continuous_training
+from fewstep.objectives.denoising import denoising, denoising_loss
+from fewstep.objectives.distances import pseudo_huber, squared_l2
+from fewstep.objectives.distribution_matching import distribution_matching
+from fewstep.objectives.divergences import (
     LOW_NOISE,
     Point,
     noise_free_score_distillation,
     score_identity,
     score_implicit_matching,
 )
-from objectives.generators import one_step, particles
-from objectives.shortcut import shortcut
-from samplers.ode import euler, heun_step
+from fewstep.objectives.generators import one_step, particles
+from fewstep.objectives.shortcut import shortcut
+from fewstep.samplers.ode import euler, heun_step
 from tests.networks import affine, model_of
 
 KEY = jax.random.key(0)

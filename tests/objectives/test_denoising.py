@@ -3,11 +3,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS
-from diffusion.time_sampling import log_normal, uniform
-from objectives.base import by_noise_level
-from objectives.denoising import denoising
-from samplers import SOLVERS
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.time_sampling import log_normal, uniform
+from fewstep.objectives.base import by_noise_level
+from fewstep.objectives.denoising import denoising
+from fewstep.samplers import SOLVERS
 from tests.gaussian import Gaussian
 from tests.networks import affine, exact, exact_denoiser, model_of
 

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from objectives.distances import (
+from fewstep.objectives.distances import (
     DISTANCES,
     cauchy,
     exponential,

@@ -6,13 +6,14 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion.path import linear, trigflow, ve, vp_cosine
-from diffusion.prediction import KINDS
-from diffusion.time_sampling import log_normal
-from models.mlp import mlp
-from objectives.distances import norm, pseudo_huber, squared_l2
-from objectives.distribution_matching import distribution_matching
-from objectives.divergences import (
+from fewstep.diffusion.path import linear, trigflow, ve, vp_cosine
+from fewstep.diffusion.prediction import KINDS
+from fewstep.diffusion.time_sampling import log_normal
+from fewstep.models.mlp import mlp
+from fewstep.models.model import Model
+from fewstep.objectives.distances import norm, pseudo_huber, squared_l2
+from fewstep.objectives.distribution_matching import distribution_matching
+from fewstep.objectives.divergences import (
     Divergence,
     integral_kl,
     noise_free_score_distillation,
@@ -20,12 +21,11 @@ from objectives.divergences import (
     score_identity,
     score_implicit_matching,
 )
-from objectives.generators import one_step, particles
-from objectives.model import Model
+from fewstep.objectives.generators import one_step, particles
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.state import initial_state, named_key
+from fewstep.training.step import train_step
 from tests.networks import gaussian_denoiser
-from training.optimizer import Optimizer
-from training.state import initial_state, named_key
-from training.step import train_step
 
 KEY, SHARE_KEY = jax.random.key(0), jax.random.key(1)
 BATCH = {"label": jnp.arange(8) % 4}

@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import ve
-from objectives.distances import DISTANCES, l1, norm
-from objectives.divergences import (
+from fewstep.diffusion.path import ve
+from fewstep.objectives.distances import DISTANCES, l1, norm
+from fewstep.objectives.divergences import (
     Point,
     integral_kl,
     noise_free_score_distillation,

@@ -8,9 +8,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import base
-from configs import objectives as documented
-from objectives import OBJECTIVES
+from fewstep.configs import base
+from fewstep.configs import objectives as documented
+from fewstep.objectives import OBJECTIVES
+from fewstep.training.experiment import build_curriculum, build_parts
 from tests.objectives.assembled import (
     CASES,
     TOTAL,
@@ -22,7 +23,6 @@ from tests.objectives.assembled import (
     unrolled,
     value_of,
 )
-from training.experiment import build_curriculum, build_parts
 
 # What the fields of each name change: "loss" is that of every player, with its gradient; "samples"
 # has refusals too; "updates" are those of followers; "needs" is what an objective says of itself.

@@ -2,7 +2,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from objectives.followers import (
+from fewstep.objectives.followers import (
     constant_ema,
     power_ema,
     power_exponent,

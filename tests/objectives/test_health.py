@@ -4,9 +4,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import linear, ve
-from objectives.divergences import Point
-from objectives.health import health
+from fewstep.diffusion.path import linear, ve
+from fewstep.objectives.divergences import Point
+from fewstep.objectives.health import health
 
 ROWS, PIXELS = 16, 6
 

@@ -2,9 +2,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from objectives.distances import squared_l2
-from objectives.generators import Generator
-from objectives.pairs import with_regression
+from fewstep.objectives.distances import squared_l2
+from fewstep.objectives.generators import Generator
+from fewstep.objectives.pairs import with_regression
 
 
 def test_the_loss_and_the_dropout_of_the_regression_draw_from_keys_of_their_own():

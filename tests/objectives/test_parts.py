@@ -7,17 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS
-from diffusion.prediction import KINDS, Coefficients, raw_kind
-from diffusion.spacing import SPACINGS
-from diffusion.time_pairs import CURRICULA
-from diffusion.time_sampling import TIME_SAMPLERS
-from objectives.distances import DISTANCES, huber
-from objectives.divergences import DIVERGENCES, Point
-from objectives.followers import constant_ema, power_ema, warmed_ema
-from objectives.generators import one_step, particles
-from objectives.model import Model
-from samplers import SOLVERS
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.prediction import KINDS, Coefficients, raw_kind
+from fewstep.diffusion.spacing import SPACINGS
+from fewstep.diffusion.time_pairs import CURRICULA
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS
+from fewstep.models.model import Model
+from fewstep.objectives.distances import DISTANCES, huber
+from fewstep.objectives.divergences import DIVERGENCES, Point
+from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
+from fewstep.objectives.generators import one_step, particles
+from fewstep.samplers import SOLVERS
 from tests.gaussian import Gaussian
 from tests.objectives.assembled import responsive
 

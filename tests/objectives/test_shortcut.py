@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS, align
-from diffusion.time_sampling import dyadic_levels, dyadic_steps
-from objectives.distances import pseudo_huber
-from objectives.shortcut import (
+from fewstep.diffusion.path import PATHS, align
+from fewstep.diffusion.time_sampling import dyadic_levels, dyadic_steps
+from fewstep.objectives.distances import pseudo_huber
+from fewstep.objectives.shortcut import (
     bootstrap_target,
     check_rows,
     guide_rows,

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from eval.dinov2 import apply, resize
-from eval.dinov2_weights import dinov2_params
+from fewstep.eval.features.dinov2 import apply, resize
+from fewstep.eval.features.dinov2_weights import dinov2_params
 
 torch = pytest.importorskip("torch", reason="PyTorch is installed by `make parity`")
 nn, functional = torch.nn, torch.nn.functional

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.dit import SIZES, dit
+from fewstep.models.dit import SIZES, dit
 
 torch = pytest.importorskip("torch", reason="PyTorch is installed by `make parity`")
 nn = torch.nn

@@ -11,9 +11,9 @@ import jax
 import numpy as np
 import pytest
 
-from eval.inception import apply
-from eval.inception_weights import inception_params
-from eval.weights import read_tensors
+from fewstep.eval.features.inception import apply
+from fewstep.eval.features.inception_weights import inception_params
+from fewstep.weights.tensors import read_tensors
 
 torch = pytest.importorskip("torch", reason="PyTorch is installed by `make parity`")
 nn, functional = torch.nn, torch.nn.functional

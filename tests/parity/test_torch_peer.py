@@ -2,7 +2,7 @@
 
 import pytest
 
-from models.dit import SIZES
+from fewstep.models.dit import SIZES
 from tests.parity import test_dit
 
 torch = pytest.importorskip("torch", reason="PyTorch is installed by `make parity`")

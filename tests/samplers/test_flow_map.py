@@ -3,10 +3,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS
-from diffusion.spacing import uniform
-from samplers.flow_map import jump
-from samplers.grids import grid
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.spacing import uniform
+from fewstep.samplers.flow_map import jump
+from fewstep.samplers.grids import grid
 from tests.gaussian import Gaussian
 
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))

@@ -1,9 +1,9 @@
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS
-from diffusion.spacing import SPACINGS, karras, uniform
-from samplers.grids import grid
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.spacing import SPACINGS, karras, uniform
+from fewstep.samplers.grids import grid
 
 
 @pytest.mark.parametrize("steps", [1, 7])

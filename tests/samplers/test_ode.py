@@ -5,12 +5,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import spacing
-from diffusion.path import PATHS, align
-from diffusion.prediction import KINDS, Endpoints, coefficients, endpoints
-from samplers import SOLVERS
-from samplers.grids import grid
-from samplers.ode import STEPS, ddim, dpm_solver_2m, euler, heun, heun_step
+from fewstep.diffusion import spacing
+from fewstep.diffusion.path import PATHS, align
+from fewstep.diffusion.prediction import KINDS, Endpoints, coefficients, endpoints
+from fewstep.samplers import SOLVERS
+from fewstep.samplers.grids import grid
+from fewstep.samplers.ode import STEPS, ddim, dpm_solver_2m, euler, heun, heun_step
 from tests.gaussian import Gaussian, Mixture
 
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion.path import PATHS
-from samplers.renoise import renoise
-from samplers.sde import noise_like
+from fewstep.diffusion.path import PATHS
+from fewstep.samplers.renoise import renoise
+from fewstep.samplers.sde import noise_like
 from tests.gaussian import Gaussian
 
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
@@ -26,7 +26,7 @@ def test_the_law_of_the_data_is_kept_exactly(monkeypatch, name, levels):
     times = jnp.concatenate([jnp.array([path.t_max]), path.time_at(jnp.array(levels))])
     unit = jnp.eye(count + 2)[:, 1:]
     monkeypatch.setattr(
-        "samplers.renoise.noise_like",
+        "fewstep.samplers.renoise.noise_like",
         lambda x, keys, index: jnp.broadcast_to(jnp.take(unit, index + 1, 1)[:, None], x.shape),
     )
     x = jnp.broadcast_to(unit[:, :1], (count + 2, 2))

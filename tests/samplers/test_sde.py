@@ -3,12 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffusion import spacing
-from diffusion.path import PATHS, align
-from diffusion.prediction import Endpoints
-from samplers.grids import grid
-from samplers.ode import heun
-from samplers.sde import added_noise, ancestral, churned_heun, noise_like
+from fewstep.diffusion import spacing
+from fewstep.diffusion.path import PATHS, align
+from fewstep.diffusion.prediction import Endpoints
+from fewstep.samplers.grids import grid
+from fewstep.samplers.ode import heun
+from fewstep.samplers.sde import added_noise, ancestral, churned_heun, noise_like
 from tests.gaussian import Gaussian
 
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
@@ -37,7 +37,7 @@ def response(monkeypatch, solver, denoise, path, times):
     count = len(times) - 1
     unit = jnp.eye(count + 2)[:, 1:]
     monkeypatch.setattr(
-        "samplers.sde.noise_like",
+        "fewstep.samplers.sde.noise_like",
         lambda x, keys, index: jnp.broadcast_to(jnp.take(unit, index + 1, 1)[:, None], x.shape),
     )
     x = jnp.broadcast_to(unit[:, :1], (count + 2, 2))

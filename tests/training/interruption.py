@@ -5,8 +5,8 @@ import signal
 import time
 from typing import NamedTuple
 
+from fewstep.training.cluster import exits
 from tests.training import killed
-from training import exits
 
 PAUSE = 0.05  # seconds added to every step, so that moments fall within the run
 # More checkpoints than are kept, so that kills meet the removal of old ones too.

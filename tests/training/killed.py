@@ -61,11 +61,12 @@ def train_small(
     between checkpoints. keep: how many checkpoints stay, 0 for all. log: steps to a row of
     the log.
     """
-    from training import checkpoint, exits
-    from training.experiment import build
-    from training.loop import Schedule, train
-    from training.preemption import Preempted, Preemption
-    from training.sharding import make_mesh
+    from fewstep.training.cluster import exits
+    from fewstep.training.cluster.preemption import Preempted, Preemption
+    from fewstep.training.experiment import build
+    from fewstep.training.loop import Schedule, train
+    from fewstep.training.sharding import make_mesh
+    from fewstep.training.storage import checkpoint
 
     config = small_config(method, steps=STEPS, **fields)
     experiment = build(config, small_network(config))
@@ -136,7 +137,7 @@ def run(*arguments, expect=0, **options):
 
 def quietly(*arguments, **options):
     """Without the lines of the log's rows, but with errors."""
-    from training import report
+    from fewstep.training import report
 
     logging.set_verbosity(logging.ERROR)
     report.note = lambda line: None

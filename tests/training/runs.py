@@ -4,13 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from configs import base, methods
-from data import Split, batches
-from training import checkpoint, workdir
-from training.experiment import build
-from training.identity import as_dict
-from training.loop import create_state
-from training.sharding import make_mesh
+from fewstep.configs import base, methods
+from fewstep.data import Split, batches
+from fewstep.training.experiment import build
+from fewstep.training.loop import create_state
+from fewstep.training.sharding import make_mesh
+from fewstep.training.storage import checkpoint, workdir
+from fewstep.training.storage.identity import as_dict
 
 
 def small_config(method="shortcut", **fields):

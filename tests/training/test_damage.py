@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fewstep.training.experiment import build
+from fewstep.training.loop import abstract_state
+from fewstep.training.storage import restore
 from tests.training import killed
 from tests.training.runs import small_config
 from tests.training.test_sharding import mesh_of
-from training import restore
-from training.experiment import build
-from training.loop import abstract_state
 
 NEWEST, BEFORE = 12, 8
 

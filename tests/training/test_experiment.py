@@ -5,13 +5,13 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from eval.evaluate import check_sampling
-from modes.train import check_step
-from objectives.followers import constant_ema, power_ema, warmed_ema
+from fewstep.eval.evaluate import check_sampling
+from fewstep.modes.train import check_step
+from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
+from fewstep.training.experiment import build, build_curriculum, debugged, ema_followers, rebuild
+from fewstep.training.sharding import make_mesh
+from fewstep.training.storage.identity import as_dict, flat
 from tests.training.runs import small_config, small_experiment
-from training.experiment import build, build_curriculum, debugged, ema_followers, rebuild
-from training.identity import as_dict, flat
-from training.sharding import make_mesh
 
 
 @pytest.mark.parametrize(

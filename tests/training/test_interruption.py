@@ -5,9 +5,9 @@ import signal
 
 import pytest
 
+from fewstep.training.cluster import exits
 from tests.training import interruption, killed
 from tests.training.interruption import Interruption, after_restore, missed, promises
-from training import exits
 
 # A stop in the middle of a run that had been restored from step 4: it began 6, and 6 is saved.
 STOP = Interruption(

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 
-from data import Dataset, Split
-from modes.request import as_begun
+from fewstep.data import Dataset, Split
+from fewstep.modes.request import as_begun
+from fewstep.training.labels import known_counts, label_counts, rule_in_words, training_counts
+from fewstep.training.storage import workdir
+from fewstep.training.storage.identity import RUN
 from tests.training.runs import small_config
-from training import workdir
-from training.identity import RUN
-from training.labels import known_counts, label_counts, rule_in_words, training_counts
 
 OWN, OTHER = (5, *(1,) * 8, 2), (1, *(3,) * 9)
 

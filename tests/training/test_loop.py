@@ -8,19 +8,20 @@ import numpy as np
 import optax
 import pytest
 
-from objectives.base import Follower, Mean, Objective, Player
-from objectives.followers import constant_ema
+from fewstep.objectives.base import Follower, Mean, Objective, Player
+from fewstep.objectives.followers import constant_ema
+from fewstep.training import loop
+from fewstep.training.cluster.watchdog import Patience
+from fewstep.training.loop import Schedule, abstract_batch, compile_step, create_state, train
+from fewstep.training.metrics import read_rows
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.report import evaluations
+from fewstep.training.state import initial_state
+from fewstep.training.step import train_step
+from fewstep.training.storage import restore
+from fewstep.training.storage.checkpoint import Retention
 from tests.training.runs import largest_difference
 from tests.training.test_sharding import mesh_of
-from training import loop, restore
-from training.checkpoint import Retention
-from training.loop import Schedule, abstract_batch, compile_step, create_state, train
-from training.metrics import read_rows
-from training.optimizer import Optimizer
-from training.report import evaluations
-from training.state import initial_state
-from training.step import train_step
-from training.watchdog import Patience
 
 BATCH, SEED = 8, 3
 OPTIMIZERS = {"network": Optimizer(optax.adam(0.1), optax.constant_schedule(0.1))}

@@ -8,18 +8,19 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion.path import linear
-from objectives.denoising import denoising
+from fewstep.diffusion.path import linear
+from fewstep.objectives.denoising import denoising
+from fewstep.training import metrics
+from fewstep.training.cluster.preemption import Preemption
+from fewstep.training.loop import Schedule, abstract_state, train
+from fewstep.training.metrics import read_rows
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.report import NonFiniteError
+from fewstep.training.storage import checkpoint, restore
 from tests.networks import affine, model_of
 from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import small_config, synthetic_batches
 from tests.training.test_sharding import mesh_of
-from training import checkpoint, metrics, restore
-from training.loop import Schedule, abstract_state, train
-from training.metrics import read_rows
-from training.optimizer import Optimizer
-from training.preemption import Preemption
-from training.report import NonFiniteError
 
 CONFIG = small_config("flow_matching")
 OBJECTIVE = denoising(model_of(affine(), linear()))._replace(init_from={})

@@ -6,11 +6,11 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from objectives.base import Mean, mean_of
-from training import metrics
-from training.cost import training_seconds
-from training.metrics import Average, MetricLog, read_rows
-from training.report import evaluations
+from fewstep.objectives.base import Mean, mean_of
+from fewstep.training import metrics
+from fewstep.training.cost.step_cost import training_seconds
+from fewstep.training.metrics import Average, MetricLog, read_rows
+from fewstep.training.report import evaluations
 
 GOOD = [{"step": step, "loss": step / 2, "images_per_second": 8.0} for step in (1, 2, 3, 4)]
 UNREADABLE = (
@@ -142,7 +142,7 @@ def test_a_kill_while_a_log_is_written_again_leaves_the_old_one(tmp_path, monkey
     def fail(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("training.files.os.replace", fail)
+    monkeypatch.setattr("fewstep.files.os.replace", fail)
     with pytest.raises(KeyboardInterrupt):
         MetricLog(tmp_path, 2)
     assert path.read_bytes() == before

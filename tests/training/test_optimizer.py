@@ -4,9 +4,9 @@ import numpy as np
 import optax
 import pytest
 
+from fewstep.training.experiment import build
+from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, optimizer
 from tests.training.runs import small_config
-from training.experiment import build
-from training.optimizer import OPTIMIZERS, SCHEDULES, optimizer
 
 FIELDS = {
     "name": "adamw",

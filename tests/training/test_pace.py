@@ -2,8 +2,8 @@ import jax
 import numpy as np
 import pytest
 
-from training import pace as module
-from training.pace import MEASURED, Pace, memory, slowest
+from fewstep.training import pace as module
+from fewstep.training.pace import MEASURED, Pace, memory, slowest
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ import jax
 import jax.numpy as jnp
 import pytest
 
+from fewstep.training import profile as module
+from fewstep.training.loop import Schedule
+from fewstep.training.profile import Profile, Window, check_window
 from tests.training.test_loop import run
-from training import profile as module
-from training.loop import Schedule
-from training.profile import Profile, Window, check_window
 
 
 @pytest.mark.parametrize(("window", "done"), [((0, 1), 0), ((4, 9), 4), ((9, 10), 0)])

@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from objectives.base import Mean, Objective, Player
-from training.optimizer import Optimizer
-from training.replay import (
+from fewstep.objectives.base import Mean, Objective, Player
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.replay import (
     Findings,
     findings,
     observe_gradient,
@@ -16,9 +16,9 @@ from training.replay import (
     read_newest,
     write_record,
 )
-from training.report import NonFiniteError
-from training.state import initial_state
-from training.step import train_step
+from fewstep.training.report import NonFiniteError
+from fewstep.training.state import initial_state
+from fewstep.training.step import train_step
 
 SGD = Optimizer(optax.sgd(0.1), optax.constant_schedule(0.1))
 BROKEN = [2, 5]  # rows

@@ -2,11 +2,11 @@ import numpy as np
 import optax
 import pytest
 
-from objectives.base import Mean
-from training import report as module
-from training.metrics import LOG, read_rows
-from training.optimizer import Optimizer
-from training.report import (
+from fewstep.objectives.base import Mean
+from fewstep.training import report as module
+from fewstep.training.metrics import LOG, read_rows
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.report import (
     NonFiniteError,
     Report,
     SpikesError,

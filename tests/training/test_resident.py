@@ -4,11 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from data import batches, row_batches
+from fewstep.data import batches, row_batches
+from fewstep.training.resident import resident
+from fewstep.training.sharding import batch_sharding, put_batch, put_batches
 from tests.training.runs import synthetic_split
 from tests.training.test_sharding import mesh_of
-from training.resident import resident
-from training.sharding import batch_sharding, put_batch, put_batches
 
 SHARE = {"batch_size": 16, "seed": 3, "start_step": 11, "flip": True}
 

@@ -8,11 +8,11 @@ import shutil
 
 import pytest
 
-from objectives import OBJECTIVES
+from fewstep.objectives import OBJECTIVES
+from fewstep.training.loop import Schedule
+from fewstep.training.pace import MEASURED
 from tests.training import killed
 from tests.training.test_sharding import METHODS
-from training.loop import Schedule
-from training.pace import MEASURED
 
 # A change of the grid, of the target's decay, or of the tangent within the run: in its middle, so
 # that "step 6" is the last of a stage, "step 7" the first of the next.

@@ -9,29 +9,20 @@ import pytest
 from jax.experimental.custom_partitioning import custom_partitioning
 from jax.sharding import Mesh, PartitionSpec
 
-from diffusion.path import linear
-from diffusion.prediction import KINDS
-from models.dit import dit
-from models.mlp import mlp
-from modes.train import check_step
-from objectives import OBJECTIVES
-from objectives.distribution_matching import distribution_matching
-from objectives.model import Model
-from objectives.shortcut import shortcut
-from tests.networks import affine, model_of
-from tests.training.runs import (
-    largest_difference,
-    perturbed,
-    small_config,
-    small_experiment,
-    synthetic_batches,
-    untrained_teacher,
-)
-from training.arithmetic import product_flops
-from training.experiment import build_on
-from training.loop import abstract_batch, compile_step, create_state
-from training.optimizer import Optimizer
-from training.sharding import (
+from fewstep.diffusion.path import linear
+from fewstep.diffusion.prediction import KINDS
+from fewstep.models.dit import dit
+from fewstep.models.mlp import mlp
+from fewstep.models.model import Model
+from fewstep.modes.train import check_step
+from fewstep.objectives import OBJECTIVES
+from fewstep.objectives.distribution_matching import distribution_matching
+from fewstep.objectives.shortcut import shortcut
+from fewstep.training.cost.arithmetic import product_flops
+from fewstep.training.experiment import build_on
+from fewstep.training.loop import abstract_batch, compile_step, create_state
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.sharding import (
     AXES,
     batch_sharding,
     check_batch_size,
@@ -44,6 +35,15 @@ from training.sharding import (
     slices_of,
     spread,
     tree_shardings,
+)
+from tests.networks import affine, model_of
+from tests.training.runs import (
+    largest_difference,
+    perturbed,
+    small_config,
+    small_experiment,
+    synthetic_batches,
+    untrained_teacher,
 )
 
 STEPS = 10

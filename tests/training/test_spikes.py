@@ -6,17 +6,17 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion.path import linear
-from objectives.denoising import denoising
+from fewstep.diffusion.path import linear
+from fewstep.objectives.denoising import denoising
+from fewstep.training.loop import Schedule, train
+from fewstep.training.metrics import read_rows
+from fewstep.training.optimizer import optimizer
+from fewstep.training.report import SpikesError
+from fewstep.training.spikes import SpikeState, is_above, skip_spikes
 from tests.networks import affine, model_of
 from tests.training.runs import largest_difference, small_config, synthetic_batches
 from tests.training.test_optimizer import FIELDS
 from tests.training.test_sharding import mesh_of
-from training.loop import Schedule, train
-from training.metrics import read_rows
-from training.optimizer import optimizer
-from training.report import SpikesError
-from training.spikes import SpikeState, is_above, skip_spikes
 
 FACTOR, WINDOW, UPDATES = 3.0, 8, 60
 # Before the window is full, of the loss, of the gradient, of both, and one that is still in sight.

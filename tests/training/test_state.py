@@ -6,9 +6,9 @@ import numpy as np
 import optax
 import pytest
 
-from objectives.base import Follower, Objective, Player
-from training.optimizer import Optimizer
-from training.state import initial_state, named_key
+from fewstep.objectives.base import Follower, Objective, Player
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.state import initial_state, named_key
 
 COPY = lambda own, source, step: source  # noqa: E731
 FROZEN = {name: {"w": jnp.full(3, value)} for name, value in (("easy", 7.0), ("hard", 8.0))}

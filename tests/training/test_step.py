@@ -6,16 +6,16 @@ import numpy as np
 import optax
 import pytest
 
-from diffusion.path import linear
-from objectives.base import Follower, Mean, Objective, Player
-from objectives.denoising import denoising
-from objectives.followers import constant_ema
+from fewstep.diffusion.path import linear
+from fewstep.objectives.base import Follower, Mean, Objective, Player
+from fewstep.objectives.denoising import denoising
+from fewstep.objectives.followers import constant_ema
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.report import NonFiniteError, check_finite
+from fewstep.training.spikes import skip_spikes
+from fewstep.training.state import initial_state, named_key
+from fewstep.training.step import train_step
 from tests.networks import affine, model_of
-from training.optimizer import Optimizer
-from training.report import NonFiniteError, check_finite
-from training.spikes import skip_spikes
-from training.state import initial_state, named_key
-from training.step import train_step
 
 RATE = 0.1
 SGD = Optimizer(optax.sgd(RATE), optax.constant_schedule(RATE))

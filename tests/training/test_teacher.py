@@ -3,7 +3,21 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from models.dit import SIZES, Size
+from fewstep.models.dit import SIZES, Size
+from fewstep.training.experiment import build, rebuild
+from fewstep.training.loop import Schedule, create_state, train
+from fewstep.training.sharding import tree_shardings
+from fewstep.training.storage import checkpoint, restore, workdir
+from fewstep.training.storage.fingerprint import fingerprint
+from fewstep.training.teacher import (
+    adopt,
+    check_teacher,
+    load_teacher,
+    locate,
+    merge,
+    pinned,
+    teacher_identity,
+)
 from tests.modes.recorded import random_network
 from tests.training.runs import (
     largest_difference,
@@ -14,20 +28,6 @@ from tests.training.runs import (
     synthetic_batches,
 )
 from tests.training.test_sharding import mesh_of
-from training import checkpoint, restore, workdir
-from training.experiment import build, rebuild
-from training.fingerprint import fingerprint
-from training.loop import Schedule, create_state, train
-from training.sharding import tree_shardings
-from training.teacher import (
-    adopt,
-    check_teacher,
-    load_teacher,
-    locate,
-    merge,
-    pinned,
-    teacher_identity,
-)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,0 +1,1 @@
+"""Data sets as arrays: their images, identity, and shards on disk."""

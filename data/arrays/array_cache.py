@@ -1,0 +1,377 @@
+"""Images decoded once into memory-mapped uint8 arrays, whatever they came from.
+
+    DATA_DIR/arrays/NAME-KEY/train_images.npy   uint8 [N, S, S, C]; large splits are several shards
+                             train_labels.npy   int32 [N]
+                             manifest.json      hashes and stamps of all (data/arrays/manifest.py)
+
+KEY is a hash of everything that the arrays depend on. A file appears under its name only when it is
+complete, and the manifest names a split or a shard only when its files are; one that it does not
+name is decoded, so that decoding goes on after an interruption.
+
+`decode` checks sizes, types, labels and stamps, and hashes images whose stamp has changed; `verify`
+hashes all. What does not agree is an error, and `mend` decodes that shard again.
+"""
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, NamedTuple
+
+from fewstep.data.arrays.dataset import Dataset
+from fewstep.data.arrays.files import UNLOCKED, claimed, elsewhere, remove_leftovers
+from fewstep.data.arrays.identity import changes, identity_of, images_sha256
+from fewstep.data.arrays.manifest import (
+    MANIFEST,
+    DamagedError,
+    Manifest,
+    Record,
+    Shards,
+    read_manifest,
+    write_manifest,
+)
+from fewstep.data.arrays.rows import Rows
+from fewstep.data.arrays.shards import (
+    Source,
+    SplitFiles,
+    examine,
+    examine_shard,
+    open_split,
+    shard_counts,
+    shards_of,
+    unchanged,
+    write_split,
+)
+from fewstep.progress import note
+
+FORMAT = 1  # part of the key; another number makes every array anew
+FOLDER = "arrays"
+REMEDY = "run main.py --mode=prepare with the same --config, which decodes it again"
+ADDRESS = re.compile(r"[a-z0-9]{2,}:/")  # gs://..., which pathlib takes for a folder
+
+# Splits by name; None for one that is older than manifests.
+Records = Mapping[str, Record | None]
+
+
+class Undecoded(NamedTuple):
+    """A data set that is not decoded yet; `origin` is all that its arrays depend on (JSON).
+
+    classes: names of the classes, () if they are not known. files: those that images are read
+    from, as `file_stamps` has them, () for other sources. understood: how the files are read, in
+    a line, "" if there is nothing to say; account: what came of reading them.
+    """
+
+    name: str
+    origin: object
+    image_shape: tuple[int, int, int]
+    num_classes: int
+    splits: dict[str, Source]
+    classes: tuple[str, ...] = ()
+    files: Sequence[tuple[str, int, int]] = ()
+    understood: str = ""
+    account: Callable[[], str] = str
+
+
+def data_root(data_dir: str = "") -> Path:
+    """Where prepared data lie: data_dir, else $FEWSTEP_DATA, else ~/.cache/fewstep.
+
+    Raises ValueError for the address of a bucket.
+    """
+    chosen = data_dir or os.environ.get("FEWSTEP_DATA") or "~/.cache/fewstep"
+    return local_folder(chosen, "data.dir" if data_dir else "$FEWSTEP_DATA")
+
+
+def local_folder(path: str, field: str) -> Path:
+    """The folder that a field names.
+
+    Raises ValueError for the address of a bucket, or the home of a user that does not exist.
+    """
+    if ADDRESS.match(path):
+        raise ValueError(
+            f"{field}={path} is an address, not a folder; mount the bucket and give the folder "
+            "where it is mounted (docs/clusters.md)"
+        )
+    try:
+        return Path(path).expanduser().absolute()
+    except RuntimeError as error:
+        raise ValueError(f"{field}={path}: there is no such user") from error
+
+
+def file_stamps(files: Iterable[Path], folder: Path) -> list[tuple[str, int, int]]:
+    """Path within the folder, bytes and modification time (ns) of each file, in order."""
+    stats = ((file, file.stat()) for file in files)
+    return [(file.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns) for file, s in stats]
+
+
+def array_folder(data: Undecoded, root: Path) -> Path:
+    """The folder that holds, or will hold, the arrays of a data set."""
+    content = json.dumps([FORMAT, data.name, data.image_shape, data.origin])
+    key = hashlib.sha256(content.encode()).hexdigest()[:16]
+    readable = re.sub(r"[^A-Za-z0-9]+", "_", data.name).strip("_")[-60:]
+    return root / FOLDER / f"{readable}-{key}"
+
+
+def is_decoded(data: Undecoded, root: Path) -> bool:
+    """Whether the arrays of all splits are there, whole or damaged."""
+    try:
+        records = known(data, array_folder(data, root))
+    except DamagedError:
+        return True
+    return data.splits.keys() <= records.keys()
+
+
+def decode(data: Undecoded, root: Path, writable: bool = True) -> Dataset:
+    """The data set as memory-mapped arrays, decoded with a progress bar if that is not done yet.
+
+    writable: whether files may be written; if not, all arrays must be there (`is_decoded`).
+
+    Raises ValueError, with the file and the remedy, for arrays that are not what was decoded.
+    """
+    folder = array_folder(data, root)
+    try:
+        records = known(data, folder)
+        if not all(is_unchanged(data, folder, name, records.get(name)) for name in data.splits):
+            if writable:
+                with claimed(folder) as locked:
+                    records = _completed(data, folder, _hashed(data, folder), locked)
+            else:
+                records = _hashed(data, folder)
+        return opened(data, folder, records)
+    except DamagedError as error:
+        raise ValueError(f"{error}; {REMEDY}") from error
+
+
+def opened(data: Undecoded, folder: Path, records: Mapping[str, Record]) -> Dataset:
+    """The data set whose arrays lie in a folder. Raises DamagedError."""
+    splits = {
+        name: open_split(files_of(data, folder, name, records[name]), records[name])
+        for name in data.splits
+    }
+    identities = {name: records[name].identity for name in splits}
+    return Dataset(
+        name=data.name,
+        train=splits["train"],
+        test=splits.get("test"),
+        num_classes=data.num_classes,
+        classes=data.classes,
+        recorded=identity_of(data.image_shape, data.classes, identities),
+        files=data.files,
+    )
+
+
+def mend(data: Undecoded, root: Path) -> Path:
+    """Hash a data set's arrays, decode those that are missing or damaged, and say what was done.
+
+    Returns their folder.
+    """
+    folder = array_folder(data, root)
+    with claimed(folder) as locked:
+        before = _believed(data, folder)
+        sound, parts = _sound(data, folder, before)
+        records = _completed(data, folder, sound, locked, parts)
+    for name, record in records.items():
+        earlier = before.get(name)
+        done = "decoded" if name not in sound else "verified" if earlier else "recorded"
+        shards = f" in {len(record.shards)} shards" if len(record.shards) > 1 else ""
+        note(f"{data.name} {name}: {record.identity['count']} images{shards} {done}")
+        if earlier and changes(earlier.identity, record.identity):
+            note(f"{data.name} {name} decodes to other data than before, on which runs may rest")
+    return folder
+
+
+def verify(dataset: Dataset) -> None:
+    """Hash all images. Raises ValueError, with the remedy, if they are not what was decoded."""
+    for name, split in dataset.splits.items():
+        recorded = dataset.identity["splits"][name]["images_sha256"]
+        pairs = [(split.images, recorded)]
+        if isinstance(split.images, Rows):
+            pairs = zip(split.images.arrays, split.images.sha256, strict=True)
+        for images, sha256 in pairs:
+            if images_sha256(images, f"hashing {dataset.name} {name}") != sha256:
+                file = getattr(images, "filename", f"{dataset.name} {name}")
+                raise ValueError(f"{file} holds other images than were decoded; {REMEDY}")
+
+
+def header_of(data: Undecoded, folder: Path) -> dict[str, Any]:
+    """What a manifest says beside its splits; the folder's name has the key."""
+    return {
+        "format": FORMAT,
+        "folder": folder.name,
+        "image_shape": list(data.image_shape),
+        "classes": list(data.classes),
+    }
+
+
+def files_of(data: Undecoded, folder: Path, name: str, record: Record | None = None) -> SplitFiles:
+    """The files of a split, as they were written; without a record those of one shard."""
+    counts = record.counts if record else (data.splits[name].count,)
+    return _files(data, folder, name, counts)
+
+
+def new_files(data: Undecoded, folder: Path, name: str) -> SplitFiles:
+    """The files into which a split is decoded."""
+    counts = shard_counts(data.splits[name].count, data.image_shape)
+    return _files(data, folder, name, counts)
+
+
+def _files(data: Undecoded, folder: Path, name: str, counts: Sequence[int]) -> SplitFiles:
+    return SplitFiles(
+        shards=shards_of(folder, name, counts),
+        description=f"{data.name} {name}",
+        image_shape=data.image_shape,
+        num_classes=data.num_classes,
+    )
+
+
+def known(data: Undecoded, folder: Path) -> Records:
+    """The splits that are there. Raises DamagedError for a manifest that cannot be believed."""
+    recorded = read_manifest(folder / MANIFEST, header_of(data, folder))
+    counts = {name: source.count for name, source in data.splits.items()}
+    for name, record in (recorded.splits if recorded else {}).items():
+        if record.identity["count"] != counts.get(name):
+            raise DamagedError(f"{folder / MANIFEST} has another split {name} than the data")
+    if recorded is not None:
+        return recorded.splits
+    # Before there were manifests a split was complete when its images had their name.
+    first = {name: files_of(data, folder, name).shards[0] for name in data.splits}
+    return {name: None for name, shard in first.items() if shard.images.exists()}
+
+
+def is_unchanged(data: Undecoded, folder: Path, name: str, record: Record | None) -> bool:
+    """Whether nothing was written to a split's files since they were hashed."""
+    if record is None:
+        return False
+    shards = files_of(data, folder, name, record).shards
+    return all(map(unchanged, shards, record.shards))
+
+
+def _believed(data: Undecoded, folder: Path) -> Records:
+    """The splits that are there; none if the manifest cannot be believed."""
+    try:
+        found = known(data, folder)
+    except DamagedError as error:
+        note(f"{error}; decoding again")
+        return {}
+    _warn_of_older(found, folder)
+    return found
+
+
+def _warn_of_older(found: Records, folder: Path) -> None:
+    if None in found.values():
+        note(f"{folder} has no {MANIFEST}: its arrays are taken as they are")
+
+
+def _sound(
+    data: Undecoded, folder: Path, found: Records
+) -> tuple[dict[str, Record], dict[str, Shards]]:
+    """The known splits whose files are what they should be, and the sound shards of the others.
+
+    Of what is damaged it says why.
+    """
+    sound, parts = {}, {}
+    for name, record in found.items():
+        files = files_of(data, folder, name, record)
+        shards: list = []
+        for shard, of in zip(files.shards, record.shards if record else [None], strict=True):
+            try:
+                shards.append(examine_shard(files, shard, of))
+            except DamagedError as error:
+                note(f"{error}; decoding again")
+                shards.append(None)
+        if None in shards:
+            parts[name] = shards
+        else:
+            identity = record.identity if record else shards[0].identity
+            sound[name] = Record(identity, tuple(shards))
+    return sound, parts
+
+
+def _hashed(data: Undecoded, folder: Path) -> dict[str, Record]:
+    """Records of the splits that are there, hashed again where a stamp has changed.
+
+    Raises DamagedError.
+    """
+    found = known(data, folder)  # read again: another process may have been at work until now
+    _warn_of_older(found, folder)
+    return {
+        name: examine(files_of(data, folder, name, record), record)
+        for name, record in found.items()
+    }
+
+
+def _completed(
+    data: Undecoded,
+    folder: Path,
+    records: Mapping[str, Record],
+    locked: bool,
+    parts: Mapping[str, Shards] = MappingProxyType({}),
+) -> dict[str, Record]:
+    """Records of all splits, those without one decoded, but for the shards of it that are there.
+
+    parts: sound shards by split, beside those of a decoding that was interrupted.
+    """
+    if locked:
+        remove_leftovers(folder)
+    completed, path, header = dict(records), folder / MANIFEST, header_of(data, folder)
+    missing = [name for name in data.splits if name not in completed]
+    unfinished = _unfinished(data, folder, {**_interrupted(path, header), **parts}, missing)
+    # First of all the manifest: files that it does not name are from here on not believed.
+    try:
+        write_manifest(path, header, Manifest(completed, unfinished))
+    except OSError as error:
+        reason = error.strerror or error
+        if missing and error.errno in UNLOCKED:
+            raise OSError(f"{folder} cannot be written to ({reason}); {elsewhere()}") from error
+        if missing:
+            raise
+        note(f"{folder} cannot be written ({reason}): its arrays are hashed at every start")
+    for name in missing:
+
+        def keep(shards: Shards, name: str = name) -> None:
+            write_manifest(path, header, Manifest(completed, {**unfinished, name: shards}))
+
+        files = new_files(data, folder, name)
+        done = unfinished.pop(name, [None] * len(files.shards))
+        completed[name] = write_split(files, data.splits[name], done, keep)
+        write_manifest(path, header, Manifest(completed, unfinished))
+        if locked:
+            _remove_others(files, folder, name)
+    return completed
+
+
+def _interrupted(path: Path, header: Mapping[str, Any]) -> Mapping[str, Shards]:
+    """The shards of splits whose decoding was interrupted."""
+    try:
+        manifest = read_manifest(path, header)
+    except DamagedError:
+        return {}
+    return manifest.unfinished if manifest else {}
+
+
+def _unfinished(
+    data: Undecoded, folder: Path, parts: Mapping[str, Shards], missing: Sequence[str]
+) -> dict[str, Shards]:
+    """The shards of missing splits that are files of today's sizes."""
+    found = {}
+    for name in missing:
+        counts = [shard.count for shard in new_files(data, folder, name).shards]
+        shards = parts.get(name, ())
+        fits = len(shards) == len(counts) and all(
+            of is None or of.identity["count"] == count
+            for of, count in zip(shards, counts, strict=True)
+        )
+        if fits and any(shards):
+            found[name] = shards
+    return found
+
+
+def _remove_others(files: SplitFiles, folder: Path, name: str) -> None:
+    """Remove the files of a split that was written in another number of shards."""
+    own = {file for shard in files.shards for file in (shard.images, shard.labels)}
+    pattern = re.compile(rf"{name}_(images|labels)(-\d+-of-\d+)?\.npy")
+    for file in set(folder.iterdir()) - own:
+        if pattern.fullmatch(file.name):
+            file.unlink(missing_ok=True)

@@ -1,0 +1,72 @@
+"""What a data set is: labelled uint8 images with random access."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from fewstep.data.arrays.identity import Identity, digest, identity_of, split_identity
+
+NULL_LABEL = -1  # the label of an image without one
+
+
+class Split(NamedTuple):
+    """Images and their labels.
+
+    images: uint8 [N, H, W, C], in memory or memory-mapped; `images[indices]` copies those rows.
+    labels: int32 [N], in [0, num_classes), or -1 where there is none.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray
+
+
+class Dataset(NamedTuple):
+    """A training split, a held-out split (None if the data has none) and the number of classes.
+
+    num_classes is 0 for data without labels. classes: their names, () where they are not known.
+    files: path, size and time of each image file of a folder, () for other sources.
+    recorded: the identity that was computed when the arrays were decoded, None to compute it.
+    """
+
+    name: str
+    train: Split
+    test: Split | None
+    num_classes: int
+    classes: tuple[str, ...] = ()
+    recorded: Identity | None = None
+    files: Sequence[tuple[str, int, int]] = ()
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(height, width, channels)."""
+        return self.train.images.shape[1:]
+
+    @property
+    def splits(self) -> dict[str, Split]:
+        """The splits that there are, by name."""
+        return {"train": self.train} | ({} if self.test is None else {"test": self.test})
+
+    @property
+    def identity(self) -> Identity:
+        """What the data are, as plain JSON values (data/arrays/identity.py)."""
+        if self.recorded is not None:
+            return self.recorded
+        splits = {name: split_identity(*split) for name, split in self.splits.items()}
+        return identity_of(self.image_shape, self.classes, splits)
+
+    @property
+    def digest(self) -> str:
+        """A short hash of the identity."""
+        return digest(self.identity)
+
+
+class Pairs(NamedTuple):
+    """Noise and the images that a sampler makes of it.
+
+    eps, x_0: float32 [N, H, W, C]. label: int32 [N], what each was made for, or -1.
+    """
+
+    eps: np.ndarray
+    x_0: np.ndarray
+    label: np.ndarray

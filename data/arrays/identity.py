@@ -1,0 +1,88 @@
+"""What data are, as plain JSON values; two data sets are the same if these are equal.
+
+    {"image_shape": [8, 8, 1], "classes": ["0", "1", ...],
+     "splits": {"train": {"count": 1437, "images_sha256": "...", "labels_sha256": "..."}, ...}}
+
+Hashes are of the decoded arrays: what is trained on, whatever files it came from.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from fewstep.progress import progress
+
+CHUNK_BYTES = 2**26  # hashed at once
+SHOWN_BYTES = 2**28  # from here on hashing takes long enough for a progress bar
+DIGEST_DIGITS = 12
+WORDS = 40  # characters of a value in a message
+
+Identity = Mapping[str, Any]
+
+
+def identity_of(
+    image_shape: Sequence[int], classes: Sequence[str], splits: Mapping[str, Mapping[str, Any]]
+) -> Identity:
+    """The identity of a data set, from `split_identity` of each of its splits."""
+    return {"image_shape": list(image_shape), "classes": list(classes), "splits": dict(splits)}
+
+
+def split_identity(images: np.ndarray, labels: np.ndarray, description: str = "") -> dict[str, Any]:
+    """Count and hashes of a split: uint8 [N, H, W, C] and int [N].
+
+    description: of the progress bar that many images have.
+    """
+    return {
+        "count": len(labels),
+        "images_sha256": images_sha256(images, description),
+        "labels_sha256": labels_sha256(labels),
+    }
+
+
+def images_sha256(images: np.ndarray, description: str = "") -> str:
+    """sha256 of the images' bytes [N, H, W, C], read in chunks."""
+    total = hashlib.sha256()
+    rows = max(CHUNK_BYTES // max(images[:1].nbytes, 1), 1)
+    starts = range(0, len(images), rows)
+    for start in progress(
+        starts, desc=description, silent=images.nbytes < SHOWN_BYTES, leave=False
+    ):
+        total.update(np.ascontiguousarray(images[start : start + rows]))
+    return total.hexdigest()
+
+
+def labels_sha256(labels: np.ndarray) -> str:
+    """sha256 of labels [N] as little-endian int32."""
+    return hashlib.sha256(np.asarray(labels, "<i4").tobytes()).hexdigest()
+
+
+def digest(values: Mapping[str, Any]) -> str:
+    """A short hash of plain values, the same whatever the order of the fields."""
+    text = json.dumps(values, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]
+
+
+def changes(recorded: Identity, found: Identity) -> list[str]:
+    """The fields in which data differ from recorded ones, with both values; [] if in none."""
+    before, now = _flat(recorded), _flat(found)
+    fields = dict.fromkeys([*before, *now])
+    return [
+        f"{field} ({_in_words(before.get(field))} recorded, {_in_words(now.get(field))} now)"
+        for field in fields
+        if before.get(field) != now.get(field)
+    ]
+
+
+def _flat(values: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(values, Mapping):
+        return {prefix: values}
+    parts = (_flat(value, f"{prefix}.{name}".strip(".")) for name, value in values.items())
+    return {name: value for part in parts for name, value in part.items()}
+
+
+def _in_words(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= WORDS else f"{text[:12]}..."

@@ -1,0 +1,157 @@
+"""What a folder of decoded arrays should hold, kept beside them as manifest.json.
+
+    {"seal": "...", "format": 1, "folder": "NAME-KEY", "image_shape": [32, 32, 3],
+     "classes": ["cat", ...],
+     "splits": {"train": {"identity": {"count": 50000, "images_sha256": "...", ...},
+                          "stamps": [[153600128, 1700000000000000000], ...]}},
+     "unfinished": {"test": [{"identity": ..., "stamps": ...}, null, ...]}}
+
+A split is in it once its files are complete. Stamps are the size and the modification time of the
+files of images and of labels: a file whose stamp has changed is hashed again. A split of several
+shards (data/arrays/shards.py) has "shards", the identity and the stamps of each, in the place of
+its stamps. Shards of a split that is not complete are in "unfinished"; null is one that is missing.
+`folder` has the key of the data and so binds the manifest to them; `seal` is a hash of all the
+rest.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fewstep.data.arrays.files import FIELD, whole_file
+
+MANIFEST = "manifest.json"
+HASHES = ("images_sha256", "labels_sha256")  # in the identity of a split
+
+
+Stamp = list[int]
+
+
+class DamagedError(ValueError):
+    """A file of decoded arrays is not what it should be; decoding again mends it."""
+
+
+class ShardRecord(NamedTuple):
+    """What a manifest says of a shard: its `split_identity`, and the stamps of its files."""
+
+    identity: Mapping[str, Any]
+    stamps: list[Stamp]
+
+
+class Record(NamedTuple):
+    """What a manifest says of a split: its identity, and that of each shard."""
+
+    identity: Mapping[str, Any]
+    shards: tuple[ShardRecord, ...]
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Images of each shard."""
+        return tuple(shard.identity["count"] for shard in self.shards)
+
+    @property
+    def plain(self) -> dict[str, Any]:
+        """The record as it stands in a manifest."""
+        if len(self.shards) == 1:
+            return self.shards[0]._asdict()
+        return {"identity": self.identity, "shards": [shard._asdict() for shard in self.shards]}
+
+
+# Shards by their place; None for one that is missing.
+Shards = Sequence[ShardRecord | None]
+
+
+class Manifest(NamedTuple):
+    """Records of the complete splits by name, and the shards of others that are there."""
+
+    splits: dict[str, Record]
+    unfinished: dict[str, Shards]
+
+
+def stamp(file: Path) -> Stamp:
+    """Size in bytes and modification time (ns) of a file; [-1, -1] if it is missing."""
+    try:
+        stat = file.stat()
+    except FileNotFoundError:
+        return [-1, -1]
+    return [stat.st_size, stat.st_mtime_ns]
+
+
+def read_manifest(path: Path, header: Mapping[str, Any]) -> Manifest | None:
+    """The manifest; None if there is no file.
+
+    header: the fields that it must have. Raises DamagedError if it is no whole manifest, or one of
+    other data.
+    """
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"{path} cannot be read ({error})") from error
+    if not isinstance(content, dict) or content.pop("seal", None) != seal_of(content):
+        raise DamagedError(f"{path} is damaged, or was edited")
+    differing = [field for field in header if content.get(field) != header[field]]
+    if differing:
+        raise DamagedError(f"{path} belongs to other data: {', '.join(differing)} differ")
+    try:
+        return Manifest(
+            {name: record_of(split) for name, split in content["splits"].items()},
+            {
+                name: [shard and shard_of(shard) for shard in shards]
+                for name, shards in content.get("unfinished", {}).items()
+            },
+        )
+    except (TypeError, KeyError, AttributeError) as error:
+        raise DamagedError(f"{path} does not have the fields of a manifest ({error})") from error
+
+
+def record_of(split: Mapping[str, Any]) -> Record:
+    """The record in a split of a manifest. Raises TypeError or KeyError for other fields."""
+    if "shards" not in split:
+        return whole(shard_of(split))
+    record = Record(**{**split, "shards": tuple(map(shard_of, split["shards"]))})
+    check_identity(record.identity)
+    if sum(record.counts) != record.identity["count"]:
+        raise TypeError("shards of another count than their split")
+    return record
+
+
+def whole(shard: ShardRecord) -> Record:
+    """The record of a split that is one shard."""
+    return Record(shard.identity, (shard,))
+
+
+def shard_of(values: Mapping[str, Any]) -> ShardRecord:
+    """The record of a shard from plain values. Raises TypeError or KeyError for other fields."""
+    shard = ShardRecord(**values)
+    check_identity(shard.identity)
+    return shard
+
+
+def check_identity(identity: Mapping[str, Any]) -> None:
+    """Raises TypeError or KeyError unless it has the fields of `split_identity`."""
+    hashes = [identity[name] for name in HASHES]
+    if type(identity["count"]) is not int or not all(isinstance(value, str) for value in hashes):
+        raise TypeError("an identity of another type")
+
+
+def write_manifest(
+    path: Path, header: Mapping[str, Any], manifest: Manifest, field: str = FIELD
+) -> None:
+    """Write a manifest whole or not at all; field: which names another disk."""
+    content = {**header, "splits": {name: of.plain for name, of in manifest.splits.items()}}
+    if manifest.unfinished:
+        content["unfinished"] = {
+            name: [shard and shard._asdict() for shard in shards]
+            for name, shards in manifest.unfinished.items()
+        }
+    with whole_file(path, field) as file:
+        file.write(json.dumps({"seal": seal_of(content), **content}, indent=2).encode() + b"\n")
+
+
+def seal_of(content: Any) -> str:
+    """sha256 of JSON values, the same whatever the order of the fields."""
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,68 @@
+"""Pixels: uint8 <-> [-1, 1], and images of any size to squares of one size."""
+
+import numpy as np
+from PIL import Image
+
+LARGEST_SIZE = 4096  # of a side; images of a size given by mistake would fill the memory
+MODES = {1: "L", 3: "RGB"}  # PIL's name of a number of channels
+
+
+def to_float(images: np.ndarray) -> np.ndarray:
+    """x / 127.5 - 1 as float32: 0 -> -1, 255 -> 1."""
+    x = images.astype(np.float32)
+    x /= np.float32(127.5)  # in place: a batch of a pod's host is large
+    x -= np.float32(1)
+    return x
+
+
+def to_uint8(x: np.ndarray) -> np.ndarray:
+    """127.5 (x + 1), clipped to [0, 255] and rounded to the nearest integer, halves upwards.
+
+    The inverse of `to_float` on its values. Raises ValueError if x has a NaN.
+    """
+    x = np.asarray(x, np.float32)
+    if np.isnan(x).any():
+        raise ValueError("images hold NaN; they cannot be turned into pixels")
+    return np.floor(np.clip(127.5 * (x + 1), 0, 255) + 0.5).astype(np.uint8)
+
+
+def check_size(image_size: int, channels: int) -> None:
+    """Raises ValueError for a size that no image has, or channels other than 0, 1 and 3.
+
+    0 is the data set's own.
+    """
+    if not 0 <= image_size <= LARGEST_SIZE:
+        raise ValueError(
+            f"image_size={image_size} must be from 1 to {LARGEST_SIZE}, or 0 for the data set's own"
+        )
+    if channels not in (0, *MODES):
+        raise ValueError(f"channels={channels} is none of 1, 3, or 0 for the data set's own")
+
+
+def fit(image: Image.Image, image_size: int, channels: int) -> np.ndarray:
+    """The centre square of an image, its shorter side resized: uint8 [S, S, C].
+
+    As in ADM (Dhariwal & Nichol 2021): halved by box averaging while the shorter side is at least
+    2 S, then bicubic to S, then cropped. Of another mode than L or RGB it takes what Pillow
+    converts: data/folders/image_file.py reads files.
+    """
+    image = image.convert(MODES[channels])
+    while min(image.size) >= 2 * image_size:
+        image = image.resize((image.width // 2, image.height // 2), Image.Resampling.BOX)
+    scale = image_size / min(image.size)
+    width, height = round(image.width * scale), round(image.height * scale)
+    left, top = (width - image_size) // 2, (height - image_size) // 2
+    image = image.resize((width, height), Image.Resampling.BICUBIC)
+    image = image.crop((left, top, left + image_size, top + image_size))
+    return np.asarray(image, np.uint8).reshape(image_size, image_size, channels)
+
+
+def fit_array(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
+    """`fit` of a uint8 array [H, W, C] with 1 to 4 channels; unchanged if it fits already.
+
+    An alpha channel is dropped.
+    """
+    if image.shape == (image_size, image_size, channels):
+        return image
+    squeezed = image[..., 0] if image.shape[-1] == 1 else image
+    return fit(Image.fromarray(squeezed), image_size, channels)

@@ -1,0 +1,275 @@
+"""The files of one decoded split: images uint8 [N, S, S, C] and labels int32 [N].
+
+A split is one pair of files, or several of consecutive images, its shards, if it is large:
+
+    train_images.npy, train_labels.npy
+    train_images-00000-of-00235.npy, train_labels-00000-of-00235.npy, ...
+"""
+
+import hashlib
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fewstep.data.arrays.dataset import NULL_LABEL, Split
+from fewstep.data.arrays.files import whole_file
+from fewstep.data.arrays.identity import images_sha256, labels_sha256
+from fewstep.data.arrays.manifest import (
+    DamagedError,
+    Record,
+    ShardRecord,
+    Shards,
+    Stamp,
+    stamp,
+    whole,
+)
+from fewstep.data.arrays.rows import Rows
+from fewstep.progress import progress
+
+CHUNK = 256  # images decoded ahead of the disk; bounds the memory in use
+GIB = 2**30
+SHARD_BYTES = GIB  # of images in a file at most, which is what an interruption loses
+
+
+class Source(NamedTuple):
+    """A split that is not decoded yet.
+
+    read(i) is image i as uint8 [S, S, C] and its label; it is called from several threads.
+    """
+
+    count: int
+    read: Callable[[int], tuple[np.ndarray, int]]
+
+
+class Shard(NamedTuple):
+    """The files of `count` consecutive images of a split, and the place of the first."""
+
+    images: Path
+    labels: Path
+    start: int
+    count: int
+
+    @property
+    def stamps(self) -> list[Stamp]:
+        """Stamps of both files as they are now."""
+        return [stamp(self.images), stamp(self.labels)]
+
+
+class SplitFiles(NamedTuple):
+    """Where a split lies, and what its files must hold by what they were decoded from.
+
+    description: of the data set and the split, for progress bars. num_classes: 0 for no labels.
+    """
+
+    shards: tuple[Shard, ...]
+    description: str
+    image_shape: tuple[int, int, int]
+    num_classes: int
+
+    @property
+    def count(self) -> int:
+        """Images of all shards."""
+        return sum(shard.count for shard in self.shards)
+
+
+def shard_counts(count: int, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Images of each shard, all but the last of as many as SHARD_BYTES holds."""
+    most = max(SHARD_BYTES // int(np.prod(image_shape)), 1)
+    return tuple(min(most, count - start) for start in range(0, count, most)) or (0,)
+
+
+def shards_of(folder: Path, split: str, counts: Sequence[int]) -> tuple[Shard, ...]:
+    """The shards of a split with these numbers of images."""
+    starts = np.cumsum([0, *counts]).tolist()
+    ends = [f"-{i:05}-of-{len(counts):05}" for i in range(len(counts))] if len(counts) > 1 else [""]
+    return tuple(
+        Shard(folder / f"{split}_images{end}.npy", folder / f"{split}_labels{end}.npy", start, own)
+        for end, start, own in zip(ends, starts, counts, strict=False)
+    )
+
+
+def open_split(files: SplitFiles, record: Record | None = None) -> Split:
+    """The split, its images memory-mapped.
+
+    Raises DamagedError, naming the file, for a missing one, another size, type or shape, a label
+    out of range, and for labels that are not those of the record.
+    """
+    records = record.shards if record else [None] * len(files.shards)
+    opened = [open_shard(files, *pair) for pair in zip(files.shards, records, strict=True)]
+    if len(opened) == 1:
+        return opened[0]
+    images, labels = zip(*opened, strict=True)
+    hashes = [shard.identity["images_sha256"] for shard in records if shard]
+    return Split(Rows(images, hashes), np.concatenate(labels))
+
+
+def open_shard(files: SplitFiles, shard: Shard, record: ShardRecord | None) -> Split:
+    """One shard as a split of its own. Raises DamagedError as `open_split` does."""
+    images = _open_array(shard.images, np.dtype(np.uint8), (shard.count, *files.image_shape))
+    labels = np.array(_open_array(shard.labels, np.dtype(np.int32), (shard.count,)))
+    strange = _out_of_range(labels, files.num_classes)
+    if len(strange):
+        raise DamagedError(
+            f"{shard.labels} has label {strange[0]}, which is none of {files.num_classes} classes"
+        )
+    if record is not None and labels_sha256(labels) != record.identity["labels_sha256"]:
+        raise DamagedError(f"{shard.labels} holds other labels than were decoded")
+    return Split(images, labels)
+
+
+def unchanged(shard: Shard, record: ShardRecord | None) -> bool:
+    """Whether nothing was written to the files since they were hashed."""
+    return record is not None and record.stamps == shard.stamps
+
+
+def examine(files: SplitFiles, record: Record | None) -> Record:
+    """The record of files as they are, by hashing those that have changed since they were hashed.
+
+    Raises DamagedError as `open_split` does, and for images that are not those of the record.
+    """
+    if record is None:  # older than manifests, and so than shards
+        return whole(examine_shard(files, files.shards[0], None))
+    return Record(
+        record.identity,
+        tuple(
+            of if unchanged(shard, of) else examine_shard(files, shard, of)
+            for shard, of in zip(files.shards, record.shards, strict=True)
+        ),
+    )
+
+
+def examine_shard(files: SplitFiles, shard: Shard, record: ShardRecord | None) -> ShardRecord:
+    """The record of a shard's files, by hashing them. Raises DamagedError as `examine` does."""
+    stamps = shard.stamps
+    images, labels = open_shard(files, shard, record)
+    found = images_sha256(images, f"hashing {files.description}")
+    if record is not None and found != record.identity["images_sha256"]:
+        raise DamagedError(f"{shard.images} holds other images than were decoded")
+    return ShardRecord(_identity(found, labels), stamps)
+
+
+def write_split(
+    files: SplitFiles, source: Source, done: Shards, keep: Callable[[Shards], None]
+) -> Record:
+    """Decode a split into its files, with a progress bar.
+
+    done: the shards that are there, which are read and not decoded, if they are sound. keep: called
+    with all that are there after each further one but the last.
+
+    Raises OSError if the disk has no room for the rest.
+    """
+    missing = [s for s, of in zip(files.shards, done, strict=True) if not unchanged(s, of)]
+    check_space(missing, files.description, files.image_shape, "choose another data.dir")
+    shards, labels, total = list(done), [], hashlib.sha256()
+    with progress(desc=files.description, total=source.count, unit="image") as bar:
+        for place, shard in enumerate(files.shards):
+            if shard not in missing and _is_sound(files, shard, shards[place], total):
+                bar.update(shard.count)
+            else:
+                shards[place] = _write_shard(files, shard, source, total, bar.update)
+                if place < len(files.shards) - 1:
+                    keep(shards)
+            labels.append(np.load(shard.labels, allow_pickle=False))
+    if len(files.shards) == 1:
+        return whole(shards[0])
+    return Record(_identity(total.hexdigest(), np.concatenate(labels)), tuple(shards))
+
+
+def _is_sound(files: SplitFiles, shard: Shard, record: ShardRecord, total: Any) -> bool:
+    """Whether a shard's files are those of its record; if so its images are added to a hash."""
+    try:
+        images, _ = open_shard(files, shard, record)
+    except DamagedError:
+        return False
+    if images_sha256(images) != record.identity["images_sha256"]:
+        return False
+    for start in range(0, len(images), CHUNK):
+        total.update(np.ascontiguousarray(images[start : start + CHUNK]))
+    return True
+
+
+def _write_shard(
+    files: SplitFiles, shard: Shard, source: Source, total: Any, count: Callable[[], Any]
+) -> ShardRecord:
+    """Decode a shard into its files, and count its images and add them to the split's hash."""
+    labels, own = np.empty(shard.count, np.int32), hashlib.sha256()
+    with whole_file(shard.images) as file:
+        # Written in sequence, not through a memory map, so that a full disk is an OSError.
+        shape = (shard.count, *files.image_shape)
+        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        np.lib.format.write_array_header_1_0(file, header)
+        for i, (image, label) in enumerate(_read_all(source, shard)):
+            content = np.ascontiguousarray(image).tobytes()
+            file.write(content)
+            own.update(content)
+            total.update(content)
+            labels[i] = label
+            count()
+        strange = _out_of_range(labels, files.num_classes)
+        if len(strange):
+            raise ValueError(
+                f"{files.description} has label {strange[0]}, which is none of its "
+                f"{files.num_classes} classes; correct the data"
+            )
+        with whole_file(shard.labels) as label_file:
+            np.save(label_file, labels, allow_pickle=False)
+    return ShardRecord(_identity(own.hexdigest(), labels), shard.stamps)
+
+
+def _identity(images: str, labels: np.ndarray) -> dict[str, Any]:
+    hashes = {"images_sha256": images, "labels_sha256": labels_sha256(labels)}
+    return {"count": len(labels), **hashes}
+
+
+def _open_array(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memmap:
+    try:
+        array = np.load(file, mmap_mode="r", allow_pickle=False)
+        size, expected = file.stat().st_size, array.offset + array.nbytes
+    except FileNotFoundError as error:
+        raise DamagedError(f"{file} is missing") from error
+    except OSError:
+        raise  # such as one that may not be read; it names the file
+    except Exception as error:  # a damaged file can raise nearly anything
+        raise DamagedError(f"{file} is empty, cut short or no .npy file ({error})") from error
+    if (array.dtype, array.shape) != (dtype, shape) or not array.flags.c_contiguous:
+        raise DamagedError(
+            f"{file} holds {array.dtype} {list(array.shape)} and not {dtype} {list(shape)}"
+        )
+    if size != expected:
+        raise DamagedError(f"{file} has {size} bytes, and should have {expected}")
+    return array
+
+
+def _out_of_range(labels: np.ndarray, num_classes: int) -> np.ndarray:
+    return labels[(labels < NULL_LABEL) | (labels >= num_classes)]
+
+
+def file_bytes(shards: Sequence[Shard], image_shape: Sequence[int]) -> int:
+    """Bytes of the images of shards."""
+    return sum(shard.count for shard in shards) * int(np.prod(image_shape))
+
+
+def check_space(
+    shards: Sequence[Shard], description: str, image_shape: Sequence[int], otherwise: str
+) -> None:
+    """Raises OSError, with what else to do, unless the disk has room for the images of shards."""
+    if not shards:
+        return
+    folder, needed = shards[0].images.parent, file_bytes(shards, image_shape)
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise OSError(
+            f"{folder} has {free / GIB:.2f} GiB free, and {description} takes "
+            f"{needed / GIB:.2f} GiB; free disk space or {otherwise}"
+        )
+
+
+def _read_all(source: Source, shard: Shard) -> Iterator[tuple[np.ndarray, int]]:
+    stop = shard.start + shard.count
+    with ThreadPoolExecutor() as threads:
+        for start in range(shard.start, stop, CHUNK):
+            yield from threads.map(source.read, range(start, min(start + CHUNK, stop)))

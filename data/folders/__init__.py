@@ -1,0 +1,1 @@
+"""Folders of images: their files, splits, classes and pixels."""

@@ -1,0 +1,79 @@
+"""What is said of a folder of images: how it was understood, and what was used of it."""
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+from fewstep.data.folders.class_names import listed, printable
+from fewstep.data.folders.file_tree import Tree
+from fewstep.data.folders.image_file import DEEP, FRAMES, ROTATED, TRANSPARENT
+from fewstep.data.folders.layout import Labelled, Layout
+
+USE = {"train": "to train on", "test": "held out"}
+FACTS = {
+    TRANSPARENT: "with transparency, composited on data.background",
+    ROTATED: "turned upright by their EXIF",
+    DEEP: "of 16 bits, scaled to 8",
+    FRAMES: "of several frames or pages, the first read",
+    "repeated": "links to images of the same class left out",
+}
+
+
+class Outcome(NamedTuple):
+    """counts: of images by what they had, complete once decoded. unreadable: files left out."""
+
+    counts: Counter[str]
+    unreadable: Mapping[str, str]
+
+
+def understood(layout: Layout, splits: Mapping[str, Labelled]) -> str:
+    """The layout, the classes and the number of images, in a line."""
+    sizes = ", ".join(f"{counted(len(images))} {USE[name]}" for name, images in splits.items())
+    count = len(layout.classes)
+    named = f"{count} class{'es' * (count > 1)} ({listed(layout.classes)}), " if count else ""
+    return f"{layout.words}; {named}{sizes}"
+
+
+def counted(images: int) -> str:
+    """1 image, 1,200 images."""
+    return f"{images:,} image{'s' * (images != 1)}"
+
+
+def account(tree: Tree, layout: Layout, splits: Mapping[str, Labelled], outcome: Outcome) -> str:
+    """Images used, sizes of classes, what was done to pixels, and what was passed over, in a line.
+
+    Without what was done to pixels if they were decoded before.
+    """
+    used = f"{counted(sum(map(len, splits.values())))} used"
+    parts = [used, *sizes(layout, splits)]
+    parts += [
+        f"{outcome.counts[fact]} {text}" for fact, text in FACTS.items() if outcome.counts[fact]
+    ]
+    if outcome.unreadable:
+        parts.append(
+            f"{len(outcome.unreadable)} unreadable left out ({listed([*outcome.unreadable])})"
+        )
+    shared = several(tree, splits)
+    if shared:
+        parts.append(f"{shared} in several classes or splits, by links")
+    return "; ".join([*parts, tree.passed_over(layout.tables) or "nothing passed over"])
+
+
+def sizes(layout: Layout, splits: Mapping[str, Labelled]) -> Iterator[str]:
+    """The smallest and the largest class of each split."""
+    for name, images in splits.items():
+        counts = Counter(label for _, label in images)
+        by_class = {c: counts[label] for label, c in enumerate(layout.classes)}
+        if by_class:
+            least, most = min(by_class, key=by_class.get), max(by_class, key=by_class.get)
+            (low, small), (high, large) = (
+                (f"{by_class[name]:,}", printable(name)) for name in (least, most)
+            )
+            spread = f"{low} in the smallest class ({small}) to {high} in the largest ({large})"
+            yield f"{name}: {low} in each class" if low == high else f"{name}: {spread}"
+
+
+def several(tree: Tree, splits: Mapping[str, Labelled]) -> int:
+    """How many images are used with more than one label, or in both splits."""
+    images = [image for split in splits.values() for image, _ in split]
+    return len(images) - len(set(map(tree.real_path, images))) if tree.real else 0

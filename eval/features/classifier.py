@@ -1,0 +1,312 @@
+"""A small classifier of a data set, trained on its training split at first use.
+
+Its penultimate activations are the features of distances where Inception's would say nothing
+(images of 8 or 28 pixels), its logits give label agreement and the Inception score. The parameters
+are kept, so that every later evaluation measures with the same network:
+
+    ROOT/classifiers/NAME-KEY.npz     the parameters, and how many held-out images they get right
+
+KEY is a hash of everything that these depend on but the rounding of the machine.
+
+Traps of the protocol:
+- A distance on these features compares with another only if both name the same `weights`: two
+  machines train two networks.
+- It sees what tells classes apart, and is blind to what does not.
+- It errs on real images too: read label agreement beside `accuracy`.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh
+
+from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Split
+from fewstep.eval.features.feature_network import (
+    HALF_RANGE,
+    FeatureNetwork,
+    FeatureOutputs,
+    check_images,
+    extractor,
+)
+from fewstep.eval.features.parameters import Params, digest, named, tree_of
+from fewstep.models.convnet import Convnet, convnet
+from fewstep.progress import note, progress
+from fewstep.training.sharding import AXES
+from fewstep.training.storage.seal import kept_file, kept_if_writable, read_sealed, write_sealed
+
+Array = jax.Array
+
+FOLDER = "classifiers"
+VERSION = 1  # part of the key; raise it when the network or its training changes
+# Held-out accuracy below which a classifier is refused. The classifier reaches 0.98 and 0.91; the
+# floors leave room for other machines, not for a data set that is damaged or labelled wrongly.
+FLOORS = {"digits": 0.95, "fashion_mnist": 0.88}
+HELD_OUT_SHARE = 10  # a data set without a test split holds out one training image of so many
+RIGHT = "right"  # the entry of the file beside the parameters
+REMEDY = "use evaluate.features=pixels and evaluate.agreement=False"
+AGAIN = "delete it, and the classifier is trained again"
+
+
+class Recipe(NamedTuple):
+    """How a classifier is trained; a part of the key.
+
+    epochs: passes over the training split, more if they are fewer than least_updates.
+    warmup: share of the updates in which the rate rises; then it falls to 0 along a cosine.
+    shift: images are moved by up to one pixel per so many, in both directions.
+    """
+
+    epochs: int = 7
+    least_updates: int = 400
+    batch_size: int = 128
+    learning_rate: float = 4e-3
+    warmup: float = 0.1
+    weight_decay: float = 1e-2
+    shift: int = 16
+    seed: int = 0
+
+
+RECIPE = Recipe()
+
+
+class Classifier(NamedTuple):
+    """The feature network "classifier", and its accuracy in [0, 1] on held-out images."""
+
+    network: FeatureNetwork
+    accuracy: float
+
+
+class Trained(NamedTuple):
+    """Parameters (NumPy arrays), and the number of held-out images that they classify rightly."""
+
+    params: Params
+    right: np.int32
+
+
+class Task(NamedTuple):
+    """What is learnt: `rows` of the training split; `held_out` is what it is judged by."""
+
+    name: str
+    train: Split
+    rows: np.ndarray
+    held_out: Split
+    num_classes: int
+
+
+def classifier(dataset: Dataset, root: Path, read_only: Path | None = None) -> Classifier:
+    """The classifier of a data set, read from under root or read_only, or trained and kept in root.
+
+    Every process calls it; each trains or reads by itself, on a device of its own, and then all
+    take the parameters of process 0. Raises ValueError for data without labels, images that are not
+    square or not of 8 to 64 pixels, a damaged file, and an accuracy below the floor.
+    """
+    task, model = task_of(dataset), model_of(dataset)
+    path = kept_file(file_of(task, root), root, read_only)
+    trained = read(path, model, len(task.held_out.labels)) if path.exists() else None
+    if trained is None:
+        trained = train(task, model)
+        if jax.process_index() == 0:
+            with kept_if_writable(path):
+                write(path, trained)
+    if jax.process_count() > 1:
+        trained = jax.device_get(multihost_utils.broadcast_one_to_all(trained))
+    accuracy = int(trained.right) / len(task.held_out.labels)
+    check_accuracy(task, accuracy)
+    return Classifier(network_of(model, trained.params), accuracy)
+
+
+def task_of(dataset: Dataset) -> Task:
+    """The rows to learn from and the images to be judged by: the test split, or a fixed tenth.
+
+    A test split without labels counts as none. Raises ValueError for training images without.
+    """
+    name, train, test, num_classes = (
+        dataset.name,
+        dataset.train,
+        dataset.test,
+        dataset.num_classes,
+    )
+    if num_classes < 2 or not labelled(train):
+        raise ValueError(f"{name} has images without labels, or one class of them; {REMEDY}")
+    if test is not None and labelled(test):
+        return Task(name, train, np.arange(len(train.labels)), test, num_classes)
+    order = np.random.default_rng(RECIPE.seed).permutation(len(train.labels))
+    count = max(len(order) // HELD_OUT_SHARE, 1)
+    judges, rows = np.sort(order[:count]), np.sort(order[count:])
+    held_out = Split(train.images[judges], train.labels[judges])
+    return Task(name, train, rows, held_out, num_classes)
+
+
+def labelled(split: Split) -> bool:
+    return bool(np.all(split.labels != NULL_LABEL))
+
+
+def model_of(dataset: Dataset) -> Convnet:
+    """The network before its training. Raises ValueError if it does not take such images."""
+    try:
+        return convnet(dataset.image_shape, dataset.num_classes)
+    except ValueError as error:
+        raise ValueError(f"{dataset.name}: {error}; {REMEDY}") from error
+
+
+def network_of(model: Convnet, params: Params) -> FeatureNetwork:
+    """The feature network of a trained model."""
+
+    def apply(params: Params, images: Array) -> FeatureOutputs:
+        check_images(images)
+        return FeatureOutputs(*model.apply(params, to_float(images)))
+
+    return FeatureNetwork(
+        "classifier", params, apply, model.dimension, digest(params), "x / 127.5 - 1"
+    )
+
+
+def to_float(images: Array) -> Array:
+    return images / jnp.float32(HALF_RANGE) - 1.0
+
+
+def train(task: Task, model: Convnet) -> Trained:
+    """Parameters after the recipe; prints the accuracy.
+
+    The same every time on one CPU; accelerators may add in another order.
+    """
+    batch_size = min(RECIPE.batch_size, len(task.rows))
+    per_epoch = len(task.rows) // batch_size
+    epochs = max(RECIPE.epochs, -(-RECIPE.least_updates // per_epoch))
+    total, name = epochs * per_epoch, f"classifier of {task.name}"
+    silent = jax.process_index() > 0
+    state, update = start(model, total)
+    shown = progress(batches(task, batch_size, epochs), desc=name, total=total, silent=silent)
+    for batch in shown:
+        state = update(state, *batch)
+    params = jax.device_get(state.params)
+    right = count_right(network_of(model, params), task.held_out)
+    count = len(task.held_out.labels)
+    if not silent:
+        line = f"{name}: {right / count:.3f} of {count} held-out images right"
+        note(line)
+    return Trained(params, right)
+
+
+class State(NamedTuple):
+    """Of the training after `step` updates."""
+
+    params: Params
+    optimizer: optax.OptState
+    step: Array
+
+
+def start(model: Convnet, total: int) -> tuple[State, Callable[..., State]]:
+    """The state before the first of `total` updates, and (state, images, labels) -> next state."""
+    warmup = int(RECIPE.warmup * total)
+    rate = optax.warmup_cosine_decay_schedule(0.0, RECIPE.learning_rate, warmup, total)
+    transform = optax.adamw(rate, weight_decay=RECIPE.weight_decay)
+    key_init, key_train = jax.random.split(jax.random.key(RECIPE.seed))
+
+    def loss(params: Params, images: Array, labels: Array, key: Array) -> Array:
+        key_shift, key_dropout = jax.random.split(key)
+        x = shifted(to_float(images), key_shift)
+        _, logits = model.apply(params, x, train=True, rng=key_dropout)
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
+
+    @partial(jax.jit, donate_argnums=0)
+    def update(state: State, images: Array, labels: Array) -> State:
+        key = jax.random.fold_in(key_train, state.step)
+        gradient = jax.grad(loss)(state.params, images, labels, key)
+        change, optimizer = transform.update(gradient, state.optimizer, state.params)
+        return State(optax.apply_updates(state.params, change), optimizer, state.step + 1)
+
+    params = jax.jit(model.init)(key_init)
+    return State(params, transform.init(params), jnp.int32(0)), update
+
+
+def shifted(x: Array, key: Array) -> Array:
+    """Each image [B, S, S, C] moved by a pixel or a few, both ways; its border fills what opens."""
+    reach = max(x.shape[1] // RECIPE.shift, 1)
+    wide = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
+    corners = jax.random.randint(key, (len(x), 2), 0, 2 * reach + 1)
+
+    def crop(image: Array, corner: Array) -> Array:
+        return jax.lax.dynamic_slice(image, (*corner, 0), x.shape[1:])
+
+    return jax.vmap(crop)(wide, corners)
+
+
+def batches(task: Task, size: int, epochs: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Images and labels, in a new order every epoch; the rest of an epoch is left out."""
+    for epoch in range(epochs):
+        order = np.random.default_rng([RECIPE.seed, epoch]).permutation(task.rows)
+        for first in range(0, len(order) - size + 1, size):
+            rows = np.sort(order[first : first + size])  # memory-mapped files are read forwards
+            yield task.train.images[rows], np.asarray(task.train.labels[rows], np.int32)
+
+
+def count_right(network: FeatureNetwork, split: Split) -> np.int32:
+    """How many images the largest logit labels rightly; computed on one device of this process."""
+    mesh = Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), AXES)
+    _, logits = extractor(network, mesh, RECIPE.batch_size)(split.images)
+    return np.int32(np.sum(logits.argmax(axis=1) == split.labels))
+
+
+def check_accuracy(task: Task, accuracy: float) -> None:
+    """Raises ValueError if the accuracy is below the floor of the data set.
+
+    The floor of an unknown data set is halfway between 1 and the share of the commonest class:
+    below it, more of what a label tells is lost than kept, and the features with it.
+    """
+    bare = task.name.removeprefix("tfds:").split(":")[0]
+    chance = np.bincount(task.held_out.labels).max() / len(task.held_out.labels)
+    floor = FLOORS.get(bare, (1 + chance) / 2)
+    if accuracy < floor:
+        raise ValueError(
+            f"the classifier of {task.name} is right on {accuracy:.3f} of the held-out images, "
+            f"and {floor:.3f} is the least to measure with; {REMEDY}, or see whether the labels "
+            "are right"
+        )
+
+
+def file_of(task: Task, root: Path) -> Path:
+    """Where the classifier is kept: root / "classifiers" / NAME-KEY.npz."""
+    content = [VERSION, RECIPE, task.train.images.shape, task.num_classes]
+    for array in (task.rows, *task.train, *task.held_out):
+        content.append(hashlib.sha256(np.ascontiguousarray(array)).hexdigest())
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+    readable = re.sub(r"[^A-Za-z0-9]+", "_", task.name).strip("_")[-60:]
+    return root / FOLDER / f"{readable}-{key}.npz"
+
+
+def source_of(path: Path) -> dict[str, str]:
+    """What the classifier in a file is made from: the key in its name, a hash of all of that."""
+    return {"key": path.stem.rpartition("-")[2]}
+
+
+def write(path: Path, trained: Trained) -> None:
+    """Keep a classifier."""
+    write_sealed(path, source_of(path), **{**named(trained.params), RIGHT: trained.right})
+
+
+def read(path: Path, model: Convnet, held_out: int) -> Trained:
+    """A kept classifier. Raises ValueError, naming the file, unless it is whole and of `model`.
+
+    held_out: how many images it was judged by.
+    """
+    arrays = read_sealed(path, source_of(path), AGAIN)
+    try:
+        params = tree_of(arrays, jax.eval_shape(model.init, jax.random.key(0)))
+        right = arrays[RIGHT].item()
+        if type(right) is not int or not 0 <= right <= held_out:
+            raise ValueError(f"{right} of {held_out} images right")
+        if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
+            raise ValueError("it has values that are not finite")
+        return Trained(params, np.int32(right))
+    except (ValueError, KeyError) as error:
+        raise ValueError(f"{path} is no classifier of this data ({error}); {AGAIN}") from error

@@ -1,0 +1,142 @@
+"""What distances between image sets are measured on: one feature vector per image.
+
+A distance means nothing without the name of its features: a Frechet distance on `pixels` is not
+FID, which is the same formula on one particular Inception network, and the two cannot be compared.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from jax.sharding import Mesh
+
+from fewstep.training.sharding import batch_sharding, replicated
+
+# Half the range of a byte: v / 127.5 - 1 takes 0 .. 255 to [-1, 1].
+HALF_RANGE = 127.5
+
+
+class FeatureOutputs(NamedTuple):
+    """features: [B, D] float32. logits: [B, classes]; None for a network that has none."""
+
+    features: Array
+    logits: Array | None = None
+
+
+class FeatureNetwork(NamedTuple):
+    """What images are compared by.
+
+    apply: (params, uint8 images [B, H, W, C]) -> FeatureOutputs; pure, to be jitted.
+    dimension: D. weights: sha256 of the parameters or of their file, "" without. preprocessing:
+    what is done to the bytes, in words. published: whether the weights are those that others
+    measure with.
+    """
+
+    name: str
+    params: Any
+    apply: Callable[[Any, Array], FeatureOutputs]
+    dimension: int
+    weights: str
+    preprocessing: str
+    published: bool = False
+
+
+# A Frechet distance on more dimensions takes minutes.
+LARGEST_DIMENSION = 4096
+
+# uint8 images [N, H, W, C] -> (features [N, D], logits [N, classes] or None), of one process
+Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
+
+
+def pixels(image_shape: tuple[int, ...]) -> FeatureNetwork:
+    """The images themselves, scaled to [-1, 1] and flattened: D = H W C."""
+
+    def apply(params: None, images: Array) -> FeatureOutputs:
+        check_images(images)
+        return FeatureOutputs(images.reshape(len(images), -1) / jnp.float32(HALF_RANGE) - 1.0)
+
+    dimension = int(np.prod(image_shape))
+    return FeatureNetwork("pixels", None, apply, dimension, "", "x / 127.5 - 1")
+
+
+def extractor(network: FeatureNetwork, mesh: Mesh, batch_size: int) -> Extract:
+    """The network on batches of batch_size images, split over the devices of all processes.
+
+    Every process calls it with the same images and gets all features. The last batch is filled up
+    with its own images, so that an image is computed by the same program however many there are.
+    """
+    everywhere = replicated(mesh)
+    params = jax.device_put(network.params, everywhere)
+
+    @partial(jax.jit, in_shardings=(None, everywhere), out_shardings=everywhere)
+    def apply(params: Any, images: Array) -> FeatureOutputs:
+        images = jax.lax.with_sharding_constraint(images, batch_sharding(mesh))
+        return network.apply(params, images)
+
+    def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        check_images(images)
+        rows = np.arange(-(-len(images) // batch_size) * batch_size) % len(images)
+        parts = [
+            jax.device_get(apply(params, images[part])) for part in rows.reshape(-1, batch_size)
+        ]
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(images)], *parts)
+
+    return extract
+
+
+def check_dimension(features: str, image_shape: tuple[int, ...]) -> None:
+    """Raises ValueError if images are too large to be compared pixel by pixel."""
+    dimension = int(np.prod(image_shape))
+    if features == "pixels" and dimension > LARGEST_DIMENSION:
+        raise ValueError(
+            f"evaluate.features=pixels has {dimension} dimensions for these images, more than "
+            f"{LARGEST_DIMENSION}; use inception, dinov2, classifier or none"
+        )
+
+
+def check_images(images: np.ndarray, name: str = "images") -> None:
+    """Raises ValueError unless `images` are uint8 [N, H, W, C]."""
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(
+            f"{name} must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}; "
+            "convert from [-1, 1] to bytes first"
+        )
+
+
+def check_colours(images: np.ndarray) -> None:
+    """Raises ValueError unless `images` are uint8 [N, H, W, C] with 1 or 3 channels."""
+    check_images(images)
+    if images.shape[-1] not in (1, 3):
+        raise ValueError(f"images must have 1 or 3 channels, not {images.shape[-1]}")
+
+
+def check_features(features: np.ndarray, least: int, name: str = "features") -> None:
+    """Raises ValueError unless `features` are finite [N, D] with N >= least."""
+    if features.ndim != 2:
+        raise ValueError(f"{name} must be [N, D], not {list(features.shape)}")
+    if len(features) < least:
+        raise ValueError(f"{name} has {len(features)} rows; at least {least} are needed")
+    bad = int(np.size(features) - np.count_nonzero(np.isfinite(features)))
+    if bad:
+        raise ValueError(
+            f"{name}: {bad} of {features.size} values are not finite; "
+            "look for diverged samples before measuring"
+        )
+
+
+def check_dimensions(
+    real: np.ndarray,
+    others: np.ndarray,
+    name: str = "real features",
+    other_name: str = "generated ones",
+) -> None:
+    """Raises ValueError unless both [N, D] and [M, D'] have the same number of dimensions."""
+    if real.shape[1] != others.shape[1]:
+        raise ValueError(
+            f"{name} have {real.shape[1]} dimensions, {other_name} {others.shape[1]}; "
+            "use the same feature function and image size on both sides"
+        )

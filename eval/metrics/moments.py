@@ -1,0 +1,79 @@
+"""Mean and covariance of features that come in batches and never lie in memory together.
+
+Of n points: their mean m and scatter S = sum (x - m)(x - m)^T. Two sets merge as (Chan et al. 1979)
+
+    d = m_b - m_a,    m = m_a + d n_b / n,    S = S_a + S_b + d d^T n_a n_b / n,    n = n_a + n_b
+
+and a batch is a set. The covariance is S / (n - 1), as in eval.metrics.frechet. Unlike
+sum x x^T - n m m^T, it never subtracts two large numbers, so a large mean costs no digits of the
+covariance.
+
+Traps of the protocol:
+- Each image counts once: padding that fills up a last batch must be cut off before `update`.
+- Several processes merge their own moments. JAX turns float64 into float32 unless x64 is enabled,
+  also on the way between processes: exchange the moments as files or as bytes.
+- Feature functions often answer in float32. What they rounded off is lost before it comes here.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+
+from fewstep.eval.metrics.frechet import Statistics
+
+
+class Moments(NamedTuple):
+    """Number of points, their mean [D] and scatter about it [D, D], both float64."""
+
+    count: int
+    mean: np.ndarray
+    scatter: np.ndarray
+
+
+def empty(dimension: int) -> Moments:
+    """The moments of no points of `dimension` features."""
+    return Moments(0, np.zeros(dimension), np.zeros((dimension, dimension)))
+
+
+def update(moments: Moments, features: np.ndarray) -> Moments:
+    """The moments with a batch of features [N, D] added; N may be 0.
+
+    Raises ValueError if D differs or a row holds a value that is not finite.
+    """
+    features = np.asarray(features, np.float64)
+    if features.ndim != 2:
+        raise ValueError(f"features must be [N, D], not {list(features.shape)}")
+    bad = int(np.count_nonzero(~np.isfinite(features).all(axis=1)))
+    if bad:
+        raise ValueError(
+            f"{bad} of {len(features)} rows of features are not finite; "
+            "look for diverged samples before measuring"
+        )
+    mean = features.sum(axis=0) / max(len(features), 1)
+    centred = features - mean
+    return merge(moments, Moments(len(features), mean, centred.T @ centred))
+
+
+def merge(a: Moments, b: Moments) -> Moments:
+    """The moments of the points of both. Raises ValueError if the dimensions differ."""
+    if a.mean.shape != b.mean.shape:
+        raise ValueError(
+            f"features of {a.mean.size} and {b.mean.size} dimensions cannot be merged; "
+            "use the same feature function everywhere"
+        )
+    count = a.count + b.count
+    if not count:
+        return a
+    difference = b.mean - a.mean
+    between = np.outer(difference, difference) * (a.count * b.count / count)
+    return Moments(count, a.mean + difference * (b.count / count), a.scatter + b.scatter + between)
+
+
+def finish(moments: Moments) -> Statistics:
+    """Mean and covariance (divided by N - 1), as frechet.statistics gives them of all points.
+
+    Raises ValueError if there are fewer than 2 points.
+    """
+    if moments.count < 2:
+        raise ValueError(f"features has {moments.count} rows; at least 2 are needed")
+    return Statistics(moments.mean, moments.scatter / (moments.count - 1), moments.count)

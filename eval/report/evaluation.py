@@ -1,0 +1,126 @@
+"""What an evaluation leaves in a run's folder, read back: results, and the first samples of each.
+
+A result is believed if its file has its name, it has the fields that are read
+(eval.report.results), and the run's config agrees with it. Its samples carry a seal
+(training.storage.seal) with a hash of the result.
+"""
+
+from collections.abc import Container, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from fewstep.eval.metrics.protocol import Protocol, digest
+from fewstep.eval.report.results import AGAIN, Result, load_result
+from fewstep.messages import command
+from fewstep.training.cluster.processes import warn_once
+from fewstep.training.storage.identity import as_dict, flat, read_identity
+from fewstep.training.storage.seal import check_array, read_sealed
+from fewstep.training.storage.workdir import load_config
+
+FOLDER = "eval"
+# Fields of a config that its results have too.
+IDENTITY = ("run", "method", "seed", "data.name")
+CHANNELS = (1, 3)  # of images that can be shown
+
+
+class Evaluation(NamedTuple):
+    """One result and its file."""
+
+    path: Path
+    result: Result
+
+    @property
+    def measurement(self) -> Mapping[str, Any]:
+        """How it was measured."""
+        return self.result["protocol"]["measurement"]
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """How it was sampled, but for the number of steps."""
+        return {k: v for k, v in self.result["protocol"]["sampling"].items() if k != "steps"}
+
+    @property
+    def steps(self) -> int:
+        """The number of sampling steps."""
+        return self.result["protocol"]["sampling"]["steps"]
+
+
+def evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluation]:
+    """The results in a run's folder, the newest last.
+
+    One that is not whole or of another run is left out with a warning. Raises ValueError if it is
+    among `ids`, or none is left.
+    """
+    config = load_config(folder)
+    paths = [p for p in (folder / FOLDER).glob("*.json") if ids is None or p.stem in ids]
+    paths.sort(key=lambda p: (p.stat().st_mtime_ns, p.name))
+    if not paths:
+        raise ValueError(
+            f"{folder} has not been evaluated; run {command('evaluate', workdir=folder)}"
+        )
+    run = read_identity(folder)
+    found, errors = [], []
+    for path in paths:
+        try:
+            evaluation = Evaluation(path, load_result(path))
+            check_own(evaluation, config, "" if run is None else run.id)
+            found.append(evaluation)
+        except ValueError as error:
+            errors.append(error)
+    if errors and (ids is not None or not found):
+        raise errors[0]
+    for error in errors:
+        warn_once(f"{error}; left out")
+    return found
+
+
+def check_own(evaluation: Evaluation, config: ConfigDict, run: str) -> None:
+    """Raises ValueError unless a result is what its file is called, and of a run of this config.
+
+    run: the id of the run, "" if it is not known; results of older versions have none either.
+    """
+    path, result, sampling = *evaluation, evaluation.result["protocol"]["sampling"]
+    protocol = Protocol(evaluation.measurement, sampling)
+    if not path.stem == result["id"] == protocol.id or result["metric"] != protocol.metric:
+        raise ValueError(
+            f"{path} holds the result {result['id']} ({result['metric']}), but the protocol of "
+            f"{protocol.id}; {AGAIN}"
+        )
+    own = {**flat(as_dict(config)), "run": run or result.get("run")}
+    if run and run == result.get("run"):
+        own.pop("data.name")  # images may have been moved since
+    its = {**sampling, "data.name": result["data"], "run": result.get("run") or run or None}
+    differing = [
+        f"{field} {its[field]}, not {own[field]}"
+        for field in IDENTITY
+        if field in own and its[field] != own[field]
+    ]
+    if differing:
+        raise ValueError(f"{path} is of another run ({'; '.join(differing)}); {AGAIN}")
+
+
+def sample_source(result: Result) -> dict[str, str]:
+    """What the samples of a result belong to: all of that result, by its hash."""
+    return {"result": digest(result)}
+
+
+def read_samples(evaluation: Evaluation) -> dict[str, np.ndarray]:
+    """x, y and way of an evaluation. Raises FileNotFoundError, or ValueError naming the file."""
+    path = evaluation.path.with_suffix(".npz")
+    remedy = f"delete it and {evaluation.path.name}, and evaluate the run again"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; evaluate the run again")
+    arrays = read_sealed(path, sample_source(evaluation.result), remedy)
+    missing = {"x", "y", "way"} - arrays.keys()
+    if missing:
+        raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; {remedy}")
+    shown = ["x", "way"] if arrays["way"].size else ["x"]
+    for name in shown:
+        check_array(path, name, arrays[name], np.uint8, (None, None, None, None), remedy)
+        if not arrays[name].size or arrays[name].shape[3] not in CHANNELS:
+            raise ValueError(f"{path}: {name} has no images of 1 or 3 channels; {remedy}")
+    check_array(path, "y", arrays["y"], np.integer, arrays["x"].shape[:1], remedy)
+    return arrays

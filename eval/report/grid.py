@@ -1,0 +1,111 @@
+"""Pictures of samples: a grid, and rows of samples that share their noise and labels."""
+
+import io
+from collections.abc import Mapping, Sequence
+from functools import cache
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from fewstep.eval.features.feature_network import check_images
+from fewstep.files import replace_file
+
+SEPARATION = 1  # pixels between neighbours, before a grid is enlarged
+SEPARATOR = 128  # grey, seen beside images with black and with white borders
+SMALLEST_SIDE = 32  # pixels; smaller images are enlarged, so that an 8x8 digit can be seen
+
+TITLE_SIZE = 15  # pixels; still legible on a page that shrinks the picture a little
+TITLE_HEIGHT = 24
+MARGIN = 8
+# Dark, so that the picture does not glare on a dark page; images stand out from it on both.
+PAPER, INK = (34, 34, 34), (236, 236, 236)
+
+
+def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
+    """Images side by side, row by row, one grey pixel apart: uint8 [H', W', C].
+
+    images: uint8 [N, H, W, C]. H' = rows (H + 1) - 1 and W' = columns (W + 1) - 1; the places
+    that are left in the last row are grey. Raises ValueError if N or columns is below 1.
+    """
+    check_images(images)
+    if columns < 1 or not len(images):
+        raise ValueError(f"a grid of {len(images)} images in {columns} columns is empty")
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    _, height, width, channels = images.shape
+    cell = (height + SEPARATION, width + SEPARATION)
+    grid = np.full((rows * columns, *cell, channels), SEPARATOR, np.uint8)
+    grid[: len(images), :height, :width] = images
+    grid = grid.reshape(rows, columns, *cell, channels).swapaxes(1, 2)
+    grid = grid.reshape(rows * cell[0], columns * cell[1], channels)
+    return grid[:-SEPARATION, :-SEPARATION]
+
+
+def save_grid(path: Path, images: np.ndarray, columns: int, scale: int | None = None) -> None:
+    """Write a grid as one PNG, each of its pixels `scale` pixels wide; whole or not at all.
+
+    images: uint8 [N, H, W, C], C 1 or 3. scale: by default the least that makes the shorter side
+    of an image 32 pixels. Raises ValueError for a scale below 1 or another C.
+    """
+    save_png(path, enlarged_grid(images, columns, scale))
+
+
+def save_comparison(path: Path, rows: Mapping[str, np.ndarray], scale: int | None = None) -> None:
+    """Write one PNG with a row of images under each title; whole or not at all.
+
+    rows: title -> uint8 [N, H, W, C], the same N and shape in each, in the order to show. Column i
+    should hold the same noise and label in each row, so that a column shows what the number of
+    steps changes. Raises ValueError if there is no row or the shapes differ.
+    """
+    if not rows:
+        raise ValueError("rows is empty; a comparison needs at least one")
+    shapes = {title: images.shape for title, images in rows.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"rows differ in shape: {shapes}; give each row as many images, alike")
+    strips = [enlarged_grid(images, len(images), scale) for images in rows.values()]
+    save_png(path, titled(list(rows), strips))
+
+
+def enlarged_grid(images: np.ndarray, columns: int, scale: int | None) -> Image.Image:
+    """A grid, each pixel of it a block of scale x scale (nearest neighbour)."""
+    grid = image_grid(images, columns)
+    if scale is None:
+        scale = -(-SMALLEST_SIDE // min(images.shape[1:3]))
+    if scale < 1:
+        raise ValueError(f"scale = {scale}; it must be at least 1")
+    if grid.shape[-1] not in (1, 3):
+        raise ValueError(f"images have {grid.shape[-1]} channels; a PNG is made of 1 or 3")
+    grid = grid.repeat(scale, axis=0).repeat(scale, axis=1)
+    return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
+
+
+def titled(titles: Sequence[str], strips: Sequence[Image.Image]) -> Image.Image:
+    """Strips of one size under each other, each below its title."""
+    font = title_font()
+    width = max(strips[0].width, *(int(font.getlength(title)) + 1 for title in titles))
+    pitch = TITLE_HEIGHT + strips[0].height
+    size = (width + 2 * MARGIN, len(strips) * pitch + MARGIN)
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for row, (title, image) in enumerate(zip(titles, strips, strict=True)):
+        middle = row * pitch + TITLE_HEIGHT // 2 + 1
+        draw.text((MARGIN, middle), title, fill=INK, font=font, anchor="lm")
+        canvas.paste(image, (MARGIN, row * pitch + TITLE_HEIGHT))
+    return canvas
+
+
+@cache
+def title_font() -> ImageFont.FreeTypeFont:
+    """The font that matplotlib carries: the same on every machine, with accents."""
+    return ImageFont.truetype(
+        Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", TITLE_SIZE
+    )
+
+
+def save_png(path: Path, image: Image.Image) -> None:
+    """Write one PNG, whole or not at all."""
+    buffer = io.BytesIO()
+    image.save(buffer, format="PNG")
+    replace_file(path, buffer.getvalue())

@@ -1,0 +1,195 @@
+"""Results of an evaluation as a JSON file.
+
+A result is a dict of plain values: `id`, `metric`, `metrics` by name, the `protocol` they were
+measured by (eval.metrics.protocol), and what else eval.evaluate knows of the run.
+
+FIELDS says which values are read of a result, and what each must be: a file may be of another
+version, of another program, or edited.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fewstep.files import write_json
+
+Result = Mapping[str, Any]
+
+# Beyond these a number says nothing, and neither a table nor a plot has a place for it.
+LARGEST_NUMBER, LARGEST_COUNT = 1e15, 2**53
+ABSENT = object()  # the value of a field that a result lacks
+SHOWN = 40  # letters of a value in an error
+AGAIN = "delete it, and evaluate the run again"
+
+
+class Kind(NamedTuple):
+    """What a value must be, in words, and whether it is."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number of usual size."""
+    return type(value) in (int, float) and abs(value) <= LARGEST_NUMBER
+
+
+def is_count(value: Any) -> bool:
+    """Whether a value is a whole number from 0 on."""
+    return type(value) is int and 0 <= value <= LARGEST_COUNT
+
+
+TEXT = Kind("text", lambda value: isinstance(value, str))
+TEXTS = Kind(
+    "a list of texts",
+    lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
+)
+TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
+NUMBER = Kind(f"a number up to {LARGEST_NUMBER:g}", is_number)
+COUNT = Kind("a whole number, 0 or more", is_count)
+SEED = Kind("a whole number", lambda value: type(value) is int and is_count(abs(value)))
+STEPS = Kind("a whole number, 1 or more", lambda value: is_count(value) and value > 0)
+OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
+
+# Dotted name -> its kind; a star is every name.
+FIELDS: dict[str, Kind] = {
+    "id": TEXT,
+    "data": TEXT,
+    "images_seen": COUNT,
+    "metric": TEXT,
+    "protocol": OBJECT,
+    "protocol.measurement": OBJECT,
+    "protocol.sampling": OBJECT,
+    "protocol.sampling.method": TEXT,
+    "protocol.sampling.network": TEXT,
+    "protocol.sampling.step": COUNT,
+    "protocol.sampling.sampler": TEXT,
+    "protocol.sampling.steps": STEPS,
+    "protocol.sampling.guidance_scale": NUMBER,
+    "protocol.sampling.seed": SEED,
+    "metrics": OBJECT,
+    "metrics.*": NUMBER,
+    "real": OBJECT,
+    "real.*": NUMBER,
+    "warnings": TEXTS,
+    "skipped": TEXT,
+    "run": TEXT,
+}
+OPTIONAL = ("real", "warnings", "skipped", "run")
+# Where something was measured.
+MEASURED: dict[str, Kind] = {
+    "protocol.measurement.features": TEXT,
+    "protocol.measurement.weights": TEXT,
+    "protocol.measurement.published_weights": TRUTH,
+    "protocol.measurement.samples": STEPS,
+    "protocol.measurement.labels": TEXT,
+    "protocol.measurement.reference": TEXT,
+    "protocol.measurement.reference_sha256": TEXT,
+}
+
+
+def save_results(path: Path, results: Mapping[str, Any]) -> None:
+    """Write results as JSON, whole or not at all; an older file is replaced in one move.
+
+    Keys become strings, NumPy numbers and arrays plain ones. Raises ValueError, and leaves the
+    older file alone, if a number is not finite or a value has no form in JSON, naming the field.
+    """
+    write_json(path, plain(results))
+
+
+def load_results(path: Path) -> dict[str, Any]:
+    """The results of `save_results`.
+
+    Raises FileNotFoundError if there is no such file, ValueError if it is not a JSON object of
+    values that `save_results` writes.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path} does not exist; evaluate the run first")
+    try:
+        results = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({error}); {AGAIN}") from error
+    if not isinstance(results, dict):
+        raise ValueError(f"{path} holds no JSON object; {AGAIN}")
+    try:
+        return plain(results)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: {error}; {AGAIN}") from error
+
+
+def load_result(path: Path) -> Result:
+    """One result as it is shown. Raises as `load_results` does, and names fields unlike FIELDS."""
+    result = load_results(path)
+    faults = faults_of(result, FIELDS)
+    if not faults and result["protocol"]["measurement"]:
+        faults = faults_of(result, MEASURED)
+    if faults:
+        raise ValueError(f"{path} is no result of --mode=evaluate ({'; '.join(faults)}); {AGAIN}")
+    return result
+
+
+def faults_of(result: Result, fields: Mapping[str, Kind]) -> list[str]:
+    """What is wrong with these fields of a result, in words."""
+    found = {name: list(values_at(result, name)) for name in fields}
+    wrong = [
+        f"{field} is {shown(value)}, not {fields[name].words}"
+        for name, values in found.items()
+        for field, value in values
+        if value is not ABSENT and not fields[name].holds(value)
+    ]
+    missing = [
+        field
+        for name, values in found.items()
+        for field, value in values
+        if value is ABSENT and name not in OPTIONAL
+    ]
+    return wrong + [f"it lacks {', '.join(missing)}"] * bool(missing)
+
+
+def values_at(result: Result, name: str) -> Iterator[tuple[str, Any]]:
+    """The field of a dotted name with its value, every field for a star.
+
+    None if what the field belongs to is no object, which is a fault of its own.
+    """
+    parent, _, last = name.rpartition(".")
+    inside: Any = result
+    for part in filter(None, parent.split(".")):
+        inside = inside.get(part) if isinstance(inside, Mapping) else None
+    if isinstance(inside, Mapping):
+        for key in inside if last == "*" else [last]:
+            yield f"{parent}.{key}".lstrip("."), inside.get(key, ABSENT)
+
+
+def shown(value: Any) -> str:
+    """A value as JSON, cut short."""
+    text = json.dumps(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+
+
+def plain(value: Any, field: str = "") -> Any:
+    """`value` in the types of JSON; `field` is its dotted name in an error."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(item, f"{field}.{key}".lstrip(".")) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist(), field)
+    if isinstance(value, list | tuple):
+        return [plain(item, f"{field}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{field} is {value}; results hold finite numbers only")
+    if isinstance(value, str) and not value.isascii():
+        check_text(value, field)
+    if value is not None and not isinstance(value, bool | int | float | str):
+        raise ValueError(f"{field} is a {type(value).__name__}, which JSON cannot hold")
+    return value
+
+
+def check_text(text: str, field: str) -> None:
+    """Raises ValueError for text that no file can hold: half a pair of UTF-16."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{field} is not Unicode ({error.reason})") from error

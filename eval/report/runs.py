@@ -1,0 +1,272 @@
+"""Evaluated runs, read from their folders, and those of them that differ in the seed alone.
+
+Runs stand beside each other only where they were measured alike (eval.metrics.protocol). A folder
+may hold evaluations of several training steps and measurements: shown is the newest step of the
+one measurement that all runs have.
+"""
+
+import json
+from collections.abc import Container, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from fewstep.eval.metrics.protocol import Protocol, check_comparable
+from fewstep.eval.report.evaluation import Evaluation, evaluations, read_samples
+from fewstep.eval.report.results import Result
+from fewstep.training.classes import class_names
+from fewstep.training.cost.step_cost import training_seconds
+from fewstep.training.metrics import LOG, read_rows
+from fewstep.training.storage.identity import (
+    BEFORE,
+    CHANGEABLE,
+    DECODING,
+    as_dict,
+    depends_on_length,
+    flat,
+)
+from fewstep.training.storage.workdir import CONFIG, load_config
+from fewstep.training.teacher import parse
+
+# Of the fields in which groups of one method differ, a heading names at most these many.
+NAMED_DIFFERENCES = 3
+# field of an identity -> how a heading says it
+WORDS = {
+    "guidance_scale": "guidance {}",
+    "step": "step {}",
+    "network": "{}",
+    "sampler": "{}",
+    "sampling_steps": "sampling steps {}",
+    "data": "on {}",
+    "training_data": "training data {}",
+}
+
+
+class Run(NamedTuple):
+    """What a page shows of one run.
+
+    results: by number of sampling steps, of one training step. rows: of metrics.jsonl.
+    images, labels: the first samples by number of steps, uint8 [n, H, W, C], and int [n].
+    way: uint8 [n, H, W, C], one image from noise to data, n = 0 if it was not kept.
+    budget: "images_seen", "network_evaluations" and "seconds" of training, None where unknown.
+    config: its fields by dotted name, and what identifies its teacher as "teacher.FIELD".
+    classes: their names in the order of labels, () where they are not known.
+    """
+
+    name: str
+    method: str
+    seed: int
+    folder: Path
+    results: dict[int, Result]
+    rows: list[dict[str, float]]
+    images: dict[int, np.ndarray]
+    labels: np.ndarray
+    way: np.ndarray
+    budget: Mapping[str, float | None]
+    config: Mapping[str, Any]
+    classes: tuple[str, ...] = ()
+
+    @property
+    def measurement(self) -> Mapping[str, Any]:
+        """How its metrics were measured; {} if they were not."""
+        return next(iter(self.results.values()))["protocol"]["measurement"]
+
+    @property
+    def sampling(self) -> Mapping[str, Any]:
+        """How its samples were made; `steps` is the least number of them."""
+        return self.results[min(self.results)]["protocol"]["sampling"]
+
+
+# heading of a group -> its runs, which differ in the seed alone
+Groups = Mapping[str, Sequence[Run]]
+
+
+def load_runs(
+    folders: Iterable[Path], metric: str = "", ids: Container[str] | None = None
+) -> list[Run]:
+    """The runs in these folders, all of one measurement; those not measured have pictures alone.
+
+    metric: which measurement, "fd-pixels-1k" for example, if all runs have several; "" is that of
+    the first run's newest file. ids: of the results to look at, None for all.
+    Raises ValueError, and FileNotFoundError for images that are gone.
+    """
+    found = {folder: evaluations(folder, ids) for folder in dict.fromkeys(folders)}
+    if not found:
+        raise ValueError("no folder of a run was given")
+    measurement = common_measurement(found, metric)
+    runs = [read_run(folder, chosen(of_run, measurement)) for folder, of_run in found.items()]
+    shapes = {run.name: image.shape[1:] for run in runs for image in run.images.values()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"the runs make images of different shapes: {shapes}; report each alone")
+    return runs
+
+
+def common_measurement(
+    found: Mapping[Path, Sequence[Evaluation]], metric: str = ""
+) -> Mapping[str, Any]:
+    """The measurement that every run has, of those that were measured at all; {} if none was.
+
+    Raises ValueError if there is none, or none of that name.
+    """
+    every = {str(f): [e.measurement for e in of_run] for f, of_run in found.items()}
+    measured = {name: [m for m in those if m] for name, those in every.items() if any(those)}
+    if not measured:
+        return {}
+    first, *others = measured.values()
+    common = [m for m in first if all(m in other for other in others)]
+    if not common:
+        check_comparable({name: those[-1] for name, those in measured.items()})
+    named = [m for m in common if metric in ("", Protocol(m, {}).metric)]
+    if not named:
+        names = ", ".join(dict.fromkeys(Protocol(m, {}).metric for m in common))
+        raise ValueError(f"not every run was measured by {metric}; all were by {names}")
+    return named[-1]
+
+
+def chosen(of_run: Sequence[Evaluation], measurement: Mapping[str, Any]) -> list[Evaluation]:
+    """Evaluations of the newest training step that differ in the number of sampling steps alone.
+
+    Of several ways to sample, the one of the newest file.
+    """
+    alike = [e for e in of_run if e.measurement == measurement]
+    alike = alike or [e for e in of_run if not e.measurement]
+    step = max(e.sampling["step"] for e in alike)
+    newest = [e for e in alike if e.sampling["step"] == step]
+    return sorted((e for e in newest if e.sampling == newest[-1].sampling), key=lambda e: e.steps)
+
+
+def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
+    """A run from its folder and those of its evaluations that are shown, by number of steps."""
+    config = load_config(folder)
+    rows = read_rows(folder / LOG)
+    arrays = {e.steps: read_samples(e) for e in shown}
+    last = shown[-1]
+    return Run(
+        name=str(folder),
+        method=last.sampling["method"] or config.objective.name,
+        seed=last.sampling["seed"],
+        folder=folder,
+        results={e.steps: e.result for e in shown},
+        rows=rows,
+        images={steps: of_steps["x"] for steps, of_steps in arrays.items()},
+        labels=arrays[last.steps]["y"],
+        way=arrays[last.steps]["way"],
+        budget={
+            "images_seen": last.result["images_seen"],
+            "network_evaluations": None,
+            "seconds": seconds_of(rows, last.sampling["step"], config),
+        },
+        config=with_teacher(flat(as_dict(config))),
+        classes=class_names(folder),
+    )
+
+
+def seconds_of(rows: Sequence[Mapping[str, float]], step: int, config: ConfigDict) -> float | None:
+    """Seconds of training up to a step; None if the log or the config does not say."""
+    size = config.get("batch_size")
+    return None if size is None else training_seconds(rows, step, size)
+
+
+def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config; in the place of its teacher's folder what identifies that run.
+
+    So students of the same seed's teacher each are runs of one method. The folder stays if there is
+    no run in it any more.
+    """
+    fields = dict(config)
+    folder, step = parse(fields.get("teacher") or "")
+    if not fields.get("teacher") or not (folder / CONFIG).is_file():
+        return fields
+    fields["teacher"] = "taught"
+    of_teacher = identifying(with_teacher(flat(as_dict(load_config(folder)))))
+    return fields | {f"teacher.{k}": v for k, v in {**of_teacher, "step": step}.items()}
+
+
+def identifying(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that make a run another one, as when it is continued, but for the seed.
+
+    The rules of decoding are not among those that older records lack: the same images may come of
+    both, and what they are is known by their hash.
+    """
+    free = CHANGEABLE[1:] if depends_on_length(dict(config)) else CHANGEABLE
+    fields = {k: v for k, v in BEFORE.items() if k != DECODING} | dict(config)
+    return {k: v for k, v in fields.items() if k != "seed" and not k.startswith(free)}
+
+
+def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
+    """Runs that differ in the seed alone, by a heading: the method, and what sets it apart.
+
+    Runs of the same seed are never one group: nothing says what differs between them.
+    """
+    groups: list[list[Run]] = []
+    for run in runs:
+        for group in groups:
+            if run.seed not in {r.seed for r in group} and all(
+                alike(identity(member), identity(run)) for member in group
+            ):
+                group.append(run)
+                break
+        else:
+            groups.append([run])
+    named = headings([group[0] for group in groups])
+    return {
+        name: sorted(group, key=lambda run: run.seed)
+        for name, group in zip(named, groups, strict=True)
+    }
+
+
+def results_of(groups: Groups) -> list[Result]:
+    """Every result of the runs."""
+    return [result for runs in groups.values() for run in runs for result in run.results.values()]
+
+
+def identity(run: Run) -> dict[str, Any]:
+    """All that runs of one group share."""
+    sampling = {k: v for k, v in run.sampling.items() if k not in ("seed", "steps")}
+    steps = ", ".join(map(str, sorted(run.results)))
+    data = run.results[min(run.results)]["data"]
+    shared = {**sampling, "method": run.method, "sampling_steps": steps, "data": data}
+    shared |= identifying(run.config)
+    if "training_data" in sampling and data.startswith("folder:"):
+        del shared["data"]  # known by the images, wherever they lie
+        shared.pop("data.name", None)
+    return shared
+
+
+def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    """Whether no field that both have differs: an older version's record lacks newer fields."""
+    return all(a[field] == b[field] for field in a.keys() & b.keys())
+
+
+def headings(firsts: Sequence[Run]) -> list[str]:
+    """One heading for each group, given by its first run: the method, and what sets it apart."""
+    named = []
+    for run in firsts:
+        others = [identity(other) for other in firsts if other.method == run.method]
+        named.append(", ".join([run.method, *distinguishing(identity(run), others)]))
+    return [
+        f"{name} ({run.folder})" if named.count(name) > 1 else name
+        for name, run in zip(named, firsts, strict=True)
+    ]
+
+
+def distinguishing(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The fields in which identities differ, with their values in one of them."""
+    differing = [
+        field
+        for field, value in own.items()
+        if any(other.get(field, value) != value for other in others)
+    ]
+    return [
+        WORDS.get(field, f"{field} {{}}").format(in_words(own[field]))
+        for field in differing[:NAMED_DIFFERENCES]
+    ]
+
+
+def in_words(value: Any) -> str:
+    """Text as it is, a number without zeros at its end, all else as JSON."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value)

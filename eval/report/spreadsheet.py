@@ -1,0 +1,90 @@
+"""Evaluated runs as rows of numbers: a CSV file, and a table in plain text."""
+
+import csv
+import io
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from fewstep.eval.metrics.bootstrap import interval
+from fewstep.eval.report.runs import Groups, Run
+from fewstep.files import replace_file
+
+# column of a row -> how the text table shows it
+SHOWN = {
+    "method": "{}",
+    "steps": "{}",
+    "seeds": "{}",
+    "frechet": "{:.3f}",
+    "frechet_low": "{:.3f}",
+    "frechet_high": "{:.3f}",
+    "frechet_least": "{:.3f}",
+    "agreement": "{:.3f}",
+    "precision": "{:.3f}",
+    "recall": "{:.3f}",
+    "images_seen": "{:,.0f}",
+    "network_evaluations": "{:,.0f}",
+    "seconds": "{:,.0f}",
+}
+
+
+def rows(groups: Groups) -> list[dict[str, Any]]:
+    """One row for each method and number of steps: means over seeds.
+
+    frechet_low and frechet_high are the ends of the 95 % bootstrap interval, left out for a single
+    seed; frechet_least is the best seed's.
+    """
+    return [row(name, steps, runs) for name, runs in groups.items() for steps in runs[0].results]
+
+
+def row(name: str, steps: int, runs: Sequence[Run]) -> dict[str, Any]:
+    """The row of a method, or of what else sets runs apart, at a number of steps."""
+    results = [run.results[steps] for run in runs]
+    found: dict[str, Any] = {"method": name, "steps": steps, "seeds": len(runs)}
+    found["metric"] = results[0]["metric"]
+    metrics = dict.fromkeys(metric for result in results for metric in result["metrics"])
+    for metric in metrics:
+        values = [r["metrics"][metric] for r in results if metric in r["metrics"]]
+        found[metric] = mean(values)
+        if metric == "frechet":
+            spread = interval(values)
+            found["frechet_least"] = spread.minimum
+            if not math.isnan(spread.low):
+                found |= {"frechet_low": spread.low, "frechet_high": spread.high}
+    for cost in runs[0].budget:
+        values = [run.budget[cost] for run in runs if run.budget[cost] is not None]
+        if values:
+            found[cost] = mean(values)
+    return found
+
+
+def write_csv(path: Path, groups: Groups) -> None:
+    """All columns of the rows, as a CSV file; whole or not at all."""
+    found = rows(groups)
+    columns = list(dict.fromkeys(column for of_method in found for column in of_method))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(found)
+    replace_file(path, text.getvalue().encode())
+
+
+def text_table(groups: Groups) -> str:
+    """The columns of SHOWN that any row has, aligned."""
+    found = rows(groups)
+    columns = [column for column in SHOWN if any(column in of_method for of_method in found)]
+    lines = [[column.replace("_", " ") for column in columns]]
+    lines += [[text(of_method, column) for column in columns] for of_method in found]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    aligned = [
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
+        for line in lines
+    ]
+    return "\n".join([f"Frechet distance: {found[0]['metric']}", *aligned])
+
+
+def text(of_method: Mapping[str, Any], column: str) -> str:
+    """A value as the text table shows it; a dash where there is none."""
+    return SHOWN[column].format(of_method[column]) if column in of_method else "-"

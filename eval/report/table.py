@@ -1,0 +1,239 @@
+"""The table of a results page: one row for each method and number of steps, sortable by a click.
+
+A metric that METRICS does not list is shown under its own name, so a new one needs no change here.
+"""
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from html import escape
+from statistics import mean
+from typing import NamedTuple
+
+from fewstep.eval.metrics.bootstrap import interval
+from fewstep.eval.report.curves import Look
+from fewstep.eval.report.runs import Groups, Run, results_of
+
+# metric -> (heading, format, whether the largest is the best)
+METRICS = {
+    "agreement": ("label agreement\u00a0↑", "{:.3f}", True),
+    "inception_score": ("inception score\u00a0↑", "{:.2f}", True),
+    "kernel": ("kernel distance\u00a0↓", "{:.4f}", False),
+    "precision": ("precision\u00a0↑", "{:.3f}", True),
+    "recall": ("recall\u00a0↑", "{:.3f}", True),
+    "density": ("density\u00a0↑", "{:.3f}", True),
+    "coverage": ("coverage\u00a0↑", "{:.3f}", True),
+    "closer": ("nearer to training images", "{:.3f}", False),
+}
+OTHER_FORMAT = "{:.4g}"
+# The first is shown before the others; the second in the cells of the kernel distance.
+FRECHET, KERNEL_ERROR = "frechet", "kernel_error"
+FRECHET_FORMAT = "{:.3f}"
+SPREAD = "mean, [95 % interval], least"
+UNKNOWN = "–"
+
+# Headings become buttons: without scripts they are text. The first click puts the best first.
+SORT = """
+document.querySelectorAll("table.sortable").forEach(table => {
+  const headings = [...table.tHead.rows[0].cells], body = table.tBodies[0];
+  const rows = [...body.rows];
+  const key = (row, column) => row.cells[column].dataset.value;
+  const compare = (a, b, numeric) => numeric ? a - b : a.localeCompare(b);
+  const sort = (column, descending) => {
+    const numeric = headings[column].dataset.sort === "number";
+    const order = (a, b) => {
+      const [x, y] = [key(a, column), key(b, column)];
+      if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);
+      return descending ? compare(y, x, numeric) : compare(x, y, numeric);
+    };
+    body.append(...[...rows].sort(order));
+    table.classList.remove("grouped");
+    headings.forEach(heading => heading.removeAttribute("aria-sort"));
+    headings[column].setAttribute("aria-sort", descending ? "descending" : "ascending");
+  };
+  headings.forEach((heading, column) => {
+    const button = document.createElement("button");
+    button.type = "button";
+    button.append(...heading.childNodes);
+    heading.append(button);
+    button.addEventListener("click", () => {
+      const now = heading.getAttribute("aria-sort");
+      const first = heading.dataset.best === "largest";
+      sort(column, now ? now === "ascending" : first);
+    });
+  });
+});
+"""
+
+
+class Cell(NamedTuple):
+    """Text, smaller text below it, and what the row is sorted by; "" where there is no value."""
+
+    text: str = UNKNOWN
+    below: str = ""
+    value: str = ""
+
+
+class Column(NamedTuple):
+    """A heading, smaller text below it, and the cell of a group of runs at a number of steps."""
+
+    heading: str
+    cell: Callable[[Sequence[Run], int], Cell]
+    below: str = ""
+    largest_is_best: bool = False
+
+
+def table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str:
+    """The table: methods by number of steps, then real images in the place of samples.
+
+    metric: what the Frechet distance is called.
+    """
+    columns = filled(columns_of(groups, metric), groups)
+    rows = [
+        row(name, looks[name], runs, steps, columns)
+        for name, runs in groups.items()
+        for steps in sorted(runs[0].results)
+    ]
+    heads = "".join(
+        f'<th scope="col" data-sort="number"{" data-best=largest" * c.largest_is_best}'
+        f"{' class=metric' * c.heading.startswith(metric)}>"
+        f"{escape(c.heading)}{small(c.below)}</th>"
+        for c in columns
+    )
+    return (
+        '<div class="scroll" tabindex="0" role="region" aria-label="Results">\n'
+        '<table class="sortable grouped">\n<thead><tr>'
+        f'<th scope="col" data-sort="text">method</th>{heads}</tr></thead>\n'
+        f"<tbody>\n{''.join(rows)}</tbody>\n{real_images(groups, columns, metric)}"
+        f"</table>\n</div>\n<script>{SORT}</script>\n"
+    )
+
+
+def columns_of(groups: Groups, metric: str) -> list[Column]:
+    """Every column that a page may have."""
+    seeds = any(len(runs) > 1 for runs in groups.values())
+    return [
+        Column("steps", lambda runs, steps: Cell(str(steps), value=str(steps))),
+        Column(heading_of(FRECHET, metric), frechet_cell, SPREAD if seeds else ""),
+        *(metric_column(name) for name in metric_names(groups)),
+        Column("seeds", lambda runs, _: Cell(str(len(runs)), value=str(len(runs)))),
+        Column("images seen", budget_cell("images_seen", "{:,.0f}".format)),
+        Column("network evaluations", budget_cell("network_evaluations", short), "in training"),
+        Column("wall-clock", budget_cell("seconds", duration), "of training"),
+    ]
+
+
+def filled(columns: Sequence[Column], groups: Groups) -> list[Column]:
+    """The columns in which any row has a value."""
+    places = [(runs, steps) for runs in groups.values() for steps in runs[0].results]
+    return [column for column in columns if any(column.cell(*place).value for place in places)]
+
+
+def metric_names(groups: Groups) -> list[str]:
+    """Metrics with a column of their own: those of METRICS in its order, others by first use."""
+    found = dict.fromkeys(name for result in results_of(groups) for name in result["metrics"])
+    others = [m for m in found if m not in (*METRICS, FRECHET, KERNEL_ERROR)]
+    return [m for m in METRICS if m in found] + others
+
+
+def heading_of(name: str, metric: str) -> str:
+    """The heading of a metric; `metric` is what the Frechet distance is called."""
+    return f"{metric}\u00a0↓" if name == FRECHET else METRICS.get(name, (name,))[0]
+
+
+def form_of(name: str) -> str:
+    """The format of a metric's values."""
+    return FRECHET_FORMAT if name == FRECHET else METRICS.get(name, ("", OTHER_FORMAT))[1]
+
+
+def metric_column(name: str) -> Column:
+    """The mean of a metric over the seeds."""
+    heading, form, largest_is_best = METRICS.get(name, (name, OTHER_FORMAT, False))
+
+    def cell(runs: Sequence[Run], steps: int) -> Cell:
+        values = metric_values(runs, steps, name)
+        if not values:
+            return Cell()
+        errors = metric_values(runs, steps, KERNEL_ERROR) if name == "kernel" else []
+        below = f"± {form.format(mean(errors))}" if errors else ""
+        return Cell(form.format(mean(values)), below, repr(mean(values)))
+
+    return Column(heading, cell, largest_is_best=largest_is_best)
+
+
+def metric_values(runs: Sequence[Run], steps: int, name: str) -> list[float]:
+    """A metric of every seed that has it."""
+    metrics = [run.results[steps]["metrics"] for run in runs]
+    return [of_run[name] for of_run in metrics if name in of_run]
+
+
+def frechet_cell(runs: Sequence[Run], steps: int) -> Cell:
+    """Mean over seeds; below it the bootstrap interval of the mean, and the least."""
+    values = metric_values(runs, steps, FRECHET)
+    if not values:
+        return Cell()
+    found = interval(values)
+    text, low, high, least = map(FRECHET_FORMAT.format, found)
+    below = "" if math.isnan(found.low) else f"[{low}, {high}], {least}"
+    return Cell(text, below, repr(found.mean))
+
+
+def budget_cell(name: str, form: Callable[[float], str]) -> Callable[[Sequence[Run], int], Cell]:
+    """The cell of a cost of training, mean over the seeds whose cost is known."""
+
+    def cell(runs: Sequence[Run], steps: int) -> Cell:
+        values = [run.budget[name] for run in runs if run.budget.get(name) is not None]
+        return Cell(form(mean(values)), value=repr(mean(values))) if values else Cell()
+
+    return cell
+
+
+def short(count: float) -> str:
+    """1,200 as it is, 1234567 as 1.23 M."""
+    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
+        if count >= unit:
+            return f"{count / unit:.3g} {name}"
+    return f"{count:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """45 s, 12 min 5 s, 3 h 20 min."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def row(name: str, look: Look, runs: Sequence[Run], steps: int, columns: Sequence[Column]) -> str:
+    """The row of a method at a number of steps."""
+    breakable = re.sub(r"([._])(?=[a-z])", r"\1<wbr>", escape(name))
+    first = ' class="first"' if steps == min(runs[0].results) else ""
+    cells = "".join(data_cell(column.cell(runs, steps)) for column in columns)
+    return (
+        f'<tr{first}><th scope="row" data-value="{escape(name)}">'
+        f'<i style="background:{look.colour}"></i>{breakable}</th>{cells}</tr>\n'
+    )
+
+
+def data_cell(cell: Cell) -> str:
+    """A cell; without a value it has no data-value, and so is sorted last."""
+    value = f' data-value="{cell.value}"' if cell.value else ""
+    return f"<td{value}>{escape(cell.text)}{small(cell.below)}</td>"
+
+
+def small(text: str) -> str:
+    """Smaller text below."""
+    return f"<small>{escape(text)}</small>" if text else ""
+
+
+def real_images(groups: Groups, columns: Sequence[Column], metric: str) -> str:
+    """The row that stays below: what real images in the place of samples measure."""
+    real: dict[str, float] = {}
+    for result in results_of(groups):
+        real = {**result.get("real", {}), **real}
+    if not real:
+        return ""
+    texts = {heading_of(m, metric): form_of(m).format(value) for m, value in real.items()}
+    cells = "".join(f"<td>{texts.get(column.heading, '')}</td>" for column in columns)
+    return f'<tfoot><tr><th scope="row">real images</th>{cells}</tr></tfoot>\n'

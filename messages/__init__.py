@@ -1,1 +1,0 @@
-"""What is said to a user in the same form everywhere."""

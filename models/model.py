@@ -1,0 +1,150 @@
+"""A network on a path: what it is given at (x_t, t), and what its output stands for."""
+
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+from jax import Array
+
+from fewstep.diffusion.guidance import Condition, Predict
+from fewstep.diffusion.path import Path
+from fewstep.diffusion.prediction import Denoise, Endpoints, Kind, coefficients, endpoints
+from fewstep.models.network import Key, Network, Params
+
+
+class Model(NamedTuple):
+    """A network whose output on `path` is a prediction of `kind`."""
+
+    network: Network
+    path: Path
+    kind: Kind
+
+    def predict(
+        self,
+        params: Params,
+        x_t: Array,
+        t: Array,
+        s: Array,
+        condition: Condition,
+        *,
+        train: bool = False,
+        rng: Key | None = None,
+    ) -> Array:
+        """The network's output at (x_t, t, s), its inputs scaled as the kind and the path ask for.
+
+        x_t: [B, ...]; t, s: [B] in the path's time, s <= t. The network sees c_in x_t, clock(t) and
+        clock(s).
+        """
+        c_in = self.kind.c_in(coefficients(self.path, t, x_t))
+        times = self.path.clock(t), self.path.clock(s)
+        return self.network.apply(params, c_in * x_t, *times, condition, train=train, rng=rng)
+
+    def endpoints(
+        self,
+        params: Params,
+        x_t: Array,
+        t: Array,
+        condition: Condition,
+        **mode: Any,
+    ) -> Endpoints:
+        """The data and noise that the network's output at (x_t, t) stands for.
+
+        mode: train and rng, as for `predict`.
+        """
+        prediction = self.predict(params, x_t, t, t, condition, **mode)
+        return endpoints(self.kind, prediction, x_t, t, self.path)
+
+    def denoiser(self, predict: Predict, condition: Condition) -> Denoise:
+        """(x, t) -> Endpoints of a prediction function of this kind, guided or not."""
+
+        def denoise(x: Array, t: Array) -> Endpoints:
+            return endpoints(self.kind, predict(x, t, t, condition), x, t, self.path)
+
+        return denoise
+
+    def consistency(
+        self,
+        params: Params,
+        x_t: Array,
+        t: Array,
+        condition: Condition,
+        **mode: Any,
+    ) -> Array:
+        """The consistency function f(x_t, t): the DDIM step of the prediction to the data end.
+
+        f = alpha(t_min) x_0 + sigma(t_min) eps. Because x_t = alpha x_0 + sigma eps whatever the
+        network says, f(x, t_min) = x for any parameters, on any path, for every kind whose decoding
+        is finite there (`check_boundary`). On `ve` with kind F the factor of F is that of Song et
+        al. 2023 (appendix C), (sigma - sigma_min) sigma_data / sqrt(sigma^2 + sigma_data^2); the
+        factor of x_t differs from theirs by at most 0.10 percent of 1. With the parameters of a
+        denoiser f is its DDIM sampler in one step. mode: train and rng, as for `predict`.
+        """
+        ends = self.endpoints(params, x_t, t, condition, **mode)
+        return self.path.interpolate(*ends, jnp.full_like(t, self.path.t_min))
+
+
+# The least alpha(t_max) at which eps still tells the data, x_0 = (x - sigma eps) / alpha.
+# A sampler of many steps recovers from a factor of 150 (vp_ddpm); a single step does not.
+LEAST_ALPHA_SAMPLED, LEAST_ALPHA_ONE_STEP = 1e-3, 0.05
+
+
+def check_decoding(model: Model, least_alpha: float = LEAST_ALPHA_SAMPLED) -> None:
+    """Raises ValueError unless a prediction gives the data at t_max, where sampling starts."""
+    alpha = float(model.path.alpha(jnp.float32(model.path.t_max)))
+    if model.kind.name in ("eps", "score") and alpha < least_alpha:
+        raise ValueError(
+            f"prediction.kind={model.kind.name} says too little of the data at the noise end of "
+            f"path.name={model.path.name}, where alpha is {max(alpha, 0.0):.2g}; use velocity, v "
+            "or F"
+        )
+
+
+def check_boundary(model: Model) -> None:
+    """Raises ValueError unless `Model.consistency` is the identity at t_min for any network.
+
+    Where no noise is left, a prediction of x_0 is free, and a score has no finite target.
+    """
+    check_decoding(model, LEAST_ALPHA_ONE_STEP)
+    sigma = float(model.path.sigma(jnp.float32(model.path.t_min)))
+    if model.kind.name in ("x_0", "score") and sigma == 0.0:
+        raise ValueError(
+            f"prediction.kind={model.kind.name} does not make a consistency function the identity "
+            f"at the data end of path.name={model.path.name}; use velocity, v or F"
+        )
+
+
+# What in a config decides whether a method uses a part of the network.
+REASONS = {
+    "second_time": "",
+    "guidance_input": " (objective.guidance_range uses it)",
+    "loss_weight": " (objective.adaptive_weight uses it)",
+}
+
+
+def check_inputs(
+    model: Model,
+    *,
+    second_time: str = "none",
+    guidance_input: bool = False,
+    loss_weight: bool = False,
+) -> None:
+    """Raises ValueError unless the network has the parts that a method uses, and no other.
+
+    The arguments are fields of the config's `model`.
+    """
+    network = model.network
+    has = {
+        "second_time": network.second_time,
+        "guidance_input": network.guidance_input,
+        "loss_weight": network.log_weight is not None,
+    }
+    uses = {
+        "second_time": second_time,
+        "guidance_input": guidance_input,
+        "loss_weight": loss_weight,
+    }
+    for field, value in uses.items():
+        if has[field] != value:
+            raise ValueError(
+                f"this method needs model.{field}={value}, not {has[field]}{REASONS[field]}: a "
+                "missing part cannot be used, and one that is not used would not be trained"
+            )

@@ -1,0 +1,58 @@
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from fewstep.eval.report.runs import Run
+from fewstep.eval.report.spreadsheet import rows, text_table, write_csv
+
+
+def of_seed(seed, frechet, recall=0.5, seconds=10.0):
+    result = {"id": f"fd-pixels-1k-{seed}", "metric": "fd-pixels-1k"}
+    results = {
+        steps: {**result, "metrics": {"frechet": frechet / steps, "recall": recall}}
+        for steps in (1, 4)
+    }
+    nothing = np.empty(0)
+    budget = {"images_seen": 100, "network_evaluations": None, "seconds": seconds}
+    folder = Path(f"runs/{seed}")
+    return Run("", "cd", seed, folder, results, [], {}, nothing, nothing, budget, {})
+
+
+GROUPS = {"cd": [of_seed(0, 2.0), of_seed(1, 4.0, seconds=None)], "edm": [of_seed(0, 8.0)]}
+
+
+def test_a_row_is_the_mean_over_seeds_with_its_spread():
+    first, second, *others = rows(GROUPS)
+    assert (first["method"], first["steps"], first["seeds"]) == ("cd", 1, 2)
+    assert (first["frechet"], first["frechet_least"]) == (3.0, 2.0)
+    assert (first["frechet_low"], first["frechet_high"]) == (2.0, 4.0)
+    assert (second["steps"], second["frechet"]) == (4, 0.75)
+    assert (first["recall"], first["seconds"], first["images_seen"]) == (0.5, 10.0, 100)
+    assert "network_evaluations" not in first
+    assert all("frechet_low" not in row for row in others)
+
+
+def test_the_file_has_every_column(tmp_path):
+    write_csv(tmp_path / "table.csv", GROUPS)
+    with (tmp_path / "table.csv").open() as file:
+        read = list(csv.DictReader(file))
+    assert [float(row["frechet"]) for row in read] == [3.0, 0.75, 8.0, 2.0]
+    assert read[2]["frechet_low"] == "" and read[0]["metric"] == "fd-pixels-1k"
+
+
+def test_the_text_is_aligned_and_names_the_metric():
+    title, *lines = text_table(GROUPS).splitlines()
+    assert title == "Frechet distance: fd-pixels-1k"
+    assert len({len(line) for line in lines}) == 1
+    assert lines[1].split() == ["cd", "1", "2", "3.000", "2.000", "4.000", "2.000", "0.500"] + [
+        "100",
+        "10",
+    ]
+    assert lines[3].split()[3:7] == ["8.000", "-", "-", "8.000"]
+
+
+@pytest.mark.parametrize("column", ["network evaluations", "agreement"])
+def test_columns_without_values_are_left_out(column):
+    assert column not in text_table(GROUPS)

@@ -1,0 +1,163 @@
+import errno
+import json
+import os
+import threading
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fewstep import files
+from fewstep.files import check_writable, in_words, replace_file, replaced, write_json
+from fewstep.modes.sample import write
+from tests.cli import SERVER
+from tests.training.killed import die, wait_for
+
+
+def killed_while_writing(path):
+    with replaced(path) as file:
+        file.write(b"half")
+        file.flush()
+        die()
+
+
+def test_what_a_kill_leaves_is_gone_once_the_file_is_written_again(tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(b"old")
+    process = SERVER.Process(target=killed_while_writing, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -9 and path.read_bytes() == b"old"
+    assert len(list(tmp_path.iterdir())) == 2
+    replace_file(path, b"new")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [("picture.png", b"new")]
+
+
+def write_slowly(path, begun, go_on):
+    with replaced(path) as file:
+        file.write(b"first")
+        begun.touch()
+        wait_for(go_on.exists, 30.0)
+        file.write(b" whole")
+
+
+def test_what_a_living_process_writes_is_left_to_it(tmp_path):
+    path, begun, go_on = (tmp_path / name for name in ("file", "begun", "go_on"))
+    process = SERVER.Process(target=write_slowly, args=(path, begun, go_on))
+    process.start()
+    wait_for(begun.exists, 60.0)
+    seen = []
+
+    def write_too():
+        with replaced(path) as file:
+            seen.append(path.read_bytes())  # the other's comes first, and whole
+            file.write(b"second")
+
+    thread = threading.Thread(target=write_too)
+    thread.start()
+    thread.join(0.3)
+    assert thread.is_alive() and not path.exists()
+    go_on.touch()
+    process.join()
+    thread.join(30.0)
+    assert seen == [b"first whole"] and path.read_bytes() == b"second"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    with pytest.raises(KeyError), replaced(path) as file:
+        file.write(b"new")
+        raise KeyError
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
+def test_a_file_that_cannot_be_written_is_named_and_what_was_there_stays(
+    tmp_path, monkeypatch, number
+):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+
+    def full(descriptor):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(files.os, "fsync", full)
+    with pytest.raises(OSError, match=f"^{path} could not be written") as error:
+        replace_file(path, b"new")
+    assert os.strerror(number) in str(error.value) and "nothing that was there" in str(error.value)
+    assert [p.read_bytes() for p in tmp_path.iterdir()] == [b"old"]
+
+
+def test_text_of_a_command_line_that_is_no_utf_8_is_written(tmp_path):
+    content = {"command": [os.fsdecode(b"runs/\xff"), "Zürich"]}
+    write_json(tmp_path / "file.json", content)
+    assert json.loads((tmp_path / "file.json").read_bytes()) == content
+
+
+@pytest.mark.parametrize(
+    ("number", "remedy"),
+    [(errno.EISDIR, "Move away"), (errno.EACCES, "permissions"), (errno.EIO, "same command")],
+)
+def test_an_error_of_the_system_names_its_file_and_a_remedy(number, remedy):
+    said = in_words(OSError(number, os.strerror(number), "/there/run.json"))
+    assert said.startswith(f"/there/run.json: {os.strerror(number)}. ") and remedy in said
+
+
+def test_what_is_appended_is_appended_whole_or_not_at_all(tmp_path):
+    class Full:
+        """A disk with room for so many bytes."""
+
+        def __init__(self, file, room):
+            self.file, self.room = file, room
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def write(self, content):
+            if not self.room:
+                raise OSError(errno.ENOSPC, "full")
+            written = self.file.write(content[: self.room])
+            self.room -= written
+            return written
+
+    path = tmp_path / "log"
+    with path.open("ab", buffering=0) as file:
+        files.append(Full(file, 8), b"one\n")
+        with pytest.raises(OSError, match="full"):
+            files.append(Full(file, 3), b"two and more\n")
+        files.append(file, b"three\n")
+    assert path.read_bytes() == b"one\nthree\n"
+
+
+def killed_in_the_second_picture(folder):
+    Image.init()
+    encode, made = Image.SAVE["PNG"], []
+
+    def encode_or_die(image, file, name):
+        made.append(image)
+        if len(made) == 2:
+            die()
+        encode(image, file, name)
+
+    Image.SAVE["PNG"] = encode_or_die
+    write(folder, iter([np.zeros((3, 8, 8, 1), np.uint8)]), np.zeros(3), np.arange(3))
+
+
+def test_pictures_of_samples_are_whole_or_not_there(tmp_path):
+    process = SERVER.Process(target=killed_in_the_second_picture, args=(tmp_path / "out",))
+    process.start()
+    process.join()
+    assert process.exitcode == -9
+    (first,) = (tmp_path / "out").iterdir()
+    assert first.name == "000000.png" and Image.open(first).size == (8, 8)
+
+
+def test_a_folder_that_files_cannot_be_written_to_is_named_with_the_remedy(tmp_path):
+    check_writable(tmp_path / "not" / "there yet", "choose another")
+    assert not (tmp_path / "not").exists() and not [*tmp_path.iterdir()]
+    (tmp_path / "file").write_text("no folder")
+    for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
+        with pytest.raises(OSError, match=f"^{folder} cannot be written to .*; choose another$"):
+            check_writable(folder, "choose another")

@@ -1,0 +1,36 @@
+import pytest
+
+from fewstep.configs.methods import METHODS
+from fewstep.messages import command, guess, nearest, no_choice
+
+
+@pytest.mark.parametrize(
+    ("name", "names", "found"),
+    [
+        ("learning_rat", ["learning_rate", "eps"], "learning_rate"),
+        ("CD", METHODS, "cd"),
+        ("l2", ["pseudo_huber", "squared_l2"], "squared_l2"),
+        ("foo", METHODS, ""),
+        ("consistancy", METHODS, ""),
+        ("", METHODS, ""),
+        ("x", ["max", "xyz"], ""),
+        ("h10", ["a100", "h100"], "h100"),
+    ],
+)
+def test_the_nearest_name_is_found_and_nonsense_is_not(name, names, found):
+    assert nearest(name, names) == found
+
+
+def test_a_message_names_the_choices_and_a_guess_only_where_there_is_one():
+    assert no_choice("a.b", "lineer", ["linear", "ve"]) == (
+        "a.b='lineer' is not one of linear, ve; did you mean 'linear'?"
+    )
+    assert no_choice("a.b", 3, ["linear"]) == "a.b=3 is not one of linear"
+    assert guess("mode", "--{}") == "; did you mean --mode?" and guess("") == ""
+
+
+def test_a_command_can_be_typed_as_it_is_printed():
+    assert command("sample", workdir="runs/x") == "--mode=sample --workdir=runs/x"
+    assert command("sample", workdir="my runs/it's") == (
+        """--mode=sample '--workdir=my runs/it'"'"'s'"""
+    )

@@ -1,0 +1,181 @@
+import json
+import os
+
+import pytest
+
+from fewstep.files import write_json
+from fewstep.training.storage import workdir
+from fewstep.training.storage.identity import as_dict
+from fewstep.training.teacher import locate
+from tests.cli import SERVER
+from tests.training.killed import die
+from tests.training.runs import save_run, small_config
+
+
+def test_a_config_survives_its_folder(tmp_path):
+    config = small_config(**{"evaluate.steps": (1, 4), "path.sigma_data": None})
+    workdir.start_run(tmp_path / "run", config)
+    loaded = workdir.load_config(tmp_path / "run")
+    assert loaded.to_dict() == as_dict(config)
+    assert list(loaded.evaluate.steps) == [1, 4]
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())[-1]["devices"]
+
+
+def test_only_what_leaves_the_run_the_same_may_change(tmp_path):
+    workdir.start_run(tmp_path, small_config())
+    workdir.start_run(tmp_path, small_config(**{"steps": 20, "log.every": 7, "mesh.fsdp": 2}))
+    changed = small_config(**{"optimizer.learning_rate": 0.5, "objective.max_steps": 64})
+    with pytest.raises(ValueError) as error:
+        workdir.start_run(tmp_path, changed)
+    assert "optimizer.learning_rate (0.001 there, 0.5 now)" in str(error.value)
+    assert "objective.max_steps (128 there, 64 now)" in str(error.value)
+    assert "log.every" not in str(error.value)
+    scheduled = small_config(**{"optimizer.schedule": "cosine"})
+    workdir.start_run(tmp_path / "cosine", scheduled)
+    scheduled.steps = 20
+    with pytest.raises(ValueError, match=r"steps \(10 there, 20 now\)"):
+        workdir.start_run(tmp_path / "cosine", scheduled)
+    # The record is still the run's own.
+    assert workdir.load_config(tmp_path).optimizer.learning_rate == 1e-3
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "changeable"),
+    [
+        ("ct", {}, False),
+        ("ct", {"objective.curriculum.total_steps": 100}, True),
+        ("ict", {}, False),
+        ("ect", {}, False),
+        ("ect", {"objective.total_steps": 100}, True),
+        ("cd", {}, True),
+        ("cd", {"optimizer.schedule": "linear"}, False),
+        ("sct", {}, True),
+        ("edm", {}, True),
+    ],
+)
+def test_a_run_whose_grid_depends_on_its_length_keeps_it(tmp_path, method, fields, changeable):
+    workdir.start_run(tmp_path, small_config(method, **fields))
+    longer = small_config(method, **fields, steps=20)
+    if changeable:
+        workdir.start_run(tmp_path, longer)
+        assert workdir.load_config(tmp_path).steps == 20
+    else:
+        with pytest.raises(ValueError, match=r"steps \(10 there, 20 now\)"):
+            workdir.start_run(tmp_path, longer)
+
+
+@pytest.mark.parametrize("field", [{"teacher": "runs/b@3"}, {"start_from_teacher": False}])
+def test_a_run_keeps_its_teacher(tmp_path, field):
+    workdir.start_run(tmp_path, small_config("cd", teacher="runs/a@3"))
+    with pytest.raises(ValueError, match=next(iter(field))):
+        workdir.start_run(tmp_path, small_config("cd", **{"teacher": "runs/a@3"} | field))
+
+
+def test_a_folder_that_is_no_run(tmp_path):
+    with pytest.raises(ValueError, match=r"config.json does not exist"):
+        workdir.load_config(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="not valid JSON"):
+        workdir.load_config(tmp_path)
+
+
+def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
+    folder = tmp_path / "run"
+    with workdir.claimed(folder):
+        process = SERVER.Process(target=claim, args=(folder, tmp_path / "said"))
+        process.start()
+        process.join()
+    said = (tmp_path / "said").read_text()
+    assert f"{folder} is being trained in (process {os.getpid()} on " in said
+    with workdir.claimed(folder):  # given back
+        pass
+
+
+def claim(folder, said):
+    try:
+        with workdir.claimed(folder):
+            said.write_text("claimed")
+    except ValueError as error:
+        said.write_text(str(error))
+
+
+def test_a_killed_process_gives_its_folder_back(tmp_path):
+    process = SERVER.Process(target=claim_and_die, args=(tmp_path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -9
+    with workdir.claimed(tmp_path):
+        pass
+
+
+def claim_and_die(folder):
+    with workdir.claimed(folder):
+        die()
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with (
+        pytest.raises(OSError, match=r"file/run cannot be written to \(Not a directory\); choose"),
+        workdir.claimed(tmp_path / "file" / "run"),
+    ):
+        pass
+
+
+def test_a_full_disk_is_found_before_training(tmp_path):
+    workdir.check_space(tmp_path, 2**10)
+    with pytest.raises(OSError, match="a checkpoint of this run takes 1048576.00 GiB; free disk"):
+        workdir.check_space(tmp_path, 2**50)
+
+
+def test_a_run_without_its_record_says_what_it_is_by_its_checkpoint(tmp_path):
+    folder = save_run(tmp_path / "run", "flow_matching")
+    config = workdir.load_config(tmp_path / "run")
+    (tmp_path / "run" / "config.json").unlink()
+    assert workdir.is_run(tmp_path / "run") and locate(folder).folder == tmp_path / "run"
+    assert workdir.load_config(tmp_path / "run").to_dict() == config.to_dict()
+    with pytest.raises(ValueError, match="batch_size"):  # and is not begun anew as another run
+        workdir.start_run(tmp_path / "run", small_config("flow_matching", batch_size=32))
+
+
+def started(*starts):
+    """Entries of environment.json: (devices, processes, kind)."""
+    return [
+        {"devices": [f"d{i}" for i in range(count)], "processes": processes}
+        | ({"kind": kind} if kind else {})
+        for count, processes, kind in starts
+    ]
+
+
+@pytest.mark.parametrize(
+    ("starts", "step", "line"),
+    [
+        ([(1, 1, "cpu")], 0, "starts {} for 12 steps on 1 device (cpu) of 1 process"),
+        ([(8, 2, "v4"), (8, 2, "v4")], 4, "resumes {} at step 4 of 12 on 8 devices (v4) of 2 pro"),
+        (
+            [(4, 1, "v4"), (8, 2, "v4")],
+            4,
+            "resumes {} at step 4 of 12 on 8 devices (v4) of 2 processes (before: 4 devices (v4) "
+            "of 1 process)",
+        ),
+        ([(9, 1, "v4"), (4, 1, "v4"), (4, 1, "v5")], 4, "{} at step 4 of 12 on 4 devices (v5) of"),
+        ([(4, 1, "v4"), (4, 1, "v5")], 4, "(before: 4 devices (v4) of 1 process)"),
+        ([(4, 1, ""), (4, 2, "v4")], 4, "(before: 4 devices of 1 process)"),
+        ([(4, 1, "v4")] * 2, 0, "starts {} again, since nothing was saved, for 12 steps on 4 dev"),
+    ],
+)
+def test_a_start_says_where_and_on_what_and_what_is_new(tmp_path, starts, step, line):
+    write_json(tmp_path / workdir.ENVIRONMENT, started(*starts))
+    said = workdir.start_line(tmp_path, step, 12)
+    assert line.format(tmp_path) in said
+    assert ("before" in said) == ("before" in line or len(starts) == 3)
+
+
+def test_a_start_is_said_whatever_earlier_ones_recorded(tmp_path):
+    odd = [{"devices": 5, "processes": 1}, {"devices": ["a"], "processes": "x"}, {}]
+    for before in odd:
+        write_json(tmp_path / workdir.ENVIRONMENT, [before, *started((1, 1, "cpu"))])
+        assert "before" not in workdir.start_line(tmp_path, 1, 2)
+    # A start of a version that did not record the kind is no other start.
+    write_json(tmp_path / workdir.ENVIRONMENT, started((2, 1, ""), (2, 1, "cpu")))
+    assert "before" not in workdir.start_line(tmp_path, 1, 2)

@@ -1,0 +1,1 @@
+"""The processes of a run: how they meet, watch each other, stop and end."""

@@ -1,0 +1,1 @@
+"""What a training step costs, counted before and after it is compiled."""

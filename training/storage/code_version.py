@@ -1,0 +1,72 @@
+"""Which code this is: its commit, its installed version, and a hash of its files."""
+
+import hashlib
+import subprocess
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+PACKAGE = "fewstep"
+# The folders of the program under ROOT; a user's own folder beside them is no part of it.
+ROOMS = (
+    "configs",
+    "data",
+    "diffusion",
+    "eval",
+    "models",
+    "modes",
+    "objectives",
+    "samplers",
+    "training",
+    "weights",
+)
+MODULES = ("main", "fewstep", "files", "messages", "progress")
+
+
+def code_version() -> dict[str, str]:
+    """commit ("" outside a git checkout), package ("" if not installed) and sources.
+
+    sources: a hash over the names and contents of all Python files that can run, so that changes
+    which nobody committed show too.
+    """
+    total = hashlib.sha256()
+    for path in source_files():
+        total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
+        total.update(hashlib.sha256(path.read_bytes()).digest())
+    return {"commit": commit(), "package": package(), "sources": total.hexdigest()[:12]}
+
+
+def source_files() -> list[Path]:
+    """The Python files of the program: its own beside main.py, and those in its rooms."""
+    inside = (file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
+    beside = (ROOT / f"{module}.py" for module in MODULES)
+    return sorted(path for path in (*beside, *inside) if path.exists())
+
+
+def commit() -> str:
+    """The commit of the checkout that holds this code, "" if there is none."""
+    command = ["git", "-C", str(ROOT), "rev-parse", "--show-toplevel", "--short=12", "HEAD"]
+    try:
+        printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+    top, revision = printed.splitlines()
+    # A copy of the code inside of another project's checkout is not of that project's commit.
+    return revision if Path(top).resolve() == ROOT.resolve() else ""
+
+
+def package() -> str:
+    """The version of the installed package, "" if this code is not installed."""
+    try:
+        return metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        return ""
+
+
+def describe_code(version: Mapping[str, str]) -> str:
+    """A version in words."""
+    commit, package = version.get("commit"), version.get("package")
+    names = [f"commit {commit}"] if commit else []
+    names += [f"fewstep {package}"] if package else []
+    return ", ".join([*names, f"sources {version.get('sources') or 'unknown'}"])

@@ -1,0 +1,289 @@
+"""Which run a folder holds: WORKDIR/run.json, sealed, and a copy of it in every checkpoint.
+
+The identity tells a run's own checkpoints from those of another run, and says which data and which
+teacher the run was begun with. config.json shows the config to a reader; the sealed one counts.
+"""
+
+import json
+import secrets
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict
+
+from fewstep.data import FIRST_DECODING, FIRST_ORDER
+from fewstep.data.arrays.identity import changes
+from fewstep.files import write_json
+from fewstep.training.cluster.processes import warn_once
+from fewstep.training.storage.fields import is_whole
+from fewstep.training.storage.listing import File, changed_files
+from fewstep.training.storage.record import config_of
+from fewstep.training.storage.seal import sealed, unsealed
+
+RUN = "run.json"
+ID_BYTES = 16
+# Fields that may change when a run is continued; all others would make it another run.
+CHANGEABLE = (
+    "steps",
+    "steps_per_dispatch",
+    "compilation_cache",
+    "log.",
+    "evaluate.",
+    "checkpoint.",
+    "watchdog.",
+    "mesh.",
+    "model.attention",
+    "ema.sample_with",
+    "data.dir",
+    "data.local_dir",
+    "data.on_device",
+    "data.unreadable",  # the images left out are known by the hashes of the others
+)
+# What runs did whose records lack a field that came later.
+DECODING = "data.decoding"
+BEFORE = {
+    DECODING: FIRST_DECODING,
+    "data.background": "white",
+    "data.label_shares": "equal",
+    "objective.distance.name": "squared_l2",
+    "model.adaln_zero": True,
+}
+
+Plain = Mapping[str, Any]
+
+
+class Identity(NamedTuple):
+    """What makes a run this one, as plain JSON values.
+
+    id: hexadecimal digits, drawn when the folder is first trained in. config: all fields.
+    data: the identity of the data set (data.Dataset.identity), None if training reads no images.
+    teacher: step, network and fingerprint (training.teacher.teacher_identity), None without one.
+    class_counts: images of each class, in whose shares labels are drawn (training/labels.py); None
+    in the records of runs that were begun before, and draw all alike.
+    order: in which the run reads its data, a number of data.order.ORDERS; the records of runs that
+    were begun before there were several have none.
+    """
+
+    id: str
+    config: Plain
+    data: Plain | None = None
+    teacher: Plain | None = None
+    order: int = FIRST_ORDER
+    class_counts: Sequence[int] | None = None
+
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What a checkpoint records beside its config."""
+        return {name: value for name, value in self._asdict().items() if name != "config"}
+
+
+class NewerVersionError(ValueError):
+    """A record has fields that this version does not know."""
+
+
+def new_id() -> str:
+    """An id that no other run has."""
+    return secrets.token_hex(ID_BYTES)
+
+
+def read_identity(workdir: Path) -> Identity | None:
+    """The identity in a run's folder; None if it holds no run.json.
+
+    Raises ValueError if the file is not what was written.
+    """
+    path = workdir / RUN
+    try:
+        return identity_of(unsealed(json.loads(path.read_bytes())))
+    except FileNotFoundError:
+        return None
+    except NewerVersionError as error:
+        raise ValueError(f"{path}: {error}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(
+            f"{path} is not what was written ({error}); delete it: the checkpoints record the same"
+        ) from error
+
+
+def identity_of(record: Any) -> Identity:
+    """The identity in a record of plain JSON values.
+
+    Raises NewerVersionError for fields that this version does not know, ValueError for others that
+    are missing, or of other types.
+    """
+    unknown = sorted({*record} - {*Identity._fields}) if isinstance(record, Mapping) else []
+    if unknown:
+        raise NewerVersionError(
+            f"it was written by a newer version of Fewstep ({', '.join(map(str, unknown))}); go on "
+            "with that version"
+        )
+    try:
+        identity = Identity(**record)
+        config_of(identity.config)
+    except (TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it does not have the fields of a run: {error}") from error
+    sources = (identity.data, identity.teacher)
+    plain = all(source is None or isinstance(source, Mapping) for source in sources)
+    counted = identity.class_counts is None or is_counts(identity.class_counts)
+    if not (isinstance(identity.id, str) and is_whole(identity.order) and plain and counted):
+        raise ValueError("a field of the run has another type than was written")
+    return identity
+
+
+def is_counts(value: Any) -> bool:
+    """Whether a value is a list of whole numbers that are not negative."""
+    return isinstance(value, list) and all(is_whole(count) and count >= 0 for count in value)
+
+
+def write_identity(workdir: Path, identity: Identity) -> None:
+    """Record the identity in the run's folder."""
+    write_json(workdir / RUN, sealed(identity._asdict()))
+
+
+def check_checkpoint(record: Plain, folder: Path) -> None:
+    """Raises ValueError unless a checkpoint's record is of the step and the run of its folder.
+
+    folder: WORKDIR/checkpoints/STEP. A checkpoint without an id, made by an older version, is
+    identified by its config; in a folder without run.json the step alone is checked.
+    """
+    if str(record["step"]) != folder.name:
+        raise ValueError(
+            f"checkpoint {folder} holds step {record['step']}: it was renamed or copied there; "
+            "give it back its name, or move it away"
+        )
+    run, stamp = read_identity(folder.parents[1]), record.get("run")
+    if run is None:
+        if stamp is not None:
+            warn_once(
+                f"{folder.parents[1]} has no {RUN}: its checkpoints are taken as they are, of run "
+                f"{stamp['id']}"
+            )
+        return
+    if stamp is not None and stamp["id"] != run.id:
+        raise ValueError(
+            f"checkpoint {folder} belongs to another run (id {stamp['id']}, and {RUN} has "
+            f"{run.id}); move away the one that is foreign here"
+        )
+    # Teacher and images may have been moved since.
+    moved = ("teacher", "data.name")
+    found = differences(run.config, record["config"], moved) if stamp is None else []
+    if found:
+        raise ValueError(
+            f"checkpoint {folder} belongs to a run with another config: {'; '.join(found)}; move "
+            "it away"
+        )
+
+
+def check_same(
+    old: Identity, new: Identity, workdir: Path, files: Sequence[File] | None = None
+) -> None:
+    """Raises ValueError that lists the fields in which a run would not be what it was begun as.
+
+    files: of the data as they are now (training.storage.listing), to say which of them changed.
+
+    A teacher is known by its parameters, data by their images: where they lie may change.
+    """
+    found = differences(old.config, new.config, moved_fields(old, new))
+    if found:
+        raise ValueError(
+            f"{workdir} holds a run with another config: {'; '.join(found)}. Choose another "
+            "--workdir or the run's own config"
+        )
+    check_same_sources(old, new.data, new.teacher, workdir, files)
+
+
+def moved_fields(old: Identity, new: Identity) -> tuple[str, ...]:
+    """The fields that say where teacher and data lie, as far as these are known by their content.
+
+    A resumed run that reads no teacher any more needs none. Of folders of images the content alone
+    counts.
+    """
+    both = old.config.get("teacher") and new.config.get("teacher")
+    same_teacher = both and old.teacher is not None and new.teacher in (None, old.teacher)
+    names = [config.get("data", {}).get("name") or "" for config in (old.config, new.config)]
+    folders = all(name.startswith("folder:") for name in names)
+    same_data = folders or (old.data is not None and old.data == new.data)
+    return ("teacher",) * bool(same_teacher) + ("data.name",) * same_data
+
+
+def check_same_sources(
+    run: Identity,
+    data: Plain | None,
+    teacher: Plain | None,
+    workdir: Path,
+    files: Sequence[File] | None = None,
+) -> None:
+    """Raises ValueError unless data and teacher are those that a run was begun with."""
+    where = changed_files(workdir, files) if files else ""
+    name = f"the data set of {workdir}"
+    check_same_source(run.data, data, name, "data.name's files", where)
+    check_same_source(run.teacher, teacher, f"the teacher of {workdir}", "the teacher's folder")
+
+
+def check_same_source(
+    old: Plain | None, new: Plain | None, name: str, files: str, where: str = ""
+) -> None:
+    """Raises ValueError if what a run reads is known, then and now, and is not the same.
+
+    where: which files changed, "" where unknown.
+    """
+    if old is None or new is None:
+        return
+    found = [where] * bool(where) + changes(old, new)
+    if changes(old, new):
+        raise ValueError(
+            f"{name} has changed since the run began: {'; '.join(found)}. Put back {files}, or "
+            "choose another --workdir"
+        )
+
+
+def differences(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]:
+    """The fields in which two configs are of different runs, with both values.
+
+    A field that the old config does not record counts as what it was then (BEFORE).
+    free: beginnings of names that may differ beside CHANGEABLE.
+    """
+    old, new = ({**BEFORE, **flat(config)} for config in (old, new))
+    free += (DECODING,) * (0 in (old[DECODING], new[DECODING]))  # 0 leaves it open
+    free += CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
+    return differing_fields(
+        *({k: v for k, v in c.items() if not k.startswith(free)} for c in (old, new))
+    )
+
+
+def differing_fields(old: Plain, new: Plain) -> list[str]:
+    """The fields in which two flat mappings differ, with both values."""
+    return [
+        f"{name} ({old.get(name)} there, {new.get(name)} now)"
+        for name in sorted(old.keys() | new.keys())
+        if old.get(name) != new.get(name)
+    ]
+
+
+def depends_on_length(fields: Plain) -> bool:
+    """Whether what a run does at a step depends on how many it has; fields by dotted name.
+
+    So it is with a schedule that ends at the last step, and with an objective whose grid or gap
+    changes over the run.
+    """
+    curriculum = fields.get("objective.curriculum.name", "constant")
+    return (
+        fields.get("optimizer.schedule") != "constant"
+        or (curriculum != "constant" and fields.get("objective.curriculum.total_steps") is None)
+        or fields.get("objective.total_steps", 0) is None
+    )
+
+
+def as_dict(config: ConfigDict) -> dict[str, Any]:
+    """The config as plain JSON values: tuples become lists."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+def flat(tree: Plain, prefix: str = "") -> dict[str, Any]:
+    """Nested fields by dotted name."""
+    fields = {}
+    for name, value in tree.items():
+        fields |= (
+            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+        )
+    return fields

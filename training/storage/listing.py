@@ -1,0 +1,53 @@
+"""The files that a run's data were read from, to say which of them changed: WORKDIR/files.json.
+
+Paths within the folder of images, sizes in bytes and modification times (ns). The identity of the
+data says whether they changed; this says where.
+"""
+
+import json
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from fewstep.files import write_json
+from fewstep.training.storage.seal import sealed, unsealed
+
+LISTING = "files.json"
+MOST_FILES = 200_000  # of larger data sets the counts of classes alone are known
+NAMED = 3  # files of each kind in a message
+
+File = Sequence[str | int]  # path, size, time
+
+
+def write_listing(workdir: Path, files: Iterable[File]) -> None:
+    """Keep the listing of a run's data, if there is none yet and it is not too long."""
+    files = [list(file) for file in files]
+    if 0 < len(files) <= MOST_FILES and not (workdir / LISTING).exists():
+        write_json(workdir / LISTING, sealed({"files": files}))
+
+
+def changed_files(workdir: Path, files: Iterable[File]) -> str:
+    """Which files were added, removed and written to since the run began; "" where unknown."""
+    try:
+        recorded = unsealed(json.loads((workdir / LISTING).read_bytes()))["files"]
+        before = {path: stamp for path, *stamp in recorded}
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+    now = {path: stamp for path, *stamp in files}
+    kept = before.keys() & now.keys()
+    resized = [path for path in kept if before[path][:1] != now[path][:1]]
+    rewritten = [path for path in kept if before[path] != now[path]]
+    # A copy of the folder may have new times throughout: they then say nothing.
+    written = rewritten if len(rewritten) < max(len(kept), 2) else resized
+    kinds = {
+        "added": now.keys() - before.keys(),
+        "removed": before.keys() - now.keys(),
+        "written to": written,
+    }
+    return "; ".join(f"{kind}: {some(paths)}" for kind, paths in kinds.items() if paths)
+
+
+def some(paths: Iterable[str]) -> str:
+    """The first paths, and how many more there are."""
+    paths = sorted(paths)
+    more = len(paths) - NAMED
+    return ", ".join(paths[:NAMED]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,51 @@
+"""A run's config as its folder has it: config.json, read with an error for whatever is wrong."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from fewstep.training.storage.fields import check_types
+
+DEEPEST = 20  # objects in each other; a config has four
+REMEDY = "restore the file, or delete it: the config is in the run's checkpoints too"
+
+
+def read_config(path: Path) -> ConfigDict:
+    """The config in a file, whose fields are of the right types.
+
+    Raises ValueError that names the file, what is wrong with it and what to do.
+    """
+    try:
+        return config_of(json.loads(path.read_bytes().decode()))
+    except RecursionError as error:
+        raise ValueError(f"{path} is nested too deeply to be a config; {REMEDY}") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not UTF-8 text ({error}); {REMEDY}") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); {REMEDY}") from error
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # the last, ConfigDict's
+        raise ValueError(f"{path} holds no config of a run: {error.args[0]}; {REMEDY}") from error
+
+
+def config_of(content: Any) -> ConfigDict:
+    """The config of plain JSON values. Raises an error that says what they are instead."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it is {described(content)}, not an object of fields")
+    if depth(content) > DEEPEST:
+        raise RecursionError
+    check_types(content)
+    return ConfigDict(content)
+
+
+def depth(content: Any) -> int:
+    """How many lists and objects lie in each other."""
+    inner = content.values() if isinstance(content, dict) else content
+    return 1 + max(map(depth, inner), default=0) if isinstance(content, dict | list) else 0
+
+
+def described(content: Any) -> str:
+    """A JSON value that is no object, in a word or two."""
+    kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return kinds.get(type(content), "a number")

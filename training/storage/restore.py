@@ -1,0 +1,309 @@
+"""Checkpoints of a run, read: the newest that is whole, as it was written.
+
+Neither a file system nor Orbax notices flipped bits, so what is read is compared with its
+fingerprint. Each process reads on its own, so that damage met by one of them leaves no other
+waiting; then all agree. Which checkpoints there are process 0 says, and the others wait until they
+see them: a disk that they share may show files late, and those are not damaged.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+
+from fewstep.objectives.base import Params
+from fewstep.training.cluster.channel import listed
+from fewstep.training.cluster.preemption import insist
+from fewstep.training.cluster.processes import blind, broadcast, everywhere, first_process_says, say
+from fewstep.training.storage.checkpoint import (
+    DAMAGED,
+    FOLDER,
+    OPTIMIZER,
+    RUN,
+    check_record,
+    first_line,
+    items,
+)
+from fewstep.training.storage.fingerprint import fingerprint
+from fewstep.training.storage.identity import check_checkpoint
+from fewstep.training.storage.seal import unsealed
+from fewstep.training.storage.train_state import TrainState
+
+T = TypeVar("T")
+
+
+def newest_state(workdir: Path, abstract: TrainState) -> TrainState | None:
+    """The newest whole state of a run, None if it has no checkpoint.
+
+    abstract: a TrainState of shapes with shardings. Newer checkpoints that are damaged are named on
+    standard error and moved to WORKDIR/damaged. Raises ValueError if there are checkpoints and none
+    of them can be read.
+    """
+    if not has_checkpoint_for_all(workdir):
+        return None
+    with read_checkpoints(workdir) as checkpoints:
+        state, damaged = newest_whole(checkpoints, lambda s: read_state(checkpoints, s, abstract))
+    set_aside(workdir, damaged)
+    return state
+
+
+def state_before(workdir: Path, abstract: TrainState, step: int) -> TrainState | None:
+    """The state of the newest checkpoint before a step, None if there is none.
+
+    Raises ValueError if that one is damaged.
+    """
+    if not has_checkpoint_for_all(workdir):
+        return None
+    with read_checkpoints(workdir) as checkpoints:
+        before = max((s for s in steps_for_all(checkpoints) if s < step), default=None)
+        if before is None:
+            return None
+        wait_for_files(checkpoints, before)
+        return read_state(checkpoints, before, abstract)
+
+
+def read_state(checkpoints: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
+    """The state of a step. Raises ValueError if it is damaged or of another model."""
+    restored = read_items(checkpoints, step, items(abstract))
+    return TrainState(
+        step=jax.device_put(np.int32(step), abstract.step.sharding),
+        networks={name: restored[name] for name in abstract.networks},
+        followers={name: restored[name] for name in abstract.followers},
+        optimizers={name: restored[OPTIMIZER + name] for name in abstract.optimizers},
+    )
+
+
+def restore_network(
+    workdir: Path, name: str, abstract: Params, step: int | None = None
+) -> tuple[Params, int]:
+    """One network of a run and its step, the newest that is whole by default.
+
+    Raises ValueError if there is no such checkpoint or it cannot be read.
+    """
+    with read_checkpoints(workdir) as checkpoints:
+
+        def read(step: int) -> tuple[Params, int]:
+            return read_items(checkpoints, step, {name: abstract})[name], step
+
+        chosen = choose_step(steps_for_all(checkpoints), workdir, step)
+        if step is None:
+            return newest_whole(checkpoints, read)[0]
+        wait_for_files(checkpoints, chosen)
+        return read(chosen)
+
+
+def newest_whole(
+    checkpoints: ocp.CheckpointManager, read: Callable[[int], T]
+) -> tuple[T, list[int]]:
+    """What is read of the newest step that can be, by all processes, and the steps after it.
+
+    Those are named on standard error. Raises ValueError, for the newest, if none can be read.
+    """
+    errors: dict[int, ValueError] = {}
+    for step in reversed(steps_for_all(checkpoints)):
+        wait_for_files(checkpoints, step)
+        result, error = attempt(read, step)
+        if everywhere(error is None):
+            for other, damage in errors.items():
+                say(
+                    f"warning: {damage or f'checkpoint {other} is damaged'}; {step} is used",
+                    sys.stderr,
+                )
+            return result, list(errors)
+        errors[step] = error
+    told = [str(error) for error in errors.values() if error] or ["another process says why"]
+    raise ValueError(
+        f"{told[0]}. No checkpoint of {len(errors)} is whole: use the config that the run was "
+        "trained with, or start another --workdir; nothing was changed here"
+    )
+
+
+def has_checkpoint_for_all(workdir: Path) -> bool:
+    """Whether process 0 sees a checkpoint; the others wait for the folder.
+
+    Raises ValueError, in all processes, if some do not see it after a while.
+    """
+    if not first_process_says(has_checkpoint(workdir)):
+        return False
+    check_seen(workdir / FOLDER, blind((workdir / FOLDER).is_dir))
+    return True
+
+
+def steps_for_all(checkpoints: ocp.CheckpointManager) -> list[int]:
+    """The steps that process 0 sees, in order, in all processes."""
+    return broadcast(sorted(checkpoints.all_steps()))
+
+
+def wait_for_files(checkpoints: ocp.CheckpointManager, step: int) -> None:
+    """Wait until all processes see what process 0 sees of a checkpoint.
+
+    Raises ValueError, in all of them, if some do not after a while.
+    """
+    folder = Path(checkpoints.directory) / str(step)
+    wanted = broadcast(sizes(folder))
+    check_seen(folder, blind(lambda: wanted.items() <= sizes(folder).items()))
+    if step not in checkpoints.all_steps():
+        checkpoints.reload()  # it was read before the step was there
+
+
+def sizes(folder: Path) -> dict[str, int]:
+    """The bytes of each file in a folder, by its path there."""
+    with suppress(FileNotFoundError):  # one that another process removes at this moment
+        files = [path for path in folder.rglob("*") if path.is_file()]
+        return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
+    return {}
+
+
+def check_seen(folder: Path, blind: Sequence[int]) -> None:
+    """Raises ValueError that names the processes that do not see a folder as process 0 does."""
+    if blind:
+        raise ValueError(
+            f"{folder} is not what process 0 sees for {listed(blind)}: put it on a disk that all "
+            "hosts see. If that disk is slow to show files, start the same command again"
+        )
+
+
+def attempt(read: Callable[[int], T], step: int) -> tuple[T | None, ValueError | None]:
+    """What `read` returns, and None; or None and the error that it raises."""
+    try:
+        return read(step), None
+    except ValueError as error:
+        return None, error
+
+
+def set_aside(workdir: Path, steps: Sequence[int]) -> None:
+    """Move checkpoints to WORKDIR/damaged; nothing is deleted."""
+    if not steps:
+        return
+    if jax.process_index() == 0:
+        for step in steps:
+            (workdir / DAMAGED).mkdir(exist_ok=True)
+            number = sum(path.name.split(".")[0] == str(step) for path in damaged(workdir))
+            name = f"{step}.{number}" if number else str(step)
+            os.replace(workdir / FOLDER / str(step), workdir / DAMAGED / name)
+    multihost_utils.sync_global_devices("damaged checkpoints set aside")
+
+
+def damaged(workdir: Path) -> list[Path]:
+    """The checkpoints that were set aside."""
+    return sorted((workdir / DAMAGED).glob("*"))
+
+
+def read_items(
+    checkpoints: ocp.CheckpointManager, step: int, abstract: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Items of a step, compared with their fingerprints.
+
+    Raises ValueError if one cannot be read, is not what was written, or is of another model.
+    """
+    trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
+    arguments = ocp.args.Composite(**trees, **{RUN: ocp.args.JsonRestore()})
+    folder = Path(checkpoints.directory) / str(step)
+    restored = reading(lambda: checkpoints.restore(step, args=arguments), folder)
+    prints = own_record(restored[RUN], folder)["fingerprints"]
+    for name in abstract:
+        if fingerprint(restored[name]) != prints.get(name):
+            insist()
+            raise ValueError(f"checkpoint {folder} is damaged: {name} is not what was written")
+    return {name: restored[name] for name in abstract}
+
+
+def read_record(workdir: Path, step: int | None = None) -> dict[str, Any]:
+    """step, config, run and fingerprints of a checkpoint, by default the newest that has them.
+
+    Raises ValueError if it is not there, cannot be read, or is not this run's.
+    """
+    with read_checkpoints(workdir) as checkpoints:
+        newest = choose_step(checkpoints.all_steps(), workdir, step)
+        older = [] if step is not None else sorted(checkpoints.all_steps(), reverse=True)[1:]
+        errors = []
+        for candidate in (newest, *older):
+            record, error = attempt(lambda s: read_own_record(checkpoints, s), candidate)
+            if record is not None:
+                return record
+            errors.append(error)
+        raise errors[0]
+
+
+def read_own_record(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """The record of a step. Raises ValueError if it cannot be read, or is not this run's."""
+    folder = Path(checkpoints.directory) / str(step)
+    arguments = ocp.args.Composite(**{RUN: ocp.args.JsonRestore()})
+    return own_record(
+        reading(lambda: checkpoints.restore(step, args=arguments)[RUN], folder), folder
+    )
+
+
+def own_record(content: Any, folder: Path) -> dict[str, Any]:
+    """The record that is sealed in a checkpoint's folder.
+
+    Raises ValueError if it is damaged, or of another step or run than the folder's.
+    """
+    record = reading(lambda: unsealed(content), folder)
+    reading(lambda: check_record(record), folder)
+    check_checkpoint(record, folder)
+    return record
+
+
+def read_checkpoints(workdir: Path) -> ocp.CheckpointManager:
+    """The checkpoints of a run, which may be saving at this moment, to be read only.
+
+    Each process reads on its own, so that damage met by one of them leaves no other waiting. Raises
+    ValueError if there is no such folder.
+    """
+    if not (workdir / FOLDER).is_dir():
+        raise ValueError(f"{workdir} holds no checkpoints; train there first (--mode=train)")
+    index = jax.process_index()
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=index, active_processes={index}, barrier_sync_key_prefix=f"process_{index}"
+    )
+    options = ocp.CheckpointManagerOptions(
+        read_only=True, create=False, multiprocessing_options=alone
+    )
+    return ocp.CheckpointManager((workdir / FOLDER).absolute(), options=options)
+
+
+def has_checkpoint(workdir: Path) -> bool:
+    """Whether a run has been saved."""
+    if not (workdir / FOLDER).is_dir():
+        return False
+    with read_checkpoints(workdir) as checkpoints:
+        return checkpoints.latest_step() is not None
+
+
+def choose_step(steps: Sequence[int], workdir: Path, step: int | None) -> int:
+    """`step`, the newest of `steps` if None. Raises ValueError if it is not there."""
+    if step is None and not steps:
+        raise ValueError(f"{workdir / FOLDER} has no complete checkpoint; train there first")
+    step = max(steps) if step is None else step
+    if step not in steps:
+        raise ValueError(
+            f"{workdir / FOLDER} has {sorted(steps) or 'no complete checkpoint'}, not {step}"
+        )
+    return step
+
+
+def saved_step(workdir: Path, step: int | None = None) -> int:
+    """`step`, by default the newest of a run's checkpoints whose record can be read.
+
+    Raises ValueError if there is none, or it is of another run.
+    """
+    return read_record(workdir, step)["step"]
+
+
+def reading(read: Callable[[], Any], folder: Path) -> Any:
+    try:
+        return read()
+    except Exception as error:  # Orbax reports damage by half a dozen exception types
+        insist()
+        raise ValueError(
+            f"checkpoint {folder} cannot be read: it is damaged, or belongs to another model or "
+            f"optimizer ({first_line(error)})"
+        ) from error

@@ -1,0 +1,332 @@
+"""A run's folder: what it records when training starts, and who may write to it.
+
+run.json          which run it is, sealed (training/storage/identity.py)
+config.json       the same config, to read
+environment.json  one entry for each start: command, versions, code, devices
+"""
+
+import errno
+import fcntl
+import json
+import os
+import platform
+import shutil
+import socket
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from fewstep.data import NEWEST_ORDER
+from fewstep.files import write_json
+from fewstep.training.cluster.channel import listed
+from fewstep.training.cluster.processes import blind, broadcast, first_process_says, warn, warn_once
+from fewstep.training.storage import identity, restore
+from fewstep.training.storage.checkpoint import recorded_run
+from fewstep.training.storage.code_version import code_version, describe_code
+from fewstep.training.storage.fields import is_whole
+from fewstep.training.storage.identity import Identity, Plain, as_dict
+from fewstep.training.storage.listing import File, write_listing
+from fewstep.training.storage.record import read_config
+
+CONFIG = "config.json"
+ENVIRONMENT = "environment.json"
+LOCK = "lock"
+# What file systems say that have no locks, such as NFS without its lock service.
+UNLOCKED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def start_run(
+    workdir: Path,
+    config: ConfigDict,
+    data: Plain | None = None,
+    teacher: Plain | None = None,
+    class_counts: Sequence[int] | None = None,
+    files: Sequence[File] = (),
+) -> Identity:
+    """Record which run this is, or check against the record; returns its identity.
+
+    data, teacher, class_counts: as in `Identity`. files: of the data (training.storage.listing).
+    Raises ValueError, in all processes, if the folder holds a run with another config (but for
+    `identity.CHANGEABLE`), other data or another teacher.
+    """
+    record: dict[str, Any] = {}
+    if jax.process_index() == 0:
+        try:
+            record["run"] = record_start(
+                workdir, as_dict(config), data, teacher, class_counts, files
+            )._asdict()
+        except ValueError as error:
+            record["error"] = str(error)
+    record = broadcast(record)
+    if "error" in record:
+        raise ValueError(record["error"])
+    run = Identity(**record["run"])
+    check_shared(workdir, run.id)
+    # Other processes may read their data and teacher from other disks than the first.
+    identity.check_same_sources(run, data, teacher, workdir)
+    return run
+
+
+def check_shared(workdir: Path, id: str) -> None:
+    """Raises ValueError, in all processes, unless each of them sees the record of the run `id`."""
+
+    def sees_it() -> bool:
+        with suppress(ValueError):  # half of it may have arrived
+            run = identity.read_identity(workdir)
+            return run is not None and run.id == id
+        return False
+
+    others = blind(sees_it)
+    if others:
+        raise ValueError(
+            f"{workdir} is another folder for {listed(others)} than for process 0; put --workdir "
+            "on a disk that all hosts see"
+        )
+
+
+def record_start(
+    workdir: Path,
+    config: Plain,
+    data: Plain | None,
+    teacher: Plain | None,
+    class_counts: Sequence[int] | None,
+    files: Sequence[File],
+) -> Identity:
+    """`start_run` in one process."""
+    counts = None if class_counts is None else list(class_counts)
+    now = Identity(identity.new_id(), config, data, teacher, NEWEST_ORDER, counts)
+    if is_run(workdir):
+        before = recorded_identity(workdir)
+        identity.check_same(before, now, workdir, files)
+        if not before.id:
+            warn(
+                f"{workdir} was made by a version that recorded no run id; it gets one, and a "
+                "record of its data and teacher as they are now"
+            )
+        now = before._replace(
+            id=before.id or now.id,
+            config=config,
+            data=before.data or data,
+            teacher=before.teacher or teacher,
+        )
+    workdir.mkdir(parents=True, exist_ok=True)
+    identity.write_identity(workdir, now)
+    if data is not None:
+        write_listing(workdir, files)
+    write_json(workdir / CONFIG, config)
+    record_environment(workdir)
+    return now
+
+
+def recorded_identity(workdir: Path, step: int | None = None) -> Identity:
+    """The identity of the run in a folder; its id is "" if an older version made it.
+
+    From run.json, else from the checkpoint of that step (the newest by default), else from
+    config.json. Raises ValueError if the folder holds no run, or its record cannot be read.
+    """
+    run = identity.read_identity(workdir)
+    if run is not None:
+        return run
+    if not restore.has_checkpoint(workdir):
+        return Identity("", as_dict(read_config(workdir / CONFIG)))
+    return recorded_run(restore.read_record(workdir, step))
+
+
+def data_order(workdir: Path) -> int:
+    """The order in which the run of a folder reads its data; the newest if it holds no run."""
+    return recorded_identity(workdir).order if is_run(workdir) else NEWEST_ORDER
+
+
+def check_same_run(
+    workdir: Path,
+    config: ConfigDict,
+    data: Plain | None = None,
+    teacher: Plain | None = None,
+    files: Sequence[File] = (),
+) -> None:
+    """Raises ValueError if `start_run` with these arguments would, in a folder that holds a run."""
+    now = Identity("", as_dict(config), data, teacher)
+    identity.check_same(recorded_identity(workdir), now, workdir, files)
+
+
+@contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+    """The folder, made, as this run's alone; given back at the end, and when the process dies.
+
+    Raises ValueError if another process has it, OSError if it cannot be written to.
+    """
+    if jax.process_index() > 0:
+        check_claimed(first_process_says(False), workdir, "")
+        yield
+        return
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        lock = (workdir / LOCK).open("a+")
+    except OSError as error:
+        raise OSError(
+            f"{workdir} cannot be written to ({error.strerror}); choose another --workdir"
+        ) from error
+    with lock as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            owned = True
+        except BlockingIOError:
+            owned = False
+        except OSError as error:  # a file system without locks
+            if error.errno not in UNLOCKED:
+                raise
+            warn(f"{workdir} has no locks ({error.strerror}): start no second run in it")
+            owned = True
+        file.seek(0)
+        check_claimed(first_process_says(owned), workdir, file.read())
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()} since {time.ctime()}")
+        file.flush()
+        yield
+
+
+def check_claimed(owned: bool, workdir: Path, owner: str) -> None:
+    """Raises ValueError that names the owner unless the folder is ours."""
+    if not owned:
+        raise ValueError(
+            f"{workdir} is being trained in ({owner or 'by another process'}); wait for that, or "
+            "choose another --workdir"
+        )
+
+
+def check_space(workdir: Path, size: int) -> None:
+    """Raises OSError if the folder's disk has less free than a checkpoint's `size` in bytes."""
+    free = shutil.disk_usage(workdir).free
+    if free < size:
+        raise OSError(
+            f"{workdir} has {free / 2**30:.2f} GiB free, and a checkpoint of this run takes "
+            f"{size / 2**30:.2f} GiB; free disk space or choose another --workdir"
+        )
+
+
+def is_run(workdir: Path) -> bool:
+    """Whether the folder holds a run, its record or its checkpoints."""
+    records = (workdir / identity.RUN, workdir / CONFIG)
+    return any(path.exists() for path in records) or restore.has_checkpoint(workdir)
+
+
+def load_config(workdir: Path, step: int | None = None) -> ConfigDict:
+    """The config of a run as it was sealed, in run.json or a checkpoint, the newest by default.
+
+    Where config.json differs a warning names the fields. Raises ValueError if the folder holds no
+    run.
+    """
+    if not is_run(workdir):
+        raise ValueError(
+            f"{workdir / CONFIG} does not exist: {workdir} is no run; train there first"
+        )
+    config = ConfigDict(recorded_identity(workdir, step).config)
+    if (workdir / CONFIG).exists():
+        warn_if_edited(workdir / CONFIG, as_dict(config))
+    return config
+
+
+def warn_if_edited(path: Path, config: Plain) -> None:
+    """Name the fields in which a config.json is not the sealed config, once for each folder."""
+    try:
+        shown = as_dict(read_config(path))
+    except ValueError as error:
+        warn_once(f"{error}; the sealed config of the run is used")
+        return
+    found = identity.differing_fields(identity.flat(config), identity.flat(shown))
+    if found:
+        warn_once(
+            f"{path} is not the config that the run was trained with: {'; '.join(found)}. The "
+            "run's own values are used"
+        )
+
+
+def record_environment(workdir: Path) -> None:
+    """Append this start to environment.json; a warning if it runs other code than the last one."""
+    path, now = workdir / ENVIRONMENT, environment()
+    starts = read_environments(path)
+    changes = environment_changes(starts[-1], now) if starts else []
+    if changes:
+        warn(f"{workdir} goes on under another version: {'; '.join(changes)}")
+    write_json(path, [*starts, now])
+
+
+def start_line(workdir: Path, step: int, steps: int) -> str:
+    """Whether a run starts or goes on, where, and on what, in a line; called by process 0.
+
+    It says on what the run was before, if that differs. step: which it starts from.
+    """
+    *before, now = read_environments(workdir / ENVIRONMENT)[-2:] or [environment()]
+    here, there = hardware(now), "".join(map(hardware, before))
+    alike = there in (here, hardware({**now, "kind": None}))  # earlier versions recorded no kind
+    changed = f" (before: {there})" if there and not alike else ""
+    again = " again, since nothing was saved," if before else ""
+    does = f"resumes {workdir} at step {step} of {steps}" if step else f"starts {workdir}{again}"
+    return f"{does}{'' if step else f' for {steps} steps'} on {here}{changed}"
+
+
+def hardware(start: Plain) -> str:
+    """Devices and processes of a start, in words; "" if it does not say."""
+    devices, processes = start.get("devices"), start.get("processes", 1)
+    if not (isinstance(devices, list) and is_whole(processes)):
+        return ""
+    kind = f" ({start['kind']})" if isinstance(start.get("kind"), str) else ""
+    return f"{counted(len(devices), 'device')}{kind} of {counted(processes, 'process')}"
+
+
+def counted(count: int, noun: str) -> str:
+    """A number of things."""
+    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
+
+
+def read_environments(path: Path) -> list[dict[str, Any]]:
+    """The recorded starts of a run, the newest last; a file that cannot be read is moved aside."""
+    try:
+        starts = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (ValueError, RecursionError):
+        starts = None
+    starts = [starts] if isinstance(starts, dict) else starts  # as older versions wrote it
+    if isinstance(starts, list) and all(isinstance(start, dict) for start in starts):
+        return starts
+    aside = path.with_name(f"{path.stem}.unreadable-{int(time.time())}.json")
+    os.replace(path, aside)
+    warn_once(f"{path} cannot be read; it is kept as {aside.name}, and a new one begun")
+    return []
+
+
+def environment_changes(before: Plain, now: Plain) -> list[str]:
+    """What of code and packages is another than at the start before, in words."""
+    old_code, code = before.get("code"), now["code"]
+    changes = []
+    if isinstance(old_code, Mapping) and old_code.get("sources") != code["sources"]:
+        changes.append(f"{describe_code(old_code)} there, {describe_code(code)} now")
+    old_packages = before.get("packages")
+    if isinstance(old_packages, Mapping):
+        changes += identity.differing_fields(old_packages, now["packages"])
+    return changes
+
+
+def environment() -> dict[str, Any]:
+    """Time, command line, versions and devices of this start."""
+    return {
+        "time": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "code": code_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in PACKAGES},
+        "devices": [str(device) for device in jax.devices()],
+        "kind": jax.devices()[0].device_kind,
+        "processes": jax.process_count(),
+    }

@@ -1,0 +1,1 @@
+"""Files of published or foreign weights, read without running code from them."""
