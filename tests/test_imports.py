@@ -29,6 +29,8 @@ FLOORS = {
     "eval": 14,
     "modes": 15,
 }
+# A report draws what was measured: it needs no network.
+APART = {"eval/report": {"eval/features"}}
 FOREIGN = {"samplers": {"flax", "ml_collections"}, "objectives": {"flax", "ml_collections"}}
 MATHEMATICS_ONLY = {"flax", "ml_collections", "optax", "orbax", "os", "pathlib"}
 
@@ -74,6 +76,7 @@ def test_a_room_imports_only_from_floors_below(room):
                 assert rest[0] != "configs", f"{path} imports {module}"
                 other = room_of("/".join(rest))
                 assert other == room or FLOORS[other] < FLOORS[room], f"{path} imports {module}"
+                assert other not in APART.get(room, set()), f"{path} imports {module}"
 
 
 @pytest.mark.parametrize("room", FOREIGN)

@@ -66,3 +66,12 @@ def fit_array(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
         return image
     squeezed = image[..., 0] if image.shape[-1] == 1 else image
     return fit(Image.fromarray(squeezed), image_size, channels)
+
+
+def check_images(images: np.ndarray, name: str = "images") -> None:
+    """Raises ValueError unless `images` are uint8 [N, H, W, C]."""
+    if images.dtype != np.uint8 or images.ndim != 4:
+        raise ValueError(
+            f"{name} must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}; "
+            "convert from [-1, 1] to bytes first"
+        )

@@ -31,11 +31,11 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Split
+from fewstep.data.arrays.pixels import check_images
 from fewstep.eval.features.feature_network import (
     HALF_RANGE,
     FeatureNetwork,
     FeatureOutputs,
-    check_images,
     extractor,
 )
 from fewstep.eval.features.parameters import Params, digest, named, tree_of

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from fewstep.data.arrays.pixels import check_images
 from fewstep.training.sharding import batch_sharding, replicated
 
 # Half the range of a byte: v / 127.5 - 1 takes 0 .. 255 to [-1, 1].
@@ -95,15 +96,6 @@ def check_dimension(features: str, image_shape: tuple[int, ...]) -> None:
         raise ValueError(
             f"evaluate.features=pixels has {dimension} dimensions for these images, more than "
             f"{LARGEST_DIMENSION}; use inception, dinov2, classifier or none"
-        )
-
-
-def check_images(images: np.ndarray, name: str = "images") -> None:
-    """Raises ValueError unless `images` are uint8 [N, H, W, C]."""
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"{name} must be uint8 [N, H, W, C], not {images.dtype} {list(images.shape)}; "
-            "convert from [-1, 1] to bytes first"
         )
 
 

@@ -9,7 +9,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from fewstep.eval.features.feature_network import check_images
+from fewstep.data.arrays.pixels import check_images
 from fewstep.files import replace_file
 
 SEPARATION = 1  # pixels between neighbours, before a grid is enlarged
