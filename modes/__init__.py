@@ -1,30 +1,28 @@
-"""What the command line can do: one file per mode, each with a function of a `Request`."""
+"""What the command line can do: one file per mode, which declares the flags that it reads."""
 
-from collections.abc import Callable
+from fewstep.modes.checkpoints import CHECKPOINTS
+from fewstep.modes.compare import COMPARE
+from fewstep.modes.describe import DESCRIBE
+from fewstep.modes.doctor import DOCTOR
+from fewstep.modes.evaluate import EVALUATE
+from fewstep.modes.mode import Mode
+from fewstep.modes.plan import PLAN
+from fewstep.modes.prepare import PREPARE
+from fewstep.modes.replay import REPLAY
+from fewstep.modes.report import REPORT
+from fewstep.modes.sample import SAMPLE
+from fewstep.modes.train import TRAIN
 
-from fewstep.modes.checkpoints import checkpoints
-from fewstep.modes.compare import compare
-from fewstep.modes.describe import describe
-from fewstep.modes.doctor import doctor
-from fewstep.modes.evaluate import evaluate
-from fewstep.modes.plan import plan
-from fewstep.modes.prepare import prepare
-from fewstep.modes.replay import replay
-from fewstep.modes.report import report
-from fewstep.modes.request import Request
-from fewstep.modes.sample import sample
-from fewstep.modes.train import train
-
-MODES: dict[str, Callable[[Request], None]] = {
-    "train": train,
-    "evaluate": evaluate,
-    "sample": sample,
-    "prepare": prepare,
-    "describe": describe,
-    "plan": plan,
-    "report": report,
-    "compare": compare,
-    "checkpoints": checkpoints,
-    "replay": replay,
-    "doctor": doctor,
+MODES: dict[str, Mode] = {
+    "train": TRAIN,
+    "evaluate": EVALUATE,
+    "sample": SAMPLE,
+    "prepare": PREPARE,
+    "describe": DESCRIBE,
+    "plan": PLAN,
+    "report": REPORT,
+    "compare": COMPARE,
+    "checkpoints": CHECKPOINTS,
+    "replay": REPLAY,
+    "doctor": DOCTOR,
 }

@@ -7,6 +7,7 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from fewstep.modes.mode import WORKDIR, Mode
 from fewstep.modes.request import Request, required_workdir
 from fewstep.progress import progress
 from fewstep.training.experiment import rebuild
@@ -83,3 +84,6 @@ def distances(values: dict[str, float]) -> str:
     """What the evaluation at a step found, if there was one."""
     found = [f"{k} {v:.4g}" for k, v in values.items() if k.startswith(SHOWN) and "error" not in k]
     return f"; {', '.join(found)}" if found else ""
+
+
+CHECKPOINTS = Mode(checkpoints, "Read and check the checkpoints of a run.", WORKDIR)

@@ -27,6 +27,7 @@ from fewstep.eval.report.runs import by_method
 from fewstep.eval.report.spreadsheet import text_table, write_csv
 from fewstep.files import check_writable
 from fewstep.modes.evaluate import evaluate
+from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode, names, ranges
 from fewstep.modes.report import write_page
 from fewstep.modes.request import (
     Request,
@@ -232,3 +233,17 @@ def is_evaluated(cell: Cell) -> bool:
         cell.folder / FOLDER / f"{id}{end}" for id in cell.results for end in (".json", ".npz")
     ]
     return all(file.exists() for file in files)
+
+
+COMPARE = Mode(
+    compare,
+    "Train and evaluate several methods with several seeds, and tabulate them.",
+    {
+        **CONFIG,
+        **WORKDIR,
+        "methods": Flag("Methods to compare, such as cd,sim; their teachers are added.", names),
+        "seeds": Flag("Seeds of the runs; default the config's.", ranges),
+    },
+    together=True,
+    trains=True,
+)

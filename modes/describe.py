@@ -5,6 +5,7 @@ import math
 import jax
 from ml_collections import ConfigDict
 
+from fewstep.modes.mode import CONFIG, Mode
 from fewstep.modes.request import Request, required_config, resolve_where_open
 from fewstep.training.cost.compiled import step_inputs
 from fewstep.training.cost.step_cost import forward_flops, step_flops
@@ -67,3 +68,6 @@ def size(tree: object) -> str:
 def bytes_of(tree: object) -> int:
     """Bytes of a tree of shapes."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+DESCRIBE = Mode(describe, "Print networks, parameters, shapes and FLOPs of a config.", CONFIG)

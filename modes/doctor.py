@@ -13,6 +13,7 @@ from typing import NamedTuple
 import jax
 
 from fewstep.modes.checks import ALONE, TOGETHER, Check, Job
+from fewstep.modes.mode import CONFIG, WORKDIR, Mode
 from fewstep.modes.request import Request
 from fewstep.training.cluster.processes import gather
 
@@ -105,3 +106,13 @@ def odd(findings: Sequence[Finding]) -> Iterator[tuple[Finding, str]]:
 def line(name: str, found: Finding, who: str = "") -> str:
     """A finding as it is printed."""
     return f"{found.status:6}  {name:11}  {who}{': ' if who else ''}{found.text}"
+
+
+# The doctor tells different flags itself, with all else that it finds.
+DOCTOR = Mode(
+    doctor,
+    "Check what can be known to go wrong before a long job.",
+    {**CONFIG, **WORKDIR},
+    together=True,
+    alike=False,
+)

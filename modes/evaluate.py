@@ -5,6 +5,7 @@ import jax
 from fewstep.eval.evaluate import check_evaluation, evaluator, samples_at, summary
 from fewstep.eval.report.evaluation import FOLDER
 from fewstep.files import check_writable
+from fewstep.modes.mode import CHECKPOINT, CONFIG, WORKDIR, Flag, Mode, path
 from fewstep.modes.request import (
     Request,
     check_places,
@@ -55,3 +56,16 @@ def evaluate(request: Request) -> None:
         show=lambda results: print(summary(results), flush=True),
     )
     evaluate_network(params, step)
+
+
+EVALUATE = Mode(
+    evaluate,
+    "Measure a checkpoint of a run.",
+    {
+        **CONFIG,
+        **WORKDIR,
+        **CHECKPOINT,
+        "out": Flag("Folder for the results; default that of the run.", path),
+    },
+    together=True,
+)

@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 
 from fewstep.modes.budget import aimed, checkpoint_cost, duration, fixed_seconds
 from fewstep.modes.describe import bytes_of, size
+from fewstep.modes.mode import CONFIG, Flag, Mode, integers, number, numbers
 from fewstep.modes.request import Request, required_config, resolve_where_open
 from fewstep.training.cost.accelerators import ACCELERATORS, GIB, Target
 from fewstep.training.cost.compiled import (
@@ -247,3 +248,17 @@ def exchanges(found: list[Collective]) -> list[str]:
 def amount(name: str, number: int, meaning: str = "") -> str:
     """A line on bytes."""
     return f"{name:<24}{number / MIB:>12,.1f} MiB  {meaning}".rstrip()
+
+
+PLAN = Mode(
+    plan,
+    "Print the memory, time and money that a run needs on devices that are not here.",
+    {
+        **CONFIG,
+        "mesh": Flag("Sizes of the axes data and fsdp, such as 8,8.", integers),
+        "accelerator": Flag("Devices, such as h100, 8xh100, or the TPU slices v4-32, v5e-16."),
+        "mfu": Flag("Share of the peak FLOP/s that is reached; default 0.25,0.45.", numbers),
+        "price": Flag("Price of a device for an hour, in any currency.", number),
+        "disk_speed": Flag("GB/s that all processes together write; default 1.", number),
+    },
+)

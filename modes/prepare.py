@@ -1,6 +1,7 @@
 """--mode=prepare: download and convert a data set ahead of training."""
 
 from fewstep import data
+from fewstep.modes.mode import CONFIG, Mode
 from fewstep.modes.request import Request, data_arguments, required_config
 
 
@@ -9,3 +10,6 @@ def prepare(request: Request) -> None:
     config = required_config(request)
     folder = data.prepare(**data_arguments(config))
     print(f"{config.data.name} is ready in {folder}")
+
+
+PREPARE = Mode(prepare, "Download and decode a data set before training.", CONFIG)

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.data import Dataset
+from fewstep.modes.mode import CONFIG, WORKDIR, Mode
 from fewstep.modes.request import (
     Request,
     check_places,
@@ -135,3 +136,11 @@ def description(
 def first(items: Mapping[str, Any]) -> dict[str, Any]:
     """The first of a mapping."""
     return dict(list(items.items())[:SHOWN])
+
+
+REPLAY = Mode(
+    replay,
+    "Do a step that was not finite again, and show where it broke.",
+    {**CONFIG, **WORKDIR},
+    together=True,
+)

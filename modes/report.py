@@ -6,6 +6,7 @@ from pathlib import Path
 from fewstep.eval.report.page import results_page
 from fewstep.eval.report.runs import Run, by_method, load_runs
 from fewstep.files import check_writable
+from fewstep.modes.mode import WORKDIR, Flag, Mode, path, paths
 from fewstep.modes.request import Request
 from fewstep.progress import progress
 from fewstep.training.cost.step_cost import network_evaluations
@@ -56,3 +57,15 @@ def with_network_evaluations(group: Sequence[Run]) -> list[Run]:
         )
         for run in group
     ]
+
+
+REPORT = Mode(
+    report,
+    "Write one HTML page of the evaluations of some runs.",
+    {
+        **WORKDIR,
+        "workdirs": Flag("Folders of the runs to show together.", paths),
+        "metric": Flag("Which measurement, such as fd-pixels-1k, if the runs have several."),
+        "out": Flag("An .html file.", path),
+    },
+)

@@ -52,8 +52,8 @@ class Request(NamedTuple):
     teachers: the method whose runs teach a method.
     """
 
-    config: ConfigDict | None
-    workdir: Path | None
+    config: ConfigDict | None = None
+    workdir: Path | None = None
     config_of_method: Callable[[str], ConfigDict] | None = None
     workdirs: tuple[Path, ...] = ()
     steps: int = 1

@@ -14,6 +14,17 @@ from fewstep.data.folders.class_names import described, label_of
 from fewstep.eval.generate import batch_sampler, generate
 from fewstep.eval.report.grid import save_grid, save_png
 from fewstep.files import check_writable, write_json, write_npz
+from fewstep.modes.mode import (
+    CHECKPOINT,
+    WORKDIR,
+    Flag,
+    Mode,
+    indices_or_names,
+    integer,
+    number,
+    path,
+    ranges,
+)
 from fewstep.modes.request import Request, load_run, required_workdir
 from fewstep.training.classes import class_names
 from fewstep.training.experiment import check_guidance
@@ -176,3 +187,19 @@ def chosen_labels(request: Request, num_classes: int, names: Sequence[str] = ())
         return np.array([-1])
     asked = [label_of(label, names, num_classes) for label in request.labels]
     return np.array(asked or range(num_classes))
+
+
+SAMPLE = Mode(
+    sample,
+    "Draw images from a run.",
+    {
+        **WORKDIR,
+        **CHECKPOINT,
+        "steps": Flag("Number of sampling steps; default 1.", integer),
+        "seeds": Flag("Seeds of the noise, one image each; default 0-63.", ranges),
+        "labels": Flag("Classes by index or name, in turn; default all.", indices_or_names),
+        "guidance": Flag("Guidance scale; 1 is none.", number),
+        "out": Flag("A folder or an .npz file.", path),
+    },
+    together=True,
+)

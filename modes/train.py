@@ -1,5 +1,6 @@
 """--mode=train: train from scratch, or go on from the newest checkpoint of the workdir."""
 
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from fewstep.eval.evaluate import Evaluate, check_evaluation, evaluator, samples
 from fewstep.eval.pairs import teacher_pairs
 from fewstep.messages import command
 from fewstep.modes.describe import bytes_of
+from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode
 from fewstep.modes.request import (
     Request,
     as_begun,
@@ -58,6 +60,16 @@ def train(request: Request) -> None:
         with claimed(path):
             step = train_claimed(path, job, preemption)
     say(f"{path} is at step {step}; draw from it: {command('sample', workdir=path)}")
+
+
+def window(flag: str, given: str) -> Window:
+    """The steps of START:STOP. Raises ValueError."""
+    ends = re.fullmatch(r"(\d+):(\d+)", given)
+    if not ends:
+        raise ValueError(
+            f"--{flag}={given} must be START:STOP, two numbers of steps such as 100:103"
+        )
+    return Window(*map(int, ends.groups()))
 
 
 class Job(NamedTuple):
@@ -349,3 +361,16 @@ def check_step(
     batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
     step = compile_step(objective, optimizers, config.seed, mesh, config.micro_batches)
     return jax.eval_shape(step, state, frozen, batch)[0]
+
+
+TRAIN = Mode(
+    train,
+    "Train, or go on from the newest checkpoint; evaluate and save on the way.",
+    {
+        **CONFIG,
+        **WORKDIR,
+        "profile": Flag("START:STOP, the steps of which a trace is kept, such as 100:103.", window),
+    },
+    together=True,
+    trains=True,
+)

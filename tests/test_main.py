@@ -138,7 +138,7 @@ def signalled(mode, number, place, said):
         place(number)
         time.sleep(10.0)
 
-    main.MODES[mode] = act
+    main.MODES[mode] = main.MODES[mode]._replace(run=act)
     main.flags.FLAGS(["main.py", f"--mode={mode}"])
     with said.open("w") as file, contextlib.redirect_stderr(file):
         main.main([])

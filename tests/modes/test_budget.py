@@ -1,7 +1,7 @@
 import pytest
 
-from fewstep.modes import Request
 from fewstep.modes.budget import aimed, checkpoint_cost, duration, fixed_seconds, readable
+from fewstep.modes.request import Request
 from fewstep.training.cost.accelerators import target
 from tests.training.runs import small_config
 from tests.training.test_sharding import mesh_of

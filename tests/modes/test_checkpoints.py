@@ -4,7 +4,7 @@ from importlib import import_module
 
 from fewstep.training.storage.checkpoint import FOLDER
 
-CHECKPOINTS = import_module("fewstep.modes.checkpoints")  # the package's own is the function
+CHECKPOINTS = import_module("fewstep.modes.checkpoints")
 
 
 def test_a_folder_that_no_run_goes_on_from_is_listed_with_the_reason(tmp_path):

@@ -17,7 +17,7 @@ from fewstep.training.storage.identity import as_dict
 from fewstep.training.storage.seal import sealed, unsealed
 from tests.training.runs import small_config
 
-TRAIN = import_module("fewstep.modes.train")  # the package's own `train` is the function
+TRAIN = import_module("fewstep.modes.train")
 LATER = ("decoding", "background", "unreadable")
 
 

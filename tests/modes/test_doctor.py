@@ -11,10 +11,10 @@ import pytest
 from PIL import Image
 
 from fewstep.models.dit import Size
-from fewstep.modes import Request
 from fewstep.modes.checks import ALONE, TOGETHER
 from fewstep.modes.doctor import doctor
 from fewstep.modes.prepare import prepare
+from fewstep.modes.request import Request
 from fewstep.training.cluster import exits
 from fewstep.training.experiment import build
 from fewstep.training.storage import workdir

@@ -8,7 +8,7 @@ from fewstep.modes.request import Request, Run
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_config, small_experiment
 
-EVALUATE = import_module("fewstep.modes.evaluate")  # the package's own `evaluate` is the function
+EVALUATE = import_module("fewstep.modes.evaluate")
 
 
 @pytest.fixture

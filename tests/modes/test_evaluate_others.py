@@ -1,8 +1,7 @@
-import sys
-
 import jax
 import pytest
 
+from fewstep.modes import evaluate as module
 from fewstep.modes.evaluate import evaluate
 from fewstep.modes.request import Request, Run
 from fewstep.training.sharding import make_mesh
@@ -24,7 +23,6 @@ def test_only_the_command_line_says_where_an_evaluation_writes(given, tmp_path, 
     config, experiment = small_experiment(**FIELDS, **recorded)
     params = experiment.model.network.init(jax.random.key(0))
     run = Run(config, experiment, make_mesh(), params, 7)
-    module = sys.modules["fewstep.modes.evaluate"]  # the package has a function of that name
     monkeypatch.setattr(module, "load_run", lambda request: run)
     read, decoded = module.dataset_if_here, []
 

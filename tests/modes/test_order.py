@@ -8,8 +8,8 @@ import pytest
 
 from fewstep import data
 from fewstep.data.order import ORDERS
-from fewstep.modes import Request
 from fewstep.modes.checks import Job, first_batch
+from fewstep.modes.request import Request
 from fewstep.training.experiment import build_on
 from fewstep.training.report import NonFiniteError
 from fewstep.training.sharding import make_mesh

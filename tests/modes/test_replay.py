@@ -17,7 +17,7 @@ from tests.modes.recorded import EXPERIMENT, TRAIN, dataset, random_network
 from tests.training.runs import small_config
 from tests.training.test_sharding import mesh_of
 
-REPLAY = import_module("fewstep.modes.replay")  # the package's own `replay` is the function
+REPLAY = import_module("fewstep.modes.replay")
 FIELDS = {"seed": 3, "micro_batches": 2, "data.flip": True, "batch_size": 32}
 
 

@@ -9,7 +9,7 @@ from fewstep.eval.report.runs import by_method, load_runs
 from fewstep.modes.request import Request
 from tests.eval.evaluated import evaluated_run
 
-REPORT = import_module("fewstep.modes.report")  # the package's own `report` is the function
+REPORT = import_module("fewstep.modes.report")
 TWO = (Path("a"), Path("b"))
 
 

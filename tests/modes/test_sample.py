@@ -16,7 +16,7 @@ from fewstep.training.sharding import make_mesh
 from tests.eval.test_generate import OBJECTIVE, SHAPE, echo
 from tests.training.runs import small_config, small_experiment
 
-SAMPLE = import_module("fewstep.modes.sample")  # the package's own `sample` is the function
+SAMPLE = import_module("fewstep.modes.sample")
 PARAMS = jnp.float32(1.0)
 
 

@@ -1,12 +1,14 @@
-"""How fields of a config are given on the command line: None, and names that do not exist."""
+"""--config on the command line: its file and overrides, None, and fields that do not exist."""
 
 import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from fewstep.configs import overrides
 from fewstep.messages import CUTOFF, guess, likeness, nearest
 
 NONE = "None"
@@ -41,6 +43,56 @@ OTHER_NAMES = {
     "n_classes": "num_classes",
     "precision": "dtype",
 }
+
+
+# What absl and a config's file raise for bad input.
+ERRORS = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError)
+
+
+def read_config(values: flags.FlagValues) -> ConfigDict | None:
+    """--config with its overrides; a part with another name than the file's keeps those alone."""
+    config = values["config"].value
+    if config is None:
+        return None
+    given = config_flags.get_override_values(values["config"])
+    overrides.forget_replaced(
+        config, given, {field: values[f"config.{field}"].default for field in given}
+    )
+    return config
+
+
+def read_config_of(method: str) -> ConfigDict:
+    """The config that --config's file has for a method, with the same overrides.
+
+    Raises ValueError for a method that it does not have, or one without an overridden field.
+    """
+    file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values)
+    given = config_flags.get_override_values(flags.FLAGS["config"])
+    overridden = [f"--config.{field}={value}" for field, value in given.items()]
+    try:
+        values([sys.argv[0], f"--config={file}:{method}", *overridden])
+    except (flags.Error, KeyError, AttributeError) as error:
+        unknown = unknown_in(f"{file}:{method}", overridden)
+        raise ValueError(f"{method}: {unknown}" if unknown else str(error)) from error
+    return read_config(values)
+
+
+def plain_config(path: str) -> ConfigDict:
+    """FILE[:METHOD] without overrides."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=sys.argv[:1])
+    values([sys.argv[0], f"--config={path}"])
+    return values["config"].value
+
+
+def unknown_in(config: str, argv: list[str]) -> str:
+    """The message for the first field that a config does not have; "" if that is not the fault."""
+    try:
+        return unknown_field(plain_config(config), argv) if config else ""
+    except ERRORS:
+        return ""
 
 
 class OrNone(flags.ArgumentParser):

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.configs import digits
-from fewstep.modes.command_line import OrNone, flags, nearest_field, unknown_field
+from fewstep.configs.command_line import OrNone, flags, nearest_field, unknown_field
 from fewstep.modes.request import at_home, with_home
 from tests.training.runs import small_config
 

@@ -1,0 +1,120 @@
+"""What a mode of the command line is, and the flags that several modes read.
+
+A flag's value is the field of `Request` with its name; without the flag that field has its default.
+"""
+
+import csv
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fewstep.modes.request import Request, at_home
+
+Read = Callable[[str, str], Any]
+
+
+def text(flag: str, given: str) -> str:
+    """The text as it was given."""
+    return given
+
+
+class Flag(NamedTuple):
+    """help: what --help says. read: (flag, text) -> value; raises ValueError, naming the flag."""
+
+    help: str
+    read: Read = text
+
+
+class Mode(NamedTuple):
+    """One thing that the command line does.
+
+    summary: one line for --help. together: whether several processes can run it as one. trains:
+    whether SIGTERM ends it in all processes after the same step. alike: whether processes that
+    were started with different flags are refused before it runs.
+    """
+
+    run: Callable[[Request], None]
+    summary: str
+    flags: Mapping[str, Flag] = {}
+    together: bool = False
+    trains: bool = False
+    alike: bool = True
+
+
+def path(flag: str, given: str) -> Path | None:
+    """A path, with ~ expanded; None for no text."""
+    return Path(at_home(given)) if given else None
+
+
+def items(flag: str, given: str) -> list[str]:
+    """The parts of a text between commas; one with a comma stands in double quotes."""
+    rows = csv.reader([given], strict=True)
+    return [part.strip() for row in rows for part in row]
+
+
+def paths(flag: str, given: str) -> tuple[Path, ...]:
+    """Paths between commas."""
+    return tuple(Path(at_home(part)) for part in items(flag, given))
+
+
+def names(flag: str, given: str) -> tuple[str, ...]:
+    """Names between commas."""
+    return tuple(items(flag, given))
+
+
+def indices_or_names(flag: str, given: str) -> tuple[int | str, ...]:
+    """Numbers as they would be printed as ints; anything else is the name of a class."""
+    exact = re.compile(r"0|-?[1-9]\d*")
+    return tuple(int(part) if exact.fullmatch(part) else part for part in items(flag, given))
+
+
+def integer(flag: str, given: str) -> int:
+    """An integer. Raises ValueError."""
+    if not re.fullmatch(r"-?\d+", given):
+        raise ValueError(f"--{flag}={given} must be an integer, such as 4")
+    return int(given)
+
+
+def integers(flag: str, given: str) -> tuple[int, ...]:
+    """Integers between commas. Raises ValueError."""
+    parts = items(flag, given)
+    if not all(re.fullmatch(r"-?\d+", part) for part in parts):
+        raise ValueError(f"--{flag}={given} must be integers, such as 8,8")
+    return tuple(map(int, parts))
+
+
+def number(flag: str, given: str) -> float:
+    """A number. Raises ValueError."""
+    try:
+        return float(given)
+    except ValueError as error:
+        raise ValueError(f"--{flag}={given} must be a number, such as 2.5") from error
+
+
+def numbers(flag: str, given: str) -> tuple[float, ...]:
+    """Numbers between commas. Raises ValueError."""
+    try:
+        return tuple(map(float, items(flag, given)))
+    except ValueError as error:
+        raise ValueError(f"--{flag}={given} must be numbers, such as 0.25,0.45") from error
+
+
+def ranges(flag: str, given: str) -> tuple[int, ...]:
+    """Numbers and ranges with both ends, such as 0-63 or 0-7,100. Raises ValueError."""
+    found: list[int] = []
+    for part in given.split(","):
+        ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+        if not ends or int(ends[2] or ends[1]) < int(ends[1]):
+            raise ValueError(f"--{flag}={given} must be numbers or ranges, such as 0-63 or 0-7,100")
+        found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+    return tuple(found)
+
+
+# `config` is read by main.py, which knows the files of configs.
+CONFIG = {"config": Flag("configs/FILE.py:METHOD")}
+WORKDIR = {"workdir": Flag("Folder of the run.", path)}
+CHECKPOINT = {
+    "checkpoint": Flag("Training step of the checkpoint; default the newest.", integer),
+    "network": Flag("Network or average that samples, such as ema_0.999."),
+}
