@@ -32,6 +32,7 @@ shortcut paper does not train on CIFAR-10. A folder of images takes its place wi
 --config.data.name=folder:PATH --config.data.num_classes=-1.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 from ml_collections import ConfigDict
@@ -64,8 +65,59 @@ PUBLISHED = {
     "ect": Published(400_000, 128, "radam", 1e-4, 0.2, 0.9999),
 }
 
-# The second time of two steps. Geng et al. 2024 (a noise level); Lu & Song 2025 (an angle).
-SECOND_TIME = {"ict": 0.821, "ect": 0.821, "sct": 1.1, "scd": 1.1}
+
+def cd(config: ConfigDict) -> None:
+    """Song et al. 2023, table 3: mu = 0 on CIFAR-10, 0.95 elsewhere."""
+    config.objective.target_decay = 0.0
+
+
+def second_time(time: float) -> Callable[[ConfigDict], None]:
+    """The second time of two sampling steps."""
+
+    def setting(config: ConfigDict) -> None:
+        config.objective.sample_times = (time,)
+
+    return setting
+
+
+def one_step(config: ConfigDict) -> None:
+    """SiD on CIFAR-10 (Zhou et al. 2024): the rate, Adam with b1 = 0, an EMA with a half-life of
+    0.5 M images.
+
+    Stop when the distance does not fall any more. DMD2, whose levels, starts and updates `dmd`
+    has, is published for larger images alone.
+    """
+    config.optimizer.learning_rate = 1e-5
+    config.optimizer.warmup_steps, config.optimizer.clip_norm = 0, 0.0
+    config.model.dropout = 0.0
+    config.ema.decays = (0.9996,)
+
+
+def sim(config: ConfigDict) -> None:
+    """SIM's paper has SiD's levels and weight, and batches of 128; SiD's own code 256."""
+    one_step(config)
+    methods.sid_weighting(config)
+    config.batch_size = 128
+    config.ema.decays = (0.9998,)  # a half-life of 0.5 M images too
+
+
+def diff_instruct(config: ConfigDict) -> None:
+    """The noise and the batch of Diff-Instruct's README."""
+    one_step(config)
+    config.objective.sigma_init, config.batch_size = 1.0, 128
+    config.ema.decays = (0.9998,)  # a half-life of 0.5 M images too
+
+
+# What the papers set on CIFAR-10 beside that is the methods' default: N = 18 in Karras spacing for
+# cd, s_0 = 2, s_1 = 150, mu_0 = 0.9 for ct, sigma_data = 0.5 everywhere.
+SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
+    **{method.__name__: one_step for method in methods.ONE_STEP},
+    **dict.fromkeys(("sim", "sim_flow"), sim),
+    **dict.fromkeys(("diff_instruct", "diff_instruct_flow"), diff_instruct),
+    "cd": cd,
+    **dict.fromkeys(("ict", "ect"), second_time(0.821)),  # a noise level; Geng et al. 2024
+    **dict.fromkeys(("sct", "scd"), second_time(1.1)),  # an angle; Lu & Song 2025
+}
 
 
 def get_config(method: str = "shortcut") -> ConfigDict:
@@ -96,27 +148,6 @@ def get_config(method: str = "shortcut") -> ConfigDict:
         config.optimizer.learning_rate = paper.learning_rate
         config.model.dropout = paper.dropout
         config.ema.decays = (paper.ema,)
-    if method in SECOND_TIME:
-        config.objective.sample_times = (SECOND_TIME[method],)
-    if config.objective.name == "distribution_matching":
-        # As SiD on CIFAR-10 (Zhou et al. 2024): the rate, Adam with b1 = 0, an EMA with a half-life
-        # of 0.5 M images. Stop when the distance does not fall any more. DMD2, whose levels, starts
-        # and updates `dmd` has, is published for larger images alone.
-        config.optimizer.learning_rate = 1e-5
-        config.optimizer.warmup_steps, config.optimizer.clip_norm = 0, 0.0
-        config.model.dropout = 0.0
-        config.ema.decays = (0.9996,)
-    if method.startswith("sim"):
-        # SIM's paper has SiD's levels and weight, and batches of 128; SiD's own code 256.
-        methods.sid_weighting(config)
-        config.batch_size = 128
-        config.ema.decays = (0.9998,)  # a half-life of 0.5 M images too
-    if method.startswith("diff_instruct"):
-        config.objective.sigma_init, config.batch_size = 1.0, 128  # their README
-        config.ema.decays = (0.9998,)  # a half-life of 0.5 M images too
-    if method == "cd":
-        # Song et al. 2023, table 3: mu = 0 on CIFAR-10, 0.95 elsewhere.
-        config.objective.target_decay = 0.0
-    # What the papers set on CIFAR-10 beside that is the methods' default: N = 18 in Karras spacing
-    # for cd, s_0 = 2, s_1 = 150, mu_0 = 0.9 for ct, sigma_data = 0.5 everywhere.
+    if method in SETTINGS:
+        SETTINGS[method](config)
     return config

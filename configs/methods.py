@@ -192,6 +192,11 @@ def of_flow_matching(method: Callable[[ConfigDict], None]) -> Callable[[ConfigDi
     return on_its_path
 
 
+# One-step generators, which read no images, of an edm and of a flow_matching teacher.
+ONE_STEP = tuple(
+    kind for method in (sim, sid, diff_instruct, dmd) for kind in (method, of_flow_matching(method))
+)
+
 METHODS: dict[str, Callable[[ConfigDict], None]] = {
     method.__name__: method
     for method in (
@@ -208,14 +213,9 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         sct,
         scd,
         lcm,
-        *(
-            m
-            for method in (sim, sid, diff_instruct, dmd)
-            for m in (method, of_flow_matching(method))
-        ),
+        *ONE_STEP,
     )
 }
-
 
 # The method whose runs teach a method; ect can do without.
 TEACHERS = {
