@@ -52,7 +52,6 @@ LAYOUTS = {
         True,
     ),
 }
-GIB = 2**30
 Row = dict[str, Any]
 
 

@@ -109,7 +109,7 @@ def measure_all(items: Sequence[Item], out: Path, deadline: float, measure: Meas
     deadline: in time.monotonic(). An item that fails has a row that says why, and is tried again by
     the next call; those for which no time is left have none.
     """
-    left = lambda: deadline - time.monotonic()  # noqa: E731
+    left = lambda: deadline - time.monotonic()
     small = {"seconds": 0.1, "matrix": 256, "copied": 2**20}
     fields = small if items and items[0].fields.get("seconds") else {}
     ceilings = measure("bench.measure", {"kind": "ceilings", **fields}, left())

@@ -29,6 +29,7 @@ from fewstep.models.layers import (
 )
 from fewstep.models.network import (
     DTYPES,
+    STACKED,
     Array,
     Condition,
     Network,
@@ -37,9 +38,6 @@ from fewstep.models.network import (
     check_integers,
     network,
 )
-
-# The part of the parameters that has all blocks stacked on a first axis, with ``scan``.
-BLOCKS = "blocks"
 
 
 class Size(NamedTuple):
@@ -51,6 +49,7 @@ class Size(NamedTuple):
 
 
 # S to XL: Peebles & Xie 2023, table 1. The others are for CPUs, with heads of 16 to 32 channels.
+# The first is the smallest.
 SIZES: dict[str, Size] = {
     "nano": Size(64, 3, 4),
     "micro": Size(96, 4, 4),
@@ -181,7 +180,7 @@ class Transformer(nn.Module):
             kind = nn.map_variables(kind, "params", trans_in_fn=on_every_device)
         block = partial(kind, heads, self.dtype, self.attention, self.dropout, self.adaln_zero)
         if self.scan:
-            tokens = scanned(block(name=BLOCKS), depth, tokens, c)
+            tokens = scanned(block(name=STACKED), depth, tokens, c)
         else:
             for index in range(depth):
                 tokens = block(name=f"block_{index}")(tokens, c)

@@ -20,6 +20,8 @@ Params = Mapping[str, Any]
 Condition = Mapping[str, Array]
 
 DTYPES = ("float32", "bfloat16")  # of the matrix products inside a network
+# Name of the part of the parameters that has equal layers stacked on a first axis, for a loop.
+STACKED = "blocks"
 
 
 class Network(NamedTuple):

@@ -230,7 +230,9 @@ def is_trained(cell: Cell) -> bool:
 def is_evaluated(cell: Cell) -> bool:
     """Whether the cell has all its results."""
     files = [
-        cell.folder / FOLDER / f"{id}{end}" for id in cell.results for end in (".json", ".npz")
+        cell.folder / FOLDER / f"{result}{end}"
+        for result in cell.results
+        for end in (".json", ".npz")
     ]
     return all(file.exists() for file in files)
 

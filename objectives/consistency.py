@@ -171,7 +171,7 @@ def sampler(
         if guidance_range:
             told = jnp.full(eps.shape[:1], guidance_scale, jnp.float32)
             condition = {**condition, "guidance_scale": told}
-        f = lambda x, t: model.consistency(params, x, t, condition)  # noqa: E731
+        f = lambda x, t: model.consistency(params, x, t, condition)
         return renoise(f, model.path, model.path.prior(eps), times_of(steps), keys)
 
     return sample

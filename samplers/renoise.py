@@ -27,7 +27,7 @@ def renoise(
     consistency: (x: [B, ...], t: [B]) -> like x. times: [N], descending. keys: [B], may be None for
     one time.
     """
-    rows = lambda t: jnp.broadcast_to(t, x.shape[:1])  # noqa: E731
+    rows = lambda t: jnp.broadcast_to(t, x.shape[:1])
     t_min = jnp.float32(path.t_min)
 
     def step(x: Array, now: tuple[Array, Array]) -> tuple[Array, None]:

@@ -1,9 +1,9 @@
-"""Where arrays live: a mesh with the axes `data` and `fsdp`, and rules that are data.
+"""Where arrays live: a mesh with the axes `data` and `fsdp`.
 
 A batch is split over all devices. A parameter is split over `fsdp` along its largest axis that the
-axis size divides, unless a rule matches its path first; optimizer states and followers have the
-shapes and path endings of their player's parameters, so they follow the same rules. Where layers
-are stacked for a loop, each is split as it would be alone, and the axis of layers never.
+axis size divides; optimizer states and followers have the shapes and path endings of their player's
+parameters, so they are split alike. Where layers are stacked for a loop, each is split as it would
+be alone, and the axis of layers never.
 """
 
 import itertools
@@ -16,8 +16,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from fewstep.models.dit import BLOCKS
-from fewstep.models.network import Network
+from fewstep.models.network import STACKED, Network
 
 AXES = ("data", "fsdp")
 # Of the same devices, where fewer rows than devices are split, and the lines of each image.
@@ -25,10 +24,8 @@ SHARES = ("rows", "lines")
 # Time to exchange the keys and values of a row of a DiT-B over links of 400 GB/s, as a share of the
 # time to compute the row at 400 TFLOP/s.
 EXCHANGE = 0.2
-# (regular expression on the path "networks/network/block_0/...", its spec); the first match wins.
-Rules = Sequence[tuple[str, PartitionSpec]]
-# On the path of arrays [depth, ...] with a layer in each row.
-STACKED = rf"(^|/){BLOCKS}/"
+# Matches the paths of arrays [depth, ...] that have a layer in each row.
+LAYERS = rf"(^|/){STACKED}/"
 # Smaller arrays are kept whole: splitting a bias saves nothing and costs a collective.
 SMALLEST_SPLIT = 2**12
 
@@ -178,12 +175,9 @@ def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> Non
         )
 
 
-def parameter_spec(path: str, shape: Sequence[int], fsdp: int, rules: Rules = ()) -> PartitionSpec:
-    """The spec of one array: the first rule that matches its path, else its largest axis."""
-    for pattern, spec in rules:
-        if re.search(pattern, path):
-            return spec
-    if re.search(STACKED, path):
+def parameter_spec(path: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:
+    """The spec of one array: its largest divisible axis is split over fsdp, if it is large."""
+    if re.search(LAYERS, path):
         return PartitionSpec(None, *parameter_spec("", shape[1:], fsdp))
     divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
     if fsdp == 1 or not divisible or int(np.prod(shape)) < SMALLEST_SPLIT:
@@ -192,12 +186,12 @@ def parameter_spec(path: str, shape: Sequence[int], fsdp: int, rules: Rules = ()
     return PartitionSpec(*[AXES[1] if axis == largest else None for axis in range(len(shape))])
 
 
-def tree_shardings(tree: Any, mesh: Mesh, rules: Rules = ()) -> Any:
+def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     """A NamedSharding for every leaf of a tree of arrays or shapes."""
 
     def sharding(path: tuple, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh.shape[AXES[1]], rules))
+        return NamedSharding(mesh, parameter_spec(name, leaf.shape, mesh.shape[AXES[1]]))
 
     return jax.tree_util.tree_map_with_path(sharding, tree)
 

@@ -127,7 +127,7 @@ def with_shared(
     share: Share | None, networks: Mapping[str, Params], batch: Batch, key: Key
 ) -> Rows:
     """A batch and what losses share of it."""
-    evaluate = lambda networks: {SHARED: share(networks, batch, key)} if share else {}  # noqa: E731
+    evaluate = lambda networks: {SHARED: share(networks, batch, key)} if share else {}
     return Rows(batch, *jax.vjp(evaluate, networks))
 
 
@@ -210,7 +210,7 @@ def every(
         return update(params, opt_state)
     shapes = jax.eval_shape(update, params, opt_state)[2]
     empty = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-    skip: Update = lambda params, opt_state: (params, opt_state, empty)  # noqa: E731
+    skip: Update = lambda params, opt_state: (params, opt_state, empty)
     return jax.lax.cond(step % period == 0, update, skip, params, opt_state)
 
 

@@ -182,7 +182,7 @@ def test_pair_batches_keep_pairs_together_and_resume(order):
     eps = np.arange(23, dtype=np.float32).reshape(23, 1, 1, 1)
     pairs = Pairs(eps, 2.0 * eps, np.arange(23, dtype=np.int32))
     share = {"batch_size": 8, "seed": 1, "order": order}
-    draw = lambda **fields: list(islice(pair_batches(pairs, **share, **fields), 6))  # noqa: E731
+    draw = lambda **fields: list(islice(pair_batches(pairs, **share, **fields), 6))
     whole = draw()
     for batch in whole:
         np.testing.assert_array_equal(batch["eps"].ravel(), batch["label"])

@@ -61,7 +61,7 @@ def test_guidance_makes_one_call_of_twice_the_rows():
 def test_guidance_is_the_same_in_every_kind(kind):
     path, kind, velocity = PATHS["vp_cosine"](), KINDS[kind], KINDS["velocity"]
     conditional, null = jax.random.normal(jax.random.key(1), (2, 4, 2))
-    to = lambda v: convert(v, X, T, path, source=velocity, to=kind)  # noqa: E731
+    to = lambda v: convert(v, X, T, path, source=velocity, to=kind)
     guided = convert(
         extrapolate(to(conditional), to(null), 2.5), X, T, path, source=kind, to=velocity
     )
@@ -82,7 +82,7 @@ def test_guide_takes_a_scale_per_row():
         np.testing.assert_allclose(together[i], alone[i], rtol=1e-5, atol=1e-6)
     # Images too: the scale meets the rows, not the last axis.
     images = jnp.arange(4.0).reshape(4, 1, 1, 1) * jnp.ones((4, 2, 4, 1))
-    by_label = lambda x, t, s, c: x * (c["label"] >= 0)[:, None, None, None]  # noqa: E731
+    by_label = lambda x, t, s, c: x * (c["label"] >= 0)[:, None, None, None]
     guided = guide(by_label, scale)(images, T, T, CONDITION)
     np.testing.assert_allclose(guided, images * scale[:, None, None, None])
 

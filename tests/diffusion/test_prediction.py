@@ -58,7 +58,7 @@ def test_score_is_the_gradient_of_the_log_density_for_a_point_mass():
     # For data at mu, x_t ~ N(alpha mu, sigma^2).
     path = PATHS["vp_cosine"]()
     mu, t, x = 0.4, jnp.array([0.3]), jnp.array([[1.1]])
-    log_density = lambda x: (-((x - path.alpha(t) * mu) ** 2) / (2 * path.sigma(t) ** 2)).sum()  # noqa: E731
+    log_density = lambda x: (-((x - path.alpha(t) * mu) ** 2) / (2 * path.sigma(t) ** 2)).sum()
     given = convert(jnp.array([[mu]]), x, t, path, source=KINDS["x_0"], to=KINDS["score"])
     np.testing.assert_allclose(given, jax.grad(log_density)(x), rtol=1e-5)
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fewstep.models.dit import BLOCKS, SIZES, Size, dit, scanned
+from fewstep.models.dit import SIZES, Size, dit, scanned
+from fewstep.models.network import STACKED
 
 SIDE, BATCH = 4, 3
 TOY = Size(32, 2, 4)
@@ -28,14 +29,14 @@ def stacked(params):
     """The parameters of an unrolled network as those of the loop."""
     blocks = [params[f"block_{index}"] for index in range(TOY.depth)]
     others = {name: part for name, part in params.items() if not name.startswith("block_")}
-    return {**others, BLOCKS: jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)}
+    return {**others, STACKED: jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)}
 
 
 def value_slope_and_gradient(network, params):
     """The output, its derivative along (x, t, s), and the gradient of a function of both."""
 
     def loss(params):
-        velocity = lambda x, t, s: network.apply(params, x, t, s, CONDITION)  # noqa: E731
+        velocity = lambda x, t, s: network.apply(params, x, t, s, CONDITION)
         tangents = (images(2), jnp.ones(BATCH), 0.5 * jnp.ones(BATCH))
         value, slope = jax.jvp(velocity, (images(), T, S), tangents)
         return jnp.mean(jnp.square(value)) + jnp.mean(jnp.square(slope)), (value, slope)
@@ -66,7 +67,7 @@ def test_converted_parameters_give_the_same_function_and_derivatives(random_para
 
 
 def test_layers_start_alone_and_xavier_uniform():
-    blocks = jax.jit(dit(**FIELDS, scan=True).init)(jax.random.key(0))[BLOCKS]
+    blocks = jax.jit(dit(**FIELDS, scan=True).init)(jax.random.key(0))[STACKED]
     for layer in (*blocks["attention"].values(), *blocks["mlp"].values()):
         bound = np.sqrt(6.0 / sum(layer["kernel"].shape[1:]))
         for kernel in layer["kernel"]:

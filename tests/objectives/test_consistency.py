@@ -123,7 +123,7 @@ def curved():
     def apply(params, x, t, s, condition, *, train=False, rng=None):
         return jnp.sin(params["a"] * x) + params["b"] * x + params["c"] * t[:, None]
 
-    init = lambda key: {"a": jnp.float32(1.3), "b": jnp.float32(0.2), "c": jnp.float32(0.4)}  # noqa: E731
+    init = lambda key: {"a": jnp.float32(1.3), "b": jnp.float32(0.2), "c": jnp.float32(0.4)}
     return Network(init, apply)
 
 
@@ -156,7 +156,7 @@ def gradients(network, path, t, gap, distance, count=40, detached=True):
             if detached:
                 apart = compare(model, distance, params, params, draw, x_s, KEY)
             else:
-                f = lambda x, t: model.consistency(params, x, t, draw.condition)  # noqa: E731
+                f = lambda x, t: model.consistency(params, x, t, draw.condition)
                 apart = distance(f(draw.x_t, draw.t), f(x_s, draw.s))
             return jnp.sum(weights * apart)
 
@@ -207,7 +207,7 @@ def plain_norm_gap(gap, c, dimensions=8, count=100_000):
     params = straight().init(KEY)
 
     def gradient(x_s):
-        loss = lambda p: compare(model, pseudo_huber(c), p, params, draw, x_s, KEY).mean()  # noqa: E731
+        loss = lambda p: compare(model, pseudo_huber(c), p, params, draw, x_s, KEY).mean()
         return np.array(jax.tree.leaves(jax.grad(loss)(params)))
 
     training, distillation = gradient(same_noise(path)({}, draw)), gradient(taught)
@@ -284,10 +284,8 @@ def test_training_loss_in_numpy():
     t, s = grid_pairs(SPACINGS["uniform"](path), constant(9))(key_t, 16, 0)
     t, s, x_0 = (np.asarray(a, np.float64) for a in (t, s, batch["x"][:, 0]))
     eps = np.asarray(jax.random.normal(key_eps, (16, 1)), np.float64)[:, 0]
-    f = lambda time: (  # noqa: E731
-        (x := (1 - time) * x_0 + time * eps) - time * (0.2 * x + 0.4 * time)
-    )
-    rho = lambda time: time / np.maximum(1 - time, 1e-12)  # noqa: E731
+    f = lambda time: (x := (1 - time) * x_0 + time * eps) - time * (0.2 * x + 0.4 * time)
+    rho = lambda time: time / np.maximum(1 - time, 1e-12)
     # Beyond a noise level of 80, here at t = 1, the weight is that of the same relative gap at 80.
     gap = np.where(rho(t) > 80, 80 * (1 - rho(s) / rho(t)), rho(t) - rho(s))
     assert (t == 1.0).any() and (t < 1.0).any()

@@ -35,7 +35,7 @@ def test_while_the_second_point_is_the_data_it_is_denoising():
         distance=squared_l2(),
         weighting=WEIGHTINGS["uniform"],
     )
-    mean_loss = lambda params: loss_of(objective, params)[0].mean()  # noqa: E731
+    mean_loss = lambda params: loss_of(objective, params)[0].mean()
     value, gradient = jax.value_and_grad(mean_loss)(model.network.init(KEY))
     variance = np.asarray(GAUSSIAN.variance)
     minimum = (0.4**2 * variance / (0.6**2 * variance + 0.4**2)).mean()

@@ -29,7 +29,7 @@ def points(count=500, low=0.05, high=1.5):
 
 def velocity_of(model):
     params = model.network.init(KEY)
-    label = lambda x: {"label": jnp.zeros(x.shape[0], jnp.int32)}  # noqa: E731
+    label = lambda x: {"label": jnp.zeros(x.shape[0], jnp.int32)}
     return lambda x, t: model.predict(params, x, t, t, label(x))
 
 
@@ -75,7 +75,7 @@ def test_without_warmup_it_is_the_diffusion_regression():
 def test_known_solution_on_data_of_the_path_s_deviation():
     # N(0, sigma_data^2): F* = -tan(t / 2) x / sigma_data, f = x; the velocity field is 0.
     _, _, t, x_t = points()
-    v = lambda x, t: -jnp.tan(0.5 * t)[:, None] * x  # noqa: E731
+    v = lambda x, t: -jnp.tan(0.5 * t)[:, None] * x
     g = tangent(v, x_t, t, jnp.zeros_like(x_t), 1.0)[1]
     np.testing.assert_allclose(g, 0.0, atol=1e-5)
 
@@ -178,9 +178,9 @@ def test_gradient_is_that_of_the_consistency_inner_product():
     x_0, eps = GAUSSIAN.sample(KEY, 2000), jax.random.normal(key_eps, (2000, 2))
     x_t, rate = PATH.interpolate(x_0, eps, fixed), PATH.velocity(x_0, eps, fixed)
     label = {"label": jnp.zeros(2000, jnp.int32)}
-    velocity = lambda p: lambda x, t: network.apply(p, x, t, t, label)  # noqa: E731
+    velocity = lambda p: lambda x, t: network.apply(p, x, t, t, label)
     g = normalize(tangent(velocity(params), x_t, fixed, rate, 1.0)[1], 1.0)
-    inner = lambda p: -2.0 * (velocity(p)(x_t, fixed) / SIGMA_DATA * g).mean()  # noqa: E731
+    inner = lambda p: -2.0 * (velocity(p)(x_t, fixed) / SIGMA_DATA * g).mean()
     expected = jax.grad(inner)(params)
     for name in ("a", "b", "c", "e"):
         np.testing.assert_allclose(gradient[name], expected[name], rtol=2e-3, atol=1e-5)
@@ -242,7 +242,7 @@ def test_a_network_without_forward_derivative_is_an_error():
     opaque.defvjp(lambda x: (x, None), lambda _, g: (g,))
     network = Network(affine().init, lambda params, x, t, s, c, **kwargs: opaque(params["a"] * x))
     objective = continuous_training(model_of(network, PATH), adaptive_weight=False)
-    mean_loss = lambda p: run(objective, p)[0].mean()  # noqa: E731
+    mean_loss = lambda p: run(objective, p)[0].mean()
     for evaluate in (mean_loss, jax.grad(mean_loss)):
         with pytest.raises(ValueError, match="jax.jvp can differentiate"):
             evaluate(network.init(KEY))

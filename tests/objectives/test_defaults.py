@@ -157,7 +157,7 @@ def figures(objective):
         batch[SHARED] = objective.share(networks, batch, KEY)
     found = {}
     for name, player in objective.players.items():
-        mean = lambda p, loss=player.loss: loss(p, networks, batch, KEY, jnp.int32(4))[0].mean()  # noqa: E731
+        mean = lambda p, loss=player.loss: loss(p, networks, batch, KEY, jnp.int32(4))[0].mean()
         found[name] = jax.value_and_grad(mean)(networks[name])
         found[f"{name} every"] = player.every
     for name, follower in objective.followers.items():

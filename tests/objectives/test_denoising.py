@@ -34,7 +34,7 @@ def test_every_kind_has_its_known_minimum_and_no_gradient_there(kind):
     model = exact_denoiser(GAUSSIAN, path, kind)
     t = jnp.full(COUNT, 0.4)
     objective = denoising(model, time_sampler=lambda key, count: t, label_dropout=0.0)
-    loss = lambda params: loss_of(objective, params)[0].mean()  # noqa: E731
+    loss = lambda params: loss_of(objective, params)[0].mean()
     value, gradient = jax.value_and_grad(loss)(model.network.init(KEY))
     alpha, sigma = float(path.alpha(t[0])), float(path.sigma(t[0]))
     weight = {
@@ -92,7 +92,7 @@ def test_loss_at_the_exact_velocity_is_the_known_minimum_with_zero_gradient(name
     path = PATHS[name]()
     network = exact(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
     objective = denoising(model_of(network, path))
-    mean_loss = lambda params: loss_of(objective, params)[0].mean()  # noqa: E731
+    mean_loss = lambda params: loss_of(objective, params)[0].mean()
     params = network.init(KEY)
     value, gradient = jax.value_and_grad(mean_loss)(params)
     assert value == pytest.approx(minimum(path), rel=0.02)

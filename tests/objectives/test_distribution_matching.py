@@ -107,7 +107,7 @@ def test_a_gaussian_generator_learns_the_teacher_s_mean_and_deviation(method, pa
             length=steps,
         )[0]
     )
-    sample = lambda state: objective.sample(  # noqa: E731
+    sample = lambda state: objective.sample(
         state.networks["generator"],
         jax.random.normal(KEY, (20_000, 1)),
         {"label": jnp.zeros(20_000, jnp.int32)},
@@ -131,8 +131,8 @@ def test_each_player_s_update_changes_that_player_alone(joint):
     none = {name: optimizer(0.0, 9) for name in rates}
     state = initial_state(objective, rates, 0, frozen)
     state = state._replace(networks={name: networks[name] for name in rates})
-    same = lambda a, b: jax.tree.all(jax.tree.map(jnp.array_equal, a, b))  # noqa: E731
-    step = lambda optimizers: jax.jit(train_step(objective, optimizers, 0))  # noqa: E731
+    same = lambda a, b: jax.tree.all(jax.tree.map(jnp.array_equal, a, b))
+    step = lambda optimizers: jax.jit(train_step(objective, optimizers, 0))
     for moved in rates:
         updated, _ = step(none | {moved: rates[moved]})(state, frozen, BATCH)
         for name in rates:
@@ -152,7 +152,7 @@ def test_a_player_s_update_takes_nothing_from_the_other_s_loss():
     rates = {name: optimizer(1e-2, 9) for name in objective.players}
     state = initial_state(objective, rates, 0, frozen)
     state = state._replace(networks={name: networks[name] for name in rates})
-    update = lambda objective: jax.jit(train_step(objective, rates, 0))(state, frozen, BATCH)[0]  # noqa: E731
+    update = lambda objective: jax.jit(train_step(objective, rates, 0))(state, frozen, BATCH)[0]
     both = update(objective)
     for name, player in objective.players.items():
         doubled = player._replace(
@@ -225,7 +225,7 @@ def test_joint_losses_are_the_separate_ones_at_the_same_points(divergence):
         objective = distribution_matching(model, divergence=divergence, joint=joint)
         return lambda params: loss_of(objective, name, networks, share_key=share_key)(params)[0]
 
-    joint = lambda name: of_player(name, True, SHARE_KEY)  # noqa: E731
+    joint = lambda name: of_player(name, True, SHARE_KEY)
     for name, found, expected in (
         ("generator", joint("generator"), of_player("generator", False, key_points)),
         ("fake_score", joint("fake_score"), lambda params: denoising(params).mean(1)),
@@ -256,7 +256,7 @@ def test_generator_rests_where_the_fake_score_is_the_teacher(method):
 
     moved = jax.tree.leaves(gradient(networks))
     still = jax.tree.leaves(gradient({**networks, "fake_score": networks["teacher"]}))
-    largest = lambda leaves: max(float(jnp.abs(g).max()) for g in leaves)  # noqa: E731
+    largest = lambda leaves: max(float(jnp.abs(g).max()) for g in leaves)
     assert largest(still) < 1e-5 * largest(moved)  # rounding of two equal terms, or 0
 
 
@@ -337,7 +337,7 @@ def test_normalize_divides_rows_by_the_teacher_s_error_without_a_gradient():
 
     def value_and_gradient(**fields):
         objective = distribution_matching(model, divergence=integral_kl(), **fields)
-        rows = lambda p: loss_of(objective, "generator", networks)(p)[0]  # noqa: E731
+        rows = lambda p: loss_of(objective, "generator", networks)(p)[0]
         return rows(networks["generator"]), jax.jacrev(rows)(networks["generator"])
 
     plain, plain_rows = value_and_gradient()

@@ -42,9 +42,7 @@ def split_normal(centre, points=200, reach=9.0):
 def noised_nodes(generator):
     """(u, weights) of x_t = b + sqrt(a^2 + sigma^2) u, split where fake and teacher agree."""
     spread = np.sqrt(generator["a"] ** 2 + SIGMA**2)
-    y = lambda u: [  # noqa: E731
-        denoised(law, generator["b"] + spread * u) for law in (generator, TEACHER)
-    ]
+    y = lambda u: [denoised(law, generator["b"] + spread * u) for law in (generator, TEACHER)]
     at_0, at_1 = (np.subtract(*y(u)) for u in (0.0, 1.0))
     return split_normal(-at_0 / (at_1 - at_0))
 
@@ -106,7 +104,7 @@ def divergence_gradient(function, u, weights, generator=GENERATOR, move_measure=
 
 
 def relative(a, b):
-    flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])  # noqa: E731
+    flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
     return np.linalg.norm(flat(a) - flat(b)) / np.linalg.norm(flat(b))
 
 
@@ -147,7 +145,7 @@ def test_value_of_sim_is_the_fake_score_s_error_along_the_slope(name, options, t
         surrogate = score_implicit_matching(distance).surrogate
         slope = jax.grad(lambda a, b: distance(a, b).sum())
         for offset in (0.0, 0.2):
-            fake = lambda x, offset=offset: denoised(GENERATOR, x) + offset  # noqa: E731
+            fake = lambda x, offset=offset: denoised(GENERATOR, x) + offset
             point = point_of(x_g, eps, fake, lambda x: denoised(TEACHER, x))
             expected = -offset * jnp.sum(weights * slope(point.fake, point.teacher)[:, 0])
             found = float(jnp.sum(weights * surrogate(point)))
@@ -182,7 +180,7 @@ def test_gradient_of_sim_with_a_norm_in_two_dimensions():
     # the slope's derivative is integrated exactly; what x_t leaves free by Gauss-Hermite.
     with jax.enable_x64(True):
         spread = np.sqrt(GENERATOR["a"] ** 2 + SIGMA**2)
-        y = lambda x: denoised(GENERATOR, x) - denoised(TEACHER, x)  # noqa: E731
+        y = lambda x: denoised(GENERATOR, x) - denoised(TEACHER, x)
         root = -y(0.0) / (y(1.0) - y(0.0))
         centre = (root - GENERATOR["b"]) / spread
         nodes, weights = np.polynomial.legendre.leggauss(80)
@@ -230,7 +228,7 @@ def test_gradient_of_sim_on_a_mixture(name, options, tolerance):
         def found(params):
             frozen, total = jax.tree.map(jax.lax.stop_gradient, params), 0.0
             for share, mean in zip(law(params).weight, law(params).mean, strict=True):
-                fake = lambda x: law(frozen).denoiser(path)(x, t).x_0  # noqa: E731
+                fake = lambda x: law(frozen).denoiser(path)(x, t).x_0
                 point = point_of(mean + params["a"] * z, eps, fake, teacher)
                 total += share * jnp.sum(pair * surrogate(point))
             return total
@@ -253,8 +251,8 @@ def test_gradient_of_sim_on_a_mixture(name, options, tolerance):
 def arbitrary_point(key=0, shape=(5, 6)):
     """A point whose denoisers are arbitrary, and differentiable in x_g."""
     x_g, eps, w_fake, w_teacher = jax.random.normal(jax.random.key(key), (4, *shape))
-    fake = lambda x: jnp.sin(w_fake * x)  # noqa: E731
-    teacher = lambda x: jnp.tanh(w_teacher * x + 0.1)  # noqa: E731
+    fake = lambda x: jnp.sin(w_fake * x)
+    teacher = lambda x: jnp.tanh(w_teacher * x + 0.1)
     return lambda x: point_of(x, eps, fake, teacher), x_g
 
 
@@ -338,11 +336,11 @@ def test_score_distillation_is_the_error_of_the_noise_and_vsd_of_one_point():
     # Poole et al. 2023, eq. 3: eps_teacher - eps, here with the weight sigma / alpha, row by row.
     _, x_g = arbitrary_point()
     eps = jax.random.normal(jax.random.key(1), x_g.shape)
-    teacher = lambda x: jnp.tanh(0.5 * x + 0.1)  # noqa: E731
+    teacher = lambda x: jnp.tanh(0.5 * x + 0.1)
     x_t = x_g + SIGMA * eps
     expected = SIGMA * ((x_t - teacher(x_t)) / SIGMA - eps)
     one_point = lambda _: x_g  # noqa: E731, E[x_g | x_t] of a generator that makes x_g alone
-    gradient = lambda divergence, fake: jax.grad(  # noqa: E731
+    gradient = lambda divergence, fake: jax.grad(
         lambda x: divergence.surrogate(point_of(x, eps, fake, teacher)).sum()
     )(x_g)
     sds = gradient(score_distillation(), one_point)
@@ -356,7 +354,7 @@ def test_score_distillation_pulls_a_sample_to_the_mode():
         x, eps = 1.7, np.random.default_rng(0).standard_normal((200_000, 1))
         eps = np.concatenate([eps, -eps])
         x_g = jnp.full(eps.shape, x)
-        point = lambda x_g: point_of(x_g, eps, lambda y: x_g, lambda y: denoised(TEACHER, y))  # noqa: E731
+        point = lambda x_g: point_of(x_g, eps, lambda y: x_g, lambda y: denoised(TEACHER, y))
         surrogate = score_distillation().surrogate
         found = jax.grad(lambda x_g: surrogate(point(x_g)).mean())(x_g).sum()
         q = TEACHER["a"] ** 2 + SIGMA**2
@@ -380,7 +378,7 @@ def test_noise_free_score_distillation():
 )
 def test_where_fake_and_teacher_agree_the_gradient_is_exactly_zero(divergence):
     _, x_g = arbitrary_point()
-    same = lambda x: jnp.sin(3.0 * x)  # noqa: E731
+    same = lambda x: jnp.sin(3.0 * x)
     gradient = jax.grad(
         lambda x: divergence.surrogate(point_of(x, jnp.ones_like(x), same, same)).sum()
     )(x_g)

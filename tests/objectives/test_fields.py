@@ -243,7 +243,7 @@ def test_an_objective_says_what_of_a_batch_it_reads(case):
     assembled = assemble(case)
     objective, networks = assembled.objective, assembled.networks
     batch = batch_of(objective._replace(reads_images=True, reads_pairs=True))
-    losses = lambda batch: [  # noqa: E731
+    losses = lambda batch: [
         loss_rows(assembled, player, networks[player], LATE, batch) for player in objective.players
     ]
     plain = losses(batch)

@@ -14,7 +14,7 @@ ROWS, PIXELS = 16, 6
 @pytest.fixture
 def arrays():
     rng = np.random.default_rng(0)
-    draw = lambda scale, shift: (scale * rng.normal(size=(ROWS, PIXELS)) + shift).astype("f")  # noqa: E731
+    draw = lambda scale, shift: (scale * rng.normal(size=(ROWS, PIXELS)) + shift).astype("f")
     return {"x_g": draw(1.0, 0.5), "fake": draw(0.7, 0.2), "teacher": draw(1.3, -0.4)}
 
 

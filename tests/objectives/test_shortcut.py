@@ -236,7 +236,7 @@ def test_loss_is_the_paper_s_in_numpy():
     loss, _ = loss_of(shortcut(stepping(network, LINEAR), label_dropout=0.0), network, data(32))
     x_t, t, s, _ = calls[-1]
     key_bootstrap, key_flow, _ = jax.random.split(KEY, 3)
-    u = lambda x, t, d: 0.3 * x - 0.2 + 0.5 * t + 0.7 * d - 1.0  # noqa: E731
+    u = lambda x, t, d: 0.3 * x - 0.2 + 0.5 * t + 0.7 * d - 1.0
     eps_flow = np.asarray(jax.random.normal(jax.random.split(key_flow, 3)[1], (24, 2)))
     flow = iter(range(24))
     for row in range(32):
@@ -280,7 +280,7 @@ def test_bad_fields_are_named(fields, message):
 def test_sampling_refuses_what_was_not_trained():
     network = affine()
     objective = shortcut(stepping(network, LINEAR), guidance_scale=1.5)
-    sample = lambda **k: objective.sample(  # noqa: E731
+    sample = lambda **k: objective.sample(
         network.init(KEY), jnp.zeros((2, 2)), {"label": jnp.zeros(2, int)}, None, **k
     )
     with pytest.raises(ValueError, match="power of two"):

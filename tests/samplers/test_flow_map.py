@@ -17,7 +17,7 @@ X = jax.random.normal(jax.random.key(0), (16, 2))
 @pytest.mark.parametrize("steps", [1, 3])
 def test_jumps_with_the_exact_average_velocity_are_exact(name, steps):
     path = PATHS[name]()
-    average = lambda x, t, s: GAUSSIAN.average_velocity(path, x, t, s)  # noqa: E731
+    average = lambda x, t, s: GAUSSIAN.average_velocity(path, x, t, s)
     x_0 = jump(average, X, grid(uniform(path), steps))
     expected = GAUSSIAN.mean + jnp.sqrt(GAUSSIAN.variance) * X
     np.testing.assert_allclose(x_0, expected, atol=1e-5)

@@ -53,7 +53,7 @@ def test_order_of_convergence_to_the_gaussian_flow_map(name, solver, order):
         path = PATHS[name]()
         x = path.prior(X.astype(jnp.float64))
         times = [times_of(path, steps, solver is DPM_SOLVER) for steps in (96, 192)]
-        exact = lambda x, times: GAUSSIAN.flow_map(  # noqa: E731
+        exact = lambda x, times: GAUSSIAN.flow_map(
             path, x, jnp.full(16, times[0]), jnp.full(16, times[-1])
         )
         found = order_of(solver, GAUSSIAN.denoiser(path), path, x, exact, times)
@@ -68,7 +68,7 @@ def reference(name, inside):
 
     def body(x, interval):
         t, s = (jnp.full(x.shape[:1], time) for time in interval)
-        field = lambda x, t: path.velocity(*denoise(x, t), t)  # noqa: E731
+        field = lambda x, t: path.velocity(*denoise(x, t), t)
         h, half = interval[1] - interval[0], 0.5 * (t + s)
         k1 = field(x, t)
         k2 = field(x + 0.5 * h * k1, half)
@@ -88,7 +88,7 @@ def test_order_of_convergence_of_a_curved_flow(name, solver, order):
         x = path.prior(MIXTURE_START.astype(jnp.float64))
         inside = solver is DPM_SOLVER
         times = [times_of(path, steps, inside) for steps in (256, 512)]
-        exact = lambda x, times: reference(name, inside)  # noqa: E731
+        exact = lambda x, times: reference(name, inside)
         found = order_of(solver, MIXTURE.denoiser(path), path, x, exact, times)
     assert found == pytest.approx(order, abs=0.15)
 
@@ -117,7 +117,7 @@ def test_ddim_is_euler_in_the_scaled_variables(name):
 def test_the_first_dpm_solver_step_is_ddim_and_the_second_is_not():
     path = PATHS["vp_cosine"]()
     denoise, times, x = MIXTURE.denoiser(path), jnp.array([0.9, 0.6, 0.2]), X[:, :1]
-    run = lambda solver, times: np.asarray(solver(denoise, path, x, times, None))  # noqa: E731
+    run = lambda solver, times: np.asarray(solver(denoise, path, x, times, None))
     np.testing.assert_allclose(
         run(dpm_solver_2m(), times[:2]), run(ddim(), times[:2]), rtol=1e-6, atol=1e-6
     )
@@ -187,7 +187,7 @@ def test_any_kind_of_prediction_gives_the_same_samples(solver):
 
     @jax.jit
     def run(index):
-        denoise = lambda x, t: jax.lax.switch(index, branches, x, t)  # noqa: E731
+        denoise = lambda x, t: jax.lax.switch(index, branches, x, t)
         return SOLVERS[solver]()(denoise, path, X, times, KEYS)
 
     for index, name in enumerate(KINDS):

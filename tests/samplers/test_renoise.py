@@ -69,5 +69,5 @@ def test_the_function_is_told_every_time():
 def test_a_row_draws_from_its_own_key():
     path, order = PATHS["vp_cosine"](), jnp.array([5, 2, 0])
     times = jnp.array([1.0, 0.6, 0.3])
-    run = lambda x, keys: renoise(consistency(path), path, x, times, keys)  # noqa: E731
+    run = lambda x, keys: renoise(consistency(path), path, x, times, keys)
     np.testing.assert_allclose(run(X[order], KEYS[order]), run(X, KEYS)[order], rtol=1e-5)

@@ -125,7 +125,7 @@ def test_churn_raises_the_noise_level_of_every_path_alike(name):
     rho, churn, scale = 2.0, 0.3, 1.1
     raised = rho * (1.0 + churn)
     times = path.time_at(jnp.array([rho, 0.1]))
-    run = lambda denoise: churned_heun(churn, noise=scale)(denoise, path, X, times, KEYS)  # noqa: E731
+    run = lambda denoise: churned_heun(churn, noise=scale)(denoise, path, X, times, KEYS)
     at_rest = run(lambda x, t: Endpoints(0.0 * x, 0.0 * x))
     t = path.time_at(jnp.float32(raised))
     alpha, before = path.alpha(t), path.alpha(times[0])
@@ -142,7 +142,7 @@ def test_churn_raises_the_noise_level_of_every_path_alike(name):
 def test_no_churn_outside_its_range(low, high):
     path = PATHS["ve"]()
     solver = churned_heun(0.3, churn_min=low, churn_max=high)
-    at_rest = lambda x, t: Endpoints(0.0 * x, 0.0 * x)  # noqa: E731
+    at_rest = lambda x, t: Endpoints(0.0 * x, 0.0 * x)
     np.testing.assert_array_equal(solver(at_rest, path, X, jnp.array([2.0, 0.1]), KEYS), X)
 
 
@@ -151,7 +151,7 @@ def test_churned_heun_is_the_algorithm_of_the_paper(churn):
     # Karras et al. 2022, algorithm 2, by a loop in NumPy's float64; here D is Gaussian.
     path, steps, low, high, scale = PATHS["ve"](), 6, 0.05, 50.0, 1.003
     mean, variance = (np.asarray(part, np.float64) for part in GAUSSIAN)
-    slope = lambda x, t: t * (x - mean) / (variance + t**2)  # noqa: E731
+    slope = lambda x, t: t * (x - mean) / (variance + t**2)
     times = grid(spacing.karras(path), steps)
     start = path.prior(X)
     given = churned_heun(churn)(GAUSSIAN.denoiser(path), path, start, times, KEYS)
@@ -218,7 +218,7 @@ def test_fields_have_edges():
 @pytest.mark.parametrize("name", PATHS)
 def test_nothing_is_added_without_churn_or_beyond_the_path_s_end(name):
     path = PATHS[name]()
-    at_rest = lambda x, t: Endpoints(0.0 * x, 0.0 * x)  # noqa: E731
+    at_rest = lambda x, t: Endpoints(0.0 * x, 0.0 * x)
     times = path.time_at(jnp.geomspace(50.0, 0.05, 40))
     np.testing.assert_array_equal(churned_heun(0.0)(at_rest, path, X, times, KEYS), X)
     seen = []
@@ -236,7 +236,7 @@ def test_nothing_is_added_without_churn_or_beyond_the_path_s_end(name):
 
 def test_both_ends_of_the_churned_levels_are_churned():
     path = PATHS["ve"]()
-    at_rest = lambda x, t: Endpoints(0.0 * x, 0.0 * x)  # noqa: E731
+    at_rest = lambda x, t: Endpoints(0.0 * x, 0.0 * x)
     for low, high, churned in ((2.0, 50.0, True), (0.05, 2.0, True), (2.01, 50.0, False)):
         solver = churned_heun(0.3, churn_min=low, churn_max=high)
         x = solver(at_rest, path, X, jnp.array([2.0, 0.1]), KEYS)
@@ -246,6 +246,6 @@ def test_both_ends_of_the_churned_levels_are_churned():
 def test_the_defaults_are_the_paper_s():
     path = PATHS["ve"]()
     times = jnp.array([60.0, 49.0, 3.0, 0.06, 0.04, 0.01])
-    run = lambda solver: solver(GAUSSIAN.denoiser(path), path, X, times, KEYS)  # noqa: E731
+    run = lambda solver: solver(GAUSSIAN.denoiser(path), path, X, times, KEYS)
     np.testing.assert_array_equal(run(churned_heun()), run(churned_heun(40.0, 0.05, 50.0, 1.003)))
     np.testing.assert_array_equal(run(ancestral()), run(ancestral("small")))

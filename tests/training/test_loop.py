@@ -147,7 +147,7 @@ def test_a_created_state_is_the_initial_one_of_its_seed(seed):
 
 
 def test_a_compiled_step_tells_of_the_gradient_what_it_is_asked():
-    observe = lambda gradient: {"slope": Mean(gradient["w"], jnp.float32(1))}  # noqa: E731
+    observe = lambda gradient: {"slope": Mean(gradient["w"], jnp.float32(1))}
     step = compile_step(OBJECTIVE, OPTIMIZERS, SEED, mesh_of(1, 1), 2, observe)
     state = create_state(OBJECTIVE, OPTIMIZERS, SEED, FROZEN, mesh_of(1, 1))
     metrics = step(state, FROZEN, complete({"number": jnp.zeros(BATCH)}))[1]

@@ -32,7 +32,7 @@ def player(reads):
         rows = params["scale"] * reads(batch) + params["shift"]
         return rows, {"mean": Mean(jnp.sum(rows), jnp.float32(rows.size))}
 
-    init = lambda key: {"scale": jnp.ones((2,)).sum(), "shift": jnp.zeros(())}  # noqa: E731
+    init = lambda key: {"scale": jnp.ones((2,)).sum(), "shift": jnp.zeros(())}
     return Player(init, loss)
 
 

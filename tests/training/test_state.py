@@ -10,7 +10,7 @@ from fewstep.objectives.base import Follower, Objective, Player
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.state import initial_state, named_key
 
-COPY = lambda own, source, step: source  # noqa: E731
+COPY = lambda own, source, step: source
 FROZEN = {name: {"w": jnp.full(3, value)} for name, value in (("easy", 7.0), ("hard", 8.0))}
 
 

@@ -149,7 +149,7 @@ def test_each_player_is_updated_by_its_own_optimizer():
 
 def test_the_logged_rate_is_the_one_of_the_update_whatever_was_skipped_before():
     # A loss of value x and slope 1: each update that is made moves w by the rate.
-    loss = lambda params, networks, batch, *_: (  # noqa: E731
+    loss = lambda params, networks, batch, *_: (
         params["w"] - jax.lax.stop_gradient(params["w"]) + batch["x"][:, 0],
         {},
     )
@@ -159,7 +159,7 @@ def test_the_logged_rate_is_the_one_of_the_update_whatever_was_skipped_before():
         sample=None,
         init_from={},
     )
-    rate = lambda n: 1.0 + n  # noqa: E731
+    rate = lambda n: 1.0 + n
     optimizers = {"network": Optimizer(skip_spikes(optax.sgd(rate), 3.0, 2), rate, 3.0, 9)}
     state = initial_state(objective, optimizers, 0, {})
     step = jax.jit(train_step(objective, optimizers, 0))
@@ -213,7 +213,7 @@ def test_a_non_finite_loss_leaves_the_whole_state_and_is_named(bad):
 
 def test_an_infinite_gradient_of_a_finite_loss_is_caught():
     # sqrt has value 0 and an infinite slope at 0.
-    loss = lambda params, *_: (jnp.sqrt(params["w"]) * jnp.ones(2), {})  # noqa: E731
+    loss = lambda params, *_: (jnp.sqrt(params["w"]) * jnp.ones(2), {})
     objective = game()
     bad = Player(init=lambda key: {"w": jnp.float32(0.0)}, loss=loss)
     state, step = start(objective._replace(players={**objective.players, "first": bad}))
@@ -284,7 +284,7 @@ def test_a_gradient_is_the_mean_of_those_of_the_micro_batches():
 
     def of_part(i):
         part = {name: rows[i::count] for name, rows in batch.items()}
-        mean = lambda p: loss(p, {}, part, jax.random.fold_in(key, i), 0)[0].mean()  # noqa: E731
+        mean = lambda p: loss(p, {}, part, jax.random.fold_in(key, i), 0)[0].mean()
         return jax.value_and_grad(mean)(params)
 
     losses, gradients = zip(*map(of_part, range(count)), strict=True)

@@ -182,7 +182,7 @@ def within(name: str, computations: Computations, devices: int) -> list[Collecti
     """The collectives of a computation and of those that it calls; devices: all of the program."""
     instructions = computations[name]
     shapes = {instruction.name: instruction.shape for instruction in instructions}
-    inside = lambda called: within(called, computations, devices)  # noqa: E731
+    inside = lambda called: within(called, computations, devices)
     found: list[Collective] = []
     for instruction in instructions:
         opcode, rest = instruction.opcode, instruction.rest

@@ -20,12 +20,12 @@ def text_of(function, *shapes):
 
 
 def test_products_are_counted_wherever_they_are():
-    product = lambda a, b: jnp.tanh(jnp.einsum("nij,njk->nik", a, b))  # noqa: E731
+    product = lambda a, b: jnp.tanh(jnp.einsum("nij,njk->nik", a, b))
     one = 2 * 3 * 8 * 8 * 8
     assert product_flops(text_of(product, (3, 8, 8), (3, 8, 8))) == one
 
     def nested(a, b):
-        turn = lambda c, _: (jax.lax.fori_loop(0, 3, lambda i, c: product(c, b), c), None)  # noqa: E731
+        turn = lambda c, _: (jax.lax.fori_loop(0, 3, lambda i, c: product(c, b), c), None)
         c = jax.lax.scan(turn, a, length=5)[0]
         return jax.lax.cond(c.sum() > 0, lambda c: product(product(c, b), a), lambda c: c, c)
 

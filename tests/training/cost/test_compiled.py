@@ -121,7 +121,7 @@ def test_rematerialisation_takes_less_temporary_memory():
 
 def test_a_scanned_collective_counts_at_every_turn_and_a_branch_is_marked():
     mesh = mesh_of(8, 1)
-    step = lambda c: jnp.tanh(jax.lax.psum(c, "data"))  # noqa: E731
+    step = lambda c: jnp.tanh(jax.lax.psum(c, "data"))
 
     def function(x, flag):
         x = jax.lax.scan(lambda c, _: (step(c), None), x, length=5)[0]

@@ -282,7 +282,7 @@ def test_a_folder_that_hosts_do_not_share_is_found_at_the_start(tmp_path, monkey
 
 
 def test_a_teacher_may_be_moved_as_it_is_known_by_its_parameters(tmp_path):
-    student = lambda folder: small_config("cd_flow", teacher=f"{folder}@5")  # noqa: E731
+    student = lambda folder: small_config("cd_flow", teacher=f"{folder}@5")
     workdir.start_run(tmp_path, student("old"), teacher=TEACHER)
     with pytest.raises(ValueError, match=r"teacher \(old@5 there, new@5 now\)"):
         workdir.start_run(tmp_path, student("new"), teacher={**TEACHER, "fingerprint": "another"})
