@@ -16,6 +16,7 @@ rescaling of x, so `change_path` carries a point from any path to any other.
 from collections.abc import Callable
 from typing import NamedTuple
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -57,6 +58,7 @@ class Path(NamedTuple):
 
     def interpolate(self, x_0: Array, eps: Array, t: Array) -> Array:
         """x_t = alpha(t) x_0 + sigma(t) eps. x_0, eps: [B, ...]; t: [B]."""
+        chex.assert_equal_shape((x_0, eps))
         t = align(t, x_0)
         return self.alpha(t) * x_0 + self.sigma(t) * eps
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from math import inf
 from typing import NamedTuple
 
+import chex
 import jax.numpy as jnp
 from jax import Array
 
@@ -28,12 +29,14 @@ class Distance(NamedTuple):
     least_dimensions: float = 1
 
     def __call__(self, a: Array, b: Array) -> Array:
-        """d(a, b): [B]."""
+        """d(a, b): [B]. Raises AssertionError for arrays of different shapes."""
+        chex.assert_equal_shape((a, b))
         return self.between(a, b)
 
 
 def squared_error(prediction: Array, target: Array) -> Array:
-    """(prediction - target)^2, elementwise, unreduced."""
+    """(prediction - target)^2, elementwise, unreduced; two arrays of one shape."""
+    chex.assert_equal_shape((prediction, target))
     return jnp.square(prediction - target)
 
 

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -12,6 +13,7 @@ AverageVelocityFn = Callable[[Array, Array, Array], Array]
 
 def jump(average_velocity: AverageVelocityFn, x: Array, times: Array) -> Array:
     """x_s = x_t - (t - s) u(x_t, t, s) along [N + 1] descending times; exact for an exact u."""
+    chex.assert_rank(times, 1)
 
     def step(x: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
         t, s = (jnp.broadcast_to(time, x.shape[:1]) for time in interval)

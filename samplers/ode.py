@@ -9,6 +9,7 @@ single steps of it.
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -54,6 +55,8 @@ def repeat(step: Step) -> Solver:
     """The solver that takes one step per interval."""
 
     def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:
+        chex.assert_rank(times, 1)
+
         def body(x: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
             t, s = (jnp.broadcast_to(time, x.shape[:1]) for time in interval)
             return step(denoise, path, x, t, s), None

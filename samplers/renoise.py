@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import chex
 import jax
 import jax.numpy as jnp
 from jax import Array
@@ -27,6 +28,7 @@ def renoise(
     consistency: (x: [B, ...], t: [B]) -> like x. times: [N], descending. keys: [B], may be None for
     one time.
     """
+    chex.assert_rank(times, 1)
     rows = lambda t: jnp.broadcast_to(t, x.shape[:1])
     t_min = jnp.float32(path.t_min)
 

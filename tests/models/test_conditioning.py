@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -157,7 +158,7 @@ def test_extra_embedders_leave_the_others_as_they_are():
     extended = initial(conditioning("interval", guidance_input=True))
     assert set(plain) == {"time_embedder", "label_table"}
     assert set(extended) - set(plain) == {"second_time_embedder", "guidance_embedder"}
-    jax.tree.map(np.testing.assert_array_equal, plain, {name: extended[name] for name in plain})
+    chex.assert_trees_all_equal(plain, {name: extended[name] for name in plain})
 
 
 def test_step_level_of_dyadic_gaps():

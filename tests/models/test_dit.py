@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -192,7 +193,7 @@ def test_modulations_start_at_zero_or_as_any_other_layer():
             if name.startswith("block")
         )
     plain = jax.jit(dit(**FIELDS).init)(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, plain, zero)
+    chex.assert_trees_all_equal(plain, zero)
 
 
 @pytest.mark.parametrize("fields", [{}, {"remat": True, "dropout": 0.1}, {"dtype": "bfloat16"}])

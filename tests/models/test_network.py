@@ -3,6 +3,7 @@ import re
 from functools import cache
 from importlib import import_module
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -55,7 +56,7 @@ def test_build_names_what_is_wrong(name, fields, words):
 def test_build_passes_the_fields_on():
     built = build("mlp", dimension=3, width=8, depth=2).init(jax.random.key(0))
     direct = NETWORKS["mlp"](dimension=3, width=8, depth=2).init(jax.random.key(0))
-    jax.tree.map(np.testing.assert_array_equal, built, direct)
+    chex.assert_trees_all_equal(built, direct)
     assert built["output"]["kernel"].shape == (8, 3)
     assert {name for name in built if name.startswith("block")} == {"block_0", "block_1"}
 
@@ -93,7 +94,7 @@ def test_a_loss_weight_has_its_own_parameters_and_leaves_apply_as_it_is(name, ra
     params = jax.jit(weighted.init)(jax.random.key(0))
     own = jax.jit(plain.init)(jax.random.key(0))
     assert set(params) - set(own) == {"loss_weight"}
-    jax.tree.map(np.testing.assert_array_equal, {k: params[k] for k in own}, own)
+    chex.assert_trees_all_equal({k: params[k] for k in own}, own)
     t = jnp.array([0.2, 0.9])
     np.testing.assert_array_equal(weighted.log_weight(params, t), [0.0, 0.0])
     moved = random_params(params)

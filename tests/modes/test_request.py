@@ -5,8 +5,7 @@ from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
-import jax
-import numpy as np
+import chex
 import pytest
 from ml_collections import ConfigDict
 
@@ -50,7 +49,7 @@ def saved(folder, name, step):
 def test_the_network_of_the_step_is_loaded(folder, asked, name, step):
     loaded = load_run(Request(config=None, workdir=folder, **asked))
     assert (loaded.step, loaded.experiment.sample_with, loaded.config.seed) == (step, name, 1)
-    jax.tree.map(np.testing.assert_array_equal, dict(loaded.params), saved(folder, name, step))
+    chex.assert_trees_all_equal(dict(loaded.params), saved(folder, name, step))
     # Eight devices have equal shares of a batch.
     assert loaded.config.evaluate.batch_size == 24
 

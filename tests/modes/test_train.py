@@ -7,6 +7,7 @@ field then takes another value, and the places that see a difference are compare
 from itertools import islice
 from types import SimpleNamespace
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -260,13 +261,13 @@ def test_batches_begin_at_the_step_that_a_run_goes_on_from(method, fields):
     late, whole = (TRAIN.batches(*given, start, NEWEST_ORDER, (1,) * 10) for start in (3, 0))
     for batch, other in zip(islice(late, 2), islice(whole, 3, 5), strict=True):
         assert jax.tree.structure(batch) == jax.tree.structure(other)
-        jax.tree.map(np.testing.assert_array_equal, batch, other)
+        chex.assert_trees_all_equal(batch, other)
     assert ("pairs" in batch) == ("objective.regression_weight" in fields)
     if experiment.objective.reads_images:
         rows = row_batches if config.data.on_device else batches
         share = {"batch_size": config.batch_size, "seed": config.seed, "flip": True}
         expected = next(rows(dataset(8, 1).train, start_step=4, **share))
-        jax.tree.map(np.testing.assert_array_equal, batch, expected)
+        chex.assert_trees_all_equal(batch, expected)
 
 
 def test_every_field_is_in_a_table():

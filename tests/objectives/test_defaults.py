@@ -1,5 +1,6 @@
 """An objective without fields is that of its docstring and paper: the same losses and samples."""
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -176,7 +177,7 @@ def figures(objective):
 def test_the_defaults_are_those_of_the_paper(name):
     make, published = CASES[name]
     default, expected = figures(make()), figures(make(**published))
-    jax.tree.map(np.testing.assert_array_equal, default, expected)
+    chex.assert_trees_all_equal(default, expected)
     assert default[1] == 1.0  # without guidance
 
 
@@ -205,4 +206,4 @@ def test_defaults_of_divergences_and_generators():
     made = [one_step(LINEAR, *level).generate(params, rows[0], label) for level in ((), (2.5,))]
     np.testing.assert_array_equal(*made)
     first = [particles((2,), 4, *deviation).init(KEY) for deviation in ((), (1.0,))]
-    jax.tree.map(np.testing.assert_array_equal, *first)
+    chex.assert_trees_all_equal(*first)

@@ -13,6 +13,7 @@ from fewstep.objectives.distances import (
     norm,
     pseudo_huber,
     pseudo_huber_elementwise,
+    squared_error,
     squared_l2,
 )
 
@@ -125,3 +126,11 @@ def test_default_scales():
         (cauchy(), cauchy(1.0)),
     ):
         np.testing.assert_array_equal(default(A, B), explicit(A, B))
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_shapes_that_numpy_would_broadcast_are_refused(name):
+    with pytest.raises(AssertionError):
+        DISTANCES[name]()(A, B[:1])
+    with pytest.raises(AssertionError):
+        squared_error(A, B[:1])

@@ -1,3 +1,4 @@
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -159,7 +160,7 @@ def test_split_and_merge_are_inverse():
     first, rest = split_rows(rows, 4)
     np.testing.assert_array_equal(first["label"], [0, 4, 8])
     merged = merge_rows(first, rest, 4)
-    jax.tree.map(np.testing.assert_array_equal, merged, rows)
+    chex.assert_trees_all_equal(merged, rows)
 
 
 def test_gradient_reaches_the_trained_network_alone():
@@ -175,7 +176,7 @@ def test_gradient_reaches_the_trained_network_alone():
     gradient = jax.grad(mean_loss, argnums=(0, 1))(params, params)
     assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient[1]))
     detached = jax.grad(lambda p: mean_loss(p, params))(params)
-    jax.tree.map(np.testing.assert_allclose, gradient[0], detached)
+    chex.assert_trees_all_close(gradient[0], detached, rtol=1e-7)
 
 
 def test_guidance_acts_on_the_finest_half_steps_alone():

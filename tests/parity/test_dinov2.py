@@ -6,6 +6,7 @@ bicubic interpolation at the published scale factor of (16 + 0.1) / 37. Weights 
 published names and shapes; images are resized by Pillow, and our resize also meets PyTorch's.
 """
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -208,4 +209,4 @@ def test_positions_as_pytorch_interpolates_them(reference, params):
 def test_the_older_format_gives_the_same_parameters(reference, params, tmp_path):
     path = tmp_path / "older.pth"
     torch.save(reference.state_dict(), path, _use_new_zipfile_serialization=False)
-    jax.tree.map(np.testing.assert_array_equal, dinov2_params(path), params)
+    chex.assert_trees_all_equal(dinov2_params(path), params)

@@ -7,6 +7,7 @@ TensorFlow 1. Weights and statistics are random.
 
 from collections import OrderedDict
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -291,7 +292,7 @@ def test_only_images_are_taken(weights):
 def test_the_older_format_gives_the_same_parameters(reference, weights, tmp_path):
     path = tmp_path / "older.pth"
     torch.save(reference.state_dict(), path, _use_new_zipfile_serialization=False)
-    jax.tree.map(np.testing.assert_array_equal, inception_params(path), inception_params(weights))
+    chex.assert_trees_all_equal(inception_params(path), inception_params(weights))
 
 
 def test_other_tensors_are_refused_by_name(reference, tmp_path):

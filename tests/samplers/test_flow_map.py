@@ -21,3 +21,8 @@ def test_jumps_with_the_exact_average_velocity_are_exact(name, steps):
     x_0 = jump(average, X, grid(uniform(path), steps))
     expected = GAUSSIAN.mean + jnp.sqrt(GAUSSIAN.variance) * X
     np.testing.assert_allclose(x_0, expected, atol=1e-5)
+
+
+def test_times_of_each_row_are_refused():
+    with pytest.raises(AssertionError):
+        jump(lambda x, t, s: x, X, jnp.ones((3, len(X))))

@@ -1,5 +1,6 @@
 from collections import Counter
 
+import chex
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -203,7 +204,7 @@ def test_a_non_finite_loss_leaves_the_whole_state_and_is_named(bad):
     nan = player(lambda networks, batch: jnp.array([jnp.nan, 0.0]))
     state, step = start(objective._replace(players={**objective.players, bad: nan}))
     updated, metrics = step(state, FROZEN, BATCH)
-    jax.tree.map(np.testing.assert_array_equal, updated, state)
+    chex.assert_trees_all_equal(updated, state)
     with pytest.raises(NonFiniteError, match=f"of {bad} is not finite at step 12") as error:
         check_finite(12, jax.device_get(metrics))
     values = error.value.values
@@ -246,7 +247,7 @@ def test_an_update_that_makes_any_part_infinite_is_not_kept_and_named(bad):
     step = jax.jit(train_step(objective, optimizers, 0))
     updated, metrics = step(state, FROZEN, BATCH)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(updated))
-    jax.tree.map(np.testing.assert_array_equal, updated, state)
+    chex.assert_trees_all_equal(updated, state)
     with pytest.raises(NonFiniteError) as error:
         check_finite(12, jax.device_get(metrics))
     assert "of first after its update are not finite at step 12" in str(error.value)

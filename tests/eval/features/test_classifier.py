@@ -1,3 +1,4 @@
+import chex
 import jax
 import numpy as np
 import pytest
@@ -88,7 +89,7 @@ def test_the_second_call_reads_the_same_bits(data, root, trained, monkeypatch, c
     again = classifier(data, root)
     assert again.accuracy == trained.accuracy
     assert again.network.weights == trained.network.weights
-    jax.tree.map(np.testing.assert_array_equal, again.network.params, trained.network.params)
+    chex.assert_trees_all_equal(again.network.params, trained.network.params)
     assert "classifier of" not in capsys.readouterr().err
 
 
