@@ -30,6 +30,7 @@ from fewstep.messages import guess, nearest, no_choice
 from fewstep.modes import MODES
 from fewstep.modes.compilation_cache import keep_compiled
 from fewstep.modes.request import Request, at_home, check_started_alike, with_home
+from fewstep.modes.usage import usage
 from fewstep.training.cluster import clusters, exits, joining, processes
 from fewstep.training.cluster.door import MissingError
 from fewstep.training.cluster.preemption import BROKEN_OFF, INTERRUPTED, Preempted, Preemption
@@ -52,6 +53,7 @@ JOIN_TIMEOUT = flags.DEFINE_float(
 )
 # Read by the modes that several processes run together.
 JOINING = (DISTRIBUTED, COORDINATOR, NUM_PROCESSES, PROCESS_ID, JOIN_TIMEOUT)
+HELP = {"--help", "-help", "-h"}
 UNFINISHED = "preempted, resumable: the same command does again what was not finished"
 
 
@@ -173,13 +175,15 @@ def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
 def parse(argv: list[str]) -> list[str]:
     """Parse the flags; config files and overrides are read here too. --help ends with code 0."""
     command_line.take_none()
+    if HELP & {*argv}:
+        show_usage(argv)
     argv, config = with_config_at_home(argv)
     file = config.partition(":")[0]
     if file and not Path(file).is_file():
         fail(ValueError(f"--config: the file {file} does not exist"))
     try:
         rest = flags.FLAGS(argv)
-    except SystemExit:  # of absl's flags that show help, with code 1
+    except SystemExit:  # of absl's other flags that show help, with code 1
         sys.exit(exits.DONE)
     except flags.UnrecognizedFlagError as error:
         known = [name for name in flags.FLAGS if not name.startswith(f"{CONFIG.name}.")]
@@ -194,6 +198,21 @@ def parse(argv: list[str]) -> list[str]:
     if MODE.value not in MODES:
         fail(ValueError(no_choice("--mode", MODE.value, MODES)))
     return rest
+
+
+def show_usage(argv: list[str]) -> None:
+    """Print the help of the mode that is asked for, and exit with code 0."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(MODE.name, MODE.default, "", flag_values=values)
+    values([part for part in argv if part not in HELP], known_only=True)
+    if values.mode not in MODES:
+        fail(ValueError(no_choice("--mode", values.mode, MODES)))
+    joins, common = (
+        {flag.name: flags.FLAGS[flag.name].help for flag in those}
+        for those in (JOINING, (TRACEBACK,))
+    )
+    print(usage(values.mode, joins, common))
+    sys.exit(exits.DONE)
 
 
 def with_config_at_home(argv: list[str]) -> tuple[list[str], str]:

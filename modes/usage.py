@@ -1,0 +1,50 @@
+"""What --help prints: examples, the modes with a line each, and the flags of one mode."""
+
+import textwrap
+from collections.abc import Mapping
+
+from fewstep.modes import MODES
+
+EXAMPLES = """\
+python main.py --config=configs/digits.py:shortcut --workdir=runs/digits
+python main.py --mode=sample --workdir=runs/digits --steps=1 --seeds=0-63 --out=samples
+python main.py --mode=report --workdirs=runs/digits,runs/other --out=report.html"""
+WIDTH = 96
+
+
+def usage(mode: str, joining: Mapping[str, str], common: Mapping[str, str]) -> str:
+    """The text of --help for a mode.
+
+    joining: help of the flags that modes of several processes read; common: of those that all read.
+    """
+    chosen = MODES[mode]
+    flags = {name: flag.help for name, flag in chosen.flags.items()}
+    if "config" in flags:
+        flags["config.FIELD"] = "Any field of the config, such as --config.batch_size=64."
+    flags |= (joining if chosen.together else {}) | common
+    modes = {name: each.summary for name, each in MODES.items()}
+    return "\n\n".join(
+        (
+            "Train, evaluate and sample few-step generative models.",
+            textwrap.indent(EXAMPLES, "    "),
+            "--mode=MODE, by default train; --mode=MODE --help shows the flags of another:",
+            table(modes),
+            f"Flags of --mode={mode}:",
+            table({f"--{name}": text for name, text in flags.items()}),
+        )
+    )
+
+
+def table(rows: Mapping[str, str]) -> str:
+    """Names and texts in two columns."""
+    width = max(map(len, rows))
+    return "\n".join(
+        textwrap.fill(
+            f"{name:{width}}  {text}",
+            WIDTH,
+            initial_indent="  ",
+            subsequent_indent=" " * (width + 4),
+            break_on_hyphens=False,
+        )
+        for name, text in rows.items()
+    )
