@@ -35,7 +35,7 @@ from fewstep.training.sharding import (
     tree_shardings,
 )
 from fewstep.training.state import initial_state
-from fewstep.training.step import Observe, nothing, train_step
+from fewstep.training.step import NO_METRICS, Observe, train_step
 from fewstep.training.storage import checkpoint, restore
 from fewstep.training.storage.checkpoint import UNFINISHED, Retention
 from fewstep.training.storage.train_state import TrainState
@@ -97,7 +97,7 @@ def compile_step(
     seed: int,
     mesh: Mesh,
     micro_batches: int = 1,
-    observe: Observe = nothing,
+    observe: Observe = NO_METRICS,
 ) -> Advance:
     """`train_step` jitted over the mesh, the state donated, its sharding kept."""
     step = train_step(objective, optimizers, seed, micro_batches, observe)

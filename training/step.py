@@ -6,7 +6,7 @@ have.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,14 +17,13 @@ from fewstep.objectives.base import (
     SHARED,
     Batch,
     Follower,
-    Key,
     Mean,
     Metrics,
     Objective,
     Params,
     Player,
-    Share,
 )
+from fewstep.training.gradient import Gradient, micro_batch, player_gradient
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.state import named_key
 from fewstep.training.storage.train_state import TrainState
@@ -32,26 +31,10 @@ from fewstep.training.storage.train_state import TrainState
 TrainStep = Callable[[TrainState, Mapping[str, Params], Batch], tuple[TrainState, Metrics]]
 # (parameters, optimizer state) -> the same after one update, and metrics
 Update = Callable[[Params, Any], tuple[Params, Any, Metrics]]
-# parameters -> the mean loss, its gradient, and metrics
-Gradient = Callable[[Params], tuple[Array, Params, Metrics]]
 # a player's gradient -> metrics
 Observe = Callable[[Params], Metrics]
 
-
-def nothing(gradient: Params) -> Metrics:
-    """Tells nothing of a gradient."""
-    return {}
-
-
-class Rows(NamedTuple):
-    """A batch or micro-batch, and what losses share of it: {"shared": ...}, or {} if nothing.
-
-    pullback: a gradient in what is shared -> (that in the parameters of the players, by name,).
-    """
-
-    batch: Batch
-    shared: Mapping[str, Any]
-    pullback: Callable[[Mapping[str, Any]], tuple[Mapping[str, Params]]]
+NO_METRICS: Observe = lambda grads: {}
 
 
 def train_step(
@@ -59,14 +42,14 @@ def train_step(
     optimizers: Mapping[str, Optimizer],
     seed: int,
     micro_batches: int = 1,
-    observe: Observe = nothing,
+    observe: Observe = NO_METRICS,
 ) -> TrainStep:
     """(state, frozen, batch) -> (state, metrics), pure, to be jitted with the state donated.
 
     micro_batches: parts of the batch whose gradients are averaged, one part in memory at a time.
     What players share is then evaluated again for each of them, from the same keys: to keep it
     would be to keep the activations of all parts.
-    observe: what to tell of the gradients, among the metrics.
+    observe: metrics of each player's gradient, added to its own.
 
     If a player's loss or gradient is not finite, or its update makes the state so, the whole state
     is returned unchanged, its step included, and the metric `finite` (`PLAYER/finite` where there
@@ -79,7 +62,7 @@ def train_step(
         key = jax.random.fold_in(jax.random.key(seed), state.step)
         networks, followers = dict(state.networks), dict(state.followers)
         opt_states, metrics = dict(state.optimizers), {}
-        part = parts(objective, state.networks, batch, named_key(key, SHARED), micro_batches)
+        part = micro_batch(objective, state.networks, batch, named_key(key, SHARED), micro_batches)
         for name, player in objective.players.items():
             others = {**frozen, **followers, **networks}
             gradient = player_gradient(
@@ -103,78 +86,6 @@ def train_step(
     return step
 
 
-def parts(
-    objective: Objective,
-    networks: Mapping[str, Params],
-    batch: Batch,
-    key: Key,
-    micro_batches: int,
-) -> Callable[[Array], Rows]:
-    """i -> the i-th micro-batch with what is shared of it; evaluated here if it is the whole."""
-    if micro_batches == 1:
-        whole = with_shared(objective.share, networks, batch, key)
-        return lambda i: whole
-
-    def part(i: Array) -> Rows:
-        # Rows i::micro_batches, of which every device has an equal share already.
-        rows = jax.tree.map(lambda a: a.reshape(-1, micro_batches, *a.shape[1:])[:, i], batch)
-        return with_shared(objective.share, networks, rows, jax.random.fold_in(key, i))
-
-    return part
-
-
-def with_shared(
-    share: Share | None, networks: Mapping[str, Params], batch: Batch, key: Key
-) -> Rows:
-    """A batch and what losses share of it."""
-    evaluate = lambda networks: {SHARED: share(networks, batch, key)} if share else {}
-    return Rows(batch, *jax.vjp(evaluate, networks))
-
-
-def player_gradient(
-    objective: Objective,
-    name: str,
-    others: Mapping[str, Params],
-    part: Callable[[Array], Rows],
-    key: Key,
-    step: Array,
-    micro_batches: int,
-) -> Gradient:
-    """The gradient of a player's mean loss, through its own part in what is shared too."""
-    player = objective.players[name]
-
-    def gradient(params: Params, rows: Rows, key: Key) -> tuple[Array, Params, Metrics]:
-        def mean_loss(params: Params, shared: Mapping[str, Any]) -> tuple[Array, Metrics]:
-            loss, metrics = player.loss(params, others, {**rows.batch, **shared}, key, step)
-            return jnp.mean(loss), metrics
-
-        slopes = jax.value_and_grad(mean_loss, (0, 1), has_aux=True)
-        (loss, metrics), (slope, of_shared) = slopes(params, rows.shared)
-        (through_shared,) = rows.pullback(of_shared)
-        return loss, jax.tree.map(jnp.add, slope, through_shared[name]), metrics
-
-    if micro_batches == 1:
-        return lambda params: gradient(params, part(0), key)
-    return lambda params: accumulate(
-        lambda i: gradient(params, part(i), jax.random.fold_in(key, i)), micro_batches
-    )
-
-
-def accumulate(
-    gradient: Callable[[Array], tuple[Array, Params, Metrics]], micro_batches: int
-) -> tuple[Array, Params, Metrics]:
-    """Mean loss and gradient, and summed metrics, of the micro-batches one after the other."""
-    shapes = jax.eval_shape(gradient, jnp.int32(0))
-    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
-
-    def add(sums: tuple, i: Array) -> tuple[tuple, None]:
-        return jax.tree.map(jnp.add, sums, gradient(i)), None
-
-    (loss, slope, metrics), _ = jax.lax.scan(add, zeros, jnp.arange(micro_batches))
-    loss, slope = jax.tree.map(lambda total: total / micro_batches, (loss, slope))
-    return loss, slope, metrics
-
-
 def player_update(
     player: Player, optimizer: Optimizer, gradient: Gradient, step: Array, observe: Observe
 ) -> Update:
@@ -182,11 +93,11 @@ def player_update(
     transform = optax.with_extra_args_support(optimizer.transform)
 
     def update(params: Params, opt_state: Any) -> tuple[Params, Any, Metrics]:
-        loss, slope, metrics = gradient(params)
-        norm = optax.tree.norm(slope)
+        loss, grads, metrics = gradient(params)
+        norm = optax.tree.norm(grads)
         # Counted since the start of the run, by transformations that skip updates.
         skipped = optax.tree.get(opt_state, "skipped", 0)
-        updates, opt_state = transform.update(slope, opt_state, params, value=loss)
+        updates, opt_state = transform.update(grads, opt_state, params, value=loss)
         scalars = {
             "loss": loss,
             "gradient_norm": norm,
@@ -196,7 +107,7 @@ def player_update(
         if optimizer.spike_factor:
             scalars["skipped"] = optax.tree.get(opt_state, "skipped")
         once = {name: Mean(jnp.float32(value), jnp.float32(1)) for name, value in scalars.items()}
-        metrics = {**metrics, **once, **observe(slope)}
+        metrics = {**metrics, **once, **observe(grads)}
         return optax.apply_updates(params, updates), opt_state, metrics
 
     return update

@@ -1,0 +1,108 @@
+"""The gradient of one player: of its loss, through what losses share, and over micro-batches.
+
+What losses share is a function of the players' parameters, evaluated once for all of them, z =
+share(theta_1, ..., theta_n). A player's loss is l(theta_i, z), and its gradient
+
+    d l / d theta_i + (d z / d theta_i)^T d l / d z
+
+through its own part of z alone: the parts of the others in it are data. For a generator G and its
+fake score F, z = G(theta_1, noise) are the samples. The loss of G has no theta_1 but in z, so all
+of its gradient comes by the second term; that of F has the first term, and the second is 0 since z
+does not depend on theta_2. `jax.vjp` runs the forward pass of `share` once and keeps its pullback,
+d l / d z -> (d z / d theta_1)^T d l / d z, ..., of which each player takes its own.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from fewstep.objectives.base import SHARED, Batch, Key, Metrics, Objective, Params, Share
+
+# parameters -> the mean loss, its gradient, and metrics
+Gradient = Callable[[Params], tuple[Array, Params, Metrics]]
+
+
+class Rows(NamedTuple):
+    """A batch or micro-batch, and what losses share of it: {"shared": ...}, or {} if nothing.
+
+    pullback: a gradient in what is shared -> (that in the parameters of the players, by name,).
+    """
+
+    batch: Batch
+    shared: Mapping[str, Any]
+    pullback: Callable[[Mapping[str, Any]], tuple[Mapping[str, Params]]]
+
+
+def player_gradient(
+    objective: Objective,
+    name: str,
+    others: Mapping[str, Params],
+    part: Callable[[Array], Rows],
+    key: Key,
+    step: Array,
+    micro_batches: int,
+) -> Gradient:
+    """The gradient of a player's mean loss, through its own part in what is shared too."""
+    player = objective.players[name]
+
+    def gradient(params: Params, rows: Rows, key: Key) -> tuple[Array, Params, Metrics]:
+        def mean_loss(params: Params, shared: Mapping[str, Any]) -> tuple[Array, Metrics]:
+            loss, metrics = player.loss(params, others, {**rows.batch, **shared}, key, step)
+            return jnp.mean(loss), metrics
+
+        value_and_grads = jax.value_and_grad(mean_loss, (0, 1), has_aux=True)
+        (loss, metrics), (grads, shared_grads) = value_and_grads(params, rows.shared)
+        (through_shared,) = rows.pullback(shared_grads)
+        return loss, jax.tree.map(jnp.add, grads, through_shared[name]), metrics
+
+    if micro_batches == 1:
+        return lambda params: gradient(params, part(0), key)
+    return lambda params: accumulate(
+        lambda i: gradient(params, part(i), jax.random.fold_in(key, i)), micro_batches
+    )
+
+
+def micro_batch(
+    objective: Objective,
+    networks: Mapping[str, Params],
+    batch: Batch,
+    key: Key,
+    micro_batches: int,
+) -> Callable[[Array], Rows]:
+    """i -> the i-th micro-batch with what is shared of it; evaluated here if it is the whole."""
+    if micro_batches == 1:
+        whole = evaluate_shared(objective.share, networks, batch, key)
+        return lambda i: whole
+
+    def part(i: Array) -> Rows:
+        # Rows i::micro_batches, of which every device has an equal share already.
+        rows = jax.tree.map(lambda a: a.reshape(-1, micro_batches, *a.shape[1:])[:, i], batch)
+        return evaluate_shared(objective.share, networks, rows, jax.random.fold_in(key, i))
+
+    return part
+
+
+def evaluate_shared(
+    share: Share | None, networks: Mapping[str, Params], batch: Batch, key: Key
+) -> Rows:
+    """A batch, what losses share of it, and the pullback of that."""
+    evaluate = lambda networks: {SHARED: share(networks, batch, key)} if share else {}
+    return Rows(batch, *jax.vjp(evaluate, networks))
+
+
+def accumulate(
+    gradient: Callable[[Array], tuple[Array, Params, Metrics]], micro_batches: int
+) -> tuple[Array, Params, Metrics]:
+    """Mean loss and gradient, and summed metrics, of the micro-batches one after the other."""
+    shapes = jax.eval_shape(gradient, jnp.int32(0))
+    zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
+
+    def add(sums: tuple, i: Array) -> tuple[tuple, None]:
+        return jax.tree.map(jnp.add, sums, gradient(i)), None
+
+    (loss, grads, metrics), _ = jax.lax.scan(add, zeros, jnp.arange(micro_batches))
+    loss, grads = jax.tree.map(lambda total: total / micro_batches, (loss, grads))
+    return loss, grads, metrics
