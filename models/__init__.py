@@ -1,4 +1,4 @@
-"""Networks by name. Outside this folder a network is a ``Network``: two pure functions."""
+"""Networks by name. Outside this folder a network is a `Network`: two pure functions."""
 
 import inspect
 from collections.abc import Callable
@@ -12,7 +12,7 @@ NETWORKS: dict[str, Callable[..., Network]] = {"dit": dit, "mlp": mlp}
 
 
 def build(name: str, **fields: Any) -> Network:
-    """The network ``NETWORKS[name](**fields)``.
+    """The network `NETWORKS[name](**fields)`.
 
     Raises ValueError for an unknown name or field, naming the nearest, for a missing field, and
     for a field out of its range.

@@ -32,9 +32,9 @@ class Convnet(NamedTuple):
     """A classifier without its parameters.
 
     init: key -> parameters, a nested dict of float32 arrays.
-    apply: ``apply(params, x, *, train=False, rng=None)`` -> (features [B, dimension], logits
-        [B, classes]), float32. ``x``: [B, S, S, C], floating. ``train=True`` turns dropout on,
-        which needs the key ``rng``.
+    apply: `apply(params, x, *, train=False, rng=None)` -> (features [B, dimension], logits
+        [B, classes]), float32. `x`: [B, S, S, C], floating. `train=True` turns dropout on,
+        which needs the key `rng`.
     dimension: of the features.
     """
 

@@ -3,7 +3,7 @@
 Patches, fixed positions, blocks modulated by the sum of the embedded conditions, a modulated final
 layer. Initialisation is the published one, and the output is zero at first. Three things differ
 from the publication. The output has the channels of x, without the variance channels. Time is in
-[0, 1] and is multiplied by ``time_scale``, 1000 for the published grid of integer times. A second
+[0, 1] and is multiplied by `time_scale`, 1000 for the published grid of integer times. A second
 time and a guidance scale can be embedded and added, with parameters that otherwise do not exist.
 """
 
@@ -151,7 +151,7 @@ def check_geometry(image_size: int, patch_size: int, size: Size) -> None:
 
 
 class Transformer(nn.Module):
-    """The module behind ``dit``; its fields are those of the function, checked."""
+    """The module behind `dit`; its fields are those of the function, checked."""
 
     shape: tuple[int, int, int]
     size: Size
@@ -189,7 +189,7 @@ class Transformer(nn.Module):
 
 
 def scanned(block: nn.Module, depth: int, tokens: Array, c: Array) -> Array:
-    """``depth`` blocks in turn: parameters stacked, each with an initial draw and dropout alone."""
+    """`depth` blocks in turn: parameters stacked, each with an initial draw and dropout alone."""
     layers = nn.scan(
         lambda block, tokens, c: (block(split_rows(tokens), c), None),
         variable_axes={"params": 0},

@@ -1,8 +1,8 @@
 """Layers of the diffusion transformer (Peebles & Xie 2023, arXiv:2212.09748, section 3.2).
 
-Parameters are float32 everywhere. ``dtype`` is the type of the large matrix products inside the
-blocks, and of the attention. What loses most to rounding stays float32 whatever ``dtype`` is: the
-residual stream, the statistics of layer normalisation, the softmax, and all of ``conditioning.py``.
+Parameters are float32 everywhere. `dtype` is the type of the large matrix products inside the
+blocks, and of the attention. What loses most to rounding stays float32 whatever `dtype` is: the
+residual stream, the statistics of layer normalisation, the softmax, and all of `conditioning.py`.
 """
 
 import jax
@@ -45,7 +45,7 @@ def patchify(x: Array, patch_size: int) -> Array:
 
 
 def unpatchify(tokens: Array, shape: tuple[int, ...], patch_size: int) -> Array:
-    """The inverse of ``patchify``: tokens [B, N, P P C] -> images [B, *shape]."""
+    """The inverse of `patchify`: tokens [B, N, P P C] -> images [B, *shape]."""
     height, width, channels = shape
     rows, columns = height // patch_size, width // patch_size
     x = tokens.reshape(-1, rows, columns, patch_size, patch_size, channels)
@@ -102,7 +102,7 @@ def chunked_attention(query: Array, key: Array, value: Array, scale: float) -> A
 class Attention(nn.Module):
     """Multi-head self-attention, softmax(q k^T / sqrt(d_head)) v, with biases: [B, N, D] -> same.
 
-    implementation: "chunked", or one of ``jax.nn.dot_product_attention``.
+    implementation: "chunked", or one of `jax.nn.dot_product_attention`.
     """
 
     heads: int

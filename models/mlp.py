@@ -39,9 +39,9 @@ def mlp(
     time_scale: float = POINT_TIME_SCALE,
     dtype: str = "float32",
 ) -> Network:
-    """A network on points [B, dimension] with ``depth`` residual blocks of ``width`` units.
+    """A network on points [B, dimension] with `depth` residual blocks of `width` units.
 
-    num_classes, second_time, guidance_input, loss_weight and time_scale: as for ``models.dit.dit``.
+    num_classes, second_time, guidance_input, loss_weight and time_scale: as for `models.dit.dit`.
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, conditioning and output are float32.
 
@@ -58,7 +58,7 @@ def mlp(
 
 
 class Perceptron(nn.Module):
-    """The module behind ``mlp``; its fields are those of the function, checked."""
+    """The module behind `mlp`; its fields are those of the function, checked."""
 
     width: int
     depth: int

@@ -1,8 +1,8 @@
 """The contract between the networks and the rest of Fewstep: a pair of pure functions.
 
-``init`` makes one parameter tree, ``apply`` evaluates the architecture on any such tree. One
+`init` makes one parameter tree, `apply` evaluates the architecture on any such tree. One
 architecture therefore serves trained, averaged and frozen parameters alike, and derivatives in the
-inputs (``jax.jvp``) or in the parameters (``jax.grad``), in any order, act on ``apply``.
+inputs (`jax.jvp`) or in the parameters (`jax.grad`), in any order, act on `apply`.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -28,12 +28,12 @@ class Network(NamedTuple):
     """A network without its parameters.
 
     init: key -> parameters, a nested dict of float32 arrays.
-    apply: ``apply(params, x, t, s, condition, *, train=False, rng=None)`` -> float32 array of the
-        shape of ``x``. ``x``: [B, ...] floating; ``t``, ``s``: [B] floating, with ``s <= t``;
-        ``condition``: {"label": int [B], optionally "guidance_scale": floating [B]}. The label -1
-        is the null class. ``train=True`` turns dropout on, which then needs the key ``rng``.
+    apply: `apply(params, x, t, s, condition, *, train=False, rng=None)` -> float32 array of the
+        shape of `x`. `x`: [B, ...] floating; `t`, `s`: [B] floating, with `s <= t`;
+        `condition`: {"label": int [B], optionally "guidance_scale": floating [B]}. The label -1
+        is the null class. `train=True` turns dropout on, which then needs the key `rng`.
         Raises ValueError for an input of another shape or type, and for a missing condition.
-    second_time: what the network makes of ``s``, for methods that need it to do something.
+    second_time: what the network makes of `s`, for methods that need it to do something.
     guidance_input: whether it reads the condition's guidance scale.
     log_weight: (params, t: [B]) -> [B], the learned log-weight of a loss at t, or None.
     shape: of one example x, without the batch.
@@ -56,10 +56,10 @@ def network(
     training: nn.Module | None = None,
     weight: nn.Module | None = None,
 ) -> Network:
-    """The network of a Linen module that is called as ``module(x, t, s, condition)``.
+    """The network of a Linen module that is called as `module(x, t, s, condition)`.
 
     shape: of one example, without the batch.
-    training: the module with dropout, for ``train=True``; without it both modes are alike.
+    training: the module with dropout, for `train=True`; without it both modes are alike.
     weight: a module t -> [B] whose parameters live beside the network's, as "loss_weight".
     """
 
@@ -111,14 +111,14 @@ def check_inputs(x: Array, t: Array, s: Array, shape: tuple[int, ...]) -> None:
 
 
 def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
-    """Raises ValueError, naming the nearest choice, unless ``value`` is one of ``choices``."""
+    """Raises ValueError, naming the nearest choice, unless `value` is one of `choices`."""
     names = list(choices)
     if value not in names:
         raise ValueError(no_choice(field, value, names))
 
 
 def check_integers(minimum: int, **fields: int) -> None:
-    """Raises ValueError unless every field is an integer of at least ``minimum``."""
+    """Raises ValueError unless every field is an integer of at least `minimum`."""
     for field, value in fields.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise ValueError(f"{field}={value!r} must be an integer of at least {minimum}.")

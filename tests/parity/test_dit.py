@@ -2,7 +2,7 @@
 
 The reference follows Peebles & Xie 2023 (arXiv:2212.09748) and the layers of timm that it builds
 on: a strided convolution for the patches, images [B, C, H, W], integer-like times up to 1000, and
-the null class as label ``num_classes``. Every weight and bias is random, so that none is hidden by
+the null class as label `num_classes`. Every weight and bias is random, so that none is hidden by
 a zero. The variance channels are left out on both sides.
 """
 
