@@ -1,8 +1,7 @@
 """Exit codes of the command line, for schedulers and scripts.
 
 TABLE is the one place that says what they mean and which of them start the same command again.
-docs/running.md, docs/clusters.md and the scripts of launch/ repeat it; tests/test_launch.py
-compares them.
+docs/running.md and the scripts of launch/ repeat it; tests/test_launch.py compares them.
 """
 
 import os
