@@ -35,8 +35,9 @@ for choice in ${TUNE:-}; do
         add XLA_FLAGS "--xla_gpu_${collective}_combine_threshold_bytes=134217728"
       done
       ;;
-    # All-reduce runs while TPU v5e computes; more memory. openxla/xla at 28192b98,
-    # docs/flags_guidance.md, "v5e/Async", which names no version of libtpu.
+    # All-reduce runs while TPU v5e computes; more memory.
+    # https://github.com/openxla/xla/blob/28192b98/docs/flags_guidance.md, "v5e/Async", which names no
+    # version of libtpu.
     tpu_overlap)
       add LIBTPU_INIT_ARGS --xla_tpu_enable_async_collective_fusion=true \
         --xla_tpu_enable_async_collective_fusion_fuse_all_reduce=true

@@ -216,6 +216,17 @@ def test_configs_have_their_methods(page):
         assert file in known and method in {*METHODS, "METHOD"}, f"{file}:{method}"
 
 
+def test_the_code_names_pages_that_exist():
+    named = {page for text in code().values() for page in re.findall(r"(?<!/)docs/\w+\.md", text)}
+    assert {page for page in named if not (ROOT / page).exists()} == set()
+
+
+def test_backticks_are_single():
+    texts = {path: path.read_text() for path in files() if path.suffix in (".md", ".py")}
+    double = re.compile(r"(?<!`)`{2}(?!`)")
+    assert [path for path, text in texts.items() if double.search(text)] == []
+
+
 # --- Commands
 
 
