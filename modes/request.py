@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from fewstep import data
 from fewstep.data import FIRST_DECODING, NEWEST_DECODING, Dataset
 from fewstep.data.folders.decoding import BACKGROUND
+from fewstep.messages import differences
 from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import everywhere, gather
 from fewstep.training.experiment import Experiment, build, debugged, rebuild, with_sampled
@@ -115,14 +116,15 @@ def check_started_alike(mode: str, request: Request) -> None:
     flags = {name: str(value) for name, value in values.items()}
     if request.config is not None:
         flags |= flat({"config": as_dict(request.config)})
-    differing = [
-        f"--{name} ({', '.join(dict.fromkeys(str(own) for own in of_name))})"
-        for name, of_name in by_flag(gather(flags)).items()
-        if name not in PER_HOST and any(own != of_name[0] for own in of_name)
+    commands = gather(flags)
+    names = {d.field for command in commands for d in differences(commands[0], command)}
+    found = [
+        f"--{name} ({', '.join(dict.fromkeys(str(command.get(name)) for command in commands))})"
+        for name in sorted(names - {*PER_HOST})
     ]
-    if differing:
+    if found:
         raise ValueError(
-            f"the processes were started with different flags: {'; '.join(differing)}. Start all "
+            f"the processes were started with different flags: {'; '.join(found)}. Start all "
             "of them with the same command"
         )
 
@@ -141,12 +143,6 @@ def check_same_code() -> None:
                 f"process {index} runs other code than process 0: {others} there, {first} here. "
                 "Install the same on all hosts"
             )
-
-
-def by_flag(commands: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The values of each flag in the processes' commands; None where one does not have it."""
-    names = sorted({name for command in commands for name in command})
-    return {name: [command.get(name) for command in commands] for name in names}
 
 
 def required_workdir(request: Request) -> Path:

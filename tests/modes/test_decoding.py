@@ -159,4 +159,4 @@ def test_fields_of_records_that_lack_them_are_those_of_the_time():
     new = as_dict(small_config())
     older = {**new, "data": {k: v for k, v in new["data"].items() if k not in LATER}}
     new["data"]["decoding"] = data.FIRST_DECODING
-    assert identity.differences(older, new) == []
+    assert identity.config_changes(older, new) == []
