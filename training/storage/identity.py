@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fewstep.data import FIRST_DECODING, FIRST_ORDER
+from fewstep.data import FIRST_DECODING, FIRST_ORDER, path_in
 from fewstep.data.arrays.identity import changes
 from fewstep.files import write_json
 from fewstep.messages import differences
@@ -202,7 +202,7 @@ def moved_fields(old: Identity, new: Identity) -> tuple[str, ...]:
     both = old.config.get("teacher") and new.config.get("teacher")
     same_teacher = both and old.teacher is not None and new.teacher in (None, old.teacher)
     names = [config.get("data", {}).get("name") or "" for config in (old.config, new.config)]
-    folders = all(name.startswith("folder:") for name in names)
+    folders = all(map(path_in, names))
     same_data = folders or (old.data is not None and old.data == new.data)
     return ("teacher",) * bool(same_teacher) + ("data.name",) * same_data
 
