@@ -62,8 +62,8 @@ def test_a_function_of_several_metrics_runs_once_and_what_lacks_inputs_is_left_o
     assert measurements(table, Inputs(features=np.zeros((1, 3)))) == {}
 
 
-def test_the_fixture_of_evaluated_runs_has_every_metric():
-    assert sorted(metrics_at(0.5, 1)) == sorted(EVERY) and REAL.keys() <= METRICS.keys()
+def test_the_fixture_of_evaluated_runs_has_metrics_that_exist():
+    assert {*metrics_at(0.5, 1)} <= {*EVERY} and REAL.keys() <= METRICS.keys()
 
 
 def test_the_documentation_lists_every_metric_and_its_file():
