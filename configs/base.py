@@ -60,7 +60,7 @@ def config() -> ConfigDict:
                 "every": 5000,  # steps; 0 saves after the last step only
                 "keep": 2,  # newest checkpoints that stay; 0 keeps all
                 "keep_hours": 0.0,  # one of every so many hours stays too; 0 is no such rule
-                "keep_best": "",  # the one with the least of this stays: frechet_1, kernel_4, ...
+                "keep_best": "",  # the best by this stays: frechet_1, kernel_4, recall_4, ...
                 "keep_steps": (),  # these stay
             },
             "watchdog": {  # without a finished step all stacks are written, then the process ends

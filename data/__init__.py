@@ -4,7 +4,7 @@ from fewstep.data.arrays.array_cache import data_root, local_folder, verify
 from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Pairs, Split
 from fewstep.data.arrays.identity import Identity, changes, digest
 from fewstep.data.arrays.pixels import to_float, to_uint8
-from fewstep.data.catalog import load, load_copy, prepare
+from fewstep.data.catalog import Selection, known_as, load, load_copy, path_in, prepare
 from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST_DECODING
 from fewstep.data.labels import class_counts, shared_labels
 from fewstep.data.order import FIRST_ORDER, NEWEST_ORDER
@@ -19,6 +19,7 @@ __all__ = [
     "Dataset",
     "Identity",
     "Pairs",
+    "Selection",
     "Split",
     "batch_indices",
     "batches",
@@ -26,11 +27,13 @@ __all__ = [
     "class_counts",
     "data_root",
     "digest",
+    "known_as",
     "label_batches",
     "load",
     "load_copy",
     "local_folder",
     "pair_batches",
+    "path_in",
     "prepare",
     "row_batches",
     "shared_labels",

@@ -1,13 +1,17 @@
-"""Data sets by name.
+"""Data sets by name: SOURCES says where each kind comes from.
 
 digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST, by data/fashion_mnist.py
 folder:PATH        a folder or a .zip of images, by data/folders/folder.py; needs image_size
 tfds:NAME or NAME  an image data set of TensorFlow Datasets, by data/tfds_images.py
+
+A new kind is a file and an entry.
 """
 
 import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from fewstep.data.arrays.array_cache import (
     Undecoded,
@@ -25,142 +29,204 @@ from fewstep.data.arrays.pixels import check_size
 from fewstep.data.digits import digits
 from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, decoding_of
 from fewstep.data.folders.folder import folder
-from fewstep.data.tfds_images import tfds_images, unknown_name, write_tfds
+from fewstep.data.tfds_images import UnknownBuilderError, builder_names, tfds_images, write_tfds
+from fewstep.messages import guess, nearest
 from fewstep.progress import note
 
-FOLDER, TFDS, LATENTS = "folder:", "tfds:", "latents"
 # NAME, NAME/CONFIG, NAME:VERSION. TFDS takes more (huggingface:..., URLs) as where to fetch code.
 TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
 
 
-def load(
-    name: str,
-    *,
-    data_dir: str = "",
-    image_size: int = 0,
-    channels: int = 0,
-    decoding: int = 0,
-    background: str = BACKGROUND,
-    unreadable: int = 0,
-    writable: bool = True,
-) -> Dataset:
-    """The data set of that name.
+class Selection(NamedTuple):
+    """Which data set, and how its images are read.
 
     data_dir: where prepared data lie; "" is $FEWSTEP_DATA, else ~/.cache/fewstep.
     image_size, channels: what images are resized and converted to; 0 is the data set's own.
     decoding, background, unreadable: how files are read (data/folders/decoding.py).
+    """
+
+    name: str
+    data_dir: str = ""
+    image_size: int = 0
+    channels: int = 0
+    decoding: int = 0
+    background: str = BACKGROUND
+    unreadable: int = 0
+
+    def rules(self) -> Decoding:
+        """How files are read. Raises ValueError for what cannot be."""
+        return decoding_of(self.decoding, self.background, self.unreadable)
+
+
+class Source(NamedTuple):
+    """Where the data sets of one kind come from.
+
+    form: of their names, KIND or KIND:ARGUMENT; "" for a kind that is not offered.
+    open: (argument or name, selection, whether data_dir is writable) -> the data set in memory, or
+    as it is before it is decoded.
+    download: (argument or name, selection) writes what `open` reads; None if that is nothing.
+    place: what protocols call data whose argument is a path: such data are known by their images,
+    wherever they lie. "" for data that are known by their name.
+    missing: why there are no such data yet; "" if there are.
+    """
+
+    form: str = ""
+    open: Callable[[str, Selection, bool], Dataset | Undecoded] | None = None
+    download: Callable[[str, Selection], None] | None = None
+    place: str = ""
+    missing: str = ""
+
+
+def _open_digits(name: str, asked: Selection, writable: bool) -> Dataset:
+    return digits(asked.image_size, asked.channels)
+
+
+def _open_folder(path: str, asked: Selection, writable: bool) -> Undecoded:
+    kept = data_root(asked.data_dir if writable else "")
+    return folder(path, asked.image_size, asked.channels, asked.rules(), kept)
+
+
+def _open_tfds(name: str, asked: Selection, writable: bool) -> Undecoded:
+    root = data_root(asked.data_dir)
+    return tfds_images(_checked(name), root, asked.image_size, asked.channels, asked.rules())
+
+
+def _download_tfds(name: str, asked: Selection) -> None:
+    root = data_root(asked.data_dir)
+    with claimed(root):
+        write_tfds(_checked(name), root, asked.image_size, asked.channels)
+
+
+def _checked(name: str) -> str:
+    if not TFDS_NAME.fullmatch(name):
+        raise UnknownBuilderError(name)
+    return name
+
+
+SOURCES = {
+    "digits": Source("digits", _open_digits),
+    "fashion_mnist": Source("fashion_mnist", _open_tfds, _download_tfds),
+    "folder": Source("folder:PATH", _open_folder, place="a folder of images"),
+    "tfds": Source("tfds:NAME", _open_tfds, _download_tfds),
+    "latents": Source(missing="there is no pipeline of VAE latents yet; use pixels"),
+}
+
+
+def load(asked: Selection, writable: bool = True) -> Dataset:
+    """The data set that is asked for.
+
     writable: whether arrays may be written to data_dir; if not, they go where "" is.
 
     All but digits are decoded on first use into memory-mapped arrays under data_dir. Raises
     ValueError for a name that does not exist or data that cannot be read, FileNotFoundError for
     data that are not there or not prepared.
     """
-    if name == LATENTS:
-        raise ValueError("data.name=latents: there is no pipeline of VAE latents yet; use pixels")
-    check_size(image_size, channels)
-    rules = decoding_of(decoding, background, unreadable)
-    if name == "digits":
-        return digits(image_size, channels)
-    root = data_root(data_dir)
-    undecoded = _undecoded(name, root, image_size, channels, rules, writable)
-    if is_decoded(undecoded, root):
-        return decode(undecoded, root, writable)
-    _note(undecoded.understood)
-    dataset = decode(undecoded, root if writable else data_root())
-    _note(undecoded.account())
+    found = _opened(asked, writable)
+    if isinstance(found, Dataset):
+        return found
+    root = data_root(asked.data_dir)
+    if is_decoded(found, root):
+        return decode(found, root, writable)
+    _note(found.understood)
+    dataset = decode(found, root if writable else data_root())
+    _note(found.account())
     return dataset
 
 
-def load_copy(
-    name: str,
-    local_dir: str,
-    *,
-    data_dir: str = "",
-    image_size: int = 0,
-    channels: int = 0,
-    decoding: int = 0,
-    background: str = BACKGROUND,
-    unreadable: int = 0,
-) -> Dataset:
+def load_copy(asked: Selection, local_dir: str) -> Dataset:
     """The data set, its arrays copied under local_dir, a disk of this host, and read from there.
 
-    What is there already is not copied again. Other arguments, and errors, as for `load`; OSError
-    if the disk has no room.
+    What is there already is not copied again. Errors as for `load`; OSError if the disk has no
+    room.
     """
-    check_size(image_size, channels)
-    rules = decoding_of(decoding, background, unreadable)
     local = local_folder(local_dir, FIELD)
-    if name == "digits":
-        return digits(image_size, channels)
-    root = data_root(data_dir)
-    return copy_arrays(_undecoded(name, root, image_size, channels, rules), root, local)
+    found = _opened(asked)
+    if isinstance(found, Dataset):
+        return found
+    return copy_arrays(found, data_root(asked.data_dir), local)
 
 
-def prepare(
-    name: str,
-    *,
-    data_dir: str = "",
-    image_size: int = 0,
-    channels: int = 0,
-    decoding: int = 0,
-    background: str = BACKGROUND,
-    unreadable: int = 0,
-) -> Path:
-    """Download and decode what `load` with the same arguments reads, and check what is there.
+def prepare(asked: Selection) -> Path:
+    """Download and decode what `load` reads of the same selection, and check what is there.
 
     Decoded arrays are hashed, and decoded again if they are damaged; standard error says what was
     done. Arrays by the rules of earlier versions are checked too where they are. Returns the folder
     (data_dir for digits, which need none). Raises as `load` does, and ValueError if the data cannot
     be downloaded or encoded.
     """
-    check_size(image_size, channels)
-    rules = decoding_of(decoding, background, unreadable)
-    root = data_root(data_dir)
-    if name == "digits":
+    found, root = _opened(asked, download=True), data_root(asked.data_dir)
+    if isinstance(found, Dataset):
         return root
-    if not name.startswith(FOLDER):
-        with claimed(root):
-            write_tfds(_tfds_name(name), root, image_size, channels)
-    undecoded = _undecoded(name, root, image_size, channels, rules)
-    _note(undecoded.understood)
-    newest = mend(undecoded, root)
-    _note(undecoded.account())
-    if decoding == 0:
-        _mend_first(name, root, image_size, channels, newest)
+    _note(found.understood)
+    newest = mend(found, root)
+    _note(found.account())
+    if asked.decoding == 0:
+        _mend_first(asked, newest)
     return newest
 
 
-def _mend_first(name: str, root: Path, image_size: int, channels: int, newest: Path) -> None:
+def _mend_first(asked: Selection, newest: Path) -> None:
     """Check arrays by the first rules, on which older runs rest, if they lie in another folder."""
+    root = data_root(asked.data_dir)
+    older = asked._replace(decoding=FIRST_DECODING, background=BACKGROUND, unreadable=0)
     try:
-        first = _undecoded(name, root, image_size, channels, Decoding(FIRST_DECODING))
+        first = _opened(older)
     except (ValueError, FileNotFoundError):
         return  # these rules cannot read it, so there are no such arrays
     if array_folder(first, root) != newest and is_decoded(first, root):
         mend(first, root)
 
 
-def _undecoded(
-    name: str,
-    root: Path,
-    image_size: int,
-    channels: int,
-    rules: Decoding,
-    writable: bool = True,
-) -> Undecoded:
-    if name.startswith(FOLDER):
-        kept = root if writable else data_root()
-        return folder(name.removeprefix(FOLDER), image_size, channels, rules, kept)
-    return tfds_images(_tfds_name(name), root, image_size, channels, rules)
+def _opened(asked: Selection, writable: bool = True, download: bool = False) -> Dataset | Undecoded:
+    """What the source of a selection opens, downloaded first if that is asked for.
+
+    Raises ValueError for a name that does not exist, sizes that no image has and other rules.
+    """
+    source, argument = _source_of(asked.name)
+    if source.missing:
+        raise ValueError(f"data.name={asked.name}: {source.missing}")
+    check_size(asked.image_size, asked.channels)
+    asked.rules()
+    try:
+        if download and source.download:
+            source.download(argument, asked)
+        return source.open(argument, asked, writable)
+    except UnknownBuilderError as error:
+        raise ValueError(unknown_name(asked.name)) from error
+
+
+def _source_of(name: str) -> tuple[Source, str]:
+    """The source of a name and its argument, or the name itself; TFDS has every other name."""
+    kind, colon, argument = name.partition(":")
+    source = SOURCES.get(kind)
+    if source is None or bool(colon) != (":" in source.form):
+        return SOURCES["tfds"], name
+    return source, argument if colon else name
+
+
+def path_in(name: str) -> str:
+    """The path in the name of data that are known by their images; "" for others."""
+    source, argument = _source_of(name)
+    return argument if source.place else ""
+
+
+def known_as(name: str) -> str:
+    """What protocols call data of this name: that itself, unless it says where they lie."""
+    return _source_of(name)[0].place or name
+
+
+def unknown_name(name: str) -> str:
+    """The message that a data set does not exist: the nearest name and the forms of a name."""
+    forms = [source.form for source in SOURCES.values() if source.form]
+    known = {n: n for n in builder_names()} | {form.partition(":")[0]: form for form in forms}
+    typed = _source_of(name)[1].partition(":")[0].lower()
+    found = guess(known.get(nearest(typed, known), "")) or "."
+    return (
+        f"data set {name!r} does not exist{found} A name is {', '.join(forms)}, or the bare NAME "
+        "of a TFDS data set"
+    )
 
 
 def _note(line: str) -> None:
     if line:
         note(line)
-
-
-def _tfds_name(name: str) -> str:
-    bare = name.removeprefix(TFDS)
-    if not TFDS_NAME.fullmatch(bare):
-        raise ValueError(unknown_name(name))
-    return bare

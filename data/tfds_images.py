@@ -13,7 +13,6 @@ from fewstep.data.arrays.shards import Source
 from fewstep.data.fashion_mnist import FashionMNIST
 from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST, Decoding
 from fewstep.data.folders.image_file import Color, without_alpha
-from fewstep.messages import guess, nearest
 from fewstep.progress import note
 
 FORMAT = "array_record"  # the format that TFDS reads and writes without TensorFlow
@@ -21,9 +20,12 @@ OWN_BUILDERS = {"fashion_mnist": FashionMNIST}
 # The first of these is `test`. ImageNet's test split has no labels, hence the order.
 HELD_OUT = ("validation", "test")
 INCOMPLETE = "incomplete.*"  # what TFDS calls a folder that it has not finished
-OTHER_NAMES = {"digits": "digits", "folder": "folder:PATH"}
 
 Builder = tfds.core.DatasetBuilder
+
+
+class UnknownBuilderError(ValueError):
+    """TFDS has no data set of this name."""
 
 
 def tfds_images(
@@ -94,7 +96,7 @@ def write_tfds(name: str, root: Path, image_size: int, channels: int) -> None:
 def open_builder(name: str, root: Path) -> Builder:
     """The TFDS builder of a data set, from TFDS's code or from files under root.
 
-    Raises ValueError, with the nearest name, if there is none.
+    Raises UnknownBuilderError if there is none.
     """
     own = OWN_BUILDERS.get(name)
     try:
@@ -102,7 +104,7 @@ def open_builder(name: str, root: Path) -> Builder:
             return own(data_dir=str(root), file_format=FORMAT)
         return tfds.builder(name, data_dir=str(root), file_format=FORMAT, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
-        raise ValueError(unknown_name(name)) from error
+        raise UnknownBuilderError(name) from error
     except Exception as error:  # an unknown TFDS config or version, another file format, ...
         raise ValueError(
             f"TFDS cannot open {name} under {root} as {FORMAT}: {_first_line(error)}. Correct the "
@@ -110,15 +112,9 @@ def open_builder(name: str, root: Path) -> Builder:
         ) from error
 
 
-def unknown_name(name: str) -> str:
-    """The message that a data set does not exist: the nearest name and the forms of a name."""
-    known = {n: n for n in tfds.list_builders(with_community_datasets=False)} | OTHER_NAMES
-    typed = name.removeprefix("tfds:").split(":")[0].lower()
-    found = guess(known.get(nearest(typed, known), "")) or "."
-    return (
-        f"data set {name!r} does not exist{found} A name is digits, "
-        "fashion_mnist, folder:PATH, tfds:NAME, or the bare NAME of a TFDS data set"
-    )
+def builder_names() -> list[str]:
+    """The names of TFDS's own data sets."""
+    return tfds.list_builders(with_community_datasets=False)
 
 
 def image_feature(builder: Builder) -> str:

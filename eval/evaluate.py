@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from fewstep.data import Dataset, data_root, digest, shared_labels
 from fewstep.eval.features.feature_network import check_dimension
-from fewstep.eval.features.networks import check_feature_network
+from fewstep.eval.features.networks import NONE, check_feature_network
 from fewstep.eval.generate import BatchSampler, batch_sampler, generate
 from fewstep.eval.measure import Measures, load_measures, measure, of_real_images, warnings
 from fewstep.eval.metrics.protocol import Protocol
@@ -75,8 +75,8 @@ def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> No
 
 def skipped(dataset: Dataset | None, config: ConfigDict) -> str:
     """Why nothing is measured; "" if it is."""
-    if config.evaluate.features == "none":
-        return "metrics: evaluate.features=none"
+    if config.evaluate.features == NONE:
+        return f"metrics: evaluate.features={NONE}"
     if dataset is None and not config.evaluate.reference.endswith(STATISTICS):
         return f"metrics: the data set {config.data.name} is not here (--mode=prepare fetches it)"
     return ""

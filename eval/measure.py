@@ -12,13 +12,9 @@ from fewstep.data import Dataset
 from fewstep.eval.features.classifier import classifier
 from fewstep.eval.features.feature_network import Extract, extractor
 from fewstep.eval.features.networks import feature_network
-from fewstep.eval.metrics.agreement import label_agreement
-from fewstep.eval.metrics.frechet import frechet_distance
-from fewstep.eval.metrics.inception_score import SPLITS, inception_score
-from fewstep.eval.metrics.kernel import FEWEST, kernel_distance
-from fewstep.eval.metrics.memorisation import memorisation
+from fewstep.eval.metrics import METRICS
+from fewstep.eval.metrics.metric import Inputs, measurements
 from fewstep.eval.metrics.moments import empty, finish, update
-from fewstep.eval.metrics.neighbours import DENSITY_NEIGHBOURS, manifold_metrics
 from fewstep.eval.metrics.protocol import measurement
 from fewstep.eval.reference import (
     LARGEST_NEIGHBOURHOOD,
@@ -108,24 +104,18 @@ def measure(
         if classify is not None:
             own = scores if classify is extract else classify(images)[1]
             classes.append(own.argmax(axis=1))
-    metrics = {"frechet": frechet_distance(finish(moments), measures.real.statistics)}
-    if classes:
-        metrics["agreement"] = label_agreement(np.concatenate(classes), labels)
-    if logits and len(labels) >= SPLITS:
-        metrics["inception_score"] = inception_score(np.concatenate(logits)).mean
-    return metrics | one_by_one(np.concatenate(near)[:LARGEST_NEIGHBOURHOOD], measures.real)
-
-
-def one_by_one(features: np.ndarray, real: Reference) -> dict[str, float]:
-    """Metrics that compare features [N, D] of samples with those of single real images."""
-    metrics = {}
-    if len(real.neighbourhood) > max(DENSITY_NEIGHBOURS, FEWEST):
-        kernel = kernel_distance(real.neighbourhood, features)
-        metrics |= {"kernel": kernel.value, "kernel_error": kernel.standard_error}
-        metrics |= manifold_metrics(real.neighbourhood, features)._asdict()
-    if len(real.held_out):
-        metrics["closer"] = memorisation(features, real.train, real.held_out).share_closer
-    return metrics
+    inputs = Inputs(
+        statistics=finish(moments),
+        real_statistics=measures.real.statistics,
+        features=np.concatenate(near)[:LARGEST_NEIGHBOURHOOD],
+        real_features=measures.real.neighbourhood,
+        train_features=measures.real.train,
+        held_out_features=measures.real.held_out,
+        logits=np.concatenate(logits) if logits else None,
+        classes=np.concatenate(classes) if classes else None,
+        labels=labels,
+    )
+    return measurements(METRICS, inputs)
 
 
 def of_real_images(measures: Measures) -> dict[str, float]:

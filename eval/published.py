@@ -5,17 +5,15 @@ Nichol 2021). Statistics of the features that are asked for are used; where the 
 none, its images are. `mu_s` and `sigma_s`, of spatial features, are not read.
 """
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from fewstep.eval.features.feature_network import check_dimension
-from fewstep.eval.features.inception import FEATURES
+from fewstep.eval.features.networks import NETWORKS
 from fewstep.eval.metrics.frechet import Statistics
 from fewstep.files import read_npz
-from fewstep.models.convnet import DIMENSION
 
 ASYMMETRY = 1e-3  # of a covariance, relative to its largest entry, as float32 leaves it
 NEGATIVE = 1e-4  # of its least eigenvalue, relative to the largest
@@ -30,14 +28,9 @@ Arrays = Mapping[str, np.ndarray]
 
 def check_published(path: Path, features: str, image_shape: tuple[int, ...]) -> None:
     """Raises ValueError that names the file, before any compute, if it cannot be measured with."""
-    arrays = read_published(path)
-    dimensions = {
-        "inception": FEATURES,
-        "classifier": DIMENSION,
-        "pixels": math.prod(image_shape),
-    }
-    if features in dimensions:
-        part_for(path, arrays, features, dimensions[features])
+    arrays, dimension = read_published(path), NETWORKS[features].dimension
+    if dimension is not None:
+        part_for(path, arrays, features, dimension(image_shape))
     if "arr_0" in arrays:
         images = arrays["arr_0"]
         if images.shape[1:] != tuple(image_shape):

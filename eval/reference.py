@@ -16,7 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fewstep.data import Dataset, Split
+from fewstep.data import Dataset, Split, known_as
 from fewstep.eval.features.feature_network import Extract, FeatureNetwork
 from fewstep.eval.metrics.frechet import Statistics, frechet_distance
 from fewstep.eval.metrics.memorisation import fewest_held_out
@@ -84,9 +84,9 @@ def reference_name(reference: str, dataset: Dataset | None) -> str:
     """What a reference is called in a protocol: a file's name, or a data set and its split."""
     if reference.endswith(STATISTICS):
         return Path(reference).name
-    # Where a folder of images lies is no part of a protocol; the hash of the images is.
-    name = "a folder of images" if dataset.name.startswith("folder:") else dataset.name
-    return f"{name}, {'all images' if reference == 'all' else f'{reference} split'}"
+    # Where images lie is no part of a protocol; their hash is.
+    part = "all images" if reference == "all" else f"{reference} split"
+    return f"{known_as(dataset.name)}, {part}"
 
 
 def splits_of(reference: str, dataset: Dataset) -> list[Split]:

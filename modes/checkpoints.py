@@ -7,6 +7,8 @@ from pathlib import Path
 import jax
 import orbax.checkpoint as ocp
 
+from fewstep.eval.metrics import METRICS
+from fewstep.eval.metrics.metric import LESS, metric_of
 from fewstep.modes.mode import WORKDIR, Mode
 from fewstep.modes.request import Request, required_workdir
 from fewstep.progress import progress
@@ -19,7 +21,6 @@ from fewstep.training.storage.checkpoint import FOLDER, items
 from fewstep.training.storage.train_state import TrainState
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax writes
-SHOWN = ("frechet", "kernel")  # begin the names of the numbers in the table
 HEADER = f"{'step':>10}  {'saved':<16}  {'size':>10}  health"
 
 
@@ -81,8 +82,12 @@ def line(folder: Path, state: str) -> str:
 
 
 def distances(values: dict[str, float]) -> str:
-    """What the evaluation at a step found, if there was one."""
-    found = [f"{k} {v:.4g}" for k, v in values.items() if k.startswith(SHOWN) and "error" not in k]
+    """The distances that the evaluation at a step found, if there was one."""
+    found = [
+        f"{name} {value:.4g}"
+        for name, value in values.items()
+        if (metric := METRICS.get(metric_of(name)[0])) and metric.better == LESS
+    ]
     return f"; {', '.join(found)}" if found else ""
 
 

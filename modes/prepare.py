@@ -2,13 +2,13 @@
 
 from fewstep import data
 from fewstep.modes.mode import CONFIG, Mode
-from fewstep.modes.request import Request, data_arguments, required_config
+from fewstep.modes.request import Request, required_config, selection_of
 
 
 def prepare(request: Request) -> None:
     """Prepare config.data and say where it lies."""
     config = required_config(request)
-    folder = data.prepare(**data_arguments(config))
+    folder = data.prepare(selection_of(config))
     print(f"{config.data.name} is ready in {folder}")
 
 

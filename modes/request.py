@@ -2,10 +2,10 @@
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from fewstep import data
 from fewstep.data import FIRST_DECODING, NEWEST_DECODING, Dataset
 from fewstep.data.folders.decoding import BACKGROUND
+from fewstep.messages import differences
 from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import everywhere, gather
 from fewstep.training.experiment import Experiment, build, debugged, rebuild, with_sampled
@@ -35,7 +36,6 @@ from fewstep.training.teacher import (
 # Fields of a config that are paths, after one of these beginnings if any.
 PATHS = ("compilation_cache", "teacher", "data.name", "data.dir", "data.local_dir")
 PATHS += ("evaluate.weights", "evaluate.reference")
-FOLDER = "folder:"  # as data/catalog.py has it
 # Flags in which the processes of one job may differ.
 PER_HOST = (
     "config.data.dir",
@@ -79,12 +79,11 @@ def at_home(text: str) -> str:
 
     Raises ValueError for a user that does not exist.
     """
-    beginning = FOLDER if text.startswith(FOLDER) else ""
-    path = text.removeprefix(beginning)
+    path = data.path_in(text) or text
     if not path.startswith("~"):
         return text
     try:
-        return beginning + str(Path(path).expanduser())
+        return text.removesuffix(path) + str(Path(path).expanduser())
     except RuntimeError as error:
         raise ValueError(f"{text}: there is no user {path.partition('/')[0]}") from error
 
@@ -98,9 +97,9 @@ def with_home(config: ConfigDict) -> ConfigDict:
         group, _, field = name.rpartition(".")
         part = config[group] if group else config
         part[field] = at_home(part[field])
-    images = config.data.name.removeprefix(FOLDER)
-    if images and config.data.name.startswith(FOLDER):
-        config.data.name = f"{FOLDER}{Path(images).absolute()}"
+    images = data.path_in(config.data.name)
+    if images:
+        config.data.name = f"{config.data.name.removesuffix(images)}{Path(images).absolute()}"
     return config
 
 
@@ -115,14 +114,15 @@ def check_started_alike(mode: str, request: Request) -> None:
     flags = {name: str(value) for name, value in values.items()}
     if request.config is not None:
         flags |= flat({"config": as_dict(request.config)})
-    differing = [
-        f"--{name} ({', '.join(dict.fromkeys(str(own) for own in of_name))})"
-        for name, of_name in by_flag(gather(flags)).items()
-        if name not in PER_HOST and any(own != of_name[0] for own in of_name)
+    commands = gather(flags)
+    names = {d.field for command in commands for d in differences(commands[0], command)}
+    found = [
+        f"--{name} ({', '.join(dict.fromkeys(str(command.get(name)) for command in commands))})"
+        for name in sorted(names - {*PER_HOST})
     ]
-    if differing:
+    if found:
         raise ValueError(
-            f"the processes were started with different flags: {'; '.join(differing)}. Start all "
+            f"the processes were started with different flags: {'; '.join(found)}. Start all "
             "of them with the same command"
         )
 
@@ -141,12 +141,6 @@ def check_same_code() -> None:
                 f"process {index} runs other code than process 0: {others} there, {first} here. "
                 "Install the same on all hosts"
             )
-
-
-def by_flag(commands: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
-    """The values of each flag in the processes' commands; None where one does not have it."""
-    names = sorted({name for command in commands for name in command})
-    return {name: [command.get(name) for command in commands] for name in names}
 
 
 def required_workdir(request: Request) -> Path:
@@ -184,20 +178,20 @@ def read_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
 
     writable: whether data.dir is this user's own choice, which a run's record of it may not be.
     """
-    return data.load(**data_arguments(config), writable=writable)
+    return data.load(selection_of(config), writable)
 
 
-def data_arguments(config: ConfigDict) -> dict[str, Any]:
-    """What `data.load` and `data.prepare` are asked for; by the first rules in older records."""
+def selection_of(config: ConfigDict) -> data.Selection:
+    """The data set that a config asks for; read by the first rules if it is an older record."""
     fields = config.data
     later = {"decoding": FIRST_DECODING, "background": BACKGROUND, "unreadable": 0}
-    return {
-        "name": fields.name,
-        "data_dir": fields.dir,
-        "image_size": fields.image_size,
-        "channels": fields.channels,
+    return data.Selection(
+        fields.name,
+        fields.dir,
+        fields.image_size,
+        fields.channels,
         **{name: fields.get(name, default) for name, default in later.items()},
-    }
+    )
 
 
 def decoded_as_begun(config: ConfigDict, folder: Path) -> ConfigDict:
@@ -216,7 +210,7 @@ def decoded_as_begun(config: ConfigDict, folder: Path) -> ConfigDict:
 
 def load_local_copy(config: ConfigDict) -> Dataset:
     """The data set of a config, copied to data.local_dir unless it is there. Raises OSError."""
-    return data.load_copy(**data_arguments(config), local_dir=config.data.local_dir)
+    return data.load_copy(selection_of(config), config.data.local_dir)
 
 
 def load_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
@@ -287,7 +281,7 @@ def with_places(config: ConfigDict, given: ConfigDict) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     config.data.dir = given.data.dir
-    if all(fields.data.name.startswith(FOLDER) for fields in (config, given)):
+    if all(data.path_in(fields.data.name) for fields in (config, given)):
         config.data.name = given.data.name
     if config.get("teacher") and given.teacher:
         step = parse(config.teacher).step

@@ -12,6 +12,8 @@ from ml_collections import ConfigDict
 from fewstep import data
 from fewstep.data import Dataset, Pairs
 from fewstep.eval.evaluate import Evaluate, check_evaluation, evaluator, samples_at, summary
+from fewstep.eval.metrics import METRICS
+from fewstep.eval.metrics.metric import LESS, NEITHER, logged_name, metric_of
 from fewstep.eval.pairs import teacher_pairs
 from fewstep.messages import command
 from fewstep.modes.describe import bytes_of
@@ -46,9 +48,6 @@ from fewstep.training.storage.identity import as_dict
 from fewstep.training.storage.train_state import TrainState
 from fewstep.training.storage.workdir import check_space, claimed, start_line, start_run
 from fewstep.training.teacher import TEACHER, checked_teacher, load_teacher, teacher_identity
-
-# Metrics of which less is better, whatever they measure.
-DISTANCES = ("frechet", "kernel")
 
 
 def train(request: Request) -> None:
@@ -234,7 +233,7 @@ def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]
         if final and step >= config.steps:
             final(params, step)
         return {
-            f"{metric}_{result['protocol']['sampling']['steps']}": value
+            logged_name(metric, result["protocol"]["sampling"]["steps"]): value
             for result in results
             for metric, value in result["metrics"].items()
         }
@@ -269,17 +268,19 @@ def recorded(
 def retention_of(config: ConfigDict, folder: Path) -> Retention:
     """Which checkpoints stay. Raises ValueError for a best one that no evaluation tells."""
     fields, best = config.checkpoint, config.checkpoint.keep_best
-    metric, _, steps = best.rpartition("_")
+    metric, steps = metric_of(best)
+    ranked = {name: own.better for name, own in METRICS.items() if own.better != NEITHER}
     known = steps in map(str, config.evaluate.steps) and config.evaluate.every > 0
-    if best and not (metric in DISTANCES and known):
+    if best and not (metric in ranked and known):
         raise ValueError(
-            f"checkpoint.keep_best={best} must be one of {', '.join(DISTANCES)}, an underscore and "
+            f"checkpoint.keep_best={best} must be one of {', '.join(ranked)}, an underscore and "
             "one of evaluate.steps, such as frechet_1, with evaluate.every above 0"
         )
 
     def scores() -> dict[int, float]:
         measured = evaluations(folder).items() if best else ()
-        return {step: values[best] for step, values in measured if best in values}
+        sign = 1 if ranked.get(metric) == LESS else -1
+        return {step: sign * values[best] for step, values in measured if best in values}
 
     return Retention(fields.keep, fields.keep_hours, tuple(fields.keep_steps), scores)
 

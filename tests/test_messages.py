@@ -1,7 +1,14 @@
 import pytest
 
 from fewstep.configs.methods import METHODS
-from fewstep.messages import command, guess, nearest, no_choice
+from fewstep.messages import (
+    command,
+    common_differences,
+    differences,
+    guess,
+    nearest,
+    no_choice,
+)
 
 
 @pytest.mark.parametrize(
@@ -34,3 +41,11 @@ def test_a_command_can_be_typed_as_it_is_printed():
     assert command("sample", workdir="my runs/it's") == (
         """--mode=sample '--workdir=my runs/it'"'"'s'"""
     )
+
+
+def test_differences_are_told_in_the_order_of_the_fields():
+    first = {"steps": 1, "same": 2, "lost": 3}
+    second = {"new": 4, "same": 2, "steps": None}
+    assert differences(first, second) == [("steps", 1, None), ("lost", 3, None), ("new", None, 4)]
+    assert differences(first, dict(first)) == []
+    assert common_differences(first, second) == [("steps", 1, None)]

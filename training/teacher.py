@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import SIGMA_DATA
+from fewstep.messages import differences
 from fewstep.models import NETWORKS
 from fewstep.objectives.base import Params
 from fewstep.training.experiment import Experiment, rebuild, with_sampled
@@ -137,14 +138,13 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
     """Raises ValueError if a run with the config `teacher` cannot teach one with `config`."""
     taught = rebuild(teacher, f"teacher={config.teacher}")
     own, other = shared_fields(config), shared_fields(teacher)
-    differing = [
-        f"{name} ({other.get(name)} there, {own.get(name)} here)"
-        for name in sorted(own.keys() | other.keys())
-        if own.get(name) != other.get(name)
+    found = [
+        f"{name} ({there} there, {here} here)"
+        for name, there, here in sorted(differences(other, own))
     ]
-    if differing:
+    if found:
         raise ValueError(
-            f"teacher={config.teacher} is another model than this one: {'; '.join(differing)}. Set "
+            f"teacher={config.teacher} is another model than this one: {'; '.join(found)}. Set "
             "these fields to the teacher's, or train a teacher with them"
         )
     if experiment.objective.frozen and not taught.objective.denoises:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from fewstep.messages import differences
 from fewstep.progress import progress
 
 CHUNK_BYTES = 2**26  # hashed at once
@@ -67,12 +68,9 @@ def digest(values: Mapping[str, Any]) -> str:
 
 def changes(recorded: Identity, found: Identity) -> list[str]:
     """The fields in which data differ from recorded ones, with both values; [] if in none."""
-    before, now = _flat(recorded), _flat(found)
-    fields = dict.fromkeys([*before, *now])
     return [
-        f"{field} ({_in_words(before.get(field))} recorded, {_in_words(now.get(field))} now)"
-        for field in fields
-        if before.get(field) != now.get(field)
+        f"{field} ({_in_words(before)} recorded, {_in_words(now)} now)"
+        for field, before, now in differences(_flat(recorded), _flat(found))
     ]
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fewstep.data.arrays.files import FIELD, whole_file
+from fewstep.messages import differences
 
 MANIFEST = "manifest.json"
 HASHES = ("images_sha256", "labels_sha256")  # in the identity of a split
@@ -93,9 +94,10 @@ def read_manifest(path: Path, header: Mapping[str, Any]) -> Manifest | None:
         raise DamagedError(f"{path} cannot be read ({error})") from error
     if not isinstance(content, dict) or content.pop("seal", None) != seal_of(content):
         raise DamagedError(f"{path} is damaged, or was edited")
-    differing = [field for field in header if content.get(field) != header[field]]
-    if differing:
-        raise DamagedError(f"{path} belongs to other data: {', '.join(differing)} differ")
+    found = differences(header, {field: content.get(field) for field in header})
+    if found:
+        fields = ", ".join(difference.field for difference in found)
+        raise DamagedError(f"{path} belongs to other data: {fields} differ")
     try:
         return Manifest(
             {name: record_of(split) for name, split in content["splits"].items()},

@@ -1,12 +1,15 @@
-"""Feature networks by name: `pixels`, `classifier`, `inception`, `dinov2`; `none` is for none.
+"""Feature networks by name: NETWORKS says how each is made and what it needs; `none` is for none.
 
-`classifier` is trained on the data at first use; weights of the last two are files that a user
-downloads, named by evaluate.weights or an environment variable. None stands in for another: what
-is missing is an error.
+`classifier` is trained on the data at first use; weights of `inception` and `dinov2` are files that
+a user downloads, named by evaluate.weights or an environment variable. None stands in for another:
+what is missing is an error.
 """
 
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple
 
 from jax import Array
 
@@ -16,13 +19,63 @@ from fewstep.eval.features.classifier import classifier
 from fewstep.eval.features.dinov2_weights import PAPER_WIDTH, SIZES, dinov2_params
 from fewstep.eval.features.feature_network import FeatureNetwork, FeatureOutputs, pixels
 from fewstep.eval.features.inception_weights import WEIGHTS_NAME, WEIGHTS_SHA256, inception_params
+from fewstep.models.convnet import DIMENSION
 from fewstep.models.network import check_choice
 from fewstep.weights.tensors import sha256
 
-# Network -> environment variable with the path of its weights.
-VARIABLES = {"inception": "FEWSTEP_INCEPTION", "dinov2": "FEWSTEP_DINOV2"}
-NETWORKS = ("classifier", "pixels", "inception", "dinov2", "none")
-PUBLISHED = {"inception": WEIGHTS_NAME, "dinov2": SIZES[PAPER_WIDTH].name}
+NONE = "none"
+
+
+class Given(NamedTuple):
+    """What a feature network may be made of.
+
+    dataset, root, read_only: what one is trained on, where it is kept, and where it may be instead.
+    weights: the file of an entry that has weights, else None.
+    """
+
+    dataset: Dataset | None
+    image_shape: tuple[int, ...]
+    root: Path
+    read_only: Path | None
+    weights: Path | None
+
+
+class Weights(NamedTuple):
+    """A file that a user downloads: which one, and the environment variable with its path."""
+
+    published: str
+    variable: str
+
+
+class Entry(NamedTuple):
+    """How a feature network is made.
+
+    dimension: of its features, given the shape of an image; None where its weights decide.
+    weights: the file that it needs; None for none.
+    """
+
+    make: Callable[[Given], FeatureNetwork]
+    dimension: Callable[[tuple[int, ...]], int] | None
+    weights: Weights | None = None
+
+
+NETWORKS = {
+    "classifier": Entry(
+        lambda given: classifier(given.dataset, given.root, given.read_only).network,
+        lambda image_shape: DIMENSION,
+    ),
+    "pixels": Entry(lambda given: pixels(given.image_shape), math.prod),
+    "inception": Entry(
+        lambda given: inception_network(given.weights),
+        lambda image_shape: inception.FEATURES,
+        Weights(WEIGHTS_NAME, "FEWSTEP_INCEPTION"),
+    ),
+    "dinov2": Entry(
+        lambda given: dinov2_network(given.weights),
+        None,
+        Weights(SIZES[PAPER_WIDTH].name, "FEWSTEP_DINOV2"),
+    ),
+}
 
 
 def feature_network(
@@ -43,40 +96,34 @@ def feature_network(
     classifier that cannot be trained; FileNotFoundError for a file that is not there.
     """
     check_feature_network(name, weights)
-    match name:
-        case "pixels":
-            return pixels(image_shape)
-        case "classifier":
-            return classifier(dataset, root, read_only).network
-        case "inception":
-            return inception_network(weights_path(name, weights))
-        case _:
-            return dinov2_network(weights_path(name, weights))
+    path = weights_path(name, weights) if NETWORKS[name].weights else None
+    return NETWORKS[name].make(Given(dataset, image_shape, root, read_only, path))
 
 
 def check_feature_network(name: str, weights: str) -> None:
     """Raises ValueError or FileNotFoundError, before anything is read, for what is not there."""
-    check_choice("evaluate.features", name, NETWORKS)
-    if name in VARIABLES:
+    check_choice("evaluate.features", name, (*NETWORKS, NONE))
+    if name != NONE and NETWORKS[name].weights:
         weights_path(name, weights)
     elif weights:
         raise ValueError(f"evaluate.weights is not used by evaluate.features={name}; unset it")
 
 
 def weights_path(name: str, weights: str) -> Path:
-    """The file with the weights of a network. Raises ValueError if none is named."""
-    path = weights or os.environ.get(VARIABLES[name], "")
+    """The file with the weights of a network that has some. Raises ValueError if none is named."""
+    published, variable = NETWORKS[name].weights
+    path = weights or os.environ.get(variable, "")
     if not path:
+        others = " or ".join(other for other, entry in NETWORKS.items() if not entry.weights)
         raise ValueError(
-            f"evaluate.features={name} needs weights: get {PUBLISHED[name]}, and name the file by "
-            f"evaluate.weights or ${VARIABLES[name]}. Without it samples can be measured with "
-            "evaluate.features=classifier or pixels, or only shown, with none"
+            f"evaluate.features={name} needs weights: get {published}, and name the file by "
+            f"evaluate.weights or ${variable}. Without it samples can be measured with "
+            f"evaluate.features={others}, or only shown, with {NONE}"
         )
     if not Path(path).is_file():
         raise FileNotFoundError(
             f"There is no file {path}, named by "
-            f"{'evaluate.weights' if weights else '$' + VARIABLES[name]}. It should be "
-            f"{PUBLISHED[name]}"
+            f"{'evaluate.weights' if weights else '$' + variable}. It should be {published}"
         )
     return Path(path)
 

@@ -1,1 +1,89 @@
-"""Metrics of samples against real images, and the protocol that a number is bound to."""
+"""Metrics of samples against real images, by name, and the protocol that a number is bound to.
+
+A new metric is a file here and an entry in METRICS, which results, logs, tables, pages, the choice
+of the best checkpoint and docs/evaluation.md follow.
+"""
+
+from functools import partial
+
+from fewstep.eval.metrics import (
+    agreement,
+    frechet,
+    inception_score,
+    kernel,
+    memorisation,
+    neighbours,
+)
+from fewstep.eval.metrics.metric import LESS, MORE, NEITHER, Metric
+
+# The metric that a protocol is named after and that curves show.
+MAIN = "frechet"
+# What metrics that look at images one by one need; with fewer real images none of them is taken.
+ONE_BY_ONE = {"real_features": max(neighbours.DENSITY_NEIGHBOURS, kernel.FEWEST) + 1, "features": 1}
+COPIES = {"features": 1, "train_features": 0, "held_out_features": 1}
+
+by_neighbours = partial(
+    Metric, neighbours.manifold_metrics, ONE_BY_ONE, format="{:.3f}", better=MORE
+)
+
+# In the order of results and of columns.
+METRICS = {
+    MAIN: Metric(
+        frechet.frechet_distance,
+        {"statistics": 0, "real_statistics": 0},
+        "Fréchet distance",
+        "{:.3f}",
+        LESS,
+        in_text=True,
+        note="The Fréchet distance is between samples and real images, on the features named "
+        "above. It is FID only where it is called so. It is biased upwards, more for fewer "
+        "samples: compare only values of one protocol.",
+    ),
+    "agreement": Metric(
+        agreement.label_agreement,
+        {"classes": 1, "labels": 0},
+        "label agreement",
+        "{:.3f}",
+        MORE,
+        in_text=True,
+        note="Label agreement is the share of samples that a classifier of real images gives the "
+        "label they were made for.",
+    ),
+    "inception_score": Metric(
+        inception_score.inception_score,
+        {"logits": inception_score.SPLITS},
+        "inception score",
+        "{:.2f}",
+        MORE,
+        part="mean",
+    ),
+    "kernel": Metric(
+        kernel.kernel_distance,
+        ONE_BY_ONE,
+        "kernel distance",
+        "{:.4f}",
+        LESS,
+        part="value",
+        error="standard_error",
+    ),
+    "precision": by_neighbours(
+        "precision",
+        part="precision",
+        in_text=True,
+        note="Precision, recall, density and coverage are by nearest neighbours, on the same "
+        "features; ± is the standard error of one kernel distance.",
+    ),
+    "recall": by_neighbours("recall", part="recall", in_text=True),
+    "density": by_neighbours("density", part="density"),
+    "coverage": by_neighbours("coverage", part="coverage"),
+    "closer": Metric(
+        memorisation.memorisation,
+        COPIES,
+        "nearer to training images",
+        "{:.3f}",
+        NEITHER,
+        part="share_closer",
+        note="Nearer to training images: the share of samples nearer to one than 1 % of held-out "
+        "real images are; far above 0.01 is copying.",
+    ),
+}

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from fewstep.data import digest
 from fewstep.eval.features.feature_network import FeatureNetwork
+from fewstep.messages import differences
 
 # To be raised when code changes what a metric means, so that old numbers are not compared with new.
 VERSION = 1
@@ -79,12 +80,6 @@ def short_count(count: int) -> str:
     return f"{count // 1000}k" if count >= 1000 and count % 1000 == 0 else str(count)
 
 
-def differences(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """The fields in which two measurements differ, with both values."""
-    pairs = {field: (a.get(field), b.get(field)) for field in [*a, *b]}
-    return [f"{field} ({one} / {other})" for field, (one, other) in pairs.items() if one != other]
-
-
 def check_comparable(measurements: Mapping[str, Mapping[str, Any]]) -> None:
     """Raises ValueError, with a list of what differs, unless all measurements are the same.
 
@@ -92,7 +87,7 @@ def check_comparable(measurements: Mapping[str, Mapping[str, Any]]) -> None:
     """
     (first, expected), *others = measurements.items()
     for name, other in others:
-        found = differences(expected, other)
+        found = [f"{field} ({a} / {b})" for field, a, b in differences(expected, other)]
         if found:
             raise ValueError(
                 f"{first} and {name} were not measured alike and cannot be compared; they differ "

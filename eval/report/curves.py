@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 
+from fewstep.eval.metrics import MAIN
 from fewstep.eval.report.runs import Groups, Run, results_of
 
 # metric of the training log, after "PLAYER/" if there are several -> heading
@@ -87,14 +88,14 @@ def look(place: int, player: int = 0) -> Look:
     return Look(PALETTE[colour], DASHES[(turn + player) % len(DASHES)], MARKERS[colour])
 
 
-def frechet_plot(groups: Groups, metric: str) -> Plot | None:
-    """Frechet distance against the number of steps: mean over seeds, and their range."""
+def steps_plot(groups: Groups, metric: str) -> Plot | None:
+    """The main metric against the number of sampling steps: mean over seeds, and their range."""
     lines = []
     for place, (name, runs) in enumerate(groups.items()):
         values = {
-            steps: [run.results[steps]["metrics"]["frechet"] for run in runs]
+            steps: [run.results[steps]["metrics"][MAIN] for run in runs]
             for steps in sorted(runs[0].results)
-            if all("frechet" in run.results[steps]["metrics"] for run in runs)
+            if all(MAIN in run.results[steps]["metrics"] for run in runs)
         }
         # Only positive ones have a place on a log axis.
         values = {steps: those for steps, those in values.items() if min(those) > 0.0}
@@ -104,7 +105,7 @@ def frechet_plot(groups: Groups, metric: str) -> Plot | None:
             lines.append(Line(name, look(place), points, band))
     if not lines:
         return None
-    floors = (result.get("real", {}).get("frechet") for result in results_of(groups))
+    floors = (result.get("real", {}).get(MAIN) for result in results_of(groups))
     floor = next((value for value in floors if value), None)
     level = None if floor is None else (floor, "real images")
     return Plot(lines, "sampling steps", metric, by_steps=True, level=level)

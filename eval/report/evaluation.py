@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from fewstep.eval.metrics.protocol import Protocol, digest
 from fewstep.eval.report.results import AGAIN, Result, load_result
-from fewstep.messages import command
+from fewstep.messages import command, common_differences
 from fewstep.training.cluster.processes import warn_once
 from fewstep.training.storage.identity import as_dict, flat, read_identity
 from fewstep.training.storage.seal import check_array, read_sealed
@@ -93,13 +93,12 @@ def check_own(evaluation: Evaluation, config: ConfigDict, run: str) -> None:
     if run and run == result.get("run"):
         own.pop("data.name")  # images may have been moved since
     its = {**sampling, "data.name": result["data"], "run": result.get("run") or run or None}
-    differing = [
-        f"{field} {its[field]}, not {own[field]}"
-        for field in IDENTITY
-        if field in own and its[field] != own[field]
+    recorded = {field: own[field] for field in IDENTITY if field in own}
+    found = [
+        f"{field} {there}, not {here}" for field, here, there in common_differences(recorded, its)
     ]
-    if differing:
-        raise ValueError(f"{path} is of another run ({'; '.join(differing)}); {AGAIN}")
+    if found:
+        raise ValueError(f"{path} is of another run ({'; '.join(found)}); {AGAIN}")
 
 
 def sample_source(result: Result) -> dict[str, str]:

@@ -9,13 +9,15 @@ import numpy as np
 from PIL import Image
 
 from fewstep.data.folders.class_names import described
+from fewstep.eval.metrics import MAIN, METRICS
+from fewstep.eval.metrics.metric import logged_name
 from fewstep.eval.report.curves import (
     CURVES,
     DISTANCE_STEPS,
     Plot,
-    frechet_plot,
     noise_plot,
     plot_png,
+    steps_plot,
     training_plot,
 )
 from fewstep.eval.report.grid import PAPER, enlarged_grid, titled
@@ -46,12 +48,12 @@ SAMPLED_BY = {
 }
 
 
-def frechet_figure(groups: Groups, metric: str, protocol: str) -> str:
-    """Frechet distance against the number of steps; "" where nothing was measured."""
-    plot = frechet_plot(groups, metric)
+def steps_figure(groups: Groups, metric: str, protocol: str) -> str:
+    """The main metric against the number of steps; "" where nothing was measured."""
+    plot = steps_plot(groups, metric)
     band = "; the band is from the least to the largest of the seeds" if several(groups) else ""
     caption = f"{protocol}; {sampled(every(groups))}{band}."
-    return plot_figure("Fréchet distance by number of steps", caption, plot)
+    return plot_figure(f"{METRICS[MAIN].heading} by number of steps", caption, plot)
 
 
 def several(groups: Groups) -> bool:
@@ -190,11 +192,12 @@ def distance_figures(groups: Groups, seeds: str) -> list[str]:
     (caption,) = measured
     figures = []
     for steps in DISTANCE_STEPS:
-        title = f"Fréchet distance in {steps} step{'s' * (steps > 1)}, while training"
-        plot = training_plot(groups, f"frechet_{steps}")
+        title, name = f"{METRICS[MAIN].heading} in {counted(steps)}", logged_name(MAIN, steps)
+        title += ", while training"
+        plot = training_plot(groups, name)
         figures.append(plot_figure(title, f"{caption} {seeds}".strip(), plot))
         if len(groups) > 1:
-            plot = training_plot(groups, f"frechet_{steps}", by_cost=True)
+            plot = training_plot(groups, name, by_cost=True)
             figures.append(plot_figure(f"{title}, by cost", f"{caption} {COST}", plot))
     return figures
 

@@ -6,16 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from fewstep.data.folders.class_names import described
+from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.report.curves import looks
 from fewstep.eval.report.figures import (
     beside,
     every,
-    frechet_figure,
     same_noise,
     sameness,
     sample_figures,
     several,
+    steps_figure,
     training_figures,
     way_figure,
 )
@@ -25,73 +26,9 @@ from fewstep.files import replace_file
 
 WEIGHTS_DIGITS = 12  # of a hash that names weights in a line
 
-STYLE = """
-:root { color-scheme: light dark; --ink: #222; --soft: #5c5c5c; --line: #d4d4d4; --paper: #fff;
-  --warn: #8a4b00; }
-@media (prefers-color-scheme: dark) {
-  :root { --ink: #e4e4e4; --soft: #a8a8a8; --line: #444; --paper: #161616; --warn: #f0b060; }
-}
-* { box-sizing: border-box; }
-body { margin: 0 auto; max-width: 90rem; padding: 1rem; color: var(--ink);
-  background: var(--paper); font: 1rem/1.5 system-ui, sans-serif; }
-h1 { font-size: 1.6rem; } h2 { font-size: 1.25rem; margin: 2.5rem 0 .5rem; }
-h3 { font-size: 1rem; margin: 0 0 .35rem; }
-h1, h2, h3 { line-height: 1.25; }
-h1, p, figcaption, dd { overflow-wrap: anywhere; }
-p, dl, li { max-width: 48rem; }
-.warning { color: var(--warn); }
-.notes p, figcaption, details { color: var(--soft); font-size: .875rem; }
-.notes p { margin: .5rem 0; }
-summary { cursor: pointer; padding: .25rem 0; }
-dl { display: grid; grid-template-columns: max-content 1fr; gap: .1rem 1rem; margin: .5rem 0; }
-dd { margin: 0; min-width: 0; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-.sortable { margin: .5rem 0; }
-th, td { padding: .3rem .45rem; text-align: right; font-weight: normal; vertical-align: top; }
-thead th { font-size: .85rem; line-height: 1.25; color: var(--soft); vertical-align: bottom; }
-tbody, tfoot { border-top: 1px solid var(--soft); }
-.grouped .first:not(:first-child) { border-top: 1px solid var(--line); }
-.grouped tr:not(.first) > [scope=row]:not(tfoot *) { color: var(--soft); }
-.sortable th:first-child { text-align: left; position: sticky; left: 0; background: var(--paper);
-  min-width: 9.5rem; max-width: 16rem; overflow-wrap: anywhere; }
-.sortable td, .sortable .metric { white-space: nowrap; }
-.sortable .metric small { white-space: normal; }
-.sortable td, .sortable th { padding-block: .2rem; line-height: 1.3; }
-.sortable th:first-child { padding-left: 1.5rem; }
-.sortable i { position: absolute; left: .4rem; top: .5em; width: .7em; height: .7em;
-  border-radius: 50%; }
-small { display: block; color: var(--soft); font-size: .8rem; }
-button { all: unset; cursor: pointer; }
-button:hover { text-decoration: underline; }
-button:focus-visible { outline: 2px solid; outline-offset: 2px; }
-[aria-sort] button { color: var(--ink); }
-[aria-sort=ascending] button::before { content: "\\25B2\\A0"; }
-[aria-sort=descending] button::before { content: "\\25BC\\A0"; }
-details th, details td { text-align: left; padding: .15rem .8rem .15rem 0; white-space: nowrap; }
-figure { margin: 0; min-width: 0; } figcaption { margin-top: .4rem; max-width: 48rem; }
-.figures { display: grid; gap: 2rem 1.5rem; margin-top: 1rem;
-  grid-template-columns: repeat(auto-fill, minmax(min(100%, 21rem), 1fr)); }
-.beside { display: grid; gap: 2rem; align-items: start; margin-top: 2rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 21rem), 1fr)); max-width: 70rem; }
-img { display: block; max-width: 100%; height: auto; }
-.plot img { width: 100%; max-width: 30rem; }
-@media (max-width: 30rem) {
-  th, td { padding: .3rem .4rem; } .sortable { font-size: .9rem; }
-  .sortable th:first-child { max-width: 8rem; min-width: 7rem; }
-  dl { grid-template-columns: 1fr; } dd { margin-bottom: .3rem; }
-}
-"""
-
 NOTES = (
-    "The Fréchet distance is between samples and real images, on the features named above. It is "
-    "FID only where it is called so. It is biased upwards, more for fewer samples: compare only "
-    "values of one protocol.",
-    "Label agreement is the share of samples that a classifier of real images gives the label "
-    "they were made for. Precision, recall, density and coverage are by nearest neighbours, on "
-    "the same features; ± is the standard error of one kernel distance. Nearer to training images: "
-    "the share of samples nearer to one than 1 % of held-out real images are; far above 0.01 is "
-    "copying.",
+    METRICS[MAIN].note,
+    " ".join(metric.note for name, metric in METRICS.items() if name != MAIN and metric.note),
     "Real images: as many of them as samples, at most half, against the others; and the "
     "classifier's accuracy on held-out ones.",
 )
@@ -105,16 +42,20 @@ SEEDS_NOTE = (
 def results_page(path: Path, *, title: str, runs: Sequence[Run]) -> None:
     """Write one HTML page that needs no other file and no network; whole or not at all.
 
+    Its style is page.css, beside this file.
+
     runs: measured alike (eval.report.runs.load_runs).
     """
     groups = by_method(runs)
+    style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     page = f"""<!DOCTYPE html>
 <html lang="en">
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{escape(title)}</title>
-<style>{STYLE}</style>
+<style>
+{style}</style>
 </head>
 <body>
 <main>
@@ -131,7 +72,7 @@ def sections(groups: Groups) -> list[str]:
     measurement = next((run.measurement for run in every(groups) if run.measurement), {})
     metric = Protocol(measurement, {}).metric
     line = protocol_line(measurement, metric)
-    distances = frechet_figure(groups, metric, line)
+    distances = steps_figure(groups, metric, line)
     notes = notes_on(groups) if measurement else ""
     shown = f"<p>{escape(sameness(same_noise(groups)))}</p>\n"
     training = training_figures(groups)

@@ -13,9 +13,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
+from fewstep.data import path_in
 from fewstep.eval.metrics.protocol import Protocol, check_comparable
 from fewstep.eval.report.evaluation import Evaluation, evaluations, read_samples
 from fewstep.eval.report.results import Result
+from fewstep.messages import common_differences
 from fewstep.training.classes import class_names
 from fewstep.training.cost.step_cost import training_seconds
 from fewstep.training.metrics import LOG, read_rows
@@ -198,13 +200,14 @@ def identifying(config: Mapping[str, Any]) -> dict[str, Any]:
 def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that differ in the seed alone, by a heading: the method, and what sets it apart.
 
-    Runs of the same seed are never one group: nothing says what differs between them.
+    Runs of the same seed are never one group: nothing says what differs between them. Fields that
+    one of two runs lacks do not count: an older version's record lacks newer fields.
     """
     groups: list[list[Run]] = []
     for run in runs:
         for group in groups:
-            if run.seed not in {r.seed for r in group} and all(
-                alike(identity(member), identity(run)) for member in group
+            if run.seed not in {r.seed for r in group} and not any(
+                common_differences(identity(member), identity(run)) for member in group
             ):
                 group.append(run)
                 break
@@ -229,15 +232,10 @@ def identity(run: Run) -> dict[str, Any]:
     data = run.results[min(run.results)]["data"]
     shared = {**sampling, "method": run.method, "sampling_steps": steps, "data": data}
     shared |= identifying(run.config)
-    if "training_data" in sampling and data.startswith("folder:"):
+    if "training_data" in sampling and path_in(data):
         del shared["data"]  # known by the images, wherever they lie
         shared.pop("data.name", None)
     return shared
-
-
-def alike(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
-    """Whether no field that both have differs: an older version's record lacks newer fields."""
-    return all(a[field] == b[field] for field in a.keys() & b.keys())
 
 
 def headings(firsts: Sequence[Run]) -> list[str]:
@@ -254,11 +252,8 @@ def headings(firsts: Sequence[Run]) -> list[str]:
 
 def distinguishing(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
     """The fields in which identities differ, with their values in one of them."""
-    differing = [
-        field
-        for field, value in own.items()
-        if any(other.get(field, value) != value for other in others)
-    ]
+    found = {d.field for other in others for d in common_differences(own, other)}
+    differing = [field for field in own if field in found]
     return [
         WORDS.get(field, f"{field} {{}}").format(in_words(own[field]))
         for field in differing[:NAMED_DIFFERENCES]

@@ -8,22 +8,20 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.bootstrap import interval
 from fewstep.eval.report.runs import Groups, Run
 from fewstep.files import replace_file
 
+# Of the main metric over several seeds: the ends of its interval, and the best seed's.
+LOW, HIGH, LEAST = (f"{MAIN}_{end}" for end in ("low", "high", "least"))
 # column of a row -> how the text table shows it
 SHOWN = {
     "method": "{}",
     "steps": "{}",
     "seeds": "{}",
-    "frechet": "{:.3f}",
-    "frechet_low": "{:.3f}",
-    "frechet_high": "{:.3f}",
-    "frechet_least": "{:.3f}",
-    "agreement": "{:.3f}",
-    "precision": "{:.3f}",
-    "recall": "{:.3f}",
+    **dict.fromkeys((MAIN, LOW, HIGH, LEAST), METRICS[MAIN].format),
+    **{name: metric.format for name, metric in METRICS.items() if metric.in_text},
     "images_seen": "{:,.0f}",
     "network_evaluations": "{:,.0f}",
     "seconds": "{:,.0f}",
@@ -48,11 +46,11 @@ def row(name: str, steps: int, runs: Sequence[Run]) -> dict[str, Any]:
     for metric in metrics:
         values = [r["metrics"][metric] for r in results if metric in r["metrics"]]
         found[metric] = mean(values)
-        if metric == "frechet":
+        if metric == MAIN:
             spread = interval(values)
-            found["frechet_least"] = spread.minimum
+            found[LEAST] = spread.minimum
             if not math.isnan(spread.low):
-                found |= {"frechet_low": spread.low, "frechet_high": spread.high}
+                found |= {LOW: spread.low, HIGH: spread.high}
     for cost in runs[0].budget:
         values = [run.budget[cost] for run in runs if run.budget[cost] is not None]
         if values:

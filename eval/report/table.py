@@ -1,69 +1,26 @@
 """The table of a results page: one row for each method and number of steps, sortable by a click.
 
-A metric that METRICS does not list is shown under its own name, so a new one needs no change here.
+Columns are those of METRICS, then others that results have, under their own names.
 """
 
 import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
+from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.bootstrap import interval
+from fewstep.eval.metrics.metric import ARROWS, MORE, NEITHER, Metric, error_name
 from fewstep.eval.report.curves import Look
 from fewstep.eval.report.runs import Groups, Run, results_of
 
-# metric -> (heading, format, whether the largest is the best)
-METRICS = {
-    "agreement": ("label agreement\u00a0↑", "{:.3f}", True),
-    "inception_score": ("inception score\u00a0↑", "{:.2f}", True),
-    "kernel": ("kernel distance\u00a0↓", "{:.4f}", False),
-    "precision": ("precision\u00a0↑", "{:.3f}", True),
-    "recall": ("recall\u00a0↑", "{:.3f}", True),
-    "density": ("density\u00a0↑", "{:.3f}", True),
-    "coverage": ("coverage\u00a0↑", "{:.3f}", True),
-    "closer": ("nearer to training images", "{:.3f}", False),
-}
+# Of a metric that is not in METRICS, as results of other versions may have.
 OTHER_FORMAT = "{:.4g}"
-# The first is shown before the others; the second in the cells of the kernel distance.
-FRECHET, KERNEL_ERROR = "frechet", "kernel_error"
-FRECHET_FORMAT = "{:.3f}"
 SPREAD = "mean, [95 % interval], least"
 UNKNOWN = "–"
-
-# Headings become buttons: without scripts they are text. The first click puts the best first.
-SORT = """
-document.querySelectorAll("table.sortable").forEach(table => {
-  const headings = [...table.tHead.rows[0].cells], body = table.tBodies[0];
-  const rows = [...body.rows];
-  const key = (row, column) => row.cells[column].dataset.value;
-  const compare = (a, b, numeric) => numeric ? a - b : a.localeCompare(b);
-  const sort = (column, descending) => {
-    const numeric = headings[column].dataset.sort === "number";
-    const order = (a, b) => {
-      const [x, y] = [key(a, column), key(b, column)];
-      if (x === undefined || y === undefined) return (x === undefined) - (y === undefined);
-      return descending ? compare(y, x, numeric) : compare(x, y, numeric);
-    };
-    body.append(...[...rows].sort(order));
-    table.classList.remove("grouped");
-    headings.forEach(heading => heading.removeAttribute("aria-sort"));
-    headings[column].setAttribute("aria-sort", descending ? "descending" : "ascending");
-  };
-  headings.forEach((heading, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.append(...heading.childNodes);
-    heading.append(button);
-    button.addEventListener("click", () => {
-      const now = heading.getAttribute("aria-sort");
-      const first = heading.dataset.best === "largest";
-      sort(column, now ? now === "ascending" : first);
-    });
-  });
-});
-"""
 
 
 class Cell(NamedTuple):
@@ -86,8 +43,10 @@ class Column(NamedTuple):
 def table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str:
     """The table: methods by number of steps, then real images in the place of samples.
 
-    metric: what the Frechet distance is called.
+    metric: what the main one is called. By table.js headings become buttons, of which the first
+    click puts the best first; without scripts they are text.
     """
+    script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
     columns = filled(columns_of(groups, metric), groups)
     rows = [
         row(name, looks[name], runs, steps, columns)
@@ -105,7 +64,7 @@ def table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str:
         '<table class="sortable grouped">\n<thead><tr>'
         f'<th scope="col" data-sort="text">method</th>{heads}</tr></thead>\n'
         f"<tbody>\n{''.join(rows)}</tbody>\n{real_images(groups, columns, metric)}"
-        f"</table>\n</div>\n<script>{SORT}</script>\n"
+        f"</table>\n</div>\n<script>\n{script}</script>\n"
     )
 
 
@@ -114,7 +73,7 @@ def columns_of(groups: Groups, metric: str) -> list[Column]:
     seeds = any(len(runs) > 1 for runs in groups.values())
     return [
         Column("steps", lambda runs, steps: Cell(str(steps), value=str(steps))),
-        Column(heading_of(FRECHET, metric), frechet_cell, SPREAD if seeds else ""),
+        Column(heading_of(MAIN, metric), main_cell, SPREAD if seeds else ""),
         *(metric_column(name) for name in metric_names(groups)),
         Column("seeds", lambda runs, _: Cell(str(len(runs)), value=str(len(runs)))),
         Column("images seen", budget_cell("images_seen", "{:,.0f}".format)),
@@ -130,35 +89,37 @@ def filled(columns: Sequence[Column], groups: Groups) -> list[Column]:
 
 
 def metric_names(groups: Groups) -> list[str]:
-    """Metrics with a column of their own: those of METRICS in its order, others by first use."""
+    """Metrics beside the main one: those of METRICS in its order, others by first use."""
     found = dict.fromkeys(name for result in results_of(groups) for name in result["metrics"])
-    others = [m for m in found if m not in (*METRICS, FRECHET, KERNEL_ERROR)]
-    return [m for m in METRICS if m in found] + others
+    errors = {error_name(name) for name, metric in METRICS.items() if metric.error}
+    others = [name for name in found if name not in METRICS and name not in errors]
+    return [name for name in METRICS if name in found and name != MAIN] + others
 
 
 def heading_of(name: str, metric: str) -> str:
-    """The heading of a metric; `metric` is what the Frechet distance is called."""
-    return f"{metric}\u00a0↓" if name == FRECHET else METRICS.get(name, (name,))[0]
+    """The heading of a metric; `metric` is what the main one is called."""
+    found = metric_named(name)
+    return (metric if name == MAIN else found.heading) + ARROWS[found.better]
 
 
-def form_of(name: str) -> str:
-    """The format of a metric's values."""
-    return FRECHET_FORMAT if name == FRECHET else METRICS.get(name, ("", OTHER_FORMAT))[1]
+def metric_named(name: str) -> Metric:
+    """The metric of that name; one that METRICS does not have is shown under it."""
+    return METRICS.get(name) or Metric(float, {}, name, OTHER_FORMAT, NEITHER)
 
 
 def metric_column(name: str) -> Column:
     """The mean of a metric over the seeds."""
-    heading, form, largest_is_best = METRICS.get(name, (name, OTHER_FORMAT, False))
+    metric = metric_named(name)
 
     def cell(runs: Sequence[Run], steps: int) -> Cell:
         values = metric_values(runs, steps, name)
         if not values:
             return Cell()
-        errors = metric_values(runs, steps, KERNEL_ERROR) if name == "kernel" else []
-        below = f"± {form.format(mean(errors))}" if errors else ""
-        return Cell(form.format(mean(values)), below, repr(mean(values)))
+        errors = metric_values(runs, steps, error_name(name)) if metric.error else []
+        below = f"± {metric.format.format(mean(errors))}" if errors else ""
+        return Cell(metric.format.format(mean(values)), below, repr(mean(values)))
 
-    return Column(heading, cell, largest_is_best=largest_is_best)
+    return Column(heading_of(name, ""), cell, largest_is_best=metric.better == MORE)
 
 
 def metric_values(runs: Sequence[Run], steps: int, name: str) -> list[float]:
@@ -167,13 +128,13 @@ def metric_values(runs: Sequence[Run], steps: int, name: str) -> list[float]:
     return [of_run[name] for of_run in metrics if name in of_run]
 
 
-def frechet_cell(runs: Sequence[Run], steps: int) -> Cell:
+def main_cell(runs: Sequence[Run], steps: int) -> Cell:
     """Mean over seeds; below it the bootstrap interval of the mean, and the least."""
-    values = metric_values(runs, steps, FRECHET)
+    values = metric_values(runs, steps, MAIN)
     if not values:
         return Cell()
     found = interval(values)
-    text, low, high, least = map(FRECHET_FORMAT.format, found)
+    text, low, high, least = map(METRICS[MAIN].format.format, found)
     below = "" if math.isnan(found.low) else f"[{low}, {high}], {least}"
     return Cell(text, below, repr(found.mean))
 
@@ -234,6 +195,6 @@ def real_images(groups: Groups, columns: Sequence[Column], metric: str) -> str:
         real = {**result.get("real", {}), **real}
     if not real:
         return ""
-    texts = {heading_of(m, metric): form_of(m).format(value) for m, value in real.items()}
+    texts = {heading_of(m, metric): metric_named(m).format.format(v) for m, v in real.items()}
     cells = "".join(f"<td>{texts.get(column.heading, '')}</td>" for column in columns)
     return f'<tfoot><tr><th scope="row">real images</th>{cells}</tr></tfoot>\n'

@@ -100,14 +100,14 @@ class Recorder:
         self.note_each("network", fields)
         return random_network((fields["image_size"], fields["image_size"], fields["channels"]))
 
-    def load_data(self, name, *, data_dir, image_size, channels, writable, **decoding):
-        sizes = {"image_size": image_size, "channels": channels}
-        self.note_each("data", {"name": name, "dir": data_dir, **sizes})
+    def load_data(self, asked, writable):
+        sizes = {"image_size": asked.image_size, "channels": asked.channels}
+        self.note_each("data", {"name": asked.name, "dir": asked.data_dir, **sizes})
         return dataset(**sizes)
 
-    def load_copy(self, name, local_dir, *, data_dir, **sizes):
+    def load_copy(self, asked, local_dir):
         self.note("copied.to", local_dir)
-        return dataset(**sizes)
+        return dataset(asked.image_size, asked.channels)
 
     def saved_step(self, folder, step=None):
         return 5 if step is None else step

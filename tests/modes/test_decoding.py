@@ -147,16 +147,19 @@ def test_a_run_without_images_has_the_classes_of_its_teacher(tmp_path, config):
 def test_preparing_mends_the_arrays_of_older_runs_too(tmp_path, config, capsys):
     arguments = {"data_dir": config.data.dir, "image_size": 8, "channels": 1}
     name = config.data.name
-    folder = data.prepare(name, decoding=data.FIRST_DECODING, **arguments)
+    folder = data.prepare(data.Selection(name, decoding=data.FIRST_DECODING, **arguments))
     (folder / "train_images.npy").write_bytes(b"damaged")
-    newest = data.prepare(name, **arguments)
+    newest = data.prepare(data.Selection(name, **arguments))
     assert newest != folder
     assert "decoding again" in capsys.readouterr().err
-    assert levels(data.load(name, decoding=data.FIRST_DECODING, **arguments)) == {0: 255, 1: 255}
+    assert levels(data.load(data.Selection(name, decoding=data.FIRST_DECODING, **arguments))) == {
+        0: 255,
+        1: 255,
+    }
 
 
 def test_fields_of_records_that_lack_them_are_those_of_the_time():
     new = as_dict(small_config())
     older = {**new, "data": {k: v for k, v in new["data"].items() if k not in LATER}}
     new["data"]["decoding"] = data.FIRST_DECODING
-    assert identity.differences(older, new) == []
+    assert identity.config_changes(older, new) == []

@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fewstep.data import FIRST_DECODING, FIRST_ORDER
+from fewstep.data import FIRST_DECODING, FIRST_ORDER, path_in
 from fewstep.data.arrays.identity import changes
 from fewstep.files import write_json
+from fewstep.messages import differences
 from fewstep.training.cluster.processes import warn_once
 from fewstep.training.storage.fields import is_whole
 from fewstep.training.storage.listing import File, changed_files
@@ -166,7 +167,7 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
         )
     # Teacher and images may have been moved since.
     moved = ("teacher", "data.name")
-    found = differences(run.config, record["config"], moved) if stamp is None else []
+    found = config_changes(run.config, record["config"], moved) if stamp is None else []
     if found:
         raise ValueError(
             f"checkpoint {folder} belongs to a run with another config: {'; '.join(found)}; move "
@@ -183,7 +184,7 @@ def check_same(
 
     A teacher is known by its parameters, data by their images: where they lie may change.
     """
-    found = differences(old.config, new.config, moved_fields(old, new))
+    found = config_changes(old.config, new.config, moved_fields(old, new))
     if found:
         raise ValueError(
             f"{workdir} holds a run with another config: {'; '.join(found)}. Choose another "
@@ -201,7 +202,7 @@ def moved_fields(old: Identity, new: Identity) -> tuple[str, ...]:
     both = old.config.get("teacher") and new.config.get("teacher")
     same_teacher = both and old.teacher is not None and new.teacher in (None, old.teacher)
     names = [config.get("data", {}).get("name") or "" for config in (old.config, new.config)]
-    folders = all(name.startswith("folder:") for name in names)
+    folders = all(map(path_in, names))
     same_data = folders or (old.data is not None and old.data == new.data)
     return ("teacher",) * bool(same_teacher) + ("data.name",) * same_data
 
@@ -237,7 +238,7 @@ def check_same_source(
         )
 
 
-def differences(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]:
+def config_changes(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]:
     """The fields in which two configs are of different runs, with both values.
 
     A field that the old config does not record counts as what it was then (BEFORE).
@@ -254,9 +255,7 @@ def differences(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]
 def differing_fields(old: Plain, new: Plain) -> list[str]:
     """The fields in which two flat mappings differ, with both values."""
     return [
-        f"{name} ({old.get(name)} there, {new.get(name)} now)"
-        for name in sorted(old.keys() | new.keys())
-        if old.get(name) != new.get(name)
+        f"{name} ({before} there, {now} now)" for name, before, now in sorted(differences(old, new))
     ]
 
 

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.files import read_npz, write_npz
+from fewstep.messages import differences
 from fewstep.training.cluster.processes import warn_once
 
 SEAL = "seal"
@@ -73,19 +74,14 @@ def read_sealed(path: Path, source: Mapping[str, Any], remedy: str) -> dict[str,
         raise ValueError(f"{path} has a seal that cannot be read; {remedy}") from error
     if sha256 != now:
         raise ValueError(f"{path} was changed after it was written; {remedy}")
-    found = differences(made_from, json.loads(json.dumps(source)))
+    found = [
+        f"{name} ({there} there, {here} here)"
+        for name, there, here in sorted(differences(made_from, json.loads(json.dumps(source))))
+        if None not in (there, here)
+    ]
     if found:
         raise ValueError(f"{path} was made from something else: {'; '.join(found)}. {remedy}")
     return arrays
-
-
-def differences(made_from: Mapping[str, Any], source: Mapping[str, Any]) -> list[str]:
-    """The values that both know and that differ, in words."""
-    return [
-        f"{name} ({made_from[name]} there, {source[name]} here)"
-        for name in sorted(made_from.keys() & source.keys())
-        if None not in (made_from[name], source[name]) and made_from[name] != source[name]
-    ]
 
 
 def sha256_of(arrays: Arrays, source: Mapping[str, Any]) -> str:

@@ -18,7 +18,9 @@ def check(case, path, tmp_path, capsys):
     """Assert that a folder or a .zip is read as a case says."""
 
     def load():
-        return data.load(f"folder:{path}", data_dir=str(tmp_path / "arrays"), image_size=4)
+        return data.load(
+            data.Selection(f"folder:{path}", data_dir=str(tmp_path / "arrays"), image_size=4)
+        )
 
     if case.refused:
         with pytest.raises(ValueError, match=case.refused) as error:
@@ -65,4 +67,4 @@ def test_a_table_that_a_zip_cannot_give_is_an_error_that_names_it(tmp_path):
     archive = make_zip(tmp_path / "images.zip", files)
     archive.write_bytes(archive.read_bytes().replace(b"a.png,cat", b"a.png,cut"))
     with pytest.raises(ValueError, match="images.zip/labels.csv cannot be read .*CRC"):
-        data.load(f"folder:{archive}", data_dir=str(tmp_path), image_size=4)
+        data.load(data.Selection(f"folder:{archive}", data_dir=str(tmp_path), image_size=4))

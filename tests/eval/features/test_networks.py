@@ -6,7 +6,7 @@ import pytest
 from fewstep.data import Dataset
 from fewstep.eval.features import networks as module
 from fewstep.eval.features.classifier import Classifier
-from fewstep.eval.features.networks import check_feature_network, feature_network
+from fewstep.eval.features.networks import NETWORKS, check_feature_network, feature_network
 from tests.training.runs import synthetic_split
 
 DATASET = Dataset("synthetic", synthetic_split(), None, 10)
@@ -15,8 +15,9 @@ GIVEN = {"dataset": DATASET, "image_shape": (8, 8, 1)}
 
 @pytest.fixture(autouse=True)
 def no_weights(monkeypatch):
-    for variable in module.VARIABLES.values():
-        monkeypatch.delenv(variable, raising=False)
+    for entry in NETWORKS.values():
+        if entry.weights:
+            monkeypatch.delenv(entry.weights.variable, raising=False)
 
 
 def test_pixels_and_the_classifier_need_no_file(tmp_path, monkeypatch):
@@ -30,7 +31,7 @@ def test_pixels_and_the_classifier_need_no_file(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", ["inception", "dinov2"])
 def test_weights_are_named_by_the_config_or_the_environment(tmp_path, monkeypatch, name):
-    variable = module.VARIABLES[name]
+    variable = NETWORKS[name].weights.variable
     with pytest.raises(ValueError, match=rf"{name} needs weights: get .*pth.*\${variable}.*none"):
         check_feature_network(name, "")
     with pytest.raises(FileNotFoundError, match="no file /no/where, named by evaluate.weights"):
@@ -76,3 +77,31 @@ def test_the_inception_score_is_of_logits_without_the_bias(tmp_path, monkeypatch
     monkeypatch.setattr(module.inception, "apply", lambda params, images: outputs)
     network = feature_network("inception", str(tmp_path / "w.pth"), root=tmp_path, **GIVEN)
     assert network.apply({}, None) == ("features", "without the bias")
+
+
+def test_an_entry_says_of_how_many_dimensions_its_features_are(tmp_path, monkeypatch):
+    path = tmp_path / "w.pth"
+    path.write_bytes(b"weights")
+    monkeypatch.setattr(module, "inception_params", lambda path: {})
+    made = {
+        name: feature_network(
+            name, str(path) if NETWORKS[name].weights else "", root=tmp_path, **GIVEN
+        )
+        for name in ("pixels", "inception")
+    }
+    for name, network in made.items():
+        assert NETWORKS[name].dimension(GIVEN["image_shape"]) == network.dimension
+    assert NETWORKS["dinov2"].dimension is None
+
+
+def test_a_new_entry_is_made_of_what_it_needs(tmp_path, monkeypatch):
+    path, given = tmp_path / "w.npz", []
+    path.write_bytes(b"weights")
+    entry = module.Entry(given.append, None, module.Weights("w.npz of its authors", "NEW_WEIGHTS"))
+    monkeypatch.setitem(NETWORKS, "new", entry)
+    monkeypatch.setenv("NEW_WEIGHTS", str(path))
+    feature_network("new", "", root=tmp_path, **GIVEN)
+    assert given == [(DATASET, (8, 8, 1), tmp_path, None, path)]
+    monkeypatch.delenv("NEW_WEIGHTS")
+    with pytest.raises(ValueError, match="get w.npz of its authors, .* or .NEW_WEIGHTS"):
+        check_feature_network("new", "")

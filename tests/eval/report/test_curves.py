@@ -8,12 +8,12 @@ from fewstep.eval.report.curves import (
     PALETTE,
     Line,
     Plot,
-    frechet_plot,
     legend_size,
     look,
     looks,
     noise_plot,
     plot_png,
+    steps_plot,
     training_plot,
 )
 from fewstep.eval.report.runs import by_method, load_runs
@@ -42,7 +42,7 @@ def points(plot):
 
 def test_distances_are_means_of_the_seeds_with_their_range(tmp_path):
     fields = {"method": "cd", "fall": 1.0, "steps": (1, 2)}
-    plot = frechet_plot(
+    plot = steps_plot(
         groups(
             tmp_path,
             {**fields, "seed": 0, "frechet": 0.5},
@@ -60,7 +60,7 @@ def test_distances_are_means_of_the_seeds_with_their_range(tmp_path):
 
 
 def test_without_metrics_there_are_no_distances(tmp_path):
-    assert frechet_plot(groups(tmp_path, {"measurement": {}}), "samples") is None
+    assert steps_plot(groups(tmp_path, {"measurement": {}}), "samples") is None
 
 
 def test_losses_are_one_line_per_run_and_player(tmp_path):

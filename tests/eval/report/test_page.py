@@ -1,10 +1,12 @@
 import base64
+import inspect
 import io
 import json
 import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 from urllib.parse import unquote
 
 import numpy as np
@@ -205,6 +207,12 @@ def test_the_page_needs_nothing_but_itself(six):
     assert not re.search(r"https?:|url\(|@import|//[a-z]", re.sub(r"base64,[^\"]*", "", six))
     dark, light = pictures(page)[:2]
     assert dark != light
+
+
+def test_style_and_script_are_files_that_the_page_takes_in_whole(six):
+    folder = Path(inspect.getfile(results_page)).parent
+    for tag, name in (("style", "page.css"), ("script", "table.js")):
+        assert f"<{tag}>\n{(folder / name).read_text()}</{tag}>" in six
 
 
 def test_text_is_escaped(tmp_path):
