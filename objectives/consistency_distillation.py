@@ -112,4 +112,5 @@ def consistency_distillation(
         ),
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        needs_teacher=True,
     )

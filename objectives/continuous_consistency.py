@@ -231,4 +231,5 @@ def continuous_distillation(
         sample=sampler(model, spacing, sample_times, trained_scale=guidance_scale),
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        needs_teacher=True,
     )

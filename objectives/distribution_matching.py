@@ -131,10 +131,10 @@ def distribution_matching(
         generator="generator",
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        needs_teacher=True,
         share=shared,
         init_from=dict.fromkeys(set(players) - ({"generator"} if generator else set()), "teacher"),
-        reads_images=False,
-        reads_pairs=regression_weight > 0.0,
+        reads=("labels", "pairs") if regression_weight > 0.0 else ("labels",),
     )
 
 

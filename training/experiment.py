@@ -2,6 +2,7 @@
 
 import inspect
 from collections.abc import Callable, Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -89,14 +90,19 @@ def rebuild(config: ConfigDict, run: str) -> Experiment:
         if config.model.get("attention") == "cudnn":
             config = config.copy_and_resolve_references()
             config.model.attention = "auto"
-        # Read by those who sample, and by those who report.
-        _ = config.evaluate.batch_size, config.batch_size, config.seed
+        check_read_later(config)
         return build(config)
     except (AttributeError, KeyError, TypeError) as error:  # a field that is not there, or no more
         raise ValueError(
             f"{run} was made by another version of Fewstep: its config does not have the fields of "
             f"this one ({str(error).splitlines()[0]}); sample it with that version, or train again"
         ) from error
+
+
+def check_read_later(config: ConfigDict) -> None:
+    """Raises AttributeError if a field is missing that those who sample or report read."""
+    for name in ("evaluate.batch_size", "batch_size", "seed"):
+        attrgetter(name)(config)
 
 
 def build_model(config: ConfigDict) -> Model:
@@ -144,7 +150,7 @@ def build_objective(config: ConfigDict, model: Model) -> Objective:
     objective = construct(OBJECTIVES, fields, "objective", model)
     if not (config.teacher and config.start_from_teacher):
         objective = objective._replace(init_from={})
-    if config.teacher and not (objective.frozen or objective.init_from):
+    if config.teacher and not (objective.needs_teacher or objective.init_from):
         raise ValueError(
             f"teacher is not used by {config.method} with "
             f"start_from_teacher={config.start_from_teacher}; leave it unset"

@@ -30,7 +30,7 @@ from fewstep.training.experiment import build, debugged
 from fewstep.training.optimizer import optimizer
 from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
-from tests.training.runs import largest_difference, perturbed, untrained_teacher
+from tests.training.runs import largest_difference, perturbed, random_batch, untrained_teacher
 
 FOLDER = Path(__file__).parent.parent.parent / "configs"
 OWN = ("__init__", "base", "methods", "objectives", "short_runs", "overrides")  # no config files
@@ -71,12 +71,8 @@ def no_blocks(monkeypatch):
 
 
 def training_batch(config, experiment):
-    shape = (config.batch_size, *experiment.image_shape)
-    label = np.arange(config.batch_size) % max(config.data.num_classes, 1)
-    return {
-        "x": jax.random.uniform(jax.random.key(0), shape, minval=-1.0),
-        "label": jnp.asarray(label if config.data.num_classes else label - 1, jnp.int32),
-    }
+    given = config.batch_size, experiment.image_shape, config.data.num_classes
+    return random_batch(experiment.objective, *given)
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -99,7 +99,9 @@ def test_a_run_without_a_whole_checkpoint_says_so(tmp_path):
 def test_images_at_a_new_place_must_be_those_of_the_run(monkeypatch, tmp_path):
     recorded = Identity("1", {"data": {"name": "folder:/old"}}, data={"train": {"sha256": "a"}})
     monkeypatch.setattr(REQUEST.workdir, "recorded_identity", lambda run: recorded)
-    reading, blind = (SimpleNamespace(objective=SimpleNamespace(reads_images=r)) for r in (1, 0))
+    reading, blind = (
+        SimpleNamespace(objective=SimpleNamespace(reads=(name,))) for name in ("images", "labels")
+    )
     same, other = (SimpleNamespace(identity={"train": {"sha256": h}}, files=()) for h in "ab")
     moved = ConfigDict({"data": {"name": "folder:/new"}})
     REQUEST.check_places(tmp_path, moved, reading, same)

@@ -12,6 +12,7 @@ from fewstep.configs import base
 from fewstep.configs import objectives as documented
 from fewstep.objectives import OBJECTIVES
 from fewstep.training.experiment import build_curriculum, build_parts
+from fewstep.training.sources import SOURCES, made_by_teacher
 from tests.objectives.assembled import (
     CASES,
     TOTAL,
@@ -242,7 +243,9 @@ def test_a_loss_changes_with_the_step_until_its_schedule_ends_and_not_after(case
 def test_an_objective_says_what_of_a_batch_it_reads(case):
     assembled = assemble(case)
     objective, networks = assembled.objective, assembled.networks
-    batch = batch_of(objective._replace(reads_images=True, reads_pairs=True))
+    batch = {}
+    for source in SOURCES:
+        batch |= batch_of(objective._replace(reads=(source,)))
     losses = lambda batch: [  # noqa: E731
         loss_rows(assembled, player, networks[player], LATE, batch) for player in objective.players
     ]
@@ -251,7 +254,13 @@ def test_an_objective_says_what_of_a_batch_it_reads(case):
         name: not equal(plain, losses({**batch, name: jax.tree.map(lambda a: a[::-1], value)}))
         for name, value in batch.items()
     }
-    assert read == {"label": True, "x": objective.reads_images, "pairs": objective.reads_pairs}
+    assert read == {name: name in batch_of(objective) for name in batch}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_who_learns_from_a_teacher_says_that_it_needs_one(case):
+    objective = assemble(case).objective
+    assert objective.needs_teacher == bool(objective.frozen or made_by_teacher(objective))
 
 
 # Objectives whose samplers take another scale of guidance than that of training.
