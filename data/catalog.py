@@ -1,5 +1,6 @@
 """Data sets by name.
 
+none               no data set, for methods that read none; sizes and classes are the config's
 digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST, by data/fashion_mnist.py
 folder:PATH        a folder or a .zip of images, by data/folders/folder.py; needs image_size
@@ -28,7 +29,7 @@ from fewstep.data.folders.folder import folder
 from fewstep.data.tfds_images import tfds_images, unknown_name, write_tfds
 from fewstep.progress import note
 
-FOLDER, TFDS, LATENTS = "folder:", "tfds:", "latents"
+FOLDER, TFDS, LATENTS, NONE = "folder:", "tfds:", "latents", "none"
 # NAME, NAME/CONFIG, NAME:VERSION. TFDS takes more (huggingface:..., URLs) as where to fetch code.
 TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
 
@@ -116,7 +117,7 @@ def prepare(
     check_size(image_size, channels)
     rules = decoding_of(decoding, background, unreadable)
     root = data_root(data_dir)
-    if name == "digits":
+    if name in ("digits", NONE):
         return root
     if not name.startswith(FOLDER):
         with claimed(root):
@@ -148,6 +149,11 @@ def _undecoded(
     rules: Decoding,
     writable: bool = True,
 ) -> Undecoded:
+    if name == NONE:
+        raise FileNotFoundError(
+            "data.name=none has no images: name a data set, such as --config.data.name=digits, or "
+            "set data.image_size, data.channels and data.num_classes if none are read"
+        )
     if name.startswith(FOLDER):
         kept = root if writable else data_root()
         return folder(name.removeprefix(FOLDER), image_size, channels, rules, kept)

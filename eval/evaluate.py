@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.data import Dataset, data_root, digest, shared_labels
+from fewstep.data import NONE, Dataset, data_root, digest, shared_labels
 from fewstep.eval.features.feature_network import check_dimension
 from fewstep.eval.features.networks import check_feature_network
 from fewstep.eval.measure import Measures, load_measures, measure, of_real_images, warnings
@@ -79,6 +79,8 @@ def skipped(dataset: Dataset | None, config: ConfigDict) -> str:
     if config.evaluate.features == "none":
         return "metrics: evaluate.features=none"
     if dataset is None and not config.evaluate.reference.endswith(STATISTICS):
+        if config.data.name == NONE:
+            return "metrics: data.name=none has no real images"
         return f"metrics: the data set {config.data.name} is not here (--mode=prepare fetches it)"
     return ""
 

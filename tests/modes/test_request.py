@@ -10,7 +10,14 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from fewstep.modes.request import Request, load_run, read_dataset, required_workdir, resolve
+from fewstep.modes.request import (
+    Request,
+    load_run,
+    read_dataset,
+    required_workdir,
+    resolve,
+    resolve_with_data,
+)
 from fewstep.training.storage import checkpoint, restore
 from fewstep.training.storage.identity import Identity
 from tests.modes.recorded import EXPERIMENT, dataset, random_network
@@ -66,6 +73,19 @@ def test_open_fields_are_those_of_the_data(classes, resolved):
 def test_classes_that_the_data_do_not_have_are_refused():
     with pytest.raises(ValueError, match="data.num_classes=5, but made has 10"):
         resolve(small_config(**{"data.num_classes": 5}), dataset(8, 1))
+
+
+def test_without_a_data_set_sizes_are_the_teacher_s_or_the_config_s(folder):
+    none = {"data.name": "none", "evaluate.steps": ()}
+    open_sizes = {"data.image_size": 0, "data.channels": 0, "data.num_classes": -1}
+    config, found = resolve_with_data(
+        small_config("sim_flow", teacher=str(folder), **none, **open_sizes)
+    )
+    assert (found, config.data.image_size, config.data.num_classes) == (None, 8, 10)
+    with pytest.raises(FileNotFoundError, match="data.name=none has no images"):
+        resolve_with_data(small_config("flow_matching", **none))
+    with pytest.raises(FileNotFoundError, match="data.name=none has no images"):
+        resolve_with_data(small_config("flow_matching", **none, **open_sizes))
 
 
 def test_a_data_set_is_read_at_the_size_of_the_config():
