@@ -22,7 +22,6 @@ import numpy as np
 from jax.sharding import Mesh
 
 from bench.cases import CASES, config_of
-from fewstep.eval.generate import batch_sampler
 from fewstep.files import write_json
 from fewstep.training.cost.arithmetic import product_flops
 from fewstep.training.cost.compiled import (
@@ -34,6 +33,7 @@ from fewstep.training.cost.compiled import (
     step_inputs,
 )
 from fewstep.training.experiment import build, build_on
+from fewstep.training.generate import batch_sampler
 from fewstep.training.sharding import AXES
 from fewstep.training.step import train_step
 from fewstep.training.teacher import abstract_params

@@ -18,10 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.cases import CASES, config_of, forward_flops
-from fewstep.eval.generate import batch_sampler
 from fewstep.training.experiment import build, build_on
-from fewstep.training.loop import abstract_batch, compile_step, create_state
+from fewstep.training.generate import batch_sampler
+from fewstep.training.loop import compile_step, create_state
 from fewstep.training.sharding import make_mesh, put_batch
+from fewstep.training.sources import abstract_batch
 from fewstep.training.teacher import abstract_params
 
 MATRIX = 8192  # side of the matrices whose product is the ceiling

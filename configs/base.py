@@ -92,7 +92,7 @@ def data() -> ConfigDict:
     """The data set."""
     return ConfigDict(
         {
-            "name": "digits",  # digits, fashion_mnist, folder:PATH, or a TFDS image data set
+            "name": "digits",  # digits, fashion_mnist, folder:PATH, a TFDS image data set, or none
             "dir": "",  # where prepared data lie; "" is $FEWSTEP_DATA or ~/.cache/fewstep
             # A disk of each host, to which it copies the images before training; "" is none.
             "local_dir": "",

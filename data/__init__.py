@@ -4,7 +4,7 @@ from fewstep.data.arrays.array_cache import data_root, local_folder, verify
 from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Pairs, Split
 from fewstep.data.arrays.identity import Identity, changes, digest
 from fewstep.data.arrays.pixels import to_float, to_uint8
-from fewstep.data.catalog import Selection, known_as, load, load_copy, path_in, prepare
+from fewstep.data.catalog import NONE, Selection, known_as, load, load_copy, path_in, prepare
 from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST_DECODING
 from fewstep.data.labels import class_counts, shared_labels
 from fewstep.data.order import FIRST_ORDER, NEWEST_ORDER
@@ -15,6 +15,7 @@ __all__ = [
     "FIRST_ORDER",
     "NEWEST_DECODING",
     "NEWEST_ORDER",
+    "NONE",
     "NULL_LABEL",
     "Dataset",
     "Identity",

@@ -1,5 +1,6 @@
 """Data sets by name: SOURCES says where each kind comes from.
 
+none               no data set, for methods that read none; sizes and classes are the config's
 digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST, by data/fashion_mnist.py
 folder:PATH        a folder or a .zip of images, by data/folders/folder.py; needs image_size
@@ -33,6 +34,7 @@ from fewstep.data.tfds_images import UnknownBuilderError, builder_names, tfds_im
 from fewstep.messages import guess, nearest
 from fewstep.progress import note
 
+NONE = "none"
 # NAME, NAME/CONFIG, NAME:VERSION. TFDS takes more (huggingface:..., URLs) as where to fetch code.
 TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
 
@@ -77,6 +79,13 @@ class Source(NamedTuple):
     missing: str = ""
 
 
+def _open_none(name: str, asked: Selection, writable: bool) -> Dataset:
+    raise FileNotFoundError(
+        "data.name=none has no images: name a data set, such as --config.data.name=digits, or set "
+        "data.image_size, data.channels and data.num_classes if none are read"
+    )
+
+
 def _open_digits(name: str, asked: Selection, writable: bool) -> Dataset:
     return digits(asked.image_size, asked.channels)
 
@@ -104,6 +113,7 @@ def _checked(name: str) -> str:
 
 
 SOURCES = {
+    NONE: Source(NONE, _open_none),
     "digits": Source("digits", _open_digits),
     "fashion_mnist": Source("fashion_mnist", _open_tfds, _download_tfds),
     "folder": Source("folder:PATH", _open_folder, place="a folder of images"),
@@ -154,6 +164,8 @@ def prepare(asked: Selection) -> Path:
     (data_dir for digits, which need none). Raises as `load` does, and ValueError if the data cannot
     be downloaded or encoded.
     """
+    if asked.name == NONE:
+        return data_root(asked.data_dir)
     found, root = _opened(asked, download=True), data_root(asked.data_dir)
     if isinstance(found, Dataset):
         return root

@@ -6,6 +6,7 @@ the step to that number.
 """
 
 from collections.abc import Callable
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from jax import Array
 from fewstep.diffusion.path import Path
 from fewstep.diffusion.spacing import HIGHEST_RHO, Spacing
 from fewstep.diffusion.time_sampling import TimeSampler
+from fewstep.parts import RUN_LENGTH
 
 # Neighbours of a larger grid round to one time here and there.
 MOST_POINTS = 20_000
@@ -33,13 +35,16 @@ def constant(points: int = 18) -> Curriculum:
     return lambda step: jnp.int32(points)
 
 
-def square_root(first: int = 2, last: int = 150, *, total_steps: int) -> Curriculum:
+def square_root(
+    first: int = 2, last: int = 150, *, total_steps: Annotated[int, RUN_LENGTH]
+) -> Curriculum:
     """N(k) = ceil(sqrt(k/K ((s_1 + 1)^2 - s_0^2) + s_0^2) - 1) + 1 (Song et al. 2023, app. C).
 
     first, last: s_0 and s_1; total_steps: K. Grows from s_0 to s_1 + 1 points; their s_0 = 2 and
     s_1 = 150 (CIFAR-10) or 200.
     """
     check_range(first, last)
+    check_length("objective.curriculum", total_steps)
     check_points("first", first)
 
     def points(step: Array) -> Array:
@@ -51,12 +56,15 @@ def square_root(first: int = 2, last: int = 150, *, total_steps: int) -> Curricu
     return points
 
 
-def doubling(first: int = 10, last: int = 1280, *, total_steps: int) -> Curriculum:
+def doubling(
+    first: int = 10, last: int = 1280, *, total_steps: Annotated[int, RUN_LENGTH]
+) -> Curriculum:
     """N(k) = min(s_0 2^floor(k/K'), s_1) + 1 in stages of K' = floor(K / (log2(s_1/s_0) + 1)).
 
     Song & Dhariwal 2023, section 3.4; their log2 is of floor(s_1 / s_0).
     """
     check_range(first, last)
+    check_length("objective.curriculum", total_steps)
     length = max(int(total_steps / (np.log2(last // first) + 1.0)), 1)
     most = int(np.ceil(np.log2(last / first)))
 
@@ -94,6 +102,12 @@ def check_range(first: int, last: int) -> None:
             f"objective.curriculum needs 1 <= first <= last, not first={first} and last={last}"
         )
     check_points("last", last + 1)
+
+
+def check_length(prefix: str, total_steps: int) -> None:
+    """Raises ValueError for a schedule of less than one step."""
+    if total_steps < 1:
+        raise ValueError(f"{prefix}.total_steps={total_steps} must be 1 or more")
 
 
 def grid_pairs(
@@ -154,6 +168,7 @@ def shrinking_pairs(
     function is the identity; s = t there alone. rho_t counts as 80 at most, as on a grid, so that a
     finite r follows from pure noise. Raises ValueError for fields out of range.
     """
+    check_length("objective", total_steps)
     if stages < 1 or q <= 1.0 or k < 0.0 or b <= 0.0:
         raise ValueError(
             f"objective needs stages >= 1, q > 1, k >= 0 and b > 0, not {stages}, {q}, {k}, {b}"

@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.data import Dataset, data_root, digest, shared_labels
+from fewstep.data import NONE, Dataset, data_root, digest, shared_labels
+from fewstep.eval.features import networks
 from fewstep.eval.features.feature_network import check_dimension
-from fewstep.eval.features.networks import NONE, check_feature_network
-from fewstep.eval.generate import BatchSampler, batch_sampler, generate
+from fewstep.eval.features.networks import check_feature_network
 from fewstep.eval.measure import Measures, load_measures, measure, of_real_images, warnings
 from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.reference import STATISTICS, check_reference
@@ -28,7 +28,9 @@ from fewstep.eval.trajectory import trajectory
 from fewstep.files import writing
 from fewstep.objectives.base import Params
 from fewstep.training.experiment import Experiment, check_guidance
+from fewstep.training.generate import BatchSampler, batch_sampler, generate
 from fewstep.training.labels import label_counts, rule_in_words
+from fewstep.training.sources import reads_data
 from fewstep.training.storage.identity import Identity, as_dict, flat, read_identity
 from fewstep.training.storage.seal import write_sealed
 
@@ -75,9 +77,11 @@ def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> No
 
 def skipped(dataset: Dataset | None, config: ConfigDict) -> str:
     """Why nothing is measured; "" if it is."""
-    if config.evaluate.features == NONE:
-        return f"metrics: evaluate.features={NONE}"
+    if config.evaluate.features == networks.NONE:
+        return f"metrics: evaluate.features={networks.NONE}"
     if dataset is None and not config.evaluate.reference.endswith(STATISTICS):
+        if config.data.name == NONE:
+            return "metrics: data.name=none has no real images"
         return f"metrics: the data set {config.data.name} is not here (--mode=prepare fetches it)"
     return ""
 
@@ -222,7 +226,7 @@ def training_data(experiment: Experiment, dataset: Dataset | None, run: Identity
 
     "" if it reads no images, or neither is here.
     """
-    if not experiment.objective.reads_images:
+    if not reads_data(experiment.objective):
         return ""
     if run is not None and run.data is not None:
         return digest(run.data)

@@ -9,10 +9,10 @@ from jax import Array
 from ml_collections import ConfigDict
 
 from fewstep.data import to_uint8
-from fewstep.eval.generate import SAMPLES, noise
 from fewstep.models.network import Network
 from fewstep.objectives.base import Params
 from fewstep.training.experiment import build, build_model
+from fewstep.training.generate import SAMPLES, noise
 
 # Of the states on the way, at most this many are shown, evenly spaced.
 SHOWN = 8

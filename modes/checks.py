@@ -32,7 +32,7 @@ from fewstep.modes.request import (
     required_workdir,
     resolve,
 )
-from fewstep.modes.train import batches, check_step, data_identity, files_of
+from fewstep.modes.train import check_step, data_identity, files_of
 from fewstep.training.cluster.processes import VISIBLE, within
 from fewstep.training.experiment import Experiment, build, debugged
 from fewstep.training.labels import training_counts
@@ -44,6 +44,7 @@ from fewstep.training.sharding import (
     replicated,
     topology,
 )
+from fewstep.training.sources import Supply, made_by_teacher, open_sources, reads_data
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.code_version import code_version, describe_code
 from fewstep.training.storage.identity import as_dict, flat
@@ -157,7 +158,7 @@ def config_hash(job: Job) -> str:
 def data(job: Job) -> str:
     """The data set, every image of it."""
     if job.dataset is None:
-        if job.experiment.objective.reads_images:
+        if reads_data(job.experiment.objective):
             read_dataset(job.asked)  # says how to get it
         return f"{job.given.data.name} is not here, and {job.given.method} trains without images"
     split, shape = job.dataset.train, " x ".join(map(str, job.dataset.image_shape))
@@ -312,13 +313,15 @@ def teacher_parameters(job: Job) -> str:
 
 def first_batch(job: Job) -> str:
     """What the first step is given."""
-    if job.experiment.objective.reads_pairs:
-        return "pairs are made when training starts"
+    made = made_by_teacher(job.experiment.objective)
+    if made:
+        return f"{', '.join(made)} are made when training starts"
     order = workdir.data_order(job.workdir)
     config = as_begun(job.config, job.workdir)
     labels = training_counts(config, job.dataset, job.workdir)
-    rows = next(batches(config, job.experiment, job.dataset, None, 0, order, labels))
-    return f"{len(rows['label'])} rows in each process"
+    supply = Supply(config, job.experiment, job.dataset, labels, order, job.mesh, job.workdir)
+    rows = jax.tree.leaves(next(open_sources(supply).batches(0)))
+    return f"{len(rows[0])} rows in each process"
 
 
 def clocks(job: Job) -> str:

@@ -17,7 +17,6 @@ from fewstep.modes.request import (
     required_workdir,
     with_places,
 )
-from fewstep.modes.train import batches, completion, pairs_of
 from fewstep.objectives.base import Metrics
 from fewstep.progress import progress
 from fewstep.training.cluster.processes import first_process_says
@@ -33,9 +32,10 @@ from fewstep.training.replay import (
     read_newest,
 )
 from fewstep.training.sharding import make_mesh, put_batch
+from fewstep.training.sources import Supply, open_sources
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.identity import check_same_sources
-from fewstep.training.teacher import load_teacher, teacher_identity
+from fewstep.training.teacher import load_teacher, taught_by, teacher_identity
 
 SHOWN = 10  # rows and arrays
 
@@ -97,17 +97,21 @@ def step_again(
         objective = objective._replace(init_from={})
     frozen = load_teacher(config, experiment._replace(objective=objective), mesh)
     labels = training_counts(config, dataset, path)
-    pairs = pairs_of(config, experiment, frozen, mesh, path, labels)
+    taught = taught_by(config, experiment)
+    order = workdir.data_order(path)
+    stream = open_sources(
+        Supply(config, experiment, dataset, labels, order, mesh, path, taught, frozen)
+    )
     state = restore.state_before(
         path, abstract_state(objective, optimizers, config.seed, frozen, mesh), step
     )
     if state is None:
         state = create_state(objective, optimizers, config.seed, frozen, mesh)
+    frozen = {name: frozen[name] for name in objective.frozen}
     arguments = optimizers, config.seed, mesh, config.micro_batches
     forward = compile_step(objective, *arguments)
     start = int(state.step)
-    source = batches(config, experiment, dataset, pairs, start, workdir.data_order(path), labels)
-    complete = completion(config, experiment, dataset, mesh)
+    source, complete = stream.batches(start), stream.complete
     for _ in progress(range(start + 1, step), desc=f"from step {start}", unit="step"):
         state, _ = forward(state, frozen, complete(put_batch(next(source), mesh)))
     last = compile_step(observed(objective), *arguments, observe_gradient)

@@ -20,6 +20,7 @@ from fewstep.training.experiment import Experiment, build, debugged, rebuild, wi
 from fewstep.training.labels import with_recorded_rule
 from fewstep.training.profile import Window
 from fewstep.training.sharding import make_mesh
+from fewstep.training.sources import reads_data
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.code_version import code_version, describe_code
 from fewstep.training.storage.fields import check_fields
@@ -268,7 +269,7 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
         config = debugged(config) if config.debug else config
         experiment = build(config)
         check_taught(config, experiment)
-        if experiment.objective.reads_images:
+        if reads_data(experiment.objective):
             raise
         return config, None
     return resolve(config, dataset), dataset
@@ -294,8 +295,8 @@ def check_places(
 ) -> None:
     """Raises ValueError unless the images in a moved folder are those that a run was begun with."""
     recorded = workdir.recorded_identity(run)
-    reads = dataset is not None and experiment.objective.reads_images
-    if reads and config.data.name != recorded.config["data"]["name"]:
+    moved = config.data.name != recorded.config["data"]["name"]
+    if moved and dataset is not None and reads_data(experiment.objective):
         check_same_sources(recorded, dataset.identity, None, run, dataset.files)
 
 
@@ -325,7 +326,7 @@ def dataset_if_here(
     try:
         return load_dataset(config, writable)
     except FileNotFoundError:
-        if experiment.objective.reads_images:
+        if reads_data(experiment.objective):
             raise
         return None
 

@@ -11,7 +11,6 @@ import numpy as np
 from PIL import Image
 
 from fewstep.data.folders.class_names import described, label_of
-from fewstep.eval.generate import batch_sampler, generate
 from fewstep.eval.report.grid import save_grid, save_png
 from fewstep.files import check_writable, write_json, write_npz
 from fewstep.modes.mode import (
@@ -28,6 +27,7 @@ from fewstep.modes.mode import (
 from fewstep.modes.request import Request, load_run, required_workdir
 from fewstep.training.classes import class_names
 from fewstep.training.experiment import check_guidance
+from fewstep.training.generate import batch_sampler, generate
 from fewstep.training.storage.identity import differing_fields
 from fewstep.training.storage.workdir import recorded_identity
 

@@ -1,7 +1,7 @@
 """--mode=train: train from scratch, or go on from the newest checkpoint of the workdir."""
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,11 +10,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep import data
-from fewstep.data import Dataset, Pairs
+from fewstep.data import Dataset
 from fewstep.eval.evaluate import Evaluate, check_evaluation, evaluator, samples_at, summary
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import LESS, NEITHER, logged_name, metric_of
-from fewstep.eval.pairs import teacher_pairs
 from fewstep.messages import command
 from fewstep.modes.describe import bytes_of
 from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode
@@ -27,27 +26,27 @@ from fewstep.modes.request import (
     required_workdir,
     resolve_with_data,
 )
-from fewstep.objectives.base import Batch, Params
+from fewstep.objectives.base import Params
 from fewstep.progress import note
 from fewstep.training import replay
 from fewstep.training.cluster.preemption import Preemption
 from fewstep.training.cluster.processes import first_process_says, is_first, say, warn
 from fewstep.training.cluster.watchdog import Patience
 from fewstep.training.cost.step_cost import least_seconds
-from fewstep.training.experiment import Experiment, build_on, rebuild
+from fewstep.training.experiment import Experiment, build_on
 from fewstep.training.labels import known_counts, training_counts
-from fewstep.training.loop import HostBatch, Schedule, abstract_batch, abstract_state, compile_step
+from fewstep.training.loop import Schedule, abstract_state, compile_step
 from fewstep.training.loop import train as train_network
 from fewstep.training.profile import Window, check_window
 from fewstep.training.report import NonFiniteError, evaluations
-from fewstep.training.resident import resident
 from fewstep.training.sharding import check_batch_size, make_mesh
+from fewstep.training.sources import Supply, abstract_batch, open_sources, reads_data
 from fewstep.training.storage import restore
 from fewstep.training.storage.checkpoint import Retention
 from fewstep.training.storage.identity import as_dict
 from fewstep.training.storage.train_state import TrainState
 from fewstep.training.storage.workdir import check_space, claimed, start_line, start_run
-from fewstep.training.teacher import TEACHER, checked_teacher, load_teacher, teacher_identity
+from fewstep.training.teacher import load_teacher, taught_by, teacher_identity
 
 
 def train(request: Request) -> None:
@@ -142,10 +141,10 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
             files_of(job.dataset),
         )
         check_space(path, bytes_of(job.state))
-        if config.data.local_dir and experiment.objective.reads_images:
+        if config.data.local_dir and reads_data(experiment.objective):
             job = job._replace(dataset=load_local_copy(config))
         evaluate = evaluation(path, job)
-        pairs = pairs_of(config, experiment, job.frozen, job.mesh, path, job.labels)
+        stream = open_sources(supply_of(path, job, run.order))
     try:
         state = train_network(
             objective=experiment.objective,
@@ -164,10 +163,8 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
             ),
             batch_size=config.batch_size,
             micro_batches=config.micro_batches,
-            batches=lambda start: batches(
-                config, experiment, job.dataset, pairs, start, run.order, job.labels
-            ),
-            complete=completion(config, experiment, job.dataset, job.mesh),
+            batches=stream.batches,
+            complete=stream.complete,
             evaluate=evaluate,
             workdir=path,
             retention=job.retention,
@@ -178,7 +175,7 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
             announce=lambda start: announce(path, start, config.steps),
         )
     except NonFiniteError as error:
-        raise recorded(error, config, job.dataset, run.order, path) from error
+        raise recorded(error, job, run.order, path) from error
     return int(state.step)
 
 
@@ -190,8 +187,7 @@ def announce(path: Path, step: int, steps: int) -> None:
 
 def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[str, Any] | None:
     """What the data set is, None if training does not read its images."""
-    reads = dataset is not None and experiment.objective.reads_images
-    return dataset.identity if reads else None
+    return dataset.identity if dataset is not None and reads_data(experiment.objective) else None
 
 
 def files_of(dataset: Dataset | None) -> Sequence[tuple[str, int, int]]:
@@ -241,16 +237,14 @@ def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]
     return evaluate
 
 
-def recorded(
-    error: NonFiniteError, config: ConfigDict, dataset: Dataset | None, order: int, folder: Path
-) -> NonFiniteError:
+def recorded(error: NonFiniteError, job: Job, order: int, folder: Path) -> NonFiniteError:
     """The error with the file that says which step it was, written."""
     if error.step is None:
         return error
-    indices = None
-    if dataset is not None:
+    config, indices = job.config, None
+    if reads_data(job.experiment.objective):
         indices = data.batch_indices(
-            len(dataset.train.labels),
+            len(job.dataset.train.labels),
             batch_size=config.batch_size,
             seed=config.seed,
             step=error.step - 1,
@@ -285,71 +279,18 @@ def retention_of(config: ConfigDict, folder: Path) -> Retention:
     return Retention(fields.keep, fields.keep_hours, tuple(fields.keep_steps), scores)
 
 
-def batches(
-    config: ConfigDict,
-    experiment: Experiment,
-    dataset: Dataset | None,
-    pairs: Pairs | None,
-    start: int,
-    order: int,
-    labels: Sequence[int],
-) -> Iterator[HostBatch]:
-    """This process's batches from step `start` on: images or labels alone, and pairs if any.
-
-    order: of images and of pairs, the run's own (training.storage.workdir.data_order). labels:
-    counts of the classes, in whose shares labels alone are drawn (training.labels).
-    """
-    share = {
-        "batch_size": config.batch_size,
-        "seed": config.seed,
-        "start_step": start,
-        "process_index": jax.process_index(),
-        "process_count": jax.process_count(),
-    }
-    if experiment.objective.reads_images:
-        rows_of = data.row_batches if config.data.on_device else data.batches
-        rows = rows_of(dataset.train, flip=config.data.flip, order=order, **share)
-    else:
-        rows = data.label_batches(labels, **share)
-    if pairs is None:
-        return rows
-    return (
-        {**row, "pairs": pair}
-        for row, pair in zip(rows, data.pair_batches(pairs, order=order, **share), strict=True)
-    )
-
-
-def completion(
-    config: ConfigDict, experiment: Experiment, dataset: Dataset | None, mesh: Mesh
-) -> Callable[[Batch], Batch]:
-    """What turns a batch on the devices into what the step reads: images, where they lie there."""
-    if config.data.on_device and experiment.objective.reads_images:
-        return resident(dataset.train, mesh)
-    return dict
-
-
-def pairs_of(
-    config: ConfigDict,
-    experiment: Experiment,
-    frozen: Mapping[str, Params],
-    mesh: Mesh,
-    folder: Path,
-    labels: Sequence[int],
-) -> Pairs | None:
-    """The pairs of the teacher, made or read, if any are; labels as in `batches`."""
-    if not experiment.objective.reads_pairs:
-        return None
-    taught = rebuild(checked_teacher(config, experiment), config.teacher)
-    return teacher_pairs(
+def supply_of(folder: Path, job: Job, order: int) -> Supply:
+    """What the batches of a run are drawn from; order: in which it reads its data."""
+    return Supply(
+        job.config,
+        job.experiment,
+        job.dataset,
+        job.labels,
+        order,
+        job.mesh,
         folder,
-        taught,
-        frozen[TEACHER],
-        mesh,
-        count=config.pairs.count,
-        steps=config.pairs.steps,
-        guidance_scale=experiment.objective.guidance_scale,
-        batch_size=config.evaluate.batch_size,
-        label_counts=labels,
+        taught_by(job.config, job.experiment),
+        job.frozen,
     )
 
 

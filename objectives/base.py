@@ -92,10 +92,11 @@ class Objective(NamedTuple):
     guidance_scale: the scale at which it samples unless told otherwise.
     frozen: teachers that the losses read, loaded from a checkpoint, never saved again.
     init_from: {"network": "teacher"}: the players that start from a teacher if the run has one.
+    needs_teacher: whether the method is nothing without a teacher, be it frozen, or what makes its
+        pairs, or where it must start.
     denoises: whether the generator predicts data and noise at every time, and so can teach.
-    reads_images: whether the losses read batch["x"]; otherwise a batch has labels alone.
-    reads_pairs: whether they read batch["pairs"], the {"eps", "x_0", "label"} of a teacher's
-        sampler.
+    reads: what a batch is made of, names of training/sources.py. "images": {"x", "label"};
+        "labels": {"label"}; "pairs": {"pairs": {"eps", "x_0", "label"}} of a teacher's sampler.
     """
 
     players: Mapping[str, Player]
@@ -106,14 +107,18 @@ class Objective(NamedTuple):
     frozen: tuple[str, ...] = ()
     share: Share | None = None
     init_from: Mapping[str, str] = {"network": "teacher"}
+    needs_teacher: bool = False
     denoises: bool = False
-    reads_images: bool = True
-    reads_pairs: bool = False
+    reads: tuple[str, ...] = ("images",)
 
 
 def condition_of(batch: Batch) -> Condition:
-    """All of a batch but the data themselves."""
-    return {name: value for name, value in batch.items() if name not in ("x", "pairs", SHARED)}
+    """A batch's own arrays but the images: its labels. What is nested is of other rows."""
+    return {
+        name: value
+        for name, value in batch.items()
+        if name != "x" and not isinstance(value, Mapping)
+    }
 
 
 def per_example(elementwise: Array) -> Array:

@@ -23,12 +23,13 @@ point of the grid but the first, and four steps of `lcm` start from 999, 749, 50
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from typing import Annotated
 
 from jax import Array
 
 from fewstep.diffusion.guidance import guide
-from fewstep.diffusion.spacing import Spacing, karras
-from fewstep.diffusion.time_pairs import Curriculum, constant, grid_pairs
+from fewstep.diffusion.spacing import SPACINGS, Spacing, karras
+from fewstep.diffusion.time_pairs import CURRICULA, Curriculum, constant, grid_pairs
 from fewstep.models.model import Model, check_boundary, check_inputs
 from fewstep.objectives.base import Follower, Objective, Params, Player
 from fewstep.objectives.consistency import (
@@ -40,9 +41,10 @@ from fewstep.objectives.consistency import (
     pair_loss,
     sampler,
 )
-from fewstep.objectives.distances import Distance, squared_l2
+from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema
-from fewstep.samplers.ode import Step, heun_step
+from fewstep.parts import Entry, Part
+from fewstep.samplers.ode import STEPS, Step, heun_step
 
 
 def teacher_step(
@@ -65,12 +67,12 @@ def teacher_step(
 def consistency_distillation(
     model: Model,
     *,
-    curriculum: Curriculum | None = None,
-    spacing: Spacing | None = None,
+    curriculum: Annotated[Curriculum | None, Part(CURRICULA)] = None,
+    spacing: Annotated[Spacing | None, Part(SPACINGS, on_path=True)] = None,
     skip: int = 1,
-    teacher_solver: Step = heun_step,
-    distance: Distance | None = None,
-    weighting: Weighting = WEIGHTINGS["uniform"],
+    teacher_solver: Annotated[Step, Entry(STEPS)] = heun_step,
+    distance: Annotated[Distance | None, Part(DISTANCES)] = None,
+    weighting: Annotated[Weighting, Entry(WEIGHTINGS)] = WEIGHTINGS["uniform"],
     target_decay: float = 0.95,
     guidance_scale: float = 1.0,
     guidance_range: Sequence[float] = (),
@@ -112,4 +114,5 @@ def consistency_distillation(
         ),
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        needs_teacher=True,
     )

@@ -20,18 +20,20 @@ pre-trained features and is not offered.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.spacing import Spacing, karras
-from fewstep.diffusion.time_pairs import Curriculum, grid_pairs
-from fewstep.diffusion.time_sampling import TimeSampler
+from fewstep.diffusion.spacing import SPACINGS, Spacing, karras
+from fewstep.diffusion.time_pairs import CURRICULA, Curriculum, grid_pairs
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler
 from fewstep.models.model import Model, check_boundary, check_inputs
 from fewstep.objectives.base import Follower, Objective, Player
 from fewstep.objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
-from fewstep.objectives.distances import Distance, squared_l2
+from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import scheduled_ema
+from fewstep.parts import Entry, Part
 
 
 def target_decay(curriculum: Curriculum, initial: float) -> Callable[[Array], Array]:
@@ -42,11 +44,11 @@ def target_decay(curriculum: Curriculum, initial: float) -> Callable[[Array], Ar
 def consistency_training(
     model: Model,
     *,
-    curriculum: Curriculum,
-    spacing: Spacing | None = None,
-    time_sampler: TimeSampler | None = None,
-    distance: Distance | None = None,
-    weighting: Weighting = WEIGHTINGS["uniform"],
+    curriculum: Annotated[Curriculum, Part(CURRICULA)],
+    spacing: Annotated[Spacing | None, Part(SPACINGS, on_path=True)] = None,
+    time_sampler: Annotated[TimeSampler | None, Part(TIME_SAMPLERS, on_path=True)] = None,
+    distance: Annotated[Distance | None, Part(DISTANCES)] = None,
+    weighting: Annotated[Weighting, Entry(WEIGHTINGS)] = WEIGHTINGS["uniform"],
     initial_decay: float = 0.9,
     sample_times: Sequence[float] = (),
 ) -> Objective:

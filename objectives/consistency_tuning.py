@@ -15,28 +15,30 @@ here both are the path's own t_min. The weight is in noise levels, rho_t - rho_s
 """
 
 from collections.abc import Sequence
+from typing import Annotated
 
-from fewstep.diffusion.spacing import Spacing, karras
+from fewstep.diffusion.spacing import SPACINGS, Spacing, karras
 from fewstep.diffusion.time_pairs import shrinking_pairs
-from fewstep.diffusion.time_sampling import TimeSampler, log_normal
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal
 from fewstep.models.model import Model, check_boundary, check_inputs
 from fewstep.objectives.base import Objective, Player
 from fewstep.objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
-from fewstep.objectives.distances import Distance, pseudo_huber
+from fewstep.objectives.distances import DISTANCES, Distance, pseudo_huber
+from fewstep.parts import RUN_LENGTH, Entry, Part
 
 
 def consistency_tuning(
     model: Model,
     *,
-    total_steps: int,
+    total_steps: Annotated[int, RUN_LENGTH],
     stages: int = 8,
     q: float = 2.0,
     k: float = 8.0,
     b: float = 1.0,
-    time_sampler: TimeSampler | None = None,
-    distance: Distance | None = None,
-    weighting: Weighting = WEIGHTINGS["inverse_gap"],
-    spacing: Spacing | None = None,
+    time_sampler: Annotated[TimeSampler | None, Part(TIME_SAMPLERS, on_path=True)] = None,
+    distance: Annotated[Distance | None, Part(DISTANCES)] = None,
+    weighting: Annotated[Weighting, Entry(WEIGHTINGS)] = WEIGHTINGS["inverse_gap"],
+    spacing: Annotated[Spacing | None, Part(SPACINGS, on_path=True)] = None,
     sample_times: Sequence[float] = (),
 ) -> Objective:
     """The ECT objective.

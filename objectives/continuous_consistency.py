@@ -26,6 +26,7 @@ is an unbiased estimate of sCD's with an exact teacher; after it, it is not (tes
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -34,9 +35,9 @@ from jax import Array
 from fewstep.diffusion.guidance import Condition, guide
 from fewstep.diffusion.path import Path, align
 from fewstep.diffusion.prediction import KINDS, convert
-from fewstep.diffusion.spacing import Spacing
+from fewstep.diffusion.spacing import SPACINGS, Spacing
 from fewstep.diffusion.spacing import uniform as uniform_spacing
-from fewstep.diffusion.time_sampling import TimeSampler, log_normal
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal
 from fewstep.models.model import Model, check_boundary, check_inputs
 from fewstep.objectives.base import (
     Batch,
@@ -53,6 +54,7 @@ from fewstep.objectives.base import (
 )
 from fewstep.objectives.consistency import Draw, sampler
 from fewstep.objectives.distances import squared_error
+from fewstep.parts import RUN_LENGTH, Part
 
 Velocity = Callable[[Array, Array], Array]
 # (every network by name, draw; its s is t) -> dx/dt at (x_t, t)
@@ -170,11 +172,11 @@ def check_fields(
 def continuous_training(
     model: Model,
     *,
-    time_sampler: TimeSampler | None = None,
-    tangent_warmup: int = 10_000,
+    time_sampler: Annotated[TimeSampler | None, Part(TIME_SAMPLERS, on_path=True)] = None,
+    tangent_warmup: Annotated[int, RUN_LENGTH] = 10_000,
     tangent_scale: float = 0.1,
     adaptive_weight: bool = True,
-    spacing: Spacing | None = None,
+    spacing: Annotated[Spacing | None, Part(SPACINGS, on_path=True)] = None,
     sample_times: Sequence[float] = (),
 ) -> Objective:
     """sCT: continuous-time consistency training.
@@ -203,12 +205,12 @@ def continuous_training(
 def continuous_distillation(
     model: Model,
     *,
-    time_sampler: TimeSampler | None = None,
-    tangent_warmup: int = 10_000,
+    time_sampler: Annotated[TimeSampler | None, Part(TIME_SAMPLERS, on_path=True)] = None,
+    tangent_warmup: Annotated[int, RUN_LENGTH] = 10_000,
     tangent_scale: float = 0.1,
     adaptive_weight: bool = True,
     guidance_scale: float = 1.0,
-    spacing: Spacing | None = None,
+    spacing: Annotated[Spacing | None, Part(SPACINGS, on_path=True)] = None,
     sample_times: Sequence[float] = (),
 ) -> Objective:
     """sCD: continuous-time consistency distillation of a frozen `teacher` of the same model.
@@ -231,4 +233,5 @@ def continuous_distillation(
         sample=sampler(model, spacing, sample_times, trained_scale=guidance_scale),
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        needs_teacher=True,
     )

@@ -20,15 +20,16 @@ target holds no network.
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Annotated
 
 import jax
 from jax import Array
 
 from fewstep.diffusion.guidance import Condition, drop_labels, guide
 from fewstep.diffusion.prediction import target
-from fewstep.diffusion.spacing import Spacing
+from fewstep.diffusion.spacing import SPACINGS, Spacing
 from fewstep.diffusion.spacing import uniform as uniform_spacing
-from fewstep.diffusion.time_sampling import TimeSampler, uniform
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, uniform
 from fewstep.models.model import Model, check_decoding, check_inputs
 from fewstep.objectives.base import (
     Batch,
@@ -44,6 +45,8 @@ from fewstep.objectives.base import (
     per_example,
 )
 from fewstep.objectives.distances import squared_error
+from fewstep.parts import Part
+from fewstep.samplers import SOLVERS
 from fewstep.samplers.grids import grid
 from fewstep.samplers.ode import Solver, euler
 
@@ -51,11 +54,11 @@ from fewstep.samplers.ode import Solver, euler
 def denoising(
     model: Model,
     *,
-    time_sampler: TimeSampler | None = None,
+    time_sampler: Annotated[TimeSampler | None, Part(TIME_SAMPLERS, on_path=True)] = None,
     label_dropout: float = 0.1,
     guidance_scale: float = 1.0,
-    solver: Solver | None = None,
-    spacing: Spacing | None = None,
+    solver: Annotated[Solver | None, Part(SOLVERS)] = None,
+    spacing: Annotated[Spacing | None, Part(SPACINGS, on_path=True)] = None,
 ) -> Objective:
     """The denoising objective: EDM, DDPM, flow matching, by the model's kind and path.
 

@@ -38,6 +38,7 @@ What the loss cannot say the metrics do: objectives/health.py.
 
 from collections.abc import Mapping
 from functools import partial
+from typing import Annotated
 
 import jax
 import jax.numpy as jnp
@@ -45,7 +46,7 @@ from jax import Array
 
 from fewstep.diffusion.guidance import Condition, Predict, check_trained_scale, guide, unconditional
 from fewstep.diffusion.path import align
-from fewstep.diffusion.time_sampling import TimeSampler, log_normal
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal
 from fewstep.models.model import Model, check_decoding, check_inputs
 from fewstep.objectives.base import (
     SHARED,
@@ -62,11 +63,12 @@ from fewstep.objectives.base import (
     per_example,
 )
 from fewstep.objectives.denoising import denoising_loss, regression
-from fewstep.objectives.distances import Distance, squared_l2
-from fewstep.objectives.divergences import Divergence, Point, score_implicit_matching
+from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
+from fewstep.objectives.divergences import DIVERGENCES, Divergence, Point, score_implicit_matching
 from fewstep.objectives.generators import Generator, one_step
 from fewstep.objectives.health import health
 from fewstep.objectives.pairs import with_regression
+from fewstep.parts import Part
 
 # Smallest mean absolute error of the teacher that a row is divided by (SiD's code has 1e-5).
 LEAST_ERROR = 1e-5
@@ -75,16 +77,16 @@ LEAST_ERROR = 1e-5
 def distribution_matching(
     model: Model,
     *,
-    divergence: Divergence | None = None,
+    divergence: Annotated[Divergence | None, Part(DIVERGENCES)] = None,
     sigma_init: float = 2.5,
-    time_sampler: TimeSampler | None = None,
-    fake_time_sampler: TimeSampler | None = None,
+    time_sampler: Annotated[TimeSampler | None, Part(TIME_SAMPLERS, on_path=True)] = None,
+    fake_time_sampler: Annotated[TimeSampler | None, Part(TIME_SAMPLERS, on_path=True)] = None,
     normalize: bool = False,
     guidance_scale: float = 1.0,
     fake_score_updates: int = 1,
     joint: bool = False,
     regression_weight: float = 0.0,
-    regression_distance: Distance | None = None,
+    regression_distance: Annotated[Distance | None, Part(DISTANCES)] = None,
     generator: Generator | None = None,
 ) -> Objective:
     """The objective of SIM, SiD, Diff-Instruct, DMD, and of score distillation of samples.
@@ -131,10 +133,10 @@ def distribution_matching(
         generator="generator",
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        needs_teacher=True,
         share=shared,
         init_from=dict.fromkeys(set(players) - ({"generator"} if generator else set()), "teacher"),
-        reads_images=False,
-        reads_pairs=regression_weight > 0.0,
+        reads=("labels", "pairs") if regression_weight > 0.0 else ("labels",),
     )
 
 

@@ -26,13 +26,14 @@ and integral_kl is score_distillation.
 
 from collections.abc import Callable
 from math import inf
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.objectives.distances import Distance, pseudo_huber
+from fewstep.objectives.distances import DISTANCES, Distance, pseudo_huber
+from fewstep.parts import Part
 
 # sigma / alpha of DDPM at 200 of its 1,000 steps, below which NFSD takes the noise as it is.
 LOW_NOISE = 0.72
@@ -72,7 +73,9 @@ def inner(a: Array, b: Array) -> Array:
     return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
 
 
-def score_implicit_matching(distance: Distance | None = None) -> Divergence:
+def score_implicit_matching(
+    distance: Annotated[Distance | None, Part(DISTANCES)] = None,
+) -> Divergence:
     """SIM: E d(y), the measure of x_t held fixed (Luo et al. 2024, theorem 3.1).
 
     For every function u of x_t, E u(x_t)^T (x_g - E[x_g | x_t]) = 0 whatever the generator. Its

@@ -42,7 +42,7 @@ Where the paper, its code and this file differ:
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,7 +52,13 @@ from jax import Array
 from fewstep.diffusion.guidance import Condition, drop_labels, extrapolate, guide, unconditional
 from fewstep.diffusion.path import align
 from fewstep.diffusion.spacing import uniform as uniform_spacing
-from fewstep.diffusion.time_sampling import TimeSampler, dyadic_levels, dyadic_steps, uniform
+from fewstep.diffusion.time_sampling import (
+    TIME_SAMPLERS,
+    TimeSampler,
+    dyadic_levels,
+    dyadic_steps,
+    uniform,
+)
 from fewstep.models.model import Model, check_inputs
 from fewstep.objectives.base import (
     Batch,
@@ -68,8 +74,9 @@ from fewstep.objectives.base import (
     condition_of,
     mean_of,
 )
-from fewstep.objectives.distances import Distance, squared_l2
+from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema, warmed_ema
+from fewstep.parts import Part
 from fewstep.samplers.flow_map import jump
 from fewstep.samplers.grids import grid
 
@@ -245,10 +252,10 @@ def shortcut(
     bootstrap_fraction: float = 0.25,
     target_decay: float = 0.999,
     target_warmup: bool = True,
-    time_sampler: TimeSampler | None = None,
+    time_sampler: Annotated[TimeSampler | None, Part(TIME_SAMPLERS, on_path=True)] = None,
     label_dropout: float = 0.1,
     guidance_scale: float = 1.0,
-    distance: Distance | None = None,
+    distance: Annotated[Distance | None, Part(DISTANCES)] = None,
 ) -> Objective:
     """The shortcut objective.
 

@@ -2,9 +2,18 @@
 
 import inspect
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
+from fewstep.diffusion.path import Path
 from fewstep.messages import no_choice
+from fewstep.parts import Entry, Mark, Part, RunLength, declared
+
+
+class Run(NamedTuple):
+    """What the parts of a run are made of beside their fields. steps: its length."""
+
+    path: Path
+    steps: int
 
 
 def choose(table: Mapping[str, Any], name: str, field: str) -> Any:
@@ -31,3 +40,53 @@ def construct(
                 f"{', '.join(accepted) or 'no field'}; leave it unset"
             )
     return function(*inputs, **given)
+
+
+def construct_with_parts(
+    table: Mapping[str, Callable[..., Any]],
+    fields: Mapping[str, Any],
+    prefix: str,
+    run: Run,
+    *inputs: Any,
+) -> Any:
+    """`construct` with the parts that the function declares in the place of their fields."""
+    function = choose(table, fields["name"], f"{prefix}.name")
+    return construct(table, arguments(function, fields, prefix, run), prefix, *inputs)
+
+
+def arguments(
+    function: Callable[..., Any], fields: Mapping[str, Any], prefix: str, run: Run
+) -> dict[str, Any]:
+    """What the fields of a function stand for, by its declarations. Raises ValueError."""
+    marks = declared(function)
+    return {
+        name: argument(marks.get(name), value, f"{prefix}.{name}", run)
+        for name, value in fields.items()
+    }
+
+
+def argument(mark: Mark | None, value: Any, field: str, run: Run) -> Any:
+    """What the value of a field stands for; None for the argument's own default.
+
+    Raises ValueError.
+    """
+    if isinstance(mark, RunLength):
+        return run.steps if value is None else value
+    if isinstance(mark, Entry):
+        return None if value is None else choose(mark.table, value, field)
+    if isinstance(value, Mapping) and not value["name"]:
+        check_unset(value, field)
+        return None
+    if isinstance(mark, Part):
+        inputs = (run.path,) if mark.on_path else ()
+        return construct_with_parts(mark.table, value, field, run, *inputs)
+    return value
+
+
+def check_unset(part: Mapping[str, Any], field: str) -> None:
+    """Raises ValueError for a field that is given beside the name ""."""
+    for name, value in part.items():
+        if isinstance(value, Mapping):
+            check_unset(value, f"{field}.{name}")
+        elif name != "name" and value is not None:
+            raise ValueError(f"{field}.{name} is not used without {field}.name; set that too")

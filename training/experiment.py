@@ -1,29 +1,21 @@
 """From a config to functions: the one place where config fields meet the rest of Fewstep."""
 
-import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from operator import attrgetter
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep import models
-from fewstep.diffusion.path import PATHS, Path
+from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Kind, raw_kind
-from fewstep.diffusion.spacing import SPACINGS
-from fewstep.diffusion.time_pairs import CURRICULA, Curriculum
-from fewstep.diffusion.time_sampling import TIME_SAMPLERS
 from fewstep.models.model import Model
 from fewstep.models.network import Network
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Follower, Objective
-from fewstep.objectives.consistency import WEIGHTINGS
-from fewstep.objectives.distances import DISTANCES
-from fewstep.objectives.divergences import DIVERGENCES
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
-from fewstep.samplers import SOLVERS
-from fewstep.samplers.ode import STEPS
-from fewstep.training.construct import choose, construct
+from fewstep.training.construct import Run, choose, construct, construct_with_parts
 from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
 from fewstep.training.sharding import spread
 from fewstep.training.storage.fields import is_finite
@@ -89,14 +81,19 @@ def rebuild(config: ConfigDict, run: str) -> Experiment:
         if config.model.get("attention") == "cudnn":
             config = config.copy_and_resolve_references()
             config.model.attention = "auto"
-        # Read by those who sample, and by those who report.
-        _ = config.evaluate.batch_size, config.batch_size, config.seed
+        check_read_later(config)
         return build(config)
     except (AttributeError, KeyError, TypeError) as error:  # a field that is not there, or no more
         raise ValueError(
             f"{run} was made by another version of Fewstep: its config does not have the fields of "
             f"this one ({str(error).splitlines()[0]}); sample it with that version, or train again"
         ) from error
+
+
+def check_read_later(config: ConfigDict) -> None:
+    """Raises AttributeError if a field is missing that those who sample or report read."""
+    for name in ("evaluate.batch_size", "batch_size", "seed"):
+        attrgetter(name)(config)
 
 
 def build_model(config: ConfigDict) -> Model:
@@ -134,78 +131,17 @@ def build_kind(name: str, sigma_data: float | None) -> Kind:
 
 def build_objective(config: ConfigDict, model: Model) -> Objective:
     """The objective of a config, its named parts built first. Raises ValueError."""
-    fields = build_parts(config.objective, "objective", model.path)
-    if "curriculum" in fields:
-        fields["curriculum"] = build_curriculum(fields["curriculum"], config.steps)
-    if "total_steps" in fields:
-        fields["total_steps"] = length(fields, "objective", config.steps)
-    if "tangent_warmup" in fields and fields["tangent_warmup"] is None:
-        fields["tangent_warmup"] = config.steps
-    objective = construct(OBJECTIVES, fields, "objective", model)
+    run = Run(model.path, config.steps)
+    fields = config.objective.to_dict()
+    objective = construct_with_parts(OBJECTIVES, fields, "objective", run, model)
     if not (config.teacher and config.start_from_teacher):
         objective = objective._replace(init_from={})
-    if config.teacher and not (objective.frozen or objective.init_from):
+    if config.teacher and not (objective.needs_teacher or objective.init_from):
         raise ValueError(
             f"teacher is not used by {config.method} with "
             f"start_from_teacher={config.start_from_teacher}; leave it unset"
         )
     return objective
-
-
-def build_parts(fields: Mapping[str, Any], prefix: str, path: Path) -> dict[str, Any]:
-    """The fields with named parts in the place of their names or fields. Raises ValueError."""
-    # Parts that are functions of the path, or of nothing; and parts that are entries of a table.
-    constructed = {
-        "time_sampler": (TIME_SAMPLERS, path),
-        "fake_time_sampler": (TIME_SAMPLERS, path),
-        "spacing": (SPACINGS, path),
-        "solver": (SOLVERS,),
-        "distance": (DISTANCES,),
-        "regression_distance": (DISTANCES,),
-        "divergence": (DIVERGENCES,),
-    }
-    chosen = {"teacher_solver": STEPS, "weighting": WEIGHTINGS}
-    built = dict(fields)
-    for name, value in fields.items():
-        field = f"{prefix}.{name}"
-        if name in constructed:
-            table, *inputs = constructed[name]
-            built[name] = build_part(table, build_parts(value, field, path), field, *inputs)
-        elif name in chosen:
-            built[name] = choose(chosen[name], value, field)
-    return built
-
-
-def build_part(
-    table: Mapping[str, Callable[..., Any]], part: Mapping[str, Any], field: str, *inputs: Any
-) -> Any:
-    """A part of an objective; None, the objective's own default, for the name "".
-
-    Raises ValueError for a field that is given beside the name "".
-    """
-    if part["name"]:
-        return construct(table, part, field, *inputs)
-    for name, value in part.items():
-        if name != "name" and value is not None:
-            raise ValueError(f"{field}.{name} is not used without {field}.name; set that too")
-    return None
-
-
-def build_curriculum(fields: Mapping[str, Any], steps: int) -> Curriculum:
-    """The curriculum of a config; its length is that of the run unless it says otherwise."""
-    fields = dict(fields)
-    function = choose(CURRICULA, fields["name"], "objective.curriculum.name")
-    if "total_steps" in inspect.signature(function).parameters:
-        fields["total_steps"] = length(fields, "objective.curriculum", steps)
-    return construct(CURRICULA, fields, "objective.curriculum")
-
-
-def length(fields: Mapping[str, Any], prefix: str, steps: int) -> int:
-    """fields["total_steps"], or the run's if that is None. Raises ValueError for less than 1."""
-    total = steps if fields["total_steps"] is None else fields["total_steps"]
-    if total < 1:
-        raise ValueError(f"{prefix}.total_steps={total} must be 1 or more")
-    return total
 
 
 def check_guidance(experiment: Experiment, scale: float) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fewstep.data import Dataset, class_counts, digest
+from fewstep.data import NONE, Dataset, class_counts, digest
 from fewstep.data.labels import SHARES
 from fewstep.training.cluster.processes import warn_once
 from fewstep.training.storage import workdir
@@ -46,7 +46,7 @@ def label_counts(config: ConfigDict, dataset: Dataset | None, run: Path) -> Coun
     if not classes or rule_of(config) == EQUAL:
         return (1,) * classes
     known = recorded_counts(run) or known_counts(config, dataset)
-    if not known:
+    if not known and config.data.name != NONE:
         warn_once(
             f"how often {config.data.name} has each class is not known here: labels are drawn "
             "alike. Prepare the data set first (--mode=prepare) to draw them as it has them"

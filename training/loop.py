@@ -15,8 +15,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
 from fewstep.objectives.base import Batch, Metrics, Objective, Params
@@ -40,7 +38,8 @@ from fewstep.training.storage import checkpoint, restore
 from fewstep.training.storage.checkpoint import UNFINISHED, Retention
 from fewstep.training.storage.train_state import TrainState
 
-HostBatch = Mapping[str, np.ndarray]
+# As training/sources.py makes it: a part for each source.
+HostBatch = Mapping[str, Any]
 # (state, frozen, batch) -> (state, metrics); the state is donated
 Advance = Callable[[TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, Metrics]]
 
@@ -59,20 +58,6 @@ def abstract_state(
         shapes,
         tree_shardings(shapes, mesh),
     )
-
-
-def abstract_batch(
-    objective: Objective, batch_size: int, image_shape: tuple[int, ...]
-) -> Mapping[str, Any]:
-    """Shapes and dtypes of a batch."""
-    label = jax.ShapeDtypeStruct((batch_size,), jnp.int32)
-    image = jax.ShapeDtypeStruct((batch_size, *image_shape), jnp.float32)
-    batch = {"label": label}
-    if objective.reads_images:
-        batch["x"] = image
-    if objective.reads_pairs:
-        batch["pairs"] = {"eps": image, "x_0": image, "label": label}
-    return batch
 
 
 def create_state(

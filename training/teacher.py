@@ -19,12 +19,12 @@ from fewstep.models import NETWORKS
 from fewstep.objectives.base import Params
 from fewstep.training.experiment import Experiment, rebuild, with_sampled
 from fewstep.training.sharding import tree_shardings
+from fewstep.training.sources import TEACHER, made_by_teacher, reads_teacher
 from fewstep.training.state import named_key
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import FOLDER
 from fewstep.training.storage.identity import as_dict, flat
 
-TEACHER = "teacher"
 # What must agree, or the teacher's parameters mean another function.
 SHARED = ("model.", "path.", "prediction.", "data.image_size", "data.channels", "data.num_classes")
 # Parts of a network that do not change what its other parameters mean.
@@ -154,7 +154,7 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
         )
     fields = config.objective
     guided = fields.get("guidance_scale", 1.0) != 1.0 or bool(fields.get("guidance_range"))
-    if experiment.objective.frozen and guided and not taught.guidable:
+    if experiment.objective.needs_teacher and guided and not taught.guidable:
         raise ValueError(
             f"teacher={config.teacher} does not know the null class, which guidance needs; train "
             "one with objective.label_dropout above 0, or use objective.guidance_scale=1"
@@ -177,10 +177,20 @@ def checked_teacher(config: ConfigDict, experiment: Experiment) -> ConfigDict | 
     return teacher
 
 
+def taught_by(config: ConfigDict, experiment: Experiment) -> Experiment | None:
+    """The experiment of the teacher that sources draw from, None if none does.
+
+    Raises ValueError as `checked_teacher` does.
+    """
+    if not made_by_teacher(experiment.objective):
+        return None
+    return rebuild(checked_teacher(config, experiment), config.teacher)
+
+
 def check_taught(config: ConfigDict, experiment: Experiment) -> None:
     """Raises ValueError if the config names no teacher, and its method cannot do without."""
     check_network_of_teacher(config)
-    if experiment.objective.frozen and not config.teacher:
+    if experiment.objective.needs_teacher and not config.teacher:
         raise ValueError(
             f"{config.method} needs a teacher: --config.teacher=WORKDIR of a run of the same "
             "model and path"
@@ -200,7 +210,7 @@ def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, An
 
     Raises ValueError as `load_teacher` does.
     """
-    if not reads_teacher(experiment):
+    if not reads_teacher(experiment.objective):
         return None
     teacher = checked_teacher(config, experiment)
     if teacher is None:
@@ -214,11 +224,6 @@ def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, An
     }
 
 
-def reads_teacher(experiment: Experiment) -> bool:
-    """Whether parameters of a teacher are read, to learn from or to start from."""
-    return bool(experiment.objective.frozen or experiment.objective.init_from)
-
-
 def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, Params]:
     """{"teacher": parameters} of config.teacher, {} without one, sharded as the state will be.
 
@@ -227,7 +232,7 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
     are new and without effect; parts that only the teacher has are left out. Raises ValueError,
     before any compile, if the teacher is missing, cannot be read, or is another model.
     """
-    if not reads_teacher(experiment):
+    if not reads_teacher(experiment.objective):
         return {}
     teacher_config = checked_teacher(config, experiment)
     if teacher_config is None:

@@ -21,32 +21,19 @@ from fewstep.diffusion.time_pairs import CURRICULA
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS
 from fewstep.models.dit import SIZES, Size
 from fewstep.objectives import OBJECTIVES
-from fewstep.objectives.consistency import WEIGHTINGS
 from fewstep.objectives.distances import DISTANCES
 from fewstep.objectives.divergences import DIVERGENCES
+from fewstep.parts import Entry, Part, RunLength, declared
 from fewstep.samplers import SOLVERS
-from fewstep.samplers.ode import STEPS
 from fewstep.training.experiment import build, debugged
 from fewstep.training.optimizer import optimizer
 from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
-from tests.training.runs import largest_difference, perturbed, untrained_teacher
+from tests.training.runs import largest_difference, perturbed, random_batch, untrained_teacher
 
 FOLDER = Path(__file__).parent.parent.parent / "configs"
 OWN = ("__init__", "base", "methods", "objectives", "short_runs", "overrides")  # no config files
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if p.stem not in OWN)
-# Fields of an objective that are built from a table: those with fields of their own, and names.
-PARTS = {
-    "time_sampler": TIME_SAMPLERS,
-    "fake_time_sampler": TIME_SAMPLERS,
-    "spacing": SPACINGS,
-    "solver": SOLVERS,
-    "distance": DISTANCES,
-    "regression_distance": DISTANCES,
-    "divergence": DIVERGENCES,
-    "curriculum": CURRICULA,
-}
-NAMES = {"weighting": WEIGHTINGS, "teacher_solver": STEPS}
 
 
 def config_of(file, method):
@@ -71,12 +58,8 @@ def no_blocks(monkeypatch):
 
 
 def training_batch(config, experiment):
-    shape = (config.batch_size, *experiment.image_shape)
-    label = np.arange(config.batch_size) % max(config.data.num_classes, 1)
-    return {
-        "x": jax.random.uniform(jax.random.key(0), shape, minval=-1.0),
-        "label": jnp.asarray(label if config.data.num_classes else label - 1, jnp.int32),
-    }
+    given = config.batch_size, experiment.image_shape, config.data.num_classes
+    return random_batch(experiment.objective, *given)
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -189,15 +172,17 @@ def test_base_has_every_field_of_an_objective_with_its_default(name):
     parameters = inspect.signature(OBJECTIVES[name]).parameters
     # What is optimised is a field of Python's alone.
     assert set(fields_there) == set(fields(OBJECTIVES[name], skip=1)) - {"generator"}
+    marks = declared(OBJECTIVES[name])
     for field, value in fields_there.items():
-        if field in PARTS:
-            assert value["name"] in {*PARTS[field], ""}
-        elif field in NAMES:
-            assert NAMES[field][value] is parameters[field].default
-        elif field == "total_steps":
-            assert value is None and parameters[field].default is inspect.Parameter.empty
+        mark, default = marks.get(field), parameters[field].default
+        if isinstance(mark, Part):
+            assert value["name"] in {*mark.table, ""}
+        elif isinstance(mark, Entry):
+            assert mark.table[value] is default
+        elif isinstance(mark, RunLength) and default is inspect.Parameter.empty:
+            assert value is None
         else:
-            assert value == parameters[field].default, field
+            assert value == default, field
 
 
 def test_base_has_every_field_of_the_parts_of_an_objective():

@@ -1,5 +1,6 @@
 """Every field of a config reaches the function that it is meant for, with its value."""
 
+import inspect
 from functools import wraps
 from typing import Any, NamedTuple
 
@@ -12,36 +13,15 @@ from fewstep.configs import base
 from fewstep.configs.methods import METHODS, choose
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Coefficients
-from fewstep.diffusion.spacing import SPACINGS
-from fewstep.diffusion.time_pairs import CURRICULA
-from fewstep.diffusion.time_sampling import TIME_SAMPLERS
 from fewstep.models.model import Model
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Objective
-from fewstep.objectives.consistency import WEIGHTINGS
-from fewstep.objectives.distances import DISTANCES
-from fewstep.objectives.divergences import DIVERGENCES
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
-from fewstep.samplers import SOLVERS
-from fewstep.samplers.ode import STEPS
+from fewstep.parts import Entry, Part, RunLength, declared
 from fewstep.training.experiment import build, build_kind, build_model, build_objective
 from tests.objectives.assembled import responsive
 from tests.objectives.test_parts import OTHERS, parameters_of
 
-# Fields of an objective that have a name and fields: their table, and whether they take the path.
-PARTS = {
-    "time_sampler": (TIME_SAMPLERS, True),
-    "fake_time_sampler": (TIME_SAMPLERS, True),
-    "spacing": (SPACINGS, True),
-    "solver": (SOLVERS, False),
-    "distance": (DISTANCES, False),
-    "regression_distance": (DISTANCES, False),
-    "divergence": (DIVERGENCES, False),
-    "curriculum": (CURRICULA, False),
-}
-# The tables of tests/objectives/test_parts.py that their fields are in.
-ALIKE = {"fake_time_sampler": "time_sampler", "regression_distance": "distance"}
-NAMES = {"weighting": WEIGHTINGS, "teacher_solver": STEPS}
 STEPS_OF_RUN = 777
 MODEL = Model(responsive(), PATHS["ve"](), KINDS["F"])
 
@@ -52,6 +32,15 @@ class Built(NamedTuple):
     name: str
     inputs: tuple
     fields: dict[str, Any]
+
+
+def tables(table):
+    """The tables of all parts of a table's functions, each once."""
+    found = {}
+    for mark in (mark for function in table.values() for mark in declared(function).values()):
+        if isinstance(mark, Part):
+            found |= {id(mark.table): mark.table} | tables(mark.table)
+    return found
 
 
 @pytest.fixture
@@ -66,7 +55,7 @@ def recorded(monkeypatch):
 
         monkeypatch.setitem(table, name, function)
 
-    for table in {id(table): table for table, _ in PARTS.values()}.values():
+    for table in tables(OBJECTIVES).values():
         for name in table:
             note(table, name, lambda built: built)
     for name in OBJECTIVES:
@@ -74,30 +63,26 @@ def recorded(monkeypatch):
     return called
 
 
-def described(fields):
-    """The arguments that a config's fields stand for, by the comments of configs/objectives.py."""
-    arguments = {}
+def described(function, fields):
+    """The arguments that a config's fields stand for, by the declarations of the function."""
+    marks, found = declared(function), {}
     for name, value in fields.items():
-        if name in PARTS and value["name"]:
-            arguments[name] = part_of(name, value)
-        elif name in NAMES:
-            arguments[name] = NAMES[name][value]
-        elif name in ("total_steps", "tangent_warmup") and value is None:
-            arguments[name] = STEPS_OF_RUN
-        elif name not in ("name", *PARTS) and value is not None:
-            arguments[name] = value
-    return arguments
+        mark = marks.get(name)
+        if isinstance(mark, Part) and value["name"]:
+            found[name] = part_of(mark, value)
+        elif isinstance(mark, Entry):
+            found[name] = mark.table[value]
+        elif isinstance(mark, RunLength) and value is None:
+            found[name] = STEPS_OF_RUN
+        elif name != "name" and not isinstance(value, ConfigDict) and value is not None:
+            found[name] = value
+    return found
 
 
-def part_of(field, part):
-    """A part as it is built: without the fields that are None, but for the length of a run."""
-    table, on_path = PARTS[field]
-    fields = (
-        part
-        if "total_steps" in parameters_of(ALIKE.get(field, field), part["name"])
-        else {name: value for name, value in part.items() if name != "total_steps"}
-    )
-    return Built(part["name"], (MODEL.path,) if on_path else (), described(fields))
+def part_of(mark, part):
+    """A part as it is built."""
+    inputs = (MODEL.path,) if mark.on_path else ()
+    return Built(part["name"], inputs, described(mark.table[part["name"]], part))
 
 
 def config_of(method):
@@ -106,18 +91,19 @@ def config_of(method):
     return config
 
 
-def set_part(config, field, name):
+def set_part(config, field, mark, name):
     """Replaces a part by another of its table, every field of it set."""
-    part = config[field]
+    part, function = config[field], mark.table[name]
     for own in part:
         if isinstance(part[own], ConfigDict):
             part[own].update({"name": "", "c": None, "power": None})
         else:
             part[own] = None
     part.name = name
-    for own in parameters_of(ALIKE.get(field, field), name):
-        if own in PARTS:
-            set_part(part, own, "norm")
+    marks = declared(function)
+    for own in list(inspect.signature(function).parameters)[mark.on_path :]:
+        if own in marks and isinstance(marks[own], Part):
+            set_part(part, own, marks[own], "norm")
         else:
             part[own] = OTHERS[own]
 
@@ -135,20 +121,26 @@ def check(config, called):
     called.clear()
     build_objective(config, MODEL)
     (found,) = called
-    assert found == Built(config.objective.name, (MODEL,), described(config.objective))
+    assert found == Built(
+        config.objective.name,
+        (MODEL,),
+        described(OBJECTIVES[config.objective.name], config.objective),
+    )
 
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_field_reaches_the_objective(method, recorded):
     config = config_of(method)
     check(config, recorded)
+    marks = declared(OBJECTIVES[config.objective.name])
     for field in config.objective:
-        if field in PARTS:
-            for name in PARTS[field][0]:
-                set_part(config.objective, field, name)
+        mark = marks.get(field)
+        if isinstance(mark, Part):
+            for name in mark.table:
+                set_part(config.objective, field, mark, name)
                 check(config, recorded)
-        elif field in NAMES:
-            for name in NAMES[field]:
+        elif isinstance(mark, Entry):
+            for name in mark.table:
                 config.objective[field] = name
                 check(config, recorded)
         elif field != "name":

@@ -24,6 +24,13 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path, name, nearest):
             function(data.Selection(name, data_dir=str(tmp_path)))
 
 
+def test_no_data_set_is_a_name_that_is_never_there(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data.name=none has no images: name a data set"):
+        data.load(data.NONE, data_dir=str(tmp_path))
+    assert data.prepare(data.NONE, data_dir=str(tmp_path)) == tmp_path
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("name", ["", "tfds:", "huggingface:beans", "https://example.org/images"])
 def test_names_that_tfds_would_fetch_code_for_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="does not exist"):

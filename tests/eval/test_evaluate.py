@@ -92,7 +92,7 @@ def test_the_protocol_says_what_was_trained_on():
     assert "training_data" not in protocols[2].sampling
     assert protocols[2].id == protocol_of(experiment, config, 1, 2, None).id
     assert len({protocol.id for protocol in protocols}) == 3
-    taught = experiment._replace(objective=experiment.objective._replace(reads_images=False))
+    taught = experiment._replace(objective=experiment.objective._replace(reads=("labels",)))
     assert training_data(taught, dataset(), None) == ""
     # A run's own record counts before what lies there now.
     run = Identity("a", {}, data=fewer.identity)

@@ -4,8 +4,8 @@ import numpy as np
 
 from fewstep.data import to_uint8
 from fewstep.eval import trajectory as module
-from fewstep.eval.generate import batch_sampler, noise
 from fewstep.eval.trajectory import SHOWN, observed, trajectory
+from fewstep.training.generate import batch_sampler, noise
 from fewstep.training.sharding import make_mesh
 from tests.modes.recorded import random_network
 from tests.training.runs import perturbed, small_config, small_experiment

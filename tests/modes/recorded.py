@@ -12,8 +12,9 @@ import numpy as np
 
 from fewstep.data import Dataset, Pairs, Split
 from fewstep.modes.request import Request
-from fewstep.training.loop import abstract_batch, abstract_state, compile_step
+from fewstep.training.loop import abstract_state, compile_step
 from fewstep.training.sharding import put_batch
+from fewstep.training.sources import abstract_batch
 from fewstep.training.state import initial_state
 from fewstep.training.storage import workdir
 from tests.networks import affine
@@ -25,7 +26,10 @@ EVALUATE, EXPERIMENT = (
     import_module("fewstep.eval.evaluate"),
     import_module("fewstep.training.experiment"),
 )
-TEACHER = import_module("fewstep.training.teacher")
+TEACHER, SOURCES = (
+    import_module("fewstep.training.teacher"),
+    import_module("fewstep.training.sources"),
+)
 MEASURED_BY = ("features", "weights", "reference", "agreement", "batch_size")
 
 
@@ -48,8 +52,9 @@ def recorded(patch, folder, method, fields, traced=True):
         patch.setattr(EVALUATE, name, getattr(recorder, name))
     for name in ("check_feature_network", "save_all_steps"):
         patch.setattr(EVALUATE, name, lambda *_: None)
-    for name in ("train_network", "teacher_pairs", "check_step", "evaluations"):
+    for name in ("train_network", "check_step", "evaluations"):
         patch.setattr(TRAIN, name, getattr(recorder, name))
+    patch.setattr(SOURCES, "teacher_pairs", recorder.teacher_pairs)
     config = small_config(method)
     config.update_from_flattened_dict(fields)
     TRAIN.train(Request(config=config, workdir=folder / "run"))

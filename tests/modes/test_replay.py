@@ -1,6 +1,7 @@
 """A step that broke is written down, and done again from the checkpoint before it."""
 
 from importlib import import_module
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -12,6 +13,7 @@ from fewstep.training.loop import compile_step, create_state
 from fewstep.training.replay import GRADIENT, ROWS, read_newest
 from fewstep.training.report import NonFiniteError
 from fewstep.training.sharding import put_batch
+from fewstep.training.sources import Supply, open_sources
 from fewstep.training.storage import checkpoint, workdir
 from tests.modes.recorded import EXPERIMENT, TRAIN, dataset, random_network
 from tests.training.runs import small_config
@@ -23,18 +25,31 @@ FIELDS = {"seed": 3, "micro_batches": 2, "data.flip": True, "batch_size": 32}
 
 def test_the_record_of_a_step_has_its_seed_and_its_images(tmp_path):
     config, data = small_config("flow_matching", **FIELDS), dataset(8, 1)
+    job = TRAIN.Job(config, data, build(config), *[None] * 6)
     error = NonFiniteError("broken", step=7, values={"loss": np.inf})
-    told = TRAIN.recorded(error, config, data, NEWEST_ORDER, tmp_path)
+    told = TRAIN.recorded(error, job, NEWEST_ORDER, tmp_path)
     assert str(tmp_path / "replay" / "7.json") in str(told)
     record = read_newest(tmp_path)
     assert (record["step"], record["seed"]) == (7, 3)
     # The batch of the seventh step follows six.
     indices = batch_indices(200, batch_size=32, seed=3, step=6, order=NEWEST_ORDER)
     np.testing.assert_array_equal(record["indices"], indices)
-    source = TRAIN.batches(config, build(config), data, None, 6, NEWEST_ORDER, (1,) * 10)
-    np.testing.assert_array_equal(next(source)["label"], data.train.labels[indices])
+    batch = next(stream_of(config, job.experiment, data).batches(6))["images"]
+    np.testing.assert_array_equal(batch["label"], data.train.labels[indices])
     samples = NonFiniteError("samples")
-    assert TRAIN.recorded(samples, config, data, NEWEST_ORDER, tmp_path).step is None
+    assert TRAIN.recorded(samples, job, NEWEST_ORDER, tmp_path).step is None
+
+
+def test_a_step_without_images_records_none_though_a_data_set_is_here(tmp_path):
+    config, data = small_config("sim", **FIELDS), dataset(8, 1)
+    job = TRAIN.Job(config, data, build(config), *[None] * 6)
+    TRAIN.recorded(NonFiniteError("broken", step=7, values={}), job, NEWEST_ORDER, tmp_path)
+    assert read_newest(tmp_path)["indices"] is None
+
+
+def stream_of(config, experiment, data):
+    given = config, experiment, data, (1,) * 10, NEWEST_ORDER, mesh_of(1, 1), Path("run")
+    return open_sources(Supply(*given))
 
 
 @pytest.fixture(scope="module")
@@ -51,9 +66,10 @@ def saved_run(folder):
     objective, optimizers = experiment.objective, experiment.optimizers
     step = compile_step(objective, optimizers, 3, mesh, 2)
     state, losses = create_state(objective, optimizers, 3, {}, mesh), []
-    source = TRAIN.batches(config, experiment, data, None, 0, NEWEST_ORDER, (1,) * 10)
+    stream = stream_of(config, experiment, data)
+    source = stream.batches(0)
     for number in range(1, 6):
-        state, metrics = step(state, {}, put_batch(next(source), mesh))
+        state, metrics = step(state, {}, stream.complete(put_batch(next(source), mesh)))
         losses.append(float(metrics["loss"].total))
         if number == 2:
             workdir.start_run(folder, config)

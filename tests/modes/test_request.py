@@ -9,7 +9,14 @@ import chex
 import pytest
 from ml_collections import ConfigDict
 
-from fewstep.modes.request import Request, load_run, read_dataset, required_workdir, resolve
+from fewstep.modes.request import (
+    Request,
+    load_run,
+    read_dataset,
+    required_workdir,
+    resolve,
+    resolve_with_data,
+)
 from fewstep.training.storage import checkpoint, restore
 from fewstep.training.storage.identity import Identity
 from tests.modes.recorded import EXPERIMENT, dataset, random_network
@@ -67,6 +74,19 @@ def test_classes_that_the_data_do_not_have_are_refused():
         resolve(small_config(**{"data.num_classes": 5}), dataset(8, 1))
 
 
+def test_without_a_data_set_sizes_are_the_teacher_s_or_the_config_s(folder):
+    none = {"data.name": "none", "evaluate.steps": ()}
+    open_sizes = {"data.image_size": 0, "data.channels": 0, "data.num_classes": -1}
+    config, found = resolve_with_data(
+        small_config("sim_flow", teacher=str(folder), **none, **open_sizes)
+    )
+    assert (found, config.data.image_size, config.data.num_classes) == (None, 8, 10)
+    with pytest.raises(FileNotFoundError, match="data.name=none has no images"):
+        resolve_with_data(small_config("flow_matching", **none))
+    with pytest.raises(FileNotFoundError, match="data.name=none has no images"):
+        resolve_with_data(small_config("flow_matching", **none, **open_sizes))
+
+
 def test_a_data_set_is_read_at_the_size_of_the_config():
     config = small_config(**{"data.image_size": 6, "data.channels": 3})
     assert read_dataset(config).image_shape == (6, 6, 3)
@@ -98,7 +118,9 @@ def test_a_run_without_a_whole_checkpoint_says_so(tmp_path):
 def test_images_at_a_new_place_must_be_those_of_the_run(monkeypatch, tmp_path):
     recorded = Identity("1", {"data": {"name": "folder:/old"}}, data={"train": {"sha256": "a"}})
     monkeypatch.setattr(REQUEST.workdir, "recorded_identity", lambda run: recorded)
-    reading, blind = (SimpleNamespace(objective=SimpleNamespace(reads_images=r)) for r in (1, 0))
+    reading, blind = (
+        SimpleNamespace(objective=SimpleNamespace(reads=(name,))) for name in ("images", "labels")
+    )
     same, other = (SimpleNamespace(identity={"train": {"sha256": h}}, files=()) for h in "ab")
     moved = ConfigDict({"data": {"name": "folder:/new"}})
     REQUEST.check_places(tmp_path, moved, reading, same)

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from fewstep.data import to_uint8
-from fewstep.eval.generate import noise
 from fewstep.modes.request import Request, Run
+from fewstep.training.generate import noise
 from fewstep.training.sharding import make_mesh
 from tests.eval.test_generate import OBJECTIVE, SHAPE, echo
 from tests.training.runs import small_config, small_experiment

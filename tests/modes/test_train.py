@@ -4,20 +4,14 @@ Training runs up to its loop, with recorders in the place of what is costly (rec
 field then takes another value, and the places that see a difference are compared with a table.
 """
 
-from itertools import islice
 from types import SimpleNamespace
 
-import chex
-import jax
-import numpy as np
 import pytest
 
 from fewstep.configs import base
-from fewstep.data import NEWEST_ORDER, Pairs, batches, row_batches
 from fewstep.modes.request import Request
-from fewstep.training.experiment import build
 from fewstep.training.storage.identity import as_dict, flat
-from tests.modes.recorded import TRAIN, dataset, random_network, recorded
+from tests.modes.recorded import TRAIN, recorded
 from tests.training.runs import small_config
 
 NOISE = {"path.name": "ve", "prediction.kind": "F"}
@@ -241,33 +235,6 @@ def test_each_axis_of_the_mesh_has_its_own_size(observe):
     seen = observe("flow_matching", PLAIN | {"mesh.data": 2, "mesh.fsdp": 4})
     for place in ("loop.mesh", "sampler.mesh", "measures.mesh"):
         assert seen[place] == {"({'data': 2, 'fsdp': 4},)"}
-
-
-@pytest.mark.parametrize(
-    ("method", "fields"),
-    [
-        ("flow_matching", {"data.flip": True}),
-        ("flow_matching", {"data.flip": True, "data.on_device": True}),
-        ("dmd", {}),
-        ("dmd", {"objective.regression_weight": 0.25}),
-    ],
-)
-def test_batches_begin_at_the_step_that_a_run_goes_on_from(method, fields):
-    config = small_config(method, **fields)
-    experiment = build(config, random_network((8, 8, 1)))
-    images = np.random.default_rng(0).normal(size=(90, 8, 8, 1)).astype(np.float32)
-    pairs = Pairs(images, 2.0 * images, np.arange(90, dtype=np.int32))
-    given = config, experiment, dataset(8, 1), pairs if experiment.objective.reads_pairs else None
-    late, whole = (TRAIN.batches(*given, start, NEWEST_ORDER, (1,) * 10) for start in (3, 0))
-    for batch, other in zip(islice(late, 2), islice(whole, 3, 5), strict=True):
-        assert jax.tree.structure(batch) == jax.tree.structure(other)
-        chex.assert_trees_all_equal(batch, other)
-    assert ("pairs" in batch) == ("objective.regression_weight" in fields)
-    if experiment.objective.reads_images:
-        rows = row_batches if config.data.on_device else batches
-        share = {"batch_size": config.batch_size, "seed": config.seed, "flip": True}
-        expected = next(rows(dataset(8, 1).train, start_step=4, **share))
-        chex.assert_trees_all_equal(batch, expected)
 
 
 def test_every_field_is_in_a_table():

@@ -26,6 +26,7 @@ from fewstep.objectives.divergences import integral_kl, score_distillation, scor
 from fewstep.objectives.generators import particles
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.ode import STEPS
+from tests.training.runs import random_batch
 
 KEY, SHARE_KEY = jax.random.key(0), jax.random.key(1)
 # Rows enough for shares and correlations to be seen in.
@@ -205,13 +206,9 @@ def networks_of(objective, model):
 
 
 def batch_of(objective):
-    """Random data with a label each, and pairs: what of these an objective reads."""
-    x, eps, x_0 = jax.random.normal(jax.random.key(2), (3, ROWS, DIMENSION))
-    label = jnp.arange(ROWS) % CLASSES
-    pairs = {"eps": eps, "x_0": x_0, "label": (label + 1) % CLASSES}
-    read = {"x": objective.reads_images, "pairs": objective.reads_pairs}
-    batch = {"x": x, "label": label, "pairs": pairs}
-    return {name: value for name, value in batch.items() if read.get(name, True)}
+    """Random data and labels: what an objective reads."""
+    batch = random_batch(objective, ROWS, (DIMENSION,), CLASSES, seed=2)
+    return jax.tree.map(jnp.asarray, batch)
 
 
 def loss_rows(case, player, params, step, batch=None, key=KEY):

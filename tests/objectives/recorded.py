@@ -51,7 +51,8 @@ class Record:
 
     def __init__(self):
         self.phase, self.names = "", []
-        self.calls, self.draws, self.parents, self.times = {}, [], set(), {}
+        self.calls, self.draws, self.times = {}, [], {}
+        self.parents, self.children = set(), []  # keys that are made into others, and those made
 
     def network(self, network):
         """The network, its calls recorded; parameters have the entry "who", an index in names."""
@@ -108,6 +109,8 @@ class Record:
             data = np.asarray(jax.random.key_data(key)).tobytes()
             if name in ("split", "fold_in"):
                 self.parents.add(data)
+                made = np.asarray(jax.random.key_data(values))
+                self.children += [child.tobytes() for child in made.reshape(-1, made.shape[-1])]
             else:
                 self.draws.append(Draw(self.phase, name, data, np.asarray(values)))
             return values

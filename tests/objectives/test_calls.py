@@ -184,6 +184,8 @@ def test_random_draws_are_of_every_row_and_independent(name, steps):
     keys = [draw.key for draw in record.draws]
     assert len(set(keys)) == len(keys) - (name in SAME_MASK)
     assert not set(keys) & record.parents
+    # No key is made twice, as fold_in(key, 1) beside split(key, 2) would.
+    assert len(set(record.children)) == len(record.children)
     columns = {}
     for i, draw in enumerate(record.draws):
         values = draw.values.reshape(len(draw.values), -1).astype(np.float64)

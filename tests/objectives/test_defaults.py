@@ -164,7 +164,7 @@ def figures(objective):
     for name, follower in objective.followers.items():
         for step in (0, 10**6):
             found[f"{name} {step}"] = follower.update(jnp.float32(1.0), jnp.float32(0.0), step)
-    steps = 2 if objective.reads_images else 1
+    steps = 2 if "images" in objective.reads else 1
     keys, condition = jax.random.split(KEY, ROWS), {"label": batch["label"]}
     params, scale = networks[objective.generator], objective.guidance_scale
     found["samples"] = objective.sample(

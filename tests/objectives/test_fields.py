@@ -11,7 +11,9 @@ import pytest
 from fewstep.configs import base
 from fewstep.configs import objectives as documented
 from fewstep.objectives import OBJECTIVES
-from fewstep.training.experiment import build_curriculum, build_parts
+from fewstep.parts import Part, RunLength, declared
+from fewstep.training.construct import Run, arguments
+from fewstep.training.sources import SOURCES, made_by_teacher
 from tests.objectives.assembled import (
     CASES,
     TOTAL,
@@ -212,19 +214,22 @@ def fields_of_none(name):
 def test_a_default_of_none_is_the_documented_part_whatever_the_other_fields(name, field):
     """configs/objectives.py against the factory."""
     config = base.config()
-    config.objective, config.steps = getattr(documented, name)(), TOTAL
+    config.objective = getattr(documented, name)()
     # These times leave no room for steps between them on a grid of few points.
     beside = {"sample_times": ()} if field in ("curriculum", "spacing") else {}
     beside = {k: v for k, v in beside.items() if k in fields_of(name)}
     case = assemble(name, **beside, **{field: None})
-    parts = build_parts(config.objective, "objective", case.model.path)
-    if field == "curriculum":
-        parts[field] = build_curriculum(parts[field], TOTAL)
+    given = config.objective.to_dict(), "objective", Run(case.model.path, TOTAL)
+    parts = arguments(OBJECTIVES[name], *given)
     explicit = assemble(name, **beside, **{field: parts[field]})
     assert changes(observe(case), observe(explicit)) == set()
 
 
-SCHEDULES = {"curriculum", "total_steps", "tangent_warmup"}
+def has_schedule(function):
+    """Whether a function, or one that may make a part of it, can depend on the length of a run."""
+    marks = declared(function).values()
+    parts = [part for mark in marks if isinstance(mark, Part) for part in mark.table.values()]
+    return any(isinstance(mark, RunLength) for mark in marks) or any(map(has_schedule, parts))
 
 
 @pytest.mark.parametrize("case", OBJECTIVES)
@@ -235,14 +240,16 @@ def test_a_loss_changes_with_the_step_until_its_schedule_ends_and_not_after(case
             loss_rows(assembled, player, params, step) for step in (1, TOTAL, 1000 * TOTAL)
         )
         np.testing.assert_array_equal(last, late)
-        assert np.array_equal(first, last) != bool(SCHEDULES & set(fields_of(case)))
+        assert np.array_equal(first, last) != has_schedule(OBJECTIVES[case])
 
 
 @pytest.mark.parametrize("case", CASES)
 def test_an_objective_says_what_of_a_batch_it_reads(case):
     assembled = assemble(case)
     objective, networks = assembled.objective, assembled.networks
-    batch = batch_of(objective._replace(reads_images=True, reads_pairs=True))
+    batch = {}
+    for source in SOURCES:
+        batch |= batch_of(objective._replace(reads=(source,)))
     losses = lambda batch: [
         loss_rows(assembled, player, networks[player], LATE, batch) for player in objective.players
     ]
@@ -251,7 +258,13 @@ def test_an_objective_says_what_of_a_batch_it_reads(case):
         name: not equal(plain, losses({**batch, name: jax.tree.map(lambda a: a[::-1], value)}))
         for name, value in batch.items()
     }
-    assert read == {"label": True, "x": objective.reads_images, "pairs": objective.reads_pairs}
+    assert read == {name: name in batch_of(objective) for name in batch}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_who_learns_from_a_teacher_says_that_it_needs_one(case):
+    objective = assemble(case).objective
+    assert objective.needs_teacher == bool(objective.frozen or made_by_teacher(objective))
 
 
 # Objectives whose samplers take another scale of guidance than that of training.

@@ -66,6 +66,7 @@ def train_small(
     from fewstep.training.experiment import build
     from fewstep.training.loop import Schedule, train
     from fewstep.training.sharding import make_mesh
+    from fewstep.training.sources import abstract_batch
     from fewstep.training.storage import checkpoint
 
     config = small_config(method, steps=STEPS, **fields)
@@ -79,14 +80,15 @@ def train_small(
         if place == "saving" and int(state.step) == at:
             die(number)
 
+    entries = abstract_batch(experiment.objective, config.batch_size, (8, 8, 1))
+
     def batches(start):
-        images = experiment.objective.reads_images
         for step, batch in enumerate(synthetic_batches(config, start), start=start + 1):
             note(folder, step)
             time.sleep(pause)
             if (place, at) == ("step", step):
                 die(number)
-            yield batch if images else {"label": batch["label"]}
+            yield {name: batch[name] for name in entries}
 
     def evaluate(state):
         if (place, at) == ("evaluating", int(state.step)):

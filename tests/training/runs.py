@@ -1,5 +1,7 @@
 """Small runs for the tests of the training system: real objectives, synthetic images."""
 
+import zlib
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,6 +11,7 @@ from fewstep.data import Split, batches
 from fewstep.training.experiment import build
 from fewstep.training.loop import create_state
 from fewstep.training.sharding import make_mesh
+from fewstep.training.sources import abstract_batch
 from fewstep.training.storage import checkpoint, workdir
 from fewstep.training.storage.identity import as_dict
 
@@ -69,6 +72,20 @@ def synthetic_split(count=200):
 def synthetic_batches(config, start=0):
     split, seed = synthetic_split(), config.seed
     return batches(split, batch_size=config.batch_size, seed=seed, start_step=start, flip=True)
+
+
+def random_batch(objective, rows, shape, classes, seed=0):
+    """What an objective reads: random images, and labels, which differ where they are nested."""
+
+    def filled(path, leaf):
+        if np.issubdtype(leaf.dtype, np.integer):
+            label = (np.arange(rows) + len(path) - 1) % max(classes, 1)
+            return np.asarray(label if classes else np.full(rows, -1), leaf.dtype)
+        name = zlib.crc32(jax.tree_util.keystr(path).encode())
+        return np.random.default_rng((seed, name)).standard_normal(leaf.shape).astype(leaf.dtype)
+
+    shapes = abstract_batch(objective, rows, shape)
+    return jax.tree_util.tree_map_with_path(filled, shapes)
 
 
 def largest_difference(a, b):

@@ -5,10 +5,12 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from fewstep.diffusion.time_pairs import CURRICULA
 from fewstep.eval.evaluate import check_sampling
 from fewstep.modes.train import check_step
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
-from fewstep.training.experiment import build, build_curriculum, debugged, ema_followers, rebuild
+from fewstep.training.construct import Run, construct_with_parts
+from fewstep.training.experiment import build, debugged, ema_followers, rebuild
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage.identity import as_dict, flat
 from tests.training.runs import small_config, small_experiment
@@ -194,7 +196,10 @@ def test_bad_fields_of_denoising_and_consistency_are_named(method, fields, messa
 def test_a_curriculum_is_as_long_as_the_run_unless_it_says_otherwise():
     fields = {"name": "square_root", "points": None, "first": 2, "last": 30, "total_steps": None}
     own, longer = (
-        build_curriculum(fields | {"total_steps": total}, steps=100) for total in (None, 1000)
+        construct_with_parts(
+            CURRICULA, fields | {"total_steps": total}, "curriculum", Run(None, 100)
+        )
+        for total in (None, 1000)
     )
     assert (int(own(0)), int(own(100)), int(own(500))) == (2, 31, 31)
     assert (int(longer(100)), int(longer(1000))) == (10, 31)

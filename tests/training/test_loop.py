@@ -12,7 +12,7 @@ from fewstep.objectives.base import Follower, Mean, Objective, Player
 from fewstep.objectives.followers import constant_ema
 from fewstep.training import loop
 from fewstep.training.cluster.watchdog import Patience
-from fewstep.training.loop import Schedule, abstract_batch, compile_step, create_state, train
+from fewstep.training.loop import Schedule, compile_step, create_state, train
 from fewstep.training.metrics import read_rows
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.report import evaluations
@@ -154,16 +154,3 @@ def test_a_compiled_step_tells_of_the_gradient_what_it_is_asked():
     assert abs(float(metrics["slope"].total)) == pytest.approx(
         float(metrics["gradient_norm"].total)
     )
-
-
-def test_a_batch_has_what_the_objective_reads():
-    def parts(**reads):
-        batch = abstract_batch(OBJECTIVE._replace(**reads), 4, (8, 8, 1))
-        return jax.tree.map(lambda leaf: leaf.shape, batch)
-
-    label, image = (4,), (4, 8, 8, 1)
-    pairs = {"eps": image, "x_0": image, "label": label}
-    assert parts() == {"label": label, "x": image}
-    assert parts(reads_images=False) == {"label": label}
-    assert parts(reads_images=False, reads_pairs=True) == {"label": label, "pairs": pairs}
-    assert parts(reads_pairs=True) == {"label": label, "x": image, "pairs": pairs}

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from fewstep.objectives.base import SHARED
 from fewstep.training.cost.accelerators import accelerator_of
 from fewstep.training.experiment import Experiment, build
-from fewstep.training.loop import abstract_batch
+from fewstep.training.sources import abstract_batch
 
 # Model FLOPs utilisation that public codes report, of bfloat16 peaks; docs/planning.md has each.
 # The low end is DiT-XL/2 on an A100, the high end transformers of any size on H100 and TPU v6e.

@@ -21,7 +21,7 @@ ROOMS = (
     "training",
     "weights",
 )
-MODULES = ("main", "fewstep", "files", "messages", "progress")
+MODULES = ("main", "fewstep", "files", "messages", "parts", "progress")
 
 
 def code_version() -> dict[str, str]:

@@ -11,6 +11,8 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fewstep.data.labels import SHARES
+from fewstep.objectives import OBJECTIVES
+from fewstep.parts import groups
 
 LARGEST_INT32, LARGEST_SEED = 2**31 - 1, 2**32 - 1
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -189,7 +191,8 @@ PROBABILITY = Range(is_number, lambda value: 0.0 <= value <= 1.0, "a number from
 RATE = number(0.0, 1.0)
 # Logarithms of noise levels, which float32 holds.
 LOGARITHM = number(-80.0, 80.0)
-# Every field of configs/objectives.py by the last part of its name, whichever part it belongs to.
+# Every field of configs/objectives.py by the last part of its name; by all of its dotted name after
+# "objective." where that means something else in one part.
 OBJECTIVE_FIELDS = {
     "name": TEXT,
     **dict.fromkeys(("variance", "weighting", "teacher_solver"), TEXT),
@@ -217,11 +220,9 @@ OBJECTIVE_FIELDS = {
     **dict.fromkeys(("churn", "churn_min", "churn_max", "noise"), number(0.0)),
 }
 REQUIRED = ("name", "label_dropout", "guidance_range")
-OBJECTIVE_PARTS = (
-    *("time_sampler", "fake_time_sampler", "spacing", "solver", "distance"),
-    *("regression_distance", "divergence", "curriculum"),
-)
 OBJECTIVE, PLAYERS = "objective", "player_optimizers"
+# Groups of fields of any objective, as its functions declare them.
+OBJECTIVE_PARTS = {name for method in OBJECTIVES.values() for name in groups(method, OBJECTIVE)}
 # Groups of fields.
 PARTS = {name.partition(".")[0] for name in FIELDS if "." in name} | {OBJECTIVE, PLAYERS}
 
@@ -254,9 +255,9 @@ def range_of(name: str) -> Range | None:
     group, _, rest = name.partition(".")
     if group == OBJECTIVE and rest:
         last = rest.rpartition(".")[2]
-        if last in OBJECTIVE_PARTS:
+        if name in OBJECTIVE_PARTS:
             return PART
-        known = OBJECTIVE_FIELDS.get(last)
+        known = OBJECTIVE_FIELDS.get(rest, OBJECTIVE_FIELDS.get(last))
         # None is the default of the function that takes it.
         return known if known is None or last in REQUIRED else optional(known)
     if group == PLAYERS and rest:

@@ -16,8 +16,10 @@ from fewstep.data import FIRST_DECODING, FIRST_ORDER, path_in
 from fewstep.data.arrays.identity import changes
 from fewstep.files import write_json
 from fewstep.messages import differences
+from fewstep.objectives import OBJECTIVES
+from fewstep.parts import lengths_left_open
 from fewstep.training.cluster.processes import warn_once
-from fewstep.training.storage.fields import is_whole
+from fewstep.training.storage.fields import PLAYERS, is_whole
 from fewstep.training.storage.listing import File, changed_files
 from fewstep.training.storage.record import config_of
 from fewstep.training.storage.seal import sealed, unsealed
@@ -262,15 +264,18 @@ def differing_fields(old: Plain, new: Plain) -> list[str]:
 def depends_on_length(fields: Plain) -> bool:
     """Whether what a run does at a step depends on how many it has; fields by dotted name.
 
-    So it is with a schedule that ends at the last step, and with an objective whose grid or gap
-    changes over the run.
+    So it is with a schedule of the learning rate that ends at the last step, and with an objective
+    that leaves a length of its own or of its parts to the run.
     """
-    curriculum = fields.get("objective.curriculum.name", "constant")
-    return (
-        fields.get("optimizer.schedule") != "constant"
-        or (curriculum != "constant" and fields.get("objective.curriculum.total_steps") is None)
-        or fields.get("objective.total_steps", 0) is None
-    )
+    players = f"{PLAYERS}."
+    schedules = [fields.get("optimizer.schedule")] + [
+        value
+        for name, value in fields.items()
+        if name.startswith(players) and name.endswith(".schedule")
+    ]
+    objective = OBJECTIVES.get(fields.get("objective.name", ""))
+    left_open = lengths_left_open(objective, fields, "objective") if objective else ()
+    return any(schedule != "constant" for schedule in schedules) or any(left_open)
 
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:

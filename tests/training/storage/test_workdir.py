@@ -50,7 +50,11 @@ def test_only_what_leaves_the_run_the_same_may_change(tmp_path):
         ("cd", {}, True),
         ("cd", {"optimizer.schedule": "linear"}, False),
         ("sct", {}, True),
+        ("sct", {"objective.tangent_warmup": None}, False),
+        ("scd", {"objective.tangent_warmup": None}, False),
         ("edm", {}, True),
+        ("edm", {"player_optimizers": {"network": {"schedule": "cosine"}}}, False),
+        ("edm", {"player_optimizers": {"network": {"schedule": "constant"}}}, True),
     ],
 )
 def test_a_run_whose_grid_depends_on_its_length_keeps_it(tmp_path, method, fields, changeable):

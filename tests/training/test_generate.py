@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.eval.generate import batch_sampler, generate
 from fewstep.objectives.base import Objective
+from fewstep.training.generate import batch_sampler, generate
 from fewstep.training.report import NonFiniteError
 from fewstep.training.sharding import make_mesh
 

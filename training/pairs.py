@@ -14,10 +14,10 @@ import numpy as np
 from jax.sharding import Mesh
 
 from fewstep.data import Pairs, shared_labels
-from fewstep.eval.generate import batch_sampler, generate_floats, noise
 from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import everywhere
 from fewstep.training.experiment import Experiment
+from fewstep.training.generate import batch_sampler, generate_floats, noise
 from fewstep.training.storage.fingerprint import fingerprint
 from fewstep.training.storage.seal import check_array, read_sealed, write_sealed
 

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.eval import pairs as module
-from fewstep.eval.generate import noise
-from fewstep.eval.pairs import FILE, teacher_pairs
+from fewstep.training import pairs as module
+from fewstep.training.generate import noise
+from fewstep.training.pairs import FILE, teacher_pairs
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_experiment
 

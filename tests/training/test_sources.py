@@ -1,0 +1,103 @@
+"""What a batch is made of: every source of the table, alone and beside others."""
+
+from itertools import islice
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+
+from fewstep.data import NEWEST_ORDER, Pairs, batches, label_batches, row_batches
+from fewstep.training import sources
+from fewstep.training.sharding import put_batch
+from fewstep.training.sources import SOURCES, Supply, abstract_batch, open_sources
+from tests.modes.recorded import dataset
+from tests.training.runs import small_config
+from tests.training.test_sharding import mesh_of
+
+IMAGES = np.random.default_rng(0).normal(size=(90, 8, 8, 1)).astype(np.float32)
+PAIRS = Pairs(IMAGES, 2.0 * IMAGES, np.arange(90, dtype=np.int32) % 10)
+COUNTS = (1,) * 9 + (5,)
+READ = [(name,) for name in SOURCES] + [("images", "pairs"), ("labels", "pairs")]
+
+
+def reading(*names):
+    return SimpleNamespace(reads=names, guidance_scale=1.5, frozen=(), init_from={})
+
+
+def supply_of(names, **fields):
+    config = small_config("flow_matching", **fields)
+    experiment = SimpleNamespace(objective=reading(*names))
+    frozen = {sources.TEACHER: "parameters"}
+    given = config, experiment, dataset(8, 1), COUNTS, NEWEST_ORDER, mesh_of(2, 4), Path("run")
+    return Supply(*given, taught="taught", frozen=frozen)
+
+
+@pytest.fixture(autouse=True)
+def asked(monkeypatch):
+    """The teacher's pairs, which are there; what they were asked for."""
+    seen = []
+    monkeypatch.setattr(sources, "teacher_pairs", lambda *a, **k: seen.append((a, k)) or PAIRS)
+    return seen
+
+
+def shapes(tree):
+    return jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("names", READ)
+def test_a_completed_batch_is_what_the_objective_reads(names, on_device):
+    supply = supply_of(names, **{"data.flip": True, "data.on_device": on_device})
+    stream = open_sources(supply)
+    late, whole = stream.batches(3), islice(stream.batches(0), 3, 5)
+    for batch, other in zip(islice(late, 2), whole, strict=True):
+        assert set(batch) == set(names)
+        completed = [stream.complete(put_batch(b, supply.mesh)) for b in (batch, other)]
+        expected = abstract_batch(reading(*names), supply.config.batch_size, (8, 8, 1))
+        assert shapes(completed[0]) == shapes(expected)
+        jax.tree.map(np.testing.assert_array_equal, *completed)
+
+
+@pytest.mark.parametrize("on_device", [False, True])
+def test_each_source_is_its_own_part_of_the_data(on_device):
+    share = {"batch_size": 64, "seed": 0, "start_step": 4}
+    fields = {"data.flip": True, "data.on_device": on_device}
+    batch = next(open_sources(supply_of(("images", "pairs"), **fields)).batches(4))
+    rows = row_batches if on_device else batches
+    expected = next(rows(dataset(8, 1).train, flip=True, **share))
+    jax.tree.map(np.testing.assert_array_equal, batch["images"], expected)
+    np.testing.assert_array_equal(batch["pairs"]["x_0"], 2.0 * batch["pairs"]["eps"])
+    batch = next(open_sources(supply_of(("labels",))).batches(4))
+    expected = next(label_batches(COUNTS, **share))
+    np.testing.assert_array_equal(batch["labels"]["label"], expected["label"])
+
+
+def test_pairs_are_those_of_the_teacher_at_the_scale_of_the_objective(asked):
+    supply = supply_of(("pairs",), **{"pairs.count": 90, "pairs.steps": 3})
+    open_sources(supply)
+    ((given, how),) = asked
+    assert given == (Path("run"), "taught", "parameters", supply.mesh)
+    assert (how["count"], how["steps"], how["guidance_scale"]) == (90, 3, 1.5)
+    assert how["label_counts"] == COUNTS
+
+
+@pytest.mark.parametrize("names", READ)
+def test_what_an_objective_needs_follows_from_what_it_reads(names):
+    assert sources.reads_data(reading(*names)) == ("images" in names)
+    assert sources.reads_teacher(reading(*names)) == ("pairs" in names)
+    assert sources.made_by_teacher(reading(*names)) == [n for n in names if n == "pairs"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        ((), "one at least"),
+        (("images", "labels"), "each from one source"),
+        (("imags",), "reads='imags' is not one of images, .* did you mean 'images'"),
+    ],
+)
+def test_a_batch_of_nothing_or_with_an_entry_of_two_sources_is_refused(names, message):
+    with pytest.raises(ValueError, match=message):
+        abstract_batch(reading(*names), 4, (8, 8, 1))
