@@ -10,6 +10,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
+from datetime import date
 
 # What the operating system, Python and pytest need. Everything else that a shell may export, such
 # as the variables of Makefile, launch/, JAX and clusters, stays outside.
@@ -36,6 +37,7 @@ def own(folder: str) -> dict[str, str]:
         SESSION: folder,
         "JAX_PLATFORMS": "cpu",
         "XLA_FLAGS": FLAGS,
+        "PYTEST_ROTATION": os.environ.get("PYTEST_ROTATION") or str(date.today().toordinal()),
         "FEWSTEP_DATA": f"{folder}/data",
         "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -49,3 +51,8 @@ if SESSION not in os.environ:
     variables = {**kept(os.environ), **own(folder)}
     os.environ.clear()
     os.environ.update(variables)
+
+
+def pytest_report_header() -> str:
+    """What chose among methods (tests/training/kinds.py), to run the same again."""
+    return f"PYTEST_ROTATION={os.environ['PYTEST_ROTATION']}"

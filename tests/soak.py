@@ -22,10 +22,10 @@ from absl import app, flags, logging
 
 import tests.conftest  # noqa: F401, the environment of the tests, before JAX starts
 from tests.training import interruption, killed, test_damage
+from tests.training.kinds import ALL, methods_of_kinds
 from tests.training.test_resume import rows
-from tests.training.test_sharding import METHODS
 
-KILLS = flags.DEFINE_integer("kills", 30, "SIGKILLs at random moments, over all objectives.")
+KILLS = flags.DEFINE_integer("kills", 30, "SIGKILLs at random moments, over all methods.")
 STOPS = flags.DEFINE_integer("stops", 30, "SIGTERMs at random moments, likewise.")
 DAMAGES = flags.DEFINE_integer("damages", 80, "Damaged files, over all kinds of damage.")
 SEED = flags.DEFINE_integer("seed", 0, "Of all that is random.")
@@ -67,8 +67,8 @@ def endings(folder: Path, whole: Path, method: str) -> dict[str, bool]:
 
 
 def campaign(root: Path, number: int, count: int, rng: random.Random, tally: Tally) -> None:
-    """`count` interruptions that met a run under way, each objective in turn."""
-    name, methods = signal.Signals(number).name, list(METHODS.values())
+    """`count` interruptions that met a run under way, each method in turn."""
+    name, methods = signal.Signals(number).name, methods_of_kinds(ALL)
     met: list[interruption.Interruption] = []
     runs = missed = 0
     while len(met) < count and missed <= count:

@@ -1,6 +1,7 @@
-"""Killed anywhere and started again, a run of every objective ends as if it had not been stopped.
+"""Killed anywhere and started again, a run of every kind ends as if it had not been stopped.
 
-Real processes and real kills: tests/training/killed.py. The objectives are those of the registry.
+Real processes and real kills: tests/training/killed.py. The kinds are those of the registry:
+tests/training/kinds.py.
 """
 
 import json
@@ -8,11 +9,10 @@ import shutil
 
 import pytest
 
-from fewstep.objectives import OBJECTIVES
 from fewstep.training.loop import Schedule
 from fewstep.training.pace import MEASURED
 from tests.training import killed
-from tests.training.test_sharding import METHODS
+from tests.training.kinds import methods_of_kinds
 
 # A change of the grid, of the target's decay, or of the tangent within the run: in its middle, so
 # that "step 6" is the last of a stage, "step 7" the first of the next.
@@ -45,11 +45,7 @@ def rows(folder):
     return found
 
 
-def test_every_objective_is_killed():
-    assert set(METHODS) == set(OBJECTIVES)
-
-
-@pytest.mark.parametrize("method", METHODS.values())
+@pytest.mark.parametrize("method", methods_of_kinds())
 def test_killed_at_every_place_and_started_again(method, tmp_path):
     fields = STAGES.get(method, {})
     killed.run(tmp_path / "whole", method, fields)

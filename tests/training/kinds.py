@@ -1,0 +1,76 @@
+"""The methods that tests run where each costs processes or compilations: one of each kind of state.
+
+What a kill, a restore or a device does to a run depends on what its state is made of, which many
+methods have alike. `methods_of_kinds()` is the first method of each kind, and one more objective in
+turn: PYTEST_ROTATION in the environment says which (a number), or `all` for every method. It is the
+date unless given (tests/conftest.py), and pytest prints it, so that a failure can be repeated.
+"""
+
+import os
+from functools import cache
+from typing import NamedTuple
+
+from fewstep.configs.methods import METHODS
+from fewstep.training.experiment import build
+from fewstep.training.loop import abstract_batch
+from tests.training.killed import small_network
+from tests.training.runs import small_config
+
+ALL = "all"
+
+
+class Kind(NamedTuple):
+    """What the state of a run is made of, and what its step reads.
+
+    players: how many networks are trained. followers: the source of each, in order. teacher:
+    whether the losses read one. shares: whether they share what is evaluated once. batch: the names
+    in a batch.
+    """
+
+    players: int
+    followers: tuple[str, ...]
+    teacher: bool
+    shares: bool
+    batch: tuple[str, ...]
+
+
+@cache
+def objective_and_kind(method: str) -> tuple[str, Kind]:
+    """The name of a method's objective, and its kind of state."""
+    config = small_config(method)
+    experiment = build(config, small_network(config))
+    objective = experiment.objective
+    batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
+    kind = Kind(
+        players=len(objective.players),
+        followers=tuple(follower.source for follower in objective.followers.values()),
+        teacher=bool(objective.frozen),
+        shares=objective.share is not None,
+        batch=tuple(sorted(batch)),
+    )
+    return config.objective.name, kind
+
+
+def methods_of_kinds(rotation: str | None = None) -> list[str]:
+    """The first method of each kind of state, and one of the other objectives by turns.
+
+    rotation: a whole number, whose remainder chooses the other objective, or "all" for every
+    method; PYTEST_ROTATION unless given.
+    """
+    rotation = os.environ["PYTEST_ROTATION"] if rotation is None else rotation
+    if rotation == ALL:
+        return list(METHODS)
+    found = {method: objective_and_kind(method) for method in METHODS}
+    of_kind = first_of_each({method: kind for method, (_, kind) in found.items()})
+    of_objective = first_of_each({method: name for method, (name, _) in found.items()})
+    covered = {found[method][0] for method in of_kind}
+    others = [method for method in of_objective if found[method][0] not in covered]
+    return of_kind + ([others[int(rotation) % len(others)]] if others else [])
+
+
+def first_of_each(groups: dict[str, object]) -> list[str]:
+    """The first name of every group, in order."""
+    first = {}
+    for name, group in groups.items():
+        first.setdefault(group, name)
+    return list(first.values())
