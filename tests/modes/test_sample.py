@@ -13,8 +13,8 @@ from fewstep.data import to_uint8
 from fewstep.modes.request import Request, Run
 from fewstep.training.generate import noise
 from fewstep.training.sharding import make_mesh
-from tests.eval.test_generate import OBJECTIVE, SHAPE, echo
 from tests.training.runs import small_config, small_experiment
+from tests.training.test_generate import OBJECTIVE, SHAPE, echo
 
 SAMPLE = import_module("fewstep.modes.sample")
 PARAMS = jnp.float32(1.0)

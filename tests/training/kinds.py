@@ -12,7 +12,6 @@ from typing import NamedTuple
 
 from fewstep.configs.methods import METHODS
 from fewstep.training.experiment import build
-from fewstep.training.loop import abstract_batch
 from tests.training.killed import small_network
 from tests.training.runs import small_config
 
@@ -23,30 +22,28 @@ class Kind(NamedTuple):
     """What the state of a run is made of, and what its step reads.
 
     players: how many networks are trained. followers: the source of each, in order. teacher:
-    whether the losses read one. shares: whether they share what is evaluated once. batch: the names
-    in a batch.
+    whether the losses read one. shares: whether they share what is evaluated once. reads: the
+    sources of a batch.
     """
 
     players: int
     followers: tuple[str, ...]
     teacher: bool
     shares: bool
-    batch: tuple[str, ...]
+    reads: tuple[str, ...]
 
 
 @cache
 def objective_and_kind(method: str) -> tuple[str, Kind]:
     """The name of a method's objective, and its kind of state."""
     config = small_config(method)
-    experiment = build(config, small_network(config))
-    objective = experiment.objective
-    batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
+    objective = build(config, small_network(config)).objective
     kind = Kind(
         players=len(objective.players),
         followers=tuple(follower.source for follower in objective.followers.values()),
         teacher=bool(objective.frozen),
         shares=objective.share is not None,
-        batch=tuple(sorted(batch)),
+        reads=tuple(sorted(objective.reads)),
     )
     return config.objective.name, kind
 
