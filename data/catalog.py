@@ -1,4 +1,4 @@
-"""Data sets by name: SOURCES says where each kind comes from.
+"""Data sets by name: ORIGINS says where each kind comes from.
 
 none               no data set, for methods that read none; sizes and classes are the config's
 digits             scikit-learn's 8 x 8 digits; nothing to download
@@ -60,7 +60,7 @@ class Selection(NamedTuple):
         return decoding_of(self.decoding, self.background, self.unreadable)
 
 
-class Source(NamedTuple):
+class Origin(NamedTuple):
     """Where the data sets of one kind come from.
 
     form: of their names, KIND or KIND:ARGUMENT; "" for a kind that is not offered.
@@ -112,13 +112,13 @@ def _checked(name: str) -> str:
     return name
 
 
-SOURCES = {
-    NONE: Source(NONE, _open_none),
-    "digits": Source("digits", _open_digits),
-    "fashion_mnist": Source("fashion_mnist", _open_tfds, _download_tfds),
-    "folder": Source("folder:PATH", _open_folder, place="a folder of images"),
-    "tfds": Source("tfds:NAME", _open_tfds, _download_tfds),
-    "latents": Source(missing="there is no pipeline of VAE latents yet; use pixels"),
+ORIGINS = {
+    NONE: Origin(NONE, _open_none),
+    "digits": Origin("digits", _open_digits),
+    "fashion_mnist": Origin("fashion_mnist", _open_tfds, _download_tfds),
+    "folder": Origin("folder:PATH", _open_folder, place="a folder of images"),
+    "tfds": Origin("tfds:NAME", _open_tfds, _download_tfds),
+    "latents": Origin(missing="there is no pipeline of VAE latents yet; use pixels"),
 }
 
 
@@ -190,48 +190,48 @@ def _mend_first(asked: Selection, newest: Path) -> None:
 
 
 def _opened(asked: Selection, writable: bool = True, download: bool = False) -> Dataset | Undecoded:
-    """What the source of a selection opens, downloaded first if that is asked for.
+    """What the origin of a selection opens, downloaded first if that is asked for.
 
     Raises ValueError for a name that does not exist, sizes that no image has and other rules.
     """
-    source, argument = _source_of(asked.name)
-    if source.missing:
-        raise ValueError(f"data.name={asked.name}: {source.missing}")
+    origin, argument = _origin_of(asked.name)
+    if origin.missing:
+        raise ValueError(f"data.name={asked.name}: {origin.missing}")
     check_size(asked.image_size, asked.channels)
     asked.rules()
     try:
-        if download and source.download:
-            source.download(argument, asked)
-        return source.open(argument, asked, writable)
+        if download and origin.download:
+            origin.download(argument, asked)
+        return origin.open(argument, asked, writable)
     except UnknownBuilderError as error:
         raise ValueError(unknown_name(asked.name)) from error
 
 
-def _source_of(name: str) -> tuple[Source, str]:
-    """The source of a name and its argument, or the name itself; TFDS has every other name."""
+def _origin_of(name: str) -> tuple[Origin, str]:
+    """The origin of a name and its argument, or the name itself; TFDS has every other name."""
     kind, colon, argument = name.partition(":")
-    source = SOURCES.get(kind)
-    if source is None or bool(colon) != (":" in source.form):
-        return SOURCES["tfds"], name
-    return source, argument if colon else name
+    origin = ORIGINS.get(kind)
+    if origin is None or bool(colon) != (":" in origin.form):
+        return ORIGINS["tfds"], name
+    return origin, argument if colon else name
 
 
 def path_in(name: str) -> str:
     """The path in the name of data that are known by their images; "" for others."""
-    source, argument = _source_of(name)
-    return argument if source.place else ""
+    origin, argument = _origin_of(name)
+    return argument if origin.place else ""
 
 
 def known_as(name: str) -> str:
     """What protocols call data of this name: that itself, unless it says where they lie."""
-    return _source_of(name)[0].place or name
+    return _origin_of(name)[0].place or name
 
 
 def unknown_name(name: str) -> str:
     """The message that a data set does not exist: the nearest name and the forms of a name."""
-    forms = [source.form for source in SOURCES.values() if source.form]
+    forms = [origin.form for origin in ORIGINS.values() if origin.form]
     known = {n: n for n in builder_names()} | {form.partition(":")[0]: form for form in forms}
-    typed = _source_of(name)[1].partition(":")[0].lower()
+    typed = _origin_of(name)[1].partition(":")[0].lower()
     found = guess(known.get(nearest(typed, known), "")) or "."
     return (
         f"data set {name!r} does not exist{found} A name is {', '.join(forms)}, or the bare NAME "

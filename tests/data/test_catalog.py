@@ -25,9 +25,10 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path, name, nearest):
 
 
 def test_no_data_set_is_a_name_that_is_never_there(tmp_path):
+    none = data.Selection(data.NONE, str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"data.name=none has no images: name a data set"):
-        data.load(data.NONE, data_dir=str(tmp_path))
-    assert data.prepare(data.NONE, data_dir=str(tmp_path)) == tmp_path
+        data.load(none)
+    assert data.prepare(none) == tmp_path
     assert not list(tmp_path.iterdir())
 
 
@@ -82,10 +83,10 @@ def test_a_new_source_is_an_entry(tmp_path, monkeypatch):
         return digits
 
     downloaded = []
-    source = catalog.Source(
+    origin = catalog.Origin(
         "new:PATH", open_new, lambda *given: downloaded.append(given), place="new images"
     )
-    monkeypatch.setitem(catalog.SOURCES, "new", source)
+    monkeypatch.setitem(catalog.ORIGINS, "new", origin)
     selection = data.Selection("new:a:b", data_dir=str(tmp_path), image_size=8)
     assert data.load(selection, writable=False) is digits
     assert data.load_copy(selection, str(tmp_path)) is digits and not downloaded

@@ -99,9 +99,10 @@ def files():
 
 @cache
 def code():
-    """The text of every file of code, by path; tests do not count."""
+    """The text of every file of code, by path; of tests that of their environment alone."""
     kinds = {".py", ".sh", ".sbatch", ".yaml"}
-    found = [path for path in files() if path.suffix in kinds and "tests" not in path.parts]
+    found = [path for path in files() if path.suffix in kinds]
+    found = [path for path in found if "tests" not in path.parts or path.name == "conftest.py"]
     return {path: path.read_text() for path in found}
 
 
