@@ -21,7 +21,7 @@ from fewstep.data import Dataset, verify
 from fewstep.data.folders.class_names import listed
 from fewstep.eval.evaluate import check_evaluation, skipped
 from fewstep.eval.metrics.protocol import digest
-from fewstep.modes.describe import bytes_of, size
+from fewstep.modes.job import check_step, data_identity, files_of
 from fewstep.modes.request import (
     PER_HOST,
     Request,
@@ -32,8 +32,8 @@ from fewstep.modes.request import (
     required_workdir,
     resolve,
 )
-from fewstep.modes.train import check_step, data_identity, files_of
 from fewstep.training.cluster.processes import VISIBLE, within
+from fewstep.training.cost.sizes import bytes_of, size
 from fewstep.training.experiment import Experiment, build, debugged
 from fewstep.training.labels import training_counts
 from fewstep.training.loop import abstract_state

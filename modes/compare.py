@@ -23,12 +23,13 @@ from fewstep.eval.evaluate import (
 )
 from fewstep.eval.measure import Measures
 from fewstep.eval.report.evaluation import FOLDER
+from fewstep.eval.report.run_page import write_page
 from fewstep.eval.report.runs import by_method
 from fewstep.eval.report.spreadsheet import text_table, write_csv
 from fewstep.files import check_writable
 from fewstep.modes.evaluate import evaluate
+from fewstep.modes.job import data_identity, files_of
 from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode, names, ranges
-from fewstep.modes.report import write_page
 from fewstep.modes.request import (
     Request,
     as_begun,
@@ -37,7 +38,7 @@ from fewstep.modes.request import (
     required_workdir,
     resolve_with_data,
 )
-from fewstep.modes.train import data_identity, files_of, train
+from fewstep.modes.train import train
 from fewstep.training.cluster.processes import first_process_says, say
 from fewstep.training.experiment import Experiment, build
 from fewstep.training.labels import label_counts, with_recorded_rule

@@ -1,13 +1,11 @@
 """--mode=describe: networks, parameters, shapes and FLOPs of a config, before any training."""
 
-import math
-
-import jax
 from ml_collections import ConfigDict
 
 from fewstep.modes.mode import CONFIG, Mode
 from fewstep.modes.request import Request, required_config, resolve_where_open
 from fewstep.training.cost.compiled import step_inputs
+from fewstep.training.cost.sizes import bytes_of, size
 from fewstep.training.cost.step_cost import forward_flops, step_flops
 from fewstep.training.experiment import Experiment, build, optimizer_fields
 from fewstep.training.sharding import check_batch_size, make_mesh
@@ -58,16 +56,6 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
         f"{config.steps * flops / 1e15:.3f} PFLOP",
     ]
     return "\n".join(lines)
-
-
-def size(tree: object) -> str:
-    """Number of elements of a tree, with thousands marked."""
-    return f"{sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)):,}"
-
-
-def bytes_of(tree: object) -> int:
-    """Bytes of a tree of shapes."""
-    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
 
 
 DESCRIBE = Mode(describe, "Print networks, parameters, shapes and FLOPs of a config.", CONFIG)

@@ -15,7 +15,6 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.modes.budget import aimed, checkpoint_cost, duration, fixed_seconds
-from fewstep.modes.describe import bytes_of, size
 from fewstep.modes.mode import CONFIG, Flag, Mode, integers, number, numbers
 from fewstep.modes.request import Request, required_config, resolve_where_open
 from fewstep.training.cost.accelerators import ACCELERATORS, GIB, Target
@@ -29,6 +28,7 @@ from fewstep.training.cost.compiled import (
     memory,
     step_inputs,
 )
+from fewstep.training.cost.sizes import bytes_of, size
 from fewstep.training.cost.step_cost import forward_flops, step_flops
 from fewstep.training.experiment import Experiment, build_on
 from fewstep.training.sharding import AXES, check_batch_size, make_mesh, mesh_sizes, sizes_in_slice

@@ -2,7 +2,6 @@
 
 import hashlib
 import re
-from importlib import import_module
 from itertools import islice
 from types import SimpleNamespace
 
@@ -11,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewstep.data import Dataset, Pairs, Split
+from fewstep.eval import evaluate as EVALUATE
+from fewstep.modes import job as JOB
+from fewstep.modes import request as REQUEST
+from fewstep.modes import train as TRAIN
 from fewstep.modes.request import Request
+from fewstep.training import experiment as EXPERIMENT
+from fewstep.training import sources as SOURCES
+from fewstep.training import teacher as TEACHER
 from fewstep.training.loop import abstract_state, compile_step
 from fewstep.training.sharding import put_batch
 from fewstep.training.sources import abstract_batch
@@ -20,16 +26,6 @@ from fewstep.training.storage import workdir
 from tests.networks import affine
 from tests.training.runs import small_config
 
-# Modules; the packages' own `train` and others are functions.
-TRAIN, REQUEST = import_module("fewstep.modes.train"), import_module("fewstep.modes.request")
-EVALUATE, EXPERIMENT = (
-    import_module("fewstep.eval.evaluate"),
-    import_module("fewstep.training.experiment"),
-)
-TEACHER, SOURCES = (
-    import_module("fewstep.training.teacher"),
-    import_module("fewstep.training.sources"),
-)
 MEASURED_BY = ("features", "weights", "reference", "agreement", "batch_size")
 
 
@@ -52,8 +48,9 @@ def recorded(patch, folder, method, fields, traced=True):
         patch.setattr(EVALUATE, name, getattr(recorder, name))
     for name in ("check_feature_network", "save_all_steps"):
         patch.setattr(EVALUATE, name, lambda *_: None)
-    for name in ("train_network", "check_step", "evaluations"):
-        patch.setattr(TRAIN, name, getattr(recorder, name))
+    patch.setattr(TRAIN, "train_network", recorder.train_network)
+    for name in ("check_step", "evaluations"):
+        patch.setattr(JOB, name, getattr(recorder, name))
     patch.setattr(SOURCES, "teacher_pairs", recorder.teacher_pairs)
     config = small_config(method)
     config.update_from_flattened_dict(fields)

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fewstep import data
+from fewstep.modes import job as JOB
 from fewstep.modes.checks import Job
 from fewstep.modes.request import Request, decoded_as_begun, read_dataset
 from fewstep.training.classes import class_names
@@ -24,7 +25,7 @@ LATER = ("decoding", "background", "unreadable")
 @pytest.fixture(autouse=True)
 def untraced(monkeypatch):
     """No step is traced, which takes long."""
-    monkeypatch.setattr(TRAIN, "check_step", lambda *_: None)
+    monkeypatch.setattr(JOB, "check_step", lambda *_: None)
 
 
 @pytest.fixture
@@ -48,8 +49,8 @@ def config(tmp_path):
 
 def begin(folder, config, older=False):
     """Record a run as it begins; older: as a version did that had no such fields."""
-    job = TRAIN.checked(folder, config)
-    workdir.start_run(folder, job.config, TRAIN.data_identity(job.dataset, job.experiment))
+    job = JOB.job_of(folder, config)
+    workdir.start_run(folder, job.config, JOB.data_identity(job.dataset, job.experiment))
     if older:
         path = folder / identity.RUN
         record = unsealed(json.loads(path.read_text()))
@@ -86,7 +87,7 @@ def test_an_older_run_goes_on_with_its_pixels_and_labels(tmp_path, config, cache
         shutil.rmtree(tmp_path / "arrays")
     capsys.readouterr()
     for _ in range(2):  # the first start has written a new record
-        job = TRAIN.checked(tmp_path / "run", config)
+        job = JOB.job_of(tmp_path / "run", config)
         assert job.config.data.decoding == data.FIRST_DECODING
         assert job.dataset.identity == begun.identity
         workdir.start_run(tmp_path / "run", job.config, job.dataset.identity)
@@ -126,7 +127,7 @@ def test_a_run_does_not_go_on_by_other_rules(tmp_path, config, older, field, val
     begin(tmp_path / "run", old(config) if older else config, older)
     config.data[field] = value
     with pytest.raises(ValueError, match=message):
-        job = TRAIN.checked(tmp_path / "run", config)
+        job = JOB.job_of(tmp_path / "run", config)
         workdir.start_run(tmp_path / "run", job.config)
 
 

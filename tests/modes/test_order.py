@@ -8,6 +8,7 @@ import pytest
 
 from fewstep import data
 from fewstep.data.order import ORDERS
+from fewstep.modes import job as JOB
 from fewstep.modes.checks import Job, first_batch
 from fewstep.modes.request import Request
 from fewstep.training.experiment import build_on
@@ -31,7 +32,7 @@ def first_rows(order):
 @pytest.fixture(params=ORDERS)
 def begun(request, tmp_path):
     """A run's folder, its order and the first labels; it has trained no step."""
-    config = TRAIN.checked(tmp_path, CONFIG).config
+    config = JOB.job_of(tmp_path, CONFIG).config
     workdir.start_run(tmp_path, config)
     if request.param == 1:  # begun before there were several: no record has a number
         path = tmp_path / identity.RUN

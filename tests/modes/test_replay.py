@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from fewstep.data import NEWEST_ORDER, batch_indices
+from fewstep.modes import job as JOB
 from fewstep.training.experiment import build
 from fewstep.training.loop import compile_step, create_state
 from fewstep.training.replay import GRADIENT, ROWS, read_newest
@@ -25,7 +26,7 @@ FIELDS = {"seed": 3, "micro_batches": 2, "data.flip": True, "batch_size": 32}
 
 def test_the_record_of_a_step_has_its_seed_and_its_images(tmp_path):
     config, data = small_config("flow_matching", **FIELDS), dataset(8, 1)
-    job = TRAIN.Job(config, data, build(config), *[None] * 6)
+    job = JOB.Job(config, data, build(config), *[None] * 6)
     error = NonFiniteError("broken", step=7, values={"loss": np.inf})
     told = TRAIN.recorded(error, job, NEWEST_ORDER, tmp_path)
     assert str(tmp_path / "replay" / "7.json") in str(told)
@@ -42,7 +43,7 @@ def test_the_record_of_a_step_has_its_seed_and_its_images(tmp_path):
 
 def test_a_step_without_images_records_none_though_a_data_set_is_here(tmp_path):
     config, data = small_config("sim", **FIELDS), dataset(8, 1)
-    job = TRAIN.Job(config, data, build(config), *[None] * 6)
+    job = JOB.Job(config, data, build(config), *[None] * 6)
     TRAIN.recorded(NonFiniteError("broken", step=7, values={}), job, NEWEST_ORDER, tmp_path)
     assert read_newest(tmp_path)["indices"] is None
 

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.eval.report import run_page
 from fewstep.eval.report.runs import by_method, load_runs
 from fewstep.modes.request import Request
 from tests.eval.evaluated import evaluated_run
@@ -35,7 +36,7 @@ def test_each_run_has_the_evaluations_of_its_images(monkeypatch, tmp_path):
     (group,) = by_method(load_runs(folders)).values()
     seen = group[1].budget["images_seen"]
     group[1] = group[1]._replace(budget={**group[1].budget, "images_seen": 2 * seen})
-    monkeypatch.setattr(REPORT, "rebuild", lambda config, run: "experiment")
-    monkeypatch.setattr(REPORT, "network_evaluations", lambda config, experiment: 6.0)
-    counted = REPORT.with_network_evaluations(group)
+    monkeypatch.setattr(run_page, "rebuild", lambda config, run: "experiment")
+    monkeypatch.setattr(run_page, "network_evaluations", lambda config, experiment: 6.0)
+    counted = run_page.with_network_evaluations(group)
     assert [run.budget["network_evaluations"] for run in counted] == [6.0 * seen, 12.0 * seen]

@@ -9,6 +9,7 @@ from types import SimpleNamespace
 import pytest
 
 from fewstep.configs import base
+from fewstep.modes import job as JOB
 from fewstep.modes.request import Request
 from fewstep.training.storage.identity import as_dict, flat
 from tests.modes.recorded import TRAIN, recorded
@@ -262,7 +263,7 @@ def test_the_last_state_is_measured_once_by_each_number_of_samples(monkeypatch, 
     config = small_config(steps=2)
     config.evaluate.num_samples, config.evaluate.final_samples = 20, final
     experiment = SimpleNamespace(sample_with="network")
-    job = TRAIN.Job(config, None, experiment, *[None] * 6)
+    job = JOB.Job(config, None, experiment, *[None] * 6)
     evaluate = TRAIN.evaluation(None, job)
     for step in (1, 2):
         evaluate(SimpleNamespace(networks={"network": ()}, followers={}, step=step))

@@ -13,7 +13,7 @@ from fewstep.diffusion.prediction import KINDS
 from fewstep.models.dit import SIZES, Size, dit
 from fewstep.models.mlp import mlp
 from fewstep.models.model import Model
-from fewstep.modes.train import check_step
+from fewstep.modes.job import check_step
 from fewstep.objectives.distribution_matching import distribution_matching
 from fewstep.objectives.shortcut import shortcut
 from fewstep.training.cost.arithmetic import product_flops
