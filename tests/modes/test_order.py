@@ -50,7 +50,7 @@ def test_training_goes_on_in_the_order_that_it_began(begun, monkeypatch):
     folder, order, labels = begun
 
     def diverge(*, batches, **_):
-        np.testing.assert_array_equal(next(batches(0))["label"], labels)
+        np.testing.assert_array_equal(next(batches(0))["images"]["label"], labels)
         raise NonFiniteError("broken", 4, {"loss": np.inf})
 
     monkeypatch.setattr(TRAIN, "train_network", diverge)
