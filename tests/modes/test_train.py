@@ -226,7 +226,7 @@ def test_the_length_of_a_run_is_that_of_its_schedule(observe):
 @pytest.mark.parametrize("goes_on", [False, True])
 def test_a_run_that_goes_on_does_not_read_what_it_started_from(monkeypatch, tmp_path, goes_on):
     found = SimpleNamespace(has_checkpoint=lambda folder: goes_on)
-    monkeypatch.setattr(TRAIN, "restore", found)
+    monkeypatch.setattr(JOB, "restore", found)
     fields = PLAIN | {"teacher": "first", "evaluate.steps": (1,)}
     seen = recorded(monkeypatch, tmp_path, "ect", fields, traced=False)
     assert ("teacher.folder" in seen) == (not goes_on)
@@ -244,7 +244,7 @@ def test_every_field_is_in_a_table():
 
 
 def test_a_run_says_the_step_that_it_is_at_and_not_the_one_asked_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(TRAIN, "checked", lambda path, config, window: None)
+    monkeypatch.setattr(TRAIN, "job_of", lambda path, config, window: None)
     monkeypatch.setattr(TRAIN, "train_claimed", lambda path, job, preemption: 6)
     TRAIN.train(Request(config=small_config(steps=3), workdir=tmp_path))
     assert capsys.readouterr().out.startswith(f"{tmp_path} is at step 6; draw from it")
