@@ -53,7 +53,7 @@ JOIN_TIMEOUT = flags.DEFINE_float(
 )
 # Read by the modes that several processes run together.
 JOINING = (DISTRIBUTED, COORDINATOR, NUM_PROCESSES, PROCESS_ID, JOIN_TIMEOUT)
-HELP = {"--help", "-help", "-h"}
+HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
 UNFINISHED = "preempted, resumable: the same command does again what was not finished"
 
 
@@ -186,7 +186,8 @@ def parse(argv: list[str]) -> list[str]:
     except SystemExit:  # of absl's other flags that show help, with code 1
         sys.exit(exits.DONE)
     except flags.UnrecognizedFlagError as error:
-        known = [name for name in flags.FLAGS if not name.startswith(f"{CONFIG.name}.")]
+        declared = {flag for mode in MODES.values() for flag in mode.flags}
+        known = {*declared, *(flag.name for flag in (MODE, TRACEBACK, *JOINING)), "help"}
         meant = guess(nearest(error.flagname.partition(".")[0], known), "--{}")
         fail(ValueError(f"--{error.flagname} is no flag{meant}"))
     except command_line.ERRORS as error:
@@ -204,7 +205,10 @@ def show_usage(argv: list[str]) -> None:
     """Print the help of the mode that is asked for, and exit with code 0."""
     values = flags.FlagValues()
     flags.DEFINE_string(MODE.name, MODE.default, "", flag_values=values)
-    values([part for part in argv if part not in HELP], known_only=True)
+    try:
+        values([part for part in argv if part not in HELP], known_only=True)
+    except flags.Error as error:
+        fail(ValueError(str(error)))
     if values.mode not in MODES:
         fail(ValueError(no_choice("--mode", values.mode, MODES)))
     joins, common = (

@@ -82,7 +82,7 @@ def line(folder: Path, state: str) -> str:
 
 
 def distances(values: dict[str, float]) -> str:
-    """The distances that the evaluation at a step found, if there was one."""
+    """What the evaluation at a step found of which less is better, if there was one."""
     found = [
         f"{name} {value:.4g}"
         for name, value in values.items()

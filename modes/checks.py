@@ -17,7 +17,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.data import Dataset, verify
+from fewstep.data import NONE, Dataset, verify
 from fewstep.data.folders.class_names import listed
 from fewstep.eval.evaluate import check_evaluation, skipped
 from fewstep.eval.metrics.protocol import digest
@@ -72,12 +72,12 @@ class Check(NamedTuple):
     processes.
     """
 
-    run: Callable[["Job"], str]
+    run: Callable[["NextJob"], str]
     needs: tuple[str, ...] = ()
     equal: bool = False
 
 
-class Job:
+class NextJob:
     """The training job that is to come, its parts made when a check first asks for them."""
 
     def __init__(self, request: Request) -> None:
@@ -120,18 +120,18 @@ class Job:
         return make_mesh(**self.config.mesh)
 
 
-def versions(job: Job) -> str:
+def versions(job: NextJob) -> str:
     """Of Python and the packages that compute."""
     found = [f"{name} {metadata.version(name)}" for name in workdir.PACKAGES]
     return ", ".join([f"python {platform.python_version()}", *found])
 
 
-def code(job: Job) -> str:
+def code(job: NextJob) -> str:
     """The commit, the installed version and a hash of the sources."""
     return describe_code(code_version())
 
 
-def devices(job: Job) -> str:
+def devices(job: NextJob) -> str:
     """Of this process, and in all."""
     first = jax.local_devices()[0]
     memory = (first.memory_stats() or {}).get("bytes_limit")
@@ -139,7 +139,7 @@ def devices(job: Job) -> str:
     return f"{jax.device_count()} x {first.device_kind}{size}: {topology()}"
 
 
-def computation(job: Job) -> str:
+def computation(job: NextJob) -> str:
     """Each device of this process adds up."""
     for device in jax.local_devices():
         total = jax.jit(jnp.sum)(jax.device_put(jnp.ones((64, 64)), device))
@@ -148,19 +148,22 @@ def computation(job: Job) -> str:
     return "every device computes"
 
 
-def config_hash(job: Job) -> str:
+def config_hash(job: NextJob) -> str:
     """The config as it was given, but for where things lie on a host's own disk."""
     fields = flat({"config": as_dict(job.given)})
     shared = {name: value for name, value in fields.items() if name not in PER_HOST}
     return f"{job.given.method}, hash {digest(shared)}"
 
 
-def data(job: Job) -> str:
+def data(job: NextJob) -> str:
     """The data set, every image of it."""
     if job.dataset is None:
         if reads_data(job.experiment.objective):
             read_dataset(job.asked)  # says how to get it
-        return f"{job.given.data.name} is not here, and {job.given.method} trains without images"
+        where = (
+            "no data set" if job.given.data.name == NONE else f"{job.given.data.name} is not here"
+        )
+        return f"{where}, and {job.given.method} trains without images"
     split, shape = job.dataset.train, " x ".join(map(str, job.dataset.image_shape))
     names = job.dataset.classes
     verify(job.dataset)
@@ -169,7 +172,7 @@ def data(job: Job) -> str:
     return f"{len(split.labels)} training images of {shape}, hash {job.dataset.digest}{classes}"
 
 
-def network(job: Job) -> str:
+def network(job: NextJob) -> str:
     """The networks and the training step, on shapes."""
     experiment, mesh, config = job.experiment, job.mesh, job.config.copy_and_resolve_references()
     if config.batch_size % mesh.size:
@@ -180,18 +183,18 @@ def network(job: Job) -> str:
     return f"{size(abstract_params(experiment, mesh))} parameters, a step can be traced"
 
 
-def mesh(job: Job) -> str:
+def mesh(job: NextJob) -> str:
     """The devices fill the mesh."""
     return ", ".join(f"{axis} {count}" for axis, count in job.mesh.shape.items())
 
 
-def batch(job: Job) -> str:
+def batch(job: NextJob) -> str:
     """The batch can be shared."""
     check_batch_size(job.config.batch_size, job.mesh, job.config.micro_batches)
     return f"{job.config.batch_size}, {job.config.batch_size // job.mesh.size} on each device"
 
 
-def teacher(job: Job) -> str:
+def teacher(job: NextJob) -> str:
     """The teacher fits, and has the checkpoint."""
     check_other_run(job.config, job.workdir)
     check_taught(job.config, job.experiment)
@@ -201,7 +204,7 @@ def teacher(job: Job) -> str:
     return f"{location.folder} at step {restore.saved_step(location.folder, location.step)}"
 
 
-def evaluation(job: Job) -> str:
+def evaluation(job: NextJob) -> str:
     """The evaluation can be made: feature network, real images, numbers of steps."""
     check_evaluation(job.experiment, job.dataset, job.config, job.mesh)
     fields = job.config.evaluate
@@ -210,7 +213,7 @@ def evaluation(job: Job) -> str:
     return skipped(job.dataset, job.config) or f"on {fields.features} against {fields.reference}"
 
 
-def earlier_run(job: Job) -> str:
+def earlier_run(job: NextJob) -> str:
     """The folder is free, or holds this run."""
     if not workdir.is_run(job.workdir):
         return "starts anew"
@@ -223,7 +226,7 @@ def earlier_run(job: Job) -> str:
     return f"goes on from step {restore.saved_step(job.workdir)}"
 
 
-def disk(job: Job) -> str:
+def disk(job: NextJob) -> str:
     """Room for the checkpoints that are kept, and one more while it is written."""
     objective = job.experiment.objective
     frozen = {name: abstract_params(job.experiment, job.mesh) for name in objective.frozen}
@@ -240,7 +243,7 @@ def disk(job: Job) -> str:
     return text
 
 
-def collective(job: Job) -> str:
+def collective(job: NextJob) -> str:
     """All devices add up together."""
     everything = make_mesh()
     add = jax.jit(jnp.sum, out_shardings=replicated(everything))
@@ -255,7 +258,7 @@ def collective(job: Job) -> str:
     return f"{jax.device_count()} devices compute together, 1 MiB of each in {1e3 * seconds:.1f} ms"
 
 
-def shared_folder(job: Job) -> str:
+def shared_folder(job: NextJob) -> str:
     """Each process writes into the workdir, and sees what the others wrote."""
     own = job.workdir / f".doctor.{jax.process_index()}"
     with written(own, job.missing) as failure:
@@ -303,7 +306,7 @@ def written(path: Path, folders: Sequence[Path]) -> Iterator[list[OSError]]:
             folder.rmdir()
 
 
-def teacher_parameters(job: Job) -> str:
+def teacher_parameters(job: NextJob) -> str:
     """The teacher's parameters can be read."""
     if not job.config.teacher:
         return "none are needed"
@@ -311,7 +314,7 @@ def teacher_parameters(job: Job) -> str:
     return f"{size(found)} are read"
 
 
-def first_batch(job: Job) -> str:
+def first_batch(job: NextJob) -> str:
     """What the first step is given."""
     made = made_by_teacher(job.experiment.objective)
     if made:
@@ -324,7 +327,7 @@ def first_batch(job: Job) -> str:
     return f"{len(rows[0])} rows in each process"
 
 
-def clocks(job: Job) -> str:
+def clocks(job: NextJob) -> str:
     """The hosts' clocks agree."""
     multihost_utils.sync_global_devices("doctor: now")
     # Seconds as two parts that float32 holds.
@@ -337,10 +340,10 @@ def clocks(job: Job) -> str:
     return f"within {max(1, round(apart))} s"
 
 
-def bounded(run: Callable[[Job], str]) -> Callable[[Job], str]:
+def bounded(run: Callable[[NextJob], str]) -> Callable[[NextJob], str]:
     """A check by all processes together, that ends them if one does not take part."""
 
-    def check(job: Job) -> str:
+    def check(job: NextJob) -> str:
         with within(TOGETHER_SECONDS, f"the check {run.__name__} of all processes has no end"):
             return run(job)
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import jax
 
-from fewstep.modes.checks import ALONE, TOGETHER, Check, Job
+from fewstep.modes.checks import ALONE, TOGETHER, Check, NextJob
 from fewstep.modes.mode import CONFIG, WORKDIR, Mode
 from fewstep.modes.request import Request
 from fewstep.training.cluster.processes import gather
@@ -30,7 +30,7 @@ class Finding(NamedTuple):
 
 def doctor(request: Request) -> None:
     """Print what was checked. Raises ValueError if anything failed, in all processes."""
-    job = Job(request)
+    job = NextJob(request)
     reports: list[dict[str, Finding]] = [{} for _ in range(jax.process_count())]
     for checks in (ALONE, TOGETHER):
         here: dict[str, Finding] = {}
@@ -52,7 +52,7 @@ def passed_by_all(reports: Sequence[Mapping[str, Finding]]) -> set[str]:
     return {name for name in names if all(report[name].status == OK for report in reports)}
 
 
-def examine(job: Job, check: Check, passed: set[str]) -> Finding:
+def examine(job: NextJob, check: Check, passed: set[str]) -> Finding:
     """Run a check, unless one that it needs has failed."""
     lacking = [name for name in check.needs if name not in passed]
     if lacking:

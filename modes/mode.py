@@ -48,9 +48,17 @@ def path(flag: str, given: str) -> Path | None:
 
 
 def items(flag: str, given: str) -> list[str]:
-    """The parts of a text between commas; one with a comma stands in double quotes."""
-    rows = csv.reader([given], strict=True)
-    return [part.strip() for row in rows for part in row]
+    """The parts of a text between commas; one with a comma stands in double quotes.
+
+    Raises ValueError for a quote that does not end, and for an empty part.
+    """
+    try:
+        parts = [part.strip() for row in csv.reader([given], strict=True) for part in row]
+    except csv.Error as error:
+        raise ValueError(f"--{flag}={given} is no list between commas: {error}") from error
+    if not all(parts):
+        raise ValueError(f"--{flag}={given} has nothing between two commas, or at an end")
+    return parts
 
 
 def paths(flag: str, given: str) -> tuple[Path, ...]:
@@ -71,17 +79,18 @@ def indices_or_names(flag: str, given: str) -> tuple[int | str, ...]:
 
 def integer(flag: str, given: str) -> int:
     """An integer. Raises ValueError."""
-    if not re.fullmatch(r"-?\d+", given):
-        raise ValueError(f"--{flag}={given} must be an integer, such as 4")
-    return int(given)
+    try:
+        return int(given)
+    except ValueError as error:
+        raise ValueError(f"--{flag}={given} must be an integer, such as 4") from error
 
 
 def integers(flag: str, given: str) -> tuple[int, ...]:
     """Integers between commas. Raises ValueError."""
-    parts = items(flag, given)
-    if not all(re.fullmatch(r"-?\d+", part) for part in parts):
-        raise ValueError(f"--{flag}={given} must be integers, such as 8,8")
-    return tuple(map(int, parts))
+    try:
+        return tuple(map(int, items(flag, given)))
+    except ValueError as error:
+        raise ValueError(f"--{flag}={given} must be integers, such as 8,8") from error
 
 
 def number(flag: str, given: str) -> float:

@@ -8,6 +8,8 @@ from fewstep.modes.request import Request, required_config, selection_of
 def prepare(request: Request) -> None:
     """Prepare config.data and say where it lies."""
     config = required_config(request)
+    if config.data.name == data.NONE:
+        raise ValueError(f"data.name={data.NONE}: there is nothing to prepare")
     folder = data.prepare(selection_of(config))
     print(f"{config.data.name} is ready in {folder}")
 

@@ -1,5 +1,7 @@
 """Every flag reaches the field of the request that it is for, in the modes that read it."""
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from fewstep.configs.methods import TEACHERS
 from fewstep.modes import MODES
 from fewstep.modes.request import Request
 from fewstep.training.profile import Window
+from fewstep.training.storage import code_version
 
 # Of absl, which loads a config file as Python 3.12 will not.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
@@ -117,3 +120,34 @@ def test_every_flag_and_every_field_is_in_a_table():
     assert {name for name in own if not name.startswith("config.")} == known
     fields = {field for _, field, _ in FLAGS.values()}
     assert set(Request._fields) == fields | {"config", "config_of_method", "teachers"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--mode=sample", '--labels="a'), '--labels="a is no list between commas'),
+        (("--mode=sample", "--labels=a,,b"), "--labels=a,,b has nothing between two commas"),
+        (("--mode=report", "--workdirs=a,"), "--workdirs=a, has nothing"),
+        (("--mode=sample", "--steps=two"), "--steps=two must be an integer, such as 4"),
+        (("--mode=sample", "--guidance=much"), "--guidance=much must be a number, such as 2.5"),
+        (("--mode=plan", "--mesh=8,b"), "--mesh=8,b must be integers"),
+        (("--mode=plan", '--mfu="'), "--mfu="),
+    ],
+)
+def test_values_that_cannot_be_read_name_their_flag(arguments, message):
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        requested(*arguments)
+
+
+def test_only_flags_of_the_program_are_guessed(capsys):
+    for flag, guessed in (("--device=cpu", ""), ("--stepss=3", "--steps"), ("--data=x", "")):
+        with pytest.raises(SystemExit):
+            main.parse(["main.py", flag])
+        error = capsys.readouterr().err
+        assert ("did you mean" in error) == bool(guessed) and guessed in error
+
+
+def test_the_lint_rule_on_names_knows_every_room_and_module():
+    rule = tomllib.loads((Path(main.__file__).parent / "pyproject.toml").read_text())
+    banned = rule["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]
+    assert {*banned} == {*code_version.ROOMS, *code_version.MODULES} - {"main", "fewstep"}

@@ -65,7 +65,7 @@ def test_a_flipped_pixel_is_found_and_prepare_mends_it(tmp_path, capsys):
     fields = {"data.name": f"folder:{tmp_path / 'set'}", "data.dir": str(tmp_path / "data")}
     # Too few images for the other checks, and few enough for a test.
     config = config_of("flow_matching", **fields, **{"data.image_size": 8, "evaluate.steps": ()})
-    job = CHECKS.Job(Request(config=config, workdir=tmp_path / "run"))
+    job = CHECKS.NextJob(Request(config=config, workdir=tmp_path / "run"))
     assert ALONE["data"].run(job).startswith("20 training images of 8 x 8 x 1, hash ")
     (file,) = tmp_path.glob("data/arrays/*/train_images.npy")
     times, content = file.stat(), file.read_bytes()
@@ -140,7 +140,7 @@ def test_a_device_that_computes_wrongly_is_found(check, broken, monkeypatch):
 
 def job_of(tmp_path, method="flow_matching", **fields):
     """A job of a network of a few numbers."""
-    job = CHECKS.Job(Request(config=config_of(method, **fields), workdir=tmp_path))
+    job = CHECKS.NextJob(Request(config=config_of(method, **fields), workdir=tmp_path))
     job.experiment = build(job.config, random_network((8, 8, 1)))
     return job
 
@@ -210,11 +210,11 @@ def test_the_same_data_in_other_folders_of_each_host_are_the_same(tmp_path):
             Image.fromarray(image).save(folder / f"{i}.png")
         fields = {"data.name": f"folder:{folder}", "data.dir": str(tmp_path / host / "data")}
         fields |= {"data.image_size": 8, "evaluate.steps": (), "data.local_dir": host}
-        job = CHECKS.Job(Request(config=config_of("flow_matching", **fields), workdir=tmp_path))
+        job = CHECKS.NextJob(Request(config=config_of("flow_matching", **fields), workdir=tmp_path))
         seen.append((ALONE["data"].run(job), CHECKS.config_hash(job)))
     assert seen[0][0] == seen[1][0] != seen[2][0]  # of the same name and number
     same = [{"data.dir": "a", "data.local_dir": "x"}, {"data.dir": "b", "evaluate.weights": "w"}]
-    jobs = [CHECKS.Job(Request(config=config_of("edm", **f), workdir=tmp_path)) for f in same]
+    jobs = [CHECKS.NextJob(Request(config=config_of("edm", **f), workdir=tmp_path)) for f in same]
     assert CHECKS.config_hash(jobs[0]) == CHECKS.config_hash(jobs[1])
 
 
