@@ -10,7 +10,7 @@ from PIL import Image
 
 from fewstep import data
 from fewstep.modes import job as JOB
-from fewstep.modes.checks import Job
+from fewstep.modes.checks import NextJob
 from fewstep.modes.request import Request, decoded_as_begun, read_dataset
 from fewstep.training.classes import class_names
 from fewstep.training.storage import identity, workdir
@@ -96,7 +96,9 @@ def test_an_older_run_goes_on_with_its_pixels_and_labels(tmp_path, config, cache
     # So do evaluations, whose config is the record, and the doctor.
     recorded = workdir.load_config(tmp_path / "run")
     assert read_dataset(recorded, writable=False).identity == begun.identity
-    assert Job(Request(config=config, workdir=tmp_path / "run")).dataset.identity == begun.identity
+    assert (
+        NextJob(Request(config=config, workdir=tmp_path / "run")).dataset.identity == begun.identity
+    )
     assert class_names(tmp_path / "run") == ("10", "2")
 
 

@@ -9,7 +9,7 @@ import pytest
 from fewstep import data
 from fewstep.data.order import ORDERS
 from fewstep.modes import job as JOB
-from fewstep.modes.checks import Job, first_batch
+from fewstep.modes.checks import NextJob, first_batch
 from fewstep.modes.request import Request
 from fewstep.training.experiment import build_on
 from fewstep.training.report import NonFiniteError
@@ -75,7 +75,7 @@ def test_replay_and_doctor_read_in_the_order_of_the_run(begun, monkeypatch):
 
     monkeypatch.setattr(data, "batches", ask)
     with pytest.raises(Asked, match=str(order)):
-        first_batch(Job(Request(config=CONFIG, workdir=folder)))
+        first_batch(NextJob(Request(config=CONFIG, workdir=folder)))
     config, mesh = workdir.load_config(folder), make_mesh()
     experiment = build_on(config, mesh)
     with pytest.raises(Asked, match=str(order)):

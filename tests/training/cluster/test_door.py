@@ -30,7 +30,7 @@ def meeting():
     """Of two processes; nobody is there yet."""
     with socket.create_server(("", 0)) as free:
         port = free.getsockname()[1]
-    return Meeting([HOST], port, 2, 20.0)
+    return Meeting([HOST], port, 2, 60.0)
 
 
 def coming(meeting, peer, **also):
