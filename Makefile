@@ -3,6 +3,7 @@
 # make parity  the DiT, Inception and DINOv2 against PyTorch transcriptions (installs PyTorch, on the CPU)
 # make soak    long campaigns of kills, stops and damage against what docs/running.md promises
 # make drills  two processes of one job, one of which is killed, frozen, late, ...: the table of docs/clusters.md
+# make docs    site/: the Python interface as HTML pages, made from the docstrings
 # make lint    ruff, shellcheck
 # make lock    exact versions again, from the ranges in requirements*.txt
 
@@ -20,11 +21,13 @@ DEMO_STEPS ?= 1200
 TEST_WORKERS ?= 2
 DRILLS ?=
 SOAK ?= --kills=30 --stops=30 --damages=80
+# Folders whose modules have pages.
+ROOMS := configs data diffusion eval models modes objectives samplers training weights
 
-.PHONY: help demo test parity soak drills lint lock clean
+.PHONY: help demo test parity soak drills docs lint lock clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -7
+	@sed -n 's/^# //p' Makefile | head -8
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with ensurepip on PATH; name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
@@ -61,13 +64,22 @@ soak: $(VENV)/.installed
 drills: $(VENV)/.installed
 	$(RUN) -m tests.drills $(DRILLS)
 
+$(VENV)/.docs: $(VENV)/.installed requirements-docs.txt
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-docs.txt -c constraints.txt
+	@touch $@
+
+docs: $(VENV)/.docs
+	@rm -rf site
+	@$(RUN) -W ignore::UserWarning -m pdoc --output-directory site fewstep $(ROOMS:%=fewstep.%)
+	@echo "Open site/fewstep.html"
+
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
 
 lock:
-	uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements-dev.txt -o constraints.txt
+	uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements-dev.txt requirements-docs.txt -o constraints.txt
 
 clean:
-	rm -rf $(VENV) .pytest_cache .ruff_cache
+	rm -rf $(VENV) .pytest_cache .ruff_cache site

@@ -16,6 +16,7 @@ import main
 from fewstep.configs import command_line
 from fewstep.configs.methods import METHODS
 from fewstep.training.storage.identity import CHANGEABLE
+from tests.test_imports import FLOORS
 
 # Of absl, which loads a config file as Python 3.12 will not.
 pytestmark = pytest.mark.filterwarnings("ignore:the load_module")
@@ -283,3 +284,10 @@ def test_the_table_of_methods_has_every_method():
 def test_the_fields_that_may_change_are_listed():
     said = (ROOT / "docs/running.md").read_text().split("Fields that leave a run what it is")[1]
     assert {*SPAN.findall(said.split("\n\n")[0])} == {name.rstrip(".") for name in CHANGEABLE}
+
+
+def test_every_folder_of_the_package_has_pages():
+    (rooms,) = re.findall(r"^ROOMS := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert rooms.split() == sorted(
+        {room.split("/")[0] for room in FLOORS} & {*FOLDERS} | {"configs"}
+    )
