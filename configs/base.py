@@ -3,10 +3,10 @@
     config = base.config()                       all fields but those of an objective
     config.objective = objectives.shortcut()     those, in configs/objectives.py
 
-`configs/methods.py` puts them together to the methods that a user names.
+`configs/methods.py` combines them into the methods that a user names.
 
-Any field can be set on the command line: --config.optimizer.learning_rate=1e-3. None stands for the
-default of the function that takes the field.
+Any field can be set on the command line: --config.optimizer.learning_rate=1e-3. None takes the
+default of the function that reads the field.
 """
 
 from ml_collections import ConfigDict
@@ -14,75 +14,75 @@ from ml_collections.config_dict import placeholder
 
 
 def config() -> ConfigDict:
-    """All fields but those of the method."""
+    """All fields except the objective's."""
     return ConfigDict(
         {
-            "method": "",  # how tables and pictures call the run
-            "seed": 0,  # of everything random: parameters, data order, noise
-            "steps": 100_000,  # training steps in all; a resumed run goes on to this number
-            "batch_size": 256,  # images per step over all devices
-            "micro_batches": 1,  # parts of a batch that are computed in turn: less memory
-            "steps_per_dispatch": 1,  # steps that devices are given at once; the numbers are alike
-            # Folder of compiled programs; "" is .compiled beside the run's folder, off keeps none.
+            "method": "",  # the run's name in tables and pictures
+            "seed": 0,  # of parameters, data order and noise
+            "steps": 100_000,  # training steps in total; a resumed run continues up to this number
+            "batch_size": 256,  # images per training step, over all devices
+            "micro_batches": 1,  # parts of a batch, computed one after another to save memory
+            "steps_per_dispatch": 1,  # training steps per dispatch; does not change results
+            # Cache of compiled programs; "" is .compiled beside the run's folder, off disables it.
             "compilation_cache": "",
-            "debug": False,  # shrink to a run of about a minute on one device
-            "teacher": "",  # WORKDIR[@STEP] of the run that teaches; "" for methods without one
-            "teacher_network": "",  # the network of that run that teaches; "" is its first average
-            "start_from_teacher": True,  # the trained networks start as copies of it
-            "pairs": {  # noise and the teacher's sample from it, for objective.regression_weight
-                "count": 10_000,  # made once, kept in the run's folder
-                "steps": 64,  # of the teacher's sampler
+            "debug": False,  # shrink the run to about a minute on one device
+            "teacher": "",  # WORKDIR[@STEP] of the teacher's run; "" for methods without a teacher
+            "teacher_network": "",  # which network of that run teaches; "" is its first average
+            "start_from_teacher": True,  # trained networks start as copies of the teacher
+            "pairs": {  # noise and the teacher's samples from it, for objective.regression_weight
+                "count": 10_000,  # generated once and kept in the run's folder
+                "steps": 64,  # sampling steps of the teacher
             },
             "data": data(),
             "model": model(),
             "path": path(),
             "prediction": {
-                "kind": "velocity",  # what the network's output is: velocity, F (EDM), v, eps, x_0
+                "kind": "velocity",  # what the network predicts: velocity, F (EDM), v, eps, x_0
                 "sigma_data": placeholder(float),  # F: deviation of the data; None is EDM's 0.5
             },
             "objective": {},
             "optimizer": optimizer(),
-            # Fields of `optimizer` that differ for one player: {"fake_score": {"b1": 0.0}}
+            # Fields of `optimizer` that differ for one player: {"fake_score": {"b1": 0.0}}.
             "player_optimizers": {},
             "ema": {
-                "decays": (0.999,),  # one average per decay, named ema_DECAY
-                "warmup": True,  # decay at most (1 + step) / (10 + step)
-                "power_stds": (),  # power-function averages of this relative width: power_STD
-                "sample_with": "",  # network, ema_0.999, ...; "" is the first average, or network
+                "decays": (0.999,),  # one average for each decay, named ema_DECAY
+                "warmup": True,  # caps the decay at (1 + step) / (10 + step)
+                "power_stds": (),  # power-function averages of these widths, named power_STD
+                "sample_with": "",  # network, ema_0.999, ...; "" is the first average, else network
             },
             "mesh": {
-                "data": -1,  # devices that share the batch; -1 takes what is left
-                "fsdp": 1,  # devices that also share parameters and optimizer states
-                # Whether those may be of several slices (TPU slices, hosts of GPUs): slower links.
+                "data": -1,  # devices that split the batch; -1 uses all the rest
+                "fsdp": 1,  # devices that also split parameters and optimizer states
+                # Whether fsdp may span slices (TPU slices, GPU hosts), whose links are slower.
                 "fsdp_across_slices": False,
             },
             "checkpoint": {
-                "every": 5000,  # steps; 0 saves after the last step only
-                "keep": 2,  # newest checkpoints that stay; 0 keeps all
-                "keep_hours": 0.0,  # one of every so many hours stays too; 0 is no such rule
-                "keep_best": "",  # the best by this stays: frechet_1, kernel_4, recall_4, ...
-                "keep_steps": (),  # these stay
+                "every": 5000,  # training steps; 0 saves after the last step only
+                "keep": 2,  # keeps the newest N checkpoints; 0 keeps all
+                "keep_hours": 0.0,  # also keeps one checkpoint per N hours; 0 turns this off
+                "keep_best": "",  # also keeps the best by this metric: frechet_1, kernel_4, ...
+                "keep_steps": (),  # also keeps the checkpoints of these steps
             },
-            "watchdog": {  # without a finished step all stacks are written, then the process ends
-                "seconds": 60.0,  # that a step may take
-                "factor": 10.0,  # times the median step, that one may take if that is more
-                "exit_after": 1800.0,  # seconds until the process ends (exit code 77); 0 is never
-                # GB/s that a save reaches at least, or the process ends too; 0 is no limit
+            "watchdog": {  # writes all stacks if no step finishes in time, then ends the process
+                "seconds": 60.0,  # time limit of a step
+                "factor": 10.0,  # or this many times the median step, if longer
+                "exit_after": 1800.0,  # seconds until it ends, with exit code 77; 0 is never
+                # A save slower than this many GB/s ends the process too; 0 is no limit.
                 "disk_speed": 0.01,
             },
-            "log": {"every": 50},  # steps averaged in a row of metrics.jsonl
+            "log": {"every": 50},  # training steps averaged in each row of metrics.jsonl
             "evaluate": {
-                "every": 0,  # steps; 0 evaluates after the last step only
-                "steps": (1, 2, 4, 8, 128),  # numbers of sampling steps; () does not evaluate
-                # What is compared: classifier, pixels, inception, dinov2; none only shows samples.
+                "every": 0,  # training steps; 0 evaluates after the last step only
+                "steps": (1, 2, 4, 8, 128),  # sampling steps to evaluate; () does not evaluate
+                # Feature network: classifier, pixels, inception, dinov2; none only draws samples.
                 "features": "inception",
-                "weights": "",  # their file; "" is $FEWSTEP_INCEPTION or $FEWSTEP_DINOV2
+                "weights": "",  # its file of weights; "" is $FEWSTEP_INCEPTION or $FEWSTEP_DINOV2
                 "reference": "train",  # real images: train, test, all, or an .npz (evaluation.md)
-                "agreement": False,  # of labels with a classifier that is trained on the data
+                "agreement": False,  # with labels, of a classifier trained on the data
                 "num_samples": 1000,
-                "final_samples": 0,  # after the last step, measured beside those; 0 is none more
-                "batch_size": 256,  # images sampled at once, over all devices
-                "guidance_scale": placeholder(float),  # form A, 1 is none; None: the method's own
+                "final_samples": 0,  # a second, larger count after the last step; 0 measures none
+                "batch_size": 256,  # images sampled at a time, over all devices
+                "guidance_scale": placeholder(float),  # form A, 1 is none; None is the method's own
             },
         }
     )
@@ -93,20 +93,20 @@ def data() -> ConfigDict:
     return ConfigDict(
         {
             "name": "digits",  # digits, fashion_mnist, folder:PATH, a TFDS image data set, or none
-            "dir": "",  # where prepared data lie; "" is $FEWSTEP_DATA or ~/.cache/fewstep
-            # A disk of each host, to which it copies the images before training; "" is none.
+            "dir": "",  # folder of prepared data; "" is $FEWSTEP_DATA or ~/.cache/fewstep
+            # A local disk to which each host copies the images before training; "" copies nothing.
             "local_dir": "",
             "image_size": 0,  # pixels per side; 0 is the data set's own
             "channels": 0,  # 1 or 3; 0 is the data set's own
-            # Rules by which image files are read (docs/data.md): 1 those of versions without this
-            # field, 2 the newest; 0 is a begun run's own, or its teacher's, else the newest.
+            # Version of the rules for reading image files (docs/data.md): 1 is the first, 2 the
+            # newest; 0 keeps the version of a begun run or of its teacher, else the newest.
             "decoding": 0,
-            "background": "white",  # under transparent pixels: the name of a color, or #rrggbb
-            "unreadable": 0,  # files of a folder that may be unreadable, and are left out
+            "background": "white",  # color under transparent pixels: a name or #rrggbb
+            "unreadable": 0,  # how many unreadable files of a folder are skipped, not an error
             "num_classes": -1,  # 0 trains without labels; -1 is the data set's own
-            "label_shares": "data",  # of classes to make images for: the data's own, or equal
-            "flip": False,  # mirror images at random, left to right
-            "on_device": False,  # the training images lie on every device, which gathers from them
+            "label_shares": "data",  # classes of generated images: in the data's shares, or equal
+            "flip": False,  # random horizontal flips
+            "on_device": False,  # keep all training images in each device's memory
         }
     )
 
@@ -135,7 +135,7 @@ def model() -> ConfigDict:
 
 
 def path() -> ConfigDict:
-    """The path from data to noise."""
+    """The path between data and noise."""
     return ConfigDict(
         {
             "name": "linear",  # linear, vp_cosine, vp_ddpm, ve, trigflow
@@ -149,22 +149,22 @@ def path() -> ConfigDict:
 
 
 def optimizer() -> ConfigDict:
-    """How players are updated."""
+    """How the trained networks are updated."""
     return ConfigDict(
         {
             "name": "adamw",  # adamw, adam, radam
             "learning_rate": 1e-4,
-            "schedule": "constant",  # constant, or to zero: cosine, linear
-            "warmup_steps": 0,  # updates over which the rate rises from 0
+            "schedule": "constant",  # constant; cosine or linear, both to zero
+            "warmup_steps": 0,  # updates while the rate rises from 0
             "b1": 0.9,
             "b2": 0.999,
             "eps": 1e-8,
-            "weight_decay": 0.0,  # decoupled, on all parameters; adamw only
-            "clip_norm": 0.0,  # largest global norm of a gradient; 0 does not clip
-            # An update is not made if its loss or the norm of its gradient lies this many standard
-            # deviations above the mean of the last ones (6 in OLMo 2); 0 makes them all.
+            "weight_decay": 0.0,  # decoupled, of all parameters; adamw only
+            "clip_norm": 0.0,  # clips gradients to this global norm; 0 does not clip
+            # Skips an update if its loss or gradient norm is this many standard deviations above
+            # the mean of recent updates (6 in OLMo 2); 0 never skips.
             "spike_factor": 0.0,
-            "spike_window": 128,  # updates that are looked back on; none is skipped before
-            "spike_cap": 10,  # the run ends with an error if it skips more than so many
+            "spike_window": 128,  # number of recent updates; earlier than that, none is skipped
+            "spike_cap": 10,  # ends the run with an error after more skipped updates than this
         }
     )

@@ -14,22 +14,22 @@ teaches cd_flow; ct, ict and sct need none. lcm needs a ddpm teacher that predic
     python main.py --config=configs/cifar10.py:lcm --config.teacher=runs/cifar10_ddpm \
         --workdir=runs/cifar10_lcm
 
-One-step generators of an edm teacher (of a flow_matching teacher: sim_flow, sid_flow, ...), which
-read no images:
+One-step generators of an edm teacher (or of a flow_matching teacher: sim_flow, sid_flow, ...) read
+no images:
 
     python main.py --config=configs/cifar10.py:sim --config.teacher=runs/cifar10_edm \
         --workdir=runs/cifar10_sim
 
-DiT-S/2 (33 M parameters, 256 tokens), bfloat16. The settings of PUBLISHED are those of the papers'
-U-Nets, and nobody has published them for this network; they and the figures below are quoted
-second-hand, so read the paper before you cite one. The other methods have settings of our own:
-rate, warm-up, clipping and length. The papers' FID in 1 / 2 steps, unconditional: CD 3.55 / 2.93
+DiT-S/2 (33 M parameters, 256 tokens), bfloat16. The settings in PUBLISHED belong to the papers'
+U-Nets; nobody has published settings for this network. They and the figures below are second-hand,
+so read the paper before you cite one. The other methods have rates, warm-up, clipping and lengths
+of our own. The papers' FID in 1 / 2 steps, unconditional: CD 3.55 / 2.93
 and CT 8.70 / 5.83 (both with LPIPS, which is not offered), iCT 2.83 / 2.46, ECT 3.60 / 2.11, sCT
 2.85 / 2.06, sCD 3.66 / 2.52; in one step SIM 2.17 (conditional 1.96), SiD 1.92, Diff-Instruct 4.53;
-EDM 1.97 in 35 evaluations. SIM's abstract has 2.06 in the place of 2.17: the least of one run that
-went on from a SiD generator of 2.8, at a rate of 1e-6 (--config.optimizer.learning_rate=1e-6). The
-shortcut paper does not train on CIFAR-10. A folder of images takes its place with
---config.data.name=folder:PATH --config.data.num_classes=-1.
+EDM 1.97 in 35 evaluations. SIM's abstract reports 2.06, not 2.17: the minimum of one run that
+continued from a SiD generator of 2.8 at a learning rate of 1e-6
+(--config.optimizer.learning_rate=1e-6). The shortcut paper does not train on CIFAR-10. To train on
+a folder of images instead, set --config.data.name=folder:PATH --config.data.num_classes=-1.
 """
 
 from collections.abc import Callable
@@ -72,7 +72,7 @@ def cd(config: ConfigDict) -> None:
 
 
 def second_time(time: float) -> Callable[[ConfigDict], None]:
-    """The second time of two sampling steps."""
+    """Set the time of the second of two sampling steps."""
 
     def setting(config: ConfigDict) -> None:
         config.objective.sample_times = (time,)
@@ -81,11 +81,10 @@ def second_time(time: float) -> Callable[[ConfigDict], None]:
 
 
 def one_step(config: ConfigDict) -> None:
-    """SiD on CIFAR-10 (Zhou et al. 2024): the rate, Adam with b1 = 0, an EMA with a half-life of
-    0.5 M images.
+    """SiD on CIFAR-10 (Zhou et al. 2024): learning rate, and an EMA of half-life 0.5 M images.
 
-    Stop when the distance does not fall any more. DMD2, whose levels, starts and updates `dmd`
-    has, is published for larger images alone.
+    Stop when the distance no longer falls. `dmd` has DMD2's noise levels, start and updates, which
+    are published for larger images only.
     """
     config.optimizer.learning_rate = 1e-5
     config.optimizer.warmup_steps, config.optimizer.clip_norm = 0, 0.0
@@ -94,7 +93,7 @@ def one_step(config: ConfigDict) -> None:
 
 
 def sim(config: ConfigDict) -> None:
-    """SIM's paper has SiD's levels and weight, and batches of 128; SiD's own code 256."""
+    """SIM's paper: SiD's noise levels and weight, and batches of 128 (SiD's code: 256)."""
     one_step(config)
     methods.sid_weighting(config)
     config.batch_size = 128
@@ -102,14 +101,14 @@ def sim(config: ConfigDict) -> None:
 
 
 def diff_instruct(config: ConfigDict) -> None:
-    """The noise and the batch of Diff-Instruct's README."""
+    """Noise level and batch size of Diff-Instruct's README."""
     one_step(config)
     config.objective.sigma_init, config.batch_size = 1.0, 128
     config.ema.decays = (0.9998,)  # a half-life of 0.5 M images too
 
 
-# What the papers set on CIFAR-10 beside that is the methods' default: N = 18 in Karras spacing for
-# cd, s_0 = 2, s_1 = 150, mu_0 = 0.9 for ct, sigma_data = 0.5 everywhere.
+# The papers' other settings for CIFAR-10 are the methods' defaults: N = 18 in Karras spacing for
+# cd; s_0 = 2, s_1 = 150, mu_0 = 0.9 for ct; sigma_data = 0.5 for all.
 SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     **{method.__name__: one_step for method in methods.ONE_STEP},
     **dict.fromkeys(("sim", "sim_flow"), sim),
@@ -121,7 +120,7 @@ SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
 
 
 def get_config(method: str = "shortcut") -> ConfigDict:
-    """200,000 steps of 256 images, or as the method's paper trained."""
+    """200,000 steps of 256 images, or the length and batch size of the method's paper."""
     config = methods.choose(base.config(), method)
     config.steps = 200_000
     config.batch_size = 256

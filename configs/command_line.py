@@ -1,4 +1,4 @@
-"""--config on the command line: its file and overrides, None, and fields that do not exist."""
+"""Reads --config from the command line: the file, overrides, None, and unknown fields."""
 
 import re
 import sys
@@ -12,8 +12,8 @@ from fewstep.configs import overrides
 from fewstep.messages import CUTOFF, guess, likeness, nearest
 
 NONE = "None"
-EVERYWHERE = ("name", "kind")  # these say nothing without their group
-# What people call fields of ours.
+EVERYWHERE = ("name", "kind")  # ambiguous without their group
+# Names that other codebases use, and ours.
 OTHER_NAMES = {
     "lr": "learning_rate",
     "wd": "weight_decay",
@@ -45,12 +45,15 @@ OTHER_NAMES = {
 }
 
 
-# What absl and a config's file raise for bad input.
+# Raised by absl and by config files for bad input.
 ERRORS = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError)
 
 
 def read_config(values: flags.FlagValues) -> ConfigDict | None:
-    """--config with its overrides; a part with another name than the file's keeps those alone."""
+    """The config of --config with its overrides applied.
+
+    A part that is overridden by name keeps none of the file's fields (overrides.py).
+    """
     config = values["config"].value
     if config is None:
         return None
@@ -62,9 +65,9 @@ def read_config(values: flags.FlagValues) -> ConfigDict | None:
 
 
 def read_config_of(method: str) -> ConfigDict:
-    """The config that --config's file has for a method, with the same overrides.
+    """The config of another method in --config's file, with the same overrides.
 
-    Raises ValueError for a method that it does not have, or one without an overridden field.
+    Raises ValueError if the file does not have the method, or the method not an overridden field.
     """
     file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     values = flags.FlagValues()
@@ -88,7 +91,7 @@ def plain_config(path: str) -> ConfigDict:
 
 
 def unknown_in(config: str, argv: list[str]) -> str:
-    """The message for the first field that a config does not have; "" if that is not the fault."""
+    """An error message for the first unknown field in argv; "" if all fields are known."""
     try:
         return unknown_field(plain_config(config), argv) if config else ""
     except ERRORS:
@@ -96,7 +99,7 @@ def unknown_in(config: str, argv: list[str]) -> str:
 
 
 class OrNone(flags.ArgumentParser):
-    """What a parser reads, and None for `None`."""
+    """A flag parser that also reads `None` as None."""
 
     def __init__(self, parser: flags.ArgumentParser) -> None:
         self.parser = parser
@@ -107,14 +110,14 @@ class OrNone(flags.ArgumentParser):
         return None if argument == NONE else self.parser.parse(argument)
 
     def flag_type(self) -> str:
-        """Of the values that are not None."""
+        """The type of values other than None."""
         return self.parser.flag_type()
 
 
 def take_none() -> None:
-    """Let `None` on the command line be None in fields of one value; the config checks which may.
+    """Read `None` on the command line as None; the config checks which fields may be None.
 
-    Of ml_collections alone, whose parsers take a text for it or fail.
+    The parsers of ml_collections read it as text or fail.
     """
     parsers = {
         int: flags.IntegerParser(),
@@ -127,9 +130,9 @@ def take_none() -> None:
 
 
 def unknown_field(config: ConfigDict, arguments: Sequence[str]) -> str:
-    """The message for the first --config.FIELD that a config does not have; "" if it has all.
+    """An error message for the first --config.FIELD that the config lacks; "" if it has all.
 
-    Also for the first that is a group of fields, with a value for one.
+    A value for a group of fields is an error too.
     """
     names = [*leaves(config.to_dict())]
     groups = {name[:i] for name in names for i, letter in enumerate(name) if letter == "."}
@@ -146,10 +149,10 @@ def unknown_field(config: ConfigDict, arguments: Sequence[str]) -> str:
 
 
 def nearest_field(asked: str, names: Sequence[str]) -> str:
-    """The dotted name that was perhaps meant; "" if none is near.
+    """The dotted name that was probably meant; "" if none is near.
 
-    The last part is compared first, by other names of it too; then the group, to choose between
-    several of one last part.
+    Compares the last part first, including names of other codebases. If several fields share it,
+    their groups decide.
     """
     group, _, last = asked.rpartition(".")
     meant = OTHER_NAMES.get(last.lower(), last)
@@ -168,13 +171,13 @@ def nearest_field(asked: str, names: Sequence[str]) -> str:
 
 
 def nearness(group: str, asked: str) -> tuple[float, int]:
-    """How near a group is to the one that was asked for; of strangers the outermost is nearest."""
+    """How near a group is to the one asked for; if none is near, outer groups come first."""
     alike = likeness(group, asked)
     return (alike if alike >= CUTOFF else 0.0, -len(group.split(".")) if group else 0)
 
 
 def leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """The dotted names of fields that are no groups."""
+    """Dotted names of all fields that are not groups."""
     for name, value in fields.items():
         if isinstance(value, Mapping):
             yield from leaves(value, f"{prefix}{name}.")

@@ -34,6 +34,6 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     short_runs.short_run(config, sigma_data=0.75)
     if method not in ("ict", "ect"):
         # Noise levels of 64 pixels on a short run: higher and wider than those of 3,072.
-        for law in short_runs.log_normal_laws(config):
-            law.mean, law.std = -0.6, 1.6
+        for sampler in short_runs.log_normal_samplers(config):
+            sampler.mean, sampler.std = -0.6, 1.6
     return config

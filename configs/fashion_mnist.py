@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 
 from fewstep.configs import base, methods, short_runs
 
-# The deviation of the training pixels in [-1, 1].
+# Standard deviation of the training pixels in [-1, 1].
 SIGMA_DATA = 0.71
-# log(SIGMA_DATA / 0.5): the published noise levels are for data of deviation 0.5.
+# log(SIGMA_DATA / 0.5): published noise levels assume data of standard deviation 0.5.
 LOG_LEVEL_SHIFT = 0.35
 
 
@@ -37,6 +37,6 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.checkpoint.every = 1000
     config.evaluate.features, config.evaluate.agreement = "classifier", True
     short_runs.short_run(config, SIGMA_DATA)
-    for law in short_runs.log_normal_laws(config):
-        law.mean += LOG_LEVEL_SHIFT
+    for sampler in short_runs.log_normal_samplers(config):
+        sampler.mean += LOG_LEVEL_SHIFT
     return config

@@ -5,14 +5,15 @@
     python main.py --mode=plan --config=configs/imagenet256.py:shortcut --mesh=8,8
 
 The setting of Frans et al. 2024: DiT-B/2, 810,000 steps of 256 images, a quarter of them
-bootstrapped (their code has 1/8: --config.objective.bootstrap_fraction=0.125), guidance 1.5, EMA
+bootstrapped (their code: 1/8, --config.objective.bootstrap_fraction=0.125), guidance 1.5, EMA
 0.999, AdamW 1e-4 with decay 0.1. Their table 1, FID-50k at 128 / 4 / 1 steps: shortcut 15.5 / 28.3
 / 40.3 (XL/2: 3.8 / 7.8 / 10.6), flow matching 17.3 / 108.2 / 324.8.
 
-The other methods keep their own papers' objectives and this network and optimizer; students name a
---config.teacher of the same config file, and lcm one of ddpm with --config.prediction.kind=v.
+The other methods combine their own papers' objectives with this network and optimizer. A student's
+--config.teacher is a run of the same config file; lcm needs a ddpm run that predicts v
+(--config.prediction.kind=v).
 
-The pipeline of latents is not part of Fewstep yet: `describe` and `plan` work, training says so.
+Fewstep does not read latents yet: `describe` and `plan` work, training refuses.
 """
 
 from ml_collections import ConfigDict
@@ -26,6 +27,6 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.steps = 810_000
     config.batch_size = 256
     config.data.num_classes = 1000
-    if "label_dropout" in config.objective:  # the paper guides these; lcm keeps its own range
+    if "label_dropout" in config.objective:  # the paper guides these; lcm has its own range
         config.objective.guidance_scale = 1.5
     return config

@@ -2,12 +2,14 @@
 
     config = methods.choose(base.config(), "cd")
 
-Each sets its paper's path, prediction, network inputs and objective on top of configs/base.py and
-configs/objectives.py; a config file then sets what its data need. Of published optimizers a method
-sets Adam with b1 = 0 of the one-step generators alone, as SiD has it; for `dmd` it is not that of
-DMD2's EDM code, AdamW with betas 0.9 and 0.999, a decay of 0.01 and clipped gradients. What papers
-set for one data set is in its file: configs/cifar10.py has RAdam for cd, ct, ict and ect, and noise
-of level 1.0 (objective.sigma_init) for diff_instruct, which starts at 2.5 elsewhere.
+A method sets its paper's path, prediction, network inputs and objective on top of configs/base.py
+and configs/objectives.py. A config file then sets what its data need.
+
+Optimizers are the config file's business, with one exception: one-step generators use Adam with
+b1 = 0, as SiD does. DMD2's EDM code differs: AdamW with betas 0.9 and 0.999, a weight decay of 0.01
+and clipped gradients. What a paper sets for one data set is in that data set's file. For example,
+configs/cifar10.py has RAdam for cd, ct, ict and ect, and starts diff_instruct at noise level 1.0
+(objective.sigma_init), not 2.5.
 """
 
 from collections.abc import Callable
@@ -17,7 +19,7 @@ from ml_collections import ConfigDict
 from fewstep.configs import base, objectives
 from fewstep.messages import no_choice
 
-# Sampling steps at which consistency models are evaluated; more add little.
+# Sampling steps to evaluate consistency models at; more steps add little.
 FEW_STEPS = (1, 2, 4)
 
 
@@ -52,7 +54,7 @@ def trigflow(config: ConfigDict) -> None:
 
 
 def trigflow_model(config: ConfigDict) -> None:
-    """What sCM's networks share; derivatives in t are part of its loss, so t is scaled little."""
+    """Path, prediction and time scale of sCM, small because its loss differentiates in t."""
     config.path.name = "trigflow"
     config.prediction.kind = "F"
     config.model.time_scale = 4.0
@@ -65,7 +67,7 @@ def shortcut(config: ConfigDict) -> None:
 
 
 def edm_model(config: ConfigDict) -> None:
-    """The path and the prediction of EDM and of the consistency models built on it."""
+    """Path and prediction of EDM and of the consistency models built on it."""
     config.path.name = "ve"
     config.prediction.kind = "F"
 
@@ -120,8 +122,8 @@ def scd(config: ConfigDict) -> None:
 def lcm(config: ConfigDict) -> None:
     """Latent consistency models (Luo et al. 2023): guided distillation of a ddpm teacher.
 
-    The teacher predicts v (--config.prediction.kind=v when training ddpm): eps says nothing of the
-    data at t = 1, where x_0 = (x - sigma eps) / alpha has the factor 1 / alpha = 150.
+    The teacher predicts v (train ddpm with --config.prediction.kind=v). An eps prediction cannot
+    give the data at t = 1: x_0 = (x - sigma eps) / alpha amplifies its errors by 1 / alpha = 150.
     """
     config.objective = objectives.consistency_distillation()
     config.evaluate.steps = FEW_STEPS
@@ -138,11 +140,11 @@ def lcm(config: ConfigDict) -> None:
 
 
 def one_step(config: ConfigDict, divergence: str) -> None:
-    """What the one-step generators of an edm teacher share."""
+    """Settings that all one-step generators of an edm teacher share."""
     config.objective = objectives.distribution_matching(divergence)
     config.evaluate.steps = (1,)
     config.optimizer.name = "adam"
-    config.optimizer.b1 = 0.0  # each player's loss moves with the other player
+    config.optimizer.b1 = 0.0  # old gradients mislead: each loss changes with the other player
     edm_model(config)
 
 
@@ -158,7 +160,7 @@ def sid(config: ConfigDict) -> None:
 
 
 def sid_weighting(config: ConfigDict) -> None:
-    """The levels and the weight of SiD's code: Karras spacing up to 0.8 of it, rows divided."""
+    """Noise levels and weight of SiD's code: Karras spacing up to 0.8 of it, normalized rows."""
     config.objective.normalize = True
     config.objective.time_sampler = objectives.time_sampler("equal_karras")
     config.objective.time_sampler.highest = 0.8
@@ -181,18 +183,18 @@ def dmd(config: ConfigDict) -> None:
 
 
 def of_flow_matching(method: Callable[[ConfigDict], None]) -> Callable[[ConfigDict], None]:
-    """The same method for a flow_matching teacher, named METHOD_flow."""
+    """The same method with a flow_matching teacher, named METHOD_flow."""
 
     def on_its_path(config: ConfigDict) -> None:
         method(config)
         config.path, config.prediction = base.config().path, base.config().prediction
 
     on_its_path.__name__ = f"{method.__name__}_flow"
-    on_its_path.__doc__ = f"{method.__name__} of a flow_matching teacher."
+    on_its_path.__doc__ = f"{method.__name__} with a flow_matching teacher."
     return on_its_path
 
 
-# One-step generators, which read no images, of an edm and of a flow_matching teacher.
+# One-step generators, with an edm or a flow_matching teacher; they read no images.
 ONE_STEP = tuple(
     kind for method in (sim, sid, diff_instruct, dmd) for kind in (method, of_flow_matching(method))
 )
@@ -217,7 +219,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
     )
 }
 
-# The method whose runs teach a method; ect can do without.
+# The method that trains each student's teacher; ect also trains without one.
 TEACHERS = {
     "cd": "edm",
     "ect": "edm",
@@ -229,7 +231,7 @@ TEACHERS = {
 
 
 def choose(config: ConfigDict, method: str) -> ConfigDict:
-    """The config with the fields of a method, its path, prediction and network inputs."""
+    """Set a method's objective, path, prediction and network inputs. Raises ValueError."""
     if method not in METHODS:
         raise ValueError(no_choice("method", method, METHODS))
     config.method = method
@@ -238,7 +240,7 @@ def choose(config: ConfigDict, method: str) -> ConfigDict:
 
 
 def frans_2024(method: str) -> ConfigDict:
-    """What Frans et al. 2024 share between data sets: DiT-B/2 on 32 x 32 x 4 latents."""
+    """Settings of Frans et al. 2024 for all data sets: DiT-B/2 on 32 x 32 x 4 latents."""
     chosen = choose(base.config(), method)
     chosen.data.name = "latents"
     chosen.data.image_size = 32

@@ -1,6 +1,6 @@
 """Every field of an objective and of its parts, its default, unit and meaning.
 
-None stands for the default of the function that takes the field.
+None takes the default of the function that reads the field.
 """
 
 from ml_collections import ConfigDict
@@ -15,7 +15,7 @@ def time_sampler(name: str = "uniform") -> ConfigDict:
             "mean": placeholder(float),  # logit_normal, log_normal
             "std": placeholder(float),  # logit_normal, log_normal
             "power": placeholder(float),  # equal_karras
-            "lowest": placeholder(float),  # equal_karras: fraction of the way from data to noise
+            "lowest": placeholder(float),  # equal_karras: fraction of the range, 0 is data, 1 noise
             "highest": placeholder(float),  # equal_karras: likewise
         }
     )
@@ -29,7 +29,7 @@ def log_normal(mean: float, std: float) -> ConfigDict:
 
 
 def spacing(name: str = "uniform") -> ConfigDict:
-    """How a path is divided into steps: uniform in t, or karras(power) in noise levels."""
+    """How a grid of times is spaced: uniform in t, or karras(power) in noise levels."""
     return ConfigDict({"name": name, "power": placeholder(float)})
 
 
@@ -39,10 +39,10 @@ def solver(name: str = "euler") -> ConfigDict:
         {
             "name": name,  # euler, ddim, heun, dpm_solver_2m, ancestral, churned_heun
             "variance": placeholder(str),  # ancestral: small or large
-            "churn": placeholder(float),  # churned_heun: noise added, over all steps
-            "churn_min": placeholder(float),  # churned_heun: from this noise level
-            "churn_max": placeholder(float),  # churned_heun: to this noise level
-            "noise": placeholder(float),  # churned_heun: factor of the added noise
+            "churn": placeholder(float),  # churned_heun: noise added over all steps (S_churn)
+            "churn_min": placeholder(float),  # churned_heun: noise is added from this noise level
+            "churn_max": placeholder(float),  # churned_heun: up to this noise level
+            "noise": placeholder(float),  # churned_heun: scale of the added noise (S_noise)
         }
     )
 
@@ -53,22 +53,24 @@ def denoising() -> ConfigDict:
         {
             "name": "denoising",
             "time_sampler": time_sampler(),
-            "label_dropout": 0.1,  # probability of training a row without its label
-            "guidance_scale": 1.0,  # when sampling; form A, 1 is none
+            "label_dropout": 0.1,  # probability that a row trains without its label
+            "guidance_scale": 1.0,  # when sampling; form A, 1 is no guidance
             "solver": solver(),
-            "spacing": spacing(),  # of the sampler's steps
+            "spacing": spacing(),  # of the sampling steps
         }
     )
 
 
 def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
-    """How two points are compared."""
+    """Distance between the network's output and its target."""
     fields = ConfigDict(
         {
-            "name": name,  # squared_l2, l1, pseudo_huber, pseudo_huber_elementwise, norm, huber,
-            #   log_cosh, exponential, cauchy
-            "c": placeholder(float),  # pseudo_huber: 0.00054 sqrt(D) if None, 0 is the norm; scale
-            #   of pseudo_huber_elementwise, huber, exponential, cauchy
+            # squared_l2, l1, pseudo_huber, pseudo_huber_elementwise, norm, huber, log_cosh,
+            # exponential, cauchy
+            "name": name,
+            # pseudo_huber: None is 0.00054 sqrt(D), 0 is the norm. pseudo_huber_elementwise,
+            # huber, exponential, cauchy: the scale
+            "c": placeholder(float),
             "power": placeholder(float),  # norm: || a - b ||^power
         }
     )
@@ -82,28 +84,27 @@ def shortcut() -> ConfigDict:
         {
             "name": "shortcut",
             "max_steps": 128,  # M: step sizes are 1/M, 2/M, 4/M, ..., 1
-            "bootstrap_fraction": 0.25,  # share of the batch; paper 1/4, official code 1/8
-            "target_decay": 0.999,  # EMA of the bootstrap target; 0 is the network itself
+            "bootstrap_fraction": 0.25,  # of the batch; paper 1/4, official code 1/8
+            "target_decay": 0.999,  # EMA decay of the bootstrap target; 0 uses the network itself
             "target_warmup": True,  # decay at most (1 + step) / (10 + step)
             "time_sampler": time_sampler(),  # of the flow-matching rows
             "label_dropout": 0.1,  # of the flow-matching rows
-            "guidance_scale": 1.0,  # trained in at the finest step; form A, 1 is none
-            "distance": distance(),  # of the network and its target; the paper's is squared L2
+            "guidance_scale": 1.0,  # learned at the finest step; form A, 1 is no guidance
+            "distance": distance(),  # squared L2 in the paper
         }
     )
 
 
 def curriculum(name: str = "constant") -> ConfigDict:
-    """How many points the time grid has as training goes on."""
+    """How many points the time grid has, by training step."""
     return ConfigDict(
         {
             "name": name,  # constant, square_root, doubling
             "points": placeholder(int),  # constant
-            "first": placeholder(int),  # square_root: points at first; doubling: cells
-            "last": placeholder(
-                int
-            ),  # square_root, doubling: cells, one less than points, at the end
-            "total_steps": placeholder(int),  # square_root, doubling: None is `steps`
+            # At the start: points for square_root, cells for doubling (one less than points).
+            "first": placeholder(int),
+            "last": placeholder(int),  # at the end: cells, for both
+            "total_steps": placeholder(int),  # square_root, doubling: their length; None is `steps`
         }
     )
 
@@ -114,16 +115,18 @@ def consistency_distillation() -> ConfigDict:
         {
             "name": "consistency_distillation",
             "curriculum": curriculum(),
-            "spacing": spacing("karras"),  # of the grid, and of the sampler's steps
-            "skip": 1,  # how many points of the grid lie from one time to the other
-            "teacher_solver": "heun",  # one step of: euler, ddim, heun
+            "spacing": spacing("karras"),  # of the training grid and of the sampling steps
+            "skip": 1,  # cells of the grid between the two times
+            "teacher_solver": "heun",  # solver of the teacher's step: euler, ddim, heun
             "distance": distance(),
             "weighting": "uniform",  # uniform, inverse_gap
-            "target_decay": 0.95,  # EMA of the target; 0 is the network itself
-            "guidance_scale": 1.0,  # of the teacher; with guidance_range the sampler's default
-            "guidance_range": (),  # (low, high) of the scale told to the network; needs
-            #   model.guidance_input
-            "sample_times": (),  # times after the first, for one step more than their number
+            "target_decay": 0.95,  # EMA decay of the target; 0 uses the network itself
+            # Guidance of the teacher; with guidance_range, the default when sampling.
+            "guidance_scale": 1.0,
+            # (low, high) of the scales that the network is conditioned on; needs
+            # model.guidance_input
+            "guidance_range": (),
+            "sample_times": (),  # times of the steps after the first, when there are that many
         }
     )
 
@@ -134,12 +137,12 @@ def consistency_training() -> ConfigDict:
         {
             "name": "consistency_training",
             "curriculum": curriculum("square_root"),
-            "spacing": spacing("karras"),  # of the grid, and of the sampler's steps
-            "time_sampler": time_sampler(""),  # the law whose cells are drawn; "" draws all alike
+            "spacing": spacing("karras"),  # of the training grid and of the sampling steps
+            "time_sampler": time_sampler(""),  # distribution over cells; "" is uniform
             "distance": distance(),
             "weighting": "uniform",  # uniform, inverse_gap
-            "initial_decay": 0.9,  # mu_0 of the target's EMA; 0 is the network itself
-            "sample_times": (),  # times after the first, for one step more than their number
+            "initial_decay": 0.9,  # mu_0 of the target's EMA; 0 uses the network itself
+            "sample_times": (),  # times of the steps after the first, when there are that many
         }
     )
 
@@ -149,16 +152,16 @@ def consistency_tuning() -> ConfigDict:
     return ConfigDict(
         {
             "name": "consistency_tuning",
-            "total_steps": placeholder(int),  # over which the gap shrinks; None is `steps`
-            "stages": 8,  # equal parts of them, the gap shrinking by q after each
+            "total_steps": placeholder(int),  # while the gap shrinks; None is `steps`
+            "stages": 8,  # equal parts of total_steps; after each the gap shrinks by q
             "q": 2.0,
             "k": 8.0,
             "b": 1.0,
             "time_sampler": log_normal(-1.1, 2.0),
             "distance": distance("pseudo_huber", 0.0),  # the norm
             "weighting": "inverse_gap",  # uniform, inverse_gap
-            "spacing": spacing("karras"),  # of the sampler's steps
-            "sample_times": (),  # times after the first, for one step more than their number
+            "spacing": spacing("karras"),  # of the sampling steps
+            "sample_times": (),  # times of the steps after the first, when there are that many
         }
     )
 
@@ -169,11 +172,11 @@ def continuous_training() -> ConfigDict:
         {
             "name": "continuous_training",
             "time_sampler": log_normal(-1.0, 1.4),
-            "tangent_warmup": 10_000,  # steps over which the tangent takes effect; None is `steps`
+            "tangent_warmup": 10_000,  # steps until the tangent has full weight; None is `steps`
             "tangent_scale": 0.1,  # c of g / (||g|| + c)
-            "adaptive_weight": True,  # learn the weight of each t; needs model.loss_weight
-            "spacing": spacing(),  # of the sampler's steps
-            "sample_times": (),  # times after the first, for one step more than their number
+            "adaptive_weight": True,  # learn a weight for each t; needs model.loss_weight
+            "spacing": spacing(),  # of the sampling steps
+            "sample_times": (),  # times of the steps after the first, when there are that many
         }
     )
 
@@ -186,38 +189,38 @@ def continuous_distillation() -> ConfigDict:
 
 
 def divergence(name: str = "score_implicit_matching") -> ConfigDict:
-    """What a one-step generator minimises (objectives/divergences.py)."""
+    """The divergence that a one-step generator minimises (objectives/divergences.py)."""
     return ConfigDict(
         {
             # score_implicit_matching, score_identity, integral_kl, score_distillation,
             # noise_free_score_distillation
             "name": name,
-            # score_implicit_matching: of fake score and teacher, denoised; "" is pseudo_huber
+            # score_implicit_matching: between the two denoised estimates; "" is pseudo_huber
             "distance": distance(""),
-            "alpha": placeholder(float),  # score_identity: 1.2 if None
-            # noise_free_score_distillation: sigma / alpha below which the predicted noise is
-            # followed; 0.72 if None
+            "alpha": placeholder(float),  # score_identity: None is 1.2
+            # noise_free_score_distillation: below this noise level sigma / alpha the gradient
+            # follows the predicted noise; None is 0.72
             "low_noise": placeholder(float),
         }
     )
 
 
-def distribution_matching(minimised: str = "score_implicit_matching") -> ConfigDict:
+def distribution_matching(divergence_name: str = "score_implicit_matching") -> ConfigDict:
     """objectives/distribution_matching.py; needs `teacher`, reads no images."""
     return ConfigDict(
         {
             "name": "distribution_matching",
-            "divergence": divergence(minimised),
-            "sigma_init": 2.5,  # noise level sigma / alpha at which the generator is evaluated
+            "divergence": divergence(divergence_name),
+            "sigma_init": 2.5,  # noise level sigma / alpha of the generator's input
             "time_sampler": log_normal(-1.2, 1.2),  # of the generator's loss
-            "fake_time_sampler": log_normal(-1.2, 1.2),  # of the fake score's training
-            "normalize": False,  # divide rows by the teacher's mean absolute error
-            "guidance_scale": 1.0,  # of the teacher; form A, 1 is none
-            "fake_score_updates": 1,  # of the fake score per update of the generator
-            # Evaluate the fake score once for both losses, with one micro-batch;
-            # fake_time_sampler.name must then be "".
+            "fake_time_sampler": log_normal(-1.2, 1.2),  # of the fake score's loss
+            "normalize": False,  # divide each row by the teacher's mean absolute error
+            "guidance_scale": 1.0,  # of the teacher; form A, 1 is no guidance
+            "fake_score_updates": 1,  # fake-score updates per update of the generator
+            # Evaluate the fake score once for both losses; needs micro_batches=1 and an empty
+            # fake_time_sampler.name.
             "joint": False,
-            "regression_weight": 0.0,  # of a regression to `pairs` of the teacher; DMD: 0.25
+            "regression_weight": 0.0,  # weight of the regression on the teacher's pairs; DMD: 0.25
             "regression_distance": distance(),
         }
     )

@@ -1,4 +1,4 @@
-"""What it means to name another part on the command line than the config file has."""
+"""What changes when the command line replaces a part of a config by another name."""
 
 from collections.abc import Mapping, Set
 from typing import Any
@@ -9,11 +9,12 @@ from ml_collections import ConfigDict
 def forget_replaced(
     config: ConfigDict, given: Mapping[str, Any], before: Mapping[str, Any]
 ) -> None:
-    """Unset what a config file set for parts that were replaced by another name.
+    """Unset the fields that a config file set for a part that the command line replaced.
+
+    A pseudo-Huber distance's c, for example, means nothing to the squared_l2 that replaces it.
+    Fields that were overridden themselves keep their values.
 
     given, before: overridden fields by dotted name, with their values now and in the config file.
-    A pseudo-Huber distance's c, say, means nothing to the squared_l2 that takes its place; what was
-    overridden itself stays.
     """
     for field, name in given.items():
         part, _, last = field.rpartition(".")
@@ -23,7 +24,7 @@ def forget_replaced(
 
 
 def unset(config: ConfigDict, part: str, keep: Set[str]) -> None:
-    """Set the fields of a part to None, and the names of parts in it to ""; but those of `keep`."""
+    """Set a part's fields to None and the names of its own parts to "", except those in `keep`."""
     for field, value in config[part].items():
         name = f"{part}.{field}"
         if isinstance(value, ConfigDict):

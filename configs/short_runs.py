@@ -1,4 +1,4 @@
-"""What methods need on small images and on short runs, beside their papers' values."""
+"""Settings that methods need for small images and short runs, where papers' values do not fit."""
 
 from collections.abc import Callable
 
@@ -9,9 +9,9 @@ from fewstep.configs import methods, objectives
 
 
 def short_run(config: ConfigDict, sigma_data: float) -> None:
-    """Set what differs on small images and in thousands, not hundreds of thousands, of steps.
+    """Set what differs for small images and for thousands of steps, not hundreds of thousands.
 
-    sigma_data: the deviation of the data.
+    sigma_data: standard deviation of the data.
     """
     if config.prediction.kind == "F":
         config.prediction.sigma_data = sigma_data
@@ -22,20 +22,22 @@ def short_run(config: ConfigDict, sigma_data: float) -> None:
 
 
 def ddpm(config: ConfigDict) -> None:
-    """v, as lcm needs its teacher to predict."""
+    """Predict v, which lcm needs of its teacher."""
     config.prediction.kind = "v"
 
 
 def ct(config: ConfigDict) -> None:
-    """Few points: with the paper's 151 and mu_0 = 0.9, for hundreds of thousands of steps, the
-    target would trail each of many cells by hundreds of steps, and the samples stay noise.
+    """Use few points.
+
+    The paper's 151 points and mu_0 = 0.9 suit hundreds of thousands of steps. In a short run the
+    target would lag behind by hundreds of steps in each of many cells, and samples stay noise.
     """
     config.objective.curriculum.last = 20
     config.objective.initial_decay = 0.5
 
 
 def lcm(config: ConfigDict) -> None:
-    """50 steps of DDIM, and guidance that small images bear."""
+    """50 steps of DDIM, and guidance weak enough for small images."""
     config.objective.curriculum.points = 201
     config.objective.skip = 4
     config.objective.guidance_range = (1.0, 4.0)
@@ -43,18 +45,19 @@ def lcm(config: ConfigDict) -> None:
 
 
 def sct(config: ConfigDict) -> None:
-    """The tangent's weight r rises over the whole run (docs/consistency.md has figures): from
-    scratch a network that does not denoise yet has no tangent worth following.
+    """Raise the tangent's weight r over the whole run (docs/consistency.md has figures).
+
+    A network that trains from scratch cannot denoise at first, so its tangent is of no use then.
     """
     config.optimizer.learning_rate = 5e-4
     config.objective.tangent_warmup = placeholder(int)
 
 
 def scd(config: ConfigDict) -> None:
-    """Smaller steps of Adam (docs/consistency.md has figures).
+    """Take smaller steps of Adam (docs/consistency.md has figures).
 
-    A teacher's tangent has no noise, and Adam's steps, which divide by the size of the gradient,
-    grow until the tangent runs away.
+    A teacher's tangent has no noise. Adam divides by the size of the gradient, so its steps grow
+    until the tangent diverges.
     """
     config.optimizer.learning_rate, config.optimizer.eps = 5e-4, 1e-3
     config.objective.tangent_warmup = 1000  # the paper's is 10,000 steps
@@ -63,9 +66,9 @@ def scd(config: ConfigDict) -> None:
 
 
 def one_step(config: ConfigDict) -> None:
-    """More and larger updates of the generator, with a fake score that keeps up with it.
+    """Update the generator more often and further, with a fake score that keeps up.
 
-    The published settings leave too few for a generator that starts at noise or is updated at
+    The published settings give too few updates to a generator that starts at noise or is updated
     every fifth step.
     """
     config.steps = config.steps // 2
@@ -78,8 +81,9 @@ def one_step(config: ConfigDict) -> None:
 
 
 def shortcut(config: ConfigDict) -> None:
-    """Targets of the current network, which teaches its larger steps sooner than an average of it
-    (docs/figures.md). The default for long runs is the paper's EMA.
+    """Take targets from the current network, not from its average as in the paper.
+
+    In short runs the larger steps learn sooner from it (docs/figures.md).
     """
     config.objective.target_decay = 0.0
 
@@ -90,7 +94,7 @@ SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
 }
 
 
-def log_normal_laws(config: ConfigDict) -> list[ConfigDict]:
-    """The log-normal laws of noise levels in a config's objective."""
-    laws = [config.objective.get(name) for name in ("time_sampler", "fake_time_sampler")]
-    return [law for law in laws if law is not None and law.name == "log_normal"]
+def log_normal_samplers(config: ConfigDict) -> list[ConfigDict]:
+    """The log-normal distributions of noise levels in a config's objective."""
+    samplers = [config.objective.get(name) for name in ("time_sampler", "fake_time_sampler")]
+    return [sampler for sampler in samplers if sampler is not None and sampler.name == "log_normal"]
