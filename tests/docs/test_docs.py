@@ -1,4 +1,7 @@
-"""README.md and docs/ name only what exists: files, tests, fields, flags, methods, commands."""
+"""README.md and docs/ name only what exists: files, tests, fields, flags, methods, commands.
+
+Their prose wraps at one width.
+"""
 
 import ast
 import importlib.util
@@ -54,6 +57,11 @@ DATA = {"json", "jsonl", "npz", "npy", "png", "csv", "pth", "html", "zip", "txt"
 OTHER_FLAGS = {"nodes", "build-arg", "logdir"}  # of sbatch, docker and tensorboard
 OPTIONAL = {"torch"}  # need not be installed, so its names cannot be looked up
 
+WIDTH = 100  # columns of prose
+# What no line break may divide: a link or image on its own line, and words and code spans without
+# a space between them. Either may be an item of a list.
+UNBREAKABLE = re.compile(r" *(?:[-*+] +|\d+[.)] +)?(?:!?\[[^\]]*\]\(\S+\)|(?:`[^`]+`|[^\s`])+)")
+
 
 # --- What a page says
 
@@ -73,6 +81,12 @@ def dotted_names(page):
     found = {name for name in names(page) if DOTTED.fullmatch(name) and not PATH.fullmatch(name)}
     signatures = filter(None, map(SIGNATURE.fullmatch, names(page)))
     return found | {f"{s[1]}.{argument}" for s in signatures for argument in s[2].split(", ")}
+
+
+def wide_lines(page):
+    """The lines of prose that are wider than WIDTH and could be wrapped."""
+    lines = [line for line in prose(page).splitlines() if not re.match(r" *\||#", line)]
+    return [line for line in lines if len(line) > WIDTH and not UNBREAKABLE.fullmatch(line)]
 
 
 def commands(page):
@@ -227,6 +241,14 @@ def test_backticks_are_single():
     texts = {path: path.read_text() for path in files() if path.suffix in (".md", ".py")}
     double = re.compile(r"(?<!`)`{2}(?!`)")
     assert [path for path, text in texts.items() if double.search(text)] == []
+
+
+# --- Layout
+
+
+@EACH_PAGE
+def test_prose_wraps_at_one_width(page):
+    assert wide_lines(page) == []
 
 
 # --- Commands
