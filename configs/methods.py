@@ -17,7 +17,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from fewstep.configs import base, objectives
-from fewstep.messages import no_choice
+from fewstep.messages import unknown_choice
 
 # Sampling steps to evaluate consistency models at; more steps add little.
 FEW_STEPS = (1, 2, 4)
@@ -233,7 +233,7 @@ TEACHERS = {
 def choose(config: ConfigDict, method: str) -> ConfigDict:
     """Set a method's objective, path, prediction and network inputs. Raises ValueError."""
     if method not in METHODS:
-        raise ValueError(no_choice("method", method, METHODS))
+        raise ValueError(unknown_choice("method", method, METHODS))
     config.method = method
     METHODS[method](config)
     return config

@@ -1,12 +1,12 @@
 """Data sets by name: ORIGINS says where each kind comes from.
 
-none               no data set, for methods that read none; sizes and classes are the config's
+none               no data set, for methods that read none; the config has sizes and classes
 digits             scikit-learn's 8 x 8 digits; nothing to download
-fashion_mnist      Fashion-MNIST, by data/fashion_mnist.py
-folder:PATH        a folder or a .zip of images, by data/folders/folder.py; needs image_size
-tfds:NAME or NAME  an image data set of TensorFlow Datasets, by data/tfds_images.py
+fashion_mnist      Fashion-MNIST (data/fashion_mnist.py)
+folder:PATH        a folder or .zip of images (data/folders/folder.py); needs image_size
+tfds:NAME or NAME  an image data set of TensorFlow Datasets (data/tfds_images.py)
 
-A new kind is a file and an entry.
+A new kind needs a file and an entry in ORIGINS.
 """
 
 import re
@@ -21,30 +21,30 @@ from fewstep.data.arrays.array_cache import (
     decode,
     is_decoded,
     local_folder,
-    mend,
+    repair,
 )
 from fewstep.data.arrays.dataset import Dataset
 from fewstep.data.arrays.files import claimed
 from fewstep.data.arrays.local_copy import FIELD, copy_arrays
 from fewstep.data.arrays.pixels import check_size
 from fewstep.data.digits import digits
-from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, decoding_of
-from fewstep.data.folders.folder import folder
+from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, parse_decoding
+from fewstep.data.folders.folder import folder_images
 from fewstep.data.tfds_images import UnknownBuilderError, builder_names, tfds_images, write_tfds
-from fewstep.messages import guess, nearest
+from fewstep.messages import did_you_mean, nearest_name
 from fewstep.progress import note
 
 NONE = "none"
-# NAME, NAME/CONFIG, NAME:VERSION. TFDS takes more (huggingface:..., URLs) as where to fetch code.
+# NAME, NAME/CONFIG, NAME:VERSION. Others (huggingface:..., URLs) would make TFDS download code.
 TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
 
 
 class Selection(NamedTuple):
-    """Which data set, and how its images are read.
+    """A data set, and how its images are read.
 
-    data_dir: where prepared data lie; "" is $FEWSTEP_DATA, else ~/.cache/fewstep.
-    image_size, channels: what images are resized and converted to; 0 is the data set's own.
-    decoding, background, unreadable: how files are read (data/folders/decoding.py).
+    data_dir: the folder of prepared data; "" is $FEWSTEP_DATA, else ~/.cache/fewstep.
+    image_size, channels: size and channels after conversion; 0 keeps the data set's own.
+    decoding, background, unreadable: how files are decoded (data/folders/decoding.py).
     """
 
     name: str
@@ -56,20 +56,21 @@ class Selection(NamedTuple):
     unreadable: int = 0
 
     def rules(self) -> Decoding:
-        """How files are read. Raises ValueError for what cannot be."""
-        return decoding_of(self.decoding, self.background, self.unreadable)
+        """The decoding of the files. Raises ValueError for fields out of range."""
+        return parse_decoding(self.decoding, self.background, self.unreadable)
 
 
 class Origin(NamedTuple):
-    """Where the data sets of one kind come from.
+    """How one kind of data set is named, downloaded and opened.
 
-    form: of their names, KIND or KIND:ARGUMENT; "" for a kind that is not offered.
+    form: the form of its names, KIND or KIND:ARGUMENT; "" for a kind that is not offered.
     open: (argument or name, selection, whether data_dir is writable) -> the data set in memory, or
-    as it is before it is decoded.
-    download: (argument or name, selection) writes what `open` reads; None if that is nothing.
-    place: what protocols call data whose argument is a path: such data are known by their images,
-    wherever they lie. "" for data that are known by their name.
-    missing: why there are no such data yet; "" if there are.
+    one to decode.
+    download: (argument or name, selection) -> None, writes the files that `open` reads; None if
+    there is nothing to download.
+    place: what evaluation protocols call data whose argument is a path; their images identify them,
+    wherever they lie. "" for data that their name identifies.
+    missing: why the kind is not offered; "" if it is.
     """
 
     form: str = ""
@@ -79,34 +80,36 @@ class Origin(NamedTuple):
     missing: str = ""
 
 
-def _open_none(name: str, asked: Selection, writable: bool) -> Dataset:
+def _open_none(name: str, selection: Selection, writable: bool) -> Dataset:
     raise FileNotFoundError(
-        "data.name=none has no images: name a data set, such as --config.data.name=digits, or set "
-        "data.image_size, data.channels and data.num_classes if none are read"
+        "data.name=none has no images: choose a data set, such as --config.data.name=digits, or, "
+        "if the method reads none, set data.image_size, data.channels and data.num_classes"
     )
 
 
-def _open_digits(name: str, asked: Selection, writable: bool) -> Dataset:
-    return digits(asked.image_size, asked.channels)
+def _open_digits(name: str, selection: Selection, writable: bool) -> Dataset:
+    return digits(selection.image_size, selection.channels)
 
 
-def _open_folder(path: str, asked: Selection, writable: bool) -> Undecoded:
-    kept = data_root(asked.data_dir if writable else "")
-    return folder(path, asked.image_size, asked.channels, asked.rules(), kept)
+def _open_folder(path: str, selection: Selection, writable: bool) -> Undecoded:
+    kept = data_root(selection.data_dir if writable else "")
+    return folder_images(path, selection.image_size, selection.channels, selection.rules(), kept)
 
 
-def _open_tfds(name: str, asked: Selection, writable: bool) -> Undecoded:
-    root = data_root(asked.data_dir)
-    return tfds_images(_checked(name), root, asked.image_size, asked.channels, asked.rules())
+def _open_tfds(name: str, selection: Selection, writable: bool) -> Undecoded:
+    root = data_root(selection.data_dir)
+    return tfds_images(
+        _check_tfds_name(name), root, selection.image_size, selection.channels, selection.rules()
+    )
 
 
-def _download_tfds(name: str, asked: Selection) -> None:
-    root = data_root(asked.data_dir)
+def _download_tfds(name: str, selection: Selection) -> None:
+    root = data_root(selection.data_dir)
     with claimed(root):
-        write_tfds(_checked(name), root, asked.image_size, asked.channels)
+        write_tfds(_check_tfds_name(name), root, selection.image_size, selection.channels)
 
 
-def _checked(name: str) -> str:
+def _check_tfds_name(name: str) -> str:
     if not TFDS_NAME.fullmatch(name):
         raise UnknownBuilderError(name)
     return name
@@ -118,97 +121,98 @@ ORIGINS = {
     "fashion_mnist": Origin("fashion_mnist", _open_tfds, _download_tfds),
     "folder": Origin("folder:PATH", _open_folder, place="a folder of images"),
     "tfds": Origin("tfds:NAME", _open_tfds, _download_tfds),
-    "latents": Origin(missing="there is no pipeline of VAE latents yet; use pixels"),
+    "latents": Origin(missing="VAE latents are not supported yet; use pixels"),
 }
 
 
-def load(asked: Selection, writable: bool = True) -> Dataset:
-    """The data set that is asked for.
+def load_selection(selection: Selection, writable: bool = True) -> Dataset:
+    """The data set of a selection, decoded on first use into memory-mapped arrays under data_dir.
 
-    writable: whether arrays may be written to data_dir; if not, they go where "" is.
+    writable: whether to write arrays to data_dir, or else to the default folder.
 
-    All but digits are decoded on first use into memory-mapped arrays under data_dir. Raises
-    ValueError for a name that does not exist or data that cannot be read, FileNotFoundError for
-    data that are not there or not prepared.
+    Raises ValueError for an unknown name or data that cannot be read, FileNotFoundError for data
+    that are missing or not prepared.
     """
-    found = _opened(asked, writable)
+    found = _open(selection, writable)
     if isinstance(found, Dataset):
         return found
-    root = data_root(asked.data_dir)
+    root = data_root(selection.data_dir)
     if is_decoded(found, root):
         return decode(found, root, writable)
-    _note(found.understood)
+    _note_line(found.understood)
     dataset = decode(found, root if writable else data_root())
-    _note(found.account())
+    _note_line(found.account())
     return dataset
 
 
-def load_copy(asked: Selection, local_dir: str) -> Dataset:
-    """The data set, its arrays copied under local_dir, a disk of this host, and read from there.
+def load_copy(selection: Selection, local_dir: str) -> Dataset:
+    """The data set, with its arrays copied to local_dir, on a disk of this host.
 
-    What is there already is not copied again. Errors as for `load`; OSError if the disk has no
-    room.
+    Copies only what is not there yet. Raises as `load_selection` does, and OSError if the disk is
+    too full.
     """
     local = local_folder(local_dir, FIELD)
-    found = _opened(asked)
+    found = _open(selection)
     if isinstance(found, Dataset):
         return found
-    return copy_arrays(found, data_root(asked.data_dir), local)
+    return copy_arrays(found, data_root(selection.data_dir), local)
 
 
-def prepare(asked: Selection) -> Path:
-    """Download and decode what `load` reads of the same selection, and check what is there.
+def prepare_dataset(selection: Selection) -> Path:
+    """Download and decode the data set of a selection, and verify arrays that exist.
 
-    Decoded arrays are hashed, and decoded again if they are damaged; standard error says what was
-    done. Arrays by the rules of earlier versions are checked too where they are. Returns the folder
-    (data_dir for digits, which need none). Raises as `load` does, and ValueError if the data cannot
-    be downloaded or encoded.
+    Hashes decoded arrays, decodes damaged ones again, and reports on standard error. Also verifies
+    arrays decoded by earlier rules. Returns the folder of the arrays (data_dir for digits, which
+    need none). Raises as `load_selection` does, and ValueError if the data cannot be downloaded or
+    encoded.
     """
-    if asked.name == NONE:
-        return data_root(asked.data_dir)
-    found, root = _opened(asked, download=True), data_root(asked.data_dir)
+    if selection.name == NONE:
+        return data_root(selection.data_dir)
+    found, root = _open(selection, download=True), data_root(selection.data_dir)
     if isinstance(found, Dataset):
         return root
-    _note(found.understood)
-    newest = mend(found, root)
-    _note(found.account())
-    if asked.decoding == 0:
-        _mend_first(asked, newest)
+    _note_line(found.understood)
+    newest = repair(found, root)
+    _note_line(found.account())
+    if selection.decoding == 0:
+        _repair_first(selection, newest)
     return newest
 
 
-def _mend_first(asked: Selection, newest: Path) -> None:
-    """Check arrays by the first rules, on which older runs rest, if they lie in another folder."""
-    root = data_root(asked.data_dir)
-    older = asked._replace(decoding=FIRST_DECODING, background=BACKGROUND, unreadable=0)
+def _repair_first(selection: Selection, newest: Path) -> None:
+    """Repair arrays decoded by the first rules, which older runs read, if their folder differs."""
+    root = data_root(selection.data_dir)
+    older = selection._replace(decoding=FIRST_DECODING, background=BACKGROUND, unreadable=0)
     try:
-        first = _opened(older)
+        first = _open(older)
     except (ValueError, FileNotFoundError):
-        return  # these rules cannot read it, so there are no such arrays
+        return  # these rules cannot read it, so no such arrays exist
     if array_folder(first, root) != newest and is_decoded(first, root):
-        mend(first, root)
+        repair(first, root)
 
 
-def _opened(asked: Selection, writable: bool = True, download: bool = False) -> Dataset | Undecoded:
-    """What the origin of a selection opens, downloaded first if that is asked for.
+def _open(
+    selection: Selection, writable: bool = True, download: bool = False
+) -> Dataset | Undecoded:
+    """The data set of a selection in memory, or to decode; downloads it first if asked to.
 
-    Raises ValueError for a name that does not exist, sizes that no image has and other rules.
+    Raises ValueError for an unknown name, and for sizes or decoding rules out of range.
     """
-    origin, argument = _origin_of(asked.name)
+    origin, argument = _origin_of(selection.name)
     if origin.missing:
-        raise ValueError(f"data.name={asked.name}: {origin.missing}")
-    check_size(asked.image_size, asked.channels)
-    asked.rules()
+        raise ValueError(f"data.name={selection.name}: {origin.missing}")
+    check_size(selection.image_size, selection.channels)
+    selection.rules()
     try:
         if download and origin.download:
-            origin.download(argument, asked)
-        return origin.open(argument, asked, writable)
+            origin.download(argument, selection)
+        return origin.open(argument, selection, writable)
     except UnknownBuilderError as error:
-        raise ValueError(unknown_name(asked.name)) from error
+        raise ValueError(unknown_name_message(selection.name)) from error
 
 
 def _origin_of(name: str) -> tuple[Origin, str]:
-    """The origin of a name and its argument, or the name itself; TFDS has every other name."""
+    """The origin of a name, and its argument or else the name. Unknown names are TFDS's."""
     kind, colon, argument = name.partition(":")
     origin = ORIGINS.get(kind)
     if origin is None or bool(colon) != (":" in origin.form):
@@ -216,29 +220,29 @@ def _origin_of(name: str) -> tuple[Origin, str]:
     return origin, argument if colon else name
 
 
-def path_in(name: str) -> str:
-    """The path in the name of data that are known by their images; "" for others."""
+def path_in_name(name: str) -> str:
+    """The path in a name, such as PATH in folder:PATH; "" if the kind has no path."""
     origin, argument = _origin_of(name)
     return argument if origin.place else ""
 
 
-def known_as(name: str) -> str:
-    """What protocols call data of this name: that itself, unless it says where they lie."""
+def protocol_name(name: str) -> str:
+    """What evaluation protocols call these data: their name, or their kind if it has a path."""
     return _origin_of(name)[0].place or name
 
 
-def unknown_name(name: str) -> str:
-    """The message that a data set does not exist: the nearest name and the forms of a name."""
+def unknown_name_message(name: str) -> str:
+    """The error message for an unknown data set, with the nearest name and the forms of names."""
     forms = [origin.form for origin in ORIGINS.values() if origin.form]
     known = {n: n for n in builder_names()} | {form.partition(":")[0]: form for form in forms}
     typed = _origin_of(name)[1].partition(":")[0].lower()
-    found = guess(known.get(nearest(typed, known), "")) or "."
+    found = did_you_mean(known.get(nearest_name(typed, known), "")) or "."
     return (
         f"data set {name!r} does not exist{found} A name is {', '.join(forms)}, or the bare NAME "
         "of a TFDS data set"
     )
 
 
-def _note(line: str) -> None:
+def _note_line(line: str) -> None:
     if line:
         note(line)

@@ -1,12 +1,13 @@
-"""A folder of images as versions before data.decoding read it; runs that began so go on so.
+"""Decoding 1: reads a folder of images as versions before data.decoding did.
 
     PATH/train/CLASS/*.png and, if there is one, PATH/test/CLASS/*.png
     PATH/CLASS/*.png          all for training
     PATH/*.png                all for training, without labels; also PATH/train/*.png
 
-Classes are numbered in the order of their names as texts, "10" before "2". Pillow converts pixels:
-those of 16 bits saturate, transparent ones show their hidden color, orientation tags are ignored.
-New runs read folders by data/folders/folder.py. Nothing here may change what is read.
+Classes are numbered in the string order of their names, "10" before "2". Pillow converts pixels:
+16 bits saturate, transparent pixels show their hidden color, and orientation tags are ignored. Runs
+that started with these rules keep them, so nothing here may change what is read. New runs use
+data/folders/folder.py.
 """
 
 from pathlib import Path
@@ -35,7 +36,7 @@ def first_folder(root: Path, image_size: int, channels: int) -> Undecoded:
         origin=(stamps := file_stamps(files, root)),
         image_shape=(image_size, image_size, channels),
         num_classes=len(classes),
-        splits={name: _source(split, image_size, channels) for name, split in splits.items()},
+        splits={name: _file_source(split, image_size, channels) for name, split in splits.items()},
         classes=tuple(classes),
         files=stamps,
         understood=f"folder:{root} is decoded by the rules of earlier versions (data.decoding=1)",
@@ -43,7 +44,7 @@ def first_folder(root: Path, image_size: int, channels: int) -> Undecoded:
 
 
 def list_splits(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
-    """Class names, and the (file, label) pairs of `train` and, if there is one, of `test`."""
+    """Class names, and the (file, label) pairs of `train` and, if it exists, of `test`."""
     train, test = root / "train", root / "test"
     if not train.is_dir():
         classes = _class_names(root)
@@ -55,7 +56,8 @@ def list_splits(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]
         strange = sorted(set(test_classes) - set(classes))
         if strange or bool(test_classes) != bool(classes):
             raise ValueError(
-                f"{test} has other classes than {train}: {', '.join(strange) or 'none at all'}"
+                f"{test} has other classes than {train}: {', '.join(strange) or 'none at all'}; "
+                "sort its images into the same class folders, or move it away"
             )
         splits["test"] = _labelled_files(test, classes)
     return classes, splits
@@ -85,11 +87,11 @@ def _labelled_files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
 
 
 def _is_image(file: Path) -> bool:
-    # Names that start with a dot are other programs' companions of an image, not images.
+    # Other programs keep companions of images, whose names start with a dot.
     return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
-def _source(files: list[tuple[Path, int]], image_size: int, channels: int) -> Source:
+def _file_source(files: list[tuple[Path, int]], image_size: int, channels: int) -> Source:
     def read(i: int) -> tuple[np.ndarray, int]:
         file, label = files[i]
         return _read_image(file, image_size, channels), label
@@ -101,7 +103,7 @@ def _read_image(file: Path, image_size: int, channels: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
             return fit(image, image_size, channels)
-    except Exception as error:  # each of PIL's decoders has exception types of its own
+    except Exception as error:  # each of Pillow's decoders has its own exceptions
         raise ValueError(
             f"image {file} cannot be read ({error}); repair or remove the file"
         ) from error

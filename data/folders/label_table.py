@@ -1,11 +1,11 @@
-"""Labels in a file beside the images, instead of class folders.
+"""Labels from a file beside the images, instead of class folders.
 
-dataset.json             of StyleGAN and EDM: {"labels": [["00000/img00000000.png", 6], ...]}
-metadata.csv, .jsonl     of Hugging Face's imagefolder: columns file_name and label
+dataset.json             StyleGAN and EDM: {"labels": [["00000/img00000000.png", 6], ...]}
+metadata.csv, .jsonl     Hugging Face's imagefolder: columns file_name and label
 labels.csv, train.csv    any table with a column of images and one of labels
 
-A table counts if its rows name images. Images are named by their path from the table's folder, or
-by their name or its stem where only one image has that.
+A table is read if its rows name images: by path from the table's folder, or by file name or stem if
+only one image has it.
 """
 
 import csv
@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from fewstep.data.folders.class_names import in_natural_order, printable
+from fewstep.data.folders.class_names import printable, sort_naturally
 from fewstep.data.folders.file_tree import SUFFIXES, Folder, Tree
 
 EDM = "dataset.json"
@@ -31,32 +31,32 @@ LABEL_COLUMNS = (
     "category",
 ) + ("category_id", "target", "label_id")
 SPLIT_COLUMNS = ("split", "subset", "fold", "set", "partition")
-# Tables by these names are meant for the images: one that names none of them is an error.
+# Tables with these names must name images; otherwise they are an error.
 MEANT = ("labels", "label", "metadata")
-FEW_ROWS = 10  # from here on a column without a known name is no class if all its values differ
+FEW_ROWS = 10  # from here on, distinct values are not classes unless the column is named so
 DELIMITERS = "\t;,"
-LARGEST_LABEL = 2**20  # a label by mistake, such as a date, would be as many classes
+LARGEST_LABEL = 2**20  # a mistaken label, such as a date, would make as many classes
 
 Row = Mapping[str, str]
 
 
 class Labels(NamedTuple):
-    """The class of each image, the classes in order, and the tables that they are from."""
+    """The class index of each image, the class names in order, and the tables read."""
 
-    of_image: dict[str, int]
+    by_image: dict[str, int]
     classes: list[str]
     tables: list[str]
 
     @property
     def source(self) -> str:
-        """Where they are from, in words."""
+        """The tables, in words."""
         return f"labels of {', '.join(map(printable, self.tables))}"
 
 
 def read_labels(tree: Tree, folders: Iterable[Folder]) -> Labels | None:
-    """The labels in the tables that lie directly in these folders; None if there are none.
+    """The labels from the tables directly in these folders; None if there are none.
 
-    Raises ValueError for two labels of one image, or labels that cannot be understood.
+    Raises ValueError if an image has two labels, or if labels cannot be understood.
     """
     tables = [(folder, path) for folder in folders for path in folder.tables]
     edm = [(f, p) for f, p in tables if PurePosixPath(p).name.lower() == EDM]
@@ -64,25 +64,25 @@ def read_labels(tree: Tree, folders: Iterable[Folder]) -> Labels | None:
         return _edm_labels(tree, edm)
     found, sources = {}, []
     for folder, path in tables:
-        rows = _rows(tree, path)
-        if not rows and is_meant(path) and not path.lower().endswith(".json"):
+        rows = _read_rows(tree, path)
+        if not rows and is_label_table(path) and not path.lower().endswith(".json"):
             raise ValueError(f"{tree.top.name}/{path} has no rows; fill it in, or move it away")
-        named = _labels_in(folder, path, rows) if rows else None
+        named = _table_labels(folder, path, rows) if rows else None
         if not named:
             continue
         for image, label in named.items():
-            give(found, image, label, f"{tree.top.name}: {', '.join([*sources, path])}")
+            set_label(found, image, label, f"{tree.top.name}: {', '.join([*sources, path])}")
         sources.append(path)
     if not found:
         return None
-    classes = in_natural_order(set(found.values()))
+    classes = sort_naturally(set(found.values()))
     numbers = {name: label for label, name in enumerate(classes)}
-    of_image = {image: numbers[label] for image, label in found.items()}
-    return Labels(of_image, classes, sources)
+    by_image = {image: numbers[label] for image, label in found.items()}
+    return Labels(by_image, classes, sources)
 
 
 def _edm_labels(tree: Tree, files: Sequence[tuple[Folder, str]]) -> Labels | None:
-    """Labels of dataset.json, which are indices; None if it says that there are none."""
+    """Labels from dataset.json, which are indices; None if it has none."""
     found: dict[str, int] = {}
     for folder, path in files:
         where, text = f"{tree.top.name}/{path}", tree.text(path)
@@ -98,15 +98,15 @@ def _edm_labels(tree: Tree, files: Sequence[tuple[Folder, str]]) -> Labels | Non
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f'{where} is not {{"labels": [["IMAGE", 6], ...]}}, as EDM writes it ({error!r}); '
-                "correct it, or give it another name if it is something else"
+                "correct it, or rename it if it is something else"
             ) from error
         images = _Images(folder)
         for name, label in pairs:
             if isinstance(label, bool) or not isinstance(label, int):
-                raise ValueError(f"{where} has the label {label!r}, which is no whole number")
+                raise ValueError(f"{where} has the label {label!r}, which is not a whole number")
             if not 0 <= label < LARGEST_LABEL:
-                raise ValueError(f"{where} has the label {label}; labels are counted from 0")
-            give(found, images.required(name, where), label, where)
+                raise ValueError(f"{where} has the label {label}; labels count classes from 0")
+            set_label(found, images.required(name, where), label, where)
     if not found:
         return None
     classes = [str(label) for label in range(max(found.values()) + 1)]
@@ -114,17 +114,21 @@ def _edm_labels(tree: Tree, files: Sequence[tuple[Folder, str]]) -> Labels | Non
 
 
 class _Images:
-    """The images of a folder by what a table may call them."""
+    """The images of a folder, by the names that a table may use."""
 
     def __init__(self, folder: Folder) -> None:
         images = folder.all_images()
         start = f"{folder.path}/" if folder.path else ""
         self.by_path = {image.removeprefix(start).replace("\\", "/"): image for image in images}
-        self.by_name = _unique((PurePosixPath(path).name, i) for path, i in self.by_path.items())
-        self.by_stem = _unique((PurePosixPath(path).stem, i) for path, i in self.by_path.items())
+        self.by_name = _unique_names(
+            (PurePosixPath(path).name, i) for path, i in self.by_path.items()
+        )
+        self.by_stem = _unique_names(
+            (PurePosixPath(path).stem, i) for path, i in self.by_path.items()
+        )
 
     def find(self, name: str) -> str | None:
-        """The image of this name; None if there is none, or several are called so."""
+        """The image of this name; None if none or several have it."""
         path = name.strip().replace("\\", "/").removeprefix("./").lstrip("/")
         return self.by_path.get(path) or self.by_name.get(path) or self.by_stem.get(path)
 
@@ -133,25 +137,25 @@ class _Images:
         found = self.find(str(name))
         if found is None:
             raise ValueError(
-                f"{where} names {printable(str(name))!r}, which is no image there, or several; "
-                "give each image once, by its path from that file"
+                f"{where} names {printable(str(name))!r}, which matches no image or several; "
+                "name each image by its path from that file"
             )
         return found
 
 
-def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _unique_names(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     pairs = list(pairs)
     counts = Counter(name for name, _ in pairs)
     return {name: image for name, image in pairs if counts[name] == 1}
 
 
-def is_meant(path: str) -> bool:
-    """Whether a table's name says that it has the labels of the images."""
+def is_label_table(path: str) -> bool:
+    """Whether a table's file name says that it has labels."""
     return PurePosixPath(path).stem.lower() in MEANT
 
 
-def _rows(tree: Tree, path: str) -> list[Row]:
-    """A table's rows by column; [] for a file that is no table."""
+def _read_rows(tree: Tree, path: str) -> list[Row]:
+    """The rows of a table, by column name; [] for a file that is not a table."""
     suffix, where = PurePosixPath(path).suffix.lower(), f"{tree.top.name}/{path}"
     if suffix == ".json":
         return []
@@ -160,14 +164,16 @@ def _rows(tree: Tree, path: str) -> list[Row]:
         try:
             values = [json.loads(line) for line in text.splitlines() if line.strip()]
         except ValueError as error:
-            raise ValueError(f"{where} is not one JSON object in each line ({error})") from error
+            raise ValueError(
+                f"{where} does not have one JSON object per line ({error}); correct it"
+            ) from error
         return [_texts(row) for row in values if isinstance(row, dict)]
     lines = text.splitlines()
     delimiter = max(DELIMITERS, key=lines[0].count) if lines else ","
     try:
         cells = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
     except csv.Error as error:
-        raise ValueError(f"{where} cannot be read ({error})") from error
+        raise ValueError(f"{where} cannot be read ({error}); correct it") from error
     if cells and any(PurePosixPath(c.strip()).suffix.lower() in SUFFIXES for c in cells[0]):
         cells.insert(0, [f"column {i}" for i in range(1, len(cells[0]) + 1)])  # no heading
     if not cells:
@@ -177,21 +183,21 @@ def _rows(tree: Tree, path: str) -> list[Row]:
 
 
 def _texts(row: Mapping[str, object]) -> Row:
-    """The values of a row as texts; null is none."""
+    """The values of a row as text; null is ""."""
     return {
         name: value if isinstance(value, str) else "" if value is None else json.dumps(value)
         for name, value in row.items()
     }
 
 
-def _labels_in(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str] | None:
-    """The labels in rows, by image; None for a table that is not one of labels."""
+def _table_labels(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str] | None:
+    """The labels in a table's rows, by image; None for a table without labels."""
     images, where = _Images(folder), f"{folder.name}/{PurePosixPath(path).name}"
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    of_images = [c for c in columns if all(images.find(row.get(c) or "") for row in rows)]
-    meant = is_meant(path)
-    if not of_images:
-        # Most of a column are images: the others are missing.
+    image_columns = [c for c in columns if all(images.find(row.get(c) or "") for row in rows)]
+    meant = is_label_table(path)
+    if not image_columns:
+        # A column names some images: report the one that is missing.
         partly = [c for c in columns if any(images.find(row.get(c) or "") for row in rows)]
         if partly:
             for row in rows:
@@ -203,40 +209,40 @@ def _labels_in(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str]
             )
         return None
     # Numbers may name both images and classes.
-    column = next((c for c in of_images if c.lower() not in LABEL_COLUMNS), of_images[0])
+    column = next((c for c in image_columns if c.lower() not in LABEL_COLUMNS), image_columns[0])
     split = [c for c in columns if c.lower() in SPLIT_COLUMNS]
     if split:
         raise ValueError(
-            f"{where} has a column {split[0]}, which is not read; put the images into train/ and "
-            "test/, or remove the column to train on all"
+            f"{where} has a column {split[0]}, which is not supported; put the images into train/ "
+            "and test/, or remove the column to train on all"
         )
     others = [
-        c for c in columns if c != column and (c not in of_images or c.lower() in LABEL_COLUMNS)
+        c for c in columns if c != column and (c not in image_columns or c.lower() in LABEL_COLUMNS)
     ]
     by_name = [c for name in LABEL_COLUMNS for c in others if c.lower() == name]
     chosen = by_name[0] if by_name else others[0] if len(columns) == 2 and others else None
     if chosen is None or (not by_name and PurePosixPath(path).stem.lower() == "metadata"):
-        return _without_labels(where, meant and "metadata" not in where, others)
+        return _check_not_meant(where, meant and "metadata" not in where, others)
     if (
         not by_name
         and len(rows) >= FEW_ROWS
         and len({row.get(chosen) for row in rows}) == len(rows)
     ):
         raise ValueError(
-            f"{where} has another {chosen} for each image; call the column `label` if these are "
-            "classes, or move the file away"
+            f"{where} has a different {chosen} for each image; rename the column `label` if these "
+            "are classes, or move the file away"
         )
     empty = [row[column] for row in rows if not row.get(chosen)]
     if empty:
         raise ValueError(f"{where} has no label for {printable(empty[0])}; fill it in")
     labels: dict[str, str] = {}
     for row in rows:
-        give(labels, images.required(row[column], where), row[chosen], where)
+        set_label(labels, images.required(row[column], where), row[chosen], where)
     return labels
 
 
-def give(labels: dict[str, Any], image: str, label: str | int, where: str) -> None:
-    """Add the label of an image. Raises ValueError if it has another one already."""
+def set_label(labels: dict[str, Any], image: str, label: str | int, where: str) -> None:
+    """Add the label of an image. Raises ValueError if it already has another."""
     if labels.setdefault(image, label) != label:
         raise ValueError(
             f"{where}: {printable(image)} has two labels, {labels[image]!r} and {label!r}; "
@@ -244,10 +250,10 @@ def give(labels: dict[str, Any], image: str, label: str | int, where: str) -> No
         )
 
 
-def _without_labels(where: str, meant: bool, columns: Sequence[str]) -> None:
-    """Raises ValueError if a table without a column of labels was meant to have one."""
+def _check_not_meant(where: str, meant: bool, columns: Sequence[str]) -> None:
+    """Raises ValueError if a table without a label column is meant to have one."""
     if meant:
         raise ValueError(
-            f"{where} has no column `label`, only {', '.join(columns) or 'one of images'}; call "
-            "the one with the classes so"
+            f"{where} has no column `label`, only {', '.join(columns) or 'one of images'}; rename "
+            "the column with the classes to `label`"
         )

@@ -1,4 +1,4 @@
-"""Folders of images as people have them: how each is made, and what is understood or refused.
+"""Typical folders of images: their files, and how each is read or why it is refused.
 
 A file is an image if its content is a number, the grey level of all its pixels; others are written
 as they are, text in UTF-8; a Link leads to another path. So the level of a decoded image says which
@@ -49,7 +49,7 @@ def under(folder: str, files: Mapping[str, int]) -> dict[str, int]:
     return {f"{folder}/{path}": level for path, level in files.items()}
 
 
-def tested(files: Mapping[str, int]) -> dict[str, int]:
+def held_out(files: Mapping[str, int]) -> dict[str, int]:
     """The same files with levels 11 and 12."""
     return {path: level + 10 for path, level in files.items()}
 
@@ -71,14 +71,14 @@ LAYOUTS = [
     Case("one class", {"cat/a.png": 1, "cat/b.png": 2}, train={1: "cat", 2: "cat"}),
     Case(
         "train and test",
-        under("train", PAIR) | under("test", tested(PAIR)),
+        under("train", PAIR) | under("test", held_out(PAIR)),
         train=LABELLED,
         test=HELD,
     ),
     *(
         Case(
             f"{train} and {test}",
-            under(train, PAIR) | under(test, tested(PAIR)),
+            under(train, PAIR) | under(test, held_out(PAIR)),
             train=LABELLED,
             test=HELD,
             said=f"{test}/ is held out",
@@ -101,14 +101,14 @@ LAYOUTS = [
     ),
     Case(
         "train, val and test",
-        under("train", PAIR) | under("val", {"cat/v.png": 21}) | under("test", tested(PAIR)),
+        under("train", PAIR) | under("val", {"cat/v.png": 21}) | under("test", held_out(PAIR)),
         train=LABELLED,
         test=HELD,
         said="val/ is passed over",
     ),
     Case(
         "train, val and test without labels",
-        under("train", PAIR) | under("val", tested(PAIR)) | {"test/1.png": 31},
+        under("train", PAIR) | under("val", held_out(PAIR)) | {"test/1.png": 31},
         train=LABELLED,
         test=HELD,
         said="test/ is passed over",
@@ -150,7 +150,7 @@ LAYOUTS = [
     ),
     Case(
         "train, test and unlabelled",
-        under("train", PAIR) | under("test", tested(PAIR)) | {"unlabeled/x.png": 41},
+        under("train", PAIR) | under("test", held_out(PAIR)) | {"unlabeled/x.png": 41},
         refused="test/, train/ beside unlabeled/",
     ),
     Case(
@@ -205,14 +205,14 @@ LAYOUTS = [
     Case("wrapped classes", under("my_set", PAIR), train=LABELLED, said="inside my_set/"),
     Case(
         "wrapped splits",
-        under("archive/my_set/train", PAIR) | under("archive/my_set/test", tested(PAIR)),
+        under("archive/my_set/train", PAIR) | under("archive/my_set/test", held_out(PAIR)),
         train=LABELLED,
         test=HELD,
         said="inside archive/my_set/",
     ),
     Case(
         "a split wrapped in itself",
-        under("training_set/training_set", PAIR) | under("test_set/test_set", tested(PAIR)),
+        under("training_set/training_set", PAIR) | under("test_set/test_set", held_out(PAIR)),
         train=LABELLED,
         test=HELD,
     ),
@@ -281,7 +281,7 @@ LABELS = [
     Case(
         "EDM, one image less",
         EDM | {"dataset.json": dataset_json([*EDM_LABELS, ["00000/img00000002.png", 1]])},
-        refused="dataset.json names '00000/img00000002.png', which is no image",
+        refused="dataset.json names '00000/img00000002.png', which matches no image",
     ),
     Case("EDM, broken", EDM | {"dataset.json": "{"}, refused="dataset.json is not"),
     Case("EDM, other content", EDM | {"dataset.json": "[1]"}, refused="dataset.json is not"),
@@ -422,7 +422,7 @@ LABELS = [
         "captions in two columns",
         {f"{i}.png": i for i in range(10)}
         | {"labels.csv": "image,text\n" + "".join(f"{i}.png,caption {i}\n" for i in range(10))},
-        refused="another text for each image",
+        refused="a different text for each image",
     ),
     Case(
         "labels of both splits in one table",
@@ -449,13 +449,13 @@ LABELS = [
     Case(
         "class folders and other labels",
         PAIR | {"cat/c.png": 3, "labels.csv": "image,label\ncat/a.png,x\ndog/b.png,y\ncat/c.png,y"},
-        refused="sort its images otherwise than the labels of labels.csv",
+        refused="disagree with the labels of labels.csv",
     ),
     *(
         Case(
             f"images and {name}",
             under("images", FLAT) | {name: "a.png cat\nb.png dog\n"},
-            refused=f"{name} is not read.*labels.csv",
+            refused=f"{name} is not supported.*labels.csv",
         )
         for name in ("labels.txt", "labels.json", "Labels.npy", "metadata.parquet")
     ),
@@ -523,7 +523,9 @@ FILES = [
         train=LABELLED,
         said="1 links to images of the same class left out",
     ),
-    Case("a broken link", PAIR | {"cat/z.png": Link("gone.png")}, refused="cat/z.png: a link to"),
+    Case(
+        "a broken link", PAIR | {"cat/z.png": Link("gone.png")}, refused="cat/z.png: a broken link"
+    ),
     Case("a folder called x.png", PAIR | {"cat/x.png/b.png": 3}, train=LABELLED | {3: "cat"}),
     Case(
         "odd names",
@@ -539,7 +541,7 @@ FILES = [
     Case(
         "both forms in one folder",
         {"caf\u00e9/a.png": 1, "cafe\u0301/b.png": 2},
-        refused="one name in Unicode",
+        refused="the same in Unicode",
     ),
     Case("a name that is not UTF-8", {"a\udcff/a.png": 1, "b/b.png": 2}, refused="not UTF-8"),
     Case("upper and lower case", {"A/a.png": 1, "a/b.png": 2}, train={1: "A", 2: "a"}),

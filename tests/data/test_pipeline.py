@@ -7,7 +7,7 @@ from fewstep.data import (
     Pairs,
     Split,
     batch_indices,
-    batches,
+    image_batches,
     label_batches,
     pair_batches,
     pipeline,
@@ -18,7 +18,7 @@ from fewstep.data.order import ORDERS
 
 @pytest.fixture
 def split(draw_images):
-    """23 images that are told apart by their labels, 0 to 22."""
+    """23 images with distinct labels, 0 to 22."""
     return Split(draw_images(23, 4, 4, 3), np.arange(23, dtype=np.int32))
 
 
@@ -31,7 +31,7 @@ def order(request):
 def take(order):
     def take(split, count, **arguments):
         arguments = {"batch_size": 4, "seed": 3, "order": order} | arguments
-        return list(islice(batches(split, **arguments), count))
+        return list(islice(image_batches(split, **arguments), count))
 
     return take
 
@@ -41,7 +41,7 @@ def labels(taken):
 
 
 def mirrored(split, batch):
-    """Which rows of a batch are mirrored; every row must be its image, one way or the other."""
+    """Which rows of a batch are mirrored; every row must be its image, mirrored or not."""
     x = to_float(split.images[batch["label"]])
     straight = (batch["x"] == x).all((1, 2, 3))
     flipped = (batch["x"] == x[:, :, ::-1]).all((1, 2, 3))
@@ -102,7 +102,7 @@ def test_flips_are_fair_coins_and_leave_the_order_alone(take, split):
     np.testing.assert_array_equal(labels(taken), labels(take(split, 250)))
     coins = np.concatenate([mirrored(split, batch) for batch in taken])
     assert abs(coins.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(coins))
-    first_image = coins[labels(taken) == 0]  # an image is not tossed once and for all
+    first_image = coins[labels(taken) == 0]  # each epoch draws anew
     assert 0 < first_image.mean() < 1
 
 
@@ -131,19 +131,19 @@ def test_images_are_gathered_from_a_memory_map(take, split, tmp_path):
 def test_a_process_reads_its_own_rows_alone(split, monkeypatch):
     read = []
     monkeypatch.setattr(
-        pipeline, "rows_in_order", lambda *_: lambda *rows: read.append(rows) or rows
+        pipeline, "ordered_rows", lambda *_: lambda *rows: read.append(rows) or rows
     )
     share = {"batch_size": 64, "seed": 0, "start_step": 5, "process_count": 16}
     monkeypatch.setattr(pipeline, "_read_ahead", lambda load, start: load(start))
     for index in (0, 3):
-        pipeline._gathered(lambda *rows: rows, 23, process_index=index, **share)
+        pipeline._gather_batches(lambda *rows: rows, 23, process_index=index, **share)
     assert read == [(5 * 64, 5 * 64 + 4), (5 * 64 + 12, 5 * 64 + 16)]
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"order": 3}, "data in order 3, which this version does not know .*1, 2"),
+        ({"order": 3}, "data in order 3, which this version does not have .*1, 2"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 5, "process_count": 2}, "batch_size=5 .* 2 processes; use 4"),
         ({"process_index": 1}, "process_index=1"),
@@ -153,14 +153,14 @@ def test_a_process_reads_its_own_rows_alone(split, monkeypatch):
 )
 def test_arguments_out_of_range_are_errors(split, arguments, message):
     with pytest.raises(ValueError, match=message):
-        batches(split, **{"batch_size": 4, "seed": 0} | arguments)
+        image_batches(split, **{"batch_size": 4, "seed": 0} | arguments)
 
 
 def test_a_split_needs_as_many_images_as_labels(split):
     with pytest.raises(ValueError, match="23 and 22"):
-        batches(split._replace(labels=split.labels[1:]), batch_size=4, seed=0)
+        image_batches(split._replace(labels=split.labels[1:]), batch_size=4, seed=0)
     with pytest.raises(ValueError, match="0 and 0"):
-        batches(Split(split.images[:0], split.labels[:0]), batch_size=4, seed=0)
+        image_batches(Split(split.images[:0], split.labels[:0]), batch_size=4, seed=0)
 
 
 def test_label_batches_depend_on_seed_and_step_alone():
@@ -209,9 +209,9 @@ def test_pair_batches_keep_pairs_together_and_resume(order):
     ],
 )
 def test_arguments_have_edges(split, allowed, refused, message):
-    next(batches(split, **{"batch_size": 4, "seed": 0} | allowed))
+    next(image_batches(split, **{"batch_size": 4, "seed": 0} | allowed))
     with pytest.raises(ValueError, match=message):
-        batches(split, **{"batch_size": 4, "seed": 0} | refused)
+        image_batches(split, **{"batch_size": 4, "seed": 0} | refused)
 
 
 def test_labels_and_pairs_of_another_seed_come_in_another_order():

@@ -19,10 +19,10 @@ from fewstep.data.arrays.array_cache import (
     data_root,
     decode,
     file_stamps,
-    mend,
+    repair,
     verify,
 )
-from fewstep.data.arrays.manifest import seal_of
+from fewstep.data.arrays.manifest import seal_hash
 
 
 def undecoded(images, read=None, **changes):
@@ -60,7 +60,7 @@ def test_decode_reads_the_source_once(tmp_path, draw_images, capsys):
     capsys.readouterr()
     again = decode(undecoded(images, read=refuse), tmp_path)
     np.testing.assert_array_equal(again.train.images, images)
-    mend(undecoded(images, read=refuse), tmp_path)
+    repair(undecoded(images, read=refuse), tmp_path)
     assert capsys.readouterr().err == "folder:/x train: 3 images verified\n"
 
 
@@ -146,7 +146,7 @@ for number in range(1, 99):
 """
 
 
-def test_killed_at_any_moment_it_decodes_again_and_leaves_no_temporary_file(tmp_path):
+def test_a_killed_decoding_starts_again_and_leaves_no_temporary_file(tmp_path):
     left = ".lock manifest.json test_images.npy test_labels.npy train_images.npy train_labels.npy"
     program = [sys.executable, "-c", KILLED, str(tmp_path), left]
     done = subprocess.run(program, capture_output=True, text=True, timeout=120)
@@ -156,7 +156,7 @@ def test_killed_at_any_moment_it_decodes_again_and_leaves_no_temporary_file(tmp_
     assert sum(int(count) for _, count in killed) >= 14
 
 
-def test_of_two_that_decode_at_once_one_waits(tmp_path, draw_images, capsys):
+def test_one_of_two_decoding_processes_waits(tmp_path, draw_images, capsys):
     images, reading, read_on = draw_images(3, 4, 4, 1), threading.Event(), threading.Event()
 
     def read(i):
@@ -249,7 +249,7 @@ def sealed_manifest(change):
         content = json.loads((folder / MANIFEST).read_bytes())
         content.pop("seal")
         change(content)
-        (folder / MANIFEST).write_text(json.dumps({**content, "seal": seal_of(content)}))
+        (folder / MANIFEST).write_text(json.dumps({**content, "seal": seal_hash(content)}))
 
     return damage
 
@@ -306,7 +306,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("file", "damage"), DAMAGES.values(), ids=list(DAMAGES))
-def test_what_is_damaged_is_named_and_prepare_mends_it(tmp_path, draw_images, file, damage):
+def test_what_is_damaged_is_named_and_prepare_repairs_it(tmp_path, draw_images, file, damage):
     images = draw_images(6, 4, 4, 1)
     data, unread = undecoded(images), undecoded(images, read=refuse)
     folder, before = array_folder(data, tmp_path), decode(data, tmp_path).identity
@@ -314,7 +314,7 @@ def test_what_is_damaged_is_named_and_prepare_mends_it(tmp_path, draw_images, fi
     for _ in range(2):
         with pytest.raises(ValueError, match=rf"^\S*/{file} .*; run main.py --mode=prepare"):
             decode(unread, tmp_path)
-    assert mend(data, tmp_path) == folder
+    assert repair(data, tmp_path) == folder
     mended = decode(unread, tmp_path)
     np.testing.assert_array_equal(mended.train.images, images)
     np.testing.assert_array_equal(mended.train.labels, np.arange(6) % 3)
@@ -332,7 +332,7 @@ def test_damage_without_a_trace_is_found_by_hashing(tmp_path, draw_images, name,
     os.utime(folder / IMAGES, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(ValueError, match=rf"{IMAGES} holds other images.*--mode=prepare"):
         verify(decode(data, tmp_path))
-    mend(data, tmp_path)
+    repair(data, tmp_path)
     assert f"{IMAGES} holds other images than were decoded; decoding again" in (
         capsys.readouterr().err
     )
@@ -347,22 +347,22 @@ def test_only_the_damaged_split_is_decoded_again(tmp_path, draw_images, capsys):
     decode(data, tmp_path)
     (array_folder(data, tmp_path) / "test_labels.npy").unlink()
     capsys.readouterr()
-    mend(data._replace(splits={**data.splits, "train": Source(4, refuse)}), tmp_path)
+    repair(data._replace(splits={**data.splits, "train": Source(4, refuse)}), tmp_path)
     said = capsys.readouterr().err
     assert "test_labels.npy is missing; decoding again" in said
     assert "folder:/x train: 4 images verified" in said
     assert "folder:/x test: 4 images decoded" in said
 
 
-def test_prepare_says_so_if_data_decode_to_other_pixels(tmp_path, draw_images, capsys):
+def test_prepare_reports_data_that_decode_to_other_pixels(tmp_path, draw_images, capsys):
     images = draw_images(4, 4, 4, 1)
     decode(undecoded(images), tmp_path)
     (array_folder(undecoded(images), tmp_path) / IMAGES).unlink()
-    mend(undecoded(255 - images), tmp_path)
+    repair(undecoded(255 - images), tmp_path)
     assert "folder:/x train decodes to other data than before" in capsys.readouterr().err
 
 
-def test_copied_arrays_are_hashed_once_and_believed(tmp_path, draw_images, monkeypatch):
+def test_copied_arrays_are_hashed_once_and_trusted(tmp_path, draw_images, monkeypatch):
     data = undecoded(draw_images(4, 4, 4, 1), read=None)
     before = decode(data, tmp_path).identity
     hashed = []
@@ -373,7 +373,7 @@ def test_copied_arrays_are_hashed_once_and_believed(tmp_path, draw_images, monke
     assert len(hashed) == 1
 
 
-@pytest.mark.parametrize("function", [decode, mend])
+@pytest.mark.parametrize("function", [decode, repair])
 def test_arrays_older_than_manifests_go_on_with_one_warning(
     tmp_path, draw_images, capsys, function
 ):
@@ -383,20 +383,22 @@ def test_arrays_older_than_manifests_go_on_with_one_warning(
     (array_folder(data, tmp_path) / MANIFEST).unlink()
     capsys.readouterr()
     function(unread, tmp_path)
-    assert capsys.readouterr().err.count("manifest.json: its arrays are taken as they are") == 1
+    assert (
+        capsys.readouterr().err.count("manifest.json, so its arrays are trusted as they are") == 1
+    )
     assert decode(unread, tmp_path).identity == before
     assert capsys.readouterr().err == ""
     assert names_in(array_folder(data, tmp_path)) == WHOLE
 
 
-# What only a hash tells, and what decoding began with at that time.
+# Damage that only a hash shows, and what an old decoding wrote first.
 NOT_KNOWN = ("half of zeros", "a flipped pixel", "another label", "images missing")
 
 
 @pytest.mark.parametrize(
     "name", [n for n, (file, _) in DAMAGES.items() if file != MANIFEST and n not in NOT_KNOWN]
 )
-def test_older_arrays_are_checked_as_far_as_that_can_be(tmp_path, draw_images, name):
+def test_arrays_without_a_manifest_are_checked_as_far_as_possible(tmp_path, draw_images, name):
     images = draw_images(6, 4, 4, 1)
     data = undecoded(images)
     folder, (file, damage) = array_folder(data, tmp_path), DAMAGES[name]
@@ -405,11 +407,11 @@ def test_older_arrays_are_checked_as_far_as_that_can_be(tmp_path, draw_images, n
     (folder / MANIFEST).unlink()
     with pytest.raises(ValueError, match=rf"^\S*/{file} .*; run main.py --mode=prepare"):
         decode(data, tmp_path)
-    mend(data, tmp_path)
+    repair(data, tmp_path)
     np.testing.assert_array_equal(decode(data, tmp_path).train.images, images)
 
 
-def test_older_arrays_whose_images_are_not_there_were_not_finished(tmp_path, draw_images):
+def test_arrays_without_a_manifest_or_images_are_decoded(tmp_path, draw_images):
     images = draw_images(4, 4, 4, 1)
     data = undecoded(images)
     decode(data, tmp_path)
@@ -429,7 +431,7 @@ def test_a_folder_that_cannot_be_written_is_read(tmp_path, draw_images, monkeypa
 
     monkeypatch.setattr(array_cache, "write_manifest", read_only)
     assert decode(data, tmp_path).identity == before
-    assert "cannot be written (Read-only file system)" in capsys.readouterr().err
+    assert "cannot be written to (Read-only file system)" in capsys.readouterr().err
 
 
 def test_other_class_names_are_other_data(tmp_path, draw_images):
@@ -438,7 +440,7 @@ def test_other_class_names_are_other_data(tmp_path, draw_images):
     renamed = data._replace(classes=("ant", "bee", "dog"))
     with pytest.raises(ValueError, match="belongs to other data: classes differ.*--mode=prepare"):
         decode(renamed, tmp_path)
-    mend(renamed, tmp_path)
+    repair(renamed, tmp_path)
     assert decode(renamed, tmp_path).identity["classes"] == ["ant", "bee", "dog"]
 
 
@@ -449,7 +451,7 @@ def test_a_source_with_a_label_out_of_range_is_refused(tmp_path, draw_images):
         decode(data, tmp_path)
 
 
-def test_a_full_disk_is_said_before_decoding(tmp_path, draw_images, monkeypatch):
+def test_a_full_disk_is_reported_before_decoding(tmp_path, draw_images, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=2 * 2**20)
     monkeypatch.setattr(arrays.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(arrays, "GIB", 2**20)
@@ -458,7 +460,7 @@ def test_a_full_disk_is_said_before_decoding(tmp_path, draw_images, monkeypatch)
         decode(data, tmp_path)
 
 
-def test_a_disk_that_fills_up_is_said_with_what_is_left(tmp_path, draw_images, monkeypatch):
+def test_a_disk_that_fills_up_is_reported(tmp_path, draw_images, monkeypatch):
     def full(number):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -11,7 +11,7 @@ from fewstep import data
 def load(tmp_path):
     def load_folder(path, image_size=4, **arguments):
         arguments = {"data_dir": str(tmp_path / "arrays"), "image_size": image_size} | arguments
-        return data.load(data.Selection(f"folder:{path}", **arguments))
+        return data.load_selection(data.Selection(f"folder:{path}", **arguments))
 
     return load_folder
 
@@ -109,11 +109,11 @@ def test_a_changed_folder_is_other_data(tmp_path, load, save_png, draw_images):
     fewer = load(root)
     save_png(root / "c" / "3.png", images[3])
     (root / "c").rename(root / "b")
-    assert data.changes(before.identity, load(root).identity) == []
-    assert data.changes(before.identity, renamed.identity) == [
+    assert data.identity_changes(before.identity, load(root).identity) == []
+    assert data.identity_changes(before.identity, renamed.identity) == [
         'classes (["a", "b"] recorded, ["a", "c"] now)'
     ]
-    assert data.changes(before.identity, fewer.identity)[1] == (
+    assert data.identity_changes(before.identity, fewer.identity)[1] == (
         "splits.train.count (4 recorded, 3 now)"
     )
 
@@ -121,10 +121,14 @@ def test_a_changed_folder_is_other_data(tmp_path, load, save_png, draw_images):
 def test_prepare_is_idempotent_and_load_reads_what_it_wrote(tmp_path, save_png, draw_images):
     file = save_png(tmp_path / "set" / "a" / "0.png", draw_images(1, 4, 4, 3)[0])
     arguments = {"data_dir": str(tmp_path / "arrays"), "image_size": 4}
-    folder = data.prepare(data.Selection(f"folder:{file.parent.parent}", **arguments))
+    folder = data.prepare_dataset(data.Selection(f"folder:{file.parent.parent}", **arguments))
     written = (folder / "train_images.npy").stat()
-    assert data.prepare(data.Selection(f"folder:{file.parent.parent}", **arguments)) == folder
-    images = data.load(data.Selection(f"folder:{file.parent.parent}", **arguments)).train.images
+    assert (
+        data.prepare_dataset(data.Selection(f"folder:{file.parent.parent}", **arguments)) == folder
+    )
+    images = data.load_selection(
+        data.Selection(f"folder:{file.parent.parent}", **arguments)
+    ).train.images
     assert images.filename == folder / "train_images.npy"
     assert (folder / "train_images.npy").stat().st_mtime_ns == written.st_mtime_ns
 
@@ -178,7 +182,7 @@ def test_unreadable_files_are_left_out_up_to_a_number(tmp_path, load, damaged, c
     with pytest.raises(ValueError, match="1 unreadable images, and data.unreadable=0 allows none"):
         load(damaged)
     with pytest.raises(
-        ValueError, match=r"3 unreadable .* allows 2: b/gone.png: a link .*a/deep.t"
+        ValueError, match=r"3 unreadable .* allows 2: b/gone.png: a broken link.*a/deep.t"
     ):
         load(damaged, unreadable=2)
     loaded = load(damaged, unreadable=3)
@@ -196,7 +200,7 @@ def test_unreadable_files_are_left_out_up_to_a_number(tmp_path, load, damaged, c
 
 def test_a_class_of_unreadable_files_alone_is_refused(damaged, load):
     (damaged / "b" / "2.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="no image beside .*b/2.png can be read"):
+    with pytest.raises(ValueError, match="the class of .*b/2.png has no readable image"):
         load(damaged, unreadable=9)
 
 
@@ -239,7 +243,7 @@ def test_a_file_that_is_no_zip_is_refused(tmp_path, load):
     (tmp_path / "set.tar").write_bytes(b"no zip")
     with pytest.raises(ValueError, match="set.tar is neither a folder nor a .zip"):
         load(tmp_path / "set.tar")
-    with pytest.raises(ValueError, match="is no folder, as data.decoding=1 asks for"):
+    with pytest.raises(ValueError, match="is not a folder; data.decoding=1 reads only folders"):
         load(tmp_path / "set.tar", decoding=1)
 
 
