@@ -24,7 +24,7 @@ from fewstep.eval.metrics.moments import empty, finish, merge, update
 from fewstep.eval.metrics.protocol import digest
 from fewstep.eval.published import check_published, part_for, read_published, statistics_of
 from fewstep.progress import progress
-from fewstep.training.cluster.processes import everywhere
+from fewstep.training.cluster.processes import true_everywhere
 from fewstep.training.storage.seal import (
     check_array,
     kept_file,
@@ -132,7 +132,7 @@ def load_reference(
     source = {"key": digest(key)}
     own = root / FOLDER / f"{readable}-{network.name}-{source['key']}.npz"
     path = kept_file(own, root, read_only)
-    if not everywhere(path.exists()):
+    if not true_everywhere(path.exists()):
         # Features are made by all processes together, so either all of them read or all compute.
         computed = compute(reference, dataset, network, extract, measurement["samples"])
         write_once(path := own, computed, source)

@@ -32,7 +32,7 @@ from fewstep.modes.request import (
     required_workdir,
     resolve,
 )
-from fewstep.training.cluster.processes import VISIBLE, within
+from fewstep.training.cluster.processes import VISIBLE, time_limit
 from fewstep.training.cost.sizes import bytes_of, size
 from fewstep.training.experiment import Experiment, build, debugged
 from fewstep.training.labels import training_counts
@@ -344,7 +344,7 @@ def bounded(run: Callable[[NextJob], str]) -> Callable[[NextJob], str]:
     """A check by all processes together, that ends them if one does not take part."""
 
     def check(job: NextJob) -> str:
-        with within(TOGETHER_SECONDS, f"the check {run.__name__} of all processes has no end"):
+        with time_limit(TOGETHER_SECONDS, f"the check {run.__name__} of all processes has no end"):
             return run(job)
 
     return check
