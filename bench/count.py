@@ -29,7 +29,7 @@ from fewstep.training.cost.compiled import (
     collectives,
     device_bytes,
     lowered_step,
-    memory,
+    memory_plan,
     step_inputs,
 )
 from fewstep.training.experiment import build, build_on
@@ -135,7 +135,7 @@ def step_row(method: str, sizes: tuple[int, int], size: str, batch_size: int) ->
     lowered = lowered_step(config, experiment, mesh, inputs)
     compiled = lowered.compile(compiler_options=FOR_INSPECTION)
     text = compiled.as_text()
-    needs, found = memory(compiled), collectives(text)
+    needs, found = memory_plan(compiled), collectives(text)
     return {
         "flops": float(product_flops(text) * mesh.size),
         "temporary_bytes": needs.temporary,
@@ -166,7 +166,7 @@ def memories(asked: argparse.Namespace) -> Iterator[Row]:
             lowered = jax.jit(step).lower(*inputs)
         compiled = lowered.compile(compiler_options=FOR_INSPECTION)
         seconds = time.process_time() - since
-        needs = memory(compiled)
+        needs = memory_plan(compiled)
         yield {
             "method": method,
             "layout": layout,

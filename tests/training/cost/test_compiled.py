@@ -12,7 +12,7 @@ from fewstep.training.cost.compiled import (
     collectives,
     device_bytes,
     lowered_step,
-    memory,
+    memory_plan,
     step_inputs,
 )
 from fewstep.training.experiment import build, build_on
@@ -98,7 +98,7 @@ def test_fsdp_gathers_the_layers_of_a_loop_forwards_and_backwards():
 def test_state_is_donated_and_what_is_given_adds_up():
     for mesh in ((8, 1), (1, 8)):
         step, inputs = compiled(*mesh)
-        needs = memory(step)
+        needs = memory_plan(step)
         assert needs.arguments == sum(map(device_bytes, inputs))
         assert needs.aliased == device_bytes(inputs.state)
         assert 0 < needs.added - needs.temporary < 4096  # metrics, and a table of all outputs
@@ -114,7 +114,7 @@ def test_bytes_of_a_device_are_those_of_its_shards():
 
 
 def test_rematerialisation_takes_less_temporary_memory():
-    without, remat = (memory(compiled(8, 1, remat)[0]) for remat in (False, True))
+    without, remat = (memory_plan(compiled(8, 1, remat)[0]) for remat in (False, True))
     assert remat.temporary < 0.8 * without.temporary
     assert remat.arguments == without.arguments
 
