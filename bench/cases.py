@@ -49,7 +49,7 @@ CASES = {
 }
 
 
-def config_of(case: Case, size: str, batch_size: int, **fields: Any) -> ConfigDict:
+def case_config(case: Case, size: str, batch_size: int, **fields: Any) -> ConfigDict:
     """A DiT of that size with patches of 2 on 32 x 32 x 4 latents of 1,000 classes, unguided.
 
     fields: by dotted name, over those of the case.
@@ -66,7 +66,7 @@ def config_of(case: Case, size: str, batch_size: int, **fields: Any) -> ConfigDi
     return config
 
 
-def forward_flops(size: str, image_size: int = IMAGE_SIZE) -> float:
+def forward_flops_by_hand(size: str, image_size: int = IMAGE_SIZE) -> float:
     """F: the products of one forward pass of one image, by hand.
 
     Of N tokens of width w, a block has 12 w^2 N of them in its layers, 2 N^2 w in attention, and

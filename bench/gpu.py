@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         print("PyTorch is not installed: its rows are left out", flush=True)
     items = smoke_items(with_torch) if asked.smoke else all_items(with_torch, asked.batch_size)
     asked.out.mkdir(parents=True, exist_ok=True)
-    measure_all(items, asked.out, time.monotonic() + 60.0 * asked.minutes, in_process_of_its_own)
+    measure_all(items, asked.out, time.monotonic() + 60.0 * asked.minutes, measure_in_subprocess)
 
 
 def all_items(with_torch: bool, batch_size: int) -> list[Item]:
@@ -121,7 +121,7 @@ def measure_all(items: Sequence[Item], out: Path, deadline: float, measure: Meas
         if left() <= 0.0:
             break
         try:
-            rows[item.name] = with_share(first_that_fits(item, left, measure), ceilings)
+            rows[item.name] = add_mfu(measure_first_that_fits(item, left, measure), ceilings)
         except subprocess.TimeoutExpired:
             break
         except MeasurementError as error:
@@ -142,16 +142,16 @@ def known_rows(path: Path, device: str) -> dict[str, Row]:
     return record["rows"] if record["ceilings"]["device"] == device else {}
 
 
-def with_share(row: Row, ceilings: Row) -> Row:
+def add_mfu(row: Row, ceilings: Row) -> Row:
     """The row with its MFU: the FLOP/s that were needed over those of the matrix product."""
     if "flops_per_second" not in row:
         return row
     return {**row, "mfu": row["flops_per_second"] / ceilings["matmul_flops"]}
 
 
-def first_that_fits(item: Item, left: Callable[[], float], measure: Measure) -> Row:
+def measure_first_that_fits(item: Item, left: Callable[[], float], measure: Measure) -> Row:
     """The row of the first layout that fits the device's memory."""
-    for fields in layouts(item):
+    for fields in attempts(item):
         try:
             return {**fields, **measure(item.module, fields, left())}
         except MeasurementError as error:
@@ -160,7 +160,7 @@ def first_that_fits(item: Item, left: Callable[[], float], measure: Measure) -> 
     raise MeasurementError("does not fit the device's memory")
 
 
-def layouts(item: Item) -> Iterator[Mapping[str, Any]]:
+def attempts(item: Item) -> Iterator[Mapping[str, Any]]:
     """The fields as they are; rematerialised where that is a field; then with half of the batch."""
     fields = dict(item.fields)
     yield fields
@@ -172,7 +172,7 @@ def layouts(item: Item) -> Iterator[Mapping[str, Any]]:
         yield fields
 
 
-def in_process_of_its_own(module: str, fields: Mapping[str, Any], seconds: float) -> Row:
+def measure_in_subprocess(module: str, fields: Mapping[str, Any], seconds: float) -> Row:
     """Start the module, wait so many seconds at most, read the last line that it prints.
 
     Raises MeasurementError if it fails, subprocess.TimeoutExpired if it takes longer.

@@ -15,7 +15,7 @@ from fewstep.eval.metrics.frechet import frechet_distance, statistics
 SAMPLES, SPLITS, RATIO, LARGEST = 1000, 3, 10, 16
 
 
-def distances(seed: int, frequent: int) -> dict[str, float]:
+def distance_by_rule(seed: int, frequent: int) -> dict[str, float]:
     """The distance by each rule of data.label_shares, for one split and one frequent class."""
     pixels, labels = load_digits(return_X_y=True)
     pixels = np.floor(pixels * 255 / LARGEST + 0.5) / 127.5 - 1.0
@@ -36,7 +36,7 @@ def distances(seed: int, frequent: int) -> dict[str, float]:
 
 def main() -> None:
     """Print the mean by each rule."""
-    runs = [distances(seed, c) for seed in range(SPLITS) for c in range(10)]
+    runs = [distance_by_rule(seed, c) for seed in range(SPLITS) for c in range(10)]
     for rule in runs[0]:
         print(f"data.label_shares={rule}: {np.mean([run[rule] for run in runs]):.2f}")
 

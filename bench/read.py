@@ -28,7 +28,7 @@ SHAPE = (256, 256, 3)
 THREADS = 2  # as data.pipeline.READ_OPTIONS
 
 
-def write(path: Path, count: int) -> None:
+def write_images(path: Path, count: int) -> None:
     """Random images, flushed to the disk."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, SHAPE, np.uint8)
@@ -65,7 +65,7 @@ def layouts(folder: Path, count: int, own: int) -> Iterator[tuple[str, list[Path
         counts = [min(size, count - start) for start in range(0, count, size)]
         files = [folder / f"{i}.npy" for i in range(len(counts))]
         for file, rows in zip(files, counts, strict=True):
-            write(file, rows)
+            write_images(file, rows)
         yield name, files, lambda opened: opened[0] if len(opened) == 1 else Rows(opened)
         for file in files:
             file.unlink()

@@ -37,25 +37,29 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     for method in asked.methods.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps({"method": method, **measured(method, asked.repeats, Path(folder))}))
+            print(
+                json.dumps(
+                    {"method": method, **measure_method(method, asked.repeats, Path(folder))}
+                )
+            )
 
 
-def measured(method: str, repeats: int, folder: Path) -> dict[str, dict[str, float]]:
+def measure_method(method: str, repeats: int, folder: Path) -> dict[str, dict[str, float]]:
     """Medians of wall and CPU seconds, cold and warm, and the bytes that are kept."""
     fields = []
     if method in TEACHERS:
-        one_step(TEACHERS[method], folder / "teacher", ["--config.compilation_cache=off"])
+        time_first_step(TEACHERS[method], folder / "teacher", ["--config.compilation_cache=off"])
         fields = [f"--config.teacher={folder / 'teacher'}"]
     cold = []
     for number in range(repeats):
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
-        cold.append(one_step(method, folder / f"cold_{number}", fields))
-    warm = [one_step(method, folder / f"warm_{number}", fields) for number in range(repeats)]
+        cold.append(time_first_step(method, folder / f"cold_{number}", fields))
+    warm = [time_first_step(method, folder / f"warm_{number}", fields) for number in range(repeats)]
     kept = sum(file.stat().st_size for file in (folder / FOLDER).rglob("*") if file.is_file())
     return {"cold": medians(cold), "warm": medians(warm), "kept": {"mib": kept / 2**20}}
 
 
-def one_step(method: str, workdir: Path, fields: Sequence[str]) -> tuple[float, float]:
+def time_first_step(method: str, workdir: Path, fields: Sequence[str]) -> tuple[float, float]:
     """Wall and CPU seconds of a run of one step."""
     command = [
         *(sys.executable, "main.py", f"--config=configs/digits.py:{method}"),

@@ -86,7 +86,7 @@ def autocast() -> Any:
     return torch.autocast(DEVICE, dtype=torch.bfloat16)
 
 
-def train(size: str, batch_size: int, seconds: float) -> dict[str, float]:
+def train_in_torch(size: str, batch_size: int, seconds: float) -> dict[str, float]:
     """Images per second of a training step."""
     network = DiT(SIZES[size]).to(DEVICE)
     average = [parameter.detach().clone() for parameter in network.parameters()]
@@ -108,10 +108,10 @@ def train(size: str, batch_size: int, seconds: float) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
         torch._foreach_lerp_(average, list(network.parameters()), 1.0 - EMA_DECAY)
 
-    return {**rate(step, batch_size, seconds), "batch_size": batch_size}
+    return {**speed_and_memory(step, batch_size, seconds), "batch_size": batch_size}
 
 
-def sample(size: str, batch_size: int, seconds: float, steps: int) -> dict[str, float]:
+def sample_in_torch(size: str, batch_size: int, seconds: float, steps: int) -> dict[str, float]:
     """Latents per second of Euler's method."""
     network = torch.compile(DiT(SIZES[size]).to(DEVICE).eval())
     labels = torch.randint(CLASSES, (batch_size,), device=DEVICE)
@@ -123,10 +123,10 @@ def sample(size: str, batch_size: int, seconds: float, steps: int) -> dict[str, 
             with autocast():
                 x = x - network(x, t.expand(batch_size), labels) / steps
 
-    return {**rate(draw, batch_size, seconds), "batch_size": batch_size}
+    return {**speed_and_memory(draw, batch_size, seconds), "batch_size": batch_size}
 
 
-def rate(run: Callable[[], None], batch_size: int, seconds: float) -> dict[str, float]:
+def speed_and_memory(run: Callable[[], None], batch_size: int, seconds: float) -> dict[str, float]:
     """Images per second of runs that last so long, after three; the peak of memory."""
     wait = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
     for _ in range(3):
@@ -145,4 +145,8 @@ def rate(run: Callable[[], None], batch_size: int, seconds: float) -> dict[str, 
 
 if __name__ == "__main__":
     fields = json.loads(sys.argv[1])
-    print(json.dumps({"train": train, "sample": sample}[fields.pop("kind")](**fields)))
+    print(
+        json.dumps(
+            {"train": train_in_torch, "sample": sample_in_torch}[fields.pop("kind")](**fields)
+        )
+    )

@@ -20,7 +20,7 @@ from fewstep.data import Dataset, Split, known_as
 from fewstep.eval.features.feature_network import Extract, FeatureNetwork
 from fewstep.eval.metrics.frechet import Statistics, frechet_distance
 from fewstep.eval.metrics.memorisation import fewest_held_out
-from fewstep.eval.metrics.moments import empty, finish, merge, update
+from fewstep.eval.metrics.moments import empty, finish, merge_moments, update
 from fewstep.eval.metrics.protocol import digest
 from fewstep.eval.published import check_published, part_for, read_published, statistics_of
 from fewstep.progress import progress
@@ -221,7 +221,7 @@ def compute(
             ]
             done += len(features)
     return Reference(
-        statistics=finish(merge(*parts)),
+        statistics=finish(merge_moments(*parts)),
         neighbourhood=np.concatenate(near),
         train=np.concatenate(kept["train"]),
         held_out=np.concatenate(kept["test"]),

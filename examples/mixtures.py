@@ -142,7 +142,7 @@ def train(
     return state
 
 
-def points(mixture: Mixture, seed: int) -> Iterator[Mapping[str, Array]]:
+def point_batches(mixture: Mixture, seed: int) -> Iterator[Mapping[str, Array]]:
     """Batches of the mixture's points, without labels."""
     draw = jax.jit(partial(mixture.sample, count=BATCH))
     for step in range(2**31):
@@ -150,16 +150,16 @@ def points(mixture: Mixture, seed: int) -> Iterator[Mapping[str, Array]]:
         yield {"x": draw(key), "label": jnp.full((BATCH,), -1)}
 
 
-def denoiser_of(model: Model, mixture: Mixture, seed: int, name: str) -> Params:
+def train_denoiser(model: Model, mixture: Mixture, seed: int, name: str) -> Params:
     """Parameters of the network that has learned to denoise a mixture."""
     objective = denoising(model, time_sampler=log_normal(model.path, **LEVELS))
     objective = objective._replace(init_from={})
-    batches, rates = points(mixture, seed), {"network": 1e-3}
+    batches, rates = point_batches(mixture, seed), {"network": 1e-3}
     state = train(objective, rates, {}, batches, PRETRAINING, seed, name)
     return state.networks["network"]
 
 
-def generated(
+def generator_samples(
     model: Model, divergence: Divergence, start: Params, steps: int, seed: int, name: str
 ) -> np.ndarray:
     """Samples [SAMPLES, 2] of the generator that a divergence has trained."""
@@ -208,7 +208,7 @@ def modes_of(samples: np.ndarray, mixture: Mixture) -> Found:
     )
 
 
-def seen(wrong: Mixture, right: Mixture, rho: float) -> float:
+def squared_difference(wrong: Mixture, right: Mixture, rho: float) -> float:
     """E | fake - teacher |^2 at one noise level, of two mixtures, both exact: SIM's and SiD's y.
 
     rho: sigma / alpha. The mean is over x_t of the wrong one, as a generator's would be.
@@ -233,7 +233,7 @@ def wrong_distributions(mixture: Mixture) -> dict[str, Mixture]:
     }
 
 
-def draw(path: Path, samples: Mapping[str, np.ndarray], mixture: Mixture) -> None:
+def write_picture(path: Path, samples: Mapping[str, np.ndarray], mixture: Mixture) -> None:
     """Samples of each generator, and what each noise level sees of three wrong distributions."""
     columns = 4
     rows = -(-(len(samples) + 1) // columns)
@@ -244,7 +244,7 @@ def draw(path: Path, samples: Mapping[str, np.ndarray], mixture: Mixture) -> Non
         axis.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal", title=name, xticks=(), yticks=())
     last = axes[len(samples)]
     for name, wrong in wrong_distributions(mixture).items():
-        last.loglog(RHO, [seen(wrong, mixture, rho) for rho in RHO], label=name)
+        last.loglog(RHO, [squared_difference(wrong, mixture, rho) for rho in RHO], label=name)
     last.set(xlabel="noise level sigma / alpha", title="E |fake - teacher|^2, both exact")
     last.set_ylim(1e-7)
     last.legend(fontsize=7)
@@ -260,8 +260,8 @@ def compare(out: Path, steps: int, seed: int) -> None:
     far = Mixture(jnp.ones(1), jnp.array([[0.0, 1.8]]), 0.06)
     model = model_with_exact_teacher(mixture)
     starts = {
-        "same": denoiser_of(model, mixture, seed, "denoiser of the mixture"),
-        "disjoint": denoiser_of(model, far, seed, "denoiser of one Gaussian"),
+        "same": train_denoiser(model, mixture, seed, "denoiser of the mixture"),
+        "disjoint": train_denoiser(model, far, seed, "denoiser of one Gaussian"),
     }
     divergences = {
         "SIM": score_implicit_matching(pseudo_huber(0.1)),
@@ -272,8 +272,8 @@ def compare(out: Path, steps: int, seed: int) -> None:
     for start, params in starts.items():
         for method, divergence in divergences.items():
             name = f"{method}, {start} start"
-            samples[name] = generated(model, divergence, params, steps, seed, name)
-    draw(out, samples, mixture)
+            samples[name] = generator_samples(model, divergence, params, steps, seed, name)
+    write_picture(out, samples, mixture)
     print(f"{'':28} weights wrong by  entropy  outside  weights of the modes")
     for name, those in samples.items():
         found = modes_of(those, mixture)

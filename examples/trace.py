@@ -53,7 +53,7 @@ def is_operation(event: Event) -> bool:
     return "hlo_op" in event.get("args", {})
 
 
-def spans(events: Sequence[Event]) -> list[tuple[float, float]]:
+def intervals(events: Sequence[Event]) -> list[tuple[float, float]]:
     """(start, length) of events, in ms."""
     return [(event["ts"] / 1e3, event["dur"] / 1e3) for event in events]
 
@@ -66,13 +66,13 @@ def draw_timeline(
     steps = [event for event in events if event["name"] == STEP]
     host = {thread(event) for event in steps}
     waiting = [event for event in events if event["name"] == WAIT and thread(event) in host]
-    axes.broken_barh(spans(waiting), (-0.4, 0.8), color=COLOURS["waiting"])
-    axes.broken_barh(spans(steps), (-0.4, 0.8), color=COLOURS["dispatch"])
+    axes.broken_barh(intervals(waiting), (-0.4, 0.8), color=COLOURS["waiting"])
+    axes.broken_barh(intervals(steps), (-0.4, 0.8), color=COLOURS["dispatch"])
     labels = ["the thread that trains:\ndispatch (red), waiting (grey)"]
     busy = Counter(map(thread, operations)).most_common()
     for line, (own, _) in enumerate(busy, start=1):
         of_thread = [event for event in operations if thread(event) == own]
-        axes.broken_barh(spans(of_thread), (line - 0.4, 0.8), color=COLOURS["operations"])
+        axes.broken_barh(intervals(of_thread), (line - 0.4, 0.8), color=COLOURS["operations"])
         labels.append(names.get(own, str(own)).partition("/")[0])
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()

@@ -56,7 +56,7 @@ def frechet_distance(a: Statistics, b: Statistics) -> float:
         )
     root = symmetric_root(a.covariance)
     product = root @ b.covariance @ root
-    overlap = np.sqrt(np.clip(np.linalg.eigvalsh(symmetric(product)), 0.0, None)).sum()
+    overlap = np.sqrt(np.clip(np.linalg.eigvalsh(symmetrize(product)), 0.0, None)).sum()
     spread = np.trace(a.covariance) + np.trace(b.covariance) - 2.0 * overlap
     return float(max(np.sum((a.mean - b.mean) ** 2) + spread, 0.0))
 
@@ -66,10 +66,10 @@ def symmetric_root(matrix: np.ndarray) -> np.ndarray:
 
     Eigenvalues that rounding made negative count as 0.
     """
-    values, vectors = np.linalg.eigh(symmetric(matrix))
+    values, vectors = np.linalg.eigh(symmetrize(matrix))
     return (vectors * np.sqrt(np.clip(values, 0.0, None))) @ vectors.T
 
 
-def symmetric(matrix: np.ndarray) -> np.ndarray:
+def symmetrize(matrix: np.ndarray) -> np.ndarray:
     """(M + M^T) / 2, free of the asymmetry of rounding."""
     return 0.5 * (matrix + matrix.T)

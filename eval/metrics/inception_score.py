@@ -47,11 +47,13 @@ def inception_score(logits: np.ndarray, *, splits: int = SPLITS, seed: int = 0) 
     logits = np.asarray(logits, np.float64)
     check_features(logits, least=splits, name="logits")
     order = np.random.default_rng(seed).permutation(len(logits))
-    scores = [score(log_softmax(logits[part], axis=1)) for part in np.array_split(order, splits)]
+    scores = [
+        split_score(log_softmax(logits[part], axis=1)) for part in np.array_split(order, splits)
+    ]
     return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
 
 
-def score(log_p: np.ndarray) -> float:
+def split_score(log_p: np.ndarray) -> float:
     """exp of the mean KL(p(y|x) || p(y)) of logarithms of probabilities [N, classes]."""
     log_marginal = logsumexp(log_p, axis=0) - np.log(len(log_p))
     divergences = np.sum(np.exp(log_p) * (log_p - log_marginal), axis=1)

@@ -71,18 +71,18 @@ def kernel_distance(
     )
     values, variances = np.transpose(
         [
-            estimate(real[i], generated[j])
+            mmd_and_variance(real[i], generated[j])
             for i, j in zip(chosen_real, chosen_generated, strict=True)
         ]
     )
     return KernelDistance(float(values.mean()), float(np.sqrt(variances.sum()) / pieces))
 
 
-def estimate(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
+def mmd_and_variance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
     """Unbiased MMD^2 of points [M, D] and [N, D], and its jackknife variance."""
     m, n = len(x), len(y)
     x_with_y, y_with_x = kernel_sums(x, y)
-    x_with_x, y_with_y = sums_without_itself(x), sums_without_itself(y)
+    x_with_x, y_with_y = off_diagonal_sums(x), off_diagonal_sums(y)
     xx, yy = x_with_x.sum(), y_with_y.sum()
     cross = x_with_y.sum()
     rest_x, rest_y = xx / (m * (m - 1)), yy / (n * (n - 1))
@@ -104,7 +104,7 @@ def kernel_sums(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return rows, columns
 
 
-def sums_without_itself(x: np.ndarray) -> np.ndarray:
+def off_diagonal_sums(x: np.ndarray) -> np.ndarray:
     """Sum of the kernel of each point [M, D] with all the others: [M]."""
     itself = (np.einsum("id,id->i", x, x) / x.shape[1] + 1.0) ** DEGREE
     return kernel_sums(x, x)[0] - itself

@@ -71,8 +71,8 @@ def memorisation(
             f"held-out features has {len(held_out)} rows; their {quantile:g} quantile needs at "
             f"least {needed}; hold more images out or raise the quantile"
         )
-    distances, nearest = nearest_of(samples, train)
-    held_out_distances, _ = nearest_of(held_out, train)
+    distances, nearest = nearest_training_image(samples, train)
+    held_out_distances, _ = nearest_training_image(held_out, train)
     # Weibull's quantile: a new draw is below it with probability q for any n.
     closer = distances < np.quantile(held_out_distances, quantile, method="weibull")
     return Memorisation(
@@ -90,7 +90,7 @@ def fewest_held_out(quantile: float = QUANTILE) -> int:
     return math.ceil(1.0 / quantile) - 1
 
 
-def nearest_of(points: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def nearest_training_image(points: np.ndarray, train: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Distance [N] of each point to the nearest training one, and the index [N] of that one.
 
     The search expands the square of the distance, whose rounding hides zeros, so the distances of

@@ -71,7 +71,7 @@ def logged_name(name: str, steps: int) -> str:
     return f"{name}_{steps}"
 
 
-def metric_of(logged: str) -> tuple[str, str]:
+def parse_logged_name(logged: str) -> tuple[str, str]:
     """The name of a metric and the number of steps in a name of `logged_name`."""
     name, _, steps = logged.rpartition("_")
     return name, steps
@@ -82,7 +82,7 @@ def measurements(metrics: Mapping[str, Metric], inputs: Inputs) -> dict[str, flo
     results: dict[Callable[..., Any], Any] = {}
     found = {}
     for name, metric in metrics.items():
-        if not allows(inputs, metric.needs.items()):
+        if not has_inputs(inputs, metric.needs.items()):
             continue
         if metric.compute not in results:
             given = (getattr(inputs, field) for field in metric.needs)
@@ -94,7 +94,7 @@ def measurements(metrics: Mapping[str, Metric], inputs: Inputs) -> dict[str, flo
     return found
 
 
-def allows(inputs: Inputs, needs: Iterable[tuple[str, int]]) -> bool:
+def has_inputs(inputs: Inputs, needs: Iterable[tuple[str, int]]) -> bool:
     """Whether every field that is needed is known, and has enough rows."""
     given = ((getattr(inputs, field), fewest) for field, fewest in needs)
     return all(value is not None and len(value) >= fewest for value, fewest in given)

@@ -51,10 +51,10 @@ def update(moments: Moments, features: np.ndarray) -> Moments:
         )
     mean = features.sum(axis=0) / max(len(features), 1)
     centred = features - mean
-    return merge(moments, Moments(len(features), mean, centred.T @ centred))
+    return merge_moments(moments, Moments(len(features), mean, centred.T @ centred))
 
 
-def merge(a: Moments, b: Moments) -> Moments:
+def merge_moments(a: Moments, b: Moments) -> Moments:
     """The moments of the points of both. Raises ValueError if the dimensions differ."""
     if a.mean.shape != b.mean.shape:
         raise ValueError(

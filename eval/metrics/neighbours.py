@@ -75,7 +75,7 @@ def manifold_metrics(
     check_features(real, least=max(k, density_k) + 1, name="real features")
     check_features(generated, least=k + 1, name="generated features")
     check_dimensions(real, generated)
-    slack = rounding(real, generated)
+    slack = rounding_error(real, generated)
     near = np.sqrt(neighbour_distances(real, max(k, density_k)) ** 2 + slack)
     real_radii, density_radii = near[:, k - 1], near[:, density_k - 1]
     generated_radii = np.sqrt(neighbour_distances(generated, k)[:, k - 1] ** 2 + slack)
@@ -105,7 +105,7 @@ def neighbour_distances(features: np.ndarray, k: int) -> np.ndarray:
     return distances
 
 
-def rounding(*sets: np.ndarray) -> float:
+def rounding_error(*sets: np.ndarray) -> float:
     """The error that a squared distance between points of sets [N, D] may have.
 
     Distances are expanded to |x|^2 + |y|^2 - 2 x . y, so the same one made twice differs. Without

@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_rematerialised_then_halved(tmp_path, clock):
 
 def test_a_process_that_fails_says_why():
     with pytest.raises(gpu.MeasurementError, match="No such file or directory"):
-        gpu.in_process_of_its_own("json.tool", {"kind": "sample"}, 60.0)
+        gpu.measure_in_subprocess("json.tool", {"kind": "sample"}, 60.0)
     lines = "Traceback:\nXlaRuntimeError: RESOURCE_EXHAUSTED: 9 GiB\nsomething else\n"
     assert gpu.last_words(lines) == "XlaRuntimeError: RESOURCE_EXHAUSTED: 9 GiB"
 
@@ -85,8 +85,8 @@ def test_a_step_and_a_sampler_are_measured(monkeypatch):
     monkeypatch.setitem(SIZES, "toy", Size(32, 1, 2))
     fields = {"size": "toy", "batch_size": 8, "seconds": 0.01}
     for row in (
-        measure.train("flow_matching", scan=True, **fields),
-        measure.sample(steps=2, **fields),
+        measure.measure_training("flow_matching", scan=True, **fields),
+        measure.measure_sampling(steps=2, **fields),
     ):
         assert row["images_per_second"] > 0.0
         assert row["flops_per_second"] > row["images_per_second"]
