@@ -1,12 +1,12 @@
-"""What can be counted of a step without an accelerator, and without running it.
+"""Count the cost of a step without an accelerator and without running it.
 
     python -m bench.count
     python -m bench.count --parts=steps --methods=flow_matching,sim --meshes=8x1,1x8
 
-compiles production steps and samplers of a DiT for emulated CPU devices and reads FLOPs, memory and
-collectives off the programs. XLA counts the body of a loop once; here loops count at every turn
-(training/cost/arithmetic.py), so that blocks are compiled as a loop, which is sooner done. FLOPs
-are those of all devices together. The figures depend on the version of XLA, not on the machine.
+compiles production steps and samplers of a DiT for emulated CPU devices, and reads FLOPs, memory
+and collectives from the programs. Every iteration of a loop counts (training/cost/arithmetic.py),
+so the network's blocks can be compiled as a loop, which is faster. FLOPs are those of all devices
+together. The figures depend on the version of XLA, not on the machine.
 """
 
 import argparse
@@ -40,7 +40,7 @@ from fewstep.training.teacher import abstract_params
 
 BASELINE = "flow_matching"
 SAMPLING_STEPS = (1, 4, 128)
-# Of one player and of two.
+# A method with one player, and one with two.
 MEMORY_METHODS = (BASELINE, "sim")
 # Name -> fields, and whether the state is donated.
 LAYOUTS = {
@@ -56,8 +56,10 @@ Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a row at a time; write all of them as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench.count", description="Counts of a step.")
+    """Print each row, and write all of them as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.count", description="Count a step's cost."
+    )
     parser.add_argument("--parts", type=parse_names, default=list(PARTS))
     parser.add_argument("--methods", type=parse_names, default=list(CASES))
     parser.add_argument(
@@ -84,28 +86,28 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def parse_names(text: str) -> list[str]:
-    """A list of names with commas between."""
+    """The names in a list with commas."""
     return text.split(",")
 
 
 def format_figure(item: tuple[str, Any]) -> str:
-    """A figure as it is printed."""
+    """A named figure as text."""
     name, value = item
     return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
 def mesh_sizes(mesh: str) -> tuple[int, int]:
-    """Sizes of the axes data and fsdp, of a name such as 8x4."""
+    """Sizes of the axes data and fsdp, from a name such as 8x4."""
     data, fsdp = mesh.split("x")
     return int(data), int(fsdp)
 
 
 def require_cpu_devices(count: int) -> None:
-    """Let JAX see so many CPU devices at least, if it has not looked for any yet."""
+    """Make JAX emulate `count` CPU devices. Raises RuntimeError if it has fewer already."""
     jax.config.update("jax_platforms", "cpu")
     try:
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # it has: its devices must do
+    except RuntimeError:  # JAX has its devices already
         if len(jax.devices()) < count:
             raise
 
@@ -116,7 +118,7 @@ def mesh_of(data: int, fsdp: int) -> Mesh:
 
 
 def step_rows(asked: argparse.Namespace) -> Iterator[Row]:
-    """FLOPs, memory and collectives of every method's step on every mesh."""
+    """Rows with FLOPs, memory and collectives of every method's step on every mesh."""
     ordered = [BASELINE, *(method for method in asked.methods if method != BASELINE)]
     for mesh in asked.meshes:
         baseline = 0.0
@@ -155,7 +157,7 @@ def step_row(method: str, sizes: tuple[int, int], size: str, batch_size: int) ->
 
 
 def memory_rows(asked: argparse.Namespace) -> Iterator[Row]:
-    """Memory beside the arguments, and seconds to compile, of steps in several layouts."""
+    """Rows with added memory and compilation time of steps in several layouts."""
     for method, (layout, (fields, donated)) in itertools.product(MEMORY_METHODS, LAYOUTS.items()):
         config = case_config(CASES[method], asked.size, asked.batch_size, **fields)
         experiment, mesh = build(config), mesh_of(1, 1)
@@ -180,7 +182,7 @@ def memory_rows(asked: argparse.Namespace) -> Iterator[Row]:
 
 
 def sampling_rows(asked: argparse.Namespace) -> Iterator[Row]:
-    """FLOPs of samplers of flow matching over those of as many single steps."""
+    """Rows with FLOPs of flow matching's sampler, relative to as many single steps."""
     config = case_config(CASES[BASELINE], asked.size, asked.batch_size, **{"model.scan": True})
     experiment, mesh = build(config), mesh_of(1, 1)
     params = abstract_params(experiment, mesh)

@@ -1,10 +1,10 @@
-"""One measurement on the device that is here, in a process of its own.
+"""Make one measurement on this machine's device.
 
     python -m bench.measure '{"kind": "ceilings"}'
     python -m bench.measure '{"kind": "train", "case": "sim", "size": "B", "batch_size": 256}'
 
-prints one line of JSON. A process each, because a device tells the peak of memory since the process
-started, and because what one leaves in memory another would miss.
+prints one line of JSON. Each measurement needs its own process: a device reports the peak of memory
+since the process started, and memory that one measurement leaves would be missing for the next.
 """
 
 import json
@@ -25,14 +25,14 @@ from fewstep.training.sharding import make_mesh, put_batch
 from fewstep.training.sources import abstract_batch
 from fewstep.training.teacher import abstract_params
 
-MATRIX = 8192  # side of the matrices whose product is the ceiling
-COPIED = 2**30  # bytes of the array whose copy is
-WARMUP = 3
+MATRIX = 8192  # side of the matrices in the product
+COPIED = 2**30  # bytes of the copied array
+WARMUP = 3  # runs before the timed ones
 Row = dict[str, Any]
 
 
 def ceilings(seconds: float = 3.0, matrix: int = MATRIX, copied: int = COPIED) -> Row:
-    """What the device reaches at best: a bfloat16 product of random matrices, and a copy."""
+    """The device's peak speeds, from a bfloat16 product of random matrices and a copy."""
     keys = jax.random.split(jax.random.key(0))
     a, b = (jax.random.normal(key, (matrix, matrix), jnp.bfloat16) for key in keys)
     product = jax.jit(jnp.matmul)
@@ -49,7 +49,7 @@ def ceilings(seconds: float = 3.0, matrix: int = MATRIX, copied: int = COPIED) -
 def measure_training(
     case: str, size: str, batch_size: int, scan: bool, remat: bool = False, seconds: float = 5.0
 ) -> Row:
-    """Images per second of a training step, and the FLOP/s that the method needs for them."""
+    """Images per second of a training step, and the method's least FLOP/s at that speed."""
     fields = {"model.scan": scan, "model.remat": remat}
     config = case_config(CASES[case], size, batch_size, **fields)
     mesh = make_mesh()
@@ -75,14 +75,14 @@ def measure_training(
 
 
 def random_like(shape: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Random images, labels of the first class."""
+    """Random floats, or integers of 0 (labels of the first class)."""
     if jnp.issubdtype(shape.dtype, jnp.integer):
         return np.zeros(shape.shape, shape.dtype)
     return np.random.default_rng(0).standard_normal(shape.shape).astype(shape.dtype)
 
 
 def measure_sampling(size: str, batch_size: int, steps: int, seconds: float = 5.0) -> Row:
-    """Latents per second of flow matching in so many steps, copied to the host."""
+    """Latents per second of flow matching's sampler, copied to the host."""
     config = case_config(CASES["flow_matching"], size, batch_size, **{"model.scan": True})
     experiment, mesh = build(config), make_mesh()
     params = jax.jit(experiment.model.network.init)(jax.random.key(0))
@@ -104,7 +104,7 @@ def measure_sampling(size: str, batch_size: int, steps: int, seconds: float = 5.
 
 
 def runs_per_second(run: Callable[[], Any], seconds: float) -> float:
-    """Runs per second over so many seconds, after a few that also compile."""
+    """Runs per second over about `seconds`, after WARMUP runs, which compile."""
     for _ in range(WARMUP):
         since = time.perf_counter()
         jax.block_until_ready(run())
@@ -117,7 +117,7 @@ def runs_per_second(run: Callable[[], Any], seconds: float) -> float:
 
 
 def peak_bytes() -> int:
-    """Most bytes in use on the device since the process started; 0 where it does not tell."""
+    """Peak bytes in use on the device since the process started; 0 if it does not report them."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use", 0)
 
