@@ -75,7 +75,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     for method in asked.methods:
         if method not in CASES:
             parser.error(f"--methods={method} is not one of {', '.join(CASES)}")
-    require_cpu_devices(max(int(np.prod(mesh_sizes(mesh))) for mesh in asked.meshes))
+    require_cpu_devices(max(int(np.prod(parse_mesh(mesh))) for mesh in asked.meshes))
     rows = []
     for part in asked.parts:
         for row in PARTS[part](asked):
@@ -96,7 +96,7 @@ def format_figure(item: tuple[str, Any]) -> str:
     return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
-def mesh_sizes(mesh: str) -> tuple[int, int]:
+def parse_mesh(mesh: str) -> tuple[int, int]:
     """Sizes of the axes data and fsdp, from a name such as 8x4."""
     data, fsdp = mesh.split("x")
     return int(data), int(fsdp)
@@ -123,7 +123,7 @@ def step_rows(asked: argparse.Namespace) -> Iterator[Row]:
     for mesh in asked.meshes:
         baseline = 0.0
         for method in ordered:
-            row = step_row(method, mesh_sizes(mesh), asked.size, asked.batch_size)
+            row = step_row(method, parse_mesh(mesh), asked.size, asked.batch_size)
             baseline = baseline or row["flops"]
             case = CASES[method]
             goal = {"least": case.least / CASES[BASELINE].least, "goal": case.goal}

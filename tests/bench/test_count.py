@@ -34,12 +34,12 @@ def test_f_is_what_a_forward_pass_computes():
 
 def test_a_step_is_counted_on_all_devices_together():
     (row,) = count.step_rows(asked(methods=["flow_matching"], meshes=["8x1"]))
-    # Nothing is passed back to the patches and the sinusoids, a little of three times forwards.
+    # No gradient goes back to patches and sinusoids, so a little is missing from 3 F.
     assert 0.98 < row["flops"] / (64 * 3 * forward_flops_by_hand("toy")) < 1.0
     assert row["ratio"] == row["least"] == row["goal"] == row["aliased"] == 1.0
     ((kind, reduced),) = row["collectives"].items()
     assert kind == "all-reduce" and reduced["sent"] == 1.75 * reduced["bytes"]
-    # Adam's state is two of the network, and there is one average.
+    # The state is the network, Adam's two moments and one average.
     assert 3.99 < row["state_bytes"] / reduced["bytes"] < 4.0
 
 

@@ -10,7 +10,7 @@ SMOKE = gpu.smoke_items(with_torch=True)
 
 
 class Device:
-    """A device in the place of the processes that measure: it tells what it was asked."""
+    """Replaces the processes that measure, and records what they are asked."""
 
     def __init__(self, memory=1e9, name="card"):
         self.memory, self.name, self.asked = memory, name, []
@@ -46,7 +46,7 @@ def test_the_second_call_measures_what_the_first_left(tmp_path, clock, capsys):
     assert all(row["mfu"] == 0.5 for row in rows.values())
     assert (tmp_path / gpu.PLOT).stat().st_size > 1000
     assert "not measured" not in capsys.readouterr().out
-    # Of another card nothing is known.
+    # Rows of one card are not those of another.
     gpu.measure_all(SMOKE[:1], tmp_path, 200.0, Device(name="other"))
     assert list(record(tmp_path)["rows"]) == [SMOKE[0].name]
 

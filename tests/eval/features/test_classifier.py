@@ -34,7 +34,7 @@ def outputs(data, trained):
 
 @pytest.fixture
 def short(monkeypatch):
-    """Training of two updates, which no floor refuses."""
+    """Train for two updates, without a floor."""
     monkeypatch.setattr(module, "RECIPE", SHORT)
     monkeypatch.setattr(module, "FLOORS", {"digits": 0.0, "noise": 0.0})
 

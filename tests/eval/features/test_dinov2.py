@@ -1,4 +1,4 @@
-"""Networks of a few blocks with random weights; Pillow and closed forms are the references."""
+"""DINOv2 with few blocks and random weights, against Pillow and closed forms."""
 
 import jax
 import numpy as np
@@ -60,7 +60,7 @@ def random_images(*shape, seed=0):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A function that writes a file of ViT-S with changes, leaving out tensors that are None."""
+    """A function that writes a file of ViT-S with changes; a change to None drops the tensor."""
     rng = np.random.default_rng(1)
     shapes = dinov2_shapes(384)
     tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
@@ -91,7 +91,7 @@ def test_features_follow_the_equations_in_float64(params):
 
 
 def reference(params, images):
-    """Block by block and head by head; images are of 224 x 224, so that no resize is needed."""
+    """Features of 224 x 224 images, which need no resize, block by block and head by head."""
     x = (images / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     corners = [(i, j) for i in range(0, 224, 14) for j in range(0, 224, 14)]
     patches = np.stack([x[:, i : i + 14, j : j + 14].reshape(len(x), -1) for i, j in corners], 1)

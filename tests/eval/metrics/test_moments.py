@@ -35,7 +35,7 @@ def test_equals_the_statistics_of_all_whatever_the_batches(features, cuts):
 def test_order_of_the_points_does_not_matter(features):
     shuffled = np.random.default_rng(1).permutation(features)
     assert_same(finish(streamed(shuffled, [50, 90])), statistics(features))
-    # Batches of different laws, the hardest case for the term between them.
+    # Batches of different distributions, the hardest case for the term between them.
     ordered = features[np.argsort(features[:, 0])]
     assert_same(finish(streamed(ordered, [20, 150])), statistics(features))
 

@@ -1,4 +1,4 @@
-"""Where processes meet, by flags or the variables of a cluster."""
+"""Where processes meet, from flags or a cluster's environment variables."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Who is let in by process 0, and what the others are told."""
+"""Whom process 0 lets in, and what it tells the others."""
 
 import socket
 import threading
@@ -27,14 +27,14 @@ def short(monkeypatch):
 
 @pytest.fixture
 def meeting():
-    """Of two processes; nobody is there yet."""
+    """A meeting of two processes, before anybody has come."""
     with socket.create_server(("", 0)) as free:
         port = free.getsockname()[1]
     return Meeting([HOST], port, 2, 60.0)
 
 
 def coming(meeting, peer, **also):
-    """A process that comes to the meeting, and a function that waits for what becomes of it."""
+    """Let a process come to the meeting. Returns a function that waits for its result or error."""
     found = []
 
     def come():
@@ -54,7 +54,7 @@ def coming(meeting, peer, **also):
 
 
 def knock(meeting, peer):
-    """The connection of a process that is let in, and waits."""
+    """The connection of a process that is let in and waits."""
     return door.enter(meeting, peer, time.monotonic() + 10.0)
 
 
@@ -78,7 +78,7 @@ def test_a_missing_process_is_named_and_given_up(meeting, capfd):
         assert isinstance(outcome, MissingError)
         assert f"processes 2, 3 of 4 did not come to {HOST}:{meeting.port}" in str(outcome)
     lines = capfd.readouterr().err.splitlines()
-    # Of lines before process 1 has come, none or some.
+    # Earlier lines may also name process 1.
     assert lines[-1].startswith("waiting for processes 2, 3 of 4 (")
 
 
@@ -141,6 +141,7 @@ def test_another_number_of_processes_is_refused(meeting, capfd):
     ):
         door.attend(meeting._replace(count=3), Peer(2, "b", 2))
     wait_for(lambda: "was refused: --num_processes=3" in capfd.readouterr().err)
+    door.attend(meeting, SECOND)  # ends the meeting, whose thread would print into other tests
 
 
 def test_a_port_that_is_in_use_is_named(meeting):
@@ -194,7 +195,7 @@ def test_many_processes_are_counted(indices, words):
 
 
 def join(where, said, go):
-    """Become a process of a run, or say why not."""
+    """Become a process of a run, or write down the error."""
     try:
         joining.join(where)
     except ValueError as error:
