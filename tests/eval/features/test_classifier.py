@@ -260,7 +260,7 @@ def test_other_processes_take_the_parameters_of_the_first_and_write_nothing(
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda tree: sent)
     second = classifier(data, tmp_path)
     assert second.accuracy == 0.3
-    assert second.network.weights == module.digest(params)
+    assert second.network.weights == module.params_digest(params)
     assert not files(tmp_path) and not capsys.readouterr().err
 
 
