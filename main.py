@@ -87,7 +87,7 @@ def main(_: list[str]) -> None:
         fail(error)
     except MissingError as error:
         fail(error, exits.PEER_DIED)
-    with processes.together():
+    with processes.leave_together():
         run(asked)
 
 
@@ -110,10 +110,10 @@ def run(asked: Request) -> None:
     interrupted = INTERRUPTED if mode.trains else BROKEN_OFF
     try:
         with (
-            Preemption(processes.several() and mode.trains, interrupted) as preemption,
+            Preemption(processes.has_peers() and mode.trains, interrupted) as preemption,
             preemption.at_once(),
         ):
-            if processes.several() and mode.alike:
+            if processes.has_peers() and mode.alike:
                 check_started_alike(MODE.value, asked)
             mode.run(asked)
     except (ValueError, OSError, DivergedError) as error:
@@ -122,11 +122,11 @@ def run(asked: Request) -> None:
         fail(error, exits.DIVERGED if isinstance(error, DivergedError) else exits.BAD_INPUT)
     except Preempted as stop:
         if not str(stop):  # of this process alone, which has left the others in the middle
-            processes.fail(exits.PREEMPTED, UNFINISHED)
+            processes.exit_with_error(exits.PREEMPTED, UNFINISHED)
         processes.say(str(stop), sys.stderr)
         sys.exit(exits.PREEMPTED)
     except KeyboardInterrupt:
-        processes.fail(exits.INTERRUPTED, interrupted)
+        processes.exit_with_error(exits.INTERRUPTED, interrupted)
 
 
 def request() -> Request:
@@ -169,7 +169,7 @@ def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
         error = error.args[0]
     if "Traceback" in message:  # absl quotes a config file's; its last line says what is wrong
         message = message.strip().splitlines()[-1].partition(": ")[2]
-    processes.fail(code, f"error: {' '.join(message.split())}")
+    processes.exit_with_error(code, f"error: {' '.join(message.split())}")
 
 
 def parse(argv: list[str]) -> list[str]:

@@ -1,1 +1,1 @@
-"""What a step costs: counted anywhere (count), measured on a GPU (gpu), and at start (start)."""
+"""The cost of a step: counted on any machine (count), measured on a GPU (gpu), at start (start)."""

@@ -1,7 +1,7 @@
-"""The methods that are counted and measured, each with the least that a step of it can cost.
+"""The methods to count and measure, each with the least cost of its training step.
 
-Let F be one forward pass of the network on one image; backwards is two more. A step of flow
-matching is then 3 F per image.
+F is one forward pass of the network on one image. A backward pass costs 2 F, so a step of flow
+matching costs 3 F per image.
 """
 
 from collections.abc import Mapping
@@ -13,12 +13,16 @@ from fewstep.configs import base, methods, objectives
 from fewstep.models.conditioning import FREQUENCY_FEATURES
 from fewstep.models.dit import SIZES
 
-# Latents of 256 x 256 images, in patches.
+# Latents of 256 x 256 images.
 IMAGE_SIZE, CHANNELS, PATCH_SIZE, CLASSES = 32, 4, 2, 1000
 
 
 class Case(NamedTuple):
-    """A method with fields. least: F per image, on average over steps. goal: of the ratio."""
+    """A method and its fields.
+
+    least: cost in F per image, averaged over steps. goal: for the compiled cost, relative to flow
+    matching.
+    """
 
     method: str
     least: float
@@ -26,11 +30,10 @@ class Case(NamedTuple):
     fields: Mapping[str, Any] = {}
 
 
-# One evaluation of the fake score for both players.
+# The fields with which both players share one evaluation of the fake score.
 JOINT = {"objective.joint": True, "objective.fake_time_sampler": objectives.time_sampler("")}
-# The ratio of what is compiled to flow matching may lie above that of the least, by the optimizers
-# of several players and by what is done beside the network. SiD and SIM are one objective; so are
-# CT, iCT and the networks of ECT.
+# A goal lies above the ratio of the least costs, because of several players' optimizers and work
+# outside the network. SiD and SIM are one objective; so are CT, iCT and the networks of ECT.
 CASES = {
     "flow_matching": Case("flow_matching", 3.0, 1.0),
     "shortcut_8": Case("shortcut", 3.25, 1.10, {"objective.bootstrap_fraction": 0.125}),
@@ -49,10 +52,10 @@ CASES = {
 }
 
 
-def config_of(case: Case, size: str, batch_size: int, **fields: Any) -> ConfigDict:
-    """A DiT of that size with patches of 2 on 32 x 32 x 4 latents of 1,000 classes, unguided.
+def case_config(case: Case, size: str, batch_size: int, **fields: Any) -> ConfigDict:
+    """The config of a DiT with patches of 2 on 32 x 32 x 4 latents of 1,000 classes, unguided.
 
-    fields: by dotted name, over those of the case.
+    fields: by dotted name; they override the case's.
     """
     config = methods.choose(base.config(), case.method)
     config.batch_size = batch_size
@@ -60,17 +63,17 @@ def config_of(case: Case, size: str, batch_size: int, **fields: Any) -> ConfigDi
     config.data.num_classes = CLASSES
     config.model.size, config.model.patch_size = size, PATCH_SIZE
     config.model.dtype = "bfloat16"
-    # cuDNN's attention on GPUs; it has no forward derivative, which sct needs.
+    # "auto" is cuDNN's attention on GPUs. It has no forward-mode derivative, which sct needs.
     config.model.attention = "xla" if case.method == "sct" else "auto"
     config.update_from_flattened_dict({**case.fields, **fields})
     return config
 
 
-def forward_flops(size: str, image_size: int = IMAGE_SIZE) -> float:
-    """F: the products of one forward pass of one image, by hand.
+def forward_flops_by_hand(size: str, image_size: int = IMAGE_SIZE) -> float:
+    """F: FLOPs of the matrix products in a forward pass of one image, derived by hand.
 
-    Of N tokens of width w, a block has 12 w^2 N of them in its layers, 2 N^2 w in attention, and
-    6 w^2 in the modulation; then there are patches, time embedding and the final layer.
+    With N tokens of width w, a block needs 12 w^2 N multiplications in its layers, 2 N^2 w in
+    attention and 6 w^2 in the modulation. Patches, time embedding and final layer add to that.
     """
     width, depth, _ = SIZES[size]
     tokens = (image_size // PATCH_SIZE) ** 2

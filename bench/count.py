@@ -1,12 +1,12 @@
-"""What can be counted of a step without an accelerator, and without running it.
+"""Count the cost of a step without an accelerator and without running it.
 
     python -m bench.count
     python -m bench.count --parts=steps --methods=flow_matching,sim --meshes=8x1,1x8
 
-compiles production steps and samplers of a DiT for emulated CPU devices and reads FLOPs, memory and
-collectives off the programs. XLA counts the body of a loop once; here loops count at every turn
-(training/cost/arithmetic.py), so that blocks are compiled as a loop, which is sooner done. FLOPs
-are those of all devices together. The figures depend on the version of XLA, not on the machine.
+compiles production steps and samplers of a DiT for emulated CPU devices, and reads FLOPs, memory
+and collectives from the programs. Every iteration of a loop counts (training/cost/arithmetic.py),
+so the network's blocks can be compiled as a loop, which is faster. FLOPs are those of all devices
+together. The figures depend on the version of XLA, not on the machine.
 """
 
 import argparse
@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from bench.cases import CASES, config_of
+from bench.cases import CASES, case_config
 from fewstep.files import write_json
 from fewstep.training.cost.arithmetic import product_flops
 from fewstep.training.cost.compiled import (
@@ -29,7 +29,7 @@ from fewstep.training.cost.compiled import (
     collectives,
     device_bytes,
     lowered_step,
-    memory,
+    memory_plan,
     step_inputs,
 )
 from fewstep.training.experiment import build, build_on
@@ -40,7 +40,7 @@ from fewstep.training.teacher import abstract_params
 
 BASELINE = "flow_matching"
 SAMPLING_STEPS = (1, 4, 128)
-# Of one player and of two.
+# A method with one player, and one with two.
 MEMORY_METHODS = (BASELINE, "sim")
 # Name -> fields, and whether the state is donated.
 LAYOUTS = {
@@ -56,11 +56,15 @@ Row = dict[str, Any]
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Print a row at a time; write all of them as JSON."""
-    parser = argparse.ArgumentParser(prog="python -m bench.count", description="Counts of a step.")
-    parser.add_argument("--parts", type=names, default=list(PARTS))
-    parser.add_argument("--methods", type=names, default=list(CASES))
-    parser.add_argument("--meshes", type=names, default=["1x1", "8x1", "32x1"], help="DATAxFSDP")
+    """Print each row, and write all of them as JSON."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.count", description="Count a step's cost."
+    )
+    parser.add_argument("--parts", type=parse_names, default=list(PARTS))
+    parser.add_argument("--methods", type=parse_names, default=list(CASES))
+    parser.add_argument(
+        "--meshes", type=parse_names, default=["1x1", "8x1", "32x1"], help="DATAxFSDP"
+    )
     parser.add_argument("--size", default="B")
     parser.add_argument("--batch-size", type=int, default=256)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/count.json"))
@@ -71,39 +75,39 @@ def main(argv: Sequence[str] | None = None) -> None:
     for method in asked.methods:
         if method not in CASES:
             parser.error(f"--methods={method} is not one of {', '.join(CASES)}")
-    emulate_devices(max(int(np.prod(sizes_of(mesh))) for mesh in asked.meshes))
+    require_cpu_devices(max(int(np.prod(parse_mesh(mesh))) for mesh in asked.meshes))
     rows = []
     for part in asked.parts:
         for row in PARTS[part](asked):
             rows.append({"part": part, **row})
-            print("  ".join(map(shown, rows[-1].items())), flush=True)
+            print("  ".join(map(format_figure, rows[-1].items())), flush=True)
             record = {"jax": jax.__version__, "size": asked.size, "batch_size": asked.batch_size}
             write_json(asked.out, {**record, "rows": rows})
 
 
-def names(text: str) -> list[str]:
-    """A list of names with commas between."""
+def parse_names(text: str) -> list[str]:
+    """The names in a list with commas."""
     return text.split(",")
 
 
-def shown(item: tuple[str, Any]) -> str:
-    """A figure as it is printed."""
+def format_figure(item: tuple[str, Any]) -> str:
+    """A named figure as text."""
     name, value = item
     return f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
 
 
-def sizes_of(mesh: str) -> tuple[int, int]:
-    """Sizes of the axes data and fsdp, of a name such as 8x4."""
+def parse_mesh(mesh: str) -> tuple[int, int]:
+    """Sizes of the axes data and fsdp, from a name such as 8x4."""
     data, fsdp = mesh.split("x")
     return int(data), int(fsdp)
 
 
-def emulate_devices(count: int) -> None:
-    """Let JAX see so many CPU devices at least, if it has not looked for any yet."""
+def require_cpu_devices(count: int) -> None:
+    """Make JAX emulate `count` CPU devices. Raises RuntimeError if it has fewer already."""
     jax.config.update("jax_platforms", "cpu")
     try:
         jax.config.update("jax_num_cpu_devices", count)
-    except RuntimeError:  # it has: its devices must do
+    except RuntimeError:  # JAX has its devices already
         if len(jax.devices()) < count:
             raise
 
@@ -113,13 +117,13 @@ def mesh_of(data: int, fsdp: int) -> Mesh:
     return Mesh(np.array(jax.devices()[: data * fsdp]).reshape(data, fsdp), AXES)
 
 
-def steps(asked: argparse.Namespace) -> Iterator[Row]:
-    """FLOPs, memory and collectives of every method's step on every mesh."""
+def step_rows(asked: argparse.Namespace) -> Iterator[Row]:
+    """Rows with FLOPs, memory and collectives of every method's step on every mesh."""
     ordered = [BASELINE, *(method for method in asked.methods if method != BASELINE)]
     for mesh in asked.meshes:
         baseline = 0.0
         for method in ordered:
-            row = step_row(method, sizes_of(mesh), asked.size, asked.batch_size)
+            row = step_row(method, parse_mesh(mesh), asked.size, asked.batch_size)
             baseline = baseline or row["flops"]
             case = CASES[method]
             goal = {"least": case.least / CASES[BASELINE].least, "goal": case.goal}
@@ -128,14 +132,14 @@ def steps(asked: argparse.Namespace) -> Iterator[Row]:
 
 def step_row(method: str, sizes: tuple[int, int], size: str, batch_size: int) -> Row:
     """The figures of one step."""
-    config = config_of(CASES[method], size, batch_size, **{"model.scan": True})
+    config = case_config(CASES[method], size, batch_size, **{"model.scan": True})
     mesh = mesh_of(*sizes)
     experiment = build_on(config, mesh)
     inputs = step_inputs(config, experiment, mesh)
     lowered = lowered_step(config, experiment, mesh, inputs)
     compiled = lowered.compile(compiler_options=FOR_INSPECTION)
     text = compiled.as_text()
-    needs, found = memory(compiled), collectives(text)
+    needs, found = memory_plan(compiled), collectives(text)
     return {
         "flops": float(product_flops(text) * mesh.size),
         "temporary_bytes": needs.temporary,
@@ -152,10 +156,10 @@ def step_row(method: str, sizes: tuple[int, int], size: str, batch_size: int) ->
     }
 
 
-def memories(asked: argparse.Namespace) -> Iterator[Row]:
-    """Memory beside the arguments, and seconds to compile, of steps in several layouts."""
+def memory_rows(asked: argparse.Namespace) -> Iterator[Row]:
+    """Rows with added memory and compilation time of steps in several layouts."""
     for method, (layout, (fields, donated)) in itertools.product(MEMORY_METHODS, LAYOUTS.items()):
-        config = config_of(CASES[method], asked.size, asked.batch_size, **fields)
+        config = case_config(CASES[method], asked.size, asked.batch_size, **fields)
         experiment, mesh = build(config), mesh_of(1, 1)
         inputs = step_inputs(config, experiment, mesh)
         since = time.process_time()
@@ -166,7 +170,7 @@ def memories(asked: argparse.Namespace) -> Iterator[Row]:
             lowered = jax.jit(step).lower(*inputs)
         compiled = lowered.compile(compiler_options=FOR_INSPECTION)
         seconds = time.process_time() - since
-        needs = memory(compiled)
+        needs = memory_plan(compiled)
         yield {
             "method": method,
             "layout": layout,
@@ -177,9 +181,9 @@ def memories(asked: argparse.Namespace) -> Iterator[Row]:
         }
 
 
-def sampling(asked: argparse.Namespace) -> Iterator[Row]:
-    """FLOPs of samplers of flow matching over those of as many single steps."""
-    config = config_of(CASES[BASELINE], asked.size, asked.batch_size, **{"model.scan": True})
+def sampling_rows(asked: argparse.Namespace) -> Iterator[Row]:
+    """Rows with FLOPs of flow matching's sampler, relative to as many single steps."""
+    config = case_config(CASES[BASELINE], asked.size, asked.batch_size, **{"model.scan": True})
     experiment, mesh = build(config), mesh_of(1, 1)
     params = abstract_params(experiment, mesh)
     rows = jax.ShapeDtypeStruct((asked.batch_size,), jnp.int32)
@@ -209,9 +213,9 @@ def sampling(asked: argparse.Namespace) -> Iterator[Row]:
 
 
 PARTS: dict[str, Callable[[argparse.Namespace], Iterator[Row]]] = {
-    "steps": steps,
-    "memory": memories,
-    "sampling": sampling,
+    "steps": step_rows,
+    "memory": memory_rows,
+    "sampling": sampling_rows,
 }
 
 

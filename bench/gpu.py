@@ -1,11 +1,11 @@
-"""Training, sampling and a PyTorch peer on the GPU that is here, against ceilings measured first.
+"""Measure training, sampling and a PyTorch peer on this machine's GPU, relative to its peak speed.
 
     python -m bench.gpu --out=runs/bench/gpu
     python -m bench.gpu --smoke                    a tiny network on any device: does it all run?
 
-Every measurement is a process of its own (bench.measure, bench.torch_peer), ended when the minutes
-are over. What has been measured is kept in OUT/results.json, by case; the same command again, on
-the same kind of device, goes on with what is missing. OUT/results.png shows it.
+Every measurement runs in its own process (bench.measure, bench.torch_peer), which is ended when
+--minutes are over. OUT/results.json keeps the results; the same command on the same kind of device
+measures what is missing. OUT/results.png shows them.
 """
 
 import argparse
@@ -28,16 +28,16 @@ RESULTS, PLOT = "results.json", "results.png"
 SAMPLING_STEPS = (1, 4, 128)
 OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "OutOfMemoryError")
 Row = dict[str, Any]
-# (module, fields, seconds that are left) -> the row that it prints
+# (module, fields, seconds left) -> the row that the module prints
 Measure = Callable[[str, Mapping[str, Any], float], Row]
 
 
 class MeasurementError(Exception):
-    """A measurement ended without a row: its last words."""
+    """A measurement failed; the message is its last line of output."""
 
 
 class Item(NamedTuple):
-    """A measurement: the module that makes it, and the fields that it takes."""
+    """A measurement: the module that makes it, and that module's fields."""
 
     name: str
     module: str
@@ -45,23 +45,23 @@ class Item(NamedTuple):
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-    """Measure what is missing until the minutes are over."""
-    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="Figures of a GPU.")
+    """Measure what is missing, until --minutes are over."""
+    parser = argparse.ArgumentParser(prog="python -m bench.gpu", description="Measure a GPU.")
     parser.add_argument("--minutes", type=float, default=8.5)
     parser.add_argument("--out", type=Path, default=Path("runs/bench/gpu"))
-    parser.add_argument("--batch-size", type=int, default=256, help="the largest that is tried")
+    parser.add_argument("--batch-size", type=int, default=256, help="largest one to try")
     parser.add_argument("--smoke", action="store_true")
     asked = parser.parse_args(argv)
     with_torch = importlib.util.find_spec("torch") is not None
     if not with_torch:
-        print("PyTorch is not installed: its rows are left out", flush=True)
+        print("PyTorch is not installed: skipping its rows", flush=True)
     items = smoke_items(with_torch) if asked.smoke else all_items(with_torch, asked.batch_size)
     asked.out.mkdir(parents=True, exist_ok=True)
-    measure_all(items, asked.out, time.monotonic() + 60.0 * asked.minutes, in_process_of_its_own)
+    measure_all(items, asked.out, time.monotonic() + 60.0 * asked.minutes, measure_in_subprocess)
 
 
 def all_items(with_torch: bool, batch_size: int) -> list[Item]:
-    """What is measured, what matters most first."""
+    """All measurements, the most important first."""
     sized = [(size, {"size": size, "batch_size": batch_size}) for size in ("B", "XL")]
     modules = ["bench.measure", *(["bench.torch_peer"] if with_torch else [])]
     items = []
@@ -78,7 +78,7 @@ def all_items(with_torch: bool, batch_size: int) -> list[Item]:
 
 
 def smoke_items(with_torch: bool) -> list[Item]:
-    """One measurement of each kind, of networks and times that take any device seconds."""
+    """One measurement of each kind, so small that any device needs only seconds."""
     fields = {"size": "nano", "batch_size": 8, "seconds": 0.1}
     items = [
         train_item("flow_matching", fields, scan=True),
@@ -91,13 +91,13 @@ def smoke_items(with_torch: bool) -> list[Item]:
 
 
 def train_item(case: str, fields: Mapping[str, Any], *, scan: bool) -> Item:
-    """Training, with the blocks unrolled or under a loop."""
+    """A training measurement. scan: whether the blocks run as a loop."""
     name = f"train {case} {fields['size']}{', scan' if scan else ''}"
     return Item(name, "bench.measure", {"kind": "train", "case": case, "scan": scan, **fields})
 
 
 def sample_item(module: str, fields: Mapping[str, Any], steps: int) -> Item:
-    """Sampling by either."""
+    """A sampling measurement by either module."""
     prefix = "torch " if module.endswith("peer") else ""
     name = f"{prefix}sample {fields['size']}, {steps} step(s)"
     return Item(name, module, {"kind": "sample", "steps": steps, **fields})
@@ -106,8 +106,8 @@ def sample_item(module: str, fields: Mapping[str, Any], steps: int) -> Item:
 def measure_all(items: Sequence[Item], out: Path, deadline: float, measure: Measure) -> None:
     """Measure the items that have no row yet; write rows and plot after each.
 
-    deadline: in time.monotonic(). An item that fails has a row that says why, and is tried again by
-    the next call; those for which no time is left have none.
+    deadline: in time.monotonic(). An item that fails gets a row with the error, and the next call
+    tries it again. Items without time left get no row.
     """
     left = lambda: deadline - time.monotonic()
     small = {"seconds": 0.1, "matrix": 256, "copied": 2**20}
@@ -121,7 +121,7 @@ def measure_all(items: Sequence[Item], out: Path, deadline: float, measure: Meas
         if left() <= 0.0:
             break
         try:
-            rows[item.name] = with_share(first_that_fits(item, left, measure), ceilings)
+            rows[item.name] = add_mfu(measure_first_that_fits(item, left, measure), ceilings)
         except subprocess.TimeoutExpired:
             break
         except MeasurementError as error:
@@ -135,23 +135,23 @@ def measure_all(items: Sequence[Item], out: Path, deadline: float, measure: Meas
 
 
 def known_rows(path: Path, device: str) -> dict[str, Row]:
-    """The rows of former calls, if they were of the same kind of device."""
+    """The rows of earlier calls, if they are of the same kind of device."""
     if not path.exists():
         return {}
     record = json.loads(path.read_text())
     return record["rows"] if record["ceilings"]["device"] == device else {}
 
 
-def with_share(row: Row, ceilings: Row) -> Row:
-    """The row with its MFU: the FLOP/s that were needed over those of the matrix product."""
+def add_mfu(row: Row, ceilings: Row) -> Row:
+    """The row with its MFU: the method's FLOP/s over those of a plain matrix product."""
     if "flops_per_second" not in row:
         return row
     return {**row, "mfu": row["flops_per_second"] / ceilings["matmul_flops"]}
 
 
-def first_that_fits(item: Item, left: Callable[[], float], measure: Measure) -> Row:
+def measure_first_that_fits(item: Item, left: Callable[[], float], measure: Measure) -> Row:
     """The row of the first layout that fits the device's memory."""
-    for fields in layouts(item):
+    for fields in attempts(item):
         try:
             return {**fields, **measure(item.module, fields, left())}
         except MeasurementError as error:
@@ -160,8 +160,8 @@ def first_that_fits(item: Item, left: Callable[[], float], measure: Measure) -> 
     raise MeasurementError("does not fit the device's memory")
 
 
-def layouts(item: Item) -> Iterator[Mapping[str, Any]]:
-    """The fields as they are; rematerialised where that is a field; then with half of the batch."""
+def attempts(item: Item) -> Iterator[Mapping[str, Any]]:
+    """The fields to try in turn: as given, with remat if possible, then with smaller batches."""
     fields = dict(item.fields)
     yield fields
     if item.module == "bench.measure" and fields["kind"] == "train":
@@ -172,12 +172,12 @@ def layouts(item: Item) -> Iterator[Mapping[str, Any]]:
         yield fields
 
 
-def in_process_of_its_own(module: str, fields: Mapping[str, Any], seconds: float) -> Row:
-    """Start the module, wait so many seconds at most, read the last line that it prints.
+def measure_in_subprocess(module: str, fields: Mapping[str, Any], seconds: float) -> Row:
+    """Run the module in a process, and return the row on its last line.
 
-    Raises MeasurementError if it fails, subprocess.TimeoutExpired if it takes longer.
+    Raises MeasurementError if it fails, subprocess.TimeoutExpired after `seconds`.
     """
-    # JAX takes three quarters of a GPU otherwise, and ends a traceback with words on tracebacks.
+    # By default JAX reserves only 75 % of a GPU, and ends a traceback with a note on filtering.
     settings = {"XLA_CLIENT_MEM_FRACTION": "0.95", "JAX_TRACEBACK_FILTERING": "off"}
     done = subprocess.run(
         [sys.executable, "-m", module, json.dumps(dict(fields))],
@@ -193,8 +193,8 @@ def in_process_of_its_own(module: str, fields: Mapping[str, Any], seconds: float
 
 
 def last_words(stderr: str) -> str:
-    """The line of an error that says that memory is out, or else the last one."""
-    lines = stderr.strip().splitlines() or ["it ended without a word"]
+    """The line that reports out of memory, or else the last line."""
+    lines = stderr.strip().splitlines() or ["the process printed no error"]
     return next((line for line in lines if any(w in line for w in OUT_OF_MEMORY)), lines[-1])[:500]
 
 

@@ -1,9 +1,11 @@
-"""What perfect samples measure, labelled by shares or all alike: python -m bench.label_shares
+"""The distance of perfect samples, labelled by class frequency or uniformly.
 
-Real digits are split into halves. Of one half, one class is kept whole and a tenth of the others:
-the data. 1,000 digits of the other half, with the labels that an evaluation would ask for, are
-samples from a sampler without error. Means over splits and classes of the Frechet distance on
-pixels (fd-pixels-1k).
+    python -m bench.label_shares
+
+Real digits are split into halves. One half, with all images of one class and a tenth of those of
+the others, is the data. 1,000 digits of the other half, with the labels that an evaluation would
+request, stand for a sampler without error. Prints means over splits and classes of the Frechet
+distance on pixels (fd-pixels-1k).
 """
 
 import numpy as np
@@ -15,8 +17,8 @@ from fewstep.eval.metrics.frechet import frechet_distance, statistics
 SAMPLES, SPLITS, RATIO, LARGEST = 1000, 3, 10, 16
 
 
-def distances(seed: int, frequent: int) -> dict[str, float]:
-    """The distance by each rule of data.label_shares, for one split and one frequent class."""
+def distance_by_rule(seed: int, frequent: int) -> dict[str, float]:
+    """The distance for each rule of data.label_shares, with one split and one frequent class."""
     pixels, labels = load_digits(return_X_y=True)
     pixels = np.floor(pixels * 255 / LARGEST + 0.5) / 127.5 - 1.0
     rng = np.random.default_rng(seed)
@@ -35,8 +37,8 @@ def distances(seed: int, frequent: int) -> dict[str, float]:
 
 
 def main() -> None:
-    """Print the mean by each rule."""
-    runs = [distances(seed, c) for seed in range(SPLITS) for c in range(10)]
+    """Print the mean for each rule."""
+    runs = [distance_by_rule(seed, c) for seed in range(SPLITS) for c in range(10)]
     for rule in runs[0]:
         print(f"data.label_shares={rule}: {np.mean([run[rule] for run in runs]):.2f}")
 

@@ -1,10 +1,10 @@
-"""One measurement on the device that is here, in a process of its own.
+"""Make one measurement on this machine's device.
 
     python -m bench.measure '{"kind": "ceilings"}'
     python -m bench.measure '{"kind": "train", "case": "sim", "size": "B", "batch_size": 256}'
 
-prints one line of JSON. A process each, because a device tells the peak of memory since the process
-started, and because what one leaves in memory another would miss.
+prints one line of JSON. Each measurement needs its own process: a device reports the peak of memory
+since the process started, and memory that one measurement leaves would be missing for the next.
 """
 
 import json
@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bench.cases import CASES, config_of, forward_flops
+from bench.cases import CASES, case_config, forward_flops_by_hand
 from fewstep.training.experiment import build, build_on
 from fewstep.training.generate import batch_sampler
 from fewstep.training.loop import compile_step, create_state
@@ -25,33 +25,33 @@ from fewstep.training.sharding import make_mesh, put_batch
 from fewstep.training.sources import abstract_batch
 from fewstep.training.teacher import abstract_params
 
-MATRIX = 8192  # side of the matrices whose product is the ceiling
-COPIED = 2**30  # bytes of the array whose copy is
-WARMUP = 3
+MATRIX = 8192  # side of the matrices in the product
+COPIED = 2**30  # bytes of the copied array
+WARMUP = 3  # runs before the timed ones
 Row = dict[str, Any]
 
 
 def ceilings(seconds: float = 3.0, matrix: int = MATRIX, copied: int = COPIED) -> Row:
-    """What the device reaches at best: a bfloat16 product of random matrices, and a copy."""
+    """The device's peak speeds, from a bfloat16 product of random matrices and a copy."""
     keys = jax.random.split(jax.random.key(0))
     a, b = (jax.random.normal(key, (matrix, matrix), jnp.bfloat16) for key in keys)
     product = jax.jit(jnp.matmul)
     array = jnp.zeros(copied // 4, jnp.float32)
     copy = jax.jit(lambda x: x + 1.0)
     return {
-        "matmul_flops": 2.0 * matrix**3 * rate(lambda: product(a, b), seconds),
-        "copy_bytes": 2.0 * copied * rate(lambda: copy(array), seconds),
+        "matmul_flops": 2.0 * matrix**3 * runs_per_second(lambda: product(a, b), seconds),
+        "copy_bytes": 2.0 * copied * runs_per_second(lambda: copy(array), seconds),
         "device": jax.devices()[0].device_kind,
         "jax": jax.__version__,
     }
 
 
-def train(
+def measure_training(
     case: str, size: str, batch_size: int, scan: bool, remat: bool = False, seconds: float = 5.0
 ) -> Row:
-    """Images per second of a training step, and the FLOP/s that the method needs for them."""
+    """Images per second of a training step, and the method's least FLOP/s at that speed."""
     fields = {"model.scan": scan, "model.remat": remat}
-    config = config_of(CASES[case], size, batch_size, **fields)
+    config = case_config(CASES[case], size, batch_size, **fields)
     mesh = make_mesh()
     experiment = build_on(config, mesh)
     objective = experiment.objective._replace(init_from={})
@@ -69,21 +69,21 @@ def train(
         state, metrics = step(state, frozen, batch)
         return metrics
 
-    speed = batch_size * rate(advance, seconds)
-    flops = CASES[case].least * forward_flops(size) * speed
-    return {"images_per_second": speed, "flops_per_second": flops, "peak_bytes": peak()}
+    speed = batch_size * runs_per_second(advance, seconds)
+    flops = CASES[case].least * forward_flops_by_hand(size) * speed
+    return {"images_per_second": speed, "flops_per_second": flops, "peak_bytes": peak_bytes()}
 
 
 def random_like(shape: jax.ShapeDtypeStruct) -> np.ndarray:
-    """Random images, labels of the first class."""
+    """Random floats, or integers of 0 (labels of the first class)."""
     if jnp.issubdtype(shape.dtype, jnp.integer):
         return np.zeros(shape.shape, shape.dtype)
     return np.random.default_rng(0).standard_normal(shape.shape).astype(shape.dtype)
 
 
-def sample(size: str, batch_size: int, steps: int, seconds: float = 5.0) -> Row:
-    """Latents per second of flow matching in so many steps, copied to the host."""
-    config = config_of(CASES["flow_matching"], size, batch_size, **{"model.scan": True})
+def measure_sampling(size: str, batch_size: int, steps: int, seconds: float = 5.0) -> Row:
+    """Latents per second of flow matching's sampler, copied to the host."""
+    config = case_config(CASES["flow_matching"], size, batch_size, **{"model.scan": True})
     experiment, mesh = build(config), make_mesh()
     params = jax.jit(experiment.model.network.init)(jax.random.key(0))
     sampler = batch_sampler(
@@ -95,14 +95,16 @@ def sample(size: str, batch_size: int, steps: int, seconds: float = 5.0) -> Row:
         guidance_scale=1.0,
     )
     rows = np.arange(batch_size, dtype=np.int32)
-    speed = batch_size * rate(lambda: jax.device_get(sampler(params, rows, 0 * rows)), seconds)
-    flops = steps * forward_flops(size) * speed
-    row = {"images_per_second": speed, "flops_per_second": flops, "peak_bytes": peak()}
+    speed = batch_size * runs_per_second(
+        lambda: jax.device_get(sampler(params, rows, 0 * rows)), seconds
+    )
+    flops = steps * forward_flops_by_hand(size) * speed
+    row = {"images_per_second": speed, "flops_per_second": flops, "peak_bytes": peak_bytes()}
     return {**row, "batch_size": batch_size}
 
 
-def rate(run: Callable[[], Any], seconds: float) -> float:
-    """Runs per second over so many seconds, after a few that also compile."""
+def runs_per_second(run: Callable[[], Any], seconds: float) -> float:
+    """Runs per second over about `seconds`, after WARMUP runs, which compile."""
     for _ in range(WARMUP):
         since = time.perf_counter()
         jax.block_until_ready(run())
@@ -114,13 +116,17 @@ def rate(run: Callable[[], Any], seconds: float) -> float:
     return count / (time.perf_counter() - since)
 
 
-def peak() -> int:
-    """Most bytes in use on the device since the process started; 0 where it does not tell."""
+def peak_bytes() -> int:
+    """Peak bytes in use on the device since the process started; 0 if it does not report them."""
     stats = jax.local_devices()[0].memory_stats() or {}
     return stats.get("peak_bytes_in_use", 0)
 
 
-KINDS: dict[str, Callable[..., Row]] = {"ceilings": ceilings, "train": train, "sample": sample}
+KINDS: dict[str, Callable[..., Row]] = {
+    "ceilings": ceilings,
+    "train": measure_training,
+    "sample": measure_sampling,
+}
 
 
 if __name__ == "__main__":

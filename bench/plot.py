@@ -1,4 +1,4 @@
-"""The measurements of a GPU as one picture."""
+"""A bar chart of a GPU's measurements."""
 
 import io
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from fewstep.files import replace_file
 
 
 def plot(rows: Mapping[str, Mapping[str, Any]], path: Path) -> None:
-    """A bar of images per second for every row that has them; its MFU is written beside it."""
+    """Draw the images per second of every row that has them, labelled with the MFU."""
     measured = {name: row for name, row in rows.items() if "images_per_second" in row}
     if not measured:
         return

@@ -1,10 +1,10 @@
-"""How fast rows of decoded images are read at random: from one array and from shards.
+"""Measure random reads of decoded images, from one array and from shards.
 
     python -m bench.read --folder=/tmp/read --gib=4 --shard_gib=0.25
 
-writes random images of 256 x 256 pixels into the folder, reads batches of them as training does,
-once from the disk (the page cache is emptied of them) and once from memory, prints rows per second,
-and removes them.
+writes random images of 256 x 256 pixels into the folder. It reads batches of them as training does,
+once from disk, after dropping them from the page cache, and once from memory. It prints rows per
+second and removes the images.
 """
 
 import os
@@ -18,18 +18,18 @@ from absl import app, flags
 
 from fewstep.data.arrays.rows import Rows
 
-FOLDER = flags.DEFINE_string("folder", None, "On the disk that is measured.")
-GIB = flags.DEFINE_float("gib", 4.0, "Size of the images.")
-SHARD_GIB = flags.DEFINE_float("shard_gib", 1.0, "Size of a shard.")
-BATCH = flags.DEFINE_integer("batch", 256, "Rows read at once.")
-SECONDS = flags.DEFINE_float("seconds", 10.0, "Of each measurement, at most.")
+FOLDER = flags.DEFINE_string("folder", None, "Folder on the disk to measure.")
+GIB = flags.DEFINE_float("gib", 4.0, "Size of all images, GiB.")
+SHARD_GIB = flags.DEFINE_float("shard_gib", 1.0, "Size of a shard, GiB.")
+BATCH = flags.DEFINE_integer("batch", 256, "Rows per batch.")
+SECONDS = flags.DEFINE_float("seconds", 10.0, "Longest duration of each measurement.")
 
 SHAPE = (256, 256, 3)
 THREADS = 2  # as data.pipeline.READ_OPTIONS
 
 
-def write(path: Path, count: int) -> None:
-    """Random images, flushed to the disk."""
+def write_images(path: Path, count: int) -> None:
+    """Write `count` images and flush them to the disk."""
     rng = np.random.default_rng(0)
     image = rng.integers(0, 256, SHAPE, np.uint8)
     with path.open("wb") as file:
@@ -41,13 +41,13 @@ def write(path: Path, count: int) -> None:
 
 
 def forget(path: Path) -> None:
-    """Take a file out of the page cache."""
+    """Drop a file from the page cache."""
     with path.open("rb") as file:
         os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
 
 
 def rows_per_second(images: np.ndarray | Rows, order: np.ndarray, seconds: float) -> float:
-    """Rows read in batches, by so many threads, in this order until the time is over."""
+    """Rows per second, read in batches by THREADS threads in this order until time is up."""
     since = time.perf_counter()
 
     def read(rows: np.ndarray) -> int:
@@ -60,12 +60,12 @@ def rows_per_second(images: np.ndarray | Rows, order: np.ndarray, seconds: float
 
 
 def layouts(folder: Path, count: int, own: int) -> Iterator[tuple[str, list[Path], Callable]]:
-    """(name, files, what opens them) of both layouts, the files of each removed after it."""
+    """(name, files, function that joins their arrays) of each layout; removes files after use."""
     for name, size in (("one array", count), (f"shards of {own} rows", own)):
         counts = [min(size, count - start) for start in range(0, count, size)]
         files = [folder / f"{i}.npy" for i in range(len(counts))]
         for file, rows in zip(files, counts, strict=True):
-            write(file, rows)
+            write_images(file, rows)
         yield name, files, lambda opened: opened[0] if len(opened) == 1 else Rows(opened)
         for file in files:
             file.unlink()

@@ -1,11 +1,10 @@
-"""Seconds from the start of a process to its first finished step, with and without a cache.
+"""Measure the time of a run of one training step, with and without the compilation cache.
 
     python -m bench.start --methods=shortcut,sim --repeats=3
 
-Each measurement is `main.py` in a process of its own, which trains one step on digits, saves it and
-ends; imports are part of it. Cold, the folder of compiled programs is empty; warm, one process has
-filled it. JAX's own settings can be compared by its variables, such as
-JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0.
+Each measurement is a process of `main.py` that trains one step on digits, saves it and exits; the
+time includes imports. A cold start finds no compiled programs, a warm one those of an earlier
+process. JAX's environment variables, such as JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS=0, apply.
 """
 
 import argparse
@@ -37,26 +36,30 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     for method in asked.methods.split(","):
         with tempfile.TemporaryDirectory() as folder:
-            print(json.dumps({"method": method, **measured(method, asked.repeats, Path(folder))}))
+            print(
+                json.dumps(
+                    {"method": method, **measure_method(method, asked.repeats, Path(folder))}
+                )
+            )
 
 
-def measured(method: str, repeats: int, folder: Path) -> dict[str, dict[str, float]]:
-    """Medians of wall and CPU seconds, cold and warm, and the bytes that are kept."""
+def measure_method(method: str, repeats: int, folder: Path) -> dict[str, dict[str, float]]:
+    """Medians of wall and CPU seconds, cold and warm, and MiB of the cache."""
     fields = []
     if method in TEACHERS:
-        one_step(TEACHERS[method], folder / "teacher", ["--config.compilation_cache=off"])
+        time_first_step(TEACHERS[method], folder / "teacher", ["--config.compilation_cache=off"])
         fields = [f"--config.teacher={folder / 'teacher'}"]
     cold = []
     for number in range(repeats):
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
-        cold.append(one_step(method, folder / f"cold_{number}", fields))
-    warm = [one_step(method, folder / f"warm_{number}", fields) for number in range(repeats)]
+        cold.append(time_first_step(method, folder / f"cold_{number}", fields))
+    warm = [time_first_step(method, folder / f"warm_{number}", fields) for number in range(repeats)]
     kept = sum(file.stat().st_size for file in (folder / FOLDER).rglob("*") if file.is_file())
     return {"cold": medians(cold), "warm": medians(warm), "kept": {"mib": kept / 2**20}}
 
 
-def one_step(method: str, workdir: Path, fields: Sequence[str]) -> tuple[float, float]:
-    """Wall and CPU seconds of a run of one step."""
+def time_first_step(method: str, workdir: Path, fields: Sequence[str]) -> tuple[float, float]:
+    """Wall and CPU seconds of a run of one training step."""
     command = [
         *(sys.executable, "main.py", f"--config=configs/digits.py:{method}"),
         *(f"--workdir={workdir}", "--config.steps=1", "--config.optimizer.warmup_steps=0"),
@@ -71,7 +74,7 @@ def one_step(method: str, workdir: Path, fields: Sequence[str]) -> tuple[float, 
 
 
 def medians(times: Sequence[tuple[float, float]]) -> dict[str, float]:
-    """Of wall and CPU seconds."""
+    """Medians of wall and CPU seconds."""
     wall, cpu = map(statistics.median, zip(*times, strict=True))
     return {"wall": round(wall, 1), "cpu": round(cpu, 1)}
 

@@ -1,9 +1,9 @@
-"""Flow matching of the same DiT in PyTorch, as one would write it for speed today.
+"""Flow matching with the same DiT in PyTorch, optimized for speed.
 
     python -m bench.torch_peer '{"kind": "train", "size": "B", "batch_size": 256, "seconds": 5}'
 
-torch.compile, scaled_dot_product_attention, bfloat16 autocast over float32 weights, fused AdamW and
-an average of the weights. Prints one line of JSON, as bench.measure does.
+Uses torch.compile, scaled_dot_product_attention, bfloat16 autocast over float32 weights, fused
+AdamW and an EMA of the weights. Prints one line of JSON, like bench.measure.
 """
 
 import json
@@ -52,7 +52,7 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """x: [B, C, H, W], t: [B] in [0, 1], label: [B], CLASSES for the null class."""
+    """x: [B, C, H, W]. t: [B], in [0, 1]. label: [B]; CLASSES is the null class."""
 
     def __init__(self, size: Size, side: int = SIDE, classes: int = CLASSES):
         super().__init__()
@@ -86,8 +86,8 @@ def autocast() -> Any:
     return torch.autocast(DEVICE, dtype=torch.bfloat16)
 
 
-def train(size: str, batch_size: int, seconds: float) -> dict[str, float]:
-    """Images per second of a training step."""
+def train_in_torch(size: str, batch_size: int, seconds: float) -> dict[str, float]:
+    """Speed and peak memory of a training step."""
     network = DiT(SIZES[size]).to(DEVICE)
     average = [parameter.detach().clone() for parameter in network.parameters()]
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-4, fused=DEVICE == "cuda")
@@ -108,11 +108,11 @@ def train(size: str, batch_size: int, seconds: float) -> dict[str, float]:
         optimizer.zero_grad(set_to_none=True)
         torch._foreach_lerp_(average, list(network.parameters()), 1.0 - EMA_DECAY)
 
-    return {**rate(step, batch_size, seconds), "batch_size": batch_size}
+    return {**speed_and_memory(step, batch_size, seconds), "batch_size": batch_size}
 
 
-def sample(size: str, batch_size: int, seconds: float, steps: int) -> dict[str, float]:
-    """Latents per second of Euler's method."""
+def sample_in_torch(size: str, batch_size: int, seconds: float, steps: int) -> dict[str, float]:
+    """Speed and peak memory of sampling by Euler's method."""
     network = torch.compile(DiT(SIZES[size]).to(DEVICE).eval())
     labels = torch.randint(CLASSES, (batch_size,), device=DEVICE)
 
@@ -123,11 +123,11 @@ def sample(size: str, batch_size: int, seconds: float, steps: int) -> dict[str, 
             with autocast():
                 x = x - network(x, t.expand(batch_size), labels) / steps
 
-    return {**rate(draw, batch_size, seconds), "batch_size": batch_size}
+    return {**speed_and_memory(draw, batch_size, seconds), "batch_size": batch_size}
 
 
-def rate(run: Callable[[], None], batch_size: int, seconds: float) -> dict[str, float]:
-    """Images per second of runs that last so long, after three; the peak of memory."""
+def speed_and_memory(run: Callable[[], None], batch_size: int, seconds: float) -> dict[str, float]:
+    """Images per second over about `seconds`, after three warm-up runs; peak bytes of memory."""
     wait = torch.cuda.synchronize if DEVICE == "cuda" else lambda: None
     for _ in range(3):
         since = time.perf_counter()
@@ -145,4 +145,8 @@ def rate(run: Callable[[], None], batch_size: int, seconds: float) -> dict[str, 
 
 if __name__ == "__main__":
     fields = json.loads(sys.argv[1])
-    print(json.dumps({"train": train, "sample": sample}[fields.pop("kind")](**fields)))
+    print(
+        json.dumps(
+            {"train": train_in_torch, "sample": sample_in_torch}[fields.pop("kind")](**fields)
+        )
+    )

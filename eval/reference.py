@@ -20,10 +20,10 @@ from fewstep.data import Dataset, Split, protocol_name, short_hash
 from fewstep.eval.features.feature_network import Extract, FeatureNetwork
 from fewstep.eval.metrics.frechet import Statistics, frechet_distance
 from fewstep.eval.metrics.memorisation import fewest_held_out
-from fewstep.eval.metrics.moments import empty, finish, merge, update
+from fewstep.eval.metrics.moments import empty, finish, merge_moments, update
 from fewstep.eval.published import check_published, part_for, read_published, statistics_of
 from fewstep.progress import progress_bar
-from fewstep.training.cluster.processes import everywhere
+from fewstep.training.cluster.processes import true_everywhere
 from fewstep.training.storage.seal import (
     check_array,
     kept_file,
@@ -131,7 +131,7 @@ def load_reference(
     source = {"key": short_hash(key)}
     own = root / FOLDER / f"{readable}-{network.name}-{source['key']}.npz"
     path = kept_file(own, root, read_only)
-    if not everywhere(path.exists()):
+    if not true_everywhere(path.exists()):
         # Features are made by all processes together, so either all of them read or all compute.
         computed = compute(reference, dataset, network, extract, measurement["samples"])
         write_once(path := own, computed, source)
@@ -220,7 +220,7 @@ def compute(
             ]
             done += len(features)
     return Reference(
-        statistics=finish(merge(*parts)),
+        statistics=finish(merge_moments(*parts)),
         neighbourhood=np.concatenate(near),
         train=np.concatenate(kept["train"]),
         held_out=np.concatenate(kept["test"]),

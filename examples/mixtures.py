@@ -1,17 +1,17 @@
-"""Which modes a one-step generator keeps: SIM, SiD and Diff-Instruct against an exact teacher.
+"""Which modes a one-step generator keeps: SIM, SiD and Diff-Instruct with an exact teacher.
 
     python -m examples.mixtures --out=runs/mixtures.png
 
-The data are a mixture of eight Gaussians on a ring in two dimensions, of weights 1 to 8 over 36.
-The teacher is its denoiser in closed form, no network, so that what a generator misses is the fault
-of the divergence and of the training, not of the teacher. Generators start
+The data are a mixture of eight Gaussians on a ring in two dimensions, with weights of 1/36 to 8/36.
+The teacher is the mixture's denoiser in closed form. So if a generator misses modes, the divergence
+or the training is at fault, not the teacher. Generators start from
 
-    same       as a network that has learned to denoise the mixture, as in published distillations
-    disjoint   as one that has learned to denoise a single Gaussian away from every mode
+    same       a network that has learned to denoise the mixture, as in published distillations
+    disjoint   one that has learned to denoise a single Gaussian away from every mode
 
-and the fake score starts as the same network. Writes the samples of each as a picture, with what
-the divergences see of three wrong distributions at each noise level, all of it exact; prints how
-far the weights of the modes are from the teacher's.
+and the fake score starts from the same network. The example draws the samples of each generator,
+and how strongly the divergences see three wrong distributions at each noise level, computed
+exactly. It prints how far the weights of the modes are from the teacher's.
 """
 
 import sys
@@ -50,14 +50,14 @@ from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
 from fewstep.training.storage.train_state import TrainState
 
-# Key of the parameters that stand for the teacher in closed form.
+# Key of parameters that select the teacher in closed form.
 EXACT = "mixture"
 BATCH, SAMPLES = 512, 10_000
 PRETRAINING, RATES = 3000, {"generator": 3e-4, "fake_score": 1e-3}
-# Noise levels sigma / alpha: from well inside a mode to twice the ring, where modes have merged.
+# Noise levels sigma / alpha: from well inside a mode to twice the ring's radius, where modes merge.
 LEVELS = {"mean": -0.6, "std": 1.6}
 RHO = np.geomspace(0.02, 10.0, 25)
-# A sample further from every mode than so many of its deviations is between them.
+# A sample is outside if it is more than this many deviations away from every mode.
 OUTSIDE = 4.0
 
 
@@ -69,13 +69,13 @@ class Mixture(NamedTuple):
     deviation: float
 
     def sample(self, key: Array, count: int) -> Array:
-        """[count, 2] draws."""
+        """Draws [count, 2]."""
         key_mode, key_eps = jax.random.split(key)
         modes = jax.random.choice(key_mode, len(self.weight), (count,), p=self.weight)
         return self.mean[modes] + self.deviation * jax.random.normal(key_eps, (count, 2))
 
     def endpoints(self, path: DiffusionPath, x: Array, t: Array) -> Endpoints:
-        """E[x_0 | x_t] and E[eps | x_t]: those of the modes, weighed by their posteriors."""
+        """E[x_0 | x_t] and E[eps | x_t]: the modes' means, weighted by their posteriors."""
         alpha, sigma = path.alpha(t)[:, None, None], path.sigma(t)[:, None, None]
         variance = (alpha * self.deviation) ** 2 + sigma**2
         offset = x[:, None] - alpha * self.mean
@@ -88,14 +88,14 @@ class Mixture(NamedTuple):
 
 
 def ring() -> Mixture:
-    """Eight modes of deviation 0.06 on the unit circle, the k-th of weight k / 36."""
+    """Eight modes with deviation 0.06 on the unit circle; the k-th has weight k / 36."""
     angle = 2.0 * jnp.pi * jnp.arange(8) / 8
     mean = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
     return Mixture(jnp.arange(1.0, 9.0) / 36.0, mean, 0.06)
 
 
 def model_with_exact_teacher(mixture: Mixture) -> Model:
-    """A network on points which, with EXACT for parameters, is the mixture's own denoiser."""
+    """A network on points that, with EXACT as its parameters, is the mixture's own denoiser."""
     network, path, kind = mlp(dimension=2), linear(), KINDS["velocity"]
 
     def apply(
@@ -109,7 +109,7 @@ def model_with_exact_teacher(mixture: Mixture) -> Model:
 
 
 def adam(rate: float, updates: int):
-    """The optimizer of SiD and SIM, with a rate that falls to 0."""
+    """The optimizer of SiD and SIM, with a learning rate that falls to 0."""
     return optimizer(
         name="adam",
         learning_rate=rate,
@@ -133,7 +133,7 @@ def train(
     seed: int,
     name: str,
 ) -> TrainState:
-    """The state after so many steps; name: of the progress bar."""
+    """The state after `steps` training steps. name: of the progress bar."""
     optimizers = {player: adam(rates[player], steps) for player in objective.players}
     state = initial_state(objective, optimizers, seed, frozen)
     step = jax.jit(train_step(objective, optimizers, seed), donate_argnums=0)
@@ -142,7 +142,7 @@ def train(
     return state
 
 
-def points(mixture: Mixture, seed: int) -> Iterator[Mapping[str, Array]]:
+def point_batches(mixture: Mixture, seed: int) -> Iterator[Mapping[str, Array]]:
     """Batches of the mixture's points, without labels."""
     draw = jax.jit(partial(mixture.sample, count=BATCH))
     for step in range(2**31):
@@ -150,24 +150,24 @@ def points(mixture: Mixture, seed: int) -> Iterator[Mapping[str, Array]]:
         yield {"x": draw(key), "label": jnp.full((BATCH,), -1)}
 
 
-def denoiser_of(model: Model, mixture: Mixture, seed: int, name: str) -> Params:
-    """Parameters of the network that has learned to denoise a mixture."""
+def train_denoiser(model: Model, mixture: Mixture, seed: int, name: str) -> Params:
+    """Parameters of a network that has learned to denoise a mixture."""
     objective = denoising(model, time_sampler=log_normal_times(model.path, **LEVELS))
     objective = objective._replace(init_from={})
-    batches, rates = points(mixture, seed), {"network": 1e-3}
+    batches, rates = point_batches(mixture, seed), {"network": 1e-3}
     state = train(objective, rates, {}, batches, PRETRAINING, seed, name)
     return state.networks["network"]
 
 
-def generated(
+def generator_samples(
     model: Model, divergence: Divergence, start: Params, steps: int, seed: int, name: str
 ) -> np.ndarray:
-    """Samples [SAMPLES, 2] of the generator that a divergence has trained."""
+    """Samples [SAMPLES, 2] of a generator trained by a divergence."""
     levels = log_normal_times(model.path, **LEVELS)
     objective = distribution_matching(
         model, divergence=divergence, time_sampler=levels, fake_time_sampler=levels
     )
-    # Both players start as `start`; the teacher that the losses read has no parameters to copy.
+    # Both players start from `start`; the teacher that the losses read has no parameters to copy.
     objective = objective._replace(init_from=dict.fromkeys(objective.players, "start"))
     frozen = {"teacher": {EXACT: jnp.zeros(())}, "start": start}
     labels = iter(lambda: {"label": jnp.full((BATCH,), -1)}, None)
@@ -181,10 +181,10 @@ def generated(
 
 
 class Found(NamedTuple):
-    """What is in a set of samples. weights: [K] of the modes, of the samples that are in one.
+    """The modes in a set of samples.
 
-    outside: share of the samples that are in none. entropy: of the weights, in nats.
-    wrong: total variation between the weights and the mixture's.
+    weights: [K], shares of the samples inside modes. outside: share of the samples in no mode.
+    entropy: of the weights, in nats. wrong: total variation between the weights and the mixture's.
     """
 
     weights: np.ndarray
@@ -208,10 +208,10 @@ def modes_of(samples: np.ndarray, mixture: Mixture) -> Found:
     )
 
 
-def seen(wrong: Mixture, right: Mixture, rho: float) -> float:
-    """E | fake - teacher |^2 at one noise level, of two mixtures, both exact: SIM's and SiD's y.
+def squared_difference(wrong: Mixture, right: Mixture, rho: float) -> float:
+    """E |fake - teacher|^2 of two exact denoisers at one noise level: SIM's and SiD's y.
 
-    rho: sigma / alpha. The mean is over x_t of the wrong one, as a generator's would be.
+    rho: noise level, sigma / alpha. The mean is over x_t of the wrong mixture, as of a generator.
     """
     path, key = linear(), jax.random.key(0)
     t = jnp.full((SAMPLES,), path.time_at(jnp.float32(rho)))
@@ -223,7 +223,7 @@ def seen(wrong: Mixture, right: Mixture, rho: float) -> float:
 
 
 def wrong_distributions(mixture: Mixture) -> dict[str, Mixture]:
-    """Three distributions that a generator could have in the place of the mixture."""
+    """Three distributions that a generator could learn instead of the mixture."""
     count = len(mixture.weight)
     kept = jnp.where(jnp.arange(count) == count - 1, 0.0, mixture.weight)
     return {
@@ -233,8 +233,8 @@ def wrong_distributions(mixture: Mixture) -> dict[str, Mixture]:
     }
 
 
-def draw(path: Path, samples: Mapping[str, np.ndarray], mixture: Mixture) -> None:
-    """Samples of each generator, and what each noise level sees of three wrong distributions."""
+def write_picture(path: Path, samples: Mapping[str, np.ndarray], mixture: Mixture) -> None:
+    """Draw samples of each generator, and what each noise level sees of wrong distributions."""
     columns = 4
     rows = -(-(len(samples) + 1) // columns)
     figure = Figure((3.2 * columns, 3.3 * rows), dpi=110, layout="constrained")
@@ -244,7 +244,7 @@ def draw(path: Path, samples: Mapping[str, np.ndarray], mixture: Mixture) -> Non
         axis.set(xlim=(-2, 2), ylim=(-2, 2), aspect="equal", title=name, xticks=(), yticks=())
     last = axes[len(samples)]
     for name, wrong in wrong_distributions(mixture).items():
-        last.loglog(RHO, [seen(wrong, mixture, rho) for rho in RHO], label=name)
+        last.loglog(RHO, [squared_difference(wrong, mixture, rho) for rho in RHO], label=name)
     last.set(xlabel="noise level sigma / alpha", title="E |fake - teacher|^2, both exact")
     last.set_ylim(1e-7)
     last.legend(fontsize=7)
@@ -255,13 +255,13 @@ def draw(path: Path, samples: Mapping[str, np.ndarray], mixture: Mixture) -> Non
 
 
 def compare(out: Path, steps: int, seed: int) -> None:
-    """Train all, print what each has learned, and write the picture."""
+    """Train all generators, print what each has learned, and write the picture."""
     mixture = ring()
     far = Mixture(jnp.ones(1), jnp.array([[0.0, 1.8]]), 0.06)
     model = model_with_exact_teacher(mixture)
     starts = {
-        "same": denoiser_of(model, mixture, seed, "denoiser of the mixture"),
-        "disjoint": denoiser_of(model, far, seed, "denoiser of one Gaussian"),
+        "same": train_denoiser(model, mixture, seed, "denoiser of the mixture"),
+        "disjoint": train_denoiser(model, far, seed, "denoiser of one Gaussian"),
     }
     divergences = {
         "SIM": score_implicit_matching(pseudo_huber(0.1)),
@@ -272,8 +272,8 @@ def compare(out: Path, steps: int, seed: int) -> None:
     for start, params in starts.items():
         for method, divergence in divergences.items():
             name = f"{method}, {start} start"
-            samples[name] = generated(model, divergence, params, steps, seed, name)
-    draw(out, samples, mixture)
+            samples[name] = generator_samples(model, divergence, params, steps, seed, name)
+    write_picture(out, samples, mixture)
     print(f"{'':28} weights wrong by  entropy  outside  weights of the modes")
     for name, those in samples.items():
         found = modes_of(those, mixture)
@@ -283,7 +283,7 @@ def compare(out: Path, steps: int, seed: int) -> None:
 
 
 def main(_: list[str]) -> None:
-    """Compare; a name of a file that cannot be is one line and exit code 2."""
+    """Check --out, which exits with 2 on an error, and compare."""
     logging.set_verbosity(logging.ERROR)
     out = Path(OUT.value)
     if out.suffix != ".png":
@@ -293,8 +293,8 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Here, since names of flags are global to a process.
+    # Defined here because flag names are global to a process.
     OUT = flags.DEFINE_string("out", None, "a .png file for the picture", required=True)
     STEPS = flags.DEFINE_integer("steps", 3000, "updates of each generator", lower_bound=1)
-    SEED = flags.DEFINE_integer("seed", 0, "of everything random", lower_bound=0)
+    SEED = flags.DEFINE_integer("seed", 0, "seed of all random numbers", lower_bound=0)
     app.run(main)

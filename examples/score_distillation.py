@@ -3,15 +3,16 @@
     python main.py --config=configs/digits.py:flow_matching --workdir=runs/flow_matching
     python -m examples.score_distillation --teacher=runs/flow_matching --out=runs/distilled.png
 
-Images that start as noise are moved against one frozen teacher by each of
+Images that start as noise are optimized against one frozen teacher by
 
-    SDS   the teacher's data less the image      (Poole et al. 2023)
-    NFSD  the same without its noise             (Katzir et al. 2024)
-    VSD   the teacher's data less a fake score's, trained on the images (Wang et al. 2023)
+    SDS   the teacher's data prediction minus the image            (Poole et al. 2023)
+    NFSD  the same without its noise                               (Katzir et al. 2024)
+    VSD   the teacher's prediction minus that of a fake score,
+          which is trained on the images                           (Wang et al. 2023)
 
-through the objective that trains one-step generators, with the images as its generator. Writes a
-comparison, and prints how far images of a class lie from their mean: the real ones' spread is what
-a method that samples should keep.
+with the objective of one-step generators, whose generator is the images themselves. The example
+draws a comparison and prints the spread of each class around its mean. A method that samples keeps
+the spread of real images.
 """
 
 import sys
@@ -41,7 +42,7 @@ from fewstep.training.optimizer import optimizer
 from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
 
-TEACHER = flags.DEFINE_string("teacher", None, "WORKDIR of a trained denoiser", required=True)
+TEACHER = flags.DEFINE_string("teacher", None, "workdir of a trained denoiser", required=True)
 OUT = flags.DEFINE_string("out", None, "a .png file for the comparison", required=True)
 STEPS = flags.DEFINE_integer("steps", 1000, "updates of the images")
 PER_CLASS = flags.DEFINE_integer("per_class", 8, "images of each class")
@@ -58,7 +59,7 @@ METHODS = {
 def distil(
     model: Model, teacher: Mapping, labels: np.ndarray, divergence: Divergence, name: str
 ) -> np.ndarray:
-    """Images of the given labels, uint8, moved by one divergence."""
+    """Images uint8 with the given labels, optimized by one divergence."""
     objective = distribution_matching(
         model,
         divergence=divergence,
@@ -91,14 +92,14 @@ def distil(
 
 
 def spread(images: np.ndarray, labels: np.ndarray) -> float:
-    """Root mean square distance of pixels from their class's mean, in [-1, 1]."""
+    """Root mean square distance of pixels, in [-1, 1], from the mean of their class."""
     x = to_float(images)
     variances = [x[labels == label].var(axis=0, ddof=1).mean() for label in np.unique(labels)]
     return float(np.sqrt(np.mean(variances)))
 
 
 def check(experiment: Experiment, out: Path) -> None:
-    """Raises ValueError for a run that cannot teach here, or options that cannot be carried out."""
+    """Raises ValueError for a run that cannot be the teacher, or an impossible flag."""
     if not (experiment.objective.denoises and experiment.num_classes):
         raise ValueError(
             f"--teacher={TEACHER.value} must be a run with classes that predicts data and noise at "
@@ -112,7 +113,7 @@ def check(experiment: Experiment, out: Path) -> None:
 
 
 def main(_: list[str]) -> None:
-    """Distil by each method; an error that a user can mend becomes a message and exit code 2."""
+    """Compare the methods; bad input becomes a message and exit code 2."""
     logging.set_verbosity(logging.ERROR)
     try:
         compare(Path(OUT.value))

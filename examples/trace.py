@@ -3,9 +3,9 @@
     python main.py --config=configs/digits.py:shortcut --workdir=runs/digits --profile=50:53
     python -m examples.trace --folder=runs/digits/profile/50-53/0 --out=profile.png
 
-Above, a line for each thread of the host, or of a device, that ran XLA's operations, and one for
-the thread that trains: its dispatches, and where it waits for the devices. Below, the operations
-by their time in all threads, per step.
+The upper plot has a line for each thread of the host or of a device that ran XLA operations. One
+more line is the training thread: its dispatches, and its waits for the devices. The lower plot has
+the operations by their time per training step, over all threads.
 """
 
 import gzip
@@ -19,21 +19,25 @@ from absl import app, flags
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-FOLDER = flags.DEFINE_string("folder", None, "PROFILE/START-STOP/PROCESS of a run.")
-OUT = flags.DEFINE_string("out", "profile.png", "The picture.")
+FOLDER = flags.DEFINE_string(
+    "folder", None, "Folder of one process's trace: WORKDIR/profile/START-STOP/PROCESS."
+)
+OUT = flags.DEFINE_string("out", "profile.png", "File of the picture.")
 
-STEP, WAIT = "train", "np.asarray(jax.Array)"  # events of the thread that trains
-SHOWN = 8  # operations
+STEP, WAIT = "train", "np.asarray(jax.Array)"  # events of the training thread
+SHOWN = 8  # operations in the lower plot
 COLOURS = {"operations": "#0072b2", "dispatch": "#d55e00", "waiting": "#c8c8c8"}
 
 Event = Mapping[str, Any]
 
 
 def read_events(folder: Path) -> tuple[list[Event], dict[tuple[int, int], str]]:
-    """The events with a duration of the newest trace, and the names of threads."""
+    """Events of the newest trace that have a duration, and the names of threads."""
     traces = sorted(folder.glob("plugins/profile/*/*.trace.json.gz"))
     if not traces:
-        raise FileNotFoundError(f"{folder} has no plugins/profile/*/*.trace.json.gz")
+        raise FileNotFoundError(
+            f"{folder} has no plugins/profile/*/*.trace.json.gz; give the folder of one process"
+        )
     content = json.loads(gzip.decompress(traces[-1].read_bytes()))["traceEvents"]
     names = {
         (event["pid"], event["tid"]): event["args"]["name"]
@@ -44,16 +48,16 @@ def read_events(folder: Path) -> tuple[list[Event], dict[tuple[int, int], str]]:
 
 
 def thread(event: Event) -> tuple[int, int]:
-    """The thread of an event."""
+    """(process, thread) of an event."""
     return event["pid"], event["tid"]
 
 
 def is_operation(event: Event) -> bool:
-    """Whether it is one of XLA's operations, on a device or on threads of the host."""
+    """Whether the event is an XLA operation, on a device or on a thread of the host."""
     return "hlo_op" in event.get("args", {})
 
 
-def spans(events: Sequence[Event]) -> list[tuple[float, float]]:
+def intervals(events: Sequence[Event]) -> list[tuple[float, float]]:
     """(start, length) of events, in ms."""
     return [(event["ts"] / 1e3, event["dur"] / 1e3) for event in events]
 
@@ -61,18 +65,18 @@ def spans(events: Sequence[Event]) -> list[tuple[float, float]]:
 def draw_timeline(
     axes: Axes, events: Sequence[Event], names: Mapping[tuple[int, int], str]
 ) -> None:
-    """A line for each thread."""
+    """Draw a line for each thread."""
     operations = [event for event in events if is_operation(event)]
     steps = [event for event in events if event["name"] == STEP]
     host = {thread(event) for event in steps}
     waiting = [event for event in events if event["name"] == WAIT and thread(event) in host]
-    axes.broken_barh(spans(waiting), (-0.4, 0.8), color=COLOURS["waiting"])
-    axes.broken_barh(spans(steps), (-0.4, 0.8), color=COLOURS["dispatch"])
-    labels = ["the thread that trains:\ndispatch (red), waiting (grey)"]
+    axes.broken_barh(intervals(waiting), (-0.4, 0.8), color=COLOURS["waiting"])
+    axes.broken_barh(intervals(steps), (-0.4, 0.8), color=COLOURS["dispatch"])
+    labels = ["training thread:\ndispatch (red), waiting (grey)"]
     busy = Counter(map(thread, operations)).most_common()
     for line, (own, _) in enumerate(busy, start=1):
         of_thread = [event for event in operations if thread(event) == own]
-        axes.broken_barh(spans(of_thread), (line - 0.4, 0.8), color=COLOURS["operations"])
+        axes.broken_barh(intervals(of_thread), (line - 0.4, 0.8), color=COLOURS["operations"])
         labels.append(names.get(own, str(own)).partition("/")[0])
     axes.set_yticks(range(len(labels)), labels)
     axes.invert_yaxis()
@@ -80,7 +84,7 @@ def draw_timeline(
 
 
 def draw_operations(axes: Axes, events: Sequence[Event]) -> None:
-    """The operations that took longest, in ms per step."""
+    """Draw the operations that took longest, in ms per training step."""
     steps = max(sum(event["name"] == STEP for event in events), 1)
     totals: Counter[str] = Counter()
     for event in filter(is_operation, events):

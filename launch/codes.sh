@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
 # What an exit code means to a launcher; to be sourced. training/cluster/exits.py has the table of codes.
 
-# The codes after which the same command goes on: EXITS.RESTARTS of training/cluster/exits.py.
+# Codes after which a launcher starts the same command again: RESTARTS in training/cluster/exits.py.
 restarts="75 76 77 134 137 143"
 
-# starts_again CODE: whether a job that ended with this code is started again.
+# starts_again CODE: whether a launcher starts a job again that ended with this code.
 starts_again() {
   [[ " $restarts " == *" $1 "* ]]
 }
 
-# cause CODE...: print the code that says why a job ended whose processes ended with these. A code
-# that ends the job for good goes first: if one process had bad input (2), the others end because it
-# did (76), and all of them would again. 76 is the least of causes.
+# cause CODE...: print the code that explains the end of a job, from the codes of its processes. A
+# code that ends the job comes first: if one process has bad input (2), the others end because of it
+# (76), and a restart would not help. 76 comes last.
 cause() {
   local code result=0
   for code in "$@"; do
@@ -26,8 +26,8 @@ cause() {
   echo "$result"
 }
 
-# restart SECONDS COMMAND...: run it, and again while its exit code and MAX_RESTARTS (50) say so;
-# ends this shell with the last code.
+# restart SECONDS COMMAND...: run a command, and again, after SECONDS, while its exit code and
+# MAX_RESTARTS (50) allow it. Exits with the last code.
 restart() {
   local made=0 code
   while :; do

@@ -4,23 +4,23 @@
 #   CLUSTER=my-cluster TPU_TYPE=v5litepod-16 IMAGE=... NAME=cifar10 \
 #       launch/gke.sh --config=configs/cifar10.py:shortcut --workdir=/shared/runs/cifar10
 #
-# IMAGE is made by the Dockerfile with ACCELERATOR=tpu. /shared is a volume that all hosts write,
-# for example a bucket or Filestore attached by `xpk storage attach`. SLICES (1) are joined over the
-# data-centre network; RESTARTS (50) is how often XPK starts a workload again. TUNE: launch/env.sh.
+# Build IMAGE from the Dockerfile with ACCELERATOR=tpu. /shared is a volume that all hosts can write,
+# for example a bucket or Filestore attached by `xpk storage attach`. SLICES (1): slices, joined over
+# the data-centre network. RESTARTS (50): how often XPK may restart a workload. TUNE: launch/env.sh.
 set -euo pipefail
 
 : "${CLUSTER:?the name of the cluster}" "${TPU_TYPE:?such as v5litepod-16}"
 : "${IMAGE:?the image to run}" "${NAME:?the name of the workload}"
 
 flags=$(printf '%q ' "$@")
-# XPK (1.13, src/xpk/core/docker_container.py) sends SIGTERM to the shell of this command alone:
-# `exec` puts what passes it on in its place. The first pod that fails decides for all (backoffLimit
-# 0), so those that end because another failed let that one be first.
+# XPK (1.13, src/xpk/core/docker_container.py) sends SIGTERM only to the shell of this command, so
+# `exec` replaces that shell with task.sh, which forwards it. The first pod that fails decides for all
+# (backoffLimit 0), so pods that end because of another pod's failure wait (LINGER).
 command="trap 'exit 143' TERM; export TUNE='${TUNE:-}'; . launch/env.sh || exit"
 command+="; python main.py --mode=doctor --distributed $flags || exit"
 command+="; LINGER=30 exec launch/task.sh python main.py --distributed $flags"
-# XPK (1.13, src/xpk/commands/workload.py) restarts after 42 and 127 to 255, and ends a workload for
-# good after any code that is neither there nor named here.
+# XPK (1.13, src/xpk/commands/workload.py) restarts after 42 and 127 to 255 and after the codes named
+# here. After any other code it ends the workload.
 xpk workload create \
   --cluster="$CLUSTER" \
   --workload="$NAME" \

@@ -4,9 +4,9 @@
 #   NAME=cifar10 IMAGE=... COUNT=2 GPUS=8 CLAIM=... \
 #       launch/kubernetes.sh --config=configs/cifar10.py:shortcut --workdir=/shared/runs/cifar10
 #
-# IMAGE is made by the Dockerfile with ACCELERATOR=cuda13; CLAIM is a volume that all pods write,
-# mounted at /shared. Fills in and applies launch/kubernetes.yaml, which says what the pods do. A
-# job that has ended keeps its name: kubectl delete job,service NAME before it is started again.
+# Build IMAGE from the Dockerfile with ACCELERATOR=cuda13. CLAIM is a volume that all pods can write,
+# mounted at /shared. Fills in and applies launch/kubernetes.yaml, which has the pods' commands. A
+# job that has ended keeps its name: run `kubectl delete job,service NAME` before you start it again.
 set -euo pipefail
 
 : "${NAME:?the name of the job}" "${IMAGE:?the image to run}" "${COUNT:?the number of pods}"

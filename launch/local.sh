@@ -1,12 +1,11 @@
 #!/usr/bin/env bash
-# Train on one machine, once --mode=doctor has found nothing in the way:
+# Train on one machine, after --mode=doctor has found no problem:
 #
 #   launch/local.sh --config=configs/cifar10.py:shortcut --workdir=runs/cifar10
 #
-# One process drives all GPUs of the machine; that is all it needs. To try what a cluster does,
-# NPROC=2 starts two processes that meet over the loopback, each with the GPU of its number.
-# PYTHON (python), PORT (4321) and TUNE (launch/env.sh) can be set too. Ends with the exit code of
-# the training, which nothing here starts again.
+# One process drives all GPUs of the machine. To test a job of several processes, NPROC=2 starts two
+# that meet over loopback, each with the GPU of its number. You can also set PYTHON (python), PORT
+# (4321) and TUNE (launch/env.sh). Exits with the code of the training and never restarts it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 . launch/env.sh
@@ -22,7 +21,7 @@ if [ "$count" -eq 1 ]; then
   exec "$python" main.py "$@"
 fi
 
-# together PORT ARGUMENT...: main.py in every process; ends with the code that says why they ended.
+# together PORT ARGUMENT...: run main.py in every process; returns the code that explains their end.
 together() {
   local address=127.0.0.1:$1 codes=() code
   shift

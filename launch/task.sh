@@ -1,11 +1,11 @@
 #!/usr/bin/env bash
-# Run a command as one process of a job, and end with its exit code:
+# Run a command as one process of a job, and exit with its code:
 #
 #   CODES_IN=FOLDER LINGER=SECONDS launch/task.sh COMMAND...
 #
-# SIGTERM goes on to the command. CODES_IN: folder that the launcher reads, where the code becomes
-# the end of a file's name, for which a full disk still has room. LINGER (0): how long to wait when another process failed (76), so that the scheduler
-# hears first from that one, which says why.
+# Forwards SIGTERM to the command. CODES_IN: folder that the launcher reads; the code goes into the
+# name of an empty file, for which even a full disk has room. LINGER (0): seconds to wait if another
+# process failed (76), so that the scheduler sees the code of that process first.
 set -uo pipefail
 # shellcheck source=launch/children.sh
 . "${BASH_SOURCE[0]%/*}/children.sh"

@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 # A TPU slice of Google Cloud as a queued resource; sourced by launch/tpu_pod.sh, which sets TPU and
-# ZONE. States: Cloud TPU docs, "Manage queued resources". A spot slice that was preempted cannot be
-# restarted, and is made again: Cloud TPU docs, "Manage TPU Spot VMs".
+# ZONE. States: Cloud TPU docs, "Manage queued resources". A preempted spot slice cannot be restarted,
+# only created again: Cloud TPU docs, "Manage TPU Spot VMs".
 
-# tpus GROUP COMMAND FLAG...: gcloud on this slice.
+# tpus GROUP COMMAND FLAG...: run gcloud on this slice.
 tpus() {
   gcloud compute tpus "$1" "$2" "$TPU" --zone="$ZONE" "${@:3}"
 }
 
-# make_slice: ask for a slice of TYPE with the image VERSION, a spot slice if SPOT is set. Sets
-# `fresh`: its hosts have nothing on them.
+# make_slice: request a slice of TYPE with the image VERSION, a spot slice if SPOT is set. Sets
+# `fresh`, because its hosts are not set up.
 make_slice() {
   # shellcheck disable=SC2034  # for tpu_pod.sh
   fresh=1
@@ -18,8 +18,8 @@ make_slice() {
     ${SPOT:+--spot}
 }
 
-# wait_for_slice: until the slice is there. Makes it if there is none, and again, once, if it failed
-# or was taken away. Ends with 76 if it failed then too, and with gcloud's code if gcloud fails.
+# wait_for_slice: wait until the slice is active. Creates it if there is none, and once more if it
+# failed or was preempted. Returns 76 if it fails again, and gcloud's code if gcloud fails.
 wait_for_slice() {
   local state deleted=
   while :; do
@@ -39,7 +39,7 @@ wait_for_slice() {
   done
 }
 
-# slice_lost: whether the slice is under maintenance, restarts, or is gone and will be made again.
+# slice_lost: whether the slice is under maintenance, restarts, or is gone and can be created again.
 slice_lost() {
   local state
   state=$(tpus tpu-vm describe --format='value(state,health)' 2> /dev/null)

@@ -6,7 +6,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.modes.request import Request
-from fewstep.training.cost.accelerators import GIB, Target, target
+from fewstep.training.cost.accelerators import GIB, Target, parse_target
 from fewstep.training.cost.step_cost import MEASURED_MFU
 
 DISK_SPEED = 1.0  # GB/s, a guess at a shared disk
@@ -23,7 +23,7 @@ def aimed(request: Request) -> Target | None:
         if value is not None and not 0.0 < value < math.inf:
             raise ValueError(f"--{flag}={value:g} must be a number above 0")
     if request.accelerator:
-        return target(request.accelerator)
+        return parse_target(request.accelerator)
     if request.mfu or request.price is not None:
         raise ValueError("--mfu and --price need --accelerator=NAME, such as 8xh100 or v4-32")
     return None

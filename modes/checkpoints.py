@@ -8,7 +8,7 @@ import jax
 import orbax.checkpoint as ocp
 
 from fewstep.eval.metrics import METRICS
-from fewstep.eval.metrics.metric import LESS, metric_of
+from fewstep.eval.metrics.metric import LESS, parse_logged_name
 from fewstep.modes.mode import WORKDIR, Mode
 from fewstep.modes.request import Request, required_workdir
 from fewstep.progress import progress_bar
@@ -86,7 +86,7 @@ def distances(values: dict[str, float]) -> str:
     found = [
         f"{name} {value:.4g}"
         for name, value in values.items()
-        if (metric := METRICS.get(metric_of(name)[0])) and metric.better == LESS
+        if (metric := METRICS.get(parse_logged_name(name)[0])) and metric.better == LESS
     ]
     return f"; {', '.join(found)}" if found else ""
 

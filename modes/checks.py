@@ -31,8 +31,8 @@ from fewstep.modes.request import (
     required_workdir,
     resolve,
 )
-from fewstep.training.cluster.processes import VISIBLE, within
-from fewstep.training.cost.sizes import bytes_of, size
+from fewstep.training.cluster.processes import VISIBLE, time_limit
+from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.experiment import Experiment, build, debugged
 from fewstep.training.labels import training_counts
 from fewstep.training.loop import abstract_state
@@ -179,7 +179,7 @@ def network(job: NextJob) -> str:
     frozen = {n: abstract_params(experiment, mesh) for n in experiment.objective.frozen}
     unstarted = experiment._replace(objective=experiment.objective._replace(init_from={}))
     check_step(unstarted, config, mesh, frozen)
-    return f"{size(abstract_params(experiment, mesh))} parameters, a step can be traced"
+    return f"{element_count(abstract_params(experiment, mesh))} parameters, a step can be traced"
 
 
 def mesh(job: NextJob) -> str:
@@ -235,7 +235,7 @@ def disk(job: NextJob) -> str:
     fields = job.config.checkpoint
     saves = -(-job.config.steps // fields.every) if fields.every else 1
     count = min(saves, fields.keep or saves) + 1
-    needed, free = count * bytes_of(state), shutil.disk_usage(job.disk).free
+    needed, free = count * tree_bytes(state), shutil.disk_usage(job.disk).free
     text = f"{free / GIB:.2f} GiB free, {count} checkpoints need {needed / GIB:.2f} GiB"
     if free < needed:
         raise ValueError(f"{text}; free some, lower checkpoint.keep or use another --workdir")
@@ -310,7 +310,7 @@ def teacher_parameters(job: NextJob) -> str:
     if not job.config.teacher:
         return "none are needed"
     found = load_teacher(job.config, job.experiment, job.mesh)
-    return f"{size(found)} are read"
+    return f"{element_count(found)} are read"
 
 
 def first_batch(job: NextJob) -> str:
@@ -343,7 +343,7 @@ def bounded(run: Callable[[NextJob], str]) -> Callable[[NextJob], str]:
     """A check by all processes together, that ends them if one does not take part."""
 
     def check(job: NextJob) -> str:
-        with within(TOGETHER_SECONDS, f"the check {run.__name__} of all processes has no end"):
+        with time_limit(TOGETHER_SECONDS, f"the check {run.__name__} of all processes has no end"):
             return run(job)
 
     return check

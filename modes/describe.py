@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from fewstep.modes.mode import CONFIG, Mode
 from fewstep.modes.request import Request, required_config, resolve_where_open
 from fewstep.training.cost.compiled import step_inputs
-from fewstep.training.cost.sizes import bytes_of, size
+from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.cost.step_cost import forward_flops, step_flops
 from fewstep.training.experiment import Experiment, build, optimizer_fields
 from fewstep.training.sharding import check_batch_size, make_mesh
@@ -40,16 +40,16 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
     ]
     for name, player in objective.players.items():
         lines.append(
-            f"player       {name}: {size(state.networks[name])} parameters, updated every "
+            f"player       {name}: {element_count(state.networks[name])} parameters, updated every "
             f"{player.every} step(s) by {optimizer_fields(config, name)['name']}"
         )
     for name, tree in frozen.items():
-        lines.append(f"frozen       {name}: {size(tree)} parameters")
+        lines.append(f"frozen       {name}: {element_count(tree)} parameters")
     for name, follower in objective.followers.items():
         sampled = ", samples" if name == experiment.sample_with else ""
         lines.append(f"follower     {name} of {follower.source}{sampled}")
     lines += [
-        f"state        {bytes_of(state) / 2**20:.1f} MiB over all devices",
+        f"state        {tree_bytes(state) / 2**20:.1f} MiB over all devices",
         f"step         {flops / 1e9:.2f} GFLOP, {flops / config.batch_size / 1e6:.2f} MFLOP per "
         f"image, as much as {evaluations:.1f} forward passes",
         f"run          {config.steps} steps, {config.steps * config.batch_size:,} images, "

@@ -12,7 +12,7 @@ from fewstep import data
 from fewstep.data import Dataset
 from fewstep.eval.evaluate import check_evaluation
 from fewstep.eval.metrics import METRICS
-from fewstep.eval.metrics.metric import LESS, NEITHER, metric_of
+from fewstep.eval.metrics.metric import LESS, NEITHER, parse_logged_name
 from fewstep.modes.request import (
     as_begun,
     decoded_as_begun,
@@ -114,7 +114,7 @@ def files_of(dataset: Dataset | None) -> Sequence[tuple[str, int, int]]:
 def retention_of(config: ConfigDict, folder: Path) -> Retention:
     """Which checkpoints stay. Raises ValueError for a best one that no evaluation tells."""
     fields, best = config.checkpoint, config.checkpoint.keep_best
-    metric, steps = metric_of(best)
+    metric, steps = parse_logged_name(best)
     ranked = {name: own.better for name, own in METRICS.items() if own.better != NEITHER}
     known = steps in map(str, config.evaluate.steps) and config.evaluate.every > 0
     if best and not (metric in ranked and known):

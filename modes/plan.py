@@ -25,10 +25,10 @@ from fewstep.training.cost.compiled import (
     collectives,
     device_bytes,
     lowered_step,
-    memory,
+    memory_plan,
     step_inputs,
 )
-from fewstep.training.cost.sizes import bytes_of, size
+from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.cost.step_cost import forward_flops, step_flops
 from fewstep.training.experiment import Experiment, build_on
 from fewstep.training.sharding import AXES, check_batch_size, make_mesh, mesh_sizes, sizes_in_slice
@@ -89,7 +89,7 @@ def planned(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Request
     inputs = step_inputs(config, experiment, mesh)
     lowered = lowered_step(config, experiment, mesh, inputs)
     compiled = lowered.compile(compiler_options=FOR_INSPECTION)
-    needs = memory(compiled)
+    needs = memory_plan(compiled)
     found = collectives(compiled.as_text())
     print(f"compiled in {time.perf_counter() - since:.0f} s", file=sys.stderr, flush=True)
     parts = memory_parts(inputs)
@@ -115,7 +115,7 @@ def planned(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Request
         "",
         f"time and cost of {config.steps:,} steps, without evaluations",
         *duration(config, mesh, flops, fixed, aim, request),
-        checkpoint_cost(config, bytes_of(inputs.state), request.disk_speed),
+        checkpoint_cost(config, tree_bytes(inputs.state), request.disk_speed),
     ]
 
 
@@ -153,7 +153,7 @@ def heading(
     axes = ", ".join(f"{name} {count}" for name, count in mesh.shape.items())
     return [
         f"config       {config.method}, {model.name} {model.size}/{model.patch_size} on {shape}, "
-        f"{size(network)} parameters, dtype {model.dtype}, remat {model.remat}",
+        f"{element_count(network)} parameters, dtype {model.dtype}, remat {model.remat}",
         *([] if aim is None or not aim.devices else [f"devices      {hosts(aim)}"]),
         f"mesh         {mesh.size} emulated device(s) ({axes})",
         f"batch        {config.batch_size}, {config.batch_size // mesh.size} per device",

@@ -15,7 +15,7 @@ from fewstep.data import FIRST_DECODING, NEWEST_DECODING, Dataset
 from fewstep.data.folders.decoding import BACKGROUND
 from fewstep.messages import differences
 from fewstep.objectives.base import Params
-from fewstep.training.cluster.processes import everywhere, gather
+from fewstep.training.cluster.processes import gather, true_everywhere
 from fewstep.training.experiment import Experiment, build, debugged, rebuild, with_sampled
 from fewstep.training.labels import with_recorded_rule
 from fewstep.training.profile import Window
@@ -222,7 +222,7 @@ def load_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
     except FileNotFoundError as error:
         missing = error
     # What is done without images must be done without them in all processes.
-    if everywhere(missing is None):
+    if true_everywhere(missing is None):
         return dataset
     raise missing or FileNotFoundError(
         f"the data set {config.data.name} is there for some processes only; prepare it "

@@ -23,7 +23,7 @@ from fewstep.training import replay
 from fewstep.training.cluster.preemption import Preemption
 from fewstep.training.cluster.processes import is_first, say
 from fewstep.training.cluster.watchdog import Patience
-from fewstep.training.cost.sizes import bytes_of
+from fewstep.training.cost.sizes import tree_bytes
 from fewstep.training.cost.step_cost import least_seconds
 from fewstep.training.labels import known_counts
 from fewstep.training.loop import Schedule
@@ -70,7 +70,7 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
             counts or None,
             files_of(job.dataset),
         )
-        check_space(path, bytes_of(job.state))
+        check_space(path, tree_bytes(job.state))
         if config.data.local_dir and reads_data(experiment.objective):
             job = job._replace(dataset=load_local_copy(config))
         evaluate = evaluation(path, job)

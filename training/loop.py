@@ -191,7 +191,7 @@ def train(
         in_place(workdir) as check_place,
         Watchdog(workdir, patience, size) as watchdog,
         checkpoint.open_checkpoints(
-            workdir, retention, patience.of_save(size), watchdog.saving
+            workdir, retention, patience.save_seconds(size), watchdog.saving
         ) as checkpoints,
         Report(
             workdir,

@@ -15,7 +15,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from fewstep.training.cluster.processes import of_each_process
+from fewstep.training.cluster.processes import gather_numbers
 
 SPEED = "images_per_second"  # in every row of training steps
 MEMORY = {"memory_bytes": "bytes_in_use", "memory_peak_bytes": "peak_bytes_in_use"}
@@ -90,7 +90,7 @@ class Pace:
         if self.least_seconds is not None:
             row["mfu"] = self.least_seconds / median
         if jax.process_count() > 1:
-            row |= slowest(of_each_process([median, own]))
+            row |= slowest(gather_numbers([median, own]))
         return row
 
 

@@ -15,7 +15,7 @@ from jax.sharding import Mesh
 
 from fewstep.data import Pairs, proportional_labels
 from fewstep.objectives.base import Params
-from fewstep.training.cluster.processes import everywhere
+from fewstep.training.cluster.processes import true_everywhere
 from fewstep.training.experiment import Experiment
 from fewstep.training.generate import batch_sampler, generate_floats, noise
 from fewstep.training.storage.fingerprint import fingerprint
@@ -59,7 +59,7 @@ def teacher_pairs(
         "seed": SEED,
     }
     # They are made by all processes together, so either all of them read or all make.
-    if everywhere(path.is_file()):
+    if true_everywhere(path.is_file()):
         return load(path, source, labels)
     sample = batch_sampler(
         taught.objective,

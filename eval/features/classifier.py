@@ -1,17 +1,17 @@
 """A small classifier of a data set, trained on its training split at first use.
 
-Its penultimate activations are the features of distances where Inception's would say nothing
-(images of 8 or 28 pixels), its logits give label agreement and the Inception score. The parameters
-are kept, so that every later evaluation measures with the same network:
+Distances use its penultimate activations where Inception's features say nothing, on images of 8 or
+28 pixels. Label agreement and the Inception score use its logits. The parameters are kept, so every
+later evaluation measures with the same network:
 
     ROOT/classifiers/NAME-KEY.npz     the parameters, and how many held-out images they get right
 
-KEY is a hash of everything that these depend on but the rounding of the machine.
+KEY is a hash of everything that the parameters depend on, except the machine's rounding.
 
 Traps of the protocol:
-- A distance on these features compares with another only if both name the same `weights`: two
-  machines train two networks.
-- It sees what tells classes apart, and is blind to what does not.
+- Compare two distances on these features only if both name the same `weights`: two machines train
+  two networks.
+- The classifier sees what tells classes apart and nothing else.
 - It errs on real images too: read label agreement beside `accuracy`.
 """
 
@@ -38,7 +38,7 @@ from fewstep.eval.features.feature_network import (
     FeatureOutputs,
     extractor,
 )
-from fewstep.eval.features.parameters import Params, digest, named, tree_of
+from fewstep.eval.features.parameters import Params, named_arrays, params_digest, tree_from_arrays
 from fewstep.models.convnet import Convnet, convnet
 from fewstep.progress import note, progress_bar
 from fewstep.training.sharding import AXES
@@ -48,21 +48,21 @@ Array = jax.Array
 
 FOLDER = "classifiers"
 VERSION = 1  # part of the key; raise it when the network or its training changes
-# Held-out accuracy below which a classifier is refused. The classifier reaches 0.98 and 0.91; the
-# floors leave room for other machines, not for a data set that is damaged or labelled wrongly.
+# Least held-out accuracy. The classifier reaches 0.98 and 0.91: the floors leave room for other
+# machines, not for damaged data or wrong labels.
 FLOORS = {"digits": 0.95, "fashion_mnist": 0.88}
-HELD_OUT_SHARE = 10  # a data set without a test split holds out one training image of so many
-RIGHT = "right"  # the entry of the file beside the parameters
+HELD_OUT_SHARE = 10  # without a test split, one training image in so many is held out
+RIGHT = "right"  # key in the file of the number of held-out images classified correctly
 REMEDY = "use evaluate.features=pixels and evaluate.agreement=False"
-AGAIN = "delete it, and the classifier is trained again"
+AGAIN = "delete it to train the classifier again"
 
 
 class Recipe(NamedTuple):
     """How a classifier is trained; a part of the key.
 
-    epochs: passes over the training split, more if they are fewer than least_updates.
-    warmup: share of the updates in which the rate rises; then it falls to 0 along a cosine.
-    shift: images are moved by up to one pixel per so many, in both directions.
+    epochs: passes over the training split; more if that makes fewer than least_updates updates.
+    warmup: share of the updates in which the learning rate rises; it then falls to 0 by a cosine.
+    shift: augmentation moves images by up to 1 / shift of their side, along both axes.
     """
 
     epochs: int = 7
@@ -79,21 +79,21 @@ RECIPE = Recipe()
 
 
 class Classifier(NamedTuple):
-    """The feature network "classifier", and its accuracy in [0, 1] on held-out images."""
+    """The feature network "classifier" and its accuracy in [0, 1] on held-out images."""
 
     network: FeatureNetwork
     accuracy: float
 
 
 class Trained(NamedTuple):
-    """Parameters (NumPy arrays), and the number of held-out images that they classify rightly."""
+    """Parameters (NumPy arrays) and the number of held-out images that they classify correctly."""
 
     params: Params
     right: np.int32
 
 
 class Task(NamedTuple):
-    """What is learnt: `rows` of the training split; `held_out` is what it is judged by."""
+    """Data of a classifier: it learns `rows` of `train` and is judged on `held_out`."""
 
     name: str
     train: Split
@@ -103,20 +103,20 @@ class Task(NamedTuple):
 
 
 def classifier(dataset: Dataset, root: Path, read_only: Path | None = None) -> Classifier:
-    """The classifier of a data set, read from under root or read_only, or trained and kept in root.
+    """The classifier of a data set: read from root or read_only, or trained and kept in root.
 
-    Every process calls it; each trains or reads by itself, on a device of its own, and then all
-    take the parameters of process 0. Raises ValueError for data without labels, images that are not
-    square or not of 8 to 64 pixels, a damaged file, and an accuracy below the floor.
+    All processes call it. Each trains or reads on its own device, then takes the parameters of
+    process 0. Raises ValueError for data without labels, images that are not square or not of 8 to
+    64 pixels, a damaged file, or an accuracy below the floor.
     """
     task, model = task_of(dataset), model_of(dataset)
     path = kept_file(file_of(task, root), root, read_only)
-    trained = read(path, model, len(task.held_out.labels)) if path.exists() else None
+    trained = read_classifier(path, model, len(task.held_out.labels)) if path.exists() else None
     if trained is None:
-        trained = train(task, model)
+        trained = train_classifier(task, model)
         if jax.process_index() == 0:
             with kept_if_writable(path):
-                write(path, trained)
+                write_classifier(path, trained)
     if jax.process_count() > 1:
         trained = jax.device_get(multihost_utils.broadcast_one_to_all(trained))
     accuracy = int(trained.right) / len(task.held_out.labels)
@@ -125,9 +125,9 @@ def classifier(dataset: Dataset, root: Path, read_only: Path | None = None) -> C
 
 
 def task_of(dataset: Dataset) -> Task:
-    """The rows to learn from and the images to be judged by: the test split, or a fixed tenth.
+    """The classifier's data; held_out is the test split, or a fixed tenth of the training split.
 
-    A test split without labels counts as none. Raises ValueError for training images without.
+    A test split without labels counts as none. Raises ValueError if training images lack labels.
     """
     name, train, test, num_classes = (
         dataset.name,
@@ -135,9 +135,9 @@ def task_of(dataset: Dataset) -> Task:
         dataset.test,
         dataset.num_classes,
     )
-    if num_classes < 2 or not labelled(train):
-        raise ValueError(f"{name} has images without labels, or one class of them; {REMEDY}")
-    if test is not None and labelled(test):
+    if num_classes < 2 or not has_labels(train):
+        raise ValueError(f"{name} has images without labels, or only one class; {REMEDY}")
+    if test is not None and has_labels(test):
         return Task(name, train, np.arange(len(train.labels)), test, num_classes)
     order = np.random.default_rng(RECIPE.seed).permutation(len(train.labels))
     count = max(len(order) // HELD_OUT_SHARE, 1)
@@ -146,12 +146,12 @@ def task_of(dataset: Dataset) -> Task:
     return Task(name, train, rows, held_out, num_classes)
 
 
-def labelled(split: Split) -> bool:
+def has_labels(split: Split) -> bool:
     return bool(np.all(split.labels != NULL_LABEL))
 
 
 def model_of(dataset: Dataset) -> Convnet:
-    """The network before its training. Raises ValueError if it does not take such images."""
+    """The untrained network. Raises ValueError if it does not accept images of this shape."""
     try:
         return convnet(dataset.image_shape, dataset.num_classes)
     except ValueError as error:
@@ -163,29 +163,31 @@ def network_of(model: Convnet, params: Params) -> FeatureNetwork:
 
     def apply(params: Params, images: Array) -> FeatureOutputs:
         check_images(images)
-        return FeatureOutputs(*model.apply(params, to_float(images)))
+        return FeatureOutputs(*model.apply(params, scale_images(images)))
 
     return FeatureNetwork(
-        "classifier", params, apply, model.dimension, digest(params), "x / 127.5 - 1"
+        "classifier", params, apply, model.dimension, params_digest(params), "x / 127.5 - 1"
     )
 
 
-def to_float(images: Array) -> Array:
+def scale_images(images: Array) -> Array:
     return images / jnp.float32(HALF_RANGE) - 1.0
 
 
-def train(task: Task, model: Convnet) -> Trained:
-    """Parameters after the recipe; prints the accuracy.
+def train_classifier(task: Task, model: Convnet) -> Trained:
+    """Train by the recipe, and print the accuracy.
 
-    The same every time on one CPU; accelerators may add in another order.
+    Deterministic on one CPU; accelerators may add in another order.
     """
     batch_size = min(RECIPE.batch_size, len(task.rows))
     per_epoch = len(task.rows) // batch_size
     epochs = max(RECIPE.epochs, -(-RECIPE.least_updates // per_epoch))
     total, name = epochs * per_epoch, f"classifier of {task.name}"
     silent = jax.process_index() > 0
-    state, update = start(model, total)
-    shown = progress_bar(batches(task, batch_size, epochs), desc=name, total=total, silent=silent)
+    state, update = start_training(model, total)
+    shown = progress_bar(
+        training_batches(task, batch_size, epochs), desc=name, total=total, silent=silent
+    )
     for batch in shown:
         state = update(state, *batch)
     params = jax.device_get(state.params)
@@ -198,15 +200,18 @@ def train(task: Task, model: Convnet) -> Trained:
 
 
 class State(NamedTuple):
-    """Of the training after `step` updates."""
+    """State of the training after `step` updates."""
 
     params: Params
     optimizer: optax.OptState
     step: Array
 
 
-def start(model: Convnet, total: int) -> tuple[State, Callable[..., State]]:
-    """The state before the first of `total` updates, and (state, images, labels) -> next state."""
+def start_training(model: Convnet, total: int) -> tuple[State, Callable[..., State]]:
+    """The initial state, and the update: (state, images, labels) -> next state.
+
+    total: number of updates.
+    """
     warmup = int(RECIPE.warmup * total)
     rate = optax.warmup_cosine_decay_schedule(0.0, RECIPE.learning_rate, warmup, total)
     transform = optax.adamw(rate, weight_decay=RECIPE.weight_decay)
@@ -214,7 +219,7 @@ def start(model: Convnet, total: int) -> tuple[State, Callable[..., State]]:
 
     def loss(params: Params, images: Array, labels: Array, key: Array) -> Array:
         key_shift, key_dropout = jax.random.split(key)
-        x = shifted(to_float(images), key_shift)
+        x = shift_images(scale_images(images), key_shift)
         _, logits = model.apply(params, x, train=True, rng=key_dropout)
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels).mean()
 
@@ -229,8 +234,8 @@ def start(model: Convnet, total: int) -> tuple[State, Callable[..., State]]:
     return State(params, transform.init(params), jnp.int32(0)), update
 
 
-def shifted(x: Array, key: Array) -> Array:
-    """Each image [B, S, S, C] moved by a pixel or a few, both ways; its border fills what opens."""
+def shift_images(x: Array, key: Array) -> Array:
+    """Move each image [B, S, S, C] by a few random pixels along both axes, repeating its border."""
     reach = max(x.shape[1] // RECIPE.shift, 1)
     wide = jnp.pad(x, ((0, 0), (reach, reach), (reach, reach), (0, 0)), mode="edge")
     corners = jax.random.randint(key, (len(x), 2), 0, 2 * reach + 1)
@@ -241,8 +246,8 @@ def shifted(x: Array, key: Array) -> Array:
     return jax.vmap(crop)(wide, corners)
 
 
-def batches(task: Task, size: int, epochs: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Images and labels, in a new order every epoch; the rest of an epoch is left out."""
+def training_batches(task: Task, size: int, epochs: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Batches of images and labels, in a new order every epoch, without its last partial batch."""
     for epoch in range(epochs):
         order = np.random.default_rng([RECIPE.seed, epoch]).permutation(task.rows)
         for first in range(0, len(order) - size + 1, size):
@@ -251,7 +256,7 @@ def batches(task: Task, size: int, epochs: int) -> Iterator[tuple[np.ndarray, np
 
 
 def count_right(network: FeatureNetwork, split: Split) -> np.int32:
-    """How many images the largest logit labels rightly; computed on one device of this process."""
+    """Number of images whose largest logit is their label, computed on one device."""
     mesh = Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), AXES)
     _, logits = extractor(network, mesh, RECIPE.batch_size)(split.images)
     return np.int32(np.sum(logits.argmax(axis=1) == split.labels))
@@ -260,8 +265,8 @@ def count_right(network: FeatureNetwork, split: Split) -> np.int32:
 def check_accuracy(task: Task, accuracy: float) -> None:
     """Raises ValueError if the accuracy is below the floor of the data set.
 
-    The floor of an unknown data set is halfway between 1 and the share of the commonest class:
-    below it, more of what a label tells is lost than kept, and the features with it.
+    The floor of an unknown data set is halfway between 1 and the share of its largest class. Below
+    it, the features lose more of the label's information than they keep.
     """
     bare = task.name.removeprefix("tfds:").split(":")[0]
     chance = np.bincount(task.held_out.labels).max() / len(task.held_out.labels)
@@ -269,13 +274,12 @@ def check_accuracy(task: Task, accuracy: float) -> None:
     if accuracy < floor:
         raise ValueError(
             f"the classifier of {task.name} is right on {accuracy:.3f} of the held-out images, "
-            f"and {floor:.3f} is the least to measure with; {REMEDY}, or see whether the labels "
-            "are right"
+            f"and {floor:.3f} is the least to measure with; {REMEDY}, or check the labels"
         )
 
 
 def file_of(task: Task, root: Path) -> Path:
-    """Where the classifier is kept: root / "classifiers" / NAME-KEY.npz."""
+    """The classifier's file: root / "classifiers" / NAME-KEY.npz."""
     content = [VERSION, RECIPE, task.train.images.shape, task.num_classes]
     for array in (task.rows, *task.train, *task.held_out):
         content.append(hashlib.sha256(np.ascontiguousarray(array)).hexdigest())
@@ -285,23 +289,23 @@ def file_of(task: Task, root: Path) -> Path:
 
 
 def source_of(path: Path) -> dict[str, str]:
-    """What the classifier in a file is made from: the key in its name, a hash of all of that."""
+    """The source of a classifier's file, for its seal: the key in its name."""
     return {"key": path.stem.rpartition("-")[2]}
 
 
-def write(path: Path, trained: Trained) -> None:
-    """Keep a classifier."""
-    write_sealed(path, source_of(path), **{**named(trained.params), RIGHT: trained.right})
+def write_classifier(path: Path, trained: Trained) -> None:
+    """Write a classifier to its file."""
+    write_sealed(path, source_of(path), **{**named_arrays(trained.params), RIGHT: trained.right})
 
 
-def read(path: Path, model: Convnet, held_out: int) -> Trained:
-    """A kept classifier. Raises ValueError, naming the file, unless it is whole and of `model`.
+def read_classifier(path: Path, model: Convnet, held_out: int) -> Trained:
+    """The classifier in a file. Raises ValueError if it is damaged or does not fit `model`.
 
-    held_out: how many images it was judged by.
+    held_out: number of images that it was judged on.
     """
     arrays = read_sealed(path, source_of(path), AGAIN)
     try:
-        params = tree_of(arrays, jax.eval_shape(model.init, jax.random.key(0)))
+        params = tree_from_arrays(arrays, jax.eval_shape(model.init, jax.random.key(0)))
         right = arrays[RIGHT].item()
         if type(right) is not int or not 0 <= right <= held_out:
             raise ValueError(f"{right} of {held_out} images right")

@@ -1,12 +1,12 @@
-"""Published weights of dinov2.py: names and shapes checked, positions taken to 16 x 16 patches.
+"""Published weights of dinov2.py: checks names and shapes, resamples positions to 16 x 16 patches.
 
-The positions are learned for 37 x 37 patches. Position i of the 16 in a row or column is read, by
-cubic convolution (Keys 1981) with a = -3/4 and the border repeated, at
+The position embeddings were learned for 37 x 37 patches. Place i of the 16 in a row or column reads
+them, by cubic convolution (Keys 1981) with a = -3/4 and a repeated border, at
 
     (i + 1/2) 37 / (16 + 0.1) - 1/2
 
-The offset of 0.1 was to keep rounding from losing a patch. It moves the last place from 35.3 to
-35.1, and belongs to the features that papers compare. Done once, here, in float64.
+The offset of 0.1 was meant to keep rounding from losing a patch. It moves the last place from 35.3
+to 35.1, and is part of the features that papers compare. Computed once, in float64.
 """
 
 from collections.abc import Mapping
@@ -23,14 +23,14 @@ Tensors = Mapping[str, np.ndarray]
 
 
 class Size(NamedTuple):
-    """The published file of a size, its SHA-256, and its number of blocks."""
+    """A published file, its SHA-256, and the network's number of blocks."""
 
     name: str
     sha256: str
     depth: int
 
 
-# By width; ViT-g, of width 1536, has another MLP.
+# By width. ViT-g, with a width of 1536, has another MLP and is not supported.
 SIZES = {
     384: Size(
         "dinov2_vits14_pretrain.pth",
@@ -49,19 +49,19 @@ SIZES = {
     ),
 }
 PAPER_WIDTH = 1024  # ViT-L, which Stein et al. 2023 measure with
-IGNORED = "mask_token"  # stands for hidden patches, in training alone
+IGNORED = "mask_token"  # replaces hidden patches, in training only
 PUBLISHED_GRID = 37  # patches along a side in training: 518 / 14
-OFFSET = 0.1  # of the published code, to the 16 places that it scales to
+OFFSET = 0.1  # that the published code adds to the 16 places
 CUBIC = -0.75  # PyTorch's coefficient a
 MLP_RATIO = 4
 
 
 def dinov2_params(weights: str | Path) -> Params:
-    """Parameters of dinov2.py from a published file of ViT-S, B or L, whichever it turns out.
+    """Parameters of dinov2.py from a published file of ViT-S, ViT-B or ViT-L.
 
-    Any format that weights/tensors.py reads will do; the published bytes have the SHA-256 in SIZES.
-    Raises FileNotFoundError if there is no such file, and ValueError, naming the file, if it
-    cannot be read or its tensors are not those of one of these networks.
+    weights: a file in any format that weights/tensors.py reads; SIZES has the published SHA-256.
+    Raises FileNotFoundError if the file does not exist, and ValueError that names it if it cannot
+    be read or holds another network.
     """
     if not Path(weights).is_file():
         raise FileNotFoundError(
@@ -70,25 +70,25 @@ def dinov2_params(weights: str | Path) -> Params:
         )
     tensors = {k: v for k, v in read_tensors(weights).items() if k != IGNORED}
     width = width_of(tensors)
-    check_tensors(tensors, published_shapes(width), weights, SIZES[width].name)
+    check_tensors(tensors, dinov2_shapes(width), weights, SIZES[width].name)
     kernel = tensors["patch_embed.proj.weight"].transpose(2, 3, 1, 0).reshape(-1, width)
     return Params(
-        patches=Affine(single(kernel), single(tensors["patch_embed.proj.bias"])),
-        token=single(tensors["cls_token"][0, 0]),
-        positions=single(positions(tensors["pos_embed"][0])),
+        patches=Affine(float32(kernel), float32(tensors["patch_embed.proj.bias"])),
+        token=float32(tensors["cls_token"][0, 0]),
+        positions=float32(resample_positions(tensors["pos_embed"][0])),
         blocks=blocks(tensors, SIZES[width].depth),
-        norm=Norm(single(tensors["norm.weight"]), single(tensors["norm.bias"])),
+        norm=Norm(float32(tensors["norm.weight"]), float32(tensors["norm.bias"])),
     )
 
 
 def width_of(tensors: Tensors) -> int:
-    """The width that the last normalisation has, or that of ViT-L if it is of no known size."""
+    """The width of the last normalisation, or that of ViT-L if no size has it."""
     width = tensors["norm.weight"].size if "norm.weight" in tensors else PAPER_WIDTH
     return width if width in SIZES else PAPER_WIDTH
 
 
-def published_shapes(width: int) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of the tensors in the published file of a width, the ignored one aside."""
+def dinov2_shapes(width: int) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of the tensors in the published file of a width, without the ignored one."""
     block = {
         **norm_shapes("norm1", width),
         **linear_shapes("attn.qkv", width, 3 * width),
@@ -125,25 +125,27 @@ def blocks(tensors: Tensors, depth: int) -> Block:
         return np.stack([tensors[f"blocks.{n}.{name}"] for n in range(depth)])
 
     def norm(name: str) -> Norm:
-        return Norm(single(stack(f"{name}.weight")), single(stack(f"{name}.bias")))
+        return Norm(float32(stack(f"{name}.weight")), float32(stack(f"{name}.bias")))
 
     def affine(name: str) -> Affine:
-        return Affine(single(stack(f"{name}.weight").swapaxes(1, 2)), single(stack(f"{name}.bias")))
+        return Affine(
+            float32(stack(f"{name}.weight").swapaxes(1, 2)), float32(stack(f"{name}.bias"))
+        )
 
     return Block(
         norm1=norm("norm1"),
         qkv=affine("attn.qkv"),
         projection=affine("attn.proj"),
-        gamma1=single(stack("ls1.gamma")),
+        gamma1=float32(stack("ls1.gamma")),
         norm2=norm("norm2"),
         expand=affine("mlp.fc1"),
         contract=affine("mlp.fc2"),
-        gamma2=single(stack("ls2.gamma")),
+        gamma2=float32(stack("ls2.gamma")),
     )
 
 
-def positions(published: np.ndarray) -> np.ndarray:
-    """Positions [1 + 37 37, D] -> [1 + 16 16, D], float64; that of the class token stays."""
+def resample_positions(published: np.ndarray) -> np.ndarray:
+    """Positions [1 + 37 37, D] -> [1 + 16 16, D], float64. The class token's stays as it is."""
     table = published[1:].astype(np.float64).reshape(PUBLISHED_GRID, PUBLISHED_GRID, -1)
     matrix = cubic_matrix()
     table = np.einsum("ir,jc,rcd->ijd", matrix, matrix, table, optimize=True)
@@ -151,7 +153,7 @@ def positions(published: np.ndarray) -> np.ndarray:
 
 
 def cubic_matrix() -> np.ndarray:
-    """Weights [16, 37] of the 37 published places in each of ours, four of them but at borders."""
+    """Weights [16, 37] of the published places in each of the 16 places, at most four per row."""
     places = (np.arange(GRID) + 0.5) * PUBLISHED_GRID / (GRID + OFFSET) - 0.5
     taps = np.floor(places)[:, None] + np.arange(-1, 3)
     matrix = np.zeros((GRID, PUBLISHED_GRID))
@@ -161,5 +163,5 @@ def cubic_matrix() -> np.ndarray:
     return matrix
 
 
-def single(array: np.ndarray) -> jnp.ndarray:
+def float32(array: np.ndarray) -> jnp.ndarray:
     return jnp.asarray(array, jnp.float32)

@@ -1,7 +1,7 @@
-"""What distances between image sets are measured on: one feature vector per image.
+"""Feature networks: one feature vector per image, for distances between sets of images.
 
-A distance means nothing without the name of its features: a Frechet distance on `pixels` is not
-FID, which is the same formula on one particular Inception network, and the two cannot be compared.
+A distance means nothing without the name of its features. FID is the Frechet distance on one
+particular Inception network; the same formula on `pixels` cannot be compared with it.
 """
 
 from collections.abc import Callable
@@ -22,19 +22,19 @@ HALF_RANGE = 127.5
 
 
 class FeatureOutputs(NamedTuple):
-    """features: [B, D] float32. logits: [B, classes]; None for a network that has none."""
+    """features: [B, D] float32. logits: [B, classes]; None if the network has none."""
 
     features: Array
     logits: Array | None = None
 
 
 class FeatureNetwork(NamedTuple):
-    """What images are compared by.
+    """A network whose features compare images.
 
-    apply: (params, uint8 images [B, H, W, C]) -> FeatureOutputs; pure, to be jitted.
-    dimension: D. weights: sha256 of the parameters or of their file, "" without. preprocessing:
-    what is done to the bytes, in words. published: whether the weights are those that others
-    measure with.
+    apply: (params, uint8 images [B, H, W, C]) -> FeatureOutputs; pure, can be jitted.
+    dimension: D. weights: SHA-256 of the parameters or of their file; "" without parameters.
+    preprocessing: how bytes become inputs, in words. published: whether the weights are the
+    published ones that others measure with.
     """
 
     name: str
@@ -49,12 +49,12 @@ class FeatureNetwork(NamedTuple):
 # A Frechet distance on more dimensions takes minutes.
 LARGEST_DIMENSION = 4096
 
-# uint8 images [N, H, W, C] -> (features [N, D], logits [N, classes] or None), of one process
+# uint8 images [N, H, W, C] -> (features [N, D], logits [N, classes] or None)
 Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
 def pixels(image_shape: tuple[int, ...]) -> FeatureNetwork:
-    """The images themselves, scaled to [-1, 1] and flattened: D = H W C."""
+    """The feature network "pixels": images scaled to [-1, 1] and flattened, D = H W C."""
 
     def apply(params: None, images: Array) -> FeatureOutputs:
         check_images(images)
@@ -65,10 +65,10 @@ def pixels(image_shape: tuple[int, ...]) -> FeatureNetwork:
 
 
 def extractor(network: FeatureNetwork, mesh: Mesh, batch_size: int) -> Extract:
-    """The network on batches of batch_size images, split over the devices of all processes.
+    """A function that runs the network in batches of images, split over all processes' devices.
 
-    Every process calls it with the same images and gets all features. The last batch is filled up
-    with its own images, so that an image is computed by the same program however many there are.
+    All processes call it with the same images and get all features. The last batch is filled up by
+    repeating images, so one compiled program computes every image, however many there are.
     """
     everywhere = replicated(mesh)
     params = jax.device_put(network.params, everywhere)
@@ -90,7 +90,7 @@ def extractor(network: FeatureNetwork, mesh: Mesh, batch_size: int) -> Extract:
 
 
 def check_dimension(features: str, image_shape: tuple[int, ...]) -> None:
-    """Raises ValueError if images are too large to be compared pixel by pixel."""
+    """Raises ValueError if images are too large for the features `pixels`."""
     dimension = int(np.prod(image_shape))
     if features == "pixels" and dimension > LARGEST_DIMENSION:
         raise ValueError(

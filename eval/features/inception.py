@@ -1,23 +1,22 @@
-"""The network whose features make a Frechet distance the FID: Inception-v3 as of 2015-12-05.
+"""Inception-v3 as of 2015-12-05, whose features turn a Frechet distance into FID.
 
-Szegedy et al. 2015 (arXiv:1512.00567), in the form of the TensorFlow graph that Heusel et al. 2017
-(arXiv:1706.08500) measured with, on the weights that pytorch-fid and torch-fidelity ported from
-it. Features are the 2048 channels before the classifier, averaged over the 8 x 8 places.
+Szegedy et al. 2015 (arXiv:1512.00567), as in the TensorFlow graph that Heusel et al. 2017
+(arXiv:1706.08500) measured with. pytorch-fid and torch-fidelity ported its weights. The features
+are the 2048 channels before the classifier, averaged over 8 x 8 places.
 
     resize to 299 x 299 -> (x - 128) / 128 -> convolutions -> mean -> features -> affine -> logits
 
 Traps of the protocol:
-- It is not the Inception-v3 of torchvision: other weights, 1008 outputs, an average pooling that
-  leaves the padding out of its mean, and, in the last block alone, a maximum instead of it.
-- The graph resizes by the rule of TensorFlow 1: output pixel i reads position i in / out, with no
-  half-pixel centres, and nothing is blurred first. torch-fidelity does that too, and so do we;
-  pytorch-fid reads (i + 1/2) in / out - 1/2, which gives other features, most of all for small
-  images.
-- The graph scales bytes by (x - 128) / 128, torch-fidelity and we too; pytorch-fid by
-  2 x / 255 - 1.
-- The Inception Score of the original code, and of torch-fidelity, uses the logits without the
-  bias of the classifier, and all 1008 of them.
-- The products are taken in full float32: the faster modes of accelerators move the features.
+- torchvision's Inception-v3 is another network. This one has other weights, 1008 outputs and
+  average pooling that leaves the padding out of its mean. Its last block has max pooling instead.
+- The graph resizes by TensorFlow 1's rule: output pixel i reads position i in / out, without
+  half-pixel centres and without blur. So do torch-fidelity and this module. pytorch-fid reads
+  (i + 1/2) in / out - 1/2, which gives other features, most of all for small images.
+- The graph scales bytes by (x - 128) / 128. So do torch-fidelity and this module; pytorch-fid
+  scales by 2 x / 255 - 1.
+- The Inception score of the original code and of torch-fidelity uses all 1008 logits, without the
+  classifier's bias.
+- Matrix products are in full float32: the faster modes of accelerators change the features.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -32,20 +31,20 @@ from fewstep.eval.features.feature_network import check_colours
 
 Array = jax.Array
 
-SIDE = 299  # of the images that the network sees
+SIDE = 299  # side of the network's input, pixels
 CENTRE = 128.0  # (x - 128) / 128 takes bytes to [-1, 1)
 FEATURES = 2048
-CLASSES = 1008  # outputs of the 2015 graph, of which 1000 are classes of ImageNet
+CLASSES = 1008  # outputs of the 2015 graph; 1000 are classes of ImageNet
 
 
 class Affine(NamedTuple):
-    """A convolution [height, width, in, out] or matrix [in, out], and what is added: [out]."""
+    """A kernel [height, width, in, out] or [in, out], and a bias [out]."""
 
     kernel: Array
     bias: Array
 
 
-# One Affine per convolution, batch normalisation folded in, and "fc"; 95 MB.
+# One Affine per convolution, with batch normalisation folded in, and one for "fc"; 95 MB.
 Params = Mapping[str, Affine]
 
 
@@ -68,9 +67,9 @@ class Conv(NamedTuple):
 
 
 class Branches(NamedTuple):
-    """Chains of layers on one input, side by side in the channels of the output.
+    """Chains of layers on one input, whose outputs are concatenated along the channels.
 
-    name: what the names of the layers inside begin with.
+    name: prefix of the names of the layers inside.
     """
 
     name: str
@@ -82,14 +81,14 @@ def branches(name: str, *chains: "Chain") -> Branches:
 
 
 def max_pool(x: Array, stride: int, padding: str) -> Array:
-    """Maxima over 3 x 3 places; padding never wins."""
+    """Maximum over 3 x 3 places, without the padding."""
     return jax.lax.reduce_window(
         x, -jnp.inf, jax.lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding
     )
 
 
 def average_pool(x: Array) -> Array:
-    """Means over 3 x 3 places, at the border over those inside the image."""
+    """Mean over 3 x 3 places, without the padding."""
     total = partial(
         jax.lax.reduce_window,
         init_value=0.0,
@@ -207,24 +206,24 @@ NETWORK: Chain = [
 def apply(params: Params, images: Array) -> InceptionOutputs:
     """uint8 images [B, H, W, 1 or 3] -> features [B, 2048] and logits [B, 1008].
 
-    Pure, to be jitted. One channel stands for three equal ones. Raises ValueError for images of
+    Pure, can be jitted. One channel counts as three equal ones. Raises ValueError for images of
     another type or shape.
     """
     check_colours(images)
-    x = (resize(images.astype(jnp.float32)) - CENTRE) / CENTRE
-    x = run(NETWORK, params, jnp.broadcast_to(x, (*x.shape[:-1], 3)))
+    x = (resize_bilinear(images.astype(jnp.float32)) - CENTRE) / CENTRE
+    x = run_chain(NETWORK, params, jnp.broadcast_to(x, (*x.shape[:-1], 3)))
     features = x.mean((1, 2))
     unbiased = jnp.matmul(features, params["fc"].kernel, precision=jax.lax.Precision.HIGHEST)
     return InceptionOutputs(features, unbiased + params["fc"].bias, unbiased)
 
 
-def resize(images: Array) -> Array:
-    """Bilinear, by the rule of TensorFlow 1: [B, H, W, C] -> [B, 299, 299, C], floating."""
+def resize_bilinear(images: Array) -> Array:
+    """Resize by TensorFlow 1's rule: float [B, H, W, C] -> [B, 299, 299, C]."""
     return interpolate(interpolate(images, axis=2), axis=1)
 
 
 def interpolate(x: Array, axis: int) -> Array:
-    """Linear along one axis: output i of 299 is x at position i size / 299, taken in float32."""
+    """Linear interpolation along one axis: output i of 299 is x at i size / 299, in float32."""
     size = x.shape[axis]
     position = np.arange(SIDE, dtype=np.float32) * np.float32(size / SIDE)
     low = position.astype(np.int32)
@@ -234,14 +233,16 @@ def interpolate(x: Array, axis: int) -> Array:
     return below + (above - below) * fraction.astype(np.float32)
 
 
-def run(chain: Chain, params: Params, x: Array, start: str = "") -> Array:
-    """The layers of a chain one after another; `start` is what their names begin with."""
+def run_chain(chain: Chain, params: Params, x: Array, start: str = "") -> Array:
+    """Apply the layers of a chain in turn. start: prefix of their names in `params`."""
     for layer in chain:
         match layer:
             case Conv():
                 x = convolve(layer, params[start + layer.name], x)
             case Branches(name, chains):
-                x = jnp.concatenate([run(c, params, x, start + name) for c in chains], axis=-1)
+                x = jnp.concatenate(
+                    [run_chain(c, params, x, start + name) for c in chains], axis=-1
+                )
             case pool:
                 x = pool(x)
     return x

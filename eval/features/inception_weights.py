@@ -1,4 +1,4 @@
-"""Published weights of inception.py: names and shapes checked, batch normalisation folded in."""
+"""Published weights of inception.py: checks names and shapes, folds in batch normalisation."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,18 +21,18 @@ from fewstep.weights.tensors import check_tensors, read_tensors
 Tensors = Mapping[str, np.ndarray]
 
 BATCH_NORM_EPSILON = 1e-3  # of the 2015 graph
-# pytorch-fid's name; torch-fidelity has the same bytes as weights-inception-....
+# pytorch-fid's name; torch-fidelity calls the same bytes weights-inception-....
 WEIGHTS_NAME = "pt_inception-2015-12-05-6726825d.pth"
 WEIGHTS_SHA256 = "6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2"
-IGNORED = ".num_batches_tracked"  # counters that only training reads
+IGNORED = ".num_batches_tracked"  # counters for training only
 
 
 def inception_params(weights: str | Path) -> Params:
-    """Parameters of inception.py from a file with the published names, WEIGHTS_NAME or a copy.
+    """Parameters of inception.py from the published file WEIGHTS_NAME or a converted copy.
 
-    Any format that weights/tensors.py reads will do; the published bytes have WEIGHTS_SHA256.
-    Raises FileNotFoundError if there is no such file, and ValueError, naming the file, if it
-    cannot be read or its tensors are not those of this network.
+    weights: a file in any format that weights/tensors.py reads; the published bytes have
+    WEIGHTS_SHA256. Raises FileNotFoundError if the file does not exist, and ValueError that names
+    it if it cannot be read or holds another network.
     """
     if not Path(weights).is_file():
         raise FileNotFoundError(
@@ -41,16 +41,16 @@ def inception_params(weights: str | Path) -> Params:
         )
     tensors = {k: v for k, v in read_tensors(weights).items() if not k.endswith(IGNORED)}
     kernels, _ = kernel_shapes(NETWORK, channels=3)
-    check_tensors(tensors, published_shapes(kernels), weights, WEIGHTS_NAME)
+    check_tensors(tensors, inception_shapes(kernels), weights, WEIGHTS_NAME)
     folded = {name: fold(name, tensors) for name in kernels}
-    classifier = affine(tensors["fc.weight"].T, tensors["fc.bias"])
+    classifier = float32_affine(tensors["fc.weight"].T, tensors["fc.bias"])
     return folded | {"fc": classifier}
 
 
 def kernel_shapes(
     chain: Chain, channels: int, start: str = ""
 ) -> tuple[dict[str, tuple[int, ...]], int]:
-    """Published shapes [out, in, height, width] by the names of convolutions; output channels."""
+    """Published shapes [out, in, height, width] of convolutions by name; output channels."""
     shapes = {}
     for layer in chain:
         match layer:
@@ -64,8 +64,8 @@ def kernel_shapes(
     return shapes, channels
 
 
-def published_shapes(kernels: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """Names and shapes of all tensors in a published file, given those of the convolutions."""
+def inception_shapes(kernels: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of all tensors in the published file, from those of the convolutions."""
     shapes: dict[str, tuple[int, ...]] = {
         "fc.weight": (CLASSES, FEATURES),
         "fc.bias": (CLASSES,),
@@ -78,7 +78,7 @@ def published_shapes(kernels: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[
 
 
 def fold(name: str, tensors: Tensors) -> Affine:
-    """A convolution and the batch normalisation after it as one affine map.
+    """One affine map for a convolution and the batch normalisation after it.
 
     gamma (w * x - mean) / sqrt(variance + eps) + beta = (scale w) * x + (beta - scale mean)
     """
@@ -87,8 +87,8 @@ def fold(name: str, tensors: Tensors) -> Affine:
         for part in ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
     )
     scale = gamma / np.sqrt(variance + BATCH_NORM_EPSILON)
-    return affine(weight.transpose(2, 3, 1, 0) * scale, beta - scale * mean)
+    return float32_affine(weight.transpose(2, 3, 1, 0) * scale, beta - scale * mean)
 
 
-def affine(kernel: np.ndarray, bias: np.ndarray) -> Affine:
+def float32_affine(kernel: np.ndarray, bias: np.ndarray) -> Affine:
     return Affine(jnp.asarray(kernel, jnp.float32), jnp.asarray(bias, jnp.float32))

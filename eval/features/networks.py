@@ -1,8 +1,8 @@
-"""Feature networks by name: NETWORKS says how each is made and what it needs; `none` is for none.
+"""Feature networks by name. NETWORKS says how each is made and what it needs; `none` means none.
 
-`classifier` is trained on the data at first use; weights of `inception` and `dinov2` are files that
-a user downloads, named by evaluate.weights or an environment variable. None stands in for another:
-what is missing is an error.
+`classifier` is trained on the data at first use. The user downloads the weights of `inception` and
+`dinov2` and names the file by evaluate.weights or an environment variable. A missing file is an
+error: no network replaces another.
 """
 
 import math
@@ -27,10 +27,10 @@ NONE = "none"
 
 
 class Given(NamedTuple):
-    """What a feature network may be made of.
+    """Everything that a feature network may be made from.
 
-    dataset, root, read_only: what one is trained on, where it is kept, and where it may be instead.
-    weights: the file of an entry that has weights, else None.
+    dataset: to train `classifier` on. root: folder where it is kept. read_only: another folder to
+    look for it. weights: path of downloaded weights; None if the network has none.
     """
 
     dataset: Dataset | None
@@ -41,7 +41,7 @@ class Given(NamedTuple):
 
 
 class Weights(NamedTuple):
-    """A file that a user downloads: which one, and the environment variable with its path."""
+    """A file to download: its published name, and the environment variable with its path."""
 
     published: str
     variable: str
@@ -50,8 +50,8 @@ class Weights(NamedTuple):
 class Entry(NamedTuple):
     """How a feature network is made.
 
-    dimension: of its features, given the shape of an image; None where its weights decide.
-    weights: the file that it needs; None for none.
+    dimension: (image shape) -> dimension of the features; None if the weights decide.
+    weights: the file that it needs, or None.
     """
 
     make: Callable[[Given], FeatureNetwork]
@@ -87,13 +87,13 @@ def feature_network(
     root: Path,
     read_only: Path | None = None,
 ) -> FeatureNetwork:
-    """The network of that name, which is not `none`.
+    """The feature network `name`, which is not `none`.
 
-    weights: path of its weights; "" is the environment variable. dataset, root, read_only: what
-    `classifier` is trained on, where it is kept, and where it may be instead.
+    weights: path of its weights; "" reads the environment variable. dataset: to train `classifier`
+    on. root: folder where it is kept. read_only: another folder to look for it.
 
-    Raises ValueError for a name that does not exist, weights that are not named or not read, or a
-    classifier that cannot be trained; FileNotFoundError for a file that is not there.
+    Raises ValueError for an unknown name, weights that are not given or cannot be read, or a
+    classifier that cannot be trained; FileNotFoundError if the file does not exist.
     """
     check_feature_network(name, weights)
     path = weights_path(name, weights) if NETWORKS[name].weights else None
@@ -101,24 +101,27 @@ def feature_network(
 
 
 def check_feature_network(name: str, weights: str) -> None:
-    """Raises ValueError or FileNotFoundError, before anything is read, for what is not there."""
+    """Raises ValueError or FileNotFoundError for an unknown name or missing weights."""
     check_choice("evaluate.features", name, (*NETWORKS, NONE))
     if name != NONE and NETWORKS[name].weights:
         weights_path(name, weights)
     elif weights:
-        raise ValueError(f"evaluate.weights is not used by evaluate.features={name}; unset it")
+        raise ValueError(f"evaluate.features={name} does not use evaluate.weights; leave it empty")
 
 
 def weights_path(name: str, weights: str) -> Path:
-    """The file with the weights of a network that has some. Raises ValueError if none is named."""
+    """The file with a network's weights.
+
+    Raises ValueError if none is given, FileNotFoundError if it does not exist.
+    """
     published, variable = NETWORKS[name].weights
     path = weights or os.environ.get(variable, "")
     if not path:
         others = " or ".join(other for other, entry in NETWORKS.items() if not entry.weights)
         raise ValueError(
-            f"evaluate.features={name} needs weights: get {published}, and name the file by "
-            f"evaluate.weights or ${variable}. Without it samples can be measured with "
-            f"evaluate.features={others}, or only shown, with {NONE}"
+            f"evaluate.features={name} needs weights: get {published}, and give its path as "
+            f"evaluate.weights or ${variable}. Without it use evaluate.features={others}, or "
+            f"{NONE} to only show samples"
         )
     if not Path(path).is_file():
         raise FileNotFoundError(
@@ -129,7 +132,7 @@ def weights_path(name: str, weights: str) -> Path:
 
 
 def inception_network(path: Path) -> FeatureNetwork:
-    """eval/features/inception.py on a file of weights; logits are those of the Inception score."""
+    """eval/features/inception.py with weights from a file. Its logits are the Inception score's."""
 
     def apply(params: inception.Params, images: Array) -> FeatureOutputs:
         outputs = inception.apply(params, images)
@@ -148,7 +151,7 @@ def inception_network(path: Path) -> FeatureNetwork:
 
 
 def dinov2_network(path: Path) -> FeatureNetwork:
-    """eval/features/dinov2.py on a file of weights."""
+    """eval/features/dinov2.py with weights from a file."""
     params, digest = dinov2_params(path), file_sha256(path)
     width = params.token.size
 

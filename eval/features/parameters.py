@@ -1,4 +1,4 @@
-"""A tree of parameters as arrays by name, for a file, and a hash of it."""
+"""A tree of parameters as named arrays for a file, and its hash."""
 
 import hashlib
 import json
@@ -11,14 +11,14 @@ import numpy as np
 Params = Any
 
 
-def named(params: Params) -> dict[str, np.ndarray]:
-    """The parameters by their names, "conv_0/kernel" for example, sorted."""
+def named_arrays(params: Params) -> dict[str, np.ndarray]:
+    """The parameters by name, such as "conv_0/kernel", sorted."""
     arrays = {name_of(path): np.asarray(a) for path, a in jax.tree.leaves_with_path(params)}
     return dict(sorted(arrays.items()))
 
 
-def tree_of(arrays: Mapping[str, np.ndarray], like: Params) -> Params:
-    """The tree of shapes `like`, filled by name. Raises ValueError where an array does not fit."""
+def tree_from_arrays(arrays: Mapping[str, np.ndarray], like: Params) -> Params:
+    """A tree like `like`, filled by name. Raises ValueError if an array does not fit."""
 
     def restored(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
         name = name_of(path)
@@ -33,14 +33,14 @@ def tree_of(arrays: Mapping[str, np.ndarray], like: Params) -> Params:
 
 
 def name_of(path: tuple[Any, ...]) -> str:
-    """The name of a leaf, "conv_0/kernel" for example."""
+    """The name of a leaf, such as "conv_0/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
-def digest(params: Params) -> str:
-    """SHA-256 of the parameters' names, shapes and values in little-endian float32."""
+def params_digest(params: Params) -> str:
+    """SHA-256 of the parameters' names, shapes and values as little-endian float32."""
     total = hashlib.sha256()
-    for name, array in named(params).items():
+    for name, array in named_arrays(params).items():
         total.update(json.dumps([name, array.shape]).encode())
         total.update(array.astype("<f4").tobytes())
     return total.hexdigest()

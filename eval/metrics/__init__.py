@@ -1,7 +1,7 @@
-"""Metrics of samples against real images, by name, and the protocol that a number is bound to.
+"""Metrics of samples against real images, by name, and the protocol of each number.
 
-A new metric is a file here and an entry in METRICS, which results, logs, tables, pages, the choice
-of the best checkpoint and docs/evaluation.md follow.
+A new metric is a file here and an entry in METRICS. Results, logs, tables, pages and the choice of
+the best checkpoint read the entry. Add a row to docs/evaluation.md, too.
 """
 
 from functools import partial
@@ -16,9 +16,9 @@ from fewstep.eval.metrics import (
 )
 from fewstep.eval.metrics.metric import LESS, MORE, NEITHER, Metric
 
-# The metric that a protocol is named after and that curves show.
+# The metric that names a protocol and that curves show.
 MAIN = "frechet"
-# What metrics that look at images one by one need; with fewer real images none of them is taken.
+# Needs of metrics on single images; with fewer real images all of them are left out.
 ONE_BY_ONE = {"real_features": max(neighbours.DENSITY_NEIGHBOURS, kernel.FEWEST) + 1, "features": 1}
 COPIES = {"features": 1, "train_features": 0, "held_out_features": 1}
 

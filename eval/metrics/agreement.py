@@ -1,21 +1,21 @@
-"""Label agreement: how often a classifier of real images sees the label that was asked for.
+"""Label agreement: how often a classifier of real images predicts the requested label.
 
 Traps of the protocol:
-- The classifier errs on real images too. Print its agreement with held-out real labels, which is
-  its accuracy, beside each value; a difference from that says something, the value alone does not.
-- Samples may agree more often than real images do: typical images of a class, at a high guidance
-  scale or after a collapse of diversity, are easy to classify. Read it beside recall.
-- The classifier answers with a class for any image, noise included.
+- The classifier errs on real images too. Print its accuracy on held-out real images beside each
+  value: only the difference says something.
+- Samples may agree more often than real images do. Typical images of a class, from a high guidance
+  scale or a collapse of diversity, are easy to classify. Read the value beside recall.
+- The classifier assigns a class to any image, noise included.
 """
 
 import numpy as np
 
 
 def label_agreement(classes: np.ndarray, labels: np.ndarray) -> float:
-    """Share in [0, 1] of samples whose class [N], as a classifier sees it, is their label [N].
+    """Share in [0, 1] of samples whose predicted class is their label. Both are [N].
 
-    On held-out real images it is the classifier's accuracy.
-    Raises ValueError if the counts differ, there are none, or a label is the null class.
+    On held-out real images this is the classifier's accuracy.
+    Raises ValueError if the counts differ, N is 0, or a label is the null class.
     """
     classes, labels = np.asarray(classes), np.asarray(labels)
     if labels.shape != classes.shape or not labels.size:

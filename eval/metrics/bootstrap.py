@@ -1,21 +1,21 @@
-"""One number and its uncertainty from the results of several seeds.
+"""Mean and confidence interval of the results of several seeds.
 
 The percentile bootstrap of Efron & Tibshirani 1993, section 13.3: draw k of the k results with
-replacement, many times, and cut the means of the draws at both ends.
+replacement, many times, and take quantiles of the means of the draws.
 
 Traps of the protocol:
-- Few seeds make the interval too narrow. Share of the 95 % intervals that hold the true mean, of
-  2,000 draws from a normal law:
+- Few seeds make the interval too narrow. Share of 95 % intervals that hold the true mean, from
+  2,000 draws of a normal distribution:
 
       seeds    2     3     4     5    10    20
       share  0.50  0.75  0.81  0.84  0.91  0.94
 
-- One seed has no spread: its interval is nan, not a point. It is unknown, which is not certain.
-- The minimum is what is left of several runs when the best is published. Of more seeds it is lower,
-  so compare it only between equal numbers of seeds; for metrics that are better when larger it is
-  the worst.
+- One seed has no spread: its interval is nan, because the spread is unknown, not zero.
+- Papers that publish the best of several runs report the minimum. It falls with the number of
+  seeds, so compare it only between equal numbers. For metrics that are better when larger, it is
+  the worst run.
 - The seeds of training, of sampling and of the choice of real images are three sources of spread.
-  An interval is about those that changed between the results, and no others.
+  An interval covers only those that changed between the results.
 """
 
 import math
@@ -29,7 +29,7 @@ RESAMPLES = 9_999
 
 
 class Interval(NamedTuple):
-    """Mean of the results, the ends of its confidence interval, and the smallest result."""
+    """Mean of the results, ends of its confidence interval, and smallest result."""
 
     mean: float
     low: float
@@ -40,10 +40,10 @@ class Interval(NamedTuple):
 def interval(
     values: Sequence[float] | np.ndarray, *, confidence: float = 0.95, seed: int = 0
 ) -> Interval:
-    """Mean of results [k], one for each seed, with its confidence interval; the same every time.
+    """Mean of results [k], one per seed, with its confidence interval. Deterministic.
 
-    low and high are nan where k = 1.
-    Raises ValueError unless there is at least one value, all are finite and 0 < confidence < 1.
+    low and high are nan if k = 1.
+    Raises ValueError unless k >= 1, all values are finite and 0 < confidence < 1.
     """
     values = np.asarray(values, np.float64)
     check_values(values)
@@ -69,5 +69,5 @@ def check_values(values: np.ndarray) -> None:
     bad = int(np.count_nonzero(~np.isfinite(values)))
     if bad:
         raise ValueError(
-            f"{bad} of {len(values)} values are not finite; look at the runs that they come from"
+            f"{bad} of {len(values)} values are not finite; check the runs that they come from"
         )

@@ -1,8 +1,8 @@
 """The contract of a metric: what it is computed from, and how its number is shown and compared.
 
-`Inputs` is all that is known of one set of samples and of the real images. A metric names the
-fields that it needs in the order in which its function takes them, so the function itself stays
-mathematics on arrays. Several metrics may be parts of what one function returns.
+`Inputs` is all that is known about a set of samples and the real images. A metric names the fields
+that it needs, in the order of its function's arguments, so the function stays mathematics on
+arrays. Several metrics may be fields of one function's result.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -12,19 +12,19 @@ import numpy as np
 
 from fewstep.eval.metrics.frechet import Statistics
 
-# Which numbers are better: of a metric that is no judgement, neither.
+# Which values are better; NEITHER for a metric that does not rank.
 LESS, MORE, NEITHER = "less", "more", ""
 ARROWS = {LESS: "\u00a0↓", MORE: "\u00a0↑", NEITHER: ""}
 
 
 class Inputs(NamedTuple):
-    """What metrics are computed from; None where it is not known.
+    """What metrics are computed from; None if unknown.
 
     statistics: of all samples. real_statistics: of all real images.
-    features: [N, D] of the first samples. real_features: [M, D] of some real images.
-    train_features, held_out_features: of both splits, to look for copies.
-    logits: [N, classes] of the feature network. classes: [N] that a classifier of real images sees.
-    labels: [N] that the samples were made for.
+    features: [N, D], of the first samples. real_features: [M, D], of some real images.
+    train_features, held_out_features: of both splits, to find copies.
+    logits: [N, classes], of the feature network. classes: [N], predicted by a classifier of real
+    images. labels: [N], requested of the sampler.
     """
 
     statistics: Statistics | None = None
@@ -39,15 +39,15 @@ class Inputs(NamedTuple):
 
 
 class Metric(NamedTuple):
-    """A number of samples; its name in files and logs is its key in METRICS.
+    """A metric of samples. Files and logs call it by its key in METRICS.
 
-    compute: (the inputs that it needs) -> float, or what has the number as its field `part`.
-    needs: field of Inputs, in the order of the arguments -> the fewest rows that it must have.
-    heading: of its column. format: of its values, as `str.format` takes it.
+    compute: (the inputs that it needs) -> a number, or a tuple with the number as its field `part`.
+    needs: field of Inputs -> the fewest rows that it must have, in the order of the arguments.
+    heading: of its column. format: of its values, for `str.format`.
     better: LESS, MORE or NEITHER.
     part: "" if compute returns the number itself. error: the field with its standard error, which
-    results hold as NAME_error; "" for none.
-    in_text: whether the narrow table in plain text has it. note: how a page says to read it.
+    results call NAME_error; "" if there is none.
+    in_text: whether the narrow table in plain text shows it. note: how to read it, for pages.
     """
 
     compute: Callable[..., Any]
@@ -62,27 +62,27 @@ class Metric(NamedTuple):
 
 
 def error_name(name: str) -> str:
-    """What results call the standard error of a metric."""
+    """Name of a metric's standard error in results."""
     return f"{name}_error"
 
 
 def logged_name(name: str, steps: int) -> str:
-    """What the log calls a metric of samples in so many steps: frechet_4."""
+    """Name in the log of a metric at a number of sampling steps: frechet_4."""
     return f"{name}_{steps}"
 
 
-def metric_of(logged: str) -> tuple[str, str]:
-    """The name of a metric and the number of steps in a name of `logged_name`."""
+def parse_logged_name(logged: str) -> tuple[str, str]:
+    """Metric and number of steps of a `logged_name`: ("frechet", "4")."""
     name, _, steps = logged.rpartition("_")
     return name, steps
 
 
 def measurements(metrics: Mapping[str, Metric], inputs: Inputs) -> dict[str, float]:
-    """The metrics that the inputs allow, by name, and standard errors; each function runs once."""
+    """Metrics that have their inputs, and standard errors, by name. Each function runs once."""
     results: dict[Callable[..., Any], Any] = {}
     found = {}
     for name, metric in metrics.items():
-        if not allows(inputs, metric.needs.items()):
+        if not has_inputs(inputs, metric.needs.items()):
             continue
         if metric.compute not in results:
             given = (getattr(inputs, field) for field in metric.needs)
@@ -94,7 +94,7 @@ def measurements(metrics: Mapping[str, Metric], inputs: Inputs) -> dict[str, flo
     return found
 
 
-def allows(inputs: Inputs, needs: Iterable[tuple[str, int]]) -> bool:
-    """Whether every field that is needed is known, and has enough rows."""
+def has_inputs(inputs: Inputs, needs: Iterable[tuple[str, int]]) -> bool:
+    """Whether all needed fields are known and have enough rows."""
     given = ((getattr(inputs, field), fewest) for field, fewest in needs)
     return all(value is not None and len(value) >= fewest for value, fewest in given)

@@ -1,18 +1,18 @@
-"""Mean and covariance of features that come in batches and never lie in memory together.
+"""Mean and covariance of features that come in batches and are never in memory together.
 
-Of n points: their mean m and scatter S = sum (x - m)(x - m)^T. Two sets merge as (Chan et al. 1979)
+n points have a mean m and a scatter S = sum (x - m)(x - m)^T. Two sets merge as (Chan et al. 1979)
 
     d = m_b - m_a,    m = m_a + d n_b / n,    S = S_a + S_b + d d^T n_a n_b / n,    n = n_a + n_b
 
 and a batch is a set. The covariance is S / (n - 1), as in eval.metrics.frechet. Unlike
-sum x x^T - n m m^T, it never subtracts two large numbers, so a large mean costs no digits of the
-covariance.
+sum x x^T - n m m^T, this never subtracts two large numbers, so a large mean does not cost the
+covariance digits.
 
 Traps of the protocol:
-- Each image counts once: padding that fills up a last batch must be cut off before `update`.
-- Several processes merge their own moments. JAX turns float64 into float32 unless x64 is enabled,
-  also on the way between processes: exchange the moments as files or as bytes.
-- Feature functions often answer in float32. What they rounded off is lost before it comes here.
+- Each image counts once: cut off the padding of a last batch before `update`.
+- Processes can merge their moments. JAX turns float64 into float32 unless x64 is enabled, between
+  processes too: exchange moments as files or as bytes.
+- Feature functions often return float32, which has already lost digits.
 """
 
 from typing import NamedTuple
@@ -23,7 +23,7 @@ from fewstep.eval.metrics.frechet import Statistics
 
 
 class Moments(NamedTuple):
-    """Number of points, their mean [D] and scatter about it [D, D], both float64."""
+    """Number of points, their mean [D] and scatter [D, D], both float64."""
 
     count: int
     mean: np.ndarray
@@ -31,14 +31,14 @@ class Moments(NamedTuple):
 
 
 def empty(dimension: int) -> Moments:
-    """The moments of no points of `dimension` features."""
+    """The moments of no points, with features of this dimension."""
     return Moments(0, np.zeros(dimension), np.zeros((dimension, dimension)))
 
 
 def update(moments: Moments, features: np.ndarray) -> Moments:
-    """The moments with a batch of features [N, D] added; N may be 0.
+    """Add a batch of features [N, D] to the moments; N may be 0.
 
-    Raises ValueError if D differs or a row holds a value that is not finite.
+    Raises ValueError if D differs or a value is not finite.
     """
     features = np.asarray(features, np.float64)
     if features.ndim != 2:
@@ -51,11 +51,11 @@ def update(moments: Moments, features: np.ndarray) -> Moments:
         )
     mean = features.sum(axis=0) / max(len(features), 1)
     centred = features - mean
-    return merge(moments, Moments(len(features), mean, centred.T @ centred))
+    return merge_moments(moments, Moments(len(features), mean, centred.T @ centred))
 
 
-def merge(a: Moments, b: Moments) -> Moments:
-    """The moments of the points of both. Raises ValueError if the dimensions differ."""
+def merge_moments(a: Moments, b: Moments) -> Moments:
+    """The moments of both sets together. Raises ValueError if the dimensions differ."""
     if a.mean.shape != b.mean.shape:
         raise ValueError(
             f"features of {a.mean.size} and {b.mean.size} dimensions cannot be merged; "
@@ -70,7 +70,7 @@ def merge(a: Moments, b: Moments) -> Moments:
 
 
 def finish(moments: Moments) -> Statistics:
-    """Mean and covariance (divided by N - 1), as frechet.statistics gives them of all points.
+    """Mean and covariance (divided by N - 1): frechet.statistics of all points.
 
     Raises ValueError if there are fewer than 2 points.
     """

@@ -1,34 +1,36 @@
-"""Fidelity and coverage of generated features by balls around k nearest neighbours.
+"""Precision, recall, density and coverage of generated features, by k nearest neighbours.
 
-The ball of a point reaches to its k-th nearest neighbour in the same set, itself not counted, and
-holds its border. Kynkaanniemi et al. 2019, eqs. 1 and 2, k = 3:
+The ball of a point is closed and reaches to its k-th nearest neighbour in the same set, without
+itself. Kynkaanniemi et al. 2019, eqs. 1 and 2, k = 3:
 
     precision = share of generated points inside any ball of a real one           (fidelity)
     recall    = share of real points inside any ball of a generated one           (coverage)
 
-Naeem et al. 2020, k = 5, with balls of the N real points alone:
+Naeem et al. 2020, k = 5, with balls of the N real points only:
 
     density   = number of (generated point, ball that holds it) / (k M)           (fidelity)
     coverage  = share of the balls that hold a generated point                    (coverage)
 
-Where M generated and N real points are of one continuous law, the others come in random order of
-their distance to a real x, M generated among N - 1 real ones. The ball of x holds k M / N generated
-ones on average, so the expected density is 1. It holds none if the k nearest are all real, so
+Let M generated and N real points come from one continuous distribution. Sorted by distance to a
+real point x, the M generated and N - 1 other real ones are in random order. The ball of x holds
+k M / N generated points on average, so the expected density is 1. It holds none if the k nearest
+points are all real, so
 
     E coverage = 1 - (N-1) ... (N-k) / ((M+N-1) ... (M+N-k)),    0.97 for k = 5 and large M = N
 
 Traps of the protocol:
-- All depend on k and on the numbers of points: more points mean smaller balls. Compare only values
-  with the same k and the same counts, real and generated counts alike. E coverage is the value to
-  reach, not 1; precision and recall have no such value.
-- A copy of the training images has precision, recall and coverage 1; none sees memorization.
-- One outlier has a large ball, so precision can be high for bad samples near it. Density counts
-  balls, so one weighs little; it is above 1 for samples that crowd where real points are dense.
-- Balls of generated points are large where they are few, so recall can be high for samples spread
-  too wide. Coverage has balls of real points alone.
-- The published code of Naeem et al. 2020 leaves the border out and has one k for all four. The
-  border matters only where distances tie, as those of small images may.
-- Numbers in the literature are on VGG-16 or Inception features and cannot be compared with pixels.
+- All four depend on k and on the numbers of points: more points mean smaller balls. Compare only
+  values with the same k, the same real count and the same generated count. The ideal coverage is
+  E coverage, not 1; precision and recall have no known ideal.
+- Copies of the training images have precision, recall and coverage 1: none detects memorization.
+- An outlier has a large ball, so bad samples near it can have a high precision. Density counts
+  balls, so one outlier weighs little; it exceeds 1 for samples that crowd where real points are
+  dense.
+- Sparse generated points have large balls, so samples that spread too wide can have a high recall.
+  Coverage uses balls of real points only.
+- The published code of Naeem et al. 2020 uses open balls and one k for all four. The border matters
+  only if distances tie, as they may for small images.
+- Literature uses VGG-16 or Inception features; its numbers cannot be compared with those on pixels.
 """
 
 from typing import NamedTuple
@@ -43,12 +45,12 @@ from fewstep.eval.features.feature_network import check_dimensions, check_featur
 NEIGHBOURS = 3
 # The choice of Naeem et al. 2020.
 DENSITY_NEIGHBOURS = 5
-# Of the largest squared norm: far above float64's 2e-16, far below what tells images apart.
+# Share of the largest squared norm: far above float64's 2e-16, far below distances between images.
 ROUNDING = 1e-12
 
 
 class ManifoldMetrics(NamedTuple):
-    """Three shares in [0, 1], and a density that is at least 0 and may exceed 1."""
+    """Precision, recall and coverage in [0, 1]; density at least 0, possibly above 1."""
 
     precision: float
     recall: float
@@ -63,10 +65,10 @@ def manifold_metrics(
     k: int = NEIGHBOURS,
     density_k: int = DENSITY_NEIGHBOURS,
 ) -> ManifoldMetrics:
-    """All four of generated features [M, D] against real ones [N, D].
+    """All four metrics of generated features [M, D] against real ones [N, D].
 
-    k is of precision and recall, density_k of density and coverage. Distances between the sets are
-    made once, in blocks of rows, so memory stays bounded for any M and N.
+    k: for precision and recall. density_k: for density and coverage. Distances between the sets are
+    computed once, in blocks of rows, so memory stays bounded.
     Raises ValueError if D differs, a k < 1, N <= k or density_k, M <= k, or a value is not finite.
     """
     if min(k, density_k) < 1:
@@ -75,7 +77,7 @@ def manifold_metrics(
     check_features(real, least=max(k, density_k) + 1, name="real features")
     check_features(generated, least=k + 1, name="generated features")
     check_dimensions(real, generated)
-    slack = rounding(real, generated)
+    slack = rounding_error(real, generated)
     near = np.sqrt(neighbour_distances(real, max(k, density_k)) ** 2 + slack)
     real_radii, density_radii = near[:, k - 1], near[:, density_k - 1]
     generated_radii = np.sqrt(neighbour_distances(generated, k)[:, k - 1] ** 2 + slack)
@@ -98,17 +100,17 @@ def manifold_metrics(
 
 
 def neighbour_distances(features: np.ndarray, k: int) -> np.ndarray:
-    """Distances of each of [N, D] to its k nearest neighbours, itself not counted: [N, k]."""
+    """Distances [N, k] from each point [N, D] to its k nearest neighbours, without itself."""
     neighbours = NearestNeighbors(n_neighbors=k).fit(features)
-    # Called without points, it leaves each point out of its own neighbours, duplicates included.
+    # Without arguments, kneighbors leaves out each point itself, but not its duplicates.
     distances, _ = neighbours.kneighbors()
     return distances
 
 
-def rounding(*sets: np.ndarray) -> float:
-    """The error that a squared distance between points of sets [N, D] may have.
+def rounding_error(*sets: np.ndarray) -> float:
+    """Bound on the rounding error of a squared distance between points of sets [N, D].
 
-    Distances are expanded to |x|^2 + |y|^2 - 2 x . y, so the same one made twice differs. Without
-    this much slack, chance would decide on copies and on the ties of small images.
+    Distances are computed as |x|^2 + |y|^2 - 2 x . y, so two computations of one distance differ.
+    Without this slack, chance would decide about copies and about ties, as in small images.
     """
     return ROUNDING * max(np.einsum("nd,nd->n", points, points).max() for points in sets)

@@ -1,10 +1,10 @@
-"""How a number was measured, as data: two numbers may be compared only if this is the same.
+"""How a number was measured, as data that says which numbers may be compared.
 
-A protocol has two parts. `measurement` is what must agree between numbers that are compared:
-features and their weights, preprocessing, rounding to bytes, the number of samples and their
-labels, the real images. `sampling` is what the comparison is about: method, network and step,
-solver, number of steps, guidance, seed, and the data that the network was trained on. The id of a
-result is the name of its metric and a hash over both.
+A protocol has two parts. `measurement` must be equal for numbers that are compared: features and
+their weights, preprocessing, rounding to bytes, the number of samples and their labels, the real
+images. `sampling` is what the comparison is about: method, network and training step, solver,
+sampling steps, guidance, seed, and the training data. The id of a result is the name of its metric
+and a hash of both parts.
 """
 
 from collections.abc import Mapping
@@ -14,25 +14,25 @@ from fewstep.data import short_hash
 from fewstep.eval.features.feature_network import FeatureNetwork
 from fewstep.messages import differences
 
-# To be raised when code changes what a metric means, so that old numbers are not compared with new.
+# Raise it when code changes what a metric means, so that old and new numbers are not compared.
 VERSION = 1
 ROUNDING = "127.5 (x + 1), clipped to [0, 255], to the nearest integer, halves upwards"
-# The Frechet distance is called FID only on Inception's published weights and at least so many
-# samples, as by those who named it.
+# Fewest samples for the name FID, as in the paper that coined it; it needs Inception's published
+# weights, too.
 FID_SAMPLES = 50_000
 
 
 class Protocol(NamedTuple):
-    """Plain values by name; see the module."""
+    """Both parts as plain values by name; see the module."""
 
     measurement: Mapping[str, Any]
     sampling: Mapping[str, Any]
 
     @property
     def metric(self) -> str:
-        """What the Frechet distance may be called: fid-50k, or for example fd-classifier-1k.
+        """Name of the Frechet distance: fid-50k, or fd-classifier-1k for example.
 
-        samples, if nothing was measured.
+        "samples" if nothing was measured.
         """
         if not self.measurement:
             return "samples"
@@ -43,7 +43,7 @@ class Protocol(NamedTuple):
 
     @property
     def id(self) -> str:
-        """Name of the metric and hash of the protocol; the name of the result's file."""
+        """Name of the metric and hash of the protocol; it names the result's file."""
         return f"{self.metric}-{short_hash(self._asdict())}"
 
 
@@ -56,9 +56,9 @@ def measurement(
     labels: str,
     agreement: str = "",
 ) -> dict[str, Any]:
-    """The part of a protocol that must agree.
+    """The part of a protocol that must be equal for numbers that are compared.
 
-    labels: how samples are labelled, in words. agreement: weights of the classifier that sees them.
+    labels: how samples are labelled, in words. agreement: weights of the classifier for agreement.
     """
     return {
         "features": network.name,
@@ -81,7 +81,7 @@ def short_count(count: int) -> str:
 
 
 def check_comparable(measurements: Mapping[str, Mapping[str, Any]]) -> None:
-    """Raises ValueError, with a list of what differs, unless all measurements are the same.
+    """Raises ValueError that lists what differs unless all measurements are equal.
 
     measurements: by the name of what was measured.
     """
@@ -91,6 +91,6 @@ def check_comparable(measurements: Mapping[str, Mapping[str, Any]]) -> None:
         if found:
             raise ValueError(
                 f"{first} and {name} were not measured alike and cannot be compared; they differ "
-                f"in {'; '.join(found)}. Evaluate both again, with the same evaluate fields, the "
-                "same weights and the same data"
+                f"in {'; '.join(found)}. Evaluate both again with the same evaluate fields, "
+                "weights and data"
             )

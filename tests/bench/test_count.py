@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 
 from bench import count
-from bench.cases import CASES, config_of, forward_flops
+from bench.cases import CASES, case_config, forward_flops_by_hand
 from fewstep.models.dit import SIZES, Size
 from fewstep.training.cost.arithmetic import product_flops
 from fewstep.training.cost.compiled import FOR_INSPECTION
@@ -22,37 +22,37 @@ def asked(**fields):
 
 
 def test_f_is_what_a_forward_pass_computes():
-    network = build(config_of(CASES["flow_matching"], "toy", 8)).model.network
+    network = build(case_config(CASES["flow_matching"], "toy", 8)).model.network
     rows = jax.ShapeDtypeStruct((8,), jnp.float32)
     x = jax.ShapeDtypeStruct((8, 32, 32, 4), jnp.float32)
     label = {"label": jax.ShapeDtypeStruct((8,), jnp.int32)}
     params = jax.eval_shape(network.init, jax.random.key(0))
     compiled = jax.jit(network.apply).lower(params, x, rows, rows, label)
     text = compiled.compile(compiler_options=FOR_INSPECTION).as_text()
-    assert product_flops(text) == 8 * forward_flops("toy")
+    assert product_flops(text) == 8 * forward_flops_by_hand("toy")
 
 
 def test_a_step_is_counted_on_all_devices_together():
-    (row,) = count.steps(asked(methods=["flow_matching"], meshes=["8x1"]))
-    # Nothing is passed back to the patches and the sinusoids, a little of three times forwards.
-    assert 0.98 < row["flops"] / (64 * 3 * forward_flops("toy")) < 1.0
+    (row,) = count.step_rows(asked(methods=["flow_matching"], meshes=["8x1"]))
+    # No gradient goes back to patches and sinusoids, so a little is missing from 3 F.
+    assert 0.98 < row["flops"] / (64 * 3 * forward_flops_by_hand("toy")) < 1.0
     assert row["ratio"] == row["least"] == row["goal"] == row["aliased"] == 1.0
     ((kind, reduced),) = row["collectives"].items()
     assert kind == "all-reduce" and reduced["sent"] == 1.75 * reduced["bytes"]
-    # Adam's state is two of the network, and there is one average.
+    # The state is the network, Adam's two moments and one average.
     assert 3.99 < row["state_bytes"] / reduced["bytes"] < 4.0
 
 
 def test_players_that_share_the_fake_score_s_output_cost_a_forward_pass_less():
     methods = ["diff_instruct", "diff_instruct_joint"]
-    _, *rows = count.steps(asked(methods=methods, meshes=["1x1"]))
+    _, *rows = count.step_rows(asked(methods=methods, meshes=["1x1"]))
     assert [row["ratio"] for row in rows] == pytest.approx([8 / 3, 7 / 3], rel=0.02)
 
 
 def test_many_sampling_steps_cost_as_many_single_ones():
-    rows = list(count.sampling(asked()))
+    rows = list(count.sampling_rows(asked()))
     assert [row["steps"] for row in rows] == [1, 4, 128]
-    assert rows[0]["flops"] == 64 * forward_flops("toy")
+    assert rows[0]["flops"] == 64 * forward_flops_by_hand("toy")
     assert all(row["ratio"] == 1.0 for row in rows)
     # A loop: the program does not grow with the steps.
     assert rows[2]["program_bytes"] < 1.5 * rows[1]["program_bytes"]

@@ -10,7 +10,7 @@ SMOKE = gpu.smoke_items(with_torch=True)
 
 
 class Device:
-    """A device in the place of the processes that measure: it tells what it was asked."""
+    """Replaces the processes that measure, and records what they are asked."""
 
     def __init__(self, memory=1e9, name="card"):
         self.memory, self.name, self.asked = memory, name, []
@@ -46,7 +46,7 @@ def test_the_second_call_measures_what_the_first_left(tmp_path, clock, capsys):
     assert all(row["mfu"] == 0.5 for row in rows.values())
     assert (tmp_path / gpu.PLOT).stat().st_size > 1000
     assert "not measured" not in capsys.readouterr().out
-    # Of another card nothing is known.
+    # Rows of one card are not those of another.
     gpu.measure_all(SMOKE[:1], tmp_path, 200.0, Device(name="other"))
     assert list(record(tmp_path)["rows"]) == [SMOKE[0].name]
 
@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_rematerialised_then_halved(tmp_path, clock):
 
 def test_a_process_that_fails_says_why():
     with pytest.raises(gpu.MeasurementError, match="No such file or directory"):
-        gpu.in_process_of_its_own("json.tool", {"kind": "sample"}, 60.0)
+        gpu.measure_in_subprocess("json.tool", {"kind": "sample"}, 60.0)
     lines = "Traceback:\nXlaRuntimeError: RESOURCE_EXHAUSTED: 9 GiB\nsomething else\n"
     assert gpu.last_words(lines) == "XlaRuntimeError: RESOURCE_EXHAUSTED: 9 GiB"
 
@@ -85,8 +85,8 @@ def test_a_step_and_a_sampler_are_measured(monkeypatch):
     monkeypatch.setitem(SIZES, "toy", Size(32, 1, 2))
     fields = {"size": "toy", "batch_size": 8, "seconds": 0.01}
     for row in (
-        measure.train("flow_matching", scan=True, **fields),
-        measure.sample(steps=2, **fields),
+        measure.measure_training("flow_matching", scan=True, **fields),
+        measure.measure_sampling(steps=2, **fields),
     ):
         assert row["images_per_second"] > 0.0
         assert row["flops_per_second"] > row["images_per_second"]

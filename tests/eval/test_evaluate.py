@@ -185,7 +185,7 @@ def test_real_row_has_the_labels_of_the_samples():
         ({"evaluate.guidance_scale": 2.0}, "trained with guidance scale"),
         ({"evaluate.features": "clip"}, "evaluate.features='clip' is not one of"),
         ({"evaluate.features": "inception"}, "evaluate.features=inception needs weights"),
-        ({"evaluate.weights": "w.pth"}, "evaluate.weights is not used by"),
+        ({"evaluate.weights": "w.pth"}, "does not use evaluate.weights"),
         ({"evaluate.reference": "valid"}, "evaluate.reference=valid"),
         ({"data.image_size": 96, "model.patch_size": 8}, "9216 dimensions"),
     ],

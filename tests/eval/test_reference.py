@@ -161,7 +161,7 @@ def test_a_file_that_some_processes_do_not_see_is_not_written_where_it_is_read(
     load("train", root=tmp_path / "given")
     (given,) = (tmp_path / "given" / module.FOLDER).iterdir()
     before = given.stat()
-    monkeypatch.setattr(module, "everywhere", lambda here: False)
+    monkeypatch.setattr(module, "true_everywhere", lambda here: False)
     load("train", root=tmp_path / "own", read_only=tmp_path / "given")
     assert given.stat() == before
     assert (tmp_path / "own" / module.FOLDER / given.name).exists()

@@ -50,15 +50,17 @@ def test_modes_are_counted_and_what_lies_between_them_is_not():
 
 def test_weights_of_modes_are_not_seen_at_low_noise():
     wrong = mixtures.wrong_distributions(TWO)
-    low, high = ([mixtures.seen(w, TWO, rho) for w in wrong.values()] for rho in (0.05, 3.0))
+    low, high = (
+        [mixtures.squared_difference(w, TWO, rho) for w in wrong.values()] for rho in (0.05, 3.0)
+    )
     weights, missing, wide = zip(low, high, strict=True)
     assert weights[0] < 1e-6 < 1e-2 < weights[1] and missing[0] < 1e-6 < 1e-2 < missing[1]
     assert wide[0] > 1e-4 and wide[0] > 10 * wide[1]
-    assert mixtures.seen(TWO, TWO, 0.5) == 0.0
+    assert mixtures.squared_difference(TWO, TWO, 0.5) == 0.0
 
 
 def test_a_generator_is_trained_against_the_exact_teacher():
     model = mixtures.model_with_exact_teacher(TWO)
     start = model.network.init(KEY)
-    samples = mixtures.generated(model, score_implicit_matching(), start, 1, 0, "SIM")
+    samples = mixtures.generator_samples(model, score_implicit_matching(), start, 1, 0, "SIM")
     assert samples.shape == (mixtures.SAMPLES, 2) and np.isfinite(samples).all()

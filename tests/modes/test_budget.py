@@ -2,7 +2,7 @@ import pytest
 
 from fewstep.modes.budget import aimed, checkpoint_cost, duration, fixed_seconds, readable
 from fewstep.modes.request import Request
-from fewstep.training.cost.accelerators import target
+from fewstep.training.cost.accelerators import parse_target
 from tests.training.runs import small_config
 from tests.training.test_sharding import mesh_of
 
@@ -14,7 +14,7 @@ def lines(fixed=0.0, **fields):
     """By their first words: 8 x h100 at 50 and 25 % take 10 and 20 ms for a step."""
     flops = 8 * 989e12 * 0.5 * 0.01
     request = Request(**{"config": CONFIG, "workdir": None, "mfu": (0.25, 0.5), **fields})
-    found = duration(CONFIG, MESH, flops, fixed, target("8xh100"), request)
+    found = duration(CONFIG, MESH, flops, fixed, parse_target("8xh100"), request)
     return dict(line.split(maxsplit=1) for line in found)
 
 
@@ -34,7 +34,7 @@ def test_too_few_images_are_those_that_take_less_time_than_the_exchange():
     warning = lines(fixed=0.0101)["warning"]
     assert warning.startswith("8 image(s) per device are too few") and "10.1 ms" in warning
     # 450 GB sent over links of 450 GB/s, 1,675 GB read and written at 3,350.
-    assert fixed_seconds(1675 * 10**9, 450e9, target("8xh100")) == pytest.approx(2.0)
+    assert fixed_seconds(1675 * 10**9, 450e9, parse_target("8xh100")) == pytest.approx(2.0)
     assert fixed_seconds(1, 1.0, None) == 0.0
 
 

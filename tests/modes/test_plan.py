@@ -11,12 +11,12 @@ from fewstep.modes.plan import (
     remedies,
     without_weights,
 )
-from fewstep.training.cost.accelerators import target
+from fewstep.training.cost.accelerators import parse_target
 from fewstep.training.cost.compiled import (
     FOR_INSPECTION,
     Collective,
     lowered_step,
-    memory,
+    memory_plan,
     step_inputs,
 )
 from fewstep.training.experiment import build_on
@@ -99,20 +99,20 @@ def test_the_flag_names_the_mesh_or_else_the_config():
 
 def test_the_devices_of_the_target_fill_the_mesh_as_in_training():
     config = small_config()
-    assert planned_sizes((), config, target("v4-32")) == (16, 1)
-    assert planned_sizes((-1, 8), config, target("16xh100")) == (2, 8)
+    assert planned_sizes((), config, parse_target("v4-32")) == (16, 1)
+    assert planned_sizes((-1, 8), config, parse_target("16xh100")) == (2, 8)
     with pytest.raises(ValueError, match="such as --mesh=8,8"):
-        planned_sizes((), config, target("h100"))
+        planned_sizes((), config, parse_target("h100"))
     config.mesh.fsdp = 16
-    assert planned_sizes((), config, target("v5p-256")) == (8, 16)
+    assert planned_sizes((), config, parse_target("v5p-256")) == (8, 16)
     with pytest.raises(ValueError, match=r"does not fit into slices .* 8 device\(s\)"):
-        planned_sizes((), config, target("32xh100"))
+        planned_sizes((), config, parse_target("32xh100"))
     config.mesh.fsdp_across_slices = True
-    assert planned_sizes((), config, target("32xh100")) == (2, 16)
+    assert planned_sizes((), config, parse_target("32xh100")) == (2, 16)
 
 
 def test_what_fits_and_what_would_help():
-    h100 = target("h100")
+    h100 = parse_target("h100")
     room = int(h100.accelerator.room)
     (yes,) = fits(room, 0, h100, ["x"])
     assert yes.startswith("fits         h100: yes, at most 60.00 of 60.00 GiB, 75% of its 80")
@@ -133,8 +133,8 @@ def fields_of(*arguments):
 def test_remedies_are_those_that_the_config_leaves():
     config, mesh = small_config(), mesh_of(2, 4)
     fields = ["a", "model.remat=True,", "model.dtype=bfloat16,", "micro_batches=2,", "a"]
-    assert fields_of(config, mesh) == fields_of(config, mesh, target("v4-8")) == fields
-    assert "model.attention=auto," in fields_of(config, mesh, target("h100"))
+    assert fields_of(config, mesh) == fields_of(config, mesh, parse_target("v4-8")) == fields
+    assert "model.attention=auto," in fields_of(config, mesh, parse_target("h100"))
     config.model.remat, config.model.dtype, config.batch_size = True, "bfloat16", 8
     assert len(remedies(config, mesh)) == 1
 
@@ -153,7 +153,7 @@ def test_remedies_are_those_that_the_config_leaves():
 )
 def test_attention_is_fused_where_the_target_has_it(attention, name, dtype, fused):
     config = small_config(**{"model.attention": attention, "model.dtype": dtype})
-    assert fuses_attention(config, target(name) if name else None) == fused
+    assert fuses_attention(config, parse_target(name) if name else None) == fused
 
 
 def test_a_step_with_fused_attention_is_counted_without_its_weights():
@@ -163,7 +163,7 @@ def test_a_step_with_fused_attention_is_counted_without_its_weights():
     for counted in (config, without_weights(config)):
         experiment = build_on(counted, mesh)
         lowered = lowered_step(counted, experiment, mesh, step_inputs(counted, experiment, mesh))
-        needs = memory(lowered.compile(compiler_options=FOR_INSPECTION))
+        needs = memory_plan(lowered.compile(compiler_options=FOR_INSPECTION))
         temporary.append(needs.temporary)
     # 0.38; if the backward pass kept the weights of chunks it would be 0.78.
     assert temporary[1] < 0.5 * temporary[0]

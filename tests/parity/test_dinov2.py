@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.eval.features.dinov2 import apply, resize
+from fewstep.eval.features.dinov2 import apply, resize_bicubic
 from fewstep.eval.features.dinov2_weights import dinov2_params
 
 torch = pytest.importorskip("torch", reason="PyTorch is installed by `make parity`")
@@ -192,7 +192,7 @@ def test_resized_as_pytorch_but_for_rounding(size):
     The absolute weights of a cubic convolution sum to 1.25 at most.
     """
     images = np.random.default_rng(3).integers(80, 176, (2, *size, 3), np.uint8)
-    ours = torch.from_numpy(np.array(resize(images))).permute(0, 3, 1, 2)
+    ours = torch.from_numpy(np.array(resize_bicubic(images))).permute(0, 3, 1, 2)
     difference = (ours - interpolate(images)).abs().max().item()
     print(f"largest difference {difference:.3f} of 255")
     assert difference < 0.5 + 0.5 * 1.25 + 1e-3

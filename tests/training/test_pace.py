@@ -92,7 +92,7 @@ def test_several_processes_are_asked_once_in_a_row(clock, monkeypatch):
     asked = []
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(
-        module, "of_each_process", lambda own: asked.append(own) or np.array([own, [2.0, 1.5]])
+        module, "gather_numbers", lambda own: asked.append(own) or np.array([own, [2.0, 1.5]])
     )
     pace = Pace(8)
     train(pace, clock, (1, 2.0, 1.0), (1, 2.0, 1.0))

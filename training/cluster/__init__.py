@@ -1,1 +1,1 @@
-"""The processes of a run: how they meet, watch each other, stop and end."""
+"""The processes of a run: how they meet, watch each other, stop and exit."""

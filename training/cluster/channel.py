@@ -1,4 +1,4 @@
-"""Lines of JSON between two processes of a run."""
+"""A connection that carries lines of JSON between two processes of a run."""
 
 import json
 import socket
@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple
 
-NAMED = 8  # processes in a message; the others are counted
-LINE = 2048  # bytes of one while processes meet, at most
-# A machine that vanishes closes nothing: silence of 10 s is probed 4 times in 20 s.
+NAMED = 8  # processes that a message names; it counts the others
+LINE = 2048  # largest line while processes meet, bytes
+# A host that vanishes closes no connection: TCP probes one after 10 s of silence, 4 times in 20 s.
 KEEPALIVE = {"TCP_KEEPIDLE": 10, "TCP_KEEPINTVL": 5, "TCP_KEEPCNT": 4, "TCP_USER_TIMEOUT": 30_000}
 
 
@@ -24,15 +24,15 @@ class Peer(NamedTuple):
         return f"process {self.index} (host {self.host}, pid {self.pid})"
 
 
-def listed(indices: Sequence[int]) -> str:
-    """Processes in words: "process 2", or "processes 2, 5"; of many the first."""
+def process_names(indices: Sequence[int]) -> str:
+    """Names processes: "process 2", "processes 2, 5" or, of many, the first NAMED."""
     names = ", ".join(map(str, indices[:NAMED]))
     more = f" and {len(indices) - NAMED} more" if len(indices) > NAMED else ""
     return f"process{'es' if len(indices) > 1 else ''} {names}{more}"
 
 
 class Channel:
-    """A connection and what was read of it beyond the last whole line."""
+    """A connection and the bytes read after its last whole line."""
 
     def __init__(self, connection: socket.socket) -> None:
         self.connection, self.unread, self.sending = connection, b"", threading.Lock()
@@ -42,7 +42,7 @@ class Channel:
                 connection.setsockopt(socket.IPPROTO_TCP, getattr(socket, option), value)
 
     def fileno(self) -> int:
-        """For selectors."""
+        """The file descriptor, for selectors."""
         return self.connection.fileno()
 
     def close(self) -> None:
@@ -50,17 +50,17 @@ class Channel:
         self.connection.close()
 
     def send(self, content: Any) -> None:
-        """Say a line. Raises OSError if the other side has ended."""
+        """Send a value as one line. Raises OSError if the other side has closed."""
         with self.sending:
             self.connection.sendall(json.dumps(content).encode() + b"\n")
 
     def try_to_send(self, content: Any) -> None:
-        """Say a line to a process that may have ended."""
+        """Send a value as one line to a process that may have exited."""
         with suppress(OSError):
             self.send(content)
 
     def receive(self) -> list[Any] | None:
-        """The lines that arrive next, perhaps none yet; None if the other side has closed."""
+        """The values that have arrived, perhaps none yet; None if the other side has closed."""
         try:
             content = self.connection.recv(2**16)
         except OSError:  # reset, or no answer to probes
@@ -69,7 +69,7 @@ class Channel:
         return [json.loads(line) for line in lines] if content or lines else None
 
     def read_line(self, seconds: float) -> Any:
-        """The next line. Raises OSError if none comes in time, ValueError for one of no JSON."""
+        """The next value. Raises OSError on timeout, ValueError if the line is not JSON."""
         self.connection.settimeout(seconds)
         while b"\n" not in self.unread:
             content = self.connection.recv(LINE)
@@ -83,7 +83,7 @@ class Channel:
         return json.loads(line)
 
     def is_open(self) -> bool:
-        """Whether the other side has not ended."""
+        """Whether the other side has not closed the connection."""
         try:
             return self.connection.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT) != b""
         except BlockingIOError:

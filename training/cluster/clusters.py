@@ -1,8 +1,8 @@
-"""Where the processes of a job meet: as the command line says, or the environment of a cluster.
+"""Where the processes of a job meet, from the command line or a cluster's environment variables.
 
-JAX finds clusters too, but tells nobody what it found before all processes have joined. So the
-variables are read here for Slurm, Open MPI and TPUs on GKE, by JAX's rules (docs of
-jax.distributed.initialize, srun(1), mpirun(1), GKE's and JobSet's docs); the rest is left to JAX.
+JAX detects clusters too, but reveals what it found only after all processes have joined. So this
+module reads the variables of Slurm, Open MPI and TPUs on GKE, by JAX's rules (docs of
+jax.distributed.initialize, srun(1), mpirun(1), GKE's and JobSet's docs). JAX detects the others.
 """
 
 import importlib.util
@@ -11,13 +11,16 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
-# Ports that JAX takes when none is said: of the last 4096 by the number of the job; on TPUs 8482.
+# JAX's default ports: one of the last 4096, by the job number; 8482 on TPUs.
 JOB_PORTS = range(2**16 - 2**12, 2**16)
 TPU_PORT = 8482
 
 
 class Rendezvous(NamedTuple):
-    """Process 0 listens at the address (HOST:PORT); count: of processes, index: this one's."""
+    """Where processes meet.
+
+    address: HOST:PORT, at which process 0 listens. count: processes. index: of this process.
+    """
 
     address: str
     count: int
@@ -25,9 +28,9 @@ class Rendezvous(NamedTuple):
 
 
 def rendezvous(coordinator: str | None, count: int | None, index: int | None) -> Rendezvous | None:
-    """The flags --coordinator, --num_processes and --process_id; None if none of them was given.
+    """The rendezvous that three flags give; None if none of them is set.
 
-    Raises ValueError for some of them alone, or values that cannot be.
+    Raises ValueError if only some are set or a value is impossible.
     """
     values = {"coordinator": coordinator, "num_processes": count, "process_id": index}
     missing = [f"--{name}" for name, value in values.items() if value is None]
@@ -38,7 +41,7 @@ def rendezvous(coordinator: str | None, count: int | None, index: int | None) ->
             f"--coordinator, --num_processes and --process_id go together; {', '.join(missing)} "
             "is missing"
         )
-    split(coordinator)
+    split_address(coordinator)
     if count < 1 or not 0 <= index < count:
         raise ValueError(
             f"--process_id={index} must be in 0 .. {count - 1}, one of --num_processes={count}"
@@ -46,26 +49,26 @@ def rendezvous(coordinator: str | None, count: int | None, index: int | None) ->
     return Rendezvous(coordinator, count, index)
 
 
-def split(address: str) -> tuple[str, int]:
-    """Host and port of an address. Raises ValueError."""
+def split_address(address: str) -> tuple[str, int]:
+    """Host and port of an address. Raises ValueError if it is not HOST:PORT."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise ValueError(f"--coordinator={address} must be HOST:PORT, such as 10.0.0.1:4321")
     return host.strip("[]"), int(port)
 
 
-def detected(variables: Mapping[str, str] = os.environ) -> Rendezvous | None:
-    """The job of Slurm, Open MPI or GKE that started this process; None if there is none of these.
+def detect(variables: Mapping[str, str] = os.environ) -> Rendezvous | None:
+    """The rendezvous of the Slurm, Open MPI or GKE job that started this process, if one did.
 
-    Raises ValueError, naming them, for variables that contradict each other, are missing, or are no
-    numbers where one is needed.
+    Raises ValueError that names variables that contradict each other, are missing or should be
+    numbers.
     """
     for cluster in (open_mpi, slurm, gke_tpu):
         found = cluster(variables)
         if found is not None:
             host, port, count, index = found
             if variables.get("JAX_COORDINATOR_PORT"):
-                port = number(variables, "JAX_COORDINATOR_PORT")
+                port = integer_variable(variables, "JAX_COORDINATOR_PORT")
             host = f"[{host}]" if ":" in host else host
             address = variables.get("JAX_COORDINATOR_ADDRESS") or f"{host}:{port}"
             return rendezvous(address, count, index)
@@ -73,13 +76,15 @@ def detected(variables: Mapping[str, str] = os.environ) -> Rendezvous | None:
 
 
 def slurm(variables: Mapping[str, str]) -> tuple[str, int, int, int] | None:
-    """Host, port, count and index of a task of srun: process 0 runs on the first node."""
+    """Host, port, count and index of a Slurm task. Process 0 runs on the first node."""
     names = ("JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID")
     if any(f"SLURM_{name}" not in variables for name in names):
         return None
     nodes = variables["SLURM_STEP_NODELIST"]
-    job, count, index = (number(variables, f"SLURM_{n}") for n in ("JOB_ID", "NTASKS", "PROCID"))
-    # node1, node1,node2, node[001-003,7],other: the first name, or its part and the first number
+    job, count, index = (
+        integer_variable(variables, f"SLURM_{n}") for n in ("JOB_ID", "NTASKS", "PROCID")
+    )
+    # node1 | node1,node2 | node[001-003,7],other: the first name, or its prefix and first number
     first = re.match(r"([^,\[]+)(?:\[([^,\-\]]+))?", nodes)
     if first is None:
         raise ValueError(f"SLURM_STEP_NODELIST={nodes} names no node; give --coordinator")
@@ -87,7 +92,7 @@ def slurm(variables: Mapping[str, str]) -> tuple[str, int, int, int] | None:
 
 
 def open_mpi(variables: Mapping[str, str]) -> tuple[str, int, int, int] | None:
-    """The same of a process of mpirun, on whose host process 0 runs."""
+    """Host, port, count and index of an Open MPI process. Process 0 runs on mpirun's host."""
     uri = variables.get("OMPI_MCA_orte_hnp_uri")
     if uri is None:
         return None
@@ -95,29 +100,31 @@ def open_mpi(variables: Mapping[str, str]) -> tuple[str, int, int, int] | None:
     found = re.match(r"(\d+)\..*?(?:tcp://([^,:]+)|tcp6://\[([^,\]]+))", uri)
     if found is None:
         raise ValueError(f"OMPI_MCA_orte_hnp_uri={uri} has no address; give --coordinator")
-    count, index = (number(variables, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "RANK"))
+    count, index = (
+        integer_variable(variables, f"OMPI_COMM_WORLD_{name}") for name in ("SIZE", "RANK")
+    )
     return found[2] or found[3], job_port(int(found[1]) // 2**12), count, index
 
 
 def gke_tpu(variables: Mapping[str, str]) -> tuple[str, int, int, int] | None:
-    """The same of a pod with TPUs: workers of a slice, and slices, are numbered from 0."""
+    """Host, port, count and index of a TPU pod on GKE, numbered slice by slice from 0."""
     workers = variables.get("TPU_PROCESS_ADDRESSES") or variables.get("TPU_WORKER_HOSTNAMES")
     if not workers or "TPU_WORKER_ID" not in variables or not has_libtpu():
         return None
     hosts = workers.split(",")
-    slices = number(variables, "MEGASCALE_NUM_SLICES", "1")
-    index = number(variables, "MEGASCALE_SLICE_ID", "0") * len(hosts)
+    slices = integer_variable(variables, "MEGASCALE_NUM_SLICES", "1")
+    index = integer_variable(variables, "MEGASCALE_SLICE_ID", "0") * len(hosts)
     first = variables.get("MEGASCALE_COORDINATOR_ADDRESS") or hosts[0]
     return (
         first.split(":")[0],
         TPU_PORT,
         len(hosts) * slices,
-        index + number(variables, "TPU_WORKER_ID"),
+        index + integer_variable(variables, "TPU_WORKER_ID"),
     )
 
 
-def number(variables: Mapping[str, str], name: str, default: str = "") -> int:
-    """A variable as an integer, from 0. Raises ValueError that names it."""
+def integer_variable(variables: Mapping[str, str], name: str, default: str = "") -> int:
+    """A variable as an integer of at least 0. Raises ValueError that names the variable."""
     value = variables.get(name) or default
     if not value.isdecimal():
         raise ValueError(f"{name}={value} must be a number; give --coordinator")
@@ -130,5 +137,5 @@ def has_libtpu() -> bool:
 
 
 def job_port(job: int) -> int:
-    """The port of a job by its number."""
+    """JAX's port for a job number."""
     return JOB_PORTS[job % len(JOB_PORTS)]

@@ -1,10 +1,10 @@
 """Where the processes of a run meet, before any of them starts JAX's runtime.
 
-The runtime itself waits for a missing process without a word and then aborts, takes a second
-process of one id for the death of the first, and ends all of them; of a port that is in use it
-dies. So process 0 listens at the address that all were given, says who is missing, and tells all
-the port of the runtime once they are there, or why one is refused. The connections stay open as
-long as the processes live (training/cluster/watch.py).
+The runtime waits silently for a missing process and then aborts. It takes a second process with the
+same id for the death of the first and ends all processes. A port that is in use kills it. So
+process 0 listens at the given address and says who is missing. It refuses a process with a reason,
+and once all have come it sends them the runtime's port. The connections stay open while the
+processes live (training/cluster/watch.py).
 """
 
 import os
@@ -16,25 +16,25 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, NamedTuple, TypeVar
 
-from fewstep.training.cluster.channel import Channel, Peer, listed
+from fewstep.training.cluster.channel import Channel, Peer, process_names
 
 T = TypeVar("T")
 # Seconds.
 AGAIN = 0.2  # between two attempts
-HANDOVER = 5.0  # in which a process of an earlier run that is about to end gives port and id back
-ANSWER = 10.0  # in which process 0 says a first line
-QUESTION = 2.0  # and in which whoever comes to it does
-STATUS = 5.0  # between two lines of process 0 to those that wait
-SILENCE = 30.0  # without one, after which process 0 is taken for lost
-NEWS = 30.0  # between two lines on the screen that say who is missing
+HANDOVER = 5.0  # for a process of an earlier run, about to exit, to release its port and id
+ANSWER = 10.0  # for process 0 to answer
+QUESTION = 2.0  # for a process that connects to say who it is
+STATUS = 5.0  # between two status lines from process 0 to those that wait
+SILENCE = 30.0  # without a status line, after which process 0 counts as lost
+NEWS = 30.0  # between two printed lines that say who is missing
 START_ALL = "start the same command again in all processes; --join_timeout is how long they wait"
 
 
 class Meeting(NamedTuple):
     """Where processes meet.
 
-    hosts: names under which process 0 may be reached. count: of processes. limit: seconds until all
-    are there. key: what the processes of the run know, and no stranger.
+    hosts: names or addresses of process 0's host, to try in turn. count: processes. limit: seconds
+    until all must be there. key: secret that only the processes of the run know.
     """
 
     hosts: Sequence[str]
@@ -48,34 +48,35 @@ class Meeting(NamedTuple):
 
 
 class Guest(NamedTuple):
-    """A process that was let in."""
+    """A process that has been let in."""
 
     peer: Peer
     channel: Channel
 
 
 class InUseError(ValueError):
-    """A port or an id that another process has, perhaps not for long."""
+    """Another process has the port or the id, perhaps not for long."""
 
 
 class MissingError(RuntimeError):
-    """Processes that did not come in time."""
+    """Some processes did not come in time."""
 
 
 def meet(meeting: Meeting, me: Peer, runtime: int = 0) -> tuple[int, dict[Channel, Peer]]:
-    """Wait until all are there: the port of the runtime, and the connections to the other side.
+    """Wait until all have come. Returns the runtime's port and the connections of this process.
 
-    That is process 0, or in process 0 all others. runtime: the port that process 0 tells. Raises
-    ValueError if this one is not let in, MissingError that names who did not come.
+    Process 0 has a connection to each other process, and each of those one to process 0. runtime:
+    the port, which only process 0 needs to give. Raises ValueError if this process is not let in,
+    MissingError that names the processes that did not come.
     """
     door = Door(meeting, runtime) if me.index == 0 else None
-    runtime, first = ask(meeting, me)
+    runtime, first = attend(meeting, me)
     guests = [first] if door is None else [door.inside[i] for i in range(1, meeting.count)]
     return runtime, {guest.channel: guest.peer for guest in guests}
 
 
 class Door:
-    """Process 0's side: lets each id in once, until all are inside or the limit is over.
+    """Process 0's side of a meeting: lets each id in once, until all are inside or time is up.
 
     Raises ValueError if another program has the port.
     """
@@ -84,19 +85,19 @@ class Door:
         self.meeting, self.runtime = meeting, runtime
         self.inside: dict[int, Guest] = {}
         self.complete, self.changing = False, threading.Lock()
-        self.listening = patiently(lambda: listen(meeting.port))
+        self.listening = retry_while_in_use(lambda: listen(meeting.port))
         for run in (self.serve, self.assemble):
             threading.Thread(target=run, name=f"door: {run.__name__}", daemon=True).start()
 
     def serve(self) -> None:
-        """Answer whoever comes, for ever: one that comes too late is told so."""
+        """Answer every process that connects, also those that come too late."""
         while True:
             connection, _ = self.listening.accept()
             with suppress(OSError, ValueError, TypeError, KeyError):  # a stranger, or gone again
                 self.answer(Channel(connection))
 
     def answer(self, channel: Channel) -> None:
-        """Let a process in, or tell it why not. Raises ValueError for a stranger."""
+        """Let a process in, or send it the reason why not. Raises ValueError for a stranger."""
         asked = channel.read_line(QUESTION)
         if asked["key"] != self.meeting.key:
             raise ValueError("a stranger")
@@ -105,13 +106,13 @@ class Door:
             refused = self.refusal(guest.peer, asked["count"])
             if not refused:
                 self.inside[guest.peer.index] = guest
-            # Within the lock, so that it is the first line that a guest hears.
+            # Inside the lock, so that this is the first line that a guest receives.
             channel.send(refused or {"missing": self.missing(), "waited": 0.0})
         if "refused" in refused:
             print(f"warning: {guest.peer} was refused: {refused['refused']}", file=sys.stderr)
 
     def refusal(self, peer: Peer, count: int) -> dict[str, Any]:
-        """Why a process is not let in, {} if it is; in use or over may be another answer soon."""
+        """Why a process is not let in, or {} if it is. "in_use" and "over" may change soon."""
         if count != self.meeting.count:
             own = self.meeting.count
             return {"refused": f"--num_processes={count} in {peer}, but {own} in process 0"}
@@ -121,11 +122,11 @@ class Door:
         return {"over": True} if self.complete else {}
 
     def missing(self) -> list[int]:
-        """The processes that are not inside."""
+        """Indices of the processes that are not inside."""
         return sorted(set(range(self.meeting.count)) - self.inside.keys())
 
     def assemble(self) -> None:
-        """Tell those inside who is missing, until all are there or the limit is over."""
+        """Send those inside who is missing, until all are there or time is up."""
         start, told = time.monotonic(), 0.0
         while True:
             waited = time.monotonic() - start
@@ -143,7 +144,7 @@ class Door:
                 time.sleep(AGAIN)
                 continue
             told = waited
-            # Process 0 last: once it goes on, it speaks to the others of other things.
+            # Process 0 last: once it goes on, it sends other lines over these connections.
             for _, guest in sorted(self.inside.copy().items(), reverse=True):
                 guest.channel.try_to_send(status)
             if self.complete or "over" in status:
@@ -164,26 +165,27 @@ def listen(port: int) -> socket.socket:
         ) from error
 
 
-def ask(meeting: Meeting, me: Peer) -> tuple[int, Guest]:
-    """The port of the runtime, and process 0, once all are there.
+def attend(meeting: Meeting, me: Peer) -> tuple[int, Guest]:
+    """Go to a meeting and wait there. Returns the runtime's port, and process 0.
 
-    Raises ValueError if process 0 refuses or another program answers, MissingError.
+    Raises ValueError if process 0 refuses this one or another program answers, MissingError if
+    somebody does not come.
     """
     deadline = time.monotonic() + meeting.limit
     while True:
-        channel = patiently(lambda: enter(meeting, me, deadline))
+        channel = retry_while_in_use(lambda: enter(meeting, me, deadline))
         if channel is not None:
-            with suppress(ConnectionError):  # process 0 has ended: perhaps it is started again
+            with suppress(ConnectionError):  # process 0 has exited; it may start again
                 return wait_inside(meeting, me, channel)
         time.sleep(AGAIN)
 
 
 def enter(meeting: Meeting, me: Peer, deadline: float) -> Channel | None:
-    """The connection to process 0, if it lets this one in; None if its run has begun, or ended.
+    """The connection to process 0, once it lets this process in; None if the meeting is over.
 
-    Raises ValueError that says why it does not, InUseError if that may change soon.
+    Raises ValueError with the reason if process 0 refuses, InUseError if that may change soon.
     """
-    channel = reach(meeting, deadline)
+    channel = connect(meeting, deadline)
     try:
         channel.send({"peer": me, "count": meeting.count, "key": meeting.key})
         answer = dict(channel.read_line(ANSWER))
@@ -205,7 +207,10 @@ def enter(meeting: Meeting, me: Peer, deadline: float) -> Channel | None:
 
 
 def wait_inside(meeting: Meeting, me: Peer, channel: Channel) -> tuple[int, Guest]:
-    """`ask` once this one is let in. Raises ConnectionError if process 0 ends."""
+    """The rest of `attend`, once this process is let in.
+
+    Raises ConnectionError if process 0 exits, MissingError if somebody does not come.
+    """
     news = NEWS
     while True:
         try:
@@ -216,7 +221,7 @@ def wait_inside(meeting: Meeting, me: Peer, channel: Channel) -> tuple[int, Gues
             ) from error
         if "runtime" in status:
             return status["runtime"], Guest(Peer(*status["first"]), channel)
-        who = f"{listed(status['missing'])} of {meeting.count}"
+        who = f"{process_names(status['missing'])} of {meeting.count}"
         if "over" in status:
             seconds = f"{status['waited']:.0f} s"
             raise MissingError(f"{who} did not come to {meeting} in {seconds}; {START_ALL}")
@@ -225,8 +230,8 @@ def wait_inside(meeting: Meeting, me: Peer, channel: Channel) -> tuple[int, Gues
             news += NEWS
 
 
-def reach(meeting: Meeting, deadline: float) -> Channel:
-    """A connection to process 0, once it listens. Raises MissingError."""
+def connect(meeting: Meeting, deadline: float) -> Channel:
+    """A connection to process 0, once it listens. Raises MissingError after the deadline."""
     news = NEWS
     while time.monotonic() < deadline:
         for host in meeting.hosts:
@@ -245,8 +250,8 @@ def reach(meeting: Meeting, deadline: float) -> Channel:
     )
 
 
-def patiently(attempt: Callable[[], T]) -> T:
-    """What an attempt returns; made again for a while if something is in use."""
+def retry_while_in_use(attempt: Callable[[], T]) -> T:
+    """The result of an attempt, repeated for HANDOVER seconds while it raises InUseError."""
     deadline = None
     while True:
         try:

@@ -1,7 +1,7 @@
 """Exit codes of the command line, for schedulers and scripts.
 
-TABLE is the one place that says what they mean and which of them start the same command again.
-docs/running.md and the scripts of launch/ repeat it; tests/test_launch.py compares them.
+TABLE says what each code means and whether launchers start the same command again.
+docs/running.md and the scripts in launch/ repeat it; tests/test_launch.py compares them.
 """
 
 import os
@@ -10,13 +10,13 @@ from contextlib import suppress
 from typing import NamedTuple
 
 DONE = 0
-ERROR = 1  # as Python ends when nobody catches an exception
-BAD_INPUT = 2  # an error that names the field or file and the remedy
-DIVERGED = 3  # not finite, or too many spikes: the run cannot go on as it is
-PREEMPTED = 75  # EX_TEMPFAIL of sysexits.h: stopped on request, and the same command goes on
-PEER_DIED = 76  # another process died, hung, failed or did not come: all of them start again
+ERROR = 1  # Python's code for an uncaught exception
+BAD_INPUT = 2  # the message names the field or file, and the remedy
+DIVERGED = 3  # loss not finite, or too many spikes: the run cannot go on as it is
+PREEMPTED = 75  # EX_TEMPFAIL in sysexits.h: stopped on request; the same command resumes
+PEER_DIED = 76  # another process died, hung, failed or did not come
 STALLED = 77  # a step or a save took too long
-INTERRUPTED = 130  # as shells report a program that SIGINT ended
+INTERRUPTED = 130  # a shell's code for a program that SIGINT ended
 ABORTED = 134  # likewise SIGABRT
 KILLED = 137  # likewise SIGKILL
 TERMINATED = 143  # likewise SIGTERM
@@ -25,8 +25,8 @@ TERMINATED = 143  # likewise SIGTERM
 class Exit(NamedTuple):
     """What an exit code means.
 
-    again: what a person does about it.
-    restarts: whether a launcher starts the same command again, in all processes.
+    again: whether and when a user should start the command again.
+    restarts: whether launchers start it again, in all processes.
     """
 
     code: int
@@ -80,13 +80,13 @@ TABLE = (
     Exit(TERMINATED, "SIGTERM came before anything was under way", "yes, as it is", True),
 )
 
-# What launchers start again, and what ends a job for good; any other code ends it too.
+# Codes after which launchers start the job again, and codes that end it; any other ends it too.
 RESTARTS = tuple(exit.code for exit in TABLE if exit.restarts)
 ENDS = tuple(exit.code for exit in TABLE if not exit.restarts and exit.code != DONE)
 
 
 def end(code: int) -> None:
-    """End here and now: what waits for the other processes at an ordinary exit is left out."""
+    """Exit at once, without the exit handlers that wait for other processes."""
     for stream in (sys.stdout, sys.stderr):
         with suppress(OSError, ValueError):  # closed on the other side
             stream.flush()

@@ -1,7 +1,7 @@
-"""A sign of life of each process, for watchers from outside: WORKDIR/heartbeat/PROCESS.
+"""The heartbeat file of each process, for outside monitors: WORKDIR/heartbeat/PROCESS.
 
-The file's modification time is that of the last step, or of now while a process does what has no
-steps: compiles, saves, evaluates. It is not touched more often than once a second.
+Its modification time is that of the last training step. While a process compiles, saves or
+evaluates, a thread keeps the file fresh. It is touched at most once a second.
 """
 
 import os
@@ -18,7 +18,7 @@ PERIOD = 1.0  # seconds
 
 
 class Heartbeat:
-    """The file of this process. It is not made again in a folder that was removed."""
+    """The heartbeat file of this process. It is not created again in a folder that was removed."""
 
     def __init__(self, workdir: Path) -> None:
         self.file, self.last = workdir / FOLDER / str(jax.process_index()), float("-inf")
@@ -31,7 +31,7 @@ class Heartbeat:
             self.warn(error)
 
     def beat(self) -> None:
-        """Touch the file, unless that was done within the last second."""
+        """Touch the file, unless it was touched within the last second."""
         now = time.monotonic()
         if now - self.last < PERIOD:
             return
@@ -45,14 +45,14 @@ class Heartbeat:
             self.warn(error)
 
     def warn(self, error: OSError) -> None:
-        """Say that the file cannot be written, once; the run goes on."""
+        """Warn once that the file cannot be written; the run goes on."""
         if not self.warned:
             warn(f"{self.file} cannot be touched ({error.strerror}): watchers will miss it")
         self.warned = True
 
 
 def remove_others(folder: Path) -> None:
-    """Remove the files of processes that an earlier start had and this one has not."""
+    """Remove files of processes that an earlier start had and this one lacks."""
     if jax.process_index() > 0:
         return
     for file in folder.iterdir():

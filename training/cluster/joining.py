@@ -1,4 +1,4 @@
-"""Becoming one of the processes of a run: they meet, watch each other, and start JAX's runtime."""
+"""How a process joins a run: the processes meet, watch each other, and start JAX's runtime."""
 
 import math
 import os
@@ -16,27 +16,29 @@ from fewstep.training.cluster import clusters, door, processes
 from fewstep.training.cluster.channel import Peer
 from fewstep.training.cluster.clusters import Rendezvous
 from fewstep.training.cluster.door import Meeting
-from fewstep.training.cluster.processes import broadcast, within
+from fewstep.training.cluster.processes import broadcast, time_limit
 from fewstep.training.cluster.watch import HUNG, Watch
 
-JOIN = 300.0  # seconds until all processes are there, unless told otherwise
-START = 300  # seconds in which those that are there start the runtime, and exchange a message
-CONNECT = 30.0  # seconds to reach process 0 once the runtime has started
-# Seconds of the runtime's own heartbeat, the last resort; above ours, which say who is lost.
+# Seconds.
+JOIN = 300.0  # until all processes must be there, by default
+START = 300  # to start the runtime once all have met, and to exchange a message
+CONNECT = 30.0  # to reach process 0 once the runtime has started
+# Timeout of the runtime's own heartbeat, the last resort. Ours is shorter and says who died.
 HEARTBEAT = int(6 * HUNG)
-LEAVE = 3600  # seconds that others wait at the end for one that still writes
-LATER = 60  # seconds by which the runtime, which aborts, is more patient than we are
+LEAVE = 3600  # that processes wait at the end for one that still writes
+LATER = 60  # added to the runtime's timeouts, so that ours, which explain themselves, come first
+UNREACHED = "the processes do not reach each other: open the network between the hosts"
 
 
 def join(where: Rendezvous | None, limit: float = JOIN) -> None:
-    """Become one of several processes: those of `where`, or of a job that is detected.
+    """Become one of several processes, which meet at `where` or belong to a detected job.
 
-    Before any other use of JAX. limit: seconds to wait for the others. Raises ValueError if there
-    is no such job or it does not let this one in, door.MissingError if others do not come.
+    Call it before any other use of JAX. limit: seconds to wait for the others. Raises ValueError if
+    there is no such job or it refuses this process, door.MissingError if others do not come.
     """
     if not 0.0 < limit < math.inf:
         raise ValueError(f"--join_timeout={limit:g} must be a number of seconds above 0")
-    found = where or clusters.detected()
+    found = where or clusters.detect()
     if found is None:
         join_by_runtime(limit)
     else:
@@ -44,18 +46,20 @@ def join(where: Rendezvous | None, limit: float = JOIN) -> None:
 
 
 def join_at(where: Rendezvous, limit: float, given: bool) -> None:
-    """Meet at an address; the runtime starts when all are there, and deaths are noticed then on.
+    """Meet at an address, begin to watch each other, and start the runtime.
 
-    given: by the user, so that the environment of a cluster, if there is one, is not asked.
+    given: whether the user gave the address; JAX then detects no cluster.
     """
     me = Peer(where.index, socket.gethostname(), os.getpid())
-    host, port = clusters.split(where.address)
+    host, port = clusters.split_address(where.address)
     with socket.create_server(("", 0)) as free:
         runtime = free.getsockname()[1]
     runtime, channels = door.meet(Meeting([host], port, where.count, limit), me, runtime)
-    processes.enter(Watch(me, channels))
+    processes.register_watch(Watch(me, channels))
     address = where.address.rpartition(":")[0]
-    with within(START, "the processes do not reach each other: open the network between the hosts"):
+    with time_limit(
+        START, "the processes do not reach each other: open the network between the hosts"
+    ):
         initialize(
             coordinator_address=f"{address}:{runtime}",
             num_processes=where.count,
@@ -67,12 +71,12 @@ def join_at(where: Rendezvous, limit: float, given: bool) -> None:
 
 
 def join_by_runtime(limit: float) -> None:
-    """Meet in JAX's runtime, which alone knows the job; then connect, to notice deaths.
+    """Start the runtime of a job that only JAX can detect, then connect to watch each other.
 
     Raises ValueError if JAX finds no job.
     """
     try:
-        with waiting(limit):
+        with report_waiting(limit):
             initialize(initialization_timeout=int(limit) + LATER)
     except ValueError as error:
         raise ValueError(
@@ -82,22 +86,24 @@ def join_by_runtime(limit: float) -> None:
     me = Peer(jax.process_index(), socket.gethostname(), os.getpid())
     with socket.create_server(("", 0)) as free:
         port = free.getsockname()[1]
-    with within(START, "the processes do not reach each other: open the network between the hosts"):
+    with time_limit(
+        START, "the processes do not reach each other: open the network between the hosts"
+    ):
         hosts, port, key = broadcast([own_addresses(), port, secrets.token_hex()])
     meeting = Meeting(hosts, port, jax.process_count(), CONNECT, key)
-    processes.enter(Watch(me, door.meet(meeting, me)[1]))
+    processes.register_watch(Watch(me, door.meet(meeting, me)[1]))
 
 
 def initialize(**how: object) -> None:
-    """jax.distributed.initialize with our limits."""
+    """Call jax.distributed.initialize with our timeouts."""
     jax.distributed.initialize(
         heartbeat_timeout_seconds=HEARTBEAT, shutdown_timeout_seconds=LEAVE, **how
     )
 
 
 @contextmanager
-def waiting(limit: float) -> Iterator[None]:
-    """Say now and then that the block waits for others, and end the process after the limit."""
+def report_waiting(limit: float) -> Iterator[None]:
+    """Print now and then that the block waits for others; end the process after the limit."""
     ended = threading.Event()
 
     def tell() -> None:
@@ -108,15 +114,15 @@ def waiting(limit: float) -> Iterator[None]:
 
     threading.Thread(target=tell, daemon=True).start()
     try:
-        with within(limit, f"not all processes have come; {door.START_ALL}"):
+        with time_limit(limit, f"not all processes have come; {door.START_ALL}"):
             yield
     finally:
         ended.set()
 
 
 def own_addresses() -> list[str]:
-    """Names and numbers under which other hosts may reach this one, the likeliest first."""
+    """Addresses and names by which other hosts may reach this one, the likeliest first."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe, suppress(OSError):
-        probe.connect(("192.0.2.1", 9))  # of no host; sends nothing, chooses an interface
+        probe.connect(("192.0.2.1", 9))  # sends nothing: it only makes the system pick an interface
         return [probe.getsockname()[0], socket.gethostname()]
     return [socket.gethostname()]

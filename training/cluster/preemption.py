@@ -1,12 +1,12 @@
 """Stopping on request: SIGTERM, which clusters send before they take a machine away, and Ctrl-C.
 
-One process alone notices SIGTERM itself. Of several that train, any may get it and all must stop at
-the same step: `jax.distributed` carries it to the others, and names that step.
+A single process handles SIGTERM itself. When several train, any of them may get it and all must
+stop at the same step: `jax.distributed` forwards it to the others and agrees on that step.
 
-What a handler raises is lost where Python cannot raise, as in a callback of the garbage collector
-or in `__del__`, and becomes another error where native code calls Python, as TensorStore does. So
-each request is noted, for the training loop to ask; one that was lost is made again a moment later,
-and one that became an error by `insist`.
+Python loses an exception that a handler raises in `__del__` or in a callback of the garbage
+collector. Native code that calls Python, such as TensorStore, turns it into another error. So each
+request is noted, and the training loop asks for it. A lost one is raised again a moment later; one
+that became another error is raised again by `raise_again`.
 """
 
 import os
@@ -23,30 +23,29 @@ from jax.experimental import multihost_utils
 
 from fewstep.training.cluster import exits
 
-_entered: list["Preemption"] = []  # the innermost last; it has the handlers
-AGAIN = 0.05  # seconds after which a request that was lost is made again
+_entered: list["Preemption"] = []  # the innermost, which has the handlers, is last
+AGAIN = 0.05  # seconds after which a lost request is raised again
 INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
-# Where nothing is trained.
+# For modes that do not train.
 BROKEN_OFF = "interrupted; the same command starts again"
 
 
 class Preempted(SystemExit):
     """The run was asked to stop; the same command goes on.
 
-    A SystemExit, which libraries and event loops let pass as they do not an Exception.
+    It is a SystemExit because libraries and event loops catch Exception, but let that pass.
     """
 
 
 class Preemption:
-    """Whether the process was asked to stop: by SIGTERM, or from the keyboard (SIGINT).
+    """Turns SIGTERM and Ctrl-C (SIGINT) into requests to stop, while it is entered.
 
-    While it is entered, neither ends the process by itself: the loop asks `requested` after every
-    step, and in a block of `at_once` a request is raised. A second Ctrl-C ends the process without
-    more ado. Outside the main thread nothing is changed. One Preemption may be entered in another,
-    which then hears of what this one has noted and not raised.
+    The loop asks `requested` after every step; a block of `at_once` raises a request immediately.
+    A second Ctrl-C ends the process at once. Outside the main thread nothing changes. Preemptions
+    nest: the outer one gets what the inner one has noted but not raised.
 
-    carried: whether SIGTERM is left to `jax.distributed`, which tells all processes of a run.
-    interrupted: what is said when a second Ctrl-C ends the process.
+    carried: whether `jax.distributed` handles SIGTERM, for all processes of a run.
+    interrupted: the message when a second Ctrl-C ends the process.
     """
 
     def __init__(self, carried: bool | None = None, interrupted: str = INTERRUPTED) -> None:
@@ -79,14 +78,14 @@ class Preemption:
                 signal.raise_signal(number)
 
     def numbers(self) -> list[int]:
-        """The signals that are handled; not a Ctrl-C that whoever started us has switched off."""
+        """The signals to handle: no SIGINT if the parent process has it ignored."""
         numbers = [] if self.carried else [signal.SIGTERM]
         if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
             numbers.append(signal.SIGINT)
         return numbers
 
     def on_signal(self, number: int, frame: FrameType | None) -> None:
-        """Take note; raises what it stands for where that loses nothing."""
+        """Note the request. Raises it in a block of `at_once`."""
         if number in self.noted - self.lost:
             if number == signal.SIGINT:
                 os.write(2, f"{self.interrupted}\n".encode())  # print may be what was interrupted
@@ -95,10 +94,10 @@ class Preemption:
         self.noted.add(number)
         self.lost.discard(number)
         if self.immediate:
-            raise request(number)
+            raise stop_exception(number)
 
     def on_unraisable(self, lost: Any) -> None:
-        """Make a request again that was raised where Python cannot raise."""
+        """Raise a request again that was raised where Python cannot raise."""
         if not isinstance(lost.exc_value, Preempted | KeyboardInterrupt):
             self.hook(lost)
             return
@@ -109,46 +108,46 @@ class Preemption:
             self.timers[-1].start()
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after this step; all processes ask at every step, and are told alike.
+        """Whether to stop after this step. All processes ask at every step and get one answer.
 
-        Raises KeyboardInterrupt if that was asked for from the keyboard.
+        Raises KeyboardInterrupt after a Ctrl-C.
         """
         if signal.SIGINT in self.noted:
-            raise request(signal.SIGINT)
+            raise stop_exception(signal.SIGINT)
         if self.carried:
             return multihost_utils.reached_preemption_sync_point(step)
         return signal.SIGTERM in self.noted
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
-        """Raises Preempted or KeyboardInterrupt in this block as soon as it is asked for.
+        """Raise Preempted or KeyboardInterrupt in this block as soon as a signal comes.
 
-        For work that changes no state: setting up, evaluating.
+        For work that changes no state, such as setup and evaluation.
         """
-        self.immediate = True  # first, so that no request falls between
+        self.immediate = True  # first, so that no request is missed in between
         try:
             for number in self.noted:
-                raise request(number)
+                raise stop_exception(number)
             yield
         finally:
             self.immediate = False
 
 
-def insist() -> None:
-    """Raise again a request that was raised, and of which a library has made an error of its own.
+def raise_again() -> None:
+    """Raise a request again that a library has turned into an error of its own.
 
-    Whoever takes any error for damage asks this first.
+    Code that takes any error as a sign of a damaged file calls this first.
     """
     for preemption in _entered[-1:]:
         for number in preemption.noted if preemption.immediate else ():
-            raise request(number)
+            raise stop_exception(number)
 
 
-def request(number: int) -> BaseException:
-    """What a signal asks for, to be raised."""
+def stop_exception(number: int) -> BaseException:
+    """The exception to raise for a signal."""
     return KeyboardInterrupt() if number == signal.SIGINT else Preempted()
 
 
 def is_ours(handler: Any) -> bool:
-    """Whether a handler is that of a Preemption."""
+    """Whether a signal handler belongs to a Preemption."""
     return isinstance(getattr(handler, "__self__", None), Preemption)

@@ -1,6 +1,6 @@
-"""The processes of one run talk, and leave together; joining.py has how they join.
+"""How the processes of a run communicate and exit together; joining.py has how they join.
 
-One process alone is a run too: what is here then does the same without the others.
+A single process is a run too; everything here works for it.
 """
 
 import json
@@ -21,21 +21,21 @@ from tqdm import tqdm
 from fewstep.training.cluster import exits, watch
 from fewstep.training.cluster.watch import Watch
 
-VISIBLE, POLL = 10.0, 0.1  # seconds until all hosts see what one has written
+VISIBLE, POLL = 10.0, 0.1  # seconds until all hosts must see a new file, and between two looks
 _watch: Watch | None = None
 
 
-def enter(watching: Watch) -> None:
-    """Be one of several processes from now on, which watch each other."""
+def register_watch(watching: Watch) -> None:
+    """Make this process one of several, which watch each other."""
     global _watch
     _watch = watching
 
 
 @contextmanager
-def together() -> Iterator[None]:
-    """The processes that joined leave at the end of the block; none is left waiting for another.
+def leave_together() -> Iterator[None]:
+    """Make all processes leave together at the end of the block, so that none waits for another.
 
-    An error that the block does not handle ends all of them. Does nothing for a single process.
+    An uncaught error ends all of them. Does nothing for a single process.
     """
     try:
         yield
@@ -45,18 +45,18 @@ def together() -> Iterator[None]:
     except BaseException:
         if _watch is None:
             raise
-        fail(exits.ERROR, traceback.format_exc())
+        exit_with_error(exits.ERROR, traceback.format_exc())
     leave()
 
 
 def leave() -> None:
-    """Wait for all processes to come to their end, and part from them."""
+    """Wait until all processes are done, then disconnect."""
     if _watch is not None:
         _watch.leave()
 
 
 def say(line: str, file: TextIO | None = None) -> None:
-    """Print a line at once, in process 0 alone."""
+    """Print a line in process 0 alone, and flush."""
     if is_first():
         print(line, file=file, flush=True)
 
@@ -69,11 +69,11 @@ def warn(line: str) -> None:
 
 @cache
 def warn_once(text: str) -> None:
-    """Print a warning on standard error, in process 0 alone, the first time that it is given."""
+    """Print a warning above the progress bar, in process 0 alone, and only once per text."""
     warn(text)
 
 
-def several() -> bool:
+def has_peers() -> bool:
     """Whether this is one of several processes. Starts no devices, unlike jax.process_count."""
     return _watch is not None
 
@@ -83,28 +83,31 @@ def is_first() -> bool:
     return _watch is None or _watch.me.index == 0
 
 
-def fail(code: int, text: str) -> None:
-    """Say an error and end this process; as one of several, so that the others end too."""
+def exit_with_error(code: int, text: str) -> None:
+    """Print an error and exit. If there are other processes, they end too."""
     if _watch is not None:
         _watch.fail(code, text)
-    watch.say(text)
+    watch.write_line(text)
     sys.exit(code)
 
 
 def abort(code: int, text: str) -> None:
-    """`fail` from any thread, when the main one hangs: nothing is waited for but the others."""
+    """`exit_with_error` for any thread: ends the process even if its main thread hangs."""
     if _watch is not None:
         _watch.fail(code, text)
-    watch.say(text)
+    watch.write_line(text)
     exits.end(code)
 
 
 @contextmanager
-def within(seconds: float, otherwise: str) -> Iterator[None]:
-    """End the process with a message if the block, which waits for others, takes too long."""
+def time_limit(seconds: float, otherwise: str) -> Iterator[None]:
+    """End the process if the block, which waits for others, takes too long.
+
+    otherwise: the end of the message "error: after SECONDS s ...".
+    """
 
     def give_up() -> None:
-        watch.say(f"error: after {seconds:g} s {otherwise}")
+        watch.write_line(f"error: after {seconds:g} s {otherwise}")
         exits.end(exits.PEER_DIED)
 
     timer = threading.Timer(seconds, give_up)
@@ -117,23 +120,23 @@ def within(seconds: float, otherwise: str) -> Iterator[None]:
 
 
 def first_process_says(here: bool) -> bool:
-    """What process 0 found, in all processes: files may appear later to the others."""
+    """Process 0's value, in all processes, which may see a file later than process 0."""
     return bool(multihost_utils.broadcast_one_to_all(np.array(here)))
 
 
-def everywhere(here: bool) -> bool:
-    """Whether it holds in all processes."""
+def true_everywhere(here: bool) -> bool:
+    """Whether a condition holds in all processes."""
     return bool(np.all(multihost_utils.process_allgather(np.array(here))))
 
 
-def of_each_process(values: Sequence[float]) -> np.ndarray:
-    """The numbers of each process, float32 [processes, len(values)], in all processes."""
+def gather_numbers(values: Sequence[float]) -> np.ndarray:
+    """The values of all processes, float32 [processes, len(values)]; each passes as many."""
     here = np.asarray(values, np.float32)
     return np.reshape(multihost_utils.process_allgather(here), (-1, len(here)))
 
 
 def broadcast(content: Any) -> Any:
-    """The plain JSON value that process 0 has, in all processes; theirs is ignored."""
+    """Process 0's JSON value, in all processes. Those of the others are ignored."""
     encoded = json.dumps(content).encode()
     size = int(multihost_utils.broadcast_one_to_all(np.int32(len(encoded))))
     array = np.frombuffer(encoded.ljust(size)[:size], np.uint8)
@@ -141,7 +144,7 @@ def broadcast(content: Any) -> Any:
 
 
 def gather(content: Any) -> list[Any]:
-    """The plain JSON value of each process, in their order, in all processes."""
+    """The JSON values of all processes, by index, in all processes."""
     encoded = json.dumps(content).encode()
     size = int(multihost_utils.process_allgather(np.int32(len(encoded))).max())
     array = np.frombuffer(encoded.ljust(size), np.uint8)
@@ -149,10 +152,10 @@ def gather(content: Any) -> list[Any]:
     return [json.loads(bytes(row)) for row in rows]
 
 
-def blind(sees: Callable[[], bool]) -> list[int]:
-    """The processes that do not see something after some seconds of looking, in all processes.
+def blind_processes(sees: Callable[[], bool]) -> list[int]:
+    """Indices of the processes for which `sees` stays false for VISIBLE seconds, in all processes.
 
-    A disk that several hosts share may show files to one of them later than to another.
+    A shared disk may show a file to one host later than to another.
     """
     deadline = time.monotonic() + VISIBLE
     while not (seen := sees()) and time.monotonic() < deadline:

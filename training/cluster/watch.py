@@ -1,10 +1,9 @@
-"""Processes of one run watch each other: one that dies, fails or hangs ends all of them.
+"""Processes of one run watch each other: when one dies, fails or hangs, all end.
 
-Each process has a connection to process 0. The operating system closes that of a process that dies;
-one that fails says so; one that hangs whole, so that not even a thread of it runs, falls silent.
-Process 0 tells the others, and each ends with one line that names the process and exits.PEER_DIED,
-without the runtime's barrier, which would wait for the lost one. That process 0 hangs the others
-notice by themselves.
+Each process has a connection to process 0. If a process dies, the operating system closes its
+connection. If it fails, it says so. If all its threads hang, it falls silent. Process 0 tells the
+others. Each ends with exits.PEER_DIED and a line that names the lost process, and skips the
+runtime's barrier, which would wait for it. The others notice by themselves if process 0 hangs.
 """
 
 import selectors
@@ -20,21 +19,21 @@ from tqdm import tqdm
 from fewstep.training.cluster import exits
 from fewstep.training.cluster.channel import Channel, Peer
 
-# Seconds. A beat needs the interpreter for an instant, so only a call that holds it (or a host that
-# runs nothing) delays it; none that this code makes holds it for a tenth of HUNG.
+# Seconds. Only a call that holds the interpreter, or a frozen host, delays a beat. No call of this
+# code holds the interpreter for a tenth of HUNG.
 BEAT = 5.0  # between two signs of life
-HUNG = 30.0  # of silence, measured in beats of our own
-GRACE = 2.0  # that an error waits for the same one elsewhere, or for the death that explains it
-LINGER = 1.0  # that process 0, whose end the runtime's of the others follows, stays longer
+HUNG = 30.0  # of silence, counted in our own beats, after which a process counts as hung
+GRACE = 2.0  # that an error waits for the same error elsewhere, or for a death that explains it
+LINGER = 1.0  # that process 0 outlives the others, whose runtimes abort when it ends
 LEFT, FAILED, DIED, SILENT = "left", "failed", "died", "silent"
 ALIVE = "alive"
 AGAIN = "start the same command again in all processes, and it goes on from the newest checkpoint"
 
 
 class Watch:
-    """The connections of a process to the others, and what it does when one of them ends.
+    """The connections of a process to others, and its reaction when one of them ends.
 
-    Process 0 is connected to all, the others to process 0.
+    Process 0 is connected to all others, each of them only to process 0.
     """
 
     def __init__(self, me: Peer, channels: Mapping[Channel, Peer]) -> None:
@@ -43,8 +42,8 @@ class Watch:
         self.failures: list[tuple[Peer, str]] = []
         self.failing = self.leaving = False
         self.stopping = threading.Lock()  # held by the thread that ends this process
-        # Beats of ours since the other side was heard. A process that was suspended itself made
-        # none, and so takes nobody for lost.
+        # Our own beats since the last line from a peer. A suspended process makes none, so when it
+        # resumes it does not take its peers for hung.
         self.unheard = dict.fromkeys(self.channels, 0)
         self.selector = selectors.DefaultSelector()
         for channel in self.channels:
@@ -53,7 +52,7 @@ class Watch:
             threading.Thread(target=self.listen, name="watch", daemon=True).start()
 
     def listen(self) -> None:
-        """Handle what arrives, and give signs of life, for ever."""
+        """Handle incoming lines and send signs of life, for ever."""
         beat = time.monotonic()
         while True:
             for key, _ in self.selector.select(max(beat - time.monotonic(), 0.0)):
@@ -63,7 +62,7 @@ class Watch:
                 beat = time.monotonic() + BEAT
 
     def beat(self) -> None:
-        """Give a sign of life; one side that has given none for too long hangs."""
+        """Send a sign of life to all peers, and find those that are silent for too long."""
         for channel, peer in self.channels.items():
             channel.try_to_send(ALIVE)
             self.unheard[channel] += 1
@@ -71,7 +70,7 @@ class Watch:
                 self.hear(peer, SILENT, "")
 
     def receive(self, channel: Channel) -> None:
-        """Read from a connection; its end without a word is the death of the process."""
+        """Handle a connection's lines. If it closes without a last word, its process has died."""
         lines = channel.receive()
         self.unheard[channel] = 0
         for line in lines or ():
@@ -85,9 +84,11 @@ class Watch:
                 self.hear(peer, DIED, "")
 
     def hear(self, peer: Peer, event: str, text: str) -> None:
-        """Act on the end of a process; process 0 tells the others first."""
-        if peer.index == self.me.index:  # the others have ended; so would the runtime, by abort
-            say(f"this process gave no sign of life for {HUNG:g} s, so the others ended; {AGAIN}")
+        """Act on the end of a process. Process 0 tells the others first."""
+        if peer.index == self.me.index:  # the others have ended; the runtime would abort
+            write_line(
+                f"this process gave no sign of life for {HUNG:g} s, so the others ended; {AGAIN}"
+            )
             exits.end(exits.PEER_DIED)
         self.ended.add(peer.index)
         if self.leaving or event == LEFT or self.stopping.locked():
@@ -110,25 +111,25 @@ class Watch:
             self.stop(f"{peer} ended with an error: {last_line}")
 
     def tell(self, peer: Peer, event: str, text: str) -> None:
-        """Say what became of a process: to process 0, or from there to all.
+        """Send what became of a process to all peers.
 
-        To itself too if it is silent, so that it ends when it goes on after all.
+        A silent process is told too, so that it ends if it resumes.
         """
         for channel, other in self.channels.items():
             if other.index != peer.index or event == SILENT:
                 channel.try_to_send([peer, event, text])
 
     def stop(self, line: str, code: int = exits.PEER_DIED) -> None:
-        """Say one line, wait where others must go first, and end this process here and now."""
+        """Print a line and end this process at once; process 0 lets the others end first."""
         if not self.stopping.acquire(blocking=False):
-            threading.Event().wait()  # another thread has begun to end the process
-        say(line)
+            threading.Event().wait()  # another thread is ending the process
+        write_line(line)
         if self.me.index == 0:
             time.sleep(LINGER)
         exits.end(code)
 
     def fail(self, code: int, text: str) -> None:
-        """End this process by its own error, or by that of another which explains it."""
+        """End this process with its own error, or with that of another that explains it."""
         if self.failures and text not in (said for _, said in self.failures):
             self.follow()
         self.failing = True
@@ -139,14 +140,14 @@ class Watch:
         self.stop("" if text in lower else text, code)
 
     def leave(self) -> None:
-        """Wait for the others to come to their end too."""
+        """Wait until the others are done too, then tell them that this process leaves."""
         jax.distributed.shutdown()
         self.leaving = True
         self.tell(self.me, LEFT, "")
 
 
-def say(line: str) -> None:
-    """Print a line, if there is one, above the progress bar; a log that is full hinders nothing."""
+def write_line(line: str) -> None:
+    """Print a line, unless empty, above the progress bar. Ignores errors such as a full disk."""
     if line:
         with suppress(OSError, ValueError):
             tqdm.write(line, file=sys.stderr)

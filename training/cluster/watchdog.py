@@ -1,10 +1,10 @@
-"""A watchdog: says where a run hangs, and ends it when it has hung for too long.
+"""A watchdog that shows where a run hangs and ends the process if it hangs for too long.
 
-A lost collective, a stuck file system or a deadlock give no error: the run merely stops. Without a
-finished step for max(seconds, factor x median step) the stacks of all threads are written to
-WORKDIR/stacks, and after `exit_after` seconds the process ends, so that a scheduler can start it
-again. So does a save that takes longer than its size allows at `disk_speed`. Watchers from outside
-see the heartbeat (training/cluster/heartbeat.py).
+A lost collective, a stuck file system or a deadlock raises no error: the run merely stops. If no
+step finishes for max(seconds, factor x median step), the watchdog writes the stacks of all threads
+to WORKDIR/stacks. After `exit_after` seconds it ends the process, so that a scheduler can start it
+again. It also ends a process whose save is slower than `disk_speed`. Outside monitors read the
+heartbeat (training/cluster/heartbeat.py).
 """
 
 import faulthandler
@@ -26,18 +26,18 @@ from fewstep.training.cluster import exits, processes
 from fewstep.training.cluster.heartbeat import Heartbeat
 
 FOLDER = "stacks"
-REMEMBERED = 101  # steps whose median is the usual time of one
-# Seconds that a save may take however small it is: a busy file server takes so long to make the
-# folders, and the hosts to wait for each other.
+REMEMBERED = 101  # latest steps, whose median is the usual time
+# Seconds that any save may take, however small: a busy file server needs time to make the folders,
+# and the hosts wait for each other.
 SMALLEST_SAVE = 120.0
-WRITTEN = 10.0  # seconds until stacks are written; a disk that hangs takes longer
+WRITTEN = 10.0  # seconds to write the stacks, after which the disk counts as hung
 
 
 class Patience(NamedTuple):
     """How long a step or a save may take.
 
-    exit_after: seconds until the process ends, 0 for never. disk_speed: GB/s that a save reaches at
-    least, 0 for any.
+    seconds, factor: when to report a step, see above. exit_after: seconds until the process ends; 0
+    never ends it. disk_speed: slowest speed of a save, GB/s; 0 sets no limit.
     """
 
     seconds: float = 60.0
@@ -45,8 +45,8 @@ class Patience(NamedTuple):
     exit_after: float = 1800.0
     disk_speed: float = 0.01
 
-    def of_save(self, size: int) -> float:
-        """Seconds that a save of so many bytes may take."""
+    def save_seconds(self, size: int) -> float:
+        """Seconds that a save of `size` bytes may take."""
         speed = self.disk_speed * 1e9
         return SMALLEST_SAVE + size / speed if speed else math.inf
 
@@ -55,16 +55,16 @@ PATIENCE = Patience()
 
 
 class Watchdog:
-    """Watches from a thread of its own while it is entered; `beat` after every finished step.
+    """Watches from its own thread while it is entered. Call `beat` after every finished step.
 
-    size: of a checkpoint, in bytes.
+    size: bytes of a checkpoint.
     """
 
     def __init__(self, workdir: Path, patience: Patience = PATIENCE, size: int = 0) -> None:
         self.folder, self.patience, self.size = workdir / FOLDER, patience, size
         self.heartbeat = Heartbeat(workdir)
         self.times: deque[float] = deque(maxlen=REMEMBERED)
-        self.last: float | None = None  # when the last step was finished; None: not watching
+        self.last: float | None = None  # when the last step finished; None while not watching
         self.save_began: float | None = None
         self.reported = False
         self.ended = threading.Event()
@@ -79,7 +79,7 @@ class Watchdog:
         self.thread.join()
 
     def beat(self) -> None:
-        """A step is finished; watching begins with the first one, which is compiled."""
+        """Note that a step has finished. Watching begins after the first, which is compiled."""
         now = time.monotonic()
         if self.last is not None:
             self.times.append(now - self.last)
@@ -88,7 +88,7 @@ class Watchdog:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Not watching in this block, which takes its own time; the next `beat` begins anew."""
+        """Do not watch in this block, which may take any time, nor until the next `beat`."""
         self.last = None
         try:
             yield
@@ -97,7 +97,7 @@ class Watchdog:
 
     @contextmanager
     def saving(self) -> Iterator[None]:
-        """Watching a save, or the wait for one, instead of steps."""
+        """In this block watch a save, or the wait for one, instead of steps."""
         with self.paused():
             self.save_began, self.reported = time.monotonic(), False
             try:
@@ -106,14 +106,14 @@ class Watchdog:
                 self.save_began = None
 
     def limit(self) -> float:
-        """Seconds without a finished step that are too many."""
+        """Seconds without a finished step after which to report."""
         usual = statistics.median(self.times) if self.times else 0.0
         return max(self.patience.seconds, self.patience.factor * usual)
 
     def watch(self) -> None:
-        """Until `__exit__`: compare the time since the last beat with the limits."""
+        """Compare the time since the last beat with the limits, until `__exit__`."""
         exit_after = self.patience.exit_after or math.inf
-        save_limit = self.patience.of_save(self.size)
+        save_limit = self.patience.save_seconds(self.size)
         while not self.ended.wait(min(1.0, self.patience.seconds / 4.0)):
             last, save_began = self.last, self.save_began
             if last is None:
@@ -125,7 +125,7 @@ class Watchdog:
                 self.check(save_began, save_limit, save_limit, "a checkpoint was not saved in")
 
     def check(self, since: float, limit: float, exit_after: float, what: str) -> None:
-        """Report what has taken longer than the limit, and end the process after the second."""
+        """Report what takes longer than `limit`, and end the process after `exit_after`."""
         waited = time.monotonic() - since
         if waited > limit and not self.reported:
             self.report(f"{what} {waited:.0f} s")
@@ -137,7 +137,7 @@ class Watchdog:
             )
 
     def report(self, what: str) -> None:
-        """Write the stacks of all threads, or show them if the disk does not take them in time."""
+        """Write the stacks of all threads to a file; print them if the disk hangs."""
         self.reported = True
         name = f"{time.strftime('%Y%m%d-%H%M%S')}-process-{jax.process_index()}.txt"
         writing = threading.Thread(target=self.write_stacks, args=(what, name), daemon=True)
@@ -147,7 +147,7 @@ class Watchdog:
             show_stacks(what, f"{self.folder} does not answer")
 
     def write_stacks(self, what: str, name: str) -> None:
-        """Write the stacks of all threads, and say where."""
+        """Write the stacks of all threads to a file, and print its path."""
         try:
             self.folder.mkdir(exist_ok=True)
             with replaced(self.folder / name) as file:
@@ -159,6 +159,6 @@ class Watchdog:
 
 
 def show_stacks(what: str, why: str) -> None:
-    """Print the stacks of all threads on standard error."""
+    """Print the stacks of all threads, and why, to standard error."""
     faulthandler.dump_traceback(sys.stderr, all_threads=True)
     print(f"warning: {what}: {why}", file=sys.stderr)

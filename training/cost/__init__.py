@@ -1,1 +1,1 @@
-"""What a training step costs, counted before and after it is compiled."""
+"""The cost of a training step, counted before and after compilation."""

@@ -1,7 +1,7 @@
-"""Accelerators that a plan knows by name, alone or as slices and hosts: v5p, v4-32, 8xh100.
+"""Accelerators by name, alone or as slices and hosts: v5p, v4-32, 8xh100.
 
-The numbers are those that Google Cloud (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e) and
-NVIDIA (data sheets, SXM where there are several, without sparsity) publish.
+The numbers are published by Google Cloud (docs.cloud.google.com/tpu/docs/v4, v5e, v5p, v6e) and
+NVIDIA (data sheets, without sparsity; SXM where a GPU comes in several forms).
 """
 
 import re
@@ -10,19 +10,19 @@ from typing import NamedTuple
 from fewstep.training.construct import choose
 
 GIB = 2**30
-# JAX takes three quarters of a GPU at its start unless XLA_CLIENT_MEM_FRACTION says otherwise
+# JAX reserves this share of a GPU at its start, unless XLA_CLIENT_MEM_FRACTION says otherwise
 # (docs.jax.dev, GPU memory allocation).
 GPU_SHARE = 0.75
-# The TPU runtime keeps some: its errors speak of 15.75 of 16 GiB on v5e, of 30.75 of 32 on v4.
+# The TPU runtime keeps the rest: its errors report 15.75 of 16 GiB on v5e, 30.75 of 32 on v4.
 TPU_SHARE = 0.95
 
 
 class Accelerator(NamedTuple):
     """One JAX device.
 
-    gib: memory, GiB. tflops: peak of bfloat16 products, TFLOP/s. memory_speed: GB/s that it reads
-    and writes. link_speed: GB/s that it can send to other devices. host: devices of a host. cores:
-    how often a slice's name counts each device, by its TensorCores; 0 for GPUs, without slices.
+    gib: memory, GiB. tflops: peak of bfloat16 products, TFLOP/s. memory_speed: memory bandwidth,
+    GB/s. link_speed: bandwidth to other devices, one way, GB/s. host: devices per host. cores:
+    TensorCores per device, which the names of TPU slices count; 0 for GPUs, which have no slices.
     """
 
     gib: float
@@ -34,21 +34,21 @@ class Accelerator(NamedTuple):
 
     @property
     def is_gpu(self) -> bool:
-        """Whether it is a GPU, and no TPU."""
+        """Whether it is a GPU rather than a TPU."""
         return not self.cores
 
     @property
     def usable(self) -> float:
-        """The share of the memory that a program gets."""
+        """Share of the memory that a program can use."""
         return GPU_SHARE if self.is_gpu else TPU_SHARE
 
     @property
     def room(self) -> float:
-        """Bytes that a program gets."""
+        """Bytes of memory that a program can use."""
         return self.usable * self.gib * GIB
 
     def peak_flops(self, dtype: str) -> float:
-        """FLOP/s of products of a dtype. For float32 JAX takes TF32, and bfloat16 on TPUs."""
+        """FLOP/s of products. JAX computes float32 ones in TF32 on GPUs, in bfloat16 on TPUs."""
         halved = self.is_gpu and dtype == "float32"
         return self.tflops * 1e12 / (2 if halved else 1)
 
@@ -67,8 +67,8 @@ ACCELERATORS = {
     "h200": Accelerator(141, 989, 4800, 450, 8),
     "b200": Accelerator(180, 2250, 8000, 900, 8),
 }
-# What JAX calls a device of a kind (device_kind). A card of the same name in another form, such as
-# NVIDIA H100 PCIe, or a part of one (MIG), has another peak, and is none of these.
+# JAX's device_kind -> name. Other forms of a card, such as NVIDIA H100 PCIe, and parts of one (MIG)
+# have other peaks and are not listed.
 KINDS = {
     "TPU v4": "v4",
     "TPU v5 lite": "v5e",
@@ -90,17 +90,20 @@ KINDS = {
 }
 # Google's other names.
 ALIASES = {"v5litepod": "v5e"}
-# A slice of v5e or v6e with more devices than a host comes as virtual machines of so many.
+# Devices per virtual machine in slices of v5e or v6e that are larger than a host.
 PART_OF_HOST = 4
 
 
 def accelerator_of(kind: str) -> Accelerator | None:
-    """The accelerator that JAX calls by this device_kind, None if it is not known."""
+    """The accelerator with this device_kind; None if it is unknown."""
     return ACCELERATORS.get(KINDS.get(kind, ""))
 
 
 class Target(NamedTuple):
-    """What a plan is for. devices: None if only the kind is known. slices: of TPUs; GPU hosts."""
+    """The hardware of a plan.
+
+    devices: how many; None if only the kind is given. slices: TPU slices, or GPU hosts.
+    """
 
     name: str
     accelerator: Accelerator
@@ -109,13 +112,13 @@ class Target(NamedTuple):
 
     @property
     def hosts(self) -> int:
-        """Hosts, or virtual machines, each with at least one process."""
+        """Hosts or virtual machines; each runs at least one process."""
         devices, (full, cores) = self.devices or 0, self.accelerator[4:]
         return -(-devices // (PART_OF_HOST if cores == 1 and devices > full else full))
 
 
-def target(text: str) -> Target:
-    """The accelerators of a name: h100; 8xh100; v4-32, of 16 chips; 2xv5e-256, two slices.
+def parse_target(text: str) -> Target:
+    """The target of a name: h100, 8xh100, v4-32 (16 chips) or 2xv5e-256 (two slices).
 
     Raises ValueError for a name or number that does not exist.
     """
@@ -135,33 +138,34 @@ def target(text: str) -> Target:
     number = int(count or 1)
     devices = number * slice_devices(text, accelerator, size)
     if devices < 1:
-        raise ValueError(f"--accelerator={text} has no device")
+        raise ValueError(f"--accelerator={text} has no devices; give a number above 0")
     slices = -(-number // accelerator.host) if accelerator.is_gpu else number
     if devices % slices:
         raise ValueError(
-            f"--accelerator={text}: a mesh needs as many devices on each host, and hosts have "
-            f"{accelerator.host}; use {devices // accelerator.host * accelerator.host}x{name}"
+            f"--accelerator={text}: a mesh needs the same number of devices on each host, and "
+            f"hosts have {accelerator.host}; use "
+            f"{devices // accelerator.host * accelerator.host}x{name}"
         )
     return Target(name, accelerator, devices, slices)
 
 
 def slice_devices(text: str, accelerator: Accelerator, size: str | None) -> int:
-    """The devices of a slice, or 1 for a GPU. Raises ValueError for no whole number of hosts."""
+    """Devices of a slice, or 1 for a GPU. Raises ValueError if slices of this size do not exist."""
     if size is None:
         return 1
     devices, rest = divmod(int(size), accelerator.cores)
     part = min(PART_OF_HOST, accelerator.host)
     if rest or not (devices % part == 0 or (devices == 1 and accelerator.host > part)):
         unit = "TensorCores, 2 per chip" if accelerator.cores == 2 else "chips"
-        names = ", ".join(nearest(text, int(size), part * accelerator.cores))
+        names = ", ".join(nearest_slices(text, int(size), part * accelerator.cores))
         raise ValueError(
             f"--accelerator={text}: the number counts {unit}, and slices have a multiple of "
-            f"{part} chips; the nearest are {names}"
+            f"{part} chips; use {names}"
         )
     return devices
 
 
-def nearest(text: str, size: int, step: int) -> list[str]:
-    """The names of the slices just below and above a size; sizes are multiples of step."""
+def nearest_slices(text: str, size: int, step: int) -> list[str]:
+    """Names of the slices just below and above a size; their sizes are multiples of step."""
     sizes = {max(size // step, 1) * step, max(-(-size // step), 1) * step}
     return [f"{text.rpartition('-')[0]}-{other}" for other in sorted(sizes)]

@@ -1,8 +1,8 @@
-"""What a compiled training step needs: memory, and the collectives between devices.
+"""Memory and collectives of a compiled training step.
 
-Everything is read off a program that was compiled and never ran, so it can be that of a mesh of
-emulated devices. The collectives are read from the program's text, which is after partitioning: its
-shapes are those of one device.
+All figures come from a compiled program that never runs, so the mesh may be one of emulated
+devices. Collectives are read from the program's text, after partitioning: its shapes are those of
+one device.
 """
 
 import math
@@ -23,16 +23,16 @@ from fewstep.training.sources import abstract_batch
 from fewstep.training.storage.train_state import TrainState
 from fewstep.training.teacher import abstract_params
 
-# For a program that is only looked at. Memory and collectives are settled before XLA optimises
-# machine code, which is 30 % of the time for DiT-B. XLA for CPUs also removes what keeps it from
-# merging a rematerialised block with the block itself, as it does not for accelerators.
+# Compiler options for a program that is only inspected. Memory and collectives are fixed before XLA
+# optimises machine code, which takes 30 % of the time for DiT-B. cse_barrier_expander, which only
+# CPUs have, lets XLA merge a rematerialised block with the original.
 FOR_INSPECTION = {
     "xla_backend_optimization_level": 0,
     "xla_disable_hlo_passes": "cse_barrier_expander",
 }
 
-# Bytes that a device sends, over those of the whole array, in a group of n devices: what the ring
-# algorithms need, which is the least that is possible.
+# Bytes that a device sends / bytes of the whole array, in a group of n devices, by the ring
+# algorithms, which send the least possible.
 SENT = {
     "all-reduce": lambda n: 2 * (n - 1) / n,
     "all-gather": lambda n: (n - 1) / n,
@@ -43,7 +43,7 @@ SENT = {
 
 
 class StepInputs(NamedTuple):
-    """Shapes, dtypes and shardings of what a training step takes."""
+    """Shapes, dtypes and shardings of a training step's arguments."""
 
     state: TrainState
     frozen: Mapping[str, Params]
@@ -51,7 +51,7 @@ class StepInputs(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """Bytes of a program on each device. aliased: outputs that take the place of arguments."""
+    """Bytes of a program on each device. aliased: outputs that reuse the memory of arguments."""
 
     arguments: int
     outputs: int
@@ -60,16 +60,16 @@ class Memory(NamedTuple):
 
     @property
     def added(self) -> int:
-        """What is there beside the arguments while the program runs."""
+        """Bytes that the program needs in addition to its arguments."""
         return self.outputs - self.aliased + self.temporary
 
 
 class Collective(NamedTuple):
-    """All collectives of one kind among as many devices, in one run of the program on one device.
+    """All collectives of one kind and group size, in one run of the program on one device.
 
-    bytes: of the whole arrays: what is reduced, scattered, exchanged or sent, or has been gathered.
-    conditional: whether they are in a branch, which need not be taken.
-    uncounted: whether they are in a loop of unknown length, of which one turn is counted.
+    bytes: of the whole arrays that are reduced, scattered, exchanged, sent or gathered.
+    conditional: whether they are in a branch that may not be taken.
+    uncounted: whether they are in a loop of unknown length, which counts as one iteration.
     """
 
     kind: str
@@ -81,12 +81,12 @@ class Collective(NamedTuple):
 
     @property
     def sent(self) -> float:
-        """Bytes that a device sends at least."""
+        """The least bytes that a device must send."""
         return SENT[self.kind](self.devices) * self.bytes
 
 
 class Instruction(NamedTuple):
-    """NAME = SHAPE OPCODE(REST in a program's text."""
+    """A line of a program's text: NAME = SHAPE OPCODE(REST."""
 
     name: str
     shape: str
@@ -98,8 +98,8 @@ Computations = Mapping[str, list[Instruction]]
 
 
 def step_inputs(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> StepInputs:
-    """The inputs of a run's training step, none of them allocated; teachers need not be there."""
-    # A teacher is a network of the same shape.
+    """The arguments of a run's training step, unallocated. Reads no teacher."""
+    # A teacher has the network's shapes.
     frozen = {name: abstract_params(experiment, mesh) for name in experiment.objective.frozen}
     objective = experiment.objective._replace(init_from={})
     state = abstract_state(objective, experiment.optimizers, config.seed, frozen, mesh)
@@ -113,7 +113,7 @@ def step_inputs(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> StepI
 def lowered_step(
     config: ConfigDict, experiment: Experiment, mesh: Mesh, inputs: StepInputs
 ) -> Lowered:
-    """The production training step for such inputs, ready to be compiled."""
+    """The production training step, lowered for these inputs and ready to compile."""
     step = compile_step(
         experiment.objective, experiment.optimizers, config.seed, mesh, config.micro_batches
     )
@@ -121,15 +121,15 @@ def lowered_step(
 
 
 def device_bytes(tree: Any) -> int:
-    """Bytes of a tree of sharded arrays or shapes on each device."""
+    """Bytes on each device of a tree of sharded arrays or shapes."""
     return sum(
         math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
         for leaf in jax.tree.leaves(tree)
     )
 
 
-def memory(compiled: Compiled) -> Memory:
-    """XLA's plan of a device's memory. Fusion differs between backends, so temporary bytes do."""
+def memory_plan(compiled: Compiled) -> Memory:
+    """XLA's plan of a device's memory. Temporary bytes differ between backends, as fusion does."""
     stats = compiled.memory_analysis()
     return Memory(
         arguments=stats.argument_size_in_bytes,
@@ -140,22 +140,22 @@ def memory(compiled: Compiled) -> Memory:
 
 
 def collectives(hlo_text: str) -> list[Collective]:
-    """The collectives of `compiled.as_text()`, by kind and size of their groups.
+    """The collectives in `compiled.as_text()`, summed by kind and group size.
 
-    Those in a loop count as often as it turns, where XLA knows that; of exclusive branches the one
-    with most bytes counts. A pair of start and done is one.
+    Those in a loop count once per iteration if XLA knows the trip count. A conditional counts as
+    its branch with most bytes. A pair of start and done is one collective.
     """
-    entry, computations = parsed(hlo_text)
+    entry, computations = parse_hlo(hlo_text)
     sizes = re.findall(r"(?:num_partitions|replica_count)=(\d+)", hlo_text.partition("\n")[0])
-    found = within(entry, computations, math.prod(map(int, sizes)))
+    found = collectives_in(entry, computations, math.prod(map(int, sizes)))
     order = list(SENT)
     return sorted(
-        merged(found), key=lambda c: (order.index(c.kind), c.devices, c.conditional, c.uncounted)
+        sum_alike(found), key=lambda c: (order.index(c.kind), c.devices, c.conditional, c.uncounted)
     )
 
 
-def merged(found: Iterable[Collective]) -> list[Collective]:
-    """Counts and bytes summed over those that agree in everything else."""
+def sum_alike(found: Iterable[Collective]) -> list[Collective]:
+    """Collectives that differ only in count and bytes, summed."""
     totals: dict[Collective, tuple[int, int]] = {}
     for one in found:
         key = one._replace(count=0, bytes=0)
@@ -164,7 +164,7 @@ def merged(found: Iterable[Collective]) -> list[Collective]:
     return [key._replace(count=count, bytes=size) for key, (count, size) in totals.items()]
 
 
-def parsed(hlo_text: str) -> tuple[str, Computations]:
+def parse_hlo(hlo_text: str) -> tuple[str, Computations]:
     """The name of the entry computation, and the instructions of every computation."""
     entry, computations = "", {}
     instruction = re.compile(r"\s+(?:ROOT )?%?([\w.-]+) = (.+?) ([a-z][a-z\d-]*)\((.*)")
@@ -179,37 +179,42 @@ def parsed(hlo_text: str) -> tuple[str, Computations]:
     return entry, computations
 
 
-def within(name: str, computations: Computations, devices: int) -> list[Collective]:
-    """The collectives of a computation and of those that it calls; devices: all of the program."""
+def collectives_in(name: str, computations: Computations, devices: int) -> list[Collective]:
+    """The collectives of a computation and of those that it calls.
+
+    devices: of the whole program.
+    """
     instructions = computations[name]
     shapes = {instruction.name: instruction.shape for instruction in instructions}
-    inside = lambda called: within(called, computations, devices)
+    inside = lambda name: collectives_in(name, computations, devices)
     found: list[Collective] = []
     for instruction in instructions:
         opcode, rest = instruction.opcode, instruction.rest
         kind = opcode.removesuffix("-start")
         if kind in SENT:
-            found.append(collective(kind, rest, shapes, devices))
+            found.append(read_collective(kind, rest, shapes, devices))
         elif opcode == "while":
-            found += [c for body in called(rest, "body") for c in repeated(inside(body), rest)]
+            found += [
+                c for body in callees(rest, "body") for c in repeat_collectives(inside(body), rest)
+            ]
         elif opcode == "conditional":
-            branches = called(rest, "branch_computations", "true_computation", "false_computation")
+            branches = callees(rest, "branch_computations", "true_computation", "false_computation")
             largest = max(map(inside, branches), key=lambda cs: sum(c.bytes for c in cs))
             found += [c._replace(conditional=True) for c in largest]
         elif not opcode.endswith(("-done", "-update")):
-            for other in called(rest, "calls", "to_apply", "called_computations"):
+            for other in callees(rest, "calls", "to_apply", "called_computations"):
                 found += inside(other)
     return found
 
 
-def called(rest: str, *attributes: str) -> list[str]:
-    """The computations that attributes of an instruction name, one or several in braces."""
+def callees(rest: str, *attributes: str) -> list[str]:
+    """Names of the computations in an instruction's attributes, which hold one or several."""
     values = re.findall(rf"\b(?:{'|'.join(attributes)})=(\{{[^}}]*\}}|%[\w.-]+)", rest)
     return [name for value in values for name in re.findall(r"%([\w.-]+)", value)]
 
 
-def repeated(found: Iterable[Collective], rest: str) -> list[Collective]:
-    """The collectives of a loop's body as often as the loop turns."""
+def repeat_collectives(found: Iterable[Collective], rest: str) -> list[Collective]:
+    """The collectives of a loop, from those of its body."""
     times = trip_count(rest)
     if times is None:
         return [one._replace(uncounted=True) for one in found]
@@ -217,26 +222,26 @@ def repeated(found: Iterable[Collective], rest: str) -> list[Collective]:
 
 
 def trip_count(rest: str) -> int | None:
-    """How often a loop turns, None if XLA does not know."""
+    """Iterations of a loop; None if XLA does not know."""
     trips = re.search(r"known_trip_count\W+n\W+(\d+)", rest)
     return int(trips[1]) if trips else None
 
 
-def operands(rest: str) -> list[str]:
-    """The names of what an instruction takes."""
+def operand_names(rest: str) -> list[str]:
+    """Names of an instruction's operands."""
     listed = re.split(r"\)(?:, \w+=|$)", rest, maxsplit=1)[0]
     return re.findall(r"%([\w.-]+)", listed)
 
 
-def collective(kind: str, rest: str, shapes: Mapping[str, str], devices: int) -> Collective:
-    """One collective, measured by its operands: what a start returns differs between kinds."""
-    size = sum(shape_bytes(shapes[name]) for name in operands(rest))
+def read_collective(kind: str, rest: str, shapes: Mapping[str, str], devices: int) -> Collective:
+    """One collective, sized by its operands: results of a start differ between kinds."""
+    size = sum(shape_bytes(shapes[name]) for name in operand_names(rest))
     group = 1 if kind == "collective-permute" else group_size(rest, devices)
     return Collective(kind, group, 1, size * group if kind == "all-gather" else size)
 
 
 def shape_bytes(shape: str) -> int:
-    """Bytes of f32[2,3]{1,0}, or of all parts of a tuple."""
+    """Bytes of a shape such as f32[2,3]{1,0}, or of all elements of a tuple."""
     total = 0
     for dtype, dimensions in re.findall(r"\b([a-z]\w*)\[([\d,]*)\]", shape):
         bits = 8 if dtype == "pred" else int((re.search(r"\d+", dtype) or "0")[0])
@@ -245,14 +250,14 @@ def shape_bytes(shape: str) -> int:
 
 
 def group_size(rest: str, devices: int) -> int:
-    """Devices in each of replica_groups, in any of the forms in which XLA writes them."""
+    """Devices per replica group, in any of the forms that XLA writes."""
     if iota := re.search(r"replica_groups=\[\d+,(\d+)\]<=", rest):
         return int(iota[1])
     if listed := re.search(r"replica_groups=\{\{([\d,]+)\}", rest):
         return len(listed[1].split(","))
     if mesh := re.search(r"replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}", rest):
         sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
-        # A part of an axis is written 'x':(sizes before it)its size.
+        # XLA writes a part of an axis as 'x':(sizes before it)its size.
         axes = re.findall(r"'([^']+)'(?::\(\d+\)(\d+))?", mesh[2])
         return math.prod(int(part or sizes[axis]) for axis, part in axes)
     return devices

@@ -1,15 +1,15 @@
-"""How large trees of arrays are."""
+"""Sizes of trees of arrays."""
 
 import math
 
 import jax
 
 
-def size(tree: object) -> str:
-    """Number of elements of a tree, with thousands marked."""
+def element_count(tree: object) -> str:
+    """Number of elements of a tree, as text with commas: 1,234,567."""
     return f"{sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree)):,}"
 
 
-def bytes_of(tree: object) -> int:
+def tree_bytes(tree: object) -> int:
     """Bytes of a tree of shapes."""
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))

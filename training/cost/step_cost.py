@@ -1,4 +1,4 @@
-"""What training costs: counted from the losses before anything is compiled, or as it was logged."""
+"""The cost of training, counted from the losses before compilation or read from the log."""
 
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -13,8 +13,8 @@ from fewstep.training.cost.accelerators import accelerator_of
 from fewstep.training.experiment import Experiment, build
 from fewstep.training.sources import abstract_batch
 
-# Model FLOPs utilisation that public codes report, of bfloat16 peaks; docs/planning.md has each.
-# The low end is DiT-XL/2 on an A100, the high end transformers of any size on H100 and TPU v6e.
+# Model FLOPs utilisation that public code reports, of bfloat16 peaks; docs/planning.md lists it.
+# The low end is DiT-XL/2 on an A100, the high end transformers on H100 and TPU v6e.
 MEASURED_MFU = (0.25, 0.45)
 
 # Shapes of parameters.
@@ -22,20 +22,20 @@ Shapes = Any
 
 
 def step_flops(config: ConfigDict, experiment: Experiment) -> float:
-    """Floating-point operations of the gradients of a step, as a mean over many steps.
+    """FLOPs of a step's gradients, averaged over many steps.
 
-    A player that is updated at every k-th step counts 1 / k times. The optimizers, a few operations
-    per parameter, are not counted. Loops are counted once, but those of model.scan and of attention
-    in chunks count as what they stand for. Teachers need not be there.
+    A player that is updated every k-th step counts 1 / k times. Optimizers, a few operations per
+    parameter, do not count. A loop counts as one iteration, but model.scan and attention in chunks
+    count in full. Reads no teacher.
     """
-    experiment = unrolled(config, experiment)
+    experiment = unroll(config, experiment)
     objective = experiment.objective
-    players, networks = objective.players, shapes(experiment)
+    players, networks = objective.players, network_shapes(experiment)
     batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
     key, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
     trained = {name: networks[name] for name in players}
     share = objective.share or (lambda networks, batch, key: {})
-    shared = flops(share, trained, batch, key) if objective.share else 0.0
+    shared = count_flops(share, trained, batch, key) if objective.share else 0.0
 
     def gradient_flops(name: str) -> float:
         def gradient(own: Shapes, networks: Shapes, batch: Any, key: Array, step: Array) -> Shapes:
@@ -45,32 +45,32 @@ def step_flops(config: ConfigDict, experiment: Experiment) -> float:
                 return jnp.mean(loss), metrics
 
             values, pullback = jax.vjp(lambda own: share({**networks, name: own}, batch, key), own)
-            slopes, _ = jax.grad(mean_loss, (0, 1), has_aux=True)(own, values)
-            return slopes[0], pullback(slopes[1])
+            grads, _ = jax.grad(mean_loss, (0, 1), has_aux=True)(own, values)
+            return grads[0], pullback(grads[1])
 
-        return flops(gradient, networks[name], networks, batch, key, step) - shared
+        return count_flops(gradient, networks[name], networks, batch, key, step) - shared
 
-    # In micro-batches each player evaluates again what is shared.
+    # In micro-batches each player evaluates the shared arrays again.
     parts = config.get("micro_batches", 1) > 1
     total = shared * (sum(1.0 / player.every for player in players.values()) if parts else 1.0)
     return total + sum(gradient_flops(name) / player.every for name, player in players.items())
 
 
 def forward_flops(config: ConfigDict, experiment: Experiment) -> float:
-    """Floating-point operations of the network on one batch, forwards alone."""
-    experiment = unrolled(config, experiment)
+    """FLOPs of the network's forward pass on one batch."""
+    experiment = unroll(config, experiment)
     rows = (config.batch_size,)
     x = jax.ShapeDtypeStruct((*rows, *experiment.image_shape), jnp.float32)
     time = jax.ShapeDtypeStruct(rows, jnp.float32)
     condition = {"label": jax.ShapeDtypeStruct(rows, jnp.int32), "guidance_scale": time}
-    params = shapes(experiment)[experiment.objective.generator]
-    return flops(experiment.model.network.apply, params, x, time, time, condition)
+    params = network_shapes(experiment)[experiment.objective.generator]
+    return count_flops(experiment.model.network.apply, params, x, time, time, condition)
 
 
-def unrolled(config: ConfigDict, experiment: Experiment) -> Experiment:
-    """The same experiment without a loop over the network's blocks, or attention that XLA fuses.
+def unroll(config: ConfigDict, experiment: Experiment) -> Experiment:
+    """The same experiment with plain attention and without a loop over the network's blocks.
 
-    XLA counts a loop's body once, and nothing of a kernel of cuDNN.
+    XLA counts a loop's body only once, and a cuDNN kernel not at all.
     """
     model = config.model
     if not model.get("scan", False) and model.get("attention", "xla") == "xla":
@@ -82,15 +82,15 @@ def unrolled(config: ConfigDict, experiment: Experiment) -> Experiment:
 
 
 def network_evaluations(config: ConfigDict, experiment: Experiment) -> float:
-    """Forward passes of the network, per image of the batch, that a step costs as much as.
+    """The cost of a step in forward passes of the network per image.
 
-    A backward pass counts as about two; evaluations of teachers, targets and a fake score count.
+    A backward pass costs about two. Passes of teachers, targets and a fake score count too.
     """
     return step_flops(config, experiment) / forward_flops(config, experiment)
 
 
-def shapes(experiment: Experiment) -> dict[str, Shapes]:
-    """Shapes of every network that a loss reads, by name."""
+def network_shapes(experiment: Experiment) -> dict[str, Shapes]:
+    """Parameter shapes of every network that a loss reads, by name."""
     objective = experiment.objective
     players = {name: player.init for name, player in objective.players.items()}
     generator = players[objective.generator]
@@ -101,27 +101,27 @@ def shapes(experiment: Experiment) -> dict[str, Shapes]:
     return found
 
 
-def flops(function: Callable[..., Any], *inputs: Any) -> float:
-    """Floating-point operations of a function of arrays of these shapes.
+def count_flops(function: Callable[..., Any], *inputs: Any) -> float:
+    """FLOPs of a function of arrays with these shapes.
 
-    They are counted as for a CPU, on any machine: XLA counts before compilation for CPUs alone.
+    Counted for a CPU on any machine, because XLA counts before compilation only for CPUs.
     """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
         return jax.jit(function).lower(*inputs).cost_analysis()["flops"]
 
 
 def least_seconds(config: ConfigDict, kind: str, devices: int) -> float | None:
-    """Seconds of a training step at the peak FLOP/s of so many devices of a kind (device_kind).
+    """Seconds of a training step at the peak FLOP/s of `devices` devices of a kind (device_kind).
 
-    Divided by the seconds that a step takes it is the model FLOPs utilisation. None if the peak is
-    not known, or if JAX was started without CPUs, on which FLOPs are counted.
+    Divided by the measured seconds, this is the model FLOPs utilisation. None if the peak is
+    unknown, or if JAX has no CPU backend to count FLOPs with.
     """
     accelerator = accelerator_of(kind)
     if accelerator is None:
         return None
     try:
         count = step_flops(config, build(config))
-    except RuntimeError:  # JAX's, for a backend that it was not started with
+    except RuntimeError:  # JAX was started without the CPU backend
         return None
     return count / (devices * accelerator.peak_flops(config.model.get("dtype", "float32")))
 
@@ -129,7 +129,7 @@ def least_seconds(config: ConfigDict, kind: str, devices: int) -> float | None:
 def training_seconds(
     rows: Iterable[Mapping[str, float]], last_step: int, batch_size: int
 ) -> float | None:
-    """Seconds of training up to a step, without evaluations and saves; None if none were logged.
+    """Seconds of training up to a step, without evaluations and saves; None if not logged.
 
     Each row of the log has the speed since the row before.
     """

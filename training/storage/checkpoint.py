@@ -102,7 +102,7 @@ def open_checkpoints(
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(
             timeout_secs=math.ceil(min(limit, LONGEST)),
-            barrier_sync_fn=barrier(folder) if processes.several() else None,
+            barrier_sync_fn=barrier(folder) if processes.has_peers() else None,
         ),
     )
     checkpoints = ocp.CheckpointManager(folder, options=options)
@@ -225,10 +225,10 @@ def write_errors(folder: Path, step: int | None = None) -> Iterator[None]:
             f"{'none' if left is None else left} is the newest whole one. Free disk space or mend "
             "the folder, and start the same command again"
         )
-        if processes.several():
+        if processes.has_peers():
             # The others wait for this process in Orbax's barrier, and it would wait for them in
             # the next one: it ends here, and they hear of it.
-            processes.fail(exits.BAD_INPUT, f"error: {message}")
+            processes.exit_with_error(exits.BAD_INPUT, f"error: {message}")
         raise OSError(message) from error
 
 

@@ -19,9 +19,15 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from fewstep.objectives.base import Params
-from fewstep.training.cluster.channel import listed
-from fewstep.training.cluster.preemption import insist
-from fewstep.training.cluster.processes import blind, broadcast, everywhere, first_process_says, say
+from fewstep.training.cluster.channel import process_names
+from fewstep.training.cluster.preemption import raise_again
+from fewstep.training.cluster.processes import (
+    blind_processes,
+    broadcast,
+    first_process_says,
+    say,
+    true_everywhere,
+)
 from fewstep.training.storage.checkpoint import (
     DAMAGED,
     FOLDER,
@@ -110,7 +116,7 @@ def newest_whole(
     for step in reversed(steps_for_all(checkpoints)):
         wait_for_files(checkpoints, step)
         result, error = attempt(read, step)
-        if everywhere(error is None):
+        if true_everywhere(error is None):
             for other, damage in errors.items():
                 say(
                     f"warning: {damage or f'checkpoint {other} is damaged'}; {step} is used",
@@ -132,7 +138,7 @@ def has_checkpoint_for_all(workdir: Path) -> bool:
     """
     if not first_process_says(has_checkpoint(workdir)):
         return False
-    check_seen(workdir / FOLDER, blind((workdir / FOLDER).is_dir))
+    check_seen(workdir / FOLDER, blind_processes((workdir / FOLDER).is_dir))
     return True
 
 
@@ -148,7 +154,7 @@ def wait_for_files(checkpoints: ocp.CheckpointManager, step: int) -> None:
     """
     folder = Path(checkpoints.directory) / str(step)
     wanted = broadcast(sizes(folder))
-    check_seen(folder, blind(lambda: wanted.items() <= sizes(folder).items()))
+    check_seen(folder, blind_processes(lambda: wanted.items() <= sizes(folder).items()))
     if step not in checkpoints.all_steps():
         checkpoints.reload()  # it was read before the step was there
 
@@ -165,8 +171,8 @@ def check_seen(folder: Path, blind: Sequence[int]) -> None:
     """Raises ValueError that names the processes that do not see a folder as process 0 does."""
     if blind:
         raise ValueError(
-            f"{folder} is not what process 0 sees for {listed(blind)}: put it on a disk that all "
-            "hosts see. If that disk is slow to show files, start the same command again"
+            f"{folder} is not what process 0 sees for {process_names(blind)}: put it on a disk "
+            "that all hosts see. If that disk is slow to show files, start the same command again"
         )
 
 
@@ -210,7 +216,7 @@ def read_items(
     prints = own_record(restored[RUN], folder)["fingerprints"]
     for name in abstract:
         if fingerprint(restored[name]) != prints.get(name):
-            insist()
+            raise_again()
             raise ValueError(f"checkpoint {folder} is damaged: {name} is not what was written")
     return {name: restored[name] for name in abstract}
 
@@ -302,7 +308,7 @@ def reading(read: Callable[[], Any], folder: Path) -> Any:
     try:
         return read()
     except Exception as error:  # Orbax reports damage by half a dozen exception types
-        insist()
+        raise_again()
         raise ValueError(
             f"checkpoint {folder} cannot be read: it is damaged, or belongs to another model or "
             f"optimizer ({first_line(error)})"

@@ -26,8 +26,14 @@ from ml_collections import ConfigDict
 
 from fewstep.data import NEWEST_ORDER
 from fewstep.files import write_json
-from fewstep.training.cluster.channel import listed
-from fewstep.training.cluster.processes import blind, broadcast, first_process_says, warn, warn_once
+from fewstep.training.cluster.channel import process_names
+from fewstep.training.cluster.processes import (
+    blind_processes,
+    broadcast,
+    first_process_says,
+    warn,
+    warn_once,
+)
 from fewstep.training.storage import identity, restore
 from fewstep.training.storage.checkpoint import recorded_run
 from fewstep.training.storage.code_version import code_version, describe_code
@@ -85,11 +91,11 @@ def check_shared(workdir: Path, id: str) -> None:
             return run is not None and run.id == id
         return False
 
-    others = blind(sees_it)
+    others = blind_processes(sees_it)
     if others:
         raise ValueError(
-            f"{workdir} is another folder for {listed(others)} than for process 0; put --workdir "
-            "on a disk that all hosts see"
+            f"{workdir} is another folder for {process_names(others)} than for process 0; put "
+            "--workdir on a disk that all hosts see"
         )
 
 

@@ -34,7 +34,7 @@ def outputs(data, trained):
 
 @pytest.fixture
 def short(monkeypatch):
-    """Training of two updates, which no floor refuses."""
+    """Train for two updates, without a floor."""
     monkeypatch.setattr(module, "RECIPE", SHORT)
     monkeypatch.setattr(module, "FLOORS", {"digits": 0.0, "noise": 0.0})
 
@@ -57,7 +57,7 @@ def no_training(monkeypatch):
     def refuse(*_):
         raise AssertionError("trained again")
 
-    monkeypatch.setattr(module, "train", refuse)
+    monkeypatch.setattr(module, "train_classifier", refuse)
 
 
 def test_digits_are_recognised(data, trained):
@@ -252,7 +252,7 @@ def test_other_processes_take_the_parameters_of_the_first_and_write_nothing(
 ):
     data = noise()
     task, model = module.task_of(data), module.model_of(data)
-    params = jax.tree.map(np.zeros_like, module.train(task, model).params)
+    params = jax.tree.map(np.zeros_like, module.train_classifier(task, model).params)
     capsys.readouterr()
     sent = module.Trained(params, np.int32(3))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
@@ -260,7 +260,7 @@ def test_other_processes_take_the_parameters_of_the_first_and_write_nothing(
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda tree: sent)
     second = classifier(data, tmp_path)
     assert second.accuracy == 0.3
-    assert second.network.weights == module.digest(params)
+    assert second.network.weights == module.params_digest(params)
     assert not files(tmp_path) and not capsys.readouterr().err
 
 
@@ -287,7 +287,7 @@ def test_fewer_images_than_a_batch_and_three_channels(tmp_path, short):
 def test_images_move_by_at_most_the_reach_and_stay_whole():
     image = np.zeros((8, 8, 1), np.float32)
     image[4, 4] = 1.0
-    moved = np.asarray(module.shifted(np.stack([image] * 200), jax.random.key(0)))
+    moved = np.asarray(module.shift_images(np.stack([image] * 200), jax.random.key(0)))
     assert (moved.sum(axis=(1, 2, 3)) == 1.0).all()
     places = {tuple(place) for place in np.argwhere(moved)[:, 1:3]}
     assert places == {(i, j) for i in (3, 4, 5) for j in (3, 4, 5)}
@@ -295,5 +295,7 @@ def test_images_move_by_at_most_the_reach_and_stay_whole():
 
 def test_an_epoch_takes_every_row_once():
     task = module.task_of(noise(count=40))
-    images = [image.tobytes() for batch, _ in module.batches(task, 8, 1) for image in batch]
+    images = [
+        image.tobytes() for batch, _ in module.training_batches(task, 8, 1) for image in batch
+    ]
     assert sorted(images) == sorted(image.tobytes() for image in task.train.images)

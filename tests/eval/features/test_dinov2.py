@@ -1,4 +1,4 @@
-"""Networks of a few blocks with random weights; Pillow and closed forms are the references."""
+"""DINOv2 with few blocks and random weights, against Pillow and closed forms."""
 
 import jax
 import numpy as np
@@ -15,13 +15,13 @@ from fewstep.eval.features.dinov2 import (
     Norm,
     Params,
     apply,
-    resize,
+    resize_bicubic,
 )
 from fewstep.eval.features.dinov2_weights import (
     cubic_matrix,
     dinov2_params,
-    positions,
-    published_shapes,
+    dinov2_shapes,
+    resample_positions,
 )
 
 WIDTH, DEPTH, TOKENS = 2 * HEAD, 2, 257
@@ -60,9 +60,9 @@ def random_images(*shape, seed=0):
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory):
-    """A function that writes a file of ViT-S with changes, leaving out tensors that are None."""
+    """A function that writes a file of ViT-S with changes; a change to None drops the tensor."""
     rng = np.random.default_rng(1)
-    shapes = published_shapes(384)
+    shapes = dinov2_shapes(384)
     tensors = {name: rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
 
     def write(**changes):
@@ -91,7 +91,7 @@ def test_features_follow_the_equations_in_float64(params):
 
 
 def reference(params, images):
-    """Block by block and head by head; images are of 224 x 224, so that no resize is needed."""
+    """Features of 224 x 224 images, which need no resize, block by block and head by head."""
     x = (images / 255 - np.array([0.485, 0.456, 0.406])) / np.array([0.229, 0.224, 0.225])
     corners = [(i, j) for i in range(0, 224, 14) for j in range(0, 224, 14)]
     patches = np.stack([x[:, i : i + 14, j : j + 14].reshape(len(x), -1) for i, j in corners], 1)
@@ -174,7 +174,7 @@ def test_the_epsilon_is_inside_the_root(params):
 def test_resized_bit_for_bit_as_pillow(size, kind):
     images = pictures(kind, size)
     pillow = [Image.fromarray(x).resize((224, 224), Image.Resampling.BICUBIC) for x in images]
-    np.testing.assert_array_equal(jax.jit(resize)(images), np.stack(pillow))
+    np.testing.assert_array_equal(jax.jit(resize_bicubic)(images), np.stack(pillow))
 
 
 def pictures(kind, size):
@@ -193,7 +193,7 @@ def test_positions_are_read_where_the_published_code_reads_them():
     """A ramp gives the places that it is read at: a = -3/4 keeps straight lines to 0.048."""
     rows, columns = np.meshgrid(np.arange(37.0), np.arange(37.0), indexing="ij")
     table = np.stack([rows, columns, np.full((37, 37), 5.0)], axis=-1).reshape(-1, 3)
-    ours = positions(np.concatenate([[[7.0, 8.0, 9.0]], table]))
+    ours = resample_positions(np.concatenate([[[7.0, 8.0, 9.0]], table]))
     assert ours.shape == (257, 3)
     np.testing.assert_array_equal(ours[0], [7.0, 8.0, 9.0])
     grid = ours[1:].reshape(16, 16, 3)
@@ -266,6 +266,6 @@ def test_missing_weights_are_named(tmp_path):
 )
 def test_tensors_fill_the_published_files(width, size):
     """Bytes of the published files: four per number, and a few hundred around each tensor."""
-    shapes = [*published_shapes(width).values(), (1, width)]  # the mask token, which is ignored
+    shapes = [*dinov2_shapes(width).values(), (1, width)]  # the mask token, which is ignored
     around = size - 4 * sum(int(np.prod(shape)) for shape in shapes)
     assert 0 < around < 400 * len(shapes)

@@ -47,7 +47,7 @@ def test_weights_are_named_by_the_config_or_the_environment(tmp_path, monkeypatc
 
 @pytest.mark.parametrize(
     ("name", "weights", "message"),
-    [("clip", "", "'clip' is not one of"), ("pixels", "w.pth", "evaluate.weights is not used by")],
+    [("clip", "", "'clip' is not one of"), ("pixels", "w.pth", "does not use evaluate.weights")],
 )
 def test_what_does_not_exist_or_is_not_used_is_refused(name, weights, message):
     with pytest.raises(ValueError, match=message):

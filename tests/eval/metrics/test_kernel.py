@@ -67,7 +67,7 @@ def test_rows_in_blocks_change_nothing(monkeypatch):
 def test_pieces_are_disjoint_and_hold_every_point(monkeypatch):
     seen = []
     monkeypatch.setattr(
-        kernel, "estimate", lambda x, y: seen.append((x, y)) or (float(len(seen)), 4.0)
+        kernel, "mmd_and_variance", lambda x, y: seen.append((x, y)) or (float(len(seen)), 4.0)
     )
     real, generated = np.arange(47.0)[:, None], np.arange(33.0)[:, None]
     measured = kernel_distance(real, generated, block=10)

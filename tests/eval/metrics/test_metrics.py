@@ -1,4 +1,4 @@
-"""The table of metrics: what it names exists, and all that shows or ranks metrics follows it."""
+"""The table of metrics: its names exist, and everything that shows or ranks metrics reads it."""
 
 import inspect
 import json

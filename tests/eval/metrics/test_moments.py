@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewstep.eval.metrics.frechet import statistics
-from fewstep.eval.metrics.moments import empty, finish, merge, update
+from fewstep.eval.metrics.moments import empty, finish, merge_moments, update
 
 
 def assert_same(measured, expected, tolerance=1e-10):
@@ -35,7 +35,7 @@ def test_equals_the_statistics_of_all_whatever_the_batches(features, cuts):
 def test_order_of_the_points_does_not_matter(features):
     shuffled = np.random.default_rng(1).permutation(features)
     assert_same(finish(streamed(shuffled, [50, 90])), statistics(features))
-    # Batches of different laws, the hardest case for the term between them.
+    # Batches of different distributions, the hardest case for the term between them.
     ordered = features[np.argsort(features[:, 0])]
     assert_same(finish(streamed(ordered, [20, 150])), statistics(features))
 
@@ -47,7 +47,7 @@ def test_merge_tree_does_not_matter(features, seed):
     parts = [update(empty(6), batch) for batch in np.split(features, cuts)]
     while len(parts) > 1:
         a, b = (parts.pop(rng.integers(len(parts))) for _ in range(2))
-        parts.append(merge(a, b))
+        parts.append(merge_moments(a, b))
     assert_same(finish(parts[0]), statistics(features))
 
 
@@ -71,15 +71,15 @@ def test_float32_batches_are_summed_in_float64():
 def test_nothing_added_changes_nothing(features):
     moments = update(empty(6), features)
     assert_same(finish(update(moments, features[:0])), statistics(features))
-    assert_same(finish(merge(moments, empty(6))), statistics(features))
-    assert_same(finish(merge(empty(6), moments)), statistics(features))
-    assert merge(empty(6), empty(6)).count == 0
+    assert_same(finish(merge_moments(moments, empty(6))), statistics(features))
+    assert_same(finish(merge_moments(empty(6), moments)), statistics(features))
+    assert merge_moments(empty(6), empty(6)).count == 0
 
 
 def test_arguments_stay_as_they_were(features):
     moments = update(empty(6), features)
     mean, scatter = moments.mean.copy(), moments.scatter.copy()
-    merge(update(moments, features + 1), moments)
+    merge_moments(update(moments, features + 1), moments)
     np.testing.assert_array_equal(moments.mean, mean)
     np.testing.assert_array_equal(moments.scatter, scatter)
 
@@ -94,7 +94,7 @@ def test_errors_name_what_is_wrong(features):
     with pytest.raises(ValueError, match="6 and 5 dimensions"):
         update(moments, features[:, :5])
     with pytest.raises(ValueError, match="6 and 5 dimensions"):
-        merge(moments, empty(5))
+        merge_moments(moments, empty(5))
     with pytest.raises(ValueError, match=r"\[N, D\]"):
         update(moments, features[0])
     with pytest.raises(ValueError, match="1 rows; at least 2"):

@@ -29,7 +29,7 @@ def brute_force(real, generated, k, density_k):
 
 
 def expected_coverage(real, generated, k):
-    """1 - (N-1) ... (N-k) / ((M+N-1) ... (M+N-k)) for two sets of one continuous law."""
+    """1 - (N-1) ... (N-k) / ((M+N-1) ... (M+N-k)) for two sets of one continuous distribution."""
     j = np.arange(1, k + 1)
     return 1 - np.prod((real - j) / (real + generated - j))
 

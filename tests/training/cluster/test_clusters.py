@@ -1,9 +1,9 @@
-"""Where processes meet, by flags or the variables of a cluster."""
+"""Where processes meet, from flags or a cluster's environment variables."""
 
 import pytest
 
 from fewstep.training.cluster import clusters
-from fewstep.training.cluster.clusters import detected, rendezvous
+from fewstep.training.cluster.clusters import detect, rendezvous
 
 SLURM = {"JOB_ID": "4101", "STEP_NODELIST": "n1", "NTASKS": "6", "PROCID": "5", "LOCALID": "1"}
 MPI = {"OMPI_COMM_WORLD_SIZE": "3", "OMPI_COMM_WORLD_RANK": "2"}
@@ -31,7 +31,7 @@ def test_processes_meet_at_an_address(given, message):
         rendezvous(*given)
     assert rendezvous(None, None, None) is None
     assert rendezvous("[::1]:1", 2, 1) == ("[::1]:1", 2, 1)
-    assert clusters.split("[::1]:1") == ("::1", 1)
+    assert clusters.split_address("[::1]:1") == ("::1", 1)
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,7 @@ def test_processes_meet_at_an_address(given, message):
 )
 def test_a_job_of_slurm_meets_on_its_first_node(nodes, first):
     # JAX's port: 61440 + job number modulo 4096.
-    assert detected(slurm(STEP_NODELIST=nodes)) == (f"{first}:61445", 6, 5)
+    assert detect(slurm(STEP_NODELIST=nodes)) == (f"{first}:61445", 6, 5)
 
 
 @pytest.mark.parametrize(
@@ -57,23 +57,23 @@ def test_a_job_of_slurm_meets_on_its_first_node(nodes, first):
     ],
 )
 def test_a_job_of_open_mpi_meets_where_it_was_started(uri, address):
-    assert detected({MPI_URI: uri, **MPI}) == (address, 3, 2)
+    assert detect({MPI_URI: uri, **MPI}) == (address, 3, 2)
 
 
 def test_pods_with_tpus_are_numbered_over_slices(monkeypatch):
-    assert detected(TPU) is None  # no libtpu: JAX would use no TPUs
+    assert detect(TPU) is None  # no libtpu: JAX would use no TPUs
     monkeypatch.setattr(clusters, "has_libtpu", lambda: True)
-    assert detected(TPU) == ("a:8482", 2, 1)
+    assert detect(TPU) == ("a:8482", 2, 1)
     slices = {"NUM_SLICES": "3", "SLICE_ID": "2", "COORDINATOR_ADDRESS": "first:8080"}
     several = TPU | {f"MEGASCALE_{name}": value for name, value in slices.items()}
-    assert detected(several) == ("first:8482", 6, 5)
+    assert detect(several) == ("first:8482", 6, 5)
 
 
 def test_jaxs_own_variables_go_before_and_no_cluster_is_none():
-    assert detected({}) is None
-    assert detected({"SLURM_JOB_ID": "7"}) is None  # in sbatch's own shell, no task
-    assert detected(slurm() | {"JAX_COORDINATOR_PORT": "77"})[0] == "n1:77"
-    assert detected(slurm() | {"JAX_COORDINATOR_ADDRESS": "other:78"})[0] == "other:78"
+    assert detect({}) is None
+    assert detect({"SLURM_JOB_ID": "7"}) is None  # in sbatch's own shell, no task
+    assert detect(slurm() | {"JAX_COORDINATOR_PORT": "77"})[0] == "n1:77"
+    assert detect(slurm() | {"JAX_COORDINATOR_ADDRESS": "other:78"})[0] == "other:78"
 
 
 @pytest.mark.parametrize(
@@ -89,4 +89,4 @@ def test_jaxs_own_variables_go_before_and_no_cluster_is_none():
 )
 def test_variables_that_cannot_be_are_named(variables, named):
     with pytest.raises(ValueError, match=named):
-        detected(variables)
+        detect(variables)

@@ -1,4 +1,4 @@
-"""Who is let in by process 0, and what the others are told."""
+"""Whom process 0 lets in, and what it tells the others."""
 
 import socket
 import threading
@@ -7,7 +7,7 @@ import time
 import pytest
 
 from fewstep.training.cluster import door, joining, processes
-from fewstep.training.cluster.channel import Channel, Peer, listed
+from fewstep.training.cluster.channel import Channel, Peer, process_names
 from fewstep.training.cluster.clusters import Rendezvous
 from fewstep.training.cluster.door import InUseError, Meeting, MissingError
 from tests.cli import SERVER
@@ -27,14 +27,14 @@ def short(monkeypatch):
 
 @pytest.fixture
 def meeting():
-    """Of two processes; nobody is there yet."""
+    """A meeting of two processes, before anybody has come."""
     with socket.create_server(("", 0)) as free:
         port = free.getsockname()[1]
     return Meeting([HOST], port, 2, 60.0)
 
 
 def coming(meeting, peer, **also):
-    """A process that comes to the meeting, and a function that waits for what becomes of it."""
+    """Let a process come to the meeting. Returns a function that waits for its result or error."""
     found = []
 
     def come():
@@ -54,7 +54,7 @@ def coming(meeting, peer, **also):
 
 
 def knock(meeting, peer):
-    """The connection of a process that is let in, and waits."""
+    """The connection of a process that is let in and waits."""
     return door.enter(meeting, peer, time.monotonic() + 10.0)
 
 
@@ -78,7 +78,7 @@ def test_a_missing_process_is_named_and_given_up(meeting, capfd):
         assert isinstance(outcome, MissingError)
         assert f"processes 2, 3 of 4 did not come to {HOST}:{meeting.port}" in str(outcome)
     lines = capfd.readouterr().err.splitlines()
-    # Of lines before process 1 has come, none or some.
+    # Earlier lines may also name process 1.
     assert lines[-1].startswith("waiting for processes 2, 3 of 4 (")
 
 
@@ -117,7 +117,7 @@ def test_an_id_in_use_is_refused_and_one_given_back_soon_is_waited_for(meeting):
     channel = knock(meeting, SECOND)
     start = time.monotonic()
     with pytest.raises(InUseError) as error:
-        door.ask(meeting, OTHER)
+        door.attend(meeting, OTHER)
     assert str(error.value).startswith(f"--process_id=1 is in use by {SECOND} of the run at {HOST}")
     assert time.monotonic() - start < 5.0
     threading.Timer(0.1, channel.close).start()
@@ -129,7 +129,7 @@ def test_who_comes_when_a_run_ends_waits_for_the_next(meeting):
     others = [coming(meeting, peer) for peer in (FIRST, SECOND)]
     (channel,) = others[1]()[1]
     with pytest.raises(InUseError):
-        door.ask(meeting, OTHER)
+        door.attend(meeting, OTHER)
     channel.close()
     assert door.enter(meeting, OTHER, time.monotonic() + 10.0) is None
 
@@ -139,8 +139,9 @@ def test_another_number_of_processes_is_refused(meeting, capfd):
     with pytest.raises(
         ValueError, match=r"--num_processes=3 in process 2 \(host b, pid 2\), but 2"
     ):
-        door.ask(meeting._replace(count=3), Peer(2, "b", 2))
+        door.attend(meeting._replace(count=3), Peer(2, "b", 2))
     wait_for(lambda: "was refused: --num_processes=3" in capfd.readouterr().err)
+    door.attend(meeting, SECOND)  # ends the meeting, whose thread would print into other tests
 
 
 def test_a_port_that_is_in_use_is_named(meeting):
@@ -160,7 +161,7 @@ def test_another_program_at_the_address_is_named(answer, meeting):
     with socket.create_server((HOST, meeting.port)) as listening:
         threading.Thread(target=serve, args=(listening,), daemon=True).start()
         with pytest.raises(ValueError, match=f"{meeting.port} is answered by another program"):
-            door.ask(meeting, SECOND)
+            door.attend(meeting, SECOND)
 
 
 STRANGERS = [b"", b"GET / HTTP/1.1\n", b"[]\n", b'{"index": 1}\n', b"\xff\n", b"x" * 5000]
@@ -169,16 +170,16 @@ STRANGERS = [b"", b"GET / HTTP/1.1\n", b"[]\n", b'{"index": 1}\n', b"\xff\n", b"
 @pytest.mark.parametrize("said", [*STRANGERS, b'{"peer": [1, "x", 9], "count": 2, "key": "?"}\n'])
 def test_a_stranger_at_the_door_keeps_nobody_out(meeting, said):
     first = coming(meeting, FIRST, runtime=7)
-    with door.reach(meeting, time.monotonic() + 10.0).connection as stranger:
+    with door.connect(meeting, time.monotonic() + 10.0).connection as stranger:
         stranger.sendall(said)
         stranger.shutdown(socket.SHUT_WR)
-        assert door.ask(meeting, SECOND)[0] == first()[0] == 7
+        assert door.attend(meeting, SECOND)[0] == first()[0] == 7
 
 
 def test_a_silent_stranger_keeps_nobody_out(meeting):
     coming(meeting, FIRST, runtime=7)
-    with door.reach(meeting, time.monotonic() + 10.0).connection:
-        assert door.ask(meeting, SECOND)[0] == 7
+    with door.connect(meeting, time.monotonic() + 10.0).connection:
+        assert door.attend(meeting, SECOND)[0] == 7
 
 
 @pytest.mark.parametrize(
@@ -190,11 +191,11 @@ def test_a_silent_stranger_keeps_nobody_out(meeting):
     ],
 )
 def test_many_processes_are_counted(indices, words):
-    assert listed(indices) == words
+    assert process_names(indices) == words
 
 
 def join(where, said, go):
-    """Become a process of a run, or say why not."""
+    """Become a process of a run, or write down the error."""
     try:
         joining.join(where)
     except ValueError as error:

@@ -1,4 +1,4 @@
-"""SIGTERM at any moment leaves a whole checkpoint, and the run goes on as if not stopped."""
+"""SIGTERM at any moment leaves a whole checkpoint, and the resumed run is the undisturbed one."""
 
 import gc
 import random
@@ -15,7 +15,7 @@ from tests.cli import SERVER
 from tests.training import interruption, killed
 from tests.training.test_resume import rows
 
-SLOW_LOG = 5  # steps to a row, so that neither a save nor an evaluation ends all rows
+SLOW_LOG = 5  # steps per row, so that some rows end at neither a save nor an evaluation
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def undisturbed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(undisturbed):
-    """The state that it ended with."""
+    """The final state of that run."""
     return killed.final(undisturbed)
 
 
@@ -125,7 +125,7 @@ def interrupted_twice():
 
 
 class Dying:
-    """Gets a signal while Python cannot raise, in its destructor."""
+    """Gets a signal in its destructor, where Python cannot raise."""
 
     def __init__(self, number):
         self.number = number

@@ -1,4 +1,4 @@
-"""What processes of a run hear of each other's end; as threads over loopback."""
+"""How processes of a run notice each other's end; here they are threads over loopback."""
 
 import itertools
 import socket
@@ -16,12 +16,12 @@ PEERS = [Peer(i, f"host{i}", 100 + i) for i in range(3)]
 
 
 class Ended(BaseException):
-    """In the place of the end of a process."""
+    """Raised instead of ending the process."""
 
 
 @pytest.fixture(autouse=True)
 def ends(monkeypatch):
-    """The codes of processes that have ended; limits are short."""
+    """Exit codes of the processes that have "ended". All limits are short."""
     found = []
 
     def end(code):
@@ -44,7 +44,7 @@ def tcp_pair():
 
 @pytest.fixture
 def connected():
-    """A function: the watches of processes 0 .. count - 1; `None` for those without one."""
+    """A function that connects all processes; those in `watched` get a Watch, others a channel."""
 
     def make(*watched):
         pairs = [tcp_pair() for _ in PEERS[1:]]
@@ -67,7 +67,7 @@ def connected():
 
 
 def heard(channel, seconds=5.0):
-    """The next line that is no sign of life."""
+    """The next line that is not a sign of life."""
     line = watch.ALIVE
     while line == watch.ALIVE:
         line = channel.read_line(seconds)
@@ -78,7 +78,7 @@ def test_the_living_take_each_other_for_alive(connected, ends, monkeypatch):
     beats, beat = [], Watch.beat
     monkeypatch.setattr(Watch, "beat", lambda self: beats.append(self) or beat(self))
     watches = connected(0, 1, 2)
-    # Twice as many of each as silence may last.
+    # Each makes more beats than twice the longest silence.
     wait_for(lambda: ends or min(map(beats.count, watches)) > 2 * watch.HUNG / watch.BEAT)
     assert not ends
 

@@ -50,8 +50,8 @@ def test_slow_steps_are_given_ten_times_their_median(tmp_path):
 
 def test_a_save_may_take_what_its_size_allows():
     gigabyte = 10**9
-    assert Patience(disk_speed=0.5).of_save(3 * gigabyte) == watchdog.SMALLEST_SAVE + 6.0
-    assert Patience(disk_speed=0.0).of_save(3 * gigabyte) == math.inf
+    assert Patience(disk_speed=0.5).save_seconds(3 * gigabyte) == watchdog.SMALLEST_SAVE + 6.0
+    assert Patience(disk_speed=0.0).save_seconds(3 * gigabyte) == math.inf
 
 
 def test_a_save_is_watched_in_place_of_steps(tmp_path, monkeypatch, capfd):

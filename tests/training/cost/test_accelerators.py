@@ -1,6 +1,6 @@
 import pytest
 
-from fewstep.training.cost.accelerators import ACCELERATORS, KINDS, accelerator_of, target
+from fewstep.training.cost.accelerators import ACCELERATORS, KINDS, accelerator_of, parse_target
 
 
 @pytest.mark.parametrize(
@@ -25,7 +25,7 @@ from fewstep.training.cost.accelerators import ACCELERATORS, KINDS, accelerator_
     ],
 )
 def test_a_name_says_how_many_devices_and_hosts(text, name, devices, hosts, slices):
-    found = target(text)
+    found = parse_target(text)
     assert (found.name, found.devices, found.hosts, found.slices) == (name, devices, hosts, slices)
     assert found.accelerator is ACCELERATORS[name]
 
@@ -34,19 +34,19 @@ def test_a_name_says_how_many_devices_and_hosts(text, name, devices, hosts, slic
     ("text", "message"),
     [
         ("h10", "--accelerator='h10' is not one of .*; did you mean 'h100'"),
-        ("v4-12", "counts TensorCores, 2 per chip, .* the nearest are v4-8, v4-16"),
-        ("v4-7", "the nearest are v4-8"),
-        ("v5e-6", "counts chips, .* multiple of 4 chips; the nearest are v5e-4, v5e-8"),
-        ("v4-0", "has no device"),
-        ("0xh100", "has no device"),
+        ("v4-12", "counts TensorCores, 2 per chip, .* use v4-8, v4-16"),
+        ("v4-7", "use v4-8"),
+        ("v5e-6", "counts chips, .* multiple of 4 chips; use v5e-4, v5e-8"),
+        ("v4-0", "has no devices"),
+        ("0xh100", "has no devices"),
         ("h100-8", "only TPUs have slices; 8 GPUs are 8xh100"),
         ("16xv4", "TPUs come as slices; name one, such as v4-8"),
-        ("11xh100", "as many devices on each host, and hosts have 8; use 8xh100"),
+        ("11xh100", "the same number of devices on each host, and hosts have 8; use 8xh100"),
     ],
 )
 def test_what_does_not_exist_is_named(text, message):
     with pytest.raises(ValueError, match=message):
-        target(text)
+        parse_target(text)
 
 
 def test_peaks_are_those_of_the_dtype():

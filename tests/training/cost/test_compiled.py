@@ -12,7 +12,7 @@ from fewstep.training.cost.compiled import (
     collectives,
     device_bytes,
     lowered_step,
-    memory,
+    memory_plan,
     step_inputs,
 )
 from fewstep.training.experiment import build, build_on
@@ -26,7 +26,7 @@ BATCH, WIDTH, DEPTH = 1024, 64, 2
 
 @functools.cache
 def compiled(data, fsdp, remat=False, scan=False):
-    """The flow-matching step of a DiT of two blocks; its inputs."""
+    """The compiled flow-matching step of a DiT with two blocks, and its inputs."""
     SIZES["two_blocks"] = Size(WIDTH, DEPTH, 4)
     try:
         fields = {"model.size": "two_blocks", "model.remat": remat, "model.scan": scan}
@@ -67,7 +67,7 @@ def test_data_parallel_reduces_the_gradient_once():
     found = exchanged(step)
     assert set(found) == {("all-reduce", 8)}
     reduced = found["all-reduce", 8]
-    # Beside the gradient there are a few scalars of metrics.
+    # Besides the gradient a few scalar metrics are reduced.
     scalars = reduced.bytes - bytes_of(jax.tree.leaves(inputs.state.networks))
     assert 0 <= scalars < 256
     assert reduced.sent == 2 * 7 / 8 * reduced.bytes
@@ -80,7 +80,7 @@ def test_fsdp_gathers_each_split_parameter_and_reduces_the_gradient():
     split = [leaf for leaf in leaves if not leaf.sharding.is_fully_replicated]
     assert 0.9 < bytes_of(split) / bytes_of(leaves) < 1.0
     assert found["all-gather", 8].bytes == bytes_of(split)
-    # Backends for accelerators make these into reduce-scatters of the same bytes.
+    # Backends for accelerators turn these into reduce-scatters of the same bytes.
     reduced = [c for c in found.values() if c.kind in ("all-reduce", "reduce-scatter")]
     assert 0 <= sum(c.bytes for c in reduced) - bytes_of(leaves) < 256
 
@@ -98,7 +98,7 @@ def test_fsdp_gathers_the_layers_of_a_loop_forwards_and_backwards():
 def test_state_is_donated_and_what_is_given_adds_up():
     for mesh in ((8, 1), (1, 8)):
         step, inputs = compiled(*mesh)
-        needs = memory(step)
+        needs = memory_plan(step)
         assert needs.arguments == sum(map(device_bytes, inputs))
         assert needs.aliased == device_bytes(inputs.state)
         assert 0 < needs.added - needs.temporary < 4096  # metrics, and a table of all outputs
@@ -114,7 +114,7 @@ def test_bytes_of_a_device_are_those_of_its_shards():
 
 
 def test_rematerialisation_takes_less_temporary_memory():
-    without, remat = (memory(compiled(8, 1, remat)[0]) for remat in (False, True))
+    without, remat = (memory_plan(compiled(8, 1, remat)[0]) for remat in (False, True))
     assert remat.temporary < 0.8 * without.temporary
     assert remat.arguments == without.arguments
 
@@ -143,7 +143,7 @@ def test_a_scanned_collective_counts_at_every_turn_and_a_branch_is_marked():
     ]
 
 
-# What other backends and versions write, which is not to be had here.
+# Text of other backends and versions, which are not available here.
 TEXT = """HloModule jit_step, is_scheduled=true, num_partitions=8
 
 %add (x: f32[], y: f32[]) -> f32[] {

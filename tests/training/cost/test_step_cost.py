@@ -65,7 +65,7 @@ def test_without_a_known_peak_nothing_is_counted(monkeypatch):
 
 
 def test_fused_attention_costs_what_it_stands_for():
-    # As a kernel of cuDNN, which no CPU compiles, a loop over chunks is not counted whole.
+    # XLA counts neither a cuDNN kernel, which no CPU compiles, nor a loop over chunks in full.
     config, experiment = small_experiment("flow_matching", **{"model.attention": "chunked"})
     config.model.attention = "cudnn"
     assert step_flops(config, experiment) == step_flops(*small_experiment("flow_matching"))

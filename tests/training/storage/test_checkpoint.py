@@ -187,8 +187,8 @@ def test_one_of_several_processes_ends_where_it_cannot_write(saved, tmp_path, mo
     def fail(code, text):
         raise SystemExit(f"{code}: {text}")
 
-    monkeypatch.setattr(processes, "several", lambda: True)
-    monkeypatch.setattr(processes, "fail", fail)
+    monkeypatch.setattr(processes, "has_peers", lambda: True)
+    monkeypatch.setattr(processes, "exit_with_error", fail)
     with (
         pytest.raises(SystemExit, match=r"2: error: checkpoint 2 could not be written to"),
         checkpoint.open_checkpoints(tmp_path) as checkpoints,
@@ -199,19 +199,22 @@ def test_one_of_several_processes_ends_where_it_cannot_write(saved, tmp_path, mo
 
 @pytest.mark.parametrize(
     ("error", "ends"),
-    [(RuntimeError("No space left on device"), ("fail", 2)), (TimeoutError(), ("abort", 77))],
+    [
+        (RuntimeError("No space left on device"), ("exit_with_error", 2)),
+        (TimeoutError(), ("abort", 77)),
+    ],
 )
 def test_a_part_of_a_save_that_fails_does_not_wait_for_the_others(
     tmp_path, monkeypatch, error, ends
 ):
     ended, waited = [], []
-    monkeypatch.setattr(processes, "several", lambda: True)
+    monkeypatch.setattr(processes, "has_peers", lambda: True)
 
     def end(name, code, text):
         ended.append((name, code))
         raise SystemExit
 
-    for name in ("fail", "abort"):
+    for name in ("exit_with_error", "abort"):
         monkeypatch.setattr(processes, name, partial(end, name))
     monkeypatch.setattr(checkpoint, "get_barrier_sync_fn", lambda: lambda **key: waited.append(key))
     barrier = checkpoint.barrier(tmp_path)
