@@ -9,7 +9,7 @@ time and a guidance scale can be embedded and added, with parameters that otherw
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +30,7 @@ from fewstep.models.layers import (
 from fewstep.models.network import (
     DTYPES,
     STACKED,
+    Architecture,
     Array,
     Condition,
     Network,
@@ -63,12 +64,11 @@ SIZES: dict[str, Size] = {
 
 
 def dit(
+    shape: tuple[int, ...],
+    num_classes: int = 0,
     *,
-    image_size: int,
-    channels: int,
     size: str = "B",
     patch_size: int = 2,
-    num_classes: int = 0,
     second_time: str = "none",
     guidance_input: bool = False,
     loss_weight: bool = False,
@@ -80,10 +80,11 @@ def dit(
     remat: bool = False,
     scan: bool = False,
 ) -> Network:
-    """A DiT on square images [B, image_size, image_size, channels].
+    """A DiT on square images.
 
-    size: a key of SIZES. patch_size: side of a patch, in pixels; it divides image_size.
+    shape: (side, side, channels) of an image.
     num_classes: 0 for a network that reads no label.
+    size: a key of SIZES. patch_size: side of a patch, in pixels; it divides the side of the image.
     second_time: what is embedded beside t: "none", "time" (s), "interval" (t - s) or "step_size"
         (-log2(t - s), floored at t - s = 2^-12, not multiplied by time_scale).
     guidance_input: whether condition["guidance_scale"] is read and embedded, at first without
@@ -107,16 +108,16 @@ def dit(
 
     Raises ValueError for a field out of its range.
     """
-    check_integers(1, image_size=image_size, channels=channels, patch_size=patch_size)
+    check_integers(1, patch_size=patch_size)
     check_integers(0, num_classes=num_classes)
     check_choice("size", size, SIZES)
     check_choice("dtype", dtype, DTYPES)
     check_choice("attention", attention, ATTENTIONS)
-    check_geometry(image_size, patch_size, SIZES[size])
+    check_geometry(shape, patch_size, SIZES[size])
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout={dropout!r} must be in [0, 1).")
     module = Transformer(
-        shape=(image_size, image_size, channels),
+        shape=tuple(shape),
         size=SIZES[size],
         patch_size=patch_size,
         num_classes=num_classes,
@@ -134,20 +135,37 @@ def dit(
         second_time=second_time,
         guidance_input=guidance_input,
         # Fused kernels need all tokens, and JAX one mesh for all of a program that has such.
-        lines=image_size // patch_size if module.attention == "xla" else 1,
+        lines=shape[0] // patch_size if module.attention == "xla" else 1,
     )
 
 
-def check_geometry(image_size: int, patch_size: int, size: Size) -> None:
+def check_geometry(shape: tuple[int, ...], patch_size: int, size: Size) -> None:
     """Raises ValueError unless patches tile the image and heads and positions divide the width."""
-    if image_size % patch_size:
+    if len(shape) != 3 or shape[0] != shape[1] or min(shape) < 1:
+        raise ValueError(f"a DiT takes square images [side, side, channels], not {list(shape)}.")
+    if shape[0] % patch_size:
         raise ValueError(
-            f"patch_size={patch_size} does not divide image_size={image_size}; choose a divisor."
+            f"patch_size={patch_size} does not divide image_size={shape[0]}; choose a divisor."
         )
     if size.width % size.heads:
         raise ValueError(f"size: {size.heads} heads do not divide the width {size.width}.")
     if size.width % 4:
         raise ValueError(f"size: the 2-D positions need a width divisible by 4, not {size.width}.")
+
+
+def shrink(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """The smallest size, and patches that make at most 8 x 8 tokens."""
+    side, patch = shape[0], fields["patch_size"]
+    patches = [p for p in range(patch, side + 1) if side % p == 0 and side // p <= 8]
+    return {"size": next(iter(SIZES)), "patch_size": min(patches, default=side)}
+
+
+def title(fields: Mapping[str, Any]) -> str:
+    """The published spelling of size and patch size."""
+    return f"dit {fields['size']}/{fields['patch_size']}"
+
+
+DIT = Architecture(dit, shrink, title)
 
 
 class Transformer(nn.Module):

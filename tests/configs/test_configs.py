@@ -182,8 +182,11 @@ def test_base_has_every_field_of_the_parts_of_an_objective():
 
 def test_base_has_every_field_of_networks_and_optimizers():
     config = base.config()
-    from_data = {"image_size", "channels", "num_classes"}
-    assert set(config.model) - {"name"} | from_data == set(fields(models.NETWORKS["dit"]))
+    assert set(config.model) - {"name"} == set().union(
+        *(kind.fields for kind in models.NETWORKS.values())
+    )
+    dit = models.NETWORKS["dit"].fields
+    assert {name: config.model[name] for name in dit} == dit
     assert set(config.optimizer) | {"updates"} == set(fields(optimizer))
 
 

@@ -175,23 +175,21 @@ def test_every_field_reaches_the_path(name, monkeypatch):
 
 def test_every_field_reaches_the_network(monkeypatch):
     built = []
-    plain = models.NETWORKS["dit"]
+    kind = models.NETWORKS["dit"]
 
-    @wraps(plain)
-    def network(**fields):
-        built.append(fields)
+    @wraps(kind.build)
+    def network(shape, num_classes, **fields):
+        built.append((shape, num_classes, fields))
         return responsive()
 
-    monkeypatch.setitem(models.NETWORKS, "dit", network)
+    monkeypatch.setitem(models.NETWORKS, "dit", kind._replace(build=network))
     config = config_of("edm")
     config.data.update(image_size=12, channels=3, num_classes=7)
-    for field in config.model:
-        if field != "name":
-            value = config.model[field]
-            config.model[field] = f"other {value}" if isinstance(value, str) else changed(value)
+    for field in kind.fields:
+        value = config.model[field]
+        config.model[field] = f"other {value}" if isinstance(value, str) else changed(value)
     build_model(config)
-    fields = {name: value for name, value in config.model.items() if name != "name"}
-    assert built == [{**fields, "image_size": 12, "channels": 3, "num_classes": 7}]
+    assert built == [((12, 12, 3), 7, {name: config.model[name] for name in kind.fields})]
 
 
 def test_the_deviation_of_data_reaches_the_kind():
