@@ -119,10 +119,11 @@ def model() -> ConfigDict:
     return ConfigDict(
         {
             "name": "dit",  # dit; mlp, for points, or for images as points of as many numbers
-            # All networks.
-            "second_time": "none",  # none, time (s), interval (t - s), step_size (-log2(t - s))
-            "guidance_input": False,  # whether the network is told the guidance scale
-            "loss_weight": False,  # whether it learns the weight of its loss at each t
+            # All networks. The first three are what the method needs, unless they are given.
+            # none, time (s), interval (t - s), step_size (-log2(t - s))
+            "second_time": placeholder(str),
+            "guidance_input": placeholder(bool),  # whether the network is told the guidance scale
+            "loss_weight": placeholder(bool),  # whether it learns the weight of its loss at each t
             "time_scale": 1000.0,  # t is multiplied by it before the sinusoids
             "dtype": "float32",  # float32 or bfloat16 inside the network
             # dit

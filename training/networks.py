@@ -4,6 +4,8 @@ from ml_collections import ConfigDict
 
 from fewstep.models import NETWORKS
 from fewstep.models.network import Architecture, Network
+from fewstep.objectives import OBJECTIVES
+from fewstep.objectives.needs import needs_of
 from fewstep.training.construct import choose, construct
 
 Shape = tuple[int, ...]
@@ -29,10 +31,14 @@ def build_network(config: ConfigDict) -> Network:
 def written_out(config: ConfigDict) -> ConfigDict:
     """The config with all fields of its network in `model`, as a run records it.
 
-    A field that is None or missing is the network's own default. A None of another network's field
-    is left out. Raises ValueError for an unknown network.
+    A field that is None or missing is what the method needs (objectives/needs.py), else the
+    network's own default. A None of another network's field is left out. Raises ValueError for an
+    unknown network.
     """
     own = architecture(config).fields
+    method = choose(OBJECTIVES, config.objective.name, "objective.name")
+    needed = needs_of(method, config.objective)
+    own |= {name: value for name, value in needed.items() if name in own}
     config = config.copy_and_resolve_references()
     model = config.model
     with model.unlocked():

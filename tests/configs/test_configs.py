@@ -23,6 +23,7 @@ from fewstep.models.dit import SIZES, Size
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.distances import DISTANCES
 from fewstep.objectives.divergences import DIVERGENCES
+from fewstep.objectives.needs import NOTHING
 from fewstep.parts import Entry, Part, RunLength, declared
 from fewstep.samplers import SOLVERS
 from fewstep.training.experiment import build, debugged
@@ -186,7 +187,7 @@ def test_base_has_every_field_of_networks_and_optimizers():
         *(kind.fields for kind in models.NETWORKS.values())
     )
     dit = models.NETWORKS["dit"].fields
-    assert {name: config.model[name] for name in dit} == dit
+    assert {name: config.model[name] for name in dit} == dit | dict.fromkeys(NOTHING)
     assert set(config.optimizer) | {"updates"} == set(fields(optimizer))
 
 
