@@ -181,7 +181,7 @@ def sampling(asked: argparse.Namespace) -> Iterator[Row]:
     """FLOPs of samplers of flow matching over those of as many single steps."""
     config = config_of(CASES[BASELINE], asked.size, asked.batch_size, **{"model.scan": True})
     experiment, mesh = build(config), mesh_of(1, 1)
-    params = abstract_params(experiment, mesh)
+    params = abstract_params(experiment.model.network, mesh)
     rows = jax.ShapeDtypeStruct((asked.batch_size,), jnp.int32)
     single = 0.0
     for count in SAMPLING_STEPS:

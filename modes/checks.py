@@ -177,10 +177,11 @@ def network(job: NextJob) -> str:
     experiment, mesh, config = job.experiment, job.mesh, job.config.copy_and_resolve_references()
     if config.batch_size % mesh.size:
         config.batch_size = mesh.size  # the check of the batch says so
-    frozen = {n: abstract_params(experiment, mesh) for n in experiment.objective.frozen}
+    params = abstract_params(experiment.model.network, mesh)
+    frozen = dict.fromkeys(experiment.objective.frozen, params)
     unstarted = experiment._replace(objective=experiment.objective._replace(init_from={}))
     check_step(unstarted, config, mesh, frozen)
-    return f"{size(abstract_params(experiment, mesh))} parameters, a step can be traced"
+    return f"{size(params)} parameters, a step can be traced"
 
 
 def mesh(job: NextJob) -> str:
@@ -229,7 +230,8 @@ def earlier_run(job: NextJob) -> str:
 def disk(job: NextJob) -> str:
     """Room for the checkpoints that are kept, and one more while it is written."""
     objective = job.experiment.objective
-    frozen = {name: abstract_params(job.experiment, job.mesh) for name in objective.frozen}
+    teacher = abstract_params(job.experiment.model.network, job.mesh)
+    frozen = dict.fromkeys(objective.frozen, teacher)
     state = abstract_state(
         objective._replace(init_from={}), job.experiment.optimizers, 0, frozen, job.mesh
     )

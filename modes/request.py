@@ -354,7 +354,8 @@ def load_run(request: Request) -> Run:
     mesh = make_mesh()
     if config.evaluate.batch_size % mesh.size:
         config.evaluate.batch_size = -(-config.evaluate.batch_size // mesh.size) * mesh.size
-    abstract = abstract_params(experiment, mesh)
+    generator = experiment.objective.players[experiment.objective.generator]
+    abstract = abstract_params(generator.network, mesh)
     name = experiment.sample_with
     params, step = restore.restore_network(path, name, abstract, request.checkpoint)
     return Run(config, experiment, mesh, params, step)

@@ -101,7 +101,7 @@ def consistency_distillation(
         guidance_range=guidance_range,
     )
     return Objective(
-        players={"network": Player(model.network.init, loss)},
+        players={"network": Player(model.network, loss)},
         followers=(
             {"target": Follower("network", constant_ema(target_decay))} if target_decay else {}
         ),

@@ -74,7 +74,7 @@ def consistency_training(
     )
     update = scheduled_ema(target_decay(curriculum, initial_decay))
     return Objective(
-        players={"network": Player(model.network.init, loss)},
+        players={"network": Player(model.network, loss)},
         followers={"target": Follower("network", update)} if initial_decay else {},
         sample=sampler(model, spacing, sample_times, curriculum=curriculum),
     )

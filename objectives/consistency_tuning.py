@@ -61,7 +61,7 @@ def consistency_tuning(
         weighting=weighting,
     )
     return Objective(
-        players={"network": Player(model.network.init, loss)},
+        players={"network": Player(model.network, loss)},
         followers={},
         sample=sampler(model, spacing or karras(path), sample_times),
     )

@@ -71,7 +71,7 @@ def denoising(
     check_decoding(model)
     loss = denoising_loss(model, time_sampler or uniform(model.path), label_dropout)
     return Objective(
-        players={"network": Player(model.network.init, loss)},
+        players={"network": Player(model.network, loss)},
         followers={},
         sample=sampler(model, solver or euler(), spacing or uniform_spacing(model.path)),
         guidance_scale=guidance_scale,

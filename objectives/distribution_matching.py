@@ -117,16 +117,16 @@ def distribution_matching(
     shared, players = points(model, optimised, time_sampler), {}
     if joint:
         shared = with_fake(shared, model, divergence)
-        players["fake_score"] = Player(model.network.init, joint_fake_score_loss(model))
+        players["fake_score"] = Player(model.network, joint_fake_score_loss(model))
     elif divergence.has_fake_score:
         loss = fake_score_loss(model, fake_time_sampler or log_normal(model.path))
-        players["fake_score"] = Player(model.network.init, loss)
+        players["fake_score"] = Player(model.network, loss)
     loss = generator_loss(model, divergence, normalize, guidance_scale)
     if regression_weight > 0.0:
         loss = with_regression(
             loss, optimised, regression_weight, regression_distance or squared_l2()
         )
-    players["generator"] = Player(optimised.init, loss, every=fake_score_updates)
+    players["generator"] = Player(optimised.network, loss, every=fake_score_updates)
     return Objective(
         players=players,
         followers={},

@@ -301,7 +301,7 @@ def shortcut(
     )
     update = warmed_ema(target_decay) if target_warmup else constant_ema(target_decay)
     return Objective(
-        players={"network": Player(model.network.init, loss)},
+        players={"network": Player(model.network, loss)},
         followers={"target": Follower("network", update)},
         sample=sampler(model, max_steps, guidance_scale),
         guidance_scale=guidance_scale,

@@ -85,7 +85,7 @@ def test_every_config_s_step_fits_its_data(file, method, no_blocks):
     config = debugged(config_of(file, method))
     experiment = build(config)
     objective, optimizers = experiment.objective, experiment.optimizers
-    init = objective.players[objective.generator].init
+    init = objective.players[objective.generator].network.init
     frozen = jax.eval_shape(lambda: {name: init(jax.random.key(0)) for name in objective.frozen})
     state = jax.eval_shape(lambda f: initial_state(objective, optimizers, 0, f), frozen)
     step = train_step(objective, optimizers, 0)
@@ -99,7 +99,7 @@ def test_every_config_builds_at_full_size_and_samples(file, method):
     config = config_of(file, method)
     experiment = build(config)
     objective = experiment.objective
-    shapes = jax.eval_shape(objective.players[objective.generator].init, jax.random.key(0))
+    shapes = jax.eval_shape(objective.players[objective.generator].network.init, jax.random.key(0))
     eps = jax.ShapeDtypeStruct((2, *experiment.image_shape), jnp.float32)
     condition = {"label": jax.ShapeDtypeStruct((2,), jnp.int32)}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0)))

@@ -197,10 +197,10 @@ def networks_of(objective, model):
     """Parameters of players, followers and teachers, all different."""
     params = {}
     for name in (*objective.players, *objective.followers, *objective.frozen):
-        init = objective.players[name].init if name in objective.players else model.network.init
+        network = objective.players[name].network if name in objective.players else model.network
         by = zlib.crc32(name.encode()) / 2**32
         params[name] = jax.tree.map(
-            lambda leaf, by=by: (1.0 + 0.5 * by) * leaf + 0.2 * by, init(KEY)
+            lambda leaf, by=by: (1.0 + 0.5 * by) * leaf + 0.2 * by, network.init(KEY)
         )
     return params
 

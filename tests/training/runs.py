@@ -36,7 +36,7 @@ def small_experiment(method="shortcut", **fields):
 
 def untrained_teacher(experiment, seed=7):
     """Initial parameters of the network in the place of every teacher that the losses read."""
-    init = experiment.objective.players[experiment.objective.generator].init
+    init = experiment.model.network.init
     return {name: jax.jit(init)(jax.random.key(seed)) for name in experiment.objective.frozen}
 
 

@@ -93,10 +93,9 @@ def network_evaluations(config: ConfigDict, experiment: Experiment) -> float:
 def shapes(experiment: Experiment) -> dict[str, Shapes]:
     """Shapes of every network that a loss reads, by name."""
     objective = experiment.objective
-    players = {name: player.init for name, player in objective.players.items()}
-    generator = players[objective.generator]
-    found = {name: jax.eval_shape(init, jax.random.key(0)) for name, init in players.items()}
-    found |= dict.fromkeys(objective.frozen, jax.eval_shape(generator, jax.random.key(0)))
+    networks = {name: player.network for name, player in objective.players.items()}
+    networks |= dict.fromkeys(objective.frozen, experiment.model.network)
+    found = {name: jax.eval_shape(n.init, jax.random.key(0)) for name, n in networks.items()}
     for name, follower in objective.followers.items():
         found[name] = found[follower.source]
     return found
