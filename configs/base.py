@@ -42,7 +42,8 @@ def config() -> ConfigDict:
             },
             "objective": {},
             "optimizer": optimizer(),
-            # Fields of `optimizer` that differ for one player: {"fake_score": {"b1": 0.0}}
+            # Fields of `optimizer` that differ for one player: {"fake_score": {"b1": 0.0}}, or for
+            # a head of its network: {"fake_score": {"heads": {"discriminator": {"b1": 0.0}}}}
             "player_optimizers": {},
             "ema": {
                 "decays": (0.999,),  # one average per decay, named ema_DECAY

@@ -29,6 +29,8 @@ from fewstep.models.layers import (
 )
 from fewstep.models.network import (
     DTYPES,
+    HIDDEN,
+    SOWN,
     STACKED,
     Architecture,
     Array,
@@ -106,6 +108,7 @@ def dit(
     scan: loop over the blocks, which is compiled once for all of them. Their parameters are then
         stacked, [depth, ...] in "blocks" instead of "block_0", "block_1", ...
 
+    Hidden features are the tokens [B, N, D] after each block, "block_0" and so on, with scan too.
     Raises ValueError for a field out of its range.
     """
     check_integers(1, patch_size=patch_size)
@@ -130,7 +133,8 @@ def dit(
     )
     training = module.clone(dropout=dropout) if dropout > 0.0 else None
     weight = LossWeight(time_scale) if loss_weight else None
-    built = network(module, module.shape, training=training, weight=weight)
+    hidden = tuple(f"block_{index}" for index in range(SIZES[size].depth))
+    built = network(module, module.shape, training=training, weight=weight, hidden=hidden)
     return built._replace(
         second_time=second_time,
         guidance_input=guidance_input,
@@ -197,25 +201,39 @@ class Transformer(nn.Module):
         if self.scan and not self.is_initializing():
             kind = nn.map_variables(kind, "params", trans_in_fn=on_every_device)
         block = partial(kind, heads, self.dtype, self.attention, self.dropout, self.adaln_zero)
+        hidden = {}
         if self.scan:
-            tokens = scanned(block(name=STACKED), depth, tokens, c)
+            keep = self.is_mutable_collection(SOWN)
+            tokens, outputs = scanned(block(name=STACKED), depth, tokens, c, keep)
+            hidden = {f"block_{index}": outputs[index] for index in range(depth)} if keep else {}
         else:
             for index in range(depth):
-                tokens = block(name=f"block_{index}")(tokens, c)
+                tokens = hidden[f"block_{index}"] = block(name=f"block_{index}")(tokens, c)
+        self.sow(SOWN, HIDDEN, hidden)
         tokens = FinalLayer(patches.shape[-1], name="final")(tokens, c)
         return unpatchify(tokens, self.shape, self.patch_size)
 
 
-def scanned(block: nn.Module, depth: int, tokens: Array, c: Array) -> Array:
-    """`depth` blocks in turn: parameters stacked, each with an initial draw and dropout alone."""
+def scanned(
+    block: nn.Module, depth: int, tokens: Array, c: Array, keep: bool
+) -> tuple[Array, Array | None]:
+    """`depth` blocks in turn: parameters stacked, each with an initial draw and dropout alone.
+
+    Returns the tokens after the last, and if `keep` those after each, [depth, B, N, D].
+    """
+
+    def layer(block: nn.Module, tokens: Array, c: Array) -> tuple[Array, Array | None]:
+        tokens = block(split_rows(tokens), c)
+        return tokens, tokens if keep else None
+
     layers = nn.scan(
-        lambda block, tokens, c: (block(split_rows(tokens), c), None),
+        layer,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=depth,
     )
-    return layers(block, tokens, c)[0]
+    return layers(block, tokens, c)
 
 
 def on_every_device(params: Params) -> Params:

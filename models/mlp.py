@@ -18,6 +18,8 @@ from fewstep.models.conditioning import Conditioning, LossWeight, Scalar, scalar
 from fewstep.models.layers import linear
 from fewstep.models.network import (
     DTYPES,
+    HIDDEN,
+    SOWN,
     Architecture,
     Array,
     Condition,
@@ -50,6 +52,7 @@ def mlp(
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, conditioning and output are float32.
 
+    Hidden features are the units [B, width] after each block, "block_0" and so on.
     Raises ValueError for a field out of its range.
     """
     check_integers(1, dimension=math.prod(shape), width=width, depth=depth)
@@ -58,7 +61,8 @@ def mlp(
     scalars = scalar_inputs(second_time, guidance_input, time_scale)
     weight = LossWeight(time_scale) if loss_weight else None
     module = Perceptron(width, depth, num_classes, scalars, dtype)
-    built = network(module, tuple(shape), weight=weight)
+    hidden = tuple(f"block_{index}" for index in range(depth))
+    built = network(module, tuple(shape), weight=weight, hidden=hidden)
     return built._replace(second_time=second_time, guidance_input=guidance_input)
 
 
@@ -98,8 +102,10 @@ class Perceptron(nn.Module):
         )
         points = x.reshape(x.shape[0], -1)
         h = linear(self.width, "input")(points.astype(jnp.float32))
+        hidden = {}
         for index in range(self.depth):
-            h = PointBlock(self.dtype, name=f"block_{index}")(h, c)
+            h = hidden[f"block_{index}"] = PointBlock(self.dtype, name=f"block_{index}")(h, c)
+        self.sow(SOWN, HIDDEN, hidden)
         return linear(points.shape[-1], "output", zero=True)(nn.silu(h)).reshape(x.shape)
 
 

@@ -18,7 +18,12 @@ from fewstep.training.construct import Run, choose, construct, construct_with_pa
 from fewstep.training.networks import build_network, image_shape, shrunk, written_out
 from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
 from fewstep.training.sharding import spread
-from fewstep.training.storage.fields import is_finite
+from fewstep.training.storage.fields import HEADS, OPTIMIZER, is_finite
+
+# Fields of an optimizer that are entries of tables.
+TABLES = {"name": OPTIMIZERS, "schedule": SCHEDULES}
+# Fields of an optimizer that a head may have of its own; spikes are those of the whole player.
+OF_HEADS = [field for field in OPTIMIZER if not field.startswith("spike")]
 
 
 class Experiment(NamedTuple):
@@ -209,10 +214,27 @@ def with_sampled(config: ConfigDict, run: str, name: str, asked_by: str) -> Conf
 
 def optimizer_fields(config: ConfigDict, player: str) -> dict[str, Any]:
     """The fields of a player's optimizer: config.optimizer with its player_optimizers on top."""
-    own = config.player_optimizers.get(player, {})
+    own = {**config.player_optimizers.get(player, {})}
+    own.pop(HEADS, None)
     for field in own:
         choose(config.optimizer, field, f"player_optimizers.{player}")
     return {**config.optimizer, **own}
+
+
+def head_fields(config: ConfigDict, player: str, network: Network) -> dict[str, dict[str, Any]]:
+    """The fields in which the heads of a player's network have optimizers of their own, by head.
+
+    Raises ValueError for a head or a field that does not exist.
+    """
+    heads = config.player_optimizers.get(player, {}).get(HEADS, {})
+    table = {head.name: head for head in network.heads}
+    for head, own in heads.items():
+        choose(table, head, f"player_optimizers.{player}.{HEADS}")
+        for field in own:
+            choose(dict.fromkeys(OF_HEADS), field, f"player_optimizers.{player}.{HEADS}.{head}")
+            if field in TABLES:
+                choose(TABLES[field], own[field], f"optimizer.{field}")
+    return {head: {**own} for head, own in heads.items()}
 
 
 def build_optimizers(config: ConfigDict, objective: Objective) -> dict[str, Optimizer]:
@@ -222,7 +244,11 @@ def build_optimizers(config: ConfigDict, objective: Objective) -> dict[str, Opti
     optimizers = {}
     for name, player in objective.players.items():
         fields = optimizer_fields(config, name)
-        choose(OPTIMIZERS, fields["name"], "optimizer.name")
-        choose(SCHEDULES, fields["schedule"], "optimizer.schedule")
-        optimizers[name] = optimizer(**fields, updates=-(-config.steps // player.every))
+        for field, table in TABLES.items():
+            choose(table, fields[field], f"optimizer.{field}")
+        optimizers[name] = optimizer(
+            **fields,
+            updates=-(-config.steps // player.every),
+            heads=head_fields(config, name, player.network),
+        )
     return optimizers

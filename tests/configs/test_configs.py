@@ -188,7 +188,7 @@ def test_base_has_every_field_of_networks_and_optimizers():
     )
     dit = models.NETWORKS["dit"].fields
     assert {name: config.model[name] for name in dit} == dit | dict.fromkeys(NOTHING)
-    assert set(config.optimizer) | {"updates"} == set(fields(optimizer))
+    assert set(config.optimizer) | {"updates", "heads"} == set(fields(optimizer))
 
 
 def test_a_part_of_another_name_forgets_the_file_s_fields_but_not_the_given_ones():

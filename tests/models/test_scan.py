@@ -84,7 +84,7 @@ def test_layers_drop_different_units():
         def __call__(self, x, c):
             return x + nn.Dropout(0.5, deterministic=False)(jnp.ones_like(x))
 
-    layers = nn.apply(lambda block, x: scanned(block, 8, x, x), Dropped())
+    layers = nn.apply(lambda block, x: scanned(block, 8, x, x, keep=False)[0], Dropped())
     kept = layers({}, jnp.zeros(256), rngs={"dropout": jax.random.key(0)}) / 2.0
     # Of 8 layers 4 are kept in the mean; with one mask for all it would be none or all.
     assert np.mean(kept) == pytest.approx(4.0, abs=0.5)

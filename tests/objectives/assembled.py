@@ -24,6 +24,7 @@ from fewstep.objectives.consistency import WEIGHTINGS
 from fewstep.objectives.distances import huber, norm, pseudo_huber
 from fewstep.objectives.divergences import integral_kl, score_distillation, score_identity
 from fewstep.objectives.generators import particles
+from fewstep.objectives.needs import needs_of
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.ode import STEPS
 from tests.training.runs import random_batch
@@ -148,11 +149,7 @@ def assemble(case, wrap=lambda network: network, **changed):
     name, _ = CASES[case]
     fields = {field: value_of(case, field) for field in fields_of(case)} | changed
     path, kind = MODELS.get(name, ("linear", "velocity"))
-    network = responsive(
-        second_time="step_size" if name == "shortcut" else "none",
-        guidance_input=bool(fields.get("guidance_range")),
-        loss_weight=bool(fields.get("adaptive_weight")),
-    )
+    network = responsive(**needs_of(OBJECTIVES[name], fields))
     model = Model(wrap(network), PATHS[path](), KINDS[kind])
     fields = {k: v.on(model) if isinstance(v, Given) else v for k, v in fields.items()}
     objective = OBJECTIVES[name](model, **fields)

@@ -32,12 +32,14 @@ def die(number=signal.SIGKILL):
 
 def small_network(config):
     """A network of nine numbers with the inputs that the method needs."""
-    size = config.data.image_size
+    from fewstep.training.networks import written_out
+
+    size, fields = config.data.image_size, written_out(config).model
     return affine()._replace(
         shape=(size, size, config.data.channels),
-        second_time=config.model.second_time,
-        guidance_input=config.model.guidance_input,
-        log_weight=(lambda params, t: params["c"] * t) if config.model.loss_weight else None,
+        second_time=fields.second_time,
+        guidance_input=fields.guidance_input,
+        log_weight=(lambda params, t: params["c"] * t) if fields.loss_weight else None,
     )
 
 
@@ -65,12 +67,11 @@ def train_small(
     from fewstep.training.cluster.preemption import Preempted, Preemption
     from fewstep.training.experiment import build
     from fewstep.training.loop import Schedule, train
-    from fewstep.training.networks import written_out
     from fewstep.training.sharding import make_mesh
     from fewstep.training.sources import abstract_batch
     from fewstep.training.storage import checkpoint
 
-    config = written_out(small_config(method, steps=STEPS, **fields))
+    config = small_config(method, steps=STEPS, **fields)
     experiment = build(config, small_network(config))
     experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
     teacher = jax.tree.map(lambda leaf: 0.5 * leaf, affine().init(None))

@@ -127,7 +127,7 @@ NETWORK = {
     "scan": SWITCH,
 }
 # Every field of configs/base.py by its dotted name, but those of an objective (OBJECTIVE_FIELDS)
-# and of player_optimizers, whose fields are those of OPTIMIZER.
+# and of player_optimizers, whose fields, and those of its heads, are those of OPTIMIZER.
 FIELDS = {
     "method": TEXT,
     "seed": whole(0, LARGEST_SEED),
@@ -227,6 +227,7 @@ OBJECTIVE_FIELDS = {
 }
 REQUIRED = ("name", "label_dropout", "guidance_range")
 OBJECTIVE, PLAYERS = "objective", "player_optimizers"
+HEADS = "heads"  # of a player: a group of groups of fields of optimizers
 # Groups of fields of any objective, as its functions declare them.
 OBJECTIVE_PARTS = {name for method in OBJECTIVES.values() for name in groups(method, OBJECTIVE)}
 # Groups of fields.
@@ -267,7 +268,9 @@ def range_of(name: str) -> Range | None:
         # None is the default of the function that takes it.
         return known if known is None or last in REQUIRED else optional(known)
     if group == PLAYERS and rest:
-        player, _, field = rest.partition(".")
+        field = rest.partition(".")[2]
+        if field == HEADS or field.startswith(f"{HEADS}."):
+            field = ".".join(field.split(".")[2:])
         return OPTIMIZER.get(field) if field else PART
     return PART if name in PARTS else FIELDS.get(name)
 
