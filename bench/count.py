@@ -185,7 +185,7 @@ def sampling_rows(asked: argparse.Namespace) -> Iterator[Row]:
     """Rows with FLOPs of flow matching's sampler, relative to as many single steps."""
     config = case_config(CASES[BASELINE], asked.size, asked.batch_size, **{"model.scan": True})
     experiment, mesh = build(config), mesh_of(1, 1)
-    params = abstract_params(experiment, mesh)
+    params = abstract_params(experiment.model.network, mesh)
     rows = jax.ShapeDtypeStruct((asked.batch_size,), jnp.int32)
     single = 0.0
     for count in SAMPLING_STEPS:

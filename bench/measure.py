@@ -55,8 +55,8 @@ def measure_training(
     mesh = make_mesh()
     experiment = build_on(config, mesh)
     objective = experiment.objective._replace(init_from={})
-    abstract = abstract_params(experiment, mesh)
-    init = objective.players[objective.generator].init
+    abstract = abstract_params(experiment.model.network, mesh)
+    init = experiment.model.network.init
     teacher = jax.jit(init, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))
     frozen = {name: teacher(jax.random.key(1)) for name in objective.frozen}
     state = create_state(objective, experiment.optimizers, config.seed, frozen, mesh)

@@ -2,8 +2,8 @@
 
     config = methods.choose(base.config(), "cd")
 
-A method sets its paper's path, prediction, network inputs and objective on top of configs/base.py
-and configs/objectives.py. A config file then sets what its data need.
+A method sets its paper's path, prediction and objective on top of configs/base.py and
+configs/objectives.py. A config file then sets what its data need.
 
 Optimizers are the config file's business, with one exception: one-step generators use Adam with
 b1 = 0, as SiD does. DMD2's EDM code differs: AdamW with betas 0.9 and 0.999, a weight decay of 0.01
@@ -63,7 +63,6 @@ def trigflow_model(config: ConfigDict) -> None:
 def shortcut(config: ConfigDict) -> None:
     """Shortcut models (Frans et al. 2024)."""
     config.objective = objectives.shortcut()
-    config.model.second_time = "step_size"
 
 
 def edm_model(config: ConfigDict) -> None:
@@ -110,7 +109,6 @@ def sct(config: ConfigDict) -> None:
     config.objective = objectives.continuous_training()
     config.evaluate.steps = FEW_STEPS
     trigflow_model(config)
-    config.model.loss_weight = True
 
 
 def scd(config: ConfigDict) -> None:
@@ -129,7 +127,6 @@ def lcm(config: ConfigDict) -> None:
     config.evaluate.steps = FEW_STEPS
     config.path.name = "vp_ddpm"
     config.prediction.kind = "v"
-    config.model.guidance_input = True
     config.objective.curriculum.points = 1000
     config.objective.spacing.name = "uniform"
     config.objective.skip = 20
@@ -231,7 +228,7 @@ TEACHERS = {
 
 
 def choose(config: ConfigDict, method: str) -> ConfigDict:
-    """Set a method's objective, path, prediction and network inputs. Raises ValueError."""
+    """Set a method's objective, path and prediction. Raises ValueError."""
     if method not in METHODS:
         raise ValueError(unknown_choice("method", method, METHODS))
     config.method = method

@@ -9,7 +9,7 @@ time and a guidance scale can be embedded and added, with parameters that otherw
 
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,7 +29,10 @@ from fewstep.models.layers import (
 )
 from fewstep.models.network import (
     DTYPES,
+    HIDDEN,
+    SOWN,
     STACKED,
+    Architecture,
     Array,
     Condition,
     Network,
@@ -63,12 +66,11 @@ SIZES: dict[str, Size] = {
 
 
 def dit(
+    shape: tuple[int, ...],
+    num_classes: int = 0,
     *,
-    image_size: int,
-    channels: int,
     size: str = "B",
     patch_size: int = 2,
-    num_classes: int = 0,
     second_time: str = "none",
     guidance_input: bool = False,
     loss_weight: bool = False,
@@ -80,10 +82,11 @@ def dit(
     remat: bool = False,
     scan: bool = False,
 ) -> Network:
-    """A DiT on square images [B, image_size, image_size, channels].
+    """A DiT on square images.
 
-    size: a key of SIZES. patch_size: side of a patch, in pixels; it divides image_size.
+    shape: (side, side, channels) of an image.
     num_classes: 0 for a network that reads no label.
+    size: a key of SIZES. patch_size: side of a patch, in pixels; it divides the side of the image.
     second_time: what is embedded beside t: "none", "time" (s), "interval" (t - s) or "step_size"
         (-log2(t - s), floored at t - s = 2^-12, not multiplied by time_scale).
     guidance_input: whether condition["guidance_scale"] is read and embedded, at first without
@@ -105,18 +108,19 @@ def dit(
     scan: loop over the blocks, which is compiled once for all of them. Their parameters are then
         stacked, [depth, ...] in "blocks" instead of "block_0", "block_1", ...
 
+    Hidden features are the tokens [B, N, D] after each block, "block_0" and so on, with scan too.
     Raises ValueError for a field out of its range.
     """
-    check_integers(1, image_size=image_size, channels=channels, patch_size=patch_size)
+    check_integers(1, patch_size=patch_size)
     check_integers(0, num_classes=num_classes)
     check_choice("size", size, SIZES)
     check_choice("dtype", dtype, DTYPES)
     check_choice("attention", attention, ATTENTIONS)
-    check_geometry(image_size, patch_size, SIZES[size])
+    check_geometry(shape, patch_size, SIZES[size])
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout={dropout!r} must be in [0, 1).")
     module = Transformer(
-        shape=(image_size, image_size, channels),
+        shape=tuple(shape),
         size=SIZES[size],
         patch_size=patch_size,
         num_classes=num_classes,
@@ -129,25 +133,43 @@ def dit(
     )
     training = module.clone(dropout=dropout) if dropout > 0.0 else None
     weight = LossWeight(time_scale) if loss_weight else None
-    built = network(module, module.shape, training=training, weight=weight)
+    hidden = tuple(f"block_{index}" for index in range(SIZES[size].depth))
+    built = network(module, module.shape, training=training, weight=weight, hidden=hidden)
     return built._replace(
         second_time=second_time,
         guidance_input=guidance_input,
         # Fused kernels need all tokens, and JAX one mesh for all of a program that has such.
-        lines=image_size // patch_size if module.attention == "xla" else 1,
+        lines=shape[0] // patch_size if module.attention == "xla" else 1,
     )
 
 
-def check_geometry(image_size: int, patch_size: int, size: Size) -> None:
+def check_geometry(shape: tuple[int, ...], patch_size: int, size: Size) -> None:
     """Raises ValueError unless patches tile the image and heads and positions divide the width."""
-    if image_size % patch_size:
+    if len(shape) != 3 or shape[0] != shape[1] or min(shape) < 1:
+        raise ValueError(f"a DiT takes square images [side, side, channels], not {list(shape)}.")
+    if shape[0] % patch_size:
         raise ValueError(
-            f"patch_size={patch_size} does not divide image_size={image_size}; choose a divisor."
+            f"patch_size={patch_size} does not divide image_size={shape[0]}; choose a divisor."
         )
     if size.width % size.heads:
         raise ValueError(f"size: {size.heads} heads do not divide the width {size.width}.")
     if size.width % 4:
         raise ValueError(f"size: the 2-D positions need a width divisible by 4, not {size.width}.")
+
+
+def shrink(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """The smallest size, and patches that make at most 8 x 8 tokens."""
+    side, patch = shape[0], fields["patch_size"]
+    patches = [p for p in range(patch, side + 1) if side % p == 0 and side // p <= 8]
+    return {"size": next(iter(SIZES)), "patch_size": min(patches, default=side)}
+
+
+def title(fields: Mapping[str, Any]) -> str:
+    """The published spelling of size and patch size."""
+    return f"dit {fields['size']}/{fields['patch_size']}"
+
+
+DIT = Architecture(dit, shrink, title)
 
 
 class Transformer(nn.Module):
@@ -179,25 +201,39 @@ class Transformer(nn.Module):
         if self.scan and not self.is_initializing():
             kind = nn.map_variables(kind, "params", trans_in_fn=on_every_device)
         block = partial(kind, heads, self.dtype, self.attention, self.dropout, self.adaln_zero)
+        hidden = {}
         if self.scan:
-            tokens = scanned(block(name=STACKED), depth, tokens, c)
+            keep = self.is_mutable_collection(SOWN)
+            tokens, outputs = scanned(block(name=STACKED), depth, tokens, c, keep)
+            hidden = {f"block_{index}": outputs[index] for index in range(depth)} if keep else {}
         else:
             for index in range(depth):
-                tokens = block(name=f"block_{index}")(tokens, c)
+                tokens = hidden[f"block_{index}"] = block(name=f"block_{index}")(tokens, c)
+        self.sow(SOWN, HIDDEN, hidden)
         tokens = FinalLayer(patches.shape[-1], name="final")(tokens, c)
         return unpatchify(tokens, self.shape, self.patch_size)
 
 
-def scanned(block: nn.Module, depth: int, tokens: Array, c: Array) -> Array:
-    """`depth` blocks in turn: parameters stacked, each with an initial draw and dropout alone."""
+def scanned(
+    block: nn.Module, depth: int, tokens: Array, c: Array, keep: bool
+) -> tuple[Array, Array | None]:
+    """`depth` blocks in turn: parameters stacked, each with an initial draw and dropout alone.
+
+    Returns the tokens after the last, and if `keep` those after each, [depth, B, N, D].
+    """
+
+    def layer(block: nn.Module, tokens: Array, c: Array) -> tuple[Array, Array | None]:
+        tokens = block(split_rows(tokens), c)
+        return tokens, tokens if keep else None
+
     layers = nn.scan(
-        lambda block, tokens, c: (block(split_rows(tokens), c), None),
+        layer,
         variable_axes={"params": 0},
         split_rngs={"params": True, "dropout": True},
         in_axes=nn.broadcast,
         length=depth,
     )
-    return layers(block, tokens, c)[0]
+    return layers(block, tokens, c)
 
 
 def on_every_device(params: Params) -> Params:

@@ -1,5 +1,6 @@
 """A network on a path: what it is given at (x_t, t), and what its output stands for."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -34,9 +35,26 @@ class Model(NamedTuple):
         x_t: [B, ...]; t, s: [B] in the path's time, s <= t. The network sees c_in x_t, clock(t) and
         clock(s).
         """
+        inputs = self.inputs(x_t, t, s)
+        return self.network.apply(params, *inputs, condition, train=train, rng=rng)
+
+    def inputs(self, x_t: Array, t: Array, s: Array) -> tuple[Array, Array, Array]:
+        """What the network sees of x_t, t and s."""
         c_in = self.kind.c_in(coefficients(self.path, t, x_t))
-        times = self.path.clock(t), self.path.clock(s)
-        return self.network.apply(params, c_in * x_t, *times, condition, train=train, rng=rng)
+        return c_in * x_t, self.path.clock(t), self.path.clock(s)
+
+    def features(
+        self,
+        params: Params,
+        x_t: Array,
+        t: Array,
+        s: Array,
+        condition: Condition,
+        names: Sequence[str],
+        **mode: Any,
+    ) -> tuple[Array, dict[str, Array]]:
+        """The output of `predict`, and the network's hidden features of these names."""
+        return self.network.features(params, *self.inputs(x_t, t, s), condition, names, **mode)
 
     def endpoints(
         self,

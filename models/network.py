@@ -5,6 +5,7 @@ architecture therefore serves trained, averaged and frozen parameters alike, and
 inputs (`jax.jvp`) or in the parameters (`jax.grad`), in any order, act on `apply`.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -22,6 +23,21 @@ Condition = Mapping[str, Array]
 DTYPES = ("float32", "bfloat16")  # of the matrix products inside a network
 # Name of the part of the parameters that has equal layers stacked on a first axis, for a loop.
 STACKED = "blocks"
+# Linen's collection of what a module sows, and the name of its hidden features there.
+SOWN, HIDDEN = "intermediates", "hidden"
+
+
+class Head(NamedTuple):
+    """A module beside a network, which reads its hidden features (models/heads.py).
+
+    name: its entry in the network's parameters.
+    reads: names of the features that it reads.
+    apply: (parameters of the network, hidden features by name) -> what the head says, [B, ...].
+    """
+
+    name: str
+    reads: tuple[str, ...]
+    apply: Callable[[Params, Mapping[str, Array]], Array]
 
 
 class Network(NamedTuple):
@@ -38,6 +54,11 @@ class Network(NamedTuple):
     log_weight: (params, t: [B]) -> [B], the learned log-weight of a loss at t, or None.
     shape: of one example x, without the batch.
     lines: of tokens in an example, which devices can share out; 1 if they cannot.
+    hidden: names of its hidden features, from the input to the output.
+    features: `features(params, x, t, s, condition, names, *, train=False, rng=None)` -> the output
+        of `apply`, and the hidden features of these names, {name: [B, ...]}, of one evaluation.
+        Raises ValueError as `apply` does, and for a name that is not in `hidden`.
+    heads: those that were put beside it.
     """
 
     init: Callable[[Key], Params]
@@ -47,6 +68,13 @@ class Network(NamedTuple):
     log_weight: Callable[[Params, Array], Array] | None = None
     shape: tuple[int, ...] = ()
     lines: int = 1
+    hidden: tuple[str, ...] = ()
+    features: Callable[..., tuple[Array, dict[str, Array]]] | None = None
+    heads: tuple[Head, ...] = ()
+
+    def head(self, name: str) -> Head:
+        """The head of that name. Raises KeyError."""
+        return {head.name: head for head in self.heads}[name]
 
 
 def network(
@@ -55,12 +83,14 @@ def network(
     *,
     training: nn.Module | None = None,
     weight: nn.Module | None = None,
+    hidden: tuple[str, ...] = (),
 ) -> Network:
     """The network of a Linen module that is called as `module(x, t, s, condition)`.
 
     shape: of one example, without the batch.
     training: the module with dropout, for `train=True`; without it both modes are alike.
     weight: a module t -> [B] whose parameters live beside the network's, as "loss_weight".
+    hidden: the keys of a dict of features that the module sows as HIDDEN.
     """
 
     def init(key: Key) -> Params:
@@ -74,24 +104,72 @@ def network(
     def log_weight(params: Params, t: Array) -> Array:
         return weight.apply({"params": params["loss_weight"]}, t)
 
-    def apply(
+    def evaluate(
         params: Params,
         x: Array,
         t: Array,
         s: Array,
         condition: Condition,
-        *,
+        mutable: Any,
         train: bool = False,
         rng: Key | None = None,
-    ) -> Array:
+    ) -> Any:
         check_inputs(x, t, s, shape)
         if not train or training is None:
-            return module.apply({"params": params}, x, t, s, condition)
+            return module.apply({"params": params}, x, t, s, condition, mutable=mutable)
         if rng is None:
             raise ValueError("rng is missing: with train=True, dropout needs a key.")
-        return training.apply({"params": params}, x, t, s, condition, rngs={"dropout": rng})
+        rngs = {"dropout": rng}
+        return training.apply({"params": params}, x, t, s, condition, rngs=rngs, mutable=mutable)
 
-    return Network(init, apply, log_weight=None if weight is None else log_weight, shape=shape)
+    def apply(
+        params: Params, x: Array, t: Array, s: Array, condition: Condition, **mode: Any
+    ) -> Array:
+        return evaluate(params, x, t, s, condition, False, **mode)
+
+    def features(
+        params: Params,
+        x: Array,
+        t: Array,
+        s: Array,
+        condition: Condition,
+        names: Iterable[str],
+        **mode: Any,
+    ) -> tuple[Array, dict[str, Array]]:
+        for name in names:
+            check_choice("feature", name, hidden)
+        output, sown = evaluate(params, x, t, s, condition, [SOWN], **mode)
+        return output, {name: sown[SOWN][HIDDEN][0][name] for name in names}
+
+    return Network(
+        init,
+        apply,
+        log_weight=None if weight is None else log_weight,
+        shape=shape,
+        hidden=hidden,
+        features=features,
+    )
+
+
+class Architecture(NamedTuple):
+    """A kind of network, as an entry of the table of networks.
+
+    build: `build(shape, num_classes, **fields)` -> Network, for examples x of that shape. Its
+        arguments after these two, which have defaults, are the fields of the config's `model`.
+        Raises ValueError for a field out of its range, and for a shape that it cannot take.
+    shrink: (fields, shape) -> those fields that make the network tiny, for a run of a minute.
+    title: fields -> what people call a network of these fields: "dit B/2".
+    """
+
+    build: Callable[..., Network]
+    shrink: Callable[[Mapping[str, Any], tuple[int, ...]], Mapping[str, Any]]
+    title: Callable[[Mapping[str, Any]], str]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of the config's `model` with their defaults."""
+        parameters = list(inspect.signature(self.build).parameters.values())
+        return {parameter.name: parameter.default for parameter in parameters[2:]}
 
 
 def check_inputs(x: Array, t: Array, s: Array, shape: tuple[int, ...]) -> None:

@@ -33,7 +33,7 @@ from fewstep.modes.request import (
 )
 from fewstep.training.cluster.processes import VISIBLE, time_limit
 from fewstep.training.cost.sizes import element_count, tree_bytes
-from fewstep.training.experiment import Experiment, build, debugged
+from fewstep.training.experiment import Experiment, as_it_runs, build
 from fewstep.training.labels import training_counts
 from fewstep.training.loop import abstract_state
 from fewstep.training.sharding import (
@@ -106,7 +106,7 @@ class NextJob:
         config = with_teachers_images(self.asked) if self.asked.teacher else self.asked
         if not config.data.image_size or config.data.num_classes < 0:
             read_dataset(self.asked)  # says how to get it
-        return debugged(config) if config.debug else config
+        return as_it_runs(config)
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -176,10 +176,11 @@ def network(job: NextJob) -> str:
     experiment, mesh, config = job.experiment, job.mesh, job.config.copy_and_resolve_references()
     if config.batch_size % mesh.size:
         config.batch_size = mesh.size  # the check of the batch says so
-    frozen = {n: abstract_params(experiment, mesh) for n in experiment.objective.frozen}
+    params = abstract_params(experiment.model.network, mesh)
+    frozen = dict.fromkeys(experiment.objective.frozen, params)
     unstarted = experiment._replace(objective=experiment.objective._replace(init_from={}))
     check_step(unstarted, config, mesh, frozen)
-    return f"{element_count(abstract_params(experiment, mesh))} parameters, a step can be traced"
+    return f"{element_count(params)} parameters, a step can be traced"
 
 
 def mesh(job: NextJob) -> str:
@@ -228,7 +229,8 @@ def earlier_run(job: NextJob) -> str:
 def disk(job: NextJob) -> str:
     """Room for the checkpoints that are kept, and one more while it is written."""
     objective = job.experiment.objective
-    frozen = {name: abstract_params(job.experiment, job.mesh) for name in objective.frozen}
+    teacher = abstract_params(job.experiment.model.network, job.mesh)
+    frozen = dict.fromkeys(objective.frozen, teacher)
     state = abstract_state(
         objective._replace(init_from={}), job.experiment.optimizers, 0, frozen, job.mesh
     )

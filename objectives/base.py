@@ -14,6 +14,7 @@ from jax import Array
 
 from fewstep.diffusion.guidance import Condition
 from fewstep.diffusion.path import Path
+from fewstep.models.network import Network
 
 Key = Array
 Params = Any
@@ -42,7 +43,7 @@ LossFn = Callable[[Params, Mapping[str, Params], Batch, Key, Array], tuple[Array
 class Player(NamedTuple):
     """A network that is trained, with its own optimizer, updated when step % every == 0."""
 
-    init: Callable[[Key], Params]
+    network: Network
     loss: LossFn
     every: int = 1
 
@@ -92,6 +93,7 @@ class Objective(NamedTuple):
     guidance_scale: the scale at which it samples unless told otherwise.
     frozen: teachers that the losses read, loaded from a checkpoint, never saved again.
     init_from: {"network": "teacher"}: the players that start from a teacher if the run has one.
+        What a player has beside the teacher's parameters, such as a head, starts as its own.
     needs_teacher: whether the method is nothing without a teacher, be it frozen, or what makes its
         pairs, or where it must start.
     denoises: whether the generator predicts data and noise at every time, and so can teach.

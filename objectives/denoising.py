@@ -29,7 +29,7 @@ from fewstep.diffusion.guidance import Condition, drop_labels, guide
 from fewstep.diffusion.prediction import prediction_target
 from fewstep.diffusion.spacing import SPACINGS, Spacing, uniform_spacing
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, uniform_times
-from fewstep.models.model import Model, check_decoding, check_inputs
+from fewstep.models.model import Model, check_decoding
 from fewstep.objectives.base import (
     Batch,
     Key,
@@ -44,12 +44,14 @@ from fewstep.objectives.base import (
     per_example,
 )
 from fewstep.objectives.distances import squared_error
+from fewstep.objectives.needs import needs
 from fewstep.parts import Part
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.grids import time_grid
 from fewstep.samplers.ode import Solver, euler
 
 
+@needs()
 def denoising(
     model: Model,
     *,
@@ -66,10 +68,9 @@ def denoising(
     guidance_scale, solver, spacing: how it samples; Euler on a uniform grid by default.
     """
     check_decoding(model)
-    check_inputs(model)
     loss = denoising_loss(model, time_sampler or uniform_times(model.path), label_dropout)
     return Objective(
-        players={"network": Player(model.network.init, loss)},
+        players={"network": Player(model.network, loss)},
         followers={},
         sample=sampler(model, solver or euler(), spacing or uniform_spacing(model.path)),
         guidance_scale=guidance_scale,

@@ -53,7 +53,7 @@ from fewstep.diffusion.guidance import (
 )
 from fewstep.diffusion.path import align
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal_times
-from fewstep.models.model import Model, check_decoding, check_inputs
+from fewstep.models.model import Model, check_decoding
 from fewstep.objectives.base import (
     SHARED,
     Batch,
@@ -73,6 +73,7 @@ from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.divergences import DIVERGENCES, Divergence, Point, score_implicit_matching
 from fewstep.objectives.generators import Generator, one_step
 from fewstep.objectives.health import health
+from fewstep.objectives.needs import needs
 from fewstep.objectives.pairs import with_regression
 from fewstep.parts import Part
 
@@ -80,6 +81,7 @@ from fewstep.parts import Part
 LEAST_ERROR = 1e-5
 
 
+@needs()
 def distribution_matching(
     model: Model,
     *,
@@ -111,7 +113,6 @@ def distribution_matching(
     regression_distance: its d, squared L2 by default.
     generator: what is optimised, the model in one step by default.
     """
-    check_inputs(model)
     check_decoding(model)
     divergence = divergence or score_implicit_matching()
     check_fields(
@@ -122,16 +123,16 @@ def distribution_matching(
     shared, players = points(model, optimised, time_sampler), {}
     if joint:
         shared = with_fake(shared, model, divergence)
-        players["fake_score"] = Player(model.network.init, joint_fake_score_loss(model))
+        players["fake_score"] = Player(model.network, joint_fake_score_loss(model))
     elif divergence.has_fake_score:
         loss = fake_score_loss(model, fake_time_sampler or log_normal_times(model.path))
-        players["fake_score"] = Player(model.network.init, loss)
+        players["fake_score"] = Player(model.network, loss)
     loss = generator_loss(model, divergence, normalize, guidance_scale)
     if regression_weight > 0.0:
         loss = with_regression(
             loss, optimised, regression_weight, regression_distance or squared_l2()
         )
-    players["generator"] = Player(optimised.init, loss, every=fake_score_updates)
+    players["generator"] = Player(optimised.network, loss, every=fake_score_updates)
     return Objective(
         players=players,
         followers={},

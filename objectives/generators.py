@@ -1,6 +1,5 @@
 """What is optimised to give samples: a network evaluated once, or the samples themselves."""
 
-from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 import jax
@@ -9,6 +8,7 @@ from jax import Array
 
 from fewstep.diffusion.guidance import Condition
 from fewstep.models.model import Model
+from fewstep.models.network import Network
 from fewstep.objectives.base import Key, Params
 
 
@@ -21,9 +21,12 @@ class Generate(Protocol):
 
 
 class Generator(NamedTuple):
-    """init: key -> parameters. generate: (parameters, eps, condition) -> x_g."""
+    """What is optimised, and how it gives samples.
 
-    init: Callable[[Key], Params]
+    generate: (parameters of the network, eps, condition) -> x_g.
+    """
+
+    network: Network
     generate: Generate
 
 
@@ -49,7 +52,7 @@ def one_step(model: Model, sigma_init: float = 2.5) -> Generator:
         t = jnp.full(eps.shape[:1], time)
         return model.endpoints(params, sigma * eps, t, condition, **mode).x_0
 
-    return Generator(model.network.init, generate)
+    return Generator(model.network, generate)
 
 
 def particles(shape: tuple[int, ...], count: int, deviation: float = 1.0) -> Generator:
@@ -67,6 +70,10 @@ def particles(shape: tuple[int, ...], count: int, deviation: float = 1.0) -> Gen
             )
         return params["x"]
 
-    return Generator(
-        lambda key: {"x": deviation * jax.random.normal(key, (count, *shape))}, generate
-    )
+    def init(key: Key) -> Params:
+        return {"x": deviation * jax.random.normal(key, (count, *shape))}
+
+    def apply(params: Params, *inputs: Array, **mode: Any) -> Array:
+        return params["x"]
+
+    return Generator(Network(init, apply, shape=shape), generate)

@@ -7,7 +7,6 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep import models
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Kind, raw_kind
 from fewstep.models.model import Model
@@ -16,9 +15,15 @@ from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Follower, Objective
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
 from fewstep.training.construct import Run, choose, construct, construct_with_parts
+from fewstep.training.networks import build_network, image_shape, shrunk, written_out
 from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
 from fewstep.training.sharding import spread
-from fewstep.training.storage.fields import is_finite
+from fewstep.training.storage.fields import HEADS, OPTIMIZER, is_finite
+
+# Fields of an optimizer that are entries of tables.
+TABLES = {"name": OPTIMIZERS, "schedule": SCHEDULES}
+# Fields of an optimizer that a head may have of its own; spikes are those of the whole player.
+OF_HEADS = [field for field in OPTIMIZER if not field.startswith("spike")]
 
 
 class Experiment(NamedTuple):
@@ -43,7 +48,6 @@ def build(config: ConfigDict, network: Network | None = None) -> Experiment:
 
     network: in the place of the config's own, if given.
     """
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
     model = build_model(config)
     if network is not None:
         model = model._replace(network=network)
@@ -54,7 +58,7 @@ def build(config: ConfigDict, network: Network | None = None) -> Experiment:
         model=model,
         objective=objective,
         optimizers=build_optimizers(config, objective),
-        image_shape=shape,
+        image_shape=image_shape(config),
         num_classes=config.data.num_classes,
         guidable=config.data.num_classes > 0 and config.objective.get("label_dropout", 1.0) > 0.0,
         sample_with=sampled_network(config.ema.sample_with, averages, objective),
@@ -98,12 +102,7 @@ def check_read_later(config: ConfigDict) -> None:
 
 def build_model(config: ConfigDict) -> Model:
     """The network of a config on its path. Raises ValueError."""
-    network = models.build(
-        **config.model,
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        num_classes=config.data.num_classes,
-    )
+    network = build_network(config)
     path = construct(PATHS, config.path, "path")
     kind = build_kind(config.prediction.kind, config.prediction.sigma_data)
     if path.name == "ve" and kind.name != "F":
@@ -155,18 +154,23 @@ def check_guidance(experiment: Experiment, scale: float) -> None:
         )
 
 
+def as_it_runs(config: ConfigDict) -> ConfigDict:
+    """The config as a run records it: the network's fields written out, shrunk if `debug` is on.
+
+    The config's data fields are resolved. Raises ValueError for an unknown network.
+    """
+    return debugged(config) if config.debug else written_out(config)
+
+
 def debugged(config: ConfigDict) -> ConfigDict:
     """The config as a run of about a minute on one device: tiny network, few steps and samples.
 
-    The config's data fields are resolved: patches are enlarged to at most 8 x 8 tokens. Where
-    samples would be measured with a file of weights, they are only shown.
+    The config's data fields are resolved. Where samples would be measured with a file of weights,
+    they are only shown.
     """
-    config = config.copy_and_resolve_references()
+    config = shrunk(config)
     config.steps = min(config.steps, 50)
     config.batch_size = min(config.batch_size, 64)
-    size, patch = config.data.image_size, config.model.patch_size
-    patches = [p for p in range(patch, size + 1) if size % p == 0 and size // p <= 8]
-    config.model.size, config.model.patch_size = "nano", min(patches, default=size)
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, config.steps // 5)
     config.log.every = 10
     config.checkpoint.every = 25
@@ -210,10 +214,27 @@ def with_sampled(config: ConfigDict, run: str, name: str, asked_by: str) -> Conf
 
 def optimizer_fields(config: ConfigDict, player: str) -> dict[str, Any]:
     """The fields of a player's optimizer: config.optimizer with its player_optimizers on top."""
-    own = config.player_optimizers.get(player, {})
+    own = {**config.player_optimizers.get(player, {})}
+    own.pop(HEADS, None)
     for field in own:
         choose(config.optimizer, field, f"player_optimizers.{player}")
     return {**config.optimizer, **own}
+
+
+def head_fields(config: ConfigDict, player: str, network: Network) -> dict[str, dict[str, Any]]:
+    """The fields in which the heads of a player's network have optimizers of their own, by head.
+
+    Raises ValueError for a head or a field that does not exist.
+    """
+    heads = config.player_optimizers.get(player, {}).get(HEADS, {})
+    table = {head.name: head for head in network.heads}
+    for head, own in heads.items():
+        choose(table, head, f"player_optimizers.{player}.{HEADS}")
+        for field in own:
+            choose(dict.fromkeys(OF_HEADS), field, f"player_optimizers.{player}.{HEADS}.{head}")
+            if field in TABLES:
+                choose(TABLES[field], own[field], f"optimizer.{field}")
+    return {head: {**own} for head, own in heads.items()}
 
 
 def build_optimizers(config: ConfigDict, objective: Objective) -> dict[str, Optimizer]:
@@ -223,7 +244,11 @@ def build_optimizers(config: ConfigDict, objective: Objective) -> dict[str, Opti
     optimizers = {}
     for name, player in objective.players.items():
         fields = optimizer_fields(config, name)
-        choose(OPTIMIZERS, fields["name"], "optimizer.name")
-        choose(SCHEDULES, fields["schedule"], "optimizer.schedule")
-        optimizers[name] = optimizer(**fields, updates=-(-config.steps // player.every))
+        for field, table in TABLES.items():
+            choose(table, fields[field], f"optimizer.{field}")
+        optimizers[name] = optimizer(
+            **fields,
+            updates=-(-config.steps // player.every),
+            heads=head_fields(config, name, player.network),
+        )
     return optimizers

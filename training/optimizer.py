@@ -1,7 +1,8 @@
 """Optimizers and learning-rate schedules, all optax's."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import Any, NamedTuple
 
 import optax
 
@@ -18,6 +19,9 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adam": optax.adam,
     "radam": optax.radam,
 }
+
+# What of a network is no head, as a part of its optimizer's state.
+BODY = "network"
 
 
 class Optimizer(NamedTuple):
@@ -47,6 +51,7 @@ def optimizer(
     spike_factor: float = 0.0,
     spike_window: int = 128,
     spike_cap: int = 10,
+    heads: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> Optimizer:
     """The optimizer of one player, for a run of `updates` updates.
 
@@ -55,7 +60,55 @@ def optimizer(
     decoupled, on all parameters; adamw only. spike_factor: how many standard deviations above the
     last `spike_window` a loss or a gradient's norm may lie (training/spikes.py), 0 for any number;
     a run ends after more than spike_cap such updates.
+
+    heads: by name, the fields above in which the update of a network's head differs. Its parameters
+    are then an entry of that name, and it, like what is no head, is clipped by its own norm. Spikes
+    are those of all together.
     """
+    if spike_factor < 0.0 or spike_window < 2 or spike_cap < 0:
+        raise ValueError(
+            "optimizer needs spike_factor >= 0, spike_window >= 2 and spike_cap >= 0, not "
+            f"{spike_factor:g}, {spike_window} and {spike_cap}"
+        )
+    fields = {
+        "name": name,
+        "learning_rate": learning_rate,
+        "schedule": schedule,
+        "warmup_steps": warmup_steps,
+        "b1": b1,
+        "b2": b2,
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "clip_norm": clip_norm,
+        "updates": updates,
+    }
+    transform, rate = updates_of(**fields)
+    if heads:
+        of_heads = {head: updates_of(**fields | own)[0] for head, own in heads.items()}
+        transform = optax.partition({BODY: transform, **of_heads}, partial(parts, heads=heads))
+    if spike_factor:
+        transform = skip_spikes(transform, spike_factor, spike_window)
+    return Optimizer(transform, rate, spike_factor, spike_cap)
+
+
+def parts(params: Mapping[str, Any], heads: Iterable[str]) -> dict[str, str]:
+    """The head that each entry of a network's parameters is, or BODY."""
+    return {name: name if name in heads else BODY for name in params}
+
+
+def updates_of(
+    name: str,
+    learning_rate: float,
+    schedule: str,
+    warmup_steps: int,
+    b1: float,
+    b2: float,
+    eps: float,
+    weight_decay: float,
+    clip_norm: float,
+    updates: int,
+) -> tuple[optax.GradientTransformation, optax.Schedule]:
+    """The transformation and the learning rate that `optimizer` describes, without its spikes."""
     if weight_decay and name != "adamw":
         raise ValueError(
             f"optimizer.weight_decay is decoupled decay, which {name} does not have; "
@@ -64,11 +117,6 @@ def optimizer(
     if updates <= warmup_steps and warmup_steps > 0:
         raise ValueError(
             f"optimizer.warmup_steps ({warmup_steps}) must be below the run's {updates} updates"
-        )
-    if spike_factor < 0.0 or spike_window < 2 or spike_cap < 0:
-        raise ValueError(
-            "optimizer needs spike_factor >= 0, spike_window >= 2 and spike_cap >= 0, not "
-            f"{spike_factor:g}, {spike_window} and {spike_cap}"
         )
     decay = SCHEDULES[schedule](learning_rate, updates - warmup_steps)
     rate = decay
@@ -79,6 +127,4 @@ def optimizer(
     transform = OPTIMIZERS[name](rate, b1=b1, b2=b2, eps=eps, **decoupled)
     if clip_norm:
         transform = optax.chain(optax.clip_by_global_norm(clip_norm), transform)
-    if spike_factor:
-        transform = skip_spikes(transform, spike_factor, spike_window)
-    return Optimizer(transform, rate, spike_factor, spike_cap)
+    return transform, rate

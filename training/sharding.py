@@ -126,20 +126,42 @@ def spread(network: Network, mesh: Mesh) -> Network:
     values of attention.
     """
 
+    put = jax.lax.with_sharding_constraint
+
+    def places(rows: int) -> tuple[NamedSharding, NamedSharding]:
+        count = devices_of_rows(rows, mesh.size, network.lines)
+        if count == mesh.size:
+            return batch_sharding(mesh), batch_sharding(mesh)
+        shares = Mesh(mesh.devices.reshape(count, -1), SHARES)
+        return (
+            NamedSharding(shares, PartitionSpec(SHARES[0])),
+            NamedSharding(shares, PartitionSpec(*SHARES)),
+        )
+
     def apply(
         params: Any, x: Array, t: Array, s: Array, condition: Mapping[str, Array], **mode: Any
     ) -> Array:
-        count = devices_of_rows(x.shape[0], mesh.size, network.lines)
-        of_rows = of_images = batch_sharding(mesh)
-        if count < mesh.size:
-            shares = Mesh(mesh.devices.reshape(count, -1), SHARES)
-            of_rows = NamedSharding(shares, PartitionSpec(SHARES[0]))
-            of_images = NamedSharding(shares, PartitionSpec(*SHARES))
-        put = jax.lax.with_sharding_constraint
+        of_rows, of_images = places(x.shape[0])
         x, (t, s, condition) = put(x, of_images), put((t, s, condition), of_rows)
         return put(network.apply(params, x, t, s, condition, **mode), of_images)
 
-    return network if mesh.size == 1 else network._replace(apply=apply)
+    def features(
+        params: Any,
+        x: Array,
+        t: Array,
+        s: Array,
+        condition: Mapping[str, Array],
+        names: Sequence[str],
+        **mode: Any,
+    ) -> tuple[Array, dict[str, Array]]:
+        of_rows, of_images = places(x.shape[0])
+        x, (t, s, condition) = put(x, of_images), put((t, s, condition), of_rows)
+        output, hidden = network.features(params, x, t, s, condition, names, **mode)
+        return put(output, of_images), put(hidden, of_rows)
+
+    if mesh.size == 1:
+        return network
+    return network._replace(apply=apply, features=network.features and features)
 
 
 def devices_of_rows(rows: int, devices: int, lines: int) -> int:

@@ -2,18 +2,51 @@
 
 import zlib
 from collections.abc import Mapping
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.tree_util import tree_leaves_with_path
 
 from fewstep.objectives.base import Key, Objective, Params
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.storage.train_state import TrainState
 
+keystr = partial(jax.tree_util.keystr, simple=True, separator="/")
+
 
 def named_key(key: Key, name: str) -> Key:
     """The random stream of a name: a key that no other name shares."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
+
+
+def started_from(own: Params, source: Params, error: str) -> Params:
+    """The parameters of a player with copies of its source's in their places.
+
+    own: what the source does not have stays. error: how a message begins. Raises ValueError that
+    names a parameter of the source without a place, or with one of another shape.
+    """
+    places = {keystr(path): leaf.shape for path, leaf in tree_leaves_with_path(own)}
+    for path, leaf in tree_leaves_with_path(source):
+        if keystr(path) not in places:
+            raise ValueError(f"{error}: it has no parameter {keystr(path)}")
+        if places[keystr(path)] != leaf.shape:
+            raise ValueError(
+                f"{error}: its parameter {keystr(path)} has the shape "
+                f"{places[keystr(path)]}, and {leaf.shape} there"
+            )
+    return merge(own, jax.tree.map(jnp.copy, source))
+
+
+def merge(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+    """`own` with every part that `given` has, taken from there."""
+    return {
+        name: merge(part, given[name])
+        if isinstance(part, Mapping) and name in given
+        else given.get(name, part)
+        for name, part in own.items()
+    }
 
 
 def initial_state(
@@ -24,19 +57,21 @@ def initial_state(
 ) -> TrainState:
     """State before the first step. Followers start as copies of their sources.
 
-    Copies, not references: a buffer that stands in the state twice could not be donated.
+    Copies, not references: a buffer that stands in the state twice could not be donated. Raises
+    ValueError for a player whose network cannot start from its source.
     """
     key = named_key(jax.random.key(seed), "init")
-    networks = {
-        name: jax.tree.map(jnp.copy, frozen[objective.init_from[name]])
-        if name in objective.init_from
-        else player.init(named_key(key, name))
-        for name, player in objective.players.items()
-    }
+    networks = {}
+    for name, player in objective.players.items():
+        networks[name] = player.network.init(named_key(key, name))
+        if name in objective.init_from:
+            source = objective.init_from[name]
+            error = f"{name} cannot start from {source}"
+            networks[name] = started_from(networks[name], frozen[source], error)
     followers: dict[str, Params] = {}
     for name, follower in objective.followers.items():
-        source = networks | followers
-        followers[name] = jax.tree.map(jnp.copy, source[follower.source])
+        sources = networks | followers
+        followers[name] = jax.tree.map(jnp.copy, sources[follower.source])
     return TrainState(
         step=jnp.int32(0),
         networks=networks,

@@ -2,7 +2,6 @@
 
 import inspect
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,12 +14,13 @@ from ml_collections import ConfigDict
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import SIGMA_DATA
 from fewstep.messages import differences
-from fewstep.models import NETWORKS
+from fewstep.models.network import Network
 from fewstep.objectives.base import Params
 from fewstep.training.experiment import Experiment, rebuild, with_sampled
+from fewstep.training.networks import written_out
 from fewstep.training.sharding import tree_shardings
 from fewstep.training.sources import TEACHER, made_by_teacher, reads_teacher
-from fewstep.training.state import named_key
+from fewstep.training.state import merge, named_key
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import FOLDER
 from fewstep.training.storage.identity import as_dict, flat
@@ -121,14 +121,13 @@ def with_teachers_images(config: ConfigDict) -> ConfigDict:
 
 def shared_fields(config: ConfigDict) -> dict[str, Any]:
     """What must agree between a teacher and its student, by dotted name."""
-    fields = flat(as_dict(config))
+    fields = flat(as_dict(written_out(config)))
     # A default and the same value written out are one path, and one network.
-    for part, table in (("path", PATHS), ("model", NETWORKS)):
-        fields |= {
-            f"{part}.{name}": parameter.default
-            for name, parameter in inspect.signature(table[config[part].name]).parameters.items()
-            if fields.get(f"{part}.{name}") is None and parameter.default is not parameter.empty
-        }
+    fields |= {
+        f"path.{name}": parameter.default
+        for name, parameter in inspect.signature(PATHS[config.path.name]).parameters.items()
+        if fields.get(f"path.{name}") is None and parameter.default is not parameter.empty
+    }
     if config.prediction.kind == "F" and config.prediction.sigma_data is None:
         fields["prediction.sigma_data"] = SIGMA_DATA
     return {name: v for name, v in fields.items() if name.startswith(SHARED) and name not in FREE}
@@ -239,17 +238,17 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
         return {}
     location = locate(config.teacher)
     teacher = rebuild(teacher_config, config.teacher)
-    abstract = abstract_params(teacher, mesh)
+    objective = teacher.objective
+    abstract = abstract_params(objective.players[objective.generator].network, mesh)
     params, _ = restore.restore_network(
         location.folder, teacher.sample_with, abstract, location.step
     )
-    return {TEACHER: adopt(params, experiment, config.seed, mesh)}
+    return {TEACHER: adopt(params, experiment.model.network, config.seed, mesh)}
 
 
-def abstract_params(experiment: Experiment, mesh: Mesh) -> Params:
-    """Shapes and shardings of the generator's parameters."""
-    player = experiment.objective.players[experiment.objective.generator]
-    shapes = jax.eval_shape(player.init, jax.random.key(0))
+def abstract_params(network: Network, mesh: Mesh) -> Params:
+    """Shapes and shardings of a network's parameters."""
+    shapes = jax.eval_shape(network.init, jax.random.key(0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
         shapes,
@@ -257,20 +256,8 @@ def abstract_params(experiment: Experiment, mesh: Mesh) -> Params:
     )
 
 
-def adopt(params: Params, experiment: Experiment, seed: int, mesh: Mesh) -> Params:
-    """The parameters as those of this experiment's network: its own parts where they have none."""
-    objective = experiment.objective
-    init = objective.players[objective.generator].init
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(experiment, mesh))
-    fresh = jax.jit(init, out_shardings=shardings)(named_key(jax.random.key(seed), TEACHER))
+def adopt(params: Params, network: Network, seed: int, mesh: Mesh) -> Params:
+    """The parameters as those of this network: its own parts where they have none."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(network, mesh))
+    fresh = jax.jit(network.init, out_shardings=shardings)(named_key(jax.random.key(seed), TEACHER))
     return merge(fresh, params)
-
-
-def merge(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`own` with every part that `given` has, taken from there."""
-    return {
-        name: merge(part, given[name])
-        if isinstance(part, Mapping) and name in given
-        else given.get(name, part)
-        for name, part in own.items()
-    }

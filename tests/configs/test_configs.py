@@ -23,6 +23,7 @@ from fewstep.models.dit import SIZES, Size
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.distances import DISTANCES
 from fewstep.objectives.divergences import DIVERGENCES
+from fewstep.objectives.needs import NOTHING
 from fewstep.parts import Entry, Part, RunLength, declared_marks
 from fewstep.samplers import SOLVERS
 from fewstep.training.experiment import build, debugged
@@ -84,7 +85,7 @@ def test_every_config_s_step_fits_its_data(file, method, no_blocks):
     config = debugged(config_of(file, method))
     experiment = build(config)
     objective, optimizers = experiment.objective, experiment.optimizers
-    init = objective.players[objective.generator].init
+    init = objective.players[objective.generator].network.init
     frozen = jax.eval_shape(lambda: {name: init(jax.random.key(0)) for name in objective.frozen})
     state = jax.eval_shape(lambda f: initial_state(objective, optimizers, 0, f), frozen)
     step = train_step(objective, optimizers, 0)
@@ -98,7 +99,7 @@ def test_every_config_builds_at_full_size_and_samples(file, method):
     config = config_of(file, method)
     experiment = build(config)
     objective = experiment.objective
-    shapes = jax.eval_shape(objective.players[objective.generator].init, jax.random.key(0))
+    shapes = jax.eval_shape(objective.players[objective.generator].network.init, jax.random.key(0))
     eps = jax.ShapeDtypeStruct((2, *experiment.image_shape), jnp.float32)
     condition = {"label": jax.ShapeDtypeStruct((2,), jnp.int32)}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0)))
@@ -182,9 +183,12 @@ def test_base_has_every_field_of_the_parts_of_an_objective():
 
 def test_base_has_every_field_of_networks_and_optimizers():
     config = base.config()
-    from_data = {"image_size", "channels", "num_classes"}
-    assert set(config.model) - {"name"} | from_data == set(fields(models.NETWORKS["dit"]))
-    assert set(config.optimizer) | {"updates"} == set(fields(optimizer))
+    assert set(config.model) - {"name"} == set().union(
+        *(kind.fields for kind in models.NETWORKS.values())
+    )
+    dit = models.NETWORKS["dit"].fields
+    assert {name: config.model[name] for name in dit} == dit | dict.fromkeys(NOTHING)
+    assert set(config.optimizer) | {"updates", "heads"} == set(fields(optimizer))
 
 
 def test_a_part_of_another_name_forgets_the_file_s_fields_but_not_the_given_ones():

@@ -77,7 +77,7 @@ def names(page):
 
 
 def dotted_names(page):
-    """The dotted names of a page; `Player(init, loss)` counts as `Player.init`, `Player.loss`."""
+    """The dotted names of a page; `Player(network, every)` has `Player.network`, `Player.every`."""
     found = {name for name in names(page) if DOTTED.fullmatch(name) and not PATH.fullmatch(name)}
     signatures = filter(None, map(SIGNATURE.fullmatch, names(page)))
     return found | {f"{s[1]}.{argument}" for s in signatures for argument in s[2].split(", ")}

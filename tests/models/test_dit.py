@@ -15,7 +15,7 @@ from fewstep.models.layers import (
 
 SIDE, CHANNELS, BATCH, CLASSES = 8, 2, 3, 5
 TOY = Size(32, 2, 4)
-FIELDS = {"image_size": SIDE, "channels": CHANNELS, "size": "toy", "num_classes": CLASSES}
+FIELDS = {"shape": (SIDE, SIDE, CHANNELS), "size": "toy", "num_classes": CLASSES}
 T, S = jnp.array([0.9, 0.5, 0.25]), jnp.array([0.4, 0.25, 0.0])
 CONDITION = {"label": jnp.array([0, 3, -1]), "guidance_scale": jnp.array([1.0, 2.0, 4.0])}
 
@@ -265,7 +265,7 @@ def expected_count(width, depth, patch_features, classes):
     ("size", "heads", "millions"), [("S", 6, 33), ("B", 12, 130), ("L", 16, 458), ("XL", 16, 675)]
 )
 def test_published_sizes(size, heads, millions):
-    network = dit(image_size=32, channels=4, size=size, num_classes=1000)
+    network = dit((32, 32, 4), 1000, size=size)
     ours = count(jax.eval_shape(network.init, jax.random.key(0)))
     width, depth, ours_heads = SIZES[size]
     assert ours_heads == heads
@@ -278,7 +278,7 @@ def test_published_sizes(size, heads, millions):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_builds(size):
-    network = dit(image_size=4, channels=1, size=size)
+    network = dit((4, 4, 1), size=size)
     params = jax.eval_shape(network.init, jax.random.key(0))
     width, depth, heads = SIZES[size]
     assert width % heads == 0
@@ -294,7 +294,9 @@ def test_every_size_builds(size):
         ({"second_time": "gap"}, "second_time='gap'"),
         ({"dtype": "bf16"}, "did you mean 'bfloat16'"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"channels": 0}, "channels=0"),
+        ({"shape": (SIDE, SIDE, 0)}, "square images"),
+        ({"shape": (SIDE, 4, 1)}, r"square images .* not \[8, 4, 1\]"),
+        ({"shape": (2,)}, "square images"),
         ({"num_classes": -1}, "num_classes=-1"),
         ({"time_scale": -1.0}, "time_scale=-1.0"),
     ],

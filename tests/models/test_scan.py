@@ -11,7 +11,7 @@ from fewstep.models.network import STACKED
 
 SIDE, BATCH = 4, 3
 TOY = Size(32, 2, 4)
-FIELDS = {"image_size": SIDE, "channels": 2, "size": "toy", "num_classes": 5, "time_scale": 2.0}
+FIELDS = {"shape": (SIDE, SIDE, 2), "size": "toy", "num_classes": 5, "time_scale": 2.0}
 T, S = jnp.array([0.9, 0.5, 0.25]), jnp.array([0.4, 0.25, 0.0])
 CONDITION = {"label": jnp.array([0, 3, -1])}
 
@@ -84,7 +84,7 @@ def test_layers_drop_different_units():
         def __call__(self, x, c):
             return x + nn.Dropout(0.5, deterministic=False)(jnp.ones_like(x))
 
-    layers = nn.apply(lambda block, x: scanned(block, 8, x, x), Dropped())
+    layers = nn.apply(lambda block, x: scanned(block, 8, x, x, keep=False)[0], Dropped())
     kept = layers({}, jnp.zeros(256), rngs={"dropout": jax.random.key(0)}) / 2.0
     # Of 8 layers 4 are kept in the mean; with one mask for all it would be none or all.
     assert np.mean(kept) == pytest.approx(4.0, abs=0.5)

@@ -24,6 +24,7 @@ from fewstep.objectives.consistency import WEIGHTINGS
 from fewstep.objectives.distances import huber, norm, pseudo_huber
 from fewstep.objectives.divergences import integral_kl, score_distillation, score_identity
 from fewstep.objectives.generators import particles
+from fewstep.objectives.needs import needs_of
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.ode import STEPS
 from tests.training.runs import random_batch
@@ -156,11 +157,7 @@ def assemble(case, wrap=lambda network: network, **changed):
     name, _ = CASES[case]
     fields = {field: value_of(case, field) for field in fields_of(case)} | changed
     path, kind = MODELS.get(name, ("linear", "velocity"))
-    network = responsive(
-        second_time="step_size" if name == "shortcut" else "none",
-        guidance_input=bool(fields.get("guidance_range")),
-        loss_weight=bool(fields.get("adaptive_weight")),
-    )
+    network = responsive(**needs_of(OBJECTIVES[name], fields))
     model = Model(wrap(network), PATHS[path](), KINDS[kind])
     fields = {k: v.on(model) if isinstance(v, Given) else v for k, v in fields.items()}
     objective = OBJECTIVES[name](model, **fields)
@@ -205,10 +202,10 @@ def networks_of(objective, model):
     """Parameters of players, followers and teachers, all different."""
     params = {}
     for name in (*objective.players, *objective.followers, *objective.frozen):
-        init = objective.players[name].init if name in objective.players else model.network.init
+        network = objective.players[name].network if name in objective.players else model.network
         by = zlib.crc32(name.encode()) / 2**32
         params[name] = jax.tree.map(
-            lambda leaf, by=by: (1.0 + 0.5 * by) * leaf + 0.2 * by, init(KEY)
+            lambda leaf, by=by: (1.0 + 0.5 * by) * leaf + 0.2 * by, network.init(KEY)
         )
     return params
 

@@ -205,5 +205,5 @@ def test_defaults_of_divergences_and_generators():
     label, params = {"label": jnp.zeros(ROWS, jnp.int32)}, NETWORK.init(KEY)
     made = [one_step(LINEAR, *level).generate(params, rows[0], label) for level in ((), (2.5,))]
     np.testing.assert_array_equal(*made)
-    first = [particles((2,), 4, *deviation).init(KEY) for deviation in ((), (1.0,))]
+    first = [particles((2,), 4, *deviation).network.init(KEY) for deviation in ((), (1.0,))]
     chex.assert_trees_all_equal(*first)

@@ -32,7 +32,7 @@ BATCH = {"label": jnp.arange(8) % 4}
 
 
 def small_model(path=None, kind="velocity"):
-    network = mlp(dimension=3, width=16, depth=1, num_classes=4)
+    network = mlp((3,), 4, width=16, depth=1)
     return Model(network, path or linear(), KINDS[kind])
 
 
@@ -241,7 +241,7 @@ def test_joint_losses_are_the_separate_ones_at_the_same_points(divergence):
 def test_particles_are_drawn_all_at_once():
     held = particles((3,), 8)
     with pytest.raises(ValueError, match="4 rows for 8 particles"):
-        held.generate(held.init(KEY), jnp.zeros((4, 3)), {"label": jnp.zeros(4)})
+        held.generate(held.network.init(KEY), jnp.zeros((4, 3)), {"label": jnp.zeros(4)})
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -268,7 +268,7 @@ def test_the_fake_score_is_trained_as_a_denoiser_of_the_generator_s_samples():
         model, generator=held, fake_time_sampler=lambda k, n: 0.4 + jnp.zeros(n)
     )
     networks = networks_of(model, "fake_score", "teacher")
-    networks["generator"] = held.init(KEY)
+    networks["generator"] = held.network.init(KEY)
     found, _ = loss_of(objective, "fake_score", networks)(networks["fake_score"])
     x_g = networks["generator"]["x"]
     eps = jax.random.normal(jax.random.split(KEY, 4)[1], x_g.shape)
@@ -289,7 +289,7 @@ def test_a_point_is_what_the_denoisers_say_and_guidance_the_teacher_s_alone(fiel
     objective = distribution_matching(model, divergence=shown, generator=held, guidance_scale=3.0)
     assert ("fake_score" in objective.players) == has_fake_score
     networks = networks_of(model, "teacher", *["fake_score"] * has_fake_score)
-    networks["generator"] = held.init(KEY)
+    networks["generator"] = held.network.init(KEY)
     found, _ = loss_of(objective, "generator", networks)(networks["generator"])
     _, key_t, key_eps, _ = jax.random.split(SHARE_KEY, 4)
     x_g, t = networks["generator"]["x"], log_normal_times(model.path)(key_t, 8)

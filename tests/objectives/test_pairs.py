@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fewstep.models.network import Network
 from fewstep.objectives.distances import squared_l2
 from fewstep.objectives.generators import Generator
 from fewstep.objectives.pairs import with_regression
@@ -19,7 +20,7 @@ def test_the_loss_and_the_dropout_of_the_regression_draw_from_keys_of_their_own(
         used["dropout"] = [rng]
         return eps
 
-    generator = Generator(lambda key: {}, generate)
+    generator = Generator(Network(lambda key: {}, None), generate)
     pairs = {"eps": jnp.ones((2, 3)), "x_0": jnp.zeros((2, 3)), "label": jnp.zeros(2, jnp.int32)}
     key = jax.random.key(0)
     rows, _ = with_regression(loss, generator, 0.5, squared_l2())({}, {}, {"pairs": pairs}, key, 0)

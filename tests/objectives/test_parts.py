@@ -42,7 +42,7 @@ def solved(solver):
 
 
 def generated(generator):
-    params = generator.init(KEY)
+    params = generator.network.init(KEY)
     return params, generator.generate(params, A, LABEL)
 
 

@@ -32,12 +32,14 @@ def die(number=signal.SIGKILL):
 
 def small_network(config):
     """A network of nine numbers with the inputs that the method needs."""
-    size = config.data.image_size
+    from fewstep.training.networks import written_out
+
+    size, fields = config.data.image_size, written_out(config).model
     return affine()._replace(
         shape=(size, size, config.data.channels),
-        second_time=config.model.second_time,
-        guidance_input=config.model.guidance_input,
-        log_weight=(lambda params, t: params["c"] * t) if config.model.loss_weight else None,
+        second_time=fields.second_time,
+        guidance_input=fields.guidance_input,
+        log_weight=(lambda params, t: params["c"] * t) if fields.loss_weight else None,
     )
 
 

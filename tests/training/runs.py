@@ -10,6 +10,7 @@ from fewstep.configs import base, methods
 from fewstep.data import Split, image_batches
 from fewstep.training.experiment import build
 from fewstep.training.loop import create_state
+from fewstep.training.networks import written_out
 from fewstep.training.sharding import make_mesh
 from fewstep.training.sources import abstract_batch
 from fewstep.training.storage import checkpoint, workdir
@@ -35,13 +36,14 @@ def small_experiment(method="shortcut", **fields):
 
 def untrained_teacher(experiment, seed=7):
     """Initial parameters of the network in the place of every teacher that the losses read."""
-    init = experiment.objective.players[experiment.objective.generator].init
+    init = experiment.model.network.init
     return {name: jax.jit(init)(jax.random.key(seed)) for name in experiment.objective.frozen}
 
 
 def save_run(folder, method, steps=(5,), **fields):
     """The folder of a run; its saved networks are its initial ones moved by noise, per step."""
     config, experiment = small_experiment(method, **fields)
+    config = written_out(config)
     run = workdir.start_run(folder, config)
     state = create_state(experiment.objective, experiment.optimizers, 0, {}, make_mesh())
     with checkpoint.open_checkpoints(folder) as checkpoints:

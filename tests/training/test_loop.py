@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from fewstep.models.network import Network
 from fewstep.objectives.base import Follower, Mean, Objective, Player
 from fewstep.objectives.followers import constant_ema
 from fewstep.training import loop
@@ -35,7 +36,7 @@ def loss(params, networks, batch, key, step):
 
 
 OBJECTIVE = Objective(
-    players={"network": Player(lambda key: {"w": jax.random.normal(key)}, loss)},
+    players={"network": Player(Network(lambda key: {"w": jax.random.normal(key)}, None), loss)},
     followers={"average": Follower("network", constant_ema(0.9))},
     sample=None,
     frozen=("teacher",),

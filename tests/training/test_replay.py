@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from fewstep.models.network import Network
 from fewstep.objectives.base import Mean, Objective, Player
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.replay import (
@@ -33,7 +34,7 @@ def player(reads):
         return rows, {"mean": Mean(jnp.sum(rows), jnp.float32(rows.size))}
 
     init = lambda key: {"scale": jnp.ones((2,)).sum(), "shift": jnp.zeros(())}
-    return Player(init, loss)
+    return Player(Network(init, None), loss)
 
 
 def found(micro_batches):

@@ -6,6 +6,7 @@ import numpy as np
 import optax
 import pytest
 
+from fewstep.models.network import Network
 from fewstep.objectives.base import Follower, Objective, Player
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.state import initial_state, named_key
@@ -18,7 +19,7 @@ def objective(**init_from):
     """Three players with random parameters; an average of the last, and an average of that."""
 
     def player(size):
-        return Player(lambda key: {"w": jax.random.normal(key, (size,))}, None)
+        return Player(Network(lambda key: {"w": jax.random.normal(key, (size,))}, None), None)
 
     return Objective(
         players={"first": player(3), "second": player(3), "third": player(3)},
@@ -97,3 +98,42 @@ def test_streams_are_told_apart_by_their_names():
     names = ("init", "sample", "pairs", "shared", "generator", "fake_score", "network")
     streams = [jax.random.key_data(k).tobytes() for k in (key, *(named_key(key, n) for n in names))]
     assert len(set(streams)) == len(names) + 1
+
+
+def from_teacher(teacher, network):
+    """The parameters of a player of that network which starts from the teacher."""
+    players = {"network": Player(network, None)}
+    objective = Objective(players, {}, None, init_from={"network": "teacher"})
+    optimizers = {"network": OPTIMIZERS["third"]}
+    return initial_state(objective, optimizers, 0, {"teacher": teacher}).networks["network"]
+
+
+WITH_HEAD = Network(
+    lambda key: {"body": {"w": jnp.zeros(3), "b": jnp.ones(2)}, "head": {"w": jnp.full(2, 5.0)}},
+    None,
+)
+
+
+def test_a_player_keeps_what_its_teacher_does_not_have():
+    teacher = {"body": {"w": jnp.full(3, 7.0)}}
+    params = from_teacher(teacher, WITH_HEAD)
+    np.testing.assert_array_equal(params["body"]["w"], [7.0] * 3)
+    np.testing.assert_array_equal(params["body"]["b"], [1.0] * 2)
+    np.testing.assert_array_equal(params["head"]["w"], [5.0] * 2)
+    assert params["body"]["w"] is not teacher["body"]["w"]
+
+
+@pytest.mark.parametrize(
+    ("teacher", "message"),
+    [
+        (
+            {"body": {"w": jnp.ones(4)}},
+            r"network cannot start from teacher: .*body/w.*\(3,\).*\(4,\)",
+        ),
+        ({"body": {"c": jnp.ones(3)}}, "network cannot start from teacher: .*no parameter body/c"),
+        ({"tail": {"w": jnp.ones(3)}}, "no parameter tail/w"),
+    ],
+)
+def test_a_teacher_that_does_not_fit_is_refused_by_the_parameter(teacher, message):
+    with pytest.raises(ValueError, match=message):
+        from_teacher(teacher, WITH_HEAD)

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from fewstep.diffusion.path import linear
+from fewstep.models.network import Network
 from fewstep.objectives.base import Follower, Mean, Objective, Player
 from fewstep.objectives.denoising import denoising
 from fewstep.objectives.followers import constant_ema
@@ -30,7 +31,7 @@ def player(target, every=1, init=0.0):
         error = params["w"] - target(networks, batch)
         return 0.5 * error**2, {"seen": Mean(jnp.float32(2), jnp.float32(1))}
 
-    return Player(init=lambda key: {"w": jnp.float32(init)}, loss=loss, every=every)
+    return Player(Network(lambda key: {"w": jnp.float32(init)}, None), loss=loss, every=every)
 
 
 def game(every=1):
@@ -155,7 +156,7 @@ def test_the_logged_rate_is_the_one_of_the_update_whatever_was_skipped_before():
         {},
     )
     objective = Objective(
-        players={"network": Player(lambda key: {"w": jnp.float32(0.0)}, loss)},
+        players={"network": Player(Network(lambda key: {"w": jnp.float32(0.0)}, None), loss)},
         followers={},
         sample=None,
         init_from={},
@@ -216,7 +217,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_caught():
     # sqrt has value 0 and an infinite slope at 0.
     loss = lambda params, *_: (jnp.sqrt(params["w"]) * jnp.ones(2), {})
     objective = game()
-    bad = Player(init=lambda key: {"w": jnp.float32(0.0)}, loss=loss)
+    bad = Player(Network(lambda key: {"w": jnp.float32(0.0)}, None), loss=loss)
     state, step = start(objective._replace(players={**objective.players, "first": bad}))
     with pytest.raises(NonFiniteError, match="first"):
         check_finite(1, jax.device_get(step(state, FROZEN, BATCH)[1]))
@@ -259,7 +260,7 @@ def test_keys_are_a_function_of_seed_step_and_name():
     def loss(params, networks, batch, key, step):
         return jnp.zeros(2) * params["w"], {"draw": Mean(jax.random.uniform(key), jnp.float32(1))}
 
-    noisy = Player(init=lambda key: {"w": jnp.float32(0)}, loss=loss)
+    noisy = Player(Network(lambda key: {"w": jnp.float32(0)}, None), loss=loss)
     objective = game()._replace(players={"first": noisy, "second": noisy})
     state, step = start(objective)
     for i in range(2):
@@ -311,7 +312,7 @@ def test_every_row_has_a_draw_of_its_own_that_all_players_share(micro_batches, s
         found = {name: Mean(rows.set(value), jnp.float32(1)) for name, value in drawn.items()}
         return params["w"] * jnp.zeros(len(batch["label"])), found
 
-    player = Player(lambda key: {"w": jnp.float32(0.0)}, loss)
+    player = Player(Network(lambda key: {"w": jnp.float32(0.0)}, None), loss)
     objective = Objective(
         players={"first": player, "second": player},
         followers={},
@@ -350,8 +351,10 @@ def sharing(counts, every=1):
 
     return Objective(
         players={
-            "first": Player(lambda key: {"w": jnp.float32(0.0)}, critic_loss),
-            "second": Player(lambda key: {"w": jnp.float32(5.0)}, artist_loss, every=every),
+            "first": Player(Network(lambda key: {"w": jnp.float32(0.0)}, None), critic_loss),
+            "second": Player(
+                Network(lambda key: {"w": jnp.float32(5.0)}, None), artist_loss, every=every
+            ),
         },
         followers={},
         sample=None,

@@ -226,7 +226,9 @@ def test_a_teacher_stays_as_it_is_while_its_student_is_trained(flow, tmp_path):
 def test_no_gradient_reaches_the_teacher_of_a_pair_though_its_value_matters():
     config, experiment = small_experiment("cd_flow", batch_size=8)
     player = experiment.objective.players["network"]
-    params, teacher, other = (perturbed(player.init(jax.random.key(0)), seed=i) for i in range(3))
+    params, teacher, other = (
+        perturbed(player.network.init(jax.random.key(0)), seed=i) for i in range(3)
+    )
     batch = next(synthetic_batches(config))
 
     @jax.jit
@@ -292,7 +294,7 @@ def test_new_parts_of_a_student_are_drawn_by_its_seed():
     config = small_config("flow_matching")
     experiment = build(config, random_network((8, 8, 1)))
     given = {"a": jnp.float32(5.0)}
-    drawn = [adopt(given, experiment, seed, mesh()) for seed in (0, 1)]
+    drawn = [adopt(given, experiment.model.network, seed, mesh()) for seed in (0, 1)]
     assert [float(params["a"]) for params in drawn] == [5.0, 5.0]
     assert float(drawn[0]["d"]) != float(drawn[1]["d"])
 

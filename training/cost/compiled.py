@@ -100,7 +100,8 @@ Computations = Mapping[str, list[Instruction]]
 def step_inputs(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> StepInputs:
     """The arguments of a run's training step, unallocated. Reads no teacher."""
     # A teacher has the network's shapes.
-    frozen = {name: abstract_params(experiment, mesh) for name in experiment.objective.frozen}
+    teacher = abstract_params(experiment.model.network, mesh)
+    frozen = dict.fromkeys(experiment.objective.frozen, teacher)
     objective = experiment.objective._replace(init_from={})
     state = abstract_state(objective, experiment.optimizers, config.seed, frozen, mesh)
     batch = jax.tree.map(

@@ -17,6 +17,9 @@ from fewstep.training.sources import abstract_batch
 # The low end is DiT-XL/2 on an A100, the high end transformers on H100 and TPU v6e.
 MEASURED_MFU = (0.25, 0.45)
 
+# Fields of a network, and their values that have XLA count all of it.
+UNROLLED = {"scan": False, "attention": "xla"}
+
 # Shapes of parameters.
 Shapes = Any
 
@@ -72,12 +75,10 @@ def unroll(config: ConfigDict, experiment: Experiment) -> Experiment:
 
     XLA counts a loop's body only once, and a cuDNN kernel not at all.
     """
-    model = config.model
-    if not model.get("scan", False) and model.get("attention", "xla") == "xla":
+    if all(config.model.get(name) in (None, value) for name, value in UNROLLED.items()):
         return experiment
     config = config.copy_and_resolve_references()
-    config.model.scan = False
-    config.model.attention = "xla"
+    config.model.update({name: UNROLLED[name] for name in UNROLLED if name in config.model})
     return build(config)
 
 
@@ -92,10 +93,9 @@ def network_evaluations(config: ConfigDict, experiment: Experiment) -> float:
 def network_shapes(experiment: Experiment) -> dict[str, Shapes]:
     """Parameter shapes of every network that a loss reads, by name."""
     objective = experiment.objective
-    players = {name: player.init for name, player in objective.players.items()}
-    generator = players[objective.generator]
-    found = {name: jax.eval_shape(init, jax.random.key(0)) for name, init in players.items()}
-    found |= dict.fromkeys(objective.frozen, jax.eval_shape(generator, jax.random.key(0)))
+    networks = {name: player.network for name, player in objective.players.items()}
+    networks |= dict.fromkeys(objective.frozen, experiment.model.network)
+    found = {name: jax.eval_shape(n.init, jax.random.key(0)) for name, n in networks.items()}
     for name, follower in objective.followers.items():
         found[name] = found[follower.source]
     return found

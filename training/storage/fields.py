@@ -109,8 +109,25 @@ OPTIMIZER = {
     "spike_window": whole(2),
     "spike_cap": whole(0),
 }
+# Fields of any network; None is what it is without the field.
+NETWORK = {
+    "size": TEXT,
+    "patch_size": whole(1),
+    "width": whole(1),
+    "depth": whole(1),
+    "second_time": TEXT,
+    "guidance_input": SWITCH,
+    "loss_weight": SWITCH,
+    "time_scale": number(0.0, above=True),
+    "adaln_zero": SWITCH,
+    "dropout": number(0.0, 1.0),
+    "dtype": TEXT,
+    "attention": TEXT,
+    "remat": SWITCH,
+    "scan": SWITCH,
+}
 # Every field of configs/base.py by its dotted name, but those of an objective (OBJECTIVE_FIELDS)
-# and of player_optimizers, whose fields are those of OPTIMIZER.
+# and of player_optimizers, whose fields, and those of its heads, are those of OPTIMIZER.
 FIELDS = {
     "method": TEXT,
     "seed": whole(0, LARGEST_SEED),
@@ -138,18 +155,7 @@ FIELDS = {
     "data.flip": SWITCH,
     "data.on_device": SWITCH,
     "model.name": TEXT,
-    "model.size": TEXT,
-    "model.patch_size": whole(1),
-    "model.second_time": TEXT,
-    "model.guidance_input": SWITCH,
-    "model.loss_weight": SWITCH,
-    "model.time_scale": number(0.0, above=True),
-    "model.adaln_zero": SWITCH,
-    "model.dropout": number(0.0, 1.0),
-    "model.dtype": TEXT,
-    "model.attention": TEXT,
-    "model.remat": SWITCH,
-    "model.scan": SWITCH,
+    **{f"model.{name}": optional(of) for name, of in NETWORK.items()},
     "path.name": TEXT,
     "path.sigma_data": optional(number(0.0, above=True)),
     "path.sigma_min": optional(number(0.0)),
@@ -221,6 +227,7 @@ OBJECTIVE_FIELDS = {
 }
 REQUIRED = ("name", "label_dropout", "guidance_range")
 OBJECTIVE, PLAYERS = "objective", "player_optimizers"
+HEADS = "heads"  # of a player: a group of groups of fields of optimizers
 # Groups of fields of any objective, as its functions declare them.
 OBJECTIVE_PARTS = {
     name for method in OBJECTIVES.values() for name in group_names(method, OBJECTIVE)
@@ -263,7 +270,9 @@ def range_of(name: str) -> Range | None:
         # None is the default of the function that takes it.
         return known if known is None or last in REQUIRED else optional(known)
     if group == PLAYERS and rest:
-        player, _, field = rest.partition(".")
+        field = rest.partition(".")[2]
+        if field == HEADS or field.startswith(f"{HEADS}."):
+            field = ".".join(field.split(".")[2:])
         return OPTIMIZER.get(field) if field else PART
     return PART if name in PARTS else FIELDS.get(name)
 

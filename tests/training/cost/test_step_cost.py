@@ -8,8 +8,11 @@ from fewstep.training.cost.step_cost import (
     network_evaluations,
     step_flops,
     training_seconds,
+    unroll,
 )
+from fewstep.training.experiment import build
 from tests.training.runs import small_experiment
+from tests.training.test_networks import config_with
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,13 @@ def test_blocks_under_a_loop_cost_what_they_stand_for():
     evaluations = [network_evaluations(config, experiment) for _ in range(2)]
     assert evaluations == pytest.approx([3.0, 3.0], rel=0.06)
     assert config.model.scan
+
+
+def test_a_network_without_loops_or_attention_is_counted_as_it_is():
+    config = config_with("mlp")
+    experiment = build(config)
+    assert unroll(config, experiment) is experiment
+    assert network_evaluations(config, experiment) == pytest.approx(3.0, rel=0.1)
 
 
 def test_attention_in_chunks_costs_what_it_stands_for():
