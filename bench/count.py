@@ -187,7 +187,7 @@ def sampling(asked: argparse.Namespace) -> Iterator[Row]:
     for count in SAMPLING_STEPS:
         sampler = batch_sampler(
             experiment.objective,
-            experiment.image_shape,
+            experiment.space.shape,
             mesh,
             seed=config.seed,
             steps=count,

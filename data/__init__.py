@@ -1,10 +1,19 @@
-"""Image data: real sets by name as uint8 arrays, and endless reproducible batches of them."""
+"""Data sets by name as arrays, their spaces, and endless reproducible batches of them."""
 
 from fewstep.data.arrays.array_cache import data_root, local_folder, verify
 from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Pairs, Split
 from fewstep.data.arrays.identity import Identity, changes, digest
 from fewstep.data.arrays.pixels import to_float, to_uint8
-from fewstep.data.catalog import NONE, Selection, known_as, load, load_copy, path_in, prepare
+from fewstep.data.catalog import (
+    NONE,
+    Selection,
+    known_as,
+    load,
+    load_copy,
+    path_in,
+    prepare,
+    space_of,
+)
 from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST_DECODING
 from fewstep.data.labels import class_counts, shared_labels
 from fewstep.data.order import FIRST_ORDER, NEWEST_ORDER
@@ -38,6 +47,7 @@ __all__ = [
     "prepare",
     "row_batches",
     "shared_labels",
+    "space_of",
     "to_float",
     "to_uint8",
     "verify",

@@ -1,6 +1,7 @@
 """Data sets by name: ORIGINS says where each kind comes from.
 
 none               no data set, for methods that read none; sizes and classes are the config's
+mixture:NAME       points of a mixture of Gaussians, by data/mixtures.py; nothing to download
 digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST, by data/fashion_mnist.py
 folder:PATH        a folder or a .zip of images, by data/folders/folder.py; needs image_size
@@ -30,6 +31,9 @@ from fewstep.data.arrays.pixels import check_size
 from fewstep.data.digits import digits
 from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, decoding_of
 from fewstep.data.folders.folder import folder
+from fewstep.data.mixtures import mixture_points, mixture_space
+from fewstep.data.spaces.pixels import pixels
+from fewstep.data.spaces.space import Space
 from fewstep.data.tfds_images import UnknownBuilderError, builder_names, tfds_images, write_tfds
 from fewstep.messages import guess, nearest
 from fewstep.progress import note
@@ -60,6 +64,10 @@ class Selection(NamedTuple):
         return decoding_of(self.decoding, self.background, self.unreadable)
 
 
+def _pixels(name: str, image_size: int, channels: int) -> Space:
+    return pixels((image_size, image_size, channels))
+
+
 class Origin(NamedTuple):
     """Where the data sets of one kind come from.
 
@@ -70,6 +78,7 @@ class Origin(NamedTuple):
     place: what protocols call data whose argument is a path: such data are known by their images,
     wherever they lie. "" for data that are known by their name.
     missing: why there are no such data yet; "" if there are.
+    space: (argument or name, image_size, channels) -> the space that the examples lie in.
     """
 
     form: str = ""
@@ -77,6 +86,7 @@ class Origin(NamedTuple):
     download: Callable[[str, Selection], None] | None = None
     place: str = ""
     missing: str = ""
+    space: Callable[[str, int, int], Space] = _pixels
 
 
 def _open_none(name: str, asked: Selection, writable: bool) -> Dataset:
@@ -88,6 +98,11 @@ def _open_none(name: str, asked: Selection, writable: bool) -> Dataset:
 
 def _open_digits(name: str, asked: Selection, writable: bool) -> Dataset:
     return digits(asked.image_size, asked.channels)
+
+
+def _open_mixture(name: str, asked: Selection, writable: bool) -> Dataset:
+    mixture_space(name, asked.image_size, asked.channels)
+    return mixture_points(name)
 
 
 def _open_folder(path: str, asked: Selection, writable: bool) -> Undecoded:
@@ -114,6 +129,7 @@ def _checked(name: str) -> str:
 
 ORIGINS = {
     NONE: Origin(NONE, _open_none),
+    "mixture": Origin("mixture:NAME", _open_mixture, space=mixture_space),
     "digits": Origin("digits", _open_digits),
     "fashion_mnist": Origin("fashion_mnist", _open_tfds, _download_tfds),
     "folder": Origin("folder:PATH", _open_folder, place="a folder of images"),
@@ -127,7 +143,7 @@ def load(asked: Selection, writable: bool = True) -> Dataset:
 
     writable: whether arrays may be written to data_dir; if not, they go where "" is.
 
-    All but digits are decoded on first use into memory-mapped arrays under data_dir. Raises
+    Images but digits are decoded on first use into memory-mapped arrays under data_dir. Raises
     ValueError for a name that does not exist or data that cannot be read, FileNotFoundError for
     data that are not there or not prepared.
     """
@@ -161,8 +177,8 @@ def prepare(asked: Selection) -> Path:
 
     Decoded arrays are hashed, and decoded again if they are damaged; standard error says what was
     done. Arrays by the rules of earlier versions are checked too where they are. Returns the folder
-    (data_dir for digits, which need none). Raises as `load` does, and ValueError if the data cannot
-    be downloaded or encoded.
+    (data_dir for digits and mixtures, which need none). Raises as `load` does, and ValueError if
+    the data cannot be downloaded or encoded.
     """
     if asked.name == NONE:
         return data_root(asked.data_dir)
@@ -214,6 +230,16 @@ def _origin_of(name: str) -> tuple[Origin, str]:
     if origin is None or bool(colon) != (":" in origin.form):
         return ORIGINS["tfds"], name
     return origin, argument if colon else name
+
+
+def space_of(name: str, image_size: int = 0, channels: int = 0) -> Space:
+    """The space that the examples of a data set lie in, known by its name and the size of images.
+
+    Nothing is opened. Raises ValueError for a name that does not exist, or sizes that its examples
+    do not have.
+    """
+    origin, argument = _origin_of(name)
+    return origin.space(argument, image_size, channels)
 
 
 def path_in(name: str) -> str:

@@ -64,8 +64,7 @@ SIZES: dict[str, Size] = {
 
 def dit(
     *,
-    image_size: int,
-    channels: int,
+    shape: tuple[int, ...],
     size: str = "B",
     patch_size: int = 2,
     num_classes: int = 0,
@@ -80,9 +79,10 @@ def dit(
     remat: bool = False,
     scan: bool = False,
 ) -> Network:
-    """A DiT on square images [B, image_size, image_size, channels].
+    """A DiT on images [B, *shape].
 
-    size: a key of SIZES. patch_size: side of a patch, in pixels; it divides image_size.
+    shape: height, width and channels. size: a key of SIZES. patch_size: side of a patch, in pixels;
+        it divides height and width.
     num_classes: 0 for a network that reads no label.
     second_time: what is embedded beside t: "none", "time" (s), "interval" (t - s) or "step_size"
         (-log2(t - s), floored at t - s = 2^-12, not multiplied by time_scale).
@@ -107,16 +107,16 @@ def dit(
 
     Raises ValueError for a field out of its range.
     """
-    check_integers(1, image_size=image_size, channels=channels, patch_size=patch_size)
+    check_integers(1, patch_size=patch_size)
     check_integers(0, num_classes=num_classes)
     check_choice("size", size, SIZES)
     check_choice("dtype", dtype, DTYPES)
     check_choice("attention", attention, ATTENTIONS)
-    check_geometry(image_size, patch_size, SIZES[size])
+    check_geometry(shape, patch_size, SIZES[size])
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout={dropout!r} must be in [0, 1).")
     module = Transformer(
-        shape=(image_size, image_size, channels),
+        shape=tuple(shape),
         size=SIZES[size],
         patch_size=patch_size,
         num_classes=num_classes,
@@ -134,15 +134,23 @@ def dit(
         second_time=second_time,
         guidance_input=guidance_input,
         # Fused kernels need all tokens, and JAX one mesh for all of a program that has such.
-        lines=image_size // patch_size if module.attention == "xla" else 1,
+        lines=shape[0] // patch_size if module.attention == "xla" else 1,
     )
 
 
-def check_geometry(image_size: int, patch_size: int, size: Size) -> None:
-    """Raises ValueError unless patches tile the image and heads and positions divide the width."""
-    if image_size % patch_size:
+def check_geometry(shape: tuple[int, ...], patch_size: int, size: Size) -> None:
+    """Raises ValueError unless patches tile an image, and heads and positions divide the width."""
+    if len(shape) != 3:
         raise ValueError(
-            f"patch_size={patch_size} does not divide image_size={image_size}; choose a divisor."
+            f"a DiT takes images of height, width and channels, not the shape {tuple(shape)}; "
+            "choose another network, such as mlp"
+        )
+    height, width, channels = shape
+    check_integers(1, height=height, width=width, channels=channels)
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"patch_size={patch_size} does not divide an image of {height} x {width}; choose a "
+            "divisor."
         )
     if size.width % size.heads:
         raise ValueError(f"size: {size.heads} heads do not divide the width {size.width}.")
@@ -168,9 +176,9 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array, s: Array, condition: Condition) -> Array:
         width, depth, heads = self.size
-        side = self.shape[0] // self.patch_size
+        rows, columns = (side // self.patch_size for side in self.shape[:2])
         patches = patchify(x.astype(jnp.float32), self.patch_size)
-        tokens = linear(width, "patch_embedding")(patches) + position_table(side, width)
+        tokens = linear(width, "patch_embedding")(patches) + position_table(rows, columns, width)
         c = Conditioning(width, self.num_classes, self.scalars, name="conditioning")(
             t, s, condition
         )

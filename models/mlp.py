@@ -1,8 +1,8 @@
-"""A residual multilayer perceptron for points [B, D], conditioned like the DiT.
+"""A residual multilayer perceptron for examples of any shape, conditioned like the DiT.
 
 Each block computes h + W_2 SiLU((1 + scale) W_1 SiLU(h) + shift) with scale and shift affine in
 SiLU(c), where c is the sum of the embedded times, label and guidance scale. The output layer is
-zero at first, so that the network starts at zero, as the DiT does.
+zero at first, so that the network starts at zero, as the DiT does. It sees an example as a vector.
 """
 
 from collections.abc import Mapping
@@ -29,7 +29,7 @@ POINT_TIME_SCALE = 4.0
 
 def mlp(
     *,
-    dimension: int,
+    shape: tuple[int, ...],
     width: int = 128,
     depth: int = 3,
     num_classes: int = 0,
@@ -39,7 +39,7 @@ def mlp(
     time_scale: float = POINT_TIME_SCALE,
     dtype: str = "float32",
 ) -> Network:
-    """A network on points [B, dimension] with `depth` residual blocks of `width` units.
+    """A network on examples [B, *shape] with `depth` residual blocks of `width` units.
 
     num_classes, second_time, guidance_input, loss_weight and time_scale: as for `models.dit.dit`.
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
@@ -47,13 +47,14 @@ def mlp(
 
     Raises ValueError for a field out of its range.
     """
-    check_integers(1, dimension=dimension, width=width, depth=depth)
+    check_integers(1, **{f"shape[{i}]": side for i, side in enumerate(shape)})
+    check_integers(1, width=width, depth=depth)
     check_integers(0, num_classes=num_classes)
     check_choice("dtype", dtype, DTYPES)
     scalars = scalar_inputs(second_time, guidance_input, time_scale)
     weight = LossWeight(time_scale) if loss_weight else None
     module = Perceptron(width, depth, num_classes, scalars, dtype)
-    built = network(module, (dimension,), weight=weight)
+    built = network(module, tuple(shape), weight=weight)
     return built._replace(second_time=second_time, guidance_input=guidance_input)
 
 
@@ -71,10 +72,11 @@ class Perceptron(nn.Module):
         c = Conditioning(self.width, self.num_classes, self.scalars, name="conditioning")(
             t, s, condition
         )
-        h = linear(self.width, "input")(x.astype(jnp.float32))
+        points = x.reshape(len(x), -1).astype(jnp.float32)
+        h = linear(self.width, "input")(points)
         for index in range(self.depth):
             h = PointBlock(self.dtype, name=f"block_{index}")(h, c)
-        return linear(x.shape[-1], "output", zero=True)(nn.silu(h))
+        return linear(points.shape[-1], "output", zero=True)(nn.silu(h)).reshape(x.shape)
 
 
 class PointBlock(nn.Module):

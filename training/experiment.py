@@ -8,6 +8,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep import models
+from fewstep.data import space_of
+from fewstep.data.spaces.space import Space
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Kind, raw_kind
 from fewstep.models.model import Model
@@ -32,7 +34,7 @@ class Experiment(NamedTuple):
     model: Model
     objective: Objective
     optimizers: Mapping[str, Optimizer]
-    image_shape: tuple[int, int, int]
+    space: Space
     num_classes: int
     guidable: bool
     sample_with: str
@@ -43,7 +45,6 @@ def build(config: ConfigDict, network: Network | None = None) -> Experiment:
 
     network: in the place of the config's own, if given.
     """
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
     model = build_model(config)
     if network is not None:
         model = model._replace(network=network)
@@ -54,7 +55,7 @@ def build(config: ConfigDict, network: Network | None = None) -> Experiment:
         model=model,
         objective=objective,
         optimizers=build_optimizers(config, objective),
-        image_shape=shape,
+        space=build_space(config),
         num_classes=config.data.num_classes,
         guidable=config.data.num_classes > 0 and config.objective.get("label_dropout", 1.0) > 0.0,
         sample_with=sampled_network(config.ema.sample_with, averages, objective),
@@ -96,14 +97,23 @@ def check_read_later(config: ConfigDict) -> None:
         attrgetter(name)(config)
 
 
+def build_space(config: ConfigDict) -> Space:
+    """The space of the config's data. Raises ValueError for fields that it does not have."""
+    fields = config.data
+    space = space_of(fields.name, fields.image_size, fields.channels)
+    for name in ("flip", "on_device"):
+        if space.image is None and fields.get(name):
+            raise ValueError(
+                f"data.{name} is for images, and data.name={fields.name} has {space.name}; leave "
+                "it off"
+            )
+    return space
+
+
 def build_model(config: ConfigDict) -> Model:
     """The network of a config on its path. Raises ValueError."""
-    network = models.build(
-        **config.model,
-        image_size=config.data.image_size,
-        channels=config.data.channels,
-        num_classes=config.data.num_classes,
-    )
+    shape = build_space(config).shape
+    network = models.build(**config.model, shape=shape, num_classes=config.data.num_classes)
     path = construct(PATHS, config.path, "path")
     kind = build_kind(config.prediction.kind, config.prediction.sigma_data)
     if path.name == "ve" and kind.name != "F":

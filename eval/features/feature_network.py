@@ -1,9 +1,10 @@
-"""What distances between image sets are measured on: one feature vector per image.
+"""What distances between sets of samples are measured on: one feature vector per sample.
 
 A distance means nothing without the name of its features: a Frechet distance on `pixels` is not
 FID, which is the same formula on one particular Inception network, and the two cannot be compared.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from fewstep.data.arrays.pixels import check_images
+from fewstep.data.spaces.space import Space
 from fewstep.training.sharding import batch_sharding, replicated
 
 # Half the range of a byte: v / 127.5 - 1 takes 0 .. 255 to [-1, 1].
@@ -29,11 +31,12 @@ class FeatureOutputs(NamedTuple):
 
 
 class FeatureNetwork(NamedTuple):
-    """What images are compared by.
+    """What samples are compared by.
 
-    apply: (params, uint8 images [B, H, W, C]) -> FeatureOutputs; pure, to be jitted.
+    apply: (params, finished samples [B, ...], such as uint8 images) -> FeatureOutputs; pure, to be
+    jitted. Raises ValueError for samples that it does not see.
     dimension: D. weights: sha256 of the parameters or of their file, "" without. preprocessing:
-    what is done to the bytes, in words. published: whether the weights are those that others
+    what is done to the samples, in words. published: whether the weights are those that others
     measure with.
     """
 
@@ -49,7 +52,7 @@ class FeatureNetwork(NamedTuple):
 # A Frechet distance on more dimensions takes minutes.
 LARGEST_DIMENSION = 4096
 
-# uint8 images [N, H, W, C] -> (features [N, D], logits [N, classes] or None), of one process
+# finished samples [N, ...] -> (features [N, D], logits [N, classes] or None), of one process
 Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
@@ -64,38 +67,51 @@ def pixels(image_shape: tuple[int, ...]) -> FeatureNetwork:
     return FeatureNetwork("pixels", None, apply, dimension, "", "x / 127.5 - 1")
 
 
-def extractor(network: FeatureNetwork, mesh: Mesh, batch_size: int) -> Extract:
-    """The network on batches of batch_size images, split over the devices of all processes.
+def points(shape: tuple[int, ...]) -> FeatureNetwork:
+    """The points themselves, [B, *shape], flattened."""
 
-    Every process calls it with the same images and gets all features. The last batch is filled up
-    with its own images, so that an image is computed by the same program however many there are.
+    def apply(params: None, samples: Array) -> FeatureOutputs:
+        if samples.dtype != np.float32 or samples.shape[1:] != tuple(shape):
+            raise ValueError(
+                f"points must be float32 {['N', *shape]}, not {samples.dtype} {list(samples.shape)}"
+            )
+        return FeatureOutputs(samples.reshape(len(samples), -1))
+
+    return FeatureNetwork("points", None, apply, int(np.prod(shape)), "", "none")
+
+
+def extractor(network: FeatureNetwork, mesh: Mesh, batch_size: int) -> Extract:
+    """The network on batches of batch_size samples, split over the devices of all processes.
+
+    Every process calls it with the same samples and gets all features. The last batch is filled up
+    with its own rows, so that a sample is computed by the same program however many there are.
     """
     everywhere = replicated(mesh)
     params = jax.device_put(network.params, everywhere)
 
     @partial(jax.jit, in_shardings=(None, everywhere), out_shardings=everywhere)
-    def apply(params: Any, images: Array) -> FeatureOutputs:
-        images = jax.lax.with_sharding_constraint(images, batch_sharding(mesh))
-        return network.apply(params, images)
+    def apply(params: Any, samples: Array) -> FeatureOutputs:
+        samples = jax.lax.with_sharding_constraint(samples, batch_sharding(mesh))
+        return network.apply(params, samples)
 
-    def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        check_images(images)
-        rows = np.arange(-(-len(images) // batch_size) * batch_size) % len(images)
+    def extract(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        rows = np.arange(-(-len(samples) // batch_size) * batch_size) % len(samples)
         parts = [
-            jax.device_get(apply(params, images[part])) for part in rows.reshape(-1, batch_size)
+            jax.device_get(apply(params, samples[part])) for part in rows.reshape(-1, batch_size)
         ]
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(images)], *parts)
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(samples)], *parts)
 
     return extract
 
 
-def check_dimension(features: str, image_shape: tuple[int, ...]) -> None:
-    """Raises ValueError if images are too large to be compared pixel by pixel."""
-    dimension = int(np.prod(image_shape))
-    if features == "pixels" and dimension > LARGEST_DIMENSION:
+def check_dimension(features: str, space: Space) -> None:
+    """Raises ValueError if samples are too large to be compared number by number."""
+    dimension = math.prod(space.example.shape)
+    if features in ("pixels", "points") and dimension > LARGEST_DIMENSION:
+        others = [name for name in space.features if name != features]
         raise ValueError(
-            f"evaluate.features=pixels has {dimension} dimensions for these images, more than "
-            f"{LARGEST_DIMENSION}; use inception, dinov2, classifier or none"
+            f"evaluate.features={features} has {dimension} dimensions for these samples, more than "
+            f"{LARGEST_DIMENSION}; use {', '.join([*others, 'none'])}"
         )
 
 

@@ -1,7 +1,7 @@
 """How a number was measured, as data: two numbers may be compared only if this is the same.
 
 A protocol has two parts. `measurement` is what must agree between numbers that are compared:
-features and their weights, preprocessing, rounding to bytes, the number of samples and their
+features and their weights, preprocessing, how samples are rounded, the number of samples and their
 labels, the real images. `sampling` is what the comparison is about: method, network and step,
 solver, number of steps, guidance, seed, and the data that the network was trained on. The id of a
 result is the name of its metric and a hash over both.
@@ -16,7 +16,6 @@ from fewstep.messages import differences
 
 # To be raised when code changes what a metric means, so that old numbers are not compared with new.
 VERSION = 1
-ROUNDING = "127.5 (x + 1), clipped to [0, 255], to the nearest integer, halves upwards"
 # The Frechet distance is called FID only on Inception's published weights and at least so many
 # samples, as by those who named it.
 FID_SAMPLES = 50_000
@@ -50,6 +49,7 @@ class Protocol(NamedTuple):
 def measurement(
     network: FeatureNetwork,
     *,
+    rounding: str,
     reference: str,
     reference_sha256: str,
     samples: int,
@@ -58,14 +58,15 @@ def measurement(
 ) -> dict[str, Any]:
     """The part of a protocol that must agree.
 
-    labels: how samples are labelled, in words. agreement: weights of the classifier that sees them.
+    rounding: what finishing samples does to them (data/spaces). labels: how they are labelled, in
+    words. agreement: weights of the classifier that sees them.
     """
     return {
         "features": network.name,
         "weights": network.weights,
         "published_weights": network.published,
         "preprocessing": network.preprocessing,
-        "rounding": ROUNDING,
+        "rounding": rounding,
         "samples": samples,
         "labels": labels,
         "agreement": agreement,

@@ -11,7 +11,7 @@ from fewstep.eval.evaluate import (
     evaluator,
     measures_of,
     protocol_of,
-    real_row,
+    real_samples,
     samples_at,
     summary,
     training_data,
@@ -165,13 +165,13 @@ def test_results_are_shown_before_they_are_written(monkeypatch, tmp_path):
     assert how["out"].is_dir() and not (tmp_path / "eval").exists()
 
 
-def test_real_row_has_the_labels_of_the_samples():
-    row = real_row(dataset(), np.arange(12) % 10)["real"]
+def test_real_samples_has_the_labels_of_the_samples():
+    row = real_samples(dataset(), np.arange(12) % 10)["real"]
     train = dataset().train
     for i, image in enumerate(row):
         position = next(j for j, other in enumerate(train.images) if (other == image).all())
         assert train.labels[position] == i % 10
-    assert real_row(dataset(), np.array([0, 10])) == {}
+    assert real_samples(dataset(), np.array([0, 10])) == {}
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from fewstep.models.layers import (
 
 SIDE, CHANNELS, BATCH, CLASSES = 8, 2, 3, 5
 TOY = Size(32, 2, 4)
-FIELDS = {"image_size": SIDE, "channels": CHANNELS, "size": "toy", "num_classes": CLASSES}
+FIELDS = {"shape": (SIDE, SIDE, CHANNELS), "size": "toy", "num_classes": CLASSES}
 T, S = jnp.array([0.9, 0.5, 0.25]), jnp.array([0.4, 0.25, 0.0])
 CONDITION = {"label": jnp.array([0, 3, -1]), "guidance_scale": jnp.array([1.0, 2.0, 4.0])}
 
@@ -51,7 +51,9 @@ def test_at_first_every_block_is_the_identity():
     params["final"]["output"]["kernel"] = kernel
     patches = patchify(images(), 2)
     assert not np.any(params["patch_embedding"]["bias"])
-    tokens = patches @ params["patch_embedding"]["kernel"] + position_table(SIDE // 2, TOY.width)
+    tokens = patches @ params["patch_embedding"]["kernel"] + position_table(
+        SIDE // 2, SIDE // 2, TOY.width
+    )
     expected = unpatchify(normalize(tokens) @ kernel, (SIDE, SIDE, CHANNELS), 2)
     out = jax.jit(network.apply)(params, images(), T, S, CONDITION)
     np.testing.assert_allclose(out, expected, atol=2e-4)
@@ -265,7 +267,7 @@ def expected_count(width, depth, patch_features, classes):
     ("size", "heads", "millions"), [("S", 6, 33), ("B", 12, 130), ("L", 16, 458), ("XL", 16, 675)]
 )
 def test_published_sizes(size, heads, millions):
-    network = dit(image_size=32, channels=4, size=size, num_classes=1000)
+    network = dit(shape=(32, 32, 4), size=size, num_classes=1000)
     ours = count(jax.eval_shape(network.init, jax.random.key(0)))
     width, depth, ours_heads = SIZES[size]
     assert ours_heads == heads
@@ -278,7 +280,7 @@ def test_published_sizes(size, heads, millions):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_builds(size):
-    network = dit(image_size=4, channels=1, size=size)
+    network = dit(shape=(4, 4, 1), size=size)
     params = jax.eval_shape(network.init, jax.random.key(0))
     width, depth, heads = SIZES[size]
     assert width % heads == 0
@@ -289,12 +291,12 @@ def test_every_size_builds(size):
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"patch_size": 3}, "patch_size=3 does not divide image_size=8"),
+        ({"patch_size": 3}, "patch_size=3 does not divide an image of 8 x 8"),
         ({"size": "XXL"}, "size='XXL' .* did you mean 'XL'"),
         ({"second_time": "gap"}, "second_time='gap'"),
         ({"dtype": "bf16"}, "did you mean 'bfloat16'"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"channels": 0}, "channels=0"),
+        ({"shape": (8, 8, 0)}, "channels=0"),
         ({"num_classes": -1}, "num_classes=-1"),
         ({"time_scale": -1.0}, "time_scale=-1.0"),
     ],

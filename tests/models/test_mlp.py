@@ -7,7 +7,7 @@ from fewstep.models.conditioning import Conditioning, scalar_inputs
 from fewstep.models.mlp import mlp
 
 BATCH, DIMENSION, CLASSES = 6, 2, 4
-FIELDS = {"dimension": DIMENSION, "width": 16, "depth": 2, "num_classes": CLASSES}
+FIELDS = {"shape": (DIMENSION,), "width": 16, "depth": 2, "num_classes": CLASSES}
 X = jax.random.normal(jax.random.key(0), (BATCH, DIMENSION))
 T, S = jnp.linspace(0.3, 1.0, BATCH), jnp.linspace(0.0, 0.6, BATCH)
 CONDITION = {"label": jnp.arange(BATCH) % CLASSES, "guidance_scale": jnp.ones(BATCH)}

@@ -40,12 +40,14 @@ def test_good_inputs_pass():
     ("name", "fields", "words"),
     [
         ("dot", {}, "network='dot' .* did you mean 'dit'"),
-        ("dit", {"image_size": 4, "chanels": 1}, "dit field='chanels' .* did you mean 'channels'"),
-        ("dit", {"image_size": 4}, "channels is missing"),
+        ("dit", {"shape": (4, 4, 1), "patchsize": 1}, "'patchsize' .* did you mean 'patch_size'"),
+        ("dit", {}, "shape is missing"),
+        ("dit", {"shape": (2,)}, r"not the shape \(2,\); choose another network"),
+        ("dit", {"shape": (4, 5, 1)}, "patch_size=2 does not divide an image of 4 x 5"),
         ("mlp", {"image_size": 4}, "mlp field='image_size' is not one of"),
-        ("mlp", {"dimension": 0}, "dimension=0"),
-        ("mlp", {"dimension": 2, "num_classes": -1}, "num_classes=-1"),
-        ("mlp", {"dimension": 2, "dtype": "float16"}, "did you mean 'bfloat16'"),
+        ("mlp", {"shape": (0,)}, r"shape\[0\]=0"),
+        ("mlp", {"shape": (2,), "num_classes": -1}, "num_classes=-1"),
+        ("mlp", {"shape": (2,), "dtype": "float16"}, "did you mean 'bfloat16'"),
     ],
 )
 def test_build_names_what_is_wrong(name, fields, words):
@@ -54,16 +56,16 @@ def test_build_names_what_is_wrong(name, fields, words):
 
 
 def test_build_passes_the_fields_on():
-    built = build("mlp", dimension=3, width=8, depth=2).init(jax.random.key(0))
-    direct = NETWORKS["mlp"](dimension=3, width=8, depth=2).init(jax.random.key(0))
+    built = build("mlp", shape=(3,), width=8, depth=2).init(jax.random.key(0))
+    direct = NETWORKS["mlp"](shape=(3,), width=8, depth=2).init(jax.random.key(0))
     chex.assert_trees_all_equal(built, direct)
     assert built["output"]["kernel"].shape == (8, 3)
     assert {name for name in built if name.startswith("block")} == {"block_0", "block_1"}
 
 
 NETWORK_FIELDS = {
-    "mlp": {"dimension": 2, "width": 8, "num_classes": 3},
-    "dit": {"image_size": 4, "channels": 1, "size": "nano", "num_classes": 3},
+    "mlp": {"shape": (2,), "width": 8, "num_classes": 3},
+    "dit": {"shape": (4, 4, 1), "size": "nano", "num_classes": 3},
 }
 POINTS = {"mlp": jnp.ones((2, 2)), "dit": jnp.ones((2, 4, 4, 1))}
 CONDITION = {"label": jnp.array([0, -1]), "guidance_scale": jnp.array([1.0, 3.0])}
@@ -78,7 +80,7 @@ def test_a_network_says_what_it_reads(name):
 
 
 def test_lines_are_rows_of_tokens_where_devices_can_share_them(monkeypatch):
-    fields = {**NETWORK_FIELDS["dit"], "image_size": 12, "patch_size": 4}
+    fields = {**NETWORK_FIELDS["dit"], "shape": (12, 8, 1), "patch_size": 4}
     assert build("dit", **fields).lines == 3
     assert build("mlp", **NETWORK_FIELDS["mlp"]).lines == 1
     monkeypatch.setattr(
@@ -122,8 +124,7 @@ ALL = {
 }
 OWN = {
     "dit": {
-        "image_size": (8, "sampling training"),
-        "channels": (3, "shapes sampling training"),
+        "shape": ((4, 4, 3), "shapes sampling training"),
         "size": ("wide", "shapes sampling training"),
         "patch_size": (4, "shapes sampling training"),
         "dropout": (0.1, "training"),
@@ -131,7 +132,7 @@ OWN = {
         "scan": (True, "shapes sampling training"),
     },
     "mlp": {
-        "dimension": (3, "shapes sampling training"),
+        "shape": ((3,), "shapes sampling training"),
         "width": (16, "shapes sampling training"),
         "depth": (1, "shapes sampling training"),
     },

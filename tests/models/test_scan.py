@@ -11,7 +11,7 @@ from fewstep.models.network import STACKED
 
 SIDE, BATCH = 4, 3
 TOY = Size(32, 2, 4)
-FIELDS = {"image_size": SIDE, "channels": 2, "size": "toy", "num_classes": 5, "time_scale": 2.0}
+FIELDS = {"shape": (SIDE, SIDE, 2), "size": "toy", "num_classes": 5, "time_scale": 2.0}
 T, S = jnp.array([0.9, 0.5, 0.25]), jnp.array([0.4, 0.25, 0.0])
 CONDITION = {"label": jnp.array([0, 3, -1])}
 

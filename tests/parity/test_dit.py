@@ -162,8 +162,7 @@ def test_equal_to_the_published_architecture(size, image_size, patch, dtype):
     label = np.array([0, 7, CLASSES - 1, -1], np.int32)
 
     network = dit(
-        image_size=image_size,
-        channels=CHANNELS,
+        shape=(image_size, image_size, CHANNELS),
         size=size,
         patch_size=patch,
         num_classes=CLASSES,
