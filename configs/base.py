@@ -112,24 +112,33 @@ def data() -> ConfigDict:
 
 
 def model() -> ConfigDict:
-    """The network; its inputs and outputs are sized by the data."""
+    """The network; its inputs and outputs are sized by the data.
+
+    Comments say which networks have a group of fields. A run records those of its own.
+    """
     return ConfigDict(
         {
-            "name": "dit",
+            "name": "dit",  # dit; mlp, for points, or for images as points of as many numbers
+            # All networks. The first three are what the method needs, unless they are given.
+            # none, time (s), interval (t - s), step_size (-log2(t - s))
+            "second_time": placeholder(str),
+            "guidance_input": placeholder(bool),  # whether the network is told the guidance scale
+            "loss_weight": placeholder(bool),  # whether it learns the weight of its loss at each t
+            "time_scale": 1000.0,  # t is multiplied by it before the sinusoids
+            "dtype": "float32",  # float32 or bfloat16 inside the network
+            # dit
             "size": "B",  # S, B, L, XL; for CPUs nano, micro, mini, tiny (models/dit.py)
             "patch_size": 2,  # pixels (or latents) per side of a token
-            "second_time": "none",  # none, time (s), interval (t - s), step_size (-log2(t - s))
-            "guidance_input": False,  # whether the network is told the guidance scale
-            "loss_weight": False,  # whether it learns the weight of its loss at each t
-            "time_scale": 1000.0,  # t is multiplied by it before the sinusoids
             "adaln_zero": True,  # modulations start at zero, as DiT's; False: Xavier, as shortcut's
             "dropout": 0.0,  # probability, in the blocks
-            "dtype": "float32",  # float32 or bfloat16 inside the network
             # xla; cudnn (fused: GPUs, bfloat16, not for sct and scd); auto, cudnn where it can be;
             # chunked (a few queries at a time: less memory everywhere, slower)
             "attention": "xla",
             "remat": False,  # recompute activations in the backward pass: less memory
             "scan": False,  # a loop over stacked blocks: compiled once for all, slower on CPUs
+            # mlp
+            "width": placeholder(int),  # units of a block; None is 128
+            "depth": placeholder(int),  # blocks; None is 3
         }
     )
 

@@ -29,7 +29,6 @@ def get_config(method: str = "shortcut") -> ConfigDict:
         config.objective.label_dropout = 0.0
     if method == "lcm":
         # Without classes there is nothing to guide: plain distillation on the same grid.
-        config.model.guidance_input = False
         config.objective.guidance_range = ()
         config.objective.guidance_scale = 1.0
     return config

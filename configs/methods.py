@@ -2,7 +2,7 @@
 
     config = methods.choose(base.config(), "cd")
 
-Each sets its paper's path, prediction, network inputs and objective on top of configs/base.py and
+Each sets its paper's path, prediction and objective on top of configs/base.py and
 configs/objectives.py; a config file then sets what its data need. Of published optimizers a method
 sets Adam with b1 = 0 of the one-step generators alone, as SiD has it; for `dmd` it is not that of
 DMD2's EDM code, AdamW with betas 0.9 and 0.999, a decay of 0.01 and clipped gradients. What papers
@@ -61,7 +61,6 @@ def trigflow_model(config: ConfigDict) -> None:
 def shortcut(config: ConfigDict) -> None:
     """Shortcut models (Frans et al. 2024)."""
     config.objective = objectives.shortcut()
-    config.model.second_time = "step_size"
 
 
 def edm_model(config: ConfigDict) -> None:
@@ -108,7 +107,6 @@ def sct(config: ConfigDict) -> None:
     config.objective = objectives.continuous_training()
     config.evaluate.steps = FEW_STEPS
     trigflow_model(config)
-    config.model.loss_weight = True
 
 
 def scd(config: ConfigDict) -> None:
@@ -127,7 +125,6 @@ def lcm(config: ConfigDict) -> None:
     config.evaluate.steps = FEW_STEPS
     config.path.name = "vp_ddpm"
     config.prediction.kind = "v"
-    config.model.guidance_input = True
     config.objective.curriculum.points = 1000
     config.objective.spacing.name = "uniform"
     config.objective.skip = 20
@@ -229,7 +226,7 @@ TEACHERS = {
 
 
 def choose(config: ConfigDict, method: str) -> ConfigDict:
-    """The config with the fields of a method, its path, prediction and network inputs."""
+    """The config with the fields of a method, its path and prediction."""
     if method not in METHODS:
         raise ValueError(no_choice("method", method, METHODS))
     config.method = method

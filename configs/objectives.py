@@ -77,7 +77,7 @@ def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
 
 
 def shortcut() -> ConfigDict:
-    """objectives/shortcut.py; needs model.second_time = "step_size"."""
+    """objectives/shortcut.py."""
     return ConfigDict(
         {
             "name": "shortcut",

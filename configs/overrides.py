@@ -17,7 +17,7 @@ def forget_replaced(
     """
     for field, name in given.items():
         part, _, last = field.rpartition(".")
-        is_part = part in ("path", "prediction") or part.startswith("objective.")
+        is_part = part in ("model", "path", "prediction") or part.startswith("objective.")
         if is_part and last in ("name", "kind") and name != before[field]:
             unset(config, part, keep=set(given))
 

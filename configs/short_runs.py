@@ -59,7 +59,7 @@ def scd(config: ConfigDict) -> None:
     config.optimizer.learning_rate, config.optimizer.eps = 5e-4, 1e-3
     config.objective.tangent_warmup = 1000  # the paper's is 10,000 steps
     config.objective.tangent_scale = 1.0
-    config.objective.adaptive_weight = config.model.loss_weight = False
+    config.objective.adaptive_weight = False
 
 
 def one_step(config: ConfigDict) -> None:

@@ -96,7 +96,7 @@ def ring() -> Mixture:
 
 def model_with_exact_teacher(mixture: Mixture) -> Model:
     """A network on points which, with EXACT for parameters, is the mixture's own denoiser."""
-    network, path, kind = mlp(shape=(2,)), linear(), KINDS["velocity"]
+    network, path, kind = mlp((2,)), linear(), KINDS["velocity"]
 
     def apply(
         params: Params, x: Array, t: Array, s: Array, condition: Condition, **mode: object

@@ -7,9 +7,10 @@ from the publication. The output has the channels of x, without the variance cha
 time and a guidance scale can be embedded and added, with parameters that otherwise do not exist.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -30,6 +31,7 @@ from fewstep.models.layers import (
 from fewstep.models.network import (
     DTYPES,
     STACKED,
+    Architecture,
     Array,
     Condition,
     Network,
@@ -63,11 +65,11 @@ SIZES: dict[str, Size] = {
 
 
 def dit(
-    *,
     shape: tuple[int, ...],
+    num_classes: int = 0,
+    *,
     size: str = "B",
     patch_size: int = 2,
-    num_classes: int = 0,
     second_time: str = "none",
     guidance_input: bool = False,
     loss_weight: bool = False,
@@ -79,11 +81,11 @@ def dit(
     remat: bool = False,
     scan: bool = False,
 ) -> Network:
-    """A DiT on images [B, *shape].
+    """A DiT on images.
 
-    shape: height, width and channels. size: a key of SIZES. patch_size: side of a patch, in pixels;
-        it divides height and width.
+    shape: (height, width, channels) of an image.
     num_classes: 0 for a network that reads no label.
+    size: a key of SIZES. patch_size: side of a patch, in pixels; it divides height and width.
     second_time: what is embedded beside t: "none", "time" (s), "interval" (t - s) or "step_size"
         (-log2(t - s), floored at t - s = 2^-12, not multiplied by time_scale).
     guidance_input: whether condition["guidance_scale"] is read and embedded, at first without
@@ -139,23 +141,37 @@ def dit(
 
 
 def check_geometry(shape: tuple[int, ...], patch_size: int, size: Size) -> None:
-    """Raises ValueError unless patches tile an image, and heads and positions divide the width."""
-    if len(shape) != 3:
+    """Raises ValueError unless patches tile the image and heads and positions divide the width."""
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"a DiT takes images [height, width, channels], not {list(shape)}.")
+    if shape[0] % patch_size or shape[1] % patch_size:
         raise ValueError(
-            f"a DiT takes images of height, width and channels, not the shape {tuple(shape)}; "
-            "choose another network, such as mlp"
-        )
-    height, width, channels = shape
-    check_integers(1, height=height, width=width, channels=channels)
-    if height % patch_size or width % patch_size:
-        raise ValueError(
-            f"patch_size={patch_size} does not divide an image of {height} x {width}; choose a "
-            "divisor."
+            f"patch_size={patch_size} does not divide an image of {shape[0]} x {shape[1]}; choose "
+            "a divisor."
         )
     if size.width % size.heads:
         raise ValueError(f"size: {size.heads} heads do not divide the width {size.width}.")
     if size.width % 4:
         raise ValueError(f"size: the 2-D positions need a width divisible by 4, not {size.width}.")
+
+
+def shrink(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """The smallest size, and patches that make at most 8 x 8 tokens."""
+    sides, patch = shape[:2], fields["patch_size"]
+    fitting = [
+        p
+        for p in range(patch, min(sides) + 1)
+        if all(side % p == 0 and side // p <= 8 for side in sides)
+    ]
+    return {"size": next(iter(SIZES)), "patch_size": min(fitting, default=math.gcd(*sides))}
+
+
+def title(fields: Mapping[str, Any]) -> str:
+    """The published spelling of size and patch size."""
+    return f"dit {fields['size']}/{fields['patch_size']}"
+
+
+DIT = Architecture(dit, shrink, title)
 
 
 class Transformer(nn.Module):

@@ -1,11 +1,15 @@
-"""A residual multilayer perceptron for examples of any shape, conditioned like the DiT.
+"""A residual multilayer perceptron for points [B, D], conditioned like the DiT.
+
+Arrays of another shape, such as images, it takes for points of as many numbers.
 
 Each block computes h + W_2 SiLU((1 + scale) W_1 SiLU(h) + shift) with scale and shift affine in
 SiLU(c), where c is the sum of the embedded times, label and guidance scale. The output layer is
-zero at first, so that the network starts at zero, as the DiT does. It sees an example as a vector.
+zero at first, so that the network starts at zero, as the DiT does.
 """
 
+import math
 from collections.abc import Mapping
+from typing import Any
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -14,6 +18,7 @@ from fewstep.models.conditioning import Conditioning, LossWeight, Scalar, scalar
 from fewstep.models.layers import linear
 from fewstep.models.network import (
     DTYPES,
+    Architecture,
     Array,
     Condition,
     Network,
@@ -28,18 +33,18 @@ POINT_TIME_SCALE = 4.0
 
 
 def mlp(
-    *,
     shape: tuple[int, ...],
+    num_classes: int = 0,
+    *,
     width: int = 128,
     depth: int = 3,
-    num_classes: int = 0,
     second_time: str = "none",
     guidance_input: bool = False,
     loss_weight: bool = False,
     time_scale: float = POINT_TIME_SCALE,
     dtype: str = "float32",
 ) -> Network:
-    """A network on examples [B, *shape] with `depth` residual blocks of `width` units.
+    """A network on points [B, *shape] with `depth` residual blocks of `width` units.
 
     num_classes, second_time, guidance_input, loss_weight and time_scale: as for `models.dit.dit`.
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
@@ -47,8 +52,7 @@ def mlp(
 
     Raises ValueError for a field out of its range.
     """
-    check_integers(1, **{f"shape[{i}]": side for i, side in enumerate(shape)})
-    check_integers(1, width=width, depth=depth)
+    check_integers(1, dimension=math.prod(shape), width=width, depth=depth)
     check_integers(0, num_classes=num_classes)
     check_choice("dtype", dtype, DTYPES)
     scalars = scalar_inputs(second_time, guidance_input, time_scale)
@@ -56,6 +60,26 @@ def mlp(
     module = Perceptron(width, depth, num_classes, scalars, dtype)
     built = network(module, tuple(shape), weight=weight)
     return built._replace(second_time=second_time, guidance_input=guidance_input)
+
+
+# Of a run of a minute.
+SMALL_WIDTH, SMALL_DEPTH = 64, 2
+
+
+def shrink(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
+    """A small width and depth."""
+    return {
+        "width": min(fields["width"], SMALL_WIDTH),
+        "depth": min(fields["depth"], SMALL_DEPTH),
+    }
+
+
+def title(fields: Mapping[str, Any]) -> str:
+    """Blocks and their units."""
+    return f"mlp {fields['depth']} x {fields['width']}"
+
+
+MLP = Architecture(mlp, shrink, title)
 
 
 class Perceptron(nn.Module):
@@ -72,8 +96,8 @@ class Perceptron(nn.Module):
         c = Conditioning(self.width, self.num_classes, self.scalars, name="conditioning")(
             t, s, condition
         )
-        points = x.reshape(len(x), -1).astype(jnp.float32)
-        h = linear(self.width, "input")(points)
+        points = x.reshape(x.shape[0], -1)
+        h = linear(self.width, "input")(points.astype(jnp.float32))
         for index in range(self.depth):
             h = PointBlock(self.dtype, name=f"block_{index}")(h, c)
         return linear(points.shape[-1], "output", zero=True)(nn.silu(h)).reshape(x.shape)

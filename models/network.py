@@ -5,6 +5,7 @@ architecture therefore serves trained, averaged and frozen parameters alike, and
 inputs (`jax.jvp`) or in the parameters (`jax.grad`), in any order, act on `apply`.
 """
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
@@ -92,6 +93,27 @@ def network(
         return training.apply({"params": params}, x, t, s, condition, rngs={"dropout": rng})
 
     return Network(init, apply, log_weight=None if weight is None else log_weight, shape=shape)
+
+
+class Architecture(NamedTuple):
+    """A kind of network, as an entry of the table of networks.
+
+    build: `build(shape, num_classes, **fields)` -> Network, for examples x of that shape. Its
+        arguments after these two, which have defaults, are the fields of the config's `model`.
+        Raises ValueError for a field out of its range, and for a shape that it cannot take.
+    shrink: (fields, shape) -> those fields that make the network tiny, for a run of a minute.
+    title: fields -> what people call a network of these fields: "dit B/2".
+    """
+
+    build: Callable[..., Network]
+    shrink: Callable[[Mapping[str, Any], tuple[int, ...]], Mapping[str, Any]]
+    title: Callable[[Mapping[str, Any]], str]
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The fields of the config's `model` with their defaults."""
+        parameters = list(inspect.signature(self.build).parameters.values())
+        return {parameter.name: parameter.default for parameter in parameters[2:]}
 
 
 def check_inputs(x: Array, t: Array, s: Array, shape: tuple[int, ...]) -> None:

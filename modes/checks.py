@@ -34,7 +34,7 @@ from fewstep.modes.request import (
 )
 from fewstep.training.cluster.processes import VISIBLE, within
 from fewstep.training.cost.sizes import bytes_of, size
-from fewstep.training.experiment import Experiment, build, debugged
+from fewstep.training.experiment import Experiment, as_it_runs, build
 from fewstep.training.labels import training_counts
 from fewstep.training.loop import abstract_state
 from fewstep.training.sharding import (
@@ -107,7 +107,7 @@ class NextJob:
         config = with_teachers_images(self.asked) if self.asked.teacher else self.asked
         if not config.data.image_size or config.data.num_classes < 0:
             read_dataset(self.asked)  # says how to get it
-        return debugged(config) if config.debug else config
+        return as_it_runs(config)
 
     @cached_property
     def experiment(self) -> Experiment:

@@ -31,6 +31,7 @@ from fewstep.training.cost.compiled import (
 from fewstep.training.cost.sizes import bytes_of, size
 from fewstep.training.cost.step_cost import forward_flops, step_flops
 from fewstep.training.experiment import Experiment, build_on
+from fewstep.training.networks import title
 from fewstep.training.sharding import AXES, check_batch_size, make_mesh, mesh_sizes, sizes_in_slice
 
 MIB = 2**20
@@ -152,8 +153,8 @@ def heading(
     shape = " x ".join(map(str, experiment.space.shape))
     axes = ", ".join(f"{name} {count}" for name, count in mesh.shape.items())
     return [
-        f"config       {config.method}, {model.name} {model.size}/{model.patch_size} on {shape}, "
-        f"{size(network)} parameters, dtype {model.dtype}, remat {model.remat}",
+        f"config       {config.method}, {title(config)} on {shape}, {size(network)} parameters"
+        + "".join(f", {name} {model[name]}" for name in ("dtype", "remat") if name in model),
         *([] if aim is None or not aim.devices else [f"devices      {hosts(aim)}"]),
         f"mesh         {mesh.size} emulated device(s) ({axes})",
         f"batch        {config.batch_size}, {config.batch_size // mesh.size} per device",

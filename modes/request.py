@@ -16,7 +16,7 @@ from fewstep.data.folders.decoding import BACKGROUND
 from fewstep.messages import differences
 from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import everywhere, gather
-from fewstep.training.experiment import Experiment, build, debugged, rebuild, with_sampled
+from fewstep.training.experiment import Experiment, as_it_runs, build, rebuild, with_sampled
 from fewstep.training.labels import with_recorded_rule
 from fewstep.training.profile import Window
 from fewstep.training.sharding import make_mesh
@@ -246,7 +246,7 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
             f"data.num_classes={config.data.num_classes}, but {dataset.name} has "
             f"{dataset.num_classes}; use -1 for all of them or 0 to train without labels"
         )
-    return debugged(config) if config.debug else config
+    return as_it_runs(config)
 
 
 def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
@@ -266,7 +266,7 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
         elif not config.data.image_size or config.data.num_classes < 0:
             raise  # images of unknown size or classes: nothing can be built
         config.data.decoding = config.data.decoding or NEWEST_DECODING
-        config = debugged(config) if config.debug else config
+        config = as_it_runs(config)
         experiment = build(config)
         check_taught(config, experiment)
         if reads_data(experiment.objective):
@@ -316,7 +316,7 @@ def resolve_where_open(config: ConfigDict) -> ConfigDict:
     check_network_of_teacher(config)
     if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
         return resolve_with_data(config)[0]
-    return debugged(config) if config.debug else config
+    return as_it_runs(config)
 
 
 def dataset_if_here(

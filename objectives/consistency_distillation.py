@@ -30,7 +30,7 @@ from jax import Array
 from fewstep.diffusion.guidance import guide
 from fewstep.diffusion.spacing import SPACINGS, Spacing, karras
 from fewstep.diffusion.time_pairs import CURRICULA, Curriculum, constant, grid_pairs
-from fewstep.models.model import Model, check_boundary, check_inputs
+from fewstep.models.model import Model, check_boundary
 from fewstep.objectives.base import Follower, Objective, Params, Player
 from fewstep.objectives.consistency import (
     WEIGHTINGS,
@@ -43,6 +43,7 @@ from fewstep.objectives.consistency import (
 )
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema
+from fewstep.objectives.needs import needs
 from fewstep.parts import Entry, Part
 from fewstep.samplers.ode import STEPS, Step, heun_step
 
@@ -64,6 +65,7 @@ def teacher_step(
     return second_point
 
 
+@needs(guidance_input=lambda guidance_range: bool(guidance_range))
 def consistency_distillation(
     model: Model,
     *,
@@ -89,7 +91,6 @@ def consistency_distillation(
     """
     check_boundary(model)
     check_guidance_range(guidance_range, guidance_scale)
-    check_inputs(model, guidance_input=bool(guidance_range))
     spacing, curriculum = spacing or karras(model.path), curriculum or constant()
     loss = pair_loss(
         model,

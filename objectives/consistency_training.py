@@ -28,11 +28,12 @@ from jax import Array
 from fewstep.diffusion.spacing import SPACINGS, Spacing, karras
 from fewstep.diffusion.time_pairs import CURRICULA, Curriculum, grid_pairs
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler
-from fewstep.models.model import Model, check_boundary, check_inputs
+from fewstep.models.model import Model, check_boundary
 from fewstep.objectives.base import Follower, Objective, Player
 from fewstep.objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import scheduled_ema
+from fewstep.objectives.needs import needs
 from fewstep.parts import Entry, Part
 
 
@@ -41,6 +42,7 @@ def target_decay(curriculum: Curriculum, initial: float) -> Callable[[Array], Ar
     return lambda step: jnp.exp(curriculum(jnp.int32(0)) * jnp.log(initial) / curriculum(step))
 
 
+@needs()
 def consistency_training(
     model: Model,
     *,
@@ -60,7 +62,6 @@ def consistency_training(
     distance: squared L2 by default. sample_times: as for `objectives.consistency.sampler`.
     """
     check_boundary(model)
-    check_inputs(model)
     if not 0.0 <= initial_decay < 1.0:
         raise ValueError(f"objective.initial_decay={initial_decay} must be in [0, 1)")
     spacing = spacing or karras(model.path)

@@ -20,13 +20,15 @@ from typing import Annotated
 from fewstep.diffusion.spacing import SPACINGS, Spacing, karras
 from fewstep.diffusion.time_pairs import shrinking_pairs
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal
-from fewstep.models.model import Model, check_boundary, check_inputs
+from fewstep.models.model import Model, check_boundary
 from fewstep.objectives.base import Objective, Player
 from fewstep.objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
 from fewstep.objectives.distances import DISTANCES, Distance, pseudo_huber
+from fewstep.objectives.needs import needs
 from fewstep.parts import RUN_LENGTH, Entry, Part
 
 
+@needs()
 def consistency_tuning(
     model: Model,
     *,
@@ -49,7 +51,6 @@ def consistency_tuning(
     spacing, sample_times: as for `objectives.consistency.sampler`.
     """
     check_boundary(model)
-    check_inputs(model)
     path = model.path
     draw = time_sampler or log_normal(path, -1.1, 2.0)
     loss = pair_loss(

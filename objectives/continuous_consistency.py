@@ -38,7 +38,7 @@ from fewstep.diffusion.prediction import KINDS, convert
 from fewstep.diffusion.spacing import SPACINGS, Spacing
 from fewstep.diffusion.spacing import uniform as uniform_spacing
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal
-from fewstep.models.model import Model, check_boundary, check_inputs
+from fewstep.models.model import Model, check_boundary
 from fewstep.objectives.base import (
     Batch,
     Key,
@@ -54,6 +54,7 @@ from fewstep.objectives.base import (
 )
 from fewstep.objectives.consistency import Draw, sampler
 from fewstep.objectives.distances import squared_error
+from fewstep.objectives.needs import needs
 from fewstep.parts import RUN_LENGTH, Part
 
 Velocity = Callable[[Array, Array], Array]
@@ -152,9 +153,7 @@ def tangent_loss(
     return loss
 
 
-def check_fields(
-    model: Model, tangent_warmup: int, tangent_scale: float, adaptive_weight: bool
-) -> None:
+def check_fields(model: Model, tangent_warmup: int, tangent_scale: float) -> None:
     """Raises ValueError for a field out of range, or a model that cannot do it."""
     if model.path.name != "trigflow":
         raise ValueError(
@@ -165,10 +164,10 @@ def check_fields(
             "objective needs tangent_warmup >= 0 and tangent_scale > 0, not "
             f"{tangent_warmup} and {tangent_scale}"
         )
-    check_inputs(model, loss_weight=adaptive_weight)
     check_boundary(model)
 
 
+@needs(loss_weight=lambda adaptive_weight: adaptive_weight)
 def continuous_training(
     model: Model,
     *,
@@ -186,7 +185,7 @@ def continuous_training(
         norm over all dimensions.
     adaptive_weight: learn w(t). spacing, sample_times: as for `objectives.consistency.sampler`.
     """
-    check_fields(model, tangent_warmup, tangent_scale, adaptive_weight)
+    check_fields(model, tangent_warmup, tangent_scale)
     loss = tangent_loss(
         model,
         direction=sample_direction(model.path),
@@ -202,6 +201,7 @@ def continuous_training(
     )
 
 
+@needs(loss_weight=lambda adaptive_weight: adaptive_weight)
 def continuous_distillation(
     model: Model,
     *,
@@ -217,7 +217,7 @@ def continuous_distillation(
 
     guidance_scale: of the teacher, form A. The other fields are those of `continuous_training`.
     """
-    check_fields(model, tangent_warmup, tangent_scale, adaptive_weight)
+    check_fields(model, tangent_warmup, tangent_scale)
     loss = tangent_loss(
         model,
         direction=teacher_direction(model, guidance_scale),

@@ -30,7 +30,7 @@ from fewstep.diffusion.prediction import target
 from fewstep.diffusion.spacing import SPACINGS, Spacing
 from fewstep.diffusion.spacing import uniform as uniform_spacing
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, uniform
-from fewstep.models.model import Model, check_decoding, check_inputs
+from fewstep.models.model import Model, check_decoding
 from fewstep.objectives.base import (
     Batch,
     Key,
@@ -45,12 +45,14 @@ from fewstep.objectives.base import (
     per_example,
 )
 from fewstep.objectives.distances import squared_error
+from fewstep.objectives.needs import needs
 from fewstep.parts import Part
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.grids import grid
 from fewstep.samplers.ode import Solver, euler
 
 
+@needs()
 def denoising(
     model: Model,
     *,
@@ -67,7 +69,6 @@ def denoising(
     guidance_scale, solver, spacing: how it samples; Euler on a uniform grid by default.
     """
     check_decoding(model)
-    check_inputs(model)
     loss = denoising_loss(model, time_sampler or uniform(model.path), label_dropout)
     return Objective(
         players={"network": Player(model.network.init, loss)},

@@ -47,7 +47,7 @@ from jax import Array
 from fewstep.diffusion.guidance import Condition, Predict, check_trained_scale, guide, unconditional
 from fewstep.diffusion.path import align
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal
-from fewstep.models.model import Model, check_decoding, check_inputs
+from fewstep.models.model import Model, check_decoding
 from fewstep.objectives.base import (
     SHARED,
     Batch,
@@ -67,6 +67,7 @@ from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.divergences import DIVERGENCES, Divergence, Point, score_implicit_matching
 from fewstep.objectives.generators import Generator, one_step
 from fewstep.objectives.health import health
+from fewstep.objectives.needs import needs
 from fewstep.objectives.pairs import with_regression
 from fewstep.parts import Part
 
@@ -74,6 +75,7 @@ from fewstep.parts import Part
 LEAST_ERROR = 1e-5
 
 
+@needs()
 def distribution_matching(
     model: Model,
     *,
@@ -105,7 +107,6 @@ def distribution_matching(
     regression_distance: its d, squared L2 by default.
     generator: what is optimised, the model in one step by default.
     """
-    check_inputs(model)
     check_decoding(model)
     divergence = divergence or score_implicit_matching()
     check_fields(

@@ -59,7 +59,7 @@ from fewstep.diffusion.time_sampling import (
     dyadic_steps,
     uniform,
 )
-from fewstep.models.model import Model, check_inputs
+from fewstep.models.model import Model
 from fewstep.objectives.base import (
     Batch,
     Follower,
@@ -76,6 +76,7 @@ from fewstep.objectives.base import (
 )
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema, warmed_ema
+from fewstep.objectives.needs import needs
 from fewstep.parts import Part
 from fewstep.samplers.flow_map import jump
 from fewstep.samplers.grids import grid
@@ -168,7 +169,6 @@ def check_fields(model: Model, max_steps: int, bootstrap_fraction: float) -> Non
     path, kind = model.path, model.kind
     if kind.name != "velocity":
         raise ValueError(f"shortcut needs prediction.kind=velocity, not {kind.name}")
-    check_inputs(model, second_time="step_size")
     if path.t_min != 0.0 or abs(float(path.alpha(jnp.float32(path.t_max)))) > LEAST_ALPHA:
         raise ValueError(
             "shortcut needs a path from data at t = 0 to pure noise, with a bounded velocity: "
@@ -245,6 +245,7 @@ def regression_loss(
     return loss
 
 
+@needs(second_time="step_size")
 def shortcut(
     model: Model,
     *,

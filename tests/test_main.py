@@ -302,8 +302,8 @@ def test_describe_counts_before_anything_is_trained():
         ((CONFIG, "--workdir=/nowhere", "--config.teacher=runs/x"), "teacher=runs/x: "),
         ((CD, "--workdir=/nowhere"), "cd needs a teacher: --config.teacher=WORKDIR"),
         (
-            (CD, "--workdir=/nowhere", "--config.objective.guidance_range=(1.0,4.0)"),
-            "needs model.guidance_input=True, not False (objective.guidance_range",
+            (CD, "--workdir=/nowhere", "--config.model.guidance_input=True"),
+            "needs model.guidance_input=False, not True (objective.guidance_range",
         ),
         ((CD, "--workdir=/nowhere", "--config.objective.distance.name=l2"), "objective.distance"),
         (

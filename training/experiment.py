@@ -7,8 +7,6 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep import models
-from fewstep.data import space_of
 from fewstep.data.spaces.space import Space
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Kind, raw_kind
@@ -18,8 +16,10 @@ from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Follower, Objective
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
 from fewstep.training.construct import Run, choose, construct, construct_with_parts
+from fewstep.training.networks import build_network, shrunk, written_out
 from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
 from fewstep.training.sharding import spread
+from fewstep.training.spaces import build_space
 from fewstep.training.storage.fields import is_finite
 
 
@@ -97,23 +97,9 @@ def check_read_later(config: ConfigDict) -> None:
         attrgetter(name)(config)
 
 
-def build_space(config: ConfigDict) -> Space:
-    """The space of the config's data. Raises ValueError for fields that it does not have."""
-    fields = config.data
-    space = space_of(fields.name, fields.image_size, fields.channels)
-    for name in ("flip", "on_device"):
-        if space.image is None and fields.get(name):
-            raise ValueError(
-                f"data.{name} is for images, and data.name={fields.name} has {space.name}; leave "
-                "it off"
-            )
-    return space
-
-
 def build_model(config: ConfigDict) -> Model:
     """The network of a config on its path. Raises ValueError."""
-    shape = build_space(config).shape
-    network = models.build(**config.model, shape=shape, num_classes=config.data.num_classes)
+    network = build_network(config)
     path = construct(PATHS, config.path, "path")
     kind = build_kind(config.prediction.kind, config.prediction.sigma_data)
     if path.name == "ve" and kind.name != "F":
@@ -165,18 +151,23 @@ def check_guidance(experiment: Experiment, scale: float) -> None:
         )
 
 
+def as_it_runs(config: ConfigDict) -> ConfigDict:
+    """The config as a run records it: the network's fields written out, shrunk if `debug` is on.
+
+    The config's data fields are resolved. Raises ValueError for an unknown network.
+    """
+    return debugged(config) if config.debug else written_out(config)
+
+
 def debugged(config: ConfigDict) -> ConfigDict:
     """The config as a run of about a minute on one device: tiny network, few steps and samples.
 
-    The config's data fields are resolved: patches are enlarged to at most 8 x 8 tokens. Where
-    samples would be measured with a file of weights, they are only shown.
+    The config's data fields are resolved. Where samples would be measured with a file of weights,
+    they are only shown.
     """
-    config = config.copy_and_resolve_references()
+    config = shrunk(config)
     config.steps = min(config.steps, 50)
     config.batch_size = min(config.batch_size, 64)
-    size, patch = config.data.image_size, config.model.patch_size
-    patches = [p for p in range(patch, size + 1) if size % p == 0 and size // p <= 8]
-    config.model.size, config.model.patch_size = "nano", min(patches, default=size)
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, config.steps // 5)
     config.log.every = 10
     config.checkpoint.every = 25

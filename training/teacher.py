@@ -17,9 +17,9 @@ from fewstep.data.spaces.space import Space
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import SIGMA_DATA
 from fewstep.messages import differences
-from fewstep.models import NETWORKS
 from fewstep.objectives.base import Params
 from fewstep.training.experiment import Experiment, rebuild, with_sampled
+from fewstep.training.networks import written_out
 from fewstep.training.sharding import tree_shardings
 from fewstep.training.sources import TEACHER, made_by_teacher, reads_teacher
 from fewstep.training.state import named_key
@@ -129,14 +129,13 @@ def with_teachers_images(config: ConfigDict) -> ConfigDict:
 
 def shared_fields(config: ConfigDict) -> dict[str, Any]:
     """What must agree between a teacher and its student, by dotted name."""
-    fields = flat(as_dict(config))
+    fields = flat(as_dict(written_out(config)))
     # A default and the same value written out are one path, and one network.
-    for part, table in (("path", PATHS), ("model", NETWORKS)):
-        fields |= {
-            f"{part}.{name}": parameter.default
-            for name, parameter in inspect.signature(table[config[part].name]).parameters.items()
-            if fields.get(f"{part}.{name}") is None and parameter.default is not parameter.empty
-        }
+    fields |= {
+        f"path.{name}": parameter.default
+        for name, parameter in inspect.signature(PATHS[config.path.name]).parameters.items()
+        if fields.get(f"path.{name}") is None and parameter.default is not parameter.empty
+    }
     if config.prediction.kind == "F" and config.prediction.sigma_data is None:
         fields["prediction.sigma_data"] = SIGMA_DATA
     return {name: v for name, v in fields.items() if name.startswith(SHARED) and name not in FREE}

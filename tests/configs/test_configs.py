@@ -23,6 +23,7 @@ from fewstep.models.dit import SIZES, Size
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.distances import DISTANCES
 from fewstep.objectives.divergences import DIVERGENCES
+from fewstep.objectives.needs import NOTHING
 from fewstep.parts import Entry, Part, RunLength, declared
 from fewstep.samplers import SOLVERS
 from fewstep.training.experiment import build, debugged
@@ -41,7 +42,7 @@ def config_of(file, method):
     spec.loader.exec_module(module)
     config = module.get_config(method)
     # What the data set would fill in.
-    own = {"digits": (8, 1, 10), "fashion_mnist": (28, 1, 10)}.get(file)
+    own = {"digits": (8, 1, 10), "fashion_mnist": (28, 1, 10), "mixtures": (0, 0, 8)}.get(file)
     if own:
         config.data.image_size, config.data.channels, config.data.num_classes = own
     return config
@@ -182,8 +183,11 @@ def test_base_has_every_field_of_the_parts_of_an_objective():
 
 def test_base_has_every_field_of_networks_and_optimizers():
     config = base.config()
-    from_data = {"image_size", "channels", "num_classes"}
-    assert set(config.model) - {"name"} | from_data == set(fields(models.NETWORKS["dit"]))
+    assert set(config.model) - {"name"} == set().union(
+        *(kind.fields for kind in models.NETWORKS.values())
+    )
+    dit = models.NETWORKS["dit"].fields
+    assert {name: config.model[name] for name in dit} == dit | dict.fromkeys(NOTHING)
     assert set(config.optimizer) | {"updates"} == set(fields(optimizer))
 
 

@@ -19,6 +19,7 @@ from fewstep.objectives.base import Objective
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
 from fewstep.parts import Entry, Part, RunLength, declared
 from fewstep.training.experiment import build, build_kind, build_model, build_objective
+from fewstep.training.networks import written_out
 from tests.objectives.assembled import responsive
 from tests.objectives.test_parts import OTHERS, parameters_of
 
@@ -175,23 +176,22 @@ def test_every_field_reaches_the_path(name, monkeypatch):
 
 def test_every_field_reaches_the_network(monkeypatch):
     built = []
-    plain = models.NETWORKS["dit"]
+    kind = models.NETWORKS["dit"]
 
-    @wraps(plain)
-    def network(**fields):
-        built.append(fields)
+    @wraps(kind.build)
+    def network(shape, num_classes, **fields):
+        built.append((shape, num_classes, fields))
         return responsive()
 
-    monkeypatch.setitem(models.NETWORKS, "dit", network)
+    monkeypatch.setitem(models.NETWORKS, "dit", kind._replace(build=network))
     config = config_of("edm")
     config.data.update(image_size=12, channels=3, num_classes=7)
-    for field in config.model:
-        if field != "name":
-            value = config.model[field]
-            config.model[field] = f"other {value}" if isinstance(value, str) else changed(value)
+    config = written_out(config)
+    for field in kind.fields:
+        value = config.model[field]
+        config.model[field] = f"other {value}" if isinstance(value, str) else changed(value)
     build_model(config)
-    fields = {name: value for name, value in config.model.items() if name != "name"}
-    assert built == [{**fields, "image_size": 12, "channels": 3, "num_classes": 7}]
+    assert built == [((12, 12, 3), 7, {name: config.model[name] for name in kind.fields})]
 
 
 def test_the_deviation_of_data_reaches_the_kind():

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.models.dit import SIZES, Size, dit
+from fewstep.models.dit import DIT, SIZES, Size, dit
 from fewstep.models.layers import (
     attention_implementation,
     normalize,
@@ -51,9 +51,8 @@ def test_at_first_every_block_is_the_identity():
     params["final"]["output"]["kernel"] = kernel
     patches = patchify(images(), 2)
     assert not np.any(params["patch_embedding"]["bias"])
-    tokens = patches @ params["patch_embedding"]["kernel"] + position_table(
-        SIDE // 2, SIDE // 2, TOY.width
-    )
+    positions = position_table(SIDE // 2, SIDE // 2, TOY.width)
+    tokens = patches @ params["patch_embedding"]["kernel"] + positions
     expected = unpatchify(normalize(tokens) @ kernel, (SIDE, SIDE, CHANNELS), 2)
     out = jax.jit(network.apply)(params, images(), T, S, CONDITION)
     np.testing.assert_allclose(out, expected, atol=2e-4)
@@ -267,7 +266,7 @@ def expected_count(width, depth, patch_features, classes):
     ("size", "heads", "millions"), [("S", 6, 33), ("B", 12, 130), ("L", 16, 458), ("XL", 16, 675)]
 )
 def test_published_sizes(size, heads, millions):
-    network = dit(shape=(32, 32, 4), size=size, num_classes=1000)
+    network = dit((32, 32, 4), 1000, size=size)
     ours = count(jax.eval_shape(network.init, jax.random.key(0)))
     width, depth, ours_heads = SIZES[size]
     assert ours_heads == heads
@@ -280,12 +279,21 @@ def test_published_sizes(size, heads, millions):
 
 @pytest.mark.parametrize("size", SIZES)
 def test_every_size_builds(size):
-    network = dit(shape=(4, 4, 1), size=size)
+    network = dit((4, 4, 1), size=size)
     params = jax.eval_shape(network.init, jax.random.key(0))
     width, depth, heads = SIZES[size]
     assert width % heads == 0
     assert sum(name.startswith("block_") for name in params) == depth
     assert params["block_0"]["attention"]["projection"]["kernel"].shape == (width, width)
+
+
+def test_images_need_not_be_square():
+    network = dit((8, 4, 1), size="toy")
+    params = jax.jit(network.init)(jax.random.key(0))
+    x, t = jnp.ones((2, 8, 4, 1)), jnp.ones(2)
+    out = jax.jit(network.apply)(params, x, t, t, {"label": jnp.array([-1, -1])})
+    assert out.shape == x.shape and network.lines == 4
+    assert DIT.shrink({"patch_size": 2}, (48, 32, 1))["patch_size"] == 8
 
 
 @pytest.mark.parametrize(
@@ -296,7 +304,9 @@ def test_every_size_builds(size):
         ({"second_time": "gap"}, "second_time='gap'"),
         ({"dtype": "bf16"}, "did you mean 'bfloat16'"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"shape": (8, 8, 0)}, "channels=0"),
+        ({"shape": (SIDE, SIDE, 0)}, r"takes images .* not \[8, 8, 0\]"),
+        ({"shape": (SIDE, 5, 1)}, "patch_size=2 does not divide an image of 8 x 5"),
+        ({"shape": (2,)}, r"takes images .* not \[2\]"),
         ({"num_classes": -1}, "num_classes=-1"),
         ({"time_scale": -1.0}, "time_scale=-1.0"),
     ],

@@ -2,6 +2,7 @@
 
 import hashlib
 import re
+from functools import wraps
 from itertools import islice
 from types import SimpleNamespace
 
@@ -12,11 +13,11 @@ import numpy as np
 from fewstep.data import Dataset, Pairs, Split
 from fewstep.eval import evaluate as EVALUATE
 from fewstep.eval import sampling as SAMPLING
+from fewstep.models import NETWORKS
 from fewstep.modes import job as JOB
 from fewstep.modes import request as REQUEST
 from fewstep.modes import train as TRAIN
 from fewstep.modes.request import Request
-from fewstep.training import experiment as EXPERIMENT
 from fewstep.training import sources as SOURCES
 from fewstep.training import teacher as TEACHER
 from fewstep.training.loop import abstract_state, compile_step
@@ -41,7 +42,8 @@ def recorded(patch, folder, method, fields, traced=True):
     if "teacher" in fields:
         fields = fields | {"teacher": str(folder / fields["teacher"])}
     recorder = Recorder(traced)
-    patch.setattr(EXPERIMENT.models, "build", recorder.build_network)
+    build = wraps(NETWORKS["dit"].build)(recorder.build_network)
+    patch.setitem(NETWORKS, "dit", NETWORKS["dit"]._replace(build=build))
     patch.setattr(REQUEST.data, "load", recorder.load_data)
     patch.setattr(REQUEST.data, "load_copy", recorder.load_copy)
     patch.setattr(TEACHER, "restore", recorder)
@@ -100,9 +102,9 @@ class Recorder:
             for place, notes in self.notes.items()
         }
 
-    def build_network(self, **fields):
-        self.note_each("network", fields)
-        return random_network(fields["shape"])
+    def build_network(self, shape, num_classes, **fields):
+        self.note_each("network", fields | {"shape": shape, "num_classes": num_classes})
+        return random_network(shape)
 
     def load_data(self, asked, writable):
         sizes = {"image_size": asked.image_size, "channels": asked.channels}

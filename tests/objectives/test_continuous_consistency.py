@@ -188,7 +188,7 @@ def test_gradient_is_that_of_the_consistency_inner_product():
 
 def test_gradient_is_that_of_two_evaluations_with_the_target_s_detached():
     # As the paper writes it: V^- and its tangent at detached parameters, V at the trained ones.
-    network = mlp(shape=(2,), width=16, depth=1, num_classes=4)
+    network = mlp((2,), 4, width=16, depth=1)
     params = jax.tree.map(
         lambda leaf: leaf + 0.3 * jax.random.normal(KEY, leaf.shape), network.init(KEY)
     )

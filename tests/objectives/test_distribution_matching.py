@@ -32,7 +32,7 @@ BATCH = {"label": jnp.arange(8) % 4}
 
 
 def small_model(path=None, kind="velocity"):
-    network = mlp(shape=(3,), width=16, depth=1, num_classes=4)
+    network = mlp((3,), 4, width=16, depth=1)
     return Model(network, path or linear(), KINDS[kind])
 
 

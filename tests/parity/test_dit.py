@@ -161,12 +161,7 @@ def test_equal_to_the_published_architecture(size, image_size, patch, dtype):
     t = np.array([0.0, 0.137, 0.5, 0.999], np.float32)
     label = np.array([0, 7, CLASSES - 1, -1], np.int32)
 
-    network = dit(
-        shape=(image_size, image_size, CHANNELS),
-        size=size,
-        patch_size=patch,
-        num_classes=CLASSES,
-    )
+    network = dit((image_size, image_size, CHANNELS), CLASSES, size=size, patch_size=patch)
     params = convert(model)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)

@@ -65,11 +65,12 @@ def train_small(
     from fewstep.training.cluster.preemption import Preempted, Preemption
     from fewstep.training.experiment import build
     from fewstep.training.loop import Schedule, train
+    from fewstep.training.networks import written_out
     from fewstep.training.sharding import make_mesh
     from fewstep.training.sources import abstract_batch
     from fewstep.training.storage import checkpoint
 
-    config = small_config(method, steps=STEPS, **fields)
+    config = written_out(small_config(method, steps=STEPS, **fields))
     experiment = build(config, small_network(config))
     experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
     teacher = jax.tree.map(lambda leaf: 0.5 * leaf, affine().init(None))

@@ -10,6 +10,7 @@ from fewstep.configs import base, methods
 from fewstep.data import Split, batches
 from fewstep.training.experiment import build
 from fewstep.training.loop import create_state
+from fewstep.training.networks import written_out
 from fewstep.training.sharding import make_mesh
 from fewstep.training.sources import abstract_batch
 from fewstep.training.storage import checkpoint, workdir
@@ -42,6 +43,7 @@ def untrained_teacher(experiment, seed=7):
 def save_run(folder, method, steps=(5,), **fields):
     """The folder of a run; its saved networks are its initial ones moved by noise, per step."""
     config, experiment = small_experiment(method, **fields)
+    config = written_out(config)
     run = workdir.start_run(folder, config)
     state = create_state(experiment.objective, experiment.optimizers, 0, {}, make_mesh())
     with checkpoint.open_checkpoints(folder) as checkpoints:

@@ -150,7 +150,7 @@ def test_fused_attention_is_given_whole_images_on_one_mesh(monkeypatch):
         lambda *qkv, scale, implementation: (fused if implementation == "cudnn" else plain)(*qkv),
     )
     mesh = mesh_of(8, 1)
-    built = dit(shape=(8, 8, 1), size="nano", dtype="bfloat16", attention="cudnn")
+    built = dit((8, 8, 1), size="nano", dtype="bfloat16", attention="cudnn")
     params, network = built.init(jax.random.key(0)), spread(built, mesh)
 
     def both(params, x, t):
@@ -165,7 +165,7 @@ def test_fused_attention_is_given_whole_images_on_one_mesh(monkeypatch):
 
 def small_game(mesh, micro_batches, rows=64):
     """The compiled step, first state, teacher and batch of a one-step generator of vectors."""
-    model = Model(mlp(shape=(3,), width=16, depth=1, num_classes=4), linear(), KINDS["velocity"])
+    model = Model(mlp((3,), 4, width=16, depth=1), linear(), KINDS["velocity"])
     objective = distribution_matching(model)._replace(init_from={})
     optimizers = dict.fromkeys(objective.players, Optimizer(optax.adam(1e-2), lambda count: 1e-2))
     frozen = {"teacher": perturbed(jax.jit(model.network.init)(jax.random.key(1)))}
@@ -267,7 +267,7 @@ def test_stacked_layers_are_split_as_each_alone():
     assert parameter_spec("a/blocks/kernel", (256, 64, 128), 4) == PartitionSpec(None, None, "fsdp")
     assert parameter_spec("a/blocks/kernel", (12, 65, 129), 4) == PartitionSpec(None)
     assert parameter_spec("a/blocks/bias", (64, 1024), 4) == PartitionSpec(None)
-    network = dit(shape=(8, 8, 1), size="nano", scan=True)
+    network = dit((8, 8, 1), size="nano", scan=True)
     tree = {"mu": jax.eval_shape(network.init, jax.random.key(0))}
     kernel = tree_shardings(tree, mesh_of(1, 3))["mu"]["blocks"]["mlp"]["contract"]["kernel"]
     assert kernel.spec == PartitionSpec(None)  # [3, 256, 64], of which 3 divides the first alone

@@ -17,6 +17,9 @@ from fewstep.training.sources import abstract_batch
 # The low end is DiT-XL/2 on an A100, the high end transformers of any size on H100 and TPU v6e.
 MEASURED_MFU = (0.25, 0.45)
 
+# Fields of a network, and their values that have XLA count all of it.
+UNROLLED = {"scan": False, "attention": "xla"}
+
 # Shapes of parameters.
 Shapes = Any
 
@@ -72,12 +75,10 @@ def unrolled(config: ConfigDict, experiment: Experiment) -> Experiment:
 
     XLA counts a loop's body once, and nothing of a kernel of cuDNN.
     """
-    model = config.model
-    if not model.get("scan", False) and model.get("attention", "xla") == "xla":
+    if all(config.model.get(name) in (None, value) for name, value in UNROLLED.items()):
         return experiment
     config = config.copy_and_resolve_references()
-    config.model.scan = False
-    config.model.attention = "xla"
+    config.model.update({name: UNROLLED[name] for name in UNROLLED if name in config.model})
     return build(config)
 
 

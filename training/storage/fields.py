@@ -109,6 +109,23 @@ OPTIMIZER = {
     "spike_window": whole(2),
     "spike_cap": whole(0),
 }
+# Fields of any network; None is what it is without the field.
+NETWORK = {
+    "size": TEXT,
+    "patch_size": whole(1),
+    "width": whole(1),
+    "depth": whole(1),
+    "second_time": TEXT,
+    "guidance_input": SWITCH,
+    "loss_weight": SWITCH,
+    "time_scale": number(0.0, above=True),
+    "adaln_zero": SWITCH,
+    "dropout": number(0.0, 1.0),
+    "dtype": TEXT,
+    "attention": TEXT,
+    "remat": SWITCH,
+    "scan": SWITCH,
+}
 # Every field of configs/base.py by its dotted name, but those of an objective (OBJECTIVE_FIELDS)
 # and of player_optimizers, whose fields are those of OPTIMIZER.
 FIELDS = {
@@ -138,18 +155,7 @@ FIELDS = {
     "data.flip": SWITCH,
     "data.on_device": SWITCH,
     "model.name": TEXT,
-    "model.size": TEXT,
-    "model.patch_size": whole(1),
-    "model.second_time": TEXT,
-    "model.guidance_input": SWITCH,
-    "model.loss_weight": SWITCH,
-    "model.time_scale": number(0.0, above=True),
-    "model.adaln_zero": SWITCH,
-    "model.dropout": number(0.0, 1.0),
-    "model.dtype": TEXT,
-    "model.attention": TEXT,
-    "model.remat": SWITCH,
-    "model.scan": SWITCH,
+    **{f"model.{name}": optional(of) for name, of in NETWORK.items()},
     "path.name": TEXT,
     "path.sigma_data": optional(number(0.0, above=True)),
     "path.sigma_min": optional(number(0.0)),

@@ -1,0 +1,67 @@
+"""What methods need of their network: declared once, derived by configs, and checked."""
+
+import pytest
+
+from fewstep.configs.methods import METHODS
+from fewstep.diffusion.path import PATHS
+from fewstep.objectives import OBJECTIVES
+from fewstep.objectives.base import Objective
+from fewstep.objectives.needs import NOTHING, needs, needs_of
+from fewstep.training.networks import written_out
+from tests.networks import affine, model_of
+from tests.training.runs import small_config
+
+MODEL = model_of(affine(), PATHS["linear"]())
+OF_METHODS = {
+    "shortcut": {"second_time": "step_size"},
+    **dict.fromkeys(("sct", "scd"), {"loss_weight": True}),
+    "lcm": {"guidance_input": True},
+}
+
+
+@needs(second_time="time", loss_weight=lambda learned, scale: learned and scale > 1.0)
+def factory(model, *, learned: bool = True, scale: float = 2.0):
+    return Objective({}, {}, None)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_config_gets_what_its_method_needs(method):
+    model = written_out(small_config(method)).model
+    found = {name: model[name] for name in NOTHING}
+    assert found == NOTHING | OF_METHODS.get(method, {})
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "needed"),
+    [
+        ("sct", {"objective.adaptive_weight": False}, {}),
+        ("lcm", {"objective.guidance_range": ()}, {}),
+        ("cd", {"objective.guidance_range": (1.0, 4.0)}, {"guidance_input": True}),
+        ("edm", {"model.guidance_input": True}, {"guidance_input": True}),  # as it was given
+    ],
+)
+def test_needs_follow_the_fields_and_given_values_stay(method, fields, needed):
+    model = written_out(small_config(method, **fields)).model
+    assert {name: model[name] for name in NOTHING} == NOTHING | needed
+
+
+def test_a_field_that_is_left_open_is_the_method_s_default():
+    needed = {"second_time": "time", "guidance_input": False, "loss_weight": True}
+    assert needs_of(factory, {}) == needs_of(factory, {"learned": None}) == needed
+    assert not needs_of(factory, {"scale": 0.5})["loss_weight"]
+    assert needs_of(lambda model: None, {}) == NOTHING
+
+
+def test_a_network_without_what_is_needed_is_refused():
+    with pytest.raises(ValueError, match="needs model.second_time=time, not none"):
+        factory(MODEL)
+    timed = MODEL._replace(network=MODEL.network._replace(second_time="time"))
+    with pytest.raises(ValueError, match="needs model.loss_weight=True, not False"):
+        factory(timed)
+    assert factory(timed, scale=1.0).followers == {}
+
+
+def test_every_method_refuses_a_network_with_a_part_that_it_does_not_use():
+    unused = MODEL._replace(network=MODEL.network._replace(second_time="interval"))
+    with pytest.raises(ValueError, match="needs model.second_time=none, not interval"):
+        OBJECTIVES["denoising"](unused)
