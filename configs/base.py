@@ -74,7 +74,7 @@ def config() -> ConfigDict:
             "evaluate": {
                 "every": 0,  # steps; 0 evaluates after the last step only
                 "steps": (1, 2, 4, 8, 128),  # numbers of sampling steps; () does not evaluate
-                # What is compared: classifier, pixels, inception, dinov2; none only shows samples.
+                # What is compared: classifier, pixels, inception, dinov2, points; none only shows.
                 "features": "inception",
                 "weights": "",  # their file; "" is $FEWSTEP_INCEPTION or $FEWSTEP_DINOV2
                 "reference": "train",  # real images: train, test, all, or an .npz (evaluation.md)
@@ -92,7 +92,7 @@ def data() -> ConfigDict:
     """The data set."""
     return ConfigDict(
         {
-            "name": "digits",  # digits, fashion_mnist, folder:PATH, a TFDS image data set, or none
+            "name": "digits",  # digits, fashion_mnist, folder:PATH, a TFDS name, mixture:NAME, none
             "dir": "",  # where prepared data lie; "" is $FEWSTEP_DATA or ~/.cache/fewstep
             # A disk of each host, to which it copies the images before training; "" is none.
             "local_dir": "",

@@ -57,12 +57,25 @@ def check_evaluation(
     for name in ("num_samples", "final_samples"):
         if 0 < fields.get(name, 0) < FEWEST_SAMPLES:
             raise ValueError(f"evaluate.{name}={fields[name]} is too few to measure")
+    check_shown(experiment.space)
     check_seen(fields.features, experiment.space)
     if not skipped(dataset, config):
         check_feature_network(fields.features, fields.weights)
         check_reference(fields.reference, dataset, fields.features, experiment.space)
         check_dimension(fields.features, experiment.space)
         check_agreement(experiment, config)
+
+
+def check_shown(space: Space) -> None:
+    """Raises ValueError for samples that have no picture, such as latents of four channels."""
+    shape, dtype = space.example
+    try:
+        space.show(np.zeros((1, *shape), dtype), GRID_COLUMNS)
+    except ValueError as error:
+        raise ValueError(
+            f"samples of this run cannot be shown ({error}); train without evaluations by "
+            "evaluate.steps=()"
+        ) from error
 
 
 def check_agreement(experiment: Experiment, config: ConfigDict) -> None:

@@ -33,7 +33,8 @@ def scatters(rows: Mapping[str, np.ndarray]) -> Image.Image:
         raise ValueError("a picture needs at least one title, and points for each")
     columns = min(COLUMNS, len(rows))
     lines = -(-len(rows) // columns)
-    figure = Figure((PANEL * columns, PANEL * lines), DPI, colour(PAPER), layout="constrained")
+    size = (PANEL * columns, PANEL * lines)
+    figure = Figure(size, DPI, facecolor=colour(PAPER), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(lines, columns, squeeze=False, sharex=True, sharey=True).flat
     windows = window(np.concatenate([*rows.values()]))
@@ -53,7 +54,8 @@ def draw(panel: Axes, points: np.ndarray, windows: np.ndarray) -> None:
     panel.spines[:].set_color(colour(INK))
     panel.set_xlim(windows[0])
     if points.shape[1] == 1:
-        panel.hist(points[:, 0], BINS, tuple(windows[0]), density=True, color=colour(INK))
+        low, high = windows[0]
+        panel.hist(points[:, 0], BINS, range=(low, high), density=True, color=colour(INK))
     else:
         panel.set_ylim(windows[1])
         panel.scatter(*points[:, :2].T, s=DOT, alpha=OPACITY, color=colour(INK), linewidths=0)

@@ -1,16 +1,20 @@
 import numpy as np
 import pytest
 
-from fewstep.data.spaces.grid import INK
+from fewstep.data.spaces.grid import INK, PAPER
 from fewstep.data.spaces.scatter import COLUMNS, DPI, PANEL, scatters, window
 
 SIDE = round(PANEL * DPI)
 
 
-def ink(picture, panel):
-    """The bright pixels of a panel, without its frame, ticks and title."""
-    pixels = np.asarray(picture)[:SIDE, panel * SIDE : (panel + 1) * SIDE]
-    return (pixels[60:-60, 60:-60].min(axis=-1) > INK[0] - 30).sum()
+UPPER_RIGHT = (slice(40, SIDE // 2), slice(SIDE // 2, -30))
+LOWER_LEFT = (slice(SIDE // 2, -40), slice(50, SIDE // 2))
+
+
+def bright(picture, panel, quarter):
+    """How many bright pixels a quarter of a panel has, without its frame."""
+    pixels = np.asarray(picture)[:, panel * SIDE : (panel + 1) * SIDE][quarter]
+    return (pixels.min(axis=-1) > np.mean([INK, PAPER])).sum()
 
 
 def test_the_window_holds_every_point_and_more():
@@ -23,8 +27,10 @@ def test_panels_have_the_same_axes():
     far = wide + 4
     alone, beside = scatters({"a": wide}), scatters({"a": wide, "b": far})
     assert beside.size == (2 * SIDE, SIDE) and alone.size == (SIDE, SIDE)
-    # Beside points far away it takes less of its panel, and these are not in its middle.
-    assert ink(beside, 0) < 0.5 * ink(alone, 0)
+    assert bright(alone, 0, UPPER_RIGHT) > 100 < bright(alone, 0, LOWER_LEFT)
+    # Beside points that lie above and to the right it has the lower left corner alone.
+    assert bright(beside, 0, UPPER_RIGHT) == 0 < bright(beside, 0, LOWER_LEFT)
+    assert bright(beside, 1, UPPER_RIGHT) > 0 == bright(beside, 1, LOWER_LEFT)
 
 
 def test_more_titles_than_columns_go_on_below():
