@@ -127,10 +127,11 @@ def read_samples(evaluation: Evaluation) -> dict[str, np.ndarray]:
     example = evaluation.space.example
     any_size = (None, *[None] * len(example.shape))
     for name in shown:
-        check_array(path, name, arrays[name], example.dtype, any_size, remedy)
-        if not arrays[name].size:
-            raise ValueError(f"{path}: {name} has no samples; {remedy}")
-        if evaluation.space.image and arrays[name].shape[3] not in CHANNELS:
+        check_array(path, name, arrays[name], example.dtype.type, any_size, remedy)
+        seen = arrays[name].size > 0
+        if evaluation.space.image and not (seen and arrays[name].shape[3] in CHANNELS):
             raise ValueError(f"{path}: {name} has no images of 1 or 3 channels; {remedy}")
+        if not seen:
+            raise ValueError(f"{path}: {name} has no samples; {remedy}")
     check_array(path, "y", arrays["y"], np.integer, arrays["x"].shape[:1], remedy)
     return arrays
