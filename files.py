@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
 from fewstep.weights.archives import read_arrays
 
@@ -143,6 +144,12 @@ def write_json(path: Path, content: Any) -> None:
     text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
     # Bytes of a command line that are no UTF-8 are half pairs of UTF-16, which JSON can escape.
     replace_file(path, text.encode(errors="backslashreplace"))
+
+
+def write_png(path: Path, image: Image.Image) -> None:
+    """Write a picture, whole or not at all."""
+    image.save(content := io.BytesIO(), format="PNG")
+    replace_file(path, content.getvalue())
 
 
 def write_npz(path: Path, **arrays: np.ndarray) -> None:

@@ -191,7 +191,7 @@ def sampling_rows(asked: argparse.Namespace) -> Iterator[Row]:
     for count in SAMPLING_STEPS:
         sampler = batch_sampler(
             experiment.objective,
-            experiment.image_shape,
+            experiment.space.shape,
             mesh,
             seed=config.seed,
             steps=count,

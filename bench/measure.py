@@ -61,7 +61,7 @@ def measure_training(
     frozen = {name: teacher(jax.random.key(1)) for name in objective.frozen}
     state = create_state(objective, experiment.optimizers, config.seed, frozen, mesh)
     step = compile_step(objective, experiment.optimizers, config.seed, mesh)
-    shapes = abstract_batch(objective, batch_size, experiment.image_shape)
+    shapes = abstract_batch(objective, batch_size, experiment.space.shape)
     batch = put_batch(jax.tree.map(random_like, shapes), mesh)
 
     def advance() -> Any:
@@ -88,7 +88,7 @@ def measure_sampling(size: str, batch_size: int, steps: int, seconds: float = 5.
     params = jax.jit(experiment.model.network.init)(jax.random.key(0))
     sampler = batch_sampler(
         experiment.objective,
-        experiment.image_shape,
+        experiment.space.shape,
         mesh,
         seed=0,
         steps=steps,

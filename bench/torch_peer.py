@@ -64,7 +64,7 @@ class DiT(nn.Module):
         self.blocks = nn.ModuleList([Block(width, size.heads) for _ in range(size.depth)])
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.ada, self.linear = nn.Linear(width, 2 * width), nn.Linear(width, PATCH**2 * CHANNELS)
-        table = torch.from_numpy(position_table(self.side, width))
+        table = torch.from_numpy(position_table(self.side, self.side, width))
         self.register_buffer("positions", table, persistent=False)
         frequencies = 10000.0 ** (-torch.arange(128, dtype=torch.float64) / 128)
         self.register_buffer("frequencies", frequencies.float(), persistent=False)

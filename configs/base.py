@@ -75,7 +75,7 @@ def config() -> ConfigDict:
             "evaluate": {
                 "every": 0,  # training steps; 0 evaluates after the last step only
                 "steps": (1, 2, 4, 8, 128),  # sampling steps to evaluate; () does not evaluate
-                # Feature network: classifier, pixels, inception, dinov2; none only draws samples.
+                # Features: classifier, pixels, inception, dinov2, points; none only draws samples.
                 "features": "inception",
                 "weights": "",  # its file of weights; "" is $FEWSTEP_INCEPTION or $FEWSTEP_DINOV2
                 "reference": "train",  # real images: train, test, all, or an .npz (evaluation.md)
@@ -93,7 +93,7 @@ def data() -> ConfigDict:
     """The data set."""
     return ConfigDict(
         {
-            "name": "digits",  # digits, fashion_mnist, folder:PATH, a TFDS image data set, or none
+            "name": "digits",  # digits, fashion_mnist, folder:PATH, a TFDS name, mixture:NAME, none
             "dir": "",  # folder of prepared data; "" is $FEWSTEP_DATA or ~/.cache/fewstep
             # A local disk to which each host copies the images before training; "" copies nothing.
             "local_dir": "",

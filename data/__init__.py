@@ -1,4 +1,4 @@
-"""Image data sets by name, as uint8 arrays, and endless reproducible batches of them."""
+"""Data sets by name as arrays, their spaces, and endless reproducible batches of them."""
 
 from fewstep.data.arrays.array_cache import data_root, local_folder, verify
 from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Pairs, Split
@@ -12,6 +12,7 @@ from fewstep.data.catalog import (
     path_in_name,
     prepare_dataset,
     protocol_name,
+    space_of,
 )
 from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST_DECODING
 from fewstep.data.labels import class_counts, proportional_labels
@@ -52,6 +53,7 @@ __all__ = [
     "prepare_dataset",
     "index_batches",
     "proportional_labels",
+    "space_of",
     "to_float",
     "to_uint8",
     "verify",

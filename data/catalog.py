@@ -1,6 +1,7 @@
 """Data sets by name: ORIGINS says where each kind comes from.
 
 none               no data set, for methods that read none; the config has sizes and classes
+mixture:NAME       points of a mixture of Gaussians (data/mixtures.py); nothing to download
 digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST (data/fashion_mnist.py)
 folder:PATH        a folder or .zip of images (data/folders/folder.py); needs image_size
@@ -30,6 +31,9 @@ from fewstep.data.arrays.pixels import check_size
 from fewstep.data.digits import digits
 from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, parse_decoding
 from fewstep.data.folders.folder import folder_images
+from fewstep.data.mixtures import mixture_points, mixture_space
+from fewstep.data.spaces.pixels import pixels
+from fewstep.data.spaces.space import Space
 from fewstep.data.tfds_images import UnknownBuilderError, builder_names, tfds_images, write_tfds
 from fewstep.messages import did_you_mean, nearest_name
 from fewstep.progress import note
@@ -60,6 +64,10 @@ class Selection(NamedTuple):
         return parse_decoding(self.decoding, self.background, self.unreadable)
 
 
+def _pixels(name: str, image_size: int, channels: int) -> Space:
+    return pixels((image_size, image_size, channels))
+
+
 class Origin(NamedTuple):
     """How one kind of data set is named, downloaded and opened.
 
@@ -71,6 +79,7 @@ class Origin(NamedTuple):
     place: what evaluation protocols call data whose argument is a path; their images identify them,
     wherever they lie. "" for data that their name identifies.
     missing: why the kind is not offered; "" if it is.
+    space: (argument or name, image_size, channels) -> the space of the examples.
     """
 
     form: str = ""
@@ -78,6 +87,7 @@ class Origin(NamedTuple):
     download: Callable[[str, Selection], None] | None = None
     place: str = ""
     missing: str = ""
+    space: Callable[[str, int, int], Space] = _pixels
 
 
 def _open_none(name: str, selection: Selection, writable: bool) -> Dataset:
@@ -89,6 +99,11 @@ def _open_none(name: str, selection: Selection, writable: bool) -> Dataset:
 
 def _open_digits(name: str, selection: Selection, writable: bool) -> Dataset:
     return digits(selection.image_size, selection.channels)
+
+
+def _open_mixture(name: str, selection: Selection, writable: bool) -> Dataset:
+    mixture_space(name, selection.image_size, selection.channels)
+    return mixture_points(name)
 
 
 def _open_folder(path: str, selection: Selection, writable: bool) -> Undecoded:
@@ -117,6 +132,7 @@ def _check_tfds_name(name: str) -> str:
 
 ORIGINS = {
     NONE: Origin(NONE, _open_none),
+    "mixture": Origin("mixture:NAME", _open_mixture, space=mixture_space),
     "digits": Origin("digits", _open_digits),
     "fashion_mnist": Origin("fashion_mnist", _open_tfds, _download_tfds),
     "folder": Origin("folder:PATH", _open_folder, place="a folder of images"),
@@ -162,9 +178,9 @@ def prepare_dataset(selection: Selection) -> Path:
     """Download and decode the data set of a selection, and verify arrays that exist.
 
     Hashes decoded arrays, decodes damaged ones again, and reports on standard error. Also verifies
-    arrays decoded by earlier rules. Returns the folder of the arrays (data_dir for digits, which
-    need none). Raises as `load_selection` does, and ValueError if the data cannot be downloaded or
-    encoded.
+    arrays decoded by earlier rules. Returns the folder of the arrays (data_dir for digits and
+    mixtures, which need none). Raises as `load_selection` does, and ValueError if the data cannot
+    be downloaded or encoded.
     """
     if selection.name == NONE:
         return data_root(selection.data_dir)
@@ -218,6 +234,16 @@ def _origin_of(name: str) -> tuple[Origin, str]:
     if origin is None or bool(colon) != (":" in origin.form):
         return ORIGINS["tfds"], name
     return origin, argument if colon else name
+
+
+def space_of(name: str, image_size: int = 0, channels: int = 0) -> Space:
+    """The space of the examples of a data set, from its name and the size of its images.
+
+    Opens nothing. Raises ValueError for an unknown name, and for sizes that its examples do not
+    have.
+    """
+    origin, argument = _origin_of(name)
+    return origin.space(argument, image_size, channels)
 
 
 def path_in_name(name: str) -> str:

@@ -25,22 +25,25 @@ LARGEST_SEED = 2**32 - 1  # the limit of Grain's shuffle
 T = TypeVar("T")
 
 
-def image_batches(split: Split, **options: Any) -> Iterator[dict[str, np.ndarray]]:
+def image_batches(
+    split: Split, *, start: Callable[[np.ndarray], np.ndarray] = to_float, **options: Any
+) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the batches of steps start_step, start_step + 1, ...
 
-    A batch is {"x": float32 [B / process_count, H, W, C] in [-1, 1], "label": int32
-    [B / process_count]}. B = batch_size counts the rows of all processes. The last batch of an
-    epoch continues into the next one, so B may exceed the number of images. flip mirrors each image
-    left to right with probability 1/2.
+    A batch is {"x": float32 [B / process_count, ...], "label": int32 [B / process_count]}.
+    B = batch_size counts the rows of all processes. The last batch of an epoch continues into the
+    next one, so B may exceed the number of examples. flip mirrors each image left to right with
+    probability 1/2.
 
-    options: as in `index_batches`. Raises ValueError for one out of range.
+    start: stored examples -> "x", of their space (data/spaces). options: as in `index_batches`.
+    Raises ValueError for one out of range.
     """
-    backwards = np.arange(split.images.shape[2])[::-1]
 
     def gather(index: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
         images = split.images[index]
-        images[mirrored] = images[mirrored].take(backwards, axis=2)
-        return {"x": to_float(images), "label": split.labels[index]}
+        if mirrored.any():
+            images[mirrored] = images[mirrored].take(np.arange(images.shape[2])[::-1], axis=2)
+        return {"x": start(images), "label": split.labels[index]}
 
     return _gather_batches(gather, _count_images(split), **options)
 

@@ -4,8 +4,9 @@ Writes WORKDIR/eval/ID.json for each number of steps, ID being that of its proto
 samples beside it (ID.npz, and ID.png to look at), and one picture of all numbers of steps.
 """
 
+import math
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +16,21 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.data import NONE, Dataset, data_root, proportional_labels, short_hash
+from fewstep.data.spaces.space import Space
 from fewstep.eval.features import networks
 from fewstep.eval.features.feature_network import check_dimension
-from fewstep.eval.features.networks import check_feature_network
+from fewstep.eval.features.networks import check_feature_network, check_seen
 from fewstep.eval.measure import Measures, load_measures, measure, of_real_images, warnings
 from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.reference import STATISTICS, check_reference
 from fewstep.eval.report.evaluation import FOLDER, sample_source
-from fewstep.eval.report.grid import save_comparison, save_grid
 from fewstep.eval.report.results import Result, plain, save_results
+from fewstep.eval.sampling import check_sampling, diagnoser, guidance_scale, sampler_of
 from fewstep.eval.trajectory import trajectory
-from fewstep.files import writing
+from fewstep.files import write_png, writing
 from fewstep.objectives.base import Params
-from fewstep.training.experiment import Experiment, check_guidance
-from fewstep.training.generate import BatchSampler, batch_sampler, generate
+from fewstep.training.experiment import Experiment
+from fewstep.training.generate import generate
 from fewstep.training.labels import label_counts, rule_in_words
 from fewstep.training.sources import reads_data
 from fewstep.training.storage.identity import Identity, as_dict, flat, read_identity
@@ -36,8 +38,9 @@ from fewstep.training.storage.seal import write_sealed
 
 # Fields of an objective that say how it samples.
 SAMPLED_BY = ("solver", "spacing", "sample_times")
-GRID_COLUMNS, GRID_IMAGES, COMPARED_IMAGES = 10, 100, 10
+GRID_COLUMNS = 10
 FEWEST_SAMPLES = 5
+CLASSIFIER = "classifier"
 
 # (parameters of the sampled network, step) -> one result for each number of sampling steps
 Evaluate = Callable[[Params, int], list[Result]]
@@ -54,25 +57,35 @@ def check_evaluation(
     for name in ("num_samples", "final_samples"):
         if 0 < fields.get(name, 0) < FEWEST_SAMPLES:
             raise ValueError(f"evaluate.{name}={fields[name]} is too few to measure")
+    check_shown(experiment.space)
+    check_seen(fields.features, experiment.space)
     if not skipped(dataset, config):
         check_feature_network(fields.features, fields.weights)
-        check_reference(fields.reference, dataset, fields.features, experiment.image_shape)
-        check_dimension(fields.features, experiment.image_shape)
+        check_reference(fields.reference, dataset, fields.features, experiment.space)
+        check_dimension(fields.features, experiment.space)
+        check_agreement(experiment, config)
 
 
-def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:
-    """Raises ValueError if the samples of an evaluation cannot be made."""
-    fields = config.evaluate
-    check_guidance(experiment, guidance_scale(experiment, config))
-    if fields.batch_size < 1 or fields.batch_size % mesh.size:
+def check_shown(space: Space) -> None:
+    """Raises ValueError for samples that have no picture, such as latents of four channels."""
+    shape, dtype = space.example
+    try:
+        space.show(np.zeros((1, *shape), dtype), GRID_COLUMNS)
+    except ValueError as error:
         raise ValueError(
-            f"evaluate.batch_size={fields.batch_size} is no multiple of the {mesh.size} devices"
+            f"samples of this run cannot be shown ({error}); train without evaluations by "
+            "evaluate.steps=()"
+        ) from error
+
+
+def check_agreement(experiment: Experiment, config: ConfigDict) -> None:
+    """Raises ValueError if the classifier that tells label agreement does not see the samples."""
+    space = experiment.space
+    if config.evaluate.agreement and CLASSIFIER not in space.features:
+        raise ValueError(
+            f"evaluate.agreement=True needs the {CLASSIFIER}, which does not see {space.name}; use "
+            "evaluate.agreement=False"
         )
-    objective = experiment.objective
-    shapes = jax.eval_shape(objective.players[objective.generator].network.init, jax.random.key(0))
-    rows = jax.ShapeDtypeStruct((mesh.size,), np.int32)
-    for steps in fields.steps:
-        jax.eval_shape(sampler_of(experiment, config, mesh, steps), shapes, rows, rows)
 
 
 def skipped(dataset: Dataset | None, config: ConfigDict) -> str:
@@ -84,24 +97,6 @@ def skipped(dataset: Dataset | None, config: ConfigDict) -> str:
             return "metrics: data.name=none has no real images"
         return f"metrics: the data set {config.data.name} is not here (--mode=prepare fetches it)"
     return ""
-
-
-def guidance_scale(experiment: Experiment, config: ConfigDict) -> float:
-    """evaluate.guidance_scale, or the objective's own."""
-    scale = config.evaluate.guidance_scale
-    return experiment.objective.guidance_scale if scale is None else scale
-
-
-def sampler_of(experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: int) -> BatchSampler:
-    """The sampler of an evaluation, whose noise is that of config.seed."""
-    return batch_sampler(
-        experiment.objective,
-        experiment.image_shape,
-        mesh,
-        seed=config.seed,
-        steps=steps,
-        guidance_scale=guidance_scale(experiment, config),
-    )
 
 
 def measures_of(
@@ -124,7 +119,7 @@ def measures_of(
     return load_measures(
         config.evaluate,
         dataset,
-        image_shape=experiment.image_shape,
+        space=experiment.space,
         num_classes=experiment.num_classes,
         samples=samples,
         labels=rule_in_words(label_counts),
@@ -158,60 +153,74 @@ def evaluator(
     default. out: where results go, WORKDIR/eval by default. show: is given them before they are
     written, which may fail.
     """
-    fields = config.evaluate
+    fields, space = config.evaluate, experiment.space
     samples = fields.num_samples if samples is None else samples
     counts = label_counts(config, dataset, workdir)
     labels = proportional_labels(counts, samples)
     samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
+    diagnose = diagnoser(experiment, config, mesh, labels)
     measures = measures_of(experiment, dataset, config, mesh, counts, samples, writable)
     run = read_identity(workdir)
     data = training_data(experiment, dataset, run)
     way = way_of_one_image(experiment, config, label=int(labels[0]))
 
     def evaluate(params: Params, step: int) -> list[Result]:
-        results, images = [], {}
+        results, shown = [], {}
         for steps, sampler in samplers.items():
             description = f"{steps} steps"
-            batches = generate(sampler, params, labels, fields.batch_size, description)
+            made = generate(sampler, params, labels, fields.batch_size, description)
             first: list[np.ndarray] = []
-            batches = kept_first(batches, first)
-            protocol = protocol_of(experiment, config, step, steps, measures, data)
+            batches = kept_first(map(space.finish, made), first, space.shown)
+            protocol = protocol_of(experiment, config, step, steps, measures, data, samples)
             result = {**facts(config, protocol, measures), "run": run.id if run else ""}
             if measures is None:
                 deque(batches, maxlen=0)
                 result["skipped"] = skipped(dataset, config)
             else:
                 result["metrics"] = measure(batches, labels, measures)
+            add_numbers(result, diagnose(params, steps))
             results.append(result)
-            images[steps] = np.concatenate(first)[:GRID_IMAGES]
+            shown[steps] = np.concatenate(first)[: space.shown]
         if jax.process_index() == 0 and results:
             show(results)
             folder = out or workdir / FOLDER
             with writing(folder):  # in a folder that is still there
                 folder.mkdir(exist_ok=True, parents=out is not None)
-            shown = {"y": labels[:GRID_IMAGES], "way": way(params) if way else ()}
-            for result, x in zip(results, images.values(), strict=True):
-                save(folder, result, x=x, **shown)
-            real = real_row(dataset, labels)
-            save_all_steps(folder / f"step_{step:08d}.png", images, real, config)
+            beside = {"y": labels[: space.shown], "way": way(params) if way else ()}
+            for result, x in zip(results, shown.values(), strict=True):
+                save(folder, result, space, x=x, **beside)
+            real = real_samples(dataset, labels[: space.compared])
+            save_all_steps(folder / f"step_{step:08d}.png", shown, real, config, space)
         return results
 
     return evaluate
 
 
-def kept_first(batches: Iterable[np.ndarray], first: list[np.ndarray]) -> Iterator[np.ndarray]:
-    """The batches; those with the first GRID_IMAGES images are put into `first` on the way."""
-    for images in batches:
-        if sum(map(len, first)) < GRID_IMAGES:
-            first.append(images)
-        yield images
+def add_numbers(result: dict[str, Any], numbers: Mapping[str, float]) -> None:
+    """Put numbers among the metrics of a result; a warning takes the place of one not finite."""
+    finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    result["metrics"] |= finite
+    result["warnings"] += [f"{name} is not finite" for name in numbers if name not in finite]
+
+
+def kept_first(
+    batches: Iterable[np.ndarray], first: list[np.ndarray], count: int
+) -> Iterator[np.ndarray]:
+    """The batches; those with the first `count` samples are put into `first` on the way."""
+    for samples in batches:
+        if sum(map(len, first)) < count:
+            first.append(samples)
+        yield samples
 
 
 def way_of_one_image(
     experiment: Experiment, config: ConfigDict, label: int
 ) -> Callable[[Params], np.ndarray] | None:
-    """The first sample's way in the largest number of steps; None if several processes sample."""
-    if not config.evaluate.steps or jax.process_count() > 1:
+    """The first sample's way in the largest number of steps.
+
+    None if several processes sample, or single samples have no picture.
+    """
+    if not config.evaluate.steps or jax.process_count() > 1 or experiment.space.image is None:
         return None
     return trajectory(
         config,
@@ -240,10 +249,12 @@ def protocol_of(
     steps: int,
     measures: Measures | None,
     training_data: str = "",
+    samples: int = 0,
 ) -> Protocol:
     """How samples in `steps` steps of the network after training step `step` are measured.
 
-    training_data: digest of the data that it was trained on, "" where unknown.
+    training_data: digest of the data that it was trained on, "" where unknown. samples: their
+    number, which the numbers of an objective's own diagnostics depend on.
     """
     solver = config.objective.get("solver", {"name": config.objective.name})
     details = {name: config.objective[name] for name in SAMPLED_BY if name in config.objective}
@@ -259,6 +270,7 @@ def protocol_of(
             "guidance_scale": guidance_scale(experiment, config),
             "seed": config.seed,
             **({"training_data": training_data} if training_data else {}),
+            **({"diagnosed": samples} if experiment.objective.diagnostics else {}),
         },
     )
 
@@ -283,38 +295,43 @@ def set_fields(config: ConfigDict) -> dict[str, Any]:
     return {k: v for k, v in fields.items() if v is not None and not k.endswith("name")}
 
 
-def save(folder: Path, result: Result, *, x: np.ndarray, **shown: np.ndarray) -> None:
-    """A result as JSON, its first images as arrays and as a grid, under its id."""
+def save(
+    folder: Path, result: Result, space: Space, *, x: np.ndarray, **beside: np.ndarray
+) -> None:
+    """A result as JSON, its first samples as arrays and as a picture, under its id."""
     path = folder / f"{result['id']}.json"
-    write_sealed(path.with_suffix(".npz"), sample_source(plain(result)), x=x, **shown)
-    save_grid(path.with_suffix(".png"), x, columns=GRID_COLUMNS)
+    write_sealed(path.with_suffix(".npz"), sample_source(plain(result)), x=x, **beside)
+    write_png(path.with_suffix(".png"), space.show(x, GRID_COLUMNS))
     save_results(path, result)
 
 
 def save_all_steps(
-    path: Path, images: dict[int, np.ndarray], real: dict[str, np.ndarray], config: ConfigDict
+    path: Path,
+    samples: Mapping[int, np.ndarray],
+    real: Mapping[str, np.ndarray],
+    config: ConfigDict,
+    space: Space,
 ) -> None:
-    """The first images at each number of steps, from the same noise and labels, and real ones.
+    """The first samples at each number of steps, from the same noise and labels, and real ones.
 
-    real: as many as there are, by the title of their row.
+    real: as many as there are, by their title.
     """
     rows = {
-        f"{config.method}, {steps} step{'s' if steps > 1 else ''}": made[:COMPARED_IMAGES]
-        for steps, made in images.items()
+        f"{config.method}, {steps} step{'s' if steps > 1 else ''}": made[: space.compared]
+        for steps, made in samples.items()
     }
-    save_comparison(path, rows | real)
+    write_png(path, space.compare({**rows, **real}))
 
 
-def real_row(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Real images of the classes of the first samples [N]; {} if there are too few."""
+def real_samples(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Real examples of these classes [N], under their title; {} if there are too few."""
     if dataset is None:
         return {}
-    wanted = labels[:COMPARED_IMAGES]
-    own = dataset.train.labels if np.any(wanted >= 0) else np.full(len(dataset.train.labels), -1)
-    members = {c: np.flatnonzero(own == c).tolist() for c in set(wanted.tolist())}
-    if any(len(members[c]) < np.count_nonzero(wanted == c) for c in members):
+    own = dataset.train.labels if np.any(labels >= 0) else np.full(len(dataset.train.labels), -1)
+    members = {c: np.flatnonzero(own == c).tolist() for c in set(labels.tolist())}
+    if any(len(members[c]) < np.count_nonzero(labels == c) for c in members):
         return {}
-    return {"real": dataset.train.images[np.array([members[c].pop(0) for c in wanted.tolist()])]}
+    return {"real": dataset.train.images[np.array([members[c].pop(0) for c in labels.tolist()])]}
 
 
 def summary(results: Sequence[Result]) -> str:
@@ -326,7 +343,7 @@ def summary(results: Sequence[Result]) -> str:
         f"{sampling['network']}, guidance {sampling['guidance_scale']:g}"
     ]
     if first["metrics"]:
-        lines[0] += f"; {first['metric']} against {measured['reference']}"
+        lines[0] += f"; {first['metric']} against {measured['reference']}" if measured else ""
         names = list(first["metrics"])
         lines.append("  ".join([f"{'steps':>7}", *(f"{name:>7}" for name in names)]))
         for result in results:

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.data import Dataset
+from fewstep.data.spaces.space import Space
 from fewstep.eval.features.classifier import classifier
 from fewstep.eval.features.feature_network import Extract, extractor
 from fewstep.eval.features.networks import feature_network
@@ -44,7 +45,7 @@ def load_measures(
     fields: ConfigDict,
     dataset: Dataset | None,
     *,
-    image_shape: tuple[int, ...],
+    space: Space,
     num_classes: int,
     samples: int,
     labels: str,
@@ -54,15 +55,16 @@ def load_measures(
 ) -> Measures:
     """The measures of config.evaluate, read from files under root or made at first use.
 
-    num_classes: that the samples have, 0 for none. samples: their number. labels: how they are
-    labelled, in words. read_only: another folder like root, whose files are read and to which none
-    is written. Raises ValueError or FileNotFoundError for what cannot be read or made.
+    space: of the samples. num_classes: that they have, 0 for none. samples: their number. labels:
+    how they are labelled, in words. read_only: another folder like root, whose files are read and
+    to which none is written. Raises ValueError or FileNotFoundError for what cannot be read or
+    made.
     """
     network = feature_network(
         fields.features,
         fields.weights,
         dataset=dataset,
-        image_shape=image_shape,
+        shape=space.example.shape,
         root=root,
         read_only=read_only,
     )
@@ -74,6 +76,7 @@ def load_measures(
         classify = extract if own else extractor(labelling, mesh, fields.batch_size)
     protocol = measurement(
         network,
+        rounding=space.rounding,
         reference=reference_name(fields.reference, dataset),
         reference_sha256=reference_sha256(fields.reference, dataset),
         samples=samples,
@@ -87,22 +90,22 @@ def load_measures(
 def measure(
     batches: Iterable[np.ndarray], labels: np.ndarray, measures: Measures
 ) -> dict[str, float]:
-    """Metrics by name of the samples in batches, uint8 [B, H, W, C] each, which are let go of.
+    """Metrics by name of the finished samples in batches [B, ...], which are let go of.
 
     labels: [N], what the samples were made for. Metrics whose cost is a product of counts look at
     the first 5,000 samples. What the real images do not allow to measure is left out.
     """
     extract, classify = measures.extract, measures.classify
     moments, near, logits, classes = None, [], [], []
-    for images in batches:
-        features, scores = extract(images)
+    for samples in batches:
+        features, scores = extract(samples)
         moments = update(moments or empty(features.shape[1]), features)
         if sum(map(len, near)) < LARGEST_NEIGHBOURHOOD:
             near.append(features)
         if scores is not None:
             logits.append(scores)
         if classify is not None:
-            own = scores if classify is extract else classify(images)[1]
+            own = scores if classify is extract else classify(samples)[1]
             classes.append(own.argmax(axis=1))
     inputs = Inputs(
         statistics=finish(moments),

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fewstep.data.spaces.space import Space
 from fewstep.eval.features.feature_network import check_dimension
 from fewstep.eval.features.networks import NETWORKS
 from fewstep.eval.metrics.frechet import Statistics
@@ -26,19 +27,20 @@ EXPECTED = (
 Arrays = Mapping[str, np.ndarray]
 
 
-def check_published(path: Path, features: str, image_shape: tuple[int, ...]) -> None:
+def check_published(path: Path, features: str, space: Space) -> None:
     """Raises ValueError that names the file, before any compute, if it cannot be measured with."""
-    arrays, dimension = read_published(path), NETWORKS[features].dimension
+    arrays, shape = read_published(path), space.example.shape
+    dimension = NETWORKS[features].dimension
     if dimension is not None:
-        part_for(path, arrays, features, dimension(image_shape))
+        part_for(path, arrays, features, dimension(shape))
     if "arr_0" in arrays:
         images = arrays["arr_0"]
-        if images.shape[1:] != tuple(image_shape):
+        if images.shape[1:] != shape:
             raise ValueError(
                 f"evaluate.reference={path} has images of {size(images.shape[1:])}, and the run "
-                f"makes {size(image_shape)}; use a reference of that size"
+                f"makes {size(shape)}; use a reference of that size"
             )
-        check_dimension(features, image_shape)
+        check_dimension(features, space)
 
 
 def read_published(path: Path) -> Arrays:

@@ -17,6 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from fewstep.data import Dataset, Split, protocol_name, short_hash
+from fewstep.data.spaces.space import Space
 from fewstep.eval.features.feature_network import Extract, FeatureNetwork
 from fewstep.eval.metrics.frechet import Statistics, frechet_distance
 from fewstep.eval.metrics.memorisation import fewest_held_out
@@ -62,14 +63,12 @@ class Reference(NamedTuple):
     floor: float
 
 
-def check_reference(
-    reference: str, dataset: Dataset | None, features: str, image_shape: tuple[int, ...]
-) -> None:
+def check_reference(reference: str, dataset: Dataset | None, features: str, space: Space) -> None:
     """Raises ValueError or FileNotFoundError for a reference that cannot be measured with."""
     if reference.endswith(STATISTICS):
         if not Path(reference).is_file():
             raise FileNotFoundError(f"evaluate.reference={reference} does not exist")
-        check_published(Path(reference), features, image_shape)
+        check_published(Path(reference), features, space)
     elif reference not in SPLITS:
         raise ValueError(
             f"evaluate.reference={reference} is none of {', '.join(SPLITS)}, nor an .npz of "

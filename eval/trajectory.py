@@ -8,7 +8,6 @@ import numpy as np
 from jax import Array
 from ml_collections import ConfigDict
 
-from fewstep.data import to_uint8
 from fewstep.models.network import Network
 from fewstep.objectives.base import Params
 from fewstep.training.experiment import build, build_model
@@ -18,7 +17,7 @@ from fewstep.training.generate import SAMPLES, noise
 SHOWN = 8
 SMALLEST = 1e-6  # deviation that is divided by, of an image of one colour
 
-# parameters -> uint8 images [n, H, W, C]
+# parameters -> finished samples [n, ...]
 Trajectory = Callable[[Params], np.ndarray]
 
 
@@ -35,7 +34,7 @@ def trajectory(config: ConfigDict, *, steps: int, guidance_scale: float, label: 
 
     @jax.jit
     def sample(params: Params) -> Array:
-        eps, keys = noise(config.seed, np.zeros(1, np.int32), experiment.image_shape, SAMPLES)
+        eps, keys = noise(config.seed, np.zeros(1, np.int32), experiment.space.shape, SAMPLES)
         return experiment.objective.sample(
             params, eps, condition, keys, steps=steps, guidance_scale=guidance_scale
         )
@@ -46,7 +45,7 @@ def trajectory(config: ConfigDict, *, steps: int, guidance_scale: float, label: 
         jax.effects_barrier()
         chosen = np.unique(np.linspace(0, len(states) - 1, SHOWN).round().astype(int))
         way = [states[i] * (x_0.std() / max(states[i].std(), SMALLEST)) for i in chosen]
-        return to_uint8(np.stack([*way, x_0[0]]))
+        return experiment.space.finish(np.stack([*way, x_0[0]]))
 
     return show
 

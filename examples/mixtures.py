@@ -27,6 +27,7 @@ from absl import app, flags, logging
 from jax import Array
 from matplotlib.figure import Figure
 
+from fewstep.data.mixtures import MIXTURES
 from fewstep.diffusion.path import Path as DiffusionPath
 from fewstep.diffusion.path import linear
 from fewstep.diffusion.prediction import KINDS, Endpoints, coefficients
@@ -88,10 +89,9 @@ class Mixture(NamedTuple):
 
 
 def ring() -> Mixture:
-    """Eight modes with deviation 0.06 on the unit circle; the k-th has weight k / 36."""
-    angle = 2.0 * jnp.pi * jnp.arange(8) / 8
-    mean = jnp.stack([jnp.cos(angle), jnp.sin(angle)], axis=1)
-    return Mixture(jnp.arange(1.0, 9.0) / 36.0, mean, 0.06)
+    """The mixture of `data.name=mixture:ring`."""
+    weight, mean, deviation = MIXTURES["ring"]
+    return Mixture(jnp.asarray(weight), jnp.asarray(mean), deviation)
 
 
 def model_with_exact_teacher(mixture: Mixture) -> Model:

@@ -24,8 +24,9 @@ import numpy as np
 from absl import app, flags, logging
 
 from fewstep.data import to_float, to_uint8
+from fewstep.data.spaces.grid import comparison
 from fewstep.diffusion.time_sampling import log_normal_times
-from fewstep.eval.report.grid import save_comparison
+from fewstep.files import write_png
 from fewstep.models.model import Model
 from fewstep.modes.request import Request, load_dataset, load_run
 from fewstep.objectives.distribution_matching import distribution_matching
@@ -141,7 +142,7 @@ def compare(out: Path) -> None:
         for name, images in {**made, "real": real}.items()
     }
     shown = slice(0, 2 * classes)
-    save_comparison(out, {title: images[shown] for title, images in rows.items()})
+    write_png(out, comparison({title: images[shown] for title, images in rows.items()}))
     print("\n".join([*rows, str(out)]))
 
 

@@ -7,6 +7,7 @@ from the publication. The output has the channels of x, without the variance cha
 time and a guidance scale can be embedded and added, with parameters that otherwise do not exist.
 """
 
+import math
 from collections.abc import Mapping
 from functools import partial
 from typing import Any, NamedTuple
@@ -82,11 +83,11 @@ def dit(
     remat: bool = False,
     scan: bool = False,
 ) -> Network:
-    """A DiT on square images.
+    """A DiT on images.
 
-    shape: (side, side, channels) of an image.
+    shape: (height, width, channels) of an image.
     num_classes: 0 for a network that reads no label.
-    size: a key of SIZES. patch_size: side of a patch, in pixels; it divides the side of the image.
+    size: a key of SIZES. patch_size: side of a patch, in pixels; it divides height and width.
     second_time: what is embedded beside t: "none", "time" (s), "interval" (t - s) or "step_size"
         (-log2(t - s), floored at t - s = 2^-12, not multiplied by time_scale).
     guidance_input: whether condition["guidance_scale"] is read and embedded, at first without
@@ -145,11 +146,12 @@ def dit(
 
 def check_geometry(shape: tuple[int, ...], patch_size: int, size: Size) -> None:
     """Raises ValueError unless patches tile the image and heads and positions divide the width."""
-    if len(shape) != 3 or shape[0] != shape[1] or min(shape) < 1:
-        raise ValueError(f"a DiT takes square images [side, side, channels], not {list(shape)}.")
-    if shape[0] % patch_size:
+    if len(shape) != 3 or min(shape) < 1:
+        raise ValueError(f"a DiT takes images [height, width, channels], not {list(shape)}.")
+    if shape[0] % patch_size or shape[1] % patch_size:
         raise ValueError(
-            f"patch_size={patch_size} does not divide image_size={shape[0]}; choose a divisor."
+            f"patch_size={patch_size} does not divide an image of {shape[0]} x {shape[1]}; choose "
+            "a divisor."
         )
     if size.width % size.heads:
         raise ValueError(f"size: {size.heads} heads do not divide the width {size.width}.")
@@ -159,9 +161,13 @@ def check_geometry(shape: tuple[int, ...], patch_size: int, size: Size) -> None:
 
 def shrink(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
     """The smallest size, and patches that make at most 8 x 8 tokens."""
-    side, patch = shape[0], fields["patch_size"]
-    patches = [p for p in range(patch, side + 1) if side % p == 0 and side // p <= 8]
-    return {"size": next(iter(SIZES)), "patch_size": min(patches, default=side)}
+    sides, patch = shape[:2], fields["patch_size"]
+    fitting = [
+        p
+        for p in range(patch, min(sides) + 1)
+        if all(side % p == 0 and side // p <= 8 for side in sides)
+    ]
+    return {"size": next(iter(SIZES)), "patch_size": min(fitting, default=math.gcd(*sides))}
 
 
 def title(fields: Mapping[str, Any]) -> str:
@@ -190,9 +196,9 @@ class Transformer(nn.Module):
     @nn.compact
     def __call__(self, x: Array, t: Array, s: Array, condition: Condition) -> Array:
         width, depth, heads = self.size
-        side = self.shape[0] // self.patch_size
+        rows, columns = (side // self.patch_size for side in self.shape[:2])
         patches = patchify(x.astype(jnp.float32), self.patch_size)
-        tokens = linear(width, "patch_embedding")(patches) + position_table(side, width)
+        tokens = linear(width, "patch_embedding")(patches) + position_table(rows, columns, width)
         c = Conditioning(width, self.num_classes, self.scalars, name="conditioning")(
             t, s, condition
         )

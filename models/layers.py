@@ -52,16 +52,16 @@ def unpatchify(tokens: Array, shape: tuple[int, ...], patch_size: int) -> Array:
     return x.swapaxes(2, 3).reshape(-1, height, width, channels)
 
 
-def position_table(side: int, width: int) -> np.ndarray:
-    """Fixed 2-D sin-cos positions [side side, width], rows first, float32.
+def position_table(rows: int, columns: int, width: int) -> np.ndarray:
+    """Fixed 2-D sin-cos positions [rows columns, width], row by row, float32.
 
     With q = width / 4 and omega_k = 10000^(-k / q), the token in row i and column j has
     [sin(j omega), cos(j omega), sin(i omega), cos(i omega)]: the column comes first, as published.
     """
     quarter = width // 4
     frequencies = POSITION_MAX_PERIOD ** (-np.arange(quarter) / quarter)
-    rows, columns = np.divmod(np.arange(side * side), side)
-    angles = [np.outer(index, frequencies) for index in (columns, rows)]
+    row, column = np.divmod(np.arange(rows * columns), columns)
+    angles = [np.outer(index, frequencies) for index in (column, row)]
     parts = [function(angle) for angle in angles for function in (np.sin, np.cos)]
     return np.concatenate(parts, axis=1).astype(np.float32)
 

@@ -32,7 +32,7 @@ def description(config: ConfigDict, experiment: Experiment) -> str:
     lines = [
         f"objective    {config.method} on the {experiment.model.path.name} path, "
         f"t in [{experiment.model.path.t_min:g}, {experiment.model.path.t_max:g}]",
-        f"data         {config.data.name}, {' x '.join(map(str, experiment.image_shape))}, "
+        f"data         {config.data.name}, {' x '.join(map(str, experiment.space.shape))}, "
         f"{experiment.num_classes} classes",
         f"devices      {mesh.size} ({', '.join(f'{k} {v}' for k, v in mesh.shape.items())})",
         f"batch        {config.batch_size}, {config.batch_size // mesh.size} per device, in "

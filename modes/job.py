@@ -96,7 +96,7 @@ def check_step(
     """The state's shapes. Traces a step, so that what it refuses is refused before any compute."""
     objective, optimizers = experiment.objective, experiment.optimizers
     state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
-    batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
+    batch = abstract_batch(objective, config.batch_size, experiment.space.shape)
     step = compile_step(objective, optimizers, config.seed, mesh, config.micro_batches)
     return jax.eval_shape(step, state, frozen, batch)[0]
 

@@ -150,7 +150,7 @@ def heading(
 ) -> list[str]:
     """What is planned."""
     model, network = config.model, inputs.state.networks[experiment.objective.generator]
-    shape = " x ".join(map(str, experiment.image_shape))
+    shape = " x ".join(map(str, experiment.space.shape))
     axes = ", ".join(f"{name} {count}" for name, count in mesh.shape.items())
     return [
         f"config       {config.method}, {title(config)} on {shape}, "

@@ -235,9 +235,9 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
 
     Raises ValueError if the config asks for other classes than the data set has.
     """
-    height, _, channels = dataset.image_shape
     config = config.copy_and_resolve_references()
-    config.data.image_size, config.data.channels = height, channels
+    if data.space_of(config.data.name).image:
+        config.data.image_size, _, config.data.channels = dataset.image_shape
     config.data.decoding = config.data.get("decoding", FIRST_DECODING) or NEWEST_DECODING
     if config.data.num_classes == -1:
         config.data.num_classes = dataset.num_classes

@@ -1,4 +1,4 @@
-"""--mode=sample: images from a run, as PNG files or an .npz, and a grid of them."""
+"""--mode=sample: samples from a run, as PNG files or an .npz, and one picture of them."""
 
 import json
 from collections import deque
@@ -8,11 +8,10 @@ from typing import Any
 
 import jax
 import numpy as np
-from PIL import Image
 
 from fewstep.data.folders.class_names import label_of, label_texts
-from fewstep.eval.report.grid import save_grid, save_png
-from fewstep.files import check_writable, write_json, write_npz
+from fewstep.data.spaces.space import Space
+from fewstep.files import check_writable, write_json, write_npz, write_png
 from fewstep.modes.mode import (
     CHECKPOINT,
     WORKDIR,
@@ -40,15 +39,16 @@ DEFAULT_SEEDS, LARGEST_SEED = range(64), 2**31 - 1
 
 
 def sample(request: Request) -> None:
-    """Write one image for each of --seeds to --out, and a grid of the first ones.
+    """Write one sample for each of --seeds to --out, and a picture of the first ones.
 
-    --out is a folder of PNG files named by seed, or an .npz with x and arr_0: uint8 [N, H, W, C],
-    y: int32 [N] and seed: int32 [N]; the grid lies beside it. By default it is a folder in the
-    run's, whose name says what the images are made from. A folder with other images is refused.
-    An image depends on its seed and label alone. Seed k has the label k places on in --labels,
-    which are gone through again and again, by default in all classes; y is -1 for a model without
-    classes. Files are written as images are made, and stay if a later one is not finite, which ends
-    it with an error.
+    --out is a folder of PNG files named by seed, or an .npz with x and arr_0: samples [N, ...] as
+    they are stored in their space, y: int32 [N] and seed: int32 [N]; the picture lies beside it. By
+    default it is a folder in the run's, or an .npz where samples have no picture of their own,
+    whose name says what they are made from. A folder with other images is refused. A sample
+    depends on its seed and label alone. Seed k has the label k places on in --labels, which are
+    gone through again and again, by default in all classes; y is -1 for a model without classes.
+    Files are written as images are made, and stay if a later one is not finite, which ends it with
+    an error.
     """
     check(request)
     config, experiment, mesh, params, step = load_run(request)
@@ -66,52 +66,60 @@ def sample(request: Request) -> None:
         "guidance_scale": float(scale),
         "labels": choices.tolist(),
     }
-    out = request.out or default_folder(request, made_from)
+    space = experiment.space
+    out = request.out or default_out(request, space, made_from)
+    check_form(out, space)
     if jax.process_index() == 0:
         check_free(out, made_from)
     sampler = batch_sampler(
         experiment.objective,
-        experiment.image_shape,
+        space.shape,
         mesh,
         seed=STREAM_SEED,
         steps=request.steps,
         guidance_scale=scale,
     )
     size = config.evaluate.batch_size
-    batches = generate(sampler, params, labels, size, "sampling", seeds)
+    batches = map(space.finish, generate(sampler, params, labels, size, "sampling", seeds))
     if jax.process_index() > 0:
         deque(batches, maxlen=0)
         return
     if out.suffix != ".npz":
         write_json(record_of(out), made_from)
-    grid = write(out, batches, labels, seeds)
+    picture = write(out, space, batches, labels, seeds)
     shown = dict.fromkeys(choices.tolist()) if request.labels else {}
     classes = f", classes {', '.join(label_texts(shown, names))}" if shown else ""
     print(
         f"{len(seeds)} samples of {experiment.sample_with} at step {step}, {request.steps} "
-        f"sampling step(s), guidance {scale:g}{classes}: {out} and {grid}"
+        f"sampling step(s), guidance {scale:g}{classes}: {out} and {picture}"
     )
 
 
-def write(out: Path, batches: Iterator[np.ndarray], labels: np.ndarray, seeds: np.ndarray) -> Path:
-    """The images as one .npz, or as PNG files in a folder, each batch once it is there.
+def write(
+    out: Path,
+    space: Space,
+    batches: Iterator[np.ndarray],
+    labels: np.ndarray,
+    seeds: np.ndarray,
+) -> Path:
+    """The finished samples as one .npz, or as PNG files in a folder, each batch once it is there.
 
-    Returns the path of a grid of the first ones.
+    Returns the path of a picture of the first ones.
     """
+    most = max(SHOWN, space.shown)
     if out.suffix == ".npz":
-        images = np.concatenate([*batches])
-        write_npz(out, x=images, arr_0=images, y=labels, seed=seeds)
-        shown = images[:SHOWN]
+        samples = np.concatenate([*batches])
+        write_npz(out, x=samples, arr_0=samples, y=labels, seed=seeds)
+        shown = samples[:most]
     else:
         named, shown = iter(seeds), []
-        for images in batches:
-            shown += [*images[: SHOWN - len(shown)]]
-            for image, seed in zip(images, named, strict=False):  # as many seeds as images
-                squeezed = image[..., 0] if image.shape[-1] == 1 else image
-                save_png(out / f"{seed:06d}.png", Image.fromarray(squeezed))
-    grid = beside(out, ".png")
-    save_grid(grid, np.stack(shown), columns=COLUMNS)
-    return grid
+        for samples in batches:
+            shown += [*samples[: most - len(shown)]]
+            for sample, seed in zip(samples, named, strict=False):  # as many seeds as samples
+                write_png(out / f"{seed:06d}.png", space.image(sample))
+    picture = beside(out, ".png")
+    write_png(picture, space.show(np.stack(shown), COLUMNS))
+    return picture
 
 
 def identity_id(request: Request) -> str:
@@ -119,8 +127,11 @@ def identity_id(request: Request) -> str:
     return recorded_identity(required_workdir(request)).id
 
 
-def default_folder(request: Request, made_from: Mapping[str, Any]) -> Path:
-    """WORKDIR/samples/NAME, the name of what they are made from; seeds are those of the files."""
+def default_out(request: Request, space: Space, made_from: Mapping[str, Any]) -> Path:
+    """WORKDIR/samples/NAME, the name of what samples are made from; an .npz if they have no files.
+
+    Seeds are those of the files.
+    """
     parts = [
         f"step_{made_from['step']:08d}",
         f"{made_from['sampling_steps']}_steps",
@@ -129,7 +140,17 @@ def default_folder(request: Request, made_from: Mapping[str, Any]) -> Path:
         # By their numbers: the name of a class may have a / in it, or be longer than a file name.
         *([f"labels_{'_'.join(map(str, made_from['labels']))}"] if request.labels else []),
     ]
-    return required_workdir(request) / FOLDER / "-".join(parts)[:LONGEST_NAME]
+    name = "-".join(parts)[:LONGEST_NAME] + ("" if space.image else ".npz")
+    return required_workdir(request) / FOLDER / name
+
+
+def check_form(out: Path, space: Space) -> None:
+    """Raises ValueError for a folder of pictures where single samples have none."""
+    if out.suffix != ".npz" and space.image is None:
+        raise ValueError(
+            f"--out={out} is a folder of pictures, and this run makes {space.name}; name a file "
+            "that ends in .npz"
+        )
 
 
 def beside(out: Path, suffix: str) -> Path:

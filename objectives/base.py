@@ -80,6 +80,35 @@ class SampleFn(Protocol):
         ...
 
 
+class RowsFn(Protocol):
+    """Values of each sample, from the noise that it starts from; static arguments as `SampleFn`."""
+
+    def __call__(
+        self,
+        params: Params,
+        eps: Array,
+        condition: Condition,
+        keys: Array,
+        *,
+        steps: int,
+        guidance_scale: float,
+    ) -> Mapping[str, Array]:
+        """Arrays [B, ...] by name, such as log weights; arguments as those of `SampleFn`."""
+        ...
+
+
+class Diagnostics(NamedTuple):
+    """What a method tells of its own network in an evaluation, beside its samples.
+
+    rows: values of each sample, made on the devices in batches.
+    numbers: these values of all samples, NumPy arrays [N, ...] by name -> numbers by name, such as
+        an effective sample size. Results, log and report have them like metrics.
+    """
+
+    rows: RowsFn
+    numbers: Callable[[Mapping[str, Any]], Mapping[str, float]]
+
+
 class Objective(NamedTuple):
     """A training method.
 
@@ -99,6 +128,7 @@ class Objective(NamedTuple):
     denoises: whether the generator predicts data and noise at every time, and so can teach.
     reads: what a batch is made of, names of training/sources.py. "images": {"x", "label"};
         "labels": {"label"}; "pairs": {"pairs": {"eps", "x_0", "label"}} of a teacher's sampler.
+    diagnostics: what it tells of its network in an evaluation, if anything.
     """
 
     players: Mapping[str, Player]
@@ -112,6 +142,7 @@ class Objective(NamedTuple):
     needs_teacher: bool = False
     denoises: bool = False
     reads: tuple[str, ...] = ("images",)
+    diagnostics: Diagnostics | None = None
 
 
 def condition_of(batch: Batch) -> Condition:

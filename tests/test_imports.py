@@ -16,6 +16,7 @@ FLOORS = {
     "files": 1,
     "data/arrays": 2,
     "data/folders": 3,
+    "data/spaces": 3,
     "data": 4,
     "models": 4,
     "samplers": 5,

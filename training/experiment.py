@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fewstep.data.spaces.space import Space
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Kind, raw_kind
 from fewstep.models.model import Model
@@ -15,9 +16,10 @@ from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Follower, Objective
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
 from fewstep.training.construct import Run, choose, construct, construct_with_parts
-from fewstep.training.networks import build_network, image_shape, shrunk, written_out
+from fewstep.training.networks import build_network, shrunk, written_out
 from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
 from fewstep.training.sharding import spread
+from fewstep.training.spaces import build_space
 from fewstep.training.storage.fields import HEADS, OPTIMIZER, is_finite
 
 # Fields of an optimizer that are entries of tables.
@@ -37,7 +39,7 @@ class Experiment(NamedTuple):
     model: Model
     objective: Objective
     optimizers: Mapping[str, Optimizer]
-    image_shape: tuple[int, int, int]
+    space: Space
     num_classes: int
     guidable: bool
     sample_with: str
@@ -58,7 +60,7 @@ def build(config: ConfigDict, network: Network | None = None) -> Experiment:
         model=model,
         objective=objective,
         optimizers=build_optimizers(config, objective),
-        image_shape=image_shape(config),
+        space=build_space(config),
         num_classes=config.data.num_classes,
         guidable=config.data.num_classes > 0 and config.objective.get("label_dropout", 1.0) > 0.0,
         sample_with=sampled_network(config.ema.sample_with, averages, objective),

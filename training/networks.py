@@ -7,8 +7,7 @@ from fewstep.models.network import Architecture, Network
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.needs import needs_of
 from fewstep.training.construct import choose, construct
-
-Shape = tuple[int, ...]
+from fewstep.training.spaces import build_space
 
 
 def architecture(config: ConfigDict) -> Architecture:
@@ -16,15 +15,10 @@ def architecture(config: ConfigDict) -> Architecture:
     return choose(NETWORKS, config.model.name, "model.name")
 
 
-def image_shape(config: ConfigDict) -> Shape:
-    """The shape of an image of a config whose data fields are resolved."""
-    return (config.data.image_size, config.data.image_size, config.data.channels)
-
-
 def build_network(config: ConfigDict) -> Network:
     """The network of a config whose data fields are resolved. Raises ValueError."""
     builders = {name: kind.build for name, kind in NETWORKS.items()}
-    inputs = image_shape(config), config.data.num_classes
+    inputs = build_space(config).shape, config.data.num_classes
     return construct(builders, written_out(config).model, "model", *inputs)
 
 
@@ -51,9 +45,9 @@ def written_out(config: ConfigDict) -> ConfigDict:
 
 
 def shrunk(config: ConfigDict) -> ConfigDict:
-    """The config with a tiny network, for images of its resolved data fields."""
+    """The config with a tiny network, for examples of its resolved data fields."""
     config = written_out(config)
-    config.model.update(architecture(config).shrink(config.model, image_shape(config)))
+    config.model.update(architecture(config).shrink(config.model, build_space(config).shape))
     return config
 
 

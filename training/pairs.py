@@ -17,7 +17,7 @@ from fewstep.data import Pairs, proportional_labels
 from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import true_everywhere
 from fewstep.training.experiment import Experiment
-from fewstep.training.generate import batch_sampler, generate_floats, noise
+from fewstep.training.generate import batch_sampler, generate, noise
 from fewstep.training.storage.fingerprint import fingerprint
 from fewstep.training.storage.seal import check_array, read_sealed, write_sealed
 
@@ -54,7 +54,7 @@ def teacher_pairs(
         "pairs.count": count,
         "pairs.steps": steps,
         "guidance_scale": float(guidance_scale),
-        "image_shape": taught.image_shape,
+        "image_shape": taught.space.shape,
         "num_classes": taught.num_classes,
         "seed": SEED,
     }
@@ -63,15 +63,15 @@ def teacher_pairs(
         return load(path, source, labels)
     sample = batch_sampler(
         taught.objective,
-        taught.image_shape,
+        taught.space.shape,
         mesh,
         seed=SEED,
         steps=steps,
         guidance_scale=guidance_scale,
         stream=STREAM,
     )
-    made = generate_floats(sample, params, labels, batch_size, "the teacher's pairs")
-    starts = partial(noise, SEED, image_shape=taught.image_shape, stream=STREAM)
+    made = generate(sample, params, labels, batch_size, "the teacher's pairs")
+    starts = partial(noise, SEED, shape=taught.space.shape, stream=STREAM)
     eps = jax.jit(starts)(np.arange(count))[0]
     pairs = Pairs(jax.device_get(eps), np.concatenate(list(made)), labels)
     if jax.process_index() == 0:

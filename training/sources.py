@@ -6,6 +6,7 @@ source alone: what is no image or label of the batch itself is nested under a na
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -71,7 +72,7 @@ class Stream(NamedTuple):
 class Source(NamedTuple):
     """One kind of data that losses read.
 
-    abstract: (rows, shape of an image) -> shapes and dtypes of its entries of a batch.
+    abstract: (rows, shape of an example) -> shapes and dtypes of its entries of a batch.
     open: makes or reads what it needs, before the first step. needs_data, needs_teacher: whether
     that is a data set, or the parameters of a teacher.
     """
@@ -85,7 +86,8 @@ class Source(NamedTuple):
 def images(supply: Supply) -> Stream:
     """{"x", "label"} of the training images; gathered on the devices if they lie there."""
     split, fields = supply.dataset.train, supply.config.data
-    read = data.index_batches if fields.on_device else data.image_batches
+    images = partial(data.image_batches, start=supply.experiment.space.start)
+    read = data.index_batches if fields.on_device else images
     return Stream(
         lambda start: read(split, flip=fields.flip, order=supply.order, **supply.share(start)),
         resident(split, supply.mesh) if fields.on_device else dict,
@@ -165,7 +167,7 @@ def reads_teacher(objective: Objective) -> bool:
 
 
 def abstract_batch(objective: Objective, rows: int, shape: Shape) -> dict[str, Any]:
-    """Shapes and dtypes of a batch of `rows` rows, as losses read it; shape: of an image.
+    """Shapes and dtypes of a batch of `rows` rows, as losses read it; shape: of an example.
 
     Raises ValueError for an objective that reads nothing, or two sources of one entry.
     """

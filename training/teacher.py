@@ -11,6 +11,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fewstep.data import NONE, space_of
+from fewstep.data.spaces.space import Space
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import SIGMA_DATA
 from fewstep.messages import differences
@@ -113,6 +115,12 @@ def with_teachers_images(config: ConfigDict) -> ConfigDict:
     """The config with the shape and classes of the teacher's images, where it leaves them open."""
     config = config.copy_and_resolve_references()
     teacher = workdir.load_config(locate(config.teacher).folder)
+    if config.data.name == NONE and not space_of(teacher.data.name).image:
+        made = space_of(teacher.data.name).name
+        raise ValueError(
+            f"teacher={config.teacher} makes {made}: name its data set, "
+            f"data.name={teacher.data.name}, instead of {NONE}"
+        )
     for field, open_value in (("image_size", 0), ("channels", 0), ("num_classes", -1)):
         if config.data[field] == open_value:
             config.data[field] = teacher.data[field]
@@ -141,6 +149,8 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
         f"{name} ({there} there, {here} here)"
         for name, there, here in sorted(differences(other, own))
     ]
+    if not found and taught.space.shape != experiment.space.shape:
+        found = [f"data ({in_words(taught.space)} there, {in_words(experiment.space)} here)"]
     if found:
         raise ValueError(
             f"teacher={config.teacher} is another model than this one: {'; '.join(found)}. Set "
@@ -158,6 +168,11 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
             f"teacher={config.teacher} does not know the null class, which guidance needs; train "
             "one with objective.label_dropout above 0, or use objective.guidance_scale=1"
         )
+
+
+def in_words(space: Space) -> str:
+    """pixels of 8 x 8 x 1."""
+    return f"{space.name} of {' x '.join(map(str, space.shape))}"
 
 
 def checked_teacher(config: ConfigDict, experiment: Experiment) -> ConfigDict | None:

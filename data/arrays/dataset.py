@@ -1,4 +1,4 @@
-"""Data sets: labelled uint8 images with random access."""
+"""Data sets: labelled examples with random access, uint8 images or float32 points."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,10 +11,11 @@ NULL_LABEL = -1  # the label of an image without one
 
 
 class Split(NamedTuple):
-    """Images and their labels.
+    """Examples and their labels.
 
     images: uint8 [N, H, W, C], in memory or memory-mapped; `images[indices]` copies those rows.
-    labels: int32 [N], in [0, num_classes), or -1 for an image without a label.
+        Float32 [N, D] for points (data/spaces/points.py).
+    labels: int32 [N], in [0, num_classes), or -1 for an example without a label.
     """
 
     images: np.ndarray
@@ -38,8 +39,8 @@ class Dataset(NamedTuple):
     files: Sequence[tuple[str, int, int]] = ()
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(height, width, channels)."""
+    def image_shape(self) -> tuple[int, ...]:
+        """Of a stored example: (height, width, channels), or (dimension,)."""
         return self.train.images.shape[1:]
 
     @property
@@ -62,9 +63,9 @@ class Dataset(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Noise and the images that a sampler makes from it.
+    """Noise and the samples that a sampler makes from it.
 
-    eps, x_0: float32 [N, H, W, C]. label: int32 [N], the class of each image, or -1.
+    eps, x_0: float32 [N, ...]. label: int32 [N], the class of each sample, or -1.
     """
 
     eps: np.ndarray

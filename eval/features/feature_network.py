@@ -1,9 +1,10 @@
-"""Feature networks: one feature vector per image, for distances between sets of images.
+"""Feature networks: one feature vector per sample, for distances between sets of samples.
 
 A distance means nothing without the name of its features. FID is the Frechet distance on one
 particular Inception network; the same formula on `pixels` cannot be compared with it.
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from fewstep.data.arrays.pixels import check_images
+from fewstep.data.spaces.space import Space
 from fewstep.training.sharding import batch_sharding, replicated
 
 # Half the range of a byte: v / 127.5 - 1 takes 0 .. 255 to [-1, 1].
@@ -29,11 +31,12 @@ class FeatureOutputs(NamedTuple):
 
 
 class FeatureNetwork(NamedTuple):
-    """A network whose features compare images.
+    """A network whose features compare samples.
 
-    apply: (params, uint8 images [B, H, W, C]) -> FeatureOutputs; pure, can be jitted.
+    apply: (params, finished samples [B, ...], such as uint8 images) -> FeatureOutputs; pure, can be
+    jitted. Raises ValueError for samples of another space.
     dimension: D. weights: SHA-256 of the parameters or of their file; "" without parameters.
-    preprocessing: how bytes become inputs, in words. published: whether the weights are the
+    preprocessing: how samples become inputs, in words. published: whether the weights are the
     published ones that others measure with.
     """
 
@@ -49,7 +52,7 @@ class FeatureNetwork(NamedTuple):
 # A Frechet distance on more dimensions takes minutes.
 LARGEST_DIMENSION = 4096
 
-# uint8 images [N, H, W, C] -> (features [N, D], logits [N, classes] or None)
+# finished samples [N, ...] -> (features [N, D], logits [N, classes] or None)
 Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
@@ -64,38 +67,51 @@ def pixels(image_shape: tuple[int, ...]) -> FeatureNetwork:
     return FeatureNetwork("pixels", None, apply, dimension, "", "x / 127.5 - 1")
 
 
-def extractor(network: FeatureNetwork, mesh: Mesh, batch_size: int) -> Extract:
-    """A function that runs the network in batches of images, split over all processes' devices.
+def points(shape: tuple[int, ...]) -> FeatureNetwork:
+    """The points themselves, [B, *shape], flattened."""
 
-    All processes call it with the same images and get all features. The last batch is filled up by
-    repeating images, so one compiled program computes every image, however many there are.
+    def apply(params: None, samples: Array) -> FeatureOutputs:
+        if samples.dtype != np.float32 or samples.shape[1:] != tuple(shape):
+            raise ValueError(
+                f"points must be float32 {['N', *shape]}, not {samples.dtype} {list(samples.shape)}"
+            )
+        return FeatureOutputs(samples.reshape(len(samples), -1))
+
+    return FeatureNetwork("points", None, apply, int(np.prod(shape)), "", "none")
+
+
+def extractor(network: FeatureNetwork, mesh: Mesh, batch_size: int) -> Extract:
+    """A function that runs the network in batches of samples, split over all processes' devices.
+
+    All processes call it with the same samples and get all features. The last batch is filled up by
+    repeating samples, so one compiled program computes every sample, however many there are.
     """
     everywhere = replicated(mesh)
     params = jax.device_put(network.params, everywhere)
 
     @partial(jax.jit, in_shardings=(None, everywhere), out_shardings=everywhere)
-    def apply(params: Any, images: Array) -> FeatureOutputs:
-        images = jax.lax.with_sharding_constraint(images, batch_sharding(mesh))
-        return network.apply(params, images)
+    def apply(params: Any, samples: Array) -> FeatureOutputs:
+        samples = jax.lax.with_sharding_constraint(samples, batch_sharding(mesh))
+        return network.apply(params, samples)
 
-    def extract(images: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
-        check_images(images)
-        rows = np.arange(-(-len(images) // batch_size) * batch_size) % len(images)
+    def extract(samples: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:
+        rows = np.arange(-(-len(samples) // batch_size) * batch_size) % len(samples)
         parts = [
-            jax.device_get(apply(params, images[part])) for part in rows.reshape(-1, batch_size)
+            jax.device_get(apply(params, samples[part])) for part in rows.reshape(-1, batch_size)
         ]
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(images)], *parts)
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(samples)], *parts)
 
     return extract
 
 
-def check_dimension(features: str, image_shape: tuple[int, ...]) -> None:
-    """Raises ValueError if images are too large for the features `pixels`."""
-    dimension = int(np.prod(image_shape))
-    if features == "pixels" and dimension > LARGEST_DIMENSION:
+def check_dimension(features: str, space: Space) -> None:
+    """Raises ValueError if samples are too large to be compared number by number."""
+    dimension = math.prod(space.example.shape)
+    if features in ("pixels", "points") and dimension > LARGEST_DIMENSION:
+        others = [name for name in space.features if name != features]
         raise ValueError(
-            f"evaluate.features=pixels has {dimension} dimensions for these images, more than "
-            f"{LARGEST_DIMENSION}; use inception, dinov2, classifier or none"
+            f"evaluate.features={features} has {dimension} dimensions for these samples, more than "
+            f"{LARGEST_DIMENSION}; use {', '.join([*others, 'none'])}"
         )
 
 

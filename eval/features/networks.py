@@ -14,10 +14,11 @@ from typing import NamedTuple
 from jax import Array
 
 from fewstep.data import Dataset
+from fewstep.data.spaces.space import Space
 from fewstep.eval.features import dinov2, inception
 from fewstep.eval.features.classifier import classifier
 from fewstep.eval.features.dinov2_weights import PAPER_WIDTH, SIZES, dinov2_params
-from fewstep.eval.features.feature_network import FeatureNetwork, FeatureOutputs, pixels
+from fewstep.eval.features.feature_network import FeatureNetwork, FeatureOutputs, pixels, points
 from fewstep.eval.features.inception_weights import WEIGHTS_NAME, WEIGHTS_SHA256, inception_params
 from fewstep.models.convnet import DIMENSION
 from fewstep.models.network import check_choice
@@ -29,12 +30,13 @@ NONE = "none"
 class Given(NamedTuple):
     """Everything that a feature network may be made from.
 
-    dataset: to train `classifier` on. root: folder where it is kept. read_only: another folder to
-    look for it. weights: path of downloaded weights; None if the network has none.
+    shape: of a finished sample. dataset: to train `classifier` on. root: folder where it is kept.
+    read_only: another folder to look for it. weights: path of downloaded weights; None if the
+    network has none.
     """
 
     dataset: Dataset | None
-    image_shape: tuple[int, ...]
+    shape: tuple[int, ...]
     root: Path
     read_only: Path | None
     weights: Path | None
@@ -50,7 +52,7 @@ class Weights(NamedTuple):
 class Entry(NamedTuple):
     """How a feature network is made.
 
-    dimension: (image shape) -> dimension of the features; None if the weights decide.
+    dimension: (shape of a finished sample) -> that of the features; None if the weights decide.
     weights: the file that it needs, or None.
     """
 
@@ -62,12 +64,13 @@ class Entry(NamedTuple):
 NETWORKS = {
     "classifier": Entry(
         lambda given: classifier(given.dataset, given.root, given.read_only).network,
-        lambda image_shape: DIMENSION,
+        lambda shape: DIMENSION,
     ),
-    "pixels": Entry(lambda given: pixels(given.image_shape), math.prod),
+    "pixels": Entry(lambda given: pixels(given.shape), math.prod),
+    "points": Entry(lambda given: points(given.shape), math.prod),
     "inception": Entry(
         lambda given: inception_network(given.weights),
-        lambda image_shape: inception.FEATURES,
+        lambda shape: inception.FEATURES,
         Weights(WEIGHTS_NAME, "FEWSTEP_INCEPTION"),
     ),
     "dinov2": Entry(
@@ -83,7 +86,7 @@ def feature_network(
     weights: str,
     *,
     dataset: Dataset | None,
-    image_shape: tuple[int, ...],
+    shape: tuple[int, ...],
     root: Path,
     read_only: Path | None = None,
 ) -> FeatureNetwork:
@@ -97,7 +100,17 @@ def feature_network(
     """
     check_feature_network(name, weights)
     path = weights_path(name, weights) if NETWORKS[name].weights else None
-    return NETWORKS[name].make(Given(dataset, image_shape, root, read_only, path))
+    return NETWORKS[name].make(Given(dataset, shape, root, read_only, path))
+
+
+def check_seen(name: str, space: Space) -> None:
+    """Raises ValueError for a feature network that does not see the samples of a space."""
+    check_choice("evaluate.features", name, (*NETWORKS, NONE))
+    if name not in (*space.features, NONE):
+        raise ValueError(
+            f"evaluate.features={name} does not see {space.name}; use "
+            f"{', '.join([*space.features, NONE])}"
+        )
 
 
 def check_feature_network(name: str, weights: str) -> None:

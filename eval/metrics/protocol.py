@@ -1,8 +1,8 @@
 """How a number was measured, as data that says which numbers may be compared.
 
 A protocol has two parts. `measurement` must be equal for numbers that are compared: features and
-their weights, preprocessing, rounding to bytes, the number of samples and their labels, the real
-images. `sampling` is what the comparison is about: method, network and training step, solver,
+their weights, preprocessing, how samples are rounded, the number of samples and their labels, the
+real images. `sampling` is what the comparison is about: method, network and training step, solver,
 sampling steps, guidance, seed, and the training data. The id of a result is the name of its metric
 and a hash of both parts.
 """
@@ -16,7 +16,6 @@ from fewstep.messages import differences
 
 # Raise it when code changes what a metric means, so that old and new numbers are not compared.
 VERSION = 1
-ROUNDING = "127.5 (x + 1), clipped to [0, 255], to the nearest integer, halves upwards"
 # Fewest samples for the name FID, as in the paper that coined it; it needs Inception's published
 # weights, too.
 FID_SAMPLES = 50_000
@@ -50,6 +49,7 @@ class Protocol(NamedTuple):
 def measurement(
     network: FeatureNetwork,
     *,
+    rounding: str,
     reference: str,
     reference_sha256: str,
     samples: int,
@@ -58,14 +58,15 @@ def measurement(
 ) -> dict[str, Any]:
     """The part of a protocol that must be equal for numbers that are compared.
 
-    labels: how samples are labelled, in words. agreement: weights of the classifier for agreement.
+    rounding: how finishing changes samples, in words (data/spaces). labels: how samples are
+    labelled, in words. agreement: weights of the classifier for agreement.
     """
     return {
         "features": network.name,
         "weights": network.weights,
         "published_weights": network.published,
         "preprocessing": network.preprocessing,
-        "rounding": ROUNDING,
+        "rounding": rounding,
         "samples": samples,
         "labels": labels,
         "agreement": agreement,

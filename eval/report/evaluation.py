@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from fewstep.data import short_hash
+from fewstep.data import short_hash, space_of
+from fewstep.data.spaces.space import Space
 from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.report.results import AGAIN, Result, load_result
 from fewstep.messages import common_differences, shell_flags
@@ -32,6 +33,11 @@ class Evaluation(NamedTuple):
 
     path: Path
     result: Result
+
+    @property
+    def space(self) -> Space:
+        """The space of its samples, whatever their size."""
+        return space_of(self.result["data"])
 
     @property
     def measurement(self) -> Mapping[str, Any]:
@@ -118,9 +124,14 @@ def read_samples(evaluation: Evaluation) -> dict[str, np.ndarray]:
     if missing:
         raise ValueError(f"{path} lacks {', '.join(sorted(missing))}; {remedy}")
     shown = ["x", "way"] if arrays["way"].size else ["x"]
+    example = evaluation.space.example
+    any_size = (None, *[None] * len(example.shape))
     for name in shown:
-        check_array(path, name, arrays[name], np.uint8, (None, None, None, None), remedy)
-        if not arrays[name].size or arrays[name].shape[3] not in CHANNELS:
+        check_array(path, name, arrays[name], example.dtype.type, any_size, remedy)
+        seen = arrays[name].size > 0
+        if evaluation.space.image and not (seen and arrays[name].shape[3] in CHANNELS):
             raise ValueError(f"{path}: {name} has no images of 1 or 3 channels; {remedy}")
+        if not seen:
+            raise ValueError(f"{path}: {name} has no samples; {remedy}")
     check_array(path, "y", arrays["y"], np.integer, arrays["x"].shape[:1], remedy)
     return arrays

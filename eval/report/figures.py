@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from fewstep.data.folders.class_names import label_texts
+from fewstep.data.spaces.space import Space
 from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.metric import logged_name
 from fewstep.eval.report.curves import (
@@ -20,11 +21,8 @@ from fewstep.eval.report.curves import (
     steps_plot,
     training_plot,
 )
-from fewstep.eval.report.grid import PAPER, enlarged_grid, titled
 from fewstep.eval.report.runs import Groups, Run, in_words
 
-# Images in a row of a picture.
-IMAGES = 10
 # Larger images are shown smaller: a page of five pictures stays below some ten megabytes.
 LARGEST_SIDE = 128
 # A picture shrinks to this share of its width, but never needs more than these pixels.
@@ -89,7 +87,7 @@ def same_noise(groups: Groups) -> dict[str, Run]:
 def sameness(shown: Mapping[str, Run]) -> str:
     """What the columns of a picture have in common, and what they have not."""
     seeds = sorted({run.seed for run in shown.values()})
-    labels = {tuple(run.labels[:IMAGES].tolist()) for run in shown.values()}
+    labels = {tuple(run.labels[: run.space.compared].tolist()) for run in shown.values()}
     noise = f"The noise is the same in each row (seed {seeds[0]})"
     if len(seeds) > 1:
         of_seeds = (
@@ -102,6 +100,8 @@ def sameness(shown: Mapping[str, Run]) -> str:
     (own,) = labels
     if max(own) < 0:
         return f"{noise}; there are no labels."
+    if not first_space(shown).image:
+        return f"{noise}; the labels are the same."
     # Runs whose classes have other names show their labels alone.
     names = {run.classes for run in shown.values()}
     words = label_texts(own, names.pop() if len(names) == 1 else ())
@@ -114,10 +114,11 @@ def sample_figures(groups: Groups) -> list[str]:
     figures = []
     for steps in sorted({steps for run in shown.values() for steps in run.images}):
         having = {name: run for name, run in shown.items() if steps in run.images}
-        count = min(IMAGES, *(len(run.images[steps]) for run in having.values()))
+        space = first_space(having)
+        count = min(space.compared, *(len(run.images[steps]) for run in having.values()))
         rows = {name: run.images[steps][:count] for name, run in having.items()}
         caption = sampled(list(having.values()))
-        figures.append(image_figure(counted(steps), caption, picture(rows)))
+        figures.append(image_figure(counted(steps), caption, picture(rows, space)))
     return figures
 
 
@@ -131,7 +132,7 @@ def way_figure(groups: Groups) -> str:
         "What the network is given on its way to the first sample, and the sample; "
         f"{sampled(list(shown.values()))}"
     )
-    return image_figure("From noise to data", caption, picture(rows))
+    return image_figure("From noise to data", caption, picture(rows, first_space(shown)))
 
 
 def counted(steps: int) -> str:
@@ -139,11 +140,14 @@ def counted(steps: int) -> str:
     return f"{steps} step{'s' * (steps > 1)}"
 
 
-def picture(rows: Mapping[str, np.ndarray]) -> Image.Image:
-    """Rows of images, uint8 [n, H, W, C] each, under their titles."""
-    strips = [enlarged_grid(reduced(images), len(images), None) for images in rows.values()]
-    width = max(strip.width for strip in strips)
-    return titled(list(rows), [padded(strip, width) for strip in strips])
+def first_space(runs: Mapping[str, Run]) -> Space:
+    """The space of the samples of runs, which all have the same."""
+    return next(iter(runs.values())).space
+
+
+def picture(rows: Mapping[str, np.ndarray], space: Space) -> Image.Image:
+    """Samples [n, ...] under their titles, images made smaller where they are large."""
+    return space.compare({t: reduced(x) if space.image else x for t, x in rows.items()})
 
 
 def reduced(images: np.ndarray) -> np.ndarray:
@@ -155,13 +159,6 @@ def reduced(images: np.ndarray) -> np.ndarray:
     blocks = images[:, : height * factor, : width * factor]
     blocks = blocks.reshape(len(images), height, factor, width, factor, -1)
     return blocks.mean(axis=(2, 4)).round().astype(np.uint8)
-
-
-def padded(strip: Image.Image, width: int) -> Image.Image:
-    """The strip on paper of this width."""
-    paper = Image.new("RGB", (width, strip.height), PAPER)
-    paper.paste(strip)
-    return paper
 
 
 def training_figures(groups: Groups) -> list[str]:

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fewstep.data import path_in_name
+from fewstep.data.spaces.space import Space
 from fewstep.eval.metrics.protocol import Protocol, check_comparable
 from fewstep.eval.report.evaluation import Evaluation, evaluations, read_samples
 from fewstep.eval.report.results import Result
@@ -50,8 +51,8 @@ class Run(NamedTuple):
     """What a page shows of one run.
 
     results: by number of sampling steps, of one training step. rows: of metrics.jsonl.
-    images, labels: the first samples by number of steps, uint8 [n, H, W, C], and int [n].
-    way: uint8 [n, H, W, C], one image from noise to data, n = 0 if it was not kept.
+    images, labels: the first samples by number of steps, [n, ...] as they are stored in their
+    space, and int [n]. way: the same of one from noise to data, n = 0 if it was not kept.
     budget: "images_seen", "network_evaluations" and "seconds" of training, None where unknown.
     config: its fields by dotted name, and what identifies its teacher as "teacher.FIELD".
     classes: their names in the order of labels, () where they are not known.
@@ -66,6 +67,7 @@ class Run(NamedTuple):
     images: dict[int, np.ndarray]
     labels: np.ndarray
     way: np.ndarray
+    space: Space
     budget: Mapping[str, float | None]
     config: Mapping[str, Any]
     classes: tuple[str, ...] = ()
@@ -101,7 +103,7 @@ def load_runs(
     runs = [read_run(folder, chosen(of_run, measurement)) for folder, of_run in found.items()]
     shapes = {run.name: image.shape[1:] for run in runs for image in run.images.values()}
     if len(set(shapes.values())) > 1:
-        raise ValueError(f"the runs make images of different shapes: {shapes}; report each alone")
+        raise ValueError(f"the runs make samples of different shapes: {shapes}; report each alone")
     return runs
 
 
@@ -155,6 +157,7 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
         images={steps: of_steps["x"] for steps, of_steps in arrays.items()},
         labels=arrays[last.steps]["y"],
         way=arrays[last.steps]["way"],
+        space=last.space,
         budget={
             "images_seen": last.result["images_seen"],
             "network_evaluations": None,

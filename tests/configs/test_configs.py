@@ -42,7 +42,7 @@ def config_of(file, method):
     spec.loader.exec_module(module)
     config = module.get_config(method)
     # What the data set would fill in.
-    own = {"digits": (8, 1, 10), "fashion_mnist": (28, 1, 10)}.get(file)
+    own = {"digits": (8, 1, 10), "fashion_mnist": (28, 1, 10), "mixtures": (0, 0, 8)}.get(file)
     if own:
         config.data.image_size, config.data.channels, config.data.num_classes = own
     return config
@@ -58,7 +58,7 @@ def no_blocks(monkeypatch):
 
 
 def training_batch(config, experiment):
-    given = config.batch_size, experiment.image_shape, config.data.num_classes
+    given = config.batch_size, experiment.space.shape, config.data.num_classes
     return random_batch(experiment.objective, *given)
 
 
@@ -100,7 +100,7 @@ def test_every_config_builds_at_full_size_and_samples(file, method):
     experiment = build(config)
     objective = experiment.objective
     shapes = jax.eval_shape(objective.players[objective.generator].network.init, jax.random.key(0))
-    eps = jax.ShapeDtypeStruct((2, *experiment.image_shape), jnp.float32)
+    eps = jax.ShapeDtypeStruct((2, *experiment.space.shape), jnp.float32)
     condition = {"label": jax.ShapeDtypeStruct((2,), jnp.int32)}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0)))
     # The network is the same at every step: one, and on one file two.

@@ -11,7 +11,7 @@ from fewstep.eval.evaluate import (
     evaluator,
     measures_of,
     protocol_of,
-    real_row,
+    real_samples,
     samples_at,
     summary,
     training_data,
@@ -165,13 +165,13 @@ def test_results_are_shown_before_they_are_written(monkeypatch, tmp_path):
     assert how["out"].is_dir() and not (tmp_path / "eval").exists()
 
 
-def test_real_row_has_the_labels_of_the_samples():
-    row = real_row(dataset(), np.arange(12) % 10)["real"]
+def test_real_samples_has_the_labels_of_the_samples():
+    row = real_samples(dataset(), np.arange(12) % 10)["real"]
     train = dataset().train
     for i, image in enumerate(row):
         position = next(j for j, other in enumerate(train.images) if (other == image).all())
         assert train.labels[position] == i % 10
-    assert real_row(dataset(), np.array([0, 10])) == {}
+    assert real_samples(dataset(), np.array([0, 10])) == {}
 
 
 @pytest.mark.parametrize(
@@ -188,6 +188,7 @@ def test_real_row_has_the_labels_of_the_samples():
         ({"evaluate.weights": "w.pth"}, "does not use evaluate.weights"),
         ({"evaluate.reference": "valid"}, "evaluate.reference=valid"),
         ({"data.image_size": 96, "model.patch_size": 8}, "9216 dimensions"),
+        ({"data.channels": 4}, "cannot be shown .images have 4 channels.*evaluate.steps="),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_compute(monkeypatch, fields, message):

@@ -2,6 +2,8 @@ import numpy as np
 import pytest
 
 from fewstep.data import Dataset, Split
+from fewstep.data.spaces.pixels import ROUNDING
+from fewstep.data.spaces.pixels import pixels as pixel_space
 from fewstep.eval import measure as module
 from fewstep.eval.features.feature_network import FeatureNetwork, FeatureOutputs, extractor, pixels
 from fewstep.eval.measure import Measures, load_measures, measure, of_real_images, warnings
@@ -23,7 +25,9 @@ def measures(tmp_path_factory):
     """Pixels against all 400 images, with a classifier that reads the label off a first pixel."""
     dataset = Dataset("synthetic", TRAIN, HELD_OUT, 10)
     extract = extractor(NETWORK, make_mesh(), 64)
-    protocol = measurement(NETWORK, reference="", reference_sha256="", samples=125, labels="")
+    protocol = measurement(
+        NETWORK, rounding="", reference="", reference_sha256="", samples=125, labels=""
+    )
     root = tmp_path_factory.mktemp("root")
     real = load_reference("all", dataset, NETWORK, extract, protocol, root)
 
@@ -120,7 +124,7 @@ def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
     given = {
         "samples": 70,
         "labels": "in words",
-        "image_shape": (8, 8, 1),
+        "space": pixel_space((8, 8, 1)),
         "root": tmp_path,
         "mesh": make_mesh(),
     }
@@ -172,7 +176,7 @@ def test_every_field_reaches_what_it_measures_by(monkeypatch, tmp_path):
     made = load_measures(
         fields,
         dataset,
-        image_shape=shape,
+        space=pixel_space(shape),
         num_classes=10,
         samples=70,
         labels="in words",
@@ -181,8 +185,9 @@ def test_every_field_reaches_what_it_measures_by(monkeypatch, tmp_path):
         read_only=tmp_path / "own",
     )
     kept = {"root": tmp_path, "read_only": tmp_path / "own"}
-    named = {"dataset": dataset, "image_shape": shape, **kept}
+    named = {"dataset": dataset, "shape": shape, **kept}
     protocol = {
+        "rounding": ROUNDING,
         "reference": "reference_name 1",
         "reference_sha256": "reference_sha256 1",
         "samples": 70,

@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from fewstep.data import Dataset, Split
+from fewstep.data.spaces.pixels import pixels as pixel_space
 from fewstep.eval import reference as module
 from fewstep.eval.features.feature_network import extractor, pixels
 from fewstep.eval.metrics.frechet import frechet_distance, statistics
@@ -196,7 +197,7 @@ def test_statistics_of_other_features_are_refused(load, tmp_path):
         load(str(tmp_path / "adm.npz"), dataset=None)
 
 
-PIXELS = ("pixels", (8, 8, 1))
+PIXELS = ("pixels", pixel_space((8, 8, 1)))
 
 
 def test_a_reference_has_a_name_and_a_hash(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.models.dit import SIZES, Size, dit
+from fewstep.models.dit import DIT, SIZES, Size, dit
 from fewstep.models.layers import (
     attention_implementation,
     normalize,
@@ -51,7 +51,8 @@ def test_at_first_every_block_is_the_identity():
     params["final"]["output"]["kernel"] = kernel
     patches = patchify(images(), 2)
     assert not np.any(params["patch_embedding"]["bias"])
-    tokens = patches @ params["patch_embedding"]["kernel"] + position_table(SIDE // 2, TOY.width)
+    positions = position_table(SIDE // 2, SIDE // 2, TOY.width)
+    tokens = patches @ params["patch_embedding"]["kernel"] + positions
     expected = unpatchify(normalize(tokens) @ kernel, (SIDE, SIDE, CHANNELS), 2)
     out = jax.jit(network.apply)(params, images(), T, S, CONDITION)
     np.testing.assert_allclose(out, expected, atol=2e-4)
@@ -286,17 +287,26 @@ def test_every_size_builds(size):
     assert params["block_0"]["attention"]["projection"]["kernel"].shape == (width, width)
 
 
+def test_images_need_not_be_square():
+    network = dit((8, 4, 1), size="toy")
+    params = jax.jit(network.init)(jax.random.key(0))
+    x, t = jnp.ones((2, 8, 4, 1)), jnp.ones(2)
+    out = jax.jit(network.apply)(params, x, t, t, {"label": jnp.array([-1, -1])})
+    assert out.shape == x.shape and network.lines == 4
+    assert DIT.shrink({"patch_size": 2}, (48, 32, 1))["patch_size"] == 8
+
+
 @pytest.mark.parametrize(
     ("fields", "words"),
     [
-        ({"patch_size": 3}, "patch_size=3 does not divide image_size=8"),
+        ({"patch_size": 3}, "patch_size=3 does not divide an image of 8 x 8"),
         ({"size": "XXL"}, "size='XXL' .* did you mean 'XL'"),
         ({"second_time": "gap"}, "second_time='gap'"),
         ({"dtype": "bf16"}, "did you mean 'bfloat16'"),
         ({"dropout": 1.0}, "dropout=1.0"),
-        ({"shape": (SIDE, SIDE, 0)}, "square images"),
-        ({"shape": (SIDE, 4, 1)}, r"square images .* not \[8, 4, 1\]"),
-        ({"shape": (2,)}, "square images"),
+        ({"shape": (SIDE, SIDE, 0)}, r"takes images .* not \[8, 8, 0\]"),
+        ({"shape": (SIDE, 5, 1)}, "patch_size=2 does not divide an image of 8 x 5"),
+        ({"shape": (2,)}, r"takes images .* not \[2\]"),
         ({"num_classes": -1}, "num_classes=-1"),
         ({"time_scale": -1.0}, "time_scale=-1.0"),
     ],

@@ -131,17 +131,17 @@ def test_patches_run_by_rows_and_come_back():
     np.testing.assert_array_equal(unpatchify(tokens, (6, 4, 3), 2), x)
 
 
-@pytest.mark.parametrize(("side", "width"), [(3, 8), (4, 24)])
-def test_positions_against_numpy(side, width):
-    table = position_table(side, width)
+@pytest.mark.parametrize(("rows", "columns", "width"), [(3, 3, 8), (4, 2, 24)])
+def test_positions_against_numpy(rows, columns, width):
+    table = position_table(rows, columns, width)
     assert table.dtype == np.float32
-    for i in range(side):
-        for j in range(side):
+    for i in range(rows):
+        for j in range(columns):
             row = []
             for index in (j, i):
                 omega = [1.0 / 10000 ** (4.0 * k / width) for k in range(width // 4)]
                 row += [np.sin(index * w) for w in omega] + [np.cos(index * w) for w in omega]
-            np.testing.assert_allclose(table[i * side + j], row, atol=1e-7)
+            np.testing.assert_allclose(table[i * columns + j], row, atol=1e-7)
 
 
 def test_a_block_starts_as_the_identity_and_does_not_stay_it(random_params):

@@ -44,7 +44,7 @@ def test_good_inputs_pass():
 @pytest.mark.parametrize(
     ("name", "fields", "words"),
     [
-        ("dit", {"shape": (2,)}, r"square images .* not \[2\]"),
+        ("dit", {"shape": (2,)}, r"a DiT takes images .* not \[2\]"),
         ("mlp", {"shape": (0,)}, "dimension=0"),
         ("mlp", {"shape": (2,), "num_classes": -1}, "num_classes=-1"),
         ("mlp", {"shape": (2,), "dtype": "float16"}, "did you mean 'bfloat16'"),
@@ -72,7 +72,7 @@ def test_a_network_says_what_it_reads(name):
 
 
 def test_lines_are_rows_of_tokens_where_devices_can_share_them(monkeypatch):
-    fields = {**NETWORK_FIELDS["dit"], "shape": (12, 12, 1), "patch_size": 4}
+    fields = {**NETWORK_FIELDS["dit"], "shape": (12, 8, 1), "patch_size": 4}
     assert build("dit", **fields).lines == 3
     assert build("mlp", **NETWORK_FIELDS["mlp"]).lines == 1
     monkeypatch.setattr(

@@ -12,6 +12,7 @@ import numpy as np
 
 from fewstep.data import Dataset, Pairs, Split
 from fewstep.eval import evaluate as EVALUATE
+from fewstep.eval import sampling as SAMPLING
 from fewstep.models import NETWORKS
 from fewstep.modes import job as JOB
 from fewstep.modes import request as REQUEST
@@ -46,7 +47,8 @@ def recorded(patch, folder, method, fields, traced=True):
     patch.setattr(REQUEST.data, "load_selection", recorder.load_data)
     patch.setattr(REQUEST.data, "load_copy", recorder.load_copy)
     patch.setattr(TEACHER, "restore", recorder)
-    for name in ("batch_sampler", "trajectory", "load_measures", "save"):
+    patch.setattr(SAMPLING, "batch_sampler", recorder.batch_sampler)
+    for name in ("trajectory", "load_measures", "save"):
         patch.setattr(EVALUATE, name, getattr(recorder, name))
     for name in ("check_feature_network", "save_all_steps"):
         patch.setattr(EVALUATE, name, lambda *_: None)
@@ -125,16 +127,16 @@ class Recorder:
 
     def teacher_pairs(self, folder, taught, params, mesh, **how):
         self.note_each("pairs", how | {"params": params})
-        images = np.zeros((how["count"], *taught.image_shape), np.float32)
+        images = np.zeros((how["count"], *taught.space.shape), np.float32)
         return Pairs(images, images, np.arange(how["count"], dtype=np.int32))
 
-    def batch_sampler(self, objective, image_shape, mesh, **how):
-        self.note_each("sampler", how | {"mesh": dict(mesh.shape), "shape": image_shape})
+    def batch_sampler(self, objective, shape, mesh, **how):
+        self.note_each("sampler", how | {"mesh": dict(mesh.shape), "shape": shape})
 
         def sample(params, indices, labels):
             if isinstance(indices, np.ndarray):  # not when it is traced
                 self.note_each("samples", {"network": params, "labels": labels})
-            return jnp.zeros((len(indices), *image_shape))
+            return jnp.zeros((len(indices), *shape))
 
         return sample
 
@@ -142,8 +144,8 @@ class Recorder:
         self.note_each("way", how)
         return lambda params: self.note("way.network", params)
 
-    def load_measures(self, fields, dataset, *, mesh, root, read_only, **how):
-        used = {name: fields[name] for name in MEASURED_BY}
+    def load_measures(self, fields, dataset, *, space, mesh, root, read_only, **how):
+        used = {name: fields[name] for name in MEASURED_BY} | {"shape": space.example.shape}
         self.note_each("measures", used | how | {"mesh": dict(mesh.shape), "root": root.name})
 
     def save(self, folder, result, **shown):
@@ -154,7 +156,7 @@ class Recorder:
         return {2: {"frechet_1": 3.0}}
 
     def check_step(self, experiment, config, mesh, frozen):
-        self.image_shape = experiment.image_shape
+        self.shape = experiment.space.shape
         return abstract_state(experiment.objective, experiment.optimizers, 0, frozen, mesh)
 
     def train_network(self, *, objective, optimizers, frozen, mesh, seed, batch_size, **rest):
@@ -172,7 +174,7 @@ class Recorder:
         if self.traced:
             step = jax.make_jaxpr(compile_step(objective, optimizers, seed, mesh, micro_batches))
             state = abstract_state(objective, optimizers, seed, frozen, mesh)
-            batch = abstract_batch(objective, batch_size, self.image_shape)
+            batch = abstract_batch(objective, batch_size, self.shape)
             self.note("step", step(state, frozen, batch))
         for batch in islice(rest["batches"](1), 2):
             self.note("host", batch)

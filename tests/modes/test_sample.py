@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from fewstep.data import to_uint8
+from fewstep.data.spaces.pixels import pixels
 from fewstep.modes.request import Request, Run
 from fewstep.training.generate import noise
 from fewstep.training.sharding import make_mesh
@@ -25,7 +26,7 @@ def sample(monkeypatch, tmp_path):
     """A function that samples a run with these fields of a request, as the command line does."""
     _, experiment = small_experiment()
     objective = OBJECTIVE._replace(guidance_scale=1.5)
-    experiment = experiment._replace(objective=objective, image_shape=SHAPE, num_classes=4)
+    experiment = experiment._replace(objective=objective, space=pixels(SHAPE), num_classes=4)
     # The seed of the run is another than that of samples.
     config = small_config(seed=7, **{"evaluate.batch_size": 16})
     asked, sizes, generate = [], [], SAMPLE.generate

@@ -39,12 +39,12 @@ FIELDS = {
     "data.local_dir": ("own", "copied.to"),
     "data.image_size": (
         4,
-        "data.image_size network.shape host images step sampler.shape measures.image_shape "
+        "data.image_size network.shape host images step sampler.shape measures.shape "
         "results.training_data",
     ),
     "data.channels": (
         3,
-        "data.channels network.shape host images step sampler.shape measures.image_shape "
+        "data.channels network.shape host images step sampler.shape measures.shape "
         "results.training_data",
     ),
     "data.num_classes": (

@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from fewstep.diffusion.time_pairs import CURRICULA
-from fewstep.eval.evaluate import check_sampling
+from fewstep.eval.sampling import check_sampling
 from fewstep.modes.job import check_step
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
 from fewstep.training.construct import Run, construct_with_parts

@@ -3,6 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fewstep.data.spaces.pixels import pixels
 from fewstep.training import pairs as module
 from fewstep.training.generate import noise
 from fewstep.training.pairs import FILE, teacher_pairs
@@ -12,7 +13,7 @@ from tests.training.runs import small_experiment
 
 def pairs_in(folder, count=12, steps=2, scale=1.0, params=1.0, shape=None, counts=(1,) * 10):
     _, taught = small_experiment("flow_matching")
-    taught = taught._replace(image_shape=shape or taught.image_shape)
+    taught = taught._replace(space=pixels(shape) if shape else taught.space)
 
     # x_0 = eps 2 / 4 (1 + label): a sampler that tells its noise, label and number of steps.
     def sample(params, eps, condition, keys, *, steps, guidance_scale):
@@ -62,7 +63,7 @@ def test_labels_of_pairs_have_the_shares_that_are_asked_for(tmp_path):
 
 def test_pairs_are_made_once(tmp_path, monkeypatch):
     made = pairs_in(tmp_path)
-    monkeypatch.setattr(module, "generate_floats", None)
+    monkeypatch.setattr(module, "generate", None)
     for again, first in zip(pairs_in(tmp_path), made, strict=True):
         np.testing.assert_array_equal(again, first)
 

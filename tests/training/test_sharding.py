@@ -75,7 +75,7 @@ def trained(method, mesh, steps=STEPS, **fields):
     )
     # A teacher whose network is not zero, and a student that starts elsewhere.
     state = create_state(objective._replace(init_from={}), optimizers, 0, frozen, mesh)
-    given = objective, config.batch_size, experiment.image_shape, config.data.num_classes
+    given = objective, config.batch_size, experiment.space.shape, config.data.num_classes
     batches = [put_batch(random_batch(*given, seed=number), mesh) for number in range(steps)]
     step = compile_step(objective, optimizers, 0, mesh).lower(state, frozen, batches[0]).compile()
     for batch in batches:

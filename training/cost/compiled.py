@@ -106,7 +106,7 @@ def step_inputs(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> StepI
     state = abstract_state(objective, experiment.optimizers, config.seed, frozen, mesh)
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
-        abstract_batch(objective, config.batch_size, experiment.image_shape),
+        abstract_batch(objective, config.batch_size, experiment.space.shape),
     )
     return StepInputs(state, frozen, batch)
 

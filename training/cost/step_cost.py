@@ -34,7 +34,7 @@ def step_flops(config: ConfigDict, experiment: Experiment) -> float:
     experiment = unroll(config, experiment)
     objective = experiment.objective
     players, networks = objective.players, network_shapes(experiment)
-    batch = abstract_batch(objective, config.batch_size, experiment.image_shape)
+    batch = abstract_batch(objective, config.batch_size, experiment.space.shape)
     key, step = jax.eval_shape(lambda: (jax.random.key(0), jnp.int32(0)))
     trained = {name: networks[name] for name in players}
     share = objective.share or (lambda networks, batch, key: {})
@@ -63,7 +63,7 @@ def forward_flops(config: ConfigDict, experiment: Experiment) -> float:
     """FLOPs of the network's forward pass on one batch."""
     experiment = unroll(config, experiment)
     rows = (config.batch_size,)
-    x = jax.ShapeDtypeStruct((*rows, *experiment.image_shape), jnp.float32)
+    x = jax.ShapeDtypeStruct((*rows, *experiment.space.shape), jnp.float32)
     time = jax.ShapeDtypeStruct(rows, jnp.float32)
     condition = {"label": jax.ShapeDtypeStruct(rows, jnp.int32), "guidance_scale": time}
     params = network_shapes(experiment)[experiment.objective.generator]

@@ -2,6 +2,7 @@ import jax
 import numpy as np
 import pytest
 
+from fewstep.data.spaces.pixels import pixels as pixel_space
 from fewstep.eval.features.feature_network import (
     FeatureNetwork,
     FeatureOutputs,
@@ -52,16 +53,16 @@ def test_only_uint8_images_have_features(images):
 
 
 def test_large_images_have_too_many_pixels():
-    check_dimension("pixels", (64, 64, 1))
-    check_dimension("inception", (256, 256, 3))
+    check_dimension("pixels", pixel_space((64, 64, 1)))
+    check_dimension("inception", pixel_space((256, 256, 3)))
     with pytest.raises(ValueError, match="12288 dimensions"):
-        check_dimension("pixels", (64, 64, 3))
+        check_dimension("pixels", pixel_space((64, 64, 3)))
 
 
 def test_the_edges_of_what_has_features():
-    check_dimension("pixels", (64, 64, 1))  # 4096
+    check_dimension("pixels", pixel_space((64, 64, 1)))  # 4096
     with pytest.raises(ValueError, match="4097 dimensions"):
-        check_dimension("pixels", (4097, 1, 1))
+        check_dimension("pixels", pixel_space((4097, 1, 1)))
     for channels in (1, 3):
         check_colours(np.zeros((1, 2, 2, channels), np.uint8))
     for channels in (2, 4):

@@ -10,7 +10,7 @@ from fewstep.eval.features.networks import NETWORKS, check_feature_network, feat
 from tests.training.runs import synthetic_split
 
 DATASET = Dataset("synthetic", synthetic_split(), None, 10)
-GIVEN = {"dataset": DATASET, "image_shape": (8, 8, 1)}
+GIVEN = {"dataset": DATASET, "shape": (8, 8, 1)}
 
 
 @pytest.fixture(autouse=True)
@@ -90,7 +90,7 @@ def test_an_entry_says_of_how_many_dimensions_its_features_are(tmp_path, monkeyp
         for name in ("pixels", "inception")
     }
     for name, network in made.items():
-        assert NETWORKS[name].dimension(GIVEN["image_shape"]) == network.dimension
+        assert NETWORKS[name].dimension(GIVEN["shape"]) == network.dimension
     assert NETWORKS["dinov2"].dimension is None
 
 

@@ -9,6 +9,7 @@ INCEPTION = FeatureNetwork("inception", None, None, 2048, "6726", "resized", pub
 def protocol(network=INCEPTION, samples=50_000, labels="none", **sampling):
     measured = measurement(
         network,
+        rounding="to bytes",
         reference="digits, train split",
         reference_sha256="ab",
         samples=samples,

@@ -1,6 +1,5 @@
 """Pictures of samples: a grid, and rows of samples that share their noise and labels."""
 
-import io
 from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -10,7 +9,6 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from fewstep.data.arrays.pixels import check_images
-from fewstep.files import replace_file
 
 SEPARATION = 1  # pixels between neighbours, before a grid is enlarged
 SEPARATOR = 128  # grey, seen beside images with black and with white borders
@@ -43,33 +41,27 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     return grid[:-SEPARATION, :-SEPARATION]
 
 
-def save_grid(path: Path, images: np.ndarray, columns: int, scale: int | None = None) -> None:
-    """Write a grid as one PNG, each of its pixels `scale` pixels wide; whole or not at all.
+def comparison(rows: Mapping[str, np.ndarray]) -> Image.Image:
+    """A row of images under each title.
+
+    rows: title -> uint8 [N, H, W, C], of one H, W, C, in the order to show. Column i should hold
+    the same noise and label in each row, so that a column shows what the number of steps changes.
+    Raises ValueError if there is no row or the images differ in shape.
+    """
+    if not rows:
+        raise ValueError("rows is empty; a comparison needs at least one")
+    shapes = {title: images.shape[1:] for title, images in rows.items()}
+    if len(set(shapes.values())) > 1:
+        raise ValueError(f"rows differ in shape: {shapes}; give each row images of one shape")
+    return titled(list(rows), [enlarged_grid(images, len(images)) for images in rows.values()])
+
+
+def enlarged_grid(images: np.ndarray, columns: int, scale: int | None = None) -> Image.Image:
+    """A grid, each pixel of it a block of scale x scale (nearest neighbour).
 
     images: uint8 [N, H, W, C], C 1 or 3. scale: by default the least that makes the shorter side
     of an image 32 pixels. Raises ValueError for a scale below 1 or another C.
     """
-    save_png(path, enlarged_grid(images, columns, scale))
-
-
-def save_comparison(path: Path, rows: Mapping[str, np.ndarray], scale: int | None = None) -> None:
-    """Write one PNG with a row of images under each title; whole or not at all.
-
-    rows: title -> uint8 [N, H, W, C], the same N and shape in each, in the order to show. Column i
-    should hold the same noise and label in each row, so that a column shows what the number of
-    steps changes. Raises ValueError if there is no row or the shapes differ.
-    """
-    if not rows:
-        raise ValueError("rows is empty; a comparison needs at least one")
-    shapes = {title: images.shape for title, images in rows.items()}
-    if len(set(shapes.values())) > 1:
-        raise ValueError(f"rows differ in shape: {shapes}; give each row as many images, alike")
-    strips = [enlarged_grid(images, len(images), scale) for images in rows.values()]
-    save_png(path, titled(list(rows), strips))
-
-
-def enlarged_grid(images: np.ndarray, columns: int, scale: int | None) -> Image.Image:
-    """A grid, each pixel of it a block of scale x scale (nearest neighbour)."""
     grid = image_grid(images, columns)
     if scale is None:
         scale = -(-SMALLEST_SIDE // min(images.shape[1:3]))
@@ -82,9 +74,10 @@ def enlarged_grid(images: np.ndarray, columns: int, scale: int | None) -> Image.
 
 
 def titled(titles: Sequence[str], strips: Sequence[Image.Image]) -> Image.Image:
-    """Strips of one size under each other, each below its title."""
+    """Strips of one height under each other, each below its title."""
     font = title_font()
-    width = max(strips[0].width, *(int(font.getlength(title)) + 1 for title in titles))
+    widths = [int(font.getlength(title)) + 1 for title in titles]
+    width = max(*widths, *(strip.width for strip in strips))
     pitch = TITLE_HEIGHT + strips[0].height
     size = (width + 2 * MARGIN, len(strips) * pitch + MARGIN)
     canvas = Image.new("RGB", size, PAPER)
@@ -102,10 +95,3 @@ def title_font() -> ImageFont.FreeTypeFont:
     return ImageFont.truetype(
         Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", TITLE_SIZE
     )
-
-
-def save_png(path: Path, image: Image.Image) -> None:
-    """Write one PNG, whole or not at all."""
-    buffer = io.BytesIO()
-    image.save(buffer, format="PNG")
-    replace_file(path, buffer.getvalue())

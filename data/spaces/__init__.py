@@ -1,0 +1,1 @@
+"""Spaces: what a network sees of an example, and what becomes of its samples."""

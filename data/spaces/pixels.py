@@ -1,0 +1,35 @@
+"""The space of pixels: floats in [-1, 1] to a network, bytes to everyone else."""
+
+import numpy as np
+from PIL import Image
+
+from fewstep.data.arrays.pixels import to_float, to_uint8
+from fewstep.data.spaces.grid import comparison, enlarged_grid
+from fewstep.data.spaces.space import Example, Shape, Space
+
+ROUNDING = "127.5 (x + 1), clipped to [0, 255], to the nearest integer, halves upwards"
+FEATURES = ("classifier", "pixels", "inception", "dinov2")
+SHOWN, COMPARED = 100, 10
+
+
+def pixels(shape: Shape) -> Space:
+    """Images of height, width and channels. Samples are rounded and clipped to bytes."""
+    return Space(
+        name="pixels",
+        shape=shape,
+        example=Example(shape, np.dtype(np.uint8)),
+        start=to_float,
+        finish=to_uint8,
+        rounding=ROUNDING,
+        features=FEATURES,
+        image=image_of,
+        show=enlarged_grid,
+        compare=comparison,
+        shown=SHOWN,
+        compared=COMPARED,
+    )
+
+
+def image_of(pixels: np.ndarray) -> Image.Image:
+    """One image, uint8 [H, W, C] with C 1 or 3."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -1,0 +1,37 @@
+"""The space of points in R^d: floats to everyone."""
+
+import numpy as np
+
+from fewstep.data.spaces.scatter import scatter, scatters
+from fewstep.data.spaces.space import Example, Space
+
+FEATURES = ("points",)
+SHOWN = 2000
+
+
+def points(dimension: int) -> Space:
+    """Points of `dimension` coordinates, which samples stay as they are. Raises ValueError."""
+    if dimension < 1:
+        raise ValueError(f"points of {dimension} dimensions; at least 1 is needed")
+    return Space(
+        name="points",
+        shape=(dimension,),
+        example=Example((dimension,), np.dtype(np.float32)),
+        start=unchanged,
+        finish=unchanged,
+        rounding="none",
+        features=FEATURES,
+        image=None,
+        show=scatter,
+        compare=scatters,
+        shown=SHOWN,
+        compared=SHOWN,
+    )
+
+
+def unchanged(points: np.ndarray) -> np.ndarray:
+    """The points as float32. Raises ValueError if one has a NaN."""
+    points = np.asarray(points, np.float32)
+    if np.isnan(points).any():
+        raise ValueError("points hold NaN")
+    return points
