@@ -20,8 +20,8 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "radam": optax.radam,
 }
 
-# What of a network is no head, as a part of its optimizer's state.
-BODY = "network"
+# Parts of the state of an optimizer with heads: what is no head, and before the name of a head.
+BODY, HEAD = "network", "head_"
 
 
 class Optimizer(NamedTuple):
@@ -84,16 +84,17 @@ def optimizer(
     }
     transform, rate = updates_of(**fields)
     if heads:
-        of_heads = {head: updates_of(**fields | own)[0] for head, own in heads.items()}
-        transform = optax.partition({BODY: transform, **of_heads}, partial(parts, heads=heads))
+        of_parts = {HEAD + head: updates_of(**fields | own)[0] for head, own in heads.items()}
+        of_parts[BODY] = transform
+        transform = optax.partition(of_parts, partial(part_names, heads=heads))
     if spike_factor:
         transform = skip_spikes(transform, spike_factor, spike_window)
     return Optimizer(transform, rate, spike_factor, spike_cap)
 
 
-def parts(params: Mapping[str, Any], heads: Iterable[str]) -> dict[str, str]:
-    """The head that each entry of a network's parameters is, or BODY."""
-    return {name: name if name in heads else BODY for name in params}
+def part_names(params: Mapping[str, Any], heads: Iterable[str]) -> dict[str, str]:
+    """The part that each entry of a network's parameters belongs to: one of the heads, or BODY."""
+    return {name: HEAD + name if name in heads else BODY for name in params}
 
 
 def updates_of(

@@ -197,7 +197,7 @@ def test_a_config_names_heads_and_their_fields():
         ].transform.init(with_head(network(), "discriminator", Classifier(), (LAST,)).init(key)),
         jax.random.key(0),
     )
-    assert set(state.inner_states) == {"network", "discriminator"}
+    assert set(state.inner_states) == {"network", "head_discriminator"}
 
 
 @pytest.mark.parametrize(
