@@ -133,7 +133,7 @@ def keep_taught_steps(configs: Mapping[Path, ConfigDict]) -> None:
     """
     for folder, config in configs.items():
         if config.teacher and workdir.is_run(folder):
-            taught = parse(workdir.load_config(folder).get("teacher", ""))
+            taught = parse(workdir.load_config(folder).teacher)
             if taught.folder in configs and taught.step is not None:
                 fields = configs[taught.folder].checkpoint
                 fields.keep_steps = (*fields.keep_steps, taught.step)

@@ -37,13 +37,7 @@ def evaluate(request: Request) -> None:
         raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")
     dataset = dataset_if_here(config, experiment, writable=given)
     check_places(required_workdir(request), config, experiment, dataset)
-    try:
-        check_evaluation(experiment, dataset, config, mesh)
-    except AttributeError as error:  # a field that the record of an older version lacks
-        raise ValueError(
-            f"{request.workdir} was made by another version of Fewstep, which did not have "
-            f"evaluate.{error.name or 'features'}; say how to evaluate it, by --config=FILE:METHOD"
-        ) from error
+    check_evaluation(experiment, dataset, config, mesh)
     evaluate_network = evaluator(
         experiment,
         dataset,

@@ -51,7 +51,7 @@ def step_flops(config: ConfigDict, experiment: Experiment) -> float:
         return flops(gradient, networks[name], networks, batch, key, step) - shared
 
     # In micro-batches each player evaluates again what is shared.
-    parts = config.get("micro_batches", 1) > 1
+    parts = config.micro_batches > 1
     total = shared * (sum(1.0 / player.every for player in players.values()) if parts else 1.0)
     return total + sum(gradient_flops(name) / player.every for name, player in players.items())
 
