@@ -139,8 +139,9 @@ def write_identity(workdir: Path, identity: Identity) -> None:
 def check_checkpoint(record: Plain, folder: Path) -> None:
     """Raises ValueError unless a checkpoint's record is of the step and the run of its folder.
 
-    folder: WORKDIR/checkpoints/STEP. A checkpoint without an id, made by an older version, is
-    identified by its config; in a folder without run.json the step alone is checked.
+    folder: WORKDIR/checkpoints/STEP. Its config must be that of the run too: a checkpoint without
+    an id, made by an older version, is identified by that, and an edited run.json is found out. In
+    a folder without run.json the step alone is checked.
     """
     if str(record["step"]) != folder.name:
         raise ValueError(
@@ -161,12 +162,11 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
             f"{run.id}); move away the one that is foreign here"
         )
     # Teacher and images may have been moved since.
-    moved = ("teacher", "data.name")
-    found = config_changes(run.config, record["config"], moved) if stamp is None else []
+    found = config_changes(run.config, record["config"], ("teacher", "data.name"))
     if found:
         raise ValueError(
             f"checkpoint {folder} belongs to a run with another config: {'; '.join(found)}; move "
-            "it away"
+            f"it away, or restore {RUN} if that was edited"
         )
 
 
