@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.modes import MODES
+
 ROOT = Path(__file__).parent.parent
 # A room may import from itself and from lower floors; one inside another is named by its path.
 FLOORS = {
@@ -100,3 +102,11 @@ def test_flax_stays_in_models():
     for room in set(FLOORS) - {"models"}:
         for path in files(room):
             assert "flax" not in imported(path), path.name
+
+
+def test_no_mode_imports_another():
+    # What two of them do is a function beside them.
+    for name in MODES:
+        others = {f"fewstep.modes.{other}" for other in MODES if other != name}
+        for module in modules(ROOT / "modes" / f"{name}.py"):
+            assert ".".join(module.split(".")[:3]) not in others, f"{name} imports {module}"

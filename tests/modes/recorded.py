@@ -13,7 +13,7 @@ from fewstep.data import Dataset, Pairs, Split
 from fewstep.eval import evaluate as EVALUATE
 from fewstep.modes import job as JOB
 from fewstep.modes import request as REQUEST
-from fewstep.modes import train as TRAIN
+from fewstep.modes import train_run as TRAIN
 from fewstep.modes.request import Request
 from fewstep.training import experiment as EXPERIMENT
 from fewstep.training import sources as SOURCES
@@ -54,7 +54,7 @@ def recorded(patch, folder, method, fields, traced=True):
     patch.setattr(SOURCES, "teacher_pairs", recorder.teacher_pairs)
     config = small_config(method)
     config.update_from_flattened_dict(fields)
-    TRAIN.train(Request(config=config, workdir=folder / "run"))
+    TRAIN.train_run(Request(config=config, workdir=folder / "run"))
     return recorder.places()
 
 

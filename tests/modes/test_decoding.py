@@ -18,7 +18,7 @@ from fewstep.training.storage.identity import as_dict
 from fewstep.training.storage.seal import sealed, unsealed
 from tests.training.runs import small_config
 
-TRAIN = import_module("fewstep.modes.train")
+TRAIN = import_module("fewstep.modes.train_run")
 LATER = ("decoding", "background", "unreadable")
 
 
