@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fewstep.data.arrays.dataset import Dataset
-from fewstep.data.arrays.files import UNLOCKED, claimed, elsewhere, remove_leftovers
+from fewstep.data.arrays.files import UNLOCKED, claimed, elsewhere
 from fewstep.data.arrays.identity import changes, identity_of, images_sha256
 from fewstep.data.arrays.manifest import (
     MANIFEST,
@@ -45,6 +45,7 @@ from fewstep.data.arrays.shards import (
     unchanged,
     write_split,
 )
+from fewstep.files import remove_leftovers
 from fewstep.progress import note
 
 FORMAT = 1  # part of the key; another number makes every array anew
@@ -314,7 +315,7 @@ def _completed(
     parts: sound shards by split, beside those of a decoding that was interrupted.
     """
     if locked:
-        remove_leftovers(folder)
+        remove_leftovers(folder, alone=True)
     completed, path, header = dict(records), folder / MANIFEST, header_of(data, folder)
     missing = [name for name in data.splits if name not in completed]
     unfinished = _unfinished(data, folder, {**_interrupted(path, header), **parts}, missing)

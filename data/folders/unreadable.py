@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from fewstep.data.arrays.files import whole_file
+from fewstep.data.arrays.files import stored_file
 from fewstep.data.folders.class_names import printable
 from fewstep.data.folders.decoding import NEWEST_DECODING
 from fewstep.data.folders.file_tree import Tree
@@ -59,7 +59,7 @@ def _known(tree: Tree, images: Sequence[str], root: Path | None) -> dict[str, st
     if path:
         with suppress(OSError):  # then it is looked for again
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as file:
+            with stored_file(path) as file:
                 file.write(json.dumps(found, indent=2).encode())
     return found
 
