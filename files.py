@@ -2,14 +2,20 @@
 
 import errno
 import fcntl
+import hashlib
 import io
 import json
 import os
+import re
+import socket
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO
+from uuid import uuid4
 
 import numpy as np
 from PIL import Image
@@ -18,6 +24,12 @@ from fewstep.weights.archives import read_arrays
 
 # The disk, or a user's share of it, is full; it can be read only; a file would be too large.
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG)
+CODE = 8  # hexadecimal digits of a host, or of a writer, in the name of a temporary file
+TEMPORARY = re.compile(rf"\..+@([0-9a-f]{{{CODE}}})\.tmp")  # .NAME@HOST.tmp
+# NAME.HEX@HOST.tmp, as earlier versions called those of data sets; the first ones named no host.
+EARLIER = re.compile(r".+\.[0-9a-f]{32}(?:@(.*))?\.tmp")
+# A writer on another host, whose file system may not share locks, is dead after so long a silence.
+SILENCE_SECONDS = 24 * 3600
 NO_FOLDER, NOT_OURS = (
     "Move away the file or the link that lies where a folder should be",
     "Change its permissions, or choose another place",
@@ -46,35 +58,94 @@ def replace_file(path: Path, content: bytes) -> None:
 def replaced(path: Path) -> Iterator[BinaryIO]:
     """A file that takes the place of `path` when the block ends, and goes if the block fails.
 
-    Its temporary name is always the same, so that the next writer takes over what a killed one has
-    left; a lock, which the system takes from a process that ends, keeps living ones apart. Folders
-    on the way are made. Raises OSError that names `path`.
+    Folders on the way are made; what a killed writer has left beside it goes. Raises OSError that
+    names `path`.
     """
-    fresh = path.with_name(f".{path.name}.tmp")
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with locked(fresh) as file:
-            try:
-                yield file
-                file.flush()
-                os.fsync(file.fileno())
-                os.replace(fresh, path)
-            except BaseException:
-                fresh.unlink(missing_ok=True)
-                raise
+        remove_once(path.parent.absolute())
+        with whole_file(path) as file:
+            yield file
+        remove_if_dead(path.with_name(f".{path.name}.tmp"))  # as earlier versions called it
 
 
 @contextmanager
-def locked(path: Path) -> Iterator[BinaryIO]:
-    """An empty file of this writer alone; one that another still writes is waited for."""
+def whole_file(path: Path) -> Iterator[BinaryIO]:
+    """A file that takes the place of `path` when the block ends, and goes if the block fails.
+
+    Its temporary name is the same for all writers of a host, so that the next one takes over what a
+    killed one has left; a lock, which the system takes from a process that ends, keeps living ones
+    apart. Another host, which may not see the lock, has another name; so has each writer where the
+    file system has no locks. Raises OSError as the system does.
+    """
+    with locked(path.with_name(f".{path.name}@{host_code()}.tmp")) as (file, temporary):
+        try:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def locked(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """An empty file of this writer alone, and its name; one that another writes is waited for."""
     while True:
         with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
-            with suppress(OSError):  # a file system without locks
+            try:
                 fcntl.flock(file, fcntl.LOCK_EX)
+            except OSError:  # a file system without locks
+                path.unlink(missing_ok=True)
+                break
             if has_name(file, path):  # else the other writer has moved or removed it
                 file.truncate(0)
-                yield file
+                yield file, path
                 return
+    own = path.with_name(path.name.replace("@", f".{uuid4().hex[:CODE]}@"))
+    with own.open("xb") as file:
+        yield file, own
+
+
+def host_code() -> str:
+    """What stands for this host in names of temporary files."""
+    return hashlib.sha256(socket.gethostname().encode()).hexdigest()[:CODE]
+
+
+def remove_leftovers(folder: Path, alone: bool = False) -> None:
+    """Remove temporary files of writers that were killed.
+
+    alone: whether no other process of this host writes there. Else a file of this host is dead if
+    nobody has its lock. One of another host, which locks may not reach, stays until nothing was
+    written to it for a day.
+    """
+    for file in folder.iterdir():
+        found = TEMPORARY.fullmatch(file.name) or EARLIER.fullmatch(file.name)
+        if not found:
+            continue
+        with suppress(FileNotFoundError):
+            silent = time.time() - file.stat().st_mtime > SILENCE_SECONDS
+            here = found[1] in (None, socket.gethostname(), host_code())
+            if silent or (here and alone):
+                file.unlink()
+            elif here and TEMPORARY.fullmatch(file.name):
+                remove_if_dead(file)
+
+
+@cache
+def remove_once(folder: Path) -> None:
+    """`remove_leftovers` of a folder, when this process first writes there."""
+    with suppress(OSError):  # one that can be written but not listed
+        remove_leftovers(folder)
+
+
+def remove_if_dead(path: Path) -> None:
+    """Remove a temporary file of this host unless its writer has the lock on it."""
+    with suppress(OSError), path.open("r+b") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if has_name(file, path):
+            path.unlink()
 
 
 def has_name(file: BinaryIO, path: Path | str, folder: int | None = None) -> bool:

@@ -131,7 +131,7 @@ def measures_of(
 
 def samples_at(config: ConfigDict, step: int) -> int:
     """How many samples tell what a run is worth at a step: the final number after its last."""
-    final = config.evaluate.get("final_samples", 0)
+    final = config.evaluate.final_samples
     return final if final and step >= config.steps else config.evaluate.num_samples
 
 

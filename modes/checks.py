@@ -316,12 +316,13 @@ def teacher_parameters(job: NextJob) -> str:
 
 
 def first_batch(job: NextJob) -> str:
-    """What the first step is given."""
+    """What the first step is given, read on the host wherever the images are to lie."""
     made = made_by_teacher(job.experiment.objective)
     if made:
         return f"{', '.join(made)} are made when training starts"
     order = workdir.data_order(job.workdir)
-    config = as_begun(job.config, job.workdir)
+    config = as_begun(job.config, job.workdir).copy_and_resolve_references()
+    config.data.on_device = False  # one batch does not need all images there
     labels = training_counts(config, job.dataset, job.workdir)
     supply = Supply(config, job.experiment, job.dataset, labels, order, job.mesh, job.workdir)
     rows = jax.tree.leaves(next(open_sources(supply).batches(0)))
@@ -370,6 +371,6 @@ TOGETHER: dict[str, Check] = {
     "collective": Check(bounded(collective), ("computation",)),
     "clocks": Check(bounded(clocks)),
     "workdir": Check(bounded(shared_folder)),
-    "first batch": Check(first_batch, ("batch", "network")),
+    "first batch": Check(bounded(first_batch), ("batch", "network")),
     "parameters": Check(bounded(teacher_parameters), ("teacher",)),
 }

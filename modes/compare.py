@@ -27,7 +27,7 @@ from fewstep.eval.report.run_page import write_page
 from fewstep.eval.report.runs import by_method
 from fewstep.eval.report.spreadsheet import text_table, write_csv
 from fewstep.files import check_writable
-from fewstep.modes.evaluate import evaluate
+from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.job import data_identity, files_of
 from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode, names, ranges
 from fewstep.modes.request import (
@@ -38,7 +38,7 @@ from fewstep.modes.request import (
     required_workdir,
     resolve_with_data,
 )
-from fewstep.modes.train import train
+from fewstep.modes.train_run import train_run
 from fewstep.training.cluster.processes import first_process_says, say
 from fewstep.training.experiment import Experiment, build
 from fewstep.training.labels import label_counts, with_recorded_rule
@@ -133,7 +133,7 @@ def keep_taught_steps(configs: Mapping[Path, ConfigDict]) -> None:
     """
     for folder, config in configs.items():
         if config.teacher and workdir.is_run(folder):
-            taught = parse(workdir.load_config(folder).get("teacher", ""))
+            taught = parse(workdir.load_config(folder).teacher)
             if taught.folder in configs and taught.step is not None:
                 fields = configs[taught.folder].checkpoint
                 fields.keep_steps = (*fields.keep_steps, taught.step)
@@ -214,11 +214,11 @@ def complete(cell: Cell) -> None:
         network=cell.experiment.sample_with,
     )
     if not first_process_says(is_trained(cell)):
-        train(request)
+        train_run(request)
     elif first_process_says(is_evaluated(cell)):
         say("finished")
     else:
-        evaluate(request)
+        evaluate_run(request)
 
 
 def is_trained(cell: Cell) -> bool:

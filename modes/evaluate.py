@@ -1,65 +1,10 @@
 """--mode=evaluate: measure a checkpoint of a run."""
 
-import jax
-
-from fewstep.eval.evaluate import check_evaluation, evaluator, samples_at, summary
-from fewstep.eval.report.evaluation import FOLDER
-from fewstep.files import check_writable
+from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.mode import CHECKPOINT, CONFIG, WORKDIR, Flag, Mode, path
-from fewstep.modes.request import (
-    Request,
-    check_places,
-    dataset_if_here,
-    load_run,
-    required_workdir,
-    with_places,
-)
-from fewstep.training.storage.fields import check_fields
-
-
-def evaluate(request: Request) -> None:
-    """Evaluate a run as its own config says, or as the `evaluate` fields of --config say.
-
-    Results go to --out, WORKDIR/eval by default. The run may be somebody else's: its record of
-    data.dir is read from, and never written to.
-    """
-    config, experiment, mesh, params, step = load_run(request)
-    given = request.config is not None
-    if given:
-        check_fields(request.config)
-        config = with_places(config, request.config)
-        config.evaluate = request.config.evaluate
-        config.data.label_shares = request.config.data.label_shares
-    if jax.process_index() == 0:
-        folder = request.out or required_workdir(request) / FOLDER
-        check_writable(folder, "say where results go by --out=FOLDER")
-    if not config.evaluate.steps:
-        raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")
-    dataset = dataset_if_here(config, experiment, writable=given)
-    check_places(required_workdir(request), config, experiment, dataset)
-    try:
-        check_evaluation(experiment, dataset, config, mesh)
-    except AttributeError as error:  # a field that the record of an older version lacks
-        raise ValueError(
-            f"{request.workdir} was made by another version of Fewstep, which did not have "
-            f"evaluate.{error.name or 'features'}; say how to evaluate it, by --config=FILE:METHOD"
-        ) from error
-    evaluate_network = evaluator(
-        experiment,
-        dataset,
-        config,
-        mesh,
-        required_workdir(request),
-        writable=given,
-        samples=samples_at(config, step),
-        out=request.out,
-        show=lambda results: print(summary(results), flush=True),
-    )
-    evaluate_network(params, step)
-
 
 EVALUATE = Mode(
-    evaluate,
+    evaluate_run,
     "Measure a checkpoint of a run.",
     {
         **CONFIG,

@@ -66,8 +66,22 @@ def job_of(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
         raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")
     experiment = build_on(config, mesh)
     check_evaluation(experiment, dataset, config, mesh)
+    return assembled(path, as_begun(config, path), experiment, dataset, mesh, window)
+
+
+def assembled(
+    path: Path,
+    config: ConfigDict,
+    experiment: Experiment,
+    dataset: Dataset | None,
+    mesh: Mesh,
+    window: Window | None = None,
+) -> Job:
+    """What the run in a folder trains by a config: its teacher, state and labels found or read.
+
+    Raises ValueError.
+    """
     retention = retention_of(config, path)
-    config = as_begun(config, path)
     if first_process_says(restore.has_checkpoint(path)):
         # It starts from that, and needs a teacher only to be taught.
         experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))

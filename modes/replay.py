@@ -5,10 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import jax
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.data import Dataset
+from fewstep.modes.job import Job, assembled, supply_of
 from fewstep.modes.mode import CONFIG, WORKDIR, Mode
 from fewstep.modes.request import (
     Request,
@@ -19,9 +18,7 @@ from fewstep.modes.request import (
 )
 from fewstep.objectives.base import Metrics
 from fewstep.progress import progress_bar
-from fewstep.training.cluster.processes import first_process_says
-from fewstep.training.experiment import Experiment, build_on, rebuild
-from fewstep.training.labels import training_counts
+from fewstep.training.experiment import build_on, rebuild
 from fewstep.training.loop import abstract_state, compile_step, create_state
 from fewstep.training.replay import (
     FOLDER,
@@ -32,10 +29,9 @@ from fewstep.training.replay import (
     read_newest,
 )
 from fewstep.training.sharding import make_mesh, put_batch
-from fewstep.training.sources import Supply, open_sources
+from fewstep.training.sources import open_sources
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.identity import check_same_sources
-from fewstep.training.teacher import load_teacher, taught_by, teacher_identity
 
 SHOWN = 10  # rows and arrays
 
@@ -55,9 +51,9 @@ def replay(request: Request) -> None:
     experiment = build_on(config, mesh)
     dataset = dataset_if_here(config, experiment, writable=False)
     check_places(path, config, experiment, dataset)
-    taught = teacher_identity(config, experiment)
-    check_same_sources(workdir.recorded_identity(path), None, taught, path)
-    metrics = step_again(path, record["step"], config, experiment, dataset, mesh)
+    job = assembled(path, config, experiment, dataset, mesh)
+    check_same_sources(workdir.recorded_identity(path), None, job.teacher, path)
+    metrics = step_again(path, record["step"], job)
     players = list(experiment.objective.players)
     found = findings(metrics, players, config.micro_batches)
     if not found:
@@ -83,28 +79,13 @@ def check_own(record: Mapping[str, Any], config: ConfigDict, path: Path) -> None
         )
 
 
-def step_again(
-    path: Path,
-    step: int,
-    config: ConfigDict,
-    experiment: Experiment,
-    dataset: Dataset | None,
-    mesh: Mesh,
-) -> Metrics:
+def step_again(path: Path, step: int, job: Job) -> Metrics:
     """The metrics, on the host, of a step of a run and of what it was made of."""
-    objective, optimizers = experiment.objective, experiment.optimizers
-    if first_process_says(restore.has_checkpoint(path)):
-        objective = objective._replace(init_from={})
-    frozen = load_teacher(config, experiment._replace(objective=objective), mesh)
-    labels = training_counts(config, dataset, path)
-    taught = taught_by(config, experiment)
-    order = workdir.data_order(path)
-    stream = open_sources(
-        Supply(config, experiment, dataset, labels, order, mesh, path, taught, frozen)
-    )
-    state = restore.state_before(
-        path, abstract_state(objective, optimizers, config.seed, frozen, mesh), step
-    )
+    objective, optimizers = job.experiment.objective, job.experiment.optimizers
+    config, mesh, frozen = job.config, job.mesh, job.frozen
+    stream = open_sources(supply_of(path, job, workdir.data_order(path)))
+    abstract = abstract_state(objective, optimizers, config.seed, frozen, mesh)
+    state = restore.state_before(path, abstract, step)
     if state is None:
         state = create_state(objective, optimizers, config.seed, frozen, mesh)
     frozen = {name: frozen[name] for name in objective.frozen}

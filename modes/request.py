@@ -11,8 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep import data
-from fewstep.data import FIRST_DECODING, NEWEST_DECODING, Dataset
-from fewstep.data.folders.decoding import BACKGROUND
+from fewstep.data import NEWEST_DECODING, Dataset
 from fewstep.messages import differences
 from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import gather, true_everywhere
@@ -183,15 +182,16 @@ def read_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
 
 
 def selection_of(config: ConfigDict) -> data.Selection:
-    """The data set that a config asks for; read by the first rules if it is an older record."""
+    """The data set that a config asks for."""
     fields = config.data
-    later = {"decoding": FIRST_DECODING, "background": BACKGROUND, "unreadable": 0}
     return data.Selection(
         fields.name,
         fields.dir,
         fields.image_size,
         fields.channels,
-        **{name: fields.get(name, default) for name, default in later.items()},
+        fields.decoding,
+        fields.background,
+        fields.unreadable,
     )
 
 
@@ -204,8 +204,7 @@ def decoded_as_begun(config: ConfigDict, folder: Path) -> ConfigDict:
     if config.data.decoding or begun is None:
         return config
     config = config.copy_and_resolve_references()
-    recorded = workdir.recorded_identity(begun).config.get("data", {})
-    config.data.decoding = recorded.get("decoding", FIRST_DECODING)
+    config.data.decoding = workdir.load_config(begun).data.decoding
     return config
 
 
@@ -238,7 +237,7 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     config = config.copy_and_resolve_references()
     if data.space_of(config.data.name).image:
         config.data.image_size, _, config.data.channels = dataset.image_shape
-    config.data.decoding = config.data.get("decoding", FIRST_DECODING) or NEWEST_DECODING
+    config.data.decoding = config.data.decoding or NEWEST_DECODING
     if config.data.num_classes == -1:
         config.data.num_classes = dataset.num_classes
     if config.data.num_classes not in (0, dataset.num_classes):
@@ -284,7 +283,7 @@ def with_places(config: ConfigDict, given: ConfigDict) -> ConfigDict:
     config.data.dir = given.data.dir
     if all(data.path_in_name(fields.data.name) for fields in (config, given)):
         config.data.name = given.data.name
-    if config.get("teacher") and given.teacher:
+    if config.teacher and given.teacher:
         step = parse(config.teacher).step
         config.teacher = f"{parse(given.teacher).folder}" + ("" if step is None else f"@{step}")
     return config

@@ -1,50 +1,10 @@
 """--mode=train: train from scratch, or go on from the newest checkpoint of the workdir."""
 
 import re
-from collections.abc import Callable
-from pathlib import Path
 
-import jax
-
-from fewstep import data
-from fewstep.eval.evaluate import Evaluate, evaluator, samples_at, summary
-from fewstep.eval.metrics.metric import logged_name
-from fewstep.messages import shell_flags
-from fewstep.modes.job import Job, data_identity, files_of, job_of, supply_of
 from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode
-from fewstep.modes.request import (
-    Request,
-    load_local_copy,
-    required_config,
-    required_workdir,
-)
-from fewstep.progress import note
-from fewstep.training import replay
-from fewstep.training.cluster.preemption import Preemption
-from fewstep.training.cluster.processes import is_first, say
-from fewstep.training.cluster.watchdog import Patience
-from fewstep.training.cost.sizes import tree_bytes
-from fewstep.training.cost.step_cost import least_seconds
-from fewstep.training.labels import known_counts
-from fewstep.training.loop import Schedule
-from fewstep.training.loop import train as train_network
+from fewstep.modes.train_run import train_run
 from fewstep.training.profile import Window
-from fewstep.training.report import NonFiniteError
-from fewstep.training.sources import open_sources, reads_data
-from fewstep.training.storage.identity import as_dict
-from fewstep.training.storage.train_state import TrainState
-from fewstep.training.storage.workdir import check_space, claimed, start_line, start_run
-
-
-def train(request: Request) -> None:
-    """Train to config.steps, evaluating and saving on the way."""
-    path, config = required_workdir(request), required_config(request)
-    with Preemption() as preemption:
-        with preemption.at_once():
-            job = job_of(path, config, request.profile)
-        with claimed(path):
-            step = train_claimed(path, job, preemption)
-    say(f"{path} is at step {step}; draw from it: {shell_flags('sample', workdir=path)}")
 
 
 def window(flag: str, given: str) -> Window:
@@ -57,130 +17,8 @@ def window(flag: str, given: str) -> Window:
     return Window(*map(int, ends.groups()))
 
 
-def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
-    """Train in a folder that is this process's own; returns the step that the run is at then."""
-    config, experiment = job.config, job.experiment
-    with preemption.at_once():
-        counts = known_counts(config, job.dataset)
-        run = start_run(
-            path,
-            config,
-            data_identity(job.dataset, experiment),
-            job.teacher,
-            counts or None,
-            files_of(job.dataset),
-        )
-        check_space(path, tree_bytes(job.state))
-        if config.data.local_dir and reads_data(experiment.objective):
-            job = job._replace(dataset=load_local_copy(config))
-        evaluate = evaluation(path, job)
-        stream = open_sources(supply_of(path, job, run.order))
-    try:
-        state = train_network(
-            objective=experiment.objective,
-            optimizers=experiment.optimizers,
-            frozen=job.frozen,
-            mesh=job.mesh,
-            config=as_dict(config),
-            run=run.stamp,
-            seed=config.seed,
-            schedule=Schedule(
-                steps=config.steps,
-                log=config.log.every,
-                save=config.checkpoint.every,
-                evaluate=config.evaluate.every,
-                dispatch=config.steps_per_dispatch,
-            ),
-            batch_size=config.batch_size,
-            micro_batches=config.micro_batches,
-            batches=stream.batches,
-            complete=stream.complete,
-            evaluate=evaluate,
-            workdir=path,
-            retention=job.retention,
-            patience=Patience(**config.watchdog),
-            preemption=preemption,
-            least_seconds=least_seconds(config, jax.devices()[0].device_kind, job.mesh.size),
-            window=job.window,
-            announce=lambda start: announce(path, start, config.steps),
-        )
-    except NonFiniteError as error:
-        raise recorded(error, job, run.order, path) from error
-    return int(state.step)
-
-
-def announce(path: Path, step: int, steps: int) -> None:
-    """Say whether a run starts or goes on, where, and on what."""
-    if is_first():
-        say(start_line(path, step, steps))
-
-
-def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:
-    """What evaluates a state: prints a summary, and returns numbers for the log.
-
-    The state after the last step is also measured by evaluate.final_samples. These numbers are not
-    for the log, whose curve has all its points by evaluate.num_samples.
-    """
-    config, experiment = job.config, job.experiment
-
-    def by(samples: int) -> Evaluate:
-        return evaluator(
-            experiment,
-            job.dataset,
-            config,
-            job.mesh,
-            path,
-            samples=samples,
-            show=lambda results: note(summary(results)),
-        )
-
-    usual, last = config.evaluate.num_samples, samples_at(config, config.steps)
-    evaluate_network = by(usual)
-    final = by(last) if last != usual else None
-
-    def evaluate(state: TrainState) -> dict[str, float]:
-        if not config.evaluate.steps:
-            return {}
-        params, step = (
-            {**state.networks, **state.followers}[experiment.sample_with],
-            int(state.step),
-        )
-        results = evaluate_network(params, step)
-        if final and step >= config.steps:
-            final(params, step)
-        return {
-            logged_name(metric, result["protocol"]["sampling"]["steps"]): value
-            for result in results
-            for metric, value in result["metrics"].items()
-        }
-
-    return evaluate
-
-
-def recorded(error: NonFiniteError, job: Job, order: int, folder: Path) -> NonFiniteError:
-    """The error with the file that says which step it was, written."""
-    if error.step is None:
-        return error
-    config, indices = job.config, None
-    if reads_data(job.experiment.objective):
-        indices = data.batch_indices(
-            len(job.dataset.train.labels),
-            batch_size=config.batch_size,
-            seed=config.seed,
-            step=error.step - 1,
-            order=order,
-        )
-    path = folder / replay.FOLDER / f"{error.step}.json"
-    try:
-        if jax.process_index() == 0:
-            replay.write_record(folder, error, seed=config.seed, indices=indices)
-    except OSError as unwritten:
-        return NonFiniteError(f"{error}. {unwritten}")
-    return NonFiniteError(f"{error}. {path} has the step; --mode=replay shows where it broke")
-
-
 TRAIN = Mode(
-    train,
+    train_run,
     "Train, or go on from the newest checkpoint; evaluate and save on the way.",
     {
         **CONFIG,

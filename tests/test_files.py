@@ -2,6 +2,7 @@ import errno
 import json
 import os
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -62,6 +63,64 @@ def test_what_a_living_process_writes_is_left_to_it(tmp_path):
     thread.join(30.0)
     assert seen == [b"first whole"] and path.read_bytes() == b"second"
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize("alone", [False, True])
+def test_leftovers_of_dead_writers_go_and_nothing_else(tmp_path, monkeypatch, alone):
+    monkeypatch.setattr(files.socket, "gethostname", lambda: "there")
+    there = files.host_code()
+    monkeypatch.setattr(files.socket, "gethostname", lambda: "here")
+    here, old, code = files.host_code(), 2 * files.SILENCE_SECONDS, 32 * "a"
+    goes = {
+        f".a.json@{here}.tmp": 0,
+        f".b.json.{here}@{here}.tmp": 0,  # of a file system without locks
+        f".c.json@{there}.tmp": old,
+        f"b.npy.{code}@there.tmp": old,  # of an earlier version
+    }
+    if_alone = {f"a.npy.{code}@here.tmp": 0, f"a.npy.{code}.tmp": 0}
+    stays = {f".d.json@{there}.tmp": 0, f"a.npy.{code}@there.tmp": 0, "mine.tmp": old}
+    for name, age in (goes | if_alone | stays).items():
+        (tmp_path / name).write_bytes(b"x")
+        os.utime(tmp_path / name, (time.time() - age,) * 2)
+    files.remove_leftovers(tmp_path, alone)
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == {*stays, *([] if alone else if_alone)}
+
+
+def test_the_first_write_of_a_process_clears_a_folder_of_what_killed_ones_left(tmp_path):
+    for name in (f".other.json@{files.host_code()}.tmp", ".file.tmp"):
+        (tmp_path / name).write_bytes(b"half")  # the second as earlier versions called it
+    replace_file(tmp_path / "file", b"new")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_what_another_writes_is_no_leftover(tmp_path):
+    with replaced(tmp_path / "file") as file:
+        file.write(b"first")
+        files.remove_leftovers(tmp_path)
+        replace_file(tmp_path / "other", b"second")
+    assert (tmp_path / "file").read_bytes() == b"first"
+
+
+def test_another_host_has_other_names_and_each_writer_without_locks(tmp_path, monkeypatch):
+    def names():
+        with replaced(tmp_path / "file"), replaced(tmp_path / "other"):
+            return {path.name for path in tmp_path.glob("*.tmp")}
+
+    first = names()
+    assert len(first) == 2 and names() == first
+    monkeypatch.setattr(files.socket, "gethostname", lambda: "another")
+    assert not names() & first
+
+    def no_locks(*_):
+        raise OSError(errno.ENOLCK, "no locks available")
+
+    monkeypatch.setattr(files.fcntl, "flock", no_locks)
+    with replaced(tmp_path / "file") as ours:
+        ours.write(b"ours")
+        replace_file(tmp_path / "file", b"theirs")
+    assert (tmp_path / "file").read_bytes() == b"ours"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "other"]
 
 
 def test_a_block_that_fails_leaves_the_file_as_it_was(tmp_path):

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from fewstep.modes import MODES
+
 ROOT = Path(__file__).parent.parent
 # A room may import from itself and from lower floors; one inside another is named by its path.
 FLOORS = {
@@ -12,6 +14,7 @@ FLOORS = {
     "progress": 0,
     "weights": 0,
     "parts": 0,
+    "configs": 1,
     "diffusion": 1,
     "files": 1,
     "data/arrays": 2,
@@ -33,6 +36,9 @@ FLOORS = {
 }
 # A report draws what was measured: it needs no network.
 APART = {"eval/report": {"eval/features"}}
+# What a record lacks is a default of these (training/storage/defaults.py); a run's own config is an
+# argument everywhere.
+DEFAULTS = {"training/storage": {"configs/base", "configs/objectives"}}
 FOREIGN = {"samplers": {"flax", "ml_collections"}, "objectives": {"flax", "ml_collections"}}
 MATHEMATICS_ONLY = {"flax", "ml_collections", "optax", "orbax", "os", "pathlib"}
 
@@ -75,8 +81,9 @@ def test_a_room_imports_only_from_floors_below(room):
             first, *rest = module.split(".")
             assert first not in {"main", "tests", "bench", "examples"}, f"{path} imports {module}"
             if first == "fewstep":
-                assert rest[0] != "configs", f"{path} imports {module}"
                 other = room_of("/".join(rest))
+                if other == "configs" != room:
+                    assert "/".join(rest) in DEFAULTS.get(room, ()), f"{path} imports {module}"
                 assert other == room or FLOORS[other] < FLOORS[room], f"{path} imports {module}"
                 assert other not in APART.get(room, set()), f"{path} imports {module}"
 
@@ -96,3 +103,11 @@ def test_flax_stays_in_models():
     for room in set(FLOORS) - {"models"}:
         for path in files(room):
             assert "flax" not in imported(path), path.name
+
+
+def test_no_mode_imports_another():
+    # What two of them do is a function beside them.
+    for name in MODES:
+        others = {f"fewstep.modes.{other}" for other in MODES if other != name}
+        for module in modules(ROOT / "modes" / f"{name}.py"):
+            assert ".".join(module.split(".")[:3]) not in others, f"{name} imports {module}"

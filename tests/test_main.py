@@ -253,13 +253,13 @@ def test_evaluate_again_and_report(trained, tmp_path):
     assert "not every run was measured by fid-50k" in refused.stderr
 
 
-def test_a_record_without_todays_evaluation_asks_how(trained, tmp_path):
+def test_a_record_without_todays_evaluation_is_evaluated_by_todays_default(trained, tmp_path):
     copy = shutil.copytree(trained, tmp_path / "copy")
     record = identity.read_identity(copy)
     del record.config["evaluate"]["features"]
     identity.write_identity(copy, record)
     refused = run(f"--workdir={copy}", "--mode=evaluate", expect=2)
-    assert "by --config=FILE:METHOD" in refused.stderr
+    assert "evaluate.features=inception" in refused.stderr
     nothing = run(f"--workdir={copy}", "--mode=evaluate", *EMPTY, expect=2)
     assert "evaluate.steps=() leaves nothing" in nothing.stderr
 

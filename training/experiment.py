@@ -1,7 +1,6 @@
 """From a config to functions: the one place where config fields meet the rest of Fewstep."""
 
 from collections.abc import Mapping
-from operator import attrgetter
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -21,6 +20,7 @@ from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimiz
 from fewstep.training.sharding import spread
 from fewstep.training.spaces import build_space
 from fewstep.training.storage.fields import HEADS, OPTIMIZER, is_finite
+from fewstep.training.storage.identity import check_known
 
 # Fields of an optimizer that are entries of tables.
 TABLES = {"name": OPTIMIZERS, "schedule": SCHEDULES}
@@ -79,27 +79,16 @@ def build_on(config: ConfigDict, mesh: Mesh) -> Experiment:
 
 
 def rebuild(config: ConfigDict, run: str) -> Experiment:
-    """The experiment of a recorded config. Raises ValueError if it has not all fields of today.
+    """The experiment of a recorded config. Raises ValueError for a field that is no more.
 
-    Kernels that the machine of the run had are used if this one has them too.
+    config: with all fields of this version (workdir.load_config). Kernels that the machine of the
+    run had are used if this one has them too.
     """
-    try:
-        if config.model.get("attention") == "cudnn":
-            config = config.copy_and_resolve_references()
-            config.model.attention = "auto"
-        check_read_later(config)
-        return build(config)
-    except (AttributeError, KeyError, TypeError) as error:  # a field that is not there, or no more
-        raise ValueError(
-            f"{run} was made by another version of Fewstep: its config does not have the fields of "
-            f"this one ({str(error).splitlines()[0]}); sample it with that version, or train again"
-        ) from error
-
-
-def check_read_later(config: ConfigDict) -> None:
-    """Raises AttributeError if a field is missing that those who sample or report read."""
-    for name in ("evaluate.batch_size", "batch_size", "seed"):
-        attrgetter(name)(config)
+    check_known(config, run)
+    if config.model.attention == "cudnn":
+        config = config.copy_and_resolve_references()
+        config.model.attention = "auto"
+    return build(config)
 
 
 def build_model(config: ConfigDict) -> Model:

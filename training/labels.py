@@ -18,17 +18,12 @@ EQUAL = SHARES[1]
 Counts = tuple[int, ...]
 
 
-def rule_of(config: ConfigDict) -> str:
-    """data.label_shares; "equal" in the config of a run that was begun without it."""
-    return config.data.get("label_shares", EQUAL)
-
-
 def with_recorded_rule(config: ConfigDict, run: Path) -> ConfigDict:
     """The config with data.label_shares as the run in a folder was begun, if it lacks the field."""
-    if not workdir.is_run(run) or "label_shares" in workdir.load_config(run).data:
+    if not workdir.is_run(run) or "label_shares" in workdir.recorded_identity(run).config["data"]:
         return config
     config = config.copy_and_resolve_references()
-    if rule_of(config) != EQUAL and config.data.num_classes:
+    if config.data.label_shares != EQUAL and config.data.num_classes:
         warn_once(
             f"{run} was begun by a version that made images of all classes alike; it goes on so "
             "(data.label_shares=equal)"
@@ -43,7 +38,7 @@ def label_counts(config: ConfigDict, dataset: Dataset | None, run: Path) -> Coun
     () without classes; all 1 for equal shares, and where nobody knows those of the data.
     """
     classes = config.data.num_classes
-    if not classes or rule_of(config) == EQUAL:
+    if not classes or config.data.label_shares == EQUAL:
         return (1,) * classes
     known = recorded_counts(run) or known_counts(config, dataset)
     if not known and config.data.name != NONE:

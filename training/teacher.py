@@ -97,7 +97,7 @@ def recorded_step(run: Path, asked: Location) -> int | None:
     """The step of the teacher that a run was started with, if that is what is asked for."""
     if not workdir.is_run(run):
         return None
-    recorded = workdir.load_config(run).get("teacher", "")
+    recorded = workdir.load_config(run).teacher
     folder, step = parse(recorded)
     if not recorded or asked.step not in (None, step):
         return None

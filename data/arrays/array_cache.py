@@ -22,7 +22,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from fewstep.data.arrays.dataset import Dataset
-from fewstep.data.arrays.files import UNLOCKED, claimed, elsewhere, remove_leftovers
+from fewstep.data.arrays.files import UNLOCKED, claimed, elsewhere
 from fewstep.data.arrays.identity import dataset_identity, identity_changes, images_sha256
 from fewstep.data.arrays.manifest import (
     MANIFEST,
@@ -45,6 +45,7 @@ from fewstep.data.arrays.shards import (
     verify_split,
     write_split,
 )
+from fewstep.files import remove_leftovers
 from fewstep.progress import note
 
 FORMAT = 1  # part of the key; with another number all data are decoded again
@@ -319,7 +320,7 @@ def _complete(
     those of an interrupted decoding.
     """
     if locked:
-        remove_leftovers(folder)
+        remove_leftovers(folder, alone=True)
     completed, path, header = dict(records), folder / MANIFEST, manifest_header(data, folder)
     missing = [name for name in data.splits if name not in completed]
     unfinished = _usable_shards(

@@ -1,25 +1,17 @@
-"""Files written whole or not at all, in folders that one process at a time writes to."""
+"""Folders of data sets, to which one process at a time writes, and what to do without room."""
 
 import errno
 import fcntl
-import os
-import re
-import socket
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
-from uuid import uuid4
 
+from fewstep.files import whole_file
 from fewstep.progress import note
 
 LOCK = ".lock"
 FIELD = "data.dir"  # that names the disk
-# NAME.HEX@HOST.tmp; earlier versions named no host.
-TEMPORARY = re.compile(r".+\.[0-9a-f]{32}(?:@(.*))?\.tmp")
-# A writer on another host, whose file system may not share locks, is dead after so long a silence.
-SILENCE_SECONDS = 24 * 3600
 FULL = (errno.ENOSPC, errno.EDQUOT)
 UNLOCKED = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 
@@ -31,28 +23,22 @@ def elsewhere(field: str = FIELD) -> str:
 
 
 @contextmanager
-def whole_file(path: Path, field: str = FIELD) -> Iterator[BinaryIO]:
-    """A file that takes its name when the block ends, and is removed if the block fails.
+def stored_file(path: Path, field: str = FIELD) -> Iterator[BinaryIO]:
+    """A file of a data set, written whole or not at all (files.whole_file).
 
     field: which names another disk. A kill leaves its temporary file to `remove_leftovers`. Raises
     OSError that names the folder if the disk is full.
     """
-    writer = f"{uuid4().hex}@{socket.gethostname()}"  # of this process alone
-    temporary = path.with_name(f"{path.name}.{writer}.tmp")
     try:
-        with temporary.open("xb") as file:
+        with whole_file(path) as file:
             yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException as error:
-        temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno in FULL:
-            raise OSError(
-                f"{path.parent} has no room for {path.name} ({error.strerror}); free disk space or "
-                f"choose another {field}. What is there already is whole"
-            ) from error
-        raise
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        raise OSError(
+            f"{path.parent} has no room for {path.name} ({error.strerror}); free disk space or "
+            f"choose another {field}. What is there already is whole"
+        ) from error
 
 
 @contextmanager
@@ -77,22 +63,6 @@ def claimed(folder: Path, field: str = FIELD) -> Iterator[bool]:
         return
     with file:
         yield _lock(file, folder)
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Remove temporary files of writers that were killed; the caller has locked the folder.
-
-    With the lock no writer of this host is at work. One of another host may be, if locks do not
-    reach it, and its file stays until nothing was written to it for a day.
-    """
-    for file in folder.iterdir():
-        temporary = TEMPORARY.fullmatch(file.name)
-        if not temporary:
-            continue
-        with suppress(FileNotFoundError):
-            silent = time.time() - file.stat().st_mtime > SILENCE_SECONDS
-            if silent or temporary[1] in (None, socket.gethostname()):
-                file.unlink()
 
 
 def _lock(file: BinaryIO, folder: Path) -> bool:

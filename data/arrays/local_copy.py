@@ -22,7 +22,7 @@ from fewstep.data.arrays.array_cache import (
     split_files,
 )
 from fewstep.data.arrays.dataset import Dataset
-from fewstep.data.arrays.files import UNLOCKED, claimed, elsewhere, remove_leftovers, whole_file
+from fewstep.data.arrays.files import UNLOCKED, claimed, elsewhere, stored_file
 from fewstep.data.arrays.manifest import (
     MANIFEST,
     DamagedError,
@@ -43,6 +43,7 @@ from fewstep.data.arrays.shards import (
     verify_shard,
     verify_split,
 )
+from fewstep.files import remove_leftovers
 from fewstep.progress import note, progress_bar
 
 FIELD = "data.local_dir"
@@ -64,7 +65,7 @@ def copy_arrays(data: Undecoded, root: Path, local: Path) -> Dataset:
     }
     with claimed(target, FIELD) as locked:
         if locked:
-            remove_leftovers(target)
+            remove_leftovers(target, alone=True)
         here = copied_shards(data, target, records)
         missing = [
             shard
@@ -172,7 +173,7 @@ def copy_shard(files: SplitFiles, there: Shard, place: int, record: ShardRecord)
     """Copy both files of a shard. Raises ValueError if they do not match its record."""
     shard = files.shards[place]
     for old, new in ((there.images, shard.images), (there.labels, shard.labels)):
-        with old.open("rb") as read, whole_file(new, FIELD) as written:
+        with old.open("rb") as read, stored_file(new, FIELD) as written:
             shutil.copyfileobj(read, written, 2**24)
     try:
         return verify_shard(files, shard, record)

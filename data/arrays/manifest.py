@@ -19,7 +19,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fewstep.data.arrays.files import FIELD, whole_file
+from fewstep.data.arrays.files import FIELD, stored_file
 from fewstep.messages import differences
 
 MANIFEST = "manifest.json"
@@ -149,7 +149,7 @@ def write_manifest(
             name: [shard and shard._asdict() for shard in shards]
             for name, shards in manifest.unfinished.items()
         }
-    with whole_file(path, field) as file:
+    with stored_file(path, field) as file:
         file.write(json.dumps({"seal": seal_hash(content), **content}, indent=2).encode() + b"\n")
 
 

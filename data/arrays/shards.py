@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fewstep.data.arrays.dataset import NULL_LABEL, Split
-from fewstep.data.arrays.files import whole_file
+from fewstep.data.arrays.files import stored_file
 from fewstep.data.arrays.identity import images_sha256, labels_sha256
 from fewstep.data.arrays.manifest import (
     DamagedError,
@@ -197,7 +197,7 @@ def _write_shard(
 ) -> ShardRecord:
     """Decode a shard into its files. Counts its images and adds them to the hash `total`."""
     labels, own = np.empty(shard.count, np.int32), hashlib.sha256()
-    with whole_file(shard.images) as file:
+    with stored_file(shard.images) as file:
         # Sequential writes, not a memory map, so that a full disk raises OSError.
         shape = (shard.count, *files.image_shape)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
@@ -215,7 +215,7 @@ def _write_shard(
                 f"{files.description} has label {strange[0]}, which is none of its "
                 f"{files.num_classes} classes; correct the data"
             )
-        with whole_file(shard.labels) as label_file:
+        with stored_file(shard.labels) as label_file:
             np.save(label_file, labels, allow_pickle=False)
     return ShardRecord(_identity(own.hexdigest(), labels), shard.stamps)
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 
-from fewstep.data.arrays.files import whole_file
+from fewstep.data.arrays.files import stored_file
 from fewstep.data.folders.class_names import printable
 from fewstep.data.folders.decoding import NEWEST_DECODING
 from fewstep.data.folders.file_tree import Tree
@@ -60,7 +60,7 @@ def _cached_unreadable(tree: Tree, images: Sequence[str], root: Path | None) -> 
     if path:
         with suppress(OSError):  # then the next run searches again
             path.parent.mkdir(parents=True, exist_ok=True)
-            with whole_file(path) as file:
+            with stored_file(path) as file:
                 file.write(json.dumps(found, indent=2).encode())
     return found
 

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from fewstep.data import path_in_name
 from fewstep.data.spaces.space import Space
@@ -23,7 +22,6 @@ from fewstep.training.classes import class_names
 from fewstep.training.cost.step_cost import training_seconds
 from fewstep.training.metrics import LOG, read_rows
 from fewstep.training.storage.identity import (
-    BEFORE,
     CHANGEABLE,
     DECODING,
     as_dict,
@@ -161,17 +159,11 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
         budget={
             "images_seen": last.result["images_seen"],
             "network_evaluations": None,
-            "seconds": seconds_of(rows, last.sampling["step"], config),
+            "seconds": training_seconds(rows, last.sampling["step"], config.batch_size),
         },
         config=with_teacher(flat(as_dict(config))),
         classes=class_names(folder),
     )
-
-
-def seconds_of(rows: Sequence[Mapping[str, float]], step: int, config: ConfigDict) -> float | None:
-    """Seconds of training up to a step; None if the log or the config does not say."""
-    size = config.get("batch_size")
-    return None if size is None else training_seconds(rows, step, size)
 
 
 def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -181,8 +173,8 @@ def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     no run in it any more.
     """
     fields = dict(config)
-    folder, step = parse(fields.get("teacher") or "")
-    if not fields.get("teacher") or not (folder / CONFIG).is_file():
+    folder, step = parse(fields["teacher"])
+    if not fields["teacher"] or not (folder / CONFIG).is_file():
         return fields
     fields["teacher"] = "taught"
     of_teacher = identifying(with_teacher(flat(as_dict(load_config(folder)))))
@@ -192,19 +184,19 @@ def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
 def identifying(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that make a run another one, as when it is continued, but for the seed.
 
-    The rules of decoding are not among those that older records lack: the same images may come of
-    both, and what they are is known by their hash.
+    The rules of decoding are not among them: the same images may come of several, and what they are
+    is known by their hash.
     """
     free = CHANGEABLE[1:] if depends_on_length(dict(config)) else CHANGEABLE
-    fields = {k: v for k, v in BEFORE.items() if k != DECODING} | dict(config)
-    return {k: v for k, v in fields.items() if k != "seed" and not k.startswith(free)}
+    free += ("seed", DECODING)
+    return {name: value for name, value in config.items() if not name.startswith(free)}
 
 
 def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     """Runs that differ in the seed alone, by a heading: the method, and what sets it apart.
 
     Runs of the same seed are never one group: nothing says what differs between them. Fields that
-    one of two runs lacks do not count: an older version's record lacks newer fields.
+    one of two runs lacks do not count: a newer version's record has fields that are not known here.
     """
     groups: list[list[Run]] = []
     for run in runs:

@@ -16,7 +16,7 @@ from fewstep.eval import sampling as SAMPLING
 from fewstep.models import NETWORKS
 from fewstep.modes import job as JOB
 from fewstep.modes import request as REQUEST
-from fewstep.modes import train as TRAIN
+from fewstep.modes import train_run as TRAIN
 from fewstep.modes.request import Request
 from fewstep.training import sources as SOURCES
 from fewstep.training import teacher as TEACHER
@@ -58,7 +58,7 @@ def recorded(patch, folder, method, fields, traced=True):
     patch.setattr(SOURCES, "teacher_pairs", recorder.teacher_pairs)
     config = small_config(method)
     config.update_from_flattened_dict(fields)
-    TRAIN.train(Request(config=config, workdir=folder / "run"))
+    TRAIN.train_run(Request(config=config, workdir=folder / "run"))
     return recorder.places()
 
 

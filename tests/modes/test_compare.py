@@ -162,7 +162,8 @@ def test_what_a_cell_lacks_is_done_by_its_own_config(
     monkeypatch.setattr(module, "is_trained", lambda cell: trained)
     monkeypatch.setattr(module, "is_evaluated", lambda cell: evaluated)
     for mode in ("train", "evaluate"):
-        monkeypatch.setattr(module, mode, lambda request, mode=mode: seen.append((mode, request)))
+        done_by = lambda request, mode=mode: seen.append((mode, request))
+        monkeypatch.setattr(module, f"{mode}_run", done_by)
     config, experiment = small_experiment(**{"ema.decays": (0.5, 0.9)})
     experiment = experiment._replace(sample_with="ema_0.9")
     module.complete(Cell("shortcut", 0, tmp_path, config, experiment, frozenset()))

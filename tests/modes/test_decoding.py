@@ -18,7 +18,7 @@ from fewstep.training.storage.identity import as_dict
 from fewstep.training.storage.seal import sealed, unsealed
 from tests.training.runs import small_config
 
-TRAIN = import_module("fewstep.modes.train")
+TRAIN = import_module("fewstep.modes.train_run")
 LATER = ("decoding", "background", "unreadable")
 
 
@@ -105,7 +105,7 @@ def test_an_older_run_goes_on_with_its_pixels_and_labels(tmp_path, config, cache
 def test_the_record_of_an_older_run_is_read_by_the_first_rules(tmp_path, config):
     begun = begin(tmp_path / "run", old(config), older=True)
     recorded = workdir.load_config(tmp_path / "run")
-    assert "decoding" not in recorded.data
+    assert recorded.data.decoding == data.FIRST_DECODING
     assert read_dataset(recorded).identity == begun.identity
 
 

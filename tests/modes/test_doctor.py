@@ -170,6 +170,13 @@ def test_the_first_batch_is_this_process_s_share(tmp_path):
     assert CHECKS.first_batch(job_of(tmp_path, batch_size=32)) == "32 rows in each process"
 
 
+def test_no_images_are_put_on_the_devices_for_the_first_batch(tmp_path, monkeypatch):
+    monkeypatch.setattr(import_module("fewstep.training.sources"), "resident", None)
+    job = job_of(tmp_path, batch_size=32, **{"data.on_device": True})
+    assert TOGETHER["first batch"].run(job) == "32 rows in each process"
+    assert job.config.data.on_device
+
+
 def test_a_folder_of_this_run_goes_on_and_of_another_is_refused(teacher, tmp_path, capsys):
     pinned = config_of("cd", teacher=f"{teacher}@5")
     workdir.start_run(tmp_path / "run", pinned)

@@ -8,7 +8,7 @@ from fewstep.modes.request import Request, Run
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_config, small_experiment
 
-EVALUATE = import_module("fewstep.modes.evaluate")
+EVALUATE = import_module("fewstep.modes.evaluate_run")
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def evaluated(monkeypatch, tmp_path):
 
     def evaluated(**fields):
         request = Request(workdir=tmp_path, **fields)
-        EVALUATE.evaluate(request)
+        EVALUATE.evaluate_run(request)
         own_experiment, dataset, used, own_mesh, folder, writable = seen["given"]
         assert (own_experiment, own_mesh, folder) == (experiment, mesh, tmp_path)
         assert seen["checked"] == (experiment, dataset, used, mesh)

@@ -1,8 +1,8 @@
 import jax
 import pytest
 
-from fewstep.modes import evaluate as module
-from fewstep.modes.evaluate import evaluate
+from fewstep.modes import evaluate_run as module
+from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.request import Request, Run
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage.workdir import start_run
@@ -32,7 +32,7 @@ def test_only_the_command_line_says_where_an_evaluation_writes(given, tmp_path, 
 
     monkeypatch.setattr(module, "dataset_if_here", dataset_if_here)
     start_run(tmp_path / "run", config)
-    evaluate(Request(small_config(**FIELDS, **asked) if given else None, tmp_path / "run"))
+    evaluate_run(Request(small_config(**FIELDS, **asked) if given else None, tmp_path / "run"))
     assert (tmp_path / ("asked" if given else "own") / "references").is_dir()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["asked" if given else "own", "run"]
     assert decoded == [given]

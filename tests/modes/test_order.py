@@ -18,8 +18,7 @@ from fewstep.training.storage import identity, workdir
 from fewstep.training.storage.seal import sealed, unsealed
 from tests.training.runs import small_config
 
-# The package's own `train` and `replay` are the functions.
-TRAIN, REPLAY = import_module("fewstep.modes.train"), import_module("fewstep.modes.replay")
+TRAIN, REPLAY = import_module("fewstep.modes.train_run"), import_module("fewstep.modes.replay")
 CONFIG = small_config("flow_matching", **{"data.name": "digits", "evaluate.steps": ()})
 
 
@@ -56,7 +55,7 @@ def test_training_goes_on_in_the_order_that_it_began(begun, monkeypatch):
     monkeypatch.setattr(TRAIN, "train_network", diverge)
     for _ in range(2):  # the first start has written a new record
         with pytest.raises(NonFiniteError, match="broken"):
-            TRAIN.train(Request(config=CONFIG, workdir=folder))
+            TRAIN.train_run(Request(config=CONFIG, workdir=folder))
         assert identity.read_identity(folder).order == order
     count = len(data.load_selection(data.Selection("digits")).train.labels)
     images = data.batch_indices(count, batch_size=64, seed=0, step=3, order=order)
@@ -78,7 +77,8 @@ def test_replay_and_doctor_read_in_the_order_of_the_run(begun, monkeypatch):
         first_batch(NextJob(Request(config=CONFIG, workdir=folder)))
     config, mesh = workdir.load_config(folder), make_mesh()
     experiment = build_on(config, mesh)
+    job = JOB.assembled(
+        folder, config, experiment, data.load_selection(data.Selection("digits")), mesh
+    )
     with pytest.raises(Asked, match=str(order)):
-        REPLAY.step_again(
-            folder, 1, config, experiment, data.load_selection(data.Selection("digits")), mesh
-        )
+        REPLAY.step_again(folder, 1, job)

@@ -82,7 +82,7 @@ def saved_run(folder):
 @pytest.mark.parametrize("number", [2, 5])
 def test_a_step_done_again_is_the_step(run, number):
     folder, inputs, losses = run
-    again = REPLAY.step_again(folder, number, *inputs)
+    again = REPLAY.step_again(folder, number, JOB.assembled(folder, *inputs))
     assert float(again["loss"].total) == pytest.approx(losses[number - 1], rel=1e-6)
     # Rows are sums over two micro-batches.
     assert again[ROWS].total.shape == (16,)

@@ -246,7 +246,7 @@ def test_every_field_is_in_a_table():
 def test_a_run_says_the_step_that_it_is_at_and_not_the_one_asked_for(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(TRAIN, "job_of", lambda path, config, window: None)
     monkeypatch.setattr(TRAIN, "train_claimed", lambda path, job, preemption: 6)
-    TRAIN.train(Request(config=small_config(steps=3), workdir=tmp_path))
+    TRAIN.train_run(Request(config=small_config(steps=3), workdir=tmp_path))
     assert capsys.readouterr().out.startswith(f"{tmp_path} is at step 6; draw from it")
 
 

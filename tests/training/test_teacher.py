@@ -170,20 +170,11 @@ def test_a_path_s_default_written_out_is_the_same_path():
 def test_a_teacher_of_another_version_is_named():
     config, experiment = small_experiment("cd_flow", teacher="runs/old")
     old = small_config("flow_matching")
-    del old["prediction"]
-    with pytest.raises(ValueError, match="runs/old was made by another version.*prediction"):
+    old.optimizer.gone = 1
+    with pytest.raises(ValueError, match="runs/old was made by another version.*optimizer.gone"):
         rebuild(old, "runs/old")
     with pytest.raises(ValueError, match="teacher=runs/old was made by another version"):
         check_teacher(config, old, experiment)
-    for section, field in (
-        ("optimizer", "clip_norm"),
-        ("evaluate", "batch_size"),
-        ("path", "name"),
-    ):
-        broken = small_config("flow_matching")
-        del broken[section][field]
-        with pytest.raises(ValueError, match=f"made by another version.*{field}"):
-            rebuild(broken, "runs/old")
 
 
 @pytest.mark.parametrize("method", ["cd_flow", "flow_matching"])

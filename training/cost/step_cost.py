@@ -54,7 +54,7 @@ def step_flops(config: ConfigDict, experiment: Experiment) -> float:
         return count_flops(gradient, networks[name], networks, batch, key, step) - shared
 
     # In micro-batches each player evaluates the shared arrays again.
-    parts = config.get("micro_batches", 1) > 1
+    parts = config.micro_batches > 1
     total = shared * (sum(1.0 / player.every for player in players.values()) if parts else 1.0)
     return total + sum(gradient_flops(name) / player.every for name, player in players.items())
 

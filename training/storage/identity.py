@@ -12,13 +12,14 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fewstep.data import FIRST_DECODING, FIRST_ORDER, path_in_name
+from fewstep.data import FIRST_ORDER, path_in_name
 from fewstep.data.arrays.identity import identity_changes
 from fewstep.files import write_json
 from fewstep.messages import differences
 from fewstep.objectives import OBJECTIVES
 from fewstep.parts import open_lengths
 from fewstep.training.cluster.processes import warn_once
+from fewstep.training.storage.defaults import completed, removed_fields
 from fewstep.training.storage.fields import PLAYERS, is_whole
 from fewstep.training.storage.listing import File, changed_files
 from fewstep.training.storage.record import config_of
@@ -43,15 +44,7 @@ CHANGEABLE = (
     "data.on_device",
     "data.unreadable",  # the images left out are known by the hashes of the others
 )
-# What runs did whose records lack a field that came later.
 DECODING = "data.decoding"
-BEFORE = {
-    DECODING: FIRST_DECODING,
-    "data.background": "white",
-    "data.label_shares": "equal",
-    "objective.distance.name": "squared_l2",
-    "model.adaln_zero": True,
-}
 
 Plain = Mapping[str, Any]
 
@@ -146,8 +139,9 @@ def write_identity(workdir: Path, identity: Identity) -> None:
 def check_checkpoint(record: Plain, folder: Path) -> None:
     """Raises ValueError unless a checkpoint's record is of the step and the run of its folder.
 
-    folder: WORKDIR/checkpoints/STEP. A checkpoint without an id, made by an older version, is
-    identified by its config; in a folder without run.json the step alone is checked.
+    folder: WORKDIR/checkpoints/STEP. Its config must be that of the run too: a checkpoint without
+    an id, made by an older version, is identified by that, and an edited run.json is found out. In
+    a folder without run.json the step alone is checked.
     """
     if str(record["step"]) != folder.name:
         raise ValueError(
@@ -168,12 +162,11 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
             f"{run.id}); move away the one that is foreign here"
         )
     # Teacher and images may have been moved since.
-    moved = ("teacher", "data.name")
-    found = config_changes(run.config, record["config"], moved) if stamp is None else []
+    found = config_changes(run.config, record["config"], ("teacher", "data.name"))
     if found:
         raise ValueError(
             f"checkpoint {folder} belongs to a run with another config: {'; '.join(found)}; move "
-            "it away"
+            f"it away, or restore {RUN} if that was edited"
         )
 
 
@@ -243,10 +236,10 @@ def check_same_source(
 def config_changes(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]:
     """The fields in which two configs are of different runs, with both values.
 
-    A field that the old config does not record counts as what it was then (BEFORE).
+    A field that a config lacks counts as what runs do without it (training.storage.defaults).
     free: beginnings of names that may differ beside CHANGEABLE.
     """
-    old, new = ({**BEFORE, **flat(config)} for config in (old, new))
+    old, new = (flat(plain(completed(config))) for config in (old, new))
     free += (DECODING,) * (0 in (old[DECODING], new[DECODING]))  # 0 leaves it open
     free += CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
     return differing_fields(
@@ -278,9 +271,35 @@ def depends_on_length(fields: Plain) -> bool:
     return any(schedule != "constant" for schedule in schedules) or any(left_open)
 
 
+def with_all_fields(config: Plain) -> ConfigDict:
+    """A recorded config, and for each field that it lacks what runs do without it."""
+    return ConfigDict(plain(completed(config)))
+
+
+def check_known(config: ConfigDict, run: str) -> None:
+    """Raises ValueError that names the fields of a recorded config that are no more.
+
+    Those that may change when a run is continued are left out. Without the name of its objective
+    nobody knows what a config was.
+    """
+    if not config.objective.get("name"):
+        raise ValueError(f"{run} holds no config of a run: it has no objective.name")
+    found = [name for name in removed_fields(config.to_dict()) if not name.startswith(CHANGEABLE)]
+    if found:
+        raise ValueError(
+            f"{run} was made by another version of Fewstep: this one has no {', '.join(found)}; "
+            "sample it with that version, or train again"
+        )
+
+
 def as_dict(config: ConfigDict) -> dict[str, Any]:
     """The config as plain JSON values: tuples become lists."""
-    return json.loads(json.dumps(config.to_dict()))
+    return plain(config.to_dict())
+
+
+def plain(fields: Plain) -> dict[str, Any]:
+    """Fields as plain JSON values: tuples become lists."""
+    return json.loads(json.dumps(fields))
 
 
 def flat(tree: Plain, prefix: str = "") -> dict[str, Any]:

@@ -228,6 +228,7 @@ def is_run(workdir: Path) -> bool:
 def load_config(workdir: Path, step: int | None = None) -> ConfigDict:
     """The config of a run as it was sealed, in run.json or a checkpoint, the newest by default.
 
+    It has all fields of this version: one that was not recorded counts as what runs do without it.
     Where config.json differs a warning names the fields. Raises ValueError if the folder holds no
     run.
     """
@@ -235,10 +236,10 @@ def load_config(workdir: Path, step: int | None = None) -> ConfigDict:
         raise ValueError(
             f"{workdir / CONFIG} does not exist: {workdir} is no run; train there first"
         )
-    config = ConfigDict(recorded_identity(workdir, step).config)
+    recorded = recorded_identity(workdir, step).config
     if (workdir / CONFIG).exists():
-        warn_if_edited(workdir / CONFIG, as_dict(config))
-    return config
+        warn_if_edited(workdir / CONFIG, recorded)
+    return identity.with_all_fields(recorded)
 
 
 def warn_if_edited(path: Path, config: Plain) -> None:

@@ -183,23 +183,6 @@ def test_one_of_two_decoding_processes_waits(tmp_path, draw_images, capsys):
     np.testing.assert_array_equal(found[0].train.images, images)
 
 
-def test_leftovers_of_dead_writers_go_and_nothing_else(tmp_path, monkeypatch):
-    monkeypatch.setattr(files.socket, "gethostname", lambda: "here")
-    code = 32 * "a"
-    names = {
-        f"a.npy.{code}@here.tmp": 0,
-        f"a.npy.{code}.tmp": 0,  # of an earlier version
-        f"a.npy.{code}@there.tmp": 0,
-        f"b.npy.{code}@there.tmp": 2 * files.SILENCE_SECONDS,
-        "mine.tmp": 2 * files.SILENCE_SECONDS,
-    }
-    for name, age in names.items():
-        (tmp_path / name).write_bytes(b"x")
-        os.utime(tmp_path / name, (time.time() - age,) * 2)
-    files.remove_leftovers(tmp_path)
-    assert names_in(tmp_path) == [f"a.npy.{code}@there.tmp", "mine.tmp"]
-
-
 def test_without_locks_nothing_is_removed_and_decoding_goes_on(tmp_path, draw_images, monkeypatch):
     def no_locks(file, operation):
         raise OSError(errno.ENOLCK, "no locks available")
@@ -464,7 +447,7 @@ def test_a_disk_that_fills_up_is_reported(tmp_path, draw_images, monkeypatch):
     def full(number):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(files.os, "fsync", full)
+    monkeypatch.setattr(os, "fsync", full)
     data = undecoded(draw_images(3, 4, 4, 1))
     with pytest.raises(OSError, match="has no room for .*free disk space.*there already is whole"):
         decode(data, tmp_path)

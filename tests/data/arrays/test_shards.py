@@ -8,7 +8,7 @@ import shutil
 import numpy as np
 import pytest
 
-from fewstep.data.arrays import array_cache, files, local_copy
+from fewstep.data.arrays import array_cache, local_copy
 from fewstep.data.arrays import shards as arrays
 from fewstep.data.arrays.array_cache import Source, array_folder, decode, repair, verify
 from fewstep.data.arrays.local_copy import copy_arrays
@@ -248,7 +248,7 @@ def test_a_local_disk_that_cannot_be_written_names_its_field(
             raise OSError(number, os.strerror(number), str(source))
         replace(source, path)
 
-    monkeypatch.setattr(files.os, "replace", refuse)
+    monkeypatch.setattr(os, "replace", refuse)
     with pytest.raises(OSError, match=message):
         copy_arrays(data, shared, tmp_path / "local")
 

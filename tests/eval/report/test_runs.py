@@ -311,7 +311,9 @@ def test_a_field_that_an_older_record_lacks_does_not_set_it_apart(tmp_path):
 
 
 def test_an_older_record_is_of_what_runs_did_then(tmp_path):
-    older = evaluated_run(tmp_path / "older", "shortcut", 0, steps=(1,))
+    older = evaluated_run(
+        tmp_path / "older", "shortcut", 0, steps=(1,), config={"objective": {"name": "shortcut"}}
+    )
     alike, other = (
         evaluated_run(
             tmp_path / name,
@@ -319,7 +321,7 @@ def test_an_older_record_is_of_what_runs_did_then(tmp_path):
             seed,
             steps=(1,),
             config={
-                "objective": {"name": "objective", "distance": {"name": name, "c": None}},
+                "objective": {"name": "shortcut", "distance": {"name": name, "c": None}},
                 "data": {"name": "digits", "decoding": 2, "label_shares": "equal"},
             },
         )

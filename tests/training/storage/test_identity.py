@@ -133,6 +133,19 @@ def test_an_edited_config_changes_nothing_and_is_named_once(runs, capsys):
     assert "config.json" in capsys.readouterr().err
 
 
+def test_a_record_that_was_edited_and_sealed_again_is_not_that_of_its_checkpoints(runs):
+    record = identity.read_identity(runs[0])
+    record.config["path"]["name"] = "vp_cosine"
+    identity.write_identity(runs[0], record)
+    with pytest.raises(
+        ValueError, match=r"path.name \(vp_cosine there, linear now\); move it .*run"
+    ):
+        restore.read_record(runs[0])
+    record.config["path"]["name"], record.config["evaluate"]["num_samples"] = "linear", 7
+    identity.write_identity(runs[0], record)  # what may change is not the checkpoint's matter
+    assert restore.read_record(runs[0])["step"] == 5
+
+
 def test_what_may_change_is_sealed_as_it_was_changed(runs, capsys):
     longer = small_config("flow_matching", steps=20, **{"evaluate.num_samples": 9})
     workdir.start_run(runs[0], longer)

@@ -1,0 +1,127 @@
+"""Fields that came after a run was recorded, and fields that are no more."""
+
+import inspect
+import shutil
+
+import pytest
+
+from fewstep.configs import base, objectives
+from fewstep.data import FIRST_DECODING
+from fewstep.modes.request import Request, load_run
+from fewstep.objectives import OBJECTIVES
+from fewstep.training.sharding import make_mesh
+from fewstep.training.storage import workdir
+from fewstep.training.storage.defaults import completed, removed_fields
+from fewstep.training.storage.identity import as_dict, config_changes
+from fewstep.training.teacher import load_teacher
+from tests.training.runs import save_run, small_config, small_experiment
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run of this version."""
+    return save_run(tmp_path_factory.mktemp("runs") / "run", "flow_matching")
+
+
+@pytest.fixture
+def run(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "run")
+
+
+@pytest.fixture
+def later(monkeypatch):
+    """A later version: a new field of the data, one of an objective; returns what that is given."""
+    given, denoising = [], OBJECTIVES["denoising"]
+
+    def tilted(model, *, tilt=0.0, **fields):
+        given.append(tilt)
+        return denoising(model, **fields)
+
+    parameters = inspect.signature(denoising).parameters
+    tilt = inspect.Parameter("tilt", inspect.Parameter.KEYWORD_ONLY, default=0.0)
+    tilted.__signature__ = inspect.Signature([*parameters.values(), tilt])
+    monkeypatch.setitem(OBJECTIVES, "denoising", tilted)
+    for module, group, field in ((base, "data", "sharpen"), (objectives, "denoising", "tilt")):
+        monkeypatch.setattr(module, group, with_field(getattr(module, group), field))
+    return given
+
+
+def with_field(fields, name):
+    """A function of fields that has one more, 0.5."""
+
+    def extended():
+        found = fields()
+        found[name] = 0.5
+        return found
+
+    return extended
+
+
+def test_a_run_without_a_later_field_goes_on_as_by_its_default(run, later):
+    id = workdir.recorded_identity(run).id
+    with pytest.raises(ValueError, match=r"config: data.sharpen \(0.5 there, 1.0 now\)"):
+        workdir.start_run(run, small_config("flow_matching", **{"data.sharpen": 1.0}))
+    with pytest.raises(ValueError, match=r"config: objective.tilt \(0.5 there, 1.0 now\)"):
+        workdir.start_run(run, small_config("flow_matching", **{"objective.tilt": 1.0}))
+    assert workdir.start_run(run, small_config("flow_matching")).id == id
+    assert workdir.recorded_identity(run).config["objective"]["tilt"] == 0.5
+
+
+def test_a_run_without_a_later_field_samples_and_teaches(run, later, capsys):
+    sampled = load_run(Request(workdir=run))
+    assert (sampled.step, sampled.config.data.sharpen, set(later)) == (5, 0.5, {0.5})
+    config, experiment = small_experiment("cd_flow", teacher=str(run))
+    assert set(load_teacher(config, experiment, make_mesh())) == {"teacher"}
+    assert set(later) == {0.5} and capsys.readouterr().err == ""
+
+
+def test_a_run_with_a_field_that_is_no_more_is_refused_by_its_name(tmp_path, later, monkeypatch):
+    run = save_run(tmp_path / "run", "flow_matching")
+    monkeypatch.undo()
+    config, experiment = small_experiment("cd_flow", teacher=run)
+    for use in (
+        lambda: load_run(Request(workdir=tmp_path / "run")),
+        lambda: load_teacher(config, experiment, make_mesh()),
+    ):
+        with pytest.raises(ValueError, match=r"run was .*another version.*sharpen, objective.tilt"):
+            use()
+    gone = r"data.sharpen \(0.5 there, None now\); objective.tilt \(0.5 there, None now\)"
+    with pytest.raises(ValueError, match=gone):
+        workdir.start_run(tmp_path / "run", small_config("flow_matching"))
+
+
+def without(fields, *path):
+    """The fields without the one at the end of a path."""
+    name, *rest = path
+    if rest:
+        return {**fields, name: without(fields[name], *rest)}
+    return {other: value for other, value in fields.items() if other != name}
+
+
+def test_what_is_recorded_stays_and_what_is_not_is_the_default_of_its_own_part():
+    fields = as_dict(small_config("ect"))  # its distance is pseudo_huber with c = 0
+    assert completed(fields) == fields
+    lacking = without(fields, "objective", "distance", "c")
+    assert completed(lacking) == fields
+    lacking["objective"]["distance"]["name"] = "squared_l2"  # which has no c
+    assert completed(lacking)["objective"]["distance"]["c"] is None
+    lacking = without(fields, "objective", "distance")
+    assert completed(lacking)["objective"]["distance"]["name"] == "pseudo_huber"
+
+
+def test_the_few_fields_whose_default_is_another_are_what_runs_did_before():
+    fields = as_dict(small_config())
+    older = without(without(fields, "data", "decoding"), "data", "label_shares")["data"]
+    found = completed({**fields, "data": older})["data"]
+    assert (found["decoding"], found["label_shares"]) == (FIRST_DECODING, "equal")
+    changed = config_changes({**fields, "data": older}, fields)
+    assert changed == ["data.label_shares (equal there, data now)"]
+
+
+def test_a_removed_field_of_none_was_a_default():
+    fields = as_dict(small_config())
+    fields["model"]["gone"], fields["objective"]["distance"]["gone"] = None, 3
+    fields["player_optimizers"] = {"network": {"b1": 0.0}}
+    assert removed_fields(fields) == ["objective.distance.gone"]
+    fields["objective"]["name"] = "of another version"
+    assert removed_fields(fields) == []
