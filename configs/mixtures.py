@@ -9,8 +9,9 @@ images: they are measured as they are (features `points`) and shown as scatter p
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
-from fewstep.configs import base, methods, overrides, short_runs
+from fewstep.configs import base, methods, short_runs
 
 SIGMA_DATA = 0.7  # deviation of a coordinate of the ring
 
@@ -21,7 +22,9 @@ def get_config(method: str = "flow_matching") -> ConfigDict:
     config.steps = 3000
     config.batch_size = 512
     config.data.name = "mixture:ring"
-    overrides.unset(config, "model", keep=set())
+    for field, value in config.model.items():
+        if value is not None:  # the DiT's; the perceptron has its own defaults
+            config.model[field] = placeholder(type(value))
     config.model.name = "mlp"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"

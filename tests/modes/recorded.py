@@ -42,7 +42,11 @@ def recorded(patch, folder, method, fields, traced=True):
     if "teacher" in fields:
         fields = fields | {"teacher": str(folder / fields["teacher"])}
     recorder = Recorder(traced)
-    build = wraps(NETWORKS["dit"].build)(recorder.build_network)
+
+    @wraps(NETWORKS["dit"].build)
+    def build(*inputs, **fields):
+        return recorder.build_network(*inputs, **fields)
+
     patch.setitem(NETWORKS, "dit", NETWORKS["dit"]._replace(build=build))
     patch.setattr(REQUEST.data, "load_selection", recorder.load_data)
     patch.setattr(REQUEST.data, "load_copy", recorder.load_copy)
@@ -148,7 +152,7 @@ class Recorder:
         used = {name: fields[name] for name in MEASURED_BY} | {"shape": space.example.shape}
         self.note_each("measures", used | how | {"mesh": dict(mesh.shape), "root": root.name})
 
-    def save(self, folder, result, **shown):
+    def save(self, folder, result, space, **shown):
         self.note_each("results", {name: result[name] for name in ("data", "images_seen")})
         self.note_each("results", result["protocol"]["sampling"])
 
