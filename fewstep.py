@@ -1,7 +1,6 @@
-"""Fewstep as one package, whose sub-packages are the rooms beside this file: `fewstep.models`, ...
+"""Makes the folders beside this file sub-packages of `fewstep`, such as `fewstep.models`.
 
-A module with a `__path__` is a package. So a clone runs with nothing installed, and every import
-has the package's name.
+A module with a `__path__` is a package, so a clone runs without installing anything.
 """
 
 from pathlib import Path

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, config_flags
 from fewstep.configs import command_line
 from fewstep.configs.methods import TEACHERS
 from fewstep.files import in_words
-from fewstep.messages import guess, nearest, no_choice
+from fewstep.messages import did_you_mean, nearest_name, unknown_choice
 from fewstep.modes import MODES
 from fewstep.modes.compilation_cache import keep_compiled
 from fewstep.modes.request import Request, at_home, check_started_alike, with_home
@@ -188,16 +188,16 @@ def parse(argv: list[str]) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         declared = {flag for mode in MODES.values() for flag in mode.flags}
         known = {*declared, *(flag.name for flag in (MODE, TRACEBACK, *JOINING)), "help"}
-        meant = guess(nearest(error.flagname.partition(".")[0], known), "--{}")
+        meant = did_you_mean(nearest_name(error.flagname.partition(".")[0], known), "--{}")
         fail(ValueError(f"--{error.flagname} is no flag{meant}"))
     except command_line.ERRORS as error:
         fail(ValueError(command_line.unknown_in(config, argv) or str(error)))
     if len(rest) > 1:
         # Such as --steps 4 5, or a name of a mode.
-        meant = guess(nearest(rest[1], MODES), "--mode={}")
+        meant = did_you_mean(nearest_name(rest[1], MODES), "--mode={}")
         fail(ValueError(f"{rest[1]!r} is no flag{meant or '; a flag begins with --'}"))
     if MODE.value not in MODES:
-        fail(ValueError(no_choice("--mode", MODE.value, MODES)))
+        fail(ValueError(unknown_choice("--mode", MODE.value, MODES)))
     return rest
 
 
@@ -210,7 +210,7 @@ def show_usage(argv: list[str]) -> None:
     except flags.Error as error:
         fail(ValueError(str(error)))
     if values.mode not in MODES:
-        fail(ValueError(no_choice("--mode", values.mode, MODES)))
+        fail(ValueError(unknown_choice("--mode", values.mode, MODES)))
     joins, common = (
         {flag.name: flags.FLAGS[flag.name].help for flag in those}
         for those in (JOINING, (TRACEBACK,))

@@ -1,18 +1,18 @@
-"""What every error message builds alike: nearest names, fields that differ, commands to type."""
+"""Parts of error messages: the nearest name, fields that differ, commands to type."""
 
 import shlex
 from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from typing import Any, NamedTuple
 
-CUTOFF = 0.6  # likeness in [0, 1] below which a name is no guess but nonsense
-SHORTEST_PART = 2  # letters that a name needs to be taken for a part of another
+CUTOFF = 0.6  # least similarity of a guess, in [0, 1]
+SHORTEST_PART = 2  # fewest letters that count as a part of another name
 
 
-def nearest(name: str, names: Iterable[str]) -> str:
-    """The one of `names` that `name` resembles most, or is a part of; "" if none is near.
+def nearest_name(name: str, names: Iterable[str]) -> str:
+    """The one of `names` that is most similar to `name` or contains it; "" if none does.
 
-    Upper and lower case are the same.
+    Ignores case.
     """
     by_lower = {other.lower(): other for other in map(str, names)}
     asked = str(name).lower()
@@ -23,26 +23,27 @@ def nearest(name: str, names: Iterable[str]) -> str:
 
 
 def likeness(a: str, b: str) -> float:
-    """How much two names resemble each other, in [0, 1]."""
+    """Similarity of two names, in [0, 1]."""
     return 1.0 if a == b else SequenceMatcher(None, a, b).ratio()
 
 
-def guess(name: str, form: str = "{!r}") -> str:
-    """The end of a message that asks whether `name` was meant; "" for "".
+def did_you_mean(name: str, form: str = "{!r}") -> str:
+    """The end of a message: "; did you mean `name`?", or "" if `name` is "".
 
-    form: of the name, such as "--{}".
+    form: how the name is written, such as "--{}".
     """
     return f"; did you mean {form.format(name)}?" if name else ""
 
 
-def no_choice(field: str, value: object, names: Iterable[str]) -> str:
-    """The message that a field has a value that is none of `names`."""
+def unknown_choice(field: str, value: object, names: Iterable[str]) -> str:
+    """The error message for a field whose value is not one of `names`."""
     names = [*names]
-    return f"{field}={value!r} is not one of {', '.join(names)}{guess(nearest(str(value), names))}"
+    hint = did_you_mean(nearest_name(str(value), names))
+    return f"{field}={value!r} is not one of {', '.join(names)}{hint}"
 
 
 class Difference(NamedTuple):
-    """A field and its values in two mappings, None in one that lacks it."""
+    """A field and its values in two mappings; None if a mapping lacks the field."""
 
     field: str
     first: Any
@@ -50,21 +51,21 @@ class Difference(NamedTuple):
 
 
 def differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
-    """The fields in which two mappings differ, in the order of the first, then of the second.
+    """The fields whose values differ, in the order of the first mapping, then the second.
 
-    A field that is absent counts as None.
+    A missing field counts as None.
     """
     pairs = {field: (first.get(field), second.get(field)) for field in [*first, *second]}
     return [Difference(field, *pair) for field, pair in pairs.items() if pair[0] != pair[1]]
 
 
 def common_differences(first: Mapping[str, Any], second: Mapping[str, Any]) -> list[Difference]:
-    """Those of `differences` whose fields both mappings have."""
+    """The `differences` in fields that both mappings have."""
     both = first.keys() & second.keys()
     return [found for found in differences(first, second) if found.field in both]
 
 
-def command(mode: str, **flags: Any) -> str:
-    """The flags of a command as a shell takes them: paths with spaces are quoted."""
+def shell_flags(mode: str, **flags: Any) -> str:
+    """The flags of a command, quoted for a shell."""
     options = [f"--{name}={value}" for name, value in flags.items()]
     return shlex.join([f"--mode={mode}", *options])

@@ -1,10 +1,10 @@
-"""How a function says, beside its arguments, what the fields of a config stand for.
+"""Annotations by which a function declares what the config fields of its arguments stand for.
 
     def denoising(model, *, solver: Annotated[Solver | None, Part(SOLVERS)] = None, ...)
     def square_root(first: int = 2, *, total_steps: Annotated[int, RUN_LENGTH]) -> Curriculum
 
-A field whose argument has no such mark is passed as it is. A name means what the function that
-takes it declares, and may mean something else to another.
+A field whose argument has no annotation is passed unchanged. The same field name may mean
+different things to different functions.
 """
 
 import inspect
@@ -15,9 +15,9 @@ Table = Mapping[str, Any]
 
 
 class Part(NamedTuple):
-    """What a function of a table returns: a group of fields, of which "name" is its entry.
+    """The result of a function in a table. The field is a group whose "name" selects the function.
 
-    The name "" stands for the argument's default. on_path: whether the functions take the path.
+    The name "" stands for the argument's default. on_path: the functions take the path.
     """
 
     table: Table
@@ -25,21 +25,21 @@ class Part(NamedTuple):
 
 
 class Entry(NamedTuple):
-    """An entry of a table as it is: a field with its name."""
+    """An entry of a table, unchanged. The field is the name of the entry."""
 
     table: Table
 
 
 class RunLength(NamedTuple):
-    """A number of steps: a field of None stands for the length of the run."""
+    """A number of steps. A field of None stands for the length of the run."""
 
 
 RUN_LENGTH = RunLength()
 Mark = Part | Entry | RunLength
 
 
-def declared(function: Callable[..., Any]) -> dict[str, Mark]:
-    """The marks of a function's arguments, by name."""
+def declared_marks(function: Callable[..., Any]) -> dict[str, Mark]:
+    """The annotations of a function's arguments, by argument name."""
     return {
         name: mark
         for name, parameter in inspect.signature(function).parameters.items()
@@ -48,21 +48,21 @@ def declared(function: Callable[..., Any]) -> dict[str, Mark]:
     }
 
 
-def groups(function: Callable[..., Any], prefix: str) -> Iterator[str]:
-    """The dotted names of all groups of fields that a function and its parts may have."""
-    for name, mark in declared(function).items():
+def group_names(function: Callable[..., Any], prefix: str) -> Iterator[str]:
+    """The dotted names of all groups of fields of a function and its parts."""
+    for name, mark in declared_marks(function).items():
         if isinstance(mark, Part):
             yield f"{prefix}.{name}"
             for part in mark.table.values():
-                yield from groups(part, f"{prefix}.{name}")
+                yield from group_names(part, f"{prefix}.{name}")
 
 
-def lengths_left_open(
+def open_lengths(
     function: Callable[..., Any], fields: Mapping[str, Any], prefix: str
 ) -> Iterator[str]:
-    """The fields that stand for the length of the run; fields: by dotted name."""
+    """The fields that stand for the length of the run. fields: values by dotted name."""
     parameters = inspect.signature(function).parameters
-    for name, mark in declared(function).items():
+    for name, mark in declared_marks(function).items():
         field = f"{prefix}.{name}"
         if isinstance(mark, RunLength):
             default = parameters[name].default
@@ -71,4 +71,4 @@ def lengths_left_open(
                 yield field
         elif isinstance(mark, Part) and fields.get(f"{field}.name") in mark.table:
             part = mark.table[fields[f"{field}.name"]]
-            yield from lengths_left_open(part, fields, field)
+            yield from open_lengths(part, fields, field)

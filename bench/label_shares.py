@@ -9,7 +9,7 @@ pixels (fd-pixels-1k).
 import numpy as np
 from sklearn.datasets import load_digits
 
-from fewstep.data import Split, class_counts, shared_labels
+from fewstep.data import Split, class_counts, proportional_labels
 from fewstep.eval.metrics.frechet import frechet_distance, statistics
 
 SAMPLES, SPLITS, RATIO, LARGEST = 1000, 3, 10, 16
@@ -27,7 +27,7 @@ def distances(seed: int, frequent: int) -> dict[str, float]:
     counts = class_counts(Split(pixels[data], labels[data]), 10)
     found = {}
     for rule, shares in {"data": counts, "equal": (1,) * 10}.items():
-        numbers = np.bincount(shared_labels(shares, SAMPLES), minlength=10)
+        numbers = np.bincount(proportional_labels(shares, SAMPLES), minlength=10)
         chosen = [rng.choice(others[labels[others] == c], n) for c, n in enumerate(numbers)]
         samples = pixels[np.concatenate(chosen)]
         found[rule] = frechet_distance(statistics(samples), statistics(pixels[data]))

@@ -9,7 +9,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fewstep.configs import overrides
-from fewstep.messages import CUTOFF, guess, likeness, nearest
+from fewstep.messages import CUTOFF, did_you_mean, likeness, nearest_name
 
 NONE = "None"
 EVERYWHERE = ("name", "kind")  # these say nothing without their group
@@ -137,7 +137,7 @@ def unknown_field(config: ConfigDict, arguments: Sequence[str]) -> str:
         given = re.match(r"--?(?:no)?config\.([^=]+)(?:=([^{]))?", argument)
         if given and given[1] not in {*names, *groups, "player_optimizers"}:
             found = nearest_field(given[1], names)
-            return f"--config.{given[1]} is no field{guess(found, '--config.{}')}"
+            return f"--config.{given[1]} is no field{did_you_mean(found, '--config.{}')}"
         if given and given[1] in groups and given[2]:
             inside = [name for name in names if name.startswith(f"{given[1]}.")]
             first = next((name for name in inside if name == f"{given[1]}.name"), inside[0])
@@ -157,7 +157,7 @@ def nearest_field(asked: str, names: Sequence[str]) -> str:
         return meant
     here = [name for name in names if name.rpartition(".")[0] == group]
     for among in (here, names) if last not in OTHER_NAMES else (names,):
-        found = nearest(meant, {name.rpartition(".")[2] for name in among})
+        found = nearest_name(meant, {name.rpartition(".")[2] for name in among})
         alike = [name for name in among if name.rpartition(".")[2] == found]
         if found in EVERYWHERE:
             part = group.rpartition(".")[2]

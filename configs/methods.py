@@ -15,7 +15,7 @@ from collections.abc import Callable
 from ml_collections import ConfigDict
 
 from fewstep.configs import base, objectives
-from fewstep.messages import no_choice
+from fewstep.messages import unknown_choice
 
 # Sampling steps at which consistency models are evaluated; more add little.
 FEW_STEPS = (1, 2, 4)
@@ -231,7 +231,7 @@ TEACHERS = {
 def choose(config: ConfigDict, method: str) -> ConfigDict:
     """The config with the fields of a method, its path, prediction and network inputs."""
     if method not in METHODS:
-        raise ValueError(no_choice("method", method, METHODS))
+        raise ValueError(unknown_choice("method", method, METHODS))
     config.method = method
     METHODS[method](config)
     return config

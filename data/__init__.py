@@ -2,13 +2,27 @@
 
 from fewstep.data.arrays.array_cache import data_root, local_folder, verify
 from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Pairs, Split
-from fewstep.data.arrays.identity import Identity, changes, digest
+from fewstep.data.arrays.identity import Identity, identity_changes, short_hash
 from fewstep.data.arrays.pixels import to_float, to_uint8
-from fewstep.data.catalog import NONE, Selection, known_as, load, load_copy, path_in, prepare
+from fewstep.data.catalog import (
+    NONE,
+    Selection,
+    load_copy,
+    load_selection,
+    path_in_name,
+    prepare_dataset,
+    protocol_name,
+)
 from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST_DECODING
-from fewstep.data.labels import class_counts, shared_labels
+from fewstep.data.labels import class_counts, proportional_labels
 from fewstep.data.order import FIRST_ORDER, NEWEST_ORDER
-from fewstep.data.pipeline import batch_indices, batches, label_batches, pair_batches, row_batches
+from fewstep.data.pipeline import (
+    batch_indices,
+    image_batches,
+    index_batches,
+    label_batches,
+    pair_batches,
+)
 
 __all__ = [
     "FIRST_DECODING",
@@ -23,21 +37,21 @@ __all__ = [
     "Selection",
     "Split",
     "batch_indices",
-    "batches",
-    "changes",
+    "image_batches",
+    "identity_changes",
     "class_counts",
     "data_root",
-    "digest",
-    "known_as",
+    "short_hash",
+    "protocol_name",
     "label_batches",
-    "load",
+    "load_selection",
     "load_copy",
     "local_folder",
     "pair_batches",
-    "path_in",
-    "prepare",
-    "row_batches",
-    "shared_labels",
+    "path_in_name",
+    "prepare_dataset",
+    "index_batches",
+    "proportional_labels",
     "to_float",
     "to_uint8",
     "verify",

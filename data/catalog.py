@@ -21,17 +21,17 @@ from fewstep.data.arrays.array_cache import (
     decode,
     is_decoded,
     local_folder,
-    mend,
+    repair,
 )
 from fewstep.data.arrays.dataset import Dataset
 from fewstep.data.arrays.files import claimed
 from fewstep.data.arrays.local_copy import FIELD, copy_arrays
 from fewstep.data.arrays.pixels import check_size
 from fewstep.data.digits import digits
-from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, decoding_of
-from fewstep.data.folders.folder import folder
+from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, parse_decoding
+from fewstep.data.folders.folder import folder_images
 from fewstep.data.tfds_images import UnknownBuilderError, builder_names, tfds_images, write_tfds
-from fewstep.messages import guess, nearest
+from fewstep.messages import did_you_mean, nearest_name
 from fewstep.progress import note
 
 NONE = "none"
@@ -57,7 +57,7 @@ class Selection(NamedTuple):
 
     def rules(self) -> Decoding:
         """How files are read. Raises ValueError for what cannot be."""
-        return decoding_of(self.decoding, self.background, self.unreadable)
+        return parse_decoding(self.decoding, self.background, self.unreadable)
 
 
 class Origin(NamedTuple):
@@ -92,21 +92,23 @@ def _open_digits(name: str, asked: Selection, writable: bool) -> Dataset:
 
 def _open_folder(path: str, asked: Selection, writable: bool) -> Undecoded:
     kept = data_root(asked.data_dir if writable else "")
-    return folder(path, asked.image_size, asked.channels, asked.rules(), kept)
+    return folder_images(path, asked.image_size, asked.channels, asked.rules(), kept)
 
 
 def _open_tfds(name: str, asked: Selection, writable: bool) -> Undecoded:
     root = data_root(asked.data_dir)
-    return tfds_images(_checked(name), root, asked.image_size, asked.channels, asked.rules())
+    return tfds_images(
+        _check_tfds_name(name), root, asked.image_size, asked.channels, asked.rules()
+    )
 
 
 def _download_tfds(name: str, asked: Selection) -> None:
     root = data_root(asked.data_dir)
     with claimed(root):
-        write_tfds(_checked(name), root, asked.image_size, asked.channels)
+        write_tfds(_check_tfds_name(name), root, asked.image_size, asked.channels)
 
 
-def _checked(name: str) -> str:
+def _check_tfds_name(name: str) -> str:
     if not TFDS_NAME.fullmatch(name):
         raise UnknownBuilderError(name)
     return name
@@ -122,7 +124,7 @@ ORIGINS = {
 }
 
 
-def load(asked: Selection, writable: bool = True) -> Dataset:
+def load_selection(asked: Selection, writable: bool = True) -> Dataset:
     """The data set that is asked for.
 
     writable: whether arrays may be written to data_dir; if not, they go where "" is.
@@ -131,65 +133,65 @@ def load(asked: Selection, writable: bool = True) -> Dataset:
     ValueError for a name that does not exist or data that cannot be read, FileNotFoundError for
     data that are not there or not prepared.
     """
-    found = _opened(asked, writable)
+    found = _open(asked, writable)
     if isinstance(found, Dataset):
         return found
     root = data_root(asked.data_dir)
     if is_decoded(found, root):
         return decode(found, root, writable)
-    _note(found.understood)
+    _note_line(found.understood)
     dataset = decode(found, root if writable else data_root())
-    _note(found.account())
+    _note_line(found.account())
     return dataset
 
 
 def load_copy(asked: Selection, local_dir: str) -> Dataset:
     """The data set, its arrays copied under local_dir, a disk of this host, and read from there.
 
-    What is there already is not copied again. Errors as for `load`; OSError if the disk has no
+    What is there already is not copied again. Errors as for `load_selection`; OSError if the disk has no
     room.
     """
     local = local_folder(local_dir, FIELD)
-    found = _opened(asked)
+    found = _open(asked)
     if isinstance(found, Dataset):
         return found
     return copy_arrays(found, data_root(asked.data_dir), local)
 
 
-def prepare(asked: Selection) -> Path:
-    """Download and decode what `load` reads of the same selection, and check what is there.
+def prepare_dataset(asked: Selection) -> Path:
+    """Download and decode what `load_selection` reads of the same selection, and check what is there.
 
     Decoded arrays are hashed, and decoded again if they are damaged; standard error says what was
     done. Arrays by the rules of earlier versions are checked too where they are. Returns the folder
-    (data_dir for digits, which need none). Raises as `load` does, and ValueError if the data cannot
+    (data_dir for digits, which need none). Raises as `load_selection` does, and ValueError if the data cannot
     be downloaded or encoded.
     """
     if asked.name == NONE:
         return data_root(asked.data_dir)
-    found, root = _opened(asked, download=True), data_root(asked.data_dir)
+    found, root = _open(asked, download=True), data_root(asked.data_dir)
     if isinstance(found, Dataset):
         return root
-    _note(found.understood)
-    newest = mend(found, root)
-    _note(found.account())
+    _note_line(found.understood)
+    newest = repair(found, root)
+    _note_line(found.account())
     if asked.decoding == 0:
-        _mend_first(asked, newest)
+        _repair_first(asked, newest)
     return newest
 
 
-def _mend_first(asked: Selection, newest: Path) -> None:
+def _repair_first(asked: Selection, newest: Path) -> None:
     """Check arrays by the first rules, on which older runs rest, if they lie in another folder."""
     root = data_root(asked.data_dir)
     older = asked._replace(decoding=FIRST_DECODING, background=BACKGROUND, unreadable=0)
     try:
-        first = _opened(older)
+        first = _open(older)
     except (ValueError, FileNotFoundError):
         return  # these rules cannot read it, so there are no such arrays
     if array_folder(first, root) != newest and is_decoded(first, root):
-        mend(first, root)
+        repair(first, root)
 
 
-def _opened(asked: Selection, writable: bool = True, download: bool = False) -> Dataset | Undecoded:
+def _open(asked: Selection, writable: bool = True, download: bool = False) -> Dataset | Undecoded:
     """What the origin of a selection opens, downloaded first if that is asked for.
 
     Raises ValueError for a name that does not exist, sizes that no image has and other rules.
@@ -204,7 +206,7 @@ def _opened(asked: Selection, writable: bool = True, download: bool = False) -> 
             origin.download(argument, asked)
         return origin.open(argument, asked, writable)
     except UnknownBuilderError as error:
-        raise ValueError(unknown_name(asked.name)) from error
+        raise ValueError(unknown_name_message(asked.name)) from error
 
 
 def _origin_of(name: str) -> tuple[Origin, str]:
@@ -216,29 +218,29 @@ def _origin_of(name: str) -> tuple[Origin, str]:
     return origin, argument if colon else name
 
 
-def path_in(name: str) -> str:
+def path_in_name(name: str) -> str:
     """The path in the name of data that are known by their images; "" for others."""
     origin, argument = _origin_of(name)
     return argument if origin.place else ""
 
 
-def known_as(name: str) -> str:
+def protocol_name(name: str) -> str:
     """What protocols call data of this name: that itself, unless it says where they lie."""
     return _origin_of(name)[0].place or name
 
 
-def unknown_name(name: str) -> str:
+def unknown_name_message(name: str) -> str:
     """The message that a data set does not exist: the nearest name and the forms of a name."""
     forms = [origin.form for origin in ORIGINS.values() if origin.form]
     known = {n: n for n in builder_names()} | {form.partition(":")[0]: form for form in forms}
     typed = _origin_of(name)[1].partition(":")[0].lower()
-    found = guess(known.get(nearest(typed, known), "")) or "."
+    found = did_you_mean(known.get(nearest_name(typed, known), "")) or "."
     return (
         f"data set {name!r} does not exist{found} A name is {', '.join(forms)}, or the bare NAME "
         "of a TFDS data set"
     )
 
 
-def _note(line: str) -> None:
+def _note_line(line: str) -> None:
     if line:
         note(line)

@@ -14,10 +14,12 @@ FLIP_PROBABILITY = 0.5
 def grain_rows(
     count: int, seed: int, flip: bool
 ) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]]:
-    """`data.order.Rows` by Grain; seed: in [0, 2^32)."""
+    """`data.order.RowReader` by Grain; seed: in [0, 2^32)."""
     positions = grain.MapDataset.range(count).seed(seed).shuffle()
     # Before `repeat`: an image's coin belongs to its global position, by epoch.
-    rows = (positions.random_map(_draw_mirroring) if flip else positions.map(_keep)).repeat()
+    rows = (
+        positions.random_map(_draw_mirroring) if flip else positions.map(_never_mirror)
+    ).repeat()
 
     def read(start: int, stop: int) -> tuple[np.ndarray, np.ndarray]:
         index, mirrored = zip(*(rows[position] for position in range(start, stop)), strict=True)
@@ -30,5 +32,5 @@ def _draw_mirroring(index: int, rng: np.random.Generator) -> tuple[int, bool]:
     return index, rng.random() < FLIP_PROBABILITY
 
 
-def _keep(index: int) -> tuple[int, bool]:
+def _never_mirror(index: int) -> tuple[int, bool]:
     return index, False

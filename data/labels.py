@@ -21,7 +21,7 @@ def class_counts(split: Split, num_classes: int) -> tuple[int, ...]:
     return tuple(np.bincount(labels, minlength=num_classes).tolist())
 
 
-def shared_labels(counts: Counts, size: int) -> np.ndarray:
+def proportional_labels(counts: Counts, size: int) -> np.ndarray:
     """`size` labels in the shares of `counts`, by largest remainders: int32 [size].
 
     Of equal remainders the first classes' count. Classes are spread evenly over the list, and go in
@@ -42,8 +42,8 @@ def shared_labels(counts: Counts, size: int) -> np.ndarray:
     return labels[np.lexsort((labels, place))].astype(np.int32)
 
 
-def drawn_labels(counts: Counts, size: int, seed: Sequence[int]) -> np.ndarray:
-    """`size` labels, each drawn by the shares of `counts`: int32 [size]; see `shared_labels`."""
+def draw_labels(counts: Counts, size: int, seed: Sequence[int]) -> np.ndarray:
+    """`size` labels, each drawn by the shares of `counts`: int32 [size]; see `proportional_labels`."""
     counts = np.array(counts, np.int64)
     if not counts.any():
         return np.full(size, NULL_LABEL, np.int32)

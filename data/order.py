@@ -14,13 +14,13 @@ import numpy as np
 from fewstep.data.grain_order import grain_rows
 
 # Positions start, ..., stop - 1 -> (numbers of images, whether each is mirrored): int, bool [N].
-Rows = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
+RowReader = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
 FLIP_PROBABILITY = 0.5
 EPOCHS_HELD = 2  # a batch may end in the next epoch, and reading ahead begins it
 
 
-def permuted_rows(count: int, seed: int, flip: bool) -> Rows:
+def permuted_rows(count: int, seed: int, flip: bool) -> RowReader:
     """Rows of one permutation of `count` images per epoch, drawn by NumPy from (seed, epoch).
 
     The coins of an epoch, by position, are drawn after its permutation.
@@ -52,12 +52,12 @@ def index_dtype(count: int) -> type[np.integer]:
 
 
 # By the number in a run's record.
-ORDERS: Mapping[int, Callable[[int, int, bool], Rows]] = {1: grain_rows, 2: permuted_rows}
+ORDERS: Mapping[int, Callable[[int, int, bool], RowReader]] = {1: grain_rows, 2: permuted_rows}
 # A record without a number is of a run of the first.
 FIRST_ORDER, NEWEST_ORDER = min(ORDERS), max(ORDERS)
 
 
-def rows_in_order(order: int, count: int, seed: int, flip: bool = False) -> Rows:
+def ordered_rows(order: int, count: int, seed: int, flip: bool = False) -> RowReader:
     """The rows of `count` images in an order of ORDERS. Raises ValueError if it is none of them."""
     if order not in ORDERS:
         raise ValueError(

@@ -15,8 +15,8 @@ import numpy as np
 
 from fewstep.data.arrays.dataset import Pairs, Split
 from fewstep.data.arrays.pixels import to_float
-from fewstep.data.labels import Counts, drawn_labels
-from fewstep.data.order import NEWEST_ORDER, index_dtype, rows_in_order
+from fewstep.data.labels import Counts, draw_labels
+from fewstep.data.order import NEWEST_ORDER, index_dtype, ordered_rows
 
 # Threads, not worker processes: a batch is one gather from an array.
 READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
@@ -25,7 +25,7 @@ LARGEST_SEED = 2**32 - 1  # of Grain's shuffle
 T = TypeVar("T")
 
 
-def batches(split: Split, **share: Any) -> Iterator[dict[str, np.ndarray]]:
+def image_batches(split: Split, **share: Any) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of the batches of steps start_step, start_step + 1, ... without end.
 
     A batch is {"x": float32 [B / process_count, H, W, C] in [-1, 1], "label": int32
@@ -33,7 +33,7 @@ def batches(split: Split, **share: Any) -> Iterator[dict[str, np.ndarray]]:
     batch is filled up from the next epoch, so B may exceed the number of images. flip mirrors each
     image left to right with probability 1/2.
 
-    share: the other arguments of `row_batches`. Raises ValueError for one out of range.
+    share: the other arguments of `index_batches`. Raises ValueError for one out of range.
     """
     backwards = np.arange(split.images.shape[2])[::-1]
 
@@ -42,10 +42,10 @@ def batches(split: Split, **share: Any) -> Iterator[dict[str, np.ndarray]]:
         images[mirrored] = images[mirrored].take(backwards, axis=2)
         return {"x": to_float(images), "label": split.labels[index]}
 
-    return _gathered(gather, _count(split), **share)
+    return _gather_batches(gather, _count_images(split), **share)
 
 
-def row_batches(split: Split, **share: Any) -> Iterator[dict[str, np.ndarray]]:
+def index_batches(split: Split, **share: Any) -> Iterator[dict[str, np.ndarray]]:
     """The same batches by number: {"index": int [B / process_count], "mirrored": bool [same]}.
 
     For data that lie on the devices (training/resident.py). Numbers are int32 where that holds
@@ -57,14 +57,14 @@ def row_batches(split: Split, **share: Any) -> Iterator[dict[str, np.ndarray]]:
     def gather(index: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
         return {"index": index.astype(dtype), "mirrored": mirrored}
 
-    return _gathered(gather, _count(split), **share)
+    return _gather_batches(gather, _count_images(split), **share)
 
 
 def batch_indices(
     count: int, *, batch_size: int, seed: int, step: int, order: int = NEWEST_ORDER
 ) -> np.ndarray:
-    """Which of `count` images `batches` puts into the batch that follows `step` steps: int [B]."""
-    return rows_in_order(order, count, seed)(step * batch_size, (step + 1) * batch_size)[0]
+    """Which of `count` images `image_batches` puts into the batch that follows `step` steps: int [B]."""
+    return ordered_rows(order, count, seed)(step * batch_size, (step + 1) * batch_size)[0]
 
 
 def label_batches(
@@ -78,27 +78,27 @@ def label_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of {"label": int32 [B / process_count]}, for training without images.
 
-    Each label is drawn by the shares of `counts`; without classes it is -1. As for `batches`, a
+    Each label is drawn by the shares of `counts`; without classes it is -1. As for `image_batches`, a
     step's labels depend on (seed, step) alone.
     """
     block = _block(batch_size, process_index, process_count)
     for step in itertools.count(start_step):
-        yield {"label": drawn_labels(counts, batch_size, (seed, step))[block]}
+        yield {"label": draw_labels(counts, batch_size, (seed, step))[block]}
 
 
 def pair_batches(pairs: Pairs, **share: Any) -> Iterator[dict[str, np.ndarray]]:
     """This process's rows of {"eps", "x_0", "label"}, in an order drawn anew every epoch.
 
-    share: as in `row_batches`, without flip.
+    share: as in `index_batches`, without flip.
     """
 
     def gather(index: np.ndarray, _: np.ndarray) -> dict[str, np.ndarray]:
         return {name: array[index] for name, array in pairs._asdict().items()}
 
-    return _gathered(gather, len(pairs.label), **share)
+    return _gather_batches(gather, len(pairs.label), **share)
 
 
-def _gathered(
+def _gather_batches(
     gather: Callable[[np.ndarray, np.ndarray], T],
     count: int,
     *,
@@ -111,9 +111,9 @@ def _gathered(
     order: int = NEWEST_ORDER,
 ) -> Iterator[T]:
     """What `gather` makes of this process's (numbers, mirrorings), by step from start_step on."""
-    _check(batch_size, seed, start_step, process_index, process_count)
+    _check_share(batch_size, seed, start_step, process_index, process_count)
     block = _block(batch_size, process_index, process_count)
-    rows = rows_in_order(order, count, seed, flip)
+    rows = ordered_rows(order, count, seed, flip)
 
     def load(step: int) -> T:
         return gather(*rows(step * batch_size + block.start, step * batch_size + block.stop))
@@ -133,7 +133,7 @@ def _block(batch_size: int, index: int, count: int) -> slice:
     return slice(index * local, (index + 1) * local)
 
 
-def _count(split: Split) -> int:
+def _count_images(split: Split) -> int:
     """How many images a split has. Raises ValueError unless each has a label."""
     if len(split.images) != len(split.labels) or not len(split.labels):
         raise ValueError(
@@ -143,7 +143,7 @@ def _count(split: Split) -> int:
     return len(split.labels)
 
 
-def _check(batch_size: int, seed: int, start_step: int, index: int, count: int) -> None:
+def _check_share(batch_size: int, seed: int, start_step: int, index: int, count: int) -> None:
     """Raises ValueError for a share of batches that cannot be."""
     if not 0 <= index < count:
         raise ValueError(f"process_index={index} is not in [0, process_count={count})")

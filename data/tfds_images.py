@@ -12,7 +12,7 @@ from fewstep.data.arrays.pixels import MODES, fit_array
 from fewstep.data.arrays.shards import Source
 from fewstep.data.fashion_mnist import FashionMNIST
 from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST, Decoding
-from fewstep.data.folders.image_file import Color, without_alpha
+from fewstep.data.folders.image_file import Color, composite_array
 from fewstep.progress import note
 
 FORMAT = "array_record"  # the format that TFDS reads and writes without TensorFlow
@@ -50,12 +50,12 @@ def tfds_images(
     files = [Path(f) for own in splits.values() for f in builder.info.splits[own].filepaths]
     missing = [file for file in files if not file.exists()]
     if missing:
-        raise ValueError(f"{missing[0]} is missing; {_remedy(builder)}")
+        raise ValueError(f"{missing[0]} is missing; {_redo_command(builder)}")
     classes = builder.info.features[label].names if label else []
     num_classes = builder.info.features[label].num_classes if label else 0
     if len(classes) != num_classes:
         raise ValueError(
-            f"{builder.data_path} names {len(classes)} of {num_classes} classes; {_remedy(builder)}"
+            f"{builder.data_path} names {len(classes)} of {num_classes} classes; {_redo_command(builder)}"
         )
     origin = [builder.info.full_name, splits, file_stamps(files, Path(builder.data_path))]
     # Without alpha all rules give the same arrays, which lie where they always did.
@@ -67,7 +67,7 @@ def tfds_images(
         image_shape=shape,
         num_classes=num_classes,
         splits={
-            ours: _source(builder, own, image, label, shape, background)
+            ours: _split_source(builder, own, image, label, shape, background)
             for ours, own in splits.items()
         },
         classes=tuple(classes),
@@ -177,7 +177,7 @@ def _features_of(builder: Builder, kind: type) -> list[str]:
     return sorted(name for name, feature in features.items() if type(feature) is kind)
 
 
-def _source(
+def _split_source(
     builder: Builder,
     split: str,
     image: str,
@@ -192,19 +192,19 @@ def _source(
         try:
             record = records[i]
             found = record[image]
-            opaque = found if background is None else without_alpha(found, background)
+            opaque = found if background is None else composite_array(found, background)
             pixels = fit_array(opaque, shape[0], shape[2])
         except Exception as error:  # ArrayRecord and TFDS's decoders raise what they like
             raise ValueError(
                 f"image {i} of {builder.name} {split} cannot be read ({_first_line(error)}); "
-                f"{_remedy(builder)}"
+                f"{_redo_command(builder)}"
             ) from error
         return pixels, int(record[label]) if label else NULL_LABEL
 
     return Source(len(records), read)
 
 
-def _remedy(builder: Builder) -> str:
+def _redo_command(builder: Builder) -> str:
     """How to get whole files: TFDS writes none into a folder that is there."""
     return f"delete {builder.data_path} and run main.py --mode=prepare with the same --config"
 

@@ -23,7 +23,7 @@ Condition = Mapping[str, Array]
 Predict = Callable[[Array, Array, Array, Condition], Array]
 
 
-def unconditional(condition: Condition) -> Condition:
+def null_condition(condition: Condition) -> Condition:
     """The condition with every label replaced by the null class."""
     return {**condition, "label": jnp.full_like(condition["label"], NULL_LABEL)}
 
@@ -55,7 +55,7 @@ def guide(predict: Predict, scale: float | Array) -> Predict:
         both = jax.tree.map(
             lambda a, b: jnp.concatenate([a, b]),
             (x, t, s, condition),
-            (x, t, s, unconditional(condition)),
+            (x, t, s, null_condition(condition)),
         )
         conditional, null = jnp.split(predict(*both), 2)
         return extrapolate(conditional, null, scale)

@@ -50,11 +50,11 @@ class Path(NamedTuple):
 
     def alpha_rate(self, t: Array) -> Array:
         """d alpha / dt."""
-        return rate(self.alpha, t)
+        return time_derivative(self.alpha, t)
 
     def sigma_rate(self, t: Array) -> Array:
         """d sigma / dt."""
-        return rate(self.sigma, t)
+        return time_derivative(self.sigma, t)
 
     def interpolate(self, x_0: Array, eps: Array, t: Array) -> Array:
         """x_t = alpha(t) x_0 + sigma(t) eps. x_0, eps: [B, ...]; t: [B]."""
@@ -77,7 +77,7 @@ def align(t: Array, x: Array) -> Array:
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
-def rate(schedule: Schedule, t: Array) -> Array:
+def time_derivative(schedule: Schedule, t: Array) -> Array:
     """Derivative of an elementwise schedule at t, by forward-mode autodiff."""
     return jax.jvp(schedule, (t,), (jnp.ones_like(t),))[1]
 

@@ -149,7 +149,7 @@ def endpoints(kind: Kind, prediction: Array, x_t: Array, t: Array, path: Path) -
     return kind.decode(prediction, x_t, coefficients(path, t, x_t))
 
 
-def target(kind: Kind, x_0: Array, eps: Array, t: Array, path: Path) -> Array:
+def prediction_target(kind: Kind, x_0: Array, eps: Array, t: Array, path: Path) -> Array:
     """The value of a kind for known data and noise: what a network of that kind regresses to."""
     x_t = path.interpolate(x_0, eps, t)
     return kind.encode(Endpoints(x_0, eps), x_t, coefficients(path, t, x_t))

@@ -28,7 +28,7 @@ class Spacing(NamedTuple):
     fraction: Callable[[Array], Array]
 
 
-def uniform(path: Path) -> Spacing:
+def uniform_spacing(path: Path) -> Spacing:
     """Equal steps in the path's own time."""
     return Spacing(
         time=lambda u: path.t_max * u + path.t_min * (1.0 - u),
@@ -36,7 +36,7 @@ def uniform(path: Path) -> Spacing:
     )
 
 
-def karras(path: Path, power: float = 7.0) -> Spacing:
+def karras_spacing(path: Path, power: float = 7.0) -> Spacing:
     """Equal steps in rho^(1/power), rho = sigma / alpha (Karras et al. 2022, eq. 5).
 
     rho covers the path, on `ve` sigma_min to sigma_max; 0.002 stands for 0, and 80 for infinity.
@@ -58,4 +58,4 @@ def karras(path: Path, power: float = 7.0) -> Spacing:
     return Spacing(time, fraction)
 
 
-SPACINGS: dict[str, Callable[..., Spacing]] = {"uniform": uniform, "karras": karras}
+SPACINGS: dict[str, Callable[..., Spacing]] = {"uniform": uniform_spacing, "karras": karras_spacing}

@@ -12,12 +12,12 @@ import numpy as np
 from jax import Array
 
 from fewstep.diffusion.path import Path
-from fewstep.diffusion.spacing import karras
+from fewstep.diffusion.spacing import karras_spacing
 
 TimeSampler = Callable[[Array, int], Array]
 
 
-def uniform(path: Path) -> TimeSampler:
+def uniform_times(path: Path) -> TimeSampler:
     """t ~ U[t_min, t_max), one draw in each of `count` equal strata, in random order.
 
     Each t is exactly uniform; stratifying a batch only lowers the variance of its mean loss.
@@ -32,10 +32,10 @@ def uniform(path: Path) -> TimeSampler:
     return sample
 
 
-def logit_normal(path: Path, mean: float = 0.0, std: float = 1.0) -> TimeSampler:
+def logit_normal_times(path: Path, mean: float = 0.0, std: float = 1.0) -> TimeSampler:
     """logit((t - t_min) / (t_max - t_min)) ~ N(mean, std^2) (Esser et al. 2024, eq. 19).
 
-    Raises ValueError for a deviation that is not positive, as `log_normal` does.
+    Raises ValueError for a deviation that is not positive, as `log_normal_times` does.
     """
     if std <= 0.0:
         raise ValueError(f"time_sampler.std={std} must be positive")
@@ -47,7 +47,7 @@ def logit_normal(path: Path, mean: float = 0.0, std: float = 1.0) -> TimeSampler
     return sample
 
 
-def log_normal(path: Path, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
+def log_normal_times(path: Path, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
     """log(sigma / alpha) ~ N(mean, std^2) within the path's ends (Karras et al. 2022, table 1).
 
     The normal law is truncated, so no mass piles up at an end. The same noise levels on every path;
@@ -65,10 +65,10 @@ def log_normal(path: Path, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
     return sample
 
 
-def equal_karras(
+def karras_times(
     path: Path, power: float = 7.0, lowest: float = 0.0, highest: float = 1.0
 ) -> TimeSampler:
-    """Uniform in rho^(1/power), as a Karras grid is spaced (`diffusion.spacing.karras`).
+    """Uniform in rho^(1/power), as a Karras grid is spaced (`diffusion.spacing.karras_spacing`).
 
     lowest, highest: which part of it, as fractions of the way from data to noise (SiD: 0 to 0.8).
     """
@@ -77,7 +77,7 @@ def equal_karras(
             f"time_sampler needs 0 <= lowest < highest <= 1, not lowest={lowest} and "
             f"highest={highest}"
         )
-    spacing = karras(path, power)
+    spacing = karras_spacing(path, power)
 
     def sample(key: Array, count: int) -> Array:
         return spacing.time(jax.random.uniform(key, (count,), minval=lowest, maxval=highest))
@@ -86,10 +86,10 @@ def equal_karras(
 
 
 TIME_SAMPLERS: dict[str, Callable[..., TimeSampler]] = {
-    "uniform": uniform,
-    "logit_normal": logit_normal,
-    "log_normal": log_normal,
-    "equal_karras": equal_karras,
+    "uniform": uniform_times,
+    "logit_normal": logit_normal_times,
+    "log_normal": log_normal_times,
+    "equal_karras": karras_times,
 }
 
 

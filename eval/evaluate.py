@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.data import NONE, Dataset, data_root, digest, shared_labels
+from fewstep.data import NONE, Dataset, data_root, proportional_labels, short_hash
 from fewstep.eval.features import networks
 from fewstep.eval.features.feature_network import check_dimension
 from fewstep.eval.features.networks import check_feature_network
@@ -161,7 +161,7 @@ def evaluator(
     fields = config.evaluate
     samples = fields.num_samples if samples is None else samples
     counts = label_counts(config, dataset, workdir)
-    labels = shared_labels(counts, samples)
+    labels = proportional_labels(counts, samples)
     samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
     measures = measures_of(experiment, dataset, config, mesh, counts, samples, writable)
     run = read_identity(workdir)
@@ -229,7 +229,7 @@ def training_data(experiment: Experiment, dataset: Dataset | None, run: Identity
     if not reads_data(experiment.objective):
         return ""
     if run is not None and run.data is not None:
-        return digest(run.data)
+        return short_hash(run.data)
     return "" if dataset is None else dataset.digest
 
 

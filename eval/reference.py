@@ -16,14 +16,13 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from fewstep.data import Dataset, Split, known_as
+from fewstep.data import Dataset, Split, protocol_name, short_hash
 from fewstep.eval.features.feature_network import Extract, FeatureNetwork
 from fewstep.eval.metrics.frechet import Statistics, frechet_distance
 from fewstep.eval.metrics.memorisation import fewest_held_out
 from fewstep.eval.metrics.moments import empty, finish, merge, update
-from fewstep.eval.metrics.protocol import digest
 from fewstep.eval.published import check_published, part_for, read_published, statistics_of
-from fewstep.progress import progress
+from fewstep.progress import progress_bar
 from fewstep.training.cluster.processes import everywhere
 from fewstep.training.storage.seal import (
     check_array,
@@ -32,7 +31,7 @@ from fewstep.training.storage.seal import (
     read_sealed,
     write_sealed,
 )
-from fewstep.weights.tensors import sha256
+from fewstep.weights.tensors import file_sha256
 
 FOLDER = "references"
 SPLITS = ("train", "test", "all")
@@ -86,7 +85,7 @@ def reference_name(reference: str, dataset: Dataset | None) -> str:
         return Path(reference).name
     # Where images lie is no part of a protocol; their hash is.
     part = "all images" if reference == "all" else f"{reference} split"
-    return f"{known_as(dataset.name)}, {part}"
+    return f"{protocol_name(dataset.name)}, {part}"
 
 
 def splits_of(reference: str, dataset: Dataset) -> list[Split]:
@@ -99,7 +98,7 @@ def splits_of(reference: str, dataset: Dataset) -> list[Split]:
 def reference_sha256(reference: str, dataset: Dataset | None) -> str:
     """sha256 of the images of a reference, or of its file."""
     if reference.endswith(STATISTICS):
-        return sha256(reference)
+        return file_sha256(reference)
     total = hashlib.sha256()
     for split in splits_of(reference, dataset):
         rows = max(HASH_BYTES // split.images[0].nbytes, 1)
@@ -129,7 +128,7 @@ def load_reference(
     key = {**measurement, "all_sha256": reference_sha256("all", dataset)}
     for free in ("labels", "agreement"):
         key.pop(free, None)
-    source = {"key": digest(key)}
+    source = {"key": short_hash(key)}
     own = root / FOLDER / f"{readable}-{network.name}-{source['key']}.npz"
     path = kept_file(own, root, read_only)
     if not everywhere(path.exists()):
@@ -254,6 +253,6 @@ def features_of(
     count = 0 if split is None else len(split.labels)
     starts = range(0, count, CHUNK)
     silent = len(starts) < 2 or jax.process_index() > 0
-    for start in progress(starts, desc=description, silent=silent, leave=False):
+    for start in progress_bar(starts, desc=description, silent=silent, leave=False):
         rows = slice(start, min(start + CHUNK, count))
         yield rows, extract(np.asarray(split.images[rows]))[0]

@@ -30,7 +30,7 @@ from matplotlib.figure import Figure
 from fewstep.diffusion.path import Path as DiffusionPath
 from fewstep.diffusion.path import linear
 from fewstep.diffusion.prediction import KINDS, Endpoints, coefficients
-from fewstep.diffusion.time_sampling import log_normal
+from fewstep.diffusion.time_sampling import log_normal_times
 from fewstep.models.mlp import mlp
 from fewstep.models.model import Model
 from fewstep.models.network import Condition, Network, Params
@@ -44,7 +44,7 @@ from fewstep.objectives.divergences import (
     score_identity,
     score_implicit_matching,
 )
-from fewstep.progress import progress
+from fewstep.progress import progress_bar
 from fewstep.training.optimizer import optimizer
 from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
@@ -137,7 +137,7 @@ def train(
     optimizers = {player: adam(rates[player], steps) for player in objective.players}
     state = initial_state(objective, optimizers, seed, frozen)
     step = jax.jit(train_step(objective, optimizers, seed), donate_argnums=0)
-    for _ in progress(range(steps), desc=name, unit="step"):
+    for _ in progress_bar(range(steps), desc=name, unit="step"):
         state, _ = step(state, frozen, next(batches))
     return state
 
@@ -152,7 +152,7 @@ def points(mixture: Mixture, seed: int) -> Iterator[Mapping[str, Array]]:
 
 def denoiser_of(model: Model, mixture: Mixture, seed: int, name: str) -> Params:
     """Parameters of the network that has learned to denoise a mixture."""
-    objective = denoising(model, time_sampler=log_normal(model.path, **LEVELS))
+    objective = denoising(model, time_sampler=log_normal_times(model.path, **LEVELS))
     objective = objective._replace(init_from={})
     batches, rates = points(mixture, seed), {"network": 1e-3}
     state = train(objective, rates, {}, batches, PRETRAINING, seed, name)
@@ -163,7 +163,7 @@ def generated(
     model: Model, divergence: Divergence, start: Params, steps: int, seed: int, name: str
 ) -> np.ndarray:
     """Samples [SAMPLES, 2] of the generator that a divergence has trained."""
-    levels = log_normal(model.path, **LEVELS)
+    levels = log_normal_times(model.path, **LEVELS)
     objective = distribution_matching(
         model, divergence=divergence, time_sampler=levels, fake_time_sampler=levels
     )

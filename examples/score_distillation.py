@@ -23,7 +23,7 @@ import numpy as np
 from absl import app, flags, logging
 
 from fewstep.data import to_float, to_uint8
-from fewstep.diffusion.time_sampling import log_normal
+from fewstep.diffusion.time_sampling import log_normal_times
 from fewstep.eval.report.grid import save_comparison
 from fewstep.models.model import Model
 from fewstep.modes.request import Request, load_dataset, load_run
@@ -35,7 +35,7 @@ from fewstep.objectives.divergences import (
     score_distillation,
 )
 from fewstep.objectives.generators import particles
-from fewstep.progress import progress
+from fewstep.progress import progress_bar
 from fewstep.training.experiment import Experiment, check_guidance
 from fewstep.training.optimizer import optimizer
 from fewstep.training.state import initial_state
@@ -63,8 +63,8 @@ def distil(
         model,
         divergence=divergence,
         generator=particles(model.network.shape, len(labels)),
-        time_sampler=log_normal(model.path, 0.0, 1.0),
-        fake_time_sampler=log_normal(model.path, 0.0, 1.0),
+        time_sampler=log_normal_times(model.path, 0.0, 1.0),
+        fake_time_sampler=log_normal_times(model.path, 0.0, 1.0),
         guidance_scale=GUIDANCE.value,
     )
     optimizers = {
@@ -85,7 +85,7 @@ def distil(
     frozen = {"teacher": teacher}
     state = initial_state(objective, optimizers, 0, frozen)
     step = jax.jit(train_step(objective, optimizers, 0), donate_argnums=0)
-    for _ in progress(range(STEPS.value), desc=name, unit="step"):
+    for _ in progress_bar(range(STEPS.value), desc=name, unit="step"):
         state, _ = step(state, frozen, {"label": labels})
     return to_uint8(jax.device_get(state.networks["generator"]["x"]))
 

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fewstep.messages import no_choice
+from fewstep.messages import unknown_choice
 
 Array = jax.Array
 Key = jax.Array
@@ -114,7 +114,7 @@ def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
     """Raises ValueError, naming the nearest choice, unless `value` is one of `choices`."""
     names = list(choices)
     if value not in names:
-        raise ValueError(no_choice(field, value, names))
+        raise ValueError(unknown_choice(field, value, names))
 
 
 def check_integers(minimum: int, **fields: int) -> None:

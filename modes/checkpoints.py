@@ -11,7 +11,7 @@ from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import LESS, metric_of
 from fewstep.modes.mode import WORKDIR, Mode
 from fewstep.modes.request import Request, required_workdir
-from fewstep.progress import progress
+from fewstep.progress import progress_bar
 from fewstep.training.experiment import rebuild
 from fewstep.training.loop import abstract_state
 from fewstep.training.report import evaluations
@@ -34,7 +34,7 @@ def checkpoints(request: Request) -> None:
         rows = [
             f"{line(path / FOLDER / str(step), health(saved, step, abstract))}"
             f"{distances(measured.get(step, {}))}"
-            for step in progress(steps, desc="reading", leave=False)
+            for step in progress_bar(steps, desc="reading", leave=False)
         ]
     set_aside = [line(folder, "damaged, set aside") for folder in restore.damaged(path)]
     others = [line(folder, why_unused(folder)) for folder in unused(path, steps)]

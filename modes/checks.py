@@ -17,10 +17,9 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.data import NONE, Dataset, verify
-from fewstep.data.folders.class_names import listed
+from fewstep.data import NONE, Dataset, short_hash, verify
+from fewstep.data.folders.class_names import join_names
 from fewstep.eval.evaluate import check_evaluation, skipped
-from fewstep.eval.metrics.protocol import digest
 from fewstep.modes.job import check_step, data_identity, files_of
 from fewstep.modes.request import (
     PER_HOST,
@@ -152,7 +151,7 @@ def config_hash(job: NextJob) -> str:
     """The config as it was given, but for where things lie on a host's own disk."""
     fields = flat({"config": as_dict(job.given)})
     shared = {name: value for name, value in fields.items() if name not in PER_HOST}
-    return f"{job.given.method}, hash {digest(shared)}"
+    return f"{job.given.method}, hash {short_hash(shared)}"
 
 
 def data(job: NextJob) -> str:
@@ -167,7 +166,7 @@ def data(job: NextJob) -> str:
     split, shape = job.dataset.train, " x ".join(map(str, job.dataset.image_shape))
     names = job.dataset.classes
     verify(job.dataset)
-    classes = f", {job.dataset.num_classes} classes ({listed(names)})" if names else ""
+    classes = f", {job.dataset.num_classes} classes ({join_names(names)})" if names else ""
     # Without their name, which may be a folder of each host: the hash says what they are.
     return f"{len(split.labels)} training images of {shape}, hash {job.dataset.digest}{classes}"
 

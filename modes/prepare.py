@@ -10,7 +10,7 @@ def prepare(request: Request) -> None:
     config = required_config(request)
     if config.data.name == data.NONE:
         raise ValueError(f"data.name={data.NONE}: there is nothing to prepare")
-    folder = data.prepare(selection_of(config))
+    folder = data.prepare_dataset(selection_of(config))
     print(f"{config.data.name} is ready in {folder}")
 
 

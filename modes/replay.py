@@ -18,7 +18,7 @@ from fewstep.modes.request import (
     with_places,
 )
 from fewstep.objectives.base import Metrics
-from fewstep.progress import progress
+from fewstep.progress import progress_bar
 from fewstep.training.cluster.processes import first_process_says
 from fewstep.training.experiment import Experiment, build_on, rebuild
 from fewstep.training.labels import training_counts
@@ -112,7 +112,7 @@ def step_again(
     forward = compile_step(objective, *arguments)
     start = int(state.step)
     source, complete = stream.batches(start), stream.complete
-    for _ in progress(range(start + 1, step), desc=f"from step {start}", unit="step"):
+    for _ in progress_bar(range(start + 1, step), desc=f"from step {start}", unit="step"):
         state, _ = forward(state, frozen, complete(put_batch(next(source), mesh)))
     last = compile_step(observed(objective), *arguments, observe_gradient)
     return jax.device_get(last(state, frozen, complete(put_batch(next(source), mesh)))[1])

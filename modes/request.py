@@ -80,7 +80,7 @@ def at_home(text: str) -> str:
 
     Raises ValueError for a user that does not exist.
     """
-    path = data.path_in(text) or text
+    path = data.path_in_name(text) or text
     if not path.startswith("~"):
         return text
     try:
@@ -98,7 +98,7 @@ def with_home(config: ConfigDict) -> ConfigDict:
         group, _, field = name.rpartition(".")
         part = config[group] if group else config
         part[field] = at_home(part[field])
-    images = data.path_in(config.data.name)
+    images = data.path_in_name(config.data.name)
     if images:
         config.data.name = f"{config.data.name.removesuffix(images)}{Path(images).absolute()}"
     return config
@@ -179,7 +179,7 @@ def read_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
 
     writable: whether data.dir is this user's own choice, which a run's record of it may not be.
     """
-    return data.load(selection_of(config), writable)
+    return data.load_selection(selection_of(config), writable)
 
 
 def selection_of(config: ConfigDict) -> data.Selection:
@@ -282,7 +282,7 @@ def with_places(config: ConfigDict, given: ConfigDict) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     config.data.dir = given.data.dir
-    if all(data.path_in(fields.data.name) for fields in (config, given)):
+    if all(data.path_in_name(fields.data.name) for fields in (config, given)):
         config.data.name = given.data.name
     if config.get("teacher") and given.teacher:
         step = parse(config.teacher).step

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from PIL import Image
 
-from fewstep.data.folders.class_names import described, label_of
+from fewstep.data.folders.class_names import label_of, label_texts
 from fewstep.eval.report.grid import save_grid, save_png
 from fewstep.files import check_writable, write_json, write_npz
 from fewstep.modes.mode import (
@@ -86,7 +86,7 @@ def sample(request: Request) -> None:
         write_json(record_of(out), made_from)
     grid = write(out, batches, labels, seeds)
     shown = dict.fromkeys(choices.tolist()) if request.labels else {}
-    classes = f", classes {', '.join(described(shown, names))}" if shown else ""
+    classes = f", classes {', '.join(label_texts(shown, names))}" if shown else ""
     print(
         f"{len(seeds)} samples of {experiment.sample_with} at step {step}, {request.steps} "
         f"sampling step(s), guidance {scale:g}{classes}: {out} and {grid}"

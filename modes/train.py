@@ -9,7 +9,7 @@ import jax
 from fewstep import data
 from fewstep.eval.evaluate import Evaluate, evaluator, samples_at, summary
 from fewstep.eval.metrics.metric import logged_name
-from fewstep.messages import command
+from fewstep.messages import shell_flags
 from fewstep.modes.job import Job, data_identity, files_of, job_of, supply_of
 from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode
 from fewstep.modes.request import (
@@ -44,7 +44,7 @@ def train(request: Request) -> None:
             job = job_of(path, config, request.profile)
         with claimed(path):
             step = train_claimed(path, job, preemption)
-    say(f"{path} is at step {step}; draw from it: {command('sample', workdir=path)}")
+    say(f"{path} is at step {step}; draw from it: {shell_flags('sample', workdir=path)}")
 
 
 def window(flag: str, given: str) -> Window:

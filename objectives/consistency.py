@@ -39,7 +39,7 @@ from fewstep.objectives.base import (
     mean_of,
 )
 from fewstep.objectives.distances import Distance
-from fewstep.samplers.grids import grid
+from fewstep.samplers.grids import time_grid
 from fewstep.samplers.renoise import renoise
 
 
@@ -153,7 +153,7 @@ def sampler(
             if steps == len(sample_times) + 1:
                 times = jnp.asarray([model.path.t_max, *sample_times], jnp.float32)
             else:
-                times = grid(spacing, steps)[:-1]
+                times = time_grid(spacing, steps)[:-1]
             return on_grid(spacing, cells, times) if cells else times
 
     times_of(len(sample_times) + 1)  # refuses bad ones before any training

@@ -28,7 +28,7 @@ from typing import Annotated
 from jax import Array
 
 from fewstep.diffusion.guidance import guide
-from fewstep.diffusion.spacing import SPACINGS, Spacing, karras
+from fewstep.diffusion.spacing import SPACINGS, Spacing, karras_spacing
 from fewstep.diffusion.time_pairs import CURRICULA, Curriculum, constant, grid_pairs
 from fewstep.models.model import Model, check_boundary, check_inputs
 from fewstep.objectives.base import Follower, Objective, Params, Player
@@ -90,7 +90,7 @@ def consistency_distillation(
     check_boundary(model)
     check_guidance_range(guidance_range, guidance_scale)
     check_inputs(model, guidance_input=bool(guidance_range))
-    spacing, curriculum = spacing or karras(model.path), curriculum or constant()
+    spacing, curriculum = spacing or karras_spacing(model.path), curriculum or constant()
     loss = pair_loss(
         model,
         second_point=teacher_step(model, teacher_solver, guidance_scale, bool(guidance_range)),

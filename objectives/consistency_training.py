@@ -25,7 +25,7 @@ from typing import Annotated
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.spacing import SPACINGS, Spacing, karras
+from fewstep.diffusion.spacing import SPACINGS, Spacing, karras_spacing
 from fewstep.diffusion.time_pairs import CURRICULA, Curriculum, grid_pairs
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler
 from fewstep.models.model import Model, check_boundary, check_inputs
@@ -63,7 +63,7 @@ def consistency_training(
     check_inputs(model)
     if not 0.0 <= initial_decay < 1.0:
         raise ValueError(f"objective.initial_decay={initial_decay} must be in [0, 1)")
-    spacing = spacing or karras(model.path)
+    spacing = spacing or karras_spacing(model.path)
     loss = pair_loss(
         model,
         second_point=same_noise(model.path),

@@ -17,9 +17,9 @@ here both are the path's own t_min. The weight is in noise levels, rho_t - rho_s
 from collections.abc import Sequence
 from typing import Annotated
 
-from fewstep.diffusion.spacing import SPACINGS, Spacing, karras
+from fewstep.diffusion.spacing import SPACINGS, Spacing, karras_spacing
 from fewstep.diffusion.time_pairs import shrinking_pairs
-from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal_times
 from fewstep.models.model import Model, check_boundary, check_inputs
 from fewstep.objectives.base import Objective, Player
 from fewstep.objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
@@ -51,7 +51,7 @@ def consistency_tuning(
     check_boundary(model)
     check_inputs(model)
     path = model.path
-    draw = time_sampler or log_normal(path, -1.1, 2.0)
+    draw = time_sampler or log_normal_times(path, -1.1, 2.0)
     loss = pair_loss(
         model,
         second_point=same_noise(path),
@@ -62,5 +62,5 @@ def consistency_tuning(
     return Objective(
         players={"network": Player(model.network.init, loss)},
         followers={},
-        sample=sampler(model, spacing or karras(path), sample_times),
+        sample=sampler(model, spacing or karras_spacing(path), sample_times),
     )

@@ -35,9 +35,8 @@ from jax import Array
 from fewstep.diffusion.guidance import Condition, guide
 from fewstep.diffusion.path import Path, align
 from fewstep.diffusion.prediction import KINDS, convert
-from fewstep.diffusion.spacing import SPACINGS, Spacing
-from fewstep.diffusion.spacing import uniform as uniform_spacing
-from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal
+from fewstep.diffusion.spacing import SPACINGS, Spacing, uniform_spacing
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal_times
 from fewstep.models.model import Model, check_boundary, check_inputs
 from fewstep.objectives.base import (
     Batch,
@@ -190,7 +189,7 @@ def continuous_training(
     loss = tangent_loss(
         model,
         direction=sample_direction(model.path),
-        time_sampler=time_sampler or log_normal(model.path, -1.0, 1.4),
+        time_sampler=time_sampler or log_normal_times(model.path, -1.0, 1.4),
         tangent_warmup=tangent_warmup,
         tangent_scale=tangent_scale,
         adaptive_weight=adaptive_weight,
@@ -221,7 +220,7 @@ def continuous_distillation(
     loss = tangent_loss(
         model,
         direction=teacher_direction(model, guidance_scale),
-        time_sampler=time_sampler or log_normal(model.path, -1.0, 1.4),
+        time_sampler=time_sampler or log_normal_times(model.path, -1.0, 1.4),
         tangent_warmup=tangent_warmup,
         tangent_scale=tangent_scale,
         adaptive_weight=adaptive_weight,

@@ -26,10 +26,9 @@ import jax
 from jax import Array
 
 from fewstep.diffusion.guidance import Condition, drop_labels, guide
-from fewstep.diffusion.prediction import target
-from fewstep.diffusion.spacing import SPACINGS, Spacing
-from fewstep.diffusion.spacing import uniform as uniform_spacing
-from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, uniform
+from fewstep.diffusion.prediction import prediction_target
+from fewstep.diffusion.spacing import SPACINGS, Spacing, uniform_spacing
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, uniform_times
 from fewstep.models.model import Model, check_decoding, check_inputs
 from fewstep.objectives.base import (
     Batch,
@@ -47,7 +46,7 @@ from fewstep.objectives.base import (
 from fewstep.objectives.distances import squared_error
 from fewstep.parts import Part
 from fewstep.samplers import SOLVERS
-from fewstep.samplers.grids import grid
+from fewstep.samplers.grids import time_grid
 from fewstep.samplers.ode import Solver, euler
 
 
@@ -68,7 +67,7 @@ def denoising(
     """
     check_decoding(model)
     check_inputs(model)
-    loss = denoising_loss(model, time_sampler or uniform(model.path), label_dropout)
+    loss = denoising_loss(model, time_sampler or uniform_times(model.path), label_dropout)
     return Objective(
         players={"network": Player(model.network.init, loss)},
         followers={},
@@ -100,7 +99,9 @@ def regression(
     model: Model, prediction: Array, x_0: Array, eps: Array, t: Array
 ) -> tuple[Array, Metrics]:
     """(loss [B], and metrics) of the network's output at x_t = alpha x_0 + sigma eps."""
-    error = per_example(squared_error(prediction, target(model.kind, x_0, eps, t, model.path)))
+    error = per_example(
+        squared_error(prediction, prediction_target(model.kind, x_0, eps, t, model.path))
+    )
     return error, by_noise_level("loss", error, t, model.path)
 
 
@@ -118,6 +119,6 @@ def sampler(model: Model, solver: Solver, spacing: Spacing) -> SampleFn:
     ) -> Array:
         predict = guide(partial(model.predict, params), guidance_scale)
         denoise = model.denoiser(predict, condition)
-        return solver(denoise, model.path, model.path.prior(eps), grid(spacing, steps), keys)
+        return solver(denoise, model.path, model.path.prior(eps), time_grid(spacing, steps), keys)
 
     return sample

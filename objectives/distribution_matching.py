@@ -44,9 +44,15 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, Predict, check_trained_scale, guide, unconditional
+from fewstep.diffusion.guidance import (
+    Condition,
+    Predict,
+    check_trained_scale,
+    guide,
+    null_condition,
+)
 from fewstep.diffusion.path import align
-from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal
+from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal_times
 from fewstep.models.model import Model, check_decoding, check_inputs
 from fewstep.objectives.base import (
     SHARED,
@@ -112,13 +118,13 @@ def distribution_matching(
         divergence, guidance_scale, fake_score_updates, joint, fake_time_sampler, regression_weight
     )
     optimised = generator or one_step(model, sigma_init)
-    time_sampler = time_sampler or log_normal(model.path)
+    time_sampler = time_sampler or log_normal_times(model.path)
     shared, players = points(model, optimised, time_sampler), {}
     if joint:
         shared = with_fake(shared, model, divergence)
         players["fake_score"] = Player(model.network.init, joint_fake_score_loss(model))
     elif divergence.has_fake_score:
-        loss = fake_score_loss(model, fake_time_sampler or log_normal(model.path))
+        loss = fake_score_loss(model, fake_time_sampler or log_normal_times(model.path))
         players["fake_score"] = Player(model.network.init, loss)
     loss = generator_loss(model, divergence, normalize, guidance_scale)
     if regression_weight > 0.0:
@@ -274,7 +280,7 @@ def evaluate(
         rho=rho,
         fake=denoised("fake_score", 1.0, condition) if "fake_score" in predict else x_g,
         teacher=denoised("teacher", guidance_scale, condition),
-        null=denoised("teacher", 1.0, unconditional(condition)),
+        null=denoised("teacher", 1.0, null_condition(condition)),
     )
 
 

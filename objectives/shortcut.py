@@ -49,15 +49,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, drop_labels, extrapolate, guide, unconditional
+from fewstep.diffusion.guidance import Condition, drop_labels, extrapolate, guide, null_condition
 from fewstep.diffusion.path import align
-from fewstep.diffusion.spacing import uniform as uniform_spacing
+from fewstep.diffusion.spacing import uniform_spacing
 from fewstep.diffusion.time_sampling import (
     TIME_SAMPLERS,
     TimeSampler,
     dyadic_levels,
     dyadic_steps,
-    uniform,
+    uniform_times,
 )
 from fewstep.models.model import Model, check_inputs
 from fewstep.objectives.base import (
@@ -78,7 +78,7 @@ from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema, warmed_ema
 from fewstep.parts import Part
 from fewstep.samplers.flow_map import jump
-from fewstep.samplers.grids import grid
+from fewstep.samplers.grids import time_grid
 
 # The signal left at t_max below which a path ends at pure noise.
 LEAST_ALPHA = 1e-3
@@ -147,7 +147,7 @@ def guide_rows(velocity: AverageVelocity, rows: np.ndarray, scale: float) -> Ave
 
     def guided(x: Array, t: Array, s: Array, condition: Condition) -> Array:
         inputs = (x, t, s, condition)
-        null = jax.tree.map(lambda a: a[rows], (x, t, s, unconditional(condition)))
+        null = jax.tree.map(lambda a: a[rows], (x, t, s, null_condition(condition)))
         both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), inputs, null)
         conditional, null = jnp.split(velocity(*both), [x.shape[0]])
         return conditional.at[rows].set(extrapolate(conditional[rows], null, scale))
@@ -205,7 +205,7 @@ def sampler(model: Model, max_steps: int, trained_scale: float) -> SampleFn:
                 f"steps larger than 1/{max_steps} have inherited; {guidance_scale:g} is possible "
                 f"at {max_steps} steps only"
             )
-        times = grid(uniform_spacing(model.path), steps)
+        times = time_grid(uniform_spacing(model.path), steps)
         return jump(lambda x, t, s: predict(x, t, s, condition), model.path.prior(eps), times)
 
     return sample
@@ -270,7 +270,7 @@ def shortcut(
     check_fields(model, max_steps, bootstrap_fraction)
     path = model.path
     levels, every = max_steps.bit_length() - 1, round(1.0 / bootstrap_fraction)
-    time_sampler = time_sampler or uniform(path)
+    time_sampler = time_sampler or uniform_times(path)
     span = path.t_max - path.t_min
     finest = span / max_steps
 

@@ -10,7 +10,7 @@ from jax import Array
 from fewstep.diffusion.spacing import Spacing
 
 
-def grid(spacing: Spacing, steps: int) -> Array:
+def time_grid(spacing: Spacing, steps: int) -> Array:
     """The ends of `steps` equal steps of a spacing, from noise to data."""
     if steps < 1:
         raise ValueError(f"sampling needs at least 1 step, not {steps}")

@@ -51,7 +51,7 @@ def heun_step(denoise: Denoise, path: Path, x: Array, t: Array, s: Array) -> Arr
 STEPS: dict[str, Step] = {"euler": euler_step, "ddim": ddim_step, "heun": heun_step}
 
 
-def repeat(step: Step) -> Solver:
+def repeat_step(step: Step) -> Solver:
     """The solver that takes one step per interval."""
 
     def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:
@@ -68,20 +68,20 @@ def repeat(step: Step) -> Solver:
 
 def euler() -> Solver:
     """Euler's method in the path's own time. Order 1; N evaluations."""
-    return repeat(euler_step)
+    return repeat_step(euler_step)
 
 
 def ddim() -> Solver:
     """DDIM, which is DPM-Solver-1 and, on the linear path, Euler. Order 1; N evaluations."""
-    return repeat(ddim_step)
+    return repeat_step(ddim_step)
 
 
 def heun() -> Solver:
     """Heun's method. Order 2; 2 N - 1 evaluations: the last step is Euler's."""
 
     def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:
-        x = repeat(heun_step)(denoise, path, x, times[:-1], keys)
-        return repeat(euler_step)(denoise, path, x, times[-2:], keys)
+        x = repeat_step(heun_step)(denoise, path, x, times[:-1], keys)
+        return repeat_step(euler_step)(denoise, path, x, times[-2:], keys)
 
     return solve
 

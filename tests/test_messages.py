@@ -2,12 +2,12 @@ import pytest
 
 from fewstep.configs.methods import METHODS
 from fewstep.messages import (
-    command,
     common_differences,
+    did_you_mean,
     differences,
-    guess,
-    nearest,
-    no_choice,
+    nearest_name,
+    shell_flags,
+    unknown_choice,
 )
 
 
@@ -25,20 +25,20 @@ from fewstep.messages import (
     ],
 )
 def test_the_nearest_name_is_found_and_nonsense_is_not(name, names, found):
-    assert nearest(name, names) == found
+    assert nearest_name(name, names) == found
 
 
 def test_a_message_names_the_choices_and_a_guess_only_where_there_is_one():
-    assert no_choice("a.b", "lineer", ["linear", "ve"]) == (
+    assert unknown_choice("a.b", "lineer", ["linear", "ve"]) == (
         "a.b='lineer' is not one of linear, ve; did you mean 'linear'?"
     )
-    assert no_choice("a.b", 3, ["linear"]) == "a.b=3 is not one of linear"
-    assert guess("mode", "--{}") == "; did you mean --mode?" and guess("") == ""
+    assert unknown_choice("a.b", 3, ["linear"]) == "a.b=3 is not one of linear"
+    assert did_you_mean("mode", "--{}") == "; did you mean --mode?" and did_you_mean("") == ""
 
 
 def test_a_command_can_be_typed_as_it_is_printed():
-    assert command("sample", workdir="runs/x") == "--mode=sample --workdir=runs/x"
-    assert command("sample", workdir="my runs/it's") == (
+    assert shell_flags("sample", workdir="runs/x") == "--mode=sample --workdir=runs/x"
+    assert shell_flags("sample", workdir="my runs/it's") == (
         """--mode=sample '--workdir=my runs/it'"'"'s'"""
     )
 

@@ -17,11 +17,11 @@ class Terminal:
 
 
 def test_a_bar_is_drawn_on_a_terminal_alone(monkeypatch, capsys):
-    assert list(progress.progress(range(3), desc="counting")) == [0, 1, 2]
+    assert list(progress.progress_bar(range(3), desc="counting")) == [0, 1, 2]
     assert capsys.readouterr().err == ""
     monkeypatch.setattr(sys, "stderr", Terminal(sys.stderr))
-    assert list(progress.progress(range(3), desc="counting")) == [0, 1, 2]
+    assert list(progress.progress_bar(range(3), desc="counting")) == [0, 1, 2]
     assert "counting: 100%" in capsys.readouterr().err
-    assert list(progress.progress(range(3), desc="counting", silent=True)) == [0, 1, 2]
+    assert list(progress.progress_bar(range(3), desc="counting", silent=True)) == [0, 1, 2]
     progress.note("a line")
     assert capsys.readouterr().err == "a line\n"

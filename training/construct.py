@@ -5,8 +5,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fewstep.diffusion.path import Path
-from fewstep.messages import no_choice
-from fewstep.parts import Entry, Mark, Part, RunLength, declared
+from fewstep.messages import unknown_choice
+from fewstep.parts import Entry, Mark, Part, RunLength, declared_marks
 
 
 class Run(NamedTuple):
@@ -20,7 +20,7 @@ def choose(table: Mapping[str, Any], name: str, field: str) -> Any:
     """table[name]; raises ValueError, which names the nearest entry, if it is not there."""
     if name in table:
         return table[name]
-    raise ValueError(no_choice(field, name, table))
+    raise ValueError(unknown_choice(field, name, table))
 
 
 def construct(
@@ -58,7 +58,7 @@ def arguments(
     function: Callable[..., Any], fields: Mapping[str, Any], prefix: str, run: Run
 ) -> dict[str, Any]:
     """What the fields of a function stand for, by its declarations. Raises ValueError."""
-    marks = declared(function)
+    marks = declared_marks(function)
     return {
         name: argument(marks.get(name), value, f"{prefix}.{name}", run)
         for name, value in fields.items()

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 
 from fewstep.data import to_uint8
 from fewstep.objectives.base import Objective, Params
-from fewstep.progress import progress
+from fewstep.progress import progress_bar
 from fewstep.training.report import NonFiniteError
 from fewstep.training.sharding import batch_sharding, replicated
 from fewstep.training.state import named_key
@@ -95,7 +95,7 @@ def generate_floats(
     indices = np.arange(len(labels)) if indices is None else indices
     starts, broken = range(0, len(labels), batch_size), 0
     silent = len(starts) < 2 or jax.process_index() > 0
-    for start in progress(starts, desc=description, unit="batch", silent=silent, leave=False):
+    for start in progress_bar(starts, desc=description, unit="batch", silent=silent, leave=False):
         # NumPy, not device arrays: every process holds the whole of both.
         rows = np.arange(start, start + batch_size) % len(labels)
         x_0 = jax.device_get(sample(params, *(a[rows].astype(np.int32) for a in (indices, labels))))

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fewstep.data import NONE, Dataset, class_counts, digest
+from fewstep.data import NONE, Dataset, class_counts, short_hash
 from fewstep.data.labels import SHARES
 from fewstep.training.cluster.processes import warn_once
 from fewstep.training.storage import workdir
@@ -84,4 +84,4 @@ def rule_in_words(counts: Counts) -> str:
         return "none"
     if len(set(counts)) == 1:
         return "every class in turn"
-    return f"in the shares of the data ({digest({'counts': list(counts)})})"
+    return f"in the shares of the data ({short_hash({'counts': list(counts)})})"

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from fewstep.data import Pairs, shared_labels
+from fewstep.data import Pairs, proportional_labels
 from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import everywhere
 from fewstep.training.experiment import Experiment
@@ -48,7 +48,7 @@ def teacher_pairs(
     if count < 1 or steps < 1:
         raise ValueError(f"pairs.count={count} and pairs.steps={steps} must be 1 or more")
     path = folder / FILE
-    labels = shared_labels(label_counts, count)
+    labels = proportional_labels(label_counts, count)
     source = {
         "parameters": fingerprint(params),
         "pairs.count": count,

@@ -14,7 +14,7 @@ import jax
 from tqdm import tqdm
 
 from fewstep.objectives.base import Metrics
-from fewstep.progress import note, on_terminal, progress
+from fewstep.progress import is_terminal, note, progress_bar
 from fewstep.training.cluster.processes import first_process_says
 from fewstep.training.metrics import LOG, Average, MetricLog, iterate_rows
 from fewstep.training.optimizer import Optimizer
@@ -69,8 +69,8 @@ class Report:
     ) -> None:
         silent = jax.process_index() > 0
         self.log = None if silent else MetricLog(workdir, start)
-        self.bar = progress(total=steps, initial=start, unit="step", silent=silent)
-        self.lines = not (silent or on_terminal())
+        self.bar = progress_bar(total=steps, initial=start, unit="step", silent=silent)
+        self.lines = not (silent or is_terminal())
         self.every, self.steps = every, steps
         self.pending: tuple[int, int, Metrics] | None = None
         self.workdir, self.optimizers = workdir, optimizers

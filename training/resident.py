@@ -1,7 +1,7 @@
 """A small data set on the devices: a batch travels as row numbers, and images are gathered there.
 
 The bytes of all images lie on every device. Each byte is looked up in a table of the 256 values
-that the host computes, so that the batches are those of `data.batches` bit for bit.
+that the host computes, so that the batches are those of `data.image_batches` bit for bit.
 """
 
 from collections.abc import Callable
@@ -21,7 +21,7 @@ LEVELS = to_float(np.arange(256, dtype=np.uint8))
 
 
 def resident(split: Split, mesh: Mesh) -> Callable[[Batch], Batch]:
-    """{"index", "mirrored", ...} of `data.row_batches` on the devices -> {"x", "label", ...} there.
+    """{"index", "mirrored", ...} of `data.index_batches` on devices -> {"x", "label", ...} there.
 
     Batches may be stacked on a first axis. The images are put on the devices now, whole on each.
     """

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from fewstep import data
 from fewstep.data import Dataset
-from fewstep.messages import no_choice
+from fewstep.messages import unknown_choice
 from fewstep.objectives.base import Batch, Objective, Params
 from fewstep.training.experiment import Experiment
 from fewstep.training.pairs import teacher_pairs
@@ -85,7 +85,7 @@ class Source(NamedTuple):
 def images(supply: Supply) -> Stream:
     """{"x", "label"} of the training images; gathered on the devices if they lie there."""
     split, fields = supply.dataset.train, supply.config.data
-    read = data.row_batches if fields.on_device else data.batches
+    read = data.index_batches if fields.on_device else data.image_batches
     return Stream(
         lambda start: read(split, flip=fields.flip, order=supply.order, **supply.share(start)),
         resident(split, supply.mesh) if fields.on_device else dict,
@@ -145,7 +145,7 @@ def sources_of(objective: Objective) -> dict[str, Source]:
     """The sources that an objective reads. Raises ValueError for a name that is none."""
     for name in objective.reads:
         if name not in SOURCES:
-            raise ValueError(no_choice("reads", name, SOURCES))
+            raise ValueError(unknown_choice("reads", name, SOURCES))
     return {name: SOURCES[name] for name in objective.reads}
 
 

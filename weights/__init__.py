@@ -1,1 +1,1 @@
-"""Files of published or foreign weights, read without running code from them."""
+"""Readers of weight files that never run code from them."""

@@ -1,21 +1,21 @@
-"""Pickles of PyTorch's state dicts, read as descriptions of tensors: nothing of them is run.
+"""Reads the pickle of a PyTorch state dict as a description of tensors, without running its code.
 
-A pickle is a program for a machine with a stack, which may call any function. Here it runs on a
-machine of its own that has the few instructions of a state dict. Containers, text and numbers are
-all that it makes, what it calls are the functions below, and attributes it cannot set.
+A pickle is a program for a stack machine that may call any function. Here a machine with only the
+instructions of a state dict interprets it. The machine makes containers, text and numbers, calls
+only the functions below, and sets no attributes.
 
 Traps of the format:
-- A container may be put into another a thousand times by reference: it is small, but its hash, its
-  text and its comparison take exponentially long, and copies of it fill the memory. So keys are
-  text or small numbers, what is copied is short, and nothing is printed that was not looked at.
-- Every byte may be a new container. The bytes are limited.
+- Containers can nest by reference thousands of times. Such a pickle is small, but hashing, printing
+  or comparing it takes exponential time, and copying it fills the memory. So keys must be text or
+  small numbers, copies are short, and errors print only values that were checked.
+- Every byte may create a container, so the number of bytes is limited.
 """
 
 import pickletools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, BinaryIO, NamedTuple
 
-# PyTorch's classes of storages, which carry the type of their elements.
+# PyTorch's storage classes, each of one element type.
 STORAGES: dict[str, Any] = {
     "DoubleStorage": "float64",
     "FloatStorage": "float32",
@@ -30,11 +30,11 @@ STORAGES: dict[str, Any] = {
 }
 STORAGE_MODULES = ("torch", "torch.cuda")
 LARGEST_SIZE, MOST_AXES = 2**62, 32  # NumPy's limits
-LARGEST_KEY = 2**16  # larger numbers can be chosen so that their hashes are the same
-SHOWN = 80  # letters of a file's own text in an error
+LARGEST_KEY = 2**16  # larger numbers can be chosen to collide in a hash table
+SHOWN = 80  # characters of the file's own text in an error
 
 VALUES = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-# Instructions that push the number or text that comes with them.
+# Instructions that push their argument, a number or text.
 LITERALS = (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
@@ -47,11 +47,11 @@ IGNORED = ("PROTO", "FRAME")
 
 
 class PickleError(ValueError):
-    """A pickle that describes something else than tensors."""
+    """A pickle describes something other than tensors."""
 
 
 class Storage(NamedTuple):
-    """Elements that several tensors may share: their type, their name in the file, their number."""
+    """Elements that tensors may share: their type, name in the file, and number."""
 
     dtype: str
     key: str
@@ -68,11 +68,11 @@ class Slice(NamedTuple):
 
 
 def ordered_dict(*items: Any) -> dict[Any, Any]:
-    """A dict, of the pairs that Python 2 gives it at once. They move: there is one of each."""
+    """A dict of the pairs that Python 2 passes as a list; the list is emptied, not copied."""
     made: dict[Any, Any] = {}
     for pairs in items:
         if type(pairs) is not list:
-            raise PickleError("it makes a dict of something else than a list")
+            raise PickleError("it makes a dict from something other than a list")
         set_items(made, [part for key, value in pairs for part in (key, value)])
         pairs.clear()
     return made
@@ -81,7 +81,7 @@ def ordered_dict(*items: Any) -> dict[Any, Any]:
 def rebuild_tensor(storage: Any, offset: Any, shape: Any, strides: Any, *_: Any) -> Slice:
     shapes = type(shape) is type(strides) is tuple and is_shape(shape) and is_shape(strides)
     if not isinstance(storage, Storage) or not is_size(offset) or not shapes:
-        raise PickleError("a tensor is described by something else than sizes")
+        raise PickleError("a tensor has an offset, shape or strides that are not sizes")
     return Slice(storage, offset, shape, strides)
 
 
@@ -96,10 +96,10 @@ GLOBALS: Mapping[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-def describe(file: BinaryIO) -> Any:
-    """What the pickle at this place of a file describes; the file is left behind its end.
+def read_description(file: BinaryIO) -> Any:
+    """What the pickle at the file's position describes; leaves the position at the pickle's end.
 
-    Raises ValueError, and what containers raise, for one that is damaged or needs anything else.
+    Raises ValueError, or a container's own exception, if it is damaged or describes anything else.
     """
     machine = Machine()
     for opcode, argument, _ in pickletools.genops(file):
@@ -110,7 +110,7 @@ def describe(file: BinaryIO) -> Any:
 
 
 class Machine:
-    """The stack, the lengths that it had at each mark, and what was remembered."""
+    """The stack, its length at each mark, and the memo."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
@@ -118,7 +118,7 @@ class Machine:
         self.memo: dict[int, Any] = {}
 
     def do(self, name: str, argument: Any) -> None:
-        """Carry out one instruction. Raises PickleError for one that no tensor needs."""
+        """Run one instruction. Raises PickleError for one that no tensor needs."""
         push = self.stack.append
         if name in LITERALS:
             push(argument)
@@ -141,12 +141,12 @@ class Machine:
         elif name in FILLING:
             FILLING[name](self)
         elif name == "GLOBAL":
-            push(known(*argument.split(" ", 1)))
+            push(find_global(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
             function, module = self.pop(), self.pop()
-            push(known(module, function))
+            push(find_global(module, function))
         elif name == "BINPERSID":
-            push(storage(self.pop()))
+            push(parse_storage(self.pop()))
         elif name == "REDUCE":
             self.call()
         elif name == "BUILD":
@@ -155,18 +155,18 @@ class Machine:
             raise PickleError(f"it uses {name}, which no tensor needs")
 
     def top(self) -> Any:
-        """The last value since the last mark."""
+        """The top of the stack, above the last mark."""
         if len(self.stack) <= (self.marks[-1] if self.marks else 0):
-            raise PickleError("it takes a value where there is none")
+            raise PickleError("it takes a value from an empty stack")
         return self.stack[-1]
 
     def pop(self) -> Any:
-        """The last value since the last mark, taken off."""
+        """Remove and return the top of the stack."""
         self.top()
         return self.stack.pop()
 
     def pop_marked(self) -> list[Any]:
-        """All values since the last mark, taken off with it."""
+        """Remove and return all values above the last mark, and the mark."""
         if not self.marks:
             raise PickleError("it ends a group that has no start")
         start = self.marks.pop()
@@ -175,10 +175,10 @@ class Machine:
         return values
 
     def container(self, kind: type) -> Any:
-        """The list or dict that is last. Raises PickleError for anything else."""
+        """The list or dict on top. Raises PickleError for anything else."""
         last = self.top()
         if type(last) is not kind:
-            raise PickleError(f"it fills a {type(last).__name__}")
+            raise PickleError(f"it adds items to a {type(last).__name__}")
         return last
 
     def append(self) -> None:
@@ -198,14 +198,14 @@ class Machine:
         set_items(self.container(dict), values)
 
     def call(self) -> None:
-        """Call one of GLOBALS, and nothing else."""
+        """Call one of GLOBALS. Raises PickleError for any other function."""
         arguments, function = self.pop(), self.pop()
         if type(arguments) is not tuple or not any(function is own for own in GLOBALS.values()):
-            raise PickleError("it calls something that is no function of tensors")
+            raise PickleError("it calls something that is not a function of tensors")
         self.stack.append(function(*arguments))
 
     def build(self) -> None:
-        """Forget the attributes of a dict, which state dicts have (`_metadata`)."""
+        """Drop the attributes of a dict; state dicts have `_metadata`."""
         self.pop()
         self.container(dict)
 
@@ -219,16 +219,16 @@ FILLING = {
 
 
 def set_items(target: dict[Any, Any], items: list[Any]) -> None:
-    """Keys and values in turn, put into a dict. Raises PickleError unless keys are plain."""
+    """Add alternating keys and values to a dict. Raises PickleError for keys of other types."""
     if len(items) % 2 or not all(map(is_key, items[::2])):
         raise PickleError("it has a dict whose keys are neither text nor small numbers")
     target.update(zip(items[::2], items[1::2], strict=True))
 
 
-def known(module: Any, name: Any) -> Any:
-    """What a name stands for here. Raises PickleError for one that no tensor needs."""
+def find_global(module: Any, name: Any) -> Any:
+    """The function or type that a name stands for. Raises PickleError if no tensor needs it."""
     if not isinstance(module, str) or not isinstance(name, str):
-        raise PickleError("it asks for a function whose name is no text")
+        raise PickleError("it asks for a function whose name is not text")
     if module in STORAGE_MODULES and name in STORAGES:
         return STORAGES[name]
     if (module, name) not in GLOBALS:
@@ -236,8 +236,8 @@ def known(module: Any, name: Any) -> Any:
     return GLOBALS[module, name]
 
 
-def storage(description: Any) -> Storage:
-    """The storage that a tensor refers to. Raises PickleError if it is a part of one."""
+def parse_storage(description: Any) -> Storage:
+    """The storage of a tensor. Raises PickleError for a view of a part of one."""
     if type(description) is tuple and len(description) in (5, 6):
         kind, dtype, key, _, size, *view = description
         whole = kind == "storage" and all(part is None for part in view)
@@ -248,7 +248,7 @@ def storage(description: Any) -> Storage:
 
 
 def is_key(value: Any) -> bool:
-    """Whether a value is a text or a small number."""
+    """Whether a value is text or a small number."""
     return isinstance(value, str) or (type(value) is int and 0 <= value <= LARGEST_KEY)
 
 
@@ -258,5 +258,5 @@ def is_size(value: Any) -> bool:
 
 
 def is_shape(values: Sequence[Any]) -> bool:
-    """Whether values are the sizes or the strides of a tensor."""
+    """Whether values are sizes or strides of a tensor."""
     return len(values) <= MOST_AXES and all(map(is_size, values))

@@ -1,16 +1,15 @@
-"""Tensors from published weight files, read without running code from them.
+"""Reads tensors from published weight files without running code from them.
 
-Files are told apart by their content, not by their name: a state dict that PyTorch saved (the zip
-format, and the older stream of pickles in which weights published before 2020 still come),
-safetensors, and NumPy's .npz.
+The format is recognized by content, not by file name: PyTorch state dicts (the zip format, and the
+stream of pickles used before 2020), safetensors, and NumPy's .npz.
 
 Traps of the formats:
-- A pickle may name any function and have it called while it is read. weights/pickles.py runs none:
-  it reads where each tensor lies, and the numbers are read afterwards, as bytes.
-- A small file may stand for gigabytes. Each size is compared with the file's before it is read.
-- Several tensors may share one storage, and a tensor may be a transposed or shifted slice of it.
-- The zip format has the byte order of the machine that wrote it; the older one is little-endian.
-- NumPy has no bfloat16: it is ml_dtypes' type, which numpy.savez does not keep.
+- Unpickling may call any function. weights/pickles.py calls none: it finds where each tensor lies,
+  and the numbers are then read as bytes.
+- A small file may claim gigabytes, so each size is checked against the file before reading.
+- Tensors may share one storage, and a tensor may be a transposed or shifted slice of it.
+- The zip format has the byte order of the machine that wrote it; the stream is little-endian.
+- NumPy has no bfloat16. The type comes from ml_dtypes, and numpy.savez does not keep it.
 """
 
 import hashlib
@@ -28,7 +27,7 @@ import ml_dtypes
 import numpy as np
 
 from fewstep.weights.archives import check_archive, read_arrays
-from fewstep.weights.pickles import SHOWN, Slice, describe, is_shape, is_size
+from fewstep.weights.pickles import SHOWN, Slice, is_shape, is_size, read_description
 
 SAFETENSORS_TYPES = {
     "F64": "float64",
@@ -45,11 +44,11 @@ SAFETENSORS_TYPES = {
     "U8": "uint8",
     "BOOL": "bool",
 }
-# Bytes of the pickles or the JSON that say where tensors lie: some hundred a tensor, and each byte
-# may become a Python object.
+# Most bytes of the pickles or JSON that say where tensors lie. A tensor takes some hundred bytes,
+# and each byte may become a Python object.
 DESCRIPTION_LIMIT = 2**20
 ZIP_START = b"PK\x03\x04"
-# The older PyTorch format opens with this number, pickled by itself.
+# The older PyTorch format starts with this number, pickled on its own.
 STREAM_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 REMEDY = (
@@ -61,24 +60,22 @@ Reader = Callable[[BinaryIO], dict[str, np.ndarray]]
 
 
 def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
-    """The tensors in a file by their names; arrays may be read-only, and may share memory.
+    """The tensors of a file by name; arrays may be read-only and may share memory.
 
-    Raises ValueError, naming the file, if it is of another format, is damaged, holds anything
-    besides named tensors, or is a pickle that asks for a function which tensors do not need.
+    Raises ValueError that names the file if its format is unknown, it is damaged, it holds anything
+    besides named tensors, or it is a pickle that asks for functions which tensors do not need.
     """
     with open(path, "rb") as file:
-        reader = reader_of(file.read(len(STREAM_START)))
+        reader = find_reader(file.read(len(STREAM_START)))
         if reader is None:
-            raise ValueError(
-                f"{path} is not a PyTorch state dict, nor safetensors, nor .npz; {REMEDY}"
-            )
+            raise ValueError(f"{path} is not a PyTorch state dict, safetensors or .npz; {REMEDY}")
         file.seek(0)
         try:
             return reader(file)
         except Exception as error:  # a damaged or hostile file can raise nearly anything
             raise ValueError(
                 f"{path} cannot be read: {type(error).__name__}: {error}. "
-                f"If it is damaged or cut short, fetch it again; otherwise {REMEDY}"
+                f"If it is damaged or cut short, download it again; otherwise {REMEDY}"
             ) from error
 
 
@@ -88,9 +85,9 @@ def check_tensors(
     path: str | Path,
     expected: str,
 ) -> None:
-    """Raises ValueError unless `tensors` have these names and shapes and no others.
+    """Raises ValueError unless `tensors` have exactly these names and shapes.
 
-    path: the file that they come from. expected: the published file that it should be.
+    path: the file that was read. expected: the published file that it should be.
     """
     both = shapes.keys() & tensors.keys()
     faults = {
@@ -107,14 +104,14 @@ def check_tensors(
         raise ValueError(f"{path} does not hold the tensors of {expected}: {'; '.join(found)}")
 
 
-def sha256(path: str | Path) -> str:
+def file_sha256(path: str | Path) -> str:
     """The SHA-256 of a file, as 64 hexadecimal digits."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def reader_of(start: bytes) -> Reader | None:
-    """The reader for a file with this start, or None."""
+def find_reader(start: bytes) -> Reader | None:
+    """The reader for a file that starts with these bytes; None for an unknown format."""
     if start.startswith(ZIP_START):
         return read_zip
     if start == STREAM_START:
@@ -125,7 +122,7 @@ def reader_of(start: bytes) -> Reader | None:
 
 
 def read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
-    """A PyTorch archive, of which every name starts with one folder, or an .npz file."""
+    """Read a PyTorch archive, whose records lie in one folder, or an .npz file."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
         roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
@@ -137,37 +134,38 @@ def read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
 
 
 def read_archive(archive: zipfile.ZipFile, root: str) -> dict[str, np.ndarray]:
-    """PyTorch's zip format: a pickle, and one record of raw bytes per storage, all uncompressed."""
+    """Read PyTorch's zip format: a pickle and a record of raw bytes per storage, uncompressed."""
     check_archive(archive)
     if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
         raise ValueError("a record of a PyTorch archive is compressed")
     check_description(archive.getinfo(f"{root}data.pkl").file_size)
-    slices = state_dict(describe(io.BytesIO(archive.read(f"{root}data.pkl"))))
+    slices = named_slices(read_description(io.BytesIO(archive.read(f"{root}data.pkl"))))
     order = f"{root}byteorder"
     swapped = order in archive.namelist() and archive.read(order) == b"big"
     keys = {piece.storage.key for piece in slices.values()}
     storages = {key: archive.read(f"{root}data/{key}") for key in keys}
     return {
-        name: tensor(piece, storages[piece.storage.key], swapped) for name, piece in slices.items()
+        name: tensor_array(piece, storages[piece.storage.key], swapped)
+        for name, piece in slices.items()
     }
 
 
 def check_description(length: int) -> None:
-    """Raises ValueError if what says where the tensors lie is too long."""
+    """Raises ValueError if the description of the tensors has too many bytes."""
     if length > DESCRIPTION_LIMIT:
-        raise ValueError(f"a header of {length} bytes, and {DESCRIPTION_LIMIT} are the most")
+        raise ValueError(f"its header has {length} bytes, more than {DESCRIPTION_LIMIT}")
 
 
 def read_stream(file: BinaryIO) -> dict[str, np.ndarray]:
-    """PyTorch's older format: five pickles, then each storage as its size and raw bytes.
+    """Read PyTorch's older format: five pickles, then each storage as its size and raw bytes.
 
-    The pickles are the opening number, the version, facts about the machine, the state dict, and
-    the keys of the storages in their order.
+    The pickles are the opening number, the version, the machine, the state dict, and the storage
+    keys in file order.
     """
     head = io.BytesIO(file.read(DESCRIPTION_LIMIT))
-    *_, described, keys = (describe(head) for _ in range(5))
+    *_, described, keys = (read_description(head) for _ in range(5))
     file.seek(head.tell())
-    slices = state_dict(described)
+    slices = named_slices(described)
     known = {piece.storage.key: piece.storage for piece in slices.values()}
     storages = {}
     for key in keys:
@@ -175,34 +173,36 @@ def read_stream(file: BinaryIO) -> dict[str, np.ndarray]:
             raise ValueError("its storages are not those of its tensors")
         size = int.from_bytes(file.read(8), "little")
         if size != known[key].size:
-            raise ValueError(f"a storage of {known[key].size} numbers is written as {size}")
-        storages[key] = read_exactly(file, size * element(known[key].dtype).itemsize)
-    return {name: tensor(piece, storages[piece.storage.key]) for name, piece in slices.items()}
+            raise ValueError(f"a storage of {known[key].size} numbers has {size} in the file")
+        storages[key] = read_exactly(file, size * element_type(known[key].dtype).itemsize)
+    return {
+        name: tensor_array(piece, storages[piece.storage.key]) for name, piece in slices.items()
+    }
 
 
 def read_exactly(file: BinaryIO, length: int) -> bytes:
-    """The next bytes of a file. Raises ValueError, before reading, if there are fewer."""
+    """The next `length` bytes. Raises ValueError, before reading, if fewer are left."""
     place = file.tell()
     left = file.seek(0, os.SEEK_END) - place
     file.seek(place)
     if length > left:
-        raise ValueError(f"{length} bytes are missing, or some of them: {left} are left")
+        raise ValueError(f"it is cut short: {length} bytes are needed and {left} are left")
     return file.read(length)
 
 
 def read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
-    """An 8-byte length, that many bytes of JSON, and the data that the JSON points into."""
+    """Read safetensors: an 8-byte length, a JSON header of that length, and the data."""
     length = int.from_bytes(file.read(8), "little")
     check_description(length)
-    header = json.loads(read_exactly(file, length), object_pairs_hook=unique)
+    header = json.loads(read_exactly(file, length), object_pairs_hook=unique_names)
     data = file.read()
     header.pop("__metadata__", None)
     check_apart([entry["data_offsets"] for entry in header.values()])
-    return {name: safetensor(entry, data) for name, entry in header.items()}
+    return {name: safetensor_array(entry, data) for name, entry in header.items()}
 
 
-def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object. Raises ValueError if it has a name twice."""
+def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """A JSON object as a dict. Raises ValueError for a duplicate name."""
     content = dict(pairs)
     if len(content) < len(pairs):
         raise ValueError("two of its tensors or fields have the same name")
@@ -210,39 +210,41 @@ def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def check_apart(spans: list[tuple[int, int]]) -> None:
-    """Raises ValueError for tensors that share bytes, of which a small file can have many."""
+    """Raises ValueError if tensors share bytes; a small file could then claim many of them."""
     spans = sorted(spans)
     if any(stop > start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False)):
         raise ValueError("two of its tensors share bytes")
 
 
-def safetensor(entry: Mapping[str, Any], data: bytes) -> np.ndarray:
-    """The array of an entry of the header. Raises ValueError unless it lies within the data."""
-    dtype, shape = element(SAFETENSORS_TYPES[entry["dtype"]]), entry["shape"]
+def safetensor_array(entry: Mapping[str, Any], data: bytes) -> np.ndarray:
+    """The array of a header entry. Raises ValueError unless it lies within the data."""
+    dtype, shape = element_type(SAFETENSORS_TYPES[entry["dtype"]]), entry["shape"]
     start, stop = entry["data_offsets"]
     if not is_shape(shape) or not is_size(start) or not is_size(stop):
-        raise ValueError("a tensor is described by something else than sizes")
+        raise ValueError("a tensor has a shape or offsets that are not sizes")
     if not start <= stop <= len(data) or stop - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(f"bytes {start} to {stop} of {len(data)} for a tensor of {dtype}")
+        raise ValueError(
+            f"a tensor of {dtype} {shape} cannot be bytes {start} to {stop} of {len(data)}"
+        )
     return np.ndarray(shape, dtype, data, start)
 
 
-def state_dict(described: Any) -> Mapping[str, Slice]:
-    """Raises ValueError unless the pickle described a mapping of names to tensors."""
+def named_slices(described: Any) -> Mapping[str, Slice]:
+    """The slices of a state dict by name. Raises ValueError if it holds anything else."""
     if not isinstance(described, Mapping):
         raise ValueError(f"it holds a {type(described).__name__}, not a state dict")
     named = {k: v for k, v in described.items() if isinstance(k, str) and isinstance(v, Slice)}
     other = [key for key in described if key not in named]
     if other:
         raise ValueError(
-            f"it holds more than named tensors, {str(other[:3])[:SHOWN]}; save the state dict alone"
+            f"it holds more than named tensors: {str(other[:3])[:SHOWN]}; save only the state dict"
         )
     return named
 
 
-def tensor(piece: Slice, raw: bytes, swapped: bool = False) -> np.ndarray:
-    """The array of a slice; NumPy refuses one that reaches outside `raw`, unless `raw` is empty."""
-    dtype = element(piece.storage.dtype)
+def tensor_array(piece: Slice, raw: bytes, swapped: bool = False) -> np.ndarray:
+    """The array of a slice; NumPy refuses one that reaches outside a non-empty `raw`."""
+    dtype = element_type(piece.storage.dtype)
     filled = raw or not math.prod(piece.shape)
     if not filled or len(raw) != piece.storage.size * dtype.itemsize:
         raise ValueError(f"a storage of {piece.storage.size} numbers has {len(raw)} bytes")
@@ -252,5 +254,5 @@ def tensor(piece: Slice, raw: bytes, swapped: bool = False) -> np.ndarray:
     return np.ndarray(piece.shape, dtype, raw, piece.offset * dtype.itemsize, strides)
 
 
-def element(name: str) -> np.dtype:
+def element_type(name: str) -> np.dtype:
     return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)

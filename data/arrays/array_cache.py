@@ -9,7 +9,7 @@ complete, and the manifest names a split or a shard only when its files are; one
 name is decoded, so that decoding goes on after an interruption.
 
 `decode` checks sizes, types, labels and stamps, and hashes images whose stamp has changed; `verify`
-hashes all. What does not agree is an error, and `mend` decodes that shard again.
+hashes all. What does not agree is an error, and `repair` decodes that shard again.
 """
 
 import hashlib
@@ -23,7 +23,7 @@ from typing import Any, NamedTuple
 
 from fewstep.data.arrays.dataset import Dataset
 from fewstep.data.arrays.files import UNLOCKED, claimed, elsewhere, remove_leftovers
-from fewstep.data.arrays.identity import changes, identity_of, images_sha256
+from fewstep.data.arrays.identity import dataset_identity, identity_changes, images_sha256
 from fewstep.data.arrays.manifest import (
     MANIFEST,
     DamagedError,
@@ -37,12 +37,12 @@ from fewstep.data.arrays.rows import Rows
 from fewstep.data.arrays.shards import (
     Source,
     SplitFiles,
-    examine,
-    examine_shard,
+    is_unchanged_shard,
     open_split,
     shard_counts,
-    shards_of,
-    unchanged,
+    split_shards,
+    verify_shard,
+    verify_split,
     write_split,
 )
 from fewstep.progress import note
@@ -117,7 +117,7 @@ def array_folder(data: Undecoded, root: Path) -> Path:
 def is_decoded(data: Undecoded, root: Path) -> bool:
     """Whether the arrays of all splits are there, whole or damaged."""
     try:
-        records = known(data, array_folder(data, root))
+        records = recorded_splits(data, array_folder(data, root))
     except DamagedError:
         return True
     return data.splits.keys() <= records.keys()
@@ -132,22 +132,24 @@ def decode(data: Undecoded, root: Path, writable: bool = True) -> Dataset:
     """
     folder = array_folder(data, root)
     try:
-        records = known(data, folder)
-        if not all(is_unchanged(data, folder, name, records.get(name)) for name in data.splits):
+        records = recorded_splits(data, folder)
+        if not all(
+            is_unchanged_split(data, folder, name, records.get(name)) for name in data.splits
+        ):
             if writable:
                 with claimed(folder) as locked:
-                    records = _completed(data, folder, _hashed(data, folder), locked)
+                    records = _complete(data, folder, _verified_records(data, folder), locked)
             else:
-                records = _hashed(data, folder)
-        return opened(data, folder, records)
+                records = _verified_records(data, folder)
+        return open_dataset(data, folder, records)
     except DamagedError as error:
         raise ValueError(f"{error}; {REMEDY}") from error
 
 
-def opened(data: Undecoded, folder: Path, records: Mapping[str, Record]) -> Dataset:
+def open_dataset(data: Undecoded, folder: Path, records: Mapping[str, Record]) -> Dataset:
     """The data set whose arrays lie in a folder. Raises DamagedError."""
     splits = {
-        name: open_split(files_of(data, folder, name, records[name]), records[name])
+        name: open_split(split_files(data, folder, name, records[name]), records[name])
         for name in data.splits
     }
     identities = {name: records[name].identity for name in splits}
@@ -157,27 +159,27 @@ def opened(data: Undecoded, folder: Path, records: Mapping[str, Record]) -> Data
         test=splits.get("test"),
         num_classes=data.num_classes,
         classes=data.classes,
-        recorded=identity_of(data.image_shape, data.classes, identities),
+        recorded=dataset_identity(data.image_shape, data.classes, identities),
         files=data.files,
     )
 
 
-def mend(data: Undecoded, root: Path) -> Path:
+def repair(data: Undecoded, root: Path) -> Path:
     """Hash a data set's arrays, decode those that are missing or damaged, and say what was done.
 
     Returns their folder.
     """
     folder = array_folder(data, root)
     with claimed(folder) as locked:
-        before = _believed(data, folder)
-        sound, parts = _sound(data, folder, before)
-        records = _completed(data, folder, sound, locked, parts)
+        before = _trusted_splits(data, folder)
+        sound, parts = _find_sound(data, folder, before)
+        records = _complete(data, folder, sound, locked, parts)
     for name, record in records.items():
         earlier = before.get(name)
         done = "decoded" if name not in sound else "verified" if earlier else "recorded"
         shards = f" in {len(record.shards)} shards" if len(record.shards) > 1 else ""
         note(f"{data.name} {name}: {record.identity['count']} images{shards} {done}")
-        if earlier and changes(earlier.identity, record.identity):
+        if earlier and identity_changes(earlier.identity, record.identity):
             note(f"{data.name} {name} decodes to other data than before, on which runs may rest")
     return folder
 
@@ -195,7 +197,7 @@ def verify(dataset: Dataset) -> None:
                 raise ValueError(f"{file} holds other images than were decoded; {REMEDY}")
 
 
-def header_of(data: Undecoded, folder: Path) -> dict[str, Any]:
+def manifest_header(data: Undecoded, folder: Path) -> dict[str, Any]:
     """What a manifest says beside its splits; the folder's name has the key."""
     return {
         "format": FORMAT,
@@ -205,30 +207,32 @@ def header_of(data: Undecoded, folder: Path) -> dict[str, Any]:
     }
 
 
-def files_of(data: Undecoded, folder: Path, name: str, record: Record | None = None) -> SplitFiles:
+def split_files(
+    data: Undecoded, folder: Path, name: str, record: Record | None = None
+) -> SplitFiles:
     """The files of a split, as they were written; without a record those of one shard."""
     counts = record.counts if record else (data.splits[name].count,)
-    return _files(data, folder, name, counts)
+    return _split_files(data, folder, name, counts)
 
 
-def new_files(data: Undecoded, folder: Path, name: str) -> SplitFiles:
+def fresh_split_files(data: Undecoded, folder: Path, name: str) -> SplitFiles:
     """The files into which a split is decoded."""
     counts = shard_counts(data.splits[name].count, data.image_shape)
-    return _files(data, folder, name, counts)
+    return _split_files(data, folder, name, counts)
 
 
-def _files(data: Undecoded, folder: Path, name: str, counts: Sequence[int]) -> SplitFiles:
+def _split_files(data: Undecoded, folder: Path, name: str, counts: Sequence[int]) -> SplitFiles:
     return SplitFiles(
-        shards=shards_of(folder, name, counts),
+        shards=split_shards(folder, name, counts),
         description=f"{data.name} {name}",
         image_shape=data.image_shape,
         num_classes=data.num_classes,
     )
 
 
-def known(data: Undecoded, folder: Path) -> Records:
+def recorded_splits(data: Undecoded, folder: Path) -> Records:
     """The splits that are there. Raises DamagedError for a manifest that cannot be believed."""
-    recorded = read_manifest(folder / MANIFEST, header_of(data, folder))
+    recorded = read_manifest(folder / MANIFEST, manifest_header(data, folder))
     counts = {name: source.count for name, source in data.splits.items()}
     for name, record in (recorded.splits if recorded else {}).items():
         if record.identity["count"] != counts.get(name):
@@ -236,35 +240,35 @@ def known(data: Undecoded, folder: Path) -> Records:
     if recorded is not None:
         return recorded.splits
     # Before there were manifests a split was complete when its images had their name.
-    first = {name: files_of(data, folder, name).shards[0] for name in data.splits}
+    first = {name: split_files(data, folder, name).shards[0] for name in data.splits}
     return {name: None for name, shard in first.items() if shard.images.exists()}
 
 
-def is_unchanged(data: Undecoded, folder: Path, name: str, record: Record | None) -> bool:
+def is_unchanged_split(data: Undecoded, folder: Path, name: str, record: Record | None) -> bool:
     """Whether nothing was written to a split's files since they were hashed."""
     if record is None:
         return False
-    shards = files_of(data, folder, name, record).shards
-    return all(map(unchanged, shards, record.shards))
+    shards = split_files(data, folder, name, record).shards
+    return all(map(is_unchanged_shard, shards, record.shards))
 
 
-def _believed(data: Undecoded, folder: Path) -> Records:
+def _trusted_splits(data: Undecoded, folder: Path) -> Records:
     """The splits that are there; none if the manifest cannot be believed."""
     try:
-        found = known(data, folder)
+        found = recorded_splits(data, folder)
     except DamagedError as error:
         note(f"{error}; decoding again")
         return {}
-    _warn_of_older(found, folder)
+    _warn_without_manifest(found, folder)
     return found
 
 
-def _warn_of_older(found: Records, folder: Path) -> None:
+def _warn_without_manifest(found: Records, folder: Path) -> None:
     if None in found.values():
         note(f"{folder} has no {MANIFEST}: its arrays are taken as they are")
 
 
-def _sound(
+def _find_sound(
     data: Undecoded, folder: Path, found: Records
 ) -> tuple[dict[str, Record], dict[str, Shards]]:
     """The known splits whose files are what they should be, and the sound shards of the others.
@@ -273,11 +277,11 @@ def _sound(
     """
     sound, parts = {}, {}
     for name, record in found.items():
-        files = files_of(data, folder, name, record)
+        files = split_files(data, folder, name, record)
         shards: list = []
         for shard, of in zip(files.shards, record.shards if record else [None], strict=True):
             try:
-                shards.append(examine_shard(files, shard, of))
+                shards.append(verify_shard(files, shard, of))
             except DamagedError as error:
                 note(f"{error}; decoding again")
                 shards.append(None)
@@ -289,20 +293,22 @@ def _sound(
     return sound, parts
 
 
-def _hashed(data: Undecoded, folder: Path) -> dict[str, Record]:
+def _verified_records(data: Undecoded, folder: Path) -> dict[str, Record]:
     """Records of the splits that are there, hashed again where a stamp has changed.
 
     Raises DamagedError.
     """
-    found = known(data, folder)  # read again: another process may have been at work until now
-    _warn_of_older(found, folder)
+    found = recorded_splits(
+        data, folder
+    )  # read again: another process may have been at work until now
+    _warn_without_manifest(found, folder)
     return {
-        name: examine(files_of(data, folder, name, record), record)
+        name: verify_split(split_files(data, folder, name, record), record)
         for name, record in found.items()
     }
 
 
-def _completed(
+def _complete(
     data: Undecoded,
     folder: Path,
     records: Mapping[str, Record],
@@ -315,9 +321,11 @@ def _completed(
     """
     if locked:
         remove_leftovers(folder)
-    completed, path, header = dict(records), folder / MANIFEST, header_of(data, folder)
+    completed, path, header = dict(records), folder / MANIFEST, manifest_header(data, folder)
     missing = [name for name in data.splits if name not in completed]
-    unfinished = _unfinished(data, folder, {**_interrupted(path, header), **parts}, missing)
+    unfinished = _usable_shards(
+        data, folder, {**_interrupted_shards(path, header), **parts}, missing
+    )
     # First of all the manifest: files that it does not name are from here on not believed.
     try:
         write_manifest(path, header, Manifest(completed, unfinished))
@@ -333,7 +341,7 @@ def _completed(
         def keep(shards: Shards, name: str = name) -> None:
             write_manifest(path, header, Manifest(completed, {**unfinished, name: shards}))
 
-        files = new_files(data, folder, name)
+        files = fresh_split_files(data, folder, name)
         done = unfinished.pop(name, [None] * len(files.shards))
         completed[name] = write_split(files, data.splits[name], done, keep)
         write_manifest(path, header, Manifest(completed, unfinished))
@@ -342,7 +350,7 @@ def _completed(
     return completed
 
 
-def _interrupted(path: Path, header: Mapping[str, Any]) -> Mapping[str, Shards]:
+def _interrupted_shards(path: Path, header: Mapping[str, Any]) -> Mapping[str, Shards]:
     """The shards of splits whose decoding was interrupted."""
     try:
         manifest = read_manifest(path, header)
@@ -351,13 +359,13 @@ def _interrupted(path: Path, header: Mapping[str, Any]) -> Mapping[str, Shards]:
     return manifest.unfinished if manifest else {}
 
 
-def _unfinished(
+def _usable_shards(
     data: Undecoded, folder: Path, parts: Mapping[str, Shards], missing: Sequence[str]
 ) -> dict[str, Shards]:
     """The shards of missing splits that are files of today's sizes."""
     found = {}
     for name in missing:
-        counts = [shard.count for shard in new_files(data, folder, name).shards]
+        counts = [shard.count for shard in fresh_split_files(data, folder, name).shards]
         shards = parts.get(name, ())
         fits = len(shards) == len(counts) and all(
             of is None or of.identity["count"] == count

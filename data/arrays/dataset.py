@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fewstep.data.arrays.identity import Identity, digest, identity_of, split_identity
+from fewstep.data.arrays.identity import Identity, dataset_identity, short_hash, split_identity
 
 NULL_LABEL = -1  # the label of an image without one
 
@@ -53,12 +53,12 @@ class Dataset(NamedTuple):
         if self.recorded is not None:
             return self.recorded
         splits = {name: split_identity(*split) for name, split in self.splits.items()}
-        return identity_of(self.image_shape, self.classes, splits)
+        return dataset_identity(self.image_shape, self.classes, splits)
 
     @property
     def digest(self) -> str:
         """A short hash of the identity."""
-        return digest(self.identity)
+        return short_hash(self.identity)
 
 
 class Pairs(NamedTuple):

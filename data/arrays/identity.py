@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from fewstep.messages import differences
-from fewstep.progress import progress
+from fewstep.progress import progress_bar
 
 CHUNK_BYTES = 2**26  # hashed at once
 SHOWN_BYTES = 2**28  # from here on hashing takes long enough for a progress bar
@@ -24,7 +24,7 @@ WORDS = 40  # characters of a value in a message
 Identity = Mapping[str, Any]
 
 
-def identity_of(
+def dataset_identity(
     image_shape: Sequence[int], classes: Sequence[str], splits: Mapping[str, Mapping[str, Any]]
 ) -> Identity:
     """The identity of a data set, from `split_identity` of each of its splits."""
@@ -48,7 +48,7 @@ def images_sha256(images: np.ndarray, description: str = "") -> str:
     total = hashlib.sha256()
     rows = max(CHUNK_BYTES // max(images[:1].nbytes, 1), 1)
     starts = range(0, len(images), rows)
-    for start in progress(
+    for start in progress_bar(
         starts, desc=description, silent=images.nbytes < SHOWN_BYTES, leave=False
     ):
         total.update(np.ascontiguousarray(images[start : start + rows]))
@@ -60,13 +60,13 @@ def labels_sha256(labels: np.ndarray) -> str:
     return hashlib.sha256(np.asarray(labels, "<i4").tobytes()).hexdigest()
 
 
-def digest(values: Mapping[str, Any]) -> str:
+def short_hash(values: Mapping[str, Any]) -> str:
     """A short hash of plain values, the same whatever the order of the fields."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]
 
 
-def changes(recorded: Identity, found: Identity) -> list[str]:
+def identity_changes(recorded: Identity, found: Identity) -> list[str]:
     """The fields in which data differ from recorded ones, with both values; [] if in none."""
     return [
         f"{field} ({_in_words(before)} recorded, {_in_words(now)} now)"

@@ -71,7 +71,7 @@ class Manifest(NamedTuple):
     unfinished: dict[str, Shards]
 
 
-def stamp(file: Path) -> Stamp:
+def file_stamp(file: Path) -> Stamp:
     """Size in bytes and modification time (ns) of a file; [-1, -1] if it is missing."""
     try:
         stat = file.stat()
@@ -92,7 +92,7 @@ def read_manifest(path: Path, header: Mapping[str, Any]) -> Manifest | None:
         return None
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read ({error})") from error
-    if not isinstance(content, dict) or content.pop("seal", None) != seal_of(content):
+    if not isinstance(content, dict) or content.pop("seal", None) != seal_hash(content):
         raise DamagedError(f"{path} is damaged, or was edited")
     found = differences(header, {field: content.get(field) for field in header})
     if found:
@@ -100,9 +100,9 @@ def read_manifest(path: Path, header: Mapping[str, Any]) -> Manifest | None:
         raise DamagedError(f"{path} belongs to other data: {fields} differ")
     try:
         return Manifest(
-            {name: record_of(split) for name, split in content["splits"].items()},
+            {name: parse_record(split) for name, split in content["splits"].items()},
             {
-                name: [shard and shard_of(shard) for shard in shards]
+                name: [shard and parse_shard(shard) for shard in shards]
                 for name, shards in content.get("unfinished", {}).items()
             },
         )
@@ -110,23 +110,23 @@ def read_manifest(path: Path, header: Mapping[str, Any]) -> Manifest | None:
         raise DamagedError(f"{path} does not have the fields of a manifest ({error})") from error
 
 
-def record_of(split: Mapping[str, Any]) -> Record:
+def parse_record(split: Mapping[str, Any]) -> Record:
     """The record in a split of a manifest. Raises TypeError or KeyError for other fields."""
     if "shards" not in split:
-        return whole(shard_of(split))
-    record = Record(**{**split, "shards": tuple(map(shard_of, split["shards"]))})
+        return one_shard_record(parse_shard(split))
+    record = Record(**{**split, "shards": tuple(map(parse_shard, split["shards"]))})
     check_identity(record.identity)
     if sum(record.counts) != record.identity["count"]:
         raise TypeError("shards of another count than their split")
     return record
 
 
-def whole(shard: ShardRecord) -> Record:
+def one_shard_record(shard: ShardRecord) -> Record:
     """The record of a split that is one shard."""
     return Record(shard.identity, (shard,))
 
 
-def shard_of(values: Mapping[str, Any]) -> ShardRecord:
+def parse_shard(values: Mapping[str, Any]) -> ShardRecord:
     """The record of a shard from plain values. Raises TypeError or KeyError for other fields."""
     shard = ShardRecord(**values)
     check_identity(shard.identity)
@@ -151,9 +151,9 @@ def write_manifest(
             for name, shards in manifest.unfinished.items()
         }
     with whole_file(path, field) as file:
-        file.write(json.dumps({"seal": seal_of(content), **content}, indent=2).encode() + b"\n")
+        file.write(json.dumps({"seal": seal_hash(content), **content}, indent=2).encode() + b"\n")
 
 
-def seal_of(content: Any) -> str:
+def seal_hash(content: Any) -> str:
     """sha256 of JSON values, the same whatever the order of the fields."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -24,11 +24,11 @@ from fewstep.data.arrays.manifest import (
     ShardRecord,
     Shards,
     Stamp,
-    stamp,
-    whole,
+    file_stamp,
+    one_shard_record,
 )
 from fewstep.data.arrays.rows import Rows
-from fewstep.progress import progress
+from fewstep.progress import progress_bar
 
 CHUNK = 256  # images decoded ahead of the disk; bounds the memory in use
 GIB = 2**30
@@ -56,7 +56,7 @@ class Shard(NamedTuple):
     @property
     def stamps(self) -> list[Stamp]:
         """Stamps of both files as they are now."""
-        return [stamp(self.images), stamp(self.labels)]
+        return [file_stamp(self.images), file_stamp(self.labels)]
 
 
 class SplitFiles(NamedTuple):
@@ -82,7 +82,7 @@ def shard_counts(count: int, image_shape: tuple[int, int, int]) -> tuple[int, ..
     return tuple(min(most, count - start) for start in range(0, count, most)) or (0,)
 
 
-def shards_of(folder: Path, split: str, counts: Sequence[int]) -> tuple[Shard, ...]:
+def split_shards(folder: Path, split: str, counts: Sequence[int]) -> tuple[Shard, ...]:
     """The shards of a split with these numbers of images."""
     starts = np.cumsum([0, *counts]).tolist()
     ends = [f"-{i:05}-of-{len(counts):05}" for i in range(len(counts))] if len(counts) > 1 else [""]
@@ -121,29 +121,29 @@ def open_shard(files: SplitFiles, shard: Shard, record: ShardRecord | None) -> S
     return Split(images, labels)
 
 
-def unchanged(shard: Shard, record: ShardRecord | None) -> bool:
+def is_unchanged_shard(shard: Shard, record: ShardRecord | None) -> bool:
     """Whether nothing was written to the files since they were hashed."""
     return record is not None and record.stamps == shard.stamps
 
 
-def examine(files: SplitFiles, record: Record | None) -> Record:
+def verify_split(files: SplitFiles, record: Record | None) -> Record:
     """The record of files as they are, by hashing those that have changed since they were hashed.
 
     Raises DamagedError as `open_split` does, and for images that are not those of the record.
     """
     if record is None:  # older than manifests, and so than shards
-        return whole(examine_shard(files, files.shards[0], None))
+        return one_shard_record(verify_shard(files, files.shards[0], None))
     return Record(
         record.identity,
         tuple(
-            of if unchanged(shard, of) else examine_shard(files, shard, of)
+            of if is_unchanged_shard(shard, of) else verify_shard(files, shard, of)
             for shard, of in zip(files.shards, record.shards, strict=True)
         ),
     )
 
 
-def examine_shard(files: SplitFiles, shard: Shard, record: ShardRecord | None) -> ShardRecord:
-    """The record of a shard's files, by hashing them. Raises DamagedError as `examine` does."""
+def verify_shard(files: SplitFiles, shard: Shard, record: ShardRecord | None) -> ShardRecord:
+    """The record of a shard's files, by hashing them. Raises DamagedError as `verify_split` does."""
     stamps = shard.stamps
     images, labels = open_shard(files, shard, record)
     found = images_sha256(images, f"hashing {files.description}")
@@ -162,10 +162,10 @@ def write_split(
 
     Raises OSError if the disk has no room for the rest.
     """
-    missing = [s for s, of in zip(files.shards, done, strict=True) if not unchanged(s, of)]
-    check_space(missing, files.description, files.image_shape, "choose another data.dir")
+    missing = [s for s, of in zip(files.shards, done, strict=True) if not is_unchanged_shard(s, of)]
+    check_shard_space(missing, files.description, files.image_shape, "choose another data.dir")
     shards, labels, total = list(done), [], hashlib.sha256()
-    with progress(desc=files.description, total=source.count, unit="image") as bar:
+    with progress_bar(desc=files.description, total=source.count, unit="image") as bar:
         for place, shard in enumerate(files.shards):
             if shard not in missing and _is_sound(files, shard, shards[place], total):
                 bar.update(shard.count)
@@ -175,7 +175,7 @@ def write_split(
                     keep(shards)
             labels.append(np.load(shard.labels, allow_pickle=False))
     if len(files.shards) == 1:
-        return whole(shards[0])
+        return one_shard_record(shards[0])
     return Record(_identity(total.hexdigest(), np.concatenate(labels)), tuple(shards))
 
 
@@ -248,18 +248,18 @@ def _out_of_range(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return labels[(labels < NULL_LABEL) | (labels >= num_classes)]
 
 
-def file_bytes(shards: Sequence[Shard], image_shape: Sequence[int]) -> int:
+def image_bytes(shards: Sequence[Shard], image_shape: Sequence[int]) -> int:
     """Bytes of the images of shards."""
     return sum(shard.count for shard in shards) * int(np.prod(image_shape))
 
 
-def check_space(
+def check_shard_space(
     shards: Sequence[Shard], description: str, image_shape: Sequence[int], otherwise: str
 ) -> None:
     """Raises OSError, with what else to do, unless the disk has room for the images of shards."""
     if not shards:
         return
-    folder, needed = shards[0].images.parent, file_bytes(shards, image_shape)
+    folder, needed = shards[0].images.parent, image_bytes(shards, image_shape)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(

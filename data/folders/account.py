@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
-from fewstep.data.folders.class_names import listed, printable
+from fewstep.data.folders.class_names import join_names, printable
 from fewstep.data.folders.file_tree import Tree
 from fewstep.data.folders.image_file import DEEP, FRAMES, ROTATED, TRANSPARENT
 from fewstep.data.folders.layout import Labelled, Layout
@@ -26,40 +26,44 @@ class Outcome(NamedTuple):
     unreadable: Mapping[str, str]
 
 
-def understood(layout: Layout, splits: Mapping[str, Labelled]) -> str:
+def describe_layout(layout: Layout, splits: Mapping[str, Labelled]) -> str:
     """The layout, the classes and the number of images, in a line."""
-    sizes = ", ".join(f"{counted(len(images))} {USE[name]}" for name, images in splits.items())
+    sizes = ", ".join(
+        f"{image_count_text(len(images))} {USE[name]}" for name, images in splits.items()
+    )
     count = len(layout.classes)
-    named = f"{count} class{'es' * (count > 1)} ({listed(layout.classes)}), " if count else ""
+    named = f"{count} class{'es' * (count > 1)} ({join_names(layout.classes)}), " if count else ""
     return f"{layout.words}; {named}{sizes}"
 
 
-def counted(images: int) -> str:
+def image_count_text(images: int) -> str:
     """1 image, 1,200 images."""
     return f"{images:,} image{'s' * (images != 1)}"
 
 
-def account(tree: Tree, layout: Layout, splits: Mapping[str, Labelled], outcome: Outcome) -> str:
+def describe_use(
+    tree: Tree, layout: Layout, splits: Mapping[str, Labelled], outcome: Outcome
+) -> str:
     """Images used, sizes of classes, what was done to pixels, and what was passed over, in a line.
 
     Without what was done to pixels if they were decoded before.
     """
-    used = f"{counted(sum(map(len, splits.values())))} used"
-    parts = [used, *sizes(layout, splits)]
+    used = f"{image_count_text(sum(map(len, splits.values())))} used"
+    parts = [used, *class_sizes(layout, splits)]
     parts += [
         f"{outcome.counts[fact]} {text}" for fact, text in FACTS.items() if outcome.counts[fact]
     ]
     if outcome.unreadable:
         parts.append(
-            f"{len(outcome.unreadable)} unreadable left out ({listed([*outcome.unreadable])})"
+            f"{len(outcome.unreadable)} unreadable left out ({join_names([*outcome.unreadable])})"
         )
-    shared = several(tree, splits)
+    shared = count_shared(tree, splits)
     if shared:
         parts.append(f"{shared} in several classes or splits, by links")
     return "; ".join([*parts, tree.passed_over(layout.tables) or "nothing passed over"])
 
 
-def sizes(layout: Layout, splits: Mapping[str, Labelled]) -> Iterator[str]:
+def class_sizes(layout: Layout, splits: Mapping[str, Labelled]) -> Iterator[str]:
     """The smallest and the largest class of each split."""
     for name, images in splits.items():
         counts = Counter(label for _, label in images)
@@ -73,7 +77,7 @@ def sizes(layout: Layout, splits: Mapping[str, Labelled]) -> Iterator[str]:
             yield f"{name}: {low} in each class" if low == high else f"{name}: {spread}"
 
 
-def several(tree: Tree, splits: Mapping[str, Labelled]) -> int:
+def count_shared(tree: Tree, splits: Mapping[str, Labelled]) -> int:
     """How many images are used with more than one label, or in both splits."""
     images = [image for split in splits.values() for image, _ in split]
     return len(images) - len(set(map(tree.real_path, images))) if tree.real else 0

@@ -11,18 +11,18 @@ NEAREST = 3  # names that a message suggests
 WHOLE = re.compile(r"-?\d+")
 
 
-def in_natural_order(names: Iterable[str]) -> list[str]:
+def sort_naturally(names: Iterable[str]) -> list[str]:
     """Names sorted with the numbers in them as numbers: "2" before "10", a2 before a10."""
     return sorted(names, key=natural_key)
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """What `in_natural_order` compares: texts and numbers in turn, at last the name itself."""
+    """What `sort_naturally` compares: texts and numbers in turn, at last the name itself."""
     parts = re.split("([0-9]+)", name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
-def listed(names: Sequence[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
     """The first names, and how many more there are."""
     shown = [printable(name) for name in names[:SHOWN]]
     more = len(names) - len(shown)
@@ -34,7 +34,7 @@ def printable(name: str) -> str:
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
-def described(labels: Iterable[int], names: Sequence[str]) -> list[str]:
+def label_texts(labels: Iterable[int], names: Sequence[str]) -> list[str]:
     """Labels with the names of their classes: 0 (cat); the label alone where that is its name."""
     return [
         f"{label} ({printable(names[label])})"
@@ -53,16 +53,20 @@ def label_of(asked: int | str, names: Sequence[str], num_classes: int) -> int:
     """
     text = str(asked)
     if text.startswith("name:"):
-        return names.index(text[5:]) if text[5:] in names else unknown(text[5:], names, num_classes)
+        return (
+            names.index(text[5:])
+            if text[5:] in names
+            else raise_unknown_class(text[5:], names, num_classes)
+        )
     if text in names and not (isinstance(asked, int) and 0 <= asked < num_classes):
         return names.index(text)
     stripped = {name.strip(): label for label, name in enumerate(names)}
     if not WHOLE.fullmatch(text):
-        return stripped[text] if text in stripped else unknown(text, names, num_classes)
+        return stripped[text] if text in stripped else raise_unknown_class(text, names, num_classes)
     if not 0 <= int(text) < num_classes:
         raise ValueError(
             f"--labels={text} is out of range; this model has 0 to {num_classes - 1}"
-            + (f": {listed(names)}" if names else "")
+            + (f": {join_names(names)}" if names else "")
         )
     if text in names and names.index(text) != int(text):
         note(
@@ -72,7 +76,7 @@ def label_of(asked: int | str, names: Sequence[str], num_classes: int) -> int:
     return int(text)
 
 
-def unknown(asked: str, names: Sequence[str], num_classes: int) -> int:
+def raise_unknown_class(asked: str, names: Sequence[str], num_classes: int) -> int:
     """Raises ValueError for a name that no class has."""
     if not names:
         raise ValueError(
@@ -81,5 +85,5 @@ def unknown(asked: str, names: Sequence[str], num_classes: int) -> int:
         )
     folded = {name.casefold(): name for name in names}
     nearest = [folded[name] for name in get_close_matches(asked.casefold(), folded, n=NEAREST)]
-    meant = f"; did you mean {listed(nearest)}?" if nearest else "."
-    raise ValueError(f"--labels={asked} is no class{meant} The classes are {listed(names)}")
+    meant = f"; did you mean {join_names(nearest)}?" if nearest else "."
+    raise ValueError(f"--labels={asked} is no class{meant} The classes are {join_names(names)}")

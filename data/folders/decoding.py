@@ -10,7 +10,7 @@ A run keeps the number that it began with. Arrays by other rules lie in another 
 
 from typing import NamedTuple
 
-from fewstep.data.folders.image_file import Color, color
+from fewstep.data.folders.image_file import Color, parse_color
 
 FIRST_DECODING, NEWEST_DECODING = 1, 2
 BACKGROUND = "white"
@@ -20,20 +20,20 @@ class Decoding(NamedTuple):
     """rules: a number of these. background: of transparent pixels. unreadable: files left out."""
 
     rules: int = NEWEST_DECODING
-    background: Color = color(BACKGROUND)
+    background: Color = parse_color(BACKGROUND)
     unreadable: int = 0
 
 
 NEWEST = Decoding()
 
 
-def decoding_of(rules: int = 0, background: str = BACKGROUND, unreadable: int = 0) -> Decoding:
+def parse_decoding(rules: int = 0, background: str = BACKGROUND, unreadable: int = 0) -> Decoding:
     """The decoding of a config's fields; rules 0 are the newest.
 
     Raises ValueError for a number that there is not, for no color, and for fields that the first
     rules do not have.
     """
-    chosen = Decoding(rules or NEWEST_DECODING, color(background), unreadable)
+    chosen = Decoding(rules or NEWEST_DECODING, parse_color(background), unreadable)
     if chosen.rules not in (FIRST_DECODING, NEWEST_DECODING):
         raise ValueError(
             f"data.decoding={rules} is none of {FIRST_DECODING} and {NEWEST_DECODING}, or 0 for a "

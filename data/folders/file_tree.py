@@ -105,9 +105,9 @@ class Tree(NamedTuple):
             ) from error
 
 
-def tree_of(path: Path) -> Tree:
+def read_tree(path: Path) -> Tree:
     """The files under a folder or in a .zip."""
-    return _zipped(path) if path.is_file() else _on_disk(path)
+    return _read_zip(path) if path.is_file() else _read_folder(path)
 
 
 def file_name(path: str) -> str:
@@ -154,7 +154,7 @@ def is_image(path: str) -> bool:
     return PurePosixPath(path).suffix.lower() in SUFFIXES
 
 
-def _on_disk(root: Path) -> Tree:
+def _read_folder(root: Path) -> Tree:
     growing = _Growing(str(root), root.joinpath)
     _walk(growing, root, "", (growing.tree.root,), linked=False)
     return growing.tree
@@ -193,7 +193,7 @@ def _holds(folder: str, above: Iterable[str]) -> bool:
     return any(os.path.commonpath((folder, other)) == folder for other in above)
 
 
-def _zipped(file: Path) -> Tree:
+def _read_zip(file: Path) -> Tree:
     """Raises ValueError for a file that is no .zip."""
     try:
         archive = zipfile.ZipFile(file)

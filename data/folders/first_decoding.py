@@ -35,7 +35,7 @@ def first_folder(root: Path, image_size: int, channels: int) -> Undecoded:
         origin=(stamps := file_stamps(files, root)),
         image_shape=(image_size, image_size, channels),
         num_classes=len(classes),
-        splits={name: _source(split, image_size, channels) for name, split in splits.items()},
+        splits={name: _file_source(split, image_size, channels) for name, split in splits.items()},
         classes=tuple(classes),
         files=stamps,
         understood=f"folder:{root} is decoded by the rules of earlier versions (data.decoding=1)",
@@ -89,7 +89,7 @@ def _is_image(file: Path) -> bool:
     return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
-def _source(files: list[tuple[Path, int]], image_size: int, channels: int) -> Source:
+def _file_source(files: list[tuple[Path, int]], image_size: int, channels: int) -> Source:
     def read(i: int) -> tuple[np.ndarray, int]:
         file, label = files[i]
         return _read_image(file, image_size, channels), label

@@ -9,19 +9,19 @@ import numpy as np
 from fewstep.data.arrays.array_cache import Undecoded
 from fewstep.data.arrays.pixels import fit
 from fewstep.data.arrays.shards import Source
-from fewstep.data.folders.account import Outcome, account, understood
+from fewstep.data.folders.account import Outcome, describe_layout, describe_use
 from fewstep.data.folders.class_names import printable
 from fewstep.data.folders.decoding import FIRST_DECODING, Decoding
-from fewstep.data.folders.file_tree import Tree, tree_of
+from fewstep.data.folders.file_tree import Tree, read_tree
 from fewstep.data.folders.first_decoding import first_folder
 from fewstep.data.folders.image_file import Color, read_image
-from fewstep.data.folders.layout import Labelled, understand
-from fewstep.data.folders.unreadable import unreadable_in
+from fewstep.data.folders.layout import Labelled, read_layout
+from fewstep.data.folders.unreadable import find_unreadable
 
 CHANNELS = 3  # unless asked for 1
 
 
-def folder(
+def folder_images(
     path: str, image_size: int, channels: int, decoding: Decoding, root: Path | None = None
 ) -> Undecoded:
     """The images under `path` as squares of image_size pixels, in RGB unless channels is 1.
@@ -43,17 +43,17 @@ def folder(
         raise ValueError(f"{found} is no folder, as data.decoding=1 asks for; leave that out")
     if decoding.rules == FIRST_DECODING:
         return first_folder(found, image_size, channels)
-    return folder_of_tree(tree_of(found), image_size, channels, decoding, root)
+    return tree_images(read_tree(found), image_size, channels, decoding, root)
 
 
-def folder_of_tree(
+def tree_images(
     tree: Tree, image_size: int, channels: int, decoding: Decoding, root: Path | None
 ) -> Undecoded:
     """The images of a tree of files."""
-    layout, name = understand(tree), f"folder:{tree.top.name}"
+    layout, name = read_layout(tree), f"folder:{tree.top.name}"
     found = [image for images in layout.splits.values() for image, _ in images]
-    outcome = Outcome(Counter(), unreadable_in(tree, found, decoding.unreadable, root))
-    splits = used(tree, layout.splits, outcome)
+    outcome = Outcome(Counter(), find_unreadable(tree, found, decoding.unreadable, root))
+    splits = usable_images(tree, layout.splits, outcome)
     return Undecoded(
         name=name,
         origin={
@@ -68,17 +68,19 @@ def folder_of_tree(
         image_shape=(image_size, image_size, channels),
         num_classes=len(layout.classes),
         splits={
-            split: source(tree, images, (image_size, channels), decoding.background, outcome.counts)
+            split: image_source(
+                tree, images, (image_size, channels), decoding.background, outcome.counts
+            )
             for split, images in splits.items()
         },
         classes=tuple(layout.classes),
         files=[(image, *tree.stamps[image]) for images in splits.values() for image, _ in images],
-        understood=f"{name}: {understood(layout, splits)}",
-        account=lambda: f"{name}: {account(tree, layout, splits, outcome)}",
+        understood=f"{name}: {describe_layout(layout, splits)}",
+        account=lambda: f"{name}: {describe_use(tree, layout, splits, outcome)}",
     )
 
 
-def used(
+def usable_images(
     tree: Tree, splits: Mapping[str, Labelled], outcome: Outcome
 ) -> dict[str, list[tuple[str, int]]]:
     """The readable images by label and path, each once in its class, whatever links lead to it.
@@ -101,7 +103,7 @@ def used(
     return kept
 
 
-def source(
+def image_source(
     tree: Tree,
     images: Labelled,
     shape: tuple[int, int],

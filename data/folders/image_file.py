@@ -47,7 +47,7 @@ class Decoded(NamedTuple):
     facts: tuple[str, ...]
 
 
-def color(name: str) -> Color:
+def parse_color(name: str) -> Color:
     """RGB of a color by name or as #rrggbb. Raises ValueError that names the field."""
     try:
         rgb = ImageColor.getrgb(name)
@@ -70,47 +70,49 @@ def read_image(file: Path | bytes, channels: int, background: Color) -> Decoded:
         if not all(image.size):
             raise ValueError(f"it has {image.width} x {image.height} pixels")
         frames = has_frames(image)
-        rawmode, turned = rawmode_of(image), orientation(image)
+        rawmode, turned = raw_mode(image), orientation(image)
         image.load()
-        eight, deep = eight_bits(image)
-        alpha = alpha_of(image, rawmode)
+        eight, deep = to_eight_bits(image)
+        alpha = alpha_channel(image, rawmode)
     if image.format != "TIFF":  # Pillow turns these as it loads them
-        eight, alpha = (upright(plane, turned or orientation(image)) for plane in (eight, alpha))
-    grey_or_rgb = eight if alpha is None else composited(eight, alpha, background)
+        eight, alpha = (
+            turn_upright(plane, turned or orientation(image)) for plane in (eight, alpha)
+        )
+    grey_or_rgb = eight if alpha is None else composite(eight, alpha, background)
     facts = {
         TRANSPARENT: alpha is not None and alpha.getextrema()[0] < 255,
         ROTATED: (turned or orientation(image)) in UPRIGHT,
         DEEP: deep or ";16" in rawmode,
         FRAMES: frames,
     }
-    converted = narrowed(grey_or_rgb.convert("L" if channels == 1 else "RGB"))
+    converted = crop_narrow(grey_or_rgb.convert("L" if channels == 1 else "RGB"))
     return Decoded(converted, tuple(fact for fact, holds in facts.items() if holds))
 
 
-def composited(image: Image.Image, alpha: Image.Image, background: Color) -> Image.Image:
+def composite(image: Image.Image, alpha: Image.Image, background: Color) -> Image.Image:
     """Colors (L or RGB) on a background, where alpha (L) is below 255."""
     over = Image.new("RGB", image.size, background)
     return Image.composite(image.convert("RGB"), over, alpha)
 
 
-def without_alpha(image: np.ndarray, background: Color) -> np.ndarray:
+def composite_array(image: np.ndarray, background: Color) -> np.ndarray:
     """A uint8 array [H, W, C] of 1 to 4 channels, one of 2 or 4 composited to [H, W, 3]."""
     if image.shape[-1] not in (2, 4):
         return image
     *_, alpha = planes = [Image.fromarray(plane) for plane in np.moveaxis(image, -1, 0)]
     colors = Image.merge("RGB", planes[:3]) if len(planes) == 4 else planes[0]
-    return np.asarray(composited(colors, alpha, background))
+    return np.asarray(composite(colors, alpha, background))
 
 
-def eight_bits(image: Image.Image) -> tuple[Image.Image, bool]:
+def to_eight_bits(image: Image.Image) -> tuple[Image.Image, bool]:
     """The colors of an image in mode L or RGB, and whether they were scaled from more than 8 bits.
 
     Raises ValueError for numbers whose range the file does not define.
     """
-    if tag(image, SAMPLE_FORMAT) == SIGNED:
+    if tiff_tag(image, SAMPLE_FORMAT) == SIGNED:
         raise ValueError("its pixels are signed numbers, whose black and white are not defined")
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
-        return scaled(image), True
+        return scale_to_eight_bits(image), True
     if image.mode in ("I", "F"):
         raise ValueError(
             f"its pixels are {'floating-point' if image.mode == 'F' else '32-bit'} numbers, whose "
@@ -124,16 +126,16 @@ def eight_bits(image: Image.Image) -> tuple[Image.Image, bool]:
     return image.convert("RGB"), False
 
 
-def scaled(image: Image.Image) -> Image.Image:
+def scale_to_eight_bits(image: Image.Image) -> Image.Image:
     """Integers of 16 bits, or of 12 in such a TIFF, as 8: 0 -> 0 and the largest -> 255."""
-    largest = TWELVE_BITS if tag(image, BITS) == 12 else SIXTEEN_BITS
+    largest = TWELVE_BITS if tiff_tag(image, BITS) == 12 else SIXTEEN_BITS
     values = np.asarray(image).astype(np.int64).clip(0, largest)
-    if tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
+    if tiff_tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
         values = largest - values
     return Image.fromarray(((values * 255 + largest // 2) // largest).astype(np.uint8))
 
 
-def alpha_of(image: Image.Image, rawmode: str) -> Image.Image | None:
+def alpha_channel(image: Image.Image, rawmode: str) -> Image.Image | None:
     """The opacity of each pixel in mode L; None for an image without transparency."""
     if not image.has_transparency_data:
         return None
@@ -143,10 +145,10 @@ def alpha_of(image: Image.Image, rawmode: str) -> Image.Image | None:
         return image.getchannel("A")
     if image.mode in ("P", "PA", "RGBa"):
         return image.convert("RGBA").getchannel("A")
-    return alpha_of_key(image, image.info["transparency"], rawmode)
+    return alpha_from_key(image, image.info["transparency"], rawmode)
 
 
-def alpha_of_key(image: Image.Image, key: int | Color, rawmode: str) -> Image.Image | None:
+def alpha_from_key(image: Image.Image, key: int | Color, rawmode: str) -> Image.Image | None:
     """The opacity of an image in which one color is transparent, as the file's depth has it."""
     pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
     key = np.asarray(key, np.int64)
@@ -161,7 +163,7 @@ def alpha_of_key(image: Image.Image, key: int | Color, rawmode: str) -> Image.Im
     return Image.fromarray(np.where(same, 0, 255).astype(np.uint8))
 
 
-def upright(image: Image.Image | None, turned: int) -> Image.Image | None:
+def turn_upright(image: Image.Image | None, turned: int) -> Image.Image | None:
     """An image, or none, as an EXIF orientation asks for."""
     return image.transpose(UPRIGHT[turned]) if image and turned in UPRIGHT else image
 
@@ -182,7 +184,7 @@ def has_frames(image: Image.Image) -> bool:
         return True
 
 
-def rawmode_of(image: Image.Image) -> str:
+def raw_mode(image: Image.Image) -> str:
     """How a file that is not loaded yet stores its pixels, such as RGB;16B; "" if unknown."""
     for tile in image.tile:
         first = tile.args if isinstance(tile.args, str) else next(iter(tile.args or ()), "")
@@ -190,13 +192,13 @@ def rawmode_of(image: Image.Image) -> str:
     return ""
 
 
-def tag(image: Image.Image, number: int) -> int | None:
+def tiff_tag(image: Image.Image, number: int) -> int | None:
     """A tag of a TIFF image, the first of several values; None for other formats."""
     value = getattr(image, "tag_v2", {}).get(number)
     return value[0] if isinstance(value, tuple) else value
 
 
-def narrowed(image: Image.Image) -> Image.Image:
+def crop_narrow(image: Image.Image) -> Image.Image:
     """The middle of an image that is far longer than wide; any other as it is."""
     longest = LONGEST * min(image.size)
     if max(image.size) <= longest:

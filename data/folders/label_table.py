@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath
 from typing import Any, NamedTuple
 
-from fewstep.data.folders.class_names import in_natural_order, printable
+from fewstep.data.folders.class_names import printable, sort_naturally
 from fewstep.data.folders.file_tree import SUFFIXES, Folder, Tree
 
 EDM = "dataset.json"
@@ -64,18 +64,18 @@ def read_labels(tree: Tree, folders: Iterable[Folder]) -> Labels | None:
         return _edm_labels(tree, edm)
     found, sources = {}, []
     for folder, path in tables:
-        rows = _rows(tree, path)
-        if not rows and is_meant(path) and not path.lower().endswith(".json"):
+        rows = _read_rows(tree, path)
+        if not rows and is_label_table(path) and not path.lower().endswith(".json"):
             raise ValueError(f"{tree.top.name}/{path} has no rows; fill it in, or move it away")
-        named = _labels_in(folder, path, rows) if rows else None
+        named = _table_labels(folder, path, rows) if rows else None
         if not named:
             continue
         for image, label in named.items():
-            give(found, image, label, f"{tree.top.name}: {', '.join([*sources, path])}")
+            set_label(found, image, label, f"{tree.top.name}: {', '.join([*sources, path])}")
         sources.append(path)
     if not found:
         return None
-    classes = in_natural_order(set(found.values()))
+    classes = sort_naturally(set(found.values()))
     numbers = {name: label for label, name in enumerate(classes)}
     of_image = {image: numbers[label] for image, label in found.items()}
     return Labels(of_image, classes, sources)
@@ -106,7 +106,7 @@ def _edm_labels(tree: Tree, files: Sequence[tuple[Folder, str]]) -> Labels | Non
                 raise ValueError(f"{where} has the label {label!r}, which is no whole number")
             if not 0 <= label < LARGEST_LABEL:
                 raise ValueError(f"{where} has the label {label}; labels are counted from 0")
-            give(found, images.required(name, where), label, where)
+            set_label(found, images.required(name, where), label, where)
     if not found:
         return None
     classes = [str(label) for label in range(max(found.values()) + 1)]
@@ -120,8 +120,12 @@ class _Images:
         images = folder.all_images()
         start = f"{folder.path}/" if folder.path else ""
         self.by_path = {image.removeprefix(start).replace("\\", "/"): image for image in images}
-        self.by_name = _unique((PurePosixPath(path).name, i) for path, i in self.by_path.items())
-        self.by_stem = _unique((PurePosixPath(path).stem, i) for path, i in self.by_path.items())
+        self.by_name = _unique_names(
+            (PurePosixPath(path).name, i) for path, i in self.by_path.items()
+        )
+        self.by_stem = _unique_names(
+            (PurePosixPath(path).stem, i) for path, i in self.by_path.items()
+        )
 
     def find(self, name: str) -> str | None:
         """The image of this name; None if there is none, or several are called so."""
@@ -139,18 +143,18 @@ class _Images:
         return found
 
 
-def _unique(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
+def _unique_names(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
     pairs = list(pairs)
     counts = Counter(name for name, _ in pairs)
     return {name: image for name, image in pairs if counts[name] == 1}
 
 
-def is_meant(path: str) -> bool:
+def is_label_table(path: str) -> bool:
     """Whether a table's name says that it has the labels of the images."""
     return PurePosixPath(path).stem.lower() in MEANT
 
 
-def _rows(tree: Tree, path: str) -> list[Row]:
+def _read_rows(tree: Tree, path: str) -> list[Row]:
     """A table's rows by column; [] for a file that is no table."""
     suffix, where = PurePosixPath(path).suffix.lower(), f"{tree.top.name}/{path}"
     if suffix == ".json":
@@ -184,12 +188,12 @@ def _texts(row: Mapping[str, object]) -> Row:
     }
 
 
-def _labels_in(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str] | None:
+def _table_labels(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str] | None:
     """The labels in rows, by image; None for a table that is not one of labels."""
     images, where = _Images(folder), f"{folder.name}/{PurePosixPath(path).name}"
     columns = list(dict.fromkeys(column for row in rows for column in row))
     of_images = [c for c in columns if all(images.find(row.get(c) or "") for row in rows)]
-    meant = is_meant(path)
+    meant = is_label_table(path)
     if not of_images:
         # Most of a column are images: the others are missing.
         partly = [c for c in columns if any(images.find(row.get(c) or "") for row in rows)]
@@ -216,7 +220,7 @@ def _labels_in(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str]
     by_name = [c for name in LABEL_COLUMNS for c in others if c.lower() == name]
     chosen = by_name[0] if by_name else others[0] if len(columns) == 2 and others else None
     if chosen is None or (not by_name and PurePosixPath(path).stem.lower() == "metadata"):
-        return _without_labels(where, meant and "metadata" not in where, others)
+        return _check_not_meant(where, meant and "metadata" not in where, others)
     if (
         not by_name
         and len(rows) >= FEW_ROWS
@@ -231,11 +235,11 @@ def _labels_in(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str]
         raise ValueError(f"{where} has no label for {printable(empty[0])}; fill it in")
     labels: dict[str, str] = {}
     for row in rows:
-        give(labels, images.required(row[column], where), row[chosen], where)
+        set_label(labels, images.required(row[column], where), row[chosen], where)
     return labels
 
 
-def give(labels: dict[str, Any], image: str, label: str | int, where: str) -> None:
+def set_label(labels: dict[str, Any], image: str, label: str | int, where: str) -> None:
     """Add the label of an image. Raises ValueError if it has another one already."""
     if labels.setdefault(image, label) != label:
         raise ValueError(
@@ -244,7 +248,7 @@ def give(labels: dict[str, Any], image: str, label: str | int, where: str) -> No
         )
 
 
-def _without_labels(where: str, meant: bool, columns: Sequence[str]) -> None:
+def _check_not_meant(where: str, meant: bool, columns: Sequence[str]) -> None:
     """Raises ValueError if a table without a column of labels was meant to have one."""
     if meant:
         raise ValueError(

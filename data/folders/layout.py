@@ -17,18 +17,18 @@ from collections.abc import Container, Mapping, Sequence
 from typing import NamedTuple
 
 from fewstep.data.arrays.dataset import NULL_LABEL
-from fewstep.data.folders.class_names import in_natural_order, listed, printable
+from fewstep.data.folders.class_names import join_names, printable, sort_naturally
 from fewstep.data.folders.file_tree import SUFFIXES, Folder, Tree, file_name
 from fewstep.data.folders.label_table import EDM, Labels, read_labels
 from fewstep.data.folders.splits import (
     HOLDERS,
     TRAIN,
-    folders,
-    held_out,
+    choose_held_out,
+    find_splits,
     is_wrapper,
-    kind_of,
-    kinds_of,
-    splits_of,
+    join_folders,
+    split_kind,
+    split_kinds,
 )
 
 # Such a folder beside others holds what belongs to the same images, or the images themselves.
@@ -59,22 +59,22 @@ class Layout(NamedTuple):
     tables: Sequence[str] = ()
 
 
-def understand(tree: Tree) -> Layout:
+def read_layout(tree: Tree) -> Layout:
     """The layout of a tree. Raises ValueError for one that is not clear."""
     if not tree.top.has_images():
-        raise ValueError(nothing_in(tree))
+        raise ValueError(no_images_message(tree))
     words, chain = [], [tree.top]
-    while is_wrapper(chain[-1]) and not kinds_of(chain[-1].filled()):
+    while is_wrapper(chain[-1]) and not split_kinds(chain[-1].filled()):
         chain += chain[-1].filled().values()
     top = chain[-1]
     if top is not tree.top:
         words.append(f"inside {printable(top.path)}/")
-    parts, said = splits_of(top)
+    parts, said = find_splits(top)
     words += said
     labels = read_labels(tree, [*chain, *(p for p in parts.values() if p is not top)])
     if labels:
-        return labelled_by_table(tree, parts, labels, words)
-    layout = labelled_by_folders(parts, words)
+        return layout_from_table(tree, parts, labels, words)
+    layout = layout_from_folders(parts, words)
     if not layout.classes:
         check_no_other_labels(tree, chain)
     return layout
@@ -94,7 +94,7 @@ def check_no_other_labels(tree: Tree, folders: Sequence[Folder]) -> None:
                 )
 
 
-def nothing_in(tree: Tree) -> str:
+def no_images_message(tree: Tree) -> str:
     """The message that there is no image, and what there is instead."""
     archives = tree.passed.get(".zip", ())
     hint = f" (give folder:{tree.top.name}/{archives[0]} to read that)" if archives else ""
@@ -107,11 +107,11 @@ def nothing_in(tree: Tree) -> str:
     )
 
 
-def labelled_by_table(
+def layout_from_table(
     tree: Tree, parts: Mapping[str, Folder], labels: Labels, words: Sequence[str]
 ) -> Layout:
     """Raises ValueError for an image without a label, and for class folders that say otherwise."""
-    chosen, said = held_out(parts, dict.fromkeys(parts, True))
+    chosen, said = choose_held_out(parts, dict.fromkeys(parts, True))
     splits = {}
     for name, part in chosen.items():
         images = part.all_images()
@@ -136,20 +136,20 @@ def check_folders_agree(part: Folder, labels: Mapping[str, int], source: str) ->
     pairs = {(name, labels[i]) for name, folder in filled.items() for i in folder.all_images()}
     if not len(pairs) == len(filled) == len({label for _, label in pairs}):
         raise ValueError(
-            f"{part.name} has folders ({listed(list(filled))}) that sort its images otherwise than "
+            f"{part.name} has folders ({join_names(list(filled))}) that sort its images otherwise than "
             f"the {source}; move one of them away"
         )
 
 
-def labelled_by_folders(parts: Mapping[str, Folder], words: Sequence[str]) -> Layout:
+def layout_from_folders(parts: Mapping[str, Folder], words: Sequence[str]) -> Layout:
     """Class names are those of the folders in the split for training."""
-    found = {TRAIN: classes_of(parts[TRAIN])}
-    trained = {normal(name) for name in found[TRAIN][0]}
-    found |= {kind: classes_of(part, trained) for kind, part in parts.items() if kind != TRAIN}
-    chosen, said = held_out(parts, {kind: bool(found[kind][0]) for kind in parts})
+    found = {TRAIN: class_folders(parts[TRAIN])}
+    trained = {nfc(name) for name in found[TRAIN][0]}
+    found |= {kind: class_folders(part, trained) for kind, part in parts.items() if kind != TRAIN}
+    chosen, said = choose_held_out(parts, {kind: bool(found[kind][0]) for kind in parts})
     classes, _ = found[TRAIN]
-    names = in_natural_order(classes)
-    numbers = {normal(name): label for label, name in enumerate(names)}
+    names = sort_naturally(classes)
+    numbers = {nfc(name): label for label, name in enumerate(names)}
     if len(numbers) < len(names):
         raise ValueError(f"{parts[TRAIN].name} has two folders of one name in Unicode; merge them")
     splits = {}
@@ -158,8 +158,8 @@ def labelled_by_folders(parts: Mapping[str, Folder], words: Sequence[str]) -> La
         own = found[kind][0]
         check_classes(part, own, names, parts[TRAIN])
         splits[name] = [
-            (image, numbers[normal(label)])
-            for label in in_natural_order(own)
+            (image, numbers[nfc(label)])
+            for label in sort_naturally(own)
             for image in own[label].all_images()
         ] or [(image, NULL_LABEL) for image in part.all_images()]
     shown = [*words, *(text for _, text in found.values()), *said]
@@ -177,22 +177,22 @@ def check_classes(
             raise ValueError(
                 f"{part.name} has a class whose name is not UTF-8, {ascii(name)}; rename its folder"
             ) from error
-    known = {normal(name) for name in names}
-    strange = [name for name in own if normal(name) not in known]
+    known = {nfc(name) for name in names}
+    strange = [name for name in own if nfc(name) not in known]
     if strange or bool(own) != bool(names):
         raise ValueError(
-            f"{part.name} has other classes than {train.name}: {listed(strange) or 'none at all'}; "
+            f"{part.name} has other classes than {train.name}: {join_names(strange) or 'none at all'}; "
             "sort its images into the same class folders, or move it away"
         )
 
 
-def classes_of(part: Folder, trained: Container[str] = ()) -> tuple[dict[str, Folder], str]:
+def class_folders(part: Folder, trained: Container[str] = ()) -> tuple[dict[str, Folder], str]:
     """The class folders of a split, {} if it has no classes, and what that is in words.
 
     trained: names of classes in the split for training, which are classes here too. Raises
     ValueError for a class folder without images, and for one that may be none.
     """
-    while is_wrapper(part) and normal(next(iter(part.filled()))) not in trained:
+    while is_wrapper(part) and nfc(next(iter(part.filled()))) not in trained:
         (part,) = part.filled().values()
     filled = part.filled()
     if not filled:
@@ -200,13 +200,13 @@ def classes_of(part: Folder, trained: Container[str] = ()) -> tuple[dict[str, Fo
     if part.images:
         raise ValueError(
             f"{part.name} has both images ({file_name(part.images[0])}) and class folders "
-            f"({listed(list(filled))}); move one of them away"
+            f"({join_names(list(filled))}); move one of them away"
         )
     if is_bucketed(part):
         return {}, "numbered folders of 1,000 images: without labels"
-    if len(filled) == 1 and normal(next(iter(filled))) not in trained:
+    if len(filled) == 1 and nfc(next(iter(filled))) not in trained:
         (alone,) = filled
-        if alone.lower() in HOLDERS or kind_of(alone) or alone == file_name(part.path):
+        if alone.lower() in HOLDERS or split_kind(alone) or alone == file_name(part.path):
             return {}, f"all images in {printable(alone)}/: without labels"
     empty = [folder for folder in part.folders.values() if not folder.has_images()]
     if empty:
@@ -215,7 +215,7 @@ def classes_of(part: Folder, trained: Container[str] = ()) -> tuple[dict[str, Fo
     if paired:
         others = [name for name in filled if name != paired[0]]
         raise ValueError(
-            f"{part.name} has {paired[0]}/ beside {folders(others)}, "
+            f"{part.name} has {paired[0]}/ beside {join_folders(others)}, "
             "which may be no classes; move all but the images away, or rename it if it is a class"
         )
     deeper = any(folder.filled() for folder in filled.values())
@@ -239,6 +239,6 @@ def _in_bucket(path: str) -> bool:
     return folder == (bucket if match[2] else bucket * PER_BUCKET)
 
 
-def normal(name: str) -> str:
+def nfc(name: str) -> str:
     """A name in Unicode's composed form: what two disks may write differently."""
     return unicodedata.normalize("NFC", name)

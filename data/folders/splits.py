@@ -7,7 +7,7 @@ test, val, valid, validation, dev and the like for images that are held out.
 import re
 from collections.abc import Iterable, Mapping
 
-from fewstep.data.folders.class_names import listed, printable
+from fewstep.data.folders.class_names import join_names, printable
 from fewstep.data.folders.file_tree import Folder, file_name
 
 TRAIN, TEST, VALIDATION = "train", "test", "validation"
@@ -37,57 +37,57 @@ def is_wrapper(folder: Folder) -> bool:
     return bool(inner) and alone
 
 
-def folders(names: Iterable[str]) -> str:
+def join_folders(names: Iterable[str]) -> str:
     """Names of folders, for a message."""
-    return listed([f"{name}/" for name in names])
+    return join_names([f"{name}/" for name in names])
 
 
-def kind_of(name: str) -> str | None:
+def split_kind(name: str) -> str | None:
     """Which split a folder of this name is; None for other names."""
     match = SPLIT.fullmatch(name)
-    return _kind(match) if match and not match["dataset"] else None
+    return _matched_kind(match) if match and not match["dataset"] else None
 
 
-def _kind(match: re.Match) -> str:
+def _matched_kind(match: re.Match) -> str:
     return next(kind for kind in (TRAIN, TEST, VALIDATION) if match[kind])
 
 
-def kinds_of(names: Iterable[str]) -> dict[str, str]:
+def split_kinds(names: Iterable[str]) -> dict[str, str]:
     """The splits among folders; of names like seg_train only those that have a seg_test beside."""
     matches = {name: match for name in names if (match := SPLIT.fullmatch(name))}
     own: dict[str, set[str]] = {}
     for match in matches.values():
-        own.setdefault(match["dataset"] or "", set()).add(_kind(match))
+        own.setdefault(match["dataset"] or "", set()).add(_matched_kind(match))
     return {
-        name: _kind(match)
+        name: _matched_kind(match)
         for name, match in matches.items()
         if not match["dataset"]
         or (TRAIN in own[match["dataset"]] and len(own[match["dataset"]]) > 1)
     }
 
 
-def splits_of(top: Folder) -> tuple[dict[str, Folder], list[str]]:
+def find_splits(top: Folder) -> tuple[dict[str, Folder], list[str]]:
     """The folder of each split by its kind, and what is to be said; one split without any."""
     filled = top.filled()
-    kinds = kinds_of(filled)
+    kinds = split_kinds(filled)
     if not kinds:
-        if is_inverted(top):
-            return inverted(top)
+        if has_splits_in_classes(top):
+            return splits_in_classes(top)
         return {TRAIN: top}, []
     if is_class_called_train(top, kinds):
         return {TRAIN: top}, [f"{next(iter(kinds))}/ is a class, as its neighbours are"]
     if top.images:
         raise ValueError(
-            f"{top.name} has images ({file_name(top.images[0])}) beside {folders(kinds)}; "
+            f"{top.name} has images ({file_name(top.images[0])}) beside {join_folders(kinds)}; "
             "move them away"
         )
     others = [name for name in filled if name not in kinds]
     if others:
         raise ValueError(
-            f"{top.name} has {folders(kinds)} beside {folders(others)}, which is no split; "
-            f"move {folders(others)} away if the others are splits, or {HOW}"
+            f"{top.name} has {join_folders(kinds)} beside {join_folders(others)}, which is no split; "
+            f"move {join_folders(others)} away if the others are splits, or {HOW}"
         )
-    empty = [name for name in kinds_of(top.folders) if name not in filled]
+    empty = [name for name in split_kinds(top.folders) if name not in filled]
     if empty:
         raise ValueError(f"{top.name}/{printable(empty[0])} has no images; remove it or fill it")
     parts: dict[str, Folder] = {}
@@ -100,7 +100,7 @@ def splits_of(top: Folder) -> tuple[dict[str, Folder], list[str]]:
         parts[kind] = filled[name]
     if TRAIN not in parts:
         raise ValueError(
-            f"{top.name} has {folders(kinds)} but no train/; rename the folder to train on, "
+            f"{top.name} has {join_folders(kinds)} but no train/; rename the folder to train on, "
             f"or {HOW}"
         )
     return parts, []
@@ -113,17 +113,17 @@ def is_class_called_train(top: Folder, kinds: Mapping[str, str]) -> bool:
     return list(kinds.values()) == [TRAIN] and len(filled) > 1 and alike and not top.images
 
 
-def is_inverted(top: Folder) -> bool:
+def has_splits_in_classes(top: Folder) -> bool:
     """Whether splits lie in the classes: CLASS/train and CLASS/test. Raises ValueError if in some.
 
     One folder with both in it wraps them.
     """
     filled = top.filled()
-    splits = [n for n, f in filled.items() if TRAIN in map(kind_of, f.filled())]
+    splits = [n for n, f in filled.items() if TRAIN in map(split_kind, f.filled())]
     if not splits or len(filled) == 1:
         return False
     for name, folder in filled.items():
-        if folder.images or not all(map(kind_of, folder.filled())):
+        if folder.images or not all(map(split_kind, folder.filled())):
             raise ValueError(
                 f"{top.name} has {splits[0]}/ with splits in it, and {printable(name)}/ with other "
                 "images; sort all classes alike"
@@ -131,17 +131,17 @@ def is_inverted(top: Folder) -> bool:
     return True
 
 
-def inverted(top: Folder) -> tuple[dict[str, Folder], list[str]]:
+def splits_in_classes(top: Folder) -> tuple[dict[str, Folder], list[str]]:
     """The splits of CLASS/train and CLASS/test, as if they were train/CLASS and test/CLASS."""
     parts: dict[str, Folder] = {}
     for name, folder in top.filled().items():
-        for kind, part in splits_of(folder)[0].items():
+        for kind, part in find_splits(folder)[0].items():
             empty = Folder(f"{top.name} ({kind})", top.path, [], [], {})
             parts.setdefault(kind, empty).folders[name] = part
     return parts, ["splits in each class folder"]
 
 
-def held_out(
+def choose_held_out(
     parts: Mapping[str, Folder], labelled: Mapping[str, bool]
 ) -> tuple[dict[str, Folder], list[str]]:
     """The folders of `train` and `test`, and what is said of another that is passed over.

@@ -17,14 +17,14 @@ from fewstep.data.folders.class_names import printable
 from fewstep.data.folders.decoding import NEWEST_DECODING
 from fewstep.data.folders.file_tree import Tree
 from fewstep.data.folders.image_file import read_image
-from fewstep.progress import progress
+from fewstep.progress import progress_bar
 
 FOLDER = "unreadable"
 SHOWN = 5  # in a message
 LINK = "a link to a file that is not there"
 
 
-def unreadable_in(
+def find_unreadable(
     tree: Tree, images: Sequence[str], allowed: int, root: Path | None
 ) -> Mapping[str, str]:
     """The images that cannot be read, and why; of links alone if none are allowed.
@@ -33,7 +33,7 @@ def unreadable_in(
     Raises ValueError if there are more than allowed.
     """
     broken = dict.fromkeys(tree.broken, LINK)
-    found = broken | (_known(tree, images, root) if allowed else {})
+    found = broken | (_cached_unreadable(tree, images, root) if allowed else {})
     if len(found) > allowed:
         shown = [f"{printable(path)}: {why}" for path, why in found.items()][:SHOWN]
         shown += ["..."] if len(found) > SHOWN else []
@@ -45,7 +45,7 @@ def unreadable_in(
     return found
 
 
-def _known(tree: Tree, images: Sequence[str], root: Path | None) -> dict[str, str]:
+def _cached_unreadable(tree: Tree, images: Sequence[str], root: Path | None) -> dict[str, str]:
     """Those that cannot be read, from the file if it is there."""
     content = [NEWEST_DECODING, tree.top.name, [(i, *tree.stamps[i]) for i in sorted(images)]]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
@@ -55,7 +55,7 @@ def _known(tree: Tree, images: Sequence[str], root: Path | None) -> dict[str, st
             known = json.loads(path.read_bytes())
             if isinstance(known, dict) and set(known) <= set(images):
                 return known
-    found = _found(tree, images)
+    found = _try_images(tree, images)
     if path:
         with suppress(OSError):  # then it is looked for again
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -64,7 +64,7 @@ def _known(tree: Tree, images: Sequence[str], root: Path | None) -> dict[str, st
     return found
 
 
-def _found(tree: Tree, images: Sequence[str]) -> dict[str, str]:
+def _try_images(tree: Tree, images: Sequence[str]) -> dict[str, str]:
     def why(path: str) -> str:
         try:
             read_image(tree.read(path), 3, (0, 0, 0))
@@ -75,5 +75,5 @@ def _found(tree: Tree, images: Sequence[str]) -> dict[str, str]:
     with ThreadPoolExecutor() as threads:
         described = f"looking for unreadable files in {tree.top.name}"
         reasons = threads.map(why, images)
-        reasons = progress(reasons, desc=described, total=len(images), unit="image")
+        reasons = progress_bar(reasons, desc=described, total=len(images), unit="image")
         return {path: reason for path, reason in zip(images, reasons, strict=True) if reason}

@@ -40,7 +40,7 @@ from fewstep.eval.features.feature_network import (
 )
 from fewstep.eval.features.parameters import Params, digest, named, tree_of
 from fewstep.models.convnet import Convnet, convnet
-from fewstep.progress import note, progress
+from fewstep.progress import note, progress_bar
 from fewstep.training.sharding import AXES
 from fewstep.training.storage.seal import kept_file, kept_if_writable, read_sealed, write_sealed
 
@@ -185,7 +185,7 @@ def train(task: Task, model: Convnet) -> Trained:
     total, name = epochs * per_epoch, f"classifier of {task.name}"
     silent = jax.process_index() > 0
     state, update = start(model, total)
-    shown = progress(batches(task, batch_size, epochs), desc=name, total=total, silent=silent)
+    shown = progress_bar(batches(task, batch_size, epochs), desc=name, total=total, silent=silent)
     for batch in shown:
         state = update(state, *batch)
     params = jax.device_get(state.params)

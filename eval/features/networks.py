@@ -21,7 +21,7 @@ from fewstep.eval.features.feature_network import FeatureNetwork, FeatureOutputs
 from fewstep.eval.features.inception_weights import WEIGHTS_NAME, WEIGHTS_SHA256, inception_params
 from fewstep.models.convnet import DIMENSION
 from fewstep.models.network import check_choice
-from fewstep.weights.tensors import sha256
+from fewstep.weights.tensors import file_sha256
 
 NONE = "none"
 
@@ -135,7 +135,7 @@ def inception_network(path: Path) -> FeatureNetwork:
         outputs = inception.apply(params, images)
         return FeatureOutputs(outputs.features, outputs.logits_unbiased)
 
-    digest = sha256(path)
+    digest = file_sha256(path)
     return FeatureNetwork(
         "inception",
         inception_params(path),
@@ -149,7 +149,7 @@ def inception_network(path: Path) -> FeatureNetwork:
 
 def dinov2_network(path: Path) -> FeatureNetwork:
     """eval/features/dinov2.py on a file of weights."""
-    params, digest = dinov2_params(path), sha256(path)
+    params, digest = dinov2_params(path), file_sha256(path)
     width = params.token.size
 
     def apply(params: dinov2.Params, images: Array) -> FeatureOutputs:

@@ -10,7 +10,7 @@ result is the name of its metric and a hash over both.
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from fewstep.data import digest
+from fewstep.data import short_hash
 from fewstep.eval.features.feature_network import FeatureNetwork
 from fewstep.messages import differences
 
@@ -44,7 +44,7 @@ class Protocol(NamedTuple):
     @property
     def id(self) -> str:
         """Name of the metric and hash of the protocol; the name of the result's file."""
-        return f"{self.metric}-{digest(self._asdict())}"
+        return f"{self.metric}-{short_hash(self._asdict())}"
 
 
 def measurement(

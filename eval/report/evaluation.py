@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from fewstep.eval.metrics.protocol import Protocol, digest
+from fewstep.data import short_hash
+from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.report.results import AGAIN, Result, load_result
-from fewstep.messages import command, common_differences
+from fewstep.messages import common_differences, shell_flags
 from fewstep.training.cluster.processes import warn_once
 from fewstep.training.storage.identity import as_dict, flat, read_identity
 from fewstep.training.storage.seal import check_array, read_sealed
@@ -59,7 +60,7 @@ def evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluat
     paths.sort(key=lambda p: (p.stat().st_mtime_ns, p.name))
     if not paths:
         raise ValueError(
-            f"{folder} has not been evaluated; run {command('evaluate', workdir=folder)}"
+            f"{folder} has not been evaluated; run {shell_flags('evaluate', workdir=folder)}"
         )
     run = read_identity(folder)
     found, errors = [], []
@@ -103,7 +104,7 @@ def check_own(evaluation: Evaluation, config: ConfigDict, run: str) -> None:
 
 def sample_source(result: Result) -> dict[str, str]:
     """What the samples of a result belong to: all of that result, by its hash."""
-    return {"result": digest(result)}
+    return {"result": short_hash(result)}
 
 
 def read_samples(evaluation: Evaluation) -> dict[str, np.ndarray]:

@@ -8,7 +8,7 @@ from html import escape
 import numpy as np
 from PIL import Image
 
-from fewstep.data.folders.class_names import described
+from fewstep.data.folders.class_names import label_texts
 from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.metric import logged_name
 from fewstep.eval.report.curves import (
@@ -104,7 +104,7 @@ def sameness(shown: Mapping[str, Run]) -> str:
         return f"{noise}; there are no labels."
     # Runs whose classes have other names show their labels alone.
     names = {run.classes for run in shown.values()}
-    words = described(own, names.pop() if len(names) == 1 else ())
+    words = label_texts(own, names.pop() if len(names) == 1 else ())
     return f"{noise}; the labels are {', '.join(words)}."
 
 

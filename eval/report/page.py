@@ -5,7 +5,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from fewstep.data.folders.class_names import described
+from fewstep.data.folders.class_names import label_texts
 from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.report.curves import looks
@@ -122,7 +122,7 @@ def protocol_details(groups: Groups, measurement: Mapping[str, Any]) -> str:
         for name, value in measurement.items()
     )
     for classes in dict.fromkeys(run.classes for run in every(groups) if run.classes):
-        words = ", ".join(described(range(len(classes)), classes))
+        words = ", ".join(label_texts(range(len(classes)), classes))
         fields += f"<dt>classes</dt><dd>{escape(words)}</dd>\n"
     names = list(dict.fromkeys(name for run in every(groups) for name in run.sampling))
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in ["run", *names])

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fewstep.eval.report.page import results_page
 from fewstep.eval.report.runs import Run, by_method, load_runs
-from fewstep.progress import progress
+from fewstep.progress import progress_bar
 from fewstep.training.cost.step_cost import network_evaluations
 from fewstep.training.experiment import rebuild
 from fewstep.training.storage.workdir import load_config
@@ -17,7 +17,7 @@ def write_page(
     """Write the page of the runs in these folders (eval.report.runs); returns the runs."""
     groups = by_method(load_runs(folders, metric, ids))
     runs = []
-    for group in progress(groups.values(), desc="cost of training", silent=len(groups) < 2):
+    for group in progress_bar(groups.values(), desc="cost of training", silent=len(groups) < 2):
         runs += with_network_evaluations(group)
     data = dict.fromkeys(result["data"] for run in runs for result in run.results.values())
     results_page(out, title=f"Fewstep: {', '.join(data)}", runs=runs)

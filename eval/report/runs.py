@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from ml_collections import ConfigDict
 
-from fewstep.data import path_in
+from fewstep.data import path_in_name
 from fewstep.eval.metrics.protocol import Protocol, check_comparable
 from fewstep.eval.report.evaluation import Evaluation, evaluations, read_samples
 from fewstep.eval.report.results import Result
@@ -232,7 +232,7 @@ def identity(run: Run) -> dict[str, Any]:
     data = run.results[min(run.results)]["data"]
     shared = {**sampling, "method": run.method, "sampling_steps": steps, "data": data}
     shared |= identifying(run.config)
-    if "training_data" in sampling and path_in(data):
+    if "training_data" in sampling and path_in_name(data):
         del shared["data"]  # known by the images, wherever they lie
         shared.pop("data.name", None)
     return shared

@@ -23,7 +23,7 @@ from fewstep.models.dit import SIZES, Size
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.distances import DISTANCES
 from fewstep.objectives.divergences import DIVERGENCES
-from fewstep.parts import Entry, Part, RunLength, declared
+from fewstep.parts import Entry, Part, RunLength, declared_marks
 from fewstep.samplers import SOLVERS
 from fewstep.training.experiment import build, debugged
 from fewstep.training.optimizer import optimizer
@@ -153,7 +153,7 @@ def test_base_has_every_field_of_an_objective_with_its_default(name):
     parameters = inspect.signature(OBJECTIVES[name]).parameters
     # What is optimised is a field of Python's alone.
     assert set(fields_there) == set(fields(OBJECTIVES[name], skip=1)) - {"generator"}
-    marks = declared(OBJECTIVES[name])
+    marks = declared_marks(OBJECTIVES[name])
     for field, value in fields_there.items():
         mark, default = marks.get(field), parameters[field].default
         if isinstance(mark, Part):

@@ -17,7 +17,7 @@ from fewstep.models.model import Model
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Objective
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
-from fewstep.parts import Entry, Part, RunLength, declared
+from fewstep.parts import Entry, Part, RunLength, declared_marks
 from fewstep.training.experiment import build, build_kind, build_model, build_objective
 from tests.objectives.assembled import responsive
 from tests.objectives.test_parts import OTHERS, parameters_of
@@ -37,7 +37,7 @@ class Built(NamedTuple):
 def tables(table):
     """The tables of all parts of a table's functions, each once."""
     found = {}
-    for mark in (mark for function in table.values() for mark in declared(function).values()):
+    for mark in (mark for function in table.values() for mark in declared_marks(function).values()):
         if isinstance(mark, Part):
             found |= {id(mark.table): mark.table} | tables(mark.table)
     return found
@@ -65,7 +65,7 @@ def recorded(monkeypatch):
 
 def described(function, fields):
     """The arguments that a config's fields stand for, by the declarations of the function."""
-    marks, found = declared(function), {}
+    marks, found = declared_marks(function), {}
     for name, value in fields.items():
         mark = marks.get(name)
         if isinstance(mark, Part) and value["name"]:
@@ -100,7 +100,7 @@ def set_part(config, field, mark, name):
         else:
             part[own] = None
     part.name = name
-    marks = declared(function)
+    marks = declared_marks(function)
     for own in list(inspect.signature(function).parameters)[mark.on_path :]:
         if own in marks and isinstance(marks[own], Part):
             set_part(part, own, marks[own], "norm")
@@ -132,7 +132,7 @@ def check(config, called):
 def test_every_field_reaches_the_objective(method, recorded):
     config = config_of(method)
     check(config, recorded)
-    marks = declared(OBJECTIVES[config.objective.name])
+    marks = declared_marks(OBJECTIVES[config.objective.name])
     for field in config.objective:
         mark = marks.get(field)
         if isinstance(mark, Part):

@@ -19,7 +19,7 @@ from fewstep.data import catalog
 def test_an_unknown_name_suggests_the_nearest(tmp_path, name, nearest):
     forms = "digits, fashion_mnist, folder:PATH, tfds:NAME"
     typed = name.removeprefix("tfds:")
-    for function in (data.load, data.prepare):
+    for function in (data.load_selection, data.prepare_dataset):
         with pytest.raises(ValueError, match=f"{typed}'.*did you mean {nearest!r}.*{forms}"):
             function(data.Selection(name, data_dir=str(tmp_path)))
 
@@ -27,23 +27,23 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path, name, nearest):
 def test_no_data_set_is_a_name_that_is_never_there(tmp_path):
     none = data.Selection(data.NONE, str(tmp_path))
     with pytest.raises(FileNotFoundError, match=r"data.name=none has no images: name a data set"):
-        data.load(none)
-    assert data.prepare(none) == tmp_path
+        data.load_selection(none)
+    assert data.prepare_dataset(none) == tmp_path
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("name", ["", "tfds:", "huggingface:beans", "https://example.org/images"])
 def test_names_that_tfds_would_fetch_code_for_are_refused(tmp_path, name):
     with pytest.raises(ValueError, match="does not exist"):
-        data.load(data.Selection(name, data_dir=str(tmp_path)))
+        data.load_selection(data.Selection(name, data_dir=str(tmp_path)))
 
 
 def test_an_unknown_tfds_config_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="bedroo not found"):
-        data.load(data.Selection("lsun/bedroo", data_dir=str(tmp_path), image_size=8))
+        data.load_selection(data.Selection("lsun/bedroo", data_dir=str(tmp_path), image_size=8))
 
 
-@pytest.mark.parametrize("function", [data.load, data.prepare])
+@pytest.mark.parametrize("function", [data.load_selection, data.prepare_dataset])
 def test_sizes_are_checked(function):
     with pytest.raises(ValueError, match="channels=2"):
         function(data.Selection("digits", channels=2))
@@ -56,27 +56,27 @@ def test_a_folder_that_is_not_writable_is_read_and_not_written_to(tmp_path, monk
         (tmp_path / "images" / split).mkdir(parents=True)
         Image.new("L", (4, 4), 9).save(tmp_path / "images" / split / "a.png")
     asked = data.Selection(f"folder:{tmp_path}/images", data_dir=str(theirs), image_size=4)
-    first = data.load(asked, writable=False)
+    first = data.load_selection(asked, writable=False)
     assert not theirs.exists() and len(list((own / "arrays").iterdir())) == 1
     own.rename(theirs)
-    again = data.load(asked, writable=False)
+    again = data.load_selection(asked, writable=False)
     assert not own.exists()
     np.testing.assert_array_equal(again.train.images, first.train.images)
     # Nor is a copy, or one of an older version, which has no manifest.
     (folder,) = (theirs / "arrays").iterdir()
     (folder / "manifest.json").unlink()
-    older = data.load(asked, writable=False)
+    older = data.load_selection(asked, writable=False)
     assert not own.exists() and not (folder / "manifest.json").exists()
     assert older.identity == first.identity
 
 
 def test_preparing_digits_writes_nothing(tmp_path):
-    assert data.prepare(data.Selection("digits", data_dir=str(tmp_path))) == tmp_path
+    assert data.prepare_dataset(data.Selection("digits", data_dir=str(tmp_path))) == tmp_path
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_new_source_is_an_entry(tmp_path, monkeypatch):
-    asked, digits = [], data.load(data.Selection("digits"))
+    asked, digits = [], data.load_selection(data.Selection("digits"))
 
     def open_new(path, selection, writable):
         asked.append((path, selection, writable))
@@ -88,26 +88,26 @@ def test_a_new_source_is_an_entry(tmp_path, monkeypatch):
     )
     monkeypatch.setitem(catalog.ORIGINS, "new", origin)
     selection = data.Selection("new:a:b", data_dir=str(tmp_path), image_size=8)
-    assert data.load(selection, writable=False) is digits
+    assert data.load_selection(selection, writable=False) is digits
     assert data.load_copy(selection, str(tmp_path)) is digits and not downloaded
-    assert data.prepare(selection) == tmp_path and downloaded == [("a:b", selection)]
+    assert data.prepare_dataset(selection) == tmp_path and downloaded == [("a:b", selection)]
     assert asked == [("a:b", selection, writable) for writable in (False, True, True)]
-    assert data.path_in("new:a:b") == "a:b" and data.known_as("new:a:b") == "new images"
+    assert data.path_in_name("new:a:b") == "a:b" and data.protocol_name("new:a:b") == "new images"
     with pytest.raises(ValueError, match="did you mean 'new:PATH'.*tfds:NAME, new:PATH, or"):
-        data.load(data.Selection("new", data_dir=str(tmp_path)))
+        data.load_selection(data.Selection("new", data_dir=str(tmp_path)))
 
 
 @pytest.mark.parametrize("name", ["digits", "tfds:digits", "folder", "digits:1.0.0", "latents"])
 def test_data_that_are_no_path_are_known_by_their_name(name):
-    assert data.path_in(name) == "" and data.known_as(name) == name
+    assert data.path_in_name(name) == "" and data.protocol_name(name) == name
 
 
 def test_a_folder_is_known_by_its_images():
-    assert data.path_in("folder:~/a:b") == "~/a:b"
-    assert data.known_as("folder:~/a:b") == "a folder of images"
+    assert data.path_in_name("folder:~/a:b") == "~/a:b"
+    assert data.protocol_name("folder:~/a:b") == "a folder of images"
 
 
-@pytest.mark.parametrize("function", [data.load, data.prepare])
+@pytest.mark.parametrize("function", [data.load_selection, data.prepare_dataset])
 def test_latents_are_named_and_not_there(function):
     with pytest.raises(ValueError, match="data.name=latents: there is no pipeline"):
         function(data.Selection("latents", image_size=32, channels=4))

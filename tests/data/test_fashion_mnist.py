@@ -31,8 +31,8 @@ def rows(images, labels):
 
 
 def test_prepared_images_are_those_of_the_files(idx_folder, tmp_path):
-    data.prepare(data.Selection("fashion_mnist", data_dir=str(tmp_path)))
-    loaded = data.load(data.Selection("fashion_mnist", data_dir=str(tmp_path)))
+    data.prepare_dataset(data.Selection("fashion_mnist", data_dir=str(tmp_path)))
+    loaded = data.load_selection(data.Selection("fashion_mnist", data_dir=str(tmp_path)))
     assert (loaded.num_classes, loaded.image_shape) == (10, (28, 28, 1))
     for part, split in {"train": loaded.train, "t10k": loaded.test}.items():
         expected = rows(idx_folder[part + IMAGES], idx_folder[part + LABELS])
@@ -40,7 +40,7 @@ def test_prepared_images_are_those_of_the_files(idx_folder, tmp_path):
 
 
 def test_tfds_itself_reads_what_was_prepared(idx_folder, tmp_path):
-    data.prepare(data.Selection("tfds:fashion_mnist", data_dir=str(tmp_path)))
+    data.prepare_dataset(data.Selection("tfds:fashion_mnist", data_dir=str(tmp_path)))
     stock = tfds.builder("fashion_mnist", data_dir=str(tmp_path), try_gcs=False)
     assert type(stock) is not FashionMNIST
     assert stock.info.features["label"].int2str(9) == "Ankle boot"

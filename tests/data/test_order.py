@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewstep.data import FIRST_ORDER, NEWEST_ORDER
-from fewstep.data.order import ORDERS, index_dtype, permuted_rows, rows_in_order
+from fewstep.data.order import ORDERS, index_dtype, ordered_rows, permuted_rows
 
 # Rows of 23 images with seed 3, over two epochs, and which are mirrored. Runs rest on them: if a
 # new version of a package changes them, the old order has to be written out, not these numbers.
@@ -26,7 +26,7 @@ def test_orders_stay_as_they_are():
     assert set(GIVEN) == set(ORDERS) and (FIRST_ORDER, NEWEST_ORDER) == (1, 2)
     for order, (index, mirrored) in GIVEN.items():
         for flip in (False, True):
-            rows = rows_in_order(order, 23, 3, flip)(0, 46)
+            rows = ordered_rows(order, 23, 3, flip)(0, 46)
             np.testing.assert_array_equal(rows[0], index)
             assert "".join(map(str, rows[1].astype(int))) == (mirrored if flip else "0" * 46)
 
@@ -34,7 +34,7 @@ def test_orders_stay_as_they_are():
 @pytest.mark.parametrize("order", ORDERS)
 @pytest.mark.parametrize("flip", [False, True])
 def test_any_range_is_that_part_of_the_sequence(order, flip):
-    rows = rows_in_order(order, 7, 2**32 - 1, flip)
+    rows = ordered_rows(order, 7, 2**32 - 1, flip)
     whole = rows(0, 60)
     for start, stop in ((0, 7), (5, 8), (6, 7), (13, 14), (14, 21), (3, 60), (20, 43)):
         for part, all_ in zip(rows(start, stop), whole, strict=True):

@@ -7,7 +7,7 @@ from fewstep.data import (
     Pairs,
     Split,
     batch_indices,
-    batches,
+    image_batches,
     label_batches,
     pair_batches,
     pipeline,
@@ -31,7 +31,7 @@ def order(request):
 def take(order):
     def take(split, count, **arguments):
         arguments = {"batch_size": 4, "seed": 3, "order": order} | arguments
-        return list(islice(batches(split, **arguments), count))
+        return list(islice(image_batches(split, **arguments), count))
 
     return take
 
@@ -131,12 +131,12 @@ def test_images_are_gathered_from_a_memory_map(take, split, tmp_path):
 def test_a_process_reads_its_own_rows_alone(split, monkeypatch):
     read = []
     monkeypatch.setattr(
-        pipeline, "rows_in_order", lambda *_: lambda *rows: read.append(rows) or rows
+        pipeline, "ordered_rows", lambda *_: lambda *rows: read.append(rows) or rows
     )
     share = {"batch_size": 64, "seed": 0, "start_step": 5, "process_count": 16}
     monkeypatch.setattr(pipeline, "_read_ahead", lambda load, start: load(start))
     for index in (0, 3):
-        pipeline._gathered(lambda *rows: rows, 23, process_index=index, **share)
+        pipeline._gather_batches(lambda *rows: rows, 23, process_index=index, **share)
     assert read == [(5 * 64, 5 * 64 + 4), (5 * 64 + 12, 5 * 64 + 16)]
 
 
@@ -153,14 +153,14 @@ def test_a_process_reads_its_own_rows_alone(split, monkeypatch):
 )
 def test_arguments_out_of_range_are_errors(split, arguments, message):
     with pytest.raises(ValueError, match=message):
-        batches(split, **{"batch_size": 4, "seed": 0} | arguments)
+        image_batches(split, **{"batch_size": 4, "seed": 0} | arguments)
 
 
 def test_a_split_needs_as_many_images_as_labels(split):
     with pytest.raises(ValueError, match="23 and 22"):
-        batches(split._replace(labels=split.labels[1:]), batch_size=4, seed=0)
+        image_batches(split._replace(labels=split.labels[1:]), batch_size=4, seed=0)
     with pytest.raises(ValueError, match="0 and 0"):
-        batches(Split(split.images[:0], split.labels[:0]), batch_size=4, seed=0)
+        image_batches(Split(split.images[:0], split.labels[:0]), batch_size=4, seed=0)
 
 
 def test_label_batches_depend_on_seed_and_step_alone():
@@ -209,9 +209,9 @@ def test_pair_batches_keep_pairs_together_and_resume(order):
     ],
 )
 def test_arguments_have_edges(split, allowed, refused, message):
-    next(batches(split, **{"batch_size": 4, "seed": 0} | allowed))
+    next(image_batches(split, **{"batch_size": 4, "seed": 0} | allowed))
     with pytest.raises(ValueError, match=message):
-        batches(split, **{"batch_size": 4, "seed": 0} | refused)
+        image_batches(split, **{"batch_size": 4, "seed": 0} | refused)
 
 
 def test_labels_and_pairs_of_another_seed_come_in_another_order():

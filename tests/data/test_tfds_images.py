@@ -43,7 +43,7 @@ def test_images_and_labels_of_both_splits(tmp_path, write_tfds_files, draw_image
         },
     )
     for name in ("tiny", "tfds:tiny"):
-        loaded = data.load(data.Selection(name, data_dir=str(tmp_path)))
+        loaded = data.load_selection(data.Selection(name, data_dir=str(tmp_path)))
         assert (loaded.num_classes, loaded.image_shape) == (3, (6, 6, 3))
         for split, pixels, labels in [
             (loaded.train, train, np.arange(7) % 3),
@@ -59,11 +59,14 @@ def test_transparent_images_are_composited_unless_a_run_began_before(tmp_path, w
     clear = np.dstack([np.full((4, 4, 3), 9), np.zeros((4, 4))]).astype(np.uint8)
     write_tfds_files(tmp_path, {"image": image(4, 4, 4)}, {"train": records([clear])})
     arguments = {"data_dir": str(tmp_path)}
-    assert (data.load(data.Selection("tiny", **arguments)).train.images == 255).all()
+    assert (data.load_selection(data.Selection("tiny", **arguments)).train.images == 255).all()
     assert (
-        data.load(data.Selection("tiny", background="black", **arguments)).train.images == 0
+        data.load_selection(data.Selection("tiny", background="black", **arguments)).train.images
+        == 0
     ).all()
-    assert (data.load(data.Selection("tiny", decoding=1, **arguments)).train.images == 9).all()
+    assert (
+        data.load_selection(data.Selection("tiny", decoding=1, **arguments)).train.images == 9
+    ).all()
 
 
 def test_opaque_images_lie_in_one_place_by_all_rules(tmp_path, write_tfds_files, draw_images):
@@ -71,7 +74,9 @@ def test_opaque_images_lie_in_one_place_by_all_rules(tmp_path, write_tfds_files,
         tmp_path, {"image": image(4, 4, 3)}, {"train": records(draw_images(2, 4, 4, 3))}
     )
     files = [
-        data.load(data.Selection("tiny", data_dir=str(tmp_path), **rules)).train.images.filename
+        data.load_selection(
+            data.Selection("tiny", data_dir=str(tmp_path), **rules)
+        ).train.images.filename
         for rules in ({}, {"decoding": 1}, {"background": "red"})
     ]
     assert len(set(files)) == 1
@@ -83,12 +88,12 @@ def test_images_of_several_sizes_need_image_size(tmp_path, write_tfds_files):
         tmp_path, {"photo": image(None, None, 1)}, {"train": records(grey, None, "photo")}
     )
     with pytest.raises(ValueError, match="image_size is required for tiny"):
-        data.load(data.Selection("tiny", data_dir=str(tmp_path)))
+        data.load_selection(data.Selection("tiny", data_dir=str(tmp_path)))
     with pytest.raises(ValueError, match="image_size is required for tiny"):
-        data.prepare(data.Selection("tiny", data_dir=str(tmp_path)))
+        data.prepare_dataset(data.Selection("tiny", data_dir=str(tmp_path)))
     asked = {"data_dir": str(tmp_path), "image_size": 4, "channels": 3}
-    folder = data.prepare(data.Selection("tiny", **asked))
-    loaded = data.load(data.Selection("tiny", **asked))
+    folder = data.prepare_dataset(data.Selection("tiny", **asked))
+    loaded = data.load_selection(data.Selection("tiny", **asked))
     assert loaded.train.images.filename == folder / "train_images.npy"
     assert loaded.num_classes == 0 and loaded.test is None
     np.testing.assert_array_equal(loaded.train.images, np.full((2, 4, 4, 3), 90))
@@ -99,7 +104,7 @@ def test_validation_is_held_out_before_test(tmp_path, write_tfds_files, draw_ima
     splits = {name: records(draw_images(n, 4, 4)) for n, name in enumerate(("test", "train"), 1)}
     splits["validation"] = records(draw_images(3, 4, 4))
     write_tfds_files(tmp_path, {"image": image(4, 4, 1)}, splits)
-    loaded = data.load(data.Selection("tiny", data_dir=str(tmp_path)))
+    loaded = data.load_selection(data.Selection("tiny", data_dir=str(tmp_path)))
     assert (len(loaded.train.labels), len(loaded.test.labels)) == (2, 3)
 
 
@@ -132,7 +137,7 @@ def test_validation_is_held_out_before_test(tmp_path, write_tfds_files, draw_ima
 def test_what_cannot_be_used_is_an_error(tmp_path, write_tfds_files, features, splits, message):
     write_tfds_files(tmp_path, features, splits)
     with pytest.raises(ValueError, match=message):
-        data.load(data.Selection("tiny", data_dir=str(tmp_path)))
+        data.load_selection(data.Selection("tiny", data_dir=str(tmp_path)))
 
 
 def write_named(write_tfds_files, root, draw_images):
@@ -145,7 +150,7 @@ def write_named(write_tfds_files, root, draw_images):
 
 def test_classes_have_their_names(tmp_path, write_tfds_files, draw_images):
     write_named(write_tfds_files, tmp_path, draw_images)
-    loaded = data.load(data.Selection("tiny", data_dir=str(tmp_path)))
+    loaded = data.load_selection(data.Selection("tiny", data_dir=str(tmp_path)))
     assert loaded.classes == ("ant", "bee")
     assert loaded.identity["splits"]["train"]["count"] == 40
 
@@ -168,19 +173,21 @@ def test_a_damaged_source_is_named_with_a_remedy_that_works(
         file.write_bytes(damage(file.read_bytes()))
     else:
         file.unlink()
-    for function in (data.load, data.prepare):
+    for function in (data.load_selection, data.prepare_dataset):
         with pytest.raises(ValueError, match=f"{message}.*delete {folder} and run .*=prepare"):
             function(data.Selection("tiny", data_dir=str(tmp_path)))
     shutil.rmtree(folder)
     write_named(write_tfds_files, tmp_path, draw_images)
-    assert len(data.load(data.Selection("tiny", data_dir=str(tmp_path))).train.labels) == 40
+    assert (
+        len(data.load_selection(data.Selection("tiny", data_dir=str(tmp_path))).train.labels) == 40
+    )
 
 
 def test_a_source_that_names_other_classes_is_an_error(tmp_path, write_tfds_files, draw_images):
     folder = write_named(write_tfds_files, tmp_path, draw_images)
     (folder / "label.labels.txt").write_text("ant")
     with pytest.raises(ValueError, match="names 1 of 2 classes; delete .* and run"):
-        data.load(data.Selection("tiny", data_dir=str(tmp_path)))
+        data.load_selection(data.Selection("tiny", data_dir=str(tmp_path)))
 
 
 def test_what_a_killed_preparation_left_is_named(tmp_path, monkeypatch, capsys):
@@ -199,13 +206,13 @@ def test_another_file_format_is_an_error(tmp_path, write_tfds_files):
     info = next(tmp_path.glob("tiny/*/dataset_info.json"))
     info.write_text(json.dumps(json.loads(info.read_text()) | {"fileFormat": "tfrecord"}))
     with pytest.raises(ValueError, match="cannot open tiny .* as array_record"):
-        data.load(data.Selection("tiny", data_dir=str(tmp_path)))
+        data.load_selection(data.Selection("tiny", data_dir=str(tmp_path)))
 
 
 def test_a_set_that_is_not_prepared_names_the_remedy(tmp_path):
     remedy = "run main.py --mode=prepare with the same --config first"
     with pytest.raises(FileNotFoundError, match=remedy):
-        data.load(data.Selection("cifar10", data_dir=str(tmp_path)))
+        data.load_selection(data.Selection("cifar10", data_dir=str(tmp_path)))
 
 
 def stop_preparing(monkeypatch, error):
@@ -222,13 +229,13 @@ def stop_preparing(monkeypatch, error):
 def test_preparing_with_tensorflow_says_how(tmp_path, monkeypatch):
     stop_preparing(monkeypatch, ModuleNotFoundError("No module named 'tensorflow'"))
     with pytest.raises(ValueError, match="pip install tensorflow-cpu.*reading never needs it"):
-        data.prepare(data.Selection("cifar10", data_dir=str(tmp_path)))
+        data.prepare_dataset(data.Selection("cifar10", data_dir=str(tmp_path)))
 
 
 def test_a_missing_image_size_is_noticed_before_the_download(tmp_path, monkeypatch):
     stop_preparing(monkeypatch, AssertionError("downloaded"))
     with pytest.raises(ValueError, match="image_size is required for celeb_a"):
-        data.prepare(data.Selection("celeb_a", data_dir=str(tmp_path)))
+        data.prepare_dataset(data.Selection("celeb_a", data_dir=str(tmp_path)))
 
 
 def test_another_failure_of_preparing_is_one_line(tmp_path, monkeypatch):
@@ -236,7 +243,7 @@ def test_another_failure_of_preparing_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(
         ValueError, match=r"could not prepare cifar10 .*: Failed to encode example$"
     ):
-        data.prepare(data.Selection("cifar10", data_dir=str(tmp_path)))
+        data.prepare_dataset(data.Selection("cifar10", data_dir=str(tmp_path)))
 
 
 def test_reading_never_imports_tensorflow(tmp_path, write_tfds_files, draw_images):
@@ -244,8 +251,8 @@ def test_reading_never_imports_tensorflow(tmp_path, write_tfds_files, draw_image
     write_tfds_files(tmp_path, features, {"train": records(draw_images(3, 4, 4, 3), [0, 1, 2])})
     program = (
         "import sys, data\n"
-        f"split = data.load(data.Selection('tiny', data_dir={str(tmp_path)!r})).train\n"
-        "batch = next(data.batches(split, batch_size=3, seed=0))\n"
+        f"split = data.load_selection(data.Selection('tiny', data_dir={str(tmp_path)!r})).train\n"
+        "batch = next(data.image_batches(split, batch_size=3, seed=0))\n"
         "print(sorted(batch['label'].tolist()), 'tensorflow' in sys.modules)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True)

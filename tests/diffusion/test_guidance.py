@@ -8,7 +8,7 @@ from fewstep.diffusion.guidance import (
     drop_labels,
     extrapolate,
     guide,
-    unconditional,
+    null_condition,
 )
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, convert
@@ -93,7 +93,7 @@ def test_labels_are_dropped_at_the_given_rate():
     is_null = np.asarray(dropped["label"]) == -1
     assert is_null.mean() == pytest.approx(0.1, abs=0.01)
     np.testing.assert_array_equal(dropped["label"][~is_null], condition["label"][~is_null])
-    assert (np.asarray(unconditional(condition)["label"]) == -1).all()
+    assert (np.asarray(null_condition(condition)["label"]) == -1).all()
     assert dropped["other"] is condition["other"]
 
 
@@ -106,7 +106,7 @@ def test_dropout_that_is_no_probability(probability):
 @pytest.mark.parametrize("probability", [0.0, 1.0])
 def test_no_label_is_dropped_or_every_one(probability):
     dropped = drop_labels(jax.random.key(0), CONDITION, probability)
-    expected = unconditional(CONDITION) if probability else CONDITION
+    expected = null_condition(CONDITION) if probability else CONDITION
     np.testing.assert_array_equal(dropped["label"], expected["label"])
 
 

@@ -4,7 +4,14 @@ import numpy as np
 import pytest
 
 from fewstep.diffusion.path import PATHS, trigflow
-from fewstep.diffusion.prediction import KINDS, coefficients, convert, endpoints, raw_kind, target
+from fewstep.diffusion.prediction import (
+    KINDS,
+    coefficients,
+    convert,
+    endpoints,
+    prediction_target,
+    raw_kind,
+)
 
 SHAPE = (6, 2, 2, 1)
 RHO = jnp.array([0.1, 0.3, 0.8, 1.3, 4.0, 9.0])
@@ -23,7 +30,7 @@ def test_target_decodes_to_its_endpoints(kind, path):
     path, kind = PATHS[path](), KINDS[kind]
     x_0, eps, t = point(path)
     decoded = endpoints(
-        kind, target(kind, x_0, eps, t, path), path.interpolate(x_0, eps, t), t, path
+        kind, prediction_target(kind, x_0, eps, t, path), path.interpolate(x_0, eps, t), t, path
     )
     np.testing.assert_allclose(decoded.x_0, x_0, atol=2e-4)
     np.testing.assert_allclose(decoded.eps, eps, atol=2e-4)
@@ -36,7 +43,10 @@ def test_every_pair_of_kinds_converts(source, to, path):
     path, source, to = PATHS[path](), KINDS[source], KINDS[to]
     x_0, eps, t = point(path)
     x_t = path.interpolate(x_0, eps, t)
-    given, expected = target(source, x_0, eps, t, path), target(to, x_0, eps, t, path)
+    given, expected = (
+        prediction_target(source, x_0, eps, t, path),
+        prediction_target(to, x_0, eps, t, path),
+    )
     converted = convert(given, x_t, t, path, source=source, to=to)
     np.testing.assert_allclose(converted, expected, rtol=2e-3, atol=2e-3)
 
@@ -44,7 +54,9 @@ def test_every_pair_of_kinds_converts(source, to, path):
 def test_linear_velocity_is_noise_minus_data():
     path = PATHS["linear"]()
     x_0, eps, t = point(path)
-    np.testing.assert_allclose(target(KINDS["velocity"], x_0, eps, t, path), eps - x_0, atol=1e-5)
+    np.testing.assert_allclose(
+        prediction_target(KINDS["velocity"], x_0, eps, t, path), eps - x_0, atol=1e-5
+    )
 
 
 def test_velocity_of_pure_noise_gives_the_data():
@@ -68,8 +80,8 @@ def test_raw_trigflow_output_is_minus_edm_output():
     sigma_data = 0.5
     path = trigflow(sigma_data)
     x_0, eps, t = point(path)
-    velocity = target(KINDS["velocity"], x_0, eps, t, path)
-    raw = target(KINDS["F"], x_0, eps, t, path)
+    velocity = prediction_target(KINDS["velocity"], x_0, eps, t, path)
+    raw = prediction_target(KINDS["F"], x_0, eps, t, path)
     np.testing.assert_allclose(velocity, -sigma_data * raw, atol=1e-5)
 
 

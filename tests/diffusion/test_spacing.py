@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from fewstep.diffusion.path import PATHS, ve
-from fewstep.diffusion.spacing import SPACINGS, karras, uniform
+from fewstep.diffusion.spacing import SPACINGS, karras_spacing, uniform_spacing
 
 
 def test_karras_is_the_paper_s():
@@ -15,28 +15,32 @@ def test_karras_is_the_paper_s():
             ** power
             for i in range(count)
         ]
-        given = karras(ve(), power).time(1.0 - jnp.arange(count) / (count - 1))
+        given = karras_spacing(ve(), power).time(1.0 - jnp.arange(count) / (count - 1))
         np.testing.assert_allclose(given, expected, rtol=1e-4)
 
 
 def test_karras_covers_a_path_wider_than_edm_s():
     # Levels of ve(1e-4, 500): the middle of the seventh roots, not of 0.002 to 80.
     middle = ((1e-4 ** (1 / 7) + 500.0 ** (1 / 7)) / 2) ** 7
-    assert float(karras(ve(1e-4, 500.0)).time(jnp.float32(0.5))) == pytest.approx(middle, rel=1e-4)
+    assert float(karras_spacing(ve(1e-4, 500.0)).time(jnp.float32(0.5))) == pytest.approx(
+        middle, rel=1e-4
+    )
 
 
 def test_karras_has_the_noise_levels_of_edm_on_every_path_that_reaches_both_ends():
     fraction = jnp.linspace(0.05, 0.95, 19)
-    expected = karras(ve()).time(fraction)
+    expected = karras_spacing(ve()).time(fraction)
     for name in ("linear", "vp_cosine", "trigflow"):
         path = PATHS[name]()
-        np.testing.assert_allclose(path.rho(karras(path).time(fraction)), expected, rtol=1e-3)
+        np.testing.assert_allclose(
+            path.rho(karras_spacing(path).time(fraction)), expected, rtol=1e-3
+        )
 
 
 def test_uniform_has_equal_steps():
     path = ve(0.5, 2.5)
     np.testing.assert_allclose(
-        uniform(path).time(jnp.linspace(0.0, 1.0, 5)), [0.5, 1.0, 1.5, 2.0, 2.5]
+        uniform_spacing(path).time(jnp.linspace(0.0, 1.0, 5)), [0.5, 1.0, 1.5, 2.0, 2.5]
     )
 
 
@@ -61,16 +65,18 @@ def test_fraction_inverts_time(name, spacing):
 @pytest.mark.parametrize("power", [0.0, -7.0])
 def test_power_out_of_range(power):
     with pytest.raises(ValueError, match="of a karras spacing must be positive"):
-        karras(ve(), power)
+        karras_spacing(ve(), power)
 
 
 @pytest.mark.parametrize(("sigma_max", "covered"), [(9e5, 9e5), (1e6, 80.0)])
 def test_karras_stops_at_edm_s_level_where_a_path_reaches_pure_noise(sigma_max, covered):
     middle = ((0.002 ** (1 / 7) + covered ** (1 / 7)) / 2) ** 7
-    given = karras(ve(0.002, sigma_max)).time(jnp.float32(0.5))
+    given = karras_spacing(ve(0.002, sigma_max)).time(jnp.float32(0.5))
     assert float(given) == pytest.approx(middle, rel=1e-4)
 
 
 def test_default_power_is_edm_s():
     fraction = jnp.linspace(0.0, 1.0, 5)
-    np.testing.assert_array_equal(karras(ve()).time(fraction), karras(ve(), 7.0).time(fraction))
+    np.testing.assert_array_equal(
+        karras_spacing(ve()).time(fraction), karras_spacing(ve(), 7.0).time(fraction)
+    )

@@ -7,9 +7,8 @@ from scipy.special import erf
 
 from fewstep.diffusion import time_pairs as tp
 from fewstep.diffusion.path import PATHS, linear, ve
-from fewstep.diffusion.spacing import SPACINGS, karras, uniform
-from fewstep.diffusion.time_sampling import log_normal
-from fewstep.diffusion.time_sampling import uniform as uniform_time
+from fewstep.diffusion.spacing import SPACINGS, karras_spacing, uniform_spacing
+from fewstep.diffusion.time_sampling import log_normal_times, uniform_times
 
 KEY = jax.random.key(0)
 COUNT = 50_000
@@ -46,7 +45,7 @@ def test_constant_curriculum():
     assert int(tp.constant(18)(jnp.int32(12_345))) == 18
 
 
-@pytest.mark.parametrize(("draw", "skip"), [(None, 1), (log_normal, 3)], ids=["equal", "law"])
+@pytest.mark.parametrize(("draw", "skip"), [(None, 1), (log_normal_times, 3)], ids=["equal", "law"])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", PATHS)
 def test_grid_pairs_are_points_of_the_grid(name, spacing, skip, draw):
@@ -77,7 +76,7 @@ def cell_counts(spacing, points, draw):
 
 @pytest.mark.parametrize("name", ["linear", "ve"])
 def test_every_cell_is_equally_likely_without_a_law(name):
-    counts = cell_counts(karras(PATHS[name]()), 18, None)
+    counts = cell_counts(karras_spacing(PATHS[name]()), 18, None)
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
@@ -86,11 +85,11 @@ def test_every_cell_is_equally_likely_without_a_law(name):
 def test_cells_follow_the_discretised_log_normal_law(name, points):
     # Song & Dhariwal 2023, section 3.5: P(i) is the difference of erf over the cell, normalised.
     path, mean, std = PATHS[name](), -1.1, 2.0
-    spacing = karras(path)
+    spacing = karras_spacing(path)
     edges = np.asarray(path.rho(spacing.time(jnp.arange(points) / (points - 1))), np.float64)
     with np.errstate(divide="ignore"):
         mass = np.diff(erf((np.log(edges) - mean) / (np.sqrt(2.0) * std)))
-    counts = cell_counts(spacing, points, log_normal(path, mean, std))
+    counts = cell_counts(spacing, points, log_normal_times(path, mean, std))
     assert stats.chisquare(counts, COUNT * mass / mass.sum()).pvalue > 1e-3
 
 
@@ -125,7 +124,7 @@ def test_shrinking_ratio_rises_with_the_stage_to_one():
 @pytest.mark.parametrize("name", PATHS)
 def test_shrinking_pairs_are_ordered_and_on_the_path(name):
     path = PATHS[name]()
-    draw = log_normal(path, -1.1, 2.0)
+    draw = log_normal_times(path, -1.1, 2.0)
     sample = jax.jit(tp.shrinking_pairs(path, draw, total_steps=80), static_argnums=1)
     for step in (0, 40, 79):
         t, s = sample(KEY, 5000, jnp.int32(step))
@@ -167,7 +166,7 @@ def test_a_shrinking_pair_of_pure_noise_has_two_times(name):
 
 
 @pytest.mark.parametrize("name", PATHS)
-@pytest.mark.parametrize("time", [uniform_time, log_normal])
+@pytest.mark.parametrize("time", [uniform_times, log_normal_times])
 def test_noise_gap_is_positive_and_finite_at_every_pair(name, time):
     path = PATHS[name]()
     grids = (tp.grid_pairs(make(path), tp.constant(1281)) for make in SPACINGS.values())
@@ -191,7 +190,7 @@ def test_noise_gap():
 
 def test_fields_out_of_range():
     path = linear()
-    draw = log_normal(path)
+    draw = log_normal_times(path)
     with pytest.raises(ValueError, match="curriculum.points=1"):
         tp.constant(1)
     with pytest.raises(ValueError, match="curriculum.first=1"):
@@ -201,7 +200,7 @@ def test_fields_out_of_range():
             with pytest.raises(ValueError, match="1 <= first <= last"):
                 curriculum(first, last, total_steps=10)
     with pytest.raises(ValueError, match="objective.skip=0"):
-        tp.grid_pairs(uniform(path), tp.constant(4), skip=0)
+        tp.grid_pairs(uniform_spacing(path), tp.constant(4), skip=0)
     for fields in ({"stages": 0}, {"q": 1.0}, {"k": -1.0}, {"b": 0.0}):
         with pytest.raises(ValueError, match="stages >= 1, q > 1, k >= 0 and b > 0"):
             tp.shrinking_pairs(path, draw, total_steps=10, **fields)
@@ -212,7 +211,7 @@ def test_fields_out_of_range():
 
 def test_the_edges_of_what_is_allowed():
     path = linear()
-    draw = log_normal(path)
+    draw = log_normal_times(path)
     for points, allowed in ((1, False), (2, True), (20_000, True), (20_001, False)):
         if allowed:
             assert int(tp.constant(points)(0)) == points
@@ -225,9 +224,9 @@ def test_the_edges_of_what_is_allowed():
         with pytest.raises(ValueError, match="curriculum.last=20001"):
             curriculum(2, 20_000, total_steps=10)
     assert int(tp.doubling(1, 2, total_steps=10)(0)) == 2
-    tp.grid_pairs(uniform(path), tp.constant(4), skip=3)
+    tp.grid_pairs(uniform_spacing(path), tp.constant(4), skip=3)
     with pytest.raises(ValueError, match="objective.skip=4 must be 1 to 3"):
-        tp.grid_pairs(uniform(path), tp.constant(4), skip=4)
+        tp.grid_pairs(uniform_spacing(path), tp.constant(4), skip=4)
     for fields in ({"stages": 1}, {"q": 1.01}, {"k": 0.0}, {"b": 0.01}):
         tp.shrinking_pairs(path, draw, total_steps=10, **fields)
     tp.shrinking_pairs(path, draw, total_steps=10, stages=20)  # 2^20
@@ -254,12 +253,13 @@ def test_defaults_are_the_papers():
     ):
         np.testing.assert_array_equal(jax.vmap(default)(steps), jax.vmap(explicit)(steps))
     path = ve()
-    pairs = tp.shrinking_pairs(path, log_normal(path), total_steps=80)
+    pairs = tp.shrinking_pairs(path, log_normal_times(path), total_steps=80)
     ours = {"stages": 8, "q": 2.0, "k": 8.0, "b": 1.0}
-    explicit = tp.shrinking_pairs(path, log_normal(path), total_steps=80, **ours)
+    explicit = tp.shrinking_pairs(path, log_normal_times(path), total_steps=80, **ours)
     for step in (0, 35, 79):
         np.testing.assert_array_equal(pairs(KEY, 50, step)[1], explicit(KEY, 50, step)[1])
-    equal = tp.grid_pairs(uniform(path), tp.constant(9))
+    equal = tp.grid_pairs(uniform_spacing(path), tp.constant(9))
     np.testing.assert_array_equal(
-        equal(KEY, 50, STEP), tp.grid_pairs(uniform(path), tp.constant(9), None, 1)(KEY, 50, STEP)
+        equal(KEY, 50, STEP),
+        tp.grid_pairs(uniform_spacing(path), tp.constant(9), None, 1)(KEY, 50, STEP),
     )

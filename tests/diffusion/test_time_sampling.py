@@ -15,9 +15,9 @@ COUNT = 20_000
 @pytest.mark.parametrize(
     ("sampler", "law"),
     [
-        (ts.uniform(LINEAR), stats.uniform()),
-        (ts.uniform(ve(0.2, 3.0)), stats.uniform(0.2, 2.8)),
-        (ts.log_normal(ve(1e-6, 1e6), -1.2, 1.2), stats.lognorm(1.2, scale=np.exp(-1.2))),
+        (ts.uniform_times(LINEAR), stats.uniform()),
+        (ts.uniform_times(ve(0.2, 3.0)), stats.uniform(0.2, 2.8)),
+        (ts.log_normal_times(ve(1e-6, 1e6), -1.2, 1.2), stats.lognorm(1.2, scale=np.exp(-1.2))),
     ],
 )
 def test_samplers_follow_their_law(sampler, law):
@@ -26,14 +26,16 @@ def test_samplers_follow_their_law(sampler, law):
 
 @pytest.mark.parametrize("path", [LINEAR, ve(0.2, 3.0)], ids=lambda path: path.name)
 def test_logit_normal_follows_its_law_between_the_ends_of_the_path(path):
-    t = np.asarray(ts.logit_normal(path, -0.4, 1.3)(KEY, COUNT), np.float64)
+    t = np.asarray(ts.logit_normal_times(path, -0.4, 1.3)(KEY, COUNT), np.float64)
     fraction = (t - path.t_min) / (path.t_max - path.t_min)
     logit = np.log(fraction / (1 - fraction))
     assert stats.kstest(logit, stats.norm(-0.4, 1.3).cdf).statistic < 0.015
 
 
 def test_uniform_is_stratified_and_each_row_is_uniform():
-    t = np.asarray(jax.vmap(lambda key: ts.uniform(LINEAR)(key, 8))(jax.random.split(KEY, 4000)))
+    t = np.asarray(
+        jax.vmap(lambda key: ts.uniform_times(LINEAR)(key, 8))(jax.random.split(KEY, 4000))
+    )
     np.testing.assert_array_equal(
         np.sort((t * 8).astype(int), axis=1), np.tile(np.arange(8), (4000, 1))
     )
@@ -54,7 +56,7 @@ def test_times_fill_the_path_and_stay_on_it(name, sampler):
 @pytest.mark.parametrize("name", PATHS)
 def test_log_normal_draws_the_same_noise_levels_on_every_path(name):
     path = PATHS[name]()
-    rho = np.asarray(path.rho(ts.log_normal(path)(KEY, COUNT)), np.float64)
+    rho = np.asarray(path.rho(ts.log_normal_times(path)(KEY, COUNT)), np.float64)
     assert np.median(rho) == pytest.approx(np.exp(-1.2), rel=0.03)
 
 
@@ -66,7 +68,7 @@ def test_log_normal_draws_the_same_noise_levels_on_every_path(name):
 def test_log_normal_is_a_truncated_normal_law(path, mean, std):
     low, high = np.log(np.asarray(path.rho(jnp.array([path.t_min, path.t_max])), np.float64))
     law = stats.truncnorm((low - mean) / std, (high - mean) / std, mean, std)
-    t = ts.log_normal(path, mean, std)(KEY, COUNT)
+    t = ts.log_normal_times(path, mean, std)(KEY, COUNT)
     log_rho = np.log(np.asarray(path.rho(t), np.float64))
     assert stats.kstest(log_rho, law.cdf).statistic < 0.015
     # No mass at the ends, as clipping would leave.
@@ -100,16 +102,16 @@ def test_dyadic_steps_lie_on_the_grid_of_their_size():
 
 @pytest.mark.parametrize("path", [linear(), ve()], ids=lambda path: path.name)
 def test_equal_karras_is_uniform_in_the_root_of_the_noise_level(path):
-    t = ts.equal_karras(path, power=5.0, lowest=0.2, highest=0.8)(KEY, COUNT)
+    t = ts.karras_times(path, power=5.0, lowest=0.2, highest=0.8)(KEY, COUNT)
     root = np.asarray(path.rho(t), np.float64) ** 0.2
     low, high = 0.002**0.2, 80.0**0.2
     fraction = (root - low) / (high - low)
     assert stats.kstest(fraction, stats.uniform(0.2, 0.6).cdf).statistic < 0.015
     with pytest.raises(ValueError, match="0 <= lowest < highest <= 1"):
-        ts.equal_karras(path, lowest=0.9, highest=0.8)
+        ts.karras_times(path, lowest=0.9, highest=0.8)
 
 
-@pytest.mark.parametrize("sampler", [ts.logit_normal, ts.log_normal])
+@pytest.mark.parametrize("sampler", [ts.logit_normal_times, ts.log_normal_times])
 def test_a_deviation_is_positive(sampler):
     for std in (0.0, -1.0):
         with pytest.raises(ValueError, match=f"time_sampler.std={std} must be positive"):
@@ -122,7 +124,7 @@ def test_log_normal_times_stay_on_a_path_whose_inverse_rounds_past_its_ends():
     path = ve(0.2, 0.3)
     for factor in (0.9, 1.1):
         rounding = path._replace(time_at=lambda rho, factor=factor: factor * rho)
-        t = np.asarray(ts.log_normal(rounding)(KEY, COUNT))
+        t = np.asarray(ts.log_normal_times(rounding)(KEY, COUNT))
         assert (t.min(), t.max()) >= (np.float32(0.2), np.float32(0.2))
         assert t.max() <= np.float32(0.3)
         assert t.min() == np.float32(0.2) if factor < 1 else t.max() == np.float32(0.3)
@@ -130,17 +132,17 @@ def test_log_normal_times_stay_on_a_path_whose_inverse_rounds_past_its_ends():
 
 def test_the_part_of_a_karras_spacing_has_two_ends():
     for lowest, highest in ((0.0, 1.0), (0.0, 1e-3), (0.5, 0.6)):
-        ts.equal_karras(LINEAR, lowest=lowest, highest=highest)
+        ts.karras_times(LINEAR, lowest=lowest, highest=highest)
     for lowest, highest in ((0.5, 0.5), (-1e-3, 1.0), (0.0, 1.001)):
         with pytest.raises(ValueError, match="0 <= lowest < highest <= 1"):
-            ts.equal_karras(LINEAR, lowest=lowest, highest=highest)
+            ts.karras_times(LINEAR, lowest=lowest, highest=highest)
 
 
 def test_defaults_are_the_papers():
     path = ve()
     for default, explicit in (
-        (ts.logit_normal(path), ts.logit_normal(path, 0.0, 1.0)),
-        (ts.log_normal(path), ts.log_normal(path, -1.2, 1.2)),
-        (ts.equal_karras(path), ts.equal_karras(path, 7.0, 0.0, 1.0)),
+        (ts.logit_normal_times(path), ts.logit_normal_times(path, 0.0, 1.0)),
+        (ts.log_normal_times(path), ts.log_normal_times(path, -1.2, 1.2)),
+        (ts.karras_times(path), ts.karras_times(path, 7.0, 0.0, 1.0)),
     ):
         np.testing.assert_array_equal(default(KEY, 100), explicit(KEY, 100))

@@ -41,7 +41,7 @@ def recorded(patch, folder, method, fields, traced=True):
         fields = fields | {"teacher": str(folder / fields["teacher"])}
     recorder = Recorder(traced)
     patch.setattr(EXPERIMENT.models, "build", recorder.build_network)
-    patch.setattr(REQUEST.data, "load", recorder.load_data)
+    patch.setattr(REQUEST.data, "load_selection", recorder.load_data)
     patch.setattr(REQUEST.data, "load_copy", recorder.load_copy)
     patch.setattr(TEACHER, "restore", recorder)
     for name in ("batch_sampler", "trajectory", "load_measures", "save"):

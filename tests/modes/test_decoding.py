@@ -150,12 +150,14 @@ def test_a_run_without_images_has_the_classes_of_its_teacher(tmp_path, config):
 def test_preparing_mends_the_arrays_of_older_runs_too(tmp_path, config, capsys):
     arguments = {"data_dir": config.data.dir, "image_size": 8, "channels": 1}
     name = config.data.name
-    folder = data.prepare(data.Selection(name, decoding=data.FIRST_DECODING, **arguments))
+    folder = data.prepare_dataset(data.Selection(name, decoding=data.FIRST_DECODING, **arguments))
     (folder / "train_images.npy").write_bytes(b"damaged")
-    newest = data.prepare(data.Selection(name, **arguments))
+    newest = data.prepare_dataset(data.Selection(name, **arguments))
     assert newest != folder
     assert "decoding again" in capsys.readouterr().err
-    assert levels(data.load(data.Selection(name, decoding=data.FIRST_DECODING, **arguments))) == {
+    assert levels(
+        data.load_selection(data.Selection(name, decoding=data.FIRST_DECODING, **arguments))
+    ) == {
         0: 255,
         1: 255,
     }

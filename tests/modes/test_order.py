@@ -25,8 +25,8 @@ CONFIG = small_config("flow_matching", **{"data.name": "digits", "evaluate.steps
 
 def first_rows(order):
     """Labels of the first batch that a run of such an order is given."""
-    split = data.load(data.Selection("digits")).train
-    return next(data.batches(split, batch_size=64, seed=0, order=order))["label"]
+    split = data.load_selection(data.Selection("digits")).train
+    return next(data.image_batches(split, batch_size=64, seed=0, order=order))["label"]
 
 
 @pytest.fixture(params=ORDERS)
@@ -58,7 +58,7 @@ def test_training_goes_on_in_the_order_that_it_began(begun, monkeypatch):
         with pytest.raises(NonFiniteError, match="broken"):
             TRAIN.train(Request(config=CONFIG, workdir=folder))
         assert identity.read_identity(folder).order == order
-    count = len(data.load(data.Selection("digits")).train.labels)
+    count = len(data.load_selection(data.Selection("digits")).train.labels)
     images = data.batch_indices(count, batch_size=64, seed=0, step=3, order=order)
     assert json.loads((folder / "replay" / "4.json").read_text())["indices"] == images.tolist()
 
@@ -73,10 +73,12 @@ def test_replay_and_doctor_read_in_the_order_of_the_run(begun, monkeypatch):
     def ask(*_, **share):
         raise Asked(share["order"])
 
-    monkeypatch.setattr(data, "batches", ask)
+    monkeypatch.setattr(data, "image_batches", ask)
     with pytest.raises(Asked, match=str(order)):
         first_batch(NextJob(Request(config=CONFIG, workdir=folder)))
     config, mesh = workdir.load_config(folder), make_mesh()
     experiment = build_on(config, mesh)
     with pytest.raises(Asked, match=str(order)):
-        REPLAY.step_again(folder, 1, config, experiment, data.load(data.Selection("digits")), mesh)
+        REPLAY.step_again(
+            folder, 1, config, experiment, data.load_selection(data.Selection("digits")), mesh
+        )

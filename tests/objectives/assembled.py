@@ -13,9 +13,9 @@ import jax.numpy as jnp
 
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS
-from fewstep.diffusion.spacing import karras
+from fewstep.diffusion.spacing import karras_spacing
 from fewstep.diffusion.time_pairs import doubling, square_root
-from fewstep.diffusion.time_sampling import log_normal, logit_normal
+from fewstep.diffusion.time_sampling import log_normal_times, logit_normal_times
 from fewstep.models.model import Model
 from fewstep.models.network import Network
 from fewstep.objectives import OBJECTIVES
@@ -53,7 +53,9 @@ VALUES = {
     "distance": (pseudo_huber(0.3), huber(0.2)),
     "divergence": (score_identity(1.5), integral_kl()),
     "fake_score_updates": (3, 4),
-    "fake_time_sampler": tuple(Given(lambda m, x=x: logit_normal(m.path, x)) for x in (-0.5, 0.6)),
+    "fake_time_sampler": tuple(
+        Given(lambda m, x=x: logit_normal_times(m.path, x)) for x in (-0.5, 0.6)
+    ),
     "generator": (None, particles((DIMENSION,), ROWS)),
     "guidance_range": ((1.5, 4.0), (2.0, 6.0)),
     "guidance_scale": (2.0, 3.0),
@@ -67,20 +69,26 @@ VALUES = {
     "regression_distance": (huber(0.2), norm(1.5)),
     "regression_weight": (0.4, 0.7),
     "sample_times": tuple(
-        Given(lambda model, u=u: tuple(map(float, karras(model.path, 2.0).time(jnp.asarray(u)))))
+        Given(
+            lambda model, u=u: tuple(
+                map(float, karras_spacing(model.path, 2.0).time(jnp.asarray(u)))
+            )
+        )
         for u in ((0.7, 0.35), (0.8, 0.5))
     ),
     "sigma_init": (1.3, 0.9),
     "skip": (2, 1),
     "solver": (SOLVERS["ancestral"](), SOLVERS["ddim"]()),
-    "spacing": tuple(Given(lambda model, p=p: karras(model.path, p)) for p in (2.0, 4.0)),
+    "spacing": tuple(Given(lambda model, p=p: karras_spacing(model.path, p)) for p in (2.0, 4.0)),
     "stages": (5, 3),
     "tangent_scale": (0.3, 0.6),
     "tangent_warmup": (TOTAL, TOTAL // 2),
     "target_decay": (0.5, 0.7),
     "target_warmup": (True, False),
     "teacher_solver": (STEPS["ddim"], STEPS["heun"]),
-    "time_sampler": tuple(Given(lambda m, x=x: log_normal(m.path, x, 0.7)) for x in (-0.4, 0.5)),
+    "time_sampler": tuple(
+        Given(lambda m, x=x: log_normal_times(m.path, x, 0.7)) for x in (-0.4, 0.5)
+    ),
     "total_steps": (TOTAL, 2 * TOTAL),
     "weighting": (WEIGHTINGS["inverse_gap"], WEIGHTINGS["uniform"]),
 }

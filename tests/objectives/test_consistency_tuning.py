@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewstep.diffusion.path import PATHS
-from fewstep.diffusion.time_sampling import log_normal
+from fewstep.diffusion.time_sampling import log_normal_times
 from fewstep.objectives.consistency import WEIGHTINGS
 from fewstep.objectives.consistency_tuning import consistency_tuning
 from fewstep.objectives.distances import squared_l2
@@ -56,7 +56,7 @@ def test_the_gap_shrinks_in_stages():
 
 def test_norm_and_weight_in_numpy():
     path, network = PATHS["ve"](), affine()
-    draw = log_normal(path, -1.1, 2.0)
+    draw = log_normal_times(path, -1.1, 2.0)
     objective = consistency_tuning(model_of(network, path, "F"), total_steps=80, stages=8)
     loss, _ = loss_of(objective, network.init(KEY), step=35, count=32)
     key_t, key_eps, _ = jax.random.split(jax.random.split(KEY)[0], 3)

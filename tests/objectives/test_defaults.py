@@ -8,7 +8,7 @@ import pytest
 
 from fewstep.diffusion import time_sampling
 from fewstep.diffusion.path import PATHS
-from fewstep.diffusion.spacing import karras, uniform
+from fewstep.diffusion.spacing import karras_spacing, uniform_spacing
 from fewstep.diffusion.time_pairs import constant
 from fewstep.objectives.base import SHARED
 from fewstep.objectives.consistency import WEIGHTINGS
@@ -44,18 +44,18 @@ CASES = {
     "denoising": (
         lambda **fields: denoising(LINEAR, **fields),
         {
-            "time_sampler": time_sampling.uniform(LINEAR.path),
+            "time_sampler": time_sampling.uniform_times(LINEAR.path),
             "label_dropout": 0.1,
             "guidance_scale": 1.0,
             "solver": euler(),
-            "spacing": uniform(LINEAR.path),
+            "spacing": uniform_spacing(LINEAR.path),
         },
     ),
     "consistency_distillation": (
         lambda **fields: consistency_distillation(VE, **fields),
         {
             "curriculum": constant(18),
-            "spacing": karras(VE.path),
+            "spacing": karras_spacing(VE.path),
             "skip": 1,
             "teacher_solver": heun_step,
             "distance": squared_l2(),
@@ -68,7 +68,7 @@ CASES = {
     "consistency_training": (
         lambda **fields: consistency_training(VE, curriculum=constant(9), **fields),
         {
-            "spacing": karras(VE.path),
+            "spacing": karras_spacing(VE.path),
             "time_sampler": None,
             "distance": squared_l2(),
             "weighting": UNIFORM,
@@ -82,31 +82,31 @@ CASES = {
             "q": 2.0,
             "k": 8.0,
             "b": 1.0,
-            "time_sampler": time_sampling.log_normal(VE.path, -1.1, 2.0),
+            "time_sampler": time_sampling.log_normal_times(VE.path, -1.1, 2.0),
             "distance": pseudo_huber(0.0),
             "weighting": WEIGHTINGS["inverse_gap"],
-            "spacing": karras(VE.path),
+            "spacing": karras_spacing(VE.path),
         },
     ),
     "continuous_training": (
         lambda **fields: continuous_training(TRIGFLOW, **fields),
         {
-            "time_sampler": time_sampling.log_normal(TRIGFLOW.path, -1.0, 1.4),
+            "time_sampler": time_sampling.log_normal_times(TRIGFLOW.path, -1.0, 1.4),
             "tangent_warmup": 10_000,
             "tangent_scale": 0.1,
             "adaptive_weight": True,
-            "spacing": uniform(TRIGFLOW.path),
+            "spacing": uniform_spacing(TRIGFLOW.path),
         },
     ),
     "continuous_distillation": (
         lambda **fields: continuous_distillation(TRIGFLOW, **fields),
         {
-            "time_sampler": time_sampling.log_normal(TRIGFLOW.path, -1.0, 1.4),
+            "time_sampler": time_sampling.log_normal_times(TRIGFLOW.path, -1.0, 1.4),
             "tangent_warmup": 10_000,
             "tangent_scale": 0.1,
             "adaptive_weight": True,
             "guidance_scale": 1.0,
-            "spacing": uniform(TRIGFLOW.path),
+            "spacing": uniform_spacing(TRIGFLOW.path),
         },
     ),
     "shortcut": (
@@ -116,7 +116,7 @@ CASES = {
             "bootstrap_fraction": 0.25,
             "target_decay": 0.999,
             "target_warmup": True,
-            "time_sampler": time_sampling.uniform(STEPPED.path),
+            "time_sampler": time_sampling.uniform_times(STEPPED.path),
             "label_dropout": 0.1,
             "guidance_scale": 1.0,
         },
@@ -126,8 +126,8 @@ CASES = {
         {
             "divergence": score_implicit_matching(pseudo_huber()),
             "sigma_init": 2.5,
-            "time_sampler": time_sampling.log_normal(LINEAR.path, -1.2, 1.2),
-            "fake_time_sampler": time_sampling.log_normal(LINEAR.path, -1.2, 1.2),
+            "time_sampler": time_sampling.log_normal_times(LINEAR.path, -1.2, 1.2),
+            "fake_time_sampler": time_sampling.log_normal_times(LINEAR.path, -1.2, 1.2),
             "normalize": False,
             "guidance_scale": 1.0,
             "fake_score_updates": 1,
@@ -183,7 +183,7 @@ def test_the_defaults_are_those_of_the_paper(name):
 
 def test_a_loss_on_its_own_drops_no_label():
     batch = {"x": jnp.ones((5000, 2)), "label": jnp.arange(5000) % 3}
-    sampler, params = time_sampling.uniform(LINEAR.path), NETWORK.init(KEY)
+    sampler, params = time_sampling.uniform_times(LINEAR.path), NETWORK.init(KEY)
     default, none = (
         denoising_loss(LINEAR, sampler, **fields)(params, {}, batch, KEY, 0)[0]
         for fields in ({}, {"label_dropout": 0.0})

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewstep.diffusion.path import PATHS
-from fewstep.diffusion.time_sampling import log_normal, uniform
+from fewstep.diffusion.time_sampling import log_normal_times, uniform_times
 from fewstep.objectives.base import by_noise_level
 from fewstep.objectives.denoising import denoising
 from fewstep.samplers import SOLVERS
@@ -54,7 +54,7 @@ def test_edm_has_minimum_one_on_data_of_its_own_deviation():
     # N(0, sigma_data^2): F* = 0 and lambda c_out^2 = 1, at every noise level.
     path = PATHS["ve"]()
     zero = exact(lambda x, t, s, condition: jnp.zeros_like(x))
-    objective = denoising(model_of(zero, path, "F"), time_sampler=log_normal(path, -1.2, 1.2))
+    objective = denoising(model_of(zero, path, "F"), time_sampler=log_normal_times(path, -1.2, 1.2))
     data = {"x": 0.5 * jax.random.normal(KEY, (COUNT, 2)), "label": jnp.zeros(COUNT, jnp.int32)}
     loss, metrics = loss_of(objective, zero.init(KEY), data, jax.random.key(5))
     assert float(loss.mean()) == pytest.approx(1.0, abs=0.02)
@@ -108,7 +108,7 @@ def test_loss_is_the_paper_s_in_numpy():
     data = {"x": GAUSSIAN.sample(KEY, 16), "label": jnp.arange(16) % 3}
     loss, _ = loss_of(objective, network.init(KEY), data)
     key_t, key_eps, key_label, _ = jax.random.split(KEY, 4)
-    t = np.asarray(uniform(path)(key_t, 16))[:, None]
+    t = np.asarray(uniform_times(path)(key_t, 16))[:, None]
     eps = np.asarray(jax.random.normal(key_eps, (16, 2)))
     null = np.asarray(jax.random.bernoulli(key_label, 0.5, (16,)))
     assert 0 < null.sum() < 16

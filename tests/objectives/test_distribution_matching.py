@@ -8,7 +8,7 @@ import pytest
 
 from fewstep.diffusion.path import linear, trigflow, ve, vp_cosine
 from fewstep.diffusion.prediction import KINDS
-from fewstep.diffusion.time_sampling import log_normal
+from fewstep.diffusion.time_sampling import log_normal_times
 from fewstep.models.mlp import mlp
 from fewstep.models.model import Model
 from fewstep.objectives.distances import norm, pseudo_huber, squared_l2
@@ -87,7 +87,7 @@ PATHS = {"linear": linear(), "ve": ve(), "trigflow": trigflow(0.6)}
 def test_a_gaussian_generator_learns_the_teacher_s_mean_and_deviation(method, path, joint):
     mean, std, steps = 0.5, 0.6, 2500
     model = gaussian_denoiser(PATHS[path])
-    law = log_normal(model.path, -0.5, 1.0)
+    law = log_normal_times(model.path, -0.5, 1.0)
     objective = distribution_matching(
         model,
         time_sampler=law,
@@ -292,7 +292,7 @@ def test_a_point_is_what_the_denoisers_say_and_guidance_the_teacher_s_alone(fiel
     networks["generator"] = held.init(KEY)
     found, _ = loss_of(objective, "generator", networks)(networks["generator"])
     _, key_t, key_eps, _ = jax.random.split(SHARE_KEY, 4)
-    x_g, t = networks["generator"]["x"], log_normal(model.path)(key_t, 8)
+    x_g, t = networks["generator"]["x"], log_normal_times(model.path)(key_t, 8)
     eps = jax.random.normal(key_eps, x_g.shape)
     x_t, rho = model.path.interpolate(x_g, eps, t), (t / (1.0 - t))[:, None]
 
@@ -428,7 +428,7 @@ def test_bad_fields_are_errors():
         with pytest.raises(ValueError, match=r"sigma_init=.* is outside path.name=ve"):
             distribution_matching(small_model(ve(), "F"), sigma_init=sigma_init)
     with pytest.raises(ValueError, match=r"joint .* set objective.fake_time_sampler.name=''"):
-        law = log_normal(linear())
+        law = log_normal_times(linear())
         distribution_matching(small_model(), joint=True, fake_time_sampler=law)
     with pytest.raises(ValueError, match="joint needs a divergence with a fake score"):
         distribution_matching(small_model(), joint=True, divergence=score_distillation())

@@ -11,7 +11,7 @@ import pytest
 from fewstep.configs import base
 from fewstep.configs import objectives as documented
 from fewstep.objectives import OBJECTIVES
-from fewstep.parts import Part, RunLength, declared
+from fewstep.parts import Part, RunLength, declared_marks
 from fewstep.training.construct import Run, arguments
 from fewstep.training.sources import SOURCES, made_by_teacher
 from tests.objectives.assembled import (
@@ -227,7 +227,7 @@ def test_a_default_of_none_is_the_documented_part_whatever_the_other_fields(name
 
 def has_schedule(function):
     """Whether a function, or one that may make a part of it, can depend on the length of a run."""
-    marks = declared(function).values()
+    marks = declared_marks(function).values()
     parts = [part for mark in marks if isinstance(mark, Part) for part in mark.table.values()]
     return any(isinstance(mark, RunLength) for mark in marks) or any(map(has_schedule, parts))
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 
 from fewstep.diffusion.path import PATHS
-from fewstep.diffusion.spacing import SPACINGS, karras, uniform
-from fewstep.samplers.grids import grid
+from fewstep.diffusion.spacing import SPACINGS, karras_spacing, uniform_spacing
+from fewstep.samplers.grids import time_grid
 
 
 @pytest.mark.parametrize("steps", [1, 7])
@@ -11,7 +11,7 @@ from fewstep.samplers.grids import grid
 @pytest.mark.parametrize("name", PATHS)
 def test_grid_descends_and_meets_both_ends(name, spacing, steps):
     path = PATHS[name]()
-    times = np.asarray(grid(SPACINGS[spacing](path), steps))
+    times = np.asarray(time_grid(SPACINGS[spacing](path), steps))
     assert times.shape == (steps + 1,)
     assert (times[0], times[-1]) == (np.float32(path.t_max), np.float32(path.t_min))
     assert (np.diff(times) < 0).all()
@@ -19,20 +19,20 @@ def test_grid_descends_and_meets_both_ends(name, spacing, steps):
 
 def test_uniform_grid_has_equal_steps():
     path = PATHS["trigflow"]()
-    times = np.asarray(grid(uniform(path), 7))
+    times = np.asarray(time_grid(uniform_spacing(path), 7))
     np.testing.assert_allclose(np.diff(times), (path.t_min - path.t_max) / 7, rtol=1e-5)
     # Dyadic grids are exact, which step-size embeddings rely on.
-    linear = grid(uniform(PATHS["linear"]()), 128)
+    linear = time_grid(uniform_spacing(PATHS["linear"]()), 128)
     np.testing.assert_array_equal(linear, 1 - np.arange(129) / 128)
 
 
 def test_karras_grid_of_eighteen_points():
     # Karras et al. 2022, eq. 5: the levels after the first and before the last.
-    times = np.asarray(grid(karras(PATHS["ve"]()), 17))
+    times = np.asarray(time_grid(karras_spacing(PATHS["ve"]()), 17))
     root = np.linspace(80.0 ** (1 / 7), 0.002 ** (1 / 7), 18)
     np.testing.assert_allclose(times, root**7, rtol=1e-5)
 
 
 def test_no_step():
     with pytest.raises(ValueError, match="at least 1 step"):
-        grid(uniform(PATHS["linear"]()), 0)
+        time_grid(uniform_spacing(PATHS["linear"]()), 0)

@@ -9,7 +9,7 @@ from fewstep.diffusion import spacing
 from fewstep.diffusion.path import PATHS, align
 from fewstep.diffusion.prediction import KINDS, Endpoints, coefficients, endpoints
 from fewstep.samplers import SOLVERS
-from fewstep.samplers.grids import grid
+from fewstep.samplers.grids import time_grid
 from fewstep.samplers.ode import STEPS, ddim, dpm_solver_2m, euler, heun, heun_step
 from tests.gaussian import Gaussian, Mixture
 
@@ -31,7 +31,7 @@ def times_of(path, steps, inside=False):
     """
     fraction = jnp.linspace(1.0, 0.0, steps + 1)
     if path.name == "ve":
-        return spacing.karras(path).time(fraction)
+        return spacing.karras_spacing(path).time(fraction)
     ends = path.time_at(jnp.array([0.05, 20.0])) if inside else (path.t_min, path.t_max)
     return ends[0] + (ends[1] - ends[0]) * fraction
 
@@ -95,7 +95,11 @@ def test_order_of_convergence_of_a_curved_flow(name, solver, order):
 
 def test_ddim_is_euler_on_the_linear_path():
     path = PATHS["linear"]()
-    denoise, times, x = MIXTURE.denoiser(path), grid(spacing.uniform(path), 7), X[:, :1]
+    denoise, times, x = (
+        MIXTURE.denoiser(path),
+        time_grid(spacing.uniform_spacing(path), 7),
+        X[:, :1],
+    )
     given = ddim()(denoise, path, x, times, None)
     np.testing.assert_allclose(given, euler()(denoise, path, x, times, None), atol=1e-5)
 
@@ -156,7 +160,7 @@ def test_one_data_point_is_met_exactly(name, solver, steps):
             jnp.broadcast_to(point, x.shape), (x - path.alpha(t) * point) / path.sigma(t)
         )
 
-    times = grid(spacing.uniform(path), steps)
+    times = time_grid(spacing.uniform_spacing(path), steps)
     x = path.interpolate(jnp.broadcast_to(point, X.shape), X, jnp.full(16, times[0]))
     end = path.interpolate(jnp.broadcast_to(point, X.shape), X, jnp.full(16, times[-1]))
     np.testing.assert_allclose(solver(denoise, path, x, times, None), end, atol=2e-5)
@@ -167,7 +171,7 @@ def test_ddim_gain_on_the_grid_of_angles(steps):
     # For data N(0, 1) a step by the angle a multiplies x by cos a; the exact map keeps x.
     path = PATHS["vp_cosine"]()
     denoise = Gaussian(jnp.zeros(2), jnp.ones(2)).denoiser(path)
-    given = ddim()(denoise, path, X, grid(spacing.uniform(path), steps), None)
+    given = ddim()(denoise, path, X, time_grid(spacing.uniform_spacing(path), steps), None)
     gain = np.cos(np.pi / (2 * steps)) ** steps
     np.testing.assert_allclose(given, gain * X, rtol=1e-5, atol=1e-6)
 
@@ -231,7 +235,7 @@ def test_samples_are_finite_from_pure_noise_to_the_data(name, solver):
 
     run = jax.jit(jax.vmap(lambda times: SOLVERS[solver]()(denoise, path, start, times, KEYS)))
     for steps in (1, 5) if name == "linear" else (5,):
-        times = jnp.stack([grid(make(path), steps) for make in spacing.SPACINGS.values()])
+        times = jnp.stack([time_grid(make(path), steps) for make in spacing.SPACINGS.values()])
         x = np.asarray(run(times))
         assert np.isfinite(x).all()
         # No solver leaves the scale of the data by far, even in one step; Euler's on vp_ddpm does.

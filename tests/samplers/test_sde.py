@@ -6,7 +6,7 @@ import pytest
 from fewstep.diffusion import spacing
 from fewstep.diffusion.path import PATHS, align
 from fewstep.diffusion.prediction import Endpoints
-from fewstep.samplers.grids import grid
+from fewstep.samplers.grids import time_grid
 from fewstep.samplers.ode import heun
 from fewstep.samplers.sde import added_noise, ancestral, churned_heun, noise_like
 from tests.gaussian import Gaussian
@@ -101,7 +101,7 @@ def test_the_last_step_draws_no_noise(variance):
 def test_without_churn_it_is_heun(name):
     path = PATHS[name]()
     denoise, x = GAUSSIAN.denoiser(path), path.prior(X)
-    times = grid(spacing.karras(path), 5)
+    times = time_grid(spacing.karras_spacing(path), 5)
     given = churned_heun(churn=0.0)(denoise, path, x, times, KEYS)
     np.testing.assert_allclose(given, heun()(denoise, path, x, times, None), rtol=1e-5, atol=1e-5)
 
@@ -152,7 +152,7 @@ def test_churned_heun_is_the_algorithm_of_the_paper(churn):
     path, steps, low, high, scale = PATHS["ve"](), 6, 0.05, 50.0, 1.003
     mean, variance = (np.asarray(part, np.float64) for part in GAUSSIAN)
     slope = lambda x, t: t * (x - mean) / (variance + t**2)
-    times = grid(spacing.karras(path), steps)
+    times = time_grid(spacing.karras_spacing(path), steps)
     start = path.prior(X)
     given = churned_heun(churn)(GAUSSIAN.denoiser(path), path, start, times, KEYS)
     t, x = np.asarray(times, np.float64), np.asarray(start, np.float64)
@@ -173,7 +173,7 @@ def test_churned_heun_is_the_algorithm_of_the_paper(churn):
 def test_many_churned_steps_reach_the_variance_of_the_data(name):
     path, rows = PATHS[name](), 20_000
     start = path.prior(jax.random.normal(jax.random.key(2), (rows, 2)))
-    times = grid(spacing.karras(path), 160)
+    times = time_grid(spacing.karras_spacing(path), 160)
     solver = churned_heun(noise=1.0)
     x = jax.jit(lambda x, keys: solver(GAUSSIAN.denoiser(path), path, x, times, keys))(
         start, jax.random.split(jax.random.key(3), rows)

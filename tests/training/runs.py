@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewstep.configs import base, methods
-from fewstep.data import Split, batches
+from fewstep.data import Split, image_batches
 from fewstep.training.experiment import build
 from fewstep.training.loop import create_state
 from fewstep.training.sharding import make_mesh
@@ -71,7 +71,9 @@ def synthetic_split(count=200):
 
 def synthetic_batches(config, start=0):
     split, seed = synthetic_split(), config.seed
-    return batches(split, batch_size=config.batch_size, seed=seed, start_step=start, flip=True)
+    return image_batches(
+        split, batch_size=config.batch_size, seed=seed, start_step=start, flip=True
+    )
 
 
 def random_batch(objective, rows, shape, classes, seed=0):

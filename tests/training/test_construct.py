@@ -5,7 +5,7 @@ from typing import Annotated
 
 import pytest
 
-from fewstep.parts import RUN_LENGTH, Entry, Part, declared, groups, lengths_left_open
+from fewstep.parts import RUN_LENGTH, Entry, Part, declared_marks, group_names, open_lengths
 from fewstep.training.construct import Run, construct_with_parts
 
 NORMS = {"one": 1, "two": 2}
@@ -81,10 +81,10 @@ def test_groups_and_open_lengths_are_found_in_parts_of_parts():
     def outer(inner: Annotated[Callable, Part({"method": method})]):
         return inner
 
-    assert declared(linear) == {"total_steps": RUN_LENGTH}
-    assert set(groups(outer, "o")) == {"o.inner", "o.inner.distance", "o.inner.target"}
+    assert declared_marks(linear) == {"total_steps": RUN_LENGTH}
+    assert set(group_names(outer, "o")) == {"o.inner", "o.inner.distance", "o.inner.target"}
     fields = {"o.inner.name": "method", "o.inner.target.name": "linear"}
-    left_open = lambda given: list(lengths_left_open(outer, {**fields, **given}, "o"))
+    left_open = lambda given: list(open_lengths(outer, {**fields, **given}, "o"))
     assert left_open({}) == ["o.inner.target.total_steps"]  # it has no default
     assert left_open({"o.inner.target.total_steps": 5, "o.inner.total_steps": None}) == []
     warmed = {"o.inner.target.name": "", "o.inner.distance.name": "euclidean"}

@@ -120,7 +120,7 @@ def test_a_line_has_the_losses_the_speed_and_what_is_left(monkeypatch, tmp_path,
     assert line_of(100, 2000, row, 8) == said
     older = {"images_per_second": 4.0}  # whose steps were not recorded
     assert line_of(1, 11, older, 8) == "step 1 of 11, 4 images/s, 00:20 left"
-    monkeypatch.setattr(module, "on_terminal", lambda: True)
+    monkeypatch.setattr(module, "is_terminal", lambda: True)
     with Report(tmp_path, 0, 1, 8, 1, {}) as report:
         report.after_steps(1, 1, {"loss": Mean(1.0, 1.0)})
         report.flush(1)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from fewstep.data import batches, row_batches
+from fewstep.data import image_batches, index_batches
 from fewstep.training.resident import resident
 from fewstep.training.sharding import batch_sharding, put_batch, put_batches
 from tests.training.runs import synthetic_split
@@ -17,8 +17,8 @@ SHARE = {"batch_size": 16, "seed": 3, "start_step": 11, "flip": True}
 def test_batches_are_those_of_the_host_bit_for_bit_and_split_alike(sizes):
     mesh, split = mesh_of(*sizes), synthetic_split(50)
     complete = resident(split, mesh)
-    on_host = list(islice(batches(split, **SHARE), 6))
-    source = row_batches(split, **SHARE)
+    on_host = list(islice(image_batches(split, **SHARE), 6))
+    source = index_batches(split, **SHARE)
     mirrored = False
     for host in on_host[:3]:
         rows = next(source)

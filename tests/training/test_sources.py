@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from fewstep.data import NEWEST_ORDER, Pairs, batches, label_batches, row_batches
+from fewstep.data import NEWEST_ORDER, Pairs, image_batches, index_batches, label_batches
 from fewstep.training import sources
 from fewstep.training.sharding import put_batch
 from fewstep.training.sources import SOURCES, Supply, abstract_batch, open_sources
@@ -65,7 +65,7 @@ def test_each_source_is_its_own_part_of_the_data(on_device):
     share = {"batch_size": 64, "seed": 0, "start_step": 4}
     fields = {"data.flip": True, "data.on_device": on_device}
     batch = next(open_sources(supply_of(("images", "pairs"), **fields)).batches(4))
-    rows = row_batches if on_device else batches
+    rows = index_batches if on_device else image_batches
     expected = next(rows(dataset(8, 1).train, flip=True, **share))
     jax.tree.map(np.testing.assert_array_equal, batch["images"], expected)
     np.testing.assert_array_equal(batch["pairs"]["x_0"], 2.0 * batch["pairs"]["eps"])

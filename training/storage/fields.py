@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 from fewstep.data.labels import SHARES
 from fewstep.objectives import OBJECTIVES
-from fewstep.parts import groups
+from fewstep.parts import group_names
 
 LARGEST_INT32, LARGEST_SEED = 2**31 - 1, 2**32 - 1
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
@@ -222,7 +222,9 @@ OBJECTIVE_FIELDS = {
 REQUIRED = ("name", "label_dropout", "guidance_range")
 OBJECTIVE, PLAYERS = "objective", "player_optimizers"
 # Groups of fields of any objective, as its functions declare them.
-OBJECTIVE_PARTS = {name for method in OBJECTIVES.values() for name in groups(method, OBJECTIVE)}
+OBJECTIVE_PARTS = {
+    name for method in OBJECTIVES.values() for name in group_names(method, OBJECTIVE)
+}
 # Groups of fields.
 PARTS = {name.partition(".")[0] for name in FIELDS if "." in name} | {OBJECTIVE, PLAYERS}
 

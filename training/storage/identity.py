@@ -12,12 +12,12 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from fewstep.data import FIRST_DECODING, FIRST_ORDER, path_in
-from fewstep.data.arrays.identity import changes
+from fewstep.data import FIRST_DECODING, FIRST_ORDER, path_in_name
+from fewstep.data.arrays.identity import identity_changes
 from fewstep.files import write_json
 from fewstep.messages import differences
 from fewstep.objectives import OBJECTIVES
-from fewstep.parts import lengths_left_open
+from fewstep.parts import open_lengths
 from fewstep.training.cluster.processes import warn_once
 from fewstep.training.storage.fields import PLAYERS, is_whole
 from fewstep.training.storage.listing import File, changed_files
@@ -204,7 +204,7 @@ def moved_fields(old: Identity, new: Identity) -> tuple[str, ...]:
     both = old.config.get("teacher") and new.config.get("teacher")
     same_teacher = both and old.teacher is not None and new.teacher in (None, old.teacher)
     names = [config.get("data", {}).get("name") or "" for config in (old.config, new.config)]
-    folders = all(map(path_in, names))
+    folders = all(map(path_in_name, names))
     same_data = folders or (old.data is not None and old.data == new.data)
     return ("teacher",) * bool(same_teacher) + ("data.name",) * same_data
 
@@ -232,8 +232,8 @@ def check_same_source(
     """
     if old is None or new is None:
         return
-    found = [where] * bool(where) + changes(old, new)
-    if changes(old, new):
+    found = [where] * bool(where) + identity_changes(old, new)
+    if identity_changes(old, new):
         raise ValueError(
             f"{name} has changed since the run began: {'; '.join(found)}. Put back {files}, or "
             "choose another --workdir"
@@ -274,7 +274,7 @@ def depends_on_length(fields: Plain) -> bool:
         if name.startswith(players) and name.endswith(".schedule")
     ]
     objective = OBJECTIVES.get(fields.get("objective.name", ""))
-    left_open = lengths_left_open(objective, fields, "objective") if objective else ()
+    left_open = open_lengths(objective, fields, "objective") if objective else ()
     return any(schedule != "constant" for schedule in schedules) or any(left_open)
 
 

@@ -19,10 +19,10 @@ from fewstep.data.arrays.array_cache import (
     data_root,
     decode,
     file_stamps,
-    mend,
+    repair,
     verify,
 )
-from fewstep.data.arrays.manifest import seal_of
+from fewstep.data.arrays.manifest import seal_hash
 
 
 def undecoded(images, read=None, **changes):
@@ -60,7 +60,7 @@ def test_decode_reads_the_source_once(tmp_path, draw_images, capsys):
     capsys.readouterr()
     again = decode(undecoded(images, read=refuse), tmp_path)
     np.testing.assert_array_equal(again.train.images, images)
-    mend(undecoded(images, read=refuse), tmp_path)
+    repair(undecoded(images, read=refuse), tmp_path)
     assert capsys.readouterr().err == "folder:/x train: 3 images verified\n"
 
 
@@ -249,7 +249,7 @@ def sealed_manifest(change):
         content = json.loads((folder / MANIFEST).read_bytes())
         content.pop("seal")
         change(content)
-        (folder / MANIFEST).write_text(json.dumps({**content, "seal": seal_of(content)}))
+        (folder / MANIFEST).write_text(json.dumps({**content, "seal": seal_hash(content)}))
 
     return damage
 
@@ -314,7 +314,7 @@ def test_what_is_damaged_is_named_and_prepare_mends_it(tmp_path, draw_images, fi
     for _ in range(2):
         with pytest.raises(ValueError, match=rf"^\S*/{file} .*; run main.py --mode=prepare"):
             decode(unread, tmp_path)
-    assert mend(data, tmp_path) == folder
+    assert repair(data, tmp_path) == folder
     mended = decode(unread, tmp_path)
     np.testing.assert_array_equal(mended.train.images, images)
     np.testing.assert_array_equal(mended.train.labels, np.arange(6) % 3)
@@ -332,7 +332,7 @@ def test_damage_without_a_trace_is_found_by_hashing(tmp_path, draw_images, name,
     os.utime(folder / IMAGES, ns=(times.st_atime_ns, times.st_mtime_ns))
     with pytest.raises(ValueError, match=rf"{IMAGES} holds other images.*--mode=prepare"):
         verify(decode(data, tmp_path))
-    mend(data, tmp_path)
+    repair(data, tmp_path)
     assert f"{IMAGES} holds other images than were decoded; decoding again" in (
         capsys.readouterr().err
     )
@@ -347,7 +347,7 @@ def test_only_the_damaged_split_is_decoded_again(tmp_path, draw_images, capsys):
     decode(data, tmp_path)
     (array_folder(data, tmp_path) / "test_labels.npy").unlink()
     capsys.readouterr()
-    mend(data._replace(splits={**data.splits, "train": Source(4, refuse)}), tmp_path)
+    repair(data._replace(splits={**data.splits, "train": Source(4, refuse)}), tmp_path)
     said = capsys.readouterr().err
     assert "test_labels.npy is missing; decoding again" in said
     assert "folder:/x train: 4 images verified" in said
@@ -358,7 +358,7 @@ def test_prepare_says_so_if_data_decode_to_other_pixels(tmp_path, draw_images, c
     images = draw_images(4, 4, 4, 1)
     decode(undecoded(images), tmp_path)
     (array_folder(undecoded(images), tmp_path) / IMAGES).unlink()
-    mend(undecoded(255 - images), tmp_path)
+    repair(undecoded(255 - images), tmp_path)
     assert "folder:/x train decodes to other data than before" in capsys.readouterr().err
 
 
@@ -373,7 +373,7 @@ def test_copied_arrays_are_hashed_once_and_believed(tmp_path, draw_images, monke
     assert len(hashed) == 1
 
 
-@pytest.mark.parametrize("function", [decode, mend])
+@pytest.mark.parametrize("function", [decode, repair])
 def test_arrays_older_than_manifests_go_on_with_one_warning(
     tmp_path, draw_images, capsys, function
 ):
@@ -405,7 +405,7 @@ def test_older_arrays_are_checked_as_far_as_that_can_be(tmp_path, draw_images, n
     (folder / MANIFEST).unlink()
     with pytest.raises(ValueError, match=rf"^\S*/{file} .*; run main.py --mode=prepare"):
         decode(data, tmp_path)
-    mend(data, tmp_path)
+    repair(data, tmp_path)
     np.testing.assert_array_equal(decode(data, tmp_path).train.images, images)
 
 
@@ -438,7 +438,7 @@ def test_other_class_names_are_other_data(tmp_path, draw_images):
     renamed = data._replace(classes=("ant", "bee", "dog"))
     with pytest.raises(ValueError, match="belongs to other data: classes differ.*--mode=prepare"):
         decode(renamed, tmp_path)
-    mend(renamed, tmp_path)
+    repair(renamed, tmp_path)
     assert decode(renamed, tmp_path).identity["classes"] == ["ant", "bee", "dog"]
 
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewstep import progress
-from fewstep.data import Dataset, Split, changes
+from fewstep.data import Dataset, Split, identity_changes
 from fewstep.data.arrays import identity
 
 
@@ -36,7 +36,7 @@ def test_hashes_do_not_depend_on_chunks_or_bars(dataset, monkeypatch, capsys):
     )
     assert dataset.digest == whole
     assert capsys.readouterr().err == ""
-    monkeypatch.setattr(progress, "on_terminal", lambda: True)
+    monkeypatch.setattr(progress, "is_terminal", lambda: True)
     identity.images_sha256(dataset.train.images, "hashing x")
     assert "hashing x" in capsys.readouterr().err
 
@@ -69,16 +69,18 @@ def other_pixel(dataset):
 def test_every_change_is_another_identity_and_is_named(dataset, change, fields):
     changed = change(dataset)
     assert changed.digest != dataset.digest
-    assert [text.split(" ")[0] for text in changes(dataset.identity, changed.identity)] == fields
-    assert changes(dataset.identity, dataset.identity) == []
+    assert [
+        text.split(" ")[0] for text in identity_changes(dataset.identity, changed.identity)
+    ] == fields
+    assert identity_changes(dataset.identity, dataset.identity) == []
 
 
 def test_changes_say_both_values(dataset):
     fewer = dataset._replace(test=Split(dataset.test.images[:2], dataset.test.labels[:2]))
-    found = changes(dataset.identity, fewer.identity)
+    found = identity_changes(dataset.identity, fewer.identity)
     assert found[0] == "splits.test.count (3 recorded, 2 now)"
     assert len(found[1]) < 80
-    assert changes({}, dataset.identity)[0] == "image_shape (null recorded, [4, 4, 1] now)"
+    assert identity_changes({}, dataset.identity)[0] == "image_shape (null recorded, [4, 4, 1] now)"
 
 
 def test_the_name_does_not_matter_and_what_is_recorded_is_used(dataset):

@@ -10,9 +10,9 @@ import pytest
 
 from fewstep.data.arrays import array_cache, files, local_copy
 from fewstep.data.arrays import shards as arrays
-from fewstep.data.arrays.array_cache import Source, array_folder, decode, mend, verify
+from fewstep.data.arrays.array_cache import Source, array_folder, decode, repair, verify
 from fewstep.data.arrays.local_copy import copy_arrays
-from fewstep.data.arrays.manifest import seal_of
+from fewstep.data.arrays.manifest import seal_hash
 from fewstep.data.arrays.rows import Rows
 from tests.data.arrays.test_array_cache import undecoded
 
@@ -74,9 +74,9 @@ def test_an_interrupted_decoding_goes_on_after_the_last_shard(images, tmp_path, 
         return images[i], i % 3
 
     with pytest.raises(KeyboardInterrupt):
-        mend(undecoded(images, read=fail), tmp_path)
+        repair(undecoded(images, read=fail), tmp_path)
     seen = []
-    mend(reading(images, seen), tmp_path)
+    repair(reading(images, seen), tmp_path)
     assert sorted(seen) == list(range(stop // IN_SHARD * IN_SHARD, COUNT))
     found = decode(undecoded(images, read=None), tmp_path)
     assert found.recorded == found._replace(recorded=None).identity
@@ -90,10 +90,10 @@ def test_a_shard_of_an_interrupted_decoding_is_believed_only_if_it_is_whole(imag
         return images[i], i % 3
 
     with pytest.raises(KeyboardInterrupt):
-        mend(undecoded(images, read=fail), tmp_path)
+        repair(undecoded(images, read=fail), tmp_path)
     flip(array_folder(undecoded(images), tmp_path) / NAMES[1])
     seen = []
-    mend(reading(images, seen), tmp_path)
+    repair(reading(images, seen), tmp_path)
     assert sorted(seen) == list(range(4, COUNT))
     np.testing.assert_array_equal(decode(undecoded(images), tmp_path).train.images[:], images)
 
@@ -114,7 +114,7 @@ def test_a_damaged_shard_is_named_and_alone_decoded_again(images, tmp_path, caps
     with pytest.raises(ValueError, match=rf"{name} .*; run main.py --mode=prepare"):
         decode(data, tmp_path)
     seen = []
-    mend(reading(images, seen), tmp_path)
+    repair(reading(images, seen), tmp_path)
     shard = int(name.split("-")[1])
     assert sorted(seen) == list(range(COUNT))[shard * IN_SHARD : (shard + 1) * IN_SHARD]
     assert decode(undecoded(images, read=None), tmp_path).identity == before
@@ -151,7 +151,7 @@ def test_one_large_file_of_an_earlier_version_is_read_and_replaced_when_damaged(
     found = decode(undecoded(images, read=None), tmp_path)
     assert isinstance(found.train.images, np.memmap) and found.identity == before
     (folder / "train_images.npy").write_bytes(b"")
-    mend(data, tmp_path)
+    repair(data, tmp_path)
     assert arrays_in(folder) == NAMES
     assert decode(undecoded(images, read=None), tmp_path).identity == before
 
@@ -163,7 +163,7 @@ def test_a_manifest_whose_shards_do_not_make_their_split_is_refused(images, tmp_
     content = json.loads(path.read_text())
     content.pop("seal")
     content["splits"]["train"]["shards"].pop()
-    path.write_text(json.dumps({**content, "seal": seal_of(content)}))
+    path.write_text(json.dumps({**content, "seal": seal_hash(content)}))
     with pytest.raises(ValueError, match="shards of another count"):
         decode(data, tmp_path)
 

@@ -1,11 +1,11 @@
 import pytest
 
 from fewstep.data.folders.class_names import (
-    described,
-    in_natural_order,
+    join_names,
     label_of,
-    listed,
+    label_texts,
     printable,
+    sort_naturally,
 )
 
 ANIMALS = ("cat", "guinea pig", "3", "Zebra", " odd ", "a,b")
@@ -25,7 +25,7 @@ ANIMALS = ("cat", "guinea pig", "3", "Zebra", " odd ", "a,b")
 )
 def test_numbers_in_names_are_sorted_as_numbers(names):
     expected = ["09", "9", "10"] if "09" in names else names
-    assert in_natural_order(reversed(names)) == expected
+    assert sort_naturally(reversed(names)) == expected
 
 
 @pytest.mark.parametrize(
@@ -82,6 +82,6 @@ def test_a_wrong_label_names_the_nearest(asked, names, message):
 
 
 def test_names_are_listed_and_described():
-    assert listed([str(i) for i in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
-    assert described([0, 1, 5], ("cat", "1")) == ["0 (cat)", "1", "5"]
+    assert join_names([str(i) for i in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 more"
+    assert label_texts([0, 1, 5], ("cat", "1")) == ["0 (cat)", "1", "5"]
     assert printable("a\nb\udcff é") == r"a\nb\udcff é"

@@ -11,7 +11,7 @@ from fewstep import data
 def load(tmp_path):
     def load_folder(path, image_size=4, **arguments):
         arguments = {"data_dir": str(tmp_path / "arrays"), "image_size": image_size} | arguments
-        return data.load(data.Selection(f"folder:{path}", **arguments))
+        return data.load_selection(data.Selection(f"folder:{path}", **arguments))
 
     return load_folder
 
@@ -109,11 +109,11 @@ def test_a_changed_folder_is_other_data(tmp_path, load, save_png, draw_images):
     fewer = load(root)
     save_png(root / "c" / "3.png", images[3])
     (root / "c").rename(root / "b")
-    assert data.changes(before.identity, load(root).identity) == []
-    assert data.changes(before.identity, renamed.identity) == [
+    assert data.identity_changes(before.identity, load(root).identity) == []
+    assert data.identity_changes(before.identity, renamed.identity) == [
         'classes (["a", "b"] recorded, ["a", "c"] now)'
     ]
-    assert data.changes(before.identity, fewer.identity)[1] == (
+    assert data.identity_changes(before.identity, fewer.identity)[1] == (
         "splits.train.count (4 recorded, 3 now)"
     )
 
@@ -121,10 +121,14 @@ def test_a_changed_folder_is_other_data(tmp_path, load, save_png, draw_images):
 def test_prepare_is_idempotent_and_load_reads_what_it_wrote(tmp_path, save_png, draw_images):
     file = save_png(tmp_path / "set" / "a" / "0.png", draw_images(1, 4, 4, 3)[0])
     arguments = {"data_dir": str(tmp_path / "arrays"), "image_size": 4}
-    folder = data.prepare(data.Selection(f"folder:{file.parent.parent}", **arguments))
+    folder = data.prepare_dataset(data.Selection(f"folder:{file.parent.parent}", **arguments))
     written = (folder / "train_images.npy").stat()
-    assert data.prepare(data.Selection(f"folder:{file.parent.parent}", **arguments)) == folder
-    images = data.load(data.Selection(f"folder:{file.parent.parent}", **arguments)).train.images
+    assert (
+        data.prepare_dataset(data.Selection(f"folder:{file.parent.parent}", **arguments)) == folder
+    )
+    images = data.load_selection(
+        data.Selection(f"folder:{file.parent.parent}", **arguments)
+    ).train.images
     assert images.filename == folder / "train_images.npy"
     assert (folder / "train_images.npy").stat().st_mtime_ns == written.st_mtime_ns
 

@@ -14,9 +14,9 @@ from fewstep.data.folders.image_file import (
     ROTATED,
     TRANSPARENT,
     UPRIGHT,
-    color,
+    composite_array,
+    parse_color,
     read_image,
-    without_alpha,
 )
 
 RAMP = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -266,16 +266,16 @@ def test_a_line_of_pixels_is_cropped_before_it_is_enlarged():
 
 
 def test_colors():
-    assert color("white") == WHITE and color("#0000c8") == BLUE
+    assert parse_color("white") == WHITE and parse_color("#0000c8") == BLUE
     for name in ("", "whit", "#ffffff00", "1"):
         with pytest.raises(ValueError, match=r"data.background=.* is no color"):
-            color(name)
+            parse_color(name)
 
 
 @pytest.mark.parametrize("channels", [1, 2, 3, 4])
 def test_arrays_with_alpha_are_composited(channels):
     array = np.dstack([*[FORE] * (channels - 1), HALF] if channels in (2, 4) else [FORE] * channels)
-    shown = without_alpha(array, BLUE)
+    shown = composite_array(array, BLUE)
     if channels in (1, 3):
         assert shown is array
     else:

@@ -18,7 +18,7 @@ def check(case, path, tmp_path, capsys):
     """Assert that a folder or a .zip is read as a case says."""
 
     def load():
-        return data.load(
+        return data.load_selection(
             data.Selection(f"folder:{path}", data_dir=str(tmp_path / "arrays"), image_size=4)
         )
 
@@ -67,4 +67,6 @@ def test_a_table_that_a_zip_cannot_give_is_an_error_that_names_it(tmp_path):
     archive = make_zip(tmp_path / "images.zip", files)
     archive.write_bytes(archive.read_bytes().replace(b"a.png,cat", b"a.png,cut"))
     with pytest.raises(ValueError, match="images.zip/labels.csv cannot be read .*CRC"):
-        data.load(data.Selection(f"folder:{archive}", data_dir=str(tmp_path), image_size=4))
+        data.load_selection(
+            data.Selection(f"folder:{archive}", data_dir=str(tmp_path), image_size=4)
+        )
