@@ -1,9 +1,9 @@
 """Classifier-free guidance (Ho & Salimans 2022), as a transform of a prediction function.
 
-The convention is form A throughout: D = D_null + w (D_condition - D_null), so w = 1 is the plain
-conditional prediction and w = 0 the unconditional one. Papers that write (1 + w') D_condition -
-w' D_null have w = 1 + w'. The formula is the same for every kind of prediction, since conversions
-are affine with an offset that depends on x alone.
+The convention is form A: D = D_null + w (D_condition - D_null). w = 1 is the conditional prediction
+and w = 0 the unconditional one. Papers that write (1 + w') D_condition - w' D_null have w = 1 + w'.
+The formula holds for every kind of prediction, because conversions are affine with an offset that
+depends only on x.
 
 A condition is a mapping of arrays with a leading batch axis; `label` -1 is the null class.
 """
@@ -24,29 +24,32 @@ Predict = Callable[[Array, Array, Array, Condition], Array]
 
 
 def null_condition(condition: Condition) -> Condition:
-    """The condition with every label replaced by the null class."""
+    """The condition with every label set to the null class."""
     return {**condition, "label": jnp.full_like(condition["label"], NULL_LABEL)}
 
 
 def drop_labels(key: Array, condition: Condition, probability: float) -> Condition:
-    """The condition with each label independently replaced by the null class."""
+    """The condition with each label set to the null class with this probability, independently.
+
+    Raises ValueError for a probability outside [0, 1].
+    """
     if not 0.0 <= probability <= 1.0:
-        raise ValueError(f"label_dropout={probability} is not a probability")
+        raise ValueError(f"label_dropout={probability} must be in [0, 1]")
     label = condition["label"]
     dropped = jax.random.bernoulli(key, probability, label.shape)
     return {**condition, "label": jnp.where(dropped, NULL_LABEL, label)}
 
 
 def extrapolate(conditional: Array, null: Array, scale: Array | float) -> Array:
-    """D_null + w (D_condition - D_null). scale: a number or [B]."""
+    """D_null + w (D_condition - D_null). scale: w, a number or [B]."""
     scale = jnp.asarray(scale, conditional.dtype)
     return null + (align(scale, conditional) if scale.ndim else scale) * (conditional - null)
 
 
 def guide(predict: Predict, scale: float | Array) -> Predict:
-    """The guided prediction function, at twice the rows in one call; `predict` itself at w = 1.
+    """The guided prediction function, which calls `predict` once with twice the rows.
 
-    scale: w, a number or one per row, [B].
+    Returns `predict` itself at w = 1. scale: w, a number or [B].
     """
     if isinstance(scale, (int, float)) and scale == 1.0:
         return predict
@@ -64,19 +67,20 @@ def guide(predict: Predict, scale: float | Array) -> Predict:
 
 
 def check_trained_scale(scale: float, trained: float, guidance_range: Sequence[float] = ()) -> None:
-    """Raises ValueError for a guidance scale that a student does not know.
+    """Raises ValueError for a guidance scale that a student was not trained at.
 
-    guidance_range: (low, high) of the scales that it is told, or () if it learned `trained` alone.
+    guidance_range: (low, high) for a student conditioned on the scale; () for one trained only at
+    the scale `trained`.
     """
     if guidance_range:
         low, high = guidance_range
         if not low <= scale <= high:
             raise ValueError(
-                f"guidance scale {scale:g} is outside the range {low:g} to {high:g} that this "
-                "network is told in training (objective.guidance_range)"
+                f"guidance scale {scale:g} is outside {low:g} to {high:g}, the range that this "
+                "network was trained on (objective.guidance_range)"
             )
     elif scale != trained:
         raise ValueError(
-            f"this student knows guidance scale {trained:g} alone, not {scale:g}; a student of "
-            "consistency_distillation can be told the scale (objective.guidance_range)"
+            f"this student was trained at guidance scale {trained:g} only, not {scale:g}; for "
+            "other scales train consistency_distillation with objective.guidance_range"
         )

@@ -9,8 +9,8 @@ Time runs from data (`t_min`) to noise (`t_max`). Each path keeps the time of it
     ve          1              t                     [0.002, 80]  Karras et al. 2022 (EDM)
     trigflow    cos t          sigma_data sin t      [0, pi / 2]  Lu & Song 2025
 
-Two paths with the same noise-to-signal ratio rho = sigma / alpha are the same diffusion up to a
-rescaling of x, so `change_path` carries a point from any path to any other.
+At equal noise level rho = sigma / alpha, two paths differ only by a scale of x. So `change_path`
+maps a point of any path to any other.
 """
 
 from collections.abc import Callable
@@ -27,12 +27,12 @@ TINY_SIGMA = 1e-8
 
 
 class Path(NamedTuple):
-    """A path and its inverse noise level; all schedules are elementwise and differentiable.
+    """A path and the inverse of its noise level; schedules are elementwise and differentiable.
 
     alpha, sigma: signal and noise scale at time t.
     time_at: the time at which sigma / alpha equals rho (rho may be infinite).
-    t_min, t_max: the range of t. At t_max a sample is started from N(0, sigma(t_max)^2 I).
-    clock: the time as a network is told it: t itself, but on `ve` EDM's c_noise = log(t) / 4.
+    t_min, t_max: the range of t. Sampling starts at t_max from N(0, sigma(t_max)^2 I).
+    clock: the time that a network is given: t, or on `ve` EDM's c_noise = log(t) / 4.
     """
 
     name: str
@@ -44,8 +44,8 @@ class Path(NamedTuple):
     clock: Schedule = lambda t: t
 
     def rho(self, t: Array) -> Array:
-        """Noise-to-signal ratio sigma(t) / alpha(t), EDM's sigma; infinite where alpha is 0."""
-        # In float32 cos(pi / 2) is a little below 0; the ratio of its size is positive and huge.
+        """Noise level sigma(t) / alpha(t), which is EDM's sigma; infinite where alpha is 0."""
+        # In float32 cos(pi / 2) is slightly negative; its absolute value gives a huge ratio.
         return self.sigma(t) / jnp.abs(self.alpha(t))
 
     def alpha_rate(self, t: Array) -> Array:
@@ -68,26 +68,25 @@ class Path(NamedTuple):
         return self.alpha_rate(t) * x_0 + self.sigma_rate(t) * eps
 
     def prior(self, eps: Array) -> Array:
-        """The start of sampling, sigma(t_max) eps; the signal left at t_max is neglected."""
+        """Where sampling starts: sigma(t_max) eps. Neglects the signal that is left at t_max."""
         return self.sigma(jnp.float32(self.t_max)) * eps
 
 
 def align(t: Array, x: Array) -> Array:
-    """t: [B] with trailing axes of size one, so that it broadcasts against x: [B, ...]."""
+    """t: [B] with trailing axes of size 1, to broadcast against x: [B, ...]."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
 
 
 def time_derivative(schedule: Schedule, t: Array) -> Array:
-    """Derivative of an elementwise schedule at t, by forward-mode autodiff."""
+    """The derivative of an elementwise schedule at t, by forward-mode autodiff."""
     return jax.jvp(schedule, (t,), (jnp.ones_like(t),))[1]
 
 
 def change_path(source: Path, target: Path, x: Array, t: Array) -> tuple[Array, Array]:
-    """Carry x at time t of `source` to the point and time of equal sigma / alpha on `target`.
+    """Map x at time t of path `source` to the point of equal noise level on path `target`.
 
-    x: [B, ...]; t: [B]. Returns (x', t') with x' = alpha_target(t') / alpha_source(t) x. The factor
-    is taken from sigma instead where alpha is the smaller of the two, so that pure noise (alpha 0)
-    is carried over exactly.
+    x: [B, ...]; t: [B]. Returns (x', t') with x' = alpha_target(t') / alpha_source(t) x. Where
+    alpha < sigma the factor is the ratio of the sigmas, so that pure noise maps exactly.
     """
     t_target = target.time_at(source.rho(t))
     by_signal = source.alpha(t) > source.sigma(t)
@@ -123,8 +122,8 @@ def vp_cosine() -> Path:
 def vp_ddpm(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
     """The variance-preserving SDE with B(t) = beta_min t + (beta_max - beta_min) t^2 / 2.
 
-    With the defaults it is the limit of DDPM's 1,000 discrete betas from 1e-4 to 0.02 (Song et al.
-    2021, appendix C). t_min is that paper's 1e-5: sigma has an infinite rate at t = 0.
+    The defaults give the limit of DDPM's 1,000 discrete betas from 1e-4 to 0.02 (Song et al. 2021,
+    appendix C). t_min is that paper's 1e-5, since the rate of sigma is infinite at t = 0.
     """
     half_slope = 0.5 * (beta_max - beta_min)
 
@@ -132,7 +131,7 @@ def vp_ddpm(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
         return beta_min * t + half_slope * t**2
 
     def time_at(rho: Array) -> Array:
-        # B(t) = log(1 + rho^2), without overflow; then the root's form without cancellation.
+        # B(t) = log(1 + rho^2) without overflow, then the root in its form without cancellation.
         target = jnp.logaddexp(0.0, 2.0 * jnp.log(rho))
         root = jnp.sqrt(beta_min**2 + 4.0 * half_slope * target)
         return 2.0 * target / (beta_min + root)
@@ -148,7 +147,7 @@ def vp_ddpm(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
 
 
 def ve(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Path:
-    """alpha = 1, sigma = t: variance exploding in EDM's form, where time is the noise level.
+    """alpha = 1, sigma = t: variance exploding in EDM's form; time is the noise level.
 
     Raises ValueError unless 0 <= sigma_min < sigma_max.
     """
@@ -170,9 +169,9 @@ def ve(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Path:
 
 
 def trigflow(sigma_data: float = 0.5) -> Path:
-    """alpha = cos t, sigma = sigma_data sin t: the sphere through data of that deviation.
+    """alpha = cos t, sigma = sigma_data sin t: a sphere through data of deviation sigma_data.
 
-    Raises ValueError for a deviation that is not positive.
+    Raises ValueError unless sigma_data > 0.
     """
     if sigma_data <= 0.0:
         raise ValueError(f"path.sigma_data={sigma_data} must be positive")

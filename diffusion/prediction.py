@@ -1,4 +1,4 @@
-"""One hub for what a network may predict: any kind <-> (x_0, eps).
+"""Kinds of predictions, each converted to and from (x_0, eps).
 
 For x_t = alpha x_0 + sigma eps with rates alpha', sigma', the kinds are
 
@@ -9,12 +9,12 @@ For x_t = alpha x_0 + sigma eps with rates alpha', sigma', the kinds are
     score       -eps / sigma
     F           (x_0 - c_skip x) / c_out at x = x_t / alpha, sigma / alpha   (EDM's raw output)
 
-Each is affine in (x_0, eps) given x_t, so the conversion of a conditional mean is the conditional
-mean of the conversion. A kind cannot be decoded where it carries no information: eps at alpha = 0,
-x_0 and score at sigma = 0.
+Each kind is affine in (x_0, eps) given x_t, so converting a conditional mean gives the conditional
+mean of the converted kind. A kind cannot be decoded where it carries no information: eps at
+alpha = 0, x_0 and score at sigma = 0.
 
-A network of kind F is given c_in x = x_t / sqrt((alpha sigma_data)^2 + sigma^2), as in EDM; the
-other kinds are given x_t as it is, which suits paths of bounded scale (all but `ve`).
+The input of a network of kind F is c_in x = x_t / sqrt((alpha sigma_data)^2 + sigma^2), as in EDM.
+For the other kinds it is x_t, which suits paths of bounded scale (all but `ve`).
 """
 
 from collections.abc import Callable
@@ -25,18 +25,18 @@ from jax import Array
 
 from fewstep.diffusion.path import Path, align
 
-# Deviation of natural images scaled to [-1, 1], as EDM sets it (Karras et al. 2022, table 1).
+# Standard deviation of natural images in [-1, 1] (Karras et al. 2022, table 1).
 SIGMA_DATA = 0.5
 
 
 class Endpoints(NamedTuple):
-    """Data and noise that a prediction stands for: x_t = alpha x_0 + sigma eps."""
+    """The data and noise that a prediction implies: x_t = alpha x_0 + sigma eps."""
 
     x_0: Array
     eps: Array
 
 
-# (x: [B, ...], t: [B]) -> Endpoints, whatever the network inside predicts on whatever path.
+# (x: [B, ...], t: [B]) -> Endpoints, for a network of any kind on any path
 Denoise = Callable[[Array, Array], Endpoints]
 
 
@@ -54,7 +54,7 @@ class Kind(NamedTuple):
 
     decode: (prediction, x_t, coefficients) -> Endpoints.
     encode: (endpoints, x_t, coefficients) -> prediction.
-    c_in: coefficients -> the factor of x_t at the network's input.
+    c_in: coefficients -> the scale of x_t at the network's input.
     """
 
     name: str
@@ -97,9 +97,9 @@ def _to_v(e: Endpoints, x_t: Array, c: Coefficients) -> Array:
 
 
 def raw_kind(sigma_data: float = SIGMA_DATA) -> Kind:
-    """EDM's raw network output F, D = c_skip x + c_out F, for data of the given deviation.
+    """EDM's raw network output F, D = c_skip x + c_out F, for data of deviation sigma_data.
 
-    Written with alpha multiplied through, so that it holds where alpha is 0.
+    The formulas are multiplied by alpha, so that they hold where alpha is 0.
     """
 
     def variance(c: Coefficients) -> Array:
@@ -112,7 +112,7 @@ def raw_kind(sigma_data: float = SIGMA_DATA) -> Kind:
         return Endpoints(x_0, eps)
 
     def encode(e: Endpoints, x_t: Array, c: Coefficients) -> Array:
-        # (x_0 - c_skip x) / c_out with x_t = alpha x_0 + sigma eps put in: no division by sigma.
+        # (x_0 - c_skip x) / c_out with x_t = alpha x_0 + sigma eps, to avoid dividing by sigma.
         return (c.sigma * e.x_0 - c.alpha * sigma_data**2 * e.eps) / (
             sigma_data * jnp.sqrt(variance(c))
         )
@@ -142,7 +142,7 @@ KINDS: dict[str, Kind] = {
 
 
 def endpoints(kind: Kind, prediction: Array, x_t: Array, t: Array, path: Path) -> Endpoints:
-    """(x_0, eps) that a prediction of the given kind at (x_t, t) stands for.
+    """The (x_0, eps) that a prediction of this kind at (x_t, t) implies.
 
     prediction, x_t: [B, ...]; t: [B].
     """
@@ -150,7 +150,7 @@ def endpoints(kind: Kind, prediction: Array, x_t: Array, t: Array, path: Path) -
 
 
 def prediction_target(kind: Kind, x_0: Array, eps: Array, t: Array, path: Path) -> Array:
-    """The value of a kind for known data and noise: what a network of that kind regresses to."""
+    """The regression target of a network of this kind, for known data and noise."""
     x_t = path.interpolate(x_0, eps, t)
     return kind.encode(Endpoints(x_0, eps), x_t, coefficients(path, t, x_t))
 
@@ -158,7 +158,7 @@ def prediction_target(kind: Kind, x_0: Array, eps: Array, t: Array, path: Path) 
 def convert(
     prediction: Array, x_t: Array, t: Array, path: Path, *, source: Kind, to: Kind
 ) -> Array:
-    """A prediction of kind `source` at (x_t, t) as the kind `to`; the identity where they agree."""
+    """Convert a prediction at (x_t, t) from the kind `source` to the kind `to`."""
     if source == to:
         return prediction
     c = coefficients(path, t, x_t)

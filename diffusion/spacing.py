@@ -1,6 +1,6 @@
-"""How a path is divided: the time at each fraction of the way from data (0) to noise (1).
+"""Spacings of a path: the time at each fraction between data (0) and noise (1).
 
-A grid of N points is `time(i / (N - 1))`, so N may be a traced number that changes while training.
+A grid of N points is `time(i / (N - 1))`, so N may be traced and change during training.
 """
 
 from collections.abc import Callable
@@ -11,17 +11,18 @@ from jax import Array
 
 from fewstep.diffusion.path import Path
 
-# The noise levels that EDM samples between (Karras et al. 2022, table 1). A path that reaches no
-# noise or pure noise, where rho is 0 or infinite, jumps there in the first or last cell.
+# EDM's range of noise levels (Karras et al. 2022, table 1). Where a path ends at rho = 0 or at
+# infinity, its first or last cell reaches from this range to that end.
 LOWEST_RHO, HIGHEST_RHO = 0.002, 80.0
-# rho above this is pure noise: float32 makes 2e7 of an infinite one.
+# Larger rho is pure noise; in float32 an infinite one may come out as 2e7.
 PURE_NOISE = 1e6
 
 
 class Spacing(NamedTuple):
-    """time: fraction in [0, 1] -> t, rising from t_min to t_max, exact at both ends.
+    """A spacing and its inverse.
 
-    fraction: its inverse.
+    time: fraction in [0, 1] -> t, increasing from t_min to t_max, exact at both ends.
+    fraction: t -> fraction.
     """
 
     time: Callable[[Array], Array]
@@ -39,10 +40,11 @@ def uniform_spacing(path: Path) -> Spacing:
 def karras_spacing(path: Path, power: float = 7.0) -> Spacing:
     """Equal steps in rho^(1/power), rho = sigma / alpha (Karras et al. 2022, eq. 5).
 
-    rho covers the path, on `ve` sigma_min to sigma_max; 0.002 stands for 0, and 80 for infinity.
+    rho runs over the path, on `ve` sigma_min to sigma_max; 0.002 replaces 0 and 80 replaces
+    infinity. Raises ValueError unless power > 0.
     """
     if power <= 0.0:
-        raise ValueError(f"spacing.power={power} of a karras spacing must be positive")
+        raise ValueError(f"spacing.power={power} must be positive for spacing.name=karras")
     ends = jnp.asarray([path.t_min, path.t_max], jnp.float32)
     low, high = path.rho(ends).tolist()
     low, high = low or LOWEST_RHO, high if high < PURE_NOISE else HIGHEST_RHO

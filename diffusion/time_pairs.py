@@ -1,8 +1,7 @@
-"""Which two times a consistency method compares: t and an earlier s, nearer the data.
+"""The two times that a consistency method compares: t and an earlier s, nearer the data.
 
 A `PairSampler` maps (key, count, step) to (t, s), each [count], t_min <= s < t <= t_max (s = t only
-where t is t_min). How many points a grid has may depend on the training step: a `Curriculum` maps
-the step to that number.
+at t_min). A `Curriculum` maps the training step to the number of grid points.
 """
 
 from collections.abc import Callable
@@ -18,11 +17,11 @@ from fewstep.diffusion.spacing import HIGHEST_RHO, Spacing
 from fewstep.diffusion.time_sampling import TimeSampler
 from fewstep.parts import RUN_LENGTH
 
-# Neighbours of a larger grid round to one time here and there.
+# On larger grids some neighbours round to the same time.
 MOST_POINTS = 20_000
-# For a pair whose times round to one: far below the gaps of any grid, far above 0.
+# The gap of a pair whose times round to one: far below any grid's gaps, far above 0.
 SMALLEST_GAP = 1e-8
-# The most that the gap of a pair may shrink by: float32 tells neighbours 6e-8 apart.
+# The gap of a pair shrinks at most by this factor; float32 resolves 6e-8.
 MOST_SHRINKING = 2.0**20
 
 PairSampler = Callable[[Array, int, Array], tuple[Array, Array]]
@@ -30,7 +29,7 @@ Curriculum = Callable[[Array], Array]
 
 
 def constant(points: int = 18) -> Curriculum:
-    """N points at every step (18 on CIFAR-10, 40 on larger images in Song et al. 2023)."""
+    """N points at every step (Song et al. 2023: 18 on CIFAR-10, 40 on larger images)."""
     check_points("points", points)
     return lambda step: jnp.int32(points)
 
@@ -40,8 +39,8 @@ def square_root(
 ) -> Curriculum:
     """N(k) = ceil(sqrt(k/K ((s_1 + 1)^2 - s_0^2) + s_0^2) - 1) + 1 (Song et al. 2023, app. C).
 
-    first, last: s_0 and s_1; total_steps: K. Grows from s_0 to s_1 + 1 points; their s_0 = 2 and
-    s_1 = 150 (CIFAR-10) or 200.
+    first, last: s_0 and s_1; total_steps: K. Grows from s_0 to s_1 + 1 points. The paper has
+    s_0 = 2 and s_1 = 150 (CIFAR-10) or 200.
     """
     check_range(first, last)
     check_length("objective.curriculum", total_steps)
@@ -50,7 +49,7 @@ def square_root(
     def points(step: Array) -> Array:
         progress = jnp.minimum(step / total_steps, 1.0)
         root = jnp.sqrt(progress * ((last + 1) ** 2 - first**2) + first**2)
-        # The margin keeps a whole root whole in float32: at k = 0 the formula is s_0 exactly.
+        # The margin keeps integer roots exact in float32: at k = 0 the formula gives s_0.
         return (jnp.ceil(root - 1.0 - 1e-4) + 1.0).astype(jnp.int32)
 
     return points
@@ -61,7 +60,7 @@ def doubling(
 ) -> Curriculum:
     """N(k) = min(s_0 2^floor(k/K'), s_1) + 1 in stages of K' = floor(K / (log2(s_1/s_0) + 1)).
 
-    Song & Dhariwal 2023, section 3.4; their log2 is of floor(s_1 / s_0).
+    Song & Dhariwal 2023, section 3.4; the paper takes log2 of floor(s_1 / s_0).
     """
     check_range(first, last)
     check_length("objective.curriculum", total_steps)
@@ -83,7 +82,7 @@ CURRICULA: dict[str, Callable[..., Curriculum]] = {
 
 
 def check_points(field: str, points: int) -> None:
-    """Raises ValueError for a grid without two ends, or with more than float32 tells apart."""
+    """Raises ValueError unless a grid has 2 to MOST_POINTS points."""
     if not 2 <= points <= MOST_POINTS:
         raise ValueError(
             f"objective.curriculum.{field}={points}: a grid has 2 to {MOST_POINTS} points"
@@ -91,7 +90,7 @@ def check_points(field: str, points: int) -> None:
 
 
 def last_points(curriculum: Curriculum) -> int:
-    """The number of points that a curriculum ends with."""
+    """The number of points at the end of a curriculum."""
     return int(curriculum(jnp.int32(2**30)))
 
 
@@ -105,7 +104,7 @@ def check_range(first: int, last: int) -> None:
 
 
 def check_length(prefix: str, total_steps: int) -> None:
-    """Raises ValueError for a schedule of less than one step."""
+    """Raises ValueError for a schedule of fewer than 1 step."""
     if total_steps < 1:
         raise ValueError(f"{prefix}.total_steps={total_steps} must be 1 or more")
 
@@ -115,10 +114,10 @@ def grid_pairs(
 ) -> PairSampler:
     """Points `skip` apart on the grid time(i / (N - 1)), i = 0 .. N - 1.
 
-    t is the upper end of the cell that `draw` falls into; all cells are equally likely without it.
-    Drawing a continuous law and taking its cell is the discretised law: P(i) is the mass between
-    the ends of cell i. s is `skip` points below t, but never below the first point, so every point
-    is trained. Raises ValueError for a skip that no pair of points has.
+    t is the upper end of the cell that `draw` falls into; without `draw` all cells are equally
+    likely. This discretises the distribution: P(i) is the mass between the ends of cell i. s lies
+    `skip` points below t, or at the first point, so every point is trained. Raises ValueError for a
+    skip larger than the grid.
     """
     most = last_points(curriculum) - 1
     if not 1 <= skip <= most:
@@ -144,9 +143,9 @@ def shrinking_ratio(
 ) -> Array:
     """r / rho = max(0, 1 - n(rho) / q^(stage + 1)), n(rho) = 1 + k sigmoid(-b rho).
 
-    The mapping of Easy Consistency Tuning (Geng et al. 2024, eq. 16 and appendix A), from a noise
-    level rho = sigma / alpha to the lower one it is compared with. At stage 0 with their defaults
-    it is 0 for rho <= log 7, where the method is denoising; it tends to 1 with the stage.
+    Easy Consistency Tuning (Geng et al. 2024, eq. 16 and appendix A) compares noise level rho with
+    the lower level r. At stage 0, with the paper's defaults, the ratio is 0 for rho <= log 7, where
+    the method is denoising. It tends to 1 as stages pass.
     """
     n = 1.0 + k * jax.nn.sigmoid(-b * rho)
     return jnp.maximum(0.0, 1.0 - n / q ** (stage + 1.0))
@@ -162,11 +161,11 @@ def shrinking_pairs(
     k: float = 8.0,
     b: float = 1.0,
 ) -> PairSampler:
-    """t drawn, s at the noise level r(rho_t) of `shrinking_ratio`, the gap shrinking in stages.
+    """Pairs of a drawn t and the s at noise level r(rho_t), nearer to t in each later stage.
 
-    `stages` equal stages over total_steps. r below the path's end is the end, where a consistency
-    function is the identity; s = t there alone. rho_t counts as 80 at most, as on a grid, so that a
-    finite r follows from pure noise. Raises ValueError for fields out of range.
+    r is rho_t times `shrinking_ratio`; total_steps divide into `stages` equal stages. Where r is
+    below the path's lowest level, s is t_min, and s = t only there. rho_t is at most 80, as on a
+    grid, so that r is finite for pure noise. Raises ValueError for fields out of range.
     """
     check_length("objective", total_steps)
     if stages < 1 or q <= 1.0 or k < 0.0 or b <= 0.0:
@@ -175,8 +174,8 @@ def shrinking_pairs(
         )
     if stages * np.log(q) > np.log(MOST_SHRINKING):
         raise ValueError(
-            f"objective.q={q} to the power objective.stages={stages} is above {MOST_SHRINKING:g}, "
-            "where the two times of a pair round to one; take fewer stages"
+            f"objective.q={q} to the power objective.stages={stages} is above {MOST_SHRINKING:g}: "
+            "the two times of a pair would round to one; take fewer stages"
         )
 
     def sample(key: Array, count: int, step: Array) -> tuple[Array, Array]:
@@ -192,8 +191,8 @@ def shrinking_pairs(
 def noise_gap(path: Path, t: Array, s: Array) -> Array:
     """rho_t - rho_s, rho = sigma / alpha: on `ve`, t - s. Positive and finite for s < t.
 
-    Beyond rho_t = 80, where paths run to infinity, the same relative gap at 80: 80 (1 - rho_s /
-    rho_t), which joins on without a jump.
+    For rho_t above 80, where paths run to infinity, it is 80 (1 - rho_s / rho_t): the same relative
+    gap at 80, which continues the function without a jump.
     """
     high, low = path.rho(t), path.rho(s)
     gap = jnp.where(high <= HIGHEST_RHO, high - low, HIGHEST_RHO * (1.0 - low / high))

@@ -1,4 +1,4 @@
-"""How training draws times, pairs of times, noise levels and step sizes.
+"""Random times and step sizes for training.
 
 A `TimeSampler` maps (key, count) to [count] float32 times. Times run from data to noise.
 """
@@ -18,9 +18,9 @@ TimeSampler = Callable[[Array, int], Array]
 
 
 def uniform_times(path: Path) -> TimeSampler:
-    """t ~ U[t_min, t_max), one draw in each of `count` equal strata, in random order.
+    """t ~ U[t_min, t_max), one draw from each of `count` equal strata, in random order.
 
-    Each t is exactly uniform; stratifying a batch only lowers the variance of its mean loss.
+    Each t is exactly uniform; strata only reduce the variance of a batch's mean loss.
     """
 
     def sample(key: Array, count: int) -> Array:
@@ -35,7 +35,7 @@ def uniform_times(path: Path) -> TimeSampler:
 def logit_normal_times(path: Path, mean: float = 0.0, std: float = 1.0) -> TimeSampler:
     """logit((t - t_min) / (t_max - t_min)) ~ N(mean, std^2) (Esser et al. 2024, eq. 19).
 
-    Raises ValueError for a deviation that is not positive, as `log_normal_times` does.
+    Raises ValueError unless std > 0, as `log_normal_times` does.
     """
     if std <= 0.0:
         raise ValueError(f"time_sampler.std={std} must be positive")
@@ -50,8 +50,8 @@ def logit_normal_times(path: Path, mean: float = 0.0, std: float = 1.0) -> TimeS
 def log_normal_times(path: Path, mean: float = -1.2, std: float = 1.2) -> TimeSampler:
     """log(sigma / alpha) ~ N(mean, std^2) within the path's ends (Karras et al. 2022, table 1).
 
-    The normal law is truncated, so no mass piles up at an end. The same noise levels on every path;
-    on `ve` t is sigma itself.
+    The normal distribution is truncated, so that no mass collects at an end. Noise levels are the
+    same on every path; on `ve` t is sigma.
     """
     if std <= 0.0:
         raise ValueError(f"time_sampler.std={std} must be positive")
@@ -68,9 +68,9 @@ def log_normal_times(path: Path, mean: float = -1.2, std: float = 1.2) -> TimeSa
 def karras_times(
     path: Path, power: float = 7.0, lowest: float = 0.0, highest: float = 1.0
 ) -> TimeSampler:
-    """Uniform in rho^(1/power), as a Karras grid is spaced (`diffusion.spacing.karras_spacing`).
+    """Uniform in rho^(1/power), like the points of `diffusion.spacing.karras_spacing`.
 
-    lowest, highest: which part of it, as fractions of the way from data to noise (SiD: 0 to 0.8).
+    lowest, highest: the range, in fractions between data (0) and noise (1); SiD has 0 to 0.8.
     """
     if not 0.0 <= lowest < highest <= 1.0:
         raise ValueError(
@@ -94,25 +94,26 @@ TIME_SAMPLERS: dict[str, Callable[..., TimeSampler]] = {
 
 
 class DyadicSteps(NamedTuple):
-    """Jumps t -> t - size whose sizes are powers of two and whose starts lie on their own grid."""
+    """Steps t -> t - size, whose sizes are powers of 2 and whose starts are multiples of size."""
 
     t: Array
     size: Array
 
 
 def dyadic_levels(count: int, levels: int) -> np.ndarray:
-    """Level of each of `count` rows, 0 .. levels - 1, dealt in turn: counts differ by at most one.
+    """The level of each of `count` rows: 0, 1, ..., levels - 1, 0, 1, ...
 
-    Dealing in turn (rather than in blocks) spreads every level over the batch, and so over the
-    devices that hold it. Where count is no multiple of levels, the coarse levels get the rest.
+    The cycle spreads every level over the batch, and so over the devices that hold it. If count is
+    not a multiple of levels, the coarse levels get the remaining rows. Raises ValueError for fewer
+    rows than levels.
     """
     if count < levels:
-        raise ValueError(f"{count} rows cannot hold {levels} levels; each level needs a row")
+        raise ValueError(f"{count} rows are too few for {levels} levels; each level needs a row")
     return np.arange(count) % levels
 
 
 def dyadic_steps(key: Array, levels: np.ndarray) -> DyadicSteps:
-    """Steps of size 2^-level from a random point of the grid {size, 2 size, ..., 1} to t - size.
+    """Steps of size 2^-level that start at a random point of the grid {size, 2 size, ..., 1}.
 
     levels: [B] integers. Returns t: [B] in (0, 1] and size: [B], both exact in float32.
     """

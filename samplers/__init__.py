@@ -1,4 +1,4 @@
-"""Samplers by the name that `objective.solver.name` takes."""
+"""Solvers by `objective.solver.name`."""
 
 from collections.abc import Callable
 

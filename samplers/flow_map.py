@@ -1,4 +1,4 @@
-"""Sampling with a flow map: jumps from t to s by the average velocity between them."""
+"""Sampling with a flow map, which jumps from t to s by the average velocity between them."""
 
 from collections.abc import Callable
 

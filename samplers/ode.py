@@ -1,10 +1,10 @@
 """Solvers of the probability-flow ODE dx/dt = alpha' x_0(x, t) + sigma' eps(x, t), noise to data.
 
-A denoiser maps (x: [B, ...], t: [B]) to `Endpoints` (x_0, eps), whatever its network predicts on
-whatever path (`diffusion.prediction`). A solver is (denoise, path, x, times, keys) -> x at the last
-of the [N + 1] descending times; the loop is inside, so a caller jits a whole sampler. A step is
-(denoise, path, x, t, s) -> x_s with one t and one s <= t per row: consistency distillation takes
-single steps of it.
+A denoiser maps (x: [B, ...], t: [B]) to `Endpoints` (x_0, eps), for a network of any kind on any
+path (`diffusion.prediction`). A solver maps (denoise, path, x, times, keys) to x at the last of the
+[N + 1] descending times. It contains the loop, so a caller jits the whole sampler. A step maps
+(denoise, path, x, t, s) to x_s, with one t and one s <= t per row; consistency distillation takes
+single steps.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from fewstep.diffusion.path import Path, align
 from fewstep.diffusion.prediction import Denoise
 
 Step = Callable[[Denoise, Path, Array, Array, Array], Array]
-# keys: [B], for solvers that draw noise; the others ignore them
+# keys: [B], for solvers that draw noise; others ignore them
 Solver = Callable[[Denoise, Path, Array, Array, Array | None], Array]
 
 
@@ -30,16 +30,16 @@ def euler_step(denoise: Denoise, path: Path, x: Array, t: Array, s: Array) -> Ar
 def ddim_step(denoise: Denoise, path: Path, x: Array, t: Array, s: Array) -> Array:
     """x_s = alpha_s x_0 + sigma_s eps (Song et al. 2021, DDIM, eq. 12 with eta = 0).
 
-    Exact where x_0 is constant along the trajectory; Euler's step in (x / alpha, sigma / alpha).
+    Exact if x_0 is constant along the trajectory. It is Euler's step of x / alpha in sigma / alpha.
     """
     return path.interpolate(*denoise(x, t), s)
 
 
 def heun_step(denoise: Denoise, path: Path, x: Array, t: Array, s: Array) -> Array:
-    """The trapezoidal step predicted by Euler (Karras et al. 2022, algorithm 1).
+    """A trapezoidal step with Euler's as predictor (Karras et al. 2022, algorithm 1).
 
-    Rows that end without noise (sigma(s) = 0) keep Euler's, as there: some predictions carry no
-    velocity at that end.
+    As in that algorithm, rows with sigma(s) = 0 take Euler's step: some kinds of prediction have no
+    velocity there.
     """
     v_t = path.velocity(*denoise(x, t), t)
     predicted = x - align(t - s, x) * v_t
@@ -52,7 +52,7 @@ STEPS: dict[str, Step] = {"euler": euler_step, "ddim": ddim_step, "heun": heun_s
 
 
 def repeat_step(step: Step) -> Solver:
-    """The solver that takes one step per interval."""
+    """The solver that takes `step` once per interval."""
 
     def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:
         chex.assert_rank(times, 1)
@@ -77,7 +77,7 @@ def ddim() -> Solver:
 
 
 def heun() -> Solver:
-    """Heun's method. Order 2; 2 N - 1 evaluations: the last step is Euler's."""
+    """Heun's method, with Euler's step at the end. Order 2; 2 N - 1 evaluations."""
 
     def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:
         x = repeat_step(heun_step)(denoise, path, x, times[:-1], keys)
@@ -89,10 +89,10 @@ def heun() -> Solver:
 def dpm_solver_2m() -> Solver:
     """DPM-Solver++(2M) (Lu et al. 2022, algorithm 2). Order 2; N evaluations.
 
-    With h = lambda_s - lambda_t, lambda = log(alpha / sigma), and the denoised data of this point
-    and the one before, x_s = (sigma_s / sigma_t) x_t - alpha_s (e^-h - 1) D for
-    D = x_0 + (h / 2 h_before) (x_0 - x_0_before), which is the DDIM step to D. First order where an
-    interval is infinite in lambda (from pure noise, to no noise) and in the first step.
+    With h = lambda_s - lambda_t, lambda = log(alpha / sigma), and `before` for the previous point,
+    x_s = (sigma_s / sigma_t) x_t - alpha_s (e^-h - 1) D for
+    D = x_0 + (h / 2 h_before) (x_0 - x_0_before): the DDIM step to D. The first step is of first
+    order, and so is an interval of infinite length in lambda (from pure noise or to no noise).
     """
 
     def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:

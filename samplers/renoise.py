@@ -1,4 +1,4 @@
-"""Multi-step consistency sampling: to the data end, back to a lower noise level, and again."""
+"""Multistep consistency sampling: jump to the data, add noise of a lower level, and repeat."""
 
 from collections.abc import Callable
 
@@ -18,15 +18,15 @@ def renoise(
     times: Array,
     keys: Array | None,
 ) -> Array:
-    """f(x, times[0]), then for each later time tau: noise back to tau and apply f again.
+    """f(x, times[0]); then, for each later time tau, add noise up to tau and apply f again.
 
-    (Song et al. 2023, algorithm 1, for any path.) f leads to t_min, where some noise may be left
-    (0.002 on `ve`), so the point at tau is a x + b z with a = alpha_tau / alpha_min and b^2 =
-    sigma_tau^2 - a^2 sigma_min^2: on `ve` x + sqrt(tau^2 - sigma_min^2) z. With an exact f the law
-    of the data at t_min is kept exactly, at any times.
+    Song et al. 2023, algorithm 1, on any path. f maps to t_min, where some noise may remain (0.002
+    on `ve`). So the point at tau is a x + b z, a = alpha_tau / alpha_min and b^2 = sigma_tau^2 -
+    a^2 sigma_min^2; on `ve` x + sqrt(tau^2 - sigma_min^2) z. An exact f preserves the distribution
+    of the data at t_min, for any times.
 
-    consistency: (x: [B, ...], t: [B]) -> like x. times: [N], descending. keys: [B], may be None for
-    one time.
+    consistency: f, (x: [B, ...], t: [B]) -> like x. times: [N], descending. keys: [B]; may be None
+    for one time.
     """
     chex.assert_rank(times, 1)
     rows = lambda t: jnp.broadcast_to(t, x.shape[:1])

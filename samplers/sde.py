@@ -1,6 +1,6 @@
-"""Stochastic samplers: solvers as in `samplers.ode` that draw noise on the way.
+"""Stochastic solvers, with the interface of `samplers.ode`.
 
-Row i of a batch draws from keys[i] alone, so a sample does not depend on the batch it is in.
+Row i of a batch draws only from keys[i], so a sample does not depend on its batch.
 """
 
 import jax
@@ -15,15 +15,15 @@ VARIANCES = ("small", "large")
 
 
 def noise_like(x: Array, keys: Array, index: Array) -> Array:
-    """Standard normal noise like x: [B, ...], the index-th draw of keys: [B]."""
+    """Standard normal noise of the shape of x: [B, ...], draw number `index` of keys: [B]."""
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
 
 
 def added_noise(path: Path, t: Array, s: Array) -> tuple[Array, Array]:
-    """(a, b) of x_t = a x_s + b z, s <= t: a = alpha_t / alpha_s, b^2 = sigma_t^2 - a^2 sigma_s^2.
+    """(a, b) of the forward process x_t = a x_s + b z from s to t >= s, on any path.
 
-    This is the forward process from a point at s to a point at t, on any path.
+    a = alpha_t / alpha_s, b^2 = sigma_t^2 - a^2 sigma_s^2.
     """
     a = path.alpha(t) / path.alpha(s)
     return a, jnp.sqrt(jnp.maximum(path.sigma(t) ** 2 - (a * path.sigma(s)) ** 2, 0.0))
@@ -32,13 +32,13 @@ def added_noise(path: Path, t: Array, s: Array) -> tuple[Array, Array]:
 def ancestral(variance: str = "small") -> Solver:
     """DDPM's ancestral sampling (Ho et al. 2020, algorithm 2) on any path. N evaluations.
 
-    With a, b of `added_noise` the mean is (a sigma_s^2 x_t + alpha_s b^2 x_0) / sigma_t^2.
-    variance: "small", b^2 sigma_s^2 / sigma_t^2, exact for one data point; "large", b^2, exact for
-    data N(0, I) on a variance-preserving path (their section 3.2). The last step draws no noise.
-    Raises ValueError for another variance.
+    With (a, b) from `added_noise` the mean is (a sigma_s^2 x_t + alpha_s b^2 x_0) / sigma_t^2.
+    variance: "small" is b^2 sigma_s^2 / sigma_t^2, exact for one data point; "large" is b^2, exact
+    for data N(0, I) on a variance-preserving path (section 3.2). The last step draws no noise.
+    Raises ValueError for any other variance.
     """
     if variance not in VARIANCES:
-        raise ValueError(f"variance={variance!r} of ancestral sampling must be small or large")
+        raise ValueError(f"solver.variance={variance!r} must be small or large")
 
     def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:
         last = times.shape[0] - 2
@@ -63,9 +63,10 @@ def churned_heun(
 ) -> Solver:
     """EDM's stochastic sampler (Karras et al. 2022, algorithm 2) on any path. 2 N - 1 evaluations.
 
-    Before each Heun step from a noise level rho = sigma / alpha in [churn_min, churn_max], noise is
-    added up to rho (1 + min(churn / N, sqrt(2) - 1)), scaled by `noise`; nowhere beyond the path's
-    end. The defaults are theirs for ImageNet 64 (table 5); churn 0 is Heun's method.
+    Before a Heun step from a noise level rho = sigma / alpha in [churn_min, churn_max], it raises
+    the level to rho (1 + min(churn / N, sqrt(2) - 1)), at most to the path's end, with noise scaled
+    by `noise`. The defaults are the paper's for ImageNet 64 (table 5). churn 0 is Heun's method.
+    Raises ValueError for arguments out of range.
     """
     if churn < 0.0 or noise <= 0.0 or not 0.0 <= churn_min <= churn_max:
         raise ValueError(
@@ -77,17 +78,17 @@ def churned_heun(
         steps = times.shape[0] - 1
         gamma = min(churn / steps, 2.0**0.5 - 1.0)
 
-        def raised(x: Array, t: Array, index: Array) -> tuple[Array, Array]:
+        def add_churn(x: Array, t: Array, index: Array) -> tuple[Array, Array]:
             rho = path.rho(t)
             higher = jnp.clip(path.time_at(rho * (1.0 + gamma)), t, path.t_max)
             a, b = added_noise(path, higher, t)
             noisier = a * x + noise * b * noise_like(x, keys, index)
-            # x itself elsewhere: at pure noise a is 0 / 0, and at gamma = 0 rounding leaves a b.
+            # Else keep x: at pure noise a is 0 / 0, and at gamma = 0 rounding makes b positive.
             churned = (gamma > 0.0) & (churn_min <= rho) & (rho <= churn_max)
             return jnp.where(churned, noisier, x), jnp.where(churned, higher, t)
 
         def interval_step(x: Array, index: Array, t: Array, s: Array, step: Step) -> Array:
-            x, t = raised(x, t, index)
+            x, t = add_churn(x, t, index)
             t, s = (jnp.broadcast_to(time, x.shape[:1]) for time in (t, s))
             return step(denoise, path, x, t, s)
 

@@ -64,7 +64,7 @@ def test_fraction_inverts_time(name, spacing):
 
 @pytest.mark.parametrize("power", [0.0, -7.0])
 def test_power_out_of_range(power):
-    with pytest.raises(ValueError, match="of a karras spacing must be positive"):
+    with pytest.raises(ValueError, match="must be positive for spacing.name=karras"):
         karras_spacing(ve(), power)
 
 

@@ -84,7 +84,7 @@ def test_dyadic_levels_are_dealt_evenly(count, levels):
 
 
 def test_too_few_rows_for_the_levels():
-    with pytest.raises(ValueError, match="6 rows cannot hold 7 levels"):
+    with pytest.raises(ValueError, match="6 rows are too few for 7 levels"):
         ts.dyadic_levels(6, 7)
 
 

@@ -359,9 +359,9 @@ def test_sampling_times_outside_the_path_are_an_error(times):
 @pytest.mark.parametrize(
     ("trained", "span", "scale", "message"),
     [
-        (1.0, (), 2.0, "knows guidance scale 1 alone"),
-        (1.5, (), 1.0, "knows guidance scale 1.5 alone"),
-        (1.0, (1.0, 4.0), 5.0, "outside the range 1 to 4"),
+        (1.0, (), 2.0, "trained at guidance scale 1 only"),
+        (1.5, (), 1.0, "trained at guidance scale 1.5 only"),
+        (1.0, (1.0, 4.0), 5.0, "outside 1 to 4"),
     ],
 )
 def test_a_scale_that_the_student_does_not_know_is_an_error(trained, span, scale, message):

@@ -140,7 +140,7 @@ def test_a_student_of_one_scale_samples_at_no_other():
     objective = consistency_distillation(model_of(affine(), PATHS["linear"]()), guidance_scale=2.0)
     inputs = affine().init(KEY), jnp.ones((2, 1)), {"label": jnp.zeros(2, jnp.int32)}, None
     objective.sample(*inputs, steps=1, guidance_scale=objective.guidance_scale)
-    with pytest.raises(ValueError, match="knows guidance scale 2 alone, not 1"):
+    with pytest.raises(ValueError, match="trained at guidance scale 2 only, not 1"):
         objective.sample(*inputs, steps=1, guidance_scale=1.0)
 
 

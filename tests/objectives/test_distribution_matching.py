@@ -417,7 +417,7 @@ def test_sampling_in_more_than_one_step_or_at_another_scale_is_an_error():
     assert objective.sample(params, eps, BATCH, KEY, steps=1, guidance_scale=2.0).shape == (8, 3)
     with pytest.raises(ValueError, match="samples in 1 step, not in 4"):
         objective.sample(params, eps, BATCH, KEY, steps=4, guidance_scale=2.0)
-    with pytest.raises(ValueError, match="knows guidance scale 2 alone, not 1"):
+    with pytest.raises(ValueError, match="trained at guidance scale 2 only, not 1"):
         objective.sample(params, eps, BATCH, KEY, steps=1, guidance_scale=1.0)
 
 
