@@ -1,4 +1,4 @@
-"""Image data: real sets by name as uint8 arrays, and endless reproducible batches of them."""
+"""Image data sets by name, as uint8 arrays, and endless reproducible batches of them."""
 
 from fewstep.data.arrays.array_cache import data_root, local_folder, verify
 from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Pairs, Split

@@ -1,12 +1,12 @@
 """Data sets by name: ORIGINS says where each kind comes from.
 
-none               no data set, for methods that read none; sizes and classes are the config's
+none               no data set, for methods that read none; the config has sizes and classes
 digits             scikit-learn's 8 x 8 digits; nothing to download
-fashion_mnist      Fashion-MNIST, by data/fashion_mnist.py
-folder:PATH        a folder or a .zip of images, by data/folders/folder.py; needs image_size
-tfds:NAME or NAME  an image data set of TensorFlow Datasets, by data/tfds_images.py
+fashion_mnist      Fashion-MNIST (data/fashion_mnist.py)
+folder:PATH        a folder or .zip of images (data/folders/folder.py); needs image_size
+tfds:NAME or NAME  an image data set of TensorFlow Datasets (data/tfds_images.py)
 
-A new kind is a file and an entry.
+A new kind needs a file and an entry in ORIGINS.
 """
 
 import re
@@ -35,16 +35,16 @@ from fewstep.messages import did_you_mean, nearest_name
 from fewstep.progress import note
 
 NONE = "none"
-# NAME, NAME/CONFIG, NAME:VERSION. TFDS takes more (huggingface:..., URLs) as where to fetch code.
+# NAME, NAME/CONFIG, NAME:VERSION. Others (huggingface:..., URLs) would make TFDS download code.
 TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
 
 
 class Selection(NamedTuple):
-    """Which data set, and how its images are read.
+    """A data set, and how its images are read.
 
-    data_dir: where prepared data lie; "" is $FEWSTEP_DATA, else ~/.cache/fewstep.
-    image_size, channels: what images are resized and converted to; 0 is the data set's own.
-    decoding, background, unreadable: how files are read (data/folders/decoding.py).
+    data_dir: the folder of prepared data; "" is $FEWSTEP_DATA, else ~/.cache/fewstep.
+    image_size, channels: size and channels after conversion; 0 keeps the data set's own.
+    decoding, background, unreadable: how files are decoded (data/folders/decoding.py).
     """
 
     name: str
@@ -56,20 +56,21 @@ class Selection(NamedTuple):
     unreadable: int = 0
 
     def rules(self) -> Decoding:
-        """How files are read. Raises ValueError for what cannot be."""
+        """The decoding of the files. Raises ValueError for fields out of range."""
         return parse_decoding(self.decoding, self.background, self.unreadable)
 
 
 class Origin(NamedTuple):
-    """Where the data sets of one kind come from.
+    """How one kind of data set is named, downloaded and opened.
 
-    form: of their names, KIND or KIND:ARGUMENT; "" for a kind that is not offered.
+    form: the form of its names, KIND or KIND:ARGUMENT; "" for a kind that is not offered.
     open: (argument or name, selection, whether data_dir is writable) -> the data set in memory, or
-    as it is before it is decoded.
-    download: (argument or name, selection) writes what `open` reads; None if that is nothing.
-    place: what protocols call data whose argument is a path: such data are known by their images,
-    wherever they lie. "" for data that are known by their name.
-    missing: why there are no such data yet; "" if there are.
+    one to decode.
+    download: (argument or name, selection) -> None, writes the files that `open` reads; None if
+    there is nothing to download.
+    place: what evaluation protocols call data whose argument is a path; their images identify them,
+    wherever they lie. "" for data that their name identifies.
+    missing: why the kind is not offered; "" if it is.
     """
 
     form: str = ""
@@ -81,8 +82,8 @@ class Origin(NamedTuple):
 
 def _open_none(name: str, asked: Selection, writable: bool) -> Dataset:
     raise FileNotFoundError(
-        "data.name=none has no images: name a data set, such as --config.data.name=digits, or set "
-        "data.image_size, data.channels and data.num_classes if none are read"
+        "data.name=none has no images: choose a data set, such as --config.data.name=digits, or, "
+        "if the method reads none, set data.image_size, data.channels and data.num_classes"
     )
 
 
@@ -120,18 +121,17 @@ ORIGINS = {
     "fashion_mnist": Origin("fashion_mnist", _open_tfds, _download_tfds),
     "folder": Origin("folder:PATH", _open_folder, place="a folder of images"),
     "tfds": Origin("tfds:NAME", _open_tfds, _download_tfds),
-    "latents": Origin(missing="there is no pipeline of VAE latents yet; use pixels"),
+    "latents": Origin(missing="VAE latents are not supported yet; use pixels"),
 }
 
 
 def load_selection(asked: Selection, writable: bool = True) -> Dataset:
-    """The data set that is asked for.
+    """The data set of a selection, decoded on first use into memory-mapped arrays under data_dir.
 
-    writable: whether arrays may be written to data_dir; if not, they go where "" is.
+    writable: whether to write arrays to data_dir, or else to the default folder.
 
-    All but digits are decoded on first use into memory-mapped arrays under data_dir. Raises
-    ValueError for a name that does not exist or data that cannot be read, FileNotFoundError for
-    data that are not there or not prepared.
+    Raises ValueError for an unknown name or data that cannot be read, FileNotFoundError for data
+    that are missing or not prepared.
     """
     found = _open(asked, writable)
     if isinstance(found, Dataset):
@@ -146,10 +146,10 @@ def load_selection(asked: Selection, writable: bool = True) -> Dataset:
 
 
 def load_copy(asked: Selection, local_dir: str) -> Dataset:
-    """The data set, its arrays copied under local_dir, a disk of this host, and read from there.
+    """The data set, with its arrays copied to local_dir, on a disk of this host.
 
-    What is there already is not copied again. Errors as for `load_selection`; OSError if the disk has no
-    room.
+    Copies only what is not there yet. Raises as `load_selection` does, and OSError if the disk is
+    too full.
     """
     local = local_folder(local_dir, FIELD)
     found = _open(asked)
@@ -159,12 +159,12 @@ def load_copy(asked: Selection, local_dir: str) -> Dataset:
 
 
 def prepare_dataset(asked: Selection) -> Path:
-    """Download and decode what `load_selection` reads of the same selection, and check what is there.
+    """Download and decode the data set of a selection, and verify arrays that exist.
 
-    Decoded arrays are hashed, and decoded again if they are damaged; standard error says what was
-    done. Arrays by the rules of earlier versions are checked too where they are. Returns the folder
-    (data_dir for digits, which need none). Raises as `load_selection` does, and ValueError if the data cannot
-    be downloaded or encoded.
+    Hashes decoded arrays, decodes damaged ones again, and reports on standard error. Also verifies
+    arrays decoded by earlier rules. Returns the folder of the arrays (data_dir for digits, which
+    need none). Raises as `load_selection` does, and ValueError if the data cannot be downloaded or
+    encoded.
     """
     if asked.name == NONE:
         return data_root(asked.data_dir)
@@ -180,21 +180,21 @@ def prepare_dataset(asked: Selection) -> Path:
 
 
 def _repair_first(asked: Selection, newest: Path) -> None:
-    """Check arrays by the first rules, on which older runs rest, if they lie in another folder."""
+    """Repair arrays decoded by the first rules, which older runs read, if their folder differs."""
     root = data_root(asked.data_dir)
     older = asked._replace(decoding=FIRST_DECODING, background=BACKGROUND, unreadable=0)
     try:
         first = _open(older)
     except (ValueError, FileNotFoundError):
-        return  # these rules cannot read it, so there are no such arrays
+        return  # these rules cannot read it, so no such arrays exist
     if array_folder(first, root) != newest and is_decoded(first, root):
         repair(first, root)
 
 
 def _open(asked: Selection, writable: bool = True, download: bool = False) -> Dataset | Undecoded:
-    """What the origin of a selection opens, downloaded first if that is asked for.
+    """The data set of a selection in memory, or to decode; downloads it first if asked to.
 
-    Raises ValueError for a name that does not exist, sizes that no image has and other rules.
+    Raises ValueError for an unknown name, and for sizes or decoding rules out of range.
     """
     origin, argument = _origin_of(asked.name)
     if origin.missing:
@@ -210,7 +210,7 @@ def _open(asked: Selection, writable: bool = True, download: bool = False) -> Da
 
 
 def _origin_of(name: str) -> tuple[Origin, str]:
-    """The origin of a name and its argument, or the name itself; TFDS has every other name."""
+    """The origin of a name, and its argument or else the name. Unknown names are TFDS's."""
     kind, colon, argument = name.partition(":")
     origin = ORIGINS.get(kind)
     if origin is None or bool(colon) != (":" in origin.form):
@@ -219,18 +219,18 @@ def _origin_of(name: str) -> tuple[Origin, str]:
 
 
 def path_in_name(name: str) -> str:
-    """The path in the name of data that are known by their images; "" for others."""
+    """The path in a name, such as PATH in folder:PATH; "" if the kind has no path."""
     origin, argument = _origin_of(name)
     return argument if origin.place else ""
 
 
 def protocol_name(name: str) -> str:
-    """What protocols call data of this name: that itself, unless it says where they lie."""
+    """What evaluation protocols call these data: their name, or their kind if it has a path."""
     return _origin_of(name)[0].place or name
 
 
 def unknown_name_message(name: str) -> str:
-    """The message that a data set does not exist: the nearest name and the forms of a name."""
+    """The error message for an unknown data set, with the nearest name and the forms of names."""
     forms = [origin.form for origin in ORIGINS.values() if origin.form]
     known = {n: n for n in builder_names()} | {form.partition(":")[0]: form for form in forms}
     typed = _origin_of(name)[1].partition(":")[0].lower()

@@ -1,8 +1,8 @@
-"""The embedded data set: scikit-learn's 1,797 handwritten digits of 8 x 8 pixels.
+"""The built-in data set: scikit-learn's 1,797 handwritten digits of 8 x 8 pixels.
 
 They are the test part of Alpaydin & Kaynak's "Optical Recognition of Handwritten Digits" (UCI,
-1998); pixels count dots, 0 to 16. A fifth is held out, for fitting classifiers; whoever needs every
-real image concatenates `train` and `test`.
+1998), with pixels from 0 to 16. A fifth is held out to judge classifiers; `train` and `test`
+together are all images.
 """
 
 import numpy as np
@@ -12,7 +12,7 @@ from fewstep.data.arrays.dataset import Dataset, Split
 from fewstep.data.arrays.pixels import fit_array
 
 NUM_CLASSES = 10
-LARGEST = 16  # of a pixel
+LARGEST = 16  # pixel value
 HOLD_OUT_EVERY = 5
 IMAGE_SIZE, CHANNELS = 8, 1
 
@@ -20,8 +20,9 @@ IMAGE_SIZE, CHANNELS = 8, 1
 def digits(image_size: int = 0, channels: int = 0) -> Dataset:
     """1,437 training and 360 held-out images, uint8 [N, 8, 8, 1], stratified by class.
 
-    The split is fixed and uses no random numbers: in the order of classes, and of the file within a
-    class, every fifth image is held out. Other sizes are resized, other channels repeated.
+    The split uses no random numbers: sorted by class, then by position in the file, every fifth
+    image is held out. Images are resized to image_size, and grey is repeated to `channels`; 0 is
+    the data set's own.
     """
     images, labels = load_digits(return_X_y=True)
     images = np.floor(images * 255 / LARGEST + 0.5).astype(np.uint8)

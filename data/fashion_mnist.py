@@ -1,9 +1,9 @@
-"""Fashion-MNIST (Xiao et al. 2017) written as TFDS's own data set, without TensorFlow.
+"""Prepares TFDS's Fashion-MNIST (Xiao et al. 2017) without TensorFlow.
 
 TFDS's builder encodes images with TensorFlow. This one has the same name, version, features and
-examples, but hands PIL images to TFDS, which encodes those by itself. The four IDX files come from
-Debian's package dataset-fashion-mnist if it is installed, otherwise they are downloaded from where
-TFDS finds them, with TFDS's checksums.
+examples, but passes PIL images, which TFDS encodes without TensorFlow. The four IDX files come from
+Debian's package dataset-fashion-mnist if it is installed. Otherwise TFDS's URLs are downloaded and
+its checksums checked.
 """
 
 import gzip
@@ -15,15 +15,15 @@ import tensorflow_datasets as tfds
 from PIL import Image
 from tensorflow_datasets.image_classification import mnist
 
-INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # of the Debian package
-PARTS = {"train": "train", "test": "t10k"}  # split: how its files' names begin
+INSTALLED = Path("/usr/share/datasets/fashion-mnist")  # by the Debian package
+PARTS = {"train": "train", "test": "t10k"}  # split: prefix of its files
 IMAGES, LABELS = "-images-idx3-ubyte.gz", "-labels-idx1-ubyte.gz"
 UNSIGNED_BYTE = 8  # the IDX code of the element type
 
 with tfds.core.registered.skip_registration():
 
     class FashionMNIST(mnist.FashionMNIST):
-        """TFDS's builder, reading IDX files itself; name and version are those of TFDS."""
+        """TFDS's builder, by name and version, but with its own reader of IDX files."""
 
         url_infos = mnist.FashionMNIST.url_infos
 
@@ -47,21 +47,23 @@ with tfds.core.registered.skip_registration():
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """The uint8 array in a gzipped IDX file.
+    """The uint8 array of a gzipped IDX file.
 
-    The format: bytes 0, 0, element type, number of axes; each axis' length as a big-endian uint32;
-    the elements in C order. Raises ValueError, or FileNotFoundError, naming the file.
+    The format: bytes 0, 0, element type, number of axes; the length of each axis as a big-endian
+    uint32; the elements in C order. Raises ValueError or FileNotFoundError that names the file.
     """
     if not Path(path).exists():
-        raise FileNotFoundError(f"{path} is not there; install dataset-fashion-mnist again")
+        raise FileNotFoundError(
+            f"{path} is missing; install the package dataset-fashion-mnist again"
+        )
     try:
         with gzip.open(path) as file:
             content = file.read()
     except (OSError, EOFError) as error:
-        raise ValueError(f"{path} is not a whole gzip file ({error}); fetch it again") from error
+        raise ValueError(f"{path} is no whole gzip file ({error}); download it again") from error
     axes = content[3] if len(content) > 3 else 0
     start = 4 + 4 * axes
     shape = np.frombuffer(content[4:start], ">u4").tolist() if len(content) >= start else []
     if content[:3] != bytes([0, 0, UNSIGNED_BYTE]) or len(content) != start + int(np.prod(shape)):
-        raise ValueError(f"{path} is not an IDX file of bytes, or is cut short; fetch it again")
+        raise ValueError(f"{path} is no IDX file of bytes, or is cut short; download it again")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)

@@ -1,6 +1,6 @@
-"""The order of runs that were begun before orders had numbers: Grain's shuffle and its coins.
+"""Order 1, of runs older than order numbers: Grain's shuffle and random flips.
 
-Kept as it was for the sake of those runs. Each row is looked up in Python, about 20 microseconds.
+It stays as it was, so that those runs continue. Python looks up each row, in about 20 microseconds.
 """
 
 from collections.abc import Callable
@@ -14,9 +14,9 @@ FLIP_PROBABILITY = 0.5
 def grain_rows(
     count: int, seed: int, flip: bool
 ) -> Callable[[int, int], tuple[np.ndarray, np.ndarray]]:
-    """`data.order.RowReader` by Grain; seed: in [0, 2^32)."""
+    """A `data.order.RowReader` in Grain's order. seed: in [0, 2^32)."""
     positions = grain.MapDataset.range(count).seed(seed).shuffle()
-    # Before `repeat`: an image's coin belongs to its global position, by epoch.
+    # Before `repeat`: the flip depends on the global position, and so on the epoch.
     rows = (
         positions.random_map(_draw_mirroring) if flip else positions.map(_never_mirror)
     ).repeat()

@@ -1,7 +1,7 @@
-"""Labels to make images for: as often as the data have them, or all alike.
+"""Labels for generated images, in the proportions of the data or in equal ones.
 
-Class c of counts n_1 .. n_K gets the share n_c / n. Samples that are compared with the data need
-their shares: with other ones even perfect samples are another distribution.
+With counts n_1 .. n_K, class c has the share n_c / n. Samples that are compared with the data need
+the data's shares; otherwise even perfect samples have another distribution.
 """
 
 from collections.abc import Sequence
@@ -11,27 +11,27 @@ import numpy as np
 from fewstep.data.arrays.dataset import NULL_LABEL, Split
 
 SHARES = ("data", "equal")  # the values of data.label_shares
-# Classes to sample: how many real images each has; () without classes.
+# Images of each class; () without classes.
 Counts = Sequence[int]
 
 
 def class_counts(split: Split, num_classes: int) -> tuple[int, ...]:
-    """How many images of each class a split has; those without a label do not count."""
+    """The number of images of each class in a split; images without a label do not count."""
     labels = split.labels[split.labels != NULL_LABEL]
     return tuple(np.bincount(labels, minlength=num_classes).tolist())
 
 
 def proportional_labels(counts: Counts, size: int) -> np.ndarray:
-    """`size` labels in the shares of `counts`, by largest remainders: int32 [size].
+    """`size` labels in proportion to `counts`, by largest remainders: int32 [size].
 
-    Of equal remainders the first classes' count. Classes are spread evenly over the list, and go in
-    turn if all have equal shares. NULL_LABEL without classes.
+    Among equal remainders the lower classes win. Classes are spread evenly over the list; with
+    equal shares they alternate. Without classes all are NULL_LABEL.
     """
     counts = np.array(counts, np.int64)
     if not counts.any():
         return np.full(size, NULL_LABEL, np.int32)
     total = int(counts.sum())
-    # Whole numbers throughout, so that all machines agree.
+    # Integers only, so that all machines agree.
     quotas, remainders = np.divmod(counts * size, total)
     left = size - int(quotas.sum())
     quotas[np.argsort(-remainders, kind="stable")[:left]] += 1
@@ -43,12 +43,12 @@ def proportional_labels(counts: Counts, size: int) -> np.ndarray:
 
 
 def draw_labels(counts: Counts, size: int, seed: Sequence[int]) -> np.ndarray:
-    """`size` labels, each drawn by the shares of `counts`: int32 [size]; see `proportional_labels`."""
+    """`size` labels drawn in proportion to `counts`; NULL_LABEL without classes: int32 [size]."""
     counts = np.array(counts, np.int64)
     if not counts.any():
         return np.full(size, NULL_LABEL, np.int32)
     rng = np.random.default_rng(tuple(seed))
-    # Of equal counts, the draws of versions that knew no other.
+    # Equal counts keep the draws of versions that only had equal shares.
     alike = len(set(counts.tolist())) == 1
     ends = np.arange(1, len(counts) + 1) if alike else np.cumsum(counts)
     rows = rng.integers(ends[-1], size=size)

@@ -1,9 +1,9 @@
-"""The order of training examples: an endless sequence of rows, shuffled anew every epoch.
+"""The order of training examples: an endless sequence of rows, reshuffled every epoch.
 
-A row is a function of (seed, position in the sequence) alone, so a process reads its own rows of
-any step without those before or those of other processes. A run keeps the order that it was begun
-with: its record has the number (training/storage/identity.py). An order never changes once runs
-have it; a better one gets the next number.
+A row depends only on (seed, position in the sequence). So a process can read its own rows of any
+step without reading those before it or those of other processes. A run keeps the order that it
+started with, by its number in the run's record (training/storage/identity.py). Orders in use never
+change; a better one gets the next number.
 """
 
 import functools
@@ -13,17 +13,17 @@ import numpy as np
 
 from fewstep.data.grain_order import grain_rows
 
-# Positions start, ..., stop - 1 -> (numbers of images, whether each is mirrored): int, bool [N].
+# (start, stop) -> (image indices, whether each is mirrored) of these positions: int, bool [N].
 RowReader = Callable[[int, int], tuple[np.ndarray, np.ndarray]]
 
 FLIP_PROBABILITY = 0.5
-EPOCHS_HELD = 2  # a batch may end in the next epoch, and reading ahead begins it
+EPOCHS_HELD = 2  # a batch may reach into the next epoch
 
 
 def permuted_rows(count: int, seed: int, flip: bool) -> RowReader:
-    """Rows of one permutation of `count` images per epoch, drawn by NumPy from (seed, epoch).
+    """Order 2: a permutation of `count` images per epoch, drawn by NumPy from (seed, epoch).
 
-    The coins of an epoch, by position, are drawn after its permutation.
+    After its permutation, each epoch draws whether to mirror each position.
     """
 
     @functools.lru_cache(maxsize=EPOCHS_HELD)
@@ -47,21 +47,21 @@ def permuted_rows(count: int, seed: int, flip: bool) -> RowReader:
 
 
 def index_dtype(count: int) -> type[np.integer]:
-    """The smaller of int32 and int64 that holds the numbers below `count`."""
+    """The smaller of int32 and int64 that can hold indices below `count`."""
     return np.int32 if count <= 2**31 else np.int64
 
 
-# By the number in a run's record.
+# By their number in a run's record.
 ORDERS: Mapping[int, Callable[[int, int, bool], RowReader]] = {1: grain_rows, 2: permuted_rows}
-# A record without a number is of a run of the first.
+# A record without a number means the first order.
 FIRST_ORDER, NEWEST_ORDER = min(ORDERS), max(ORDERS)
 
 
 def ordered_rows(order: int, count: int, seed: int, flip: bool = False) -> RowReader:
-    """The rows of `count` images in an order of ORDERS. Raises ValueError if it is none of them."""
+    """The rows of `count` images in one of ORDERS. Raises ValueError for an unknown order."""
     if order not in ORDERS:
         raise ValueError(
-            f"the run reads its data in order {order}, which this version does not know (it knows "
-            f"{', '.join(map(str, ORDERS))}); go on with the version that began the run"
+            f"the run reads its data in order {order}, which this version does not have (it has "
+            f"{', '.join(map(str, ORDERS))}); continue with the version that started the run"
         )
     return ORDERS[order](count, seed, flip)

@@ -1,4 +1,4 @@
-"""Image data sets of TensorFlow Datasets, stored as ArrayRecord and read without TensorFlow."""
+"""Image data sets of TensorFlow Datasets, kept as ArrayRecord and read without TensorFlow."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,11 +15,11 @@ from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST, Decoding
 from fewstep.data.folders.image_file import Color, composite_array
 from fewstep.progress import note
 
-FORMAT = "array_record"  # the format that TFDS reads and writes without TensorFlow
+FORMAT = "array_record"  # TFDS reads and writes it without TensorFlow
 OWN_BUILDERS = {"fashion_mnist": FashionMNIST}
-# The first of these is `test`. ImageNet's test split has no labels, hence the order.
+# The first of these that exists is `test`. ImageNet's test split has no labels, hence the order.
 HELD_OUT = ("validation", "test")
-INCOMPLETE = "incomplete.*"  # what TFDS calls a folder that it has not finished
+INCOMPLETE = "incomplete.*"  # TFDS's name of an unfinished folder
 
 Builder = tfds.core.DatasetBuilder
 
@@ -31,12 +31,11 @@ class UnknownBuilderError(ValueError):
 def tfds_images(
     name: str, root: Path, image_size: int, channels: int, rules: Decoding = NEWEST
 ) -> Undecoded:
-    """The images of the TFDS data set `name` that lies under root/NAME.
+    """The images of the TFDS data set `name`, prepared under root/NAME.
 
-    image_size, channels: 0 for the data set's own, which images of several sizes do not have.
-    Without a class label the data set is unlabelled. Raises ValueError if there is no such data
-    set, if it has no image feature or no training split, if image_size is needed, and if it is not
-    prepared.
+    image_size, channels: 0 for the data set's own; images of several sizes need an image_size.
+    Raises UnknownBuilderError for an unknown name, FileNotFoundError if the data set is not
+    prepared, and ValueError without an image feature, a training split or a needed image_size.
     """
     builder = open_builder(name, root)
     shape = image_shape(builder, image_size, channels)
@@ -55,10 +54,11 @@ def tfds_images(
     num_classes = builder.info.features[label].num_classes if label else 0
     if len(classes) != num_classes:
         raise ValueError(
-            f"{builder.data_path} names {len(classes)} of {num_classes} classes; {_redo_command(builder)}"
+            f"{builder.data_path} has names of {len(classes)} of its {num_classes} classes; "
+            f"{_redo_command(builder)}"
         )
     origin = [builder.info.full_name, splits, file_stamps(files, Path(builder.data_path))]
-    # Without alpha all rules give the same arrays, which lie where they always did.
+    # Without alpha all rules give the same arrays, in the folder that they always had.
     opaque = rules.rules == FIRST_DECODING or builder.info.features[image].shape[-1] in MODES
     background = None if opaque else rules.background
     return Undecoded(
@@ -75,22 +75,22 @@ def tfds_images(
 
 
 def write_tfds(name: str, root: Path, image_size: int, channels: int) -> None:
-    """Download a TFDS data set and write it under root/NAME, unless that is done.
+    """Download a TFDS data set and write it under root/NAME, if it is not there.
 
     Raises ValueError as `tfds_images` does, and if TFDS cannot download or encode the data.
     """
     builder = open_builder(name, root)
-    image_shape(builder, image_size, channels)  # asks for a missing image_size before the download
+    image_shape(builder, image_size, channels)  # reports a missing image_size before the download
     if builder.info.splits:
         return
     root.mkdir(parents=True, exist_ok=True)
-    download = tfds.download.DownloadConfig(try_download_gcs=False)  # which has no ArrayRecord
+    download = tfds.download.DownloadConfig(try_download_gcs=False)  # GCS has no ArrayRecord
     try:
         builder.download_and_prepare(download_config=download)
-    except Exception as error:  # data sets raise what they like, TFDS wraps some of it
+    except Exception as error:  # data sets raise any exception, and TFDS wraps some
         raise ValueError(_preparation_error(name, root, error)) from error
     for leftover in Path(builder.data_path).parent.glob(INCOMPLETE):
-        note(f"{leftover} is of a preparation that was killed; delete it if none runs now")
+        note(f"{leftover} is left of a preparation that was killed; delete it if none is running")
 
 
 def open_builder(name: str, root: Path) -> Builder:
@@ -108,7 +108,7 @@ def open_builder(name: str, root: Path) -> Builder:
     except Exception as error:  # an unknown TFDS config or version, another file format, ...
         raise ValueError(
             f"TFDS cannot open {name} under {root} as {FORMAT}: {_first_line(error)}. Correct the "
-            f"name, or delete its folder in {root}, or choose another data.dir; and prepare it"
+            f"name, delete its folder in {root}, or choose another data.dir; then prepare it"
         ) from error
 
 
@@ -118,13 +118,13 @@ def builder_names() -> list[str]:
 
 
 def image_feature(builder: Builder) -> str:
-    """The name of the image feature: `image`, or the only one. Raises ValueError if unclear."""
+    """The name of the image feature: `image`, or the only one. Raises ValueError without one."""
     found = _features_of(builder, tfds.features.Image)
     if "image" in found or len(found) == 1:
         return "image" if "image" in found else found[0]
     raise ValueError(
         f"data set {builder.name} has {len(found)} image features ({', '.join(found) or 'none'}); "
-        "it takes one, or one called image"
+        "choose a data set with one, or with one called image"
     )
 
 
@@ -137,14 +137,16 @@ def label_feature(builder: Builder) -> str:
     if "label" in found or len(found) < 2:
         return "label" if "label" in found else "".join(found)
     raise ValueError(
-        f"data set {builder.name} has several class labels ({', '.join(found)}), none called label"
+        f"{builder.name} has several class labels ({', '.join(found)}), none called label; "
+        "choose a data set with one"
     )
 
 
 def image_shape(builder: Builder, image_size: int, channels: int) -> tuple[int, int, int]:
-    """(S, S, C) as asked for, or the data set's own.
+    """The shape (S, S, C) of a decoded image; 0 takes the data set's own size or channels.
 
-    Raises ValueError if it has no size of its own, or if its pixels are not uint8.
+    Raises ValueError if image_size is 0 and images are not squares of one size, or if pixels are
+    not uint8.
     """
     feature = builder.info.features[image_feature(builder)]
     height, width, own_channels = feature.shape
@@ -155,14 +157,14 @@ def image_shape(builder: Builder, image_size: int, channels: int) -> tuple[int, 
     if not image_size and (height is None or height != width):
         raise ValueError(
             f"image_size is required for {builder.name}, whose images are {height} x {width} "
-            "pixels (None: they vary); for example 64"
+            "pixels (None: they vary); set it, for example to 64"
         )
     size = image_size or height
     return size, size, channels or (own_channels if own_channels in MODES else max(MODES))
 
 
 def split_names(builder: Builder) -> dict[str, str]:
-    """Our split names to TFDS's: `train`, and `test` if there is a held-out split."""
+    """TFDS's split for each of ours: `train`, and `test` if one is held out."""
     own = builder.info.splits
     if "train" not in own:
         raise ValueError(f"data set {builder.name} has no split `train`, only {', '.join(own)}")
@@ -185,7 +187,7 @@ def _split_source(
     shape: tuple[int, int, int],
     background: Color | None,
 ) -> Source:
-    """A split that is not decoded yet. background: None drops an alpha channel."""
+    """A split to decode. background: composites transparent pixels; None drops alpha channels."""
     records = builder.as_data_source(split)
 
     def read(i: int) -> tuple[np.ndarray, int]:
@@ -194,7 +196,7 @@ def _split_source(
             found = record[image]
             opaque = found if background is None else composite_array(found, background)
             pixels = fit_array(opaque, shape[0], shape[2])
-        except Exception as error:  # ArrayRecord and TFDS's decoders raise what they like
+        except Exception as error:  # ArrayRecord and TFDS's decoders raise any exception
             raise ValueError(
                 f"image {i} of {builder.name} {split} cannot be read ({_first_line(error)}); "
                 f"{_redo_command(builder)}"
@@ -205,16 +207,15 @@ def _split_source(
 
 
 def _redo_command(builder: Builder) -> str:
-    """How to get whole files: TFDS writes none into a folder that is there."""
+    """How to prepare the files again; TFDS writes none into an existing folder."""
     return f"delete {builder.data_path} and run main.py --mode=prepare with the same --config"
 
 
 def _preparation_error(name: str, root: Path, error: BaseException) -> str:
     if any(isinstance(e, ImportError) and "tensorflow" in str(e) for e in _causes(error)):
         return (
-            f"TFDS prepares {name} with TensorFlow: pip install tensorflow-cpu, prepare again "
-            f"(downloads are kept in {root / 'downloads'}), then remove it if you like; reading "
-            "never needs it"
+            f"TFDS prepares {name} with TensorFlow: pip install tensorflow-cpu and prepare again "
+            f"(downloads are kept in {root / 'downloads'}); training does not need TensorFlow"
         )
     return f"TFDS could not prepare {name} under {root}: {_first_line(error)}"
 

@@ -320,7 +320,7 @@ def test_describe_counts_before_anything_is_trained():
         ((CONFIG, "--workdir=/nowhere", "--steps=4"), "did you mean --config.steps"),
         ((CONFIG, "--workdir=/nowhere", "sample"), "did you mean --mode=sample"),
         ((CONFIG, "--workdir=/nowhere", "--config.data.num_classes=3"), "data.num_classes=3"),
-        (("--config=configs/imagenet256.py", "--workdir=/nowhere"), "no pipeline of VAE latents"),
+        (("--config=configs/imagenet256.py", "--workdir=/nowhere"), "VAE latents are not"),
     ],
 )
 def test_errors_are_short_and_end_with_code_2(tmp_path, arguments, message):
@@ -455,7 +455,7 @@ def test_a_damaged_checkpoint_is_named(trained, tmp_path):
 def test_labels_and_steps_out_of_range(trained):
     for options, message in (
         (("--labels=10",), "0 to 9"),
-        (("--labels=a",), "--labels=a is no class"),
+        (("--labels=a",), "--labels=a is not a class"),
         (("--steps=3",), "power of two"),
         (("--seeds=3-1",), "--seeds=3-1"),
         (("--seeds=a",), "--seeds=a"),

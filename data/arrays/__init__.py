@@ -1,1 +1,1 @@
-"""Data sets as arrays: their images, identity, and shards on disk."""
+"""Data sets as arrays: pixels, identity, shards on disk, and local copies."""

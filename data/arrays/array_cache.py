@@ -1,15 +1,15 @@
-"""Images decoded once into memory-mapped uint8 arrays, whatever they came from.
+"""Caches decoded images as memory-mapped uint8 arrays.
 
-    DATA_DIR/arrays/NAME-KEY/train_images.npy   uint8 [N, S, S, C]; large splits are several shards
+    DATA_DIR/arrays/NAME-KEY/train_images.npy   uint8 [N, S, S, C]; large splits have several shards
                              train_labels.npy   int32 [N]
-                             manifest.json      hashes and stamps of all (data/arrays/manifest.py)
+                             manifest.json      hashes and stamps (data/arrays/manifest.py)
 
-KEY is a hash of everything that the arrays depend on. A file appears under its name only when it is
-complete, and the manifest names a split or a shard only when its files are; one that it does not
-name is decoded, so that decoding goes on after an interruption.
+KEY is a hash of everything that the arrays depend on. A file gets its name only when it is
+complete, and the manifest lists a split or shard only when its files are complete. Whatever the
+manifest does not list is decoded, so decoding continues after an interruption.
 
-`decode` checks sizes, types, labels and stamps, and hashes images whose stamp has changed; `verify`
-hashes all. What does not agree is an error, and `repair` decodes that shard again.
+`decode` checks sizes, types, labels and stamps, and hashes images whose stamp has changed. `verify`
+hashes all images. Both raise an error for damaged data; `repair` decodes damaged shards again.
 """
 
 import hashlib
@@ -47,21 +47,21 @@ from fewstep.data.arrays.shards import (
 )
 from fewstep.progress import note
 
-FORMAT = 1  # part of the key; another number makes every array anew
+FORMAT = 1  # part of the key; with another number all data are decoded again
 FOLDER = "arrays"
 REMEDY = "run main.py --mode=prepare with the same --config, which decodes it again"
-ADDRESS = re.compile(r"[a-z0-9]{2,}:/")  # gs://..., which pathlib takes for a folder
+ADDRESS = re.compile(r"[a-z0-9]{2,}:/")  # gs://..., which pathlib treats as a folder
 
-# Splits by name; None for one that is older than manifests.
+# Records by split; None for a split older than manifests.
 Records = Mapping[str, Record | None]
 
 
 class Undecoded(NamedTuple):
-    """A data set that is not decoded yet; `origin` is all that its arrays depend on (JSON).
+    """A data set to decode. `origin` is everything that its arrays depend on, as JSON values.
 
-    classes: names of the classes, () if they are not known. files: those that images are read
-    from, as `file_stamps` has them, () for other sources. understood: how the files are read, in
-    a line, "" if there is nothing to say; account: what came of reading them.
+    classes: class names, () if unknown. files: `file_stamps` of the image files, () for other
+    sources. understood: one line about how the files are read, or "". account: returns one line
+    about what was read.
     """
 
     name: str
@@ -76,7 +76,7 @@ class Undecoded(NamedTuple):
 
 
 def data_root(data_dir: str = "") -> Path:
-    """Where prepared data lie: data_dir, else $FEWSTEP_DATA, else ~/.cache/fewstep.
+    """The folder of prepared data: data_dir, else $FEWSTEP_DATA, else ~/.cache/fewstep.
 
     Raises ValueError for the address of a bucket.
     """
@@ -85,14 +85,14 @@ def data_root(data_dir: str = "") -> Path:
 
 
 def local_folder(path: str, field: str) -> Path:
-    """The folder that a field names.
+    """The absolute path of the folder in a config field.
 
-    Raises ValueError for the address of a bucket, or the home of a user that does not exist.
+    Raises ValueError for the address of a bucket, or the home of an unknown user.
     """
     if ADDRESS.match(path):
         raise ValueError(
-            f"{field}={path} is an address, not a folder; mount the bucket and give the folder "
-            "where it is mounted (docs/clusters.md)"
+            f"{field}={path} is an address, not a folder; mount the bucket and give the mounted "
+            "folder (docs/clusters.md)"
         )
     try:
         return Path(path).expanduser().absolute()
@@ -101,13 +101,13 @@ def local_folder(path: str, field: str) -> Path:
 
 
 def file_stamps(files: Iterable[Path], folder: Path) -> list[tuple[str, int, int]]:
-    """Path within the folder, bytes and modification time (ns) of each file, in order."""
+    """(path within the folder, bytes, modification time in ns) of each file."""
     stats = ((file, file.stat()) for file in files)
     return [(file.relative_to(folder).as_posix(), s.st_size, s.st_mtime_ns) for file, s in stats]
 
 
 def array_folder(data: Undecoded, root: Path) -> Path:
-    """The folder that holds, or will hold, the arrays of a data set."""
+    """The folder of the arrays of a data set, decoded or not."""
     content = json.dumps([FORMAT, data.name, data.image_shape, data.origin])
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     readable = re.sub(r"[^A-Za-z0-9]+", "_", data.name).strip("_")[-60:]
@@ -115,7 +115,7 @@ def array_folder(data: Undecoded, root: Path) -> Path:
 
 
 def is_decoded(data: Undecoded, root: Path) -> bool:
-    """Whether the arrays of all splits are there, whole or damaged."""
+    """Whether the arrays of all splits exist, sound or damaged."""
     try:
         records = recorded_splits(data, array_folder(data, root))
     except DamagedError:
@@ -124,11 +124,11 @@ def is_decoded(data: Undecoded, root: Path) -> bool:
 
 
 def decode(data: Undecoded, root: Path, writable: bool = True) -> Dataset:
-    """The data set as memory-mapped arrays, decoded with a progress bar if that is not done yet.
+    """The data set as memory-mapped arrays; decodes it first, with a progress bar, if needed.
 
-    writable: whether files may be written; if not, all arrays must be there (`is_decoded`).
+    writable: whether files may be written; if not, all arrays must exist (`is_decoded`).
 
-    Raises ValueError, with the file and the remedy, for arrays that are not what was decoded.
+    Raises ValueError that names the file and the remedy if arrays changed since they were decoded.
     """
     folder = array_folder(data, root)
     try:
@@ -147,7 +147,7 @@ def decode(data: Undecoded, root: Path, writable: bool = True) -> Dataset:
 
 
 def open_dataset(data: Undecoded, folder: Path, records: Mapping[str, Record]) -> Dataset:
-    """The data set whose arrays lie in a folder. Raises DamagedError."""
+    """The data set whose arrays lie in `folder`. Raises DamagedError."""
     splits = {
         name: open_split(split_files(data, folder, name, records[name]), records[name])
         for name in data.splits
@@ -165,7 +165,7 @@ def open_dataset(data: Undecoded, folder: Path, records: Mapping[str, Record]) -
 
 
 def repair(data: Undecoded, root: Path) -> Path:
-    """Hash a data set's arrays, decode those that are missing or damaged, and say what was done.
+    """Hash a data set's arrays, decode missing or damaged ones, and report on standard error.
 
     Returns their folder.
     """
@@ -180,12 +180,12 @@ def repair(data: Undecoded, root: Path) -> Path:
         shards = f" in {len(record.shards)} shards" if len(record.shards) > 1 else ""
         note(f"{data.name} {name}: {record.identity['count']} images{shards} {done}")
         if earlier and identity_changes(earlier.identity, record.identity):
-            note(f"{data.name} {name} decodes to other data than before, on which runs may rest")
+            note(f"{data.name} {name} decodes to other data than before, which older runs used")
     return folder
 
 
 def verify(dataset: Dataset) -> None:
-    """Hash all images. Raises ValueError, with the remedy, if they are not what was decoded."""
+    """Hash all images. Raises ValueError with the remedy if they changed since decoding."""
     for name, split in dataset.splits.items():
         recorded = dataset.identity["splits"][name]["images_sha256"]
         pairs = [(split.images, recorded)]
@@ -198,7 +198,7 @@ def verify(dataset: Dataset) -> None:
 
 
 def manifest_header(data: Undecoded, folder: Path) -> dict[str, Any]:
-    """What a manifest says beside its splits; the folder's name has the key."""
+    """The fields of a manifest other than its splits; `folder` contains the key."""
     return {
         "format": FORMAT,
         "folder": folder.name,
@@ -210,13 +210,13 @@ def manifest_header(data: Undecoded, folder: Path) -> dict[str, Any]:
 def split_files(
     data: Undecoded, folder: Path, name: str, record: Record | None = None
 ) -> SplitFiles:
-    """The files of a split, as they were written; without a record those of one shard."""
+    """The files of a split by its record; without a record, those of one shard."""
     counts = record.counts if record else (data.splits[name].count,)
     return _split_files(data, folder, name, counts)
 
 
 def fresh_split_files(data: Undecoded, folder: Path, name: str) -> SplitFiles:
-    """The files into which a split is decoded."""
+    """The files that decoding a split writes."""
     counts = shard_counts(data.splits[name].count, data.image_shape)
     return _split_files(data, folder, name, counts)
 
@@ -231,21 +231,21 @@ def _split_files(data: Undecoded, folder: Path, name: str, counts: Sequence[int]
 
 
 def recorded_splits(data: Undecoded, folder: Path) -> Records:
-    """The splits that are there. Raises DamagedError for a manifest that cannot be believed."""
+    """Records of the decoded splits. Raises DamagedError if the manifest is damaged or foreign."""
     recorded = read_manifest(folder / MANIFEST, manifest_header(data, folder))
     counts = {name: source.count for name, source in data.splits.items()}
     for name, record in (recorded.splits if recorded else {}).items():
         if record.identity["count"] != counts.get(name):
-            raise DamagedError(f"{folder / MANIFEST} has another split {name} than the data")
+            raise DamagedError(f"{folder / MANIFEST} has another number of {name} images")
     if recorded is not None:
         return recorded.splits
-    # Before there were manifests a split was complete when its images had their name.
+    # Without a manifest, as in old versions, a split is complete once its images have their name.
     first = {name: split_files(data, folder, name).shards[0] for name in data.splits}
     return {name: None for name, shard in first.items() if shard.images.exists()}
 
 
 def is_unchanged_split(data: Undecoded, folder: Path, name: str, record: Record | None) -> bool:
-    """Whether nothing was written to a split's files since they were hashed."""
+    """Whether a split's files are unchanged since they were hashed."""
     if record is None:
         return False
     shards = split_files(data, folder, name, record).shards
@@ -253,7 +253,7 @@ def is_unchanged_split(data: Undecoded, folder: Path, name: str, record: Record 
 
 
 def _trusted_splits(data: Undecoded, folder: Path) -> Records:
-    """The splits that are there; none if the manifest cannot be believed."""
+    """Records of the decoded splits; none if the manifest is damaged, which is reported."""
     try:
         found = recorded_splits(data, folder)
     except DamagedError as error:
@@ -265,15 +265,15 @@ def _trusted_splits(data: Undecoded, folder: Path) -> Records:
 
 def _warn_without_manifest(found: Records, folder: Path) -> None:
     if None in found.values():
-        note(f"{folder} has no {MANIFEST}: its arrays are taken as they are")
+        note(f"{folder} has no {MANIFEST}, so its arrays are trusted as they are")
 
 
 def _find_sound(
     data: Undecoded, folder: Path, found: Records
 ) -> tuple[dict[str, Record], dict[str, Shards]]:
-    """The known splits whose files are what they should be, and the sound shards of the others.
+    """The splits whose files are all sound, and the sound shards of the others.
 
-    Of what is damaged it says why.
+    Reports what is damaged on standard error.
     """
     sound, parts = {}, {}
     for name, record in found.items():
@@ -294,13 +294,11 @@ def _find_sound(
 
 
 def _verified_records(data: Undecoded, folder: Path) -> dict[str, Record]:
-    """Records of the splits that are there, hashed again where a stamp has changed.
+    """Records of the decoded splits; hashes files whose stamps have changed.
 
     Raises DamagedError.
     """
-    found = recorded_splits(
-        data, folder
-    )  # read again: another process may have been at work until now
+    found = recorded_splits(data, folder)  # again: another process may have written meanwhile
     _warn_without_manifest(found, folder)
     return {
         name: verify_split(split_files(data, folder, name, record), record)
@@ -315,9 +313,10 @@ def _complete(
     locked: bool,
     parts: Mapping[str, Shards] = MappingProxyType({}),
 ) -> dict[str, Record]:
-    """Records of all splits, those without one decoded, but for the shards of it that are there.
+    """Records of all splits; decodes the shards that are missing.
 
-    parts: sound shards by split, beside those of a decoding that was interrupted.
+    records: of the splits that are complete. parts: sound shards of other splits, in addition to
+    those of an interrupted decoding.
     """
     if locked:
         remove_leftovers(folder)
@@ -326,7 +325,7 @@ def _complete(
     unfinished = _usable_shards(
         data, folder, {**_interrupted_shards(path, header), **parts}, missing
     )
-    # First of all the manifest: files that it does not name are from here on not believed.
+    # The manifest first: from here on, files that it does not list are not trusted.
     try:
         write_manifest(path, header, Manifest(completed, unfinished))
     except OSError as error:
@@ -335,7 +334,7 @@ def _complete(
             raise OSError(f"{folder} cannot be written to ({reason}); {elsewhere()}") from error
         if missing:
             raise
-        note(f"{folder} cannot be written ({reason}): its arrays are hashed at every start")
+        note(f"{folder} cannot be written to ({reason}), so its arrays are hashed at every start")
     for name in missing:
 
         def keep(shards: Shards, name: str = name) -> None:
@@ -362,7 +361,7 @@ def _interrupted_shards(path: Path, header: Mapping[str, Any]) -> Mapping[str, S
 def _usable_shards(
     data: Undecoded, folder: Path, parts: Mapping[str, Shards], missing: Sequence[str]
 ) -> dict[str, Shards]:
-    """The shards of missing splits that are files of today's sizes."""
+    """The shards of missing splits, where they divide the split as shards do now."""
     found = {}
     for name in missing:
         counts = [shard.count for shard in fresh_split_files(data, folder, name).shards]
@@ -377,7 +376,7 @@ def _usable_shards(
 
 
 def _remove_others(files: SplitFiles, folder: Path, name: str) -> None:
-    """Remove the files of a split that was written in another number of shards."""
+    """Remove files of a split that was written as another number of shards."""
     own = {file for shard in files.shards for file in (shard.images, shard.labels)}
     pattern = re.compile(rf"{name}_(images|labels)(-\d+-of-\d+)?\.npy")
     for file in set(folder.iterdir()) - own:

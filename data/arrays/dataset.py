@@ -1,4 +1,4 @@
-"""What a data set is: labelled uint8 images with random access."""
+"""Data sets: labelled uint8 images with random access."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -14,7 +14,7 @@ class Split(NamedTuple):
     """Images and their labels.
 
     images: uint8 [N, H, W, C], in memory or memory-mapped; `images[indices]` copies those rows.
-    labels: int32 [N], in [0, num_classes), or -1 where there is none.
+    labels: int32 [N], in [0, num_classes), or -1 for an image without a label.
     """
 
     images: np.ndarray
@@ -22,11 +22,11 @@ class Split(NamedTuple):
 
 
 class Dataset(NamedTuple):
-    """A training split, a held-out split (None if the data has none) and the number of classes.
+    """A training split, a held-out split (None if there is none), and their classes.
 
-    num_classes is 0 for data without labels. classes: their names, () where they are not known.
-    files: path, size and time of each image file of a folder, () for other sources.
-    recorded: the identity that was computed when the arrays were decoded, None to compute it.
+    num_classes: 0 for data without labels. classes: their names, () if unknown.
+    files: path, bytes and time of each image file of a folder; () for other sources.
+    recorded: the identity that decoding computed; None computes it when it is read.
     """
 
     name: str
@@ -44,12 +44,12 @@ class Dataset(NamedTuple):
 
     @property
     def splits(self) -> dict[str, Split]:
-        """The splits that there are, by name."""
+        """The splits by name, without a missing one."""
         return {"train": self.train} | ({} if self.test is None else {"test": self.test})
 
     @property
     def identity(self) -> Identity:
-        """What the data are, as plain JSON values (data/arrays/identity.py)."""
+        """Counts and hashes of the data, as JSON values (data/arrays/identity.py)."""
         if self.recorded is not None:
             return self.recorded
         splits = {name: split_identity(*split) for name, split in self.splits.items()}
@@ -62,9 +62,9 @@ class Dataset(NamedTuple):
 
 
 class Pairs(NamedTuple):
-    """Noise and the images that a sampler makes of it.
+    """Noise and the images that a sampler makes from it.
 
-    eps, x_0: float32 [N, H, W, C]. label: int32 [N], what each was made for, or -1.
+    eps, x_0: float32 [N, H, W, C]. label: int32 [N], the class of each image, or -1.
     """
 
     eps: np.ndarray

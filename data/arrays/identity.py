@@ -1,9 +1,9 @@
-"""What data are, as plain JSON values; two data sets are the same if these are equal.
+"""The identity of a data set, as JSON values; equal identities mean equal data.
 
     {"image_shape": [8, 8, 1], "classes": ["0", "1", ...],
      "splits": {"train": {"count": 1437, "images_sha256": "...", "labels_sha256": "..."}, ...}}
 
-Hashes are of the decoded arrays: what is trained on, whatever files it came from.
+Hashes are of the decoded arrays, which training reads, whatever files they came from.
 """
 
 import hashlib
@@ -16,10 +16,10 @@ import numpy as np
 from fewstep.messages import differences
 from fewstep.progress import progress_bar
 
-CHUNK_BYTES = 2**26  # hashed at once
-SHOWN_BYTES = 2**28  # from here on hashing takes long enough for a progress bar
+CHUNK_BYTES = 2**26  # bytes hashed at once
+SHOWN_BYTES = 2**28  # fewest bytes that get a progress bar
 DIGEST_DIGITS = 12
-WORDS = 40  # characters of a value in a message
+WORDS = 40  # most characters of a value in a message
 
 Identity = Mapping[str, Any]
 
@@ -34,7 +34,7 @@ def dataset_identity(
 def split_identity(images: np.ndarray, labels: np.ndarray, description: str = "") -> dict[str, Any]:
     """Count and hashes of a split: uint8 [N, H, W, C] and int [N].
 
-    description: of the progress bar that many images have.
+    description: the text of the progress bar, which only many images have.
     """
     return {
         "count": len(labels),
@@ -44,7 +44,7 @@ def split_identity(images: np.ndarray, labels: np.ndarray, description: str = ""
 
 
 def images_sha256(images: np.ndarray, description: str = "") -> str:
-    """sha256 of the images' bytes [N, H, W, C], read in chunks."""
+    """SHA-256 of the bytes of images [N, H, W, C], read in chunks."""
     total = hashlib.sha256()
     rows = max(CHUNK_BYTES // max(images[:1].nbytes, 1), 1)
     starts = range(0, len(images), rows)
@@ -56,18 +56,18 @@ def images_sha256(images: np.ndarray, description: str = "") -> str:
 
 
 def labels_sha256(labels: np.ndarray) -> str:
-    """sha256 of labels [N] as little-endian int32."""
+    """SHA-256 of labels [N] as little-endian int32."""
     return hashlib.sha256(np.asarray(labels, "<i4").tobytes()).hexdigest()
 
 
 def short_hash(values: Mapping[str, Any]) -> str:
-    """A short hash of plain values, the same whatever the order of the fields."""
+    """A short hash of JSON values, which does not depend on the order of fields."""
     text = json.dumps(values, sort_keys=True, ensure_ascii=True)
     return hashlib.sha256(text.encode()).hexdigest()[:DIGEST_DIGITS]
 
 
 def identity_changes(recorded: Identity, found: Identity) -> list[str]:
-    """The fields in which data differ from recorded ones, with both values; [] if in none."""
+    """The fields in which two identities differ, each with both values in words."""
     return [
         f"{field} ({_in_words(before)} recorded, {_in_words(now)} now)"
         for field, before, now in differences(_flat(recorded), _flat(found))

@@ -1,9 +1,9 @@
-"""Decoded arrays copied to a disk of the host, once for all of its processes.
+"""Copies decoded arrays to a disk of the host, once for all its processes.
 
     LOCAL/arrays/NAME-KEY/   as in data/arrays/array_cache.py, with a manifest of its own
 
-Shards are copied one by one and compared with the manifest that they come from, so an interrupted
-copy goes on. A copy is not copied again while nothing is written to it.
+Each shard is copied and checked against the source's manifest, so an interrupted copy continues.
+An unchanged copy is not copied again.
 """
 
 import shutil
@@ -46,13 +46,13 @@ from fewstep.data.arrays.shards import (
 from fewstep.progress import note, progress_bar
 
 FIELD = "data.local_dir"
-COPIES = 4  # shards copied at once: a network disk gives several streams more than one
+COPIES = 4  # shards copied at once; several streams read a network disk faster than one
 
 
 def copy_arrays(data: Undecoded, root: Path, local: Path) -> Dataset:
     """The data set, read from a copy under `local` of its arrays under `root`.
 
-    Raises ValueError for arrays that are not what was decoded, OSError if the disk has no room.
+    Raises ValueError if arrays changed since they were decoded, OSError if the disk is too full.
     """
     source, target = array_folder(data, root), array_folder(data, local)
     dataset = decode(data, root)
@@ -92,14 +92,14 @@ def copy_arrays(data: Undecoded, root: Path, local: Path) -> Dataset:
 def recorded_shards(
     data: Undecoded, folder: Path, records: Mapping[str, Record], name: str
 ) -> tuple[Shard, ...]:
-    """The shards of a split in a folder that has it as the records have."""
+    """The shards of a split in `folder`, divided as in its record."""
     return split_files(data, folder, name, records[name]).shards
 
 
 def copied_shards(
     data: Undecoded, target: Path, records: Mapping[str, Record]
 ) -> dict[str, list[ShardRecord | None]]:
-    """The shards that are copied already, by split; None for those that are not."""
+    """Records of the shards that are copied already, by split; None for missing ones."""
     try:
         manifest = read_manifest(target / MANIFEST, manifest_header(data, target))
     except DamagedError:
@@ -124,12 +124,12 @@ def copy_missing_shards(
     records: Mapping[str, Record],
     here: dict[str, list[ShardRecord | None]],
 ) -> Iterator[tuple[str, Record]]:
-    """Copy what is not there; the record of each split, in the target's manifest before the next.
+    """Copy missing shards and yield the record of each split; the target's manifest lists each.
 
-    here: what is there; it is filled.
+    here: records of the shards in the target, which this function completes.
     """
 
-    def record_what_is_there() -> None:
+    def write_copied() -> None:
         whole = {n: Record(records[n].identity, tuple(s)) for n, s in here.items() if all(s)}
         parts = {n: s for n, s in here.items() if n not in whole and any(s)}
         write_manifest(
@@ -140,7 +140,7 @@ def copy_missing_shards(
         places = [place for place, of in enumerate(shards) if of is None]
         for place, copied in copy_shards(data, source, target, records, name, places):
             shards[place] = copied
-            record_what_is_there()
+            write_copied()
         yield name, Record(records[name].identity, tuple(shards))
 
 
@@ -152,7 +152,7 @@ def copy_shards(
     name: str,
     places: Sequence[int],
 ) -> Iterator[tuple[int, ShardRecord]]:
-    """The shards at these places, copied and compared with their records."""
+    """Copy the shards at these places, check them, and yield their places and records."""
     files = split_files(data, target, name, records[name])
     there = recorded_shards(data, source, records, name)
 
@@ -165,7 +165,7 @@ def copy_shards(
 
 
 def copy_shard(files: SplitFiles, there: Shard, place: int, record: ShardRecord) -> ShardRecord:
-    """Copy both files of a shard. Raises ValueError if they are not those of its record."""
+    """Copy both files of a shard. Raises ValueError if they do not match its record."""
     shard = files.shards[place]
     for old, new in ((there.images, shard.images), (there.labels, shard.labels)):
         with old.open("rb") as read, whole_file(new, FIELD) as written:
@@ -173,4 +173,4 @@ def copy_shard(files: SplitFiles, there: Shard, place: int, record: ShardRecord)
     try:
         return verify_shard(files, shard, record)
     except DamagedError as error:
-        raise ValueError(f"{error}, as {there.images.parent} has it: {REMEDY}") from error
+        raise ValueError(f"{error}, as in {there.images.parent}; {REMEDY}") from error

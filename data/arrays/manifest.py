@@ -1,4 +1,4 @@
-"""What a folder of decoded arrays should hold, kept beside them as manifest.json.
+"""The manifest of a folder of decoded arrays, which says what the folder must hold.
 
     {"seal": "...", "format": 1, "folder": "NAME-KEY", "image_shape": [32, 32, 3],
      "classes": ["cat", ...],
@@ -6,12 +6,11 @@
                           "stamps": [[153600128, 1700000000000000000], ...]}},
      "unfinished": {"test": [{"identity": ..., "stamps": ...}, null, ...]}}
 
-A split is in it once its files are complete. Stamps are the size and the modification time of the
-files of images and of labels: a file whose stamp has changed is hashed again. A split of several
-shards (data/arrays/shards.py) has "shards", the identity and the stamps of each, in the place of
-its stamps. Shards of a split that is not complete are in "unfinished"; null is one that is missing.
-`folder` has the key of the data and so binds the manifest to them; `seal` is a hash of all the
-rest.
+A split is listed once its files are complete. Stamps are the sizes and modification times of its
+image and label files; a file whose stamp has changed is hashed again. A split of several shards
+(data/arrays/shards.py) has "shards" in place of "stamps": the identity and stamps of each. Shards
+of an incomplete split are in "unfinished", where null is a missing shard. `folder` contains the key
+of the data, and so binds the manifest to them. `seal` is a hash of the other fields.
 """
 
 import hashlib
@@ -24,25 +23,25 @@ from fewstep.data.arrays.files import FIELD, whole_file
 from fewstep.messages import differences
 
 MANIFEST = "manifest.json"
-HASHES = ("images_sha256", "labels_sha256")  # in the identity of a split
+HASHES = ("images_sha256", "labels_sha256")  # fields of a split's identity
 
 
 Stamp = list[int]
 
 
 class DamagedError(ValueError):
-    """A file of decoded arrays is not what it should be; decoding again mends it."""
+    """A file of decoded arrays is damaged; decoding again repairs it."""
 
 
 class ShardRecord(NamedTuple):
-    """What a manifest says of a shard: its `split_identity`, and the stamps of its files."""
+    """A shard in a manifest: its `split_identity`, and the stamps of its files."""
 
     identity: Mapping[str, Any]
     stamps: list[Stamp]
 
 
 class Record(NamedTuple):
-    """What a manifest says of a split: its identity, and that of each shard."""
+    """A split in a manifest: its identity, and the records of its shards."""
 
     identity: Mapping[str, Any]
     shards: tuple[ShardRecord, ...]
@@ -54,18 +53,18 @@ class Record(NamedTuple):
 
     @property
     def plain(self) -> dict[str, Any]:
-        """The record as it stands in a manifest."""
+        """The record as JSON values."""
         if len(self.shards) == 1:
             return self.shards[0]._asdict()
         return {"identity": self.identity, "shards": [shard._asdict() for shard in self.shards]}
 
 
-# Shards by their place; None for one that is missing.
+# The shards of a split in order; None for a missing one.
 Shards = Sequence[ShardRecord | None]
 
 
 class Manifest(NamedTuple):
-    """Records of the complete splits by name, and the shards of others that are there."""
+    """Records of the complete splits by name, and the shards of incomplete ones."""
 
     splits: dict[str, Record]
     unfinished: dict[str, Shards]
@@ -81,10 +80,10 @@ def file_stamp(file: Path) -> Stamp:
 
 
 def read_manifest(path: Path, header: Mapping[str, Any]) -> Manifest | None:
-    """The manifest; None if there is no file.
+    """The manifest in a file; None if there is no file.
 
-    header: the fields that it must have. Raises DamagedError if it is no whole manifest, or one of
-    other data.
+    header: the fields that it must have. Raises DamagedError if it is damaged or belongs to other
+    data.
     """
     try:
         content = json.loads(path.read_bytes())
@@ -93,7 +92,7 @@ def read_manifest(path: Path, header: Mapping[str, Any]) -> Manifest | None:
     except (ValueError, RecursionError) as error:
         raise DamagedError(f"{path} cannot be read ({error})") from error
     if not isinstance(content, dict) or content.pop("seal", None) != seal_hash(content):
-        raise DamagedError(f"{path} is damaged, or was edited")
+        raise DamagedError(f"{path} is damaged or was edited")
     found = differences(header, {field: content.get(field) for field in header})
     if found:
         fields = ", ".join(difference.field for difference in found)
@@ -111,39 +110,39 @@ def read_manifest(path: Path, header: Mapping[str, Any]) -> Manifest | None:
 
 
 def parse_record(split: Mapping[str, Any]) -> Record:
-    """The record in a split of a manifest. Raises TypeError or KeyError for other fields."""
+    """The record of a split from JSON values. Raises TypeError or KeyError for other fields."""
     if "shards" not in split:
         return one_shard_record(parse_shard(split))
     record = Record(**{**split, "shards": tuple(map(parse_shard, split["shards"]))})
     check_identity(record.identity)
     if sum(record.counts) != record.identity["count"]:
-        raise TypeError("shards of another count than their split")
+        raise TypeError("the counts of the shards do not add up to that of the split")
     return record
 
 
 def one_shard_record(shard: ShardRecord) -> Record:
-    """The record of a split that is one shard."""
+    """The record of a split that has one shard."""
     return Record(shard.identity, (shard,))
 
 
 def parse_shard(values: Mapping[str, Any]) -> ShardRecord:
-    """The record of a shard from plain values. Raises TypeError or KeyError for other fields."""
+    """The record of a shard from JSON values. Raises TypeError or KeyError for other fields."""
     shard = ShardRecord(**values)
     check_identity(shard.identity)
     return shard
 
 
 def check_identity(identity: Mapping[str, Any]) -> None:
-    """Raises TypeError or KeyError unless it has the fields of `split_identity`."""
+    """Raises TypeError or KeyError unless `identity` has the fields of `split_identity`."""
     hashes = [identity[name] for name in HASHES]
     if type(identity["count"]) is not int or not all(isinstance(value, str) for value in hashes):
-        raise TypeError("an identity of another type")
+        raise TypeError("an identity has values of other types")
 
 
 def write_manifest(
     path: Path, header: Mapping[str, Any], manifest: Manifest, field: str = FIELD
 ) -> None:
-    """Write a manifest whole or not at all; field: which names another disk."""
+    """Write a manifest whole or not at all. field: the config field that sets the folder."""
     content = {**header, "splits": {name: of.plain for name, of in manifest.splits.items()}}
     if manifest.unfinished:
         content["unfinished"] = {
@@ -155,5 +154,5 @@ def write_manifest(
 
 
 def seal_hash(content: Any) -> str:
-    """sha256 of JSON values, the same whatever the order of the fields."""
+    """SHA-256 of JSON values, which does not depend on the order of fields."""
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -1,50 +1,50 @@
-"""Pixels: uint8 <-> [-1, 1], and images of any size to squares of one size."""
+"""Pixels: uint8 to and from [-1, 1], and images of any size to squares of one size."""
 
 import numpy as np
 from PIL import Image
 
-LARGEST_SIZE = 4096  # of a side; images of a size given by mistake would fill the memory
-MODES = {1: "L", 3: "RGB"}  # PIL's name of a number of channels
+LARGEST_SIZE = 4096  # pixels of a side; a mistyped size would fill the memory
+MODES = {1: "L", 3: "RGB"}  # PIL's mode by number of channels
 
 
 def to_float(images: np.ndarray) -> np.ndarray:
     """x / 127.5 - 1 as float32: 0 -> -1, 255 -> 1."""
     x = images.astype(np.float32)
-    x /= np.float32(127.5)  # in place: a batch of a pod's host is large
+    x /= np.float32(127.5)  # in place, since the batch of a pod host is large
     x -= np.float32(1)
     return x
 
 
 def to_uint8(x: np.ndarray) -> np.ndarray:
-    """127.5 (x + 1), clipped to [0, 255] and rounded to the nearest integer, halves upwards.
+    """127.5 (x + 1), clipped to [0, 255] and rounded to the nearest integer, halves up.
 
-    The inverse of `to_float` on its values. Raises ValueError if x has a NaN.
+    Inverts `to_float`. Raises ValueError if x has a NaN.
     """
     x = np.asarray(x, np.float32)
     if np.isnan(x).any():
-        raise ValueError("images hold NaN; they cannot be turned into pixels")
+        raise ValueError("images have NaN, which cannot become pixels")
     return np.floor(np.clip(127.5 * (x + 1), 0, 255) + 0.5).astype(np.uint8)
 
 
 def check_size(image_size: int, channels: int) -> None:
-    """Raises ValueError for a size that no image has, or channels other than 0, 1 and 3.
+    """Raises ValueError for an image size out of range, or channels other than 0, 1 and 3.
 
     0 is the data set's own.
     """
     if not 0 <= image_size <= LARGEST_SIZE:
         raise ValueError(
-            f"image_size={image_size} must be from 1 to {LARGEST_SIZE}, or 0 for the data set's own"
+            f"image_size={image_size} must be 1 to {LARGEST_SIZE}, or 0 for the data set's own"
         )
     if channels not in (0, *MODES):
-        raise ValueError(f"channels={channels} is none of 1, 3, or 0 for the data set's own")
+        raise ValueError(f"channels={channels} must be 1 or 3, or 0 for the data set's own")
 
 
 def fit(image: Image.Image, image_size: int, channels: int) -> np.ndarray:
-    """The centre square of an image, its shorter side resized: uint8 [S, S, C].
+    """The centre square of an image, resized to S = image_size: uint8 [S, S, C].
 
-    As in ADM (Dhariwal & Nichol 2021): halved by box averaging while the shorter side is at least
-    2 S, then bicubic to S, then cropped. Of another mode than L or RGB it takes what Pillow
-    converts: data/folders/image_file.py reads files.
+    As in ADM (Dhariwal & Nichol 2021): box averages halve the image while its shorter side is at
+    least 2 S, a bicubic filter resizes that side to S, and the centre is cropped. Pillow converts
+    modes other than L and RGB; data/folders/image_file.py reads files with more care.
     """
     image = image.convert(MODES[channels])
     while min(image.size) >= 2 * image_size:
@@ -58,9 +58,9 @@ def fit(image: Image.Image, image_size: int, channels: int) -> np.ndarray:
 
 
 def fit_array(image: np.ndarray, image_size: int, channels: int) -> np.ndarray:
-    """`fit` of a uint8 array [H, W, C] with 1 to 4 channels; unchanged if it fits already.
+    """`fit` for a uint8 array [H, W, C] of 1 to 4 channels; unchanged if it already fits.
 
-    An alpha channel is dropped.
+    Drops an alpha channel.
     """
     if image.shape == (image_size, image_size, channels):
         return image

@@ -1,4 +1,4 @@
-"""Arrays that lie in several files, as one: rows are read from the files that have them."""
+"""Several arrays, such as memory-mapped files, that read as one."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -7,10 +7,10 @@ import numpy as np
 
 
 class Rows:
-    """Arrays [n_i, ...] of one type and shape of rows, one after the other, as one [N, ...].
+    """The concatenation [N, ...] of arrays [n_i, ...] with rows of one type and shape.
 
-    Memory-mapped arrays stay on the disk: an index reads, and copies, the rows that it names.
-    sha256: of the bytes of each array, as recorded when they were written.
+    Memory-mapped arrays stay on disk; indexing reads and copies only the selected rows.
+    sha256: SHA-256 of each array's bytes, recorded when it was written.
     """
 
     def __init__(self, arrays: Sequence[np.ndarray], sha256: Sequence[str] = ()) -> None:
@@ -25,13 +25,13 @@ class Rows:
         return self.shape[0]
 
     def __getitem__(self, index: Any) -> np.ndarray:
-        """Rows by an integer, a slice, integers or booleans [N], as NumPy has them.
+        """Rows by an integer, a slice, an array of integers, or booleans [N], as in NumPy.
 
-        Raises IndexError for a row that is not there, or an index of another kind.
+        Raises IndexError for a row out of range, or another kind of index.
         """
         if isinstance(index, tuple) or index is None or index is Ellipsis:
-            raise IndexError("rows are chosen by an integer, a slice, or an array")
-        rows = self.numbers[index]  # by NumPy's own rules
+            raise IndexError("rows are indexed by an integer, a slice or one array")
+        rows = self.numbers[index]  # by NumPy's rules
         return self.take(rows.ravel()).reshape(*rows.shape, *self.shape[1:])
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
@@ -39,7 +39,7 @@ class Rows:
         return self[:] if dtype is None else self[:].astype(dtype)
 
     def take(self, rows: np.ndarray) -> np.ndarray:
-        """The rows of these numbers [n], in [0, N); each file is read forwards, and once."""
+        """The rows with these indices: [n], in [0, N). Reads each file once, forwards."""
         order = np.argsort(rows, kind="stable")
         found = np.empty((len(rows), *self.shape[1:]), self.dtype)
         cuts = np.searchsorted(rows[order], self.ends)

@@ -1,6 +1,6 @@
 """The files of one decoded split: images uint8 [N, S, S, C] and labels int32 [N].
 
-A split is one pair of files, or several of consecutive images, its shards, if it is large:
+A small split is one pair of files; a large one is several, its shards, of consecutive images:
 
     train_images.npy, train_labels.npy
     train_images-00000-of-00235.npy, train_labels-00000-of-00235.npy, ...
@@ -30,15 +30,15 @@ from fewstep.data.arrays.manifest import (
 from fewstep.data.arrays.rows import Rows
 from fewstep.progress import progress_bar
 
-CHUNK = 256  # images decoded ahead of the disk; bounds the memory in use
+CHUNK = 256  # images decoded before they are written, which bounds the memory
 GIB = 2**30
-SHARD_BYTES = GIB  # of images in a file at most, which is what an interruption loses
+SHARD_BYTES = GIB  # most bytes of images in a file, and so what an interruption loses
 
 
 class Source(NamedTuple):
-    """A split that is not decoded yet.
+    """A split to decode.
 
-    read(i) is image i as uint8 [S, S, C] and its label; it is called from several threads.
+    read(i) returns image i as uint8 [S, S, C] and its label. Several threads call it.
     """
 
     count: int
@@ -46,7 +46,7 @@ class Source(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """The files of `count` consecutive images of a split, and the place of the first."""
+    """The files of `count` consecutive images of a split, from image number `start`."""
 
     images: Path
     labels: Path
@@ -55,14 +55,14 @@ class Shard(NamedTuple):
 
     @property
     def stamps(self) -> list[Stamp]:
-        """Stamps of both files as they are now."""
+        """The current stamps of both files."""
         return [file_stamp(self.images), file_stamp(self.labels)]
 
 
 class SplitFiles(NamedTuple):
-    """Where a split lies, and what its files must hold by what they were decoded from.
+    """The files of a split, and what they must hold.
 
-    description: of the data set and the split, for progress bars. num_classes: 0 for no labels.
+    description: data set and split, for progress bars. num_classes: 0 without labels.
     """
 
     shards: tuple[Shard, ...]
@@ -72,18 +72,18 @@ class SplitFiles(NamedTuple):
 
     @property
     def count(self) -> int:
-        """Images of all shards."""
+        """The number of images of all shards."""
         return sum(shard.count for shard in self.shards)
 
 
 def shard_counts(count: int, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
-    """Images of each shard, all but the last of as many as SHARD_BYTES holds."""
+    """The number of images of each shard; all but the last fill SHARD_BYTES."""
     most = max(SHARD_BYTES // int(np.prod(image_shape)), 1)
     return tuple(min(most, count - start) for start in range(0, count, most)) or (0,)
 
 
 def split_shards(folder: Path, split: str, counts: Sequence[int]) -> tuple[Shard, ...]:
-    """The shards of a split with these numbers of images."""
+    """The shards of a split, with these numbers of images."""
     starts = np.cumsum([0, *counts]).tolist()
     ends = [f"-{i:05}-of-{len(counts):05}" for i in range(len(counts))] if len(counts) > 1 else [""]
     return tuple(
@@ -93,10 +93,10 @@ def split_shards(folder: Path, split: str, counts: Sequence[int]) -> tuple[Shard
 
 
 def open_split(files: SplitFiles, record: Record | None = None) -> Split:
-    """The split, its images memory-mapped.
+    """The split, with memory-mapped images.
 
-    Raises DamagedError, naming the file, for a missing one, another size, type or shape, a label
-    out of range, and for labels that are not those of the record.
+    Raises DamagedError that names the file if it is missing, has another size, type or shape, or
+    has labels that are out of range or not those of the record.
     """
     records = record.shards if record else [None] * len(files.shards)
     opened = [open_shard(files, *pair) for pair in zip(files.shards, records, strict=True)]
@@ -108,7 +108,7 @@ def open_split(files: SplitFiles, record: Record | None = None) -> Split:
 
 
 def open_shard(files: SplitFiles, shard: Shard, record: ShardRecord | None) -> Split:
-    """One shard as a split of its own. Raises DamagedError as `open_split` does."""
+    """One shard as a split. Raises DamagedError as `open_split` does."""
     images = _open_array(shard.images, np.dtype(np.uint8), (shard.count, *files.image_shape))
     labels = np.array(_open_array(shard.labels, np.dtype(np.int32), (shard.count,)))
     strange = _out_of_range(labels, files.num_classes)
@@ -122,16 +122,16 @@ def open_shard(files: SplitFiles, shard: Shard, record: ShardRecord | None) -> S
 
 
 def is_unchanged_shard(shard: Shard, record: ShardRecord | None) -> bool:
-    """Whether nothing was written to the files since they were hashed."""
+    """Whether a shard's files are unchanged since they were hashed."""
     return record is not None and record.stamps == shard.stamps
 
 
 def verify_split(files: SplitFiles, record: Record | None) -> Record:
-    """The record of files as they are, by hashing those that have changed since they were hashed.
+    """The record of a split, with fresh hashes of the shards whose stamps have changed.
 
     Raises DamagedError as `open_split` does, and for images that are not those of the record.
     """
-    if record is None:  # older than manifests, and so than shards
+    if record is None:  # older than manifests and shards
         return one_shard_record(verify_shard(files, files.shards[0], None))
     return Record(
         record.identity,
@@ -143,7 +143,7 @@ def verify_split(files: SplitFiles, record: Record | None) -> Record:
 
 
 def verify_shard(files: SplitFiles, shard: Shard, record: ShardRecord | None) -> ShardRecord:
-    """The record of a shard's files, by hashing them. Raises DamagedError as `verify_split` does."""
+    """The record of a shard, with fresh hashes. Raises DamagedError as `verify_split` does."""
     stamps = shard.stamps
     images, labels = open_shard(files, shard, record)
     found = images_sha256(images, f"hashing {files.description}")
@@ -157,10 +157,10 @@ def write_split(
 ) -> Record:
     """Decode a split into its files, with a progress bar.
 
-    done: the shards that are there, which are read and not decoded, if they are sound. keep: called
-    with all that are there after each further one but the last.
+    done: records of shards that exist; if sound, they are read instead of decoded. keep: called
+    with the records so far after each new shard but the last.
 
-    Raises OSError if the disk has no room for the rest.
+    Raises OSError if the disk is too full for the missing shards.
     """
     missing = [s for s, of in zip(files.shards, done, strict=True) if not is_unchanged_shard(s, of)]
     check_shard_space(missing, files.description, files.image_shape, "choose another data.dir")
@@ -180,7 +180,7 @@ def write_split(
 
 
 def _is_sound(files: SplitFiles, shard: Shard, record: ShardRecord, total: Any) -> bool:
-    """Whether a shard's files are those of its record; if so its images are added to a hash."""
+    """Whether a shard's files match its record; if so, adds its images to the hash `total`."""
     try:
         images, _ = open_shard(files, shard, record)
     except DamagedError:
@@ -195,10 +195,10 @@ def _is_sound(files: SplitFiles, shard: Shard, record: ShardRecord, total: Any) 
 def _write_shard(
     files: SplitFiles, shard: Shard, source: Source, total: Any, count: Callable[[], Any]
 ) -> ShardRecord:
-    """Decode a shard into its files, and count its images and add them to the split's hash."""
+    """Decode a shard into its files. Counts its images and adds them to the hash `total`."""
     labels, own = np.empty(shard.count, np.int32), hashlib.sha256()
     with whole_file(shard.images) as file:
-        # Written in sequence, not through a memory map, so that a full disk is an OSError.
+        # Sequential writes, not a memory map, so that a full disk raises OSError.
         shape = (shard.count, *files.image_shape)
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
@@ -232,15 +232,15 @@ def _open_array(file: Path, dtype: np.dtype, shape: tuple[int, ...]) -> np.memma
     except FileNotFoundError as error:
         raise DamagedError(f"{file} is missing") from error
     except OSError:
-        raise  # such as one that may not be read; it names the file
+        raise  # it names the file, such as one without read permission
     except Exception as error:  # a damaged file can raise nearly anything
-        raise DamagedError(f"{file} is empty, cut short or no .npy file ({error})") from error
+        raise DamagedError(f"{file} is empty, cut short or not an .npy file ({error})") from error
     if (array.dtype, array.shape) != (dtype, shape) or not array.flags.c_contiguous:
         raise DamagedError(
-            f"{file} holds {array.dtype} {list(array.shape)} and not {dtype} {list(shape)}"
+            f"{file} holds {array.dtype} {list(array.shape)}, not {dtype} {list(shape)}"
         )
     if size != expected:
-        raise DamagedError(f"{file} has {size} bytes, and should have {expected}")
+        raise DamagedError(f"{file} has {size} bytes, not {expected}")
     return array
 
 
@@ -249,14 +249,14 @@ def _out_of_range(labels: np.ndarray, num_classes: int) -> np.ndarray:
 
 
 def image_bytes(shards: Sequence[Shard], image_shape: Sequence[int]) -> int:
-    """Bytes of the images of shards."""
+    """The bytes of the images of shards."""
     return sum(shard.count for shard in shards) * int(np.prod(image_shape))
 
 
 def check_shard_space(
     shards: Sequence[Shard], description: str, image_shape: Sequence[int], otherwise: str
 ) -> None:
-    """Raises OSError, with what else to do, unless the disk has room for the images of shards."""
+    """Raises OSError unless the disk has room for the images. otherwise: what else to do."""
     if not shards:
         return
     folder, needed = shards[0].images.parent, image_bytes(shards, image_shape)

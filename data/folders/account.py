@@ -1,4 +1,4 @@
-"""What is said of a folder of images: how it was understood, and what was used of it."""
+"""Reports on a folder of images: how its layout is read, and which images are used."""
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -20,14 +20,17 @@ FACTS = {
 
 
 class Outcome(NamedTuple):
-    """counts: of images by what they had, complete once decoded. unreadable: files left out."""
+    """What reading a folder found.
+
+    counts: images by fact, complete once all are decoded. unreadable: files left out, and why.
+    """
 
     counts: Counter[str]
     unreadable: Mapping[str, str]
 
 
 def describe_layout(layout: Layout, splits: Mapping[str, Labelled]) -> str:
-    """The layout, the classes and the number of images, in a line."""
+    """One line with the layout, the classes and the number of images."""
     sizes = ", ".join(
         f"{image_count_text(len(images))} {USE[name]}" for name, images in splits.items()
     )
@@ -37,16 +40,16 @@ def describe_layout(layout: Layout, splits: Mapping[str, Labelled]) -> str:
 
 
 def image_count_text(images: int) -> str:
-    """1 image, 1,200 images."""
+    """A number of images in words: 1 image, 1,200 images."""
     return f"{images:,} image{'s' * (images != 1)}"
 
 
 def describe_use(
     tree: Tree, layout: Layout, splits: Mapping[str, Labelled], outcome: Outcome
 ) -> str:
-    """Images used, sizes of classes, what was done to pixels, and what was passed over, in a line.
+    """One line with images used, class sizes, conversions of pixels, and files passed over.
 
-    Without what was done to pixels if they were decoded before.
+    It leaves out conversions if the images were decoded earlier.
     """
     used = f"{image_count_text(sum(map(len, splits.values())))} used"
     parts = [used, *class_sizes(layout, splits)]
@@ -64,7 +67,7 @@ def describe_use(
 
 
 def class_sizes(layout: Layout, splits: Mapping[str, Labelled]) -> Iterator[str]:
-    """The smallest and the largest class of each split."""
+    """The smallest and the largest class of each split, in words."""
     for name, images in splits.items():
         counts = Counter(label for _, label in images)
         by_class = {c: counts[label] for label, c in enumerate(layout.classes)}
@@ -78,6 +81,6 @@ def class_sizes(layout: Layout, splits: Mapping[str, Labelled]) -> Iterator[str]
 
 
 def count_shared(tree: Tree, splits: Mapping[str, Labelled]) -> int:
-    """How many images are used with more than one label, or in both splits."""
+    """The number of images that links put into further classes or splits."""
     images = [image for split in splits.values() for image, _ in split]
     return len(images) - len(set(map(tree.real_path, images))) if tree.real else 0

@@ -1,4 +1,4 @@
-"""Names of classes: their order, and a class by its name."""
+"""Class names: their order, and labels by name."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -6,36 +6,36 @@ from difflib import get_close_matches
 
 from fewstep.progress import note
 
-SHOWN = 10  # names in a line
-NEAREST = 3  # names that a message suggests
+SHOWN = 10  # most names in a line
+NEAREST = 3  # most names that a message suggests
 WHOLE = re.compile(r"-?\d+")
 
 
 def sort_naturally(names: Iterable[str]) -> list[str]:
-    """Names sorted with the numbers in them as numbers: "2" before "10", a2 before a10."""
+    """Names in natural order, by the numbers in them: "2" before "10", a2 before a10."""
     return sorted(names, key=natural_key)
 
 
 def natural_key(name: str) -> tuple[list[str | int], str]:
-    """What `sort_naturally` compares: texts and numbers in turn, at last the name itself."""
+    """The sort key of a name: its text and numbers in turn, then the name itself."""
     parts = re.split("([0-9]+)", name)
     return [int(part) if i % 2 else part for i, part in enumerate(parts)], name
 
 
 def join_names(names: Sequence[str]) -> str:
-    """The first names, and how many more there are."""
+    """The first names in one line, and how many more there are."""
     shown = [printable(name) for name in names[:SHOWN]]
     more = len(names) - len(shown)
     return ", ".join(shown) + (f" and {more} more" if more else "")
 
 
 def printable(name: str) -> str:
-    """A name on one line: characters that cannot be printed are escaped."""
+    """A name with unprintable characters escaped, so that it stays on one line."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in name)
 
 
 def label_texts(labels: Iterable[int], names: Sequence[str]) -> list[str]:
-    """Labels with the names of their classes: 0 (cat); the label alone where that is its name."""
+    """Labels with class names, such as "0 (cat)"; only the label where it is also the name."""
     return [
         f"{label} ({printable(names[label])})"
         if 0 <= label < len(names) and names[label] != str(label)
@@ -45,11 +45,10 @@ def label_texts(labels: Iterable[int], names: Sequence[str]) -> list[str]:
 
 
 def label_of(asked: int | str, names: Sequence[str], num_classes: int) -> int:
-    """The label of a class asked for by its index or its name.
+    """The label of a class, by its index or name.
 
-    A whole number is an index, also where a class is called by another number; name:3 is the class
-    called "3", and so is 3 where no class has that index. Raises ValueError, with the nearest
-    names.
+    A whole number is an index, even if another class has that name. name:3 is the class named "3";
+    so is 3 if no class has that index. Raises ValueError with the nearest names.
     """
     text = str(asked)
     if text.startswith("name:"):
@@ -70,8 +69,8 @@ def label_of(asked: int | str, names: Sequence[str], num_classes: int) -> int:
         )
     if text in names and names.index(text) != int(text):
         note(
-            f"--labels={text} is the index {text}, whose class is called "
-            f"{names[int(text)]!r}; --labels=name:{text} is the class called {text!r}"
+            f"--labels={text} is the index {text}, the class named {names[int(text)]!r}; "
+            f"--labels=name:{text} is the class named {text!r}"
         )
     return int(text)
 
@@ -80,10 +79,10 @@ def raise_unknown_class(asked: str, names: Sequence[str], num_classes: int) -> i
     """Raises ValueError for a name that no class has."""
     if not names:
         raise ValueError(
-            f"--labels={asked}: the record of this run has no names of classes; give numbers from "
-            f"0 to {num_classes - 1}"
+            f"--labels={asked}: the record of this run has no class names; give numbers from 0 to "
+            f"{num_classes - 1}"
         )
     folded = {name.casefold(): name for name in names}
     nearest = [folded[name] for name in get_close_matches(asked.casefold(), folded, n=NEAREST)]
     meant = f"; did you mean {join_names(nearest)}?" if nearest else "."
-    raise ValueError(f"--labels={asked} is no class{meant} The classes are {join_names(names)}")
+    raise ValueError(f"--labels={asked} is not a class{meant} The classes are {join_names(names)}")

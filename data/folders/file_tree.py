@@ -1,7 +1,7 @@
-"""The files of a folder or of a .zip: which are images, and which are passed over and why.
+"""The files of a folder or a .zip: the images, and what is passed over and why.
 
-Hidden files and folders are passed over, and those that other programs keep beside images. Links
-are followed, but not to a folder that holds the link. Paths are relative, with / between names.
+It passes over hidden files and folders, and those that other programs keep beside images. It
+follows links, except to a folder that contains the link. Paths are relative and use /.
 """
 
 import os
@@ -13,28 +13,29 @@ from typing import NamedTuple
 
 from fewstep.data.folders.class_names import printable
 
-# What Pillow reads of the formats that hold pictures.
+# Image formats that Pillow reads.
 SUFFIXES = frozenset(
     (".png", ".apng", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".dib")
     + (".tif", ".tiff", ".ppm", ".pgm", ".pbm", ".pnm", ".jp2", ".j2k", ".tga", ".qoi", ".mpo")
 )
-TABLES = frozenset((".csv", ".tsv", ".jsonl", ".json"))  # may say what images show
-# Folders of file managers, storage systems and Python, in lower case.
+TABLES = frozenset((".csv", ".tsv", ".jsonl", ".json"))  # may hold labels
+# Folders that file managers, storage systems and Python create, in lower case.
 COMPANIONS = frozenset(
     ("__macosx", "@eadir", "#recycle", "$recycle.bin", "system volume information", "lost+found")
     + ("__pycache__", "#snapshot")
 )
 HIDDEN, BROKEN, LOOP, SPECIAL = "hidden", "broken links", "links to a folder above", "pipes"
 NO_SUFFIX = "without a suffix"
-NAMED = 3  # examples of what is passed over
+NAMED = 3  # examples of each kind of file passed over
 
-Stamp = tuple[int, int]  # bytes, and modification time (ns) or, in a .zip, checksum
+Stamp = tuple[int, int]  # bytes, and modification time in ns (in a .zip the checksum)
 
 
 class Folder(NamedTuple):
-    """A folder in a tree: `name` for messages, `path` in the tree, "" at its top.
+    """A folder in a tree.
 
-    images, tables: paths of those that lie directly in it, sorted. folders: by name.
+    name: for messages. path: within the tree, "" at the top. images, tables: sorted paths of those
+    directly in it. folders: sub-folders by name.
     """
 
     name: str
@@ -48,20 +49,19 @@ class Folder(NamedTuple):
         return sorted([*self.images, *(i for f in self.folders.values() for i in f.all_images())])
 
     def has_images(self) -> bool:
-        """Whether there is an image at any depth."""
+        """Whether it has an image at any depth."""
         return bool(self.images) or any(f.has_images() for f in self.folders.values())
 
     def filled(self) -> dict[str, "Folder"]:
-        """The folders in it that hold images at any depth."""
+        """The sub-folders that have images at any depth, by name."""
         return {name: folder for name, folder in self.folders.items() if folder.has_images()}
 
 
 class Tree(NamedTuple):
     """The files under a path.
 
-    stamps: of each image. real: the real path of images that were reached through a link. passed:
-    what is not read, by kind. broken: image files that are links to nothing. read: the bytes of a
-    file, or its path, for Pillow.
+    stamps: by image. real: the real path of each image behind a link. passed: files passed over, by
+    kind. broken: image files that are broken links. read: path -> a file or its bytes, for Pillow.
     """
 
     top: Folder
@@ -73,7 +73,7 @@ class Tree(NamedTuple):
     root: str = ""  # the real path of the top
 
     def passed_over(self, tables: Container[str] = ()) -> str:
-        """What is not read beside the tables of labels, in words; "" if all is."""
+        """The files passed over, in words, except `tables`, which hold the labels; "" for none."""
         passed = {k: [n for n in names if n not in tables] for k, names in self.passed.items()}
         kinds = sorted(passed.items(), key=lambda item: -len(item[1]))
         texts = (
@@ -86,22 +86,22 @@ class Tree(NamedTuple):
         return f"passed over {total}: {'; '.join(texts)}" if total else ""
 
     def real_path(self, path: str) -> str:
-        """Where an image lies, whatever links lead to it."""
+        """The real path of an image, behind any links."""
         return self.real.get(path) or f"{self.root}/{path}"
 
     def text(self, path: str) -> str:
-        """A file as text. Raises ValueError if it is not UTF-8, or cannot be read."""
+        """The text of a file. Raises ValueError if it cannot be read or is not UTF-8."""
         where = f"{self.top.name}/{printable(path)}"
         try:
             content = self.read(path)
             content = content if isinstance(content, bytes) else content.read_bytes()
-        except Exception as error:  # zipfile has several for encrypted and damaged members
+        except Exception as error:  # zipfile raises several for encrypted and damaged members
             raise ValueError(f"{where} cannot be read ({error}); repair it or remove it") from error
         try:
             return content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(
-                f"{where} is not UTF-8 text; save it as that, or move it away if it has no labels"
+                f"{where} is not UTF-8 text; save it as UTF-8, or move it away if it has no labels"
             ) from error
 
 
@@ -111,7 +111,7 @@ def read_tree(path: Path) -> Tree:
 
 
 def file_name(path: str) -> str:
-    """The last part of a path, for a message."""
+    """The last part of a path, for messages."""
     return printable(PurePosixPath(path).name)
 
 
@@ -121,14 +121,14 @@ def is_hidden(name: str) -> bool:
 
 
 class _Growing:
-    """A tree while its files are found."""
+    """A tree to which files are added."""
 
     def __init__(self, name: str, read: Callable[[str], Path | bytes]) -> None:
         top = Folder(name, "", [], [], {})
         self.tree = Tree(top, {}, {}, defaultdict(list), [], read, os.path.realpath(name))
 
     def folder(self, path: str) -> Folder:
-        """The folder of this path, made if it is new."""
+        """The folder of this path; adds it if it is new."""
         found = self.tree.top
         for name in PurePosixPath(path).parts:
             below = f"{found.path}/{name}".lstrip("/")
@@ -137,12 +137,12 @@ class _Growing:
         return found
 
     def image(self, folder: Folder, path: str, stamp: Stamp) -> None:
-        """An image is found."""
+        """Add an image."""
         folder.images.append(path)
         self.tree.stamps[path] = stamp
 
     def other(self, folder: Folder, path: str) -> None:
-        """A file that is no image is found."""
+        """Add a file that is not an image."""
         suffix = PurePosixPath(path).suffix.lower()
         if suffix in TABLES:
             folder.tables.append(path)
@@ -150,7 +150,7 @@ class _Growing:
 
 
 def is_image(path: str) -> bool:
-    """Whether a file's suffix is one of an image."""
+    """Whether a file has the suffix of an image."""
     return PurePosixPath(path).suffix.lower() in SUFFIXES
 
 
@@ -161,7 +161,7 @@ def _read_folder(root: Path) -> Tree:
 
 
 def _walk(growing: _Growing, root: Path, path: str, above: tuple[str, ...], linked: bool) -> None:
-    """Find the files of a folder. above: the real paths of it and of those that hold it."""
+    """Add the files of a folder. above: the real paths of it and of the folders around it."""
     tree, folder = growing.tree, growing.folder(path)
     with os.scandir(root / path) as scanned:
         entries = sorted(scanned, key=lambda entry: entry.name)
@@ -189,12 +189,12 @@ def _walk(growing: _Growing, root: Path, path: str, above: tuple[str, ...], link
 
 
 def _holds(folder: str, above: Iterable[str]) -> bool:
-    """Whether a folder is one of these or holds one of them."""
+    """Whether a folder is one of these folders, or contains one."""
     return any(os.path.commonpath((folder, other)) == folder for other in above)
 
 
 def _read_zip(file: Path) -> Tree:
-    """Raises ValueError for a file that is no .zip."""
+    """The files in a .zip. Raises ValueError if it is not one."""
     try:
         archive = zipfile.ZipFile(file)
     except zipfile.BadZipFile as error:

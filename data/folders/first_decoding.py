@@ -1,12 +1,13 @@
-"""A folder of images as versions before data.decoding read it; runs that began so go on so.
+"""Decoding 1: reads a folder of images as versions before data.decoding did.
 
     PATH/train/CLASS/*.png and, if there is one, PATH/test/CLASS/*.png
     PATH/CLASS/*.png          all for training
     PATH/*.png                all for training, without labels; also PATH/train/*.png
 
-Classes are numbered in the order of their names as texts, "10" before "2". Pillow converts pixels:
-those of 16 bits saturate, transparent ones show their hidden color, orientation tags are ignored.
-New runs read folders by data/folders/folder.py. Nothing here may change what is read.
+Classes are numbered in the string order of their names, "10" before "2". Pillow converts pixels:
+16 bits saturate, transparent pixels show their hidden color, and orientation tags are ignored. Runs
+that started with these rules keep them, so nothing here may change what is read. New runs use
+data/folders/folder.py.
 """
 
 from pathlib import Path
@@ -43,7 +44,7 @@ def first_folder(root: Path, image_size: int, channels: int) -> Undecoded:
 
 
 def list_splits(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]]]:
-    """Class names, and the (file, label) pairs of `train` and, if there is one, of `test`."""
+    """Class names, and the (file, label) pairs of `train` and, if it exists, of `test`."""
     train, test = root / "train", root / "test"
     if not train.is_dir():
         classes = _class_names(root)
@@ -85,7 +86,7 @@ def _labelled_files(root: Path, classes: list[str]) -> list[tuple[Path, int]]:
 
 
 def _is_image(file: Path) -> bool:
-    # Names that start with a dot are other programs' companions of an image, not images.
+    # Other programs keep companions of images, whose names start with a dot.
     return file.suffix.lower() in SUFFIXES and not file.name.startswith(".") and file.is_file()
 
 
@@ -101,7 +102,7 @@ def _read_image(file: Path, image_size: int, channels: int) -> np.ndarray:
     try:
         with Image.open(file) as image:
             return fit(image, image_size, channels)
-    except Exception as error:  # each of PIL's decoders has exception types of its own
+    except Exception as error:  # each of Pillow's decoders has its own exceptions
         raise ValueError(
             f"image {file} cannot be read ({error}); repair or remove the file"
         ) from error

@@ -1,4 +1,4 @@
-"""A folder of images, or a .zip of one, as a data set; docs/data.md says what is read and how."""
+"""A folder or .zip of images as a data set; docs/data.md describes what is read and how."""
 
 from collections import Counter
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ from fewstep.data.folders.image_file import Color, read_image
 from fewstep.data.folders.layout import Labelled, read_layout
 from fewstep.data.folders.unreadable import find_unreadable
 
-CHANNELS = 3  # unless asked for 1
+CHANNELS = 3  # unless data.channels is 1
 
 
 def folder_images(
@@ -26,21 +26,23 @@ def folder_images(
 ) -> Undecoded:
     """The images under `path` as squares of image_size pixels, in RGB unless channels is 1.
 
-    root: where prepared data lie; a list of unreadable files is kept there if any are allowed.
-    Raises FileNotFoundError without the folder; ValueError without an image_size, for a layout that
-    is not clear, and for more unreadable files than are allowed.
+    root: the folder of prepared data, which keeps the list of unreadable files if any are allowed.
+    Raises FileNotFoundError if the folder is missing, and ValueError without an image_size, for an
+    ambiguous layout, and for more unreadable files than allowed.
     """
     if not image_size:
-        raise ValueError("image_size is required for data of the form folder:PATH; for example 32")
+        raise ValueError("image_size is required for folder:PATH; set it, for example to 32")
     found = Path(path).expanduser().absolute()
     if not path or not found.exists():
         raise FileNotFoundError(
-            f"folder {path!r} is not there; give folder:PATH an existing PATH; if a run's images "
-            "were moved, by --config.data.name=folder:PATH"
+            f"folder {path!r} does not exist; give the PATH of a folder or .zip in "
+            "--config.data.name=folder:PATH"
         )
     channels = channels or CHANNELS
     if decoding.rules == FIRST_DECODING and not found.is_dir():
-        raise ValueError(f"{found} is no folder, as data.decoding=1 asks for; leave that out")
+        raise ValueError(
+            f"{found} is not a folder; data.decoding=1 reads only folders, so leave it out"
+        )
     if decoding.rules == FIRST_DECODING:
         return first_folder(found, image_size, channels)
     return tree_images(read_tree(found), image_size, channels, decoding, root)
@@ -49,7 +51,7 @@ def folder_images(
 def tree_images(
     tree: Tree, image_size: int, channels: int, decoding: Decoding, root: Path | None
 ) -> Undecoded:
-    """The images of a tree of files."""
+    """The images of a tree of files, by the newest rules."""
     layout, name = read_layout(tree), f"folder:{tree.top.name}"
     found = [image for images in layout.splits.values() for image, _ in images]
     outcome = Outcome(Counter(), find_unreadable(tree, found, decoding.unreadable, root))
@@ -83,9 +85,9 @@ def tree_images(
 def usable_images(
     tree: Tree, splits: Mapping[str, Labelled], outcome: Outcome
 ) -> dict[str, list[tuple[str, int]]]:
-    """The readable images by label and path, each once in its class, whatever links lead to it.
+    """The readable images, sorted by label and path, without links that repeat one in its class.
 
-    Raises ValueError for a class of which no image is left.
+    Raises ValueError for a class without a readable image.
     """
     kept = {}
     for name, images in splits.items():
@@ -94,8 +96,8 @@ def usable_images(
         if lost:
             example = next(image for image, label in images if label in lost)
             raise ValueError(
-                f"no image beside {tree.top.name}/{printable(example)} can be read; repair some, "
-                "or remove the class"
+                f"the class of {tree.top.name}/{printable(example)} has no readable image; repair "
+                "some, or remove the class"
             )
         firsts = {(tree.real_path(i), label): (i, label) for i, label in sorted(readable)[::-1]}
         kept[name] = sorted(firsts.values(), key=lambda pair: pair[::-1])
@@ -110,9 +112,9 @@ def image_source(
     background: Color,
     counts: Counter[str],
 ) -> Source:
-    """A split that is not decoded yet; counts which images had what (data.image_file).
+    """A split to decode. Counts the facts of its images (data/folders/image_file.py).
 
-    shape: image_size and channels.
+    shape: (image_size, channels).
     """
     image_size, channels = shape
 
@@ -121,10 +123,10 @@ def image_source(
         try:
             decoded = read_image(tree.read(path), channels, background)
             pixels = fit(decoded.image, image_size, channels)
-        except Exception as error:  # each of Pillow's decoders has exception types of its own
+        except Exception as error:  # each of Pillow's decoders has its own exceptions
             raise ValueError(
                 f"image {tree.top.name}/{printable(path)} cannot be read ({error}); repair or "
-                "remove the file, or set data.unreadable to leave out as many"
+                "remove the file, or set data.unreadable to the number of files to leave out"
             ) from error
         counts.update(decoded.facts)
         return pixels, label

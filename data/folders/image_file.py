@@ -1,8 +1,8 @@
-"""One image file as 8 bits of grey or RGB: what of it is read, and how.
+"""Reads an image file as 8-bit grey or RGB.
 
-The first frame is read, turned upright by its orientation tag (EXIF, XMP), its integers scaled by
-their depth, and its transparent pixels composited on a background. Color profiles are ignored:
-RGB values are taken as sRGB, CMYK, LAB, HSV and YCbCr converted by Pillow.
+It reads the first frame, turns it upright by its orientation tag (EXIF, XMP), scales integers by
+their depth, and composites transparent pixels on a background. It ignores color profiles: RGB
+counts as sRGB, and Pillow converts CMYK, LAB, HSV and YCbCr.
 """
 
 import io
@@ -15,20 +15,20 @@ from PIL import ExifTags, Image, ImageColor
 
 Color = tuple[int, int, int]
 
-# Pillow warns of tags that it cannot read, and of 89 million pixels; twice as many it refuses.
+# Pillow warns about unreadable tags and 89 million pixels, and refuses twice as many pixels.
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", module="PIL")
 
-# What a reader should know of an image, beside its pixels.
+# Facts about an image, beside its pixels.
 TRANSPARENT, ROTATED, DEEP, FRAMES = "transparent", "rotated", "16 bits", "several frames"
-# An image that is longer than this many times its width is cropped before it is resized: enlarged
-# to the size that is asked for, a line of pixels would fill the memory.
+# An image longer than this many times its width is cropped before it is resized: a line of pixels,
+# enlarged until its shorter side fits, would fill the memory.
 LONGEST = 16
 SIXTEEN_BITS, TWELVE_BITS = 2**16 - 1, 2**12 - 1
-# Tags of TIFF: BitsPerSample, PhotometricInterpretation and SampleFormat.
+# TIFF tags: BitsPerSample, PhotometricInterpretation and SampleFormat.
 BITS, PHOTOMETRIC, SAMPLE_FORMAT = 258, 262, 339
 WHITE_IS_ZERO, SIGNED = 0, 2
-# What an EXIF orientation asks for.
+# The transposition that undoes each EXIF orientation.
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -41,30 +41,30 @@ UPRIGHT = {
 
 
 class Decoded(NamedTuple):
-    """An image in mode L or RGB, and what a reader should know of it."""
+    """An image in mode L or RGB, and the facts about it."""
 
     image: Image.Image
     facts: tuple[str, ...]
 
 
 def parse_color(name: str) -> Color:
-    """RGB of a color by name or as #rrggbb. Raises ValueError that names the field."""
+    """The RGB of a color name or #rrggbb. Raises ValueError that names the field."""
     try:
         rgb = ImageColor.getrgb(name)
     except ValueError:
         rgb = ()
     if len(rgb) != 3:
         raise ValueError(
-            f"data.background={name!r} is no color; give a name such as white, or #rrggbb"
+            f"data.background={name!r} is not a color; give a name such as white, or #rrggbb"
         )
     return rgb
 
 
 def read_image(file: Path | bytes, channels: int, background: Color) -> Decoded:
-    """The image in a file, or of a file's bytes: mode L if channels is 1, else RGB.
+    """The image in a file, or in its bytes: mode L if channels is 1, else RGB.
 
-    Raises whatever Pillow does for a file that it cannot read, and ValueError for pixels without a
-    defined range.
+    Raises ValueError for pixels without a defined range, and Pillow's exceptions for a file that it
+    cannot read.
     """
     with Image.open(io.BytesIO(file) if isinstance(file, bytes) else file) as image:
         if not all(image.size):
@@ -74,7 +74,7 @@ def read_image(file: Path | bytes, channels: int, background: Color) -> Decoded:
         image.load()
         eight, deep = to_eight_bits(image)
         alpha = alpha_channel(image, rawmode)
-    if image.format != "TIFF":  # Pillow turns these as it loads them
+    if image.format != "TIFF":  # Pillow turns TIFF upright itself
         eight, alpha = (
             turn_upright(plane, turned or orientation(image)) for plane in (eight, alpha)
         )
@@ -90,13 +90,13 @@ def read_image(file: Path | bytes, channels: int, background: Color) -> Decoded:
 
 
 def composite(image: Image.Image, alpha: Image.Image, background: Color) -> Image.Image:
-    """Colors (L or RGB) on a background, where alpha (L) is below 255."""
+    """Composite an image (L or RGB) with opacity alpha (L) on a background, in RGB."""
     over = Image.new("RGB", image.size, background)
     return Image.composite(image.convert("RGB"), over, alpha)
 
 
 def composite_array(image: np.ndarray, background: Color) -> np.ndarray:
-    """A uint8 array [H, W, C] of 1 to 4 channels, one of 2 or 4 composited to [H, W, 3]."""
+    """A uint8 array [H, W, C]; 2 or 4 channels are composited to [H, W, 3], others unchanged."""
     if image.shape[-1] not in (2, 4):
         return image
     *_, alpha = planes = [Image.fromarray(plane) for plane in np.moveaxis(image, -1, 0)]
@@ -105,12 +105,15 @@ def composite_array(image: np.ndarray, background: Color) -> np.ndarray:
 
 
 def to_eight_bits(image: Image.Image) -> tuple[Image.Image, bool]:
-    """The colors of an image in mode L or RGB, and whether they were scaled from more than 8 bits.
+    """The colors of an image in mode L or RGB, and whether they were scaled from more bits.
 
-    Raises ValueError for numbers whose range the file does not define.
+    Raises ValueError for pixel types whose range the file does not define.
     """
     if tiff_tag(image, SAMPLE_FORMAT) == SIGNED:
-        raise ValueError("its pixels are signed numbers, whose black and white are not defined")
+        raise ValueError(
+            "its pixels are signed numbers, whose black and white are not defined; "
+            "save it with 8 or 16 unsigned bits"
+        )
     if image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM")):
         return scale_to_eight_bits(image), True
     if image.mode in ("I", "F"):
@@ -122,12 +125,12 @@ def to_eight_bits(image: Image.Image) -> tuple[Image.Image, bool]:
         straight = image.convert("LA") if image.mode == "La" else image
         return straight.convert("L"), False
     if image.mode in ("RGBa", "PA") or (image.mode == "P" and image.has_transparency_data):
-        image = image.convert("RGBA")  # Pillow converts none of these to RGB at once
+        image = image.convert("RGBA")  # Pillow cannot convert these to RGB directly
     return image.convert("RGB"), False
 
 
 def scale_to_eight_bits(image: Image.Image) -> Image.Image:
-    """Integers of 16 bits, or of 12 in such a TIFF, as 8: 0 -> 0 and the largest -> 255."""
+    """Scale 16-bit integers, or 12-bit ones of a TIFF, to 8 bits: the largest becomes 255."""
     largest = TWELVE_BITS if tiff_tag(image, BITS) == 12 else SIXTEEN_BITS
     values = np.asarray(image).astype(np.int64).clip(0, largest)
     if tiff_tag(image, PHOTOMETRIC) == WHITE_IS_ZERO:
@@ -136,7 +139,7 @@ def scale_to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def alpha_channel(image: Image.Image, rawmode: str) -> Image.Image | None:
-    """The opacity of each pixel in mode L; None for an image without transparency."""
+    """The opacity of each pixel, in mode L; None for an image without transparency."""
     if not image.has_transparency_data:
         return None
     if image.mode == "La":
@@ -149,7 +152,7 @@ def alpha_channel(image: Image.Image, rawmode: str) -> Image.Image | None:
 
 
 def alpha_from_key(image: Image.Image, key: int | Color, rawmode: str) -> Image.Image | None:
-    """The opacity of an image in which one color is transparent, as the file's depth has it."""
+    """The opacity of an image with one transparent color `key`, given in the file's depth."""
     pixels = np.asarray(image.convert("L") if image.mode == "1" else image)
     key = np.asarray(key, np.int64)
     if key.shape != pixels.shape[2:]:
@@ -164,12 +167,12 @@ def alpha_from_key(image: Image.Image, key: int | Color, rawmode: str) -> Image.
 
 
 def turn_upright(image: Image.Image | None, turned: int) -> Image.Image | None:
-    """An image, or none, as an EXIF orientation asks for."""
+    """An image turned upright from EXIF orientation `turned`; None stays None."""
     return image.transpose(UPRIGHT[turned]) if image and turned in UPRIGHT else image
 
 
 def orientation(image: Image.Image) -> int:
-    """The orientation tag of an image; 0 if there is none, or none that can be read."""
+    """The orientation tag of an image; 0 if it is missing or unreadable."""
     try:
         return image.getexif().get(ExifTags.Base.Orientation, 0)
     except Exception:  # a damaged tag is no reason to refuse the pixels
@@ -177,15 +180,15 @@ def orientation(image: Image.Image) -> int:
 
 
 def has_frames(image: Image.Image) -> bool:
-    """Whether there are frames or pages beside the first."""
+    """Whether an image has more frames or pages than the first."""
     try:
         return getattr(image, "is_animated", False)
-    except Exception:  # a damaged second frame is not read
+    except Exception:  # the damaged second frame is not read
         return True
 
 
 def raw_mode(image: Image.Image) -> str:
-    """How a file that is not loaded yet stores its pixels, such as RGB;16B; "" if unknown."""
+    """The format of stored pixels, such as RGB;16B, before loading; "" if unknown."""
     for tile in image.tile:
         first = tile.args if isinstance(tile.args, str) else next(iter(tile.args or ()), "")
         return first if isinstance(first, str) else ""
@@ -193,13 +196,13 @@ def raw_mode(image: Image.Image) -> str:
 
 
 def tiff_tag(image: Image.Image, number: int) -> int | None:
-    """A tag of a TIFF image, the first of several values; None for other formats."""
+    """The first value of a TIFF tag; None for other formats."""
     value = getattr(image, "tag_v2", {}).get(number)
     return value[0] if isinstance(value, tuple) else value
 
 
 def crop_narrow(image: Image.Image) -> Image.Image:
-    """The middle of an image that is far longer than wide; any other as it is."""
+    """The middle of an image more than LONGEST times as long as wide; others unchanged."""
     longest = LONGEST * min(image.size)
     if max(image.size) <= longest:
         return image

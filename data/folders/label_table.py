@@ -1,11 +1,11 @@
-"""Labels in a file beside the images, instead of class folders.
+"""Labels from a file beside the images, instead of class folders.
 
-dataset.json             of StyleGAN and EDM: {"labels": [["00000/img00000000.png", 6], ...]}
-metadata.csv, .jsonl     of Hugging Face's imagefolder: columns file_name and label
+dataset.json             StyleGAN and EDM: {"labels": [["00000/img00000000.png", 6], ...]}
+metadata.csv, .jsonl     Hugging Face's imagefolder: columns file_name and label
 labels.csv, train.csv    any table with a column of images and one of labels
 
-A table counts if its rows name images. Images are named by their path from the table's folder, or
-by their name or its stem where only one image has that.
+A table is read if its rows name images: by path from the table's folder, or by file name or stem if
+only one image has it.
 """
 
 import csv
@@ -31,17 +31,17 @@ LABEL_COLUMNS = (
     "category",
 ) + ("category_id", "target", "label_id")
 SPLIT_COLUMNS = ("split", "subset", "fold", "set", "partition")
-# Tables by these names are meant for the images: one that names none of them is an error.
+# Tables with these names must name images; otherwise they are an error.
 MEANT = ("labels", "label", "metadata")
-FEW_ROWS = 10  # from here on a column without a known name is no class if all its values differ
+FEW_ROWS = 10  # with more rows, a column of unknown name whose values all differ has no classes
 DELIMITERS = "\t;,"
-LARGEST_LABEL = 2**20  # a label by mistake, such as a date, would be as many classes
+LARGEST_LABEL = 2**20  # a mistaken label, such as a date, would make as many classes
 
 Row = Mapping[str, str]
 
 
 class Labels(NamedTuple):
-    """The class of each image, the classes in order, and the tables that they are from."""
+    """The class index of each image, the class names in order, and the tables read."""
 
     of_image: dict[str, int]
     classes: list[str]
@@ -49,14 +49,14 @@ class Labels(NamedTuple):
 
     @property
     def source(self) -> str:
-        """Where they are from, in words."""
+        """The tables, in words."""
         return f"labels of {', '.join(map(printable, self.tables))}"
 
 
 def read_labels(tree: Tree, folders: Iterable[Folder]) -> Labels | None:
-    """The labels in the tables that lie directly in these folders; None if there are none.
+    """The labels from the tables directly in these folders; None if there are none.
 
-    Raises ValueError for two labels of one image, or labels that cannot be understood.
+    Raises ValueError if an image has two labels, or if labels cannot be understood.
     """
     tables = [(folder, path) for folder in folders for path in folder.tables]
     edm = [(f, p) for f, p in tables if PurePosixPath(p).name.lower() == EDM]
@@ -82,7 +82,7 @@ def read_labels(tree: Tree, folders: Iterable[Folder]) -> Labels | None:
 
 
 def _edm_labels(tree: Tree, files: Sequence[tuple[Folder, str]]) -> Labels | None:
-    """Labels of dataset.json, which are indices; None if it says that there are none."""
+    """Labels from dataset.json, which are indices; None if it has none."""
     found: dict[str, int] = {}
     for folder, path in files:
         where, text = f"{tree.top.name}/{path}", tree.text(path)
@@ -98,14 +98,14 @@ def _edm_labels(tree: Tree, files: Sequence[tuple[Folder, str]]) -> Labels | Non
         except (ValueError, TypeError, KeyError, RecursionError) as error:
             raise ValueError(
                 f'{where} is not {{"labels": [["IMAGE", 6], ...]}}, as EDM writes it ({error!r}); '
-                "correct it, or give it another name if it is something else"
+                "correct it, or rename it if it is something else"
             ) from error
         images = _Images(folder)
         for name, label in pairs:
             if isinstance(label, bool) or not isinstance(label, int):
-                raise ValueError(f"{where} has the label {label!r}, which is no whole number")
+                raise ValueError(f"{where} has the label {label!r}, which is not a whole number")
             if not 0 <= label < LARGEST_LABEL:
-                raise ValueError(f"{where} has the label {label}; labels are counted from 0")
+                raise ValueError(f"{where} has the label {label}; labels count classes from 0")
             set_label(found, images.required(name, where), label, where)
     if not found:
         return None
@@ -114,7 +114,7 @@ def _edm_labels(tree: Tree, files: Sequence[tuple[Folder, str]]) -> Labels | Non
 
 
 class _Images:
-    """The images of a folder by what a table may call them."""
+    """The images of a folder, by the names that a table may use."""
 
     def __init__(self, folder: Folder) -> None:
         images = folder.all_images()
@@ -128,7 +128,7 @@ class _Images:
         )
 
     def find(self, name: str) -> str | None:
-        """The image of this name; None if there is none, or several are called so."""
+        """The image of this name; None if none or several have it."""
         path = name.strip().replace("\\", "/").removeprefix("./").lstrip("/")
         return self.by_path.get(path) or self.by_name.get(path) or self.by_stem.get(path)
 
@@ -138,7 +138,7 @@ class _Images:
         if found is None:
             raise ValueError(
                 f"{where} names {printable(str(name))!r}, which is no image there, or several; "
-                "give each image once, by its path from that file"
+                "name each image by its path from that file"
             )
         return found
 
@@ -150,12 +150,12 @@ def _unique_names(pairs: Iterable[tuple[str, str]]) -> dict[str, str]:
 
 
 def is_label_table(path: str) -> bool:
-    """Whether a table's name says that it has the labels of the images."""
+    """Whether a table's file name says that it has labels."""
     return PurePosixPath(path).stem.lower() in MEANT
 
 
 def _read_rows(tree: Tree, path: str) -> list[Row]:
-    """A table's rows by column; [] for a file that is no table."""
+    """The rows of a table, by column name; [] for a file that is not a table."""
     suffix, where = PurePosixPath(path).suffix.lower(), f"{tree.top.name}/{path}"
     if suffix == ".json":
         return []
@@ -164,14 +164,16 @@ def _read_rows(tree: Tree, path: str) -> list[Row]:
         try:
             values = [json.loads(line) for line in text.splitlines() if line.strip()]
         except ValueError as error:
-            raise ValueError(f"{where} is not one JSON object in each line ({error})") from error
+            raise ValueError(
+                f"{where} does not have one JSON object per line ({error}); correct it"
+            ) from error
         return [_texts(row) for row in values if isinstance(row, dict)]
     lines = text.splitlines()
     delimiter = max(DELIMITERS, key=lines[0].count) if lines else ","
     try:
         cells = [row for row in csv.reader(io.StringIO(text), delimiter=delimiter) if row]
     except csv.Error as error:
-        raise ValueError(f"{where} cannot be read ({error})") from error
+        raise ValueError(f"{where} cannot be read ({error}); correct it") from error
     if cells and any(PurePosixPath(c.strip()).suffix.lower() in SUFFIXES for c in cells[0]):
         cells.insert(0, [f"column {i}" for i in range(1, len(cells[0]) + 1)])  # no heading
     if not cells:
@@ -181,7 +183,7 @@ def _read_rows(tree: Tree, path: str) -> list[Row]:
 
 
 def _texts(row: Mapping[str, object]) -> Row:
-    """The values of a row as texts; null is none."""
+    """The values of a row as text; null is ""."""
     return {
         name: value if isinstance(value, str) else "" if value is None else json.dumps(value)
         for name, value in row.items()
@@ -189,13 +191,13 @@ def _texts(row: Mapping[str, object]) -> Row:
 
 
 def _table_labels(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, str] | None:
-    """The labels in rows, by image; None for a table that is not one of labels."""
+    """The labels in a table's rows, by image; None for a table without labels."""
     images, where = _Images(folder), f"{folder.name}/{PurePosixPath(path).name}"
     columns = list(dict.fromkeys(column for row in rows for column in row))
     of_images = [c for c in columns if all(images.find(row.get(c) or "") for row in rows)]
     meant = is_label_table(path)
     if not of_images:
-        # Most of a column are images: the others are missing.
+        # A column names some images: report the one that is missing.
         partly = [c for c in columns if any(images.find(row.get(c) or "") for row in rows)]
         if partly:
             for row in rows:
@@ -211,8 +213,8 @@ def _table_labels(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, s
     split = [c for c in columns if c.lower() in SPLIT_COLUMNS]
     if split:
         raise ValueError(
-            f"{where} has a column {split[0]}, which is not read; put the images into train/ and "
-            "test/, or remove the column to train on all"
+            f"{where} has a column {split[0]}, which is not supported; put the images into train/ "
+            "and test/, or remove the column to train on all"
         )
     others = [
         c for c in columns if c != column and (c not in of_images or c.lower() in LABEL_COLUMNS)
@@ -227,8 +229,8 @@ def _table_labels(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, s
         and len({row.get(chosen) for row in rows}) == len(rows)
     ):
         raise ValueError(
-            f"{where} has another {chosen} for each image; call the column `label` if these are "
-            "classes, or move the file away"
+            f"{where} has a different {chosen} for each image; rename the column `label` if these "
+            "are classes, or move the file away"
         )
     empty = [row[column] for row in rows if not row.get(chosen)]
     if empty:
@@ -240,7 +242,7 @@ def _table_labels(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, s
 
 
 def set_label(labels: dict[str, Any], image: str, label: str | int, where: str) -> None:
-    """Add the label of an image. Raises ValueError if it has another one already."""
+    """Add the label of an image. Raises ValueError if it already has another."""
     if labels.setdefault(image, label) != label:
         raise ValueError(
             f"{where}: {printable(image)} has two labels, {labels[image]!r} and {label!r}; "
@@ -249,9 +251,9 @@ def set_label(labels: dict[str, Any], image: str, label: str | int, where: str) 
 
 
 def _check_not_meant(where: str, meant: bool, columns: Sequence[str]) -> None:
-    """Raises ValueError if a table without a column of labels was meant to have one."""
+    """Raises ValueError if a table without a label column is meant to have one."""
     if meant:
         raise ValueError(
-            f"{where} has no column `label`, only {', '.join(columns) or 'one of images'}; call "
-            "the one with the classes so"
+            f"{where} has no column `label`, only {', '.join(columns) or 'one of images'}; rename "
+            "the column with the classes to `label`"
         )

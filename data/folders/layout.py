@@ -1,14 +1,14 @@
-"""How images lie in a folder: which are for training, which are held out, and their classes.
+"""The layout of a folder: which images are for training, which are held out, and their classes.
 
     train/CLASS/*.png and test/CLASS/*.png       also Train, training, train2017; val, valid, ...
     CLASS/train/*.png and CLASS/test/*.png
     CLASS/*.png, CLASS/SUB/*.png                 all for training
     *.png; train/*.png; images/*.png             without labels
     labels beside the images                     data/folders/label_table.py
-    00000/img00000000.png                        of EDM's tool: folders that are no classes
+    00000/img00000000.png                        EDM's tool; its folders are not classes
 
-Any of them may lie in one folder more. What could mean two things is an error that says how to make
-it clear.
+Any of them may lie inside one more folder. An ambiguous layout is an error that says how to resolve
+it.
 """
 
 import re
@@ -31,15 +31,15 @@ from fewstep.data.folders.splits import (
     split_kinds,
 )
 
-# Such a folder beside others holds what belongs to the same images, or the images themselves.
+# Beside other folders, these hold images or what belongs to the same images, such as masks.
 PAIRED = frozenset(
     ("images", "image", "imgs", "img", "jpegimages", "masks", "mask", "annotations", "labels")
     + ("label", "ground_truth", "gt")
 )
-# NUMBER/imgNUMBER of EDM's and StyleGAN's tool, NUMBER/NUMBER of FFHQ: 1,000 images in a folder.
+# NUMBER/imgNUMBER (EDM's and StyleGAN's tool) and NUMBER/NUMBER (FFHQ): 1,000 images per folder.
 BUCKET = re.compile(r"(\d{5})/(?:img(\d{8})|(\d{5}))\.\w+")
 PER_BUCKET = 1000
-# Labels in a form that is not read (data/folders/label_table.py).
+# Labels in formats that data/folders/label_table.py does not read.
 LABELS_FILE = re.compile(r"(labels?\.(?!csv|tsv|jsonl).*|metadata\.parquet)", re.IGNORECASE)
 
 
@@ -48,9 +48,10 @@ Labelled = Sequence[tuple[str, int]]
 
 
 class Layout(NamedTuple):
-    """words: what was understood. classes: their names; [] without labels.
+    """How a folder is read.
 
-    splits: train and, if there is one, test. tables: files that the labels are read from.
+    words: a description. classes: class names, [] without labels. splits: train and, if it exists,
+    test. tables: files that the labels come from.
     """
 
     words: str
@@ -60,7 +61,7 @@ class Layout(NamedTuple):
 
 
 def read_layout(tree: Tree) -> Layout:
-    """The layout of a tree. Raises ValueError for one that is not clear."""
+    """The layout of a tree. Raises ValueError if it is ambiguous or has no images."""
     if not tree.top.has_images():
         raise ValueError(no_images_message(tree))
     words, chain = [], [tree.top]
@@ -81,23 +82,23 @@ def read_layout(tree: Tree) -> Layout:
 
 
 def check_no_other_labels(tree: Tree, folders: Sequence[Folder]) -> None:
-    """Raises ValueError for unlabelled images beside labels in a form that is not read."""
+    """Raises ValueError if unlabelled images lie beside labels in an unsupported format."""
     paths = {folder.path for folder in folders}
     for passed in tree.passed.values():
         for path in passed:
             folder, _, name = path.rpartition("/")
             if folder in paths and LABELS_FILE.fullmatch(name):
                 raise ValueError(
-                    f"{tree.top.name}/{printable(path)} is not read; give its labels in a "
+                    f"{tree.top.name}/{printable(path)} is not supported; give its labels in a "
                     "labels.csv with columns image and label, or move it away to use the images "
                     "without labels"
                 )
 
 
 def no_images_message(tree: Tree) -> str:
-    """The message that there is no image, and what there is instead."""
+    """The error message for a tree without images, which says what it has instead."""
     archives = tree.passed.get(".zip", ())
-    hint = f" (give folder:{tree.top.name}/{archives[0]} to read that)" if archives else ""
+    hint = f"; give folder:{tree.top.name}/{archives[0]} to read that" if archives else ""
     if tree.broken:
         hint = f"; {len(tree.broken)} links, such as {printable(tree.broken[0])}, lead nowhere"
     passed = tree.passed_over()
@@ -110,7 +111,10 @@ def no_images_message(tree: Tree) -> str:
 def layout_from_table(
     tree: Tree, parts: Mapping[str, Folder], labels: Labels, words: Sequence[str]
 ) -> Layout:
-    """Raises ValueError for an image without a label, and for class folders that say otherwise."""
+    """The layout with labels from tables.
+
+    Raises ValueError for an image without a label, and for class folders that disagree.
+    """
     chosen, said = choose_held_out(parts, dict.fromkeys(parts, True))
     splits = {}
     for name, part in chosen.items():
@@ -122,27 +126,27 @@ def layout_from_table(
                 f"{labels.source}; add them, or move them away"
             )
         splits[name] = [(image, labels.of_image[image]) for image in images]
-        if EDM not in map(file_name, labels.tables):  # whose folders are no classes
+        if EDM not in map(file_name, labels.tables):  # whose folders are not classes
             check_folders_agree(part, dict(splits[name]), labels.source)
     words = "; ".join([*words, labels.source, *said])
     return Layout(words, labels.classes, splits, labels.tables)
 
 
 def check_folders_agree(part: Folder, labels: Mapping[str, int], source: str) -> None:
-    """Raises ValueError if class folders and a table sort the same images differently."""
+    """Raises ValueError if class folders and the labels of a table disagree."""
     filled = part.filled()
     if len(filled) < 2 or is_bucketed(part) or part.images:
         return
     pairs = {(name, labels[i]) for name, folder in filled.items() for i in folder.all_images()}
     if not len(pairs) == len(filled) == len({label for _, label in pairs}):
         raise ValueError(
-            f"{part.name} has folders ({join_names(list(filled))}) that sort its images otherwise than "
-            f"the {source}; move one of them away"
+            f"{part.name} has folders ({join_names(list(filled))}) that disagree with the "
+            f"{source}; move the folders or the labels away"
         )
 
 
 def layout_from_folders(parts: Mapping[str, Folder], words: Sequence[str]) -> Layout:
-    """Class names are those of the folders in the split for training."""
+    """The layout with labels from class folders; the training split defines the classes."""
     found = {TRAIN: class_folders(parts[TRAIN])}
     trained = {nfc(name) for name in found[TRAIN][0]}
     found |= {kind: class_folders(part, trained) for kind, part in parts.items() if kind != TRAIN}
@@ -151,7 +155,9 @@ def layout_from_folders(parts: Mapping[str, Folder], words: Sequence[str]) -> La
     names = sort_naturally(classes)
     numbers = {nfc(name): label for label, name in enumerate(names)}
     if len(numbers) < len(names):
-        raise ValueError(f"{parts[TRAIN].name} has two folders of one name in Unicode; merge them")
+        raise ValueError(
+            f"{parts[TRAIN].name} has two folders whose names are the same in Unicode; merge them"
+        )
     splits = {}
     for name, part in chosen.items():
         kind = next(kind for kind in parts if parts[kind] is part)
@@ -169,7 +175,7 @@ def layout_from_folders(parts: Mapping[str, Folder], words: Sequence[str]) -> La
 def check_classes(
     part: Folder, own: Mapping[str, Folder], names: Sequence[str], train: Folder
 ) -> None:
-    """Raises ValueError for a class without a name, and for one that training does not have."""
+    """Raises ValueError for a class name that is not UTF-8, or a class missing in training."""
     for name in own:
         try:
             name.encode()
@@ -181,16 +187,17 @@ def check_classes(
     strange = [name for name in own if nfc(name) not in known]
     if strange or bool(own) != bool(names):
         raise ValueError(
-            f"{part.name} has other classes than {train.name}: {join_names(strange) or 'none at all'}; "
-            "sort its images into the same class folders, or move it away"
+            f"{part.name} has other classes than {train.name}: "
+            f"{join_names(strange) or 'none at all'}; sort its images into the same class folders, "
+            "or move it away"
         )
 
 
 def class_folders(part: Folder, trained: Container[str] = ()) -> tuple[dict[str, Folder], str]:
-    """The class folders of a split, {} if it has no classes, and what that is in words.
+    """The class folders of a split, {} without classes, and a description.
 
-    trained: names of classes in the split for training, which are classes here too. Raises
-    ValueError for a class folder without images, and for one that may be none.
+    trained: class names of the training split, which are classes here too. Raises ValueError for a
+    class folder without images, and for a folder that may not be a class.
     """
     while is_wrapper(part) and nfc(next(iter(part.filled()))) not in trained:
         (part,) = part.filled().values()
@@ -215,15 +222,15 @@ def class_folders(part: Folder, trained: Container[str] = ()) -> tuple[dict[str,
     if paired:
         others = [name for name in filled if name != paired[0]]
         raise ValueError(
-            f"{part.name} has {paired[0]}/ beside {join_folders(others)}, "
-            "which may be no classes; move all but the images away, or rename it if it is a class"
+            f"{part.name} has {paired[0]}/ beside {join_folders(others)}, which may not be "
+            f"classes; move all but the images away, or rename {paired[0]}/ if it is a class"
         )
     deeper = any(folder.filled() for folder in filled.values())
     return filled, "class folders" + (", their sub-folders joined" if deeper else "")
 
 
 def is_bucketed(part: Folder) -> bool:
-    """Whether folders hold 1,000 images each, by number, as EDM's tool and FFHQ have them."""
+    """Whether folders hold 1,000 numbered images each, as in EDM's tool and FFHQ."""
     start = f"{part.path}/" if part.path else ""
     if part.images or not all(name.isdigit() and len(name) == 5 for name in part.filled()):
         return False
@@ -240,5 +247,5 @@ def _in_bucket(path: str) -> bool:
 
 
 def nfc(name: str) -> str:
-    """A name in Unicode's composed form: what two disks may write differently."""
+    """A name in Unicode's composed form (NFC), since disks may write it differently."""
     return unicodedata.normalize("NFC", name)

@@ -1,7 +1,7 @@
-"""Which folders hold the images to train on, and which those that are held out.
+"""Finds the folders of training images and of held-out images, by their names.
 
-Folders are known by their names: train, Train, training, train2017, seg_train beside seg_test; and
-test, val, valid, validation, dev and the like for images that are held out.
+Training: train, Train, training, train2017, or seg_train beside seg_test. Held out: test, val,
+valid, validation, dev and the like.
 """
 
 import re
@@ -11,14 +11,14 @@ from fewstep.data.folders.class_names import join_names, printable
 from fewstep.data.folders.file_tree import Folder, file_name
 
 TRAIN, TEST, VALIDATION = "train", "test", "validation"
-# What folders of splits are called, with what others append: train2017, test_set, trainA.
+# Names of split folders, with common additions: train2017, test_set, trainA.
 SPLIT = re.compile(
     r"(?:(?P<dataset>.+)[-_. ])?(?:(?P<train>training|train|trn)|(?P<test>testing|test|tst)|"
     r"(?P<validation>validation|valid|val|dev|evaluation|eval|holdout|held[-_ ]?out))"
     r"(?:[-_. ]?(?:set|split|data|images?|imgs?|\d{4}|[ab]))?",
     re.IGNORECASE,
 )
-# A folder of such a name alone holds the images, and is no class.
+# A folder with such a name and no neighbours holds all images and is not a class.
 HOLDERS = frozenset(
     ("images", "image", "imgs", "img", "jpegimages", "pictures", "photos", "pics", "files", "jpg")
     + ("data", "all", "samples", "frames", "jpeg", "png")
@@ -27,7 +27,7 @@ HOW = "put all class folders into a folder train/ if they are classes"
 
 
 def is_wrapper(folder: Folder) -> bool:
-    """Whether all images of a folder lie in the sub-folders of a single one."""
+    """Whether all images of a folder lie in sub-folders of one folder in it."""
     filled = folder.filled()
     if folder.images or len(filled) != 1:
         return False
@@ -38,12 +38,12 @@ def is_wrapper(folder: Folder) -> bool:
 
 
 def join_folders(names: Iterable[str]) -> str:
-    """Names of folders, for a message."""
+    """Names of folders, for messages."""
     return join_names([f"{name}/" for name in names])
 
 
 def split_kind(name: str) -> str | None:
-    """Which split a folder of this name is; None for other names."""
+    """The split that a folder of this name holds; None for other names."""
     match = SPLIT.fullmatch(name)
     return _matched_kind(match) if match and not match["dataset"] else None
 
@@ -53,7 +53,7 @@ def _matched_kind(match: re.Match) -> str:
 
 
 def split_kinds(names: Iterable[str]) -> dict[str, str]:
-    """The splits among folders; of names like seg_train only those that have a seg_test beside."""
+    """The splits among folders, by name. Names like seg_train count only beside a seg_test."""
     matches = {name: match for name in names if (match := SPLIT.fullmatch(name))}
     own: dict[str, set[str]] = {}
     for match in matches.values():
@@ -67,7 +67,10 @@ def split_kinds(names: Iterable[str]) -> dict[str, str]:
 
 
 def find_splits(top: Folder) -> tuple[dict[str, Folder], list[str]]:
-    """The folder of each split by its kind, and what is to be said; one split without any."""
+    """The folder of each split, and remarks; `top` is the training split if it has no splits.
+
+    Raises ValueError if the folders are ambiguous.
+    """
     filled = top.filled()
     kinds = split_kinds(filled)
     if not kinds:
@@ -84,8 +87,8 @@ def find_splits(top: Folder) -> tuple[dict[str, Folder], list[str]]:
     others = [name for name in filled if name not in kinds]
     if others:
         raise ValueError(
-            f"{top.name} has {join_folders(kinds)} beside {join_folders(others)}, which is no split; "
-            f"move {join_folders(others)} away if the others are splits, or {HOW}"
+            f"{top.name} has {join_folders(kinds)} beside {join_folders(others)}, which is not a "
+            f"split; move {join_folders(others)} away if the others are splits, or {HOW}"
         )
     empty = [name for name in split_kinds(top.folders) if name not in filled]
     if empty:
@@ -107,16 +110,17 @@ def find_splits(top: Folder) -> tuple[dict[str, Folder], list[str]]:
 
 
 def is_class_called_train(top: Folder, kinds: Mapping[str, str]) -> bool:
-    """Whether `train` is a class: beside others that are no splits, with images as they have."""
+    """Whether `train` is a class: its neighbours are not splits, and hold images as it does."""
     filled = top.filled()
     alike = all(folder.images and not folder.filled() for folder in filled.values())
     return list(kinds.values()) == [TRAIN] and len(filled) > 1 and alike and not top.images
 
 
 def has_splits_in_classes(top: Folder) -> bool:
-    """Whether splits lie in the classes: CLASS/train and CLASS/test. Raises ValueError if in some.
+    """Whether splits lie in class folders: CLASS/train and CLASS/test.
 
-    One folder with both in it wraps them.
+    A single folder with splits in it is a wrapper, not a class. Raises ValueError if only some
+    folders have splits.
     """
     filled = top.filled()
     splits = [n for n, f in filled.items() if TRAIN in map(split_kind, f.filled())]
@@ -126,13 +130,13 @@ def has_splits_in_classes(top: Folder) -> bool:
         if folder.images or not all(map(split_kind, folder.filled())):
             raise ValueError(
                 f"{top.name} has {splits[0]}/ with splits in it, and {printable(name)}/ with other "
-                "images; sort all classes alike"
+                "images; give all classes the same splits"
             )
     return True
 
 
 def splits_in_classes(top: Folder) -> tuple[dict[str, Folder], list[str]]:
-    """The splits of CLASS/train and CLASS/test, as if they were train/CLASS and test/CLASS."""
+    """The splits of CLASS/train and CLASS/test, as folders train/CLASS and test/CLASS."""
     parts: dict[str, Folder] = {}
     for name, folder in top.filled().items():
         for kind, part in find_splits(folder)[0].items():
@@ -144,9 +148,9 @@ def splits_in_classes(top: Folder) -> tuple[dict[str, Folder], list[str]]:
 def choose_held_out(
     parts: Mapping[str, Folder], labelled: Mapping[str, bool]
 ) -> tuple[dict[str, Folder], list[str]]:
-    """The folders of `train` and `test`, and what is said of another that is passed over.
+    """The folders of `train` and `test`, and remarks on folders that are passed over.
 
-    Of several the one for testing is held out, unless it alone has no labels.
+    Of a test and a validation folder, test is held out, unless only it has no labels.
     """
     chosen = {TRAIN: parts[TRAIN]}
     kinds = [kind for kind in (TEST, VALIDATION) if kind in parts]

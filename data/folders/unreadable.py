@@ -1,8 +1,8 @@
-"""Image files that cannot be read, found before anything is decoded, if some may be left out.
+"""Finds unreadable image files before decoding, if the config allows some to be left out.
 
     DATA_DIR/unreadable/KEY.json   {"a/b.png": "why", ...}
 
-KEY is a hash of the files' names, sizes and times, so that they are looked through once.
+KEY is a hash of the files' names, sizes and times, so that the files are searched only once.
 """
 
 import hashlib
@@ -20,17 +20,18 @@ from fewstep.data.folders.image_file import read_image
 from fewstep.progress import progress_bar
 
 FOLDER = "unreadable"
-SHOWN = 5  # in a message
-LINK = "a link to a file that is not there"
+SHOWN = 5  # most files in a message
+LINK = "a broken link"
 
 
 def find_unreadable(
     tree: Tree, images: Sequence[str], allowed: int, root: Path | None
 ) -> Mapping[str, str]:
-    """The images that cannot be read, and why; of links alone if none are allowed.
+    """The unreadable images, and why each is.
 
-    Decoding names the first of the others then. root: where the list is kept, None for nowhere.
-    Raises ValueError if there are more than allowed.
+    If none are allowed, it checks only for broken links; decoding then fails at the first
+    unreadable file. root: the folder that keeps the list, or None. Raises ValueError for more than
+    allowed.
     """
     broken = dict.fromkeys(tree.broken, LINK)
     found = broken | (_cached_unreadable(tree, images, root) if allowed else {})
@@ -40,13 +41,13 @@ def find_unreadable(
         raise ValueError(
             f"{tree.top.name} has {len(found)} unreadable images, and data.unreadable={allowed} "
             f"allows {allowed or 'none'}: {'; '.join(shown)}. "
-            "Repair or remove them, or allow as many"
+            "Repair or remove them, or raise data.unreadable"
         )
     return found
 
 
 def _cached_unreadable(tree: Tree, images: Sequence[str], root: Path | None) -> dict[str, str]:
-    """Those that cannot be read, from the file if it is there."""
+    """The unreadable images, from the kept list if it exists."""
     content = [NEWEST_DECODING, tree.top.name, [(i, *tree.stamps[i]) for i in sorted(images)]]
     key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     path = None if root is None else root / FOLDER / f"{key}.json"
@@ -57,7 +58,7 @@ def _cached_unreadable(tree: Tree, images: Sequence[str], root: Path | None) -> 
                 return known
     found = _try_images(tree, images)
     if path:
-        with suppress(OSError):  # then it is looked for again
+        with suppress(OSError):  # then the next run searches again
             path.parent.mkdir(parents=True, exist_ok=True)
             with whole_file(path) as file:
                 file.write(json.dumps(found, indent=2).encode())
@@ -68,7 +69,7 @@ def _try_images(tree: Tree, images: Sequence[str]) -> dict[str, str]:
     def why(path: str) -> str:
         try:
             read_image(tree.read(path), 3, (0, 0, 0))
-        except Exception as error:  # each of Pillow's decoders has exception types of its own
+        except Exception as error:  # each of Pillow's decoders has its own exceptions
             return str(error) or type(error).__name__
         return ""
 

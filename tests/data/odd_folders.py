@@ -422,7 +422,7 @@ LABELS = [
         "captions in two columns",
         {f"{i}.png": i for i in range(10)}
         | {"labels.csv": "image,text\n" + "".join(f"{i}.png,caption {i}\n" for i in range(10))},
-        refused="another text for each image",
+        refused="a different text for each image",
     ),
     Case(
         "labels of both splits in one table",
@@ -449,13 +449,13 @@ LABELS = [
     Case(
         "class folders and other labels",
         PAIR | {"cat/c.png": 3, "labels.csv": "image,label\ncat/a.png,x\ndog/b.png,y\ncat/c.png,y"},
-        refused="sort its images otherwise than the labels of labels.csv",
+        refused="disagree with the labels of labels.csv",
     ),
     *(
         Case(
             f"images and {name}",
             under("images", FLAT) | {name: "a.png cat\nb.png dog\n"},
-            refused=f"{name} is not read.*labels.csv",
+            refused=f"{name} is not supported.*labels.csv",
         )
         for name in ("labels.txt", "labels.json", "Labels.npy", "metadata.parquet")
     ),
@@ -523,7 +523,7 @@ FILES = [
         train=LABELLED,
         said="1 links to images of the same class left out",
     ),
-    Case("a broken link", PAIR | {"cat/z.png": Link("gone.png")}, refused="cat/z.png: a link to"),
+    Case("a broken link", PAIR | {"cat/z.png": Link("gone.png")}, refused="cat/z.png: a broken link"),
     Case("a folder called x.png", PAIR | {"cat/x.png/b.png": 3}, train=LABELLED | {3: "cat"}),
     Case(
         "odd names",
@@ -539,7 +539,7 @@ FILES = [
     Case(
         "both forms in one folder",
         {"caf\u00e9/a.png": 1, "cafe\u0301/b.png": 2},
-        refused="one name in Unicode",
+        refused="the same in Unicode",
     ),
     Case("a name that is not UTF-8", {"a\udcff/a.png": 1, "b/b.png": 2}, refused="not UTF-8"),
     Case("upper and lower case", {"A/a.png": 1, "a/b.png": 2}, train={1: "A", 2: "a"}),

@@ -26,7 +26,7 @@ def test_an_unknown_name_suggests_the_nearest(tmp_path, name, nearest):
 
 def test_no_data_set_is_a_name_that_is_never_there(tmp_path):
     none = data.Selection(data.NONE, str(tmp_path))
-    with pytest.raises(FileNotFoundError, match=r"data.name=none has no images: name a data set"):
+    with pytest.raises(FileNotFoundError, match=r"data.name=none has no images: choose a data set"):
         data.load_selection(none)
     assert data.prepare_dataset(none) == tmp_path
     assert not list(tmp_path.iterdir())
@@ -109,5 +109,5 @@ def test_a_folder_is_known_by_its_images():
 
 @pytest.mark.parametrize("function", [data.load_selection, data.prepare_dataset])
 def test_latents_are_named_and_not_there(function):
-    with pytest.raises(ValueError, match="data.name=latents: there is no pipeline"):
+    with pytest.raises(ValueError, match="data.name=latents: VAE latents are not"):
         function(data.Selection("latents", image_size=32, channels=4))

@@ -143,7 +143,7 @@ def test_a_process_reads_its_own_rows_alone(split, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"order": 3}, "data in order 3, which this version does not know .*1, 2"),
+        ({"order": 3}, "data in order 3, which this version does not have .*1, 2"),
         ({"batch_size": 0}, "batch_size=0"),
         ({"batch_size": 5, "process_count": 2}, "batch_size=5 .* 2 processes; use 4"),
         ({"process_index": 1}, "process_index=1"),

@@ -186,7 +186,7 @@ def test_a_damaged_source_is_named_with_a_remedy_that_works(
 def test_a_source_that_names_other_classes_is_an_error(tmp_path, write_tfds_files, draw_images):
     folder = write_named(write_tfds_files, tmp_path, draw_images)
     (folder / "label.labels.txt").write_text("ant")
-    with pytest.raises(ValueError, match="names 1 of 2 classes; delete .* and run"):
+    with pytest.raises(ValueError, match="has names of 1 of its 2 classes; delete .* and run"):
         data.load_selection(data.Selection("tiny", data_dir=str(tmp_path)))
 
 
@@ -196,7 +196,7 @@ def test_what_a_killed_preparation_left_is_named(tmp_path, monkeypatch, capsys):
     builder = tfds.core.GeneratorBasedBuilder
     monkeypatch.setattr(builder, "download_and_prepare", lambda *_, **__: None)
     write_tfds("cifar10", tmp_path, 0, 0)
-    assert f"{leftover} is of a preparation that was killed" in capsys.readouterr().err
+    assert f"{leftover} is left of a preparation that was killed" in capsys.readouterr().err
     assert leftover.is_dir()
 
 
@@ -228,7 +228,9 @@ def stop_preparing(monkeypatch, error):
 
 def test_preparing_with_tensorflow_says_how(tmp_path, monkeypatch):
     stop_preparing(monkeypatch, ModuleNotFoundError("No module named 'tensorflow'"))
-    with pytest.raises(ValueError, match="pip install tensorflow-cpu.*reading never needs it"):
+    with pytest.raises(
+        ValueError, match="pip install tensorflow-cpu.*training does not need TensorFlow"
+    ):
         data.prepare_dataset(data.Selection("cifar10", data_dir=str(tmp_path)))
 
 

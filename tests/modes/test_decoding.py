@@ -119,10 +119,10 @@ def test_a_new_run_records_the_newest_rules(tmp_path, config):
     ("older", "field", "value", "message"),
     [
         (True, "decoding", 2, r"data.decoding \(1 there, 2 now\)"),
-        (True, "background", "black", "have no part in data.decoding=1"),
+        (True, "background", "black", "have no effect with data.decoding=1"),
         (False, "decoding", 1, r"data.decoding \(2 there, 1 now\)"),
         (False, "background", "black", r"data.background \(white there, black now\)"),
-        (False, "decoding", 3, "data.decoding=3 is none of 1 and 2"),
+        (False, "decoding", 3, "data.decoding=3 must be 1 or 2"),
     ],
 )
 def test_a_run_does_not_go_on_by_other_rules(tmp_path, config, older, field, value, message):

@@ -87,7 +87,7 @@ def test_classes_are_asked_for_by_name(sample, tmp_path, monkeypatch, capsys):
     with np.load(tmp_path / "x.npz") as made:
         np.testing.assert_array_equal(made["y"], [1, 3, 2])
     assert "guidance 1.5, classes 1 (guinea pig), 3 (0), 2 (cat): " in capsys.readouterr().out
-    with pytest.raises(ValueError, match="--labels=dog is no class.*ant, guinea pig, cat, 0"):
+    with pytest.raises(ValueError, match="--labels=dog is not a class.*ant, guinea pig, cat, 0"):
         sample(labels=("dog",))
 
 

@@ -383,7 +383,9 @@ def test_arrays_older_than_manifests_go_on_with_one_warning(
     (array_folder(data, tmp_path) / MANIFEST).unlink()
     capsys.readouterr()
     function(unread, tmp_path)
-    assert capsys.readouterr().err.count("manifest.json: its arrays are taken as they are") == 1
+    assert (
+        capsys.readouterr().err.count("manifest.json, so its arrays are trusted as they are") == 1
+    )
     assert decode(unread, tmp_path).identity == before
     assert capsys.readouterr().err == ""
     assert names_in(array_folder(data, tmp_path)) == WHOLE
@@ -429,7 +431,7 @@ def test_a_folder_that_cannot_be_written_is_read(tmp_path, draw_images, monkeypa
 
     monkeypatch.setattr(array_cache, "write_manifest", read_only)
     assert decode(data, tmp_path).identity == before
-    assert "cannot be written (Read-only file system)" in capsys.readouterr().err
+    assert "cannot be written to (Read-only file system)" in capsys.readouterr().err
 
 
 def test_other_class_names_are_other_data(tmp_path, draw_images):

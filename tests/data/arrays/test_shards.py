@@ -164,7 +164,7 @@ def test_a_manifest_whose_shards_do_not_make_their_split_is_refused(images, tmp_
     content.pop("seal")
     content["splits"]["train"]["shards"].pop()
     path.write_text(json.dumps({**content, "seal": seal_hash(content)}))
-    with pytest.raises(ValueError, match="shards of another count"):
+    with pytest.raises(ValueError, match="counts of the shards do not add up"):
         decode(data, tmp_path)
 
 

@@ -49,8 +49,8 @@ def test_a_class_is_found_by_index_or_name(asked, label):
 def test_a_number_is_an_index_where_a_class_has_another_by_name(capsys):
     assert label_of(3, ANIMALS, 6) == 3
     assert (
-        "--labels=3 is the index 3, whose class is called 'Zebra'; --labels=name:3 is the class "
-        "called '3'" in capsys.readouterr().err
+        "--labels=3 is the index 3, the class named 'Zebra'; --labels=name:3 is the class "
+        "named '3'" in capsys.readouterr().err
     )
     assert label_of(42, ("7", "42"), 2) == 1  # no index
     assert label_of("007", ("a", "007"), 2) == 1
@@ -64,16 +64,16 @@ def test_a_number_is_an_index_where_a_class_has_another_by_name(capsys):
         (
             "cta",
             ANIMALS,
-            "--labels=cta is no class; did you mean cat.* The classes are cat, guinea",
+            "--labels=cta is not a class; did you mean cat.* The classes are cat, guinea",
         ),
         ("zebra", ANIMALS, "did you mean Zebra"),
-        ("name:4", ANIMALS, "--labels=4 is no class"),
-        ("qqq", ANIMALS, r"--labels=qqq is no class\. The classes are"),
-        ("", ANIMALS, "is no class"),
+        ("name:4", ANIMALS, "--labels=4 is not a class"),
+        ("qqq", ANIMALS, r"--labels=qqq is not a class\. The classes are"),
+        ("", ANIMALS, "is not a class"),
         (6, ANIMALS, "--labels=6 is out of range; this model has 0 to 5: cat"),
         (-1, ANIMALS, "out of range"),
         (6, (), "--labels=6 is out of range; this model has 0 to 5"),
-        ("cat", (), "has no names of classes; give numbers from 0 to 5"),
+        ("cat", (), "has no class names; give numbers from 0 to 5"),
     ],
 )
 def test_a_wrong_label_names_the_nearest(asked, names, message):

@@ -182,7 +182,7 @@ def test_unreadable_files_are_left_out_up_to_a_number(tmp_path, load, damaged, c
     with pytest.raises(ValueError, match="1 unreadable images, and data.unreadable=0 allows none"):
         load(damaged)
     with pytest.raises(
-        ValueError, match=r"3 unreadable .* allows 2: b/gone.png: a link .*a/deep.t"
+        ValueError, match=r"3 unreadable .* allows 2: b/gone.png: a broken link.*a/deep.t"
     ):
         load(damaged, unreadable=2)
     loaded = load(damaged, unreadable=3)
@@ -200,7 +200,7 @@ def test_unreadable_files_are_left_out_up_to_a_number(tmp_path, load, damaged, c
 
 def test_a_class_of_unreadable_files_alone_is_refused(damaged, load):
     (damaged / "b" / "2.png").write_bytes(b"")
-    with pytest.raises(ValueError, match="no image beside .*b/2.png can be read"):
+    with pytest.raises(ValueError, match="the class of .*b/2.png has no readable image"):
         load(damaged, unreadable=9)
 
 
@@ -243,7 +243,7 @@ def test_a_file_that_is_no_zip_is_refused(tmp_path, load):
     (tmp_path / "set.tar").write_bytes(b"no zip")
     with pytest.raises(ValueError, match="set.tar is neither a folder nor a .zip"):
         load(tmp_path / "set.tar")
-    with pytest.raises(ValueError, match="is no folder, as data.decoding=1 asks for"):
+    with pytest.raises(ValueError, match="is not a folder; data.decoding=1 reads only folders"):
         load(tmp_path / "set.tar", decoding=1)
 
 

@@ -268,7 +268,7 @@ def test_a_line_of_pixels_is_cropped_before_it_is_enlarged():
 def test_colors():
     assert parse_color("white") == WHITE and parse_color("#0000c8") == BLUE
     for name in ("", "whit", "#ffffff00", "1"):
-        with pytest.raises(ValueError, match=r"data.background=.* is no color"):
+        with pytest.raises(ValueError, match=r"data.background=.* is not a color"):
             parse_color(name)
 
 
