@@ -80,33 +80,33 @@ class Origin(NamedTuple):
     missing: str = ""
 
 
-def _open_none(name: str, asked: Selection, writable: bool) -> Dataset:
+def _open_none(name: str, selection: Selection, writable: bool) -> Dataset:
     raise FileNotFoundError(
         "data.name=none has no images: choose a data set, such as --config.data.name=digits, or, "
         "if the method reads none, set data.image_size, data.channels and data.num_classes"
     )
 
 
-def _open_digits(name: str, asked: Selection, writable: bool) -> Dataset:
-    return digits(asked.image_size, asked.channels)
+def _open_digits(name: str, selection: Selection, writable: bool) -> Dataset:
+    return digits(selection.image_size, selection.channels)
 
 
-def _open_folder(path: str, asked: Selection, writable: bool) -> Undecoded:
-    kept = data_root(asked.data_dir if writable else "")
-    return folder_images(path, asked.image_size, asked.channels, asked.rules(), kept)
+def _open_folder(path: str, selection: Selection, writable: bool) -> Undecoded:
+    kept = data_root(selection.data_dir if writable else "")
+    return folder_images(path, selection.image_size, selection.channels, selection.rules(), kept)
 
 
-def _open_tfds(name: str, asked: Selection, writable: bool) -> Undecoded:
-    root = data_root(asked.data_dir)
+def _open_tfds(name: str, selection: Selection, writable: bool) -> Undecoded:
+    root = data_root(selection.data_dir)
     return tfds_images(
-        _check_tfds_name(name), root, asked.image_size, asked.channels, asked.rules()
+        _check_tfds_name(name), root, selection.image_size, selection.channels, selection.rules()
     )
 
 
-def _download_tfds(name: str, asked: Selection) -> None:
-    root = data_root(asked.data_dir)
+def _download_tfds(name: str, selection: Selection) -> None:
+    root = data_root(selection.data_dir)
     with claimed(root):
-        write_tfds(_check_tfds_name(name), root, asked.image_size, asked.channels)
+        write_tfds(_check_tfds_name(name), root, selection.image_size, selection.channels)
 
 
 def _check_tfds_name(name: str) -> str:
@@ -125,7 +125,7 @@ ORIGINS = {
 }
 
 
-def load_selection(asked: Selection, writable: bool = True) -> Dataset:
+def load_selection(selection: Selection, writable: bool = True) -> Dataset:
     """The data set of a selection, decoded on first use into memory-mapped arrays under data_dir.
 
     writable: whether to write arrays to data_dir, or else to the default folder.
@@ -133,10 +133,10 @@ def load_selection(asked: Selection, writable: bool = True) -> Dataset:
     Raises ValueError for an unknown name or data that cannot be read, FileNotFoundError for data
     that are missing or not prepared.
     """
-    found = _open(asked, writable)
+    found = _open(selection, writable)
     if isinstance(found, Dataset):
         return found
-    root = data_root(asked.data_dir)
+    root = data_root(selection.data_dir)
     if is_decoded(found, root):
         return decode(found, root, writable)
     _note_line(found.understood)
@@ -145,20 +145,20 @@ def load_selection(asked: Selection, writable: bool = True) -> Dataset:
     return dataset
 
 
-def load_copy(asked: Selection, local_dir: str) -> Dataset:
+def load_copy(selection: Selection, local_dir: str) -> Dataset:
     """The data set, with its arrays copied to local_dir, on a disk of this host.
 
     Copies only what is not there yet. Raises as `load_selection` does, and OSError if the disk is
     too full.
     """
     local = local_folder(local_dir, FIELD)
-    found = _open(asked)
+    found = _open(selection)
     if isinstance(found, Dataset):
         return found
-    return copy_arrays(found, data_root(asked.data_dir), local)
+    return copy_arrays(found, data_root(selection.data_dir), local)
 
 
-def prepare_dataset(asked: Selection) -> Path:
+def prepare_dataset(selection: Selection) -> Path:
     """Download and decode the data set of a selection, and verify arrays that exist.
 
     Hashes decoded arrays, decodes damaged ones again, and reports on standard error. Also verifies
@@ -166,23 +166,23 @@ def prepare_dataset(asked: Selection) -> Path:
     need none). Raises as `load_selection` does, and ValueError if the data cannot be downloaded or
     encoded.
     """
-    if asked.name == NONE:
-        return data_root(asked.data_dir)
-    found, root = _open(asked, download=True), data_root(asked.data_dir)
+    if selection.name == NONE:
+        return data_root(selection.data_dir)
+    found, root = _open(selection, download=True), data_root(selection.data_dir)
     if isinstance(found, Dataset):
         return root
     _note_line(found.understood)
     newest = repair(found, root)
     _note_line(found.account())
-    if asked.decoding == 0:
-        _repair_first(asked, newest)
+    if selection.decoding == 0:
+        _repair_first(selection, newest)
     return newest
 
 
-def _repair_first(asked: Selection, newest: Path) -> None:
+def _repair_first(selection: Selection, newest: Path) -> None:
     """Repair arrays decoded by the first rules, which older runs read, if their folder differs."""
-    root = data_root(asked.data_dir)
-    older = asked._replace(decoding=FIRST_DECODING, background=BACKGROUND, unreadable=0)
+    root = data_root(selection.data_dir)
+    older = selection._replace(decoding=FIRST_DECODING, background=BACKGROUND, unreadable=0)
     try:
         first = _open(older)
     except (ValueError, FileNotFoundError):
@@ -191,22 +191,24 @@ def _repair_first(asked: Selection, newest: Path) -> None:
         repair(first, root)
 
 
-def _open(asked: Selection, writable: bool = True, download: bool = False) -> Dataset | Undecoded:
+def _open(
+    selection: Selection, writable: bool = True, download: bool = False
+) -> Dataset | Undecoded:
     """The data set of a selection in memory, or to decode; downloads it first if asked to.
 
     Raises ValueError for an unknown name, and for sizes or decoding rules out of range.
     """
-    origin, argument = _origin_of(asked.name)
+    origin, argument = _origin_of(selection.name)
     if origin.missing:
-        raise ValueError(f"data.name={asked.name}: {origin.missing}")
-    check_size(asked.image_size, asked.channels)
-    asked.rules()
+        raise ValueError(f"data.name={selection.name}: {origin.missing}")
+    check_size(selection.image_size, selection.channels)
+    selection.rules()
     try:
         if download and origin.download:
-            origin.download(argument, asked)
-        return origin.open(argument, asked, writable)
+            origin.download(argument, selection)
+        return origin.open(argument, selection, writable)
     except UnknownBuilderError as error:
-        raise ValueError(unknown_name_message(asked.name)) from error
+        raise ValueError(unknown_name_message(selection.name)) from error
 
 
 def _origin_of(name: str) -> tuple[Origin, str]:

@@ -71,6 +71,7 @@ def karras_times(
     """Uniform in rho^(1/power), like the points of `diffusion.spacing.karras_spacing`.
 
     lowest, highest: the range, in fractions between data (0) and noise (1); SiD has 0 to 0.8.
+    Raises ValueError unless 0 <= lowest < highest <= 1.
     """
     if not 0.0 <= lowest < highest <= 1.0:
         raise ValueError(

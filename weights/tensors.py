@@ -194,14 +194,14 @@ def read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
     """Read safetensors: an 8-byte length, a JSON header of that length, and the data."""
     length = int.from_bytes(file.read(8), "little")
     check_description(length)
-    header = json.loads(read_exactly(file, length), object_pairs_hook=unique_names)
+    header = json.loads(read_exactly(file, length), object_pairs_hook=json_object)
     data = file.read()
     header.pop("__metadata__", None)
     check_apart([entry["data_offsets"] for entry in header.values()])
     return {name: safetensor_array(entry, data) for name, entry in header.items()}
 
 
-def unique_names(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A JSON object as a dict. Raises ValueError for a duplicate name."""
     content = dict(pairs)
     if len(content) < len(pairs):

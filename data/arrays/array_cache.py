@@ -279,9 +279,9 @@ def _find_sound(
     for name, record in found.items():
         files = split_files(data, folder, name, record)
         shards: list = []
-        for shard, of in zip(files.shards, record.shards if record else [None], strict=True):
+        for shard, old in zip(files.shards, record.shards if record else [None], strict=True):
             try:
-                shards.append(verify_shard(files, shard, of))
+                shards.append(verify_shard(files, shard, old))
             except DamagedError as error:
                 note(f"{error}; decoding again")
                 shards.append(None)
@@ -367,8 +367,8 @@ def _usable_shards(
         counts = [shard.count for shard in fresh_split_files(data, folder, name).shards]
         shards = parts.get(name, ())
         fits = len(shards) == len(counts) and all(
-            of is None or of.identity["count"] == count
-            for of, count in zip(shards, counts, strict=True)
+            shard is None or shard.identity["count"] == count
+            for shard, count in zip(shards, counts, strict=True)
         )
         if fits and any(shards):
             found[name] = shards

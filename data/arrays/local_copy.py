@@ -69,8 +69,10 @@ def copy_arrays(data: Undecoded, root: Path, local: Path) -> Dataset:
         missing = [
             shard
             for name, shards in here.items()
-            for shard, of in zip(recorded_shards(data, target, records, name), shards, strict=True)
-            if of is None
+            for shard, copy in zip(
+                recorded_shards(data, target, records, name), shards, strict=True
+            )
+            if copy is None
         ]
         if missing:
             size = image_bytes(missing, data.image_shape)
@@ -111,8 +113,10 @@ def copied_shards(
         own = own if len(own) == len(record.shards) else [None] * len(record.shards)
         shards = recorded_shards(data, target, records, name)
         found[name] = [
-            of if of and of.identity == there.identity and is_unchanged_shard(shard, of) else None
-            for shard, of, there in zip(shards, own, record.shards, strict=True)
+            copy
+            if copy and copy.identity == source.identity and is_unchanged_shard(shard, copy)
+            else None
+            for shard, copy, source in zip(shards, own, record.shards, strict=True)
         ]
     return found
 
@@ -124,7 +128,7 @@ def copy_missing_shards(
     records: Mapping[str, Record],
     here: dict[str, list[ShardRecord | None]],
 ) -> Iterator[tuple[str, Record]]:
-    """Copy missing shards and yield the record of each split; the target's manifest lists each.
+    """Copy missing shards. Yields the record of each split once the target's manifest has it.
 
     here: records of the shards in the target, which this function completes.
     """
@@ -137,7 +141,7 @@ def copy_missing_shards(
         )
 
     for name, shards in here.items():
-        places = [place for place, of in enumerate(shards) if of is None]
+        places = [place for place, copy in enumerate(shards) if copy is None]
         for place, copied in copy_shards(data, source, target, records, name, places):
             shards[place] = copied
             write_copied()

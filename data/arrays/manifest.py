@@ -143,7 +143,7 @@ def write_manifest(
     path: Path, header: Mapping[str, Any], manifest: Manifest, field: str = FIELD
 ) -> None:
     """Write a manifest whole or not at all. field: the config field that sets the folder."""
-    content = {**header, "splits": {name: of.plain for name, of in manifest.splits.items()}}
+    content = {**header, "splits": {name: record.plain for name, record in manifest.splits.items()}}
     if manifest.unfinished:
         content["unfinished"] = {
             name: [shard and shard._asdict() for shard in shards]

@@ -136,8 +136,8 @@ def verify_split(files: SplitFiles, record: Record | None) -> Record:
     return Record(
         record.identity,
         tuple(
-            of if is_unchanged_shard(shard, of) else verify_shard(files, shard, of)
-            for shard, of in zip(files.shards, record.shards, strict=True)
+            old if is_unchanged_shard(shard, old) else verify_shard(files, shard, old)
+            for shard, old in zip(files.shards, record.shards, strict=True)
         ),
     )
 
@@ -162,7 +162,7 @@ def write_split(
 
     Raises OSError if the disk is too full for the missing shards.
     """
-    missing = [s for s, of in zip(files.shards, done, strict=True) if not is_unchanged_shard(s, of)]
+    missing = [s for s, r in zip(files.shards, done, strict=True) if not is_unchanged_shard(s, r)]
     check_shard_space(missing, files.description, files.image_shape, "choose another data.dir")
     shards, labels, total = list(done), [], hashlib.sha256()
     with progress_bar(desc=files.description, total=source.count, unit="image") as bar:

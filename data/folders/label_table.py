@@ -43,7 +43,7 @@ Row = Mapping[str, str]
 class Labels(NamedTuple):
     """The class index of each image, the class names in order, and the tables read."""
 
-    of_image: dict[str, int]
+    by_image: dict[str, int]
     classes: list[str]
     tables: list[str]
 
@@ -77,8 +77,8 @@ def read_labels(tree: Tree, folders: Iterable[Folder]) -> Labels | None:
         return None
     classes = sort_naturally(set(found.values()))
     numbers = {name: label for label, name in enumerate(classes)}
-    of_image = {image: numbers[label] for image, label in found.items()}
-    return Labels(of_image, classes, sources)
+    by_image = {image: numbers[label] for image, label in found.items()}
+    return Labels(by_image, classes, sources)
 
 
 def _edm_labels(tree: Tree, files: Sequence[tuple[Folder, str]]) -> Labels | None:
@@ -194,9 +194,9 @@ def _table_labels(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, s
     """The labels in a table's rows, by image; None for a table without labels."""
     images, where = _Images(folder), f"{folder.name}/{PurePosixPath(path).name}"
     columns = list(dict.fromkeys(column for row in rows for column in row))
-    of_images = [c for c in columns if all(images.find(row.get(c) or "") for row in rows)]
+    image_columns = [c for c in columns if all(images.find(row.get(c) or "") for row in rows)]
     meant = is_label_table(path)
-    if not of_images:
+    if not image_columns:
         # A column names some images: report the one that is missing.
         partly = [c for c in columns if any(images.find(row.get(c) or "") for row in rows)]
         if partly:
@@ -209,7 +209,7 @@ def _table_labels(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, s
             )
         return None
     # Numbers may name both images and classes.
-    column = next((c for c in of_images if c.lower() not in LABEL_COLUMNS), of_images[0])
+    column = next((c for c in image_columns if c.lower() not in LABEL_COLUMNS), image_columns[0])
     split = [c for c in columns if c.lower() in SPLIT_COLUMNS]
     if split:
         raise ValueError(
@@ -217,7 +217,7 @@ def _table_labels(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, s
             "and test/, or remove the column to train on all"
         )
     others = [
-        c for c in columns if c != column and (c not in of_images or c.lower() in LABEL_COLUMNS)
+        c for c in columns if c != column and (c not in image_columns or c.lower() in LABEL_COLUMNS)
     ]
     by_name = [c for name in LABEL_COLUMNS for c in others if c.lower() == name]
     chosen = by_name[0] if by_name else others[0] if len(columns) == 2 and others else None

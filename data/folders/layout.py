@@ -70,8 +70,8 @@ def read_layout(tree: Tree) -> Layout:
     top = chain[-1]
     if top is not tree.top:
         words.append(f"inside {printable(top.path)}/")
-    parts, said = find_splits(top)
-    words += said
+    parts, remarks = find_splits(top)
+    words += remarks
     labels = read_labels(tree, [*chain, *(p for p in parts.values() if p is not top)])
     if labels:
         return layout_from_table(tree, parts, labels, words)
@@ -115,20 +115,20 @@ def layout_from_table(
 
     Raises ValueError for an image without a label, and for class folders that disagree.
     """
-    chosen, said = choose_held_out(parts, dict.fromkeys(parts, True))
+    chosen, remarks = choose_held_out(parts, dict.fromkeys(parts, True))
     splits = {}
     for name, part in chosen.items():
         images = part.all_images()
-        missing = [image for image in images if image not in labels.of_image]
+        missing = [image for image in images if image not in labels.by_image]
         if missing:
             raise ValueError(
                 f"{tree.top.name}/{printable(missing[0])} is one of {len(missing)} images without "
                 f"{labels.source}; add them, or move them away"
             )
-        splits[name] = [(image, labels.of_image[image]) for image in images]
+        splits[name] = [(image, labels.by_image[image]) for image in images]
         if EDM not in map(file_name, labels.tables):  # whose folders are not classes
             check_folders_agree(part, dict(splits[name]), labels.source)
-    words = "; ".join([*words, labels.source, *said])
+    words = "; ".join([*words, labels.source, *remarks])
     return Layout(words, labels.classes, splits, labels.tables)
 
 
@@ -150,7 +150,7 @@ def layout_from_folders(parts: Mapping[str, Folder], words: Sequence[str]) -> La
     found = {TRAIN: class_folders(parts[TRAIN])}
     trained = {nfc(name) for name in found[TRAIN][0]}
     found |= {kind: class_folders(part, trained) for kind, part in parts.items() if kind != TRAIN}
-    chosen, said = choose_held_out(parts, {kind: bool(found[kind][0]) for kind in parts})
+    chosen, remarks = choose_held_out(parts, {kind: bool(found[kind][0]) for kind in parts})
     classes, _ = found[TRAIN]
     names = sort_naturally(classes)
     numbers = {nfc(name): label for label, name in enumerate(names)}
@@ -168,7 +168,7 @@ def layout_from_folders(parts: Mapping[str, Folder], words: Sequence[str]) -> La
             for label in sort_naturally(own)
             for image in own[label].all_images()
         ] or [(image, NULL_LABEL) for image in part.all_images()]
-    shown = [*words, *(text for _, text in found.values()), *said]
+    shown = [*words, *(text for _, text in found.values()), *remarks]
     return Layout("; ".join(dict.fromkeys(shown)), names, splits)
 
 

@@ -1,4 +1,4 @@
-"""Folders of images as people have them: how each is made, and what is understood or refused.
+"""Typical folders of images: their files, and how each is read or why it is refused.
 
 A file is an image if its content is a number, the grey level of all its pixels; others are written
 as they are, text in UTF-8; a Link leads to another path. So the level of a decoded image says which
@@ -49,7 +49,7 @@ def under(folder: str, files: Mapping[str, int]) -> dict[str, int]:
     return {f"{folder}/{path}": level for path, level in files.items()}
 
 
-def tested(files: Mapping[str, int]) -> dict[str, int]:
+def held_out(files: Mapping[str, int]) -> dict[str, int]:
     """The same files with levels 11 and 12."""
     return {path: level + 10 for path, level in files.items()}
 
@@ -71,14 +71,14 @@ LAYOUTS = [
     Case("one class", {"cat/a.png": 1, "cat/b.png": 2}, train={1: "cat", 2: "cat"}),
     Case(
         "train and test",
-        under("train", PAIR) | under("test", tested(PAIR)),
+        under("train", PAIR) | under("test", held_out(PAIR)),
         train=LABELLED,
         test=HELD,
     ),
     *(
         Case(
             f"{train} and {test}",
-            under(train, PAIR) | under(test, tested(PAIR)),
+            under(train, PAIR) | under(test, held_out(PAIR)),
             train=LABELLED,
             test=HELD,
             said=f"{test}/ is held out",
@@ -101,14 +101,14 @@ LAYOUTS = [
     ),
     Case(
         "train, val and test",
-        under("train", PAIR) | under("val", {"cat/v.png": 21}) | under("test", tested(PAIR)),
+        under("train", PAIR) | under("val", {"cat/v.png": 21}) | under("test", held_out(PAIR)),
         train=LABELLED,
         test=HELD,
         said="val/ is passed over",
     ),
     Case(
         "train, val and test without labels",
-        under("train", PAIR) | under("val", tested(PAIR)) | {"test/1.png": 31},
+        under("train", PAIR) | under("val", held_out(PAIR)) | {"test/1.png": 31},
         train=LABELLED,
         test=HELD,
         said="test/ is passed over",
@@ -150,7 +150,7 @@ LAYOUTS = [
     ),
     Case(
         "train, test and unlabelled",
-        under("train", PAIR) | under("test", tested(PAIR)) | {"unlabeled/x.png": 41},
+        under("train", PAIR) | under("test", held_out(PAIR)) | {"unlabeled/x.png": 41},
         refused="test/, train/ beside unlabeled/",
     ),
     Case(
@@ -205,14 +205,14 @@ LAYOUTS = [
     Case("wrapped classes", under("my_set", PAIR), train=LABELLED, said="inside my_set/"),
     Case(
         "wrapped splits",
-        under("archive/my_set/train", PAIR) | under("archive/my_set/test", tested(PAIR)),
+        under("archive/my_set/train", PAIR) | under("archive/my_set/test", held_out(PAIR)),
         train=LABELLED,
         test=HELD,
         said="inside archive/my_set/",
     ),
     Case(
         "a split wrapped in itself",
-        under("training_set/training_set", PAIR) | under("test_set/test_set", tested(PAIR)),
+        under("training_set/training_set", PAIR) | under("test_set/test_set", held_out(PAIR)),
         train=LABELLED,
         test=HELD,
     ),
@@ -523,7 +523,9 @@ FILES = [
         train=LABELLED,
         said="1 links to images of the same class left out",
     ),
-    Case("a broken link", PAIR | {"cat/z.png": Link("gone.png")}, refused="cat/z.png: a broken link"),
+    Case(
+        "a broken link", PAIR | {"cat/z.png": Link("gone.png")}, refused="cat/z.png: a broken link"
+    ),
     Case("a folder called x.png", PAIR | {"cat/x.png/b.png": 3}, train=LABELLED | {3: "cat"}),
     Case(
         "odd names",

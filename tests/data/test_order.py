@@ -1,4 +1,4 @@
-"""Orders: what runs have been given of them stays as it is, and what a permutation costs."""
+"""Orders never change once runs use them, and a permutation is cheap."""
 
 import numpy as np
 import pytest
@@ -6,7 +6,7 @@ import pytest
 from fewstep.data import FIRST_ORDER, NEWEST_ORDER
 from fewstep.data.order import ORDERS, index_dtype, ordered_rows, permuted_rows
 
-# Rows of 23 images with seed 3, over two epochs, and which are mirrored. Runs rest on them: if a
+# Rows of 23 images with seed 3, over two epochs, and which are mirrored. Runs depend on them: if a
 # new version of a package changes them, the old order has to be written out, not these numbers.
 GIVEN = {
     1: (

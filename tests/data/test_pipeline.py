@@ -18,7 +18,7 @@ from fewstep.data.order import ORDERS
 
 @pytest.fixture
 def split(draw_images):
-    """23 images that are told apart by their labels, 0 to 22."""
+    """23 images with distinct labels, 0 to 22."""
     return Split(draw_images(23, 4, 4, 3), np.arange(23, dtype=np.int32))
 
 
@@ -41,7 +41,7 @@ def labels(taken):
 
 
 def mirrored(split, batch):
-    """Which rows of a batch are mirrored; every row must be its image, one way or the other."""
+    """Which rows of a batch are mirrored; every row must be its image, mirrored or not."""
     x = to_float(split.images[batch["label"]])
     straight = (batch["x"] == x).all((1, 2, 3))
     flipped = (batch["x"] == x[:, :, ::-1]).all((1, 2, 3))
@@ -102,7 +102,7 @@ def test_flips_are_fair_coins_and_leave_the_order_alone(take, split):
     np.testing.assert_array_equal(labels(taken), labels(take(split, 250)))
     coins = np.concatenate([mirrored(split, batch) for batch in taken])
     assert abs(coins.mean() - 0.5) < 5 * 0.5 / np.sqrt(len(coins))
-    first_image = coins[labels(taken) == 0]  # an image is not tossed once and for all
+    first_image = coins[labels(taken) == 0]  # each epoch draws anew
     assert 0 < first_image.mean() < 1
 
 

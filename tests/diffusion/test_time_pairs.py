@@ -45,7 +45,9 @@ def test_constant_curriculum():
     assert int(tp.constant(18)(jnp.int32(12_345))) == 18
 
 
-@pytest.mark.parametrize(("draw", "skip"), [(None, 1), (log_normal_times, 3)], ids=["equal", "law"])
+@pytest.mark.parametrize(
+    ("draw", "skip"), [(None, 1), (log_normal_times, 3)], ids=["equal", "log_normal"]
+)
 @pytest.mark.parametrize("spacing", SPACINGS)
 @pytest.mark.parametrize("name", PATHS)
 def test_grid_pairs_are_points_of_the_grid(name, spacing, skip, draw):
@@ -75,14 +77,14 @@ def cell_counts(spacing, points, draw):
 
 
 @pytest.mark.parametrize("name", ["linear", "ve"])
-def test_every_cell_is_equally_likely_without_a_law(name):
+def test_every_cell_is_equally_likely_without_a_draw(name):
     counts = cell_counts(karras_spacing(PATHS[name]()), 18, None)
     assert stats.chisquare(counts).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("points", [11, 41])
 @pytest.mark.parametrize("name", PATHS)
-def test_cells_follow_the_discretised_log_normal_law(name, points):
+def test_cells_follow_the_discretised_log_normal_distribution(name, points):
     # Song & Dhariwal 2023, section 3.5: P(i) is the difference of erf over the cell, normalised.
     path, mean, std = PATHS[name](), -1.1, 2.0
     spacing = karras_spacing(path)

@@ -13,19 +13,19 @@ COUNT = 20_000
 
 
 @pytest.mark.parametrize(
-    ("sampler", "law"),
+    ("sampler", "distribution"),
     [
         (ts.uniform_times(LINEAR), stats.uniform()),
         (ts.uniform_times(ve(0.2, 3.0)), stats.uniform(0.2, 2.8)),
         (ts.log_normal_times(ve(1e-6, 1e6), -1.2, 1.2), stats.lognorm(1.2, scale=np.exp(-1.2))),
     ],
 )
-def test_samplers_follow_their_law(sampler, law):
-    assert stats.kstest(np.asarray(sampler(KEY, COUNT)), law.cdf).statistic < 0.015
+def test_samplers_follow_their_distribution(sampler, distribution):
+    assert stats.kstest(np.asarray(sampler(KEY, COUNT)), distribution.cdf).statistic < 0.015
 
 
 @pytest.mark.parametrize("path", [LINEAR, ve(0.2, 3.0)], ids=lambda path: path.name)
-def test_logit_normal_follows_its_law_between_the_ends_of_the_path(path):
+def test_logit_normal_follows_its_distribution_between_the_ends_of_the_path(path):
     t = np.asarray(ts.logit_normal_times(path, -0.4, 1.3)(KEY, COUNT), np.float64)
     fraction = (t - path.t_min) / (path.t_max - path.t_min)
     logit = np.log(fraction / (1 - fraction))
@@ -65,18 +65,18 @@ def test_log_normal_draws_the_same_noise_levels_on_every_path(name):
     [(ve(0.2, 1.0), -1.2, 1.2), (ve(), -1.1, 2.0), (PATHS["vp_ddpm"](), 2.0, 2.0)],
     ids=["narrow", "ve", "vp_ddpm"],
 )
-def test_log_normal_is_a_truncated_normal_law(path, mean, std):
+def test_log_normal_is_a_truncated_normal_distribution(path, mean, std):
     low, high = np.log(np.asarray(path.rho(jnp.array([path.t_min, path.t_max])), np.float64))
-    law = stats.truncnorm((low - mean) / std, (high - mean) / std, mean, std)
+    distribution = stats.truncnorm((low - mean) / std, (high - mean) / std, mean, std)
     t = ts.log_normal_times(path, mean, std)(KEY, COUNT)
     log_rho = np.log(np.asarray(path.rho(t), np.float64))
-    assert stats.kstest(log_rho, law.cdf).statistic < 0.015
+    assert stats.kstest(log_rho, distribution.cdf).statistic < 0.015
     # No mass at the ends, as clipping would leave.
     assert ((t == path.t_min) | (t == np.float32(path.t_max))).mean() < 1e-3
 
 
 @pytest.mark.parametrize(("count", "levels"), [(32, 7), (16, 7), (14, 7), (7, 7), (9, 3)])
-def test_dyadic_levels_are_dealt_evenly(count, levels):
+def test_dyadic_levels_cycle_evenly(count, levels):
     rows = np.bincount(ts.dyadic_levels(count, levels), minlength=levels)
     assert rows.sum() == count
     assert rows.max() - rows.min() <= 1

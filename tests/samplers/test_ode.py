@@ -253,9 +253,9 @@ def test_heun_keeps_euler_rows_that_end_without_noise():
 
     given = heun_step(denoise, path, x, t, s)
     predicted = STEPS["euler"](exact, path, x, t, s)
-    slope = 0.5 * (GAUSSIAN.velocity(path, x, t) + GAUSSIAN.velocity(path, predicted, s))
+    velocity = 0.5 * (GAUSSIAN.velocity(path, x, t) + GAUSSIAN.velocity(path, predicted, s))
     np.testing.assert_allclose(given[0], predicted[0], rtol=1e-5)
-    np.testing.assert_allclose(given[1], (x - 0.6 * slope)[1], rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(given[1], (x - 0.6 * velocity)[1], rtol=1e-4, atol=1e-5)
     assert jnp.abs(given[1] - predicted[1]).max() > 1e-2
 
 

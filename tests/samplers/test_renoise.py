@@ -20,7 +20,7 @@ def consistency(path):
 
 @pytest.mark.parametrize("levels", [(9.0,), (70.0, 0.5), (30.0, 2.0, 0.7, 0.01)])
 @pytest.mark.parametrize("name", PATHS)
-def test_the_law_of_the_data_is_kept_exactly(monkeypatch, name, levels):
+def test_the_distribution_of_the_data_is_kept_exactly(monkeypatch, name, levels):
     # The sampler is affine in x and its noises: row 0 gives the offset, the others one gain each.
     path, count = PATHS[name](), len(levels)
     times = jnp.concatenate([jnp.array([path.t_max]), path.time_at(jnp.array(levels))])
@@ -58,10 +58,10 @@ def test_renoising_of_song_et_al():
     np.testing.assert_allclose(given, expected, rtol=1e-5)
 
 
-def test_the_function_is_told_every_time():
+def test_the_function_is_called_at_every_time():
     path = PATHS["linear"]()
     times = jnp.array([1.0, 0.6, 0.2])
-    # The last call is with tau = 0.2, the calls before are lost.
+    # Only the last call, at tau = 0.2, shows in the result.
     given = renoise(lambda x, t: jnp.broadcast_to(t[:, None], x.shape), path, X, times, KEYS)
     np.testing.assert_allclose(given, 0.2, rtol=1e-6)
 

@@ -47,7 +47,7 @@ def response(monkeypatch, solver, denoise, path, times):
 
 @pytest.mark.parametrize("times", [(1.0, 0.4, 0.1), (0.95, 0.9, 0.5, 0.3, 0.02)])
 @pytest.mark.parametrize("name", ["vp_cosine", "vp_ddpm"])
-def test_large_variance_keeps_the_unit_normal_law(monkeypatch, name, times):
+def test_large_variance_keeps_the_unit_normal_distribution(monkeypatch, name, times):
     path = PATHS[name]()
     denoise = Gaussian(jnp.zeros(2), jnp.ones(2)).denoiser(path)
     times = jnp.array(times)
@@ -62,7 +62,7 @@ def test_large_variance_keeps_the_unit_normal_law(monkeypatch, name, times):
 
 @pytest.mark.parametrize("name", PATHS)
 def test_small_variance_is_exact_for_one_data_point(monkeypatch, name):
-    # From x_t ~ N(alpha_t mu, sigma_t^2), the law at s is N(alpha_s mu, sigma_s^2).
+    # From x_t ~ N(alpha_t mu, sigma_t^2), the distribution at s is N(alpha_s mu, sigma_s^2).
     path = PATHS[name]()
     times = path.time_at(jnp.array([40.0, 5.0, 1.0, 0.2, 0.05]))
     offset, gain, gains = response(monkeypatch, ancestral(), denoise_point(path), path, times)
@@ -107,7 +107,7 @@ def test_without_churn_it_is_heun(name):
 
 
 @pytest.mark.parametrize("name", PATHS)
-def test_added_noise_keeps_the_law_of_the_path(name):
+def test_added_noise_keeps_the_distribution_of_the_path(name):
     # At every pair of levels: a C_s a + b^2 = C_t, and the mean follows a.
     path = PATHS[name]()
     t, s = path.time_at(jnp.array([9.0, 1.0, 0.2])), path.time_at(jnp.array([1.0, 0.9, 0.01]))

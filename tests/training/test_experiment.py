@@ -233,8 +233,8 @@ def test_the_tangent_warms_up_over_the_run_unless_it_says_otherwise():
 @pytest.mark.parametrize(
     ("method", "scale", "message"),
     [
-        ("cd", 2.0, r"knows guidance scale 1 alone, not 2; .*guidance_range"),
-        ("lcm", 20.0, r"guidance scale 20 is outside the range 3 to 15 .*guidance_range"),
+        ("cd", 2.0, r"trained at guidance scale 1 only, not 2; .*guidance_range"),
+        ("lcm", 20.0, r"guidance scale 20 is outside 3 to 15, .*guidance_range"),
         ("edm", 2.0, None),
         ("lcm", 4.0, None),
     ],

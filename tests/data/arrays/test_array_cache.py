@@ -146,7 +146,7 @@ for number in range(1, 99):
 """
 
 
-def test_killed_at_any_moment_it_decodes_again_and_leaves_no_temporary_file(tmp_path):
+def test_a_killed_decoding_starts_again_and_leaves_no_temporary_file(tmp_path):
     left = ".lock manifest.json test_images.npy test_labels.npy train_images.npy train_labels.npy"
     program = [sys.executable, "-c", KILLED, str(tmp_path), left]
     done = subprocess.run(program, capture_output=True, text=True, timeout=120)
@@ -156,7 +156,7 @@ def test_killed_at_any_moment_it_decodes_again_and_leaves_no_temporary_file(tmp_
     assert sum(int(count) for _, count in killed) >= 14
 
 
-def test_of_two_that_decode_at_once_one_waits(tmp_path, draw_images, capsys):
+def test_one_of_two_decoding_processes_waits(tmp_path, draw_images, capsys):
     images, reading, read_on = draw_images(3, 4, 4, 1), threading.Event(), threading.Event()
 
     def read(i):
@@ -306,7 +306,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize(("file", "damage"), DAMAGES.values(), ids=list(DAMAGES))
-def test_what_is_damaged_is_named_and_prepare_mends_it(tmp_path, draw_images, file, damage):
+def test_what_is_damaged_is_named_and_prepare_repairs_it(tmp_path, draw_images, file, damage):
     images = draw_images(6, 4, 4, 1)
     data, unread = undecoded(images), undecoded(images, read=refuse)
     folder, before = array_folder(data, tmp_path), decode(data, tmp_path).identity
@@ -354,7 +354,7 @@ def test_only_the_damaged_split_is_decoded_again(tmp_path, draw_images, capsys):
     assert "folder:/x test: 4 images decoded" in said
 
 
-def test_prepare_says_so_if_data_decode_to_other_pixels(tmp_path, draw_images, capsys):
+def test_prepare_reports_data_that_decode_to_other_pixels(tmp_path, draw_images, capsys):
     images = draw_images(4, 4, 4, 1)
     decode(undecoded(images), tmp_path)
     (array_folder(undecoded(images), tmp_path) / IMAGES).unlink()
@@ -362,7 +362,7 @@ def test_prepare_says_so_if_data_decode_to_other_pixels(tmp_path, draw_images, c
     assert "folder:/x train decodes to other data than before" in capsys.readouterr().err
 
 
-def test_copied_arrays_are_hashed_once_and_believed(tmp_path, draw_images, monkeypatch):
+def test_copied_arrays_are_hashed_once_and_trusted(tmp_path, draw_images, monkeypatch):
     data = undecoded(draw_images(4, 4, 4, 1), read=None)
     before = decode(data, tmp_path).identity
     hashed = []
@@ -391,14 +391,14 @@ def test_arrays_older_than_manifests_go_on_with_one_warning(
     assert names_in(array_folder(data, tmp_path)) == WHOLE
 
 
-# What only a hash tells, and what decoding began with at that time.
+# Damage that only a hash shows, and what an old decoding wrote first.
 NOT_KNOWN = ("half of zeros", "a flipped pixel", "another label", "images missing")
 
 
 @pytest.mark.parametrize(
     "name", [n for n, (file, _) in DAMAGES.items() if file != MANIFEST and n not in NOT_KNOWN]
 )
-def test_older_arrays_are_checked_as_far_as_that_can_be(tmp_path, draw_images, name):
+def test_arrays_without_a_manifest_are_checked_as_far_as_possible(tmp_path, draw_images, name):
     images = draw_images(6, 4, 4, 1)
     data = undecoded(images)
     folder, (file, damage) = array_folder(data, tmp_path), DAMAGES[name]
@@ -411,7 +411,7 @@ def test_older_arrays_are_checked_as_far_as_that_can_be(tmp_path, draw_images, n
     np.testing.assert_array_equal(decode(data, tmp_path).train.images, images)
 
 
-def test_older_arrays_whose_images_are_not_there_were_not_finished(tmp_path, draw_images):
+def test_arrays_without_a_manifest_or_images_are_decoded(tmp_path, draw_images):
     images = draw_images(4, 4, 4, 1)
     data = undecoded(images)
     decode(data, tmp_path)
@@ -451,7 +451,7 @@ def test_a_source_with_a_label_out_of_range_is_refused(tmp_path, draw_images):
         decode(data, tmp_path)
 
 
-def test_a_full_disk_is_said_before_decoding(tmp_path, draw_images, monkeypatch):
+def test_a_full_disk_is_reported_before_decoding(tmp_path, draw_images, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=2 * 2**20)
     monkeypatch.setattr(arrays.shutil, "disk_usage", lambda _: usage)
     monkeypatch.setattr(arrays, "GIB", 2**20)
@@ -460,7 +460,7 @@ def test_a_full_disk_is_said_before_decoding(tmp_path, draw_images, monkeypatch)
         decode(data, tmp_path)
 
 
-def test_a_disk_that_fills_up_is_said_with_what_is_left(tmp_path, draw_images, monkeypatch):
+def test_a_disk_that_fills_up_is_reported(tmp_path, draw_images, monkeypatch):
     def full(number):
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""Splits of several files: one array to read, decoded, mended and copied shard by shard."""
+"""Splits of several files: one array to read, decoded, repaired and copied shard by shard."""
 
 import errno
 import json
@@ -36,7 +36,7 @@ def reading(images, seen):
     return undecoded(images, read=lambda i: seen.append(i) or (images[i], i % 3))
 
 
-def test_rows_of_several_arrays_are_read_as_of_one():
+def test_rows_of_several_arrays_read_as_those_of_one():
     whole = np.random.default_rng(0).integers(0, 256, (COUNT, *SHAPE), np.uint8)
     rows = Rows([whole[:4], whole[4:5], whole[5:]])
     for index in (
@@ -83,7 +83,7 @@ def test_an_interrupted_decoding_goes_on_after_the_last_shard(images, tmp_path, 
     np.testing.assert_array_equal(found.train.images[:], images)
 
 
-def test_a_shard_of_an_interrupted_decoding_is_believed_only_if_it_is_whole(images, tmp_path):
+def test_a_shard_of_an_interrupted_decoding_is_trusted_only_if_it_is_sound(images, tmp_path):
     def fail(i):
         if i == 9:
             raise KeyboardInterrupt
@@ -99,7 +99,7 @@ def test_a_shard_of_an_interrupted_decoding_is_believed_only_if_it_is_whole(imag
 
 
 def flip(file, keep_times=True):
-    """Flip a bit of the last pixel, so that nothing but a hash shows it."""
+    """Flip a bit of the last pixel, so that only a hash shows it."""
     times, content = file.stat(), file.read_bytes()
     file.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     if keep_times:
@@ -185,7 +185,7 @@ def test_a_local_copy_is_made_once_and_read(images, tmp_path, capsys, monkeypatc
     assert copy_arrays(data, shared, shared).identity == before.identity  # nothing to copy
 
 
-def test_an_interrupted_copy_goes_on_and_a_changed_one_is_mended(images, tmp_path, monkeypatch):
+def test_an_interrupted_copy_goes_on_and_a_changed_one_is_repaired(images, tmp_path, monkeypatch):
     data, shared, local = undecoded(images), tmp_path / "shared", tmp_path / "local"
     decode(data, shared)
     real, places = local_copy.copy_shard, []
@@ -216,7 +216,7 @@ def test_a_copy_that_is_not_what_the_manifest_says_is_refused(images, tmp_path):
         copy_arrays(data, shared, tmp_path / "local")
 
 
-def test_a_local_disk_without_room_is_said_before_copying(images, tmp_path, monkeypatch):
+def test_a_full_local_disk_is_reported_before_copying(images, tmp_path, monkeypatch):
     data, shared = undecoded(images), tmp_path / "shared"
     decode(data, shared)
     usage = shutil.disk_usage(tmp_path)._replace(free=COUNT * 16 - 1)
@@ -236,7 +236,7 @@ def test_a_local_disk_without_room_is_said_before_copying(images, tmp_path, monk
         (errno.EROFS, NAMES[1], "local/.* cannot be written to .*; choose another data.local_dir"),
     ],
 )
-def test_a_local_disk_that_takes_no_more_names_its_field(
+def test_a_local_disk_that_cannot_be_written_names_its_field(
     images, tmp_path, monkeypatch, number, name, message
 ):
     data, shared = undecoded(images), tmp_path / "shared"
@@ -266,7 +266,7 @@ def read_only(*_):
     raise OSError(30, "Read-only file system")
 
 
-def test_an_address_of_a_bucket_is_no_folder():
+def test_the_address_of_a_bucket_is_refused():
     for make in (
         lambda: array_cache.data_root("gs://bucket/data"),
         lambda: array_cache.local_folder("s3://bucket", "data.local_dir"),
@@ -275,7 +275,7 @@ def test_an_address_of_a_bucket_is_no_folder():
             make()
 
 
-def test_the_home_of_nobody_is_no_folder(monkeypatch):
+def test_the_home_of_an_unknown_user_is_refused(monkeypatch):
     monkeypatch.setenv("FEWSTEP_DATA", "~nobody-of-that-name/x")
     with pytest.raises(ValueError, match="FEWSTEP_DATA=~nobody-of-that-name/x: there is no such u"):
         array_cache.data_root()

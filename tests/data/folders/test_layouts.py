@@ -1,4 +1,4 @@
-"""Folders as people have them are understood, or refused in one sentence."""
+"""Typical folders are read as intended, or refused in one sentence."""
 
 import re
 
