@@ -41,7 +41,10 @@ with tfds.core.registered.skip_registration():
         def _generate_examples(self, images: Path, labels: Path) -> Iterator[tuple[int, dict]]:
             pixels, classes = read_idx(images), read_idx(labels)
             if len(pixels) != len(classes):
-                raise ValueError(f"{images} has {len(pixels)} images, {labels} {len(classes)}")
+                raise ValueError(
+                    f"{images} has {len(pixels)} images and {labels} has {len(classes)} labels; "
+                    "download both again"
+                )
             for i, (image, label) in enumerate(zip(pixels, classes, strict=True)):
                 yield i, {"image": Image.fromarray(image), "label": int(label)}
 

@@ -167,7 +167,10 @@ def split_names(builder: Builder) -> dict[str, str]:
     """TFDS's split for each of ours: `train`, and `test` if one is held out."""
     own = builder.info.splits
     if "train" not in own:
-        raise ValueError(f"data set {builder.name} has no split `train`, only {', '.join(own)}")
+        raise ValueError(
+            f"data set {builder.name} has no split `train`, only {', '.join(own)}; choose another "
+            "data.name"
+        )
     held_out = [name for name in HELD_OUT if name in own]
     return {"train": "train"} | ({"test": held_out[0]} if held_out else {})
 

@@ -56,7 +56,8 @@ def list_splits(root: Path) -> tuple[list[str], dict[str, list[tuple[Path, int]]
         strange = sorted(set(test_classes) - set(classes))
         if strange or bool(test_classes) != bool(classes):
             raise ValueError(
-                f"{test} has other classes than {train}: {', '.join(strange) or 'none at all'}"
+                f"{test} has other classes than {train}: {', '.join(strange) or 'none at all'}; "
+                "sort its images into the same class folders, or move it away"
             )
         splits["test"] = _labelled_files(test, classes)
     return classes, splits

@@ -33,7 +33,7 @@ LABEL_COLUMNS = (
 SPLIT_COLUMNS = ("split", "subset", "fold", "set", "partition")
 # Tables with these names must name images; otherwise they are an error.
 MEANT = ("labels", "label", "metadata")
-FEW_ROWS = 10  # with more rows, a column of unknown name whose values all differ has no classes
+FEW_ROWS = 10  # from here on, distinct values are not classes unless the column is named so
 DELIMITERS = "\t;,"
 LARGEST_LABEL = 2**20  # a mistaken label, such as a date, would make as many classes
 
@@ -137,7 +137,7 @@ class _Images:
         found = self.find(str(name))
         if found is None:
             raise ValueError(
-                f"{where} names {printable(str(name))!r}, which is no image there, or several; "
+                f"{where} names {printable(str(name))!r}, which matches no image or several; "
                 "name each image by its path from that file"
             )
         return found
