@@ -281,7 +281,7 @@ LABELS = [
     Case(
         "EDM, one image less",
         EDM | {"dataset.json": dataset_json([*EDM_LABELS, ["00000/img00000002.png", 1]])},
-        refused="dataset.json names '00000/img00000002.png', which is no image",
+        refused="dataset.json names '00000/img00000002.png', which matches no image",
     ),
     Case("EDM, broken", EDM | {"dataset.json": "{"}, refused="dataset.json is not"),
     Case("EDM, other content", EDM | {"dataset.json": "[1]"}, refused="dataset.json is not"),
