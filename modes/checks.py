@@ -33,10 +33,10 @@ from fewstep.modes.request import (
     resolve,
 )
 from fewstep.training.cluster.processes import VISIBLE, within
+from fewstep.training.compiled_step import abstract_state
 from fewstep.training.cost.sizes import bytes_of, size
 from fewstep.training.experiment import Experiment, build, debugged
 from fewstep.training.labels import training_counts
-from fewstep.training.loop import abstract_state
 from fewstep.training.sharding import (
     batch_sharding,
     check_batch_size,

@@ -20,9 +20,9 @@ from fewstep.modes.request import (
 from fewstep.objectives.base import Metrics
 from fewstep.progress import progress
 from fewstep.training.cluster.processes import first_process_says
+from fewstep.training.compiled_step import abstract_state, compile_step, create_state
 from fewstep.training.experiment import Experiment, build_on, rebuild
 from fewstep.training.labels import training_counts
-from fewstep.training.loop import abstract_state, compile_step, create_state
 from fewstep.training.replay import (
     FOLDER,
     Findings,

@@ -19,6 +19,7 @@ from fewstep.training.cluster.processes import first_process_says
 from fewstep.training.metrics import LOG, Average, MetricLog, iterate_rows
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.pace import SPEED, Pace
+from fewstep.training.schedule import Schedule
 
 EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
 
@@ -44,11 +45,6 @@ class NonFiniteError(DivergedError):
         self.step, self.values = step, dict(values or {})
 
 
-def due(step: int, last: int, period: int) -> bool:
-    """Whether something done every `period` steps, and after the last, is due after `step`."""
-    return step == last or (period > 0 and step % period == 0)
-
-
 class Report:
     """Reads metrics one step late, checks that the run is sound, logs and shows them.
 
@@ -60,20 +56,19 @@ class Report:
         self,
         workdir: Path,
         start: int,
-        steps: int,
-        batch_size: int,
-        every: int,
+        schedule: Schedule,
         optimizers: Mapping[str, Optimizer],
+        *,
+        batch_size: int,
         unfinished: Mapping[str, Any] | None = None,
         least_seconds: float | None = None,
     ) -> None:
         silent = jax.process_index() > 0
         self.log = None if silent else MetricLog(workdir, start)
-        self.bar = progress(total=steps, initial=start, unit="step", silent=silent)
+        self.bar = progress(total=schedule.steps, initial=start, unit="step", silent=silent)
         self.lines = not (silent or on_terminal())
-        self.every, self.steps = every, steps
         self.pending: tuple[int, int, Metrics] | None = None
-        self.workdir, self.optimizers = workdir, optimizers
+        self.workdir, self.schedule, self.optimizers = workdir, schedule, optimizers
         # The row may have been finished since then, for an evaluation that was cut off. All
         # processes must say the same: those that end a row ask each other for their times.
         begun = {} if first_process_says(has_row(workdir, start)) else unfinished or {}
@@ -110,7 +105,7 @@ class Report:
         self.average.add({k: v for k, v in metrics.items() if not k.endswith("finite")})
         self.pace.add(took)
         self.bar.update()
-        if due(step, self.steps, self.every):
+        if self.schedule.logs(step):
             self.flush(step)
 
     def flush(self, step: int) -> None:
@@ -121,7 +116,7 @@ class Report:
             row |= self.pace.pop()
             self.bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k.endswith("loss")})
             if self.lines:
-                note(line_of(step, self.steps, row, self.pace.batch_size))
+                note(line_of(step, self.schedule.steps, row, self.pace.batch_size))
             self.write(step, row)
 
     def unfinished(self) -> dict[str, Any]:

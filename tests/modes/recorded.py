@@ -18,7 +18,7 @@ from fewstep.modes.request import Request
 from fewstep.training import experiment as EXPERIMENT
 from fewstep.training import sources as SOURCES
 from fewstep.training import teacher as TEACHER
-from fewstep.training.loop import abstract_state, compile_step
+from fewstep.training.compiled_step import abstract_state, compile_step
 from fewstep.training.sharding import put_batch
 from fewstep.training.sources import abstract_batch
 from fewstep.training.state import initial_state
@@ -155,15 +155,16 @@ class Recorder:
         self.image_shape = experiment.image_shape
         return abstract_state(experiment.objective, experiment.optimizers, 0, frozen, mesh)
 
-    def train_network(self, *, objective, optimizers, frozen, mesh, seed, batch_size, **rest):
-        micro_batches, retention = rest["micro_batches"], rest["retention"]
+    def train_network(self, training, stream, schedule, upkeep, evaluate, **_):
+        objective, optimizers, frozen, mesh, seed, batch_size, micro_batches = training
         given = {"seed": seed, "batch_size": batch_size, "micro_batches": micro_batches}
-        numbers = given | rest["schedule"]._asdict() | rest["patience"]._asdict()
+        numbers = given | schedule._asdict() | upkeep.patience._asdict()
         numbers |= {"mesh": dict(mesh.shape)}
         factors = [
             (optimizer.spike_factor, optimizer.spike_cap) for optimizer in optimizers.values()
         ]
         self.note_each("loop", numbers | {"spikes": factors})
+        retention = upkeep.retention
         self.note_each("kept", retention._asdict() | {"scores": retention.scores()})
         create = jax.make_jaxpr(lambda f: initial_state(objective, optimizers, seed, f))
         self.note("start", create(frozen))
@@ -172,15 +173,15 @@ class Recorder:
             state = abstract_state(objective, optimizers, seed, frozen, mesh)
             batch = abstract_batch(objective, batch_size, self.image_shape)
             self.note("step", step(state, frozen, batch))
-        for batch in islice(rest["batches"](1), 2):
+        for batch in islice(stream.batches(1), 2):
             self.note("host", batch)
-            self.note("images", rest["complete"](put_batch(batch, mesh)))
+            self.note("images", stream.complete(put_batch(batch, mesh)))
         # Networks are their names.
         networks, followers = (
             {name: name for name in part} for part in (objective.players, objective.followers)
         )
         state = SimpleNamespace(step=20, networks=networks, followers=followers)
-        rest["evaluate"](state)
+        evaluate(state)
         return state
 
 

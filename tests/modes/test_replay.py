@@ -9,8 +9,8 @@ import pytest
 
 from fewstep.data import NEWEST_ORDER, batch_indices
 from fewstep.modes import job as JOB
+from fewstep.training.compiled_step import compile_step, create_state
 from fewstep.training.experiment import build
-from fewstep.training.loop import compile_step, create_state
 from fewstep.training.replay import GRADIENT, ROWS, read_newest
 from fewstep.training.report import NonFiniteError
 from fewstep.training.sharding import put_batch

@@ -12,10 +12,10 @@ from fewstep.training.report import (
     SpikesError,
     check_finite,
     check_spikes,
-    due,
     evaluations,
     line_of,
 )
+from fewstep.training.schedule import Schedule
 
 
 def optimizer(cap):
@@ -38,7 +38,7 @@ def test_each_player_may_skip_as_many_updates_as_its_own_cap():
 def test_a_row_has_the_mean_and_the_speed_of_its_own_steps(tmp_path, monkeypatch, at_once):
     clock = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
-    with Report(tmp_path, 0, 4, 8, 2, {}) as report:
+    with Report(tmp_path, 0, Schedule(4, log=2), {}, batch_size=8) as report:
         for last in range(at_once, 5, at_once):
             steps = np.arange(last - at_once, last) + 1.0
             loss = steps[0] if at_once == 1 else steps
@@ -60,13 +60,13 @@ def test_a_row_has_the_mean_and_the_speed_of_its_own_steps(tmp_path, monkeypatch
 def test_whether_a_row_goes_on_is_what_the_first_process_sees(tmp_path, monkeypatch, finished):
     monkeypatch.setattr(module, "first_process_says", lambda here: finished)
     unfinished = {"sums": {"loss": (3.0, 2.0)}, "images": 16, "seconds": 2.0}
-    with Report(tmp_path, 2, 4, 8, 4, {}, unfinished) as report:
+    with Report(tmp_path, 2, Schedule(4, log=4), {}, batch_size=8, unfinished=unfinished) as report:
         assert bool(report.unfinished()["sums"]) != finished
         assert report.unfinished()["images"] == (0 if finished else 16)
 
 
 def test_a_row_of_the_players_losses_is_no_evaluation(tmp_path):
-    with Report(tmp_path, 0, 4, 8, 1, {}) as report:
+    with Report(tmp_path, 0, Schedule(4, log=1), {}, batch_size=8) as report:
         report.write(2, {"generator/loss": 1.0, "fake_score/loss": 2.0})
         assert not report.evaluated(2)
         report.evaluation(4, {})  # features none
@@ -74,14 +74,6 @@ def test_a_row_of_the_players_losses_is_no_evaluation(tmp_path):
         assert report.evaluated(2) and not report.evaluated(4)
     assert evaluations(tmp_path) == {2: {"frechet_1": 3.0}}
     assert [row["step"] for row in read_rows(tmp_path / LOG)] == [2, 2]
-
-
-@pytest.mark.parametrize(
-    ("step", "last", "period", "expected"),
-    [(4, 10, 4, True), (5, 10, 4, False), (10, 10, 4, True), (10, 10, 0, True), (5, 10, 0, False)],
-)
-def test_what_is_due(step, last, period, expected):
-    assert due(step, last, period) == expected
 
 
 def test_as_many_spikes_as_the_cap_are_allowed():
@@ -121,7 +113,7 @@ def test_a_line_has_the_losses_the_speed_and_what_is_left(monkeypatch, tmp_path,
     older = {"images_per_second": 4.0}  # whose steps were not recorded
     assert line_of(1, 11, older, 8) == "step 1 of 11, 4 images/s, 00:20 left"
     monkeypatch.setattr(module, "on_terminal", lambda: True)
-    with Report(tmp_path, 0, 1, 8, 1, {}) as report:
+    with Report(tmp_path, 0, Schedule(1, log=1), {}, batch_size=8) as report:
         report.after_steps(1, 1, {"loss": Mean(1.0, 1.0)})
         report.flush(1)
     assert "images/s" not in capsys.readouterr().err  # the bar says it
@@ -131,7 +123,7 @@ def test_steps_one_by_one_and_several_at_once_make_the_same_rows(tmp_path, capsy
     losses = np.arange(1.0, 7.0)
     for name, parts in (("one", [1] * 6), ("several", [1, 3, 2])):
         (tmp_path / name).mkdir()
-        with Report(tmp_path / name, 0, 6, 8, 2, {}) as report:
+        with Report(tmp_path / name, 0, Schedule(6, log=2), {}, batch_size=8) as report:
             done = 0
             for count in parts:
                 values = losses[done : done + count]
