@@ -196,7 +196,7 @@ def continuous_training(
         adaptive_weight=adaptive_weight,
     )
     return Objective(
-        players={"network": Player(model.network.init, loss)},
+        players={"network": Player(model.network.init, loss, headline="tangent")},
         followers={},
         sample=sampler(model, spacing or uniform_spacing(model.path), sample_times),
     )
@@ -228,7 +228,7 @@ def continuous_distillation(
     )
     spacing = spacing or uniform_spacing(model.path)
     return Objective(
-        players={"network": Player(model.network.init, loss)},
+        players={"network": Player(model.network.init, loss, headline="tangent")},
         followers={},
         sample=sampler(model, spacing, sample_times, trained_scale=guidance_scale),
         guidance_scale=guidance_scale,

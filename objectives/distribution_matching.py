@@ -126,7 +126,7 @@ def distribution_matching(
         loss = with_regression(
             loss, optimised, regression_weight, regression_distance or squared_l2()
         )
-    players["generator"] = Player(optimised.init, loss, every=fake_score_updates)
+    players["generator"] = Player(optimised.init, loss, fake_score_updates, headline="gap")
     return Objective(
         players=players,
         followers={},

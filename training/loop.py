@@ -8,7 +8,7 @@ from functools import partial
 
 from fewstep.training.cluster.preemption import Preemption
 from fewstep.training.compiled_step import Training, compile_dispatch, restored_or_created
-from fewstep.training.report import Report
+from fewstep.training.report import Report, headlines
 from fewstep.training.schedule import Schedule
 from fewstep.training.session import Evaluate, Upkeep, open_session
 from fewstep.training.sharding import check_batch_size
@@ -51,6 +51,7 @@ def train(
         schedule,
         training.optimizers,
         batch_size=training.batch_size,
+        headlines=headlines(training.objective),
         unfinished=unfinished,
         least_seconds=least_seconds,
     )

@@ -129,7 +129,7 @@ def test_the_report_and_the_watchdog_are_told_what_they_ask_for(tmp_path, monkey
     final = run(tmp_path, schedule, patience=patience)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(final))
     assert given["Watchdog"] == ((tmp_path, patience, size), {})
-    rest = {"batch_size": BATCH, "unfinished": None, "least_seconds": None}
+    rest = {"batch_size": BATCH, "headlines": ("loss",), "unfinished": None, "least_seconds": None}
     assert given["Report"] == ((tmp_path, 0, schedule, OPTIMIZERS), rest)
 
 
