@@ -67,7 +67,7 @@ class Session:
     profile: Profile
 
     def resume(self) -> None:
-        """Make up for an evaluation that a run lacks which ended between the save and it."""
+        """Evaluate the state if the run was ended between its save and its evaluation."""
         evaluated = first_process_says(self.report.evaluated(self.done))
         if self.done and self.schedule.evaluates(self.done) and not evaluated:
             self.evaluate_state()
@@ -163,7 +163,7 @@ def open_session(
         open_report() as report,
         Profile(workdir, schedule.window) as profile,
     ):
-        yield Session(
+        session = Session(
             state=state,
             done=start,
             schedule=schedule,
@@ -176,6 +176,8 @@ def open_session(
             report=report,
             profile=profile,
         )
+        del state  # a reference from here would keep the first state in memory
+        yield session
 
 
 @contextmanager
