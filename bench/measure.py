@@ -18,9 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from bench.cases import CASES, case_config, forward_flops_by_hand
+from fewstep.training.compiled_step import compile_step, create_state
 from fewstep.training.experiment import build, build_on
 from fewstep.training.generate import batch_sampler
-from fewstep.training.loop import compile_step, create_state
 from fewstep.training.sharding import make_mesh, put_batch
 from fewstep.training.sources import abstract_batch
 from fewstep.training.teacher import abstract_params

@@ -12,8 +12,8 @@ from fewstep.eval.metrics.metric import LESS, parse_logged_name
 from fewstep.modes.mode import WORKDIR, Mode
 from fewstep.modes.request import Request, required_workdir
 from fewstep.progress import progress_bar
+from fewstep.training.compiled_step import abstract_state
 from fewstep.training.experiment import rebuild
-from fewstep.training.loop import abstract_state
 from fewstep.training.report import evaluations
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import restore, workdir

@@ -32,10 +32,10 @@ from fewstep.modes.request import (
     resolve,
 )
 from fewstep.training.cluster.processes import VISIBLE, time_limit
+from fewstep.training.compiled_step import abstract_state
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.experiment import Experiment, as_it_runs, build
 from fewstep.training.labels import training_counts
-from fewstep.training.loop import abstract_state
 from fewstep.training.sharding import (
     batch_sharding,
     check_batch_size,

@@ -20,9 +20,9 @@ from fewstep.modes.request import (
 )
 from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import first_process_says, warn
+from fewstep.training.compiled_step import abstract_state, compile_step
 from fewstep.training.experiment import Experiment, build_on
 from fewstep.training.labels import training_counts
-from fewstep.training.loop import abstract_state, compile_step
 from fewstep.training.profile import Window, check_window
 from fewstep.training.report import evaluations
 from fewstep.training.sharding import check_batch_size, make_mesh

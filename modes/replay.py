@@ -18,8 +18,8 @@ from fewstep.modes.request import (
 )
 from fewstep.objectives.base import Metrics
 from fewstep.progress import progress_bar
+from fewstep.training.compiled_step import abstract_state, compile_step, create_state
 from fewstep.training.experiment import build_on, rebuild
-from fewstep.training.loop import abstract_state, compile_step, create_state
 from fewstep.training.replay import (
     FOLDER,
     Findings,

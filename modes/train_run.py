@@ -21,12 +21,14 @@ from fewstep.training import replay
 from fewstep.training.cluster.preemption import Preemption
 from fewstep.training.cluster.processes import is_first, say
 from fewstep.training.cluster.watchdog import Patience
+from fewstep.training.compiled_step import Training
 from fewstep.training.cost.sizes import tree_bytes
 from fewstep.training.cost.step_cost import least_seconds
 from fewstep.training.labels import known_counts
-from fewstep.training.loop import Schedule
 from fewstep.training.loop import train as train_network
 from fewstep.training.report import NonFiniteError
+from fewstep.training.schedule import Schedule
+from fewstep.training.session import Upkeep
 from fewstep.training.sources import open_sources, reads_data
 from fewstep.training.storage.identity import as_dict
 from fewstep.training.storage.train_state import TrainState
@@ -64,36 +66,45 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
         stream = open_sources(supply_of(path, job, run.order))
     try:
         state = train_network(
-            objective=experiment.objective,
-            optimizers=experiment.optimizers,
-            frozen=job.frozen,
-            mesh=job.mesh,
-            config=as_dict(config),
-            run=run.stamp,
-            seed=config.seed,
-            schedule=Schedule(
-                steps=config.steps,
-                log=config.log.every,
-                save=config.checkpoint.every,
-                evaluate=config.evaluate.every,
-                dispatch=config.steps_per_dispatch,
+            Training(
+                objective=experiment.objective,
+                optimizers=experiment.optimizers,
+                frozen=job.frozen,
+                mesh=job.mesh,
+                seed=config.seed,
+                batch_size=config.batch_size,
+                micro_batches=config.micro_batches,
             ),
-            batch_size=config.batch_size,
-            micro_batches=config.micro_batches,
-            batches=stream.batches,
-            complete=stream.complete,
-            evaluate=evaluate,
-            workdir=path,
-            retention=job.retention,
-            patience=Patience(**config.watchdog),
+            stream,
+            schedule_of(job),
+            Upkeep(
+                workdir=path,
+                config=as_dict(config),
+                run=run.stamp,
+                retention=job.retention,
+                patience=Patience(**config.watchdog),
+            ),
+            evaluate,
             preemption=preemption,
             least_seconds=least_seconds(config, jax.devices()[0].device_kind, job.mesh.size),
-            window=job.window,
             announce=lambda start: announce(path, start, config.steps),
         )
     except NonFiniteError as error:
         raise recorded(error, job, run.order, path) from error
     return int(state.step)
+
+
+def schedule_of(job: Job) -> Schedule:
+    """When a run logs, saves and evaluates."""
+    config = job.config
+    return Schedule(
+        steps=config.steps,
+        log=config.log.every,
+        save=config.checkpoint.every,
+        evaluate=config.evaluate.every,
+        dispatch=config.steps_per_dispatch,
+        window=job.window,
+    )
 
 
 def announce(path: Path, step: int, steps: int) -> None:

@@ -41,11 +41,16 @@ LossFn = Callable[[Params, Mapping[str, Params], Batch, Key, Array], tuple[Array
 
 
 class Player(NamedTuple):
-    """A network that is trained, with its own optimizer, updated when step % every == 0."""
+    """A network that is trained, with its own optimizer, updated when step % every == 0.
+
+    headline: the one of its metrics that a progress bar shows. Where the value of a loss says
+        nothing, as where its rows are normalised, it is another metric of the loss.
+    """
 
     network: Network
     loss: LossFn
     every: int = 1
+    headline: str = "loss"
 
 
 class Follower(NamedTuple):

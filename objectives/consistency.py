@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, check_trained_scale
+from fewstep.diffusion.guidance import Condition, Predict
 from fewstep.diffusion.path import Path
 from fewstep.diffusion.spacing import Spacing
 from fewstep.diffusion.time_pairs import Curriculum, PairSampler, last_points, noise_gap
@@ -39,7 +39,9 @@ from fewstep.objectives.base import (
     mean_of,
 )
 from fewstep.objectives.distances import Distance
+from fewstep.objectives.sampling import sample_fn, trained_in
 from fewstep.samplers.grids import time_grid
+from fewstep.samplers.ode import ddim_step
 from fewstep.samplers.renoise import renoise
 
 
@@ -145,36 +147,26 @@ def sampler(
     trained_scale: of guidance; guidance_range: the scales that the network is told in its place, if
     it is. Raises ValueError for times outside the path, or too close for the grid.
     """
-    check_times(model.path, sample_times)
+    path = model.path
+    check_times(path, sample_times)
     cells = last_points(curriculum) - 1 if curriculum else None
 
     def times_of(steps: int) -> Array:
         with jax.ensure_compile_time_eval():
             if steps == len(sample_times) + 1:
-                times = jnp.asarray([model.path.t_max, *sample_times], jnp.float32)
+                times = jnp.asarray([path.t_max, *sample_times], jnp.float32)
             else:
                 times = time_grid(spacing, steps)[:-1]
             return on_grid(spacing, cells, times) if cells else times
 
     times_of(len(sample_times) + 1)  # refuses bad ones before any training
 
-    def sample(
-        params: Params,
-        eps: Array,
-        condition: Condition,
-        keys: Array,
-        *,
-        steps: int,
-        guidance_scale: float,
-    ) -> Array:
-        check_trained_scale(guidance_scale, trained_scale, guidance_range)
-        if guidance_range:
-            told = jnp.full(eps.shape[:1], guidance_scale, jnp.float32)
-            condition = {**condition, "guidance_scale": told}
-        f = lambda x, t: model.consistency(params, x, t, condition)
-        return renoise(f, model.path, model.path.prior(eps), times_of(steps), keys)
+    def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
+        denoise = model.denoiser(predict, condition)
+        f = lambda x, t: ddim_step(denoise, path, x, t, jnp.full_like(t, path.t_min))
+        return renoise(f, path, path.prior(eps), times_of(steps), keys)
 
-    return sample
+    return sample_fn(model.predict, solve, trained_in(trained_scale, guidance_range))
 
 
 def on_grid(spacing: Spacing, cells: int, times: Array) -> Array:

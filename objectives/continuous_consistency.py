@@ -194,7 +194,7 @@ def continuous_training(
         adaptive_weight=adaptive_weight,
     )
     return Objective(
-        players={"network": Player(model.network, loss)},
+        players={"network": Player(model.network, loss, headline="tangent")},
         followers={},
         sample=sampler(model, spacing or uniform_spacing(model.path), sample_times),
     )
@@ -227,7 +227,7 @@ def continuous_distillation(
     )
     spacing = spacing or uniform_spacing(model.path)
     return Objective(
-        players={"network": Player(model.network, loss)},
+        players={"network": Player(model.network, loss, headline="tangent")},
         followers={},
         sample=sampler(model, spacing, sample_times, trained_scale=guidance_scale),
         guidance_scale=guidance_scale,

@@ -19,13 +19,12 @@ target holds no network.
 """
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Annotated
 
 import jax
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, drop_labels, guide
+from fewstep.diffusion.guidance import Condition, Predict, drop_labels
 from fewstep.diffusion.prediction import prediction_target
 from fewstep.diffusion.spacing import SPACINGS, Spacing, uniform_spacing
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, uniform_times
@@ -45,6 +44,7 @@ from fewstep.objectives.base import (
 )
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.needs import needs
+from fewstep.objectives.sampling import sample_fn
 from fewstep.parts import Part
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.grids import time_grid
@@ -109,17 +109,8 @@ def regression(
 def sampler(model: Model, solver: Solver, spacing: Spacing) -> SampleFn:
     """The solver on a grid of equal steps of the spacing, guided at the scale asked for."""
 
-    def sample(
-        params: Params,
-        eps: Array,
-        condition: Condition,
-        keys: Array,
-        *,
-        steps: int,
-        guidance_scale: float,
-    ) -> Array:
-        predict = guide(partial(model.predict, params), guidance_scale)
+    def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
         denoise = model.denoiser(predict, condition)
         return solver(denoise, model.path, model.path.prior(eps), time_grid(spacing, steps), keys)
 
-    return sample
+    return sample_fn(model.predict, solve)

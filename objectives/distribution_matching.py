@@ -36,7 +36,7 @@ reached the teacher still rests.
 What the loss cannot say the metrics do: objectives/health.py.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated
 
@@ -44,13 +44,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.guidance import (
-    Condition,
-    Predict,
-    check_trained_scale,
-    guide,
-    null_condition,
-)
+from fewstep.diffusion.guidance import Condition, Predict, guide, null_condition
 from fewstep.diffusion.path import align
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal_times
 from fewstep.models.model import Model, check_decoding
@@ -75,6 +69,7 @@ from fewstep.objectives.generators import Generator, one_step
 from fewstep.objectives.health import health
 from fewstep.objectives.needs import needs
 from fewstep.objectives.pairs import with_regression
+from fewstep.objectives.sampling import sample_fn, trained_in
 from fewstep.parts import Part
 
 # Smallest mean absolute error of the teacher that a row is divided by (SiD's code has 1e-5).
@@ -132,7 +127,7 @@ def distribution_matching(
         loss = with_regression(
             loss, optimised, regression_weight, regression_distance or squared_l2()
         )
-    players["generator"] = Player(optimised.network, loss, every=fake_score_updates)
+    players["generator"] = Player(optimised.network, loss, fake_score_updates, headline="gap")
     return Objective(
         players=players,
         followers={},
@@ -288,18 +283,13 @@ def evaluate(
 def sampler(generator: Generator, trained_scale: float) -> SampleFn:
     """The generator, in one step."""
 
-    def sample(
-        params: Params,
-        eps: Array,
-        condition: Condition,
-        keys: Array,
-        *,
-        steps: int,
-        guidance_scale: float,
-    ) -> Array:
+    def check_steps(steps: int) -> None:
         if steps != 1:
             raise ValueError(f"a one-step generator samples in 1 step, not in {steps}")
-        check_trained_scale(guidance_scale, trained_scale)
-        return generator.generate(params, eps, condition)
 
-    return sample
+    def solve(
+        generate: Callable[..., Array], eps: Array, condition: Condition, keys: Array, steps: int
+    ) -> Array:
+        return generate(eps, condition)
+
+    return sample_fn(generator.generate, solve, trained_in(trained_scale), check_steps)

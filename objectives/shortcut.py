@@ -49,7 +49,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, drop_labels, extrapolate, guide, null_condition
+from fewstep.diffusion.guidance import (
+    Condition,
+    Predict,
+    drop_labels,
+    extrapolate,
+    guide,
+    null_condition,
+)
 from fewstep.diffusion.path import align
 from fewstep.diffusion.spacing import uniform_spacing
 from fewstep.diffusion.time_sampling import (
@@ -77,6 +84,7 @@ from fewstep.objectives.base import (
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema, warmed_ema
 from fewstep.objectives.needs import needs
+from fewstep.objectives.sampling import sample_fn
 from fewstep.parts import Part
 from fewstep.samplers.flow_map import jump
 from fewstep.samplers.grids import time_grid
@@ -182,33 +190,29 @@ def sampler(model: Model, max_steps: int, trained_scale: float) -> SampleFn:
     Guidance is applied at max_steps only: larger steps have inherited the scale of training.
     """
 
-    def sample(
-        params: Params,
-        eps: Array,
-        condition: Condition,
-        keys: Array,
-        *,
-        steps: int,
-        guidance_scale: float,
-    ) -> Array:
-        predict = partial(model.predict, params)
+    def check_steps(steps: int) -> None:
         if not (0 < steps <= max_steps and max_steps % steps == 0):
             raise ValueError(
                 f"a shortcut model samples in a power of two of steps up to {max_steps}, not in "
                 f"{steps}"
             )
+
+    def guidance(predict: Predict, scale: float, steps: int) -> Predict:
         if steps == max_steps:
-            predict = guide(predict, guidance_scale)
-        elif guidance_scale != trained_scale:
+            return guide(predict, scale)
+        if scale != trained_scale:
             raise ValueError(
                 f"this shortcut model was trained with guidance scale {trained_scale:g}, which its "
-                f"steps larger than 1/{max_steps} have inherited; {guidance_scale:g} is possible "
+                f"steps larger than 1/{max_steps} have inherited; {scale:g} is possible "
                 f"at {max_steps} steps only"
             )
+        return predict
+
+    def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
         times = time_grid(uniform_spacing(model.path), steps)
         return jump(lambda x, t, s: predict(x, t, s, condition), model.path.prior(eps), times)
 
-    return sample
+    return sample_fn(model.predict, solve, guidance, check_steps)
 
 
 def regression_loss(

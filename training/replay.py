@@ -17,6 +17,7 @@ from jax import Array
 from fewstep.files import write_json
 from fewstep.objectives.base import Batch, Key, LossFn, Mean, Metrics, Objective, Params
 from fewstep.training.report import NonFiniteError
+from fewstep.training.step import column
 from fewstep.training.storage.fields import LARGEST_INT32
 
 FOLDER = "replay"
@@ -126,7 +127,7 @@ def findings(metrics: Metrics, players: Sequence[str], micro_batches: int) -> di
     """
     found = {}
     for player in players:
-        prefix = "" if len(players) == 1 else f"{player}/"
+        prefix = column("", player, players)
         own = {k.removeprefix(prefix): m for k, m in metrics.items() if k.startswith(prefix)}
         if own["finite"].total >= own["finite"].count:
             continue

@@ -6,19 +6,21 @@ Where standard error is no terminal there is a line for each row in the place of
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 from tqdm import tqdm
 
-from fewstep.objectives.base import Metrics
+from fewstep.objectives.base import Metrics, Objective
 from fewstep.progress import is_terminal, note, progress_bar
 from fewstep.training.cluster.processes import first_process_says
 from fewstep.training.metrics import LOG, Average, MetricLog, iterate_rows
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.pace import SPEED, Pace
+from fewstep.training.schedule import Schedule
+from fewstep.training.step import column
 
 EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
 
@@ -44,36 +46,33 @@ class NonFiniteError(DivergedError):
         self.step, self.values = step, dict(values or {})
 
 
-def due(step: int, last: int, period: int) -> bool:
-    """Whether something done every `period` steps, and after the last, is due after `step`."""
-    return step == last or (period > 0 and step % period == 0)
-
-
 class Report:
     """Reads metrics one step late, checks that the run is sound, logs and shows them.
 
-    unfinished: of the checkpoint that the run goes on from (`Report.unfinished`). least_seconds: of
-    a step (training.pace.Pace).
+    headlines: the columns of the log that are shown, where a row has them. unfinished: of the
+    checkpoint that the run goes on from (`Report.unfinished`). least_seconds: of a step
+    (training.pace.Pace).
     """
 
     def __init__(
         self,
         workdir: Path,
         start: int,
-        steps: int,
-        batch_size: int,
-        every: int,
+        schedule: Schedule,
         optimizers: Mapping[str, Optimizer],
+        *,
+        batch_size: int,
+        headlines: Sequence[str] = ("loss",),
         unfinished: Mapping[str, Any] | None = None,
         least_seconds: float | None = None,
     ) -> None:
         silent = jax.process_index() > 0
         self.log = None if silent else MetricLog(workdir, start)
-        self.bar = progress_bar(total=steps, initial=start, unit="step", silent=silent)
+        self.bar = progress_bar(total=schedule.steps, initial=start, unit="step", silent=silent)
         self.lines = not (silent or is_terminal())
-        self.every, self.steps = every, steps
         self.pending: tuple[int, int, Metrics] | None = None
-        self.workdir, self.optimizers = workdir, optimizers
+        self.workdir, self.schedule, self.optimizers = workdir, schedule, optimizers
+        self.headlines = headlines
         # The row may have been finished since then, for an evaluation that was cut off. All
         # processes must say the same: those that end a row ask each other for their times.
         begun = {} if first_process_says(has_row(workdir, start)) else unfinished or {}
@@ -110,7 +109,7 @@ class Report:
         self.average.add({k: v for k, v in metrics.items() if not k.endswith("finite")})
         self.pace.add(took)
         self.bar.update()
-        if due(step, self.steps, self.every):
+        if self.schedule.logs(step):
             self.flush(step)
 
     def flush(self, step: int) -> None:
@@ -119,9 +118,10 @@ class Report:
         row = self.average.pop()
         if row:
             row |= self.pace.pop()
-            self.bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k.endswith("loss")})
+            shown = {name: row[name] for name in self.headlines if name in row}
+            self.bar.set_postfix_str(", ".join(in_words(shown)))
             if self.lines:
-                note(line_of(step, self.steps, row, self.pace.batch_size))
+                note(line_of(step, self.schedule.steps, shown, row, self.pace.batch_size))
             self.write(step, row)
 
     def unfinished(self) -> dict[str, Any]:
@@ -156,12 +156,32 @@ class Report:
             self.log.close()
 
 
-def line_of(step: int, steps: int, row: Mapping[str, float], batch_size: int) -> str:
-    """A row of training steps in a line: step, losses, speed, and how long the rest will take."""
-    losses = [f"{name} {value:.4f}" for name, value in row.items() if name.endswith("loss")]
+def headlines(objective: Objective) -> tuple[str, ...]:
+    """The columns of the log that the bar shows, one of each player."""
+    players = objective.players
+    return tuple(column(player.headline, name, players) for name, player in players.items())
+
+
+def in_words(shown: Mapping[str, float]) -> list[str]:
+    """Numbers after their names."""
+    return [f"{name} {value:.4f}" for name, value in shown.items()]
+
+
+def line_of(
+    step: int, steps: int, shown: Mapping[str, float], row: Mapping[str, float], batch_size: int
+) -> str:
+    """A row of training steps in a line: step, headlines, speed, and how long the rest will take.
+
+    shown: the headlines of the row, by name.
+    """
     seconds = row.get("step_seconds", batch_size / row[SPEED])
     left = tqdm.format_interval((steps - step) * seconds)
-    parts = [f"step {step} of {steps}", *losses, f"{row[SPEED]:,.0f} images/s", f"{left} left"]
+    parts = [
+        f"step {step} of {steps}",
+        *in_words(shown),
+        f"{row[SPEED]:,.0f} images/s",
+        f"{left} left",
+    ]
     return ", ".join(parts)
 
 
@@ -201,7 +221,7 @@ def what_is_not_finite(player: str, values: Iterable[float]) -> str:
 def check_spikes(step: int, metrics: Metrics, optimizers: Mapping[str, Optimizer]) -> None:
     """Raises SpikesError that names the network, the step and the factor."""
     for name, optimizer in optimizers.items():
-        skipped = metrics.get("skipped" if len(optimizers) == 1 else f"{name}/skipped")
+        skipped = metrics.get(column("skipped", name, optimizers))
         if skipped is not None and skipped.total > optimizer.spike_cap:
             raise SpikesError(
                 f"{name} has skipped {int(skipped.total)} updates at step {step}, more than "

@@ -5,7 +5,7 @@ so that one device and eight draw the same numbers and a resumed run draws what 
 have.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import jax
@@ -169,8 +169,13 @@ def keep_if_finite(
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
 
 
+def column(metric: str, player: str, players: Collection[str]) -> str:
+    """The name in the log of a player's metric: METRIC, or PLAYER/METRIC if there are several."""
+    return metric if len(players) == 1 else f"{player}/{metric}"
+
+
 def flatten(metrics: Mapping[str, Metrics]) -> Metrics:
     """Metrics of all players in one mapping; the names are prefixed where there are several."""
-    if len(metrics) == 1:
-        return dict(next(iter(metrics.values())))
-    return {f"{player}/{name}": m for player, ms in metrics.items() for name, m in ms.items()}
+    return {
+        column(name, player, metrics): m for player, ms in metrics.items() for name, m in ms.items()
+    }

@@ -18,6 +18,10 @@ from fewstep.eval.report.runs import Groups, Run, results_of
 # metric of the training log, after "PLAYER/" if there are several -> heading
 CURVES = {
     "loss": "Training loss",
+    "loss_flow": "Loss of the flow rows",
+    "loss_bootstrap": "Loss of the bootstrap rows",
+    "regression": "Distance to pairs of the teacher",
+    "tangent": "Root mean square of the tangent",
     "gap": "Mean squared difference of fake score and teacher, denoised",
     "fake_excess": "Error of the fake score above its minimum",
     "fake_lag": "Share of its way from the teacher that the fake score lacks",

@@ -20,7 +20,7 @@ from fewstep.modes import train_run as TRAIN
 from fewstep.modes.request import Request
 from fewstep.training import sources as SOURCES
 from fewstep.training import teacher as TEACHER
-from fewstep.training.loop import abstract_state, compile_step
+from fewstep.training.compiled_step import abstract_state, compile_step
 from fewstep.training.sharding import put_batch
 from fewstep.training.sources import abstract_batch
 from fewstep.training.state import initial_state
@@ -42,12 +42,7 @@ def recorded(patch, folder, method, fields, traced=True):
     if "teacher" in fields:
         fields = fields | {"teacher": str(folder / fields["teacher"])}
     recorder = Recorder(traced)
-
-    @wraps(NETWORKS["dit"].build)
-    def build(*inputs, **fields):
-        return recorder.build_network(*inputs, **fields)
-
-    patch.setitem(NETWORKS, "dit", NETWORKS["dit"]._replace(build=build))
+    replace_dit(patch, recorder.build_network)
     patch.setattr(REQUEST.data, "load_selection", recorder.load_data)
     patch.setattr(REQUEST.data, "load_copy", recorder.load_copy)
     patch.setattr(TEACHER, "restore", recorder)
@@ -64,6 +59,16 @@ def recorded(patch, folder, method, fields, traced=True):
     config.update_from_flattened_dict(fields)
     TRAIN.train_run(Request(config=config, workdir=folder / "run"))
     return recorder.places()
+
+
+def replace_dit(patch, build):
+    """`build` makes the networks of configs with a DiT."""
+
+    @wraps(NETWORKS["dit"].build)
+    def replacement(*inputs, **fields):
+        return build(*inputs, **fields)
+
+    patch.setitem(NETWORKS, "dit", NETWORKS["dit"]._replace(build=replacement))
 
 
 def dataset(image_size, channels, **rules):
@@ -163,15 +168,16 @@ class Recorder:
         self.shape = experiment.space.shape
         return abstract_state(experiment.objective, experiment.optimizers, 0, frozen, mesh)
 
-    def train_network(self, *, objective, optimizers, frozen, mesh, seed, batch_size, **rest):
-        micro_batches, retention = rest["micro_batches"], rest["retention"]
+    def train_network(self, training, stream, schedule, upkeep, evaluate, **_):
+        objective, optimizers, frozen, mesh, seed, batch_size, micro_batches = training
         given = {"seed": seed, "batch_size": batch_size, "micro_batches": micro_batches}
-        numbers = given | rest["schedule"]._asdict() | rest["patience"]._asdict()
+        numbers = given | schedule._asdict() | upkeep.patience._asdict()
         numbers |= {"mesh": dict(mesh.shape)}
         factors = [
             (optimizer.spike_factor, optimizer.spike_cap) for optimizer in optimizers.values()
         ]
         self.note_each("loop", numbers | {"spikes": factors})
+        retention = upkeep.retention
         self.note_each("kept", retention._asdict() | {"scores": retention.scores()})
         create = jax.make_jaxpr(lambda f: initial_state(objective, optimizers, seed, f))
         self.note("start", create(frozen))
@@ -180,15 +186,15 @@ class Recorder:
             state = abstract_state(objective, optimizers, seed, frozen, mesh)
             batch = abstract_batch(objective, batch_size, self.shape)
             self.note("step", step(state, frozen, batch))
-        for batch in islice(rest["batches"](1), 2):
+        for batch in islice(stream.batches(1), 2):
             self.note("host", batch)
-            self.note("images", rest["complete"](put_batch(batch, mesh)))
+            self.note("images", stream.complete(put_batch(batch, mesh)))
         # Networks are their names.
         networks, followers = (
             {name: name for name in part} for part in (objective.players, objective.followers)
         )
         state = SimpleNamespace(step=20, networks=networks, followers=followers)
-        rest["evaluate"](state)
+        evaluate(state)
         return state
 
 

@@ -9,14 +9,14 @@ import pytest
 
 from fewstep.data import NEWEST_ORDER, batch_indices
 from fewstep.modes import job as JOB
+from fewstep.training.compiled_step import compile_step, create_state
 from fewstep.training.experiment import build
-from fewstep.training.loop import compile_step, create_state
 from fewstep.training.replay import GRADIENT, ROWS, read_newest
 from fewstep.training.report import NonFiniteError
 from fewstep.training.sharding import put_batch
 from fewstep.training.sources import Supply, open_sources
 from fewstep.training.storage import checkpoint, workdir
-from tests.modes.recorded import EXPERIMENT, TRAIN, dataset, random_network
+from tests.modes.recorded import TRAIN, dataset, random_network, replace_dit
 from tests.training.runs import small_config
 from tests.training.test_sharding import mesh_of
 
@@ -57,7 +57,7 @@ def stream_of(config, experiment, data):
 def run(tmp_path_factory):
     """A run of a network of a few numbers, saved after two steps: folder, parts, losses."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EXPERIMENT.models, "build", lambda **_: random_network((8, 8, 1)))
+        replace_dit(patch, lambda *_, **fields: random_network((8, 8, 1)))
         yield saved_run(tmp_path_factory.mktemp("run"))
 
 

@@ -19,7 +19,7 @@ from fewstep.modes.request import (
 )
 from fewstep.training.storage import checkpoint, restore
 from fewstep.training.storage.identity import Identity
-from tests.modes.recorded import EXPERIMENT, dataset, random_network
+from tests.modes.recorded import dataset, random_network, replace_dit
 from tests.training.runs import save_run, small_config
 
 FIELDS = {"ema.decays": (0.9, 0.99), "evaluate.batch_size": 20}
@@ -31,7 +31,7 @@ REQUEST = import_module("fewstep.modes.request")
 def folder(tmp_path_factory):
     """A run of the seed 1 with checkpoints of steps 3 and 5, of a network of nine numbers."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(EXPERIMENT.models, "build", lambda **_: random_network((8, 8, 1)))
+        replace_dit(patch, lambda *_, **fields: random_network((8, 8, 1)))
         folder = tmp_path_factory.mktemp("run")
         save_run(folder, "flow_matching", (3, 5), **FIELDS, seed=1)
         yield folder

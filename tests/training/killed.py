@@ -65,10 +65,13 @@ def train_small(
     """
     from fewstep.training.cluster import exits
     from fewstep.training.cluster.preemption import Preempted, Preemption
+    from fewstep.training.compiled_step import Training
     from fewstep.training.experiment import build
-    from fewstep.training.loop import Schedule, train
+    from fewstep.training.loop import train
+    from fewstep.training.schedule import Schedule
+    from fewstep.training.session import Upkeep
     from fewstep.training.sharding import make_mesh
-    from fewstep.training.sources import abstract_batch
+    from fewstep.training.sources import Stream, abstract_batch
     from fewstep.training.storage import checkpoint
 
     config = small_config(method, steps=STEPS, **fields)
@@ -102,18 +105,22 @@ def train_small(
         with Preemption() as preemption:
             note(folder, 0)
             state = train(
-                objective=experiment.objective,
-                optimizers=experiment.optimizers,
-                frozen=dict.fromkeys(experiment.objective.frozen, teacher),
-                mesh=make_mesh(),
-                config={"method": method},
-                seed=config.seed,
-                schedule=Schedule(STEPS, log, save, EVALUATE_EVERY, dispatch),
-                batch_size=config.batch_size,
-                batches=batches,
-                evaluate=evaluate,
-                workdir=Path(folder),
-                retention=checkpoint.Retention(newest=keep),
+                Training(
+                    objective=experiment.objective,
+                    optimizers=experiment.optimizers,
+                    frozen=dict.fromkeys(experiment.objective.frozen, teacher),
+                    mesh=make_mesh(),
+                    seed=config.seed,
+                    batch_size=config.batch_size,
+                ),
+                Stream(batches, dict),
+                Schedule(STEPS, log, save, EVALUATE_EVERY, dispatch),
+                Upkeep(
+                    Path(folder),
+                    {"method": method},
+                    retention=checkpoint.Retention(newest=keep),
+                ),
+                evaluate,
                 preemption=preemption,
             )
     except Preempted:

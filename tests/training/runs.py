@@ -8,8 +8,8 @@ import numpy as np
 
 from fewstep.configs import base, methods
 from fewstep.data import Split, image_batches
+from fewstep.training.compiled_step import create_state
 from fewstep.training.experiment import build
-from fewstep.training.loop import create_state
 from fewstep.training.networks import written_out
 from fewstep.training.sharding import make_mesh
 from fewstep.training.sources import abstract_batch

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fewstep.training.compiled_step import abstract_state
 from fewstep.training.experiment import build
-from fewstep.training.loop import abstract_state
 from fewstep.training.storage import restore
 from tests.training import killed
 from tests.training.runs import small_config

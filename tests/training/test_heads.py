@@ -12,10 +12,14 @@ from fewstep.models.heads import with_head
 from fewstep.models.mlp import mlp
 from fewstep.models.model import Model
 from fewstep.objectives.base import Objective, Player, per_example
+from fewstep.training.compiled_step import Training, create_state
 from fewstep.training.experiment import build_optimizers
-from fewstep.training.loop import Schedule, create_state, train
+from fewstep.training.loop import train
 from fewstep.training.optimizer import optimizer
+from fewstep.training.schedule import Schedule
+from fewstep.training.session import Upkeep
 from fewstep.training.sharding import spread
+from fewstep.training.sources import Stream
 from fewstep.training.storage.fields import check_fields
 from tests.training.runs import largest_difference, perturbed, small_config
 from tests.training.test_sharding import mesh_of
@@ -109,18 +113,13 @@ def batches(start):
 
 
 def run(folder, steps, mesh):
+    objective = adversarial(spread(network(), mesh))
     return train(
-        objective=adversarial(spread(network(), mesh)),
-        optimizers=OPTIMIZERS,
-        frozen=teacher(),
-        mesh=mesh,
-        config={"method": "gan"},
-        seed=0,
-        schedule=Schedule(steps, log=1, save=2),
-        batch_size=BATCH,
-        batches=batches,
-        evaluate=lambda state: {},
-        workdir=folder,
+        Training(objective, OPTIMIZERS, teacher(), mesh, seed=0, batch_size=BATCH),
+        Stream(batches, dict),
+        Schedule(steps, log=1, save=2),
+        Upkeep(folder, {"method": "gan"}),
+        lambda state: {},
     )
 
 

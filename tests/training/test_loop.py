@@ -11,12 +11,16 @@ import pytest
 from fewstep.models.network import Network
 from fewstep.objectives.base import Follower, Mean, Objective, Player
 from fewstep.objectives.followers import constant_ema
-from fewstep.training import loop
+from fewstep.training import loop, session
 from fewstep.training.cluster.watchdog import Patience
-from fewstep.training.loop import Schedule, compile_step, create_state, train
+from fewstep.training.compiled_step import Training
+from fewstep.training.loop import train
 from fewstep.training.metrics import read_rows
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.report import evaluations
+from fewstep.training.schedule import Schedule
+from fewstep.training.session import Upkeep
+from fewstep.training.sources import Stream
 from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
 from fewstep.training.storage import restore
@@ -54,23 +58,18 @@ def complete(batch):
     return {"x": 0.1 * batch["number"] + rows, "label": jnp.zeros_like(batch["number"], int)}
 
 
-def run(folder, schedule, **arguments):
+TRAINING = Training(OBJECTIVE, OPTIMIZERS, FROZEN, mesh_of(1, 1), SEED, BATCH, micro_batches=2)
+
+
+def run(folder, schedule, batches=batches, evaluate=None, training=None, **upkeep):
     """`train` with arguments of which none is a default."""
-    arguments = {
-        "objective": OBJECTIVE,
-        "optimizers": OPTIMIZERS,
-        "frozen": dict(FROZEN),
-        "mesh": mesh_of(1, 1),
-        "config": {"method": "made"},
-        "seed": SEED,
-        "batch_size": BATCH,
-        "micro_batches": 2,
-        "batches": batches,
-        "complete": complete,
-        "evaluate": lambda state: {"frechet_1": float(state.step)},
-        **arguments,
-    }
-    return train(schedule=schedule, workdir=folder, **arguments)
+    return train(
+        training or TRAINING._replace(frozen=dict(FROZEN)),
+        Stream(batches, complete),
+        schedule,
+        Upkeep(folder, {"method": "made"}, **upkeep),
+        evaluate or (lambda state: {"frechet_1": float(state.step)}),
+    )
 
 
 @pytest.mark.parametrize("dispatch", [1, 3])
@@ -118,40 +117,27 @@ def test_each_thing_is_done_at_its_own_period(tmp_path):
 def test_the_report_and_the_watchdog_are_told_what_they_ask_for(tmp_path, monkeypatch):
     given = {}
 
-    def note(name):
-        made = getattr(loop, name)
-        monkeypatch.setattr(loop, name, lambda *a: given.update({name: a}) or made(*a))
+    def note(module, name):
+        made = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *a, **k: given.update({name: (a, k)}) or made(*a, **k)
+        )
 
-    note("Report")
-    note("Watchdog")
+    note(loop, "Report")
+    note(session, "Watchdog")
     patience = Patience(seconds=70.0, factor=11.0, exit_after=0.0)
-    final = run(tmp_path, Schedule(steps=2, log=5, save=6, evaluate=7), patience=patience)
+    schedule = Schedule(steps=2, log=5, save=6, evaluate=7)
+    final = run(tmp_path, schedule, patience=patience)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(final))
-    assert given["Watchdog"] == (tmp_path, patience, size)
-    assert given["Report"] == (tmp_path, 0, 2, BATCH, 5, OPTIMIZERS, None, None)
+    assert given["Watchdog"] == ((tmp_path, patience, size), {})
+    rest = {"batch_size": BATCH, "headlines": ("loss",), "unfinished": None, "least_seconds": None}
+    assert given["Report"] == ((tmp_path, 0, schedule, OPTIMIZERS), rest)
 
 
 def test_teachers_that_only_start_a_run_are_let_go(tmp_path):
     objective = OBJECTIVE._replace(init_from={"network": "starts"})
     frozen = FROZEN | {"starts": {"w": jnp.float32(5.0)}}
-    final = run(tmp_path, Schedule(steps=1), objective=objective, frozen=frozen)
+    training = TRAINING._replace(objective=objective, frozen=frozen)
+    final = run(tmp_path, Schedule(steps=1), training=training)
     assert set(frozen) == {"teacher"}
     assert abs(float(final.networks["network"]["w"]) - 5.0) < 0.2
-
-
-@pytest.mark.parametrize("seed", [0, 1])
-def test_a_created_state_is_the_initial_one_of_its_seed(seed):
-    created = create_state(OBJECTIVE, OPTIMIZERS, seed, FROZEN, mesh_of(1, 1))
-    assert largest_difference(created, initial_state(OBJECTIVE, OPTIMIZERS, seed, FROZEN)) == 0.0
-    other = initial_state(OBJECTIVE, OPTIMIZERS, 1 - seed, FROZEN)
-    assert largest_difference(created, other) > 0.1
-
-
-def test_a_compiled_step_tells_of_the_gradient_what_it_is_asked():
-    observe = lambda gradient: {"slope": Mean(gradient["w"], jnp.float32(1))}
-    step = compile_step(OBJECTIVE, OPTIMIZERS, SEED, mesh_of(1, 1), 2, observe)
-    state = create_state(OBJECTIVE, OPTIMIZERS, SEED, FROZEN, mesh_of(1, 1))
-    metrics = step(state, FROZEN, complete({"number": jnp.zeros(BATCH)}))[1]
-    assert abs(float(metrics["slope"].total)) == pytest.approx(
-        float(metrics["gradient_norm"].total)
-    )

@@ -12,10 +12,14 @@ from fewstep.diffusion.path import linear
 from fewstep.objectives.denoising import denoising
 from fewstep.training import metrics
 from fewstep.training.cluster.preemption import Preemption
-from fewstep.training.loop import Schedule, abstract_state, train
+from fewstep.training.compiled_step import Training, abstract_state
+from fewstep.training.loop import train
 from fewstep.training.metrics import read_rows
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.report import NonFiniteError
+from fewstep.training.schedule import Schedule
+from fewstep.training.session import Upkeep
+from fewstep.training.sources import Stream
 from fewstep.training.storage import checkpoint, restore
 from tests.networks import affine, model_of
 from tests.training.killed import saved_steps, wait_for
@@ -45,17 +49,11 @@ def run(workdir, rate=0.1, at=None, act=None, evaluate=lambda state: {}):
             yield batch
 
     return train(
-        objective=OBJECTIVE,
-        optimizers=sgd(rate),
-        frozen={},
-        mesh=mesh_of(1, 1),
-        config={},
-        seed=0,
-        schedule=Schedule(STEPS, 1, SAVE, EVALUATE),
-        batch_size=CONFIG.batch_size,
-        batches=batches,
-        evaluate=evaluate,
-        workdir=workdir,
+        Training(OBJECTIVE, sgd(rate), {}, mesh_of(1, 1), seed=0, batch_size=CONFIG.batch_size),
+        Stream(batches, dict),
+        Schedule(STEPS, 1, SAVE, EVALUATE),
+        Upkeep(workdir, {}),
+        evaluate,
     )
 
 

@@ -6,8 +6,8 @@ import jax.numpy as jnp
 import pytest
 
 from fewstep.training import profile as module
-from fewstep.training.loop import Schedule
 from fewstep.training.profile import Profile, Window, check_window
+from fewstep.training.schedule import Schedule
 from tests.training.test_loop import run
 
 
@@ -31,16 +31,6 @@ def test_a_window_that_cannot_be_traced_is_refused(window, done, message):
         check_window(Window(*window), done, 10)
 
 
-def test_the_loop_stops_dispatching_at_both_ends():
-    schedule = Schedule(steps=20, dispatch=5, stops=Window(7, 10))
-    done, sizes = 0, []
-    while done < schedule.steps:
-        sizes.append(schedule.next_dispatch(done))
-        done += sizes[-1]
-    ends = {sum(sizes[:i]) for i in range(len(sizes) + 1)}
-    assert sizes == [5, 1, 1, 1, 1, 1, 5, 5] and {7, 10} <= ends
-
-
 @pytest.mark.parametrize("dispatch", [1, 2])
 def test_exactly_the_steps_of_the_window_are_traced(tmp_path, monkeypatch, capsys, dispatch):
     seen = []
@@ -53,7 +43,7 @@ def test_exactly_the_steps_of_the_window_are_traced(tmp_path, monkeypatch, capsy
         "StepTraceAnnotation",
         lambda name, step_num: seen.append(step_num) or module.nullcontext(),
     )
-    run(tmp_path, Schedule(steps=7, save=4, dispatch=dispatch), window=Window(3, 5))
+    run(tmp_path, Schedule(steps=7, save=4, dispatch=dispatch, window=Window(3, 5)))
     folder = tmp_path / "profile" / "3-5" / "0"
     assert seen == [str(folder), 3, 4, "stop"]
     assert f"profile of steps 4 to 5: {folder}; open it by tensorboard" in capsys.readouterr().err

@@ -2,7 +2,7 @@ import numpy as np
 import optax
 import pytest
 
-from fewstep.objectives.base import Mean
+from fewstep.objectives.base import Mean, Objective, Player
 from fewstep.training import report as module
 from fewstep.training.metrics import LOG, read_rows
 from fewstep.training.optimizer import Optimizer
@@ -12,10 +12,11 @@ from fewstep.training.report import (
     SpikesError,
     check_finite,
     check_spikes,
-    due,
     evaluations,
+    headlines,
     line_of,
 )
+from fewstep.training.schedule import Schedule
 
 
 def optimizer(cap):
@@ -38,7 +39,7 @@ def test_each_player_may_skip_as_many_updates_as_its_own_cap():
 def test_a_row_has_the_mean_and_the_speed_of_its_own_steps(tmp_path, monkeypatch, at_once):
     clock = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
-    with Report(tmp_path, 0, 4, 8, 2, {}) as report:
+    with Report(tmp_path, 0, Schedule(4, log=2), {}, batch_size=8) as report:
         for last in range(at_once, 5, at_once):
             steps = np.arange(last - at_once, last) + 1.0
             loss = steps[0] if at_once == 1 else steps
@@ -60,13 +61,13 @@ def test_a_row_has_the_mean_and_the_speed_of_its_own_steps(tmp_path, monkeypatch
 def test_whether_a_row_goes_on_is_what_the_first_process_sees(tmp_path, monkeypatch, finished):
     monkeypatch.setattr(module, "first_process_says", lambda here: finished)
     unfinished = {"sums": {"loss": (3.0, 2.0)}, "images": 16, "seconds": 2.0}
-    with Report(tmp_path, 2, 4, 8, 4, {}, unfinished) as report:
+    with Report(tmp_path, 2, Schedule(4, log=4), {}, batch_size=8, unfinished=unfinished) as report:
         assert bool(report.unfinished()["sums"]) != finished
         assert report.unfinished()["images"] == (0 if finished else 16)
 
 
 def test_a_row_of_the_players_losses_is_no_evaluation(tmp_path):
-    with Report(tmp_path, 0, 4, 8, 1, {}) as report:
+    with Report(tmp_path, 0, Schedule(4, log=1), {}, batch_size=8) as report:
         report.write(2, {"generator/loss": 1.0, "fake_score/loss": 2.0})
         assert not report.evaluated(2)
         report.evaluation(4, {})  # features none
@@ -74,14 +75,6 @@ def test_a_row_of_the_players_losses_is_no_evaluation(tmp_path):
         assert report.evaluated(2) and not report.evaluated(4)
     assert evaluations(tmp_path) == {2: {"frechet_1": 3.0}}
     assert [row["step"] for row in read_rows(tmp_path / LOG)] == [2, 2]
-
-
-@pytest.mark.parametrize(
-    ("step", "last", "period", "expected"),
-    [(4, 10, 4, True), (5, 10, 4, False), (10, 10, 4, True), (10, 10, 0, True), (5, 10, 0, False)],
-)
-def test_what_is_due(step, last, period, expected):
-    assert due(step, last, period) == expected
 
 
 def test_as_many_spikes_as_the_cap_are_allowed():
@@ -113,25 +106,47 @@ def test_a_value_that_is_not_finite_ends_the_run_and_is_told():
         check_finite(3, {"finite": Mean(0.0, 1.0), "loss": Mean(2.0, 1.0)})
 
 
-def test_a_line_has_the_losses_the_speed_and_what_is_left(monkeypatch, tmp_path, capsys):
-    row = {"loss": 1.5, "fake_score/loss": 2.25, "loss_flow": 9.0}
-    row |= {"images_per_second": 1234.4, "step_seconds": 2.0, "step_seconds_max": 50.0}
-    said = "step 100 of 2000, loss 1.5000, fake_score/loss 2.2500, 1,234 images/s, 1:03:20 left"
-    assert line_of(100, 2000, row, 8) == said
+def test_a_line_has_the_headlines_the_speed_and_what_is_left(monkeypatch, tmp_path, capsys):
+    shown = {"generator/gap": 1.5, "fake_score/loss": 2.25}
+    row = {"images_per_second": 1234.4, "step_seconds": 2.0, "step_seconds_max": 50.0}
+    said = "step 100 of 2000, generator/gap 1.5000, fake_score/loss 2.2500, 1,234 images/s, "
+    assert line_of(100, 2000, shown, row, 8) == said + "1:03:20 left"
     older = {"images_per_second": 4.0}  # whose steps were not recorded
-    assert line_of(1, 11, older, 8) == "step 1 of 11, 4 images/s, 00:20 left"
+    assert line_of(1, 11, {}, older, 8) == "step 1 of 11, 4 images/s, 00:20 left"
     monkeypatch.setattr(module, "is_terminal", lambda: True)
-    with Report(tmp_path, 0, 1, 8, 1, {}) as report:
+    with Report(tmp_path, 0, Schedule(1, log=1), {}, batch_size=8) as report:
         report.after_steps(1, 1, {"loss": Mean(1.0, 1.0)})
         report.flush(1)
     assert "images/s" not in capsys.readouterr().err  # the bar says it
+
+
+def test_the_headline_of_every_player_is_shown_and_all_else_logged(tmp_path, capsys):
+    players = {
+        "fake_score": Player(None, None),
+        "generator": Player(None, None, every=2, headline="gap"),
+    }
+    one = Objective({"network": players["generator"]}, {}, None)
+    assert headlines(one) == ("gap",)
+    shown = headlines(one._replace(players=players))
+    assert shown == ("fake_score/loss", "generator/gap")
+    metrics = {"fake_score/loss": 2.0, "generator/loss": 1.0, "generator/gap": 0.25}
+    with Report(tmp_path, 0, Schedule(2, log=1), {}, batch_size=8, headlines=shown) as report:
+        report.after_steps(1, 1, {name: Mean(value, 1.0) for name, value in metrics.items()})
+        metrics.pop("generator/gap")  # in a row without an update of the generator
+        report.after_steps(2, 1, {name: Mean(value, 1.0) for name, value in metrics.items()})
+        report.flush(2)
+        assert report.bar.postfix == "fake_score/loss 2.0000"
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.startswith("step 1 of 2, fake_score/loss 2.0000, generator/gap 0.2500, ")
+    assert second.startswith("step 2 of 2, fake_score/loss 2.0000, ") and "gap" not in second
+    assert read_rows(tmp_path / LOG)[0].items() >= {**metrics, "generator/gap": 0.25}.items()
 
 
 def test_steps_one_by_one_and_several_at_once_make_the_same_rows(tmp_path, capsys):
     losses = np.arange(1.0, 7.0)
     for name, parts in (("one", [1] * 6), ("several", [1, 3, 2])):
         (tmp_path / name).mkdir()
-        with Report(tmp_path / name, 0, 6, 8, 2, {}) as report:
+        with Report(tmp_path / name, 0, Schedule(6, log=2), {}, batch_size=8) as report:
             done = 0
             for count in parts:
                 values = losses[done : done + count]

@@ -9,7 +9,6 @@ import shutil
 
 import pytest
 
-from fewstep.training.loop import Schedule
 from fewstep.training.pace import MEASURED
 from tests.training import killed
 from tests.training.kinds import methods_of_kinds
@@ -71,14 +70,3 @@ def test_several_steps_at_once_are_the_same_steps(tmp_path):
         assert killed.identical(one, at_once)
         assert rows(tmp_path / "one") == rows(tmp_path / "at_once")
         shutil.rmtree(tmp_path / "at_once")
-
-
-def test_what_is_due_is_not_stepped_over():
-    schedule = Schedule(steps=20, save=5, evaluate=8, dispatch=3)
-    done, sizes = 0, []
-    while done < schedule.steps:
-        sizes.append(schedule.next_dispatch(done))
-        done += sizes[-1]
-    assert sizes == [3, 1, 1, 3, 1, 1, 3, 1, 1, 1, 3, 1]
-    ends = [sum(sizes[: i + 1]) for i in range(len(sizes))]
-    assert {5, 8, 10, 15, 16, 20} <= set(ends)

@@ -16,9 +16,9 @@ from fewstep.models.model import Model
 from fewstep.modes.job import check_step
 from fewstep.objectives.distribution_matching import distribution_matching
 from fewstep.objectives.shortcut import shortcut
+from fewstep.training.compiled_step import compile_step, create_state
 from fewstep.training.cost.arithmetic import product_flops
 from fewstep.training.experiment import build_on
-from fewstep.training.loop import compile_step, create_state
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.sharding import (
     AXES,

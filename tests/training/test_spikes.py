@@ -9,10 +9,14 @@ import pytest
 
 from fewstep.diffusion.path import linear
 from fewstep.objectives.denoising import denoising
-from fewstep.training.loop import Schedule, train
+from fewstep.training.compiled_step import Training
+from fewstep.training.loop import train
 from fewstep.training.metrics import read_rows
 from fewstep.training.optimizer import optimizer
 from fewstep.training.report import SpikesError
+from fewstep.training.schedule import Schedule
+from fewstep.training.session import Upkeep
+from fewstep.training.sources import Stream
 from fewstep.training.spikes import SpikeState, is_above, skip_spikes
 from tests.networks import affine, model_of
 from tests.training.runs import largest_difference, small_config, synthetic_batches
@@ -90,20 +94,14 @@ def test_without_a_factor_the_state_is_the_optimizer_s_own():
 def run(workdir, cap):
     """Eight steps of a network of five numbers, of which many are spikes: the factor is small."""
     config = small_config("flow_matching")
+    objective = denoising(model_of(affine(), linear()))._replace(init_from={})
+    own = optimizer(**FIELDS, spike_factor=1e-3, spike_window=2, spike_cap=cap)
     return train(
-        objective=denoising(model_of(affine(), linear()))._replace(init_from={}),
-        optimizers={
-            "network": optimizer(**FIELDS, spike_factor=1e-3, spike_window=2, spike_cap=cap)
-        },
-        frozen={},
-        mesh=mesh_of(1, 1),
-        config={},
-        seed=0,
-        schedule=Schedule(steps=8, log=1, save=4),
-        batch_size=config.batch_size,
-        batches=lambda start: synthetic_batches(config, start),
-        evaluate=lambda state: {},
-        workdir=workdir,
+        Training(objective, {"network": own}, {}, mesh_of(1, 1), 0, config.batch_size),
+        Stream(lambda start: synthetic_batches(config, start), dict),
+        Schedule(steps=8, log=1, save=4),
+        Upkeep(workdir, {}),
+        lambda state: {},
     )
 
 

@@ -4,9 +4,13 @@ import numpy as np
 import pytest
 
 from fewstep.models.dit import SIZES, Size
+from fewstep.training.compiled_step import Training, create_state
 from fewstep.training.experiment import build, rebuild
-from fewstep.training.loop import Schedule, create_state, train
+from fewstep.training.loop import train
+from fewstep.training.schedule import Schedule
+from fewstep.training.session import Upkeep
 from fewstep.training.sharding import tree_shardings
+from fewstep.training.sources import Stream
 from fewstep.training.storage import checkpoint, restore, workdir
 from fewstep.training.storage.fingerprint import fingerprint
 from fewstep.training.teacher import (
@@ -197,17 +201,11 @@ def test_a_teacher_stays_as_it_is_while_its_student_is_trained(flow, tmp_path):
     frozen = load_teacher(config, experiment, mesh())
     before = jax.device_get(frozen)
     state = train(
-        objective=experiment.objective,
-        optimizers=experiment.optimizers,
-        frozen=frozen,
-        mesh=mesh(),
-        config={},
-        seed=0,
-        schedule=Schedule(steps=2, log=1),
-        batch_size=config.batch_size,
-        batches=lambda start: synthetic_batches(config, start),
-        evaluate=lambda state: {},
-        workdir=tmp_path,
+        Training(experiment.objective, experiment.optimizers, frozen, mesh(), 0, config.batch_size),
+        Stream(lambda start: synthetic_batches(config, start), dict),
+        Schedule(steps=2, log=1),
+        Upkeep(tmp_path, {}),
+        lambda state: {},
     )
     assert largest_difference(before, frozen) == 0.0
     assert largest_difference(state.networks["network"], frozen["teacher"]) > 1e-4

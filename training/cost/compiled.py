@@ -16,8 +16,8 @@ from jax.stages import Compiled, Lowered
 from ml_collections import ConfigDict
 
 from fewstep.objectives.base import Params
+from fewstep.training.compiled_step import abstract_state, compile_step
 from fewstep.training.experiment import Experiment
-from fewstep.training.loop import abstract_state, compile_step
 from fewstep.training.sharding import batch_sharding
 from fewstep.training.sources import abstract_batch
 from fewstep.training.storage.train_state import TrainState

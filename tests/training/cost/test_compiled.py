@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from fewstep.models.dit import SIZES, Size
+from fewstep.training.compiled_step import compile_step, create_state
 from fewstep.training.cost.compiled import (
     FOR_INSPECTION,
     Collective,
@@ -16,7 +17,6 @@ from fewstep.training.cost.compiled import (
     step_inputs,
 )
 from fewstep.training.experiment import build, build_on
-from fewstep.training.loop import compile_step, create_state
 from tests.modes.recorded import random_network
 from tests.training.runs import small_config, small_experiment
 from tests.training.test_sharding import mesh_of

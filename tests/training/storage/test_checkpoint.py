@@ -13,7 +13,7 @@ import pytest
 from orbax.checkpoint.checkpoint_managers import PreservationContext
 
 from fewstep.training.cluster import processes
-from fewstep.training.loop import abstract_state, compile_step, create_state
+from fewstep.training.compiled_step import abstract_state, compile_step, create_state
 from fewstep.training.sharding import put_batch
 from fewstep.training.storage import checkpoint, restore
 from tests.training.runs import (

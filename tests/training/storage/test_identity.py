@@ -10,7 +10,7 @@ from fewstep.configs import base
 from fewstep.data import FIRST_ORDER, NEWEST_ORDER
 from fewstep.training.cluster import processes
 from fewstep.training.cluster.processes import warn_once
-from fewstep.training.loop import abstract_state
+from fewstep.training.compiled_step import abstract_state
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import identity, restore, workdir
 from fewstep.training.storage.checkpoint import FOLDER

@@ -1,0 +1,154 @@
+"""The training step and its state on a mesh: sharded, compiled, restored or created."""
+
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+from jax.sharding import Mesh
+
+from fewstep.objectives.base import Batch, Metrics, Objective, Params
+from fewstep.training.optimizer import Optimizer
+from fewstep.training.sharding import (
+    batch_sharding,
+    put_batch,
+    put_batches,
+    replicated,
+    tree_shardings,
+)
+from fewstep.training.state import initial_state
+from fewstep.training.step import NO_METRICS, Observe, train_step
+from fewstep.training.storage import restore
+from fewstep.training.storage.train_state import TrainState
+
+# As training/sources.py makes it: a part for each source.
+HostBatch = Mapping[str, Any]
+# (state, frozen, batch) -> (state, metrics); the state is donated
+Advance = Callable[[TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, Metrics]]
+# (state, batches on the host, count) -> (state, metrics) after the next `count` steps
+Dispatch = Callable[[TrainState, Iterator[HostBatch], int], tuple[TrainState, Metrics]]
+
+
+class Training(NamedTuple):
+    """What is trained, and on which devices.
+
+    frozen: teachers; those that are only started from are removed from it once they have been
+    (`restored_or_created`).
+    """
+
+    objective: Objective
+    optimizers: Mapping[str, Optimizer]
+    frozen: dict[str, Params]
+    mesh: Mesh
+    seed: int
+    batch_size: int
+    micro_batches: int = 1
+
+
+def abstract_state(
+    objective: Objective,
+    optimizers: Mapping[str, Optimizer],
+    seed: int,
+    frozen: Mapping[str, Params],
+    mesh: Mesh,
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state, with nothing allocated."""
+    shapes = jax.eval_shape(lambda: initial_state(objective, optimizers, seed, frozen))
+    return jax.tree.map(
+        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+
+
+def create_state(
+    objective: Objective,
+    optimizers: Mapping[str, Optimizer],
+    seed: int,
+    frozen: Mapping[str, Params],
+    mesh: Mesh,
+) -> TrainState:
+    """The initial state, created already sharded."""
+    abstract = abstract_state(objective, optimizers, seed, frozen, mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    create = jax.jit(
+        lambda frozen: initial_state(objective, optimizers, seed, frozen), out_shardings=shardings
+    )
+    return create(dict(frozen))
+
+
+def compile_step(
+    objective: Objective,
+    optimizers: Mapping[str, Optimizer],
+    seed: int,
+    mesh: Mesh,
+    micro_batches: int = 1,
+    observe: Observe = NO_METRICS,
+) -> Advance:
+    """`train_step` jitted over the mesh, the state donated, its sharding kept."""
+    step = train_step(objective, optimizers, seed, micro_batches, observe)
+
+    def sharded(
+        state: TrainState, frozen: Mapping[str, Params], batch: HostBatch
+    ) -> tuple[TrainState, Metrics]:
+        with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+            updated, metrics = step(state, frozen, batch)
+        return jax.lax.with_sharding_constraint(updated, tree_shardings(state, mesh)), metrics
+
+    return jax.jit(
+        sharded,
+        in_shardings=(None, None, batch_sharding(mesh)),
+        out_shardings=(None, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def compile_steps(step: Advance, mesh: Mesh) -> Advance:
+    """Several compiled steps in one dispatch: batches and metrics are stacked on a first axis."""
+
+    def steps(
+        state: TrainState, frozen: Mapping[str, Params], batches: HostBatch
+    ) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, batch: step(state, frozen, batch), state, batches)
+
+    return jax.jit(
+        steps,
+        in_shardings=(None, None, batch_sharding(mesh, stacked=True)),
+        out_shardings=(None, replicated(mesh)),
+        donate_argnums=0,
+    )
+
+
+def compile_dispatch(training: Training, complete: Callable[[Batch], Batch]) -> Dispatch:
+    """What takes batches from the host and does their steps, one or several at once.
+
+    complete: batches on the devices -> what losses read. The metrics of several steps are stacked
+    on a first axis.
+    """
+    objective, optimizers, frozen, mesh, seed, _, micro_batches = training
+    one = compile_step(objective, optimizers, seed, mesh, micro_batches)
+    several = compile_steps(one, mesh)
+
+    def dispatch(
+        state: TrainState, source: Iterator[HostBatch], count: int
+    ) -> tuple[TrainState, Metrics]:
+        if count == 1:
+            return one(state, frozen, complete(put_batch(next(source), mesh)))
+        return several(state, frozen, complete(put_batches(source, count, mesh)))
+
+    return dispatch
+
+
+def restored_or_created(training: Training, workdir: Path) -> TrainState:
+    """The newest state of the run, or its first; then teachers that are not read again are let go.
+
+    By the caller too: they are removed from `training.frozen`.
+    """
+    objective, optimizers, frozen, mesh, seed, *_ = training
+    abstract = abstract_state(objective, optimizers, seed, frozen, mesh)
+    state = restore.newest_state(workdir, abstract)
+    if state is None:
+        state = create_state(objective, optimizers, seed, frozen, mesh)
+    for name in set(frozen) - set(objective.frozen):
+        del frozen[name]
+    return state
