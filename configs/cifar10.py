@@ -108,6 +108,18 @@ def diff_instruct(config: ConfigDict) -> None:
     config.ema.decays = (0.9998,)  # a half-life of 0.5 M images too
 
 
+def progressive(config: ConfigDict) -> None:
+    """config/cifar_distill.py of the code of Salimans & Ho 2022: from 8,192 steps of the teacher,
+    50,000 updates in each of 13 stages.
+    """
+    config.steps, config.batch_size = 13 * 50_000, 128
+    config.objective.max_steps = 4096
+    config.optimizer.name, config.optimizer.learning_rate = "adam", 5e-5
+    config.optimizer.warmup_steps = 0
+    config.model.dropout = 0.0
+    config.ema.decays = ()
+
+
 # What the papers set on CIFAR-10 beside that is the methods' default: N = 18 in Karras spacing for
 # cd, s_0 = 2, s_1 = 150, mu_0 = 0.9 for ct, sigma_data = 0.5 everywhere.
 SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
@@ -115,6 +127,7 @@ SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     **dict.fromkeys(("sim", "sim_flow"), sim),
     **dict.fromkeys(("diff_instruct", "diff_instruct_flow"), diff_instruct),
     "cd": cd,
+    "progressive": progressive,
     **dict.fromkeys(("ict", "ect"), second_time(0.821)),  # a noise level; Geng et al. 2024
     **dict.fromkeys(("sct", "scd"), second_time(1.1)),  # an angle; Lu & Song 2025
 }

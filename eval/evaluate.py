@@ -27,6 +27,7 @@ from fewstep.eval.report.results import Result, plain, save_results
 from fewstep.eval.trajectory import trajectory
 from fewstep.files import writing
 from fewstep.objectives.base import Params
+from fewstep.objectives.stages import in_stage, stage_ends
 from fewstep.training.experiment import Experiment, check_guidance
 from fewstep.training.generate import BatchSampler, batch_sampler, generate
 from fewstep.training.labels import label_counts, rule_in_words
@@ -39,7 +40,8 @@ SAMPLED_BY = ("solver", "spacing", "sample_times")
 GRID_COLUMNS, GRID_IMAGES, COMPARED_IMAGES = 10, 100, 10
 FEWEST_SAMPLES = 5
 
-# (parameters of the sampled network, step) -> one result for each number of sampling steps
+# (parameters of the sampled network, step) -> one result for each number of sampling steps that
+# the network is trained for at that step
 Evaluate = Callable[[Params, int], list[Result]]
 
 
@@ -166,11 +168,16 @@ def evaluator(
     measures = measures_of(experiment, dataset, config, mesh, counts, samples, writable)
     run = read_identity(workdir)
     data = training_data(experiment, dataset, run)
-    way = way_of_one_image(experiment, config, label=int(labels[0]))
+    stages = experiment.objective.stages
+    ends = (*stage_ends(stages, config.steps), config.steps)
+    measured = (in_stage(stages, end, fields.steps) for end in ends)
+    largest = {max(steps) for steps in measured if steps}
+    ways = {steps: way_of_one_image(experiment, config, steps, int(labels[0])) for steps in largest}
 
     def evaluate(params: Params, step: int) -> list[Result]:
         results, images = [], {}
-        for steps, sampler in samplers.items():
+        for steps in in_stage(stages, step, fields.steps):
+            sampler = samplers[steps]
             description = f"{steps} steps"
             batches = generate(sampler, params, labels, fields.batch_size, description)
             first: list[np.ndarray] = []
@@ -189,6 +196,7 @@ def evaluator(
             folder = out or workdir / FOLDER
             with writing(folder):  # in a folder that is still there
                 folder.mkdir(exist_ok=True, parents=out is not None)
+            way = ways[max(images)]
             shown = {"y": labels[:GRID_IMAGES], "way": way(params) if way else ()}
             for result, x in zip(results, images.values(), strict=True):
                 save(folder, result, x=x, **shown)
@@ -208,14 +216,14 @@ def kept_first(batches: Iterable[np.ndarray], first: list[np.ndarray]) -> Iterat
 
 
 def way_of_one_image(
-    experiment: Experiment, config: ConfigDict, label: int
+    experiment: Experiment, config: ConfigDict, steps: int, label: int
 ) -> Callable[[Params], np.ndarray] | None:
-    """The first sample's way in the largest number of steps; None if several processes sample."""
-    if not config.evaluate.steps or jax.process_count() > 1:
+    """The first sample's way in so many steps; None if several processes sample."""
+    if jax.process_count() > 1:
         return None
     return trajectory(
         config,
-        steps=max(config.evaluate.steps),
+        steps=steps,
         guidance_scale=guidance_scale(experiment, config),
         label=label,
     )

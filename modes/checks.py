@@ -32,6 +32,7 @@ from fewstep.modes.request import (
     required_workdir,
     resolve,
 )
+from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import VISIBLE, within
 from fewstep.training.cost.sizes import bytes_of, size
 from fewstep.training.experiment import Experiment, build, debugged
@@ -235,7 +236,8 @@ def disk(job: NextJob) -> str:
     )
     fields = job.config.checkpoint
     saves = -(-job.config.steps // fields.every) if fields.every else 1
-    count = min(saves, fields.keep or saves) + 1
+    ends = len(stage_ends(objective.stages, job.config.steps))
+    count = min(saves, fields.keep or saves) + ends + 1
     needed, free = count * bytes_of(state), shutil.disk_usage(job.disk).free
     text = f"{free / GIB:.2f} GiB free, {count} checkpoints need {needed / GIB:.2f} GiB"
     if free < needed:

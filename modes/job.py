@@ -19,6 +19,7 @@ from fewstep.modes.request import (
     resolve_with_data,
 )
 from fewstep.objectives.base import Params
+from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import first_process_says, warn
 from fewstep.training.experiment import Experiment, build_on
 from fewstep.training.labels import training_counts
@@ -67,6 +68,8 @@ def job_of(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
     experiment = build_on(config, mesh)
     check_evaluation(experiment, dataset, config, mesh)
     retention = retention_of(config, path)
+    ends = stage_ends(experiment.objective.stages, config.steps)
+    retention = retention._replace(steps=(*retention.steps, *ends))
     config = as_begun(config, path)
     if first_process_says(restore.has_checkpoint(path)):
         # It starts from that, and needs a teacher only to be taught.

@@ -14,6 +14,7 @@ from jax import Array
 
 from fewstep.diffusion.guidance import Condition
 from fewstep.diffusion.path import Path
+from fewstep.objectives.stages import ONE_STAGE, Stage
 
 Key = Array
 Params = Any
@@ -52,10 +53,12 @@ class Follower(NamedTuple):
 
     update: (follower, source, step) -> follower, after every update of the player that it follows
         in the end; step counts these from 0.
+    restarts: whether it becomes a copy of its source when a stage begins, and counts from there.
     """
 
     source: str
     update: Callable[[Params, Params, Array], Params]
+    restarts: bool = False
 
 
 class SampleFn(Protocol):
@@ -97,6 +100,8 @@ class Objective(NamedTuple):
     denoises: whether the generator predicts data and noise at every time, and so can teach.
     reads: what a batch is made of, names of training/sources.py. "images": {"x", "label"};
         "labels": {"label"}; "pairs": {"pairs": {"eps", "x_0", "label"}} of a teacher's sampler.
+    stages: parts of the training, in order, the first from step 0. When one begins the optimizers
+        and the followers that restart start anew.
     """
 
     players: Mapping[str, Player]
@@ -110,6 +115,7 @@ class Objective(NamedTuple):
     needs_teacher: bool = False
     denoises: bool = False
     reads: tuple[str, ...] = ("images",)
+    stages: tuple[Stage, ...] = ONE_STAGE
 
 
 def condition_of(batch: Batch) -> Condition:

@@ -18,6 +18,7 @@ import jax
 from jax.sharding import Mesh
 
 from fewstep.objectives.base import Batch, Metrics, Objective, Params
+from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.preemption import Preempted, Preemption
 from fewstep.training.cluster.processes import first_process_says
 from fewstep.training.cluster.watchdog import PATIENCE, Patience, Watchdog
@@ -122,7 +123,8 @@ class Schedule(NamedTuple):
     """When things are done, in steps. steps: in all; log, save, evaluate: 0 is after the last only.
 
     dispatch: steps that are dispatched at once where nothing is due between them. stops: further
-    numbers of steps after which something is due.
+    numbers of steps after which something is due. ends: those after which a stage ends, which is
+    saved and evaluated.
     """
 
     steps: int
@@ -131,12 +133,17 @@ class Schedule(NamedTuple):
     evaluate: int = 0
     dispatch: int = 1
     stops: tuple[int, ...] = ()
+    ends: tuple[int, ...] = ()
+
+    def is_due(self, done: int, period: int) -> bool:
+        """Whether a save or an evaluation every `period` steps is due after `done` of them."""
+        return due(done, self.steps, period) or done in self.ends
 
     def next_dispatch(self, done: int) -> int:
         """How many steps to dispatch after `done` of them: `dispatch`, or one at a time."""
         between = range(done + 1, done + self.dispatch)
         free = not any(
-            step in self.stops or any(due(step, self.steps, p) for p in (self.save, self.evaluate))
+            step in self.stops or any(self.is_due(step, p) for p in (self.save, self.evaluate))
             for step in between
         )
         return self.dispatch if free else 1
@@ -178,7 +185,8 @@ def train(
     """
     check_batch_size(batch_size, mesh, micro_batches)
     preemption = preemption or Preemption()
-    schedule = schedule._replace(stops=window or ())
+    ends = stage_ends(objective.stages, schedule.steps)
+    schedule = schedule._replace(stops=window or (), ends=ends)
     state = restored_or_created(objective, optimizers, seed, frozen, mesh, workdir)
     step = compile_step(objective, optimizers, seed, mesh, micro_batches)
     steps = compile_steps(step, schedule.dispatch, mesh)
@@ -202,6 +210,7 @@ def train(
             optimizers,
             unfinished,
             least_seconds,
+            objective.stages,
         ) as report,
         Profile(workdir, window) as profile,
     ):
@@ -237,7 +246,7 @@ def train(
             report.restart_clock()
 
         evaluated = first_process_says(report.evaluated(start))
-        if start and due(start, schedule.steps, schedule.evaluate) and not evaluated:
+        if start and schedule.is_due(start, schedule.evaluate) and not evaluated:
             evaluate_now(start)  # it was ended between the save and the evaluation
         done = start
         while done < schedule.steps:
@@ -256,14 +265,14 @@ def train(
             watchdog.beat()
             if profile.ends(done):
                 between_steps(profile.end)
-            stop, save_due = preemption.requested(done), due(done, schedule.steps, schedule.save)
+            stop, save_due = preemption.requested(done), schedule.is_due(done, schedule.save)
             if save_due:
                 report.flush(done)
             if stop:
                 raise stopped(done)
             if save_due:
                 save()
-            if due(done, schedule.steps, schedule.evaluate):
+            if schedule.is_due(done, schedule.evaluate):
                 evaluate_now(done)
     return state
 

@@ -1,9 +1,12 @@
 """Optimizers and learning-rate schedules, all optax's."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from itertools import pairwise
+from typing import Any, NamedTuple
 
+import jax
 import optax
+from jax import Array
 
 from fewstep.training.spikes import skip_spikes
 
@@ -44,6 +47,7 @@ def optimizer(
     weight_decay: float,
     clip_norm: float,
     updates: int,
+    starts: Sequence[int] = (0,),
     spike_factor: float = 0.0,
     spike_window: int = 128,
     spike_cap: int = 10,
@@ -51,30 +55,29 @@ def optimizer(
     """The optimizer of one player, for a run of `updates` updates.
 
     The rate rises linearly from 0 over `warmup_steps`, then follows the schedule, which for cosine
-    and linear ends at 0. clip_norm: largest global gradient norm, 0 for no clipping. weight_decay:
-    decoupled, on all parameters; adamw only. spike_factor: how many standard deviations above the
-    last `spike_window` a loss or a gradient's norm may lie (training/spikes.py), 0 for any number;
-    a run ends after more than spike_cap such updates.
+    and linear ends at 0; in every stage anew. starts: the update that begins each stage, 0 first.
+    clip_norm: largest global gradient norm, 0 for no clipping. weight_decay: decoupled, on all
+    parameters; adamw only. spike_factor: how many standard deviations above the last `spike_window`
+    a loss or a gradient's norm may lie (training/spikes.py), 0 for any number; a run ends after
+    more than spike_cap such updates in a stage.
     """
     if weight_decay and name != "adamw":
         raise ValueError(
             f"optimizer.weight_decay is decoupled decay, which {name} does not have; "
             "use optimizer.name=adamw or weight_decay=0"
         )
-    if updates <= warmup_steps and warmup_steps > 0:
-        raise ValueError(
-            f"optimizer.warmup_steps ({warmup_steps}) must be below the run's {updates} updates"
-        )
+    bounds = [0, *(start for start in starts[1:] if start < updates), updates]
+    lengths = [late - early for early, late in pairwise(bounds)]
+    if min(lengths) <= warmup_steps and warmup_steps > 0:
+        whole = f"the run's {updates}" if len(lengths) == 1 else f"the {min(lengths)} of a stage's"
+        raise ValueError(f"optimizer.warmup_steps ({warmup_steps}) must be below {whole} updates")
     if spike_factor < 0.0 or spike_window < 2 or spike_cap < 0:
         raise ValueError(
             "optimizer needs spike_factor >= 0, spike_window >= 2 and spike_cap >= 0, not "
             f"{spike_factor:g}, {spike_window} and {spike_cap}"
         )
-    decay = SCHEDULES[schedule](learning_rate, updates - warmup_steps)
-    rate = decay
-    if warmup_steps:
-        rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-        rate = optax.join_schedules([rise, decay], [warmup_steps])
+    rates = [stage_rate(learning_rate, schedule, warmup_steps, length) for length in lengths]
+    rate = rates[0] if len(rates) == 1 else optax.join_schedules(rates, bounds[1:-1])
     decoupled = {"weight_decay": weight_decay} if name == "adamw" else {}
     transform = OPTIMIZERS[name](rate, b1=b1, b2=b2, eps=eps, **decoupled)
     if clip_norm:
@@ -82,3 +85,24 @@ def optimizer(
     if spike_factor:
         transform = skip_spikes(transform, spike_factor, spike_window)
     return Optimizer(transform, rate, spike_factor, spike_cap)
+
+
+def stage_rate(
+    learning_rate: float, schedule: str, warmup_steps: int, updates: int
+) -> optax.Schedule:
+    """The learning rate of a stage of so many updates, which it counts from 0."""
+    decay = SCHEDULES[schedule](learning_rate, updates - warmup_steps)
+    if not warmup_steps:
+        return decay
+    rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([rise, decay], [warmup_steps])
+
+
+def restarted(transform: optax.GradientTransformation, params: optax.Params, updates: Array) -> Any:
+    """The state of a transformation that forgets the past, but for the place in its schedule.
+
+    updates: those of the run so far, which the schedule has counted.
+    """
+    is_schedule = lambda state: isinstance(state, optax.ScaleByScheduleState)
+    place = lambda state: state._replace(count=updates) if is_schedule(state) else state
+    return jax.tree.map(place, transform.init(params), is_leaf=is_schedule)

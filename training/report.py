@@ -6,7 +6,7 @@ Where standard error is no terminal there is a line for each row in the place of
 
 import math
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import jax
 from tqdm import tqdm
 
 from fewstep.objectives.base import Metrics
+from fewstep.objectives.stages import ONE_STAGE, Stage, in_words, stage_index
 from fewstep.progress import note, on_terminal, progress
 from fewstep.training.cluster.processes import first_process_says
 from fewstep.training.metrics import LOG, Average, MetricLog, iterate_rows
@@ -53,7 +54,7 @@ class Report:
     """Reads metrics one step late, checks that the run is sound, logs and shows them.
 
     unfinished: of the checkpoint that the run goes on from (`Report.unfinished`). least_seconds: of
-    a step (training.pace.Pace).
+    a step (training.pace.Pace). stages: if they are several, the log and the bar say which it is.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Report:
         optimizers: Mapping[str, Optimizer],
         unfinished: Mapping[str, Any] | None = None,
         least_seconds: float | None = None,
+        stages: Sequence[Stage] = ONE_STAGE,
     ) -> None:
         silent = jax.process_index() > 0
         self.log = None if silent else MetricLog(workdir, start)
@@ -73,7 +75,7 @@ class Report:
         self.lines = not (silent or on_terminal())
         self.every, self.steps = every, steps
         self.pending: tuple[int, int, Metrics] | None = None
-        self.workdir, self.optimizers = workdir, optimizers
+        self.workdir, self.optimizers, self.stages = workdir, optimizers, stages
         # The row may have been finished since then, for an evaluation that was cut off. All
         # processes must say the same: those that end a row ask each other for their times.
         begun = {} if first_process_says(has_row(workdir, start)) else unfinished or {}
@@ -119,6 +121,9 @@ class Report:
         row = self.average.pop()
         if row:
             row |= self.pace.pop()
+            if len(self.stages) > 1:
+                row["stage"] = stage_index(self.stages, step - 1) + 1
+                self.bar.set_description(in_words(self.stages, step), refresh=False)
             self.bar.set_postfix({k: f"{v:.4f}" for k, v in row.items() if k.endswith("loss")})
             if self.lines:
                 note(line_of(step, self.steps, row, self.pace.batch_size))
@@ -157,11 +162,18 @@ class Report:
 
 
 def line_of(step: int, steps: int, row: Mapping[str, float], batch_size: int) -> str:
-    """A row of training steps in a line: step, losses, speed, and how long the rest will take."""
+    """A row of training steps in a line: step, stage, losses, speed, time that is left."""
     losses = [f"{name} {value:.4f}" for name, value in row.items() if name.endswith("loss")]
     seconds = row.get("step_seconds", batch_size / row[SPEED])
     left = tqdm.format_interval((steps - step) * seconds)
-    parts = [f"step {step} of {steps}", *losses, f"{row[SPEED]:,.0f} images/s", f"{left} left"]
+    stage = [f"stage {row['stage']:.0f}"] if "stage" in row else []
+    parts = [
+        f"step {step} of {steps}",
+        *stage,
+        *losses,
+        f"{row[SPEED]:,.0f} images/s",
+        f"{left} left",
+    ]
     return ", ".join(parts)
 
 
