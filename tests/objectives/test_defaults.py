@@ -27,6 +27,7 @@ from fewstep.objectives.divergences import (
     score_implicit_matching,
 )
 from fewstep.objectives.generators import one_step, particles
+from fewstep.objectives.progressive import progressive
 from fewstep.objectives.shortcut import shortcut
 from fewstep.samplers.ode import euler, heun_step
 from tests.networks import affine, model_of
@@ -133,6 +134,15 @@ CASES = {
             "fake_score_updates": 1,
             "joint": False,
             "regression_weight": 0.0,
+        },
+    ),
+    "progressive": (
+        lambda **fields: progressive(LINEAR, total_steps=20, **fields),
+        {
+            "max_steps": 64,
+            "weighting": lambda path, t: jnp.maximum((path.alpha(t) / path.sigma(t)) ** 2, 1.0),
+            "spacing": uniform(LINEAR.path),
+            "guidance_scale": 1.0,
         },
     ),
     "regression to pairs": (

@@ -11,7 +11,6 @@ from fewstep.diffusion.path import PATHS, align
 from fewstep.diffusion.prediction import KINDS, coefficients
 from fewstep.diffusion.spacing import SPACINGS
 from fewstep.models.network import Network
-from fewstep.objectives import shortcut
 from fewstep.objectives.base import Stage
 from fewstep.objectives.progressive import (
     WEIGHTINGS,
@@ -21,6 +20,7 @@ from fewstep.objectives.progressive import (
     sampler,
     two_step_target,
 )
+from fewstep.objectives.shortcut import bootstrap_target
 from fewstep.samplers.grids import grid
 from fewstep.samplers.ode import ddim, ddim_step
 from tests.gaussian import Gaussian
@@ -81,7 +81,7 @@ def test_on_the_linear_path_it_is_the_bootstrap_of_shortcut_models():
     x_t, t, middle, s = points(path, 4)
     target = two_step_target(GAUSSIAN.denoiser(path), path, x_t, t, middle, s)
     velocity = lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t)
-    bootstrap = shortcut.bootstrap_target(velocity, x_t, t, t - s, {})
+    bootstrap = bootstrap_target(velocity, x_t, t, t - s, {})
     np.testing.assert_allclose((x_t - target) / t[:, None], bootstrap, atol=2e-5)
 
 
