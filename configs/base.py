@@ -57,11 +57,11 @@ def config() -> ConfigDict:
                 "fsdp_across_slices": False,
             },
             "checkpoint": {
-                "every": 5000,  # steps; 0 saves after the last step only
+                "every": 5000,  # steps; 0 saves after the last step only (of every stage)
                 "keep": 2,  # newest checkpoints that stay; 0 keeps all
                 "keep_hours": 0.0,  # one of every so many hours stays too; 0 is no such rule
                 "keep_best": "",  # the best by this stays: frechet_1, kernel_4, recall_4, ...
-                "keep_steps": (),  # these stay
+                "keep_steps": (),  # these stay, as the last of every stage does
             },
             "watchdog": {  # without a finished step all stacks are written, then the process ends
                 "seconds": 60.0,  # that a step may take
@@ -72,8 +72,10 @@ def config() -> ConfigDict:
             },
             "log": {"every": 50},  # steps averaged in a row of metrics.jsonl
             "evaluate": {
-                "every": 0,  # steps; 0 evaluates after the last step only
-                "steps": (1, 2, 4, 8, 128),  # numbers of sampling steps; () does not evaluate
+                "every": 0,  # steps; 0 evaluates after the last step only (of every stage)
+                # Numbers of sampling steps, of which a stage is measured at its own; () does not
+                # evaluate.
+                "steps": (1, 2, 4, 8, 128),
                 # What is compared: classifier, pixels, inception, dinov2; none only shows samples.
                 "features": "inception",
                 "weights": "",  # their file; "" is $FEWSTEP_INCEPTION or $FEWSTEP_DINOV2

@@ -87,6 +87,8 @@ VALUES = {
 }
 # Where a field's name means something else than in VALUES.
 OWN_VALUES = {
+    # Of its last stage, which starts at pure noise alone, no loss depends on data or weights.
+    ("progressive", "max_steps"): (16, 8),
     ("progressive", "weighting"): (
         SNR_WEIGHTINGS["snr_plus_one"],
         SNR_WEIGHTINGS["truncated_snr"],

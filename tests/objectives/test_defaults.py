@@ -27,6 +27,7 @@ from fewstep.objectives.divergences import (
     score_implicit_matching,
 )
 from fewstep.objectives.generators import one_step, particles
+from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.objectives.progressive import progressive
 from fewstep.objectives.shortcut import shortcut
 from fewstep.samplers.ode import euler, heun_step
@@ -140,7 +141,7 @@ CASES = {
         lambda **fields: progressive(LINEAR, total_steps=20, **fields),
         {
             "max_steps": 64,
-            "weighting": lambda path, t: jnp.maximum((path.alpha(t) / path.sigma(t)) ** 2, 1.0),
+            "weighting": SNR_WEIGHTINGS["truncated_snr"],
             "spacing": uniform(LINEAR.path),
             "guidance_scale": 1.0,
         },
