@@ -4,7 +4,8 @@
     python main.py --config=configs/cifar10.py:shortcut --workdir=runs/cifar10_shortcut
 
 A teacher, then its students: edm teaches cd and starts ect, trigflow teaches scd, flow_matching
-teaches cd_flow and progressive; ct, ict and sct need none. lcm needs a ddpm teacher that predicts v:
+teaches cd_flow and progressive; ct, ict and sct need none. lcm needs a ddpm teacher that predicts
+v:
 
     python main.py --config=configs/cifar10.py:edm --workdir=runs/cifar10_edm
     python main.py --config=configs/cifar10.py:cd --config.teacher=runs/cifar10_edm \
@@ -23,9 +24,10 @@ read no images:
 DiT-S/2 (33 M parameters, 256 tokens), bfloat16. The settings of PUBLISHED are those of the papers'
 U-Nets, and nobody has published them for this network; they and the figures below are quoted
 second-hand, so read the paper before you cite one. The other methods have settings of our own:
-rate, warm-up, clipping and length. The papers' FID in 1 / 2 steps, unconditional: progressive 9.12 / 4.51, CD 3.55 / 2.93
-and CT 8.70 / 5.83 (both with LPIPS, which is not offered), iCT 2.83 / 2.46, ECT 3.60 / 2.11, sCT
-2.85 / 2.06, sCD 3.66 / 2.52; in one step SIM 2.17 (conditional 1.96), SiD 1.92, Diff-Instruct 4.53;
+rate, warm-up, clipping and length. The papers' FID in 1 / 2 steps, unconditional:
+progressive 9.12 / 4.51, CD 3.55 / 2.93 and CT 8.70 / 5.83 (both with LPIPS, which is not offered),
+iCT 2.83 / 2.46, ECT 3.60 / 2.11, sCT 2.85 / 2.06, sCD 3.66 / 2.52; in one step SIM 2.17
+(conditional 1.96), SiD 1.92, Diff-Instruct 4.53;
 EDM 1.97 in 35 evaluations. SIM's abstract has 2.06 in the place of 2.17: the least of one run that
 went on from a SiD generator of 2.8, at a rate of 1e-6 (--config.optimizer.learning_rate=1e-6). The
 shortcut paper does not train on CIFAR-10. A folder of images takes its place with
