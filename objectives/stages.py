@@ -66,5 +66,6 @@ def check_sampling_steps(stages: Sequence[Stage], done: int, asked: Sequence[int
 def in_words(stages: Sequence[Stage], done: int) -> str:
     """The stage after `done` steps, such as "stage 2 of 5 (8 sampling steps)"."""
     index = stage_index(stages, done - 1)
-    known = ", ".join(map(str, stages[index].sampling_steps))
-    return f"stage {index + 1} of {len(stages)}" + (f" ({known} sampling steps)" if known else "")
+    known = stages[index].sampling_steps
+    steps = f" ({', '.join(map(str, known))} sampling step{'s' * (known != (1,))})" if known else ""
+    return f"stage {index + 1} of {len(stages)}{steps}"

@@ -37,6 +37,7 @@ def test_a_state_at_a_boundary_is_the_end_of_a_stage():
     assert in_stage(ONE_STAGE, 5, asked) == asked
     assert in_words(STAGES, 3) == "stage 1 of 3 (4 sampling steps)"
     assert in_words(STAGES, 4) == "stage 2 of 3 (2 sampling steps)"
+    assert in_words(STAGES, 6) == "stage 3 of 3 (1 sampling step)"
     assert in_words((Stage(0), Stage(2)), 3) == "stage 2 of 2"
     assert stage_ends(STAGES, 7) == (3, 5) and stage_ends(STAGES, 5) == (3,)
     assert stage_ends(ONE_STAGE, 7) == ()
