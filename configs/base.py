@@ -58,11 +58,11 @@ def config() -> ConfigDict:
                 "fsdp_across_slices": False,
             },
             "checkpoint": {
-                "every": 5000,  # training steps; 0 saves after the last step only
+                "every": 5000,  # training steps; 0 saves after the last step (of each stage) only
                 "keep": 2,  # keeps the newest N checkpoints; 0 keeps all
                 "keep_hours": 0.0,  # also keeps one checkpoint per N hours; 0 turns this off
                 "keep_best": "",  # also keeps the best by this metric: frechet_1, kernel_4, ...
-                "keep_steps": (),  # also keeps the checkpoints of these steps
+                "keep_steps": (),  # also keeps those of these steps; the last of a stage always
             },
             "watchdog": {  # writes all stacks if no step finishes in time, then ends the process
                 "seconds": 60.0,  # time limit of a step
@@ -73,8 +73,9 @@ def config() -> ConfigDict:
             },
             "log": {"every": 50},  # training steps averaged in each row of metrics.jsonl
             "evaluate": {
-                "every": 0,  # training steps; 0 evaluates after the last step only
-                "steps": (1, 2, 4, 8, 128),  # sampling steps to evaluate; () does not evaluate
+                "every": 0,  # training steps; 0 evaluates after the last step (of each stage) only
+                # Sampling steps to evaluate; a stage is evaluated at its own. () does not evaluate.
+                "steps": (1, 2, 4, 8, 128),
                 # Features: classifier, pixels, inception, dinov2, points; none only draws samples.
                 "features": "inception",
                 "weights": "",  # its file of weights; "" is $FEWSTEP_INCEPTION or $FEWSTEP_DINOV2

@@ -136,6 +136,18 @@ def lcm(config: ConfigDict) -> None:
     config.objective.guidance_scale = 8.5
 
 
+def progressive(config: ConfigDict) -> None:
+    """Progressive distillation (Salimans & Ho 2022), here of a flow_matching teacher.
+
+    Of an edm teacher with path.name=ve, prediction.kind=F and objective.spacing.name=karras.
+    Without an average, since the rate falls to zero in each stage, as there.
+    """
+    config.objective = objectives.progressive()
+    config.evaluate.steps = (*FEW_STEPS, 8)
+    config.optimizer.schedule = "linear"
+    config.ema.decays = ()
+
+
 def one_step(config: ConfigDict, divergence: str) -> None:
     """Settings that all one-step generators of an edm teacher share."""
     config.objective = objectives.distribution_matching(divergence)
@@ -212,6 +224,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         sct,
         scd,
         lcm,
+        progressive,
         *ONE_STEP,
     )
 }
@@ -222,6 +235,7 @@ TEACHERS = {
     "ect": "edm",
     "scd": "trigflow",
     "lcm": "ddpm",
+    "progressive": "flow_matching",
     **dict.fromkeys(("sim", "sid", "diff_instruct", "dmd"), "edm"),
     **{method: "flow_matching" for method in METHODS if method.endswith("_flow")},
 }

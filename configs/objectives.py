@@ -188,6 +188,20 @@ def continuous_distillation() -> ConfigDict:
     return fields
 
 
+def progressive() -> ConfigDict:
+    """objectives/progressive.py; needs `teacher`, and starts from it."""
+    return ConfigDict(
+        {
+            "name": "progressive",
+            "total_steps": placeholder(int),  # of training, in equal stages; None is `steps`
+            "max_steps": 64,  # sampling steps of the first stage, halved after each; a power of two
+            "weighting": "truncated_snr",  # of the error of x_0: truncated_snr, snr_plus_one
+            "spacing": spacing(),  # of the steps
+            "guidance_scale": 1.0,  # of the first teacher, which later ones inherit; form A
+        }
+    )
+
+
 def divergence(name: str = "score_implicit_matching") -> ConfigDict:
     """The divergence that a one-step generator minimises (objectives/divergences.py)."""
     return ConfigDict(

@@ -88,8 +88,14 @@ def shortcut(config: ConfigDict) -> None:
     config.objective.target_decay = 0.0
 
 
+def progressive(config: ConfigDict) -> None:
+    """From 16 steps on, each stage at a rate that falls to zero from the teacher's start."""
+    config.objective.max_steps = 16
+    config.optimizer.schedule, config.optimizer.warmup_steps = "linear", 0
+
+
 SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
-    **{setting.__name__: setting for setting in (ddpm, ct, lcm, sct, scd, shortcut)},
+    **{setting.__name__: setting for setting in (ddpm, ct, lcm, sct, scd, shortcut, progressive)},
     **{method.__name__: one_step for method in methods.ONE_STEP},
 }
 

@@ -29,6 +29,7 @@ from fewstep.eval.sampling import check_sampling, diagnoser, guidance_scale, sam
 from fewstep.eval.trajectory import trajectory
 from fewstep.files import write_png, writing
 from fewstep.objectives.base import Params
+from fewstep.objectives.stages import in_stage, stage_ends
 from fewstep.training.experiment import Experiment
 from fewstep.training.generate import generate
 from fewstep.training.labels import label_counts, rule_in_words
@@ -42,7 +43,8 @@ GRID_COLUMNS = 10
 FEWEST_SAMPLES = 5
 CLASSIFIER = "classifier"
 
-# (parameters of the sampled network, step) -> one result for each number of sampling steps
+# (parameters of the sampled network, step) -> one result for each number of sampling steps that
+# the network is trained for at that step
 Evaluate = Callable[[Params, int], list[Result]]
 
 
@@ -162,11 +164,16 @@ def evaluator(
     measures = measures_of(experiment, dataset, config, mesh, counts, samples, writable)
     run = read_identity(workdir)
     data = training_data(experiment, dataset, run)
-    way = way_of_one_image(experiment, config, label=int(labels[0]))
+    stages = experiment.objective.stages
+    ends = (*stage_ends(stages, config.steps), config.steps)
+    measured = (in_stage(stages, end, fields.steps) for end in ends)
+    largest = {max(steps) for steps in measured if steps}
+    ways = {steps: way_of_one_image(experiment, config, steps, int(labels[0])) for steps in largest}
 
     def evaluate(params: Params, step: int) -> list[Result]:
         results, shown = [], {}
-        for steps, sampler in samplers.items():
+        for steps in in_stage(stages, step, fields.steps):
+            sampler = samplers[steps]
             description = f"{steps} steps"
             made = generate(sampler, params, labels, fields.batch_size, description)
             first: list[np.ndarray] = []
@@ -186,6 +193,7 @@ def evaluator(
             folder = out or workdir / FOLDER
             with writing(folder):  # in a folder that is still there
                 folder.mkdir(exist_ok=True, parents=out is not None)
+            way = ways[max(shown)]
             beside = {"y": labels[: space.shown], "way": way(params) if way else ()}
             for result, x in zip(results, shown.values(), strict=True):
                 save(folder, result, space, x=x, **beside)
@@ -214,17 +222,17 @@ def kept_first(
 
 
 def way_of_one_image(
-    experiment: Experiment, config: ConfigDict, label: int
+    experiment: Experiment, config: ConfigDict, steps: int, label: int
 ) -> Callable[[Params], np.ndarray] | None:
-    """The first sample's way in the largest number of steps.
+    """The first sample's way in so many steps.
 
     None if several processes sample, or single samples have no picture.
     """
-    if not config.evaluate.steps or jax.process_count() > 1 or experiment.space.image is None:
+    if jax.process_count() > 1 or experiment.space.image is None:
         return None
     return trajectory(
         config,
-        steps=max(config.evaluate.steps),
+        steps=steps,
         guidance_scale=guidance_scale(experiment, config),
         label=label,
     )

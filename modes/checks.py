@@ -31,6 +31,7 @@ from fewstep.modes.request import (
     required_workdir,
     resolve,
 )
+from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import VISIBLE, time_limit
 from fewstep.training.compiled_step import abstract_state
 from fewstep.training.cost.sizes import element_count, tree_bytes
@@ -236,7 +237,8 @@ def disk(job: NextJob) -> str:
     )
     fields = job.config.checkpoint
     saves = -(-job.config.steps // fields.every) if fields.every else 1
-    count = min(saves, fields.keep or saves) + 1
+    ends = len(stage_ends(objective.stages, job.config.steps))
+    count = min(saves, fields.keep or saves) + ends + 1
     needed, free = count * tree_bytes(state), shutil.disk_usage(job.disk).free
     text = f"{free / GIB:.2f} GiB free, {count} checkpoints need {needed / GIB:.2f} GiB"
     if free < needed:

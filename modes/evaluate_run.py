@@ -13,6 +13,7 @@ from fewstep.modes.request import (
     required_workdir,
     with_places,
 )
+from fewstep.objectives.stages import check_sampling_steps
 from fewstep.training.storage.fields import check_fields
 
 
@@ -34,6 +35,7 @@ def evaluate_run(request: Request) -> None:
         check_writable(folder, "say where results go by --out=FOLDER")
     if not config.evaluate.steps:
         raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")
+    check_sampling_steps(experiment.objective.stages, step, config.evaluate.steps)
     dataset = dataset_if_here(config, experiment, writable=given)
     check_places(required_workdir(request), config, experiment, dataset)
     check_evaluation(experiment, dataset, config, mesh)

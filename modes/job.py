@@ -19,6 +19,7 @@ from fewstep.modes.request import (
     resolve_with_data,
 )
 from fewstep.objectives.base import Params
+from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import first_process_says, warn
 from fewstep.training.compiled_step import abstract_state, compile_step
 from fewstep.training.experiment import Experiment, build_on
@@ -82,6 +83,8 @@ def assembled(
     Raises ValueError.
     """
     retention = retention_of(config, path)
+    ends = stage_ends(experiment.objective.stages, config.steps)
+    retention = retention._replace(steps=(*retention.steps, *ends))
     if first_process_says(restore.has_checkpoint(path)):
         # It starts from that, and needs a teacher only to be taught.
         experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))

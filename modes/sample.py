@@ -24,6 +24,7 @@ from fewstep.modes.mode import (
     ranges,
 )
 from fewstep.modes.request import Request, load_run, required_workdir
+from fewstep.objectives.stages import check_sampling_steps
 from fewstep.training.classes import class_names
 from fewstep.training.experiment import check_guidance
 from fewstep.training.generate import batch_sampler, generate
@@ -54,6 +55,7 @@ def sample(request: Request) -> None:
     config, experiment, mesh, params, step = load_run(request)
     scale = experiment.objective.guidance_scale if request.guidance is None else request.guidance
     check_guidance(experiment, scale)
+    check_sampling_steps(experiment.objective.stages, step, (request.steps,))
     seeds = np.array(request.seeds or DEFAULT_SEEDS, np.int32)
     names = class_names(required_workdir(request)) if experiment.num_classes else ()
     choices = chosen_labels(request, experiment.num_classes, names)

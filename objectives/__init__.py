@@ -9,6 +9,7 @@ from fewstep.objectives.consistency_tuning import consistency_tuning
 from fewstep.objectives.continuous_consistency import continuous_distillation, continuous_training
 from fewstep.objectives.denoising import denoising
 from fewstep.objectives.distribution_matching import distribution_matching
+from fewstep.objectives.progressive import progressive
 from fewstep.objectives.shortcut import shortcut
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
@@ -20,4 +21,5 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "continuous_training": continuous_training,
     "continuous_distillation": continuous_distillation,
     "distribution_matching": distribution_matching,
+    "progressive": progressive,
 }

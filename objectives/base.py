@@ -15,6 +15,7 @@ from jax import Array
 from fewstep.diffusion.guidance import Condition
 from fewstep.diffusion.path import Path
 from fewstep.models.network import Network
+from fewstep.objectives.stages import ONE_STAGE, Stage
 
 Key = Array
 Params = Any
@@ -58,10 +59,12 @@ class Follower(NamedTuple):
 
     update: (follower, source, step) -> follower, after every update of the player that it follows
         in the end; step counts these from 0.
+    restarts: whether it becomes a copy of its source when a stage begins, and counts from there.
     """
 
     source: str
     update: Callable[[Params, Params, Array], Params]
+    restarts: bool = False
 
 
 class SampleFn(Protocol):
@@ -134,6 +137,8 @@ class Objective(NamedTuple):
     reads: what a batch is made of, names of training/sources.py. "images": {"x", "label"};
         "labels": {"label"}; "pairs": {"pairs": {"eps", "x_0", "label"}} of a teacher's sampler.
     diagnostics: what it tells of its network in an evaluation, if anything.
+    stages: parts of the training, in order, the first from step 0. When one begins the optimizers
+        and the followers that restart start anew.
     """
 
     players: Mapping[str, Player]
@@ -148,6 +153,7 @@ class Objective(NamedTuple):
     denoises: bool = False
     reads: tuple[str, ...] = ("images",)
     diagnostics: Diagnostics | None = None
+    stages: tuple[Stage, ...] = ONE_STAGE
 
 
 def condition_of(batch: Batch) -> Condition:

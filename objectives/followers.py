@@ -1,4 +1,4 @@
-"""Exponential moving averages: how a follower tracks its source.
+"""How a follower tracks its source: exponential moving averages, and a copy that is held.
 
 All take step, counted from 0, after the source's update at that step, and work leaf by leaf in the
 leaf's own dtype (float32).
@@ -14,6 +14,11 @@ from jax import Array
 from fewstep.objectives.base import Params
 
 Update = Callable[[Params, Params, Array], Params]
+
+
+def hold(follower: Params, source: Params, step: Array) -> Params:
+    """The follower as it is: a copy that is renewed when a stage begins, if it restarts."""
+    return follower
 
 
 def average(follower: Params, source: Params, decay: Array | float) -> Params:

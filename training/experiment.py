@@ -177,9 +177,10 @@ def debugged(config: ConfigDict) -> ConfigDict:
 def ema_followers(ema: ConfigDict, source: str) -> dict[str, Follower]:
     """One follower of `source` for each of ema.decays and ema.power_stds."""
     update = warmed_ema if ema.warmup else constant_ema
-    constant = {f"ema_{decay:g}": Follower(source, update(decay)) for decay in ema.decays}
-    power = {f"power_{std:g}": Follower(source, power_ema(std)) for std in ema.power_stds}
-    return constant | power
+    constant = {f"ema_{decay:g}": update(decay) for decay in ema.decays}
+    power = {f"power_{std:g}": power_ema(std) for std in ema.power_stds}
+    averages = (constant | power).items()
+    return {name: Follower(source, update, restarts=True) for name, update in averages}
 
 
 def sampled_network(name: str, averages: Mapping[str, Follower], objective: Objective) -> str:
@@ -237,9 +238,14 @@ def build_optimizers(config: ConfigDict, objective: Objective) -> dict[str, Opti
         fields = optimizer_fields(config, name)
         for field, table in TABLES.items():
             choose(table, fields[field], f"optimizer.{field}")
+        updates, *starts = (
+            -(-step // player.every)
+            for step in (config.steps, *(stage.start for stage in objective.stages))
+        )
         optimizers[name] = optimizer(
             **fields,
-            updates=-(-config.steps // player.every),
+            updates=updates,
+            starts=starts,
             heads=head_fields(config, name, player.network),
         )
     return optimizers

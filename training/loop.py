@@ -6,6 +6,7 @@ What is due, and in which order, is training/session.py; how often, training/sch
 from collections.abc import Callable
 from functools import partial
 
+from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.preemption import Preemption
 from fewstep.training.compiled_step import Training, compile_dispatch, restored_or_created
 from fewstep.training.report import Report, headlines
@@ -38,6 +39,8 @@ def train(
     """
     check_batch_size(training.batch_size, training.mesh, training.micro_batches)
     preemption = preemption or Preemption()
+    ends = stage_ends(training.objective.stages, schedule.steps)
+    schedule = schedule._replace(ends=ends)
     state = restored_or_created(training, upkeep.workdir)
     dispatch = compile_dispatch(training, stream.complete)
     start = int(state.step)
@@ -52,6 +55,7 @@ def train(
         training.optimizers,
         batch_size=training.batch_size,
         headlines=headlines(training.objective),
+        stages=training.objective.stages,
         unfinished=unfinished,
         least_seconds=least_seconds,
     )

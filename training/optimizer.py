@@ -1,10 +1,13 @@
 """Optimizers and learning-rate schedules, all optax's."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
+from itertools import pairwise
 from typing import Any, NamedTuple
 
+import jax
 import optax
+from jax import Array
 
 from fewstep.training.spikes import skip_spikes
 
@@ -48,6 +51,7 @@ def optimizer(
     weight_decay: float,
     clip_norm: float,
     updates: int,
+    starts: Sequence[int] = (0,),
     spike_factor: float = 0.0,
     spike_window: int = 128,
     spike_cap: int = 10,
@@ -56,10 +60,11 @@ def optimizer(
     """The optimizer of one player, for a run of `updates` updates.
 
     The rate rises linearly from 0 over `warmup_steps`, then follows the schedule, which for cosine
-    and linear ends at 0. clip_norm: largest global gradient norm, 0 for no clipping. weight_decay:
-    decoupled, on all parameters; adamw only. spike_factor: how many standard deviations above the
-    last `spike_window` a loss or a gradient's norm may lie (training/spikes.py), 0 for any number;
-    a run ends after more than spike_cap such updates.
+    and linear ends at 0; in every stage anew. starts: the update that begins each stage, 0 first.
+    clip_norm: largest global gradient norm, 0 for no clipping. weight_decay: decoupled, on all
+    parameters; adamw only. spike_factor: how many standard deviations above the last `spike_window`
+    a loss or a gradient's norm may lie (training/spikes.py), 0 for any number; a run ends after
+    more than spike_cap such updates in a stage.
 
     heads: by name, the fields above in which the update of a network's head differs. Its parameters
     are then an entry of that name, and it, like what is no head, is clipped by its own norm. Spikes
@@ -81,6 +86,7 @@ def optimizer(
         "weight_decay": weight_decay,
         "clip_norm": clip_norm,
         "updates": updates,
+        "starts": starts,
     }
     transform, rate = updates_of(**fields)
     if heads:
@@ -108,6 +114,7 @@ def updates_of(
     weight_decay: float,
     clip_norm: float,
     updates: int,
+    starts: Sequence[int],
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
     """The transformation and the learning rate that `optimizer` describes, without its spikes."""
     if weight_decay and name != "adamw":
@@ -115,17 +122,36 @@ def updates_of(
             f"optimizer.weight_decay is decoupled decay, which {name} does not have; "
             "use optimizer.name=adamw or weight_decay=0"
         )
-    if updates <= warmup_steps and warmup_steps > 0:
-        raise ValueError(
-            f"optimizer.warmup_steps ({warmup_steps}) must be below the run's {updates} updates"
-        )
-    decay = SCHEDULES[schedule](learning_rate, updates - warmup_steps)
-    rate = decay
-    if warmup_steps:
-        rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
-        rate = optax.join_schedules([rise, decay], [warmup_steps])
+    bounds = [0, *(start for start in starts[1:] if start < updates), updates]
+    lengths = [late - early for early, late in pairwise(bounds)]
+    if min(lengths) <= warmup_steps and warmup_steps > 0:
+        whole = f"the run's {updates}" if len(lengths) == 1 else f"the {min(lengths)} of a stage's"
+        raise ValueError(f"optimizer.warmup_steps ({warmup_steps}) must be below {whole} updates")
+    rates = [stage_rate(learning_rate, schedule, warmup_steps, length) for length in lengths]
+    rate = rates[0] if len(rates) == 1 else optax.join_schedules(rates, bounds[1:-1])
     decoupled = {"weight_decay": weight_decay} if name == "adamw" else {}
     transform = OPTIMIZERS[name](rate, b1=b1, b2=b2, eps=eps, **decoupled)
     if clip_norm:
         transform = optax.chain(optax.clip_by_global_norm(clip_norm), transform)
     return transform, rate
+
+
+def stage_rate(
+    learning_rate: float, schedule: str, warmup_steps: int, updates: int
+) -> optax.Schedule:
+    """The learning rate of a stage of so many updates, which it counts from 0."""
+    decay = SCHEDULES[schedule](learning_rate, updates - warmup_steps)
+    if not warmup_steps:
+        return decay
+    rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
+    return optax.join_schedules([rise, decay], [warmup_steps])
+
+
+def restarted(transform: optax.GradientTransformation, params: optax.Params, updates: Array) -> Any:
+    """The state of a transformation that forgets the past, but for the place in its schedule.
+
+    updates: those of the run so far, which the schedule has counted.
+    """
+    is_schedule = lambda state: isinstance(state, optax.ScaleByScheduleState)
+    place = lambda state: state._replace(count=updates) if is_schedule(state) else state
+    return jax.tree.map(place, transform.init(params), is_leaf=is_schedule)

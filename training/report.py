@@ -14,6 +14,7 @@ import jax
 from tqdm import tqdm
 
 from fewstep.objectives.base import Metrics, Objective
+from fewstep.objectives.stages import ONE_STAGE, Stage, stage_index, stage_title
 from fewstep.progress import is_terminal, note, progress_bar
 from fewstep.training.cluster.processes import first_process_says
 from fewstep.training.metrics import LOG, Average, MetricLog, iterate_rows
@@ -51,7 +52,7 @@ class Report:
 
     headlines: the columns of the log that are shown, where a row has them. unfinished: of the
     checkpoint that the run goes on from (`Report.unfinished`). least_seconds: of a step
-    (training.pace.Pace).
+    (training.pace.Pace). stages: if they are several, the log and the bar say which it is.
     """
 
     def __init__(
@@ -65,6 +66,7 @@ class Report:
         headlines: Sequence[str] = ("loss",),
         unfinished: Mapping[str, Any] | None = None,
         least_seconds: float | None = None,
+        stages: Sequence[Stage] = ONE_STAGE,
     ) -> None:
         silent = jax.process_index() > 0
         self.log = None if silent else MetricLog(workdir, start)
@@ -72,7 +74,7 @@ class Report:
         self.lines = not (silent or is_terminal())
         self.pending: tuple[int, int, Metrics] | None = None
         self.workdir, self.schedule, self.optimizers = workdir, schedule, optimizers
-        self.headlines = headlines
+        self.headlines, self.stages = headlines, stages
         # The row may have been finished since then, for an evaluation that was cut off. All
         # processes must say the same: those that end a row ask each other for their times.
         begun = {} if first_process_says(has_row(workdir, start)) else unfinished or {}
@@ -119,6 +121,9 @@ class Report:
         if row:
             row |= self.pace.pop()
             shown = {name: row[name] for name in self.headlines if name in row}
+            if len(self.stages) > 1:
+                row["stage"] = stage_index(self.stages, step - 1) + 1
+                self.bar.set_description(stage_title(self.stages, step), refresh=False)
             self.bar.set_postfix_str(", ".join(in_words(shown)))
             if self.lines:
                 note(line_of(step, self.schedule.steps, shown, row, self.pace.batch_size))
@@ -170,14 +175,16 @@ def in_words(shown: Mapping[str, float]) -> list[str]:
 def line_of(
     step: int, steps: int, shown: Mapping[str, float], row: Mapping[str, float], batch_size: int
 ) -> str:
-    """A row of training steps in a line: step, headlines, speed, and how long the rest will take.
+    """A row of training steps in a line: step, stage, headlines, speed, time that is left.
 
     shown: the headlines of the row, by name.
     """
     seconds = row.get("step_seconds", batch_size / row[SPEED])
     left = tqdm.format_interval((steps - step) * seconds)
+    stage = [f"stage {row['stage']:.0f}"] if "stage" in row else []
     parts = [
         f"step {step} of {steps}",
+        *stage,
         *in_words(shown),
         f"{row[SPEED]:,.0f} images/s",
         f"{left} left",

@@ -9,7 +9,8 @@ class Schedule(NamedTuple):
     """When things are done, in steps. steps: in all; log, save, evaluate: 0 is after the last only.
 
     dispatch: steps that are dispatched at once where nothing is due between them. window: the steps
-    that are traced.
+    that are traced. ends: numbers of steps after which a stage ends, which is logged, saved and
+    evaluated.
     """
 
     steps: int
@@ -18,6 +19,7 @@ class Schedule(NamedTuple):
     evaluate: int = 0
     dispatch: int = 1
     window: Window | None = None
+    ends: tuple[int, ...] = ()
 
     def logs(self, step: int) -> bool:
         """Whether a row of the log ends after `step`."""
@@ -25,11 +27,11 @@ class Schedule(NamedTuple):
 
     def saves(self, step: int) -> bool:
         """Whether a save is due after `step`."""
-        return due(step, self.steps, self.save)
+        return step in self.ends or due(step, self.steps, self.save)
 
     def evaluates(self, step: int) -> bool:
         """Whether an evaluation is due after `step`."""
-        return due(step, self.steps, self.evaluate)
+        return step in self.ends or due(step, self.steps, self.evaluate)
 
     def next_dispatch(self, done: int) -> int:
         """How many steps to dispatch after `done` of them: `dispatch`, or one at a time."""

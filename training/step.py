@@ -1,11 +1,11 @@
-"""The one training step of every method: players in turn, then followers.
+"""The one training step of every method: a new stage if it is time, players in turn, followers.
 
 Randomness is a function of (seed, step, player, micro-batch), drawn at the global shape inside jit,
 so that one device and eight draw the same numbers and a resumed run draws what the first would
 have.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,8 +23,9 @@ from fewstep.objectives.base import (
     Params,
     Player,
 )
+from fewstep.objectives.stages import Stage, begins_stage, stage_start
 from fewstep.training.gradient import Gradient, micro_batch, player_gradient
-from fewstep.training.optimizer import Optimizer
+from fewstep.training.optimizer import Optimizer, restarted
 from fewstep.training.state import named_key
 from fewstep.training.storage.train_state import TrainState
 
@@ -60,7 +61,8 @@ def train_step(
         state: TrainState, frozen: Mapping[str, Params], batch: Batch
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        networks, followers = dict(state.networks), dict(state.followers)
+        begun = begin_stage(objective, optimizers, state)
+        networks, followers = dict(begun.networks), dict(begun.followers)
         opt_states, metrics = dict(state.optimizers), {}
         part = micro_batch(objective, state.networks, batch, named_key(key, SHARED), micro_batches)
         for name, player in objective.players.items():
@@ -70,12 +72,14 @@ def train_step(
             )
             update = player_update(player, optimizers[name], gradient, state.step, observe)
             networks[name], opt_states[name], metrics[name] = every(
-                player.every, state.step, update, networks[name], opt_states[name]
+                player.every, state.step, update, networks[name], begun.optimizers[name]
             )
         for name, follower in objective.followers.items():
             source = {**networks, **followers}[follower.source]
             period = objective.players[leader(objective, name)].every
-            followers[name] = follow(period, state.step, follower, followers[name], source)
+            followers[name] = follow(
+                period, state.step, follower, followers[name], source, objective.stages
+            )
         updated = TrainState(state.step + 1, networks, followers, opt_states)
         metrics = {
             name: with_finite_state(own, state_of_player(objective, name, updated))
@@ -84,6 +88,37 @@ def train_step(
         return keep_if_finite(metrics, updated, state), flatten(metrics)
 
     return step
+
+
+def begin_stage(
+    objective: Objective, optimizers: Mapping[str, Optimizer], state: TrainState
+) -> TrainState:
+    """The state as the step finds it: if that begins a stage, what starts anew has done so.
+
+    Optimizers forget the past. Followers that restart become copies of their sources, as these were
+    at the end of the stage before.
+    """
+    if len(objective.stages) == 1:
+        return state
+
+    def begin(state: TrainState) -> TrainState:
+        sources = {**state.networks, **state.followers}
+        return state._replace(
+            followers={
+                name: sources[follower.source] if follower.restarts else state.followers[name]
+                for name, follower in objective.followers.items()
+            },
+            optimizers={
+                name: restarted(
+                    optimizers[name].transform, state.networks[name], -(-state.step // player.every)
+                )
+                for name, player in objective.players.items()
+            },
+        )
+
+    return jax.lax.cond(
+        begins_stage(objective.stages, state.step), begin, lambda state: state, state
+    )
 
 
 def player_update(
@@ -95,7 +130,7 @@ def player_update(
     def update(params: Params, opt_state: Any) -> tuple[Params, Any, Metrics]:
         loss, grads, metrics = gradient(params)
         norm = optax.tree.norm(grads)
-        # Counted since the start of the run, by transformations that skip updates.
+        # Counted since the start of the run or its stage, by transformations that skip updates.
         skipped = optax.tree.get(opt_state, "skipped", 0)
         updates, opt_state = transform.update(grads, opt_state, params, value=loss)
         scalars = {
@@ -132,16 +167,25 @@ def leader(objective: Objective, name: str) -> str:
     return name
 
 
-def follow(period: int, step: Array, follower: Follower, own: Params, source: Params) -> Params:
+def follow(
+    period: int,
+    step: Array,
+    follower: Follower,
+    own: Params,
+    source: Params,
+    stages: Sequence[Stage],
+) -> Params:
     """The follower after a step: it counts, and moves at, the updates of its player."""
+
+    def move(own: Params) -> Params:
+        count = step if period == 1 else step // period
+        if follower.restarts and len(stages) > 1:
+            count += -stage_start(stages, step) // period  # the updates before its stage
+        return follower.update(own, source, count)
+
     if period == 1:
-        return follower.update(own, source, step)
-    return jax.lax.cond(
-        step % period == 0,
-        lambda own: follower.update(own, source, step // period),
-        lambda own: own,
-        own,
-    )
+        return move(own)
+    return jax.lax.cond(step % period == 0, move, lambda own: own, own)
 
 
 def state_of_player(objective: Objective, name: str, state: TrainState) -> list[Any]:

@@ -17,7 +17,7 @@ from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import SIGMA_DATA
 from fewstep.messages import differences
 from fewstep.models.network import Network
-from fewstep.objectives.base import Params
+from fewstep.objectives.base import Objective, Params
 from fewstep.training.experiment import Experiment, rebuild, with_sampled
 from fewstep.training.networks import written_out
 from fewstep.training.sharding import tree_shardings
@@ -156,7 +156,8 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
             f"teacher={config.teacher} is another model than this one: {'; '.join(found)}. Set "
             "these fields to the teacher's, or train a teacher with them"
         )
-    if experiment.objective.frozen and not taught.objective.denoises:
+    predicts = experiment.objective.frozen or knows_by_starting(experiment.objective)
+    if predicts and not taught.objective.denoises:
         raise ValueError(
             f"teacher={config.teacher} was trained by {teacher.method}, which does not predict "
             "data and noise at every time; use a run of flow_matching, edm, ddpm or trigflow"
@@ -202,13 +203,23 @@ def taught_by(config: ConfigDict, experiment: Experiment) -> Experiment | None:
 
 
 def check_taught(config: ConfigDict, experiment: Experiment) -> None:
-    """Raises ValueError if the config names no teacher, and its method cannot do without."""
+    """Raises ValueError if the config does without a teacher, and its method cannot."""
     check_network_of_teacher(config)
     if experiment.objective.needs_teacher and not config.teacher:
         raise ValueError(
             f"{config.method} needs a teacher: --config.teacher=WORKDIR of a run of the same "
             "model and path"
         )
+    if knows_by_starting(experiment.objective) and not config.start_from_teacher:
+        raise ValueError(
+            f"{config.method} learns from what it starts from, which is its teacher; leave "
+            "start_from_teacher=True"
+        )
+
+
+def knows_by_starting(objective: Objective) -> bool:
+    """Whether a method knows its teacher by starting from it alone."""
+    return objective.needs_teacher and not (objective.frozen or made_by_teacher(objective))
 
 
 def check_network_of_teacher(config: ConfigDict) -> None:
@@ -224,6 +235,7 @@ def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, An
 
     Raises ValueError as `load_teacher` does.
     """
+    check_taught(config, experiment)
     if not reads_teacher(experiment.objective):
         return None
     teacher = checked_teacher(config, experiment)
@@ -246,6 +258,7 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
     are new and without effect; parts that only the teacher has are left out. Raises ValueError,
     before any compile, if the teacher is missing, cannot be read, or is another model.
     """
+    check_taught(config, experiment)
     if not reads_teacher(experiment.objective):
         return {}
     teacher_config = checked_teacher(config, experiment)

@@ -1,6 +1,7 @@
 import importlib.util
 import inspect
 from functools import reduce
+from itertools import pairwise
 from operator import getitem
 from pathlib import Path
 
@@ -188,7 +189,7 @@ def test_base_has_every_field_of_networks_and_optimizers():
     )
     dit = models.NETWORKS["dit"].fields
     assert {name: config.model[name] for name in dit} == dit | dict.fromkeys(NOTHING)
-    assert set(config.optimizer) | {"updates", "heads"} == set(fields(optimizer))
+    assert set(config.optimizer) | {"updates", "starts", "heads"} == set(fields(optimizer))
 
 
 def test_a_part_of_another_name_forgets_the_file_s_fields_but_not_the_given_ones():
@@ -257,6 +258,19 @@ def test_cifar10_has_the_published_settings_of_one_step_generators():
     law = dmd.objective.time_sampler
     assert (law.name, law.lowest, law.highest) == ("equal_karras", 0.02, 0.98)
     assert (dmd.objective.sigma_init, dmd.objective.fake_score_updates) == (80.0, 5)
+
+
+def test_cifar10_has_the_published_settings_of_progressive_distillation():
+    # config/cifar_distill.py of the code of Salimans & Ho 2022: 8,192 steps of the first teacher.
+    config = config_of("cifar10", "progressive")
+    stages = build(config).objective.stages
+    assert [stage.sampling_steps[0] for stage in stages] == [4096 >> k for k in range(13)]
+    assert {later.start - stage.start for stage, later in pairwise(stages)} == {50_000}
+    assert config.steps - stages[-1].start == 50_000
+    fields = config.optimizer
+    assert (fields.name, fields.learning_rate, fields.schedule) == ("adam", 5e-5, "linear")
+    assert (fields.warmup_steps, fields.clip_norm, fields.weight_decay) == (0, 1.0, 0.0)
+    assert (config.batch_size, config.model.dropout, config.ema.decays) == (128, 0.0, ())
 
 
 def test_the_latent_configs_have_the_paper_s_share_of_bootstrap_rows():

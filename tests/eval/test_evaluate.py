@@ -196,3 +196,25 @@ def test_what_cannot_be_evaluated_is_refused_before_compute(monkeypatch, fields,
     config, experiment = small_experiment(**{**FIELDS, **fields})
     with pytest.raises(ValueError, match=message):
         check_evaluation(experiment, dataset(), config, make_mesh())
+
+
+def test_a_staged_run_is_measured_in_the_steps_of_its_stage_and_others_are_refused(tmp_path):
+    fields = {**FIELDS, "data.dir": str(tmp_path / "data"), "steps": 9, "objective.max_steps": 4}
+    config, experiment = small_experiment("progressive", **fields)
+    params = experiment.model.network.init(jax.random.key(0))
+    evaluate = evaluator(experiment, dataset(), config, make_mesh(), tmp_path)
+    measured = {
+        step: [result["protocol"]["sampling"]["steps"] for result in evaluate(params, step)]
+        for step in (3, 6, 9)
+    }
+    assert measured == {3: [], 6: [2], 9: [1]}
+    # A step of the network, and x_0, for each sampling step.
+    ways = {}
+    for path in (tmp_path / "eval").glob("*.json"):
+        sampling = json.loads(path.read_text())["protocol"]["sampling"]
+        with np.load(path.with_suffix(".npz")) as shown:
+            ways[sampling["steps"]] = len(shown["way"])
+    assert ways == {2: 3, 1: 2}
+    config.evaluate.steps = (1, 8)
+    with pytest.raises(ValueError, match="power of two of steps up to 4, .* not in 8"):
+        check_evaluation(experiment, dataset(), config, make_mesh())

@@ -77,3 +77,15 @@ def test_results_that_cannot_be_written_are_refused_before_the_run_is_evaluated(
 def test_nothing_to_evaluate_is_refused(evaluated):
     with pytest.raises(ValueError, match="evaluate.steps="):
         evaluated(config=small_config(**{"evaluate.steps": ()}))
+
+
+def test_numbers_of_steps_of_other_stages_alone_are_refused_before_compute(monkeypatch, tmp_path):
+    fields = {"evaluate.steps": (1, 2), "objective.max_steps": 8, "steps": 40}
+    config, experiment = small_experiment("progressive", **fields)
+    run = lambda done: lambda request: Run(config, experiment, make_mesh(), None, done)
+    monkeypatch.setattr(EVALUATE, "dataset_if_here", None)
+    for done, stage in ((10, "1 of 4 (8"), (11, "2 of 4 (4")):
+        monkeypatch.setattr(EVALUATE, "load_run", run(done))
+        with pytest.raises(ValueError) as error:
+            EVALUATE.evaluate(Request(workdir=tmp_path, config=None))
+        assert f"stage {stage} sampling steps), and cannot sample in 1, 2; " in str(error.value)

@@ -12,6 +12,7 @@ from PIL import Image
 from fewstep.data import to_uint8
 from fewstep.data.spaces.pixels import pixels
 from fewstep.modes.request import Request, Run
+from fewstep.objectives.stages import Stage
 from fewstep.training.generate import noise
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_config, small_experiment
@@ -22,10 +23,16 @@ PARAMS = jnp.float32(1.0)
 
 
 @pytest.fixture
-def sample(monkeypatch, tmp_path):
+def stages():
+    """Those of the run, which is at step 3."""
+    return (Stage(0),)
+
+
+@pytest.fixture
+def sample(monkeypatch, tmp_path, stages):
     """A function that samples a run with these fields of a request, as the command line does."""
     _, experiment = small_experiment()
-    objective = OBJECTIVE._replace(guidance_scale=1.5)
+    objective = OBJECTIVE._replace(guidance_scale=1.5, stages=stages)
     experiment = experiment._replace(objective=objective, space=pixels(SHAPE), num_classes=4)
     # The seed of the run is another than that of samples.
     config = small_config(seed=7, **{"evaluate.batch_size": 16})
@@ -153,3 +160,15 @@ def test_each_file_is_the_image_of_its_seed(sample, tmp_path):
 def test_a_name_that_says_neither_folder_nor_file_is_refused(out):
     with pytest.raises(ValueError, match=f"--out={out} must be a folder, or a name that ends"):
         SAMPLE.check(Request(config=None, workdir=None, out=Path(out)))
+
+
+@pytest.mark.parametrize("stages", [(Stage(0, (4,)), Stage(2, (2,)), Stage(5, (1,)))])
+def test_a_number_of_steps_of_another_stage_is_refused_before_compute(
+    sample, tmp_path, monkeypatch
+):
+    sample(steps=2, seeds=(1,))
+    monkeypatch.setattr(SAMPLE, "generate", None)
+    for steps in (1, 4):
+        with pytest.raises(ValueError, match=rf"stage 2 of 3 \(2 sampling steps\).* in {steps}; "):
+            sample(steps=steps, seeds=(1,), out=tmp_path / "other")
+    assert not (tmp_path / "other").exists()

@@ -25,6 +25,7 @@ from fewstep.objectives.distances import huber, norm, pseudo_huber
 from fewstep.objectives.divergences import integral_kl, score_distillation, score_identity
 from fewstep.objectives.generators import particles
 from fewstep.objectives.needs import needs_of
+from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.ode import STEPS
 from tests.training.runs import random_batch
@@ -93,6 +94,15 @@ VALUES = {
     "total_steps": (TOTAL, 2 * TOTAL),
     "weighting": (WEIGHTINGS["inverse_gap"], WEIGHTINGS["uniform"]),
 }
+# Where a field's name means something else than in VALUES.
+OWN_VALUES = {
+    # Of its last stage, which starts at pure noise alone, no loss depends on data or weights.
+    ("progressive", "max_steps"): (16, 8),
+    ("progressive", "weighting"): (
+        SNR_WEIGHTINGS["snr_plus_one"],
+        SNR_WEIGHTINGS["truncated_snr"],
+    ),
+}
 # Cases by name, (objective, fields that differ from VALUES): every objective is one, and beside
 # them what a field turns off.
 CASES = {name: (name, {}) for name in OBJECTIVES} | {
@@ -140,13 +150,13 @@ def fields_of(case):
 
 def value_of(case, field, other=False):
     """The value of a field in a case, or another one."""
-    _, own = CASES[case]
+    name, own = CASES[case]
     if field not in VALUES:
         raise LookupError(
             f"VALUES of tests/objectives/assembled.py has no entry for the field {field!r} of "
             f"{CASES[case][0]}; add a value that is not its default, and another"
         )
-    value, another = VALUES[field]
+    value, another = OWN_VALUES.get((name, field), VALUES[field])
     if not other:
         return own.get(field, value)
     return another if own.get(field, value) == value else value

@@ -44,6 +44,8 @@ CALLS = {
     "continuous_training": {"network": ["network trains kept"]},
     "continuous_distillation": {"network": ["teacher rests guided", "network trains kept"]},
     "plain continuous distillation": {"network": ["teacher rests kept", "network trains kept"]},
+    # After the first stage, in which alone the teacher is guided.
+    "progressive": {"network": ["teacher rests kept"] * 2 + ["network trains kept"]},
     "distribution_matching": {
         "share": ["generator trains kept"],
         "fake_score": ["fake_score trains kept"],

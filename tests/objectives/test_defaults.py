@@ -27,6 +27,8 @@ from fewstep.objectives.divergences import (
     score_implicit_matching,
 )
 from fewstep.objectives.generators import one_step, particles
+from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
+from fewstep.objectives.progressive import progressive
 from fewstep.objectives.shortcut import shortcut
 from fewstep.samplers.ode import euler, heun_step
 from tests.networks import affine, model_of
@@ -133,6 +135,15 @@ CASES = {
             "fake_score_updates": 1,
             "joint": False,
             "regression_weight": 0.0,
+        },
+    ),
+    "progressive": (
+        lambda **fields: progressive(LINEAR, total_steps=20, **fields),
+        {
+            "max_steps": 64,
+            "weighting": SNR_WEIGHTINGS["truncated_snr"],
+            "spacing": uniform_spacing(LINEAR.path),
+            "guidance_scale": 1.0,
         },
     ),
     "regression to pairs": (

@@ -81,6 +81,12 @@ OWN_EFFECTS = {
     ("training without target", "initial_decay"): {"loss", "updates", "needs"},
     # mu(k) is a function of the number of points.
     ("consistency_training", "curriculum"): {"loss", "samples", "updates"},
+    # What is trained at a step, and who samples in how many, follows from the stages.
+    ("progressive", "max_steps"): {"loss", "samples", "needs"},
+    ("progressive", "total_steps"): {"loss", "needs"},
+    ("progressive", "spacing"): {"loss", "samples"},
+    # After the first stage the scale is inherited.
+    ("progressive", "guidance_scale"): {"samples", "scale"},
     # The teacher is what is guided, of the losses.
     ("distribution_matching", "guidance_scale"): GENERATOR_GUIDANCE,
     ("joint matching", "guidance_scale"): GENERATOR_GUIDANCE,
@@ -264,13 +270,15 @@ def test_an_objective_says_what_of_a_batch_it_reads(case):
 @pytest.mark.parametrize("case", CASES)
 def test_who_learns_from_a_teacher_says_that_it_needs_one(case):
     objective = assemble(case).objective
-    assert objective.needs_teacher == bool(objective.frozen or made_by_teacher(objective))
+    copied = "teacher" in objective.followers
+    taught = bool(objective.frozen or copied or made_by_teacher(objective))
+    assert objective.needs_teacher == taught
 
 
 # Objectives whose samplers take another scale of guidance than that of training.
 GUIDED = {"denoising", "shortcut", "consistency_distillation"}
 # Those whose samplers draw noise between steps.
-STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching"}
+STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive"}
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)

@@ -4,6 +4,7 @@ import pytest
 
 from fewstep.objectives.followers import (
     constant_ema,
+    hold,
     power_ema,
     power_exponent,
     scheduled_ema,
@@ -23,6 +24,10 @@ def test_constant_ema_is_the_geometric_sum():
     expected = 100.0 * 0.9**3 + 0.1 * (1.0 * 0.9**2 + 5.0 * 0.9 + 2.0)
     assert run(constant_ema(0.9), values) == pytest.approx(expected, rel=1e-6)
     assert run(constant_ema(0.0), values) == 2.0
+
+
+def test_what_is_held_stays_as_it_is():
+    assert run(hold, [1.0, 5.0]) == 100.0
 
 
 def test_warmed_ema_follows_the_rule_then_the_decay():

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from fewstep.configs.methods import METHODS
 from fewstep.training.experiment import build
-from tests.training.killed import small_network
+from tests.training.killed import STEPS, small_network
 from tests.training.runs import small_config
 
 ALL = "all"
@@ -23,7 +23,7 @@ class Kind(NamedTuple):
 
     players: how many networks are trained. followers: the source of each, in order. teacher:
     whether the losses read one. shares: whether they share what is evaluated once. reads: the
-    sources of a batch.
+    sources of a batch. staged: whether training has several stages.
     """
 
     players: int
@@ -31,12 +31,13 @@ class Kind(NamedTuple):
     teacher: bool
     shares: bool
     reads: tuple[str, ...]
+    staged: bool
 
 
 @cache
 def objective_and_kind(method: str) -> tuple[str, Kind]:
     """The name of a method's objective, and its kind of state."""
-    config = small_config(method)
+    config = small_config(method, steps=STEPS)
     objective = build(config, small_network(config)).objective
     kind = Kind(
         players=len(objective.players),
@@ -44,6 +45,7 @@ def objective_and_kind(method: str) -> tuple[str, Kind]:
         teacher=bool(objective.frozen),
         shares=objective.share is not None,
         reads=tuple(sorted(objective.reads)),
+        staged=len(objective.stages) > 1,
     )
     return config.objective.name, kind
 

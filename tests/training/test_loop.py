@@ -11,6 +11,7 @@ import pytest
 from fewstep.models.network import Network
 from fewstep.objectives.base import Follower, Mean, Objective, Player
 from fewstep.objectives.followers import constant_ema
+from fewstep.objectives.stages import Stage
 from fewstep.training import loop, session
 from fewstep.training.cluster.watchdog import Patience
 from fewstep.training.compiled_step import Training
@@ -141,3 +142,20 @@ def test_teachers_that_only_start_a_run_are_let_go(tmp_path):
     final = run(tmp_path, Schedule(steps=1), training=training)
     assert set(frozen) == {"teacher"}
     assert abs(float(final.networks["network"]["w"]) - 5.0) < 0.2
+
+
+def test_the_end_of_a_stage_is_saved_evaluated_and_a_row_of_the_log(tmp_path):
+    stages = (Stage(0, (4,)), Stage(4, (2,)), Stage(7), Stage(20))
+    objective = OBJECTIVE._replace(stages=stages)
+    run(tmp_path, Schedule(steps=9, log=3, dispatch=2), objective=objective)
+    assert sorted(evaluations(tmp_path)) == [4, 7, 9]
+    with restore.read_checkpoints(tmp_path) as saved:
+        assert sorted(saved.all_steps()) == [4, 7, 9]
+    rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if "loss" in row]
+    found = [(row["step"], row["stage"]) for row in rows]
+    assert found == [(3, 1), (4, 1), (6, 2), (7, 2), (9, 3)]
+
+
+def test_a_run_of_one_stage_says_nothing_of_stages(tmp_path):
+    run(tmp_path, Schedule(steps=2, log=1))
+    assert all("stage" not in row for row in read_rows(tmp_path / "metrics.jsonl"))

@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from fewstep.training.experiment import build
-from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, optimizer
+from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, optimizer, restarted
 from tests.training.runs import small_config
 
 FIELDS = {
@@ -234,3 +234,47 @@ def test_moments_and_epsilon_are_the_fields():
         m, v = 0.5 * m + 0.5 * g, 0.75 * v + 0.25 * g**2
         expected = -0.1 * (m / (1 - 0.5**count)) / (np.sqrt(v / (1 - 0.75**count)) + 1e-4)
         np.testing.assert_allclose(update["w"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize("schedule", SCHEDULES)
+def test_each_stage_has_the_schedule_of_a_run_of_its_length(schedule):
+    def rate(updates, **fields):
+        fields = {**FIELDS, "schedule": schedule, "warmup_steps": 4, "updates": updates, **fields}
+        return optimizer(**fields).learning_rate
+
+    whole = rate(60, starts=(0, 10, 30, 70))  # the run ends before the last would begin
+    for start, end in ((0, 10), (10, 30), (30, 60)):
+        alone = rate(end - start)
+        for n in range(start, end):
+            assert float(whole(n)) == pytest.approx(float(alone(n - start)), abs=1e-7)
+
+
+def test_a_warm_up_fits_into_the_shortest_stage():
+    fields = {**FIELDS, "warmup_steps": 10}
+    optimizer(**fields, starts=(0, 11, 50))
+    with pytest.raises(ValueError, match="must be below the 10 of a stage's updates"):
+        optimizer(**fields, starts=(0, 10, 50))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_restarts_forgets_all_but_its_place_in_the_schedule(name):
+    fields = {**FIELDS, "name": name, "clip_norm": 1.0, "spike_factor": 9.0, "schedule": "linear"}
+    transform = optimizer(**fields).transform
+    params = {"w": jnp.array([2.0, -1.0])}
+    first = state = transform.init(params)
+    for _ in range(3):
+        _, state = transform.update({"w": jnp.ones(2)}, state, params, value=jnp.float32(1.0))
+    again = restarted(transform, params, jnp.int32(40))
+    assert jax.tree.structure(again) == jax.tree.structure(first)
+    differing = {
+        jax.tree_util.keystr(path)
+        for (path, a), b in zip(
+            jax.tree.leaves_with_path(first), jax.tree.leaves(again), strict=True
+        )
+        if not np.array_equal(a, b)
+    }
+    (place,) = differing
+    assert place.endswith(".count")
+    made, _ = transform.update({"w": jnp.ones(2)}, again, params, value=jnp.float32(1.0))
+    other, _ = transform.update({"w": jnp.ones(2)}, first, params, value=jnp.float32(1.0))
+    np.testing.assert_allclose(made["w"], 0.6 * other["w"], rtol=1e-5)

@@ -11,7 +11,7 @@ import pytest
 
 from fewstep.training.pace import MEASURED
 from tests.training import killed
-from tests.training.kinds import methods_of_kinds
+from tests.training.kinds import methods_of_kinds, objective_and_kind
 
 # A change of the grid, of the target's decay, or of the tangent within the run: in its middle, so
 # that "step 6" is the last of a stage, "step 7" the first of the next.
@@ -21,16 +21,29 @@ STAGES = {
     "sct": {"objective.tangent_warmup": 6},
     "scd": {"objective.tangent_warmup": 6},
     "sim": {"objective.fake_score_updates": 3},
+    "progressive": {"objective.max_steps": 2, "ema.decays": (0.5,)},
 }
 # In the order of a run: before its first checkpoint and update of an average; in the middle of an
-# epoch of 3.1 batches; while step 4 is being saved, and so half written or complete; between two
-# stages; in the evaluation of step 6, whose newest checkpoint is that of step 4; after the last.
+# epoch of 3.1 batches; while step 4 is being saved, and so half written or complete; in the
+# evaluation of step 6, whose newest checkpoint is that of step 4; between two stages; after the
+# last.
 KILLS = (
     ("step", 1),
     ("step", 3),
     ("saving", 4),
-    ("step", 7),
     ("evaluating", 6),
+    ("step", 7),
+    ("evaluating", 12),
+)
+# Those of a method whose stages are its objective's own, which are saved and evaluated at their
+# ends: just before, at and just after a boundary that is a checkpoint too.
+STAGED_KILLS = (
+    ("step", 3),
+    ("step", 6),
+    ("saving", 6),
+    ("evaluating", 6),
+    ("step", 7),
+    ("step", 8),
     ("evaluating", 12),
 )
 
@@ -48,7 +61,7 @@ def rows(folder):
 def test_killed_at_every_place_and_started_again(method, tmp_path):
     fields = STAGES.get(method, {})
     killed.run(tmp_path / "whole", method, fields)
-    for place, at in KILLS:
+    for place, at in STAGED_KILLS if objective_and_kind(method)[1].staged else KILLS:
         killed.run(tmp_path / "cut", method, fields, place, at, expect=-9)
     killed.run(tmp_path / "cut", method, fields)
     whole, cut = killed.final(tmp_path / "whole"), killed.final(tmp_path / "cut")

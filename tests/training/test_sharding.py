@@ -34,9 +34,10 @@ from fewstep.training.sharding import (
     spread,
     tree_shardings,
 )
-from fewstep.training.sources import abstract_batch
+from fewstep.training.sources import TEACHER, abstract_batch
+from fewstep.training.teacher import knows_by_starting
 from tests.networks import affine, model_of
-from tests.training.kinds import methods_of_kinds
+from tests.training.kinds import methods_of_kinds, objective_and_kind
 from tests.training.runs import (
     largest_difference,
     perturbed,
@@ -73,8 +74,9 @@ def trained(method, mesh, steps=STEPS, **fields):
         frozen_of(experiment),
         tree_shardings(frozen_of(experiment), mesh),
     )
-    # A teacher whose network is not zero, and a student that starts elsewhere.
-    state = create_state(objective._replace(init_from={}), optimizers, 0, frozen, mesh)
+    # A teacher whose network is not zero, and a student that starts elsewhere if it can.
+    start = {"network": TEACHER} if knows_by_starting(objective) else {}
+    state = create_state(objective._replace(init_from=start), optimizers, 0, frozen, mesh)
     given = objective, config.batch_size, experiment.space.shape, config.data.num_classes
     batches = [put_batch(random_batch(*given, seed=number), mesh) for number in range(steps)]
     step = compile_step(objective, optimizers, 0, mesh).lower(state, frozen, batches[0]).compile()
@@ -84,15 +86,20 @@ def trained(method, mesh, steps=STEPS, **fields):
 
 
 def frozen_of(experiment):
+    if knows_by_starting(experiment.objective):
+        experiment = experiment._replace(objective=experiment.objective._replace(frozen=(TEACHER,)))
     return {name: perturbed(params) for name, params in untrained_teacher(experiment).items()}
 
 
 @pytest.mark.parametrize("method", methods_of_kinds())
 def test_one_device_equals_eight(method, one_block):
-    one, metrics_one, _ = trained(method, mesh_of(1, 1))
+    # Adam's first update is the sign of a gradient, in the first step of every stage: of rounding
+    # where it is nearly 0, unless it is divided by more.
+    fields = {"optimizer.eps": 1e-3} if objective_and_kind(method)[1].staged else {}
+    one, metrics_one, _ = trained(method, mesh_of(1, 1), **fields)
     # Each axis alone once: what the axes do does not depend on the objective.
     for data, fsdp in ((8, 1), (1, 8), (2, 4)) if method == "shortcut" else ((2, 4),):
-        eight, metrics_eight, _ = trained(method, mesh_of(data, fsdp))
+        eight, metrics_eight, _ = trained(method, mesh_of(data, fsdp), **fields)
         difference = largest_difference(one.networks, eight.networks)
         print(f"{method}: 1 device against {data} x {fsdp}: {difference:.2e}")
         assert difference < 1e-5

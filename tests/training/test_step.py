@@ -11,8 +11,9 @@ from fewstep.diffusion.path import linear
 from fewstep.models.network import Network
 from fewstep.objectives.base import Follower, Mean, Objective, Player
 from fewstep.objectives.denoising import denoising
-from fewstep.objectives.followers import constant_ema
-from fewstep.training.optimizer import Optimizer
+from fewstep.objectives.followers import constant_ema, hold
+from fewstep.objectives.stages import Stage
+from fewstep.training.optimizer import Optimizer, optimizer
 from fewstep.training.report import NonFiniteError, check_finite
 from fewstep.training.spikes import skip_spikes
 from fewstep.training.state import initial_state, named_key
@@ -387,3 +388,124 @@ def test_what_is_shared_is_made_once_and_pulls_the_gradient_back_to_who_made_it(
     assert float(state.networks["second"]["w"]) == fresh
     moved = third - RATE * (third - 2.0 * fresh)  # the samples of today's network
     assert float(state.networks["first"]["w"]) == pytest.approx(moved)
+
+
+COUNTER = lambda own, source, step: {"w": 1.0 + step.astype(jnp.float32)}
+ADAM = {
+    "name": "adam",
+    "learning_rate": 0.1,
+    "schedule": "linear",
+    "warmup_steps": 0,
+    "b1": 0.9,
+    "b2": 0.99,
+    "eps": 1e-8,
+    "weight_decay": 0.0,
+    "clip_norm": 1.0,
+}
+
+
+def staged(*starts, every=1):
+    """The game in stages, with followers that start anew and such that go on."""
+    followers = {
+        "held": Follower("second", hold, restarts=True),
+        "average": Follower("first", constant_ema(0.5), restarts=True),
+        "lasting": Follower("first", constant_ema(0.5)),
+        "counter": Follower("average", COUNTER, restarts=True),
+        "counter of all": Follower("average", COUNTER),
+    }
+    stages = tuple(map(Stage, starts))
+    return game(every)._replace(followers=followers, stages=stages)
+
+
+def walk(objective, optimizers, steps):
+    """The states from the first on, and the metrics of the steps between them."""
+    states, logged = [initial_state(objective, optimizers, 0, FROZEN)], []
+    step = jax.jit(train_step(objective, optimizers, 0))
+    for _ in range(steps):
+        state, metrics = step(states[-1], FROZEN, BATCH)
+        states.append(state)
+        logged.append(metrics)
+    return states, logged
+
+
+def test_a_stage_begins_with_new_optimizers_and_schedules_and_goes_on_from_the_players():
+    starts, total = (0, 3, 7), 9
+    objective = staged(*starts)
+    optimizers = dict.fromkeys(objective.players, optimizer(**ADAM, updates=total, starts=starts))
+    states, logged = walk(objective, optimizers, total)
+    rates = [float(metrics["second/learning_rate"].total) for metrics in logged]
+    thirds, quarters = [0.1, 0.2 / 3, 0.1 / 3], [0.1, 0.075, 0.05, 0.025]
+    assert rates == pytest.approx([*thirds, *quarters, 0.1, 0.05])
+    for start, end in ((3, 7), (7, 9)):
+        # A run of that stage alone, from the players and followers as the one before left them.
+        alone = objective._replace(stages=(Stage(0),))
+        own = dict.fromkeys(objective.players, optimizer(**ADAM, updates=end - start))
+        fresh = {
+            name: own[name].transform.init(params)
+            for name, params in states[start].networks.items()
+        }
+        before = {**states[start].networks, **states[start].followers}
+        followers = {
+            name: before[follower.source] if follower.restarts else before[name]
+            for name, follower in objective.followers.items()
+        }
+        state = states[start]._replace(optimizers=fresh, followers=followers)
+        step = jax.jit(train_step(alone, own, 0))
+        for number in range(start, end):
+            state, _ = step(state, FROZEN, BATCH)
+            chex.assert_trees_all_equal(state.networks, states[number + 1].networks)
+            for name in ("held", "average", "lasting"):
+                chex.assert_trees_all_equal(
+                    state.followers[name], states[number + 1].followers[name]
+                )
+
+
+def test_a_follower_that_restarts_counts_from_there_and_one_that_holds_jumps():
+    objective = staged(0, 3, 7)
+    states, _ = walk(objective, dict.fromkeys(objective.players, SGD), 9)
+    of = lambda name: [float(state.followers[name]["w"]) for state in states[1:]]
+    assert of("counter") == [1, 2, 3, 1, 2, 3, 4, 1, 2]
+    assert of("counter of all") == list(range(1, 10))
+    second = [float(state.networks["second"]["w"]) for state in states]
+    assert of("held") == [second[0]] * 3 + [second[3]] * 4 + [second[7]] * 2
+    first = [float(state.networks["first"]["w"]) for state in states]
+    assert of("average")[3] == pytest.approx(0.5 * (first[3] + first[4]))
+    assert of("lasting")[3] != pytest.approx(of("average")[3], rel=1e-3)
+
+
+def test_a_slow_player_s_stage_begins_with_its_first_update_in_it():
+    # Updates at steps 0, 3, 6: the stage that begins at step 4 has the last alone.
+    objective = staged(0, 4, every=3)
+    rising = lambda n: jnp.where(n < 2, 1.0 + n, 10.0 * (n - 1.0))
+    slow = Optimizer(optax.chain(optax.trace(0.9), optax.scale_by_schedule(rising)), rising)
+    states, logged = walk(objective, {"first": slow, "second": SGD}, 7)
+    rates = [m["first/learning_rate"] for m in logged]
+    assert [float(r.total) for r in rates if r.count] == [1.0, 2.0, 10.0]
+    counts = [int(optax.tree.get(s.optimizers["first"], "count")) for s in states]
+    assert counts == [0, 1, 1, 1, 2, 2, 2, 3]
+    of = [float(state.followers["counter"]["w"]) for state in states[1:]]
+    assert of[:4] == [1, 1, 1, 2] and of[6] == 1
+    before = states[6].networks["first"]["w"]
+    trace = optax.tree.get(states[7].optimizers["first"], "trace")["w"]
+    assert float(trace) == pytest.approx(float(before) - 2.0)  # of this gradient alone
+
+
+def test_a_step_that_is_not_finite_does_not_begin_a_stage():
+    objective = staged(0, 2)
+    states, _ = walk(objective, dict.fromkeys(objective.players, SGD), 2)
+    step = jax.jit(train_step(objective, dict.fromkeys(objective.players, SGD), 0))
+    bad = {**BATCH, "x": jnp.full((2, 1), jnp.nan)}
+    chex.assert_trees_all_equal(step(states[2], FROZEN, bad)[0], states[2])
+
+
+def test_an_objective_of_one_stage_is_the_program_that_it_was():
+    plain = game()
+    marked = {name: f._replace(restarts=True) for name, f in plain.followers.items()}
+    programs = {
+        str(jax.make_jaxpr(train_step(objective, optimizers, 0))(*inputs))
+        for objective in (plain, plain._replace(followers=marked))
+        for optimizers in [dict.fromkeys(plain.players, SGD)]
+        for inputs in [(initial_state(objective, optimizers, 0, FROZEN), FROZEN, BATCH)]
+    }
+    (program,) = programs
+    assert "cond" not in program

@@ -331,9 +331,11 @@ def test_what_does_not_change_the_parameters_meaning_may_differ(flow, fields):
 def test_a_consistency_model_is_no_teacher_of_another_but_may_start_one(tmp_path):
     folder = tmp_path / "cm"
     workdir.start_run(folder, small_config("ct"))
-    config, experiment = small_experiment("cd", teacher=str(folder))
-    with pytest.raises(ValueError, match="was trained by ct, which does not predict .* use a run"):
-        load_teacher(config, experiment, mesh())
+    for fields in ({}, {"path.name": "ve", "prediction.kind": "F"}):
+        method = "progressive" if fields else "cd"
+        config, experiment = small_experiment(method, teacher=str(folder), **fields)
+        with pytest.raises(ValueError, match="by ct, which does not predict .* use a run"):
+            load_teacher(config, experiment, mesh())
     config, experiment = small_experiment("ect", teacher=str(folder))
     check_teacher(config, workdir.load_config(folder), experiment)
 
@@ -357,13 +359,21 @@ def test_guidance_needs_a_teacher_that_knows_the_null_class(tmp_path, method, ta
 
 
 def test_a_method_that_needs_a_teacher_says_so():
-    for method in ("cd", "cd_flow", "scd", "lcm"):
+    for method in ("cd", "cd_flow", "scd", "lcm", "progressive"):
         config, experiment = small_experiment(method)
         with pytest.raises(ValueError, match=f"{method} needs a teacher: --config.teacher="):
             load_teacher(config, experiment, mesh())
     for method in ("ct", "ect", "sct", "edm"):
         config, experiment = small_experiment(method)
         assert load_teacher(config, experiment, mesh()) == {}
+
+
+def test_a_method_whose_teacher_is_its_start_starts_from_it(flow):
+    config, experiment = small_experiment("progressive", teacher=flow)
+    assert load_teacher(config, experiment, mesh()).keys() == {"teacher"}
+    config, experiment = small_experiment("progressive", teacher=flow, start_from_teacher=False)
+    with pytest.raises(ValueError, match="which is its teacher; leave start_from_teacher=True"):
+        load_teacher(config, experiment, mesh())
 
 
 def test_a_teacher_without_any_use_is_refused(flow):

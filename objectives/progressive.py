@@ -1,0 +1,197 @@
+"""Progressive distillation (Salimans & Ho 2022): a student takes two steps of its teacher at once.
+
+Training has stages. In each, a student learns to sample in N steps of DDIM what its teacher samples
+in 2 N; then it is the teacher, N is halved, and the next student starts from it: N = M, M / 2, ...,
+1. The first teacher is a trained denoiser.
+
+    t = i / N,  i uniform on 1 .. N,     m = t - 1 / (2 N),     s = t - 1 / N
+    x_t = alpha_t x_0 + sigma_t eps
+    x_s = DDIM(DDIM(x_t; t -> m); m -> s),  by the teacher
+    L   = E w(t) || x_target - x_theta(x_t, t) ||^2                    (their algorithm 2)
+
+x_target is the data whose one DDIM step from x_t to s ends in x_s. With l = alpha / sigma a step of
+DDIM is one of Euler in (x / sigma, l), whose slope is the predicted data:
+
+    x_s / sigma_s - x_t / sigma_t = (l_m - l_t) x_1 + (l_s - l_m) x_2,
+    x_target = w_1 x_1 + (1 - w_1) x_2,     w_1 = (l_m - l_t) / (l_s - l_t),
+
+with the teacher's predictions x_1 at (x_t, t) and x_2 at (x_m, m): a weighted mean of them, without
+the difference of nearby points that their code divides by a small number. Where s has no noise, l_s
+is infinite and x_target = x_2, which is a case of its own there. On the linear path DDIM is Euler's
+step, and the velocity to x_target is the mean of the teacher's two: the bootstrap of shortcut.py.
+
+The target is deterministic given x_t, so the minimum is zero, and a perfect student is the first
+teacher in 2 M steps of DDIM, never better. The target comes from the follower `teacher`, which is
+renewed when a stage begins, so it carries no gradient; the first is a copy of where the student
+starts. Students share parameters, not a time: they are told t alone, so that one samples in the N
+steps of its own stage and in no other number.
+
+    weighting          w(t), with SNR = (alpha / sigma)^2
+    truncated_snr      max(SNR, 1): the larger of the errors of x_0 and eps       (their default)
+    snr_plus_one       SNR + 1: the error of v
+
+* Stages are equally long, as in the code: 50,000 updates on CIFAR-10, Adam at 5e-5, to zero in each
+  stage and from a new state, without an average.
+* Times are equally spaced in `spacing`, which is uniform in the path's own time by default: theirs
+  is the cosine's, cut off at log-SNR of -20 and 20, which the paths here are not.
+* Nothing is clipped, in training as there; their sampler clips predictions to [-1, 1].
+* A `guidance_scale` other than 1 is that of the first teacher; later ones have inherited it. It is
+  computed in the first stage only.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Annotated
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from fewstep.diffusion.guidance import Condition, Predict, guide
+from fewstep.diffusion.path import Path, align
+from fewstep.diffusion.prediction import Denoise
+from fewstep.diffusion.spacing import SPACINGS, Spacing
+from fewstep.diffusion.spacing import uniform_spacing as uniform_spacing
+from fewstep.models.model import LEAST_ALPHA_ONE_STEP, Model, check_decoding
+from fewstep.objectives.base import (
+    Batch,
+    Follower,
+    Key,
+    Metrics,
+    Objective,
+    Params,
+    Player,
+    SampleFn,
+    by_noise_level,
+    condition_of,
+    per_example,
+)
+from fewstep.objectives.distances import squared_error
+from fewstep.objectives.followers import hold
+from fewstep.objectives.needs import needs
+from fewstep.objectives.sampling import sample_fn, trained_in
+from fewstep.objectives.stages import Stage, stage_index
+from fewstep.parts import RUN_LENGTH, Entry, Part
+from fewstep.samplers.grids import time_grid
+from fewstep.samplers.ode import ddim
+
+# (path, t: [B]) -> weight of the error of x_0, [B]
+Weighting = Callable[[Path, Array], Array]
+
+WEIGHTINGS: dict[str, Weighting] = {
+    "truncated_snr": lambda path, t: jnp.maximum(path.rho(t) ** -2.0, 1.0),
+    "snr_plus_one": lambda path, t: path.rho(t) ** -2.0 + 1.0,
+}
+
+
+@needs()
+def progressive(
+    model: Model,
+    *,
+    total_steps: Annotated[int, RUN_LENGTH],
+    max_steps: int = 64,
+    weighting: Annotated[Weighting, Entry(WEIGHTINGS)] = WEIGHTINGS["truncated_snr"],
+    spacing: Annotated[Spacing | None, Part(SPACINGS, on_path=True)] = None,
+    guidance_scale: float = 1.0,
+) -> Objective:
+    """The progressive-distillation objective; starts from a teacher of the same model.
+
+    total_steps: of training, in equal stages.
+    max_steps: M, the sampling steps of the first student, a power of two; half of its teacher's
+        (4,096 on CIFAR-10 and 512 on other data there).
+    weighting: of the error of x_0. spacing: of the steps, uniform in the path's time by default.
+    guidance_scale: of the first teacher, form A, 1 is none.
+    """
+    check_decoding(model, LEAST_ALPHA_ONE_STEP)
+    stages = halving_stages(max_steps, total_steps)
+    spacing = spacing or uniform_spacing(model.path)
+
+    def loss(
+        params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
+    ) -> tuple[Array, Metrics]:
+        key_t, key_eps, key_dropout = jax.random.split(key, 3)
+        x_0, condition = batch["x"], condition_of(batch)
+        stage = stage_index(stages, step)
+        t, middle, s = draw_times(key_t, x_0.shape[0], max_steps >> stage, spacing)
+        x_t = model.path.interpolate(x_0, jax.random.normal(key_eps, x_0.shape), t)
+        predict = partial(model.predict, networks["teacher"])
+        predict = guided_at_first(predict, guidance_scale, stage)
+        denoise = model.denoiser(predict, condition)
+        target = two_step_target(denoise, model.path, x_t, t, middle, s)
+        ends = model.endpoints(params, x_t, t, condition, train=True, rng=key_dropout)
+        error = weighting(model.path, t) * per_example(squared_error(ends.x_0, target))
+        return error, by_noise_level("loss", error, t, model.path)
+
+    return Objective(
+        players={"network": Player(model.network, loss)},
+        followers={"teacher": Follower("network", hold, restarts=True)},
+        sample=sampler(model, spacing, max_steps, guidance_scale),
+        guidance_scale=guidance_scale,
+        needs_teacher=True,
+        stages=stages,
+    )
+
+
+def halving_stages(max_steps: int, total_steps: int) -> tuple[Stage, ...]:
+    """Equal stages whose networks sample in max_steps, max_steps / 2, ..., 1 steps.
+
+    Raises ValueError unless that is a power of two, and each stage has a step.
+    """
+    if max_steps < 1 or max_steps & (max_steps - 1):
+        raise ValueError(f"objective.max_steps must be a power of two, not {max_steps}")
+    count = max_steps.bit_length()
+    if total_steps < count:
+        raise ValueError(
+            f"objective.max_steps={max_steps} has {count} stages, which {total_steps} training "
+            "steps are too few for"
+        )
+    return tuple(Stage(total_steps * k // count, (max_steps >> k,)) for k in range(count))
+
+
+def draw_times(key: Key, count: int, steps: Array, spacing: Spacing) -> tuple[Array, Array, Array]:
+    """(t, m, s), each [count]: ends and middle of one of `steps` equal steps of the spacing."""
+    i = jax.random.randint(key, (count,), 1, steps + 1).astype(jnp.float32)
+    return tuple(spacing.time((i - part) / steps) for part in (0.0, 0.5, 1.0))
+
+
+def guided_at_first(predict: Predict, scale: float, stage: Array) -> Predict:
+    """`predict`, guided at a scale in the first stage; itself at scale 1."""
+    if scale == 1.0:
+        return predict
+    guided = guide(predict, scale)
+
+    def either(x: Array, t: Array, s: Array, condition: Condition) -> Array:
+        return jax.lax.cond(stage == 0, guided, predict, x, t, s, dict(condition))
+
+    return either
+
+
+def two_step_target(
+    denoise: Denoise, path: Path, x_t: Array, t: Array, middle: Array, s: Array
+) -> Array:
+    """The data whose one step of DDIM from x_t to s ends where two of the teacher's do.
+
+    x_t: [B, ...]; t, middle, s: [B], descending.
+    """
+    first = denoise(x_t, t)
+    second = denoise(path.interpolate(*first, middle), middle)
+    l_t, l_middle, l_s = (path.alpha(time) / path.sigma(time) for time in (t, middle, s))
+    share = align((l_middle - l_t) / (l_s - l_t), x_t)
+    return share * first.x_0 + (1.0 - share) * second.x_0
+
+
+def sampler(model: Model, spacing: Spacing, max_steps: int, trained_scale: float) -> SampleFn:
+    """DDIM in the sampling steps of a stage; the run knows to which stage a network belongs."""
+
+    def check_steps(steps: int) -> None:
+        if not (0 < steps <= max_steps and max_steps % steps == 0):
+            raise ValueError(
+                f"a progressive student samples in a power of two of steps up to {max_steps}, "
+                f"that of its stage, not in {steps}"
+            )
+
+    def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
+        denoise = model.denoiser(predict, condition)
+        return ddim()(denoise, model.path, model.path.prior(eps), time_grid(spacing, steps), keys)
+
+    return sample_fn(model.predict, solve, trained_in(trained_scale), check_steps)
