@@ -147,7 +147,8 @@ def test_teachers_that_only_start_a_run_are_let_go(tmp_path):
 def test_the_end_of_a_stage_is_saved_evaluated_and_a_row_of_the_log(tmp_path):
     stages = (Stage(0, (4,)), Stage(4, (2,)), Stage(7), Stage(20))
     objective = OBJECTIVE._replace(stages=stages)
-    run(tmp_path, Schedule(steps=9, log=3, dispatch=2), objective=objective)
+    training = TRAINING._replace(objective=objective, frozen=dict(FROZEN))
+    run(tmp_path, Schedule(steps=9, log=3, dispatch=2), training=training)
     assert sorted(evaluations(tmp_path)) == [4, 7, 9]
     with restore.read_checkpoints(tmp_path) as saved:
         assert sorted(saved.all_steps()) == [4, 7, 9]
