@@ -128,7 +128,8 @@ def test_the_report_and_the_watchdog_are_told_what_they_ask_for(tmp_path, monkey
     final = run(tmp_path, Schedule(steps=2, log=5, save=6, evaluate=7), patience=patience)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(final))
     assert given["Watchdog"] == (tmp_path, patience, size)
-    assert given["Report"] == (tmp_path, 0, 2, BATCH, 5, OPTIMIZERS, None, None)
+    told = (tmp_path, 0, 2, BATCH, 5, OPTIMIZERS, None, None, OBJECTIVE.stages)
+    assert given["Report"] == told
 
 
 def test_teachers_that_only_start_a_run_are_let_go(tmp_path):
