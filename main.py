@@ -35,7 +35,7 @@ from fewstep.training.cluster import clusters, exits, joining, processes
 from fewstep.training.cluster.door import MissingError
 from fewstep.training.cluster.preemption import BROKEN_OFF, INTERRUPTED, Preempted, Preemption
 from fewstep.training.report import DivergedError
-from fewstep.training.storage.fields import check_fields
+from fewstep.training.storage.fields import check_field_values
 
 MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
@@ -156,7 +156,7 @@ def request() -> Request:
 
 def checked(config: ConfigDict) -> ConfigDict:
     """The config with ~ expanded. Raises ValueError for a value out of its range."""
-    check_fields(config)
+    check_field_values(config)
     return with_home(config)
 
 

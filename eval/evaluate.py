@@ -32,9 +32,9 @@ from fewstep.objectives.base import Params
 from fewstep.objectives.stages import in_stage, stage_ends
 from fewstep.training.experiment import Experiment
 from fewstep.training.generate import generate
-from fewstep.training.labels import label_counts, rule_in_words
+from fewstep.training.labels import describe_label_shares, label_counts
 from fewstep.training.sources import reads_data
-from fewstep.training.storage.identity import Identity, as_dict, flat, read_identity
+from fewstep.training.storage.identity import Identity, as_dict, flatten_fields, read_identity
 from fewstep.training.storage.seal import write_sealed
 
 # Fields of an objective that say how it samples.
@@ -124,7 +124,7 @@ def measures_of(
         space=experiment.space,
         num_classes=experiment.num_classes,
         samples=samples,
-        labels=rule_in_words(label_counts),
+        labels=describe_label_shares(label_counts),
         root=data_root(config.data.dir if writable else ""),
         read_only=None if writable else data_root(config.data.dir),
         mesh=mesh,
@@ -299,7 +299,7 @@ def facts(config: ConfigDict, protocol: Protocol, measures: Measures | None) -> 
 
 def set_fields(config: ConfigDict) -> dict[str, Any]:
     """The fields that are set, by dotted name, but for names of parts."""
-    fields = flat(as_dict(config))
+    fields = flatten_fields(as_dict(config))
     return {k: v for k, v in fields.items() if v is not None and not k.endswith("name")}
 
 

@@ -27,9 +27,9 @@ from fewstep.progress import progress_bar
 from fewstep.training.cluster.processes import true_everywhere
 from fewstep.training.storage.seal import (
     check_array,
-    kept_file,
-    kept_if_writable,
+    find_kept_file,
     read_sealed,
+    warn_if_unwritable,
     write_sealed,
 )
 from fewstep.weights.tensors import file_sha256
@@ -129,7 +129,7 @@ def load_reference(
         key.pop(free, None)
     source = {"key": short_hash(key)}
     own = root / FOLDER / f"{readable}-{network.name}-{source['key']}.npz"
-    path = kept_file(own, root, read_only)
+    path = find_kept_file(own, root, read_only)
     if not true_everywhere(path.exists()):
         # Features are made by all processes together, so either all of them read or all compute.
         computed = compute(reference, dataset, network, extract, measurement["samples"])
@@ -162,11 +162,11 @@ def write_once(path: Path, computed: Reference, source: Mapping[str, Any]) -> No
     statistics, *others = computed
     arrays = statistics._asdict() | dict(zip(Reference._fields[1:], others, strict=True))
     if jax.process_index() == 0:
-        with kept_if_writable(path):
+        with warn_if_unwritable(path):
             write_sealed(path, source, **arrays)
     multihost_utils.sync_global_devices("the reference is written")
     if jax.process_index() > 0 and not path.exists():
-        with kept_if_writable(path):
+        with warn_if_unwritable(path):
             write_sealed(path, source, **arrays)
 
 

@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from fewstep.eval.metrics import METRICS
 from fewstep.objectives.base import Params
 from fewstep.training.experiment import Experiment, check_guidance
-from fewstep.training.generate import BatchSampler, batch_sampler, in_batches
+from fewstep.training.generate import BatchSampler, batch_sampler, map_batches
 
 # (parameters, sampling steps) -> numbers by name
 Diagnose = Callable[[Params, int], Mapping[str, float]]
@@ -82,7 +82,7 @@ def diagnoser(
 
     def diagnose(params: Params, steps: int) -> dict[str, float]:
         size, description = config.evaluate.batch_size, f"{steps} steps, diagnostics"
-        batches = in_batches(makers[steps], params, labels, size, description)
+        batches = map_batches(makers[steps], params, labels, size, description)
         rows = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
         numbers = {name: float(value) for name, value in diagnostics.numbers(rows).items()}
         if METRICS.keys() & numbers:

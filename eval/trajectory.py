@@ -11,7 +11,7 @@ from ml_collections import ConfigDict
 from fewstep.models.network import Network
 from fewstep.objectives.base import Params
 from fewstep.training.experiment import build, build_model
-from fewstep.training.generate import SAMPLES, noise
+from fewstep.training.generate import SAMPLES, initial_noise
 
 # Of the states on the way, at most this many are shown, evenly spaced.
 SHOWN = 8
@@ -34,7 +34,9 @@ def trajectory(config: ConfigDict, *, steps: int, guidance_scale: float, label: 
 
     @jax.jit
     def sample(params: Params) -> Array:
-        eps, keys = noise(config.seed, np.zeros(1, np.int32), experiment.space.shape, SAMPLES)
+        eps, keys = initial_noise(
+            config.seed, np.zeros(1, np.int32), experiment.space.shape, SAMPLES
+        )
         return experiment.objective.sample(
             params, eps, condition, keys, steps=steps, guidance_scale=guidance_scale
         )

@@ -46,7 +46,7 @@ from fewstep.objectives.divergences import (
     score_implicit_matching,
 )
 from fewstep.progress import progress_bar
-from fewstep.training.optimizer import optimizer
+from fewstep.training.optimizer import build_optimizer
 from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
 from fewstep.training.storage.train_state import TrainState
@@ -110,7 +110,7 @@ def model_with_exact_teacher(mixture: Mixture) -> Model:
 
 def adam(rate: float, updates: int):
     """The optimizer of SiD and SIM, with a learning rate that falls to 0."""
-    return optimizer(
+    return build_optimizer(
         name="adam",
         learning_rate=rate,
         schedule="cosine",

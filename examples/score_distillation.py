@@ -39,7 +39,7 @@ from fewstep.objectives.divergences import (
 from fewstep.objectives.generators import particles
 from fewstep.progress import progress_bar
 from fewstep.training.experiment import Experiment, check_guidance
-from fewstep.training.optimizer import optimizer
+from fewstep.training.optimizer import build_optimizer
 from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
 
@@ -70,7 +70,7 @@ def distil(
         guidance_scale=GUIDANCE.value,
     )
     optimizers = {
-        player: optimizer(
+        player: build_optimizer(
             name="adam",
             learning_rate=RATES[player],
             schedule="linear" if player == "generator" else "constant",

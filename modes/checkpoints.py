@@ -14,10 +14,10 @@ from fewstep.modes.request import Request, required_workdir
 from fewstep.progress import progress_bar
 from fewstep.training.compiled_step import abstract_state
 from fewstep.training.experiment import rebuild
-from fewstep.training.report import evaluations
+from fewstep.training.report import logged_evaluations
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import restore, workdir
-from fewstep.training.storage.checkpoint import FOLDER, items
+from fewstep.training.storage.checkpoint import FOLDER, named_trees
 from fewstep.training.storage.train_state import TrainState
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax writes
@@ -29,14 +29,14 @@ def checkpoints(request: Request) -> None:
     path = required_workdir(request)
     with restore.read_checkpoints(path) as saved:
         abstract = state_of(path)
-        measured = evaluations(path)
+        measured = logged_evaluations(path)
         steps = sorted(saved.all_steps())
         rows = [
             f"{line(path / FOLDER / str(step), health(saved, step, abstract))}"
             f"{distances(measured.get(step, {}))}"
             for step in progress_bar(steps, desc="reading", leave=False)
         ]
-    set_aside = [line(folder, "damaged, set aside") for folder in restore.damaged(path)]
+    set_aside = [line(folder, "damaged, set aside") for folder in restore.damaged_checkpoints(path)]
     others = [line(folder, why_unused(folder)) for folder in unused(path, steps)]
     if jax.process_index() == 0:
         print("\n".join([HEADER, *rows, *others, *set_aside]))
@@ -53,7 +53,7 @@ def state_of(path: Path) -> TrainState:
 def health(saved: ocp.CheckpointManager, step: int, abstract: TrainState) -> str:
     """ "whole", or what is wrong; one network is in memory at a time."""
     try:
-        for name, tree in items(abstract).items():
+        for name, tree in named_trees(abstract).items():
             restore.read_items(saved, step, {name: tree})
     except ValueError as error:
         return str(error)

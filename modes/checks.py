@@ -35,28 +35,28 @@ from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import VISIBLE, time_limit
 from fewstep.training.compiled_step import abstract_state
 from fewstep.training.cost.sizes import element_count, tree_bytes
-from fewstep.training.experiment import Experiment, as_it_runs, build
+from fewstep.training.experiment import Experiment, build, effective_config
 from fewstep.training.labels import training_counts
 from fewstep.training.sharding import (
     batch_sharding,
     check_batch_size,
+    describe_topology,
     make_mesh,
-    replicated,
-    topology,
+    replicated_sharding,
 )
-from fewstep.training.sources import Supply, made_by_teacher, open_sources, reads_data
+from fewstep.training.sources import Supply, open_sources, reads_data, teacher_sources
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.code_version import code_version, describe_code
-from fewstep.training.storage.identity import as_dict, flat
+from fewstep.training.storage.identity import as_dict, flatten_fields
 from fewstep.training.teacher import (
     abstract_params,
     check_other_run,
-    check_taught,
-    checked_teacher,
+    check_teacher_given,
+    fill_from_teacher,
     load_teacher,
-    locate,
+    load_teacher_config,
+    locate_teacher,
     teacher_identity,
-    with_teachers_images,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -104,10 +104,10 @@ class NextJob:
         """The config as it will run."""
         if self.dataset is not None:
             return resolve(self.asked, self.dataset)
-        config = with_teachers_images(self.asked) if self.asked.teacher else self.asked
+        config = fill_from_teacher(self.asked) if self.asked.teacher else self.asked
         if not config.data.image_size or config.data.num_classes < 0:
             read_dataset(self.asked)  # says how to get it
-        return as_it_runs(config)
+        return effective_config(config)
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -136,7 +136,7 @@ def devices(job: NextJob) -> str:
     first = jax.local_devices()[0]
     memory = (first.memory_stats() or {}).get("bytes_limit")
     size = f" of {memory / GIB:.1f} GiB" if memory else ""
-    return f"{jax.device_count()} x {first.device_kind}{size}: {topology()}"
+    return f"{jax.device_count()} x {first.device_kind}{size}: {describe_topology()}"
 
 
 def computation(job: NextJob) -> str:
@@ -150,7 +150,7 @@ def computation(job: NextJob) -> str:
 
 def config_hash(job: NextJob) -> str:
     """The config as it was given, but for where things lie on a host's own disk."""
-    fields = flat({"config": as_dict(job.given)})
+    fields = flatten_fields({"config": as_dict(job.given)})
     shared = {name: value for name, value in fields.items() if name not in PER_HOST}
     return f"{job.given.method}, hash {short_hash(shared)}"
 
@@ -198,10 +198,10 @@ def batch(job: NextJob) -> str:
 def teacher(job: NextJob) -> str:
     """The teacher fits, and has the checkpoint."""
     check_other_run(job.config, job.workdir)
-    check_taught(job.config, job.experiment)
-    if checked_teacher(job.config, job.experiment) is None:
+    check_teacher_given(job.config, job.experiment)
+    if load_teacher_config(job.config, job.experiment) is None:
         return "none is used"
-    location = locate(job.config.teacher)
+    location = locate_teacher(job.config.teacher)
     return f"{location.folder} at step {restore.saved_step(location.folder, location.step)}"
 
 
@@ -249,7 +249,7 @@ def disk(job: NextJob) -> str:
 def collective(job: NextJob) -> str:
     """All devices add up together."""
     everything = make_mesh()
-    add = jax.jit(jnp.sum, out_shardings=replicated(everything))
+    add = jax.jit(jnp.sum, out_shardings=replicated_sharding(everything))
     ones = np.ones((jax.local_device_count(), 2**18), np.float32)
     array = jax.make_array_from_process_local_data(batch_sharding(everything), ones)
     jax.block_until_ready(add(array))
@@ -319,7 +319,7 @@ def teacher_parameters(job: NextJob) -> str:
 
 def first_batch(job: NextJob) -> str:
     """What the first step is given, read on the host wherever the images are to lie."""
-    made = made_by_teacher(job.experiment.objective)
+    made = teacher_sources(job.experiment.objective)
     if made:
         return f"{', '.join(made)} are made when training starts"
     order = workdir.data_order(job.workdir)

@@ -42,12 +42,12 @@ from fewstep.modes.train_run import train_run
 from fewstep.objectives.stages import in_stage
 from fewstep.training.cluster.processes import first_process_says, say
 from fewstep.training.experiment import Experiment, build
-from fewstep.training.labels import label_counts, with_recorded_rule
+from fewstep.training.labels import label_counts, with_recorded_label_shares
 from fewstep.training.report import DivergedError
 from fewstep.training.sharding import check_batch_size, make_mesh
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.identity import as_dict, read_identity
-from fewstep.training.teacher import check_teacher, parse, teacher_identity
+from fewstep.training.teacher import check_teacher, parse_location, teacher_identity
 
 PAGE, TABLE = "report.html", "table.csv"
 
@@ -134,7 +134,7 @@ def keep_taught_steps(configs: Mapping[Path, ConfigDict]) -> None:
     """
     for folder, config in configs.items():
         if config.teacher and workdir.is_run(folder):
-            taught = parse(workdir.load_config(folder).teacher)
+            taught = parse_location(workdir.load_config(folder).teacher)
             if taught.folder in configs and taught.step is not None:
                 fields = configs[taught.folder].checkpoint
                 fields.keep_steps = (*fields.keep_steps, taught.step)
@@ -168,13 +168,13 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
             f"{folder} is at step {restore.saved_step(folder)}, beyond steps={config.steps}; "
             "choose another --workdir or as many steps"
         )
-    config = with_recorded_rule(config, folder)
+    config = with_recorded_label_shares(config, folder)
     return Cell(config.method, config.seed, folder, config, experiment, frozenset())
 
 
 def is_taught(config: ConfigDict) -> bool:
     """Whether the teacher of a cell is there already."""
-    return bool(config.teacher) and workdir.is_run(parse(config.teacher).folder)
+    return bool(config.teacher) and workdir.is_run(parse_location(config.teacher).folder)
 
 
 def with_results(cells: Sequence[Cell]) -> list[Cell]:

@@ -9,7 +9,7 @@ from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.cost.step_cost import forward_flops, step_flops
 from fewstep.training.experiment import Experiment, build, optimizer_fields
 from fewstep.training.sharding import check_batch_size, make_mesh
-from fewstep.training.teacher import checked_teacher
+from fewstep.training.teacher import load_teacher_config
 
 
 def describe(request: Request) -> None:
@@ -17,7 +17,7 @@ def describe(request: Request) -> None:
     config = resolve_where_open(required_config(request))
     experiment = build(config)
     if config.teacher:
-        checked_teacher(config, experiment)
+        load_teacher_config(config, experiment)
     print(description(config, experiment))
 
 

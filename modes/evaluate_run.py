@@ -14,7 +14,7 @@ from fewstep.modes.request import (
     with_places,
 )
 from fewstep.objectives.stages import check_sampling_steps
-from fewstep.training.storage.fields import check_fields
+from fewstep.training.storage.fields import check_field_values
 
 
 def evaluate_run(request: Request) -> None:
@@ -26,7 +26,7 @@ def evaluate_run(request: Request) -> None:
     config, experiment, mesh, params, step = load_run(request)
     given = request.config is not None
     if given:
-        check_fields(request.config)
+        check_field_values(request.config)
         config = with_places(config, request.config)
         config.evaluate = request.config.evaluate
         config.data.label_shares = request.config.data.label_shares

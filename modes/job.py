@@ -25,13 +25,13 @@ from fewstep.training.compiled_step import abstract_state, compile_step
 from fewstep.training.experiment import Experiment, build_on
 from fewstep.training.labels import training_counts
 from fewstep.training.profile import Window, check_window
-from fewstep.training.report import evaluations
+from fewstep.training.report import logged_evaluations
 from fewstep.training.sharding import check_batch_size, make_mesh
 from fewstep.training.sources import Supply, abstract_batch, reads_data
 from fewstep.training.storage import restore
 from fewstep.training.storage.checkpoint import Retention
 from fewstep.training.storage.train_state import TrainState
-from fewstep.training.teacher import load_teacher, taught_by, teacher_identity
+from fewstep.training.teacher import build_source_teacher, load_teacher, teacher_identity
 
 
 class Job(NamedTuple):
@@ -141,7 +141,7 @@ def retention_of(config: ConfigDict, folder: Path) -> Retention:
         )
 
     def scores() -> dict[int, float]:
-        measured = evaluations(folder).items() if best else ()
+        measured = logged_evaluations(folder).items() if best else ()
         sign = 1 if ranked.get(metric) == LESS else -1
         return {step: sign * values[best] for step, values in measured if best in values}
 
@@ -158,6 +158,6 @@ def supply_of(folder: Path, job: Job, order: int) -> Supply:
         order,
         job.mesh,
         folder,
-        taught_by(job.config, job.experiment),
+        build_source_teacher(job.config, job.experiment),
         job.frozen,
     )

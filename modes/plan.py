@@ -31,8 +31,14 @@ from fewstep.training.cost.compiled import (
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.cost.step_cost import forward_flops, step_flops
 from fewstep.training.experiment import Experiment, build_on
-from fewstep.training.networks import title
-from fewstep.training.sharding import AXES, check_batch_size, make_mesh, mesh_sizes, sizes_in_slice
+from fewstep.training.networks import network_title
+from fewstep.training.sharding import (
+    AXES,
+    check_batch_size,
+    make_mesh,
+    mesh_sizes,
+    slice_mesh_sizes,
+)
 
 MIB = 2**20
 
@@ -68,7 +74,7 @@ def planned_sizes(
     if len(sizes) == len(AXES) and counted:
         sizes = mesh_sizes(*sizes, aim.devices)
         across = config.mesh.fsdp_across_slices
-        sizes_in_slice(aim.devices // aim.slices, aim.slices, sizes[1], across)
+        slice_mesh_sizes(aim.devices // aim.slices, aim.slices, sizes[1], across)
     if len(sizes) != len(AXES) or min(sizes) < 1:
         raise ValueError(f"--mesh={given} must be two sizes of 1 or more, such as --mesh=8,8")
     return sizes
@@ -153,7 +159,7 @@ def heading(
     shape = " x ".join(map(str, experiment.space.shape))
     axes = ", ".join(f"{name} {count}" for name, count in mesh.shape.items())
     return [
-        f"config       {config.method}, {title(config)} on {shape}, "
+        f"config       {config.method}, {network_title(config)} on {shape}, "
         f"{element_count(network)} parameters"
         + "".join(f", {name} {model[name]}" for name in ("dtype", "remat") if name in model),
         *([] if aim is None or not aim.devices else [f"devices      {hosts(aim)}"]),

@@ -23,10 +23,10 @@ from fewstep.training.experiment import build_on, rebuild
 from fewstep.training.replay import (
     FOLDER,
     Findings,
-    findings,
-    observe_gradient,
-    observed,
-    read_newest,
+    find_non_finite,
+    non_finite_shares,
+    read_newest_record,
+    with_row_losses,
 )
 from fewstep.training.sharding import make_mesh, put_batch
 from fewstep.training.sources import open_sources
@@ -42,7 +42,7 @@ def replay(request: Request) -> None:
     Raises ValueError if there is no record, or the step is finite this time.
     """
     path = required_workdir(request)
-    record, config = read_newest(path), workdir.load_config(path)
+    record, config = read_newest_record(path), workdir.load_config(path)
     if request.config is not None:
         config = with_places(config, request.config)
     rebuild(config, str(path))  # a record of another version is one error
@@ -55,7 +55,7 @@ def replay(request: Request) -> None:
     check_same_sources(workdir.recorded_identity(path), None, job.teacher, path)
     metrics = step_again(path, record["step"], job)
     players = list(experiment.objective.players)
-    found = findings(metrics, players, config.micro_batches)
+    found = find_non_finite(metrics, players, config.micro_batches)
     if not found:
         raise ValueError(
             f"step {record['step']} is finite on {jax.device_count()} device(s) of kind "
@@ -95,7 +95,7 @@ def step_again(path: Path, step: int, job: Job) -> Metrics:
     source, complete = stream.batches(start), stream.complete
     for _ in progress_bar(range(start + 1, step), desc=f"from step {start}", unit="step"):
         state, _ = forward(state, frozen, complete(put_batch(next(source), mesh)))
-    last = compile_step(observed(objective), *arguments, observe_gradient)
+    last = compile_step(with_row_losses(objective), *arguments, non_finite_shares)
     return jax.device_get(last(state, frozen, complete(put_batch(next(source), mesh)))[1])
 
 

@@ -15,22 +15,28 @@ from fewstep.data import NEWEST_DECODING, Dataset
 from fewstep.messages import differences
 from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import gather, true_everywhere
-from fewstep.training.experiment import Experiment, as_it_runs, build, rebuild, with_sampled
-from fewstep.training.labels import with_recorded_rule
+from fewstep.training.experiment import (
+    Experiment,
+    build,
+    effective_config,
+    rebuild,
+    with_sampling_network,
+)
+from fewstep.training.labels import with_recorded_label_shares
 from fewstep.training.profile import Window
 from fewstep.training.sharding import make_mesh
 from fewstep.training.sources import reads_data
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.code_version import code_version, describe_code
-from fewstep.training.storage.fields import check_fields
-from fewstep.training.storage.identity import as_dict, check_same_sources, flat
+from fewstep.training.storage.fields import check_field_values
+from fewstep.training.storage.identity import as_dict, check_same_sources, flatten_fields
 from fewstep.training.teacher import (
     abstract_params,
-    check_network_of_teacher,
-    check_taught,
-    parse,
-    pinned,
-    with_teachers_images,
+    check_teacher_given,
+    check_teacher_network,
+    fill_from_teacher,
+    parse_location,
+    pin_teacher,
 )
 
 # Fields of a config that are paths, after one of these beginnings if any.
@@ -113,7 +119,7 @@ def check_started_alike(mode: str, request: Request) -> None:
     check_same_code()
     flags = {name: str(value) for name, value in values.items()}
     if request.config is not None:
-        flags |= flat({"config": as_dict(request.config)})
+        flags |= flatten_fields({"config": as_dict(request.config)})
     commands = gather(flags)
     names = {d.field for command in commands for d in differences(commands[0], command)}
     found = [
@@ -169,7 +175,7 @@ def required_config(request: Request) -> ConfigDict:
     """--config; raises ValueError if it was not given, or for a field that cannot be."""
     if request.config is None:
         raise ValueError("--config=configs/FILE.py:METHOD is needed")
-    check_fields(request.config)
+    check_field_values(request.config)
     return request.config
 
 
@@ -199,7 +205,7 @@ def decoded_as_begun(config: ConfigDict, folder: Path) -> ConfigDict:
     """The config with the decoding of the run in a folder, else of its teacher, which has the same
     labels, unless it asks for one itself.
     """
-    runs = [folder, parse(config.teacher).folder] if config.teacher else [folder]
+    runs = [folder, parse_location(config.teacher).folder] if config.teacher else [folder]
     begun = next(filter(workdir.is_run, runs), None)
     if config.data.decoding or begun is None:
         return config
@@ -245,7 +251,7 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
             f"data.num_classes={config.data.num_classes}, but {dataset.name} has "
             f"{dataset.num_classes}; use -1 for all of them or 0 to train without labels"
         )
-    return as_it_runs(config)
+    return effective_config(config)
 
 
 def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
@@ -255,19 +261,19 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     teacher's are. Raises FileNotFoundError if it is needed, ValueError if a teacher is, or for a
     field that cannot be.
     """
-    check_fields(config)
-    check_network_of_teacher(config)
+    check_field_values(config)
+    check_teacher_network(config)
     try:
         dataset = load_dataset(config)
     except FileNotFoundError:
         if config.teacher:
-            config = with_teachers_images(config)
+            config = fill_from_teacher(config)
         elif not config.data.image_size or config.data.num_classes < 0:
             raise  # images of unknown size or classes: nothing can be built
         config.data.decoding = config.data.decoding or NEWEST_DECODING
-        config = as_it_runs(config)
+        config = effective_config(config)
         experiment = build(config)
-        check_taught(config, experiment)
+        check_teacher_given(config, experiment)
         if reads_data(experiment.objective):
             raise
         return config, None
@@ -284,8 +290,10 @@ def with_places(config: ConfigDict, given: ConfigDict) -> ConfigDict:
     if all(data.path_in_name(fields.data.name) for fields in (config, given)):
         config.data.name = given.data.name
     if config.teacher and given.teacher:
-        step = parse(config.teacher).step
-        config.teacher = f"{parse(given.teacher).folder}" + ("" if step is None else f"@{step}")
+        step = parse_location(config.teacher).step
+        config.teacher = f"{parse_location(given.teacher).folder}" + (
+            "" if step is None else f"@{step}"
+        )
     return config
 
 
@@ -304,7 +312,7 @@ def as_begun(config: ConfigDict, run: Path) -> ConfigDict:
 
     That is the step of its teacher, and how labels are drawn where its record does not say.
     """
-    return with_recorded_rule(pinned(config, run), run)
+    return with_recorded_label_shares(pin_teacher(config, run), run)
 
 
 def resolve_where_open(config: ConfigDict) -> ConfigDict:
@@ -312,10 +320,10 @@ def resolve_where_open(config: ConfigDict) -> ConfigDict:
 
     Raises FileNotFoundError and ValueError as `resolve_with_data` does.
     """
-    check_network_of_teacher(config)
+    check_teacher_network(config)
     if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
         return resolve_with_data(config)[0]
-    return as_it_runs(config)
+    return effective_config(config)
 
 
 def dataset_if_here(
@@ -348,7 +356,7 @@ def load_run(request: Request) -> Run:
     path = required_workdir(request)
     config = workdir.load_config(path, request.checkpoint)
     if request.network:
-        config = with_sampled(config, str(path), request.network, "--network")
+        config = with_sampling_network(config, str(path), request.network, "--network")
     experiment = rebuild(config, str(path))
     mesh = make_mesh()
     if config.evaluate.batch_size % mesh.size:

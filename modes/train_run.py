@@ -32,7 +32,7 @@ from fewstep.training.session import Upkeep
 from fewstep.training.sources import open_sources, reads_data
 from fewstep.training.storage.identity import as_dict
 from fewstep.training.storage.train_state import TrainState
-from fewstep.training.storage.workdir import check_space, claimed, start_line, start_run
+from fewstep.training.storage.workdir import check_space, claim_workdir, describe_start, start_run
 
 
 def train_run(request: Request) -> None:
@@ -41,7 +41,7 @@ def train_run(request: Request) -> None:
     with Preemption() as preemption:
         with preemption.at_once():
             job = job_of(path, config, request.profile)
-        with claimed(path):
+        with claim_workdir(path):
             step = train_claimed(path, job, preemption)
     say(f"{path} is at step {step}; draw from it: {shell_flags('sample', workdir=path)}")
 
@@ -110,7 +110,7 @@ def schedule_of(job: Job) -> Schedule:
 def announce(path: Path, step: int, steps: int) -> None:
     """Say whether a run starts or goes on, where, and on what."""
     if is_first():
-        say(start_line(path, step, steps))
+        say(describe_start(path, step, steps))
 
 
 def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:

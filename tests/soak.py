@@ -57,10 +57,12 @@ def interruptions(
 
 def endings(folder: Path, whole: Path, method: str) -> dict[str, bool]:
     """Go on with a run to its end, and compare it with the one that was left alone."""
-    killed.run(folder, method, {}, **interruption.OPTIONS)
+    killed.run_process(folder, method, {}, **interruption.OPTIONS)
     steps = killed.saved_steps(folder)
     return {
-        "ended with the same bits": killed.identical(killed.final(whole), killed.final(folder)),
+        "ended with the same bits": killed.have_same_bits(
+            killed.final_state(whole), killed.final_state(folder)
+        ),
         "ended with the same log": rows(whole) == rows(folder),
         "old checkpoints removed": len(steps) == interruption.OPTIONS["keep"],
     }
@@ -75,12 +77,12 @@ def campaign(root: Path, number: int, count: int, rng: random.Random, tally: Tal
         method = methods[runs % len(methods)]
         whole, folder = root / "whole" / method, root / name / str(runs)
         if not whole.exists():
-            killed.run(whole, method, {}, **interruption.OPTIONS)
+            killed.run_process(whole, method, {}, **interruption.OPTIONS)
         tries = interruptions(folder, method, number, min(PER_RUN, count - len(met)), rng)
-        counted = [one for one in tries if not interruption.missed(one)]
+        counted = [one for one in tries if not interruption.ended_before_signal(one)]
         kept = endings(folder, whole, method)
         for one in counted:
-            for promise, held in {**interruption.promises(one), **kept}.items():
+            for promise, held in {**interruption.kept_promises(one), **kept}.items():
                 tally.count(f"{name} {one.phase}: {promise}", held)
         met, missed, runs = met + counted, missed + len(tries) - len(counted), runs + 1
         print(f"\r{name}: {len(met)} of {count}", end="", file=sys.stderr)
@@ -91,7 +93,7 @@ def summarise(
     name: str, met: list[interruption.Interruption], missed: int, count: int, tally: Tally
 ) -> None:
     """Say where the interruptions fell; enough of them must have met what they are to test."""
-    restored = sum(map(interruption.after_restore, met))
+    restored = sum(map(interruption.hit_restored_run, met))
     print(f"\n{name}: {len(met)} met a run, {restored} of them after a restore and a step;", end="")
     print(f" {missed} came when it was over and do not count")
     tally.count(f"{name}: {count} of them met a run", len(met) >= count)
@@ -101,14 +103,14 @@ def summarise(
 def damage(root: Path, count: int, rng: random.Random, tally: Tally) -> None:
     """`count` damaged files of a checkpoint, each kind of damage in turn."""
     saved = root / "damaged"
-    killed.run(saved, "shortcut", {})
-    newest = test_damage.restored(saved)
+    killed.run_process(saved, "shortcut", {})
+    newest = test_damage.restore_newest(saved)
     older = shutil.copytree(saved, root / "older")
     shutil.rmtree(older / "checkpoints" / str(test_damage.NEWEST))
-    states = {test_damage.NEWEST: newest, test_damage.BEFORE: test_damage.restored(older)}
+    states = {test_damage.NEWEST: newest, test_damage.BEFORE: test_damage.restore_newest(older)}
     for number in range(count):
         kind = test_damage.DAMAGES[number % len(test_damage.DAMAGES)]
-        _, state = test_damage.damaged_and_restored(saved, root / "copy", kind, rng)
+        _, state = test_damage.damage_and_restore(saved, root / "copy", kind, rng)
         right = test_damage.is_right(state, root / "copy", states)
         tally.count(f"{kind.__name__}: nothing wrong restored", right)
 

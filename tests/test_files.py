@@ -12,14 +12,14 @@ from fewstep import files
 from fewstep.files import check_writable, in_words, replace_file, replaced, write_json
 from fewstep.modes.sample import write
 from tests.cli import SERVER
-from tests.training.killed import die, wait_for
+from tests.training.killed import signal_self, wait_for
 
 
 def killed_while_writing(path):
     with replaced(path) as file:
         file.write(b"half")
         file.flush()
-        die()
+        signal_self()
 
 
 def test_what_a_kill_leaves_is_gone_once_the_file_is_written_again(tmp_path):
@@ -197,7 +197,7 @@ def killed_in_the_second_picture(folder):
     def encode_or_die(image, file, name):
         made.append(image)
         if len(made) == 2:
-            die()
+            signal_self()
         encode(image, file, name)
 
     Image.SAVE["PNG"] = encode_or_die

@@ -13,7 +13,7 @@ from fewstep.training.sharding import (
     batch_sharding,
     put_batch,
     put_batches,
-    replicated,
+    replicated_sharding,
     tree_shardings,
 )
 from fewstep.training.state import initial_state
@@ -33,7 +33,7 @@ class Training(NamedTuple):
     """What is trained, and on which devices.
 
     frozen: teachers; those that are only started from are removed from it once they have been
-    (`restored_or_created`).
+    (`restore_or_create`).
     """
 
     objective: Objective
@@ -98,7 +98,7 @@ def compile_step(
     return jax.jit(
         sharded,
         in_shardings=(None, None, batch_sharding(mesh)),
-        out_shardings=(None, replicated(mesh)),
+        out_shardings=(None, replicated_sharding(mesh)),
         donate_argnums=0,
     )
 
@@ -114,7 +114,7 @@ def compile_steps(step: Advance, mesh: Mesh) -> Advance:
     return jax.jit(
         steps,
         in_shardings=(None, None, batch_sharding(mesh, stacked=True)),
-        out_shardings=(None, replicated(mesh)),
+        out_shardings=(None, replicated_sharding(mesh)),
         donate_argnums=0,
     )
 
@@ -139,7 +139,7 @@ def compile_dispatch(training: Training, complete: Callable[[Batch], Batch]) -> 
     return dispatch
 
 
-def restored_or_created(training: Training, workdir: Path) -> TrainState:
+def restore_or_create(training: Training, workdir: Path) -> TrainState:
     """The newest state of the run, or its first; then teachers that are not read again are let go.
 
     By the caller too: they are removed from `training.frozen`.

@@ -9,14 +9,14 @@ from fewstep.messages import unknown_choice
 from fewstep.parts import Entry, Mark, Part, RunLength, declared_marks
 
 
-class Run(NamedTuple):
+class RunContext(NamedTuple):
     """What the parts of a run are made of beside their fields. steps: its length."""
 
     path: Path
     steps: int
 
 
-def choose(table: Mapping[str, Any], name: str, field: str) -> Any:
+def look_up(table: Mapping[str, Any], name: str, field: str) -> Any:
     """table[name]; raises ValueError, which names the nearest entry, if it is not there."""
     if name in table:
         return table[name]
@@ -30,7 +30,7 @@ def construct(
 
     Raises ValueError for an unknown name and for a field that the function does not take.
     """
-    function = choose(table, fields["name"], f"{prefix}.name")
+    function = look_up(table, fields["name"], f"{prefix}.name")
     given = {k: v for k, v in fields.items() if k != "name" and v is not None}
     accepted = list(inspect.signature(function).parameters)[len(inputs) :]
     for field in given:
@@ -46,16 +46,16 @@ def construct_with_parts(
     table: Mapping[str, Callable[..., Any]],
     fields: Mapping[str, Any],
     prefix: str,
-    run: Run,
+    run: RunContext,
     *inputs: Any,
 ) -> Any:
     """`construct` with the parts that the function declares in the place of their fields."""
-    function = choose(table, fields["name"], f"{prefix}.name")
+    function = look_up(table, fields["name"], f"{prefix}.name")
     return construct(table, arguments(function, fields, prefix, run), prefix, *inputs)
 
 
 def arguments(
-    function: Callable[..., Any], fields: Mapping[str, Any], prefix: str, run: Run
+    function: Callable[..., Any], fields: Mapping[str, Any], prefix: str, run: RunContext
 ) -> dict[str, Any]:
     """What the fields of a function stand for, by its declarations. Raises ValueError."""
     marks = declared_marks(function)
@@ -65,7 +65,7 @@ def arguments(
     }
 
 
-def argument(mark: Mark | None, value: Any, field: str, run: Run) -> Any:
+def argument(mark: Mark | None, value: Any, field: str, run: RunContext) -> Any:
     """What the value of a field stands for; None for the argument's own default.
 
     Raises ValueError.
@@ -73,7 +73,7 @@ def argument(mark: Mark | None, value: Any, field: str, run: Run) -> Any:
     if isinstance(mark, RunLength):
         return run.steps if value is None else value
     if isinstance(mark, Entry):
-        return None if value is None else choose(mark.table, value, field)
+        return None if value is None else look_up(mark.table, value, field)
     if isinstance(value, Mapping) and not value["name"]:
         check_unset(value, field)
         return None

@@ -14,18 +14,18 @@ from fewstep.models.network import Network
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Follower, Objective
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
-from fewstep.training.construct import Run, choose, construct, construct_with_parts
-from fewstep.training.networks import build_network, shrunk, written_out
-from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, optimizer
+from fewstep.training.construct import RunContext, construct, construct_with_parts, look_up
+from fewstep.training.networks import build_network, with_network_fields, with_tiny_network
+from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, build_optimizer
 from fewstep.training.sharding import spread
 from fewstep.training.spaces import build_space
 from fewstep.training.storage.fields import HEADS, OPTIMIZER, is_finite
-from fewstep.training.storage.identity import check_known
+from fewstep.training.storage.identity import check_known_fields
 
 # Fields of an optimizer that are entries of tables.
 TABLES = {"name": OPTIMIZERS, "schedule": SCHEDULES}
 # Fields of an optimizer that a head may have of its own; spikes are those of the whole player.
-OF_HEADS = [field for field in OPTIMIZER if not field.startswith("spike")]
+HEAD_FIELDS = [field for field in OPTIMIZER if not field.startswith("spike")]
 
 
 class Experiment(NamedTuple):
@@ -63,7 +63,7 @@ def build(config: ConfigDict, network: Network | None = None) -> Experiment:
         space=build_space(config),
         num_classes=config.data.num_classes,
         guidable=config.data.num_classes > 0 and config.objective.get("label_dropout", 1.0) > 0.0,
-        sample_with=sampled_network(config.ema.sample_with, averages, objective),
+        sample_with=sampling_network(config.ema.sample_with, averages, objective),
     )
     for scale in (objective.guidance_scale, *config.objective.get("guidance_range", ())):
         check_guidance(experiment, scale)
@@ -84,7 +84,7 @@ def rebuild(config: ConfigDict, run: str) -> Experiment:
     config: with all fields of this version (workdir.load_config). Kernels that the machine of the
     run had are used if this one has them too.
     """
-    check_known(config, run)
+    check_known_fields(config, run)
     if config.model.attention == "cudnn":
         config = config.copy_and_resolve_references()
         config.model.attention = "auto"
@@ -106,7 +106,7 @@ def build_model(config: ConfigDict) -> Model:
 
 def build_kind(name: str, sigma_data: float | None) -> Kind:
     """What the network predicts; sigma_data is F's alone. Raises ValueError."""
-    kind = choose(KINDS, name, "prediction.kind")
+    kind = look_up(KINDS, name, "prediction.kind")
     if sigma_data is None:
         return kind
     if name != "F":
@@ -121,7 +121,7 @@ def build_kind(name: str, sigma_data: float | None) -> Kind:
 
 def build_objective(config: ConfigDict, model: Model) -> Objective:
     """The objective of a config, its named parts built first. Raises ValueError."""
-    run = Run(model.path, config.steps)
+    run = RunContext(model.path, config.steps)
     fields = config.objective.to_dict()
     objective = construct_with_parts(OBJECTIVES, fields, "objective", run, model)
     if not (config.teacher and config.start_from_teacher):
@@ -145,21 +145,21 @@ def check_guidance(experiment: Experiment, scale: float) -> None:
         )
 
 
-def as_it_runs(config: ConfigDict) -> ConfigDict:
+def effective_config(config: ConfigDict) -> ConfigDict:
     """The config as a run records it: the network's fields written out, shrunk if `debug` is on.
 
     The config's data fields are resolved. Raises ValueError for an unknown network.
     """
-    return debugged(config) if config.debug else written_out(config)
+    return debug_config(config) if config.debug else with_network_fields(config)
 
 
-def debugged(config: ConfigDict) -> ConfigDict:
+def debug_config(config: ConfigDict) -> ConfigDict:
     """The config as a run of about a minute on one device: tiny network, few steps and samples.
 
     The config's data fields are resolved. Where samples would be measured with a file of weights,
     they are only shown.
     """
-    config = shrunk(config)
+    config = with_tiny_network(config)
     config.steps = min(config.steps, 50)
     config.batch_size = min(config.batch_size, 64)
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, config.steps // 5)
@@ -183,22 +183,22 @@ def ema_followers(ema: ConfigDict, source: str) -> dict[str, Follower]:
     return {name: Follower(source, update, restarts=True) for name, update in averages}
 
 
-def sampled_network(name: str, averages: Mapping[str, Follower], objective: Objective) -> str:
+def sampling_network(name: str, averages: Mapping[str, Follower], objective: Objective) -> str:
     """The network that samples: the one named, else the first average, else the generator."""
     if not name:
         return next(iter(averages), objective.generator)
-    choose({**averages, objective.generator: None}, name, "ema.sample_with")
+    look_up({**averages, objective.generator: None}, name, "ema.sample_with")
     return name
 
 
-def with_sampled(config: ConfigDict, run: str, name: str, asked_by: str) -> ConfigDict:
+def with_sampling_network(config: ConfigDict, run: str, name: str, asked_by: str) -> ConfigDict:
     """The recorded config of a run with `name` as the network that samples.
 
     Raises ValueError, which names the flag or field `asked_by`, if the run has no such network.
     """
     experiment = rebuild(config, run)
     averages = ema_followers(config.ema, experiment.objective.generator)
-    choose({**averages, experiment.objective.generator: None}, name, asked_by)
+    look_up({**averages, experiment.objective.generator: None}, name, asked_by)
     config = config.copy_and_resolve_references()
     config.ema.sample_with = name
     return config
@@ -209,7 +209,7 @@ def optimizer_fields(config: ConfigDict, player: str) -> dict[str, Any]:
     own = {**config.player_optimizers.get(player, {})}
     own.pop(HEADS, None)
     for field in own:
-        choose(config.optimizer, field, f"player_optimizers.{player}")
+        look_up(config.optimizer, field, f"player_optimizers.{player}")
     return {**config.optimizer, **own}
 
 
@@ -221,28 +221,28 @@ def head_fields(config: ConfigDict, player: str, network: Network) -> dict[str, 
     heads = config.player_optimizers.get(player, {}).get(HEADS, {})
     table = {head.name: head for head in network.heads}
     for head, own in heads.items():
-        choose(table, head, f"player_optimizers.{player}.{HEADS}")
+        look_up(table, head, f"player_optimizers.{player}.{HEADS}")
         for field in own:
-            choose(dict.fromkeys(OF_HEADS), field, f"player_optimizers.{player}.{HEADS}.{head}")
+            look_up(dict.fromkeys(HEAD_FIELDS), field, f"player_optimizers.{player}.{HEADS}.{head}")
             if field in TABLES:
-                choose(TABLES[field], own[field], f"optimizer.{field}")
+                look_up(TABLES[field], own[field], f"optimizer.{field}")
     return {head: {**own} for head, own in heads.items()}
 
 
 def build_optimizers(config: ConfigDict, objective: Objective) -> dict[str, Optimizer]:
     """The optimizer of each player."""
     for player in config.player_optimizers:
-        choose(objective.players, player, "player_optimizers")
+        look_up(objective.players, player, "player_optimizers")
     optimizers = {}
     for name, player in objective.players.items():
         fields = optimizer_fields(config, name)
         for field, table in TABLES.items():
-            choose(table, fields[field], f"optimizer.{field}")
+            look_up(table, fields[field], f"optimizer.{field}")
         updates, *starts = (
             -(-step // player.every)
             for step in (config.steps, *(stage.start for stage in objective.stages))
         )
-        optimizers[name] = optimizer(
+        optimizers[name] = build_optimizer(
             **fields,
             updates=updates,
             starts=starts,

@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from fewstep.objectives.base import Objective, Params
 from fewstep.progress import progress_bar
 from fewstep.training.report import NonFiniteError
-from fewstep.training.sharding import batch_sharding, replicated
+from fewstep.training.sharding import batch_sharding, replicated_sharding
 from fewstep.training.state import named_key
 
 # (params, indices [B], labels [B]) -> x_0 [B, ...]
@@ -43,7 +43,7 @@ def batch_sampler(
 
     def sample(params: Params, indices: Array, labels: Array) -> Array:
         indices, labels = jax.lax.with_sharding_constraint((indices, labels), batch_sharding(mesh))
-        eps, keys = noise(seed, indices, shape, stream)
+        eps, keys = initial_noise(seed, indices, shape, stream)
         return objective.sample(
             params,
             eps,
@@ -55,12 +55,12 @@ def batch_sampler(
 
     return jax.jit(
         sample,
-        in_shardings=(None, replicated(mesh), replicated(mesh)),
-        out_shardings=replicated(mesh),
+        in_shardings=(None, replicated_sharding(mesh), replicated_sharding(mesh)),
+        out_shardings=replicated_sharding(mesh),
     )
 
 
-def noise(
+def initial_noise(
     seed: int, indices: Array, shape: tuple[int, ...], stream: str = SAMPLES
 ) -> tuple[Array, Array]:
     """The noise that samples start from, [B, *shape], and a key [B] for what they draw."""
@@ -84,7 +84,7 @@ def generate(
     once all have been counted.
     """
     broken = 0
-    for x_0 in in_batches(sample, params, labels, batch_size, description, indices):
+    for x_0 in map_batches(sample, params, labels, batch_size, description, indices):
         broken += int(np.count_nonzero(~np.isfinite(x_0).reshape(len(x_0), -1).all(axis=1)))
         if not broken:
             yield x_0
@@ -94,7 +94,7 @@ def generate(
         )
 
 
-def in_batches(
+def map_batches(
     sample: BatchSampler,
     params: Params,
     labels: np.ndarray,

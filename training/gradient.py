@@ -25,7 +25,7 @@ from fewstep.objectives.base import SHARED, Batch, Key, Metrics, Objective, Para
 Gradient = Callable[[Params], tuple[Array, Params, Metrics]]
 
 
-class Rows(NamedTuple):
+class MicroBatch(NamedTuple):
     """A batch or micro-batch, and what losses share of it: {"shared": ...}, or {} if nothing.
 
     pullback: a gradient in what is shared -> (that in the parameters of the players, by name,).
@@ -40,7 +40,7 @@ def player_gradient(
     objective: Objective,
     name: str,
     others: Mapping[str, Params],
-    part: Callable[[Array], Rows],
+    part: Callable[[Array], MicroBatch],
     key: Key,
     step: Array,
     micro_batches: int,
@@ -48,7 +48,7 @@ def player_gradient(
     """The gradient of a player's mean loss, through its own part in what is shared too."""
     player = objective.players[name]
 
-    def gradient(params: Params, rows: Rows, key: Key) -> tuple[Array, Params, Metrics]:
+    def gradient(params: Params, rows: MicroBatch, key: Key) -> tuple[Array, Params, Metrics]:
         def mean_loss(params: Params, shared: Mapping[str, Any]) -> tuple[Array, Metrics]:
             loss, metrics = player.loss(params, others, {**rows.batch, **shared}, key, step)
             return jnp.mean(loss), metrics
@@ -71,13 +71,13 @@ def micro_batch(
     batch: Batch,
     key: Key,
     micro_batches: int,
-) -> Callable[[Array], Rows]:
+) -> Callable[[Array], MicroBatch]:
     """i -> the i-th micro-batch with what is shared of it; evaluated here if it is the whole."""
     if micro_batches == 1:
         whole = evaluate_shared(objective.share, networks, batch, key)
         return lambda i: whole
 
-    def part(i: Array) -> Rows:
+    def part(i: Array) -> MicroBatch:
         # Rows i::micro_batches, of which every device has an equal share already.
         rows = jax.tree.map(lambda a: a.reshape(-1, micro_batches, *a.shape[1:])[:, i], batch)
         return evaluate_shared(objective.share, networks, rows, jax.random.fold_in(key, i))
@@ -87,10 +87,10 @@ def micro_batch(
 
 def evaluate_shared(
     share: Share | None, networks: Mapping[str, Params], batch: Batch, key: Key
-) -> Rows:
+) -> MicroBatch:
     """A batch, what losses share of it, and the pullback of that."""
     evaluate = lambda networks: {SHARED: share(networks, batch, key)} if share else {}
-    return Rows(batch, *jax.vjp(evaluate, networks))
+    return MicroBatch(batch, *jax.vjp(evaluate, networks))
 
 
 def accumulate(

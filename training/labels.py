@@ -12,13 +12,13 @@ from fewstep.data import NONE, Dataset, class_counts, short_hash
 from fewstep.data.labels import SHARES
 from fewstep.training.cluster.processes import warn_once
 from fewstep.training.storage import workdir
-from fewstep.training.teacher import parse
+from fewstep.training.teacher import parse_location
 
 EQUAL = SHARES[1]
 Counts = tuple[int, ...]
 
 
-def with_recorded_rule(config: ConfigDict, run: Path) -> ConfigDict:
+def with_recorded_label_shares(config: ConfigDict, run: Path) -> ConfigDict:
     """The config with data.label_shares as the run in a folder was begun, if it lacks the field."""
     if not workdir.is_run(run) or "label_shares" in workdir.recorded_identity(run).config["data"]:
         return config
@@ -62,7 +62,7 @@ def known_counts(config: ConfigDict, dataset: Dataset | None) -> Counts:
     if dataset is not None and classes:
         known = class_counts(dataset.train, classes)
     elif config.teacher:
-        known = recorded_counts(parse(config.teacher).folder)
+        known = recorded_counts(parse_location(config.teacher).folder)
     return known if len(known) == classes and any(known) else ()
 
 
@@ -73,7 +73,7 @@ def recorded_counts(folder: Path) -> Counts:
     return tuple(workdir.recorded_identity(folder).class_counts or ())
 
 
-def rule_in_words(counts: Counts) -> str:
+def describe_label_shares(counts: Counts) -> str:
     """How samples are labelled, for the protocol of a measurement."""
     if not counts:
         return "none"

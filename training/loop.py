@@ -8,7 +8,7 @@ from functools import partial
 
 from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.preemption import Preemption
-from fewstep.training.compiled_step import Training, compile_dispatch, restored_or_created
+from fewstep.training.compiled_step import Training, compile_dispatch, restore_or_create
 from fewstep.training.report import Report, headlines
 from fewstep.training.schedule import Schedule
 from fewstep.training.session import Evaluate, Upkeep, open_session
@@ -41,7 +41,7 @@ def train(
     preemption = preemption or Preemption()
     ends = stage_ends(training.objective.stages, schedule.steps)
     schedule = schedule._replace(ends=ends)
-    state = restored_or_created(training, upkeep.workdir)
+    state = restore_or_create(training, upkeep.workdir)
     dispatch = compile_dispatch(training, stream.complete)
     start = int(state.step)
     unfinished = restore.read_record(upkeep.workdir, start).get(UNFINISHED) if start else None

@@ -27,7 +27,7 @@ RUNNING = "skipped"
 PADDING = b"\xef\xbb\xbf\0 \t\r\n"  # what editors (a BOM) and power losses put around a line
 
 
-class Average:
+class MetricMeans:
     """Metrics summed over steps, then divided; of running counts the last.
 
     What was never counted is left out. sums: (total, count) by name, from which it goes on.
@@ -130,13 +130,13 @@ def drop_rows_after(path: Path, step: int) -> None:
     """
 
     def stays(line: bytes) -> bool:
-        row = row_of(line)
+        row = parse_row(line)
         return line.endswith(b"\n") if row is None else row["step"] <= step
 
-    if not path.exists() or all(line.endswith(b"\n") and stays(line) for line in lines(path)):
+    if not path.exists() or all(line.endswith(b"\n") and stays(line) for line in read_lines(path)):
         return
     with replaced(path) as kept, path.with_name(DROPPED).open("ab") as dropped:
-        for line in lines(path):
+        for line in read_lines(path):
             (kept if stays(line) else dropped).write(line.removesuffix(b"\n") + b"\n")
         dropped.flush()
         os.fsync(dropped.fileno())
@@ -152,36 +152,36 @@ def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
 
     Any other line, or value, is left out and named once; but not a last line that is still written.
     """
-    for number, line in enumerate(lines(path) if path.exists() else (), start=1):
-        row = row_of(line)
+    for number, line in enumerate(read_lines(path) if path.exists() else (), start=1):
+        row = parse_row(line)
         if row is not None:
-            yield {name: value for name, value in row.items() if is_number(value)}
-        if line.endswith(b"\n") and line.strip() and (row is None or not is_plain(row)):
-            name_line(path, number, whole=row is None)
+            yield {name: value for name, value in row.items() if is_finite_number(value)}
+        if line.endswith(b"\n") and line.strip() and (row is None or not has_only_numbers(row)):
+            warn_about_line(path, number, whole=row is None)
 
 
-def lines(path: Path) -> Iterator[bytes]:
+def read_lines(path: Path) -> Iterator[bytes]:
     """The lines of a file, with their ends."""
     with path.open("rb") as file:
         yield from file
 
 
-def row_of(line: bytes) -> dict[str, Any] | None:
+def parse_row(line: bytes) -> dict[str, Any] | None:
     """What stands in a line of the log: an object with an integer step; None if it has no such."""
     try:
         row = json.loads(line.strip(PADDING).decode())
     except (ValueError, RecursionError):
         return None
     step = row.get("step") if isinstance(row, dict) else None
-    return row if isinstance(step, int) and is_number(step) and step >= 0 else None
+    return row if isinstance(step, int) and is_finite_number(step) and step >= 0 else None
 
 
-def is_plain(row: Mapping[str, Any]) -> bool:
+def has_only_numbers(row: Mapping[str, Any]) -> bool:
     """Whether all values of a row are finite numbers."""
-    return all(map(is_number, row.values()))
+    return all(map(is_finite_number, row.values()))
 
 
-def is_number(value: Any) -> bool:
+def is_finite_number(value: Any) -> bool:
     """Whether it is a number that float can hold."""
     try:
         return (
@@ -195,7 +195,7 @@ def is_number(value: Any) -> bool:
 
 
 @cache
-def name_line(path: Path, number: int, whole: bool) -> None:
+def warn_about_line(path: Path, number: int, whole: bool) -> None:
     """Say once that a line of the log, or a value in it, cannot be read."""
     what = "is no row with an integer step" if whole else "has a value that is no finite number"
     warn(f"{path}:{number} {what}, and is left out; mend or delete the line")

@@ -6,23 +6,23 @@ from fewstep.models import NETWORKS
 from fewstep.models.network import Architecture, Network
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.needs import needs_of
-from fewstep.training.construct import choose, construct
+from fewstep.training.construct import construct, look_up
 from fewstep.training.spaces import build_space
 
 
 def architecture(config: ConfigDict) -> Architecture:
     """The kind of network that a config names. Raises ValueError."""
-    return choose(NETWORKS, config.model.name, "model.name")
+    return look_up(NETWORKS, config.model.name, "model.name")
 
 
 def build_network(config: ConfigDict) -> Network:
     """The network of a config whose data fields are resolved. Raises ValueError."""
     builders = {name: kind.build for name, kind in NETWORKS.items()}
     inputs = build_space(config).shape, config.data.num_classes
-    return construct(builders, written_out(config).model, "model", *inputs)
+    return construct(builders, with_network_fields(config).model, "model", *inputs)
 
 
-def written_out(config: ConfigDict) -> ConfigDict:
+def with_network_fields(config: ConfigDict) -> ConfigDict:
     """The config with all fields of its network in `model`, as a run records it.
 
     A field that is None or missing is what the method needs (objectives/needs.py), else the
@@ -30,7 +30,7 @@ def written_out(config: ConfigDict) -> ConfigDict:
     unknown network.
     """
     own = architecture(config).fields
-    method = choose(OBJECTIVES, config.objective.name, "objective.name")
+    method = look_up(OBJECTIVES, config.objective.name, "objective.name")
     needed = needs_of(method, config.objective)
     own |= {name: value for name, value in needed.items() if name in own}
     config = config.copy_and_resolve_references()
@@ -44,13 +44,13 @@ def written_out(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def shrunk(config: ConfigDict) -> ConfigDict:
+def with_tiny_network(config: ConfigDict) -> ConfigDict:
     """The config with a tiny network, for examples of its resolved data fields."""
-    config = written_out(config)
+    config = with_network_fields(config)
     config.model.update(architecture(config).shrink(config.model, build_space(config).shape))
     return config
 
 
-def title(config: ConfigDict) -> str:
+def network_title(config: ConfigDict) -> str:
     """What people call the network of a config, such as "dit B/2"."""
-    return architecture(config).title(written_out(config).model)
+    return architecture(config).title(with_network_fields(config).model)

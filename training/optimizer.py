@@ -39,7 +39,7 @@ class Optimizer(NamedTuple):
     spike_cap: int = 0
 
 
-def optimizer(
+def build_optimizer(
     *,
     name: str,
     learning_rate: float,
@@ -88,9 +88,11 @@ def optimizer(
         "updates": updates,
         "starts": starts,
     }
-    transform, rate = updates_of(**fields)
+    transform, rate = transform_and_rate(**fields)
     if heads:
-        of_parts = {HEAD + head: updates_of(**fields | own)[0] for head, own in heads.items()}
+        of_parts = {
+            HEAD + head: transform_and_rate(**fields | own)[0] for head, own in heads.items()
+        }
         of_parts[BODY] = transform
         transform = optax.partition(of_parts, partial(part_names, heads=heads))
     if spike_factor:
@@ -103,7 +105,7 @@ def part_names(params: Mapping[str, Any], heads: Iterable[str]) -> dict[str, str
     return {name: HEAD + name if name in heads else BODY for name in params}
 
 
-def updates_of(
+def transform_and_rate(
     name: str,
     learning_rate: float,
     schedule: str,
@@ -116,7 +118,7 @@ def updates_of(
     updates: int,
     starts: Sequence[int],
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The transformation and the learning rate that `optimizer` describes, without its spikes."""
+    """The transformation and the learning rate that `build_optimizer` describes, without its spikes."""
     if weight_decay and name != "adamw":
         raise ValueError(
             f"optimizer.weight_decay is decoupled decay, which {name} does not have; "
@@ -147,7 +149,9 @@ def stage_rate(
     return optax.join_schedules([rise, decay], [warmup_steps])
 
 
-def restarted(transform: optax.GradientTransformation, params: optax.Params, updates: Array) -> Any:
+def restart_optimizer(
+    transform: optax.GradientTransformation, params: optax.Params, updates: Array
+) -> Any:
     """The state of a transformation that forgets the past, but for the place in its schedule.
 
     updates: those of the run so far, which the schedule has counted.

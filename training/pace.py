@@ -38,23 +38,26 @@ class Pace:
     """The times of the steps since the last row.
 
     least_seconds: of a step at the devices' peak (training/cost/step_cost.py), None if not known.
-    begun: of the row of which an earlier start made the first steps (`unfinished`).
+    unfinished: of the row of which an earlier start made the first steps (`unfinished_row`).
     """
 
     def __init__(
-        self, batch_size: int, least_seconds: float | None = None, begun: Mapping[str, Any] = {}
+        self,
+        batch_size: int,
+        least_seconds: float | None = None,
+        unfinished: Mapping[str, Any] = {},
     ) -> None:
         self.batch_size, self.least_seconds = batch_size, least_seconds
-        self.images, self.seconds = begun.get("images", 0), begun.get("seconds", 0.0)
+        self.images, self.seconds = unfinished.get("images", 0), unfinished.get("seconds", 0.0)
         # (seconds, those of them that are the host's own) of each step
-        self.steps = deque(map(tuple, begun.get("steps", ())), maxlen=REMEMBERED)
+        self.steps = deque(map(tuple, unfinished.get("steps", ())), maxlen=REMEMBERED)
         self.resume()
 
     def resume(self) -> None:
         """Measure from here, without the evaluation or the save before."""
         self.last = time.perf_counter()
 
-    def completed(self, count: int, waited: float) -> tuple[float, float]:
+    def step_times(self, count: int, waited: float) -> tuple[float, float]:
         """The time of each of `count` steps that are complete now: (seconds, the host's own).
 
         waited: seconds that the host has waited for its devices since the last completion.
@@ -69,13 +72,17 @@ class Pace:
         self.seconds += step[0]
         self.steps.append(step)
 
-    def unfinished(self) -> dict[str, Any]:
+    def unfinished_row(self) -> dict[str, Any]:
         """What the row has so far, in plain values."""
         return {"images": self.images, "seconds": self.seconds, "steps": list(self.steps)}
 
     def pop(self) -> dict[str, float]:
         """The row, and begin the next one. Called in all processes after the same step."""
-        row = {SPEED: self.images / self.seconds, **self.times(), **memory(jax.local_devices())}
+        row = {
+            SPEED: self.images / self.seconds,
+            **self.times(),
+            **memory_in_use(jax.local_devices()),
+        }
         self.images, self.seconds = 0, 0.0
         self.steps.clear()
         return row
@@ -90,11 +97,11 @@ class Pace:
         if self.least_seconds is not None:
             row["mfu"] = self.least_seconds / median
         if jax.process_count() > 1:
-            row |= slowest(gather_numbers([median, own]))
+            row |= slowest_process(gather_numbers([median, own]))
         return row
 
 
-def slowest(times: np.ndarray) -> dict[str, float]:
+def slowest_process(times: np.ndarray) -> dict[str, float]:
     """The process that the others wait for, and its times; [processes, (step, host)] seconds.
 
     All processes end a step together, so that the steps of all take as long as those of the slowest
@@ -109,7 +116,7 @@ def slowest(times: np.ndarray) -> dict[str, float]:
     }
 
 
-def memory(devices: Sequence[Any]) -> dict[str, float]:
+def memory_in_use(devices: Sequence[Any]) -> dict[str, float]:
     """Bytes in use on the fullest of these devices, now and at most; {} where they do not tell."""
     told = [device.memory_stats() or {} for device in devices]
     return {

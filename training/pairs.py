@@ -17,7 +17,7 @@ from fewstep.data import Pairs, proportional_labels
 from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import true_everywhere
 from fewstep.training.experiment import Experiment
-from fewstep.training.generate import batch_sampler, generate, noise
+from fewstep.training.generate import batch_sampler, generate, initial_noise
 from fewstep.training.storage.fingerprint import fingerprint
 from fewstep.training.storage.seal import check_array, read_sealed, write_sealed
 
@@ -60,7 +60,7 @@ def teacher_pairs(
     }
     # They are made by all processes together, so either all of them read or all make.
     if true_everywhere(path.is_file()):
-        return load(path, source, labels)
+        return load_pairs(path, source, labels)
     sample = batch_sampler(
         taught.objective,
         taught.space.shape,
@@ -71,7 +71,7 @@ def teacher_pairs(
         stream=STREAM,
     )
     made = generate(sample, params, labels, batch_size, "the teacher's pairs")
-    starts = partial(noise, SEED, shape=taught.space.shape, stream=STREAM)
+    starts = partial(initial_noise, SEED, shape=taught.space.shape, stream=STREAM)
     eps = jax.jit(starts)(np.arange(count))[0]
     pairs = Pairs(jax.device_get(eps), np.concatenate(list(made)), labels)
     if jax.process_index() == 0:
@@ -79,7 +79,7 @@ def teacher_pairs(
     return pairs
 
 
-def load(path: Path, source: Mapping[str, Any], labels: np.ndarray) -> Pairs:
+def load_pairs(path: Path, source: Mapping[str, Any], labels: np.ndarray) -> Pairs:
     """Read pairs made from `source`. Raises ValueError for a file of others, or that is damaged.
 
     labels: [count], those that they must have.

@@ -17,7 +17,7 @@ from jax import Array
 from fewstep.files import write_json
 from fewstep.objectives.base import Batch, Key, LossFn, Mean, Metrics, Objective, Params
 from fewstep.training.report import NonFiniteError
-from fewstep.training.step import column
+from fewstep.training.step import column_name
 from fewstep.training.storage.fields import LARGEST_INT32
 
 FOLDER = "replay"
@@ -59,7 +59,7 @@ def write_record(
     return path
 
 
-def read_newest(workdir: Path) -> dict[str, Any]:
+def read_newest_record(workdir: Path) -> dict[str, Any]:
     """The record of the last step that was not finite. Raises ValueError if there is none."""
     paths = [path for path in (workdir / FOLDER).glob("*.json") if path.stem.isdecimal()]
     paths.sort(key=lambda path: int(path.stem))
@@ -88,16 +88,16 @@ def is_record(content: Any) -> bool:
     )
 
 
-def observed(objective: Objective) -> Objective:
+def with_row_losses(objective: Objective) -> Objective:
     """The objective with the loss of every row among its players' metrics."""
     players = {
-        name: player._replace(loss=with_rows(player.loss))
+        name: player._replace(loss=add_row_metric(player.loss))
         for name, player in objective.players.items()
     }
     return objective._replace(players=players)
 
 
-def with_rows(loss: LossFn) -> LossFn:
+def add_row_metric(loss: LossFn) -> LossFn:
     """The loss with its own rows as a metric, unreduced."""
 
     def rows_kept(
@@ -109,7 +109,7 @@ def with_rows(loss: LossFn) -> LossFn:
     return rows_kept
 
 
-def observe_gradient(gradient: Params) -> Metrics:
+def non_finite_shares(gradient: Params) -> Metrics:
     """The share of elements of every array of a gradient that are not finite, as metrics."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(gradient)
     return {
@@ -120,14 +120,16 @@ def observe_gradient(gradient: Params) -> Metrics:
     }
 
 
-def findings(metrics: Metrics, players: Sequence[str], micro_batches: int) -> dict[str, Findings]:
+def find_non_finite(
+    metrics: Metrics, players: Sequence[str], micro_batches: int
+) -> dict[str, Findings]:
     """What an observed step's metrics, on the host, say of the players that were not finite.
 
     With micro-batches a row of the metrics stands for one of each, all of which are named.
     """
     found = {}
     for player in players:
-        prefix = column("", player, players)
+        prefix = column_name("", player, players)
         own = {k.removeprefix(prefix): m for k, m in metrics.items() if k.startswith(prefix)}
         if own["finite"].total >= own["finite"].count:
             continue

@@ -17,11 +17,11 @@ from fewstep.objectives.base import Metrics, Objective
 from fewstep.objectives.stages import ONE_STAGE, Stage, stage_index, stage_title
 from fewstep.progress import is_terminal, note, progress_bar
 from fewstep.training.cluster.processes import first_process_says
-from fewstep.training.metrics import LOG, Average, MetricLog, iterate_rows
+from fewstep.training.metrics import LOG, MetricLog, MetricMeans, iterate_rows
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.pace import SPEED, Pace
 from fewstep.training.schedule import Schedule
-from fewstep.training.step import column
+from fewstep.training.step import column_name
 
 EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
 
@@ -51,7 +51,7 @@ class Report:
     """Reads metrics one step late, checks that the run is sound, logs and shows them.
 
     headlines: the columns of the log that are shown, where a row has them. unfinished: of the
-    checkpoint that the run goes on from (`Report.unfinished`). least_seconds: of a step
+    checkpoint that the run goes on from (`Report.unfinished_row`). least_seconds: of a step
     (training.pace.Pace). stages: if they are several, the log and the bar say which it is.
     """
 
@@ -78,7 +78,7 @@ class Report:
         # The row may have been finished since then, for an evaluation that was cut off. All
         # processes must say the same: those that end a row ask each other for their times.
         begun = {} if first_process_says(has_row(workdir, start)) else unfinished or {}
-        self.average = Average(begun.get("sums"))
+        self.average = MetricMeans(begun.get("sums"))
         self.pace = Pace(batch_size, least_seconds, begun)
 
     def after_steps(self, last: int, count: int, metrics: Metrics) -> None:
@@ -97,7 +97,7 @@ class Report:
         (last, count, metrics), self.pending = self.pending, None
         since = time.perf_counter()
         metrics = jax.device_get(metrics)
-        took = self.pace.completed(count, waited=time.perf_counter() - since)
+        took = self.pace.step_times(count, waited=time.perf_counter() - since)
         if count == 1:
             self.handle(last, metrics, took)
             return
@@ -124,25 +124,25 @@ class Report:
             if len(self.stages) > 1:
                 row["stage"] = stage_index(self.stages, step - 1) + 1
                 self.bar.set_description(stage_title(self.stages, step), refresh=False)
-            self.bar.set_postfix_str(", ".join(in_words(shown)))
+            self.bar.set_postfix_str(", ".join(format_numbers(shown)))
             if self.lines:
-                note(line_of(step, self.schedule.steps, shown, row, self.pace.batch_size))
+                note(format_row(step, self.schedule.steps, shown, row, self.pace.batch_size))
             self.write(step, row)
 
-    def unfinished(self) -> dict[str, Any]:
+    def unfinished_row(self) -> dict[str, Any]:
         """What the next row has so far, in plain values, for a run that goes on from here."""
         self.catch_up()
-        return {"sums": self.average.pending(), **self.pace.unfinished()}
+        return {"sums": self.average.pending(), **self.pace.unfinished_row()}
 
     def restart_clock(self) -> None:
         """Take the time of steps from here, without the evaluation or the save before."""
         self.pace.resume()
 
-    def evaluated(self, step: int) -> bool:
+    def has_evaluation(self, step: int) -> bool:
         """Whether the log has an evaluation of that step."""
-        return step in evaluations(self.workdir)
+        return step in logged_evaluations(self.workdir)
 
-    def evaluation(self, step: int, results: Mapping[str, float]) -> None:
+    def log_evaluation(self, step: int, results: Mapping[str, float]) -> None:
         """Log the results of an evaluation."""
         self.write(step, {EVALUATION + name: value for name, value in results.items()})
 
@@ -164,15 +164,15 @@ class Report:
 def headlines(objective: Objective) -> tuple[str, ...]:
     """The columns of the log that the bar shows, one of each player."""
     players = objective.players
-    return tuple(column(player.headline, name, players) for name, player in players.items())
+    return tuple(column_name(player.headline, name, players) for name, player in players.items())
 
 
-def in_words(shown: Mapping[str, float]) -> list[str]:
+def format_numbers(shown: Mapping[str, float]) -> list[str]:
     """Numbers after their names."""
     return [f"{name} {value:.4f}" for name, value in shown.items()]
 
 
-def line_of(
+def format_row(
     step: int, steps: int, shown: Mapping[str, float], row: Mapping[str, float], batch_size: int
 ) -> str:
     """A row of training steps in a line: step, stage, headlines, speed, time that is left.
@@ -185,7 +185,7 @@ def line_of(
     parts = [
         f"step {step} of {steps}",
         *stage,
-        *in_words(shown),
+        *format_numbers(shown),
         f"{row[SPEED]:,.0f} images/s",
         f"{left} left",
     ]
@@ -210,7 +210,7 @@ def check_finite(step: int, metrics: Metrics) -> None:
             }
             own = [v for name, v in values.items() if name.rpartition("/")[0] == prefix]
             raise NonFiniteError(
-                f"{what_is_not_finite(player, own)} at step {step}; the update was not "
+                f"{describe_non_finite(player, own)} at step {step}; the update was not "
                 "made, and the run cannot go on as it is. Start another --workdir with a lower "
                 "optimizer.learning_rate or with optimizer.clip_norm",
                 step,
@@ -218,7 +218,7 @@ def check_finite(step: int, metrics: Metrics) -> None:
             )
 
 
-def what_is_not_finite(player: str, values: Iterable[float]) -> str:
+def describe_non_finite(player: str, values: Iterable[float]) -> str:
     """Loss and gradient, or else the state that their update makes; with the verb."""
     if all(map(math.isfinite, values)):
         return f"the parameters or optimizer state of {player} after its update are not finite"
@@ -228,7 +228,7 @@ def what_is_not_finite(player: str, values: Iterable[float]) -> str:
 def check_spikes(step: int, metrics: Metrics, optimizers: Mapping[str, Optimizer]) -> None:
     """Raises SpikesError that names the network, the step and the factor."""
     for name, optimizer in optimizers.items():
-        skipped = metrics.get(column("skipped", name, optimizers))
+        skipped = metrics.get(column_name("skipped", name, optimizers))
         if skipped is not None and skipped.total > optimizer.spike_cap:
             raise SpikesError(
                 f"{name} has skipped {int(skipped.total)} updates at step {step}, more than "
@@ -239,7 +239,7 @@ def check_spikes(step: int, metrics: Metrics, optimizers: Mapping[str, Optimizer
             )
 
 
-def evaluations(workdir: Path) -> dict[int, dict[str, float]]:
+def logged_evaluations(workdir: Path) -> dict[int, dict[str, float]]:
     """The logged numbers of a run's evaluations, by step and by name."""
     found: dict[int, dict[str, float]] = {}
     for row in iterate_rows(workdir / LOG):

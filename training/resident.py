@@ -14,18 +14,18 @@ from jax.sharding import Mesh
 
 from fewstep.data import Split, to_float
 from fewstep.objectives.base import Batch
-from fewstep.training.sharding import replicated
+from fewstep.training.sharding import replicated_sharding
 
 # What a byte of an image stands for.
 LEVELS = to_float(np.arange(256, dtype=np.uint8))
 
 
-def resident(split: Split, mesh: Mesh) -> Callable[[Batch], Batch]:
+def load_on_devices(split: Split, mesh: Mesh) -> Callable[[Batch], Batch]:
     """{"index", "mirrored", ...} of `data.index_batches` on devices -> {"x", "label", ...} there.
 
     Batches may be stacked on a first axis. The images are put on the devices now, whole on each.
     """
-    everywhere = replicated(mesh)
+    everywhere = replicated_sharding(mesh)
     images, labels, levels = (
         jax.make_array_from_process_local_data(everywhere, np.asarray(array))
         for array in (split.images, split.labels, LEVELS)

@@ -23,15 +23,15 @@ class Schedule(NamedTuple):
 
     def logs(self, step: int) -> bool:
         """Whether a row of the log ends after `step`."""
-        return due(step, self.steps, self.log)
+        return is_due(step, self.steps, self.log)
 
     def saves(self, step: int) -> bool:
         """Whether a save is due after `step`."""
-        return step in self.ends or due(step, self.steps, self.save)
+        return step in self.ends or is_due(step, self.steps, self.save)
 
     def evaluates(self, step: int) -> bool:
         """Whether an evaluation is due after `step`."""
-        return step in self.ends or due(step, self.steps, self.evaluate)
+        return step in self.ends or is_due(step, self.steps, self.evaluate)
 
     def next_dispatch(self, done: int) -> int:
         """How many steps to dispatch after `done` of them: `dispatch`, or one at a time."""
@@ -43,6 +43,6 @@ class Schedule(NamedTuple):
         return self.dispatch if free else 1
 
 
-def due(step: int, last: int, period: int) -> bool:
+def is_due(step: int, last: int, period: int) -> bool:
     """Whether something done every `period` steps, and after the last, is due after `step`."""
     return step == last or (period > 0 and step % period == 0)

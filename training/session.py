@@ -36,7 +36,7 @@ Evaluate = Callable[[TrainState], Mapping[str, float]]
 class Upkeep(NamedTuple):
     """How a run is kept and watched.
 
-    config, run: plain values that every checkpoint records (checkpoint.save). retention: which
+    config, run: plain values that every checkpoint records (checkpoint.save_state). retention: which
     checkpoints stay. patience: how long a step or a save may take.
     """
 
@@ -51,7 +51,7 @@ class Upkeep(NamedTuple):
 class Session:
     """The state of a run after `done` steps, and all that goes on beside them.
 
-    check_place: raises OSError if the folder of the run is not there any more (`in_place`).
+    check_place: raises OSError if the folder of the run is not there any more (`guard_folder`).
     """
 
     state: TrainState
@@ -68,14 +68,14 @@ class Session:
 
     def resume(self) -> None:
         """Evaluate the state if the run was ended between its save and its evaluation."""
-        evaluated = first_process_says(self.report.evaluated(self.done))
+        evaluated = first_process_says(self.report.has_evaluation(self.done))
         if self.done and self.schedule.evaluates(self.done) and not evaluated:
             self.evaluate_state()
 
     def before_steps(self) -> None:
         """Begin the trace if the next step is the first of it."""
         if self.profile.begins(self.done):
-            self.at_rest(self.profile.begin)
+            self.run_when_idle(self.profile.begin)
 
     def after_steps(self, state: TrainState, count: int, metrics: Metrics) -> None:
         """Take what `count` steps have made, which may still be running."""
@@ -83,7 +83,7 @@ class Session:
         self.report.after_steps(self.done, count, metrics)
         self.watchdog.beat()
         if self.profile.ends(self.done):
-            self.at_rest(self.profile.end)
+            self.run_when_idle(self.profile.end)
 
     def do_what_is_due(self) -> None:
         """Stop, save and evaluate, in this order. Raises Preempted once a stop is saved."""
@@ -92,7 +92,7 @@ class Session:
         if save_due:
             self.report.flush(self.done)
         if stop:
-            raise self.stopped()
+            raise self.save_and_stop()
         if save_due:
             self.save()
         if self.schedule.evaluates(self.done):
@@ -102,20 +102,20 @@ class Session:
         """Start to save the state, with the row of the log that is not finished."""
         self.check_place()
         with self.watchdog.saving():
-            checkpoint.save(
+            checkpoint.save_state(
                 self.checkpoints,
                 self.state,
                 self.upkeep.config,
                 self.upkeep.run,
-                self.report.unfinished(),
+                self.report.unfinished_row(),
             )
         self.report.restart_clock()
 
-    def stopped(self) -> Preempted:
+    def save_and_stop(self) -> Preempted:
         """What to raise in a run that was asked to stop, once its state is saved."""
         self.save()
         with self.watchdog.saving():
-            checkpoint.wait(self.checkpoints)  # what is raised says that the step is saved
+            checkpoint.wait_for_save(self.checkpoints)  # what is raised says that the step is saved
         return Preempted(f"preempted, resumable: stopped after step {self.done}, which is saved")
 
     def evaluate_state(self) -> None:
@@ -126,11 +126,11 @@ class Session:
             with self.watchdog.paused(), self.preemption.at_once():
                 results = self.evaluate(self.state)
         except Preempted as stop:
-            raise self.stopped() from stop
-        self.report.evaluation(self.done, results)
+            raise self.save_and_stop() from stop
+        self.report.log_evaluation(self.done, results)
         self.report.restart_clock()
 
-    def at_rest(self, act: Callable[[], None]) -> None:
+    def run_when_idle(self, act: Callable[[], None]) -> None:
         """Do something while the devices have nothing to do, and do not count its time."""
         with self.watchdog.paused():
             self.report.catch_up()
@@ -155,7 +155,7 @@ def open_session(
     workdir, patience, start = upkeep.workdir, upkeep.patience, int(state.step)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
     with (
-        in_place(workdir) as check_place,
+        guard_folder(workdir) as check_place,
         Watchdog(workdir, patience, size) as watchdog,
         checkpoint.open_checkpoints(
             workdir, upkeep.retention, patience.of_save(size), watchdog.saving
@@ -181,7 +181,7 @@ def open_session(
 
 
 @contextmanager
-def in_place(folder: Path) -> Iterator[Callable[[], None]]:
+def guard_folder(folder: Path) -> Iterator[Callable[[], None]]:
     """A check that the folder, made if it is not there, is still the same; made at the end too.
 
     It raises OSError, so that a run neither ends well nor begins another folder when its own was

@@ -39,7 +39,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, fsdp_across_slices: bool = False) -
     Raises ValueError if the sizes do not fit the devices or their slices.
     """
     sizes = mesh_sizes(data, fsdp, jax.device_count())
-    grid = device_grid(slices_of(jax.devices()), *sizes, fsdp_across_slices)
+    grid = device_grid(group_by_slice(jax.devices()), *sizes, fsdp_across_slices)
     return Mesh(grid, AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
@@ -58,7 +58,7 @@ def mesh_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
     return sizes["data"], sizes["fsdp"]
 
 
-def slices_of(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
+def group_by_slice(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
     """The devices by slice, in the order of the processes that they belong to."""
     slices: dict[int, list[jax.Device]] = {}
     for device in sorted(devices, key=lambda device: (device.process_index, device.id)):
@@ -66,7 +66,7 @@ def slices_of(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
     return list(slices.values())
 
 
-def sizes_in_slice(size: int, count: int, fsdp: int, fsdp_across_slices: bool) -> tuple[int, int]:
+def slice_mesh_sizes(size: int, count: int, fsdp: int, fsdp_across_slices: bool) -> tuple[int, int]:
     """Sizes of both axes in each of `count` slices of `size` devices.
 
     Raises ValueError if fsdp leaves a slice without being asked to.
@@ -96,15 +96,15 @@ def device_grid(
             f"the slices (TPU slices, or hosts of GPUs) have {[*map(len, slices)]} devices; a mesh "
             "needs as many in each: leave the odd ones out of the job"
         )
-    inside = sizes_in_slice(size, len(slices), fsdp, fsdp_across_slices)
+    inside = slice_mesh_sizes(size, len(slices), fsdp, fsdp_across_slices)
     # jax.make_mesh knows the physical links inside of a slice, and refuses several slices.
     grids = [jax.make_mesh(inside, AXES, devices=own).devices for own in slices]
     return np.concatenate(grids, axis=0).reshape(data, fsdp)
 
 
-def topology() -> str:
+def describe_topology() -> str:
     """Slices, hosts and devices of the job, in words."""
-    slices, hosts = slices_of(jax.devices()), jax.process_count()
+    slices, hosts = group_by_slice(jax.devices()), jax.process_count()
     return (
         f"{len(slices)} slice(s) of {'/'.join(map(str, sorted({*map(len, slices)})))} device(s), "
         f"{hosts} process(es) of {jax.local_device_count()}"
@@ -122,14 +122,14 @@ def spread(network: Network, mesh: Mesh) -> Network:
     Where a loss has cut or joined batches (bootstrap rows, both sides of guidance) XLA may
     otherwise compute whole batches everywhere, or split the features of a row. Rows are split, and
     filled up where the devices cannot have equal shares; of fewer rows than devices, images are too
-    if the network can (`devices_of_rows`), and devices that share an image exchange the keys and
+    if the network can (`count_row_devices`), and devices that share an image exchange the keys and
     values of attention.
     """
 
     put = jax.lax.with_sharding_constraint
 
     def places(rows: int) -> tuple[NamedSharding, NamedSharding]:
-        count = devices_of_rows(rows, mesh.size, network.lines)
+        count = count_row_devices(rows, mesh.size, network.lines)
         if count == mesh.size:
             return batch_sharding(mesh), batch_sharding(mesh)
         shares = Mesh(mesh.devices.reshape(count, -1), SHARES)
@@ -164,7 +164,7 @@ def spread(network: Network, mesh: Mesh) -> Network:
     return network._replace(apply=apply, features=network.features and features)
 
 
-def devices_of_rows(rows: int, devices: int, lines: int) -> int:
+def count_row_devices(rows: int, devices: int, lines: int) -> int:
     """Over how many devices rows are split; as many as are left over share the lines of each image.
 
     The cheapest for a device, which computes its parts of rows and exchanges what belongs to them.
@@ -178,7 +178,7 @@ def devices_of_rows(rows: int, devices: int, lines: int) -> int:
     return min((devices // n for n in parts), key=cost)
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated_sharding(mesh: Mesh) -> NamedSharding:
     """The whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 

@@ -22,7 +22,7 @@ from fewstep.messages import unknown_choice
 from fewstep.objectives.base import Batch, Objective, Params
 from fewstep.training.experiment import Experiment
 from fewstep.training.pairs import teacher_pairs
-from fewstep.training.resident import resident
+from fewstep.training.resident import load_on_devices
 
 TEACHER = "teacher"  # the teacher's name among the frozen networks
 Shape = tuple[int, ...]
@@ -83,23 +83,23 @@ class Source(NamedTuple):
     needs_teacher: bool = False
 
 
-def images(supply: Supply) -> Stream:
+def open_images(supply: Supply) -> Stream:
     """{"x", "label"} of the training images; gathered on the devices if they lie there."""
     split, fields = supply.dataset.train, supply.config.data
     images = partial(data.image_batches, start=supply.experiment.space.start)
     read = data.index_batches if fields.on_device else images
     return Stream(
         lambda start: read(split, flip=fields.flip, order=supply.order, **supply.share(start)),
-        resident(split, supply.mesh) if fields.on_device else dict,
+        load_on_devices(split, supply.mesh) if fields.on_device else dict,
     )
 
 
-def labels(supply: Supply) -> Stream:
+def open_labels(supply: Supply) -> Stream:
     """{"label"}, -1 without classes: what a method reads that draws all else itself."""
     return Stream(lambda start: data.label_batches(supply.labels, **supply.share(start)), dict)
 
 
-def pairs(supply: Supply) -> Stream:
+def open_pairs(supply: Supply) -> Stream:
     """{"pairs": {"eps", "x_0", "label"}}: noise and what the teacher's sampler makes of it."""
     fields = supply.config.pairs
     made = teacher_pairs(
@@ -137,13 +137,13 @@ def abstract_pairs(rows: int, shape: Shape) -> Mapping[str, Any]:
 
 # By the names of Objective.reads.
 SOURCES = {
-    "images": Source(abstract_images, images, needs_data=True),
-    "labels": Source(abstract_labels, labels),
-    "pairs": Source(abstract_pairs, pairs, needs_teacher=True),
+    "images": Source(abstract_images, open_images, needs_data=True),
+    "labels": Source(abstract_labels, open_labels),
+    "pairs": Source(abstract_pairs, open_pairs, needs_teacher=True),
 }
 
 
-def sources_of(objective: Objective) -> dict[str, Source]:
+def objective_sources(objective: Objective) -> dict[str, Source]:
     """The sources that an objective reads. Raises ValueError for a name that is none."""
     for name in objective.reads:
         if name not in SOURCES:
@@ -153,17 +153,17 @@ def sources_of(objective: Objective) -> dict[str, Source]:
 
 def reads_data(objective: Objective) -> bool:
     """Whether training reads a data set."""
-    return any(source.needs_data for source in sources_of(objective).values())
+    return any(source.needs_data for source in objective_sources(objective).values())
 
 
-def made_by_teacher(objective: Objective) -> list[str]:
+def teacher_sources(objective: Objective) -> list[str]:
     """The sources that a teacher makes, by name."""
-    return [name for name, source in sources_of(objective).items() if source.needs_teacher]
+    return [name for name, source in objective_sources(objective).items() if source.needs_teacher]
 
 
 def reads_teacher(objective: Objective) -> bool:
     """Whether parameters of a teacher are read: to learn from, to start from, or by a source."""
-    return bool(objective.frozen or objective.init_from or made_by_teacher(objective))
+    return bool(objective.frozen or objective.init_from or teacher_sources(objective))
 
 
 def abstract_batch(objective: Objective, rows: int, shape: Shape) -> dict[str, Any]:
@@ -171,7 +171,7 @@ def abstract_batch(objective: Objective, rows: int, shape: Shape) -> dict[str, A
 
     Raises ValueError for an objective that reads nothing, or two sources of one entry.
     """
-    parts = [source.abstract(rows, shape) for source in sources_of(objective).values()]
+    parts = [source.abstract(rows, shape) for source in objective_sources(objective).values()]
     names = [name for part in parts for name in part]
     if not names or len(set(names)) < len(names):
         raise ValueError(
@@ -183,7 +183,7 @@ def abstract_batch(objective: Objective, rows: int, shape: Shape) -> dict[str, A
 
 def open_sources(supply: Supply) -> Stream:
     """All that the objective of a run reads, as one stream. Raises as the sources do."""
-    sources = sources_of(supply.experiment.objective)
+    sources = objective_sources(supply.experiment.objective)
     opened = {name: source.open(supply) for name, source in sources.items()}
 
     def batches(start: int) -> Iterator[dict[str, Part]]:

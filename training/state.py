@@ -21,7 +21,7 @@ def named_key(key: Key, name: str) -> Key:
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
-def started_from(own: Params, source: Params, error: str) -> Params:
+def start_from(own: Params, source: Params, error: str) -> Params:
     """The parameters of a player with copies of its source's in their places.
 
     own: what the source does not have stays. error: how a message begins. Raises ValueError that
@@ -36,13 +36,13 @@ def started_from(own: Params, source: Params, error: str) -> Params:
                 f"{error}: its parameter {keystr(path)} has the shape "
                 f"{places[keystr(path)]}, and {leaf.shape} there"
             )
-    return merge(own, jax.tree.map(jnp.copy, source))
+    return replace_parts(own, jax.tree.map(jnp.copy, source))
 
 
-def merge(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
+def replace_parts(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
     """`own` with every part that `given` has, taken from there."""
     return {
-        name: merge(part, given[name])
+        name: replace_parts(part, given[name])
         if isinstance(part, Mapping) and name in given
         else given.get(name, part)
         for name, part in own.items()
@@ -67,7 +67,7 @@ def initial_state(
         if name in objective.init_from:
             source = objective.init_from[name]
             error = f"{name} cannot start from {source}"
-            networks[name] = started_from(networks[name], frozen[source], error)
+            networks[name] = start_from(networks[name], frozen[source], error)
     followers: dict[str, Params] = {}
     for name, follower in objective.followers.items():
         sources = networks | followers

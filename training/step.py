@@ -25,7 +25,7 @@ from fewstep.objectives.base import (
 )
 from fewstep.objectives.stages import Stage, begins_stage, stage_start
 from fewstep.training.gradient import Gradient, micro_batch, player_gradient
-from fewstep.training.optimizer import Optimizer, restarted
+from fewstep.training.optimizer import Optimizer, restart_optimizer
 from fewstep.training.state import named_key
 from fewstep.training.storage.train_state import TrainState
 
@@ -71,21 +71,21 @@ def train_step(
                 objective, name, others, part, named_key(key, name), state.step, micro_batches
             )
             update = player_update(player, optimizers[name], gradient, state.step, observe)
-            networks[name], opt_states[name], metrics[name] = every(
+            networks[name], opt_states[name], metrics[name] = update_if_due(
                 player.every, state.step, update, networks[name], begun.optimizers[name]
             )
         for name, follower in objective.followers.items():
             source = {**networks, **followers}[follower.source]
-            period = objective.players[leader(objective, name)].every
-            followers[name] = follow(
+            period = objective.players[root_player(objective, name)].every
+            followers[name] = update_follower(
                 period, state.step, follower, followers[name], source, objective.stages
             )
         updated = TrainState(state.step + 1, networks, followers, opt_states)
         metrics = {
-            name: with_finite_state(own, state_of_player(objective, name, updated))
+            name: require_finite_state(own, player_state(objective, name, updated))
             for name, own in metrics.items()
         }
-        return keep_if_finite(metrics, updated, state), flatten(metrics)
+        return keep_if_finite(metrics, updated, state), flatten_metrics(metrics)
 
     return step
 
@@ -109,7 +109,7 @@ def begin_stage(
                 for name, follower in objective.followers.items()
             },
             optimizers={
-                name: restarted(
+                name: restart_optimizer(
                     optimizers[name].transform, state.networks[name], -(-state.step // player.every)
                 )
                 for name, player in objective.players.items()
@@ -148,7 +148,7 @@ def player_update(
     return update
 
 
-def every(
+def update_if_due(
     period: int, step: Array, update: Update, params: Params, opt_state: Any
 ) -> tuple[Params, Any, Metrics]:
     """`update` when step % period == 0; otherwise nothing changes and every metric has count 0."""
@@ -160,14 +160,14 @@ def every(
     return jax.lax.cond(step % period == 0, update, skip, params, opt_state)
 
 
-def leader(objective: Objective, name: str) -> str:
+def root_player(objective: Objective, name: str) -> str:
     """The player that a follower follows in the end."""
     while name in objective.followers:
         name = objective.followers[name].source
     return name
 
 
-def follow(
+def update_follower(
     period: int,
     step: Array,
     follower: Follower,
@@ -188,13 +188,13 @@ def follow(
     return jax.lax.cond(step % period == 0, move, lambda own: own, own)
 
 
-def state_of_player(objective: Objective, name: str, state: TrainState) -> list[Any]:
+def player_state(objective: Objective, name: str, state: TrainState) -> list[Any]:
     """What a player's update changes: its parameters, its optimizer's state, its followers."""
-    followers = [own for f, own in state.followers.items() if leader(objective, f) == name]
+    followers = [own for f, own in state.followers.items() if root_player(objective, f) == name]
     return [state.networks[name], state.optimizers[name], *followers]
 
 
-def with_finite_state(metrics: Metrics, updated: Any) -> Metrics:
+def require_finite_state(metrics: Metrics, updated: Any) -> Metrics:
     """A player's metrics, `finite` only if all of a tree is finite too."""
     finite = metrics["finite"]
     return {**metrics, "finite": finite._replace(total=finite.total * all_finite(updated))}
@@ -213,13 +213,15 @@ def keep_if_finite(
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
 
 
-def column(metric: str, player: str, players: Collection[str]) -> str:
+def column_name(metric: str, player: str, players: Collection[str]) -> str:
     """The name in the log of a player's metric: METRIC, or PLAYER/METRIC if there are several."""
     return metric if len(players) == 1 else f"{player}/{metric}"
 
 
-def flatten(metrics: Mapping[str, Metrics]) -> Metrics:
+def flatten_metrics(metrics: Mapping[str, Metrics]) -> Metrics:
     """Metrics of all players in one mapping; the names are prefixed where there are several."""
     return {
-        column(name, player, metrics): m for player, ms in metrics.items() for name, m in ms.items()
+        column_name(name, player, metrics): m
+        for player, ms in metrics.items()
+        for name, m in ms.items()
     }

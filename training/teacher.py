@@ -18,14 +18,14 @@ from fewstep.diffusion.prediction import SIGMA_DATA
 from fewstep.messages import differences
 from fewstep.models.network import Network
 from fewstep.objectives.base import Objective, Params
-from fewstep.training.experiment import Experiment, rebuild, with_sampled
-from fewstep.training.networks import written_out
+from fewstep.training.experiment import Experiment, rebuild, with_sampling_network
+from fewstep.training.networks import with_network_fields
 from fewstep.training.sharding import tree_shardings
-from fewstep.training.sources import TEACHER, made_by_teacher, reads_teacher
-from fewstep.training.state import merge, named_key
+from fewstep.training.sources import TEACHER, reads_teacher, teacher_sources
+from fewstep.training.state import named_key, replace_parts
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import FOLDER
-from fewstep.training.storage.identity import as_dict, flat
+from fewstep.training.storage.identity import as_dict, flatten_fields
 
 # What must agree, or the teacher's parameters mean another function.
 SHARED = ("model.", "path.", "prediction.", "data.image_size", "data.channels", "data.num_classes")
@@ -48,15 +48,15 @@ class Location(NamedTuple):
     step: int | None
 
 
-def parse(field: str) -> Location:
+def parse_location(field: str) -> Location:
     """WORKDIR[@STEP] taken apart, the folder made absolute."""
     match = re.fullmatch(r"(.*?)(?:@(\d+))?", field)
     return Location(Path(match[1]).expanduser().absolute(), int(match[2]) if match[2] else None)
 
 
-def locate(field: str) -> Location:
+def locate_teacher(field: str) -> Location:
     """WORKDIR[@STEP] taken apart. Raises ValueError if there is no run."""
-    location = parse(field)
+    location = parse_location(field)
     if not workdir.is_run(location.folder):
         raise ValueError(
             f"teacher={field}: {location.folder} is no run; give the --workdir of one as WORKDIR "
@@ -65,7 +65,7 @@ def locate(field: str) -> Location:
     return location
 
 
-def pinned(config: ConfigDict, run: Path) -> ConfigDict:
+def pin_teacher(config: ConfigDict, run: Path) -> ConfigDict:
     """The config with its teacher's folder and step written out, as a record of the run.
 
     A run that goes on keeps the step it was started with, unless told another. Raises ValueError if
@@ -74,11 +74,11 @@ def pinned(config: ConfigDict, run: Path) -> ConfigDict:
     if not config.teacher:
         return config
     config = config.copy_and_resolve_references()
-    asked = parse(config.teacher)
+    asked = parse_location(config.teacher)
     check_other_run(config, run)
-    step = recorded_step(run, asked)
+    step = recorded_teacher_step(run, asked)
     if step is None:
-        step = restore.saved_step(locate(config.teacher).folder, asked.step)
+        step = restore.saved_step(locate_teacher(config.teacher).folder, asked.step)
     # The teacher may still be training: all processes take what the first one saw.
     step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
     config.teacher = f"{asked.folder}@{step}"
@@ -87,18 +87,18 @@ def pinned(config: ConfigDict, run: Path) -> ConfigDict:
 
 def check_other_run(config: ConfigDict, run: Path) -> None:
     """Raises ValueError if a run's teacher is the run itself."""
-    if config.teacher and parse(config.teacher).folder.resolve() == run.resolve():
+    if config.teacher and parse_location(config.teacher).folder.resolve() == run.resolve():
         raise ValueError(
             f"teacher={config.teacher} is the run itself; choose another --workdir for the student"
         )
 
 
-def recorded_step(run: Path, asked: Location) -> int | None:
+def recorded_teacher_step(run: Path, asked: Location) -> int | None:
     """The step of the teacher that a run was started with, if that is what is asked for."""
     if not workdir.is_run(run):
         return None
     recorded = workdir.load_config(run).teacher
-    folder, step = parse(recorded)
+    folder, step = parse_location(recorded)
     if not recorded or asked.step not in (None, step):
         return None
     # Known by its parameters (teacher_identity), so its folder may have been moved, or be a link.
@@ -111,10 +111,10 @@ def has_step(run: Path, step: int | None) -> bool:
     return (run / FOLDER / str(step)).is_dir()
 
 
-def with_teachers_images(config: ConfigDict) -> ConfigDict:
+def fill_from_teacher(config: ConfigDict) -> ConfigDict:
     """The config with the shape and classes of the teacher's images, where it leaves them open."""
     config = config.copy_and_resolve_references()
-    teacher = workdir.load_config(locate(config.teacher).folder)
+    teacher = workdir.load_config(locate_teacher(config.teacher).folder)
     if config.data.name == NONE and not space_of(teacher.data.name).image:
         made = space_of(teacher.data.name).name
         raise ValueError(
@@ -129,7 +129,7 @@ def with_teachers_images(config: ConfigDict) -> ConfigDict:
 
 def shared_fields(config: ConfigDict) -> dict[str, Any]:
     """What must agree between a teacher and its student, by dotted name."""
-    fields = flat(as_dict(written_out(config)))
+    fields = flatten_fields(as_dict(with_network_fields(config)))
     # A default and the same value written out are one path, and one network.
     fields |= {
         f"path.{name}": parameter.default
@@ -150,13 +150,15 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
         for name, there, here in sorted(differences(other, own))
     ]
     if not found and taught.space.shape != experiment.space.shape:
-        found = [f"data ({in_words(taught.space)} there, {in_words(experiment.space)} here)"]
+        found = [
+            f"data ({describe_space(taught.space)} there, {describe_space(experiment.space)} here)"
+        ]
     if found:
         raise ValueError(
             f"teacher={config.teacher} is another model than this one: {'; '.join(found)}. Set "
             "these fields to the teacher's, or train a teacher with them"
         )
-    predicts = experiment.objective.frozen or knows_by_starting(experiment.objective)
+    predicts = experiment.objective.frozen or only_starts_from_teacher(experiment.objective)
     if predicts and not taught.objective.denoises:
         raise ValueError(
             f"teacher={config.teacher} was trained by {teacher.method}, which does not predict "
@@ -171,58 +173,58 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
         )
 
 
-def in_words(space: Space) -> str:
+def describe_space(space: Space) -> str:
     """pixels of 8 x 8 x 1."""
     return f"{space.name} of {' x '.join(map(str, space.shape))}"
 
 
-def checked_teacher(config: ConfigDict, experiment: Experiment) -> ConfigDict | None:
+def load_teacher_config(config: ConfigDict, experiment: Experiment) -> ConfigDict | None:
     """The config of the teacher, None without one. Raises ValueError if it is missing or unfit.
 
     config.teacher_network is put in its ema.sample_with.
     """
     if not config.teacher:
-        check_taught(config, experiment)
+        check_teacher_given(config, experiment)
         return None
-    teacher = workdir.load_config(locate(config.teacher).folder)
+    teacher = workdir.load_config(locate_teacher(config.teacher).folder)
     if config.teacher_network:
         run = f"teacher={config.teacher}"
-        teacher = with_sampled(teacher, run, config.teacher_network, "teacher_network")
+        teacher = with_sampling_network(teacher, run, config.teacher_network, "teacher_network")
     check_teacher(config, teacher, experiment)
     return teacher
 
 
-def taught_by(config: ConfigDict, experiment: Experiment) -> Experiment | None:
+def build_source_teacher(config: ConfigDict, experiment: Experiment) -> Experiment | None:
     """The experiment of the teacher that sources draw from, None if none does.
 
-    Raises ValueError as `checked_teacher` does.
+    Raises ValueError as `load_teacher_config` does.
     """
-    if not made_by_teacher(experiment.objective):
+    if not teacher_sources(experiment.objective):
         return None
-    return rebuild(checked_teacher(config, experiment), config.teacher)
+    return rebuild(load_teacher_config(config, experiment), config.teacher)
 
 
-def check_taught(config: ConfigDict, experiment: Experiment) -> None:
+def check_teacher_given(config: ConfigDict, experiment: Experiment) -> None:
     """Raises ValueError if the config does without a teacher, and its method cannot."""
-    check_network_of_teacher(config)
+    check_teacher_network(config)
     if experiment.objective.needs_teacher and not config.teacher:
         raise ValueError(
             f"{config.method} needs a teacher: --config.teacher=WORKDIR of a run of the same "
             "model and path"
         )
-    if knows_by_starting(experiment.objective) and not config.start_from_teacher:
+    if only_starts_from_teacher(experiment.objective) and not config.start_from_teacher:
         raise ValueError(
             f"{config.method} learns from what it starts from, which is its teacher; leave "
             "start_from_teacher=True"
         )
 
 
-def knows_by_starting(objective: Objective) -> bool:
+def only_starts_from_teacher(objective: Objective) -> bool:
     """Whether a method knows its teacher by starting from it alone."""
-    return objective.needs_teacher and not (objective.frozen or made_by_teacher(objective))
+    return objective.needs_teacher and not (objective.frozen or teacher_sources(objective))
 
 
-def check_network_of_teacher(config: ConfigDict) -> None:
+def check_teacher_network(config: ConfigDict) -> None:
     """Raises ValueError if the config says which network teaches, and names no teacher."""
     if config.teacher_network and not config.teacher:
         raise ValueError(
@@ -235,13 +237,13 @@ def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, An
 
     Raises ValueError as `load_teacher` does.
     """
-    check_taught(config, experiment)
+    check_teacher_given(config, experiment)
     if not reads_teacher(experiment.objective):
         return None
-    teacher = checked_teacher(config, experiment)
+    teacher = load_teacher_config(config, experiment)
     if teacher is None:
         return None
-    location, name = locate(config.teacher), rebuild(teacher, config.teacher).sample_with
+    location, name = locate_teacher(config.teacher), rebuild(teacher, config.teacher).sample_with
     record = restore.read_record(location.folder, location.step)
     return {
         "step": record["step"],
@@ -258,13 +260,13 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
     are new and without effect; parts that only the teacher has are left out. Raises ValueError,
     before any compile, if the teacher is missing, cannot be read, or is another model.
     """
-    check_taught(config, experiment)
+    check_teacher_given(config, experiment)
     if not reads_teacher(experiment.objective):
         return {}
-    teacher_config = checked_teacher(config, experiment)
+    teacher_config = load_teacher_config(config, experiment)
     if teacher_config is None:
         return {}
-    location = locate(config.teacher)
+    location = locate_teacher(config.teacher)
     teacher = rebuild(teacher_config, config.teacher)
     objective = teacher.objective
     abstract = abstract_params(objective.players[objective.generator].network, mesh)
@@ -288,4 +290,4 @@ def adopt(params: Params, network: Network, seed: int, mesh: Mesh) -> Params:
     """The parameters as those of this network: its own parts where they have none."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(network, mesh))
     fresh = jax.jit(network.init, out_shardings=shardings)(named_key(jax.random.key(seed), TEACHER))
-    return merge(fresh, params)
+    return replace_parts(fresh, params)

@@ -42,7 +42,12 @@ from fewstep.eval.features.parameters import Params, named_arrays, params_digest
 from fewstep.models.convnet import Convnet, convnet
 from fewstep.progress import note, progress_bar
 from fewstep.training.sharding import AXES
-from fewstep.training.storage.seal import kept_file, kept_if_writable, read_sealed, write_sealed
+from fewstep.training.storage.seal import (
+    find_kept_file,
+    read_sealed,
+    warn_if_unwritable,
+    write_sealed,
+)
 
 Array = jax.Array
 
@@ -110,12 +115,12 @@ def classifier(dataset: Dataset, root: Path, read_only: Path | None = None) -> C
     64 pixels, a damaged file, or an accuracy below the floor.
     """
     task, model = task_of(dataset), model_of(dataset)
-    path = kept_file(file_of(task, root), root, read_only)
+    path = find_kept_file(file_of(task, root), root, read_only)
     trained = read_classifier(path, model, len(task.held_out.labels)) if path.exists() else None
     if trained is None:
         trained = train_classifier(task, model)
         if jax.process_index() == 0:
-            with kept_if_writable(path):
+            with warn_if_unwritable(path):
                 write_classifier(path, trained)
     if jax.process_count() > 1:
         trained = jax.device_get(multihost_utils.broadcast_one_to_all(trained))

@@ -17,7 +17,7 @@ from jax.sharding import Mesh
 
 from fewstep.data.arrays.pixels import check_images
 from fewstep.data.spaces.space import Space
-from fewstep.training.sharding import batch_sharding, replicated
+from fewstep.training.sharding import batch_sharding, replicated_sharding
 
 # Half the range of a byte: v / 127.5 - 1 takes 0 .. 255 to [-1, 1].
 HALF_RANGE = 127.5
@@ -86,7 +86,7 @@ def extractor(network: FeatureNetwork, mesh: Mesh, batch_size: int) -> Extract:
     All processes call it with the same samples and get all features. The last batch is filled up by
     repeating samples, so one compiled program computes every sample, however many there are.
     """
-    everywhere = replicated(mesh)
+    everywhere = replicated_sharding(mesh)
     params = jax.device_put(network.params, everywhere)
 
     @partial(jax.jit, in_shardings=(None, everywhere), out_shardings=everywhere)

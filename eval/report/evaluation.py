@@ -18,7 +18,7 @@ from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.report.results import AGAIN, Result, load_result
 from fewstep.messages import common_differences, shell_flags
 from fewstep.training.cluster.processes import warn_once
-from fewstep.training.storage.identity import as_dict, flat, read_identity
+from fewstep.training.storage.identity import as_dict, flatten_fields, read_identity
 from fewstep.training.storage.seal import check_array, read_sealed
 from fewstep.training.storage.workdir import load_config
 
@@ -96,7 +96,7 @@ def check_own(evaluation: Evaluation, config: ConfigDict, run: str) -> None:
             f"{path} holds the result {result['id']} ({result['metric']}), but the protocol of "
             f"{protocol.id}; {AGAIN}"
         )
-    own = {**flat(as_dict(config)), "run": run or result.get("run")}
+    own = {**flatten_fields(as_dict(config)), "run": run or result.get("run")}
     if run and run == result.get("run"):
         own.pop("data.name")  # images may have been moved since
     its = {**sampling, "data.name": result["data"], "run": result.get("run") or run or None}

@@ -26,10 +26,10 @@ from fewstep.training.storage.identity import (
     DECODING,
     as_dict,
     depends_on_length,
-    flat,
+    flatten_fields,
 )
 from fewstep.training.storage.workdir import CONFIG, load_config
-from fewstep.training.teacher import parse
+from fewstep.training.teacher import parse_location
 
 # Of the fields in which groups of one method differ, a heading names at most these many.
 NAMED_DIFFERENCES = 3
@@ -161,7 +161,7 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
             "network_evaluations": None,
             "seconds": training_seconds(rows, last.sampling["step"], config.batch_size),
         },
-        config=with_teacher(flat(as_dict(config))),
+        config=with_teacher(flatten_fields(as_dict(config))),
         classes=class_names(folder),
     )
 
@@ -173,11 +173,11 @@ def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     no run in it any more.
     """
     fields = dict(config)
-    folder, step = parse(fields["teacher"])
+    folder, step = parse_location(fields["teacher"])
     if not fields["teacher"] or not (folder / CONFIG).is_file():
         return fields
     fields["teacher"] = "taught"
-    of_teacher = identifying(with_teacher(flat(as_dict(load_config(folder)))))
+    of_teacher = identifying(with_teacher(flatten_fields(as_dict(load_config(folder)))))
     return fields | {f"teacher.{k}": v for k, v in {**of_teacher, "step": step}.items()}
 
 

@@ -27,11 +27,11 @@ from fewstep.objectives.divergences import DIVERGENCES
 from fewstep.objectives.needs import NOTHING
 from fewstep.parts import Entry, Part, RunLength, declared_marks
 from fewstep.samplers import SOLVERS
-from fewstep.training.experiment import build, debugged
-from fewstep.training.optimizer import optimizer
+from fewstep.training.experiment import build, debug_config
+from fewstep.training.optimizer import build_optimizer
 from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
-from tests.training.runs import largest_difference, perturbed, random_batch, untrained_teacher
+from tests.training.runs import largest_difference, perturb, random_batch, untrained_teacher
 
 FOLDER = Path(__file__).parent.parent.parent / "configs"
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if "\ndef get_config(" in p.read_text())
@@ -65,13 +65,13 @@ def training_batch(config, experiment):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_a_step(method, no_blocks):
-    config = debugged(config_of("digits", method))
+    config = debug_config(config_of("digits", method))
     # The first rate of a warm-up is 0, and so would be the update.
     config.optimizer.warmup_steps = 0
     experiment = build(config)
     objective, optimizers = experiment.objective, experiment.optimizers
     # Moved from its initial output of zero, which on some paths is the student's solution already.
-    frozen = {name: perturbed(params) for name, params in untrained_teacher(experiment).items()}
+    frozen = {name: perturb(params) for name, params in untrained_teacher(experiment).items()}
     state = initial_state(objective._replace(init_from={}), optimizers, config.seed, frozen)
     step = jax.jit(train_step(objective, optimizers, config.seed))
     updated, metrics = step(state, frozen, training_batch(config, experiment))
@@ -83,7 +83,7 @@ def test_every_method_takes_a_step(method, no_blocks):
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("file", FILES)
 def test_every_config_s_step_fits_its_data(file, method, no_blocks):
-    config = debugged(config_of(file, method))
+    config = debug_config(config_of(file, method))
     experiment = build(config)
     objective, optimizers = experiment.objective, experiment.optimizers
     init = objective.players[objective.generator].network.init
@@ -189,7 +189,7 @@ def test_base_has_every_field_of_networks_and_optimizers():
     )
     dit = models.NETWORKS["dit"].fields
     assert {name: config.model[name] for name in dit} == dit | dict.fromkeys(NOTHING)
-    assert set(config.optimizer) | {"updates", "starts", "heads"} == set(fields(optimizer))
+    assert set(config.optimizer) | {"updates", "starts", "heads"} == set(fields(build_optimizer))
 
 
 def test_a_part_of_another_name_forgets_the_file_s_fields_but_not_the_given_ones():

@@ -19,7 +19,7 @@ from fewstep.objectives.base import Objective
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
 from fewstep.parts import Entry, Part, RunLength, declared_marks
 from fewstep.training.experiment import build, build_kind, build_model, build_objective
-from fewstep.training.networks import written_out
+from fewstep.training.networks import with_network_fields
 from tests.objectives.assembled import responsive
 from tests.objectives.test_parts import OTHERS, parameters_of
 
@@ -186,7 +186,7 @@ def test_every_field_reaches_the_network(monkeypatch):
     monkeypatch.setitem(models.NETWORKS, "dit", kind._replace(build=network))
     config = config_of("edm")
     config.data.update(image_size=12, channels=3, num_classes=7)
-    config = written_out(config)
+    config = with_network_fields(config)
     for field in kind.fields:
         value = config.model[field]
         config.model[field] = f"other {value}" if isinstance(value, str) else changed(value)

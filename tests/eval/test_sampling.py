@@ -10,7 +10,7 @@ import pytest
 from fewstep.eval.evaluate import evaluator, protocol_of, summary
 from fewstep.eval.sampling import check_sampling
 from fewstep.objectives.base import Diagnostics
-from fewstep.training.generate import noise
+from fewstep.training.generate import initial_noise
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_experiment
 
@@ -46,7 +46,7 @@ def evaluated(folder, config, experiment):
 def test_numbers_are_those_of_all_samples_at_each_number_of_steps(tmp_path):
     config, experiment = diagnosed()
     results = evaluated(tmp_path, config, experiment)
-    eps, keys = noise(config.seed, np.arange(COUNT), (8, 8, 1))
+    eps, keys = initial_noise(config.seed, np.arange(COUNT), (8, 8, 1))
     for result, steps in zip(results, (1, 2), strict=True):
         rows = log_weights(None, eps, None, keys, steps=steps, guidance_scale=1.0)
         expected = estimates(rows)

@@ -5,15 +5,15 @@ import numpy as np
 from fewstep.data import to_uint8
 from fewstep.eval import trajectory as module
 from fewstep.eval.trajectory import SHOWN, observed, trajectory
-from fewstep.training.generate import batch_sampler, noise
+from fewstep.training.generate import batch_sampler, initial_noise
 from fewstep.training.sharding import make_mesh
 from tests.modes.recorded import random_network
-from tests.training.runs import perturbed, small_config, small_experiment
+from tests.training.runs import perturb, small_config, small_experiment
 
 
 def way_of(method, steps, label=3, **fields):
     config, experiment = small_experiment(method, **fields)
-    params = perturbed(experiment.model.network.init(jax.random.key(0)))
+    params = perturb(experiment.model.network.init(jax.random.key(0)))
     show = trajectory(config, steps=steps, guidance_scale=1.0, label=label)
     sample = batch_sampler(
         experiment.objective, (8, 8, 1), make_mesh(), seed=0, steps=steps, guidance_scale=1.0
@@ -66,7 +66,7 @@ def test_the_image_is_that_of_the_run_s_seed_label_scale_and_steps(monkeypatch):
     monkeypatch.setattr(module, "observed", lambda _, states: observed(network, states))
     config = small_config("flow_matching", seed=3)
     shown = trajectory(config, steps=2, guidance_scale=1.5, label=3)(params)[-1]
-    eps, keys = noise(3, np.zeros(1, np.int32), (8, 8, 1))
+    eps, keys = initial_noise(3, np.zeros(1, np.int32), (8, 8, 1))
     condition = {"label": np.array([3], np.int32)}
     x_0 = sampler(network)(params, eps, condition, keys, steps=2, guidance_scale=1.5)[0]
     assert np.abs(shown.astype(int) - to_uint8(x_0)).max() <= 1

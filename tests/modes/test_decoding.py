@@ -15,7 +15,7 @@ from fewstep.modes.request import Request, decoded_as_begun, read_dataset
 from fewstep.training.classes import class_names
 from fewstep.training.storage import identity, workdir
 from fewstep.training.storage.identity import as_dict
-from fewstep.training.storage.seal import sealed, unsealed
+from fewstep.training.storage.seal import seal_record, unseal_record
 from tests.training.runs import small_config
 
 TRAIN = import_module("fewstep.modes.train_run")
@@ -53,10 +53,10 @@ def begin(folder, config, older=False):
     workdir.start_run(folder, job.config, JOB.data_identity(job.dataset, job.experiment))
     if older:
         path = folder / identity.RUN
-        record = unsealed(json.loads(path.read_text()))
+        record = unseal_record(json.loads(path.read_text()))
         for name in LATER:
             del record["config"]["data"][name]
-        path.write_text(json.dumps(sealed(record)))
+        path.write_text(json.dumps(seal_record(record)))
     return job.dataset
 
 

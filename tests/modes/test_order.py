@@ -15,7 +15,7 @@ from fewstep.training.experiment import build_on
 from fewstep.training.report import NonFiniteError
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import identity, workdir
-from fewstep.training.storage.seal import sealed, unsealed
+from fewstep.training.storage.seal import seal_record, unseal_record
 from tests.training.runs import small_config
 
 TRAIN, REPLAY = import_module("fewstep.modes.train_run"), import_module("fewstep.modes.replay")
@@ -35,9 +35,9 @@ def begun(request, tmp_path):
     workdir.start_run(tmp_path, config)
     if request.param == 1:  # begun before there were several: no record has a number
         path = tmp_path / identity.RUN
-        record = unsealed(json.loads(path.read_text()))
+        record = unseal_record(json.loads(path.read_text()))
         del record["order"]
-        path.write_text(json.dumps(sealed(record)))
+        path.write_text(json.dumps(seal_record(record)))
     return tmp_path, request.param, first_rows(request.param)
 
 

@@ -17,7 +17,7 @@ from fewstep.training.experiment import build
 from fewstep.training.generate import generate
 from fewstep.training.metrics import LOG, read_rows
 from fewstep.training.sharding import make_mesh
-from fewstep.training.teacher import check_teacher, with_teachers_images
+from fewstep.training.teacher import check_teacher, fill_from_teacher
 
 TRAIN, SAMPLE = (import_module(f"fewstep.modes.{name}") for name in ("train", "sample"))
 SAMPLES, STEPS = 48, 2
@@ -122,4 +122,4 @@ def test_a_teacher_makes_points_of_the_same_dimension(run):
         check_teacher(other, teacher, build(other))
     config.data.name = "none"
     with pytest.raises(ValueError, match="makes points: name its data set, data.name=mixture:ring"):
-        with_teachers_images(config)
+        fill_from_teacher(config)

@@ -11,7 +11,7 @@ from fewstep.data import NEWEST_ORDER, batch_indices
 from fewstep.modes import job as JOB
 from fewstep.training.compiled_step import compile_step, create_state
 from fewstep.training.experiment import build
-from fewstep.training.replay import GRADIENT, ROWS, read_newest
+from fewstep.training.replay import GRADIENT, ROWS, read_newest_record
 from fewstep.training.report import NonFiniteError
 from fewstep.training.sharding import put_batch
 from fewstep.training.sources import Supply, open_sources
@@ -30,7 +30,7 @@ def test_the_record_of_a_step_has_its_seed_and_its_images(tmp_path):
     error = NonFiniteError("broken", step=7, values={"loss": np.inf})
     told = TRAIN.recorded(error, job, NEWEST_ORDER, tmp_path)
     assert str(tmp_path / "replay" / "7.json") in str(told)
-    record = read_newest(tmp_path)
+    record = read_newest_record(tmp_path)
     assert (record["step"], record["seed"]) == (7, 3)
     # The batch of the seventh step follows six.
     indices = batch_indices(200, batch_size=32, seed=3, step=6, order=NEWEST_ORDER)
@@ -45,7 +45,7 @@ def test_a_step_without_images_records_none_though_a_data_set_is_here(tmp_path):
     config, data = small_config("sim", **FIELDS), dataset(8, 1)
     job = JOB.Job(config, data, build(config), *[None] * 6)
     TRAIN.recorded(NonFiniteError("broken", step=7, values={}), job, NEWEST_ORDER, tmp_path)
-    assert read_newest(tmp_path)["indices"] is None
+    assert read_newest_record(tmp_path)["indices"] is None
 
 
 def stream_of(config, experiment, data):
@@ -75,7 +75,7 @@ def saved_run(folder):
         if number == 2:
             workdir.start_run(folder, config)
             with checkpoint.open_checkpoints(folder) as checkpoints:
-                checkpoint.save(checkpoints, state, workdir.as_dict(config))
+                checkpoint.save_state(checkpoints, state, workdir.as_dict(config))
     return folder, (config, experiment, data, mesh), losses
 
 

@@ -13,7 +13,7 @@ from fewstep.data import to_uint8
 from fewstep.data.spaces.pixels import pixels
 from fewstep.modes.request import Request, Run
 from fewstep.objectives.stages import Stage
-from fewstep.training.generate import noise
+from fewstep.training.generate import initial_noise
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_config, small_experiment
 from tests.training.test_generate import OBJECTIVE, SHAPE, echo
@@ -61,7 +61,7 @@ def sample(monkeypatch, tmp_path, stages):
 
 def expected(seeds, labels, steps=1, scale=1.5):
     """The images of seeds and labels."""
-    eps, keys = jax.jit(lambda i: noise(0, i, SHAPE))(np.array(seeds, np.int32))
+    eps, keys = jax.jit(lambda i: initial_noise(0, i, SHAPE))(np.array(seeds, np.int32))
     condition = {"label": jnp.array(labels)}
     return to_uint8(echo(PARAMS, eps, condition, keys, steps=steps, guidance_scale=scale))
 

@@ -11,7 +11,7 @@ import pytest
 from fewstep.configs import base
 from fewstep.modes import job as JOB
 from fewstep.modes.request import Request
-from fewstep.training.storage.identity import as_dict, flat
+from fewstep.training.storage.identity import as_dict, flatten_fields
 from tests.modes.recorded import TRAIN, recorded
 from tests.training.runs import small_config
 
@@ -239,7 +239,7 @@ def test_each_axis_of_the_mesh_has_its_own_size(observe):
 
 
 def test_every_field_is_in_a_table():
-    fields = set(flat(as_dict(base.config())))
+    fields = set(flatten_fields(as_dict(base.config())))
     assert fields == {f for f in (*FIELDS, *TAUGHT, *ELSEWHERE) if not f.startswith("objective.")}
 
 

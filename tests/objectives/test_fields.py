@@ -12,8 +12,8 @@ from fewstep.configs import base
 from fewstep.configs import objectives as documented
 from fewstep.objectives import OBJECTIVES
 from fewstep.parts import Part, RunLength, declared_marks
-from fewstep.training.construct import Run, arguments
-from fewstep.training.sources import SOURCES, made_by_teacher
+from fewstep.training.construct import RunContext, arguments
+from fewstep.training.sources import SOURCES, teacher_sources
 from tests.objectives.assembled import (
     CASES,
     TOTAL,
@@ -225,7 +225,7 @@ def test_a_default_of_none_is_the_documented_part_whatever_the_other_fields(name
     beside = {"sample_times": ()} if field in ("curriculum", "spacing") else {}
     beside = {k: v for k, v in beside.items() if k in fields_of(name)}
     case = assemble(name, **beside, **{field: None})
-    given = config.objective.to_dict(), "objective", Run(case.model.path, TOTAL)
+    given = config.objective.to_dict(), "objective", RunContext(case.model.path, TOTAL)
     parts = arguments(OBJECTIVES[name], *given)
     explicit = assemble(name, **beside, **{field: parts[field]})
     assert changes(observe(case), observe(explicit)) == set()
@@ -271,7 +271,7 @@ def test_an_objective_says_what_of_a_batch_it_reads(case):
 def test_who_learns_from_a_teacher_says_that_it_needs_one(case):
     objective = assemble(case).objective
     copied = "teacher" in objective.followers
-    taught = bool(objective.frozen or copied or made_by_teacher(objective))
+    taught = bool(objective.frozen or copied or teacher_sources(objective))
     assert objective.needs_teacher == taught
 
 

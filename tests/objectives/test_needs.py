@@ -7,7 +7,7 @@ from fewstep.diffusion.path import PATHS
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Objective
 from fewstep.objectives.needs import NOTHING, needs, needs_of
-from fewstep.training.networks import written_out
+from fewstep.training.networks import with_network_fields
 from tests.networks import affine, model_of
 from tests.training.runs import small_config
 
@@ -26,7 +26,7 @@ def factory(model, *, learned: bool = True, scale: float = 2.0):
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_config_gets_what_its_method_needs(method):
-    model = written_out(small_config(method)).model
+    model = with_network_fields(small_config(method)).model
     found = {name: model[name] for name in NOTHING}
     assert found == NOTHING | OF_METHODS.get(method, {})
 
@@ -41,7 +41,7 @@ def test_a_config_gets_what_its_method_needs(method):
     ],
 )
 def test_needs_follow_the_fields_and_given_values_stay(method, fields, needed):
-    model = written_out(small_config(method, **fields)).model
+    model = with_network_fields(small_config(method, **fields)).model
     assert {name: model[name] for name in NOTHING} == NOTHING | needed
 
 

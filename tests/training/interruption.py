@@ -35,17 +35,17 @@ class Interruption(NamedTuple):
     finished: bool
 
 
-def missed(one):
+def ended_before_signal(one):
     """Whether the run was over before the signal could do anything: it says nothing then."""
     return one.finished and max([one.sent, *one.before]) == killed.STEPS
 
 
-def after_restore(one):
+def hit_restored_run(one):
     """Whether the signal met a process that had restored a checkpoint and made steps since."""
     return bool(one.before) and one.own > 0
 
 
-def promises(one):
+def kept_promises(one):
     """What is promised of an interruption that was not missed, and whether it was kept."""
     newest = max(one.before, default=0)
     kept = {
@@ -57,7 +57,7 @@ def promises(one):
     return kept
 
 
-def phase(folder):
+def current_phase(folder):
     """What a run is doing, as its folder shows."""
     names = [path.name for path in (folder / "checkpoints").glob("*")]
     if any(not name.isdigit() for name in names):
@@ -80,11 +80,11 @@ def interrupt(folder, method, number, rng, steps=None):
     steps: after how many steps of its own, at random by default.
     """
     before = killed.saved_steps(folder)
-    process = killed.start(folder, method, {}, pause=PAUSE, **OPTIONS)
+    process = killed.start_process(folder, method, {}, pause=PAUSE, **OPTIONS)
     # By its steps, not by the clock, which says little of where a run is on a busy machine.
     killed.wait_for_steps(folder, process, draw_steps(before, rng) if steps is None else steps)
     time.sleep(rng.uniform(0.0, 2 * PAUSE))
-    met, noted = phase(folder), killed.begun(folder, process)
+    met, noted = current_phase(folder), killed.begun_steps(folder, process)
     if process.is_alive():
         os.kill(process.pid, number)
     process.join(killed.TIMEOUT)
@@ -97,7 +97,7 @@ def interrupt(folder, method, number, rng, steps=None):
         before,
         killed.saved_steps(folder),
         sent=max(noted, default=0),
-        begun=max(killed.begun(folder, process), default=0),
+        begun=max(killed.begun_steps(folder, process), default=0),
         own=max(len(noted) - 2, 0),
         finished=(folder / killed.FINAL).exists(),
     )

@@ -26,15 +26,15 @@ STEPS, SAVE_EVERY, EVALUATE_EVERY = 12, 4, 6
 BEGUN, FINAL = "begun", "final.pickle"
 
 
-def die(number=signal.SIGKILL):
+def signal_self(number=signal.SIGKILL):
     os.kill(os.getpid(), number)
 
 
 def small_network(config):
     """A network of nine numbers with the inputs that the method needs."""
-    from fewstep.training.networks import written_out
+    from fewstep.training.networks import with_network_fields
 
-    size, fields = config.data.image_size, written_out(config).model
+    size, fields = config.data.image_size, with_network_fields(config).model
     return affine()._replace(
         shape=(size, size, config.data.channels),
         second_time=fields.second_time,
@@ -78,32 +78,32 @@ def train_small(
     experiment = build(config, small_network(config))
     experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
     teacher = jax.tree.map(lambda leaf: 0.5 * leaf, affine().init(None))
-    write = checkpoint.save
+    write = checkpoint.save_state
 
     def save_and_die(checkpoints, state, *record):
         write(checkpoints, state, *record)
         if place == "saving" and int(state.step) == at:
-            die(number)
+            signal_self(number)
 
     entries = abstract_batch(experiment.objective, config.batch_size, (8, 8, 1))
 
     def batches(start):
         for step, batch in enumerate(synthetic_batches(config, start), start=start + 1):
-            note(folder, step)
+            record_step(folder, step)
             time.sleep(pause)
             if (place, at) == ("step", step):
-                die(number)
+                signal_self(number)
             yield {name: batch[name] for name in entries}
 
     def evaluate(state):
         if (place, at) == ("evaluating", int(state.step)):
-            die(number)
+            signal_self(number)
         return {"frechet_1": float(jnp.abs(state.networks[experiment.objective.generator]["a"]))}
 
-    checkpoint.save = save_and_die
+    checkpoint.save_state = save_and_die
     try:
         with Preemption() as preemption:
-            note(folder, 0)
+            record_step(folder, 0)
             state = train(
                 Training(
                     objective=experiment.objective,
@@ -130,23 +130,23 @@ def train_small(
     Path(folder, FINAL).write_bytes(pickle.dumps(jax.device_get(state)))
 
 
-def start(*arguments, **options):
+def start_process(*arguments, **options):
     """`train_small` in a process of its own."""
-    process = SERVER.Process(target=quietly, args=arguments, kwargs=options)
+    process = SERVER.Process(target=train_quietly, args=arguments, kwargs=options)
     process.start()
     return process
 
 
-def run(*arguments, expect=0, **options):
+def run_process(*arguments, expect=0, **options):
     """`train_small` in a process of its own, whose exit code is expected."""
-    process = start(*arguments, **options)
+    process = start_process(*arguments, **options)
     process.join(TIMEOUT)
     if process.is_alive():
         process.kill()
     assert process.exitcode == expect, f"{arguments}: {process.exitcode}"
 
 
-def quietly(*arguments, **options):
+def train_quietly(*arguments, **options):
     """Without the lines of the log's rows, but with errors."""
     from fewstep.training import report
 
@@ -160,7 +160,7 @@ def saved_steps(folder):
     return sorted(int(p.name) for p in (folder / "checkpoints").glob("*") if p.name.isdigit())
 
 
-def final(folder):
+def final_state(folder):
     """The state that a run ended with, as host arrays."""
     return pickle.loads(Path(folder, FINAL).read_bytes())
 
@@ -173,14 +173,14 @@ def wait_for(condition, seconds=TIMEOUT):
         time.sleep(0.005)
 
 
-def note(folder, step):
+def record_step(folder, step):
     """Say, in the folder of a run, that this process begins a step; 0: that it hears signals."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with Path(folder, BEGUN).open("a") as file:
         file.write(f"{os.getpid()} {step}\n")
 
 
-def begun(folder, process):
+def begun_steps(folder, process):
     """The steps that a process has begun, after a 0 once it hears signals."""
     if not Path(folder, BEGUN).exists():
         return []
@@ -194,10 +194,10 @@ def wait_for_steps(folder, process, count):
     The log does not show it: it holds the steps of processes that were killed before.
     """
     enough = 1 if count == 0 else count + 2  # the 0, and the step after them
-    wait_for(lambda: len(begun(folder, process)) >= enough or not process.is_alive())
+    wait_for(lambda: len(begun_steps(folder, process)) >= enough or not process.is_alive())
 
 
-def identical(a, b):
+def have_same_bits(a, b):
     """Whether two trees have the same bits."""
     return all(
         np.asarray(x).tobytes() == np.asarray(y).tobytes()

@@ -10,7 +10,7 @@ from fewstep.configs import base, methods
 from fewstep.data import Split, image_batches
 from fewstep.training.compiled_step import create_state
 from fewstep.training.experiment import build
-from fewstep.training.networks import written_out
+from fewstep.training.networks import with_network_fields
 from fewstep.training.sharding import make_mesh
 from fewstep.training.sources import abstract_batch
 from fewstep.training.storage import checkpoint, workdir
@@ -43,21 +43,21 @@ def untrained_teacher(experiment, seed=7):
 def save_run(folder, method, steps=(5,), **fields):
     """The folder of a run; its saved networks are its initial ones moved by noise, per step."""
     config, experiment = small_experiment(method, **fields)
-    config = written_out(config)
+    config = with_network_fields(config)
     run = workdir.start_run(folder, config)
     state = create_state(experiment.objective, experiment.optimizers, 0, {}, make_mesh())
     with checkpoint.open_checkpoints(folder) as checkpoints:
         for step in steps:
             moved = state._replace(
                 step=jnp.int32(step),
-                networks=perturbed(state.networks, seed=1000 * config.seed + step),
-                followers=perturbed(state.followers, seed=1000 * config.seed + 100 + step),
+                networks=perturb(state.networks, seed=1000 * config.seed + step),
+                followers=perturb(state.followers, seed=1000 * config.seed + 100 + step),
             )
-            checkpoint.save(checkpoints, moved, as_dict(config), run.stamp)
+            checkpoint.save_state(checkpoints, moved, as_dict(config), run.stamp)
     return str(folder)
 
 
-def perturbed(params, scale=0.05, seed=0):
+def perturb(params, scale=0.05, seed=0):
     """The parameters moved by normal noise, so that no part is zero or as it was initialised."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(

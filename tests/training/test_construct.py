@@ -6,7 +6,7 @@ from typing import Annotated
 import pytest
 
 from fewstep.parts import RUN_LENGTH, Entry, Part, declared_marks, group_names, open_lengths
-from fewstep.training.construct import Run, construct_with_parts
+from fewstep.training.construct import RunContext, construct_with_parts
 
 NORMS = {"one": 1, "two": 2}
 
@@ -33,23 +33,23 @@ def method(
     return distance, target, total_steps
 
 
-RUN = Run("path", 100)
+RUN = RunContext("path", 100)
 DISTANCE = {"name": "euclidean", "norm": "one", "warmup": None}
 TARGET = {"name": "linear", "distance": None, "total_steps": None}
 
 
-def made(**fields):
+def build_method(**fields):
     return construct_with_parts({"method": method}, {"name": "method", **fields}, "objective", RUN)
 
 
 def test_a_name_means_what_the_function_that_takes_it_declares():
-    assert made(distance=DISTANCE, target={**TARGET, "distance": 0.25}) == (
+    assert build_method(distance=DISTANCE, target={**TARGET, "distance": 0.25}) == (
         ("euclidean", 1, 100),
         ("linear", "path", 0.25, 100),
         3,
     )
-    assert made(target=TARGET, total_steps=None) == (None, ("linear", "path", 0.5, 100), 3)
-    assert made(distance={**DISTANCE, "norm": None, "warmup": 5}) == (
+    assert build_method(target=TARGET, total_steps=None) == (None, ("linear", "path", 0.5, 100), 3)
+    assert build_method(distance={**DISTANCE, "norm": None, "warmup": 5}) == (
         ("euclidean", 2, 5),
         None,
         3,
@@ -58,9 +58,9 @@ def test_a_name_means_what_the_function_that_takes_it_declares():
 
 def test_a_part_without_a_name_is_the_default_of_the_argument():
     unset = {"name": "", "norm": None, "warmup": None}
-    assert made(distance=unset, other=unset) == (None, None, 3)
+    assert build_method(distance=unset, other=unset) == (None, None, 3)
     with pytest.raises(ValueError, match=r"objective.distance.norm is not used without"):
-        made(distance={**unset, "norm": "one"})
+        build_method(distance={**unset, "norm": "one"})
 
 
 @pytest.mark.parametrize(
@@ -74,7 +74,7 @@ def test_a_part_without_a_name_is_the_default_of_the_argument():
 )
 def test_what_is_not_declared_is_refused_by_its_dotted_name(fields, message):
     with pytest.raises(ValueError, match=message):
-        made(**fields)
+        build_method(**fields)
 
 
 def test_groups_and_open_lengths_are_found_in_parts_of_parts():

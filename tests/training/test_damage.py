@@ -21,12 +21,12 @@ NEWEST, BEFORE = 12, 8
 def saved(tmp_path_factory):
     """A run with the checkpoints 4, 8 and 12, of a player, a target, an average and moments."""
     folder = tmp_path_factory.mktemp("run")
-    killed.run(folder, "shortcut", {})
+    killed.run_process(folder, "shortcut", {})
     assert killed.saved_steps(folder) == [4, BEFORE, NEWEST]
     return folder
 
 
-def restored(folder):
+def restore_newest(folder):
     config = small_config("shortcut", steps=killed.STEPS)
     experiment = build(config, killed.small_network(config))
     abstract = abstract_state(experiment.objective, experiment.optimizers, 0, {}, mesh_of(1, 1))
@@ -62,37 +62,39 @@ def files_of(folder, step):
     return [path for path in found if path.is_file() and path.stat().st_size]
 
 
-def damaged_and_restored(saved, folder, damage, rng):
+def damage_and_restore(saved, folder, damage, rng):
     """Damage one file of the newest checkpoint; the file, and the state that is then restored."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(saved, folder)
     path = rng.choice(files_of(folder, NEWEST))
     damage(path, rng)
-    return path.relative_to(folder), restored(folder)
+    return path.relative_to(folder), restore_newest(folder)
 
 
 def is_right(state, folder, states):
     """Whether a restored state is that of its step; if it is not the newest, that is set aside."""
     step = int(state.step)
-    set_aside = [path.name for path in restore.damaged(folder)]
-    return killed.identical(state, states[step]) and set_aside == [str(NEWEST)] * (step == BEFORE)
+    set_aside = [path.name for path in restore.damaged_checkpoints(folder)]
+    return killed.have_same_bits(state, states[step]) and set_aside == [str(NEWEST)] * (
+        step == BEFORE
+    )
 
 
 @pytest.fixture(scope="module")
 def states(saved, tmp_path_factory):
     """What the two newest checkpoints hold, by step."""
-    newest = restored(saved)
+    newest = restore_newest(saved)
     older = shutil.copytree(saved, tmp_path_factory.mktemp("older") / "run")
     shutil.rmtree(older / "checkpoints" / str(NEWEST))
-    assert killed.identical(newest, killed.final(saved))
-    return {NEWEST: newest, BEFORE: restored(older)}
+    assert killed.have_same_bits(newest, killed.final_state(saved))
+    return {NEWEST: newest, BEFORE: restore_newest(older)}
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_damage_anywhere_restores_nothing_wrong(saved, states, tmp_path, damage, cases=4, seed=0):
     rng, wrong = random.Random(seed), []
     for _ in range(cases):
-        path, state = damaged_and_restored(saved, tmp_path / "run", damage, rng)
+        path, state = damage_and_restore(saved, tmp_path / "run", damage, rng)
         if not is_right(state, tmp_path / "run", states):
             wrong.append(str(path))
     assert not wrong
@@ -105,7 +107,7 @@ def test_a_flipped_bit_of_any_network_is_named_and_the_checkpoint_kept_aside(
     for path in files_of(folder, NEWEST):
         if "ema_0.999" in path.parts and path.parent.name == "d":
             flip_bit(path, random.Random(1))
-    assert killed.identical(restored(folder), states[BEFORE])
+    assert killed.have_same_bits(restore_newest(folder), states[BEFORE])
     message = capfd.readouterr().err
     assert f"checkpoints/{NEWEST}" in message and f"{BEFORE} is used" in message
     assert (folder / "damaged" / str(NEWEST) / "network").is_dir()
@@ -118,7 +120,7 @@ def test_without_a_whole_checkpoint_nothing_is_changed(saved, tmp_path):
         shutil.rmtree(folder / "checkpoints" / str(step) / "network")
     before = sorted(folder.rglob("*"))
     with pytest.raises(ValueError, match=rf"checkpoints/{NEWEST} cannot be read.*of 3 is whole"):
-        restored(folder)
+        restore_newest(folder)
     assert sorted(folder.rglob("*")) == before
 
 
@@ -127,7 +129,7 @@ def test_a_single_network_is_read_from_the_checkpoint_before(saved, states, tmp_
     shutil.rmtree(folder / "checkpoints" / str(NEWEST) / "target")
     shapes = {name: np.asarray(leaf) for name, leaf in states[BEFORE].followers["target"].items()}
     params, step = restore.restore_network(folder, "target", shapes)
-    assert step == BEFORE and killed.identical(params, states[BEFORE].followers["target"])
+    assert step == BEFORE and killed.have_same_bits(params, states[BEFORE].followers["target"])
     assert f"{BEFORE} is used" in capfd.readouterr().err
     with pytest.raises(ValueError, match=f"checkpoints/{NEWEST} cannot be read"):
         restore.restore_network(folder, "target", shapes, NEWEST)

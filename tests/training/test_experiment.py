@@ -9,11 +9,11 @@ from fewstep.diffusion.time_pairs import CURRICULA
 from fewstep.eval.sampling import check_sampling
 from fewstep.modes.job import check_step
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
-from fewstep.training.construct import Run, construct_with_parts
-from fewstep.training.experiment import build, debugged, ema_followers, rebuild
-from fewstep.training.networks import written_out
+from fewstep.training.construct import RunContext, construct_with_parts
+from fewstep.training.experiment import build, debug_config, ema_followers, rebuild
+from fewstep.training.networks import with_network_fields
 from fewstep.training.sharding import make_mesh
-from fewstep.training.storage.identity import as_dict, flat
+from fewstep.training.storage.identity import as_dict, flatten_fields
 from tests.training.runs import small_config, small_experiment
 
 
@@ -104,7 +104,9 @@ def test_a_debugged_run_is_small_and_otherwise_the_same():
         "evaluate.weights": "file",
     }
     config = small_config("flow_matching", **fields)
-    before, after = (flat(as_dict(c)) for c in (written_out(config), debugged(config)))
+    before, after = (
+        flatten_fields(as_dict(c)) for c in (with_network_fields(config), debug_config(config))
+    )
     assert {name: after[name] for name in after if after[name] != before[name]} == {
         "steps": 50,
         "batch_size": 64,
@@ -202,7 +204,7 @@ def test_a_curriculum_is_as_long_as_the_run_unless_it_says_otherwise():
     fields = {"name": "square_root", "points": None, "first": 2, "last": 30, "total_steps": None}
     own, longer = (
         construct_with_parts(
-            CURRICULA, fields | {"total_steps": total}, "curriculum", Run(None, 100)
+            CURRICULA, fields | {"total_steps": total}, "curriculum", RunContext(None, 100)
         )
         for total in (None, 1000)
     )

@@ -15,13 +15,13 @@ from fewstep.objectives.base import Objective, Player, per_example
 from fewstep.training.compiled_step import Training, create_state
 from fewstep.training.experiment import build_optimizers
 from fewstep.training.loop import train
-from fewstep.training.optimizer import optimizer
+from fewstep.training.optimizer import build_optimizer
 from fewstep.training.schedule import Schedule
 from fewstep.training.session import Upkeep
 from fewstep.training.sharding import spread
 from fewstep.training.sources import Stream
-from fewstep.training.storage.fields import check_fields
-from tests.training.runs import largest_difference, perturbed, small_config
+from fewstep.training.storage.fields import check_field_values
+from tests.training.runs import largest_difference, perturb, small_config
 from tests.training.test_sharding import mesh_of
 
 SIDE, WIDTH, BATCH, STEPS = (8, 8, 1), 64, 16, 4
@@ -97,13 +97,13 @@ def adversarial(plain):
 
 
 OPTIMIZERS = {
-    "fake_score": optimizer(**FIELDS, heads={"discriminator": {"learning_rate": HEAD_RATE}}),
-    "generator": optimizer(**FIELDS),
+    "fake_score": build_optimizer(**FIELDS, heads={"discriminator": {"learning_rate": HEAD_RATE}}),
+    "generator": build_optimizer(**FIELDS),
 }
 
 
 def teacher():
-    return {"teacher": perturbed(jax.jit(network().init)(jax.random.key(9)))}
+    return {"teacher": perturb(jax.jit(network().init)(jax.random.key(9)))}
 
 
 def batches(start):
@@ -157,7 +157,7 @@ def test_a_head_moves_at_its_own_rate_and_is_clipped_by_its_own_norm():
     grads = {"body": {"w": jnp.full(3, 1e3)}, "head": {"w": jnp.full(3, 1e-3)}}
 
     def update(**fields):
-        transform = optimizer(**FIELDS | fields).transform
+        transform = build_optimizer(**FIELDS | fields).transform
         return transform.update(grads, transform.init(params), params)[0]
 
     own = {"heads": {"head": {"learning_rate": 0.1, "b1": 0.0}}}
@@ -169,29 +169,29 @@ def test_a_head_moves_at_its_own_rate_and_is_clipped_by_its_own_norm():
 
 
 def test_spikes_are_those_of_the_whole_network():
-    made = optimizer(**FIELDS, spike_factor=3.0, heads={"head": {"learning_rate": 0.1}})
+    made = build_optimizer(**FIELDS, spike_factor=3.0, heads={"head": {"learning_rate": 0.1}})
     params = {"body": {"w": jnp.zeros(3)}, "head": {"w": jnp.zeros(3)}}
     assert type(made.transform.init(params)).__name__ == "SpikeState"
 
 
 def test_an_optimizer_without_heads_has_the_state_of_one_network():
     params = {"body": {"w": jnp.zeros(3)}}
-    states = [optimizer(**FIELDS, heads=heads).transform.init(params) for heads in (None, {})]
-    plain = optimizer(**FIELDS).transform.init(params)
+    states = [build_optimizer(**FIELDS, heads=heads).transform.init(params) for heads in (None, {})]
+    plain = build_optimizer(**FIELDS).transform.init(params)
     assert {jax.tree.structure(state) for state in states} == {jax.tree.structure(plain)}
 
 
-def configured(own):
+def optimizer_with(own):
     config = small_config("flow_matching")
     config.player_optimizers = {"network": {"b1": 0.8, "heads": own}}
-    check_fields(config)
+    check_field_values(config)
     headed = with_head(network(), "discriminator", Classifier(), reads=(LAST,))
     return build_optimizers(config, Objective({"network": Player(headed, None)}, {}, None))
 
 
 def test_a_config_names_heads_and_their_fields():
     state = jax.eval_shape(
-        lambda key: configured({"discriminator": {"learning_rate": HEAD_RATE}})[
+        lambda key: optimizer_with({"discriminator": {"learning_rate": HEAD_RATE}})[
             "network"
         ].transform.init(with_head(network(), "discriminator", Classifier(), (LAST,)).init(key)),
         jax.random.key(0),
@@ -212,4 +212,4 @@ def test_a_config_names_heads_and_their_fields():
 )
 def test_a_head_or_field_that_does_not_exist_is_named(own, message):
     with pytest.raises(ValueError, match=message):
-        configured(own)
+        optimizer_with(own)

@@ -5,7 +5,12 @@ import pytest
 
 from fewstep.data import Dataset, Split
 from fewstep.modes.request import as_begun
-from fewstep.training.labels import known_counts, label_counts, rule_in_words, training_counts
+from fewstep.training.labels import (
+    describe_label_shares,
+    known_counts,
+    label_counts,
+    training_counts,
+)
 from fewstep.training.storage import workdir
 from fewstep.training.storage.identity import RUN
 from tests.training.runs import small_config
@@ -30,8 +35,12 @@ def test_a_run_keeps_the_shares_of_the_data_that_it_began_with(tmp_path):
 def test_equal_shares_may_be_asked_for_and_need_no_data(tmp_path):
     config = small_config(**{"data.label_shares": "equal"})
     assert label_counts(config, dataset(OWN), tmp_path) == (1,) * 10
-    assert rule_in_words((1,) * 10) == rule_in_words((4,) * 10) == "every class in turn"
-    assert rule_in_words(OWN) != rule_in_words(OTHER)
+    assert (
+        describe_label_shares((1,) * 10)
+        == describe_label_shares((4,) * 10)
+        == "every class in turn"
+    )
+    assert describe_label_shares(OWN) != describe_label_shares(OTHER)
 
 
 def test_without_the_data_the_teacher_knows_the_shares(tmp_path):
@@ -53,7 +62,7 @@ def test_what_nobody_knows_is_drawn_alike_with_a_warning_and_stays_so(tmp_path, 
 def test_a_run_without_classes_has_no_counts(tmp_path):
     config = small_config(**{"data.num_classes": 0})
     assert label_counts(config, dataset(OWN), tmp_path) == known_counts(config, dataset(OWN)) == ()
-    assert rule_in_words(()) == "none"
+    assert describe_label_shares(()) == "none"
 
 
 @pytest.mark.parametrize("asked", ["data", "equal"])

@@ -18,7 +18,7 @@ from fewstep.training.compiled_step import Training
 from fewstep.training.loop import train
 from fewstep.training.metrics import read_rows
 from fewstep.training.optimizer import Optimizer
-from fewstep.training.report import evaluations
+from fewstep.training.report import logged_evaluations
 from fewstep.training.schedule import Schedule
 from fewstep.training.session import Upkeep
 from fewstep.training.sources import Stream
@@ -107,7 +107,7 @@ def test_each_thing_is_done_at_its_own_period(tmp_path):
     # A save and an evaluation end a row too.
     rows = [row["step"] for row in read_rows(tmp_path / "metrics.jsonl") if "loss" in row]
     assert rows == [4, 5, 6, 8, 10, 12, 13]
-    assert evaluations(tmp_path) == {step: {"frechet_1": step} for step in (6, 12, 13)}
+    assert logged_evaluations(tmp_path) == {step: {"frechet_1": step} for step in (6, 12, 13)}
     kept = sorted(int(path.name) for path in (tmp_path / "checkpoints").iterdir())
     assert kept == [4, 12, 13]
     assert restore.read_record(tmp_path)["config"] == {"method": "made"}
@@ -149,7 +149,7 @@ def test_the_end_of_a_stage_is_saved_evaluated_and_a_row_of_the_log(tmp_path):
     objective = OBJECTIVE._replace(stages=stages)
     training = TRAINING._replace(objective=objective, frozen=dict(FROZEN))
     run(tmp_path, Schedule(steps=9, log=3, dispatch=2), training=training)
-    assert sorted(evaluations(tmp_path)) == [4, 7, 9]
+    assert sorted(logged_evaluations(tmp_path)) == [4, 7, 9]
     with restore.read_checkpoints(tmp_path) as saved:
         assert sorted(saved.all_steps()) == [4, 7, 9]
     rows = [row for row in read_rows(tmp_path / "metrics.jsonl") if "loss" in row]

@@ -9,8 +9,8 @@ from tensorboardX.record_writer import RecordWriter
 from fewstep.objectives.base import Mean, mean_of
 from fewstep.training import metrics
 from fewstep.training.cost.step_cost import training_seconds
-from fewstep.training.metrics import Average, MetricLog, read_rows
-from fewstep.training.report import evaluations
+from fewstep.training.metrics import MetricLog, MetricMeans, read_rows
+from fewstep.training.report import logged_evaluations
 
 GOOD = [{"step": step, "loss": step / 2, "images_per_second": 8.0} for step in (1, 2, 3, 4)]
 UNREADABLE = (
@@ -38,7 +38,7 @@ NO_NUMBERS = ('"high"', "null", "true", "[1]", "{}", "NaN", "Infinity", "1" + "0
 
 
 def test_average_divides_sums_and_leaves_out_what_was_never_counted():
-    average = Average()
+    average = MetricMeans()
     average.add({"a": Mean(np.float32(3), np.float32(1)), "b": Mean(np.float32(0), np.float32(0))})
     average.add({"a": Mean(np.float32(1), np.float32(3)), "b": Mean(np.float32(0), np.float32(0))})
     assert average.pop() == {"a": 1.0}
@@ -67,7 +67,7 @@ def test_a_resumed_log_has_every_step_once(tmp_path):
 
 
 def test_of_a_running_count_a_row_has_the_last():
-    average = Average()
+    average = MetricMeans()
     for skipped, count in ((3, 1), (4, 1), (0, 0)):  # the player was not updated at the last step
         average.add({"fake_score/skipped": Mean(skipped, count), "loss": Mean(skipped, 1)})
     assert average.pop() == {"fake_score/skipped": 4.0, "loss": 7.0 / 3.0}
@@ -86,7 +86,7 @@ def test_a_line_that_cannot_be_read_is_named_once_and_stays(tmp_path, capsys, li
     path = log_with(tmp_path, line)
     for _ in range(2):
         assert read_rows(path) == GOOD
-        assert evaluations(tmp_path) == {}
+        assert logged_evaluations(tmp_path) == {}
     said = capsys.readouterr().err.splitlines()
     assert len(said) == 1 and said[0].startswith(f"warning: {path}:3 is no row")
     log = MetricLog(tmp_path, 3)
@@ -112,7 +112,7 @@ def test_a_value_that_is_no_number_is_left_out_and_its_line_named_once(tmp_path,
     text = f'{{"step": 2, "evaluate/frechet_1": {value}, "evaluate/frechet_4": 2}}'
     path = log_with(tmp_path, text.encode())
     assert read_rows(path)[2] == {"step": 2, "evaluate/frechet_4": 2}
-    assert evaluations(tmp_path) == {2: {"frechet_4": 2}}
+    assert logged_evaluations(tmp_path) == {2: {"frechet_4": 2}}
     assert training_seconds(read_rows(path), 4, batch_size=2) == 1.0
     (said,) = capsys.readouterr().err.splitlines()
     assert said.startswith(f"warning: {path}:3 has a value that is no finite number")
@@ -161,12 +161,12 @@ def test_an_editor_that_puts_another_file_in_the_log_s_place_loses_no_row(tmp_pa
 
 
 def test_an_average_goes_on_from_what_was_pending():
-    whole, cut = Average(), Average()
+    whole, cut = MetricMeans(), MetricMeans()
     for i in range(7):
         row = {"a": Mean(np.float32(0.1 * i), np.float32(i)), "skipped": Mean(np.int32(i), 1.0)}
         whole.add(row)
         cut.add(row)
-        cut = Average(json.loads(json.dumps(cut.pending())))
+        cut = MetricMeans(json.loads(json.dumps(cut.pending())))
     assert whole.pop() == cut.pop()
 
 
@@ -210,7 +210,7 @@ def records(content):
 
 
 def test_the_mean_of_an_array_is_its_sum_over_its_size():
-    average = Average()
+    average = MetricMeans()
     for values in (np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([13.0])):
         average.add({"a": mean_of(values)})
     assert average.pop() == {"a": 5.0}

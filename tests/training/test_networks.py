@@ -4,7 +4,12 @@ import pytest
 
 from fewstep.configs import overrides
 from fewstep.models import NETWORKS
-from fewstep.training.networks import build_network, shrunk, title, written_out
+from fewstep.training.networks import (
+    build_network,
+    network_title,
+    with_network_fields,
+    with_tiny_network,
+)
 from tests.training.runs import small_config
 
 
@@ -20,7 +25,7 @@ def config_with(name, **fields):
 
 @pytest.mark.parametrize("name", NETWORKS)
 def test_a_record_has_the_fields_of_its_network_and_no_other(name):
-    model = written_out(config_with(name)).model.to_dict()
+    model = with_network_fields(config_with(name)).model.to_dict()
     own = {"size": "nano"} if name == "dit" else {}
     assert model == {"name": name, **NETWORKS[name].fields, **own}
 
@@ -28,7 +33,7 @@ def test_a_record_has_the_fields_of_its_network_and_no_other(name):
 def test_a_given_field_stays_and_those_of_the_file_do_not():
     config = config_with("mlp", width=24, time_scale=7.0)
     assert (config.model.size, config.model.dropout) == (None, None)
-    model = written_out(config).model
+    model = with_network_fields(config).model
     assert (model.width, model.depth, model.time_scale) == (24, 3, 7.0)
     assert build_network(config).shape == (8, 8, 1)
 
@@ -37,7 +42,7 @@ def test_a_record_without_a_field_of_today_has_its_default():
     config = small_config("flow_matching")
     with config.model.unlocked():
         del config.model["adaln_zero"]
-    assert written_out(config).model.adaln_zero is True
+    assert with_network_fields(config).model.adaln_zero is True
 
 
 @pytest.mark.parametrize(
@@ -63,9 +68,12 @@ def test_a_field_that_the_network_does_not_have_is_named(name, fields, message):
 )
 def test_a_tiny_network_is_the_same_otherwise(name, fields, small):
     config = config_with(name, **fields)
-    assert shrunk(config).model.to_dict() == written_out(config).model.to_dict() | small
+    assert (
+        with_tiny_network(config).model.to_dict()
+        == with_network_fields(config).model.to_dict() | small
+    )
 
 
 def test_networks_are_called_by_their_sizes():
-    assert title(config_with("dit", size="XL")) == "dit XL/2"
-    assert title(config_with("mlp", width=24)) == "mlp 3 x 24"
+    assert network_title(config_with("dit", size="XL")) == "dit XL/2"
+    assert network_title(config_with("mlp", width=24)) == "mlp 3 x 24"

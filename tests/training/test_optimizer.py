@@ -5,7 +5,7 @@ import optax
 import pytest
 
 from fewstep.training.experiment import build
-from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, optimizer, restarted
+from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, build_optimizer, restart_optimizer
 from tests.training.runs import small_config
 
 FIELDS = {
@@ -24,7 +24,7 @@ FIELDS = {
 
 def test_schedules():
     def rates(**fields):
-        schedule = optimizer(**{**FIELDS, **fields}).learning_rate
+        schedule = build_optimizer(**{**FIELDS, **fields}).learning_rate
         return [float(schedule(n)) for n in (0, 5, 10, 55, 100)]
 
     np.testing.assert_allclose(rates(), 0.1)
@@ -38,7 +38,7 @@ def test_schedules():
 
 
 def one_update(gradient, **fields):
-    transform = optimizer(**{**FIELDS, **fields}).transform
+    transform = build_optimizer(**{**FIELDS, **fields}).transform
     params = {"w": jnp.array([2.0, -1.0])}
     return transform.update({"w": gradient}, transform.init(params), params)[0]["w"]
 
@@ -102,7 +102,7 @@ def rate_of(learning_rate, schedule, warmup_steps, updates):
     return rate
 
 
-def expected(
+def reference_optimizer(
     name, learning_rate, schedule, warmup_steps, b1, b2, eps, weight_decay, clip_norm, updates
 ):
     """The same optimizer by optax alone."""
@@ -127,9 +127,9 @@ def expected(
 def test_updates_are_those_of_optax_with_every_field_set(name, schedule):
     decay = {"weight_decay": 0.3} if name == "adamw" else {}
     fields = SET | {"name": name, "schedule": schedule} | decay
-    ours = optimizer(**fields)
+    ours = build_optimizer(**fields)
     points = trajectory(ours.transform)
-    np.testing.assert_allclose(points, trajectory(expected(**fields)), rtol=2e-6)
+    np.testing.assert_allclose(points, trajectory(reference_optimizer(**fields)), rtol=2e-6)
     rates = [float(ours.learning_rate(n)) for n in range(13)]
     rate = rate_of(0.03, schedule, 3, 11)
     np.testing.assert_allclose(rates, [float(rate(n)) for n in range(13)], rtol=1e-5, atol=1e-9)
@@ -138,7 +138,7 @@ def test_updates_are_those_of_optax_with_every_field_set(name, schedule):
 def test_fields_of_spikes_reach_the_transformation():
     def skipped(factor, window):
         fields = FIELDS | {"spike_factor": factor, "spike_window": window, "spike_cap": 7}
-        made = optimizer(**fields)
+        made = build_optimizer(**fields)
         assert (made.spike_factor, made.spike_cap) == (factor, 7)
         params = jnp.ones(1)
         state = made.transform.init(params)
@@ -174,7 +174,7 @@ def test_each_player_has_its_own_fields_and_counts_its_own_updates():
     }
     assert built.keys() == theirs.keys()
     for player, fields in theirs.items():
-        points = trajectory(expected(**fields))
+        points = trajectory(reference_optimizer(**fields))
         np.testing.assert_allclose(trajectory(built[player].transform), points, rtol=2e-6)
 
 
@@ -187,7 +187,7 @@ def test_each_player_has_its_own_fields_and_counts_its_own_updates():
 )
 def test_bad_fields(fields, message):
     with pytest.raises(ValueError, match=message):
-        optimizer(**{**FIELDS, **fields})
+        build_optimizer(**{**FIELDS, **fields})
 
 
 @pytest.mark.parametrize(
@@ -206,27 +206,27 @@ def test_bad_fields(fields, message):
     ],
 )
 def test_fields_have_edges(allowed, refused, message):
-    optimizer(**{**FIELDS, **allowed})
+    build_optimizer(**{**FIELDS, **allowed})
     with pytest.raises(ValueError, match=message):
-        optimizer(**{**FIELDS, **refused})
+        build_optimizer(**{**FIELDS, **refused})
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)
 def test_a_schedule_of_no_update_has_a_rate(schedule):
-    rate = optimizer(**{**FIELDS, "schedule": schedule, "updates": 0}).learning_rate
+    rate = build_optimizer(**{**FIELDS, "schedule": schedule, "updates": 0}).learning_rate
     assert float(rate(0)) == pytest.approx(0.1)
 
 
 def test_spikes_are_skipped_only_when_asked():
-    assert optimizer(**FIELDS)[2:] == (0.0, 10)
-    state = optimizer(**FIELDS, spike_factor=6.0).transform.init({"w": jnp.ones(3)})
+    assert build_optimizer(**FIELDS)[2:] == (0.0, 10)
+    state = build_optimizer(**FIELDS, spike_factor=6.0).transform.init({"w": jnp.ones(3)})
     assert state.losses.shape == (128,)
 
 
 def test_moments_and_epsilon_are_the_fields():
     # Two updates of Adam in NumPy, with a gradient that epsilon and both decays move.
     gradients, fields = (2e-4, -1e-4), {"b1": 0.5, "b2": 0.75, "eps": 1e-4}
-    transform = optimizer(**{**FIELDS, **fields}).transform
+    transform = build_optimizer(**{**FIELDS, **fields}).transform
     params, m, v = {"w": jnp.zeros(1)}, 0.0, 0.0
     state = transform.init(params)
     for count, g in enumerate(gradients, start=1):
@@ -240,7 +240,7 @@ def test_moments_and_epsilon_are_the_fields():
 def test_each_stage_has_the_schedule_of_a_run_of_its_length(schedule):
     def rate(updates, **fields):
         fields = {**FIELDS, "schedule": schedule, "warmup_steps": 4, "updates": updates, **fields}
-        return optimizer(**fields).learning_rate
+        return build_optimizer(**fields).learning_rate
 
     whole = rate(60, starts=(0, 10, 30, 70))  # the run ends before the last would begin
     for start, end in ((0, 10), (10, 30), (30, 60)):
@@ -251,20 +251,20 @@ def test_each_stage_has_the_schedule_of_a_run_of_its_length(schedule):
 
 def test_a_warm_up_fits_into_the_shortest_stage():
     fields = {**FIELDS, "warmup_steps": 10}
-    optimizer(**fields, starts=(0, 11, 50))
+    build_optimizer(**fields, starts=(0, 11, 50))
     with pytest.raises(ValueError, match="must be below the 10 of a stage's updates"):
-        optimizer(**fields, starts=(0, 10, 50))
+        build_optimizer(**fields, starts=(0, 10, 50))
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
 def test_what_restarts_forgets_all_but_its_place_in_the_schedule(name):
     fields = {**FIELDS, "name": name, "clip_norm": 1.0, "spike_factor": 9.0, "schedule": "linear"}
-    transform = optimizer(**fields).transform
+    transform = build_optimizer(**fields).transform
     params = {"w": jnp.array([2.0, -1.0])}
     first = state = transform.init(params)
     for _ in range(3):
         _, state = transform.update({"w": jnp.ones(2)}, state, params, value=jnp.float32(1.0))
-    again = restarted(transform, params, jnp.int32(40))
+    again = restart_optimizer(transform, params, jnp.int32(40))
     assert jax.tree.structure(again) == jax.tree.structure(first)
     differing = {
         jax.tree_util.keystr(path)

@@ -5,13 +5,13 @@ import pytest
 
 from fewstep.data.spaces.pixels import pixels
 from fewstep.training import pairs as module
-from fewstep.training.generate import noise
+from fewstep.training.generate import initial_noise
 from fewstep.training.pairs import FILE, teacher_pairs
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_experiment
 
 
-def pairs_in(folder, count=12, steps=2, scale=1.0, params=1.0, shape=None, counts=(1,) * 10):
+def make_pairs(folder, count=12, steps=2, scale=1.0, params=1.0, shape=None, counts=(1,) * 10):
     _, taught = small_experiment("flow_matching")
     taught = taught._replace(space=pixels(shape) if shape else taught.space)
 
@@ -36,35 +36,35 @@ def pairs_in(folder, count=12, steps=2, scale=1.0, params=1.0, shape=None, count
 
 
 def test_pairs_are_the_noise_and_what_the_sampler_makes_of_it(tmp_path):
-    pairs = pairs_in(tmp_path)
+    pairs = make_pairs(tmp_path)
     np.testing.assert_array_equal(pairs.label, np.arange(12) % 10)
     scale = 0.5 * (1.0 + pairs.label).reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(pairs.x_0, pairs.eps * scale, rtol=1e-6)
     assert pairs.eps.std() == pytest.approx(1.0, abs=0.1)
     # A generator is not trained on the noise it is evaluated on.
-    evaluated, _ = noise(0, np.arange(12), pairs.eps.shape[1:])
+    evaluated, _ = initial_noise(0, np.arange(12), pairs.eps.shape[1:])
     assert not np.isin(pairs.eps, evaluated).any()
     assert pairs.x_0.dtype == pairs.eps.dtype == np.float32
 
 
 @pytest.mark.parametrize(("steps", "scale"), [(2, 1.5), (3, 1.0)])
 def test_steps_and_guidance_are_those_that_are_asked_for(tmp_path, steps, scale):
-    pairs = pairs_in(tmp_path, steps=steps, scale=scale)
+    pairs = make_pairs(tmp_path, steps=steps, scale=scale)
     factor = 0.25 * steps * scale * (1.0 + pairs.label).reshape(-1, 1, 1, 1)
     np.testing.assert_allclose(pairs.x_0, pairs.eps * factor, rtol=1e-6)
 
 
 def test_labels_of_pairs_have_the_shares_that_are_asked_for(tmp_path):
     counts = (9, *(0,) * 8, 3)
-    assert np.bincount(pairs_in(tmp_path, counts=counts).label).tolist() == [9, *(0,) * 8, 3]
+    assert np.bincount(make_pairs(tmp_path, counts=counts).label).tolist() == [9, *(0,) * 8, 3]
     with pytest.raises(ValueError, match="other labels than data.label_shares asks for"):
-        pairs_in(tmp_path)
+        make_pairs(tmp_path)
 
 
 def test_pairs_are_made_once(tmp_path, monkeypatch):
-    made = pairs_in(tmp_path)
+    made = make_pairs(tmp_path)
     monkeypatch.setattr(module, "generate", None)
-    for again, first in zip(pairs_in(tmp_path), made, strict=True):
+    for again, first in zip(make_pairs(tmp_path), made, strict=True):
         np.testing.assert_array_equal(again, first)
 
 
@@ -79,12 +79,12 @@ def test_pairs_are_made_once(tmp_path, monkeypatch):
     ],
 )
 def test_pairs_of_something_else_are_refused(tmp_path, other, message):
-    pairs_in(tmp_path)
+    make_pairs(tmp_path)
     with pytest.raises(ValueError, match=f"{FILE} was made from .*{message}.* delete it"):
-        pairs_in(tmp_path, **other)
+        make_pairs(tmp_path, **other)
 
 
-def unsealed(folder, **changes):
+def remove_seal(folder, **changes):
     """The folder's pairs as an older version wrote them, and how they were."""
     with np.load(folder / FILE) as file:
         arrays = {name: file[name] for name in file.files if name != "seal"}
@@ -93,11 +93,11 @@ def unsealed(folder, **changes):
 
 
 def test_pairs_without_a_seal_are_read_with_a_warning(tmp_path, capsys):
-    made = pairs_in(tmp_path)
-    unsealed(tmp_path)
-    for again, first in zip(pairs_in(tmp_path), made, strict=True):
+    made = make_pairs(tmp_path)
+    remove_seal(tmp_path)
+    for again, first in zip(make_pairs(tmp_path), made, strict=True):
         np.testing.assert_array_equal(again, first)
-    pairs_in(tmp_path)
+    make_pairs(tmp_path)
     assert capsys.readouterr().err.count(f"warning: {tmp_path} has a file without a seal") == 1
 
 
@@ -114,18 +114,18 @@ def test_pairs_without_a_seal_are_read_with_a_warning(tmp_path, capsys):
     ],
 )
 def test_pairs_of_another_kind_are_refused(tmp_path, change, message):
-    pairs_in(tmp_path)
-    unsealed(tmp_path, **change)
+    make_pairs(tmp_path)
+    remove_seal(tmp_path, **change)
     with pytest.raises(ValueError, match=f"{FILE}.*{message}.*; delete it"):
-        pairs_in(tmp_path)
+        make_pairs(tmp_path)
 
 
 def test_pairs_that_cannot_be_used_are_errors(tmp_path):
-    pairs_in(tmp_path)
+    make_pairs(tmp_path)
     whole = (tmp_path / FILE).read_bytes()
     for damaged in (b"", b"PK", whole[: len(whole) // 2]):
         (tmp_path / FILE).write_bytes(damaged)
         with pytest.raises(ValueError, match="cannot be read .*; delete it"):
-            pairs_in(tmp_path)
+            make_pairs(tmp_path)
     with pytest.raises(ValueError, match="pairs.count=0"):
-        pairs_in(tmp_path / "empty", count=0)
+        make_pairs(tmp_path / "empty", count=0)

@@ -11,10 +11,10 @@ from fewstep.objectives.base import Mean, Objective, Player
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.replay import (
     Findings,
-    findings,
-    observe_gradient,
-    observed,
-    read_newest,
+    find_non_finite,
+    non_finite_shares,
+    read_newest_record,
+    with_row_losses,
     write_record,
 )
 from fewstep.training.report import NonFiniteError
@@ -37,41 +37,41 @@ def player(reads):
     return Player(Network(init, None), loss)
 
 
-def found(micro_batches):
+def findings_of_step(micro_batches):
     """Findings in a step of a player that breaks after one that does not."""
     sound, broken = player(lambda batch: batch["y"]), player(lambda batch: batch["x"])
     objective = Objective({"sound": sound, "broken": broken}, {}, None, "sound", init_from={})
     optimizers = dict.fromkeys(objective.players, SGD)
     state = initial_state(objective, optimizers, 0, {})
-    step = train_step(observed(objective), optimizers, 0, micro_batches, observe_gradient)
+    step = train_step(with_row_losses(objective), optimizers, 0, micro_batches, non_finite_shares)
     batch = {"x": X, "y": jnp.ones(8), "label": jnp.arange(8)}
     metrics = jax.device_get(jax.jit(step)(state, {}, batch)[1])
-    return findings(metrics, list(objective.players), micro_batches)
+    return find_non_finite(metrics, list(objective.players), micro_batches)
 
 
 def test_the_player_its_rows_and_its_arrays_are_named():
-    assert found(1) == {"broken": Findings(np.inf, np.inf, BROKEN, {"scale": 1.0})}
+    assert findings_of_step(1) == {"broken": Findings(np.inf, np.inf, BROKEN, {"scale": 1.0})}
 
 
 def test_a_row_of_micro_batches_stands_for_one_of_each():
-    (finding,) = found(2).values()
+    (finding,) = findings_of_step(2).values()
     # Rows 0 2 4 6 and 1 3 5 7: the second row of the first, the third of the second.
     assert finding.rows == [2, 3, 4, 5]
 
 
 def test_the_record_of_the_last_broken_step_is_read(tmp_path):
     with pytest.raises(ValueError, match="no step of this run was not finite"):
-        read_newest(tmp_path)
+        read_newest_record(tmp_path)
     for step in (9, 30, 4):
         error = NonFiniteError("broken", step, {"loss": np.inf})
         write_record(tmp_path, error, seed=3, indices=np.array([7, 8]))
-    record = read_newest(tmp_path)
+    record = read_newest_record(tmp_path)
     assert record["step"] == 30 and record["values"] == {"loss": "inf"}
     assert record["indices"] == [7, 8]
     key = jax.random.wrap_key_data(jnp.array(record["key"], jnp.uint32))
     assert key == jax.random.fold_in(jax.random.key(3), 29)  # the state's step, before the update
     (tmp_path / "replay" / "notes.json").write_text("{")  # of the user
-    assert read_newest(tmp_path) == record
+    assert read_newest_record(tmp_path) == record
     for content, message in (
         (b"{", "not valid JSON"),
         (b"\xff", "not valid JSON"),
@@ -84,4 +84,4 @@ def test_the_record_of_the_last_broken_step_is_read(tmp_path):
     ):
         (tmp_path / "replay" / "31.json").write_bytes(content)
         with pytest.raises(ValueError, match=f"31.json is {message}"):
-            read_newest(tmp_path)
+            read_newest_record(tmp_path)

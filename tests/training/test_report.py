@@ -12,9 +12,9 @@ from fewstep.training.report import (
     SpikesError,
     check_finite,
     check_spikes,
-    evaluations,
+    format_row,
     headlines,
-    line_of,
+    logged_evaluations,
 )
 from fewstep.training.schedule import Schedule
 
@@ -62,18 +62,18 @@ def test_whether_a_row_goes_on_is_what_the_first_process_sees(tmp_path, monkeypa
     monkeypatch.setattr(module, "first_process_says", lambda here: finished)
     unfinished = {"sums": {"loss": (3.0, 2.0)}, "images": 16, "seconds": 2.0}
     with Report(tmp_path, 2, Schedule(4, log=4), {}, batch_size=8, unfinished=unfinished) as report:
-        assert bool(report.unfinished()["sums"]) != finished
-        assert report.unfinished()["images"] == (0 if finished else 16)
+        assert bool(report.unfinished_row()["sums"]) != finished
+        assert report.unfinished_row()["images"] == (0 if finished else 16)
 
 
 def test_a_row_of_the_players_losses_is_no_evaluation(tmp_path):
     with Report(tmp_path, 0, Schedule(4, log=1), {}, batch_size=8) as report:
         report.write(2, {"generator/loss": 1.0, "fake_score/loss": 2.0})
-        assert not report.evaluated(2)
-        report.evaluation(4, {})  # features none
-        report.evaluation(2, {"frechet_1": 3.0})
-        assert report.evaluated(2) and not report.evaluated(4)
-    assert evaluations(tmp_path) == {2: {"frechet_1": 3.0}}
+        assert not report.has_evaluation(2)
+        report.log_evaluation(4, {})  # features none
+        report.log_evaluation(2, {"frechet_1": 3.0})
+        assert report.has_evaluation(2) and not report.has_evaluation(4)
+    assert logged_evaluations(tmp_path) == {2: {"frechet_1": 3.0}}
     assert [row["step"] for row in read_rows(tmp_path / LOG)] == [2, 2]
 
 
@@ -110,9 +110,9 @@ def test_a_line_has_the_headlines_the_speed_and_what_is_left(monkeypatch, tmp_pa
     shown = {"generator/gap": 1.5, "fake_score/loss": 2.25}
     row = {"images_per_second": 1234.4, "step_seconds": 2.0, "step_seconds_max": 50.0}
     said = "step 100 of 2000, generator/gap 1.5000, fake_score/loss 2.2500, 1,234 images/s, "
-    assert line_of(100, 2000, shown, row, 8) == said + "1:03:20 left"
+    assert format_row(100, 2000, shown, row, 8) == said + "1:03:20 left"
     older = {"images_per_second": 4.0}  # whose steps were not recorded
-    assert line_of(1, 11, {}, older, 8) == "step 1 of 11, 4 images/s, 00:20 left"
+    assert format_row(1, 11, {}, older, 8) == "step 1 of 11, 4 images/s, 00:20 left"
     monkeypatch.setattr(module, "is_terminal", lambda: True)
     with Report(tmp_path, 0, Schedule(1, log=1), {}, batch_size=8) as report:
         report.after_steps(1, 1, {"loss": Mean(1.0, 1.0)})

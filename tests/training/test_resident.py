@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from fewstep.data import image_batches, index_batches
-from fewstep.training.resident import resident
+from fewstep.training.resident import load_on_devices
 from fewstep.training.sharding import batch_sharding, put_batch, put_batches
 from tests.training.runs import synthetic_split
 from tests.training.test_sharding import mesh_of
@@ -16,7 +16,7 @@ SHARE = {"batch_size": 16, "seed": 3, "start_step": 11, "flip": True}
 @pytest.mark.parametrize("sizes", [(1, 1), (2, 4)])
 def test_batches_are_those_of_the_host_bit_for_bit_and_split_alike(sizes):
     mesh, split = mesh_of(*sizes), synthetic_split(50)
-    complete = resident(split, mesh)
+    complete = load_on_devices(split, mesh)
     on_host = list(islice(image_batches(split, **SHARE), 6))
     source = index_batches(split, **SHARE)
     mirrored = False

@@ -60,26 +60,29 @@ def rows(folder):
 @pytest.mark.parametrize("method", methods_of_kinds())
 def test_killed_at_every_place_and_started_again(method, tmp_path):
     fields = STAGES.get(method, {})
-    killed.run(tmp_path / "whole", method, fields)
+    killed.run_process(tmp_path / "whole", method, fields)
     for place, at in STAGED_KILLS if objective_and_kind(method)[1].staged else KILLS:
-        killed.run(tmp_path / "cut", method, fields, place, at, expect=-9)
-    killed.run(tmp_path / "cut", method, fields)
-    whole, cut = killed.final(tmp_path / "whole"), killed.final(tmp_path / "cut")
+        killed.run_process(tmp_path / "cut", method, fields, place, at, expect=-9)
+    killed.run_process(tmp_path / "cut", method, fields)
+    whole, cut = killed.final_state(tmp_path / "whole"), killed.final_state(tmp_path / "cut")
     assert int(cut.step) == killed.STEPS
-    assert killed.identical(whole, cut)
+    assert killed.have_same_bits(whole, cut)
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
     networks, first = whole.networks[next(iter(whole.networks))], killed.affine().init(None)
-    assert not killed.identical(networks, first)
+    assert not killed.have_same_bits(networks, first)
 
 
 def test_several_steps_at_once_are_the_same_steps(tmp_path):
-    killed.run(tmp_path / "one", "sim", STAGES["sim"])
+    killed.run_process(tmp_path / "one", "sim", STAGES["sim"])
     for dispatch in (2, 3):  # 3 does not divide the 4 and 6 at which something is due
-        killed.run(
+        killed.run_process(
             tmp_path / "at_once", "sim", STAGES["sim"], "step", 11, dispatch=dispatch, expect=-9
         )
-        killed.run(tmp_path / "at_once", "sim", STAGES["sim"], dispatch=dispatch)
-        one, at_once = killed.final(tmp_path / "one"), killed.final(tmp_path / "at_once")
-        assert killed.identical(one, at_once)
+        killed.run_process(tmp_path / "at_once", "sim", STAGES["sim"], dispatch=dispatch)
+        one, at_once = (
+            killed.final_state(tmp_path / "one"),
+            killed.final_state(tmp_path / "at_once"),
+        )
+        assert killed.have_same_bits(one, at_once)
         assert rows(tmp_path / "one") == rows(tmp_path / "at_once")
         shutil.rmtree(tmp_path / "at_once")

@@ -3,7 +3,7 @@
 import pytest
 
 from fewstep.training.profile import Window
-from fewstep.training.schedule import Schedule, due
+from fewstep.training.schedule import Schedule, is_due
 
 
 @pytest.mark.parametrize(
@@ -11,7 +11,7 @@ from fewstep.training.schedule import Schedule, due
     [(4, 10, 4, True), (5, 10, 4, False), (10, 10, 4, True), (10, 10, 0, True), (5, 10, 0, False)],
 )
 def test_what_is_due(step, last, period, expected):
-    assert due(step, last, period) == expected
+    assert is_due(step, last, period) == expected
 
 
 @pytest.mark.parametrize("own", ["log", "save", "evaluate"])

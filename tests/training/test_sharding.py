@@ -24,23 +24,23 @@ from fewstep.training.sharding import (
     AXES,
     batch_sharding,
     check_batch_size,
+    count_row_devices,
     device_grid,
-    devices_of_rows,
+    group_by_slice,
     make_mesh,
     parameter_spec,
     put_batch,
-    replicated,
-    slices_of,
+    replicated_sharding,
     spread,
     tree_shardings,
 )
 from fewstep.training.sources import TEACHER, abstract_batch
-from fewstep.training.teacher import knows_by_starting
+from fewstep.training.teacher import only_starts_from_teacher
 from tests.networks import affine, model_of
 from tests.training.kinds import methods_of_kinds, objective_and_kind
 from tests.training.runs import (
     largest_difference,
-    perturbed,
+    perturb,
     random_batch,
     small_config,
     small_experiment,
@@ -64,7 +64,7 @@ def one_block(monkeypatch):
     monkeypatch.setitem(SIZES, "nano", Size(64, 1, 4))
 
 
-def trained(method, mesh, steps=STEPS, **fields):
+def train_on(method, mesh, steps=STEPS, **fields):
     """State and metrics after some steps on a mesh, and the program of one."""
     config = small_config(method, **fields)
     experiment = build_on(config, mesh)
@@ -75,7 +75,7 @@ def trained(method, mesh, steps=STEPS, **fields):
         tree_shardings(frozen_of(experiment), mesh),
     )
     # A teacher whose network is not zero, and a student that starts elsewhere if it can.
-    start = {"network": TEACHER} if knows_by_starting(objective) else {}
+    start = {"network": TEACHER} if only_starts_from_teacher(objective) else {}
     state = create_state(objective._replace(init_from=start), optimizers, 0, frozen, mesh)
     given = objective, config.batch_size, experiment.space.shape, config.data.num_classes
     batches = [put_batch(random_batch(*given, seed=number), mesh) for number in range(steps)]
@@ -86,9 +86,9 @@ def trained(method, mesh, steps=STEPS, **fields):
 
 
 def frozen_of(experiment):
-    if knows_by_starting(experiment.objective):
+    if only_starts_from_teacher(experiment.objective):
         experiment = experiment._replace(objective=experiment.objective._replace(frozen=(TEACHER,)))
-    return {name: perturbed(params) for name, params in untrained_teacher(experiment).items()}
+    return {name: perturb(params) for name, params in untrained_teacher(experiment).items()}
 
 
 @pytest.mark.parametrize("method", methods_of_kinds())
@@ -96,10 +96,10 @@ def test_one_device_equals_eight(method, one_block):
     # Adam's first update is the sign of a gradient, in the first step of every stage: of rounding
     # where it is nearly 0, unless it is divided by more.
     fields = {"optimizer.eps": 1e-3} if objective_and_kind(method)[1].staged else {}
-    one, metrics_one, _ = trained(method, mesh_of(1, 1), **fields)
+    one, metrics_one, _ = train_on(method, mesh_of(1, 1), **fields)
     # Each axis alone once: what the axes do does not depend on the objective.
     for data, fsdp in ((8, 1), (1, 8), (2, 4)) if method == "shortcut" else ((2, 4),):
-        eight, metrics_eight, _ = trained(method, mesh_of(data, fsdp), **fields)
+        eight, metrics_eight, _ = train_on(method, mesh_of(data, fsdp), **fields)
         difference = largest_difference(one.networks, eight.networks)
         print(f"{method}: 1 device against {data} x {fsdp}: {difference:.2e}")
         assert difference < 1e-5
@@ -113,8 +113,8 @@ def test_one_device_equals_eight(method, one_block):
 @pytest.mark.parametrize("scan", [False, True])
 def test_devices_share_the_images_of_few_bootstrap_rows(scan):
     fields = {"batch_size": 16, "objective.max_steps": 4, "model.scan": scan}  # 4 of 16 rows
-    one, _, program_one = trained("shortcut", mesh_of(1, 1), steps=3, **fields)
-    eight, _, program_eight = trained("shortcut", mesh_of(8, 1), steps=3, **fields)
+    one, _, program_one = train_on("shortcut", mesh_of(1, 1), steps=3, **fields)
+    eight, _, program_eight = train_on("shortcut", mesh_of(8, 1), steps=3, **fields)
     assert largest_difference(one.networks, eight.networks) < 1e-5
     # Whole images on four devices would make it 1.14: 3 F for 16 rows and 2 F for 4, or for 8.
     assert 8 * product_flops(program_eight) < 1.02 * product_flops(program_one)
@@ -136,7 +136,7 @@ def test_how_many_devices_share_an_image():
         (5, 6, 16): 6,
     }
     for given, devices in shares.items():
-        assert devices_of_rows(*given) == devices, given
+        assert count_row_devices(*given) == devices, given
 
 
 def test_fused_attention_is_given_whole_images_on_one_mesh(monkeypatch):
@@ -165,7 +165,7 @@ def test_fused_attention_is_given_whole_images_on_one_mesh(monkeypatch):
         return whole, network.apply(params, x[:4], t[:4], t[:4], {})
 
     x, t = np.ones((8, 8, 8, 1), np.float32), np.ones(8, np.float32)
-    shardings = (replicated(mesh), *[batch_sharding(mesh)] * 2)
+    shardings = (replicated_sharding(mesh), *[batch_sharding(mesh)] * 2)
     jax.jit(both, in_shardings=shardings).lower(params, x, t).compile()
     assert split and all(axis is None for spec in split for axis in spec[1:])
 
@@ -175,7 +175,7 @@ def small_game(mesh, micro_batches, rows=64):
     model = Model(mlp((3,), 4, width=16, depth=1), linear(), KINDS["velocity"])
     objective = distribution_matching(model)._replace(init_from={})
     optimizers = dict.fromkeys(objective.players, Optimizer(optax.adam(1e-2), lambda count: 1e-2))
-    frozen = {"teacher": perturbed(jax.jit(model.network.init)(jax.random.key(1)))}
+    frozen = {"teacher": perturb(jax.jit(model.network.init)(jax.random.key(1)))}
     state = create_state(objective, optimizers, 0, frozen, mesh)
     batch = put_batch({"label": np.arange(rows, dtype=np.int32) % 4}, mesh)
     step = compile_step(objective, optimizers, 0, mesh, micro_batches)
@@ -185,7 +185,7 @@ def small_game(mesh, micro_batches, rows=64):
 def test_one_device_equals_eight_in_micro_batches_and_no_row_moves():
     def trained(mesh):
         step, state, frozen, batch = small_game(mesh, 2)
-        frozen = jax.device_put(frozen, replicated(mesh))
+        frozen = jax.device_put(frozen, replicated_sharding(mesh))
         for _ in range(5):
             state, metrics = step(state, frozen, batch)
         return state, metrics, step.as_text()
@@ -302,7 +302,7 @@ class Fake:
 
 
 def grid(devices, *sizes):
-    return [[device.id for device in row] for row in device_grid(slices_of(devices), *sizes)]
+    return [[device.id for device in row] for row in device_grid(group_by_slice(devices), *sizes)]
 
 
 def test_data_spans_slices_and_fsdp_stays_inside_of_one_unless_asked():

@@ -22,13 +22,13 @@ COUNTS = (1,) * 9 + (5,)
 READ = [(name,) for name in SOURCES] + [("images", "pairs"), ("labels", "pairs")]
 
 
-def reading(*names):
+def objective_with(*names):
     return SimpleNamespace(reads=names, guidance_scale=1.5, frozen=(), init_from={})
 
 
 def supply_of(names, **fields):
     config = small_config("flow_matching", **fields)
-    experiment = SimpleNamespace(objective=reading(*names))
+    experiment = SimpleNamespace(objective=objective_with(*names))
     frozen = {sources.TEACHER: "parameters"}
     given = config, experiment, dataset(8, 1), COUNTS, NEWEST_ORDER, mesh_of(2, 4), Path("run")
     return Supply(*given, taught="taught", frozen=frozen)
@@ -55,7 +55,7 @@ def test_a_completed_batch_is_what_the_objective_reads(names, on_device):
     for batch, other in zip(islice(late, 2), whole, strict=True):
         assert set(batch) == set(names)
         completed = [stream.complete(put_batch(b, supply.mesh)) for b in (batch, other)]
-        expected = abstract_batch(reading(*names), supply.config.batch_size, (8, 8, 1))
+        expected = abstract_batch(objective_with(*names), supply.config.batch_size, (8, 8, 1))
         assert shapes(completed[0]) == shapes(expected)
         jax.tree.map(np.testing.assert_array_equal, *completed)
 
@@ -85,9 +85,9 @@ def test_pairs_are_those_of_the_teacher_at_the_scale_of_the_objective(asked):
 
 @pytest.mark.parametrize("names", READ)
 def test_what_an_objective_needs_follows_from_what_it_reads(names):
-    assert sources.reads_data(reading(*names)) == ("images" in names)
-    assert sources.reads_teacher(reading(*names)) == ("pairs" in names)
-    assert sources.made_by_teacher(reading(*names)) == [n for n in names if n == "pairs"]
+    assert sources.reads_data(objective_with(*names)) == ("images" in names)
+    assert sources.reads_teacher(objective_with(*names)) == ("pairs" in names)
+    assert sources.teacher_sources(objective_with(*names)) == [n for n in names if n == "pairs"]
 
 
 @pytest.mark.parametrize(
@@ -100,4 +100,4 @@ def test_what_an_objective_needs_follows_from_what_it_reads(names):
 )
 def test_a_batch_of_nothing_or_with_an_entry_of_two_sources_is_refused(names, message):
     with pytest.raises(ValueError, match=message):
-        abstract_batch(reading(*names), 4, (8, 8, 1))
+        abstract_batch(objective_with(*names), 4, (8, 8, 1))

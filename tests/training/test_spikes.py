@@ -12,7 +12,7 @@ from fewstep.objectives.denoising import denoising
 from fewstep.training.compiled_step import Training
 from fewstep.training.loop import train
 from fewstep.training.metrics import read_rows
-from fewstep.training.optimizer import optimizer
+from fewstep.training.optimizer import build_optimizer
 from fewstep.training.report import SpikesError
 from fewstep.training.schedule import Schedule
 from fewstep.training.session import Upkeep
@@ -81,21 +81,21 @@ def test_skipped_updates_are_those_of_numpy_and_change_nothing():
 
 def test_without_a_factor_the_state_is_the_optimizer_s_own():
     def state(**fields):
-        return optimizer(**FIELDS | fields).transform.init({"w": jnp.ones(3)})
+        return build_optimizer(**FIELDS | fields).transform.init({"w": jnp.ones(3)})
 
     own = optax.adamw(optax.constant_schedule(0.1)).init({"w": jnp.ones(3)})
     assert jax.tree.structure(state()) == jax.tree.structure(own)
     watched = state(spike_factor=6.0, spike_window=4)
     assert isinstance(watched, SpikeState) and watched.losses.shape == (4,)
     with pytest.raises(ValueError, match="spike_window >= 2"):
-        optimizer(**FIELDS, spike_factor=6.0, spike_window=1)
+        build_optimizer(**FIELDS, spike_factor=6.0, spike_window=1)
 
 
 def run(workdir, cap):
     """Eight steps of a network of five numbers, of which many are spikes: the factor is small."""
     config = small_config("flow_matching")
     objective = denoising(model_of(affine(), linear()))._replace(init_from={})
-    own = optimizer(**FIELDS, spike_factor=1e-3, spike_window=2, spike_cap=cap)
+    own = build_optimizer(**FIELDS, spike_factor=1e-3, spike_window=2, spike_cap=cap)
     return train(
         Training(objective, {"network": own}, {}, mesh_of(1, 1), 0, config.batch_size),
         Stream(lambda start: synthetic_batches(config, start), dict),

@@ -13,7 +13,7 @@ from fewstep.objectives.base import Follower, Mean, Objective, Player
 from fewstep.objectives.denoising import denoising
 from fewstep.objectives.followers import constant_ema, hold
 from fewstep.objectives.stages import Stage
-from fewstep.training.optimizer import Optimizer, optimizer
+from fewstep.training.optimizer import Optimizer, build_optimizer
 from fewstep.training.report import NonFiniteError, check_finite
 from fewstep.training.spikes import skip_spikes
 from fewstep.training.state import initial_state, named_key
@@ -224,7 +224,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_caught():
         check_finite(1, jax.device_get(step(state, FROZEN, BATCH)[1]))
 
 
-def overflowing(bad):
+def overflowing_game(bad):
     """A game in which the finite gradients of `first` make a part of its state infinite."""
     objective, optimizers = game(), dict.fromkeys(("first", "second"), SGD)
     if bad == "parameters":
@@ -244,7 +244,7 @@ def overflowing(bad):
 
 @pytest.mark.parametrize("bad", ["parameters", "optimizer state", "follower"])
 def test_an_update_that_makes_any_part_infinite_is_not_kept_and_named(bad):
-    objective, optimizers = overflowing(bad)
+    objective, optimizers = overflowing_game(bad)
     state = initial_state(objective, optimizers, 0, FROZEN)
     step = jax.jit(train_step(objective, optimizers, 0))
     updated, metrics = step(state, FROZEN, BATCH)
@@ -336,7 +336,7 @@ def test_every_row_has_a_draw_of_its_own_that_all_players_share(micro_batches, s
     assert len(np.unique(np.concatenate(drawn))) == len(seeds) * 2 * 3 * 8
 
 
-def sharing(counts, every=1):
+def sharing_game(counts, every=1):
     """Both players read samples w x of `second`; `counts` counts how often they are made."""
 
     def scaled(w, x):
@@ -367,7 +367,7 @@ def sharing(counts, every=1):
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_what_is_shared_is_made_once_and_pulls_the_gradient_back_to_who_made_it(micro_batches):
     counts = Counter()
-    objective = sharing(counts, every=2)
+    objective = sharing_game(counts, every=2)
     optimizers = dict.fromkeys(objective.players, SGD)
     state = initial_state(objective, optimizers, 0, {})
     step = jax.jit(train_step(objective, optimizers, 0, micro_batches))
@@ -404,7 +404,7 @@ ADAM = {
 }
 
 
-def staged(*starts, every=1):
+def staged_game(*starts, every=1):
     """The game in stages, with followers that start anew and such that go on."""
     followers = {
         "held": Follower("second", hold, restarts=True),
@@ -430,8 +430,10 @@ def walk(objective, optimizers, steps):
 
 def test_a_stage_begins_with_new_optimizers_and_schedules_and_goes_on_from_the_players():
     starts, total = (0, 3, 7), 9
-    objective = staged(*starts)
-    optimizers = dict.fromkeys(objective.players, optimizer(**ADAM, updates=total, starts=starts))
+    objective = staged_game(*starts)
+    optimizers = dict.fromkeys(
+        objective.players, build_optimizer(**ADAM, updates=total, starts=starts)
+    )
     states, logged = walk(objective, optimizers, total)
     rates = [float(metrics["second/learning_rate"].total) for metrics in logged]
     thirds, quarters = [0.1, 0.2 / 3, 0.1 / 3], [0.1, 0.075, 0.05, 0.025]
@@ -439,7 +441,7 @@ def test_a_stage_begins_with_new_optimizers_and_schedules_and_goes_on_from_the_p
     for start, end in ((3, 7), (7, 9)):
         # A run of that stage alone, from the players and followers as the one before left them.
         alone = objective._replace(stages=(Stage(0),))
-        own = dict.fromkeys(objective.players, optimizer(**ADAM, updates=end - start))
+        own = dict.fromkeys(objective.players, build_optimizer(**ADAM, updates=end - start))
         fresh = {
             name: own[name].transform.init(params)
             for name, params in states[start].networks.items()
@@ -461,7 +463,7 @@ def test_a_stage_begins_with_new_optimizers_and_schedules_and_goes_on_from_the_p
 
 
 def test_a_follower_that_restarts_counts_from_there_and_one_that_holds_jumps():
-    objective = staged(0, 3, 7)
+    objective = staged_game(0, 3, 7)
     states, _ = walk(objective, dict.fromkeys(objective.players, SGD), 9)
     of = lambda name: [float(state.followers[name]["w"]) for state in states[1:]]
     assert of("counter") == [1, 2, 3, 1, 2, 3, 4, 1, 2]
@@ -475,7 +477,7 @@ def test_a_follower_that_restarts_counts_from_there_and_one_that_holds_jumps():
 
 def test_a_slow_player_s_stage_begins_with_its_first_update_in_it():
     # Updates at steps 0, 3, 6: the stage that begins at step 4 has the last alone.
-    objective = staged(0, 4, every=3)
+    objective = staged_game(0, 4, every=3)
     rising = lambda n: jnp.where(n < 2, 1.0 + n, 10.0 * (n - 1.0))
     slow = Optimizer(optax.chain(optax.trace(0.9), optax.scale_by_schedule(rising)), rising)
     states, logged = walk(objective, {"first": slow, "second": SGD}, 7)
@@ -491,7 +493,7 @@ def test_a_slow_player_s_stage_begins_with_its_first_update_in_it():
 
 
 def test_a_step_that_is_not_finite_does_not_begin_a_stage():
-    objective = staged(0, 2)
+    objective = staged_game(0, 2)
     states, _ = walk(objective, dict.fromkeys(objective.players, SGD), 2)
     step = jax.jit(train_step(objective, dict.fromkeys(objective.players, SGD), 0))
     bad = {**BATCH, "x": jnp.full((2, 1), jnp.nan)}

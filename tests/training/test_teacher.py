@@ -11,21 +11,21 @@ from fewstep.training.schedule import Schedule
 from fewstep.training.session import Upkeep
 from fewstep.training.sharding import tree_shardings
 from fewstep.training.sources import Stream
+from fewstep.training.state import replace_parts
 from fewstep.training.storage import checkpoint, restore, workdir
 from fewstep.training.storage.fingerprint import fingerprint
 from fewstep.training.teacher import (
     adopt,
     check_teacher,
     load_teacher,
-    locate,
-    merge,
-    pinned,
+    locate_teacher,
+    pin_teacher,
     teacher_identity,
 )
 from tests.modes.recorded import random_network
 from tests.training.runs import (
     largest_difference,
-    perturbed,
+    perturb,
     save_run,
     small_config,
     small_experiment,
@@ -67,12 +67,12 @@ def ddpm(tmp_path_factory):
     return save_run(tmp_path_factory.mktemp("ddpm"), "ddpm", **{"prediction.kind": "v"})
 
 
-def loaded(method, teacher, **fields):
+def load(method, teacher, **fields):
     config, experiment = small_experiment(method, teacher=teacher, **fields)
     return experiment, load_teacher(config, experiment, mesh())
 
 
-def saved(folder, name, step=None):
+def read_saved(folder, name, step=None):
     """The named network of a run as Orbax reads it, without a target tree."""
     with restore.read_checkpoints(folder) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
@@ -84,52 +84,54 @@ def saved(folder, name, step=None):
     ("field", "folder", "step"), [("{}", "{}", None), ("{}@3", "{}", 3), ("{}@12", "{}", 12)]
 )
 def test_a_teacher_is_a_folder_and_maybe_a_step(flow, field, folder, step):
-    location = locate(field.format(flow))
+    location = locate_teacher(field.format(flow))
     assert (str(location.folder), location.step) == (folder.format(flow), step)
 
 
 def test_the_average_teaches_and_not_the_trained_network(flow, tmp_path):
-    teacher = loaded("cd_flow", flow)[1]["teacher"]
-    assert largest_difference(teacher, saved(locate(flow).folder, "ema_0.999")) == 0.0
-    assert largest_difference(teacher, saved(locate(flow).folder, "network")) > 0.01
+    teacher = load("cd_flow", flow)[1]["teacher"]
+    assert largest_difference(teacher, read_saved(locate_teacher(flow).folder, "ema_0.999")) == 0.0
+    assert largest_difference(teacher, read_saved(locate_teacher(flow).folder, "network")) > 0.01
     own = save_run(tmp_path / "own", "flow_matching", **{"ema.sample_with": "network"})
-    teacher = loaded("cd_flow", own)[1]["teacher"]
-    assert largest_difference(teacher, saved(tmp_path / "own", "network")) == 0.0
+    teacher = load("cd_flow", own)[1]["teacher"]
+    assert largest_difference(teacher, read_saved(tmp_path / "own", "network")) == 0.0
 
 
 def test_a_step_picks_that_checkpoint(flow):
-    newest, older = (loaded("cd_flow", flow + at)[1]["teacher"] for at in ("", "@3"))
-    folder = locate(flow).folder
-    assert largest_difference(newest, saved(folder, "ema_0.999", 5)) == 0.0
-    assert largest_difference(older, saved(folder, "ema_0.999", 3)) == 0.0
+    newest, older = (load("cd_flow", flow + at)[1]["teacher"] for at in ("", "@3"))
+    folder = locate_teacher(flow).folder
+    assert largest_difference(newest, read_saved(folder, "ema_0.999", 5)) == 0.0
+    assert largest_difference(older, read_saved(folder, "ema_0.999", 3)) == 0.0
     assert largest_difference(newest, older) > 0.01
 
 
 def test_the_step_is_written_into_the_config(flow, tmp_path):
     new = tmp_path / "new"
-    assert pinned(small_config("cd_flow", teacher=flow), new).teacher == f"{flow}@5"
-    assert pinned(small_config("cd_flow", teacher=f"{flow}@3"), new).teacher == f"{flow}@3"
-    assert pinned(small_config("ct"), new).teacher == ""
+    assert pin_teacher(small_config("cd_flow", teacher=flow), new).teacher == f"{flow}@5"
+    assert pin_teacher(small_config("cd_flow", teacher=f"{flow}@3"), new).teacher == f"{flow}@3"
+    assert pin_teacher(small_config("ct"), new).teacher == ""
 
 
 def test_a_run_that_goes_on_keeps_the_step_of_its_teacher(flow, tmp_path):
     # The teacher has a newer checkpoint by now, or is gone; asking for another step is another run.
     config = small_config("cd_flow", teacher=f"{flow}@3")
-    workdir.start_run(tmp_path, pinned(config, tmp_path))
-    assert pinned(small_config("cd_flow", teacher=flow), tmp_path).teacher == f"{flow}@3"
-    assert pinned(small_config("cd_flow", teacher=f"{flow}@5"), tmp_path).teacher == f"{flow}@5"
+    workdir.start_run(tmp_path, pin_teacher(config, tmp_path))
+    assert pin_teacher(small_config("cd_flow", teacher=flow), tmp_path).teacher == f"{flow}@3"
+    assert (
+        pin_teacher(small_config("cd_flow", teacher=f"{flow}@5"), tmp_path).teacher == f"{flow}@5"
+    )
     gone = small_config("cd_flow", teacher=f"{tmp_path / 'gone'}@3")
     workdir.start_run(tmp_path / "student", gone)
-    assert pinned(gone, tmp_path / "student").teacher == gone.teacher
+    assert pin_teacher(gone, tmp_path / "student").teacher == gone.teacher
 
 
 def test_a_run_does_not_teach_itself(flow, tmp_path):
-    folder = locate(flow).folder
+    folder = locate_teacher(flow).folder
     (tmp_path / "link").symlink_to(folder)
     for run in (folder, tmp_path / "link"):
         for teacher in (flow, f"{flow}@3"):
             with pytest.raises(ValueError, match=f"teacher={teacher} is the run itself"):
-                pinned(small_config("cd_flow", teacher=teacher), run)
+                pin_teacher(small_config("cd_flow", teacher=teacher), run)
 
 
 def test_the_teacher_is_known_by_its_parameters(flow, tmp_path):
@@ -139,7 +141,7 @@ def test_the_teacher_is_known_by_its_parameters(flow, tmp_path):
 
     config, own = identity_of(f"{flow}@5")
     shapes = jax.eval_shape(build(config).model.network.init, jax.random.key(0))
-    params, _ = restore.restore_network(locate(flow).folder, "ema_0.999", shapes, 5)
+    params, _ = restore.restore_network(locate_teacher(flow).folder, "ema_0.999", shapes, 5)
     assert own == {"step": 5, "network": "ema_0.999", "fingerprint": fingerprint(params)}
     others = [
         save_run(tmp_path / "seed_1", "flow_matching", seed=1),  # another run, at the same step
@@ -155,12 +157,12 @@ def test_the_teacher_is_known_by_its_parameters(flow, tmp_path):
 
 
 def test_another_network_of_the_teacher_can_be_named(flow):
-    raw = loaded("cd_flow", flow, teacher_network="network")[1]["teacher"]
-    folder = locate(flow).folder
-    assert largest_difference(raw, saved(folder, "network", 5)) == 0.0
-    assert largest_difference(raw, saved(folder, "ema_0.999", 5)) > 0.0
+    raw = load("cd_flow", flow, teacher_network="network")[1]["teacher"]
+    folder = locate_teacher(flow).folder
+    assert largest_difference(raw, read_saved(folder, "network", 5)) == 0.0
+    assert largest_difference(raw, read_saved(folder, "ema_0.999", 5)) > 0.0
     with pytest.raises(ValueError, match="teacher_network='ema_0.5' is not one of"):
-        loaded("cd_flow", flow, teacher_network="ema_0.5")
+        load("cd_flow", flow, teacher_network="ema_0.5")
 
 
 def test_a_path_s_default_written_out_is_the_same_path():
@@ -186,7 +188,7 @@ def test_student_averages_and_target_start_as_the_teacher_or_not(flow, method):
     for start in (True, False):
         if method == "flow_matching" and not start:
             continue  # then no teacher is used, which is an error
-        experiment, frozen = loaded(method, flow, start_from_teacher=start)
+        experiment, frozen = load(method, flow, start_from_teacher=start)
         state = create_state(experiment.objective, experiment.optimizers, 0, frozen, mesh())
         copies = {**state.networks, **state.followers}
         assert {"network", "ema_0.999"} <= set(copies)
@@ -216,7 +218,7 @@ def test_no_gradient_reaches_the_teacher_of_a_pair_though_its_value_matters():
     config, experiment = small_experiment("cd_flow", batch_size=8)
     player = experiment.objective.players["network"]
     params, teacher, other = (
-        perturbed(player.network.init(jax.random.key(0)), seed=i) for i in range(3)
+        perturb(player.network.init(jax.random.key(0)), seed=i) for i in range(3)
     )
     batch = next(synthetic_batches(config))
 
@@ -245,12 +247,12 @@ def test_new_parts_of_a_student_leave_the_teacher_s_output(method, teacher, fiel
         fields = fields | {"objective.guidance_scale": 2.0}
     if method == "cd_flow":  # whose loss tells the network a scale only with a range of them
         fields = fields | {"objective.guidance_range": (1.0, 4.0)}
-    experiment, frozen = loaded(method, folder, **fields)
+    experiment, frozen = load(method, folder, **fields)
     own = frozen["teacher"]
-    original = saved(locate(folder).folder, "ema_0.999")
+    original = read_saved(locate_teacher(folder).folder, "ema_0.999")
     parts = {*own, *own["conditioning"]} - {*original, *original["conditioning"]}
     assert parts == {new}
-    taught = build(workdir.load_config(locate(folder).folder)).model.network
+    taught = build(workdir.load_config(locate_teacher(folder).folder)).model.network
     network = experiment.model.network
     x = jax.random.normal(jax.random.key(0), (3, 8, 8, 1))
     t, label = jnp.array([0.9, 0.5, 0.1]), jnp.array([3, -1, 0])
@@ -274,7 +276,7 @@ def test_a_teacher_is_split_over_the_devices_as_the_state_is(trigflow):
 
 def test_a_run_from_before_a_field_has_its_default(flow):
     config, experiment = small_experiment("cd_flow", teacher=flow)
-    teacher = workdir.load_config(locate(flow).folder)
+    teacher = workdir.load_config(locate_teacher(flow).folder)
     del teacher.model.scan
     check_teacher(config, teacher, experiment)
 
@@ -288,10 +290,10 @@ def test_new_parts_of_a_student_are_drawn_by_its_seed():
     assert float(drawn[0]["d"]) != float(drawn[1]["d"])
 
 
-def test_merge_takes_every_part_that_is_given_and_no_other():
+def test_replace_parts_takes_every_part_that_is_given_and_no_other():
     own = {"a": 1, "b": {"c": 2, "d": 3}, "e": {"f": 4}}
     given = {"a": 10, "b": {"c": 20}, "g": {"h": 30}}
-    assert merge(own, given) == {"a": 10, "b": {"c": 20, "d": 3}, "e": {"f": 4}}
+    assert replace_parts(own, given) == {"a": 10, "b": {"c": 20, "d": 3}, "e": {"f": 4}}
 
 
 @pytest.mark.parametrize(
@@ -310,7 +312,7 @@ def test_merge_takes_every_part_that_is_given_and_no_other():
 def test_another_model_cannot_be_a_teacher(flow, method, fields, message, monkeypatch):
     monkeypatch.setattr(jax, "jit", None)  # nothing is compiled before the refusal
     with pytest.raises(ValueError, match=f"teacher={flow} is another model.*{message}"):
-        loaded(method, flow, **fields)
+        load(method, flow, **fields)
 
 
 @pytest.mark.parametrize(
@@ -325,7 +327,7 @@ def test_another_model_cannot_be_a_teacher(flow, method, fields, message, monkey
 )
 def test_what_does_not_change_the_parameters_meaning_may_differ(flow, fields):
     config, experiment = small_experiment("cd_flow", teacher=flow, **fields)
-    check_teacher(config, workdir.load_config(locate(flow).folder), experiment)
+    check_teacher(config, workdir.load_config(locate_teacher(flow).folder), experiment)
 
 
 def test_a_consistency_model_is_no_teacher_of_another_but_may_start_one(tmp_path):
@@ -385,7 +387,7 @@ def test_a_teacher_without_any_use_is_refused(flow):
 
 def test_a_missing_teacher_is_named(flow, tmp_path):
     reads = (
-        lambda config: pinned(config, tmp_path / "new"),
+        lambda config: pin_teacher(config, tmp_path / "new"),
         lambda config: load_teacher(config, build(config), mesh()),
     )
     for read in reads:
@@ -396,4 +398,4 @@ def test_a_missing_teacher_is_named(flow, tmp_path):
             read(small_config("cd_flow", teacher=f"{flow}@4"))
     workdir.start_run(tmp_path / "begun", small_config("flow_matching"))
     with pytest.raises(ValueError, match="begun holds no checkpoints"):
-        pinned(small_config("cd_flow", teacher=str(tmp_path / "begun")), tmp_path / "new")
+        pin_teacher(small_config("cd_flow", teacher=str(tmp_path / "begun")), tmp_path / "new")

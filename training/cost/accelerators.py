@@ -7,7 +7,7 @@ NVIDIA (data sheets, without sparsity; SXM where a GPU comes in several forms).
 import re
 from typing import NamedTuple
 
-from fewstep.training.construct import choose
+from fewstep.training.construct import look_up
 
 GIB = 2**30
 # JAX reserves this share of a GPU at its start, unless XLA_CLIENT_MEM_FRACTION says otherwise
@@ -126,7 +126,7 @@ def parse_target(text: str) -> Target:
     if size is not None and f"{name}-{size}" in ACCELERATORS:
         name, size = f"{name}-{size}", None
     name = ALIASES.get(name, name)
-    accelerator = choose(ACCELERATORS, name, "--accelerator")
+    accelerator = look_up(ACCELERATORS, name, "--accelerator")
     if count is None and size is None:
         return Target(name, accelerator)
     if size is not None and accelerator.is_gpu:

@@ -27,10 +27,10 @@ from orbax.checkpoint.multihost import BarrierSyncFn, get_barrier_sync_fn
 from fewstep.files import UNWRITABLE
 from fewstep.training.cluster import exits, processes
 from fewstep.training.cluster.processes import first_process_says
-from fewstep.training.storage.fields import is_number, is_whole
+from fewstep.training.storage.fields import is_int_or_float, is_whole
 from fewstep.training.storage.fingerprint import fingerprint
 from fewstep.training.storage.identity import Identity, identity_of
-from fewstep.training.storage.seal import sealed
+from fewstep.training.storage.seal import seal_record
 from fewstep.training.storage.train_state import TrainState
 
 FOLDER, DAMAGED = "checkpoints", "damaged"
@@ -52,7 +52,7 @@ class Retention(NamedTuple):
     scores: Callable[[], Mapping[int, float]] = dict
 
 
-class Lowest(policies.PreservationPolicy):
+class LowestScore(policies.PreservationPolicy):
     """Preserves the checkpoint with the lowest score, of those that have one."""
 
     def __init__(self, scores: Callable[[], Mapping[int, float]]) -> None:
@@ -75,9 +75,9 @@ KEEP_ALL = Retention()
 LONGEST = 86400.0  # seconds that a save may take if nothing else is said
 
 
-def policy(retention: Retention) -> policies.PreservationPolicy:
+def preservation_policy(retention: Retention) -> policies.PreservationPolicy:
     """Orbax's form of a retention."""
-    rules = [policies.LatestN(retention.newest or None), Lowest(retention.scores)]
+    rules = [policies.LatestN(retention.newest or None), LowestScore(retention.scores)]
     rules.append(policies.CustomSteps(list(retention.steps)))
     if retention.hours > 0.0:
         rules.append(policies.EveryNSeconds(max(int(retention.hours * 3600.0), 1)))
@@ -98,18 +98,18 @@ def open_checkpoints(
     """
     folder = (workdir / FOLDER).absolute()
     options = ocp.CheckpointManagerOptions(
-        preservation_policy=policy(retention),
+        preservation_policy=preservation_policy(retention),
         cleanup_tmp_directories=True,
         async_options=ocp.AsyncOptions(
             timeout_secs=math.ceil(min(limit, LONGEST)),
-            barrier_sync_fn=barrier(folder) if processes.has_peers() else None,
+            barrier_sync_fn=make_barrier(folder) if processes.has_peers() else None,
         ),
     )
     checkpoints = ocp.CheckpointManager(folder, options=options)
     try:
         yield checkpoints
         with watched():
-            wait(checkpoints)
+            wait_for_save(checkpoints)
     except BaseException:
         with suppress(Exception), watched():  # of a save that fails too; the first error says why
             checkpoints.close()
@@ -118,7 +118,7 @@ def open_checkpoints(
         checkpoints.close()
 
 
-def barrier(folder: Path) -> BarrierSyncFn:
+def make_barrier(folder: Path) -> BarrierSyncFn:
     """Orbax's barrier between the threads that save, but for one whose part has failed.
 
     Orbax would have it wait for the others, which wait for its part, until both give up; here it
@@ -129,20 +129,20 @@ def barrier(folder: Path) -> BarrierSyncFn:
     def wait_unless_failed(*, key: str, timeout_ms: int) -> None:
         in_background = threading.current_thread() is not threading.main_thread()
         if in_background and sys.exception() is not None:
-            with write_errors(folder):
+            with raise_write_errors(folder):
                 raise
         wait_for_all(key=key, timeout_ms=timeout_ms)
 
     return wait_unless_failed
 
 
-def items(state: TrainState) -> dict[str, Any]:
+def named_trees(state: TrainState) -> dict[str, Any]:
     """The named trees of a state; `step` apart, which is in `run`."""
     optimizers = {OPTIMIZER + name: opt for name, opt in state.optimizers.items()}
     return {**state.networks, **state.followers, **optimizers}
 
 
-def save(
+def save_state(
     checkpoints: ocp.CheckpointManager,
     state: TrainState,
     config: Mapping[str, Any],
@@ -155,57 +155,57 @@ def save(
     an Identity's stamp), the last has the row of the log that is not written yet. Raises OSError if
     the save before this one could not be written.
     """
-    wait(checkpoints)
+    wait_for_save(checkpoints)
     step = int(state.step)
     if first_process_says(step in checkpoints.all_steps()):
         return
-    trees = items(state)
+    trees = named_trees(state)
     prints = {name: fingerprint(tree) for name, tree in trees.items()}
     stamp = {"step": step, "config": config, "run": run, "fingerprints": prints}
-    record = sealed({**stamp, UNFINISHED: unfinished})
+    record = seal_record({**stamp, UNFINISHED: unfinished})
     arguments = {name: ocp.args.StandardSave(tree) for name, tree in trees.items()}
     arguments[RUN] = ocp.args.JsonSave(record)
-    with write_errors(Path(checkpoints.directory), step):
+    with raise_write_errors(Path(checkpoints.directory), step):
         checkpoints.save(step, args=ocp.args.Composite(**arguments), force=True)
 
 
 def check_record(record: Any) -> None:
-    """Raises ValueError, KeyError or TypeError unless a record has what `save` writes."""
-    recorded_run(record)
+    """Raises ValueError, KeyError or TypeError unless a record has what `save_state` writes."""
+    run_in_record(record)
     step, prints, row = record["step"], record["fingerprints"], record.get(UNFINISHED)
     if not (is_whole(step) and isinstance(prints, Mapping) and (row is None or is_row(row))):
         raise ValueError("a field of its record has another type than was written")
 
 
-def recorded_run(record: Mapping[str, Any]) -> Identity:
+def run_in_record(record: Mapping[str, Any]) -> Identity:
     """The run in the record of a checkpoint; its id is "" if an older version wrote it."""
     return identity_of({"id": "", **(record.get("run") or {}), "config": record["config"]})
 
 
 def is_row(row: Any) -> bool:
-    """Whether it is a row of the log that is not written yet (Report.unfinished)."""
+    """Whether it is a row of the log that is not written yet (Report.unfinished_row)."""
     if not isinstance(row, Mapping) or not isinstance(row.get("sums"), Mapping):
         return False
     pairs = row["sums"].values()
     summed = all(map(is_pair, pairs))
     steps = row.get("steps", [])  # which earlier versions did not record
     times = isinstance(steps, list) and all(is_pair(step) for step in steps)
-    return summed and times and is_whole(row.get("images")) and is_number(row.get("seconds"))
+    return summed and times and is_whole(row.get("images")) and is_int_or_float(row.get("seconds"))
 
 
 def is_pair(value: Any) -> bool:
     """Whether it is a list of two numbers."""
-    return isinstance(value, list) and len(value) == 2 and all(map(is_number, value))
+    return isinstance(value, list) and len(value) == 2 and all(map(is_int_or_float, value))
 
 
-def wait(checkpoints: ocp.CheckpointManager) -> None:
+def wait_for_save(checkpoints: ocp.CheckpointManager) -> None:
     """Wait for the save that is under way. Raises OSError if it could not be written."""
-    with write_errors(Path(checkpoints.directory)):
+    with raise_write_errors(Path(checkpoints.directory)):
         checkpoints.wait_until_finished()
 
 
 @contextmanager
-def write_errors(folder: Path, step: int | None = None) -> Iterator[None]:
+def raise_write_errors(folder: Path, step: int | None = None) -> Iterator[None]:
     """Turn what Orbax and TensorStore raise into one OSError that says what is left.
 
     One of several processes ends instead, and with it the others.

@@ -34,7 +34,7 @@ def code_version() -> dict[str, str]:
     for path in source_files():
         total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
         total.update(hashlib.sha256(path.read_bytes()).digest())
-    return {"commit": commit(), "package": package(), "sources": total.hexdigest()[:12]}
+    return {"commit": git_commit(), "package": package_version(), "sources": total.hexdigest()[:12]}
 
 
 def source_files() -> list[Path]:
@@ -44,7 +44,7 @@ def source_files() -> list[Path]:
     return sorted(path for path in (*beside, *inside) if path.exists())
 
 
-def commit() -> str:
+def git_commit() -> str:
     """The commit of the checkout that holds this code, "" if there is none."""
     command = ["git", "-C", str(ROOT), "rev-parse", "--show-toplevel", "--short=12", "HEAD"]
     try:
@@ -56,7 +56,7 @@ def commit() -> str:
     return revision if Path(top).resolve() == ROOT.resolve() else ""
 
 
-def package() -> str:
+def package_version() -> str:
     """The version of the installed package, "" if this code is not installed."""
     try:
         return metadata.version(PACKAGE)

@@ -17,12 +17,12 @@ Fields = Mapping[str, Any]
 BEFORE = {"data": {"decoding": FIRST_DECODING, "label_shares": "equal"}}
 
 
-def completed(config: Fields) -> dict[str, Any]:
+def fill_missing_fields(config: Fields) -> dict[str, Any]:
     """The fields of a recorded config, and for each that it lacks what runs did without it."""
-    return filled(filled(config, BEFORE), todays_fields(config))
+    return fill_defaults(fill_defaults(config, BEFORE), current_fields(config))
 
 
-def filled(fields: Fields, defaults: Fields, group: str = "") -> dict[str, Any]:
+def fill_defaults(fields: Fields, defaults: Fields, group: str = "") -> dict[str, Any]:
     """The fields, and those of the defaults that they lack.
 
     A part of an objective by another name than the default's keeps nothing of that: what it lacks
@@ -33,20 +33,20 @@ def filled(fields: Fields, defaults: Fields, group: str = "") -> dict[str, Any]:
     for name, default in defaults.items():
         part = f"{group}.{name}" if group or name == OBJECTIVE else ""
         if name not in fields:
-            found[name] = unset(default) if other else default
+            found[name] = unset_value(default) if other else default
         elif isinstance(default, Mapping) and isinstance(fields[name], Mapping):
-            found[name] = filled(fields[name], default, part)
+            found[name] = fill_defaults(fields[name], default, part)
     return found
 
 
-def unset(default: Any) -> Any:
+def unset_value(default: Any) -> Any:
     """A field that stands for its function's default: None, and for a part one without a name."""
     if not isinstance(default, Mapping):
         return None
-    return {name: "" if name == "name" else unset(field) for name, field in default.items()}
+    return {name: "" if name == "name" else unset_value(field) for name, field in default.items()}
 
 
-def todays_fields(config: Fields) -> dict[str, Any]:
+def current_fields(config: Fields) -> dict[str, Any]:
     """All fields of this version with their defaults, those of the config's objective included."""
     fields, name = base.config().to_dict(), config.get(OBJECTIVE, {}).get("name")
     if name in OBJECTIVES:
@@ -60,18 +60,18 @@ def removed_fields(config: Fields) -> list[str]:
     Those of None, which stands for a default, and of an objective that it does not have are left
     out.
     """
-    today = todays_fields(config)
+    today = current_fields(config)
     known = today if today[OBJECTIVE] else {**today, OBJECTIVE: config.get(OBJECTIVE)}
-    return sorted(beyond(config, {**known, PLAYERS: config.get(PLAYERS)}))
+    return sorted(unknown_fields(config, {**known, PLAYERS: config.get(PLAYERS)}))
 
 
-def beyond(fields: Fields, known: Fields, prefix: str = "") -> list[str]:
+def unknown_fields(fields: Fields, known: Fields, prefix: str = "") -> list[str]:
     """The dotted names of fields that are not among the known ones and are not None."""
     found = []
     for name, value in fields.items():
         own = known.get(name)
         if isinstance(value, Mapping) and isinstance(own, Mapping):
-            found += beyond(value, own, f"{prefix}{name}.")
+            found += unknown_fields(value, own, f"{prefix}{name}.")
         elif name not in known and value is not None:
             found.append(prefix + name)
     return found

@@ -26,23 +26,23 @@ class Range(NamedTuple):
     words: str
 
 
-def whole(least: int, most: int = LARGEST_INT32) -> Range:
+def whole_range(least: int, most: int = LARGEST_INT32) -> Range:
     """Whole numbers from `least` to `most`."""
     words = f"a whole number from {least} to {most}"
     return Range(is_whole, lambda value: least <= value <= most, words)
 
 
-def number(low: float, high: float = LARGEST_FLOAT32, *, above: bool = False) -> Range:
+def number_range(low: float, high: float = LARGEST_FLOAT32, *, above: bool = False) -> Range:
     """Numbers from `low`, or above it alone, and below `high`."""
     return Range(
-        is_number,
+        is_int_or_float,
         lambda value: (low < value if above else low <= value) and value < high,
         f"a number, {f'above {low:g}' if above else f'{low:g} or more'}, and "
         f"{'finite' if high == LARGEST_FLOAT32 else f'below {high:g}'}",
     )
 
 
-def each(of: Range) -> Range:
+def sequence_of(of: Range) -> Range:
     """Sequences of such values; also empty ones."""
     return Range(
         lambda values: isinstance(values, list | tuple) and all(map(of.fits, values)),
@@ -71,7 +71,7 @@ def is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def is_number(value: Any) -> bool:
+def is_int_or_float(value: Any) -> bool:
     """Whether it is an int or a float, finite or not; a bool is none."""
     return is_whole(value) or isinstance(value, float)
 
@@ -80,47 +80,47 @@ def is_finite(value: Any) -> bool:
     """Whether all numbers in a value are finite as float32."""
     if isinstance(value, list | tuple):
         return all(map(is_finite, value))
-    return not is_number(value) or abs(value) < LARGEST_FLOAT32
+    return not is_int_or_float(value) or abs(value) < LARGEST_FLOAT32
 
 
-def anything(value: Any) -> bool:
+def accept_any(value: Any) -> bool:
     """True."""
     return True
 
 
-FINITE = Range(is_number, lambda value: abs(value) < LARGEST_FLOAT32, "a finite number")
-TEXT = Range(lambda value: isinstance(value, str), anything, "a text")
-SWITCH = Range(lambda value: isinstance(value, bool), anything, "True or False")
-PART = Range(lambda value: isinstance(value, Mapping), anything, "a group of fields")
+FINITE = Range(is_int_or_float, lambda value: abs(value) < LARGEST_FLOAT32, "a finite number")
+TEXT = Range(lambda value: isinstance(value, str), accept_any, "a text")
+SWITCH = Range(lambda value: isinstance(value, bool), accept_any, "True or False")
+PART = Range(lambda value: isinstance(value, Mapping), accept_any, "a group of fields")
 # Devices of an axis: all that are left, or so many.
 DEVICES = Range(is_whole, lambda value: value == -1 or value > 0, "-1 or a whole number above 0")
 
 OPTIMIZER = {
     "name": TEXT,
-    "learning_rate": number(0.0),
+    "learning_rate": number_range(0.0),
     "schedule": TEXT,
-    "warmup_steps": whole(0),
-    "b1": number(0.0, 1.0),
-    "b2": number(0.0, 1.0),
-    "eps": number(0.0, above=True),
-    "weight_decay": number(0.0),
-    "clip_norm": number(0.0),
-    "spike_factor": number(0.0),
-    "spike_window": whole(2),
-    "spike_cap": whole(0),
+    "warmup_steps": whole_range(0),
+    "b1": number_range(0.0, 1.0),
+    "b2": number_range(0.0, 1.0),
+    "eps": number_range(0.0, above=True),
+    "weight_decay": number_range(0.0),
+    "clip_norm": number_range(0.0),
+    "spike_factor": number_range(0.0),
+    "spike_window": whole_range(2),
+    "spike_cap": whole_range(0),
 }
 # Fields of any network; None is what it is without the field.
 NETWORK = {
     "size": TEXT,
-    "patch_size": whole(1),
-    "width": whole(1),
-    "depth": whole(1),
+    "patch_size": whole_range(1),
+    "width": whole_range(1),
+    "depth": whole_range(1),
     "second_time": TEXT,
     "guidance_input": SWITCH,
     "loss_weight": SWITCH,
-    "time_scale": number(0.0, above=True),
+    "time_scale": number_range(0.0, above=True),
     "adaln_zero": SWITCH,
-    "dropout": number(0.0, 1.0),
+    "dropout": number_range(0.0, 1.0),
     "dtype": TEXT,
     "attention": TEXT,
     "remat": SWITCH,
@@ -130,73 +130,73 @@ NETWORK = {
 # and of player_optimizers, whose fields, and those of its heads, are those of OPTIMIZER.
 FIELDS = {
     "method": TEXT,
-    "seed": whole(0, LARGEST_SEED),
-    "steps": whole(1),
-    "batch_size": whole(1),
-    "micro_batches": whole(1),
-    "steps_per_dispatch": whole(1),
+    "seed": whole_range(0, LARGEST_SEED),
+    "steps": whole_range(1),
+    "batch_size": whole_range(1),
+    "micro_batches": whole_range(1),
+    "steps_per_dispatch": whole_range(1),
     "compilation_cache": TEXT,
     "debug": SWITCH,
     "teacher": TEXT,
     "teacher_network": TEXT,
     "start_from_teacher": SWITCH,
-    "pairs.count": whole(1),
-    "pairs.steps": whole(1),
+    "pairs.count": whole_range(1),
+    "pairs.steps": whole_range(1),
     "data.name": TEXT,
     "data.dir": TEXT,
     "data.local_dir": TEXT,
-    "data.image_size": whole(0),
-    "data.channels": whole(0),
-    "data.decoding": whole(0),
+    "data.image_size": whole_range(0),
+    "data.channels": whole_range(0),
+    "data.decoding": whole_range(0),
     "data.background": TEXT,
-    "data.unreadable": whole(0),
-    "data.num_classes": whole(-1),
+    "data.unreadable": whole_range(0),
+    "data.num_classes": whole_range(-1),
     "data.label_shares": one_of(*SHARES),
     "data.flip": SWITCH,
     "data.on_device": SWITCH,
     "model.name": TEXT,
     **{f"model.{name}": optional(of) for name, of in NETWORK.items()},
     "path.name": TEXT,
-    "path.sigma_data": optional(number(0.0, above=True)),
-    "path.sigma_min": optional(number(0.0)),
-    "path.sigma_max": optional(number(0.0, above=True)),
-    "path.beta_min": optional(number(0.0)),
-    "path.beta_max": optional(number(0.0, above=True)),
+    "path.sigma_data": optional(number_range(0.0, above=True)),
+    "path.sigma_min": optional(number_range(0.0)),
+    "path.sigma_max": optional(number_range(0.0, above=True)),
+    "path.beta_min": optional(number_range(0.0)),
+    "path.beta_max": optional(number_range(0.0, above=True)),
     "prediction.kind": TEXT,
-    "prediction.sigma_data": optional(number(0.0, above=True)),
+    "prediction.sigma_data": optional(number_range(0.0, above=True)),
     **{f"optimizer.{name}": of for name, of in OPTIMIZER.items()},
-    "ema.decays": each(number(0.0, 1.0)),
+    "ema.decays": sequence_of(number_range(0.0, 1.0)),
     "ema.warmup": SWITCH,
-    "ema.power_stds": each(number(0.0, above=True)),
+    "ema.power_stds": sequence_of(number_range(0.0, above=True)),
     "ema.sample_with": TEXT,
     "mesh.data": DEVICES,
     "mesh.fsdp": DEVICES,
     "mesh.fsdp_across_slices": SWITCH,
-    "checkpoint.every": whole(0),
-    "checkpoint.keep": whole(0),
-    "checkpoint.keep_hours": number(0.0),
+    "checkpoint.every": whole_range(0),
+    "checkpoint.keep": whole_range(0),
+    "checkpoint.keep_hours": number_range(0.0),
     "checkpoint.keep_best": TEXT,
-    "checkpoint.keep_steps": each(whole(0)),
-    "watchdog.seconds": number(0.0, above=True),
-    "watchdog.factor": number(0.0),
-    "watchdog.exit_after": number(0.0),
-    "watchdog.disk_speed": number(0.0),
-    "log.every": whole(0),
-    "evaluate.every": whole(0),
-    "evaluate.steps": each(whole(1)),
+    "checkpoint.keep_steps": sequence_of(whole_range(0)),
+    "watchdog.seconds": number_range(0.0, above=True),
+    "watchdog.factor": number_range(0.0),
+    "watchdog.exit_after": number_range(0.0),
+    "watchdog.disk_speed": number_range(0.0),
+    "log.every": whole_range(0),
+    "evaluate.every": whole_range(0),
+    "evaluate.steps": sequence_of(whole_range(1)),
     "evaluate.features": TEXT,
     "evaluate.weights": TEXT,
     "evaluate.reference": TEXT,
     "evaluate.agreement": SWITCH,
-    "evaluate.num_samples": whole(1),
-    "evaluate.final_samples": whole(0),
-    "evaluate.batch_size": whole(1),
+    "evaluate.num_samples": whole_range(1),
+    "evaluate.final_samples": whole_range(0),
+    "evaluate.batch_size": whole_range(1),
     "evaluate.guidance_scale": optional(FINITE),
 }
-PROBABILITY = Range(is_number, lambda value: 0.0 <= value <= 1.0, "a number from 0 to 1")
-RATE = number(0.0, 1.0)
+PROBABILITY = Range(is_int_or_float, lambda value: 0.0 <= value <= 1.0, "a number from 0 to 1")
+RATE = number_range(0.0, 1.0)
 # Logarithms of noise levels, which float32 holds.
-LOGARITHM = number(-80.0, 80.0)
+LOGARITHM = number_range(-80.0, 80.0)
 # Every field of configs/objectives.py by the last part of its name; by all of its dotted name after
 # "objective." where that means something else in one part.
 OBJECTIVE_FIELDS = {
@@ -204,26 +204,26 @@ OBJECTIVE_FIELDS = {
     **dict.fromkeys(("variance", "weighting", "teacher_solver"), TEXT),
     **dict.fromkeys(("target_warmup", "adaptive_weight", "normalize", "joint"), SWITCH),
     "mean": LOGARITHM,
-    "std": number(0.0, 80.0, above=True),
-    "power": number(0.0, above=True),
+    "std": number_range(0.0, 80.0, above=True),
+    "power": number_range(0.0, above=True),
     "lowest": RATE,
     "highest": PROBABILITY,
-    "max_steps": whole(1),
+    "max_steps": whole_range(1),
     "bootstrap_fraction": PROBABILITY,
     **dict.fromkeys(("target_decay", "initial_decay"), RATE),
     "label_dropout": PROBABILITY,
     "guidance_scale": FINITE,
-    "guidance_range": each(FINITE),
-    **dict.fromkeys(("first", "last", "points", "skip", "stages"), whole(1)),
-    "total_steps": whole(1),
-    "fake_score_updates": whole(1),
-    "sample_times": each(number(0.0)),
-    "tangent_warmup": whole(0),
-    "tangent_scale": number(0.0, above=True),
-    "sigma_init": number(0.0, above=True),
+    "guidance_range": sequence_of(FINITE),
+    **dict.fromkeys(("first", "last", "points", "skip", "stages"), whole_range(1)),
+    "total_steps": whole_range(1),
+    "fake_score_updates": whole_range(1),
+    "sample_times": sequence_of(number_range(0.0)),
+    "tangent_warmup": whole_range(0),
+    "tangent_scale": number_range(0.0, above=True),
+    "sigma_init": number_range(0.0, above=True),
     "alpha": FINITE,
-    **dict.fromkeys(("c", "q", "k", "b", "low_noise", "regression_weight"), number(0.0)),
-    **dict.fromkeys(("churn", "churn_min", "churn_max", "noise"), number(0.0)),
+    **dict.fromkeys(("c", "q", "k", "b", "low_noise", "regression_weight"), number_range(0.0)),
+    **dict.fromkeys(("churn", "churn_min", "churn_max", "noise"), number_range(0.0)),
 }
 REQUIRED = ("name", "label_dropout", "guidance_range")
 OBJECTIVE, PLAYERS = "objective", "player_optimizers"
@@ -236,30 +236,30 @@ OBJECTIVE_PARTS = {
 PARTS = {name.partition(".")[0] for name in FIELDS if "." in name} | {OBJECTIVE, PLAYERS}
 
 
-def check_fields(config: ConfigDict) -> None:
+def check_field_values(config: ConfigDict) -> None:
     """Raises ValueError that names a field of a wrong type, out of range, or not finite.
 
     Fields that are missing or unknown are left to those who read them.
     """
     fields = config.to_dict()
-    check_types(fields)
-    for name, value in leaves(fields):
-        of = range_of(name)
+    check_field_types(fields)
+    for name, value in iterate_fields(fields):
+        of = field_range(name)
         if of is not None and not of.holds(value):
             raise ValueError(f"{name}={value!r} must be {of.words}")
         if not is_finite(value):
             raise ValueError(f"{name}={value!r} must be finite")
 
 
-def check_types(fields: Mapping[str, Any]) -> None:
+def check_field_types(fields: Mapping[str, Any]) -> None:
     """Raises ValueError that names a field whose value is of a wrong type."""
-    for name, value in leaves(fields):
-        of = range_of(name)
+    for name, value in iterate_fields(fields):
+        of = field_range(name)
         if of is not None and not of.fits(value):
             raise ValueError(f"{name}={value!r} must be {of.words}")
 
 
-def range_of(name: str) -> Range | None:
+def field_range(name: str) -> Range | None:
     """What a field or group by its dotted name may be; None if its part knows."""
     group, _, rest = name.partition(".")
     if group == OBJECTIVE and rest:
@@ -277,10 +277,10 @@ def range_of(name: str) -> Range | None:
     return PART if name in PARTS else FIELDS.get(name)
 
 
-def leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def iterate_fields(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """Fields by dotted name, and what stands in the place of one or of a group."""
     for name, value in fields.items():
-        if isinstance(value, Mapping) and range_of(prefix + name) in (None, PART):
-            yield from leaves(value, f"{prefix}{name}.")
+        if isinstance(value, Mapping) and field_range(prefix + name) in (None, PART):
+            yield from iterate_fields(value, f"{prefix}{name}.")
         else:
             yield prefix + name, value

@@ -19,11 +19,11 @@ from fewstep.messages import differences
 from fewstep.objectives import OBJECTIVES
 from fewstep.parts import open_lengths
 from fewstep.training.cluster.processes import warn_once
-from fewstep.training.storage.defaults import completed, removed_fields
+from fewstep.training.storage.defaults import fill_missing_fields, removed_fields
 from fewstep.training.storage.fields import PLAYERS, is_whole
 from fewstep.training.storage.listing import File, changed_files
-from fewstep.training.storage.record import config_of
-from fewstep.training.storage.seal import sealed, unsealed
+from fewstep.training.storage.record import parse_config
+from fewstep.training.storage.seal import seal_record, unseal_record
 
 RUN = "run.json"
 ID_BYTES = 16
@@ -90,7 +90,7 @@ def read_identity(workdir: Path) -> Identity | None:
     """
     path = workdir / RUN
     try:
-        return identity_of(unsealed(json.loads(path.read_bytes())))
+        return identity_of(unseal_record(json.loads(path.read_bytes())))
     except FileNotFoundError:
         return None
     except NewerVersionError as error:
@@ -115,7 +115,7 @@ def identity_of(record: Any) -> Identity:
         )
     try:
         identity = Identity(**record)
-        config_of(identity.config)
+        parse_config(identity.config)
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"it does not have the fields of a run: {error}") from error
     sources = (identity.data, identity.teacher)
@@ -133,7 +133,7 @@ def is_counts(value: Any) -> bool:
 
 def write_identity(workdir: Path, identity: Identity) -> None:
     """Record the identity in the run's folder."""
-    write_json(workdir / RUN, sealed(identity._asdict()))
+    write_json(workdir / RUN, seal_record(identity._asdict()))
 
 
 def check_checkpoint(record: Plain, folder: Path) -> None:
@@ -170,7 +170,7 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
         )
 
 
-def check_same(
+def check_same_identity(
     old: Identity, new: Identity, workdir: Path, files: Sequence[File] | None = None
 ) -> None:
     """Raises ValueError that lists the fields in which a run would not be what it was begun as.
@@ -179,7 +179,7 @@ def check_same(
 
     A teacher is known by its parameters, data by their images: where they lie may change.
     """
-    found = config_changes(old.config, new.config, moved_fields(old, new))
+    found = config_changes(old.config, new.config, movable_fields(old, new))
     if found:
         raise ValueError(
             f"{workdir} holds a run with another config: {'; '.join(found)}. Choose another "
@@ -188,7 +188,7 @@ def check_same(
     check_same_sources(old, new.data, new.teacher, workdir, files)
 
 
-def moved_fields(old: Identity, new: Identity) -> tuple[str, ...]:
+def movable_fields(old: Identity, new: Identity) -> tuple[str, ...]:
     """The fields that say where teacher and data lie, as far as these are known by their content.
 
     A resumed run that reads no teacher any more needs none. Of folders of images the content alone
@@ -239,7 +239,7 @@ def config_changes(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[s
     A field that a config lacks counts as what runs do without it (training.storage.defaults).
     free: beginnings of names that may differ beside CHANGEABLE.
     """
-    old, new = (flat(plain(completed(config))) for config in (old, new))
+    old, new = (flatten_fields(plain_fields(fill_missing_fields(config))) for config in (old, new))
     free += (DECODING,) * (0 in (old[DECODING], new[DECODING]))  # 0 leaves it open
     free += CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
     return differing_fields(
@@ -273,10 +273,10 @@ def depends_on_length(fields: Plain) -> bool:
 
 def with_all_fields(config: Plain) -> ConfigDict:
     """A recorded config, and for each field that it lacks what runs do without it."""
-    return ConfigDict(plain(completed(config)))
+    return ConfigDict(plain_fields(fill_missing_fields(config)))
 
 
-def check_known(config: ConfigDict, run: str) -> None:
+def check_known_fields(config: ConfigDict, run: str) -> None:
     """Raises ValueError that names the fields of a recorded config that are no more.
 
     Those that may change when a run is continued are left out. Without the name of its objective
@@ -294,19 +294,21 @@ def check_known(config: ConfigDict, run: str) -> None:
 
 def as_dict(config: ConfigDict) -> dict[str, Any]:
     """The config as plain JSON values: tuples become lists."""
-    return plain(config.to_dict())
+    return plain_fields(config.to_dict())
 
 
-def plain(fields: Plain) -> dict[str, Any]:
+def plain_fields(fields: Plain) -> dict[str, Any]:
     """Fields as plain JSON values: tuples become lists."""
     return json.loads(json.dumps(fields))
 
 
-def flat(tree: Plain, prefix: str = "") -> dict[str, Any]:
+def flatten_fields(tree: Plain, prefix: str = "") -> dict[str, Any]:
     """Nested fields by dotted name."""
     fields = {}
     for name, value in tree.items():
         fields |= (
-            flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+            flatten_fields(value, f"{prefix}{name}.")
+            if isinstance(value, dict)
+            else {prefix + name: value}
         )
     return fields

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fewstep.files import write_json
-from fewstep.training.storage.seal import sealed, unsealed
+from fewstep.training.storage.seal import seal_record, unseal_record
 
 LISTING = "files.json"
 MOST_FILES = 200_000  # of larger data sets the counts of classes alone are known
@@ -22,13 +22,13 @@ def write_listing(workdir: Path, files: Iterable[File]) -> None:
     """Keep the listing of a run's data, if there is none yet and it is not too long."""
     files = [list(file) for file in files]
     if 0 < len(files) <= MOST_FILES and not (workdir / LISTING).exists():
-        write_json(workdir / LISTING, sealed({"files": files}))
+        write_json(workdir / LISTING, seal_record({"files": files}))
 
 
 def changed_files(workdir: Path, files: Iterable[File]) -> str:
     """Which files were added, removed and written to since the run began; "" where unknown."""
     try:
-        recorded = unsealed(json.loads((workdir / LISTING).read_bytes()))["files"]
+        recorded = unseal_record(json.loads((workdir / LISTING).read_bytes()))["files"]
         before = {path: stamp for path, *stamp in recorded}
     except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return ""
@@ -43,10 +43,10 @@ def changed_files(workdir: Path, files: Iterable[File]) -> str:
         "removed": before.keys() - now.keys(),
         "written to": written,
     }
-    return "; ".join(f"{kind}: {some(paths)}" for kind, paths in kinds.items() if paths)
+    return "; ".join(f"{kind}: {summarize_paths(paths)}" for kind, paths in kinds.items() if paths)
 
 
-def some(paths: Iterable[str]) -> str:
+def summarize_paths(paths: Iterable[str]) -> str:
     """The first paths, and how many more there are."""
     paths = sorted(paths)
     more = len(paths) - NAMED

@@ -6,19 +6,19 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fewstep.training.storage.fields import check_types
+from fewstep.training.storage.fields import check_field_types
 
 DEEPEST = 20  # objects in each other; a config has four
 REMEDY = "restore the file, or delete it: the config is in the run's checkpoints too"
 
 
-def read_config(path: Path) -> ConfigDict:
+def read_config_file(path: Path) -> ConfigDict:
     """The config in a file, whose fields are of the right types.
 
     Raises ValueError that names the file, what is wrong with it and what to do.
     """
     try:
-        return config_of(json.loads(path.read_bytes().decode()))
+        return parse_config(json.loads(path.read_bytes().decode()))
     except RecursionError as error:
         raise ValueError(f"{path} is nested too deeply to be a config; {REMEDY}") from error
     except UnicodeDecodeError as error:
@@ -29,23 +29,23 @@ def read_config(path: Path) -> ConfigDict:
         raise ValueError(f"{path} holds no config of a run: {error.args[0]}; {REMEDY}") from error
 
 
-def config_of(content: Any) -> ConfigDict:
+def parse_config(content: Any) -> ConfigDict:
     """The config of plain JSON values. Raises an error that says what they are instead."""
     if not isinstance(content, dict):
-        raise ValueError(f"it is {described(content)}, not an object of fields")
-    if depth(content) > DEEPEST:
+        raise ValueError(f"it is {describe_value(content)}, not an object of fields")
+    if nesting_depth(content) > DEEPEST:
         raise RecursionError
-    check_types(content)
+    check_field_types(content)
     return ConfigDict(content)
 
 
-def depth(content: Any) -> int:
+def nesting_depth(content: Any) -> int:
     """How many lists and objects lie in each other."""
     inner = content.values() if isinstance(content, dict) else content
-    return 1 + max(map(depth, inner), default=0) if isinstance(content, dict | list) else 0
+    return 1 + max(map(nesting_depth, inner), default=0) if isinstance(content, dict | list) else 0
 
 
-def described(content: Any) -> str:
+def describe_value(content: Any) -> str:
     """A JSON value that is no object, in a word or two."""
     kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return kinds.get(type(content), "a number")

@@ -35,11 +35,11 @@ from fewstep.training.storage.checkpoint import (
     RUN,
     check_record,
     first_line,
-    items,
+    named_trees,
 )
 from fewstep.training.storage.fingerprint import fingerprint
 from fewstep.training.storage.identity import check_checkpoint
-from fewstep.training.storage.seal import unsealed
+from fewstep.training.storage.seal import unseal_record
 from fewstep.training.storage.train_state import TrainState
 
 T = TypeVar("T")
@@ -55,7 +55,9 @@ def newest_state(workdir: Path, abstract: TrainState) -> TrainState | None:
     if not has_checkpoint_for_all(workdir):
         return None
     with read_checkpoints(workdir) as checkpoints:
-        state, damaged = newest_whole(checkpoints, lambda s: read_state(checkpoints, s, abstract))
+        state, damaged = read_newest_whole(
+            checkpoints, lambda s: read_state(checkpoints, s, abstract)
+        )
     set_aside(workdir, damaged)
     return state
 
@@ -77,7 +79,7 @@ def state_before(workdir: Path, abstract: TrainState, step: int) -> TrainState |
 
 def read_state(checkpoints: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
     """The state of a step. Raises ValueError if it is damaged or of another model."""
-    restored = read_items(checkpoints, step, items(abstract))
+    restored = read_items(checkpoints, step, named_trees(abstract))
     return TrainState(
         step=jax.device_put(np.int32(step), abstract.step.sharding),
         networks={name: restored[name] for name in abstract.networks},
@@ -100,12 +102,12 @@ def restore_network(
 
         chosen = choose_step(steps_for_all(checkpoints), workdir, step)
         if step is None:
-            return newest_whole(checkpoints, read)[0]
+            return read_newest_whole(checkpoints, read)[0]
         wait_for_files(checkpoints, chosen)
         return read(chosen)
 
 
-def newest_whole(
+def read_newest_whole(
     checkpoints: ocp.CheckpointManager, read: Callable[[int], T]
 ) -> tuple[T, list[int]]:
     """What is read of the newest step that can be, by all processes, and the steps after it.
@@ -115,7 +117,7 @@ def newest_whole(
     errors: dict[int, ValueError] = {}
     for step in reversed(steps_for_all(checkpoints)):
         wait_for_files(checkpoints, step)
-        result, error = attempt(read, step)
+        result, error = try_read(read, step)
         if true_everywhere(error is None):
             for other, damage in errors.items():
                 say(
@@ -138,7 +140,7 @@ def has_checkpoint_for_all(workdir: Path) -> bool:
     """
     if not first_process_says(has_checkpoint(workdir)):
         return False
-    check_seen(workdir / FOLDER, blind_processes((workdir / FOLDER).is_dir))
+    check_visible(workdir / FOLDER, blind_processes((workdir / FOLDER).is_dir))
     return True
 
 
@@ -153,13 +155,13 @@ def wait_for_files(checkpoints: ocp.CheckpointManager, step: int) -> None:
     Raises ValueError, in all of them, if some do not after a while.
     """
     folder = Path(checkpoints.directory) / str(step)
-    wanted = broadcast(sizes(folder))
-    check_seen(folder, blind_processes(lambda: wanted.items() <= sizes(folder).items()))
+    wanted = broadcast(file_sizes(folder))
+    check_visible(folder, blind_processes(lambda: wanted.items() <= file_sizes(folder).items()))
     if step not in checkpoints.all_steps():
         checkpoints.reload()  # it was read before the step was there
 
 
-def sizes(folder: Path) -> dict[str, int]:
+def file_sizes(folder: Path) -> dict[str, int]:
     """The bytes of each file in a folder, by its path there."""
     with suppress(FileNotFoundError):  # one that another process removes at this moment
         files = [path for path in folder.rglob("*") if path.is_file()]
@@ -167,7 +169,7 @@ def sizes(folder: Path) -> dict[str, int]:
     return {}
 
 
-def check_seen(folder: Path, blind: Sequence[int]) -> None:
+def check_visible(folder: Path, blind: Sequence[int]) -> None:
     """Raises ValueError that names the processes that do not see a folder as process 0 does."""
     if blind:
         raise ValueError(
@@ -176,7 +178,7 @@ def check_seen(folder: Path, blind: Sequence[int]) -> None:
         )
 
 
-def attempt(read: Callable[[int], T], step: int) -> tuple[T | None, ValueError | None]:
+def try_read(read: Callable[[int], T], step: int) -> tuple[T | None, ValueError | None]:
     """What `read` returns, and None; or None and the error that it raises."""
     try:
         return read(step), None
@@ -191,13 +193,15 @@ def set_aside(workdir: Path, steps: Sequence[int]) -> None:
     if jax.process_index() == 0:
         for step in steps:
             (workdir / DAMAGED).mkdir(exist_ok=True)
-            number = sum(path.name.split(".")[0] == str(step) for path in damaged(workdir))
+            number = sum(
+                path.name.split(".")[0] == str(step) for path in damaged_checkpoints(workdir)
+            )
             name = f"{step}.{number}" if number else str(step)
             os.replace(workdir / FOLDER / str(step), workdir / DAMAGED / name)
     multihost_utils.sync_global_devices("damaged checkpoints set aside")
 
 
-def damaged(workdir: Path) -> list[Path]:
+def damaged_checkpoints(workdir: Path) -> list[Path]:
     """The checkpoints that were set aside."""
     return sorted((workdir / DAMAGED).glob("*"))
 
@@ -212,8 +216,8 @@ def read_items(
     trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     arguments = ocp.args.Composite(**trees, **{RUN: ocp.args.JsonRestore()})
     folder = Path(checkpoints.directory) / str(step)
-    restored = reading(lambda: checkpoints.restore(step, args=arguments), folder)
-    prints = own_record(restored[RUN], folder)["fingerprints"]
+    restored = explain_errors(lambda: checkpoints.restore(step, args=arguments), folder)
+    prints = open_record(restored[RUN], folder)["fingerprints"]
     for name in abstract:
         if fingerprint(restored[name]) != prints.get(name):
             raise_again()
@@ -231,29 +235,29 @@ def read_record(workdir: Path, step: int | None = None) -> dict[str, Any]:
         older = [] if step is not None else sorted(checkpoints.all_steps(), reverse=True)[1:]
         errors = []
         for candidate in (newest, *older):
-            record, error = attempt(lambda s: read_own_record(checkpoints, s), candidate)
+            record, error = try_read(lambda s: read_step_record(checkpoints, s), candidate)
             if record is not None:
                 return record
             errors.append(error)
         raise errors[0]
 
 
-def read_own_record(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+def read_step_record(checkpoints: ocp.CheckpointManager, step: int) -> dict[str, Any]:
     """The record of a step. Raises ValueError if it cannot be read, or is not this run's."""
     folder = Path(checkpoints.directory) / str(step)
     arguments = ocp.args.Composite(**{RUN: ocp.args.JsonRestore()})
-    return own_record(
-        reading(lambda: checkpoints.restore(step, args=arguments)[RUN], folder), folder
+    return open_record(
+        explain_errors(lambda: checkpoints.restore(step, args=arguments)[RUN], folder), folder
     )
 
 
-def own_record(content: Any, folder: Path) -> dict[str, Any]:
+def open_record(content: Any, folder: Path) -> dict[str, Any]:
     """The record that is sealed in a checkpoint's folder.
 
     Raises ValueError if it is damaged, or of another step or run than the folder's.
     """
-    record = reading(lambda: unsealed(content), folder)
-    reading(lambda: check_record(record), folder)
+    record = explain_errors(lambda: unseal_record(content), folder)
+    explain_errors(lambda: check_record(record), folder)
     check_checkpoint(record, folder)
     return record
 
@@ -304,7 +308,7 @@ def saved_step(workdir: Path, step: int | None = None) -> int:
     return read_record(workdir, step)["step"]
 
 
-def reading(read: Callable[[], Any], folder: Path) -> Any:
+def explain_errors(read: Callable[[], Any], folder: Path) -> Any:
     try:
         return read()
     except Exception as error:  # Orbax reports damage by half a dozen exception types

@@ -24,13 +24,13 @@ SEAL = "seal"
 Arrays = Mapping[str, np.ndarray]
 
 
-def sealed(record: Mapping[str, Any]) -> dict[str, Any]:
+def seal_record(record: Mapping[str, Any]) -> dict[str, Any]:
     """A record of plain JSON values with its checksum."""
     return {"record": dict(record), "crc32": checksum(record)}
 
 
-def unsealed(content: Any) -> dict[str, Any]:
-    """The record of `sealed`. Raises ValueError if it is not what was sealed."""
+def unseal_record(content: Any) -> dict[str, Any]:
+    """The record of `seal_record`. Raises ValueError if it is not what was sealed."""
     if not isinstance(content, dict) or content.get("crc32") != checksum(content.get("record")):
         raise ValueError("its record does not have the checksum that was written with it")
     return content["record"]
@@ -48,7 +48,7 @@ def write_sealed(path: Path, source: Mapping[str, Any], **arrays: Any) -> None:
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     source = json.loads(json.dumps(source))
-    seal = {"sha256": sha256_of(arrays, source), "source": source}
+    seal = {"sha256": arrays_sha256(arrays, source), "source": source}
     write_npz(path, **arrays, **{SEAL: np.array(json.dumps(seal))})
 
 
@@ -69,7 +69,7 @@ def read_sealed(path: Path, source: Mapping[str, Any], remedy: str) -> dict[str,
     try:
         content = json.loads(str(seal))
         sha256, made_from = content["sha256"], dict(content["source"])
-        now = sha256_of(arrays, made_from)
+        now = arrays_sha256(arrays, made_from)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise ValueError(f"{path} has a seal that cannot be read; {remedy}") from error
     if sha256 != now:
@@ -84,7 +84,7 @@ def read_sealed(path: Path, source: Mapping[str, Any], remedy: str) -> dict[str,
     return arrays
 
 
-def sha256_of(arrays: Arrays, source: Mapping[str, Any]) -> str:
+def arrays_sha256(arrays: Arrays, source: Mapping[str, Any]) -> str:
     """A hash of the arrays' names, types, shapes and bytes, and of what they were made from."""
     total = hashlib.sha256(json.dumps(source, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
@@ -113,14 +113,14 @@ def check_array(
         raise ValueError(f"{path}: {name} has values that are not finite; {remedy}")
 
 
-def kept_file(path: Path, root: Path, read_only: Path | None) -> Path:
+def find_kept_file(path: Path, root: Path, read_only: Path | None) -> Path:
     """A file under root, or the one of its name under read_only if only that is there."""
     other = None if read_only is None else read_only / path.relative_to(root)
     return path if other is None or path.exists() or not other.exists() else other
 
 
 @contextmanager
-def kept_if_writable(path: Path) -> Iterator[None]:
+def warn_if_unwritable(path: Path) -> Iterator[None]:
     """A block that writes a file that can be made again: without it there is one warning."""
     try:
         yield

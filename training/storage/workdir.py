@@ -35,12 +35,12 @@ from fewstep.training.cluster.processes import (
     warn_once,
 )
 from fewstep.training.storage import identity, restore
-from fewstep.training.storage.checkpoint import recorded_run
+from fewstep.training.storage.checkpoint import run_in_record
 from fewstep.training.storage.code_version import code_version, describe_code
 from fewstep.training.storage.fields import is_whole
 from fewstep.training.storage.identity import Identity, Plain, as_dict
 from fewstep.training.storage.listing import File, write_listing
-from fewstep.training.storage.record import read_config
+from fewstep.training.storage.record import read_config_file
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
@@ -112,7 +112,7 @@ def record_start(
     now = Identity(identity.new_id(), config, data, teacher, NEWEST_ORDER, counts)
     if is_run(workdir):
         before = recorded_identity(workdir)
-        identity.check_same(before, now, workdir, files)
+        identity.check_same_identity(before, now, workdir, files)
         if not before.id:
             warn(
                 f"{workdir} was made by a version that recorded no run id; it gets one, and a "
@@ -143,8 +143,8 @@ def recorded_identity(workdir: Path, step: int | None = None) -> Identity:
     if run is not None:
         return run
     if not restore.has_checkpoint(workdir):
-        return Identity("", as_dict(read_config(workdir / CONFIG)))
-    return recorded_run(restore.read_record(workdir, step))
+        return Identity("", as_dict(read_config_file(workdir / CONFIG)))
+    return run_in_record(restore.read_record(workdir, step))
 
 
 def data_order(workdir: Path) -> int:
@@ -161,11 +161,11 @@ def check_same_run(
 ) -> None:
     """Raises ValueError if `start_run` with these arguments would, in a folder that holds a run."""
     now = Identity("", as_dict(config), data, teacher)
-    identity.check_same(recorded_identity(workdir), now, workdir, files)
+    identity.check_same_identity(recorded_identity(workdir), now, workdir, files)
 
 
 @contextmanager
-def claimed(workdir: Path) -> Iterator[None]:
+def claim_workdir(workdir: Path) -> Iterator[None]:
     """The folder, made, as this run's alone; given back at the end, and when the process dies.
 
     Raises ValueError if another process has it, OSError if it cannot be written to.
@@ -245,11 +245,13 @@ def load_config(workdir: Path, step: int | None = None) -> ConfigDict:
 def warn_if_edited(path: Path, config: Plain) -> None:
     """Name the fields in which a config.json is not the sealed config, once for each folder."""
     try:
-        shown = as_dict(read_config(path))
+        shown = as_dict(read_config_file(path))
     except ValueError as error:
         warn_once(f"{error}; the sealed config of the run is used")
         return
-    found = identity.differing_fields(identity.flat(config), identity.flat(shown))
+    found = identity.differing_fields(
+        identity.flatten_fields(config), identity.flatten_fields(shown)
+    )
     if found:
         warn_once(
             f"{path} is not the config that the run was trained with: {'; '.join(found)}. The "
@@ -259,7 +261,7 @@ def warn_if_edited(path: Path, config: Plain) -> None:
 
 def record_environment(workdir: Path) -> None:
     """Append this start to environment.json; a warning if it runs other code than the last one."""
-    path, now = workdir / ENVIRONMENT, environment()
+    path, now = workdir / ENVIRONMENT, current_environment()
     starts = read_environments(path)
     changes = environment_changes(starts[-1], now) if starts else []
     if changes:
@@ -267,30 +269,33 @@ def record_environment(workdir: Path) -> None:
     write_json(path, [*starts, now])
 
 
-def start_line(workdir: Path, step: int, steps: int) -> str:
+def describe_start(workdir: Path, step: int, steps: int) -> str:
     """Whether a run starts or goes on, where, and on what, in a line; called by process 0.
 
     It says on what the run was before, if that differs. step: which it starts from.
     """
-    *before, now = read_environments(workdir / ENVIRONMENT)[-2:] or [environment()]
-    here, there = hardware(now), "".join(map(hardware, before))
-    alike = there in (here, hardware({**now, "kind": None}))  # earlier versions recorded no kind
+    *before, now = read_environments(workdir / ENVIRONMENT)[-2:] or [current_environment()]
+    here, there = describe_hardware(now), "".join(map(describe_hardware, before))
+    alike = there in (
+        here,
+        describe_hardware({**now, "kind": None}),
+    )  # earlier versions recorded no kind
     changed = f" (before: {there})" if there and not alike else ""
     again = " again, since nothing was saved," if before else ""
     does = f"resumes {workdir} at step {step} of {steps}" if step else f"starts {workdir}{again}"
     return f"{does}{'' if step else f' for {steps} steps'} on {here}{changed}"
 
 
-def hardware(start: Plain) -> str:
+def describe_hardware(start: Plain) -> str:
     """Devices and processes of a start, in words; "" if it does not say."""
     devices, processes = start.get("devices"), start.get("processes", 1)
     if not (isinstance(devices, list) and is_whole(processes)):
         return ""
     kind = f" ({start['kind']})" if isinstance(start.get("kind"), str) else ""
-    return f"{counted(len(devices), 'device')}{kind} of {counted(processes, 'process')}"
+    return f"{count_text(len(devices), 'device')}{kind} of {count_text(processes, 'process')}"
 
 
-def counted(count: int, noun: str) -> str:
+def count_text(count: int, noun: str) -> str:
     """A number of things."""
     return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
@@ -324,7 +329,7 @@ def environment_changes(before: Plain, now: Plain) -> list[str]:
     return changes
 
 
-def environment() -> dict[str, Any]:
+def current_environment() -> dict[str, Any]:
     """Time, command line, versions and devices of this start."""
     return {
         "time": datetime.now(UTC).isoformat(timespec="seconds"),

@@ -22,14 +22,14 @@ SLOW_LOG = 5  # steps per row, so that some rows end at neither a save nor an ev
 def undisturbed(tmp_path_factory):
     """The folder of a run that was never stopped."""
     folder = tmp_path_factory.mktemp("whole")
-    killed.run(folder, "edm", {}, log=SLOW_LOG)
+    killed.run_process(folder, "edm", {}, log=SLOW_LOG)
     return folder
 
 
 @pytest.fixture(scope="module")
 def whole(undisturbed):
     """The final state of that run."""
-    return killed.final(undisturbed)
+    return killed.final_state(undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -38,10 +38,10 @@ def whole(undisturbed):
 )
 def test_sigterm_saves_the_step_and_says_so(undisturbed, whole, tmp_path, place, at, saved):
     stop = {"number": signal.SIGTERM, "expect": exits.PREEMPTED}
-    killed.run(tmp_path, "edm", {}, place, at, log=SLOW_LOG, **stop)
+    killed.run_process(tmp_path, "edm", {}, place, at, log=SLOW_LOG, **stop)
     assert killed.saved_steps(tmp_path)[-1] == saved
-    killed.run(tmp_path, "edm", {}, log=SLOW_LOG)
-    assert killed.identical(whole, killed.final(tmp_path))
+    killed.run_process(tmp_path, "edm", {}, log=SLOW_LOG)
+    assert killed.have_same_bits(whole, killed.final_state(tmp_path))
     assert rows(undisturbed) == rows(tmp_path)
 
 
@@ -52,8 +52,8 @@ def test_rows_that_stops_and_kills_cut_are_those_of_an_undisturbed_run(undisturb
         ("step", 8, signal.SIGKILL, -signal.SIGKILL),  # in the row that the stop has cut
         ("evaluating", 12, signal.SIGKILL, -signal.SIGKILL),
     ):
-        killed.run(tmp_path, "edm", {}, place, at, number, log=SLOW_LOG, expect=expect)
-    killed.run(tmp_path, "edm", {}, log=SLOW_LOG)
+        killed.run_process(tmp_path, "edm", {}, place, at, number, log=SLOW_LOG, expect=expect)
+    killed.run_process(tmp_path, "edm", {}, log=SLOW_LOG)
     assert rows(undisturbed) == rows(tmp_path)
     logs = [read_rows(folder / LOG) for folder in (undisturbed, tmp_path)]
     assert [[row["step"] for row in log] for log in logs] == [[4, 5, 6, 6, 8, 10, 12, 12]] * 2
@@ -63,11 +63,11 @@ def test_sigterm_at_random_moments(whole, tmp_path, stops=3, seed=0):
     rng = random.Random(seed)
     for _ in range(stops):
         one = interruption.interrupt(tmp_path, "edm", signal.SIGTERM, rng)
-        if interruption.missed(one):
+        if interruption.ended_before_signal(one):
             break
-        assert all(interruption.promises(one).values()), one
-    killed.run(tmp_path, "edm", {}, **interruption.OPTIONS)
-    assert killed.identical(whole, killed.final(tmp_path))
+        assert all(interruption.kept_promises(one).values()), one
+    killed.run_process(tmp_path, "edm", {}, **interruption.OPTIONS)
+    assert killed.have_same_bits(whole, killed.final_state(tmp_path))
 
 
 def test_a_signal_is_noted_in_a_step_and_raised_where_nothing_is_lost():
@@ -109,7 +109,7 @@ def test_ctrl_c_is_noted_in_a_step_and_raised_where_nothing_is_lost():
 
 def test_ctrl_c_ends_a_run_after_the_step_and_a_second_one_at_once(tmp_path):
     interrupt = {"number": signal.SIGINT, "expect": exits.INTERRUPTED}
-    killed.run(tmp_path, "edm", {}, "step", 5, **interrupt)
+    killed.run_process(tmp_path, "edm", {}, "step", 5, **interrupt)
     assert killed.saved_steps(tmp_path) == [4]
     process = SERVER.Process(target=interrupted_twice)
     process.start()
@@ -171,11 +171,11 @@ def test_a_signal_that_a_library_makes_an_error_of_is_no_damage(tmp_path, number
 
     error = KeyboardInterrupt if number == signal.SIGINT else Preempted
     with pytest.raises(error), Preemption(False) as preemption, preemption.at_once():
-        restore.reading(read, tmp_path)
+        restore.explain_errors(read, tmp_path)
     with Preemption(False):
         signal.raise_signal(number)  # a training loop hears of it after the step
         with pytest.raises(ValueError, match="cannot be read"):
-            restore.reading(lambda: tmp_path / 1, tmp_path)
+            restore.explain_errors(lambda: tmp_path / 1, tmp_path)
 
 
 def test_what_one_has_noted_and_not_raised_the_one_around_it_hears():

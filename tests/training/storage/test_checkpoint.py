@@ -18,7 +18,7 @@ from fewstep.training.sharding import put_batch
 from fewstep.training.storage import checkpoint, restore
 from tests.training.runs import (
     largest_difference,
-    perturbed,
+    perturb,
     small_experiment,
     synthetic_batches,
     untrained_teacher,
@@ -31,7 +31,7 @@ EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 CONFIG_RECORD = {"method": "shortcut", "seed": 0}
 
 
-def stepped(state, mesh, steps, start):
+def run_steps(state, mesh, steps, start):
     step = compile_step(OBJECTIVE, OPTIMIZERS, 0, mesh)
     source = synthetic_batches(CONFIG, start)
     for _ in range(steps):
@@ -43,22 +43,22 @@ def stepped(state, mesh, steps, start):
 def saved(tmp_path_factory):
     """(folder with the state after two steps on 8 devices, that state, state and loss at four)."""
     workdir, mesh = tmp_path_factory.mktemp("run"), mesh_of(2, 4)
-    state, _ = stepped(create_state(OBJECTIVE, OPTIMIZERS, 0, {}, mesh), mesh, 2, 0)
+    state, _ = run_steps(create_state(OBJECTIVE, OPTIMIZERS, 0, {}, mesh), mesh, 2, 0)
     with checkpoint.open_checkpoints(workdir) as checkpoints:
-        checkpoint.save(checkpoints, state, CONFIG_RECORD)
+        checkpoint.save_state(checkpoints, state, CONFIG_RECORD)
     host = jax.device_get(state)
-    return workdir, host, *stepped(state, mesh, 2, 2)
+    return workdir, host, *run_steps(state, mesh, 2, 2)
 
 
-def restored(workdir, mesh):
+def restore_newest(workdir, mesh):
     return restore.newest_state(workdir, abstract_state(OBJECTIVE, OPTIMIZERS, 0, {}, mesh))
 
 
 def test_the_same_mesh_goes_on_bit_for_bit(saved):
     workdir, host, final, loss = saved
-    state = restored(workdir, mesh_of(2, 4))
+    state = restore_newest(workdir, mesh_of(2, 4))
     assert largest_difference(host, state) == 0.0
-    again, loss_again = stepped(state, mesh_of(2, 4), 2, 2)
+    again, loss_again = run_steps(state, mesh_of(2, 4), 2, 2)
     assert largest_difference(final, again) == 0.0
     assert loss_again == loss
 
@@ -67,9 +67,9 @@ def test_the_same_mesh_goes_on_bit_for_bit(saved):
 def test_another_mesh_goes_on_with_the_same_numbers(saved, sizes):
     workdir, host, _, loss = saved
     mesh = mesh_of(*sizes)
-    state = restored(workdir, mesh)
+    state = restore_newest(workdir, mesh)
     assert largest_difference(host, state) == 0.0
-    assert stepped(state, mesh, 2, 2)[1] == pytest.approx(loss, rel=1e-5)
+    assert run_steps(state, mesh, 2, 2)[1] == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_single_network_is_read_alone(saved):
@@ -80,22 +80,22 @@ def test_a_single_network_is_read_alone(saved):
 
 
 def test_an_empty_folder_has_nothing_to_restore(tmp_path):
-    assert restored(tmp_path, mesh_of(1, 1)) is None
+    assert restore_newest(tmp_path, mesh_of(1, 1)) is None
 
 
 def test_a_step_is_never_written_twice(saved, tmp_path):
     workdir = shutil.copytree(saved[0], tmp_path / "run")
     other = jax.tree.map(lambda leaf: leaf + 1, saved[1])._replace(step=np.int32(2))
     with checkpoint.open_checkpoints(workdir) as checkpoints:
-        checkpoint.save(checkpoints, other, CONFIG_RECORD)
-    assert largest_difference(saved[1], restored(workdir, mesh_of(1, 1))) == 0.0
+        checkpoint.save_state(checkpoints, other, CONFIG_RECORD)
+    assert largest_difference(saved[1], restore_newest(workdir, mesh_of(1, 1))) == 0.0
 
 
 def test_errors_name_the_folder_and_the_cause(saved, tmp_path):
     workdir = shutil.copytree(saved[0], tmp_path / "run")
     shutil.rmtree(workdir / "checkpoints" / "2" / "network")
     with pytest.raises(ValueError, match="checkpoints/2 cannot be read"):
-        restored(workdir, mesh_of(1, 1))
+        restore_newest(workdir, mesh_of(1, 1))
     shapes = jax.eval_shape(EXPERIMENT.model.network.init, jax.random.key(0))
     with pytest.raises(ValueError, match=r"has \[2\], not 5"):
         restore.restore_network(workdir, "target", shapes, step=5)
@@ -107,7 +107,7 @@ def test_resuming_with_a_teacher_and_a_target_equals_not_stopping(tmp_path):
     config, experiment = small_experiment("cd")
     mesh = mesh_of(1, 1)
     objective, optimizers = experiment.objective, experiment.optimizers
-    frozen = {name: perturbed(p) for name, p in untrained_teacher(experiment).items()}
+    frozen = {name: perturb(p) for name, p in untrained_teacher(experiment).items()}
     compiled = compile_step(objective, optimizers, 0, mesh)
 
     def advance(state, start):
@@ -118,7 +118,7 @@ def test_resuming_with_a_teacher_and_a_target_equals_not_stopping(tmp_path):
 
     state = advance(create_state(objective, optimizers, 0, frozen, mesh), 0)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints, state, CONFIG_RECORD)
+        checkpoint.save_state(checkpoints, state, CONFIG_RECORD)
     uninterrupted = jax.device_get(advance(state, 2))
     names = {p.name for p in (tmp_path / "checkpoints" / "2").iterdir() if p.is_dir()}
     assert names >= {"network", "target", "ema_0.999", "run"} and "teacher" not in names
@@ -138,23 +138,25 @@ def test_the_newest_step_or_one_that_is_there(saved, tmp_path):
         restore.saved_step(tmp_path)
 
 
-def kept(retention, steps=range(1, 9), hours_apart=1.0):
+def kept_steps(retention, steps=range(1, 9), hours_apart=1.0):
     """The steps that a retention keeps of checkpoints that were saved so many hours apart."""
     infos = [
         SimpleNamespace(step=step, time=EPOCH + timedelta(hours=step * hours_apart), metrics=None)
         for step in steps
     ]
-    answers = checkpoint.policy(retention).should_preserve(infos, context=PreservationContext())
+    answers = checkpoint.preservation_policy(retention).should_preserve(
+        infos, context=PreservationContext()
+    )
     return [info.step for info, answer in zip(infos, answers, strict=True) if answer]
 
 
 def test_checkpoints_are_kept_by_count_age_name_and_score():
     keep = checkpoint.Retention
-    assert kept(keep()) == list(range(1, 9))
-    assert kept(keep(newest=2)) == [7, 8]
-    assert kept(keep(newest=1, hours=3.0)) == [1, 4, 7, 8]
-    assert kept(keep(newest=1, steps=(3, 20))) == [3, 8]
-    assert kept(keep(newest=1, scores=lambda: {2: 0.5, 5: 0.1, 6: 0.3, 30: 0.0})) == [5, 8]
+    assert kept_steps(keep()) == list(range(1, 9))
+    assert kept_steps(keep(newest=2)) == [7, 8]
+    assert kept_steps(keep(newest=1, hours=3.0)) == [1, 4, 7, 8]
+    assert kept_steps(keep(newest=1, steps=(3, 20))) == [3, 8]
+    assert kept_steps(keep(newest=1, scores=lambda: {2: 0.5, 5: 0.1, 6: 0.3, 30: 0.0})) == [5, 8]
 
 
 def test_the_best_checkpoint_stays_while_newer_ones_go(saved, tmp_path):
@@ -162,7 +164,9 @@ def test_the_best_checkpoint_stays_while_newer_ones_go(saved, tmp_path):
     retention = checkpoint.Retention(newest=1, scores=lambda: scores)
     with checkpoint.open_checkpoints(tmp_path, retention) as checkpoints:
         for step, score in enumerate((3.0, 1.0, 2.0, 4.0), start=1):
-            checkpoint.save(checkpoints, saved[1]._replace(step=np.int32(step)), CONFIG_RECORD)
+            checkpoint.save_state(
+                checkpoints, saved[1]._replace(step=np.int32(step)), CONFIG_RECORD
+            )
             scores[step] = score  # an evaluation follows the save
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [2, 4]
     assert restore.read_record(tmp_path)["config"] == CONFIG_RECORD
@@ -173,13 +177,13 @@ def test_a_save_that_cannot_be_written_says_what_is_left(saved, tmp_path):
         pytest.raises(OSError, match=r"could not be written to .*; 1 is the newest whole one") as e,
         checkpoint.open_checkpoints(tmp_path) as checkpoints,
     ):
-        checkpoint.save(checkpoints, saved[1]._replace(step=np.int32(1)), CONFIG_RECORD)
-        checkpoint.wait(checkpoints)
+        checkpoint.save_state(checkpoints, saved[1]._replace(step=np.int32(1)), CONFIG_RECORD)
+        checkpoint.wait_for_save(checkpoints)
         with largest_file(2**10):
-            checkpoint.save(checkpoints, saved[1]._replace(step=np.int32(2)), CONFIG_RECORD)
-            checkpoint.wait(checkpoints)
+            checkpoint.save_state(checkpoints, saved[1]._replace(step=np.int32(2)), CONFIG_RECORD)
+            checkpoint.wait_for_save(checkpoints)
     assert "start the same command again" in str(e.value)
-    assert int(restored(tmp_path, mesh_of(1, 1)).step) == 1
+    assert int(restore_newest(tmp_path, mesh_of(1, 1)).step) == 1
 
 
 def test_one_of_several_processes_ends_where_it_cannot_write(saved, tmp_path, monkeypatch):
@@ -192,7 +196,7 @@ def test_one_of_several_processes_ends_where_it_cannot_write(saved, tmp_path, mo
     with (
         pytest.raises(SystemExit, match=r"2: error: checkpoint 2 could not be written to"),
         checkpoint.open_checkpoints(tmp_path) as checkpoints,
-        checkpoint.write_errors(Path(checkpoints.directory), 2),
+        checkpoint.raise_write_errors(Path(checkpoints.directory), 2),
     ):
         raise RuntimeError("anything")
 
@@ -217,7 +221,7 @@ def test_a_part_of_a_save_that_fails_does_not_wait_for_the_others(
     for name in ("exit_with_error", "abort"):
         monkeypatch.setattr(processes, name, partial(end, name))
     monkeypatch.setattr(checkpoint, "get_barrier_sync_fn", lambda: lambda **key: waited.append(key))
-    barrier = checkpoint.barrier(tmp_path)
+    barrier = checkpoint.make_barrier(tmp_path)
 
     def finalize():
         try:

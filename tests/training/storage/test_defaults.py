@@ -11,7 +11,7 @@ from fewstep.modes.request import Request, load_run
 from fewstep.objectives import OBJECTIVES
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import workdir
-from fewstep.training.storage.defaults import completed, removed_fields
+from fewstep.training.storage.defaults import fill_missing_fields, removed_fields
 from fewstep.training.storage.identity import as_dict, config_changes
 from fewstep.training.teacher import load_teacher
 from tests.training.runs import save_run, small_config, small_experiment
@@ -90,29 +90,29 @@ def test_a_run_with_a_field_that_is_no_more_is_refused_by_its_name(tmp_path, lat
         workdir.start_run(tmp_path / "run", small_config("flow_matching"))
 
 
-def without(fields, *path):
+def remove_field(fields, *path):
     """The fields without the one at the end of a path."""
     name, *rest = path
     if rest:
-        return {**fields, name: without(fields[name], *rest)}
+        return {**fields, name: remove_field(fields[name], *rest)}
     return {other: value for other, value in fields.items() if other != name}
 
 
 def test_what_is_recorded_stays_and_what_is_not_is_the_default_of_its_own_part():
     fields = as_dict(small_config("ect"))  # its distance is pseudo_huber with c = 0
-    assert completed(fields) == fields
-    lacking = without(fields, "objective", "distance", "c")
-    assert completed(lacking) == fields
+    assert fill_missing_fields(fields) == fields
+    lacking = remove_field(fields, "objective", "distance", "c")
+    assert fill_missing_fields(lacking) == fields
     lacking["objective"]["distance"]["name"] = "squared_l2"  # which has no c
-    assert completed(lacking)["objective"]["distance"]["c"] is None
-    lacking = without(fields, "objective", "distance")
-    assert completed(lacking)["objective"]["distance"]["name"] == "pseudo_huber"
+    assert fill_missing_fields(lacking)["objective"]["distance"]["c"] is None
+    lacking = remove_field(fields, "objective", "distance")
+    assert fill_missing_fields(lacking)["objective"]["distance"]["name"] == "pseudo_huber"
 
 
 def test_the_few_fields_whose_default_is_another_are_what_runs_did_before():
     fields = as_dict(small_config())
-    older = without(without(fields, "data", "decoding"), "data", "label_shares")["data"]
-    found = completed({**fields, "data": older})["data"]
+    older = remove_field(remove_field(fields, "data", "decoding"), "data", "label_shares")["data"]
+    found = fill_missing_fields({**fields, "data": older})["data"]
     assert (found["decoding"], found["label_shares"]) == (FIRST_DECODING, "equal")
     changed = config_changes({**fields, "data": older}, fields)
     assert changed == ["data.label_shares (equal there, data now)"]

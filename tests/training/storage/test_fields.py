@@ -4,7 +4,7 @@ import pytest
 
 from fewstep.configs import base
 from fewstep.configs.methods import METHODS
-from fewstep.training.storage.fields import FIELDS, OPTIMIZER, check_fields, leaves
+from fewstep.training.storage.fields import FIELDS, OPTIMIZER, check_field_values, iterate_fields
 from tests.configs.test_configs import FILES, config_of
 from tests.training.runs import small_config
 
@@ -81,18 +81,18 @@ def with_field(name, value):
 )
 def test_a_value_that_cannot_be_is_refused_by_its_name(name, value):
     with pytest.raises(ValueError, match=rf"^{name}=.* must be ") as error:
-        check_fields(with_field(name, value))
+        check_field_values(with_field(name, value))
     assert len(str(error.value)) < 600
 
 
 def test_its_neighbours_are_not_refused():
     for name, (_, good) in EDGES.items():
         for value in good:
-            check_fields(with_field(name, value))
+            check_field_values(with_field(name, value))
 
 
 def test_every_field_of_a_config_has_a_range():
-    fields = dict(leaves(base.config().to_dict()))
+    fields = dict(iterate_fields(base.config().to_dict()))
     assert set(fields) == set(FIELDS)
     own = {name.removeprefix("optimizer.") for name in fields if name.startswith("optimizer.")}
     assert own == set(OPTIMIZER)
@@ -101,4 +101,4 @@ def test_every_field_of_a_config_has_a_range():
 @pytest.mark.parametrize("file", FILES)
 def test_every_config_passes(file):
     for method in METHODS:
-        check_fields(config_of(file, method))
+        check_field_values(config_of(file, method))

@@ -14,7 +14,7 @@ from fewstep.training.compiled_step import abstract_state
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import identity, restore, workdir
 from fewstep.training.storage.checkpoint import FOLDER
-from fewstep.training.storage.seal import checksum, sealed
+from fewstep.training.storage.seal import checksum, seal_record
 from tests.test_imports import FLOORS
 from tests.training.runs import save_run, small_config, small_experiment
 
@@ -78,18 +78,18 @@ def test_a_lone_checkpoint_is_read_without_a_record(runs, tmp_path):
     assert workdir.start_run(lone, CONFIG).id == identity.read_identity(runs[0]).id
 
 
-def without_ids(run):
+def remove_ids(run):
     """Make a run look like one of a version without run.json and ids in checkpoints."""
     (run / identity.RUN).unlink()
     for path in (run / FOLDER).glob("*/run/metadata"):
         content = json.loads(path.read_text())
         record = {name: value for name, value in content["record"].items() if name != "run"}
-        path.write_text(json.dumps(sealed(record)))
+        path.write_text(json.dumps(seal_record(record)))
 
 
 def test_a_run_of_an_older_version_gets_an_id_with_one_warning(runs, capsys):
     run, other = runs
-    without_ids(run)
+    remove_ids(run)
     began = workdir.start_run(run, CONFIG, DATA)
     assert capsys.readouterr().err.count("warning: ") == 1
     assert began.id and began.data == DATA
@@ -98,7 +98,7 @@ def test_a_run_of_an_older_version_gets_an_id_with_one_warning(runs, capsys):
     assert capsys.readouterr().err == ""
     changed = json.loads((run / FOLDER / "5" / "run" / "metadata").read_text())["record"]
     changed["config"]["batch_size"] = 7
-    (run / FOLDER / "5" / "run" / "metadata").write_text(json.dumps(sealed(changed)))
+    (run / FOLDER / "5" / "run" / "metadata").write_text(json.dumps(seal_record(changed)))
     with pytest.raises(ValueError, match=r"another config: batch_size \(64 there, 7 now\)"):
         restore.read_record(run, 5)
 
@@ -107,7 +107,7 @@ def test_a_run_keeps_the_order_of_its_data(runs, tmp_path):
     new, old = runs
     assert workdir.data_order(tmp_path / "not begun") == workdir.data_order(new) == NEWEST_ORDER
     assert restore.read_record(new)["run"]["order"] == NEWEST_ORDER
-    without_ids(old)
+    remove_ids(old)
     assert workdir.data_order(old) == FIRST_ORDER
     workdir.start_run(old, CONFIG)
     assert workdir.data_order(old) == FIRST_ORDER  # by its new record
@@ -163,7 +163,7 @@ def test_a_damaged_record_is_one_error_that_deleting_it_mends(runs, content):
     assert workdir.start_run(runs[1], CONFIG).id == began
 
 
-def sealed_as(record):
+def seal_as(record):
     return json.dumps({"record": record, "crc32": checksum(record)})
 
 
@@ -177,7 +177,7 @@ def sealed_as(record):
 )
 def test_a_record_of_other_types_is_an_error_whatever_its_checksum(runs, fields):
     path = runs[0] / identity.RUN
-    path.write_text(sealed_as({**json.loads(path.read_bytes())["record"], **fields}))
+    path.write_text(seal_as({**json.loads(path.read_bytes())["record"], **fields}))
     with pytest.raises(ValueError, match="run.json is not what was written"):
         workdir.start_run(runs[0], CONFIG)
 
@@ -194,7 +194,7 @@ def test_a_record_of_other_types_is_an_error_whatever_its_checksum(runs, fields)
 def test_a_checkpoint_s_record_of_other_types_is_damage_whatever_its_checksum(runs, fields, capsys):
     path = runs[0] / FOLDER / "5" / "run" / "metadata"
     record = json.loads(path.read_bytes())["record"]
-    path.write_text(sealed_as({} if fields is None else {**record, **fields}))
+    path.write_text(seal_as({} if fields is None else {**record, **fields}))
     with pytest.raises(ValueError, match="checkpoints/5 cannot be read"):
         restore.read_record(runs[0], 5)
     assert newest_step(runs[0]) == 3
@@ -265,11 +265,11 @@ def test_the_code_version_changes_with_any_file_that_runs(tmp_path, monkeypatch)
     assert len({*versions[:4]}) == 1 and len({*versions}) == 3
     own = {*code_version.ROOMS, *code_version.MODULES}
     assert own == {room.split("/")[0] for room in FLOORS} | {"configs", "main", "fewstep"}
-    assert code_version.commit() == ""
+    assert code_version.git_commit() == ""
 
 
 def test_fields_that_may_change_exist():
-    fields = identity.flat(identity.as_dict(base.config()))
+    fields = identity.flatten_fields(identity.as_dict(base.config()))
     for free in identity.CHANGEABLE:
         assert any(name.startswith(free) for name in fields), free
 
@@ -314,7 +314,7 @@ def test_a_lone_checkpoint_is_sampled_by_its_own_config(runs, tmp_path):
 
 def test_a_record_of_a_newer_version_says_so(runs):
     record = identity.read_identity(runs[0])._asdict() | {"colour": "red"}
-    (runs[0] / identity.RUN).write_text(json.dumps(sealed(record)))
+    (runs[0] / identity.RUN).write_text(json.dumps(seal_record(record)))
     with pytest.raises(ValueError, match=r"written by a newer version of Fewstep \(colour\)"):
         workdir.load_config(runs[0])
 
@@ -324,12 +324,12 @@ def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, ca
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(workdir.fcntl, "flock", no_locks)
-    with workdir.claimed(tmp_path):
+    with workdir.claim_workdir(tmp_path):
         pass
     assert "has no locks (No locks available): start no second run" in capsys.readouterr().err
 
 
-def taught(name="folder:/a/pics", teacher="/a/teacher@5", data=DATA, fingerprint="f"):
+def student_identity(name="folder:/a/pics", teacher="/a/teacher@5", data=DATA, fingerprint="f"):
     """The identity of a student; None for a fingerprint: it reads no teacher any more."""
     config = {"teacher": teacher, "data": {"name": name}}
     known = None if fingerprint is None else {"step": 5, "fingerprint": fingerprint}
@@ -346,7 +346,7 @@ def taught(name="folder:/a/pics", teacher="/a/teacher@5", data=DATA, fingerprint
     ],
 )
 def test_images_and_teacher_may_lie_elsewhere(tmp_path, moved):
-    identity.check_same(taught(), taught(**moved), tmp_path)
+    identity.check_same_identity(student_identity(), student_identity(**moved), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -363,7 +363,7 @@ def test_images_and_teacher_may_lie_elsewhere(tmp_path, moved):
 )
 def test_what_lies_elsewhere_must_be_the_same(tmp_path, other, message):
     with pytest.raises(ValueError, match=message):
-        identity.check_same(taught(), taught(**other), tmp_path)
+        identity.check_same_identity(student_identity(), student_identity(**other), tmp_path)
 
 
 def test_edited_data_are_refused_with_the_names_of_the_files(tmp_path):

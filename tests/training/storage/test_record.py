@@ -3,7 +3,7 @@ import json
 import pytest
 
 from fewstep.training.storage.identity import as_dict
-from fewstep.training.storage.record import read_config
+from fewstep.training.storage.record import read_config_file
 from tests.training.runs import small_config
 
 FIELDS = as_dict(small_config())
@@ -11,7 +11,7 @@ FIELDS = as_dict(small_config())
 
 def test_a_config_is_read_as_it_was_written(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(FIELDS))
-    assert read_config(tmp_path / "config.json").to_dict() == FIELDS
+    assert read_config_file(tmp_path / "config.json").to_dict() == FIELDS
 
 
 @pytest.mark.parametrize(
@@ -45,7 +45,7 @@ def test_what_is_wrong_with_a_config_is_one_sentence(tmp_path, content, message)
     path = tmp_path / "config.json"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message) as error:
-        read_config(path)
+        read_config_file(path)
     text = str(error.value)
     assert text.startswith(f"{path} ") and text.endswith("in the run's checkpoints too")
     assert len(text) < 1000
@@ -53,4 +53,4 @@ def test_what_is_wrong_with_a_config_is_one_sentence(tmp_path, content, message)
 
 def test_values_that_an_older_version_allowed_are_read(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({**FIELDS, "steps": 0}))
-    assert read_config(tmp_path / "config.json").steps == 0
+    assert read_config_file(tmp_path / "config.json").steps == 0

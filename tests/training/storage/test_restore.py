@@ -48,7 +48,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     with checkpoint.open_checkpoints(folder) as checkpoints:
         for step in STEPS:
-            checkpoint.save(checkpoints, state(step), CONFIG)
+            checkpoint.save_state(checkpoints, state(step), CONFIG)
     return folder
 
 
@@ -79,21 +79,21 @@ def test_a_record_is_that_of_its_step(run):
     for step in (*STEPS, None):
         record = restore.read_record(run, step)
         assert (record["step"], record["config"]) == (step or 6, CONFIG)
-        assert record["fingerprints"].keys() == checkpoint.items(state(0)).keys()
+        assert record["fingerprints"].keys() == checkpoint.named_trees(state(0)).keys()
     prints = [json.dumps(restore.read_record(run, step)["fingerprints"]) for step in STEPS]
     assert len(set(prints)) == 3
 
 
 @pytest.mark.parametrize("forgotten", ["network", "average", "optimizer_other"])
 def test_what_has_no_fingerprint_is_not_whole(tmp_path, monkeypatch, forgotten):
-    def sealed(record):
+    def seal_without(record):
         prints = {k: v for k, v in record["fingerprints"].items() if k != forgotten}
         return seal({**record, "fingerprints": prints})
 
-    seal = checkpoint.sealed
-    monkeypatch.setattr(checkpoint, "sealed", sealed)
+    seal = checkpoint.seal_record
+    monkeypatch.setattr(checkpoint, "seal_record", seal_without)
     with checkpoint.open_checkpoints(tmp_path) as checkpoints:
-        checkpoint.save(checkpoints, state(2), CONFIG)
+        checkpoint.save_state(checkpoints, state(2), CONFIG)
     with pytest.raises(ValueError, match=f"2 is damaged: {forgotten} is not what was written"):
         restore.newest_state(tmp_path, ABSTRACT)
 
@@ -113,7 +113,7 @@ def second_of_two(monkeypatch):
 def test_files_that_appear_late_are_waited_for(run, tmp_path, second_of_two):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    wanted = restore.sizes(folder / "checkpoints" / "6")
+    wanted = restore.file_sizes(folder / "checkpoints" / "6")
     late = next((folder / "checkpoints" / "6").rglob("*.ocdbt"))
     late.rename(tmp_path / "late")
     second_of_two([[2, 4, 6], wanted])
@@ -126,7 +126,7 @@ def test_files_that_appear_late_are_waited_for(run, tmp_path, second_of_two):
 def test_files_that_do_not_appear_are_no_damage(run, tmp_path, second_of_two):
     folder = tmp_path / "run"
     shutil.copytree(run, folder)
-    wanted = restore.sizes(folder / "checkpoints" / "6")
+    wanted = restore.file_sizes(folder / "checkpoints" / "6")
     shutil.rmtree(folder / "checkpoints" / "6")
     second_of_two([[2, 4, 6], wanted])
     message = r"checkpoints/6 is not what process 0 sees for process 1: put it on a disk that all"

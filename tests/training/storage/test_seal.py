@@ -5,7 +5,7 @@ import pytest
 
 from fewstep.files import write_npz
 from fewstep.training.cluster.processes import warn_once
-from fewstep.training.storage.seal import kept_if_writable, read_sealed, write_sealed
+from fewstep.training.storage.seal import read_sealed, warn_if_unwritable, write_sealed
 
 ARRAYS = {"x": np.arange(6, dtype=np.float32).reshape(2, 3), "empty": np.array(()), "n": 3}
 SOURCE = {"run": "a", "shape": (2, 3), "scale": 1.5, "id": None}
@@ -87,11 +87,11 @@ def test_files_of_an_older_version_are_read_with_one_warning(path, capsys):
 def test_what_can_be_made_again_need_not_be_kept(tmp_path, capsys):
     (tmp_path / "file").write_text("no folder")
     path = tmp_path / "file" / "classifiers" / "a.npz"
-    with kept_if_writable(path):
+    with warn_if_unwritable(path):
         write_sealed(path, {}, x=np.zeros(3))
     said = capsys.readouterr().err
     assert f"warning: {path.parent} cannot be written to" in said
     assert "data.dir or $FEWSTEP_DATA" in said
-    with kept_if_writable(tmp_path / "b.npz"):
+    with warn_if_unwritable(tmp_path / "b.npz"):
         write_sealed(tmp_path / "b.npz", {}, x=np.zeros(3))
     assert (tmp_path / "b.npz").exists() and capsys.readouterr().err == ""

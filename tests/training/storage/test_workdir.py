@@ -6,9 +6,9 @@ import pytest
 from fewstep.files import write_json
 from fewstep.training.storage import workdir
 from fewstep.training.storage.identity import as_dict
-from fewstep.training.teacher import locate
+from fewstep.training.teacher import locate_teacher
 from tests.cli import SERVER
-from tests.training.killed import die
+from tests.training.killed import signal_self
 from tests.training.runs import save_run, small_config
 
 
@@ -85,19 +85,19 @@ def test_a_folder_that_is_no_run(tmp_path):
 
 def test_a_folder_belongs_to_one_process_at_a_time(tmp_path):
     folder = tmp_path / "run"
-    with workdir.claimed(folder):
+    with workdir.claim_workdir(folder):
         process = SERVER.Process(target=claim, args=(folder, tmp_path / "said"))
         process.start()
         process.join()
     said = (tmp_path / "said").read_text()
     assert f"{folder} is being trained in (process {os.getpid()} on " in said
-    with workdir.claimed(folder):  # given back
+    with workdir.claim_workdir(folder):  # given back
         pass
 
 
 def claim(folder, said):
     try:
-        with workdir.claimed(folder):
+        with workdir.claim_workdir(folder):
             said.write_text("claimed")
     except ValueError as error:
         said.write_text(str(error))
@@ -108,20 +108,20 @@ def test_a_killed_process_gives_its_folder_back(tmp_path):
     process.start()
     process.join()
     assert process.exitcode == -9
-    with workdir.claimed(tmp_path):
+    with workdir.claim_workdir(tmp_path):
         pass
 
 
 def claim_and_die(folder):
-    with workdir.claimed(folder):
-        die()
+    with workdir.claim_workdir(folder):
+        signal_self()
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with (
         pytest.raises(OSError, match=r"file/run cannot be written to \(Not a directory\); choose"),
-        workdir.claimed(tmp_path / "file" / "run"),
+        workdir.claim_workdir(tmp_path / "file" / "run"),
     ):
         pass
 
@@ -136,13 +136,13 @@ def test_a_run_without_its_record_says_what_it_is_by_its_checkpoint(tmp_path):
     folder = save_run(tmp_path / "run", "flow_matching")
     config = workdir.load_config(tmp_path / "run")
     (tmp_path / "run" / "config.json").unlink()
-    assert workdir.is_run(tmp_path / "run") and locate(folder).folder == tmp_path / "run"
+    assert workdir.is_run(tmp_path / "run") and locate_teacher(folder).folder == tmp_path / "run"
     assert workdir.load_config(tmp_path / "run").to_dict() == config.to_dict()
     with pytest.raises(ValueError, match="batch_size"):  # and is not begun anew as another run
         workdir.start_run(tmp_path / "run", small_config("flow_matching", batch_size=32))
 
 
-def started(*starts):
+def start_entries(*starts):
     """Entries of environment.json: (devices, processes, kind)."""
     return [
         {"devices": [f"d{i}" for i in range(count)], "processes": processes}
@@ -169,8 +169,8 @@ def started(*starts):
     ],
 )
 def test_a_start_says_where_and_on_what_and_what_is_new(tmp_path, starts, step, line):
-    write_json(tmp_path / workdir.ENVIRONMENT, started(*starts))
-    said = workdir.start_line(tmp_path, step, 12)
+    write_json(tmp_path / workdir.ENVIRONMENT, start_entries(*starts))
+    said = workdir.describe_start(tmp_path, step, 12)
     assert line.format(tmp_path) in said
     assert ("before" in said) == ("before" in line or len(starts) == 3)
 
@@ -178,8 +178,8 @@ def test_a_start_says_where_and_on_what_and_what_is_new(tmp_path, starts, step, 
 def test_a_start_is_said_whatever_earlier_ones_recorded(tmp_path):
     odd = [{"devices": 5, "processes": 1}, {"devices": ["a"], "processes": "x"}, {}]
     for before in odd:
-        write_json(tmp_path / workdir.ENVIRONMENT, [before, *started((1, 1, "cpu"))])
-        assert "before" not in workdir.start_line(tmp_path, 1, 2)
+        write_json(tmp_path / workdir.ENVIRONMENT, [before, *start_entries((1, 1, "cpu"))])
+        assert "before" not in workdir.describe_start(tmp_path, 1, 2)
     # A start of a version that did not record the kind is no other start.
-    write_json(tmp_path / workdir.ENVIRONMENT, started((2, 1, ""), (2, 1, "cpu")))
-    assert "before" not in workdir.start_line(tmp_path, 1, 2)
+    write_json(tmp_path / workdir.ENVIRONMENT, start_entries((2, 1, ""), (2, 1, "cpu")))
+    assert "before" not in workdir.describe_start(tmp_path, 1, 2)
