@@ -300,7 +300,7 @@ def test_describe_counts_before_anything_is_trained():
         ((CONFIG, "--workdir=/nowhere", "--config.path.name=ve"), "needs prediction.kind=F"),
         ((CONFIG, "--workdir=/nowhere", "--config.path.name=vp_ddpm"), "or trigflow, not vp_ddpm"),
         ((CONFIG, "--workdir=/nowhere", "--config.teacher=runs/x"), "teacher=runs/x: "),
-        ((CD, "--workdir=/nowhere"), "cd needs a teacher: --config.teacher=WORKDIR"),
+        ((CD, "--workdir=/nowhere"), "cd needs a teacher; set --config.teacher=WORKDIR"),
         (
             (CD, "--workdir=/nowhere", "--config.model.guidance_input=True"),
             "needs model.guidance_input=False, not True (objective.guidance_range",

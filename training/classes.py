@@ -1,4 +1,4 @@
-"""Names of the classes of a run, as its record has them."""
+"""Class names of a run, read from its record."""
 
 from pathlib import Path
 
@@ -7,9 +7,9 @@ from fewstep.training.teacher import parse_location
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
-    """The names in the order of labels; () if no record has them.
+    """Class names in the order of the labels; () if no record has them.
 
-    A run without images of its own, such as a student of `sim`, has its teacher's classes.
+    A run that reads no images, such as a student of `sim`, has its teacher's classes.
     """
     if not workdir.is_run(folder):
         return ()

@@ -1,4 +1,4 @@
-"""The training step and its state on a mesh: sharded, compiled, restored or created."""
+"""The training step compiled for a mesh, and its sharded state, restored or created."""
 
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -21,7 +21,7 @@ from fewstep.training.step import NO_METRICS, Observe, train_step
 from fewstep.training.storage import restore
 from fewstep.training.storage.train_state import TrainState
 
-# As training/sources.py makes it: a part for each source.
+# A batch as training/sources.py makes it: one part for each source.
 HostBatch = Mapping[str, Any]
 # (state, frozen, batch) -> (state, metrics); the state is donated
 Advance = Callable[[TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, Metrics]]
@@ -30,10 +30,10 @@ Dispatch = Callable[[TrainState, Iterator[HostBatch], int], tuple[TrainState, Me
 
 
 class Training(NamedTuple):
-    """What is trained, and on which devices.
+    """What to train, and on which devices.
 
-    frozen: teachers; those that are only started from are removed from it once they have been
-    (`restore_or_create`).
+    frozen: teachers' parameters by name. `restore_or_create` removes those that only initialize a
+    player.
     """
 
     objective: Objective
@@ -52,7 +52,7 @@ def abstract_state(
     frozen: Mapping[str, Params],
     mesh: Mesh,
 ) -> TrainState:
-    """Shapes, dtypes and shardings of the state, with nothing allocated."""
+    """Shapes, dtypes and shardings of the state; allocates nothing."""
     shapes = jax.eval_shape(lambda: initial_state(objective, optimizers, seed, frozen))
     return jax.tree.map(
         lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
@@ -85,7 +85,7 @@ def compile_step(
     micro_batches: int = 1,
     observe: Observe = NO_METRICS,
 ) -> Advance:
-    """`train_step` jitted over the mesh, the state donated, its sharding kept."""
+    """`train_step` jitted over the mesh; donates the state and keeps its sharding."""
     step = train_step(objective, optimizers, seed, micro_batches, observe)
 
     def sharded(
@@ -104,7 +104,7 @@ def compile_step(
 
 
 def compile_steps(step: Advance, mesh: Mesh) -> Advance:
-    """Several compiled steps in one dispatch: batches and metrics are stacked on a first axis."""
+    """Several compiled steps in one dispatch; batches and metrics are stacked on a first axis."""
 
     def steps(
         state: TrainState, frozen: Mapping[str, Params], batches: HostBatch
@@ -120,10 +120,10 @@ def compile_steps(step: Advance, mesh: Mesh) -> Advance:
 
 
 def compile_dispatch(training: Training, complete: Callable[[Batch], Batch]) -> Dispatch:
-    """What takes batches from the host and does their steps, one or several at once.
+    """A function that takes batches from the host and runs one or several training steps.
 
-    complete: batches on the devices -> what losses read. The metrics of several steps are stacked
-    on a first axis.
+    The metrics of several steps are stacked on a first axis. complete: batches on the devices ->
+    what losses read.
     """
     objective, optimizers, frozen, mesh, seed, _, micro_batches = training
     one = compile_step(objective, optimizers, seed, mesh, micro_batches)
@@ -140,9 +140,9 @@ def compile_dispatch(training: Training, complete: Callable[[Batch], Batch]) -> 
 
 
 def restore_or_create(training: Training, workdir: Path) -> TrainState:
-    """The newest state of the run, or its first; then teachers that are not read again are let go.
+    """The run's newest saved state, or its initial state if it has none.
 
-    By the caller too: they are removed from `training.frozen`.
+    Removes teachers that no loss reads from `training.frozen`, to free their memory.
     """
     objective, optimizers, frozen, mesh, seed, *_ = training
     abstract = abstract_state(objective, optimizers, seed, frozen, mesh)

@@ -1,4 +1,4 @@
-"""Parts by their names in a config: entries of tables, or functions called with the fields."""
+"""Builds the parts that a config names: table entries, or functions called with their fields."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -10,14 +10,14 @@ from fewstep.parts import Entry, Mark, Part, RunLength, declared_marks
 
 
 class RunContext(NamedTuple):
-    """What the parts of a run are made of beside their fields. steps: its length."""
+    """What parts are built from besides their fields. steps: training steps of the run."""
 
     path: Path
     steps: int
 
 
 def look_up(table: Mapping[str, Any], name: str, field: str) -> Any:
-    """table[name]; raises ValueError, which names the nearest entry, if it is not there."""
+    """table[name]. Raises ValueError that names the nearest entry if there is none."""
     if name in table:
         return table[name]
     raise ValueError(unknown_choice(field, name, table))
@@ -26,7 +26,7 @@ def look_up(table: Mapping[str, Any], name: str, field: str) -> Any:
 def construct(
     table: Mapping[str, Callable[..., Any]], fields: Mapping[str, Any], prefix: str, *inputs: Any
 ) -> Any:
-    """table[fields["name"]](*inputs, **the other fields), where a field of None is left out.
+    """table[fields["name"]](*inputs, **other fields), without the fields that are None.
 
     Raises ValueError for an unknown name and for a field that the function does not take.
     """
@@ -49,7 +49,7 @@ def construct_with_parts(
     run: RunContext,
     *inputs: Any,
 ) -> Any:
-    """`construct` with the parts that the function declares in the place of their fields."""
+    """`construct`, after building the parts that the function declares from their fields."""
     function = look_up(table, fields["name"], f"{prefix}.name")
     return construct(table, arguments(function, fields, prefix, run), prefix, *inputs)
 
@@ -57,7 +57,7 @@ def construct_with_parts(
 def arguments(
     function: Callable[..., Any], fields: Mapping[str, Any], prefix: str, run: RunContext
 ) -> dict[str, Any]:
-    """What the fields of a function stand for, by its declarations. Raises ValueError."""
+    """A function's arguments, built from its fields as it declares them. Raises ValueError."""
     marks = declared_marks(function)
     return {
         name: argument(marks.get(name), value, f"{prefix}.{name}", run)
@@ -66,7 +66,7 @@ def arguments(
 
 
 def argument(mark: Mark | None, value: Any, field: str, run: RunContext) -> Any:
-    """What the value of a field stands for; None for the argument's own default.
+    """The argument that a field's value stands for; None means the function's own default.
 
     Raises ValueError.
     """
@@ -84,7 +84,7 @@ def argument(mark: Mark | None, value: Any, field: str, run: RunContext) -> Any:
 
 
 def check_unset(part: Mapping[str, Any], field: str) -> None:
-    """Raises ValueError for a field that is given beside the name ""."""
+    """Raises ValueError for a field that is set although the part's name is ""."""
     for name, value in part.items():
         if isinstance(value, Mapping):
             check_unset(value, f"{field}.{name}")

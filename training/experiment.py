@@ -1,4 +1,4 @@
-"""From a config to functions: the one place where config fields meet the rest of Fewstep."""
+"""Turns a config into functions: the one place where config fields meet the rest of Fewstep."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -22,18 +22,18 @@ from fewstep.training.spaces import build_space
 from fewstep.training.storage.fields import HEADS, OPTIMIZER, is_finite
 from fewstep.training.storage.identity import check_known_fields
 
-# Fields of an optimizer that are entries of tables.
+# Optimizer fields that name table entries.
 TABLES = {"name": OPTIMIZERS, "schedule": SCHEDULES}
-# Fields of an optimizer that a head may have of its own; spikes are those of the whole player.
+# Optimizer fields that may differ for a head; spikes are detected for the whole player.
 HEAD_FIELDS = [field for field in OPTIMIZER if not field.startswith("spike")]
 
 
 class Experiment(NamedTuple):
     """What a config describes.
 
-    guidable: whether there are classes, and a null class that guidance can extrapolate from; a
-        method without label_dropout says itself at which scales it samples.
-    sample_with: the network, or average of it, that samples.
+    guidable: whether the network knows classes and the null class, as guidance needs; a method
+        without label_dropout decides itself at which scales it samples.
+    sample_with: name of the network or average that samples.
     """
 
     model: Model
@@ -48,7 +48,7 @@ class Experiment(NamedTuple):
 def build(config: ConfigDict, network: Network | None = None) -> Experiment:
     """The experiment of a config whose data fields are resolved. Raises ValueError.
 
-    network: in the place of the config's own, if given.
+    network: replaces the config's own, if given.
     """
     model = build_model(config)
     if network is not None:
@@ -71,7 +71,7 @@ def build(config: ConfigDict, network: Network | None = None) -> Experiment:
 
 
 def build_on(config: ConfigDict, mesh: Mesh) -> Experiment:
-    """The experiment as it is trained on a mesh: all devices share the rows of the network.
+    """The experiment for training on a mesh; the network splits its rows over all devices.
 
     Raises ValueError.
     """
@@ -79,10 +79,10 @@ def build_on(config: ConfigDict, mesh: Mesh) -> Experiment:
 
 
 def rebuild(config: ConfigDict, run: str) -> Experiment:
-    """The experiment of a recorded config. Raises ValueError for a field that is no more.
+    """The experiment of a recorded config. Raises ValueError for a field that no longer exists.
 
-    config: with all fields of this version (workdir.load_config). Kernels that the machine of the
-    run had are used if this one has them too.
+    config: has all fields of this version (workdir.load_config). The attention kernels of the run's
+    machine are used only if this machine has them.
     """
     check_known_fields(config, run)
     if config.model.attention == "cudnn":
@@ -92,20 +92,20 @@ def rebuild(config: ConfigDict, run: str) -> Experiment:
 
 
 def build_model(config: ConfigDict) -> Model:
-    """The network of a config on its path. Raises ValueError."""
+    """A config's network on its path. Raises ValueError."""
     network = build_network(config)
     path = construct(PATHS, config.path, "path")
     kind = build_kind(config.prediction.kind, config.prediction.sigma_data)
     if path.name == "ve" and kind.name != "F":
         raise ValueError(
             f"path.name=ve needs prediction.kind=F, which scales the network's input; "
-            f"{kind.name} would be given noise of deviation {path.t_max:g}"
+            f"with {kind.name} it would see noise of standard deviation {path.t_max:g}"
         )
     return Model(network, path, kind)
 
 
 def build_kind(name: str, sigma_data: float | None) -> Kind:
-    """What the network predicts; sigma_data is F's alone. Raises ValueError."""
+    """The kind of prediction; only F takes sigma_data. Raises ValueError."""
     kind = look_up(KINDS, name, "prediction.kind")
     if sigma_data is None:
         return kind
@@ -120,7 +120,7 @@ def build_kind(name: str, sigma_data: float | None) -> Kind:
 
 
 def build_objective(config: ConfigDict, model: Model) -> Objective:
-    """The objective of a config, its named parts built first. Raises ValueError."""
+    """The objective of a config, with the parts that it names. Raises ValueError."""
     run = RunContext(model.path, config.steps)
     fields = config.objective.to_dict()
     objective = construct_with_parts(OBJECTIVES, fields, "objective", run, model)
@@ -146,18 +146,17 @@ def check_guidance(experiment: Experiment, scale: float) -> None:
 
 
 def effective_config(config: ConfigDict) -> ConfigDict:
-    """The config as a run records it: the network's fields written out, shrunk if `debug` is on.
+    """The config as a run records it: all network fields set, and `debug` applied if it is on.
 
-    The config's data fields are resolved. Raises ValueError for an unknown network.
+    Expects resolved data fields. Raises ValueError for an unknown network.
     """
     return debug_config(config) if config.debug else with_network_fields(config)
 
 
 def debug_config(config: ConfigDict) -> ConfigDict:
-    """The config as a run of about a minute on one device: tiny network, few steps and samples.
+    """The config of a run of about a minute on one device: tiny network, few steps and samples.
 
-    The config's data fields are resolved. Where samples would be measured with a file of weights,
-    they are only shown.
+    Expects resolved data fields. Evaluations that would need a file of weights only show samples.
     """
     config = with_tiny_network(config)
     config.steps = min(config.steps, 50)
@@ -184,7 +183,7 @@ def ema_followers(ema: ConfigDict, source: str) -> dict[str, Follower]:
 
 
 def sampling_network(name: str, averages: Mapping[str, Follower], objective: Objective) -> str:
-    """The network that samples: the one named, else the first average, else the generator."""
+    """Name of the network that samples: `name`, else the first average, else the generator."""
     if not name:
         return next(iter(averages), objective.generator)
     look_up({**averages, objective.generator: None}, name, "ema.sample_with")
@@ -192,9 +191,9 @@ def sampling_network(name: str, averages: Mapping[str, Follower], objective: Obj
 
 
 def with_sampling_network(config: ConfigDict, run: str, name: str, asked_by: str) -> ConfigDict:
-    """The recorded config of a run with `name` as the network that samples.
+    """The recorded config of a run, with `name` as the network that samples.
 
-    Raises ValueError, which names the flag or field `asked_by`, if the run has no such network.
+    Raises ValueError that names the flag or field `asked_by` if the run has no such network.
     """
     experiment = rebuild(config, run)
     averages = ema_followers(config.ema, experiment.objective.generator)
@@ -205,7 +204,7 @@ def with_sampling_network(config: ConfigDict, run: str, name: str, asked_by: str
 
 
 def optimizer_fields(config: ConfigDict, player: str) -> dict[str, Any]:
-    """The fields of a player's optimizer: config.optimizer with its player_optimizers on top."""
+    """A player's optimizer fields: config.optimizer, overridden by its player_optimizers."""
     own = {**config.player_optimizers.get(player, {})}
     own.pop(HEADS, None)
     for field in own:
@@ -214,7 +213,7 @@ def optimizer_fields(config: ConfigDict, player: str) -> dict[str, Any]:
 
 
 def head_fields(config: ConfigDict, player: str, network: Network) -> dict[str, dict[str, Any]]:
-    """The fields in which the heads of a player's network have optimizers of their own, by head.
+    """By head of a player's network, the optimizer fields that differ from the player's.
 
     Raises ValueError for a head or a field that does not exist.
     """

@@ -1,6 +1,6 @@
-"""Samples from a trained network: the sample of (seed, index) is the same in any batch.
+"""Samples from a trained network; the sample of (seed, index) is the same in any batch.
 
-They are floats, as the network makes them; `Space.finish` makes of them what is stored.
+Samples are the network's floats; `Space.finish` converts them to what is stored.
 """
 
 import operator
@@ -21,7 +21,7 @@ from fewstep.training.state import named_key
 
 # (params, indices [B], labels [B]) -> x_0 [B, ...]
 BatchSampler = Callable[[Params, np.ndarray, np.ndarray], Array]
-# The stream of randomness that evaluations and --mode=sample draw from.
+# Random stream of evaluations and --mode=sample.
 SAMPLES = "sample"
 
 
@@ -35,10 +35,10 @@ def batch_sampler(
     guidance_scale: float,
     stream: str = SAMPLES,
 ) -> BatchSampler:
-    """One jitted function from parameters, sample indices and labels to samples.
+    """A jitted function from parameters, sample indices and labels to samples.
 
-    shape: of a sample, in the network's space. All randomness of sample i is a function of
-    (seed, i), and another in another stream.
+    The randomness of sample i is a function of (seed, stream, i). shape: of one sample, as the
+    network makes it.
     """
 
     def sample(params: Params, indices: Array, labels: Array) -> Array:
@@ -63,7 +63,7 @@ def batch_sampler(
 def initial_noise(
     seed: int, indices: Array, shape: tuple[int, ...], stream: str = SAMPLES
 ) -> tuple[Array, Array]:
-    """The noise that samples start from, [B, *shape], and a key [B] for what they draw."""
+    """Noise that samples start from, [B, *shape], and keys [B] for what samplers draw later."""
     key = named_key(jax.random.key(seed), stream)
     keys = jax.vmap(partial(jax.random.fold_in, key))(indices)
     key_eps, keys = jax.vmap(jax.random.split, out_axes=1)(keys)
@@ -78,10 +78,10 @@ def generate(
     description: str = "",
     indices: np.ndarray | None = None,
 ) -> Iterator[np.ndarray]:
-    """Batches of the samples with these indices, float32 [B, ...], and these labels: [N].
+    """Yields batches of samples, float32 [B, ...].
 
-    indices: [N], 0 .. N - 1 by default. A sample that is not finite ends it with a NonFiniteError
-    once all have been counted.
+    labels: [N]. indices: [N], 0 .. N - 1 by default. Yields no batch from the first sample on that
+    is not finite; then counts such samples to the end and raises NonFiniteError with their number.
     """
     broken = 0
     for x_0 in map_batches(sample, params, labels, batch_size, description, indices):
@@ -102,16 +102,16 @@ def map_batches(
     description: str = "",
     indices: np.ndarray | None = None,
 ) -> Iterator[Any]:
-    """What `sample` makes of these indices and labels, [N] each, in batches on the host.
+    """Yields what `sample` makes of indices and labels, in batches on the host.
 
-    indices: 0 .. N - 1 by default. Batches are always of batch_size rows (the last one cut), so
-    that a sample is computed by the same program, bit for bit, whatever N is.
+    labels: [N]. indices: [N], 0 .. N - 1 by default. The devices always compute batch_size rows;
+    the last batch is cut afterwards. So one program computes every sample, bit for bit, for any N.
     """
     indices = np.arange(len(labels)) if indices is None else indices
     starts = range(0, len(labels), batch_size)
     silent = len(starts) < 2 or jax.process_index() > 0
     for start in progress_bar(starts, desc=description, unit="batch", silent=silent, leave=False):
-        # NumPy, not device arrays: every process holds the whole of both.
+        # NumPy, not device arrays: every process holds all indices and labels.
         rows = np.arange(start, start + batch_size) % len(labels)
         made = jax.device_get(
             sample(params, *(a[rows].astype(np.int32) for a in (indices, labels)))

@@ -1,15 +1,15 @@
-"""The gradient of one player: of its loss, through what losses share, and over micro-batches.
+"""The gradient of one player's loss, through shared arrays and over micro-batches.
 
-What losses share is a function of the players' parameters, evaluated once for all of them, z =
-share(theta_1, ..., theta_n). A player's loss is l(theta_i, z), and its gradient
+Shared arrays are a function of all players' parameters, z = share(theta_1, ..., theta_n), evaluated
+once for all losses. The loss of player i is l(theta_i, z), and its gradient is
 
     d l / d theta_i + (d z / d theta_i)^T d l / d z
 
-through its own part of z alone: the parts of the others in it are data. For a generator G and its
-fake score F, z = G(theta_1, noise) are the samples. The loss of G has no theta_1 but in z, so all
-of its gradient comes by the second term; that of F has the first term, and the second is 0 since z
-does not depend on theta_2. `jax.vjp` runs the forward pass of `share` once and keeps its pullback,
-d l / d z -> (d z / d theta_1)^T d l / d z, ..., of which each player takes its own.
+The gradient reaches theta_i alone: what other players contribute to z is data. For a generator G
+and its fake score F, z = G(theta_1, noise) are the samples. The loss of G depends on theta_1 only
+through z, so its gradient is the second term. The gradient of F is the first term; the second is 0,
+since z does not depend on theta_2. `jax.vjp` runs the forward pass of `share` once and keeps its
+pullback, d l / d z -> (d z / d theta_1)^T d l / d z, ..., of which each player takes its own part.
 """
 
 from collections.abc import Callable, Mapping
@@ -26,9 +26,10 @@ Gradient = Callable[[Params], tuple[Array, Params, Metrics]]
 
 
 class MicroBatch(NamedTuple):
-    """A batch or micro-batch, and what losses share of it: {"shared": ...}, or {} if nothing.
+    """A batch, or a part of it, with the arrays that losses share.
 
-    pullback: a gradient in what is shared -> (that in the parameters of the players, by name,).
+    shared: {"shared": arrays}, or {} if losses share nothing. pullback: gradient with respect to
+    `shared` -> (gradients with respect to the players' parameters, by name,).
     """
 
     batch: Batch
@@ -45,7 +46,7 @@ def player_gradient(
     step: Array,
     micro_batches: int,
 ) -> Gradient:
-    """The gradient of a player's mean loss, through its own part in what is shared too."""
+    """A function that returns the gradient of a player's mean loss, shared arrays included."""
     player = objective.players[name]
 
     def gradient(params: Params, rows: MicroBatch, key: Key) -> tuple[Array, Params, Metrics]:
@@ -72,13 +73,16 @@ def micro_batch(
     key: Key,
     micro_batches: int,
 ) -> Callable[[Array], MicroBatch]:
-    """i -> the i-th micro-batch with what is shared of it; evaluated here if it is the whole."""
+    """i -> the i-th micro-batch with its shared arrays.
+
+    A single micro-batch is evaluated here, once for all players.
+    """
     if micro_batches == 1:
         whole = evaluate_shared(objective.share, networks, batch, key)
         return lambda i: whole
 
     def part(i: Array) -> MicroBatch:
-        # Rows i::micro_batches, of which every device has an equal share already.
+        # Rows i::micro_batches: every device already holds an equal share of them.
         rows = jax.tree.map(lambda a: a.reshape(-1, micro_batches, *a.shape[1:])[:, i], batch)
         return evaluate_shared(objective.share, networks, rows, jax.random.fold_in(key, i))
 
@@ -88,7 +92,7 @@ def micro_batch(
 def evaluate_shared(
     share: Share | None, networks: Mapping[str, Params], batch: Batch, key: Key
 ) -> MicroBatch:
-    """A batch, what losses share of it, and the pullback of that."""
+    """A batch, its shared arrays, and their pullback."""
     evaluate = lambda networks: {SHARED: share(networks, batch, key)} if share else {}
     return MicroBatch(batch, *jax.vjp(evaluate, networks))
 
@@ -96,7 +100,7 @@ def evaluate_shared(
 def accumulate(
     gradient: Callable[[Array], tuple[Array, Params, Metrics]], micro_batches: int
 ) -> tuple[Array, Params, Metrics]:
-    """Mean loss and gradient, and summed metrics, of the micro-batches one after the other."""
+    """Mean loss, mean gradient and summed metrics of the micro-batches, computed in turn."""
     shapes = jax.eval_shape(gradient, jnp.int32(0))
     zeros = jax.tree.map(lambda shape: jnp.zeros(shape.shape, shape.dtype), shapes)
 

@@ -1,7 +1,7 @@
-"""Which labels a run makes images for: in the shares of its data, or all alike.
+"""Which labels a run generates images for: in the class shares of its data, or equally often.
 
-The counts of the classes are part of the run's record (training/storage/identity.py). A run that
-was begun before there were shares makes all alike, as it did.
+The class counts are part of the run's record (training/storage/identity.py). A run from a version
+without class shares still draws all classes equally often.
 """
 
 from pathlib import Path
@@ -19,23 +19,23 @@ Counts = tuple[int, ...]
 
 
 def with_recorded_label_shares(config: ConfigDict, run: Path) -> ConfigDict:
-    """The config with data.label_shares as the run in a folder was begun, if it lacks the field."""
+    """The config, with data.label_shares=equal if the run's record lacks that field."""
     if not workdir.is_run(run) or "label_shares" in workdir.recorded_identity(run).config["data"]:
         return config
     config = config.copy_and_resolve_references()
     if config.data.label_shares != EQUAL and config.data.num_classes:
         warn_once(
-            f"{run} was begun by a version that made images of all classes alike; it goes on so "
-            "(data.label_shares=equal)"
+            f"{run} was begun by a version that draws all classes equally often; it keeps doing "
+            "so (data.label_shares=equal)"
         )
     config.data.label_shares = EQUAL
     return config
 
 
 def label_counts(config: ConfigDict, dataset: Dataset | None, run: Path) -> Counts:
-    """The counts in whose shares the run in a folder is evaluated, one of each class.
+    """Counts of the classes, in whose shares an evaluation of the run draws labels.
 
-    () without classes; all 1 for equal shares, and where nobody knows those of the data.
+    () without classes; all 1 for equal shares, and where the counts of the data are unknown.
     """
     classes = config.data.num_classes
     if not classes or config.data.label_shares == EQUAL:
@@ -43,21 +43,24 @@ def label_counts(config: ConfigDict, dataset: Dataset | None, run: Path) -> Coun
     known = recorded_counts(run) or known_counts(config, dataset)
     if not known and config.data.name != NONE:
         warn_once(
-            f"how often {config.data.name} has each class is not known here: labels are drawn "
-            "alike. Prepare the data set first (--mode=prepare) to draw them as it has them"
+            f"the class counts of {config.data.name} are unknown here, so all labels are drawn "
+            "equally often. Prepare the data set first (--mode=prepare) to draw them in its shares"
         )
     return known or (1,) * classes
 
 
 def training_counts(config: ConfigDict, dataset: Dataset | None, run: Path) -> Counts:
-    """Those in whose shares it is trained: what was not known when it began stays so."""
+    """Counts of the classes, in whose shares training draws labels.
+
+    A run that began without known counts goes on with equal shares.
+    """
     if workdir.is_run(run) and not recorded_counts(run):
         return (1,) * config.data.num_classes
     return label_counts(config, dataset, run)
 
 
 def known_counts(config: ConfigDict, dataset: Dataset | None) -> Counts:
-    """The images of each class, of the data set or by its teacher's record; () if neither knows."""
+    """Images of each class, by the data set or the teacher's record; () if neither says."""
     classes, known = config.data.num_classes, ()
     if dataset is not None and classes:
         known = class_counts(dataset.train, classes)
@@ -67,14 +70,14 @@ def known_counts(config: ConfigDict, dataset: Dataset | None) -> Counts:
 
 
 def recorded_counts(folder: Path) -> Counts:
-    """The counts in the record of the run in a folder; () if there is none, or it has none."""
+    """The class counts in a run's record; () if there is no run or no counts."""
     if not workdir.is_run(folder):
         return ()
     return tuple(workdir.recorded_identity(folder).class_counts or ())
 
 
 def describe_label_shares(counts: Counts) -> str:
-    """How samples are labelled, for the protocol of a measurement."""
+    """How samples get their labels, in words, for the protocol of a measurement."""
     if not counts:
         return "none"
     if len(set(counts)) == 1:

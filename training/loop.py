@@ -1,6 +1,6 @@
-"""The training loop: restore, then dispatch steps, take what they make, do what is due.
+"""The training loop: restore, dispatch steps, collect their metrics, do what is due.
 
-What is due, and in which order, is training/session.py; how often, training/schedule.py.
+training/session.py says what is due and in which order; training/schedule.py says how often.
 """
 
 from collections.abc import Callable
@@ -30,12 +30,12 @@ def train(
     least_seconds: float | None = None,
     announce: Callable[[int], None] = lambda start: None,
 ) -> TrainState:
-    """Train up to schedule.steps steps in all, from the newest whole checkpoint if there is one.
+    """Train up to step schedule.steps, from the newest whole checkpoint if there is one.
 
-    stream: this process's batches. evaluate: state -> numbers to log. least_seconds: of a step
-    (training.pace.Pace). announce: called with the step that the run starts from.
+    stream: this process's batches. evaluate: state -> numbers to log. least_seconds: shortest time
+    of a step (training.pace.Pace). announce: called with the step that the run starts from.
 
-    Raises DivergedError; Preempted, once the state is saved; OSError if it could not be.
+    Raises DivergedError; Preempted once the state is saved; OSError if a save fails.
     """
     check_batch_size(training.batch_size, training.mesh, training.micro_batches)
     preemption = preemption or Preemption()

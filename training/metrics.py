@@ -1,4 +1,4 @@
-"""What a run says of itself: metrics.jsonl, TensorBoard, a progress bar."""
+"""The log of a run: metrics.jsonl and TensorBoard events."""
 
 import json
 import math
@@ -20,24 +20,24 @@ from fewstep.objectives.base import Mean, Metrics
 from fewstep.training.cluster.processes import warn
 
 LOG = "metrics.jsonl"
-DROPPED = "metrics.dropped.jsonl"  # lines that a run which went on has taken out of its log
+DROPPED = "metrics.dropped.jsonl"  # lines that a resumed run has moved out of its log
 EVENTS = "tensorboard"
-# Ends the names of metrics that count since the start of the run.
+# Suffix of metrics that count from the start of the run.
 RUNNING = "skipped"
 PADDING = b"\xef\xbb\xbf\0 \t\r\n"  # what editors (a BOM) and power losses put around a line
 
 
 class MetricMeans:
-    """Metrics summed over steps, then divided; of running counts the last.
+    """Means of metrics over steps; of running counts, the last value.
 
-    What was never counted is left out. sums: (total, count) by name, from which it goes on.
+    Leaves out metrics that were never counted. sums: (total, count) by name to start from.
     """
 
     def __init__(self, sums: Mapping[str, tuple[float, float]] | None = None) -> None:
         self.sums = {name: Mean(*map(np.float64, pair)) for name, pair in (sums or {}).items()}
 
     def add(self, metrics: Metrics) -> None:
-        """Add the metrics of one step, already on the host."""
+        """Add the metrics of one step, which are on the host."""
         for name, mean in metrics.items():
             old = self.sums.get(name, Mean(np.float64(0), np.float64(0)))
             if name.endswith(RUNNING):
@@ -58,8 +58,8 @@ class MetricMeans:
 class MetricLog:
     """Rows of numbers by step, in WORKDIR/metrics.jsonl and as TensorBoard events.
 
-    Opened at step k, it goes on after that step's rows (`drop_rows_after`), so that no step stands
-    there twice. Raises OSError that names the file which cannot be written.
+    A log that is opened at step k drops the rows of later steps (`drop_rows_after`), so that it has
+    no step twice. Raises OSError that names the file that cannot be written.
     """
 
     def __init__(self, workdir: Path, step: int) -> None:
@@ -71,31 +71,31 @@ class MetricLog:
         self.events = Events(workdir / EVENTS, step)
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Append one row; a value that is not finite is left out, since JSON has no name for it."""
+        """Append one row, without values that are not finite: JSON cannot express them."""
         finite = {name: value for name, value in row.items() if math.isfinite(value)}
         with writing(self.path):
-            if not has_name(self.file, LOG, self.folder):  # an editor has put another there
+            if not has_name(self.file, LOG, self.folder):  # an editor has replaced it
                 self.file.close()
                 self.file = self.open()
             append(self.file, (json.dumps({"step": step, **finite}) + "\n").encode())
         self.events.write(step, finite)
 
     def open(self) -> BinaryIO:
-        """The log, to append to: in the folder of the run, whatever has its name now."""
+        """The log, opened for appending, in the folder that the run started in."""
         flags = os.O_WRONLY | os.O_APPEND | os.O_CREAT
         return open(os.open(LOG, flags, 0o666, dir_fd=self.folder), "ab", buffering=0)
 
     def close(self) -> None:
-        """Close both files."""
+        """Close the log and the events."""
         self.file.close()
         os.close(self.folder)
         self.events.close()
 
 
 class Events:
-    """Scalars for TensorBoard, written at once: a full disk is an error here, not in a thread.
+    """Scalars for TensorBoard, written at once: a full disk raises here, not in a thread.
 
-    What was written after step `start` before is no longer shown.
+    TensorBoard hides what earlier starts wrote after step `start`.
     """
 
     def __init__(self, folder: Path, start: int) -> None:
@@ -113,20 +113,20 @@ class Events:
             self.writer.flush()
 
     def add(self, event: Event) -> None:
-        """Add an event, of this moment."""
+        """Add an event that happens now."""
         event.wall_time = time.time()
         self.writer.write_event(event)
 
     def close(self) -> None:
-        """Close the file. What a full disk did not take was said when it was written."""
+        """Close the file. Ignores OSError, since `write` has raised for a full disk already."""
         with suppress(OSError):
             self.writer.close()
 
 
 def drop_rows_after(path: Path, step: int) -> None:
-    """Move rows after a step, and a line that a killed run wrote in part, to the file DROPPED.
+    """Move rows after a step, and a line that a killed run left incomplete, to the file DROPPED.
 
-    All other lines stay as they are, those that cannot be read too.
+    All other lines stay as they are, even those that cannot be read.
     """
 
     def stays(line: bytes) -> bool:
@@ -148,9 +148,10 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
 
 
 def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
-    """The rows of a metrics.jsonl, one at a time: an integer `step` and finite numbers.
+    """Yields the rows of a metrics.jsonl: an integer `step` and finite numbers.
 
-    Any other line, or value, is left out and named once; but not a last line that is still written.
+    Leaves out any other line or value and warns of it once. It does not warn of an incomplete last
+    line, which a run may still be writing.
     """
     for number, line in enumerate(read_lines(path) if path.exists() else (), start=1):
         row = parse_row(line)
@@ -161,13 +162,13 @@ def iterate_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def read_lines(path: Path) -> Iterator[bytes]:
-    """The lines of a file, with their ends."""
+    """Yields the lines of a file, line ends included."""
     with path.open("rb") as file:
         yield from file
 
 
 def parse_row(line: bytes) -> dict[str, Any] | None:
-    """What stands in a line of the log: an object with an integer step; None if it has no such."""
+    """The row in a line of the log, an object with an integer step; None if it has none."""
     try:
         row = json.loads(line.strip(PADDING).decode())
     except (ValueError, RecursionError):
@@ -182,7 +183,7 @@ def has_only_numbers(row: Mapping[str, Any]) -> bool:
 
 
 def is_finite_number(value: Any) -> bool:
-    """Whether it is a number that float can hold."""
+    """Whether a value is a finite number that float can hold; a bool is none."""
     try:
         return (
             isinstance(value, int | float)
@@ -196,6 +197,6 @@ def is_finite_number(value: Any) -> bool:
 
 @cache
 def warn_about_line(path: Path, number: int, whole: bool) -> None:
-    """Say once that a line of the log, or a value in it, cannot be read."""
-    what = "is no row with an integer step" if whole else "has a value that is no finite number"
-    warn(f"{path}:{number} {what}, and is left out; mend or delete the line")
+    """Warn once that a line of the log cannot be read: the whole line, or a value in it."""
+    what = "has no integer step" if whole else "has a value that is not a finite number"
+    warn(f"{path}:{number} {what} and is left out; mend or delete the line")

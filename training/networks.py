@@ -1,4 +1,4 @@
-"""The network of a config: its fields written out, and the network that they describe."""
+"""The network of a config: its fields with all defaults, and the network that they describe."""
 
 from ml_collections import ConfigDict
 
@@ -11,7 +11,7 @@ from fewstep.training.spaces import build_space
 
 
 def architecture(config: ConfigDict) -> Architecture:
-    """The kind of network that a config names. Raises ValueError."""
+    """The architecture that a config names. Raises ValueError."""
     return look_up(NETWORKS, config.model.name, "model.name")
 
 
@@ -25,9 +25,9 @@ def build_network(config: ConfigDict) -> Network:
 def with_network_fields(config: ConfigDict) -> ConfigDict:
     """The config with all fields of its network in `model`, as a run records it.
 
-    A field that is None or missing is what the method needs (objectives/needs.py), else the
-    network's own default. A None of another network's field is left out. Raises ValueError for an
-    unknown network.
+    A field that is None or missing takes the value that the method needs (objectives/needs.py),
+    else the network's own default. Drops fields of other networks that are None. Raises ValueError
+    for an unknown network.
     """
     own = architecture(config).fields
     method = look_up(OBJECTIVES, config.objective.name, "objective.name")
@@ -45,12 +45,12 @@ def with_network_fields(config: ConfigDict) -> ConfigDict:
 
 
 def with_tiny_network(config: ConfigDict) -> ConfigDict:
-    """The config with a tiny network, for examples of its resolved data fields."""
+    """The config with a tiny network that fits its examples. Expects resolved data fields."""
     config = with_network_fields(config)
     config.model.update(architecture(config).shrink(config.model, build_space(config).shape))
     return config
 
 
 def network_title(config: ConfigDict) -> str:
-    """What people call the network of a config, such as "dit B/2"."""
+    """The usual name of a config's network, such as "dit B/2"."""
     return architecture(config).title(with_network_fields(config).model)

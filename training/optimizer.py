@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules, all optax's."""
+"""Optimizers and learning-rate schedules, all from optax."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
@@ -23,14 +23,15 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "radam": optax.radam,
 }
 
-# Parts of the state of an optimizer with heads: what is no head, and before the name of a head.
+# Names of the parts of an optimizer with heads: all but the heads, and the prefix of each head.
 BODY, HEAD = "network", "head_"
 
 
 class Optimizer(NamedTuple):
-    """A gradient transformation and its schedule, both counting the updates of one player.
+    """A gradient transformation and its schedule; both count the updates of one player.
 
-    spike_factor: of the transformation if it skips spikes, else 0; spike_cap: how many at most.
+    spike_factor: as in `build_optimizer`; 0 if the transformation skips no spikes. spike_cap: most
+    skipped updates of a stage.
     """
 
     transform: optax.GradientTransformation
@@ -59,16 +60,19 @@ def build_optimizer(
 ) -> Optimizer:
     """The optimizer of one player, for a run of `updates` updates.
 
-    The rate rises linearly from 0 over `warmup_steps`, then follows the schedule, which for cosine
-    and linear ends at 0; in every stage anew. starts: the update that begins each stage, 0 first.
-    clip_norm: largest global gradient norm, 0 for no clipping. weight_decay: decoupled, on all
-    parameters; adamw only. spike_factor: how many standard deviations above the last `spike_window`
-    a loss or a gradient's norm may lie (training/spikes.py), 0 for any number; a run ends after
-    more than spike_cap such updates in a stage.
+    The learning rate rises linearly from 0 over `warmup_steps` and then follows the schedule;
+    cosine and linear end at 0. Every stage starts the rate anew.
 
-    heads: by name, the fields above in which the update of a network's head differs. Its parameters
-    are then an entry of that name, and it, like what is no head, is clipped by its own norm. Spikes
-    are those of all together.
+    starts: first update of each stage, [0, ...]. clip_norm: largest global gradient norm; 0 never
+    clips. weight_decay: decoupled, on all parameters; adamw only.
+    spike_factor: skips an update whose loss or gradient norm lies more than this many standard
+    deviations above the mean of the last `spike_window` (training/spikes.py); 0 never skips.
+    spike_cap: a run ends after more skipped updates than this in a stage.
+    heads: by the name of a head, the fields above that differ for its parameters. Each head, and
+    the rest of the network, is then clipped by its own norm; spikes are still detected for all
+    parameters together.
+
+    Raises ValueError for fields that do not fit together.
     """
     if spike_factor < 0.0 or spike_window < 2 or spike_cap < 0:
         raise ValueError(
@@ -101,7 +105,7 @@ def build_optimizer(
 
 
 def part_names(params: Mapping[str, Any], heads: Iterable[str]) -> dict[str, str]:
-    """The part that each entry of a network's parameters belongs to: one of the heads, or BODY."""
+    """The part, a head or BODY, that each entry of a network's parameters belongs to."""
     return {name: HEAD + name if name in heads else BODY for name in params}
 
 
@@ -118,7 +122,7 @@ def transform_and_rate(
     updates: int,
     starts: Sequence[int],
 ) -> tuple[optax.GradientTransformation, optax.Schedule]:
-    """The transformation and the learning rate that `build_optimizer` describes, without its spikes."""
+    """The transformation and the learning rate of `build_optimizer`, without skipped spikes."""
     if weight_decay and name != "adamw":
         raise ValueError(
             f"optimizer.weight_decay is decoupled decay, which {name} does not have; "
@@ -127,8 +131,10 @@ def transform_and_rate(
     bounds = [0, *(start for start in starts[1:] if start < updates), updates]
     lengths = [late - early for early, late in pairwise(bounds)]
     if min(lengths) <= warmup_steps and warmup_steps > 0:
-        whole = f"the run's {updates}" if len(lengths) == 1 else f"the {min(lengths)} of a stage's"
-        raise ValueError(f"optimizer.warmup_steps ({warmup_steps}) must be below {whole} updates")
+        limit = "run's updates" if len(lengths) == 1 else "updates of its shortest stage"
+        raise ValueError(
+            f"optimizer.warmup_steps={warmup_steps} must be below {min(lengths)}, the {limit}"
+        )
     rates = [stage_rate(learning_rate, schedule, warmup_steps, length) for length in lengths]
     rate = rates[0] if len(rates) == 1 else optax.join_schedules(rates, bounds[1:-1])
     decoupled = {"weight_decay": weight_decay} if name == "adamw" else {}
@@ -141,7 +147,7 @@ def transform_and_rate(
 def stage_rate(
     learning_rate: float, schedule: str, warmup_steps: int, updates: int
 ) -> optax.Schedule:
-    """The learning rate of a stage of so many updates, which it counts from 0."""
+    """The learning rate of a stage of `updates` updates, counted from 0 at its start."""
     decay = SCHEDULES[schedule](learning_rate, updates - warmup_steps)
     if not warmup_steps:
         return decay
@@ -152,9 +158,9 @@ def stage_rate(
 def restart_optimizer(
     transform: optax.GradientTransformation, params: optax.Params, updates: Array
 ) -> Any:
-    """The state of a transformation that forgets the past, but for the place in its schedule.
+    """A new state of a transformation that keeps only the count of its schedule.
 
-    updates: those of the run so far, which the schedule has counted.
+    updates: updates of the run so far.
     """
     is_schedule = lambda state: isinstance(state, optax.ScaleByScheduleState)
     place = lambda state: state._replace(count=updates) if is_schedule(state) else state

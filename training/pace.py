@@ -1,9 +1,9 @@
-"""How fast a run trains, as a row of its log says: times of steps, memory, use of the devices.
+"""The columns of the log that say how fast a run trains: step times, memory, use of the devices.
 
-A step takes from the completion of the step before to its own. Dispatch is asynchronous, so a step
-is complete when its metrics have reached the host; until then the host waits for its devices, and
-the rest of the step is the host's own: its data, dispatch, log. Where steps are dispatched several
-at once, each takes its share.
+The time of a step lasts from the completion of the step before to its own. Dispatch is
+asynchronous, so a step is complete when its metrics reach the host. The host waits for its devices
+for a part of that time; the rest is the host's own work: data, dispatch, log. Steps of one dispatch
+share its time equally.
 """
 
 import statistics
@@ -17,9 +17,9 @@ import numpy as np
 
 from fewstep.training.cluster.processes import gather_numbers
 
-SPEED = "images_per_second"  # in every row of training steps
+SPEED = "images_per_second"  # a column of every row of training steps
 MEMORY = {"memory_bytes": "bytes_in_use", "memory_peak_bytes": "peak_bytes_in_use"}
-# All that depends on the machine, and not on the run: two runs that are alike differ in these.
+# Columns that depend on the machine: equal runs differ only in these.
 MEASURED = (
     SPEED,
     "step_seconds",
@@ -31,14 +31,14 @@ MEASURED = (
     "step_seconds_slowest",
     "host_seconds_slowest",
 )
-REMEMBERED = 1001  # steps of a row, whose median is taken
+REMEMBERED = 1001  # last steps of a row, which its median is taken of
 
 
 class Pace:
     """The times of the steps since the last row.
 
-    least_seconds: of a step at the devices' peak (training/cost/step_cost.py), None if not known.
-    unfinished: of the row of which an earlier start made the first steps (`unfinished_row`).
+    least_seconds: time of a step at the devices' peak (training/cost/step_cost.py), None if
+    unknown. unfinished: `unfinished_row` of an earlier start that made the row's first steps.
     """
 
     def __init__(
@@ -49,18 +49,18 @@ class Pace:
     ) -> None:
         self.batch_size, self.least_seconds = batch_size, least_seconds
         self.images, self.seconds = unfinished.get("images", 0), unfinished.get("seconds", 0.0)
-        # (seconds, those of them that are the host's own) of each step
+        # Of each step: (seconds, seconds of the host's own work).
         self.steps = deque(map(tuple, unfinished.get("steps", ())), maxlen=REMEMBERED)
         self.resume()
 
     def resume(self) -> None:
-        """Measure from here, without the evaluation or the save before."""
+        """Measure from here, so that no step includes the evaluation or save before it."""
         self.last = time.perf_counter()
 
     def step_times(self, count: int, waited: float) -> tuple[float, float]:
-        """The time of each of `count` steps that are complete now: (seconds, the host's own).
+        """Time of each of `count` steps that are complete now: (seconds, the host's own seconds).
 
-        waited: seconds that the host has waited for its devices since the last completion.
+        waited: seconds that the host waited for its devices since the last completion.
         """
         now = time.perf_counter()
         elapsed, self.last = now - self.last, now
@@ -73,11 +73,11 @@ class Pace:
         self.steps.append(step)
 
     def unfinished_row(self) -> dict[str, Any]:
-        """What the row has so far, in plain values."""
+        """The row so far, as plain values."""
         return {"images": self.images, "seconds": self.seconds, "steps": list(self.steps)}
 
     def pop(self) -> dict[str, float]:
-        """The row, and begin the next one. Called in all processes after the same step."""
+        """Return the row and begin the next one. All processes call this after the same step."""
         row = {
             SPEED: self.images / self.seconds,
             **self.times(),
@@ -88,7 +88,7 @@ class Pace:
         return row
 
     def times(self) -> dict[str, float]:
-        """What a row says of its steps; {} if all are of a version that did not record them."""
+        """The row's columns of step times; {} if its steps come from a version without them."""
         if not self.steps:
             return {}
         steps, host = (list(times) for times in zip(*self.steps, strict=True))
@@ -102,10 +102,10 @@ class Pace:
 
 
 def slowest_process(times: np.ndarray) -> dict[str, float]:
-    """The process that the others wait for, and its times; [processes, (step, host)] seconds.
+    """The process that the others wait for, and its times.
 
-    All processes end a step together, so that the steps of all take as long as those of the slowest
-    one. That is the one whose host needs the most time of its own.
+    times: [processes, (step, host)], in seconds. All processes end a step together, so step times
+    do not tell them apart. The slowest is the one whose host needs most time for its own work.
     """
     index = int(np.argmax(times[:, 1]))
     step, host = map(float, times[index])
@@ -117,10 +117,10 @@ def slowest_process(times: np.ndarray) -> dict[str, float]:
 
 
 def memory_in_use(devices: Sequence[Any]) -> dict[str, float]:
-    """Bytes in use on the fullest of these devices, now and at most; {} where they do not tell."""
-    told = [device.memory_stats() or {} for device in devices]
+    """Bytes in use on the fullest device, now and at most; {} if devices do not report them."""
+    reports = [device.memory_stats() or {} for device in devices]
     return {
-        name: float(max(stats[key] for stats in told))
+        name: float(max(stats[key] for stats in reports))
         for name, key in MEMORY.items()
-        if told and all(key in stats for stats in told)
+        if reports and all(key in stats for stats in reports)
     }

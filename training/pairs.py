@@ -1,7 +1,7 @@
-"""Pairs of noise and what a teacher makes of it: made once per run, and kept in its folder.
+"""Pairs of noise and a teacher's sample from it: generated once per run and kept in its folder.
 
-The file says what they were made from: the teacher's parameters, by their fingerprint, and how it
-sampled. A run does not go on with pairs of something else.
+The file records the fingerprint of the teacher's parameters and how it sampled. A run refuses pairs
+that were made in another way.
 """
 
 from collections.abc import Mapping, Sequence
@@ -22,7 +22,7 @@ from fewstep.training.storage.fingerprint import fingerprint
 from fewstep.training.storage.seal import check_array, read_sealed, write_sealed
 
 FILE = "pairs.npz"
-# Not the stream of samples: what a generator is trained on is not what it is evaluated on.
+# Not the stream of evaluations: a generator is not evaluated on noise that it is trained on.
 SEED, STREAM = 0, "pairs"
 REMEDY = "delete it to make them again"
 
@@ -39,11 +39,11 @@ def teacher_pairs(
     batch_size: int,
     label_counts: Sequence[int],
 ) -> Pairs:
-    """`count` samples of the teacher in `steps` steps, with the noise that each started from.
+    """`count` samples of the teacher in `steps` steps, each with the noise that it starts from.
 
-    Read from the folder's file if it is there. label_counts: of each class, in whose shares the
-    labels are. Raises ValueError for a count or a number of steps that is not positive, or a file
-    of other pairs.
+    Reads the folder's file if there is one, else writes it. label_counts: counts of the classes, in
+    whose shares labels are drawn. Raises ValueError if count or steps is below 1, or the file holds
+    other pairs.
     """
     if count < 1 or steps < 1:
         raise ValueError(f"pairs.count={count} and pairs.steps={steps} must be 1 or more")
@@ -58,7 +58,7 @@ def teacher_pairs(
         "num_classes": taught.num_classes,
         "seed": SEED,
     }
-    # They are made by all processes together, so either all of them read or all make.
+    # All processes generate pairs together, so either all of them read the file or none does.
     if true_everywhere(path.is_file()):
         return load_pairs(path, source, labels)
     sample = batch_sampler(
@@ -80,13 +80,14 @@ def teacher_pairs(
 
 
 def load_pairs(path: Path, source: Mapping[str, Any], labels: np.ndarray) -> Pairs:
-    """Read pairs made from `source`. Raises ValueError for a file of others, or that is damaged.
+    """Read pairs that were made from `source`.
 
-    labels: [count], those that they must have.
+    labels: [count], the labels that they must have. Raises ValueError if the file is damaged or
+    holds other pairs.
     """
     arrays = read_sealed(path, source, REMEDY)
     if set(arrays) != set(Pairs._fields):
-        raise ValueError(f"{path} holds {sorted(arrays)}, which are no pairs; {REMEDY}")
+        raise ValueError(f"{path} holds {sorted(arrays)}, which are not pairs; {REMEDY}")
     pairs = Pairs(**arrays)
     count, shape = len(labels), tuple(source["image_shape"])
     if pairs.label.ndim and len(pairs.label) != count:
@@ -95,5 +96,5 @@ def load_pairs(path: Path, source: Mapping[str, Any], labels: np.ndarray) -> Pai
         check_array(path, name, arrays[name], np.float32, (count, *shape), REMEDY)
     check_array(path, "label", pairs.label, np.int32, (count,), REMEDY)
     if not np.array_equal(pairs.label, labels):
-        raise ValueError(f"{path} has other labels than data.label_shares asks for; {REMEDY}")
+        raise ValueError(f"{path} has labels that differ from data.label_shares; {REMEDY}")
     return pairs

@@ -1,7 +1,7 @@
-"""A trace of some training steps, of hosts and devices: WORKDIR/profile/START-STOP/PROCESS.
+"""A trace of hosts and devices during some training steps: WORKDIR/profile/START-STOP/PROCESS.
 
-JAX's profiler writes, in plugins/profile/TIME below that, HOST.xplane.pb for TensorBoard's profile
-plugin, XProf, and HOST.trace.json.gz, which https://ui.perfetto.dev opens.
+JAX's profiler writes two files to plugins/profile/TIME below that folder. XProf, the profile plugin
+of TensorBoard, opens HOST.xplane.pb; https://ui.perfetto.dev opens HOST.trace.json.gz.
 """
 
 from contextlib import AbstractContextManager, nullcontext
@@ -16,7 +16,7 @@ FOLDER = "profile"
 
 
 class Window(NamedTuple):
-    """The steps that follow `start` steps, up to step `stop`."""
+    """The training steps from `start` + 1 to `stop`."""
 
     start: int
     stop: int
@@ -26,7 +26,7 @@ class Window(NamedTuple):
 
 
 def check_window(window: Window, done: int, steps: int) -> None:
-    """Raises ValueError unless a run of so many steps, `done` of them behind it, has the window."""
+    """Raises ValueError unless the window lies in the remaining steps, `done` + 1 to `steps`."""
     start, stop = window
     if start < 0 or start >= stop:
         raise ValueError(
@@ -35,13 +35,13 @@ def check_window(window: Window, done: int, steps: int) -> None:
         )
     if start < done or stop > steps:
         raise ValueError(
-            f"--profile={window} does not lie in the steps that remain, {done}:{steps}"
-            + ("; the run has no more of them, raise --config.steps" if done >= steps else "")
+            f"--profile={window} does not lie in the remaining steps {done}:{steps}; "
+            + ("the run is complete, raise --config.steps" if done >= steps else "choose others")
         )
 
 
 class Profile:
-    """Traces the steps of a window; entered around all steps, so that a failing run ends it."""
+    """Traces the steps of a window; entered around all steps, so that an error ends the trace."""
 
     def __init__(self, workdir: Path, window: Window | None) -> None:
         self.window, self.running = window, False
@@ -50,15 +50,15 @@ class Profile:
             self.folder = workdir / FOLDER / name / str(jax.process_index())
 
     def begins(self, done: int) -> bool:
-        """Whether the trace is to begin after `done` steps, once the devices have done them."""
+        """Whether to begin the trace after `done` steps; the devices must be idle then."""
         return self.window is not None and done == self.window.start
 
     def ends(self, done: int) -> bool:
-        """Whether the trace is to end after `done` steps, once the devices have done them."""
+        """Whether to end the trace after `done` steps; the devices must be idle then."""
         return self.running and done == self.window.stop
 
     def step(self, done: int) -> AbstractContextManager:
-        """Marks the dispatch of the steps after `done`, if they are traced."""
+        """A context that marks the dispatch of the steps after `done`, if they are traced."""
         if not self.running:
             return nullcontext()
         return jax.profiler.StepTraceAnnotation("train", step_num=done)
@@ -66,12 +66,12 @@ class Profile:
     def begin(self) -> None:
         """Begin the trace."""
         options = jax.profiler.ProfileOptions()
-        options.python_tracer_level = 0  # every call of every function would bury the rest
+        options.python_tracer_level = 0  # Python calls would bury everything else
         jax.profiler.start_trace(self.folder, profiler_options=options)
         self.running = True
 
     def end(self) -> None:
-        """Write the trace and, in the first process, say where it lies."""
+        """Write the trace; process 0 says where it lies."""
         self.running = False
         jax.profiler.stop_trace()
         if jax.process_index() == 0:
@@ -85,5 +85,5 @@ class Profile:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self.running:  # the run ends before the window does
+        if self.running:  # the run ended inside the window
             self.end()

@@ -1,7 +1,7 @@
-"""A step that was not finite, taken apart: WORKDIR/replay/STEP.json and the step done again.
+"""Diagnoses a step that was not finite: its record, WORKDIR/replay/STEP.json, and its replay.
 
-The file is small: which step, its key, the images of its batch, what was found. The state is not in
-it; a run is a function of its last checkpoint, so the step is reached again from there.
+The record has the step, its key, the images of its batch and the values that were not finite. It
+needs no state: a run is a function of its last checkpoint, so the replay trains from there.
 """
 
 import json
@@ -21,14 +21,15 @@ from fewstep.training.step import column_name
 from fewstep.training.storage.fields import LARGEST_INT32
 
 FOLDER = "replay"
-# Names of metrics that the step done again has besides its own.
+# Names of metrics that a replayed step has in addition.
 ROWS, GRADIENT = "rows", "gradient of "
 
 
 class Findings(NamedTuple):
     """What was not finite in one player's step.
 
-    rows: of the batch, by their loss. gradients: arrays by path, with the share of their elements.
+    rows: rows of the batch whose loss is not finite. gradients: by path of an array, the share of
+    its elements that are not finite.
     """
 
     loss: float
@@ -40,13 +41,13 @@ class Findings(NamedTuple):
 def write_record(
     workdir: Path, error: NonFiniteError, *, seed: int, indices: Sequence[int] | None
 ) -> Path:
-    """Write what is known of the step that an error names; returns the file.
+    """Write the record of the step that an error names; returns the file.
 
-    indices: of the batch's images in the data set, None if there were none.
+    indices: indices of the batch's images in the data set, None if it has none.
     """
     key = jax.random.fold_in(jax.random.key(seed), error.step - 1)
     path = workdir / FOLDER / f"{error.step}.json"
-    path.parent.mkdir(exist_ok=True)  # in a folder that is there
+    path.parent.mkdir(exist_ok=True)  # fails if the run's folder is gone
     record = {
         "step": error.step,
         "message": str(error),
@@ -60,7 +61,7 @@ def write_record(
 
 
 def read_newest_record(workdir: Path) -> dict[str, Any]:
-    """The record of the last step that was not finite. Raises ValueError if there is none."""
+    """The record of the last step that was not finite. Raises ValueError if none is readable."""
     paths = [path for path in (workdir / FOLDER).glob("*.json") if path.stem.isdecimal()]
     paths.sort(key=lambda path: int(path.stem))
     if not paths:
@@ -70,12 +71,12 @@ def read_newest_record(workdir: Path) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{paths[-1]} is not valid JSON ({error}); delete it") from error
     if not is_record(record) or record["step"] != int(paths[-1].stem):
-        raise ValueError(f"{paths[-1]} is no record of a step of this run; delete it")
+        raise ValueError(f"{paths[-1]} is not the record of a step; delete it")
     return record
 
 
 def is_record(content: Any) -> bool:
-    """Whether it has what a step is done again from: its number, the message, the images."""
+    """Whether JSON content has what a replay needs: step, message and images."""
     if not isinstance(content, dict):
         return False
     step, indices = content.get("step"), content.get("indices")
@@ -89,7 +90,7 @@ def is_record(content: Any) -> bool:
 
 
 def with_row_losses(objective: Objective) -> Objective:
-    """The objective with the loss of every row among its players' metrics."""
+    """The objective, whose players' metrics also have the loss of every row."""
     players = {
         name: player._replace(loss=add_row_metric(player.loss))
         for name, player in objective.players.items()
@@ -98,19 +99,19 @@ def with_row_losses(objective: Objective) -> Objective:
 
 
 def add_row_metric(loss: LossFn) -> LossFn:
-    """The loss with its own rows as a metric, unreduced."""
+    """The loss function, whose metrics also have the loss of every row."""
 
-    def rows_kept(
+    def loss_with_rows(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
         rows, metrics = loss(params, networks, batch, key, step)
         return rows, {**metrics, ROWS: Mean(rows, jnp.ones_like(rows))}
 
-    return rows_kept
+    return loss_with_rows
 
 
 def non_finite_shares(gradient: Params) -> Metrics:
-    """The share of elements of every array of a gradient that are not finite, as metrics."""
+    """For every array of a gradient, the share of elements that are not finite, as metrics."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(gradient)
     return {
         GRADIENT + jax.tree_util.keystr(path, simple=True, separator="/"): Mean(
@@ -123,9 +124,10 @@ def non_finite_shares(gradient: Params) -> Metrics:
 def find_non_finite(
     metrics: Metrics, players: Sequence[str], micro_batches: int
 ) -> dict[str, Findings]:
-    """What an observed step's metrics, on the host, say of the players that were not finite.
+    """Findings by player, for the players that are not finite in a replayed step.
 
-    With micro-batches a row of the metrics stands for one of each, all of which are named.
+    metrics: on the host. With micro-batches, one row of the metrics stands for one row of each
+    micro-batch; the findings name all of these.
     """
     found = {}
     for player in players:

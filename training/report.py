@@ -1,7 +1,7 @@
-"""What a run shows while it trains: the log's rows, a progress bar, and whether it is still sound.
+"""Reports a run while it trains: rows of the log, a progress bar, and errors if it diverges.
 
-The metrics read on the host are those of the step before, so the device never waits for the host.
-Where standard error is no terminal there is a line for each row in the place of the bar.
+The host reads metrics one step late, so devices never wait for it. Where standard error is no
+terminal, a line for each row replaces the bar.
 """
 
 import math
@@ -23,21 +23,21 @@ from fewstep.training.pace import SPEED, Pace
 from fewstep.training.schedule import Schedule
 from fewstep.training.step import column_name
 
-EVALUATION = "evaluate/"  # begins the names of an evaluation's numbers in the log
+EVALUATION = "evaluate/"  # prefix of an evaluation's columns in the log
 
 
 class DivergedError(RuntimeError):
-    """A run that cannot go on as it is."""
+    """The run has diverged and cannot go on."""
 
 
 class SpikesError(DivergedError):
-    """Too many updates were not made because the loss or the gradient jumped."""
+    """The optimizer skipped too many updates whose loss or gradient jumped."""
 
 
 class NonFiniteError(DivergedError):
-    """A loss, gradient or sample was not finite; nothing after the last finite step was saved.
+    """A loss, gradient or sample is not finite; the run's state is that before the step.
 
-    step: the training step, None for samples. values: loss and gradient norm of every player there.
+    step: the training step, None for samples. values: loss and gradient norm of every player.
     """
 
     def __init__(
@@ -48,11 +48,11 @@ class NonFiniteError(DivergedError):
 
 
 class Report:
-    """Reads metrics one step late, checks that the run is sound, logs and shows them.
+    """Reads metrics one step late, checks that they are finite, logs and shows them.
 
-    headlines: the columns of the log that are shown, where a row has them. unfinished: of the
-    checkpoint that the run goes on from (`Report.unfinished_row`). least_seconds: of a step
-    (training.pace.Pace). stages: if they are several, the log and the bar say which it is.
+    headlines: columns of the log that the bar shows, where a row has them. unfinished:
+    `unfinished_row` in the checkpoint that the run goes on from. least_seconds: shortest time of a
+    step (training.pace.Pace). stages: if there are several, the log and the bar name the current.
     """
 
     def __init__(
@@ -75,23 +75,23 @@ class Report:
         self.pending: tuple[int, int, Metrics] | None = None
         self.workdir, self.schedule, self.optimizers = workdir, schedule, optimizers
         self.headlines, self.stages = headlines, stages
-        # The row may have been finished since then, for an evaluation that was cut off. All
-        # processes must say the same: those that end a row ask each other for their times.
+        # The log may have this row already, if the run was killed in the evaluation after it. All
+        # processes must agree, since they exchange their times when a row ends.
         begun = {} if first_process_says(has_row(workdir, start)) else unfinished or {}
         self.average = MetricMeans(begun.get("sums"))
         self.pace = Pace(batch_size, least_seconds, begun)
 
     def after_steps(self, last: int, count: int, metrics: Metrics) -> None:
-        """Take the metrics of steps that are still running; handle those of the ones before.
+        """Keep the metrics of steps that may still be running; handle those kept before.
 
-        last: the number of the last of `count` steps; if they are several, the metrics have a first
-        axis of that size.
+        last: number of the last of these `count` steps. The metrics of several steps are stacked on
+        a first axis.
         """
         self.catch_up()
         self.pending = (last, count, metrics)
 
     def catch_up(self) -> None:
-        """Handle the metrics that were taken last."""
+        """Wait for the metrics kept last, and handle them."""
         if self.pending is None:
             return
         (last, count, metrics), self.pending = self.pending, None
@@ -105,7 +105,7 @@ class Report:
             self.handle(last - count + 1 + i, jax.tree.map(lambda a, i=i: a[i], metrics), took)
 
     def handle(self, step: int, metrics: Metrics, took: tuple[float, float]) -> None:
-        """Check the metrics of one step, and add them and its time to the row of the log."""
+        """Check the metrics of one step; add them and the step's time to the row of the log."""
         check_finite(step, metrics)
         check_spikes(step, metrics, self.optimizers)
         self.average.add({k: v for k, v in metrics.items() if not k.endswith("finite")})
@@ -115,7 +115,7 @@ class Report:
             self.flush(step)
 
     def flush(self, step: int) -> None:
-        """Handle what is pending and end the row of the log with the averages since the last."""
+        """Handle pending metrics, then write the row of the log: means since the row before."""
         self.catch_up()
         row = self.average.pop()
         if row:
@@ -130,12 +130,12 @@ class Report:
             self.write(step, row)
 
     def unfinished_row(self) -> dict[str, Any]:
-        """What the next row has so far, in plain values, for a run that goes on from here."""
+        """The row so far, as plain values, from which a resumed run goes on."""
         self.catch_up()
         return {"sums": self.average.pending(), **self.pace.unfinished_row()}
 
     def restart_clock(self) -> None:
-        """Take the time of steps from here, without the evaluation or the save before."""
+        """Measure step times from here, so that none includes the evaluation or save before."""
         self.pace.resume()
 
     def has_evaluation(self, step: int) -> bool:
@@ -147,7 +147,7 @@ class Report:
         self.write(step, {EVALUATION + name: value for name, value in results.items()})
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
-        """Log numbers of a step."""
+        """Log numbers of a step, in process 0."""
         if self.log and row:
             self.log.write(step, row)
 
@@ -155,29 +155,29 @@ class Report:
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Flush the log and leave the bar as it stands."""
+        """Close the log and leave the bar as it is."""
         self.bar.close()
         if self.log:
             self.log.close()
 
 
 def headlines(objective: Objective) -> tuple[str, ...]:
-    """The columns of the log that the bar shows, one of each player."""
+    """The columns of the log that the bar shows, one for each player."""
     players = objective.players
     return tuple(column_name(player.headline, name, players) for name, player in players.items())
 
 
 def format_numbers(shown: Mapping[str, float]) -> list[str]:
-    """Numbers after their names."""
+    """Each number after its name."""
     return [f"{name} {value:.4f}" for name, value in shown.items()]
 
 
 def format_row(
     step: int, steps: int, shown: Mapping[str, float], row: Mapping[str, float], batch_size: int
 ) -> str:
-    """A row of training steps in a line: step, stage, headlines, speed, time that is left.
+    """A line for a row of training steps: step, stage, headlines, speed, remaining time.
 
-    shown: the headlines of the row, by name.
+    shown: the row's headlines, by name.
     """
     seconds = row.get("step_seconds", batch_size / row[SPEED])
     left = tqdm.format_interval((steps - step) * seconds)
@@ -193,12 +193,12 @@ def format_row(
 
 
 def has_row(workdir: Path, step: int) -> bool:
-    """Whether the log has a row of training steps that ends at this one."""
+    """Whether the log has a row of training steps that ends at `step`."""
     return any(row["step"] == step and SPEED in row for row in iterate_rows(workdir / LOG))
 
 
 def check_finite(step: int, metrics: Metrics) -> None:
-    """Raises NonFiniteError that names the network and the step."""
+    """Raises NonFiniteError that names the player and the step, if any metric is not finite."""
     for name, finite in metrics.items():
         if name.endswith("finite") and finite.total < finite.count:
             prefix = name.rpartition("/")[0]
@@ -210,37 +210,37 @@ def check_finite(step: int, metrics: Metrics) -> None:
             }
             own = [v for name, v in values.items() if name.rpartition("/")[0] == prefix]
             raise NonFiniteError(
-                f"{describe_non_finite(player, own)} at step {step}; the update was not "
-                "made, and the run cannot go on as it is. Start another --workdir with a lower "
-                "optimizer.learning_rate or with optimizer.clip_norm",
+                f"{describe_non_finite(player, own)} at step {step}; the run skipped this update "
+                "and cannot go on. Start another --workdir with a lower optimizer.learning_rate or "
+                "with optimizer.clip_norm",
                 step,
                 values,
             )
 
 
 def describe_non_finite(player: str, values: Iterable[float]) -> str:
-    """Loss and gradient, or else the state that their update makes; with the verb."""
+    """What is not finite, in words: loss or gradient, else the state after the update."""
     if all(map(math.isfinite, values)):
         return f"the parameters or optimizer state of {player} after its update are not finite"
     return f"loss or gradient of {player} is not finite"
 
 
 def check_spikes(step: int, metrics: Metrics, optimizers: Mapping[str, Optimizer]) -> None:
-    """Raises SpikesError that names the network, the step and the factor."""
+    """Raises SpikesError that names the player, the step and the factor, after too many spikes."""
     for name, optimizer in optimizers.items():
         skipped = metrics.get(column_name("skipped", name, optimizers))
         if skipped is not None and skipped.total > optimizer.spike_cap:
             raise SpikesError(
                 f"{name} has skipped {int(skipped.total)} updates at step {step}, more than "
-                f"optimizer.spike_cap={optimizer.spike_cap}: their loss or gradient lay "
-                f"{optimizer.spike_factor:g} standard deviations (optimizer.spike_factor) above "
-                "the last ones. Start another --workdir with a lower optimizer.learning_rate, or "
-                "with a higher factor or cap"
+                f"optimizer.spike_cap={optimizer.spike_cap}: their loss or gradient norm was more "
+                f"than {optimizer.spike_factor:g} standard deviations (optimizer.spike_factor) "
+                "above the mean of the last ones. Start another --workdir with a lower "
+                "optimizer.learning_rate, or with a higher factor or cap"
             )
 
 
 def logged_evaluations(workdir: Path) -> dict[int, dict[str, float]]:
-    """The logged numbers of a run's evaluations, by step and by name."""
+    """Numbers of a run's logged evaluations, by step and name."""
     found: dict[int, dict[str, float]] = {}
     for row in iterate_rows(workdir / LOG):
         numbers = {

@@ -1,7 +1,7 @@
-"""A small data set on the devices: a batch travels as row numbers, and images are gathered there.
+"""A small data set kept on the devices: the host sends indices, and devices gather the images.
 
-The bytes of all images lie on every device. Each byte is looked up in a table of the 256 values
-that the host computes, so that the batches are those of `data.image_batches` bit for bit.
+Every device holds the bytes of all images. A table of 256 floats, computed on the host, converts
+the bytes, so batches equal those of `data.image_batches` bit for bit.
 """
 
 from collections.abc import Callable
@@ -16,14 +16,15 @@ from fewstep.data import Split, to_float
 from fewstep.objectives.base import Batch
 from fewstep.training.sharding import replicated_sharding
 
-# What a byte of an image stands for.
+# The float of each value of a byte.
 LEVELS = to_float(np.arange(256, dtype=np.uint8))
 
 
 def load_on_devices(split: Split, mesh: Mesh) -> Callable[[Batch], Batch]:
-    """{"index", "mirrored", ...} of `data.index_batches` on devices -> {"x", "label", ...} there.
+    """Put all images on every device; returns the function that completes batches there.
 
-    Batches may be stacked on a first axis. The images are put on the devices now, whole on each.
+    It maps {"index", "mirrored", ...} of `data.index_batches` to {"x", "label", ...}. Batches may
+    be stacked on a first axis.
     """
     everywhere = replicated_sharding(mesh)
     images, labels, levels = (

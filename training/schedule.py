@@ -1,4 +1,4 @@
-"""The cadence of a run: what is due after which of its steps."""
+"""The schedule of a run: what is due after which training steps."""
 
 from typing import NamedTuple
 
@@ -6,11 +6,11 @@ from fewstep.training.profile import Window
 
 
 class Schedule(NamedTuple):
-    """When things are done, in steps. steps: in all; log, save, evaluate: 0 is after the last only.
+    """When a run logs, saves and evaluates, in training steps.
 
-    dispatch: steps that are dispatched at once where nothing is due between them. window: the steps
-    that are traced. ends: numbers of steps after which a stage ends, which is logged, saved and
-    evaluated.
+    steps: last step of the run. log, save, evaluate: periods; 0 is after the last step only.
+    dispatch: steps per dispatch where nothing is due between them. window: steps to trace. ends:
+    last steps of the stages; each is logged, saved and evaluated.
     """
 
     steps: int
@@ -34,7 +34,7 @@ class Schedule(NamedTuple):
         return step in self.ends or is_due(step, self.steps, self.evaluate)
 
     def next_dispatch(self, done: int) -> int:
-        """How many steps to dispatch after `done` of them: `dispatch`, or one at a time."""
+        """Steps to dispatch at once after `done` steps: `dispatch` if nothing is due, else 1."""
         between = range(done + 1, done + self.dispatch)
         stops = self.window or ()
         free = not any(
@@ -44,5 +44,5 @@ class Schedule(NamedTuple):
 
 
 def is_due(step: int, last: int, period: int) -> bool:
-    """Whether something done every `period` steps, and after the last, is due after `step`."""
+    """Whether `step` is a multiple of `period` or the last step; a period of 0 is the last only."""
     return step == last or (period > 0 and step % period == 0)

@@ -1,11 +1,14 @@
-"""A run between two of its steps: its state, what keeps and shows it, and what is due.
+"""What a run does between training steps: stop, save and evaluate, each when it is due.
 
-The metrics read on the host are those of the step before, so the device never waits for the host;
-before a save or an evaluation they are caught up with, so neither sees a state of a failed run. A
-save comes before the evaluation, which may fail or be killed, and ends a row of the log, so that a
-resumed run writes the rows that an uninterrupted one does. A request to stop is heard after every
-step, and in an evaluation at once; the state is then saved, and the run ended. That save ends no
-row: what the row has so far is saved with the state, and the resumed run goes on with it.
+The host reads metrics one step late, so devices never wait for it. Before a save or an evaluation
+it reads all of them, so neither ever sees a state that is not finite.
+
+A save comes before an evaluation, which may fail or be killed. A save ends the row of the log, so
+that a resumed run writes the same rows as one that was never interrupted.
+
+The run checks for a request to stop after every step, and at any moment of an evaluation. It then
+saves its state and ends. This save does not end the row: the checkpoint has the row so far, and
+the resumed run completes it.
 """
 
 import os
@@ -34,10 +37,10 @@ Evaluate = Callable[[TrainState], Mapping[str, float]]
 
 
 class Upkeep(NamedTuple):
-    """How a run is kept and watched.
+    """How a run is saved and watched.
 
-    config, run: plain values that every checkpoint records (checkpoint.save_state). retention: which
-    checkpoints stay. patience: how long a step or a save may take.
+    config, run: plain values that every checkpoint records (checkpoint.save_state). retention:
+    which checkpoints stay. patience: how long a step or a save may take.
     """
 
     workdir: Path
@@ -49,9 +52,9 @@ class Upkeep(NamedTuple):
 
 @dataclass
 class Session:
-    """The state of a run after `done` steps, and all that goes on beside them.
+    """The state of a run after `done` steps, and all that saves, watches and reports it.
 
-    check_place: raises OSError if the folder of the run is not there any more (`guard_folder`).
+    check_place: raises OSError if the run's folder is gone (`guard_folder`).
     """
 
     state: TrainState
@@ -67,18 +70,18 @@ class Session:
     profile: Profile
 
     def resume(self) -> None:
-        """Evaluate the state if the run was ended between its save and its evaluation."""
+        """Evaluate the state if the run ended after its save and before its evaluation."""
         evaluated = first_process_says(self.report.has_evaluation(self.done))
         if self.done and self.schedule.evaluates(self.done) and not evaluated:
             self.evaluate_state()
 
     def before_steps(self) -> None:
-        """Begin the trace if the next step is the first of it."""
+        """Begin the trace if the next step is its first."""
         if self.profile.begins(self.done):
             self.run_when_idle(self.profile.begin)
 
     def after_steps(self, state: TrainState, count: int, metrics: Metrics) -> None:
-        """Take what `count` steps have made, which may still be running."""
+        """Take the state and metrics of `count` steps, which may still be running."""
         self.state, self.done = state, self.done + count
         self.report.after_steps(self.done, count, metrics)
         self.watchdog.beat()
@@ -86,7 +89,7 @@ class Session:
             self.run_when_idle(self.profile.end)
 
     def do_what_is_due(self) -> None:
-        """Stop, save and evaluate, in this order. Raises Preempted once a stop is saved."""
+        """Stop, save and evaluate, in this order. Raises Preempted once the state is saved."""
         stop = self.preemption.requested(self.done)
         save_due = self.schedule.saves(self.done)
         if save_due:
@@ -99,7 +102,7 @@ class Session:
             self.evaluate_state()
 
     def save(self) -> None:
-        """Start to save the state, with the row of the log that is not finished."""
+        """Start to save the state and the unfinished row of the log."""
         self.check_place()
         with self.watchdog.saving():
             checkpoint.save_state(
@@ -112,14 +115,14 @@ class Session:
         self.report.restart_clock()
 
     def save_and_stop(self) -> Preempted:
-        """What to raise in a run that was asked to stop, once its state is saved."""
+        """Save the state of a run that was asked to stop; returns the error to raise."""
         self.save()
         with self.watchdog.saving():
-            checkpoint.wait_for_save(self.checkpoints)  # what is raised says that the step is saved
+            checkpoint.wait_for_save(self.checkpoints)  # the error says that the step is saved
         return Preempted(f"preempted, resumable: stopped after step {self.done}, which is saved")
 
     def evaluate_state(self) -> None:
-        """Evaluate the state and log the results. Raises Preempted once a stop is saved."""
+        """Evaluate the state and log the results. Raises Preempted once the state is saved."""
         self.report.flush(self.done)
         self.check_place()
         try:
@@ -131,7 +134,7 @@ class Session:
         self.report.restart_clock()
 
     def run_when_idle(self, act: Callable[[], None]) -> None:
-        """Do something while the devices have nothing to do, and do not count its time."""
+        """Call `act` while the devices are idle; its time counts for no step."""
         with self.watchdog.paused():
             self.report.catch_up()
             jax.block_until_ready(self.state)
@@ -148,9 +151,9 @@ def open_session(
     preemption: Preemption,
     open_report: Callable[[], Report],
 ) -> Iterator[Session]:
-    """The session of a run that starts from `state`; at its end the last save is waited for.
+    """The session of a run that starts from `state`; waits for the last save at the end.
 
-    Raises OSError if the folder went, or a save failed.
+    Raises OSError if the folder is gone or a save fails.
     """
     workdir, patience, start = upkeep.workdir, upkeep.patience, int(state.step)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
@@ -176,16 +179,17 @@ def open_session(
             report=report,
             profile=profile,
         )
-        del state  # a reference from here would keep the first state in memory
+        del state  # a reference here would keep the first state in memory
         yield session
 
 
 @contextmanager
 def guard_folder(folder: Path) -> Iterator[Callable[[], None]]:
-    """A check that the folder, made if it is not there, is still the same; made at the end too.
+    """Yields a check that the folder is still the same one; creates the folder if it is missing.
 
-    It raises OSError, so that a run neither ends well nor begins another folder when its own was
-    removed, moved or replaced. Any OSError in the block is explained by it, if that has happened.
+    The check raises OSError if the folder was removed, moved or replaced, so that a run neither
+    succeeds nor writes to another folder then. It also runs at the end of the block, and after any
+    OSError in the block, whose cause it may be.
     """
     if jax.process_index() > 0:
         yield lambda: None
@@ -198,8 +202,9 @@ def guard_folder(folder: Path) -> Iterator[Callable[[], None]]:
             if os.path.samestat(before, folder.stat()):
                 return
         raise OSError(
-            f"{folder} was removed, moved or replaced while this run trained in it, so the run has "
-            "ended and nothing more is written there. The same command goes on from what is there"
+            f"{folder} was removed, moved or replaced while this run trained in it; the run ends "
+            "and writes nothing more there. Start the same command again to go on from what is "
+            "there"
         )
 
     try:

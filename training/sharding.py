@@ -1,9 +1,9 @@
-"""Where arrays live: a mesh with the axes `data` and `fsdp`.
+"""Where arrays live: a device mesh with the axes `data` and `fsdp`.
 
-A batch is split over all devices. A parameter is split over `fsdp` along its largest axis that the
-axis size divides; optimizer states and followers have the shapes and path endings of their player's
-parameters, so they are split alike. Where layers are stacked for a loop, each is split as it would
-be alone, and the axis of layers never.
+A batch is split over all devices. A parameter is split over `fsdp`, along the largest of its axes
+that `fsdp` divides. Optimizer states and followers have the shapes and path endings of their
+player's parameters, so they are split in the same way. Layers that are stacked for a loop are each
+split as one layer alone; the axis of layers is never split.
 """
 
 import itertools
@@ -19,22 +19,23 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from fewstep.models.network import STACKED, Network
 
 AXES = ("data", "fsdp")
-# Of the same devices, where fewer rows than devices are split, and the lines of each image.
+# Axes of the same devices where a batch has fewer rows than devices: rows, and lines of an image.
 SHARES = ("rows", "lines")
-# Time to exchange the keys and values of a row of a DiT-B over links of 400 GB/s, as a share of the
-# time to compute the row at 400 TFLOP/s.
+# Time to exchange keys and values of a row, as a share of the time to compute the row: a DiT-B,
+# links of 400 GB/s, devices of 400 TFLOP/s.
 EXCHANGE = 0.2
-# Matches the paths of arrays [depth, ...] that have a layer in each row.
+# Matches paths of arrays [depth, ...] that stack layers.
 LAYERS = rf"(^|/){STACKED}/"
-# Smaller arrays are kept whole: splitting a bias saves nothing and costs a collective.
+# Smaller arrays stay whole: splitting a bias saves nothing and costs a collective.
 SMALLEST_SPLIT = 2**12
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, fsdp_across_slices: bool = False) -> Mesh:
-    """A mesh over all devices; one of the sizes may be -1, which takes what is left.
+    """A mesh over all devices. One of the sizes may be -1, which takes the remaining devices.
 
-    A slice is what fast links connect: a TPU slice, or a host of GPUs. `data` spans slices; `fsdp`,
-    which exchanges parameters in every layer, stays inside of one unless fsdp_across_slices.
+    Fast links connect the devices of a slice: a TPU slice, or a host of GPUs. `data` spans slices.
+    `fsdp` exchanges parameters in every layer, so it stays inside a slice unless
+    fsdp_across_slices.
 
     Raises ValueError if the sizes do not fit the devices or their slices.
     """
@@ -44,14 +45,14 @@ def make_mesh(data: int = -1, fsdp: int = 1, fsdp_across_slices: bool = False) -
 
 
 def mesh_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
-    """The sizes of both axes, -1 replaced by what is left of `count`. Raises ValueError."""
+    """The sizes of both axes, -1 replaced by the remainder of `count`. Raises ValueError."""
     sizes = {"data": data, "fsdp": fsdp}
     free = [name for name, size in sizes.items() if size == -1]
     fixed = int(np.prod([size for size in sizes.values() if size != -1]))
     if len(free) > 1 or fixed < 1 or count % fixed or (not free and fixed != count):
         raise ValueError(
             f"mesh.data={data} and mesh.fsdp={fsdp} do not fill {count} device(s); their product "
-            f"must be {count}, and one of them may be -1 to take what is left"
+            f"must be {count}; set one of them to -1 to take the remaining devices"
         )
     for name in free:
         sizes[name] = count // fixed
@@ -59,7 +60,7 @@ def mesh_sizes(data: int, fsdp: int, count: int) -> tuple[int, int]:
 
 
 def group_by_slice(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
-    """The devices by slice, in the order of the processes that they belong to."""
+    """The devices of each slice, in the order of their processes."""
     slices: dict[int, list[jax.Device]] = {}
     for device in sorted(devices, key=lambda device: (device.process_index, device.id)):
         slices.setdefault(getattr(device, "slice_index", 0), []).append(device)
@@ -67,9 +68,9 @@ def group_by_slice(devices: Sequence[jax.Device]) -> list[list[jax.Device]]:
 
 
 def slice_mesh_sizes(size: int, count: int, fsdp: int, fsdp_across_slices: bool) -> tuple[int, int]:
-    """Sizes of both axes in each of `count` slices of `size` devices.
+    """Sizes of both axes within each of `count` slices of `size` devices.
 
-    Raises ValueError if fsdp leaves a slice without being asked to.
+    Raises ValueError if fsdp spans slices without fsdp_across_slices.
     """
     if size % fsdp == 0:
         return size // fsdp, fsdp
@@ -77,27 +78,27 @@ def slice_mesh_sizes(size: int, count: int, fsdp: int, fsdp_across_slices: bool)
         return 1, size
     raise ValueError(
         f"mesh.fsdp={fsdp} does not fit into slices (TPU slices, or hosts of GPUs) of {size} "
-        f"device(s), of which there are {count}; use a divisor of {size}, or a multiple "
-        "with mesh.fsdp_across_slices=True, which is slow where links between slices are"
+        f"device(s), of which there are {count}; use a divisor of {size}, or a multiple with "
+        "mesh.fsdp_across_slices=True, which is slow if links between slices are"
     )
 
 
 def device_grid(
     slices: Sequence[Sequence[jax.Device]], data: int, fsdp: int, fsdp_across_slices: bool
 ) -> np.ndarray:
-    """The devices as an array [data, fsdp], the rows of a slice side by side.
+    """The devices as an array [data, fsdp]; rows of one slice are neighbours.
 
     So the rows of a batch lie in the order of the processes that read them. Raises ValueError for
-    slices of different sizes, and if fsdp leaves a slice without being asked to.
+    slices of different sizes, or if fsdp spans slices without fsdp_across_slices.
     """
     size = len(slices[0])
     if any(len(own) != size for own in slices):
         raise ValueError(
-            f"the slices (TPU slices, or hosts of GPUs) have {[*map(len, slices)]} devices; a mesh "
-            "needs as many in each: leave the odd ones out of the job"
+            f"the slices (TPU slices, or hosts of GPUs) have {[*map(len, slices)]} devices, and a "
+            "mesh needs equally many in each; start the job on slices of one size"
         )
     inside = slice_mesh_sizes(size, len(slices), fsdp, fsdp_across_slices)
-    # jax.make_mesh knows the physical links inside of a slice, and refuses several slices.
+    # jax.make_mesh knows the physical links inside a slice, and refuses several slices.
     grids = [jax.make_mesh(inside, AXES, devices=own).devices for own in slices]
     return np.concatenate(grids, axis=0).reshape(data, fsdp)
 
@@ -112,18 +113,18 @@ def describe_topology() -> str:
 
 
 def batch_sharding(mesh: Mesh, stacked: bool = False) -> NamedSharding:
-    """The first axis over all devices; the second of batches that are stacked on the first."""
+    """Splits the first axis over all devices; the second one of stacked batches."""
     return NamedSharding(mesh, PartitionSpec(None, AXES) if stacked else PartitionSpec(AXES))
 
 
 def spread(network: Network, mesh: Mesh) -> Network:
-    """The network with what it is given, and gives, split evenly over all devices of the mesh.
+    """The network with its inputs and outputs split evenly over all devices of the mesh.
 
-    Where a loss has cut or joined batches (bootstrap rows, both sides of guidance) XLA may
-    otherwise compute whole batches everywhere, or split the features of a row. Rows are split, and
-    filled up where the devices cannot have equal shares; of fewer rows than devices, images are too
-    if the network can (`count_row_devices`), and devices that share an image exchange the keys and
-    values of attention.
+    Without this, XLA may compute whole batches everywhere, or split the features of a row, where a
+    loss cuts or joins batches (bootstrap rows, both sides of guidance). Rows are split, and padded
+    where devices cannot have equal shares. If there are fewer rows than devices, the lines of
+    images are split too, if the network allows it (`count_row_devices`). Devices that share an
+    image exchange the keys and values of attention.
     """
 
     put = jax.lax.with_sharding_constraint
@@ -165,9 +166,9 @@ def spread(network: Network, mesh: Mesh) -> Network:
 
 
 def count_row_devices(rows: int, devices: int, lines: int) -> int:
-    """Over how many devices rows are split; as many as are left over share the lines of each image.
+    """Number of devices to split rows over; the factor that remains splits the lines of each image.
 
-    The cheapest for a device, which computes its parts of rows and exchanges what belongs to them.
+    Minimizes the cost of a device, which computes its parts of rows and exchanges keys and values.
     """
 
     def cost(count: int) -> float:
@@ -179,12 +180,12 @@ def count_row_devices(rows: int, devices: int, lines: int) -> int:
 
 
 def replicated_sharding(mesh: Mesh) -> NamedSharding:
-    """The whole array on every device."""
+    """Puts the whole array on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> None:
-    """Raises ValueError if the devices cannot have equal shares of each micro-batch."""
+    """Raises ValueError unless the devices can have equal shares of each micro-batch."""
     if micro_batches < 1:
         raise ValueError(f"micro_batches={micro_batches} must be 1 or more")
     shares = mesh.size * micro_batches
@@ -198,7 +199,7 @@ def check_batch_size(batch_size: int, mesh: Mesh, micro_batches: int = 1) -> Non
 
 
 def parameter_spec(path: str, shape: Sequence[int], fsdp: int) -> PartitionSpec:
-    """The spec of one array: its largest divisible axis is split over fsdp, if it is large."""
+    """The spec of one array: splits its largest divisible axis over fsdp, if the array is large."""
     if re.search(LAYERS, path):
         return PartitionSpec(None, *parameter_spec("", shape[1:], fsdp))
     divisible = [axis for axis, size in enumerate(shape) if size % fsdp == 0]
@@ -219,13 +220,13 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
-    """This process's rows of a batch as global arrays split over the mesh."""
+    """A batch as global arrays split over the mesh. batch: this process's rows of it."""
     sharding = batch_sharding(mesh)
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
 
 
 def put_batches(source: Iterator[Any], count: int, mesh: Mesh) -> Any:
-    """The next batches of this process, stacked on a new first axis, as global arrays."""
+    """The next `count` batches, stacked on a new first axis, as global arrays."""
     sharding = batch_sharding(mesh, stacked=True)
     stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *itertools.islice(source, count))
     return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), stacked)

@@ -1,8 +1,8 @@
-"""What batches are made of: one table of sources, by the names that an objective reads.
+"""What batches are made of: a table of sources, by the names in `Objective.reads`.
 
-A batch on its way to the devices has a part for each source, {"images": {...}, "pairs": {...}}.
-There each source completes its own part to the entries that losses read. An entry is brought by one
-source alone: what is no image or label of the batch itself is nested under a name of its own.
+On its way to the devices, a batch has a part for each source, {"images": {...}, "pairs": {...}}. On
+the devices, each source completes its part to the entries that losses read. Every entry comes from
+one source: what is not the batch's own image or label is nested under a name of its own.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,7 +24,7 @@ from fewstep.training.experiment import Experiment
 from fewstep.training.pairs import teacher_pairs
 from fewstep.training.resident import load_on_devices
 
-TEACHER = "teacher"  # the teacher's name among the frozen networks
+TEACHER = "teacher"  # name of the teacher among the frozen networks
 Shape = tuple[int, ...]
 Part = Mapping[str, np.ndarray]
 
@@ -32,9 +32,10 @@ Part = Mapping[str, np.ndarray]
 class Supply(NamedTuple):
     """What the sources of a run draw from.
 
-    dataset: None if it is not here. labels: counts of the classes, in whose shares labels are
-    drawn. order: in which the run reads its data (data/order.py). folder: the run's. taught: the
-    experiment of the teacher, None if no source draws from it. frozen: its parameters, by name.
+    dataset: None if training reads none. labels: counts of the classes, in whose shares labels are
+    drawn. order: number of the order in which the run reads its data (data/order.py). folder: the
+    run's folder. taught: experiment of the teacher, None if no source draws from it. frozen:
+    teachers' parameters by name.
     """
 
     config: ConfigDict
@@ -59,9 +60,9 @@ class Supply(NamedTuple):
 
 
 class Stream(NamedTuple):
-    """Batches without end.
+    """An endless stream of batches.
 
-    batches: the step to start from -> this process's rows of each batch. complete: such rows on the
+    batches: step to start from -> this process's rows of each batch. complete: these rows on the
     devices -> what losses read; batches may be stacked on a first axis.
     """
 
@@ -72,9 +73,9 @@ class Stream(NamedTuple):
 class Source(NamedTuple):
     """One kind of data that losses read.
 
-    abstract: (rows, shape of an example) -> shapes and dtypes of its entries of a batch.
-    open: makes or reads what it needs, before the first step. needs_data, needs_teacher: whether
-    that is a data set, or the parameters of a teacher.
+    abstract: (rows, shape of an example) -> shapes and dtypes of its entries in a batch.
+    open: makes or reads what it needs, before the first step. needs_data: whether it reads a data
+    set. needs_teacher: whether it reads a teacher's parameters.
     """
 
     abstract: Callable[[int, Shape], Mapping[str, Any]]
@@ -84,7 +85,7 @@ class Source(NamedTuple):
 
 
 def open_images(supply: Supply) -> Stream:
-    """{"x", "label"} of the training images; gathered on the devices if they lie there."""
+    """{"x", "label"} of the training images; devices gather them if `data.on_device`."""
     split, fields = supply.dataset.train, supply.config.data
     images = partial(data.image_batches, start=supply.experiment.space.start)
     read = data.index_batches if fields.on_device else images
@@ -95,12 +96,12 @@ def open_images(supply: Supply) -> Stream:
 
 
 def open_labels(supply: Supply) -> Stream:
-    """{"label"}, -1 without classes: what a method reads that draws all else itself."""
+    """{"label"}, -1 without classes: all that a method reads that draws its data itself."""
     return Stream(lambda start: data.label_batches(supply.labels, **supply.share(start)), dict)
 
 
 def open_pairs(supply: Supply) -> Stream:
-    """{"pairs": {"eps", "x_0", "label"}}: noise and what the teacher's sampler makes of it."""
+    """{"pairs": {"eps", "x_0", "label"}}: noise, and the teacher's samples from it."""
     fields = supply.config.pairs
     made = teacher_pairs(
         supply.folder,
@@ -120,17 +121,17 @@ def open_pairs(supply: Supply) -> Stream:
 
 
 def abstract_images(rows: int, shape: Shape) -> Mapping[str, Any]:
-    """Of `images`."""
+    """Shapes and dtypes of what `open_images` brings."""
     return {"x": jax.ShapeDtypeStruct((rows, *shape), jnp.float32), **abstract_labels(rows, shape)}
 
 
 def abstract_labels(rows: int, shape: Shape) -> Mapping[str, Any]:
-    """Of `labels`."""
+    """Shapes and dtypes of what `open_labels` brings."""
     return {"label": jax.ShapeDtypeStruct((rows,), jnp.int32)}
 
 
 def abstract_pairs(rows: int, shape: Shape) -> Mapping[str, Any]:
-    """Of `pairs`."""
+    """Shapes and dtypes of what `open_pairs` brings."""
     image = jax.ShapeDtypeStruct((rows, *shape), jnp.float32)
     return {"pairs": {"eps": image, "x_0": image, **abstract_labels(rows, shape)}}
 
@@ -144,7 +145,7 @@ SOURCES = {
 
 
 def objective_sources(objective: Objective) -> dict[str, Source]:
-    """The sources that an objective reads. Raises ValueError for a name that is none."""
+    """The sources that an objective reads. Raises ValueError for an unknown name."""
     for name in objective.reads:
         if name not in SOURCES:
             raise ValueError(unknown_choice("reads", name, SOURCES))
@@ -157,32 +158,32 @@ def reads_data(objective: Objective) -> bool:
 
 
 def teacher_sources(objective: Objective) -> list[str]:
-    """The sources that a teacher makes, by name."""
+    """Names of the sources that need a teacher."""
     return [name for name, source in objective_sources(objective).items() if source.needs_teacher]
 
 
 def reads_teacher(objective: Objective) -> bool:
-    """Whether parameters of a teacher are read: to learn from, to start from, or by a source."""
+    """Whether a run reads a teacher's parameters: in losses, to start from, or in a source."""
     return bool(objective.frozen or objective.init_from or teacher_sources(objective))
 
 
 def abstract_batch(objective: Objective, rows: int, shape: Shape) -> dict[str, Any]:
-    """Shapes and dtypes of a batch of `rows` rows, as losses read it; shape: of an example.
+    """Shapes and dtypes of a batch of `rows` rows, as losses read it. shape: of one example.
 
-    Raises ValueError for an objective that reads nothing, or two sources of one entry.
+    Raises ValueError for an objective that reads nothing, or reads one entry from two sources.
     """
     parts = [source.abstract(rows, shape) for source in objective_sources(objective).values()]
     names = [name for part in parts for name in part]
     if not names or len(set(names)) < len(names):
         raise ValueError(
-            f"reads={objective.reads} gives a batch the entries {sorted(names)}; it needs one at "
-            "least, which tells the number of rows, and each from one source"
+            f"reads={objective.reads} gives a batch the entries {sorted(names)}; a batch needs at "
+            "least one entry, and each entry from one source"
         )
     return {name: shapes for part in parts for name, shapes in part.items()}
 
 
 def open_sources(supply: Supply) -> Stream:
-    """All that the objective of a run reads, as one stream. Raises as the sources do."""
+    """One stream of all that a run's objective reads. Raises what its sources raise."""
     sources = objective_sources(supply.experiment.objective)
     opened = {name: source.open(supply) for name, source in sources.items()}
 

@@ -13,7 +13,7 @@ def build_space(config: ConfigDict) -> Space:
     for name in ("flip", "on_device"):
         if space.image is None and fields.get(name):
             raise ValueError(
-                f"data.{name} is for images, and data.name={fields.name} has {space.name}; leave "
+                f"data.{name} is for images, and data.name={fields.name} has {space.name}; turn "
                 "it off"
             )
     return space

@@ -1,8 +1,8 @@
-"""Updates that are not made because the loss or the gradient jumped (OLMo 2, 2025, skip-step).
+"""Skips updates whose loss or gradient jumps (the skip-step optimizer of OLMo 2, 2025).
 
 An update is a spike if its loss, or the global norm of its gradient, lies more than `factor` sample
-standard deviations above the mean of the last `window` of them, spikes among these: a level that
-has changed for good is a spike for a while alone. None is a spike before the window is full.
+standard deviations above the mean of the last `window` ones. The window includes spikes, so a
+lasting change of level is a spike only for a while. No update is a spike before the window is full.
 """
 
 from typing import Any, NamedTuple
@@ -14,7 +14,10 @@ from jax import Array
 
 
 class SpikeState(NamedTuple):
-    """inner: of the transformation. losses, norms: [window], the oldest is overwritten next."""
+    """inner: state of the wrapped transformation. losses, norms: the last ones, [window].
+
+    seen: updates so far. skipped: spikes among them.
+    """
 
     inner: optax.OptState
     losses: Array
@@ -26,7 +29,10 @@ class SpikeState(NamedTuple):
 def skip_spikes(
     inner: optax.GradientTransformation, factor: float, window: int
 ) -> optax.GradientTransformationExtraArgs:
-    """`inner`, whose update is zero and whose state stays at a spike; update takes value=loss."""
+    """`inner`, but with a zero update and an unchanged state at a spike.
+
+    Its `update` takes the loss as `value`.
+    """
     inner = optax.with_extra_args_support(inner)
 
     def init(params: optax.Params) -> SpikeState:

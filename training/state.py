@@ -1,4 +1,4 @@
-"""The state that a run starts from, and its streams of random numbers."""
+"""The initial state of a run, and its named random streams."""
 
 import zlib
 from collections.abc import Mapping
@@ -17,15 +17,15 @@ keystr = partial(jax.tree_util.keystr, simple=True, separator="/")
 
 
 def named_key(key: Key, name: str) -> Key:
-    """The random stream of a name: a key that no other name shares."""
+    """The key of a named random stream; every name has its own."""
     return jax.random.fold_in(key, zlib.crc32(name.encode()))
 
 
 def start_from(own: Params, source: Params, error: str) -> Params:
-    """The parameters of a player with copies of its source's in their places.
+    """A player's parameters, replaced by copies of the source's where the source has them.
 
-    own: what the source does not have stays. error: how a message begins. Raises ValueError that
-    names a parameter of the source without a place, or with one of another shape.
+    own: the player's initial parameters. error: beginning of an error message. Raises ValueError
+    that names a parameter of the source that `own` lacks, or has in another shape.
     """
     places = {keystr(path): leaf.shape for path, leaf in tree_leaves_with_path(own)}
     for path, leaf in tree_leaves_with_path(source):
@@ -34,13 +34,13 @@ def start_from(own: Params, source: Params, error: str) -> Params:
         if places[keystr(path)] != leaf.shape:
             raise ValueError(
                 f"{error}: its parameter {keystr(path)} has the shape "
-                f"{places[keystr(path)]}, and {leaf.shape} there"
+                f"{places[keystr(path)]}, the source's has {leaf.shape}"
             )
     return replace_parts(own, jax.tree.map(jnp.copy, source))
 
 
 def replace_parts(own: Mapping[str, Any], given: Mapping[str, Any]) -> dict[str, Any]:
-    """`own` with every part that `given` has, taken from there."""
+    """`own`, with every part that `given` has replaced by that of `given`."""
     return {
         name: replace_parts(part, given[name])
         if isinstance(part, Mapping) and name in given
@@ -55,10 +55,10 @@ def initial_state(
     seed: int,
     frozen: Mapping[str, Params],
 ) -> TrainState:
-    """State before the first step. Followers start as copies of their sources.
+    """The state before the first step. Followers start as copies of their sources.
 
-    Copies, not references: a buffer that stands in the state twice could not be donated. Raises
-    ValueError for a player whose network cannot start from its source.
+    They are copies, not references, because a buffer that appears twice cannot be donated. Raises
+    ValueError for a player whose network cannot start from its teacher.
     """
     key = named_key(jax.random.key(seed), "init")
     networks = {}

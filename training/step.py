@@ -1,8 +1,8 @@
-"""The one training step of every method: a new stage if it is time, players in turn, followers.
+"""The training step of every method: begin a stage if one is due, update players, then followers.
 
-Randomness is a function of (seed, step, player, micro-batch), drawn at the global shape inside jit,
-so that one device and eight draw the same numbers and a resumed run draws what the first would
-have.
+Random numbers are a function of (seed, step, player, micro-batch), drawn at the global shape inside
+jit. So one device and eight draw the same ones, and a resumed run draws those of an uninterrupted
+one.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -45,16 +45,16 @@ def train_step(
     micro_batches: int = 1,
     observe: Observe = NO_METRICS,
 ) -> TrainStep:
-    """(state, frozen, batch) -> (state, metrics), pure, to be jitted with the state donated.
+    """The pure function (state, frozen, batch) -> (state, metrics); jit it with the state donated.
 
     micro_batches: parts of the batch whose gradients are averaged, one part in memory at a time.
-    What players share is then evaluated again for each of them, from the same keys: to keep it
-    would be to keep the activations of all parts.
-    observe: metrics of each player's gradient, added to its own.
+    Shared arrays are then evaluated again for each player, from the same keys: keeping them would
+    keep the activations of all parts.
+    observe: a player's gradient -> metrics, added to the player's.
 
-    If a player's loss or gradient is not finite, or its update makes the state so, the whole state
-    is returned unchanged, its step included, and the metric `finite` (`PLAYER/finite` where there
-    are several) is below 1.
+    If a loss, a gradient or an updated state is not finite, the step returns the whole state
+    unchanged, its step number included. The metric `finite` (`PLAYER/finite` if there are several
+    players) is then below 1.
     """
 
     def step(
@@ -93,10 +93,10 @@ def train_step(
 def begin_stage(
     objective: Objective, optimizers: Mapping[str, Optimizer], state: TrainState
 ) -> TrainState:
-    """The state as the step finds it: if that begins a stage, what starts anew has done so.
+    """The state, with optimizers and followers restarted if this step begins a stage.
 
-    Optimizers forget the past. Followers that restart become copies of their sources, as these were
-    at the end of the stage before.
+    Optimizers forget the past. Followers with `restarts` become copies of their sources as the
+    stage before left them.
     """
     if len(objective.stages) == 1:
         return state
@@ -124,13 +124,13 @@ def begin_stage(
 def player_update(
     player: Player, optimizer: Optimizer, gradient: Gradient, step: Array, observe: Observe
 ) -> Update:
-    """One step of a player's optimizer along its gradient."""
+    """A function that makes one update of a player by its optimizer."""
     transform = optax.with_extra_args_support(optimizer.transform)
 
     def update(params: Params, opt_state: Any) -> tuple[Params, Any, Metrics]:
         loss, grads, metrics = gradient(params)
         norm = optax.tree.norm(grads)
-        # Counted since the start of the run or its stage, by transformations that skip updates.
+        # Updates skipped as spikes since the run or its stage began; 0 without skip_spikes.
         skipped = optax.tree.get(opt_state, "skipped", 0)
         updates, opt_state = transform.update(grads, opt_state, params, value=loss)
         scalars = {
@@ -151,7 +151,7 @@ def player_update(
 def update_if_due(
     period: int, step: Array, update: Update, params: Params, opt_state: Any
 ) -> tuple[Params, Any, Metrics]:
-    """`update` when step % period == 0; otherwise nothing changes and every metric has count 0."""
+    """`update` if step % period == 0; else nothing changes and every metric has count 0."""
     if period == 1:
         return update(params, opt_state)
     shapes = jax.eval_shape(update, params, opt_state)[2]
@@ -161,7 +161,7 @@ def update_if_due(
 
 
 def root_player(objective: Objective, name: str) -> str:
-    """The player that a follower follows in the end."""
+    """The player that a follower follows, directly or through other followers."""
     while name in objective.followers:
         name = objective.followers[name].source
     return name
@@ -175,12 +175,16 @@ def update_follower(
     source: Params,
     stages: Sequence[Stage],
 ) -> Params:
-    """The follower after a step: it counts, and moves at, the updates of its player."""
+    """A follower's parameters after a step; it moves at its player's updates, and counts them.
+
+    period: steps between updates of the player. own: its parameters before the step. source: those
+    of its source after the step.
+    """
 
     def move(own: Params) -> Params:
         count = step if period == 1 else step // period
         if follower.restarts and len(stages) > 1:
-            count += -stage_start(stages, step) // period  # the updates before its stage
+            count += -stage_start(stages, step) // period  # minus the updates before its stage
         return follower.update(own, source, count)
 
     if period == 1:
@@ -189,37 +193,37 @@ def update_follower(
 
 
 def player_state(objective: Objective, name: str, state: TrainState) -> list[Any]:
-    """What a player's update changes: its parameters, its optimizer's state, its followers."""
+    """What a player's update changes: its parameters, optimizer state and followers."""
     followers = [own for f, own in state.followers.items() if root_player(objective, f) == name]
     return [state.networks[name], state.optimizers[name], *followers]
 
 
 def require_finite_state(metrics: Metrics, updated: Any) -> Metrics:
-    """A player's metrics, `finite` only if all of a tree is finite too."""
+    """A player's metrics; `finite` becomes 0 if its updated state is not finite."""
     finite = metrics["finite"]
     return {**metrics, "finite": finite._replace(total=finite.total * all_finite(updated))}
 
 
 def all_finite(tree: Any) -> Array:
-    """Whether every number of a tree is finite."""
+    """Whether all numbers of a tree are finite."""
     return jnp.stack([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def keep_if_finite(
     metrics: Mapping[str, Metrics], updated: TrainState, state: TrainState
 ) -> TrainState:
-    """`updated` if every player that took a step was finite, else `state`."""
+    """`updated` if every player that made an update is finite, else `state`."""
     finite = jnp.stack([m["finite"].total >= m["finite"].count for m in metrics.values()]).all()
     return jax.tree.map(lambda new, old: jnp.where(finite, new, old), updated, state)
 
 
 def column_name(metric: str, player: str, players: Collection[str]) -> str:
-    """The name in the log of a player's metric: METRIC, or PLAYER/METRIC if there are several."""
+    """A metric's column in the log: METRIC, or PLAYER/METRIC if there are several players."""
     return metric if len(players) == 1 else f"{player}/{metric}"
 
 
 def flatten_metrics(metrics: Mapping[str, Metrics]) -> Metrics:
-    """Metrics of all players in one mapping; the names are prefixed where there are several."""
+    """Metrics of all players in one mapping, by their columns in the log."""
     return {
         column_name(name, player, metrics): m
         for player, ms in metrics.items()

@@ -1,4 +1,4 @@
-"""A teacher from the folder of any run: its parameters, checked against the student's config."""
+"""Loads a teacher from the folder of any run, and checks that it can teach the student."""
 
 import inspect
 import re
@@ -27,9 +27,9 @@ from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import FOLDER
 from fewstep.training.storage.identity import as_dict, flatten_fields
 
-# What must agree, or the teacher's parameters mean another function.
+# Fields that must agree; otherwise the teacher's parameters would mean another function.
 SHARED = ("model.", "path.", "prediction.", "data.image_size", "data.channels", "data.num_classes")
-# Parts of a network that do not change what its other parameters mean.
+# Fields of a network that do not change what its other parameters mean.
 FREE = (
     "model.dropout",
     "model.dtype",
@@ -42,34 +42,34 @@ FREE = (
 
 
 class Location(NamedTuple):
-    """Where a teacher lies: a run's folder and a step, the newest if None."""
+    """Where a teacher is: a run's folder and a step; None is the newest step."""
 
     folder: Path
     step: int | None
 
 
 def parse_location(field: str) -> Location:
-    """WORKDIR[@STEP] taken apart, the folder made absolute."""
+    """The folder, made absolute, and the step in WORKDIR[@STEP]."""
     match = re.fullmatch(r"(.*?)(?:@(\d+))?", field)
     return Location(Path(match[1]).expanduser().absolute(), int(match[2]) if match[2] else None)
 
 
 def locate_teacher(field: str) -> Location:
-    """WORKDIR[@STEP] taken apart. Raises ValueError if there is no run."""
+    """`parse_location` of a run that exists. Raises ValueError if the folder holds none."""
     location = parse_location(field)
     if not workdir.is_run(location.folder):
         raise ValueError(
-            f"teacher={field}: {location.folder} is no run; give the --workdir of one as WORKDIR "
-            "or WORKDIR@STEP, where it was moved to by --config.teacher=WORKDIR"
+            f"teacher={field}: {location.folder} is no run; set --config.teacher=WORKDIR or "
+            "WORKDIR@STEP to the folder of one, its new place if it was moved"
         )
     return location
 
 
 def pin_teacher(config: ConfigDict, run: Path) -> ConfigDict:
-    """The config with its teacher's folder and step written out, as a record of the run.
+    """The config with the absolute folder and the step of its teacher, as a run records it.
 
-    A run that goes on keeps the step it was started with, unless told another. Raises ValueError if
-    there is no such teacher or step, or the teacher is the run itself.
+    A resumed run keeps the step that it began with, unless the config names another. Raises
+    ValueError if there is no such teacher or step, or the teacher is the run itself.
     """
     if not config.teacher:
         return config
@@ -79,7 +79,7 @@ def pin_teacher(config: ConfigDict, run: Path) -> ConfigDict:
     step = recorded_teacher_step(run, asked)
     if step is None:
         step = restore.saved_step(locate_teacher(config.teacher).folder, asked.step)
-    # The teacher may still be training: all processes take what the first one saw.
+    # The teacher may still be training, so all processes use the step that process 0 sees.
     step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
     config.teacher = f"{asked.folder}@{step}"
     return config
@@ -94,32 +94,35 @@ def check_other_run(config: ConfigDict, run: Path) -> None:
 
 
 def recorded_teacher_step(run: Path, asked: Location) -> int | None:
-    """The step of the teacher that a run was started with, if that is what is asked for."""
+    """The teacher's step that a run began with; None if `asked` is another step or teacher."""
     if not workdir.is_run(run):
         return None
     recorded = workdir.load_config(run).teacher
     folder, step = parse_location(recorded)
     if not recorded or asked.step not in (None, step):
         return None
-    # Known by its parameters (teacher_identity), so its folder may have been moved, or be a link.
+    # Its parameters identify a teacher (teacher_identity): its folder may be moved, or a link.
     moved = workdir.is_run(folder) and folder.resolve() != asked.folder.resolve()
     return None if moved and not has_step(asked.folder, step) else step
 
 
 def has_step(run: Path, step: int | None) -> bool:
-    """Whether a folder holds a checkpoint of that step."""
+    """Whether a run has a checkpoint of that step."""
     return (run / FOLDER / str(step)).is_dir()
 
 
 def fill_from_teacher(config: ConfigDict) -> ConfigDict:
-    """The config with the shape and classes of the teacher's images, where it leaves them open."""
+    """The config, with image sizes and classes that it leaves open taken from its teacher.
+
+    Raises ValueError if a config without data has a teacher that does not make images.
+    """
     config = config.copy_and_resolve_references()
     teacher = workdir.load_config(locate_teacher(config.teacher).folder)
     if config.data.name == NONE and not space_of(teacher.data.name).image:
         made = space_of(teacher.data.name).name
         raise ValueError(
-            f"teacher={config.teacher} makes {made}: name its data set, "
-            f"data.name={teacher.data.name}, instead of {NONE}"
+            f"teacher={config.teacher} makes {made}, no images; set data.name={teacher.data.name} "
+            f"instead of {NONE}"
         )
     for field, open_value in (("image_size", 0), ("channels", 0), ("num_classes", -1)):
         if config.data[field] == open_value:
@@ -128,9 +131,9 @@ def fill_from_teacher(config: ConfigDict) -> ConfigDict:
 
 
 def shared_fields(config: ConfigDict) -> dict[str, Any]:
-    """What must agree between a teacher and its student, by dotted name."""
+    """Fields that must agree between a teacher and its student, by dotted name."""
     fields = flatten_fields(as_dict(with_network_fields(config)))
-    # A default and the same value written out are one path, and one network.
+    # A default, and the same value set in a config, are the same path and the same prediction.
     fields |= {
         f"path.{name}": parameter.default
         for name, parameter in inspect.signature(PATHS[config.path.name]).parameters.items()
@@ -142,7 +145,7 @@ def shared_fields(config: ConfigDict) -> dict[str, Any]:
 
 
 def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experiment) -> None:
-    """Raises ValueError if a run with the config `teacher` cannot teach one with `config`."""
+    """Raises ValueError if a run of the config `teacher` cannot teach one of `config`."""
     taught = rebuild(teacher, f"teacher={config.teacher}")
     own, other = shared_fields(config), shared_fields(teacher)
     found = [
@@ -156,7 +159,7 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
     if found:
         raise ValueError(
             f"teacher={config.teacher} is another model than this one: {'; '.join(found)}. Set "
-            "these fields to the teacher's, or train a teacher with them"
+            "these fields to the teacher's values, or train a teacher with this run's values"
         )
     predicts = experiment.objective.frozen or only_starts_from_teacher(experiment.objective)
     if predicts and not taught.objective.denoises:
@@ -174,14 +177,15 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
 
 
 def describe_space(space: Space) -> str:
-    """pixels of 8 x 8 x 1."""
+    """A space and its shape, such as "pixels of 8 x 8 x 1"."""
     return f"{space.name} of {' x '.join(map(str, space.shape))}"
 
 
 def load_teacher_config(config: ConfigDict, experiment: Experiment) -> ConfigDict | None:
-    """The config of the teacher, None without one. Raises ValueError if it is missing or unfit.
+    """The teacher's config, None without a teacher.
 
-    config.teacher_network is put in its ema.sample_with.
+    Its ema.sample_with becomes config.teacher_network, if that is set. Raises ValueError if the
+    teacher is missing or cannot teach this run.
     """
     if not config.teacher:
         check_teacher_given(config, experiment)
@@ -195,7 +199,7 @@ def load_teacher_config(config: ConfigDict, experiment: Experiment) -> ConfigDic
 
 
 def build_source_teacher(config: ConfigDict, experiment: Experiment) -> Experiment | None:
-    """The experiment of the teacher that sources draw from, None if none does.
+    """The experiment of the teacher that sources draw from; None if no source needs one.
 
     Raises ValueError as `load_teacher_config` does.
     """
@@ -205,27 +209,27 @@ def build_source_teacher(config: ConfigDict, experiment: Experiment) -> Experime
 
 
 def check_teacher_given(config: ConfigDict, experiment: Experiment) -> None:
-    """Raises ValueError if the config does without a teacher, and its method cannot."""
+    """Raises ValueError if the method needs a teacher and the config has none."""
     check_teacher_network(config)
     if experiment.objective.needs_teacher and not config.teacher:
         raise ValueError(
-            f"{config.method} needs a teacher: --config.teacher=WORKDIR of a run of the same "
-            "model and path"
+            f"{config.method} needs a teacher; set --config.teacher=WORKDIR to the folder of a run "
+            "of the same model and path"
         )
     if only_starts_from_teacher(experiment.objective) and not config.start_from_teacher:
         raise ValueError(
-            f"{config.method} learns from what it starts from, which is its teacher; leave "
+            f"{config.method} learns from its teacher only by starting from it; leave "
             "start_from_teacher=True"
         )
 
 
 def only_starts_from_teacher(objective: Objective) -> bool:
-    """Whether a method knows its teacher by starting from it alone."""
+    """Whether starting from the teacher is the only use that a method makes of it."""
     return objective.needs_teacher and not (objective.frozen or teacher_sources(objective))
 
 
 def check_teacher_network(config: ConfigDict) -> None:
-    """Raises ValueError if the config says which network teaches, and names no teacher."""
+    """Raises ValueError if the config sets teacher_network without teacher."""
     if config.teacher_network and not config.teacher:
         raise ValueError(
             f"teacher_network={config.teacher_network} is not used without teacher; leave it unset"
@@ -233,7 +237,7 @@ def check_teacher_network(config: ConfigDict) -> None:
 
 
 def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, Any] | None:
-    """step, network and fingerprint of the parameters that teach; None if none are read.
+    """Step, network and fingerprint of the parameters that teach; None if the run reads none.
 
     Raises ValueError as `load_teacher` does.
     """
@@ -253,12 +257,12 @@ def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, An
 
 
 def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, Params]:
-    """{"teacher": parameters} of config.teacher, {} without one, sharded as the state will be.
+    """{"teacher": parameters} of config.teacher, sharded like the state; {} without a teacher.
 
-    The network that samples there (its average by default) is taken, or config.teacher_network.
-    Parts that this network has and the teacher's has not, such as the input of the guidance scale,
-    are new and without effect; parts that only the teacher has are left out. Raises ValueError,
-    before any compile, if the teacher is missing, cannot be read, or is another model.
+    Reads config.teacher_network, by default the network that samples in the teacher's run. Parts
+    that the teacher's network lacks, such as the input of the guidance scale, are initialized and
+    have no effect yet. Parts that only the teacher has are left out. Raises ValueError, before any
+    compilation, if the teacher is missing, cannot be read, or is another model.
     """
     check_teacher_given(config, experiment)
     if not reads_teacher(experiment.objective):
@@ -277,7 +281,7 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
 
 
 def abstract_params(network: Network, mesh: Mesh) -> Params:
-    """Shapes and shardings of a network's parameters."""
+    """Shapes, dtypes and shardings of a network's parameters."""
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     return jax.tree.map(
         lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
@@ -287,7 +291,7 @@ def abstract_params(network: Network, mesh: Mesh) -> Params:
 
 
 def adopt(params: Params, network: Network, seed: int, mesh: Mesh) -> Params:
-    """The parameters as those of this network: its own parts where they have none."""
+    """The parameters for this network; parts that they lack are initialized."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(network, mesh))
     fresh = jax.jit(network.init, out_shardings=shardings)(named_key(jax.random.key(seed), TEACHER))
     return replace_parts(fresh, params)

@@ -121,5 +121,5 @@ def test_a_teacher_makes_points_of_the_same_dimension(run):
     with pytest.raises(ValueError, match=r"data \(points of 2 there, points of 3 here\)"):
         check_teacher(other, teacher, build(other))
     config.data.name = "none"
-    with pytest.raises(ValueError, match="makes points: name its data set, data.name=mixture:ring"):
+    with pytest.raises(ValueError, match="makes points, no images; set data.name=mixture:ring"):
         fill_from_teacher(config)

@@ -53,7 +53,7 @@ def test_without_the_data_the_teacher_knows_the_shares(tmp_path):
 def test_what_nobody_knows_is_drawn_alike_with_a_warning_and_stays_so(tmp_path, capsys):
     config = small_config()
     assert label_counts(config, None, tmp_path) == (1,) * 10
-    assert "how often digits has each class is not known here" in capsys.readouterr().err
+    assert "the class counts of digits are unknown here" in capsys.readouterr().err
     workdir.start_run(tmp_path, config)
     assert training_counts(config, dataset(OWN), tmp_path) == (1,) * 10
     assert label_counts(config, dataset(OWN), tmp_path) == OWN  # an evaluation may know more
@@ -74,7 +74,7 @@ def test_a_run_from_before_there_were_shares_goes_on_with_equal_ones(tmp_path, c
     begun = as_begun(config, tmp_path)
     assert begun.data.label_shares == "equal"
     assert training_counts(begun, dataset(OWN), tmp_path) == (1,) * 10
-    assert ("made images of all classes alike" in capsys.readouterr().err) == (asked == "data")
+    assert ("draws all classes equally often" in capsys.readouterr().err) == (asked == "data")
     workdir.start_run(tmp_path, begun, class_counts=OWN)  # is the same run
     assert training_counts(begun, dataset(OWN), tmp_path) == (1,) * 10
     with pytest.raises(ValueError, match=r"data.label_shares \(equal there, data now\)"):

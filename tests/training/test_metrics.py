@@ -115,7 +115,7 @@ def test_a_value_that_is_no_number_is_left_out_and_its_line_named_once(tmp_path,
     assert logged_evaluations(tmp_path) == {2: {"frechet_4": 2}}
     assert training_seconds(read_rows(path), 4, batch_size=2) == 1.0
     (said,) = capsys.readouterr().err.splitlines()
-    assert said.startswith(f"warning: {path}:3 has a value that is no finite number")
+    assert said.startswith(f"warning: {path}:3 has a value that is not a finite number")
 
 
 def test_a_log_that_loses_nothing_is_not_written_again(tmp_path):

@@ -193,11 +193,11 @@ def test_bad_fields(fields, message):
 @pytest.mark.parametrize(
     ("allowed", "refused", "message"),
     [
-        ({"warmup_steps": 99}, {"warmup_steps": 100}, "must be below the run's 100 updates"),
+        ({"warmup_steps": 99}, {"warmup_steps": 100}, "must be below 100, the run's updates"),
         (
             {"warmup_steps": 1, "updates": 2},
             {"warmup_steps": 1, "updates": 1},
-            "must be below the run's 1 updates",
+            "must be below 1, the run's updates",
         ),
         ({"spike_factor": 0.0}, {"spike_factor": -1e-3}, "spike_factor >= 0"),
         ({"spike_window": 2}, {"spike_window": 1}, "spike_window >= 2"),
@@ -252,7 +252,7 @@ def test_each_stage_has_the_schedule_of_a_run_of_its_length(schedule):
 def test_a_warm_up_fits_into_the_shortest_stage():
     fields = {**FIELDS, "warmup_steps": 10}
     build_optimizer(**fields, starts=(0, 11, 50))
-    with pytest.raises(ValueError, match="must be below the 10 of a stage's updates"):
+    with pytest.raises(ValueError, match="must be below 10, the updates of its shortest"):
         build_optimizer(**fields, starts=(0, 10, 50))
 
 

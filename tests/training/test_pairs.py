@@ -57,7 +57,7 @@ def test_steps_and_guidance_are_those_that_are_asked_for(tmp_path, steps, scale)
 def test_labels_of_pairs_have_the_shares_that_are_asked_for(tmp_path):
     counts = (9, *(0,) * 8, 3)
     assert np.bincount(make_pairs(tmp_path, counts=counts).label).tolist() == [9, *(0,) * 8, 3]
-    with pytest.raises(ValueError, match="other labels than data.label_shares asks for"):
+    with pytest.raises(ValueError, match="labels that differ from data.label_shares"):
         make_pairs(tmp_path)
 
 

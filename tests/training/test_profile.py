@@ -21,9 +21,9 @@ def test_a_window_in_the_remaining_steps_is_taken(window, done):
     [
         ((5, 5), 0, "--profile=5:5 must be START:STOP with 0 <= START < STOP; 5:8 traces three"),
         ((7, 3), 0, "--profile=7:3 must be START:STOP"),
-        ((3, 5), 4, "--profile=3:5 does not lie in the steps that remain, 4:10"),
-        ((8, 11), 4, "--profile=8:11 does not lie in the steps that remain, 4:10"),
-        ((10, 12), 10, "does not lie in the steps that remain, 10:10; the run has no more"),
+        ((3, 5), 4, "--profile=3:5 does not lie in the remaining steps 4:10; choose others"),
+        ((8, 11), 4, "--profile=8:11 does not lie in the remaining steps 4:10"),
+        ((10, 12), 10, "does not lie in the remaining steps 10:10; the run is complete"),
     ],
 )
 def test_a_window_that_cannot_be_traced_is_refused(window, done, message):

@@ -93,8 +93,8 @@ def test_what_an_objective_needs_follows_from_what_it_reads(names):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ((), "one at least"),
-        (("images", "labels"), "each from one source"),
+        ((), "at least one entry"),
+        (("images", "labels"), "each entry from one source"),
         (("imags",), "reads='imags' is not one of images, .* did you mean 'images'"),
     ],
 )

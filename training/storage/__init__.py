@@ -1,1 +1,1 @@
-"""What a run's folder holds, written and read."""
+"""Writes and reads what a run's folder holds."""

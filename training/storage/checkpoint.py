@@ -1,14 +1,14 @@
 """Checkpoints of a run, written by Orbax: WORKDIR/checkpoints/STEP, one folder per network.
 
-    checkpoints/3000/network              a player, under its name
-                     target, ema_0.999    the followers, under theirs
+    checkpoints/3000/network              a player, by its name
+                     target, ema_0.999    followers, by their names
                      optimizer_network    optimizer states
                      run                  JSON: step, config, run, fingerprints of all the others
-    damaged/3000                          what could not be read, moved there when an older one was
+    damaged/3000                          damaged, moved there when an older one was used
 
-A step's folder appears under its name only when it is complete, and is never written again. One
-folder per network lets sampling read the one that it needs. The data order follows from the seed,
-which is in the config, and the step. training/storage/restore.py reads them.
+The folder of a step gets its name only when it is complete, and is never written again. One folder
+per network lets sampling read only the network that it needs. The order of the data follows from
+the step and the seed, which is in the config. training/storage/restore.py reads checkpoints.
 """
 
 import math
@@ -36,14 +36,14 @@ from fewstep.training.storage.train_state import TrainState
 FOLDER, DAMAGED = "checkpoints", "damaged"
 OPTIMIZER = "optimizer_"
 RUN = "run"
-UNFINISHED = "unfinished"  # in the record: the row of the log that a stop cut off
+UNFINISHED = "unfinished"  # key in the record: the row of the log that a stop interrupted
 
 
 class Retention(NamedTuple):
-    """Which checkpoints stay; each rule keeps its own, and the newest always stays.
+    """Which checkpoints stay: the newest, and all that any rule keeps.
 
-    newest: so many of the last, all of them if 0. hours: one of every so many hours; 0 is no rule.
-    steps: these. scores: () -> {step: number}; of those that are there the lowest stays.
+    newest: how many of the newest; 0 keeps all. hours: keeps one in this many hours; 0 keeps none.
+    steps: keeps these steps. scores: () -> {step: number}; keeps the lowest of saved steps.
     """
 
     newest: int = 0
@@ -53,7 +53,7 @@ class Retention(NamedTuple):
 
 
 class LowestScore(policies.PreservationPolicy):
-    """Preserves the checkpoint with the lowest score, of those that have one."""
+    """Preserves the checkpoint with the lowest score."""
 
     def __init__(self, scores: Callable[[], Mapping[int, float]]) -> None:
         self.scores = scores
@@ -64,7 +64,7 @@ class LowestScore(policies.PreservationPolicy):
         *,
         context: policies.PreservationContext,
     ) -> list[bool]:
-        """One answer for each checkpoint."""
+        """Whether to preserve each checkpoint; one without a score is not preserved."""
         scores = self.scores()
         known = [info.step for info in checkpoints if info.step in scores]
         best = min(known, key=scores.__getitem__, default=None)
@@ -72,11 +72,11 @@ class LowestScore(policies.PreservationPolicy):
 
 
 KEEP_ALL = Retention()
-LONGEST = 86400.0  # seconds that a save may take if nothing else is said
+LONGEST = 86400.0  # seconds that a save may take by default
 
 
 def preservation_policy(retention: Retention) -> policies.PreservationPolicy:
-    """Orbax's form of a retention."""
+    """A retention as a policy of Orbax."""
     rules = [policies.LatestN(retention.newest or None), LowestScore(retention.scores)]
     rules.append(policies.CustomSteps(list(retention.steps)))
     if retention.hours > 0.0:
@@ -91,10 +91,10 @@ def open_checkpoints(
     limit: float = LONGEST,
     watched: Callable[[], AbstractContextManager[None]] = nullcontext,
 ) -> Iterator[ocp.CheckpointManager]:
-    """The checkpoints of a run, to be saved asynchronously; the last save is waited for at the end.
+    """A run's checkpoints, for asynchronous saves; waits for the last save at the end.
 
-    limit: seconds that the processes wait for each other in a save. watched: entered while that
-    last save is waited for. Raises OSError if it could not be written.
+    limit: seconds that processes wait for each other in a save. watched: a context for the wait at
+    the end. Raises OSError if the last save could not be written.
     """
     folder = (workdir / FOLDER).absolute()
     options = ocp.CheckpointManagerOptions(
@@ -111,7 +111,7 @@ def open_checkpoints(
         with watched():
             wait_for_save(checkpoints)
     except BaseException:
-        with suppress(Exception), watched():  # of a save that fails too; the first error says why
+        with suppress(Exception), watched():  # a save may fail too; the first error says why
             checkpoints.close()
         raise
     with watched():
@@ -119,10 +119,10 @@ def open_checkpoints(
 
 
 def make_barrier(folder: Path) -> BarrierSyncFn:
-    """Orbax's barrier between the threads that save, but for one whose part has failed.
+    """Orbax's barrier between the threads that save, which a failed thread does not enter.
 
-    Orbax would have it wait for the others, which wait for its part, until both give up; here it
-    ends its process, and the others with it.
+    Orbax lets a failed thread wait for the others, which wait for its part, until all time out.
+    Here it ends its process, and the others end with it.
     """
     wait_for_all = get_barrier_sync_fn()
 
@@ -137,7 +137,7 @@ def make_barrier(folder: Path) -> BarrierSyncFn:
 
 
 def named_trees(state: TrainState) -> dict[str, Any]:
-    """The named trees of a state; `step` apart, which is in `run`."""
+    """The trees of a state by name, without `step`, which the record has."""
     optimizers = {OPTIMIZER + name: opt for name, opt in state.optimizers.items()}
     return {**state.networks, **state.followers, **optimizers}
 
@@ -149,11 +149,11 @@ def save_state(
     run: Mapping[str, Any] | None = None,
     unfinished: Mapping[str, Any] | None = None,
 ) -> None:
-    """Start to save a state under its step, if that step is not there yet.
+    """Start to save a state under its step, unless that step is saved already.
 
-    config, run, unfinished: plain JSON values. The first two say what the checkpoint is of (run is
-    an Identity's stamp), the last has the row of the log that is not written yet. Raises OSError if
-    the save before this one could not be written.
+    config, run, unfinished: plain JSON values. config and run (the stamp of an Identity) identify
+    the run; unfinished is the row of the log so far. Raises OSError if the save before this one
+    could not be written.
     """
     wait_for_save(checkpoints)
     step = int(state.step)
@@ -170,53 +170,53 @@ def save_state(
 
 
 def check_record(record: Any) -> None:
-    """Raises ValueError, KeyError or TypeError unless a record has what `save_state` writes."""
+    """Raises ValueError, KeyError or TypeError unless a record has the fields of `save_state`."""
     run_in_record(record)
     step, prints, row = record["step"], record["fingerprints"], record.get(UNFINISHED)
     if not (is_whole(step) and isinstance(prints, Mapping) and (row is None or is_row(row))):
-        raise ValueError("a field of its record has another type than was written")
+        raise ValueError("a field of its record has the wrong type")
 
 
 def run_in_record(record: Mapping[str, Any]) -> Identity:
-    """The run in the record of a checkpoint; its id is "" if an older version wrote it."""
+    """The identity in a checkpoint's record; its id is "" if an older version wrote it."""
     return identity_of({"id": "", **(record.get("run") or {}), "config": record["config"]})
 
 
 def is_row(row: Any) -> bool:
-    """Whether it is a row of the log that is not written yet (Report.unfinished_row)."""
+    """Whether a value is an unfinished row of the log (Report.unfinished_row)."""
     if not isinstance(row, Mapping) or not isinstance(row.get("sums"), Mapping):
         return False
     pairs = row["sums"].values()
     summed = all(map(is_pair, pairs))
-    steps = row.get("steps", [])  # which earlier versions did not record
+    steps = row.get("steps", [])  # earlier versions did not record these
     times = isinstance(steps, list) and all(is_pair(step) for step in steps)
     return summed and times and is_whole(row.get("images")) and is_int_or_float(row.get("seconds"))
 
 
 def is_pair(value: Any) -> bool:
-    """Whether it is a list of two numbers."""
+    """Whether a value is a list of two numbers."""
     return isinstance(value, list) and len(value) == 2 and all(map(is_int_or_float, value))
 
 
 def wait_for_save(checkpoints: ocp.CheckpointManager) -> None:
-    """Wait for the save that is under way. Raises OSError if it could not be written."""
+    """Wait for the current save. Raises OSError if it could not be written."""
     with raise_write_errors(Path(checkpoints.directory)):
         checkpoints.wait_until_finished()
 
 
 @contextmanager
 def raise_write_errors(folder: Path, step: int | None = None) -> Iterator[None]:
-    """Turn what Orbax and TensorStore raise into one OSError that says what is left.
+    """Turn errors of Orbax and TensorStore into one OSError that names the newest whole checkpoint.
 
-    One of several processes ends instead, and with it the others.
+    In a run of several processes, the process exits instead, and the others end with it.
     """
     try:
         yield
-    except TimeoutError as error:  # in Orbax's barrier: another process hangs in its part
+    except TimeoutError as error:  # of Orbax's barrier: another process hangs
         message = f"error: {folder}: a save was not finished in time"
         processes.abort(exits.STALLED, f"{message} ({first_line(error)})")
-    except Exception as error:  # of half a dozen types
-        # As the folder says: Orbax would ask the other processes, which may wait elsewhere.
+    except Exception as error:  # of many types
+        # Read the folder itself: Orbax would ask the other processes, which may wait elsewhere.
         names = [path.name for path in folder.glob("*")]
         left = max((int(name) for name in names if name.isdigit()), default=None)
         name = "the last checkpoint" if step is None else f"checkpoint {step}"
@@ -227,13 +227,13 @@ def raise_write_errors(folder: Path, step: int | None = None) -> Iterator[None]:
         )
         if processes.has_peers():
             # The others wait for this process in Orbax's barrier, and it would wait for them in
-            # the next one: it ends here, and they hear of it.
+            # the next one. So it ends here, and they notice.
             processes.exit_with_error(exits.BAD_INPUT, f"error: {message}")
         raise OSError(message) from error
 
 
 def first_line(error: Exception) -> str:
-    """That a disk is full, wherever it stands in an error's message; else its first line."""
+    """The reason in an error's message that nothing can be written, else its first line."""
     for number in UNWRITABLE:
         if os.strerror(number) in str(error):
             return os.strerror(number)

@@ -1,4 +1,4 @@
-"""Which code this is: its commit, its installed version, and a hash of its files."""
+"""The version of this code: its commit, its installed version, and a hash of its files."""
 
 import hashlib
 import subprocess
@@ -8,7 +8,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGE = "fewstep"
-# The folders of the program under ROOT; a user's own folder beside them is no part of it.
+# Folders of the program under ROOT; other folders there are the user's.
 ROOMS = (
     "configs",
     "data",
@@ -27,8 +27,8 @@ MODULES = ("main", "fewstep", "files", "messages", "parts", "progress")
 def code_version() -> dict[str, str]:
     """commit ("" outside a git checkout), package ("" if not installed) and sources.
 
-    sources: a hash over the names and contents of all Python files that can run, so that changes
-    which nobody committed show too.
+    sources: a hash of the names and contents of all the program's Python files, so that it shows
+    uncommitted changes too.
     """
     total = hashlib.sha256()
     for path in source_files():
@@ -38,21 +38,21 @@ def code_version() -> dict[str, str]:
 
 
 def source_files() -> list[Path]:
-    """The Python files of the program: its own beside main.py, and those in its rooms."""
+    """The Python files of the program: those beside main.py, and those in its folders."""
     inside = (file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
     beside = (ROOT / f"{module}.py" for module in MODULES)
     return sorted(path for path in (*beside, *inside) if path.exists())
 
 
 def git_commit() -> str:
-    """The commit of the checkout that holds this code, "" if there is none."""
+    """The commit of this code's git checkout, "" if there is none."""
     command = ["git", "-C", str(ROOT), "rev-parse", "--show-toplevel", "--short=12", "HEAD"]
     try:
         printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     except (OSError, subprocess.CalledProcessError):
         return ""
     top, revision = printed.splitlines()
-    # A copy of the code inside of another project's checkout is not of that project's commit.
+    # A copy of the code inside another project's checkout does not have that project's commit.
     return revision if Path(top).resolve() == ROOT.resolve() else ""
 
 

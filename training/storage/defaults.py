@@ -1,7 +1,7 @@
-"""What a recorded config says of the fields that it lacks, and which of its fields are no more.
+"""Reads configs of other versions: fills in the fields that they lack, finds those removed since.
 
-A run is recorded with all fields of its day. A field that came later counts as today's default, so
-the run goes on and is sampled as before. BEFORE has the few fields whose default is another.
+A run records all fields of its version. A field that was added later takes today's default, so that
+the run goes on and samples as before. BEFORE has the few fields for which runs did something else.
 """
 
 from collections.abc import Mapping
@@ -13,20 +13,20 @@ from fewstep.objectives import OBJECTIVES
 from fewstep.training.storage.fields import OBJECTIVE, PLAYERS
 
 Fields = Mapping[str, Any]
-# What runs did before these fields: they decoded by the first rules, and drew all labels alike.
+# What runs did before these fields existed: decode by the first rules, draw labels equally often.
 BEFORE = {"data": {"decoding": FIRST_DECODING, "label_shares": "equal"}}
 
 
 def fill_missing_fields(config: Fields) -> dict[str, Any]:
-    """The fields of a recorded config, and for each that it lacks what runs did without it."""
+    """A recorded config's fields; each that it lacks stands for what runs did without it."""
     return fill_defaults(fill_defaults(config, BEFORE), current_fields(config))
 
 
 def fill_defaults(fields: Fields, defaults: Fields, group: str = "") -> dict[str, Any]:
-    """The fields, and those of the defaults that they lack.
+    """The fields, with defaults for those that they lack.
 
-    A part of an objective by another name than the default's keeps nothing of that: what it lacks
-    is None, the default of the function that takes it.
+    A part of an objective with another name than the default's part takes none of its defaults:
+    fields that it lacks are None, the default of the function that takes them.
     """
     other = group and fields.get("name", defaults.get("name")) != defaults.get("name")
     found = dict(fields)
@@ -40,14 +40,14 @@ def fill_defaults(fields: Fields, defaults: Fields, group: str = "") -> dict[str
 
 
 def unset_value(default: Any) -> Any:
-    """A field that stands for its function's default: None, and for a part one without a name."""
+    """The value that leaves a field open: None, and for a part a group whose name is ""."""
     if not isinstance(default, Mapping):
         return None
     return {name: "" if name == "name" else unset_value(field) for name, field in default.items()}
 
 
 def current_fields(config: Fields) -> dict[str, Any]:
-    """All fields of this version with their defaults, those of the config's objective included."""
+    """All fields of this version with their defaults, including those of the config's objective."""
     fields, name = base.config().to_dict(), config.get(OBJECTIVE, {}).get("name")
     if name in OBJECTIVES:
         fields[OBJECTIVE] = getattr(objectives, name)().to_dict()
@@ -55,10 +55,9 @@ def current_fields(config: Fields) -> dict[str, Any]:
 
 
 def removed_fields(config: Fields) -> list[str]:
-    """The dotted names of a config's fields that this version does not have.
+    """Dotted names of a config's fields that this version does not have.
 
-    Those of None, which stands for a default, and of an objective that it does not have are left
-    out.
+    Leaves out fields that are None, and fields of an objective that this version does not have.
     """
     today = current_fields(config)
     known = today if today[OBJECTIVE] else {**today, OBJECTIVE: config.get(OBJECTIVE)}
@@ -66,7 +65,7 @@ def removed_fields(config: Fields) -> list[str]:
 
 
 def unknown_fields(fields: Fields, known: Fields, prefix: str = "") -> list[str]:
-    """The dotted names of fields that are not among the known ones and are not None."""
+    """Dotted names of fields that are neither known nor None."""
     found = []
     for name, value in fields.items():
         own = known.get(name)

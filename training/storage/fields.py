@@ -1,7 +1,7 @@
-"""What values the fields of a config may have, checked before anything is read or computed.
+"""Types and ranges of config fields, checked before anything is read or computed.
 
-What depends on a named part, that part checks itself; here is what holds whatever else is chosen,
-and that every number anywhere is one that float32 holds.
+These hold for any choice of parts, and every number must be finite in float32. A part that a config
+names checks itself what else it needs.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -19,7 +19,11 @@ LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
 
 class Range(NamedTuple):
-    """The values that a field may have, in words; fits: those of the right type among all."""
+    """The values that a field may have.
+
+    fits: whether a value has the right type. holds: whether a value of that type is in range.
+    words: both, for an error message.
+    """
 
     fits: Callable[[Any], bool]
     holds: Callable[[Any], bool]
@@ -27,13 +31,13 @@ class Range(NamedTuple):
 
 
 def whole_range(least: int, most: int = LARGEST_INT32) -> Range:
-    """Whole numbers from `least` to `most`."""
+    """Whole numbers from `least` to `most`, both included."""
     words = f"a whole number from {least} to {most}"
     return Range(is_whole, lambda value: least <= value <= most, words)
 
 
 def number_range(low: float, high: float = LARGEST_FLOAT32, *, above: bool = False) -> Range:
-    """Numbers from `low`, or above it alone, and below `high`."""
+    """Numbers below `high` and at least `low`; above: greater than `low`."""
     return Range(
         is_int_or_float,
         lambda value: (low < value if above else low <= value) and value < high,
@@ -43,7 +47,7 @@ def number_range(low: float, high: float = LARGEST_FLOAT32, *, above: bool = Fal
 
 
 def sequence_of(of: Range) -> Range:
-    """Sequences of such values; also empty ones."""
+    """Sequences of values of a range; empty ones too."""
     return Range(
         lambda values: isinstance(values, list | tuple) and all(map(of.fits, values)),
         lambda values: all(map(of.holds, values)),
@@ -52,7 +56,7 @@ def sequence_of(of: Range) -> Range:
 
 
 def optional(of: Range) -> Range:
-    """Such values, or None."""
+    """Values of a range, or None."""
     return Range(
         lambda value: value is None or of.fits(value),
         lambda value: value is None or of.holds(value),
@@ -61,30 +65,30 @@ def optional(of: Range) -> Range:
 
 
 def one_of(*choices: str) -> Range:
-    """These texts."""
+    """One of these strings."""
     words = " or ".join(map(repr, choices))
     return Range(lambda value: isinstance(value, str), lambda value: value in choices, words)
 
 
 def is_whole(value: Any) -> bool:
-    """Whether it is an int; a bool is none."""
+    """Whether a value is an int; a bool is none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def is_int_or_float(value: Any) -> bool:
-    """Whether it is an int or a float, finite or not; a bool is none."""
+    """Whether a value is an int or a float, finite or not; a bool is neither."""
     return is_whole(value) or isinstance(value, float)
 
 
 def is_finite(value: Any) -> bool:
-    """Whether all numbers in a value are finite as float32."""
+    """Whether all numbers in a value are finite in float32."""
     if isinstance(value, list | tuple):
         return all(map(is_finite, value))
     return not is_int_or_float(value) or abs(value) < LARGEST_FLOAT32
 
 
 def accept_any(value: Any) -> bool:
-    """True."""
+    """True for every value."""
     return True
 
 
@@ -92,7 +96,7 @@ FINITE = Range(is_int_or_float, lambda value: abs(value) < LARGEST_FLOAT32, "a f
 TEXT = Range(lambda value: isinstance(value, str), accept_any, "a text")
 SWITCH = Range(lambda value: isinstance(value, bool), accept_any, "True or False")
 PART = Range(lambda value: isinstance(value, Mapping), accept_any, "a group of fields")
-# Devices of an axis: all that are left, or so many.
+# Devices of a mesh axis: a number, or -1 for all that remain.
 DEVICES = Range(is_whole, lambda value: value == -1 or value > 0, "-1 or a whole number above 0")
 
 OPTIMIZER = {
@@ -109,7 +113,7 @@ OPTIMIZER = {
     "spike_window": whole_range(2),
     "spike_cap": whole_range(0),
 }
-# Fields of any network; None is what it is without the field.
+# Fields of any network; None leaves a field to the network's default.
 NETWORK = {
     "size": TEXT,
     "patch_size": whole_range(1),
@@ -126,8 +130,8 @@ NETWORK = {
     "remat": SWITCH,
     "scan": SWITCH,
 }
-# Every field of configs/base.py by its dotted name, but those of an objective (OBJECTIVE_FIELDS)
-# and of player_optimizers, whose fields, and those of its heads, are those of OPTIMIZER.
+# Fields of configs/base.py by dotted name. OBJECTIVE_FIELDS has those of the objective; players and
+# heads in player_optimizers have the fields of OPTIMIZER.
 FIELDS = {
     "method": TEXT,
     "seed": whole_range(0, LARGEST_SEED),
@@ -195,10 +199,10 @@ FIELDS = {
 }
 PROBABILITY = Range(is_int_or_float, lambda value: 0.0 <= value <= 1.0, "a number from 0 to 1")
 RATE = number_range(0.0, 1.0)
-# Logarithms of noise levels, which float32 holds.
+# Logarithms of noise levels that float32 holds.
 LOGARITHM = number_range(-80.0, 80.0)
-# Every field of configs/objectives.py by the last part of its name; by all of its dotted name after
-# "objective." where that means something else in one part.
+# Fields of configs/objectives.py by the last part of their dotted names; by the whole name after
+# "objective." where a part gives that last part another meaning.
 OBJECTIVE_FIELDS = {
     "name": TEXT,
     **dict.fromkeys(("variance", "weighting", "teacher_solver"), TEXT),
@@ -227,19 +231,19 @@ OBJECTIVE_FIELDS = {
 }
 REQUIRED = ("name", "label_dropout", "guidance_range")
 OBJECTIVE, PLAYERS = "objective", "player_optimizers"
-HEADS = "heads"  # of a player: a group of groups of fields of optimizers
-# Groups of fields of any objective, as its functions declare them.
+HEADS = "heads"  # field of a player: by head, a group of optimizer fields
+# Dotted names of the groups of fields that functions of objectives declare.
 OBJECTIVE_PARTS = {
     name for method in OBJECTIVES.values() for name in group_names(method, OBJECTIVE)
 }
-# Groups of fields.
+# Names of all top-level groups of fields.
 PARTS = {name.partition(".")[0] for name in FIELDS if "." in name} | {OBJECTIVE, PLAYERS}
 
 
 def check_field_values(config: ConfigDict) -> None:
-    """Raises ValueError that names a field of a wrong type, out of range, or not finite.
+    """Raises ValueError that names a field of the wrong type, out of range, or not finite.
 
-    Fields that are missing or unknown are left to those who read them.
+    Does not check for missing or unknown fields; the code that reads them does.
     """
     fields = config.to_dict()
     check_field_types(fields)
@@ -252,7 +256,7 @@ def check_field_values(config: ConfigDict) -> None:
 
 
 def check_field_types(fields: Mapping[str, Any]) -> None:
-    """Raises ValueError that names a field whose value is of a wrong type."""
+    """Raises ValueError that names a field whose value has the wrong type."""
     for name, value in iterate_fields(fields):
         of = field_range(name)
         if of is not None and not of.fits(value):
@@ -260,7 +264,7 @@ def check_field_types(fields: Mapping[str, Any]) -> None:
 
 
 def field_range(name: str) -> Range | None:
-    """What a field or group by its dotted name may be; None if its part knows."""
+    """The range of a field or group, by its dotted name; None if only its part knows it."""
     group, _, rest = name.partition(".")
     if group == OBJECTIVE and rest:
         last = rest.rpartition(".")[2]
@@ -278,7 +282,7 @@ def field_range(name: str) -> Range | None:
 
 
 def iterate_fields(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Fields by dotted name, and what stands in the place of one or of a group."""
+    """Yields (dotted name, value) of all fields, also of a value where a group should be."""
     for name, value in fields.items():
         if isinstance(value, Mapping) and field_range(prefix + name) in (None, PART):
             yield from iterate_fields(value, f"{prefix}{name}.")

@@ -1,11 +1,11 @@
-"""A number that tells whether arrays are what they were, whatever devices they lie on.
+"""A checksum of arrays that does not depend on the devices that hold them.
 
     fingerprint = sum over elements of mix(bits XOR mix(position))      modulo 2^32
 
-mix is a bijection of 32-bit words (the finaliser of MurmurHash3, public domain), so another value
-anywhere gives another sum, and two changes cancel once in 2^32. Sums of integers do not depend on
-their order: one device, eight, and another sharding after a restart compute the same number, on the
-devices, without gathering anything.
+mix is a bijection of 32-bit words (the finaliser of MurmurHash3, public domain). So a single
+changed value always changes the sum, and two changes cancel once in 2^32. Integer sums do not
+depend on their order: one device, eight, and another sharding compute the same number, on the
+devices and without gathering arrays.
 """
 
 from typing import Any
@@ -15,19 +15,20 @@ import jax.numpy as jnp
 from jax import Array
 
 WORDS = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
-# Finaliser and constants of MurmurHash3 (Appleby 2011); the golden ratio's spreads leaf numbers.
+# FACTORS: constants of MurmurHash3's finaliser (Appleby 2011). GOLDEN: 2^32 divided by the golden
+# ratio, which spreads leaf numbers over all bits.
 FACTORS = (0x85EBCA6B, 0xC2B2AE35)
 GOLDEN = 0x9E3779B9
 
 
 def fingerprint(tree: Any) -> int:
-    """The fingerprint of all arrays of a tree, in [0, 2^32), the same in every process.
+    """The fingerprint of all arrays of a tree, in [0, 2^32), equal in all processes.
 
-    It depends on values, shapes and the order of the leaves. Raises ValueError for a leaf of more
-    than 32 bits per element.
+    It depends on the values, the shapes and the order of the leaves. Raises ValueError for a leaf
+    of more than 32 bits per element.
     """
-    # Each sum is waited for. On several CPU devices a program that sums over processes holds a
-    # thread of the pool until the others come; with dozens under way the pool runs dry, and hangs.
+    # Wait for each sum. On several CPU devices, a program that sums over processes holds a thread
+    # of the pool until the others arrive; dozens at once would exhaust the pool and hang.
     leaves = enumerate(jax.tree.leaves(tree))
     return sum(int(leaf_fingerprint(leaf, number)) for number, leaf in leaves) % 2**32
 
@@ -37,7 +38,7 @@ def leaf_fingerprint(leaf: Array, number: Array) -> Array:
     """The fingerprint of one array, uint32 []; number: its place in the tree."""
     leaf = jnp.asarray(leaf)
     if leaf.dtype.itemsize not in WORDS:
-        raise ValueError(f"an array of {leaf.dtype} has no fingerprint; use 32 bits or less")
+        raise ValueError(f"an array of {leaf.dtype} has no fingerprint; use 32 bits or fewer")
     word = WORDS[leaf.dtype.itemsize]
     bits = leaf if leaf.dtype == jnp.bool_ else jax.lax.bitcast_convert_type(leaf, word)
     seed = mix(jnp.uint32(number) * jnp.uint32(GOLDEN) + jnp.uint32(leaf.size))

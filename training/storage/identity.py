@@ -1,7 +1,7 @@
-"""Which run a folder holds: WORKDIR/run.json, sealed, and a copy of it in every checkpoint.
+"""The identity of a run: WORKDIR/run.json, sealed, with a copy in every checkpoint.
 
-The identity tells a run's own checkpoints from those of another run, and says which data and which
-teacher the run was begun with. config.json shows the config to a reader; the sealed one counts.
+The identity tells a run's own checkpoints from those of other runs, and records the data and the
+teacher that the run began with. config.json only shows the config; the sealed one counts.
 """
 
 import json
@@ -27,7 +27,7 @@ from fewstep.training.storage.seal import seal_record, unseal_record
 
 RUN = "run.json"
 ID_BYTES = 16
-# Fields that may change when a run is continued; all others would make it another run.
+# Fields, and prefixes of fields, that may change when a run goes on; others make it another run.
 CHANGEABLE = (
     "steps",
     "steps_per_dispatch",
@@ -42,7 +42,7 @@ CHANGEABLE = (
     "data.dir",
     "data.local_dir",
     "data.on_device",
-    "data.unreadable",  # the images left out are known by the hashes of the others
+    "data.unreadable",  # the data's identity shows which images were left out
 )
 DECODING = "data.decoding"
 
@@ -50,15 +50,15 @@ Plain = Mapping[str, Any]
 
 
 class Identity(NamedTuple):
-    """What makes a run this one, as plain JSON values.
+    """What identifies a run, as plain JSON values.
 
-    id: hexadecimal digits, drawn when the folder is first trained in. config: all fields.
-    data: the identity of the data set (data.Dataset.identity), None if training reads no images.
+    id: random hexadecimal digits, drawn when the run begins. config: all fields.
+    data: identity of the data set (data.Dataset.identity), None if training reads none.
     teacher: step, network and fingerprint (training.teacher.teacher_identity), None without one.
-    class_counts: images of each class, in whose shares labels are drawn (training/labels.py); None
-    in the records of runs that were begun before, and draw all alike.
-    order: in which the run reads its data, a number of data.order.ORDERS; the records of runs that
-    were begun before there were several have none.
+    order: the order in which the run reads its data, a key of data.order.ORDERS. Records of older
+    versions lack it, and read in the first order.
+    class_counts: images of each class, in whose shares labels are drawn (training/labels.py). None
+    in records of older versions, which draw all classes equally often.
     """
 
     id: str
@@ -70,12 +70,12 @@ class Identity(NamedTuple):
 
     @property
     def stamp(self) -> dict[str, Any]:
-        """What a checkpoint records beside its config."""
+        """What a checkpoint records besides its config."""
         return {name: value for name, value in self._asdict().items() if name != "config"}
 
 
 class NewerVersionError(ValueError):
-    """A record has fields that this version does not know."""
+    """A record has fields that only a newer version knows."""
 
 
 def new_id() -> str:
@@ -86,7 +86,7 @@ def new_id() -> str:
 def read_identity(workdir: Path) -> Identity | None:
     """The identity in a run's folder; None if it holds no run.json.
 
-    Raises ValueError if the file is not what was written.
+    Raises ValueError if the file was changed or damaged.
     """
     path = workdir / RUN
     try:
@@ -97,32 +97,32 @@ def read_identity(workdir: Path) -> Identity | None:
         raise ValueError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise ValueError(
-            f"{path} is not what was written ({error}); delete it: the checkpoints record the same"
+            f"{path} is not what was written ({error}); delete it, the checkpoints have a copy"
         ) from error
 
 
 def identity_of(record: Any) -> Identity:
     """The identity in a record of plain JSON values.
 
-    Raises NewerVersionError for fields that this version does not know, ValueError for others that
-    are missing, or of other types.
+    Raises NewerVersionError for fields that this version does not know, ValueError for fields that
+    are missing or have the wrong type.
     """
     unknown = sorted({*record} - {*Identity._fields}) if isinstance(record, Mapping) else []
     if unknown:
         raise NewerVersionError(
-            f"it was written by a newer version of Fewstep ({', '.join(map(str, unknown))}); go on "
-            "with that version"
+            f"a newer version of Fewstep wrote it ({', '.join(map(str, unknown))}); use that "
+            "version"
         )
     try:
         identity = Identity(**record)
         parse_config(identity.config)
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise ValueError(f"it does not have the fields of a run: {error}") from error
+        raise ValueError(f"it lacks the fields of a run: {error}") from error
     sources = (identity.data, identity.teacher)
     plain = all(source is None or isinstance(source, Mapping) for source in sources)
     counted = identity.class_counts is None or is_counts(identity.class_counts)
     if not (isinstance(identity.id, str) and is_whole(identity.order) and plain and counted):
-        raise ValueError("a field of the run has another type than was written")
+        raise ValueError("a field of the run has the wrong type")
     return identity
 
 
@@ -137,35 +137,35 @@ def write_identity(workdir: Path, identity: Identity) -> None:
 
 
 def check_checkpoint(record: Plain, folder: Path) -> None:
-    """Raises ValueError unless a checkpoint's record is of the step and the run of its folder.
+    """Raises ValueError unless a checkpoint's record has the step and the run of its folder.
 
-    folder: WORKDIR/checkpoints/STEP. Its config must be that of the run too: a checkpoint without
-    an id, made by an older version, is identified by that, and an edited run.json is found out. In
-    a folder without run.json the step alone is checked.
+    folder: WORKDIR/checkpoints/STEP. The config must be the run's too: it identifies a checkpoint
+    of an older version, which has no id, and reveals an edited run.json. Without a run.json this
+    checks only the step.
     """
     if str(record["step"]) != folder.name:
         raise ValueError(
             f"checkpoint {folder} holds step {record['step']}: it was renamed or copied there; "
-            "give it back its name, or move it away"
+            "rename it to its step, or move it away"
         )
     run, stamp = read_identity(folder.parents[1]), record.get("run")
     if run is None:
         if stamp is not None:
             warn_once(
-                f"{folder.parents[1]} has no {RUN}: its checkpoints are taken as they are, of run "
-                f"{stamp['id']}"
+                f"{folder.parents[1]} has no {RUN}, so its checkpoints are trusted to be of one "
+                f"run, {stamp['id']}"
             )
         return
     if stamp is not None and stamp["id"] != run.id:
         raise ValueError(
-            f"checkpoint {folder} belongs to another run (id {stamp['id']}, and {RUN} has "
-            f"{run.id}); move away the one that is foreign here"
+            f"checkpoint {folder} belongs to another run (id {stamp['id']}, {RUN} has {run.id}); "
+            "move away the one that does not belong here"
         )
-    # Teacher and images may have been moved since.
+    # Teacher and images may have moved since.
     found = config_changes(run.config, record["config"], ("teacher", "data.name"))
     if found:
         raise ValueError(
-            f"checkpoint {folder} belongs to a run with another config: {'; '.join(found)}; move "
+            f"checkpoint {folder} belongs to a run with another config: {'; '.join(found)}. Move "
             f"it away, or restore {RUN} if that was edited"
         )
 
@@ -173,11 +173,11 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
 def check_same_identity(
     old: Identity, new: Identity, workdir: Path, files: Sequence[File] | None = None
 ) -> None:
-    """Raises ValueError that lists the fields in which a run would not be what it was begun as.
+    """Raises ValueError that lists the fields in which `new` is another run than `old`.
 
-    files: of the data as they are now (training.storage.listing), to say which of them changed.
+    Parameters identify a teacher and images identify data, so both may move.
 
-    A teacher is known by its parameters, data by their images: where they lie may change.
+    files: the data's files now (training.storage.listing), to say which of them changed.
     """
     found = config_changes(old.config, new.config, movable_fields(old, new))
     if found:
@@ -189,10 +189,10 @@ def check_same_identity(
 
 
 def movable_fields(old: Identity, new: Identity) -> tuple[str, ...]:
-    """The fields that say where teacher and data lie, as far as these are known by their content.
+    """The fields for the places of teacher and data that may change, since their content is known.
 
-    A resumed run that reads no teacher any more needs none. Of folders of images the content alone
-    counts.
+    A resumed run that no longer reads its teacher needs no teacher. For folders of images only the
+    content counts.
     """
     both = old.config.get("teacher") and new.config.get("teacher")
     same_teacher = both and old.teacher is not None and new.teacher in (None, old.teacher)
@@ -209,7 +209,7 @@ def check_same_sources(
     workdir: Path,
     files: Sequence[File] | None = None,
 ) -> None:
-    """Raises ValueError unless data and teacher are those that a run was begun with."""
+    """Raises ValueError unless data and teacher are those that the run began with."""
     where = changed_files(workdir, files) if files else ""
     name = f"the data set of {workdir}"
     check_same_source(run.data, data, name, "data.name's files", where)
@@ -219,9 +219,9 @@ def check_same_sources(
 def check_same_source(
     old: Plain | None, new: Plain | None, name: str, files: str, where: str = ""
 ) -> None:
-    """Raises ValueError if what a run reads is known, then and now, and is not the same.
+    """Raises ValueError if both identities of what a run reads are known and differ.
 
-    where: which files changed, "" where unknown.
+    name, files: what the error calls it and its files. where: which files changed, "" if unknown.
     """
     if old is None or new is None:
         return
@@ -234,10 +234,10 @@ def check_same_source(
 
 
 def config_changes(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]:
-    """The fields in which two configs are of different runs, with both values.
+    """The fields, with both values, in which two configs describe different runs.
 
-    A field that a config lacks counts as what runs do without it (training.storage.defaults).
-    free: beginnings of names that may differ beside CHANGEABLE.
+    A field that a config lacks stands for what runs do without it (training.storage.defaults).
+    free: prefixes of fields that may differ, besides CHANGEABLE.
     """
     old, new = (flatten_fields(plain_fields(fill_missing_fields(config))) for config in (old, new))
     free += (DECODING,) * (0 in (old[DECODING], new[DECODING]))  # 0 leaves it open
@@ -248,17 +248,17 @@ def config_changes(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[s
 
 
 def differing_fields(old: Plain, new: Plain) -> list[str]:
-    """The fields in which two flat mappings differ, with both values."""
+    """The fields, with both values, in which two flat mappings differ."""
     return [
         f"{name} ({before} there, {now} now)" for name, before, now in sorted(differences(old, new))
     ]
 
 
 def depends_on_length(fields: Plain) -> bool:
-    """Whether what a run does at a step depends on how many it has; fields by dotted name.
+    """Whether what a run does at a step depends on its number of steps.
 
-    So it is with a schedule of the learning rate that ends at the last step, and with an objective
-    that leaves a length of its own or of its parts to the run.
+    It does if a learning-rate schedule ends at the last step, or if the config leaves a length of
+    the objective or its parts to the run. fields: by dotted name.
     """
     players = f"{PLAYERS}."
     schedules = [fields.get("optimizer.schedule")] + [
@@ -272,23 +272,22 @@ def depends_on_length(fields: Plain) -> bool:
 
 
 def with_all_fields(config: Plain) -> ConfigDict:
-    """A recorded config, and for each field that it lacks what runs do without it."""
+    """A recorded config; each field that it lacks stands for what runs do without it."""
     return ConfigDict(plain_fields(fill_missing_fields(config)))
 
 
 def check_known_fields(config: ConfigDict, run: str) -> None:
-    """Raises ValueError that names the fields of a recorded config that are no more.
+    """Raises ValueError that names fields of a recorded config that no longer exist.
 
-    Those that may change when a run is continued are left out. Without the name of its objective
-    nobody knows what a config was.
+    Ignores fields that may change when a run goes on. A config without objective.name is refused.
     """
     if not config.objective.get("name"):
         raise ValueError(f"{run} holds no config of a run: it has no objective.name")
     found = [name for name in removed_fields(config.to_dict()) if not name.startswith(CHANGEABLE)]
     if found:
         raise ValueError(
-            f"{run} was made by another version of Fewstep: this one has no {', '.join(found)}; "
-            "sample it with that version, or train again"
+            f"{run} was made by another version of Fewstep, and this one has no "
+            f"{', '.join(found)}; use that version, or train again"
         )
 
 

@@ -1,4 +1,4 @@
-"""A run's config as its folder has it: config.json, read with an error for whatever is wrong."""
+"""Reads config.json of a run's folder, with one kind of error for whatever is wrong in it."""
 
 import json
 from pathlib import Path
@@ -8,15 +8,12 @@ from ml_collections import ConfigDict
 
 from fewstep.training.storage.fields import check_field_types
 
-DEEPEST = 20  # objects in each other; a config has four
+DEEPEST = 20  # levels of nesting that are read; a config has four
 REMEDY = "restore the file, or delete it: the config is in the run's checkpoints too"
 
 
 def read_config_file(path: Path) -> ConfigDict:
-    """The config in a file, whose fields are of the right types.
-
-    Raises ValueError that names the file, what is wrong with it and what to do.
-    """
+    """The config in a file. Raises ValueError that names the file, what is wrong and what to do."""
     try:
         return parse_config(json.loads(path.read_bytes().decode()))
     except RecursionError as error:
@@ -30,7 +27,7 @@ def read_config_file(path: Path) -> ConfigDict:
 
 
 def parse_config(content: Any) -> ConfigDict:
-    """The config of plain JSON values. Raises an error that says what they are instead."""
+    """The config in plain JSON values. Raises an error that says what they are instead."""
     if not isinstance(content, dict):
         raise ValueError(f"it is {describe_value(content)}, not an object of fields")
     if nesting_depth(content) > DEEPEST:
@@ -40,12 +37,12 @@ def parse_config(content: Any) -> ConfigDict:
 
 
 def nesting_depth(content: Any) -> int:
-    """How many lists and objects lie in each other."""
+    """How deep lists and objects are nested."""
     inner = content.values() if isinstance(content, dict) else content
     return 1 + max(map(nesting_depth, inner), default=0) if isinstance(content, dict | list) else 0
 
 
 def describe_value(content: Any) -> str:
-    """A JSON value that is no object, in a word or two."""
+    """The type of a JSON value that is no object, in words."""
     kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
     return kinds.get(type(content), "a number")

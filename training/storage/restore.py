@@ -1,9 +1,9 @@
-"""Checkpoints of a run, read: the newest that is whole, as it was written.
+"""Reads checkpoints of a run: the newest whole one, bit for bit as it was written.
 
-Neither a file system nor Orbax notices flipped bits, so what is read is compared with its
-fingerprint. Each process reads on its own, so that damage met by one of them leaves no other
-waiting; then all agree. Which checkpoints there are process 0 says, and the others wait until they
-see them: a disk that they share may show files late, and those are not damaged.
+Neither file systems nor Orbax notice flipped bits, so every tree is compared with its fingerprint.
+Each process reads on its own, so that damage in one of them leaves no other waiting; then all
+agree. Process 0 says which checkpoints exist, and the others wait until they see them: a shared
+disk may show files late, and these are not damaged.
 """
 
 import os
@@ -48,9 +48,9 @@ T = TypeVar("T")
 def newest_state(workdir: Path, abstract: TrainState) -> TrainState | None:
     """The newest whole state of a run, None if it has no checkpoint.
 
-    abstract: a TrainState of shapes with shardings. Newer checkpoints that are damaged are named on
-    standard error and moved to WORKDIR/damaged. Raises ValueError if there are checkpoints and none
-    of them can be read.
+    Names damaged checkpoints that are newer on standard error, and moves them to WORKDIR/damaged.
+    abstract: a TrainState of shapes with shardings. Raises ValueError if there are checkpoints but
+    none can be read.
     """
     if not has_checkpoint_for_all(workdir):
         return None
@@ -78,7 +78,7 @@ def state_before(workdir: Path, abstract: TrainState, step: int) -> TrainState |
 
 
 def read_state(checkpoints: ocp.CheckpointManager, step: int, abstract: TrainState) -> TrainState:
-    """The state of a step. Raises ValueError if it is damaged or of another model."""
+    """The state of a step. Raises ValueError if it is damaged or belongs to another model."""
     restored = read_items(checkpoints, step, named_trees(abstract))
     return TrainState(
         step=jax.device_put(np.int32(step), abstract.step.sharding),
@@ -91,7 +91,7 @@ def read_state(checkpoints: ocp.CheckpointManager, step: int, abstract: TrainSta
 def restore_network(
     workdir: Path, name: str, abstract: Params, step: int | None = None
 ) -> tuple[Params, int]:
-    """One network of a run and its step, the newest that is whole by default.
+    """One network of a run, and the step it is from: the newest whole one by default.
 
     Raises ValueError if there is no such checkpoint or it cannot be read.
     """
@@ -110,9 +110,10 @@ def restore_network(
 def read_newest_whole(
     checkpoints: ocp.CheckpointManager, read: Callable[[int], T]
 ) -> tuple[T, list[int]]:
-    """What is read of the newest step that can be, by all processes, and the steps after it.
+    """What `read` returns for the newest step that all processes can read, and the damaged steps.
 
-    Those are named on standard error. Raises ValueError, for the newest, if none can be read.
+    Damaged steps are those after it; standard error names them. Raises the newest step's ValueError
+    if no step can be read.
     """
     errors: dict[int, ValueError] = {}
     for step in reversed(steps_for_all(checkpoints)):
@@ -126,15 +127,15 @@ def read_newest_whole(
                 )
             return result, list(errors)
         errors[step] = error
-    told = [str(error) for error in errors.values() if error] or ["another process says why"]
+    reasons = [str(error) for error in errors.values() if error] or ["another process says why"]
     raise ValueError(
-        f"{told[0]}. No checkpoint of {len(errors)} is whole: use the config that the run was "
-        "trained with, or start another --workdir; nothing was changed here"
+        f"{reasons[0]}. No checkpoint of {len(errors)} is whole, and nothing was changed; use the "
+        "config that the run was trained with, or start another --workdir"
     )
 
 
 def has_checkpoint_for_all(workdir: Path) -> bool:
-    """Whether process 0 sees a checkpoint; the others wait for the folder.
+    """Whether process 0 sees a checkpoint; if so, waits until all processes see the folder.
 
     Raises ValueError, in all processes, if some do not see it after a while.
     """
@@ -145,25 +146,25 @@ def has_checkpoint_for_all(workdir: Path) -> bool:
 
 
 def steps_for_all(checkpoints: ocp.CheckpointManager) -> list[int]:
-    """The steps that process 0 sees, in order, in all processes."""
+    """The saved steps that process 0 sees, in order; the same in all processes."""
     return broadcast(sorted(checkpoints.all_steps()))
 
 
 def wait_for_files(checkpoints: ocp.CheckpointManager, step: int) -> None:
-    """Wait until all processes see what process 0 sees of a checkpoint.
+    """Wait until all processes see the files of a checkpoint that process 0 sees.
 
-    Raises ValueError, in all of them, if some do not after a while.
+    Raises ValueError, in all processes, if some do not see them after a while.
     """
     folder = Path(checkpoints.directory) / str(step)
     wanted = broadcast(file_sizes(folder))
     check_visible(folder, blind_processes(lambda: wanted.items() <= file_sizes(folder).items()))
     if step not in checkpoints.all_steps():
-        checkpoints.reload()  # it was read before the step was there
+        checkpoints.reload()  # the manager was opened before this step was saved
 
 
 def file_sizes(folder: Path) -> dict[str, int]:
-    """The bytes of each file in a folder, by its path there."""
-    with suppress(FileNotFoundError):  # one that another process removes at this moment
+    """Size in bytes of each file in a folder, by its path there."""
+    with suppress(FileNotFoundError):  # another process may remove a file at this moment
         files = [path for path in folder.rglob("*") if path.is_file()]
         return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
     return {}
@@ -173,13 +174,13 @@ def check_visible(folder: Path, blind: Sequence[int]) -> None:
     """Raises ValueError that names the processes that do not see a folder as process 0 does."""
     if blind:
         raise ValueError(
-            f"{folder} is not what process 0 sees for {process_names(blind)}: put it on a disk "
+            f"{folder} is not what process 0 sees for {process_names(blind)}; put it on a disk "
             "that all hosts see. If that disk is slow to show files, start the same command again"
         )
 
 
 def try_read(read: Callable[[int], T], step: int) -> tuple[T | None, ValueError | None]:
-    """What `read` returns, and None; or None and the error that it raises."""
+    """(what `read` returns, None), or (None, the ValueError that it raises)."""
     try:
         return read(step), None
     except ValueError as error:
@@ -187,7 +188,7 @@ def try_read(read: Callable[[int], T], step: int) -> tuple[T | None, ValueError 
 
 
 def set_aside(workdir: Path, steps: Sequence[int]) -> None:
-    """Move checkpoints to WORKDIR/damaged; nothing is deleted."""
+    """Move checkpoints to WORKDIR/damaged; deletes nothing."""
     if not steps:
         return
     if jax.process_index() == 0:
@@ -202,16 +203,16 @@ def set_aside(workdir: Path, steps: Sequence[int]) -> None:
 
 
 def damaged_checkpoints(workdir: Path) -> list[Path]:
-    """The checkpoints that were set aside."""
+    """Paths of the checkpoints in WORKDIR/damaged."""
     return sorted((workdir / DAMAGED).glob("*"))
 
 
 def read_items(
     checkpoints: ocp.CheckpointManager, step: int, abstract: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Items of a step, compared with their fingerprints.
+    """Trees of a step by name, compared with their fingerprints.
 
-    Raises ValueError if one cannot be read, is not what was written, or is of another model.
+    Raises ValueError if one cannot be read, is not what was written, or belongs to another model.
     """
     trees = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items()}
     arguments = ocp.args.Composite(**trees, **{RUN: ocp.args.JsonRestore()})
@@ -226,9 +227,9 @@ def read_items(
 
 
 def read_record(workdir: Path, step: int | None = None) -> dict[str, Any]:
-    """step, config, run and fingerprints of a checkpoint, by default the newest that has them.
+    """The record of a checkpoint (`save_state`): by default the newest that can be read.
 
-    Raises ValueError if it is not there, cannot be read, or is not this run's.
+    Raises ValueError if it does not exist, cannot be read, or is not this run's.
     """
     with read_checkpoints(workdir) as checkpoints:
         newest = choose_step(checkpoints.all_steps(), workdir, step)
@@ -252,9 +253,9 @@ def read_step_record(checkpoints: ocp.CheckpointManager, step: int) -> dict[str,
 
 
 def open_record(content: Any, folder: Path) -> dict[str, Any]:
-    """The record that is sealed in a checkpoint's folder.
+    """The sealed record of a checkpoint's folder, checked.
 
-    Raises ValueError if it is damaged, or of another step or run than the folder's.
+    Raises ValueError if it is damaged, or belongs to another step or run than the folder.
     """
     record = explain_errors(lambda: unseal_record(content), folder)
     explain_errors(lambda: check_record(record), folder)
@@ -263,9 +264,9 @@ def open_record(content: Any, folder: Path) -> dict[str, Any]:
 
 
 def read_checkpoints(workdir: Path) -> ocp.CheckpointManager:
-    """The checkpoints of a run, which may be saving at this moment, to be read only.
+    """The checkpoints of a run, to read only; the run may be training at this moment.
 
-    Each process reads on its own, so that damage met by one of them leaves no other waiting. Raises
+    Each process reads on its own, so that damage in one of them leaves no other waiting. Raises
     ValueError if there is no such folder.
     """
     if not (workdir / FOLDER).is_dir():
@@ -281,7 +282,7 @@ def read_checkpoints(workdir: Path) -> ocp.CheckpointManager:
 
 
 def has_checkpoint(workdir: Path) -> bool:
-    """Whether a run has been saved."""
+    """Whether a run has a checkpoint."""
     if not (workdir / FOLDER).is_dir():
         return False
     with read_checkpoints(workdir) as checkpoints:
@@ -289,29 +290,31 @@ def has_checkpoint(workdir: Path) -> bool:
 
 
 def choose_step(steps: Sequence[int], workdir: Path, step: int | None) -> int:
-    """`step`, the newest of `steps` if None. Raises ValueError if it is not there."""
+    """`step`, or the newest of `steps` if it is None. Raises ValueError if it does not exist."""
     if step is None and not steps:
         raise ValueError(f"{workdir / FOLDER} has no complete checkpoint; train there first")
     step = max(steps) if step is None else step
     if step not in steps:
         raise ValueError(
-            f"{workdir / FOLDER} has {sorted(steps) or 'no complete checkpoint'}, not {step}"
+            f"{workdir / FOLDER} has no step {step}; it has "
+            f"{', '.join(map(str, sorted(steps))) or 'no complete checkpoint'}"
         )
     return step
 
 
 def saved_step(workdir: Path, step: int | None = None) -> int:
-    """`step`, by default the newest of a run's checkpoints whose record can be read.
+    """`step`, by default the newest checkpoint whose record can be read.
 
-    Raises ValueError if there is none, or it is of another run.
+    Raises ValueError if there is none, or it belongs to another run.
     """
     return read_record(workdir, step)["step"]
 
 
 def explain_errors(read: Callable[[], Any], folder: Path) -> Any:
+    """What `read` returns. Turns any error into a ValueError that names the checkpoint."""
     try:
         return read()
-    except Exception as error:  # Orbax reports damage by half a dozen exception types
+    except Exception as error:  # Orbax reports damage by many exception types
         raise_again()
         raise ValueError(
             f"checkpoint {folder} cannot be read: it is damaged, or belongs to another model or "

@@ -1,9 +1,8 @@
-"""What is written once and believed later: JSON records, and arrays in .npz files, with a seal.
+"""Seals of files that are written once and trusted later: JSON records, and arrays in .npz files.
 
-The seal shows a file that was edited, put together, or made from something else. It is no
-signature: whoever means to deceive can compute one. That of a record is its checksum. That of
-arrays is one more entry, `seal`: JSON text of what they were made from, and a hash of that and of
-them.
+A seal reveals a file that was edited, assembled, or made from something else. It is no signature:
+anybody can compute one. The seal of a record is its checksum. The seal of arrays is one more entry,
+`seal`: JSON text of what they were made from, and a hash of that text and the arrays.
 """
 
 import hashlib
@@ -25,12 +24,12 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def seal_record(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A record of plain JSON values with its checksum."""
+    """A record of plain JSON values, together with its checksum."""
     return {"record": dict(record), "crc32": checksum(record)}
 
 
 def unseal_record(content: Any) -> dict[str, Any]:
-    """The record of `seal_record`. Raises ValueError if it is not what was sealed."""
+    """The record in the output of `seal_record`. Raises ValueError if it was changed since."""
     if not isinstance(content, dict) or content.get("crc32") != checksum(content.get("record")):
         raise ValueError("its record does not have the checksum that was written with it")
     return content["record"]
@@ -42,9 +41,9 @@ def checksum(record: Any) -> int:
 
 
 def write_sealed(path: Path, source: Mapping[str, Any], **arrays: Any) -> None:
-    """Write arrays and their seal, whole or not at all.
+    """Write arrays and their seal, all or nothing.
 
-    source: plain values by name that say what the arrays were made from; None where unknown.
+    source: what the arrays were made from, as plain values by name; None where unknown.
     """
     arrays = {name: np.asarray(array) for name, array in arrays.items()}
     source = json.loads(json.dumps(source))
@@ -53,17 +52,17 @@ def write_sealed(path: Path, source: Mapping[str, Any], **arrays: Any) -> None:
 
 
 def read_sealed(path: Path, source: Mapping[str, Any], remedy: str) -> dict[str, np.ndarray]:
-    """The arrays of `write_sealed`. A file of an older version, without a seal, is read too.
+    """The arrays of `write_sealed`; also reads a file without a seal, of an older version.
 
-    Raises ValueError that names the file and the remedy, unless it is whole, as it was written, and
-    made from `source`; values that either side does not know are not compared.
+    Raises ValueError with the file and the remedy if the file is damaged, changed, or not made from
+    `source`. Does not compare values that are None on either side.
     """
     arrays = read_npz(path, remedy)
     seal = arrays.pop(SEAL, None)
     if seal is None:
         warn_once(
-            f"{path.parent} has a file without a seal, which an older version wrote; whether it "
-            "was changed cannot be checked"
+            f"{path.parent} has a file without a seal, which an older version wrote; nobody can "
+            "tell whether it was changed"
         )
         return arrays
     try:
@@ -85,7 +84,7 @@ def read_sealed(path: Path, source: Mapping[str, Any], remedy: str) -> dict[str,
 
 
 def arrays_sha256(arrays: Arrays, source: Mapping[str, Any]) -> str:
-    """A hash of the arrays' names, types, shapes and bytes, and of what they were made from."""
+    """A hash of the arrays' names, types, shapes and bytes, and of `source`."""
     total = hashlib.sha256(json.dumps(source, sort_keys=True).encode())
     for name, array in sorted(arrays.items()):
         total.update(json.dumps([name, array.dtype.str, array.shape]).encode())
@@ -96,9 +95,10 @@ def arrays_sha256(arrays: Arrays, source: Mapping[str, Any]) -> str:
 def check_array(
     path: Path, name: str, array: np.ndarray, dtype: Any, shape: tuple[int | None, ...], remedy: str
 ) -> None:
-    """Raises ValueError unless an array of a file has this kind of number and shape, and is finite.
+    """Raises ValueError unless an array of a file has this type and shape, and is finite.
 
-    shape: None is any size. dtype: np.floating, for example, is any of its kind.
+    shape: None allows any size of an axis. dtype: an abstract type such as np.floating allows all
+    types below it.
     """
     fits = len(array.shape) == len(shape) and all(
         own == side or side is None for own, side in zip(array.shape, shape, strict=True)
@@ -114,18 +114,18 @@ def check_array(
 
 
 def find_kept_file(path: Path, root: Path, read_only: Path | None) -> Path:
-    """A file under root, or the one of its name under read_only if only that is there."""
+    """`path`, which lies under root, or the same file under read_only if only that exists."""
     other = None if read_only is None else read_only / path.relative_to(root)
     return path if other is None or path.exists() or not other.exists() else other
 
 
 @contextmanager
 def warn_if_unwritable(path: Path) -> Iterator[None]:
-    """A block that writes a file that can be made again: without it there is one warning."""
+    """A block that writes a file that can be made again; warns once instead of raising OSError."""
     try:
         yield
     except OSError as error:
         warn_once(
-            f"{path.parent} cannot be written to, and what is measured with is made again every "
-            f"time; name another folder by data.dir or $FEWSTEP_DATA ({error})"
+            f"{path.parent} cannot be written to ({error}), so what measurements need is computed "
+            "again every time; set data.dir or $FEWSTEP_DATA to another folder"
         )

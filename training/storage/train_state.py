@@ -1,4 +1,4 @@
-"""The state of a run: all that the next step depends on, besides data and frozen networks."""
+"""The state of a run: all that its next step depends on, besides data and frozen networks."""
 
 from typing import Any, NamedTuple
 
@@ -8,7 +8,11 @@ from fewstep.objectives.base import Params
 
 
 class TrainState(NamedTuple):
-    """step: updates done. networks: the players' parameters. All float32 but step."""
+    """The state after `step` training steps; all arrays are float32, except counts.
+
+    networks: the players' parameters. followers: the followers' parameters. optimizers: the
+    players' optimizer states.
+    """
 
     step: Array
     networks: dict[str, Params]

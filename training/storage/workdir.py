@@ -1,7 +1,7 @@
-"""A run's folder: what it records when training starts, and who may write to it.
+"""A run's folder: what it records when training starts, and which process may write to it.
 
-run.json          which run it is, sealed (training/storage/identity.py)
-config.json       the same config, to read
+run.json          the run's identity, sealed (training/storage/identity.py)
+config.json       the same config, for readers
 environment.json  one entry for each start: command, versions, code, devices
 """
 
@@ -45,7 +45,7 @@ from fewstep.training.storage.record import read_config_file
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 LOCK = "lock"
-# What file systems say that have no locks, such as NFS without its lock service.
+# Errors of file systems without locks, such as NFS without its lock service.
 UNLOCKED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
@@ -58,11 +58,11 @@ def start_run(
     class_counts: Sequence[int] | None = None,
     files: Sequence[File] = (),
 ) -> Identity:
-    """Record which run this is, or check against the record; returns its identity.
+    """Record a new run, or check a resumed one against its record; returns its identity.
 
-    data, teacher, class_counts: as in `Identity`. files: of the data (training.storage.listing).
-    Raises ValueError, in all processes, if the folder holds a run with another config (but for
-    `identity.CHANGEABLE`), other data or another teacher.
+    data, teacher, class_counts: as in `Identity`. files: the data's files
+    (training.storage.listing). Raises ValueError, in all processes, if the folder holds a run with
+    other data, another teacher, or a config that differs in more than `identity.CHANGEABLE`.
     """
     record: dict[str, Any] = {}
     if jax.process_index() == 0:
@@ -83,10 +83,10 @@ def start_run(
 
 
 def check_shared(workdir: Path, id: str) -> None:
-    """Raises ValueError, in all processes, unless each of them sees the record of the run `id`."""
+    """Raises ValueError, in all processes, unless all of them see the record of the run `id`."""
 
     def sees_it() -> bool:
-        with suppress(ValueError):  # half of it may have arrived
+        with suppress(ValueError):  # the file may not have arrived completely
             run = identity.read_identity(workdir)
             return run is not None and run.id == id
         return False
@@ -115,8 +115,8 @@ def record_start(
         identity.check_same_identity(before, now, workdir, files)
         if not before.id:
             warn(
-                f"{workdir} was made by a version that recorded no run id; it gets one, and a "
-                "record of its data and teacher as they are now"
+                f"{workdir} was made by a version that recorded no run id; it gets one now, with a "
+                "record of its present data and teacher"
             )
         now = before._replace(
             id=before.id or now.id,
@@ -136,8 +136,8 @@ def record_start(
 def recorded_identity(workdir: Path, step: int | None = None) -> Identity:
     """The identity of the run in a folder; its id is "" if an older version made it.
 
-    From run.json, else from the checkpoint of that step (the newest by default), else from
-    config.json. Raises ValueError if the folder holds no run, or its record cannot be read.
+    Reads run.json, else the checkpoint of `step` (the newest by default), else config.json. Raises
+    ValueError if the folder holds no run, or its record cannot be read.
     """
     run = identity.read_identity(workdir)
     if run is not None:
@@ -148,7 +148,7 @@ def recorded_identity(workdir: Path, step: int | None = None) -> Identity:
 
 
 def data_order(workdir: Path) -> int:
-    """The order in which the run of a folder reads its data; the newest if it holds no run."""
+    """The order in which a folder's run reads its data; the newest order if it holds no run."""
     return recorded_identity(workdir).order if is_run(workdir) else NEWEST_ORDER
 
 
@@ -159,16 +159,16 @@ def check_same_run(
     teacher: Plain | None = None,
     files: Sequence[File] = (),
 ) -> None:
-    """Raises ValueError if `start_run` with these arguments would, in a folder that holds a run."""
+    """Raises ValueError if `start_run` would; for a folder that holds a run."""
     now = Identity("", as_dict(config), data, teacher)
     identity.check_same_identity(recorded_identity(workdir), now, workdir, files)
 
 
 @contextmanager
 def claim_workdir(workdir: Path) -> Iterator[None]:
-    """The folder, made, as this run's alone; given back at the end, and when the process dies.
+    """Create the folder and lock it for this run; unlocked at the end, or when the process dies.
 
-    Raises ValueError if another process has it, OSError if it cannot be written to.
+    Raises ValueError if another process holds the lock, OSError if the folder cannot be written to.
     """
     if jax.process_index() > 0:
         check_claimed(first_process_says(False), workdir, "")
@@ -201,16 +201,16 @@ def claim_workdir(workdir: Path) -> Iterator[None]:
 
 
 def check_claimed(owned: bool, workdir: Path, owner: str) -> None:
-    """Raises ValueError that names the owner unless the folder is ours."""
+    """Raises ValueError that names the owner unless this run owns the folder."""
     if not owned:
         raise ValueError(
-            f"{workdir} is being trained in ({owner or 'by another process'}); wait for that, or "
-            "choose another --workdir"
+            f"{workdir} is being trained in ({owner or 'by another process'}); wait until that "
+            "ends, or choose another --workdir"
         )
 
 
 def check_space(workdir: Path, size: int) -> None:
-    """Raises OSError if the folder's disk has less free than a checkpoint's `size` in bytes."""
+    """Raises OSError if the folder's disk has less than `size` bytes, a checkpoint's, free."""
     free = shutil.disk_usage(workdir).free
     if free < size:
         raise OSError(
@@ -220,17 +220,16 @@ def check_space(workdir: Path, size: int) -> None:
 
 
 def is_run(workdir: Path) -> bool:
-    """Whether the folder holds a run, its record or its checkpoints."""
+    """Whether the folder holds a run: its record or a checkpoint."""
     records = (workdir / identity.RUN, workdir / CONFIG)
     return any(path.exists() for path in records) or restore.has_checkpoint(workdir)
 
 
 def load_config(workdir: Path, step: int | None = None) -> ConfigDict:
-    """The config of a run as it was sealed, in run.json or a checkpoint, the newest by default.
+    """The sealed config of a run, from run.json or a checkpoint (the newest by default).
 
-    It has all fields of this version: one that was not recorded counts as what runs do without it.
-    Where config.json differs a warning names the fields. Raises ValueError if the folder holds no
-    run.
+    It has all fields of this version; one that was not recorded stands for what runs do without it.
+    Warns if config.json differs. Raises ValueError if the folder holds no run.
     """
     if not is_run(workdir):
         raise ValueError(
@@ -243,7 +242,7 @@ def load_config(workdir: Path, step: int | None = None) -> ConfigDict:
 
 
 def warn_if_edited(path: Path, config: Plain) -> None:
-    """Name the fields in which a config.json is not the sealed config, once for each folder."""
+    """Warn once of the fields in which a config.json differs from the sealed config."""
     try:
         shown = as_dict(read_config_file(path))
     except ValueError as error:
@@ -260,7 +259,7 @@ def warn_if_edited(path: Path, config: Plain) -> None:
 
 
 def record_environment(workdir: Path) -> None:
-    """Append this start to environment.json; a warning if it runs other code than the last one."""
+    """Append this start to environment.json; warn if code or packages have changed."""
     path, now = workdir / ENVIRONMENT, current_environment()
     starts = read_environments(path)
     changes = environment_changes(starts[-1], now) if starts else []
@@ -270,9 +269,10 @@ def record_environment(workdir: Path) -> None:
 
 
 def describe_start(workdir: Path, step: int, steps: int) -> str:
-    """Whether a run starts or goes on, where, and on what, in a line; called by process 0.
+    """A line that says whether a run starts or resumes, where, and on which devices.
 
-    It says on what the run was before, if that differs. step: which it starts from.
+    It names the devices of the last start if they differ. Called by process 0. step: the step that
+    the run starts from.
     """
     *before, now = read_environments(workdir / ENVIRONMENT)[-2:] or [current_environment()]
     here, there = describe_hardware(now), "".join(map(describe_hardware, before))
@@ -287,7 +287,7 @@ def describe_start(workdir: Path, step: int, steps: int) -> str:
 
 
 def describe_hardware(start: Plain) -> str:
-    """Devices and processes of a start, in words; "" if it does not say."""
+    """Devices and processes of a start, in words; "" if it did not record them."""
     devices, processes = start.get("devices"), start.get("processes", 1)
     if not (isinstance(devices, list) and is_whole(processes)):
         return ""
@@ -296,12 +296,12 @@ def describe_hardware(start: Plain) -> str:
 
 
 def count_text(count: int, noun: str) -> str:
-    """A number of things."""
+    """A count and its noun, such as "1 device" or "2 processes"."""
     return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
 
 
 def read_environments(path: Path) -> list[dict[str, Any]]:
-    """The recorded starts of a run, the newest last; a file that cannot be read is moved aside."""
+    """The recorded starts of a run, the newest last; moves aside a file that cannot be read."""
     try:
         starts = json.loads(path.read_bytes())
     except FileNotFoundError:
@@ -313,12 +313,12 @@ def read_environments(path: Path) -> list[dict[str, Any]]:
         return starts
     aside = path.with_name(f"{path.stem}.unreadable-{int(time.time())}.json")
     os.replace(path, aside)
-    warn_once(f"{path} cannot be read; it is kept as {aside.name}, and a new one begun")
+    warn_once(f"{path} cannot be read; it is now {aside.name}, and this start begins a new one")
     return []
 
 
 def environment_changes(before: Plain, now: Plain) -> list[str]:
-    """What of code and packages is another than at the start before, in words."""
+    """How code and packages differ from those of the start before, in words."""
     old_code, code = before.get("code"), now["code"]
     changes = []
     if isinstance(old_code, Mapping) and old_code.get("sources") != code["sources"]:

@@ -97,7 +97,7 @@ def test_errors_name_the_folder_and_the_cause(saved, tmp_path):
     with pytest.raises(ValueError, match="checkpoints/2 cannot be read"):
         restore_newest(workdir, mesh_of(1, 1))
     shapes = jax.eval_shape(EXPERIMENT.model.network.init, jax.random.key(0))
-    with pytest.raises(ValueError, match=r"has \[2\], not 5"):
+    with pytest.raises(ValueError, match="has no step 5; it has 2"):
         restore.restore_network(workdir, "target", shapes, step=5)
     with pytest.raises(ValueError, match="no checkpoints"):
         restore.restore_network(tmp_path, "target", shapes)
@@ -132,7 +132,7 @@ def test_resuming_with_a_teacher_and_a_target_equals_not_stopping(tmp_path):
 
 def test_the_newest_step_or_one_that_is_there(saved, tmp_path):
     assert restore.saved_step(saved[0]) == restore.saved_step(saved[0], 2) == 2
-    with pytest.raises(ValueError, match=r"has \[2\], not 3"):
+    with pytest.raises(ValueError, match="has no step 3; it has 2"):
         restore.saved_step(saved[0], 3)
     with pytest.raises(ValueError, match="no checkpoints"):
         restore.saved_step(tmp_path)

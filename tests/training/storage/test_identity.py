@@ -138,7 +138,7 @@ def test_a_record_that_was_edited_and_sealed_again_is_not_that_of_its_checkpoint
     record.config["path"]["name"] = "vp_cosine"
     identity.write_identity(runs[0], record)
     with pytest.raises(
-        ValueError, match=r"path.name \(vp_cosine there, linear now\); move it .*run"
+        ValueError, match=r"path.name \(vp_cosine there, linear now\). Move it .*run"
     ):
         restore.read_record(runs[0])
     record.config["path"]["name"], record.config["evaluate"]["num_samples"] = "linear", 7
@@ -315,7 +315,7 @@ def test_a_lone_checkpoint_is_sampled_by_its_own_config(runs, tmp_path):
 def test_a_record_of_a_newer_version_says_so(runs):
     record = identity.read_identity(runs[0])._asdict() | {"colour": "red"}
     (runs[0] / identity.RUN).write_text(json.dumps(seal_record(record)))
-    with pytest.raises(ValueError, match=r"written by a newer version of Fewstep \(colour\)"):
+    with pytest.raises(ValueError, match=r"a newer version of Fewstep wrote it \(colour\)"):
         workdir.load_config(runs[0])
 
 

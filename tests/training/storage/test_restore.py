@@ -129,7 +129,7 @@ def test_files_that_do_not_appear_are_no_damage(run, tmp_path, second_of_two):
     wanted = restore.file_sizes(folder / "checkpoints" / "6")
     shutil.rmtree(folder / "checkpoints" / "6")
     second_of_two([[2, 4, 6], wanted])
-    message = r"checkpoints/6 is not what process 0 sees for process 1: put it on a disk that all"
+    message = r"checkpoints/6 is not what process 0 sees for process 1; put it on a disk that all"
     with pytest.raises(ValueError, match=message):
         restore.newest_state(folder, ABSTRACT)
     assert not (folder / checkpoint.DAMAGED).exists()
