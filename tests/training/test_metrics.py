@@ -88,7 +88,7 @@ def test_a_line_that_cannot_be_read_is_named_once_and_stays(tmp_path, capsys, li
         assert read_rows(path) == GOOD
         assert logged_evaluations(tmp_path) == {}
     said = capsys.readouterr().err.splitlines()
-    assert len(said) == 1 and said[0].startswith(f"warning: {path}:3 is no row")
+    assert len(said) == 1 and said[0].startswith(f"warning: {path}:3 has no integer step")
     log = MetricLog(tmp_path, 3)
     log.write(4, {"loss": 9.0})
     log.close()
