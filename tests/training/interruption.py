@@ -1,4 +1,4 @@
-"""One signal at a random moment of a run, and whether the run kept what is promised of it."""
+"""Sends a run one signal at a random moment, and checks which promises the run kept."""
 
 import os
 import signal
@@ -8,20 +8,20 @@ from typing import NamedTuple
 from fewstep.training.cluster import exits
 from tests.training import killed
 
-PAUSE = 0.05  # seconds added to every step, so that moments fall within the run
-# More checkpoints than are kept, so that kills meet the removal of old ones too.
+PAUSE = 0.05  # seconds added to every step, so that signals hit steps
+# Saves more checkpoints than it keeps, so that kills hit the removal of old ones too.
 OPTIONS = {"save": 2, "keep": 2}
-MOST_STEPS = 5  # that a process does before its signal: a run is restored several times
+MOST_STEPS = 5  # of a process before its signal; few, so that a run restores several times
 CODES = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: exits.PREEMPTED}
 
 
 class Interruption(NamedTuple):
-    """What a signal met in a run, and what it left.
+    """A signal to a process of a run, and what it left.
 
-    phase: what the run was doing. code: exit code, None if it did not end. before, after: steps of
-    the whole checkpoints when the process started and when it had ended. sent, begun: last step
-    that it had begun when the signal was sent and when it had ended, 0 if none. own: how many steps
-    it had done by then. finished: whether it ended the run.
+    phase: what the run was doing. code: exit code, None if the process did not end. before, after:
+    steps of the whole checkpoints when the process started, and after its end. sent, begun: last
+    step that the process had begun when the signal was sent, and at its end; 0 if none. own: steps
+    that the process had completed at the signal. finished: whether the process finished the run.
     """
 
     number: int
@@ -36,17 +36,17 @@ class Interruption(NamedTuple):
 
 
 def ended_before_signal(one):
-    """Whether the run was over before the signal could do anything: it says nothing then."""
+    """Whether the run was over before the signal came, so that it tests nothing."""
     return one.finished and max([one.sent, *one.before]) == killed.STEPS
 
 
 def hit_restored_run(one):
-    """Whether the signal met a process that had restored a checkpoint and made steps since."""
+    """Whether the signal hit a process that had restored a checkpoint and made steps since."""
     return bool(one.before) and one.own > 0
 
 
 def kept_promises(one):
-    """What is promised of an interruption that was not missed, and whether it was kept."""
+    """The promises of a run for this interruption, and whether it kept each."""
     newest = max(one.before, default=0)
     kept = {
         "exit code as promised": one.code == CODES[one.number],
@@ -58,7 +58,7 @@ def kept_promises(one):
 
 
 def current_phase(folder):
-    """What a run is doing, as its folder shows."""
+    """What a run is doing now, by its folder."""
     names = [path.name for path in (folder / "checkpoints").glob("*")]
     if any(not name.isdigit() for name in names):
         return "while a checkpoint is written"
@@ -66,22 +66,22 @@ def current_phase(folder):
 
 
 def draw_steps(before, rng):
-    """How many steps to wait for: 0, while it is set up or compiles, or a few of those left.
+    """Steps to wait for before the signal: 0, during setup or compilation, or a few more.
 
-    More where nothing is saved yet, so that most processes leave a checkpoint to the next.
+    Waits for more if nothing is saved yet, so that most processes leave a checkpoint.
     """
     most = MOST_STEPS if before else 2 * MOST_STEPS
     return rng.randint(0, min(most, killed.STEPS - max(before, default=0)))
 
 
 def interrupt(folder, method, number, rng, steps=None):
-    """Start or go on with a run and send it a signal at a random moment.
+    """Start or resume a run, and send it a signal at a random moment.
 
-    steps: after how many steps of its own, at random by default.
+    steps: steps of the process before the signal; random by default.
     """
     before = killed.saved_steps(folder)
     process = killed.start_process(folder, method, {}, pause=PAUSE, **OPTIONS)
-    # By its steps, not by the clock, which says little of where a run is on a busy machine.
+    # Count steps, not seconds: on a busy machine the time says little about a run's progress.
     killed.wait_for_steps(folder, process, draw_steps(before, rng) if steps is None else steps)
     time.sleep(rng.uniform(0.0, 2 * PAUSE))
     met, noted = current_phase(folder), killed.begun_steps(folder, process)

@@ -1,8 +1,7 @@
-"""Runs that are killed: a training process of its own, and the places where it ends itself.
+"""Runs in processes of their own, which send themselves a signal at a chosen place.
 
-A run is the config's own objective, optimizer and followers on a network of a few numbers, which
-compiles in no time. The kill is a SIGKILL, from inside at a chosen place: nothing is flushed,
-closed or waited for.
+A run has the config's own objective, optimizer and followers, on a network of a few numbers that
+compiles fast. SIGKILL from inside leaves no time to flush, close or wait.
 """
 
 import os
@@ -56,11 +55,11 @@ def train_small(
     keep=0,
     log=1,
 ):
-    """Train `method` in a folder to step STEPS; get a signal at `place` of step `at`, if given.
+    """Train `method` in a folder to step STEPS; send a signal at `place` of step `at`, if given.
 
-    place: "step" (its batch is being fetched), "saving" (its checkpoint is being written),
-    "evaluating". pause: seconds that every step takes longer. dispatch: steps at once. save: steps
-    between checkpoints. keep: how many checkpoints stay, 0 for all. log: steps to a row of
+    place: "step" (while it fetches the batch), "saving" (while it writes the checkpoint),
+    "evaluating". pause: seconds added to every step. dispatch: steps per dispatch. save: steps
+    between checkpoints. keep: newest checkpoints that stay, 0 for all. log: steps between rows of
     the log.
     """
     from fewstep.training.cluster import exits
@@ -131,14 +130,14 @@ def train_small(
 
 
 def start_process(*arguments, **options):
-    """`train_small` in a process of its own."""
+    """Start `train_small` in a process of its own; returns the process."""
     process = SERVER.Process(target=train_quietly, args=arguments, kwargs=options)
     process.start()
     return process
 
 
 def run_process(*arguments, expect=0, **options):
-    """`train_small` in a process of its own, whose exit code is expected."""
+    """Run `train_small` in a process of its own; fails unless its exit code is `expect`."""
     process = start_process(*arguments, **options)
     process.join(TIMEOUT)
     if process.is_alive():
@@ -147,7 +146,7 @@ def run_process(*arguments, expect=0, **options):
 
 
 def train_quietly(*arguments, **options):
-    """Without the lines of the log's rows, but with errors."""
+    """`train_small`, which prints errors but no rows of the log."""
     from fewstep.training import report
 
     logging.set_verbosity(logging.ERROR)
@@ -161,12 +160,12 @@ def saved_steps(folder):
 
 
 def final_state(folder):
-    """The state that a run ended with, as host arrays."""
+    """The final state of a run, as host arrays."""
     return pickle.loads(Path(folder, FINAL).read_bytes())
 
 
 def wait_for(condition, seconds=TIMEOUT):
-    """Poll until a condition holds; fails after so many seconds."""
+    """Poll until a condition holds; fails after `seconds`."""
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "waited in vain"
@@ -174,14 +173,14 @@ def wait_for(condition, seconds=TIMEOUT):
 
 
 def record_step(folder, step):
-    """Say, in the folder of a run, that this process begins a step; 0: that it hears signals."""
+    """Record in the run's folder that this process begins a step; 0: that it handles signals."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with Path(folder, BEGUN).open("a") as file:
         file.write(f"{os.getpid()} {step}\n")
 
 
 def begun_steps(folder, process):
-    """The steps that a process has begun, after a 0 once it hears signals."""
+    """The steps that a process has begun, after a 0 once it handles signals."""
     if not Path(folder, BEGUN).exists():
         return []
     noted = (line.split() for line in Path(folder, BEGUN).read_text().splitlines())
@@ -189,9 +188,9 @@ def begun_steps(folder, process):
 
 
 def wait_for_steps(folder, process, count):
-    """Wait until this very process has done so many steps, or has ended; 0: until it can be told.
+    """Wait until this process has completed `count` steps or ended; 0: until it handles signals.
 
-    The log does not show it: it holds the steps of processes that were killed before.
+    The log would not tell: it also holds steps of processes that were killed before.
     """
     enough = 1 if count == 0 else count + 2  # the 0, and the step after them
     wait_for(lambda: len(begun_steps(folder, process)) >= enough or not process.is_alive())

@@ -1,9 +1,9 @@
-"""The methods that tests run where each costs processes or compilations: one of each kind of state.
+"""Selects methods for tests that cost processes or compilations: one for each kind of state.
 
-What a kill, a restore or a device does to a run depends on what its state is made of, which many
-methods have alike. `methods_of_kinds()` is the first method of each kind, and one more objective in
-turn: PYTEST_ROTATION in the environment says which (a number), or `all` for every method. It is the
-date unless given (tests/conftest.py), and pytest prints it, so that a failure can be repeated.
+What a kill, a restore or a device does to a run depends on the kind of its state, which many
+methods share. `methods_of_kinds()` returns the first method of each kind and, in rotation, one more
+objective. The environment variable PYTEST_ROTATION chooses it: a number, or `all` for every method.
+The default is the date (tests/conftest.py); pytest prints it, so that a failure can be repeated.
 """
 
 import os
@@ -21,9 +21,9 @@ ALL = "all"
 class Kind(NamedTuple):
     """What the state of a run is made of, and what its step reads.
 
-    players: how many networks are trained. followers: the source of each, in order. teacher:
-    whether the losses read one. shares: whether they share what is evaluated once. reads: the
-    sources of a batch. staged: whether training has several stages.
+    players: number of players. followers: the source of each follower, in order. teacher: whether
+    losses read one. shares: whether losses share arrays. reads: the sources of a batch. staged:
+    whether training has several stages.
     """
 
     players: int
@@ -51,10 +51,10 @@ def objective_and_kind(method: str) -> tuple[str, Kind]:
 
 
 def methods_of_kinds(rotation: str | None = None) -> list[str]:
-    """The first method of each kind of state, and one of the other objectives by turns.
+    """The first method of each kind of state, and one of the other objectives in rotation.
 
-    rotation: a whole number, whose remainder chooses the other objective, or "all" for every
-    method; PYTEST_ROTATION unless given.
+    rotation: a number whose remainder chooses the other objective, or "all" for every method;
+    PYTEST_ROTATION by default.
     """
     rotation = os.environ["PYTEST_ROTATION"] if rotation is None else rotation
     if rotation == ALL:

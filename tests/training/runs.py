@@ -1,4 +1,4 @@
-"""Small runs for the tests of the training system: real objectives, synthetic images."""
+"""Small runs for tests of training: real objectives, synthetic images."""
 
 import zlib
 
@@ -18,7 +18,7 @@ from fewstep.training.storage.identity import as_dict
 
 
 def small_config(method="shortcut", **fields):
-    """A config of a network of 0.2 M parameters on 8 x 8 images; fields by dotted name."""
+    """A config with a network of 0.2 M parameters on 8 x 8 images. fields: by dotted name."""
     config = methods.choose(base.config(), method)
     config.steps, config.batch_size = 10, 64
     config.data.image_size, config.data.channels, config.data.num_classes = 8, 1, 10
@@ -35,13 +35,13 @@ def small_experiment(method="shortcut", **fields):
 
 
 def untrained_teacher(experiment, seed=7):
-    """Initial parameters of the network in the place of every teacher that the losses read."""
+    """Initial parameters of the network, for every teacher that the losses read."""
     init = experiment.model.network.init
     return {name: jax.jit(init)(jax.random.key(seed)) for name in experiment.objective.frozen}
 
 
 def save_run(folder, method, steps=(5,), **fields):
-    """The folder of a run; its saved networks are its initial ones moved by noise, per step."""
+    """Save a run and return its folder; each step's networks are the initial ones plus noise."""
     config, experiment = small_experiment(method, **fields)
     config = with_network_fields(config)
     run = workdir.start_run(folder, config)
@@ -58,7 +58,7 @@ def save_run(folder, method, steps=(5,), **fields):
 
 
 def perturb(params, scale=0.05, seed=0):
-    """The parameters moved by normal noise, so that no part is zero or as it was initialised."""
+    """The parameters plus normal noise, so that no part is zero or equal to its initial value."""
     rng = np.random.default_rng(seed)
     return jax.tree.map(
         lambda leaf: leaf + scale * rng.standard_normal(leaf.shape).astype(np.float32), params
@@ -79,7 +79,7 @@ def synthetic_batches(config, start=0):
 
 
 def random_batch(objective, rows, shape, classes, seed=0):
-    """What an objective reads: random images, and labels, which differ where they are nested."""
+    """A batch that an objective reads: random images and labels; nested labels differ."""
 
     def filled(path, leaf):
         if np.issubdtype(leaf.dtype, np.integer):
@@ -93,7 +93,7 @@ def random_batch(objective, rows, shape, classes, seed=0):
 
 
 def largest_difference(a, b):
-    """Largest absolute difference of two trees on the host."""
+    """The largest absolute difference between two trees, computed on the host."""
     differences = jax.tree.map(
         lambda x, y: float(np.abs(np.asarray(x, np.float64) - np.asarray(y, np.float64)).max()),
         jax.device_get(a),

@@ -1,4 +1,4 @@
-"""The compiled step and the created state are those of the functions that they compile."""
+"""The compiled step and the created state equal those of the functions that they compile."""
 
 import jax.numpy as jnp
 import pytest

@@ -1,4 +1,4 @@
-"""What the fields of a config stand for, by the declarations of the functions that take them."""
+"""Fields of a config mean what the functions that take them declare."""
 
 from collections.abc import Callable
 from typing import Annotated
@@ -12,7 +12,7 @@ NORMS = {"one": 1, "two": 2}
 
 
 def linear(path, *, distance: float = 0.5, total_steps: Annotated[int, RUN_LENGTH]):
-    """A part whose distance is a number, while that of the method is a part."""
+    """A part whose `distance` is a number; the `distance` of the method is a part."""
     return "linear", path, distance, total_steps
 
 
@@ -29,7 +29,7 @@ def method(
     target: Annotated[Callable | None, Part(TARGETS, on_path=True)] = None,
     total_steps: int = 3,
 ):
-    """A method whose total_steps is no length of a run, but a number of its own."""
+    """A method whose total_steps is a plain number, not the length of a run."""
     return distance, target, total_steps
 
 

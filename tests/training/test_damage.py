@@ -1,4 +1,4 @@
-"""A damaged checkpoint is named and never restored: the one before is, or there is one error."""
+"""A run names a damaged checkpoint and restores the one before, or ends with one error."""
 
 import random
 import shutil
@@ -19,7 +19,7 @@ NEWEST, BEFORE = 12, 8
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """A run with the checkpoints 4, 8 and 12, of a player, a target, an average and moments."""
+    """A run with checkpoints 4, 8 and 12 of a player, a target, an average and moments."""
     folder = tmp_path_factory.mktemp("run")
     killed.run_process(folder, "shortcut", {})
     assert killed.saved_steps(folder) == [4, BEFORE, NEWEST]
@@ -63,7 +63,7 @@ def files_of(folder, step):
 
 
 def damage_and_restore(saved, folder, damage, rng):
-    """Damage one file of the newest checkpoint; the file, and the state that is then restored."""
+    """Damage one file of the newest checkpoint; returns the file and the state restored then."""
     shutil.rmtree(folder, ignore_errors=True)
     shutil.copytree(saved, folder)
     path = rng.choice(files_of(folder, NEWEST))
@@ -72,7 +72,7 @@ def damage_and_restore(saved, folder, damage, rng):
 
 
 def is_right(state, folder, states):
-    """Whether a restored state is that of its step; if it is not the newest, that is set aside."""
+    """Whether a restored state is that of its step, and newer checkpoints were moved aside."""
     step = int(state.step)
     set_aside = [path.name for path in restore.damaged_checkpoints(folder)]
     return killed.have_same_bits(state, states[step]) and set_aside == [str(NEWEST)] * (

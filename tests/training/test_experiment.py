@@ -221,7 +221,7 @@ def test_ect_s_stages_are_parts_of_the_run():
         loss = experiment.objective.players["network"].loss
         metrics = loss(params, {"network": params}, batch, jax.random.key(0), jnp.int32(79))[1]
         gaps[steps] = float(metrics["noise_gap"].total)
-    # The eighth of eight stages, and the first of them: the gap is some 2^7 smaller.
+    # The last of eight stages, and the first: the gap is about 2^7 times smaller.
     assert 30 < gaps[800] / gaps[80] < 200
 
 
@@ -258,7 +258,7 @@ def test_only_trained_guidance_scales_are_sampled(method, scale, message):
 
 @pytest.fixture
 def fused(monkeypatch):
-    """A GPU with a fused attention, as the rest of Fewstep meets them: no forward derivative."""
+    """Pretends that the GPU has fused attention, which has no forward-mode derivative."""
     plain = partial(jax.nn.dot_product_attention, implementation="xla")
 
     @jax.custom_vjp

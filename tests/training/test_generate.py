@@ -12,7 +12,7 @@ SHAPE = (2, 3, 1)
 
 
 def echo(params, eps, condition, keys, *, steps, guidance_scale):
-    """An image that tells its noise, its own key, its label and the settings."""
+    """Samples whose values show the noise, the key, the label and the settings."""
     own = jax.vmap(lambda key: jax.random.normal(key, SHAPE))(keys)
     label = condition["label"].astype(jnp.float32).reshape(-1, 1, 1, 1)
     return params * (0.1 * (eps - own) + 0.05 * label + 0.01 * steps * guidance_scale)

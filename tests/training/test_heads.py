@@ -1,4 +1,4 @@
-"""A fake score with a discriminator's head: DMD2's form, from a teacher to a resumed run."""
+"""A fake score with a discriminator as a head, as in DMD2, from a teacher to a resumed run."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ FIELDS = {
 
 
 class Classifier(nn.Module):
-    """Real or generated, from the last block's units."""
+    """Tells real from generated samples by the units of the last block."""
 
     @nn.compact
     def __call__(self, hidden):
@@ -55,7 +55,7 @@ def network():
 
 
 def adversarial(plain):
-    """A generator and a fake score whose head tells its samples from real images."""
+    """A generator, and a fake score whose head tells its samples from real images."""
     headed = with_head(plain, "discriminator", Classifier(), reads=(LAST,))
     model = Model(plain, linear(), KINDS["velocity"])
     fake_model = model._replace(network=headed)
@@ -65,7 +65,7 @@ def adversarial(plain):
         return model.endpoints(params, eps, t, condition).x_0
 
     def evaluated(params, x, key, condition):
-        """The velocity at a noised x, its target, and the head's logits, of one evaluation."""
+        """The velocity at a noised x, its target, and the head's logits, by one evaluation."""
         eps, t = jax.random.normal(key, x.shape), jnp.full(BATCH, 0.5)
         x_t = model.path.interpolate(x, eps, t)
         v, hidden = fake_model.features(params, x_t, t, t, condition, (LAST,))

@@ -1,4 +1,4 @@
-"""What counts as a promise that was kept, judged on interruptions made up by hand."""
+"""Which promises count as kept, for interruptions made up by hand."""
 
 import random
 import signal

@@ -1,4 +1,4 @@
-"""Which labels a run makes images for, by its config, its record, the data or its teacher."""
+"""Which labels a run draws, by its config, its record, its data or its teacher."""
 
 import numpy as np
 import pytest
@@ -19,7 +19,7 @@ OWN, OTHER = (5, *(1,) * 8, 2), (1, *(3,) * 9)
 
 
 def dataset(counts):
-    """Images of nothing, so many of each class."""
+    """Blank images, `counts` of each class."""
     labels = np.repeat(np.arange(len(counts), dtype=np.int32), counts)
     return Dataset("made", Split(np.zeros((len(labels), 8, 8, 1), np.uint8), labels), None, 10)
 

@@ -1,4 +1,4 @@
-"""The loop: what it is given reaches the step, the log, the checkpoints and the watchdog."""
+"""The loop passes its arguments to the step, the log, the checkpoints and the watchdog."""
 
 from itertools import count
 
@@ -50,7 +50,7 @@ OBJECTIVE = Objective(
 
 
 def batches(start):
-    """Steps as numbers, which `complete` turns into what the loss reads."""
+    """Step numbers, which `complete` turns into what the loss reads."""
     return ({"number": np.full(BATCH, step, np.float32)} for step in count(start))
 
 
@@ -63,7 +63,7 @@ TRAINING = Training(OBJECTIVE, OPTIMIZERS, FROZEN, mesh_of(1, 1), SEED, BATCH, m
 
 
 def run(folder, schedule, batches=batches, evaluate=None, training=None, **upkeep):
-    """`train` with arguments of which none is a default."""
+    """`train`, with no argument equal to its default."""
     return train(
         training or TRAINING._replace(frozen=dict(FROZEN)),
         Stream(batches, complete),

@@ -1,4 +1,4 @@
-"""The loop when its folder goes, its disk fills up, or its parameters overflow."""
+"""The loop when its folder disappears, its disk fills up, or its parameters overflow."""
 
 import errno
 import shutil
@@ -36,9 +36,9 @@ def sgd(rate):
 
 
 def run(workdir, rate=0.1, at=None, act=None, evaluate=lambda state: {}):
-    """Train a network of five numbers; `act` is called when the batch of step `at` is fetched.
+    """Train a network of five numbers; calls `act` when it fetches the batch of step `at`.
 
-    No save is under way then.
+    No save runs at that moment.
     """
 
     def batches(start):

@@ -74,7 +74,7 @@ def test_of_a_running_count_a_row_has_the_last():
 
 
 def log_with(folder, line):
-    """The path of a log with a line between its second row and its third."""
+    """Path of a log with `line` between its second row and its third."""
     lines = [json.dumps(row).encode() for row in GOOD]
     path = folder / "metrics.jsonl"
     path.write_bytes(b"\n".join([*lines[:2], line, *lines[2:]]) + b"\n")

@@ -1,4 +1,4 @@
-"""The network of a config: its fields written out, its tiny version, and what it is called."""
+"""The network of a config: its fields with defaults, its tiny version, and its name."""
 
 import pytest
 
@@ -14,7 +14,7 @@ from tests.training.runs import small_config
 
 
 def config_with(name, **fields):
-    """A small config whose network was replaced on the command line; fields: given there."""
+    """A small config whose network the command line replaced. fields: those given there."""
     config = small_config("flow_matching")
     given = {f"model.{field}": value for field, value in {"name": name, **fields}.items()}
     before = {field: config.model[field.removeprefix("model.")] for field in given}

@@ -61,7 +61,7 @@ def test_gradients_are_clipped_by_their_global_norm():
 
 # Gradients of 12 updates; the rectification of RAdam begins within them.
 GRADIENTS = jax.random.normal(jax.random.key(0), (12, 2)) * jnp.array([1.0, 0.1])
-# No two numbers alike, so that none can take the place of another.
+# All numbers differ, so that a test notices one in the place of another.
 SET = {
     "learning_rate": 0.03,
     "schedule": "cosine",
@@ -87,7 +87,7 @@ def trajectory(transform):
 
 
 def rate_of(learning_rate, schedule, warmup_steps, updates):
-    """The rate of the n-th update: from 0 to its height, then down to 0 at the last one."""
+    """The learning rate of the n-th update: rises from 0, then falls to 0 at the last one."""
 
     def rate(n):
         share = jnp.clip((n - warmup_steps) / (updates - warmup_steps), 0.0, 1.0)
@@ -105,7 +105,7 @@ def rate_of(learning_rate, schedule, warmup_steps, updates):
 def reference_optimizer(
     name, learning_rate, schedule, warmup_steps, b1, b2, eps, weight_decay, clip_norm, updates
 ):
-    """The same optimizer by optax alone."""
+    """The same optimizer, built from optax alone."""
     rate = rate_of(learning_rate, schedule, warmup_steps, updates)
     scaled = {
         "adamw": optax.scale_by_adam,

@@ -8,7 +8,7 @@ from fewstep.training.pace import MEASURED, Pace, memory_in_use, slowest_process
 
 @pytest.fixture
 def clock(monkeypatch):
-    """A clock that stands still until it is moved."""
+    """A clock that stands still until a test moves it."""
     now = [0.0]
     monkeypatch.setattr(module.time, "perf_counter", lambda: now[0])
     return now

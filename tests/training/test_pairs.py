@@ -85,7 +85,7 @@ def test_pairs_of_something_else_are_refused(tmp_path, other, message):
 
 
 def remove_seal(folder, **changes):
-    """The folder's pairs as an older version wrote them, and how they were."""
+    """Write a folder's pairs as an older version did, with changes; returns the old arrays."""
     with np.load(folder / FILE) as file:
         arrays = {name: file[name] for name in file.files if name != "seal"}
     np.savez(folder / FILE, **{**arrays, **changes})

@@ -1,4 +1,4 @@
-"""A step that was not finite is done again, and what broke is named."""
+"""A replay of a step that was not finite names what broke."""
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ X = jnp.ones(8).at[jnp.array(BROKEN)].set(jnp.inf)
 
 
 def player(reads):
-    """A loss whose gradient in `scale` breaks where a row of x does; that in `shift` never does."""
+    """A loss whose gradient is not finite in `scale` if a row of x is not, but is in `shift`."""
 
     def loss(params, networks, batch, key, step):
         rows = params["scale"] * reads(batch) + params["shift"]
@@ -38,7 +38,7 @@ def player(reads):
 
 
 def findings_of_step(micro_batches):
-    """Findings in a step of a player that breaks after one that does not."""
+    """Findings of a step in which the second of two players is not finite."""
     sound, broken = player(lambda batch: batch["y"]), player(lambda batch: batch["x"])
     objective = Objective({"sound": sound, "broken": broken}, {}, None, "sound", init_from={})
     optimizers = dict.fromkeys(objective.players, SGD)

@@ -1,7 +1,7 @@
-"""Killed anywhere and started again, a run of every kind ends as if it had not been stopped.
+"""A run of every kind that is killed anywhere and started again ends as if nothing had happened.
 
-Real processes and real kills: tests/training/killed.py. The kinds are those of the registry:
-tests/training/kinds.py.
+Processes and kills are real (tests/training/killed.py). The kinds of state come from the registry
+of methods (tests/training/kinds.py).
 """
 
 import json
@@ -49,7 +49,7 @@ STAGED_KILLS = (
 
 
 def rows(folder):
-    """The logged losses and evaluations by step, without what the machine was measured by."""
+    """Logged losses and evaluations by step, without the columns that measure the machine."""
     found = {}
     for row in map(json.loads, (folder / "metrics.jsonl").read_text().splitlines()):
         told = {name: value for name, value in row.items() if name not in MEASURED}

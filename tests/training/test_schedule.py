@@ -1,4 +1,4 @@
-"""What is due after which step, and how many steps are dispatched until then."""
+"""What is due after which step, and how many steps a dispatch has until then."""
 
 import pytest
 

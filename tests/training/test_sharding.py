@@ -60,12 +60,12 @@ def mesh_of(data, fsdp):
 
 @pytest.fixture
 def one_block(monkeypatch):
-    """All blocks are split alike: one of them compiles sooner than three."""
+    """Networks of one block, which compile faster; all blocks are split in the same way."""
     monkeypatch.setitem(SIZES, "nano", Size(64, 1, 4))
 
 
 def train_on(method, mesh, steps=STEPS, **fields):
-    """State and metrics after some steps on a mesh, and the program of one."""
+    """State and metrics after some steps on a mesh, and the compiled program of one step."""
     config = small_config(method, **fields)
     experiment = build_on(config, mesh)
     objective, optimizers = experiment.objective, experiment.optimizers
@@ -171,7 +171,7 @@ def test_fused_attention_is_given_whole_images_on_one_mesh(monkeypatch):
 
 
 def small_game(mesh, micro_batches, rows=64):
-    """The compiled step, first state, teacher and batch of a one-step generator of vectors."""
+    """The compiled step, initial state, teacher and batch of a one-step generator of vectors."""
     model = Model(mlp((3,), 4, width=16, depth=1), linear(), KINDS["velocity"])
     objective = distribution_matching(model)._replace(init_from={})
     optimizers = dict.fromkeys(objective.players, Optimizer(optax.adam(1e-2), lambda count: 1e-2))
@@ -292,7 +292,7 @@ def test_mesh_sizes():
 
 @dataclass(frozen=True)
 class Fake:
-    """What a mesh reads of a device."""
+    """A device, as far as a mesh reads it."""
 
     id: int
     process_index: int

@@ -1,4 +1,4 @@
-"""What a batch is made of: every source of the table, alone and beside others."""
+"""Batches of every source in the table, alone and together with others."""
 
 from itertools import islice
 from pathlib import Path
@@ -36,7 +36,7 @@ def supply_of(names, **fields):
 
 @pytest.fixture(autouse=True)
 def asked(monkeypatch):
-    """The teacher's pairs, which are there; what they were asked for."""
+    """Replaces the teacher's pairs; returns the arguments that they were asked with."""
     seen = []
     monkeypatch.setattr(sources, "teacher_pairs", lambda *a, **k: seen.append((a, k)) or PAIRS)
     return seen

@@ -92,7 +92,7 @@ def test_without_a_factor_the_state_is_the_optimizer_s_own():
 
 
 def run(workdir, cap):
-    """Eight steps of a network of five numbers, of which many are spikes: the factor is small."""
+    """Train a network of five numbers for eight steps; the small factor makes many spikes."""
     config = small_config("flow_matching")
     objective = denoising(model_of(affine(), linear()))._replace(init_from={})
     own = build_optimizer(**FIELDS, spike_factor=1e-3, spike_window=2, spike_cap=cap)

@@ -1,4 +1,4 @@
-"""The state before the first step: whose parameters, and whose optimizer's."""
+"""The initial state: where parameters and optimizer states come from."""
 
 import jax
 import jax.numpy as jnp
@@ -101,7 +101,7 @@ def test_streams_are_told_apart_by_their_names():
 
 
 def from_teacher(teacher, network):
-    """The parameters of a player of that network which starts from the teacher."""
+    """The parameters of a player with this network that starts from the teacher."""
     players = {"network": Player(network, None)}
     objective = Objective(players, {}, None, init_from={"network": "teacher"})
     optimizers = {"network": OPTIMIZERS["third"]}

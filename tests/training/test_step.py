@@ -151,7 +151,7 @@ def test_each_player_is_updated_by_its_own_optimizer():
 
 
 def test_the_logged_rate_is_the_one_of_the_update_whatever_was_skipped_before():
-    # A loss of value x and slope 1: each update that is made moves w by the rate.
+    # A loss of value x and gradient 1: each update moves w by the rate, unless it is skipped.
     loss = lambda params, networks, batch, *_: (
         params["w"] - jax.lax.stop_gradient(params["w"]) + batch["x"][:, 0],
         {},
@@ -215,7 +215,7 @@ def test_a_non_finite_loss_leaves_the_whole_state_and_is_named(bad):
 
 
 def test_an_infinite_gradient_of_a_finite_loss_is_caught():
-    # sqrt has value 0 and an infinite slope at 0.
+    # sqrt has value 0 and an infinite gradient at 0.
     loss = lambda params, *_: (jnp.sqrt(params["w"]) * jnp.ones(2), {})
     objective = game()
     bad = Player(Network(lambda key: {"w": jnp.float32(0.0)}, None), loss=loss)
@@ -225,7 +225,7 @@ def test_an_infinite_gradient_of_a_finite_loss_is_caught():
 
 
 def overflowing_game(bad):
-    """A game in which the finite gradients of `first` make a part of its state infinite."""
+    """A game in which finite gradients of `first` make the part `bad` of its state infinite."""
     objective, optimizers = game(), dict.fromkeys(("first", "second"), SGD)
     if bad == "parameters":
         optimizers["first"] = Optimizer(optax.sgd(1e39), optax.constant_schedule(1e39))
@@ -337,7 +337,7 @@ def test_every_row_has_a_draw_of_its_own_that_all_players_share(micro_batches, s
 
 
 def sharing_game(counts, every=1):
-    """Both players read samples w x of `second`; `counts` counts how often they are made."""
+    """Both players read samples w x of `second`; `counts` counts how often they are computed."""
 
     def scaled(w, x):
         jax.debug.callback(lambda: counts.update(["made"]))
@@ -386,7 +386,7 @@ def test_what_is_shared_is_made_once_and_pulls_the_gradient_back_to_who_made_it(
     third = float(state.networks["first"]["w"])
     state, _ = step(state._replace(step=jnp.int32(5)), {}, BATCH)
     assert float(state.networks["second"]["w"]) == fresh
-    moved = third - RATE * (third - 2.0 * fresh)  # the samples of today's network
+    moved = third - RATE * (third - 2.0 * fresh)  # samples of the current network
     assert float(state.networks["first"]["w"]) == pytest.approx(moved)
 
 
@@ -405,7 +405,7 @@ ADAM = {
 
 
 def staged_game(*starts, every=1):
-    """The game in stages, with followers that start anew and such that go on."""
+    """The game in stages, with followers that restart and followers that go on."""
     followers = {
         "held": Follower("second", hold, restarts=True),
         "average": Follower("first", constant_ema(0.5), restarts=True),
@@ -418,7 +418,7 @@ def staged_game(*starts, every=1):
 
 
 def walk(objective, optimizers, steps):
-    """The states from the first on, and the metrics of the steps between them."""
+    """All states from the initial one on, and the metrics of the steps between them."""
     states, logged = [initial_state(objective, optimizers, 0, FROZEN)], []
     step = jax.jit(train_step(objective, optimizers, 0))
     for _ in range(steps):

@@ -36,7 +36,7 @@ from tests.training.test_sharding import mesh_of
 
 @pytest.fixture(scope="module", autouse=True)
 def one_block():
-    """The smallest network that has every part, which compiles in a third of the time."""
+    """The smallest network with every part; compiles in a third of the time."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(SIZES, "nano", Size(32, 1, 2))
         yield
@@ -73,7 +73,7 @@ def load(method, teacher, **fields):
 
 
 def read_saved(folder, name, step=None):
-    """The named network of a run as Orbax reads it, without a target tree."""
+    """A run's network by name, as Orbax reads it without a target tree."""
     with restore.read_checkpoints(folder) as checkpoints:
         step = checkpoints.latest_step() if step is None else step
         arguments = checkpoint.ocp.args.Composite(**{name: checkpoint.ocp.args.StandardRestore()})

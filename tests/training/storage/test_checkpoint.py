@@ -41,7 +41,7 @@ def run_steps(state, mesh, steps, start):
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory):
-    """(folder with the state after two steps on 8 devices, that state, state and loss at four)."""
+    """(folder with a state after two steps on 8 devices, that state, state and loss after four)."""
     workdir, mesh = tmp_path_factory.mktemp("run"), mesh_of(2, 4)
     state, _ = run_steps(create_state(OBJECTIVE, OPTIMIZERS, 0, {}, mesh), mesh, 2, 0)
     with checkpoint.open_checkpoints(workdir) as checkpoints:
@@ -139,7 +139,7 @@ def test_the_newest_step_or_one_that_is_there(saved, tmp_path):
 
 
 def kept_steps(retention, steps=range(1, 9), hours_apart=1.0):
-    """The steps that a retention keeps of checkpoints that were saved so many hours apart."""
+    """The steps that a retention keeps, of checkpoints saved `hours_apart`."""
     infos = [
         SimpleNamespace(step=step, time=EPOCH + timedelta(hours=step * hours_apart), metrics=None)
         for step in steps
@@ -241,7 +241,7 @@ def test_a_part_of_a_save_that_fails_does_not_wait_for_the_others(
 
 @contextmanager
 def largest_file(size):
-    """No file of this process may grow beyond `size` bytes, as if the disk were full."""
+    """Limits files of this process to `size` bytes, as if the disk were full."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:

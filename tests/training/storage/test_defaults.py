@@ -1,4 +1,4 @@
-"""Fields that came after a run was recorded, and fields that are no more."""
+"""Fields that were added after a run was recorded, and fields that were removed since."""
 
 import inspect
 import shutil
@@ -30,7 +30,10 @@ def run(saved, tmp_path):
 
 @pytest.fixture
 def later(monkeypatch):
-    """A later version: a new field of the data, one of an objective; returns what that is given."""
+    """A later version with a new field of the data and one of an objective.
+
+    Returns the values that the objective gets for its new field.
+    """
     given, denoising = [], OBJECTIVES["denoising"]
 
     def tilted(model, *, tilt=0.0, **fields):
@@ -47,7 +50,7 @@ def later(monkeypatch):
 
 
 def with_field(fields, name):
-    """A function of fields that has one more, 0.5."""
+    """The function `fields`, with one more field of value 0.5."""
 
     def extended():
         found = fields()

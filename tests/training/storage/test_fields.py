@@ -66,7 +66,7 @@ EDGES = {
 
 
 def with_field(name, value):
-    """A config with a value put in without ml_collections' own checks."""
+    """A config with a field set to a value that ml_collections' own checks might refuse."""
     fields = small_config().to_dict()
     *groups, last = name.split(".")
     group = fields

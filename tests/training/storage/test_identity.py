@@ -79,7 +79,7 @@ def test_a_lone_checkpoint_is_read_without_a_record(runs, tmp_path):
 
 
 def remove_ids(run):
-    """Make a run look like one of a version without run.json and ids in checkpoints."""
+    """Make a run look like one of a version without run.json and without ids in checkpoints."""
     (run / identity.RUN).unlink()
     for path in (run / FOLDER).glob("*/run/metadata"):
         content = json.loads(path.read_text())
@@ -330,7 +330,7 @@ def test_a_file_system_without_locks_is_named_and_used(tmp_path, monkeypatch, ca
 
 
 def student_identity(name="folder:/a/pics", teacher="/a/teacher@5", data=DATA, fingerprint="f"):
-    """The identity of a student; None for a fingerprint: it reads no teacher any more."""
+    """The identity of a student. fingerprint: None if it no longer reads its teacher."""
     config = {"teacher": teacher, "data": {"name": name}}
     known = None if fingerprint is None else {"step": 5, "fingerprint": fingerprint}
     return identity.Identity("id", config, data, known)

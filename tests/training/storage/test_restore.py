@@ -1,4 +1,4 @@
-"""Which checkpoint is read, and that nothing is taken for whole without its fingerprint."""
+"""Which checkpoint is read, and that nothing without a fingerprint counts as whole."""
 
 import json
 import shutil
@@ -20,7 +20,7 @@ CONFIG = {"method": "made"}
 
 
 def state(step):
-    """Every array of it says its step and its name."""
+    """A state whose arrays encode its step and their names."""
     return TrainState(
         step=jnp.int32(step),
         networks={
@@ -100,7 +100,7 @@ def test_what_has_no_fingerprint_is_not_whole(tmp_path, monkeypatch, forgotten):
 
 @pytest.fixture
 def second_of_two(monkeypatch):
-    """As if this were process 1: what process 0 has is given, and what each process gathers."""
+    """Makes this process 1 of two; returns a function that takes what process 0 broadcasts."""
 
     def become(first):
         monkeypatch.setattr(restore, "broadcast", lambda _: first.pop(0))
