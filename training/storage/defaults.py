@@ -13,6 +13,8 @@ from fewstep.objectives import OBJECTIVES
 from fewstep.training.storage.fields import OBJECTIVE, PLAYERS
 
 Fields = Mapping[str, Any]
+# Groups whose fields depend on the part that their `name` chooses.
+PARTS = ("model", OBJECTIVE)
 # What runs did before these fields existed: decode by the first rules, draw labels equally often.
 BEFORE = {"data": {"decoding": FIRST_DECODING, "label_shares": "equal"}}
 
@@ -25,13 +27,13 @@ def fill_missing_fields(config: Fields) -> dict[str, Any]:
 def fill_defaults(fields: Fields, defaults: Fields, group: str = "") -> dict[str, Any]:
     """The fields, with defaults for those that they lack.
 
-    A part of an objective with another name than the default's part takes none of its defaults:
-    fields that it lacks are None, the default of the function that takes them.
+    A network, or a part of an objective, with another name than the default's takes none of its
+    defaults: fields that it lacks are None, the default of the function that takes them.
     """
     other = group and fields.get("name", defaults.get("name")) != defaults.get("name")
     found = dict(fields)
     for name, default in defaults.items():
-        part = f"{group}.{name}" if group or name == OBJECTIVE else ""
+        part = f"{group}.{name}" if group or name in PARTS else ""
         if name not in fields:
             found[name] = unset_value(default) if other else default
         elif isinstance(default, Mapping) and isinstance(fields[name], Mapping):
