@@ -19,7 +19,7 @@ def test_a_created_state_is_the_initial_one_of_its_seed(seed):
     assert largest_difference(created, other) > 0.1
 
 
-def test_a_compiled_step_tells_of_the_gradient_what_it_is_asked():
+def test_a_compiled_step_has_the_metrics_of_its_observer():
     observe = lambda gradient: {"slope": Mean(gradient["w"], jnp.float32(1))}
     step = compile_step(OBJECTIVE, OPTIMIZERS, SEED, mesh_of(1, 1), 2, observe)
     state = create_state(OBJECTIVE, OPTIMIZERS, SEED, FROZEN, mesh_of(1, 1))

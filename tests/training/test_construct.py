@@ -72,7 +72,7 @@ def test_a_part_without_a_name_is_the_default_of_the_argument():
         ({"other": DISTANCE}, "objective.other is not used by method"),
     ],
 )
-def test_what_is_not_declared_is_refused_by_its_dotted_name(fields, message):
+def test_an_undeclared_field_is_refused_by_its_dotted_name(fields, message):
     with pytest.raises(ValueError, match=message):
         build_method(**fields)
 

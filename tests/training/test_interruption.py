@@ -35,7 +35,7 @@ def broken_promises(one):
     return {promise for promise, kept in kept_promises(one).items() if not kept}
 
 
-def test_what_is_promised_of_a_stop_and_of_a_kill():
+def test_promises_of_a_stop_and_of_a_kill():
     assert set(kept_promises(STOP)) == {
         "exit code as promised",
         "newest checkpoint kept",
@@ -48,7 +48,7 @@ def test_what_is_promised_of_a_stop_and_of_a_kill():
 
 @pytest.mark.parametrize("code", [0, -signal.SIGTERM, -signal.SIGKILL, 1, exits.PEER_DIED, None])
 def test_a_stop_ends_with_its_own_code(code):
-    # -SIGTERM is what a process without a handler ends with.
+    # A process without a handler ends with -SIGTERM.
     assert broken_promises(STOP._replace(code=code)) == {"exit code as promised"}
 
 
@@ -70,7 +70,7 @@ def test_a_stop_leaves_the_step_that_it_had_begun():
 def test_no_kill_loses_the_newest_checkpoint():
     assert broken_promises(KILL._replace(after=[2])) == {"newest checkpoint kept"}
     assert broken_promises(KILL._replace(after=[])) == {"newest checkpoint kept"}
-    assert not broken_promises(KILL._replace(after=[4]))  # an older one was removed, as asked
+    assert not broken_promises(KILL._replace(after=[4]))  # `keep` removed an older one
     assert broken_promises(KILL._replace(code=0)) == {"exit code as promised"}
 
 
@@ -83,7 +83,7 @@ def test_a_signal_to_a_finished_run_is_missed_and_an_ignored_one_is_not():
     assert not ended_before_signal(ignored) and "exit code as promised" in broken_promises(ignored)
 
 
-def test_after_a_restore_is_after_a_checkpoint_and_a_step_of_its_own():
+def test_a_restored_run_has_a_checkpoint_and_a_step_of_its_own():
     assert not hit_restored_run(KILL._replace(before=[]))
     assert not hit_restored_run(KILL._replace(own=0))
 

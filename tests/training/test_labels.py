@@ -50,13 +50,13 @@ def test_without_the_data_the_teacher_knows_the_shares(tmp_path):
     assert known_counts(config, dataset(OTHER)) == OTHER
 
 
-def test_what_nobody_knows_is_drawn_alike_with_a_warning_and_stays_so(tmp_path, capsys):
+def test_unknown_shares_are_equal_with_a_warning_and_stay_so(tmp_path, capsys):
     config = small_config()
     assert label_counts(config, None, tmp_path) == (1,) * 10
     assert "the class counts of digits are unknown here" in capsys.readouterr().err
     workdir.start_run(tmp_path, config)
     assert training_counts(config, dataset(OWN), tmp_path) == (1,) * 10
-    assert label_counts(config, dataset(OWN), tmp_path) == OWN  # an evaluation may know more
+    assert label_counts(config, dataset(OWN), tmp_path) == OWN  # an evaluation may know them
 
 
 def test_a_run_without_classes_has_no_counts(tmp_path):
@@ -66,7 +66,7 @@ def test_a_run_without_classes_has_no_counts(tmp_path):
 
 
 @pytest.mark.parametrize("asked", ["data", "equal"])
-def test_a_run_from_before_there_were_shares_goes_on_with_equal_ones(tmp_path, capsys, asked):
+def test_a_run_of_a_version_without_shares_goes_on_with_equal_ones(tmp_path, capsys, asked):
     old = small_config().to_dict()
     del old["data"]["label_shares"]
     workdir.start_run(tmp_path, type(small_config())(old))

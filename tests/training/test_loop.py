@@ -115,7 +115,7 @@ def test_each_thing_is_done_at_its_own_period(tmp_path):
     assert (starts, seen) == ([0, 13], [6, 12, 13, 14])
 
 
-def test_the_report_and_the_watchdog_are_told_what_they_ask_for(tmp_path, monkeypatch):
+def test_the_report_and_the_watchdog_get_their_arguments(tmp_path, monkeypatch):
     given = {}
 
     def note(module, name):
@@ -135,7 +135,7 @@ def test_the_report_and_the_watchdog_are_told_what_they_ask_for(tmp_path, monkey
     assert given["Report"] == ((tmp_path, 0, schedule, OPTIMIZERS), rest)
 
 
-def test_teachers_that_only_start_a_run_are_let_go(tmp_path):
+def test_teachers_that_only_start_a_run_are_freed(tmp_path):
     objective = OBJECTIVE._replace(init_from={"network": "starts"})
     frozen = FROZEN | {"starts": {"w": jnp.float32(5.0)}}
     training = TRAINING._replace(objective=objective, frozen=frozen)

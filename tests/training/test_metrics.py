@@ -33,7 +33,7 @@ UNREADABLE = (
     b"[" * 100_000,
     b"# the rate was halved here",
 )
-# Values that are left out of a row that is otherwise read.
+# Values that are left out, while the rest of their row is read.
 NO_NUMBERS = ('"high"', "null", "true", "[1]", "{}", "NaN", "Infinity", "1" + "0" * 400)
 
 
@@ -66,7 +66,7 @@ def test_a_resumed_log_has_every_step_once(tmp_path):
     assert dropped == '{"step": 3, "loss": 1.5}\n{"step": 4, "lo\n'
 
 
-def test_of_a_running_count_a_row_has_the_last():
+def test_a_row_has_the_last_value_of_a_running_count():
     average = MetricMeans()
     for skipped, count in ((3, 1), (4, 1), (0, 0)):  # the player was not updated at the last step
         average.add({"fake_score/skipped": Mean(skipped, count), "loss": Mean(skipped, 1)})
@@ -189,7 +189,7 @@ def test_a_full_disk_is_named_once_and_the_log_stays_whole(tmp_path, monkeypatch
     assert [row["step"] for row in read_rows(tmp_path / "metrics.jsonl")] == [1, 3]
 
 
-def test_tensorboard_is_told_where_a_run_goes_on(tmp_path):
+def test_tensorboard_knows_where_a_run_goes_on(tmp_path):
     log = MetricLog(tmp_path, 7)
     log.write(8, {"loss": 0.5, "gradient_norm": 2.0})
     log.close()

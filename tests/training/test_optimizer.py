@@ -257,7 +257,7 @@ def test_a_warm_up_fits_into_the_shortest_stage():
 
 
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_restarts_forgets_all_but_its_place_in_the_schedule(name):
+def test_a_restarted_optimizer_keeps_only_the_count_of_its_schedule(name):
     fields = {**FIELDS, "name": name, "clip_norm": 1.0, "spike_factor": 9.0, "schedule": "linear"}
     transform = build_optimizer(**fields).transform
     params = {"w": jnp.array([2.0, -1.0])}

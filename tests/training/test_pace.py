@@ -50,7 +50,7 @@ def test_steps_that_are_dispatched_at_once_share_their_time_also_between_rows(cl
     assert (rows[0]["images_per_second"], rows[0]["step_seconds"]) == (4.0, 2.0)
 
 
-def test_a_row_that_a_stop_cut_goes_on_with_its_times(clock):
+def test_a_row_that_a_stop_interrupted_goes_on_with_its_times(clock):
     first = Pace(8)
     train(first, clock, (1, 1.0, 0.0), (1, 1.0, 0.0))
     second = Pace(8, unfinished=first.unfinished_row())
@@ -115,4 +115,4 @@ def test_memory_is_that_of_the_fullest_device_or_left_out():
         "memory_peak_bytes": 9.0,
     }
     assert memory_in_use([Device(3, 9), Device()]) == memory_in_use([]) == {}
-    assert memory_in_use(jax.local_devices()) == {}  # CPUs do not tell
+    assert memory_in_use(jax.local_devices()) == {}  # CPUs do not report memory

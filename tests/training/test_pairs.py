@@ -107,10 +107,10 @@ def test_pairs_without_a_seal_are_read_with_a_warning(tmp_path, capsys):
         ({"x_0": np.zeros((12, 4, 4, 1), np.float32)}, r"x_0 is float32 \[12, 4, 4, 1\]"),
         ({"eps": np.zeros((12, 8, 8, 1))}, "eps is float64"),
         ({"x_0": np.full((12, 8, 8, 1), np.nan, np.float32)}, "x_0 has values .* not finite"),
-        ({"label": np.full(12, 10, np.int32)}, "other labels"),
+        ({"label": np.full(12, 10, np.int32)}, "has labels that differ"),
         ({"label": np.int32(1)}, "label is int32"),
         ({"label": np.zeros(13, np.int32)}, "has 13 pairs, not pairs.count=12"),
-        ({"more": np.zeros(1)}, "which are no pairs"),
+        ({"more": np.zeros(1)}, "which are not pairs"),
     ],
 )
 def test_pairs_of_another_kind_are_refused(tmp_path, change, message):

@@ -88,7 +88,7 @@ def test_as_many_spikes_as_the_cap_are_allowed():
         check_spikes(7, {"skipped": Mean(1, 1), "fake_score/skipped": Mean(3, 1)}, two)
 
 
-def test_a_value_that_is_not_finite_ends_the_run_and_is_told():
+def test_a_value_that_is_not_finite_ends_the_run_and_is_named():
     metrics = {"a/finite": Mean(1.0, 1.0), "b/finite": Mean(0.0, 0.0)}  # b was not updated
     check_finite(3, metrics)
     bad = {

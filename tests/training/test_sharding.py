@@ -214,7 +214,7 @@ def test_micro_batches_too_small_for_the_bootstrap_rows_are_an_error():
 
 
 def test_bootstrap_rows_are_spread_evenly_over_the_devices():
-    # Every device holds 8 rows, of which two are bootstrapped: none is sent to another.
+    # Every device holds 8 rows, two of them bootstrap rows, and sends none to another.
     mesh = mesh_of(8, 1)
     objective = shortcut(
         model_of(affine()._replace(second_time="step_size"), linear()), bootstrap_fraction=0.25
@@ -270,7 +270,7 @@ def test_an_array_is_split_by_the_size_of_its_own_axis_of_the_mesh():
 
 def test_stacked_layers_are_split_as_each_alone():
     assert parameter_spec("a/blocks/kernel", (12, 64, 128), 4) == PartitionSpec(None, None, "fsdp")
-    # Neither the axis of layers, though it is the largest, nor what is small in each layer.
+    # Splits neither the axis of layers, though it is the largest, nor arrays small in each layer.
     assert parameter_spec("a/blocks/kernel", (256, 64, 128), 4) == PartitionSpec(None, None, "fsdp")
     assert parameter_spec("a/blocks/kernel", (12, 65, 129), 4) == PartitionSpec(None)
     assert parameter_spec("a/blocks/bias", (64, 1024), 4) == PartitionSpec(None)

@@ -332,7 +332,7 @@ def test_every_row_has_a_draw_of_its_own_that_all_players_share(micro_batches, s
             np.testing.assert_array_equal(first, second)
             own = (metrics[f"{name}/own"].total for name in objective.players)
             drawn += [first, *own]
-    # Of the seeds, two steps, two players and what they share: none is drawn twice.
+    # No key is drawn twice: of two seeds, two steps, two players and shared arrays.
     assert len(np.unique(np.concatenate(drawn))) == len(seeds) * 2 * 3 * 8
 
 
@@ -439,7 +439,7 @@ def test_a_stage_begins_with_new_optimizers_and_schedules_and_goes_on_from_the_p
     thirds, quarters = [0.1, 0.2 / 3, 0.1 / 3], [0.1, 0.075, 0.05, 0.025]
     assert rates == pytest.approx([*thirds, *quarters, 0.1, 0.05])
     for start, end in ((3, 7), (7, 9)):
-        # A run of that stage alone, from the players and followers as the one before left them.
+        # A run of that stage alone, from the players and followers that the stage before left.
         alone = objective._replace(stages=(Stage(0),))
         own = dict.fromkeys(objective.players, build_optimizer(**ADAM, updates=end - start))
         fresh = {

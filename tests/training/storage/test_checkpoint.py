@@ -208,9 +208,7 @@ def test_one_of_several_processes_ends_where_it_cannot_write(saved, tmp_path, mo
         (TimeoutError(), ("abort", 77)),
     ],
 )
-def test_a_part_of_a_save_that_fails_does_not_wait_for_the_others(
-    tmp_path, monkeypatch, error, ends
-):
+def test_a_failed_part_of_a_save_does_not_wait_for_the_others(tmp_path, monkeypatch, error, ends):
     ended, waited = [], []
     monkeypatch.setattr(processes, "has_peers", lambda: True)
 

@@ -83,7 +83,7 @@ def test_a_run_without_a_later_field_samples_and_teaches(run, later, capsys):
     assert set(later) == {0.5} and capsys.readouterr().err == ""
 
 
-def test_a_run_with_a_field_that_is_no_more_is_refused_by_its_name(tmp_path, later, monkeypatch):
+def test_a_run_with_a_removed_field_is_refused_by_its_name(tmp_path, later, monkeypatch):
     run = save_run(tmp_path / "run", "flow_matching")
     monkeypatch.undo()
     config, experiment = small_experiment("cd_flow", teacher=run)

@@ -79,13 +79,13 @@ def with_field(name, value):
 @pytest.mark.parametrize(
     ("name", "value"), [(name, value) for name, (bad, _) in EDGES.items() for value in bad]
 )
-def test_a_value_that_cannot_be_is_refused_by_its_name(name, value):
+def test_a_value_out_of_range_is_refused_by_the_name_of_its_field(name, value):
     with pytest.raises(ValueError, match=rf"^{name}=.* must be ") as error:
         check_field_values(with_field(name, value))
     assert len(str(error.value)) < 600
 
 
-def test_its_neighbours_are_not_refused():
+def test_the_nearest_allowed_values_pass():
     for name, (_, good) in EDGES.items():
         for value in good:
             check_field_values(with_field(name, value))

@@ -54,7 +54,7 @@ def test_a_renamed_checkpoint_is_not_the_step_of_its_name(runs, capsys):
     with pytest.raises(ValueError, match="checkpoints/40 holds step 5: it was renamed"):
         restore.read_record(run, 40)
     assert restore.saved_step(run) == 3
-    assert newest_step(run) == 3  # goes on from its own; the other is kept aside
+    assert newest_step(run) == 3  # goes on from its own checkpoint; the other is moved aside
     assert "checkpoints/40 holds step 5" in capsys.readouterr().err
     assert (run / "damaged" / "40").is_dir()
 
@@ -74,7 +74,7 @@ def test_a_lone_checkpoint_is_read_without_a_record(runs, tmp_path):
     shutil.copytree(runs[0] / FOLDER / "3", lone / FOLDER / "3")
     assert workdir.load_config(lone).to_dict() == identity.as_dict(CONFIG)
     assert newest_step(lone) == 3
-    # It goes on as the run that it is of.
+    # It goes on as the run that it comes from.
     assert workdir.start_run(lone, CONFIG).id == identity.read_identity(runs[0]).id
 
 
@@ -142,11 +142,11 @@ def test_a_record_that_was_edited_and_sealed_again_is_not_that_of_its_checkpoint
     ):
         restore.read_record(runs[0])
     record.config["path"]["name"], record.config["evaluate"]["num_samples"] = "linear", 7
-    identity.write_identity(runs[0], record)  # what may change is not the checkpoint's matter
+    identity.write_identity(runs[0], record)  # fields that may change do not make it another run's
     assert restore.read_record(runs[0])["step"] == 5
 
 
-def test_what_may_change_is_sealed_as_it_was_changed(runs, capsys):
+def test_a_changed_field_that_may_change_is_sealed(runs, capsys):
     longer = small_config("flow_matching", steps=20, **{"evaluate.num_samples": 9})
     workdir.start_run(runs[0], longer)
     assert workdir.load_config(runs[0]).evaluate.num_samples == 9

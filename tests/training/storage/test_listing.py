@@ -25,7 +25,7 @@ def without(name):
             "added: train/c0/3.png; removed: train/c1/3.png",
         ),
         ([*without("train/c1/3.png"), ("train/c1/3.png", 103, 8)], "written to: train/c1/3.png"),
-        ([(name, size, 9) for name, size, _ in FILES], ""),  # a copy: times say nothing
+        ([(name, size, 9) for name, size, _ in FILES], ""),  # a copy: its times mean nothing
         ([(n, s + (n == "train/c0/2.png"), 9) for n, s, _ in FILES], "written to: train/c0/2.png"),
         (FILES[:2], "removed: train/c0/2.png, train/c0/4.png, train/c0/6.png and 3 more"),
         (FILES, ""),

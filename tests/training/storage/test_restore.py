@@ -85,7 +85,7 @@ def test_a_record_is_that_of_its_step(run):
 
 
 @pytest.mark.parametrize("forgotten", ["network", "average", "optimizer_other"])
-def test_what_has_no_fingerprint_is_not_whole(tmp_path, monkeypatch, forgotten):
+def test_a_tree_without_a_fingerprint_is_not_whole(tmp_path, monkeypatch, forgotten):
     def seal_without(record):
         prints = {k: v for k, v in record["fingerprints"].items() if k != forgotten}
         return seal({**record, "fingerprints": prints})

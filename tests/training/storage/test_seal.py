@@ -45,7 +45,7 @@ def test_a_change_is_noticed(path, change):
         read_sealed(path, SOURCE, REMEDY)
 
 
-def test_what_it_was_made_from_cannot_be_changed_alone(path):
+def test_the_source_in_a_seal_cannot_be_changed_alone(path):
     with np.load(path) as file:
         arrays = dict(file)
     seal = json.loads(str(arrays["seal"]))
@@ -84,7 +84,7 @@ def test_files_of_an_older_version_are_read_with_one_warning(path, capsys):
     assert capsys.readouterr().err.count(f"warning: {path.parent} has a file without a seal") == 1
 
 
-def test_what_can_be_made_again_need_not_be_kept(tmp_path, capsys):
+def test_a_file_that_can_be_made_again_need_not_be_written(tmp_path, capsys):
     (tmp_path / "file").write_text("no folder")
     path = tmp_path / "file" / "classifiers" / "a.npz"
     with warn_if_unwritable(path):

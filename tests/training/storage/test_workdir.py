@@ -138,7 +138,7 @@ def test_a_run_without_its_record_says_what_it_is_by_its_checkpoint(tmp_path):
     (tmp_path / "run" / "config.json").unlink()
     assert workdir.is_run(tmp_path / "run") and locate_teacher(folder).folder == tmp_path / "run"
     assert workdir.load_config(tmp_path / "run").to_dict() == config.to_dict()
-    with pytest.raises(ValueError, match="batch_size"):  # and is not begun anew as another run
+    with pytest.raises(ValueError, match="batch_size"):  # it does not begin as another run
         workdir.start_run(tmp_path / "run", small_config("flow_matching", batch_size=32))
 
 
