@@ -94,11 +94,11 @@ def build_optimizer(
     }
     transform, rate = transform_and_rate(**fields)
     if heads:
-        of_parts = {
+        transforms = {
             HEAD + head: transform_and_rate(**fields | own)[0] for head, own in heads.items()
         }
-        of_parts[BODY] = transform
-        transform = optax.partition(of_parts, partial(part_names, heads=heads))
+        transforms[BODY] = transform
+        transform = optax.partition(transforms, partial(part_names, heads=heads))
     if spike_factor:
         transform = skip_spikes(transform, spike_factor, spike_window)
     return Optimizer(transform, rate, spike_factor, spike_cap)

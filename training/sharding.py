@@ -129,7 +129,7 @@ def spread(network: Network, mesh: Mesh) -> Network:
 
     put = jax.lax.with_sharding_constraint
 
-    def places(rows: int) -> tuple[NamedSharding, NamedSharding]:
+    def shardings(rows: int) -> tuple[NamedSharding, NamedSharding]:
         count = count_row_devices(rows, mesh.size, network.lines)
         if count == mesh.size:
             return batch_sharding(mesh), batch_sharding(mesh)
@@ -142,9 +142,9 @@ def spread(network: Network, mesh: Mesh) -> Network:
     def apply(
         params: Any, x: Array, t: Array, s: Array, condition: Mapping[str, Array], **mode: Any
     ) -> Array:
-        of_rows, of_images = places(x.shape[0])
-        x, (t, s, condition) = put(x, of_images), put((t, s, condition), of_rows)
-        return put(network.apply(params, x, t, s, condition, **mode), of_images)
+        row_sharding, image_sharding = shardings(x.shape[0])
+        x, (t, s, condition) = put(x, image_sharding), put((t, s, condition), row_sharding)
+        return put(network.apply(params, x, t, s, condition, **mode), image_sharding)
 
     def features(
         params: Any,
@@ -155,10 +155,10 @@ def spread(network: Network, mesh: Mesh) -> Network:
         names: Sequence[str],
         **mode: Any,
     ) -> tuple[Array, dict[str, Array]]:
-        of_rows, of_images = places(x.shape[0])
-        x, (t, s, condition) = put(x, of_images), put((t, s, condition), of_rows)
+        row_sharding, image_sharding = shardings(x.shape[0])
+        x, (t, s, condition) = put(x, image_sharding), put((t, s, condition), row_sharding)
         output, hidden = network.features(params, x, t, s, condition, names, **mode)
-        return put(output, of_images), put(hidden, of_rows)
+        return put(output, image_sharding), put(hidden, row_sharding)
 
     if mesh.size == 1:
         return network

@@ -50,10 +50,10 @@ def skip_spikes(
         norm, oldest = optax.tree.norm(gradient), state.seen % window
         spike = is_above(value, state.losses, factor) | is_above(norm, state.norms, factor)
         spike &= state.seen >= window
-        made = inner.update(gradient, state.inner, params, value=value, **extra)
-        still = optax.tree.zeros_like(gradient), state.inner
+        updated = inner.update(gradient, state.inner, params, value=value, **extra)
+        unchanged = optax.tree.zeros_like(gradient), state.inner
         updates, inner_state = jax.tree.map(
-            lambda new, old: jnp.where(spike, old, new), made, still
+            lambda new, old: jnp.where(spike, old, new), updated, unchanged
         )
         return updates, SpikeState(
             inner=inner_state,

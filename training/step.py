@@ -61,8 +61,8 @@ def train_step(
         state: TrainState, frozen: Mapping[str, Params], batch: Batch
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        begun = begin_stage(objective, optimizers, state)
-        networks, followers = dict(begun.networks), dict(begun.followers)
+        started = begin_stage(objective, optimizers, state)
+        networks, followers = dict(started.networks), dict(started.followers)
         opt_states, metrics = dict(state.optimizers), {}
         part = micro_batch(objective, state.networks, batch, named_key(key, SHARED), micro_batches)
         for name, player in objective.players.items():
@@ -72,7 +72,7 @@ def train_step(
             )
             update = player_update(player, optimizers[name], gradient, state.step, observe)
             networks[name], opt_states[name], metrics[name] = update_if_due(
-                player.every, state.step, update, networks[name], begun.optimizers[name]
+                player.every, state.step, update, networks[name], started.optimizers[name]
             )
         for name, follower in objective.followers.items():
             source = {**networks, **followers}[follower.source]

@@ -46,21 +46,21 @@ def number_range(low: float, high: float = LARGEST_FLOAT32, *, above: bool = Fal
     )
 
 
-def sequence_of(of: Range) -> Range:
+def sequence_of(allowed: Range) -> Range:
     """Sequences of values of a range; empty ones too."""
     return Range(
-        lambda values: isinstance(values, list | tuple) and all(map(of.fits, values)),
-        lambda values: all(map(of.holds, values)),
-        f"a sequence, each {of.words}",
+        lambda values: isinstance(values, list | tuple) and all(map(allowed.fits, values)),
+        lambda values: all(map(allowed.holds, values)),
+        f"a sequence, each {allowed.words}",
     )
 
 
-def optional(of: Range) -> Range:
+def optional(allowed: Range) -> Range:
     """Values of a range, or None."""
     return Range(
-        lambda value: value is None or of.fits(value),
-        lambda value: value is None or of.holds(value),
-        f"{of.words}, or None",
+        lambda value: value is None or allowed.fits(value),
+        lambda value: value is None or allowed.holds(value),
+        f"{allowed.words}, or None",
     )
 
 
@@ -159,7 +159,7 @@ FIELDS = {
     "data.flip": SWITCH,
     "data.on_device": SWITCH,
     "model.name": TEXT,
-    **{f"model.{name}": optional(of) for name, of in NETWORK.items()},
+    **{f"model.{name}": optional(allowed) for name, allowed in NETWORK.items()},
     "path.name": TEXT,
     "path.sigma_data": optional(number_range(0.0, above=True)),
     "path.sigma_min": optional(number_range(0.0)),
@@ -168,7 +168,7 @@ FIELDS = {
     "path.beta_max": optional(number_range(0.0, above=True)),
     "prediction.kind": TEXT,
     "prediction.sigma_data": optional(number_range(0.0, above=True)),
-    **{f"optimizer.{name}": of for name, of in OPTIMIZER.items()},
+    **{f"optimizer.{name}": allowed for name, allowed in OPTIMIZER.items()},
     "ema.decays": sequence_of(number_range(0.0, 1.0)),
     "ema.warmup": SWITCH,
     "ema.power_stds": sequence_of(number_range(0.0, above=True)),
@@ -248,9 +248,9 @@ def check_field_values(config: ConfigDict) -> None:
     fields = config.to_dict()
     check_field_types(fields)
     for name, value in iterate_fields(fields):
-        of = field_range(name)
-        if of is not None and not of.holds(value):
-            raise ValueError(f"{name}={value!r} must be {of.words}")
+        allowed = field_range(name)
+        if allowed is not None and not allowed.holds(value):
+            raise ValueError(f"{name}={value!r} must be {allowed.words}")
         if not is_finite(value):
             raise ValueError(f"{name}={value!r} must be finite")
 
@@ -258,9 +258,9 @@ def check_field_values(config: ConfigDict) -> None:
 def check_field_types(fields: Mapping[str, Any]) -> None:
     """Raises ValueError that names a field whose value has the wrong type."""
     for name, value in iterate_fields(fields):
-        of = field_range(name)
-        if of is not None and not of.fits(value):
-            raise ValueError(f"{name}={value!r} must be {of.words}")
+        allowed = field_range(name)
+        if allowed is not None and not allowed.fits(value):
+            raise ValueError(f"{name}={value!r} must be {allowed.words}")
 
 
 def field_range(name: str) -> Range | None:
