@@ -102,7 +102,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys, monkeypatch)
     assert {name for name, (status, _) in found.items() if status == "FAILED"} == set(wrong)
     for name, remedy in {
         "batch": "use 56 or 64",
-        "teacher": "give the --workdir of one",
+        "teacher": "set --config.teacher=WORKDIR",
         "evaluation": "evaluate.features=classifier or pixels",
         "disk": "lower checkpoint.keep",
         "clocks": "90 s apart; run NTP",

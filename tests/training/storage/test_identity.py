@@ -11,6 +11,7 @@ from fewstep.data import FIRST_ORDER, NEWEST_ORDER
 from fewstep.training.cluster import processes
 from fewstep.training.cluster.processes import warn_once
 from fewstep.training.compiled_step import abstract_state
+from fewstep.training.networks import with_network_fields
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import identity, restore, workdir
 from fewstep.training.storage.checkpoint import FOLDER
@@ -19,6 +20,8 @@ from tests.test_imports import FLOORS
 from tests.training.runs import save_run, small_config, small_experiment
 
 CONFIG, EXPERIMENT = small_experiment("flow_matching")
+CONFIG = with_network_fields(CONFIG)  # as runs are recorded
+ALL_FIELDS = identity.with_all_fields(identity.as_dict(CONFIG)).to_dict()
 DATA = {"splits": {"train": {"count": 3, "sha256": "aa"}}, "classes": ["cat", "dog"]}
 TEACHER = {"step": 5, "network": "ema_0.999", "fingerprint": 7}
 
@@ -72,7 +75,7 @@ def test_a_checkpoint_of_another_run_is_refused(runs, capsys):
 def test_a_lone_checkpoint_is_read_without_a_record(runs, tmp_path):
     lone = tmp_path / "lone"
     shutil.copytree(runs[0] / FOLDER / "3", lone / FOLDER / "3")
-    assert workdir.load_config(lone).to_dict() == identity.as_dict(CONFIG)
+    assert workdir.load_config(lone).to_dict() == ALL_FIELDS
     assert newest_step(lone) == 3
     # It goes on as the run that it comes from.
     assert workdir.start_run(lone, CONFIG).id == identity.read_identity(runs[0]).id
@@ -122,14 +125,14 @@ def test_an_edited_config_changes_nothing_and_is_named_once(runs, capsys):
     edited["evaluate"]["num_samples"], edited["path"]["name"] = 7, "ve"
     (run / "config.json").write_text(json.dumps(edited))
     for _ in range(2):
-        assert workdir.load_config(run).to_dict() == identity.as_dict(CONFIG)
+        assert workdir.load_config(run).to_dict() == ALL_FIELDS
     told = capsys.readouterr().err
     assert told.count("warning: ") == 1
     assert "evaluate.num_samples (1000 there, 7 now); path.name (linear there, ve now)" in told
     (run / identity.RUN).unlink()  # its checkpoints say so too
-    assert workdir.load_config(run).to_dict() == identity.as_dict(CONFIG)
+    assert workdir.load_config(run).to_dict() == ALL_FIELDS
     (run / "config.json").write_text("null")
-    assert workdir.load_config(run).to_dict() == identity.as_dict(CONFIG)
+    assert workdir.load_config(run).to_dict() == ALL_FIELDS
     assert "config.json" in capsys.readouterr().err
 
 
@@ -148,7 +151,7 @@ def test_a_record_that_was_edited_and_sealed_again_is_not_that_of_its_checkpoint
 
 def test_a_changed_field_that_may_change_is_sealed(runs, capsys):
     longer = small_config("flow_matching", steps=20, **{"evaluate.num_samples": 9})
-    workdir.start_run(runs[0], longer)
+    workdir.start_run(runs[0], with_network_fields(longer))
     assert workdir.load_config(runs[0]).evaluate.num_samples == 9
     assert "warning" not in capsys.readouterr().err
 
