@@ -59,13 +59,13 @@ def scalar_inputs(second_time: str, guidance_input: bool, time_scale: float) -> 
     scalars: dict[str, Scalar] = {"time_embedder": lambda t, s, condition: time_scale * t}
     scalars |= second_times[second_time]
     if guidance_input:
-        scalars[GUIDANCE_EMBEDDER] = lambda t, s, condition: read(
+        scalars[GUIDANCE_EMBEDDER] = lambda t, s, condition: read_condition(
             condition, "guidance_scale", t, jnp.floating
         )
     return scalars
 
 
-def read(condition: Condition, name: str, t: Array, kind: type) -> Array:
+def read_condition(condition: Condition, name: str, t: Array, kind: type) -> Array:
     """condition[name], or ValueError if it is missing, not shaped like t, or not of the kind."""
     if name not in condition:
         raise ValueError(f"condition has no {name!r}, which this network reads; add it, [B].")
@@ -134,5 +134,5 @@ class Conditioning(nn.Module):
             nn.initializers.normal(EMBEDDING_STD),
             (self.num_classes + 1, self.width),
         )
-        label = read(condition, "label", t, jnp.integer)
+        label = read_condition(condition, "label", t, jnp.integer)
         return total + jnp.asarray(table).at[label].get(mode="fill", fill_value=jnp.nan)

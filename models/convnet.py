@@ -51,7 +51,7 @@ def convnet(shape: tuple[int, ...], num_classes: int) -> Convnet:
     """
     check_shape(shape)
     check_integers(2, num_classes=num_classes)
-    module = Module(layers(shape[0]), num_classes)
+    module = ConvnetModule(convolutions(shape[0]), num_classes)
 
     def init(key: Key) -> Params:
         return module.init(key, jnp.zeros((1, *shape)))["params"]
@@ -77,7 +77,7 @@ class Layer(NamedTuple):
     stride: int
 
 
-def layers(side: int) -> tuple[Layer, ...]:
+def convolutions(side: int) -> tuple[Layer, ...]:
     """One convolution per halving; small images get some at their own size before."""
     halvings = 0
     while side > LAST_SIDE:
@@ -88,7 +88,7 @@ def layers(side: int) -> tuple[Layer, ...]:
     )
 
 
-class Module(nn.Module):
+class ConvnetModule(nn.Module):
     """[B, S, S, C] -> features [B, D], logits [B, classes].
 
     Products are taken in full float32: the faster modes of accelerators move the features.

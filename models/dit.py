@@ -20,10 +20,10 @@ from jax.sharding import PartitionSpec
 from fewstep.models.conditioning import Conditioning, LossWeight, Scalar, scalar_inputs
 from fewstep.models.layers import (
     ATTENTIONS,
-    Block,
+    DiTBlock,
     FinalLayer,
     attention_implementation,
-    linear,
+    dense,
     patchify,
     position_table,
     unpatchify,
@@ -40,11 +40,11 @@ from fewstep.models.network import (
     Params,
     check_choice,
     check_integers,
-    network,
+    linen_network,
 )
 
 
-class Size(NamedTuple):
+class DiTSize(NamedTuple):
     """The width of a token, the number of blocks, and the attention heads per block."""
 
     width: int
@@ -54,15 +54,15 @@ class Size(NamedTuple):
 
 # S to XL: Peebles & Xie 2023, table 1. The others are for CPUs, with heads of 16 to 32 channels.
 # The first is the smallest.
-SIZES: dict[str, Size] = {
-    "nano": Size(64, 3, 4),
-    "micro": Size(96, 4, 4),
-    "mini": Size(128, 4, 4),
-    "tiny": Size(192, 6, 6),
-    "S": Size(384, 12, 6),
-    "B": Size(768, 12, 12),
-    "L": Size(1024, 24, 16),
-    "XL": Size(1152, 28, 16),
+SIZES: dict[str, DiTSize] = {
+    "nano": DiTSize(64, 3, 4),
+    "micro": DiTSize(96, 4, 4),
+    "mini": DiTSize(128, 4, 4),
+    "tiny": DiTSize(192, 6, 6),
+    "S": DiTSize(384, 12, 6),
+    "B": DiTSize(768, 12, 12),
+    "L": DiTSize(1024, 24, 16),
+    "XL": DiTSize(1152, 28, 16),
 }
 
 
@@ -135,7 +135,7 @@ def dit(
     training = module.clone(dropout=dropout) if dropout > 0.0 else None
     weight = LossWeight(time_scale) if loss_weight else None
     hidden = tuple(f"block_{index}" for index in range(SIZES[size].depth))
-    built = network(module, module.shape, training=training, weight=weight, hidden=hidden)
+    built = linen_network(module, module.shape, training=training, weight=weight, hidden=hidden)
     return built._replace(
         second_time=second_time,
         guidance_input=guidance_input,
@@ -144,7 +144,7 @@ def dit(
     )
 
 
-def check_geometry(shape: tuple[int, ...], patch_size: int, size: Size) -> None:
+def check_geometry(shape: tuple[int, ...], patch_size: int, size: DiTSize) -> None:
     """Raises ValueError unless patches tile the image and heads and positions divide the width."""
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"a DiT takes images [height, width, channels], not {list(shape)}.")
@@ -182,7 +182,7 @@ class Transformer(nn.Module):
     """The module behind `dit`; its fields are those of the function, checked."""
 
     shape: tuple[int, int, int]
-    size: Size
+    size: DiTSize
     patch_size: int
     num_classes: int
     scalars: Mapping[str, Scalar]
@@ -198,19 +198,19 @@ class Transformer(nn.Module):
         width, depth, heads = self.size
         rows, columns = (side // self.patch_size for side in self.shape[:2])
         patches = patchify(x.astype(jnp.float32), self.patch_size)
-        tokens = linear(width, "patch_embedding")(patches) + position_table(rows, columns, width)
+        tokens = dense(width, "patch_embedding")(patches) + position_table(rows, columns, width)
         c = Conditioning(width, self.num_classes, self.scalars, name="conditioning")(
             t, s, condition
         )
         # A loop keeps what is computed again apart by itself.
-        kind = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        kind = nn.remat(DiTBlock, prevent_cse=not self.scan) if self.remat else DiTBlock
         if self.scan and not self.is_initializing():
-            kind = nn.map_variables(kind, "params", trans_in_fn=on_every_device)
+            kind = nn.map_variables(kind, "params", trans_in_fn=gather_params)
         block = partial(kind, heads, self.dtype, self.attention, self.dropout, self.adaln_zero)
         hidden = {}
         if self.scan:
             keep = self.is_mutable_collection(SOWN)
-            tokens, outputs = scanned(block(name=STACKED), depth, tokens, c, keep)
+            tokens, outputs = scan_blocks(block(name=STACKED), depth, tokens, c, keep)
             hidden = {f"block_{index}": outputs[index] for index in range(depth)} if keep else {}
         else:
             for index in range(depth):
@@ -220,7 +220,7 @@ class Transformer(nn.Module):
         return unpatchify(tokens, self.shape, self.patch_size)
 
 
-def scanned(
+def scan_blocks(
     block: nn.Module, depth: int, tokens: Array, c: Array, keep: bool
 ) -> tuple[Array, Array | None]:
     """`depth` blocks in turn: parameters stacked, each with an initial draw and dropout alone.
@@ -229,7 +229,7 @@ def scanned(
     """
 
     def layer(block: nn.Module, tokens: Array, c: Array) -> tuple[Array, Array | None]:
-        tokens = block(split_rows(tokens), c)
+        tokens = block(spread_rows(tokens), c)
         return tokens, tokens if keep else None
 
     layers = nn.scan(
@@ -242,7 +242,7 @@ def scanned(
     return layers(block, tokens, c)
 
 
-def on_every_device(params: Params) -> Params:
+def gather_params(params: Params) -> Params:
     """A layer's parameters gathered from the devices of the mesh in use, if there is one.
 
     In a loop XLA would leave them split, and exchange activations, which are larger.
@@ -252,7 +252,7 @@ def on_every_device(params: Params) -> Params:
     return jax.lax.with_sharding_constraint(params, PartitionSpec())
 
 
-def split_rows(x: Array) -> Array:
+def spread_rows(x: Array) -> Array:
     """Rows spread over all devices of the mesh in use, if there is one that divides them."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % mesh.size:

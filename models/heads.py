@@ -1,6 +1,6 @@
 """Heads: small modules that read a network's hidden features, with parameters beside the network's.
 
-    network = with_head(network, "discriminator", Classifier(), reads=("block_2",))
+    network = add_head(network, "discriminator", Classifier(), reads=("block_2",))
     output, hidden = network.features(params, x, t, s, condition, ("block_2",))
     logits = network.head("discriminator").apply(params, hidden)
 
@@ -17,7 +17,7 @@ from flax import linen as nn
 from fewstep.models.network import Array, Head, Key, Network, Params
 
 
-def with_head(network: Network, name: str, module: nn.Module, reads: Sequence[str]) -> Network:
+def add_head(network: Network, name: str, module: nn.Module, reads: Sequence[str]) -> Network:
     """The network with a head, whose parameters are the entry `name` of the network's.
 
     module: called as `module(hidden)`, hidden: the features that the head reads, [B, ...] by name.
@@ -27,7 +27,7 @@ def with_head(network: Network, name: str, module: nn.Module, reads: Sequence[st
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     if name in shapes:
         raise ValueError(f"the network has parameters {name!r} already; call the head otherwise")
-    features = jax.eval_shape(lambda params: hidden_of_zeros(network, params, reads), shapes)
+    features = jax.eval_shape(lambda params: zero_input_features(network, params, reads), shapes)
 
     def init(key: Key) -> Params:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), features)
@@ -40,7 +40,7 @@ def with_head(network: Network, name: str, module: nn.Module, reads: Sequence[st
     return network._replace(init=init, heads=(*network.heads, Head(name, tuple(reads), apply)))
 
 
-def hidden_of_zeros(network: Network, params: Params, reads: Sequence[str]) -> dict[str, Array]:
+def zero_input_features(network: Network, params: Params, reads: Sequence[str]) -> dict[str, Array]:
     """The features of one example of zeros."""
     x, time = jnp.zeros((1, *network.shape)), jnp.zeros((1,))
     condition = {"label": jnp.zeros((1,), jnp.int32), "guidance_scale": jnp.ones((1,))}

@@ -17,13 +17,13 @@ MLP_RATIO = 4  # as published for DiT and, before it, for ViT
 POSITION_MAX_PERIOD = 10000.0  # Vaswani et al. 2017, arXiv:1706.03762, section 3.5
 
 
-def linear(features: int, name: str, *, dtype: str = "float32", zero: bool = False) -> nn.Dense:
+def dense(features: int, name: str, *, dtype: str = "float32", zero: bool = False) -> nn.Dense:
     """An affine layer with zero bias and Xavier-uniform (or, for adaLN-Zero, zero) weights."""
     weights = nn.initializers.zeros_init() if zero else nn.initializers.xavier_uniform()
     return nn.Dense(features, dtype=jnp.dtype(dtype), kernel_init=weights, name=name)
 
 
-def normalize(x: Array) -> Array:
+def normalize_tokens(x: Array) -> Array:
     """Layer normalisation over the last axis without scale or offset, in float32."""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
@@ -113,7 +113,7 @@ class Attention(nn.Module):
     def __call__(self, x: Array) -> Array:
         batch, tokens, width = x.shape
         head = width // self.heads
-        qkv = linear(3 * width, "qkv", dtype=self.dtype)(x)
+        qkv = dense(3 * width, "qkv", dtype=self.dtype)(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, head), 2, 0)
         scale = head**-0.5
         if self.implementation == "chunked":
@@ -122,7 +122,7 @@ class Attention(nn.Module):
             mixed = jax.nn.dot_product_attention(
                 query, key, value, scale=scale, implementation=self.implementation
             )
-        return linear(width, "projection", dtype=self.dtype)(mixed.reshape(x.shape))
+        return dense(width, "projection", dtype=self.dtype)(mixed.reshape(x.shape))
 
 
 class Mlp(nn.Module):
@@ -132,11 +132,11 @@ class Mlp(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        hidden = linear(MLP_RATIO * x.shape[-1], "expand", dtype=self.dtype)(x)
-        return linear(x.shape[-1], "contract", dtype=self.dtype)(nn.gelu(hidden, approximate=True))
+        hidden = dense(MLP_RATIO * x.shape[-1], "expand", dtype=self.dtype)(x)
+        return dense(x.shape[-1], "contract", dtype=self.dtype)(nn.gelu(hidden, approximate=True))
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """A transformer block with adaLN conditioning: x [B, N, D], c [B, D] -> [B, N, D].
 
     x + gate_1 Attention(LN(x) (1 + scale_1) + shift_1), then the same with the MLP. The shifts,
@@ -152,15 +152,15 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, c: Array) -> Array:
-        modulation = linear(6 * x.shape[-1], "modulation", dtype=self.dtype, zero=self.adaln_zero)
+        modulation = dense(6 * x.shape[-1], "modulation", dtype=self.dtype, zero=self.adaln_zero)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(
             modulation(nn.silu(c)), 6, axis=-1
         )
         attention = Attention(self.heads, self.dtype, self.attention, name="attention")
         mlp = Mlp(self.dtype, name="mlp")
-        change = attention(modulate(normalize(x), shift_1, scale_1))
+        change = attention(modulate(normalize_tokens(x), shift_1, scale_1))
         x = x + gate_1[:, None] * self.drop(change)
-        change = mlp(modulate(normalize(x), shift_2, scale_2))
+        change = mlp(modulate(normalize_tokens(x), shift_2, scale_2))
         return x + gate_2[:, None] * self.drop(change)
 
     def drop(self, x: Array) -> Array:
@@ -177,6 +177,8 @@ class FinalLayer(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, c: Array) -> Array:
-        modulation = linear(2 * x.shape[-1], "modulation", zero=True)
+        modulation = dense(2 * x.shape[-1], "modulation", zero=True)
         shift, scale = jnp.split(modulation(nn.silu(c)), 2, axis=-1)
-        return linear(self.features, "output", zero=True)(modulate(normalize(x), shift, scale))
+        return dense(self.features, "output", zero=True)(
+            modulate(normalize_tokens(x), shift, scale)
+        )

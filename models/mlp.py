@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fewstep.models.conditioning import Conditioning, LossWeight, Scalar, scalar_inputs
-from fewstep.models.layers import linear
+from fewstep.models.layers import dense
 from fewstep.models.network import (
     DTYPES,
     HIDDEN,
@@ -26,7 +26,7 @@ from fewstep.models.network import (
     Network,
     check_choice,
     check_integers,
-    network,
+    linen_network,
 )
 
 # Angles over t in [0, 1] reach 4 rad: enough to bend in time as the velocity between point clouds
@@ -62,7 +62,7 @@ def mlp(
     weight = LossWeight(time_scale) if loss_weight else None
     module = Perceptron(width, depth, num_classes, scalars, dtype)
     hidden = tuple(f"block_{index}" for index in range(depth))
-    built = network(module, tuple(shape), weight=weight, hidden=hidden)
+    built = linen_network(module, tuple(shape), weight=weight, hidden=hidden)
     return built._replace(second_time=second_time, guidance_input=guidance_input)
 
 
@@ -101,12 +101,12 @@ class Perceptron(nn.Module):
             t, s, condition
         )
         points = x.reshape(x.shape[0], -1)
-        h = linear(self.width, "input")(points.astype(jnp.float32))
+        h = dense(self.width, "input")(points.astype(jnp.float32))
         hidden = {}
         for index in range(self.depth):
             h = hidden[f"block_{index}"] = PointBlock(self.dtype, name=f"block_{index}")(h, c)
         self.sow(SOWN, HIDDEN, hidden)
-        return linear(points.shape[-1], "output", zero=True)(nn.silu(h)).reshape(x.shape)
+        return dense(points.shape[-1], "output", zero=True)(nn.silu(h)).reshape(x.shape)
 
 
 class PointBlock(nn.Module):
@@ -117,8 +117,8 @@ class PointBlock(nn.Module):
     @nn.compact
     def __call__(self, h: Array, c: Array) -> Array:
         width = h.shape[-1]
-        modulation = linear(2 * width, "modulation", dtype=self.dtype)(nn.silu(c))
+        modulation = dense(2 * width, "modulation", dtype=self.dtype)(nn.silu(c))
         shift, scale = jnp.split(modulation, 2, axis=-1)
-        hidden = linear(width, "expand", dtype=self.dtype)(nn.silu(h))
+        hidden = dense(width, "expand", dtype=self.dtype)(nn.silu(h))
         hidden = nn.silu(hidden * (1.0 + scale) + shift)
-        return h + linear(width, "contract", dtype=self.dtype)(hidden)
+        return h + dense(width, "contract", dtype=self.dtype)(hidden)

@@ -138,7 +138,7 @@ REASONS = {
 }
 
 
-def check_inputs(
+def check_needs(
     model: Model,
     *,
     second_time: str = "none",

@@ -77,7 +77,7 @@ class Network(NamedTuple):
         return {head.name: head for head in self.heads}[name]
 
 
-def network(
+def linen_network(
     module: nn.Module,
     shape: tuple[int, ...],
     *,

@@ -156,7 +156,7 @@ class Objective(NamedTuple):
     stages: tuple[Stage, ...] = ONE_STAGE
 
 
-def condition_of(batch: Batch) -> Condition:
+def batch_condition(batch: Batch) -> Condition:
     """A batch's own arrays but the images: its labels. What is nested is of other rows."""
     return {
         name: value
@@ -170,12 +170,12 @@ def per_example(elementwise: Array) -> Array:
     return jnp.mean(elementwise.astype(jnp.float32).reshape(elementwise.shape[0], -1), axis=1)
 
 
-def mean_of(values: Array) -> Mean:
+def mean_metric(values: Array) -> Mean:
     """The mean of an array, as a metric."""
     return Mean(jnp.sum(values), jnp.float32(values.size))
 
 
-def by_noise_level(name: str, values: Array, t: Array, path: Path) -> dict[str, Mean]:
+def noise_level_means(name: str, values: Array, t: Array, path: Path) -> dict[str, Mean]:
     """Mean values in bins of arctan(sigma / alpha) / (pi / 2), from data (0) to noise (1).
 
     values, t: [B]. The angle is the same coordinate on every path, so bins compare across paths.

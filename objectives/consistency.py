@@ -34,12 +34,12 @@ from fewstep.objectives.base import (
     Metrics,
     Params,
     SampleFn,
-    by_noise_level,
-    condition_of,
-    mean_of,
+    batch_condition,
+    mean_metric,
+    noise_level_means,
 )
 from fewstep.objectives.distances import Distance
-from fewstep.objectives.sampling import sample_fn, trained_in
+from fewstep.objectives.sampling import learned_guidance, sample_fn
 from fewstep.samplers.grids import time_grid
 from fewstep.samplers.ode import ddim_step
 from fewstep.samplers.renoise import renoise
@@ -67,12 +67,12 @@ WEIGHTINGS: dict[str, Weighting] = {
 }
 
 
-def same_noise(path: Path) -> SecondPoint:
+def same_noise_point(path: Path) -> SecondPoint:
     """x_s = alpha_s x_0 + sigma_s eps with the data and noise of x_t: consistency training."""
     return lambda networks, draw: path.interpolate(draw.x_0, draw.eps, draw.s)
 
 
-def compare(
+def consistency_distance(
     model: Model,
     distance: Distance,
     params: Params,
@@ -104,7 +104,7 @@ def pair_loss(
 
     def draw_of(batch: Batch, key: Key, step: Array) -> Draw:
         key_t, key_eps, key_scale = jax.random.split(key, 3)
-        x_0, condition = batch["x"], condition_of(batch)
+        x_0, condition = batch["x"], batch_condition(batch)
         t, s = pairs(key_t, x_0.shape[0], step)
         eps = jax.random.normal(key_eps, x_0.shape)
         if guidance_range:
@@ -121,15 +121,15 @@ def pair_loss(
         # Without a follower the network is its own target.
         target = networks.get("target", params)
         x_s = second_point(networks, draw)
-        apart = compare(model, distance, params, target, draw, x_s, key_dropout)
-        metrics = by_noise_level("loss", apart, draw.t, path)
-        metrics |= {"noise_gap": mean_of(noise_gap(path, draw.t, draw.s))}
+        apart = consistency_distance(model, distance, params, target, draw, x_s, key_dropout)
+        metrics = noise_level_means("loss", apart, draw.t, path)
+        metrics |= {"noise_gap": mean_metric(noise_gap(path, draw.t, draw.s))}
         return weighting(path, draw.t, draw.s) * apart, metrics
 
     return loss
 
 
-def sampler(
+def consistency_sampler(
     model: Model,
     spacing: Spacing,
     sample_times: Sequence[float] = (),
@@ -157,7 +157,7 @@ def sampler(
                 times = jnp.asarray([path.t_max, *sample_times], jnp.float32)
             else:
                 times = time_grid(spacing, steps)[:-1]
-            return on_grid(spacing, cells, times) if cells else times
+            return snap_to_grid(spacing, cells, times) if cells else times
 
     times_of(len(sample_times) + 1)  # refuses bad ones before any training
 
@@ -166,10 +166,10 @@ def sampler(
         f = lambda x, t: ddim_step(denoise, path, x, t, jnp.full_like(t, path.t_min))
         return renoise(f, path, path.prior(eps), times_of(steps), keys)
 
-    return sample_fn(model.predict, solve, trained_in(trained_scale, guidance_range))
+    return sample_fn(model.predict, solve, learned_guidance(trained_scale, guidance_range))
 
 
-def on_grid(spacing: Spacing, cells: int, times: Array) -> Array:
+def snap_to_grid(spacing: Spacing, cells: int, times: Array) -> Array:
     """The nearest points of a grid of `cells` cells, the data end left out.
 
     times: [N], descending. Raises ValueError for more times than the grid has.

@@ -38,8 +38,8 @@ from fewstep.objectives.consistency import (
     SecondPoint,
     Weighting,
     check_guidance_range,
+    consistency_sampler,
     pair_loss,
-    sampler,
 )
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema
@@ -87,7 +87,7 @@ def consistency_distillation(
     teacher_solver: a step of `samplers.ode`. distance: squared L2 by default.
     target_decay: EMA of the target (0.95 for LCM, 0 to 0.95 in Song et al. 2023).
     guidance_scale: of the teacher, form A; with guidance_range the default of sampling.
-    sample_times: as for `objectives.consistency.sampler`.
+    sample_times: as for `consistency_sampler`.
     """
     check_boundary(model)
     check_guidance_range(guidance_range, guidance_scale)
@@ -105,7 +105,7 @@ def consistency_distillation(
         followers=(
             {"target": Follower("network", constant_ema(target_decay))} if target_decay else {}
         ),
-        sample=sampler(
+        sample=consistency_sampler(
             model,
             spacing,
             sample_times,

@@ -30,7 +30,13 @@ from fewstep.diffusion.time_pairs import CURRICULA, Curriculum, grid_pairs
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler
 from fewstep.models.model import Model, check_boundary
 from fewstep.objectives.base import Follower, Objective, Player
-from fewstep.objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
+from fewstep.objectives.consistency import (
+    WEIGHTINGS,
+    Weighting,
+    consistency_sampler,
+    pair_loss,
+    same_noise_point,
+)
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import scheduled_ema
 from fewstep.objectives.needs import needs
@@ -59,7 +65,7 @@ def consistency_training(
     curriculum: the number of grid points at each step; spacing: of the grid, Karras by default.
     time_sampler: the law whose cells are drawn, equally likely by default.
     initial_decay: mu_0 (0.9 on CIFAR-10, 0.95 else); 0 has no EMA target, as iCT.
-    distance: squared L2 by default. sample_times: as for `objectives.consistency.sampler`.
+    distance: squared L2 by default. sample_times: as for `consistency_sampler`.
     """
     check_boundary(model)
     if not 0.0 <= initial_decay < 1.0:
@@ -67,7 +73,7 @@ def consistency_training(
     spacing = spacing or karras_spacing(model.path)
     loss = pair_loss(
         model,
-        second_point=same_noise(model.path),
+        second_point=same_noise_point(model.path),
         pairs=grid_pairs(spacing, curriculum, time_sampler),
         distance=distance or squared_l2(),
         weighting=weighting,
@@ -76,5 +82,5 @@ def consistency_training(
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={"target": Follower("network", update)} if initial_decay else {},
-        sample=sampler(model, spacing, sample_times, curriculum=curriculum),
+        sample=consistency_sampler(model, spacing, sample_times, curriculum=curriculum),
     )

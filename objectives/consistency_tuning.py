@@ -22,7 +22,13 @@ from fewstep.diffusion.time_pairs import shrinking_pairs
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal_times
 from fewstep.models.model import Model, check_boundary
 from fewstep.objectives.base import Objective, Player
-from fewstep.objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
+from fewstep.objectives.consistency import (
+    WEIGHTINGS,
+    Weighting,
+    consistency_sampler,
+    pair_loss,
+    same_noise_point,
+)
 from fewstep.objectives.distances import DISTANCES, Distance, pseudo_huber
 from fewstep.objectives.needs import needs
 from fewstep.parts import RUN_LENGTH, Entry, Part
@@ -48,14 +54,14 @@ def consistency_tuning(
     total_steps, stages: the gap shrinks by q after each of `stages` equal parts of total_steps.
     q, k, b: of the mapping (2, 8, 1; q = 256 for one or two stages in their one-hour recipe).
     time_sampler: log-normal, mean -1.1 and std 2.0, by default. distance: the norm by default.
-    spacing, sample_times: as for `objectives.consistency.sampler`.
+    spacing, sample_times: as for `consistency_sampler`.
     """
     check_boundary(model)
     path = model.path
     draw = time_sampler or log_normal_times(path, -1.1, 2.0)
     loss = pair_loss(
         model,
-        second_point=same_noise(path),
+        second_point=same_noise_point(path),
         pairs=shrinking_pairs(path, draw, total_steps=total_steps, stages=stages, q=q, k=k, b=b),
         distance=distance or pseudo_huber(0.0),
         weighting=weighting,
@@ -63,5 +69,5 @@ def consistency_tuning(
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={},
-        sample=sampler(model, spacing or karras_spacing(path), sample_times),
+        sample=consistency_sampler(model, spacing or karras_spacing(path), sample_times),
     )

@@ -46,12 +46,12 @@ from fewstep.objectives.base import (
     Objective,
     Params,
     Player,
-    by_noise_level,
-    condition_of,
-    mean_of,
+    batch_condition,
+    mean_metric,
+    noise_level_means,
     per_example,
 )
-from fewstep.objectives.consistency import Draw, sampler
+from fewstep.objectives.consistency import Draw, consistency_sampler
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.needs import needs
 from fewstep.parts import RUN_LENGTH, Part
@@ -84,7 +84,7 @@ def tangent(
     return v, -(cos**2) * (v_held - x_rate) - warmup * (cos * sin * x_t + v_rate)
 
 
-def normalize(g: Array, c: float) -> Array:
+def normalize_tangent(g: Array, c: float) -> Array:
     """g / (||g|| + c), the norm over all axes but the first; beside the RMS of g, c / sqrt(D)."""
     norm = jnp.sqrt(g[0].size * per_example(jnp.square(g)))
     return g / (align(norm, g) + c)
@@ -106,7 +106,7 @@ def teacher_direction(model: Model, guidance_scale: float) -> Direction:
     return direction
 
 
-def velocity_of(model: Model, params: Params, condition: Condition, rng: Key) -> Velocity:
+def network_velocity(model: Model, params: Params, condition: Condition, rng: Key) -> Velocity:
     """V, the velocity that the network stands for, in training."""
 
     def velocity(x: Array, t: Array) -> Array:
@@ -133,17 +133,17 @@ def tangent_loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
         key_t, key_eps, key_dropout = jax.random.split(key, 3)
-        x_0, condition = batch["x"], condition_of(batch)
+        x_0, condition = batch["x"], batch_condition(batch)
         t = time_sampler(key_t, x_0.shape[0])
         eps = jax.random.normal(key_eps, x_0.shape)
         draw = Draw(x_0, eps, path.interpolate(x_0, eps, t), t, t, condition)
-        velocity = velocity_of(model, params, condition, key_dropout)
+        velocity = network_velocity(model, params, condition, key_dropout)
         warmup = jnp.minimum(step / max(tangent_warmup, 1), 1.0)
         v, g = tangent(velocity, draw.x_t, t, direction(networks, draw), warmup)
-        target = jax.lax.stop_gradient(v) / sigma_data + normalize(g, tangent_scale)
+        target = jax.lax.stop_gradient(v) / sigma_data + normalize_tangent(g, tangent_scale)
         error = per_example(squared_error(v / sigma_data, target))
-        metrics = by_noise_level("loss", error, t, path)
-        metrics |= {"tangent": mean_of(jnp.sqrt(per_example(jnp.square(g))))}
+        metrics = noise_level_means("loss", error, t, path)
+        metrics |= {"tangent": mean_metric(jnp.sqrt(per_example(jnp.square(g))))}
         if not adaptive_weight:
             return error, metrics
         log_weight = model.network.log_weight(params, path.clock(t))
@@ -152,7 +152,7 @@ def tangent_loss(
     return loss
 
 
-def check_fields(model: Model, tangent_warmup: int, tangent_scale: float) -> None:
+def check_continuous_fields(model: Model, tangent_warmup: int, tangent_scale: float) -> None:
     """Raises ValueError for a field out of range, or a model that cannot do it."""
     if model.path.name != "trigflow":
         raise ValueError(
@@ -182,9 +182,9 @@ def continuous_training(
     time_sampler: log-normal noise levels, mean -1.0 and std 1.4, by default.
     tangent_warmup: steps over which r rises to 1. tangent_scale: c of the normalisation, beside a
         norm over all dimensions.
-    adaptive_weight: learn w(t). spacing, sample_times: as for `objectives.consistency.sampler`.
+    adaptive_weight: learn w(t). spacing, sample_times: as for `consistency_sampler`.
     """
-    check_fields(model, tangent_warmup, tangent_scale)
+    check_continuous_fields(model, tangent_warmup, tangent_scale)
     loss = tangent_loss(
         model,
         direction=sample_direction(model.path),
@@ -196,7 +196,7 @@ def continuous_training(
     return Objective(
         players={"network": Player(model.network, loss, headline="tangent")},
         followers={},
-        sample=sampler(model, spacing or uniform_spacing(model.path), sample_times),
+        sample=consistency_sampler(model, spacing or uniform_spacing(model.path), sample_times),
     )
 
 
@@ -216,7 +216,7 @@ def continuous_distillation(
 
     guidance_scale: of the teacher, form A. The other fields are those of `continuous_training`.
     """
-    check_fields(model, tangent_warmup, tangent_scale)
+    check_continuous_fields(model, tangent_warmup, tangent_scale)
     loss = tangent_loss(
         model,
         direction=teacher_direction(model, guidance_scale),
@@ -229,7 +229,7 @@ def continuous_distillation(
     return Objective(
         players={"network": Player(model.network, loss, headline="tangent")},
         followers={},
-        sample=sampler(model, spacing, sample_times, trained_scale=guidance_scale),
+        sample=consistency_sampler(model, spacing, sample_times, trained_scale=guidance_scale),
         guidance_scale=guidance_scale,
         frozen=("teacher",),
         needs_teacher=True,

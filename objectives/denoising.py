@@ -38,8 +38,8 @@ from fewstep.objectives.base import (
     Params,
     Player,
     SampleFn,
-    by_noise_level,
-    condition_of,
+    batch_condition,
+    noise_level_means,
     per_example,
 )
 from fewstep.objectives.distances import squared_error
@@ -72,7 +72,7 @@ def denoising(
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={},
-        sample=sampler(model, solver or euler(), spacing or uniform_spacing(model.path)),
+        sample=solver_sampler(model, solver or euler(), spacing or uniform_spacing(model.path)),
         guidance_scale=guidance_scale,
         denoises=True,
     )
@@ -88,25 +88,25 @@ def denoising_loss(model: Model, time_sampler: TimeSampler, label_dropout: float
         x_0 = batch["x"]
         t = time_sampler(key_t, x_0.shape[0])
         eps = jax.random.normal(key_eps, x_0.shape)
-        condition = drop_labels(key_label, condition_of(batch), label_dropout)
+        condition = drop_labels(key_label, batch_condition(batch), label_dropout)
         x_t = model.path.interpolate(x_0, eps, t)
         prediction = model.predict(params, x_t, t, t, condition, train=True, rng=key_dropout)
-        return regression(model, prediction, x_0, eps, t)
+        return prediction_loss(model, prediction, x_0, eps, t)
 
     return loss
 
 
-def regression(
+def prediction_loss(
     model: Model, prediction: Array, x_0: Array, eps: Array, t: Array
 ) -> tuple[Array, Metrics]:
     """(loss [B], and metrics) of the network's output at x_t = alpha x_0 + sigma eps."""
     error = per_example(
         squared_error(prediction, prediction_target(model.kind, x_0, eps, t, model.path))
     )
-    return error, by_noise_level("loss", error, t, model.path)
+    return error, noise_level_means("loss", error, t, model.path)
 
 
-def sampler(model: Model, solver: Solver, spacing: Spacing) -> SampleFn:
+def solver_sampler(model: Model, solver: Solver, spacing: Spacing) -> SampleFn:
     """The solver on a grid of equal steps of the spacing, guided at the scale asked for."""
 
     def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:

@@ -59,17 +59,17 @@ from fewstep.objectives.base import (
     Player,
     SampleFn,
     Share,
-    condition_of,
+    batch_condition,
     per_example,
 )
-from fewstep.objectives.denoising import denoising_loss, regression
+from fewstep.objectives.denoising import denoising_loss, prediction_loss
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.divergences import DIVERGENCES, Divergence, Point, score_implicit_matching
-from fewstep.objectives.generators import Generator, one_step
-from fewstep.objectives.health import health
+from fewstep.objectives.generators import Generator, one_step_generator
+from fewstep.objectives.health import health_metrics
 from fewstep.objectives.needs import needs
-from fewstep.objectives.pairs import with_regression
-from fewstep.objectives.sampling import sample_fn, trained_in
+from fewstep.objectives.pairs import add_regression
+from fewstep.objectives.sampling import learned_guidance, sample_fn
 from fewstep.parts import Part
 
 # Smallest mean absolute error of the teacher that a row is divided by (SiD's code has 1e-5).
@@ -110,28 +110,28 @@ def distribution_matching(
     """
     check_decoding(model)
     divergence = divergence or score_implicit_matching()
-    check_fields(
+    check_matching_fields(
         divergence, guidance_scale, fake_score_updates, joint, fake_time_sampler, regression_weight
     )
-    optimised = generator or one_step(model, sigma_init)
+    optimised = generator or one_step_generator(model, sigma_init)
     time_sampler = time_sampler or log_normal_times(model.path)
-    shared, players = points(model, optimised, time_sampler), {}
+    shared, players = share_samples(model, optimised, time_sampler), {}
     if joint:
-        shared = with_fake(shared, model, divergence)
+        shared = add_fake_prediction(shared, model, divergence)
         players["fake_score"] = Player(model.network, joint_fake_score_loss(model))
     elif divergence.has_fake_score:
         loss = fake_score_loss(model, fake_time_sampler or log_normal_times(model.path))
         players["fake_score"] = Player(model.network, loss)
     loss = generator_loss(model, divergence, normalize, guidance_scale)
     if regression_weight > 0.0:
-        loss = with_regression(
+        loss = add_regression(
             loss, optimised, regression_weight, regression_distance or squared_l2()
         )
     players["generator"] = Player(optimised.network, loss, fake_score_updates, headline="gap")
     return Objective(
         players=players,
         followers={},
-        sample=sampler(optimised, guidance_scale),
+        sample=one_step_sampler(optimised, guidance_scale),
         generator="generator",
         guidance_scale=guidance_scale,
         frozen=("teacher",),
@@ -142,7 +142,7 @@ def distribution_matching(
     )
 
 
-def check_fields(
+def check_matching_fields(
     divergence: Divergence,
     guidance_scale: float,
     fake_score_updates: int,
@@ -174,21 +174,21 @@ def check_fields(
         )
 
 
-def points(model: Model, generator: Generator, time_sampler: TimeSampler) -> Share:
+def share_samples(model: Model, generator: Generator, time_sampler: TimeSampler) -> Share:
     """{"x_g", "t", "eps"}: samples for the labels of a batch, and what they are noised with."""
 
     def share(networks: Mapping[str, Params], batch: Batch, key: Key) -> dict[str, Array]:
         key_g, key_t, key_eps, key_dropout = jax.random.split(key, 4)
         rows, params = batch["label"].shape, networks["generator"]
         eps_1 = jax.random.normal(key_g, (*rows, *model.network.shape))
-        x_g = generator.generate(params, eps_1, condition_of(batch), train=True, rng=key_dropout)
+        x_g = generator.generate(params, eps_1, batch_condition(batch), train=True, rng=key_dropout)
         t, eps = time_sampler(key_t, *rows), jax.random.normal(key_eps, x_g.shape)
         return {"x_g": x_g, "t": t, "eps": eps}
 
     return share
 
 
-def with_fake(points: Share, model: Model, divergence: Divergence) -> Share:
+def add_fake_prediction(points: Share, model: Model, divergence: Divergence) -> Share:
     """The points, with "fake", the fake score's output there, in training.
 
     It is detached from the generator where the divergence has no gradient through it.
@@ -199,7 +199,11 @@ def with_fake(points: Share, model: Model, divergence: Divergence) -> Share:
         shared = points(networks, batch, key_points)
         x_t = model.path.interpolate(shared["x_g"], shared["eps"], shared["t"])
         x_t = x_t if divergence.through_scores else jax.lax.stop_gradient(x_t)
-        params, times, condition = networks["fake_score"], (shared["t"],) * 2, condition_of(batch)
+        params, times, condition = (
+            networks["fake_score"],
+            (shared["t"],) * 2,
+            batch_condition(batch),
+        )
         fake = model.predict(params, x_t, *times, condition, train=True, rng=key_dropout)
         return {**shared, "fake": fake}
 
@@ -225,7 +229,7 @@ def joint_fake_score_loss(model: Model) -> LossFn:
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
         shared = batch[SHARED]
-        return regression(model, shared["fake"], shared["x_g"], shared["eps"], shared["t"])
+        return prediction_loss(model, shared["fake"], shared["x_g"], shared["eps"], shared["t"])
 
     return loss
 
@@ -243,15 +247,15 @@ def generator_loss(
         if "fake" in shared:
             predict["fake_score"] = lambda *point: shared["fake"]
         x_g, t, eps = (shared[name] for name in ("x_g", "t", "eps"))
-        point = evaluate(model, predict, x_g, eps, t, condition_of(batch), guidance_scale)
+        point = evaluate_point(model, predict, x_g, eps, t, batch_condition(batch), guidance_scale)
         error = per_example(jnp.abs(x_g - point.teacher))
         scale = jax.lax.stop_gradient(jnp.maximum(error, LEAST_ERROR)) if normalize else 1.0
-        return divergence.surrogate(point) / scale, health(point, t, model.path)
+        return divergence.surrogate(point) / scale, health_metrics(point, t, model.path)
 
     return loss
 
 
-def evaluate(
+def evaluate_point(
     model: Model,
     predict: Mapping[str, Predict],
     x_g: Array,
@@ -280,7 +284,7 @@ def evaluate(
     )
 
 
-def sampler(generator: Generator, trained_scale: float) -> SampleFn:
+def one_step_sampler(generator: Generator, trained_scale: float) -> SampleFn:
     """The generator, in one step."""
 
     def check_steps(steps: int) -> None:
@@ -292,4 +296,4 @@ def sampler(generator: Generator, trained_scale: float) -> SampleFn:
     ) -> Array:
         return generate(eps, condition)
 
-    return sample_fn(generator.generate, solve, trained_in(trained_scale), check_steps)
+    return sample_fn(generator.generate, solve, learned_guidance(trained_scale), check_steps)

@@ -68,7 +68,7 @@ class Divergence(NamedTuple):
     needs_guidance: bool = False
 
 
-def inner(a: Array, b: Array) -> Array:
+def inner_product(a: Array, b: Array) -> Array:
     """a^T b over all axes but the first, [B]."""
     return jnp.sum((a * b).reshape(a.shape[0], -1), axis=1)
 
@@ -102,7 +102,7 @@ def score_implicit_matching(
                 f"objective.divergence.distance.name={distance.name} has a gradient that jumps at "
                 "0, which matters in one dimension; use pseudo_huber"
             )
-        return inner(slope(point.fake, point.teacher), point.x_g - point.fake)
+        return inner_product(slope(point.fake, point.teacher), point.x_g - point.fake)
 
     return Divergence(surrogate)
 
@@ -117,7 +117,7 @@ def score_identity(alpha: float = 1.2) -> Divergence:
 
     def surrogate(point: Point) -> Array:
         y = point.fake - point.teacher
-        return inner(y, point.x_g - point.teacher - alpha * y)
+        return inner_product(y, point.x_g - point.teacher - alpha * y)
 
     return Divergence(surrogate)
 
@@ -131,7 +131,7 @@ def integral_kl() -> Divergence:
     """
 
     def surrogate(point: Point) -> Array:
-        return inner(jax.lax.stop_gradient(point.fake - point.teacher), point.x_g)
+        return inner_product(jax.lax.stop_gradient(point.fake - point.teacher), point.x_g)
 
     return Divergence(surrogate, through_scores=False)
 
@@ -158,7 +158,7 @@ def noise_free_score_distillation(low_noise: float = LOW_NOISE) -> Divergence:
         guidance = point.null - point.teacher
         low = point.rho < low_noise
         direction = guidance + jnp.where(low, point.x_g + point.noise - point.null, 0.0)
-        return inner(jax.lax.stop_gradient(direction), point.x_g)
+        return inner_product(jax.lax.stop_gradient(direction), point.x_g)
 
     return Divergence(surrogate, has_fake_score=False, through_scores=False, needs_guidance=True)
 

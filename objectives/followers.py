@@ -16,7 +16,7 @@ from fewstep.objectives.base import Params
 Update = Callable[[Params, Params, Array], Params]
 
 
-def hold(follower: Params, source: Params, step: Array) -> Params:
+def keep_unchanged(follower: Params, source: Params, step: Array) -> Params:
     """The follower as it is: a copy that is renewed when a stage begins, if it restarts."""
     return follower
 

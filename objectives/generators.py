@@ -30,7 +30,7 @@ class Generator(NamedTuple):
     generate: Generate
 
 
-def one_step(model: Model, sigma_init: float = 2.5) -> Generator:
+def one_step_generator(model: Model, sigma_init: float = 2.5) -> Generator:
     """The data that the network predicts from noise alone, x_g = D(sigma eps, t).
 
     sigma_init: sigma / alpha at that t (2.5 in SiD and SIM for EDM's networks, 1.0 in Diff-

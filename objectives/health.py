@@ -15,12 +15,12 @@ import jax.numpy as jnp
 from jax import Array
 
 from fewstep.diffusion.path import Path
-from fewstep.objectives.base import Mean, Metrics, by_noise_level, mean_of, per_example
+from fewstep.objectives.base import Mean, Metrics, mean_metric, noise_level_means, per_example
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.divergences import Point
 
 
-def health(point: Point, t: Array, path: Path) -> Metrics:
+def health_metrics(point: Point, t: Array, path: Path) -> Metrics:
     """The metrics of a batch of points, noised to t: [B]."""
     gap = per_example(squared_error(point.fake, point.teacher))
     fake_error = per_example(squared_error(point.x_g, point.fake))
@@ -34,6 +34,6 @@ def health(point: Point, t: Array, path: Path) -> Metrics:
         "sample_mean": jnp.mean(point.x_g),
         "sample_std": jnp.sqrt(jnp.mean(jnp.var(point.x_g, axis=0))),
     }
-    metrics = {name: mean_of(value) for name, value in means.items()}
+    metrics = {name: mean_metric(value) for name, value in means.items()}
     metrics["fake_lag"] = Mean(jnp.sum(short), jnp.sum(gap))
-    return metrics | by_noise_level("gap", gap, t, path)
+    return metrics | noise_level_means("gap", gap, t, path)

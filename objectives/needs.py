@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
-from fewstep.models.model import Model, check_inputs
+from fewstep.models.model import Model, check_needs
 from fewstep.objectives.base import Objective
 
 Factory = Callable[..., Objective]
@@ -31,7 +31,7 @@ def needs(**declared: Any) -> Callable[[Factory], Factory]:
         @wraps(factory)
         def checked(model: Model, **fields: Any) -> Objective:
             objective = factory(model, **fields)
-            check_inputs(model, **needs_of(checked, fields))
+            check_needs(model, **network_needs(checked, fields))
             return objective
 
         checked.needs = declared
@@ -40,7 +40,7 @@ def needs(**declared: Any) -> Callable[[Factory], Factory]:
     return declare
 
 
-def needs_of(factory: Factory, fields: Mapping[str, Any]) -> dict[str, Any]:
+def network_needs(factory: Factory, fields: Mapping[str, Any]) -> dict[str, Any]:
     """What a method with these fields needs of its network, by field of the config's `model`.
 
     A field of the method that is None or missing is its default.

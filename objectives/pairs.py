@@ -10,14 +10,12 @@ from collections.abc import Mapping
 import jax
 from jax import Array
 
-from fewstep.objectives.base import Batch, Key, LossFn, Metrics, Params, mean_of
+from fewstep.objectives.base import Batch, Key, LossFn, Metrics, Params, mean_metric
 from fewstep.objectives.distances import Distance
 from fewstep.objectives.generators import Generator
 
 
-def with_regression(
-    loss: LossFn, generator: Generator, weight: float, distance: Distance
-) -> LossFn:
+def add_regression(loss: LossFn, generator: Generator, weight: float, distance: Distance) -> LossFn:
     """The loss plus `weight` times the distance to what the teacher makes of the same noise."""
 
     def regularised(
@@ -30,6 +28,6 @@ def with_regression(
             params, pairs["eps"], {"label": pairs["label"]}, train=True, rng=key_dropout
         )
         apart = distance(x_g, pairs["x_0"])
-        return rows + weight * apart, {**metrics, "regression": mean_of(apart)}
+        return rows + weight * apart, {**metrics, "regression": mean_metric(apart)}
 
     return regularised

@@ -62,14 +62,14 @@ from fewstep.objectives.base import (
     Params,
     Player,
     SampleFn,
-    by_noise_level,
-    condition_of,
+    batch_condition,
+    noise_level_means,
     per_example,
 )
 from fewstep.objectives.distances import squared_error
-from fewstep.objectives.followers import hold
+from fewstep.objectives.followers import keep_unchanged
 from fewstep.objectives.needs import needs
-from fewstep.objectives.sampling import sample_fn, trained_in
+from fewstep.objectives.sampling import learned_guidance, sample_fn
 from fewstep.objectives.stages import Stage, stage_index
 from fewstep.parts import RUN_LENGTH, Entry, Part
 from fewstep.samplers.grids import time_grid
@@ -110,22 +110,22 @@ def progressive(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
         key_t, key_eps, key_dropout = jax.random.split(key, 3)
-        x_0, condition = batch["x"], condition_of(batch)
+        x_0, condition = batch["x"], batch_condition(batch)
         stage = stage_index(stages, step)
         t, middle, s = draw_times(key_t, x_0.shape[0], max_steps >> stage, spacing)
         x_t = model.path.interpolate(x_0, jax.random.normal(key_eps, x_0.shape), t)
         predict = partial(model.predict, networks["teacher"])
-        predict = guided_at_first(predict, guidance_scale, stage)
+        predict = guide_first_stage(predict, guidance_scale, stage)
         denoise = model.denoiser(predict, condition)
         target = two_step_target(denoise, model.path, x_t, t, middle, s)
         ends = model.endpoints(params, x_t, t, condition, train=True, rng=key_dropout)
         error = weighting(model.path, t) * per_example(squared_error(ends.x_0, target))
-        return error, by_noise_level("loss", error, t, model.path)
+        return error, noise_level_means("loss", error, t, model.path)
 
     return Objective(
         players={"network": Player(model.network, loss)},
-        followers={"teacher": Follower("network", hold, restarts=True)},
-        sample=sampler(model, spacing, max_steps, guidance_scale),
+        followers={"teacher": Follower("network", keep_unchanged, restarts=True)},
+        sample=ddim_sampler(model, spacing, max_steps, guidance_scale),
         guidance_scale=guidance_scale,
         needs_teacher=True,
         stages=stages,
@@ -154,7 +154,7 @@ def draw_times(key: Key, count: int, steps: Array, spacing: Spacing) -> tuple[Ar
     return tuple(spacing.time((i - part) / steps) for part in (0.0, 0.5, 1.0))
 
 
-def guided_at_first(predict: Predict, scale: float, stage: Array) -> Predict:
+def guide_first_stage(predict: Predict, scale: float, stage: Array) -> Predict:
     """`predict`, guided at a scale in the first stage; itself at scale 1."""
     if scale == 1.0:
         return predict
@@ -180,7 +180,7 @@ def two_step_target(
     return share * first.x_0 + (1.0 - share) * second.x_0
 
 
-def sampler(model: Model, spacing: Spacing, max_steps: int, trained_scale: float) -> SampleFn:
+def ddim_sampler(model: Model, spacing: Spacing, max_steps: int, trained_scale: float) -> SampleFn:
     """DDIM in the sampling steps of a stage; the run knows to which stage a network belongs."""
 
     def check_steps(steps: int) -> None:
@@ -194,4 +194,4 @@ def sampler(model: Model, spacing: Spacing, max_steps: int, trained_scale: float
         denoise = model.denoiser(predict, condition)
         return ddim()(denoise, model.path, model.path.prior(eps), time_grid(spacing, steps), keys)
 
-    return sample_fn(model.predict, solve, trained_in(trained_scale), check_steps)
+    return sample_fn(model.predict, solve, learned_guidance(trained_scale), check_steps)

@@ -14,32 +14,32 @@ from fewstep.diffusion.guidance import Condition, Predict, check_trained_scale, 
 from fewstep.objectives.base import Params, SampleFn
 
 # A network with its parameters, a `Predict` or a one-step generator.
-Sampled = Callable[..., Array]
+BoundNetwork = Callable[..., Array]
 # (network, scale, steps) -> the network at that scale. Raises ValueError for one that it cannot.
-Guidance = Callable[[Any, float, int], Sampled]
+Guidance = Callable[[Any, float, int], BoundNetwork]
 # (guided network, eps, condition, keys, steps) -> x_0 like eps
 Solve = Callable[[Any, Array, Condition, Array, int], Array]
 
 
-def extrapolated(predict: Predict, scale: float, steps: int) -> Predict:
+def sampling_guidance(predict: Predict, scale: float, steps: int) -> Predict:
     """Guidance while sampling, at any scale (`diffusion.guidance.guide`)."""
     return guide(predict, scale)
 
 
-def trained_in(scale: float, guidance_range: Sequence[float] = ()) -> Guidance:
+def learned_guidance(scale: float, guidance_range: Sequence[float] = ()) -> Guidance:
     """Guidance that the network has learned: `scale` alone, or a range of scales.
 
     guidance_range: (low, high) of the scales that it takes as "guidance_scale", or ().
     """
 
-    def guidance(network: Sampled, asked: float, steps: int) -> Sampled:
+    def guidance(network: BoundNetwork, asked: float, steps: int) -> BoundNetwork:
         check_trained_scale(asked, scale, guidance_range)
-        return with_scale(network, asked) if guidance_range else network
+        return condition_on_scale(network, asked) if guidance_range else network
 
     return guidance
 
 
-def with_scale(predict: Predict, scale: float) -> Predict:
+def condition_on_scale(predict: Predict, scale: float) -> Predict:
     """The prediction of a network that takes the guidance scale as part of its condition."""
 
     def guided(x: Array, t: Array, s: Array, condition: Condition) -> Array:
@@ -49,15 +49,15 @@ def with_scale(predict: Predict, scale: float) -> Predict:
     return guided
 
 
-def any_steps(steps: int) -> None:
+def allow_any_steps(steps: int) -> None:
     """Leaves the number of steps to the time grid, which needs one at least."""
 
 
 def sample_fn(
     network: Callable[..., Array],
     solve: Solve,
-    guidance: Guidance = extrapolated,
-    check_steps: Callable[[int], None] = any_steps,
+    guidance: Guidance = sampling_guidance,
+    check_steps: Callable[[int], None] = allow_any_steps,
 ) -> SampleFn:
     """How a method samples, from its own `solve`.
 

@@ -77,9 +77,9 @@ from fewstep.objectives.base import (
     Params,
     Player,
     SampleFn,
-    by_noise_level,
-    condition_of,
-    mean_of,
+    batch_condition,
+    mean_metric,
+    noise_level_means,
 )
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema, warmed_ema
@@ -117,7 +117,7 @@ def split_rows(batch: Batch, every: int) -> tuple[Batch, Batch]:
     return first, jax.tree.map(lambda a: a[:, 1:].reshape(-1, *a.shape[2:]), groups)
 
 
-def check_rows(rows: int, every: int, levels: int) -> None:
+def check_batch_split(rows: int, every: int, levels: int) -> None:
     """Raises ValueError unless a batch splits evenly and each step size gets a row."""
     if rows % every or rows // every < levels:
         least = -(-max(rows, levels * every) // every) * every
@@ -164,7 +164,7 @@ def guide_rows(velocity: AverageVelocity, rows: np.ndarray, scale: float) -> Ave
     return guided
 
 
-def check_fields(model: Model, max_steps: int, bootstrap_fraction: float) -> None:
+def check_shortcut_fields(model: Model, max_steps: int, bootstrap_fraction: float) -> None:
     """Raises ValueError for a field out of range, or a model that cannot do it."""
     if max_steps < 2 or max_steps & (max_steps - 1):
         raise ValueError(f"objective.max_steps must be a power of two, 2 or more, not {max_steps}")
@@ -184,7 +184,7 @@ def check_fields(model: Model, max_steps: int, bootstrap_fraction: float) -> Non
         )
 
 
-def sampler(model: Model, max_steps: int, trained_scale: float) -> SampleFn:
+def jump_sampler(model: Model, max_steps: int, trained_scale: float) -> SampleFn:
     """Jumps of 1 / steps from noise to data, for a power of two of steps up to max_steps.
 
     Guidance is applied at max_steps only: larger steps have inherited the scale of training.
@@ -228,7 +228,7 @@ def regression_loss(
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
-        check_rows(batch["x"].shape[0], every, levels)
+        check_batch_split(batch["x"].shape[0], every, levels)
         key_bootstrap, key_flow, key_dropout = jax.random.split(key, 3)
         bootstrap_batch, flow_batch = split_rows(batch, every)
         rows = merge_rows(
@@ -242,8 +242,11 @@ def regression_loss(
         error = distance(prediction, rows.target)
         bootstrap_error, flow_error = split_rows(error, every)
         _, flow_t = split_rows(rows.t, every)
-        metrics = by_noise_level("loss", flow_error, flow_t, model.path)
-        metrics |= {"loss_flow": mean_of(flow_error), "loss_bootstrap": mean_of(bootstrap_error)}
+        metrics = noise_level_means("loss", flow_error, flow_t, model.path)
+        metrics |= {
+            "loss_flow": mean_metric(flow_error),
+            "loss_bootstrap": mean_metric(bootstrap_error),
+        }
         return error, metrics
 
     return loss
@@ -272,7 +275,7 @@ def shortcut(
     distance: between the network and its target, squared L2 by default as there. The mean over
         noise is the velocity for squared L2 alone; another distance has another fixed point.
     """
-    check_fields(model, max_steps, bootstrap_fraction)
+    check_shortcut_fields(model, max_steps, bootstrap_fraction)
     path = model.path
     levels, every = max_steps.bit_length() - 1, round(1.0 / bootstrap_fraction)
     time_sampler = time_sampler or uniform_times(path)
@@ -284,13 +287,13 @@ def shortcut(
         x_0 = batch["x"]
         t = time_sampler(key_t, x_0.shape[0])
         eps = jax.random.normal(key_eps, x_0.shape)
-        condition = drop_labels(key_label, condition_of(batch), label_dropout)
+        condition = drop_labels(key_label, batch_condition(batch), label_dropout)
         x_t = path.interpolate(x_0, eps, t)
         return Regression(x_t, t, t - finest, condition, path.velocity(x_0, eps, t))
 
     def bootstrap_rows(target: Params, batch: Batch, key: Key) -> Regression:
         key_t, key_eps = jax.random.split(key)
-        x_0, condition = batch["x"], condition_of(batch)
+        x_0, condition = batch["x"], batch_condition(batch)
         row_levels = dyadic_levels(x_0.shape[0], levels)
         fraction, share = dyadic_steps(key_t, row_levels)
         t, size = path.t_min + span * fraction, span * share
@@ -307,6 +310,6 @@ def shortcut(
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={"target": Follower("network", update)},
-        sample=sampler(model, max_steps, guidance_scale),
+        sample=jump_sampler(model, max_steps, guidance_scale),
         guidance_scale=guidance_scale,
     )

@@ -47,7 +47,9 @@ def stage_ends(stages: Sequence[Stage], steps: int) -> tuple[int, ...]:
     return tuple(stage.start for stage in stages[1:] if stage.start < steps)
 
 
-def in_stage(stages: Sequence[Stage], done: int, asked: Sequence[int]) -> tuple[int, ...]:
+def allowed_sampling_steps(
+    stages: Sequence[Stage], done: int, asked: Sequence[int]
+) -> tuple[int, ...]:
     """The numbers of sampling steps, of those asked, that the network after `done` steps is for."""
     known = stages[stage_index(stages, done - 1)].sampling_steps
     return tuple(steps for steps in asked if not known or steps in known)
@@ -55,7 +57,7 @@ def in_stage(stages: Sequence[Stage], done: int, asked: Sequence[int]) -> tuple[
 
 def check_sampling_steps(stages: Sequence[Stage], done: int, asked: Sequence[int]) -> None:
     """Raises ValueError if the network after `done` steps samples in none of the numbers asked."""
-    if asked and not in_stage(stages, done, asked):
+    if asked and not allowed_sampling_steps(stages, done, asked):
         raise ValueError(
             f"after {done} training steps this run is in {stage_title(stages, done)}, and cannot "
             f"sample in {', '.join(map(str, asked))}; ask for that number, or choose another "

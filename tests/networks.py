@@ -8,7 +8,7 @@ from fewstep.models.network import Network
 from tests.gaussian import Gaussian
 
 
-def exact(function):
+def exact_network(function):
     """A Network that ignores its one parameter's value but for an added offset.
 
     The offset (0 unless a test sets it) makes the loss differentiable in the parameters.
@@ -20,7 +20,7 @@ def exact(function):
     return Network(lambda key: {"offset": jnp.zeros(())}, apply)
 
 
-def affine():
+def affine_network():
     """u = a x + b + c t + d (t - s) + e[label], elementwise: small, and every input matters."""
 
     def init(key):
@@ -41,7 +41,7 @@ def affine():
     return Network(init, apply)
 
 
-def model_of(network, path, kind="velocity"):
+def build_model(network, path, kind="velocity"):
     """The network as a model whose output is a prediction of the kind."""
     return Model(network, path, KINDS[kind])
 
@@ -58,7 +58,7 @@ def exact_denoiser(gaussian, path, kind="velocity"):
         e = Endpoints(gaussian.x_0(path, x, t), gaussian.eps(path, x, t))
         return KINDS[kind].encode(e, x, coefficients(path, t, x))
 
-    return unscaled(exact(encoded), path, kind)
+    return unscaled_model(exact_network(encoded), path, kind)
 
 
 def exact_consistency(gaussian, path, kind="velocity"):
@@ -78,10 +78,10 @@ def exact_consistency(gaussian, path, kind="velocity"):
         e = Endpoints(x_0, finite_ratio(x - c.alpha * x_0, c.sigma))
         return KINDS[kind].encode(e, x, c)
 
-    return unscaled(exact(encoded), path, kind)
+    return unscaled_model(exact_network(encoded), path, kind)
 
 
-def unscaled(network, path, kind):
+def unscaled_model(network, path, kind):
     """A model that hands x_t and t to the network as they are, whatever path and kind."""
     plain = KINDS[kind]._replace(c_in=lambda c: jnp.ones_like(c.alpha))
     return Model(network, path._replace(clock=lambda t: t), plain)
@@ -98,4 +98,4 @@ def gaussian_denoiser(path, mean=0.0, std=1.0):
     def init(key):
         return {"mean": jnp.float32(mean), "log_std": jnp.log(jnp.float32(std))}
 
-    return unscaled(Network(init, apply, shape=(1,)), path, "velocity")
+    return unscaled_model(Network(init, apply, shape=(1,)), path, "velocity")

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.models.convnet import LAST_SIDE, convnet, layers
+from fewstep.models.convnet import LAST_SIDE, convnet, convolutions
 
 CLASSES = 3
 
@@ -48,7 +48,7 @@ def test_every_size_ends_in_features_and_logits(side, channels):
     x = jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32)
     features, logits = jax.eval_shape(model.apply, params, x)
     assert features.shape == (2, model.dimension) and logits.shape == (2, CLASSES)
-    places, width = LAST_SIDE**2, layers(side)[-1].width
+    places, width = LAST_SIDE**2, convolutions(side)[-1].width
     assert places * width // 2 <= params["features"]["kernel"].shape[0] <= places * width
 
 
@@ -62,7 +62,7 @@ def test_every_size_ends_in_features_and_logits(side, channels):
     ],
 )
 def test_layers_halve_down_to_the_last_side(side, expected):
-    assert layers(side) == tuple(expected)
+    assert convolutions(side) == tuple(expected)
 
 
 def test_an_image_is_seen_alone():

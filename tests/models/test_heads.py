@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fewstep.models.dit import SIZES, Size, dit
-from fewstep.models.heads import with_head
+from fewstep.models.dit import SIZES, DiTSize, dit
+from fewstep.models.heads import add_head
 from fewstep.models.mlp import mlp
 from fewstep.models.network import STACKED
 
@@ -20,7 +20,7 @@ NAMES = ("block_0", "block_1")
 
 @pytest.fixture(autouse=True)
 def toy_size(monkeypatch):
-    monkeypatch.setitem(SIZES, "toy", Size(16, DEPTH, 2))
+    monkeypatch.setitem(SIZES, "toy", DiTSize(16, DEPTH, 2))
 
 
 def build(name, **fields):
@@ -88,8 +88,8 @@ def test_features_and_their_gradients_are_the_same_in_a_loop_and_with_remat(fiel
 @pytest.mark.parametrize("name", ["dit", "mlp"])
 def test_heads_live_beside_a_network_that_stays_as_it_is(name):
     network = build(name)
-    headed = with_head(network, "first", Mean(), ("block_0",))
-    headed = with_head(headed, "second", Mean(), NAMES)
+    headed = add_head(network, "first", Mean(), ("block_0",))
+    headed = add_head(headed, "second", Mean(), NAMES)
     own, params = (jax.jit(n.init)(jax.random.key(0)) for n in (network, headed))
     assert set(params) - set(own) == {"first", "second"}
     chex.assert_trees_all_equal({part: params[part] for part in own}, own)
@@ -108,13 +108,13 @@ def test_heads_live_beside_a_network_that_stays_as_it_is(name):
 
 
 def test_a_network_with_heads_can_be_a_static_argument():
-    headed = with_head(build("mlp"), "first", Mean(), ("block_0",))
+    headed = add_head(build("mlp"), "first", Mean(), ("block_0",))
     assert headed.head("first") is headed.heads[0]
     assert len({headed, build("mlp")}) == 2
 
 
 def test_a_name_that_is_taken_and_features_that_are_not_there_are_refused():
     with pytest.raises(ValueError, match="parameters 'input' already"):
-        with_head(build("mlp"), "input", Mean(), ("block_0",))
+        add_head(build("mlp"), "input", Mean(), ("block_0",))
     with pytest.raises(ValueError, match="feature='block_7'"):
-        with_head(build("mlp"), "head", Mean(), ("block_7",))
+        add_head(build("mlp"), "head", Mean(), ("block_7",))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from fewstep.models import NETWORKS
-from fewstep.models.dit import SIZES, Size
+from fewstep.models.dit import SIZES, DiTSize
 from fewstep.models.network import check_inputs
 
 X, T = jnp.zeros((2, 4, 4, 1)), jnp.zeros(2)
@@ -140,13 +140,13 @@ def describe():
     """A function of a network's name and fields: each of its parts as text, made once."""
     with pytest.MonkeyPatch.context() as patch:
         for size, width in (("nano", 8), ("wide", 16)):
-            patch.setitem(SIZES, size, Size(width, 1, 2))
+            patch.setitem(SIZES, size, DiTSize(width, 1, 2))
         yield cache(
-            lambda name, *fields: parts_of(build(name, **NETWORK_FIELDS[name] | dict(fields)))
+            lambda name, *fields: describe_parts(build(name, **NETWORK_FIELDS[name] | dict(fields)))
         )
 
 
-def parts_of(network):
+def describe_parts(network):
     """Each part of a network as text."""
     key = jax.random.key(0)
     params = jax.eval_shape(network.init, key)

@@ -24,7 +24,7 @@ from fewstep.objectives.consistency import WEIGHTINGS
 from fewstep.objectives.distances import huber, norm, pseudo_huber
 from fewstep.objectives.divergences import integral_kl, score_distillation, score_identity
 from fewstep.objectives.generators import particles
-from fewstep.objectives.needs import needs_of
+from fewstep.objectives.needs import network_needs
 from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.ode import STEPS
@@ -37,7 +37,7 @@ CLASSES, ROWS, DIMENSION = 3, 2048, 2
 TOTAL = 40
 
 
-class Given(NamedTuple):
+class ModelPart(NamedTuple):
     """A part that is a function of the model."""
 
     part: Any
@@ -56,7 +56,7 @@ VALUES = {
     "divergence": (score_identity(1.5), integral_kl()),
     "fake_score_updates": (3, 4),
     "fake_time_sampler": tuple(
-        Given(lambda m, x=x: logit_normal_times(m.path, x)) for x in (-0.5, 0.6)
+        ModelPart(lambda m, x=x: logit_normal_times(m.path, x)) for x in (-0.5, 0.6)
     ),
     "generator": (None, particles((DIMENSION,), ROWS)),
     "guidance_range": ((1.5, 4.0), (2.0, 6.0)),
@@ -71,7 +71,7 @@ VALUES = {
     "regression_distance": (huber(0.2), norm(1.5)),
     "regression_weight": (0.4, 0.7),
     "sample_times": tuple(
-        Given(
+        ModelPart(
             lambda model, u=u: tuple(
                 map(float, karras_spacing(model.path, 2.0).time(jnp.asarray(u)))
             )
@@ -81,7 +81,9 @@ VALUES = {
     "sigma_init": (1.3, 0.9),
     "skip": (2, 1),
     "solver": (SOLVERS["ancestral"](), SOLVERS["ddim"]()),
-    "spacing": tuple(Given(lambda model, p=p: karras_spacing(model.path, p)) for p in (2.0, 4.0)),
+    "spacing": tuple(
+        ModelPart(lambda model, p=p: karras_spacing(model.path, p)) for p in (2.0, 4.0)
+    ),
     "stages": (5, 3),
     "tangent_scale": (0.3, 0.6),
     "tangent_warmup": (TOTAL, TOTAL // 2),
@@ -89,7 +91,7 @@ VALUES = {
     "target_warmup": (True, False),
     "teacher_solver": (STEPS["ddim"], STEPS["heun"]),
     "time_sampler": tuple(
-        Given(lambda m, x=x: log_normal_times(m.path, x, 0.7)) for x in (-0.4, 0.5)
+        ModelPart(lambda m, x=x: log_normal_times(m.path, x, 0.7)) for x in (-0.4, 0.5)
     ),
     "total_steps": (TOTAL, 2 * TOTAL),
     "weighting": (WEIGHTINGS["inverse_gap"], WEIGHTINGS["uniform"]),
@@ -142,13 +144,13 @@ class Case(NamedTuple):
     networks: dict[str, Any]
 
 
-def fields_of(case):
+def field_names(case):
     """The names of the fields of a case's objective."""
     name, _ = CASES[case]
     return list(inspect.signature(OBJECTIVES[name]).parameters)[1:]
 
 
-def value_of(case, field, other=False):
+def field_value(case, field, other=False):
     """The value of a field in a case, or another one."""
     name, own = CASES[case]
     if field not in VALUES:
@@ -165,16 +167,16 @@ def value_of(case, field, other=False):
 def assemble(case, wrap=lambda network: network, **changed):
     """The case, some fields changed; wrap: network -> network."""
     name, _ = CASES[case]
-    fields = {field: value_of(case, field) for field in fields_of(case)} | changed
+    fields = {field: field_value(case, field) for field in field_names(case)} | changed
     path, kind = MODELS.get(name, ("linear", "velocity"))
-    network = responsive(**needs_of(OBJECTIVES[name], fields))
+    network = responsive_network(**network_needs(OBJECTIVES[name], fields))
     model = Model(wrap(network), PATHS[path](), KINDS[kind])
-    fields = {k: v.on(model) if isinstance(v, Given) else v for k, v in fields.items()}
+    fields = {k: v.on(model) if isinstance(v, ModelPart) else v for k, v in fields.items()}
     objective = OBJECTIVES[name](model, **fields)
-    return Case(model, objective, networks_of(objective, model))
+    return Case(model, objective, distinct_params(objective, model))
 
 
-def responsive(second_time="none", guidance_input=False, loss_weight=False):
+def responsive_network(second_time="none", guidance_input=False, loss_weight=False):
     """A network of a few numbers, where each input and each parameter matters, with dropout."""
 
     def init(key):
@@ -208,7 +210,7 @@ def responsive(second_time="none", guidance_input=False, loss_weight=False):
     return Network(init, apply, second_time, guidance_input, weight, (DIMENSION,))
 
 
-def networks_of(objective, model):
+def distinct_params(objective, model):
     """Parameters of players, followers and teachers, all different."""
     params = {}
     for name in (*objective.players, *objective.followers, *objective.frozen):
@@ -220,7 +222,7 @@ def networks_of(objective, model):
     return params
 
 
-def batch_of(objective):
+def objective_batch(objective):
     """Random data and labels: what an objective reads."""
     batch = random_batch(objective, ROWS, (DIMENSION,), CLASSES, seed=2)
     return jax.tree.map(jnp.asarray, batch)
@@ -228,7 +230,7 @@ def batch_of(objective):
 
 def loss_rows(case, player, params, step, batch=None, key=KEY):
     """The loss of a player, [B], as a function of its parameters, in what is shared too."""
-    objective, batch = case.objective, batch or batch_of(case.objective)
+    objective, batch = case.objective, batch or objective_batch(case.objective)
     networks = {**case.networks, player: params}
     shared = {SHARED: objective.share(networks, batch, SHARE_KEY)} if objective.share else {}
     loss = objective.players[player].loss
@@ -248,7 +250,7 @@ def samples(objective, params, steps, *, scale=None, seed=3):
     )
 
 
-def unrolled(body, carry, xs, length=None):
+def unroll_scan(body, carry, xs, length=None):
     """jax.lax.scan in Python, of a body without outputs."""
     for i in range(length or len(jax.tree.leaves(xs)[0])):
         carry, _ = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))

@@ -15,7 +15,13 @@ import optax
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.step import train_step
 from fewstep.training.storage.train_state import TrainState
-from tests.objectives.assembled import Given, assemble, batch_of, fields_of, value_of
+from tests.objectives.assembled import (
+    ModelPart,
+    assemble,
+    field_names,
+    field_value,
+    objective_batch,
+)
 
 SEED, STEP = 5, 30
 
@@ -133,11 +139,13 @@ def take_step(name, monkeypatch):
     """One training step of a case, recorded."""
     record = Record()
     # A period of 1: others are a branch, which is compiled.
-    changed = {"fake_score_updates": 1} if "fake_score_updates" in fields_of(name) else {}
+    changed = {"fake_score_updates": 1} if "fake_score_updates" in field_names(name) else {}
     for field in ("time_sampler", "fake_time_sampler"):
-        if field in fields_of(name) and value_of(name, field):
-            own = value_of(name, field)
-            changed[field] = Given(lambda m, own=own, f=field: record.time_sampler(f, own.on(m)))
+        if field in field_names(name) and field_value(name, field):
+            own = field_value(name, field)
+            changed[field] = ModelPart(
+                lambda m, own=own, f=field: record.time_sampler(f, own.on(m))
+            )
     case = assemble(name, record.network, **changed)
     objective = case.objective
     record.names = list(case.networks)
@@ -158,7 +166,7 @@ def take_step(name, monkeypatch):
         {follower: networks[follower] for follower in objective.followers},
         {player: descent.transform.init(networks[player]) for player in players},
     )
-    batch = batch_of(objective)
+    batch = objective_batch(objective)
     step = train_step(objective._replace(players=players, share=share), optimizers, SEED)
     with monkeypatch.context() as patched:
         record.watch_random_numbers(patched)

@@ -16,10 +16,10 @@ from tests.objectives.assembled import (
     CLASSES,
     ROWS,
     assemble,
-    fields_of,
+    field_names,
+    field_value,
     samples,
-    unrolled,
-    value_of,
+    unroll_scan,
 )
 from tests.objectives.recorded import Record, take_step
 
@@ -112,7 +112,7 @@ def steps():
         yield lru_cache(lambda name: take_step(name, patched))
 
 
-def labels_of(call, batch, every=1):
+def label_treatment(call, batch, every=1):
     """What a call makes of a batch's labels, in the words of CALLS."""
     pairs = batch.get("pairs", {"label": None})["label"]
     for labels, word in ((batch["label"], "kept"), (pairs, "of pairs")):
@@ -127,9 +127,9 @@ def labels_of(call, batch, every=1):
     return "dropped" if np.all(kept | (call.label == -1)) else "other"
 
 
-def every_of(name):
+def bootstrap_period(name):
     """One row in so many is a bootstrap row, if a case has these."""
-    return round(1 / value_of(name, "bootstrap_fraction")) if "shortcut" in name else 1
+    return round(1 / field_value(name, "bootstrap_fraction")) if "shortcut" in name else 1
 
 
 def test_every_objective_has_its_calls_here():
@@ -141,7 +141,7 @@ def test_networks_are_called_in_their_mode_with_their_labels(name, steps):
     step = steps(name)
     found = {phase: [] for phase in CALLS[name]}
     for call in step.calls:
-        labels = labels_of(call, step.batch, every_of(name))
+        labels = label_treatment(call, step.batch, bootstrap_period(name))
         found[call.phase].append(f"{call.who} {call.mode} {labels}")
     assert {p: sorted(c) for p, c in found.items()} == {
         p: sorted(c) for p, c in CALLS[name].items()
@@ -154,16 +154,16 @@ def test_networks_are_called_in_their_mode_with_their_labels(name, steps):
     assert {call.who for call in step.calls} == set(step.case.networks)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "label_dropout" in fields_of(name)])
+@pytest.mark.parametrize("name", [name for name in CASES if "label_dropout" in field_names(name)])
 def test_labels_are_dropped_at_the_rate_of_the_field(name, steps):
     step = steps(name)
     (trained,) = (call for call in step.calls if call.train)
-    null, every = trained.label == -1, every_of(name)
+    null, every = trained.label == -1, bootstrap_period(name)
     if every > 1:
         assert not null[::every].any()  # bootstrap rows keep theirs
         null = np.delete(null, np.s_[::every])
-    rate = value_of(name, "label_dropout")
-    assert null.mean() == pytest.approx(rate, abs=deviations(5, len(null)))
+    rate = field_value(name, "label_dropout")
+    assert null.mean() == pytest.approx(rate, abs=correlation_bound(5, len(null)))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -175,7 +175,7 @@ def test_every_parameter_of_a_player_is_trained(name, steps):
             assert np.isfinite(change).all() and change.max() > 1e-4, (player, leaf)
 
 
-def deviations(count, rows):
+def correlation_bound(count, rows):
     """So many standard deviations of a correlation; at least that of a share."""
     return count / rows**0.5
 
@@ -191,7 +191,11 @@ def test_random_draws_are_of_every_row_and_independent(name, steps):
     columns = {}
     for i, draw in enumerate(record.draws):
         values = draw.values.reshape(len(draw.values), -1).astype(np.float64)
-        assert len(values) in (ROWS, ROWS // every_of(name), ROWS - ROWS // every_of(name))
+        assert len(values) in (
+            ROWS,
+            ROWS // bootstrap_period(name),
+            ROWS - ROWS // bootstrap_period(name),
+        )
         if draw.values.dtype == np.float32:
             assert len(np.unique(values, axis=0)) > 0.9 * len(values)
         if draw.key not in keys[:i]:
@@ -199,11 +203,11 @@ def test_random_draws_are_of_every_row_and_independent(name, steps):
     for (a, one), (b, other) in combinations(columns.items(), 2):
         if len(one) == len(other) and one.std() and other.std():
             correlation = np.corrcoef(one, other)[0, 1]
-            assert abs(correlation) < deviations(5, len(one)), (a, b)
+            assert abs(correlation) < correlation_bound(5, len(one)), (a, b)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_networks_are_told_times_of_the_path_and_those_that_were_drawn(name, steps):
+def test_networks_get_times_of_the_path_and_those_that_were_drawn(name, steps):
     step = steps(name)
     path, times = step.case.model.path, step.record.times
     for call in step.calls:
@@ -220,7 +224,7 @@ def test_networks_are_told_times_of_the_path_and_those_that_were_drawn(name, ste
         for call in calls[: 1 if name in SAME_MASK else None]:
             told = call.t
             if "shortcut" in name:
-                told = np.delete(told, np.s_[:: every_of(name)])
+                told = np.delete(told, np.s_[:: bootstrap_period(name)])
             np.testing.assert_array_equal(told[: len(drawn)], drawn)
 
 
@@ -235,21 +239,21 @@ def test_the_second_of_two_sides_is_at_an_earlier_time(name, steps):
 @pytest.mark.parametrize("name", SECOND_TIMES)
 def test_flow_rows_look_one_of_the_finest_steps_ahead(name, steps):
     (trained,) = (call for call in steps(name).calls if call.train)
-    sizes = np.delete(trained.t - trained.s, np.s_[:: every_of(name)])
-    np.testing.assert_allclose(sizes, 1.0 / value_of(name, "max_steps"), rtol=1e-5)
+    sizes = np.delete(trained.t - trained.s, np.s_[:: bootstrap_period(name)])
+    np.testing.assert_allclose(sizes, 1.0 / field_value(name, "max_steps"), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_network_with_that_input_is_told_a_scale_of_the_range(name, steps):
+def test_a_network_with_that_input_gets_a_scale_of_the_range(name, steps):
     step = steps(name)
     if not step.case.model.network.guidance_input:
         assert all(call.scale is None for call in step.calls)
         return
-    low, high = value_of(name, "guidance_range")
+    low, high = field_value(name, "guidance_range")
     first, *others = (call.scale[:ROWS] for call in step.calls)
     assert all(np.array_equal(first, other) for other in others)
     assert low <= first.min() < low + 0.05 and high - 0.05 < first.max() <= high
-    assert first.mean() == pytest.approx(0.5 * (low + high), abs=deviations(5, ROWS))
+    assert first.mean() == pytest.approx(0.5 * (low + high), abs=correlation_bound(5, ROWS))
 
 
 # Cases whose sampler is guided, and at how many steps; elsewhere guidance is trained in.
@@ -263,7 +267,7 @@ def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch
     objective = case.objective
     record.names = [objective.generator]
     params = {**case.networks[objective.generator], "who": jnp.float32(0)}
-    monkeypatch.setattr(jax.lax, "scan", unrolled)
+    monkeypatch.setattr(jax.lax, "scan", unroll_scan)
     for steps in (1,) if objective.generator == "generator" else (1, 2, 4):
         record.calls.clear()
         scale = 3.5 if case.model.network.guidance_input else objective.guidance_scale
@@ -272,6 +276,8 @@ def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch
         word = "guided" if steps in GUIDED_SAMPLERS.get(name, ()) else "kept"
         calls = [record.calls[i] for i in sorted(record.calls)]
         batch = {"label": np.arange(ROWS) % CLASSES}
-        assert [(call.mode, labels_of(call, batch)) for call in calls] == [("rests", word)] * steps
+        assert [(call.mode, label_treatment(call, batch)) for call in calls] == [
+            ("rests", word)
+        ] * steps
         if case.model.network.guidance_input:
             assert all((call.scale == scale).all() for call in calls)

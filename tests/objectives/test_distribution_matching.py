@@ -21,7 +21,7 @@ from fewstep.objectives.divergences import (
     score_identity,
     score_implicit_matching,
 )
-from fewstep.objectives.generators import one_step, particles
+from fewstep.objectives.generators import one_step_generator, particles
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.state import initial_state, named_key
 from fewstep.training.step import train_step
@@ -36,19 +36,19 @@ def small_model(path=None, kind="velocity"):
     return Model(network, path or linear(), KINDS[kind])
 
 
-def perturbed(params, seed):
+def perturbed_model(params, seed):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     moved = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(tree, moved)
 
 
-def networks_of(model, *names):
+def initial_networks(model, *names):
     params = model.network.init(KEY)
-    return {name: perturbed(params, seed) for seed, name in enumerate(names)}
+    return {name: perturbed_model(params, seed) for seed, name in enumerate(names)}
 
 
-def loss_of(objective, name, networks, batch=BATCH, key=KEY, share_key=SHARE_KEY, at=None):
+def player_loss(objective, name, networks, batch=BATCH, key=KEY, share_key=SHARE_KEY, at=None):
     """The loss of a player as a function of its parameters, in what is shared too.
 
     at: the networks that evaluate what is shared.
@@ -125,7 +125,7 @@ def test_a_gaussian_generator_learns_the_teacher_s_mean_and_deviation(method, pa
 def test_each_player_s_update_changes_that_player_alone(joint):
     model = gaussian_denoiser(linear())
     objective = distribution_matching(model, fake_score_updates=2, joint=joint)
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
     frozen = {"teacher": networks["teacher"]}
     rates = {"fake_score": optimizer(1e-2, 9), "generator": optimizer(1e-2, 9)}
     none = {name: optimizer(0.0, 9) for name in rates}
@@ -147,7 +147,7 @@ def test_each_player_s_update_changes_that_player_alone(joint):
 def test_a_player_s_update_takes_nothing_from_the_other_s_loss():
     model = gaussian_denoiser(linear())
     objective = distribution_matching(model)
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
     frozen = {"teacher": networks["teacher"]}
     rates = {name: optimizer(1e-2, 9) for name in objective.players}
     state = initial_state(objective, rates, 0, frozen)
@@ -179,7 +179,7 @@ def test_both_players_learn_from_the_same_samples(micro_batches, joint, divergen
     objective = distribution_matching(
         model, divergence=divergence, joint=joint, regression_weight=0.25
     )
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
     eps, x_0 = jax.random.normal(KEY, (2, 8, 1))
     batch = {**BATCH, "pairs": {"eps": eps, "x_0": x_0, "label": BATCH["label"]}}
     frozen = {"teacher": networks["teacher"]}
@@ -196,7 +196,7 @@ def test_both_players_learn_from_the_same_samples(micro_batches, joint, divergen
             for i in range(micro_batches):
                 rows = jax.tree.map(itemgetter(slice(i, None, micro_batches)), batch)
                 own = [jax.random.fold_in(k, i) for k in keys] if micro_batches > 1 else keys
-                loss = loss_of(objective, name, networks, rows, *own, at=before)
+                loss = player_loss(objective, name, networks, rows, *own, at=before)
                 total += loss(params)[0].mean()
             return total / micro_batches
 
@@ -211,7 +211,7 @@ def test_both_players_learn_from_the_same_samples(micro_batches, joint, divergen
 @pytest.mark.parametrize("divergence", [score_implicit_matching(), integral_kl()])
 def test_joint_losses_are_the_separate_ones_at_the_same_points(divergence):
     model = small_model()
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
     # The joint losses keep a key for the dropout of the fake score.
     key_points, _ = jax.random.split(SHARE_KEY)
     shared = distribution_matching(model).share(networks, BATCH, key_points)
@@ -223,7 +223,7 @@ def test_joint_losses_are_the_separate_ones_at_the_same_points(divergence):
 
     def of_player(name, joint, share_key):
         objective = distribution_matching(model, divergence=divergence, joint=joint)
-        return lambda params: loss_of(objective, name, networks, share_key=share_key)(params)[0]
+        return lambda params: player_loss(objective, name, networks, share_key=share_key)(params)[0]
 
     joint = lambda name: of_player(name, True, SHARE_KEY)
     for name, found, expected in (
@@ -248,10 +248,10 @@ def test_particles_are_drawn_all_at_once():
 def test_generator_rests_where_the_fake_score_is_the_teacher(method):
     model = gaussian_denoiser(linear())
     objective = distribution_matching(model, **METHODS[method])
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
 
     def gradient(networks):
-        loss = loss_of(objective, "generator", networks)
+        loss = player_loss(objective, "generator", networks)
         return jax.grad(lambda p: loss(p)[0].mean())(networks["generator"])
 
     moved = jax.tree.leaves(gradient(networks))
@@ -267,9 +267,9 @@ def test_the_fake_score_is_trained_as_a_denoiser_of_the_generator_s_samples():
     objective = distribution_matching(
         model, generator=held, fake_time_sampler=lambda k, n: 0.4 + jnp.zeros(n)
     )
-    networks = networks_of(model, "fake_score", "teacher")
+    networks = initial_networks(model, "fake_score", "teacher")
     networks["generator"] = held.network.init(KEY)
-    found, _ = loss_of(objective, "fake_score", networks)(networks["fake_score"])
+    found, _ = player_loss(objective, "fake_score", networks)(networks["fake_score"])
     x_g = networks["generator"]["x"]
     eps = jax.random.normal(jax.random.split(KEY, 4)[1], x_g.shape)
     t = jnp.full(8, 0.4)
@@ -288,9 +288,9 @@ def test_a_point_is_what_the_denoisers_say_and_guidance_the_teacher_s_alone(fiel
     )
     objective = distribution_matching(model, divergence=shown, generator=held, guidance_scale=3.0)
     assert ("fake_score" in objective.players) == has_fake_score
-    networks = networks_of(model, "teacher", *["fake_score"] * has_fake_score)
+    networks = initial_networks(model, "teacher", *["fake_score"] * has_fake_score)
     networks["generator"] = held.network.init(KEY)
-    found, _ = loss_of(objective, "generator", networks)(networks["generator"])
+    found, _ = player_loss(objective, "generator", networks)(networks["generator"])
     _, key_t, key_eps, _ = jax.random.split(SHARE_KEY, 4)
     x_g, t = networks["generator"]["x"], log_normal_times(model.path)(key_t, 8)
     eps = jax.random.normal(key_eps, x_g.shape)
@@ -312,7 +312,7 @@ def test_a_point_is_what_the_denoisers_say_and_guidance_the_teacher_s_alone(fiel
 
 def test_regression_ties_the_generator_to_the_teacher_s_pairs():
     model = small_model()
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
     eps, x_0 = jax.random.normal(KEY, (2, 8, 3))
     label = (BATCH["label"] + 1) % 4
     batch = {**BATCH, "pairs": {"eps": eps, "x_0": x_0, "label": label}}
@@ -322,9 +322,9 @@ def test_regression_ties_the_generator_to_the_teacher_s_pairs():
             model, regression_weight=weight, regression_distance=norm()
         )
         assert objective.reads == ("labels", "pairs")[: 1 + (weight > 0.0)]
-        loss = loss_of(objective, "generator", networks, batch)
+        loss = player_loss(objective, "generator", networks, batch)
         rows[weight], _ = loss(networks["generator"])
-    x_g = one_step(model).generate(networks["generator"], eps, {"label": label})
+    x_g = one_step_generator(model).generate(networks["generator"], eps, {"label": label})
     apart = jnp.sqrt(((x_g - x_0) ** 2).sum(1))
     np.testing.assert_allclose(rows[0.25] - rows[0.0], 0.25 * apart, rtol=1e-3, atol=1e-5)
     with pytest.raises(ValueError, match="regression_weight=-1 must be 0 or more"):
@@ -333,11 +333,11 @@ def test_regression_ties_the_generator_to_the_teacher_s_pairs():
 
 def test_normalize_divides_rows_by_the_teacher_s_error_without_a_gradient():
     model = small_model()
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
 
     def value_and_gradient(**fields):
         objective = distribution_matching(model, divergence=integral_kl(), **fields)
-        rows = lambda p: loss_of(objective, "generator", networks)(p)[0]
+        rows = lambda p: player_loss(objective, "generator", networks)(p)[0]
         return rows(networks["generator"]), jax.jacrev(rows)(networks["generator"])
 
     plain, plain_rows = value_and_gradient()
@@ -368,7 +368,7 @@ def test_the_one_step_generator_sees_noise_of_its_level_on_every_path(path):
     for each in (ve(), path):
         model = model_on(each)
         params = model.network.init(KEY)
-        images.append(one_step(model, 2.5).generate(params, eps, {"label": jnp.zeros(5)}))
+        images.append(one_step_generator(model, 2.5).generate(params, eps, {"label": jnp.zeros(5)}))
     np.testing.assert_allclose(seen[path.name][0], 2.5 * eps, rtol=1e-4)
     np.testing.assert_allclose(seen[path.name][1], 2.5, rtol=1e-4)
     np.testing.assert_allclose(*images, rtol=1e-3, atol=1e-4)
@@ -392,7 +392,7 @@ def test_health_of_an_exact_fake_score():
             "teacher": teacher,
             "generator": {"x": jnp.exp(0.2) * noise},
         }
-        _, metrics = loss_of(objective, "generator", networks, batch)(networks["generator"])
+        _, metrics = player_loss(objective, "generator", networks, batch)(networks["generator"])
         return {name: float(m.total / m.count) for name, m in metrics.items()}
 
     # Of the same deviation, and half way in the mean: y is half as long as it must be.

@@ -67,7 +67,7 @@ def denoised(law, x_t):
     return law["b"] + variance / (variance + SIGMA**2) * (x_t - law["b"])
 
 
-def point_of(x_g, eps, fake, teacher):
+def gaussian_point(x_g, eps, fake, teacher):
     return Point(
         x_g=x_g,
         noise=SIGMA * eps,
@@ -84,7 +84,7 @@ def surrogate_gradient(surrogate, z, eps, weights, generator=GENERATOR, offset=0
 
     def loss(law):
         x_g = law["b"] + law["a"] * z
-        point = point_of(
+        point = gaussian_point(
             x_g, eps, lambda x: denoised(frozen, x) + offset, lambda x: denoised(TEACHER, x)
         )
         return jnp.sum(weights * surrogate(point))
@@ -103,7 +103,7 @@ def divergence_gradient(function, u, weights, generator=GENERATOR, move_measure=
     return jax.grad(value)(jax.tree.map(jnp.float64, generator))
 
 
-def relative(a, b):
+def relative_error(a, b):
     flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
     return np.linalg.norm(flat(a) - flat(b)) / np.linalg.norm(flat(b))
 
@@ -131,12 +131,14 @@ def test_gradient_of_sim_is_that_of_the_divergence_with_the_measure_held(name, o
         nodes = noised_nodes(GENERATOR)
         held = divergence_gradient(distance, *nodes)
         moved = divergence_gradient(distance, *nodes, move_measure=True)
-        assert relative(found, held) < tolerance
-        assert relative(found, moved) > 0.05
+        assert relative_error(found, held) < tolerance
+        assert relative_error(found, moved) > 0.05
 
 
 @pytest.mark.parametrize(("name", "options", "tolerance"), [a for a in ADMITTED if a[0] != "norm"])
-def test_value_of_sim_is_the_fake_score_s_error_along_the_slope(name, options, tolerance):
+def test_value_of_sim_is_the_fake_score_s_error_along_the_gradient_of_the_distance(
+    name, options, tolerance
+):
     # With fake + offset in the place of fake: -E d'(y)^T offset, so 0 for an exact one.
     with jax.enable_x64(True):
         distance = DISTANCES[name](**options)
@@ -146,7 +148,7 @@ def test_value_of_sim_is_the_fake_score_s_error_along_the_slope(name, options, t
         slope = jax.grad(lambda a, b: distance(a, b).sum())
         for offset in (0.0, 0.2):
             fake = lambda x, offset=offset: denoised(GENERATOR, x) + offset
-            point = point_of(x_g, eps, fake, lambda x: denoised(TEACHER, x))
+            point = gaussian_point(x_g, eps, fake, lambda x: denoised(TEACHER, x))
             expected = -offset * jnp.sum(weights * slope(point.fake, point.teacher)[:, 0])
             found = float(jnp.sum(weights * surrogate(point)))
             assert found == pytest.approx(float(expected), abs=1e-4)
@@ -159,7 +161,7 @@ def test_l1_is_refused_because_its_gradient_is_another_one():
             score_implicit_matching(let_through).surrogate, *pair_nodes(GENERATOR)
         )
         held = divergence_gradient(l1(), *noised_nodes(GENERATOR))
-        assert relative(found, held) > 0.3
+        assert relative_error(found, held) > 0.3
     with pytest.raises(ValueError, match="divergence.distance.name=l1 has a gradient that jumps"):
         score_implicit_matching(l1())
 
@@ -167,7 +169,7 @@ def test_l1_is_refused_because_its_gradient_is_another_one():
 def test_norm_is_refused_in_one_dimension_only():
     surrogate = score_implicit_matching(norm()).surrogate
     for dimensions in (1, 2):
-        point = point_of(*jnp.ones((2, 3, dimensions)), lambda x: 0.5 * x, lambda x: 0.4 * x)
+        point = gaussian_point(*jnp.ones((2, 3, dimensions)), lambda x: 0.5 * x, lambda x: 0.4 * x)
         if dimensions == 1:
             with pytest.raises(ValueError, match="matters in one dimension; use pseudo_huber"):
                 surrogate(point)
@@ -200,7 +202,7 @@ def test_gradient_of_sim_with_a_norm_in_two_dimensions():
             score_implicit_matching(norm()).surrogate, z, eps, np.outer(along, across).ravel()
         )
         held = divergence_gradient(norm(), u, along)
-        assert relative(found, held) < 1e-4
+        assert relative_error(found, held) < 1e-4
 
 
 @pytest.mark.parametrize(("name", "options", "tolerance"), ADMITTED)
@@ -229,7 +231,7 @@ def test_gradient_of_sim_on_a_mixture(name, options, tolerance):
             frozen, total = jax.tree.map(jax.lax.stop_gradient, params), 0.0
             for share, mean in zip(law(params).weight, law(params).mean, strict=True):
                 fake = lambda x: law(frozen).denoiser(path)(x, t).x_0
-                point = point_of(mean + params["a"] * z, eps, fake, teacher)
+                point = gaussian_point(mean + params["a"] * z, eps, fake, teacher)
                 total += share * jnp.sum(pair * surrogate(point))
             return total
 
@@ -244,8 +246,8 @@ def test_gradient_of_sim_on_a_mixture(name, options, tolerance):
         gradient = jax.grad(found)(params)
         held = jax.grad(lambda p: value(p, jax.lax.stop_gradient(p)))(params)
         moved = jax.grad(lambda p: value(p, p))(params)
-        assert relative(gradient, held) < 10.0 * tolerance
-        assert relative(gradient, moved) > 0.05
+        assert relative_error(gradient, held) < 10.0 * tolerance
+        assert relative_error(gradient, moved) > 0.05
 
 
 def arbitrary_point(key=0, shape=(5, 6)):
@@ -253,7 +255,7 @@ def arbitrary_point(key=0, shape=(5, 6)):
     x_g, eps, w_fake, w_teacher = jax.random.normal(jax.random.key(key), (4, *shape))
     fake = lambda x: jnp.sin(w_fake * x)
     teacher = lambda x: jnp.tanh(w_teacher * x + 0.1)
-    return lambda x: point_of(x, eps, fake, teacher), x_g
+    return lambda x: gaussian_point(x, eps, fake, teacher), x_g
 
 
 def value_and_gradient(surrogate):
@@ -307,7 +309,7 @@ def test_gradient_of_diff_instruct_is_that_of_the_kl():
             "a": SIGMA**2 * GENERATOR["a"] * (1.0 / q - 1.0 / p),
             "b": SIGMA**2 * (GENERATOR["b"] - TEACHER["b"]) / q,
         }
-        assert relative(found, expected) < 1e-5
+        assert relative_error(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
@@ -341,7 +343,7 @@ def test_score_distillation_is_the_error_of_the_noise_and_vsd_of_one_point():
     expected = SIGMA * ((x_t - teacher(x_t)) / SIGMA - eps)
     one_point = lambda _: x_g  # noqa: E731, E[x_g | x_t] of a generator that makes x_g alone
     gradient = lambda divergence, fake: jax.grad(
-        lambda x: divergence.surrogate(point_of(x, eps, fake, teacher)).sum()
+        lambda x: divergence.surrogate(gaussian_point(x, eps, fake, teacher)).sum()
     )(x_g)
     sds = gradient(score_distillation(), one_point)
     np.testing.assert_allclose(sds, expected, rtol=1e-4, atol=1e-5)
@@ -354,7 +356,7 @@ def test_score_distillation_pulls_a_sample_to_the_mode():
         x, eps = 1.7, np.random.default_rng(0).standard_normal((200_000, 1))
         eps = np.concatenate([eps, -eps])
         x_g = jnp.full(eps.shape, x)
-        point = lambda x_g: point_of(x_g, eps, lambda y: x_g, lambda y: denoised(TEACHER, y))
+        point = lambda x_g: gaussian_point(x_g, eps, lambda y: x_g, lambda y: denoised(TEACHER, y))
         surrogate = score_distillation().surrogate
         found = jax.grad(lambda x_g: surrogate(point(x_g)).mean())(x_g).sum()
         q = TEACHER["a"] ** 2 + SIGMA**2
@@ -380,7 +382,7 @@ def test_where_fake_and_teacher_agree_the_gradient_is_exactly_zero(divergence):
     _, x_g = arbitrary_point()
     same = lambda x: jnp.sin(3.0 * x)
     gradient = jax.grad(
-        lambda x: divergence.surrogate(point_of(x, jnp.ones_like(x), same, same)).sum()
+        lambda x: divergence.surrogate(gaussian_point(x, jnp.ones_like(x), same, same)).sum()
     )(x_g)
     assert not np.any(gradient)
 

@@ -18,12 +18,12 @@ from tests.objectives.assembled import (
     CASES,
     TOTAL,
     assemble,
-    batch_of,
-    fields_of,
+    field_names,
+    field_value,
     loss_rows,
+    objective_batch,
     samples,
-    unrolled,
-    value_of,
+    unroll_scan,
 )
 
 # What the fields of each name change: "loss" is that of every player, with its gradient; "samples"
@@ -115,7 +115,7 @@ EARLY, LATE = 3, 30
 FOREIGN_SCALE = 5.0
 
 
-def sampled(case, steps, scale):
+def try_samples(case, steps, scale):
     """Samples, or why there are none."""
     objective = case.objective
     try:
@@ -132,7 +132,7 @@ def observe(case):
         for player in objective.players
     }
     seen["samples"] = [
-        sampled(case, steps, scale)
+        try_samples(case, steps, scale)
         for steps, scale in (
             *((steps, objective.guidance_scale) for steps in (1, 2, 3)),
             *((steps, FOREIGN_SCALE) for steps in (1, 4)),
@@ -154,7 +154,7 @@ def observe(case):
     return seen
 
 
-def changes(before, after):
+def changed_observations(before, after):
     """The names of what differs between two observations."""
     return {name for name in before | after if not equal(before.get(name), after.get(name))}
 
@@ -169,10 +169,10 @@ def equal(a, b):
 @pytest.fixture(autouse=True)
 def without_compilation(monkeypatch):
     """Loops over sampling steps are Python's, which compile nothing."""
-    monkeypatch.setattr(jax.lax, "scan", unrolled)
+    monkeypatch.setattr(jax.lax, "scan", unroll_scan)
 
 
-def expected(case, field, before, after):
+def expected_effects(case, field, before, after):
     """EFFECTS with "loss" spelt out for every player."""
     effects = OWN_EFFECTS.get((case, field), EFFECTS.get(field))
     if effects is None:
@@ -182,32 +182,34 @@ def expected(case, field, before, after):
 
 
 @pytest.fixture(scope="module")
-def observed():
+def observations():
     """case -> what is seen of it, once per case."""
     return lru_cache(lambda case: observe(assemble(case)))
 
 
 @pytest.mark.parametrize(
-    ("case", "field"), [(case, field) for case in CASES for field in fields_of(case)]
+    ("case", "field"), [(case, field) for case in CASES for field in field_names(case)]
 )
-def test_a_field_changes_what_it_stands_for_and_nothing_else(case, field, observed):
-    changed = {field: value_of(case, field, other=True)} | BESIDE.get((case, field), {})
+def test_a_field_changes_what_it_stands_for_and_nothing_else(case, field, observations):
+    changed = {field: field_value(case, field, other=True)} | BESIDE.get((case, field), {})
     if EXCEPTIONS.get((case, field)) == REFUSED:
         with pytest.raises(ValueError, match="objective."):
             assemble(case, **changed)
         return
-    before, after = observed(case), observe(assemble(case, **changed))
+    before, after = observations(case), observe(assemble(case, **changed))
     unused = EXCEPTIONS.get((case, field)) == UNUSED
-    assert changes(before, after) == (set() if unused else expected(case, field, before, after))
+    assert changed_observations(before, after) == (
+        set() if unused else expected_effects(case, field, before, after)
+    )
 
 
 def test_every_effect_and_every_exception_is_of_a_field_that_there_is():
-    there = {(case, field) for case in CASES for field in fields_of(case)}
+    there = {(case, field) for case in CASES for field in field_names(case)}
     assert set(OWN_EFFECTS) | set(EXCEPTIONS) | set(BESIDE) <= there
     assert set(EFFECTS) == {field for _, field in there}
 
 
-def fields_of_none(name):
+def fields_with_default_none(name):
     """The fields of an objective whose default is None."""
     parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
     # What is optimised is a field of Python's alone.
@@ -215,7 +217,8 @@ def fields_of_none(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "field"), [(name, field) for name in OBJECTIVES for field in fields_of_none(name)]
+    ("name", "field"),
+    [(name, field) for name in OBJECTIVES for field in fields_with_default_none(name)],
 )
 def test_a_default_of_none_is_the_documented_part_whatever_the_other_fields(name, field):
     """configs/objectives.py against the factory."""
@@ -223,12 +226,12 @@ def test_a_default_of_none_is_the_documented_part_whatever_the_other_fields(name
     config.objective = getattr(documented, name)()
     # These times leave no room for steps between them on a grid of few points.
     beside = {"sample_times": ()} if field in ("curriculum", "spacing") else {}
-    beside = {k: v for k, v in beside.items() if k in fields_of(name)}
+    beside = {k: v for k, v in beside.items() if k in field_names(name)}
     case = assemble(name, **beside, **{field: None})
     given = config.objective.to_dict(), "objective", Run(case.model.path, TOTAL)
     parts = arguments(OBJECTIVES[name], *given)
     explicit = assemble(name, **beside, **{field: parts[field]})
-    assert changes(observe(case), observe(explicit)) == set()
+    assert changed_observations(observe(case), observe(explicit)) == set()
 
 
 def has_schedule(function):
@@ -255,7 +258,7 @@ def test_an_objective_says_what_of_a_batch_it_reads(case):
     objective, networks = assembled.objective, assembled.networks
     batch = {}
     for source in SOURCES:
-        batch |= batch_of(objective._replace(reads=(source,)))
+        batch |= objective_batch(objective._replace(reads=(source,)))
     losses = lambda batch: [
         loss_rows(assembled, player, networks[player], LATE, batch) for player in objective.players
     ]
@@ -264,7 +267,7 @@ def test_an_objective_says_what_of_a_batch_it_reads(case):
         name: not equal(plain, losses({**batch, name: jax.tree.map(lambda a: a[::-1], value)}))
         for name, value in batch.items()
     }
-    assert read == {name: name in batch_of(objective) for name in batch}
+    assert read == {name: name in objective_batch(objective) for name in batch}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -290,7 +293,7 @@ def test_samples_depend_on_all_that_they_are_made_of(name):
     assert not equal(plain, samples(objective, jax.tree.map(jnp.negative, params), steps))
     assert equal(plain, samples(objective, params, steps, seed=5)) != (name in STOCHASTIC)
     # Where another scale of guidance is not refused it is followed.
-    asked = sampled(case, steps, 3.5)
+    asked = try_samples(case, steps, 3.5)
     assert isinstance(asked, str) or not equal(plain, asked)
     assert isinstance(asked, str) != (name in GUIDED)
 
