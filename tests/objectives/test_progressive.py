@@ -280,7 +280,7 @@ def test_other_numbers_of_steps_are_refused(steps):
     inputs = affine_network().init(KEY), jnp.ones((2, 1)), {"label": jnp.zeros(2, jnp.int32)}, None
     with pytest.raises(ValueError, match=f"power of two of steps up to 8, .* not in {steps}$"):
         sample(*inputs, steps=steps, guidance_scale=1.0)
-    with pytest.raises(ValueError, match="knows guidance scale 1 alone, not 2"):
+    with pytest.raises(ValueError, match="trained at guidance scale 1 only, not 2"):
         sample(*inputs, steps=4, guidance_scale=2.0)
 
 
