@@ -1,8 +1,8 @@
-"""A regression to pairs of a teacher's sampler, beside another loss of a generator (DMD).
+"""Regression of a generator to pairs of a teacher's sampler, added to another loss (DMD).
 
     E d(G(eps_1), sampler(eps_1))        Yin et al. 2024, with LPIPS for d
 
-The pairs are data: nothing of the teacher is evaluated here.
+The pairs are data: the loss does not evaluate the teacher.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ from fewstep.objectives.generators import Generator
 
 
 def add_regression(loss: LossFn, generator: Generator, weight: float, distance: Distance) -> LossFn:
-    """The loss plus `weight` times the distance to what the teacher makes of the same noise."""
+    """The loss plus `weight` times the distance to the teacher's sample of the same noise."""
 
     def regularised(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array

@@ -114,7 +114,7 @@ def test_a_network_with_heads_can_be_a_static_argument():
 
 
 def test_a_name_that_is_taken_and_features_that_are_not_there_are_refused():
-    with pytest.raises(ValueError, match="parameters 'input' already"):
+    with pytest.raises(ValueError, match="already has parameters 'input'"):
         add_head(build("mlp"), "input", Mean(), ("block_0",))
     with pytest.raises(ValueError, match="feature='block_7'"):
         add_head(build("mlp"), "head", Mean(), ("block_7",))

@@ -422,7 +422,7 @@ def test_sampling_in_more_than_one_step_or_at_another_scale_is_an_error():
 
 
 def test_bad_fields_are_errors():
-    with pytest.raises(ValueError, match="guidance_scale=1 leaves nothing of noise-free"):
+    with pytest.raises(ValueError, match="guidance_scale=1 is too low for noise-free"):
         distribution_matching(small_model(), divergence=noise_free_score_distillation())
     for sigma_init in (0.0, -1.0, 100.0):
         with pytest.raises(ValueError, match=r"sigma_init=.* is outside path.name=ve"):
@@ -430,7 +430,7 @@ def test_bad_fields_are_errors():
     with pytest.raises(ValueError, match=r"joint .* set objective.fake_time_sampler.name=''"):
         law = log_normal_times(linear())
         distribution_matching(small_model(), joint=True, fake_time_sampler=law)
-    with pytest.raises(ValueError, match="joint needs a divergence with a fake score"):
+    with pytest.raises(ValueError, match="joint=True needs a divergence with a fake score"):
         distribution_matching(small_model(), joint=True, divergence=score_distillation())
     with pytest.raises(ValueError, match="fake_score_updates=0 must be 1 or more"):
         distribution_matching(small_model(), fake_score_updates=0)

@@ -171,7 +171,7 @@ def test_norm_is_refused_in_one_dimension_only():
     for dimensions in (1, 2):
         point = gaussian_point(*jnp.ones((2, 3, dimensions)), lambda x: 0.5 * x, lambda x: 0.4 * x)
         if dimensions == 1:
-            with pytest.raises(ValueError, match="matters in one dimension; use pseudo_huber"):
+            with pytest.raises(ValueError, match="misses in one dimension; use pseudo_huber"):
                 surrogate(point)
         else:
             assert surrogate(point).shape == (3,)

@@ -289,7 +289,10 @@ def test_other_numbers_of_steps_are_refused(steps):
     [
         ({"max_steps": 12}, "objective.max_steps must be a power of two, not 12"),
         ({"max_steps": 0}, "objective.max_steps must be a power of two, not 0"),
-        ({"max_steps": 8, "total_steps": 3}, "max_steps=8 has 4 stages, which 3 training steps"),
+        (
+            {"max_steps": 8, "total_steps": 3},
+            "has 4 stages, for which 3 training steps",
+        ),
     ],
 )
 def test_fields_out_of_range_are_errors(fields, message):
@@ -300,5 +303,5 @@ def test_fields_out_of_range_are_errors(fields, message):
 
 
 def test_a_prediction_of_noise_cannot_end_in_one_step():
-    with pytest.raises(ValueError, match="says too little of the data"):
+    with pytest.raises(ValueError, match="says too little about the data"):
         progressive(build_model(affine_network(), PATHS["vp_ddpm"](), "eps"), total_steps=10)
