@@ -143,7 +143,7 @@ def dit(
         second_time=second_time,
         guidance_input=guidance_input,
         # Fused kernels need all tokens on a device, and JAX needs one mesh for a program with them.
-        lines=shape[0] // patch_size if module.attention == "xla" else 1,
+        token_rows=shape[0] // patch_size if module.attention == "xla" else 1,
     )
 
 

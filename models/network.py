@@ -53,7 +53,7 @@ class Network(NamedTuple):
     guidance_input: whether it reads the condition's guidance scale.
     log_weight: (params, t: [B]) -> [B], the learned log-weight of a loss at t, or None.
     shape: shape of one example x, without the batch.
-    lines: rows of tokens in an example that devices can split; 1 if they cannot.
+    token_rows: token rows per example; devices can split them. 1 if they cannot.
     hidden: names of its hidden features, from the input to the output.
     features: `features(params, x, t, s, condition, names, *, train=False, rng=None)` -> (output of
         `apply`, {name: hidden feature [B, ...]}), both from one evaluation. Raises ValueError as
@@ -67,7 +67,7 @@ class Network(NamedTuple):
     guidance_input: bool = False
     log_weight: Callable[[Params, Array], Array] | None = None
     shape: tuple[int, ...] = ()
-    lines: int = 1
+    token_rows: int = 1
     hidden: tuple[str, ...] = ()
     features: Callable[..., tuple[Array, dict[str, Array]]] | None = None
     heads: tuple[Head, ...] = ()

@@ -129,7 +129,7 @@ def spread(network: Network, mesh: Mesh) -> Network:
     put = jax.lax.with_sharding_constraint
 
     def places(rows: int) -> tuple[NamedSharding, NamedSharding]:
-        count = devices_of_rows(rows, mesh.size, network.lines)
+        count = devices_of_rows(rows, mesh.size, network.token_rows)
         if count == mesh.size:
             return batch_sharding(mesh), batch_sharding(mesh)
         shares = Mesh(mesh.devices.reshape(count, -1), SHARES)

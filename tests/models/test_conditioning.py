@@ -105,7 +105,7 @@ def test_second_time_is_added_with_its_own_embedder(second_time, value):
 def test_guidance_scale_is_added_unscaled():
     module = conditioning(guidance_input=True)
     params, guidance = initial_params(module), jnp.array([1.0, 4.0, 7.5])
-    # It starts at zero, so it is moved: otherwise both sides would be 0.
+    # It starts at zero, so the test changes it: otherwise both sides would be 0.
     kernel = 0.1 * jax.random.normal(jax.random.key(1), (WIDTH, WIDTH))
     params["guidance_embedder"]["output"]["kernel"] = kernel
     total = module.apply({"params": params}, T, S, {"label": LABEL, "guidance_scale": guidance})

@@ -19,7 +19,7 @@ def silu(x):
 
 
 def convolve(x, layer, stride):
-    """3 x 3 products summed in NumPy; where the padding is odd, more of it comes after."""
+    """3 x 3 convolution in NumPy; an odd padding has its larger part at the end."""
     total = [max((-(-side // stride) - 1) * stride + 3 - side, 0) for side in x.shape[1:3]]
     padding = [(0, 0), *((t // 2, t - t // 2) for t in total), (0, 0)]
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, padding), (3, 3), (1, 2))

@@ -292,7 +292,7 @@ def test_images_need_not_be_square():
     params = jax.jit(network.init)(jax.random.key(0))
     x, t = jnp.ones((2, 8, 4, 1)), jnp.ones(2)
     out = jax.jit(network.apply)(params, x, t, t, {"label": jnp.array([-1, -1])})
-    assert out.shape == x.shape and network.lines == 4
+    assert out.shape == x.shape and network.token_rows == 4
     assert DIT.shrink({"patch_size": 2}, (48, 32, 1))["patch_size"] == 8
 
 

@@ -99,7 +99,7 @@ def test_heads_live_beside_a_network_that_stays_as_it_is(name):
     chex.assert_trees_all_equal(output, network.apply(own, *inputs(network)))
     for head in headed.heads:
         assert head.apply(params, hidden).shape == (BATCH,)
-        # Its gradient reaches its own parameters, and no other head's.
+        # The gradient of a head reaches its own parameters and no other head's.
         slope = jax.grad(lambda p, head=head: jnp.sum(head.apply(p, hidden)))(params)
         moved = {
             part for part in slope if any(np.any(leaf) for leaf in jax.tree.leaves(slope[part]))

@@ -71,7 +71,7 @@ def test_attention_in_chunks_is_the_same(tokens):
 
 
 def test_bfloat16_attention_keeps_its_softmax_in_float32():
-    # Logits of some hundreds: bfloat16 would round them by about one, a factor e in a weight.
+    # bfloat16 would round logits of some hundreds by about one, a factor e in a weight.
     logit_scale = 8.0
     x = np.asarray(jnp.asarray(draw(2, TOKENS, WIDTH), jnp.bfloat16), np.float32)
     identity = np.eye(WIDTH, dtype=np.float32)

@@ -1,4 +1,4 @@
-"""A loop over stacked blocks is the network that it is without the loop."""
+"""A loop over stacked blocks computes the same network as blocks without a loop."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def images(seed=0):
 
 
 def stack_parameters(params):
-    """The parameters of an unrolled network as those of the loop."""
+    """Converts parameters of an unrolled network to those of the loop."""
     blocks = [params[f"block_{index}"] for index in range(TOY.depth)]
     others = {name: part for name, part in params.items() if not name.startswith("block_")}
     return {**others, STACKED: jax.tree.map(lambda *leaves: np.stack(leaves), *blocks)}
@@ -86,6 +86,6 @@ def test_layers_drop_different_units():
 
     layers = nn.apply(lambda block, x: scan_blocks(block, 8, x, x, keep=False)[0], Dropped())
     kept = layers({}, jnp.zeros(256), rngs={"dropout": jax.random.key(0)}) / 2.0
-    # Of 8 layers 4 are kept in the mean; with one mask for all it would be none or all.
+    # On average 4 of 8 layers are kept; one mask for all would keep none or all.
     assert np.mean(kept) == pytest.approx(4.0, abs=0.5)
     assert np.std(kept) == pytest.approx(np.sqrt(2.0), abs=0.3)

@@ -1,4 +1,4 @@
-"""What an objective says of itself is there."""
+"""The headline of each player exists."""
 
 import jax
 import jax.numpy as jnp

@@ -1,6 +1,6 @@
-"""How every objective calls its networks, and what random numbers it draws, in one training step.
+"""The network calls and random draws of every objective in one training step.
 
-A network that records its calls stands in the place of each.
+A network that records its calls replaces each network.
 """
 
 from functools import lru_cache
@@ -31,7 +31,7 @@ CALLS = {
     # The target makes the two half steps of the bootstrap rows.
     "shortcut": {"network": ["target rests guided in part"] * 2 + ["network trains dropped"]},
     "unguided shortcut": {"network": ["target rests kept"] * 2 + ["network trains dropped"]},
-    # The target draws the network's mask: see SAME_MASK.
+    # The target draws the same mask as the network: see SAME_MASK.
     "consistency_distillation": {
         "network": ["teacher rests guided", "network trains kept", "target trains kept"]
     },
@@ -44,12 +44,12 @@ CALLS = {
     "continuous_training": {"network": ["network trains kept"]},
     "continuous_distillation": {"network": ["teacher rests guided", "network trains kept"]},
     "plain continuous distillation": {"network": ["teacher rests kept", "network trains kept"]},
-    # After the first stage, in which alone the teacher is guided.
+    # After the first stage, the only one with a guided teacher.
     "progressive": {"network": ["teacher rests kept"] * 2 + ["network trains kept"]},
     "distribution_matching": {
         "share": ["generator trains kept"],
         "fake_score": ["fake_score trains kept"],
-        # The scores are constants to the generator. Its own call is at the noise of the pairs.
+        # The scores are constants for the generator. Its own call uses the noise of the pairs.
         "generator": [
             "fake_score rests kept",
             "teacher rests guided",
@@ -67,7 +67,7 @@ CALLS = {
         "generator": ["teacher rests guided", "teacher rests null", "generator trains of pairs"],
     },
 }
-# Cases whose two evaluations are compared under one dropout mask.
+# Cases that compare two evaluations under one dropout mask.
 SAME_MASK = {
     "consistency_distillation",
     "plain distillation",
@@ -77,7 +77,7 @@ SAME_MASK = {
 }
 # Objectives whose network reads an earlier time.
 SECOND_TIMES = ("shortcut", "unguided shortcut")
-# (phase, network) -> the field whose times it is called at.
+# (phase, network) -> the time sampler that draws the times of its calls.
 TIMES = {
     "denoising": {("network", "network"): "time_sampler"},
     "shortcut": {("network", "network"): "time_sampler"},
@@ -107,13 +107,13 @@ TIMES = {
 
 @pytest.fixture(scope="module")
 def steps():
-    """case -> a step of it, taken once."""
+    """case -> its recorded step, computed once."""
     with pytest.MonkeyPatch.context() as patched:
         yield lru_cache(lambda name: take_step(name, patched))
 
 
 def label_treatment(call, batch, every=1):
-    """What a call makes of a batch's labels, in the words of CALLS."""
+    """The labels of a call compared with those of the batch, in the words of CALLS."""
     pairs = batch.get("pairs", {"label": None})["label"]
     for labels, word in ((batch["label"], "kept"), (pairs, "of pairs")):
         for own in () if labels is None else (labels, labels[::every]):
@@ -128,7 +128,7 @@ def label_treatment(call, batch, every=1):
 
 
 def bootstrap_period(name):
-    """One row in so many is a bootstrap row, if a case has these."""
+    """Rows per bootstrap row, or 1 for a case without bootstrap rows."""
     return round(1 / field_value(name, "bootstrap_fraction")) if "shortcut" in name else 1
 
 
@@ -146,11 +146,11 @@ def test_networks_are_called_in_their_mode_with_their_labels(name, steps):
     assert {p: sorted(c) for p, c in found.items()} == {
         p: sorted(c) for p, c in CALLS[name].items()
     }
-    # A key exactly where there is dropout, and one mask for two sides that are compared.
+    # A call has a key exactly if it has dropout; two sides that are compared have one mask.
     assert all(bool(call.key) == call.train for call in step.calls)
     keys = [call.key for call in step.calls if call.train]
     assert len(set(keys)) == len(keys) - (name in SAME_MASK)
-    # Those that an objective says that it has, and no others, are evaluated.
+    # The step evaluates all networks of the objective, and no others.
     assert {call.who for call in step.calls} == set(step.case.networks)
 
 
@@ -176,7 +176,7 @@ def test_every_parameter_of_a_player_is_trained(name, steps):
 
 
 def correlation_bound(count, rows):
-    """So many standard deviations of a correlation; at least that of a share."""
+    """`count` standard deviations of a correlation over `rows` rows; of a share, these are more."""
     return count / rows**0.5
 
 
@@ -219,7 +219,7 @@ def test_networks_get_times_of_the_path_and_those_that_were_drawn(name, steps):
             np.testing.assert_array_equal(call.s, call.t)
     for (phase, who), field in TIMES.get(name, {}).items():
         drawn = path.clock(times[field])
-        # The first is at t, where there is another at an earlier time.
+        # If there is a call at an earlier time, the first call is at t.
         calls = [call for call in step.calls if (call.phase, call.who) == (phase, who)]
         for call in calls[: 1 if name in SAME_MASK else None]:
             told = call.t
@@ -256,14 +256,14 @@ def test_a_network_with_that_input_gets_a_scale_of_the_range(name, steps):
     assert first.mean() == pytest.approx(0.5 * (low + high), abs=correlation_bound(5, ROWS))
 
 
-# Cases whose sampler is guided, and at how many steps; elsewhere guidance is trained in.
+# Cases whose sampler applies guidance, and their numbers of steps. Others have learned guidance.
 GUIDED_SAMPLERS = {"denoising": (1, 2, 4), "shortcut": (4,)}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch):
     record = Record()
-    case = assemble(name, record.network)
+    case = assemble(name, record.record_network)
     objective = case.objective
     record.names = [objective.generator]
     params = {**case.networks[objective.generator], "who": jnp.float32(0)}

@@ -43,7 +43,7 @@ def labels(count):
 
 
 def is_identity_at_data_end(f, path):
-    """Whether f(x, t_min) = x, to rounding, and f is close to it beside the end."""
+    """Whether f(x, t_min) = x up to rounding, and f(x, t) is close to x near t_min."""
     x = jax.random.normal(KEY, (64, 2)) * max(1.0, float(path.sigma(jnp.float32(path.t_min))))
     at = f(x, jnp.full(64, path.t_min))
     beside = f(x, jnp.full(64, path.t_min * (1.0 + 1e-4) or 1e-6))
@@ -55,9 +55,9 @@ BOUNDED = [
     for name in PATHS
     for kind in KINDS
     if not (kind == "x_0" and name in ("linear", "vp_cosine", "trigflow"))
-    # Noise predictions reach the data end of `ve` alone in one step from its noise end.
+    # Only on `ve` do noise predictions reach the data end in one step from the noise end.
     and not (kind in ("eps", "score") and name != "ve")
-    # The score of this network stays finite where the true one grows: no boundary to speak of.
+    # The score of this network stays finite where the true one grows, so it has no boundary.
     and kind != "score"
 ]
 
@@ -73,7 +73,7 @@ def test_any_network_is_the_identity_at_the_data_end(name, kind):
 
 
 def test_a_collapsed_network_fails_the_boundary():
-    # Constant output: zero loss for every pair, and no consistency function.
+    # A constant output has zero loss for every pair and is no consistency function.
     path = PATHS["linear"]()
     constant_network = exact_network(lambda x, t, s, condition: jnp.full_like(x, 0.2))
     free = build_model(constant_network, path, "x_0")
@@ -83,7 +83,7 @@ def test_a_collapsed_network_fails_the_boundary():
     )
     with pytest.raises(ValueError, match="prediction.kind=x_0"):
         check_boundary(free)
-    # The same constant, put out by a network whose parameterisation has the boundary.
+    # The same constant as the output of a network whose parameterisation has the boundary.
     bound = build_model(constant_network, path, "velocity")
     assert is_identity_at_data_end(
         lambda x, t: bound.consistency(params, x, t, labels(x.shape[0])), path
@@ -124,7 +124,7 @@ def nodes(count):
 
 
 def curved_model():
-    """f is bent in x: the raw output holds sin(a x)."""
+    """A model whose f is not affine in x: its raw output contains sin(a x)."""
 
     def apply(params, x, t, s, condition, *, train=False, rng=None):
         return jnp.sin(params["a"] * x) + params["b"] * x + params["c"] * t[:, None]
@@ -134,7 +134,7 @@ def curved_model():
 
 
 def affine_model():
-    """f is affine in x."""
+    """A model whose f is affine in x."""
 
     def apply(params, x, t, s, condition, *, train=False, rng=None):
         return params["b"] * x + params["c"] * t[:, None]
@@ -341,7 +341,7 @@ def test_times_are_moved_to_the_grid_that_was_trained_on():
     spacing = SPACINGS["uniform"](PATHS["linear"]())
     moved = snap_to_grid(spacing, 4, jnp.array([1.0, 2 / 3, 1 / 3]))
     np.testing.assert_allclose(moved, [1.0, 0.75, 0.25], atol=1e-6)
-    # Never to the data end, where f is the identity.
+    # No time moves to the data end, where f is the identity.
     np.testing.assert_allclose(
         snap_to_grid(spacing, 4, jnp.array([1.0, 0.01])), [1.0, 0.25], atol=1e-6
     )
@@ -360,7 +360,7 @@ def test_sampling_times_with_one_nearest_point_of_the_grid_are_an_error(times):
         consistency_sampler(
             build_model(affine_network(), path), spacing, times, curriculum=constant(5)
         )
-    # A finer grid tells them apart.
+    # A finer grid separates them.
     np.testing.assert_allclose(snap_to_grid(spacing, 100, jnp.array(times)), times, atol=1e-6)
 
 

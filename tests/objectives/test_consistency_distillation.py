@@ -21,7 +21,7 @@ def batch(count=COUNT):
 
 
 def student_and_teacher(teacher, student):
-    """One model for both, as in a run: parameters choose which of the two functions it is."""
+    """(model, student's params, teacher's params): the parameters select the model's function."""
 
     def apply(params, *inputs, **kwargs):
         teaches = params["teaches"] > 0
@@ -55,7 +55,7 @@ def residual(path, kind, solver, points, offset=0.0):
 @pytest.mark.parametrize("name", ["linear", "trigflow"])
 def test_residual_at_the_exact_function_is_the_error_of_one_step(name, solver, order):
     # f(x_t) - f(x_s) with x_s off by O(h^order): it vanishes with the gap, at that rate.
-    # From a little noise on: where none is left, Heun's step is Euler's.
+    # Starts at a little noise: without noise Heun's step is Euler's.
     path = PATHS[name]()._replace(t_min=0.1)
     coarse, fine = (residual(path, "velocity", solver, n) for n in (33, 65))
     assert np.log2(coarse / fine) == pytest.approx(order, abs=0.25)

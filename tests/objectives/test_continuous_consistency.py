@@ -34,7 +34,7 @@ def model_velocity(model):
 
 
 def bent_velocity(x, t):
-    """A velocity that is no consistency function, smooth in both arguments."""
+    """A velocity that is smooth in both arguments and not that of a consistency function."""
     return jnp.sin(x + t[:, None]) - 0.3 * x
 
 
@@ -228,7 +228,7 @@ def test_learned_weight_settles_where_it_is_minus_the_log_of_the_error():
         time_sampler=lambda key, count: fixed,
     )
     learned = continuous_training(model, time_sampler=lambda key, count: fixed)
-    # d multiplies t - s in this network, which is 0 here: it acts as the weight alone.
+    # d multiplies t - s in this network. That is 0 here, so d acts only through the weight.
     params = network.init(KEY)
     error = float(run(plain, params)[0].mean())
     gradient = jax.grad(lambda w: run(learned, {**params, "d": w})[0].mean())

@@ -1,4 +1,4 @@
-"""An objective without fields is that of its docstring and paper: the same losses and samples."""
+"""An objective with default fields has the losses and samples of its docstring and paper."""
 
 import chex
 import jax
@@ -159,7 +159,7 @@ def perturbed_params(by):
 
 
 def compute_results(objective):
-    """Losses with their gradients, decays and samples: all that a default can change."""
+    """Losses with gradients, decays and samples: all results that a default can change."""
     names = [*objective.players, *objective.followers, *objective.frozen]
     networks = {name: perturbed_params(0.1 * number) for number, name in enumerate(names)}
     x = jax.random.normal(jax.random.key(1), (ROWS, 2))

@@ -104,7 +104,7 @@ def test_loss_at_the_exact_velocity_is_the_known_minimum_with_zero_gradient(name
 
 
 def test_loss_is_the_paper_s_in_numpy():
-    # The same t, eps and labels, drawn by the key splits of the loss, and nothing else shared.
+    # The reference uses the key splits of the loss for t, eps and labels, and nothing else of it.
     network, path = affine_network(), PATHS["linear"]()
     objective = denoising(build_model(network, path), label_dropout=0.5)
     data = {"x": GAUSSIAN.sample(KEY, 16), "label": jnp.arange(16) % 3}
@@ -157,7 +157,7 @@ def test_samples_of_the_exact_velocity_have_the_distribution_of_the_data(solver,
 
 
 def test_one_euler_step_gives_the_data_mean():
-    # At t = 1 the exact velocity is x - mean, so one step is blind to the noise.
+    # At t = 1 the exact velocity is x - mean, so the result of one step is the mean for any noise.
     path = PATHS["linear"]()
     network = exact_network(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
     eps = jax.random.normal(KEY, (5, 2))

@@ -49,9 +49,9 @@ def initial_networks(model, *names):
 
 
 def player_loss(objective, name, networks, batch=BATCH, key=KEY, share_key=SHARE_KEY, at=None):
-    """The loss of a player as a function of its parameters, in what is shared too.
+    """The loss of a player as a function of its parameters. The shared arrays depend on them too.
 
-    at: the networks that evaluate what is shared.
+    at: networks that compute the shared arrays.
     """
 
     def loss(params):
@@ -165,7 +165,7 @@ def test_a_player_s_update_takes_nothing_from_the_other_s_loss():
                 (both.networks[other], both.optimizers[other]),
                 (changed.networks[other], changed.optimizers[other]),
             )
-            # The fake score comes first: what it became the generator sees.
+            # The fake score is updated first, and the generator sees its update.
             if other == "fake_score" or name == "generator":
                 assert jax.tree.all(same) == (other != name)
 
@@ -174,7 +174,7 @@ def test_a_player_s_update_takes_nothing_from_the_other_s_loss():
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_both_players_learn_from_the_same_samples(micro_batches, joint, divergence):
-    # Each update is the gradient of the whole loss, what is shared included, as if made by itself.
+    # Each update is the gradient of the whole loss, including the shared arrays.
     model = gaussian_denoiser(linear())
     objective = distribution_matching(
         model, divergence=divergence, joint=joint, regression_weight=0.25
@@ -261,7 +261,7 @@ def test_generator_rests_where_the_fake_score_is_the_teacher(method):
 
 
 def test_the_fake_score_is_trained_as_a_denoiser_of_the_generator_s_samples():
-    # With a generator of fixed samples the loss is that of denoising these.
+    # For a generator of fixed samples the loss is that of denoising these samples.
     model = small_model()
     held = particles((3,), 8)
     objective = distribution_matching(
@@ -275,7 +275,7 @@ def test_the_fake_score_is_trained_as_a_denoiser_of_the_generator_s_samples():
     t = jnp.full(8, 0.4)
     velocity = model.predict(networks["fake_score"], 0.6 * x_g + 0.4 * eps, t, t, BATCH)
     np.testing.assert_allclose(found, ((velocity - (eps - x_g)) ** 2).mean(1), rtol=1e-4)
-    # Labels are those that the samples were made for: none is dropped.
+    # The labels are those of the samples; none is dropped.
     assert objective.init_from == {"fake_score": "teacher"}
 
 
@@ -375,7 +375,7 @@ def test_the_one_step_generator_sees_noise_of_its_level_on_every_path(path):
 
 
 def test_health_of_an_exact_fake_score():
-    # fake_error is at its minimum, but not for one that lags behind, half way or at its start.
+    # fake_error is at its minimum, but not for a fake score that lags, half way or at its start.
     model = gaussian_denoiser(linear())
     teacher, own, lags = (
         {"mean": jnp.float32(mean), "log_std": jnp.float32(log_std)}
@@ -395,7 +395,7 @@ def test_health_of_an_exact_fake_score():
         _, metrics = player_loss(objective, "generator", networks, batch)(networks["generator"])
         return {name: float(m.total / m.count) for name, m in metrics.items()}
 
-    # Of the same deviation, and half way in the mean: y is half as long as it must be.
+    # The fake score has the right deviation and half the mean, so y is half as long as it must be.
     aside = {"mean": jnp.float32(1.5), "log_std": jnp.float32(0.2)}
     half = {"mean": jnp.float32(0.75), "log_std": jnp.float32(0.2)}
     assert health(half, aside)["fake_lag"] == pytest.approx(1.0, abs=0.05)

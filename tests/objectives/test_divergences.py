@@ -1,7 +1,7 @@
-"""Gradients of surrogates against those of the divergences, computed another way.
+"""Gradients of surrogates against gradients of the divergences by quadrature.
 
-A generator x = b + a z of standard normal z, a teacher N(m, s^2), one noise level sigma on `ve`.
-The fake score is exact: that of the generator's own law, its parameters held fixed.
+The generator is x = b + a z of standard normal z, and the teacher is N(m, s^2), at one noise level
+sigma on `ve`. The fake score is exact: that of the generator's distribution, with fixed parameters.
 """
 
 import jax
@@ -27,9 +27,9 @@ GENERATOR = {"a": 1.3, "b": -0.4}
 
 
 def split_normal(centre, points=200, reach=9.0):
-    """Nodes [N] and weights [N] of quadrature under N(0, 1), exact about a root's kink at centre.
+    """Nodes [N] and weights [N] of quadrature under N(0, 1), exact for a root's kink at centre.
 
-    On both sides u = centre +- r^2, by Gauss-Legendre in r.
+    On each side u = centre +- r^2, with Gauss-Legendre nodes in r.
     """
     nodes, weights = np.polynomial.legendre.leggauss(points)
     end = np.sqrt(reach + abs(centre))
@@ -48,7 +48,7 @@ def noised_nodes(generator):
 
 
 def pair_nodes(generator, points=20):
-    """z, eps: [N, 1], and weights: x_t's nodes, and Gauss-Hermite ones of what it leaves free."""
+    """z, eps: [N, 1], and weights: nodes of x_t, and Gauss-Hermite nodes of z given x_t."""
     u, along = noised_nodes(generator)
     w, across = np.polynomial.hermite_e.hermegauss(points)
     across = across / across.sum()
@@ -79,7 +79,7 @@ def gaussian_point(x_g, eps, fake, teacher):
 
 
 def surrogate_gradient(surrogate, z, eps, weights, generator=GENERATOR, offset=0.0):
-    """d/d(a, b) of the mean surrogate with a fake score that is exact, or off by an offset."""
+    """d/d(a, b) of the mean surrogate, with an exact fake score plus an offset."""
     frozen = jax.tree.map(jnp.float64, generator)
 
     def loss(law):
@@ -93,7 +93,7 @@ def surrogate_gradient(surrogate, z, eps, weights, generator=GENERATOR, offset=0
 
 
 def divergence_gradient(function, u, weights, generator=GENERATOR, move_measure=False):
-    """d/d(a, b) of E function(fake, teacher) over x_t of the generator's law, held fixed or not."""
+    """d/d(a, b) of E function(fake, teacher) over the generator's x_t, held fixed or not."""
 
     def value(law):
         measure = law if move_measure else jax.tree.map(jax.lax.stop_gradient, law)
@@ -139,7 +139,7 @@ def test_gradient_of_sim_is_that_of_the_divergence_with_the_measure_held(name, o
 def test_value_of_sim_is_the_fake_score_s_error_along_the_gradient_of_the_distance(
     name, options, tolerance
 ):
-    # With fake + offset in the place of fake: -E d'(y)^T offset, so 0 for an exact one.
+    # With fake + offset in place of fake the value is -E d'(y)^T offset, so it is 0 without offset.
     with jax.enable_x64(True):
         distance = DISTANCES[name](**options)
         z, eps, weights = pair_nodes(GENERATOR)
@@ -179,7 +179,7 @@ def test_norm_is_refused_in_one_dimension_only():
 
 def test_gradient_of_sim_with_a_norm_in_two_dimensions():
     # x_t in polar coordinates about the point where fake and teacher agree, so that the 1 / r of
-    # the slope's derivative is integrated exactly; what x_t leaves free by Gauss-Hermite.
+    # the gradient's derivative is integrated exactly; z given x_t has Gauss-Hermite nodes.
     with jax.enable_x64(True):
         spread = np.sqrt(GENERATOR["a"] ** 2 + SIGMA**2)
         y = lambda x: denoised(GENERATOR, x) - denoised(TEACHER, x)
@@ -364,7 +364,7 @@ def test_score_distillation_pulls_a_sample_to_the_mode():
 
 
 def test_noise_free_score_distillation():
-    # Below the level SDS plus the noise, of mean 0; above it guidance alone, w (eps_y - eps_0).
+    # Below the level: SDS plus the noise, of mean 0. Above it: only guidance, w (eps_y - eps_0).
     point, x_g = arbitrary_point()
     p = point(x_g)._replace(null=jnp.cos(x_g))
     direction = jax.grad(

@@ -1,4 +1,4 @@
-"""What a generator's training logs, number by number."""
+"""The health metrics of a generator, one by one."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -19,7 +19,7 @@ def arrays():
 
 
 def logged_metrics(arrays, t, path):
-    """The metrics as numbers, of points that say nothing else than these arrays."""
+    """The metrics, as numbers, of points with these arrays."""
     unused = dict.fromkeys(Point._fields)
     point = Point(**unused | {name: jnp.asarray(array) for name, array in arrays.items()})
     metrics = health_metrics(point, jnp.asarray(t), path)

@@ -1,4 +1,4 @@
-"""What methods need of their network: declared once, derived by configs, and checked."""
+"""The needs of methods: declared once, filled into configs, and checked."""
 
 import pytest
 

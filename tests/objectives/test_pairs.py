@@ -12,7 +12,7 @@ def test_the_loss_and_the_dropout_of_the_regression_draw_from_keys_of_their_own(
     used = {}
 
     def loss(params, networks, batch, key, step):
-        # Losses split their key in any number of parts.
+        # A loss may split its key into any number of parts.
         used["loss"] = [key, *jax.random.split(key, 4)]
         return jnp.zeros(2), {}
 

@@ -1,4 +1,4 @@
-"""Every field of every part of an objective changes what the part computes, and has its default."""
+"""Every field of every part of an objective changes its results and has the published default."""
 
 import inspect
 
@@ -59,7 +59,7 @@ def random_code(kind):
 
 
 MODEL = Model(responsive_network(), LINEAR, KINDS["velocity"])
-# Tables of parts: their functions by name, inputs before the fields, and what is seen of a part.
+# Tables of parts: (functions by name, inputs before the fields, results of a part).
 TABLES = {
     "time_sampler": (TIME_SAMPLERS, (VE,), lambda sample: sample(KEY, 32)),
     "spacing": (
@@ -81,7 +81,7 @@ TABLES = {
     "one_step": ({"one_step": one_step_generator}, (MODEL,), divergence_gradient),
     "particles": ({"particles": particles}, ((2,), 32), divergence_gradient),
 }
-# Fields without a default, in the place of it.
+# Values of fields without a default.
 REQUIRED = {"total_steps": 30, "decay": 0.9, "relative_std": 0.1}
 # Another value of each field than its default, or than that in REQUIRED.
 OTHERS = {
@@ -113,9 +113,9 @@ OTHERS = {
     "total_steps": 20,
     "variance": "large",
 }
-# A field that acts at some values of another alone.
+# Fields that act only at some values of another field.
 BESIDE = {("curriculum", "doubling", "last"): {"first": 30}}
-# Fields that one entry of what is seen does not depend on.
+# Entries of the results that do not depend on a field.
 UNMOVED = {
     ("path", "ve", "sigma_min"): {"alpha", "sigma", "time_at"},
     ("path", "ve", "sigma_max"): {"alpha", "sigma", "time_at"},
@@ -165,7 +165,7 @@ def test_a_field_of_a_part_changes_what_the_part_computes(table, name, field):
     assert same == UNMOVED.get((table, name, field), set())
 
 
-# What configs leave at None: the papers' own values, by the docstrings of the parts.
+# The papers' values of fields that configs leave at None, by the docstrings of the parts.
 DEFAULTS = {
     ("time_sampler", "logit_normal"): {"mean": 0.0, "std": 1.0},
     ("time_sampler", "log_normal"): {"mean": -1.2, "std": 1.2},

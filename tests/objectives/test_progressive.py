@@ -41,7 +41,7 @@ def build_spacing(path):
 
 
 def draw_points(path, steps, count=COUNT):
-    """x_t at drawn times, the times, and those in the middle and at the end of their steps."""
+    """x_t at random times t, then t, and the middle and end of each step."""
     drawn = draw_times(jax.random.key(2), count, steps, build_spacing(path))
     t, middle, s = (jnp.asarray(time, float) for time in drawn)
     eps = jax.random.normal(jax.random.key(3), (count, 2))
@@ -60,7 +60,7 @@ def test_one_step_to_the_target_ends_where_two_of_the_teacher_s_do(name, steps):
         x_s = ddim_step(teacher, path, x_middle, middle, s)
         eps = (x_t - align(path.alpha(t), x_t) * target) / align(path.sigma(t), x_t)
         np.testing.assert_allclose(path.interpolate(target, eps, s), x_s, rtol=1e-9, atol=1e-9)
-        # Where no noise is left it is the second prediction, and nowhere the first.
+        # Without noise at s the target is the second prediction. It is never the first.
         at_end = np.asarray(path.sigma(s) == 0.0)
         last = teacher(x_middle, middle).x_0
         np.testing.assert_array_equal(target[at_end], last[at_end])
@@ -86,9 +86,9 @@ def test_on_the_linear_path_it_is_the_bootstrap_of_shortcut_models():
 
 
 def exact_student(path, kind, teacher_steps):
-    """The model whose step from i / N to (i - 1) / N is two of the exact teacher's, N known.
+    """The model whose step from i / N to (i - 1) / N is two of the exact teacher's, at a known N.
 
-    params["halvings"]: how often the steps of the exact denoiser have been halved.
+    params["halvings"]: number of times that the steps of the exact denoiser were halved.
     """
     spacing, exact = build_spacing(path), GAUSSIAN.denoiser(path)
 
@@ -149,7 +149,7 @@ def test_a_perfect_student_has_no_loss_in_its_stage_and_the_samples_of_the_first
             )(halving(stage + 1))
             # Times are float32.
             assert float(residual) < 1e-9 and abs(float(slope["offset"])) < 1e-4
-            # The same student in the next stage, or moved, has one.
+            # In the next stage, or with other parameters, the same student has a loss.
             wrong = loss(halving(stage + 1, 0.1), networks, batch(), KEY, step)[0].mean()
             assert float(wrong) == pytest.approx(0.01, rel=1e-2)
             other = loss(halving(stage), networks, batch(), KEY, step)[0].mean()
@@ -167,7 +167,7 @@ def test_a_perfect_student_has_no_loss_in_its_stage_and_the_samples_of_the_first
 
 @pytest.mark.parametrize("most", [1, 4, 16])
 def test_the_last_student_has_the_gain_of_its_first_teacher(most):
-    # DDIM in n equal angles scales N(0, 1) by cos(pi / 2n)^n, and no student betters its teacher.
+    # DDIM in n equal angles scales N(0, 1) by cos(pi / 2n)^n; a student only equals its teacher.
     path = PATHS["vp_cosine"]()
     unit = Gaussian(jnp.zeros(1), jnp.ones(1))
     x = jnp.ones((1, 1))

@@ -1,4 +1,4 @@
-"""The part of a sampler that all methods share."""
+"""The frame of the samplers of all methods."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -12,7 +12,7 @@ LABELS = {"label": jnp.arange(ROWS)}
 
 
 def network(params, x, t, s, condition):
-    """params for a class, 0 for none, and the scale that the network is given."""
+    """params for a class, 0 for the null class, plus the guidance scale of the condition."""
     given = condition.get("guidance_scale", jnp.zeros_like(x))
     return jnp.where(condition["label"] >= 0, params, 0.0) + given
 

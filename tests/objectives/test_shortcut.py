@@ -24,7 +24,7 @@ KEY = jax.random.key(0)
 
 
 def shortcut_model(network, path):
-    """The network as a model that is told its step size."""
+    """The model of a network that reads its step size."""
     return build_model(network._replace(second_time="step_size"), path)
 
 
@@ -113,7 +113,7 @@ def test_flow_loss_at_the_exact_flow_map_is_flow_matching_s_minimum(name):
 
 
 def record_inputs(network):
-    """The network and the list of the inputs that it was called with."""
+    """(the network, a list of the inputs of its calls)."""
     calls = []
 
     def apply(params, x, t, s, condition, **kwargs):
@@ -136,7 +136,7 @@ def test_row_counts_and_steps_of_the_split(fraction, bootstrap):
     assert metrics["loss_flow"].count == 256 - bootstrap
     size = (trained[1] - trained[2])[:: round(1 / fraction)]
     np.testing.assert_array_equal(size, 2.0 ** -dyadic_levels(bootstrap, 7))
-    # Half steps: the second starts where and when the first ended.
+    # The second half step starts at the point and time where the first ends.
     np.testing.assert_allclose(first[1] - first[2], size / 2)
     np.testing.assert_array_equal(second[1], first[2])
     np.testing.assert_allclose(second[1] - second[2], size / 2)
@@ -174,7 +174,7 @@ def test_gradient_reaches_the_trained_network_alone():
         networks = {"target": target, "network": params}
         return objective.players["network"].loss(params, networks, data(256), KEY, 0)[0].mean()
 
-    # The loss depends on the target; the training step differentiates argument 0 alone.
+    # The loss depends on the target; the training step differentiates argument 0 only.
     gradient = jax.grad(mean_loss, argnums=(0, 1))(params, params)
     assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient[1]))
     detached = jax.grad(lambda p: mean_loss(p, params))(params)
@@ -201,7 +201,7 @@ def test_guided_target_is_inherited_from_the_guided_gaussian():
     guided = Gaussian(means[1] + scale * (means[0] - means[1]), GAUSSIAN.variance)
 
     def field(x, t, s, condition):
-        # Finest steps know the classes; larger steps are already guided.
+        # The finest steps have a field for each class; larger steps are already guided.
         classes = [Gaussian(mean, GAUSSIAN.variance).velocity(LINEAR, x, t) for mean in means]
         large = guided.average_velocity(LINEAR, x, t, s)
         rows = [jnp.where(align(t - s, x) < 0.01, fine, large) for fine in classes]
@@ -227,7 +227,7 @@ def test_samples_of_the_exact_flow_map_are_exact_in_any_number_of_steps(name, st
     x_0 = shortcut(shortcut_model(network, path)).sample(
         network.init(KEY), eps, {"label": jnp.zeros(64, int)}, None, steps=steps, guidance_scale=1.0
     )
-    # From the prior of the path, whose noise is not of deviation 1 on trigflow.
+    # Starts from the prior of the path, whose deviation is not 1 on trigflow.
     start = path.prior(eps)
     scale = jnp.sqrt(GAUSSIAN.variance) / path.sigma(jnp.float32(path.t_max))
     np.testing.assert_allclose(x_0, GAUSSIAN.mean + scale * start, atol=5e-4)
