@@ -141,8 +141,8 @@ def test_log_weight_is_zero_at_first_then_a_function_of_the_scaled_time():
     expected = np.asarray(sinusoid(10.0 * T)) @ np.asarray(kernel)[:, 0] + 0.5
     np.testing.assert_allclose(module.apply({"params": moved}, T), expected, rtol=1e-5)
     # At first the weight must be able to learn: d w / d kernel is not zero.
-    slope = jax.grad(lambda p: module.apply({"params": p}, T).sum())(params)
-    assert np.abs(slope["output"]["kernel"]).max() > 1.0
+    grads = jax.grad(lambda p: module.apply({"params": p}, T).sum())(params)
+    assert np.abs(grads["output"]["kernel"]).max() > 1.0
 
 
 def test_without_a_second_time_s_is_ignored():

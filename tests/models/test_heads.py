@@ -79,10 +79,10 @@ def test_features_and_their_gradients_are_the_same_in_a_loop_and_with_remat(fiel
 
     x = inputs(plain)[0]
     gradient = jax.value_and_grad(total, argnums=2, has_aux=True)
-    (_, expected), slope = jax.jit(gradient, static_argnums=0)(plain, params, x)
-    (_, found), its_slope = jax.jit(gradient, static_argnums=0)(other, stacked, x)
+    (_, expected), grads = jax.jit(gradient, static_argnums=0)(plain, params, x)
+    (_, found), its_grads = jax.jit(gradient, static_argnums=0)(other, stacked, x)
     chex.assert_trees_all_close(found, expected, atol=1e-4)
-    chex.assert_trees_all_close(its_slope, slope, atol=1e-4)
+    chex.assert_trees_all_close(its_grads, grads, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["dit", "mlp"])
@@ -100,9 +100,9 @@ def test_heads_live_beside_a_network_that_stays_as_it_is(name):
     for head in headed.heads:
         assert head.apply(params, hidden).shape == (BATCH,)
         # The gradient of a head reaches its own parameters and no other head's.
-        slope = jax.grad(lambda p, head=head: jnp.sum(head.apply(p, hidden)))(params)
+        grads = jax.grad(lambda p, head=head: jnp.sum(head.apply(p, hidden)))(params)
         moved = {
-            part for part in slope if any(np.any(leaf) for leaf in jax.tree.leaves(slope[part]))
+            part for part in grads if any(np.any(leaf) for leaf in jax.tree.leaves(grads[part]))
         }
         assert moved == {head.name}
 

@@ -67,8 +67,12 @@ CONDITION = {"label": jnp.array([0, -1]), "guidance_scale": jnp.array([1.0, 3.0]
 def test_a_network_says_what_it_reads(name):
     plain = build(name, **NETWORK_FIELDS[name])
     assert (plain.second_time, plain.guidance_input, plain.log_weight) == ("none", False, None)
-    told = build(name, **NETWORK_FIELDS[name], guidance_input=True, second_time="interval")
-    assert (told.second_time, told.guidance_input, told.log_weight) == ("interval", True, None)
+    network = build(name, **NETWORK_FIELDS[name], guidance_input=True, second_time="interval")
+    assert (network.second_time, network.guidance_input, network.log_weight) == (
+        "interval",
+        True,
+        None,
+    )
 
 
 def test_token_rows_are_those_that_devices_can_split(monkeypatch):
@@ -131,7 +135,7 @@ OWN = {
 }
 # Fields of both networks; the last value of a field counts.
 BESIDE = {"time_scale": [("loss_weight", True)], "dropout": [("dropout", 0.3)]}
-# xla alone is on CPUs: tests/models/test_layers.py; of initial values: tests/models/test_dit.py
+# CPUs have xla only: tests/models/test_layers.py; of initial values: tests/models/test_dit.py
 ELSEWHERE = {"attention", "adaln_zero"}
 
 

@@ -38,8 +38,8 @@ def value_derivative_and_gradient(network, params):
     def loss(params):
         velocity = lambda x, t, s: network.apply(params, x, t, s, CONDITION)
         tangents = (images(2), jnp.ones(BATCH), 0.5 * jnp.ones(BATCH))
-        value, slope = jax.jvp(velocity, (images(), T, S), tangents)
-        return jnp.mean(jnp.square(value)) + jnp.mean(jnp.square(slope)), (value, slope)
+        value, derivative = jax.jvp(velocity, (images(), T, S), tangents)
+        return jnp.mean(jnp.square(value)) + jnp.mean(jnp.square(derivative)), (value, derivative)
 
     (_, outputs), gradient = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
     return outputs, gradient

@@ -222,18 +222,18 @@ def test_networks_get_times_of_the_path_and_those_that_were_drawn(name, steps):
         # If there is a call at an earlier time, the first call is at t.
         calls = [call for call in step.calls if (call.phase, call.who) == (phase, who)]
         for call in calls[: 1 if name in SAME_MASK else None]:
-            told = call.t
+            called_at = call.t
             if "shortcut" in name:
-                told = np.delete(told, np.s_[:: bootstrap_period(name)])
-            np.testing.assert_array_equal(told[: len(drawn)], drawn)
+                called_at = np.delete(called_at, np.s_[:: bootstrap_period(name)])
+            np.testing.assert_array_equal(called_at[: len(drawn)], drawn)
 
 
 @pytest.mark.parametrize("name", sorted(SAME_MASK))
 def test_the_second_of_two_sides_is_at_an_earlier_time(name, steps):
     *teacher, later, earlier = (call.t for call in steps(name).calls)
     assert (earlier <= later).all() and (earlier < later).mean() > 0.9
-    for told in teacher:
-        np.testing.assert_array_equal(told[:ROWS], later)
+    for called_at in teacher:
+        np.testing.assert_array_equal(called_at[:ROWS], later)
 
 
 @pytest.mark.parametrize("name", SECOND_TIMES)

@@ -206,12 +206,15 @@ def test_without_a_detached_target_the_gradients_differ():
 
 def plain_norm_gap(gap, c, dimensions=8, count=100_000):
     """Relative gap of the gradients under pseudo-Huber of scale c, by common random numbers."""
-    path, law = PATHS["linear"](), Gaussian(jnp.zeros(dimensions), 0.6 * jnp.ones(dimensions))
-    x_0 = law.sample(KEY, count)
+    path, distribution = (
+        PATHS["linear"](),
+        Gaussian(jnp.zeros(dimensions), 0.6 * jnp.ones(dimensions)),
+    )
+    x_0 = distribution.sample(KEY, count)
     eps = jax.random.normal(jax.random.key(1), x_0.shape)
     t = jnp.full(count, 0.6)
     draw = Draw(x_0, eps, path.interpolate(x_0, eps, t), t, t - gap, labels(count))
-    model, teacher = build_model(affine_model(), path), exact_denoiser(law, path)
+    model, teacher = build_model(affine_model(), path), exact_denoiser(distribution, path)
     taught = teacher_step(teacher, ddim_step)({"teacher": teacher.network.init(KEY)}, draw)
     params = affine_model().init(KEY)
 
@@ -245,8 +248,8 @@ def build_loss(model, networks, batch, key=KEY, **parts):
     return lambda params, others=networks: loss(params, others, batch, key, jnp.int32(0))
 
 
-def random_batch(law, count):
-    return {"x": law.sample(jax.random.key(3), count), **labels(count)}
+def random_batch(distribution, count):
+    return {"x": distribution.sample(jax.random.key(3), count), **labels(count)}
 
 
 def test_no_gradient_reaches_the_target_or_the_teacher():

@@ -85,16 +85,16 @@ def conditional_mean(function, t=0.8, count=60):
 
     Returns (mean of `function` of the sample's tangent, `function` of the teacher's tangent).
     """
-    law = Gaussian(jnp.array([0.4]), jnp.array([0.6]))
+    distribution = Gaussian(jnp.array([0.4]), jnp.array([0.6]))
     nodes, weights = np.polynomial.hermite_e.hermegauss(count)
     time, x_t = jnp.full(count, t), jnp.full((count, 1), 0.7)
     # x_0 | x_t is normal with mean E[x_0 | x_t] and variance sigma^2 S / C.
     alpha, sigma = PATH.alpha(time)[0], PATH.sigma(time)[0]
     variance = sigma**2 * 0.6 / (alpha**2 * 0.6 + sigma**2)
-    x_0 = law.x_0(PATH, x_t, time) + jnp.sqrt(variance) * jnp.asarray(nodes)[:, None]
+    x_0 = distribution.x_0(PATH, x_t, time) + jnp.sqrt(variance) * jnp.asarray(nodes)[:, None]
     eps = (x_t - alpha * x_0) / sigma
     sample = tangent(bent_velocity, x_t, time, PATH.velocity(x_0, eps, time), 1.0)[1]
-    teacher = tangent(bent_velocity, x_t, time, law.velocity(PATH, x_t, time), 1.0)[1]
+    teacher = tangent(bent_velocity, x_t, time, distribution.velocity(PATH, x_t, time), 1.0)[1]
     return np.average(function(sample)[:, 0], weights=weights), float(function(teacher)[0, 0])
 
 

@@ -87,11 +87,11 @@ PATHS = {"linear": linear(), "ve": ve(), "trigflow": trigflow(0.6)}
 def test_a_gaussian_generator_learns_the_teacher_s_mean_and_deviation(method, path, joint):
     mean, std, steps = 0.5, 0.6, 2500
     model = gaussian_denoiser(PATHS[path])
-    law = log_normal_times(model.path, -0.5, 1.0)
+    sampler = log_normal_times(model.path, -0.5, 1.0)
     objective = distribution_matching(
         model,
-        time_sampler=law,
-        fake_time_sampler=None if joint else law,
+        time_sampler=sampler,
+        fake_time_sampler=None if joint else sampler,
         joint=joint,
         **METHODS[method],
     )
@@ -200,9 +200,9 @@ def test_both_players_learn_from_the_same_samples(micro_batches, joint, divergen
                 total += loss(params)[0].mean()
             return total / micro_batches
 
-        slope = jax.jit(jax.grad(mean_loss))(networks[name])
-        expected = jax.tree.map(lambda p, g: p - 0.1 * g, networks[name], slope)
-        largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(slope))
+        grads = jax.jit(jax.grad(mean_loss))(networks[name])
+        expected = jax.tree.map(lambda p, g: p - 0.1 * g, networks[name], grads)
+        largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
         for a, b in zip(*map(jax.tree.leaves, (after.networks[name], expected)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest)
         networks[name] = after.networks[name]  # the generator sees the updated fake score
@@ -428,8 +428,8 @@ def test_bad_fields_are_errors():
         with pytest.raises(ValueError, match=r"sigma_init=.* is outside path.name=ve"):
             distribution_matching(small_model(ve(), "F"), sigma_init=sigma_init)
     with pytest.raises(ValueError, match=r"joint .* set objective.fake_time_sampler.name=''"):
-        law = log_normal_times(linear())
-        distribution_matching(small_model(), joint=True, fake_time_sampler=law)
+        sampler = log_normal_times(linear())
+        distribution_matching(small_model(), joint=True, fake_time_sampler=sampler)
     with pytest.raises(ValueError, match="joint=True needs a divergence with a fake score"):
         distribution_matching(small_model(), joint=True, divergence=score_distillation())
     with pytest.raises(ValueError, match="fake_score_updates=0 must be 1 or more"):

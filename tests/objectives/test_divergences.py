@@ -42,7 +42,9 @@ def split_normal(centre, points=200, reach=9.0):
 def noised_nodes(generator):
     """(u, weights) of x_t = b + sqrt(a^2 + sigma^2) u, split where fake and teacher agree."""
     spread = np.sqrt(generator["a"] ** 2 + SIGMA**2)
-    y = lambda u: [denoised(law, generator["b"] + spread * u) for law in (generator, TEACHER)]
+    y = lambda u: [
+        denoised(distribution, generator["b"] + spread * u) for distribution in (generator, TEACHER)
+    ]
     at_0, at_1 = (np.subtract(*y(u)) for u in (0.0, 1.0))
     return split_normal(-at_0 / (at_1 - at_0))
 
@@ -61,10 +63,10 @@ def pair_nodes(generator, points=20):
     )
 
 
-def denoised(law, x_t):
+def denoised(distribution, x_t):
     """E[x_0 | x_t] for data N(b, a^2), elementwise, on `ve`."""
-    variance = law["a"] ** 2
-    return law["b"] + variance / (variance + SIGMA**2) * (x_t - law["b"])
+    variance = distribution["a"] ** 2
+    return distribution["b"] + variance / (variance + SIGMA**2) * (x_t - distribution["b"])
 
 
 def gaussian_point(x_g, eps, fake, teacher):
@@ -82,8 +84,8 @@ def surrogate_gradient(surrogate, z, eps, weights, generator=GENERATOR, offset=0
     """d/d(a, b) of the mean surrogate, with an exact fake score plus an offset."""
     frozen = jax.tree.map(jnp.float64, generator)
 
-    def loss(law):
-        x_g = law["b"] + law["a"] * z
+    def loss(distribution):
+        x_g = distribution["b"] + distribution["a"] * z
         point = gaussian_point(
             x_g, eps, lambda x: denoised(frozen, x) + offset, lambda x: denoised(TEACHER, x)
         )
@@ -95,10 +97,12 @@ def surrogate_gradient(surrogate, z, eps, weights, generator=GENERATOR, offset=0
 def divergence_gradient(function, u, weights, generator=GENERATOR, move_measure=False):
     """d/d(a, b) of E function(fake, teacher) over the generator's x_t, held fixed or not."""
 
-    def value(law):
-        measure = law if move_measure else jax.tree.map(jax.lax.stop_gradient, law)
+    def value(distribution):
+        measure = (
+            distribution if move_measure else jax.tree.map(jax.lax.stop_gradient, distribution)
+        )
         x_t = measure["b"] + jnp.sqrt(measure["a"] ** 2 + SIGMA**2) * u[:, None]
-        return jnp.sum(weights * function(denoised(law, x_t), denoised(TEACHER, x_t)))
+        return jnp.sum(weights * function(denoised(distribution, x_t), denoised(TEACHER, x_t)))
 
     return jax.grad(value)(jax.tree.map(jnp.float64, generator))
 
@@ -145,11 +149,11 @@ def test_value_of_sim_is_the_fake_score_s_error_along_the_gradient_of_the_distan
         z, eps, weights = pair_nodes(GENERATOR)
         x_g = GENERATOR["b"] + GENERATOR["a"] * z
         surrogate = score_implicit_matching(distance).surrogate
-        slope = jax.grad(lambda a, b: distance(a, b).sum())
+        grads = jax.grad(lambda a, b: distance(a, b).sum())
         for offset in (0.0, 0.2):
             fake = lambda x, offset=offset: denoised(GENERATOR, x) + offset
             point = gaussian_point(x_g, eps, fake, lambda x: denoised(TEACHER, x))
-            expected = -offset * jnp.sum(weights * slope(point.fake, point.teacher)[:, 0])
+            expected = -offset * jnp.sum(weights * grads(point.fake, point.teacher)[:, 0])
             found = float(jnp.sum(weights * surrogate(point)))
             assert found == pytest.approx(float(expected), abs=1e-4)
 
@@ -216,7 +220,7 @@ def test_gradient_of_sim_on_a_mixture(name, options, tolerance):
         pair = np.outer(weights, weights).ravel()
         t = jnp.full(len(z), SIGMA)
 
-        def law(params):
+        def distribution(params):
             ends = jnp.stack([-params["m"], params["m"] + 0.3])
             return Mixture(jnp.array([0.4, 0.6]), ends, jnp.full(2, params["a"] ** 2))
 
@@ -229,17 +233,21 @@ def test_gradient_of_sim_on_a_mixture(name, options, tolerance):
 
         def found(params):
             frozen, total = jax.tree.map(jax.lax.stop_gradient, params), 0.0
-            for share, mean in zip(law(params).weight, law(params).mean, strict=True):
-                fake = lambda x: law(frozen).denoiser(path)(x, t).x_0
+            for share, mean in zip(
+                distribution(params).weight, distribution(params).mean, strict=True
+            ):
+                fake = lambda x: distribution(frozen).denoiser(path)(x, t).x_0
                 point = gaussian_point(mean + params["a"] * z, eps, fake, teacher)
                 total += share * jnp.sum(pair * surrogate(point))
             return total
 
         def value(params, measure):
             total = 0.0
-            for share, mean in zip(law(measure).weight, law(measure).mean, strict=True):
+            for share, mean in zip(
+                distribution(measure).weight, distribution(measure).mean, strict=True
+            ):
                 x_t = mean + measure["a"] * z + SIGMA * eps
-                fake = law(params).denoiser(path)(x_t, t).x_0
+                fake = distribution(params).denoiser(path)(x_t, t).x_0
                 total += share * jnp.sum(pair * distance(fake, teacher(x_t)))
             return total
 
@@ -304,7 +312,7 @@ def test_gradient_of_diff_instruct_is_that_of_the_kl():
     # In data, sigma^2 times d KL(N(b, P) || N(m, Q)) = ((b - m) / Q, a (1 / Q - 1 / P)).
     with jax.enable_x64(True):
         found = surrogate_gradient(integral_kl().surrogate, *pair_nodes(GENERATOR))
-        p, q = (law["a"] ** 2 + SIGMA**2 for law in (GENERATOR, TEACHER))
+        p, q = (distribution["a"] ** 2 + SIGMA**2 for distribution in (GENERATOR, TEACHER))
         expected = {
             "a": SIGMA**2 * GENERATOR["a"] * (1.0 / q - 1.0 / p),
             "b": SIGMA**2 * (GENERATOR["b"] - TEACHER["b"]) / q,
@@ -319,11 +327,13 @@ def test_gradient_of_sid_has_a_second_root_for_alpha_above_1(alpha):
         q = TEACHER["a"] ** 2 + SIGMA**2
 
         def in_width(p):
-            law = {"a": np.sqrt(p - SIGMA**2), "b": TEACHER["b"]}
-            z, eps = pair_nodes({**law, "b": law["b"] + 1e-9})[:2]
-            weights = pair_nodes({**law, "b": law["b"] + 1e-9})[2]
+            distribution = {"a": np.sqrt(p - SIGMA**2), "b": TEACHER["b"]}
+            z, eps = pair_nodes({**distribution, "b": distribution["b"] + 1e-9})[:2]
+            weights = pair_nodes({**distribution, "b": distribution["b"] + 1e-9})[2]
             surrogate = score_identity(alpha).surrogate
-            return law["a"], float(surrogate_gradient(surrogate, z, eps, weights, law)["a"])
+            return distribution["a"], float(
+                surrogate_gradient(surrogate, z, eps, weights, distribution)["a"]
+            )
 
         for p in (0.8 * q, 1.5 * q, 4.0 * q, 8.0 * q):
             a, found = in_width(p)
@@ -341,7 +351,7 @@ def test_score_distillation_is_the_error_of_the_noise_and_vsd_of_one_point():
     teacher = lambda x: jnp.tanh(0.5 * x + 0.1)
     x_t = x_g + SIGMA * eps
     expected = SIGMA * ((x_t - teacher(x_t)) / SIGMA - eps)
-    one_point = lambda _: x_g  # noqa: E731, E[x_g | x_t] of a generator that makes x_g alone
+    one_point = lambda _: x_g  # noqa: E731, E[x_g | x_t] of a generator that makes x_g only
     gradient = lambda divergence, fake: jax.grad(
         lambda x: divergence.surrogate(gaussian_point(x, eps, fake, teacher)).sum()
     )(x_g)

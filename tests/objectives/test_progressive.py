@@ -142,13 +142,13 @@ def test_a_perfect_student_has_no_loss_in_its_stage_and_the_samples_of_the_first
         for stage in range(3):
             step = 10 * stage + 5
             networks = {"teacher": halving(stage)}
-            residual, slope = jax.value_and_grad(
+            residual, grads = jax.value_and_grad(
                 lambda p, networks=networks, step=step: loss(p, networks, batch(), KEY, step)[
                     0
                 ].mean()
             )(halving(stage + 1))
             # Times are float32.
-            assert float(residual) < 1e-9 and abs(float(slope["offset"])) < 1e-4
+            assert float(residual) < 1e-9 and abs(float(grads["offset"])) < 1e-4
             # In the next stage, or with other parameters, the same student has a loss.
             wrong = loss(halving(stage + 1, 0.1), networks, batch(), KEY, step)[0].mean()
             assert float(wrong) == pytest.approx(0.01, rel=1e-2)
