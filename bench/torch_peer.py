@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fewstep.models.dit import SIZES, Size
+from fewstep.models.dit import SIZES, DiTSize
 from fewstep.models.layers import position_table
 
 SIDE, CHANNELS, PATCH, CLASSES = 32, 4, 2, 1000
@@ -54,7 +54,7 @@ class Block(nn.Module):
 class DiT(nn.Module):
     """x: [B, C, H, W]. t: [B], in [0, 1]. label: [B]; CLASSES is the null class."""
 
-    def __init__(self, size: Size, side: int = SIDE, classes: int = CLASSES):
+    def __init__(self, size: DiTSize, side: int = SIDE, classes: int = CLASSES):
         super().__init__()
         width = size.width
         self.side = side // PATCH

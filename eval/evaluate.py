@@ -29,7 +29,7 @@ from fewstep.eval.sampling import check_sampling, diagnoser, guidance_scale, sam
 from fewstep.eval.trajectory import trajectory
 from fewstep.files import write_png, writing
 from fewstep.objectives.base import Params
-from fewstep.objectives.stages import in_stage, stage_ends
+from fewstep.objectives.stages import allowed_sampling_steps, stage_ends
 from fewstep.training.experiment import Experiment
 from fewstep.training.generate import generate
 from fewstep.training.labels import describe_label_shares, label_counts
@@ -166,13 +166,13 @@ def evaluator(
     data = training_data(experiment, dataset, run)
     stages = experiment.objective.stages
     ends = (*stage_ends(stages, config.steps), config.steps)
-    measured = (in_stage(stages, end, fields.steps) for end in ends)
+    measured = (allowed_sampling_steps(stages, end, fields.steps) for end in ends)
     largest = {max(steps) for steps in measured if steps}
     ways = {steps: way_of_one_image(experiment, config, steps, int(labels[0])) for steps in largest}
 
     def evaluate(params: Params, step: int) -> list[Result]:
         results, shown = [], {}
-        for steps in in_stage(stages, step, fields.steps):
+        for steps in allowed_sampling_steps(stages, step, fields.steps):
             sampler = samplers[steps]
             description = f"{steps} steps"
             made = generate(sampler, params, labels, fields.batch_size, description)

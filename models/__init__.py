@@ -1,4 +1,4 @@
-"""Networks by name. Outside this folder a network is a `Network`: two pure functions."""
+"""Networks by name. Outside this folder every network is a `Network` of pure functions."""
 
 from fewstep.models.dit import DIT
 from fewstep.models.mlp import MLP

@@ -1,8 +1,9 @@
-"""What a network is told beside x: times, class and guidance scale, summed into one vector [B, D].
+"""Embeds the inputs beside x, times, class and guidance scale, into one vector [B, D].
 
-The sum is time + second time + label + guidance. Each scalar passes through sinusoids and an MLP of
-its own (Peebles & Xie 2023, arXiv:2212.09748); each class has a row of a table. Everything here is
-float32, because bfloat16 cannot tell 1000 t = 500 from 501.
+The vector is the sum of the embeddings of time, second time, label and guidance scale. Each scalar
+passes through sinusoids and an MLP of its own (Peebles & Xie 2023, arXiv:2212.09748), and each
+class has a row of a table. All of this is float32, because bfloat16 cannot tell 1000 t = 500 from
+501.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,7 +18,7 @@ FREQUENCY_FEATURES = 256  # as published for DiT
 TIME_MAX_PERIOD = 10000.0  # as published for DiT
 EMBEDDING_STD = 0.02  # of the label table and the weights of the time MLP, as published for DiT
 GUIDANCE_EMBEDDER = "guidance_embedder"
-MIN_GAP = 2.0**-12  # finite level at s = t; below the 2^-7 of Frans et al. 2024
+MIN_GAP = 2.0**-12  # keeps the level finite at s = t; below the 2^-7 of Frans et al. 2024
 
 Scalar = Callable[[Array, Array, Condition], Array]
 
@@ -25,27 +26,29 @@ Scalar = Callable[[Array, Array, Condition], Array]
 def sinusoid(value: Array) -> Array:
     """[B] -> [B, 256]: [cos(v f), sin(v f)] with f_k = 10000^(-k / 128), k = 0 ... 127."""
     half = FREQUENCY_FEATURES // 2
-    # From float64: an error of one float32 rounding in f_k is one of 1e-4 in the angle at v = 1000.
+    # In float64: one float32 rounding of f_k changes the angle at v = 1000 by 1e-4.
     frequencies = (TIME_MAX_PERIOD ** (-np.arange(half) / half)).astype(np.float32)
     angles = value.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def step_level(t: Array, s: Array) -> Array:
-    """-log2(t - s), the level of a step: 0 for the whole interval, one more with each halving.
+    """-log2(t - s), the level of a step: 0 for the whole interval, plus 1 for each halving.
 
-    Shortcut models (Frans et al. 2024, arXiv:2410.12557) embed it. t - s is floored at 2^-12.
+    Shortcut models (Frans et al. 2024, arXiv:2410.12557) embed it. t - s is at least 2^-12.
     """
     return -jnp.log2(jnp.maximum(t - s, MIN_GAP))
 
 
 def scalar_inputs(second_time: str, guidance_input: bool, time_scale: float) -> dict[str, Scalar]:
-    """The scalars that a network embeds, by the name of their embedder.
+    """The scalars that a network embeds, by the names of their embedders.
 
-    second_time: "none"; "time" embeds s; "interval" embeds t - s; both multiplied by time_scale
-        like t; "step_size" embeds the level -log2(t - s), as it is.
-    guidance_input: whether to embed condition["guidance_scale"], as it is.
-    Raises ValueError for another second_time, and for a time_scale that is not positive.
+    second_time: "none"; "time", which embeds s; "interval", which embeds t - s; or "step_size",
+        which embeds the level -log2(t - s).
+    guidance_input: whether to embed condition["guidance_scale"].
+    time_scale: multiplies t, s and t - s, but not the level and the guidance scale.
+
+    Raises ValueError for another second_time, and unless time_scale is positive and finite.
     """
     second_times: Mapping[str, dict[str, Scalar]] = {
         "none": {},
@@ -59,14 +62,14 @@ def scalar_inputs(second_time: str, guidance_input: bool, time_scale: float) -> 
     scalars: dict[str, Scalar] = {"time_embedder": lambda t, s, condition: time_scale * t}
     scalars |= second_times[second_time]
     if guidance_input:
-        scalars[GUIDANCE_EMBEDDER] = lambda t, s, condition: read(
+        scalars[GUIDANCE_EMBEDDER] = lambda t, s, condition: read_condition(
             condition, "guidance_scale", t, jnp.floating
         )
     return scalars
 
 
-def read(condition: Condition, name: str, t: Array, kind: type) -> Array:
-    """condition[name], or ValueError if it is missing, not shaped like t, or not of the kind."""
+def read_condition(condition: Condition, name: str, t: Array, kind: type) -> Array:
+    """condition[name]: [B]. Raises ValueError if it is missing, or of another shape or type."""
     if name not in condition:
         raise ValueError(f"condition has no {name!r}, which this network reads; add it, [B].")
     value = condition[name]
@@ -83,7 +86,10 @@ def read(condition: Condition, name: str, t: Array, kind: type) -> Array:
 
 
 class ScalarEmbedder(nn.Module):
-    """Sinusoids and an MLP with SiLU: [B] -> [B, width]; zero: starts at zero."""
+    """Sinusoids and an MLP with SiLU: [B] -> [B, width].
+
+    zero: whether its output starts at zero.
+    """
 
     width: int
     zero: bool = False
@@ -97,7 +103,7 @@ class ScalarEmbedder(nn.Module):
 
 
 class LossWeight(nn.Module):
-    """A scalar function of time, linear in its sinusoids, zero at first: [B] -> [B]."""
+    """A scalar function of time, linear in the sinusoids of time: [B] -> [B]. It starts at zero."""
 
     time_scale: float
 
@@ -110,9 +116,9 @@ class LossWeight(nn.Module):
 class Conditioning(nn.Module):
     """The sum of the embeddings of the scalars and of the label: [B, width], float32.
 
-    The table has num_classes + 1 rows, the last one for the null class, which label -1 selects by
-    counting from the end. A label past the table gives NaN, which stops a training run; a network
-    without classes reads no label.
+    The label table has num_classes + 1 rows. The last row is the null class, which label -1 selects
+    because it counts from the end. A label past the table gives NaN, which stops a training run. A
+    network without classes reads no label.
     """
 
     width: int
@@ -123,8 +129,8 @@ class Conditioning(nn.Module):
     def __call__(self, t: Array, s: Array, condition: Condition) -> Array:
         total = jnp.zeros((t.shape[0], self.width))
         for name, scalar in self.scalars.items():
-            # A guidance scale starts without effect, so that a network which reads it starts as its
-            # teacher, which does not.
+            # A guidance scale has no effect at first. A network that reads it can then start as a
+            # copy of a teacher that does not.
             embedder = ScalarEmbedder(self.width, zero=name == GUIDANCE_EMBEDDER, name=name)
             total += embedder(scalar(t, s, condition))
         if self.num_classes == 0:
@@ -134,5 +140,5 @@ class Conditioning(nn.Module):
             nn.initializers.normal(EMBEDDING_STD),
             (self.num_classes + 1, self.width),
         )
-        label = read(condition, "label", t, jnp.integer)
+        label = read_condition(condition, "label", t, jnp.integer)
         return total + jnp.asarray(table).at[label].get(mode="fill", fill_value=jnp.nan)

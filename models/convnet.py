@@ -1,9 +1,9 @@
-"""A small convolutional classifier of images, whose penultimate layer serves as features.
+"""A small convolutional classifier of images. Its penultimate layer serves as features.
 
     x -> 3 x 3 convolutions, halving the side until it is at most 4 -> features -> logits
 
-No layer mixes the images of a batch or measures its statistics, so the features of an image are a
-function of that image alone.
+No layer mixes the images of a batch or uses statistics of the batch, so the features of an image
+depend on that image only.
 """
 
 from collections.abc import Callable
@@ -20,12 +20,12 @@ Array = jax.Array
 Key = jax.Array
 
 SMALLEST, LARGEST = 8, 64  # sides of the images
-LAST_SIDE = 4  # of the maps that the features are read from; the places of strokes still count
-FEWEST_LAYERS = 2  # of convolutions, where fewer halvings would do
-FIRST_WIDTH, LARGEST_WIDTH = 32, 128  # channels: doubled from layer to layer
-DIMENSION = 64  # of the features
-NEGATIVE_SLOPE = 0.2  # of the features' nonlinearity: flat nowhere, so that no feature dies
-DROPOUT = 0.2  # of the features, in training
+LAST_SIDE = 4  # side of the last maps, on which the positions of strokes still differ
+FEWEST_LAYERS = 2  # smallest number of convolutions, for images that need fewer halvings
+FIRST_WIDTH, LARGEST_WIDTH = 32, 128  # channels, doubled from layer to layer
+DIMENSION = 64  # number of features
+NEGATIVE_SLOPE = 0.2  # of the features' leaky ReLU, which is flat nowhere, so no feature dies
+DROPOUT = 0.2  # dropout rate of the features in training
 
 
 class Convnet(NamedTuple):
@@ -35,7 +35,7 @@ class Convnet(NamedTuple):
     apply: `apply(params, x, *, train=False, rng=None)` -> (features [B, dimension], logits
         [B, classes]), float32. `x`: [B, S, S, C], floating. `train=True` turns dropout on,
         which needs the key `rng`.
-    dimension: of the features.
+    dimension: number of features.
     """
 
     init: Callable[[Key], Params]
@@ -44,14 +44,14 @@ class Convnet(NamedTuple):
 
 
 def convnet(shape: tuple[int, ...], num_classes: int) -> Convnet:
-    """The classifier of square images of 8 to 64 pixels.
+    """The classifier of square images with sides of 8 to 64 pixels.
 
     shape: (side, side, channels) of an image. Raises ValueError for any other shape, and for fewer
     than two classes.
     """
     check_shape(shape)
     check_integers(2, num_classes=num_classes)
-    module = Module(layers(shape[0]), num_classes)
+    module = ConvnetModule(convolutions(shape[0]), num_classes)
 
     def init(key: Key) -> Params:
         return module.init(key, jnp.zeros((1, *shape)))["params"]
@@ -71,14 +71,14 @@ def convnet(shape: tuple[int, ...], num_classes: int) -> Convnet:
 
 
 class Layer(NamedTuple):
-    """A convolution: its channels, and 2 where it halves the side."""
+    """A convolution. width: output channels. stride: 1, or 2 to halve the side."""
 
     width: int
     stride: int
 
 
-def layers(side: int) -> tuple[Layer, ...]:
-    """One convolution per halving; small images get some at their own size before."""
+def convolutions(side: int) -> tuple[Layer, ...]:
+    """One convolution for each halving, after some without halving for small images."""
     halvings = 0
     while side > LAST_SIDE:
         side, halvings = -(-side // 2), halvings + 1
@@ -88,10 +88,10 @@ def layers(side: int) -> tuple[Layer, ...]:
     )
 
 
-class Module(nn.Module):
+class ConvnetModule(nn.Module):
     """[B, S, S, C] -> features [B, D], logits [B, classes].
 
-    Products are taken in full float32: the faster modes of accelerators move the features.
+    Products use full float32, because faster modes of accelerators change the features.
     """
 
     layers: tuple[Layer, ...]

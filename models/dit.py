@@ -1,10 +1,12 @@
 """The diffusion transformer, DiT (Peebles & Xie 2023, arXiv:2212.09748), with adaLN-Zero.
 
-Patches, fixed positions, blocks modulated by the sum of the embedded conditions, a modulated final
-layer. Initialisation is the published one, and the output is zero at first. Three things differ
-from the publication. The output has the channels of x, without the variance channels. Time is in
-[0, 1] and is multiplied by `time_scale`, 1000 for the published grid of integer times. A second
-time and a guidance scale can be embedded and added, with parameters that otherwise do not exist.
+The network has patches, fixed positions, blocks modulated by the sum of the embedded conditions,
+and a modulated final layer. Initialisation is the published one; the output starts at zero. Three
+things differ from the publication:
+
+* The output has the channels of x, without the variance channels.
+* Time is in [0, 1]; `time_scale` multiplies it, 1000 for the published grid of integer times.
+* A second time and a guidance scale can be inputs too. Their embedders exist only if they are used.
 """
 
 import math
@@ -20,10 +22,10 @@ from jax.sharding import PartitionSpec
 from fewstep.models.conditioning import Conditioning, LossWeight, Scalar, scalar_inputs
 from fewstep.models.layers import (
     ATTENTIONS,
-    Block,
+    DiTBlock,
     FinalLayer,
     attention_implementation,
-    linear,
+    dense,
     patchify,
     position_table,
     unpatchify,
@@ -40,29 +42,29 @@ from fewstep.models.network import (
     Params,
     check_choice,
     check_integers,
-    network,
+    linen_network,
 )
 
 
-class Size(NamedTuple):
-    """The width of a token, the number of blocks, and the attention heads per block."""
+class DiTSize(NamedTuple):
+    """Width of a token, number of blocks, and attention heads per block."""
 
     width: int
     depth: int
     heads: int
 
 
-# S to XL: Peebles & Xie 2023, table 1. The others are for CPUs, with heads of 16 to 32 channels.
-# The first is the smallest.
-SIZES: dict[str, Size] = {
-    "nano": Size(64, 3, 4),
-    "micro": Size(96, 4, 4),
-    "mini": Size(128, 4, 4),
-    "tiny": Size(192, 6, 6),
-    "S": Size(384, 12, 6),
-    "B": Size(768, 12, 12),
-    "L": Size(1024, 24, 16),
-    "XL": Size(1152, 28, 16),
+# S to XL: Peebles & Xie 2023, table 1. The smaller ones are for CPUs; their heads have 16 to 32
+# channels. The first entry is the smallest.
+SIZES: dict[str, DiTSize] = {
+    "nano": DiTSize(64, 3, 4),
+    "micro": DiTSize(96, 4, 4),
+    "mini": DiTSize(128, 4, 4),
+    "tiny": DiTSize(192, 6, 6),
+    "S": DiTSize(384, 12, 6),
+    "B": DiTSize(768, 12, 12),
+    "L": DiTSize(1024, 24, 16),
+    "XL": DiTSize(1152, 28, 16),
 }
 
 
@@ -86,28 +88,29 @@ def dit(
     """A DiT on images.
 
     shape: (height, width, channels) of an image.
-    num_classes: 0 for a network that reads no label.
-    size: a key of SIZES. patch_size: side of a patch, in pixels; it divides height and width.
-    second_time: what is embedded beside t: "none", "time" (s), "interval" (t - s) or "step_size"
-        (-log2(t - s), floored at t - s = 2^-12, not multiplied by time_scale).
-    guidance_input: whether condition["guidance_scale"] is read and embedded, at first without
-        effect.
-    loss_weight: whether a log-weight of the loss, a function of t, is learned beside the network.
-    time_scale: multiplies t, s and t - s before the sinusoids. The fastest sinusoid then turns by
-        time_scale radians over [0, 1], and derivatives in t grow with it; methods that
-        differentiate the network in t want a small one.
+    num_classes: number of classes; 0 for a network that reads no label.
+    size: a key of SIZES.
+    patch_size: side of a patch in pixels, a divisor of height and width.
+    second_time: the scalar that is embedded beside t: "none", "time" (s), "interval" (t - s) or
+        "step_size" (-log2(t - s) with t - s at least 2^-12, not multiplied by time_scale).
+    guidance_input: whether to embed condition["guidance_scale"], which has no effect at first.
+    loss_weight: whether to learn a log-weight of the loss, a function of t, beside the network.
+    time_scale: multiplies t, s and t - s before the sinusoids. The fastest sinusoid turns by
+        time_scale radians over [0, 1], and derivatives in t grow with it. Methods that
+        differentiate the network in t need a small one.
     adaln_zero: whether the modulation of the blocks starts at zero, as published for DiT. The code
         of shortcut models (Frans et al. 2024) has Xavier-uniform weights there, which learn labels
         and step sizes sooner (docs/figures.md). The final layer starts at zero in both.
-    dropout: rate in [0, 1) on the outputs of attention and MLP, when training.
-    dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
+    dropout: rate in [0, 1) on the outputs of attention and MLP, in training.
+    dtype: type of the matrix products in the blocks, "float32" or "bfloat16". Parameters, residual
         stream, layer normalisation, softmax, conditioning and output are float32.
-    attention: "xla", "cudnn" (fused, on GPUs, with dtype "bfloat16", for methods that do not
-        differentiate the network forwards), "chunked" (a few queries at a time: the memory of
-        fused kernels on any device, slower), or "auto", "cudnn" where that can be.
-    remat: recompute the blocks in the backward pass, to keep only their inputs in memory.
-    scan: loop over the blocks, which is compiled once for all of them. Their parameters are then
-        stacked, [depth, ...] in "blocks" instead of "block_0", "block_1", ...
+    attention: "xla"; "cudnn" (fused kernels, on GPUs with dtype "bfloat16", without forward-mode
+        derivatives); "chunked" (a few queries at a time: as little memory as fused kernels, on any
+        device, but slower); or "auto" ("cudnn" if possible, else "xla").
+    remat: whether to recompute the blocks in the backward pass, which keeps only their inputs in
+        memory.
+    scan: whether to loop over the blocks, so that one compilation serves all. Their parameters are
+        then stacked, [depth, ...] in "blocks" instead of "block_0", "block_1", ...
 
     Hidden features are the tokens [B, N, D] after each block, "block_0" and so on, with scan too.
     Raises ValueError for a field out of its range.
@@ -135,17 +138,17 @@ def dit(
     training = module.clone(dropout=dropout) if dropout > 0.0 else None
     weight = LossWeight(time_scale) if loss_weight else None
     hidden = tuple(f"block_{index}" for index in range(SIZES[size].depth))
-    built = network(module, module.shape, training=training, weight=weight, hidden=hidden)
+    built = linen_network(module, module.shape, training=training, weight=weight, hidden=hidden)
     return built._replace(
         second_time=second_time,
         guidance_input=guidance_input,
-        # Fused kernels need all tokens, and JAX one mesh for all of a program that has such.
-        lines=shape[0] // patch_size if module.attention == "xla" else 1,
+        # Fused kernels need all tokens on a device, and JAX needs one mesh for a program with them.
+        token_rows=shape[0] // patch_size if module.attention == "xla" else 1,
     )
 
 
-def check_geometry(shape: tuple[int, ...], patch_size: int, size: Size) -> None:
-    """Raises ValueError unless patches tile the image and heads and positions divide the width."""
+def check_geometry(shape: tuple[int, ...], patch_size: int, size: DiTSize) -> None:
+    """Raises ValueError unless patches tile the image, and heads and positions divide the width."""
     if len(shape) != 3 or min(shape) < 1:
         raise ValueError(f"a DiT takes images [height, width, channels], not {list(shape)}.")
     if shape[0] % patch_size or shape[1] % patch_size:
@@ -160,7 +163,7 @@ def check_geometry(shape: tuple[int, ...], patch_size: int, size: Size) -> None:
 
 
 def shrink(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-    """The smallest size, and patches that make at most 8 x 8 tokens."""
+    """The fields of the smallest size, with patches that make at most 8 x 8 tokens."""
     sides, patch = shape[:2], fields["patch_size"]
     fitting = [
         p
@@ -171,7 +174,7 @@ def shrink(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def title(fields: Mapping[str, Any]) -> str:
-    """The published spelling of size and patch size."""
+    """The published name of size and patch size, such as "dit B/2"."""
     return f"dit {fields['size']}/{fields['patch_size']}"
 
 
@@ -179,10 +182,10 @@ DIT = Architecture(dit, shrink, title)
 
 
 class Transformer(nn.Module):
-    """The module behind `dit`; its fields are those of the function, checked."""
+    """The module behind `dit`; its fields are the checked arguments of that function."""
 
     shape: tuple[int, int, int]
-    size: Size
+    size: DiTSize
     patch_size: int
     num_classes: int
     scalars: Mapping[str, Scalar]
@@ -198,19 +201,19 @@ class Transformer(nn.Module):
         width, depth, heads = self.size
         rows, columns = (side // self.patch_size for side in self.shape[:2])
         patches = patchify(x.astype(jnp.float32), self.patch_size)
-        tokens = linear(width, "patch_embedding")(patches) + position_table(rows, columns, width)
+        tokens = dense(width, "patch_embedding")(patches) + position_table(rows, columns, width)
         c = Conditioning(width, self.num_classes, self.scalars, name="conditioning")(
             t, s, condition
         )
-        # A loop keeps what is computed again apart by itself.
-        kind = nn.remat(Block, prevent_cse=not self.scan) if self.remat else Block
+        # A loop already keeps XLA from merging the recomputation with the forward pass.
+        kind = nn.remat(DiTBlock, prevent_cse=not self.scan) if self.remat else DiTBlock
         if self.scan and not self.is_initializing():
-            kind = nn.map_variables(kind, "params", trans_in_fn=on_every_device)
+            kind = nn.map_variables(kind, "params", trans_in_fn=gather_params)
         block = partial(kind, heads, self.dtype, self.attention, self.dropout, self.adaln_zero)
         hidden = {}
         if self.scan:
             keep = self.is_mutable_collection(SOWN)
-            tokens, outputs = scanned(block(name=STACKED), depth, tokens, c, keep)
+            tokens, outputs = scan_blocks(block(name=STACKED), depth, tokens, c, keep)
             hidden = {f"block_{index}": outputs[index] for index in range(depth)} if keep else {}
         else:
             for index in range(depth):
@@ -220,16 +223,17 @@ class Transformer(nn.Module):
         return unpatchify(tokens, self.shape, self.patch_size)
 
 
-def scanned(
+def scan_blocks(
     block: nn.Module, depth: int, tokens: Array, c: Array, keep: bool
 ) -> tuple[Array, Array | None]:
-    """`depth` blocks in turn: parameters stacked, each with an initial draw and dropout alone.
+    """Applies `depth` blocks in a loop, with stacked parameters.
 
-    Returns the tokens after the last, and if `keep` those after each, [depth, B, N, D].
+    Each block has its own initial parameters and dropout masks. Returns the tokens after the last
+    block and, if `keep`, the tokens after each block, [depth, B, N, D].
     """
 
     def layer(block: nn.Module, tokens: Array, c: Array) -> tuple[Array, Array | None]:
-        tokens = block(split_rows(tokens), c)
+        tokens = block(spread_rows(tokens), c)
         return tokens, tokens if keep else None
 
     layers = nn.scan(
@@ -242,18 +246,18 @@ def scanned(
     return layers(block, tokens, c)
 
 
-def on_every_device(params: Params) -> Params:
-    """A layer's parameters gathered from the devices of the mesh in use, if there is one.
+def gather_params(params: Params) -> Params:
+    """Gathers a layer's parameters on every device of the current mesh, if there is one.
 
-    In a loop XLA would leave them split, and exchange activations, which are larger.
+    In a loop XLA would otherwise leave them split and exchange activations, which are larger.
     """
     if jax.sharding.get_abstract_mesh().empty:
         return params
     return jax.lax.with_sharding_constraint(params, PartitionSpec())
 
 
-def split_rows(x: Array) -> Array:
-    """Rows spread over all devices of the mesh in use, if there is one that divides them."""
+def spread_rows(x: Array) -> Array:
+    """Spreads rows over all devices of the current mesh, if there is one that divides them."""
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or x.shape[0] % mesh.size:
         return x

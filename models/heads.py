@@ -1,10 +1,11 @@
-"""Heads: small modules that read a network's hidden features, with parameters beside the network's.
+"""Heads: small modules that read a network's hidden features.
 
-    network = with_head(network, "discriminator", Classifier(), reads=("block_2",))
+    network = add_head(network, "discriminator", Classifier(), reads=("block_2",))
     output, hidden = network.features(params, x, t, s, condition, ("block_2",))
     logits = network.head("discriminator").apply(params, hidden)
 
-The network's output, and its own parameters, are what they are without the head.
+A head's parameters lie beside the network's. The network's output and its own parameters are the
+same with and without a head.
 """
 
 import zlib
@@ -17,17 +18,19 @@ from flax import linen as nn
 from fewstep.models.network import Array, Head, Key, Network, Params
 
 
-def with_head(network: Network, name: str, module: nn.Module, reads: Sequence[str]) -> Network:
-    """The network with a head, whose parameters are the entry `name` of the network's.
+def add_head(network: Network, name: str, module: nn.Module, reads: Sequence[str]) -> Network:
+    """The network with a head, whose parameters are the entry `name` of the network's parameters.
 
-    module: called as `module(hidden)`, hidden: the features that the head reads, [B, ...] by name.
-    reads: names in network.hidden. Raises ValueError for a name that the parameters have already,
-    and for features that the network does not have.
+    module: called as `module(hidden)` with the features that the head reads, [B, ...] by name.
+    reads: names of these features, from network.hidden.
+
+    Raises ValueError for a name that the parameters already have, and for features that the network
+    does not have.
     """
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     if name in shapes:
-        raise ValueError(f"the network has parameters {name!r} already; call the head otherwise")
-    features = jax.eval_shape(lambda params: hidden_of_zeros(network, params, reads), shapes)
+        raise ValueError(f"the network already has parameters {name!r}; give the head another name")
+    features = jax.eval_shape(lambda params: zero_input_features(network, params, reads), shapes)
 
     def init(key: Key) -> Params:
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), features)
@@ -40,8 +43,8 @@ def with_head(network: Network, name: str, module: nn.Module, reads: Sequence[st
     return network._replace(init=init, heads=(*network.heads, Head(name, tuple(reads), apply)))
 
 
-def hidden_of_zeros(network: Network, params: Params, reads: Sequence[str]) -> dict[str, Array]:
-    """The features of one example of zeros."""
+def zero_input_features(network: Network, params: Params, reads: Sequence[str]) -> dict[str, Array]:
+    """The features of one example of zeros, by name."""
     x, time = jnp.zeros((1, *network.shape)), jnp.zeros((1,))
     condition = {"label": jnp.zeros((1,), jnp.int32), "guidance_scale": jnp.ones((1,))}
     return network.features(params, x, time, time, condition, reads)[1]

@@ -1,7 +1,7 @@
 """Layers of the diffusion transformer (Peebles & Xie 2023, arXiv:2212.09748, section 3.2).
 
 Parameters are float32 everywhere. `dtype` is the type of the large matrix products inside the
-blocks, and of the attention. What loses most to rounding stays float32 whatever `dtype` is: the
+blocks, and of the attention. The parts that rounding harms most stay float32 for every `dtype`: the
 residual stream, the statistics of layer normalisation, the softmax, and all of `conditioning.py`.
 """
 
@@ -17,13 +17,16 @@ MLP_RATIO = 4  # as published for DiT and, before it, for ViT
 POSITION_MAX_PERIOD = 10000.0  # Vaswani et al. 2017, arXiv:1706.03762, section 3.5
 
 
-def linear(features: int, name: str, *, dtype: str = "float32", zero: bool = False) -> nn.Dense:
-    """An affine layer with zero bias and Xavier-uniform (or, for adaLN-Zero, zero) weights."""
+def dense(features: int, name: str, *, dtype: str = "float32", zero: bool = False) -> nn.Dense:
+    """An affine layer with zero bias and Xavier-uniform weights.
+
+    zero: start the weights at zero, for adaLN-Zero.
+    """
     weights = nn.initializers.zeros_init() if zero else nn.initializers.xavier_uniform()
     return nn.Dense(features, dtype=jnp.dtype(dtype), kernel_init=weights, name=name)
 
 
-def normalize(x: Array) -> Array:
+def normalize_tokens(x: Array) -> Array:
     """Layer normalisation over the last axis without scale or offset, in float32."""
     x = x.astype(jnp.float32)
     centred = x - x.mean(-1, keepdims=True)
@@ -32,12 +35,12 @@ def normalize(x: Array) -> Array:
 
 
 def modulate(x: Array, shift: Array, scale: Array) -> Array:
-    """x (1 + scale) + shift: x [B, N, D] by tokens, shift and scale [B, D] by examples."""
+    """x (1 + scale) + shift, of tokens x [B, N, D] and one shift and scale per example [B, D]."""
     return x * (1.0 + scale[:, None]) + shift[:, None]
 
 
 def patchify(x: Array, patch_size: int) -> Array:
-    """Images [B, H, W, C] -> tokens [B, N, P P C], by rows; a token is in order (P, P, C)."""
+    """Images [B, H, W, C] -> tokens [B, N, P P C], row by row; a token has the order (P, P, C)."""
     batch, height, width, channels = x.shape
     rows, columns = height // patch_size, width // patch_size
     x = x.reshape(batch, rows, patch_size, columns, patch_size, channels)
@@ -56,7 +59,7 @@ def position_table(rows: int, columns: int, width: int) -> np.ndarray:
     """Fixed 2-D sin-cos positions [rows columns, width], row by row, float32.
 
     With q = width / 4 and omega_k = 10000^(-k / q), the token in row i and column j has
-    [sin(j omega), cos(j omega), sin(i omega), cos(i omega)]: the column comes first, as published.
+    [sin(j omega), cos(j omega), sin(i omega), cos(i omega)]. The column comes first, as published.
     """
     quarter = width // 4
     frequencies = POSITION_MAX_PERIOD ** (-np.arange(quarter) / quarter)
@@ -67,14 +70,15 @@ def position_table(rows: int, columns: int, width: int) -> np.ndarray:
 
 
 ATTENTIONS = ("xla", "cudnn", "chunked", "auto")
-QUERIES = 16  # in a chunk: few weights are in memory, and loops stay short
+QUERIES = 16  # per chunk: keeps few attention weights in memory, and the loop short
 
 
 def attention_implementation(name: str, dtype: str) -> str:
-    """ "xla", "chunked" or "cudnn", the fused kernels of NVIDIA's GPUs, for a key of ATTENTIONS.
+    """The implementation for a key of ATTENTIONS: "xla", "chunked" or "cudnn".
 
-    "auto" is "cudnn" where that can be. The fused kernels have no forward-mode derivative, which
-    continuous-time consistency models need. Raises ValueError for "cudnn" where it cannot be.
+    "cudnn" means the fused kernels of NVIDIA's GPUs, and "auto" means "cudnn" if this machine and
+    dtype allow it, else "xla". The fused kernels have no forward-mode derivative, which
+    continuous-time consistency models need. Raises ValueError for "cudnn" if it is not possible.
     """
     usable = jax.default_backend() == "gpu" and dtype == "bfloat16"
     if name == "cudnn" and not usable:
@@ -86,9 +90,10 @@ def attention_implementation(name: str, dtype: str) -> str:
 
 
 def chunked_attention(query: Array, key: Array, value: Array, scale: float) -> Array:
-    """softmax(scale q k^T) v of [B, N, H, D], a few queries at a time, again in the backward pass.
+    """softmax(scale q k^T) v of [B, N, H, D], a few queries at a time.
 
-    As in fused kernels the [N, N] weights are never in memory, and any backend can do it.
+    The backward pass computes the weights again. As in fused kernels, the [N, N] weights are never
+    in memory together; unlike these, it works on any backend.
     """
 
     @jax.checkpoint
@@ -102,7 +107,7 @@ def chunked_attention(query: Array, key: Array, value: Array, scale: float) -> A
 class Attention(nn.Module):
     """Multi-head self-attention, softmax(q k^T / sqrt(d_head)) v, with biases: [B, N, D] -> same.
 
-    implementation: "chunked", or one of `jax.nn.dot_product_attention`.
+    implementation: "chunked", or an implementation of `jax.nn.dot_product_attention`.
     """
 
     heads: int
@@ -113,7 +118,7 @@ class Attention(nn.Module):
     def __call__(self, x: Array) -> Array:
         batch, tokens, width = x.shape
         head = width // self.heads
-        qkv = linear(3 * width, "qkv", dtype=self.dtype)(x)
+        qkv = dense(3 * width, "qkv", dtype=self.dtype)(x)
         query, key, value = jnp.moveaxis(qkv.reshape(batch, tokens, 3, self.heads, head), 2, 0)
         scale = head**-0.5
         if self.implementation == "chunked":
@@ -122,26 +127,26 @@ class Attention(nn.Module):
             mixed = jax.nn.dot_product_attention(
                 query, key, value, scale=scale, implementation=self.implementation
             )
-        return linear(width, "projection", dtype=self.dtype)(mixed.reshape(x.shape))
+        return dense(width, "projection", dtype=self.dtype)(mixed.reshape(x.shape))
 
 
 class Mlp(nn.Module):
-    """Two affine layers, [B, N, D] -> [B, N, 4 D] -> same, with the tanh form of GELU between."""
+    """Two affine layers with tanh-form GELU between: [B, N, D] -> [B, N, 4 D] -> [B, N, D]."""
 
     dtype: str
 
     @nn.compact
     def __call__(self, x: Array) -> Array:
-        hidden = linear(MLP_RATIO * x.shape[-1], "expand", dtype=self.dtype)(x)
-        return linear(x.shape[-1], "contract", dtype=self.dtype)(nn.gelu(hidden, approximate=True))
+        hidden = dense(MLP_RATIO * x.shape[-1], "expand", dtype=self.dtype)(x)
+        return dense(x.shape[-1], "contract", dtype=self.dtype)(nn.gelu(hidden, approximate=True))
 
 
-class Block(nn.Module):
+class DiTBlock(nn.Module):
     """A transformer block with adaLN conditioning: x [B, N, D], c [B, D] -> [B, N, D].
 
     x + gate_1 Attention(LN(x) (1 + scale_1) + shift_1), then the same with the MLP. The shifts,
     scales and gates are affine in SiLU(c), in the order (shift, scale, gate) for attention and then
-    for the MLP. They start at zero, so that the block starts as the identity.
+    for the MLP. With adaln_zero they start at zero, so the block starts as the identity.
     """
 
     heads: int
@@ -152,15 +157,15 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x: Array, c: Array) -> Array:
-        modulation = linear(6 * x.shape[-1], "modulation", dtype=self.dtype, zero=self.adaln_zero)
+        modulation = dense(6 * x.shape[-1], "modulation", dtype=self.dtype, zero=self.adaln_zero)
         shift_1, scale_1, gate_1, shift_2, scale_2, gate_2 = jnp.split(
             modulation(nn.silu(c)), 6, axis=-1
         )
         attention = Attention(self.heads, self.dtype, self.attention, name="attention")
         mlp = Mlp(self.dtype, name="mlp")
-        change = attention(modulate(normalize(x), shift_1, scale_1))
+        change = attention(modulate(normalize_tokens(x), shift_1, scale_1))
         x = x + gate_1[:, None] * self.drop(change)
-        change = mlp(modulate(normalize(x), shift_2, scale_2))
+        change = mlp(modulate(normalize_tokens(x), shift_2, scale_2))
         return x + gate_2[:, None] * self.drop(change)
 
     def drop(self, x: Array) -> Array:
@@ -170,13 +175,15 @@ class Block(nn.Module):
 class FinalLayer(nn.Module):
     """Modulated layer normalisation and a zero affine layer: [B, N, D], [B, D] -> [B, N, features].
 
-    float32 whatever the type of the blocks, so that the output is not rounded to bfloat16.
+    It is float32 for every type of the blocks, so that the output is not rounded to bfloat16.
     """
 
     features: int
 
     @nn.compact
     def __call__(self, x: Array, c: Array) -> Array:
-        modulation = linear(2 * x.shape[-1], "modulation", zero=True)
+        modulation = dense(2 * x.shape[-1], "modulation", zero=True)
         shift, scale = jnp.split(modulation(nn.silu(c)), 2, axis=-1)
-        return linear(self.features, "output", zero=True)(modulate(normalize(x), shift, scale))
+        return dense(self.features, "output", zero=True)(
+            modulate(normalize_tokens(x), shift, scale)
+        )

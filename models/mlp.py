@@ -1,10 +1,10 @@
 """A residual multilayer perceptron for points [B, D], conditioned like the DiT.
 
-Arrays of another shape, such as images, it takes for points of as many numbers.
+It flattens arrays of another shape, such as images, to points.
 
-Each block computes h + W_2 SiLU((1 + scale) W_1 SiLU(h) + shift) with scale and shift affine in
-SiLU(c), where c is the sum of the embedded times, label and guidance scale. The output layer is
-zero at first, so that the network starts at zero, as the DiT does.
+Each block computes h + W_2 SiLU((1 + scale) W_1 SiLU(h) + shift). scale and shift are affine in
+SiLU(c), where c is the sum of the embedded times, label and guidance scale. The output layer starts
+at zero, so the network starts at zero, as the DiT does.
 """
 
 import math
@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from fewstep.models.conditioning import Conditioning, LossWeight, Scalar, scalar_inputs
-from fewstep.models.layers import linear
+from fewstep.models.layers import dense
 from fewstep.models.network import (
     DTYPES,
     HIDDEN,
@@ -26,11 +26,11 @@ from fewstep.models.network import (
     Network,
     check_choice,
     check_integers,
-    network,
+    linen_network,
 )
 
-# Angles over t in [0, 1] reach 4 rad: enough to bend in time as the velocity between point clouds
-# does, and derivatives in t stay of the size of the output; with 1000 they are far larger.
+# With 4 the angles reach 4 rad over t in [0, 1]: enough to follow the velocity between point clouds
+# in time. Derivatives in t stay about as large as the output; with 1000 they are far larger.
 POINT_TIME_SCALE = 4.0
 
 
@@ -46,9 +46,10 @@ def mlp(
     time_scale: float = POINT_TIME_SCALE,
     dtype: str = "float32",
 ) -> Network:
-    """A network on points [B, *shape] with `depth` residual blocks of `width` units.
+    """A residual perceptron on points [B, *shape].
 
-    num_classes, second_time, guidance_input, loss_weight and time_scale: as for `models.dit.dit`.
+    width: units of each block. depth: number of blocks.
+    num_classes, second_time, guidance_input, loss_weight, time_scale: as for `models.dit.dit`.
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, conditioning and output are float32.
 
@@ -62,16 +63,16 @@ def mlp(
     weight = LossWeight(time_scale) if loss_weight else None
     module = Perceptron(width, depth, num_classes, scalars, dtype)
     hidden = tuple(f"block_{index}" for index in range(depth))
-    built = network(module, tuple(shape), weight=weight, hidden=hidden)
+    built = linen_network(module, tuple(shape), weight=weight, hidden=hidden)
     return built._replace(second_time=second_time, guidance_input=guidance_input)
 
 
-# Of a run of a minute.
+# Largest width and depth in a debug run of a minute.
 SMALL_WIDTH, SMALL_DEPTH = 64, 2
 
 
 def shrink(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-    """A small width and depth."""
+    """The fields of a small width and depth."""
     return {
         "width": min(fields["width"], SMALL_WIDTH),
         "depth": min(fields["depth"], SMALL_DEPTH),
@@ -79,7 +80,7 @@ def shrink(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
 
 
 def title(fields: Mapping[str, Any]) -> str:
-    """Blocks and their units."""
+    """The numbers of blocks and of their units, such as "mlp 3 x 128"."""
     return f"mlp {fields['depth']} x {fields['width']}"
 
 
@@ -87,7 +88,7 @@ MLP = Architecture(mlp, shrink, title)
 
 
 class Perceptron(nn.Module):
-    """The module behind `mlp`; its fields are those of the function, checked."""
+    """The module behind `mlp`; its fields are the checked arguments of that function."""
 
     width: int
     depth: int
@@ -101,12 +102,12 @@ class Perceptron(nn.Module):
             t, s, condition
         )
         points = x.reshape(x.shape[0], -1)
-        h = linear(self.width, "input")(points.astype(jnp.float32))
+        h = dense(self.width, "input")(points.astype(jnp.float32))
         hidden = {}
         for index in range(self.depth):
             h = hidden[f"block_{index}"] = PointBlock(self.dtype, name=f"block_{index}")(h, c)
         self.sow(SOWN, HIDDEN, hidden)
-        return linear(points.shape[-1], "output", zero=True)(nn.silu(h)).reshape(x.shape)
+        return dense(points.shape[-1], "output", zero=True)(nn.silu(h)).reshape(x.shape)
 
 
 class PointBlock(nn.Module):
@@ -117,8 +118,8 @@ class PointBlock(nn.Module):
     @nn.compact
     def __call__(self, h: Array, c: Array) -> Array:
         width = h.shape[-1]
-        modulation = linear(2 * width, "modulation", dtype=self.dtype)(nn.silu(c))
+        modulation = dense(2 * width, "modulation", dtype=self.dtype)(nn.silu(c))
         shift, scale = jnp.split(modulation, 2, axis=-1)
-        hidden = linear(width, "expand", dtype=self.dtype)(nn.silu(h))
+        hidden = dense(width, "expand", dtype=self.dtype)(nn.silu(h))
         hidden = nn.silu(hidden * (1.0 + scale) + shift)
-        return h + linear(width, "contract", dtype=self.dtype)(hidden)
+        return h + dense(width, "contract", dtype=self.dtype)(hidden)

@@ -1,4 +1,4 @@
-"""A network on a path: what it is given at (x_t, t), and what its output stands for."""
+"""A network on a path: scales its inputs, and converts its output to data and noise."""
 
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +13,7 @@ from fewstep.models.network import Key, Network, Params
 
 
 class Model(NamedTuple):
-    """A network whose output on `path` is a prediction of `kind`."""
+    """A network whose output is a prediction of `kind` on `path`."""
 
     network: Network
     path: Path
@@ -30,16 +30,16 @@ class Model(NamedTuple):
         train: bool = False,
         rng: Key | None = None,
     ) -> Array:
-        """The network's output at (x_t, t, s), its inputs scaled as the kind and the path ask for.
+        """The network's output at (x_t, t, s): [B, ...].
 
-        x_t: [B, ...]; t, s: [B] in the path's time, s <= t. The network sees c_in x_t, clock(t) and
-        clock(s).
+        x_t: [B, ...]. t, s: [B], in the path's time, with s <= t. The network itself gets c_in x_t,
+        clock(t) and clock(s).
         """
         inputs = self.inputs(x_t, t, s)
         return self.network.apply(params, *inputs, condition, train=train, rng=rng)
 
     def inputs(self, x_t: Array, t: Array, s: Array) -> tuple[Array, Array, Array]:
-        """What the network sees of x_t, t and s."""
+        """The network's inputs for x_t, t and s."""
         c_in = self.kind.c_in(coefficients(self.path, t, x_t))
         return c_in * x_t, self.path.clock(t), self.path.clock(s)
 
@@ -53,7 +53,7 @@ class Model(NamedTuple):
         names: Sequence[str],
         **mode: Any,
     ) -> tuple[Array, dict[str, Array]]:
-        """The output of `predict`, and the network's hidden features of these names."""
+        """(output of `predict`, the network's hidden features of these names)."""
         return self.network.features(params, *self.inputs(x_t, t, s), condition, names, **mode)
 
     def endpoints(
@@ -64,7 +64,7 @@ class Model(NamedTuple):
         condition: Condition,
         **mode: Any,
     ) -> Endpoints:
-        """The data and noise that the network's output at (x_t, t) stands for.
+        """The data and noise that the network predicts at (x_t, t).
 
         mode: train and rng, as for `predict`.
         """
@@ -72,7 +72,7 @@ class Model(NamedTuple):
         return endpoints(self.kind, prediction, x_t, t, self.path)
 
     def denoiser(self, predict: Predict, condition: Condition) -> Denoise:
-        """(x, t) -> Endpoints of a prediction function of this kind, guided or not."""
+        """(x, t) -> Endpoints, by a prediction function of this kind, guided or not."""
 
         def denoise(x: Array, t: Array) -> Endpoints:
             return endpoints(self.kind, predict(x, t, t, condition), x, t, self.path)
@@ -87,30 +87,32 @@ class Model(NamedTuple):
         condition: Condition,
         **mode: Any,
     ) -> Array:
-        """The consistency function f(x_t, t): the DDIM step of the prediction to the data end.
+        """The consistency function f(x_t, t), a DDIM step of the prediction to the data end.
 
-        f = alpha(t_min) x_0 + sigma(t_min) eps. Because x_t = alpha x_0 + sigma eps whatever the
-        network says, f(x, t_min) = x for any parameters, on any path, for every kind whose decoding
-        is finite there (`check_boundary`). On `ve` with kind F the factor of F is that of Song et
-        al. 2023 (appendix C), (sigma - sigma_min) sigma_data / sqrt(sigma^2 + sigma_data^2); the
-        factor of x_t differs from theirs by at most 0.10 percent of 1. With the parameters of a
-        denoiser f is its DDIM sampler in one step. mode: train and rng, as for `predict`.
+        f = alpha(t_min) x_0 + sigma(t_min) eps. Every prediction satisfies x_t = alpha x_0 + sigma
+        eps, so f(x, t_min) = x for any parameters, on any path, for every kind whose decoding is
+        finite there (`check_boundary`). On `ve` with kind F the factor of F is that of Song et al.
+        2023 (appendix C), (sigma - sigma_min) sigma_data / sqrt(sigma^2 + sigma_data^2). The factor
+        of x_t differs from theirs by at most 0.10 percent of 1. With the parameters of a denoiser f
+        is its DDIM sampler in one step.
+
+        mode: train and rng, as for `predict`.
         """
         ends = self.endpoints(params, x_t, t, condition, **mode)
         return self.path.interpolate(*ends, jnp.full_like(t, self.path.t_min))
 
 
-# The least alpha(t_max) at which eps still tells the data, x_0 = (x - sigma eps) / alpha.
+# Smallest alpha(t_max) at which a prediction of eps determines the data, (x - sigma eps) / alpha.
 # A sampler of many steps recovers from a factor of 150 (vp_ddpm); a single step does not.
 LEAST_ALPHA_SAMPLED, LEAST_ALPHA_ONE_STEP = 1e-3, 0.05
 
 
 def check_decoding(model: Model, least_alpha: float = LEAST_ALPHA_SAMPLED) -> None:
-    """Raises ValueError unless a prediction gives the data at t_max, where sampling starts."""
+    """Raises ValueError unless a prediction determines the data at t_max, where sampling starts."""
     alpha = float(model.path.alpha(jnp.float32(model.path.t_max)))
     if model.kind.name in ("eps", "score") and alpha < least_alpha:
         raise ValueError(
-            f"prediction.kind={model.kind.name} says too little of the data at the noise end of "
+            f"prediction.kind={model.kind.name} says too little about the data at the noise end of "
             f"path.name={model.path.name}, where alpha is {max(alpha, 0.0):.2g}; use velocity, v "
             "or F"
         )
@@ -119,7 +121,8 @@ def check_decoding(model: Model, least_alpha: float = LEAST_ALPHA_SAMPLED) -> No
 def check_boundary(model: Model) -> None:
     """Raises ValueError unless `Model.consistency` is the identity at t_min for any network.
 
-    Where no noise is left, a prediction of x_0 is free, and a score has no finite target.
+    If sigma(t_min) is 0, f(x, t_min) is the network's own prediction of x_0, which need not be x,
+    and a score has no finite target.
     """
     check_decoding(model, LEAST_ALPHA_ONE_STEP)
     sigma = float(model.path.sigma(jnp.float32(model.path.t_min)))
@@ -130,7 +133,7 @@ def check_boundary(model: Model) -> None:
         )
 
 
-# What in a config decides whether a method uses a part of the network.
+# Fields of a config that decide whether a method uses a part of the network.
 REASONS = {
     "second_time": "",
     "guidance_input": " (objective.guidance_range uses it)",
@@ -138,16 +141,16 @@ REASONS = {
 }
 
 
-def check_inputs(
+def check_needs(
     model: Model,
     *,
     second_time: str = "none",
     guidance_input: bool = False,
     loss_weight: bool = False,
 ) -> None:
-    """Raises ValueError unless the network has the parts that a method uses, and no other.
+    """Raises ValueError unless the network has the parts that a method uses, and no others.
 
-    The arguments are fields of the config's `model`.
+    The arguments are the required values of fields of the config's `model`.
     """
     network = model.network
     has = {
@@ -163,6 +166,6 @@ def check_inputs(
     for field, value in uses.items():
         if has[field] != value:
             raise ValueError(
-                f"this method needs model.{field}={value}, not {has[field]}{REASONS[field]}: a "
-                "missing part cannot be used, and one that is not used would not be trained"
+                f"this method needs model.{field}={value}, not {has[field]}{REASONS[field]}: it "
+                "cannot use a missing part, and would not train an unused one"
             )

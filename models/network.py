@@ -1,8 +1,8 @@
-"""The contract between the networks and the rest of Fewstep: a pair of pure functions.
+"""The contract between networks and the rest of Fewstep: pure functions.
 
-`init` makes one parameter tree, `apply` evaluates the architecture on any such tree. One
-architecture therefore serves trained, averaged and frozen parameters alike, and derivatives in the
-inputs (`jax.jvp`) or in the parameters (`jax.grad`), in any order, act on `apply`.
+`init` makes a parameter tree, and `apply` evaluates the network with any such tree. One network
+therefore serves trained, averaged and frozen parameters alike. Derivatives in the inputs
+(`jax.jvp`) or in the parameters (`jax.grad`), in any order, act on `apply`.
 """
 
 import inspect
@@ -21,18 +21,18 @@ Params = Mapping[str, Any]
 Condition = Mapping[str, Array]
 
 DTYPES = ("float32", "bfloat16")  # of the matrix products inside a network
-# Name of the part of the parameters that has equal layers stacked on a first axis, for a loop.
+# Entry of the parameters of equal layers, stacked on a first axis for a loop.
 STACKED = "blocks"
-# Linen's collection of what a module sows, and the name of its hidden features there.
+# Linen's collection of values that a module sows, and the name of its hidden features there.
 SOWN, HIDDEN = "intermediates", "hidden"
 
 
 class Head(NamedTuple):
-    """A module beside a network, which reads its hidden features (models/heads.py).
+    """A module beside a network that reads the network's hidden features (models/heads.py).
 
-    name: its entry in the network's parameters.
+    name: entry of its parameters in the network's.
     reads: names of the features that it reads.
-    apply: (parameters of the network, hidden features by name) -> what the head says, [B, ...].
+    apply: (parameters of the network, hidden features by name) -> output of the head, [B, ...].
     """
 
     name: str
@@ -49,16 +49,16 @@ class Network(NamedTuple):
         `condition`: {"label": int [B], optionally "guidance_scale": floating [B]}. The label -1
         is the null class. `train=True` turns dropout on, which then needs the key `rng`.
         Raises ValueError for an input of another shape or type, and for a missing condition.
-    second_time: what the network makes of `s`, for methods that need it to do something.
+    second_time: how the network uses `s`: "none", "time", "interval" or "step_size".
     guidance_input: whether it reads the condition's guidance scale.
     log_weight: (params, t: [B]) -> [B], the learned log-weight of a loss at t, or None.
-    shape: of one example x, without the batch.
-    lines: of tokens in an example, which devices can share out; 1 if they cannot.
+    shape: shape of one example x, without the batch.
+    token_rows: token rows per example; devices can split them. 1 if they cannot.
     hidden: names of its hidden features, from the input to the output.
-    features: `features(params, x, t, s, condition, names, *, train=False, rng=None)` -> the output
-        of `apply`, and the hidden features of these names, {name: [B, ...]}, of one evaluation.
-        Raises ValueError as `apply` does, and for a name that is not in `hidden`.
-    heads: those that were put beside it.
+    features: `features(params, x, t, s, condition, names, *, train=False, rng=None)` -> (output of
+        `apply`, {name: hidden feature [B, ...]}), both from one evaluation. Raises ValueError as
+        `apply` does, and for a name that is not in `hidden`.
+    heads: heads that were added to it (models/heads.py).
     """
 
     init: Callable[[Key], Params]
@@ -67,17 +67,17 @@ class Network(NamedTuple):
     guidance_input: bool = False
     log_weight: Callable[[Params, Array], Array] | None = None
     shape: tuple[int, ...] = ()
-    lines: int = 1
+    token_rows: int = 1
     hidden: tuple[str, ...] = ()
     features: Callable[..., tuple[Array, dict[str, Array]]] | None = None
     heads: tuple[Head, ...] = ()
 
     def head(self, name: str) -> Head:
-        """The head of that name. Raises KeyError."""
+        """The head of that name. Raises KeyError if there is none."""
         return {head.name: head for head in self.heads}[name]
 
 
-def network(
+def linen_network(
     module: nn.Module,
     shape: tuple[int, ...],
     *,
@@ -87,10 +87,10 @@ def network(
 ) -> Network:
     """The network of a Linen module that is called as `module(x, t, s, condition)`.
 
-    shape: of one example, without the batch.
-    training: the module with dropout, for `train=True`; without it both modes are alike.
-    weight: a module t -> [B] whose parameters live beside the network's, as "loss_weight".
-    hidden: the keys of a dict of features that the module sows as HIDDEN.
+    shape: shape of one example, without the batch.
+    training: the module with dropout, for `train=True`; None if both modes are the same.
+    weight: a module t: [B] -> [B], the log-weight; its parameters are the entry "loss_weight".
+    hidden: keys of the dict of features that the module sows as HIDDEN.
     """
 
     def init(key: Key) -> Params:
@@ -152,13 +152,13 @@ def network(
 
 
 class Architecture(NamedTuple):
-    """A kind of network, as an entry of the table of networks.
+    """A kind of network, an entry of NETWORKS.
 
-    build: `build(shape, num_classes, **fields)` -> Network, for examples x of that shape. Its
-        arguments after these two, which have defaults, are the fields of the config's `model`.
-        Raises ValueError for a field out of its range, and for a shape that it cannot take.
-    shrink: (fields, shape) -> those fields that make the network tiny, for a run of a minute.
-    title: fields -> what people call a network of these fields: "dit B/2".
+    build: `build(shape, num_classes, **fields)` -> Network for examples x of that shape. The
+        arguments after these two have defaults; they are the fields of the config's `model`. Raises
+        ValueError for a field out of its range, and for a shape that the network cannot take.
+    shrink: (fields, shape) -> the fields that make the network tiny, for a debug run of a minute.
+    title: fields -> the usual name of a network with these fields, such as "dit B/2".
     """
 
     build: Callable[..., Network]
@@ -173,7 +173,7 @@ class Architecture(NamedTuple):
 
 
 def check_inputs(x: Array, t: Array, s: Array, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless x is [B, *shape], t and s are [B], and all three are floating."""
+    """Raises ValueError unless x is [B, *shape], t and s are [B], and all are floating."""
     if jnp.shape(x)[1:] != shape or jnp.ndim(x) != len(shape) + 1:
         expected = ", ".join(map(str, ("B", *shape)))
         raise ValueError(f"x has shape {jnp.shape(x)}; this network takes [{expected}].")
@@ -189,7 +189,7 @@ def check_inputs(x: Array, t: Array, s: Array, shape: tuple[int, ...]) -> None:
 
 
 def check_choice(field: str, value: str, choices: Iterable[str]) -> None:
-    """Raises ValueError, naming the nearest choice, unless `value` is one of `choices`."""
+    """Raises ValueError unless `value` is one of `choices`; the error names the nearest choice."""
     names = list(choices)
     if value not in names:
         raise ValueError(unknown_choice(field, value, names))

@@ -39,7 +39,7 @@ from fewstep.modes.request import (
     resolve_with_data,
 )
 from fewstep.modes.train_run import train_run
-from fewstep.objectives.stages import in_stage
+from fewstep.objectives.stages import allowed_sampling_steps
 from fewstep.training.cluster.processes import first_process_says, say
 from fewstep.training.experiment import Experiment, build
 from fewstep.training.labels import label_counts, with_recorded_label_shares
@@ -196,7 +196,7 @@ def with_results(cells: Sequence[Cell]) -> list[Cell]:
         stages = cell.experiment.objective.stages
         protocols = [
             protocol_of(cell.experiment, config, config.steps, steps, measures[alike], data)
-            for steps in in_stage(stages, config.steps, config.evaluate.steps)
+            for steps in allowed_sampling_steps(stages, config.steps, config.evaluate.steps)
         ]
         ids = frozenset(protocol.id for protocol in protocols)
         completed.append(cell._replace(results=ids))

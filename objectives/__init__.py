@@ -1,4 +1,4 @@
-"""Training methods: one file each, by the name that `objective.name` takes."""
+"""Training methods, by the value of `objective.name`. Each has a file of its own."""
 
 from collections.abc import Callable
 

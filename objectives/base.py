@@ -1,8 +1,9 @@
-"""What a method is: players that are trained, followers that copy them, networks that stay frozen.
+"""The contract of a training method: an `Objective` of players, followers and frozen networks.
 
-An objective never sees a config, a device or an optimizer. The differentiated parameters are the
-first argument of a loss, so gradients reach one network by construction; `stop_gradient` stands
-only where a network is its own target, or a derivative is left out of an estimate.
+Players are trained, followers copy players, and frozen networks never change. An objective never
+sees a config, a device or an optimizer. The differentiated parameters are the first argument of a
+loss, so gradients reach one network by construction. A loss calls `stop_gradient` only where a
+network is its own target, or where an estimate leaves out a derivative.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,31 +22,34 @@ Key = Array
 Params = Any
 Batch = Mapping[str, Array]
 
-# Bins of the logged loss, equal in the angle arctan(sigma / alpha) from data to noise.
+# Number of bins of the logged loss, equal in the angle arctan(sigma / alpha) from data to noise.
 NOISE_LEVEL_BINS = 8
-# The name in a batch of what the losses share.
+# Batch key for arrays that all losses share.
 SHARED = "shared"
 
 
 class Mean(NamedTuple):
-    """A mean that can be accumulated over steps: total / count. A count of 0 is not reported."""
+    """A mean that accumulates over steps: total / count. The log leaves out a count of 0."""
 
     total: Array
     count: Array
 
 
 Metrics = Mapping[str, Mean]
-# (parameters of the players by name, batch, key) -> what all losses of a step read, of [B, ...]
+# (parameters of the players by name, batch, key) -> arrays [B, ...] that all losses of a step read
 Share = Callable[[Mapping[str, Params], Batch, Key], Mapping[str, Array]]
-# (trained, every network by name, batch, key, step) -> (loss [B], unreduced, and metrics)
+# (trained parameters, every network's by name, batch, key, step) -> (unreduced loss [B], metrics)
 LossFn = Callable[[Params, Mapping[str, Params], Batch, Key, Array], tuple[Array, Metrics]]
 
 
 class Player(NamedTuple):
-    """A network that is trained, with its own optimizer, updated when step % every == 0.
+    """A network that is trained, with an optimizer of its own.
 
-    headline: the one of its metrics that a progress bar shows. Where the value of a loss says
-        nothing, as where its rows are normalised, it is another metric of the loss.
+    network: the network.
+    loss: the loss that it minimises.
+    every: the player is updated in training steps with step % every == 0.
+    headline: the metric that the progress bar shows. It is "loss", or another metric of the loss
+        where the value of the loss says nothing, for example because its rows are normalised.
     """
 
     network: Network
@@ -55,11 +59,12 @@ class Player(NamedTuple):
 
 
 class Follower(NamedTuple):
-    """A network that copies the player or follower `source`: an EMA, a target, a staged teacher.
+    """A network computed from another one: an EMA, a bootstrap target, the teacher of a stage.
 
-    update: (follower, source, step) -> follower, after every update of the player that it follows
-        in the end; step counts these from 0.
-    restarts: whether it becomes a copy of its source when a stage begins, and counts from there.
+    source: name of the player or follower that it follows.
+    update: (follower, source, step) -> follower. It runs after each update of the player at the
+        start of the chain of sources; step counts these updates from 0.
+    restarts: whether the beginning of a stage makes it a copy of its source and restarts its count.
     """
 
     source: str
@@ -68,7 +73,10 @@ class Follower(NamedTuple):
 
 
 class SampleFn(Protocol):
-    """Images from noise in `steps` steps; steps and guidance_scale are static under jit."""
+    """Generates samples from noise in `steps` sampling steps.
+
+    steps and guidance_scale are static under jit.
+    """
 
     def __call__(
         self,
@@ -80,16 +88,16 @@ class SampleFn(Protocol):
         steps: int,
         guidance_scale: float,
     ) -> Array:
-        """eps: [B, ...] standard normal; keys: [B], for methods that draw more noise.
+        """Samples x_0, of the shape of eps.
 
-        Returns x_0 like eps. Raises ValueError where the method cannot sample in that many steps or
-        at that scale.
+        eps: [B, ...] standard normal. keys: [B], for methods that draw more noise. Raises
+        ValueError if the method cannot sample in that number of steps or at that scale.
         """
         ...
 
 
 class RowsFn(Protocol):
-    """Values of each sample, from the noise that it starts from; static arguments as `SampleFn`."""
+    """Computes values of each sample; its arguments are those of `SampleFn`."""
 
     def __call__(
         self,
@@ -101,16 +109,16 @@ class RowsFn(Protocol):
         steps: int,
         guidance_scale: float,
     ) -> Mapping[str, Array]:
-        """Arrays [B, ...] by name, such as log weights; arguments as those of `SampleFn`."""
+        """Arrays [B, ...] by name, such as log weights."""
         ...
 
 
 class Diagnostics(NamedTuple):
-    """What a method tells of its own network in an evaluation, beside its samples.
+    """Numbers about its own network that a method adds to an evaluation.
 
-    rows: values of each sample, made on the devices in batches.
-    numbers: these values of all samples, NumPy arrays [N, ...] by name -> numbers by name, such as
-        an effective sample size. Results, log and report have them like metrics.
+    rows: computes values of each sample, on the devices and in batches.
+    numbers: NumPy arrays [N, ...] of the values of all samples, by name -> numbers by name, such as
+        an effective sample size. Results, log and report show them like metrics.
     """
 
     rows: RowsFn
@@ -120,25 +128,27 @@ class Diagnostics(NamedTuple):
 class Objective(NamedTuple):
     """A training method.
 
-    players: updated in this order; each sees the earlier updates.
-    followers: updated after the players, in this order.
-    share: what the losses share, if anything, as batch["shared"]: floating arrays, evaluated once
-        per step (of micro-batches once by every player), before any update. The gradient of a
-        player's loss in it goes on to that player's own parameters, through the forward pass that
-        made it, and to no others.
-    sample: how this method generates with the network of the player `generator` or a copy of it.
-    guidance_scale: the scale at which it samples unless told otherwise.
-    frozen: teachers that the losses read, loaded from a checkpoint, never saved again.
-    init_from: {"network": "teacher"}: the players that start from a teacher if the run has one.
-        What a player has beside the teacher's parameters, such as a head, starts as its own.
-    needs_teacher: whether the method is nothing without a teacher, be it frozen, or what makes its
-        pairs, or where it must start.
+    players: networks that are trained, in the order of their updates. Each sees the earlier ones.
+    followers: networks computed from players, updated after them in this order.
+    sample: generates samples with the parameters of the player `generator`, or of a copy of it.
+    generator: name of the player that generates samples.
+    guidance_scale: default guidance scale of sampling.
+    frozen: names of the teachers that the losses read. A checkpoint provides them; the run never
+        saves them again.
+    share: computes batch["shared"], floating arrays that all losses read. It runs once per step,
+        before any update; with micro-batches it runs once for each player. The gradient of a
+        player's loss in these arrays flows through this pass into that player's own parameters,
+        and into no others.
+    init_from: player -> teacher that it starts from, if the run has a teacher. Parameters that the
+        teacher lacks, such as those of a head, keep their own initialization.
+    needs_teacher: whether the method requires a teacher: in its losses, for its pairs, or to start
+        from.
     denoises: whether the generator predicts data and noise at every time, and so can teach.
-    reads: what a batch is made of, names of training/sources.py. "images": {"x", "label"};
+    reads: names of the sources of a batch (training/sources.py). "images": {"x", "label"};
         "labels": {"label"}; "pairs": {"pairs": {"eps", "x_0", "label"}} of a teacher's sampler.
-    diagnostics: what it tells of its network in an evaluation, if anything.
-    stages: parts of the training, in order, the first from step 0. When one begins the optimizers
-        and the followers that restart start anew.
+    diagnostics: numbers that the method adds to an evaluation, or None.
+    stages: parts of the training, in order; the first begins at step 0. The beginning of a later
+        stage resets the optimizers and the followers with `restarts`.
     """
 
     players: Mapping[str, Player]
@@ -156,8 +166,8 @@ class Objective(NamedTuple):
     stages: tuple[Stage, ...] = ONE_STAGE
 
 
-def condition_of(batch: Batch) -> Condition:
-    """A batch's own arrays but the images: its labels. What is nested is of other rows."""
+def batch_condition(batch: Batch) -> Condition:
+    """The condition of a batch's images: its arrays except "x". Nested arrays have other rows."""
     return {
         name: value
         for name, value in batch.items()
@@ -166,19 +176,20 @@ def condition_of(batch: Batch) -> Condition:
 
 
 def per_example(elementwise: Array) -> Array:
-    """Mean over all axes but the first: [B, ...] -> [B], in float32."""
+    """The mean over all axes but the first, in float32: [B, ...] -> [B]."""
     return jnp.mean(elementwise.astype(jnp.float32).reshape(elementwise.shape[0], -1), axis=1)
 
 
-def mean_of(values: Array) -> Mean:
-    """The mean of an array, as a metric."""
+def mean_metric(values: Array) -> Mean:
+    """The mean of all values, as a metric."""
     return Mean(jnp.sum(values), jnp.float32(values.size))
 
 
-def by_noise_level(name: str, values: Array, t: Array, path: Path) -> dict[str, Mean]:
-    """Mean values in bins of arctan(sigma / alpha) / (pi / 2), from data (0) to noise (1).
+def noise_level_means(name: str, values: Array, t: Array, path: Path) -> dict[str, Mean]:
+    """The mean of the values in each bin of arctan(sigma / alpha) / (pi / 2), as metrics.
 
-    values, t: [B]. The angle is the same coordinate on every path, so bins compare across paths.
+    values, t: [B]. Bin 0 is next to the data, the last one next to the noise. The angle does not
+    depend on how a path scales its time, so bins compare across paths.
     """
     angle = jnp.arctan2(path.sigma(t), path.alpha(t)) / (0.5 * jnp.pi)
     bins = jnp.clip((angle * NOISE_LEVEL_BINS).astype(jnp.int32), 0, NOISE_LEVEL_BINS - 1)

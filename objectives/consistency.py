@@ -1,17 +1,17 @@
-"""Consistency models: what distillation and training of them share (Song et al. 2023).
+"""Consistency models: the parts that distillation and training share (Song et al. 2023).
 
-A consistency function f(x_t, t) leads from any point of a trajectory of the probability-flow ODE to
-its data end; `Model.consistency` satisfies the boundary f(x, t_min) = x by construction. Training
-compares it at two times s < t:
+A consistency function f(x_t, t) maps any point of a trajectory of the probability-flow ODE to the
+data end of that trajectory. `Model.consistency` satisfies the boundary f(x, t_min) = x by
+construction. Training compares f at two times s < t:
 
     L = E w(t, s) d( f_theta(x_t, t), stop_gradient(f_target(x_s, s)) )
 
-and methods differ in where x_s comes from (a solver step of a teacher, or the same data and noise),
-in the pair of times, in the distance d and weight w, and in the target: an average of the network
-(the follower `target`) or the network itself, detached. The target carries no gradient: with one
-the two sides would be pulled together from both ends, towards a constant, and the gradient would no
-longer be that of distillation (docs/consistency.md). Both sides draw the same dropout mask, so that
-their difference is not that of two masks (Song & Dhariwal 2023; Geng et al. 2024).
+Methods differ in x_s (a solver step of a teacher, or the same data and noise as x_t), in the pair
+of times, in the distance d, in the weight w, and in the target. The target is an average of the
+network (the follower `target`) or the network itself, detached. It carries no gradient. A gradient
+through it would pull both sides together, towards a constant, and would no longer be the gradient
+of distillation (docs/consistency.md). Both sides use the same dropout mask, so their difference
+does not include that of two masks (Song & Dhariwal 2023; Geng et al. 2024).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -34,19 +34,22 @@ from fewstep.objectives.base import (
     Metrics,
     Params,
     SampleFn,
-    by_noise_level,
-    condition_of,
-    mean_of,
+    batch_condition,
+    mean_metric,
+    noise_level_means,
 )
 from fewstep.objectives.distances import Distance
-from fewstep.objectives.sampling import sample_fn, trained_in
+from fewstep.objectives.sampling import learned_guidance, sample_fn
 from fewstep.samplers.grids import time_grid
 from fewstep.samplers.ode import ddim_step
 from fewstep.samplers.renoise import renoise
 
 
 class Draw(NamedTuple):
-    """A batch on the path: x_t = alpha x_0 + sigma eps at t, to be compared with a point at s."""
+    """Noised rows x_t = alpha x_0 + sigma eps, and the time s <= t of their second point.
+
+    x_0, eps, x_t: [B, ...]. t, s: [B].
+    """
 
     x_0: Array
     eps: Array
@@ -67,12 +70,12 @@ WEIGHTINGS: dict[str, Weighting] = {
 }
 
 
-def same_noise(path: Path) -> SecondPoint:
-    """x_s = alpha_s x_0 + sigma_s eps with the data and noise of x_t: consistency training."""
+def same_noise_point(path: Path) -> SecondPoint:
+    """x_s = alpha_s x_0 + sigma_s eps, with the data and noise of x_t: consistency training."""
     return lambda networks, draw: path.interpolate(draw.x_0, draw.eps, draw.s)
 
 
-def compare(
+def consistency_distance(
     model: Model,
     distance: Distance,
     params: Params,
@@ -81,7 +84,7 @@ def compare(
     x_s: Array,
     rng: Key,
 ) -> Array:
-    """d( f_params(x_t, t), stop_gradient(f_target(x_s, s)) ), [B], with one dropout mask."""
+    """d( f_params(x_t, t), stop_gradient(f_target(x_s, s)) ): [B]. Both sides share one mask."""
     f_t = model.consistency(params, draw.x_t, draw.t, draw.condition, train=True, rng=rng)
     f_s = model.consistency(target, x_s, draw.s, draw.condition, train=True, rng=rng)
     return distance(f_t, jax.lax.stop_gradient(f_s))
@@ -96,15 +99,16 @@ def pair_loss(
     weighting: Weighting,
     guidance_range: Sequence[float] = (),
 ) -> LossFn:
-    """The loss of a consistency method from its parts.
+    """The loss of a consistency method, made of its parts.
 
-    guidance_range: (low, high) of the scale that is drawn per row and told the network, or ().
+    guidance_range: (low, high) of a guidance scale that is drawn for each row and that conditions
+        the network, or () for none.
     """
     path = model.path
 
     def draw_of(batch: Batch, key: Key, step: Array) -> Draw:
         key_t, key_eps, key_scale = jax.random.split(key, 3)
-        x_0, condition = batch["x"], condition_of(batch)
+        x_0, condition = batch["x"], batch_condition(batch)
         t, s = pairs(key_t, x_0.shape[0], step)
         eps = jax.random.normal(key_eps, x_0.shape)
         if guidance_range:
@@ -121,15 +125,15 @@ def pair_loss(
         # Without a follower the network is its own target.
         target = networks.get("target", params)
         x_s = second_point(networks, draw)
-        apart = compare(model, distance, params, target, draw, x_s, key_dropout)
-        metrics = by_noise_level("loss", apart, draw.t, path)
-        metrics |= {"noise_gap": mean_of(noise_gap(path, draw.t, draw.s))}
+        apart = consistency_distance(model, distance, params, target, draw, x_s, key_dropout)
+        metrics = noise_level_means("loss", apart, draw.t, path)
+        metrics |= {"noise_gap": mean_metric(noise_gap(path, draw.t, draw.s))}
         return weighting(path, draw.t, draw.s) * apart, metrics
 
     return loss
 
 
-def sampler(
+def consistency_sampler(
     model: Model,
     spacing: Spacing,
     sample_times: Sequence[float] = (),
@@ -138,14 +142,17 @@ def sampler(
     trained_scale: float = 1.0,
     guidance_range: Sequence[float] = (),
 ) -> SampleFn:
-    """Consistency sampling from t_max, re-noising to the times in between.
+    """Consistency sampling: starts at t_max and re-noises to the times in between.
 
-    sample_times: the times after t_max, descending, for len(sample_times) + 1 steps; any other
-    number of steps divides the spacing equally. curriculum: of the grid that was trained on; each
-    time is moved to the nearest point of its last grid, since a network is arbitrary at times that
-    it has not seen (while the grid still grows, the last one has some of these too).
-    trained_scale: of guidance; guidance_range: the scales that the network is told in its place, if
-    it is. Raises ValueError for times outside the path, or too close for the grid.
+    sample_times: the times after t_max, descending, for len(sample_times) + 1 sampling steps. Any
+        other number of steps divides the spacing equally.
+    curriculum: sizes of the training grid. Each time moves to the nearest point of the last grid,
+        because the network is arbitrary at times that it has not seen. While the grid still grows,
+        its last size has such times too.
+    trained_scale: the guidance scale of training.
+    guidance_range: the scales that may condition the network instead, or ().
+
+    Raises ValueError for times outside the path, and for times that are too close for the grid.
     """
     path = model.path
     check_times(path, sample_times)
@@ -157,22 +164,23 @@ def sampler(
                 times = jnp.asarray([path.t_max, *sample_times], jnp.float32)
             else:
                 times = time_grid(spacing, steps)[:-1]
-            return on_grid(spacing, cells, times) if cells else times
+            return snap_to_grid(spacing, cells, times) if cells else times
 
-    times_of(len(sample_times) + 1)  # refuses bad ones before any training
+    times_of(len(sample_times) + 1)  # refuses bad times before any training
 
     def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
         denoise = model.denoiser(predict, condition)
         f = lambda x, t: ddim_step(denoise, path, x, t, jnp.full_like(t, path.t_min))
         return renoise(f, path, path.prior(eps), times_of(steps), keys)
 
-    return sample_fn(model.predict, solve, trained_in(trained_scale, guidance_range))
+    return sample_fn(model.predict, solve, learned_guidance(trained_scale, guidance_range))
 
 
-def on_grid(spacing: Spacing, cells: int, times: Array) -> Array:
-    """The nearest points of a grid of `cells` cells, the data end left out.
+def snap_to_grid(spacing: Spacing, cells: int, times: Array) -> Array:
+    """The nearest points of a grid of `cells` cells, without its data end: [N].
 
-    times: [N], descending. Raises ValueError for more times than the grid has.
+    times: [N], descending. Raises ValueError for more times than cells, and for two times with the
+    same nearest point.
     """
     if times.shape[0] > cells:
         raise ValueError(
@@ -183,23 +191,23 @@ def on_grid(spacing: Spacing, cells: int, times: Array) -> Array:
     if (np.diff(points) >= 0).any():
         raise ValueError(
             f"objective.sample_times are too close for the {cells + 1} times that this model was "
-            "trained on: two of them have the same nearest one; move them apart"
+            "trained on: two of them have the same nearest time; move them apart"
         )
     return spacing.time(jnp.asarray(points, jnp.float32) / cells)
 
 
 def check_times(path: Path, times: Sequence[float]) -> None:
-    """Raises ValueError unless the times descend inside the path."""
+    """Raises ValueError unless the times descend and lie inside the path."""
     inside = all(path.t_min < t < path.t_max for t in times)
     if not inside or (np.diff(times) >= 0).any():
         raise ValueError(
-            f"objective.sample_times={tuple(times)} must descend between t_max={path.t_max:g} and "
-            f"t_min={path.t_min:g} of path.name={path.name}, both left out"
+            f"objective.sample_times={tuple(times)} must descend strictly between "
+            f"t_max={path.t_max:g} and t_min={path.t_min:g} of path.name={path.name}"
         )
 
 
 def check_guidance_range(guidance_range: Sequence[float], scale: float) -> None:
-    """Raises ValueError for a range that is none, or that leaves out the default scale."""
+    """Raises ValueError unless the range is empty, or (low, high) with the scale inside."""
     if not guidance_range:
         return
     if len(guidance_range) != 2 or not 0.0 <= guidance_range[0] < guidance_range[1]:

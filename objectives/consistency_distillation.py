@@ -3,21 +3,23 @@
     x_s = one solver step of the frozen teacher from x_t, from t to s
     L   = E d( f_theta(x_t, t), stop_gradient(f_target(x_s, s)) )              (their eq. 7)
 
-t and s lie `skip` points apart on a grid of N. At the exact consistency function of the teacher's
-ODE the residual is the error of one solver step: with gap h, O(h^2) for Euler and DDIM, O(h^3) for
-Heun (tests). The target is the follower `target`, an EMA of decay `target_decay`; decay 0 is the
-network itself, detached. The teacher is frozen, and its step is detached.
+t and s lie `skip` points apart on a grid of N points. At the exact consistency function of the
+teacher's ODE, the residual is the error of one solver step: with gap h, O(h^2) for Euler and DDIM,
+O(h^3) for Heun (tests). The target is the follower `target`, an EMA of decay `target_decay`; with
+decay 0 it is the network itself, detached. The teacher is frozen, and no gradient flows through its
+step.
 
-Guidance is the teacher's. With `guidance_range` = (low, high) its scale is drawn per row and told
-the network, so that one student serves every scale (Luo et al. 2023, section 4.3; form A here, 1 is
-none, w = 1 + their omega). Otherwise the student learns the one `guidance_scale`.
+The teacher may be guided (form A; 1 is no guidance). With `guidance_range` = (low, high) each row
+draws a scale, which guides the teacher and conditions the student, so one student serves every
+scale (Luo et al. 2023, section 4.3; w = 1 + their omega). Otherwise the student learns the one
+`guidance_scale`.
 
-The boundary is that of `Model.consistency`. LCM's code has c_skip = s_d^2 / (tau^2 + s_d^2) with
-tau = 10 times the integer time, which is 0.25% already at the first of 1,000 times: the same
-boundary in all but name.
+`Model.consistency` sets the boundary. LCM's code has c_skip = s_d^2 / (tau^2 + s_d^2) with tau = 10
+times the integer time. At the first of 1,000 times c_skip is already 0.25%, so in practice the
+boundary is the same.
 
-LCM's code starts at the 50 times 19, 39, ..., 999 of 1,000 alone, those of a DDIM sampler of 50
-steps, and samples in four steps from 999, 759, 499 and 259, which are among them. Here t is any
+LCM's code trains at 50 of 1,000 times only: 19, 39, ..., 999, the times of a DDIM sampler of 50
+steps. Its four sampling steps start from 999, 759, 499 and 259, which are among them. Here t is any
 point of the grid but the first, and four steps of `lcm` start from 999, 749, 500 and 250.
 """
 
@@ -38,8 +40,8 @@ from fewstep.objectives.consistency import (
     SecondPoint,
     Weighting,
     check_guidance_range,
+    consistency_sampler,
     pair_loss,
-    sampler,
 )
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema
@@ -54,7 +56,10 @@ def teacher_step(
     guidance_scale: float = 1.0,
     guided_by_row: bool = False,
 ) -> SecondPoint:
-    """x_s by one step of the guided teacher from x_t; the scale may be the row's own."""
+    """x_s by one solver step of the guided teacher from x_t.
+
+    guided_by_row: use the guidance scale of each row's condition, not `guidance_scale`.
+    """
 
     def second_point(networks: Mapping[str, Params], draw: Draw) -> Array:
         scale = draw.condition["guidance_scale"] if guided_by_row else guidance_scale
@@ -82,12 +87,14 @@ def consistency_distillation(
 ) -> Objective:
     """The consistency-distillation objective; needs a frozen `teacher` of the same model.
 
-    curriculum, spacing, skip: the grid, 18 points in Karras spacing by default, and the distance
-        of t and s on it in points (20 of 1,000 in LCM).
-    teacher_solver: a step of `samplers.ode`. distance: squared L2 by default.
-    target_decay: EMA of the target (0.95 for LCM, 0 to 0.95 in Song et al. 2023).
-    guidance_scale: of the teacher, form A; with guidance_range the default of sampling.
-    sample_times: as for `objectives.consistency.sampler`.
+    curriculum, spacing: the grid, 18 points in Karras spacing by default.
+    skip: points of the grid from t to s (20 of 1,000 in LCM).
+    teacher_solver: solver step of the teacher (`samplers.ode`).
+    distance: d, squared L2 by default. weighting: w(t, s), 1 by default.
+    target_decay: EMA decay of the target (0.95 for LCM, 0 to 0.95 in Song et al. 2023).
+    guidance_scale: guidance of the teacher, form A; with guidance_range the default of sampling.
+    guidance_range: (low, high) of the scales that condition the student, or ().
+    sample_times: as for `consistency_sampler`.
     """
     check_boundary(model)
     check_guidance_range(guidance_range, guidance_scale)
@@ -105,7 +112,7 @@ def consistency_distillation(
         followers=(
             {"target": Follower("network", constant_ema(target_decay))} if target_decay else {}
         ),
-        sample=sampler(
+        sample=consistency_sampler(
             model,
             spacing,
             sample_times,

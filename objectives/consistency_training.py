@@ -1,12 +1,12 @@
-"""Consistency training without a teacher: the original recipe and the improved one.
+"""Consistency training without a teacher: the original recipe (CT) and the improved one (iCT).
 
     x_s = alpha_s x_0 + sigma_s eps   with the x_0 and eps of x_t
     L   = E w(t, s) d( f_theta(x_t, t), stop_gradient(f_target(x_s, s)) )
 
-(x_t, t) and (x_s, s) are not on one trajectory of the probability-flow ODE, yet with a squared L2
-distance the expected gradient is that of distillation by Euler steps with the exact score: exactly
-for f affine in x, up to a term of relative size O(t - s) else (Song et al. 2023, theorem 2;
-docs/consistency.md has the argument and its limits, both measured by tests).
+(x_t, t) and (x_s, s) do not lie on one trajectory of the probability-flow ODE. With a squared L2
+distance the expected gradient is nevertheless that of distillation by Euler steps with the exact
+score: exactly for f affine in x, and otherwise up to a term of relative size O(t - s) (Song et al.
+2023, theorem 2). docs/consistency.md has the argument and its limits; tests measure both.
 
             CT (Song et al. 2023)              iCT (Song & Dhariwal 2023)
     N       square_root, 2 to 150              doubling, 10 to 1280
@@ -15,8 +15,8 @@ docs/consistency.md has the argument and its limits, both measured by tests).
     d       squared L2 (and LPIPS there)       pseudo-Huber, c = 0.00054 sqrt(D)
     w       1                                  1 / (rho_t - rho_s), on `ve` 1 / (t - s)
 
-mu(k) follows the paper's formula with N(k); its code has N(k) - 1 there. LPIPS needs a network of
-pre-trained features and is not offered.
+mu(k) follows the paper's formula with N(k); the paper's code has N(k) - 1. LPIPS needs a network of
+pre-trained features and is not available here.
 """
 
 from collections.abc import Callable, Sequence
@@ -30,7 +30,13 @@ from fewstep.diffusion.time_pairs import CURRICULA, Curriculum, grid_pairs
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler
 from fewstep.models.model import Model, check_boundary
 from fewstep.objectives.base import Follower, Objective, Player
-from fewstep.objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
+from fewstep.objectives.consistency import (
+    WEIGHTINGS,
+    Weighting,
+    consistency_sampler,
+    pair_loss,
+    same_noise_point,
+)
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import scheduled_ema
 from fewstep.objectives.needs import needs
@@ -38,7 +44,7 @@ from fewstep.parts import Entry, Part
 
 
 def target_decay(curriculum: Curriculum, initial: float) -> Callable[[Array], Array]:
-    """mu(k) = exp(s_0 log(mu_0) / N(k)), with s_0 = N(0): mu_0 at first, rising with N."""
+    """mu(k) = exp(s_0 log(mu_0) / N(k)) with s_0 = N(0); it starts at mu_0 and rises with N."""
     return lambda step: jnp.exp(curriculum(jnp.int32(0)) * jnp.log(initial) / curriculum(step))
 
 
@@ -56,10 +62,13 @@ def consistency_training(
 ) -> Objective:
     """The consistency-training objective.
 
-    curriculum: the number of grid points at each step; spacing: of the grid, Karras by default.
-    time_sampler: the law whose cells are drawn, equally likely by default.
-    initial_decay: mu_0 (0.9 on CIFAR-10, 0.95 else); 0 has no EMA target, as iCT.
-    distance: squared L2 by default. sample_times: as for `objectives.consistency.sampler`.
+    curriculum: number of grid points at each training step.
+    spacing: spacing of the grid, Karras by default.
+    time_sampler: distribution of t, discretised to cells of the grid; by default all cells are
+        equally likely.
+    distance: d, squared L2 by default. weighting: w(t, s), 1 by default.
+    initial_decay: mu_0 (0.9 on CIFAR-10, 0.95 on other data); 0 means no EMA target, as in iCT.
+    sample_times: as for `consistency_sampler`.
     """
     check_boundary(model)
     if not 0.0 <= initial_decay < 1.0:
@@ -67,7 +76,7 @@ def consistency_training(
     spacing = spacing or karras_spacing(model.path)
     loss = pair_loss(
         model,
-        second_point=same_noise(model.path),
+        second_point=same_noise_point(model.path),
         pairs=grid_pairs(spacing, curriculum, time_sampler),
         distance=distance or squared_l2(),
         weighting=weighting,
@@ -76,5 +85,5 @@ def consistency_training(
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={"target": Follower("network", update)} if initial_decay else {},
-        sample=sampler(model, spacing, sample_times, curriculum=curriculum),
+        sample=consistency_sampler(model, spacing, sample_times, curriculum=curriculum),
     )

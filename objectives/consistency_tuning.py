@@ -1,17 +1,17 @@
-"""Easy Consistency Tuning (Geng et al. 2024): a diffusion model that becomes a consistency model.
+"""Easy Consistency Tuning (Geng et al. 2024): makes a consistency model of a diffusion model.
 
     x_s = alpha_s x_0 + sigma_s eps   with the x_0 and eps of x_t
     L   = E 1 / (t - s) d( f_theta(x_t, t), stop_gradient(f_theta(x_s, s)) )
 
-t is log-normal, and s follows from it by `diffusion.time_pairs.shrinking_ratio`: at first s is the
-data end for most t, which is denoising, then the gap shrinks by a factor q per stage. The target is
-the network itself, detached. From a teacher (`teacher=WORKDIR`) it starts where that denoises, and
-from scratch it begins with denoising.
+t is log-normal, and `diffusion.time_pairs.shrinking_ratio` computes s from it. At first s is the
+data end for most t, which is denoising. The gap then shrinks by a factor q per stage. The target is
+the network itself, detached. With a teacher (`teacher=WORKDIR`) the network starts as a trained
+denoiser; without one it first learns to denoise.
 
-Their distance is the norm (pseudo-Huber with c = 0), under which the first stage is a median rather
-than a mean of the data, and the gradient is not that of distillation at any gap (docs/
-consistency.md). Their training form has its boundary at 0 and their evaluation form at sigma_min;
-here both are the path's own t_min. The weight is in noise levels, rho_t - rho_s, on every path.
+The paper's distance is the norm (pseudo-Huber with c = 0). Under the norm the first stage learns a
+median of the data, not the mean, and at no gap is the gradient that of distillation
+(docs/consistency.md). The paper's boundary is 0 in training and sigma_min in evaluation; here both
+are the path's own t_min. The weight uses noise levels, rho_t - rho_s, on every path.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,13 @@ from fewstep.diffusion.time_pairs import shrinking_pairs
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal_times
 from fewstep.models.model import Model, check_boundary
 from fewstep.objectives.base import Objective, Player
-from fewstep.objectives.consistency import WEIGHTINGS, Weighting, pair_loss, same_noise, sampler
+from fewstep.objectives.consistency import (
+    WEIGHTINGS,
+    Weighting,
+    consistency_sampler,
+    pair_loss,
+    same_noise_point,
+)
 from fewstep.objectives.distances import DISTANCES, Distance, pseudo_huber
 from fewstep.objectives.needs import needs
 from fewstep.parts import RUN_LENGTH, Entry, Part
@@ -46,16 +52,18 @@ def consistency_tuning(
     """The ECT objective.
 
     total_steps, stages: the gap shrinks by q after each of `stages` equal parts of total_steps.
-    q, k, b: of the mapping (2, 8, 1; q = 256 for one or two stages in their one-hour recipe).
-    time_sampler: log-normal, mean -1.1 and std 2.0, by default. distance: the norm by default.
-    spacing, sample_times: as for `objectives.consistency.sampler`.
+    q, k, b: constants of `shrinking_ratio` (2, 8, 1 in the paper; q = 256 for one or two stages in
+        its one-hour recipe).
+    time_sampler: distribution of t, log-normal with mean -1.1 and std 2.0 by default.
+    distance: d, the norm by default. weighting: w(t, s), 1 / (rho_t - rho_s) by default.
+    spacing, sample_times: as for `consistency_sampler`.
     """
     check_boundary(model)
     path = model.path
     draw = time_sampler or log_normal_times(path, -1.1, 2.0)
     loss = pair_loss(
         model,
-        second_point=same_noise(path),
+        second_point=same_noise_point(path),
         pairs=shrinking_pairs(path, draw, total_steps=total_steps, stages=stages, q=q, k=k, b=b),
         distance=distance or pseudo_huber(0.0),
         weighting=weighting,
@@ -63,5 +71,5 @@ def consistency_tuning(
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={},
-        sample=sampler(model, spacing or karras_spacing(path), sample_times),
+        sample=consistency_sampler(model, spacing or karras_spacing(path), sample_times),
     )

@@ -12,16 +12,19 @@ discrete objective is that of a regression of F_theta to F_theta^- + g with the 
 
     L = E e^w(t) / D || F_theta - F_theta^- - g / (||g|| + c) ||^2 - w(t)
 
-r rises from 0 to 1 over `tangent_warmup` steps: at r = 0 the regression is to the diffusion
-velocity. g vanishes at the exact consistency function. V^-, g and the normalisation are detached
-from the trained parameters: they are the network's own target. V and V^- are one evaluation, the
-primal of the jvp, so that a gradient costs its forward and backward pass and the tangent's one.
-||g|| is the norm over all D dimensions, sqrt(D) times the root mean square. Beside the latter
-c = 0.1 counts as 0.1 / sqrt(D), which is 0.002 on 32 x 32 x 3, so tangents of any usual size are
-almost fully normalised, to norm 1. (An option of FastGen's code divides ||g|| by sqrt(D).)
-w(t) is learned with the network
-(`model.loss_weight`); its optimum is minus the log of the error at t. Before normalisation sCT's g
-is an unbiased estimate of sCD's with an exact teacher; after it, it is not (tests).
+r rises from 0 to 1 over `tangent_warmup` training steps. At r = 0 the loss is a regression to the
+diffusion velocity. g vanishes at the exact consistency function. V^-, g and the normalisation are
+detached, because they are the network's own target. One evaluation, the primal of the jvp, gives
+both V and V^-. A gradient therefore costs a forward pass, a backward pass and one tangent pass.
+
+||g|| is the norm over all D dimensions, sqrt(D) times the root mean square. Relative to the root
+mean square, c = 0.1 counts as 0.1 / sqrt(D), which is 0.002 on 32 x 32 x 3. Tangents of any usual
+size are therefore almost fully normalised, to norm 1. (An option of FastGen's code divides ||g|| by
+sqrt(D).)
+
+The network learns w(t) too (`model.loss_weight`). The optimal w(t) is minus the log of the error at
+t. Before normalisation sCT's g is an unbiased estimate of sCD's g with an exact teacher; after
+normalisation it is not (tests).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -46,57 +49,57 @@ from fewstep.objectives.base import (
     Objective,
     Params,
     Player,
-    by_noise_level,
-    condition_of,
-    mean_of,
+    batch_condition,
+    mean_metric,
+    noise_level_means,
     per_example,
 )
-from fewstep.objectives.consistency import Draw, sampler
+from fewstep.objectives.consistency import Draw, consistency_sampler
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.needs import needs
 from fewstep.parts import RUN_LENGTH, Part
 
 Velocity = Callable[[Array, Array], Array]
-# (every network by name, draw; its s is t) -> dx/dt at (x_t, t)
+# (every network by name, draw with s = t) -> dx/dt at (x_t, t)
 Direction = Callable[[Mapping[str, Params], Draw], Array]
 
 
 def tangent(
     velocity: Velocity, x_t: Array, t: Array, x_rate: Array, warmup: Array | float
 ) -> tuple[Array, Array]:
-    """(V, g) at (x_t, t) along dx/dt = x_rate, before normalisation; warmup is r in [0, 1].
+    """(V, g) at (x_t, t) along dx/dt = x_rate, before normalisation, both [B, ...].
 
-    velocity: (x, t) -> V. V is differentiable in what velocity depends on, g is detached. Raises
-    ValueError if velocity has no forward-mode derivative.
+    velocity: (x, t) -> V. warmup: r, in [0, 1]. V keeps its gradient in the parameters; g is
+    detached. Raises ValueError if velocity has no forward-mode derivative.
     """
     cos, sin = (align(function(t), x_t) for function in (jnp.cos, jnp.sin))
     directions = cos * sin * x_rate, jnp.cos(t) * jnp.sin(t)
     try:
         v, v_rate = jax.jvp(velocity, (x_t, t), directions)
-    # JAX's for an operation that has a reverse derivative only, the latter inside jax.grad.
+    # JAX raises these for an operation without forward derivative, the second inside jax.grad.
     except (TypeError, NotImplementedError) as error:
         raise ValueError(
             "continuous-time consistency needs a network that jax.jvp can differentiate; this one "
-            f"has an operation without a forward derivative ({str(error).splitlines()[0]}); a DiT "
-            "has one with model.attention=xla"
+            f"has an operation without a forward derivative ({str(error).splitlines()[0]}); for a "
+            "DiT use model.attention=xla"
         ) from error
     v_held, v_rate = jax.lax.stop_gradient((v, v_rate))
     return v, -(cos**2) * (v_held - x_rate) - warmup * (cos * sin * x_t + v_rate)
 
 
-def normalize(g: Array, c: float) -> Array:
-    """g / (||g|| + c), the norm over all axes but the first; beside the RMS of g, c / sqrt(D)."""
+def normalize_tangent(g: Array, c: float) -> Array:
+    """g / (||g|| + c): [B, ...], with the norm over all axes but the first."""
     norm = jnp.sqrt(g[0].size * per_example(jnp.square(g)))
     return g / (align(norm, g) + c)
 
 
 def sample_direction(path: Path) -> Direction:
-    """dx/dt of the sample itself, alpha' x_0 + sigma' eps: sCT."""
+    """dx/dt of the sample, alpha' x_0 + sigma' eps: sCT."""
     return lambda networks, draw: path.velocity(draw.x_0, draw.eps, draw.t)
 
 
 def teacher_direction(model: Model, guidance_scale: float) -> Direction:
-    """dx/dt of the frozen teacher, guided, at (x_t, t): sCD."""
+    """dx/dt at (x_t, t) by the frozen, guided teacher: sCD."""
 
     def direction(networks: Mapping[str, Params], draw: Draw) -> Array:
         predict = guide(partial(model.predict, networks["teacher"]), guidance_scale)
@@ -106,8 +109,8 @@ def teacher_direction(model: Model, guidance_scale: float) -> Direction:
     return direction
 
 
-def velocity_of(model: Model, params: Params, condition: Condition, rng: Key) -> Velocity:
-    """V, the velocity that the network stands for, in training."""
+def network_velocity(model: Model, params: Params, condition: Condition, rng: Key) -> Velocity:
+    """V, the velocity that the network predicts, with dropout: (x, t) -> [B, ...]."""
 
     def velocity(x: Array, t: Array) -> Array:
         prediction = model.predict(params, x, t, t, condition, train=True, rng=rng)
@@ -125,7 +128,7 @@ def tangent_loss(
     tangent_scale: float,
     adaptive_weight: bool,
 ) -> LossFn:
-    """The loss of a continuous-time method from its parts."""
+    """The loss of a continuous-time method, made of its parts."""
     path = model.path
     sigma_data = float(path.sigma(jnp.float32(path.t_max)))
 
@@ -133,17 +136,17 @@ def tangent_loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
         key_t, key_eps, key_dropout = jax.random.split(key, 3)
-        x_0, condition = batch["x"], condition_of(batch)
+        x_0, condition = batch["x"], batch_condition(batch)
         t = time_sampler(key_t, x_0.shape[0])
         eps = jax.random.normal(key_eps, x_0.shape)
         draw = Draw(x_0, eps, path.interpolate(x_0, eps, t), t, t, condition)
-        velocity = velocity_of(model, params, condition, key_dropout)
+        velocity = network_velocity(model, params, condition, key_dropout)
         warmup = jnp.minimum(step / max(tangent_warmup, 1), 1.0)
         v, g = tangent(velocity, draw.x_t, t, direction(networks, draw), warmup)
-        target = jax.lax.stop_gradient(v) / sigma_data + normalize(g, tangent_scale)
+        target = jax.lax.stop_gradient(v) / sigma_data + normalize_tangent(g, tangent_scale)
         error = per_example(squared_error(v / sigma_data, target))
-        metrics = by_noise_level("loss", error, t, path)
-        metrics |= {"tangent": mean_of(jnp.sqrt(per_example(jnp.square(g))))}
+        metrics = noise_level_means("loss", error, t, path)
+        metrics |= {"tangent": mean_metric(jnp.sqrt(per_example(jnp.square(g))))}
         if not adaptive_weight:
             return error, metrics
         log_weight = model.network.log_weight(params, path.clock(t))
@@ -152,8 +155,8 @@ def tangent_loss(
     return loss
 
 
-def check_fields(model: Model, tangent_warmup: int, tangent_scale: float) -> None:
-    """Raises ValueError for a field out of range, or a model that cannot do it."""
+def check_continuous_fields(model: Model, tangent_warmup: int, tangent_scale: float) -> None:
+    """Raises ValueError for a field out of range, or a model that the method cannot train."""
     if model.path.name != "trigflow":
         raise ValueError(
             f"continuous-time consistency needs path.name=trigflow, not {model.path.name}"
@@ -179,12 +182,13 @@ def continuous_training(
 ) -> Objective:
     """sCT: continuous-time consistency training.
 
-    time_sampler: log-normal noise levels, mean -1.0 and std 1.4, by default.
-    tangent_warmup: steps over which r rises to 1. tangent_scale: c of the normalisation, beside a
-        norm over all dimensions.
-    adaptive_weight: learn w(t). spacing, sample_times: as for `objectives.consistency.sampler`.
+    time_sampler: distribution of t; by default log-normal noise levels, mean -1.0 and std 1.4.
+    tangent_warmup: training steps over which r rises to 1.
+    tangent_scale: c of the normalisation g / (||g|| + c), with the norm over all dimensions.
+    adaptive_weight: whether to learn w(t).
+    spacing, sample_times: as for `consistency_sampler`.
     """
-    check_fields(model, tangent_warmup, tangent_scale)
+    check_continuous_fields(model, tangent_warmup, tangent_scale)
     loss = tangent_loss(
         model,
         direction=sample_direction(model.path),
@@ -196,7 +200,7 @@ def continuous_training(
     return Objective(
         players={"network": Player(model.network, loss, headline="tangent")},
         followers={},
-        sample=sampler(model, spacing or uniform_spacing(model.path), sample_times),
+        sample=consistency_sampler(model, spacing or uniform_spacing(model.path), sample_times),
     )
 
 
@@ -214,9 +218,11 @@ def continuous_distillation(
 ) -> Objective:
     """sCD: continuous-time consistency distillation of a frozen `teacher` of the same model.
 
-    guidance_scale: of the teacher, form A. The other fields are those of `continuous_training`.
+    guidance_scale: guidance of the teacher, form A.
+
+    The other fields are those of `continuous_training`.
     """
-    check_fields(model, tangent_warmup, tangent_scale)
+    check_continuous_fields(model, tangent_warmup, tangent_scale)
     loss = tangent_loss(
         model,
         direction=teacher_direction(model, guidance_scale),
@@ -229,7 +235,7 @@ def continuous_distillation(
     return Objective(
         players={"network": Player(model.network, loss, headline="tangent")},
         followers={},
-        sample=sampler(model, spacing, sample_times, trained_scale=guidance_scale),
+        sample=consistency_sampler(model, spacing, sample_times, trained_scale=guidance_scale),
         guidance_scale=guidance_scale,
         frozen=("teacher",),
         needs_teacher=True,

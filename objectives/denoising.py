@@ -1,21 +1,21 @@
-"""Denoising: regression of the network's output to what it stands for, given data and noise.
+"""Denoising: regression of the network's output to its target, computed from data and noise.
 
     x_t = alpha x_0 + sigma eps
     L   = E || prediction_theta(x_t, t, y) - target(x_0, eps, t) ||^2        (mean over dimensions)
 
-The target is the value of the model's kind for the known pair (`diffusion.prediction`), and the
-kind fixes the weight that the error of x_0 gets:
+The target is what the model's kind of prediction stands for, at the known x_0 and eps
+(`diffusion.prediction`). The kind fixes the weight of the error of x_0:
 
-    kind      of                         L in terms of || x_0 - D ||^2, D the denoised data
+    kind      source                     L in terms of || x_0 - D ||^2, D the denoised data
     F         EDM (Karras et al. 2022)   (sigma^2 + sigma_data^2) / (sigma sigma_data)^2 on `ve`
     eps       DDPM (Ho et al. 2020)      alpha^2 / sigma^2
     v         Salimans & Ho 2022         1 + alpha^2 / sigma^2 on variance-preserving paths
     velocity  flow matching              (alpha' - alpha sigma' / sigma)^2
 
-F's is EDM's lambda(sigma) c_out^2 = 1. The minimiser is the conditional mean of the target, so the
-minimum is not zero; on Gaussian data it is known (tests). Labels are replaced by the null class
-with probability `label_dropout`, which is what guidance at sampling needs. Nothing is detached: the
-target holds no network.
+The weight of F is EDM's: lambda(sigma) c_out^2 = 1. The minimiser is the conditional mean of the
+target, so the minimum is not zero; on Gaussian data it is known (tests). The null class replaces
+labels with probability `label_dropout`, because guided sampling needs a prediction without label.
+Nothing is detached, because the target contains no network.
 """
 
 from collections.abc import Mapping
@@ -38,8 +38,8 @@ from fewstep.objectives.base import (
     Params,
     Player,
     SampleFn,
-    by_noise_level,
-    condition_of,
+    batch_condition,
+    noise_level_means,
     per_example,
 )
 from fewstep.objectives.distances import squared_error
@@ -61,25 +61,26 @@ def denoising(
     solver: Annotated[Solver | None, Part(SOLVERS)] = None,
     spacing: Annotated[Spacing | None, Part(SPACINGS, on_path=True)] = None,
 ) -> Objective:
-    """The denoising objective: EDM, DDPM, flow matching, by the model's kind and path.
+    """The denoising objective: EDM, DDPM or flow matching, by the model's kind and path.
 
-    time_sampler: how t is drawn, uniform over the path by default.
+    time_sampler: distribution of t, uniform over the path by default.
     label_dropout: probability of the null class (0.1 in Ho & Salimans 2022 and in DiT).
-    guidance_scale, solver, spacing: how it samples; Euler on a uniform grid by default.
+    guidance_scale: default guidance of sampling, form A.
+    solver, spacing: of sampling, Euler on a uniform grid by default.
     """
     check_decoding(model)
     loss = denoising_loss(model, time_sampler or uniform_times(model.path), label_dropout)
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={},
-        sample=sampler(model, solver or euler(), spacing or uniform_spacing(model.path)),
+        sample=solver_sampler(model, solver or euler(), spacing or uniform_spacing(model.path)),
         guidance_scale=guidance_scale,
         denoises=True,
     )
 
 
 def denoising_loss(model: Model, time_sampler: TimeSampler, label_dropout: float = 0.0) -> LossFn:
-    """The regression of the network's output to its target at a drawn t."""
+    """The loss of the network's output at a random t."""
 
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
@@ -88,26 +89,26 @@ def denoising_loss(model: Model, time_sampler: TimeSampler, label_dropout: float
         x_0 = batch["x"]
         t = time_sampler(key_t, x_0.shape[0])
         eps = jax.random.normal(key_eps, x_0.shape)
-        condition = drop_labels(key_label, condition_of(batch), label_dropout)
+        condition = drop_labels(key_label, batch_condition(batch), label_dropout)
         x_t = model.path.interpolate(x_0, eps, t)
         prediction = model.predict(params, x_t, t, t, condition, train=True, rng=key_dropout)
-        return regression(model, prediction, x_0, eps, t)
+        return prediction_loss(model, prediction, x_0, eps, t)
 
     return loss
 
 
-def regression(
+def prediction_loss(
     model: Model, prediction: Array, x_0: Array, eps: Array, t: Array
 ) -> tuple[Array, Metrics]:
-    """(loss [B], and metrics) of the network's output at x_t = alpha x_0 + sigma eps."""
+    """(loss [B], metrics) of the network's output at x_t = alpha x_0 + sigma eps."""
     error = per_example(
         squared_error(prediction, prediction_target(model.kind, x_0, eps, t, model.path))
     )
-    return error, by_noise_level("loss", error, t, model.path)
+    return error, noise_level_means("loss", error, t, model.path)
 
 
-def sampler(model: Model, solver: Solver, spacing: Spacing) -> SampleFn:
-    """The solver on a grid of equal steps of the spacing, guided at the scale asked for."""
+def solver_sampler(model: Model, solver: Solver, spacing: Spacing) -> SampleFn:
+    """Sampling by the solver, in equal steps of the spacing, at any guidance scale."""
 
     def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
         denoise = model.denoiser(predict, condition)

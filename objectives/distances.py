@@ -10,18 +10,20 @@ from jax import Array
 
 from fewstep.objectives.base import per_example
 
-# c of the pseudo-Huber distance per square root of a dimension (Song & Dhariwal 2023, section 3.3).
+# c / sqrt(D) of the pseudo-Huber distance (Song & Dhariwal 2023, section 3.3).
 HUBER_SCALE = 0.00054
-# Keeps the gradient of a norm finite at 0, where it is then 0.
+# Smallest squared norm. It makes the gradient of a norm 0 at 0, where it would be NaN.
 TINY = 1e-24
 
 
 class Distance(NamedTuple):
-    """d(a, b), called with two arrays [B, ...]; returns [B].
+    """d(a, b): [B], of two arrays [B, ...].
 
-    between: the function. least_dimensions: of a - b, from which on the gradient of d jumps on so
-    small a set that its derivative is what autodiff says almost everywhere. A norm jumps at 0 only,
-    which is nothing in two dimensions and more; the l1 norm jumps wherever an entry is 0.
+    name: its name in DISTANCES.
+    between: (a, b) -> [B].
+    least_dimensions: number of dimensions of a - b from which autodiff gives the derivative of the
+        gradient of d. Autodiff misses the jumps of this gradient. A norm jumps at 0 only, which has
+        no effect in two or more dimensions; the l1 norm jumps wherever an entry is 0.
     """
 
     name: str
@@ -35,13 +37,13 @@ class Distance(NamedTuple):
 
 
 def squared_error(prediction: Array, target: Array) -> Array:
-    """(prediction - target)^2, elementwise, unreduced; two arrays of one shape."""
+    """(prediction - target)^2, elementwise, of two arrays of one shape."""
     chex.assert_equal_shape((prediction, target))
     return jnp.square(prediction - target)
 
 
 def squared_norm(a: Array, b: Array) -> Array:
-    """|| a - b ||^2 over all dimensions, [B]; never quite 0, so that its root has a gradient."""
+    """|| a - b ||^2 over all dimensions, at least TINY: [B]."""
     return jnp.maximum(a[0].size * per_example(squared_error(a, b)), TINY)
 
 
@@ -58,7 +60,7 @@ def l1() -> Distance:
 def pseudo_huber(c: float | None = None) -> Distance:
     """sqrt(|| a - b ||^2 + c^2) - c, over all dimensions (Song & Dhariwal 2023, eq. 8).
 
-    c: 0.00054 sqrt(D) by default, as there; 0 is the norm || a - b ||, which ECT uses.
+    c: 0.00054 sqrt(D) by default, as in the paper; 0 gives the norm || a - b ||, which ECT uses.
     """
     check_scale(c)
 
@@ -70,7 +72,7 @@ def pseudo_huber(c: float | None = None) -> Distance:
 
 
 def pseudo_huber_elementwise(c: float = 0.001) -> Distance:
-    """Mean over dimensions of sqrt((a - b)^2 + c^2) - c, as in the training code of LCM."""
+    """The mean over dimensions of sqrt((a - b)^2 + c^2) - c, as in LCM's training code."""
     check_scale(c)
     return Distance(
         "pseudo_huber_elementwise",
@@ -80,7 +82,7 @@ def pseudo_huber_elementwise(c: float = 0.001) -> Distance:
 
 
 def norm(power: float = 1.0) -> Distance:
-    """|| a - b ||^power over all dimensions; power 1 or more."""
+    """|| a - b ||^power over all dimensions, for a power of 1 or more."""
     if power < 1.0:
         raise ValueError(f"distance.power={power} must be 1 or more")
     return Distance(
@@ -102,7 +104,7 @@ def huber(c: float = 1.0) -> Distance:
 
 
 def log_cosh() -> Distance:
-    """Mean over dimensions of log cosh(a - b)."""
+    """The mean over dimensions of log cosh(a - b)."""
 
     def between(a: Array, b: Array) -> Array:
         return per_example(jnp.logaddexp(a - b, b - a) - jnp.log(2.0))
@@ -111,7 +113,7 @@ def log_cosh() -> Distance:
 
 
 def exponential(c: float = 1.0) -> Distance:
-    """exp(|| a - b ||^2 / c^2) - 1; its mean exists for differences with light tails only."""
+    """exp(|| a - b ||^2 / c^2) - 1. Its mean is finite only if a - b has light tails."""
     check_scale(c, positive=True)
     return Distance("exponential", lambda a, b: jnp.expm1(squared_norm(a, b) / c**2))
 
@@ -123,7 +125,7 @@ def cauchy(c: float = 1.0) -> Distance:
 
 
 def check_scale(c: float | None, positive: bool = False) -> None:
-    """Raises ValueError for a negative scale, or for 0 where it must be positive."""
+    """Raises ValueError for a negative scale, and for 0 where it must be positive."""
     if c is not None and (c < 0.0 or (positive and c == 0.0)):
         raise ValueError(f"distance.c={c} must be {'positive' if positive else '0 or more'}")
 

@@ -1,39 +1,42 @@
 """Distribution matching: a one-step generator from a teacher, without data.
 
     x_g = G_theta(eps_1)          the generator
-    x_t = alpha x_g + sigma eps   t drawn from `time_sampler`
+    x_t = alpha x_g + sigma eps   t from `time_sampler`
     L   = E w(t) surrogate(x_g, fake(x_t), teacher(x_t))         in theta: objectives/divergences.py
 
-Two players, in this order: the fake score, a denoiser of the same model trained by denoising on
-fresh samples of the generator, so that fake(x_t) = E[x_g | x_t]; and the generator, updated once
-for `fake_score_updates` of these. Both start as the teacher. The teacher is frozen and may be
-guided (form A); the fake score is not. Gradients reach the generator through x_g and x_t alone:
-teacher and fake score are not the differentiated argument of its loss.
+There are two players, updated in this order. The fake score is a denoiser of the same model. It
+learns by denoising fresh samples of the generator, so that fake(x_t) = E[x_g | x_t]. The generator
+makes one update for every `fake_score_updates` updates of the fake score. Both start as copies of
+the teacher. The teacher is frozen and may be guided (form A); the fake score is not guided.
+Gradients reach the generator through x_g and x_t only, because teacher and fake score are not the
+differentiated argument of its loss.
 
-The generator is evaluated once per step: both losses are taken at the same x_g, each with t and eps
-of its own. For a fixed fake score neither's expected gradient changes; the two of one step are no
-longer independent. The order is ours: DMD2's code shares x_g too but updates the generator first,
-and SiD's and Diff-Instruct's draw fresh noise for the generator. The fake score that the generator
-meets here has just taken a step on these x_g among others, which biases the generator's gradient by
-the order of that step over the number of rows: 1e-5 to 3e-5 of it, measured. With `joint` both
-losses are taken at the same x_t too, where the fake score is evaluated once for both, before its
-update: of SIM's ten forward passes per image one is saved, and there is no such bias. (In micro-
-batches each player makes its own, and nothing is saved; with dropout the generator meets the fake
-score's.)
+A training step evaluates the generator once. Both losses use the same x_g, each with its own t and
+eps. For a fixed fake score this does not change the expected gradient of either loss, but the two
+gradients of one step are no longer independent. The order of updates is ours: DMD2's code shares
+x_g too but updates the generator first, and the code of SiD and Diff-Instruct draws fresh noise for
+the generator. Here the fake score has just made an update on these x_g when the generator uses it.
+This biases the generator's gradient by the size of that update over the number of rows: 1e-5 to
+3e-5 of the gradient, measured.
 
-Batches have labels alone. Methods differ in the divergence and in `normalize`:
+With `joint` both losses use the same x_t too. One evaluation of the fake score, before its update,
+serves both: this saves one of SIM's ten forward passes per image and removes the bias. (With
+micro-batches each player evaluates it again, so nothing is saved. With dropout the generator's loss
+uses the fake score's mask.)
+
+Batches have labels only. Methods differ in the divergence and in `normalize`:
 
     sim             score_implicit_matching                Luo et al. 2024
     sid             score_identity, normalize              Zhou et al. 2024
     diff_instruct   integral_kl                            Luo et al. 2023
     dmd             integral_kl, normalize                 Yin et al. 2024, as in DMD2 (no alpha_t)
 
-`normalize` divides a row by the detached mean absolute error of the teacher, |x_g - teacher|, as
-SiD's and DMD's code do: rows that the teacher explains less count less. It depends on x_g, not on
-x_t and t alone, so what is minimised is then no longer quite the divergence; a generator that has
-reached the teacher still rests.
+`normalize` divides each row by the detached mean absolute error of the teacher, |x_g - teacher|, as
+the code of SiD and DMD does. Rows that the teacher predicts worse then count less. The divisor
+depends on x_g, not only on x_t and t, so the loss is no longer exactly that of the divergence. A
+generator that matches the teacher still has zero gradient.
 
-What the loss cannot say the metrics do: objectives/health.py.
+The loss alone does not show whether a run is healthy; see objectives/health.py.
 """
 
 from collections.abc import Callable, Mapping
@@ -59,20 +62,20 @@ from fewstep.objectives.base import (
     Player,
     SampleFn,
     Share,
-    condition_of,
+    batch_condition,
     per_example,
 )
-from fewstep.objectives.denoising import denoising_loss, regression
+from fewstep.objectives.denoising import denoising_loss, prediction_loss
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.divergences import DIVERGENCES, Divergence, Point, score_implicit_matching
-from fewstep.objectives.generators import Generator, one_step
-from fewstep.objectives.health import health
+from fewstep.objectives.generators import Generator, one_step_generator
+from fewstep.objectives.health import health_metrics
 from fewstep.objectives.needs import needs
-from fewstep.objectives.pairs import with_regression
-from fewstep.objectives.sampling import sample_fn, trained_in
+from fewstep.objectives.pairs import add_regression
+from fewstep.objectives.sampling import learned_guidance, sample_fn
 from fewstep.parts import Part
 
-# Smallest mean absolute error of the teacher that a row is divided by (SiD's code has 1e-5).
+# Smallest divisor of a row, a mean absolute error of the teacher (SiD's code has 1e-5).
 LEAST_ERROR = 1e-5
 
 
@@ -94,44 +97,44 @@ def distribution_matching(
 ) -> Objective:
     """The objective of SIM, SiD, Diff-Instruct, DMD, and of score distillation of samples.
 
-    divergence: of `objectives.divergences`, SIM by default.
+    divergence: one of `objectives.divergences`, SIM by default.
     sigma_init: noise level of the one-step generator.
-    time_sampler, fake_time_sampler: how t is drawn for the generator and for the fake score;
-        log-normal noise levels of mean -1.2 and std 1.2 by default.
+    time_sampler, fake_time_sampler: distributions of t for the generator and for the fake score, by
+        default log-normal noise levels of mean -1.2 and std 1.2.
     normalize: divide rows by the teacher's mean absolute error.
-    guidance_scale: of the teacher, form A.
-    fake_score_updates: of the fake score per update of the generator.
-    joint: evaluate the fake score once for both losses, at the generator's t; fake_time_sampler is
-        then None.
-    regression_weight: of a term that ties the generator to pairs of the teacher's sampler, E
-        d(G(eps_1), sampler(eps_1)): 0.25 in DMD, with LPIPS for d; 0 leaves it out.
-    regression_distance: its d, squared L2 by default.
-    generator: what is optimised, the model in one step by default.
+    guidance_scale: guidance of the teacher, form A.
+    fake_score_updates: updates of the fake score per update of the generator.
+    joint: evaluate the fake score once for both losses, at the generator's t; fake_time_sampler
+        must then be None.
+    regression_weight: weight of a regression to pairs of the teacher's sampler,
+        E d(G(eps_1), sampler(eps_1)): 0.25 in DMD, with LPIPS for d; 0 for none.
+    regression_distance: d of the regression, squared L2 by default.
+    generator: the generator to train, the model in one step by default.
     """
     check_decoding(model)
     divergence = divergence or score_implicit_matching()
-    check_fields(
+    check_matching_fields(
         divergence, guidance_scale, fake_score_updates, joint, fake_time_sampler, regression_weight
     )
-    optimised = generator or one_step(model, sigma_init)
+    optimised = generator or one_step_generator(model, sigma_init)
     time_sampler = time_sampler or log_normal_times(model.path)
-    shared, players = points(model, optimised, time_sampler), {}
+    shared, players = share_samples(model, optimised, time_sampler), {}
     if joint:
-        shared = with_fake(shared, model, divergence)
+        shared = add_fake_prediction(shared, model, divergence)
         players["fake_score"] = Player(model.network, joint_fake_score_loss(model))
     elif divergence.has_fake_score:
         loss = fake_score_loss(model, fake_time_sampler or log_normal_times(model.path))
         players["fake_score"] = Player(model.network, loss)
     loss = generator_loss(model, divergence, normalize, guidance_scale)
     if regression_weight > 0.0:
-        loss = with_regression(
+        loss = add_regression(
             loss, optimised, regression_weight, regression_distance or squared_l2()
         )
     players["generator"] = Player(optimised.network, loss, fake_score_updates, headline="gap")
     return Objective(
         players=players,
         followers={},
-        sample=sampler(optimised, guidance_scale),
+        sample=one_step_sampler(optimised, guidance_scale),
         generator="generator",
         guidance_scale=guidance_scale,
         frozen=("teacher",),
@@ -142,7 +145,7 @@ def distribution_matching(
     )
 
 
-def check_fields(
+def check_matching_fields(
     divergence: Divergence,
     guidance_scale: float,
     fake_score_updates: int,
@@ -150,7 +153,7 @@ def check_fields(
     fake_time_sampler: TimeSampler | None,
     regression_weight: float,
 ) -> None:
-    """Raises ValueError for a field out of range, or that does not go with another."""
+    """Raises ValueError for a field out of range, and for fields that contradict each other."""
     if regression_weight < 0.0:
         raise ValueError(f"objective.regression_weight={regression_weight:g} must be 0 or more")
     if fake_score_updates < 1:
@@ -161,7 +164,9 @@ def check_fields(
             "score; score distillation has none: use 1"
         )
     if joint and not divergence.has_fake_score:
-        raise ValueError("objective.joint needs a divergence with a fake score; use False")
+        raise ValueError(
+            "objective.joint=True needs a divergence with a fake score; use objective.joint=False"
+        )
     if joint and fake_time_sampler:
         raise ValueError(
             "objective.joint trains the fake score at the t of objective.time_sampler: set "
@@ -169,29 +174,29 @@ def check_fields(
         )
     if divergence.needs_guidance and guidance_scale == 1.0:
         raise ValueError(
-            "objective.guidance_scale=1 leaves nothing of noise-free score distillation, whose "
+            "objective.guidance_scale=1 is too low for noise-free score distillation, whose "
             "direction is the guidance; use a scale above 1"
         )
 
 
-def points(model: Model, generator: Generator, time_sampler: TimeSampler) -> Share:
-    """{"x_g", "t", "eps"}: samples for the labels of a batch, and what they are noised with."""
+def share_samples(model: Model, generator: Generator, time_sampler: TimeSampler) -> Share:
+    """Shares {"x_g", "t", "eps"}: samples with a batch's labels, and the times and noise of x_t."""
 
     def share(networks: Mapping[str, Params], batch: Batch, key: Key) -> dict[str, Array]:
         key_g, key_t, key_eps, key_dropout = jax.random.split(key, 4)
         rows, params = batch["label"].shape, networks["generator"]
         eps_1 = jax.random.normal(key_g, (*rows, *model.network.shape))
-        x_g = generator.generate(params, eps_1, condition_of(batch), train=True, rng=key_dropout)
+        x_g = generator.generate(params, eps_1, batch_condition(batch), train=True, rng=key_dropout)
         t, eps = time_sampler(key_t, *rows), jax.random.normal(key_eps, x_g.shape)
         return {"x_g": x_g, "t": t, "eps": eps}
 
     return share
 
 
-def with_fake(points: Share, model: Model, divergence: Divergence) -> Share:
-    """The points, with "fake", the fake score's output there, in training.
+def add_fake_prediction(points: Share, model: Model, divergence: Divergence) -> Share:
+    """Adds "fake", the fake score's output in training at x_t, to the shared samples.
 
-    It is detached from the generator where the divergence has no gradient through it.
+    x_t is detached if the divergence has no gradient through it.
     """
 
     def share(networks: Mapping[str, Params], batch: Batch, key: Key) -> dict[str, Array]:
@@ -199,7 +204,11 @@ def with_fake(points: Share, model: Model, divergence: Divergence) -> Share:
         shared = points(networks, batch, key_points)
         x_t = model.path.interpolate(shared["x_g"], shared["eps"], shared["t"])
         x_t = x_t if divergence.through_scores else jax.lax.stop_gradient(x_t)
-        params, times, condition = networks["fake_score"], (shared["t"],) * 2, condition_of(batch)
+        params, times, condition = (
+            networks["fake_score"],
+            (shared["t"],) * 2,
+            batch_condition(batch),
+        )
         fake = model.predict(params, x_t, *times, condition, train=True, rng=key_dropout)
         return {**shared, "fake": fake}
 
@@ -207,7 +216,7 @@ def with_fake(points: Share, model: Model, divergence: Divergence) -> Share:
 
 
 def fake_score_loss(model: Model, time_sampler: TimeSampler) -> LossFn:
-    """Denoising on the generator's samples."""
+    """Denoising of the generator's samples."""
     denoise = denoising_loss(model, time_sampler)
 
     def loss(
@@ -219,13 +228,13 @@ def fake_score_loss(model: Model, time_sampler: TimeSampler) -> LossFn:
 
 
 def joint_fake_score_loss(model: Model) -> LossFn:
-    """Denoising at the generator's points, by the output that is shared."""
+    """Denoising of the generator's samples, by the shared output of the fake score."""
 
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
         shared = batch[SHARED]
-        return regression(model, shared["fake"], shared["x_g"], shared["eps"], shared["t"])
+        return prediction_loss(model, shared["fake"], shared["x_g"], shared["eps"], shared["t"])
 
     return loss
 
@@ -243,15 +252,15 @@ def generator_loss(
         if "fake" in shared:
             predict["fake_score"] = lambda *point: shared["fake"]
         x_g, t, eps = (shared[name] for name in ("x_g", "t", "eps"))
-        point = evaluate(model, predict, x_g, eps, t, condition_of(batch), guidance_scale)
+        point = evaluate_point(model, predict, x_g, eps, t, batch_condition(batch), guidance_scale)
         error = per_example(jnp.abs(x_g - point.teacher))
         scale = jax.lax.stop_gradient(jnp.maximum(error, LEAST_ERROR)) if normalize else 1.0
-        return divergence.surrogate(point) / scale, health(point, t, model.path)
+        return divergence.surrogate(point) / scale, health_metrics(point, t, model.path)
 
     return loss
 
 
-def evaluate(
+def evaluate_point(
     model: Model,
     predict: Mapping[str, Predict],
     x_g: Array,
@@ -260,9 +269,10 @@ def evaluate(
     condition: Condition,
     guidance_scale: float,
 ) -> Point:
-    """x_g noised to t, and what fake score and teacher make of it; predict: theirs, by name.
+    """The predictions of fake score and teacher at x_t = alpha x_g + sigma eps.
 
-    Without a fake score the generator's law is taken for the point x_g.
+    predict: prediction functions by name, "teacher" and, if there is one, "fake_score". Without a
+    fake score `fake` is x_g, as if the generator's distribution were the single point x_g.
     """
     x_t = model.path.interpolate(x_g, eps, t)
     rho = align(model.path.rho(t), x_g)
@@ -280,8 +290,8 @@ def evaluate(
     )
 
 
-def sampler(generator: Generator, trained_scale: float) -> SampleFn:
-    """The generator, in one step."""
+def one_step_sampler(generator: Generator, trained_scale: float) -> SampleFn:
+    """Sampling by the generator, in one step."""
 
     def check_steps(steps: int) -> None:
         if steps != 1:
@@ -292,4 +302,4 @@ def sampler(generator: Generator, trained_scale: float) -> SampleFn:
     ) -> Array:
         return generate(eps, condition)
 
-    return sample_fn(generator.generate, solve, trained_in(trained_scale), check_steps)
+    return sample_fn(generator.generate, solve, learned_guidance(trained_scale), check_steps)

@@ -1,7 +1,7 @@
-"""How a follower tracks its source: exponential moving averages, and a copy that is held.
+"""Updates of followers: exponential moving averages, and a copy that does not change.
 
-All take step, counted from 0, after the source's update at that step, and work leaf by leaf in the
-leaf's own dtype (float32).
+An update is (follower, source, step) -> follower. It runs after the source's own update at that
+step, counted from 0, and works leaf by leaf in the leaf's dtype (float32).
 """
 
 from collections.abc import Callable
@@ -16,8 +16,8 @@ from fewstep.objectives.base import Params
 Update = Callable[[Params, Params, Array], Params]
 
 
-def hold(follower: Params, source: Params, step: Array) -> Params:
-    """The follower as it is: a copy that is renewed when a stage begins, if it restarts."""
+def keep_unchanged(follower: Params, source: Params, step: Array) -> Params:
+    """Returns the follower as it is. With `restarts` it is a copy made when a stage begins."""
     return follower
 
 
@@ -27,22 +27,23 @@ def average(follower: Params, source: Params, decay: Array | float) -> Params:
 
 
 def constant_ema(decay: float) -> Update:
-    """Decay `decay` at every step; 0 makes the follower an exact copy of its source."""
+    """An average of decay `decay`; decay 0 makes the follower an exact copy of its source."""
     if not 0.0 <= decay < 1.0:
         raise ValueError(f"an EMA decay must be in [0, 1), not {decay}")
     return lambda follower, source, step: average(follower, source, decay)
 
 
 def scheduled_ema(decay: Callable[[Array], Array]) -> Update:
-    """Decay `decay(step)`."""
+    """An average of decay `decay(step)`."""
     return lambda follower, source, step: average(follower, source, decay(step))
 
 
 def warmed_ema(decay: float) -> Update:
-    """Decay min(decay, (1 + step) / (10 + step)): an average over about the last tenth of the run.
+    """An average of decay min(decay, (1 + step) / (10 + step)).
 
-    The warm-up is TensorFlow's `num_updates` rule. Without it a follower of decay d is close to its
-    initial value for 1 / (1 - d) steps.
+    While the warm-up lasts, it averages over about the last tenth of the run. The warm-up is
+    TensorFlow's `num_updates` rule. Without it a follower of decay d stays close to its initial
+    value for 1 / (1 - d) steps.
     """
     constant_ema(decay)
 
@@ -53,9 +54,10 @@ def warmed_ema(decay: float) -> Update:
 
 
 def power_ema(relative_std: float) -> Update:
-    """Power-function average of width `relative_std` times the run so far (Karras et al. 2024).
+    """A power-function average of width `relative_std` times the run so far (Karras et al. 2024).
 
-    Decay (1 - 1/n)^(gamma + 1) at the n-th update (their eq. 127), gamma from `power_exponent`.
+    Its decay at the n-th update is (1 - 1/n)^(gamma + 1) (their eq. 127), with gamma from
+    `power_exponent`.
     """
     exponent = power_exponent(relative_std) + 1.0
 
@@ -66,11 +68,12 @@ def power_ema(relative_std: float) -> Update:
 
 
 def power_exponent(relative_std: float) -> float:
-    """gamma whose profile t^gamma on [0, 1] has deviation `relative_std` (Karras et al. 2024).
+    """The gamma whose profile t^gamma on [0, 1] has standard deviation `relative_std`.
 
-    The positive root of (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) = relative_std^2 (their eq. 126).
+    It is the positive root of (gamma + 1) / ((gamma + 2)^2 (gamma + 3)) = relative_std^2 (Karras et
+    al. 2024, eq. 126). Raises ValueError for a deviation outside (0, 12^-0.5).
     """
-    # The flattest profile, gamma = 0, is the uniform one, of deviation 1 / sqrt(12).
+    # The flattest profile, gamma = 0, is uniform and has the deviation 1 / sqrt(12).
     if not 0.0 < relative_std < 12.0**-0.5:
         raise ValueError(f"a power-function EMA needs a std in (0, 0.288), not {relative_std}")
     inverse = relative_std**-2

@@ -1,4 +1,4 @@
-"""What is optimised to give samples: a network evaluated once, or the samples themselves."""
+"""Generators: a network that makes samples in one evaluation, or the samples themselves."""
 
 from typing import Any, NamedTuple, Protocol
 
@@ -13,37 +13,40 @@ from fewstep.objectives.base import Key, Params
 
 
 class Generate(Protocol):
-    """x_g from standard normal noise."""
+    """Generates x_g from standard normal noise."""
 
     def __call__(self, params: Params, eps: Array, condition: Condition, **mode: Any) -> Array:
-        """eps: [B, ...]. mode: train and rng, for networks. Returns x_g like eps."""
+        """Returns x_g, of the shape of eps: [B, ...]. mode: train and rng, for networks."""
         ...
 
 
 class Generator(NamedTuple):
-    """What is optimised, and how it gives samples.
+    """Trained parameters and the samples that they make.
 
-    generate: (parameters of the network, eps, condition) -> x_g.
+    network: owner of the parameters.
+    generate: (parameters, eps, condition) -> x_g.
     """
 
     network: Network
     generate: Generate
 
 
-def one_step(model: Model, sigma_init: float = 2.5) -> Generator:
-    """The data that the network predicts from noise alone, x_g = D(sigma eps, t).
+def one_step_generator(model: Model, sigma_init: float = 2.5) -> Generator:
+    """The data that the network predicts from noise alone: x_g = D(sigma eps, t).
 
-    sigma_init: sigma / alpha at that t (2.5 in SiD and SIM for EDM's networks, 1.0 in Diff-
-    Instruct's README). There a network expects some signal, and starts near the mean of the data
-    with some variety; at the noise end it starts at the mean. Raises ValueError for a level outside
-    the path.
+    sigma_init: noise level sigma / alpha at t (2.5 in SiD and SIM for EDM's networks, 1.0 in
+        Diff-Instruct's README). At such a level a network expects some signal, so the generator
+        starts near the mean of the data with some variety. At the noise end it would start at the
+        mean.
+
+    Raises ValueError for a level outside the path.
     """
     path = model.path
     low, high = (float(path.rho(jnp.float32(t))) for t in (path.t_min, path.t_max))
     if not low < sigma_init <= high:
         raise ValueError(
             f"objective.sigma_init={sigma_init:g} is outside path.name={path.name}, whose noise "
-            f"levels sigma / alpha are {low:g} to {high:g}"
+            f"levels sigma / alpha are {low:g} to {high:g}; choose a level between them"
         )
     time = path.time_at(jnp.float32(sigma_init))
     sigma = path.sigma(time)
@@ -56,17 +59,17 @@ def one_step(model: Model, sigma_init: float = 2.5) -> Generator:
 
 
 def particles(shape: tuple[int, ...], count: int, deviation: float = 1.0) -> Generator:
-    """`count` samples of that shape, themselves the parameters, at first noise of that deviation.
+    """`count` samples of that shape as parameters, which start as noise of that deviation.
 
-    generate returns them: use batches of `count` rows, labelled as they are to be, in one
-    micro-batch. Raises ValueError for another number of rows.
+    generate returns the samples themselves. Batches need `count` rows, with the samples' labels, in
+    one micro-batch. Raises ValueError for another number of rows.
     """
 
     def generate(params: Params, eps: Array, condition: Condition, **mode: Any) -> Array:
         if eps.shape[0] != count:
             raise ValueError(
-                f"a batch has {eps.shape[0]} rows for {count} particles; use as many, and one "
-                "micro-batch"
+                f"a batch has {eps.shape[0]} rows for {count} particles; use one row for each, and "
+                "one micro-batch"
             )
         return params["x"]
 

@@ -1,27 +1,31 @@
-"""What tells whether a one-step generator's training is sound, where its loss does not.
+"""Health metrics for one-step generators, whose loss says little. All are means over the batch.
 
-Means over the batch, and of the first in bins of the noise level from data (0) to noise (1):
-`gap`, the mean square of fake - teacher, 0 for a perfect generator; `fake_error` and
-`teacher_error`, the mean squared errors of both on the generator's samples;
-`fake_excess`, fake_error less the minimum of that, which is E |x_g|^2 - E |E[x_g | x_t]|^2 by
-Pythagoras, with `fake` for the unknown mean: 2 E fake^T (fake - x_g), 0 for an exact fake score;
-`fake_lag`, the share by which y = fake - teacher is too short to fit the samples,
-E (x_g - fake)^T y / E |y|^2: 0 for an exact fake score, (1 - l) / l for one that has gone the share
-l of its way; `sample_mean` and `sample_std` over the batch.
-docs/one_step.md says what they look like in good and bad runs.
+gap             mean square of y = fake - teacher, 0 for a perfect generator; also logged in bins of
+                the noise level, from data (0) to noise (1)
+fake_error      mean squared error of the fake score on the generator's samples
+teacher_error   mean squared error of the teacher on the generator's samples
+fake_excess     fake_error above its minimum, 2 E fake^T (fake - x_g); 0 for an exact fake score.
+                The minimum is E |x_g|^2 - E |E[x_g | x_t]|^2 by Pythagoras; fake stands for the
+                unknown mean
+fake_lag        E (x_g - fake)^T y / E |y|^2, the share by which y is too short to fit the samples;
+                0 for an exact fake score, (1 - l) / l for one that has gone a share l of its way
+sample_mean     mean of the samples
+sample_std      standard deviation of the samples
+
+docs/one_step.md describes these metrics in good and bad runs.
 """
 
 import jax.numpy as jnp
 from jax import Array
 
 from fewstep.diffusion.path import Path
-from fewstep.objectives.base import Mean, Metrics, by_noise_level, mean_of, per_example
+from fewstep.objectives.base import Mean, Metrics, mean_metric, noise_level_means, per_example
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.divergences import Point
 
 
-def health(point: Point, t: Array, path: Path) -> Metrics:
-    """The metrics of a batch of points, noised to t: [B]."""
+def health_metrics(point: Point, t: Array, path: Path) -> Metrics:
+    """The metrics of a batch of points at the times t: [B]."""
     gap = per_example(squared_error(point.fake, point.teacher))
     fake_error = per_example(squared_error(point.x_g, point.fake))
     teacher_error = per_example(squared_error(point.x_g, point.teacher))
@@ -34,6 +38,6 @@ def health(point: Point, t: Array, path: Path) -> Metrics:
         "sample_mean": jnp.mean(point.x_g),
         "sample_std": jnp.sqrt(jnp.mean(jnp.var(point.x_g, axis=0))),
     }
-    metrics = {name: mean_of(value) for name, value in means.items()}
+    metrics = {name: mean_metric(value) for name, value in means.items()}
     metrics["fake_lag"] = Mean(jnp.sum(short), jnp.sum(gap))
-    return metrics | by_noise_level("gap", gap, t, path)
+    return metrics | noise_level_means("gap", gap, t, path)

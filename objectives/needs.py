@@ -1,11 +1,11 @@
-"""What a method needs of its network, declared once beside the function that makes the objective.
+"""Declares the network inputs and parts that a method needs, beside the method's function.
 
     @needs(loss_weight=lambda adaptive_weight: adaptive_weight)
     def continuous_training(model, *, adaptive_weight: bool = True, ...) -> Objective
 
-A need is a field of the config's `model`: its value, or a function of the method's fields that its
-arguments name. A config that leaves such a field open gets the need's value; a network that differs
-from it is refused.
+A need is the required value of a field of the config's `model`, or a function that computes this
+value. The arguments of that function are fields of the method. A config that leaves such a field
+open gets the required value. A network with another value raises an error.
 """
 
 import inspect
@@ -13,25 +13,26 @@ from collections.abc import Callable, Mapping
 from functools import wraps
 from typing import Any
 
-from fewstep.models.model import Model, check_inputs
+from fewstep.models.model import Model, check_needs
 from fewstep.objectives.base import Objective
 
 Factory = Callable[..., Objective]
-# What a method needs that declares nothing.
+# Needs of a method that declares none.
 NOTHING = {"second_time": "none", "guidance_input": False, "loss_weight": False}
 
 
 def needs(**declared: Any) -> Callable[[Factory], Factory]:
-    """A decorator of a function from (model, *, fields) to an Objective; declared: its needs.
+    """Decorates a function from (model, *, fields) to an Objective with the needs of its network.
 
-    The function then raises ValueError for a model whose network does not have just these.
+    declared: needs by field of the config's `model`. The decorated function raises ValueError
+    unless the model's network has these values.
     """
 
     def declare(factory: Factory) -> Factory:
         @wraps(factory)
         def checked(model: Model, **fields: Any) -> Objective:
             objective = factory(model, **fields)
-            check_inputs(model, **needs_of(checked, fields))
+            check_needs(model, **network_needs(checked, fields))
             return objective
 
         checked.needs = declared
@@ -40,10 +41,10 @@ def needs(**declared: Any) -> Callable[[Factory], Factory]:
     return declare
 
 
-def needs_of(factory: Factory, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a method with these fields needs of its network, by field of the config's `model`.
+def network_needs(factory: Factory, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The required value of each field of the config's `model`, for a method with these fields.
 
-    A field of the method that is None or missing is its default.
+    A field of the method that is None or missing has its default.
     """
     parameters = inspect.signature(factory).parameters
 

@@ -1,8 +1,8 @@
-"""A regression to pairs of a teacher's sampler, beside another loss of a generator (DMD).
+"""Regression of a generator to pairs of a teacher's sampler, added to another loss (DMD).
 
     E d(G(eps_1), sampler(eps_1))        Yin et al. 2024, with LPIPS for d
 
-The pairs are data: nothing of the teacher is evaluated here.
+The pairs are data: the loss does not evaluate the teacher.
 """
 
 from collections.abc import Mapping
@@ -10,15 +10,13 @@ from collections.abc import Mapping
 import jax
 from jax import Array
 
-from fewstep.objectives.base import Batch, Key, LossFn, Metrics, Params, mean_of
+from fewstep.objectives.base import Batch, Key, LossFn, Metrics, Params, mean_metric
 from fewstep.objectives.distances import Distance
 from fewstep.objectives.generators import Generator
 
 
-def with_regression(
-    loss: LossFn, generator: Generator, weight: float, distance: Distance
-) -> LossFn:
-    """The loss plus `weight` times the distance to what the teacher makes of the same noise."""
+def add_regression(loss: LossFn, generator: Generator, weight: float, distance: Distance) -> LossFn:
+    """The loss plus `weight` times the distance to the teacher's sample of the same noise."""
 
     def regularised(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
@@ -30,6 +28,6 @@ def with_regression(
             params, pairs["eps"], {"label": pairs["label"]}, train=True, rng=key_dropout
         )
         apart = distance(x_g, pairs["x_0"])
-        return rows + weight * apart, {**metrics, "regression": mean_of(apart)}
+        return rows + weight * apart, {**metrics, "regression": mean_metric(apart)}
 
     return regularised

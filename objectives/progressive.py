@@ -1,42 +1,47 @@
-"""Progressive distillation (Salimans & Ho 2022): a student takes two steps of its teacher at once.
+"""Progressive distillation (Salimans & Ho 2022): one step of a student is two of its teacher.
 
-Training has stages. In each, a student learns to sample in N steps of DDIM what its teacher samples
-in 2 N; then it is the teacher, N is halved, and the next student starts from it: N = M, M / 2, ...,
-1. The first teacher is a trained denoiser.
+Training has stages. In each stage a student learns to make in N steps of DDIM the samples that its
+teacher makes in 2 N steps. The student is the teacher of the next stage; the next student starts
+from it, with half the steps: N = M, M / 2, ..., 1. The first teacher is a trained denoiser.
 
     t = i / N,  i uniform on 1 .. N,     m = t - 1 / (2 N),     s = t - 1 / N
     x_t = alpha_t x_0 + sigma_t eps
-    x_s = DDIM(DDIM(x_t; t -> m); m -> s),  by the teacher
+    x_s = DDIM(DDIM(x_t; t -> m); m -> s)   by the teacher
     L   = E w(t) || x_target - x_theta(x_t, t) ||^2                    (their algorithm 2)
 
-x_target is the data whose one DDIM step from x_t to s ends in x_s. With l = alpha / sigma a step of
-DDIM is one of Euler in (x / sigma, l), whose slope is the predicted data:
+x_target is the data prediction with which one DDIM step from x_t to s ends in x_s. With l = alpha /
+sigma, a DDIM step is an Euler step of x / sigma in l, whose derivative is the predicted data:
 
     x_s / sigma_s - x_t / sigma_t = (l_m - l_t) x_1 + (l_s - l_m) x_2,
     x_target = w_1 x_1 + (1 - w_1) x_2,     w_1 = (l_m - l_t) / (l_s - l_t),
 
-with the teacher's predictions x_1 at (x_t, t) and x_2 at (x_m, m): a weighted mean of them, without
-the difference of nearby points that their code divides by a small number. Where s has no noise, l_s
-is infinite and x_target = x_2, which is a case of its own there. On the linear path DDIM is Euler's
-step, and the velocity to x_target is the mean of the teacher's two: the bootstrap of shortcut.py.
+where x_1 and x_2 are the teacher's predictions at (x_t, t) and (x_m, m). x_target is thus a
+weighted mean of the two; their code instead divides a difference of nearby points by a small
+number. If s has no noise, l_s is infinite and x_target = x_2, a special case in their code. On the
+linear path, with equal steps in t, DDIM is the Euler step, and the velocity to x_target is the mean
+of the teacher's two velocities: the bootstrap target of shortcut.py.
 
-The target is deterministic given x_t, so the minimum is zero, and a perfect student is the first
-teacher in 2 M steps of DDIM, never better. The target comes from the follower `teacher`, which is
-renewed when a stage begins, so it carries no gradient; the first is a copy of where the student
-starts. Students share parameters, not a time: they are told t alone, so that one samples in the N
-steps of its own stage and in no other number.
+The target is a function of x_t, so the minimum of the loss is zero. A perfect student makes the
+samples of the first teacher in 2 M steps of DDIM, never better ones. The target comes from the
+follower `teacher`, a copy of the student that is made when a stage begins, so it carries no
+gradient. The first copy is the network that the student starts from. The student's input is t, not
+the size of a step, so it samples in the N steps of its own stage only.
 
     weighting          w(t), with SNR = (alpha / sigma)^2
     truncated_snr      max(SNR, 1): the larger of the errors of x_0 and eps       (their default)
     snr_plus_one       SNR + 1: the error of v
 
-* Stages are equally long, as in the code: 50,000 updates on CIFAR-10, Adam at 5e-5, to zero in each
-  stage and from a new state, without an average.
-* Times are equally spaced in `spacing`, which is uniform in the path's own time by default: theirs
-  is the cosine's, cut off at log-SNR of -20 and 20, which the paths here are not.
-* Nothing is clipped, in training as there; their sampler clips predictions to [-1, 1].
-* A `guidance_scale` other than 1 is that of the first teacher; later ones have inherited it. It is
-  computed in the first stage only.
+Where the paper, its code and this file differ:
+
+* Stages are equally long, as in the code: 50,000 updates on CIFAR-10. The paper makes 100,000 in
+  the stages of 2 and 1 steps. Each stage starts a new state of Adam, whose learning rate falls from
+  5e-5 to zero; there is no average.
+* Times are equally spaced in `spacing`, by default uniform in the path's own time. The paper has
+  the time of the cosine path, cut off at log-SNR of -20 and 20; the paths here have no cut-off.
+* Nothing is clipped. The paper's training does not clip either; its sampler clips predictions to
+  [-1, 1].
+* A `guidance_scale` other than 1 guides the first teacher. The first student learns the guided
+  prediction and later ones inherit it, so only the first stage computes guidance.
 """
 
 from collections.abc import Callable, Mapping
@@ -50,8 +55,7 @@ from jax import Array
 from fewstep.diffusion.guidance import Condition, Predict, guide
 from fewstep.diffusion.path import Path, align
 from fewstep.diffusion.prediction import Denoise
-from fewstep.diffusion.spacing import SPACINGS, Spacing
-from fewstep.diffusion.spacing import uniform_spacing as uniform_spacing
+from fewstep.diffusion.spacing import SPACINGS, Spacing, uniform_spacing
 from fewstep.models.model import LEAST_ALPHA_ONE_STEP, Model, check_decoding
 from fewstep.objectives.base import (
     Batch,
@@ -62,14 +66,14 @@ from fewstep.objectives.base import (
     Params,
     Player,
     SampleFn,
-    by_noise_level,
-    condition_of,
+    batch_condition,
+    noise_level_means,
     per_example,
 )
 from fewstep.objectives.distances import squared_error
-from fewstep.objectives.followers import hold
+from fewstep.objectives.followers import keep_unchanged
 from fewstep.objectives.needs import needs
-from fewstep.objectives.sampling import sample_fn, trained_in
+from fewstep.objectives.sampling import learned_guidance, sample_fn
 from fewstep.objectives.stages import Stage, stage_index
 from fewstep.parts import RUN_LENGTH, Entry, Part
 from fewstep.samplers.grids import time_grid
@@ -96,11 +100,12 @@ def progressive(
 ) -> Objective:
     """The progressive-distillation objective; starts from a teacher of the same model.
 
-    total_steps: of training, in equal stages.
-    max_steps: M, the sampling steps of the first student, a power of two; half of its teacher's
-        (4,096 on CIFAR-10 and 512 on other data there).
-    weighting: of the error of x_0. spacing: of the steps, uniform in the path's time by default.
-    guidance_scale: of the first teacher, form A, 1 is none.
+    total_steps: training steps of all stages, which are equally long.
+    max_steps: M, the sampling steps of the first student, a power of two. Its teacher takes 2 M
+        (the paper: M = 4,096 on CIFAR-10 and 512 on other data).
+    weighting: w(t), the weight of the error of x_0.
+    spacing: spacing of the sampling steps, uniform in the path's time by default.
+    guidance_scale: guidance of the first teacher, form A.
     """
     check_decoding(model, LEAST_ALPHA_ONE_STEP)
     stages = halving_stages(max_steps, total_steps)
@@ -110,22 +115,22 @@ def progressive(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
         key_t, key_eps, key_dropout = jax.random.split(key, 3)
-        x_0, condition = batch["x"], condition_of(batch)
+        x_0, condition = batch["x"], batch_condition(batch)
         stage = stage_index(stages, step)
         t, middle, s = draw_times(key_t, x_0.shape[0], max_steps >> stage, spacing)
         x_t = model.path.interpolate(x_0, jax.random.normal(key_eps, x_0.shape), t)
         predict = partial(model.predict, networks["teacher"])
-        predict = guided_at_first(predict, guidance_scale, stage)
+        predict = guide_first_stage(predict, guidance_scale, stage)
         denoise = model.denoiser(predict, condition)
         target = two_step_target(denoise, model.path, x_t, t, middle, s)
         ends = model.endpoints(params, x_t, t, condition, train=True, rng=key_dropout)
         error = weighting(model.path, t) * per_example(squared_error(ends.x_0, target))
-        return error, by_noise_level("loss", error, t, model.path)
+        return error, noise_level_means("loss", error, t, model.path)
 
     return Objective(
         players={"network": Player(model.network, loss)},
-        followers={"teacher": Follower("network", hold, restarts=True)},
-        sample=sampler(model, spacing, max_steps, guidance_scale),
+        followers={"teacher": Follower("network", keep_unchanged, restarts=True)},
+        sample=ddim_sampler(model, spacing, max_steps, guidance_scale),
         guidance_scale=guidance_scale,
         needs_teacher=True,
         stages=stages,
@@ -135,27 +140,27 @@ def progressive(
 def halving_stages(max_steps: int, total_steps: int) -> tuple[Stage, ...]:
     """Equal stages whose networks sample in max_steps, max_steps / 2, ..., 1 steps.
 
-    Raises ValueError unless that is a power of two, and each stage has a step.
+    Raises ValueError unless max_steps is a power of two and each stage has a training step.
     """
     if max_steps < 1 or max_steps & (max_steps - 1):
         raise ValueError(f"objective.max_steps must be a power of two, not {max_steps}")
     count = max_steps.bit_length()
     if total_steps < count:
         raise ValueError(
-            f"objective.max_steps={max_steps} has {count} stages, which {total_steps} training "
-            "steps are too few for"
+            f"objective.max_steps={max_steps} has {count} stages, for which {total_steps} training "
+            "steps are too few; use at least one step for each stage"
         )
     return tuple(Stage(total_steps * k // count, (max_steps >> k,)) for k in range(count))
 
 
 def draw_times(key: Key, count: int, steps: Array, spacing: Spacing) -> tuple[Array, Array, Array]:
-    """(t, m, s), each [count]: ends and middle of one of `steps` equal steps of the spacing."""
+    """(t, m, s), each [count]: start, middle and end of a random one of `steps` sampling steps."""
     i = jax.random.randint(key, (count,), 1, steps + 1).astype(jnp.float32)
     return tuple(spacing.time((i - part) / steps) for part in (0.0, 0.5, 1.0))
 
 
-def guided_at_first(predict: Predict, scale: float, stage: Array) -> Predict:
-    """`predict`, guided at a scale in the first stage; itself at scale 1."""
+def guide_first_stage(predict: Predict, scale: float, stage: Array) -> Predict:
+    """`predict` with guidance in the first stage only; `predict` itself at scale 1."""
     if scale == 1.0:
         return predict
     guided = guide(predict, scale)
@@ -169,9 +174,9 @@ def guided_at_first(predict: Predict, scale: float, stage: Array) -> Predict:
 def two_step_target(
     denoise: Denoise, path: Path, x_t: Array, t: Array, middle: Array, s: Array
 ) -> Array:
-    """The data whose one step of DDIM from x_t to s ends where two of the teacher's do.
+    """x_target, [B, ...]: one DDIM step to it from x_t to s ends where two of the teacher's do.
 
-    x_t: [B, ...]; t, middle, s: [B], descending.
+    denoise: the teacher, (x, t) -> Endpoints. x_t: [B, ...]. t, middle, s: [B], descending.
     """
     first = denoise(x_t, t)
     second = denoise(path.interpolate(*first, middle), middle)
@@ -180,8 +185,8 @@ def two_step_target(
     return share * first.x_0 + (1.0 - share) * second.x_0
 
 
-def sampler(model: Model, spacing: Spacing, max_steps: int, trained_scale: float) -> SampleFn:
-    """DDIM in the sampling steps of a stage; the run knows to which stage a network belongs."""
+def ddim_sampler(model: Model, spacing: Spacing, max_steps: int, trained_scale: float) -> SampleFn:
+    """Sampling by DDIM in a power of two of steps; `Stage` has the number of each network."""
 
     def check_steps(steps: int) -> None:
         if not (0 < steps <= max_steps and max_steps % steps == 0):
@@ -194,4 +199,4 @@ def sampler(model: Model, spacing: Spacing, max_steps: int, trained_scale: float
         denoise = model.denoiser(predict, condition)
         return ddim()(denoise, model.path, model.path.prior(eps), time_grid(spacing, steps), keys)
 
-    return sample_fn(model.predict, solve, trained_in(trained_scale), check_steps)
+    return sample_fn(model.predict, solve, learned_guidance(trained_scale), check_steps)

@@ -1,6 +1,6 @@
-"""What the samplers of all methods share: the steps and scales that they allow, and guidance.
+"""The frame of every method's sampler: checks of steps and guidance scale, and guidance.
 
-A method adds its own lines, `Solve`: from noise to data by a network that is guided already.
+A method adds its own `Solve`, which goes from noise to data with a network that is already guided.
 """
 
 from collections.abc import Callable, Sequence
@@ -13,34 +13,34 @@ from jax import Array
 from fewstep.diffusion.guidance import Condition, Predict, check_trained_scale, guide
 from fewstep.objectives.base import Params, SampleFn
 
-# A network with its parameters, a `Predict` or a one-step generator.
-Sampled = Callable[..., Array]
-# (network, scale, steps) -> the network at that scale. Raises ValueError for one that it cannot.
-Guidance = Callable[[Any, float, int], Sampled]
+# A network with its parameters bound: a `Predict` or a one-step generator.
+BoundNetwork = Callable[..., Array]
+# (network, scale, steps) -> the network guided at that scale. Raises ValueError for other scales.
+Guidance = Callable[[Any, float, int], BoundNetwork]
 # (guided network, eps, condition, keys, steps) -> x_0 like eps
 Solve = Callable[[Any, Array, Condition, Array, int], Array]
 
 
-def extrapolated(predict: Predict, scale: float, steps: int) -> Predict:
-    """Guidance while sampling, at any scale (`diffusion.guidance.guide`)."""
+def sampling_guidance(predict: Predict, scale: float, steps: int) -> Predict:
+    """Guides the network while sampling, at any scale (`diffusion.guidance.guide`)."""
     return guide(predict, scale)
 
 
-def trained_in(scale: float, guidance_range: Sequence[float] = ()) -> Guidance:
-    """Guidance that the network has learned: `scale` alone, or a range of scales.
+def learned_guidance(scale: float, guidance_range: Sequence[float] = ()) -> Guidance:
+    """Guidance that the network has learned: at `scale` only, or at any scale of a range.
 
-    guidance_range: (low, high) of the scales that it takes as "guidance_scale", or ().
+    guidance_range: (low, high) of the scales that condition the network, or ().
     """
 
-    def guidance(network: Sampled, asked: float, steps: int) -> Sampled:
+    def guidance(network: BoundNetwork, asked: float, steps: int) -> BoundNetwork:
         check_trained_scale(asked, scale, guidance_range)
-        return with_scale(network, asked) if guidance_range else network
+        return condition_on_scale(network, asked) if guidance_range else network
 
     return guidance
 
 
-def with_scale(predict: Predict, scale: float) -> Predict:
-    """The prediction of a network that takes the guidance scale as part of its condition."""
+def condition_on_scale(predict: Predict, scale: float) -> Predict:
+    """`predict` with the guidance scale in its condition."""
 
     def guided(x: Array, t: Array, s: Array, condition: Condition) -> Array:
         given = jnp.full(x.shape[:1], scale, jnp.float32)
@@ -49,20 +49,22 @@ def with_scale(predict: Predict, scale: float) -> Predict:
     return guided
 
 
-def any_steps(steps: int) -> None:
-    """Leaves the number of steps to the time grid, which needs one at least."""
+def allow_any_steps(steps: int) -> None:
+    """Accepts every number of steps; the time grid requires at least one."""
 
 
 def sample_fn(
     network: Callable[..., Array],
     solve: Solve,
-    guidance: Guidance = extrapolated,
-    check_steps: Callable[[int], None] = any_steps,
+    guidance: Guidance = sampling_guidance,
+    check_steps: Callable[[int], None] = allow_any_steps,
 ) -> SampleFn:
-    """How a method samples, from its own `solve`.
+    """The sampler of a method, made of its own `solve`.
 
-    network: of the parameters first, such as `Model.predict`. check_steps: raises ValueError for a
-    number of steps in which the method cannot sample.
+    network: a function with the parameters as its first argument, such as `Model.predict`.
+    solve: from noise to data with the guided network.
+    guidance: guides the network, or checks a scale that it has learned.
+    check_steps: raises ValueError for a number of steps that the method cannot sample in.
     """
 
     def sample(

@@ -1,43 +1,44 @@
-"""Shortcut models (Frans et al. 2024): one network for every step size, taught by its half steps.
+"""Shortcut models (Frans et al. 2024): one network for all step sizes, each taught by half steps.
 
-The network is an average velocity u(x_t, t, s) = (x_t - x_s) / (t - s), told its step size t - s.
-Time runs from data (0) to noise (1); the paper's runs the other way, t_paper = 1 - t, v_paper = -v.
+The network predicts an average velocity u(x_t, t, s) = (x_t - x_s) / (t - s); the step size t - s
+is one of its inputs. Time runs from data (0) to noise (1). The paper's time runs the other way:
+t_paper = 1 - t, v_paper = -v.
 
     flow rows        || u(x_t, t, t - 1/M) - (alpha' x_0 + sigma' eps) ||^2          (their eq. 3)
     bootstrap rows   || u(x_t, t, t - 2d) - stop_gradient(u_target) ||^2             (their eq. 5)
                      u_target = (u_1 + u_2) / 2
                      u_1 = u(x_t, t, t - d),   u_2 = u(x_t - d u_1, t - d, t - 2d)
 
-u_target follows from the semigroup property of the flow: two jumps of d are one jump of 2d. It
-comes from the follower `target`, never from the trained parameters, so it carries no gradient, and
-without dropout, as in the code.
+u_target follows from the semigroup property of the flow: two jumps of d are one jump of 2d. The
+follower `target` computes it, without dropout as in the code. It never comes from the trained
+parameters, so it carries no gradient.
 
 Where the paper, its code and this file differ:
 
 * u_2 is evaluated at the later time t - d. The paper's eq. 5 prints the time of the first half step
-  in both terms, which the exact flow map does not satisfy; the paper's code has it right.
-* The bootstrap rows are 1/4 of the batch in the paper, 1/8 in its code: a field here.
-* The finest size 1/M stands for d = 0, as in the code: flow matching is trained at that size and
-  the first bootstrap level (2/M) starts from it, so an M-step sampler asks only for what was
-  trained.
-* Flow rows draw t continuously, as the paper's text does (its code: multiples of 1/M), so that at
-  s = t - 1/M the model is flow matching and any solver may use it. Bootstrap rows draw t on the
-  grid of their step size, as the code does: only those jumps are ever taken.
-* Step sizes are dealt to the rows in turn: as equal as the count allows, every size in every batch.
-  The code gives each size floor(n / levels) rows and the whole remainder to the largest.
-* Bootstrap and flow rows are different images with different noise. The code takes the same leading
+  in both terms, which the exact flow map does not satisfy; the paper's code is right.
+* Bootstrap rows are 1/4 of the batch in the paper and 1/8 in its code. Here a field sets the share.
+* The finest size 1/M stands for d = 0, as in the code. Flow matching trains that size, and the
+  first bootstrap level (2/M) starts from it, so an M-step sampler uses trained sizes only.
+* Flow rows draw t continuously, as in the paper's text; its code draws multiples of 1/M. At
+  s = t - 1/M the model is therefore flow matching, and any solver may use it. Bootstrap rows draw t
+  on the grid of their step size, as in the code, because samplers take only those jumps.
+* The rows take the step sizes in turn, so every batch has every size, in numbers as equal as
+  possible. The code gives each size floor(n / levels) rows and the remainder to the largest.
+* Bootstrap and flow rows are different images with different noise. The code uses the same leading
   images and the same keys for both, and never uses the last eighth of a batch.
-* Any path from data at t = 0 to pure noise will do: the semigroup property holds on each, and step
-  sizes divide its range of t as they divide [0, 1] there. Theirs is x_t = (1 - t) x_0 + t eps. The
-  code leaves 1e-5 of the noise in the data: in its time x_t = (1 - (1 - 1e-5) t) x_0 + t x_1, with
-  x_0 the noise, and the target x_1 - (1 - 1e-5) x_0.
+* Any path from data at t = 0 to pure noise works. The semigroup property holds on each, and step
+  sizes divide the path's range of t as they divide [0, 1] in the paper. The paper's path is
+  x_t = (1 - t) x_0 + t eps. The code leaves 1e-5 of the noise in the data: in its time
+  x_t = (1 - (1 - 1e-5) t) x_0 + t x_1, with x_0 the noise, and the target x_1 - (1 - 1e-5) x_0.
 * Nothing is clipped. The code clips the midpoint and the targets to [-4, 4], which moves the fixed
   point wherever |eps - x_0| > 4.
-* `target` is an EMA whose decay warms up. With the paper's 0.999 from the first step the target is
-  close to its initial value for a thousand steps and each of the log2 M levels waits for the one
-  below, so short runs never reach one step. target_decay 0 is the current network, detached.
+* `target` is an EMA whose decay warms up. With the paper's 0.999 from the first step the target
+  stays close to its initial value for a thousand steps. Each of the log2 M levels waits for the one
+  below, so short runs never reach one step. With target_decay 0 the target is the current network,
+  detached.
 * Guidance acts where the half step is the finest size, and larger steps inherit it, as in the code.
-  Bootstrap rows keep their labels: the null class is asked for at the finest size only.
+  Bootstrap rows keep their labels, and only the finest size is evaluated for the null class.
 """
 
 from collections.abc import Callable, Mapping
@@ -77,9 +78,9 @@ from fewstep.objectives.base import (
     Params,
     Player,
     SampleFn,
-    by_noise_level,
-    condition_of,
-    mean_of,
+    batch_condition,
+    mean_metric,
+    noise_level_means,
 )
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema, warmed_ema
@@ -89,7 +90,7 @@ from fewstep.parts import Part
 from fewstep.samplers.flow_map import jump
 from fewstep.samplers.grids import time_grid
 
-# The signal left at t_max below which a path ends at pure noise.
+# Largest alpha(t_max) at which a path counts as ending at pure noise.
 LEAST_ALPHA = 1e-3
 
 # (x, t, s, condition) -> average velocity
@@ -97,7 +98,7 @@ AverageVelocity = Callable[[Array, Array, Array, Condition], Array]
 
 
 class Regression(NamedTuple):
-    """Rows of a regression problem: the network at (x_t, t, s, condition) should give `target`."""
+    """Rows of a regression: the network's inputs x_t, t, s and condition, and its target."""
 
     x_t: Array
     t: Array
@@ -109,16 +110,16 @@ class Regression(NamedTuple):
 def split_rows(batch: Batch, every: int) -> tuple[Batch, Batch]:
     """(one row in `every`, the other rows) of a batch whose rows are a multiple of `every`.
 
-    Taking a row of each group keeps both parts spread over the devices that hold the batch, if each
-    has a multiple of `every` rows.
+    Each group of `every` rows gives its first row. Both parts therefore stay spread over the
+    devices of the batch, if each device has a multiple of `every` rows.
     """
     groups = jax.tree.map(lambda a: a.reshape(-1, every, *a.shape[1:]), batch)
     first = jax.tree.map(lambda a: a[:, 0], groups)
     return first, jax.tree.map(lambda a: a[:, 1:].reshape(-1, *a.shape[2:]), groups)
 
 
-def check_rows(rows: int, every: int, levels: int) -> None:
-    """Raises ValueError unless a batch splits evenly and each step size gets a row."""
+def check_batch_split(rows: int, every: int, levels: int) -> None:
+    """Raises ValueError unless `rows` is a multiple of `every` and each step size gets a row."""
     if rows % every or rows // every < levels:
         least = -(-max(rows, levels * every) // every) * every
         raise ValueError(
@@ -129,7 +130,7 @@ def check_rows(rows: int, every: int, levels: int) -> None:
 
 
 def merge_rows(first: Regression, rest: Regression, every: int) -> Regression:
-    """The rows in the order of the batch that `split_rows` split."""
+    """The inverse of `split_rows`."""
 
     def merge(a: Array, b: Array) -> Array:
         groups = [a[:, None], b.reshape(-1, every - 1, *b.shape[1:])]
@@ -141,7 +142,7 @@ def merge_rows(first: Regression, rest: Regression, every: int) -> Regression:
 def bootstrap_target(
     velocity: AverageVelocity, x_t: Array, t: Array, size: Array, condition: Condition
 ) -> Array:
-    """Average velocity over a step of `size` from two steps of half of it. t, size: [B]."""
+    """The average velocity over a step of `size`, computed from two half steps. t, size: [B]."""
     half = 0.5 * size
     first = velocity(x_t, t, t - half, condition)
     x_middle = x_t - align(half, x_t) * first
@@ -150,7 +151,7 @@ def bootstrap_target(
 
 
 def guide_rows(velocity: AverageVelocity, rows: np.ndarray, scale: float) -> AverageVelocity:
-    """`velocity` with guidance on the given rows of every batch, in one call; itself at scale 1."""
+    """`velocity` with guidance on these rows, in one evaluation; `velocity` itself at scale 1."""
     if scale == 1.0:
         return velocity
 
@@ -164,8 +165,8 @@ def guide_rows(velocity: AverageVelocity, rows: np.ndarray, scale: float) -> Ave
     return guided
 
 
-def check_fields(model: Model, max_steps: int, bootstrap_fraction: float) -> None:
-    """Raises ValueError for a field out of range, or a model that cannot do it."""
+def check_shortcut_fields(model: Model, max_steps: int, bootstrap_fraction: float) -> None:
+    """Raises ValueError for a field out of range, or a model that the method cannot train."""
     if max_steps < 2 or max_steps & (max_steps - 1):
         raise ValueError(f"objective.max_steps must be a power of two, 2 or more, not {max_steps}")
     share = 1.0 / bootstrap_fraction if bootstrap_fraction > 0 else 0.0
@@ -184,10 +185,10 @@ def check_fields(model: Model, max_steps: int, bootstrap_fraction: float) -> Non
         )
 
 
-def sampler(model: Model, max_steps: int, trained_scale: float) -> SampleFn:
-    """Jumps of 1 / steps from noise to data, for a power of two of steps up to max_steps.
+def jump_sampler(model: Model, max_steps: int, trained_scale: float) -> SampleFn:
+    """Sampling by jumps of 1 / steps from noise to data, in a power of two of steps.
 
-    Guidance is applied at max_steps only: larger steps have inherited the scale of training.
+    Only sampling in max_steps applies guidance; larger jumps have learned the scale of training.
     """
 
     def check_steps(steps: int) -> None:
@@ -223,12 +224,12 @@ def regression_loss(
     levels: int,
     distance: Distance,
 ) -> LossFn:
-    """d(u, target) of every row: one in `every` is a bootstrap row, the others flow rows."""
+    """d(u, target) of each row. One row in `every` is a bootstrap row; the others are flow rows."""
 
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
-        check_rows(batch["x"].shape[0], every, levels)
+        check_batch_split(batch["x"].shape[0], every, levels)
         key_bootstrap, key_flow, key_dropout = jax.random.split(key, 3)
         bootstrap_batch, flow_batch = split_rows(batch, every)
         rows = merge_rows(
@@ -242,8 +243,11 @@ def regression_loss(
         error = distance(prediction, rows.target)
         bootstrap_error, flow_error = split_rows(error, every)
         _, flow_t = split_rows(rows.t, every)
-        metrics = by_noise_level("loss", flow_error, flow_t, model.path)
-        metrics |= {"loss_flow": mean_of(flow_error), "loss_bootstrap": mean_of(bootstrap_error)}
+        metrics = noise_level_means("loss", flow_error, flow_t, model.path)
+        metrics |= {
+            "loss_flow": mean_metric(flow_error),
+            "loss_bootstrap": mean_metric(bootstrap_error),
+        }
         return error, metrics
 
     return loss
@@ -266,13 +270,17 @@ def shortcut(
 
     max_steps: M, a power of two; step sizes are 1/M, 2/M, ..., 1 of the path's range of t.
     bootstrap_fraction: share of bootstrap rows, one over an integer (paper 1/4, code 1/8).
-    target_decay, target_warmup: EMA that gives the bootstrap targets; 0 is the network itself.
-    time_sampler, label_dropout: of the flow rows.
-    guidance_scale: guidance that is trained in, form A (1.5 on ImageNet there).
-    distance: between the network and its target, squared L2 by default as there. The mean over
-        noise is the velocity for squared L2 alone; another distance has another fixed point.
+    target_decay: EMA decay of the follower that computes bootstrap targets; 0 for the network
+        itself.
+    target_warmup: whether this decay warms up.
+    time_sampler: distribution of t in flow rows, uniform by default.
+    label_dropout: probability of the null class in flow rows.
+    guidance_scale: guidance of the bootstrap targets, form A (1.5 on ImageNet in the paper).
+    distance: between the network and its target, squared L2 by default as in the paper. Only for
+        squared L2 is the minimiser of the flow rows the velocity; another distance has another
+        fixed point.
     """
-    check_fields(model, max_steps, bootstrap_fraction)
+    check_shortcut_fields(model, max_steps, bootstrap_fraction)
     path = model.path
     levels, every = max_steps.bit_length() - 1, round(1.0 / bootstrap_fraction)
     time_sampler = time_sampler or uniform_times(path)
@@ -284,13 +292,13 @@ def shortcut(
         x_0 = batch["x"]
         t = time_sampler(key_t, x_0.shape[0])
         eps = jax.random.normal(key_eps, x_0.shape)
-        condition = drop_labels(key_label, condition_of(batch), label_dropout)
+        condition = drop_labels(key_label, batch_condition(batch), label_dropout)
         x_t = path.interpolate(x_0, eps, t)
         return Regression(x_t, t, t - finest, condition, path.velocity(x_0, eps, t))
 
     def bootstrap_rows(target: Params, batch: Batch, key: Key) -> Regression:
         key_t, key_eps = jax.random.split(key)
-        x_0, condition = batch["x"], condition_of(batch)
+        x_0, condition = batch["x"], batch_condition(batch)
         row_levels = dyadic_levels(x_0.shape[0], levels)
         fraction, share = dyadic_steps(key_t, row_levels)
         t, size = path.t_min + span * fraction, span * share
@@ -307,6 +315,6 @@ def shortcut(
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={"target": Follower("network", update)},
-        sample=sampler(model, max_steps, guidance_scale),
+        sample=jump_sampler(model, max_steps, guidance_scale),
         guidance_scale=guidance_scale,
     )

@@ -20,11 +20,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import tests.conftest  # noqa: F401, the environment of the tests, before JAX starts
-from fewstep.models.dit import Size
+from fewstep.models.dit import DiTSize
 from fewstep.training.cluster import exits
 from tests import cli, faults
 
-NANO = Size(32, 1, 2)
+NANO = DiTSize(32, 1, 2)
 STEPS = 1_000_000
 TRAIN = (
     "--config=configs/digits.py:shortcut",

@@ -21,7 +21,7 @@ class Gaussian(NamedTuple):
     variance: Array
 
     def sample(self, key: Array, count: int) -> Array:
-        """[count, D] draws."""
+        """`count` points: [count, D]."""
         noise = jax.random.normal(key, (count, self.mean.shape[0]))
         return self.mean + jnp.sqrt(self.variance) * noise
 
@@ -42,7 +42,7 @@ class Gaussian(NamedTuple):
         return path.sigma(align(t, x)) / variance * (x - mean)
 
     def denoiser(self, path: Path):
-        """(x, t) -> E[x_0 | x_t], E[eps | x_t]: what a solver takes."""
+        """(x, t) -> (E[x_0 | x_t], E[eps | x_t]), as solvers take it."""
         return lambda x, t: Endpoints(self.x_0(path, x, t), self.eps(path, x, t))
 
     def velocity(self, path: Path, x: Array, t: Array) -> Array:
@@ -59,7 +59,7 @@ class Gaussian(NamedTuple):
         return mean_s + jnp.sqrt(variance_s / variance_t) * (x - mean_t)
 
     def average_velocity(self, path: Path, x: Array, t: Array, s: Array) -> Array:
-        """(x - X_{t -> s}(x)) / (t - s), the velocity at t = s."""
+        """(x - X_{t -> s}(x)) / (t - s); the velocity at t = s."""
         gap = align(t - s, x)
         jump = (x - self.flow_map(path, x, t, s)) / jnp.where(gap == 0, 1.0, gap)
         return jnp.where(gap == 0, self.velocity(path, x, t), jump)
@@ -73,7 +73,7 @@ class Mixture(NamedTuple):
     variance: Array
 
     def denoiser(self, path: Path):
-        """(x, t) -> E[x_0 | x_t], E[eps | x_t]: the components' means, weighted by posterior."""
+        """(x, t) -> (E[x_0 | x_t], E[eps | x_t]): the components' means, weighted by posterior."""
 
         def denoise(x: Array, t: Array) -> Endpoints:
             alpha, sigma = path.alpha(t)[:, None], path.sigma(t)[:, None]

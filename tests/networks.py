@@ -1,4 +1,4 @@
-"""Networks without a neural network: a known function in the place of `apply`."""
+"""Networks of known functions, in place of neural networks."""
 
 import jax.numpy as jnp
 
@@ -8,10 +8,10 @@ from fewstep.models.network import Network
 from tests.gaussian import Gaussian
 
 
-def exact(function):
-    """A Network that ignores its one parameter's value but for an added offset.
+def exact_network(function):
+    """A Network of `function`, plus the value of its one parameter, "offset".
 
-    The offset (0 unless a test sets it) makes the loss differentiable in the parameters.
+    The offset is 0 unless a test sets it. It makes the loss differentiable in the parameters.
     """
 
     def apply(params, x, t, s, condition, *, train=False, rng=None):
@@ -20,8 +20,8 @@ def exact(function):
     return Network(lambda key: {"offset": jnp.zeros(())}, apply)
 
 
-def affine():
-    """u = a x + b + c t + d (t - s) + e[label], elementwise: small, and every input matters."""
+def affine_network():
+    """u = a x + b + c t + d (t - s) + e[label], elementwise: a small network of every input."""
 
     def init(key):
         return {
@@ -41,13 +41,13 @@ def affine():
     return Network(init, apply)
 
 
-def model_of(network, path, kind="velocity"):
-    """The network as a model whose output is a prediction of the kind."""
+def build_model(network, path, kind="velocity"):
+    """The model whose output is a prediction of the kind."""
     return Model(network, path, KINDS[kind])
 
 
 def finite_ratio(a, b):
-    """a / b, and 0 where b is 0."""
+    """a / b, or 0 where b is 0."""
     return jnp.where(b == 0, 0.0, a / jnp.where(b == 0, 1.0, b))
 
 
@@ -58,18 +58,18 @@ def exact_denoiser(gaussian, path, kind="velocity"):
         e = Endpoints(gaussian.x_0(path, x, t), gaussian.eps(path, x, t))
         return KINDS[kind].encode(e, x, coefficients(path, t, x))
 
-    return unscaled(exact(encoded), path, kind)
+    return unscaled_model(exact_network(encoded), path, kind)
 
 
 def exact_consistency(gaussian, path, kind="velocity"):
     """The model whose consistency function is the flow map to t_min of Gaussian data.
 
-    gaussian: a Gaussian, or a function of the condition that gives one.
+    gaussian: a Gaussian, or a function from a condition to a Gaussian.
     """
 
     def encoded(x, t, s, condition):
-        law = gaussian(condition) if callable(gaussian) else gaussian
-        f = law.flow_map(path, x, t, jnp.full_like(t, path.t_min))
+        data = gaussian(condition) if callable(gaussian) else gaussian
+        f = data.flow_map(path, x, t, jnp.full_like(t, path.t_min))
         c = coefficients(path, t, x)
         end = coefficients(path, jnp.full_like(t, path.t_min), x)
         # f = alpha_min x_0 + sigma_min (x - alpha x_0) / sigma, solved for x_0.
@@ -78,24 +78,24 @@ def exact_consistency(gaussian, path, kind="velocity"):
         e = Endpoints(x_0, finite_ratio(x - c.alpha * x_0, c.sigma))
         return KINDS[kind].encode(e, x, c)
 
-    return unscaled(exact(encoded), path, kind)
+    return unscaled_model(exact_network(encoded), path, kind)
 
 
-def unscaled(network, path, kind):
-    """A model that hands x_t and t to the network as they are, whatever path and kind."""
+def unscaled_model(network, path, kind):
+    """A model that passes x_t and t to the network without scaling, for every path and kind."""
     plain = KINDS[kind]._replace(c_in=lambda c: jnp.ones_like(c.alpha))
     return Model(network, path._replace(clock=lambda t: t), plain)
 
 
 def gaussian_denoiser(path, mean=0.0, std=1.0):
-    """A model of one dimension whose parameters are the law N(mean, std^2) that it denoises for."""
+    """A denoiser of one-dimensional data N(mean, std^2), which are its parameters."""
 
     def apply(params, x, t, s, condition, *, train=False, rng=None):
-        law = Gaussian(params["mean"][None], jnp.exp(2.0 * params["log_std"])[None])
-        e = Endpoints(law.x_0(path, x, t), law.eps(path, x, t))
+        data = Gaussian(params["mean"][None], jnp.exp(2.0 * params["log_std"])[None])
+        e = Endpoints(data.x_0(path, x, t), data.eps(path, x, t))
         return KINDS["velocity"].encode(e, x, coefficients(path, t, x))
 
     def init(key):
         return {"mean": jnp.float32(mean), "log_std": jnp.log(jnp.float32(std))}
 
-    return unscaled(Network(init, apply, shape=(1,)), path, "velocity")
+    return unscaled_model(Network(init, apply, shape=(1,)), path, "velocity")

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.models.dit import Size
+from fewstep.models.dit import DiTSize
 from fewstep.modes import MODES
 from fewstep.training.cluster import exits
 from fewstep.training.storage import checkpoint, identity
@@ -34,7 +34,7 @@ ECT = "--config=configs/digits.py:ect"
 SIM = "--config=configs/digits.py:sim"
 DISTANCE = "--config.objective.divergence.distance"
 # The smallest network that has every part, which compiles in a third of the time.
-NANO = Size(32, 1, 2)
+NANO = DiTSize(32, 1, 2)
 run, Command = (partial(function, nano=NANO) for function in (cli.run, cli.Command))
 SMALL = (
     "--config.model.size=nano",
@@ -308,7 +308,7 @@ def test_describe_counts_before_anything_is_trained():
         ((CD, "--workdir=/nowhere", "--config.objective.distance.name=l2"), "objective.distance"),
         (
             (CD, "--workdir=/nowhere", "--config.evaluate.guidance_scale=2.0"),
-            "scale 1 alone, not 2",
+            "scale 1 only, not 2",
         ),
         ((SIM, "--workdir=/nowhere", f"{DISTANCE}.name=l1"), "has a gradient that jumps"),
         ((SIM, "--workdir=/nowhere", f"{DISTANCE}.name=squared_l2"), "sim needs a teacher"),

@@ -13,7 +13,7 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from PIL import Image
 
-from fewstep.models.dit import Size
+from fewstep.models.dit import DiTSize
 from fewstep.training.cluster import exits
 from fewstep.training.metrics import read_rows
 from fewstep.training.storage import checkpoint, restore
@@ -43,7 +43,7 @@ TRAIN = (
 STEPS = "--config.evaluate.steps=(1,2)"
 # The smallest network that has every part, which compiles in a third of the time.
 run, run_together, start_together = (
-    partial(function, nano=Size(32, 1, 2))
+    partial(function, nano=DiTSize(32, 1, 2))
     for function in (cli.run, cli.run_together, cli.start_together)
 )
 BOUND = 20.0  # seconds in which the others must have ended

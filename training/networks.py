@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from fewstep.models import NETWORKS
 from fewstep.models.network import Architecture, Network
 from fewstep.objectives import OBJECTIVES
-from fewstep.objectives.needs import needs_of
+from fewstep.objectives.needs import network_needs
 from fewstep.training.construct import construct, look_up
 from fewstep.training.spaces import build_space
 
@@ -31,7 +31,7 @@ def with_network_fields(config: ConfigDict) -> ConfigDict:
     """
     own = architecture(config).fields
     method = look_up(OBJECTIVES, config.objective.name, "objective.name")
-    needed = needs_of(method, config.objective)
+    needed = network_needs(method, config.objective)
     own |= {name: value for name, value in needed.items() if name in own}
     config = config.copy_and_resolve_references()
     model = config.model

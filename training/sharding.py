@@ -130,7 +130,7 @@ def spread(network: Network, mesh: Mesh) -> Network:
     put = jax.lax.with_sharding_constraint
 
     def shardings(rows: int) -> tuple[NamedSharding, NamedSharding]:
-        count = count_row_devices(rows, mesh.size, network.lines)
+        count = count_row_devices(rows, mesh.size, network.token_rows)
         if count == mesh.size:
             return batch_sharding(mesh), batch_sharding(mesh)
         shares = Mesh(mesh.devices.reshape(count, -1), SHARES)

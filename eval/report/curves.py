@@ -29,7 +29,7 @@ CURVES = {
 }
 # Numbers of sampling steps whose distance is drawn against training.
 DISTANCE_STEPS = (1, 4, 128)
-NOISE_LEVELS = 8  # objectives.base.by_noise_level: eighths of the angle arctan(sigma / alpha)
+NOISE_LEVELS = 8  # objectives.base.noise_level_means: eighths of the angle arctan(sigma / alpha)
 
 # Okabe & Ito 2008, told apart by colour-blind readers, without black and yellow: each is seen on a
 # white page and on a dark one.

@@ -6,7 +6,7 @@ import pytest
 
 from bench import count
 from bench.cases import CASES, case_config, forward_flops_by_hand
-from fewstep.models.dit import SIZES, Size
+from fewstep.models.dit import SIZES, DiTSize
 from fewstep.training.cost.arithmetic import product_flops
 from fewstep.training.cost.compiled import FOR_INSPECTION
 from fewstep.training.experiment import build
@@ -14,7 +14,7 @@ from fewstep.training.experiment import build
 
 @pytest.fixture(autouse=True)
 def toy_size(monkeypatch):
-    monkeypatch.setitem(SIZES, "toy", Size(64, 2, 4))
+    monkeypatch.setitem(SIZES, "toy", DiTSize(64, 2, 4))
 
 
 def asked(**fields):

@@ -4,7 +4,7 @@ import subprocess
 import pytest
 
 from bench import gpu, measure
-from fewstep.models.dit import SIZES, Size
+from fewstep.models.dit import SIZES, DiTSize
 
 SMOKE = gpu.smoke_items(with_torch=True)
 
@@ -82,7 +82,7 @@ def test_a_process_that_fails_says_why():
 
 
 def test_a_step_and_a_sampler_are_measured(monkeypatch):
-    monkeypatch.setitem(SIZES, "toy", Size(32, 1, 2))
+    monkeypatch.setitem(SIZES, "toy", DiTSize(32, 1, 2))
     fields = {"size": "toy", "batch_size": 8, "seconds": 0.01}
     for row in (
         measure.measure_training("flow_matching", scan=True, **fields),

@@ -20,7 +20,7 @@ from fewstep.diffusion.prediction import KINDS
 from fewstep.diffusion.spacing import SPACINGS
 from fewstep.diffusion.time_pairs import CURRICULA
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS
-from fewstep.models.dit import SIZES, Size
+from fewstep.models.dit import SIZES, DiTSize
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.distances import DISTANCES
 from fewstep.objectives.divergences import DIVERGENCES
@@ -55,7 +55,7 @@ def no_blocks(monkeypatch):
 
     With blocks every objective is trained in tests/training/test_sharding.py.
     """
-    monkeypatch.setitem(SIZES, "nano", Size(16, 0, 1))
+    monkeypatch.setitem(SIZES, "nano", DiTSize(16, 0, 1))
 
 
 def training_batch(config, experiment):

@@ -20,11 +20,11 @@ from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
 from fewstep.parts import Entry, Part, RunLength, declared_marks
 from fewstep.training.experiment import build, build_kind, build_model, build_objective
 from fewstep.training.networks import with_network_fields
-from tests.objectives.assembled import responsive
-from tests.objectives.test_parts import OTHERS, parameters_of
+from tests.objectives.assembled import responsive_network
+from tests.objectives.test_parts import OTHERS, part_fields
 
 STEPS_OF_RUN = 777
-MODEL = Model(responsive(), PATHS["ve"](), KINDS["F"])
+MODEL = Model(responsive_network(), PATHS["ve"](), KINDS["F"])
 
 
 class Built(NamedTuple):
@@ -169,9 +169,9 @@ def test_every_field_reaches_the_path(name, monkeypatch):
     monkeypatch.setitem(PATHS, name, path)
     config = config_of("edm")
     config.data.update(image_size=8, channels=1, num_classes=3)
-    config.path.update(name=name, **{field: OTHERS[field] for field in parameters_of("path", name)})
+    config.path.update(name=name, **{field: OTHERS[field] for field in part_fields("path", name)})
     assert build_model(config).path.t_max == plain(**built[0]).t_max
-    assert built == [{field: OTHERS[field] for field in parameters_of("path", name)}]
+    assert built == [{field: OTHERS[field] for field in part_fields("path", name)}]
 
 
 def test_every_field_reaches_the_network(monkeypatch):
@@ -181,7 +181,7 @@ def test_every_field_reaches_the_network(monkeypatch):
     @wraps(kind.build)
     def network(shape, num_classes, **fields):
         built.append((shape, num_classes, fields))
-        return responsive()
+        return responsive_network()
 
     monkeypatch.setitem(models.NETWORKS, "dit", kind._replace(build=network))
     config = config_of("edm")
@@ -209,7 +209,7 @@ def test_every_average_follows_the_generator_at_its_own_rate():
             config.data.update(image_size=8, channels=1, num_classes=3)
             config.model.size = "nano"
             config.ema.update(decays=(0.9, 0.99), power_stds=(0.05, 0.2), warmup=warmup)
-            followers = build(config, responsive()).objective.followers
+            followers = build(config, responsive_network()).objective.followers
             expected = {f"ema_{decay:g}": update(decay) for decay in (0.9, 0.99)}
             expected |= {f"power_{std:g}": power_ema(std) for std in (0.05, 0.2)}
             assert set(followers) == set(expected)

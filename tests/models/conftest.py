@@ -1,4 +1,4 @@
-"""Parameters without zeros, so that no term of a network is hidden by its initialisation."""
+"""Parameters without zeros, so that initialisation hides no term of a network."""
 
 import jax
 import numpy as np

@@ -24,7 +24,7 @@ def conditioning(second_time="none", guidance_input=False, time_scale=10.0, num_
     return Conditioning(WIDTH, num_classes, scalars)
 
 
-def initial(module):
+def initial_params(module):
     condition = {"label": LABEL, "guidance_scale": jnp.ones(3)}
     return module.init(jax.random.key(0), T, S, condition)["params"]
 
@@ -63,7 +63,7 @@ def test_time_embedder_is_an_mlp_of_the_sinusoid():
 
 def test_published_initialisation():
     module = Conditioning(256, 1000, scalar_inputs("none", False, 1000.0))
-    params = initial(module)
+    params = initial_params(module)
     kernels = [layer["kernel"] for layer in params["time_embedder"].values()]
     for weights in (params["label_table"], *kernels):
         assert np.std(weights) == pytest.approx(0.02, rel=0.02)
@@ -73,7 +73,7 @@ def test_published_initialisation():
 
 def test_null_label_is_the_last_row():
     module = conditioning()
-    params = initial(module)
+    params = initial_params(module)
     assert params["label_table"].shape == (CLASSES + 1, WIDTH)
     ours = module.apply({"params": params}, T, S, {"label": LABEL})
     rows = ours - embed(params, "time_embedder", 10.0 * T)
@@ -83,7 +83,7 @@ def test_null_label_is_the_last_row():
 
 def test_a_label_past_the_table_is_nan_for_that_example_only():
     module = conditioning()
-    ours = module.apply({"params": initial(module)}, T, S, {"label": jnp.array([0, 4, -1])})
+    ours = module.apply({"params": initial_params(module)}, T, S, {"label": jnp.array([0, 4, -1])})
     np.testing.assert_array_equal(np.isnan(ours).all(axis=1), [False, True, False])
     np.testing.assert_array_equal(np.isnan(ours).any(axis=1), [False, True, False])
 
@@ -94,7 +94,7 @@ def test_a_label_past_the_table_is_nan_for_that_example_only():
 )
 def test_second_time_is_added_with_its_own_embedder(second_time, value):
     module = conditioning(second_time)
-    params = initial(module)
+    params = initial_params(module)
     total = module.apply({"params": params}, T, S, {"label": LABEL})
     first = conditioning().apply({"params": params}, T, S, {"label": LABEL})
     expected = embed(params, "second_time_embedder", value)
@@ -104,8 +104,8 @@ def test_second_time_is_added_with_its_own_embedder(second_time, value):
 
 def test_guidance_scale_is_added_unscaled():
     module = conditioning(guidance_input=True)
-    params, guidance = initial(module), jnp.array([1.0, 4.0, 7.5])
-    # It starts at zero, so it is moved: otherwise both sides would be 0.
+    params, guidance = initial_params(module), jnp.array([1.0, 4.0, 7.5])
+    # It starts at zero, so the test changes it: otherwise both sides would be 0.
     kernel = 0.1 * jax.random.normal(jax.random.key(1), (WIDTH, WIDTH))
     params["guidance_embedder"]["output"]["kernel"] = kernel
     total = module.apply({"params": params}, T, S, {"label": LABEL, "guidance_scale": guidance})
@@ -117,7 +117,7 @@ def test_guidance_scale_is_added_unscaled():
 
 def test_guidance_scale_starts_without_effect_and_can_get_one():
     module = conditioning("time", guidance_input=True)
-    params = initial(module)
+    params = initial_params(module)
     condition = {"label": LABEL, "guidance_scale": jnp.array([1.0, 4.0, 7.5])}
     total = module.apply({"params": params}, T, S, condition)
     plain = conditioning("time").apply({"params": params}, T, S, {"label": LABEL})
@@ -141,21 +141,21 @@ def test_log_weight_is_zero_at_first_then_a_function_of_the_scaled_time():
     expected = np.asarray(sinusoid(10.0 * T)) @ np.asarray(kernel)[:, 0] + 0.5
     np.testing.assert_allclose(module.apply({"params": moved}, T), expected, rtol=1e-5)
     # At first the weight must be able to learn: d w / d kernel is not zero.
-    slope = jax.grad(lambda p: module.apply({"params": p}, T).sum())(params)
-    assert np.abs(slope["output"]["kernel"]).max() > 1.0
+    grads = jax.grad(lambda p: module.apply({"params": p}, T).sum())(params)
+    assert np.abs(grads["output"]["kernel"]).max() > 1.0
 
 
 def test_without_a_second_time_s_is_ignored():
     module = conditioning()
-    params = initial(module)
+    params = initial_params(module)
     one = module.apply({"params": params}, T, S, {"label": LABEL})
     other = module.apply({"params": params}, T, T, {"label": LABEL})
     np.testing.assert_array_equal(one, other)
 
 
 def test_extra_embedders_leave_the_others_as_they_are():
-    plain = initial(conditioning())
-    extended = initial(conditioning("interval", guidance_input=True))
+    plain = initial_params(conditioning())
+    extended = initial_params(conditioning("interval", guidance_input=True))
     assert set(plain) == {"time_embedder", "label_table"}
     assert set(extended) - set(plain) == {"second_time_embedder", "guidance_embedder"}
     chex.assert_trees_all_equal(plain, {name: extended[name] for name in plain})
@@ -194,7 +194,7 @@ def test_without_classes_no_label_is_read():
 def test_a_bad_condition_is_named(condition, words):
     module = conditioning(guidance_input=True)
     with pytest.raises(ValueError, match=words):
-        module.apply({"params": initial(module)}, T, S, condition)
+        module.apply({"params": initial_params(module)}, T, S, condition)
 
 
 def test_bad_fields_are_named():

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.models.convnet import LAST_SIDE, convnet, layers
+from fewstep.models.convnet import LAST_SIDE, convnet, convolutions
 
 CLASSES = 3
 
@@ -19,7 +19,7 @@ def silu(x):
 
 
 def convolve(x, layer, stride):
-    """3 x 3 products summed in NumPy; where the padding is odd, more of it comes after."""
+    """3 x 3 convolution in NumPy; an odd padding has its larger part at the end."""
     total = [max((-(-side // stride) - 1) * stride + 3 - side, 0) for side in x.shape[1:3]]
     padding = [(0, 0), *((t // 2, t - t // 2) for t in total), (0, 0)]
     windows = np.lib.stride_tricks.sliding_window_view(np.pad(x, padding), (3, 3), (1, 2))
@@ -48,7 +48,7 @@ def test_every_size_ends_in_features_and_logits(side, channels):
     x = jax.ShapeDtypeStruct((2, side, side, channels), jnp.float32)
     features, logits = jax.eval_shape(model.apply, params, x)
     assert features.shape == (2, model.dimension) and logits.shape == (2, CLASSES)
-    places, width = LAST_SIDE**2, layers(side)[-1].width
+    places, width = LAST_SIDE**2, convolutions(side)[-1].width
     assert places * width // 2 <= params["features"]["kernel"].shape[0] <= places * width
 
 
@@ -62,7 +62,7 @@ def test_every_size_ends_in_features_and_logits(side, channels):
     ],
 )
 def test_layers_halve_down_to_the_last_side(side, expected):
-    assert layers(side) == tuple(expected)
+    assert convolutions(side) == tuple(expected)
 
 
 def test_an_image_is_seen_alone():

@@ -4,17 +4,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.models.dit import DIT, SIZES, Size, dit
+from fewstep.models.dit import DIT, SIZES, DiTSize, dit
 from fewstep.models.layers import (
     attention_implementation,
-    normalize,
+    normalize_tokens,
     patchify,
     position_table,
     unpatchify,
 )
 
 SIDE, CHANNELS, BATCH, CLASSES = 8, 2, 3, 5
-TOY = Size(32, 2, 4)
+TOY = DiTSize(32, 2, 4)
 FIELDS = {"shape": (SIDE, SIDE, CHANNELS), "size": "toy", "num_classes": CLASSES}
 T, S = jnp.array([0.9, 0.5, 0.25]), jnp.array([0.4, 0.25, 0.0])
 CONDITION = {"label": jnp.array([0, 3, -1]), "guidance_scale": jnp.array([1.0, 2.0, 4.0])}
@@ -53,7 +53,7 @@ def test_at_first_every_block_is_the_identity():
     assert not np.any(params["patch_embedding"]["bias"])
     positions = position_table(SIDE // 2, SIDE // 2, TOY.width)
     tokens = patches @ params["patch_embedding"]["kernel"] + positions
-    expected = unpatchify(normalize(tokens) @ kernel, (SIDE, SIDE, CHANNELS), 2)
+    expected = unpatchify(normalize_tokens(tokens) @ kernel, (SIDE, SIDE, CHANNELS), 2)
     out = jax.jit(network.apply)(params, images(), T, S, CONDITION)
     np.testing.assert_allclose(out, expected, atol=2e-4)
 
@@ -242,11 +242,11 @@ def test_vmap_over_parameters_and_inputs(random_params):
         np.testing.assert_allclose(mapped[index], expected, atol=5e-5)
 
 
-def count(params):
+def count_parameters(params):
     return sum(int(np.prod(leaf.shape)) for leaf in jax.tree.leaves(params))
 
 
-def expected_count(width, depth, patch_features, classes):
+def expected_parameter_count(width, depth, patch_features, classes):
     """Weights and biases by layer; fixed positions are not parameters."""
     block = 3 * width**2 + 3 * width  # qkv
     block += width**2 + width  # projection
@@ -267,10 +267,10 @@ def expected_count(width, depth, patch_features, classes):
 )
 def test_published_sizes(size, heads, millions):
     network = dit((32, 32, 4), 1000, size=size)
-    ours = count(jax.eval_shape(network.init, jax.random.key(0)))
+    ours = count_parameters(jax.eval_shape(network.init, jax.random.key(0)))
     width, depth, ours_heads = SIZES[size]
     assert ours_heads == heads
-    assert ours == expected_count(width, depth, 16, 1000)
+    assert ours == expected_parameter_count(width, depth, 16, 1000)
     published = ours + 16 * (width + 1) + 256 * width
     assert abs(published / 1e6 - millions) < 0.6
     if size == "XL":
@@ -292,7 +292,7 @@ def test_images_need_not_be_square():
     params = jax.jit(network.init)(jax.random.key(0))
     x, t = jnp.ones((2, 8, 4, 1)), jnp.ones(2)
     out = jax.jit(network.apply)(params, x, t, t, {"label": jnp.array([-1, -1])})
-    assert out.shape == x.shape and network.lines == 4
+    assert out.shape == x.shape and network.token_rows == 4
     assert DIT.shrink({"patch_size": 2}, (48, 32, 1))["patch_size"] == 8
 
 
@@ -317,7 +317,7 @@ def test_bad_fields_are_named(fields, words):
 
 
 @pytest.mark.parametrize(
-    ("size", "words"), [(Size(64, 1, 6), "6 heads"), (Size(66, 1, 6), "divisible by 4")]
+    ("size", "words"), [(DiTSize(64, 1, 6), "6 heads"), (DiTSize(66, 1, 6), "divisible by 4")]
 )
 def test_a_bad_width_is_named(monkeypatch, size, words):
     monkeypatch.setitem(SIZES, "toy", size)

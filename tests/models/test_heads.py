@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from fewstep.models.dit import SIZES, Size, dit
-from fewstep.models.heads import with_head
+from fewstep.models.dit import SIZES, DiTSize, dit
+from fewstep.models.heads import add_head
 from fewstep.models.mlp import mlp
 from fewstep.models.network import STACKED
 
@@ -20,7 +20,7 @@ NAMES = ("block_0", "block_1")
 
 @pytest.fixture(autouse=True)
 def toy_size(monkeypatch):
-    monkeypatch.setitem(SIZES, "toy", Size(16, DEPTH, 2))
+    monkeypatch.setitem(SIZES, "toy", DiTSize(16, DEPTH, 2))
 
 
 def build(name, **fields):
@@ -79,17 +79,17 @@ def test_features_and_their_gradients_are_the_same_in_a_loop_and_with_remat(fiel
 
     x = inputs(plain)[0]
     gradient = jax.value_and_grad(total, argnums=2, has_aux=True)
-    (_, expected), slope = jax.jit(gradient, static_argnums=0)(plain, params, x)
-    (_, found), its_slope = jax.jit(gradient, static_argnums=0)(other, stacked, x)
+    (_, expected), grads = jax.jit(gradient, static_argnums=0)(plain, params, x)
+    (_, found), its_grads = jax.jit(gradient, static_argnums=0)(other, stacked, x)
     chex.assert_trees_all_close(found, expected, atol=1e-4)
-    chex.assert_trees_all_close(its_slope, slope, atol=1e-4)
+    chex.assert_trees_all_close(its_grads, grads, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["dit", "mlp"])
 def test_heads_live_beside_a_network_that_stays_as_it_is(name):
     network = build(name)
-    headed = with_head(network, "first", Mean(), ("block_0",))
-    headed = with_head(headed, "second", Mean(), NAMES)
+    headed = add_head(network, "first", Mean(), ("block_0",))
+    headed = add_head(headed, "second", Mean(), NAMES)
     own, params = (jax.jit(n.init)(jax.random.key(0)) for n in (network, headed))
     assert set(params) - set(own) == {"first", "second"}
     chex.assert_trees_all_equal({part: params[part] for part in own}, own)
@@ -99,22 +99,22 @@ def test_heads_live_beside_a_network_that_stays_as_it_is(name):
     chex.assert_trees_all_equal(output, network.apply(own, *inputs(network)))
     for head in headed.heads:
         assert head.apply(params, hidden).shape == (BATCH,)
-        # Its gradient reaches its own parameters, and no other head's.
-        slope = jax.grad(lambda p, head=head: jnp.sum(head.apply(p, hidden)))(params)
+        # The gradient of a head reaches its own parameters and no other head's.
+        grads = jax.grad(lambda p, head=head: jnp.sum(head.apply(p, hidden)))(params)
         moved = {
-            part for part in slope if any(np.any(leaf) for leaf in jax.tree.leaves(slope[part]))
+            part for part in grads if any(np.any(leaf) for leaf in jax.tree.leaves(grads[part]))
         }
         assert moved == {head.name}
 
 
 def test_a_network_with_heads_can_be_a_static_argument():
-    headed = with_head(build("mlp"), "first", Mean(), ("block_0",))
+    headed = add_head(build("mlp"), "first", Mean(), ("block_0",))
     assert headed.head("first") is headed.heads[0]
     assert len({headed, build("mlp")}) == 2
 
 
 def test_a_name_that_is_taken_and_features_that_are_not_there_are_refused():
-    with pytest.raises(ValueError, match="parameters 'input' already"):
-        with_head(build("mlp"), "input", Mean(), ("block_0",))
+    with pytest.raises(ValueError, match="already has parameters 'input'"):
+        add_head(build("mlp"), "input", Mean(), ("block_0",))
     with pytest.raises(ValueError, match="feature='block_7'"):
-        with_head(build("mlp"), "head", Mean(), ("block_7",))
+        add_head(build("mlp"), "head", Mean(), ("block_7",))

@@ -5,11 +5,11 @@ import pytest
 
 from fewstep.models.layers import (
     Attention,
-    Block,
+    DiTBlock,
     FinalLayer,
     Mlp,
     modulate,
-    normalize,
+    normalize_tokens,
     patchify,
     position_table,
     unpatchify,
@@ -71,7 +71,7 @@ def test_attention_in_chunks_is_the_same(tokens):
 
 
 def test_bfloat16_attention_keeps_its_softmax_in_float32():
-    # Logits of some hundreds: bfloat16 would round them by about one, a factor e in a weight.
+    # bfloat16 would round logits of some hundreds by about one, a factor e in a weight.
     logit_scale = 8.0
     x = np.asarray(jnp.asarray(draw(2, TOKENS, WIDTH), jnp.bfloat16), np.float32)
     identity = np.eye(WIDTH, dtype=np.float32)
@@ -105,12 +105,12 @@ def test_normalize_uses_float32_statistics_and_the_published_epsilon():
     x = draw(3, 8, scale=1e-3)
     centred = np.float64(x) - np.float64(x).mean(-1, keepdims=True)
     expected = centred / np.sqrt((centred**2).mean(-1, keepdims=True) + 1e-6)
-    np.testing.assert_allclose(normalize(jnp.asarray(x)), expected, rtol=1e-4)
-    assert normalize(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
+    np.testing.assert_allclose(normalize_tokens(jnp.asarray(x)), expected, rtol=1e-4)
+    assert normalize_tokens(jnp.asarray(x, jnp.bfloat16)).dtype == jnp.float32
     far = 1e3 + draw(3, 8, seed=1)
     centred = np.float64(far) - np.float64(far).mean(-1, keepdims=True)
     expected = centred / centred.std(-1, keepdims=True)
-    np.testing.assert_allclose(normalize(jnp.asarray(far)), expected, atol=2e-3)
+    np.testing.assert_allclose(normalize_tokens(jnp.asarray(far)), expected, atol=2e-3)
 
 
 def test_modulation_is_by_example():
@@ -146,7 +146,7 @@ def test_positions_against_numpy(rows, columns, width):
 
 def test_a_block_starts_as_the_identity_and_does_not_stay_it(random_params):
     x, c = draw(2, TOKENS, WIDTH), draw(2, WIDTH, seed=1)
-    block = Block(HEADS, "float32", "xla", 0.0)
+    block = DiTBlock(HEADS, "float32", "xla", 0.0)
     params = block.init(jax.random.key(0), x, c)["params"]
     np.testing.assert_array_equal(block.apply({"params": params}, x, c), x)
     assert not np.any(params["modulation"]["kernel"])
@@ -157,7 +157,7 @@ def test_a_block_starts_as_the_identity_and_does_not_stay_it(random_params):
 
 def test_block_against_its_equations(random_params):
     x, c = draw(2, TOKENS, WIDTH), draw(2, WIDTH, seed=1)
-    block = Block(HEADS, "float32", "xla", 0.0)
+    block = DiTBlock(HEADS, "float32", "xla", 0.0)
     params = random_params(block.init(jax.random.key(0), x, c)["params"])
     silu = c / (1.0 + np.exp(-c))
     parts = silu @ params["modulation"]["kernel"] + params["modulation"]["bias"]
@@ -177,13 +177,13 @@ def test_block_against_its_equations(random_params):
 def test_dropout_scales_or_zeroes_each_branch(random_params, branch):
     x, c, rate = draw(8, TOKENS, WIDTH), draw(8, WIDTH, seed=1), 0.75
     params = random_params(
-        Block(HEADS, "float32", "xla", rate).init(jax.random.key(0), x, c)["params"]
+        DiTBlock(HEADS, "float32", "xla", rate).init(jax.random.key(0), x, c)["params"]
     )
     gates = np.zeros(6 * WIDTH, np.float32)
     gates[(3 * branch + 2) * WIDTH : (3 * branch + 3) * WIDTH] = 1.0  # the other gate is shut
     params["modulation"] = {"kernel": np.zeros((WIDTH, 6 * WIDTH)), "bias": gates}
-    full = Block(HEADS, "float32", "xla", 0.0).apply({"params": params}, x, c) - x
-    block = Block(HEADS, "float32", "xla", rate)
+    full = DiTBlock(HEADS, "float32", "xla", 0.0).apply({"params": params}, x, c) - x
+    block = DiTBlock(HEADS, "float32", "xla", rate)
     rngs = {"dropout": jax.random.key(1)}
     dropped = block.apply({"params": params}, x, c, rngs=rngs) - x
     kept = np.abs(dropped) > 1e-6
@@ -197,7 +197,7 @@ def test_the_final_layer_is_float32_and_starts_at_zero():
     params = layer.init(jax.random.key(0), x, c)["params"]
     assert not any(np.any(leaf) for leaf in jax.tree.leaves(params))
     params["output"]["kernel"] = jnp.asarray(draw(WIDTH, 6))
-    expected = np.asarray(normalize(x)) @ params["output"]["kernel"]
+    expected = np.asarray(normalize_tokens(x)) @ params["output"]["kernel"]
     ours = layer.apply({"params": params}, x, jnp.asarray(c, jnp.bfloat16))
     assert ours.dtype == jnp.float32
     np.testing.assert_allclose(ours, expected, atol=1e-5)

@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from fewstep.models import NETWORKS
-from fewstep.models.dit import SIZES, Size
+from fewstep.models.dit import SIZES, DiTSize
 from fewstep.models.network import check_inputs
 
 X, T = jnp.zeros((2, 4, 4, 1)), jnp.zeros(2)
 
 
 def build(name, **fields):
-    """A network of the table by its name."""
+    """The network of that name in NETWORKS."""
     return NETWORKS[name].build(**fields)
 
 
@@ -67,18 +67,22 @@ CONDITION = {"label": jnp.array([0, -1]), "guidance_scale": jnp.array([1.0, 3.0]
 def test_a_network_says_what_it_reads(name):
     plain = build(name, **NETWORK_FIELDS[name])
     assert (plain.second_time, plain.guidance_input, plain.log_weight) == ("none", False, None)
-    told = build(name, **NETWORK_FIELDS[name], guidance_input=True, second_time="interval")
-    assert (told.second_time, told.guidance_input, told.log_weight) == ("interval", True, None)
+    network = build(name, **NETWORK_FIELDS[name], guidance_input=True, second_time="interval")
+    assert (network.second_time, network.guidance_input, network.log_weight) == (
+        "interval",
+        True,
+        None,
+    )
 
 
-def test_lines_are_rows_of_tokens_where_devices_can_share_them(monkeypatch):
+def test_token_rows_are_those_that_devices_can_split(monkeypatch):
     fields = {**NETWORK_FIELDS["dit"], "shape": (12, 8, 1), "patch_size": 4}
-    assert build("dit", **fields).lines == 3
-    assert build("mlp", **NETWORK_FIELDS["mlp"]).lines == 1
+    assert build("dit", **fields).token_rows == 3
+    assert build("mlp", **NETWORK_FIELDS["mlp"]).token_rows == 1
     monkeypatch.setattr(
         import_module("fewstep.models.dit"), "attention_implementation", lambda *_: "cudnn"
     )
-    assert build("dit", **fields).lines == 1
+    assert build("dit", **fields).token_rows == 1
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -99,7 +103,7 @@ def test_a_loss_weight_has_its_own_parameters_and_leaves_apply_as_it_is(name, ra
     apply = jax.jit(weighted.apply)
     assert np.abs(expected).max() > 0.01
     np.testing.assert_array_equal(apply(moved, x, t, t, CONDITION), expected)
-    # It does not read the network's parameters either.
+    # The weight does not read the network's parameters either.
     both = {**moved, "loss_weight": params["loss_weight"]}
     np.testing.assert_array_equal(weighted.log_weight(both, t), [0.0, 0.0])
 
@@ -129,24 +133,24 @@ OWN = {
         "depth": (1, "shapes sampling training"),
     },
 }
-# What both networks have; of another value the last one counts.
+# Fields of both networks; the last value of a field counts.
 BESIDE = {"time_scale": [("loss_weight", True)], "dropout": [("dropout", 0.3)]}
-# xla alone is on CPUs: tests/models/test_layers.py; of initial values: tests/models/test_dit.py
+# CPUs have xla only: tests/models/test_layers.py; of initial values: tests/models/test_dit.py
 ELSEWHERE = {"attention", "adaln_zero"}
 
 
 @pytest.fixture(scope="module")
 def describe():
-    """A function of a network's name and fields: each of its parts as text, made once."""
+    """(name, fields) -> each part of a network as text, computed once."""
     with pytest.MonkeyPatch.context() as patch:
         for size, width in (("nano", 8), ("wide", 16)):
-            patch.setitem(SIZES, size, Size(width, 1, 2))
+            patch.setitem(SIZES, size, DiTSize(width, 1, 2))
         yield cache(
-            lambda name, *fields: parts_of(build(name, **NETWORK_FIELDS[name] | dict(fields)))
+            lambda name, *fields: describe_parts(build(name, **NETWORK_FIELDS[name] | dict(fields)))
         )
 
 
-def parts_of(network):
+def describe_parts(network):
     """Each part of a network as text."""
     key = jax.random.key(0)
     params = jax.eval_shape(network.init, key)

@@ -25,7 +25,7 @@ from fewstep.training.sharding import put_batch
 from fewstep.training.sources import abstract_batch
 from fewstep.training.state import initial_state
 from fewstep.training.storage import workdir
-from tests.networks import affine
+from tests.networks import affine_network
 from tests.training.runs import small_config
 
 MEASURED_BY = ("features", "weights", "reference", "agreement", "batch_size")
@@ -81,7 +81,7 @@ def dataset(image_size, channels, **rules):
 
 def random_network(shape):
     """The affine network with random parameters, and no input beside time and label."""
-    network = affine()
+    network = affine_network()
 
     def init(key):
         return jax.tree.map(lambda leaf: leaf * jax.random.uniform(key), network.init(key))

@@ -5,7 +5,7 @@ from importlib import import_module
 
 import pytest
 
-from fewstep.models.dit import Size
+from fewstep.models.dit import DiTSize
 from fewstep.modes.compare import Cell, compare, is_evaluated, plan, with_teachers
 from fewstep.modes.request import Request
 from fewstep.training.report import NonFiniteError
@@ -13,7 +13,7 @@ from tests import cli
 from tests.training.runs import small_config, small_experiment
 
 # The smallest network that has every part, which compiles in a third of the time.
-run = partial(cli.run, nano=Size(32, 1, 2))
+run = partial(cli.run, nano=DiTSize(32, 1, 2))
 SMALL = (
     "--config=configs/digits.py",
     "--config.model.size=nano",

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.models.dit import Size
+from fewstep.models.dit import DiTSize
 from fewstep.modes.checks import ALONE, TOGETHER
 from fewstep.modes.doctor import doctor
 from fewstep.modes.prepare import prepare
@@ -230,7 +230,7 @@ def test_processes_that_differ_are_named(tmp_path):
     command = ("--config=configs/digits.py:edm", "--mode=doctor", f"--workdir={tmp_path}/run")
     own = {1: ["--config.seed=1", "--config.mesh.fsdp=3"]}
     first, second = run_together(
-        2, *command, *SMALL, own=own, expect=exits.BAD_INPUT, nano=Size(32, 1, 2)
+        2, *command, *SMALL, own=own, expect=exits.BAD_INPUT, nano=DiTSize(32, 1, 2)
     )
     failed = [line.split(None, 2)[1:] for line in first.stdout.splitlines() if "FAILED" in line]
     failed = [row for row in failed if row[0] != "code"]  # which may change while it is tested

@@ -1,7 +1,7 @@
-"""Objectives of the registry with every field set, to values that are no default and not neutral.
+"""Objectives of the registry with all fields set to values that are neither default nor neutral.
 
-A field of a later method is picked up from its signature. VALUES needs an entry for its name: the
-value that it has here, and another.
+The fields come from the signatures of the objectives. Each field name needs an entry in VALUES: its
+value in the cases here, and another one.
 """
 
 import inspect
@@ -24,29 +24,29 @@ from fewstep.objectives.consistency import WEIGHTINGS
 from fewstep.objectives.distances import huber, norm, pseudo_huber
 from fewstep.objectives.divergences import integral_kl, score_distillation, score_identity
 from fewstep.objectives.generators import particles
-from fewstep.objectives.needs import needs_of
+from fewstep.objectives.needs import network_needs
 from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.ode import STEPS
 from tests.training.runs import random_batch
 
 KEY, SHARE_KEY = jax.random.key(0), jax.random.key(1)
-# Rows enough for shares and correlations to be seen in.
+# Enough rows to measure shares and correlations.
 CLASSES, ROWS, DIMENSION = 3, 2048, 2
 # The length of schedules here.
 TOTAL = 40
 
 
-class Given(NamedTuple):
-    """A part that is a function of the model."""
+class ModelPart(NamedTuple):
+    """A part that is built from the model."""
 
     part: Any
 
-    def on(self, model):
+    def build(self, model):
         return self.part(model)
 
 
-# The value of each field here, and another one.
+# (value of a field in the cases here, another value)
 VALUES = {
     "adaptive_weight": (True, False),
     "b": (0.7, 1.6),
@@ -56,7 +56,7 @@ VALUES = {
     "divergence": (score_identity(1.5), integral_kl()),
     "fake_score_updates": (3, 4),
     "fake_time_sampler": tuple(
-        Given(lambda m, x=x: logit_normal_times(m.path, x)) for x in (-0.5, 0.6)
+        ModelPart(lambda m, x=x: logit_normal_times(m.path, x)) for x in (-0.5, 0.6)
     ),
     "generator": (None, particles((DIMENSION,), ROWS)),
     "guidance_range": ((1.5, 4.0), (2.0, 6.0)),
@@ -71,7 +71,7 @@ VALUES = {
     "regression_distance": (huber(0.2), norm(1.5)),
     "regression_weight": (0.4, 0.7),
     "sample_times": tuple(
-        Given(
+        ModelPart(
             lambda model, u=u: tuple(
                 map(float, karras_spacing(model.path, 2.0).time(jnp.asarray(u)))
             )
@@ -81,7 +81,9 @@ VALUES = {
     "sigma_init": (1.3, 0.9),
     "skip": (2, 1),
     "solver": (SOLVERS["ancestral"](), SOLVERS["ddim"]()),
-    "spacing": tuple(Given(lambda model, p=p: karras_spacing(model.path, p)) for p in (2.0, 4.0)),
+    "spacing": tuple(
+        ModelPart(lambda model, p=p: karras_spacing(model.path, p)) for p in (2.0, 4.0)
+    ),
     "stages": (5, 3),
     "tangent_scale": (0.3, 0.6),
     "tangent_warmup": (TOTAL, TOTAL // 2),
@@ -89,22 +91,22 @@ VALUES = {
     "target_warmup": (True, False),
     "teacher_solver": (STEPS["ddim"], STEPS["heun"]),
     "time_sampler": tuple(
-        Given(lambda m, x=x: log_normal_times(m.path, x, 0.7)) for x in (-0.4, 0.5)
+        ModelPart(lambda m, x=x: log_normal_times(m.path, x, 0.7)) for x in (-0.4, 0.5)
     ),
     "total_steps": (TOTAL, 2 * TOTAL),
     "weighting": (WEIGHTINGS["inverse_gap"], WEIGHTINGS["uniform"]),
 }
-# Where a field's name means something else than in VALUES.
+# Fields whose name means something else than in VALUES.
 OWN_VALUES = {
-    # Of its last stage, which starts at pure noise alone, no loss depends on data or weights.
+    # In its last stage steps start at pure noise, so no loss depends on data or weights.
     ("progressive", "max_steps"): (16, 8),
     ("progressive", "weighting"): (
         SNR_WEIGHTINGS["snr_plus_one"],
         SNR_WEIGHTINGS["truncated_snr"],
     ),
 }
-# Cases by name, (objective, fields that differ from VALUES): every objective is one, and beside
-# them what a field turns off.
+# Cases by name: (objective, fields that differ from VALUES). Each objective is a case; more cases
+# have a part that a field turns off.
 CASES = {name: (name, {}) for name in OBJECTIVES} | {
     "unguided shortcut": ("shortcut", {"guidance_scale": 1.0, "target_warmup": False}),
     "plain distillation": (
@@ -142,14 +144,14 @@ class Case(NamedTuple):
     networks: dict[str, Any]
 
 
-def fields_of(case):
+def field_names(case):
     """The names of the fields of a case's objective."""
     name, _ = CASES[case]
     return list(inspect.signature(OBJECTIVES[name]).parameters)[1:]
 
 
-def value_of(case, field, other=False):
-    """The value of a field in a case, or another one."""
+def field_value(case, field, other=False):
+    """The value of a field in a case; other: its other value."""
     name, own = CASES[case]
     if field not in VALUES:
         raise LookupError(
@@ -163,19 +165,19 @@ def value_of(case, field, other=False):
 
 
 def assemble(case, wrap=lambda network: network, **changed):
-    """The case, some fields changed; wrap: network -> network."""
+    """The case with some fields changed. wrap: network -> network, applied to its network."""
     name, _ = CASES[case]
-    fields = {field: value_of(case, field) for field in fields_of(case)} | changed
+    fields = {field: field_value(case, field) for field in field_names(case)} | changed
     path, kind = MODELS.get(name, ("linear", "velocity"))
-    network = responsive(**needs_of(OBJECTIVES[name], fields))
+    network = responsive_network(**network_needs(OBJECTIVES[name], fields))
     model = Model(wrap(network), PATHS[path](), KINDS[kind])
-    fields = {k: v.on(model) if isinstance(v, Given) else v for k, v in fields.items()}
+    fields = {k: v.build(model) if isinstance(v, ModelPart) else v for k, v in fields.items()}
     objective = OBJECTIVES[name](model, **fields)
-    return Case(model, objective, networks_of(objective, model))
+    return Case(model, objective, distinct_params(objective, model))
 
 
-def responsive(second_time="none", guidance_input=False, loss_weight=False):
-    """A network of a few numbers, where each input and each parameter matters, with dropout."""
+def responsive_network(second_time="none", guidance_input=False, loss_weight=False):
+    """A small network with dropout, whose output depends on each input and parameter."""
 
     def init(key):
         params = {
@@ -208,8 +210,8 @@ def responsive(second_time="none", guidance_input=False, loss_weight=False):
     return Network(init, apply, second_time, guidance_input, weight, (DIMENSION,))
 
 
-def networks_of(objective, model):
-    """Parameters of players, followers and teachers, all different."""
+def distinct_params(objective, model):
+    """Different parameters for each player, follower and teacher."""
     params = {}
     for name in (*objective.players, *objective.followers, *objective.frozen):
         network = objective.players[name].network if name in objective.players else model.network
@@ -220,15 +222,15 @@ def networks_of(objective, model):
     return params
 
 
-def batch_of(objective):
-    """Random data and labels: what an objective reads."""
+def objective_batch(objective):
+    """A batch of random data from the sources that an objective reads."""
     batch = random_batch(objective, ROWS, (DIMENSION,), CLASSES, seed=2)
     return jax.tree.map(jnp.asarray, batch)
 
 
 def loss_rows(case, player, params, step, batch=None, key=KEY):
-    """The loss of a player, [B], as a function of its parameters, in what is shared too."""
-    objective, batch = case.objective, batch or batch_of(case.objective)
+    """The loss of a player, [B]. The shared arrays depend on its parameters too."""
+    objective, batch = case.objective, batch or objective_batch(case.objective)
     networks = {**case.networks, player: params}
     shared = {SHARED: objective.share(networks, batch, SHARE_KEY)} if objective.share else {}
     loss = objective.players[player].loss
@@ -236,7 +238,7 @@ def loss_rows(case, player, params, step, batch=None, key=KEY):
 
 
 def samples(objective, params, steps, *, scale=None, seed=3):
-    """Samples at a guidance scale, the objective's own if None."""
+    """Samples at a guidance scale; None is the objective's own scale."""
     eps = jax.random.normal(jax.random.key(4), (ROWS, DIMENSION))
     return objective.sample(
         params,
@@ -248,8 +250,8 @@ def samples(objective, params, steps, *, scale=None, seed=3):
     )
 
 
-def unrolled(body, carry, xs, length=None):
-    """jax.lax.scan in Python, of a body without outputs."""
+def unroll_scan(body, carry, xs, length=None):
+    """jax.lax.scan as a Python loop, for a body without outputs."""
     for i in range(length or len(jax.tree.leaves(xs)[0])):
         carry, _ = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
     return carry, None

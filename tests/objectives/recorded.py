@@ -1,6 +1,6 @@
-"""A training step of an assembled objective, with its network calls and random draws recorded.
+"""Records the network calls and random draws of a training step of an assembled objective.
 
-Nothing is compiled, so that keys are there to look at.
+Nothing is compiled, so that the values of keys can be read.
 """
 
 import inspect
@@ -15,13 +15,22 @@ import optax
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.step import train_step
 from fewstep.training.storage.train_state import TrainState
-from tests.objectives.assembled import Given, assemble, batch_of, fields_of, value_of
+from tests.objectives.assembled import (
+    ModelPart,
+    assemble,
+    field_names,
+    field_value,
+    objective_batch,
+)
 
 SEED, STEP = 5, 30
 
 
 class Call(NamedTuple):
-    """One evaluation of a network. who: whose parameters. key: of dropout, b"" for none."""
+    """One evaluation of a network.
+
+    who: owner of the parameters. key: dropout key, b"" without dropout.
+    """
 
     phase: str
     who: str
@@ -47,15 +56,15 @@ class Draw(NamedTuple):
 
 
 class Record:
-    """What a step does, in the order in which it does it."""
+    """The calls and draws of a step, in their order."""
 
     def __init__(self):
         self.phase, self.names = "", []
         self.calls, self.draws, self.times = {}, [], {}
-        self.parents, self.children = set(), []  # keys that are made into others, and those made
+        self.parents, self.children = set(), []  # keys that are split or folded, and their results
 
-    def network(self, network):
-        """The network, its calls recorded; parameters have the entry "who", an index in names."""
+    def record_network(self, network):
+        """The network with its calls recorded; params["who"] is an index in names."""
 
         def apply(params, x, t, s, condition, *, train=False, rng=None):
             phase, index = self.phase, len(self.calls)
@@ -79,8 +88,8 @@ class Record:
 
         return network._replace(apply=apply)
 
-    def during(self, phase, function):
-        """The function, what is recorded meanwhile being of that phase."""
+    def record_phase(self, phase, function):
+        """The function; records during its calls belong to that phase."""
 
         def run(*args):
             self.phase = phase
@@ -88,8 +97,8 @@ class Record:
 
         return run
 
-    def time_sampler(self, field, sampler):
-        """The sampler, its last draw kept."""
+    def record_times(self, field, sampler):
+        """The sampler with its last draw recorded."""
 
         def sample(key, count):
             self.times[field] = sampler(key, count)
@@ -98,12 +107,12 @@ class Record:
         return sample
 
     def watch_random_numbers(self, monkeypatch):
-        """Records what is drawn with a key, and which keys are made into others."""
+        """Records the draws from each key, and the keys that are split or folded."""
         for name, function in vars(jax.random).copy().items():
             if inspect.isfunction(function) and "key" in inspect.signature(function).parameters:
-                monkeypatch.setattr(jax.random, name, self.drawn(name, function))
+                monkeypatch.setattr(jax.random, name, self.record_draw(name, function))
 
-    def drawn(self, name, function):
+    def record_draw(self, name, function):
         def draw(key, *args, **kwargs):
             values = function(key, *args, **kwargs)
             data = np.asarray(jax.random.key_data(key)).tobytes()
@@ -119,7 +128,7 @@ class Record:
 
 
 class Step(NamedTuple):
-    """A step that was taken, and what was recorded of it. before, after: parameters of players."""
+    """A training step and its record. before, after: parameters of players."""
 
     case: Any
     before: Mapping[str, Any]
@@ -132,13 +141,15 @@ class Step(NamedTuple):
 def take_step(name, monkeypatch):
     """One training step of a case, recorded."""
     record = Record()
-    # A period of 1: others are a branch, which is compiled.
-    changed = {"fake_score_updates": 1} if "fake_score_updates" in fields_of(name) else {}
+    # A period of 1, because any other makes a branch, which is compiled.
+    changed = {"fake_score_updates": 1} if "fake_score_updates" in field_names(name) else {}
     for field in ("time_sampler", "fake_time_sampler"):
-        if field in fields_of(name) and value_of(name, field):
-            own = value_of(name, field)
-            changed[field] = Given(lambda m, own=own, f=field: record.time_sampler(f, own.on(m)))
-    case = assemble(name, record.network, **changed)
+        if field in field_names(name) and field_value(name, field):
+            own = field_value(name, field)
+            changed[field] = ModelPart(
+                lambda m, own=own, f=field: record.record_times(f, own.build(m))
+            )
+    case = assemble(name, record.record_network, **changed)
     objective = case.objective
     record.names = list(case.networks)
     networks = {
@@ -146,10 +157,10 @@ def take_step(name, monkeypatch):
         for who, params in case.networks.items()
     }
     players = {
-        player: entry._replace(loss=record.during(player, entry.loss))
+        player: entry._replace(loss=record.record_phase(player, entry.loss))
         for player, entry in objective.players.items()
     }
-    share = objective.share and record.during("share", objective.share)
+    share = objective.share and record.record_phase("share", objective.share)
     descent = Optimizer(optax.sgd(1.0), lambda step: 1.0)
     optimizers = dict.fromkeys(players, descent)
     state = TrainState(
@@ -158,7 +169,7 @@ def take_step(name, monkeypatch):
         {follower: networks[follower] for follower in objective.followers},
         {player: descent.transform.init(networks[player]) for player in players},
     )
-    batch = batch_of(objective)
+    batch = objective_batch(objective)
     step = train_step(objective._replace(players=players, share=share), optimizers, SEED)
     with monkeypatch.context() as patched:
         record.watch_random_numbers(patched)

@@ -1,17 +1,17 @@
-"""What an objective says of itself is there."""
+"""The headline of each player exists."""
 
 import jax
 import jax.numpy as jnp
 import pytest
 
 from fewstep.objectives.base import SHARED
-from tests.objectives.assembled import CASES, KEY, assemble, batch_of
+from tests.objectives.assembled import CASES, KEY, assemble, objective_batch
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_headline_of_every_player_is_the_loss_or_a_metric_of_it(name):
     case = assemble(name)
-    objective, networks, batch = case.objective, case.networks, batch_of(case.objective)
+    objective, networks, batch = case.objective, case.networks, objective_batch(case.objective)
 
     def metrics_of(player):
         def step(networks):

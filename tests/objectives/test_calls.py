@@ -1,6 +1,6 @@
-"""How every objective calls its networks, and what random numbers it draws, in one training step.
+"""The network calls and random draws of every objective in one training step.
 
-A network that records its calls stands in the place of each.
+A network that records its calls replaces each network.
 """
 
 from functools import lru_cache
@@ -16,10 +16,10 @@ from tests.objectives.assembled import (
     CLASSES,
     ROWS,
     assemble,
-    fields_of,
+    field_names,
+    field_value,
     samples,
-    unrolled,
-    value_of,
+    unroll_scan,
 )
 from tests.objectives.recorded import Record, take_step
 
@@ -31,7 +31,7 @@ CALLS = {
     # The target makes the two half steps of the bootstrap rows.
     "shortcut": {"network": ["target rests guided in part"] * 2 + ["network trains dropped"]},
     "unguided shortcut": {"network": ["target rests kept"] * 2 + ["network trains dropped"]},
-    # The target draws the network's mask: see SAME_MASK.
+    # The target draws the same mask as the network: see SAME_MASK.
     "consistency_distillation": {
         "network": ["teacher rests guided", "network trains kept", "target trains kept"]
     },
@@ -44,12 +44,12 @@ CALLS = {
     "continuous_training": {"network": ["network trains kept"]},
     "continuous_distillation": {"network": ["teacher rests guided", "network trains kept"]},
     "plain continuous distillation": {"network": ["teacher rests kept", "network trains kept"]},
-    # After the first stage, in which alone the teacher is guided.
+    # After the first stage, the only one with a guided teacher.
     "progressive": {"network": ["teacher rests kept"] * 2 + ["network trains kept"]},
     "distribution_matching": {
         "share": ["generator trains kept"],
         "fake_score": ["fake_score trains kept"],
-        # The scores are constants to the generator. Its own call is at the noise of the pairs.
+        # The scores are constants for the generator. Its own call uses the noise of the pairs.
         "generator": [
             "fake_score rests kept",
             "teacher rests guided",
@@ -67,7 +67,7 @@ CALLS = {
         "generator": ["teacher rests guided", "teacher rests null", "generator trains of pairs"],
     },
 }
-# Cases whose two evaluations are compared under one dropout mask.
+# Cases that compare two evaluations under one dropout mask.
 SAME_MASK = {
     "consistency_distillation",
     "plain distillation",
@@ -77,7 +77,7 @@ SAME_MASK = {
 }
 # Objectives whose network reads an earlier time.
 SECOND_TIMES = ("shortcut", "unguided shortcut")
-# (phase, network) -> the field whose times it is called at.
+# (phase, network) -> the time sampler that draws the times of its calls.
 TIMES = {
     "denoising": {("network", "network"): "time_sampler"},
     "shortcut": {("network", "network"): "time_sampler"},
@@ -107,13 +107,13 @@ TIMES = {
 
 @pytest.fixture(scope="module")
 def steps():
-    """case -> a step of it, taken once."""
+    """case -> its recorded step, computed once."""
     with pytest.MonkeyPatch.context() as patched:
         yield lru_cache(lambda name: take_step(name, patched))
 
 
-def labels_of(call, batch, every=1):
-    """What a call makes of a batch's labels, in the words of CALLS."""
+def label_treatment(call, batch, every=1):
+    """The labels of a call compared with those of the batch, in the words of CALLS."""
     pairs = batch.get("pairs", {"label": None})["label"]
     for labels, word in ((batch["label"], "kept"), (pairs, "of pairs")):
         for own in () if labels is None else (labels, labels[::every]):
@@ -127,9 +127,9 @@ def labels_of(call, batch, every=1):
     return "dropped" if np.all(kept | (call.label == -1)) else "other"
 
 
-def every_of(name):
-    """One row in so many is a bootstrap row, if a case has these."""
-    return round(1 / value_of(name, "bootstrap_fraction")) if "shortcut" in name else 1
+def bootstrap_period(name):
+    """Rows per bootstrap row, or 1 for a case without bootstrap rows."""
+    return round(1 / field_value(name, "bootstrap_fraction")) if "shortcut" in name else 1
 
 
 def test_every_objective_has_its_calls_here():
@@ -141,29 +141,29 @@ def test_networks_are_called_in_their_mode_with_their_labels(name, steps):
     step = steps(name)
     found = {phase: [] for phase in CALLS[name]}
     for call in step.calls:
-        labels = labels_of(call, step.batch, every_of(name))
+        labels = label_treatment(call, step.batch, bootstrap_period(name))
         found[call.phase].append(f"{call.who} {call.mode} {labels}")
     assert {p: sorted(c) for p, c in found.items()} == {
         p: sorted(c) for p, c in CALLS[name].items()
     }
-    # A key exactly where there is dropout, and one mask for two sides that are compared.
+    # A call has a key exactly if it has dropout; two sides that are compared have one mask.
     assert all(bool(call.key) == call.train for call in step.calls)
     keys = [call.key for call in step.calls if call.train]
     assert len(set(keys)) == len(keys) - (name in SAME_MASK)
-    # Those that an objective says that it has, and no others, are evaluated.
+    # The step evaluates all networks of the objective, and no others.
     assert {call.who for call in step.calls} == set(step.case.networks)
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if "label_dropout" in fields_of(name)])
+@pytest.mark.parametrize("name", [name for name in CASES if "label_dropout" in field_names(name)])
 def test_labels_are_dropped_at_the_rate_of_the_field(name, steps):
     step = steps(name)
     (trained,) = (call for call in step.calls if call.train)
-    null, every = trained.label == -1, every_of(name)
+    null, every = trained.label == -1, bootstrap_period(name)
     if every > 1:
         assert not null[::every].any()  # bootstrap rows keep theirs
         null = np.delete(null, np.s_[::every])
-    rate = value_of(name, "label_dropout")
-    assert null.mean() == pytest.approx(rate, abs=deviations(5, len(null)))
+    rate = field_value(name, "label_dropout")
+    assert null.mean() == pytest.approx(rate, abs=correlation_bound(5, len(null)))
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -175,8 +175,8 @@ def test_every_parameter_of_a_player_is_trained(name, steps):
             assert np.isfinite(change).all() and change.max() > 1e-4, (player, leaf)
 
 
-def deviations(count, rows):
-    """So many standard deviations of a correlation; at least that of a share."""
+def correlation_bound(count, rows):
+    """`count` standard deviations of a correlation over `rows` rows; of a share, these are more."""
     return count / rows**0.5
 
 
@@ -191,7 +191,11 @@ def test_random_draws_are_of_every_row_and_independent(name, steps):
     columns = {}
     for i, draw in enumerate(record.draws):
         values = draw.values.reshape(len(draw.values), -1).astype(np.float64)
-        assert len(values) in (ROWS, ROWS // every_of(name), ROWS - ROWS // every_of(name))
+        assert len(values) in (
+            ROWS,
+            ROWS // bootstrap_period(name),
+            ROWS - ROWS // bootstrap_period(name),
+        )
         if draw.values.dtype == np.float32:
             assert len(np.unique(values, axis=0)) > 0.9 * len(values)
         if draw.key not in keys[:i]:
@@ -199,11 +203,11 @@ def test_random_draws_are_of_every_row_and_independent(name, steps):
     for (a, one), (b, other) in combinations(columns.items(), 2):
         if len(one) == len(other) and one.std() and other.std():
             correlation = np.corrcoef(one, other)[0, 1]
-            assert abs(correlation) < deviations(5, len(one)), (a, b)
+            assert abs(correlation) < correlation_bound(5, len(one)), (a, b)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_networks_are_told_times_of_the_path_and_those_that_were_drawn(name, steps):
+def test_networks_get_times_of_the_path_and_those_that_were_drawn(name, steps):
     step = steps(name)
     path, times = step.case.model.path, step.record.times
     for call in step.calls:
@@ -215,55 +219,55 @@ def test_networks_are_told_times_of_the_path_and_those_that_were_drawn(name, ste
             np.testing.assert_array_equal(call.s, call.t)
     for (phase, who), field in TIMES.get(name, {}).items():
         drawn = path.clock(times[field])
-        # The first is at t, where there is another at an earlier time.
+        # If there is a call at an earlier time, the first call is at t.
         calls = [call for call in step.calls if (call.phase, call.who) == (phase, who)]
         for call in calls[: 1 if name in SAME_MASK else None]:
-            told = call.t
+            called_at = call.t
             if "shortcut" in name:
-                told = np.delete(told, np.s_[:: every_of(name)])
-            np.testing.assert_array_equal(told[: len(drawn)], drawn)
+                called_at = np.delete(called_at, np.s_[:: bootstrap_period(name)])
+            np.testing.assert_array_equal(called_at[: len(drawn)], drawn)
 
 
 @pytest.mark.parametrize("name", sorted(SAME_MASK))
 def test_the_second_of_two_sides_is_at_an_earlier_time(name, steps):
     *teacher, later, earlier = (call.t for call in steps(name).calls)
     assert (earlier <= later).all() and (earlier < later).mean() > 0.9
-    for told in teacher:
-        np.testing.assert_array_equal(told[:ROWS], later)
+    for called_at in teacher:
+        np.testing.assert_array_equal(called_at[:ROWS], later)
 
 
 @pytest.mark.parametrize("name", SECOND_TIMES)
 def test_flow_rows_look_one_of_the_finest_steps_ahead(name, steps):
     (trained,) = (call for call in steps(name).calls if call.train)
-    sizes = np.delete(trained.t - trained.s, np.s_[:: every_of(name)])
-    np.testing.assert_allclose(sizes, 1.0 / value_of(name, "max_steps"), rtol=1e-5)
+    sizes = np.delete(trained.t - trained.s, np.s_[:: bootstrap_period(name)])
+    np.testing.assert_allclose(sizes, 1.0 / field_value(name, "max_steps"), rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_a_network_with_that_input_is_told_a_scale_of_the_range(name, steps):
+def test_a_network_with_that_input_gets_a_scale_of_the_range(name, steps):
     step = steps(name)
     if not step.case.model.network.guidance_input:
         assert all(call.scale is None for call in step.calls)
         return
-    low, high = value_of(name, "guidance_range")
+    low, high = field_value(name, "guidance_range")
     first, *others = (call.scale[:ROWS] for call in step.calls)
     assert all(np.array_equal(first, other) for other in others)
     assert low <= first.min() < low + 0.05 and high - 0.05 < first.max() <= high
-    assert first.mean() == pytest.approx(0.5 * (low + high), abs=deviations(5, ROWS))
+    assert first.mean() == pytest.approx(0.5 * (low + high), abs=correlation_bound(5, ROWS))
 
 
-# Cases whose sampler is guided, and at how many steps; elsewhere guidance is trained in.
+# Cases whose sampler applies guidance, and their numbers of steps. Others have learned guidance.
 GUIDED_SAMPLERS = {"denoising": (1, 2, 4), "shortcut": (4,)}
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch):
     record = Record()
-    case = assemble(name, record.network)
+    case = assemble(name, record.record_network)
     objective = case.objective
     record.names = [objective.generator]
     params = {**case.networks[objective.generator], "who": jnp.float32(0)}
-    monkeypatch.setattr(jax.lax, "scan", unrolled)
+    monkeypatch.setattr(jax.lax, "scan", unroll_scan)
     for steps in (1,) if objective.generator == "generator" else (1, 2, 4):
         record.calls.clear()
         scale = 3.5 if case.model.network.guidance_input else objective.guidance_scale
@@ -272,6 +276,8 @@ def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch
         word = "guided" if steps in GUIDED_SAMPLERS.get(name, ()) else "kept"
         calls = [record.calls[i] for i in sorted(record.calls)]
         batch = {"label": np.arange(ROWS) % CLASSES}
-        assert [(call.mode, labels_of(call, batch)) for call in calls] == [("rests", word)] * steps
+        assert [(call.mode, label_treatment(call, batch)) for call in calls] == [
+            ("rests", word)
+        ] * steps
         if case.model.network.guidance_input:
             assert all((call.scale == scale).all() for call in calls)

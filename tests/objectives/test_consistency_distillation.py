@@ -9,7 +9,7 @@ from fewstep.diffusion.time_pairs import constant, grid_pairs
 from fewstep.objectives.consistency_distillation import consistency_distillation
 from fewstep.samplers.ode import STEPS
 from tests.gaussian import Gaussian
-from tests.networks import affine, exact_consistency, exact_denoiser, model_of
+from tests.networks import affine_network, build_model, exact_consistency, exact_denoiser
 
 KEY = jax.random.key(0)
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
@@ -20,8 +20,8 @@ def batch(count=COUNT):
     return {"x": GAUSSIAN.sample(jax.random.key(1), count), "label": jnp.zeros(count, jnp.int32)}
 
 
-def taught_by(teacher, student):
-    """One model for both, as in a run: parameters choose which of the two functions it is."""
+def student_and_teacher(teacher, student):
+    """(model, student's params, teacher's params): the parameters select the model's function."""
 
     def apply(params, *inputs, **kwargs):
         teaches = params["teaches"] > 0
@@ -36,7 +36,7 @@ def taught_by(teacher, student):
 def residual(path, kind, solver, points, offset=0.0):
     """Root of the mean loss at the exact consistency function, with the exact teacher."""
     with jax.enable_x64(True):
-        model, student, teacher = taught_by(
+        model, student, teacher = student_and_teacher(
             exact_denoiser(GAUSSIAN, path, kind), exact_consistency(GAUSSIAN, path, kind)
         )
         objective = consistency_distillation(
@@ -55,7 +55,7 @@ def residual(path, kind, solver, points, offset=0.0):
 @pytest.mark.parametrize("name", ["linear", "trigflow"])
 def test_residual_at_the_exact_function_is_the_error_of_one_step(name, solver, order):
     # f(x_t) - f(x_s) with x_s off by O(h^order): it vanishes with the gap, at that rate.
-    # From a little noise on: where none is left, Heun's step is Euler's.
+    # Starts at a little noise: without noise Heun's step is Euler's.
     path = PATHS[name]()._replace(t_min=0.1)
     coarse, fine = (residual(path, "velocity", solver, n) for n in (33, 65))
     assert np.log2(coarse / fine) == pytest.approx(order, abs=0.25)
@@ -63,7 +63,7 @@ def test_residual_at_the_exact_function_is_the_error_of_one_step(name, solver, o
     assert residual(path, "velocity", solver, 65, offset=0.1) > 10 * fine
 
 
-def test_the_student_learns_the_guided_field_at_the_scale_it_is_told():
+def test_the_student_learns_the_guided_field_at_the_scale_of_its_condition():
     # Class fields N(mu_y, S) and null field N(mu_0, S): guidance at w gives the field of
     # N(mu_0 + w (mu_y - mu_0), S), so the exact student of every w is known.
     path, variance = PATHS["linear"]()._replace(t_min=0.1), jnp.array([0.25, 1.7])
@@ -83,7 +83,7 @@ def test_the_student_learns_the_guided_field_at_the_scale_it_is_told():
         return field(condition).velocity(path, x, t)
 
     teacher = teacher._replace(network=teacher.network._replace(apply=apply))
-    model, student, teaching = taught_by(teacher, exact_consistency(guided, path))
+    model, student, teaching = student_and_teacher(teacher, exact_consistency(guided, path))
     model = model._replace(network=model.network._replace(guidance_input=True))
 
     def loss(points, params):
@@ -110,14 +110,14 @@ def test_guidance_at_a_fixed_scale_is_the_teacher_s(scale):
     path = PATHS["linear"]()
     spacing, curriculum = SPACINGS["uniform"](path), constant(9)
     objective = consistency_distillation(
-        model_of(affine(), path),
+        build_model(affine_network(), path),
         curriculum=curriculum,
         spacing=spacing,
         teacher_solver=STEPS["euler"],
         target_decay=0.0,
         guidance_scale=scale,
     )
-    student = affine().init(KEY)
+    student = affine_network().init(KEY)
     teacher = jax.tree.map(lambda leaf: 0.5 - leaf, student)
     data = {"x": GAUSSIAN.sample(KEY, 64), "label": jnp.arange(64) % 3}
     loss, _ = objective.players["network"].loss(student, {"teacher": teacher}, data, KEY, 0)
@@ -137,15 +137,17 @@ def test_guidance_at_a_fixed_scale_is_the_teacher_s(scale):
 
 
 def test_a_student_of_one_scale_samples_at_no_other():
-    objective = consistency_distillation(model_of(affine(), PATHS["linear"]()), guidance_scale=2.0)
-    inputs = affine().init(KEY), jnp.ones((2, 1)), {"label": jnp.zeros(2, jnp.int32)}, None
+    objective = consistency_distillation(
+        build_model(affine_network(), PATHS["linear"]()), guidance_scale=2.0
+    )
+    inputs = affine_network().init(KEY), jnp.ones((2, 1)), {"label": jnp.zeros(2, jnp.int32)}, None
     objective.sample(*inputs, steps=1, guidance_scale=objective.guidance_scale)
     with pytest.raises(ValueError, match="trained at guidance scale 2 only, not 1"):
         objective.sample(*inputs, steps=1, guidance_scale=1.0)
 
 
 def test_ema_target_follows_with_its_decay():
-    model = model_of(affine(), PATHS["linear"]())
+    model = build_model(affine_network(), PATHS["linear"]())
     assert not consistency_distillation(model, target_decay=0.0).followers
     objective = consistency_distillation(model, target_decay=0.9)
     follower = objective.followers["target"]
@@ -165,4 +167,4 @@ def test_ema_target_follows_with_its_decay():
 )
 def test_fields_out_of_range_are_errors(fields, message):
     with pytest.raises(ValueError, match=message):
-        consistency_distillation(model_of(affine(), PATHS["linear"]()), **fields)
+        consistency_distillation(build_model(affine_network(), PATHS["linear"]()), **fields)

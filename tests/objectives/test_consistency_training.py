@@ -9,7 +9,7 @@ from fewstep.objectives.consistency import WEIGHTINGS
 from fewstep.objectives.consistency_training import consistency_training, target_decay
 from fewstep.objectives.distances import pseudo_huber
 from tests.gaussian import Gaussian
-from tests.networks import affine, exact_consistency, model_of
+from tests.networks import affine_network, build_model, exact_consistency
 
 KEY = jax.random.key(0)
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
@@ -27,7 +27,7 @@ def test_target_decay_is_the_paper_s_formula():
 
 
 def test_original_recipe_has_an_ema_target_and_the_improved_one_has_none():
-    model = model_of(affine(), PATHS["linear"]())
+    model = build_model(affine_network(), PATHS["linear"]())
     curriculum = square_root(2, 20, total_steps=100)
     original = consistency_training(model, curriculum=curriculum)
     follower = original.followers["target"]
@@ -39,9 +39,9 @@ def test_original_recipe_has_an_ema_target_and_the_improved_one_has_none():
 
 def test_the_grid_grows_with_the_step():
     # The same key at two steps: the loss differs because the pairs do.
-    model = model_of(affine(), PATHS["linear"]())
+    model = build_model(affine_network(), PATHS["linear"]())
     objective = consistency_training(model, curriculum=square_root(2, 60, total_steps=100))
-    params = affine().init(KEY)
+    params = affine_network().init(KEY)
     data = {"x": GAUSSIAN.sample(KEY, 256), "label": jnp.zeros(256, jnp.int32)}
     gaps = []
     for step in (0, 10, 99):
@@ -73,8 +73,8 @@ def test_loss_at_the_exact_function_falls_with_the_gap_and_not_beside_it(name):
 
 def test_improved_recipe_in_numpy():
     # Pseudo-Huber over both dimensions with c = 0.00054 sqrt(2), weight 1 / (t - s), on `ve`.
-    path, network = PATHS["ve"](), affine()
-    model = model_of(network, path, "F")
+    path, network = PATHS["ve"](), affine_network()
+    model = build_model(network, path, "F")
     objective = consistency_training(
         model,
         curriculum=constant(5),
@@ -106,6 +106,6 @@ def test_improved_recipe_in_numpy():
 
 
 def test_decay_out_of_range_is_an_error():
-    model = model_of(affine(), PATHS["linear"]())
+    model = build_model(affine_network(), PATHS["linear"]())
     with pytest.raises(ValueError, match="objective.initial_decay=1.0"):
         consistency_training(model, curriculum=constant(5), initial_decay=1.0)

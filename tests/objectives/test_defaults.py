@@ -1,4 +1,4 @@
-"""An objective without fields is that of its docstring and paper: the same losses and samples."""
+"""An objective with default fields has the losses and samples of its docstring and paper."""
 
 import chex
 import jax
@@ -26,20 +26,20 @@ from fewstep.objectives.divergences import (
     score_identity,
     score_implicit_matching,
 )
-from fewstep.objectives.generators import one_step, particles
+from fewstep.objectives.generators import one_step_generator, particles
 from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.objectives.progressive import progressive
 from fewstep.objectives.shortcut import shortcut
 from fewstep.samplers.ode import euler, heun_step
-from tests.networks import affine, model_of
+from tests.networks import affine_network, build_model
 
 KEY = jax.random.key(0)
 ROWS = 128
-NETWORK = affine()._replace(shape=(2,))
-LINEAR, VE = model_of(NETWORK, PATHS["linear"]()), model_of(NETWORK, PATHS["ve"](), "F")
+NETWORK = affine_network()._replace(shape=(2,))
+LINEAR, VE = build_model(NETWORK, PATHS["linear"]()), build_model(NETWORK, PATHS["ve"](), "F")
 WEIGHTED = NETWORK._replace(log_weight=lambda params, t: params["c"] * t)
-TRIGFLOW = model_of(WEIGHTED, PATHS["trigflow"]())
-STEPPED = model_of(NETWORK._replace(second_time="step_size"), PATHS["linear"]())
+TRIGFLOW = build_model(WEIGHTED, PATHS["trigflow"]())
+STEPPED = build_model(NETWORK._replace(second_time="step_size"), PATHS["linear"]())
 UNIFORM = WEIGHTINGS["uniform"]
 
 CASES = {
@@ -148,20 +148,20 @@ CASES = {
     ),
     "regression to pairs": (
         lambda **fields: distribution_matching(LINEAR, regression_weight=0.25, **fields),
-        {"regression_distance": squared_l2(), "generator": one_step(LINEAR, 2.5)},
+        {"regression_distance": squared_l2(), "generator": one_step_generator(LINEAR, 2.5)},
     ),
 }
 
 
-def moved(by):
+def perturbed_params(by):
     """Parameters that differ between networks."""
     return jax.tree.map(lambda leaf: leaf + by, NETWORK.init(KEY))
 
 
-def figures(objective):
-    """Losses with their gradients, decays and samples: all that a default can change."""
+def compute_results(objective):
+    """Losses with gradients, decays and samples: all results that a default can change."""
     names = [*objective.players, *objective.followers, *objective.frozen]
-    networks = {name: moved(0.1 * number) for number, name in enumerate(names)}
+    networks = {name: perturbed_params(0.1 * number) for number, name in enumerate(names)}
     x = jax.random.normal(jax.random.key(1), (ROWS, 2))
     batch = {"x": x, "label": jnp.arange(ROWS) % 3}
     batch["pairs"] = {"eps": x, "x_0": 2.0 * x, "label": batch["label"]}
@@ -187,7 +187,7 @@ def figures(objective):
 @pytest.mark.parametrize("name", CASES)
 def test_the_defaults_are_those_of_the_paper(name):
     make, published = CASES[name]
-    default, expected = figures(make()), figures(make(**published))
+    default, expected = compute_results(make()), compute_results(make(**published))
     chex.assert_trees_all_equal(default, expected)
     assert default[1] == 1.0  # without guidance
 
@@ -214,7 +214,10 @@ def test_defaults_of_divergences_and_generators():
         np.testing.assert_array_equal(default.surrogate(point), explicit.surrogate(point))
     assert LOW_NOISE == 0.72
     label, params = {"label": jnp.zeros(ROWS, jnp.int32)}, NETWORK.init(KEY)
-    made = [one_step(LINEAR, *level).generate(params, rows[0], label) for level in ((), (2.5,))]
+    made = [
+        one_step_generator(LINEAR, *level).generate(params, rows[0], label)
+        for level in ((), (2.5,))
+    ]
     np.testing.assert_array_equal(*made)
     first = [particles((2,), 4, *deviation).network.init(KEY) for deviation in ((), (1.0,))]
     chex.assert_trees_all_equal(*first)

@@ -5,11 +5,11 @@ import pytest
 
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.time_sampling import log_normal_times, uniform_times
-from fewstep.objectives.base import by_noise_level
+from fewstep.objectives.base import noise_level_means
 from fewstep.objectives.denoising import denoising
 from fewstep.samplers import SOLVERS
 from tests.gaussian import Gaussian
-from tests.networks import affine, exact, exact_denoiser, model_of
+from tests.networks import affine_network, build_model, exact_denoiser, exact_network
 
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
 COUNT = 100_000
@@ -20,7 +20,7 @@ def batch(count=COUNT):
     return {"x": GAUSSIAN.sample(jax.random.key(1), count), "label": jnp.zeros(count, jnp.int32)}
 
 
-def loss_of(objective, params, data=None, key=KEY):
+def evaluate_loss(objective, params, data=None, key=KEY):
     loss, metrics = objective.players["network"].loss(params, {}, data or batch(), key, 0)
     return loss, metrics
 
@@ -34,7 +34,7 @@ def test_every_kind_has_its_known_minimum_and_no_gradient_there(kind):
     model = exact_denoiser(GAUSSIAN, path, kind)
     t = jnp.full(COUNT, 0.4)
     objective = denoising(model, time_sampler=lambda key, count: t, label_dropout=0.0)
-    loss = lambda params: loss_of(objective, params)[0].mean()
+    loss = lambda params: evaluate_loss(objective, params)[0].mean()
     value, gradient = jax.value_and_grad(loss)(model.network.init(KEY))
     alpha, sigma = float(path.alpha(t[0])), float(path.sigma(t[0]))
     weight = {
@@ -53,10 +53,12 @@ def test_every_kind_has_its_known_minimum_and_no_gradient_there(kind):
 def test_edm_has_minimum_one_on_data_of_its_own_deviation():
     # N(0, sigma_data^2): F* = 0 and lambda c_out^2 = 1, at every noise level.
     path = PATHS["ve"]()
-    zero = exact(lambda x, t, s, condition: jnp.zeros_like(x))
-    objective = denoising(model_of(zero, path, "F"), time_sampler=log_normal_times(path, -1.2, 1.2))
+    zero = exact_network(lambda x, t, s, condition: jnp.zeros_like(x))
+    objective = denoising(
+        build_model(zero, path, "F"), time_sampler=log_normal_times(path, -1.2, 1.2)
+    )
     data = {"x": 0.5 * jax.random.normal(KEY, (COUNT, 2)), "label": jnp.zeros(COUNT, jnp.int32)}
-    loss, metrics = loss_of(objective, zero.init(KEY), data, jax.random.key(5))
+    loss, metrics = evaluate_loss(objective, zero.init(KEY), data, jax.random.key(5))
     assert float(loss.mean()) == pytest.approx(1.0, abs=0.02)
     for name, m in metrics.items():
         if m.count > 1000:
@@ -71,7 +73,7 @@ def test_edm_gives_the_network_scaled_inputs_and_its_c_noise():
         return x
 
     path = PATHS["ve"]()
-    model = model_of(exact(None)._replace(apply=apply), path, "F")
+    model = build_model(exact_network(None)._replace(apply=apply), path, "F")
     t = jnp.array([0.01, 0.5, 40.0])
     x = jnp.array([[1.0], [2.0], [-30.0]])
     model.predict({}, x, t, t, {})
@@ -90,9 +92,9 @@ def minimum(path):
 @pytest.mark.parametrize("name", ["linear", "vp_cosine", "trigflow"])
 def test_loss_at_the_exact_velocity_is_the_known_minimum_with_zero_gradient(name):
     path = PATHS[name]()
-    network = exact(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
-    objective = denoising(model_of(network, path))
-    mean_loss = lambda params: loss_of(objective, params)[0].mean()
+    network = exact_network(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
+    objective = denoising(build_model(network, path))
+    mean_loss = lambda params: evaluate_loss(objective, params)[0].mean()
     params = network.init(KEY)
     value, gradient = jax.value_and_grad(mean_loss)(params)
     assert value == pytest.approx(minimum(path), rel=0.02)
@@ -102,11 +104,11 @@ def test_loss_at_the_exact_velocity_is_the_known_minimum_with_zero_gradient(name
 
 
 def test_loss_is_the_paper_s_in_numpy():
-    # The same t, eps and labels, drawn by the key splits of the loss, and nothing else shared.
-    network, path = affine(), PATHS["linear"]()
-    objective = denoising(model_of(network, path), label_dropout=0.5)
+    # The reference uses the key splits of the loss for t, eps and labels, and nothing else of it.
+    network, path = affine_network(), PATHS["linear"]()
+    objective = denoising(build_model(network, path), label_dropout=0.5)
     data = {"x": GAUSSIAN.sample(KEY, 16), "label": jnp.arange(16) % 3}
-    loss, _ = loss_of(objective, network.init(KEY), data)
+    loss, _ = evaluate_loss(objective, network.init(KEY), data)
     key_t, key_eps, key_label, _ = jax.random.split(KEY, 4)
     t = np.asarray(uniform_times(path)(key_t, 16))[:, None]
     eps = np.asarray(jax.random.normal(key_eps, (16, 2)))
@@ -123,14 +125,16 @@ def test_loss_is_the_paper_s_in_numpy():
 def test_noise_levels_are_binned_from_data_to_noise(name):
     path = PATHS[name]()
     t = path.time_at(jnp.tan(jnp.pi / 2 * jnp.array([0.01, 0.2, 0.3, 0.99])))
-    bins = by_noise_level("loss", jnp.array([1.0, 2.0, 3.0, 4.0]), t, path)
+    bins = noise_level_means("loss", jnp.array([1.0, 2.0, 3.0, 4.0]), t, path)
     totals = [float(bins[f"loss_noise_{i}"].total) for i in range(8)]
     assert totals == [1.0, 2.0, 3.0, 0.0, 0.0, 0.0, 0.0, 4.0]
 
 
 def test_loss_by_noise_level_adds_up():
-    network = exact(lambda x, t, s, condition: jnp.zeros_like(x))
-    loss, metrics = loss_of(denoising(model_of(network, PATHS["linear"]())), network.init(KEY))
+    network = exact_network(lambda x, t, s, condition: jnp.zeros_like(x))
+    loss, metrics = evaluate_loss(
+        denoising(build_model(network, PATHS["linear"]())), network.init(KEY)
+    )
     bins = [m for name, m in metrics.items() if name.startswith("loss_noise")]
     assert sum(float(m.total) for m in bins) == pytest.approx(float(loss.sum()), rel=1e-3)
     assert sum(int(m.count) for m in bins) == COUNT
@@ -139,10 +143,10 @@ def test_loss_by_noise_level_adds_up():
 @pytest.mark.parametrize(
     ("solver", "steps", "tolerance"), [("euler", 400, 0.02), ("heun", 40, 0.02)]
 )
-def test_samples_of_the_exact_velocity_have_the_law_of_the_data(solver, steps, tolerance):
+def test_samples_of_the_exact_velocity_have_the_distribution_of_the_data(solver, steps, tolerance):
     path = PATHS["linear"]()
-    network = exact(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
-    objective = denoising(model_of(network, path), solver=SOLVERS[solver]())
+    network = exact_network(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
+    objective = denoising(build_model(network, path), solver=SOLVERS[solver]())
     eps = jax.random.normal(KEY, (COUNT, 2))
     label = jnp.zeros(COUNT, jnp.int32)
     x_0 = objective.sample(
@@ -153,11 +157,11 @@ def test_samples_of_the_exact_velocity_have_the_law_of_the_data(solver, steps, t
 
 
 def test_one_euler_step_gives_the_data_mean():
-    # At t = 1 the exact velocity is x - mean, so one step is blind to the noise.
+    # At t = 1 the exact velocity is x - mean, so the result of one step is the mean for any noise.
     path = PATHS["linear"]()
-    network = exact(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
+    network = exact_network(lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t))
     eps = jax.random.normal(KEY, (5, 2))
-    x_0 = denoising(model_of(network, path)).sample(
+    x_0 = denoising(build_model(network, path)).sample(
         network.init(KEY), eps, {"label": jnp.zeros(5, int)}, None, steps=1, guidance_scale=1.0
     )
     np.testing.assert_allclose(x_0, jnp.tile(GAUSSIAN.mean, (5, 1)), atol=1e-6)
@@ -165,6 +169,6 @@ def test_one_euler_step_gives_the_data_mean():
 
 def test_data_and_pure_noise_are_in_the_first_and_the_last_bin():
     path = PATHS["linear"]()
-    bins = by_noise_level("loss", jnp.array([2.0, 3.0]), jnp.array([0.0, 1.0]), path)
+    bins = noise_level_means("loss", jnp.array([2.0, 3.0]), jnp.array([0.0, 1.0]), path)
     counted = {name: float(mean.total) for name, mean in bins.items() if mean.count > 0}
     assert counted == {"loss_noise_0": 2.0, "loss_noise_7": 3.0}

@@ -22,7 +22,7 @@ A = jax.random.normal(KEY, (5, 3, 4))
 B = jax.random.normal(jax.random.key(1), (5, 3, 4))
 DIFFERENCE = np.asarray(A - B, np.float64).reshape(5, 12)
 LENGTH = np.linalg.norm(DIFFERENCE, axis=1)
-# Between the lengths, so that both branches are seen.
+# A scale between the lengths, so that the test covers both branches.
 C = float(np.median(LENGTH))
 
 

@@ -21,7 +21,7 @@ from fewstep.objectives.divergences import (
     score_identity,
     score_implicit_matching,
 )
-from fewstep.objectives.generators import one_step, particles
+from fewstep.objectives.generators import one_step_generator, particles
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.state import initial_state, named_key
 from fewstep.training.step import train_step
@@ -36,22 +36,22 @@ def small_model(path=None, kind="velocity"):
     return Model(network, path or linear(), KINDS[kind])
 
 
-def perturbed(params, seed):
+def perturbed_model(params, seed):
     leaves, tree = jax.tree.flatten(params)
     keys = jax.random.split(jax.random.key(seed), len(leaves))
     moved = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys, strict=True)]
     return jax.tree.unflatten(tree, moved)
 
 
-def networks_of(model, *names):
+def initial_networks(model, *names):
     params = model.network.init(KEY)
-    return {name: perturbed(params, seed) for seed, name in enumerate(names)}
+    return {name: perturbed_model(params, seed) for seed, name in enumerate(names)}
 
 
-def loss_of(objective, name, networks, batch=BATCH, key=KEY, share_key=SHARE_KEY, at=None):
-    """The loss of a player as a function of its parameters, in what is shared too.
+def player_loss(objective, name, networks, batch=BATCH, key=KEY, share_key=SHARE_KEY, at=None):
+    """The loss of a player as a function of its parameters. The shared arrays depend on them too.
 
-    at: the networks that evaluate what is shared.
+    at: networks that compute the shared arrays.
     """
 
     def loss(params):
@@ -87,11 +87,11 @@ PATHS = {"linear": linear(), "ve": ve(), "trigflow": trigflow(0.6)}
 def test_a_gaussian_generator_learns_the_teacher_s_mean_and_deviation(method, path, joint):
     mean, std, steps = 0.5, 0.6, 2500
     model = gaussian_denoiser(PATHS[path])
-    law = log_normal_times(model.path, -0.5, 1.0)
+    sampler = log_normal_times(model.path, -0.5, 1.0)
     objective = distribution_matching(
         model,
-        time_sampler=law,
-        fake_time_sampler=None if joint else law,
+        time_sampler=sampler,
+        fake_time_sampler=None if joint else sampler,
         joint=joint,
         **METHODS[method],
     )
@@ -125,7 +125,7 @@ def test_a_gaussian_generator_learns_the_teacher_s_mean_and_deviation(method, pa
 def test_each_player_s_update_changes_that_player_alone(joint):
     model = gaussian_denoiser(linear())
     objective = distribution_matching(model, fake_score_updates=2, joint=joint)
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
     frozen = {"teacher": networks["teacher"]}
     rates = {"fake_score": optimizer(1e-2, 9), "generator": optimizer(1e-2, 9)}
     none = {name: optimizer(0.0, 9) for name in rates}
@@ -147,7 +147,7 @@ def test_each_player_s_update_changes_that_player_alone(joint):
 def test_a_player_s_update_takes_nothing_from_the_other_s_loss():
     model = gaussian_denoiser(linear())
     objective = distribution_matching(model)
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
     frozen = {"teacher": networks["teacher"]}
     rates = {name: optimizer(1e-2, 9) for name in objective.players}
     state = initial_state(objective, rates, 0, frozen)
@@ -165,7 +165,7 @@ def test_a_player_s_update_takes_nothing_from_the_other_s_loss():
                 (both.networks[other], both.optimizers[other]),
                 (changed.networks[other], changed.optimizers[other]),
             )
-            # The fake score comes first: what it became the generator sees.
+            # The fake score is updated first, and the generator sees its update.
             if other == "fake_score" or name == "generator":
                 assert jax.tree.all(same) == (other != name)
 
@@ -174,12 +174,12 @@ def test_a_player_s_update_takes_nothing_from_the_other_s_loss():
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_both_players_learn_from_the_same_samples(micro_batches, joint, divergence):
-    # Each update is the gradient of the whole loss, what is shared included, as if made by itself.
+    # Each update is the gradient of the whole loss, including the shared arrays.
     model = gaussian_denoiser(linear())
     objective = distribution_matching(
         model, divergence=divergence, joint=joint, regression_weight=0.25
     )
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
     eps, x_0 = jax.random.normal(KEY, (2, 8, 1))
     batch = {**BATCH, "pairs": {"eps": eps, "x_0": x_0, "label": BATCH["label"]}}
     frozen = {"teacher": networks["teacher"]}
@@ -196,13 +196,13 @@ def test_both_players_learn_from_the_same_samples(micro_batches, joint, divergen
             for i in range(micro_batches):
                 rows = jax.tree.map(itemgetter(slice(i, None, micro_batches)), batch)
                 own = [jax.random.fold_in(k, i) for k in keys] if micro_batches > 1 else keys
-                loss = loss_of(objective, name, networks, rows, *own, at=before)
+                loss = player_loss(objective, name, networks, rows, *own, at=before)
                 total += loss(params)[0].mean()
             return total / micro_batches
 
-        slope = jax.jit(jax.grad(mean_loss))(networks[name])
-        expected = jax.tree.map(lambda p, g: p - 0.1 * g, networks[name], slope)
-        largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(slope))
+        grads = jax.jit(jax.grad(mean_loss))(networks[name])
+        expected = jax.tree.map(lambda p, g: p - 0.1 * g, networks[name], grads)
+        largest = max(float(jnp.abs(g).max()) for g in jax.tree.leaves(grads))
         for a, b in zip(*map(jax.tree.leaves, (after.networks[name], expected)), strict=True):
             np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5 * largest)
         networks[name] = after.networks[name]  # the generator sees the updated fake score
@@ -211,7 +211,7 @@ def test_both_players_learn_from_the_same_samples(micro_batches, joint, divergen
 @pytest.mark.parametrize("divergence", [score_implicit_matching(), integral_kl()])
 def test_joint_losses_are_the_separate_ones_at_the_same_points(divergence):
     model = small_model()
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
     # The joint losses keep a key for the dropout of the fake score.
     key_points, _ = jax.random.split(SHARE_KEY)
     shared = distribution_matching(model).share(networks, BATCH, key_points)
@@ -223,7 +223,7 @@ def test_joint_losses_are_the_separate_ones_at_the_same_points(divergence):
 
     def of_player(name, joint, share_key):
         objective = distribution_matching(model, divergence=divergence, joint=joint)
-        return lambda params: loss_of(objective, name, networks, share_key=share_key)(params)[0]
+        return lambda params: player_loss(objective, name, networks, share_key=share_key)(params)[0]
 
     joint = lambda name: of_player(name, True, SHARE_KEY)
     for name, found, expected in (
@@ -248,10 +248,10 @@ def test_particles_are_drawn_all_at_once():
 def test_generator_rests_where_the_fake_score_is_the_teacher(method):
     model = gaussian_denoiser(linear())
     objective = distribution_matching(model, **METHODS[method])
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
 
     def gradient(networks):
-        loss = loss_of(objective, "generator", networks)
+        loss = player_loss(objective, "generator", networks)
         return jax.grad(lambda p: loss(p)[0].mean())(networks["generator"])
 
     moved = jax.tree.leaves(gradient(networks))
@@ -261,21 +261,21 @@ def test_generator_rests_where_the_fake_score_is_the_teacher(method):
 
 
 def test_the_fake_score_is_trained_as_a_denoiser_of_the_generator_s_samples():
-    # With a generator of fixed samples the loss is that of denoising these.
+    # For a generator of fixed samples the loss is that of denoising these samples.
     model = small_model()
     held = particles((3,), 8)
     objective = distribution_matching(
         model, generator=held, fake_time_sampler=lambda k, n: 0.4 + jnp.zeros(n)
     )
-    networks = networks_of(model, "fake_score", "teacher")
+    networks = initial_networks(model, "fake_score", "teacher")
     networks["generator"] = held.network.init(KEY)
-    found, _ = loss_of(objective, "fake_score", networks)(networks["fake_score"])
+    found, _ = player_loss(objective, "fake_score", networks)(networks["fake_score"])
     x_g = networks["generator"]["x"]
     eps = jax.random.normal(jax.random.split(KEY, 4)[1], x_g.shape)
     t = jnp.full(8, 0.4)
     velocity = model.predict(networks["fake_score"], 0.6 * x_g + 0.4 * eps, t, t, BATCH)
     np.testing.assert_allclose(found, ((velocity - (eps - x_g)) ** 2).mean(1), rtol=1e-4)
-    # Labels are those that the samples were made for: none is dropped.
+    # The labels are those of the samples; none is dropped.
     assert objective.init_from == {"fake_score": "teacher"}
 
 
@@ -288,9 +288,9 @@ def test_a_point_is_what_the_denoisers_say_and_guidance_the_teacher_s_alone(fiel
     )
     objective = distribution_matching(model, divergence=shown, generator=held, guidance_scale=3.0)
     assert ("fake_score" in objective.players) == has_fake_score
-    networks = networks_of(model, "teacher", *["fake_score"] * has_fake_score)
+    networks = initial_networks(model, "teacher", *["fake_score"] * has_fake_score)
     networks["generator"] = held.network.init(KEY)
-    found, _ = loss_of(objective, "generator", networks)(networks["generator"])
+    found, _ = player_loss(objective, "generator", networks)(networks["generator"])
     _, key_t, key_eps, _ = jax.random.split(SHARE_KEY, 4)
     x_g, t = networks["generator"]["x"], log_normal_times(model.path)(key_t, 8)
     eps = jax.random.normal(key_eps, x_g.shape)
@@ -312,7 +312,7 @@ def test_a_point_is_what_the_denoisers_say_and_guidance_the_teacher_s_alone(fiel
 
 def test_regression_ties_the_generator_to_the_teacher_s_pairs():
     model = small_model()
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
     eps, x_0 = jax.random.normal(KEY, (2, 8, 3))
     label = (BATCH["label"] + 1) % 4
     batch = {**BATCH, "pairs": {"eps": eps, "x_0": x_0, "label": label}}
@@ -322,9 +322,9 @@ def test_regression_ties_the_generator_to_the_teacher_s_pairs():
             model, regression_weight=weight, regression_distance=norm()
         )
         assert objective.reads == ("labels", "pairs")[: 1 + (weight > 0.0)]
-        loss = loss_of(objective, "generator", networks, batch)
+        loss = player_loss(objective, "generator", networks, batch)
         rows[weight], _ = loss(networks["generator"])
-    x_g = one_step(model).generate(networks["generator"], eps, {"label": label})
+    x_g = one_step_generator(model).generate(networks["generator"], eps, {"label": label})
     apart = jnp.sqrt(((x_g - x_0) ** 2).sum(1))
     np.testing.assert_allclose(rows[0.25] - rows[0.0], 0.25 * apart, rtol=1e-3, atol=1e-5)
     with pytest.raises(ValueError, match="regression_weight=-1 must be 0 or more"):
@@ -333,11 +333,11 @@ def test_regression_ties_the_generator_to_the_teacher_s_pairs():
 
 def test_normalize_divides_rows_by_the_teacher_s_error_without_a_gradient():
     model = small_model()
-    networks = networks_of(model, "fake_score", "generator", "teacher")
+    networks = initial_networks(model, "fake_score", "generator", "teacher")
 
     def value_and_gradient(**fields):
         objective = distribution_matching(model, divergence=integral_kl(), **fields)
-        rows = lambda p: loss_of(objective, "generator", networks)(p)[0]
+        rows = lambda p: player_loss(objective, "generator", networks)(p)[0]
         return rows(networks["generator"]), jax.jacrev(rows)(networks["generator"])
 
     plain, plain_rows = value_and_gradient()
@@ -368,14 +368,14 @@ def test_the_one_step_generator_sees_noise_of_its_level_on_every_path(path):
     for each in (ve(), path):
         model = model_on(each)
         params = model.network.init(KEY)
-        images.append(one_step(model, 2.5).generate(params, eps, {"label": jnp.zeros(5)}))
+        images.append(one_step_generator(model, 2.5).generate(params, eps, {"label": jnp.zeros(5)}))
     np.testing.assert_allclose(seen[path.name][0], 2.5 * eps, rtol=1e-4)
     np.testing.assert_allclose(seen[path.name][1], 2.5, rtol=1e-4)
     np.testing.assert_allclose(*images, rtol=1e-3, atol=1e-4)
 
 
 def test_health_of_an_exact_fake_score():
-    # fake_error is at its minimum, but not for one that lags behind, half way or at its start.
+    # fake_error is at its minimum, but not for a fake score that lags, half way or at its start.
     model = gaussian_denoiser(linear())
     teacher, own, lags = (
         {"mean": jnp.float32(mean), "log_std": jnp.float32(log_std)}
@@ -392,10 +392,10 @@ def test_health_of_an_exact_fake_score():
             "teacher": teacher,
             "generator": {"x": jnp.exp(0.2) * noise},
         }
-        _, metrics = loss_of(objective, "generator", networks, batch)(networks["generator"])
+        _, metrics = player_loss(objective, "generator", networks, batch)(networks["generator"])
         return {name: float(m.total / m.count) for name, m in metrics.items()}
 
-    # Of the same deviation, and half way in the mean: y is half as long as it must be.
+    # The fake score has the right deviation and half the mean, so y is half as long as it must be.
     aside = {"mean": jnp.float32(1.5), "log_std": jnp.float32(0.2)}
     half = {"mean": jnp.float32(0.75), "log_std": jnp.float32(0.2)}
     assert health(half, aside)["fake_lag"] == pytest.approx(1.0, abs=0.05)
@@ -422,15 +422,15 @@ def test_sampling_in_more_than_one_step_or_at_another_scale_is_an_error():
 
 
 def test_bad_fields_are_errors():
-    with pytest.raises(ValueError, match="guidance_scale=1 leaves nothing of noise-free"):
+    with pytest.raises(ValueError, match="guidance_scale=1 is too low for noise-free"):
         distribution_matching(small_model(), divergence=noise_free_score_distillation())
     for sigma_init in (0.0, -1.0, 100.0):
         with pytest.raises(ValueError, match=r"sigma_init=.* is outside path.name=ve"):
             distribution_matching(small_model(ve(), "F"), sigma_init=sigma_init)
     with pytest.raises(ValueError, match=r"joint .* set objective.fake_time_sampler.name=''"):
-        law = log_normal_times(linear())
-        distribution_matching(small_model(), joint=True, fake_time_sampler=law)
-    with pytest.raises(ValueError, match="joint needs a divergence with a fake score"):
+        sampler = log_normal_times(linear())
+        distribution_matching(small_model(), joint=True, fake_time_sampler=sampler)
+    with pytest.raises(ValueError, match="joint=True needs a divergence with a fake score"):
         distribution_matching(small_model(), joint=True, divergence=score_distillation())
     with pytest.raises(ValueError, match="fake_score_updates=0 must be 1 or more"):
         distribution_matching(small_model(), fake_score_updates=0)

@@ -1,7 +1,7 @@
-"""Gradients of surrogates against those of the divergences, computed another way.
+"""Gradients of surrogates against gradients of the divergences by quadrature.
 
-A generator x = b + a z of standard normal z, a teacher N(m, s^2), one noise level sigma on `ve`.
-The fake score is exact: that of the generator's own law, its parameters held fixed.
+The generator is x = b + a z of standard normal z, and the teacher is N(m, s^2), at one noise level
+sigma on `ve`. The fake score is exact: that of the generator's distribution, with fixed parameters.
 """
 
 import jax
@@ -27,9 +27,9 @@ GENERATOR = {"a": 1.3, "b": -0.4}
 
 
 def split_normal(centre, points=200, reach=9.0):
-    """Nodes [N] and weights [N] of quadrature under N(0, 1), exact about a root's kink at centre.
+    """Nodes [N] and weights [N] of quadrature under N(0, 1), exact for a root's kink at centre.
 
-    On both sides u = centre +- r^2, by Gauss-Legendre in r.
+    On each side u = centre +- r^2, with Gauss-Legendre nodes in r.
     """
     nodes, weights = np.polynomial.legendre.leggauss(points)
     end = np.sqrt(reach + abs(centre))
@@ -42,13 +42,15 @@ def split_normal(centre, points=200, reach=9.0):
 def noised_nodes(generator):
     """(u, weights) of x_t = b + sqrt(a^2 + sigma^2) u, split where fake and teacher agree."""
     spread = np.sqrt(generator["a"] ** 2 + SIGMA**2)
-    y = lambda u: [denoised(law, generator["b"] + spread * u) for law in (generator, TEACHER)]
+    y = lambda u: [
+        denoised(distribution, generator["b"] + spread * u) for distribution in (generator, TEACHER)
+    ]
     at_0, at_1 = (np.subtract(*y(u)) for u in (0.0, 1.0))
     return split_normal(-at_0 / (at_1 - at_0))
 
 
 def pair_nodes(generator, points=20):
-    """z, eps: [N, 1], and weights: x_t's nodes, and Gauss-Hermite ones of what it leaves free."""
+    """z, eps: [N, 1], and weights: nodes of x_t, and Gauss-Hermite nodes of z given x_t."""
     u, along = noised_nodes(generator)
     w, across = np.polynomial.hermite_e.hermegauss(points)
     across = across / across.sum()
@@ -61,13 +63,13 @@ def pair_nodes(generator, points=20):
     )
 
 
-def denoised(law, x_t):
+def denoised(distribution, x_t):
     """E[x_0 | x_t] for data N(b, a^2), elementwise, on `ve`."""
-    variance = law["a"] ** 2
-    return law["b"] + variance / (variance + SIGMA**2) * (x_t - law["b"])
+    variance = distribution["a"] ** 2
+    return distribution["b"] + variance / (variance + SIGMA**2) * (x_t - distribution["b"])
 
 
-def point_of(x_g, eps, fake, teacher):
+def gaussian_point(x_g, eps, fake, teacher):
     return Point(
         x_g=x_g,
         noise=SIGMA * eps,
@@ -79,12 +81,12 @@ def point_of(x_g, eps, fake, teacher):
 
 
 def surrogate_gradient(surrogate, z, eps, weights, generator=GENERATOR, offset=0.0):
-    """d/d(a, b) of the mean surrogate with a fake score that is exact, or off by an offset."""
+    """d/d(a, b) of the mean surrogate, with an exact fake score plus an offset."""
     frozen = jax.tree.map(jnp.float64, generator)
 
-    def loss(law):
-        x_g = law["b"] + law["a"] * z
-        point = point_of(
+    def loss(distribution):
+        x_g = distribution["b"] + distribution["a"] * z
+        point = gaussian_point(
             x_g, eps, lambda x: denoised(frozen, x) + offset, lambda x: denoised(TEACHER, x)
         )
         return jnp.sum(weights * surrogate(point))
@@ -93,17 +95,19 @@ def surrogate_gradient(surrogate, z, eps, weights, generator=GENERATOR, offset=0
 
 
 def divergence_gradient(function, u, weights, generator=GENERATOR, move_measure=False):
-    """d/d(a, b) of E function(fake, teacher) over x_t of the generator's law, held fixed or not."""
+    """d/d(a, b) of E function(fake, teacher) over the generator's x_t, held fixed or not."""
 
-    def value(law):
-        measure = law if move_measure else jax.tree.map(jax.lax.stop_gradient, law)
+    def value(distribution):
+        measure = (
+            distribution if move_measure else jax.tree.map(jax.lax.stop_gradient, distribution)
+        )
         x_t = measure["b"] + jnp.sqrt(measure["a"] ** 2 + SIGMA**2) * u[:, None]
-        return jnp.sum(weights * function(denoised(law, x_t), denoised(TEACHER, x_t)))
+        return jnp.sum(weights * function(denoised(distribution, x_t), denoised(TEACHER, x_t)))
 
     return jax.grad(value)(jax.tree.map(jnp.float64, generator))
 
 
-def relative(a, b):
+def relative_error(a, b):
     flat = lambda tree: np.concatenate([np.ravel(x) for x in jax.tree.leaves(tree)])
     return np.linalg.norm(flat(a) - flat(b)) / np.linalg.norm(flat(b))
 
@@ -131,23 +135,25 @@ def test_gradient_of_sim_is_that_of_the_divergence_with_the_measure_held(name, o
         nodes = noised_nodes(GENERATOR)
         held = divergence_gradient(distance, *nodes)
         moved = divergence_gradient(distance, *nodes, move_measure=True)
-        assert relative(found, held) < tolerance
-        assert relative(found, moved) > 0.05
+        assert relative_error(found, held) < tolerance
+        assert relative_error(found, moved) > 0.05
 
 
 @pytest.mark.parametrize(("name", "options", "tolerance"), [a for a in ADMITTED if a[0] != "norm"])
-def test_value_of_sim_is_the_fake_score_s_error_along_the_slope(name, options, tolerance):
-    # With fake + offset in the place of fake: -E d'(y)^T offset, so 0 for an exact one.
+def test_value_of_sim_is_the_fake_score_s_error_along_the_gradient_of_the_distance(
+    name, options, tolerance
+):
+    # With fake + offset in place of fake the value is -E d'(y)^T offset, so it is 0 without offset.
     with jax.enable_x64(True):
         distance = DISTANCES[name](**options)
         z, eps, weights = pair_nodes(GENERATOR)
         x_g = GENERATOR["b"] + GENERATOR["a"] * z
         surrogate = score_implicit_matching(distance).surrogate
-        slope = jax.grad(lambda a, b: distance(a, b).sum())
+        grads = jax.grad(lambda a, b: distance(a, b).sum())
         for offset in (0.0, 0.2):
             fake = lambda x, offset=offset: denoised(GENERATOR, x) + offset
-            point = point_of(x_g, eps, fake, lambda x: denoised(TEACHER, x))
-            expected = -offset * jnp.sum(weights * slope(point.fake, point.teacher)[:, 0])
+            point = gaussian_point(x_g, eps, fake, lambda x: denoised(TEACHER, x))
+            expected = -offset * jnp.sum(weights * grads(point.fake, point.teacher)[:, 0])
             found = float(jnp.sum(weights * surrogate(point)))
             assert found == pytest.approx(float(expected), abs=1e-4)
 
@@ -159,7 +165,7 @@ def test_l1_is_refused_because_its_gradient_is_another_one():
             score_implicit_matching(let_through).surrogate, *pair_nodes(GENERATOR)
         )
         held = divergence_gradient(l1(), *noised_nodes(GENERATOR))
-        assert relative(found, held) > 0.3
+        assert relative_error(found, held) > 0.3
     with pytest.raises(ValueError, match="divergence.distance.name=l1 has a gradient that jumps"):
         score_implicit_matching(l1())
 
@@ -167,9 +173,9 @@ def test_l1_is_refused_because_its_gradient_is_another_one():
 def test_norm_is_refused_in_one_dimension_only():
     surrogate = score_implicit_matching(norm()).surrogate
     for dimensions in (1, 2):
-        point = point_of(*jnp.ones((2, 3, dimensions)), lambda x: 0.5 * x, lambda x: 0.4 * x)
+        point = gaussian_point(*jnp.ones((2, 3, dimensions)), lambda x: 0.5 * x, lambda x: 0.4 * x)
         if dimensions == 1:
-            with pytest.raises(ValueError, match="matters in one dimension; use pseudo_huber"):
+            with pytest.raises(ValueError, match="misses in one dimension; use pseudo_huber"):
                 surrogate(point)
         else:
             assert surrogate(point).shape == (3,)
@@ -177,7 +183,7 @@ def test_norm_is_refused_in_one_dimension_only():
 
 def test_gradient_of_sim_with_a_norm_in_two_dimensions():
     # x_t in polar coordinates about the point where fake and teacher agree, so that the 1 / r of
-    # the slope's derivative is integrated exactly; what x_t leaves free by Gauss-Hermite.
+    # the gradient's derivative is integrated exactly; z given x_t has Gauss-Hermite nodes.
     with jax.enable_x64(True):
         spread = np.sqrt(GENERATOR["a"] ** 2 + SIGMA**2)
         y = lambda x: denoised(GENERATOR, x) - denoised(TEACHER, x)
@@ -200,7 +206,7 @@ def test_gradient_of_sim_with_a_norm_in_two_dimensions():
             score_implicit_matching(norm()).surrogate, z, eps, np.outer(along, across).ravel()
         )
         held = divergence_gradient(norm(), u, along)
-        assert relative(found, held) < 1e-4
+        assert relative_error(found, held) < 1e-4
 
 
 @pytest.mark.parametrize(("name", "options", "tolerance"), ADMITTED)
@@ -214,7 +220,7 @@ def test_gradient_of_sim_on_a_mixture(name, options, tolerance):
         pair = np.outer(weights, weights).ravel()
         t = jnp.full(len(z), SIGMA)
 
-        def law(params):
+        def distribution(params):
             ends = jnp.stack([-params["m"], params["m"] + 0.3])
             return Mixture(jnp.array([0.4, 0.6]), ends, jnp.full(2, params["a"] ** 2))
 
@@ -227,25 +233,29 @@ def test_gradient_of_sim_on_a_mixture(name, options, tolerance):
 
         def found(params):
             frozen, total = jax.tree.map(jax.lax.stop_gradient, params), 0.0
-            for share, mean in zip(law(params).weight, law(params).mean, strict=True):
-                fake = lambda x: law(frozen).denoiser(path)(x, t).x_0
-                point = point_of(mean + params["a"] * z, eps, fake, teacher)
+            for share, mean in zip(
+                distribution(params).weight, distribution(params).mean, strict=True
+            ):
+                fake = lambda x: distribution(frozen).denoiser(path)(x, t).x_0
+                point = gaussian_point(mean + params["a"] * z, eps, fake, teacher)
                 total += share * jnp.sum(pair * surrogate(point))
             return total
 
         def value(params, measure):
             total = 0.0
-            for share, mean in zip(law(measure).weight, law(measure).mean, strict=True):
+            for share, mean in zip(
+                distribution(measure).weight, distribution(measure).mean, strict=True
+            ):
                 x_t = mean + measure["a"] * z + SIGMA * eps
-                fake = law(params).denoiser(path)(x_t, t).x_0
+                fake = distribution(params).denoiser(path)(x_t, t).x_0
                 total += share * jnp.sum(pair * distance(fake, teacher(x_t)))
             return total
 
         gradient = jax.grad(found)(params)
         held = jax.grad(lambda p: value(p, jax.lax.stop_gradient(p)))(params)
         moved = jax.grad(lambda p: value(p, p))(params)
-        assert relative(gradient, held) < 10.0 * tolerance
-        assert relative(gradient, moved) > 0.05
+        assert relative_error(gradient, held) < 10.0 * tolerance
+        assert relative_error(gradient, moved) > 0.05
 
 
 def arbitrary_point(key=0, shape=(5, 6)):
@@ -253,7 +263,7 @@ def arbitrary_point(key=0, shape=(5, 6)):
     x_g, eps, w_fake, w_teacher = jax.random.normal(jax.random.key(key), (4, *shape))
     fake = lambda x: jnp.sin(w_fake * x)
     teacher = lambda x: jnp.tanh(w_teacher * x + 0.1)
-    return lambda x: point_of(x, eps, fake, teacher), x_g
+    return lambda x: gaussian_point(x, eps, fake, teacher), x_g
 
 
 def value_and_gradient(surrogate):
@@ -302,12 +312,12 @@ def test_gradient_of_diff_instruct_is_that_of_the_kl():
     # In data, sigma^2 times d KL(N(b, P) || N(m, Q)) = ((b - m) / Q, a (1 / Q - 1 / P)).
     with jax.enable_x64(True):
         found = surrogate_gradient(integral_kl().surrogate, *pair_nodes(GENERATOR))
-        p, q = (law["a"] ** 2 + SIGMA**2 for law in (GENERATOR, TEACHER))
+        p, q = (distribution["a"] ** 2 + SIGMA**2 for distribution in (GENERATOR, TEACHER))
         expected = {
             "a": SIGMA**2 * GENERATOR["a"] * (1.0 / q - 1.0 / p),
             "b": SIGMA**2 * (GENERATOR["b"] - TEACHER["b"]) / q,
         }
-        assert relative(found, expected) < 1e-5
+        assert relative_error(found, expected) < 1e-5
 
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 1.2])
@@ -317,11 +327,13 @@ def test_gradient_of_sid_has_a_second_root_for_alpha_above_1(alpha):
         q = TEACHER["a"] ** 2 + SIGMA**2
 
         def in_width(p):
-            law = {"a": np.sqrt(p - SIGMA**2), "b": TEACHER["b"]}
-            z, eps = pair_nodes({**law, "b": law["b"] + 1e-9})[:2]
-            weights = pair_nodes({**law, "b": law["b"] + 1e-9})[2]
+            distribution = {"a": np.sqrt(p - SIGMA**2), "b": TEACHER["b"]}
+            z, eps = pair_nodes({**distribution, "b": distribution["b"] + 1e-9})[:2]
+            weights = pair_nodes({**distribution, "b": distribution["b"] + 1e-9})[2]
             surrogate = score_identity(alpha).surrogate
-            return law["a"], float(surrogate_gradient(surrogate, z, eps, weights, law)["a"])
+            return distribution["a"], float(
+                surrogate_gradient(surrogate, z, eps, weights, distribution)["a"]
+            )
 
         for p in (0.8 * q, 1.5 * q, 4.0 * q, 8.0 * q):
             a, found = in_width(p)
@@ -339,9 +351,9 @@ def test_score_distillation_is_the_error_of_the_noise_and_vsd_of_one_point():
     teacher = lambda x: jnp.tanh(0.5 * x + 0.1)
     x_t = x_g + SIGMA * eps
     expected = SIGMA * ((x_t - teacher(x_t)) / SIGMA - eps)
-    one_point = lambda _: x_g  # noqa: E731, E[x_g | x_t] of a generator that makes x_g alone
+    one_point = lambda _: x_g  # noqa: E731, E[x_g | x_t] of a generator that makes x_g only
     gradient = lambda divergence, fake: jax.grad(
-        lambda x: divergence.surrogate(point_of(x, eps, fake, teacher)).sum()
+        lambda x: divergence.surrogate(gaussian_point(x, eps, fake, teacher)).sum()
     )(x_g)
     sds = gradient(score_distillation(), one_point)
     np.testing.assert_allclose(sds, expected, rtol=1e-4, atol=1e-5)
@@ -354,7 +366,7 @@ def test_score_distillation_pulls_a_sample_to_the_mode():
         x, eps = 1.7, np.random.default_rng(0).standard_normal((200_000, 1))
         eps = np.concatenate([eps, -eps])
         x_g = jnp.full(eps.shape, x)
-        point = lambda x_g: point_of(x_g, eps, lambda y: x_g, lambda y: denoised(TEACHER, y))
+        point = lambda x_g: gaussian_point(x_g, eps, lambda y: x_g, lambda y: denoised(TEACHER, y))
         surrogate = score_distillation().surrogate
         found = jax.grad(lambda x_g: surrogate(point(x_g)).mean())(x_g).sum()
         q = TEACHER["a"] ** 2 + SIGMA**2
@@ -362,7 +374,7 @@ def test_score_distillation_pulls_a_sample_to_the_mode():
 
 
 def test_noise_free_score_distillation():
-    # Below the level SDS plus the noise, of mean 0; above it guidance alone, w (eps_y - eps_0).
+    # Below the level: SDS plus the noise, of mean 0. Above it: only guidance, w (eps_y - eps_0).
     point, x_g = arbitrary_point()
     p = point(x_g)._replace(null=jnp.cos(x_g))
     direction = jax.grad(
@@ -380,7 +392,7 @@ def test_where_fake_and_teacher_agree_the_gradient_is_exactly_zero(divergence):
     _, x_g = arbitrary_point()
     same = lambda x: jnp.sin(3.0 * x)
     gradient = jax.grad(
-        lambda x: divergence.surrogate(point_of(x, jnp.ones_like(x), same, same)).sum()
+        lambda x: divergence.surrogate(gaussian_point(x, jnp.ones_like(x), same, same)).sum()
     )(x_g)
     assert not np.any(gradient)
 

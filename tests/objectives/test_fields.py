@@ -1,4 +1,4 @@
-"""Every field of every objective changes what it stands for, and nothing else."""
+"""Every field of every objective changes the results that it should, and no others."""
 
 import inspect
 from functools import lru_cache
@@ -18,16 +18,16 @@ from tests.objectives.assembled import (
     CASES,
     TOTAL,
     assemble,
-    batch_of,
-    fields_of,
+    field_names,
+    field_value,
     loss_rows,
+    objective_batch,
     samples,
-    unrolled,
-    value_of,
+    unroll_scan,
 )
 
 # What the fields of each name change: "loss" is that of every player, with its gradient; "samples"
-# has refusals too; "updates" are those of followers; "needs" is what an objective says of itself.
+# includes errors; "updates" are those of followers; "needs" are the declarations of an objective.
 EFFECTS = {
     "adaptive_weight": {"loss"},
     "b": {"loss"},
@@ -65,29 +65,29 @@ EFFECTS = {
     "weighting": {"loss"},
 }
 GENERATOR_GUIDANCE = {"generator loss", "samples", "scale"}
-# Where a field means more or less than its name does elsewhere.
+# Fields that mean more or less than their name does elsewhere.
 OWN_EFFECTS = {
-    # Guidance of a denoiser is a matter of sampling.
+    # A denoiser uses guidance in sampling only.
     ("denoising", "guidance_scale"): {"samples", "scale"},
-    # The grid that is trained on is the one that is sampled on.
+    # Training and sampling use one grid.
     ("consistency_distillation", "spacing"): {"loss", "samples"},
     ("plain distillation", "spacing"): {"loss", "samples"},
     ("consistency_training", "spacing"): {"loss", "samples"},
     ("training without target", "spacing"): {"loss", "samples"},
-    # With a range of scales the teacher's are drawn from it.
+    # The scale of the teacher is drawn from the range.
     ("consistency_distillation", "guidance_scale"): {"samples", "scale"},
-    # A target comes and goes with its decay.
+    # Decay 0 removes the target.
     ("plain distillation", "target_decay"): {"loss", "updates", "needs"},
     ("training without target", "initial_decay"): {"loss", "updates", "needs"},
     # mu(k) is a function of the number of points.
     ("consistency_training", "curriculum"): {"loss", "samples", "updates"},
-    # What is trained at a step, and who samples in how many, follows from the stages.
+    # The stages decide what a step trains and in how many steps each network samples.
     ("progressive", "max_steps"): {"loss", "samples", "needs"},
     ("progressive", "total_steps"): {"loss", "needs"},
     ("progressive", "spacing"): {"loss", "samples"},
-    # After the first stage the scale is inherited.
+    # After the first stage students inherit the scale.
     ("progressive", "guidance_scale"): {"samples", "scale"},
-    # The teacher is what is guided, of the losses.
+    # In the losses only the teacher is guided.
     ("distribution_matching", "guidance_scale"): GENERATOR_GUIDANCE,
     ("joint matching", "guidance_scale"): GENERATOR_GUIDANCE,
     ("matching without fake score", "guidance_scale"): GENERATOR_GUIDANCE,
@@ -98,7 +98,7 @@ OWN_EFFECTS = {
 }
 UNUSED = "has no use without the term, the player or the input that the case leaves out"
 REFUSED = "is refused beside another field of the case"
-# Why a field changes nothing.
+# Reasons why a field changes nothing.
 EXCEPTIONS = {
     ("joint matching", "regression_distance"): UNUSED,
     ("matching without fake score", "fake_time_sampler"): UNUSED,
@@ -106,17 +106,17 @@ EXCEPTIONS = {
     ("matching without fake score", "joint"): REFUSED,
     ("joint matching", "fake_time_sampler"): REFUSED,
 }
-# A field that has to change with another.
+# Fields that must change together.
 BESIDE = {
     ("distribution_matching", "joint"): {"fake_time_sampler": None},
 }
 EARLY, LATE = 3, 30
-# Not one that a case is guided at.
+# A scale that no case has.
 FOREIGN_SCALE = 5.0
 
 
-def sampled(case, steps, scale):
-    """Samples, or why there are none."""
+def try_samples(case, steps, scale):
+    """Samples, or the error of an objective that cannot sample."""
     objective = case.objective
     try:
         return samples(objective, case.networks[objective.generator], steps, scale=scale)
@@ -125,14 +125,14 @@ def sampled(case, steps, scale):
 
 
 def observe(case):
-    """All that can be seen of an objective, by the names of EFFECTS."""
+    """All observable results of an objective, by the names of EFFECTS."""
     objective, networks = case.objective, case.networks
     seen = {
         f"{player} loss": loss_rows(case, player, networks[player], LATE)
         for player in objective.players
     }
     seen["samples"] = [
-        sampled(case, steps, scale)
+        try_samples(case, steps, scale)
         for steps, scale in (
             *((steps, objective.guidance_scale) for steps in (1, 2, 3)),
             *((steps, FOREIGN_SCALE) for steps in (1, 4)),
@@ -154,13 +154,13 @@ def observe(case):
     return seen
 
 
-def changes(before, after):
-    """The names of what differs between two observations."""
+def changed_observations(before, after):
+    """The names of the results that differ between two observations."""
     return {name for name in before | after if not equal(before.get(name), after.get(name))}
 
 
 def equal(a, b):
-    """Whether two trees are the same, bit by bit."""
+    """Whether two trees are equal bit by bit."""
     if jax.tree.structure(a) != jax.tree.structure(b):
         return False
     return all(map(np.array_equal, jax.tree.leaves(a), jax.tree.leaves(b)))
@@ -168,12 +168,12 @@ def equal(a, b):
 
 @pytest.fixture(autouse=True)
 def without_compilation(monkeypatch):
-    """Loops over sampling steps are Python's, which compile nothing."""
-    monkeypatch.setattr(jax.lax, "scan", unrolled)
+    """Makes loops over sampling steps Python loops, which compile nothing."""
+    monkeypatch.setattr(jax.lax, "scan", unroll_scan)
 
 
-def expected(case, field, before, after):
-    """EFFECTS with "loss" spelt out for every player."""
+def expected_effects(case, field, before, after):
+    """EFFECTS, with "loss" replaced by the loss of every player."""
     effects = OWN_EFFECTS.get((case, field), EFFECTS.get(field))
     if effects is None:
         raise LookupError(f"say in EFFECTS what {field!r} of {CASES[case][0]} changes")
@@ -182,57 +182,60 @@ def expected(case, field, before, after):
 
 
 @pytest.fixture(scope="module")
-def observed():
-    """case -> what is seen of it, once per case."""
+def observations():
+    """case -> its observation, computed once."""
     return lru_cache(lambda case: observe(assemble(case)))
 
 
 @pytest.mark.parametrize(
-    ("case", "field"), [(case, field) for case in CASES for field in fields_of(case)]
+    ("case", "field"), [(case, field) for case in CASES for field in field_names(case)]
 )
-def test_a_field_changes_what_it_stands_for_and_nothing_else(case, field, observed):
-    changed = {field: value_of(case, field, other=True)} | BESIDE.get((case, field), {})
+def test_a_field_changes_what_it_stands_for_and_nothing_else(case, field, observations):
+    changed = {field: field_value(case, field, other=True)} | BESIDE.get((case, field), {})
     if EXCEPTIONS.get((case, field)) == REFUSED:
         with pytest.raises(ValueError, match="objective."):
             assemble(case, **changed)
         return
-    before, after = observed(case), observe(assemble(case, **changed))
+    before, after = observations(case), observe(assemble(case, **changed))
     unused = EXCEPTIONS.get((case, field)) == UNUSED
-    assert changes(before, after) == (set() if unused else expected(case, field, before, after))
+    assert changed_observations(before, after) == (
+        set() if unused else expected_effects(case, field, before, after)
+    )
 
 
 def test_every_effect_and_every_exception_is_of_a_field_that_there_is():
-    there = {(case, field) for case in CASES for field in fields_of(case)}
+    there = {(case, field) for case in CASES for field in field_names(case)}
     assert set(OWN_EFFECTS) | set(EXCEPTIONS) | set(BESIDE) <= there
     assert set(EFFECTS) == {field for _, field in there}
 
 
-def fields_of_none(name):
+def fields_with_default_none(name):
     """The fields of an objective whose default is None."""
     parameters = inspect.signature(OBJECTIVES[name]).parameters.values()
-    # What is optimised is a field of Python's alone.
+    # Configs do not have the generator as a field.
     return [p.name for p in parameters if p.default is None and p.name != "generator"]
 
 
 @pytest.mark.parametrize(
-    ("name", "field"), [(name, field) for name in OBJECTIVES for field in fields_of_none(name)]
+    ("name", "field"),
+    [(name, field) for name in OBJECTIVES for field in fields_with_default_none(name)],
 )
 def test_a_default_of_none_is_the_documented_part_whatever_the_other_fields(name, field):
     """configs/objectives.py against the factory."""
     config = base.config()
     config.objective = getattr(documented, name)()
-    # These times leave no room for steps between them on a grid of few points.
+    # These times have no distinct nearest points on a grid of few points.
     beside = {"sample_times": ()} if field in ("curriculum", "spacing") else {}
-    beside = {k: v for k, v in beside.items() if k in fields_of(name)}
+    beside = {k: v for k, v in beside.items() if k in field_names(name)}
     case = assemble(name, **beside, **{field: None})
     given = config.objective.to_dict(), "objective", RunContext(case.model.path, TOTAL)
     parts = arguments(OBJECTIVES[name], *given)
     explicit = assemble(name, **beside, **{field: parts[field]})
-    assert changes(observe(case), observe(explicit)) == set()
+    assert changed_observations(observe(case), observe(explicit)) == set()
 
 
 def has_schedule(function):
-    """Whether a function, or one that may make a part of it, can depend on the length of a run."""
+    """Whether a function, or that of one of its parts, can depend on the length of a run."""
     marks = declared_marks(function).values()
     parts = [part for mark in marks if isinstance(mark, Part) for part in mark.table.values()]
     return any(isinstance(mark, RunLength) for mark in marks) or any(map(has_schedule, parts))
@@ -255,7 +258,7 @@ def test_an_objective_says_what_of_a_batch_it_reads(case):
     objective, networks = assembled.objective, assembled.networks
     batch = {}
     for source in SOURCES:
-        batch |= batch_of(objective._replace(reads=(source,)))
+        batch |= objective_batch(objective._replace(reads=(source,)))
     losses = lambda batch: [
         loss_rows(assembled, player, networks[player], LATE, batch) for player in objective.players
     ]
@@ -264,7 +267,7 @@ def test_an_objective_says_what_of_a_batch_it_reads(case):
         name: not equal(plain, losses({**batch, name: jax.tree.map(lambda a: a[::-1], value)}))
         for name, value in batch.items()
     }
-    assert read == {name: name in batch_of(objective) for name in batch}
+    assert read == {name: name in objective_batch(objective) for name in batch}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -275,9 +278,9 @@ def test_who_learns_from_a_teacher_says_that_it_needs_one(case):
     assert objective.needs_teacher == taught
 
 
-# Objectives whose samplers take another scale of guidance than that of training.
+# Objectives whose samplers accept another guidance scale than that of training.
 GUIDED = {"denoising", "shortcut", "consistency_distillation"}
-# Those whose samplers draw noise between steps.
+# Objectives whose samplers draw noise between steps.
 STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive"}
 
 
@@ -289,8 +292,8 @@ def test_samples_depend_on_all_that_they_are_made_of(name):
     plain = samples(objective, params, steps)
     assert not equal(plain, samples(objective, jax.tree.map(jnp.negative, params), steps))
     assert equal(plain, samples(objective, params, steps, seed=5)) != (name in STOCHASTIC)
-    # Where another scale of guidance is not refused it is followed.
-    asked = sampled(case, steps, 3.5)
+    # A sampler that accepts another guidance scale follows it.
+    asked = try_samples(case, steps, 3.5)
     assert isinstance(asked, str) or not equal(plain, asked)
     assert isinstance(asked, str) != (name in GUIDED)
 

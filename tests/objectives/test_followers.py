@@ -4,7 +4,7 @@ import pytest
 
 from fewstep.objectives.followers import (
     constant_ema,
-    hold,
+    keep_unchanged,
     power_ema,
     power_exponent,
     scheduled_ema,
@@ -26,8 +26,8 @@ def test_constant_ema_is_the_geometric_sum():
     assert run(constant_ema(0.0), values) == 2.0
 
 
-def test_what_is_held_stays_as_it_is():
-    assert run(hold, [1.0, 5.0]) == 100.0
+def test_keep_unchanged_returns_the_follower():
+    assert run(keep_unchanged, [1.0, 5.0]) == 100.0
 
 
 def test_warmed_ema_follows_the_rule_then_the_decay():

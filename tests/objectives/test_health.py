@@ -1,4 +1,4 @@
-"""What a generator's training logs, number by number."""
+"""The health metrics of a generator, one by one."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -6,7 +6,7 @@ import pytest
 
 from fewstep.diffusion.path import linear, ve
 from fewstep.objectives.divergences import Point
-from fewstep.objectives.health import health
+from fewstep.objectives.health import health_metrics
 
 ROWS, PIXELS = 16, 6
 
@@ -18,11 +18,11 @@ def arrays():
     return {"x_g": draw(1.0, 0.5), "fake": draw(0.7, 0.2), "teacher": draw(1.3, -0.4)}
 
 
-def logged(arrays, t, path):
-    """The metrics as numbers, of points that say nothing else than these arrays."""
+def logged_metrics(arrays, t, path):
+    """The metrics, as numbers, of points with these arrays."""
     unused = dict.fromkeys(Point._fields)
     point = Point(**unused | {name: jnp.asarray(array) for name, array in arrays.items()})
-    metrics = health(point, jnp.asarray(t), path)
+    metrics = health_metrics(point, jnp.asarray(t), path)
     return {k: float(m.total / m.count) for k, m in metrics.items() if m.count > 0}
 
 
@@ -37,15 +37,15 @@ def test_every_number_is_what_it_is_called(arrays):
         "sample_mean": x_g.mean(),
         "sample_std": np.sqrt(x_g.var(axis=0).mean()),
     }
-    found = logged(arrays, np.full(ROWS, 0.5, "f"), linear())
+    found = logged_metrics(arrays, np.full(ROWS, 0.5, "f"), linear())
     assert {k: v for k, v in found.items() if "noise" not in k} == pytest.approx(expected, rel=1e-4)
     assert len({round(value, 3) for value in expected.values()}) == len(expected)
 
 
 @pytest.mark.parametrize("path", [linear(), ve()])
-def test_the_gap_is_told_by_noise_level(arrays, path):
+def test_the_gap_is_logged_by_noise_level(arrays, path):
     t = np.linspace(path.t_min, path.t_max, ROWS, dtype="f")
-    found = logged(arrays, t, path)
+    found = logged_metrics(arrays, t, path)
     angle = np.arctan2(path.sigma(t), path.alpha(t)) / (np.pi / 2)
     gap = ((arrays["fake"] - arrays["teacher"]) ** 2).mean(axis=1)
     bins = np.minimum((8 * angle).astype(int), 7)

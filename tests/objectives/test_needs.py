@@ -1,4 +1,4 @@
-"""What methods need of their network: declared once, derived by configs, and checked."""
+"""The needs of methods: declared once, filled into configs, and checked."""
 
 import pytest
 
@@ -6,12 +6,12 @@ from fewstep.configs.methods import METHODS
 from fewstep.diffusion.path import PATHS
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Objective
-from fewstep.objectives.needs import NOTHING, needs, needs_of
+from fewstep.objectives.needs import NOTHING, needs, network_needs
 from fewstep.training.networks import with_network_fields
-from tests.networks import affine, model_of
+from tests.networks import affine_network, build_model
 from tests.training.runs import small_config
 
-MODEL = model_of(affine(), PATHS["linear"]())
+MODEL = build_model(affine_network(), PATHS["linear"]())
 OF_METHODS = {
     "shortcut": {"second_time": "step_size"},
     **dict.fromkeys(("sct", "scd"), {"loss_weight": True}),
@@ -47,9 +47,9 @@ def test_needs_follow_the_fields_and_given_values_stay(method, fields, needed):
 
 def test_a_field_that_is_left_open_is_the_method_s_default():
     needed = {"second_time": "time", "guidance_input": False, "loss_weight": True}
-    assert needs_of(factory, {}) == needs_of(factory, {"learned": None}) == needed
-    assert not needs_of(factory, {"scale": 0.5})["loss_weight"]
-    assert needs_of(lambda model: None, {}) == NOTHING
+    assert network_needs(factory, {}) == network_needs(factory, {"learned": None}) == needed
+    assert not network_needs(factory, {"scale": 0.5})["loss_weight"]
+    assert network_needs(lambda model: None, {}) == NOTHING
 
 
 def test_a_network_without_what_is_needed_is_refused():

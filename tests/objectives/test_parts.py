@@ -1,4 +1,4 @@
-"""Every field of every part of an objective changes what the part computes, and has its default."""
+"""Every field of every part of an objective changes its results and has the published default."""
 
 import inspect
 
@@ -16,10 +16,10 @@ from fewstep.models.model import Model
 from fewstep.objectives.distances import DISTANCES, huber
 from fewstep.objectives.divergences import DIVERGENCES, Point
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
-from fewstep.objectives.generators import one_step, particles
+from fewstep.objectives.generators import one_step_generator, particles
 from fewstep.samplers import SOLVERS
 from tests.gaussian import Gaussian
-from tests.objectives.assembled import responsive
+from tests.objectives.assembled import responsive_network
 
 KEY = jax.random.key(0)
 A, B, NOISE, FAKE, TEACHER, NULL = jax.random.normal(KEY, (6, 32, 2))
@@ -35,13 +35,13 @@ def point():
     return Point(A, rho * NOISE, rho, FAKE, TEACHER, NULL)
 
 
-def solved(solver):
+def solver_samples(solver):
     denoise = Gaussian(jnp.zeros(2), jnp.array([0.3, 1.7])).denoiser(VE)
     times = jnp.array([30.0, 8.0, 2.0, 0.5, 0.1, 0.002])
     return solver(denoise, VE, 30.0 * A, times, jax.random.split(KEY, 32))
 
 
-def generated(generator):
+def divergence_gradient(generator):
     params = generator.network.init(KEY)
     return params, generator.generate(params, A, LABEL)
 
@@ -53,13 +53,13 @@ def schedules(path):
     }
 
 
-def coded(kind):
+def random_code(kind):
     c = Coefficients(*(jnp.float32(x) for x in (0.8, 0.6, -1.0, 1.0)))
     return {"decode": kind.decode(A, B, c), "c_in": kind.c_in(c)}
 
 
-MODEL = Model(responsive(), LINEAR, KINDS["velocity"])
-# Tables of parts: their functions by name, inputs before the fields, and what is seen of a part.
+MODEL = Model(responsive_network(), LINEAR, KINDS["velocity"])
+# Tables of parts: (functions by name, inputs before the fields, results of a part).
 TABLES = {
     "time_sampler": (TIME_SAMPLERS, (VE,), lambda sample: sample(KEY, 32)),
     "spacing": (
@@ -70,18 +70,18 @@ TABLES = {
     "curriculum": (CURRICULA, (), lambda points: [points(jnp.int32(k)) for k in (0, 15, 500)]),
     "distance": (DISTANCES, (), lambda distance: distance(A, B)),
     "divergence": (DIVERGENCES, (), lambda divergence: divergence.surrogate(point())),
-    "solver": (SOLVERS, (), solved),
+    "solver": (SOLVERS, (), solver_samples),
     "path": (PATHS, (), schedules),
-    "kind": ({"F": raw_kind}, (), coded),
+    "kind": ({"F": raw_kind}, (), random_code),
     "follower": (
         {f.__name__: f for f in (constant_ema, warmed_ema, power_ema)},
         (),
         lambda update: [update(A, B, step) for step in (0, 500)],
     ),
-    "one_step": ({"one_step": one_step}, (MODEL,), generated),
-    "particles": ({"particles": particles}, ((2,), 32), generated),
+    "one_step": ({"one_step": one_step_generator}, (MODEL,), divergence_gradient),
+    "particles": ({"particles": particles}, ((2,), 32), divergence_gradient),
 }
-# Fields without a default, in the place of it.
+# Values of fields without a default.
 REQUIRED = {"total_steps": 30, "decay": 0.9, "relative_std": 0.1}
 # Another value of each field than its default, or than that in REQUIRED.
 OTHERS = {
@@ -113,9 +113,9 @@ OTHERS = {
     "total_steps": 20,
     "variance": "large",
 }
-# A field that acts at some values of another alone.
+# Fields that act only at some values of another field.
 BESIDE = {("curriculum", "doubling", "last"): {"first": 30}}
-# Fields that one entry of what is seen does not depend on.
+# Entries of the results that do not depend on a field.
 UNMOVED = {
     ("path", "ve", "sigma_min"): {"alpha", "sigma", "time_at"},
     ("path", "ve", "sigma_max"): {"alpha", "sigma", "time_at"},
@@ -125,14 +125,14 @@ UNMOVED = {
 }
 
 
-def parameters_of(table, name):
+def part_fields(table, name):
     """The fields of a part, with their defaults."""
     functions, inputs, _ = TABLES[table]
     parameters = list(inspect.signature(functions[name]).parameters.values())
     return {p.name: p.default for p in parameters[len(inputs) :]}
 
 
-def seen(table, name, **fields):
+def observe(table, name, **fields):
     functions, inputs, see = TABLES[table]
     found = see(functions[name](*inputs, **fields))
     return found if isinstance(found, dict) else {"": found}
@@ -142,21 +142,21 @@ FIELDS = [
     (table, name, field)
     for table, (functions, *_) in TABLES.items()
     for name in functions
-    for field in parameters_of(table, name)
+    for field in part_fields(table, name)
 ]
 
 
 @pytest.mark.parametrize(("table", "name", "field"), FIELDS)
 def test_a_field_of_a_part_changes_what_the_part_computes(table, name, field):
     assert field in OTHERS, f"add a value of {field!r}, a field of {name}, to OTHERS"
-    defaults = parameters_of(table, name)
+    defaults = part_fields(table, name)
     fields = {
         f: REQUIRED[f] for f, default in defaults.items() if default is inspect.Parameter.empty
     }
     fields |= BESIDE.get((table, name, field), {})
     assert OTHERS[field] not in (fields.get(field), defaults[field])
-    before = seen(table, name, **fields)
-    after = seen(table, name, **(fields | {field: OTHERS[field]}))
+    before = observe(table, name, **fields)
+    after = observe(table, name, **(fields | {field: OTHERS[field]}))
     same = {
         key
         for key in before
@@ -165,7 +165,7 @@ def test_a_field_of_a_part_changes_what_the_part_computes(table, name, field):
     assert same == UNMOVED.get((table, name, field), set())
 
 
-# What configs leave at None: the papers' own values, by the docstrings of the parts.
+# The papers' values of fields that configs leave at None, by the docstrings of the parts.
 DEFAULTS = {
     ("time_sampler", "logit_normal"): {"mean": 0.0, "std": 1.0},
     ("time_sampler", "log_normal"): {"mean": -1.2, "std": 1.2},
@@ -202,7 +202,7 @@ DEFAULTS = {
 def test_the_defaults_of_parts_are_the_published_ones():
     found = {}
     for table, name, field in FIELDS:
-        default = parameters_of(table, name)[field]
+        default = part_fields(table, name)[field]
         if default is not inspect.Parameter.empty:
             found.setdefault((table, name), {})[field] = default
     assert found == DEFAULTS
@@ -219,7 +219,7 @@ def test_a_default_of_none_is_the_part_that_the_docstring_names():
 
 @pytest.mark.parametrize("name", CURRICULA)
 def test_a_curriculum_ends_with_its_last_number_of_points(name):
-    required = {f: REQUIRED[f] for f in parameters_of("curriculum", name) if f in REQUIRED}
+    required = {f: REQUIRED[f] for f in part_fields("curriculum", name) if f in REQUIRED}
     points = CURRICULA[name](**required)
     last = {"constant": 18, "square_root": 151, "doubling": 1281}[name]
     ends = [int(points(jnp.int32(step))) for step in (REQUIRED["total_steps"], 10_000, 2**30)]

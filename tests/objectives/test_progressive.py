@@ -14,17 +14,17 @@ from fewstep.models.network import Network
 from fewstep.objectives.base import Stage
 from fewstep.objectives.progressive import (
     WEIGHTINGS,
+    ddim_sampler,
     draw_times,
     halving_stages,
     progressive,
-    sampler,
     two_step_target,
 )
 from fewstep.objectives.shortcut import bootstrap_target
 from fewstep.samplers.grids import time_grid
 from fewstep.samplers.ode import ddim, ddim_step
 from tests.gaussian import Gaussian
-from tests.networks import affine, exact_denoiser, model_of, unscaled
+from tests.networks import affine_network, build_model, exact_denoiser, unscaled_model
 
 KEY = jax.random.key(0)
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
@@ -36,13 +36,13 @@ def batch(count=COUNT):
     return {"x": GAUSSIAN.sample(jax.random.key(1), count), "label": jnp.arange(count) % 3}
 
 
-def spacing_of(path):
+def build_spacing(path):
     return SPACINGS[SPACING_OF.get(path.name, "uniform")](path)
 
 
-def points(path, steps, count=COUNT):
-    """x_t at drawn times, the times, and those in the middle and at the end of their steps."""
-    drawn = draw_times(jax.random.key(2), count, steps, spacing_of(path))
+def draw_points(path, steps, count=COUNT):
+    """x_t at random times t, then t, and the middle and end of each step."""
+    drawn = draw_times(jax.random.key(2), count, steps, build_spacing(path))
     t, middle, s = (jnp.asarray(time, float) for time in drawn)
     eps = jax.random.normal(jax.random.key(3), (count, 2))
     return path.interpolate(GAUSSIAN.sample(KEY, count), eps, t), t, middle, s
@@ -53,14 +53,14 @@ def points(path, steps, count=COUNT):
 def test_one_step_to_the_target_ends_where_two_of_the_teacher_s_do(name, steps):
     path = PATHS[name]()
     with jax.enable_x64(True):
-        x_t, t, middle, s = points(path, steps)
+        x_t, t, middle, s = draw_points(path, steps)
         teacher = GAUSSIAN.denoiser(path)
         target = two_step_target(teacher, path, x_t, t, middle, s)
         x_middle = ddim_step(teacher, path, x_t, t, middle)
         x_s = ddim_step(teacher, path, x_middle, middle, s)
         eps = (x_t - align(path.alpha(t), x_t) * target) / align(path.sigma(t), x_t)
         np.testing.assert_allclose(path.interpolate(target, eps, s), x_s, rtol=1e-9, atol=1e-9)
-        # Where no noise is left it is the second prediction, and nowhere the first.
+        # Without noise at s the target is the second prediction. It is never the first.
         at_end = np.asarray(path.sigma(s) == 0.0)
         last = teacher(x_middle, middle).x_0
         np.testing.assert_array_equal(target[at_end], last[at_end])
@@ -71,26 +71,26 @@ def test_one_step_to_the_target_ends_where_two_of_the_teacher_s_do(name, steps):
 def test_the_target_of_a_single_image_is_that_image(steps):
     image = Gaussian(jnp.array([0.4, -0.1]), jnp.zeros(2))
     path = PATHS["vp_cosine"]()
-    x_t, *times = points(path, steps)
+    x_t, *times = draw_points(path, steps)
     target = two_step_target(image.denoiser(path), path, x_t, *times)
     np.testing.assert_allclose(target, jnp.tile(image.mean, (COUNT, 1)), atol=1e-5)
 
 
 def test_on_the_linear_path_it_is_the_bootstrap_of_shortcut_models():
     path = PATHS["linear"]()
-    x_t, t, middle, s = points(path, 4)
+    x_t, t, middle, s = draw_points(path, 4)
     target = two_step_target(GAUSSIAN.denoiser(path), path, x_t, t, middle, s)
     velocity = lambda x, t, s, condition: GAUSSIAN.velocity(path, x, t)
     bootstrap = bootstrap_target(velocity, x_t, t, t - s, {})
     np.testing.assert_allclose((x_t - target) / t[:, None], bootstrap, atol=2e-5)
 
 
-def student_of(path, kind, teacher_steps):
-    """The model whose step from i / N to (i - 1) / N is two of the exact teacher's, N known.
+def exact_student(path, kind, teacher_steps):
+    """The model whose step from i / N to (i - 1) / N is two of the exact teacher's, at a known N.
 
-    params["halvings"]: how often the steps of the exact denoiser have been halved.
+    params["halvings"]: number of times that the steps of the exact denoiser were halved.
     """
-    spacing, exact = spacing_of(path), GAUSSIAN.denoiser(path)
+    spacing, exact = build_spacing(path), GAUSSIAN.denoiser(path)
 
     def denoise(x, t, halvings):
         if halvings == 0:
@@ -115,10 +115,10 @@ def student_of(path, kind, teacher_steps):
         return KINDS[kind].encode(ends, x, c)
 
     init = lambda key: {"offset": jnp.zeros(()), "halvings": jnp.zeros(())}
-    return unscaled(Network(init, apply, shape=(2,)), path, kind)
+    return unscaled_model(Network(init, apply, shape=(2,)), path, kind)
 
 
-def of_halving(number, offset=0.0):
+def halving(number, offset=0.0):
     return {"offset": jnp.asarray(offset), "halvings": jnp.asarray(float(number))}
 
 
@@ -130,36 +130,36 @@ def test_a_perfect_student_has_no_loss_in_its_stage_and_the_samples_of_the_first
 ):
     path, most = PATHS[name](), 4
     with jax.enable_x64(True):
-        model = student_of(path, kind, 2 * most)
+        model = exact_student(path, kind, 2 * most)
         objective = progressive(
             model,
             total_steps=30,
             max_steps=most,
-            spacing=spacing_of(path),
+            spacing=build_spacing(path),
             weighting=lambda p, t: 1.0,
         )
         loss = objective.players["network"].loss
         for stage in range(3):
             step = 10 * stage + 5
-            networks = {"teacher": of_halving(stage)}
-            residual, slope = jax.value_and_grad(
+            networks = {"teacher": halving(stage)}
+            residual, grads = jax.value_and_grad(
                 lambda p, networks=networks, step=step: loss(p, networks, batch(), KEY, step)[
                     0
                 ].mean()
-            )(of_halving(stage + 1))
+            )(halving(stage + 1))
             # Times are float32.
-            assert float(residual) < 1e-9 and abs(float(slope["offset"])) < 1e-4
-            # The same student in the next stage, or moved, has one.
-            wrong = loss(of_halving(stage + 1, 0.1), networks, batch(), KEY, step)[0].mean()
+            assert float(residual) < 1e-9 and abs(float(grads["offset"])) < 1e-4
+            # In the next stage, or with other parameters, the same student has a loss.
+            wrong = loss(halving(stage + 1, 0.1), networks, batch(), KEY, step)[0].mean()
             assert float(wrong) == pytest.approx(0.01, rel=1e-2)
-            other = loss(of_halving(stage), networks, batch(), KEY, step)[0].mean()
+            other = loss(halving(stage), networks, batch(), KEY, step)[0].mean()
             assert float(other) > 1e-6
         eps = jax.random.normal(jax.random.key(5), (COUNT, 2))
-        times = time_grid(spacing_of(path), 2 * most)
+        times = time_grid(build_spacing(path), 2 * most)
         start = path.prior(eps)
         expected = ddim()(GAUSSIAN.denoiser(path), path, start, times, None)
         for halvings, steps in ((1, 4), (2, 2), (3, 1)):
-            given = of_halving(halvings), eps, {"label": jnp.zeros(COUNT, int)}, None
+            given = halving(halvings), eps, {"label": jnp.zeros(COUNT, int)}, None
             samples = objective.sample(*given, steps=steps, guidance_scale=1.0)
             # The grid is float32.
             np.testing.assert_allclose(samples, expected, atol=2e-4)
@@ -167,11 +167,11 @@ def test_a_perfect_student_has_no_loss_in_its_stage_and_the_samples_of_the_first
 
 @pytest.mark.parametrize("most", [1, 4, 16])
 def test_the_last_student_has_the_gain_of_its_first_teacher(most):
-    # DDIM in n equal angles scales N(0, 1) by cos(pi / 2n)^n, and no student betters its teacher.
+    # DDIM in n equal angles scales N(0, 1) by cos(pi / 2n)^n; a student only equals its teacher.
     path = PATHS["vp_cosine"]()
     unit = Gaussian(jnp.zeros(1), jnp.ones(1))
     x = jnp.ones((1, 1))
-    samples = ddim()(unit.denoiser(path), path, x, time_grid(spacing_of(path), 2 * most), None)
+    samples = ddim()(unit.denoiser(path), path, x, time_grid(build_spacing(path), 2 * most), None)
     gain = np.cos(np.pi / (4 * most)) ** (2 * most)
     assert float(samples[0, 0]) == pytest.approx(gain, rel=1e-5)
 
@@ -179,9 +179,9 @@ def test_the_last_student_has_the_gain_of_its_first_teacher(most):
 @pytest.mark.parametrize("guidance", [1.0, 2.5])
 def test_the_loss_is_the_paper_s_in_numpy_in_each_stage(guidance):
     path, most = PATHS["vp_cosine"](), 4
-    model = model_of(affine(), path, "v")
+    model = build_model(affine_network(), path, "v")
     objective = progressive(model, total_steps=12, max_steps=most, guidance_scale=guidance)
-    student = affine().init(KEY)
+    student = affine_network().init(KEY)
     teacher = jax.tree.map(lambda leaf: 0.5 - leaf, student)
     data = batch(64)
     key_t, key_eps, _ = jax.random.split(KEY, 3)
@@ -223,11 +223,11 @@ def test_guidance_is_computed_in_the_first_stage_alone():
     def apply(params, x, t, s, condition, *, train=False, rng=None):
         if not train:
             jax.debug.callback(lambda x: rows.append(len(x)), x)
-        return affine().apply(params, x, t, s, condition)
+        return affine_network().apply(params, x, t, s, condition)
 
-    model = model_of(Network(affine().init, apply, shape=(2,)), PATHS["linear"]())
+    model = build_model(Network(affine_network().init, apply, shape=(2,)), PATHS["linear"]())
     objective = progressive(model, total_steps=9, max_steps=4, guidance_scale=2.0)
-    params = affine().init(KEY)
+    params = affine_network().init(KEY)
     loss = jax.jit(objective.players["network"].loss)
     for step, expected in ((2, [128, 128]), (3, [64, 64]), (8, [64, 64])):
         rows.clear()
@@ -263,7 +263,7 @@ def test_stages_halve_the_steps_in_equal_parts_of_the_training():
 
 def test_times_are_the_ends_of_the_steps_that_the_sampler_takes():
     path = PATHS["vp_ddpm"]()
-    spacing = spacing_of(path)
+    spacing = build_spacing(path)
     t, middle, s = draw_times(KEY, 4000, jnp.int32(4), spacing)
     for drawn, fractions in ((t, (1, 2, 3, 4)), (middle, (0.5, 1.5, 2.5, 3.5)), (s, (0, 1, 2, 3))):
         values, counts = np.unique(drawn, return_counts=True)
@@ -275,12 +275,12 @@ def test_times_are_the_ends_of_the_steps_that_the_sampler_takes():
 
 @pytest.mark.parametrize("steps", [0, 3, 16, -1])
 def test_other_numbers_of_steps_are_refused(steps):
-    model = model_of(affine(), PATHS["linear"]())
-    sample = sampler(model, spacing_of(model.path), 8, 1.0)
-    inputs = affine().init(KEY), jnp.ones((2, 1)), {"label": jnp.zeros(2, jnp.int32)}, None
+    model = build_model(affine_network(), PATHS["linear"]())
+    sample = ddim_sampler(model, build_spacing(model.path), 8, 1.0)
+    inputs = affine_network().init(KEY), jnp.ones((2, 1)), {"label": jnp.zeros(2, jnp.int32)}, None
     with pytest.raises(ValueError, match=f"power of two of steps up to 8, .* not in {steps}$"):
         sample(*inputs, steps=steps, guidance_scale=1.0)
-    with pytest.raises(ValueError, match="knows guidance scale 1 alone, not 2"):
+    with pytest.raises(ValueError, match="trained at guidance scale 1 only, not 2"):
         sample(*inputs, steps=4, guidance_scale=2.0)
 
 
@@ -289,14 +289,19 @@ def test_other_numbers_of_steps_are_refused(steps):
     [
         ({"max_steps": 12}, "objective.max_steps must be a power of two, not 12"),
         ({"max_steps": 0}, "objective.max_steps must be a power of two, not 0"),
-        ({"max_steps": 8, "total_steps": 3}, "max_steps=8 has 4 stages, which 3 training steps"),
+        (
+            {"max_steps": 8, "total_steps": 3},
+            "has 4 stages, for which 3 training steps",
+        ),
     ],
 )
 def test_fields_out_of_range_are_errors(fields, message):
     with pytest.raises(ValueError, match=message):
-        progressive(model_of(affine(), PATHS["linear"]()), **{"total_steps": 10, **fields})
+        progressive(
+            build_model(affine_network(), PATHS["linear"]()), **{"total_steps": 10, **fields}
+        )
 
 
 def test_a_prediction_of_noise_cannot_end_in_one_step():
-    with pytest.raises(ValueError, match="says too little of the data"):
-        progressive(model_of(affine(), PATHS["vp_ddpm"](), "eps"), total_steps=10)
+    with pytest.raises(ValueError, match="says too little about the data"):
+        progressive(build_model(affine_network(), PATHS["vp_ddpm"](), "eps"), total_steps=10)

@@ -1,10 +1,10 @@
-"""The part of a sampler that all methods share."""
+"""The frame of the samplers of all methods."""
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.objectives.sampling import sample_fn, trained_in
+from fewstep.objectives.sampling import learned_guidance, sample_fn
 
 ROWS = 4
 PARAMS, EPS = jnp.float32(3.0), jnp.arange(ROWS, dtype=jnp.float32)
@@ -12,7 +12,7 @@ LABELS = {"label": jnp.arange(ROWS)}
 
 
 def network(params, x, t, s, condition):
-    """params for a class, 0 for none, and the scale that the network is given."""
+    """params for a class, 0 for the null class, plus the guidance scale of the condition."""
     given = condition.get("guidance_scale", jnp.zeros_like(x))
     return jnp.where(condition["label"] >= 0, params, 0.0) + given
 
@@ -33,7 +33,7 @@ def test_by_default_any_scale_guides_what_a_method_solves_with(scale, predicted)
 
 
 def test_a_network_that_has_learned_guidance_is_used_as_it_is_or_given_the_scale():
-    alone, several = trained_in(1.5), trained_in(1.5, (1.0, 4.0))
+    alone, several = learned_guidance(1.5), learned_guidance(1.5, (1.0, 4.0))
     np.testing.assert_allclose(sample(scale=1.5, guidance=alone), 10.0 * EPS + 6.0)
     np.testing.assert_allclose(sample(scale=2.0, guidance=several), 10.0 * EPS + 2 * (3.0 + 2.0))
     for scale, guidance in ((2.0, alone), (5.0, several)):
@@ -47,5 +47,5 @@ def test_a_number_of_steps_is_refused_before_anything_else():
             raise ValueError(f"not in {steps}")
 
     with pytest.raises(ValueError, match="not in 2"):
-        sample(2, 2.0, guidance=trained_in(1.0), check_steps=check_steps)
+        sample(2, 2.0, guidance=learned_guidance(1.0), check_steps=check_steps)
     assert sample(1, check_steps=check_steps).shape == (ROWS,)

@@ -9,38 +9,38 @@ from fewstep.diffusion.time_sampling import dyadic_levels, dyadic_steps
 from fewstep.objectives.distances import pseudo_huber
 from fewstep.objectives.shortcut import (
     bootstrap_target,
-    check_rows,
+    check_batch_split,
     guide_rows,
     merge_rows,
     shortcut,
     split_rows,
 )
 from tests.gaussian import Gaussian
-from tests.networks import affine, exact, model_of
+from tests.networks import affine_network, build_model, exact_network
 
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
 LINEAR = PATHS["linear"]()
 KEY = jax.random.key(0)
 
 
-def stepping(network, path):
-    """The network as a model that is told its step size."""
-    return model_of(network._replace(second_time="step_size"), path)
+def shortcut_model(network, path):
+    """The model of a network that reads its step size."""
+    return build_model(network._replace(second_time="step_size"), path)
 
 
 COUNT = 4096
 ON_EACH_PATH = pytest.mark.parametrize("name", ["linear", "vp_cosine", "trigflow"])
 
 
-def exact_flow(path=LINEAR):
-    return exact(lambda x, t, s, condition: GAUSSIAN.average_velocity(path, x, t, s))
+def exact_flow_model(path=LINEAR):
+    return exact_network(lambda x, t, s, condition: GAUSSIAN.average_velocity(path, x, t, s))
 
 
 def data(count=COUNT):
     return {"x": GAUSSIAN.sample(jax.random.key(1), count), "label": jnp.zeros(count, jnp.int32)}
 
 
-def loss_of(objective, network, batch, key=KEY, offset=0.0):
+def build_loss(objective, network, batch, key=KEY, offset=0.0):
     params = jax.tree.map(lambda p: p + offset, network.init(KEY))
     networks = {"target": network.init(KEY)}
     return objective.players["network"].loss(params, networks, batch, key, jnp.int32(0))
@@ -72,10 +72,10 @@ def test_the_misprinted_target_has_another_fixed_point():
 @ON_EACH_PATH
 def test_bootstrap_loss_is_zero_at_the_exact_flow_map_and_not_beside_it(name):
     path = PATHS[name]()
-    network = exact_flow(path)
-    objective = shortcut(stepping(network, path))
-    at = loss_of(objective, network, data())[1]["loss_bootstrap"]
-    beside = loss_of(objective, network, data(), offset=0.1)[1]["loss_bootstrap"]
+    network = exact_flow_model(path)
+    objective = shortcut(shortcut_model(network, path))
+    at = build_loss(objective, network, data())[1]["loss_bootstrap"]
+    beside = build_loss(objective, network, data(), offset=0.1)[1]["loss_bootstrap"]
     assert at.total / at.count < 1e-8
     assert beside.total / beside.count == pytest.approx(0.01, rel=0.2)
 
@@ -83,8 +83,8 @@ def test_bootstrap_loss_is_zero_at_the_exact_flow_map_and_not_beside_it(name):
 @ON_EACH_PATH
 def test_steps_divide_the_path_s_range_of_times(name):
     path = PATHS[name]()
-    network, calls = recorded(affine())
-    loss_of(shortcut(stepping(network, path), label_dropout=0.0), network, data(256))
+    network, calls = record_inputs(affine_network())
+    build_loss(shortcut(shortcut_model(network, path), label_dropout=0.0), network, data(256))
     _, t, s, _ = calls[-1]
     size = ((t - s) / path.t_max)[::4]
     np.testing.assert_allclose(size, 2.0 ** -dyadic_levels(64, 7), rtol=1e-5)
@@ -99,9 +99,9 @@ def test_steps_divide_the_path_s_range_of_times(name):
 def test_flow_loss_at_the_exact_flow_map_is_flow_matching_s_minimum(name):
     # At the smallest step the average velocity is the velocity up to O(1/M).
     path, count = PATHS[name](), 100_000
-    network = exact_flow(path)
-    metrics = loss_of(
-        shortcut(stepping(network, path), bootstrap_fraction=0.5), network, data(count)
+    network = exact_flow_model(path)
+    metrics = build_loss(
+        shortcut(shortcut_model(network, path), bootstrap_fraction=0.5), network, data(count)
     )[1]
     # E Var[alpha' x_0 + sigma' eps | x_t] = (alpha' sigma - alpha sigma')^2 S / C_t.
     t = jnp.linspace(0.0, path.t_max, 20_001)
@@ -112,8 +112,8 @@ def test_flow_loss_at_the_exact_flow_map_is_flow_matching_s_minimum(name):
     assert loss.total / loss.count == pytest.approx(minimum, rel=0.02)
 
 
-def recorded(network):
-    """The network and the list of the inputs that it was called with."""
+def record_inputs(network):
+    """(the network, a list of the inputs of its calls)."""
     calls = []
 
     def apply(params, x, t, s, condition, **kwargs):
@@ -125,16 +125,18 @@ def recorded(network):
 
 @pytest.mark.parametrize(("fraction", "bootstrap"), [(0.25, 64), (0.125, 32), (0.5, 128)])
 def test_row_counts_and_steps_of_the_split(fraction, bootstrap):
-    network, calls = recorded(affine())
-    objective = shortcut(stepping(network, LINEAR), bootstrap_fraction=fraction, label_dropout=0.0)
-    loss, metrics = loss_of(objective, network, data(256))
+    network, calls = record_inputs(affine_network())
+    objective = shortcut(
+        shortcut_model(network, LINEAR), bootstrap_fraction=fraction, label_dropout=0.0
+    )
+    loss, metrics = build_loss(objective, network, data(256))
     first, second, trained = calls
     assert [len(c[0]) for c in calls] == [bootstrap, bootstrap, 256]
     assert metrics["loss_bootstrap"].count == bootstrap
     assert metrics["loss_flow"].count == 256 - bootstrap
     size = (trained[1] - trained[2])[:: round(1 / fraction)]
     np.testing.assert_array_equal(size, 2.0 ** -dyadic_levels(bootstrap, 7))
-    # Half steps: the second starts where and when the first ended.
+    # The second half step starts at the point and time where the first ends.
     np.testing.assert_allclose(first[1] - first[2], size / 2)
     np.testing.assert_array_equal(second[1], first[2])
     np.testing.assert_allclose(second[1] - second[2], size / 2)
@@ -143,11 +145,11 @@ def test_row_counts_and_steps_of_the_split(fraction, bootstrap):
 
 
 def test_rows_share_neither_images_nor_noise():
-    network, calls = recorded(affine())
-    objective = shortcut(stepping(network, LINEAR))
+    network, calls = record_inputs(affine_network())
+    objective = shortcut(shortcut_model(network, LINEAR))
     label = jnp.zeros(64, jnp.int32)
-    loss_of(objective, network, {"x": jnp.zeros((64, 1)), "label": label})
-    loss_of(objective, network, {"x": 1e4 * jnp.arange(64.0)[:, None], "label": label})
+    build_loss(objective, network, {"x": jnp.zeros((64, 1)), "label": label})
+    build_loss(objective, network, {"x": 1e4 * jnp.arange(64.0)[:, None], "label": label})
     (x, t, _, _), (far_x, _, _, _) = calls[2], calls[5]
     assert len(np.unique((x[:, 0] / t).round(4))) == 64  # the noise, where the image is 0
     inner = t < 0.99
@@ -164,15 +166,15 @@ def test_split_and_merge_are_inverse():
 
 
 def test_gradient_reaches_the_trained_network_alone():
-    network = affine()
-    objective = shortcut(stepping(network, LINEAR))
+    network = affine_network()
+    objective = shortcut(shortcut_model(network, LINEAR))
     params = network.init(KEY)
 
     def mean_loss(params, target):
         networks = {"target": target, "network": params}
         return objective.players["network"].loss(params, networks, data(256), KEY, 0)[0].mean()
 
-    # The loss depends on the target; the training step differentiates argument 0 alone.
+    # The loss depends on the target; the training step differentiates argument 0 only.
     gradient = jax.grad(mean_loss, argnums=(0, 1))(params, params)
     assert any(np.abs(g).max() > 0 for g in jax.tree.leaves(gradient[1]))
     detached = jax.grad(lambda p: mean_loss(p, params))(params)
@@ -180,10 +182,10 @@ def test_gradient_reaches_the_trained_network_alone():
 
 
 def test_guidance_acts_on_the_finest_half_steps_alone():
-    network, calls = recorded(affine())
+    network, calls = record_inputs(affine_network())
     batch = {"x": data(256)["x"], "label": jnp.ones(256, jnp.int32)}
-    objective = shortcut(stepping(network, LINEAR), guidance_scale=1.5, label_dropout=0.0)
-    loss_of(objective, network, batch)
+    objective = shortcut(shortcut_model(network, LINEAR), guidance_scale=1.5, label_dropout=0.0)
+    build_loss(objective, network, batch)
     first = calls[0]
     levels = dyadic_levels(64, 7)
     finest = int((levels == 6).sum())
@@ -199,7 +201,7 @@ def test_guided_target_is_inherited_from_the_guided_gaussian():
     guided = Gaussian(means[1] + scale * (means[0] - means[1]), GAUSSIAN.variance)
 
     def field(x, t, s, condition):
-        # Finest steps know the classes; larger steps are already guided.
+        # The finest steps have a field for each class; larger steps are already guided.
         classes = [Gaussian(mean, GAUSSIAN.variance).velocity(LINEAR, x, t) for mean in means]
         large = guided.average_velocity(LINEAR, x, t, s)
         rows = [jnp.where(align(t - s, x) < 0.01, fine, large) for fine in classes]
@@ -220,12 +222,12 @@ def test_guided_target_is_inherited_from_the_guided_gaussian():
 @pytest.mark.parametrize("steps", [1, 4, 128])
 def test_samples_of_the_exact_flow_map_are_exact_in_any_number_of_steps(name, steps):
     path = PATHS[name]()
-    network = exact_flow(path)
+    network = exact_flow_model(path)
     eps = jax.random.normal(KEY, (64, 2))
-    x_0 = shortcut(stepping(network, path)).sample(
+    x_0 = shortcut(shortcut_model(network, path)).sample(
         network.init(KEY), eps, {"label": jnp.zeros(64, int)}, None, steps=steps, guidance_scale=1.0
     )
-    # From the prior of the path, whose noise is not of deviation 1 on trigflow.
+    # Starts from the prior of the path, whose deviation is not 1 on trigflow.
     start = path.prior(eps)
     scale = jnp.sqrt(GAUSSIAN.variance) / path.sigma(jnp.float32(path.t_max))
     np.testing.assert_allclose(x_0, GAUSSIAN.mean + scale * start, atol=5e-4)
@@ -233,8 +235,10 @@ def test_samples_of_the_exact_flow_map_are_exact_in_any_number_of_steps(name, st
 
 def test_loss_is_the_paper_s_in_numpy():
     # Everything after the draws, transcribed row by row from the paper's algorithm 1 (its time).
-    network, calls = recorded(affine())
-    loss, _ = loss_of(shortcut(stepping(network, LINEAR), label_dropout=0.0), network, data(32))
+    network, calls = record_inputs(affine_network())
+    loss, _ = build_loss(
+        shortcut(shortcut_model(network, LINEAR), label_dropout=0.0), network, data(32)
+    )
     x_t, t, s, _ = calls[-1]
     key_bootstrap, key_flow, _ = jax.random.split(KEY, 3)
     u = lambda x, t, d: 0.3 * x - 0.2 + 0.5 * t + 0.7 * d - 1.0
@@ -254,11 +258,11 @@ def test_loss_is_the_paper_s_in_numpy():
 
 
 def test_the_loss_is_the_distance_to_the_target():
-    network = affine()
+    network = affine_network()
     fields = {"label_dropout": 0.0, "bootstrap_fraction": 0.5}
-    squared, _ = loss_of(shortcut(stepping(network, LINEAR), **fields), network, data(32))
-    other = shortcut(stepping(network, LINEAR), **fields, distance=pseudo_huber(0.5))
-    loss, metrics = loss_of(other, network, data(32))
+    squared, _ = build_loss(shortcut(shortcut_model(network, LINEAR), **fields), network, data(32))
+    other = shortcut(shortcut_model(network, LINEAR), **fields, distance=pseudo_huber(0.5))
+    loss, metrics = build_loss(other, network, data(32))
     np.testing.assert_allclose(loss, np.sqrt(2 * squared + 0.25) - 0.5, rtol=1e-5)
     both = metrics["loss_flow"].total + metrics["loss_bootstrap"].total
     np.testing.assert_allclose(both, loss.sum(), rtol=1e-5)
@@ -275,12 +279,12 @@ def test_the_loss_is_the_distance_to_the_target():
 )
 def test_bad_fields_are_named(fields, message):
     with pytest.raises(ValueError, match=message):
-        shortcut(stepping(affine(), LINEAR), **fields)
+        shortcut(shortcut_model(affine_network(), LINEAR), **fields)
 
 
 def test_sampling_refuses_what_was_not_trained():
-    network = affine()
-    objective = shortcut(stepping(network, LINEAR), guidance_scale=1.5)
+    network = affine_network()
+    objective = shortcut(shortcut_model(network, LINEAR), guidance_scale=1.5)
     sample = lambda **k: objective.sample(
         network.init(KEY), jnp.zeros((2, 2)), {"label": jnp.zeros(2, int)}, None, **k
     )
@@ -293,27 +297,34 @@ def test_sampling_refuses_what_was_not_trained():
     assert sample(steps=128, guidance_scale=2.0).shape == (2, 2)
     for path in (PATHS["ve"](), PATHS["ve"](sigma_min=0.0), PATHS["vp_ddpm"](beta_max=40.0)):
         with pytest.raises(ValueError, match=f"linear, vp_cosine or trigflow, not {path.name}"):
-            shortcut(stepping(network, path))
+            shortcut(shortcut_model(network, path))
 
 
 def test_fields_have_edges():
     for steps in (2, 4):
-        shortcut(stepping(affine(), LINEAR), max_steps=steps)
+        shortcut(shortcut_model(affine_network(), LINEAR), max_steps=steps)
     for steps in (1, 0, -2, 6):
         with pytest.raises(ValueError, match=f"power of two, 2 or more, not {steps}"):
-            shortcut(stepping(affine(), LINEAR), max_steps=steps)
-    shortcut(stepping(affine(), LINEAR), bootstrap_fraction=0.5)
+            shortcut(shortcut_model(affine_network(), LINEAR), max_steps=steps)
+    shortcut(shortcut_model(affine_network(), LINEAR), bootstrap_fraction=0.5)
     for fraction in (1.0, 0.4, -0.25):
         with pytest.raises(ValueError, match="one over an integer of 2 or more"):
-            shortcut(stepping(affine(), LINEAR), bootstrap_fraction=fraction)
-    sample = shortcut(stepping(affine(), LINEAR)).sample
+            shortcut(shortcut_model(affine_network(), LINEAR), bootstrap_fraction=fraction)
+    sample = shortcut(shortcut_model(affine_network(), LINEAR)).sample
     for steps in (0, -1):
         with pytest.raises(ValueError, match=f"up to 128, not in {steps}"):
-            sample(affine().init(KEY), jnp.zeros((2, 2)), {}, None, steps=steps, guidance_scale=1.0)
+            sample(
+                affine_network().init(KEY),
+                jnp.zeros((2, 2)),
+                {},
+                None,
+                steps=steps,
+                guidance_scale=1.0,
+            )
 
 
 @pytest.mark.parametrize(("rows", "least"), [(27, 28), (24, 28), (30, 32), (33, 36), (0, 28)])
 def test_a_batch_that_cannot_be_split_names_the_next_that_can(rows, least):
-    check_rows(least, every=4, levels=7)
+    check_batch_split(least, every=4, levels=7)
     with pytest.raises(ValueError, match=f"{rows} rows.*a multiple of 4, such as {least}$"):
-        check_rows(rows, every=4, levels=7)
+        check_batch_split(rows, every=4, levels=7)

@@ -6,9 +6,9 @@ import pytest
 from fewstep.objectives.stages import (
     ONE_STAGE,
     Stage,
+    allowed_sampling_steps,
     begins_stage,
     check_sampling_steps,
-    in_stage,
     stage_ends,
     stage_index,
     stage_start,
@@ -32,9 +32,9 @@ def test_steps_are_in_the_stage_that_began_last():
 
 def test_a_state_at_a_boundary_is_the_end_of_a_stage():
     asked = (1, 2, 4, 8)
-    found = [in_stage(STAGES, done, asked) for done in range(8)]
+    found = [allowed_sampling_steps(STAGES, done, asked) for done in range(8)]
     assert found == [(4,)] * 4 + [(2,)] * 2 + [(1,)] * 2
-    assert in_stage(ONE_STAGE, 5, asked) == asked
+    assert allowed_sampling_steps(ONE_STAGE, 5, asked) == asked
     assert stage_title(STAGES, 3) == "stage 1 of 3 (4 sampling steps)"
     assert stage_title(STAGES, 4) == "stage 2 of 3 (2 sampling steps)"
     assert stage_title(STAGES, 6) == "stage 3 of 3 (1 sampling step)"

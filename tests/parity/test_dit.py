@@ -2,8 +2,8 @@
 
 The reference follows Peebles & Xie 2023 (arXiv:2212.09748) and the layers of timm that it builds
 on: a strided convolution for the patches, images [B, C, H, W], integer-like times up to 1000, and
-the null class as label `num_classes`. Every weight and bias is random, so that none is hidden by
-a zero. The variance channels are left out on both sides.
+the null class as label `num_classes`. Every weight and bias is random, so that no zero hides one.
+Both sides leave out the variance channels.
 """
 
 import jax
@@ -84,7 +84,7 @@ class DiT(nn.Module):
         self.linear = nn.Linear(width, patch * patch * CHANNELS)
 
     def positions(self, dtype):
-        """The grid is taken width first, so that the first half of a position is its column."""
+        """The grid has the width first, so the first half of a position is its column."""
         axis = np.arange(self.side, dtype=np.float64)
         grid_w, grid_h = np.meshgrid(axis, axis)
         half = []
@@ -107,7 +107,7 @@ class DiT(nn.Module):
 
 
 def randomize(model, seed):
-    """Every weight and bias normal: weights over the root of their fan-in, biases of 0.3."""
+    """Draws normal weights over the root of their fan-in, and biases of deviation 0.3."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for parameter in model.parameters():
@@ -125,7 +125,7 @@ def affine(layer):
 
 
 def convert(model):
-    """The parameters of the reference, in our tree."""
+    """The parameters of the reference as a tree of ours."""
     conv = array(model.x_embedder.weight).transpose(2, 3, 1, 0)
     blocks = {
         f"block_{index}": {

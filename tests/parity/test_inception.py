@@ -1,8 +1,8 @@
-"""Our FID Inception, and our reading of PyTorch's files, against PyTorch.
+"""Our FID Inception, and our reader of PyTorch's files, against PyTorch.
 
-The reference is a transcription of the architecture in plain PyTorch, layer by layer with explicit
-padding, batch normalisation unfolded, in float64, its resize pixel by pixel from the rule of
-TensorFlow 1. Weights and statistics are random.
+The reference is a transcription of the architecture in plain PyTorch and float64, layer by layer,
+with explicit padding and unfolded batch normalisation. Its resize follows the rule of TensorFlow 1
+pixel by pixel. Weights and statistics are random.
 """
 
 from collections import OrderedDict

@@ -17,7 +17,7 @@ import numpy as np
 from absl import logging
 
 from tests.cli import SERVER
-from tests.networks import affine
+from tests.networks import affine_network
 from tests.training.runs import small_config, synthetic_batches
 
 TIMEOUT = 240.0  # seconds
@@ -34,7 +34,7 @@ def small_network(config):
     from fewstep.training.networks import with_network_fields
 
     size, fields = config.data.image_size, with_network_fields(config).model
-    return affine()._replace(
+    return affine_network()._replace(
         shape=(size, size, config.data.channels),
         second_time=fields.second_time,
         guidance_input=fields.guidance_input,
@@ -76,7 +76,7 @@ def train_small(
     config = small_config(method, steps=STEPS, **fields)
     experiment = build(config, small_network(config))
     experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
-    teacher = jax.tree.map(lambda leaf: 0.5 * leaf, affine().init(None))
+    teacher = jax.tree.map(lambda leaf: 0.5 * leaf, affine_network().init(None))
     write = checkpoint.save_state
 
     def save_and_die(checkpoints, state, *record):

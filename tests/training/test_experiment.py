@@ -159,7 +159,7 @@ RANGE = {"objective.guidance_range": (1.0, 4.0)}
         ("cd", {"model.second_time": "interval"}, "needs model.second_time=none, not interval"),
         ("ct", {"model.loss_weight": True}, "needs model.loss_weight=False, not True"),
         ("edm", {"model.guidance_input": True}, "needs model.guidance_input=False, not True"),
-        ("lcm", {"prediction.kind": "eps"}, "prediction.kind=eps says too little of the data"),
+        ("lcm", {"prediction.kind": "eps"}, "prediction.kind=eps says too little about the data"),
         ("flow_matching", {"prediction.kind": "eps"}, "prediction.kind=eps says too little"),
         ("edm", {"path.sigma_min": 100.0}, "0 <= sigma_min < sigma_max"),
         ("trigflow", {"path.sigma_data": -0.5}, "path.sigma_data=-0.5 must be positive"),
@@ -286,7 +286,7 @@ def test_fused_attention_is_refused_by_methods_that_differentiate_forwards(fused
     check("flow_matching", "cudnn")
     check("sct", "xla")
     for attention in ("cudnn", "auto"):
-        with pytest.raises(ValueError, match=r"jax.jvp .* a DiT has one with model.attention=xla"):
+        with pytest.raises(ValueError, match=r"jax.jvp .* for a DiT use model.attention=xla"):
             check("sct", attention)
 
 

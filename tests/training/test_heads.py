@@ -8,7 +8,7 @@ from flax import linen as nn
 
 from fewstep.diffusion.path import linear
 from fewstep.diffusion.prediction import KINDS
-from fewstep.models.heads import with_head
+from fewstep.models.heads import add_head
 from fewstep.models.mlp import mlp
 from fewstep.models.model import Model
 from fewstep.objectives.base import Objective, Player, per_example
@@ -55,8 +55,8 @@ def network():
 
 
 def adversarial(plain):
-    """A generator, and a fake score whose head tells its samples from real images."""
-    headed = with_head(plain, "discriminator", Classifier(), reads=(LAST,))
+    """A generator and a fake score whose head tells its samples from real images."""
+    headed = add_head(plain, "discriminator", Classifier(), reads=(LAST,))
     model = Model(plain, linear(), KINDS["velocity"])
     fake_model = model._replace(network=headed)
 
@@ -185,7 +185,7 @@ def optimizer_with(own):
     config = small_config("flow_matching")
     config.player_optimizers = {"network": {"b1": 0.8, "heads": own}}
     check_field_values(config)
-    headed = with_head(network(), "discriminator", Classifier(), reads=(LAST,))
+    headed = add_head(network(), "discriminator", Classifier(), reads=(LAST,))
     return build_optimizers(config, Objective({"network": Player(headed, None)}, {}, None))
 
 
@@ -193,7 +193,7 @@ def test_a_config_names_heads_and_their_fields():
     state = jax.eval_shape(
         lambda key: optimizer_with({"discriminator": {"learning_rate": HEAD_RATE}})[
             "network"
-        ].transform.init(with_head(network(), "discriminator", Classifier(), (LAST,)).init(key)),
+        ].transform.init(add_head(network(), "discriminator", Classifier(), (LAST,)).init(key)),
         jax.random.key(0),
     )
     assert set(state.inner_states) == {"network", "head_discriminator"}

@@ -21,13 +21,13 @@ from fewstep.training.schedule import Schedule
 from fewstep.training.session import Upkeep
 from fewstep.training.sources import Stream
 from fewstep.training.storage import checkpoint, restore
-from tests.networks import affine, model_of
+from tests.networks import affine_network, build_model
 from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import small_config, synthetic_batches
 from tests.training.test_sharding import mesh_of
 
 CONFIG = small_config("flow_matching")
-OBJECTIVE = denoising(model_of(affine(), linear()))._replace(init_from={})
+OBJECTIVE = denoising(build_model(affine_network(), linear()))._replace(init_from={})
 STEPS, SAVE, EVALUATE = 8, 4, 6
 
 

@@ -6,7 +6,7 @@ import pytest
 from tensorboardX.proto.event_pb2 import Event, SessionLog
 from tensorboardX.record_writer import RecordWriter
 
-from fewstep.objectives.base import Mean, mean_of
+from fewstep.objectives.base import Mean, mean_metric
 from fewstep.training import metrics
 from fewstep.training.cost.step_cost import training_seconds
 from fewstep.training.metrics import MetricLog, MetricMeans, read_rows
@@ -212,5 +212,5 @@ def records(content):
 def test_the_mean_of_an_array_is_its_sum_over_its_size():
     average = MetricMeans()
     for values in (np.array([[1.0, 2.0], [3.0, 6.0]]), np.array([13.0])):
-        average.add({"a": mean_of(values)})
+        average.add({"a": mean_metric(values)})
     assert average.pop() == {"a": 5.0}

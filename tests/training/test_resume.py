@@ -68,7 +68,7 @@ def test_killed_at_every_place_and_started_again(method, tmp_path):
     assert int(cut.step) == killed.STEPS
     assert killed.have_same_bits(whole, cut)
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
-    networks, first = whole.networks[next(iter(whole.networks))], killed.affine().init(None)
+    networks, first = whole.networks[next(iter(whole.networks))], killed.affine_network().init(None)
     assert not killed.have_same_bits(networks, first)
 
 

@@ -10,7 +10,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from fewstep.diffusion.path import linear
 from fewstep.diffusion.prediction import KINDS
-from fewstep.models.dit import SIZES, Size, dit
+from fewstep.models.dit import SIZES, DiTSize, dit
 from fewstep.models.mlp import mlp
 from fewstep.models.model import Model
 from fewstep.modes.job import check_step
@@ -36,7 +36,7 @@ from fewstep.training.sharding import (
 )
 from fewstep.training.sources import TEACHER, abstract_batch
 from fewstep.training.teacher import only_starts_from_teacher
-from tests.networks import affine, model_of
+from tests.networks import affine_network, build_model
 from tests.training.kinds import methods_of_kinds, objective_and_kind
 from tests.training.runs import (
     largest_difference,
@@ -61,7 +61,7 @@ def mesh_of(data, fsdp):
 @pytest.fixture
 def one_block(monkeypatch):
     """Networks of one block, which compile faster; all blocks are split in the same way."""
-    monkeypatch.setitem(SIZES, "nano", Size(64, 1, 4))
+    monkeypatch.setitem(SIZES, "nano", DiTSize(64, 1, 4))
 
 
 def train_on(method, mesh, steps=STEPS, **fields):
@@ -217,7 +217,8 @@ def test_bootstrap_rows_are_spread_evenly_over_the_devices():
     # Every device holds 8 rows, two of them bootstrap rows, and sends none to another.
     mesh = mesh_of(8, 1)
     objective = shortcut(
-        model_of(affine()._replace(second_time="step_size"), linear()), bootstrap_fraction=0.25
+        build_model(affine_network()._replace(second_time="step_size"), linear()),
+        bootstrap_fraction=0.25,
     )._replace(init_from={})
     optimizers = {"network": Optimizer(optax.sgd(1e-2), lambda count: 1e-2)}
     state = create_state(objective, optimizers, 0, {}, mesh)

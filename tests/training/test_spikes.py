@@ -18,7 +18,7 @@ from fewstep.training.schedule import Schedule
 from fewstep.training.session import Upkeep
 from fewstep.training.sources import Stream
 from fewstep.training.spikes import SpikeState, is_above, skip_spikes
-from tests.networks import affine, model_of
+from tests.networks import affine_network, build_model
 from tests.training.runs import largest_difference, small_config, synthetic_batches
 from tests.training.test_optimizer import FIELDS
 from tests.training.test_sharding import mesh_of
@@ -94,7 +94,7 @@ def test_without_a_factor_the_state_is_the_optimizer_s_own():
 def run(workdir, cap):
     """Train a network of five numbers for eight steps; the small factor makes many spikes."""
     config = small_config("flow_matching")
-    objective = denoising(model_of(affine(), linear()))._replace(init_from={})
+    objective = denoising(build_model(affine_network(), linear()))._replace(init_from={})
     own = build_optimizer(**FIELDS, spike_factor=1e-3, spike_window=2, spike_cap=cap)
     return train(
         Training(objective, {"network": own}, {}, mesh_of(1, 1), 0, config.batch_size),

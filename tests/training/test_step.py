@@ -11,14 +11,14 @@ from fewstep.diffusion.path import linear
 from fewstep.models.network import Network
 from fewstep.objectives.base import Follower, Mean, Objective, Player
 from fewstep.objectives.denoising import denoising
-from fewstep.objectives.followers import constant_ema, hold
+from fewstep.objectives.followers import constant_ema, keep_unchanged
 from fewstep.objectives.stages import Stage
 from fewstep.training.optimizer import Optimizer, build_optimizer
 from fewstep.training.report import NonFiniteError, check_finite
 from fewstep.training.spikes import skip_spikes
 from fewstep.training.state import initial_state, named_key
 from fewstep.training.step import train_step
-from tests.networks import affine, model_of
+from tests.networks import affine_network, build_model
 
 RATE = 0.1
 SGD = Optimizer(optax.sgd(RATE), optax.constant_schedule(RATE))
@@ -274,7 +274,7 @@ def test_keys_are_a_function_of_seed_step_and_name():
 
 
 def test_a_gradient_is_the_mean_of_those_of_the_micro_batches():
-    objective, count = denoising(model_of(affine(), linear()))._replace(init_from={}), 4
+    objective, count = denoising(build_model(affine_network(), linear()))._replace(init_from={}), 4
     optimizers = {"network": SGD}
     state = initial_state(objective, optimizers, 0, {})
     batch = {
@@ -407,7 +407,7 @@ ADAM = {
 def staged_game(*starts, every=1):
     """The game in stages, with followers that restart and followers that go on."""
     followers = {
-        "held": Follower("second", hold, restarts=True),
+        "held": Follower("second", keep_unchanged, restarts=True),
         "average": Follower("first", constant_ema(0.5), restarts=True),
         "lasting": Follower("first", constant_ema(0.5)),
         "counter": Follower("average", COUNTER, restarts=True),

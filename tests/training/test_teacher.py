@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.models.dit import SIZES, Size
+from fewstep.models.dit import SIZES, DiTSize
 from fewstep.training.compiled_step import Training, create_state
 from fewstep.training.experiment import build, rebuild
 from fewstep.training.loop import train
@@ -38,7 +38,7 @@ from tests.training.test_sharding import mesh_of
 def one_block():
     """The smallest network with every part; compiles in a third of the time."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "nano", Size(32, 1, 2))
+        patch.setitem(SIZES, "nano", DiTSize(32, 1, 2))
         yield
 
 

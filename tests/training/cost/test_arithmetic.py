@@ -2,7 +2,7 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from fewstep.models.dit import SIZES, Size
+from fewstep.models.dit import SIZES, DiTSize
 from fewstep.training.cost.arithmetic import product_flops
 from fewstep.training.cost.compiled import FOR_INSPECTION, lowered_step, step_inputs
 from fewstep.training.cost.step_cost import step_flops
@@ -39,7 +39,7 @@ def test_products_are_counted_wherever_they_are():
 
 
 def test_a_loop_over_blocks_costs_what_the_blocks_cost(monkeypatch):
-    monkeypatch.setitem(SIZES, "toy", Size(WIDTH, DEPTH, 4))
+    monkeypatch.setitem(SIZES, "toy", DiTSize(WIDTH, DEPTH, 4))
 
     def flops(scan):
         fields = {"model.size": "toy", "model.scan": scan, "batch_size": BATCH}

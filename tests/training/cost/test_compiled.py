@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import PartitionSpec
 
-from fewstep.models.dit import SIZES, Size
+from fewstep.models.dit import SIZES, DiTSize
 from fewstep.training.compiled_step import compile_step, create_state
 from fewstep.training.cost.compiled import (
     FOR_INSPECTION,
@@ -27,7 +27,7 @@ BATCH, WIDTH, DEPTH = 1024, 64, 2
 @functools.cache
 def compiled(data, fsdp, remat=False, scan=False):
     """The compiled flow-matching step of a DiT with two blocks, and its inputs."""
-    SIZES["two_blocks"] = Size(WIDTH, DEPTH, 4)
+    SIZES["two_blocks"] = DiTSize(WIDTH, DEPTH, 4)
     try:
         fields = {"model.size": "two_blocks", "model.remat": remat, "model.scan": scan}
         config, mesh = (
