@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fewstep.data.arrays.dataset import Dataset, Split
-from fewstep.data.spaces.points import points
+from fewstep.data.spaces.points import point_space
 from fewstep.data.spaces.space import Space
 from fewstep.messages import unknown_choice
 
@@ -48,7 +48,7 @@ def cube() -> Mixture:
 MIXTURES = {"ring": ring(), "cube": cube()}
 
 
-def mixture_of(name: str) -> Mixture:
+def find_mixture(name: str) -> Mixture:
     """The mixture of a name. Raises ValueError for one that does not exist."""
     if name not in MIXTURES:
         raise ValueError(unknown_choice("data.name=mixture", name, MIXTURES))
@@ -62,12 +62,12 @@ def mixture_space(name: str, image_size: int = 0, channels: int = 0) -> Space:
             f"data.image_size={image_size} and data.channels={channels} are for images, and "
             f"data.name=mixture:{name} has points; leave both at 0"
         )
-    return points(mixture_of(name).mean.shape[1])
+    return point_space(find_mixture(name).mean.shape[1])
 
 
-def mixture_points(name: str) -> Dataset:
+def mixture_dataset(name: str) -> Dataset:
     """A training and a held-out split of a mixture's points, labelled by mode."""
-    mixture, rng = mixture_of(name), np.random.default_rng(SEED)
+    mixture, rng = find_mixture(name), np.random.default_rng(SEED)
     train, test = mixture.draw(rng, TRAIN), mixture.draw(rng, TEST)
     modes = len(mixture.weight)
     return Dataset(f"mixture:{name}", train, test, modes, tuple(f"mode {k}" for k in range(modes)))

@@ -19,13 +19,13 @@ from fewstep.data import NONE, Dataset, data_root, proportional_labels, short_ha
 from fewstep.data.spaces.space import Space
 from fewstep.eval.features import networks
 from fewstep.eval.features.feature_network import check_dimension
-from fewstep.eval.features.networks import check_feature_network, check_seen
-from fewstep.eval.measure import Measures, load_measures, measure, of_real_images, warnings
+from fewstep.eval.features.networks import check_feature_network, check_sees_samples
+from fewstep.eval.measure import Measures, bias_warnings, load_measures, measure, real_image_metrics
 from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.reference import STATISTICS, check_reference
 from fewstep.eval.report.evaluation import FOLDER, sample_source
-from fewstep.eval.report.results import Result, plain, save_results
-from fewstep.eval.sampling import check_sampling, diagnoser, guidance_scale, sampler_of
+from fewstep.eval.report.results import Result, save_results, to_json_types
+from fewstep.eval.sampling import check_sampling, diagnoser, evaluation_sampler, guidance_scale
 from fewstep.eval.trajectory import trajectory
 from fewstep.files import write_png, writing
 from fewstep.objectives.base import Params
@@ -59,16 +59,16 @@ def check_evaluation(
     for name in ("num_samples", "final_samples"):
         if 0 < fields.get(name, 0) < FEWEST_SAMPLES:
             raise ValueError(f"evaluate.{name}={fields[name]} is too few to measure")
-    check_shown(experiment.space)
-    check_seen(fields.features, experiment.space)
-    if not skipped(dataset, config):
+    check_pictures(experiment.space)
+    check_sees_samples(fields.features, experiment.space)
+    if not reason_to_skip(dataset, config):
         check_feature_network(fields.features, fields.weights)
         check_reference(fields.reference, dataset, fields.features, experiment.space)
         check_dimension(fields.features, experiment.space)
         check_agreement(experiment, config)
 
 
-def check_shown(space: Space) -> None:
+def check_pictures(space: Space) -> None:
     """Raises ValueError for samples that have no picture, such as latents of four channels."""
     shape, dtype = space.example
     try:
@@ -90,7 +90,7 @@ def check_agreement(experiment: Experiment, config: ConfigDict) -> None:
         )
 
 
-def skipped(dataset: Dataset | None, config: ConfigDict) -> str:
+def reason_to_skip(dataset: Dataset | None, config: ConfigDict) -> str:
     """Why nothing is measured; "" if it is."""
     if config.evaluate.features == networks.NONE:
         return f"metrics: evaluate.features={networks.NONE}"
@@ -101,7 +101,7 @@ def skipped(dataset: Dataset | None, config: ConfigDict) -> str:
     return ""
 
 
-def measures_of(
+def prepare_measures(
     experiment: Experiment,
     dataset: Dataset | None,
     config: ConfigDict,
@@ -116,7 +116,7 @@ def measures_of(
     made is kept in data.dir, or, if that is not writable, in the user's own data folder.
     label_counts: of the classes, in whose shares samples are labelled.
     """
-    if not config.evaluate.steps or skipped(dataset, config):
+    if not config.evaluate.steps or reason_to_skip(dataset, config):
         return None
     return load_measures(
         config.evaluate,
@@ -131,7 +131,7 @@ def measures_of(
     )
 
 
-def samples_at(config: ConfigDict, step: int) -> int:
+def sample_count(config: ConfigDict, step: int) -> int:
     """How many samples tell what a run is worth at a step: the final number after its last."""
     final = config.evaluate.final_samples
     return final if final and step >= config.steps else config.evaluate.num_samples
@@ -159,16 +159,18 @@ def evaluator(
     samples = fields.num_samples if samples is None else samples
     counts = label_counts(config, dataset, workdir)
     labels = proportional_labels(counts, samples)
-    samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
+    samplers = {
+        steps: evaluation_sampler(experiment, config, mesh, steps) for steps in fields.steps
+    }
     diagnose = diagnoser(experiment, config, mesh, labels)
-    measures = measures_of(experiment, dataset, config, mesh, counts, samples, writable)
+    measures = prepare_measures(experiment, dataset, config, mesh, counts, samples, writable)
     run = read_identity(workdir)
-    data = training_data(experiment, dataset, run)
+    data = training_data_digest(experiment, dataset, run)
     stages = experiment.objective.stages
     ends = (*stage_ends(stages, config.steps), config.steps)
     measured = (in_stage(stages, end, fields.steps) for end in ends)
     largest = {max(steps) for steps in measured if steps}
-    ways = {steps: way_of_one_image(experiment, config, steps, int(labels[0])) for steps in largest}
+    ways = {steps: image_trajectory(experiment, config, steps, int(labels[0])) for steps in largest}
 
     def evaluate(params: Params, step: int) -> list[Result]:
         results, shown = [], {}
@@ -177,15 +179,15 @@ def evaluator(
             description = f"{steps} steps"
             made = generate(sampler, params, labels, fields.batch_size, description)
             first: list[np.ndarray] = []
-            batches = kept_first(map(space.finish, made), first, space.shown)
-            protocol = protocol_of(experiment, config, step, steps, measures, data, samples)
-            result = {**facts(config, protocol, measures), "run": run.id if run else ""}
+            batches = keep_first(map(space.finish, made), first, space.shown)
+            protocol = evaluation_protocol(experiment, config, step, steps, measures, data, samples)
+            result = result_without_metrics(config, protocol, measures, run.id if run else "")
             if measures is None:
                 deque(batches, maxlen=0)
-                result["skipped"] = skipped(dataset, config)
+                result["skipped"] = reason_to_skip(dataset, config)
             else:
                 result["metrics"] = measure(batches, labels, measures)
-            add_numbers(result, diagnose(params, steps))
+            add_diagnostics(result, diagnose(params, steps))
             results.append(result)
             shown[steps] = np.concatenate(first)[: space.shown]
         if jax.process_index() == 0 and results:
@@ -196,22 +198,22 @@ def evaluator(
             way = ways[max(shown)]
             beside = {"y": labels[: space.shown], "way": way(params) if way else ()}
             for result, x in zip(results, shown.values(), strict=True):
-                save(folder, result, space, x=x, **beside)
-            real = real_samples(dataset, labels[: space.compared])
-            save_all_steps(folder / f"step_{step:08d}.png", shown, real, config, space)
+                save_evaluation(folder, result, space, x=x, **beside)
+            real = real_examples(dataset, labels[: space.compared])
+            save_comparison(folder / f"step_{step:08d}.png", shown, real, config, space)
         return results
 
     return evaluate
 
 
-def add_numbers(result: dict[str, Any], numbers: Mapping[str, float]) -> None:
+def add_diagnostics(result: dict[str, Any], numbers: Mapping[str, float]) -> None:
     """Put numbers among the metrics of a result; a warning takes the place of one not finite."""
     finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
     result["metrics"] |= finite
     result["warnings"] += [f"{name} is not finite" for name in numbers if name not in finite]
 
 
-def kept_first(
+def keep_first(
     batches: Iterable[np.ndarray], first: list[np.ndarray], count: int
 ) -> Iterator[np.ndarray]:
     """The batches; those with the first `count` samples are put into `first` on the way."""
@@ -221,7 +223,7 @@ def kept_first(
         yield samples
 
 
-def way_of_one_image(
+def image_trajectory(
     experiment: Experiment, config: ConfigDict, steps: int, label: int
 ) -> Callable[[Params], np.ndarray] | None:
     """The first sample's way in so many steps.
@@ -238,7 +240,9 @@ def way_of_one_image(
     )
 
 
-def training_data(experiment: Experiment, dataset: Dataset | None, run: Identity | None) -> str:
+def training_data_digest(
+    experiment: Experiment, dataset: Dataset | None, run: Identity | None
+) -> str:
     """Digest of the data that a run is trained on, as recorded, else of the data set as it is now.
 
     "" if it reads no images, or neither is here.
@@ -250,7 +254,7 @@ def training_data(experiment: Experiment, dataset: Dataset | None, run: Identity
     return "" if dataset is None else dataset.digest
 
 
-def protocol_of(
+def evaluation_protocol(
     experiment: Experiment,
     config: ConfigDict,
     step: int,
@@ -273,7 +277,7 @@ def protocol_of(
             "network": experiment.sample_with,
             "step": step,
             "sampler": solver["name"],
-            "sampler_fields": set_fields(ConfigDict(details)),
+            "sampler_fields": fields_with_values(ConfigDict(details)),
             "steps": steps,
             "guidance_scale": guidance_scale(experiment, config),
             "seed": config.seed,
@@ -283,8 +287,10 @@ def protocol_of(
     )
 
 
-def facts(config: ConfigDict, protocol: Protocol, measures: Measures | None) -> dict[str, Any]:
-    """A result without its metrics: how it was made."""
+def result_without_metrics(
+    config: ConfigDict, protocol: Protocol, measures: Measures | None, run: str
+) -> dict[str, Any]:
+    """A result whose metrics are still empty. run: id of the run, "" if it is not known."""
     return {
         "id": protocol.id,
         "metric": protocol.metric,
@@ -292,28 +298,29 @@ def facts(config: ConfigDict, protocol: Protocol, measures: Measures | None) -> 
         "images_seen": protocol.sampling["step"] * config.batch_size,
         "protocol": protocol._asdict(),
         "metrics": {},
-        "real": {} if measures is None else of_real_images(measures),
-        "warnings": [] if measures is None else warnings(measures),
+        "real": {} if measures is None else real_image_metrics(measures),
+        "warnings": [] if measures is None else bias_warnings(measures),
+        "run": run,
     }
 
 
-def set_fields(config: ConfigDict) -> dict[str, Any]:
+def fields_with_values(config: ConfigDict) -> dict[str, Any]:
     """The fields that are set, by dotted name, but for names of parts."""
     fields = flat(as_dict(config))
     return {k: v for k, v in fields.items() if v is not None and not k.endswith("name")}
 
 
-def save(
+def save_evaluation(
     folder: Path, result: Result, space: Space, *, x: np.ndarray, **beside: np.ndarray
 ) -> None:
     """A result as JSON, its first samples as arrays and as a picture, under its id."""
     path = folder / f"{result['id']}.json"
-    write_sealed(path.with_suffix(".npz"), sample_source(plain(result)), x=x, **beside)
+    write_sealed(path.with_suffix(".npz"), sample_source(to_json_types(result)), x=x, **beside)
     write_png(path.with_suffix(".png"), space.show(x, GRID_COLUMNS))
     save_results(path, result)
 
 
-def save_all_steps(
+def save_comparison(
     path: Path,
     samples: Mapping[int, np.ndarray],
     real: Mapping[str, np.ndarray],
@@ -331,7 +338,7 @@ def save_all_steps(
     write_png(path, space.compare({**rows, **real}))
 
 
-def real_samples(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.ndarray]:
+def real_examples(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Real examples of these classes [N], under their title; {} if there are too few."""
     if dataset is None:
         return {}

@@ -14,8 +14,8 @@ from fewstep.eval.features.classifier import classifier
 from fewstep.eval.features.feature_network import Extract, extractor
 from fewstep.eval.features.networks import feature_network
 from fewstep.eval.metrics import METRICS
-from fewstep.eval.metrics.metric import Inputs, measurements
-from fewstep.eval.metrics.moments import empty, finish, update
+from fewstep.eval.metrics.metric import Inputs, compute_metrics
+from fewstep.eval.metrics.moments import empty_moments, final_statistics, update_moments
 from fewstep.eval.metrics.protocol import measurement
 from fewstep.eval.reference import (
     LARGEST_NEIGHBOURHOOD,
@@ -99,7 +99,7 @@ def measure(
     moments, near, logits, classes = None, [], [], []
     for samples in batches:
         features, scores = extract(samples)
-        moments = update(moments or empty(features.shape[1]), features)
+        moments = update_moments(moments or empty_moments(features.shape[1]), features)
         if sum(map(len, near)) < LARGEST_NEIGHBOURHOOD:
             near.append(features)
         if scores is not None:
@@ -108,7 +108,7 @@ def measure(
             own = scores if classify is extract else classify(samples)[1]
             classes.append(own.argmax(axis=1))
     inputs = Inputs(
-        statistics=finish(moments),
+        statistics=final_statistics(moments),
         real_statistics=measures.real.statistics,
         features=np.concatenate(near)[:LARGEST_NEIGHBOURHOOD],
         real_features=measures.real.neighbourhood,
@@ -118,16 +118,16 @@ def measure(
         classes=np.concatenate(classes) if classes else None,
         labels=labels,
     )
-    return measurements(METRICS, inputs)
+    return compute_metrics(METRICS, inputs)
 
 
-def of_real_images(measures: Measures) -> dict[str, float]:
+def real_image_metrics(measures: Measures) -> dict[str, float]:
     """What real images in the place of samples measure, as far as it is known."""
     metrics = {"frechet": measures.real.floor, "agreement": measures.accuracy}
     return {name: value for name, value in metrics.items() if value is not None and value == value}
 
 
-def warnings(measures: Measures) -> list[str]:
+def bias_warnings(measures: Measures) -> list[str]:
     """What a reader must know to read the metrics."""
     statistics = measures.real.statistics
     counts = {"samples": measures.measurement["samples"], "real images": statistics.count}

@@ -32,13 +32,13 @@ def check_published(path: Path, features: str, space: Space) -> None:
     arrays, shape = read_published(path), space.example.shape
     dimension = NETWORKS[features].dimension
     if dimension is not None:
-        part_for(path, arrays, features, dimension(shape))
+        choose_part(path, arrays, features, dimension(shape))
     if "arr_0" in arrays:
-        images = arrays["arr_0"]
-        if images.shape[1:] != shape:
+        there = arrays["arr_0"].shape[1:]
+        if there != shape:
             raise ValueError(
-                f"evaluate.reference={path} has images of {size(images.shape[1:])}, and the run "
-                f"makes {size(shape)}; use a reference of that size"
+                f"evaluate.reference={path} has images of {shape_text(there)}, and the run "
+                f"makes {shape_text(shape)}; use a reference of that size"
             )
         check_dimension(features, space)
 
@@ -53,22 +53,22 @@ def read_published(path: Path) -> Arrays:
     if "arr_0" not in found and not {"mu", "sigma"} <= found.keys():
         raise ValueError(f"evaluate.reference={path} has {sorted(arrays)}; {EXPECTED}")
     if "arr_0" in found:
-        fault = fault_of_images(found["arr_0"])
+        fault = find_image_fault(found["arr_0"])
     if "arr_0" not in found or not fault:
-        fault = fault_of_statistics(found) if {"mu", "sigma"} & found.keys() else ""
+        fault = find_statistics_fault(found) if {"mu", "sigma"} & found.keys() else ""
     if fault:
         raise ValueError(f"evaluate.reference={path}: {fault}; {EXPECTED}")
     return found
 
 
-def fault_of_images(images: np.ndarray) -> str:
+def find_image_fault(images: np.ndarray) -> str:
     """Why an array is no set of images; "" if it is one."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         return f"arr_0 is {images.dtype} {list(images.shape)}"
     return "" if len(images) >= FEWEST_IMAGES else f"arr_0 has {len(images)} image(s)"
 
 
-def fault_of_statistics(arrays: Arrays) -> str:
+def find_statistics_fault(arrays: Arrays) -> str:
     """Why mu and sigma are no mean and covariance; "" if they are."""
     if not {"mu", "sigma"} <= arrays.keys():
         return f"it has {'mu' if 'mu' in arrays else 'sigma'} alone"
@@ -82,10 +82,10 @@ def fault_of_statistics(arrays: Arrays) -> str:
         return f"mu is {list(mean.shape)} and sigma {list(covariance.shape)}"
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         return "it has values that are not finite"
-    return fault_of_covariance(np.asarray(covariance, np.float64))
+    return find_covariance_fault(np.asarray(covariance, np.float64))
 
 
-def fault_of_covariance(matrix: np.ndarray) -> str:
+def find_covariance_fault(matrix: np.ndarray) -> str:
     """Why a finite square matrix is no covariance; "" if it is one."""
     if np.abs(matrix - matrix.T).max() > ASYMMETRY * np.abs(matrix).max():
         return "sigma is not symmetric, so it is no covariance"
@@ -95,7 +95,7 @@ def fault_of_covariance(matrix: np.ndarray) -> str:
     return ""
 
 
-def part_for(path: Path, arrays: Arrays, features: str, dimension: int) -> str:
+def choose_part(path: Path, arrays: Arrays, features: str, dimension: int) -> str:
     """ "mu" if the statistics are of features of this dimension, else "arr_0".
 
     Raises ValueError if the file has no images either.
@@ -110,11 +110,11 @@ def part_for(path: Path, arrays: Arrays, features: str, dimension: int) -> str:
     )
 
 
-def statistics_of(arrays: Arrays) -> Statistics:
+def published_statistics(arrays: Arrays) -> Statistics:
     """mu and sigma; a file does not say of how many images."""
     return Statistics(*(np.asarray(arrays[name], np.float64) for name in ("mu", "sigma")), 0)
 
 
-def size(shape: tuple[int, ...]) -> str:
+def shape_text(shape: tuple[int, ...]) -> str:
     """A shape in words."""
     return " x ".join(map(str, shape))

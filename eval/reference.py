@@ -21,8 +21,18 @@ from fewstep.data.spaces.space import Space
 from fewstep.eval.features.feature_network import Extract, FeatureNetwork
 from fewstep.eval.metrics.frechet import Statistics, frechet_distance
 from fewstep.eval.metrics.memorisation import fewest_held_out
-from fewstep.eval.metrics.moments import empty, finish, merge_moments, update
-from fewstep.eval.published import check_published, part_for, read_published, statistics_of
+from fewstep.eval.metrics.moments import (
+    empty_moments,
+    final_statistics,
+    merge_moments,
+    update_moments,
+)
+from fewstep.eval.published import (
+    check_published,
+    choose_part,
+    published_statistics,
+    read_published,
+)
 from fewstep.progress import progress_bar
 from fewstep.training.cluster.processes import true_everywhere
 from fewstep.training.storage.seal import (
@@ -87,7 +97,7 @@ def reference_name(reference: str, dataset: Dataset | None) -> str:
     return f"{protocol_name(dataset.name)}, {part}"
 
 
-def splits_of(reference: str, dataset: Dataset) -> list[Split]:
+def reference_splits(reference: str, dataset: Dataset) -> list[Split]:
     """The splits that a reference is made of."""
     splits = {"train": [dataset.train], "test": [dataset.test]}
     both = [dataset.train] + ([dataset.test] if dataset.test is not None else [])
@@ -99,7 +109,7 @@ def reference_sha256(reference: str, dataset: Dataset | None) -> str:
     if reference.endswith(STATISTICS):
         return file_sha256(reference)
     total = hashlib.sha256()
-    for split in splits_of(reference, dataset):
+    for split in reference_splits(reference, dataset):
         rows = max(HASH_BYTES // split.images[0].nbytes, 1)
         for start in range(0, len(split.images), rows):
             total.update(np.ascontiguousarray(split.images[start : start + rows]))
@@ -121,7 +131,7 @@ def load_reference(
     leaves the file alone, if one that is there cannot be read or is of something else.
     """
     if reference.endswith(STATISTICS):
-        return published(Path(reference), network, extract)
+        return published_reference(Path(reference), network, extract)
     readable = re.sub(r"[^A-Za-z0-9]+", "_", dataset.name).strip("_")[-60:]
     # Features of the split that is not the reference are in the file too.
     key = {**measurement, "all_sha256": reference_sha256("all", dataset)}
@@ -132,14 +142,14 @@ def load_reference(
     path = kept_file(own, root, read_only)
     if not true_everywhere(path.exists()):
         # Features are made by all processes together, so either all of them read or all compute.
-        computed = compute(reference, dataset, network, extract, measurement["samples"])
-        write_once(path := own, computed, source)
+        computed = compute_reference(reference, dataset, network, extract, measurement["samples"])
+        write_reference(path := own, computed, source)
         if not path.exists():
             return computed
-    return read(path, source, network.dimension)
+    return read_reference(path, source, network.dimension)
 
 
-def read(path: Path, source: Mapping[str, Any], dimension: int) -> Reference:
+def read_reference(path: Path, source: Mapping[str, Any], dimension: int) -> Reference:
     """A kept reference. Raises ValueError unless it is whole, of `source`, and of D features."""
     arrays = read_sealed(path, source, AGAIN)
     shapes = {"mean": (dimension,), "covariance": (dimension, dimension)}
@@ -157,7 +167,7 @@ def read(path: Path, source: Mapping[str, Any], dimension: int) -> Reference:
     return Reference(statistics, *others, floor=float(arrays["floor"]))
 
 
-def write_once(path: Path, computed: Reference, source: Mapping[str, Any]) -> None:
+def write_reference(path: Path, computed: Reference, source: Mapping[str, Any]) -> None:
     """Write a reference in process 0, and in those that do not see its file, on other disks."""
     statistics, *others = computed
     arrays = statistics._asdict() | dict(zip(Reference._fields[1:], others, strict=True))
@@ -170,64 +180,64 @@ def write_once(path: Path, computed: Reference, source: Mapping[str, Any]) -> No
             write_sealed(path, source, **arrays)
 
 
-def published(path: Path, network: FeatureNetwork, extract: Extract) -> Reference:
+def published_reference(path: Path, network: FeatureNetwork, extract: Extract) -> Reference:
     """The reference of a file: its statistics, else those of its images, and features of these.
 
     Raises ValueError that names the file if it has neither for these features.
     """
     arrays = read_published(path)
-    part = part_for(path, arrays, network.name, network.dimension)
+    part = choose_part(path, arrays, network.name, network.dimension)
     none = np.empty((0, network.dimension), np.float32)
-    near, moments = [none], empty(network.dimension)
+    near, moments = [none], empty_moments(network.dimension)
     images = arrays.get("arr_0", np.empty((0, 1, 1, 1), np.uint8))
     for start in range(0, len(images) if part == "arr_0" else 0, CHUNK):
         features = extract(images[start : start + CHUNK])[0]
-        moments = update(moments, features)
+        moments = update_moments(moments, features)
         near.append(features[: max(LARGEST_NEIGHBOURHOOD - start, 0)])
     if part == "mu":
         if len(images):
             near.append(extract(images[:LARGEST_NEIGHBOURHOOD])[0])
-        statistics = statistics_of(arrays)
+        statistics = published_statistics(arrays)
     else:
-        statistics = finish(moments)
+        statistics = final_statistics(moments)
     return Reference(statistics, np.concatenate(near), none, none, math.nan)
 
 
-def compute(
+def compute_reference(
     reference: str, dataset: Dataset, network: FeatureNetwork, extract: Extract, samples: int
 ) -> Reference:
     """One pass over both splits."""
-    members = splits_of(reference, dataset)
+    members = reference_splits(reference, dataset)
     total = sum(len(split.labels) for split in members)
     order = np.random.default_rng(SEED).permutation(total)
     in_floor = mask(total, order[: min(samples, total // 2)])
     is_near = mask(total, order[:LARGEST_NEIGHBOURHOOD])
-    remembered = memory(dataset)
-    parts = [empty(network.dimension)] * 2
+    remembered = memorisation_masks(dataset)
+    parts = [empty_moments(network.dimension)] * 2
     none = np.empty((0, network.dimension), np.float32)
     near, kept, done = [none], {"train": [none], "test": [none]}, 0
     for name, split in (("train", dataset.train), ("test", dataset.test)):
-        for rows, features in features_of(split, extract, f"{name} images"):
+        for rows, features in split_features(split, extract, f"{name} images"):
             kept[name].append(features[remembered[name][rows]])
             if not any(split is member for member in members):
                 continue
             place = slice(done, done + len(features))
             near.append(features[is_near[place]])
             parts = [
-                update(part, features[in_floor[place] == chosen])
+                update_moments(part, features[in_floor[place] == chosen])
                 for part, chosen in zip(parts, (True, False), strict=True)
             ]
             done += len(features)
     return Reference(
-        statistics=finish(merge_moments(*parts)),
+        statistics=final_statistics(merge_moments(*parts)),
         neighbourhood=np.concatenate(near),
         train=np.concatenate(kept["train"]),
         held_out=np.concatenate(kept["test"]),
-        floor=frechet_distance(*map(finish, parts)),
+        floor=frechet_distance(*map(final_statistics, parts)),
     )
 
 
-def memory(dataset: Dataset) -> dict[str, np.ndarray]:
+def memorisation_masks(dataset: Dataset) -> dict[str, np.ndarray]:
     """Which images of each split samples are compared with one by one, as masks.
 
     None, unless enough of them are held out to say how near to training images a new one is.
@@ -245,7 +255,7 @@ def mask(count: int, chosen: np.ndarray) -> np.ndarray:
     return np.isin(np.arange(count), chosen)
 
 
-def features_of(
+def split_features(
     split: Split | None, extract: Extract, description: str
 ) -> Iterator[tuple[slice, np.ndarray]]:
     """Rows of a split and their features, in chunks."""

@@ -29,13 +29,13 @@ def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> No
     shapes = jax.eval_shape(objective.players[objective.generator].init, jax.random.key(0))
     rows = jax.ShapeDtypeStruct((mesh.size,), np.int32)
     for steps in fields.steps:
-        jax.eval_shape(sampler_of(experiment, config, mesh, steps), shapes, rows, rows)
+        jax.eval_shape(evaluation_sampler(experiment, config, mesh, steps), shapes, rows, rows)
         if objective.diagnostics:
-            make = sampler_of(diagnosing(experiment), config, mesh, steps)
-            check_rows(jax.eval_shape(make, shapes, rows, rows), mesh.size)
+            make = evaluation_sampler(diagnostics_experiment(experiment), config, mesh, steps)
+            check_row_counts(jax.eval_shape(make, shapes, rows, rows), mesh.size)
 
 
-def check_rows(values: Mapping[str, Any], count: int) -> None:
+def check_row_counts(values: Mapping[str, Any], count: int) -> None:
     """Raises ValueError unless each array has one row for each of `count` samples."""
     wrong = {name: value.shape for name, value in values.items() if value.shape[:1] != (count,)}
     if wrong:
@@ -48,7 +48,9 @@ def guidance_scale(experiment: Experiment, config: ConfigDict) -> float:
     return experiment.objective.guidance_scale if scale is None else scale
 
 
-def sampler_of(experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: int) -> BatchSampler:
+def evaluation_sampler(
+    experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: int
+) -> BatchSampler:
     """The sampler of an evaluation, whose noise is that of config.seed."""
     return batch_sampler(
         experiment.objective,
@@ -60,7 +62,7 @@ def sampler_of(experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: in
     )
 
 
-def diagnosing(experiment: Experiment) -> Experiment:
+def diagnostics_experiment(experiment: Experiment) -> Experiment:
     """The experiment whose samples are the rows of its objective's diagnostics."""
     objective = experiment.objective
     return experiment._replace(objective=objective._replace(sample=objective.diagnostics.rows))
@@ -77,8 +79,10 @@ def diagnoser(
     diagnostics = experiment.objective.diagnostics
     if diagnostics is None:
         return lambda params, steps: {}
-    making = diagnosing(experiment)
-    makers = {steps: sampler_of(making, config, mesh, steps) for steps in config.evaluate.steps}
+    making = diagnostics_experiment(experiment)
+    makers = {
+        steps: evaluation_sampler(making, config, mesh, steps) for steps in config.evaluate.steps
+    }
 
     def diagnose(params: Params, steps: int) -> dict[str, float]:
         size, description = config.evaluate.batch_size, f"{steps} steps, diagnostics"

@@ -29,7 +29,7 @@ def trajectory(config: ConfigDict, *, steps: int, guidance_scale: float, label: 
     used: only there is the order of observations kept.
     """
     states: list[np.ndarray] = []
-    experiment = build(config, observed(build_model(config).network, states))
+    experiment = build(config, record_inputs(build_model(config).network, states))
     condition = {"label": np.array([label], np.int32)}
 
     @jax.jit
@@ -50,7 +50,7 @@ def trajectory(config: ConfigDict, *, steps: int, guidance_scale: float, label: 
     return show
 
 
-def observed(network: Network, states: list[np.ndarray]) -> Network:
+def record_inputs(network: Network, states: list[np.ndarray]) -> Network:
     """The network that appends the first image of each of its inputs to `states`."""
 
     def apply(params: Params, x: Array, *inputs: Any, **options: Any) -> Array:

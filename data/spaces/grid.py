@@ -53,7 +53,9 @@ def comparison(rows: Mapping[str, np.ndarray]) -> Image.Image:
     shapes = {title: images.shape[1:] for title, images in rows.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"rows differ in shape: {shapes}; give each row images of one shape")
-    return titled(list(rows), [enlarged_grid(images, len(images)) for images in rows.values()])
+    return stack_with_titles(
+        list(rows), [enlarged_grid(images, len(images)) for images in rows.values()]
+    )
 
 
 def enlarged_grid(images: np.ndarray, columns: int, scale: int | None = None) -> Image.Image:
@@ -73,7 +75,7 @@ def enlarged_grid(images: np.ndarray, columns: int, scale: int | None = None) ->
     return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
 
 
-def titled(titles: Sequence[str], strips: Sequence[Image.Image]) -> Image.Image:
+def stack_with_titles(titles: Sequence[str], strips: Sequence[Image.Image]) -> Image.Image:
     """Strips of one height under each other, each below its title."""
     font = title_font()
     widths = [int(font.getlength(title)) + 1 for title in titles]

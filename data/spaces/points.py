@@ -2,14 +2,14 @@
 
 import numpy as np
 
-from fewstep.data.spaces.scatter import scatter, scatters
+from fewstep.data.spaces.scatter import scatter, scatter_panels
 from fewstep.data.spaces.space import Example, Space
 
 FEATURES = ("points",)
 SHOWN = 2000
 
 
-def points(dimension: int) -> Space:
+def point_space(dimension: int) -> Space:
     """Points of `dimension` coordinates, which samples stay as they are. Raises ValueError."""
     if dimension < 1:
         raise ValueError(f"points of {dimension} dimensions; at least 1 is needed")
@@ -17,19 +17,19 @@ def points(dimension: int) -> Space:
         name="points",
         shape=(dimension,),
         example=Example((dimension,), np.dtype(np.float32)),
-        start=unchanged,
-        finish=unchanged,
+        start=to_points,
+        finish=to_points,
         rounding="none",
         features=FEATURES,
         image=None,
         show=scatter,
-        compare=scatters,
+        compare=scatter_panels,
         shown=SHOWN,
         compared=SHOWN,
     )
 
 
-def unchanged(points: np.ndarray) -> np.ndarray:
+def to_points(points: np.ndarray) -> np.ndarray:
     """The points as float32. Raises ValueError if one has a NaN."""
     points = np.asarray(points, np.float32)
     if np.isnan(points).any():

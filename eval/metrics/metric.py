@@ -77,7 +77,7 @@ def parse_logged_name(logged: str) -> tuple[str, str]:
     return name, steps
 
 
-def measurements(metrics: Mapping[str, Metric], inputs: Inputs) -> dict[str, float]:
+def compute_metrics(metrics: Mapping[str, Metric], inputs: Inputs) -> dict[str, float]:
     """Metrics that have their inputs, and standard errors, by name. Each function runs once."""
     results: dict[Callable[..., Any], Any] = {}
     found = {}

@@ -30,12 +30,12 @@ class Moments(NamedTuple):
     scatter: np.ndarray
 
 
-def empty(dimension: int) -> Moments:
+def empty_moments(dimension: int) -> Moments:
     """The moments of no points, with features of this dimension."""
     return Moments(0, np.zeros(dimension), np.zeros((dimension, dimension)))
 
 
-def update(moments: Moments, features: np.ndarray) -> Moments:
+def update_moments(moments: Moments, features: np.ndarray) -> Moments:
     """Add a batch of features [N, D] to the moments; N may be 0.
 
     Raises ValueError if D differs or a value is not finite.
@@ -69,7 +69,7 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     return Moments(count, a.mean + difference * (b.count / count), a.scatter + b.scatter + between)
 
 
-def finish(moments: Moments) -> Statistics:
+def final_statistics(moments: Moments) -> Statistics:
     """Mean and covariance (divided by N - 1): frechet.statistics of all points.
 
     Raises ValueError if there are fewer than 2 points.

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 
 from fewstep.eval.metrics import MAIN
-from fewstep.eval.report.runs import Groups, Run, results_of
+from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results
 
 # metric of the training log, after "PLAYER/" if there are several -> heading
 CURVES = {
@@ -109,7 +109,7 @@ def steps_plot(groups: Groups, metric: str) -> Plot | None:
             lines.append(Line(name, look(place), points, band))
     if not lines:
         return None
-    floors = (result.get("real", {}).get(MAIN) for result in results_of(groups))
+    floors = (result.get("real", {}).get(MAIN) for result in all_results(groups))
     floor = next((value for value in floors if value), None)
     level = None if floor is None else (floor, "real images")
     return Plot(lines, "sampling steps", metric, by_steps=True, level=level)
@@ -123,7 +123,7 @@ def training_plot(groups: Groups, metric: str, by_cost: bool = False) -> Plot | 
     """
     lines = []
     for place, (name, runs) in enumerate(groups.items()):
-        players = players_of([row for run in runs for row in run.rows], metric)
+        players = player_prefixes([row for run in runs for row in run.rows], metric)
         for index, player in enumerate(players):
             label = name if len(players) == 1 else f"{name}, {player.removesuffix('/')}"
             for run in runs:
@@ -136,7 +136,7 @@ def training_plot(groups: Groups, metric: str, by_cost: bool = False) -> Plot | 
     return Plot(lines, x_label, metric) if lines else None
 
 
-def evaluations_per_step(run: Run) -> float | None:
+def evaluations_per_step(run: EvaluatedRun) -> float | None:
     """Network evaluations that a training step costs as much as; None if that is not known."""
     total, step = run.budget["network_evaluations"], run.sampling["step"]
     return total / step if total and step else None
@@ -146,7 +146,7 @@ def noise_plot(groups: Groups) -> Plot | None:
     """The last logged loss at each noise level, mean over seeds, one line for each player."""
     lines = []
     for place, (name, runs) in enumerate(groups.items()):
-        players = players_of([row for run in runs for row in run.rows], "loss", "_noise_")
+        players = player_prefixes([row for run in runs for row in run.rows], "loss", "_noise_")
         for index, player in enumerate(players):
             label = name if len(players) == 1 else f"{name}, {player.removesuffix('/')}"
             points = []
@@ -160,7 +160,7 @@ def noise_plot(groups: Groups) -> Plot | None:
     return Plot(lines, "noise level (1 data, 8 noise)", "loss") if lines else None
 
 
-def players_of(rows: Iterable[Mapping[str, float]], metric: str, more: str = "") -> list[str]:
+def player_prefixes(rows: Iterable[Mapping[str, float]], metric: str, more: str = "") -> list[str]:
     """What stands before a metric in the rows: "" or "PLAYER/", by first use.
 
     more: what follows it before a number.

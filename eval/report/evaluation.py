@@ -55,7 +55,7 @@ class Evaluation(NamedTuple):
         return self.result["protocol"]["sampling"]["steps"]
 
 
-def evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluation]:
+def load_evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluation]:
     """The results in a run's folder, the newest last.
 
     One that is not whole or of another run is left out with a warning. Raises ValueError if it is
@@ -73,7 +73,7 @@ def evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluat
     for path in paths:
         try:
             evaluation = Evaluation(path, load_result(path))
-            check_own(evaluation, config, "" if run is None else run.id)
+            check_matches_run(evaluation, config, "" if run is None else run.id)
             found.append(evaluation)
         except ValueError as error:
             errors.append(error)
@@ -84,7 +84,7 @@ def evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluat
     return found
 
 
-def check_own(evaluation: Evaluation, config: ConfigDict, run: str) -> None:
+def check_matches_run(evaluation: Evaluation, config: ConfigDict, run: str) -> None:
     """Raises ValueError unless a result is what its file is called, and of a run of this config.
 
     run: the id of the run, "" if it is not known; results of older versions have none either.

@@ -21,7 +21,7 @@ from fewstep.eval.report.curves import (
     steps_plot,
     training_plot,
 )
-from fewstep.eval.report.runs import Groups, Run, in_words
+from fewstep.eval.report.runs import EvaluatedRun, Groups, value_text
 
 # Larger images are shown smaller: a page of five pictures stays below some ten megabytes.
 LARGEST_SIDE = 128
@@ -49,32 +49,32 @@ SAMPLED_BY = {
 def steps_figure(groups: Groups, metric: str, protocol: str) -> str:
     """The main metric against the number of steps; "" where nothing was measured."""
     plot = steps_plot(groups, metric)
-    band = "; the band is from the least to the largest of the seeds" if several(groups) else ""
-    caption = f"{protocol}; {sampled(every(groups))}{band}."
+    band = "; the band spans the seeds, least to largest" if has_several_seeds(groups) else ""
+    caption = f"{protocol}; {sampling_text(all_runs(groups))}{band}."
     return plot_figure(f"{METRICS[MAIN].heading} by number of steps", caption, plot)
 
 
-def several(groups: Groups) -> bool:
+def has_several_seeds(groups: Groups) -> bool:
     """Whether any method has several seeds."""
     return any(len(runs) > 1 for runs in groups.values())
 
 
-def every(groups: Groups) -> list[Run]:
+def all_runs(groups: Groups) -> list[EvaluatedRun]:
     """All runs."""
     return [run for runs in groups.values() for run in runs]
 
 
-def sampled(runs: Sequence[Run]) -> str:
+def sampling_text(runs: Sequence[EvaluatedRun]) -> str:
     """How samples were made, in a line: what runs share, and the values that they do not."""
     parts = []
     for field, form in SAMPLED_BY.items():
-        values = dict.fromkeys(in_words(run.sampling.get(field)) for run in runs)
+        values = dict.fromkeys(value_text(run.sampling.get(field)) for run in runs)
         parts.append(form.format(" / ".join(values)))
     seeds = sorted({run.seed for run in runs})
     return ", ".join([*parts, f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"])
 
 
-def same_noise(groups: Groups) -> dict[str, Run]:
+def representative_runs(groups: Groups) -> dict[str, EvaluatedRun]:
     """One run of each method: of the least seed that all have, or else of its own least."""
     common = set.intersection(*({run.seed for run in runs} for runs in groups.values()))
     seed = min(common, default=None)
@@ -84,7 +84,7 @@ def same_noise(groups: Groups) -> dict[str, Run]:
     }
 
 
-def sameness(shown: Mapping[str, Run]) -> str:
+def shared_noise_text(shown: Mapping[str, EvaluatedRun]) -> str:
     """What the columns of a picture have in common, and what they have not."""
     seeds = sorted({run.seed for run in shown.values()})
     labels = {tuple(run.labels[: run.space.compared].tolist()) for run in shown.values()}
@@ -100,7 +100,7 @@ def sameness(shown: Mapping[str, Run]) -> str:
     (own,) = labels
     if max(own) < 0:
         return f"{noise}; there are no labels."
-    if not first_space(shown).image:
+    if not common_space(shown).image:
         return f"{noise}; the labels are the same."
     # Runs whose classes have other names show their labels alone.
     names = {run.classes for run in shown.values()}
@@ -110,47 +110,49 @@ def sameness(shown: Mapping[str, Run]) -> str:
 
 def sample_figures(groups: Groups) -> list[str]:
     """For each number of steps one picture, with a row of images for each method that has it."""
-    shown = same_noise(groups)
+    shown = representative_runs(groups)
     figures = []
     for steps in sorted({steps for run in shown.values() for steps in run.images}):
         having = {name: run for name, run in shown.items() if steps in run.images}
-        space = first_space(having)
+        space = common_space(having)
         count = min(space.compared, *(len(run.images[steps]) for run in having.values()))
         rows = {name: run.images[steps][:count] for name, run in having.items()}
-        caption = sampled(list(having.values()))
-        figures.append(image_figure(counted(steps), caption, picture(rows, space)))
+        caption = sampling_text(list(having.values()))
+        figures.append(image_figure(steps_text(steps), caption, draw_picture(rows, space)))
     return figures
 
 
-def way_figure(groups: Groups) -> str:
+def trajectory_figure(groups: Groups) -> str:
     """One image's way from noise to data, a row for each method; "" where none was kept."""
-    shown = {name: run for name, run in same_noise(groups).items() if run.way.size}
+    shown = {name: run for name, run in representative_runs(groups).items() if run.trajectory.size}
     if not shown:
         return ""
-    rows = {f"{name}, {counted(max(run.results))}": run.way for name, run in shown.items()}
+    rows = {
+        f"{name}, {steps_text(max(run.results))}": run.trajectory for name, run in shown.items()
+    }
     caption = (
         "What the network is given on its way to the first sample, and the sample; "
-        f"{sampled(list(shown.values()))}"
+        f"{sampling_text(list(shown.values()))}"
     )
-    return image_figure("From noise to data", caption, picture(rows, first_space(shown)))
+    return image_figure("From noise to data", caption, draw_picture(rows, common_space(shown)))
 
 
-def counted(steps: int) -> str:
+def steps_text(steps: int) -> str:
     """1 step, 2 steps."""
     return f"{steps} step{'s' * (steps > 1)}"
 
 
-def first_space(runs: Mapping[str, Run]) -> Space:
+def common_space(runs: Mapping[str, EvaluatedRun]) -> Space:
     """The space of the samples of runs, which all have the same."""
     return next(iter(runs.values())).space
 
 
-def picture(rows: Mapping[str, np.ndarray], space: Space) -> Image.Image:
+def draw_picture(rows: Mapping[str, np.ndarray], space: Space) -> Image.Image:
     """Samples [n, ...] under their titles, images made smaller where they are large."""
-    return space.compare({t: reduced(x) if space.image else x for t, x in rows.items()})
+    return space.compare({t: shrink_images(x) if space.image else x for t, x in rows.items()})
 
 
-def reduced(images: np.ndarray) -> np.ndarray:
+def shrink_images(images: np.ndarray) -> np.ndarray:
     """Images [N, H, W, C] no larger than LARGEST_SIDE: means of whole blocks of pixels."""
     factor = -(-max(images.shape[1:3]) // LARGEST_SIDE)
     if factor == 1:
@@ -163,7 +165,8 @@ def reduced(images: np.ndarray) -> np.ndarray:
 
 def training_figures(groups: Groups) -> list[str]:
     """Curves of the training log, and the loss by noise level at its end."""
-    seeds = "One line for each run; the seeds of a method share its colour." * several(groups)
+    one_each = "One line for each run; the seeds of a method share its colour."
+    seeds = one_each if has_several_seeds(groups) else ""
     figures = [
         plot_figure(title, seeds, training_plot(groups, metric)) for metric, title in CURVES.items()
     ]
@@ -183,13 +186,13 @@ def distance_figures(groups: Groups, seeds: str) -> list[str]:
     Nothing is drawn if the runs were not measured alike: numbers of several protocols have no axis
     in common.
     """
-    measured = {measured_while_training(run) for run in every(groups)}
+    measured = {measurement_text(run) for run in all_runs(groups)}
     if len(measured) > 1:
         return []
     (caption,) = measured
     figures = []
     for steps in DISTANCE_STEPS:
-        title, name = f"{METRICS[MAIN].heading} in {counted(steps)}", logged_name(MAIN, steps)
+        title, name = f"{METRICS[MAIN].heading} in {steps_text(steps)}", logged_name(MAIN, steps)
         title += ", while training"
         plot = training_plot(groups, name)
         figures.append(plot_figure(title, f"{caption} {seeds}".strip(), plot))
@@ -199,10 +202,10 @@ def distance_figures(groups: Groups, seeds: str) -> list[str]:
     return figures
 
 
-def measured_while_training(run: Run) -> str:
+def measurement_text(run: EvaluatedRun) -> str:
     """How the evaluations during training were measured, in a line."""
     fields = {form: run.config.get(field) for field, form in MEASURED_BY.items()}
-    words = ", ".join(form.format(in_words(value)) for form, value in fields.items() if value)
+    words = ", ".join(form.format(value_text(value)) for form, value in fields.items() if value)
     return f"Measured while training: {words}."
 
 
@@ -237,7 +240,7 @@ def figure(title: str, caption: str, content: str, kind: str) -> str:
     )
 
 
-def beside(figures: Iterable[str]) -> str:
+def figure_row(figures: Iterable[str]) -> str:
     """Figures beside each other as far as the page is wide."""
     return f'<div class="figures">\n{"".join(figures)}</div>\n'
 

@@ -26,14 +26,14 @@ SHOWN = 40  # letters of a value in an error
 AGAIN = "delete it, and evaluate the run again"
 
 
-class Kind(NamedTuple):
+class ValueKind(NamedTuple):
     """What a value must be, in words, and whether it is."""
 
     words: str
     holds: Callable[[Any], bool]
 
 
-def is_number(value: Any) -> bool:
+def is_usual_number(value: Any) -> bool:
     """Whether a value is a number of usual size."""
     return type(value) in (int, float) and abs(value) <= LARGEST_NUMBER
 
@@ -43,20 +43,20 @@ def is_count(value: Any) -> bool:
     return type(value) is int and 0 <= value <= LARGEST_COUNT
 
 
-TEXT = Kind("text", lambda value: isinstance(value, str))
-TEXTS = Kind(
+TEXT = ValueKind("text", lambda value: isinstance(value, str))
+TEXTS = ValueKind(
     "a list of texts",
     lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
 )
-TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
-NUMBER = Kind(f"a number up to {LARGEST_NUMBER:g}", is_number)
-COUNT = Kind("a whole number, 0 or more", is_count)
-SEED = Kind("a whole number", lambda value: type(value) is int and is_count(abs(value)))
-STEPS = Kind("a whole number, 1 or more", lambda value: is_count(value) and value > 0)
-OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
+TRUTH = ValueKind("true or false", lambda value: isinstance(value, bool))
+NUMBER = ValueKind(f"a number up to {LARGEST_NUMBER:g}", is_usual_number)
+COUNT = ValueKind("a whole number, 0 or more", is_count)
+SEED = ValueKind("a whole number", lambda value: type(value) is int and is_count(abs(value)))
+STEPS = ValueKind("a whole number, 1 or more", lambda value: is_count(value) and value > 0)
+OBJECT = ValueKind("an object", lambda value: isinstance(value, Mapping))
 
 # Dotted name -> its kind; a star is every name.
-FIELDS: dict[str, Kind] = {
+FIELDS: dict[str, ValueKind] = {
     "id": TEXT,
     "data": TEXT,
     "images_seen": COUNT,
@@ -81,7 +81,7 @@ FIELDS: dict[str, Kind] = {
 }
 OPTIONAL = ("real", "warnings", "skipped", "run")
 # Where something was measured.
-MEASURED: dict[str, Kind] = {
+MEASURED: dict[str, ValueKind] = {
     "protocol.measurement.features": TEXT,
     "protocol.measurement.weights": TEXT,
     "protocol.measurement.published_weights": TRUTH,
@@ -98,7 +98,7 @@ def save_results(path: Path, results: Mapping[str, Any]) -> None:
     Keys become strings, NumPy numbers and arrays plain ones. Raises ValueError, and leaves the
     older file alone, if a number is not finite or a value has no form in JSON, naming the field.
     """
-    write_json(path, plain(results))
+    write_json(path, to_json_types(results))
 
 
 def load_results(path: Path) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def load_results(path: Path) -> dict[str, Any]:
     if not isinstance(results, dict):
         raise ValueError(f"{path} holds no JSON object; {AGAIN}")
     try:
-        return plain(results)
+        return to_json_types(results)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; {AGAIN}") from error
 
@@ -124,19 +124,19 @@ def load_results(path: Path) -> dict[str, Any]:
 def load_result(path: Path) -> Result:
     """One result as it is shown. Raises as `load_results` does, and names fields unlike FIELDS."""
     result = load_results(path)
-    faults = faults_of(result, FIELDS)
+    faults = find_faults(result, FIELDS)
     if not faults and result["protocol"]["measurement"]:
-        faults = faults_of(result, MEASURED)
+        faults = find_faults(result, MEASURED)
     if faults:
         raise ValueError(f"{path} is no result of --mode=evaluate ({'; '.join(faults)}); {AGAIN}")
     return result
 
 
-def faults_of(result: Result, fields: Mapping[str, Kind]) -> list[str]:
+def find_faults(result: Result, fields: Mapping[str, ValueKind]) -> list[str]:
     """What is wrong with these fields of a result, in words."""
-    found = {name: list(values_at(result, name)) for name in fields}
+    found = {name: list(field_values(result, name)) for name in fields}
     wrong = [
-        f"{field} is {shown(value)}, not {fields[name].words}"
+        f"{field} is {short_json(value)}, not {fields[name].words}"
         for name, values in found.items()
         for field, value in values
         if value is not ABSENT and not fields[name].holds(value)
@@ -150,7 +150,7 @@ def faults_of(result: Result, fields: Mapping[str, Kind]) -> list[str]:
     return wrong + [f"it lacks {', '.join(missing)}"] * bool(missing)
 
 
-def values_at(result: Result, name: str) -> Iterator[tuple[str, Any]]:
+def field_values(result: Result, name: str) -> Iterator[tuple[str, Any]]:
     """The field of a dotted name with its value, every field for a star.
 
     None if what the field belongs to is no object, which is a fault of its own.
@@ -164,20 +164,23 @@ def values_at(result: Result, name: str) -> Iterator[tuple[str, Any]]:
             yield f"{parent}.{key}".lstrip("."), inside.get(key, ABSENT)
 
 
-def shown(value: Any) -> str:
+def short_json(value: Any) -> str:
     """A value as JSON, cut short."""
     text = json.dumps(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def plain(value: Any, field: str = "") -> Any:
+def to_json_types(value: Any, field: str = "") -> Any:
     """`value` in the types of JSON; `field` is its dotted name in an error."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{field}.{key}".lstrip(".")) for key, item in value.items()}
+        return {
+            str(key): to_json_types(item, f"{field}.{key}".lstrip("."))
+            for key, item in value.items()
+        }
     if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist(), field)
+        return to_json_types(value.tolist(), field)
     if isinstance(value, list | tuple):
-        return [plain(item, f"{field}[{index}]") for index, item in enumerate(value)]
+        return [to_json_types(item, f"{field}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
         raise ValueError(f"{field} is {value}; results hold finite numbers only")
     if isinstance(value, str) and not value.isascii():

@@ -15,7 +15,7 @@ import numpy as np
 from fewstep.data import path_in_name
 from fewstep.data.spaces.space import Space
 from fewstep.eval.metrics.protocol import Protocol, check_comparable
-from fewstep.eval.report.evaluation import Evaluation, evaluations, read_samples
+from fewstep.eval.report.evaluation import Evaluation, load_evaluations, read_samples
 from fewstep.eval.report.results import Result
 from fewstep.messages import common_differences
 from fewstep.training.classes import class_names
@@ -45,12 +45,12 @@ WORDS = {
 }
 
 
-class Run(NamedTuple):
+class EvaluatedRun(NamedTuple):
     """What a page shows of one run.
 
     results: by number of sampling steps, of one training step. rows: of metrics.jsonl.
     images, labels: the first samples by number of steps, [n, ...] as they are stored in their
-    space, and int [n]. way: the same of one from noise to data, n = 0 if it was not kept.
+    space, and int [n]. trajectory: the same of one from noise to data, n = 0 if it was not kept.
     budget: "images_seen", "network_evaluations" and "seconds" of training, None where unknown.
     config: its fields by dotted name, and what identifies its teacher as "teacher.FIELD".
     classes: their names in the order of labels, () where they are not known.
@@ -64,7 +64,7 @@ class Run(NamedTuple):
     rows: list[dict[str, float]]
     images: dict[int, np.ndarray]
     labels: np.ndarray
-    way: np.ndarray
+    trajectory: np.ndarray
     space: Space
     budget: Mapping[str, float | None]
     config: Mapping[str, Any]
@@ -82,23 +82,26 @@ class Run(NamedTuple):
 
 
 # heading of a group -> its runs, which differ in the seed alone
-Groups = Mapping[str, Sequence[Run]]
+Groups = Mapping[str, Sequence[EvaluatedRun]]
 
 
 def load_runs(
     folders: Iterable[Path], metric: str = "", ids: Container[str] | None = None
-) -> list[Run]:
+) -> list[EvaluatedRun]:
     """The runs in these folders, all of one measurement; those not measured have pictures alone.
 
     metric: which measurement, "fd-pixels-1k" for example, if all runs have several; "" is that of
     the first run's newest file. ids: of the results to look at, None for all.
     Raises ValueError, and FileNotFoundError for images that are gone.
     """
-    found = {folder: evaluations(folder, ids) for folder in dict.fromkeys(folders)}
+    found = {folder: load_evaluations(folder, ids) for folder in dict.fromkeys(folders)}
     if not found:
         raise ValueError("no folder of a run was given")
     measurement = common_measurement(found, metric)
-    runs = [read_run(folder, chosen(of_run, measurement)) for folder, of_run in found.items()]
+    runs = [
+        read_run(folder, newest_evaluations(of_run, measurement))
+        for folder, of_run in found.items()
+    ]
     shapes = {run.name: image.shape[1:] for run in runs for image in run.images.values()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"the runs make samples of different shapes: {shapes}; report each alone")
@@ -127,7 +130,9 @@ def common_measurement(
     return named[-1]
 
 
-def chosen(of_run: Sequence[Evaluation], measurement: Mapping[str, Any]) -> list[Evaluation]:
+def newest_evaluations(
+    of_run: Sequence[Evaluation], measurement: Mapping[str, Any]
+) -> list[Evaluation]:
     """Evaluations of the newest training step that differ in the number of sampling steps alone.
 
     Of several ways to sample, the one of the newest file.
@@ -139,13 +144,13 @@ def chosen(of_run: Sequence[Evaluation], measurement: Mapping[str, Any]) -> list
     return sorted((e for e in newest if e.sampling == newest[-1].sampling), key=lambda e: e.steps)
 
 
-def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
+def read_run(folder: Path, shown: Sequence[Evaluation]) -> EvaluatedRun:
     """A run from its folder and those of its evaluations that are shown, by number of steps."""
     config = load_config(folder)
     rows = read_rows(folder / LOG)
     arrays = {e.steps: read_samples(e) for e in shown}
     last = shown[-1]
-    return Run(
+    return EvaluatedRun(
         name=str(folder),
         method=last.sampling["method"] or config.objective.name,
         seed=last.sampling["seed"],
@@ -154,19 +159,19 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
         rows=rows,
         images={steps: of_steps["x"] for steps, of_steps in arrays.items()},
         labels=arrays[last.steps]["y"],
-        way=arrays[last.steps]["way"],
+        trajectory=arrays[last.steps]["way"],
         space=last.space,
         budget={
             "images_seen": last.result["images_seen"],
             "network_evaluations": None,
             "seconds": training_seconds(rows, last.sampling["step"], config.batch_size),
         },
-        config=with_teacher(flat(as_dict(config))),
+        config=expand_teacher(flat(as_dict(config))),
         classes=class_names(folder),
     )
 
 
-def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
+def expand_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a config; in the place of its teacher's folder what identifies that run.
 
     So students of the same seed's teacher each are runs of one method. The folder stays if there is
@@ -177,11 +182,11 @@ def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
     if not fields["teacher"] or not (folder / CONFIG).is_file():
         return fields
     fields["teacher"] = "taught"
-    of_teacher = identifying(with_teacher(flat(as_dict(load_config(folder)))))
+    of_teacher = identifying_fields(expand_teacher(flat(as_dict(load_config(folder)))))
     return fields | {f"teacher.{k}": v for k, v in {**of_teacher, "step": step}.items()}
 
 
-def identifying(config: Mapping[str, Any]) -> dict[str, Any]:
+def identifying_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     """The fields that make a run another one, as when it is continued, but for the seed.
 
     The rules of decoding are not among them: the same images may come of several, and what they are
@@ -192,17 +197,17 @@ def identifying(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith(free)}
 
 
-def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
+def group_by_method(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
     """Runs that differ in the seed alone, by a heading: the method, and what sets it apart.
 
     Runs of the same seed are never one group: nothing says what differs between them. Fields that
     one of two runs lacks do not count: a newer version's record has fields that are not known here.
     """
-    groups: list[list[Run]] = []
+    groups: list[list[EvaluatedRun]] = []
     for run in runs:
         for group in groups:
             if run.seed not in {r.seed for r in group} and not any(
-                common_differences(identity(member), identity(run)) for member in group
+                common_differences(group_identity(member), group_identity(run)) for member in group
             ):
                 group.append(run)
                 break
@@ -215,47 +220,47 @@ def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     }
 
 
-def results_of(groups: Groups) -> list[Result]:
+def all_results(groups: Groups) -> list[Result]:
     """Every result of the runs."""
     return [result for runs in groups.values() for run in runs for result in run.results.values()]
 
 
-def identity(run: Run) -> dict[str, Any]:
+def group_identity(run: EvaluatedRun) -> dict[str, Any]:
     """All that runs of one group share."""
     sampling = {k: v for k, v in run.sampling.items() if k not in ("seed", "steps")}
     steps = ", ".join(map(str, sorted(run.results)))
     data = run.results[min(run.results)]["data"]
     shared = {**sampling, "method": run.method, "sampling_steps": steps, "data": data}
-    shared |= identifying(run.config)
+    shared |= identifying_fields(run.config)
     if "training_data" in sampling and path_in_name(data):
         del shared["data"]  # known by the images, wherever they lie
         shared.pop("data.name", None)
     return shared
 
 
-def headings(firsts: Sequence[Run]) -> list[str]:
+def headings(firsts: Sequence[EvaluatedRun]) -> list[str]:
     """One heading for each group, given by its first run: the method, and what sets it apart."""
     named = []
     for run in firsts:
-        others = [identity(other) for other in firsts if other.method == run.method]
-        named.append(", ".join([run.method, *distinguishing(identity(run), others)]))
+        others = [group_identity(other) for other in firsts if other.method == run.method]
+        named.append(", ".join([run.method, *describe_differences(group_identity(run), others)]))
     return [
         f"{name} ({run.folder})" if named.count(name) > 1 else name
         for name, run in zip(named, firsts, strict=True)
     ]
 
 
-def distinguishing(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+def describe_differences(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
     """The fields in which identities differ, with their values in one of them."""
     found = {d.field for other in others for d in common_differences(own, other)}
     differing = [field for field in own if field in found]
     return [
-        WORDS.get(field, f"{field} {{}}").format(in_words(own[field]))
+        WORDS.get(field, f"{field} {{}}").format(value_text(own[field]))
         for field in differing[:NAMED_DIFFERENCES]
     ]
 
 
-def in_words(value: Any) -> str:
+def value_text(value: Any) -> str:
     """Text as it is, a number without zeros at its end, all else as JSON."""
     if isinstance(value, float):
         return f"{value:g}"

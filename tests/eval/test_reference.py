@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 
 from fewstep.data import Dataset, Split
-from fewstep.data.spaces.pixels import pixels as pixel_space
+from fewstep.data.spaces.pixels import pixel_space
 from fewstep.eval import reference as module
-from fewstep.eval.features.feature_network import extractor, pixels
+from fewstep.eval.features.feature_network import extractor, pixel_features
 from fewstep.eval.metrics.frechet import frechet_distance, statistics
 from fewstep.eval.reference import check_reference, load_reference, reference_name, reference_sha256
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import synthetic_split
 
-NETWORK = pixels((8, 8, 1))
+NETWORK = pixel_features((8, 8, 1))
 MEASUREMENT = {"samples": 60}
 
 
@@ -80,7 +80,7 @@ def test_it_is_computed_once_and_read_bit_for_bit(load, monkeypatch, tmp_path):
     first = load("train")
     (file,) = (tmp_path / module.FOLDER).iterdir()
     assert file.name.startswith("made_up_data-pixels-")
-    monkeypatch.setattr(module, "compute", None)
+    monkeypatch.setattr(module, "compute_reference", None)
     again = load("train")
     for a, b in zip(first.statistics, again.statistics, strict=True):
         np.testing.assert_array_equal(a, b)

@@ -16,7 +16,7 @@ from fewstep.eval.report.curves import (
     steps_plot,
     training_plot,
 )
-from fewstep.eval.report.runs import by_method, load_runs
+from fewstep.eval.report.runs import group_by_method, load_runs
 from tests.eval.evaluated import evaluated_run
 
 ROWS = [{"step": 1, "loss": 2.0}, {"step": 2, "evaluate/frechet_1": 9.0}, {"step": 3, "loss": 1.0}]
@@ -29,7 +29,7 @@ def groups(tmp_path, *runs):
         evaluated_run(tmp_path / str(place), **{"steps": (1,), **fields})
         for place, fields in enumerate(runs)
     ]
-    return by_method(load_runs(folders))
+    return group_by_method(load_runs(folders))
 
 
 def points(plot):

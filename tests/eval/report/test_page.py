@@ -16,7 +16,7 @@ from PIL import Image
 from fewstep.eval.metrics.bootstrap import interval
 from fewstep.eval.report.page import results_page
 from fewstep.eval.report.runs import load_runs
-from fewstep.eval.report.table import duration, short
+from fewstep.eval.report.table import duration_text, short_number
 from tests.eval.evaluated import (
     LABELS,
     METHODS,
@@ -171,8 +171,9 @@ def test_the_network_evaluations_of_training_are_shown_where_they_are_known(tmp_
 
 
 def test_numbers_are_short():
-    assert [short(n) for n in (1200, 1_234_567, 2e9, 3e12)] == ["1,200", "1.23 M", "2 G", "3 T"]
-    assert [duration(s) for s in (45, 725, 12000)] == ["45 s", "12 min 5 s", "3 h 20 min"]
+    counts = [1200, 1_234_567, 2e9, 3e12]
+    assert list(map(short_number, counts)) == ["1,200", "1.23 M", "2 G", "3 T"]
+    assert [duration_text(s) for s in (45, 725, 12000)] == ["45 s", "12 min 5 s", "3 h 20 min"]
 
 
 def test_the_page_says_how_numbers_were_measured(tmp_path):

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep.eval.report.evaluation import evaluations
+from fewstep.eval.report.evaluation import load_evaluations
 from fewstep.eval.report.results import save_results
-from fewstep.eval.report.runs import by_method, load_runs
+from fewstep.eval.report.runs import group_by_method, load_runs
 from tests.eval.evaluated import LABELS, MEASUREMENT, evaluated_run
 
 PIXELS = {**MEASUREMENT, "features": "pixels", "weights": ""}
@@ -28,7 +28,7 @@ def test_a_run_is_read_with_its_results_images_and_cost(tmp_path):
     assert run.images[1].shape == (100, 8, 8, 1) and run.images[1].dtype == np.uint8
     assert not np.array_equal(run.images[1], run.images[4])
     np.testing.assert_array_equal(run.labels, LABELS)
-    assert run.way.shape == (9, 8, 8, 1)
+    assert run.trajectory.shape == (9, 8, 8, 1)
     assert run.rows == rows
     # 1,000 steps of 128 at 100 images per second, 2,000 at 400; the rest is after the evaluation.
     assert run.budget == {"images_seen": 384000, "network_evaluations": None, "seconds": 1920.0}
@@ -61,7 +61,7 @@ def test_the_newest_file_is_the_last_whatever_the_disk_lists_first(tmp_path, mon
         evaluated_run(tmp_path / "a", steps=(1,), sampling={"guidance_scale": scale})
     listed = Path.glob
     monkeypatch.setattr(Path, "glob", lambda *a: iter(sorted(listed(*a), reverse=reverse)))
-    stamps = [e.path.stat().st_mtime_ns for e in evaluations(tmp_path / "a")]
+    stamps = [e.path.stat().st_mtime_ns for e in load_evaluations(tmp_path / "a")]
     assert stamps == sorted(stamps) and len(stamps) == 2
 
 
@@ -259,7 +259,7 @@ def test_images_of_different_shapes_are_not_put_beside_each_other(tmp_path):
 
 def groups_of(*folders):
     """Names of the folders by heading."""
-    groups = by_method(load_runs(folders))
+    groups = group_by_method(load_runs(folders))
     return {name: [run.folder.name for run in runs] for name, runs in groups.items()}
 
 
@@ -369,7 +369,7 @@ def test_students_of_other_steps_of_a_teacher_are_no_group(tmp_path):
         )
         for seed, step in enumerate((500, 500, 3000))
     ]
-    groups = by_method(load_runs(students))
+    groups = group_by_method(load_runs(students))
     assert sorted([run.seed for run in runs] for runs in groups.values()) == [[0, 1], [2]]
 
 

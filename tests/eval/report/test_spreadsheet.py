@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep.eval.report.runs import Run
-from fewstep.eval.report.spreadsheet import rows, text_table, write_csv
+from fewstep.eval.report.runs import EvaluatedRun
+from fewstep.eval.report.spreadsheet import summary_rows, text_table, write_csv
 
 
 def of_seed(seed, frechet, recall=0.5, seconds=10.0):
@@ -17,14 +17,14 @@ def of_seed(seed, frechet, recall=0.5, seconds=10.0):
     nothing = np.empty(0)
     budget = {"images_seen": 100, "network_evaluations": None, "seconds": seconds}
     folder = Path(f"runs/{seed}")
-    return Run("", "cd", seed, folder, results, [], {}, nothing, nothing, budget, {})
+    return EvaluatedRun("", "cd", seed, folder, results, [], {}, nothing, nothing, budget, {})
 
 
 GROUPS = {"cd": [of_seed(0, 2.0), of_seed(1, 4.0, seconds=None)], "edm": [of_seed(0, 8.0)]}
 
 
 def test_a_row_is_the_mean_over_seeds_with_its_spread():
-    first, second, *others = rows(GROUPS)
+    first, second, *others = summary_rows(GROUPS)
     assert (first["method"], first["steps"], first["seeds"]) == ("cd", 1, 2)
     assert (first["frechet"], first["frechet_least"]) == (3.0, 2.0)
     assert (first["frechet_low"], first["frechet_high"]) == (2.0, 4.0)
