@@ -4,6 +4,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from fewstep.data.spaces.pixels import pixel_space
 from fewstep.eval.report.runs import EvaluatedRun
 from fewstep.eval.report.spreadsheet import summary_rows, text_table, write_csv
 
@@ -16,8 +17,20 @@ def of_seed(seed, frechet, recall=0.5, seconds=10.0):
     }
     nothing = np.empty(0)
     budget = {"images_seen": 100, "network_evaluations": None, "seconds": seconds}
-    folder = Path(f"runs/{seed}")
-    return EvaluatedRun("", "cd", seed, folder, results, [], {}, nothing, nothing, budget, {})
+    return EvaluatedRun(
+        name="",
+        method="cd",
+        seed=seed,
+        folder=Path(f"runs/{seed}"),
+        results=results,
+        rows=[],
+        images={},
+        labels=nothing,
+        trajectory=nothing,
+        space=pixel_space((8, 8, 1)),
+        budget=budget,
+        config={},
+    )
 
 
 GROUPS = {"cd": [of_seed(0, 2.0), of_seed(1, 4.0, seconds=None)], "edm": [of_seed(0, 8.0)]}
