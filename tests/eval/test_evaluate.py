@@ -146,8 +146,6 @@ def test_samples_after_the_last_step_are_as_many_as_for_the_final_figure():
     assert sample_count(config, 8) == sample_count(config, 9) == 24
     config.evaluate.final_samples = 30
     assert [sample_count(config, step) for step in (8, 9, 10)] == [24, 30, 30]
-    del config.evaluate.final_samples  # as in the record of an older version
-    assert sample_count(config, 9) == 24
 
 
 def test_results_are_shown_before_they_are_written(monkeypatch, tmp_path):
