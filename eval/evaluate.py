@@ -1,7 +1,8 @@
-"""One evaluation of a run: samples at each number of steps, measured against real images, shown.
+"""Evaluates a run: samples it at each number of steps, measures the samples, and shows the first.
 
-Writes WORKDIR/eval/ID.json for each number of steps, ID being that of its protocol, the first
-samples beside it (ID.npz, and ID.png to look at), and one picture of all numbers of steps.
+For each number of steps this writes three files to WORKDIR/eval, named by the id of the protocol:
+ID.json has the result, ID.npz the first samples, and ID.png a picture of them. One more picture
+compares all numbers of steps.
 """
 
 import math
@@ -19,7 +20,7 @@ from fewstep.data import NONE, Dataset, data_root, proportional_labels, short_ha
 from fewstep.data.spaces.space import Space
 from fewstep.eval.features import networks
 from fewstep.eval.features.feature_network import check_dimension
-from fewstep.eval.features.networks import check_feature_network, check_sees_samples
+from fewstep.eval.features.networks import check_feature_network, check_takes_samples
 from fewstep.eval.measure import Measures, bias_warnings, load_measures, measure, real_image_metrics
 from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.reference import STATISTICS, check_reference
@@ -37,30 +38,32 @@ from fewstep.training.sources import reads_data
 from fewstep.training.storage.identity import Identity, as_dict, flat, read_identity
 from fewstep.training.storage.seal import write_sealed
 
-# Fields of an objective that say how it samples.
+# Fields of an objective that decide how it samples.
 SAMPLED_BY = ("solver", "spacing", "sample_times")
 GRID_COLUMNS = 10
 FEWEST_SAMPLES = 5
 CLASSIFIER = "classifier"
 
-# (parameters of the sampled network, step) -> one result for each number of sampling steps that
-# the network is trained for at that step
+# (parameters of the network that samples, training step) -> one result for each number of sampling
+# steps that the stage of this training step allows
 Evaluate = Callable[[Params, int], list[Result]]
 
 
 def check_evaluation(
     experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh
 ) -> None:
-    """Raises an error, before any compute, if config.evaluate cannot be carried out."""
+    """Raises an error, before any compute, if an evaluation by config.evaluate would fail."""
     fields = config.evaluate
     if not fields.steps:
         return
     check_sampling(experiment, config, mesh)
     for name in ("num_samples", "final_samples"):
         if 0 < fields.get(name, 0) < FEWEST_SAMPLES:
-            raise ValueError(f"evaluate.{name}={fields[name]} is too few to measure")
+            raise ValueError(
+                f"evaluate.{name}={fields[name]} is too few; use {FEWEST_SAMPLES} or more"
+            )
     check_pictures(experiment.space)
-    check_sees_samples(fields.features, experiment.space)
+    check_takes_samples(fields.features, experiment.space)
     if not reason_to_skip(dataset, config):
         check_feature_network(fields.features, fields.weights)
         check_reference(fields.reference, dataset, fields.features, experiment.space)
@@ -69,29 +72,29 @@ def check_evaluation(
 
 
 def check_pictures(space: Space) -> None:
-    """Raises ValueError for samples that have no picture, such as latents of four channels."""
+    """Raises ValueError if samples have no picture, such as latents of four channels."""
     shape, dtype = space.example
     try:
         space.show(np.zeros((1, *shape), dtype), GRID_COLUMNS)
     except ValueError as error:
         raise ValueError(
-            f"samples of this run cannot be shown ({error}); train without evaluations by "
-            "evaluate.steps=()"
+            f"samples of this run have no picture ({error}); use evaluate.steps=() to train "
+            "without evaluations"
         ) from error
 
 
 def check_agreement(experiment: Experiment, config: ConfigDict) -> None:
-    """Raises ValueError if the classifier that tells label agreement does not see the samples."""
+    """Raises ValueError if the classifier for label agreement cannot take the samples."""
     space = experiment.space
     if config.evaluate.agreement and CLASSIFIER not in space.features:
         raise ValueError(
-            f"evaluate.agreement=True needs the {CLASSIFIER}, which does not see {space.name}; use "
+            f"evaluate.agreement=True needs the {CLASSIFIER}, which cannot take {space.name}; use "
             "evaluate.agreement=False"
         )
 
 
 def reason_to_skip(dataset: Dataset | None, config: ConfigDict) -> str:
-    """Why nothing is measured; "" if it is."""
+    """The reason why an evaluation measures nothing; "" if it measures."""
     if config.evaluate.features == networks.NONE:
         return f"metrics: evaluate.features={networks.NONE}"
     if dataset is None and not config.evaluate.reference.endswith(STATISTICS):
@@ -110,11 +113,12 @@ def prepare_measures(
     samples: int,
     writable: bool = True,
 ) -> Measures | None:
-    """What the evaluation of a config measures with, read or made now; None if it measures nothing.
+    """The measures of a config's evaluations, read from files or made now.
 
-    Without a data set, and without a file of statistics, there are pictures and no metrics. What is
-    made is kept in data.dir, or, if that is not writable, in the user's own data folder.
-    label_counts: of the classes, in whose shares samples are labelled.
+    Returns None if evaluations measure nothing: without a data set and without a file of
+    statistics, an evaluation has pictures but no metrics. Writes what it makes to data.dir, or to
+    the user's own data folder if data.dir is not writable.
+    label_counts: images of each class; samples get labels in these proportions.
     """
     if not config.evaluate.steps or reason_to_skip(dataset, config):
         return None
@@ -132,7 +136,7 @@ def prepare_measures(
 
 
 def sample_count(config: ConfigDict, step: int) -> int:
-    """How many samples tell what a run is worth at a step: the final number after its last."""
+    """The number of samples to measure at a training step; after the last it may be larger."""
     final = config.evaluate.final_samples
     return final if final and step >= config.steps else config.evaluate.num_samples
 
@@ -149,11 +153,11 @@ def evaluator(
     out: Path | None = None,
     show: Callable[[Sequence[Result]], None] = lambda results: None,
 ) -> Evaluate:
-    """The function that evaluates parameters; what it measures with is read or made here.
+    """The function that evaluates parameters. Reads or makes its measures first.
 
-    writable: whether that may be kept in data.dir. samples: their number, evaluate.num_samples by
-    default. out: where results go, WORKDIR/eval by default. show: is given them before they are
-    written, which may fail.
+    writable: whether measures may be written to data.dir. samples: their number, by default
+    evaluate.num_samples. out: folder of the results, by default WORKDIR/eval. show: called with the
+    results before they are written, since writing may fail.
     """
     fields, space = config.evaluate, experiment.space
     samples = fields.num_samples if samples is None else samples
@@ -193,7 +197,7 @@ def evaluator(
         if jax.process_index() == 0 and results:
             show(results)
             folder = out or workdir / FOLDER
-            with writing(folder):  # in a folder that is still there
+            with writing(folder):  # explains an error if the folder is gone
                 folder.mkdir(exist_ok=True, parents=out is not None)
             way = ways[max(shown)]
             beside = {"y": labels[: space.shown], "way": way(params) if way else ()}
@@ -207,7 +211,7 @@ def evaluator(
 
 
 def add_diagnostics(result: dict[str, Any], numbers: Mapping[str, float]) -> None:
-    """Put numbers among the metrics of a result; a warning takes the place of one not finite."""
+    """Adds diagnostics to the metrics of a result. One that is not finite becomes a warning."""
     finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
     result["metrics"] |= finite
     result["warnings"] += [f"{name} is not finite" for name in numbers if name not in finite]
@@ -216,7 +220,7 @@ def add_diagnostics(result: dict[str, Any], numbers: Mapping[str, float]) -> Non
 def keep_first(
     batches: Iterable[np.ndarray], first: list[np.ndarray], count: int
 ) -> Iterator[np.ndarray]:
-    """The batches; those with the first `count` samples are put into `first` on the way."""
+    """Yields the batches, and appends those with the first `count` samples to `first`."""
     for samples in batches:
         if sum(map(len, first)) < count:
             first.append(samples)
@@ -226,9 +230,9 @@ def keep_first(
 def image_trajectory(
     experiment: Experiment, config: ConfigDict, steps: int, label: int
 ) -> Callable[[Params], np.ndarray] | None:
-    """The first sample's way in so many steps.
+    """The function that computes the first sample's trajectory in `steps` sampling steps.
 
-    None if several processes sample, or single samples have no picture.
+    None if several processes sample, or if a single sample has no picture.
     """
     if jax.process_count() > 1 or experiment.space.image is None:
         return None
@@ -243,9 +247,9 @@ def image_trajectory(
 def training_data_digest(
     experiment: Experiment, dataset: Dataset | None, run: Identity | None
 ) -> str:
-    """Digest of the data that a run is trained on, as recorded, else of the data set as it is now.
+    """Digest of the data that a run trains on: the recorded one, else that of the data set.
 
-    "" if it reads no images, or neither is here.
+    "" if the run reads no images, or if neither is known.
     """
     if not reads_data(experiment.objective):
         return ""
@@ -263,10 +267,10 @@ def evaluation_protocol(
     training_data: str = "",
     samples: int = 0,
 ) -> Protocol:
-    """How samples in `steps` steps of the network after training step `step` are measured.
+    """The protocol of samples in `steps` sampling steps, after training step `step`.
 
-    training_data: digest of the data that it was trained on, "" where unknown. samples: their
-    number, which the numbers of an objective's own diagnostics depend on.
+    training_data: digest of the data that the network was trained on, "" if unknown. samples: their
+    number, on which the diagnostics of an objective depend.
     """
     solver = config.objective.get("solver", {"name": config.objective.name})
     details = {name: config.objective[name] for name in SAMPLED_BY if name in config.objective}
@@ -305,7 +309,7 @@ def result_without_metrics(
 
 
 def fields_with_values(config: ConfigDict) -> dict[str, Any]:
-    """The fields that are set, by dotted name, but for names of parts."""
+    """The fields that are not None, by dotted name, without the names of parts."""
     fields = flat(as_dict(config))
     return {k: v for k, v in fields.items() if v is not None and not k.endswith("name")}
 
@@ -313,7 +317,7 @@ def fields_with_values(config: ConfigDict) -> dict[str, Any]:
 def save_evaluation(
     folder: Path, result: Result, space: Space, *, x: np.ndarray, **beside: np.ndarray
 ) -> None:
-    """A result as JSON, its first samples as arrays and as a picture, under its id."""
+    """Writes a result as JSON, and its first samples as arrays and as a picture."""
     path = folder / f"{result['id']}.json"
     write_sealed(path.with_suffix(".npz"), sample_source(to_json_types(result)), x=x, **beside)
     write_png(path.with_suffix(".png"), space.show(x, GRID_COLUMNS))
@@ -327,9 +331,9 @@ def save_comparison(
     config: ConfigDict,
     space: Space,
 ) -> None:
-    """The first samples at each number of steps, from the same noise and labels, and real ones.
+    """Writes one picture of the first samples at each number of steps, and of real examples.
 
-    real: as many as there are, by their title.
+    All samples start from the same noise and labels. real: real examples by title, or {}.
     """
     rows = {
         f"{config.method}, {steps} step{'s' if steps > 1 else ''}": made[: space.compared]
@@ -339,7 +343,7 @@ def save_comparison(
 
 
 def real_examples(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Real examples of these classes [N], under their title; {} if there are too few."""
+    """Real examples of the classes `labels` [N], by title; {} if a class has too few."""
     if dataset is None:
         return {}
     own = dataset.train.labels if np.any(labels >= 0) else np.full(len(dataset.train.labels), -1)
@@ -350,7 +354,7 @@ def real_examples(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.n
 
 
 def summary(results: Sequence[Result]) -> str:
-    """Results of one evaluation as a table in plain text."""
+    """The results of one evaluation as a table in plain text."""
     first = results[0]
     sampling, measured = first["protocol"]["sampling"], first["protocol"]["measurement"]
     lines = [
@@ -365,6 +369,6 @@ def summary(results: Sequence[Result]) -> str:
             values = [f"{result['metrics'][name]:{max(7, len(name))}.3f}" for name in names]
             lines.append("  ".join([f"{result['protocol']['sampling']['steps']:>7}", *values]))
     real = ", ".join(f"{name} {value:.3f}" for name, value in first["real"].items())
-    lines += [f"  real images in their place: {real}"] if real else []
+    lines += [f"  real images instead of samples: {real}"] if real else []
     lines += [f"  skipped {first['skipped']}"] if "skipped" in first else []
     return "\n".join(lines + [f"  warning: {warning}" for warning in first["warnings"]])

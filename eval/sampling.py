@@ -1,4 +1,4 @@
-"""How an evaluation samples a network, and what the network's objective tells of it."""
+"""Samplers and diagnostics of an evaluation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ Diagnose = Callable[[Params, int], Mapping[str, float]]
 
 
 def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:
-    """Raises ValueError if the samples of an evaluation, or diagnostics, cannot be made."""
+    """Raises ValueError if an evaluation cannot make its samples or diagnostics."""
     fields = config.evaluate
     check_guidance(experiment, guidance_scale(experiment, config))
     if fields.batch_size < 1 or fields.batch_size % mesh.size:
@@ -36,14 +36,16 @@ def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> No
 
 
 def check_row_counts(values: Mapping[str, Any], count: int) -> None:
-    """Raises ValueError unless each array has one row for each of `count` samples."""
+    """Raises ValueError unless each array has `count` rows, one for each sample."""
     wrong = {name: value.shape for name, value in values.items() if value.shape[:1] != (count,)}
     if wrong:
-        raise ValueError(f"diagnostics of {count} samples have the shapes {wrong}; give each a row")
+        raise ValueError(
+            f"diagnostics of {count} samples have the shapes {wrong}; give each sample a row"
+        )
 
 
 def guidance_scale(experiment: Experiment, config: ConfigDict) -> float:
-    """evaluate.guidance_scale, or the objective's own."""
+    """evaluate.guidance_scale; if that is None, the objective's own scale."""
     scale = config.evaluate.guidance_scale
     return experiment.objective.guidance_scale if scale is None else scale
 
@@ -51,7 +53,7 @@ def guidance_scale(experiment: Experiment, config: ConfigDict) -> float:
 def evaluation_sampler(
     experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: int
 ) -> BatchSampler:
-    """The sampler of an evaluation, whose noise is that of config.seed."""
+    """The sampler of an evaluation; its noise depends on config.seed."""
     return batch_sampler(
         experiment.objective,
         experiment.space.shape,
@@ -63,7 +65,7 @@ def evaluation_sampler(
 
 
 def diagnostics_experiment(experiment: Experiment) -> Experiment:
-    """The experiment whose samples are the rows of its objective's diagnostics."""
+    """The experiment with the rows of its diagnostics in place of samples."""
     objective = experiment.objective
     return experiment._replace(objective=objective._replace(sample=objective.diagnostics.rows))
 
@@ -71,10 +73,10 @@ def diagnostics_experiment(experiment: Experiment) -> Experiment:
 def diagnoser(
     experiment: Experiment, config: ConfigDict, mesh: Mesh, labels: np.ndarray
 ) -> Diagnose:
-    """What tells the numbers of an objective's diagnostics; none if it has no diagnostics.
+    """The function that computes an objective's diagnostics; {} for an objective without them.
 
-    labels: [N] of the samples, one row each, from the same noise. Raises ValueError for a number
-    that has the name of a metric.
+    labels: [N], those of the samples; each row starts from the noise of its sample. The function
+    raises ValueError for a diagnostic that has the name of a metric.
     """
     diagnostics = experiment.objective.diagnostics
     if diagnostics is None:
@@ -91,7 +93,8 @@ def diagnoser(
         numbers = {name: float(value) for name, value in diagnostics.numbers(rows).items()}
         if METRICS.keys() & numbers:
             raise ValueError(
-                f"diagnostics have names of metrics: {', '.join(METRICS.keys() & numbers)}"
+                f"diagnostics have names of metrics: {', '.join(METRICS.keys() & numbers)}; "
+                "rename them"
             )
         return numbers
 

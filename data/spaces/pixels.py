@@ -1,4 +1,4 @@
-"""The space of pixels: floats in [-1, 1] to a network, bytes to everyone else."""
+"""The space of pixels: a network sees floats in [-1, 1], everything else sees bytes."""
 
 import numpy as np
 from PIL import Image
@@ -13,7 +13,7 @@ SHOWN, COMPARED = 100, 10
 
 
 def pixel_space(shape: Shape) -> Space:
-    """Images of height, width and channels. Samples are rounded and clipped to bytes."""
+    """The space of images of shape [height, width, channels]. Samples finish as bytes."""
     return Space(
         name="pixels",
         shape=shape,
@@ -31,5 +31,5 @@ def pixel_space(shape: Shape) -> Space:
 
 
 def to_image(pixels: np.ndarray) -> Image.Image:
-    """One image, uint8 [H, W, C] with C 1 or 3."""
+    """The picture of one image, uint8 [H, W, C] with C 1 or 3."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

@@ -1,4 +1,4 @@
-"""The space of points in R^d: floats to everyone."""
+"""The space of points in R^d, which are floats everywhere."""
 
 import numpy as np
 
@@ -10,9 +10,9 @@ SHOWN = 2000
 
 
 def point_space(dimension: int) -> Space:
-    """Points of `dimension` coordinates, which samples stay as they are. Raises ValueError."""
+    """The space of points with `dimension` coordinates. Samples stay floats. Raises ValueError."""
     if dimension < 1:
-        raise ValueError(f"points of {dimension} dimensions; at least 1 is needed")
+        raise ValueError(f"points have {dimension} dimensions; they need at least 1")
     return Space(
         name="points",
         shape=(dimension,),
@@ -30,7 +30,7 @@ def point_space(dimension: int) -> Space:
 
 
 def to_points(points: np.ndarray) -> np.ndarray:
-    """The points as float32. Raises ValueError if one has a NaN."""
+    """Points as float32. Raises ValueError if one has a NaN."""
     points = np.asarray(points, np.float32)
     if np.isnan(points).any():
         raise ValueError("points hold NaN")

@@ -108,12 +108,12 @@ def feature_network(
     return NETWORKS[name].make(NetworkInputs(dataset, shape, root, read_only, path))
 
 
-def check_sees_samples(name: str, space: Space) -> None:
-    """Raises ValueError for a feature network that does not see the samples of a space."""
+def check_takes_samples(name: str, space: Space) -> None:
+    """Raises ValueError for a feature network that cannot take the samples of a space."""
     check_choice("evaluate.features", name, (*NETWORKS, NONE))
     if name not in (*space.features, NONE):
         raise ValueError(
-            f"evaluate.features={name} does not see {space.name}; use "
+            f"evaluate.features={name} cannot take {space.name}; use "
             f"{', '.join([*space.features, NONE])}"
         )
 

@@ -1,4 +1,4 @@
-"""A page of results, in one HTML file: a table, distances by steps, samples, training curves."""
+"""A results page in one HTML file: table, distances by steps, samples, training curves."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -24,27 +24,25 @@ from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results, group_by
 from fewstep.eval.report.table import results_table
 from fewstep.files import replace_file
 
-WEIGHTS_DIGITS = 12  # of a hash that names weights in a line
+WEIGHTS_DIGITS = 12  # digits of a hash in the line about the protocol
 
 NOTES = (
     METRICS[MAIN].note,
     " ".join(metric.note for name, metric in METRICS.items() if name != MAIN and metric.note),
-    "Real images: as many of them as samples, at most half, against the others; and the "
-    "classifier's accuracy on held-out ones.",
+    "Real images: the distance is between as many real images as samples, at most half, and the "
+    "other real images; label agreement is the classifier's accuracy on held-out images.",
 )
 SEEDS_NOTE = (
-    "With several seeds, values are means; the brackets hold the 95 % bootstrap interval of the "
-    "mean, too narrow for few seeds, and then comes the least of them, which compares only between "
+    "With several seeds, a value is their mean. Below are the 95 % bootstrap interval of the mean, "
+    "which is too narrow for few seeds, and the least value. Compare least values only between "
     "equal numbers of seeds."
 )
 
 
 def results_page(path: Path, *, title: str, runs: Sequence[EvaluatedRun]) -> None:
-    """Write one HTML page that needs no other file and no network; whole or not at all.
+    """Writes one HTML page, whole or not at all. It needs no other file and no network.
 
-    Its style is page.css, beside this file.
-
-    runs: measured alike (eval.report.runs.load_runs).
+    The style is page.css beside this file. runs: measured alike (eval.report.runs.load_runs).
     """
     groups = group_by_method(runs)
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
@@ -68,7 +66,7 @@ def results_page(path: Path, *, title: str, runs: Sequence[EvaluatedRun]) -> Non
 
 
 def sections(groups: Groups) -> list[str]:
-    """The page below its title."""
+    """The sections of the page below its title."""
     measurement = next((run.measurement for run in all_runs(groups) if run.measurement), {})
     metric = Protocol(measurement, {}).metric
     line = protocol_line(measurement, metric)
@@ -88,7 +86,7 @@ def sections(groups: Groups) -> list[str]:
 
 
 def protocol_line(measurement: Mapping[str, Any], metric: str) -> str:
-    """How the numbers were measured, in plain words."""
+    """How the numbers were measured, in one line."""
     if not measurement:
         return "Nothing was measured; there are samples to look at"
     samples, labels = f"{measurement['samples']:,} samples", measurement["labels"]
@@ -100,7 +98,7 @@ def protocol_line(measurement: Mapping[str, Any], metric: str) -> str:
 
 
 def warning_paragraphs(groups: Groups) -> str:
-    """What a reader must know, each wording once, and what was not measured and why."""
+    """All warnings, each once, and the reasons why runs have no metrics."""
     texts: dict[str, None] = {}
     for result in all_results(groups):
         texts |= dict.fromkeys(warning.rstrip(".") for warning in result.get("warnings", ()))
@@ -111,14 +109,14 @@ def warning_paragraphs(groups: Groups) -> str:
 
 
 def reading_notes(groups: Groups) -> str:
-    """How to read the numbers."""
+    """Notes on how to read the numbers."""
     notes = (*NOTES, SEEDS_NOTE) if has_several_seeds(groups) else NOTES
     text = "".join(f"<p>{escape(note)}</p>\n" for note in notes)
     return f'<div class="notes">\n<h3>How to read the numbers</h3>\n{text}</div>\n'
 
 
 def protocol_details(groups: Groups, measurement: Mapping[str, Any]) -> str:
-    """Every field of the protocols, folded up."""
+    """All fields of the protocols, in a part of the page that opens by a click."""
     fields = "".join(
         f"<dt>{escape(name)}</dt><dd>{escape(value_text(value))}</dd>\n"
         for name, value in measurement.items()
@@ -137,7 +135,7 @@ def protocol_details(groups: Groups, measurement: Mapping[str, Any]) -> str:
 
 
 def sampling_row(run: EvaluatedRun, names: Sequence[str]) -> str:
-    """How a run was sampled, field by field."""
+    """A row of the table of sampling fields."""
     sampling = {**run.sampling, "steps": ", ".join(map(str, run.results))}
     cells = "".join(f"<td>{escape(value_text(sampling.get(name)))}</td>" for name in names)
     return f'<tr><th scope="row">{escape(run.name)}</th>{cells}</tr>\n'

@@ -1,4 +1,4 @@
-"""The page of runs in their folders, with what their training cost."""
+"""The results page of runs in their folders, with the cost of their training."""
 
 from collections.abc import Container, Sequence
 from pathlib import Path
@@ -14,7 +14,7 @@ from fewstep.training.storage.workdir import load_config
 def write_page(
     folders: Sequence[Path], out: Path, metric: str = "", ids: Container[str] | None = None
 ) -> list[EvaluatedRun]:
-    """Write the page of the runs in these folders (eval.report.runs); returns the runs."""
+    """Writes the page of the runs in these folders (eval.report.runs), and returns the runs."""
     groups = group_by_method(load_runs(folders, metric, ids))
     runs = []
     for group in progress_bar(groups.values(), desc="cost of training", silent=len(groups) < 2):
@@ -25,10 +25,10 @@ def write_page(
 
 
 def add_network_evaluations(group: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
-    """Runs that differ in the seed alone, with the network evaluations of their training.
+    """The runs of a group, with the network evaluations of their training.
 
-    They are those of the run itself, without its teacher's training; unknown for runs that this
-    version cannot build.
+    group: runs that differ only in the seed. The evaluations do not include a teacher's training.
+    They stay unknown for runs that this version cannot build.
     """
     config = load_config(group[0].folder)
     try:

@@ -13,7 +13,7 @@ from fewstep.eval.metrics.bootstrap import interval
 from fewstep.eval.report.runs import EvaluatedRun, Groups
 from fewstep.files import replace_file
 
-# Of the main metric over several seeds: the ends of its interval, and the best seed's.
+# Of the main metric over several seeds: the ends of its interval, and its least value.
 LOW, HIGH, LEAST = (f"{MAIN}_{end}" for end in ("low", "high", "least"))
 # column of a row -> how the text table shows it
 SHOWN = {
@@ -31,8 +31,8 @@ SHOWN = {
 def summary_rows(groups: Groups) -> list[dict[str, Any]]:
     """One row for each method and number of steps: means over seeds.
 
-    frechet_low and frechet_high are the ends of the 95 % bootstrap interval, left out for a single
-    seed; frechet_least is the best seed's.
+    frechet_low and frechet_high are the ends of the 95 % bootstrap interval; a single seed has
+    none. frechet_least is the value of the best seed.
     """
     return [
         summary_row(name, steps, runs) for name, runs in groups.items() for steps in runs[0].results
@@ -40,7 +40,7 @@ def summary_rows(groups: Groups) -> list[dict[str, Any]]:
 
 
 def summary_row(name: str, steps: int, runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
-    """The row of a method, or of what else sets runs apart, at a number of steps."""
+    """The row of a group of runs at a number of sampling steps. name: its heading."""
     results = [run.results[steps] for run in runs]
     found: dict[str, Any] = {"method": name, "steps": steps, "seeds": len(runs)}
     found["metric"] = results[0]["metric"]
@@ -61,7 +61,7 @@ def summary_row(name: str, steps: int, runs: Sequence[EvaluatedRun]) -> dict[str
 
 
 def write_csv(path: Path, groups: Groups) -> None:
-    """All columns of the rows, as a CSV file; whole or not at all."""
+    """Writes all columns of the rows as a CSV file, whole or not at all."""
     found = summary_rows(groups)
     columns = list(dict.fromkeys(column for of_method in found for column in of_method))
     text = io.StringIO()
@@ -72,7 +72,7 @@ def write_csv(path: Path, groups: Groups) -> None:
 
 
 def text_table(groups: Groups) -> str:
-    """The columns of SHOWN that any row has, aligned."""
+    """The columns of SHOWN that any row has, as aligned text."""
     found = summary_rows(groups)
     columns = [column for column in SHOWN if any(column in of_method for of_method in found)]
     lines = [[column.replace("_", " ") for column in columns]]
@@ -86,5 +86,5 @@ def text_table(groups: Groups) -> str:
 
 
 def cell_text(of_method: Mapping[str, Any], column: str) -> str:
-    """A value as the text table shows it; a dash where there is none."""
+    """A value as the text table shows it; a dash if the row has none."""
     return SHOWN[column].format(of_method[column]) if column in of_method else "-"

@@ -1,6 +1,7 @@
-"""The table of a results page: one row for each method and number of steps, sortable by a click.
+"""The table of a results page: one row for each method and number of steps. A click sorts it.
 
-Columns are those of METRICS, then others that results have, under their own names.
+It has a column for each entry of METRICS, then for other metrics of the results, by their own
+names.
 """
 
 import math
@@ -17,14 +18,14 @@ from fewstep.eval.metrics.metric import ARROWS, MORE, NEITHER, Metric, error_nam
 from fewstep.eval.report.curves import Look
 from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results
 
-# Of a metric that is not in METRICS, as results of other versions may have.
+# Format of a metric that METRICS lacks; results of other versions may have one.
 OTHER_FORMAT = "{:.4g}"
 SPREAD = "mean, [95 % interval], least"
 UNKNOWN = "–"
 
 
 class TableCell(NamedTuple):
-    """Text, smaller text below it, and what the row is sorted by; "" where there is no value."""
+    """A cell: text, smaller text below, and the value to sort by, "" if there is none."""
 
     text: str = UNKNOWN
     below: str = ""
@@ -32,7 +33,10 @@ class TableCell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A heading, smaller text below it, and the cell of a group of runs at a number of steps."""
+    """A column: heading, smaller text below, and the function that makes a cell.
+
+    cell: (runs of a group, number of sampling steps) -> cell.
+    """
 
     heading: str
     cell: Callable[[Sequence[EvaluatedRun], int], TableCell]
@@ -41,10 +45,10 @@ class Column(NamedTuple):
 
 
 def results_table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str:
-    """The table: methods by number of steps, then real images in the place of samples.
+    """The table as HTML: rows of methods by number of steps, then a row of real images.
 
-    metric: what the main one is called. By table.js headings become buttons, of which the first
-    click puts the best first; without scripts they are text.
+    metric: name of the main metric. table.js turns headings into buttons, whose first click puts
+    the best row on top. Without scripts, headings are text.
     """
     script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
     columns = nonempty_columns(all_columns(groups, metric), groups)
@@ -69,7 +73,7 @@ def results_table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str
 
 
 def all_columns(groups: Groups, metric: str) -> list[Column]:
-    """Every column that a page may have."""
+    """All columns that a page can have."""
     seeds = any(len(runs) > 1 for runs in groups.values())
     return [
         Column("steps", lambda runs, steps: TableCell(str(steps), value=str(steps))),
@@ -85,13 +89,13 @@ def all_columns(groups: Groups, metric: str) -> list[Column]:
 
 
 def nonempty_columns(columns: Sequence[Column], groups: Groups) -> list[Column]:
-    """The columns in which any row has a value."""
+    """The columns in which at least one row has a value."""
     places = [(runs, steps) for runs in groups.values() for steps in runs[0].results]
     return [column for column in columns if any(column.cell(*place).value for place in places)]
 
 
 def metric_names(groups: Groups) -> list[str]:
-    """Metrics beside the main one: those of METRICS in its order, others by first use."""
+    """All metrics but the main one: those of METRICS in its order, then others by first use."""
     found = dict.fromkeys(name for result in all_results(groups) for name in result["metrics"])
     errors = {error_name(name) for name, metric in METRICS.items() if metric.error}
     others = [name for name in found if name not in METRICS and name not in errors]
@@ -99,18 +103,18 @@ def metric_names(groups: Groups) -> list[str]:
 
 
 def metric_heading(name: str, metric: str) -> str:
-    """The heading of a metric; `metric` is what the main one is called."""
+    """The heading of a metric. metric: name of the main metric."""
     found = find_metric(name)
     return (metric if name == MAIN else found.heading) + ARROWS[found.better]
 
 
 def find_metric(name: str) -> Metric:
-    """The metric of that name; one that METRICS does not have is shown under it."""
+    """The entry of METRICS for a name, or a plain one for a name that METRICS lacks."""
     return METRICS.get(name) or Metric(float, {}, name, OTHER_FORMAT, NEITHER)
 
 
 def metric_column(name: str) -> Column:
-    """The mean of a metric over the seeds."""
+    """The column of a metric: means over seeds."""
     metric = find_metric(name)
 
     def cell(runs: Sequence[EvaluatedRun], steps: int) -> TableCell:
@@ -125,13 +129,13 @@ def metric_column(name: str) -> Column:
 
 
 def metric_values(runs: Sequence[EvaluatedRun], steps: int, name: str) -> list[float]:
-    """A metric of every seed that has it."""
+    """The values of a metric, one for each seed that has it."""
     metrics = [run.results[steps]["metrics"] for run in runs]
     return [of_run[name] for of_run in metrics if name in of_run]
 
 
 def main_cell(runs: Sequence[EvaluatedRun], steps: int) -> TableCell:
-    """Mean over seeds; below it the bootstrap interval of the mean, and the least."""
+    """The cell of the main metric: mean over seeds, its bootstrap interval, and the least value."""
     values = metric_values(runs, steps, MAIN)
     if not values:
         return TableCell()
@@ -144,7 +148,7 @@ def main_cell(runs: Sequence[EvaluatedRun], steps: int) -> TableCell:
 def budget_cell(
     name: str, form: Callable[[float], str]
 ) -> Callable[[Sequence[EvaluatedRun], int], TableCell]:
-    """The cell of a cost of training, mean over the seeds whose cost is known."""
+    """The function that makes the cell of a cost of training: mean over seeds that know it."""
 
     def cell(runs: Sequence[EvaluatedRun], steps: int) -> TableCell:
         values = [run.budget[name] for run in runs if run.budget.get(name) is not None]
@@ -154,7 +158,7 @@ def budget_cell(
 
 
 def short_number(count: float) -> str:
-    """1,200 as it is, 1234567 as 1.23 M."""
+    """A large number as short text: 1200 as 1,200, 1234567 as 1.23 M."""
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if count >= unit:
             return f"{count / unit:.3g} {name}"
@@ -162,7 +166,7 @@ def short_number(count: float) -> str:
 
 
 def duration_text(seconds: float) -> str:
-    """45 s, 12 min 5 s, 3 h 20 min."""
+    """A duration as text: 45 s, 12 min 5 s, 3 h 20 min."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -173,7 +177,7 @@ def duration_text(seconds: float) -> str:
 def table_row(
     name: str, look: Look, runs: Sequence[EvaluatedRun], steps: int, columns: Sequence[Column]
 ) -> str:
-    """The row of a method at a number of steps."""
+    """The row of a group of runs at a number of sampling steps, as HTML."""
     breakable = re.sub(r"([._])(?=[a-z])", r"\1<wbr>", escape(name))
     first = ' class="first"' if steps == min(runs[0].results) else ""
     cells = "".join(data_cell(column.cell(runs, steps)) for column in columns)
@@ -184,18 +188,18 @@ def table_row(
 
 
 def data_cell(cell: TableCell) -> str:
-    """A cell; without a value it has no data-value, and so is sorted last."""
+    """A cell as HTML. Without a value it has no data-value, and is sorted last."""
     value = f' data-value="{cell.value}"' if cell.value else ""
     return f"<td{value}>{escape(cell.text)}{small_text(cell.below)}</td>"
 
 
 def small_text(text: str) -> str:
-    """Smaller text below."""
+    """Smaller text below a heading or cell, as HTML."""
     return f"<small>{escape(text)}</small>" if text else ""
 
 
 def real_images_row(groups: Groups, columns: Sequence[Column], metric: str) -> str:
-    """The row that stays below: what real images in the place of samples measure."""
+    """The row at the bottom, which sorting does not move: metrics of real images."""
     real: dict[str, float] = {}
     for result in all_results(groups):
         real = {**result.get("real", {}), **real}

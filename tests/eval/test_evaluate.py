@@ -188,7 +188,7 @@ def test_real_samples_has_the_labels_of_the_samples():
         ({"evaluate.weights": "w.pth"}, "does not use evaluate.weights"),
         ({"evaluate.reference": "valid"}, "evaluate.reference=valid"),
         ({"data.image_size": 96, "model.patch_size": 8}, "9216 dimensions"),
-        ({"data.channels": 4}, "cannot be shown .images have 4 channels.*evaluate.steps="),
+        ({"data.channels": 4}, "have no picture .images have 4 channels.*evaluate.steps="),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_compute(monkeypatch, fields, message):
