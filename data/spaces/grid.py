@@ -30,7 +30,7 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
     check_images(images)
     if columns < 1 or not len(images):
         raise ValueError(
-            f"a grid of {len(images)} images in {columns} columns is empty; give one or more of each"
+            f"a grid of {len(images)} images in {columns} columns is empty; give 1 or more of each"
         )
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)

@@ -12,7 +12,7 @@ SHOWN = 2000
 def point_space(dimension: int) -> Space:
     """The space of points with `dimension` coordinates. Samples stay floats. Raises ValueError."""
     if dimension < 1:
-        raise ValueError(f"points have {dimension} dimensions; they need at least 1")
+        raise ValueError(f"dimension = {dimension}; it must be at least 1")
     return Space(
         name="points",
         shape=(dimension,),

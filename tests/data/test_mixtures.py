@@ -24,7 +24,7 @@ def test_points_have_the_moments_and_shares_of_the_mixture(name):
     np.testing.assert_allclose(spread.std(), mixture.deviation, rtol=0.02)
 
 
-def test_they_are_the_same_every_time_and_the_held_out_ones_are_others():
+def test_points_are_the_same_every_time_and_differ_between_splits():
     one, other = mixture_dataset("ring"), mixture_dataset("ring")
     assert one.digest == other.digest
     np.testing.assert_array_equal(one.test.images, other.test.images)
@@ -47,7 +47,7 @@ def test_the_space_is_known_by_the_name():
         (data.Selection("mixture:ring", channels=3), "has points; leave both at 0"),
     ],
 )
-def test_what_is_no_mixture_is_named(asked, message):
+def test_an_unknown_mixture_is_named(asked, message):
     for function in (data.load_selection, data.prepare_dataset):
         with pytest.raises(ValueError, match=message):
             function(asked)

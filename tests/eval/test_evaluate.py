@@ -30,7 +30,7 @@ def dataset(classes=10):
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """A function that evaluates a small run with those fields: its results and their folder."""
+    """A function that evaluates a small run with given fields, and returns results and folder."""
 
     def evaluated(data, step=7, **fields):
         config, experiment = small_experiment(
@@ -66,7 +66,7 @@ def test_an_evaluation_writes_what_it_returns(evaluated):
     assert "biased upwards" in lines[-1]
 
 
-def test_other_protocols_stand_beside_each_other(evaluated):
+def test_results_of_different_protocols_have_their_own_files(evaluated):
     protocols = []
     first, folder = evaluated(dataset())
     second, _ = evaluated(dataset(), **{"evaluate.num_samples": 25})
@@ -88,13 +88,13 @@ def test_the_protocol_says_what_was_trained_on():
     assert digests == [dataset().digest, fewer.digest, ""] and digests[0] != digests[1]
     protocols = [evaluation_protocol(experiment, config, 1, 2, None, digest) for digest in digests]
     assert protocols[0].sampling["training_data"] == digests[0]
-    # Where it is unknown the protocol is that of results that were written without the field.
+    # Without it the protocol equals that of results written before the field existed.
     assert "training_data" not in protocols[2].sampling
     assert protocols[2].id == evaluation_protocol(experiment, config, 1, 2, None).id
     assert len({protocol.id for protocol in protocols}) == 3
     taught = experiment._replace(objective=experiment.objective._replace(reads=("labels",)))
     assert training_data_digest(taught, dataset(), None) == ""
-    # A run's own record counts before what lies there now.
+    # The record of a run counts, whatever the data are now.
     run = Identity("a", {}, data=fewer.identity)
     assert {training_data_digest(experiment, data, run) for data in (dataset(), None)} == {
         digests[1]
@@ -108,7 +108,7 @@ def test_the_protocol_says_what_was_trained_on():
         (dataset(), {"evaluate.features": "none"}, "evaluate.features=none"),
     ],
 )
-def test_what_is_not_measured_is_shown_and_said(evaluated, data, fields, why):
+def test_an_evaluation_without_metrics_has_pictures_and_a_reason(evaluated, data, fields, why):
     results, folder = evaluated(data, **fields)
     assert [result["metrics"] for result in results] == [{}, {}]
     assert f"skipped metrics: {why}" in summary(results)
@@ -141,7 +141,7 @@ def test_data_without_classes(evaluated):
     assert results[0]["protocol"]["measurement"]["labels"] == "none"
 
 
-def test_samples_after_the_last_step_are_as_many_as_for_the_final_figure():
+def test_final_samples_count_after_the_last_step():
     config, _ = small_experiment(steps=9, **FIELDS)
     assert sample_count(config, 8) == sample_count(config, 9) == 24
     config.evaluate.final_samples = 30
@@ -165,7 +165,7 @@ def test_results_are_shown_before_they_are_written(monkeypatch, tmp_path):
     assert how["out"].is_dir() and not (tmp_path / "eval").exists()
 
 
-def test_real_samples_has_the_labels_of_the_samples():
+def test_real_examples_have_the_labels_of_the_samples():
     row = real_examples(dataset(), np.arange(12) % 10)["real"]
     train = dataset().train
     for i, image in enumerate(row):

@@ -50,13 +50,13 @@ GOOD = {"mu": np.zeros(D), "sigma": EYE}
         ({"mu": np.array([{}] * D), "sigma": EYE}, "cannot be read"),
     ],
 )
-def test_what_is_no_reference_is_refused_by_its_file(tmp_path, arrays, message):
+def test_a_file_that_is_no_reference_is_named(tmp_path, arrays, message):
     path = written(tmp_path, arrays)
     with pytest.raises(ValueError, match=f"(?s){path}.*{message}"):
         check_published(path, "pixels", pixel_space(SHAPE))
 
 
-def test_what_rounding_leaves_of_a_covariance_is_accepted(tmp_path):
+def test_a_covariance_with_errors_of_rounding_is_accepted(tmp_path):
     rows = np.random.default_rng(0).normal(size=(20, D))  # fewer than dimensions: singular
     sigma = np.cov(rows, rowvar=False).astype(np.float32)
     sigma[0, 1] *= 1 + 1e-6

@@ -21,12 +21,12 @@ def test_samples_stay_floats():
 def test_nan_and_no_dimension_are_refused():
     with pytest.raises(ValueError, match="points hold NaN"):
         point_space(2).finish(np.array([[0.0, np.nan]]))
-    with pytest.raises(ValueError, match="points of 0 dimensions"):
+    with pytest.raises(ValueError, match="dimension = 0; it must be"):
         point_space(0)
 
 
 @pytest.mark.parametrize("dimension", [1, 2, 3])
-def test_they_are_shown_in_any_dimension(dimension):
+def test_points_are_shown_in_any_dimension(dimension):
     space = point_space(dimension)
     pictures = [space.show(draw(dimension=dimension, seed=seed), 10) for seed in (0, 1)]
     assert pictures[0].mode == "RGB" and pictures[0].size == pictures[1].size

@@ -83,7 +83,7 @@ def test_pieces_are_disjoint_and_hold_every_point(monkeypatch):
 
 
 @pytest.mark.parametrize("block", [1000, 6])
-def test_zero_on_average_for_equal_laws(block):
+def test_zero_on_average_for_equal_distributions(block):
     values, _ = draws(
         1000,
         2,
@@ -110,7 +110,7 @@ def test_gaussians_in_one_dimension(block):
 
 
 @pytest.mark.parametrize("block", [1000, 20])
-def test_standard_error_is_the_spread_over_draws_of_different_laws(block):
+def test_standard_error_is_the_spread_over_draws_of_different_distributions(block):
     values, errors = draws(
         500, 4, lambda rng: (rng.normal(size=(100, 4)), rng.normal(size=(70, 4)) + 0.7), block=block
     )
@@ -118,7 +118,7 @@ def test_standard_error_is_the_spread_over_draws_of_different_laws(block):
 
 
 @pytest.mark.parametrize("block", [1000, 20])
-def test_standard_error_is_up_to_root_two_too_large_for_equal_laws(block):
+def test_standard_error_is_up_to_root_two_too_large_for_equal_distributions(block):
     values, errors = draws(
         500, 5, lambda rng: (rng.normal(size=(100, 4)), rng.normal(size=(70, 4))), block=block
     )

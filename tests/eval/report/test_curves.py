@@ -118,7 +118,7 @@ def test_the_last_loss_of_each_noise_level_is_the_mean_of_the_seeds(tmp_path):
     assert noise_plot({"c": found["c"]}) is None
 
 
-def test_looks_are_told_apart_beyond_the_palette():
+def test_looks_differ_beyond_the_palette():
     found = looks([f"method {i}" for i in range(28)])
     assert len(set(found.values())) == 28
     assert look(0).colour == look(len(PALETTE)).colour

@@ -201,7 +201,7 @@ def test_a_run_that_was_not_measured_says_why(tmp_path):
 def test_the_page_needs_nothing_but_itself(six):
     page = Page(six)
     # Six methods: distances, loss, deviation, distance while training, loss by noise level, each
-    # for light and dark pages; samples at five numbers of steps, and the way from noise.
+    # for light and dark pages; samples at five numbers of steps, and the trajectory from noise.
     assert len(page.addresses) == 2 * 5 + 5 + 1
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert all(png.startswith(b"\x89PNG") for png in pictures(page))
@@ -305,7 +305,7 @@ def test_methods_of_known_cost_are_also_compared_by_it(tmp_path):
 
 
 def in_browser(path, page, script, *flags):
-    """What an expression of JavaScript gives on the page in Chromium, and what went wrong there."""
+    """The value of a JavaScript expression on the page in Chromium, and the errors there."""
     probe = (
         '<script>addEventListener("load", () => setTimeout(() => {'
         f"const found = (() => {{{script}}})();"

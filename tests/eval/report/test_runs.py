@@ -73,7 +73,7 @@ def test_the_newest_training_step_is_shown(tmp_path):
     assert {result["metrics"]["frechet"] for result in run.results.values()} == {0.3}
 
 
-def test_of_one_step_the_newest_way_to_sample_is_shown(tmp_path):
+def test_the_newest_way_to_sample_a_step_is_shown(tmp_path):
     evaluated_run(tmp_path, steps=(1, 2), frechet=0.5, sampling={"guidance_scale": 3.0})
     evaluated_run(tmp_path, steps=(1,), frechet=0.3, sampling={"guidance_scale": 2.0})
     (run,) = load_runs([tmp_path])
@@ -153,7 +153,7 @@ def test_one_strange_result_is_left_out_with_a_warning_that_names_it(tmp_path, c
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """A run, its one result and the samples of that."""
+    """A run's folder, its only result, and the samples of this result."""
     folder = evaluated_run(tmp_path / "a", steps=(1,))
     (path,) = (folder / "eval").glob("*.json")
     return folder, path, path.with_suffix(".npz")
@@ -249,7 +249,7 @@ def test_samples_of_an_older_version_are_shown(evaluated, capsys):
     assert f"warning: {path.parent} has a file without a seal" in capsys.readouterr().err
 
 
-def test_images_of_different_shapes_are_not_put_beside_each_other(tmp_path):
+def test_images_of_different_shapes_are_refused(tmp_path):
     a, b = evaluated_run(tmp_path / "a", steps=(1,)), evaluated_run(tmp_path / "b", steps=(1,))
     (path,) = (b / "eval").glob("*.npz")
     np.savez(path, x=np.zeros((5, 4, 4, 3), np.uint8), y=np.zeros(5, int), way=())
@@ -310,7 +310,7 @@ def test_a_field_that_an_older_record_lacks_does_not_set_it_apart(tmp_path):
     assert groups_of(a, b) == {"cd": ["a", "b"]}
 
 
-def test_an_older_record_is_of_what_runs_did_then(tmp_path):
+def test_an_older_record_counts_as_what_runs_did_then(tmp_path):
     older = evaluated_run(
         tmp_path / "older", "shortcut", 0, steps=(1,), config={"objective": {"name": "shortcut"}}
     )
