@@ -126,7 +126,7 @@ def common_measurement(
     named = [m for m in common if metric in ("", Protocol(m, {}).metric)]
     if not named:
         names = ", ".join(dict.fromkeys(Protocol(m, {}).metric for m in common))
-        raise ValueError(f"not every run was measured by {metric}; use {names}, which all have")
+        raise ValueError(f"not every run was measured by {metric}; all were measured by {names}")
     return named[-1]
 
 

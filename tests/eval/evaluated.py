@@ -170,7 +170,7 @@ def noisy_digits(labels, noise, seed):
 
 
 def six_methods(folder, seeds=(0, 1)):
-    """Writes runs of six methods at five numbers of steps, each with these seeds; returns folders."""
+    """Writes runs of six methods with these seeds, at five numbers of steps; returns folders."""
     folders = []
     for method, (frechet, fall) in METHODS.items():
         for seed in seeds:

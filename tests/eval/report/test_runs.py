@@ -89,7 +89,7 @@ def test_the_measurement_is_one_that_all_runs_have(tmp_path):
     assert [run.measurement for run in load_runs([a, b])] == [PIXELS, PIXELS]
     assert [run.measurement for run in load_runs([a])] == [MEASUREMENT]
     assert [run.measurement for run in load_runs([a], metric="fd-pixels-1k")] == [PIXELS]
-    with pytest.raises(ValueError, match="measured by fid-50k; all were by fd-pixels-1k"):
+    with pytest.raises(ValueError, match="measured by fid-50k; all were measured by fd-pixels-1k"):
         load_runs([a, b], metric="fid-50k")
 
 
