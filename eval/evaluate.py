@@ -136,7 +136,7 @@ def prepare_measures(
 
 
 def sample_count(config: ConfigDict, step: int) -> int:
-    """The number of samples to measure at a training step; after the last it may be larger."""
+    """The number of samples to measure after a training step; the last has a number of its own."""
     final = config.evaluate.final_samples
     return final if final and step >= config.steps else config.evaluate.num_samples
 
@@ -174,7 +174,9 @@ def evaluator(
     ends = (*stage_ends(stages, config.steps), config.steps)
     measured = (in_stage(stages, end, fields.steps) for end in ends)
     largest = {max(steps) for steps in measured if steps}
-    ways = {steps: image_trajectory(experiment, config, steps, int(labels[0])) for steps in largest}
+    trajectories = {
+        steps: image_trajectory(experiment, config, steps, int(labels[0])) for steps in largest
+    }
 
     def evaluate(params: Params, step: int) -> list[Result]:
         results, shown = [], {}
@@ -197,12 +199,12 @@ def evaluator(
         if jax.process_index() == 0 and results:
             show(results)
             folder = out or workdir / FOLDER
-            with writing(folder):  # explains an error if the folder is gone
+            with writing(folder):
                 folder.mkdir(exist_ok=True, parents=out is not None)
-            way = ways[max(shown)]
-            beside = {"y": labels[: space.shown], "way": way(params) if way else ()}
+            trace = trajectories[max(shown)]
+            way = trace(params) if trace else ()
             for result, x in zip(results, shown.values(), strict=True):
-                save_evaluation(folder, result, space, x=x, **beside)
+                save_evaluation(folder, result, space, x=x, y=labels[: space.shown], way=way)
             real = real_examples(dataset, labels[: space.compared])
             save_comparison(folder / f"step_{step:08d}.png", shown, real, config, space)
         return results
@@ -315,11 +317,14 @@ def fields_with_values(config: ConfigDict) -> dict[str, Any]:
 
 
 def save_evaluation(
-    folder: Path, result: Result, space: Space, *, x: np.ndarray, **beside: np.ndarray
+    folder: Path, result: Result, space: Space, *, x: np.ndarray, **others: np.ndarray
 ) -> None:
-    """Writes a result as JSON, and its first samples as arrays and as a picture."""
+    """Writes a result as JSON, and its first samples as arrays and as a picture.
+
+    x: the samples [n, ...], finished. others: further arrays of the file.
+    """
     path = folder / f"{result['id']}.json"
-    write_sealed(path.with_suffix(".npz"), sample_source(to_json_types(result)), x=x, **beside)
+    write_sealed(path.with_suffix(".npz"), sample_source(to_json_types(result)), x=x, **others)
     write_png(path.with_suffix(".png"), space.show(x, GRID_COLUMNS))
     save_results(path, result)
 

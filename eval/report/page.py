@@ -88,7 +88,7 @@ def sections(groups: Groups) -> list[str]:
 def protocol_line(measurement: Mapping[str, Any], metric: str) -> str:
     """How the numbers were measured, in one line."""
     if not measurement:
-        return "Nothing was measured; there are samples to look at"
+        return "Nothing was measured, so this page has only samples"
     samples, labels = f"{measurement['samples']:,} samples", measurement["labels"]
     labelled = "without labels" if labels == "none" else f"labelled {labels}"
     weights = str(measurement["weights"])[:WEIGHTS_DIGITS]

@@ -77,11 +77,11 @@ class EvaluatedRun(NamedTuple):
 
     @property
     def sampling(self) -> Mapping[str, Any]:
-        """How its samples were made; `steps` is the least number of them."""
+        """How its samples were made; `steps` is the smallest of its numbers of sampling steps."""
         return self.results[min(self.results)]["protocol"]["sampling"]
 
 
-# heading of a group -> its runs, which differ in the seed alone
+# heading of a group -> its runs, which differ only in the seed
 Groups = Mapping[str, Sequence[EvaluatedRun]]
 
 

@@ -9,7 +9,7 @@ EYE = np.eye(D)
 IMAGES = np.zeros((5, *SHAPE), np.uint8)
 
 
-def written(folder, arrays):
+def write_npz(folder, arrays):
     np.savez(folder / "reference.npz", **arrays)
     return folder / "reference.npz"
 
@@ -51,7 +51,7 @@ GOOD = {"mu": np.zeros(D), "sigma": EYE}
     ],
 )
 def test_a_file_that_is_no_reference_is_named(tmp_path, arrays, message):
-    path = written(tmp_path, arrays)
+    path = write_npz(tmp_path, arrays)
     with pytest.raises(ValueError, match=f"(?s){path}.*{message}"):
         check_published(path, "pixels", pixel_space(SHAPE))
 
@@ -61,7 +61,7 @@ def test_a_covariance_with_errors_of_rounding_is_accepted(tmp_path):
     sigma = np.cov(rows, rowvar=False).astype(np.float32)
     sigma[0, 1] *= 1 + 1e-6
     check_published(
-        written(tmp_path, {"mu": rows.mean(0), "sigma": sigma}), "pixels", pixel_space(SHAPE)
+        write_npz(tmp_path, {"mu": rows.mean(0), "sigma": sigma}), "pixels", pixel_space(SHAPE)
     )
 
 
@@ -76,13 +76,13 @@ def test_a_covariance_with_errors_of_rounding_is_accepted(tmp_path):
     ],
 )
 def test_statistics_of_the_features_are_used_else_the_images(tmp_path, arrays, part):
-    path = written(tmp_path, arrays)
+    path = write_npz(tmp_path, arrays)
     check_published(path, "pixels", pixel_space(SHAPE))
     assert choose_part(path, read_published(path), "pixels", D) == part
 
 
 def test_statistics_of_features_whose_size_is_known_are_refused_before_weights_are_read(tmp_path):
-    path = written(tmp_path, {"mu": np.zeros(9), "sigma": np.eye(9)})
+    path = write_npz(tmp_path, {"mu": np.zeros(9), "sigma": np.eye(9)})
     for features, size in (("inception", 2048), ("classifier", 64)):
         with pytest.raises(ValueError, match=f"9 dimensions, and .*features={features} has {size}"):
             check_published(path, features, pixel_space(SHAPE))

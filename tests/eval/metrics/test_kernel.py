@@ -30,7 +30,7 @@ def jackknife(x, y):
     )
 
 
-def of_gaussians(mean_a, std_a, mean_b, std_b):
+def gaussian_mmd(mean_a, std_a, mean_b, std_b):
     """MMD^2 in one dimension: (x y + 1)^3 = sum of binomial(3, p) x^p y^p."""
 
     def moments(m, s):
@@ -105,7 +105,7 @@ def test_gaussians_in_one_dimension(block):
         block=block,
     )
     mean, error = mean_and_error(values)
-    expected = of_gaussians(0, 1, 0.5, 1.2)
+    expected = gaussian_mmd(0, 1, 0.5, 1.2)
     assert abs(mean - expected) < 4 * error < expected
 
 

@@ -20,7 +20,7 @@ def assert_same(measured, expected, tolerance=1e-10):
     assert measured.count == expected.count
 
 
-def streamed(features, cuts):
+def stream_statistics(features, cuts):
     return reduce(update_moments, np.split(features, cuts), empty_moments(features.shape[1]))
 
 
@@ -34,15 +34,15 @@ def features():
     "cuts", [[], [1], [199], [7, 7, 100], range(1, 200), range(0, 200, 32)], ids=str
 )
 def test_equals_the_statistics_of_all_whatever_the_batches(features, cuts):
-    assert_same(final_statistics(streamed(features, cuts)), statistics(features))
+    assert_same(final_statistics(stream_statistics(features, cuts)), statistics(features))
 
 
 def test_order_of_the_points_does_not_matter(features):
     shuffled = np.random.default_rng(1).permutation(features)
-    assert_same(final_statistics(streamed(shuffled, [50, 90])), statistics(features))
+    assert_same(final_statistics(stream_statistics(shuffled, [50, 90])), statistics(features))
     # Batches of different distributions, the hardest case for the term between them.
     ordered = features[np.argsort(features[:, 0])]
-    assert_same(final_statistics(streamed(ordered, [20, 150])), statistics(features))
+    assert_same(final_statistics(stream_statistics(ordered, [20, 150])), statistics(features))
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -61,14 +61,14 @@ def test_a_large_mean_costs_no_digits_of_the_covariance(batch):
     centred = np.random.default_rng(2).normal(size=(5000, 4))
     # Multiples of 2^-20, so that adding the mean rounds nothing off and the covariance is the same.
     centred = np.round(centred * 2**20) / 2**20
-    measured = final_statistics(streamed(centred + 1e6, range(batch, 5000, batch)))
+    measured = final_statistics(stream_statistics(centred + 1e6, range(batch, 5000, batch)))
     np.testing.assert_allclose(measured.covariance, statistics(centred).covariance, atol=1e-9)
     np.testing.assert_allclose(measured.mean - 1e6, centred.mean(axis=0), atol=1e-8)
 
 
 def test_float32_batches_are_summed_in_float64():
     features = (np.random.default_rng(3).normal(size=(300, 3)) + 1000).astype(np.float32)
-    measured = final_statistics(streamed(features, range(10, 300, 10)))
+    measured = final_statistics(stream_statistics(features, range(10, 300, 10)))
     assert measured.mean.dtype == measured.covariance.dtype == np.float64
     assert_same(measured, statistics(features))
 

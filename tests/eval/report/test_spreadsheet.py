@@ -9,7 +9,7 @@ from fewstep.eval.report.runs import EvaluatedRun
 from fewstep.eval.report.spreadsheet import summary_rows, text_table, write_csv
 
 
-def of_seed(seed, frechet, recall=0.5, seconds=10.0):
+def seed_run(seed, frechet, recall=0.5, seconds=10.0):
     result = {"id": f"fd-pixels-1k-{seed}", "metric": "fd-pixels-1k"}
     results = {
         steps: {**result, "metrics": {"frechet": frechet / steps, "recall": recall}}
@@ -33,7 +33,7 @@ def of_seed(seed, frechet, recall=0.5, seconds=10.0):
     )
 
 
-GROUPS = {"cd": [of_seed(0, 2.0), of_seed(1, 4.0, seconds=None)], "edm": [of_seed(0, 8.0)]}
+GROUPS = {"cd": [seed_run(0, 2.0), seed_run(1, 4.0, seconds=None)], "edm": [seed_run(0, 8.0)]}
 
 
 def test_a_row_is_the_mean_over_seeds_with_its_spread():
