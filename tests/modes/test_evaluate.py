@@ -87,5 +87,5 @@ def test_numbers_of_steps_of_other_stages_alone_are_refused_before_compute(monke
     for done, stage in ((10, "1 of 4 (8"), (11, "2 of 4 (4")):
         monkeypatch.setattr(EVALUATE, "load_run", run(done))
         with pytest.raises(ValueError) as error:
-            EVALUATE.evaluate(Request(workdir=tmp_path, config=None))
+            EVALUATE.evaluate_run(Request(workdir=tmp_path, config=None))
         assert f"stage {stage} sampling steps), and cannot sample in 1, 2; " in str(error.value)

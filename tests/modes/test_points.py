@@ -19,7 +19,7 @@ from fewstep.training.metrics import LOG, read_rows
 from fewstep.training.sharding import make_mesh
 from fewstep.training.teacher import check_teacher, with_teachers_images
 
-TRAIN, SAMPLE = (import_module(f"fewstep.modes.{name}") for name in ("train", "sample"))
+TRAIN, SAMPLE = (import_module(f"fewstep.modes.{name}") for name in ("train_run", "sample"))
 SAMPLES, STEPS = 48, 2
 
 
@@ -39,7 +39,7 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("points")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSTEP_DATA", str(folder / "data"))
-        TRAIN.train(Request(config=small_config(), workdir=folder / "run"))
+        TRAIN.train_run(Request(config=small_config(), workdir=folder / "run"))
     return folder / "run"
 
 
