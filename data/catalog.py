@@ -31,8 +31,8 @@ from fewstep.data.arrays.pixels import check_size
 from fewstep.data.digits import digits
 from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, parse_decoding
 from fewstep.data.folders.folder import folder_images
-from fewstep.data.mixtures import mixture_points, mixture_space
-from fewstep.data.spaces.pixels import pixels
+from fewstep.data.mixtures import mixture_dataset, mixture_space
+from fewstep.data.spaces.pixels import pixel_space
 from fewstep.data.spaces.space import Space
 from fewstep.data.tfds_images import UnknownBuilderError, builder_names, tfds_images, write_tfds
 from fewstep.messages import did_you_mean, nearest_name
@@ -65,7 +65,7 @@ class Selection(NamedTuple):
 
 
 def _pixels(name: str, image_size: int, channels: int) -> Space:
-    return pixels((image_size, image_size, channels))
+    return pixel_space((image_size, image_size, channels))
 
 
 class Origin(NamedTuple):
@@ -103,7 +103,7 @@ def _open_digits(name: str, selection: Selection, writable: bool) -> Dataset:
 
 def _open_mixture(name: str, selection: Selection, writable: bool) -> Dataset:
     mixture_space(name, selection.image_size, selection.channels)
-    return mixture_points(name)
+    return mixture_dataset(name)
 
 
 def _open_folder(path: str, selection: Selection, writable: bool) -> Undecoded:

@@ -1,7 +1,8 @@
-"""One evaluation of a run: samples at each number of steps, measured against real images, shown.
+"""Evaluates a run: samples it at each number of steps, measures the samples, and shows the first.
 
-Writes WORKDIR/eval/ID.json for each number of steps, ID being that of its protocol, the first
-samples beside it (ID.npz, and ID.png to look at), and one picture of all numbers of steps.
+For each number of steps this writes three files to WORKDIR/eval, named by the id of the protocol:
+ID.json has the result, ID.npz the first samples, and ID.png a picture of them. One more picture
+compares all numbers of steps.
 """
 
 import math
@@ -19,13 +20,13 @@ from fewstep.data import NONE, Dataset, data_root, proportional_labels, short_ha
 from fewstep.data.spaces.space import Space
 from fewstep.eval.features import networks
 from fewstep.eval.features.feature_network import check_dimension
-from fewstep.eval.features.networks import check_feature_network, check_seen
-from fewstep.eval.measure import Measures, load_measures, measure, of_real_images, warnings
+from fewstep.eval.features.networks import check_feature_network, check_takes_samples
+from fewstep.eval.measure import Measures, bias_warnings, load_measures, measure, real_image_metrics
 from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.reference import STATISTICS, check_reference
 from fewstep.eval.report.evaluation import FOLDER, sample_source
-from fewstep.eval.report.results import Result, plain, save_results
-from fewstep.eval.sampling import check_sampling, diagnoser, guidance_scale, sampler_of
+from fewstep.eval.report.results import Result, save_results, to_json_types
+from fewstep.eval.sampling import check_sampling, diagnoser, evaluation_sampler, guidance_scale
 from fewstep.eval.trajectory import trajectory
 from fewstep.files import write_png, writing
 from fewstep.objectives.base import Params
@@ -34,64 +35,66 @@ from fewstep.training.experiment import Experiment
 from fewstep.training.generate import generate
 from fewstep.training.labels import describe_label_shares, label_counts
 from fewstep.training.sources import reads_data
-from fewstep.training.storage.identity import Identity, as_dict, flatten_fields, read_identity
+from fewstep.training.storage.identity import Identity, as_dict, read_identity
 from fewstep.training.storage.seal import write_sealed
 
-# Fields of an objective that say how it samples.
+# Fields of an objective that decide how it samples.
 SAMPLED_BY = ("solver", "spacing", "sample_times")
 GRID_COLUMNS = 10
 FEWEST_SAMPLES = 5
 CLASSIFIER = "classifier"
 
-# (parameters of the sampled network, step) -> one result for each number of sampling steps that
-# the network is trained for at that step
+# (parameters of the network that samples, training step) -> one result for each number of sampling
+# steps that the stage of this training step allows
 Evaluate = Callable[[Params, int], list[Result]]
 
 
 def check_evaluation(
     experiment: Experiment, dataset: Dataset | None, config: ConfigDict, mesh: Mesh
 ) -> None:
-    """Raises an error, before any compute, if config.evaluate cannot be carried out."""
+    """Raises an error, before any compute, if an evaluation by config.evaluate would fail."""
     fields = config.evaluate
     if not fields.steps:
         return
     check_sampling(experiment, config, mesh)
     for name in ("num_samples", "final_samples"):
         if 0 < fields.get(name, 0) < FEWEST_SAMPLES:
-            raise ValueError(f"evaluate.{name}={fields[name]} is too few to measure")
-    check_shown(experiment.space)
-    check_seen(fields.features, experiment.space)
-    if not skipped(dataset, config):
+            raise ValueError(
+                f"evaluate.{name}={fields[name]} is too few; use {FEWEST_SAMPLES} or more"
+            )
+    check_pictures(experiment.space)
+    check_takes_samples(fields.features, experiment.space)
+    if not reason_to_skip(dataset, config):
         check_feature_network(fields.features, fields.weights)
         check_reference(fields.reference, dataset, fields.features, experiment.space)
         check_dimension(fields.features, experiment.space)
         check_agreement(experiment, config)
 
 
-def check_shown(space: Space) -> None:
-    """Raises ValueError for samples that have no picture, such as latents of four channels."""
+def check_pictures(space: Space) -> None:
+    """Raises ValueError if samples have no picture, such as latents of four channels."""
     shape, dtype = space.example
     try:
         space.show(np.zeros((1, *shape), dtype), GRID_COLUMNS)
     except ValueError as error:
         raise ValueError(
-            f"samples of this run cannot be shown ({error}); train without evaluations by "
-            "evaluate.steps=()"
+            f"samples of this run have no picture ({error}); use evaluate.steps=() to train "
+            "without evaluations"
         ) from error
 
 
 def check_agreement(experiment: Experiment, config: ConfigDict) -> None:
-    """Raises ValueError if the classifier that tells label agreement does not see the samples."""
+    """Raises ValueError if the classifier for label agreement cannot take the samples."""
     space = experiment.space
     if config.evaluate.agreement and CLASSIFIER not in space.features:
         raise ValueError(
-            f"evaluate.agreement=True needs the {CLASSIFIER}, which does not see {space.name}; use "
+            f"evaluate.agreement=True needs the {CLASSIFIER}, which cannot take {space.name}; use "
             "evaluate.agreement=False"
         )
 
 
-def skipped(dataset: Dataset | None, config: ConfigDict) -> str:
-    """Why nothing is measured; "" if it is."""
+def reason_to_skip(dataset: Dataset | None, config: ConfigDict) -> str:
+    """The reason why an evaluation measures nothing; "" if it measures."""
     if config.evaluate.features == networks.NONE:
         return f"metrics: evaluate.features={networks.NONE}"
     if dataset is None and not config.evaluate.reference.endswith(STATISTICS):
@@ -101,7 +104,7 @@ def skipped(dataset: Dataset | None, config: ConfigDict) -> str:
     return ""
 
 
-def measures_of(
+def prepare_measures(
     experiment: Experiment,
     dataset: Dataset | None,
     config: ConfigDict,
@@ -110,13 +113,14 @@ def measures_of(
     samples: int,
     writable: bool = True,
 ) -> Measures | None:
-    """What the evaluation of a config measures with, read or made now; None if it measures nothing.
+    """The measures of a config's evaluations, read from files or made now.
 
-    Without a data set, and without a file of statistics, there are pictures and no metrics. What is
-    made is kept in data.dir, or, if that is not writable, in the user's own data folder.
-    label_counts: of the classes, in whose shares samples are labelled.
+    Returns None if evaluations measure nothing: without a data set and without a file of
+    statistics, an evaluation has pictures but no metrics. Writes what it makes to data.dir, or to
+    the user's own data folder if data.dir is not writable.
+    label_counts: images of each class; samples get labels in these proportions.
     """
-    if not config.evaluate.steps or skipped(dataset, config):
+    if not config.evaluate.steps or reason_to_skip(dataset, config):
         return None
     return load_measures(
         config.evaluate,
@@ -131,8 +135,8 @@ def measures_of(
     )
 
 
-def samples_at(config: ConfigDict, step: int) -> int:
-    """How many samples tell what a run is worth at a step: the final number after its last."""
+def sample_count(config: ConfigDict, step: int) -> int:
+    """The number of samples to measure after a training step; the last has a number of its own."""
     final = config.evaluate.final_samples
     return final if final and step >= config.steps else config.evaluate.num_samples
 
@@ -149,26 +153,30 @@ def evaluator(
     out: Path | None = None,
     show: Callable[[Sequence[Result]], None] = lambda results: None,
 ) -> Evaluate:
-    """The function that evaluates parameters; what it measures with is read or made here.
+    """The function that evaluates parameters. Reads or makes its measures first.
 
-    writable: whether that may be kept in data.dir. samples: their number, evaluate.num_samples by
-    default. out: where results go, WORKDIR/eval by default. show: is given them before they are
-    written, which may fail.
+    writable: whether measures may be written to data.dir. samples: their number, by default
+    evaluate.num_samples. out: folder of the results, by default WORKDIR/eval. show: called with the
+    results before they are written, since writing may fail.
     """
     fields, space = config.evaluate, experiment.space
     samples = fields.num_samples if samples is None else samples
     counts = label_counts(config, dataset, workdir)
     labels = proportional_labels(counts, samples)
-    samplers = {steps: sampler_of(experiment, config, mesh, steps) for steps in fields.steps}
+    samplers = {
+        steps: evaluation_sampler(experiment, config, mesh, steps) for steps in fields.steps
+    }
     diagnose = diagnoser(experiment, config, mesh, labels)
-    measures = measures_of(experiment, dataset, config, mesh, counts, samples, writable)
+    measures = prepare_measures(experiment, dataset, config, mesh, counts, samples, writable)
     run = read_identity(workdir)
-    data = training_data(experiment, dataset, run)
+    data = training_data_digest(experiment, dataset, run)
     stages = experiment.objective.stages
     ends = (*stage_ends(stages, config.steps), config.steps)
     measured = (allowed_sampling_steps(stages, end, fields.steps) for end in ends)
     largest = {max(steps) for steps in measured if steps}
-    ways = {steps: way_of_one_image(experiment, config, steps, int(labels[0])) for steps in largest}
+    trajectories = {
+        steps: image_trajectory(experiment, config, steps, int(labels[0])) for steps in largest
+    }
 
     def evaluate(params: Params, step: int) -> list[Result]:
         results, shown = [], {}
@@ -177,56 +185,56 @@ def evaluator(
             description = f"{steps} steps"
             made = generate(sampler, params, labels, fields.batch_size, description)
             first: list[np.ndarray] = []
-            batches = kept_first(map(space.finish, made), first, space.shown)
-            protocol = protocol_of(experiment, config, step, steps, measures, data, samples)
-            result = {**facts(config, protocol, measures), "run": run.id if run else ""}
+            batches = keep_first(map(space.finish, made), first, space.shown)
+            protocol = evaluation_protocol(experiment, config, step, steps, measures, data, samples)
+            result = result_without_metrics(config, protocol, measures, run.id if run else "")
             if measures is None:
                 deque(batches, maxlen=0)
-                result["skipped"] = skipped(dataset, config)
+                result["skipped"] = reason_to_skip(dataset, config)
             else:
                 result["metrics"] = measure(batches, labels, measures)
-            add_numbers(result, diagnose(params, steps))
+            add_diagnostics(result, diagnose(params, steps))
             results.append(result)
             shown[steps] = np.concatenate(first)[: space.shown]
         if jax.process_index() == 0 and results:
             show(results)
             folder = out or workdir / FOLDER
-            with writing(folder):  # in a folder that is still there
+            with writing(folder):
                 folder.mkdir(exist_ok=True, parents=out is not None)
-            way = ways[max(shown)]
-            beside = {"y": labels[: space.shown], "way": way(params) if way else ()}
+            trace = trajectories[max(shown)]
+            way = trace(params) if trace else ()
             for result, x in zip(results, shown.values(), strict=True):
-                save(folder, result, space, x=x, **beside)
-            real = real_samples(dataset, labels[: space.compared])
-            save_all_steps(folder / f"step_{step:08d}.png", shown, real, config, space)
+                save_evaluation(folder, result, space, x=x, y=labels[: space.shown], way=way)
+            real = real_examples(dataset, labels[: space.compared])
+            save_comparison(folder / f"step_{step:08d}.png", shown, real, config, space)
         return results
 
     return evaluate
 
 
-def add_numbers(result: dict[str, Any], numbers: Mapping[str, float]) -> None:
-    """Put numbers among the metrics of a result; a warning takes the place of one not finite."""
+def add_diagnostics(result: dict[str, Any], numbers: Mapping[str, float]) -> None:
+    """Adds diagnostics to the metrics of a result. One that is not finite becomes a warning."""
     finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
     result["metrics"] |= finite
     result["warnings"] += [f"{name} is not finite" for name in numbers if name not in finite]
 
 
-def kept_first(
+def keep_first(
     batches: Iterable[np.ndarray], first: list[np.ndarray], count: int
 ) -> Iterator[np.ndarray]:
-    """The batches; those with the first `count` samples are put into `first` on the way."""
+    """Yields the batches, and appends those with the first `count` samples to `first`."""
     for samples in batches:
         if sum(map(len, first)) < count:
             first.append(samples)
         yield samples
 
 
-def way_of_one_image(
+def image_trajectory(
     experiment: Experiment, config: ConfigDict, steps: int, label: int
 ) -> Callable[[Params], np.ndarray] | None:
-    """The first sample's way in so many steps.
+    """The function that computes the first sample's trajectory in `steps` sampling steps.
 
-    None if several processes sample, or single samples have no picture.
+    None if several processes sample, or if a single sample has no picture.
     """
     if jax.process_count() > 1 or experiment.space.image is None:
         return None
@@ -238,10 +246,12 @@ def way_of_one_image(
     )
 
 
-def training_data(experiment: Experiment, dataset: Dataset | None, run: Identity | None) -> str:
-    """Digest of the data that a run is trained on, as recorded, else of the data set as it is now.
+def training_data_digest(
+    experiment: Experiment, dataset: Dataset | None, run: Identity | None
+) -> str:
+    """Digest of the data that a run trains on: the recorded one, else that of the data set.
 
-    "" if it reads no images, or neither is here.
+    "" if the run reads no images, or if neither is known.
     """
     if not reads_data(experiment.objective):
         return ""
@@ -250,7 +260,7 @@ def training_data(experiment: Experiment, dataset: Dataset | None, run: Identity
     return "" if dataset is None else dataset.digest
 
 
-def protocol_of(
+def evaluation_protocol(
     experiment: Experiment,
     config: ConfigDict,
     step: int,
@@ -259,10 +269,10 @@ def protocol_of(
     training_data: str = "",
     samples: int = 0,
 ) -> Protocol:
-    """How samples in `steps` steps of the network after training step `step` are measured.
+    """The protocol of samples in `steps` sampling steps, after training step `step`.
 
-    training_data: digest of the data that it was trained on, "" where unknown. samples: their
-    number, which the numbers of an objective's own diagnostics depend on.
+    training_data: digest of the data that the network was trained on, "" if unknown. samples: their
+    number, on which the diagnostics of an objective depend.
     """
     solver = config.objective.get("solver", {"name": config.objective.name})
     details = {name: config.objective[name] for name in SAMPLED_BY if name in config.objective}
@@ -273,7 +283,7 @@ def protocol_of(
             "network": experiment.sample_with,
             "step": step,
             "sampler": solver["name"],
-            "sampler_fields": set_fields(ConfigDict(details)),
+            "sampler_fields": fields_with_values(ConfigDict(details)),
             "steps": steps,
             "guidance_scale": guidance_scale(experiment, config),
             "seed": config.seed,
@@ -283,8 +293,10 @@ def protocol_of(
     )
 
 
-def facts(config: ConfigDict, protocol: Protocol, measures: Measures | None) -> dict[str, Any]:
-    """A result without its metrics: how it was made."""
+def result_without_metrics(
+    config: ConfigDict, protocol: Protocol, measures: Measures | None, run: str
+) -> dict[str, Any]:
+    """A result whose metrics are still empty. run: id of the run, "" if it is not known."""
     return {
         "id": protocol.id,
         "metric": protocol.metric,
@@ -292,37 +304,41 @@ def facts(config: ConfigDict, protocol: Protocol, measures: Measures | None) -> 
         "images_seen": protocol.sampling["step"] * config.batch_size,
         "protocol": protocol._asdict(),
         "metrics": {},
-        "real": {} if measures is None else of_real_images(measures),
-        "warnings": [] if measures is None else warnings(measures),
+        "real": {} if measures is None else real_image_metrics(measures),
+        "warnings": [] if measures is None else bias_warnings(measures),
+        "run": run,
     }
 
 
-def set_fields(config: ConfigDict) -> dict[str, Any]:
-    """The fields that are set, by dotted name, but for names of parts."""
+def fields_with_values(config: ConfigDict) -> dict[str, Any]:
+    """The fields that are not None, by dotted name, without the names of parts."""
     fields = flatten_fields(as_dict(config))
     return {k: v for k, v in fields.items() if v is not None and not k.endswith("name")}
 
 
-def save(
-    folder: Path, result: Result, space: Space, *, x: np.ndarray, **beside: np.ndarray
+def save_evaluation(
+    folder: Path, result: Result, space: Space, *, x: np.ndarray, **others: np.ndarray
 ) -> None:
-    """A result as JSON, its first samples as arrays and as a picture, under its id."""
+    """Writes a result as JSON, and its first samples as arrays and as a picture.
+
+    x: the samples [n, ...], finished. others: further arrays of the file.
+    """
     path = folder / f"{result['id']}.json"
-    write_sealed(path.with_suffix(".npz"), sample_source(plain(result)), x=x, **beside)
+    write_sealed(path.with_suffix(".npz"), sample_source(to_json_types(result)), x=x, **others)
     write_png(path.with_suffix(".png"), space.show(x, GRID_COLUMNS))
     save_results(path, result)
 
 
-def save_all_steps(
+def save_comparison(
     path: Path,
     samples: Mapping[int, np.ndarray],
     real: Mapping[str, np.ndarray],
     config: ConfigDict,
     space: Space,
 ) -> None:
-    """The first samples at each number of steps, from the same noise and labels, and real ones.
+    """Writes one picture of the first samples at each number of steps, and of real examples.
 
-    real: as many as there are, by their title.
+    All samples start from the same noise and labels. real: real examples by title, or {}.
     """
     rows = {
         f"{config.method}, {steps} step{'s' if steps > 1 else ''}": made[: space.compared]
@@ -331,8 +347,8 @@ def save_all_steps(
     write_png(path, space.compare({**rows, **real}))
 
 
-def real_samples(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.ndarray]:
-    """Real examples of these classes [N], under their title; {} if there are too few."""
+def real_examples(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.ndarray]:
+    """Real examples of the classes `labels` [N], by title; {} if a class has too few."""
     if dataset is None:
         return {}
     own = dataset.train.labels if np.any(labels >= 0) else np.full(len(dataset.train.labels), -1)
@@ -343,7 +359,7 @@ def real_samples(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.nd
 
 
 def summary(results: Sequence[Result]) -> str:
-    """Results of one evaluation as a table in plain text."""
+    """The results of one evaluation as a table in plain text."""
     first = results[0]
     sampling, measured = first["protocol"]["sampling"], first["protocol"]["measurement"]
     lines = [
@@ -358,6 +374,6 @@ def summary(results: Sequence[Result]) -> str:
             values = [f"{result['metrics'][name]:{max(7, len(name))}.3f}" for name in names]
             lines.append("  ".join([f"{result['protocol']['sampling']['steps']:>7}", *values]))
     real = ", ".join(f"{name} {value:.3f}" for name, value in first["real"].items())
-    lines += [f"  real images in their place: {real}"] if real else []
+    lines += [f"  real images instead of samples: {real}"] if real else []
     lines += [f"  skipped {first['skipped']}"] if "skipped" in first else []
     return "\n".join(lines + [f"  warning: {warning}" for warning in first["warnings"]])

@@ -1,4 +1,4 @@
-"""What samples are measured with, and every metric of one set of them."""
+"""Measures a set of samples: the functions and real images that it needs, and all metrics."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,8 +14,8 @@ from fewstep.eval.features.classifier import classifier
 from fewstep.eval.features.feature_network import Extract, extractor
 from fewstep.eval.features.networks import feature_network
 from fewstep.eval.metrics import METRICS
-from fewstep.eval.metrics.metric import Inputs, measurements
-from fewstep.eval.metrics.moments import empty, finish, update
+from fewstep.eval.metrics.metric import Inputs, compute_metrics
+from fewstep.eval.metrics.moments import empty_moments, final_statistics, update_moments
 from fewstep.eval.metrics.protocol import measurement
 from fewstep.eval.reference import (
     LARGEST_NEIGHBOURHOOD,
@@ -27,11 +27,11 @@ from fewstep.eval.reference import (
 
 
 class Measures(NamedTuple):
-    """Functions and real images.
+    """The functions and real images by which samples are measured.
 
-    extract: gives features. classify: gives logits for label agreement, and may be the same; None
-    leaves agreement out. accuracy: of that classifier on held-out images.
-    measurement: the protocol of it all.
+    extract: computes features. classify: computes logits for label agreement, and may be `extract`
+    itself; None leaves agreement out. accuracy: of this classifier on held-out images.
+    real: features of real images. measurement: the part of the protocol that describes all this.
     """
 
     extract: Extract
@@ -53,12 +53,11 @@ def load_measures(
     mesh: Mesh,
     read_only: Path | None = None,
 ) -> Measures:
-    """The measures of config.evaluate, read from files under root or made at first use.
+    """The measures of config.evaluate, read from files under root, or made and written there.
 
-    space: of the samples. num_classes: that they have, 0 for none. samples: their number. labels:
-    how they are labelled, in words. read_only: another folder like root, whose files are read and
-    to which none is written. Raises ValueError or FileNotFoundError for what cannot be read or
-    made.
+    space, num_classes, samples: space, classes (0 for none) and number of the samples. labels: the
+    rule of their labels, in words. read_only: another folder like root, which is read but not
+    written. Raises ValueError or FileNotFoundError for a part that cannot be read or made.
     """
     network = feature_network(
         fields.features,
@@ -90,16 +89,16 @@ def load_measures(
 def measure(
     batches: Iterable[np.ndarray], labels: np.ndarray, measures: Measures
 ) -> dict[str, float]:
-    """Metrics by name of the finished samples in batches [B, ...], which are let go of.
+    """Metrics by name of finished samples, which come in batches [B, ...] and are not kept.
 
-    labels: [N], what the samples were made for. Metrics whose cost is a product of counts look at
-    the first 5,000 samples. What the real images do not allow to measure is left out.
+    labels: [N], requested of the sampler. Metrics whose cost is a product of counts use the first
+    5,000 samples. Metrics that the real images do not allow are left out.
     """
     extract, classify = measures.extract, measures.classify
     moments, near, logits, classes = None, [], [], []
     for samples in batches:
         features, scores = extract(samples)
-        moments = update(moments or empty(features.shape[1]), features)
+        moments = update_moments(moments or empty_moments(features.shape[1]), features)
         if sum(map(len, near)) < LARGEST_NEIGHBOURHOOD:
             near.append(features)
         if scores is not None:
@@ -108,7 +107,7 @@ def measure(
             own = scores if classify is extract else classify(samples)[1]
             classes.append(own.argmax(axis=1))
     inputs = Inputs(
-        statistics=finish(moments),
+        statistics=final_statistics(moments),
         real_statistics=measures.real.statistics,
         features=np.concatenate(near)[:LARGEST_NEIGHBOURHOOD],
         real_features=measures.real.neighbourhood,
@@ -118,17 +117,17 @@ def measure(
         classes=np.concatenate(classes) if classes else None,
         labels=labels,
     )
-    return measurements(METRICS, inputs)
+    return compute_metrics(METRICS, inputs)
 
 
-def of_real_images(measures: Measures) -> dict[str, float]:
-    """What real images in the place of samples measure, as far as it is known."""
+def real_image_metrics(measures: Measures) -> dict[str, float]:
+    """The metrics that are known of real images, as if these were samples."""
     metrics = {"frechet": measures.real.floor, "agreement": measures.accuracy}
     return {name: value for name, value in metrics.items() if value is not None and value == value}
 
 
-def warnings(measures: Measures) -> list[str]:
-    """What a reader must know to read the metrics."""
+def bias_warnings(measures: Measures) -> list[str]:
+    """Warnings that the Frechet distance is biased, one for each count that is too small."""
     statistics = measures.real.statistics
     counts = {"samples": measures.measurement["samples"], "real images": statistics.count}
     return [

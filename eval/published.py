@@ -1,8 +1,8 @@
 """References from a file: statistics of features, images, or both, as ADM publishes them.
 
-`mu` [D] and `sigma` [D, D] are mean and covariance, `arr_0` images, uint8 [N, H, W, C] (Dhariwal &
-Nichol 2021). Statistics of the features that are asked for are used; where the file has others or
-none, its images are. `mu_s` and `sigma_s`, of spatial features, are not read.
+`mu` [D] and `sigma` [D, D] are mean and covariance, and `arr_0` are images, uint8 [N, H, W, C]
+(Dhariwal & Nichol 2021). The statistics serve if they are of the requested features; otherwise the
+images do. `mu_s` and `sigma_s`, of spatial features, are not read.
 """
 
 from collections.abc import Mapping
@@ -16,8 +16,8 @@ from fewstep.eval.features.networks import NETWORKS
 from fewstep.eval.metrics.frechet import Statistics
 from fewstep.files import read_npz
 
-ASYMMETRY = 1e-3  # of a covariance, relative to its largest entry, as float32 leaves it
-NEGATIVE = 1e-4  # of its least eigenvalue, relative to the largest
+ASYMMETRY = 1e-3  # largest of a float32 covariance, relative to its largest entry
+NEGATIVE = 1e-4  # largest negative eigenvalue, relative to the largest eigenvalue
 FEWEST_IMAGES = 2
 EXPECTED = (
     "it should have mu [D] and sigma [D, D] of real images, float32 or float64, or images arr_0, "
@@ -28,48 +28,48 @@ Arrays = Mapping[str, np.ndarray]
 
 
 def check_published(path: Path, features: str, space: Space) -> None:
-    """Raises ValueError that names the file, before any compute, if it cannot be measured with."""
+    """Raises ValueError that names the file, before any compute, if it cannot be a reference."""
     arrays, shape = read_published(path), space.example.shape
     dimension = NETWORKS[features].dimension
     if dimension is not None:
-        part_for(path, arrays, features, dimension(shape))
+        choose_part(path, arrays, features, dimension(shape))
     if "arr_0" in arrays:
-        images = arrays["arr_0"]
-        if images.shape[1:] != shape:
+        there = arrays["arr_0"].shape[1:]
+        if there != shape:
             raise ValueError(
-                f"evaluate.reference={path} has images of {size(images.shape[1:])}, and the run "
-                f"makes {size(shape)}; use a reference of that size"
+                f"evaluate.reference={path} has images of {shape_text(there)}, and the run "
+                f"makes {shape_text(shape)}; use a reference of that size"
             )
         check_dimension(features, space)
 
 
 def read_published(path: Path) -> Arrays:
-    """What can be used of a file: mu and sigma, arr_0, or all three.
+    """The arrays of a file that can be used: mu and sigma, arr_0, or all three.
 
-    Raises ValueError that names it for arrays that are no statistics and no images.
+    Raises ValueError that names the file if its arrays are neither statistics nor images.
     """
     arrays = read_npz(path, EXPECTED)
     found = {name: arrays[name] for name in ("mu", "sigma", "arr_0") if name in arrays}
     if "arr_0" not in found and not {"mu", "sigma"} <= found.keys():
         raise ValueError(f"evaluate.reference={path} has {sorted(arrays)}; {EXPECTED}")
     if "arr_0" in found:
-        fault = fault_of_images(found["arr_0"])
+        fault = find_image_fault(found["arr_0"])
     if "arr_0" not in found or not fault:
-        fault = fault_of_statistics(found) if {"mu", "sigma"} & found.keys() else ""
+        fault = find_statistics_fault(found) if {"mu", "sigma"} & found.keys() else ""
     if fault:
         raise ValueError(f"evaluate.reference={path}: {fault}; {EXPECTED}")
     return found
 
 
-def fault_of_images(images: np.ndarray) -> str:
-    """Why an array is no set of images; "" if it is one."""
+def find_image_fault(images: np.ndarray) -> str:
+    """What is wrong with an array of images; "" if nothing is."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] not in (1, 3):
         return f"arr_0 is {images.dtype} {list(images.shape)}"
     return "" if len(images) >= FEWEST_IMAGES else f"arr_0 has {len(images)} image(s)"
 
 
-def fault_of_statistics(arrays: Arrays) -> str:
-    """Why mu and sigma are no mean and covariance; "" if they are."""
+def find_statistics_fault(arrays: Arrays) -> str:
+    """What is wrong with mu and sigma; "" if nothing is."""
     if not {"mu", "sigma"} <= arrays.keys():
         return f"it has {'mu' if 'mu' in arrays else 'sigma'} alone"
     mean, covariance = arrays["mu"], arrays["sigma"]
@@ -82,11 +82,11 @@ def fault_of_statistics(arrays: Arrays) -> str:
         return f"mu is {list(mean.shape)} and sigma {list(covariance.shape)}"
     if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
         return "it has values that are not finite"
-    return fault_of_covariance(np.asarray(covariance, np.float64))
+    return find_covariance_fault(np.asarray(covariance, np.float64))
 
 
-def fault_of_covariance(matrix: np.ndarray) -> str:
-    """Why a finite square matrix is no covariance; "" if it is one."""
+def find_covariance_fault(matrix: np.ndarray) -> str:
+    """What makes a finite square matrix no covariance; "" if it is one."""
     if np.abs(matrix - matrix.T).max() > ASYMMETRY * np.abs(matrix).max():
         return "sigma is not symmetric, so it is no covariance"
     values = np.linalg.eigvalsh(matrix)
@@ -95,10 +95,10 @@ def fault_of_covariance(matrix: np.ndarray) -> str:
     return ""
 
 
-def part_for(path: Path, arrays: Arrays, features: str, dimension: int) -> str:
-    """ "mu" if the statistics are of features of this dimension, else "arr_0".
+def choose_part(path: Path, arrays: Arrays, features: str, dimension: int) -> str:
+    """The part of a file to measure against: "mu" if its statistics have this dimension.
 
-    Raises ValueError if the file has no images either.
+    Otherwise "arr_0". Raises ValueError if the file has no images either.
     """
     if "mu" in arrays and len(arrays["mu"]) == dimension:
         return "mu"
@@ -110,11 +110,11 @@ def part_for(path: Path, arrays: Arrays, features: str, dimension: int) -> str:
     )
 
 
-def statistics_of(arrays: Arrays) -> Statistics:
-    """mu and sigma; a file does not say of how many images."""
+def published_statistics(arrays: Arrays) -> Statistics:
+    """The statistics of a file. Their count is 0, since the file does not say it."""
     return Statistics(*(np.asarray(arrays[name], np.float64) for name in ("mu", "sigma")), 0)
 
 
-def size(shape: tuple[int, ...]) -> str:
-    """A shape in words."""
+def shape_text(shape: tuple[int, ...]) -> str:
+    """A shape as text: 28 x 28 x 1."""
     return " x ".join(map(str, shape))

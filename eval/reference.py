@@ -1,8 +1,8 @@
-"""Real images as samples are measured against them: computed once, kept in a file.
+"""References: the features of real images that samples are measured against.
 
-A reference is the training split, the held-out one, both, or a file (eval/published.py). On the
-statistics of a file the Frechet distance alone can be taken. Files made here lie in the data
-folder, under a name that hashes what they depend on.
+A reference is the training split, the held-out split, both, or a file (eval/published.py). A file
+that has only statistics allows only the Frechet distance. Each reference is computed once and kept
+in the data folder, in a file whose name hashes all that the reference depends on.
 """
 
 import hashlib
@@ -21,8 +21,18 @@ from fewstep.data.spaces.space import Space
 from fewstep.eval.features.feature_network import Extract, FeatureNetwork
 from fewstep.eval.metrics.frechet import Statistics, frechet_distance
 from fewstep.eval.metrics.memorisation import fewest_held_out
-from fewstep.eval.metrics.moments import empty, finish, merge_moments, update
-from fewstep.eval.published import check_published, part_for, read_published, statistics_of
+from fewstep.eval.metrics.moments import (
+    empty_moments,
+    final_statistics,
+    merge_moments,
+    update_moments,
+)
+from fewstep.eval.published import (
+    check_published,
+    choose_part,
+    published_statistics,
+    read_published,
+)
 from fewstep.progress import progress_bar
 from fewstep.training.cluster.processes import true_everywhere
 from fewstep.training.storage.seal import (
@@ -37,9 +47,9 @@ from fewstep.weights.tensors import file_sha256
 FOLDER = "references"
 SPLITS = ("train", "test", "all")
 STATISTICS = ".npz"
-# Real images, and samples, for metrics whose cost is a product of counts.
+# Real images, and samples, that metrics use whose cost is a product of counts.
 LARGEST_NEIGHBOURHOOD = 5_000
-# Training images that a sample may be a copy of; of more, a fixed random part is looked at.
+# Training images that samples are compared with to find copies; of more, a fixed random part.
 LARGEST_MEMORY = 60_000
 CHUNK = 8_192  # images whose features are in memory at once
 SEED = 0
@@ -50,10 +60,10 @@ AGAIN = "delete it, and it is computed again"
 class Reference(NamedTuple):
     """What samples are measured against.
 
-    statistics: of all images of the reference; their count is 0 if a file does not say it.
-    neighbourhood: features [N, D] of some of them, no rows where only statistics are known.
-    train, held_out: features of both splits, no rows where there is none to compare with.
-    floor: the Frechet distance of some of the images from the others, NaN where unknown.
+    statistics: of all images of the reference; the count is 0 if a file does not say it.
+    neighbourhood: features [N, D] of some of these images; N is 0 if only statistics are known.
+    train, held_out: features of both splits, to find copies; without rows if they cannot be used.
+    floor: Frechet distance between two parts of the reference; NaN if unknown.
     """
 
     statistics: Statistics
@@ -64,10 +74,12 @@ class Reference(NamedTuple):
 
 
 def check_reference(reference: str, dataset: Dataset | None, features: str, space: Space) -> None:
-    """Raises ValueError or FileNotFoundError for a reference that cannot be measured with."""
+    """Raises ValueError or FileNotFoundError for a reference that cannot be used."""
     if reference.endswith(STATISTICS):
         if not Path(reference).is_file():
-            raise FileNotFoundError(f"evaluate.reference={reference} does not exist")
+            raise FileNotFoundError(
+                f"evaluate.reference={reference} does not exist; check the path"
+            )
         check_published(Path(reference), features, space)
     elif reference not in SPLITS:
         raise ValueError(
@@ -75,20 +87,22 @@ def check_reference(reference: str, dataset: Dataset | None, features: str, spac
             "statistics or images"
         )
     elif reference == "test" and dataset is not None and dataset.test is None:
-        raise ValueError(f"evaluate.reference=test: {dataset.name} has no held-out split")
+        raise ValueError(
+            f"evaluate.reference=test: {dataset.name} has no held-out split; use train or all"
+        )
 
 
 def reference_name(reference: str, dataset: Dataset | None) -> str:
-    """What a reference is called in a protocol: a file's name, or a data set and its split."""
+    """The name of a reference in a protocol: a file's name, or a data set and its split."""
     if reference.endswith(STATISTICS):
         return Path(reference).name
-    # Where images lie is no part of a protocol; their hash is.
+    # The protocol has the hash of the images, not the place where they lie.
     part = "all images" if reference == "all" else f"{reference} split"
     return f"{protocol_name(dataset.name)}, {part}"
 
 
-def splits_of(reference: str, dataset: Dataset) -> list[Split]:
-    """The splits that a reference is made of."""
+def reference_splits(reference: str, dataset: Dataset) -> list[Split]:
+    """The splits of a reference."""
     splits = {"train": [dataset.train], "test": [dataset.test]}
     both = [dataset.train] + ([dataset.test] if dataset.test is not None else [])
     return splits.get(reference, both)
@@ -99,7 +113,7 @@ def reference_sha256(reference: str, dataset: Dataset | None) -> str:
     if reference.endswith(STATISTICS):
         return file_sha256(reference)
     total = hashlib.sha256()
-    for split in splits_of(reference, dataset):
+    for split in reference_splits(reference, dataset):
         rows = max(HASH_BYTES // split.images[0].nbytes, 1)
         for start in range(0, len(split.images), rows):
             total.update(np.ascontiguousarray(split.images[start : start + rows]))
@@ -115,13 +129,13 @@ def load_reference(
     root: Path,
     read_only: Path | None = None,
 ) -> Reference:
-    """The reference of a measurement, read from its file under root, or computed and kept there.
+    """The reference of a measurement, read from its file under root, or computed and written there.
 
-    read_only: another folder like root, in which the file may be instead. Raises ValueError, and
-    leaves the file alone, if one that is there cannot be read or is of something else.
+    read_only: another folder like root, where the file may be instead. Raises ValueError, and does
+    not change the file, if it cannot be read or belongs to another measurement.
     """
     if reference.endswith(STATISTICS):
-        return published(Path(reference), network, extract)
+        return published_reference(Path(reference), network, extract)
     readable = re.sub(r"[^A-Za-z0-9]+", "_", dataset.name).strip("_")[-60:]
     # Features of the split that is not the reference are in the file too.
     key = {**measurement, "all_sha256": reference_sha256("all", dataset)}
@@ -131,16 +145,19 @@ def load_reference(
     own = root / FOLDER / f"{readable}-{network.name}-{source['key']}.npz"
     path = find_kept_file(own, root, read_only)
     if not true_everywhere(path.exists()):
-        # Features are made by all processes together, so either all of them read or all compute.
-        computed = compute(reference, dataset, network, extract, measurement["samples"])
-        write_once(path := own, computed, source)
+        # All processes compute features together, so either all of them read or all compute.
+        computed = compute_reference(reference, dataset, network, extract, measurement["samples"])
+        write_reference(path := own, computed, source)
         if not path.exists():
             return computed
-    return read(path, source, network.dimension)
+    return read_reference(path, source, network.dimension)
 
 
-def read(path: Path, source: Mapping[str, Any], dimension: int) -> Reference:
-    """A kept reference. Raises ValueError unless it is whole, of `source`, and of D features."""
+def read_reference(path: Path, source: Mapping[str, Any], dimension: int) -> Reference:
+    """The reference in a file. Raises ValueError unless it is whole and made from `source`.
+
+    dimension: D of its features.
+    """
     arrays = read_sealed(path, source, AGAIN)
     shapes = {"mean": (dimension,), "covariance": (dimension, dimension)}
     shapes |= dict.fromkeys(Reference._fields[1:-1], (None, dimension))
@@ -157,8 +174,8 @@ def read(path: Path, source: Mapping[str, Any], dimension: int) -> Reference:
     return Reference(statistics, *others, floor=float(arrays["floor"]))
 
 
-def write_once(path: Path, computed: Reference, source: Mapping[str, Any]) -> None:
-    """Write a reference in process 0, and in those that do not see its file, on other disks."""
+def write_reference(path: Path, computed: Reference, source: Mapping[str, Any]) -> None:
+    """Writes a reference in process 0, and in processes that do not see its file."""
     statistics, *others = computed
     arrays = statistics._asdict() | dict(zip(Reference._fields[1:], others, strict=True))
     if jax.process_index() == 0:
@@ -170,67 +187,68 @@ def write_once(path: Path, computed: Reference, source: Mapping[str, Any]) -> No
             write_sealed(path, source, **arrays)
 
 
-def published(path: Path, network: FeatureNetwork, extract: Extract) -> Reference:
-    """The reference of a file: its statistics, else those of its images, and features of these.
+def published_reference(path: Path, network: FeatureNetwork, extract: Extract) -> Reference:
+    """The reference in a published file: its statistics or those of its images, and some features.
 
-    Raises ValueError that names the file if it has neither for these features.
+    Raises ValueError that names the file if it has neither images nor statistics of these features.
     """
     arrays = read_published(path)
-    part = part_for(path, arrays, network.name, network.dimension)
+    part = choose_part(path, arrays, network.name, network.dimension)
     none = np.empty((0, network.dimension), np.float32)
-    near, moments = [none], empty(network.dimension)
+    near, moments = [none], empty_moments(network.dimension)
     images = arrays.get("arr_0", np.empty((0, 1, 1, 1), np.uint8))
     for start in range(0, len(images) if part == "arr_0" else 0, CHUNK):
         features = extract(images[start : start + CHUNK])[0]
-        moments = update(moments, features)
+        moments = update_moments(moments, features)
         near.append(features[: max(LARGEST_NEIGHBOURHOOD - start, 0)])
     if part == "mu":
         if len(images):
             near.append(extract(images[:LARGEST_NEIGHBOURHOOD])[0])
-        statistics = statistics_of(arrays)
+        statistics = published_statistics(arrays)
     else:
-        statistics = finish(moments)
+        statistics = final_statistics(moments)
     return Reference(statistics, np.concatenate(near), none, none, math.nan)
 
 
-def compute(
+def compute_reference(
     reference: str, dataset: Dataset, network: FeatureNetwork, extract: Extract, samples: int
 ) -> Reference:
-    """One pass over both splits."""
-    members = splits_of(reference, dataset)
+    """The reference of a data set, by one pass over both splits."""
+    members = reference_splits(reference, dataset)
     total = sum(len(split.labels) for split in members)
     order = np.random.default_rng(SEED).permutation(total)
     in_floor = mask(total, order[: min(samples, total // 2)])
     is_near = mask(total, order[:LARGEST_NEIGHBOURHOOD])
-    remembered = memory(dataset)
-    parts = [empty(network.dimension)] * 2
+    remembered = memorisation_masks(dataset)
+    parts = [empty_moments(network.dimension)] * 2
     none = np.empty((0, network.dimension), np.float32)
     near, kept, done = [none], {"train": [none], "test": [none]}, 0
     for name, split in (("train", dataset.train), ("test", dataset.test)):
-        for rows, features in features_of(split, extract, f"{name} images"):
+        for rows, features in split_features(split, extract, f"{name} images"):
             kept[name].append(features[remembered[name][rows]])
             if not any(split is member for member in members):
                 continue
             place = slice(done, done + len(features))
             near.append(features[is_near[place]])
             parts = [
-                update(part, features[in_floor[place] == chosen])
+                update_moments(part, features[in_floor[place] == chosen])
                 for part, chosen in zip(parts, (True, False), strict=True)
             ]
             done += len(features)
     return Reference(
-        statistics=finish(merge_moments(*parts)),
+        statistics=final_statistics(merge_moments(*parts)),
         neighbourhood=np.concatenate(near),
         train=np.concatenate(kept["train"]),
         held_out=np.concatenate(kept["test"]),
-        floor=frechet_distance(*map(finish, parts)),
+        floor=frechet_distance(*map(final_statistics, parts)),
     )
 
 
-def memory(dataset: Dataset) -> dict[str, np.ndarray]:
-    """Which images of each split samples are compared with one by one, as masks.
+def memorisation_masks(dataset: Dataset) -> dict[str, np.ndarray]:
+    """For each split, a mask of the images that samples are compared with to find copies.
 
-    None, unless enough of them are held out to say how near to training images a new one is.
+    The masks are False everywhere if the held-out images are too few to show how near a new image
+    comes to a training image.
     """
     counts = {"train": len(dataset.train.labels)}
     counts["test"] = 0 if dataset.test is None else len(dataset.test.labels)
@@ -241,14 +259,14 @@ def memory(dataset: Dataset) -> dict[str, np.ndarray]:
 
 
 def mask(count: int, chosen: np.ndarray) -> np.ndarray:
-    """True at the chosen places of `count`."""
+    """bool [count], True at the chosen places."""
     return np.isin(np.arange(count), chosen)
 
 
-def features_of(
+def split_features(
     split: Split | None, extract: Extract, description: str
 ) -> Iterator[tuple[slice, np.ndarray]]:
-    """Rows of a split and their features, in chunks."""
+    """Yields (rows of the split, their features) in chunks; nothing for no split."""
     count = 0 if split is None else len(split.labels)
     starts = range(0, count, CHUNK)
     silent = len(starts) < 2 or jax.process_index() > 0

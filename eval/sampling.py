@@ -1,4 +1,4 @@
-"""How an evaluation samples a network, and what the network's objective tells of it."""
+"""Samplers and diagnostics of an evaluation."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -18,7 +18,7 @@ Diagnose = Callable[[Params, int], Mapping[str, float]]
 
 
 def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:
-    """Raises ValueError if the samples of an evaluation, or diagnostics, cannot be made."""
+    """Raises ValueError if an evaluation cannot make its samples or diagnostics."""
     fields = config.evaluate
     check_guidance(experiment, guidance_scale(experiment, config))
     if fields.batch_size < 1 or fields.batch_size % mesh.size:
@@ -29,27 +29,31 @@ def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> No
     shapes = jax.eval_shape(objective.players[objective.generator].network.init, jax.random.key(0))
     rows = jax.ShapeDtypeStruct((mesh.size,), np.int32)
     for steps in fields.steps:
-        jax.eval_shape(sampler_of(experiment, config, mesh, steps), shapes, rows, rows)
+        jax.eval_shape(evaluation_sampler(experiment, config, mesh, steps), shapes, rows, rows)
         if objective.diagnostics:
-            make = sampler_of(diagnosing(experiment), config, mesh, steps)
-            check_rows(jax.eval_shape(make, shapes, rows, rows), mesh.size)
+            make = evaluation_sampler(diagnostics_experiment(experiment), config, mesh, steps)
+            check_row_counts(jax.eval_shape(make, shapes, rows, rows), mesh.size)
 
 
-def check_rows(values: Mapping[str, Any], count: int) -> None:
-    """Raises ValueError unless each array has one row for each of `count` samples."""
+def check_row_counts(values: Mapping[str, Any], count: int) -> None:
+    """Raises ValueError unless each array has `count` rows, one for each sample."""
     wrong = {name: value.shape for name, value in values.items() if value.shape[:1] != (count,)}
     if wrong:
-        raise ValueError(f"diagnostics of {count} samples have the shapes {wrong}; give each a row")
+        raise ValueError(
+            f"diagnostics of {count} samples have the shapes {wrong}; give each sample a row"
+        )
 
 
 def guidance_scale(experiment: Experiment, config: ConfigDict) -> float:
-    """evaluate.guidance_scale, or the objective's own."""
+    """evaluate.guidance_scale; if that is None, the objective's own scale."""
     scale = config.evaluate.guidance_scale
     return experiment.objective.guidance_scale if scale is None else scale
 
 
-def sampler_of(experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: int) -> BatchSampler:
-    """The sampler of an evaluation, whose noise is that of config.seed."""
+def evaluation_sampler(
+    experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: int
+) -> BatchSampler:
+    """The sampler of an evaluation; its noise depends on config.seed."""
     return batch_sampler(
         experiment.objective,
         experiment.space.shape,
@@ -60,8 +64,8 @@ def sampler_of(experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: in
     )
 
 
-def diagnosing(experiment: Experiment) -> Experiment:
-    """The experiment whose samples are the rows of its objective's diagnostics."""
+def diagnostics_experiment(experiment: Experiment) -> Experiment:
+    """The experiment with the rows of its diagnostics in place of samples."""
     objective = experiment.objective
     return experiment._replace(objective=objective._replace(sample=objective.diagnostics.rows))
 
@@ -69,16 +73,18 @@ def diagnosing(experiment: Experiment) -> Experiment:
 def diagnoser(
     experiment: Experiment, config: ConfigDict, mesh: Mesh, labels: np.ndarray
 ) -> Diagnose:
-    """What tells the numbers of an objective's diagnostics; none if it has no diagnostics.
+    """The function that computes an objective's diagnostics; {} for an objective without them.
 
-    labels: [N] of the samples, one row each, from the same noise. Raises ValueError for a number
-    that has the name of a metric.
+    labels: [N], those of the samples; each row starts from the noise of its sample. The function
+    raises ValueError for a diagnostic that has the name of a metric.
     """
     diagnostics = experiment.objective.diagnostics
     if diagnostics is None:
         return lambda params, steps: {}
-    making = diagnosing(experiment)
-    makers = {steps: sampler_of(making, config, mesh, steps) for steps in config.evaluate.steps}
+    making = diagnostics_experiment(experiment)
+    makers = {
+        steps: evaluation_sampler(making, config, mesh, steps) for steps in config.evaluate.steps
+    }
 
     def diagnose(params: Params, steps: int) -> dict[str, float]:
         size, description = config.evaluate.batch_size, f"{steps} steps, diagnostics"
@@ -87,7 +93,8 @@ def diagnoser(
         numbers = {name: float(value) for name, value in diagnostics.numbers(rows).items()}
         if METRICS.keys() & numbers:
             raise ValueError(
-                f"diagnostics have names of metrics: {', '.join(METRICS.keys() & numbers)}"
+                f"diagnostics have names of metrics: {', '.join(METRICS.keys() & numbers)}; "
+                "rename them"
             )
         return numbers
 

@@ -1,4 +1,4 @@
-"""One image's way from noise to data, as its network sees it."""
+"""The trajectory of one sample from noise to data, as the network sees it."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,23 +13,24 @@ from fewstep.objectives.base import Params
 from fewstep.training.experiment import build, build_model
 from fewstep.training.generate import SAMPLES, initial_noise
 
-# Of the states on the way, at most this many are shown, evenly spaced.
+# A trajectory shows at most this many states, evenly spaced.
 SHOWN = 8
-SMALLEST = 1e-6  # deviation that is divided by, of an image of one colour
+SMALLEST = 1e-6  # bound below on the deviation to divide by; an image of one colour has 0
 
 # parameters -> finished samples [n, ...]
 Trajectory = Callable[[Params], np.ndarray]
 
 
 def trajectory(config: ConfigDict, *, steps: int, guidance_scale: float, label: int) -> Trajectory:
-    """The function that shows sample 0 of config.seed: inputs of the network on its way, and x_0.
+    """The function that computes the trajectory of sample 0 of config.seed.
 
-    Inputs are in the order of evaluation, a solver's inner ones among them, and scaled to the
-    deviation of x_0, since paths and predictions scale them each in another way. One device is
-    used: only there is the order of observations kept.
+    The trajectory has the network's inputs in the order of evaluation, and x_0 as its last. Inputs
+    of a solver's inner evaluations are among them. Each path and prediction scales inputs in its
+    own way, so all are rescaled to the deviation of x_0. Sampling uses one device, since only that
+    keeps the order of evaluations.
     """
     states: list[np.ndarray] = []
-    experiment = build(config, observed(build_model(config).network, states))
+    experiment = build(config, record_inputs(build_model(config).network, states))
     condition = {"label": np.array([label], np.int32)}
 
     @jax.jit
@@ -46,14 +47,14 @@ def trajectory(config: ConfigDict, *, steps: int, guidance_scale: float, label: 
         x_0 = jax.device_get(sample(jax.device_get(params)))
         jax.effects_barrier()
         chosen = np.unique(np.linspace(0, len(states) - 1, SHOWN).round().astype(int))
-        way = [states[i] * (x_0.std() / max(states[i].std(), SMALLEST)) for i in chosen]
-        return experiment.space.finish(np.stack([*way, x_0[0]]))
+        scaled = [states[i] * (x_0.std() / max(states[i].std(), SMALLEST)) for i in chosen]
+        return experiment.space.finish(np.stack([*scaled, x_0[0]]))
 
     return show
 
 
-def observed(network: Network, states: list[np.ndarray]) -> Network:
-    """The network that appends the first image of each of its inputs to `states`."""
+def record_inputs(network: Network, states: list[np.ndarray]) -> Network:
+    """The network, which now appends the first example of each input to `states`."""
 
     def apply(params: Params, x: Array, *inputs: Any, **options: Any) -> Array:
         jax.debug.callback(lambda x: states.append(np.asarray(x)), x[0], ordered=True)

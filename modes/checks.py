@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from fewstep.data import NONE, Dataset, short_hash, verify
 from fewstep.data.folders.class_names import join_names
-from fewstep.eval.evaluate import check_evaluation, skipped
+from fewstep.eval.evaluate import check_evaluation, reason_to_skip
 from fewstep.modes.job import check_step, data_identity, files_of
 from fewstep.modes.request import (
     PER_HOST,
@@ -211,7 +211,10 @@ def evaluation(job: NextJob) -> str:
     fields = job.config.evaluate
     if not fields.steps:
         return "none: evaluate.steps=()"
-    return skipped(job.dataset, job.config) or f"on {fields.features} against {fields.reference}"
+    return (
+        reason_to_skip(job.dataset, job.config)
+        or f"on {fields.features} against {fields.reference}"
+    )
 
 
 def earlier_run(job: NextJob) -> str:

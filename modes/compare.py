@@ -16,15 +16,15 @@ from ml_collections import ConfigDict
 
 from fewstep.eval.evaluate import (
     check_evaluation,
-    measures_of,
-    protocol_of,
-    samples_at,
-    training_data,
+    evaluation_protocol,
+    prepare_measures,
+    sample_count,
+    training_data_digest,
 )
 from fewstep.eval.measure import Measures
 from fewstep.eval.report.evaluation import FOLDER
 from fewstep.eval.report.run_page import write_page
-from fewstep.eval.report.runs import by_method
+from fewstep.eval.report.runs import group_by_method
 from fewstep.eval.report.spreadsheet import text_table, write_csv
 from fewstep.files import check_writable
 from fewstep.modes.evaluate_run import evaluate_run
@@ -39,7 +39,6 @@ from fewstep.modes.request import (
     resolve_with_data,
 )
 from fewstep.modes.train_run import train_run
-from fewstep.objectives.stages import allowed_sampling_steps
 from fewstep.training.cluster.processes import first_process_says, say
 from fewstep.training.experiment import Experiment, build
 from fewstep.training.labels import label_counts, with_recorded_label_shares
@@ -98,7 +97,7 @@ def compare(request: Request) -> None:
 def show(root: Path, cells: Sequence[Cell]) -> None:
     """Write and print the table, and write the page."""
     ids = frozenset.union(*(cell.results for cell in cells))
-    groups = by_method(write_page([cell.folder for cell in cells], root / PAGE, ids=ids))
+    groups = group_by_method(write_page([cell.folder for cell in cells], root / PAGE, ids=ids))
     write_csv(root / TABLE, groups)
     print(text_table(groups))
     print(f"{root / PAGE} and {root / TABLE}")
@@ -188,14 +187,14 @@ def with_results(cells: Sequence[Cell]) -> list[Cell]:
             [fields["data"], {**fields["evaluate"], "guidance_scale": None, "steps": None}, counts]
         )
         if alike not in measures:
-            samples = samples_at(config, config.steps)
-            measures[alike] = measures_of(
+            samples = sample_count(config, config.steps)
+            measures[alike] = prepare_measures(
                 cell.experiment, dataset, config, make_mesh(), counts, samples
             )
-        data = training_data(cell.experiment, dataset, read_identity(cell.folder))
+        data = training_data_digest(cell.experiment, dataset, read_identity(cell.folder))
         stages = cell.experiment.objective.stages
         protocols = [
-            protocol_of(cell.experiment, config, config.steps, steps, measures[alike], data)
+            evaluation_protocol(cell.experiment, config, config.steps, steps, measures[alike], data)
             for steps in allowed_sampling_steps(stages, config.steps, config.evaluate.steps)
         ]
         ids = frozenset(protocol.id for protocol in protocols)

@@ -2,7 +2,7 @@
 
 import jax
 
-from fewstep.eval.evaluate import check_evaluation, evaluator, samples_at, summary
+from fewstep.eval.evaluate import check_evaluation, evaluator, sample_count, summary
 from fewstep.eval.report.evaluation import FOLDER
 from fewstep.files import check_writable
 from fewstep.modes.request import (
@@ -46,7 +46,7 @@ def evaluate_run(request: Request) -> None:
         mesh,
         required_workdir(request),
         writable=given,
-        samples=samples_at(config, step),
+        samples=sample_count(config, step),
         out=request.out,
         show=lambda results: print(summary(results), flush=True),
     )

@@ -6,7 +6,7 @@ from pathlib import Path
 import jax
 
 from fewstep import data
-from fewstep.eval.evaluate import Evaluate, evaluator, samples_at, summary
+from fewstep.eval.evaluate import Evaluate, evaluator, sample_count, summary
 from fewstep.eval.metrics.metric import logged_name
 from fewstep.messages import shell_flags
 from fewstep.modes.job import Job, data_identity, files_of, job_of, supply_of
@@ -132,7 +132,7 @@ def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]
             show=lambda results: note(summary(results)),
         )
 
-    usual, last = config.evaluate.num_samples, samples_at(config, config.steps)
+    usual, last = config.evaluate.num_samples, sample_count(config, config.steps)
     evaluate_network = by(usual)
     final = by(last) if last != usual else None
 

@@ -1,1 +1,1 @@
-"""Spaces: what a network sees of an example, and what becomes of its samples."""
+"""Spaces: what a network sees of an example, and how its samples are finished and shown."""

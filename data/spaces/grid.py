@@ -1,4 +1,4 @@
-"""Pictures of samples: a grid, and rows of samples that share their noise and labels."""
+"""Pictures of images: a grid, and titled rows that share noise and labels."""
 
 from collections.abc import Mapping, Sequence
 from functools import cache
@@ -11,25 +11,27 @@ from PIL import Image, ImageDraw, ImageFont
 from fewstep.data.arrays.pixels import check_images
 
 SEPARATION = 1  # pixels between neighbours, before a grid is enlarged
-SEPARATOR = 128  # grey, seen beside images with black and with white borders
-SMALLEST_SIDE = 32  # pixels; smaller images are enlarged, so that an 8x8 digit can be seen
+SEPARATOR = 128  # grey, visible beside black and white borders
+SMALLEST_SIDE = 32  # pixels; smaller images, such as 8x8 digits, are enlarged
 
 TITLE_SIZE = 15  # pixels; still legible on a page that shrinks the picture a little
 TITLE_HEIGHT = 24
 MARGIN = 8
-# Dark, so that the picture does not glare on a dark page; images stand out from it on both.
+# Dark, so that the picture does not glare on a dark page. Images stand out from it on any page.
 PAPER, INK = (34, 34, 34), (236, 236, 236)
 
 
 def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
-    """Images side by side, row by row, one grey pixel apart: uint8 [H', W', C].
+    """A grid of images, row by row, one grey pixel apart: uint8 [H', W', C].
 
-    images: uint8 [N, H, W, C]. H' = rows (H + 1) - 1 and W' = columns (W + 1) - 1; the places
-    that are left in the last row are grey. Raises ValueError if N or columns is below 1.
+    images: uint8 [N, H, W, C]. H' = rows (H + 1) - 1 and W' = columns (W + 1) - 1. Free places in
+    the last row are grey. Raises ValueError if N or columns is below 1.
     """
     check_images(images)
     if columns < 1 or not len(images):
-        raise ValueError(f"a grid of {len(images)} images in {columns} columns is empty")
+        raise ValueError(
+            f"a grid of {len(images)} images in {columns} columns is empty; give 1 or more of each"
+        )
     columns = min(columns, len(images))
     rows = -(-len(images) // columns)
     _, height, width, channels = images.shape
@@ -44,8 +46,8 @@ def image_grid(images: np.ndarray, columns: int) -> np.ndarray:
 def comparison(rows: Mapping[str, np.ndarray]) -> Image.Image:
     """A row of images under each title.
 
-    rows: title -> uint8 [N, H, W, C], of one H, W, C, in the order to show. Column i should hold
-    the same noise and label in each row, so that a column shows what the number of steps changes.
+    rows: title -> uint8 [N, H, W, C], with one H, W, C, in the order to show. If column i has the
+    same noise and label in each row, it shows what the number of steps changes.
     Raises ValueError if there is no row or the images differ in shape.
     """
     if not rows:
@@ -53,14 +55,16 @@ def comparison(rows: Mapping[str, np.ndarray]) -> Image.Image:
     shapes = {title: images.shape[1:] for title, images in rows.items()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"rows differ in shape: {shapes}; give each row images of one shape")
-    return titled(list(rows), [enlarged_grid(images, len(images)) for images in rows.values()])
+    return stack_with_titles(
+        list(rows), [enlarged_grid(images, len(images)) for images in rows.values()]
+    )
 
 
 def enlarged_grid(images: np.ndarray, columns: int, scale: int | None = None) -> Image.Image:
-    """A grid, each pixel of it a block of scale x scale (nearest neighbour).
+    """A grid whose pixels are enlarged to blocks of scale x scale.
 
-    images: uint8 [N, H, W, C], C 1 or 3. scale: by default the least that makes the shorter side
-    of an image 32 pixels. Raises ValueError for a scale below 1 or another C.
+    images: uint8 [N, H, W, C], C 1 or 3. scale: by default the smallest that makes the shorter side
+    of an image at least 32 pixels. Raises ValueError for a scale below 1 or another C.
     """
     grid = image_grid(images, columns)
     if scale is None:
@@ -73,8 +77,8 @@ def enlarged_grid(images: np.ndarray, columns: int, scale: int | None = None) ->
     return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
 
 
-def titled(titles: Sequence[str], strips: Sequence[Image.Image]) -> Image.Image:
-    """Strips of one height under each other, each below its title."""
+def stack_with_titles(titles: Sequence[str], strips: Sequence[Image.Image]) -> Image.Image:
+    """Strips of one height, one above the other, each below its title."""
     font = title_font()
     widths = [int(font.getlength(title)) + 1 for title in titles]
     width = max(*widths, *(strip.width for strip in strips))
@@ -91,7 +95,7 @@ def titled(titles: Sequence[str], strips: Sequence[Image.Image]) -> Image.Image:
 
 @cache
 def title_font() -> ImageFont.FreeTypeFont:
-    """The font that matplotlib carries: the same on every machine, with accents."""
+    """The font that matplotlib brings: the same on every machine, and with accents."""
     return ImageFont.truetype(
         Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", TITLE_SIZE
     )

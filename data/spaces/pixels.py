@@ -1,4 +1,4 @@
-"""The space of pixels: floats in [-1, 1] to a network, bytes to everyone else."""
+"""The space of pixels: a network sees floats in [-1, 1], everything else sees bytes."""
 
 import numpy as np
 from PIL import Image
@@ -12,8 +12,8 @@ FEATURES = ("classifier", "pixels", "inception", "dinov2")
 SHOWN, COMPARED = 100, 10
 
 
-def pixels(shape: Shape) -> Space:
-    """Images of height, width and channels. Samples are rounded and clipped to bytes."""
+def pixel_space(shape: Shape) -> Space:
+    """The space of images of shape [height, width, channels]. Samples finish as bytes."""
     return Space(
         name="pixels",
         shape=shape,
@@ -22,7 +22,7 @@ def pixels(shape: Shape) -> Space:
         finish=to_uint8,
         rounding=ROUNDING,
         features=FEATURES,
-        image=image_of,
+        image=to_image,
         show=enlarged_grid,
         compare=comparison,
         shown=SHOWN,
@@ -30,6 +30,6 @@ def pixels(shape: Shape) -> Space:
     )
 
 
-def image_of(pixels: np.ndarray) -> Image.Image:
-    """One image, uint8 [H, W, C] with C 1 or 3."""
+def to_image(pixels: np.ndarray) -> Image.Image:
+    """The picture of one image, uint8 [H, W, C] with C 1 or 3."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)

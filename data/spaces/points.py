@@ -1,36 +1,36 @@
-"""The space of points in R^d: floats to everyone."""
+"""The space of points in R^d, which are floats everywhere."""
 
 import numpy as np
 
-from fewstep.data.spaces.scatter import scatter, scatters
+from fewstep.data.spaces.scatter import scatter, scatter_panels
 from fewstep.data.spaces.space import Example, Space
 
 FEATURES = ("points",)
 SHOWN = 2000
 
 
-def points(dimension: int) -> Space:
-    """Points of `dimension` coordinates, which samples stay as they are. Raises ValueError."""
+def point_space(dimension: int) -> Space:
+    """The space of points with `dimension` coordinates. Samples stay floats. Raises ValueError."""
     if dimension < 1:
-        raise ValueError(f"points of {dimension} dimensions; at least 1 is needed")
+        raise ValueError(f"dimension = {dimension}; it must be at least 1")
     return Space(
         name="points",
         shape=(dimension,),
         example=Example((dimension,), np.dtype(np.float32)),
-        start=unchanged,
-        finish=unchanged,
+        start=to_points,
+        finish=to_points,
         rounding="none",
         features=FEATURES,
         image=None,
         show=scatter,
-        compare=scatters,
+        compare=scatter_panels,
         shown=SHOWN,
         compared=SHOWN,
     )
 
 
-def unchanged(points: np.ndarray) -> np.ndarray:
-    """The points as float32. Raises ValueError if one has a NaN."""
+def to_points(points: np.ndarray) -> np.ndarray:
+    """Points as float32. Raises ValueError if one has a NaN."""
     points = np.asarray(points, np.float32)
     if np.isnan(points).any():
         raise ValueError("points hold NaN")

@@ -1,7 +1,7 @@
-"""The contract of a space: what a network sees of an example, and what becomes of its samples.
+"""The contract of a space: what a network sees of an example, and how its samples are finished.
 
-Samples are floats, as a network makes them, until `Space.finish`. Nothing else converts them. What
-is finished is stored, measured, compared and shown.
+Samples are floats, as a network makes them, until `Space.finish`; nothing else converts them.
+Finished samples are stored, measured, compared and shown.
 """
 
 from collections.abc import Callable, Mapping
@@ -14,7 +14,7 @@ Shape = tuple[int, ...]
 
 
 class Example(NamedTuple):
-    """Shape and type of one finished sample, which are those of one stored example."""
+    """Shape and type of a stored example, and so of a finished sample."""
 
     shape: Shape
     dtype: np.dtype
@@ -23,16 +23,17 @@ class Example(NamedTuple):
 class Space(NamedTuple):
     """Where examples lie, as pure functions.
 
-    name: what messages call it. shape: of one example x, as a network sees it.
-    example: what is stored of one, and what a sample is finished to.
+    name: for messages. shape: of one example x as a network sees it.
+    example: shape and type of a stored example and of a finished sample.
     start: stored examples [N, *example.shape] -> float32 [N, *shape], as training reads them.
-    finish: float32 samples [N, *shape] -> [N, *example.shape].
-    rounding: what `finish` does, in the words of a protocol.
-    features: names of the feature networks that see finished samples (eval/features/networks.py).
-    image: a finished sample -> its own picture; None where single samples have none.
-    show: (finished samples [N, ...], columns) -> one picture of them all.
-    compare: finished samples by title -> one picture of all of them, with the titles.
-    shown, compared: how many samples the pictures of an evaluation have, in all and by title.
+    finish: float32 samples [N, *shape] -> finished samples [N, *example.shape].
+    rounding: what `finish` does, in words, for protocols.
+    features: names of the feature networks that take finished samples (eval/features/networks.py).
+    image: a finished sample -> its own picture; None if a sample has none.
+    show: (finished samples [N, ...], columns) -> one picture of all.
+    compare: finished samples by title -> one picture of all, with the titles.
+    shown: samples in the picture that `show` makes for an evaluation.
+    compared: samples for each title in the picture that `compare` makes for an evaluation.
     """
 
     name: str

@@ -43,7 +43,6 @@ from fewstep.models.convnet import Convnet, convnet
 from fewstep.progress import note, progress_bar
 from fewstep.training.sharding import AXES
 from fewstep.training.storage.seal import (
-    find_kept_file,
     read_sealed,
     warn_if_unwritable,
     write_sealed,
@@ -90,7 +89,7 @@ class Classifier(NamedTuple):
     accuracy: float
 
 
-class Trained(NamedTuple):
+class TrainedParams(NamedTuple):
     """Parameters (NumPy arrays) and the number of held-out images that they classify correctly."""
 
     params: Params
@@ -114,8 +113,8 @@ def classifier(dataset: Dataset, root: Path, read_only: Path | None = None) -> C
     process 0. Raises ValueError for data without labels, images that are not square or not of 8 to
     64 pixels, a damaged file, or an accuracy below the floor.
     """
-    task, model = task_of(dataset), model_of(dataset)
-    path = find_kept_file(file_of(task, root), root, read_only)
+    task, model = classification_task(dataset), untrained_model(dataset)
+    path = find_kept_file(classifier_path(task, root), root, read_only)
     trained = read_classifier(path, model, len(task.held_out.labels)) if path.exists() else None
     if trained is None:
         trained = train_classifier(task, model)
@@ -126,10 +125,10 @@ def classifier(dataset: Dataset, root: Path, read_only: Path | None = None) -> C
         trained = jax.device_get(multihost_utils.broadcast_one_to_all(trained))
     accuracy = int(trained.right) / len(task.held_out.labels)
     check_accuracy(task, accuracy)
-    return Classifier(network_of(model, trained.params), accuracy)
+    return Classifier(trained_network(model, trained.params), accuracy)
 
 
-def task_of(dataset: Dataset) -> Task:
+def classification_task(dataset: Dataset) -> Task:
     """The classifier's data; held_out is the test split, or a fixed tenth of the training split.
 
     A test split without labels counts as none. Raises ValueError if training images lack labels.
@@ -155,7 +154,7 @@ def has_labels(split: Split) -> bool:
     return bool(np.all(split.labels != NULL_LABEL))
 
 
-def model_of(dataset: Dataset) -> Convnet:
+def untrained_model(dataset: Dataset) -> Convnet:
     """The untrained network. Raises ValueError if it does not accept images of this shape."""
     try:
         return convnet(dataset.image_shape, dataset.num_classes)
@@ -163,7 +162,7 @@ def model_of(dataset: Dataset) -> Convnet:
         raise ValueError(f"{dataset.name}: {error}; {REMEDY}") from error
 
 
-def network_of(model: Convnet, params: Params) -> FeatureNetwork:
+def trained_network(model: Convnet, params: Params) -> FeatureNetwork:
     """The feature network of a trained model."""
 
     def apply(params: Params, images: Array) -> FeatureOutputs:
@@ -179,7 +178,7 @@ def scale_images(images: Array) -> Array:
     return images / jnp.float32(HALF_RANGE) - 1.0
 
 
-def train_classifier(task: Task, model: Convnet) -> Trained:
+def train_classifier(task: Task, model: Convnet) -> TrainedParams:
     """Train by the recipe, and print the accuracy.
 
     Deterministic on one CPU; accelerators may add in another order.
@@ -196,12 +195,12 @@ def train_classifier(task: Task, model: Convnet) -> Trained:
     for batch in shown:
         state = update(state, *batch)
     params = jax.device_get(state.params)
-    right = count_right(network_of(model, params), task.held_out)
+    right = count_correct(trained_network(model, params), task.held_out)
     count = len(task.held_out.labels)
     if not silent:
         line = f"{name}: {right / count:.3f} of {count} held-out images right"
         note(line)
-    return Trained(params, right)
+    return TrainedParams(params, right)
 
 
 class State(NamedTuple):
@@ -260,7 +259,7 @@ def training_batches(task: Task, size: int, epochs: int) -> Iterator[tuple[np.nd
             yield task.train.images[rows], np.asarray(task.train.labels[rows], np.int32)
 
 
-def count_right(network: FeatureNetwork, split: Split) -> np.int32:
+def count_correct(network: FeatureNetwork, split: Split) -> np.int32:
     """Number of images whose largest logit is their label, computed on one device."""
     mesh = Mesh(np.array(jax.local_devices()[:1]).reshape(1, 1), AXES)
     _, logits = extractor(network, mesh, RECIPE.batch_size)(split.images)
@@ -283,7 +282,7 @@ def check_accuracy(task: Task, accuracy: float) -> None:
         )
 
 
-def file_of(task: Task, root: Path) -> Path:
+def classifier_path(task: Task, root: Path) -> Path:
     """The classifier's file: root / "classifiers" / NAME-KEY.npz."""
     content = [VERSION, RECIPE, task.train.images.shape, task.num_classes]
     for array in (task.rows, *task.train, *task.held_out):
@@ -293,22 +292,22 @@ def file_of(task: Task, root: Path) -> Path:
     return root / FOLDER / f"{readable}-{key}.npz"
 
 
-def source_of(path: Path) -> dict[str, str]:
+def seal_source(path: Path) -> dict[str, str]:
     """The source of a classifier's file, for its seal: the key in its name."""
     return {"key": path.stem.rpartition("-")[2]}
 
 
-def write_classifier(path: Path, trained: Trained) -> None:
+def write_classifier(path: Path, trained: TrainedParams) -> None:
     """Write a classifier to its file."""
-    write_sealed(path, source_of(path), **{**named_arrays(trained.params), RIGHT: trained.right})
+    write_sealed(path, seal_source(path), **{**named_arrays(trained.params), RIGHT: trained.right})
 
 
-def read_classifier(path: Path, model: Convnet, held_out: int) -> Trained:
+def read_classifier(path: Path, model: Convnet, held_out: int) -> TrainedParams:
     """The classifier in a file. Raises ValueError if it is damaged or does not fit `model`.
 
     held_out: number of images that it was judged on.
     """
-    arrays = read_sealed(path, source_of(path), AGAIN)
+    arrays = read_sealed(path, seal_source(path), AGAIN)
     try:
         params = tree_from_arrays(arrays, jax.eval_shape(model.init, jax.random.key(0)))
         right = arrays[RIGHT].item()
@@ -316,6 +315,6 @@ def read_classifier(path: Path, model: Convnet, held_out: int) -> Trained:
             raise ValueError(f"{right} of {held_out} images right")
         if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params)):
             raise ValueError("it has values that are not finite")
-        return Trained(params, np.int32(right))
+        return TrainedParams(params, np.int32(right))
     except (ValueError, KeyError) as error:
         raise ValueError(f"{path} is no classifier of this data ({error}); {AGAIN}") from error

@@ -45,7 +45,7 @@ MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 STD = np.array([0.229, 0.224, 0.225], np.float32)
 
 
-class Affine(NamedTuple):
+class Linear(NamedTuple):
     """An affine map: kernel [in, out], bias [out]."""
 
     kernel: Array
@@ -59,26 +59,26 @@ class Norm(NamedTuple):
     bias: Array
 
 
-class Block(NamedTuple):
+class BlockParams(NamedTuple):
     """One block, or all of them stacked along a leading axis. gamma: LayerScale's [D]."""
 
     norm1: Norm
-    qkv: Affine
-    projection: Affine
+    qkv: Linear
+    projection: Linear
     gamma1: Array
     norm2: Norm
-    expand: Affine
-    contract: Affine
+    expand: Linear
+    contract: Linear
     gamma2: Array
 
 
 class Params(NamedTuple):
     """patches: kernel [14 14 3, D]. token: [D]. positions: [1 + 16 16, D], class token first."""
 
-    patches: Affine
+    patches: Linear
     token: Array
     positions: Array
-    blocks: Block
+    blocks: BlockParams
     norm: Norm
 
 
@@ -95,7 +95,7 @@ def apply(params: Params, images: Array) -> Array:
     check_colours(images)
     x = (resize_bicubic(jnp.asarray(images)) / 255.0 - MEAN) / STD
     x, _ = jax.lax.scan(
-        lambda x, weights: (block(weights, x), None), embed(params, x), params.blocks
+        lambda x, weights: (apply_block(weights, x), None), embed(params, x), params.blocks
     )
     return layer_norm(params.norm, x[:, 0])
 
@@ -137,17 +137,19 @@ def cubic(distance: np.ndarray, a: float) -> np.ndarray:
 def embed(params: Params, x: Array) -> Array:
     """Images [B, 224, 224, 3] -> class token, then patches row by row: [B, 1 + 16 16, D]."""
     x = x.reshape(-1, GRID, PATCH, GRID, PATCH, 3).swapaxes(2, 3)
-    patches = affine(params.patches, x.reshape(len(x), GRID * GRID, -1))
+    patches = apply_linear(params.patches, x.reshape(len(x), GRID * GRID, -1))
     token = jnp.broadcast_to(params.token, (len(x), 1, patches.shape[-1]))
     return jnp.concatenate([token, patches], axis=1) + params.positions
 
 
-def block(weights: Block, x: Array) -> Array:
+def apply_block(weights: BlockParams, x: Array) -> Array:
     """A block on tokens [B, N, D], with LayerScale (Touvron et al. 2021)."""
-    heads = attention(affine(weights.qkv, layer_norm(weights.norm1, x)))
-    x = x + weights.gamma1 * affine(weights.projection, heads)
-    hidden = jax.nn.gelu(affine(weights.expand, layer_norm(weights.norm2, x)), approximate=False)
-    return x + weights.gamma2 * affine(weights.contract, hidden)
+    heads = attention(apply_linear(weights.qkv, layer_norm(weights.norm1, x)))
+    x = x + weights.gamma1 * apply_linear(weights.projection, heads)
+    hidden = jax.nn.gelu(
+        apply_linear(weights.expand, layer_norm(weights.norm2, x)), approximate=False
+    )
+    return x + weights.gamma2 * apply_linear(weights.contract, hidden)
 
 
 def attention(qkv: Array) -> Array:
@@ -165,5 +167,5 @@ def layer_norm(weights: Norm, x: Array) -> Array:
     return centred * jax.lax.rsqrt(variance + EPSILON) * weights.scale + weights.bias
 
 
-def affine(weights: Affine, x: Array) -> Array:
+def apply_linear(weights: Linear, x: Array) -> Array:
     return matmul(x, weights.kernel) + weights.bias

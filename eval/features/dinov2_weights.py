@@ -16,13 +16,13 @@ from typing import NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
-from fewstep.eval.features.dinov2 import GRID, PATCH, Affine, Block, Norm, Params, cubic
+from fewstep.eval.features.dinov2 import GRID, PATCH, BlockParams, Linear, Norm, Params, cubic
 from fewstep.weights.tensors import check_tensors, read_tensors
 
 Tensors = Mapping[str, np.ndarray]
 
 
-class Size(NamedTuple):
+class PublishedFile(NamedTuple):
     """A published file, its SHA-256, and the network's number of blocks."""
 
     name: str
@@ -32,17 +32,17 @@ class Size(NamedTuple):
 
 # By width. ViT-g, with a width of 1536, has another MLP and is not supported.
 SIZES = {
-    384: Size(
+    384: PublishedFile(
         "dinov2_vits14_pretrain.pth",
         "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
         12,
     ),
-    768: Size(
+    768: PublishedFile(
         "dinov2_vitb14_pretrain.pth",
         "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
         12,
     ),
-    1024: Size(
+    1024: PublishedFile(
         "dinov2_vitl14_pretrain.pth",
         "d5383ea8f4877b2472eb973e0fd72d557c7da5d3611bd527ceeb1d7162cbf428",
         24,
@@ -69,19 +69,19 @@ def dinov2_params(weights: str | Path) -> Params:
             "that the authors of DINOv2 publish as ViT-L/14 distilled, without registers"
         )
     tensors = {k: v for k, v in read_tensors(weights).items() if k != IGNORED}
-    width = width_of(tensors)
+    width = network_width(tensors)
     check_tensors(tensors, dinov2_shapes(width), weights, SIZES[width].name)
     kernel = tensors["patch_embed.proj.weight"].transpose(2, 3, 1, 0).reshape(-1, width)
     return Params(
-        patches=Affine(float32(kernel), float32(tensors["patch_embed.proj.bias"])),
+        patches=Linear(float32(kernel), float32(tensors["patch_embed.proj.bias"])),
         token=float32(tensors["cls_token"][0, 0]),
         positions=float32(resample_positions(tensors["pos_embed"][0])),
-        blocks=blocks(tensors, SIZES[width].depth),
+        blocks=stack_blocks(tensors, SIZES[width].depth),
         norm=Norm(float32(tensors["norm.weight"]), float32(tensors["norm.bias"])),
     )
 
 
-def width_of(tensors: Tensors) -> int:
+def network_width(tensors: Tensors) -> int:
     """The width of the last normalisation, or that of ViT-L if no size has it."""
     width = tensors["norm.weight"].size if "norm.weight" in tensors else PAPER_WIDTH
     return width if width in SIZES else PAPER_WIDTH
@@ -118,7 +118,7 @@ def linear_shapes(name: str, before: int, after: int) -> dict[str, tuple[int, ..
     return {f"{name}.weight": (after, before), f"{name}.bias": (after,)}
 
 
-def blocks(tensors: Tensors, depth: int) -> Block:
+def stack_blocks(tensors: Tensors, depth: int) -> BlockParams:
     """The blocks, stacked along a leading axis."""
 
     def stack(name: str) -> np.ndarray:
@@ -127,12 +127,12 @@ def blocks(tensors: Tensors, depth: int) -> Block:
     def norm(name: str) -> Norm:
         return Norm(float32(stack(f"{name}.weight")), float32(stack(f"{name}.bias")))
 
-    def affine(name: str) -> Affine:
-        return Affine(
+    def affine(name: str) -> Linear:
+        return Linear(
             float32(stack(f"{name}.weight").swapaxes(1, 2)), float32(stack(f"{name}.bias"))
         )
 
-    return Block(
+    return BlockParams(
         norm1=norm("norm1"),
         qkv=affine("attn.qkv"),
         projection=affine("attn.proj"),

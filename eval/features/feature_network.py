@@ -56,7 +56,7 @@ LARGEST_DIMENSION = 4096
 Extract = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray | None]]
 
 
-def pixels(image_shape: tuple[int, ...]) -> FeatureNetwork:
+def pixel_features(image_shape: tuple[int, ...]) -> FeatureNetwork:
     """The feature network "pixels": images scaled to [-1, 1] and flattened, D = H W C."""
 
     def apply(params: None, images: Array) -> FeatureOutputs:
@@ -67,7 +67,7 @@ def pixels(image_shape: tuple[int, ...]) -> FeatureNetwork:
     return FeatureNetwork("pixels", None, apply, dimension, "", "x / 127.5 - 1")
 
 
-def points(shape: tuple[int, ...]) -> FeatureNetwork:
+def point_features(shape: tuple[int, ...]) -> FeatureNetwork:
     """The points themselves, [B, *shape], flattened."""
 
     def apply(params: None, samples: Array) -> FeatureOutputs:

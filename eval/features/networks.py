@@ -18,7 +18,12 @@ from fewstep.data.spaces.space import Space
 from fewstep.eval.features import dinov2, inception
 from fewstep.eval.features.classifier import classifier
 from fewstep.eval.features.dinov2_weights import PAPER_WIDTH, SIZES, dinov2_params
-from fewstep.eval.features.feature_network import FeatureNetwork, FeatureOutputs, pixels, points
+from fewstep.eval.features.feature_network import (
+    FeatureNetwork,
+    FeatureOutputs,
+    pixel_features,
+    point_features,
+)
 from fewstep.eval.features.inception_weights import WEIGHTS_NAME, WEIGHTS_SHA256, inception_params
 from fewstep.models.convnet import DIMENSION
 from fewstep.models.network import check_choice
@@ -27,7 +32,7 @@ from fewstep.weights.tensors import file_sha256
 NONE = "none"
 
 
-class Given(NamedTuple):
+class NetworkInputs(NamedTuple):
     """Everything that a feature network may be made from.
 
     shape: of a finished sample. dataset: to train `classifier` on. root: folder where it is kept.
@@ -49,31 +54,31 @@ class Weights(NamedTuple):
     variable: str
 
 
-class Entry(NamedTuple):
+class NetworkEntry(NamedTuple):
     """How a feature network is made.
 
     dimension: (shape of a finished sample) -> that of the features; None if the weights decide.
     weights: the file that it needs, or None.
     """
 
-    make: Callable[[Given], FeatureNetwork]
+    make: Callable[[NetworkInputs], FeatureNetwork]
     dimension: Callable[[tuple[int, ...]], int] | None
     weights: Weights | None = None
 
 
 NETWORKS = {
-    "classifier": Entry(
+    "classifier": NetworkEntry(
         lambda given: classifier(given.dataset, given.root, given.read_only).network,
         lambda shape: DIMENSION,
     ),
-    "pixels": Entry(lambda given: pixels(given.shape), math.prod),
-    "points": Entry(lambda given: points(given.shape), math.prod),
-    "inception": Entry(
+    "pixels": NetworkEntry(lambda given: pixel_features(given.shape), math.prod),
+    "points": NetworkEntry(lambda given: point_features(given.shape), math.prod),
+    "inception": NetworkEntry(
         lambda given: inception_network(given.weights),
         lambda shape: inception.FEATURES,
         Weights(WEIGHTS_NAME, "FEWSTEP_INCEPTION"),
     ),
-    "dinov2": Entry(
+    "dinov2": NetworkEntry(
         lambda given: dinov2_network(given.weights),
         None,
         Weights(SIZES[PAPER_WIDTH].name, "FEWSTEP_DINOV2"),
@@ -100,15 +105,15 @@ def feature_network(
     """
     check_feature_network(name, weights)
     path = weights_path(name, weights) if NETWORKS[name].weights else None
-    return NETWORKS[name].make(Given(dataset, shape, root, read_only, path))
+    return NETWORKS[name].make(NetworkInputs(dataset, shape, root, read_only, path))
 
 
-def check_seen(name: str, space: Space) -> None:
-    """Raises ValueError for a feature network that does not see the samples of a space."""
+def check_takes_samples(name: str, space: Space) -> None:
+    """Raises ValueError for a feature network that cannot take the samples of a space."""
     check_choice("evaluate.features", name, (*NETWORKS, NONE))
     if name not in (*space.features, NONE):
         raise ValueError(
-            f"evaluate.features={name} does not see {space.name}; use "
+            f"evaluate.features={name} cannot take {space.name}; use "
             f"{', '.join([*space.features, NONE])}"
         )
 

@@ -13,7 +13,7 @@ Params = Any
 
 def named_arrays(params: Params) -> dict[str, np.ndarray]:
     """The parameters by name, such as "conv_0/kernel", sorted."""
-    arrays = {name_of(path): np.asarray(a) for path, a in jax.tree.leaves_with_path(params)}
+    arrays = {leaf_name(path): np.asarray(a) for path, a in jax.tree.leaves_with_path(params)}
     return dict(sorted(arrays.items()))
 
 
@@ -21,7 +21,7 @@ def tree_from_arrays(arrays: Mapping[str, np.ndarray], like: Params) -> Params:
     """A tree like `like`, filled by name. Raises ValueError if an array does not fit."""
 
     def restored(path: tuple[Any, ...], leaf: jax.ShapeDtypeStruct) -> np.ndarray:
-        name = name_of(path)
+        name = leaf_name(path)
         if name not in arrays:
             raise ValueError(f"it lacks {name}")
         array = arrays[name]
@@ -32,7 +32,7 @@ def tree_from_arrays(arrays: Mapping[str, np.ndarray], like: Params) -> Params:
     return jax.tree.map_with_path(restored, like)
 
 
-def name_of(path: tuple[Any, ...]) -> str:
+def leaf_name(path: tuple[Any, ...]) -> str:
     """The name of a leaf, such as "conv_0/kernel"."""
     return jax.tree_util.keystr(path, simple=True, separator="/")
 

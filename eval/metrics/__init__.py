@@ -1,7 +1,7 @@
 """Metrics of samples against real images, by name, and the protocol of each number.
 
-A new metric is a file here and an entry in METRICS. Results, logs, tables, pages and the choice of
-the best checkpoint read the entry. Add a row to docs/evaluation.md, too.
+A new metric is a file here, an entry in METRICS, and a row in docs/evaluation.md. Results, logs,
+tables, pages and the choice of the best checkpoint read the entry.
 """
 
 from functools import partial
@@ -18,7 +18,7 @@ from fewstep.eval.metrics.metric import LESS, MORE, NEITHER, Metric
 
 # The metric that names a protocol and that curves show.
 MAIN = "frechet"
-# Needs of metrics on single images; with fewer real images all of them are left out.
+# Needs of metrics that compare single images. Fewer real images leave out all of these metrics.
 ONE_BY_ONE = {"real_features": max(neighbours.DENSITY_NEIGHBOURS, kernel.FEWEST) + 1, "features": 1}
 COPIES = {"features": 1, "train_features": 0, "held_out_features": 1}
 
@@ -35,9 +35,9 @@ METRICS = {
         "{:.3f}",
         LESS,
         in_text=True,
-        note="The Fréchet distance is between samples and real images, on the features named "
-        "above. It is FID only where it is called so. It is biased upwards, more for fewer "
-        "samples: compare only values of one protocol.",
+        note="The Fréchet distance compares samples with real images on the features named above. "
+        "It is FID only where it is called FID. It is biased upwards, more so for fewer samples: "
+        "compare only values of one protocol.",
     ),
     "agreement": Metric(
         agreement.label_agreement,
@@ -46,8 +46,8 @@ METRICS = {
         "{:.3f}",
         MORE,
         in_text=True,
-        note="Label agreement is the share of samples that a classifier of real images gives the "
-        "label they were made for.",
+        note="Label agreement is the share of samples to which a classifier of real images gives "
+        "the requested label.",
     ),
     "inception_score": Metric(
         inception_score.inception_score,
@@ -70,8 +70,8 @@ METRICS = {
         "precision",
         part="precision",
         in_text=True,
-        note="Precision, recall, density and coverage are by nearest neighbours, on the same "
-        "features; ± is the standard error of one kernel distance.",
+        note="Precision, recall, density and coverage use nearest neighbours on the same features. "
+        "± is the standard error of one kernel distance.",
     ),
     "recall": by_neighbours("recall", part="recall", in_text=True),
     "density": by_neighbours("density", part="density"),
@@ -83,7 +83,7 @@ METRICS = {
         "{:.3f}",
         NEITHER,
         part="share_closer",
-        note="Nearer to training images: the share of samples nearer to one than 1 % of held-out "
-        "real images are; far above 0.01 is copying.",
+        note="Nearer to training images is the share of samples that are nearer to a training "
+        "image than all but 1 % of held-out real images are. A share far above 0.01 means copying.",
     ),
 }

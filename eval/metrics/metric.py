@@ -1,7 +1,7 @@
-"""The contract of a metric: what it is computed from, and how its number is shown and compared.
+"""The contract of a metric: its inputs, and how its number is shown and compared.
 
-`Inputs` is all that is known about a set of samples and the real images. A metric names the fields
-that it needs, in the order of its function's arguments, so the function stays mathematics on
+`Inputs` has everything that is known about a set of samples and the real images. A metric names the
+fields that it needs, in the order of its function's arguments, so the function stays mathematics on
 arrays. Several metrics may be fields of one function's result.
 """
 
@@ -18,7 +18,7 @@ ARROWS = {LESS: "\u00a0↓", MORE: "\u00a0↑", NEITHER: ""}
 
 
 class Inputs(NamedTuple):
-    """What metrics are computed from; None if unknown.
+    """The inputs of metrics; None if unknown.
 
     statistics: of all samples. real_statistics: of all real images.
     features: [N, D], of the first samples. real_features: [M, D], of some real images.
@@ -67,7 +67,7 @@ def error_name(name: str) -> str:
 
 
 def logged_name(name: str, steps: int) -> str:
-    """Name in the log of a metric at a number of sampling steps: frechet_4."""
+    """Name of a metric at a number of sampling steps in the log, such as frechet_4."""
     return f"{name}_{steps}"
 
 
@@ -77,8 +77,8 @@ def parse_logged_name(logged: str) -> tuple[str, str]:
     return name, steps
 
 
-def measurements(metrics: Mapping[str, Metric], inputs: Inputs) -> dict[str, float]:
-    """Metrics that have their inputs, and standard errors, by name. Each function runs once."""
+def compute_metrics(metrics: Mapping[str, Metric], inputs: Inputs) -> dict[str, float]:
+    """All metrics whose inputs are known, and their standard errors. Runs each function once."""
     results: dict[Callable[..., Any], Any] = {}
     found = {}
     for name, metric in metrics.items():

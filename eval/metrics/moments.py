@@ -1,15 +1,15 @@
-"""Mean and covariance of features that come in batches and are never in memory together.
+"""Mean and covariance of features that come in batches, one batch in memory at a time.
 
 n points have a mean m and a scatter S = sum (x - m)(x - m)^T. Two sets merge as (Chan et al. 1979)
 
     d = m_b - m_a,    m = m_a + d n_b / n,    S = S_a + S_b + d d^T n_a n_b / n,    n = n_a + n_b
 
-and a batch is a set. The covariance is S / (n - 1), as in eval.metrics.frechet. Unlike
+and a batch is such a set. The covariance is S / (n - 1), as in eval.metrics.frechet. Unlike
 sum x x^T - n m m^T, this never subtracts two large numbers, so a large mean does not cost the
 covariance digits.
 
 Traps of the protocol:
-- Each image counts once: cut off the padding of a last batch before `update`.
+- Each image counts once: cut off the padding of a last batch before `update_moments`.
 - Processes can merge their moments. JAX turns float64 into float32 unless x64 is enabled, between
   processes too: exchange moments as files or as bytes.
 - Feature functions often return float32, which has already lost digits.
@@ -30,13 +30,13 @@ class Moments(NamedTuple):
     scatter: np.ndarray
 
 
-def empty(dimension: int) -> Moments:
+def empty_moments(dimension: int) -> Moments:
     """The moments of no points, with features of this dimension."""
     return Moments(0, np.zeros(dimension), np.zeros((dimension, dimension)))
 
 
-def update(moments: Moments, features: np.ndarray) -> Moments:
-    """Add a batch of features [N, D] to the moments; N may be 0.
+def update_moments(moments: Moments, features: np.ndarray) -> Moments:
+    """The moments with a batch of features [N, D] added; N may be 0.
 
     Raises ValueError if D differs or a value is not finite.
     """
@@ -69,8 +69,8 @@ def merge_moments(a: Moments, b: Moments) -> Moments:
     return Moments(count, a.mean + difference * (b.count / count), a.scatter + b.scatter + between)
 
 
-def finish(moments: Moments) -> Statistics:
-    """Mean and covariance (divided by N - 1): frechet.statistics of all points.
+def final_statistics(moments: Moments) -> Statistics:
+    """Mean and covariance (divided by N - 1) of all points, as `frechet.statistics`.
 
     Raises ValueError if there are fewer than 2 points.
     """

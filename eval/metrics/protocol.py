@@ -1,4 +1,4 @@
-"""How a number was measured, as data that says which numbers may be compared.
+"""Protocols: how a number was measured, as data that decides which numbers may be compared.
 
 A protocol has two parts. `measurement` must be equal for numbers that are compared: features and
 their weights, preprocessing, how samples are rounded, the number of samples and their labels, the
@@ -16,13 +16,13 @@ from fewstep.messages import differences
 
 # Raise it when code changes what a metric means, so that old and new numbers are not compared.
 VERSION = 1
-# Fewest samples for the name FID, as in the paper that coined it; it needs Inception's published
-# weights, too.
+# Fewest samples for the name FID, as in the paper that introduced it. FID also needs Inception's
+# published weights.
 FID_SAMPLES = 50_000
 
 
 class Protocol(NamedTuple):
-    """Both parts as plain values by name; see the module."""
+    """Both parts, as plain values by name; see the docstring of the module."""
 
     measurement: Mapping[str, Any]
     sampling: Mapping[str, Any]
@@ -58,8 +58,8 @@ def measurement(
 ) -> dict[str, Any]:
     """The part of a protocol that must be equal for numbers that are compared.
 
-    rounding: how finishing changes samples, in words (data/spaces). labels: how samples are
-    labelled, in words. agreement: weights of the classifier for agreement.
+    rounding: how samples are finished, in words (data/spaces). labels: how samples are labelled,
+    in words. agreement: weights of the classifier for label agreement, "" for none.
     """
     return {
         "features": network.name,
@@ -91,7 +91,7 @@ def check_comparable(measurements: Mapping[str, Mapping[str, Any]]) -> None:
         found = [f"{field} ({a} / {b})" for field, a, b in differences(expected, other)]
         if found:
             raise ValueError(
-                f"{first} and {name} were not measured alike and cannot be compared; they differ "
+                f"{first} and {name} were not measured alike and cannot be compared: they differ "
                 f"in {'; '.join(found)}. Evaluate both again with the same evaluate fields, "
                 "weights and data"
             )

@@ -1,4 +1,4 @@
-"""Curves of runs: what is drawn of them, and the drawings, for light and for dark pages."""
+"""Curves of runs: the points to draw, and their drawings for light and for dark pages."""
 
 import io
 import math
@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
 
 from fewstep.eval.metrics import MAIN
-from fewstep.eval.report.runs import Groups, Run, results_of
+from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results
 
 # metric of the training log, after "PLAYER/" if there are several -> heading
 CURVES = {
@@ -27,14 +27,14 @@ CURVES = {
     "fake_lag": "Share of its way from the teacher that the fake score lacks",
     "sample_std": "Standard deviation of generated pixels",
 }
-# Numbers of sampling steps whose distance is drawn against training.
+# Numbers of sampling steps whose distance is drawn over training.
 DISTANCE_STEPS = (1, 4, 128)
 NOISE_LEVELS = 8  # objectives.base.noise_level_means: eighths of the angle arctan(sigma / alpha)
 
-# Okabe & Ito 2008, told apart by colour-blind readers, without black and yellow: each is seen on a
-# white page and on a dark one.
+# Okabe & Ito 2008: colour-blind readers can tell these apart. Black and yellow are left out, since
+# every colour must show on white and on dark pages.
 PALETTE = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#8c8c8c")
-# Beyond the palette colours come again with another dash. Dashes alone are the real images.
+# Beyond the palette, colours repeat with another dash. Plain dashes mark real images.
 DASHES = ("-", (0, (5, 1.5, 1, 1.5)), (0, (1, 1.2)), (0, (7, 1, 1, 1, 1, 1)))
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
@@ -42,14 +42,14 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 LOG_FROM = 5.0
 # ratio of values -> multiples of powers of ten that are labelled up to it
 LOG_TICKS = ((3.0, range(1, 10)), (15.0, (1, 2, 5)), (1000.0, (1, 3)), (math.inf, (1,)))
-# Small for its text's 10 points, so that they stay legible where a phone shrinks the curve.
+# Small for text of 10 points, which stays legible where a phone shrinks the curve.
 INCHES, DPI = (4.2, 2.8), 200
-# The legend below the axes, in inches and letters at 9 points.
+# The legend below the axes: inches of a row, letters of a row and of half a row, at 9 points.
 LEGEND_ROW, LEGEND_LETTERS, TWO_COLUMNS = 0.19, 48, 20
 
 
 class Look(NamedTuple):
-    """Colour, dash and marker of a method, the same in all drawings of a page."""
+    """Colour, dash and marker of a method, in all drawings of a page."""
 
     colour: str
     dash: str | tuple
@@ -57,9 +57,9 @@ class Look(NamedTuple):
 
 
 class Line(NamedTuple):
-    """Points (x, y) by x; lines of one label share an entry of the legend.
+    """Points (x, y), sorted by x. Lines with the same label share an entry of the legend.
 
-    band: (lowest, highest) y at each point, or none.
+    band: (lowest, highest) y at each point, or empty.
     """
 
     label: str
@@ -69,9 +69,10 @@ class Line(NamedTuple):
 
 
 class Plot(NamedTuple):
-    """Lines on axes. level: a value that a dashed line marks, with its label, or None.
+    """Lines on axes.
 
-    by_steps: x are numbers of sampling steps, and both axes logarithmic.
+    by_steps: whether x is a number of sampling steps; both axes are then logarithmic.
+    level: a value to mark by a dashed line, and its label; or None.
     """
 
     lines: Sequence[Line]
@@ -82,18 +83,18 @@ class Plot(NamedTuple):
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
-    """The look of each method, by its place on the page."""
+    """A look for each method, by its place on the page."""
     return {name: look(place) for place, name in enumerate(names)}
 
 
 def look(place: int, player: int = 0) -> Look:
-    """The look of the method at a place; further players have its colour and another dash."""
+    """The look of the method at a place. Further players have its colour and another dash."""
     colour, turn = place % len(PALETTE), place // len(PALETTE)
     return Look(PALETTE[colour], DASHES[(turn + player) % len(DASHES)], MARKERS[colour])
 
 
 def steps_plot(groups: Groups, metric: str) -> Plot | None:
-    """The main metric against the number of sampling steps: mean over seeds, and their range."""
+    """The main metric by number of sampling steps: mean and range over seeds."""
     lines = []
     for place, (name, runs) in enumerate(groups.items()):
         values = {
@@ -101,7 +102,7 @@ def steps_plot(groups: Groups, metric: str) -> Plot | None:
             for steps in sorted(runs[0].results)
             if all(MAIN in run.results[steps]["metrics"] for run in runs)
         }
-        # Only positive ones have a place on a log axis.
+        # A log axis has a place only for positive values.
         values = {steps: those for steps, those in values.items() if min(those) > 0.0}
         points = [(steps, mean(those)) for steps, those in values.items()]
         band = [(min(those), max(those)) for those in values.values()] if len(runs) > 1 else ()
@@ -109,21 +110,21 @@ def steps_plot(groups: Groups, metric: str) -> Plot | None:
             lines.append(Line(name, look(place), points, band))
     if not lines:
         return None
-    floors = (result.get("real", {}).get(MAIN) for result in results_of(groups))
+    floors = (result.get("real", {}).get(MAIN) for result in all_results(groups))
     floor = next((value for value in floors if value), None)
     level = None if floor is None else (floor, "real images")
     return Plot(lines, "sampling steps", metric, by_steps=True, level=level)
 
 
 def training_plot(groups: Groups, metric: str, by_cost: bool = False) -> Plot | None:
-    """A metric of the training log, one line for each run and player.
+    """A metric of the training log over training, one line for each run and player.
 
-    by_cost: against the network evaluations of training so far, not against the step; runs whose
-    evaluations are not known are left out.
+    by_cost: whether x is the number of network evaluations so far instead of the step. This leaves
+    out runs whose evaluations are not known.
     """
     lines = []
     for place, (name, runs) in enumerate(groups.items()):
-        players = players_of([row for run in runs for row in run.rows], metric)
+        players = player_prefixes([row for run in runs for row in run.rows], metric)
         for index, player in enumerate(players):
             label = name if len(players) == 1 else f"{name}, {player.removesuffix('/')}"
             for run in runs:
@@ -136,17 +137,17 @@ def training_plot(groups: Groups, metric: str, by_cost: bool = False) -> Plot | 
     return Plot(lines, x_label, metric) if lines else None
 
 
-def evaluations_per_step(run: Run) -> float | None:
-    """Network evaluations that a training step costs as much as; None if that is not known."""
+def evaluations_per_step(run: EvaluatedRun) -> float | None:
+    """The cost of a training step in network evaluations; None if it is not known."""
     total, step = run.budget["network_evaluations"], run.sampling["step"]
     return total / step if total and step else None
 
 
 def noise_plot(groups: Groups) -> Plot | None:
-    """The last logged loss at each noise level, mean over seeds, one line for each player."""
+    """The last logged loss by noise level: mean over seeds, one line for each player."""
     lines = []
     for place, (name, runs) in enumerate(groups.items()):
-        players = players_of([row for run in runs for row in run.rows], "loss", "_noise_")
+        players = player_prefixes([row for run in runs for row in run.rows], "loss", "_noise_")
         for index, player in enumerate(players):
             label = name if len(players) == 1 else f"{name}, {player.removesuffix('/')}"
             points = []
@@ -160,10 +161,10 @@ def noise_plot(groups: Groups) -> Plot | None:
     return Plot(lines, "noise level (1 data, 8 noise)", "loss") if lines else None
 
 
-def players_of(rows: Iterable[Mapping[str, float]], metric: str, more: str = "") -> list[str]:
-    """What stands before a metric in the rows: "" or "PLAYER/", by first use.
+def player_prefixes(rows: Iterable[Mapping[str, float]], metric: str, more: str = "") -> list[str]:
+    """The prefixes of a metric's names in the rows, "" or "PLAYER/", in order of first use.
 
-    more: what follows it before a number.
+    more: text between the metric and a number at the end of these names.
     """
     names = dict.fromkeys(name for row in rows for name in row)
     if more:
@@ -172,12 +173,12 @@ def players_of(rows: Iterable[Mapping[str, float]], metric: str, more: str = "")
 
 
 def plot_png(plot: Plot, ink: str) -> bytes:
-    """A transparent PNG of the plot with text in `ink`."""
+    """The plot as a transparent PNG with text in `ink`."""
     labels = list(dict.fromkeys(line.label for line in plot.lines))
     labels += [plot.level[1]] if plot.level else []
     columns, rows = legend_size(labels)
     width, height = INCHES
-    # Names of runs are text, not formulas, whatever signs are in them.
+    # Names of runs are text, even if they look like formulas.
     with matplotlib.rc_context({"text.parse_math": False, "font.size": 10}):
         drawing = Figure((width, height + LEGEND_ROW * rows), dpi=DPI, layout="constrained")
         axes = drawing.add_subplot()
@@ -205,14 +206,14 @@ def plot_png(plot: Plot, ink: str) -> bytes:
 
 
 def legend_size(labels: Sequence[str]) -> tuple[int, int]:
-    """Columns and rows of text of the legend."""
+    """Columns and rows of text that the legend needs."""
     if all(len(label) <= TWO_COLUMNS for label in labels):
         return 2, -(-len(labels) // 2)
     return 1, sum(len(textwrap.wrap(label, LEGEND_LETTERS)) for label in labels)
 
 
 def draw_line(axes: Axes, line: Line, marked: bool) -> None:
-    """One line, with markers where its points are few, and its band."""
+    """Draws a line and its band, with markers if `marked`."""
     x, y = zip(*line.points, strict=True)
     colour, dash, marker = line.look
     axes.plot(
@@ -231,7 +232,7 @@ def draw_line(axes: Axes, line: Line, marked: bool) -> None:
 
 
 def scale_axes(axes: Axes, plot: Plot) -> None:
-    """Logarithmic axes where values are far apart, with ticks that read as plain numbers."""
+    """Makes axes logarithmic where values are far apart, and labels ticks by plain numbers."""
     values = [y for line in plot.lines for _, y in line.points]
     values += [y for line in plot.lines for ends in line.band for y in ends]
     values += [plot.level[0]] if plot.level else []
@@ -253,7 +254,7 @@ def scale_axes(axes: Axes, plot: Plot) -> None:
 
 
 def finish_axes(axes: Axes, plot: Plot, ink: str) -> None:
-    """Labels, ticks and the two spines in ink."""
+    """Draws labels, ticks and the two spines in ink."""
     axes.set_xlabel(plot.x_label, color=ink)
     axes.set_ylabel(plot.y_label, color=ink)
     axes.tick_params(which="both", colors=ink)

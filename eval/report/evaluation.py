@@ -1,8 +1,8 @@
-"""What an evaluation leaves in a run's folder, read back: results, and the first samples of each.
+"""Reads the evaluations in a run's folder: results, and the first samples of each.
 
-A result is believed if its file has its name, it has the fields that are read
-(eval.report.results), and the run's config agrees with it. Its samples carry a seal
-(training.storage.seal) with a hash of the result.
+A result counts if its file has its name, if it has the expected fields (eval.report.results), and
+if the run's config agrees with it. Its samples carry a seal (training.storage.seal) with a hash of
+the result.
 """
 
 from collections.abc import Container, Mapping
@@ -23,13 +23,13 @@ from fewstep.training.storage.seal import check_array, read_sealed
 from fewstep.training.storage.workdir import load_config
 
 FOLDER = "eval"
-# Fields of a config that its results have too.
+# Fields that a config and its results share.
 IDENTITY = ("run", "method", "seed", "data.name")
-CHANNELS = (1, 3)  # of images that can be shown
+CHANNELS = (1, 3)  # of images that have a picture
 
 
 class Evaluation(NamedTuple):
-    """One result and its file."""
+    """A result and its file."""
 
     path: Path
     result: Result
@@ -46,7 +46,7 @@ class Evaluation(NamedTuple):
 
     @property
     def sampling(self) -> dict[str, Any]:
-        """How it was sampled, but for the number of steps."""
+        """How it was sampled, without the number of sampling steps."""
         return {k: v for k, v in self.result["protocol"]["sampling"].items() if k != "steps"}
 
     @property
@@ -55,11 +55,11 @@ class Evaluation(NamedTuple):
         return self.result["protocol"]["sampling"]["steps"]
 
 
-def evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluation]:
-    """The results in a run's folder, the newest last.
+def load_evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluation]:
+    """The evaluations in a run's folder, the newest last.
 
-    One that is not whole or of another run is left out with a warning. Raises ValueError if it is
-    among `ids`, or none is left.
+    Leaves out, with a warning, results that are damaged or belong to another run. Raises ValueError
+    if one of these is among `ids`, or if no result is left.
     """
     config = load_config(folder)
     paths = [p for p in (folder / FOLDER).glob("*.json") if ids is None or p.stem in ids]
@@ -73,7 +73,7 @@ def evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluat
     for path in paths:
         try:
             evaluation = Evaluation(path, load_result(path))
-            check_own(evaluation, config, "" if run is None else run.id)
+            check_matches_run(evaluation, config, "" if run is None else run.id)
             found.append(evaluation)
         except ValueError as error:
             errors.append(error)
@@ -84,10 +84,10 @@ def evaluations(folder: Path, ids: Container[str] | None = None) -> list[Evaluat
     return found
 
 
-def check_own(evaluation: Evaluation, config: ConfigDict, run: str) -> None:
-    """Raises ValueError unless a result is what its file is called, and of a run of this config.
+def check_matches_run(evaluation: Evaluation, config: ConfigDict, run: str) -> None:
+    """Raises ValueError unless a result belongs to its file and to a run of this config.
 
-    run: the id of the run, "" if it is not known; results of older versions have none either.
+    run: the id of the run, "" if it is not known. Results of older versions have no id of a run.
     """
     path, result, sampling = *evaluation, evaluation.result["protocol"]["sampling"]
     protocol = Protocol(evaluation.measurement, sampling)
@@ -109,12 +109,15 @@ def check_own(evaluation: Evaluation, config: ConfigDict, run: str) -> None:
 
 
 def sample_source(result: Result) -> dict[str, str]:
-    """What the samples of a result belong to: all of that result, by its hash."""
+    """The source in the seal of a result's samples: a hash of the whole result."""
     return {"result": short_hash(result)}
 
 
 def read_samples(evaluation: Evaluation) -> dict[str, np.ndarray]:
-    """x, y and way of an evaluation. Raises FileNotFoundError, or ValueError naming the file."""
+    """The arrays x, y and way (the trajectory) of an evaluation.
+
+    Raises FileNotFoundError, or ValueError that names the file.
+    """
     path = evaluation.path.with_suffix(".npz")
     remedy = f"delete it and {evaluation.path.name}, and evaluate the run again"
     if not path.exists():

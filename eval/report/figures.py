@@ -1,4 +1,4 @@
-"""Figures of a results page, each with its caption and with how it was made, as HTML."""
+"""Figures of a results page as HTML. Each caption says how its figure was made."""
 
 import base64
 import io
@@ -21,14 +21,14 @@ from fewstep.eval.report.curves import (
     steps_plot,
     training_plot,
 )
-from fewstep.eval.report.runs import Groups, Run, in_words
+from fewstep.eval.report.runs import EvaluatedRun, Groups, value_text
 
-# Larger images are shown smaller: a page of five pictures stays below some ten megabytes.
+# Larger images are shrunk, so that a page of five pictures stays below about 10 MB.
 LARGEST_SIDE = 128
-# A picture shrinks to this share of its width, but never needs more than these pixels.
+# A picture may shrink to this share of its width, or to this width if that is less.
 SHRINK, SHRUNK_WIDTH = 0.75, 544
 LIGHT_INK, DARK_INK = "#222222", "#e4e4e4"
-# Fields of a config that must agree between runs for their curves of a distance to compare.
+# Fields of a config that runs must share for their curves of a distance to be comparable.
 MEASURED_BY = {
     "evaluate.features": "features {}",
     "evaluate.weights": "weights {}",
@@ -36,8 +36,8 @@ MEASURED_BY = {
     "evaluate.reference": "reference {}",
     "data.name": "data {}",
 }
-COST = "Training cost as much as so many forward passes of one image, without its teacher's."
-# Fields of a sampling protocol as a caption says them; the seed is said last.
+COST = "Cost is in forward passes of one image, without the training of a teacher."
+# field of a sampling protocol -> its text in a caption; the seed comes last
 SAMPLED_BY = {
     "sampler": "sampler {}",
     "guidance_scale": "guidance {}",
@@ -47,35 +47,35 @@ SAMPLED_BY = {
 
 
 def steps_figure(groups: Groups, metric: str, protocol: str) -> str:
-    """The main metric against the number of steps; "" where nothing was measured."""
+    """The main metric by number of sampling steps; "" if nothing was measured."""
     plot = steps_plot(groups, metric)
-    band = "; the band is from the least to the largest of the seeds" if several(groups) else ""
-    caption = f"{protocol}; {sampled(every(groups))}{band}."
+    band = "; the band spans the seeds" if has_several_seeds(groups) else ""
+    caption = f"{protocol}; {sampling_text(all_runs(groups))}{band}."
     return plot_figure(f"{METRICS[MAIN].heading} by number of steps", caption, plot)
 
 
-def several(groups: Groups) -> bool:
-    """Whether any method has several seeds."""
+def has_several_seeds(groups: Groups) -> bool:
+    """Whether any method has runs of several seeds."""
     return any(len(runs) > 1 for runs in groups.values())
 
 
-def every(groups: Groups) -> list[Run]:
-    """All runs."""
+def all_runs(groups: Groups) -> list[EvaluatedRun]:
+    """All runs of all groups."""
     return [run for runs in groups.values() for run in runs]
 
 
-def sampled(runs: Sequence[Run]) -> str:
-    """How samples were made, in a line: what runs share, and the values that they do not."""
+def sampling_text(runs: Sequence[EvaluatedRun]) -> str:
+    """How runs were sampled, in one line. Where they differ, it lists all values."""
     parts = []
     for field, form in SAMPLED_BY.items():
-        values = dict.fromkeys(in_words(run.sampling.get(field)) for run in runs)
+        values = dict.fromkeys(value_text(run.sampling.get(field)) for run in runs)
         parts.append(form.format(" / ".join(values)))
     seeds = sorted({run.seed for run in runs})
     return ", ".join([*parts, f"seed{'s' * (len(seeds) > 1)} {', '.join(map(str, seeds))}"])
 
 
-def same_noise(groups: Groups) -> dict[str, Run]:
-    """One run of each method: of the least seed that all have, or else of its own least."""
+def representative_runs(groups: Groups) -> dict[str, EvaluatedRun]:
+    """One run of each method: that of the smallest common seed, else that of its smallest seed."""
     common = set.intersection(*({run.seed for run in runs} for runs in groups.values()))
     seed = min(common, default=None)
     return {
@@ -84,8 +84,8 @@ def same_noise(groups: Groups) -> dict[str, Run]:
     }
 
 
-def sameness(shown: Mapping[str, Run]) -> str:
-    """What the columns of a picture have in common, and what they have not."""
+def shared_noise_text(shown: Mapping[str, EvaluatedRun]) -> str:
+    """Which noise and labels the rows of a picture share."""
     seeds = sorted({run.seed for run in shown.values()})
     labels = {tuple(run.labels[: run.space.compared].tolist()) for run in shown.values()}
     noise = f"The noise is the same in each row (seed {seeds[0]})"
@@ -100,58 +100,60 @@ def sameness(shown: Mapping[str, Run]) -> str:
     (own,) = labels
     if max(own) < 0:
         return f"{noise}; there are no labels."
-    if not first_space(shown).image:
+    if not common_space(shown).image:
         return f"{noise}; the labels are the same."
-    # Runs whose classes have other names show their labels alone.
+    # Labels stay numbers if runs name their classes differently.
     names = {run.classes for run in shown.values()}
     words = label_texts(own, names.pop() if len(names) == 1 else ())
     return f"{noise}; the labels are {', '.join(words)}."
 
 
 def sample_figures(groups: Groups) -> list[str]:
-    """For each number of steps one picture, with a row of images for each method that has it."""
-    shown = same_noise(groups)
+    """One picture for each number of steps, with a row for each method that has this number."""
+    shown = representative_runs(groups)
     figures = []
     for steps in sorted({steps for run in shown.values() for steps in run.images}):
         having = {name: run for name, run in shown.items() if steps in run.images}
-        space = first_space(having)
+        space = common_space(having)
         count = min(space.compared, *(len(run.images[steps]) for run in having.values()))
         rows = {name: run.images[steps][:count] for name, run in having.items()}
-        caption = sampled(list(having.values()))
-        figures.append(image_figure(counted(steps), caption, picture(rows, space)))
+        caption = sampling_text(list(having.values()))
+        figures.append(image_figure(steps_text(steps), caption, draw_picture(rows, space)))
     return figures
 
 
-def way_figure(groups: Groups) -> str:
-    """One image's way from noise to data, a row for each method; "" where none was kept."""
-    shown = {name: run for name, run in same_noise(groups).items() if run.way.size}
+def trajectory_figure(groups: Groups) -> str:
+    """One sample's trajectory from noise to data, a row for each method; "" if no run has one."""
+    shown = {name: run for name, run in representative_runs(groups).items() if run.trajectory.size}
     if not shown:
         return ""
-    rows = {f"{name}, {counted(max(run.results))}": run.way for name, run in shown.items()}
+    rows = {
+        f"{name}, {steps_text(max(run.results))}": run.trajectory for name, run in shown.items()
+    }
     caption = (
-        "What the network is given on its way to the first sample, and the sample; "
-        f"{sampled(list(shown.values()))}"
+        "The network's inputs on the way to the first sample, and the sample; "
+        f"{sampling_text(list(shown.values()))}"
     )
-    return image_figure("From noise to data", caption, picture(rows, first_space(shown)))
+    return image_figure("From noise to data", caption, draw_picture(rows, common_space(shown)))
 
 
-def counted(steps: int) -> str:
-    """1 step, 2 steps."""
+def steps_text(steps: int) -> str:
+    """A number of steps as text: 1 step, 2 steps."""
     return f"{steps} step{'s' * (steps > 1)}"
 
 
-def first_space(runs: Mapping[str, Run]) -> Space:
-    """The space of the samples of runs, which all have the same."""
+def common_space(runs: Mapping[str, EvaluatedRun]) -> Space:
+    """The space of the runs' samples, which is the same for all."""
     return next(iter(runs.values())).space
 
 
-def picture(rows: Mapping[str, np.ndarray], space: Space) -> Image.Image:
-    """Samples [n, ...] under their titles, images made smaller where they are large."""
-    return space.compare({t: reduced(x) if space.image else x for t, x in rows.items()})
+def draw_picture(rows: Mapping[str, np.ndarray], space: Space) -> Image.Image:
+    """One picture of samples [n, ...] by title. Large images are shrunk."""
+    return space.compare({t: shrink_images(x) if space.image else x for t, x in rows.items()})
 
 
-def reduced(images: np.ndarray) -> np.ndarray:
-    """Images [N, H, W, C] no larger than LARGEST_SIDE: means of whole blocks of pixels."""
+def shrink_images(images: np.ndarray) -> np.ndarray:
+    """Images [N, H, W, C] whose sides are at most LARGEST_SIDE, by means over blocks of pixels."""
     factor = -(-max(images.shape[1:3]) // LARGEST_SIDE)
     if factor == 1:
         return images
@@ -162,34 +164,35 @@ def reduced(images: np.ndarray) -> np.ndarray:
 
 
 def training_figures(groups: Groups) -> list[str]:
-    """Curves of the training log, and the loss by noise level at its end."""
-    seeds = "One line for each run; the seeds of a method share its colour." * several(groups)
+    """Curves of the training log, and its last loss by noise level."""
+    one_each = "One line for each run; the seeds of a method share its colour."
+    seeds = one_each if has_several_seeds(groups) else ""
     figures = [
         plot_figure(title, seeds, training_plot(groups, metric)) for metric, title in CURVES.items()
     ]
     figures += distance_figures(groups, seeds)
     caption = (
-        "The last row of the log. Levels are eighths of the angle of noise to signal. Losses of "
-        "different methods are different quantities: compare their shapes."
+        "The last row of the log. Noise levels are eighths of the angle arctan(sigma / alpha). "
+        "Losses of different methods are different quantities: compare only their shapes."
     )
     figures.append(plot_figure("Loss by noise level", caption, noise_plot(groups)))
     return [figure for figure in figures if figure]
 
 
 def distance_figures(groups: Groups, seeds: str) -> list[str]:
-    """The distance of some numbers of sampling steps against training, by steps and by their cost.
+    """The distance in DISTANCE_STEPS sampling steps over training, by training step and by cost.
 
-    The cost is that of the run itself, without its teacher's, and is drawn where methods differ.
-    Nothing is drawn if the runs were not measured alike: numbers of several protocols have no axis
-    in common.
+    Cost is that of the run, without its teacher's. It is drawn if there are several methods. If the
+    runs were not measured alike, nothing is drawn, since numbers of several protocols share no
+    axis.
     """
-    measured = {measured_while_training(run) for run in every(groups)}
+    measured = {measurement_text(run) for run in all_runs(groups)}
     if len(measured) > 1:
         return []
     (caption,) = measured
     figures = []
     for steps in DISTANCE_STEPS:
-        title, name = f"{METRICS[MAIN].heading} in {counted(steps)}", logged_name(MAIN, steps)
+        title, name = f"{METRICS[MAIN].heading} in {steps_text(steps)}", logged_name(MAIN, steps)
         title += ", while training"
         plot = training_plot(groups, name)
         figures.append(plot_figure(title, f"{caption} {seeds}".strip(), plot))
@@ -199,15 +202,15 @@ def distance_figures(groups: Groups, seeds: str) -> list[str]:
     return figures
 
 
-def measured_while_training(run: Run) -> str:
-    """How the evaluations during training were measured, in a line."""
+def measurement_text(run: EvaluatedRun) -> str:
+    """How the evaluations during training were measured, in one line."""
     fields = {form: run.config.get(field) for field, form in MEASURED_BY.items()}
-    words = ", ".join(form.format(in_words(value)) for form, value in fields.items() if value)
+    words = ", ".join(form.format(value_text(value)) for form, value in fields.items() if value)
     return f"Measured while training: {words}."
 
 
 def plot_figure(title: str, caption: str, plot: Plot | None) -> str:
-    """A plot drawn for light and for dark pages; "" where there is none."""
+    """A figure of a plot, drawn for light and for dark pages; "" for no plot."""
     if plot is None:
         return ""
     light, dark = (data_uri(plot_png(plot, ink)) for ink in (LIGHT_INK, DARK_INK))
@@ -221,7 +224,7 @@ def plot_figure(title: str, caption: str, plot: Plot | None) -> str:
 
 
 def image_figure(title: str, caption: str, image: Image.Image) -> str:
-    """A picture that scrolls sideways where it would shrink beyond legibility."""
+    """A figure of a picture, which scrolls sideways before it becomes too small to see."""
     image.save(png := io.BytesIO(), format="PNG")
     least = min(int(SHRINK * image.width), SHRUNK_WIDTH)
     content = f'<img alt="{escape(title)}" width="{image.width}" height="{image.height}"'
@@ -230,18 +233,18 @@ def image_figure(title: str, caption: str, image: Image.Image) -> str:
 
 
 def figure(title: str, caption: str, content: str, kind: str) -> str:
-    """Content under its title, and how it was made below."""
+    """A figure of any content, with a title above and a caption below."""
     return (
         f'<figure class="{kind}">\n<h3>{escape(title)}</h3>\n<div class="scroll">{content}</div>\n'
         f"<figcaption>{escape(caption)}</figcaption>\n</figure>\n"
     )
 
 
-def beside(figures: Iterable[str]) -> str:
-    """Figures beside each other as far as the page is wide."""
+def figure_row(figures: Iterable[str]) -> str:
+    """Figures side by side, in as many columns as the page has room for."""
     return f'<div class="figures">\n{"".join(figures)}</div>\n'
 
 
 def data_uri(content: bytes) -> str:
-    """A PNG as the address of itself."""
+    """A PNG as a data URI."""
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"

@@ -1,4 +1,4 @@
-"""A page of results, in one HTML file: a table, distances by steps, samples, training curves."""
+"""A results page in one HTML file: table, distances by steps, samples, training curves."""
 
 from collections.abc import Mapping, Sequence
 from html import escape
@@ -10,43 +10,41 @@ from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.report.curves import looks
 from fewstep.eval.report.figures import (
-    beside,
-    every,
-    same_noise,
-    sameness,
+    all_runs,
+    figure_row,
+    has_several_seeds,
+    representative_runs,
     sample_figures,
-    several,
+    shared_noise_text,
     steps_figure,
     training_figures,
-    way_figure,
+    trajectory_figure,
 )
-from fewstep.eval.report.runs import Groups, Run, by_method, in_words, results_of
-from fewstep.eval.report.table import table
+from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results, group_by_method, value_text
+from fewstep.eval.report.table import results_table
 from fewstep.files import replace_file
 
-WEIGHTS_DIGITS = 12  # of a hash that names weights in a line
+WEIGHTS_DIGITS = 12  # digits of a hash in the line about the protocol
 
 NOTES = (
     METRICS[MAIN].note,
     " ".join(metric.note for name, metric in METRICS.items() if name != MAIN and metric.note),
-    "Real images: as many of them as samples, at most half, against the others; and the "
-    "classifier's accuracy on held-out ones.",
+    "Real images: the distance is between as many real images as samples, at most half, and the "
+    "other real images; label agreement is the classifier's accuracy on held-out images.",
 )
 SEEDS_NOTE = (
-    "With several seeds, values are means; the brackets hold the 95 % bootstrap interval of the "
-    "mean, too narrow for few seeds, and then comes the least of them, which compares only between "
+    "With several seeds, a value is their mean. Below are the 95 % bootstrap interval of the mean, "
+    "which is too narrow for few seeds, and the least value. Compare least values only between "
     "equal numbers of seeds."
 )
 
 
-def results_page(path: Path, *, title: str, runs: Sequence[Run]) -> None:
-    """Write one HTML page that needs no other file and no network; whole or not at all.
+def results_page(path: Path, *, title: str, runs: Sequence[EvaluatedRun]) -> None:
+    """Writes one HTML page, whole or not at all. It needs no other file and no network.
 
-    Its style is page.css, beside this file.
-
-    runs: measured alike (eval.report.runs.load_runs).
+    The style is page.css beside this file. runs: measured alike (eval.report.runs.load_runs).
     """
-    groups = by_method(runs)
+    groups = group_by_method(runs)
     style = Path(__file__).with_suffix(".css").read_text(encoding="utf-8")
     page = f"""<!DOCTYPE html>
 <html lang="en">
@@ -68,27 +66,29 @@ def results_page(path: Path, *, title: str, runs: Sequence[Run]) -> None:
 
 
 def sections(groups: Groups) -> list[str]:
-    """The page below its title."""
-    measurement = next((run.measurement for run in every(groups) if run.measurement), {})
+    """The sections of the page below its title."""
+    measurement = next((run.measurement for run in all_runs(groups) if run.measurement), {})
     metric = Protocol(measurement, {}).metric
     line = protocol_line(measurement, metric)
     distances = steps_figure(groups, metric, line)
-    notes = notes_on(groups) if measurement else ""
-    shown = f"<p>{escape(sameness(same_noise(groups)))}</p>\n"
+    notes = reading_notes(groups) if measurement else ""
+    noise = f"<p>{escape(shared_noise_text(representative_runs(groups)))}</p>\n"
+    samples = figure_row([*sample_figures(groups), trajectory_figure(groups)])
     training = training_figures(groups)
     return [
-        f"<p>{escape(line)}.</p>\n{warnings(groups)}{protocol_details(groups, measurement)}",
-        table(groups, looks(groups), metric),
+        f"<p>{escape(line)}.</p>\n",
+        warning_paragraphs(groups) + protocol_details(groups, measurement),
+        results_table(groups, looks(groups), metric),
         f'<div class="beside">\n{distances}{notes}</div>\n' if measurement else "",
-        f"<h2>Samples</h2>\n{shown}{beside([*sample_figures(groups), way_figure(groups)])}",
-        f"<h2>Training</h2>\n{beside(training)}" if training else "",
+        f"<h2>Samples</h2>\n{noise}{samples}",
+        f"<h2>Training</h2>\n{figure_row(training)}" if training else "",
     ]
 
 
 def protocol_line(measurement: Mapping[str, Any], metric: str) -> str:
-    """How the numbers were measured, in plain words."""
+    """How the numbers were measured, in one line."""
     if not measurement:
-        return "Nothing was measured; there are samples to look at"
+        return "Nothing was measured, so this page has only samples"
     samples, labels = f"{measurement['samples']:,} samples", measurement["labels"]
     labelled = "without labels" if labels == "none" else f"labelled {labels}"
     weights = str(measurement["weights"])[:WEIGHTS_DIGITS]
@@ -97,36 +97,36 @@ def protocol_line(measurement: Mapping[str, Any], metric: str) -> str:
     return f"{metric}: {samples}, {labelled}, against {real}, on features of {features}"
 
 
-def warnings(groups: Groups) -> str:
-    """What a reader must know, each wording once, and what was not measured and why."""
+def warning_paragraphs(groups: Groups) -> str:
+    """All warnings, each once, and the reasons why runs have no metrics."""
     texts: dict[str, None] = {}
-    for result in results_of(groups):
+    for result in all_results(groups):
         texts |= dict.fromkeys(warning.rstrip(".") for warning in result.get("warnings", ()))
-    for run in every(groups):
+    for run in all_runs(groups):
         reasons = {result["skipped"] for result in run.results.values() if "skipped" in result}
         texts |= {f"{run.name} has no {reason}": None for reason in sorted(reasons)}
     return "".join(f'<p class="warning">Warning: {escape(text)}.</p>\n' for text in texts)
 
 
-def notes_on(groups: Groups) -> str:
-    """How to read the numbers."""
-    notes = (*NOTES, SEEDS_NOTE) if several(groups) else NOTES
+def reading_notes(groups: Groups) -> str:
+    """Notes on how to read the numbers."""
+    notes = (*NOTES, SEEDS_NOTE) if has_several_seeds(groups) else NOTES
     text = "".join(f"<p>{escape(note)}</p>\n" for note in notes)
     return f'<div class="notes">\n<h3>How to read the numbers</h3>\n{text}</div>\n'
 
 
 def protocol_details(groups: Groups, measurement: Mapping[str, Any]) -> str:
-    """Every field of the protocols, folded up."""
+    """All fields of the protocols, in a part of the page that opens by a click."""
     fields = "".join(
-        f"<dt>{escape(name)}</dt><dd>{escape(in_words(value))}</dd>\n"
+        f"<dt>{escape(name)}</dt><dd>{escape(value_text(value))}</dd>\n"
         for name, value in measurement.items()
     )
-    for classes in dict.fromkeys(run.classes for run in every(groups) if run.classes):
+    for classes in dict.fromkeys(run.classes for run in all_runs(groups) if run.classes):
         words = ", ".join(label_texts(range(len(classes)), classes))
         fields += f"<dt>classes</dt><dd>{escape(words)}</dd>\n"
-    names = list(dict.fromkeys(name for run in every(groups) for name in run.sampling))
+    names = list(dict.fromkeys(name for run in all_runs(groups) for name in run.sampling))
     heads = "".join(f'<th scope="col">{escape(name)}</th>' for name in ["run", *names])
-    rows = "".join(sampling_row(run, names) for run in every(groups))
+    rows = "".join(sampling_row(run, names) for run in all_runs(groups))
     return (
         f"<details>\n<summary>Protocol: all fields</summary>\n<dl>\n{fields}</dl>\n"
         f'<div class="scroll"><table>\n<thead><tr>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n'
@@ -134,8 +134,8 @@ def protocol_details(groups: Groups, measurement: Mapping[str, Any]) -> str:
     )
 
 
-def sampling_row(run: Run, names: Sequence[str]) -> str:
-    """How a run was sampled, field by field."""
+def sampling_row(run: EvaluatedRun, names: Sequence[str]) -> str:
+    """A row of the table of sampling fields."""
     sampling = {**run.sampling, "steps": ", ".join(map(str, run.results))}
-    cells = "".join(f"<td>{escape(in_words(sampling.get(name)))}</td>" for name in names)
+    cells = "".join(f"<td>{escape(value_text(sampling.get(name)))}</td>" for name in names)
     return f'<tr><th scope="row">{escape(run.name)}</th>{cells}</tr>\n'

@@ -1,10 +1,10 @@
 """Results of an evaluation as a JSON file.
 
-A result is a dict of plain values: `id`, `metric`, `metrics` by name, the `protocol` they were
-measured by (eval.metrics.protocol), and what else eval.evaluate knows of the run.
+A result is a dict of plain values: `id`, `metric`, `metrics` by name, their `protocol`
+(eval.metrics.protocol), and other facts about the run (eval.evaluate).
 
-FIELDS says which values are read of a result, and what each must be: a file may be of another
-version, of another program, or edited.
+FIELDS says which values of a result are read, and what each must be. Files are checked, since they
+may come from another version or another program, or be edited.
 """
 
 import json
@@ -19,44 +19,44 @@ from fewstep.files import write_json
 
 Result = Mapping[str, Any]
 
-# Beyond these a number says nothing, and neither a table nor a plot has a place for it.
+# Larger numbers mean nothing, and neither a table nor a plot has room for them.
 LARGEST_NUMBER, LARGEST_COUNT = 1e15, 2**53
 ABSENT = object()  # the value of a field that a result lacks
 SHOWN = 40  # letters of a value in an error
 AGAIN = "delete it, and evaluate the run again"
 
 
-class Kind(NamedTuple):
-    """What a value must be, in words, and whether it is."""
+class ValueKind(NamedTuple):
+    """What a value must be, in words, and the function that checks it."""
 
     words: str
     holds: Callable[[Any], bool]
 
 
-def is_number(value: Any) -> bool:
+def is_usual_number(value: Any) -> bool:
     """Whether a value is a number of usual size."""
     return type(value) in (int, float) and abs(value) <= LARGEST_NUMBER
 
 
 def is_count(value: Any) -> bool:
-    """Whether a value is a whole number from 0 on."""
+    """Whether a value is a whole number, 0 or more."""
     return type(value) is int and 0 <= value <= LARGEST_COUNT
 
 
-TEXT = Kind("text", lambda value: isinstance(value, str))
-TEXTS = Kind(
+TEXT = ValueKind("text", lambda value: isinstance(value, str))
+TEXTS = ValueKind(
     "a list of texts",
     lambda value: isinstance(value, list) and all(isinstance(text, str) for text in value),
 )
-TRUTH = Kind("true or false", lambda value: isinstance(value, bool))
-NUMBER = Kind(f"a number up to {LARGEST_NUMBER:g}", is_number)
-COUNT = Kind("a whole number, 0 or more", is_count)
-SEED = Kind("a whole number", lambda value: type(value) is int and is_count(abs(value)))
-STEPS = Kind("a whole number, 1 or more", lambda value: is_count(value) and value > 0)
-OBJECT = Kind("an object", lambda value: isinstance(value, Mapping))
+TRUTH = ValueKind("true or false", lambda value: isinstance(value, bool))
+NUMBER = ValueKind(f"a number up to {LARGEST_NUMBER:g}", is_usual_number)
+COUNT = ValueKind("a whole number, 0 or more", is_count)
+SEED = ValueKind("a whole number", lambda value: type(value) is int and is_count(abs(value)))
+STEPS = ValueKind("a whole number, 1 or more", lambda value: is_count(value) and value > 0)
+OBJECT = ValueKind("an object", lambda value: isinstance(value, Mapping))
 
-# Dotted name -> its kind; a star is every name.
-FIELDS: dict[str, Kind] = {
+# dotted name -> kind of its value; a star stands for every name
+FIELDS: dict[str, ValueKind] = {
     "id": TEXT,
     "data": TEXT,
     "images_seen": COUNT,
@@ -80,8 +80,8 @@ FIELDS: dict[str, Kind] = {
     "run": TEXT,
 }
 OPTIONAL = ("real", "warnings", "skipped", "run")
-# Where something was measured.
-MEASURED: dict[str, Kind] = {
+# Further fields of results that have metrics.
+MEASURED: dict[str, ValueKind] = {
     "protocol.measurement.features": TEXT,
     "protocol.measurement.weights": TEXT,
     "protocol.measurement.published_weights": TRUTH,
@@ -93,19 +93,19 @@ MEASURED: dict[str, Kind] = {
 
 
 def save_results(path: Path, results: Mapping[str, Any]) -> None:
-    """Write results as JSON, whole or not at all; an older file is replaced in one move.
+    """Writes results as JSON, whole or not at all, and replaces an older file in one move.
 
-    Keys become strings, NumPy numbers and arrays plain ones. Raises ValueError, and leaves the
-    older file alone, if a number is not finite or a value has no form in JSON, naming the field.
+    Keys become strings, and NumPy numbers and arrays plain ones. Raises ValueError that names the
+    field, and keeps the older file, if a number is not finite or JSON cannot hold a value.
     """
-    write_json(path, plain(results))
+    write_json(path, to_json_types(results))
 
 
 def load_results(path: Path) -> dict[str, Any]:
-    """The results of `save_results`.
+    """The results that `save_results` wrote.
 
-    Raises FileNotFoundError if there is no such file, ValueError if it is not a JSON object of
-    values that `save_results` writes.
+    Raises FileNotFoundError if the file does not exist, and ValueError if it is not a JSON object
+    of values that `save_results` writes.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist; evaluate the run first")
@@ -116,27 +116,27 @@ def load_results(path: Path) -> dict[str, Any]:
     if not isinstance(results, dict):
         raise ValueError(f"{path} holds no JSON object; {AGAIN}")
     try:
-        return plain(results)
+        return to_json_types(results)
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path}: {error}; {AGAIN}") from error
 
 
 def load_result(path: Path) -> Result:
-    """One result as it is shown. Raises as `load_results` does, and names fields unlike FIELDS."""
+    """A result with the fields of FIELDS. Raises as `load_results`, and if a field is wrong."""
     result = load_results(path)
-    faults = faults_of(result, FIELDS)
+    faults = find_faults(result, FIELDS)
     if not faults and result["protocol"]["measurement"]:
-        faults = faults_of(result, MEASURED)
+        faults = find_faults(result, MEASURED)
     if faults:
         raise ValueError(f"{path} is no result of --mode=evaluate ({'; '.join(faults)}); {AGAIN}")
     return result
 
 
-def faults_of(result: Result, fields: Mapping[str, Kind]) -> list[str]:
-    """What is wrong with these fields of a result, in words."""
-    found = {name: list(values_at(result, name)) for name in fields}
+def find_faults(result: Result, fields: Mapping[str, ValueKind]) -> list[str]:
+    """What is wrong with the fields of a result, in words; [] if nothing is."""
+    found = {name: list(field_values(result, name)) for name in fields}
     wrong = [
-        f"{field} is {shown(value)}, not {fields[name].words}"
+        f"{field} is {short_json(value)}, not {fields[name].words}"
         for name, values in found.items()
         for field, value in values
         if value is not ABSENT and not fields[name].holds(value)
@@ -150,10 +150,10 @@ def faults_of(result: Result, fields: Mapping[str, Kind]) -> list[str]:
     return wrong + [f"it lacks {', '.join(missing)}"] * bool(missing)
 
 
-def values_at(result: Result, name: str) -> Iterator[tuple[str, Any]]:
-    """The field of a dotted name with its value, every field for a star.
+def field_values(result: Result, name: str) -> Iterator[tuple[str, Any]]:
+    """Yields the field of a dotted name and its value; for a star, every field.
 
-    None if what the field belongs to is no object, which is a fault of its own.
+    Yields nothing if the parent of the field is no object, since that is a fault of the parent.
     """
     parent, _, last = name.rpartition(".")
     inside: Any = result
@@ -164,22 +164,25 @@ def values_at(result: Result, name: str) -> Iterator[tuple[str, Any]]:
             yield f"{parent}.{key}".lstrip("."), inside.get(key, ABSENT)
 
 
-def shown(value: Any) -> str:
+def short_json(value: Any) -> str:
     """A value as JSON, cut short."""
     text = json.dumps(value)
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def plain(value: Any, field: str = "") -> Any:
-    """`value` in the types of JSON; `field` is its dotted name in an error."""
+def to_json_types(value: Any, field: str = "") -> Any:
+    """The value in the types of JSON. field: its dotted name, for errors."""
     if isinstance(value, Mapping):
-        return {str(key): plain(item, f"{field}.{key}".lstrip(".")) for key, item in value.items()}
+        return {
+            str(key): to_json_types(item, f"{field}.{key}".lstrip("."))
+            for key, item in value.items()
+        }
     if isinstance(value, np.ndarray | np.generic):
-        return plain(value.tolist(), field)
+        return to_json_types(value.tolist(), field)
     if isinstance(value, list | tuple):
-        return [plain(item, f"{field}[{index}]") for index, item in enumerate(value)]
+        return [to_json_types(item, f"{field}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{field} is {value}; results hold finite numbers only")
+        raise ValueError(f"{field} is {value}; results hold only finite numbers")
     if isinstance(value, str) and not value.isascii():
         check_text(value, field)
     if value is not None and not isinstance(value, bool | int | float | str):
@@ -188,7 +191,7 @@ def plain(value: Any, field: str = "") -> Any:
 
 
 def check_text(text: str, field: str) -> None:
-    """Raises ValueError for text that no file can hold: half a pair of UTF-16."""
+    """Raises ValueError for text that no file can hold, such as half a pair of UTF-16."""
     try:
         text.encode()
     except UnicodeEncodeError as error:

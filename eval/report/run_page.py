@@ -1,10 +1,10 @@
-"""The page of runs in their folders, with what their training cost."""
+"""The results page of runs in their folders, with the cost of their training."""
 
 from collections.abc import Container, Sequence
 from pathlib import Path
 
 from fewstep.eval.report.page import results_page
-from fewstep.eval.report.runs import Run, by_method, load_runs
+from fewstep.eval.report.runs import EvaluatedRun, group_by_method, load_runs
 from fewstep.progress import progress_bar
 from fewstep.training.cost.step_cost import network_evaluations
 from fewstep.training.experiment import rebuild
@@ -13,22 +13,22 @@ from fewstep.training.storage.workdir import load_config
 
 def write_page(
     folders: Sequence[Path], out: Path, metric: str = "", ids: Container[str] | None = None
-) -> list[Run]:
-    """Write the page of the runs in these folders (eval.report.runs); returns the runs."""
-    groups = by_method(load_runs(folders, metric, ids))
+) -> list[EvaluatedRun]:
+    """Writes the page of the runs in these folders (eval.report.runs), and returns the runs."""
+    groups = group_by_method(load_runs(folders, metric, ids))
     runs = []
     for group in progress_bar(groups.values(), desc="cost of training", silent=len(groups) < 2):
-        runs += with_network_evaluations(group)
+        runs += add_network_evaluations(group)
     data = dict.fromkeys(result["data"] for run in runs for result in run.results.values())
     results_page(out, title=f"Fewstep: {', '.join(data)}", runs=runs)
     return runs
 
 
-def with_network_evaluations(group: Sequence[Run]) -> list[Run]:
-    """Runs that differ in the seed alone, with the network evaluations of their training.
+def add_network_evaluations(group: Sequence[EvaluatedRun]) -> list[EvaluatedRun]:
+    """The runs of a group, with the network evaluations of their training.
 
-    They are those of the run itself, without its teacher's training; unknown for runs that this
-    version cannot build.
+    group: runs that differ only in the seed. The evaluations do not include a teacher's training.
+    They stay unknown for runs that this version cannot build.
     """
     config = load_config(group[0].folder)
     try:

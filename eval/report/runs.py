@@ -1,7 +1,7 @@
-"""Evaluated runs, read from their folders, and those of them that differ in the seed alone.
+"""Reads evaluated runs from their folders, and groups those that differ only in the seed.
 
-Runs stand beside each other only where they were measured alike (eval.metrics.protocol). A folder
-may hold evaluations of several training steps and measurements: shown is the newest step of the
+A page compares runs only if they were measured alike (eval.metrics.protocol). A folder may hold
+evaluations of several training steps and several measurements. A page shows the newest step of the
 one measurement that all runs have.
 """
 
@@ -15,7 +15,7 @@ import numpy as np
 from fewstep.data import path_in_name
 from fewstep.data.spaces.space import Space
 from fewstep.eval.metrics.protocol import Protocol, check_comparable
-from fewstep.eval.report.evaluation import Evaluation, evaluations, read_samples
+from fewstep.eval.report.evaluation import Evaluation, load_evaluations, read_samples
 from fewstep.eval.report.results import Result
 from fewstep.messages import common_differences
 from fewstep.training.classes import class_names
@@ -26,14 +26,13 @@ from fewstep.training.storage.identity import (
     DECODING,
     as_dict,
     depends_on_length,
-    flatten_fields,
 )
 from fewstep.training.storage.workdir import CONFIG, load_config
 from fewstep.training.teacher import parse_location
 
-# Of the fields in which groups of one method differ, a heading names at most these many.
+# A heading names at most this many of the fields in which groups of one method differ.
 NAMED_DIFFERENCES = 3
-# field of an identity -> how a heading says it
+# field that identifies a group -> its text in a heading
 WORDS = {
     "guidance_scale": "guidance {}",
     "step": "step {}",
@@ -45,15 +44,15 @@ WORDS = {
 }
 
 
-class Run(NamedTuple):
+class EvaluatedRun(NamedTuple):
     """What a page shows of one run.
 
-    results: by number of sampling steps, of one training step. rows: of metrics.jsonl.
-    images, labels: the first samples by number of steps, [n, ...] as they are stored in their
-    space, and int [n]. way: the same of one from noise to data, n = 0 if it was not kept.
-    budget: "images_seen", "network_evaluations" and "seconds" of training, None where unknown.
-    config: its fields by dotted name, and what identifies its teacher as "teacher.FIELD".
-    classes: their names in the order of labels, () where they are not known.
+    results: by number of sampling steps, all of one training step. rows: of metrics.jsonl.
+    images: the first samples by number of sampling steps, finished, [n, ...]. labels: int [n].
+    trajectory: states of one sample from noise to data, finished, [m, ...]; m may be 0.
+    budget: "images_seen", "network_evaluations" and "seconds" of training; None if unknown.
+    config: its fields by dotted name; "teacher.FIELD" are those that identify its teacher.
+    classes: their names in the order of labels; () if unknown.
     """
 
     name: str
@@ -64,7 +63,7 @@ class Run(NamedTuple):
     rows: list[dict[str, float]]
     images: dict[int, np.ndarray]
     labels: np.ndarray
-    way: np.ndarray
+    trajectory: np.ndarray
     space: Space
     budget: Mapping[str, float | None]
     config: Mapping[str, Any]
@@ -77,28 +76,31 @@ class Run(NamedTuple):
 
     @property
     def sampling(self) -> Mapping[str, Any]:
-        """How its samples were made; `steps` is the least number of them."""
+        """How its samples were made; `steps` is the smallest of its numbers of sampling steps."""
         return self.results[min(self.results)]["protocol"]["sampling"]
 
 
-# heading of a group -> its runs, which differ in the seed alone
-Groups = Mapping[str, Sequence[Run]]
+# heading of a group -> its runs, which differ only in the seed
+Groups = Mapping[str, Sequence[EvaluatedRun]]
 
 
 def load_runs(
     folders: Iterable[Path], metric: str = "", ids: Container[str] | None = None
-) -> list[Run]:
-    """The runs in these folders, all of one measurement; those not measured have pictures alone.
+) -> list[EvaluatedRun]:
+    """The runs in these folders, all of one measurement. Runs without metrics have only pictures.
 
-    metric: which measurement, "fd-pixels-1k" for example, if all runs have several; "" is that of
-    the first run's newest file. ids: of the results to look at, None for all.
-    Raises ValueError, and FileNotFoundError for images that are gone.
+    metric: the measurement, such as "fd-pixels-1k", if all runs have several; "" is that of the
+    first run's newest file. ids: of the results to read; None for all.
+    Raises ValueError, and FileNotFoundError if samples are missing.
     """
-    found = {folder: evaluations(folder, ids) for folder in dict.fromkeys(folders)}
+    found = {folder: load_evaluations(folder, ids) for folder in dict.fromkeys(folders)}
     if not found:
-        raise ValueError("no folder of a run was given")
+        raise ValueError("no folder of a run was given; give at least one")
     measurement = common_measurement(found, metric)
-    runs = [read_run(folder, chosen(of_run, measurement)) for folder, of_run in found.items()]
+    runs = [
+        read_run(folder, newest_evaluations(of_run, measurement))
+        for folder, of_run in found.items()
+    ]
     shapes = {run.name: image.shape[1:] for run in runs for image in run.images.values()}
     if len(set(shapes.values())) > 1:
         raise ValueError(f"the runs make samples of different shapes: {shapes}; report each alone")
@@ -108,9 +110,9 @@ def load_runs(
 def common_measurement(
     found: Mapping[Path, Sequence[Evaluation]], metric: str = ""
 ) -> Mapping[str, Any]:
-    """The measurement that every run has, of those that were measured at all; {} if none was.
+    """The measurement that all measured runs share; {} if no run was measured.
 
-    Raises ValueError if there is none, or none of that name.
+    Raises ValueError if they share none, or none named `metric`.
     """
     every = {str(f): [e.measurement for e in of_run] for f, of_run in found.items()}
     measured = {name: [m for m in those if m] for name, those in every.items() if any(those)}
@@ -123,14 +125,16 @@ def common_measurement(
     named = [m for m in common if metric in ("", Protocol(m, {}).metric)]
     if not named:
         names = ", ".join(dict.fromkeys(Protocol(m, {}).metric for m in common))
-        raise ValueError(f"not every run was measured by {metric}; all were by {names}")
+        raise ValueError(f"not every run was measured by {metric}; all were measured by {names}")
     return named[-1]
 
 
-def chosen(of_run: Sequence[Evaluation], measurement: Mapping[str, Any]) -> list[Evaluation]:
-    """Evaluations of the newest training step that differ in the number of sampling steps alone.
+def newest_evaluations(
+    of_run: Sequence[Evaluation], measurement: Mapping[str, Any]
+) -> list[Evaluation]:
+    """Evaluations of the newest training step, which differ only in the number of sampling steps.
 
-    Of several ways to sample, the one of the newest file.
+    If the step was sampled in several ways, these are of the newest file's way.
     """
     alike = [e for e in of_run if e.measurement == measurement]
     alike = alike or [e for e in of_run if not e.measurement]
@@ -139,13 +143,13 @@ def chosen(of_run: Sequence[Evaluation], measurement: Mapping[str, Any]) -> list
     return sorted((e for e in newest if e.sampling == newest[-1].sampling), key=lambda e: e.steps)
 
 
-def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
-    """A run from its folder and those of its evaluations that are shown, by number of steps."""
+def read_run(folder: Path, shown: Sequence[Evaluation]) -> EvaluatedRun:
+    """A run from its folder. shown: its evaluations to show, by number of sampling steps."""
     config = load_config(folder)
     rows = read_rows(folder / LOG)
     arrays = {e.steps: read_samples(e) for e in shown}
     last = shown[-1]
-    return Run(
+    return EvaluatedRun(
         name=str(folder),
         method=last.sampling["method"] or config.objective.name,
         seed=last.sampling["seed"],
@@ -154,55 +158,55 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> Run:
         rows=rows,
         images={steps: of_steps["x"] for steps, of_steps in arrays.items()},
         labels=arrays[last.steps]["y"],
-        way=arrays[last.steps]["way"],
+        trajectory=arrays[last.steps]["way"],
         space=last.space,
         budget={
             "images_seen": last.result["images_seen"],
             "network_evaluations": None,
             "seconds": training_seconds(rows, last.sampling["step"], config.batch_size),
         },
-        config=with_teacher(flatten_fields(as_dict(config))),
+        config=expand_teacher(flatten_fields(as_dict(config))),
         classes=class_names(folder),
     )
 
 
-def with_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config; in the place of its teacher's folder what identifies that run.
+def expand_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config, with the fields that identify its teacher in place of its folder.
 
-    So students of the same seed's teacher each are runs of one method. The folder stays if there is
-    no run in it any more.
+    Students whose teachers differ only in the seed are then runs of one method. The folder stays if
+    it no longer holds a run.
     """
     fields = dict(config)
     folder, step = parse_location(fields["teacher"])
     if not fields["teacher"] or not (folder / CONFIG).is_file():
         return fields
     fields["teacher"] = "taught"
-    of_teacher = identifying(with_teacher(flatten_fields(as_dict(load_config(folder)))))
+    of_teacher = identifying_fields(expand_teacher(flatten_fields(as_dict(load_config(folder)))))
     return fields | {f"teacher.{k}": v for k, v in {**of_teacher, "step": step}.items()}
 
 
-def identifying(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields that make a run another one, as when it is continued, but for the seed.
+def identifying_fields(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that identify a run, without the seed: those that may not change if it continues.
 
-    The rules of decoding are not among them: the same images may come of several, and what they are
-    is known by their hash.
+    Rules of decoding are not among them. Several rules may give the same images, and the hash of
+    the images identifies these.
     """
     free = CHANGEABLE[1:] if depends_on_length(dict(config)) else CHANGEABLE
     free += ("seed", DECODING)
     return {name: value for name, value in config.items() if not name.startswith(free)}
 
 
-def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in the seed alone, by a heading: the method, and what sets it apart.
+def group_by_method(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun]]:
+    """Groups of runs that differ only in the seed, by heading: the method, and what sets it apart.
 
-    Runs of the same seed are never one group: nothing says what differs between them. Fields that
-    one of two runs lacks do not count: a newer version's record has fields that are not known here.
+    Runs of the same seed are never in one group, since nothing tells them apart. Fields that one of
+    two runs lacks do not count, since records of a newer version have fields unknown to this one.
     """
-    groups: list[list[Run]] = []
+    groups: list[list[EvaluatedRun]] = []
     for run in runs:
         for group in groups:
             if run.seed not in {r.seed for r in group} and not any(
-                common_differences(identity(member), identity(run)) for member in group
+                common_differences(group_identity(member), group_identity(run)) for member in group
             ):
                 group.append(run)
                 break
@@ -215,48 +219,51 @@ def by_method(runs: Sequence[Run]) -> dict[str, list[Run]]:
     }
 
 
-def results_of(groups: Groups) -> list[Result]:
-    """Every result of the runs."""
+def all_results(groups: Groups) -> list[Result]:
+    """All results of all runs."""
     return [result for runs in groups.values() for run in runs for result in run.results.values()]
 
 
-def identity(run: Run) -> dict[str, Any]:
-    """All that runs of one group share."""
+def group_identity(run: EvaluatedRun) -> dict[str, Any]:
+    """All fields that the runs of a group share."""
     sampling = {k: v for k, v in run.sampling.items() if k not in ("seed", "steps")}
     steps = ", ".join(map(str, sorted(run.results)))
     data = run.results[min(run.results)]["data"]
     shared = {**sampling, "method": run.method, "sampling_steps": steps, "data": data}
-    shared |= identifying(run.config)
+    shared |= identifying_fields(run.config)
     if "training_data" in sampling and path_in_name(data):
-        del shared["data"]  # known by the images, wherever they lie
+        del shared["data"]  # the hash identifies the images, wherever they lie
         shared.pop("data.name", None)
     return shared
 
 
-def headings(firsts: Sequence[Run]) -> list[str]:
-    """One heading for each group, given by its first run: the method, and what sets it apart."""
+def headings(firsts: Sequence[EvaluatedRun]) -> list[str]:
+    """One heading for each group: the method, and what sets the group apart.
+
+    firsts: the first run of each group.
+    """
     named = []
     for run in firsts:
-        others = [identity(other) for other in firsts if other.method == run.method]
-        named.append(", ".join([run.method, *distinguishing(identity(run), others)]))
+        others = [group_identity(other) for other in firsts if other.method == run.method]
+        named.append(", ".join([run.method, *describe_differences(group_identity(run), others)]))
     return [
         f"{name} ({run.folder})" if named.count(name) > 1 else name
         for name, run in zip(named, firsts, strict=True)
     ]
 
 
-def distinguishing(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
-    """The fields in which identities differ, with their values in one of them."""
+def describe_differences(own: Mapping[str, Any], others: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Texts of the fields in which one group differs from others, with its values."""
     found = {d.field for other in others for d in common_differences(own, other)}
     differing = [field for field in own if field in found]
     return [
-        WORDS.get(field, f"{field} {{}}").format(in_words(own[field]))
+        WORDS.get(field, f"{field} {{}}").format(value_text(own[field]))
         for field in differing[:NAMED_DIFFERENCES]
     ]
 
 
-def in_words(value: Any) -> str:
-    """Text as it is, a number without zeros at its end, all else as JSON."""
+def value_text(value: Any) -> str:
+    """A value as text: text unchanged, a float without trailing zeros, all else as JSON."""
     if isinstance(value, float):
         return f"{value:g}"
     return value if isinstance(value, str) else json.dumps(value)

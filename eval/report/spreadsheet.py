@@ -10,10 +10,10 @@ from typing import Any
 
 from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.bootstrap import interval
-from fewstep.eval.report.runs import Groups, Run
+from fewstep.eval.report.runs import EvaluatedRun, Groups
 from fewstep.files import replace_file
 
-# Of the main metric over several seeds: the ends of its interval, and the best seed's.
+# Of the main metric over several seeds: the ends of its interval, and its least value.
 LOW, HIGH, LEAST = (f"{MAIN}_{end}" for end in ("low", "high", "least"))
 # column of a row -> how the text table shows it
 SHOWN = {
@@ -28,17 +28,19 @@ SHOWN = {
 }
 
 
-def rows(groups: Groups) -> list[dict[str, Any]]:
+def summary_rows(groups: Groups) -> list[dict[str, Any]]:
     """One row for each method and number of steps: means over seeds.
 
-    frechet_low and frechet_high are the ends of the 95 % bootstrap interval, left out for a single
-    seed; frechet_least is the best seed's.
+    frechet_low and frechet_high are the ends of the 95 % bootstrap interval; a single seed has
+    none. frechet_least is the value of the best seed.
     """
-    return [row(name, steps, runs) for name, runs in groups.items() for steps in runs[0].results]
+    return [
+        summary_row(name, steps, runs) for name, runs in groups.items() for steps in runs[0].results
+    ]
 
 
-def row(name: str, steps: int, runs: Sequence[Run]) -> dict[str, Any]:
-    """The row of a method, or of what else sets runs apart, at a number of steps."""
+def summary_row(name: str, steps: int, runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
+    """The row of a group of runs at a number of sampling steps. name: its heading."""
     results = [run.results[steps] for run in runs]
     found: dict[str, Any] = {"method": name, "steps": steps, "seeds": len(runs)}
     found["metric"] = results[0]["metric"]
@@ -59,8 +61,8 @@ def row(name: str, steps: int, runs: Sequence[Run]) -> dict[str, Any]:
 
 
 def write_csv(path: Path, groups: Groups) -> None:
-    """All columns of the rows, as a CSV file; whole or not at all."""
-    found = rows(groups)
+    """Writes all columns of the rows as a CSV file, whole or not at all."""
+    found = summary_rows(groups)
     columns = list(dict.fromkeys(column for of_method in found for column in of_method))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -70,11 +72,11 @@ def write_csv(path: Path, groups: Groups) -> None:
 
 
 def text_table(groups: Groups) -> str:
-    """The columns of SHOWN that any row has, aligned."""
-    found = rows(groups)
+    """The columns of SHOWN that any row has, as aligned text."""
+    found = summary_rows(groups)
     columns = [column for column in SHOWN if any(column in of_method for of_method in found)]
     lines = [[column.replace("_", " ") for column in columns]]
-    lines += [[text(of_method, column) for column in columns] for of_method in found]
+    lines += [[cell_text(of_method, column) for column in columns] for of_method in found]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = [
         "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])])
@@ -83,6 +85,6 @@ def text_table(groups: Groups) -> str:
     return "\n".join([f"Frechet distance: {found[0]['metric']}", *aligned])
 
 
-def text(of_method: Mapping[str, Any], column: str) -> str:
-    """A value as the text table shows it; a dash where there is none."""
+def cell_text(of_method: Mapping[str, Any], column: str) -> str:
+    """A value as the text table shows it; a dash if the row has none."""
     return SHOWN[column].format(of_method[column]) if column in of_method else "-"

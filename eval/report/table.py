@@ -1,6 +1,7 @@
-"""The table of a results page: one row for each method and number of steps, sortable by a click.
+"""The table of a results page: one row for each method and number of steps. A click sorts it.
 
-Columns are those of METRICS, then others that results have, under their own names.
+It has a column for each entry of METRICS, then for other metrics of the results, by their own
+names.
 """
 
 import math
@@ -15,16 +16,16 @@ from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.bootstrap import interval
 from fewstep.eval.metrics.metric import ARROWS, MORE, NEITHER, Metric, error_name
 from fewstep.eval.report.curves import Look
-from fewstep.eval.report.runs import Groups, Run, results_of
+from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results
 
-# Of a metric that is not in METRICS, as results of other versions may have.
+# Format of a metric that METRICS lacks; results of other versions may have one.
 OTHER_FORMAT = "{:.4g}"
 SPREAD = "mean, [95 % interval], least"
 UNKNOWN = "–"
 
 
-class Cell(NamedTuple):
-    """Text, smaller text below it, and what the row is sorted by; "" where there is no value."""
+class TableCell(NamedTuple):
+    """A cell: text, smaller text below, and the value to sort by, "" if there is none."""
 
     text: str = UNKNOWN
     below: str = ""
@@ -32,133 +33,140 @@ class Cell(NamedTuple):
 
 
 class Column(NamedTuple):
-    """A heading, smaller text below it, and the cell of a group of runs at a number of steps."""
+    """A column: heading, smaller text below, and the function that makes a cell.
+
+    cell: (runs of a group, number of sampling steps) -> cell.
+    """
 
     heading: str
-    cell: Callable[[Sequence[Run], int], Cell]
+    cell: Callable[[Sequence[EvaluatedRun], int], TableCell]
     below: str = ""
     largest_is_best: bool = False
 
 
-def table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str:
-    """The table: methods by number of steps, then real images in the place of samples.
+def results_table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str:
+    """The table as HTML: rows of methods by number of steps, then a row of real images.
 
-    metric: what the main one is called. By table.js headings become buttons, of which the first
-    click puts the best first; without scripts they are text.
+    metric: name of the main metric. table.js turns headings into buttons, whose first click puts
+    the best row on top. Without scripts, headings are text.
     """
     script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
-    columns = filled(columns_of(groups, metric), groups)
+    columns = nonempty_columns(all_columns(groups, metric), groups)
     rows = [
-        row(name, looks[name], runs, steps, columns)
+        table_row(name, looks[name], runs, steps, columns)
         for name, runs in groups.items()
         for steps in sorted(runs[0].results)
     ]
     heads = "".join(
         f'<th scope="col" data-sort="number"{" data-best=largest" * c.largest_is_best}'
         f"{' class=metric' * c.heading.startswith(metric)}>"
-        f"{escape(c.heading)}{small(c.below)}</th>"
+        f"{escape(c.heading)}{small_text(c.below)}</th>"
         for c in columns
     )
     return (
         '<div class="scroll" tabindex="0" role="region" aria-label="Results">\n'
         '<table class="sortable grouped">\n<thead><tr>'
         f'<th scope="col" data-sort="text">method</th>{heads}</tr></thead>\n'
-        f"<tbody>\n{''.join(rows)}</tbody>\n{real_images(groups, columns, metric)}"
+        f"<tbody>\n{''.join(rows)}</tbody>\n{real_images_row(groups, columns, metric)}"
         f"</table>\n</div>\n<script>\n{script}</script>\n"
     )
 
 
-def columns_of(groups: Groups, metric: str) -> list[Column]:
-    """Every column that a page may have."""
+def all_columns(groups: Groups, metric: str) -> list[Column]:
+    """All columns that a page can have."""
     seeds = any(len(runs) > 1 for runs in groups.values())
     return [
-        Column("steps", lambda runs, steps: Cell(str(steps), value=str(steps))),
-        Column(heading_of(MAIN, metric), main_cell, SPREAD if seeds else ""),
+        Column("steps", lambda runs, steps: TableCell(str(steps), value=str(steps))),
+        Column(metric_heading(MAIN, metric), main_cell, SPREAD if seeds else ""),
         *(metric_column(name) for name in metric_names(groups)),
-        Column("seeds", lambda runs, _: Cell(str(len(runs)), value=str(len(runs)))),
+        Column("seeds", lambda runs, _: TableCell(str(len(runs)), value=str(len(runs)))),
         Column("images seen", budget_cell("images_seen", "{:,.0f}".format)),
-        Column("network evaluations", budget_cell("network_evaluations", short), "in training"),
-        Column("wall-clock", budget_cell("seconds", duration), "of training"),
+        Column(
+            "network evaluations", budget_cell("network_evaluations", short_number), "in training"
+        ),
+        Column("wall-clock", budget_cell("seconds", duration_text), "of training"),
     ]
 
 
-def filled(columns: Sequence[Column], groups: Groups) -> list[Column]:
-    """The columns in which any row has a value."""
+def nonempty_columns(columns: Sequence[Column], groups: Groups) -> list[Column]:
+    """The columns in which at least one row has a value."""
     places = [(runs, steps) for runs in groups.values() for steps in runs[0].results]
     return [column for column in columns if any(column.cell(*place).value for place in places)]
 
 
 def metric_names(groups: Groups) -> list[str]:
-    """Metrics beside the main one: those of METRICS in its order, others by first use."""
-    found = dict.fromkeys(name for result in results_of(groups) for name in result["metrics"])
+    """All metrics but the main one: those of METRICS in its order, then others by first use."""
+    found = dict.fromkeys(name for result in all_results(groups) for name in result["metrics"])
     errors = {error_name(name) for name, metric in METRICS.items() if metric.error}
     others = [name for name in found if name not in METRICS and name not in errors]
     return [name for name in METRICS if name in found and name != MAIN] + others
 
 
-def heading_of(name: str, metric: str) -> str:
-    """The heading of a metric; `metric` is what the main one is called."""
-    found = metric_named(name)
+def metric_heading(name: str, metric: str) -> str:
+    """The heading of a metric. metric: name of the main metric."""
+    found = find_metric(name)
     return (metric if name == MAIN else found.heading) + ARROWS[found.better]
 
 
-def metric_named(name: str) -> Metric:
-    """The metric of that name; one that METRICS does not have is shown under it."""
+def find_metric(name: str) -> Metric:
+    """The entry of METRICS for a name, or a plain one for a name that METRICS lacks."""
     return METRICS.get(name) or Metric(float, {}, name, OTHER_FORMAT, NEITHER)
 
 
 def metric_column(name: str) -> Column:
-    """The mean of a metric over the seeds."""
-    metric = metric_named(name)
+    """The column of a metric: means over seeds."""
+    metric = find_metric(name)
 
-    def cell(runs: Sequence[Run], steps: int) -> Cell:
+    def cell(runs: Sequence[EvaluatedRun], steps: int) -> TableCell:
         values = metric_values(runs, steps, name)
         if not values:
-            return Cell()
+            return TableCell()
         errors = metric_values(runs, steps, error_name(name)) if metric.error else []
         below = f"± {metric.format.format(mean(errors))}" if errors else ""
-        return Cell(metric.format.format(mean(values)), below, repr(mean(values)))
+        return TableCell(metric.format.format(mean(values)), below, repr(mean(values)))
 
-    return Column(heading_of(name, ""), cell, largest_is_best=metric.better == MORE)
+    return Column(metric_heading(name, ""), cell, largest_is_best=metric.better == MORE)
 
 
-def metric_values(runs: Sequence[Run], steps: int, name: str) -> list[float]:
-    """A metric of every seed that has it."""
+def metric_values(runs: Sequence[EvaluatedRun], steps: int, name: str) -> list[float]:
+    """The values of a metric, one for each seed that has it."""
     metrics = [run.results[steps]["metrics"] for run in runs]
     return [of_run[name] for of_run in metrics if name in of_run]
 
 
-def main_cell(runs: Sequence[Run], steps: int) -> Cell:
-    """Mean over seeds; below it the bootstrap interval of the mean, and the least."""
+def main_cell(runs: Sequence[EvaluatedRun], steps: int) -> TableCell:
+    """The cell of the main metric: mean over seeds, its bootstrap interval, and the least value."""
     values = metric_values(runs, steps, MAIN)
     if not values:
-        return Cell()
+        return TableCell()
     found = interval(values)
     text, low, high, least = map(METRICS[MAIN].format.format, found)
     below = "" if math.isnan(found.low) else f"[{low}, {high}], {least}"
-    return Cell(text, below, repr(found.mean))
+    return TableCell(text, below, repr(found.mean))
 
 
-def budget_cell(name: str, form: Callable[[float], str]) -> Callable[[Sequence[Run], int], Cell]:
-    """The cell of a cost of training, mean over the seeds whose cost is known."""
+def budget_cell(
+    name: str, form: Callable[[float], str]
+) -> Callable[[Sequence[EvaluatedRun], int], TableCell]:
+    """The function that makes the cell of a cost of training: mean over seeds that know it."""
 
-    def cell(runs: Sequence[Run], steps: int) -> Cell:
+    def cell(runs: Sequence[EvaluatedRun], steps: int) -> TableCell:
         values = [run.budget[name] for run in runs if run.budget.get(name) is not None]
-        return Cell(form(mean(values)), value=repr(mean(values))) if values else Cell()
+        return TableCell(form(mean(values)), value=repr(mean(values))) if values else TableCell()
 
     return cell
 
 
-def short(count: float) -> str:
-    """1,200 as it is, 1234567 as 1.23 M."""
+def short_number(count: float) -> str:
+    """A large number as short text: 1200 as 1,200, 1234567 as 1.23 M."""
     for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
         if count >= unit:
             return f"{count / unit:.3g} {name}"
     return f"{count:,.0f}"
 
 
-def duration(seconds: float) -> str:
-    """45 s, 12 min 5 s, 3 h 20 min."""
+def duration_text(seconds: float) -> str:
+    """A duration as text: 45 s, 12 min 5 s, 3 h 20 min."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -166,8 +174,10 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
-def row(name: str, look: Look, runs: Sequence[Run], steps: int, columns: Sequence[Column]) -> str:
-    """The row of a method at a number of steps."""
+def table_row(
+    name: str, look: Look, runs: Sequence[EvaluatedRun], steps: int, columns: Sequence[Column]
+) -> str:
+    """The row of a group of runs at a number of sampling steps, as HTML."""
     breakable = re.sub(r"([._])(?=[a-z])", r"\1<wbr>", escape(name))
     first = ' class="first"' if steps == min(runs[0].results) else ""
     cells = "".join(data_cell(column.cell(runs, steps)) for column in columns)
@@ -177,24 +187,24 @@ def row(name: str, look: Look, runs: Sequence[Run], steps: int, columns: Sequenc
     )
 
 
-def data_cell(cell: Cell) -> str:
-    """A cell; without a value it has no data-value, and so is sorted last."""
+def data_cell(cell: TableCell) -> str:
+    """A cell as HTML. Without a value it has no data-value, and is sorted last."""
     value = f' data-value="{cell.value}"' if cell.value else ""
-    return f"<td{value}>{escape(cell.text)}{small(cell.below)}</td>"
+    return f"<td{value}>{escape(cell.text)}{small_text(cell.below)}</td>"
 
 
-def small(text: str) -> str:
-    """Smaller text below."""
+def small_text(text: str) -> str:
+    """Smaller text below a heading or cell, as HTML."""
     return f"<small>{escape(text)}</small>" if text else ""
 
 
-def real_images(groups: Groups, columns: Sequence[Column], metric: str) -> str:
-    """The row that stays below: what real images in the place of samples measure."""
+def real_images_row(groups: Groups, columns: Sequence[Column], metric: str) -> str:
+    """The row at the bottom, which sorting does not move: metrics of real images."""
     real: dict[str, float] = {}
-    for result in results_of(groups):
+    for result in all_results(groups):
         real = {**result.get("real", {}), **real}
     if not real:
         return ""
-    texts = {heading_of(m, metric): metric_named(m).format.format(v) for m, v in real.items()}
+    texts = {metric_heading(m, metric): find_metric(m).format.format(v) for m, v in real.items()}
     cells = "".join(f"<td>{texts.get(column.heading, '')}</td>" for column in columns)
     return f'<tfoot><tr><th scope="row">real images</th>{cells}</tr></tfoot>\n'

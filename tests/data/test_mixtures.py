@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from fewstep import data
-from fewstep.data.mixtures import MIXTURES, mixture_points
+from fewstep.data.mixtures import MIXTURES, mixture_dataset
 
 
 @pytest.mark.parametrize("name", MIXTURES)
@@ -24,8 +24,8 @@ def test_points_have_the_moments_and_shares_of_the_mixture(name):
     np.testing.assert_allclose(spread.std(), mixture.deviation, rtol=0.02)
 
 
-def test_they_are_the_same_every_time_and_the_held_out_ones_are_others():
-    one, other = mixture_points("ring"), mixture_points("ring")
+def test_points_are_the_same_every_time_and_differ_between_splits():
+    one, other = mixture_dataset("ring"), mixture_dataset("ring")
     assert one.digest == other.digest
     np.testing.assert_array_equal(one.test.images, other.test.images)
     held_out, trained = (set(map(tuple, s.images.tolist())) for s in (one.test, one.train))
@@ -47,14 +47,14 @@ def test_the_space_is_known_by_the_name():
         (data.Selection("mixture:ring", channels=3), "has points; leave both at 0"),
     ],
 )
-def test_what_is_no_mixture_is_named(asked, message):
+def test_an_unknown_mixture_is_named(asked, message):
     for function in (data.load_selection, data.prepare_dataset):
         with pytest.raises(ValueError, match=message):
             function(asked)
 
 
 def test_batches_are_the_points_themselves():
-    dataset = mixture_points("ring")
+    dataset = mixture_dataset("ring")
     space = data.space_of("mixture:ring")
     batch = next(data.image_batches(dataset.train, start=space.start, batch_size=8, seed=0))
     index = data.batch_indices(len(dataset.train.labels), batch_size=8, seed=0, step=0)

@@ -1,4 +1,4 @@
-"""Folders of runs as training and evaluation leave them, without training: digits, blurred."""
+"""Writes folders of evaluated runs without training: the samples are noisy digits."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from fewstep.files import write_json
 from fewstep.training.storage.seal import write_sealed
 
 STEPS = (1, 2, 4, 8, 128)
-# Reading them takes 20 ms, and a page of six methods asks 600 times.
+# Reading the digits takes 20 ms, and a page of six methods needs them 600 times.
 digits_once = cache(load_digits)
 LABELS = np.resize(np.arange(10), 100)
 WARNING = "1,000 samples are few: values are biased upwards"
@@ -43,7 +43,7 @@ METHODS = {
 
 
 def metrics_at(frechet, steps):
-    """Every metric of an evaluation, from its Frechet distance."""
+    """All metrics of an evaluation, derived from its Frechet distance."""
     return {
         "frechet": frechet,
         "agreement": 1.0 - 0.02 * frechet,
@@ -59,7 +59,7 @@ def metrics_at(frechet, steps):
 
 
 def config_of(method, seed, **fields):
-    """A config as a run's folder has it, of the fields that a page reads."""
+    """The config in a run's folder, with the fields that a page reads."""
     return {
         "method": method,
         "seed": seed,
@@ -79,7 +79,7 @@ def config_of(method, seed, **fields):
 
 
 def log_rows(method, seed, frechet):
-    """The rows of metrics.jsonl, one in 50 steps, and one of the evaluation."""
+    """The rows of metrics.jsonl: one in 50 steps, and one for the evaluation."""
     rng, player = np.random.default_rng(seed), "fake_score/" if method == "sim" else ""
     rows = []
     for step in range(50, 3001, 50):
@@ -107,7 +107,7 @@ def evaluated_run(
     rows=None,
     labels=LABELS,
 ):
-    """Write a run that was evaluated once; returns its folder."""
+    """Writes the folder of a run that was evaluated once, and returns it."""
     write_json(folder / "config.json", config_of(method, seed, **dict(config)))
     rows = log_rows(method, seed, frechet) if rows is None else rows
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -117,7 +117,7 @@ def evaluated_run(
 
 
 def evaluate(folder, method, seed, frechet, fall, steps, measurement, sampling, labels):
-    """Write one result and its samples."""
+    """Writes one result and its samples."""
     protocol = Protocol(
         measurement,
         {
@@ -155,13 +155,13 @@ def evaluate(folder, method, seed, frechet, fall, steps, measurement, sampling, 
 
 
 def save_evaluation(path, result, **samples):
-    """Write a result and the samples that belong to it."""
+    """Writes a result and its samples."""
     write_sealed(path.with_suffix(".npz"), sample_source(result), **samples)
     save_results(path, result)
 
 
 def noisy_digits(labels, noise, seed):
-    """Real digits of these labels with noise of this deviation: uint8 [N, 8, 8, 1]."""
+    """Real digits of these labels with noise of the deviation `noise`: uint8 [N, 8, 8, 1]."""
     digits = digits_once()
     first = [np.flatnonzero(digits.target == label)[i // 10] for i, label in enumerate(labels % 10)]
     images = digits.images[first] / 8.0 - 1.0
@@ -170,7 +170,7 @@ def noisy_digits(labels, noise, seed):
 
 
 def six_methods(folder, seeds=(0, 1)):
-    """Six methods at five numbers of steps, each with these seeds; returns their folders."""
+    """Writes runs of six methods with these seeds, at five numbers of steps; returns folders."""
     folders = []
     for method, (frechet, fall) in METHODS.items():
         for seed in seeds:

@@ -8,13 +8,13 @@ import pytest
 from fewstep.data import Dataset
 from fewstep.eval.evaluate import (
     check_evaluation,
+    evaluation_protocol,
     evaluator,
-    measures_of,
-    protocol_of,
-    real_samples,
-    samples_at,
+    prepare_measures,
+    real_examples,
+    sample_count,
     summary,
-    training_data,
+    training_data_digest,
 )
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage.identity import Identity
@@ -30,7 +30,7 @@ def dataset(classes=10):
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """A function that evaluates a small run with those fields: its results and their folder."""
+    """A function that evaluates a small run with given fields, and returns results and folder."""
 
     def evaluated(data, step=7, **fields):
         config, experiment = small_experiment(
@@ -66,7 +66,7 @@ def test_an_evaluation_writes_what_it_returns(evaluated):
     assert "biased upwards" in lines[-1]
 
 
-def test_other_protocols_stand_beside_each_other(evaluated):
+def test_results_of_different_protocols_have_their_own_files(evaluated):
     protocols = []
     first, folder = evaluated(dataset())
     second, _ = evaluated(dataset(), **{"evaluate.num_samples": 25})
@@ -75,7 +75,7 @@ def test_other_protocols_stand_beside_each_other(evaluated):
     churned = {"objective.solver.name": "churned_heun", "objective.solver.churn": 3.0}
     for fields in ({}, churned, {**churned, "objective.solver.churn": 4.0}):
         config, experiment = small_experiment("edm", **fields)
-        protocols.append(protocol_of(experiment, config, 1, 2, None))
+        protocols.append(evaluation_protocol(experiment, config, 1, 2, None))
     assert protocols[1].sampling["sampler_fields"]["solver.churn"] == 3.0
     assert len({protocol.id for protocol in protocols}) == 3
     assert len(list(folder.glob("*.json"))) == 6
@@ -84,19 +84,21 @@ def test_other_protocols_stand_beside_each_other(evaluated):
 def test_the_protocol_says_what_was_trained_on():
     config, experiment = small_experiment()
     fewer = dataset()._replace(train=synthetic_split(199))
-    digests = [training_data(experiment, data, None) for data in (dataset(), fewer, None)]
+    digests = [training_data_digest(experiment, data, None) for data in (dataset(), fewer, None)]
     assert digests == [dataset().digest, fewer.digest, ""] and digests[0] != digests[1]
-    protocols = [protocol_of(experiment, config, 1, 2, None, digest) for digest in digests]
+    protocols = [evaluation_protocol(experiment, config, 1, 2, None, digest) for digest in digests]
     assert protocols[0].sampling["training_data"] == digests[0]
-    # Where it is unknown the protocol is that of results that were written without the field.
+    # Without it the protocol equals that of results written before the field existed.
     assert "training_data" not in protocols[2].sampling
-    assert protocols[2].id == protocol_of(experiment, config, 1, 2, None).id
+    assert protocols[2].id == evaluation_protocol(experiment, config, 1, 2, None).id
     assert len({protocol.id for protocol in protocols}) == 3
     taught = experiment._replace(objective=experiment.objective._replace(reads=("labels",)))
-    assert training_data(taught, dataset(), None) == ""
-    # A run's own record counts before what lies there now.
+    assert training_data_digest(taught, dataset(), None) == ""
+    # The record of a run counts, whatever the data are now.
     run = Identity("a", {}, data=fewer.identity)
-    assert {training_data(experiment, data, run) for data in (dataset(), None)} == {digests[1]}
+    assert {training_data_digest(experiment, data, run) for data in (dataset(), None)} == {
+        digests[1]
+    }
 
 
 @pytest.mark.parametrize(
@@ -106,7 +108,7 @@ def test_the_protocol_says_what_was_trained_on():
         (dataset(), {"evaluate.features": "none"}, "evaluate.features=none"),
     ],
 )
-def test_what_is_not_measured_is_shown_and_said(evaluated, data, fields, why):
+def test_an_evaluation_without_metrics_has_pictures_and_a_reason(evaluated, data, fields, why):
     results, folder = evaluated(data, **fields)
     assert [result["metrics"] for result in results] == [{}, {}]
     assert f"skipped metrics: {why}" in summary(results)
@@ -123,10 +125,10 @@ def test_a_folder_that_is_not_writable_is_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path / "own"))
     theirs, own = tmp_path / "theirs", tmp_path / "own"
     config, experiment = small_experiment(**{**FIELDS, "data.dir": str(theirs)})
-    measures_of(experiment, dataset(), config, make_mesh(), (1,) * 10, 24, writable=False)
+    prepare_measures(experiment, dataset(), config, make_mesh(), (1,) * 10, 24, writable=False)
     assert not theirs.exists() and len(list((own / "references").iterdir())) == 1
     own.rename(theirs)
-    measures_of(experiment, dataset(), config, make_mesh(), (1,) * 10, 24, writable=False)
+    prepare_measures(experiment, dataset(), config, make_mesh(), (1,) * 10, 24, writable=False)
     assert not own.exists()
 
 
@@ -139,11 +141,11 @@ def test_data_without_classes(evaluated):
     assert results[0]["protocol"]["measurement"]["labels"] == "none"
 
 
-def test_samples_after_the_last_step_are_as_many_as_for_the_final_figure():
+def test_final_samples_count_after_the_last_step():
     config, _ = small_experiment(steps=9, **FIELDS)
-    assert samples_at(config, 8) == samples_at(config, 9) == 24
+    assert sample_count(config, 8) == sample_count(config, 9) == 24
     config.evaluate.final_samples = 30
-    assert [samples_at(config, step) for step in (8, 9, 10)] == [24, 30, 30]
+    assert [sample_count(config, step) for step in (8, 9, 10)] == [24, 30, 30]
 
 
 def test_results_are_shown_before_they_are_written(monkeypatch, tmp_path):
@@ -154,7 +156,7 @@ def test_results_are_shown_before_they_are_written(monkeypatch, tmp_path):
     def full(*_, **__):
         raise OSError("no room")
 
-    monkeypatch.setattr(MODULE, "save", full)
+    monkeypatch.setattr(MODULE, "save_evaluation", full)
     how = {"out": tmp_path / "deep" / "er", "show": shown.extend}
     evaluate = evaluator(experiment, dataset(), config, make_mesh(), tmp_path, **how)
     with pytest.raises(OSError, match="no room"):
@@ -163,13 +165,13 @@ def test_results_are_shown_before_they_are_written(monkeypatch, tmp_path):
     assert how["out"].is_dir() and not (tmp_path / "eval").exists()
 
 
-def test_real_samples_has_the_labels_of_the_samples():
-    row = real_samples(dataset(), np.arange(12) % 10)["real"]
+def test_real_examples_have_the_labels_of_the_samples():
+    row = real_examples(dataset(), np.arange(12) % 10)["real"]
     train = dataset().train
     for i, image in enumerate(row):
         position = next(j for j, other in enumerate(train.images) if (other == image).all())
         assert train.labels[position] == i % 10
-    assert real_samples(dataset(), np.array([0, 10])) == {}
+    assert real_examples(dataset(), np.array([0, 10])) == {}
 
 
 @pytest.mark.parametrize(
@@ -186,7 +188,7 @@ def test_real_samples_has_the_labels_of_the_samples():
         ({"evaluate.weights": "w.pth"}, "does not use evaluate.weights"),
         ({"evaluate.reference": "valid"}, "evaluate.reference=valid"),
         ({"data.image_size": 96, "model.patch_size": 8}, "9216 dimensions"),
-        ({"data.channels": 4}, "cannot be shown .images have 4 channels.*evaluate.steps="),
+        ({"data.channels": 4}, "have no picture .images have 4 channels.*evaluate.steps="),
     ],
 )
 def test_what_cannot_be_evaluated_is_refused_before_compute(monkeypatch, fields, message):

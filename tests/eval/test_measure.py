@@ -2,18 +2,22 @@ import numpy as np
 import pytest
 
 from fewstep.data import Dataset, Split
-from fewstep.data.spaces.pixels import ROUNDING
-from fewstep.data.spaces.pixels import pixels as pixel_space
+from fewstep.data.spaces.pixels import ROUNDING, pixel_space
 from fewstep.eval import measure as module
-from fewstep.eval.features.feature_network import FeatureNetwork, FeatureOutputs, extractor, pixels
-from fewstep.eval.measure import Measures, load_measures, measure, of_real_images, warnings
+from fewstep.eval.features.feature_network import (
+    FeatureNetwork,
+    FeatureOutputs,
+    extractor,
+    pixel_features,
+)
+from fewstep.eval.measure import Measures, bias_warnings, load_measures, measure, real_image_metrics
 from fewstep.eval.metrics.frechet import frechet_distance, statistics
 from fewstep.eval.metrics.protocol import measurement
 from fewstep.eval.reference import load_reference
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_config, synthetic_split
 
-NETWORK = pixels((8, 8, 1))
+NETWORK = pixel_features((8, 8, 1))
 SPLIT = synthetic_split(400)
 TRAIN, HELD_OUT = (
     Split(SPLIT.images[part], SPLIT.labels[part]) for part in (slice(250), slice(250, 400))
@@ -70,7 +74,7 @@ def test_copies_of_training_images_are_nearer_than_held_out_ones(measures):
     assert new["closer"] < 0.02
 
 
-def test_costly_metrics_look_at_the_first_samples(measures, monkeypatch):
+def test_costly_metrics_use_the_first_samples(measures, monkeypatch):
     monkeypatch.setattr(module, "LARGEST_NEIGHBOURHOOD", 100)
     images = np.concatenate([TRAIN.images[:100], np.zeros_like(TRAIN.images)])
     metrics = measure(in_batches(images), np.zeros(350, int), measures)
@@ -92,23 +96,23 @@ def test_logits_of_the_features_give_the_inception_score(measures):
     assert "inception_score" not in measure(in_batches(images), SPLIT.labels, measures)
 
 
-def test_what_only_statistics_do_not_allow_is_left_out(measures):
+def test_metrics_that_need_images_are_left_out_if_only_statistics_are_known(measures):
     none = np.empty((0, 64), np.float32)
     real = measures.real._replace(neighbourhood=none, train=none, held_out=none, floor=np.nan)
     bare = measures._replace(real=real, classify=None, accuracy=None)
     assert set(measure(in_batches(SPLIT.images), SPLIT.labels, bare)) == {"frechet"}
-    assert of_real_images(bare) == {}
-    assert of_real_images(measures) == {"frechet": measures.real.floor, "agreement": 0.75}
+    assert real_image_metrics(bare) == {}
+    assert real_image_metrics(measures) == {"frechet": measures.real.floor, "agreement": 0.75}
 
 
-def test_fewer_samples_than_dimensions_are_warned_of(measures):
+def test_fewer_samples_than_dimensions_give_a_warning(measures):
     few = measures._replace(measurement={**measures.measurement, "samples": 64})
-    (warning,) = warnings(few)
+    (warning,) = bias_warnings(few)
     assert "64 samples" in warning and "biased upwards" in warning
     scarce = measures.real.statistics._replace(count=64)
-    (warning,) = warnings(measures._replace(real=measures.real._replace(statistics=scarce)))
+    (warning,) = bias_warnings(measures._replace(real=measures.real._replace(statistics=scarce)))
     assert "64 real images" in warning
-    assert warnings(measures) == []
+    assert bias_warnings(measures) == []
 
 
 def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
@@ -140,8 +144,8 @@ def test_the_classifier_is_trained_where_it_is_asked_for(tmp_path, monkeypatch):
     assert measures.measurement["reference"] == "synthetic, train split"
 
 
-def test_every_field_reaches_what_it_measures_by(monkeypatch, tmp_path):
-    """Recorders in the place of what makes the measures; no argument is like another."""
+def test_every_field_reaches_the_function_that_needs_it(monkeypatch, tmp_path):
+    """Recorders replace the functions that make the measures; no two arguments are equal."""
     given, mesh = {}, make_mesh()
 
     def note(name, result=None):

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
-from fewstep.data.spaces.pixels import pixels
-from fewstep.eval.published import check_published, part_for, read_published
+from fewstep.data.spaces.pixels import pixel_space
+from fewstep.eval.published import check_published, choose_part, read_published
 
 SHAPE, D = (8, 8, 1), 64
 EYE = np.eye(D)
 IMAGES = np.zeros((5, *SHAPE), np.uint8)
 
 
-def written(folder, arrays):
+def write_npz(folder, arrays):
     np.savez(folder / "reference.npz", **arrays)
     return folder / "reference.npz"
 
@@ -50,18 +50,18 @@ GOOD = {"mu": np.zeros(D), "sigma": EYE}
         ({"mu": np.array([{}] * D), "sigma": EYE}, "cannot be read"),
     ],
 )
-def test_what_is_no_reference_is_refused_by_its_file(tmp_path, arrays, message):
-    path = written(tmp_path, arrays)
+def test_a_file_that_is_no_reference_is_named(tmp_path, arrays, message):
+    path = write_npz(tmp_path, arrays)
     with pytest.raises(ValueError, match=f"(?s){path}.*{message}"):
-        check_published(path, "pixels", pixels(SHAPE))
+        check_published(path, "pixels", pixel_space(SHAPE))
 
 
-def test_what_rounding_leaves_of_a_covariance_is_accepted(tmp_path):
+def test_a_covariance_with_errors_of_rounding_is_accepted(tmp_path):
     rows = np.random.default_rng(0).normal(size=(20, D))  # fewer than dimensions: singular
     sigma = np.cov(rows, rowvar=False).astype(np.float32)
     sigma[0, 1] *= 1 + 1e-6
     check_published(
-        written(tmp_path, {"mu": rows.mean(0), "sigma": sigma}), "pixels", pixels(SHAPE)
+        write_npz(tmp_path, {"mu": rows.mean(0), "sigma": sigma}), "pixels", pixel_space(SHAPE)
     )
 
 
@@ -76,14 +76,14 @@ def test_what_rounding_leaves_of_a_covariance_is_accepted(tmp_path):
     ],
 )
 def test_statistics_of_the_features_are_used_else_the_images(tmp_path, arrays, part):
-    path = written(tmp_path, arrays)
-    check_published(path, "pixels", pixels(SHAPE))
-    assert part_for(path, read_published(path), "pixels", D) == part
+    path = write_npz(tmp_path, arrays)
+    check_published(path, "pixels", pixel_space(SHAPE))
+    assert choose_part(path, read_published(path), "pixels", D) == part
 
 
 def test_statistics_of_features_whose_size_is_known_are_refused_before_weights_are_read(tmp_path):
-    path = written(tmp_path, {"mu": np.zeros(9), "sigma": np.eye(9)})
+    path = write_npz(tmp_path, {"mu": np.zeros(9), "sigma": np.eye(9)})
     for features, size in (("inception", 2048), ("classifier", 64)):
         with pytest.raises(ValueError, match=f"9 dimensions, and .*features={features} has {size}"):
-            check_published(path, features, pixels(SHAPE))
-    check_published(path, "dinov2", pixels(SHAPE))  # whose size its weights say
+            check_published(path, features, pixel_space(SHAPE))
+    check_published(path, "dinov2", pixel_space(SHAPE))  # whose size its weights say

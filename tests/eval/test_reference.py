@@ -2,15 +2,15 @@ import numpy as np
 import pytest
 
 from fewstep.data import Dataset, Split
-from fewstep.data.spaces.pixels import pixels as pixel_space
+from fewstep.data.spaces.pixels import pixel_space
 from fewstep.eval import reference as module
-from fewstep.eval.features.feature_network import extractor, pixels
+from fewstep.eval.features.feature_network import extractor, pixel_features
 from fewstep.eval.metrics.frechet import frechet_distance, statistics
 from fewstep.eval.reference import check_reference, load_reference, reference_name, reference_sha256
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import synthetic_split
 
-NETWORK = pixels((8, 8, 1))
+NETWORK = pixel_features((8, 8, 1))
 MEASUREMENT = {"samples": 60}
 
 
@@ -62,13 +62,13 @@ def test_statistics_are_those_of_the_split(load, monkeypatch, reference):
     np.testing.assert_allclose(real.held_out, features(DATASET.test.images), atol=1e-6)
 
 
-def test_few_held_out_images_are_not_compared_with(load):
+def test_few_held_out_images_are_not_used(load):
     small = DATASET._replace(test=split(50, 3))
     real = load("train", small)
     assert real.train.shape == real.held_out.shape == (0, 64)
 
 
-def test_large_sets_are_looked_at_in_part(load, monkeypatch):
+def test_large_sets_use_part_of_their_images(load, monkeypatch):
     monkeypatch.setattr(module, "LARGEST_NEIGHBOURHOOD", 40)
     monkeypatch.setattr(module, "LARGEST_MEMORY", 100)
     real = load("all")
@@ -76,11 +76,11 @@ def test_large_sets_are_looked_at_in_part(load, monkeypatch):
     assert (len(real.neighbourhood), len(real.train), len(real.held_out)) == (40, 100, 100)
 
 
-def test_it_is_computed_once_and_read_bit_for_bit(load, monkeypatch, tmp_path):
+def test_a_reference_is_computed_once_and_read_bit_for_bit(load, monkeypatch, tmp_path):
     first = load("train")
     (file,) = (tmp_path / module.FOLDER).iterdir()
     assert file.name.startswith("made_up_data-pixels-")
-    monkeypatch.setattr(module, "compute", None)
+    monkeypatch.setattr(module, "compute_reference", None)
     again = load("train")
     for a, b in zip(first.statistics, again.statistics, strict=True):
         np.testing.assert_array_equal(a, b)
@@ -90,14 +90,14 @@ def test_it_is_computed_once_and_read_bit_for_bit(load, monkeypatch, tmp_path):
         load("train", measurement={"samples": 61})
 
 
-def test_it_is_computed_again_when_either_split_is_another(load, tmp_path):
+def test_a_reference_is_computed_again_if_a_split_changes(load, tmp_path):
     load("train")
     assert len(load("train", DATASET._replace(test=split(130, 5))).held_out) == 130
     load("train", measurement={**MEASUREMENT, "labels": "none", "agreement": "ab"})
     assert len(list((tmp_path / module.FOLDER).iterdir())) == 2
 
 
-def test_a_damaged_file_is_named_and_left(load, tmp_path):
+def test_a_damaged_file_is_named_and_kept(load, tmp_path):
     load("train")
     (file,) = (tmp_path / module.FOLDER).iterdir()
     damaged = file.read_bytes()[:1000]

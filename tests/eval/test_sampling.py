@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.eval.evaluate import evaluator, protocol_of, summary
+from fewstep.eval.evaluate import evaluation_protocol, evaluator, summary
 from fewstep.eval.sampling import check_sampling
 from fewstep.objectives.base import Diagnostics
 from fewstep.training.generate import initial_noise
@@ -55,29 +55,29 @@ def test_numbers_are_those_of_all_samples_at_each_number_of_steps(tmp_path):
         assert f"{expected['log_z']:.3f}" in summary(results)
 
 
-def test_they_stand_beside_metrics_under_a_protocol_that_tells_their_number(tmp_path):
+def test_diagnostics_join_metrics_and_the_protocol_has_the_number_of_samples(tmp_path):
     config, experiment = diagnosed()
     plain = experiment._replace(objective=experiment.objective._replace(diagnostics=None))
-    of_number = [protocol_of(experiment, config, 1, 2, None, "", n) for n in (24, 25)]
+    of_number = [evaluation_protocol(experiment, config, 1, 2, None, "", n) for n in (24, 25)]
     assert [protocol.sampling["diagnosed"] for protocol in of_number] == [24, 25]
     # Without diagnostics the number of samples is where it was.
-    without = [protocol_of(plain, config, 1, 2, None, "", n).id for n in (24, 25)]
-    assert without == [protocol_of(plain, config, 1, 2, None).id] * 2
+    without = [evaluation_protocol(plain, config, 1, 2, None, "", n).id for n in (24, 25)]
+    assert without == [evaluation_protocol(plain, config, 1, 2, None).id] * 2
 
 
-def test_one_that_is_not_finite_is_a_warning(tmp_path):
+def test_a_diagnostic_that_is_not_finite_is_a_warning(tmp_path):
     config, experiment = diagnosed(numbers=lambda rows: {"log_z": float("nan"), "share": 1.0})
     (first, _) = evaluated(tmp_path, config, experiment)
     assert first["metrics"] == {"share": 1.0} and first["warnings"] == ["log_z is not finite"]
 
 
-def test_names_of_metrics_are_taken(tmp_path):
+def test_a_diagnostic_cannot_have_the_name_of_a_metric(tmp_path):
     config, experiment = diagnosed(numbers=lambda rows: {"frechet": 0.0})
     with pytest.raises(ValueError, match="names of metrics: frechet"):
         evaluated(tmp_path, config, experiment)
 
 
-def test_rows_that_are_no_rows_are_refused_before_compute():
+def test_diagnostics_without_a_row_per_sample_are_refused_before_compute():
     def one_number(params, eps, condition, keys, **_):
         return {"log_weight": jnp.mean(eps)}
 

@@ -4,7 +4,7 @@ import numpy as np
 
 from fewstep.data import to_uint8
 from fewstep.eval import trajectory as module
-from fewstep.eval.trajectory import SHOWN, observed, trajectory
+from fewstep.eval.trajectory import SHOWN, record_inputs, trajectory
 from fewstep.training.generate import batch_sampler, initial_noise
 from fewstep.training.sharding import make_mesh
 from tests.modes.recorded import random_network
@@ -63,7 +63,7 @@ def test_the_image_is_that_of_the_run_s_seed_label_scale_and_steps(monkeypatch):
 
     build = module.build
     monkeypatch.setattr(module, "build", build_sampler)
-    monkeypatch.setattr(module, "observed", lambda _, states: observed(network, states))
+    monkeypatch.setattr(module, "record_inputs", lambda _, states: record_inputs(network, states))
     config = small_config("flow_matching", seed=3)
     shown = trajectory(config, steps=2, guidance_scale=1.5, label=3)(params)[-1]
     eps, keys = initial_noise(3, np.zeros(1, np.int32), (8, 8, 1))

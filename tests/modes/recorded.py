@@ -47,9 +47,9 @@ def recorded(patch, folder, method, fields, traced=True):
     patch.setattr(REQUEST.data, "load_copy", recorder.load_copy)
     patch.setattr(TEACHER, "restore", recorder)
     patch.setattr(SAMPLING, "batch_sampler", recorder.batch_sampler)
-    for name in ("trajectory", "load_measures", "save"):
+    for name in ("trajectory", "load_measures", "save_evaluation"):
         patch.setattr(EVALUATE, name, getattr(recorder, name))
-    for name in ("check_feature_network", "save_all_steps"):
+    for name in ("check_feature_network", "save_comparison"):
         patch.setattr(EVALUATE, name, lambda *_: None)
     patch.setattr(TRAIN, "train_network", recorder.train_network)
     for name in ("check_step", "evaluations"):
@@ -157,7 +157,7 @@ class Recorder:
         used = {name: fields[name] for name in MEASURED_BY} | {"shape": space.example.shape}
         self.note_each("measures", used | how | {"mesh": dict(mesh.shape), "root": root.name})
 
-    def save(self, folder, result, space, **shown):
+    def save_evaluation(self, folder, result, space, **shown):
         self.note_each("results", {name: result[name] for name in ("data", "images_seen")})
         self.note_each("results", result["protocol"]["sampling"])
 

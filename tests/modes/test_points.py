@@ -91,9 +91,9 @@ def test_nothing_between_the_network_and_the_file_changes_them():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"evaluate.features": "inception"}, "inception does not see points; use points, none"),
-        ({"evaluate.features": "pixels"}, "pixels does not see points"),
-        ({"evaluate.agreement": True}, "needs the classifier, which does not see points"),
+        ({"evaluate.features": "inception"}, "inception cannot take points; use points, none"),
+        ({"evaluate.features": "pixels"}, "pixels cannot take points"),
+        ({"evaluate.agreement": True}, "needs the classifier, which cannot take points"),
         ({"data.flip": True}, "data.flip is for images"),
         ({"data.on_device": True}, "data.on_device is for images"),
         ({"data.image_size": 8}, "has points; leave both at 0"),

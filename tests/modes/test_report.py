@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from fewstep.eval.report import run_page
-from fewstep.eval.report.runs import by_method, load_runs
+from fewstep.eval.report.runs import group_by_method, load_runs
 from fewstep.modes.request import Request
 from tests.eval.evaluated import evaluated_run
 
@@ -33,10 +33,10 @@ def test_folders_page_and_metric_are_those_asked_for(monkeypatch, fields, expect
 
 def test_each_run_has_the_evaluations_of_its_images(monkeypatch, tmp_path):
     folders = [evaluated_run(tmp_path / str(seed), "cd", seed, steps=(1,)) for seed in (0, 1)]
-    (group,) = by_method(load_runs(folders)).values()
+    (group,) = group_by_method(load_runs(folders)).values()
     seen = group[1].budget["images_seen"]
     group[1] = group[1]._replace(budget={**group[1].budget, "images_seen": 2 * seen})
     monkeypatch.setattr(run_page, "rebuild", lambda config, run: "experiment")
     monkeypatch.setattr(run_page, "network_evaluations", lambda config, experiment: 6.0)
-    counted = run_page.with_network_evaluations(group)
+    counted = run_page.add_network_evaluations(group)
     assert [run.budget["network_evaluations"] for run in counted] == [6.0 * seen, 12.0 * seen]

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from fewstep.data import to_uint8
-from fewstep.data.spaces.pixels import pixels
+from fewstep.data.spaces.pixels import pixel_space
 from fewstep.modes.request import Request, Run
 from fewstep.objectives.stages import Stage
 from fewstep.training.generate import initial_noise
@@ -33,7 +33,7 @@ def sample(monkeypatch, tmp_path, stages):
     """A function that samples a run with these fields of a request, as the command line does."""
     _, experiment = small_experiment()
     objective = OBJECTIVE._replace(guidance_scale=1.5, stages=stages)
-    experiment = experiment._replace(objective=objective, space=pixels(SHAPE), num_classes=4)
+    experiment = experiment._replace(objective=objective, space=pixel_space(SHAPE), num_classes=4)
     # The seed of the run is another than that of samples.
     config = small_config(seed=7, **{"evaluate.batch_size": 16})
     asked, sizes, generate = [], [], SAMPLE.generate

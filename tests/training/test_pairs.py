@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.data.spaces.pixels import pixels
+from fewstep.data.spaces.pixels import pixel_space
 from fewstep.training import pairs as module
 from fewstep.training.generate import initial_noise
 from fewstep.training.pairs import FILE, teacher_pairs
@@ -13,7 +13,7 @@ from tests.training.runs import small_experiment
 
 def make_pairs(folder, count=12, steps=2, scale=1.0, params=1.0, shape=None, counts=(1,) * 10):
     _, taught = small_experiment("flow_matching")
-    taught = taught._replace(space=pixels(shape) if shape else taught.space)
+    taught = taught._replace(space=pixel_space(shape) if shape else taught.space)
 
     # x_0 = eps 2 / 4 (1 + label): a sampler that tells its noise, label and number of steps.
     def sample(params, eps, condition, keys, *, steps, guidance_scale):

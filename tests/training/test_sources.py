@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from fewstep.data import NEWEST_ORDER, Pairs, image_batches, index_batches, label_batches
-from fewstep.data.spaces.pixels import pixels
+from fewstep.data.spaces.pixels import pixel_space
 from fewstep.training import sources
 from fewstep.training.sharding import put_batch
 from fewstep.training.sources import SOURCES, Supply, abstract_batch, open_sources
@@ -29,7 +29,7 @@ def objective_with(*names):
 
 def supply_of(names, **fields):
     config = small_config("flow_matching", **fields)
-    experiment = SimpleNamespace(objective=objective_with(*names), space=pixels((8, 8, 1)))
+    experiment = SimpleNamespace(objective=objective_with(*names), space=pixel_space((8, 8, 1)))
     frozen = {sources.TEACHER: "parameters"}
     given = config, experiment, dataset(8, 1), COUNTS, NEWEST_ORDER, mesh_of(2, 4), Path("run")
     return Supply(*given, taught="taught", frozen=frozen)

@@ -2,10 +2,10 @@ import numpy as np
 import pytest
 
 from fewstep.data.spaces.grid import comparison, enlarged_grid
-from fewstep.data.spaces.pixels import pixels
+from fewstep.data.spaces.pixels import pixel_space
 from fewstep.eval.features.networks import NETWORKS
 
-SPACE = pixels((2, 3, 1))
+SPACE = pixel_space((2, 3, 1))
 
 
 def test_samples_are_rounded_and_clipped_to_bytes_and_start_as_floats():
@@ -21,7 +21,7 @@ def test_samples_are_rounded_and_clipped_to_bytes_and_start_as_floats():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_sample_has_a_picture_of_its_own(channels):
     image = np.random.default_rng(0).integers(0, 256, (4, 5, channels), dtype=np.uint8)
-    shown = np.asarray(pixels(image.shape).image(image))
+    shown = np.asarray(pixel_space(image.shape).image(image))
     np.testing.assert_array_equal(shown, image[..., 0] if channels == 1 else image)
 
 

@@ -139,7 +139,7 @@ def test_a_classifier_of_other_data_is_refused(data, root, trained, tmp_path, mo
     no_training(monkeypatch)
     (whole,) = files(root)
     other = data._replace(train=data.train._replace(labels=data.train.labels[::-1]))
-    path = module.file_of(module.task_of(other), tmp_path)
+    path = module.classifier_path(module.classification_task(other), tmp_path)
     path.parent.mkdir()
     path.write_bytes(whole.read_bytes())
     with pytest.raises(ValueError, match=r"was made from something else: key .*\. delete it"):
@@ -180,7 +180,7 @@ def test_labels_that_say_nothing_are_refused_and_the_file_is_kept(tmp_path, monk
 def test_the_floor_is_halfway_from_the_commonest_class(monkeypatch):
     data = noise(test=True)
     data.test.labels[:] = [0] * 8 + [1] * 2
-    task = module.task_of(data)
+    task = module.classification_task(data)
     module.check_accuracy(task, 0.9)
     with pytest.raises(ValueError, match=r"0\.900 is the least"):
         module.check_accuracy(task, 0.89)
@@ -188,7 +188,7 @@ def test_the_floor_is_halfway_from_the_commonest_class(monkeypatch):
 
 @pytest.mark.parametrize("name", ["fashion_mnist", "tfds:fashion_mnist", "fashion_mnist:3.0.1"])
 def test_the_floor_of_fashion_mnist_under_all_its_names(name):
-    task = module.task_of(noise()._replace(name=name))
+    task = module.classification_task(noise()._replace(name=name))
     module.check_accuracy(task, 0.88)
     with pytest.raises(ValueError, match=r"0\.880 is the least"):
         module.check_accuracy(task, 0.87)
@@ -238,7 +238,7 @@ def test_the_file_depends_on_everything(data, tmp_path, monkeypatch):
     ]
 
     def paths():
-        return {module.file_of(module.task_of(v), tmp_path) for v in variants}
+        return {module.classifier_path(module.classification_task(v), tmp_path) for v in variants}
 
     known = paths()
     monkeypatch.setattr(module, "RECIPE", SHORT)
@@ -251,10 +251,10 @@ def test_other_processes_take_the_parameters_of_the_first_and_write_nothing(
     tmp_path, short, monkeypatch, capsys
 ):
     data = noise()
-    task, model = module.task_of(data), module.model_of(data)
+    task, model = module.classification_task(data), module.untrained_model(data)
     params = jax.tree.map(np.zeros_like, module.train_classifier(task, model).params)
     capsys.readouterr()
-    sent = module.Trained(params, np.int32(3))
+    sent = module.TrainedParams(params, np.int32(3))
     monkeypatch.setattr(jax, "process_count", lambda: 2)
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     monkeypatch.setattr(multihost_utils, "broadcast_one_to_all", lambda tree: sent)
@@ -269,7 +269,7 @@ def test_without_labelled_test_images_a_tenth_is_held_out(test, tmp_path, short)
     data = noise(test=bool(test))
     if test:
         data.test.labels[:] = NULL_LABEL
-    task = module.task_of(data)
+    task = module.classification_task(data)
     assert len(task.rows) == 36 and len(task.held_out.labels) == 4
     together = np.concatenate([data.train.images[task.rows], task.held_out.images])
     assert {i.tobytes() for i in together} == {i.tobytes() for i in data.train.images}
@@ -294,7 +294,7 @@ def test_images_move_by_at_most_the_reach_and_stay_whole():
 
 
 def test_an_epoch_takes_every_row_once():
-    task = module.task_of(noise(count=40))
+    task = module.classification_task(noise(count=40))
     images = [
         image.tobytes() for batch, _ in module.training_batches(task, 8, 1) for image in batch
     ]

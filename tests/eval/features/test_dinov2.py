@@ -10,8 +10,8 @@ from fewstep.eval.features.dinov2 import (
     EPSILON,
     HEAD,
     PATCH,
-    Affine,
-    Block,
+    BlockParams,
+    Linear,
     Norm,
     Params,
     apply,
@@ -35,12 +35,12 @@ def params():
         return scale * rng.standard_normal(shape, np.float32)
 
     def affine(before, after, *stack):
-        return Affine(normal(*stack, before, after, scale=before**-0.5), normal(*stack, after))
+        return Linear(normal(*stack, before, after, scale=before**-0.5), normal(*stack, after))
 
     def norm(*stack):
         return Norm(1.0 + normal(*stack, WIDTH), normal(*stack, WIDTH))
 
-    blocks = Block(
+    blocks = BlockParams(
         norm1=norm(DEPTH),
         qkv=affine(WIDTH, 3 * WIDTH, DEPTH),
         projection=affine(WIDTH, WIDTH, DEPTH),

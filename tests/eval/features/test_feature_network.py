@@ -2,7 +2,7 @@ import jax
 import numpy as np
 import pytest
 
-from fewstep.data.spaces.pixels import pixels as pixel_space
+from fewstep.data.spaces.pixels import pixel_space
 from fewstep.eval.features.feature_network import (
     FeatureNetwork,
     FeatureOutputs,
@@ -10,21 +10,21 @@ from fewstep.eval.features.feature_network import (
     check_dimension,
     check_features,
     extractor,
-    pixels,
+    pixel_features,
 )
 from fewstep.training.sharding import make_mesh
 
 
 def test_pixels_run_from_minus_one_to_one():
     images = np.array([0, 255, 51], np.uint8).reshape(1, 1, 3, 1)
-    features, logits = pixels((1, 3, 1)).apply(None, images)
+    features, logits = pixel_features((1, 3, 1)).apply(None, images)
     np.testing.assert_allclose(features, [[-1.0, 1.0, -0.6]], rtol=0, atol=1e-7)
     assert logits is None
 
 
 def test_features_are_one_row_per_image_on_any_devices():
     images = np.random.default_rng(0).integers(0, 256, (21, 2, 2, 3), dtype=np.uint8)
-    network = pixels((2, 2, 3))
+    network = pixel_features((2, 2, 3))
     assert network.dimension == 12
     features, logits = extractor(network, make_mesh(), 8)(images)
     np.testing.assert_allclose((features + 1) * 127.5, images.reshape(21, 12), atol=1e-4)
@@ -47,9 +47,9 @@ def test_logits_come_beside_features():
 @pytest.mark.parametrize("images", [np.zeros((2, 4, 4, 1)), np.zeros((2, 4, 4), np.uint8)])
 def test_only_uint8_images_have_features(images):
     with pytest.raises(ValueError, match="images must be uint8"):
-        extractor(pixels((4, 4, 1)), make_mesh(), 8)(images)
+        extractor(pixel_features((4, 4, 1)), make_mesh(), 8)(images)
     with pytest.raises(ValueError, match="images must be uint8"):
-        jax.eval_shape(pixels((4, 4, 1)).apply, None, images)
+        jax.eval_shape(pixel_features((4, 4, 1)).apply, None, images)
 
 
 def test_large_images_have_too_many_pixels():

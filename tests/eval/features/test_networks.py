@@ -23,7 +23,7 @@ def no_weights(monkeypatch):
 def test_pixels_and_the_classifier_need_no_file(tmp_path, monkeypatch):
     assert feature_network("pixels", "", root=tmp_path, **GIVEN).dimension == 64
     asked = []
-    trained = Classifier(module.pixels((8, 8, 1)), 0.9)
+    trained = Classifier(module.pixel_features((8, 8, 1)), 0.9)
     monkeypatch.setattr(module, "classifier", lambda *given: asked.append(given) or trained)
     feature_network("classifier", "", root=tmp_path, **GIVEN)
     assert asked == [(DATASET, tmp_path, None)]
@@ -97,7 +97,9 @@ def test_an_entry_says_of_how_many_dimensions_its_features_are(tmp_path, monkeyp
 def test_a_new_entry_is_made_of_what_it_needs(tmp_path, monkeypatch):
     path, given = tmp_path / "w.npz", []
     path.write_bytes(b"weights")
-    entry = module.Entry(given.append, None, module.Weights("w.npz of its authors", "NEW_WEIGHTS"))
+    entry = module.NetworkEntry(
+        given.append, None, module.Weights("w.npz of its authors", "NEW_WEIGHTS")
+    )
     monkeypatch.setitem(NETWORKS, "new", entry)
     monkeypatch.setenv("NEW_WEIGHTS", str(path))
     feature_network("new", "", root=tmp_path, **GIVEN)

@@ -31,7 +31,9 @@ def test_ends_are_the_quantiles_of_the_means_of_all_draws(confidence):
 @pytest.mark.parametrize(
     ("seeds", "confidence", "expected"), [(3, 0.95, 0.75), (20, 0.95, 0.94), (20, 0.6, 0.58)]
 )
-def test_share_of_the_intervals_that_hold_the_mean_of_a_normal_law(seeds, confidence, expected):
+def test_share_of_the_intervals_that_hold_the_mean_of_a_normal_distribution(
+    seeds, confidence, expected
+):
     assert coverage(seeds, confidence) == pytest.approx(expected, abs=0.055)
 
 

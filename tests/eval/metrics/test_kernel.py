@@ -30,7 +30,7 @@ def jackknife(x, y):
     )
 
 
-def of_gaussians(mean_a, std_a, mean_b, std_b):
+def gaussian_mmd(mean_a, std_a, mean_b, std_b):
     """MMD^2 in one dimension: (x y + 1)^3 = sum of binomial(3, p) x^p y^p."""
 
     def moments(m, s):
@@ -83,7 +83,7 @@ def test_pieces_are_disjoint_and_hold_every_point(monkeypatch):
 
 
 @pytest.mark.parametrize("block", [1000, 6])
-def test_zero_on_average_for_equal_laws(block):
+def test_zero_on_average_for_equal_distributions(block):
     values, _ = draws(
         1000,
         2,
@@ -105,12 +105,12 @@ def test_gaussians_in_one_dimension(block):
         block=block,
     )
     mean, error = mean_and_error(values)
-    expected = of_gaussians(0, 1, 0.5, 1.2)
+    expected = gaussian_mmd(0, 1, 0.5, 1.2)
     assert abs(mean - expected) < 4 * error < expected
 
 
 @pytest.mark.parametrize("block", [1000, 20])
-def test_standard_error_is_the_spread_over_draws_of_different_laws(block):
+def test_standard_error_is_the_spread_over_draws_of_different_distributions(block):
     values, errors = draws(
         500, 4, lambda rng: (rng.normal(size=(100, 4)), rng.normal(size=(70, 4)) + 0.7), block=block
     )
@@ -118,7 +118,7 @@ def test_standard_error_is_the_spread_over_draws_of_different_laws(block):
 
 
 @pytest.mark.parametrize("block", [1000, 20])
-def test_standard_error_is_up_to_root_two_too_large_for_equal_laws(block):
+def test_standard_error_is_up_to_root_two_too_large_for_equal_distributions(block):
     values, errors = draws(
         500, 5, lambda rng: (rng.normal(size=(100, 4)), rng.normal(size=(70, 4))), block=block
     )

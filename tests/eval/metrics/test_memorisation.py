@@ -10,13 +10,13 @@ def line(values):
 
 
 @pytest.fixture
-def law():
+def draw():
     rng = np.random.default_rng(0)
     return lambda count: rng.normal(size=(count, 8)) + 30
 
 
-def test_equals_brute_force(law):
-    samples, train, held_out = law(40), law(90), law(150)
+def test_equals_brute_force(draw):
+    samples, train, held_out = draw(40), draw(90), draw(150)
     measured = memorisation(samples, train, held_out, quantile=0.2)
     distances = np.array([[np.linalg.norm(s - t) for t in train] for s in samples])
     others = np.array([min(np.linalg.norm(h - t) for t in train) for h in held_out])
@@ -31,8 +31,8 @@ def test_equals_brute_force(law):
     assert measured.copies == 0
 
 
-def test_planted_copies_are_counted_found_and_closer(law):
-    samples, train, held_out = law(100), law(300), law(400)
+def test_planted_copies_are_counted_found_and_closer(draw):
+    samples, train, held_out = draw(100), draw(300), draw(400)
     planted = {3: 250, 50: 0, 99: 299, 98: 299}
     for sample, original in planted.items():
         samples[sample] = train[original]
@@ -46,8 +46,8 @@ def test_planted_copies_are_counted_found_and_closer(law):
     assert 0.05 <= measured.share_closer <= 0.08
 
 
-def test_copies_alone_have_no_distance(law):
-    train, held_out = law(200), law(100)
+def test_copies_alone_have_no_distance(draw):
+    train, held_out = draw(200), draw(100)
     median, held_out_median, share_closer, copies, distances, nearest = memorisation(
         train, train, held_out
     )
@@ -57,7 +57,7 @@ def test_copies_alone_have_no_distance(law):
     np.testing.assert_array_equal(nearest, np.arange(200))
 
 
-def test_new_draws_of_the_law_are_closer_with_the_probability_of_the_quantile():
+def test_new_draws_of_the_distribution_are_closer_with_the_probability_of_the_quantile():
     rng = np.random.default_rng(1)
     shares = [
         memorisation(
@@ -80,9 +80,9 @@ def test_medians_by_hand():
     np.testing.assert_array_equal(measured.nearest, [0, 1, 1])
 
 
-def test_a_flat_sample_is_near_without_a_copy(law):
+def test_a_flat_sample_is_near_without_a_copy(draw):
     flat = np.full((10, 8), 30.0)
-    measured = memorisation(flat, law(300), law(300))
+    measured = memorisation(flat, draw(300), draw(300))
     assert measured.median < measured.held_out_median
     assert measured.copies == 0
 
@@ -94,15 +94,15 @@ def test_bytes_do_not_wrap_around():
     assert (measured.median, measured.held_out_median) == (3.0, 4.0)
 
 
-def test_rows_in_blocks_change_nothing(law, monkeypatch):
-    sets = law(50), law(60), law(100)
+def test_rows_in_blocks_change_nothing(draw, monkeypatch):
+    sets = draw(50), draw(60), draw(100)
     whole = memorisation(*sets)
     monkeypatch.setattr(module, "ROWS", 8)
     np.testing.assert_array_equal(memorisation(*sets).distances, whole.distances)
 
 
-def test_errors_name_what_is_wrong(law):
-    good = law(120)
+def test_errors_name_what_is_wrong(draw):
+    good = draw(120)
     broken = good.copy()
     broken[0, 0] = np.nan
     with pytest.raises(ValueError, match="sample features: 1 of 960"):
@@ -116,8 +116,8 @@ def test_errors_name_what_is_wrong(law):
         memorisation(good, good, good, quantile=1.0)
 
 
-def test_a_quantile_lies_between_its_ends(law):
-    good = law(120)
+def test_a_quantile_lies_between_its_ends(draw):
+    good = draw(120)
     for quantile in (0.0, 1.0):
         with pytest.raises(ValueError, match="must be in"):
             memorisation(good, good, good, quantile=quantile)

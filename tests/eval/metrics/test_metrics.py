@@ -17,8 +17,8 @@ from fewstep.eval.metrics.metric import (
     NEITHER,
     Inputs,
     Metric,
+    compute_metrics,
     error_name,
-    measurements,
 )
 from fewstep.eval.report.page import NOTES
 from fewstep.eval.report.spreadsheet import SHOWN
@@ -57,9 +57,9 @@ def test_a_function_of_several_metrics_runs_once_and_what_lacks_inputs_is_left_o
     other = one._replace(part="window", error="coef")
     unknown = Metric(float, {"logits": 0}, "unknown", "{}", LESS)
     table = {"one": one, "other": other, "unknown": unknown}
-    found = measurements(table, Inputs(features=np.zeros((2, 3))))
+    found = compute_metrics(table, Inputs(features=np.zeros((2, 3))))
     assert list(found) == ["one", "other", "other_error"] and calls == [2]
-    assert measurements(table, Inputs(features=np.zeros((1, 3)))) == {}
+    assert compute_metrics(table, Inputs(features=np.zeros((1, 3)))) == {}
 
 
 def test_the_fixture_of_evaluated_runs_has_metrics_that_exist():

@@ -62,7 +62,7 @@ def test_distances_in_many_blocks_change_nothing():
 
 
 @pytest.mark.parametrize(("real", "generated"), [(30, 30), (20, 50)])
-def test_density_and_coverage_of_equal_laws(real, generated):
+def test_density_and_coverage_of_equal_distributions(real, generated):
     rng = np.random.default_rng(2)
     measured = np.array(
         [

@@ -16,7 +16,7 @@ from fewstep.eval.report.curves import (
     steps_plot,
     training_plot,
 )
-from fewstep.eval.report.runs import by_method, load_runs
+from fewstep.eval.report.runs import group_by_method, load_runs
 from tests.eval.evaluated import evaluated_run
 
 ROWS = [{"step": 1, "loss": 2.0}, {"step": 2, "evaluate/frechet_1": 9.0}, {"step": 3, "loss": 1.0}]
@@ -29,7 +29,7 @@ def groups(tmp_path, *runs):
         evaluated_run(tmp_path / str(place), **{"steps": (1,), **fields})
         for place, fields in enumerate(runs)
     ]
-    return by_method(load_runs(folders))
+    return group_by_method(load_runs(folders))
 
 
 def points(plot):
@@ -118,13 +118,13 @@ def test_the_last_loss_of_each_noise_level_is_the_mean_of_the_seeds(tmp_path):
     assert noise_plot({"c": found["c"]}) is None
 
 
-def test_looks_are_told_apart_beyond_the_palette():
+def test_looks_differ_beyond_the_palette():
     found = looks([f"method {i}" for i in range(28)])
     assert len(set(found.values())) == 28
     assert look(0).colour == look(len(PALETTE)).colour
 
 
-def drawn(lines, **fields):
+def draw_pixels(lines, **fields):
     """The pixels of a plot, float [H, W, 4], on which nothing is drawn where alpha is 0."""
     plot = Plot(lines, "step", "loss", **fields)
     png = plot_png(plot, "#222222")
@@ -132,7 +132,7 @@ def drawn(lines, **fields):
     return np.asarray(Image.open(io.BytesIO(png)).convert("RGBA"), float)
 
 
-def nearly(pixels, colour):
+def find_colour(pixels, colour):
     """Which pixels have a colour, and are opaque."""
     rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
     return (abs(pixels[..., :3] - rgb).max(axis=-1) < 3) & (pixels[..., 3] > 250)
@@ -140,27 +140,29 @@ def nearly(pixels, colour):
 
 def test_a_plot_has_the_colours_of_its_lines_and_a_clear_ground():
     lines = [Line(name, look(i), [(1, 1.0 + i), (9, 2.0 + i)]) for i, name in enumerate("ab")]
-    pixels = drawn(lines, level=(1.5, "real images"))
-    assert nearly(pixels, PALETTE[0]).sum() > 500 and nearly(pixels, PALETTE[1]).sum() > 500
-    assert not nearly(pixels, PALETTE[2]).any()
+    pixels = draw_pixels(lines, level=(1.5, "real images"))
+    assert (
+        find_colour(pixels, PALETTE[0]).sum() > 500 and find_colour(pixels, PALETTE[1]).sum() > 500
+    )
+    assert not find_colour(pixels, PALETTE[2]).any()
     assert pixels[0, 0, 3] == 0
 
 
 @pytest.mark.parametrize("count", [2, 9])
 def test_long_labels_stay_inside_the_picture(count):
     lines = [Line(f"{'long_name_' * 9}{i}", look(i), [(1, 1.0), (9, 2.0)]) for i in range(count)]
-    pixels = drawn(lines, by_steps=True)
+    pixels = draw_pixels(lines, by_steps=True)
     ink = pixels[..., 3] > 0
     assert not (ink[:, :4].any() or ink[:, -4:].any() or ink[-4:].any())
     assert legend_size([line.label for line in lines]) == (1, 2 * count)
 
 
 def test_any_sign_in_a_label_is_drawn():
-    drawn([Line(r"$\x$ <c> _^{", look(0), [(1, -1.0), (2, 3.0)])])
+    draw_pixels([Line(r"$\x$ <c> _^{", look(0), [(1, -1.0), (2, 3.0)])])
 
 
 @pytest.mark.parametrize("values", [(0.41, 0.43), (0.3, 20.0), (1e-5, 1e3), (0.0, 1.0), (1.0, 1.0)])
 def test_every_range_of_values_is_drawn(values):
     points = list(zip((1, 128), values, strict=True))
-    drawn([Line("a", look(0), points)], by_steps=True)
-    drawn([Line("a", look(0), points)])
+    draw_pixels([Line("a", look(0), points)], by_steps=True)
+    draw_pixels([Line("a", look(0), points)])

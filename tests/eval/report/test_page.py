@@ -16,7 +16,7 @@ from PIL import Image
 from fewstep.eval.metrics.bootstrap import interval
 from fewstep.eval.report.page import results_page
 from fewstep.eval.report.runs import load_runs
-from fewstep.eval.report.table import duration, short
+from fewstep.eval.report.table import duration_text, short_number
 from tests.eval.evaluated import (
     LABELS,
     METHODS,
@@ -171,8 +171,9 @@ def test_the_network_evaluations_of_training_are_shown_where_they_are_known(tmp_
 
 
 def test_numbers_are_short():
-    assert [short(n) for n in (1200, 1_234_567, 2e9, 3e12)] == ["1,200", "1.23 M", "2 G", "3 T"]
-    assert [duration(s) for s in (45, 725, 12000)] == ["45 s", "12 min 5 s", "3 h 20 min"]
+    counts = [1200, 1_234_567, 2e9, 3e12]
+    assert list(map(short_number, counts)) == ["1,200", "1.23 M", "2 G", "3 T"]
+    assert [duration_text(s) for s in (45, 725, 12000)] == ["45 s", "12 min 5 s", "3 h 20 min"]
 
 
 def test_the_page_says_how_numbers_were_measured(tmp_path):
@@ -200,7 +201,7 @@ def test_a_run_that_was_not_measured_says_why(tmp_path):
 def test_the_page_needs_nothing_but_itself(six):
     page = Page(six)
     # Six methods: distances, loss, deviation, distance while training, loss by noise level, each
-    # for light and dark pages; samples at five numbers of steps, and the way from noise.
+    # for light and dark pages; samples at five numbers of steps, and the trajectory from noise.
     assert len(page.addresses) == 2 * 5 + 5 + 1
     assert all(address.startswith("data:image/png;base64,") for address in page.addresses)
     assert all(png.startswith(b"\x89PNG") for png in pictures(page))
@@ -304,7 +305,7 @@ def test_methods_of_known_cost_are_also_compared_by_it(tmp_path):
 
 
 def in_browser(path, page, script, *flags):
-    """What an expression of JavaScript gives on the page in Chromium, and what went wrong there."""
+    """The value of a JavaScript expression on the page in Chromium, and the errors there."""
     probe = (
         '<script>addEventListener("load", () => setTimeout(() => {'
         f"const found = (() => {{{script}}})();"

@@ -99,7 +99,7 @@ FRECHET = {"metrics.*": "metrics.frechet", "real.*": "real.frechet"}
 VALUES = (None, [], [1], {}, {"a": 1}, "text", True, -3, 2.5, 1e20, 10**30)
 
 
-def changed(field, value, absent=False):
+def change_field(field, value, absent=False):
     """SHOWN with another value of a field, or without the field."""
     result = json.loads(json.dumps(SHOWN))
     *parents, last = field.split(".")
@@ -119,10 +119,10 @@ def read(tmp_path, content):
 
 def test_a_result_is_read_as_it_is(tmp_path):
     assert read(tmp_path, SHOWN) == SHOWN
-    unmeasured = changed("protocol.measurement", {})
+    unmeasured = change_field("protocol.measurement", {})
     assert read(tmp_path, unmeasured) == unmeasured
     for field in OPTIONAL:
-        assert read(tmp_path, changed(field, None, absent=True))
+        assert read(tmp_path, change_field(field, None, absent=True))
 
 
 @pytest.mark.parametrize("name", [*FIELDS, *MEASURED])
@@ -135,11 +135,11 @@ def test_a_field_of_another_type_is_named(tmp_path, name):
         with pytest.raises(
             ValueError, match=rf"a\.json is no result .*{field}[. ].*; delete it"
         ) as e:
-            read(tmp_path, changed(field, value))
+            read(tmp_path, change_field(field, value))
         assert len(str(e.value)) < 500
     if name not in (*OPTIONAL, *FRECHET):
         with pytest.raises(ValueError, match=rf"a\.json is no result .*lacks.* {field}.*; delete"):
-            read(tmp_path, changed(field, None, absent=True))
+            read(tmp_path, change_field(field, None, absent=True))
 
 
 @pytest.mark.parametrize(
@@ -155,9 +155,9 @@ def test_a_field_of_another_type_is_named(tmp_path, name):
     ],
 )
 def test_numbers_have_limits(tmp_path, kind, least, beyond):
-    read(tmp_path, changed(kind, least))
+    read(tmp_path, change_field(kind, least))
     with pytest.raises(ValueError, match=f"{kind} is "):
-        read(tmp_path, changed(kind, beyond))
+        read(tmp_path, change_field(kind, beyond))
 
 
 @pytest.mark.parametrize(

@@ -4,9 +4,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep.eval.report.evaluation import evaluations
+from fewstep.eval.report.evaluation import load_evaluations
 from fewstep.eval.report.results import save_results
-from fewstep.eval.report.runs import by_method, load_runs
+from fewstep.eval.report.runs import group_by_method, load_runs
 from tests.eval.evaluated import LABELS, MEASUREMENT, evaluated_run
 
 PIXELS = {**MEASUREMENT, "features": "pixels", "weights": ""}
@@ -28,7 +28,7 @@ def test_a_run_is_read_with_its_results_images_and_cost(tmp_path):
     assert run.images[1].shape == (100, 8, 8, 1) and run.images[1].dtype == np.uint8
     assert not np.array_equal(run.images[1], run.images[4])
     np.testing.assert_array_equal(run.labels, LABELS)
-    assert run.way.shape == (9, 8, 8, 1)
+    assert run.trajectory.shape == (9, 8, 8, 1)
     assert run.rows == rows
     # 1,000 steps of 128 at 100 images per second, 2,000 at 400; the rest is after the evaluation.
     assert run.budget == {"images_seen": 384000, "network_evaluations": None, "seconds": 1920.0}
@@ -61,7 +61,7 @@ def test_the_newest_file_is_the_last_whatever_the_disk_lists_first(tmp_path, mon
         evaluated_run(tmp_path / "a", steps=(1,), sampling={"guidance_scale": scale})
     listed = Path.glob
     monkeypatch.setattr(Path, "glob", lambda *a: iter(sorted(listed(*a), reverse=reverse)))
-    stamps = [e.path.stat().st_mtime_ns for e in evaluations(tmp_path / "a")]
+    stamps = [e.path.stat().st_mtime_ns for e in load_evaluations(tmp_path / "a")]
     assert stamps == sorted(stamps) and len(stamps) == 2
 
 
@@ -73,7 +73,7 @@ def test_the_newest_training_step_is_shown(tmp_path):
     assert {result["metrics"]["frechet"] for result in run.results.values()} == {0.3}
 
 
-def test_of_one_step_the_newest_way_to_sample_is_shown(tmp_path):
+def test_the_newest_way_to_sample_a_step_is_shown(tmp_path):
     evaluated_run(tmp_path, steps=(1, 2), frechet=0.5, sampling={"guidance_scale": 3.0})
     evaluated_run(tmp_path, steps=(1,), frechet=0.3, sampling={"guidance_scale": 2.0})
     (run,) = load_runs([tmp_path])
@@ -89,7 +89,7 @@ def test_the_measurement_is_one_that_all_runs_have(tmp_path):
     assert [run.measurement for run in load_runs([a, b])] == [PIXELS, PIXELS]
     assert [run.measurement for run in load_runs([a])] == [MEASUREMENT]
     assert [run.measurement for run in load_runs([a], metric="fd-pixels-1k")] == [PIXELS]
-    with pytest.raises(ValueError, match="measured by fid-50k; all were by fd-pixels-1k"):
+    with pytest.raises(ValueError, match="measured by fid-50k; all were measured by fd-pixels-1k"):
         load_runs([a, b], metric="fid-50k")
 
 
@@ -153,7 +153,7 @@ def test_one_strange_result_is_left_out_with_a_warning_that_names_it(tmp_path, c
 
 @pytest.fixture
 def evaluated(tmp_path):
-    """A run, its one result and the samples of that."""
+    """A run's folder, its only result, and the samples of this result."""
     folder = evaluated_run(tmp_path / "a", steps=(1,))
     (path,) = (folder / "eval").glob("*.json")
     return folder, path, path.with_suffix(".npz")
@@ -249,7 +249,7 @@ def test_samples_of_an_older_version_are_shown(evaluated, capsys):
     assert f"warning: {path.parent} has a file without a seal" in capsys.readouterr().err
 
 
-def test_images_of_different_shapes_are_not_put_beside_each_other(tmp_path):
+def test_images_of_different_shapes_are_refused(tmp_path):
     a, b = evaluated_run(tmp_path / "a", steps=(1,)), evaluated_run(tmp_path / "b", steps=(1,))
     (path,) = (b / "eval").glob("*.npz")
     np.savez(path, x=np.zeros((5, 4, 4, 3), np.uint8), y=np.zeros(5, int), way=())
@@ -259,7 +259,7 @@ def test_images_of_different_shapes_are_not_put_beside_each_other(tmp_path):
 
 def groups_of(*folders):
     """Names of the folders by heading."""
-    groups = by_method(load_runs(folders))
+    groups = group_by_method(load_runs(folders))
     return {name: [run.folder.name for run in runs] for name, runs in groups.items()}
 
 
@@ -310,7 +310,7 @@ def test_a_field_that_an_older_record_lacks_does_not_set_it_apart(tmp_path):
     assert groups_of(a, b) == {"cd": ["a", "b"]}
 
 
-def test_an_older_record_is_of_what_runs_did_then(tmp_path):
+def test_an_older_record_counts_as_what_runs_did_then(tmp_path):
     older = evaluated_run(
         tmp_path / "older", "shortcut", 0, steps=(1,), config={"objective": {"name": "shortcut"}}
     )
@@ -369,7 +369,7 @@ def test_students_of_other_steps_of_a_teacher_are_no_group(tmp_path):
         )
         for seed, step in enumerate((500, 500, 3000))
     ]
-    groups = by_method(load_runs(students))
+    groups = group_by_method(load_runs(students))
     assert sorted([run.seed for run in runs] for runs in groups.values()) == [[0, 1], [2]]
 
 

@@ -4,11 +4,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fewstep.eval.report.runs import Run
-from fewstep.eval.report.spreadsheet import rows, text_table, write_csv
+from fewstep.data.spaces.pixels import pixel_space
+from fewstep.eval.report.runs import EvaluatedRun
+from fewstep.eval.report.spreadsheet import summary_rows, text_table, write_csv
 
 
-def of_seed(seed, frechet, recall=0.5, seconds=10.0):
+def seed_run(seed, frechet, recall=0.5, seconds=10.0):
     result = {"id": f"fd-pixels-1k-{seed}", "metric": "fd-pixels-1k"}
     results = {
         steps: {**result, "metrics": {"frechet": frechet / steps, "recall": recall}}
@@ -16,15 +17,27 @@ def of_seed(seed, frechet, recall=0.5, seconds=10.0):
     }
     nothing = np.empty(0)
     budget = {"images_seen": 100, "network_evaluations": None, "seconds": seconds}
-    folder = Path(f"runs/{seed}")
-    return Run("", "cd", seed, folder, results, [], {}, nothing, nothing, budget, {})
+    return EvaluatedRun(
+        name="",
+        method="cd",
+        seed=seed,
+        folder=Path(f"runs/{seed}"),
+        results=results,
+        rows=[],
+        images={},
+        labels=nothing,
+        trajectory=nothing,
+        space=pixel_space((8, 8, 1)),
+        budget=budget,
+        config={},
+    )
 
 
-GROUPS = {"cd": [of_seed(0, 2.0), of_seed(1, 4.0, seconds=None)], "edm": [of_seed(0, 8.0)]}
+GROUPS = {"cd": [seed_run(0, 2.0), seed_run(1, 4.0, seconds=None)], "edm": [seed_run(0, 8.0)]}
 
 
 def test_a_row_is_the_mean_over_seeds_with_its_spread():
-    first, second, *others = rows(GROUPS)
+    first, second, *others = summary_rows(GROUPS)
     assert (first["method"], first["steps"], first["seeds"]) == ("cd", 1, 2)
     assert (first["frechet"], first["frechet_least"]) == (3.0, 2.0)
     assert (first["frechet_low"], first["frechet_high"]) == (2.0, 4.0)
