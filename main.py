@@ -14,7 +14,7 @@ import signal
 import sys
 from pathlib import Path
 
-# Ctrl-C while the libraries are imported ends the process without their traceback; `run` has more.
+# Ctrl-C during these imports ends the process without a traceback; `run_mode` handles it later.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
 # Orbax and TFDS log through absl; the progress bar and the results are what a user wants to see.
@@ -28,8 +28,8 @@ from fewstep.configs.methods import TEACHERS
 from fewstep.files import in_words
 from fewstep.messages import did_you_mean, nearest_name, unknown_choice
 from fewstep.modes import MODES
-from fewstep.modes.compilation_cache import keep_compiled
-from fewstep.modes.request import Request, at_home, check_started_alike, with_home
+from fewstep.modes.compilation_cache import enable_compilation_cache
+from fewstep.modes.request import Request, check_same_flags, expand_home, expand_paths
 from fewstep.modes.usage import usage
 from fewstep.training.cluster import clusters, exits, joining, processes
 from fewstep.training.cluster.door import MissingError
@@ -74,10 +74,10 @@ define_flags()
 
 def main(_: list[str]) -> None:
     """Run one mode; an error that a user can mend becomes a message and exit code 2."""
-    quieten()
+    silence_libraries()
     try:
-        asked = request()
-        keep_compiled(asked)
+        asked = read_request()
+        enable_compilation_cache(asked)
         where = clusters.rendezvous(COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value)
         if where or DISTRIBUTED.value:
             joining.join(where, JOIN_TIMEOUT.value)
@@ -88,10 +88,10 @@ def main(_: list[str]) -> None:
     except MissingError as error:
         fail(error, exits.PEER_DIED)
     with processes.leave_together():
-        run(asked)
+        run_mode(asked)
 
 
-def quieten() -> None:
+def silence_libraries() -> None:
     """Keep libraries from telling, with tracebacks from their threads, of errors that we tell.
 
     So does Orbax of a save that fails (training/storage/checkpoint.py), several times over.
@@ -104,7 +104,7 @@ def quieten() -> None:
     sys.unraisablehook = lambda lost: str(lost.exc_value) == loop_closed or hook(lost)
 
 
-def run(asked: Request) -> None:
+def run_mode(asked: Request) -> None:
     """Run the mode that was asked for; SIGTERM and Ctrl-C end it with a line and their code."""
     mode = MODES[MODE.value]
     interrupted = INTERRUPTED if mode.trains else BROKEN_OFF
@@ -114,7 +114,7 @@ def run(asked: Request) -> None:
             preemption.at_once(),
         ):
             if processes.has_peers() and mode.alike:
-                check_started_alike(MODE.value, asked)
+                check_same_flags(MODE.value, asked)
             mode.run(asked)
     except (ValueError, OSError, DivergedError) as error:
         if TRACEBACK.value:
@@ -129,7 +129,7 @@ def run(asked: Request) -> None:
         processes.exit_with_error(exits.INTERRUPTED, interrupted)
 
 
-def request() -> Request:
+def read_request() -> Request:
     """The flags as a Request. Raises ValueError for a flag that the mode does not read."""
     mode = MODES[MODE.value]
     joining_flags = [flag.name for flag in JOINING]
@@ -145,19 +145,19 @@ def request() -> Request:
         for name in given
         if name in mode.flags and name != CONFIG.name
     }
-    config = command_line.read_config(flags.FLAGS)
+    config = command_line.config_from_flags(flags.FLAGS)
     return Request(
-        config=None if config is None else checked(config),
-        config_of_method=lambda method: checked(command_line.read_config_of(method)),
+        config=None if config is None else check_config(config),
+        config_of_method=lambda method: check_config(command_line.config_of_method(method)),
         teachers=TEACHERS,
         **values,
     )
 
 
-def checked(config: ConfigDict) -> ConfigDict:
+def check_config(config: ConfigDict) -> ConfigDict:
     """The config with ~ expanded. Raises ValueError for a value out of its range."""
     check_fields(config)
-    return with_home(config)
+    return expand_paths(config)
 
 
 def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
@@ -172,12 +172,12 @@ def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
     processes.exit_with_error(code, f"error: {' '.join(message.split())}")
 
 
-def parse(argv: list[str]) -> list[str]:
+def parse_flags(argv: list[str]) -> list[str]:
     """Parse the flags; config files and overrides are read here too. --help ends with code 0."""
-    command_line.take_none()
+    command_line.accept_none()
     if HELP & {*argv}:
         show_usage(argv)
-    argv, config = with_config_at_home(argv)
+    argv, config = expand_config_path(argv)
     file = config.partition(":")[0]
     if file and not Path(file).is_file():
         fail(ValueError(f"--config: the file {file} does not exist"))
@@ -191,7 +191,7 @@ def parse(argv: list[str]) -> list[str]:
         meant = did_you_mean(nearest_name(error.flagname.partition(".")[0], known), "--{}")
         fail(ValueError(f"--{error.flagname} is no flag{meant}"))
     except command_line.ERRORS as error:
-        fail(ValueError(command_line.unknown_in(config, argv) or str(error)))
+        fail(ValueError(command_line.explain_unknown_field(config, argv) or str(error)))
     if len(rest) > 1:
         # Such as --steps 4 5, or a name of a mode.
         meant = did_you_mean(nearest_name(rest[1], MODES), "--mode={}")
@@ -219,18 +219,18 @@ def show_usage(argv: list[str]) -> None:
     sys.exit(exits.DONE)
 
 
-def with_config_at_home(argv: list[str]) -> tuple[list[str], str]:
+def expand_config_path(argv: list[str]) -> tuple[list[str], str]:
     """The arguments with ~ in --config expanded, and the value of --config, "" without it."""
     argv, value = [*argv], ""
     for i, argument in enumerate(argv):
         given = re.fullmatch(r"(--?config=)(.*)", argument)
         if given:
-            value = at_home(given[2])
+            value = expand_home(given[2])
             argv[i] = given[1] + value
         elif argument in ("--config", "-config") and argv[i + 1 :]:
-            value = argv[i + 1] = at_home(argv[i + 1])
+            value = argv[i + 1] = expand_home(argv[i + 1])
     return argv, value
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=parse)
+    app.run(main, flags_parser=parse_flags)

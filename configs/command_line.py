@@ -49,7 +49,7 @@ OTHER_NAMES = {
 ERRORS = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError)
 
 
-def read_config(values: flags.FlagValues) -> ConfigDict | None:
+def config_from_flags(values: flags.FlagValues) -> ConfigDict | None:
     """The config of --config with its overrides applied.
 
     A part that is overridden by name keeps none of the file's fields (overrides.py).
@@ -64,7 +64,7 @@ def read_config(values: flags.FlagValues) -> ConfigDict | None:
     return config
 
 
-def read_config_of(method: str) -> ConfigDict:
+def config_of_method(method: str) -> ConfigDict:
     """The config of another method in --config's file, with the same overrides.
 
     Raises ValueError if the file does not have the method, or the method not an overridden field.
@@ -77,12 +77,12 @@ def read_config_of(method: str) -> ConfigDict:
     try:
         values([sys.argv[0], f"--config={file}:{method}", *overridden])
     except (flags.Error, KeyError, AttributeError) as error:
-        unknown = unknown_in(f"{file}:{method}", overridden)
+        unknown = explain_unknown_field(f"{file}:{method}", overridden)
         raise ValueError(f"{method}: {unknown}" if unknown else str(error)) from error
-    return read_config(values)
+    return config_from_flags(values)
 
 
-def plain_config(path: str) -> ConfigDict:
+def config_without_overrides(path: str) -> ConfigDict:
     """FILE[:METHOD] without overrides."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=sys.argv[:1])
@@ -90,15 +90,15 @@ def plain_config(path: str) -> ConfigDict:
     return values["config"].value
 
 
-def unknown_in(config: str, argv: list[str]) -> str:
+def explain_unknown_field(config: str, argv: list[str]) -> str:
     """An error message for the first unknown field in argv; "" if all fields are known."""
     try:
-        return unknown_field(plain_config(config), argv) if config else ""
+        return unknown_field_message(config_without_overrides(config), argv) if config else ""
     except ERRORS:
         return ""
 
 
-class OrNone(flags.ArgumentParser):
+class OptionalParser(flags.ArgumentParser):
     """A flag parser that also reads `None` as None."""
 
     def __init__(self, parser: flags.ArgumentParser) -> None:
@@ -114,7 +114,7 @@ class OrNone(flags.ArgumentParser):
         return self.parser.flag_type()
 
 
-def take_none() -> None:
+def accept_none() -> None:
     """Read `None` on the command line as None; the config checks which fields may be None.
 
     The parsers of ml_collections read it as text or fail.
@@ -126,15 +126,15 @@ def take_none() -> None:
         str: flags.ArgumentParser(),
     }
     for kind, parser in parsers.items():
-        config_flags.register_flag_parser_for_type(kind, OrNone(parser))
+        config_flags.register_flag_parser_for_type(kind, OptionalParser(parser))
 
 
-def unknown_field(config: ConfigDict, arguments: Sequence[str]) -> str:
+def unknown_field_message(config: ConfigDict, arguments: Sequence[str]) -> str:
     """An error message for the first --config.FIELD that the config lacks; "" if it has all.
 
     A value for a group of fields is an error too.
     """
-    names = [*leaves(config.to_dict())]
+    names = [*field_names(config.to_dict())]
     groups = {name[:i] for name in names for i, letter in enumerate(name) if letter == "."}
     for argument in arguments:
         given = re.match(r"--?(?:no)?config\.([^=]+)(?:=([^{]))?", argument)
@@ -176,10 +176,10 @@ def nearness(group: str, asked: str) -> tuple[float, int]:
     return (alike if alike >= CUTOFF else 0.0, -len(group.split(".")) if group else 0)
 
 
-def leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def field_names(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
     """Dotted names of all fields that are not groups."""
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
+            yield from field_names(value, f"{prefix}{name}.")
         else:
             yield prefix + name

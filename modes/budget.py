@@ -13,7 +13,7 @@ DISK_SPEED = 1.0  # GB/s, a guess at a shared disk
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
-def aimed(request: Request) -> Target | None:
+def requested_target(request: Request) -> Target | None:
     """What --accelerator names, None without. Raises ValueError, for numbers out of range too."""
     shares = request.mfu or MEASURED_MFU
     if len(shares) > 2 or not all(0.0 < share <= 1.0 for share in shares):
@@ -40,7 +40,7 @@ def fixed_seconds(state: int, sent: float, aim: Target | None) -> float:
     return (sent / accelerator.link_speed + 2 * state / accelerator.memory_speed) / 1e9
 
 
-def duration(
+def time_lines(
     config: ConfigDict,
     mesh: Mesh,
     flops: float,
@@ -61,14 +61,15 @@ def duration(
     runs = [config.steps * seconds for seconds in steps]
     device_hours = [mesh.size * seconds / HOUR for seconds in runs]
     lines = [
-        f"mfu          {span(mfu, '{:.0%}')} of {peak / 1e12:g} TFLOP/s per device, {dtype}",
-        f"step         {span([1e3 * s for s in steps], '{:,.1f}')} ms, "
-        f"{span([config.batch_size / s for s in steps], '{:,.0f}')} images/s",
-        f"run          {span(list(map(readable, runs)))}, "
-        f"{span(device_hours, '{:,.2f}')} device-hours",
+        f"mfu          {format_range(mfu, '{:.0%}')} of {peak / 1e12:g} TFLOP/s per device, "
+        f"{dtype}",
+        f"step         {format_range([1e3 * s for s in steps], '{:,.1f}')} ms, "
+        f"{format_range([config.batch_size / s for s in steps], '{:,.0f}')} images/s",
+        f"run          {format_range(list(map(format_seconds, runs)))}, "
+        f"{format_range(device_hours, '{:,.2f}')} device-hours",
     ]
     if request.price is not None:
-        costs = span([request.price * hours for hours in device_hours], "{:,.2f}")
+        costs = format_range([request.price * hours for hours in device_hours], "{:,.2f}")
         lines.append(f"cost         {costs} at {request.price:g} per device-hour")
     if fixed > steps[0]:
         lines.append(
@@ -79,23 +80,23 @@ def duration(
     return lines
 
 
-def checkpoint_cost(config: ConfigDict, size: int, speed: float | None) -> str:
+def checkpoint_line(config: ConfigDict, size: int, speed: float | None) -> str:
     """What a checkpoint takes of a disk that is written at so many GB/s, by default 1."""
     speed, kept = speed or DISK_SPEED, config.checkpoint.keep
-    seconds = readable(size / (speed * 1e9))
+    seconds = format_seconds(size / (speed * 1e9))
     text = f"checkpoint   {size / GIB:.2f} GiB, written in {seconds} at {speed:g} GB/s"
     if config.checkpoint.every:
         text += f", every {config.checkpoint.every:,} steps"
     return text + (f"; {kept} are kept" if kept else "; all are kept")
 
 
-def span(values: list, form: str = "{}") -> str:
+def format_range(values: list, form: str = "{}") -> str:
     """One value, or the first and the last."""
     ends = [form.format(value) for value in (values[0], values[-1])]
     return " to ".join(dict.fromkeys(ends))
 
 
-def readable(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """A time in the unit that suits it."""
     for unit, name in ((DAY, "days"), (HOUR, "hours"), (MINUTE, "minutes")):
         if seconds >= 2 * unit:

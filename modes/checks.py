@@ -20,15 +20,15 @@ from ml_collections import ConfigDict
 from fewstep.data import NONE, Dataset, short_hash, verify
 from fewstep.data.folders.class_names import join_names
 from fewstep.eval.evaluate import check_evaluation, skipped
-from fewstep.modes.job import check_step, data_identity, files_of
+from fewstep.modes.job import check_step, data_identity, dataset_files
 from fewstep.modes.request import (
     PER_HOST,
     Request,
-    as_begun,
-    decoded_as_begun,
+    fill_decoding,
+    fill_from_record,
     read_dataset,
-    required_config,
-    required_workdir,
+    require_config,
+    require_workdir,
     resolve,
 )
 from fewstep.objectives.stages import stage_ends
@@ -81,7 +81,7 @@ class NextJob:
     """The training job that is to come, its parts made when a check first asks for them."""
 
     def __init__(self, request: Request) -> None:
-        self.workdir, self.given = required_workdir(request), required_config(request)
+        self.workdir, self.given = require_workdir(request), require_config(request)
         folders = [self.workdir.absolute(), *self.workdir.absolute().parents]
         self.missing = [folder for folder in folders if not folder.exists()]
         self.disk = next(folder for folder in folders if folder.exists())
@@ -89,7 +89,7 @@ class NextJob:
     @cached_property
     def asked(self) -> ConfigDict:
         """The config, its images decoded as the run of the folder began with."""
-        return decoded_as_begun(self.given, self.workdir)
+        return fill_decoding(self.given, self.workdir)
 
     @cached_property
     def dataset(self) -> Dataset | None:
@@ -120,18 +120,18 @@ class NextJob:
         return make_mesh(**self.config.mesh)
 
 
-def versions(job: NextJob) -> str:
+def inspect_versions(job: NextJob) -> str:
     """Of Python and the packages that compute."""
     found = [f"{name} {metadata.version(name)}" for name in workdir.PACKAGES]
     return ", ".join([f"python {platform.python_version()}", *found])
 
 
-def code(job: NextJob) -> str:
+def inspect_code(job: NextJob) -> str:
     """The commit, the installed version and a hash of the sources."""
     return describe_code(code_version())
 
 
-def devices(job: NextJob) -> str:
+def inspect_devices(job: NextJob) -> str:
     """Of this process, and in all."""
     first = jax.local_devices()[0]
     memory = (first.memory_stats() or {}).get("bytes_limit")
@@ -139,7 +139,7 @@ def devices(job: NextJob) -> str:
     return f"{jax.device_count()} x {first.device_kind}{size}: {topology()}"
 
 
-def computation(job: NextJob) -> str:
+def inspect_computation(job: NextJob) -> str:
     """Each device of this process adds up."""
     for device in jax.local_devices():
         total = jax.jit(jnp.sum)(jax.device_put(jnp.ones((64, 64)), device))
@@ -148,14 +148,14 @@ def computation(job: NextJob) -> str:
     return "every device computes"
 
 
-def config_hash(job: NextJob) -> str:
+def inspect_config(job: NextJob) -> str:
     """The config as it was given, but for where things lie on a host's own disk."""
     fields = flat({"config": as_dict(job.given)})
     shared = {name: value for name, value in fields.items() if name not in PER_HOST}
     return f"{job.given.method}, hash {short_hash(shared)}"
 
 
-def data(job: NextJob) -> str:
+def inspect_data(job: NextJob) -> str:
     """The data set, every image of it."""
     if job.dataset is None:
         if reads_data(job.experiment.objective):
@@ -172,7 +172,7 @@ def data(job: NextJob) -> str:
     return f"{len(split.labels)} training images of {shape}, hash {job.dataset.digest}{classes}"
 
 
-def network(job: NextJob) -> str:
+def inspect_network(job: NextJob) -> str:
     """The networks and the training step, on shapes."""
     experiment, mesh, config = job.experiment, job.mesh, job.config.copy_and_resolve_references()
     if config.batch_size % mesh.size:
@@ -184,18 +184,18 @@ def network(job: NextJob) -> str:
     return f"{element_count(params)} parameters, a step can be traced"
 
 
-def mesh(job: NextJob) -> str:
+def inspect_mesh(job: NextJob) -> str:
     """The devices fill the mesh."""
     return ", ".join(f"{axis} {count}" for axis, count in job.mesh.shape.items())
 
 
-def batch(job: NextJob) -> str:
+def inspect_batch(job: NextJob) -> str:
     """The batch can be shared."""
     check_batch_size(job.config.batch_size, job.mesh, job.config.micro_batches)
     return f"{job.config.batch_size}, {job.config.batch_size // job.mesh.size} on each device"
 
 
-def teacher(job: NextJob) -> str:
+def inspect_teacher(job: NextJob) -> str:
     """The teacher fits, and has the checkpoint."""
     check_other_run(job.config, job.workdir)
     check_taught(job.config, job.experiment)
@@ -205,7 +205,7 @@ def teacher(job: NextJob) -> str:
     return f"{location.folder} at step {restore.saved_step(location.folder, location.step)}"
 
 
-def evaluation(job: NextJob) -> str:
+def inspect_evaluation(job: NextJob) -> str:
     """The evaluation can be made: feature network, real images, numbers of steps."""
     check_evaluation(job.experiment, job.dataset, job.config, job.mesh)
     fields = job.config.evaluate
@@ -214,20 +214,20 @@ def evaluation(job: NextJob) -> str:
     return skipped(job.dataset, job.config) or f"on {fields.features} against {fields.reference}"
 
 
-def earlier_run(job: NextJob) -> str:
+def inspect_earlier_run(job: NextJob) -> str:
     """The folder is free, or holds this run."""
     if not workdir.is_run(job.workdir):
         return "starts anew"
-    config = as_begun(job.config, job.workdir)
+    config = fill_from_record(job.config, job.workdir)
     data = data_identity(job.dataset, job.experiment)
     teacher = teacher_identity(config, job.experiment)
-    workdir.check_same_run(job.workdir, config, data, teacher, files_of(job.dataset))
+    workdir.check_same_run(job.workdir, config, data, teacher, dataset_files(job.dataset))
     if not restore.has_checkpoint(job.workdir):
         return "starts again: nothing was saved"
     return f"goes on from step {restore.saved_step(job.workdir)}"
 
 
-def disk(job: NextJob) -> str:
+def inspect_disk(job: NextJob) -> str:
     """Room for the checkpoints that are kept, and one more while it is written."""
     objective = job.experiment.objective
     teacher = abstract_params(job.experiment.model.network, job.mesh)
@@ -246,7 +246,7 @@ def disk(job: NextJob) -> str:
     return text
 
 
-def collective(job: NextJob) -> str:
+def inspect_collective(job: NextJob) -> str:
     """All devices add up together."""
     everything = make_mesh()
     add = jax.jit(jnp.sum, out_shardings=replicated(everything))
@@ -261,16 +261,16 @@ def collective(job: NextJob) -> str:
     return f"{jax.device_count()} devices compute together, 1 MiB of each in {1e3 * seconds:.1f} ms"
 
 
-def shared_folder(job: NextJob) -> str:
+def inspect_shared_folder(job: NextJob) -> str:
     """Each process writes into the workdir, and sees what the others wrote."""
     own = job.workdir / f".doctor.{jax.process_index()}"
-    with written(own, job.missing) as failure:
+    with temporary_file(own, job.missing) as failure:
         multihost_utils.sync_global_devices("doctor: written")
         expected = {f".doctor.{index}" for index in range(jax.process_count())}
         deadline = time.monotonic() + VISIBLE
-        while not failure and expected - names_in(job.workdir) and time.monotonic() < deadline:
+        while not failure and expected - file_names(job.workdir) and time.monotonic() < deadline:
             time.sleep(0.1)
-        unseen = expected - names_in(job.workdir)
+        unseen = expected - file_names(job.workdir)
         multihost_utils.sync_global_devices("doctor: seen")
     if failure:
         raise ValueError(f"{job.workdir} cannot be written: {failure[0]}; use another --workdir")
@@ -283,7 +283,7 @@ def shared_folder(job: NextJob) -> str:
     return f"{job.workdir} is written and seen by every process"
 
 
-def names_in(folder: Path) -> set[str]:
+def file_names(folder: Path) -> set[str]:
     """Names of the files in a folder, as they are now; none if it is not there."""
     try:
         return {path.name for path in folder.iterdir()}
@@ -292,7 +292,7 @@ def names_in(folder: Path) -> set[str]:
 
 
 @contextmanager
-def written(path: Path, folders: Sequence[Path]) -> Iterator[list[OSError]]:
+def temporary_file(path: Path, folders: Sequence[Path]) -> Iterator[list[OSError]]:
     """A file during the block, and why it could not be written; then it and new folders go."""
     failure: list[OSError] = []
     try:
@@ -309,7 +309,7 @@ def written(path: Path, folders: Sequence[Path]) -> Iterator[list[OSError]]:
             folder.rmdir()
 
 
-def teacher_parameters(job: NextJob) -> str:
+def inspect_teacher_parameters(job: NextJob) -> str:
     """The teacher's parameters can be read."""
     if not job.config.teacher:
         return "none are needed"
@@ -317,13 +317,13 @@ def teacher_parameters(job: NextJob) -> str:
     return f"{element_count(found)} are read"
 
 
-def first_batch(job: NextJob) -> str:
+def inspect_first_batch(job: NextJob) -> str:
     """What the first step is given, read on the host wherever the images are to lie."""
     made = made_by_teacher(job.experiment.objective)
     if made:
         return f"{', '.join(made)} are made when training starts"
     order = workdir.data_order(job.workdir)
-    config = as_begun(job.config, job.workdir).copy_and_resolve_references()
+    config = fill_from_record(job.config, job.workdir).copy_and_resolve_references()
     config.data.on_device = False  # one batch does not need all images there
     labels = training_counts(config, job.dataset, job.workdir)
     supply = Supply(config, job.experiment, job.dataset, labels, order, job.mesh, job.workdir)
@@ -331,7 +331,7 @@ def first_batch(job: NextJob) -> str:
     return f"{len(rows[0])} rows in each process"
 
 
-def clocks(job: NextJob) -> str:
+def inspect_clocks(job: NextJob) -> str:
     """The hosts' clocks agree."""
     multihost_utils.sync_global_devices("doctor: now")
     # Seconds as two parts that float32 holds.
@@ -344,35 +344,35 @@ def clocks(job: NextJob) -> str:
     return f"within {max(1, round(apart))} s"
 
 
-def bounded(run: Callable[[NextJob], str]) -> Callable[[NextJob], str]:
-    """A check by all processes together, that ends them if one does not take part."""
+def limit_time(name: str, run: Callable[[NextJob], str]) -> Callable[[NextJob], str]:
+    """A check of all processes together; it ends all of them if one does not take part."""
 
     def check(job: NextJob) -> str:
-        with time_limit(TOGETHER_SECONDS, f"the check {run.__name__} of all processes has no end"):
+        with time_limit(TOGETHER_SECONDS, f"the check {name!r} of all processes did not end"):
             return run(job)
 
     return check
 
 
 ALONE: dict[str, Check] = {
-    "versions": Check(versions, equal=True),
-    "code": Check(code, equal=True),
-    "devices": Check(devices, equal=True),
-    "computation": Check(computation),
-    "config": Check(config_hash, equal=True),
-    "data": Check(data, equal=True),
-    "mesh": Check(mesh, ("data",)),
-    "batch": Check(batch, ("mesh",)),
-    "network": Check(network, ("data", "mesh"), equal=True),
-    "teacher": Check(teacher, ("network",), equal=True),
-    "evaluation": Check(evaluation, ("network",)),
-    "run": Check(earlier_run, ("teacher",), equal=True),
-    "disk": Check(disk, ("network",)),
+    "versions": Check(inspect_versions, equal=True),
+    "code": Check(inspect_code, equal=True),
+    "devices": Check(inspect_devices, equal=True),
+    "computation": Check(inspect_computation),
+    "config": Check(inspect_config, equal=True),
+    "data": Check(inspect_data, equal=True),
+    "mesh": Check(inspect_mesh, ("data",)),
+    "batch": Check(inspect_batch, ("mesh",)),
+    "network": Check(inspect_network, ("data", "mesh"), equal=True),
+    "teacher": Check(inspect_teacher, ("network",), equal=True),
+    "evaluation": Check(inspect_evaluation, ("network",)),
+    "run": Check(inspect_earlier_run, ("teacher",), equal=True),
+    "disk": Check(inspect_disk, ("network",)),
 }
 TOGETHER: dict[str, Check] = {
-    "collective": Check(bounded(collective), ("computation",)),
-    "clocks": Check(bounded(clocks)),
-    "workdir": Check(bounded(shared_folder)),
-    "first batch": Check(bounded(first_batch), ("batch", "network")),
-    "parameters": Check(bounded(teacher_parameters), ("teacher",)),
+    "collective": Check(limit_time("collective", inspect_collective), ("computation",)),
+    "clocks": Check(limit_time("clocks", inspect_clocks)),
+    "workdir": Check(limit_time("workdir", inspect_shared_folder)),
+    "first batch": Check(limit_time("first batch", inspect_first_batch), ("batch", "network")),
+    "parameters": Check(limit_time("parameters", inspect_teacher_parameters), ("teacher",)),
 }

@@ -25,20 +25,20 @@ WRITABLE, ENTERABLE = stat.S_IWGRP | stat.S_IWOTH, stat.S_IXGRP | stat.S_IXOTH
 MOST_LINKS = 40  # on the way to a folder, as for Linux
 
 
-def keep_compiled(request: Request) -> None:
+def enable_compilation_cache(request: Request) -> None:
     """Let JAX keep what it compiles, by default in a folder beside the run's.
 
     A folder that others could write to is not used, with a warning. A folder that the user has told
     JAX ($JAX_COMPILATION_CACHE_DIR) stays, and so do JAX's other settings.
     """
-    folder = folder_of(request)
+    folder = cache_folder(request)
     if folder is None or jax.config.jax_compilation_cache_dir is not None:
         return
     folder = folder.absolute()
     if request.config is None and not folder.parent.exists():
         return  # there is no run
     try:
-        fault = fault_on_the_way(folder) or fault_of_made(folder)
+        fault = path_fault(folder) or make_folder(folder)
     except OSError as error:
         fault = f"{error.filename or folder}: {error.strerror}"
     if fault:
@@ -51,7 +51,7 @@ def keep_compiled(request: Request) -> None:
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def folder_of(request: Request) -> Path | None:
+def cache_folder(request: Request) -> Path | None:
     """Where compiled programs are kept: None without a run, if turned off, or if not writable."""
     asked = "" if request.config is None else request.config.compilation_cache
     if asked == OFF or not (asked or request.workdir):
@@ -61,19 +61,19 @@ def folder_of(request: Request) -> Path | None:
     return folder if os.access(nearest, os.W_OK) else None
 
 
-def fault_of_made(folder: Path) -> str:
-    """`fault_of` the folder, made for this user alone if it is not there, its parents as usual."""
+def make_folder(folder: Path) -> str:
+    """Create the folder, for this user alone, and return its fault; "" if it has none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=PRIVATE, exist_ok=True)
-    return fault_on_the_way(folder) or fault_of(folder)
+    return path_fault(folder) or folder_fault(folder)
 
 
-def fault_on_the_way(folder: Path) -> str:
+def path_fault(folder: Path) -> str:
     """Why somebody else could put another folder in the place of this one; "" if nobody can."""
-    for entry in entries_to(folder):
+    for entry in path_entries(folder):
         found = entry.lstat()
         if found.st_uid not in (0, os.geteuid()):
-            return f"{entry} belongs to {user(found.st_uid)}; choose another place"
+            return f"{entry} belongs to {user_name(found.st_uid)}; choose another place"
         if stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX or entry == folder:
             continue
         if found.st_mode & stat.S_IWOTH:
@@ -83,7 +83,7 @@ def fault_on_the_way(folder: Path) -> str:
     return ""
 
 
-def entries_to(path: Path) -> Iterator[Path]:
+def path_entries(path: Path) -> Iterator[Path]:
     """Every folder and link that leads to a path, which is absolute, as far as they exist."""
     here, rest, links = Path(path.anchor), list(path.parts[1:]), 0
     yield here
@@ -104,13 +104,13 @@ def entries_to(path: Path) -> Iterator[Path]:
         rest = [part for part in target.parts if part != target.anchor] + rest
 
 
-def fault_of(folder: Path) -> str:
+def folder_fault(folder: Path) -> str:
     """Why what is in the folder may be somebody else's; "" if it is this user's."""
     found = folder.stat()
     if not stat.S_ISDIR(found.st_mode):
         return f"{folder} is no folder; move it away"
     if found.st_uid != os.geteuid():
-        return f"{folder} belongs to {user(found.st_uid)}; delete it"
+        return f"{folder} belongs to {user_name(found.st_uid)}; delete it"
     if found.st_mode & WRITABLE:
         return f"{folder} can be written to by others; delete it (chmod keeps what they put there)"
     for parent, folders, files in os.walk(folder):
@@ -133,7 +133,7 @@ def is_own_group(gid: int) -> bool:
     return gid == own.pw_gid and group.gr_name == own.pw_name and alone
 
 
-def user(uid: int) -> str:
+def user_name(uid: int) -> str:
     """The name of a user, or the number of one without a name."""
     try:
         return pwd.getpwuid(uid).pw_name

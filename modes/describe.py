@@ -3,7 +3,7 @@
 from ml_collections import ConfigDict
 
 from fewstep.modes.mode import CONFIG, Mode
-from fewstep.modes.request import Request, required_config, resolve_where_open
+from fewstep.modes.request import Request, require_config, resolve_open_fields
 from fewstep.training.cost.compiled import step_inputs
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.cost.step_cost import forward_flops, step_flops
@@ -14,14 +14,14 @@ from fewstep.training.teacher import checked_teacher
 
 def describe(request: Request) -> None:
     """Print a table; nothing is allocated on a device and the data set is read only if needed."""
-    config = resolve_where_open(required_config(request))
+    config = resolve_open_fields(require_config(request))
     experiment = build(config)
     if config.teacher:
         checked_teacher(config, experiment)
-    print(description(config, experiment))
+    print(describe_experiment(config, experiment))
 
 
-def description(config: ConfigDict, experiment: Experiment) -> str:
+def describe_experiment(config: ConfigDict, experiment: Experiment) -> str:
     """The lines that `describe` prints."""
     mesh = make_mesh(**config.mesh)
     check_batch_size(config.batch_size, mesh, config.micro_batches)

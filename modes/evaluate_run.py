@@ -7,11 +7,11 @@ from fewstep.eval.report.evaluation import FOLDER
 from fewstep.files import check_writable
 from fewstep.modes.request import (
     Request,
-    check_places,
-    dataset_if_here,
+    check_moved_data,
+    find_dataset,
     load_run,
-    required_workdir,
-    with_places,
+    replace_folders,
+    require_workdir,
 )
 from fewstep.objectives.stages import check_sampling_steps
 from fewstep.training.storage.fields import check_fields
@@ -27,24 +27,24 @@ def evaluate_run(request: Request) -> None:
     given = request.config is not None
     if given:
         check_fields(request.config)
-        config = with_places(config, request.config)
+        config = replace_folders(config, request.config)
         config.evaluate = request.config.evaluate
         config.data.label_shares = request.config.data.label_shares
     if jax.process_index() == 0:
-        folder = request.out or required_workdir(request) / FOLDER
+        folder = request.out or require_workdir(request) / FOLDER
         check_writable(folder, "say where results go by --out=FOLDER")
     if not config.evaluate.steps:
         raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")
     check_sampling_steps(experiment.objective.stages, step, config.evaluate.steps)
-    dataset = dataset_if_here(config, experiment, writable=given)
-    check_places(required_workdir(request), config, experiment, dataset)
+    dataset = find_dataset(config, experiment, writable=given)
+    check_moved_data(require_workdir(request), config, experiment, dataset)
     check_evaluation(experiment, dataset, config, mesh)
     evaluate_network = evaluator(
         experiment,
         dataset,
         config,
         mesh,
-        required_workdir(request),
+        require_workdir(request),
         writable=given,
         samples=samples_at(config, step),
         out=request.out,

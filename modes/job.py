@@ -14,9 +14,9 @@ from fewstep.eval.evaluate import check_evaluation
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import LESS, NEITHER, parse_logged_name
 from fewstep.modes.request import (
-    as_begun,
-    decoded_as_begun,
-    resolve_with_data,
+    fill_decoding,
+    fill_from_record,
+    resolve_and_load,
 )
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import stage_ends
@@ -54,10 +54,10 @@ class Job(NamedTuple):
     window: Window | None = None
 
 
-def job_of(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
+def prepare_job(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
     """What a config says, all of it checked that can be before anything is computed or written."""
     mesh = make_mesh(**config.mesh)
-    config, dataset = resolve_with_data(decoded_as_begun(config, path))
+    config, dataset = resolve_and_load(fill_decoding(config, path))
     if window is not None:
         check_profile(window, path, config)
     if config.data.local_dir:
@@ -67,10 +67,10 @@ def job_of(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
         raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")
     experiment = build_on(config, mesh)
     check_evaluation(experiment, dataset, config, mesh)
-    return assembled(path, as_begun(config, path), experiment, dataset, mesh, window)
+    return assemble_job(path, fill_from_record(config, path), experiment, dataset, mesh, window)
 
 
-def assembled(
+def assemble_job(
     path: Path,
     config: ConfigDict,
     experiment: Experiment,
@@ -123,7 +123,7 @@ def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[st
     return dataset.identity if dataset is not None and reads_data(experiment.objective) else None
 
 
-def files_of(dataset: Dataset | None) -> Sequence[tuple[str, int, int]]:
+def dataset_files(dataset: Dataset | None) -> Sequence[tuple[str, int, int]]:
     """The files that a data set is read from, () if there are none."""
     return () if dataset is None else dataset.files
 

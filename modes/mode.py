@@ -9,12 +9,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fewstep.modes.request import Request, at_home
+from fewstep.modes.request import Request, expand_home
 
 Read = Callable[[str, str], Any]
 
 
-def text(flag: str, given: str) -> str:
+def parse_text(flag: str, given: str) -> str:
     """The text as it was given."""
     return given
 
@@ -23,7 +23,7 @@ class Flag(NamedTuple):
     """help: what --help says. read: (flag, text) -> value; raises ValueError, naming the flag."""
 
     help: str
-    read: Read = text
+    read: Read = parse_text
 
 
 class Mode(NamedTuple):
@@ -42,12 +42,12 @@ class Mode(NamedTuple):
     alike: bool = True
 
 
-def path(flag: str, given: str) -> Path | None:
+def parse_path(flag: str, given: str) -> Path | None:
     """A path, with ~ expanded; None for no text."""
-    return Path(at_home(given)) if given else None
+    return Path(expand_home(given)) if given else None
 
 
-def items(flag: str, given: str) -> list[str]:
+def split_items(flag: str, given: str) -> list[str]:
     """The parts of a text between commas; one with a comma stands in double quotes.
 
     Raises ValueError for a quote that does not end, and for an empty part.
@@ -61,23 +61,23 @@ def items(flag: str, given: str) -> list[str]:
     return parts
 
 
-def paths(flag: str, given: str) -> tuple[Path, ...]:
+def parse_paths(flag: str, given: str) -> tuple[Path, ...]:
     """Paths between commas."""
-    return tuple(Path(at_home(part)) for part in items(flag, given))
+    return tuple(Path(expand_home(part)) for part in split_items(flag, given))
 
 
-def names(flag: str, given: str) -> tuple[str, ...]:
+def parse_name_list(flag: str, given: str) -> tuple[str, ...]:
     """Names between commas."""
-    return tuple(items(flag, given))
+    return tuple(split_items(flag, given))
 
 
-def indices_or_names(flag: str, given: str) -> tuple[int | str, ...]:
+def parse_labels(flag: str, given: str) -> tuple[int | str, ...]:
     """Numbers as they would be printed as ints; anything else is the name of a class."""
     exact = re.compile(r"0|-?[1-9]\d*")
-    return tuple(int(part) if exact.fullmatch(part) else part for part in items(flag, given))
+    return tuple(int(part) if exact.fullmatch(part) else part for part in split_items(flag, given))
 
 
-def integer(flag: str, given: str) -> int:
+def parse_integer(flag: str, given: str) -> int:
     """An integer. Raises ValueError."""
     try:
         return int(given)
@@ -85,15 +85,15 @@ def integer(flag: str, given: str) -> int:
         raise ValueError(f"--{flag}={given} must be an integer, such as 4") from error
 
 
-def integers(flag: str, given: str) -> tuple[int, ...]:
+def parse_integers(flag: str, given: str) -> tuple[int, ...]:
     """Integers between commas. Raises ValueError."""
     try:
-        return tuple(map(int, items(flag, given)))
+        return tuple(map(int, split_items(flag, given)))
     except ValueError as error:
         raise ValueError(f"--{flag}={given} must be integers, such as 8,8") from error
 
 
-def number(flag: str, given: str) -> float:
+def parse_number(flag: str, given: str) -> float:
     """A number. Raises ValueError."""
     try:
         return float(given)
@@ -101,15 +101,15 @@ def number(flag: str, given: str) -> float:
         raise ValueError(f"--{flag}={given} must be a number, such as 2.5") from error
 
 
-def numbers(flag: str, given: str) -> tuple[float, ...]:
+def parse_numbers(flag: str, given: str) -> tuple[float, ...]:
     """Numbers between commas. Raises ValueError."""
     try:
-        return tuple(map(float, items(flag, given)))
+        return tuple(map(float, split_items(flag, given)))
     except ValueError as error:
         raise ValueError(f"--{flag}={given} must be numbers, such as 0.25,0.45") from error
 
 
-def ranges(flag: str, given: str) -> tuple[int, ...]:
+def parse_ranges(flag: str, given: str) -> tuple[int, ...]:
     """Numbers and ranges with both ends, such as 0-63 or 0-7,100. Raises ValueError."""
     found: list[int] = []
     for part in given.split(","):
@@ -122,8 +122,8 @@ def ranges(flag: str, given: str) -> tuple[int, ...]:
 
 # `config` is read by main.py, which knows the files of configs.
 CONFIG = {"config": Flag("configs/FILE.py:METHOD")}
-WORKDIR = {"workdir": Flag("Folder of the run.", path)}
+WORKDIR = {"workdir": Flag("Folder of the run.", parse_path)}
 CHECKPOINT = {
-    "checkpoint": Flag("Training step of the checkpoint; default the newest.", integer),
+    "checkpoint": Flag("Training step of the checkpoint; default the newest.", parse_integer),
     "network": Flag("Network or average that samples, such as ema_0.999."),
 }

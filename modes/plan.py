@@ -14,9 +14,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.modes.budget import aimed, checkpoint_cost, duration, fixed_seconds
-from fewstep.modes.mode import CONFIG, Flag, Mode, integers, number, numbers
-from fewstep.modes.request import Request, required_config, resolve_where_open
+from fewstep.modes.budget import checkpoint_line, fixed_seconds, requested_target, time_lines
+from fewstep.modes.mode import CONFIG, Flag, Mode, parse_integers, parse_number, parse_numbers
+from fewstep.modes.request import Request, require_config, resolve_open_fields
 from fewstep.training.cost.accelerators import ACCELERATORS, GIB, Target
 from fewstep.training.cost.compiled import (
     FOR_INSPECTION,
@@ -37,19 +37,19 @@ from fewstep.training.sharding import AXES, check_batch_size, make_mesh, mesh_si
 MIB = 2**20
 
 
-def plan(request: Request) -> None:
+def plan_resources(request: Request) -> None:
     """Print a table; nothing is allocated on a device and the data set is read only if needed."""
-    config, aim = required_config(request), aimed(request)
-    sizes = planned_sizes(request.mesh, config, aim)
+    config, aim = require_config(request), requested_target(request)
+    sizes = plan_mesh_sizes(request.mesh, config, aim)
     emulate_devices(math.prod(sizes))
-    config = resolve_where_open(config)
+    config = resolve_open_fields(config)
     mesh = make_mesh(*sizes)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
-    for line in planned(config, mesh, aim, request):
+    for line in plan_lines(config, mesh, aim, request):
         print(line, flush=True)
 
 
-def planned_sizes(
+def plan_mesh_sizes(
     mesh: tuple[int, ...], config: ConfigDict, aim: Target | None = None
 ) -> tuple[int, int]:
     """Sizes of the axes data and fsdp: of --mesh, or of the config. Raises ValueError.
@@ -80,12 +80,12 @@ def emulate_devices(count: int) -> None:
     jax.config.update("jax_num_cpu_devices", count)
 
 
-def planned(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Request) -> list[str]:
+def plan_lines(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Request) -> list[str]:
     """The lines that `plan` prints."""
     since = time.perf_counter()
     print(f"compiling the step for {mesh.size} device(s) ...", file=sys.stderr, flush=True)
     fused = fuses_attention(config, aim)
-    config = without_weights(config) if fused else config
+    config = chunk_attention(config) if fused else config
     experiment = build_on(config, mesh)
     inputs = step_inputs(config, experiment, mesh)
     lowered = lowered_step(config, experiment, mesh, inputs)
@@ -99,24 +99,24 @@ def planned(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Request
     flops, forward = step_flops(config, experiment), forward_flops(config, experiment)
     fixed = fixed_seconds(state, sum(one.sent for one in found), aim)
     return [
-        *heading(config, experiment, inputs, mesh, aim),
+        *heading_lines(config, experiment, inputs, mesh, aim),
         "",
         "memory per device",
-        *(amount(name, number) for name, number in parts.items()),
-        amount("temporary", needs.temporary, layout(fused)),
-        amount("peak", peak, "the sum, at most"),
-        amount("donated", needs.aliased, f"{needs.aliased / state:.1%} of the state"),
-        *fits(peak, given, aim, remedies(config, mesh, aim)),
+        *(memory_line(name, number) for name, number in parts.items()),
+        memory_line("temporary", needs.temporary, layout_note(fused)),
+        memory_line("peak", peak, "the sum, at most"),
+        memory_line("donated", needs.aliased, f"{needs.aliased / state:.1%} of the state"),
+        *fit_lines(peak, given, aim, remedies(config, mesh, aim)),
         "",
         "compute per step, without optimizers",
-        *compute(flops, forward, config, mesh),
+        *compute_lines(flops, forward, config, mesh),
         "",
         "collectives per device and step",
-        *exchanges(found),
+        *collective_lines(found),
         "",
         f"time and cost of {config.steps:,} steps, without evaluations",
-        *duration(config, mesh, flops, fixed, aim, request),
-        checkpoint_cost(config, tree_bytes(inputs.state), request.disk_speed),
+        *time_lines(config, mesh, flops, fixed, aim, request),
+        checkpoint_line(config, tree_bytes(inputs.state), request.disk_speed),
     ]
 
 
@@ -128,20 +128,20 @@ def fuses_attention(config: ConfigDict, aim: Target | None) -> bool:
     return asked and (gpu or aim is None) and model.get("dtype") == "bfloat16"
 
 
-def without_weights(config: ConfigDict) -> ConfigDict:
+def chunk_attention(config: ConfigDict) -> ConfigDict:
     """The config with attention in chunks, which like fused kernels never has all its weights."""
     config = config.copy_and_resolve_references()
     config.model.attention = "chunked"
     return config
 
 
-def layout(fused: bool) -> str:
+def layout_note(fused: bool) -> str:
     """How temporary memory was counted."""
     attention = ", attention fused" if fused else ""
     return f"at most: activations and gradients as laid out for CPUs{attention}"
 
 
-def heading(
+def heading_lines(
     config: ConfigDict,
     experiment: Experiment,
     inputs: StepInputs,
@@ -156,13 +156,13 @@ def heading(
         f"config       {config.method}, {title(config)} on {shape}, "
         f"{element_count(network)} parameters"
         + "".join(f", {name} {model[name]}" for name in ("dtype", "remat") if name in model),
-        *([] if aim is None or not aim.devices else [f"devices      {hosts(aim)}"]),
+        *([] if aim is None or not aim.devices else [f"devices      {describe_hosts(aim)}"]),
         f"mesh         {mesh.size} emulated device(s) ({axes})",
         f"batch        {config.batch_size}, {config.batch_size // mesh.size} per device",
     ]
 
 
-def hosts(aim: Target) -> str:
+def describe_hosts(aim: Target) -> str:
     """Devices, hosts and processes."""
     processes = "per host or per GPU" if aim.accelerator.is_gpu else "per host"
     return f"{aim.devices} x {aim.name} on {aim.hosts} host(s), a process {processes}"
@@ -180,7 +180,7 @@ def memory_parts(inputs: StepInputs) -> dict[str, int]:
     return {**parts, "batch": device_bytes(inputs.batch)}
 
 
-def fits(peak: int, given: int, aim: Target | None, remedies: list[str]) -> list[str]:
+def fit_lines(peak: int, given: int, aim: Target | None, remedies: list[str]) -> list[str]:
     """Whether a program of that peak fits the accelerator, or which ones it fits.
 
     peak: at most. given: state, teachers and batch, which are there in any layout.
@@ -219,7 +219,7 @@ def remedies(config: ConfigDict, mesh: Mesh, aim: Target | None = None) -> list[
     return found
 
 
-def compute(flops: float, forward: float, config: ConfigDict, mesh: Mesh) -> list[str]:
+def compute_lines(flops: float, forward: float, config: ConfigDict, mesh: Mesh) -> list[str]:
     """What a step computes; forward: FLOPs of the network on one batch."""
     return [
         f"all devices  {flops / 1e12:.3f} TFLOP, as much as {flops / forward:.1f} forward passes",
@@ -228,7 +228,7 @@ def compute(flops: float, forward: float, config: ConfigDict, mesh: Mesh) -> lis
     ]
 
 
-def exchanges(found: list[Collective]) -> list[str]:
+def collective_lines(found: list[Collective]) -> list[str]:
     """A line on each kind of collectives."""
     lines = []
     for kind in dict.fromkeys(one.kind for one in found):
@@ -247,20 +247,20 @@ def exchanges(found: list[Collective]) -> list[str]:
     return lines or ["none"]
 
 
-def amount(name: str, number: int, meaning: str = "") -> str:
+def memory_line(name: str, number: int, meaning: str = "") -> str:
     """A line on bytes."""
     return f"{name:<24}{number / MIB:>12,.1f} MiB  {meaning}".rstrip()
 
 
 PLAN = Mode(
-    plan,
+    plan_resources,
     "Print the memory, time and money that a run needs on devices that are not here.",
     {
         **CONFIG,
-        "mesh": Flag("Sizes of the axes data and fsdp, such as 8,8.", integers),
+        "mesh": Flag("Sizes of the axes data and fsdp, such as 8,8.", parse_integers),
         "accelerator": Flag("Devices, such as h100, 8xh100, or the TPU slices v4-32, v5e-16."),
-        "mfu": Flag("Share of the peak FLOP/s that is reached; default 0.25,0.45.", numbers),
-        "price": Flag("Price of a device for an hour, in any currency.", number),
-        "disk_speed": Flag("GB/s that all processes together write; default 1.", number),
+        "mfu": Flag("Share of the peak FLOP/s that is reached; default 0.25,0.45.", parse_numbers),
+        "price": Flag("Price of a device for an hour, in any currency.", parse_number),
+        "disk_speed": Flag("GB/s that all processes together write; default 1.", parse_number),
     },
 )

@@ -2,15 +2,15 @@
 
 from fewstep import data
 from fewstep.modes.mode import CONFIG, Mode
-from fewstep.modes.request import Request, required_config, selection_of
+from fewstep.modes.request import Request, data_selection, require_config
 
 
 def prepare(request: Request) -> None:
     """Prepare config.data and say where it lies."""
-    config = required_config(request)
+    config = require_config(request)
     if config.data.name == data.NONE:
         raise ValueError(f"data.name={data.NONE}: there is nothing to prepare")
-    folder = data.prepare_dataset(selection_of(config))
+    folder = data.prepare_dataset(data_selection(config))
     print(f"{config.data.name} is ready in {folder}")
 
 

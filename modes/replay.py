@@ -7,14 +7,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from fewstep.modes.job import Job, assembled, supply_of
+from fewstep.modes.job import Job, assemble_job, supply_of
 from fewstep.modes.mode import CONFIG, WORKDIR, Mode
 from fewstep.modes.request import (
     Request,
-    check_places,
-    dataset_if_here,
-    required_workdir,
-    with_places,
+    check_moved_data,
+    find_dataset,
+    replace_folders,
+    require_workdir,
 )
 from fewstep.objectives.base import Metrics
 from fewstep.progress import progress_bar
@@ -41,19 +41,19 @@ def replay(request: Request) -> None:
 
     Raises ValueError if there is no record, or the step is finite this time.
     """
-    path = required_workdir(request)
+    path = require_workdir(request)
     record, config = read_newest(path), workdir.load_config(path)
     if request.config is not None:
-        config = with_places(config, request.config)
+        config = replace_folders(config, request.config)
     rebuild(config, str(path))  # a record of another version is one error
-    check_own(record, config, path)
+    check_record_fits(record, config, path)
     mesh = make_mesh(**config.mesh)
     experiment = build_on(config, mesh)
-    dataset = dataset_if_here(config, experiment, writable=False)
-    check_places(path, config, experiment, dataset)
-    job = assembled(path, config, experiment, dataset, mesh)
+    dataset = find_dataset(config, experiment, writable=False)
+    check_moved_data(path, config, experiment, dataset)
+    job = assemble_job(path, config, experiment, dataset, mesh)
     check_same_sources(workdir.recorded_identity(path), None, job.teacher, path)
-    metrics = step_again(path, record["step"], job)
+    metrics = redo_step(path, record["step"], job)
     players = list(experiment.objective.players)
     found = findings(metrics, players, config.micro_batches)
     if not found:
@@ -65,10 +65,10 @@ def replay(request: Request) -> None:
     if jax.process_index() == 0:
         print(f"step {record['step']} again, as it was: {record['message']}")
         for player, finding in found.items():
-            print("\n".join(description(player, finding, config.batch_size, record["indices"])))
+            print("\n".join(player_lines(player, finding, config.batch_size, record["indices"])))
 
 
-def check_own(record: Mapping[str, Any], config: ConfigDict, path: Path) -> None:
+def check_record_fits(record: Mapping[str, Any], config: ConfigDict, path: Path) -> None:
     """Raises ValueError for a record of a run with another seed or size of batch."""
     indices = record["indices"]
     whole = indices is None or len(indices) == config.batch_size
@@ -79,7 +79,7 @@ def check_own(record: Mapping[str, Any], config: ConfigDict, path: Path) -> None
         )
 
 
-def step_again(path: Path, step: int, job: Job) -> Metrics:
+def redo_step(path: Path, step: int, job: Job) -> Metrics:
     """The metrics, on the host, of a step of a run and of what it was made of."""
     objective, optimizers = job.experiment.objective, job.experiment.optimizers
     config, mesh, frozen = job.config, job.mesh, job.frozen
@@ -99,7 +99,7 @@ def step_again(path: Path, step: int, job: Job) -> Metrics:
     return jax.device_get(last(state, frozen, complete(put_batch(next(source), mesh)))[1])
 
 
-def description(
+def player_lines(
     player: str, finding: Findings, batch_size: int, indices: Sequence[int] | None
 ) -> list[str]:
     """What to print of a player."""
@@ -107,7 +107,7 @@ def description(
         f"{row}" if indices is None else f"{row} (image {indices[row]})"
         for row in finding.rows[:SHOWN]
     ]
-    arrays = [f"{name} ({share:.0%})" for name, share in first(finding.gradients).items()]
+    arrays = [f"{name} ({share:.0%})" for name, share in first_items(finding.gradients).items()]
     more = len(finding.gradients) - len(arrays)
     return [
         f"{player}: loss {finding.loss:g}, gradient norm {finding.gradient_norm:g}",
@@ -118,7 +118,7 @@ def description(
     ]
 
 
-def first(items: Mapping[str, Any]) -> dict[str, Any]:
+def first_items(items: Mapping[str, Any]) -> dict[str, Any]:
     """The first of a mapping."""
     return dict(list(items.items())[:SHOWN])
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from fewstep.eval.report.run_page import write_page
 from fewstep.files import check_writable
-from fewstep.modes.mode import WORKDIR, Flag, Mode, path, paths
+from fewstep.modes.mode import WORKDIR, Flag, Mode, parse_path, parse_paths
 from fewstep.modes.request import Request
 
 PAGE = "report.html"
@@ -26,8 +26,8 @@ REPORT = Mode(
     "Write one HTML page of the evaluations of some runs.",
     {
         **WORKDIR,
-        "workdirs": Flag("Folders of the runs to show together.", paths),
+        "workdirs": Flag("Folders of the runs to show together.", parse_paths),
         "metric": Flag("Which measurement, such as fd-pixels-1k, if the runs have several."),
-        "out": Flag("An .html file.", path),
+        "out": Flag("An .html file.", parse_path),
     },
 )

@@ -74,7 +74,7 @@ class Request(NamedTuple):
     profile: Window | None = None
 
 
-def at_home(text: str) -> str:
+def expand_home(text: str) -> str:
     """A path with ~ and ~USER expanded, which a shell leaves in --flag=~/path.
 
     Raises ValueError for a user that does not exist.
@@ -88,7 +88,7 @@ def at_home(text: str) -> str:
         raise ValueError(f"{text}: there is no user {path.partition('/')[0]}") from error
 
 
-def with_home(config: ConfigDict) -> ConfigDict:
+def expand_paths(config: ConfigDict) -> ConfigDict:
     """The config with ~ expanded in the fields that are paths, and the folder of images absolute.
 
     A run records where its images lie, and is evaluated from anywhere. Raises ValueError.
@@ -96,14 +96,14 @@ def with_home(config: ConfigDict) -> ConfigDict:
     for name in PATHS:
         group, _, field = name.rpartition(".")
         part = config[group] if group else config
-        part[field] = at_home(part[field])
+        part[field] = expand_home(part[field])
     images = data.path_in_name(config.data.name)
     if images:
         config.data.name = f"{config.data.name.removesuffix(images)}{Path(images).absolute()}"
     return config
 
 
-def check_started_alike(mode: str, request: Request) -> None:
+def check_same_flags(mode: str, request: Request) -> None:
     """Raises ValueError, in all processes, that names the flags or the code in which they differ.
 
     Flags in PER_HOST may differ: they say where something lies on a host's own disk.
@@ -143,7 +143,7 @@ def check_same_code() -> None:
             )
 
 
-def required_workdir(request: Request) -> Path:
+def require_workdir(request: Request) -> Path:
     """--workdir; raises ValueError if it was not given, or no checkpoint can be written there.
 
     That is the address of a bucket, or a name that is no UTF-8, which TensorStore does not take.
@@ -165,7 +165,7 @@ def required_workdir(request: Request) -> Path:
     return request.workdir
 
 
-def required_config(request: Request) -> ConfigDict:
+def require_config(request: Request) -> ConfigDict:
     """--config; raises ValueError if it was not given, or for a field that cannot be."""
     if request.config is None:
         raise ValueError("--config=configs/FILE.py:METHOD is needed")
@@ -178,10 +178,10 @@ def read_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
 
     writable: whether data.dir is this user's own choice, which a run's record of it may not be.
     """
-    return data.load_selection(selection_of(config), writable)
+    return data.load_selection(data_selection(config), writable)
 
 
-def selection_of(config: ConfigDict) -> data.Selection:
+def data_selection(config: ConfigDict) -> data.Selection:
     """The data set that a config asks for."""
     fields = config.data
     return data.Selection(
@@ -195,7 +195,7 @@ def selection_of(config: ConfigDict) -> data.Selection:
     )
 
 
-def decoded_as_begun(config: ConfigDict, folder: Path) -> ConfigDict:
+def fill_decoding(config: ConfigDict, folder: Path) -> ConfigDict:
     """The config with the decoding of the run in a folder, else of its teacher, which has the same
     labels, unless it asks for one itself.
     """
@@ -210,7 +210,7 @@ def decoded_as_begun(config: ConfigDict, folder: Path) -> ConfigDict:
 
 def load_local_copy(config: ConfigDict) -> Dataset:
     """The data set of a config, copied to data.local_dir unless it is there. Raises OSError."""
-    return data.load_copy(selection_of(config), config.data.local_dir)
+    return data.load_copy(data_selection(config), config.data.local_dir)
 
 
 def load_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
@@ -248,7 +248,7 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     return as_it_runs(config)
 
 
-def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
+def resolve_and_load(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     """The config as it will run, and its data set.
 
     None for a data set that is not here and that training does not read: images are then what the
@@ -274,10 +274,10 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     return resolve(config, dataset), dataset
 
 
-def with_places(config: ConfigDict, given: ConfigDict) -> ConfigDict:
+def replace_folders(config: ConfigDict, given: ConfigDict) -> ConfigDict:
     """A recorded config with its folders as given: data.dir, and images and a teacher if moved.
 
-    What lies there must be the same (check_places). The step of the teacher stays.
+    What lies there must be the same (`check_moved_data`). The step of the teacher stays.
     """
     config = config.copy_and_resolve_references()
     config.data.dir = given.data.dir
@@ -289,7 +289,7 @@ def with_places(config: ConfigDict, given: ConfigDict) -> ConfigDict:
     return config
 
 
-def check_places(
+def check_moved_data(
     run: Path, config: ConfigDict, experiment: Experiment, dataset: Dataset | None
 ) -> None:
     """Raises ValueError unless the images in a moved folder are those that a run was begun with."""
@@ -299,7 +299,7 @@ def check_places(
         check_same_sources(recorded, dataset.identity, None, run, dataset.files)
 
 
-def as_begun(config: ConfigDict, run: Path) -> ConfigDict:
+def fill_from_record(config: ConfigDict, run: Path) -> ConfigDict:
     """The config with what the run in a folder was begun with, where it leaves that open.
 
     That is the step of its teacher, and how labels are drawn where its record does not say.
@@ -307,18 +307,18 @@ def as_begun(config: ConfigDict, run: Path) -> ConfigDict:
     return with_recorded_rule(pinned(config, run), run)
 
 
-def resolve_where_open(config: ConfigDict) -> ConfigDict:
+def resolve_open_fields(config: ConfigDict) -> ConfigDict:
     """The config as it will run; its data set is looked at only if the config leaves fields open.
 
-    Raises FileNotFoundError and ValueError as `resolve_with_data` does.
+    Raises FileNotFoundError and ValueError as `resolve_and_load` does.
     """
     check_network_of_teacher(config)
     if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
-        return resolve_with_data(config)[0]
+        return resolve_and_load(config)[0]
     return as_it_runs(config)
 
 
-def dataset_if_here(
+def find_dataset(
     config: ConfigDict, experiment: Experiment, writable: bool = True
 ) -> Dataset | None:
     """The data set of a run; None if it is not here and the run was trained without its images."""
@@ -330,7 +330,7 @@ def dataset_if_here(
         return None
 
 
-class Run(NamedTuple):
+class LoadedRun(NamedTuple):
     """A trained network, ready to sample on all devices here, however it was trained."""
 
     config: ConfigDict
@@ -340,12 +340,12 @@ class Run(NamedTuple):
     step: int
 
 
-def load_run(request: Request) -> Run:
+def load_run(request: Request) -> LoadedRun:
     """The run in --workdir, at --checkpoint (the newest), with --network (the one that samples).
 
     Raises ValueError.
     """
-    path = required_workdir(request)
+    path = require_workdir(request)
     config = workdir.load_config(path, request.checkpoint)
     if request.network:
         config = with_sampled(config, str(path), request.network, "--network")
@@ -357,4 +357,4 @@ def load_run(request: Request) -> Run:
     abstract = abstract_params(generator.network, mesh)
     name = experiment.sample_with
     params, step = restore.restore_network(path, name, abstract, request.checkpoint)
-    return Run(config, experiment, mesh, params, step)
+    return LoadedRun(config, experiment, mesh, params, step)

@@ -17,13 +17,13 @@ from fewstep.modes.mode import (
     WORKDIR,
     Flag,
     Mode,
-    indices_or_names,
-    integer,
-    number,
-    path,
-    ranges,
+    parse_integer,
+    parse_labels,
+    parse_number,
+    parse_path,
+    parse_ranges,
 )
-from fewstep.modes.request import Request, load_run, required_workdir
+from fewstep.modes.request import Request, load_run, require_workdir
 from fewstep.objectives.stages import check_sampling_steps
 from fewstep.training.classes import class_names
 from fewstep.training.experiment import check_guidance
@@ -51,17 +51,17 @@ def sample(request: Request) -> None:
     Files are written as images are made, and stay if a later one is not finite, which ends it with
     an error.
     """
-    check(request)
+    check_request(request)
     config, experiment, mesh, params, step = load_run(request)
     scale = experiment.objective.guidance_scale if request.guidance is None else request.guidance
     check_guidance(experiment, scale)
     check_sampling_steps(experiment.objective.stages, step, (request.steps,))
     seeds = np.array(request.seeds or DEFAULT_SEEDS, np.int32)
-    names = class_names(required_workdir(request)) if experiment.num_classes else ()
-    choices = chosen_labels(request, experiment.num_classes, names)
+    names = class_names(require_workdir(request)) if experiment.num_classes else ()
+    choices = choose_labels(request, experiment.num_classes, names)
     labels = choices[seeds % len(choices)].astype(np.int32)
     made_from = {
-        "run": identity_id(request),
+        "run": run_id(request),
         "step": step,
         "network": experiment.sample_with,
         "sampling_steps": request.steps,
@@ -87,8 +87,8 @@ def sample(request: Request) -> None:
         deque(batches, maxlen=0)
         return
     if out.suffix != ".npz":
-        write_json(record_of(out), made_from)
-    picture = write(out, space, batches, labels, seeds)
+        write_json(record_path(out), made_from)
+    picture = write_samples(out, space, batches, labels, seeds)
     shown = dict.fromkeys(choices.tolist()) if request.labels else {}
     classes = f", classes {', '.join(label_texts(shown, names))}" if shown else ""
     print(
@@ -97,7 +97,7 @@ def sample(request: Request) -> None:
     )
 
 
-def write(
+def write_samples(
     out: Path,
     space: Space,
     batches: Iterator[np.ndarray],
@@ -119,14 +119,14 @@ def write(
             shown += [*samples[: most - len(shown)]]
             for sample, seed in zip(samples, named, strict=False):  # as many seeds as samples
                 write_png(out / f"{seed:06d}.png", space.image(sample))
-    picture = beside(out, ".png")
+    picture = sibling_path(out, ".png")
     write_png(picture, space.show(np.stack(shown), COLUMNS))
     return picture
 
 
-def identity_id(request: Request) -> str:
+def run_id(request: Request) -> str:
     """The id of the run, "" if an older version made it."""
-    return recorded_identity(required_workdir(request)).id
+    return recorded_identity(require_workdir(request)).id
 
 
 def default_out(request: Request, space: Space, made_from: Mapping[str, Any]) -> Path:
@@ -143,7 +143,7 @@ def default_out(request: Request, space: Space, made_from: Mapping[str, Any]) ->
         *([f"labels_{'_'.join(map(str, made_from['labels']))}"] if request.labels else []),
     ]
     name = "-".join(parts)[:LONGEST_NAME] + ("" if space.image else ".npz")
-    return required_workdir(request) / FOLDER / name
+    return require_workdir(request) / FOLDER / name
 
 
 def check_form(out: Path, space: Space) -> None:
@@ -155,15 +155,15 @@ def check_form(out: Path, space: Space) -> None:
         )
 
 
-def beside(out: Path, suffix: str) -> Path:
+def sibling_path(out: Path, suffix: str) -> Path:
     """A file beside a folder of samples or an .npz, with its name."""
     out = out.resolve()
     return out.with_suffix(suffix) if out.suffix == ".npz" else out.with_name(out.name + suffix)
 
 
-def record_of(out: Path) -> Path:
+def record_path(out: Path) -> Path:
     """The file that says what the samples in a folder are made from."""
-    return beside(out, ".json")
+    return sibling_path(out, ".json")
 
 
 def check_free(out: Path, made_from: Mapping[str, Any]) -> None:
@@ -172,7 +172,7 @@ def check_free(out: Path, made_from: Mapping[str, Any]) -> None:
     if out.suffix == ".npz" or not (out.is_dir() and any(map(is_png, out.iterdir()))):
         return
     try:
-        before = json.loads(record_of(out).read_bytes())
+        before = json.loads(record_path(out).read_bytes())
         found = differing_fields(before, made_from)
     except (OSError, ValueError, AttributeError, RecursionError):
         found = ["nothing says what they are made from"]
@@ -188,7 +188,7 @@ def is_png(path: Path) -> bool:
     return path.suffix.lower() == ".png"
 
 
-def check(request: Request) -> None:
+def check_request(request: Request) -> None:
     """Raises ValueError for an option that cannot be carried out."""
     largest = max(request.seeds or DEFAULT_SEEDS)
     if largest > LARGEST_SEED:
@@ -199,7 +199,7 @@ def check(request: Request) -> None:
         raise ValueError(f"--out={request.out} must be a folder, or a name that ends in .npz")
 
 
-def chosen_labels(request: Request, num_classes: int, names: Sequence[str] = ()) -> np.ndarray:
+def choose_labels(request: Request, num_classes: int, names: Sequence[str] = ()) -> np.ndarray:
     """The labels asked for, by index or by name, all classes by default.
 
     Raises ValueError for one that is no class.
@@ -218,11 +218,11 @@ SAMPLE = Mode(
     {
         **WORKDIR,
         **CHECKPOINT,
-        "steps": Flag("Number of sampling steps; default 1.", integer),
-        "seeds": Flag("Seeds of the noise, one image each; default 0-63.", ranges),
-        "labels": Flag("Classes by index or name, in turn; default all.", indices_or_names),
-        "guidance": Flag("Guidance scale; 1 is none.", number),
-        "out": Flag("A folder or an .npz file.", path),
+        "steps": Flag("Number of sampling steps; default 1.", parse_integer),
+        "seeds": Flag("Seeds of the noise, one image each; default 0-63.", parse_ranges),
+        "labels": Flag("Classes by index or name, in turn; default all.", parse_labels),
+        "guidance": Flag("Guidance scale; 1 is none.", parse_number),
+        "out": Flag("A folder or an .npz file.", parse_path),
     },
     together=True,
 )

@@ -7,7 +7,7 @@ from fewstep.modes.train_run import train_run
 from fewstep.training.profile import Window
 
 
-def window(flag: str, given: str) -> Window:
+def parse_window(flag: str, given: str) -> Window:
     """The steps of START:STOP. Raises ValueError."""
     ends = re.fullmatch(r"(\d+):(\d+)", given)
     if not ends:
@@ -23,7 +23,9 @@ TRAIN = Mode(
     {
         **CONFIG,
         **WORKDIR,
-        "profile": Flag("START:STOP, the steps of which a trace is kept, such as 100:103.", window),
+        "profile": Flag(
+            "START:STOP, the steps of which a trace is kept, such as 100:103.", parse_window
+        ),
     },
     together=True,
     trains=True,

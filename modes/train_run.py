@@ -9,12 +9,12 @@ from fewstep import data
 from fewstep.eval.evaluate import Evaluate, evaluator, samples_at, summary
 from fewstep.eval.metrics.metric import logged_name
 from fewstep.messages import shell_flags
-from fewstep.modes.job import Job, data_identity, files_of, job_of, supply_of
+from fewstep.modes.job import Job, data_identity, dataset_files, prepare_job, supply_of
 from fewstep.modes.request import (
     Request,
     load_local_copy,
-    required_config,
-    required_workdir,
+    require_config,
+    require_workdir,
 )
 from fewstep.progress import note
 from fewstep.training import replay
@@ -37,16 +37,16 @@ from fewstep.training.storage.workdir import check_space, claimed, start_line, s
 
 def train_run(request: Request) -> None:
     """Train to config.steps, evaluating and saving on the way."""
-    path, config = required_workdir(request), required_config(request)
+    path, config = require_workdir(request), require_config(request)
     with Preemption() as preemption:
         with preemption.at_once():
-            job = job_of(path, config, request.profile)
+            job = prepare_job(path, config, request.profile)
         with claimed(path):
-            step = train_claimed(path, job, preemption)
+            step = train_in_folder(path, job, preemption)
     say(f"{path} is at step {step}; draw from it: {shell_flags('sample', workdir=path)}")
 
 
-def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
+def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:
     """Train in a folder that is this process's own; returns the step that the run is at then."""
     config, experiment = job.config, job.experiment
     with preemption.at_once():
@@ -57,12 +57,12 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
             data_identity(job.dataset, experiment),
             job.teacher,
             counts or None,
-            files_of(job.dataset),
+            dataset_files(job.dataset),
         )
         check_space(path, tree_bytes(job.state))
         if config.data.local_dir and reads_data(experiment.objective):
             job = job._replace(dataset=load_local_copy(config))
-        evaluate = evaluation(path, job)
+        evaluate = make_evaluate(path, job)
         stream = open_sources(supply_of(path, job, run.order))
     try:
         state = train_network(
@@ -90,7 +90,7 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
             announce=lambda start: announce(path, start, config.steps),
         )
     except NonFiniteError as error:
-        raise recorded(error, job, run.order, path) from error
+        raise record_failure(error, job, run.order, path) from error
     return int(state.step)
 
 
@@ -113,7 +113,7 @@ def announce(path: Path, step: int, steps: int) -> None:
         say(start_line(path, step, steps))
 
 
-def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:
+def make_evaluate(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:
     """What evaluates a state: prints a summary, and returns numbers for the log.
 
     The state after the last step is also measured by evaluate.final_samples. These numbers are not
@@ -155,7 +155,7 @@ def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]
     return evaluate
 
 
-def recorded(error: NonFiniteError, job: Job, order: int, folder: Path) -> NonFiniteError:
+def record_failure(error: NonFiniteError, job: Job, order: int, folder: Path) -> NonFiniteError:
     """The error with the file that says which step it was, written."""
     if error.step is None:
         return error

@@ -28,14 +28,14 @@ def usage(mode: str, joining: Mapping[str, str], common: Mapping[str, str]) -> s
             "Train, evaluate and sample few-step generative models.",
             textwrap.indent(EXAMPLES, "    "),
             "--mode=MODE, by default train; --mode=MODE --help shows the flags of another:",
-            table(modes),
+            format_columns(modes),
             f"Flags of --mode={mode}:",
-            table({f"--{name}": text for name, text in flags.items()}),
+            format_columns({f"--{name}": text for name, text in flags.items()}),
         )
     )
 
 
-def table(rows: Mapping[str, str]) -> str:
+def format_columns(rows: Mapping[str, str]) -> str:
     """Names and texts in two columns."""
     width = max(map(len, rows))
     return "\n".join(

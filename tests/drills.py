@@ -111,7 +111,7 @@ def last_line(text: str) -> str:
     return lines[-1] if lines else ""
 
 
-def killed(folder: Path, victim: int, name: str = SAVED, after: float = 0.0, **how) -> list[Ended]:
+def kill(folder: Path, victim: int, name: str = SAVED, after: float = 0.0, **how) -> list[Ended]:
     """SIGKILL once a file is there, or so many seconds later."""
     job = Job(folder, **how)
     job.wait_for(name)
@@ -120,7 +120,7 @@ def killed(folder: Path, victim: int, name: str = SAVED, after: float = 0.0, **h
     return job.end()
 
 
-def frozen(folder: Path, victim: int, **how) -> list[Ended]:
+def freeze(folder: Path, victim: int, **how) -> list[Ended]:
     """SIGSTOP in training, and SIGCONT when the other has ended."""
     job = Job(folder, **how)
     job.wait_for(SAVED)
@@ -128,14 +128,14 @@ def frozen(folder: Path, victim: int, **how) -> list[Ended]:
     return job.end(frozen=victim)
 
 
-def missing(folder: Path, victim: int) -> list[Ended]:
+def leave_out(folder: Path, victim: int) -> list[Ended]:
     """One process is never started."""
     job = Job(folder, "--join_timeout=8", count=0)
     job.add(*cli.joined(cli.free_address(), 2, 1 - victim))
     return job.end()
 
 
-def late(folder: Path) -> list[Ended]:
+def start_late(folder: Path) -> list[Ended]:
     """Process 1 is started 10 s after the other."""
     job, address = Job(folder, count=0, steps=20), cli.free_address()
     job.add(*cli.joined(address, 2, 0))
@@ -144,7 +144,7 @@ def late(folder: Path) -> list[Ended]:
     return job.end()
 
 
-def wrong_count(folder: Path) -> list[Ended]:
+def start_with_wrong_count(folder: Path) -> list[Ended]:
     """Process 1 takes the job for one of three."""
     job, address = Job(folder, "--join_timeout=8", count=0), cli.free_address()
     job.add(*cli.joined(address, 2, 0))
@@ -152,7 +152,7 @@ def wrong_count(folder: Path) -> list[Ended]:
     return job.end()
 
 
-def same_id(folder: Path) -> list[Ended]:
+def start_with_same_id(folder: Path) -> list[Ended]:
     """A third process says that it is process 1; the two others train on."""
     job = Job(folder, steps=100)
     address = next(flag for flag in job.commands[0].arguments if "--coordinator" in flag)
@@ -161,7 +161,7 @@ def same_id(folder: Path) -> list[Ended]:
     return job.end()
 
 
-def port_in_use(folder: Path) -> list[Ended]:
+def occupy_port(folder: Path) -> list[Ended]:
     """Another program has the port of a Slurm job."""
     job = Job(folder, "--distributed", count=0)
     with socket.create_server(("", 0)) as other:
@@ -169,7 +169,7 @@ def port_in_use(folder: Path) -> list[Ended]:
         return job.end()
 
 
-def by_slurm(folder: Path, before: Callable[..., None]) -> list[Ended]:
+def start_by_slurm(folder: Path, before: Callable[..., None]) -> list[Ended]:
     """A short run of a Slurm job."""
     job = Job(folder, "--distributed", count=0, steps=20)
     port = int(cli.free_address().rpartition(":")[2])
@@ -178,12 +178,12 @@ def by_slurm(folder: Path, before: Callable[..., None]) -> list[Ended]:
     return job.end()
 
 
-def full_at_start(folder: Path, victim: int) -> list[Ended]:
+def fill_disk_at_start(folder: Path, victim: int) -> list[Ended]:
     """The disk takes no file of one process from the start."""
     return Job(folder, *SPLIT, before={victim: partial(faults.full_disk, 2000)}).end()
 
 
-def full_in_save(folder: Path, victim: int) -> list[Ended]:
+def fill_disk_in_save(folder: Path, victim: int) -> list[Ended]:
     """The disk takes no file of one process after the first checkpoint."""
     first = folder / "run" / SAVED
     job = Job(folder, *SPLIT, before={victim: partial(faults.full_disk_after, first, 16_000)})
@@ -191,7 +191,7 @@ def full_in_save(folder: Path, victim: int) -> list[Ended]:
     return job.end()
 
 
-def full_for_all(folder: Path) -> list[Ended]:
+def fill_disk_of_all(folder: Path) -> list[Ended]:
     """A disk of a few checkpoints, of which all are kept."""
     (folder / "run").mkdir()
     cli.mount("none", str(folder / "run"), "tmpfs", 0, "size=4m")
@@ -200,12 +200,12 @@ def full_for_all(folder: Path) -> list[Ended]:
     return job.end()
 
 
-def unshared(folder: Path) -> list[Ended]:
+def unshare_disk(folder: Path) -> list[Ended]:
     """Process 1 has another disk at the same path."""
     return Job(folder, before={1: partial(faults.own_disk, folder)}).end()
 
 
-def stopped(folder: Path) -> list[Ended]:
+def terminate_one(folder: Path) -> list[Ended]:
     """SIGTERM to process 1 alone."""
     job = Job(folder)
     job.wait_for(SAVED)
@@ -213,12 +213,12 @@ def stopped(folder: Path) -> list[Ended]:
     return job.end()
 
 
-def hanging_save(folder: Path) -> list[Ended]:
+def hang_save(folder: Path) -> list[Ended]:
     """The disk of process 1 never finishes its part of a save."""
     return Job(folder, before={1: partial(faults.hanging_save, 10.0)}).end()
 
 
-def started(folder: Path, **how) -> list[Ended]:
+def start(folder: Path, **how) -> list[Ended]:
     """A short run to its end."""
     return Job(folder, steps=20, **how).end()
 
@@ -244,7 +244,7 @@ BOTH = (exits.PEER_DIED, exits.PEER_DIED)
 KILLED = -signal.SIGKILL
 
 
-def of(fault: int, code: int, line: str, other: str) -> dict[str, tuple]:
+def outcome(fault: int, code: int, line: str, other: str) -> dict[str, tuple]:
     """The codes and lines of both: process `fault` has a code of its own, the other 76."""
     codes, lines = [(code, exits.PEER_DIED), (line, other.format(fault))], [0, 1]
     return dict(
@@ -256,8 +256,8 @@ DRILLS = [
     *(
         Drill(
             f"process {i} is killed {when}",
-            partial(killed, victim=i, **how),
-            **of(i, KILLED, "", DIED),
+            partial(kill, victim=i, **how),
+            **outcome(i, KILLED, "", DIED),
         )
         for when, how in (
             ("while it compiles", {"name": "run.json"}),
@@ -270,93 +270,97 @@ DRILLS = [
     *(
         Drill(
             f"process {i} is frozen, and goes on when the other has ended",
-            partial(frozen, victim=i),
-            **of(i, exits.PEER_DIED, "this process gave no sign of life|died", SILENT),
+            partial(freeze, victim=i),
+            **outcome(i, exits.PEER_DIED, "this process gave no sign of life|died", SILENT),
             seconds=45.0,
         )
         for i in (0, 1)
     ),
-    Drill("process 1 is never started", partial(missing, victim=1), (76,), (ABSENT.format(1),)),
-    Drill("process 0 is never started", partial(missing, victim=0), (76,), ("no process 0 at ",)),
-    Drill("process 1 is started late", late, (0, 0), ("", ""), ENDED),
+    Drill("process 1 is never started", partial(leave_out, victim=1), (76,), (ABSENT.format(1),)),
+    Drill("process 0 is never started", partial(leave_out, victim=0), (76,), ("no process 0 at ",)),
+    Drill("process 1 is started late", start_late, (0, 0), ("", ""), ENDED),
     Drill(
         "process 1 is started for three",
-        wrong_count,
+        start_with_wrong_count,
         (76, 2),
         (ABSENT.format(1), "--num_processes=3"),
     ),
     Drill(
         "a third process has the id of process 1",
-        same_id,
+        start_with_same_id,
         (0, 0, 2),
         ("", "", "is in use by"),
         ENDED,
     ),
     Drill(
-        "another program has the port of a Slurm job", port_in_use, (2,), ("cannot listen on port",)
+        "another program has the port of a Slurm job", occupy_port, (2,), ("cannot listen on port",)
     ),
     *(
         Drill(
             f"the disk of process {i} is full {when}",
             partial(run, victim=i),
-            **of(i, 2, FULL, FAILED + FULL),
+            **outcome(i, 2, FULL, FAILED + FULL),
             seconds=ENDED,
         )
-        for when, run in (("at the start", full_at_start), ("in a save", full_in_save))
+        for when, run in (("at the start", fill_disk_at_start), ("in a save", fill_disk_in_save))
         for i in (0, 1)
     ),
-    Drill("the disk of both is full in a save", full_for_all, (2, 2), (FULL, "")),
+    Drill("the disk of both is full in a save", fill_disk_of_all, (2, 2), (FULL, "")),
     Drill(
         "process 1 has another disk at --workdir",
-        unshared,
+        unshare_disk,
         (2, 2),
         ("is another folder for process 1", ""),
     ),
     Drill(
         "process 1 runs other code",
-        partial(started, before={1: faults.other_code}),
+        partial(start, before={1: faults.other_code}),
         (2, 2),
         ("process 1 runs other code", ""),
     ),
     Drill(
         "process 1 has another config",
-        partial(started, own={1: ["--config.seed=5"]}),
+        partial(start, own={1: ["--config.seed=5"]}),
         (2, 2),
         ("different flags", ""),
     ),
     Drill(
         "the clock of process 1 is 3 h ahead",
-        partial(started, before={1: partial(faults.clock_ahead, 10800.0)}),
+        partial(start, before={1: partial(faults.clock_ahead, 10800.0)}),
         (0, 0),
         ("", ""),
         ENDED,
     ),
     Drill(
         "the loss becomes NaN",
-        partial(started, own={i: ["--config.optimizer.learning_rate=1e38"] for i in (0, 1)}),
+        partial(start, own={i: ["--config.optimizer.learning_rate=1e38"] for i in (0, 1)}),
         (3, 3),
         ("not finite", ""),
         ENDED,
     ),
-    Drill("SIGTERM comes to process 1 alone", stopped, (75, 75), ("preempted, resumable", "")),
-    Drill("a job of Slurm", partial(by_slurm, before=faults.slurm_task), (0, 0), ("", ""), ENDED),
+    Drill(
+        "SIGTERM comes to process 1 alone", terminate_one, (75, 75), ("preempted, resumable", "")
+    ),
+    Drill(
+        "a job of Slurm", partial(start_by_slurm, before=faults.slurm_task), (0, 0), ("", ""), ENDED
+    ),
     Drill(
         "a job that JAX alone detects",
-        partial(by_slurm, before=faults.task_for_jax),
+        partial(start_by_slurm, before=faults.task_for_jax),
         (0, 0),
         ("", ""),
         ENDED,
     ),
     Drill(
         "each process is a host of its own",
-        partial(started, before=dict.fromkeys((0, 1), cli.become_a_host)),
+        partial(start, before=dict.fromkeys((0, 1), cli.become_a_host)),
         (0, 0),
         ("", ""),
         ENDED,
     ),
     Drill(
         "a save of process 1 hangs (limit 10 s)",
-        hanging_save,
+        hang_save,
         (exits.PEER_DIED, exits.STALLED),
         (FAILED.format(1) + "a checkpoint was not saved", "a checkpoint was not saved in 1"),
         ENDED,
@@ -364,7 +368,7 @@ DRILLS = [
 ]
 
 
-def holds(drill: Drill, found: list[Ended]) -> bool:
+def is_as_promised(drill: Drill, found: list[Ended]) -> bool:
     """Whether a drill went as promised."""
     alike = zip(found, drill.codes, drill.lines, strict=True)
     return all(
@@ -373,7 +377,7 @@ def holds(drill: Drill, found: list[Ended]) -> bool:
     )
 
 
-def row(drill: Drill, found: list[Ended]) -> str:
+def table_row(drill: Drill, found: list[Ended]) -> str:
     """A line of the table."""
     last = max(ended.seconds for ended in found)
     codes = ", ".join(str(ended.code if ended.code >= 0 else 128 - ended.code) for ended in found)
@@ -396,9 +400,11 @@ def main(names: list[str]) -> int:
                 print(f"| {drill.what} | FAILED: {error}", flush=True)
                 failed += 1
                 continue
-        good = holds(drill, found)
+        good = is_as_promised(drill, found)
         failed += not good
-        print(row(drill, found) + ("" if good else f" FAILED: expected {drill[2:]}"), flush=True)
+        print(
+            table_row(drill, found) + ("" if good else f" FAILED: expected {drill[2:]}"), flush=True
+        )
     return min(failed, 1)
 
 

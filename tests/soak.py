@@ -45,7 +45,7 @@ class Tally(NamedTuple):
         self.held[name] += held
 
 
-def interruptions(
+def interrupt_run(
     folder: Path, method: str, number: int, count: int, rng: random.Random
 ) -> list[interruption.Interruption]:
     """Interrupt one run so many times, or until it is finished."""
@@ -55,7 +55,7 @@ def interruptions(
     return found
 
 
-def endings(folder: Path, whole: Path, method: str) -> dict[str, bool]:
+def check_end(folder: Path, whole: Path, method: str) -> dict[str, bool]:
     """Go on with a run to its end, and compare it with the one that was left alone."""
     killed.run(folder, method, {}, **interruption.OPTIONS)
     steps = killed.saved_steps(folder)
@@ -66,7 +66,7 @@ def endings(folder: Path, whole: Path, method: str) -> dict[str, bool]:
     }
 
 
-def campaign(root: Path, number: int, count: int, rng: random.Random, tally: Tally) -> None:
+def run_campaign(root: Path, number: int, count: int, rng: random.Random, tally: Tally) -> None:
     """`count` interruptions that met a run under way, each method in turn."""
     name, methods = signal.Signals(number).name, methods_of_kinds(ALL)
     met: list[interruption.Interruption] = []
@@ -76,9 +76,9 @@ def campaign(root: Path, number: int, count: int, rng: random.Random, tally: Tal
         whole, folder = root / "whole" / method, root / name / str(runs)
         if not whole.exists():
             killed.run(whole, method, {}, **interruption.OPTIONS)
-        tries = interruptions(folder, method, number, min(PER_RUN, count - len(met)), rng)
+        tries = interrupt_run(folder, method, number, min(PER_RUN, count - len(met)), rng)
         counted = [one for one in tries if not interruption.missed(one)]
-        kept = endings(folder, whole, method)
+        kept = check_end(folder, whole, method)
         for one in counted:
             for promise, held in {**interruption.promises(one), **kept}.items():
                 tally.count(f"{name} {one.phase}: {promise}", held)
@@ -98,7 +98,7 @@ def summarise(
     tally.count(f"{name}: enough fell after a restore", restored >= RESTORED * count)
 
 
-def damage(root: Path, count: int, rng: random.Random, tally: Tally) -> None:
+def run_damage(root: Path, count: int, rng: random.Random, tally: Tally) -> None:
     """`count` damaged files of a checkpoint, each kind of damage in turn."""
     saved = root / "damaged"
     killed.run(saved, "shortcut", {})
@@ -118,9 +118,9 @@ def main(_: list[str]) -> None:
     rng, tally = random.Random(SEED.value), Tally(Counter(), Counter())
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        campaign(Path(folder), signal.SIGKILL, KILLS.value, rng, tally)
-        campaign(Path(folder), signal.SIGTERM, STOPS.value, rng, tally)
-        damage(Path(folder), DAMAGES.value, rng, tally)
+        run_campaign(Path(folder), signal.SIGKILL, KILLS.value, rng, tally)
+        run_campaign(Path(folder), signal.SIGTERM, STOPS.value, rng, tally)
+        run_damage(Path(folder), DAMAGES.value, rng, tally)
     for name, tried in sorted(tally.tried.items()):
         print(f"{tally.held[name]:>5} of {tried:<5} {name}")
     print(f"{time.monotonic() - start:.0f} seconds, seed {SEED.value}")

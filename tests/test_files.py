@@ -10,7 +10,7 @@ from PIL import Image
 
 from fewstep import files
 from fewstep.files import check_writable, in_words, replace_file, replaced, write_json
-from fewstep.modes.sample import write
+from fewstep.modes.sample import write_samples
 from tests.cli import SERVER
 from tests.training.killed import die, wait_for
 
@@ -201,7 +201,7 @@ def killed_in_the_second_picture(folder):
         encode(image, file, name)
 
     Image.SAVE["PNG"] = encode_or_die
-    write(folder, iter([np.zeros((3, 8, 8, 1), np.uint8)]), np.zeros(3), np.arange(3))
+    write_samples(folder, iter([np.zeros((3, 8, 8, 1), np.uint8)]), np.zeros(3), np.arange(3))
 
 
 def test_pictures_of_samples_are_whole_or_not_there(tmp_path):

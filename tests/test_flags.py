@@ -77,7 +77,7 @@ def requested(*arguments):
     with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", command)  # where fields of a config are looked for
         flags.FLAGS(command)
-        return main.request()
+        return main.read_request()
 
 
 def test_without_flags_a_request_has_its_defaults():
@@ -142,7 +142,7 @@ def test_values_that_cannot_be_read_name_their_flag(arguments, message):
 def test_only_flags_of_the_program_are_guessed(capsys):
     for flag, guessed in (("--device=cpu", ""), ("--stepss=3", "--steps"), ("--data=x", "")):
         with pytest.raises(SystemExit):
-            main.parse(["main.py", flag])
+            main.parse_flags(["main.py", flag])
         error = capsys.readouterr().err
         assert ("did you mean" in error) == bool(guessed) and guessed in error
 

@@ -31,7 +31,7 @@ from tests.training.runs import small_config
 MEASURED_BY = ("features", "weights", "reference", "agreement", "batch_size")
 
 
-def recorded(patch, folder, method, fields, traced=True):
+def record_run(patch, folder, method, fields, traced=True):
     """What each place of a run sees: {place: texts}; `patch` is undone by the caller.
 
     folder: an empty one; the runs "first" and "second" in it are teachers. traced: whether to look
@@ -71,7 +71,7 @@ def replace_dit(patch, build):
     patch.setitem(NETWORKS, "dit", NETWORKS["dit"]._replace(build=replacement))
 
 
-def dataset(image_size, channels, **rules):
+def make_dataset(image_size, channels, **rules):
     """Random images, sized as asked for."""
     shape = (200, image_size or 8, image_size or 8, channels or 1)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
@@ -118,11 +118,11 @@ class Recorder:
     def load_data(self, asked, writable):
         sizes = {"image_size": asked.image_size, "channels": asked.channels}
         self.note_each("data", {"name": asked.name, "dir": asked.data_dir, **sizes})
-        return dataset(**sizes)
+        return make_dataset(**sizes)
 
     def load_copy(self, asked, local_dir):
         self.note("copied.to", local_dir)
-        return dataset(asked.image_size, asked.channels)
+        return make_dataset(asked.image_size, asked.channels)
 
     def saved_step(self, folder, step=None):
         return 5 if step is None else step

@@ -12,7 +12,9 @@ def test_a_folder_that_no_run_goes_on_from_is_listed_with_the_reason(tmp_path):
     for name in names:
         (tmp_path / FOLDER / name).mkdir(parents=True)
     (tmp_path / FOLDER / "notes.txt").write_text("of the user")
-    found = {f.name: CHECKPOINTS.why_unused(f) for f in CHECKPOINTS.unused(tmp_path, [2])}
+    found = {
+        f.name: CHECKPOINTS.reason_unused(f) for f in CHECKPOINTS.unused_folders(tmp_path, [2])
+    }
     assert set(found) == set(names[1:])
     assert found[names[3]].startswith("not complete")
     assert all(found[name].startswith("not used") for name in names[1:3])

@@ -6,7 +6,13 @@ from importlib import import_module
 import pytest
 
 from fewstep.models.dit import Size
-from fewstep.modes.compare import Cell, compare, is_evaluated, plan, with_teachers
+from fewstep.modes.compare import (
+    ComparedRun,
+    add_teachers,
+    compare_methods,
+    is_evaluated,
+    plan_runs,
+)
 from fewstep.modes.request import Request
 from fewstep.training.report import NonFiniteError
 from tests import cli
@@ -29,20 +35,20 @@ SMALL = (
 )
 
 
-def finished(printed):
+def finished_cells(printed):
     """The cells of a comparison that were found finished, by number."""
     return re.findall(r"\[(\d)/\d\] [^\n]*\nfinished", printed)
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
+def comparison(tmp_path_factory):
     """edm and its student cd, with two seeds each; returns the folder and what was printed."""
     root = tmp_path_factory.mktemp("compare")
     return root, run("--mode=compare", "--methods=cd", "--seeds=0,1", f"--workdir={root}", *SMALL)
 
 
-def test_teachers_are_trained_first_and_everything_is_in_the_table(compared):
-    root, printed = compared
+def test_teachers_are_trained_first_and_everything_is_in_the_table(comparison):
+    root, printed = comparison
     order = re.findall(r"\[\d/4\] (\w+), seed (\d)", printed.stdout)
     assert order == [("edm", "0"), ("edm", "1"), ("cd", "0"), ("cd", "1")]
     with (root / "table.csv").open() as file:
@@ -59,21 +65,21 @@ def test_teachers_are_trained_first_and_everything_is_in_the_table(compared):
     assert f"{mean:.3f}" in (root / "report.html").read_text()
 
 
-def test_what_is_finished_is_left_and_what_is_missing_is_made(compared):
-    root, _ = compared
+def test_what_is_finished_is_left_and_what_is_missing_is_made(comparison):
+    root, _ = comparison
     seeds = {path: path.stat().st_mtime_ns for path in root.glob("*/*/checkpoints/*")}
     again = run("--mode=compare", "--methods=cd", "--seeds=0,1", f"--workdir={root}", *SMALL)
-    assert finished(again.stdout) == ["1", "2", "3", "4"]
+    assert finished_cells(again.stdout) == ["1", "2", "3", "4"]
     more = run("--mode=compare", "--methods=edm,sct", "--seeds=0", f"--workdir={root}", *SMALL)
-    assert finished(more.stdout) == ["1"]
+    assert finished_cells(more.stdout) == ["1"]
     counted = (*SMALL, "--config.evaluate.num_samples=25")
     measured = run("--mode=compare", "--methods=edm", f"--workdir={root}", *counted)
-    assert "fd-pixels-25" in measured.stdout and not finished(measured.stdout)
+    assert "fd-pixels-25" in measured.stdout and not finished_cells(measured.stdout)
     other = (*SMALL, "--config.evaluate.reference=test")
     measured = run("--mode=compare", "--methods=edm", f"--workdir={root}", *other)
-    assert not finished(measured.stdout)
+    assert not finished_cells(measured.stdout)
     asked = run("--mode=compare", "--methods=edm", f"--workdir={root}", *SMALL)
-    assert finished(asked.stdout) == ["1"]
+    assert finished_cells(asked.stdout) == ["1"]
     assert again.stdout.splitlines()[9].split()[:4] != asked.stdout.splitlines()[4].split()[:4]
     assert asked.stdout.splitlines()[4].split()[3] in more.stdout
     assert all(path.stat().st_mtime_ns == time for path, time in seeds.items())
@@ -97,7 +103,7 @@ def test_what_cannot_be_compared_is_refused_before_compute(tmp_path, options, me
 
 
 def test_a_result_without_its_samples_is_made_again(tmp_path):
-    cell = Cell("cd", 0, tmp_path, None, None, frozenset({"a", "b"}))
+    cell = ComparedRun("cd", 0, tmp_path, None, None, frozenset({"a", "b"}))
     (tmp_path / "eval").mkdir()
     for name in ("a.json", "a.npz", "b.json", "b.npz"):
         assert not is_evaluated(cell)
@@ -105,8 +111,8 @@ def test_a_result_without_its_samples_is_made_again(tmp_path):
     assert is_evaluated(cell)
 
 
-def test_another_run_in_the_place_of_a_cell_is_refused(compared):
-    root, _ = compared
+def test_another_run_in_the_place_of_a_cell_is_refused(comparison):
+    root, _ = comparison
     other = ("--mode=compare", "--methods=cd", f"--workdir={root}", *SMALL)
     result = run(*other, "--config.model.size=micro", expect=2)
     assert "holds a run with another config: model.size" in result.stderr
@@ -116,18 +122,20 @@ def test_another_run_in_the_place_of_a_cell_is_refused(compared):
 
 def test_teachers_come_before_what_they_teach():
     teachers = {"cd": "edm", "sim_flow": "flow_matching"}
-    ordered = with_teachers(["cd", "sim_flow", "edm"], teachers)
+    ordered = add_teachers(["cd", "sim_flow", "edm"], teachers)
     assert ordered == ["edm", "cd", "flow_matching", "sim_flow"]
 
 
 def test_every_cell_has_its_seed_its_folder_and_the_teacher_of_its_seed(tmp_path, monkeypatch):
     module = import_module("fewstep.modes.compare")
-    monkeypatch.setattr(module, "with_results", lambda cells: cells)
+    monkeypatch.setattr(module, "add_result_ids", lambda cells: cells)
     monkeypatch.setattr(module, "check_teacher", lambda *_: None)
     monkeypatch.setattr(
         module,
-        "checked_cell",
-        lambda folder, config: Cell(config.method, config.seed, folder, config, None, frozenset()),
+        "resolve_run",
+        lambda folder, config: ComparedRun(
+            config.method, config.seed, folder, config, None, frozenset()
+        ),
     )
     request = Request(
         config=small_config("cd", seed=9),
@@ -138,7 +146,7 @@ def test_every_cell_has_its_seed_its_folder_and_the_teacher_of_its_seed(tmp_path
     )
 
     def planned(**fields):
-        cells = plan(tmp_path, request._replace(**fields))
+        cells = plan_runs(tmp_path, request._replace(**fields))
         for cell in cells:
             taught = tmp_path / "edm" / f"seed_{cell.seed}" if cell.method == "cd" else ""
             assert cell.config.teacher == str(taught)
@@ -166,12 +174,12 @@ def test_what_a_cell_lacks_is_done_by_its_own_config(
         monkeypatch.setattr(module, f"{mode}_run", done_by)
     config, experiment = small_experiment(**{"ema.decays": (0.5, 0.9)})
     experiment = experiment._replace(sample_with="ema_0.9")
-    module.complete(Cell("shortcut", 0, tmp_path, config, experiment, frozenset()))
+    module.complete_run(ComparedRun("shortcut", 0, tmp_path, config, experiment, frozenset()))
     request = Request(config=config, workdir=tmp_path, network="ema_0.9")
     assert seen == ([(done, request)] if done else [])
 
 
-def config_of(method):
+def make_config(method):
     config = small_config(method)
     config.data.name = "digits"
     return config
@@ -179,19 +187,19 @@ def config_of(method):
 
 def test_a_teacher_that_does_not_fit_is_refused_before_it_is_trained(tmp_path):
     def other_size(method):
-        config = config_of(method)
+        config = make_config(method)
         config.model.size = "micro" if method == "edm" else "nano"
         return config
 
     request = Request(
-        config=config_of("cd"),
+        config=make_config("cd"),
         workdir=tmp_path,
         config_of_method=other_size,
         methods=("cd",),
         teachers={"cd": "edm"},
     )
     with pytest.raises(ValueError, match="another model than this one: model.size"):
-        compare(request)
+        compare_methods(request)
     assert not list(tmp_path.iterdir())
 
 
@@ -201,7 +209,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_read(tmp
     with pytest.raises(
         OSError, match="file/runs cannot be written to .*; choose another --workdir"
     ):
-        compare(request)
+        compare_methods(request)
 
 
 def test_a_diverged_run_is_left_out_with_what_it_would_have_taught(tmp_path, monkeypatch, capsys):
@@ -212,19 +220,19 @@ def test_a_diverged_run_is_left_out_with_what_it_would_have_taught(tmp_path, mon
     # The package's own `compare` is the function.
     module = import_module("fewstep.modes.compare")
     shown = []
-    monkeypatch.setattr(module, "complete", diverging)
-    monkeypatch.setattr(module, "show", lambda root, cells: shown.append(cells))
+    monkeypatch.setattr(module, "complete_run", diverging)
+    monkeypatch.setattr(module, "write_tables", lambda root, cells: shown.append(cells))
     request = Request(
-        config=config_of("cd"),
+        config=make_config("cd"),
         workdir=tmp_path,
-        config_of_method=config_of,
+        config_of_method=make_config,
         methods=("cd", "flow_matching"),
         teachers={"cd": "edm"},
     )
-    compare(request)
+    compare_methods(request)
     assert [cell.folder for cell in shown[0]] == [tmp_path / "flow_matching" / "seed_0"]
     printed = capsys.readouterr()
     assert "left out: loss is not finite" in printed.err
     assert f"diverged: {tmp_path}/cd/seed_0" in printed.out
     with pytest.raises(ValueError, match="every run diverged"):
-        compare(request._replace(methods=("cd",)))
+        compare_methods(request._replace(methods=("cd",)))

@@ -9,7 +9,7 @@ import pytest
 from fewstep import data
 from fewstep.data.order import ORDERS
 from fewstep.modes import job as JOB
-from fewstep.modes.checks import NextJob, first_batch
+from fewstep.modes.checks import NextJob, inspect_first_batch
 from fewstep.modes.request import Request
 from fewstep.training.experiment import build_on
 from fewstep.training.report import NonFiniteError
@@ -29,9 +29,9 @@ def first_rows(order):
 
 
 @pytest.fixture(params=ORDERS)
-def begun(request, tmp_path):
+def new_run(request, tmp_path):
     """A run's folder, its order and the first labels; it has trained no step."""
-    config = JOB.job_of(tmp_path, CONFIG).config
+    config = JOB.prepare_job(tmp_path, CONFIG).config
     workdir.start_run(tmp_path, config)
     if request.param == 1:  # begun before there were several: no record has a number
         path = tmp_path / identity.RUN
@@ -45,8 +45,8 @@ def test_orders_differ():
     assert (first_rows(1) != first_rows(2)).any()
 
 
-def test_training_goes_on_in_the_order_that_it_began(begun, monkeypatch):
-    folder, order, labels = begun
+def test_training_goes_on_in_the_order_that_it_began(new_run, monkeypatch):
+    folder, order, labels = new_run
 
     def diverge(*, batches, **_):
         np.testing.assert_array_equal(next(batches(0))["images"]["label"], labels)
@@ -66,19 +66,19 @@ class Asked(Exception):
     """For batches in the order of its argument."""
 
 
-def test_replay_and_doctor_read_in_the_order_of_the_run(begun, monkeypatch):
-    folder, order, _ = begun
+def test_replay_and_doctor_read_in_the_order_of_the_run(new_run, monkeypatch):
+    folder, order, _ = new_run
 
     def ask(*_, **share):
         raise Asked(share["order"])
 
     monkeypatch.setattr(data, "image_batches", ask)
     with pytest.raises(Asked, match=str(order)):
-        first_batch(NextJob(Request(config=CONFIG, workdir=folder)))
+        inspect_first_batch(NextJob(Request(config=CONFIG, workdir=folder)))
     config, mesh = workdir.load_config(folder), make_mesh()
     experiment = build_on(config, mesh)
-    job = JOB.assembled(
+    job = JOB.assemble_job(
         folder, config, experiment, data.load_selection(data.Selection("digits")), mesh
     )
     with pytest.raises(Asked, match=str(order)):
-        REPLAY.step_again(folder, 1, job)
+        REPLAY.redo_step(folder, 1, job)

@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewstep.data import to_uint8
 from fewstep.data.spaces.pixels import pixels
-from fewstep.modes.request import Request, Run
+from fewstep.modes.request import LoadedRun, Request
 from fewstep.objectives.stages import Stage
 from fewstep.training.generate import noise
 from fewstep.training.sharding import make_mesh
@@ -40,14 +40,14 @@ def sample(monkeypatch, tmp_path, stages):
 
     def load_run(request):
         asked.append(request)
-        return Run(config, experiment, make_mesh(), PARAMS, 3)
+        return LoadedRun(config, experiment, make_mesh(), PARAMS, 3)
 
     def generate_noted(sampler, params, labels, size, *rest):
         sizes.append(size)
         return generate(sampler, params, labels, size, *rest)
 
     monkeypatch.setattr(SAMPLE, "load_run", load_run)
-    monkeypatch.setattr(SAMPLE, "identity_id", lambda request: "id")
+    monkeypatch.setattr(SAMPLE, "run_id", lambda request: "id")
     monkeypatch.setattr(SAMPLE, "generate", generate_noted)
 
     def sample(**fields):
@@ -59,7 +59,7 @@ def sample(monkeypatch, tmp_path, stages):
     return sample
 
 
-def expected(seeds, labels, steps=1, scale=1.5):
+def expected_images(seeds, labels, steps=1, scale=1.5):
     """The images of seeds and labels."""
     eps, keys = jax.jit(lambda i: noise(0, i, SHAPE))(np.array(seeds, np.int32))
     condition = {"label": jnp.array(labels)}
@@ -84,7 +84,7 @@ def test_every_field_reaches_the_sampler(sample, tmp_path, fields, labels, steps
         np.testing.assert_array_equal(made["y"], labels)
         np.testing.assert_array_equal(made["arr_0"], made["x"])  # as others read it
         assert made["arr_0"].dtype == np.uint8
-        difference = made["x"].astype(int) - expected(seeds, labels, steps, scale)
+        difference = made["x"].astype(int) - expected_images(seeds, labels, steps, scale)
     assert np.abs(difference).max() <= 1  # compiled in another way
 
 
@@ -150,7 +150,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_compute(sample, tmp_pa
 def test_each_file_is_the_image_of_its_seed(sample, tmp_path):
     seeds = (*range(40, 20, -1), 7)
     sample(seeds=seeds, out=tmp_path / "files")
-    for seed, image in zip(seeds, expected(seeds, np.array(seeds) % 4), strict=True):
+    for seed, image in zip(seeds, expected_images(seeds, np.array(seeds) % 4), strict=True):
         with Image.open(tmp_path / "files" / f"{seed:06d}.png") as file:
             difference = np.asarray(file).astype(int) - image[..., 0]
         assert np.abs(difference).max() <= 1
@@ -159,7 +159,7 @@ def test_each_file_is_the_image_of_its_seed(sample, tmp_path):
 @pytest.mark.parametrize("out", [".npz", "new/.npz", "a.jpg"])
 def test_a_name_that_says_neither_folder_nor_file_is_refused(out):
     with pytest.raises(ValueError, match=f"--out={out} must be a folder, or a name that ends"):
-        SAMPLE.check(Request(config=None, workdir=None, out=Path(out)))
+        SAMPLE.check_request(Request(config=None, workdir=None, out=Path(out)))
 
 
 @pytest.mark.parametrize("stages", [(Stage(0, (4,)), Stage(2, (2,)), Stage(5, (1,)))])

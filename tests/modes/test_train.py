@@ -12,7 +12,7 @@ from fewstep.configs import base
 from fewstep.modes import job as JOB
 from fewstep.modes.request import Request
 from fewstep.training.storage.identity import as_dict, flat
-from tests.modes.recorded import TRAIN, recorded
+from tests.modes.recorded import TRAIN, record_run
 from tests.training.runs import small_config
 
 NOISE = {"path.name": "ve", "prediction.kind": "F"}
@@ -175,7 +175,7 @@ def observe(tmp_path_factory):
         if key not in seen:
             with pytest.MonkeyPatch.context() as patch:
                 folder = tmp_path_factory.mktemp("runs")
-                seen[key] = recorded(patch, folder, method, fields, traced)
+                seen[key] = record_run(patch, folder, method, fields, traced)
         return seen[key]
 
     return observe
@@ -188,7 +188,7 @@ DERIVED |= {"host", "images", "measures.labels", "pairs.label_counts"}
 DERIVED |= {"results.images_seen", "results.training_data", "kept.scores", "way.steps"}
 
 
-def check(observe, method, fields, field, value, places):
+def check_places(observe, method, fields, field, value, places):
     """Assert that a field is seen in these places as it is, and in no other."""
     # Tracing takes longest, and is left out where the objective or its updates have no part.
     traced = method != "dmd" and not field.startswith(AROUND)
@@ -204,16 +204,16 @@ def check(observe, method, fields, field, value, places):
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_field_is_seen_where_it_belongs_and_nowhere_else(observe, field):
     value, places, *beside = FIELDS[field]
-    check(observe, "flow_matching", PLAIN | dict(*beside), field, value, places)
+    check_places(observe, "flow_matching", PLAIN | dict(*beside), field, value, places)
 
 
 @pytest.mark.parametrize("field", TAUGHT)
 def test_a_field_of_a_run_with_a_teacher_is_seen_where_it_belongs(observe, field):
-    check(observe, "dmd", DISTILLED, field, *TAUGHT[field])
+    check_places(observe, "dmd", DISTILLED, field, *TAUGHT[field])
 
 
 def test_the_length_of_a_run_is_that_of_its_schedule(observe):
-    check(
+    check_places(
         observe,
         "flow_matching",
         PLAIN | {"optimizer.schedule": "cosine"},
@@ -228,7 +228,7 @@ def test_a_run_that_goes_on_does_not_read_what_it_started_from(monkeypatch, tmp_
     found = SimpleNamespace(has_checkpoint=lambda folder: goes_on)
     monkeypatch.setattr(JOB, "restore", found)
     fields = PLAIN | {"teacher": "first", "evaluate.steps": (1,)}
-    seen = recorded(monkeypatch, tmp_path, "ect", fields, traced=False)
+    seen = record_run(monkeypatch, tmp_path, "ect", fields, traced=False)
     assert ("teacher.folder" in seen) == (not goes_on)
 
 
@@ -244,8 +244,8 @@ def test_every_field_is_in_a_table():
 
 
 def test_a_run_says_the_step_that_it_is_at_and_not_the_one_asked_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(TRAIN, "job_of", lambda path, config, window: None)
-    monkeypatch.setattr(TRAIN, "train_claimed", lambda path, job, preemption: 6)
+    monkeypatch.setattr(TRAIN, "prepare_job", lambda path, config, window: None)
+    monkeypatch.setattr(TRAIN, "train_in_folder", lambda path, job, preemption: 6)
     TRAIN.train_run(Request(config=small_config(steps=3), workdir=tmp_path))
     assert capsys.readouterr().out.startswith(f"{tmp_path} is at step 6; draw from it")
 
@@ -264,7 +264,7 @@ def test_the_last_state_is_measured_once_by_each_number_of_samples(monkeypatch, 
     config.evaluate.num_samples, config.evaluate.final_samples = 20, final
     experiment = SimpleNamespace(sample_with="network")
     job = JOB.Job(config, None, experiment, *[None] * 6)
-    evaluate = TRAIN.evaluation(None, job)
+    evaluate = TRAIN.make_evaluate(None, job)
     for step in (1, 2):
         evaluate(SimpleNamespace(networks={"network": ()}, followers={}, step=step))
     assert seen == numbers
