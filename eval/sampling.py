@@ -26,7 +26,7 @@ def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> No
             f"evaluate.batch_size={fields.batch_size} is no multiple of the {mesh.size} devices"
         )
     objective = experiment.objective
-    shapes = jax.eval_shape(objective.players[objective.generator].init, jax.random.key(0))
+    shapes = jax.eval_shape(objective.players[objective.generator].network.init, jax.random.key(0))
     rows = jax.ShapeDtypeStruct((mesh.size,), np.int32)
     for steps in fields.steps:
         jax.eval_shape(sampler_of(experiment, config, mesh, steps), shapes, rows, rows)

@@ -158,7 +158,7 @@ def open_session(
         in_place(workdir) as check_place,
         Watchdog(workdir, patience, size) as watchdog,
         checkpoint.open_checkpoints(
-            workdir, upkeep.retention, patience.of_save(size), watchdog.saving
+            workdir, upkeep.retention, patience.save_seconds(size), watchdog.saving
         ) as checkpoints,
         open_report() as report,
         Profile(workdir, schedule.window) as profile,

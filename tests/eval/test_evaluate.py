@@ -144,8 +144,6 @@ def test_samples_after_the_last_step_are_as_many_as_for_the_final_figure():
     assert samples_at(config, 8) == samples_at(config, 9) == 24
     config.evaluate.final_samples = 30
     assert [samples_at(config, step) for step in (8, 9, 10)] == [24, 30, 30]
-    del config.evaluate.final_samples  # as in the record of an older version
-    assert samples_at(config, 9) == 24
 
 
 def test_results_are_shown_before_they_are_written(monkeypatch, tmp_path):
