@@ -1,4 +1,4 @@
-"""--mode=checkpoints: the checkpoints of a run, each read and compared with its fingerprints."""
+"""--mode=checkpoints: read each checkpoint of a run and compare it with its fingerprints."""
 
 import time
 from collections.abc import Sequence
@@ -20,12 +20,12 @@ from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import FOLDER, items
 from fewstep.training.storage.train_state import TrainState
 
-TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax writes
+TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax puts this into the names of unfinished folders
 HEADER = f"{'step':>10}  {'saved':<16}  {'size':>10}  health"
 
 
 def print_checkpoints(request: Request) -> None:
-    """Print step, time, size, health and distances of each, and what was set aside as damaged."""
+    """Print step, time, size, health and distances of each checkpoint, and all unused folders."""
     path = require_workdir(request)
     with restore.read_checkpoints(path) as saved:
         abstract = abstract_run_state(path)
@@ -45,7 +45,7 @@ def print_checkpoints(request: Request) -> None:
 
 
 def abstract_run_state(path: Path) -> TrainState:
-    """Shapes and shardings of the states of a run. Raises ValueError if it cannot be built."""
+    """Return shapes and shardings of a run's state. Raises ValueError if it cannot be built."""
     config = workdir.load_config(path)
     experiment = rebuild(config, str(path))
     objective = experiment.objective._replace(init_from={})
@@ -53,7 +53,7 @@ def abstract_run_state(path: Path) -> TrainState:
 
 
 def read_status(saved: ocp.CheckpointManager, step: int, abstract: TrainState) -> str:
-    """ "whole", or what is wrong; one network is in memory at a time."""
+    """Return "whole" or what is wrong. Reads one network at a time to save memory."""
     try:
         for name, tree in items(abstract).items():
             restore.read_items(saved, step, {name: tree})
@@ -63,28 +63,28 @@ def read_status(saved: ocp.CheckpointManager, step: int, abstract: TrainState) -
 
 
 def unused_folders(path: Path, steps: Sequence[int]) -> list[Path]:
-    """Folders beside the checkpoints of these steps that no run goes on from."""
+    """Return the folders among the checkpoints that are not those of `steps`."""
     named = {str(step) for step in steps}
     found = sorted((path / FOLDER).glob("*"))
     return [folder for folder in found if folder.is_dir() and folder.name not in named]
 
 
 def reason_unused(folder: Path) -> str:
-    """What a folder is that is no checkpoint."""
+    """Return why a folder is not used as a checkpoint."""
     if TEMPORARY in folder.name:
-        return "not complete: being saved, or cut off"
-    return "not used: its name is not that of a step, or it is not complete"
+        return "not complete: a save is running or was cut off"
+    return "not used: its name is not a training step, or it is not complete"
 
 
 def checkpoint_row(folder: Path, state: str) -> str:
-    """A row of the table."""
+    """Return a row of the table: step, time, size and state."""
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.stat().st_mtime))
     return f"{folder.name:>10}  {saved}  {size / 2**20:>6.1f} MiB  {state}"
 
 
 def format_distances(values: dict[str, float]) -> str:
-    """What the evaluation at a step found of which less is better, if there was one."""
+    """Return the metrics of an evaluation for which less is better, as text; "" if none."""
     found = [
         f"{name} {value:.4g}"
         for name, value in values.items()

@@ -52,7 +52,7 @@ PAGE, TABLE = "report.html", "table.csv"
 
 
 class ComparedRun(NamedTuple):
-    """One run of a comparison; the config is resolved. results: ids of what it will have."""
+    """One run of a comparison, with its resolved config. results: ids of its future results."""
 
     method: str
     seed: int
@@ -63,11 +63,11 @@ class ComparedRun(NamedTuple):
 
 
 def compare_methods(request: Request) -> None:
-    """Train and evaluate what is missing, teachers first; write a table, and a page to look at.
+    """Train and evaluate the missing runs, teachers first; then write a table and an HTML page.
 
-    A run that diverges is left out, and what it would have taught. Raises ValueError, before
-    anything is trained, for a config that cannot be, or a folder that holds another run; OSError
-    for one that cannot be written to.
+    A run that diverges is left out, and so are its students. Before any training, raises ValueError
+    for an invalid config or a folder with another run, and OSError for a folder that cannot be
+    written to.
     """
     require_config(request)
     root = require_workdir(request)
@@ -91,11 +91,11 @@ def compare_methods(request: Request) -> None:
     if jax.process_index() == 0:
         write_tables(root, done)
         for folder in failed:
-            print(f"left out, it or its teacher diverged: {folder}")
+            print(f"left out: {folder}; it or its teacher diverged")
 
 
 def write_tables(root: Path, runs: Sequence[ComparedRun]) -> None:
-    """Write and print the table, and write the page."""
+    """Write and print the table; write the page."""
     ids = frozenset.union(*(run.results for run in runs))
     groups = by_method(write_page([run.folder for run in runs], root / PAGE, ids=ids))
     write_csv(root / TABLE, groups)
@@ -104,9 +104,11 @@ def write_tables(root: Path, runs: Sequence[ComparedRun]) -> None:
 
 
 def plan_runs(root: Path, request: Request) -> list[ComparedRun]:
-    """The runs in the order of training. Raises ValueError for one that cannot be carried out."""
+    """Return the runs in the order of training. Raises ValueError for an invalid one."""
     if not request.methods:
-        raise ValueError("--methods=METHOD,METHOD,... is needed: what to compare")
+        raise ValueError(
+            "--methods is missing; name the methods to compare, as in --methods=cd,sim"
+        )
     seeds = request.seeds or (request.config.seed,)
     configs: dict[Path, ConfigDict] = {}
     for method in add_teachers(request.methods, request.teachers):
@@ -114,7 +116,7 @@ def plan_runs(root: Path, request: Request) -> list[ComparedRun]:
             config = request.config_of_method(method)
             config.seed = seed
             if method not in request.teachers:
-                config.teacher_network = ""  # given for the others
+                config.teacher_network = ""  # --config gives it for the students
             else:
                 config.teacher = str(run_folder(root, request.teachers[method], seed))
             configs[run_folder(root, method, seed)] = config
@@ -127,9 +129,9 @@ def plan_runs(root: Path, request: Request) -> list[ComparedRun]:
 
 
 def keep_teacher_steps(configs: Mapping[Path, ConfigDict]) -> None:
-    """Have teachers keep the checkpoints that students were started from, however long they go on.
+    """Make teachers keep the checkpoints from which their students started.
 
-    configs: of all runs, by folder.
+    configs: configs of all runs by folder, changed in place.
     """
     for folder, config in configs.items():
         if config.teacher and workdir.is_run(folder):
@@ -140,7 +142,7 @@ def keep_teacher_steps(configs: Mapping[Path, ConfigDict]) -> None:
 
 
 def add_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[str]:
-    """The methods and their teachers, each once, teachers before what they teach."""
+    """Return the methods and their teachers, each once, teachers before students."""
     found: dict[str, None] = {}
     for method in methods:
         if method in teachers:
@@ -150,7 +152,7 @@ def add_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[st
 
 
 def resolve_run(folder: Path, config: ConfigDict) -> ComparedRun:
-    """A run whose config can be trained and evaluated. Raises ValueError."""
+    """Return a run that can be trained and evaluated. Raises ValueError for any other config."""
     config, dataset = resolve_and_load(fill_decoding(config, folder))
     experiment, mesh = build(config), make_mesh(**config.mesh)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
@@ -165,19 +167,19 @@ def resolve_run(folder: Path, config: ConfigDict) -> ComparedRun:
     if restore.has_checkpoint(folder) and restore.saved_step(folder) > config.steps:
         raise ValueError(
             f"{folder} is at step {restore.saved_step(folder)}, beyond steps={config.steps}; "
-            "choose another --workdir or as many steps"
+            "choose another --workdir or set as many --config.steps"
         )
     config = with_recorded_rule(config, folder)
     return ComparedRun(config.method, config.seed, folder, config, experiment, frozenset())
 
 
 def has_teacher_run(config: ConfigDict) -> bool:
-    """Whether the teacher of a run is there already."""
+    """Whether the teacher of a run exists already."""
     return bool(config.teacher) and workdir.is_run(parse(config.teacher).folder)
 
 
 def add_result_ids(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
-    """The runs with the ids of their results; what they are measured with is read or made."""
+    """Return the runs with the ids of their results; reads or makes what measures them."""
     measures: dict[str, Measures | None] = {}
     completed = []
     for run in runs:
@@ -203,12 +205,12 @@ def add_result_ids(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
 
 
 def run_folder(root: Path, method: str, seed: int) -> Path:
-    """The folder of a run, absolute."""
+    """Return the absolute folder of a run."""
     return (root / method / f"seed_{seed}").absolute()
 
 
 def complete_run(run: ComparedRun) -> None:
-    """Train and evaluate a run, as far as it is not. Raises DivergedError."""
+    """Train and evaluate a run as far as necessary. Raises DivergedError."""
     request = Request(
         config=ConfigDict(run.config),
         workdir=run.folder,
@@ -241,14 +243,16 @@ def is_evaluated(run: ComparedRun) -> bool:
 
 COMPARE = Mode(
     compare_methods,
-    "Train and evaluate several methods with several seeds, and tabulate them.",
+    "Train and evaluate several methods with several seeds; tabulate the results.",
     {
         **CONFIG,
         **WORKDIR,
         "methods": Flag(
-            "Methods to compare, such as cd,sim; their teachers are added.", parse_name_list
+            "Methods to compare, such as cd,sim. Their teachers are added.", parse_name_list
         ),
-        "seeds": Flag("Seeds of the runs; default the config's.", parse_ranges),
+        "seeds": Flag(
+            "Seeds of the runs, such as 0-2; default: the seed of the config.", parse_ranges
+        ),
     },
     together=True,
     trains=True,

@@ -1,4 +1,4 @@
-"""--mode=describe: networks, parameters, shapes and FLOPs of a config, before any training."""
+"""--mode=describe: print networks, parameters, shapes and FLOPs of a config before training."""
 
 from ml_collections import ConfigDict
 
@@ -13,7 +13,7 @@ from fewstep.training.teacher import checked_teacher
 
 
 def describe(request: Request) -> None:
-    """Print a table; nothing is allocated on a device and the data set is read only if needed."""
+    """Print a table. Allocates nothing on a device; reads the data set only if necessary."""
     config = resolve_open_fields(require_config(request))
     experiment = build(config)
     if config.teacher:
@@ -22,7 +22,7 @@ def describe(request: Request) -> None:
 
 
 def describe_experiment(config: ConfigDict, experiment: Experiment) -> str:
-    """The lines that `describe` prints."""
+    """Return the text that `describe` prints."""
     mesh = make_mesh(**config.mesh)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     objective = experiment.objective

@@ -1,8 +1,8 @@
-"""--mode=doctor: what can be known to go wrong before a long job, checked with its own flags.
+"""--mode=doctor: check, with the flags of a long job, what could make it fail.
 
-Each process checks what is its own; then all check together what only all can: that they compute
-with each other and see the same folder. Process 0 prints one line for each check. Whatever fails,
-all that can be checked is, and nothing is left behind.
+First each process runs the checks of `ALONE`, then all run those of `TOGETHER`: whether they
+compute together and see the same folder. Process 0 prints one line per check. A failed check stops
+only the checks that need it. The doctor leaves no files.
 """
 
 import socket
@@ -21,7 +21,7 @@ OK, FAILED, LEFT_OUT = "ok", "FAILED", "-"
 
 
 class Finding(NamedTuple):
-    """What a check found in a process."""
+    """The finding of a check in one process. who: the process and its host."""
 
     status: str
     text: str
@@ -29,7 +29,7 @@ class Finding(NamedTuple):
 
 
 def run_checks(request: Request) -> None:
-    """Print what was checked. Raises ValueError if anything failed, in all processes."""
+    """Run and print all checks. Raises ValueError in all processes if one of them failed."""
     job = NextJob(request)
     reports: list[dict[str, Finding]] = [{} for _ in range(jax.process_count())]
     for checks in (ALONE, TOGETHER):
@@ -47,35 +47,35 @@ def run_checks(request: Request) -> None:
 
 
 def checks_passed_by_all(reports: Sequence[Mapping[str, Finding]]) -> set[str]:
-    """The checks that passed in all processes."""
+    """Return the names of the checks that passed in all processes."""
     names = reports[0].keys()
     return {name for name in names if all(report[name].status == OK for report in reports)}
 
 
 def run_check(job: NextJob, check: Check, passed: set[str]) -> Finding:
-    """Run a check, unless one that it needs has failed."""
+    """Run a check unless one that it needs has failed."""
     lacking = [name for name in check.needs if name not in passed]
     if lacking:
         return make_finding(LEFT_OUT, f"not checked: it needs {', '.join(lacking)}")
     try:
         return make_finding(OK, check.run(job))
-    except Exception as error:  # whatever it is, the other checks go on
+    except Exception as error:  # whatever the error, the other checks go on
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
         return make_finding(FAILED, kind + " ".join(str(error).split()))
 
 
 def make_finding(status: str, text: str) -> Finding:
-    """What was found in this process."""
+    """Return a finding of this process."""
     return Finding(status, text, f"process {jax.process_index()} (host {socket.gethostname()})")
 
 
 def gather_findings(content: Mapping[str, Finding]) -> list[dict[str, Finding]]:
-    """What each process has, in all of them."""
+    """Return the findings of each process, in every process."""
     return [{name: Finding(*found) for name, found in own.items()} for own in gather(content)]
 
 
 def check_lines(name: str, findings: Sequence[Finding]) -> Iterator[str]:
-    """The lines of a check: one, or one for each process that differs or failed."""
+    """Yield the lines of a check: one, or one for each process that failed or differs."""
     failed = [found for found in findings if found.status == FAILED]
     left_out = [found for found in findings if found.status == LEFT_OUT]
     differing = len({found.text for found in findings}) > 1
@@ -93,9 +93,9 @@ def check_lines(name: str, findings: Sequence[Finding]) -> Iterator[str]:
 
 
 def deviating_findings(findings: Sequence[Finding]) -> Iterator[tuple[Finding, str]]:
-    """The findings that differ from those of most processes, and one that most have, with whose.
+    """Yield (finding, who) for processes that differ from the majority, then for the majority.
 
-    Where most do not agree all are shown: which of them is right nobody here knows.
+    Without a majority yields all findings, since any of them may be right.
     """
     ((common, count),) = Counter(found.text for found in findings).most_common(1)
     if 2 * count <= len(findings) or count < 2:
@@ -107,14 +107,14 @@ def deviating_findings(findings: Sequence[Finding]) -> Iterator[tuple[Finding, s
 
 
 def finding_line(name: str, found: Finding, who: str = "") -> str:
-    """A finding as it is printed."""
+    """Return the printed line of a finding."""
     return f"{found.status:6}  {name:11}  {who}{': ' if who else ''}{found.text}"
 
 
-# The doctor tells different flags itself, with all else that it finds.
+# `alike=False`, since the doctor itself reports flags that differ.
 DOCTOR = Mode(
     run_checks,
-    "Check what can be known to go wrong before a long job.",
+    "Check a long job before it starts: data, network, disk, devices, processes.",
     {**CONFIG, **WORKDIR},
     together=True,
     alike=False,

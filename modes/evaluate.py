@@ -10,7 +10,7 @@ EVALUATE = Mode(
         **CONFIG,
         **WORKDIR,
         **CHECKPOINT,
-        "out": Flag("Folder for the results; default that of the run.", parse_path),
+        "out": Flag("Folder for the results; default: WORKDIR/eval.", parse_path),
     },
     together=True,
 )

@@ -1,4 +1,4 @@
-"""A checkpoint of a run measured: what evaluate does, and compare where it was not done."""
+"""Measures a checkpoint of a run, for the modes evaluate and compare."""
 
 import jax
 
@@ -18,10 +18,10 @@ from fewstep.training.storage.fields import check_fields
 
 
 def evaluate_run(request: Request) -> None:
-    """Evaluate a run as its own config says, or as the `evaluate` fields of --config say.
+    """Evaluate a run by its own config, or by the `evaluate` fields of --config.
 
-    Results go to --out, WORKDIR/eval by default. The run may be somebody else's: its record of
-    data.dir is read from, and never written to.
+    Writes results to --out, by default WORKDIR/eval. The run may belong to another user: without
+    --config, its recorded data.dir is only read.
     """
     config, experiment, mesh, params, step = load_run(request)
     given = request.config is not None
@@ -32,9 +32,9 @@ def evaluate_run(request: Request) -> None:
         config.data.label_shares = request.config.data.label_shares
     if jax.process_index() == 0:
         folder = request.out or require_workdir(request) / FOLDER
-        check_writable(folder, "say where results go by --out=FOLDER")
+        check_writable(folder, "choose another folder by --out=FOLDER")
     if not config.evaluate.steps:
-        raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")
+        raise ValueError("evaluate.steps=() leaves nothing to evaluate; name some, as in (1,4)")
     check_sampling_steps(experiment.objective.stages, step, config.evaluate.steps)
     dataset = find_dataset(config, experiment, writable=given)
     check_moved_data(require_workdir(request), config, experiment, dataset)

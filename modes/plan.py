@@ -1,9 +1,9 @@
-"""--mode=plan: what a run needs on devices that one does not have: memory, time and money.
+"""--mode=plan: memory, time and cost of a run on devices that are not here.
 
-The production step is compiled for emulated CPU devices and never run. What XLA decides before it
-generates machine code, which is how arrays are split, what is exchanged and what is donated, is
-decided as for accelerators; how operations are fused is not, so temporary memory is at most what is
-printed. Time is counted from FLOPs, at a share of the peak that public codes reach.
+Compiles the training step for emulated CPU devices and never runs it. XLA splits arrays, exchanges
+them between devices and donates buffers as for accelerators. It fuses operations differently, so
+the printed temporary memory is an upper bound. Time follows from FLOPs and the share of the peak
+that public codes reach.
 """
 
 import math
@@ -38,7 +38,7 @@ MIB = 2**20
 
 
 def plan_resources(request: Request) -> None:
-    """Print a table; nothing is allocated on a device and the data set is read only if needed."""
+    """Print a table. Allocates nothing on a device; reads the data set only if necessary."""
     config, aim = require_config(request), requested_target(request)
     sizes = plan_mesh_sizes(request.mesh, config, aim)
     emulate_devices(math.prod(sizes))
@@ -52,18 +52,19 @@ def plan_resources(request: Request) -> None:
 def plan_mesh_sizes(
     mesh: tuple[int, ...], config: ConfigDict, aim: Target | None = None
 ) -> tuple[int, int]:
-    """Sizes of the axes data and fsdp: of --mesh, or of the config. Raises ValueError.
+    """Return the sizes of the axes data and fsdp, from --mesh or from the config.
 
-    If the number of the target's devices is known they fill the mesh as they would in training.
+    If --accelerator gives the number of devices, they fill the mesh as in training. Raises
+    ValueError.
     """
     sizes = tuple(mesh or (config.mesh.data, config.mesh.fsdp))
     counted = aim is not None and aim.devices is not None
     given = ",".join(map(str, sizes))
     if not mesh and min(sizes) == -1 and not counted:
         raise ValueError(
-            f"--mesh=DATA,FSDP is needed, such as --mesh=8,8, or --accelerator with a number, such "
-            f"as 8xh100: mesh.data={sizes[0]} and mesh.fsdp={sizes[1]} take what devices are here, "
-            "and a plan is for others"
+            f"--mesh is missing, and mesh.data={sizes[0]}, mesh.fsdp={sizes[1]} of the config give "
+            "no number of devices; add --mesh=DATA,FSDP, such as --mesh=8,8, or "
+            "--accelerator=8xh100"
         )
     if len(sizes) == len(AXES) and counted:
         sizes = mesh_sizes(*sizes, aim.devices)
@@ -75,13 +76,13 @@ def plan_mesh_sizes(
 
 
 def emulate_devices(count: int) -> None:
-    """Let JAX see so many CPU devices and no accelerator; only before it has looked for any."""
+    """Make JAX see `count` CPU devices and no accelerator. Call before JAX uses a device."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
 
 
 def plan_lines(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Request) -> list[str]:
-    """The lines that `plan` prints."""
+    """Return the lines that `plan_resources` prints."""
     since = time.perf_counter()
     print(f"compiling the step for {mesh.size} device(s) ...", file=sys.stderr, flush=True)
     fused = fuses_attention(config, aim)
@@ -121,7 +122,7 @@ def plan_lines(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Requ
 
 
 def fuses_attention(config: ConfigDict, aim: Target | None) -> bool:
-    """Whether attention will be fused kernels on the target, which keep no weights in memory."""
+    """Whether the target computes attention by fused kernels, which keep no weights in memory."""
     model = config.model
     gpu = aim is not None and aim.accelerator.is_gpu
     asked = model.get("attention") == "cudnn" or (model.get("attention") == "auto" and gpu)
@@ -129,14 +130,14 @@ def fuses_attention(config: ConfigDict, aim: Target | None) -> bool:
 
 
 def chunk_attention(config: ConfigDict) -> ConfigDict:
-    """The config with attention in chunks, which like fused kernels never has all its weights."""
+    """Return the config with attention in chunks, which also never holds all its weights."""
     config = config.copy_and_resolve_references()
     config.model.attention = "chunked"
     return config
 
 
 def layout_note(fused: bool) -> str:
-    """How temporary memory was counted."""
+    """Return how temporary memory was counted."""
     attention = ", attention fused" if fused else ""
     return f"at most: activations and gradients as laid out for CPUs{attention}"
 
@@ -148,7 +149,7 @@ def heading_lines(
     mesh: Mesh,
     aim: Target | None,
 ) -> list[str]:
-    """What is planned."""
+    """Return lines on config, devices, mesh and batch."""
     model, network = config.model, inputs.state.networks[experiment.objective.generator]
     shape = " x ".join(map(str, experiment.space.shape))
     axes = ", ".join(f"{name} {count}" for name, count in mesh.shape.items())
@@ -163,13 +164,13 @@ def heading_lines(
 
 
 def describe_hosts(aim: Target) -> str:
-    """Devices, hosts and processes."""
+    """Return the number of devices, hosts and processes as text."""
     processes = "per host or per GPU" if aim.accelerator.is_gpu else "per host"
     return f"{aim.devices} x {aim.name} on {aim.hosts} host(s), a process {processes}"
 
 
 def memory_parts(inputs: StepInputs) -> dict[str, int]:
-    """Bytes on each device of what a step is given."""
+    """Return the bytes on each device of the arguments of a step, by name."""
     state = inputs.state
     parts = {}
     for name, params in state.networks.items():
@@ -181,13 +182,14 @@ def memory_parts(inputs: StepInputs) -> dict[str, int]:
 
 
 def fit_lines(peak: int, given: int, aim: Target | None, remedies: list[str]) -> list[str]:
-    """Whether a program of that peak fits the accelerator, or which ones it fits.
+    """Return whether a step fits the accelerator, or the accelerators that it fits.
 
-    peak: at most. given: state, teachers and batch, which are there in any layout.
+    peak: upper bound of its bytes. given: bytes of state, teachers and batch, the same in any
+    layout.
     """
     if aim is None:
         large = [name for name, a in ACCELERATORS.items() if peak <= a.room]
-        return [f"fits         {', '.join(large) or 'no accelerator that is known here'}"]
+        return [f"fits         {', '.join(large) or 'none of the known accelerators'}"]
     accelerator = aim.accelerator
     room = f"of {accelerator.room / GIB:.2f} GiB, {accelerator.usable:.0%} of its "
     room += f"{accelerator.gib:g}"
@@ -204,7 +206,7 @@ def fit_lines(peak: int, given: int, aim: Target | None, remedies: list[str]) ->
 
 
 def remedies(config: ConfigDict, mesh: Mesh, aim: Target | None = None) -> list[str]:
-    """The fields that would make a step smaller on each device."""
+    """Return the changes of the config that would reduce memory per device."""
     model = config.model
     found = [f"a larger mesh.fsdp than {mesh.shape['fsdp']}, which splits the state further"]
     if not model.get("remat", True):
@@ -220,7 +222,7 @@ def remedies(config: ConfigDict, mesh: Mesh, aim: Target | None = None) -> list[
 
 
 def compute_lines(flops: float, forward: float, config: ConfigDict, mesh: Mesh) -> list[str]:
-    """What a step computes; forward: FLOPs of the network on one batch."""
+    """Return lines on the FLOPs of a step. forward: FLOPs of the network on one batch."""
     return [
         f"all devices  {flops / 1e12:.3f} TFLOP, as much as {flops / forward:.1f} forward passes",
         f"per device   {flops / mesh.size / 1e12:.3f} TFLOP",
@@ -229,7 +231,7 @@ def compute_lines(flops: float, forward: float, config: ConfigDict, mesh: Mesh) 
 
 
 def collective_lines(found: list[Collective]) -> list[str]:
-    """A line on each kind of collectives."""
+    """Return one line for each kind of collective."""
     lines = []
     for kind in dict.fromkeys(one.kind for one in found):
         same = [one for one in found if one.kind == kind]
@@ -248,19 +250,23 @@ def collective_lines(found: list[Collective]) -> list[str]:
 
 
 def memory_line(name: str, number: int, meaning: str = "") -> str:
-    """A line on bytes."""
+    """Return a line with a name, MiB and a meaning."""
     return f"{name:<24}{number / MIB:>12,.1f} MiB  {meaning}".rstrip()
 
 
 PLAN = Mode(
     plan_resources,
-    "Print the memory, time and money that a run needs on devices that are not here.",
+    "Print the memory, time and cost of a run on devices that are not here.",
     {
         **CONFIG,
         "mesh": Flag("Sizes of the axes data and fsdp, such as 8,8.", parse_integers),
-        "accelerator": Flag("Devices, such as h100, 8xh100, or the TPU slices v4-32, v5e-16."),
-        "mfu": Flag("Share of the peak FLOP/s that is reached; default 0.25,0.45.", parse_numbers),
-        "price": Flag("Price of a device for an hour, in any currency.", parse_number),
-        "disk_speed": Flag("GB/s that all processes together write; default 1.", parse_number),
+        "accelerator": Flag("Devices, such as h100, 8xh100, or a TPU slice such as v4-32."),
+        "mfu": Flag(
+            "Share of the peak FLOP/s, one number or a range; default 0.25,0.45.", parse_numbers
+        ),
+        "price": Flag("Price per device-hour in any currency.", parse_number),
+        "disk_speed": Flag(
+            "Speed at which all processes together write, in GB/s; default 1.", parse_number
+        ),
     },
 )

@@ -1,4 +1,4 @@
-"""What the user asked for, and the parts that several modes need of it."""
+"""The request of a user, and what several modes need from it: config, data set, run."""
 
 import os
 import re
@@ -33,10 +33,10 @@ from fewstep.training.teacher import (
     with_teachers_images,
 )
 
-# Fields of a config that are paths, after one of these beginnings if any.
+# Fields of a config that are paths, some after a prefix such as folder:.
 PATHS = ("compilation_cache", "teacher", "data.name", "data.dir", "data.local_dir")
 PATHS += ("evaluate.weights", "evaluate.reference")
-# Flags in which the processes of one job may differ.
+# Flags that may differ between the processes of one job.
 PER_HOST = (
     "config.data.dir",
     "config.data.local_dir",
@@ -46,10 +46,10 @@ PER_HOST = (
 
 
 class Request(NamedTuple):
-    """The command line. Fields that were not given are None (paths), "" or their defaults.
+    """The values of the command line, with defaults for flags that were not given.
 
-    config_of_method: what --config's file has for another method, with the same overrides.
-    teachers: the method whose runs teach a method.
+    config_of_method: method -> its config in the file of --config, with the same overrides.
+    teachers: method -> the method of its teacher.
     """
 
     config: ConfigDict | None = None
@@ -75,7 +75,7 @@ class Request(NamedTuple):
 
 
 def expand_home(text: str) -> str:
-    """A path with ~ and ~USER expanded, which a shell leaves in --flag=~/path.
+    """Expand ~ and ~USER, which shells do not expand in --flag=~/path.
 
     Raises ValueError for a user that does not exist.
     """
@@ -85,13 +85,13 @@ def expand_home(text: str) -> str:
     try:
         return text.removesuffix(path) + str(Path(path).expanduser())
     except RuntimeError as error:
-        raise ValueError(f"{text}: there is no user {path.partition('/')[0]}") from error
+        raise ValueError(f"{text}: the user {path.partition('/')[0][1:]} does not exist") from error
 
 
 def expand_paths(config: ConfigDict) -> ConfigDict:
-    """The config with ~ expanded in the fields that are paths, and the folder of images absolute.
+    """Expand ~ in the path fields of a config, in place, and make the image folder absolute.
 
-    A run records where its images lie, and is evaluated from anywhere. Raises ValueError.
+    A run records the image folder, and may be evaluated from any directory. Raises ValueError.
     """
     for name in PATHS:
         group, _, field = name.rpartition(".")
@@ -104,9 +104,9 @@ def expand_paths(config: ConfigDict) -> ConfigDict:
 
 
 def check_same_flags(mode: str, request: Request) -> None:
-    """Raises ValueError, in all processes, that names the flags or the code in which they differ.
+    """Raises ValueError in all processes if their flags or their code differ; names what differs.
 
-    Flags in PER_HOST may differ: they say where something lies on a host's own disk.
+    Flags in PER_HOST may differ, since they name paths on the disk of each host.
     """
     values = request._asdict() | {"mode": mode, "config": None}
     values.update({"config_of_method": None, "teachers": None})
@@ -122,15 +122,15 @@ def check_same_flags(mode: str, request: Request) -> None:
     ]
     if found:
         raise ValueError(
-            f"the processes were started with different flags: {'; '.join(found)}. Start all "
-            "of them with the same command"
+            f"the processes were started with different flags: {'; '.join(found)}; start all of "
+            "them with the same command"
         )
 
 
 def check_same_code() -> None:
-    """Raises ValueError, in all processes, that names the versions if they run different code.
+    """Raises ValueError in all processes if their code or their JAX differs; names the versions.
 
-    They would compile different programs, and wait in one for the others for ever.
+    Processes with different code would compile different programs, and wait for each other forever.
     """
     packages = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib")]
     versions = gather([describe_code(code_version()), code_version()["sources"], *packages])
@@ -138,22 +138,24 @@ def check_same_code() -> None:
         if version[1:] != versions[0][1:]:
             others, first = (", ".join([own[0], *own[2:]]) for own in (version, versions[0]))
             raise ValueError(
-                f"process {index} runs other code than process 0: {others} there, {first} here. "
-                "Install the same on all hosts"
+                f"process {index} runs other code than process 0: {others} there, {first} here; "
+                "install the same code on all hosts"
             )
 
 
 def require_workdir(request: Request) -> Path:
-    """--workdir; raises ValueError if it was not given, or no checkpoint can be written there.
+    """Return --workdir. Raises ValueError if it is missing or cannot hold checkpoints.
 
-    That is the address of a bucket, or a name that is no UTF-8, which TensorStore does not take.
+    TensorStore cannot write to the address of a bucket or to a name that is not UTF-8.
     """
     if request.workdir is None:
-        raise ValueError("--workdir=DIR is needed: the folder of the run")
+        raise ValueError(
+            "--workdir is missing; name the folder of the run, as in --workdir=runs/digits"
+        )
     if re.match(r"[a-z0-9]{2,}:/", str(request.workdir)):
         raise ValueError(
-            f"--workdir={request.workdir} is an address, not a folder; mount the bucket and give "
-            "the folder where it is mounted (docs/clusters.md)"
+            f"--workdir={request.workdir} is an address, not a folder; mount the bucket and "
+            "name the folder of the mount (docs/clusters.md)"
         )
     try:
         os.fspath(request.workdir.absolute()).encode()
@@ -166,23 +168,25 @@ def require_workdir(request: Request) -> Path:
 
 
 def require_config(request: Request) -> ConfigDict:
-    """--config; raises ValueError if it was not given, or for a field that cannot be."""
+    """Return --config. Raises ValueError if it is missing or has an invalid field."""
     if request.config is None:
-        raise ValueError("--config=configs/FILE.py:METHOD is needed")
+        raise ValueError(
+            "--config is missing; name a config, as in --config=configs/digits.py:shortcut"
+        )
     check_fields(request.config)
     return request.config
 
 
 def read_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
-    """The data set of a config, in this process. Raises FileNotFoundError if it is not here.
+    """Return the data set of a config, in this process. Raises FileNotFoundError if it is missing.
 
-    writable: whether data.dir is this user's own choice, which a run's record of it may not be.
+    writable: whether Fewstep may write to data.dir. False if only the record of a run names it.
     """
     return data.load_selection(data_selection(config), writable)
 
 
 def data_selection(config: ConfigDict) -> data.Selection:
-    """The data set that a config asks for."""
+    """Return the data set that a config names."""
     fields = config.data
     return data.Selection(
         fields.name,
@@ -196,8 +200,9 @@ def data_selection(config: ConfigDict) -> data.Selection:
 
 
 def fill_decoding(config: ConfigDict, folder: Path) -> ConfigDict:
-    """The config with the decoding of the run in a folder, else of its teacher, which has the same
-    labels, unless it asks for one itself.
+    """Return the config with data.decoding of the run in the folder, else of its teacher.
+
+    A value in the config stays. Teacher and student must decode alike to have the same labels.
     """
     runs = [folder, parse(config.teacher).folder] if config.teacher else [folder]
     begun = next(filter(workdir.is_run, runs), None)
@@ -209,30 +214,30 @@ def fill_decoding(config: ConfigDict, folder: Path) -> ConfigDict:
 
 
 def load_local_copy(config: ConfigDict) -> Dataset:
-    """The data set of a config, copied to data.local_dir unless it is there. Raises OSError."""
+    """Return the data set of a config from its copy in data.local_dir. Raises OSError."""
     return data.load_copy(data_selection(config), config.data.local_dir)
 
 
 def load_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
-    """The data set of a config. Raises FileNotFoundError if a process does not have it."""
+    """Return the data set of a config. Raises FileNotFoundError if a process does not have it."""
     missing = None
     try:
         dataset = read_dataset(config, writable)
     except FileNotFoundError as error:
         missing = error
-    # What is done without images must be done without them in all processes.
+    # Either all processes use the images or none does.
     if true_everywhere(missing is None):
         return dataset
     raise missing or FileNotFoundError(
-        f"the data set {config.data.name} is there for some processes only; prepare it "
-        "(--mode=prepare) on a disk that all see, or on that of each host"
+        f"only some processes find the data set {config.data.name}; prepare it by --mode=prepare "
+        "on a disk that all hosts share, or on each host"
     )
 
 
 def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
-    """The config as it will run: data fields from the data set, shrunk if `debug` is on.
+    """Return the config that will run: data fields from the data set, smaller if `debug` is on.
 
-    Raises ValueError if the config asks for other classes than the data set has.
+    Raises ValueError if the config has another number of classes than the data set.
     """
     config = config.copy_and_resolve_references()
     if data.space_of(config.data.name).image:
@@ -243,17 +248,17 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     if config.data.num_classes not in (0, dataset.num_classes):
         raise ValueError(
             f"data.num_classes={config.data.num_classes}, but {dataset.name} has "
-            f"{dataset.num_classes}; use -1 for all of them or 0 to train without labels"
+            f"{dataset.num_classes}; set -1 for all of them, or 0 to train without labels"
         )
     return as_it_runs(config)
 
 
 def resolve_and_load(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
-    """The config as it will run, and its data set.
+    """Return the config that will run and its data set.
 
-    None for a data set that is not here and that training does not read: images are then what the
-    teacher's are. Raises FileNotFoundError if it is needed, ValueError if a teacher is, or for a
-    field that cannot be.
+    The data set is None if it is missing and training does not read it; image sizes are then those
+    of the teacher. Raises FileNotFoundError if training reads a missing data set, ValueError for a
+    missing teacher or an invalid field.
     """
     check_fields(config)
     check_network_of_teacher(config)
@@ -263,7 +268,7 @@ def resolve_and_load(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
         if config.teacher:
             config = with_teachers_images(config)
         elif not config.data.image_size or config.data.num_classes < 0:
-            raise  # images of unknown size or classes: nothing can be built
+            raise  # the sizes of images and classes are unknown
         config.data.decoding = config.data.decoding or NEWEST_DECODING
         config = as_it_runs(config)
         experiment = build(config)
@@ -275,9 +280,9 @@ def resolve_and_load(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
 
 
 def replace_folders(config: ConfigDict, given: ConfigDict) -> ConfigDict:
-    """A recorded config with its folders as given: data.dir, and images and a teacher if moved.
+    """Return a recorded config with the folders of a given one: data.dir, images and teacher.
 
-    What lies there must be the same (`check_moved_data`). The step of the teacher stays.
+    The step of the teacher stays. `check_moved_data` checks that the images are the same.
     """
     config = config.copy_and_resolve_references()
     config.data.dir = given.data.dir
@@ -292,7 +297,7 @@ def replace_folders(config: ConfigDict, given: ConfigDict) -> ConfigDict:
 def check_moved_data(
     run: Path, config: ConfigDict, experiment: Experiment, dataset: Dataset | None
 ) -> None:
-    """Raises ValueError unless the images in a moved folder are those that a run was begun with."""
+    """Raises ValueError if a moved folder has other images than those of the run."""
     recorded = workdir.recorded_identity(run)
     moved = config.data.name != recorded.config["data"]["name"]
     if moved and dataset is not None and reads_data(experiment.objective):
@@ -300,15 +305,15 @@ def check_moved_data(
 
 
 def fill_from_record(config: ConfigDict, run: Path) -> ConfigDict:
-    """The config with what the run in a folder was begun with, where it leaves that open.
+    """Return the config with open values filled from the record of the run in a folder.
 
-    That is the step of its teacher, and how labels are drawn where its record does not say.
+    These are the step of the teacher and, for older records, how labels are drawn.
     """
     return with_recorded_rule(pinned(config, run), run)
 
 
 def resolve_open_fields(config: ConfigDict) -> ConfigDict:
-    """The config as it will run; its data set is looked at only if the config leaves fields open.
+    """Return the config that will run; reads the data set only to fill fields that are open.
 
     Raises FileNotFoundError and ValueError as `resolve_and_load` does.
     """
@@ -321,7 +326,7 @@ def resolve_open_fields(config: ConfigDict) -> ConfigDict:
 def find_dataset(
     config: ConfigDict, experiment: Experiment, writable: bool = True
 ) -> Dataset | None:
-    """The data set of a run; None if it is not here and the run was trained without its images."""
+    """Return the data set of a run; None if it is missing and the run does not read images."""
     try:
         return load_dataset(config, writable)
     except FileNotFoundError:
@@ -331,7 +336,7 @@ def find_dataset(
 
 
 class LoadedRun(NamedTuple):
-    """A trained network, ready to sample on all devices here, however it was trained."""
+    """A trained network, ready to sample on all devices of this job."""
 
     config: ConfigDict
     experiment: Experiment
@@ -341,7 +346,9 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(request: Request) -> LoadedRun:
-    """The run in --workdir, at --checkpoint (the newest), with --network (the one that samples).
+    """Load the run in --workdir at --checkpoint, with --network.
+
+    Defaults: the newest checkpoint, and the network that samples by the config.
 
     Raises ValueError.
     """

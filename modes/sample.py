@@ -1,4 +1,4 @@
-"""--mode=sample: samples from a run, as PNG files or an .npz, and one picture of them."""
+"""--mode=sample: draw samples from a run; write PNG files or an .npz, and one picture."""
 
 import json
 from collections import deque
@@ -34,22 +34,22 @@ from fewstep.training.storage.workdir import recorded_identity
 FOLDER, LONGEST_NAME = "samples", 200
 COLUMNS = 16
 SHOWN = COLUMNS * COLUMNS
-# The noise of seed k is that of sample k in an evaluation of a run whose own seed is this.
+# Seed k has the noise of sample k in an evaluation of a run with this seed.
 STREAM_SEED = 0
 DEFAULT_SEEDS, LARGEST_SEED = range(64), 2**31 - 1
 
 
 def sample(request: Request) -> None:
-    """Write one sample for each of --seeds to --out, and a picture of the first ones.
+    """Write one sample for each of --seeds to --out, and a picture of the first samples beside it.
 
-    --out is a folder of PNG files named by seed, or an .npz with x and arr_0: samples [N, ...] as
-    they are stored in their space, y: int32 [N] and seed: int32 [N]; the picture lies beside it. By
-    default it is a folder in the run's, or an .npz where samples have no picture of their own,
-    whose name says what they are made from. A folder with other images is refused. A sample
-    depends on its seed and label alone. Seed k has the label k places on in --labels, which are
-    gone through again and again, by default in all classes; y is -1 for a model without classes.
-    Files are written as images are made, and stay if a later one is not finite, which ends it with
-    an error.
+    --out is a folder for PNG files, named by seed, or an .npz file. The .npz has x and arr_0:
+    samples [N, ...] as their space stores them, y: int32 [N] and seed: int32 [N]. The default lies
+    in the folder of the run, and its name says how the samples were made. It is an .npz where
+    samples have no pictures of their own. A folder with other images raises ValueError.
+
+    A sample depends only on its seed and label. --labels, by default all classes, are used in turn:
+    seed k has label k modulo their number. Without classes y is -1. A sample that is not finite
+    raises an error; files written before it stay.
     """
     check_request(request)
     config, experiment, mesh, params, step = load_run(request)
@@ -104,9 +104,9 @@ def write_samples(
     labels: np.ndarray,
     seeds: np.ndarray,
 ) -> Path:
-    """The finished samples as one .npz, or as PNG files in a folder, each batch once it is there.
+    """Write finished samples as one .npz, or as PNG files in a folder batch by batch.
 
-    Returns the path of a picture of the first ones.
+    Returns the path of a picture of the first samples.
     """
     most = max(SHOWN, space.shown)
     if out.suffix == ".npz":
@@ -125,14 +125,14 @@ def write_samples(
 
 
 def run_id(request: Request) -> str:
-    """The id of the run, "" if an older version made it."""
+    """Return the id of the run; "" for a run of a version without ids."""
     return recorded_identity(require_workdir(request)).id
 
 
 def default_out(request: Request, space: Space, made_from: Mapping[str, Any]) -> Path:
-    """WORKDIR/samples/NAME, the name of what samples are made from; an .npz if they have no files.
+    """Return WORKDIR/samples/NAME, where NAME says how the samples are made; an .npz for points.
 
-    Seeds are those of the files.
+    NAME has no seeds, since the names of the files in the folder have them.
     """
     parts = [
         f"step_{made_from['step']:08d}",
@@ -162,12 +162,12 @@ def sibling_path(out: Path, suffix: str) -> Path:
 
 
 def record_path(out: Path) -> Path:
-    """The file that says what the samples in a folder are made from."""
+    """Return the file that records how the samples in a folder were made."""
     return sibling_path(out, ".json")
 
 
 def check_free(out: Path, made_from: Mapping[str, Any]) -> None:
-    """Raises ValueError for a folder with other images, OSError for one that cannot be written."""
+    """Raises ValueError for a folder with other images, OSError if it cannot be written to."""
     check_writable(out.parent if out.suffix == ".npz" else out, "choose another --out")
     if out.suffix == ".npz" or not (out.is_dir() and any(map(is_png, out.iterdir()))):
         return
@@ -175,24 +175,24 @@ def check_free(out: Path, made_from: Mapping[str, Any]) -> None:
         before = json.loads(record_path(out).read_bytes())
         found = differing_fields(before, made_from)
     except (OSError, ValueError, AttributeError, RecursionError):
-        found = ["nothing says what they are made from"]
+        found = ["no record says how they were made"]
     if found:
         raise ValueError(
-            f"{out} has other images already: {'; '.join(found)}. Choose another --out, or remove "
-            "it"
+            f"{out} has other images already: {'; '.join(found)}; choose another --out or delete "
+            "the folder"
         )
 
 
 def is_png(path: Path) -> bool:
-    """Whether a file is a PNG by its name."""
+    """Whether the name of a file is that of a PNG."""
     return path.suffix.lower() == ".png"
 
 
 def check_request(request: Request) -> None:
-    """Raises ValueError for an option that cannot be carried out."""
+    """Raises ValueError for seeds that are too large and for an invalid --out."""
     largest = max(request.seeds or DEFAULT_SEEDS)
     if largest > LARGEST_SEED:
-        raise ValueError(f"--seeds has {largest}; the largest is {LARGEST_SEED}")
+        raise ValueError(f"--seeds={largest} is too large; the largest is {LARGEST_SEED}")
     if request.out is not None and (
         request.out.suffix not in ("", ".npz") or request.out.name == ".npz"
     ):
@@ -200,13 +200,13 @@ def check_request(request: Request) -> None:
 
 
 def choose_labels(request: Request, num_classes: int, names: Sequence[str] = ()) -> np.ndarray:
-    """The labels asked for, by index or by name, all classes by default.
+    """Return the labels of --labels, given by index or name; by default all classes.
 
-    Raises ValueError for one that is no class.
+    Raises ValueError for a label that is not a class.
     """
     if num_classes == 0:
         if request.labels:
-            raise ValueError("--labels was given, but this model was trained without classes")
+            raise ValueError("--labels has no effect: the run has no classes; remove it")
         return np.array([-1])
     asked = [label_of(label, names, num_classes) for label in request.labels]
     return np.array(asked or range(num_classes))
@@ -214,15 +214,21 @@ def choose_labels(request: Request, num_classes: int, names: Sequence[str] = ())
 
 SAMPLE = Mode(
     sample,
-    "Draw images from a run.",
+    "Draw samples from a run.",
     {
         **WORKDIR,
         **CHECKPOINT,
         "steps": Flag("Number of sampling steps; default 1.", parse_integer),
         "seeds": Flag("Seeds of the noise, one image each; default 0-63.", parse_ranges),
-        "labels": Flag("Classes by index or name, in turn; default all.", parse_labels),
-        "guidance": Flag("Guidance scale; 1 is none.", parse_number),
-        "out": Flag("A folder or an .npz file.", parse_path),
+        "labels": Flag(
+            "Classes by index or name, used in turn, such as 3,1; default all.", parse_labels
+        ),
+        "guidance": Flag(
+            "Guidance scale; 1 is no guidance; default: that of the run.", parse_number
+        ),
+        "out": Flag(
+            "Folder for PNG files, or an .npz file; default: in WORKDIR/samples.", parse_path
+        ),
     },
     together=True,
 )

@@ -1,4 +1,4 @@
-"""A run trained from scratch, or on from its newest checkpoint: what train and compare do."""
+"""Trains a run from scratch or from its newest checkpoint, for the modes train and compare."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -36,7 +36,7 @@ from fewstep.training.storage.workdir import check_space, claimed, start_line, s
 
 
 def train_run(request: Request) -> None:
-    """Train to config.steps, evaluating and saving on the way."""
+    """Train up to config.steps; evaluate and save on the way."""
     path, config = require_workdir(request), require_config(request)
     with Preemption() as preemption:
         with preemption.at_once():
@@ -47,7 +47,7 @@ def train_run(request: Request) -> None:
 
 
 def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:
-    """Train in a folder that is this process's own; returns the step that the run is at then."""
+    """Train in a folder that this process has claimed; return the last training step."""
     config, experiment = job.config, job.experiment
     with preemption.at_once():
         counts = known_counts(config, job.dataset)
@@ -95,7 +95,7 @@ def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:
 
 
 def schedule_of(job: Job) -> Schedule:
-    """When a run logs, saves and evaluates."""
+    """Return when a run logs, saves and evaluates."""
     config = job.config
     return Schedule(
         steps=config.steps,
@@ -108,16 +108,16 @@ def schedule_of(job: Job) -> Schedule:
 
 
 def announce(path: Path, step: int, steps: int) -> None:
-    """Say whether a run starts or goes on, where, and on what."""
+    """Print whether a run starts or continues, where, and on which devices."""
     if is_first():
         say(start_line(path, step, steps))
 
 
 def make_evaluate(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:
-    """What evaluates a state: prints a summary, and returns numbers for the log.
+    """Return a function that evaluates a state, prints a summary and returns numbers for the log.
 
-    The state after the last step is also measured by evaluate.final_samples. These numbers are not
-    for the log, whose curve has all its points by evaluate.num_samples.
+    It also measures the state after the last step by evaluate.final_samples. The log leaves these
+    numbers out, so that every point of its curve has evaluate.num_samples.
     """
     config, experiment = job.config, job.experiment
 
@@ -156,7 +156,7 @@ def make_evaluate(path: Path, job: Job) -> Callable[[TrainState], dict[str, floa
 
 
 def record_failure(error: NonFiniteError, job: Job, order: int, folder: Path) -> NonFiniteError:
-    """The error with the file that says which step it was, written."""
+    """Write the record of the step for --mode=replay; return the error with the path added."""
     if error.step is None:
         return error
     config, indices = job.config, None
@@ -174,4 +174,4 @@ def record_failure(error: NonFiniteError, job: Job, order: int, folder: Path) ->
             replay.write_record(folder, error, seed=config.seed, indices=indices)
     except OSError as unwritten:
         return NonFiniteError(f"{error}. {unwritten}")
-    return NonFiniteError(f"{error}. {path} has the step; --mode=replay shows where it broke")
+    return NonFiniteError(f"{error}. {path} records the step; --mode=replay shows where it broke")

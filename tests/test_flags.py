@@ -125,12 +125,12 @@ def test_every_flag_and_every_field_is_in_a_table():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--mode=sample", '--labels="a'), '--labels="a is no list between commas'),
-        (("--mode=sample", "--labels=a,,b"), "--labels=a,,b has nothing between two commas"),
-        (("--mode=report", "--workdirs=a,"), "--workdirs=a, has nothing"),
-        (("--mode=sample", "--steps=two"), "--steps=two must be an integer, such as 4"),
+        (("--mode=sample", '--labels="a'), '--labels="a is not a list with commas'),
+        (("--mode=sample", "--labels=a,,b"), "--labels=a,,b has an empty part"),
+        (("--mode=report", "--workdirs=a,"), "--workdirs=a, has an empty part"),
+        (("--mode=sample", "--steps=two"), "--steps=two must be a whole number, such as 4"),
         (("--mode=sample", "--guidance=much"), "--guidance=much must be a number, such as 2.5"),
-        (("--mode=plan", "--mesh=8,b"), "--mesh=8,b must be integers"),
+        (("--mode=plan", "--mesh=8,b"), "--mesh=8,b must be whole numbers"),
         (("--mode=plan", '--mfu="'), "--mfu="),
     ],
 )

@@ -210,7 +210,7 @@ def test_a_run_that_diverges_is_replayed(tmp_path):
         expect=exits.DIVERGED,
     )
     again = run("--mode=replay", f"--workdir={tmp_path}")
-    assert "step 2 again, as it was: loss or gradient of the network" in again.stdout
+    assert "repeated step 2, which ended with: loss or gradient of the network" in again.stdout
     assert "rows whose loss is not finite: 64 of 64: 0 (image " in again.stdout
     assert "gradients that are not finite: block_0/" in again.stdout
 

@@ -221,7 +221,7 @@ def test_a_process_that_does_not_come_is_named():
     nobody = [*cli.joined(address, 2, 1), "--join_timeout=1", "--workdir=/nowhere"]
     lost = run(*TRAIN, *nobody, expect=exits.PEER_DIED)
     assert f"error: no process 0 at {address} in 1 s: start it there" in lost.stderr
-    for wrong, message in (("0", "above 0"), ("nan", "above 0"), ("2", "goes with --distributed")):
+    for wrong, message in (("0", "above 0"), ("nan", "above 0"), ("2", "add --distributed")):
         flags = alone if wrong != "2" else []
         refused = run(*TRAIN, *flags, f"--join_timeout={wrong}", expect=exits.BAD_INPUT)
         assert message in refused.stderr

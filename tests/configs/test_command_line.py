@@ -3,7 +3,14 @@ from pathlib import Path
 import pytest
 
 from fewstep.configs import digits
-from fewstep.configs.command_line import OptionalParser, flags, nearest_field, unknown_field_message
+from fewstep.configs.command_line import (
+    OptionalParser,
+    explain_value,
+    flags,
+    missing_file,
+    nearest_field,
+    unknown_field_message,
+)
 from fewstep.modes.request import expand_home, expand_paths
 from tests.training.runs import small_config
 
@@ -33,7 +40,7 @@ CONFIG = digits.get_config("cd")
 def test_an_unknown_field_is_named_with_the_one_that_was_meant(asked, meant):
     ending = f"; did you mean --config.{meant}?" if meant else ""
     arguments = ["--config.seed=1", f"--config.{asked}=1", "--steps=3"]
-    assert unknown_field_message(CONFIG, arguments) == f"--config.{asked} is no field{ending}"
+    assert unknown_field_message(CONFIG, arguments) == f"--config.{asked} is not a field{ending}"
 
 
 @pytest.mark.parametrize(
@@ -100,5 +107,35 @@ def test_the_home_folder_is_written_out_in_every_path(monkeypatch):
         and expand_home("a/~b") == "a/~b"
         and expand_home("") == ""
     )
-    with pytest.raises(ValueError, match="there is no user ~nobody-of-that-name"):
+    with pytest.raises(ValueError, match="the user nobody-of-that-name does not exist"):
         expand_home("~nobody-of-that-name/x")
+
+
+@pytest.mark.parametrize(
+    ("config", "ending"),
+    [
+        ("configs/digit.py:edm", "; did you mean --config=configs/digits.py?"),
+        ("cifar10", "; did you mean --config=configs/cifar10.py?"),
+        ("xyz.py", "; give a file such as configs/digits.py"),
+    ],
+)
+def test_a_missing_file_is_named_with_the_one_that_was_meant(config, ending):
+    file = config.partition(":")[0]
+    assert missing_file(config) == f"--config={config}: the file {file} does not exist{ending}"
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "meant"),
+    [
+        (flags.DEFINE_integer, "many", "a whole number"),
+        (flags.DEFINE_float, "much", "a number"),
+        (flags.DEFINE_boolean, "maybe", "True or False"),
+    ],
+)
+def test_a_value_of_another_type_is_told_the_type(kind, value, meant):
+    values = flags.FlagValues()
+    kind("config.field", None, "", flag_values=values)
+    with pytest.raises(flags.IllegalFlagValueError) as error:
+        values(["main.py", f"--config.field={value}"])
+    assert explain_value(error.value) == f"--config.field={value} must be {meant}"
+    assert explain_value(ValueError("anything else")) == "anything else"

@@ -53,8 +53,8 @@ def test_checkpoints_take_their_size_over_the_speed_of_the_disk():
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"price": 1.0}, "--mfu and --price need --accelerator=NAME"),
-        ({"mfu": (0.4,)}, "--mfu and --price need --accelerator=NAME"),
+        ({"price": 1.0}, "--mfu and --price need --accelerator; "),
+        ({"mfu": (0.4,)}, "--mfu and --price need --accelerator; "),
         ({"mfu": (45.0,)}, "--mfu=45 must be one or two numbers above 0, at most 1"),
         ({"mfu": (0.2, 0.3, 0.4)}, "--mfu=0.2,0.3,0.4 must be"),
         ({"price": -1.0}, "--price=-1 must be a number above 0"),

@@ -20,7 +20,7 @@ WORKDIR = Path("/runs/digits")
 
 @pytest.fixture
 def no_cache_folder():
-    """JAX without a folder, and its own again."""
+    """Unset the folder of JAX for a test."""
     own = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", None)
     yield
@@ -42,24 +42,24 @@ def test_compiled_programs_are_kept_beside_the_run(config, workdir, folder):
     assert cache_folder(Request(config, workdir)) == folder
 
 
-def test_nothing_is_kept_where_one_may_not_write(monkeypatch):
+def test_no_programs_are_kept_in_a_folder_that_is_not_writable(monkeypatch):
     asked = []
     monkeypatch.setattr(compilation_cache.os, "access", lambda path, mode: asked.append(path))
     assert cache_folder(Request(None, WORKDIR)) is None
     assert asked == [Path("/")]
 
 
-def test_jax_keeps_what_it_is_told_to(no_cache_folder, tmp_path):
+def test_the_cache_is_off_or_beside_the_run_or_as_set_before(no_cache_folder, tmp_path):
     enable_compilation_cache(Request(small_config(compilation_cache="off"), tmp_path / "run"))
     assert jax.config.jax_compilation_cache_dir is None
     enable_compilation_cache(Request(None, tmp_path / "run"))
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".compiled")
-    enable_compilation_cache(Request(None, tmp_path / "other" / "run"))  # it has been told
+    enable_compilation_cache(Request(None, tmp_path / "other" / "run"))  # JAX has a folder already
     assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".compiled")
 
 
 def enabled_folder(workdir, config=None):
-    """The folder that JAX is told, from none."""
+    """Return the folder that JAX uses after `enable_compilation_cache`; None if it has none."""
     jax.config.update("jax_compilation_cache_dir", None)
     enable_compilation_cache(Request(config, workdir))
     return jax.config.jax_compilation_cache_dir
@@ -67,7 +67,7 @@ def enabled_folder(workdir, config=None):
 
 @pytest.fixture
 def runs(tmp_path):
-    """A folder of runs, with compiled programs of this user."""
+    """A folder of runs with compiled programs of this user."""
     (tmp_path / "runs" / FOLDER / "autotuned").mkdir(parents=True)
     (tmp_path / "runs" / FOLDER / "program-cache").write_bytes(b"native code")
     return tmp_path / "runs"
@@ -83,7 +83,7 @@ def test_the_folder_is_made_for_this_user_alone(no_cache_folder, tmp_path):
     assert stat.S_IMODE((tmp_path / "runs" / FOLDER).stat().st_mode) == 0o700
 
 
-def test_a_run_that_is_not_there_has_no_folder_made(no_cache_folder, tmp_path):
+def test_a_run_that_does_not_exist_gets_no_folder(no_cache_folder, tmp_path):
     assert enabled_folder(tmp_path / "no" / "run") is None
     assert list(tmp_path.iterdir()) == []
     assert enabled_folder(tmp_path / "new" / "run", small_config()) == str(
@@ -94,13 +94,13 @@ def test_a_run_that_is_not_there_has_no_folder_made(no_cache_folder, tmp_path):
 @pytest.mark.parametrize(
     ("entry", "mode", "reason"),
     [
-        (".", 0o757, "can be written to by everybody; chmod o-w"),
-        ("..", 0o777, "can be written to by everybody; chmod o-w"),
-        (FOLDER, 0o770, "can be written to by others; delete it"),
-        (FOLDER, 0o1777, "can be written to by others; delete it"),
-        (FOLDER, 0o702, "can be written to by others; delete it"),
-        (f"{FOLDER}/program-cache", 0o664, "may be somebody else's; delete"),
-        (f"{FOLDER}/autotuned", 0o757, "may be somebody else's; delete"),
+        (".", 0o757, "everybody can write to {}; chmod o-w"),
+        ("..", 0o777, "everybody can write to {}; chmod o-w"),
+        (FOLDER, 0o770, "others can write to {}; delete it"),
+        (FOLDER, 0o1777, "others can write to {}; delete it"),
+        (FOLDER, 0o702, "others can write to {}; delete it"),
+        (f"{FOLDER}/program-cache", 0o664, "{} may come from another user; delete"),
+        (f"{FOLDER}/autotuned", 0o757, "{} may come from another user; delete"),
     ],
 )
 def test_a_folder_that_others_can_write_to_is_not_used(
@@ -112,19 +112,19 @@ def test_a_folder_that_others_can_write_to_is_not_used(
     assert enabled_folder(runs / "a") is None
     changed.chmod(0o755)
     (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"warning: compiled programs are not kept: {changed} {reason}")
+    assert line.startswith(f"warning: compiled programs are not kept: {reason.format(changed)}")
     assert "compilation_cache=FOLDER" in line
     assert enabled_folder(runs / "a") is not None
 
 
-def test_the_folder_of_a_config_is_looked_at_too(no_cache_folder, runs, tmp_path):
+def test_the_folder_of_a_config_is_checked_too(no_cache_folder, runs, tmp_path):
     own = small_config(compilation_cache=str(tmp_path / "own"))
     assert enabled_folder(runs / "a", own) == str(tmp_path / "own")
     (tmp_path / "own").chmod(0o777)
     assert enabled_folder(runs / "a", own) is None
 
 
-def test_a_folder_that_the_user_has_told_jax_stays(no_cache_folder, runs):
+def test_a_folder_that_the_user_gave_to_jax_stays(no_cache_folder, runs):
     (runs / FOLDER).chmod(0o777)
     jax.config.update("jax_compilation_cache_dir", "/cache")
     enable_compilation_cache(Request(None, runs / "a"))
@@ -139,7 +139,7 @@ def test_sticky_parents_and_private_ones_are_used(no_cache_folder, runs, monkeyp
         monkeypatch.setattr(compilation_cache, "is_own_group", lambda gid, own=own: own)
         assert (enabled_folder(runs / "a") is not None) == own
     (runs / FOLDER).chmod(0o700)
-    (runs / FOLDER / "program-cache").chmod(0o664)  # nobody else comes near it
+    (runs / FOLDER / "program-cache").chmod(0o664)  # nobody else can enter the folder
     runs.chmod(0o755)
     assert enabled_folder(runs / "a") is not None
 
@@ -164,7 +164,7 @@ def test_only_one_user_in_a_group_makes_it_private(monkeypatch):
 
 
 @pytest.mark.parametrize("where", ["folder", "parent", "relative"])
-def test_links_are_followed_and_their_targets_looked_at(
+def test_links_are_followed_and_their_targets_checked(
     no_cache_folder, runs, tmp_path, where, capsys
 ):
     if where == "folder":
@@ -177,16 +177,16 @@ def test_links_are_followed_and_their_targets_looked_at(
     assert enabled_folder(tmp_path / "linked" / "a") == str(tmp_path / "linked" / FOLDER)
     runs.chmod(0o777)
     assert enabled_folder(tmp_path / "linked" / "a") is None
-    assert f"{runs} can be written to by everybody" in capsys.readouterr().err
+    assert f"everybody can write to {runs}" in capsys.readouterr().err
 
 
-def test_links_in_a_circle_are_an_end(no_cache_folder, tmp_path, capsys):
+def test_a_circle_of_links_is_refused(no_cache_folder, tmp_path, capsys):
     (tmp_path / FOLDER).symlink_to(tmp_path / FOLDER)
     assert enabled_folder(tmp_path / "a") is None
     assert "symbolic links" in capsys.readouterr().err
 
 
-def test_a_file_in_the_place_of_the_folder_is_said(no_cache_folder, tmp_path, capsys):
+def test_a_file_in_the_place_of_the_folder_is_named(no_cache_folder, tmp_path, capsys):
     (tmp_path / FOLDER).write_text("")
     assert enabled_folder(tmp_path / "a") is None
     assert f"{tmp_path / FOLDER}" in capsys.readouterr().err

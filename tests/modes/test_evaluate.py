@@ -66,7 +66,7 @@ def test_another_config_says_how_to_evaluate_and_where_data_lie(evaluate):
 def test_results_that_cannot_be_written_are_refused_before_the_run_is_evaluated(evaluate, tmp_path):
     (tmp_path / "eval").write_text("no folder")
     with pytest.raises(
-        OSError, match="eval cannot be written to .*; say where results go by --out"
+        OSError, match="eval cannot be written to .*; choose another folder by --out"
     ):
         evaluate(config=None)
     evaluate(config=None, out=tmp_path / "else" / "where")

@@ -74,7 +74,7 @@ def test_a_mesh_that_is_not_here_is_planned_without_its_teacher():
     [
         (("--mesh=3,1",), "batch_size=256 is not divisible by the 3 devices"),
         (("--mesh=1,1", "--accelerator=h10"), "--accelerator='h10' is not one of"),
-        (("--mesh=a,b",), "--mesh=a,b must be integers, such as 8,8"),
+        (("--mesh=a,b",), "--mesh=a,b must be whole numbers, such as 8,8"),
         (("--mesh=8,8", "--accelerator=v4-32"), "do not fill 16 device(s)"),
         (("--accelerator=1xh200", "--mfu=a"), "--mfu=a must be numbers, such as 0.25,0.45"),
     ],
@@ -88,7 +88,9 @@ def test_bad_input_is_one_line(arguments, message):
 def test_the_flag_names_the_mesh_or_else_the_config():
     config = small_config()
     assert plan_mesh_sizes((8, 4), config) == (8, 4)
-    with pytest.raises(ValueError, match="--mesh=DATA,FSDP is needed, such as --mesh=8,8"):
+    with pytest.raises(
+        ValueError, match="--mesh is missing, and mesh.data=-1, .* such as --mesh=8,8"
+    ):
         plan_mesh_sizes((), config)
     for mesh in ((8,), (8, 0), (-1, 8), (2, 2, 2)):
         with pytest.raises(ValueError, match=r"must be two sizes of 1 or more"):

@@ -98,7 +98,7 @@ def test_the_address_of_a_bucket_is_no_workdir():
             require_workdir(Request(config=None, workdir=Path(address)))
     for folder in ("runs/digits", "/shared/a:b", "."):
         assert require_workdir(Request(config=None, workdir=Path(folder))) == Path(folder)
-    with pytest.raises(ValueError, match="--workdir=DIR is needed"):
+    with pytest.raises(ValueError, match="--workdir is missing; name"):
         require_workdir(Request(config=None, workdir=None))
 
 

@@ -135,7 +135,7 @@ def test_a_folder_of_images_that_nobody_knows_is_refused_and_other_files_are_not
     (tmp_path / "mine" / "notes.txt").write_text("kept")
     sample(seeds=(1,), out=tmp_path / "mine")
     (tmp_path / "mine.json").unlink()
-    with pytest.raises(ValueError, match="nothing says what they are made from"):
+    with pytest.raises(ValueError, match="no record says how they were made"):
         sample(seeds=(1,), out=tmp_path / "mine")
 
 
