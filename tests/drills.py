@@ -1,10 +1,10 @@
-"""What several processes of one job do when one of them fails; prints a table.
+"""Shows what the processes of one job do if one of them fails; prints a table.
 
     python -m tests.drills [NAME ...]
 
-Two real processes over loopback train the smallest network; each drill does something to one of
-them. It holds if all end with the exit codes and the lines that docs/clusters.md promises, in time.
-Exit code 1 if one does not. The table there is what this prints.
+Two real processes over loopback train the smallest network. Each drill disturbs one of them. A
+drill holds if all processes end in time, with the exit codes and lines that docs/clusters.md
+promises. The exit code is 1 if a drill does not hold. docs/clusters.md has the printed table.
 """
 
 import os
@@ -36,15 +36,15 @@ TRAIN = (
     "--config.checkpoint.every=20",
     "--config.evaluate.steps=()",
 )
-# Each process writes parts of every array.
+# With these flags each process writes parts of every array.
 SPLIT = ("--config.mesh.data=1", "--config.mesh.fsdp=2")
 STARTED = 240.0  # seconds until the first checkpoint, on a busy machine
-ENDED = 120.0  # seconds in which all must have ended, whatever happens
+ENDED = 120.0  # seconds until all processes must have ended
 SAVED = "checkpoints/20"
 
 
 class Ended(NamedTuple):
-    """What became of a process. seconds: from the fault on."""
+    """The end of a process. seconds: time since the fault."""
 
     code: int | None
     line: str
@@ -66,7 +66,7 @@ class Job:
         self.commands.append(cli.Command([*self.flags, *flags], nano=NANO, **how))
 
     def wait_for(self, pattern: str) -> None:
-        """Wait until a file of the run matches."""
+        """Wait until a file of the run matches the pattern."""
         deadline = time.monotonic() + STARTED
         while not any(self.workdir.glob(pattern)):
             if time.monotonic() > deadline or not all(c.process.is_alive() for c in self.commands):
@@ -78,7 +78,10 @@ class Job:
         os.kill(self.commands[index].process.pid, number)
 
     def end(self, *, after: float | None = None, frozen: int | None = None) -> list[Ended]:
-        """What becomes of all from now on, or from `after` on; one that is frozen goes on last."""
+        """Wait for all processes; return their ends. `frozen` continues after the others ended.
+
+        after: start of the measured time, now by default.
+        """
         start = time.monotonic() if after is None else after
         seconds: dict[int, float] = {}
         order = [i for i in range(len(self.commands)) if i != frozen]
@@ -95,7 +98,7 @@ class Job:
         ]
 
     def await_end(self, indices: list[int], start: float, seconds: dict[int, float]) -> None:
-        """Note when each of these processes ends."""
+        """Wait for these processes, and note when each ends."""
         while len(left := [i for i in indices if i not in seconds]) and (
             time.monotonic() - start < ENDED
         ):
@@ -106,13 +109,13 @@ class Job:
 
 
 def last_line(text: str) -> str:
-    """The last line on standard error that is no progress bar."""
+    """Return the last line on standard error that is not a progress bar."""
     lines = [line for line in re.split(r"[\r\n]+", text) if line and not re.search(r"\d%\|", line)]
     return lines[-1] if lines else ""
 
 
 def kill(folder: Path, victim: int, name: str = SAVED, after: float = 0.0, **how) -> list[Ended]:
-    """SIGKILL once a file is there, or so many seconds later."""
+    """Send SIGKILL `after` seconds after a file appears."""
     job = Job(folder, **how)
     job.wait_for(name)
     time.sleep(after)
@@ -121,7 +124,7 @@ def kill(folder: Path, victim: int, name: str = SAVED, after: float = 0.0, **how
 
 
 def freeze(folder: Path, victim: int, **how) -> list[Ended]:
-    """SIGSTOP in training, and SIGCONT when the other has ended."""
+    """Send SIGSTOP in training, and SIGCONT when the other has ended."""
     job = Job(folder, **how)
     job.wait_for(SAVED)
     job.signal(victim, signal.SIGSTOP)
@@ -129,14 +132,14 @@ def freeze(folder: Path, victim: int, **how) -> list[Ended]:
 
 
 def leave_out(folder: Path, victim: int) -> list[Ended]:
-    """One process is never started."""
+    """Never start one process."""
     job = Job(folder, "--join_timeout=8", count=0)
     job.add(*cli.joined(cli.free_address(), 2, 1 - victim))
     return job.end()
 
 
 def start_late(folder: Path) -> list[Ended]:
-    """Process 1 is started 10 s after the other."""
+    """Start process 1 ten seconds after the other."""
     job, address = Job(folder, count=0, steps=20), cli.free_address()
     job.add(*cli.joined(address, 2, 0))
     time.sleep(10.0)
@@ -145,7 +148,7 @@ def start_late(folder: Path) -> list[Ended]:
 
 
 def start_with_wrong_count(folder: Path) -> list[Ended]:
-    """Process 1 takes the job for one of three."""
+    """Start process 1 with a count of three processes."""
     job, address = Job(folder, "--join_timeout=8", count=0), cli.free_address()
     job.add(*cli.joined(address, 2, 0))
     job.add(*cli.joined(address, 3, 1))
@@ -153,7 +156,7 @@ def start_with_wrong_count(folder: Path) -> list[Ended]:
 
 
 def start_with_same_id(folder: Path) -> list[Ended]:
-    """A third process says that it is process 1; the two others train on."""
+    """Start a third process with the id of process 1; the two others train on."""
     job = Job(folder, steps=100)
     address = next(flag for flag in job.commands[0].arguments if "--coordinator" in flag)
     job.wait_for("run.json")
@@ -162,7 +165,7 @@ def start_with_same_id(folder: Path) -> list[Ended]:
 
 
 def occupy_port(folder: Path) -> list[Ended]:
-    """Another program has the port of a Slurm job."""
+    """Open the port of a Slurm job by another program."""
     job = Job(folder, "--distributed", count=0)
     with socket.create_server(("", 0)) as other:
         job.add(before=partial(faults.slurm_task, 0, 2, other.getsockname()[1]))
@@ -170,7 +173,7 @@ def occupy_port(folder: Path) -> list[Ended]:
 
 
 def start_by_slurm(folder: Path, before: Callable[..., None]) -> list[Ended]:
-    """A short run of a Slurm job."""
+    """Start a short run as a Slurm job."""
     job = Job(folder, "--distributed", count=0, steps=20)
     port = int(cli.free_address().rpartition(":")[2])
     for index in (0, 1):
@@ -179,12 +182,12 @@ def start_by_slurm(folder: Path, before: Callable[..., None]) -> list[Ended]:
 
 
 def fill_disk_at_start(folder: Path, victim: int) -> list[Ended]:
-    """The disk takes no file of one process from the start."""
+    """Fill the disk of one process before it starts."""
     return Job(folder, *SPLIT, before={victim: partial(faults.full_disk, 2000)}).end()
 
 
 def fill_disk_in_save(folder: Path, victim: int) -> list[Ended]:
-    """The disk takes no file of one process after the first checkpoint."""
+    """Fill the disk of one process after the first checkpoint."""
     first = folder / "run" / SAVED
     job = Job(folder, *SPLIT, before={victim: partial(faults.full_disk_after, first, 16_000)})
     job.wait_for(SAVED)
@@ -192,7 +195,7 @@ def fill_disk_in_save(folder: Path, victim: int) -> list[Ended]:
 
 
 def fill_disk_of_all(folder: Path) -> list[Ended]:
-    """A disk of a few checkpoints, of which all are kept."""
+    """Keep all checkpoints on a disk with room for a few."""
     (folder / "run").mkdir()
     cli.mount("none", str(folder / "run"), "tmpfs", 0, "size=4m")
     job = Job(folder, "--config.checkpoint.keep=0")
@@ -201,12 +204,12 @@ def fill_disk_of_all(folder: Path) -> list[Ended]:
 
 
 def unshare_disk(folder: Path) -> list[Ended]:
-    """Process 1 has another disk at the same path."""
+    """Give process 1 another disk at the same path."""
     return Job(folder, before={1: partial(faults.own_disk, folder)}).end()
 
 
 def terminate_one(folder: Path) -> list[Ended]:
-    """SIGTERM to process 1 alone."""
+    """Send SIGTERM to process 1 alone."""
     job = Job(folder)
     job.wait_for(SAVED)
     job.signal(1, signal.SIGTERM)
@@ -214,17 +217,17 @@ def terminate_one(folder: Path) -> list[Ended]:
 
 
 def hang_save(folder: Path) -> list[Ended]:
-    """The disk of process 1 never finishes its part of a save."""
+    """Make the disk of process 1 never finish its part of a save."""
     return Job(folder, before={1: partial(faults.hanging_save, 10.0)}).end()
 
 
 def start(folder: Path, **how) -> list[Ended]:
-    """A short run to its end."""
+    """Run a short job to its end."""
     return Job(folder, steps=20, **how).end()
 
 
 class Drill(NamedTuple):
-    """What happens, who does it, and what must come of it: exit codes and (parts of) last lines."""
+    """A disturbance and its expected outcome: exit codes and patterns of the last lines."""
 
     what: str
     run: Callable[[Path], list[Ended]]
@@ -245,7 +248,7 @@ KILLED = -signal.SIGKILL
 
 
 def outcome(fault: int, code: int, line: str, other: str) -> dict[str, tuple]:
-    """The codes and lines of both: process `fault` has a code of its own, the other 76."""
+    """Return codes and lines of both; process `fault` has its own code, the other 76."""
     codes, lines = [(code, exits.PEER_DIED), (line, other.format(fault))], [0, 1]
     return dict(
         zip(("codes", "lines"), (tuple(c[i ^ fault] for i in lines) for c in codes), strict=True)
@@ -369,7 +372,7 @@ DRILLS = [
 
 
 def is_as_promised(drill: Drill, found: list[Ended]) -> bool:
-    """Whether a drill went as promised."""
+    """Whether the processes ended as the drill promises."""
     alike = zip(found, drill.codes, drill.lines, strict=True)
     return all(
         ended.code == code and re.search(line, ended.line) and ended.seconds < drill.seconds
@@ -378,7 +381,7 @@ def is_as_promised(drill: Drill, found: list[Ended]) -> bool:
 
 
 def table_row(drill: Drill, found: list[Ended]) -> str:
-    """A line of the table."""
+    """Return a row of the table."""
     last = max(ended.seconds for ended in found)
     codes = ", ".join(str(ended.code if ended.code >= 0 else 128 - ended.code) for ended in found)
     lines = "<br>".join(f"{i}: `{ended.line}`" for i, ended in enumerate(found) if ended.line)
@@ -386,7 +389,7 @@ def table_row(drill: Drill, found: list[Ended]) -> str:
 
 
 def main(names: list[str]) -> int:
-    """Run the drills whose description contains one of `names`, all by default."""
+    """Run the drills whose description contains one of `names`; all by default."""
     cli.private_mounts()
     failed = 0
     print("| what happened | seconds until all ended | exit codes | lines |\n|---|---|---|---|")

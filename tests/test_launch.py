@@ -1,4 +1,4 @@
-"""The launch scripts, run with stand-ins for the programs that they call."""
+"""Runs the launch scripts with stand-ins for the programs that they call."""
 
 import os
 import re
@@ -20,10 +20,10 @@ ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(path.name for path in LAUNCH.iterdir() if path.suffix != ".yaml")
 FLAGS = ["--config=configs/digits.py:edm", "--workdir=/shared/a run"]
-# Those that a launcher may see: what each of them leads to is asked of every launcher.
+# Exit codes that a launcher may see; each launcher is tested with all of them.
 CODES = [0, 1, 2, 3, 75, 76, 77, 134, 137, 143]
-# Writes its name and arguments down, one to a line. Ends with the next code of its own; what stands
-# behind the code is printed.
+# Records its name and arguments, one per line. Exits with the next code of its list, and prints the
+# text after the code.
 STAND_IN = """#!/usr/bin/env bash
 exec 9>> "$RECORD"; flock 9  # one after the other
 printf '%s\\n' "${0##*/}" "$@" '' >&9
@@ -35,7 +35,7 @@ read -r code text <<< "${lines[0]}"
 [ -z "$text" ] || printf '%b\\n' "$text"
 exit "${code:-0}"
 """
-# Runs the command of TASKS tasks, and ends with the largest of their codes.
+# Runs the command in TASKS tasks, and exits with the largest of their codes.
 SRUN = f"""{STAND_IN.split("codes=")[0]}
 [ -n "${{SRUN_CPUS_PER_TASK:-}}" ] && echo "cpus $SRUN_CPUS_PER_TASK" >&2
 flock -u 9
@@ -50,7 +50,7 @@ exit "$largest"
 """
 NO_SLEEP = "#!/bin/sh\n"
 SHORT_SLEEP = "#!/bin/sh\nexec /bin/sleep 0.05\n"
-# Saves for a moment when it is told to end, as the training does.
+# Saves for a moment after SIGTERM, as training does.
 SAVES = """#!/usr/bin/env bash
 trap 'kill $!; /bin/sleep 0.2; echo saved; exit 75' TERM
 echo ready
@@ -61,7 +61,7 @@ wait
 
 @pytest.fixture
 def programs(tmp_path):
-    """The folder of stand-ins, which goes before all of PATH."""
+    """The folder of stand-ins, which comes first in PATH."""
     for name in ("python", "python3.99", "scontrol", "xpk", "gcloud", "curl"):
         write_program(tmp_path / name, STAND_IN)
     write_program(tmp_path / "srun", SRUN)
@@ -77,9 +77,9 @@ def write_program(path, text):
 
 @pytest.fixture
 def environment(programs):
-    """environment(codes={program: [exit codes]}, **variables): all that a script finds.
+    """environment(codes={program: [exit codes]}, **variables): all variables of a script.
 
-    What the caller exports, such as PYTHON, is none of it.
+    Variables that the caller exports, such as PYTHON, are left out.
     """
 
     def variables(codes=None, **own):
@@ -132,11 +132,11 @@ def run_shell(text, env, **more):
     )
 
 
-# --- What scripts are
+# --- All scripts
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_are_shell(script):
+def test_scripts_are_valid_shell(script):
     subprocess.run(["bash", "-n", LAUNCH / script], check=True)
     assert len((LAUNCH / script).read_text().splitlines()) < 60
     assert os.access(LAUNCH / script, os.X_OK)
@@ -238,7 +238,7 @@ def test_several_processes_on_one_machine_meet(call):
 
 
 def terminate(command, env, lines):
-    """(code, what it printed) of a command that SIGTERM reaches after so many lines."""
+    """Send SIGTERM to a command after `lines` lines; return (exit code, its output)."""
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     said = [process.stdout.readline() for _ in range(lines)]
     process.send_signal(signal.SIGTERM)
@@ -278,13 +278,13 @@ def test_slurm_starts_the_tasks_after_the_doctor(call):
     assert count_starts(calls, "python", "main.py", *FLAGS) == 2
     assert call.said.count("cpus 8") == 2
     assert not list(ROOT.glob(".codes-*"))
-    # A job that starts again was looked at before.
+    # A job that starts again does not run the doctor.
     _, calls = call("slurm.sbatch", *FLAGS, SLURM_RESTART_COUNT="1")
     assert count_starts(calls, "srun") == 1 and not count_starts(calls, "srun", "--mode=doctor")
 
 
 def run_slurm(call, codes, **variables):
-    """(exit code, whether queued again) of a job whose tasks end with these codes."""
+    """Return (exit code, whether requeued) of a job whose tasks exit with these codes."""
     job = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "3", "MAX_RESTARTS": "9"} | variables
     tasks = {"TASKS": str(len(codes)), "codes": {"python": codes}}
     code, calls = call("slurm.sbatch", *FLAGS, **{**job, **tasks})
@@ -296,7 +296,7 @@ def test_slurm_queues_again_what_can_go_on(call):
     for code in CODES:
         expected = (0, True) if code in exits.RESTARTS else (code, False)
         assert run_slurm(call, [code]) == expected
-    # The doctor found it, before the first start.
+    # The doctor found it before the first start.
     assert run_slurm(call, [exits.BAD_INPUT], SLURM_RESTART_COUNT="0") == (exits.BAD_INPUT, False)
     assert run_slurm(call, [exits.PREEMPTED], SLURM_RESTART_COUNT="9") == (exits.PREEMPTED, False)
     assert run_slurm(call, [75], SLURM_RESTART_COUNT="49", MAX_RESTARTS="") == (0, True)
@@ -307,9 +307,9 @@ def test_slurm_decides_from_the_task_that_says_why(call):
     assert run_slurm(call, [76, 2, 76]) == (2, False)
     assert run_slurm(call, [3, 76]) == (3, False)
     assert run_slurm(call, [76, 134]) == (0, True)
-    # A task that was killed with its shell wrote nothing; srun knows of it.
+    # A task that was killed with its shell wrote nothing, but srun returns its code.
     assert run_slurm(call, [76], SRUN_CODE="137") == (0, True)
-    # Out of memory (253, srun(1)): it would be again.
+    # 253 is out of memory (srun(1)), which would happen again.
     assert run_slurm(call, [137], SRUN_CODE="253") == (253, False)
 
 
@@ -334,13 +334,13 @@ def test_gke_restarts_what_can_go_on(call):
     (added,) = (part.partition("=")[2] for part in one if "--restart-on-exit-codes" in part)
     restarted = {42, *range(127, 256), *map(int, added.split(","))}
     for row in exits.TABLE:
-        # XPK itself starts again after 130, which no pod ends with: nobody sits at its keyboard.
+        # XPK starts again after 130 (Ctrl-C), but no pod exits with it.
         if row.code not in (exits.DONE, exits.INTERRUPTED):
             assert (row.code in restarted) == row.restarts
 
 
 def xpk_shell(call):
-    """The shell of XPK 1.13 around the command of a workload."""
+    """Return the shell of XPK 1.13 around the command of a workload."""
     _, (one,) = call("gke.sh", *FLAGS, **XPK)
     command = one[-1].partition("=")[2]
     return f"""
@@ -382,7 +382,7 @@ POD = {"NAME": "run", "IMAGE": "image", "COUNT": "2", "GPUS": "8", "CLAIM": "dis
 
 @pytest.fixture
 def objects(call):
-    """The service and the job that kubectl is given."""
+    """The service and the job that kubectl receives."""
     if shutil.which("envsubst") is None:
         text = string.Template((LAUNCH / "kubernetes.yaml").read_text())
         said = text.safe_substitute(POD, FLAGS=shlex.join(FLAGS), TUNE="")
@@ -410,7 +410,7 @@ def test_the_kubernetes_job_is_pods_that_meet(objects, programs, environment):
     for code in CODES:
         env = environment(JOB_COMPLETION_INDEX="1", codes={"python": [0, code]})
         assert run_shell(container["args"][0], env).returncode == code
-    # What the doctor found ends the pod before the training.
+    # A failed doctor ends the pod before the training.
     env = environment(JOB_COMPLETION_INDEX="1", codes={"python": [2]})
     assert run_shell(container["args"][0], env).returncode == 2 and len(read_calls(programs)) == 1
 
@@ -474,7 +474,7 @@ def test_a_host_says_its_code(call, programs, environment):
 
 
 def run_tpu(call, *replies, **variables):
-    """(exit code, number of times that the hosts were started) where gcloud replies so."""
+    """Return (exit code, number of starts, calls) if gcloud replies with `replies`."""
     code, calls = call("tpu_pod.sh", *FLAGS, codes={"gcloud": replies}, **SLICE, **variables)
     return code, count_starts(calls, "gcloud", *SSH), calls
 
@@ -490,7 +490,7 @@ def test_tpu_hosts_start_again_what_can_go_on(call):
 def test_tpu_hosts_decide_by_the_one_that_says_why(call):
     said = [f"fewstep: exit code {code}" for code in (76, 2, 76)]
     assert run_tpu(call, "76 " + "\\n".join(said), 0)[:2] == (2, 1)
-    # A host that ssh lost; those that are left say that it died.
+    # ssh lost a host; the other hosts report that it died.
     assert run_tpu(call, "76 fewstep: exit code 76", 0)[:2] == (0, 2)
     assert run_tpu(call, 255, 0)[:2] == (0, 2)
 
@@ -498,7 +498,7 @@ def test_tpu_hosts_decide_by_the_one_that_says_why(call):
 def test_tpu_maintenance_is_waited_for(call):
     for state in ("READY\tUNHEALTHY_MAINTENANCE", "REPAIRING", "RESTARTING"):
         assert run_tpu(call, 1, f"0 {state}", 0)[:2] == (0, 2)
-    # gcloud itself failed, or nobody makes the slice again.
+    # gcloud itself failed, or the slice does not come back.
     for state in ("READY\tHEALTHY", "PREEMPTED", ""):
         assert run_tpu(call, 1, f"0 {state}", 0)[:2] == (1, 1)
     # The training failed.
@@ -511,7 +511,14 @@ def gcloud_verbs(calls):
 
 def test_a_spot_slice_is_made_again(call, programs):
     (programs / "setup").write_text("install everything")
-    replies = ["1", 0, "0 WAITING_FOR_RESOURCES", "0 ACTIVE", 0, 255]  # until it is taken back
+    replies = [
+        "1",
+        0,
+        "0 WAITING_FOR_RESOURCES",
+        "0 ACTIVE",
+        0,
+        255,
+    ]  # until the cloud takes it back
     replies += ["0 SUSPENDED", 0, "1", 0, "0 ACTIVE", 0, 0]
     setup = {"SETUP": str(programs / "setup"), "SPOT": "1"}
     code, times, calls = run_tpu(call, *replies, TYPE="v5litepod-16", VERSION="image", **setup)
@@ -534,7 +541,7 @@ def test_a_spot_slice_is_made_again(call, programs):
     assert {"--runtime-version=image", "--spot", "--zone=zone"} <= set(asked)
     assert sum("--command=install everything" in one for one in calls) == 2
     assert {"--force", "--quiet"} <= set(next(one for one in calls if "delete" in one))
-    # A slice that is still there has been set up.
+    # A slice that still exists needs no setup.
     replies = ["1", 0, "0 ACTIVE", 0, 75, "0 ACTIVE", 0]
     _, _, calls = run_tpu(call, *replies, TYPE="v5litepod-16", VERSION="image", **setup)
     assert gcloud_verbs(calls) == [
@@ -572,7 +579,7 @@ def test_a_tpu_host_ends_what_an_earlier_connection_left(programs, environment):
     ended = subprocess.Popen(["bash", LAUNCH / "tpu_host.sh", "python", "main.py"], env=env)
     assert left.wait(timeout=20) == exits.PREEMPTED  # reaped, so that the script sees its end
     assert ended.wait(timeout=20) == 3
-    # A number that another program has by now is left alone.
+    # A process id that now belongs to another program is left alone.
     other = subprocess.Popen(["/bin/sleep", "20"])
     (programs / f"fewstep-{os.getuid()}.pid").write_text(f"{other.pid}\n")
     run_shell(
@@ -584,12 +591,12 @@ def test_a_tpu_host_ends_what_an_earlier_connection_left(programs, environment):
 
 def test_a_tpu_host_names_a_lock_that_keeps_it_out(programs, environment):
     lock = programs / "lock"
-    lock.mkdir()  # what cannot be opened for writing, whoever asks
+    lock.mkdir()  # even root cannot open a folder for writing
     ended = run_shell("launch/tpu_host.sh python", environment(LIBTPU_LOCK=str(lock)))
     assert ended.returncode == 2 and f"sudo rm {lock}" in ended.stderr
     assert not read_calls(programs)
     lock.rmdir()
-    lock.write_text("")  # of a process that was killed
+    lock.write_text("")  # left by a killed process
     env = environment(LIBTPU_LOCK=str(lock), codes={"python": [0], "curl": [6] * 9})
     assert run_shell("launch/tpu_host.sh python", env).returncode == 0
 
@@ -618,7 +625,7 @@ CHOICES = re.findall(r"^    (\w+)\)", (LAUNCH / "env.sh").read_text(), re.MULTIL
 
 
 def read_tuning(**variables):
-    """The code of launch/env.sh, and what it exports."""
+    """Return the exit code of launch/env.sh and the variables that it exports."""
     ended = run_shell(". launch/env.sh || exit; env", {"PATH": os.environ["PATH"], **variables})
     lines = [line.partition("=") for line in ended.stdout.splitlines()]
     return ended.returncode, {name: value for name, _, value in lines if name in TUNED}
@@ -666,7 +673,7 @@ def test_every_launcher_takes_the_flags(call, objects):
 
 
 def read_instructions():
-    """The (instruction, argument) pairs of the Dockerfile."""
+    """Return the (instruction, argument) pairs of the Dockerfile."""
     text = "\n".join(
         line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")
     )
@@ -694,7 +701,7 @@ def test_the_image_is_where_launchers_start():
     found = read_instructions()
     assert ("WORKDIR", "/fewstep") in found and ("COPY", ". .") in found
     assert not [text for name, text in found if name == "ADD"]
-    # Whoever is not root, but for the devices of a TPU.
+    # The user is not root, except for TPUs, whose devices need root.
     of_stage, stage = {}, ""
     for name, text in found:
         stage = text.rpartition(" AS ")[2] if name == "FROM" else stage

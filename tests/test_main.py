@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: in its own process, from the repository's root."""
+"""Runs the command line like a user: in its own process, from the root of the repository."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ CD = "--config=configs/digits.py:cd"
 ECT = "--config=configs/digits.py:ect"
 SIM = "--config=configs/digits.py:sim"
 DISTANCE = "--config.objective.divergence.distance"
-# The smallest network that has every part, which compiles in a third of the time.
+# The smallest network with every part; it compiles in a third of the time.
 NANO = Size(32, 1, 2)
 run, Command = (partial(function, nano=NANO) for function in (cli.run, cli.Command))
 SMALL = (
@@ -45,7 +45,7 @@ SMALL = (
     "--config.evaluate.num_samples=20",
     "--config.evaluate.batch_size=20",
 )
-# A run of two steps that can be made longer.
+# Flags of a short run that later commands can continue with more steps.
 SHORT = (
     "--config.model.size=nano",
     "--config.batch_size=64",
@@ -67,7 +67,7 @@ def trained_run(tmp_path_factory):
 
 
 def read_arrays(workdir, step):
-    """Every saved array of a checkpoint, by item."""
+    """Return every saved array of a checkpoint, by item."""
     with checkpoint.open_checkpoints(workdir) as checkpoints:
         names = [p.name for p in (workdir / "checkpoints" / str(step)).iterdir() if p.is_dir()]
         return {
@@ -81,7 +81,7 @@ def read_arrays(workdir, step):
 
 
 def read_results(workdir):
-    """The results of a run by number of sampling steps."""
+    """Return the results of a run by number of sampling steps."""
     found = [json.loads(path.read_text()) for path in (workdir / "eval").glob("*.json")]
     return {result["protocol"]["sampling"]["steps"]: result for result in found}
 
@@ -108,7 +108,7 @@ def test_stopped_and_started_again_equals_uninterrupted(trained_run, tmp_path, n
     first = Command([*command, "--config.steps=6"])
     process = first.process
     wait_for(lambda: (workdir / "checkpoints" / "2").exists() or not process.is_alive())
-    os.kill(process.pid, signal.SIGSTOP)  # so that it lives while another run is refused
+    os.kill(process.pid, signal.SIGSTOP)  # keeps it alive until the second run is refused
     second = run(*command, "--config.steps=6", expect=2)
     assert f"{workdir} is being trained in (process {process.pid} on" in second.stderr
     os.kill(process.pid, number)
@@ -130,7 +130,7 @@ def test_stopped_and_started_again_equals_uninterrupted(trained_run, tmp_path, n
 
 
 def run_with_signal(mode, number, place, said):
-    """The command line, in this process, in a mode whose work is `place(number)`."""
+    """Run the command line in this process, in a mode that only calls `place(number)`."""
     import main
 
     def act(request):
@@ -169,7 +169,7 @@ def fail(number):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_disk_that_takes_nothing_is_one_line_that_names_the_file(tmp_path, number):
+def test_a_full_disk_prints_one_line_that_names_the_file(tmp_path, number):
     said = tmp_path / "said"
     process = SERVER.Process(target=run_with_signal, args=("prepare", number, fail, said))
     process.start()
@@ -195,7 +195,7 @@ def test_a_comparison_is_stopped_while_a_run_of_it_trains(tmp_path):
 
 
 def read_losses(workdir):
-    """The logged losses by step."""
+    """Return the logged losses by step."""
     rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
@@ -265,7 +265,7 @@ def test_a_record_without_todays_evaluation_is_evaluated_by_todays_default(train
 
 
 def test_describe_counts_before_anything_is_trained():
-    # Not forked from a process that has imported all: as a user starts it.
+    # Starts like for a user, not as a fork of a process that has imported all modules.
     command = [sys.executable, "main.py", "--mode=describe"]
     command += ["--config=configs/imagenet256.py:shortcut"]
     printed = subprocess.run(
@@ -376,7 +376,7 @@ def test_a_student_needs_its_teacher_to_go_on_but_not_to_sample(teacher, tmp_pat
 def test_a_run_that_only_started_from_a_teacher_goes_on_without_it(teacher, tmp_path):
     tuned, copy = tmp_path / "tuned", shutil.copytree(teacher, tmp_path / "teacher")
     tune = [ECT, f"--config.teacher={copy}", f"--workdir={tuned}", *SHORT]
-    # Without a rate it stays where it started.
+    # With a learning rate of 0 the parameters stay as they started.
     tune += ["--config.objective.total_steps=4", "--config.optimizer.learning_rate=0.0"]
     run(*tune, "--config.steps=2")
     shutil.rmtree(copy)
@@ -386,7 +386,7 @@ def test_a_run_that_only_started_from_a_teacher_goes_on_without_it(teacher, tmp_
 
 
 def test_a_generator_learns_without_images(teacher, tmp_path):
-    # The data set is not there; what its images are like the teacher's run says.
+    # The data set is missing; the record of the teacher has the sizes of its images.
     workdir = tmp_path / "generator"
     made = run(
         "--config=configs/digits.py:dmd",

@@ -1,4 +1,4 @@
-"""Several processes over loopback, by the command line: as one, or ended together."""
+"""Several processes over loopback work like one process, and end together."""
 
 import json
 import os
@@ -41,12 +41,12 @@ TRAIN = (
     *SMALL,
 )
 STEPS = "--config.evaluate.steps=(1,2)"
-# The smallest network that has every part, which compiles in a third of the time.
+# The smallest network with every part; it compiles in a third of the time.
 run, run_together, start_together = (
     partial(function, nano=Size(32, 1, 2))
     for function in (cli.run, cli.run_together, cli.start_together)
 )
-BOUND = 20.0  # seconds in which the others must have ended
+BOUND = 20.0  # seconds until the other processes must have ended
 
 
 @pytest.fixture(scope="module")
@@ -59,13 +59,13 @@ def single_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def shared_run(tmp_path_factory):
-    """The same run by two processes, and what they printed."""
+    """The same run by two processes; (folder, their outputs)."""
     workdir = tmp_path_factory.mktemp("shared")
     return workdir, run_together(2, *TRAIN, f"--workdir={workdir}")
 
 
 def read_newest_state(workdir):
-    """The step of the newest checkpoint and its arrays by item, from however many devices."""
+    """Return the step of the newest checkpoint and its arrays by item, on one device."""
     here = SingleDeviceSharding(jax.devices()[0])
     with restore.read_checkpoints(workdir) as checkpoints:
         step = checkpoints.latest_step()
@@ -113,7 +113,7 @@ def test_four_processes_train_what_one_does(single_run, tmp_path):
 def test_two_processes_evaluate_and_sample_what_one_does(shared_run, tmp_path):
     workdir, _ = shared_run
     evaluate = ("--mode=evaluate", f"--workdir={workdir}", TRAIN[0], *SMALL, STEPS)
-    # Not into what the other left: each makes its own statistics of the real images.
+    # Separate folders, so that each makes its own statistics of the real images.
     by_two, silent = run_together(2, *evaluate, f"--config.data.dir={tmp_path}/two")
     found = {path: json.loads(path.read_text()) for path in (workdir / "eval").glob("*.json")}
     by_one = run(*evaluate, f"--config.data.dir={tmp_path}/one", devices=2)
@@ -148,7 +148,7 @@ def test_two_processes_compare_what_one_does(tmp_path):
 
 
 def kill_one(victim, workdir):
-    """Kill one of two processes at a new checkpoint; what the other said, and in how many s."""
+    """Kill one of two processes at a new checkpoint; return the seconds until the other ends."""
     before = {path.name for path in (workdir / "checkpoints").glob("*")}
     commands = start_together(2, *TRAIN, f"--workdir={workdir}")
     running = [command.process for command in commands]
@@ -293,7 +293,7 @@ def test_hosts_are_slices_that_data_spans(single_run, tmp_path):
     assert "2 slice(s) of 2 device(s), 2 process(es) of 2" in doctor.stdout
 
 
-def test_modes_that_no_several_processes_run_say_so():
+def test_modes_for_one_process_refuse_the_flags_of_several():
     for flag in ("--distributed", "--process_id=1"):
         refused = run("--mode=describe", TRAIN[0], flag, expect=exits.BAD_INPUT)
         assert "is not used by --mode=describe" in refused.stderr

@@ -17,14 +17,14 @@ MESH = mesh_of(4, 2)
 
 
 def read_lines(fixed=0.0, **fields):
-    """By their first words: 8 x h100 at 50 and 25 % take 10 and 20 ms for a step."""
+    """Return {first word: rest} of the lines for 8 x h100, where a step takes 10 to 20 ms."""
     flops = 8 * 989e12 * 0.5 * 0.01
     request = Request(**{"config": CONFIG, "workdir": None, "mfu": (0.25, 0.5), **fields})
     found = time_lines(CONFIG, MESH, flops, fixed, parse_target("8xh100"), request)
     return dict(line.split(maxsplit=1) for line in found)
 
 
-def test_time_and_price_are_flops_over_the_peak():
+def test_time_and_cost_follow_from_flops_and_the_peak():
     found = read_lines(price=3.0)
     assert found["mfu"] == "50% to 25% of 989 TFLOP/s per device, bfloat16"
     assert found["step"] == "10.0 to 20.0 ms, 6,400 to 3,200 images/s"
@@ -35,16 +35,16 @@ def test_time_and_price_are_flops_over_the_peak():
     assert "--accelerator=NAME" in time_lines(CONFIG, MESH, 1.0, 0.0, None, None)[0]
 
 
-def test_too_few_images_are_those_that_take_less_time_than_the_exchange():
+def test_a_warning_says_if_the_exchange_takes_longer_than_the_computation():
     assert "warning" not in read_lines(fixed=0.0099)
     warning = read_lines(fixed=0.0101)["warning"]
     assert warning.startswith("8 image(s) per device are too few") and "10.1 ms" in warning
-    # 450 GB sent over links of 450 GB/s, 1,675 GB read and written at 3,350.
+    # 450 GB sent at 450 GB/s, and 1,675 GB both read and written at 3,350 GB/s.
     assert fixed_seconds(1675 * 10**9, 450e9, parse_target("8xh100")) == pytest.approx(2.0)
     assert fixed_seconds(1, 1.0, None) == 0.0
 
 
-def test_checkpoints_take_their_size_over_the_speed_of_the_disk():
+def test_a_save_takes_the_size_over_the_speed_of_the_disk():
     text = checkpoint_line(CONFIG, 2**33, None)
     assert text.startswith("checkpoint   8.00 GiB, written in 8.6 s at 1 GB/s, every ")
     assert "written in 2.9 minutes at 0.05 GB/s" in checkpoint_line(CONFIG, 2**33, 0.05)

@@ -1,4 +1,4 @@
-"""--mode=checkpoints names every folder that lies among the checkpoints."""
+"""--mode=checkpoints lists every folder among the checkpoints."""
 
 from importlib import import_module
 
@@ -7,7 +7,7 @@ from fewstep.training.storage.checkpoint import FOLDER
 CHECKPOINTS = import_module("fewstep.modes.checkpoints")
 
 
-def test_a_folder_that_no_run_goes_on_from_is_listed_with_the_reason(tmp_path):
+def test_an_unused_folder_is_listed_with_the_reason(tmp_path):
     names = ("2", "06", "6 (copy)", "8.orbax-checkpoint-tmp-0")
     for name in names:
         (tmp_path / FOLDER / name).mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""A run reads its images by the rules that it began with, whatever is newest today."""
+"""A run keeps the decoding rules that it began with."""
 
 import json
 import shutil
@@ -24,13 +24,13 @@ LATER = ("decoding", "background", "unreadable")
 
 @pytest.fixture(autouse=True)
 def skip_tracing(monkeypatch):
-    """No step is traced, which takes long."""
+    """Skip tracing the step, which takes long."""
     monkeypatch.setattr(JOB, "check_step", lambda *_: None)
 
 
 @pytest.fixture
 def config(tmp_path):
-    """A config of a folder whose classes and pixels the rules read differently."""
+    """A config for an image folder whose classes and pixels depend on the rules."""
     for name, level in (("2", 20), ("10", 100)):
         (tmp_path / "images" / name).mkdir(parents=True)
         deep = np.full((8, 8), level * 257, np.uint16)
@@ -48,7 +48,7 @@ def config(tmp_path):
 
 
 def start_run(folder, config, older=False):
-    """Record a run as it begins; older: as a version did that had no such fields."""
+    """Write the record of a new run. older: without the fields that older versions lacked."""
     job = JOB.prepare_job(folder, config)
     workdir.start_run(folder, job.config, JOB.data_identity(job.dataset, job.experiment))
     if older:
@@ -61,14 +61,14 @@ def start_run(folder, config, older=False):
 
 
 def with_first_decoding(config):
-    """The config with the first rules."""
+    """Return the config with the first decoding rules."""
     config = config.copy_and_resolve_references()
     config.data.decoding = data.FIRST_DECODING
     return config
 
 
 def grey_levels(dataset):
-    """The grey level of each label."""
+    """Return the grey level of each label."""
     return dict(
         zip(dataset.train.labels.tolist(), dataset.train.images[:, 0, 0, 0].tolist(), strict=True)
     )
@@ -86,14 +86,14 @@ def test_an_older_run_goes_on_with_its_pixels_and_labels(tmp_path, config, cache
     if not cached:
         shutil.rmtree(tmp_path / "arrays")
     capsys.readouterr()
-    for _ in range(2):  # the first start has written a new record
+    for _ in range(2):  # the first start writes a new record
         job = JOB.prepare_job(tmp_path / "run", config)
         assert job.config.data.decoding == data.FIRST_DECODING
         assert job.dataset.identity == begun.identity
         workdir.start_run(tmp_path / "run", job.config, job.dataset.identity)
     said = "is decoded by the rules of earlier versions (data.decoding=1)"
     assert (said in capsys.readouterr().err) != cached
-    # So do evaluations, whose config is the record, and the doctor.
+    # Evaluations, whose config is the record, and the doctor do the same.
     recorded = workdir.load_config(tmp_path / "run")
     assert read_dataset(recorded, writable=False).identity == begun.identity
     assert (

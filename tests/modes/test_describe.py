@@ -1,4 +1,4 @@
-"""The numbers of a description are those of the config."""
+"""--mode=describe prints the numbers of the config."""
 
 from fewstep.modes.describe import describe_experiment
 from fewstep.training.cost.step_cost import forward_flops, step_flops
@@ -25,7 +25,7 @@ def test_every_line_says_what_the_config_does():
     lines = describe_experiment(config, experiment).splitlines()
     flops = step_flops(config, experiment)
     passes = flops / forward_flops(config, experiment)
-    # Eight numbers of each network; Adam has two of each and a count, RAdam the same.
+    # Each network has eight numbers; Adam and RAdam keep two for each, and a count.
     assert lines == [
         "objective    dmd on the ve path, t in [0.002, 80]",
         "data         digits, 8 x 8 x 1, 3 classes",

@@ -1,4 +1,4 @@
-"""The preflight: what fails is named with its remedy, all is checked, and nothing is left."""
+"""--mode=doctor names each failure with its remedy, runs every check and leaves no files."""
 
 import os
 import re
@@ -23,7 +23,6 @@ from tests.modes.recorded import random_network
 from tests.training.runs import small_config
 from tests.training.test_teacher import one_block, save_run  # noqa: F401
 
-# The package's own `doctor` is the function.
 CHECKS, DOCTOR = import_module("fewstep.modes.checks"), import_module("fewstep.modes.doctor")
 SMALL = ("--config.model.size=nano", "--config.batch_size=64", "--config.evaluate.features=pixels")
 
@@ -33,7 +32,7 @@ def make_config(method, **fields):
 
 
 def read_lines(printed):
-    """What was printed, by check: (status, text)."""
+    """Return {check: (status, text)} of the printed lines."""
     rows = [re.fullmatch(r"(\S+) +(first batch|\S+) +(.*)", line) for line in printed.splitlines()]
     return {row[2]: (row[1], row[3]) for row in rows}
 
@@ -63,7 +62,7 @@ def test_a_flipped_pixel_is_found_and_prepare_mends_it(tmp_path, capsys):
         (tmp_path / "set" / str(i % 2)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(tmp_path / "set" / str(i % 2) / f"{i}.png")
     fields = {"data.name": f"folder:{tmp_path / 'set'}", "data.dir": str(tmp_path / "data")}
-    # Too few images for the other checks, and few enough for a test.
+    # Too few images for the other checks.
     config = make_config("flow_matching", **fields, **{"data.image_size": 8, "evaluate.steps": ()})
     job = CHECKS.NextJob(Request(config=config, workdir=tmp_path / "run"))
     assert ALONE["data"].run(job).startswith("20 training images of 8 x 8 x 1, hash ")
@@ -82,7 +81,7 @@ def test_a_flipped_pixel_is_found_and_prepare_mends_it(tmp_path, capsys):
     assert "train: 20 images verified" in capsys.readouterr().err
 
 
-def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys, monkeypatch):
+def test_all_failures_are_reported_at_once(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("FEWSTEP_INCEPTION", raising=False)
     full = CHECKS.shutil.disk_usage(tmp_path)._replace(free=2**20)
     monkeypatch.setattr(CHECKS.shutil, "disk_usage", lambda _: full)
@@ -92,7 +91,7 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys, monkeypatch)
     (tmp_path / "file").write_text("a file in the place of a folder")
     fields = {"batch_size": 63, "evaluate.features": "inception", "teacher": str(tmp_path)}
     request = Request(config=make_config("cd", **fields), workdir=tmp_path / "file" / "run")
-    # The findings themselves are exchanged as they are.
+    # One process needs no exchange of findings.
     monkeypatch.setattr(DOCTOR, "gather_findings", lambda here: [dict(here)])
     wrong = ("batch", "teacher", "evaluation", "disk", "clocks", "workdir")
     with pytest.raises(ValueError, match="6 of 18 checks failed: " + ", ".join(wrong)):
@@ -139,7 +138,7 @@ def test_a_device_that_computes_wrongly_is_found(check, broken, monkeypatch):
 
 
 def make_job(tmp_path, method="flow_matching", **fields):
-    """A job of a network of a few numbers."""
+    """Return a job with a network of a few numbers."""
     job = CHECKS.NextJob(Request(config=make_config(method, **fields), workdir=tmp_path))
     job.experiment = build(job.config, random_network((8, 8, 1)))
     return job
@@ -149,7 +148,7 @@ def test_the_batch_is_that_of_the_config_in_its_parts(tmp_path):
     assert CHECKS.inspect_batch(make_job(tmp_path, batch_size=32)) == "32, 4 on each device"
     with pytest.raises(ValueError, match="8 devices of the mesh x 8 micro_batches"):
         CHECKS.inspect_batch(make_job(tmp_path, batch_size=32, micro_batches=8))
-    # Shrunk as the run will be.
+    # debug=True shrinks the batch, as in training.
     assert (
         CHECKS.inspect_batch(make_job(tmp_path, batch_size=256, debug=True))
         == "64, 8 on each device"
@@ -195,7 +194,7 @@ def test_a_folder_of_this_run_goes_on_and_of_another_is_refused(teacher, tmp_pat
 
 
 def make_findings(*texts):
-    """What these processes found of the data."""
+    """Return one finding for each process."""
     return [DOCTOR.Finding("ok", text, f"process {i}") for i, text in enumerate(texts)]
 
 
@@ -228,7 +227,7 @@ def test_the_same_data_in_other_folders_of_each_host_are_the_same(tmp_path):
             Request(config=make_config("flow_matching", **fields), workdir=tmp_path)
         )
         seen.append((ALONE["data"].run(job), CHECKS.inspect_config(job)))
-    assert seen[0][0] == seen[1][0] != seen[2][0]  # of the same name and number
+    assert seen[0][0] == seen[1][0] != seen[2][0]  # the name and the number of images are the same
     same = [{"data.dir": "a", "data.local_dir": "x"}, {"data.dir": "b", "evaluate.weights": "w"}]
     jobs = [CHECKS.NextJob(Request(config=make_config("edm", **f), workdir=tmp_path)) for f in same]
     assert CHECKS.inspect_config(jobs[0]) == CHECKS.config_hash(jobs[1])
@@ -241,7 +240,7 @@ def test_processes_that_differ_are_named(tmp_path):
         2, *command, *SMALL, own=own, expect=exits.BAD_INPUT, nano=Size(32, 1, 2)
     )
     failed = [line.split(None, 2)[1:] for line in first.stdout.splitlines() if "FAILED" in line]
-    failed = [row for row in failed if row[0] != "code"]  # which may change while it is tested
+    failed = [row for row in failed if row[0] != "code"]  # files may change during the test
     assert [name for name, _ in failed] == ["config", "config", "mesh"]
     assert failed[0][1].startswith("process 0 (host ") and "edm, hash" in failed[0][1]
     assert failed[1][1].startswith("process 1 (host ") and "do not fill 2" in failed[2][1]

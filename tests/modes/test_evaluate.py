@@ -1,4 +1,4 @@
-"""A run is evaluated as its own config says, or as another one's `evaluate` fields do."""
+"""A run is evaluated by its own config, or by the `evaluate` fields of another one."""
 
 from importlib import import_module
 
@@ -13,7 +13,7 @@ EVALUATE = import_module("fewstep.modes.evaluate_run")
 
 @pytest.fixture
 def evaluate(monkeypatch, tmp_path):
-    """A function of a request's fields that gives what was evaluated, and with which config."""
+    """A function: fields of a request -> the `evaluate` fields and the data set that were used."""
     config, experiment = small_experiment(seed=5, **{"evaluate.steps": (1,), "data.dir": "own"})
     mesh, seen = make_mesh(), {}
 

@@ -1,4 +1,4 @@
-"""A run on points, not images: trained, evaluated, sampled and reported as it is on images."""
+"""A run on points is trained, evaluated, sampled and reported like a run on images."""
 
 from importlib import import_module
 
@@ -19,7 +19,7 @@ from fewstep.training.metrics import LOG, read_rows
 from fewstep.training.sharding import make_mesh
 from fewstep.training.teacher import check_teacher, with_teachers_images
 
-TRAIN, SAMPLE = (import_module(f"fewstep.modes.{name}") for name in ("train", "sample"))
+TRAIN, SAMPLE = (import_module(f"fewstep.modes.{name}") for name in ("train_run", "sample"))
 SAMPLES, STEPS = 48, 2
 
 
@@ -35,11 +35,11 @@ def small_config(method="flow_matching", **fields):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run that was trained and evaluated."""
+    """The folder of a trained and evaluated run."""
     folder = tmp_path_factory.mktemp("points")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSTEP_DATA", str(folder / "data"))
-        TRAIN.train(Request(config=small_config(), workdir=folder / "run"))
+        TRAIN.train_run(Request(config=small_config(), workdir=folder / "run"))
     return folder / "run"
 
 
@@ -52,7 +52,7 @@ def test_samples_are_measured_as_the_floats_that_they_are(run):
     for steps, result in shown.results.items():
         x = shown.images[steps]
         assert x.dtype == np.float32 and x.shape == (SAMPLES, 2)
-        # All samples are among the shown ones here.
+        # Here the file of shown samples has all samples.
         distance = frechet_distance(statistics(x), statistics(real))
         assert result["metrics"]["frechet"] == pytest.approx(distance, rel=1e-4)
         assert logged[f"evaluate/frechet_{steps}"] == result["metrics"]["frechet"]

@@ -1,4 +1,4 @@
-"""A step that broke is written down, and done again from the checkpoint before it."""
+"""A step that was not finite is recorded, and repeated from the checkpoint before it."""
 
 from importlib import import_module
 from pathlib import Path
@@ -32,7 +32,7 @@ def test_the_record_of_a_step_has_its_seed_and_its_images(tmp_path):
     assert str(tmp_path / "replay" / "7.json") in str(told)
     record = read_newest(tmp_path)
     assert (record["step"], record["seed"]) == (7, 3)
-    # The batch of the seventh step follows six.
+    # Six batches come before that of the seventh step.
     indices = batch_indices(200, batch_size=32, seed=3, step=6, order=NEWEST_ORDER)
     np.testing.assert_array_equal(record["indices"], indices)
     batch = next(open_stream(config, job.experiment, data).batches(6))["images"]
@@ -55,7 +55,7 @@ def open_stream(config, experiment, data):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """A run of a network of a few numbers, saved after two steps: folder, parts, losses."""
+    """A run with a network of a few numbers, saved after two steps: folder, parts, losses."""
     with pytest.MonkeyPatch.context() as patch:
         replace_dit(patch, lambda *_, **fields: random_network((8, 8, 1)))
         yield save_run(tmp_path_factory.mktemp("run"))
@@ -80,7 +80,7 @@ def save_run(folder):
 
 
 @pytest.mark.parametrize("number", [2, 5])
-def test_a_step_done_again_is_the_step(run, number):
+def test_a_repeated_step_has_the_same_loss(run, number):
     folder, inputs, losses = run
     again = REPLAY.redo_step(folder, number, JOB.assemble_job(folder, *inputs))
     assert float(again["loss"].total) == pytest.approx(losses[number - 1], rel=1e-6)

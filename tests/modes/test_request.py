@@ -29,7 +29,7 @@ REQUEST = import_module("fewstep.modes.request")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run of the seed 1 with checkpoints of steps 3 and 5, of a network of nine numbers."""
+    """A run with seed 1, a network of nine numbers and checkpoints at steps 3 and 5."""
     with pytest.MonkeyPatch.context() as patch:
         replace_dit(patch, lambda *_, **fields: random_network((8, 8, 1)))
         folder = tmp_path_factory.mktemp("run")
@@ -38,7 +38,7 @@ def folder(tmp_path_factory):
 
 
 def read_network(folder, name, step):
-    """A network as Orbax reads it."""
+    """Read a network with Orbax alone."""
     with restore.read_checkpoints(folder) as checkpoints:
         arguments = checkpoint.ocp.args.Composite(**{name: checkpoint.ocp.args.StandardRestore()})
         return checkpoints.restore(step, args=arguments)[name]
@@ -57,7 +57,7 @@ def test_the_network_of_the_step_is_loaded(folder, asked, name, step):
     loaded = load_run(Request(config=None, workdir=folder, **asked))
     assert (loaded.step, loaded.experiment.sample_with, loaded.config.seed) == (step, name, 1)
     chex.assert_trees_all_equal(dict(loaded.params), read_network(folder, name, step))
-    # Eight devices have equal shares of a batch.
+    # The batch size becomes a multiple of the eight devices.
     assert loaded.config.evaluate.batch_size == 24
 
 
@@ -92,7 +92,7 @@ def test_a_data_set_is_read_at_the_size_of_the_config():
     assert read_dataset(config).image_shape == (6, 6, 3)
 
 
-def test_the_address_of_a_bucket_is_no_workdir():
+def test_the_address_of_a_bucket_is_not_a_workdir():
     for address in ("gs://bucket/run", "s3://bucket/run"):
         with pytest.raises(ValueError, match="mount the bucket"):
             require_workdir(Request(config=None, workdir=Path(address)))
@@ -115,7 +115,7 @@ def test_a_run_without_a_whole_checkpoint_says_so(tmp_path):
         restore.read_record(tmp_path)
 
 
-def test_images_at_a_new_place_must_be_those_of_the_run(monkeypatch, tmp_path):
+def test_images_in_a_moved_folder_must_be_those_of_the_run(monkeypatch, tmp_path):
     recorded = Identity("1", {"data": {"name": "folder:/old"}}, data={"train": {"sha256": "a"}})
     monkeypatch.setattr(REQUEST.workdir, "recorded_identity", lambda run: recorded)
     reading, blind = (

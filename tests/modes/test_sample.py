@@ -1,4 +1,4 @@
-"""What --mode=sample is asked for reaches the sampler, and what it makes the right files."""
+"""--mode=sample passes its flags to the sampler, and writes each sample to the right file."""
 
 from importlib import import_module
 from pathlib import Path
@@ -24,17 +24,17 @@ PARAMS = jnp.float32(1.0)
 
 @pytest.fixture
 def stages():
-    """Those of the run, which is at step 3."""
+    """The stages of the run, which is at step 3."""
     return (Stage(0),)
 
 
 @pytest.fixture
 def sample(monkeypatch, tmp_path, stages):
-    """A function that samples a run with these fields of a request, as the command line does."""
+    """A function that samples from a run by the given fields of a request."""
     _, experiment = small_experiment()
     objective = OBJECTIVE._replace(guidance_scale=1.5, stages=stages)
     experiment = experiment._replace(objective=objective, space=pixels(SHAPE), num_classes=4)
-    # The seed of the run is another than that of samples.
+    # The seed of the run differs from that of samples.
     config = small_config(seed=7, **{"evaluate.batch_size": 16})
     asked, sizes, generate = [], [], SAMPLE.generate
 
@@ -60,7 +60,7 @@ def sample(monkeypatch, tmp_path, stages):
 
 
 def expected_images(seeds, labels, steps=1, scale=1.5):
-    """The images of seeds and labels."""
+    """Return the images of seeds and labels."""
     eps, keys = jax.jit(lambda i: noise(0, i, SHAPE))(np.array(seeds, np.int32))
     condition = {"label": jnp.array(labels)}
     return to_uint8(echo(PARAMS, eps, condition, keys, steps=steps, guidance_scale=scale))
@@ -82,10 +82,10 @@ def test_every_field_reaches_the_sampler(sample, tmp_path, fields, labels, steps
     with np.load(tmp_path / "x.npz") as made:
         np.testing.assert_array_equal(made["seed"], seeds)
         np.testing.assert_array_equal(made["y"], labels)
-        np.testing.assert_array_equal(made["arr_0"], made["x"])  # as others read it
+        np.testing.assert_array_equal(made["arr_0"], made["x"])  # as other codebases name it
         assert made["arr_0"].dtype == np.uint8
         difference = made["x"].astype(int) - expected_images(seeds, labels, steps, scale)
-    assert np.abs(difference).max() <= 1  # compiled in another way
+    assert np.abs(difference).max() <= 1  # another program may round the other way
 
 
 def test_classes_are_asked_for_by_name(sample, tmp_path, monkeypatch, capsys):

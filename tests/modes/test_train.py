@@ -1,7 +1,7 @@
-"""Every field of a config reaches the places that it is for, and no other.
+"""Every field of a config reaches the places that need it, and no others.
 
-Training runs up to its loop, with recorders in the place of what is costly (recorded.py). Each
-field then takes another value, and the places that see a difference are compared with a table.
+Training runs up to its loop, with recorders in place of costly functions (recorded.py). Then each
+field takes another value, and a table says which places must see a difference.
 """
 
 from types import SimpleNamespace
@@ -17,16 +17,16 @@ from tests.training.runs import small_config
 
 NOISE = {"path.name": "ve", "prediction.kind": "F"}
 SPIKES = {"optimizer.spike_factor": 3.0}
-# Where a field may be seen:
+# The places that may see a field:
 #   network.FIELD   an argument of the network       data.FIELD      of the data set
 #   host            batches as they leave the host   images          and as the step reads them
 #   start           the initial state                step            one training step
-#   loop.NUMBER     what the loop is given           sampler.FIELD   what a sampler is made with
-#   samples.WHAT    what it is called with           way.FIELD       the same of one image's way
-#   measures.FIELD  what samples are measured with   results.FIELD   what evaluations say they are
-#   teacher.FIELD   which network of which run       pairs.FIELD     how the teacher's are made
-#   kept.RULE       which checkpoints stay         copied.to        where images are copied
-# A third entry: fields beside which alone it means something.
+#   loop.NUMBER     an argument of the loop          sampler.FIELD   an argument of a sampler
+#   samples.WHAT    an input of the sampler          way.FIELD       the same for one trajectory
+#   measures.FIELD  how samples are measured         results.FIELD   what evaluations record
+#   teacher.FIELD   which network of which run       pairs.FIELD     how pairs are made
+#   kept.RULE       which checkpoints stay           copied.to       where images are copied
+# The third entry, if any: other fields that the field needs to have an effect.
 FIELDS = {
     "method": ("another", "results.method"),
     "seed": (1, "host images loop.seed results.seed sampler.seed start step"),
@@ -120,7 +120,7 @@ FIELDS = {
         "results.guidance_scale sampler.guidance_scale way.guidance_scale",
     ),
 }
-# What a run without a teacher does not see: these, in a run with one, whose step is not traced.
+# Fields that need a run with a teacher. Its step is not traced.
 TAUGHT = {
     "seed": (1, "host images loop.seed results.seed sampler.seed start"),
     "teacher": ("second", "teacher.folder"),
@@ -170,7 +170,7 @@ DISTILLED = PLAIN | {
 
 @pytest.fixture(scope="module")
 def observe(tmp_path_factory):
-    """A function of a method and its fields: {place: what is seen there}, recorded once."""
+    """A function: (method, fields) -> {place: what it receives}; records each run once."""
     seen = {}
 
     def observe(method, fields, traced=True):
@@ -185,15 +185,15 @@ def observe(tmp_path_factory):
 
 
 AROUND = ("model.", "checkpoint.", "watchdog.", "log.", "evaluate.")
-# Places whose content follows from a field and does not show its value.
+# Places that depend on a field without showing its value.
 DERIVED = {"samples.labels", "samples.network", "way.label", "way.network", "results.network"}
 DERIVED |= {"host", "images", "measures.labels", "pairs.label_counts"}
 DERIVED |= {"results.images_seen", "results.training_data", "kept.scores", "way.steps"}
 
 
 def check_places(observe, method, fields, field, value, places):
-    """Assert that a field is seen in these places as it is, and in no other."""
-    # Tracing takes longest, and is left out where the objective or its updates have no part.
+    """Assert that these places and no others see the field, with its value."""
+    # Tracing takes longest, so it is skipped for fields without effect on the objective or updates.
     traced = method != "dmd" and not field.startswith(AROUND)
     one, other = (observe(method, f, traced) for f in (fields, fields | {field: value}))
     differing = {place for place in one.keys() | other.keys() if one.get(place) != other.get(place)}
@@ -215,7 +215,7 @@ def test_a_field_of_a_run_with_a_teacher_is_seen_where_it_belongs(observe, field
     check_places(observe, "dmd", DISTILLED, field, *TAUGHT[field])
 
 
-def test_the_length_of_a_run_is_that_of_its_schedule(observe):
+def test_the_schedule_of_the_learning_rate_has_the_length_of_the_run(observe):
     check_places(
         observe,
         "flow_matching",

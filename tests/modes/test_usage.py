@@ -1,4 +1,4 @@
-"""--help shows the flags of the mode asked for, and ends with code 0."""
+"""--help shows the flags of the requested mode and exits with code 0."""
 
 import pytest
 from absl import flags
@@ -8,7 +8,7 @@ from fewstep.modes import MODES
 
 
 def help_text(capsys, *arguments):
-    """What --help prints after the arguments."""
+    """Return what --help prints after the arguments."""
     with pytest.raises(SystemExit) as ended:
         main.parse_flags(["main.py", *arguments, "--help"])
     assert ended.value.code == 0
