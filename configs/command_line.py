@@ -109,7 +109,7 @@ def missing_file(config: str) -> str:
 
 def has_config(path: Path) -> bool:
     """Whether --config can read a file."""
-    return "def get_config(" in path.read_text()
+    return bool(re.search(r"^def\s+get_config\(", path.read_text(), re.MULTILINE))
 
 
 def explain_value(error: Exception) -> str:

@@ -262,11 +262,11 @@ PLAN = Mode(
         "mesh": Flag("Sizes of the axes data and fsdp, such as 8,8.", parse_integers),
         "accelerator": Flag("Devices, such as h100, 8xh100, or a TPU slice such as v4-32."),
         "mfu": Flag(
-            "Share of the peak FLOP/s, one number or a range; default 0.25,0.45.", parse_numbers
+            "Share of the peak FLOP/s, one number or a range; default: 0.25,0.45.", parse_numbers
         ),
         "price": Flag("Price per device-hour in any currency.", parse_number),
         "disk_speed": Flag(
-            "Speed at which all processes together write, in GB/s; default 1.", parse_number
+            "Speed at which all processes together write, in GB/s; default: 1.", parse_number
         ),
     },
 )

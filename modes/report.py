@@ -30,6 +30,6 @@ REPORT = Mode(
         **WORKDIR,
         "workdirs": Flag("Folders of the runs, such as runs/a,runs/b.", parse_paths),
         "metric": Flag("Measurement to show if the runs have several, such as fd-pixels-1k."),
-        "out": Flag("The .html file; default report.html.", parse_path),
+        "out": Flag("The .html file; default: report.html.", parse_path),
     },
 )

@@ -214,7 +214,7 @@ def fill_decoding(config: ConfigDict, folder: Path) -> ConfigDict:
 
 
 def load_local_copy(config: ConfigDict) -> Dataset:
-    """Return the data set of a config from its copy in data.local_dir. Raises OSError."""
+    """Return the data set of a config, copied to data.local_dir if necessary. Raises OSError."""
     return data.load_copy(data_selection(config), config.data.local_dir)
 
 

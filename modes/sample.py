@@ -139,7 +139,7 @@ def default_out(request: Request, space: Space, made_from: Mapping[str, Any]) ->
         f"{made_from['sampling_steps']}_steps",
         f"guidance_{made_from['guidance_scale']:g}",
         made_from["network"],
-        # By their numbers: the name of a class may have a / in it, or be longer than a file name.
+        # Numbers, since the name of a class may contain a / or be longer than a file name.
         *([f"labels_{'_'.join(map(str, made_from['labels']))}"] if request.labels else []),
     ]
     name = "-".join(parts)[:LONGEST_NAME] + ("" if space.image else ".npz")
@@ -147,7 +147,7 @@ def default_out(request: Request, space: Space, made_from: Mapping[str, Any]) ->
 
 
 def check_form(out: Path, space: Space) -> None:
-    """Raises ValueError for a folder of pictures where single samples have none."""
+    """Raises ValueError if --out is a folder but samples have no pictures of their own."""
     if out.suffix != ".npz" and space.image is None:
         raise ValueError(
             f"--out={out} is a folder of pictures, and this run makes {space.name}; name a file "
@@ -156,7 +156,7 @@ def check_form(out: Path, space: Space) -> None:
 
 
 def sibling_path(out: Path, suffix: str) -> Path:
-    """A file beside a folder of samples or an .npz, with its name."""
+    """Return the path beside a folder of samples or an .npz, with its name and another suffix."""
     out = out.resolve()
     return out.with_suffix(suffix) if out.suffix == ".npz" else out.with_name(out.name + suffix)
 
@@ -218,10 +218,10 @@ SAMPLE = Mode(
     {
         **WORKDIR,
         **CHECKPOINT,
-        "steps": Flag("Number of sampling steps; default 1.", parse_integer),
-        "seeds": Flag("Seeds of the noise, one image each; default 0-63.", parse_ranges),
+        "steps": Flag("Number of sampling steps; default: 1.", parse_integer),
+        "seeds": Flag("Seeds of the noise, one image each; default: 0-63.", parse_ranges),
         "labels": Flag(
-            "Classes by index or name, used in turn, such as 3,1; default all.", parse_labels
+            "Classes by index or name, used in turn, such as 3,1; default: all.", parse_labels
         ),
         "guidance": Flag(
             "Guidance scale; 1 is no guidance; default: that of the run.", parse_number

@@ -511,14 +511,7 @@ def gcloud_verbs(calls):
 
 def test_a_spot_slice_is_made_again(call, programs):
     (programs / "setup").write_text("install everything")
-    replies = [
-        "1",
-        0,
-        "0 WAITING_FOR_RESOURCES",
-        "0 ACTIVE",
-        0,
-        255,
-    ]  # until the cloud takes it back
+    replies = ["1", 0, "0 WAITING_FOR_RESOURCES", "0 ACTIVE", 0, 255]  # 255 at the preemption
     replies += ["0 SUSPENDED", 0, "1", 0, "0 ACTIVE", 0, 0]
     setup = {"SETUP": str(programs / "setup"), "SPOT": "1"}
     code, times, calls = run_tpu(call, *replies, TYPE="v5litepod-16", VERSION="image", **setup)

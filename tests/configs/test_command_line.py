@@ -115,6 +115,7 @@ def test_the_home_folder_is_written_out_in_every_path(monkeypatch):
     ("config", "ending"),
     [
         ("configs/digit.py:edm", "; did you mean --config=configs/digits.py?"),
+        ("comand_line.py", "; give a file such as configs/digits.py"),
         ("cifar10", "; did you mean --config=configs/cifar10.py?"),
         ("xyz.py", "; give a file such as configs/digits.py"),
     ],
