@@ -195,7 +195,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     argv, config = expand_config_path(argv)
     file = config.partition(":")[0]
     if file and not Path(file).is_file():
-        fail(ValueError(command_line.missing_file(config)))
+        fail(ValueError(command_line.missing_file_message(config)))
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:  # absl's own help flags exit with code 1

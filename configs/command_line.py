@@ -98,7 +98,7 @@ def config_without_overrides(path: str) -> ConfigDict:
     return values["config"].value
 
 
-def missing_file(config: str) -> str:
+def missing_file_message(config: str) -> str:
     """Return the error message for --config=FILE[:METHOD] whose file does not exist."""
     file = config.partition(":")[0]
     known = {path.stem: f"configs/{path.name}" for path in FOLDER.glob("*.py") if has_config(path)}

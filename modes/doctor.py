@@ -38,7 +38,7 @@ def run_checks(request: Request) -> None:
             passed = {n for n, f in here.items() if f.status == OK} | checks_passed_by_all(reports)
             here[name] = run_check(job, check, passed)
         reports = [a | b for a, b in zip(reports, gather_findings(here), strict=True)]
-    lines = {name: list(check_lines(name, [r[name] for r in reports])) for name in reports[0]}
+    lines = {name: list(format_check(name, [r[name] for r in reports])) for name in reports[0]}
     if jax.process_index() == 0:
         print("\n".join(line for told_of in lines.values() for line in told_of), flush=True)
     failed = [name for name, told_of in lines.items() if told_of[0].startswith(FAILED)]
@@ -74,22 +74,22 @@ def gather_findings(content: Mapping[str, Finding]) -> list[dict[str, Finding]]:
     return [{name: Finding(*found) for name, found in own.items()} for own in gather(content)]
 
 
-def check_lines(name: str, findings: Sequence[Finding]) -> Iterator[str]:
+def format_check(name: str, findings: Sequence[Finding]) -> Iterator[str]:
     """Yield the lines of a check: one, or one for each process that failed or differs."""
     failed = [found for found in findings if found.status == FAILED]
     left_out = [found for found in findings if found.status == LEFT_OUT]
     differing = len({found.text for found in findings}) > 1
     if len(failed) == len(findings) and not differing:
-        yield finding_line(name, failed[0])
+        yield format_finding(name, failed[0])
     elif failed:
-        yield from (finding_line(name, found, found.who) for found in failed)
+        yield from (format_finding(name, found, found.who) for found in failed)
     elif not left_out and differing and (ALONE | TOGETHER)[name].equal:
         yield from (
-            finding_line(name, found._replace(status=FAILED), who)
+            format_finding(name, found._replace(status=FAILED), who)
             for found, who in deviating_findings(findings)
         )
     else:
-        yield finding_line(name, [*left_out, *findings][0])
+        yield format_finding(name, [*left_out, *findings][0])
 
 
 def deviating_findings(findings: Sequence[Finding]) -> Iterator[tuple[Finding, str]]:
@@ -106,7 +106,7 @@ def deviating_findings(findings: Sequence[Finding]) -> Iterator[tuple[Finding, s
     yield usual, f"the other {count} processes"
 
 
-def finding_line(name: str, found: Finding, who: str = "") -> str:
+def format_finding(name: str, found: Finding, who: str = "") -> str:
     """Return the printed line of a finding."""
     return f"{found.status:6}  {name:11}  {who}{': ' if who else ''}{found.text}"
 

@@ -110,7 +110,7 @@ def plan_lines(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Requ
         *fit_lines(peak, given, aim, remedies(config, mesh, aim)),
         "",
         "compute per step, without optimizers",
-        *compute_lines(flops, forward, config, mesh),
+        *flops_lines(flops, forward, config, mesh),
         "",
         "collectives per device and step",
         *collective_lines(found),
@@ -221,7 +221,7 @@ def remedies(config: ConfigDict, mesh: Mesh, aim: Target | None = None) -> list[
     return found
 
 
-def compute_lines(flops: float, forward: float, config: ConfigDict, mesh: Mesh) -> list[str]:
+def flops_lines(flops: float, forward: float, config: ConfigDict, mesh: Mesh) -> list[str]:
     """Return lines on the FLOPs of a step. forward: FLOPs of the network on one batch."""
     return [
         f"all devices  {flops / 1e12:.3f} TFLOP, as much as {flops / forward:.1f} forward passes",

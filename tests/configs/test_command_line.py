@@ -7,7 +7,7 @@ from fewstep.configs.command_line import (
     OptionalParser,
     explain_value,
     flags,
-    missing_file,
+    missing_file_message,
     nearest_field,
     unknown_field_message,
 )
@@ -122,7 +122,9 @@ def test_the_home_folder_is_written_out_in_every_path(monkeypatch):
 )
 def test_a_missing_file_is_named_with_the_one_that_was_meant(config, ending):
     file = config.partition(":")[0]
-    assert missing_file(config) == f"--config={config}: the file {file} does not exist{ending}"
+    assert (
+        missing_file_message(config) == f"--config={config}: the file {file} does not exist{ending}"
+    )
 
 
 @pytest.mark.parametrize(

@@ -209,7 +209,7 @@ def make_findings(*texts):
     ],
 )
 def test_a_process_whose_data_differ_from_those_of_most_is_named(texts, named):
-    said = [text.split("data", 1) for text in DOCTOR.check_lines("data", make_findings(*texts))]
+    said = [text.split("data", 1) for text in DOCTOR.format_check("data", make_findings(*texts))]
     assert [text.strip() for _, text in said] == named
     assert {status.strip() for status, _ in said} == {"FAILED" if len(named) > 1 else "ok"}
 
