@@ -152,7 +152,7 @@ def require_workdir(request: Request) -> Path:
         raise ValueError(
             "--workdir is missing; name the folder of the run, as in --workdir=runs/digits"
         )
-    if re.match(r"[a-z0-9]{2,}:/", str(request.workdir)):
+    if is_address(request.workdir):
         raise ValueError(
             f"--workdir={request.workdir} is an address, not a folder; mount the bucket and "
             "name the folder of the mount (docs/clusters.md)"
@@ -165,6 +165,11 @@ def require_workdir(request: Request) -> Path:
             f"--workdir={shown} is not UTF-8 text; choose another name for the folder"
         ) from error
     return request.workdir
+
+
+def is_address(folder: Path) -> bool:
+    """Whether a path is the address of a bucket, such as gs://bucket/run."""
+    return re.match(r"[a-z0-9]{2,}:/", str(folder)) is not None
 
 
 def require_config(request: Request) -> ConfigDict:

@@ -85,7 +85,7 @@ def rebuild(config: ConfigDict, run: str) -> Experiment:
     run had are used if this one has them too.
     """
     check_known(config, run)
-    if config.model.attention == "cudnn":
+    if config.model.get("attention") == "cudnn":
         config = config.copy_and_resolve_references()
         config.model.attention = "auto"
     return build(config)

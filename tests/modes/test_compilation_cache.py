@@ -33,6 +33,7 @@ def no_cache_folder():
         (small_config(), WORKDIR, Path("/runs/.compiled")),
         (None, WORKDIR, Path("/runs/.compiled")),  # --mode=sample
         (small_config(), None, None),  # --mode=describe
+        (small_config(), Path("gs://bucket/run"), None),
         (small_config(compilation_cache="/cache"), WORKDIR, Path("/cache")),
         (small_config(compilation_cache="/cache"), None, Path("/cache")),
         (small_config(compilation_cache="off"), WORKDIR, None),

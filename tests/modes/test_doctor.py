@@ -17,6 +17,7 @@ from fewstep.modes.prepare import prepare
 from fewstep.modes.request import Request
 from fewstep.training.cluster import exits
 from fewstep.training.experiment import build
+from fewstep.training.networks import written_out
 from fewstep.training.storage import workdir
 from tests.cli import run_together
 from tests.modes.recorded import random_network
@@ -183,7 +184,7 @@ def test_no_images_are_put_on_the_devices_for_the_first_batch(tmp_path, monkeypa
 
 def test_a_folder_of_this_run_goes_on_and_of_another_is_refused(teacher, tmp_path, capsys):
     pinned = make_config("cd", teacher=f"{teacher}@5")
-    workdir.start_run(tmp_path / "run", pinned)
+    workdir.start_run(tmp_path / "run", written_out(pinned))
     run_checks(Request(config=make_config("cd", teacher=teacher), workdir=tmp_path / "run"))
     assert read_lines(capsys.readouterr().out)["run"] == ("ok", "starts again: nothing was saved")
     with pytest.raises(ValueError, match="1 of 18 checks failed: run"):

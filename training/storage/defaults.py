@@ -13,6 +13,8 @@ from fewstep.objectives import OBJECTIVES
 from fewstep.training.storage.fields import OBJECTIVE, PLAYERS
 
 Fields = Mapping[str, Any]
+# Groups whose fields are those of what they name.
+PARTS = ("model", OBJECTIVE)
 # What runs did before these fields: they decoded by the first rules, and drew all labels alike.
 BEFORE = {"data": {"decoding": FIRST_DECODING, "label_shares": "equal"}}
 
@@ -25,13 +27,13 @@ def completed(config: Fields) -> dict[str, Any]:
 def filled(fields: Fields, defaults: Fields, group: str = "") -> dict[str, Any]:
     """The fields, and those of the defaults that they lack.
 
-    A part of an objective by another name than the default's keeps nothing of that: what it lacks
-    is None, the default of the function that takes it.
+    A network, or a part of an objective, by another name than the default's keeps nothing of that:
+    what it lacks is None, the default of the function that takes it.
     """
     other = group and fields.get("name", defaults.get("name")) != defaults.get("name")
     found = dict(fields)
     for name, default in defaults.items():
-        part = f"{group}.{name}" if group or name == OBJECTIVE else ""
+        part = f"{group}.{name}" if group or name in PARTS else ""
         if name not in fields:
             found[name] = unset(default) if other else default
         elif isinstance(default, Mapping) and isinstance(fields[name], Mapping):

@@ -9,6 +9,7 @@ from fewstep.configs import base, objectives
 from fewstep.data import FIRST_DECODING
 from fewstep.modes.request import Request, load_run
 from fewstep.objectives import OBJECTIVES
+from fewstep.training.networks import written_out
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import workdir
 from fewstep.training.storage.defaults import completed, removed_fields
@@ -60,10 +61,12 @@ def with_field(fields, name):
 def test_a_run_without_a_later_field_goes_on_as_by_its_default(run, later):
     id = workdir.recorded_identity(run).id
     with pytest.raises(ValueError, match=r"config: data.sharpen \(0.5 there, 1.0 now\)"):
-        workdir.start_run(run, small_config("flow_matching", **{"data.sharpen": 1.0}))
+        workdir.start_run(run, written_out(small_config("flow_matching", **{"data.sharpen": 1.0})))
     with pytest.raises(ValueError, match=r"config: objective.tilt \(0.5 there, 1.0 now\)"):
-        workdir.start_run(run, small_config("flow_matching", **{"objective.tilt": 1.0}))
-    assert workdir.start_run(run, small_config("flow_matching")).id == id
+        workdir.start_run(
+            run, written_out(small_config("flow_matching", **{"objective.tilt": 1.0}))
+        )
+    assert workdir.start_run(run, written_out(small_config("flow_matching"))).id == id
     assert workdir.recorded_identity(run).config["objective"]["tilt"] == 0.5
 
 
@@ -87,7 +90,7 @@ def test_a_run_with_a_field_that_is_no_more_is_refused_by_its_name(tmp_path, lat
             use()
     gone = r"data.sharpen \(0.5 there, None now\); objective.tilt \(0.5 there, None now\)"
     with pytest.raises(ValueError, match=gone):
-        workdir.start_run(tmp_path / "run", small_config("flow_matching"))
+        workdir.start_run(tmp_path / "run", written_out(small_config("flow_matching")))
 
 
 def without(fields, *path):
@@ -125,3 +128,11 @@ def test_a_removed_field_of_none_was_a_default():
     assert removed_fields(fields) == ["objective.distance.gone"]
     fields["objective"]["name"] = "of another version"
     assert removed_fields(fields) == []
+
+
+def test_another_network_keeps_nothing_of_the_default_one():
+    config = as_dict(small_config("flow_matching"))
+    config["model"] = {"name": "mlp", "width": 16}
+    filled = completed(config)["model"]
+    assert (filled["name"], filled["width"]) == ("mlp", 16)
+    assert filled["patch_size"] is filled["size"] is filled["depth"] is None
