@@ -19,6 +19,7 @@ KINDS = {
     "invalid literal for int": "a whole number",
     "could not convert string to float": "a number",
     "Non-boolean argument": "True or False",
+    "as a ConfigDict": "a dictionary",
 }
 EVERYWHERE = ("name", "kind")  # fields of many groups; the group decides which is meant
 # Names in other codebases -> our names.
@@ -113,10 +114,15 @@ def has_config(path: Path) -> bool:
 
 
 def explain_value(error: Exception) -> str:
-    """Return the message of an error of absl, in the form of other messages if it is about a value.
+    """Return the message of an error of absl; the common ones take the form of our own messages.
 
     For example "--config.steps=many must be a whole number".
     """
+    if "has no attribute 'get_config'" in str(error):
+        return "--config: the file does not define get_config; give one such as configs/digits.py"
+    missing = re.fullmatch(r"Missing value for flag (--\S+)", str(error))
+    if missing:
+        return f"{missing[1]} has no value; write {missing[1]}=VALUE"
     found = re.fullmatch(r"flag (--[^=]+=.*?): (.*)", str(error), re.DOTALL)
     kinds = [kind for text, kind in KINDS.items() if found and text in found[2]]
     return f"{found[1]} must be {kinds[0]}" if kinds else str(error)

@@ -54,7 +54,8 @@ def enable_compilation_cache(request: Request) -> None:
 def cache_folder(request: Request) -> Path | None:
     """Return the folder for compiled programs; None without a run, if off, or if not writable."""
     asked = "" if request.config is None else request.config.compilation_cache
-    if asked == OFF or not (asked or request.workdir and not is_address(request.workdir)):
+    has_folder = request.workdir and not is_address(request.workdir)
+    if asked == OFF or not (asked or has_folder):
         return None
     folder = Path(asked).expanduser() if asked else request.workdir.absolute().parent / FOLDER
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())

@@ -57,7 +57,7 @@ def split_items(flag: str, given: str) -> list[str]:
     try:
         parts = [part.strip() for row in csv.reader([given], strict=True) for part in row]
     except csv.Error as error:
-        raise ValueError(f"--{flag}={given} is not a list with commas: {error}") from error
+        raise ValueError(f"--{flag}={given} has unmatched quotes; close them") from error
     if not all(parts):
         raise ValueError(f"--{flag}={given} has an empty part; remove the extra comma")
     return parts

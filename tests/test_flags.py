@@ -125,7 +125,7 @@ def test_every_flag_and_every_field_is_in_a_table():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--mode=sample", '--labels="a'), '--labels="a is not a list with commas'),
+        (("--mode=sample", '--labels="a'), '--labels="a has unmatched quotes'),
         (("--mode=sample", "--labels=a,,b"), "--labels=a,,b has an empty part"),
         (("--mode=report", "--workdirs=a,"), "--workdirs=a, has an empty part"),
         (("--mode=sample", "--steps=two"), "--steps=two must be a whole number, such as 4"),

@@ -141,4 +141,18 @@ def test_a_value_of_another_type_is_told_the_type(kind, value, meant):
     with pytest.raises(flags.IllegalFlagValueError) as error:
         values(["main.py", f"--config.field={value}"])
     assert explain_value(error.value) == f"--config.field={value} must be {meant}"
-    assert explain_value(ValueError("anything else")) == "anything else"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("Missing value for flag --workdir", "--workdir has no value; write --workdir=VALUE"),
+        (
+            "module 'config_config' has no attribute 'get_config'",
+            "--config: the file does not define get_config; give one such as configs/digits.py",
+        ),
+        ("anything else", "anything else"),
+    ],
+)
+def test_common_errors_of_absl_say_what_to_do(error, message):
+    assert explain_value(ValueError(error)) == message
