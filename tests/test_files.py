@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from fewstep import files
+from fewstep.data.spaces.pixels import pixels
 from fewstep.files import check_writable, in_words, replace_file, replaced, write_json
 from fewstep.modes.sample import write_samples
 from tests.cli import SERVER
@@ -201,7 +202,8 @@ def killed_in_the_second_picture(folder):
         encode(image, file, name)
 
     Image.SAVE["PNG"] = encode_or_die
-    write_samples(folder, iter([np.zeros((3, 8, 8, 1), np.uint8)]), np.zeros(3), np.arange(3))
+    images = iter([np.zeros((3, 8, 8, 1), np.uint8)])
+    write_samples(folder, pixels((8, 8, 1)), images, np.zeros(3), np.arange(3))
 
 
 def test_pictures_of_samples_are_whole_or_not_there(tmp_path):

@@ -308,7 +308,7 @@ def test_describe_counts_before_anything_is_trained():
         ((CD, "--workdir=/nowhere", "--config.objective.distance.name=l2"), "objective.distance"),
         (
             (CD, "--workdir=/nowhere", "--config.evaluate.guidance_scale=2.0"),
-            "scale 1 alone, not 2",
+            "scale 1 only, not 2",
         ),
         ((SIM, "--workdir=/nowhere", f"{DISTANCE}.name=l1"), "has a gradient that jumps"),
         ((SIM, "--workdir=/nowhere", f"{DISTANCE}.name=squared_l2"), "sim needs a teacher"),
