@@ -1,8 +1,9 @@
-"""Reads --config from the command line: the file, overrides, None, and unknown fields."""
+"""Reads --config from the command line: the file, its overrides, None, and unknown fields."""
 
 import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path, PurePath
 from typing import Any
 
 from absl import flags
@@ -12,8 +13,16 @@ from fewstep.configs import overrides
 from fewstep.messages import CUTOFF, did_you_mean, likeness, nearest_name
 
 NONE = "None"
-EVERYWHERE = ("name", "kind")  # ambiguous without their group
-# Names that other codebases use, and ours.
+FOLDER = Path(__file__).parent
+# Parts of Python's and absl's messages -> what a value must be.
+KINDS = {
+    "invalid literal for int": "a whole number",
+    "could not convert string to float": "a number",
+    "Non-boolean argument": "True or False",
+    "as a ConfigDict": "a dictionary",
+}
+EVERYWHERE = ("name", "kind")  # fields of many groups; the group decides which is meant
+# Names in other codebases -> our names.
 OTHER_NAMES = {
     "lr": "learning_rate",
     "wd": "weight_decay",
@@ -49,10 +58,10 @@ OTHER_NAMES = {
 ERRORS = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError)
 
 
-def read_config(values: flags.FlagValues) -> ConfigDict | None:
-    """The config of --config with its overrides applied.
+def config_from_flags(values: flags.FlagValues) -> ConfigDict | None:
+    """Return the config of --config with its overrides applied; None without --config.
 
-    A part that is overridden by name keeps none of the file's fields (overrides.py).
+    If an override replaces a part by name, the fields of the old part are dropped (overrides.py).
     """
     config = values["config"].value
     if config is None:
@@ -64,10 +73,10 @@ def read_config(values: flags.FlagValues) -> ConfigDict | None:
     return config
 
 
-def read_config_of(method: str) -> ConfigDict:
-    """The config of another method in --config's file, with the same overrides.
+def config_of_method(method: str) -> ConfigDict:
+    """Return the config of another method in the file of --config, with the same overrides.
 
-    Raises ValueError if the file does not have the method, or the method not an overridden field.
+    Raises ValueError if the file lacks the method, or if the method lacks an overridden field.
     """
     file = config_flags.get_config_filename(flags.FLAGS["config"]).partition(":")[0]
     values = flags.FlagValues()
@@ -77,28 +86,57 @@ def read_config_of(method: str) -> ConfigDict:
     try:
         values([sys.argv[0], f"--config={file}:{method}", *overridden])
     except (flags.Error, KeyError, AttributeError) as error:
-        unknown = unknown_in(f"{file}:{method}", overridden)
+        unknown = explain_unknown_field(f"{file}:{method}", overridden)
         raise ValueError(f"{method}: {unknown}" if unknown else str(error)) from error
-    return read_config(values)
+    return config_from_flags(values)
 
 
-def plain_config(path: str) -> ConfigDict:
-    """FILE[:METHOD] without overrides."""
+def config_without_overrides(path: str) -> ConfigDict:
+    """Return the config FILE[:METHOD] without overrides."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=sys.argv[:1])
     values([sys.argv[0], f"--config={path}"])
     return values["config"].value
 
 
-def unknown_in(config: str, argv: list[str]) -> str:
-    """An error message for the first unknown field in argv; "" if all fields are known."""
+def missing_file_message(config: str) -> str:
+    """Return the error message for --config=FILE[:METHOD] whose file does not exist."""
+    file = config.partition(":")[0]
+    known = {path.stem: f"configs/{path.name}" for path in FOLDER.glob("*.py") if has_config(path)}
+    nearest = known.get(nearest_name(PurePath(file).stem, known), "")
+    meant = did_you_mean(nearest, "--config={}") or "; give a file such as configs/digits.py"
+    return f"--config={config}: the file {file} does not exist{meant}"
+
+
+def has_config(path: Path) -> bool:
+    """Whether --config can read a file."""
+    return bool(re.search(r"^def\s+get_config\(", path.read_text(), re.MULTILINE))
+
+
+def explain_value(error: Exception) -> str:
+    """Return the message of an error of absl; the common ones take the form of our own messages.
+
+    For example "--config.steps=many must be a whole number".
+    """
+    if "has no attribute 'get_config'" in str(error):
+        return "--config: the file does not define get_config; give one such as configs/digits.py"
+    missing = re.fullmatch(r"Missing value for flag (--\S+)", str(error))
+    if missing:
+        return f"{missing[1]} has no value; write {missing[1]}=VALUE"
+    found = re.fullmatch(r"flag (--[^=]+=.*?): (.*)", str(error), re.DOTALL)
+    kinds = [kind for text, kind in KINDS.items() if found and text in found[2]]
+    return f"{found[1]} must be {kinds[0]}" if kinds else str(error)
+
+
+def explain_unknown_field(config: str, argv: list[str]) -> str:
+    """Return an error message for the first unknown field in argv; "" if all are known."""
     try:
-        return unknown_field(plain_config(config), argv) if config else ""
+        return unknown_field_message(config_without_overrides(config), argv) if config else ""
     except ERRORS:
         return ""
 
 
-class OrNone(flags.ArgumentParser):
+class OptionalParser(flags.ArgumentParser):
     """A flag parser that also reads `None` as None."""
 
     def __init__(self, parser: flags.ArgumentParser) -> None:
@@ -106,7 +144,7 @@ class OrNone(flags.ArgumentParser):
         self.syntactic_help = parser.syntactic_help
 
     def parse(self, argument: Any) -> Any:
-        """The value. Raises ValueError."""
+        """Return the value, or None for `None`. Raises ValueError."""
         return None if argument == NONE else self.parser.parse(argument)
 
     def flag_type(self) -> str:
@@ -114,10 +152,10 @@ class OrNone(flags.ArgumentParser):
         return self.parser.flag_type()
 
 
-def take_none() -> None:
-    """Read `None` on the command line as None; the config checks which fields may be None.
+def accept_none() -> None:
+    """Make `None` on the command line mean None; check_fields decides which fields may be None.
 
-    The parsers of ml_collections read it as text or fail.
+    The parsers of ml_collections would read it as text or fail.
     """
     parsers = {
         int: flags.IntegerParser(),
@@ -126,21 +164,21 @@ def take_none() -> None:
         str: flags.ArgumentParser(),
     }
     for kind, parser in parsers.items():
-        config_flags.register_flag_parser_for_type(kind, OrNone(parser))
+        config_flags.register_flag_parser_for_type(kind, OptionalParser(parser))
 
 
-def unknown_field(config: ConfigDict, arguments: Sequence[str]) -> str:
-    """An error message for the first --config.FIELD that the config lacks; "" if it has all.
+def unknown_field_message(config: ConfigDict, arguments: Sequence[str]) -> str:
+    """Return an error message for the first --config.FIELD that the config lacks; "" if none.
 
     A value for a group of fields is an error too.
     """
-    names = [*leaves(config.to_dict())]
+    names = [*field_names(config.to_dict())]
     groups = {name[:i] for name in names for i, letter in enumerate(name) if letter == "."}
     for argument in arguments:
         given = re.match(r"--?(?:no)?config\.([^=]+)(?:=([^{]))?", argument)
         if given and given[1] not in {*names, *groups, "player_optimizers"}:
             found = nearest_field(given[1], names)
-            return f"--config.{given[1]} is no field{did_you_mean(found, '--config.{}')}"
+            return f"--config.{given[1]} is not a field{did_you_mean(found, '--config.{}')}"
         if given and given[1] in groups and given[2]:
             inside = [name for name in names if name.startswith(f"{given[1]}.")]
             first = next((name for name in inside if name == f"{given[1]}.name"), inside[0])
@@ -149,10 +187,10 @@ def unknown_field(config: ConfigDict, arguments: Sequence[str]) -> str:
 
 
 def nearest_field(asked: str, names: Sequence[str]) -> str:
-    """The dotted name that was probably meant; "" if none is near.
+    """Return the dotted name of the most similar field; "" if none is similar.
 
-    Compares the last part first, including names of other codebases. If several fields share it,
-    their groups decide.
+    Compares the last part first, also by names that other codebases use. If several fields share
+    it, their groups decide.
     """
     group, _, last = asked.rpartition(".")
     meant = OTHER_NAMES.get(last.lower(), last)
@@ -171,15 +209,15 @@ def nearest_field(asked: str, names: Sequence[str]) -> str:
 
 
 def nearness(group: str, asked: str) -> tuple[float, int]:
-    """How near a group is to the one asked for; if none is near, outer groups come first."""
+    """Return a sort key: similarity to the requested group; outer groups win if none is similar."""
     alike = likeness(group, asked)
     return (alike if alike >= CUTOFF else 0.0, -len(group.split(".")) if group else 0)
 
 
-def leaves(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Dotted names of all fields that are not groups."""
+def field_names(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Yield the dotted names of all fields that are not groups."""
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            yield from leaves(value, f"{prefix}{name}.")
+            yield from field_names(value, f"{prefix}{name}.")
         else:
             yield prefix + name

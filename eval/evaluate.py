@@ -35,7 +35,7 @@ from fewstep.training.experiment import Experiment
 from fewstep.training.generate import generate
 from fewstep.training.labels import describe_label_shares, label_counts
 from fewstep.training.sources import reads_data
-from fewstep.training.storage.identity import Identity, as_dict, read_identity
+from fewstep.training.storage.identity import Identity, as_dict, flatten_fields, read_identity
 from fewstep.training.storage.seal import write_sealed
 
 # Fields of an objective that decide how it samples.

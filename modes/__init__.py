@@ -1,4 +1,4 @@
-"""What the command line can do: one file per mode, which declares the flags that it reads."""
+"""The modes of the command line. Each file declares one mode and the flags that it uses."""
 
 from fewstep.modes.checkpoints import CHECKPOINTS
 from fewstep.modes.compare import COMPARE

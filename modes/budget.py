@@ -1,4 +1,4 @@
-"""What `--mode=plan` says of time and money: FLOPs at a share of the peak, a price by the hour."""
+"""Time and cost of a run for `--mode=plan`: from FLOPs, a share of the peak, a price per hour."""
 
 import math
 
@@ -9,12 +9,15 @@ from fewstep.modes.request import Request
 from fewstep.training.cost.accelerators import GIB, Target, parse_target
 from fewstep.training.cost.step_cost import MEASURED_MFU
 
-DISK_SPEED = 1.0  # GB/s, a guess at a shared disk
+DISK_SPEED = 1.0  # GB/s, a guess for a shared disk
 MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
-def aimed(request: Request) -> Target | None:
-    """What --accelerator names, None without. Raises ValueError, for numbers out of range too."""
+def requested_target(request: Request) -> Target | None:
+    """Return the devices that --accelerator names; None without it.
+
+    Raises ValueError for an unknown name and for numbers out of range.
+    """
     shares = request.mfu or MEASURED_MFU
     if len(shares) > 2 or not all(0.0 < share <= 1.0 for share in shares):
         given = ",".join(f"{share:g}" for share in shares)
@@ -25,14 +28,17 @@ def aimed(request: Request) -> Target | None:
     if request.accelerator:
         return parse_target(request.accelerator)
     if request.mfu or request.price is not None:
-        raise ValueError("--mfu and --price need --accelerator=NAME, such as 8xh100 or v4-32")
+        raise ValueError(
+            "--mfu and --price need --accelerator; name the devices, as in --accelerator=8xh100"
+        )
     return None
 
 
 def fixed_seconds(state: int, sent: float, aim: Target | None) -> float:
-    """Seconds of a step that do not shrink with the batch, at least: to exchange and to update.
+    """Return the least seconds of a step to exchange gradients and to update the state.
 
-    state: bytes on each device, read and written. sent: bytes that a device sends.
+    They do not shrink with the batch. state: bytes on each device, which an update reads and
+    writes. sent: bytes that a device sends.
     """
     if aim is None:
         return 0.0
@@ -40,7 +46,7 @@ def fixed_seconds(state: int, sent: float, aim: Target | None) -> float:
     return (sent / accelerator.link_speed + 2 * state / accelerator.memory_speed) / 1e9
 
 
-def duration(
+def time_lines(
     config: ConfigDict,
     mesh: Mesh,
     flops: float,
@@ -48,12 +54,12 @@ def duration(
     aim: Target | None,
     request: Request,
 ) -> list[str]:
-    """How long a run takes and what it costs at each end of the MFU's range.
+    """Return lines on the time and the cost of a run at each end of the range of the MFU.
 
-    flops: of a step on all devices. fixed: seconds of a step that do not shrink with the batch.
+    flops: FLOPs of a step on all devices. fixed: seconds from `fixed_seconds`.
     """
     if aim is None:
-        return ["time         with --accelerator=NAME, such as 8xh100 or v4-32"]
+        return ["time         unknown; add --accelerator=NAME, such as 8xh100 or v4-32"]
     dtype = config.model.get("dtype", "float32")
     peak = aim.accelerator.peak_flops(dtype)
     mfu = sorted(request.mfu or MEASURED_MFU, reverse=True)
@@ -61,42 +67,43 @@ def duration(
     runs = [config.steps * seconds for seconds in steps]
     device_hours = [mesh.size * seconds / HOUR for seconds in runs]
     lines = [
-        f"mfu          {span(mfu, '{:.0%}')} of {peak / 1e12:g} TFLOP/s per device, {dtype}",
-        f"step         {span([1e3 * s for s in steps], '{:,.1f}')} ms, "
-        f"{span([config.batch_size / s for s in steps], '{:,.0f}')} images/s",
-        f"run          {span(list(map(readable, runs)))}, "
-        f"{span(device_hours, '{:,.2f}')} device-hours",
+        f"mfu          {format_range(mfu, '{:.0%}')} of {peak / 1e12:g} TFLOP/s per device, "
+        f"{dtype}",
+        f"step         {format_range([1e3 * s for s in steps], '{:,.1f}')} ms, "
+        f"{format_range([config.batch_size / s for s in steps], '{:,.0f}')} images/s",
+        f"run          {format_range(list(map(format_seconds, runs)))}, "
+        f"{format_range(device_hours, '{:,.2f}')} device-hours",
     ]
     if request.price is not None:
-        costs = span([request.price * hours for hours in device_hours], "{:,.2f}")
+        costs = format_range([request.price * hours for hours in device_hours], "{:,.2f}")
         lines.append(f"cost         {costs} at {request.price:g} per device-hour")
     if fixed > steps[0]:
         lines.append(
-            f"warning      {config.batch_size // mesh.size} image(s) per device are too few: to "
-            f"exchange gradients and parameters and to update the state takes {1e3 * fixed:.1f} ms "
-            "more, longer than to compute; use a larger batch_size or fewer devices"
+            f"warning      {config.batch_size // mesh.size} image(s) per device are too few: "
+            f"exchanging gradients and updating the state adds {1e3 * fixed:.1f} ms, more than the "
+            "computation takes; use a larger batch_size or fewer devices"
         )
     return lines
 
 
-def checkpoint_cost(config: ConfigDict, size: int, speed: float | None) -> str:
-    """What a checkpoint takes of a disk that is written at so many GB/s, by default 1."""
+def checkpoint_line(config: ConfigDict, size: int, speed: float | None) -> str:
+    """Return a line on the size of a checkpoint and the time to write it. speed: GB/s."""
     speed, kept = speed or DISK_SPEED, config.checkpoint.keep
-    seconds = readable(size / (speed * 1e9))
+    seconds = format_seconds(size / (speed * 1e9))
     text = f"checkpoint   {size / GIB:.2f} GiB, written in {seconds} at {speed:g} GB/s"
     if config.checkpoint.every:
         text += f", every {config.checkpoint.every:,} steps"
     return text + (f"; {kept} are kept" if kept else "; all are kept")
 
 
-def span(values: list, form: str = "{}") -> str:
-    """One value, or the first and the last."""
+def format_range(values: list, form: str = "{}") -> str:
+    """Format the first and the last value, or one value if they look the same."""
     ends = [form.format(value) for value in (values[0], values[-1])]
     return " to ".join(dict.fromkeys(ends))
 
 
-def readable(seconds: float) -> str:
-    """A time in the unit that suits it."""
+def format_seconds(seconds: float) -> str:
+    """Format a time in seconds, minutes, hours or days, whichever suits it."""
     for unit, name in ((DAY, "days"), (HOUR, "hours"), (MINUTE, "minutes")):
         if seconds >= 2 * unit:
             return f"{seconds / unit:,.1f} {name}"

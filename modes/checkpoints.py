@@ -1,4 +1,4 @@
-"""--mode=checkpoints: the checkpoints of a run, each read and compared with its fingerprints."""
+"""--mode=checkpoints: read each checkpoint of a run and compare it with its fingerprints."""
 
 import time
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ import orbax.checkpoint as ocp
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import LESS, parse_logged_name
 from fewstep.modes.mode import WORKDIR, Mode
-from fewstep.modes.request import Request, required_workdir
+from fewstep.modes.request import Request, require_workdir
 from fewstep.progress import progress_bar
 from fewstep.training.compiled_step import abstract_state
 from fewstep.training.experiment import rebuild
@@ -20,38 +20,42 @@ from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import FOLDER, named_trees
 from fewstep.training.storage.train_state import TrainState
 
-TEMPORARY = ".orbax-checkpoint-tmp"  # in the names of folders that Orbax writes
+TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax puts this into the names of unfinished folders
 HEADER = f"{'step':>10}  {'saved':<16}  {'size':>10}  health"
 
 
-def checkpoints(request: Request) -> None:
-    """Print step, time, size, health and distances of each, and what was set aside as damaged."""
-    path = required_workdir(request)
+def print_checkpoints(request: Request) -> None:
+    """Print step, time, size, health and distances of each checkpoint, and all unused folders."""
+    path = require_workdir(request)
     with restore.read_checkpoints(path) as saved:
-        abstract = state_of(path)
+        abstract = abstract_run_state(path)
         measured = logged_evaluations(path)
         steps = sorted(saved.all_steps())
         rows = [
-            f"{line(path / FOLDER / str(step), health(saved, step, abstract))}"
-            f"{distances(measured.get(step, {}))}"
+            f"{checkpoint_row(path / FOLDER / str(step), read_status(saved, step, abstract))}"
+            f"{format_distances(measured.get(step, {}))}"
             for step in progress_bar(steps, desc="reading", leave=False)
         ]
-    set_aside = [line(folder, "damaged, set aside") for folder in restore.damaged_checkpoints(path)]
-    others = [line(folder, why_unused(folder)) for folder in unused(path, steps)]
+    set_aside = [
+        checkpoint_row(folder, "damaged, set aside") for folder in restore.damaged_checkpoints(path)
+    ]
+    others = [
+        checkpoint_row(folder, reason_unused(folder)) for folder in unused_folders(path, steps)
+    ]
     if jax.process_index() == 0:
         print("\n".join([HEADER, *rows, *others, *set_aside]))
 
 
-def state_of(path: Path) -> TrainState:
-    """Shapes and shardings of the states of a run. Raises ValueError if it cannot be built."""
+def abstract_run_state(path: Path) -> TrainState:
+    """Return shapes and shardings of a run's state. Raises ValueError if it cannot be built."""
     config = workdir.load_config(path)
     experiment = rebuild(config, str(path))
     objective = experiment.objective._replace(init_from={})
     return abstract_state(objective, experiment.optimizers, config.seed, {}, make_mesh())
 
 
-def health(saved: ocp.CheckpointManager, step: int, abstract: TrainState) -> str:
-    """ "whole", or what is wrong; one network is in memory at a time."""
+def read_status(saved: ocp.CheckpointManager, step: int, abstract: TrainState) -> str:
+    """Return "whole" or what is wrong. Reads one network at a time to save memory."""
     try:
         for name, tree in named_trees(abstract).items():
             restore.read_items(saved, step, {name: tree})
@@ -60,29 +64,29 @@ def health(saved: ocp.CheckpointManager, step: int, abstract: TrainState) -> str
     return "whole"
 
 
-def unused(path: Path, steps: Sequence[int]) -> list[Path]:
-    """Folders beside the checkpoints of these steps that no run goes on from."""
+def unused_folders(path: Path, steps: Sequence[int]) -> list[Path]:
+    """Return the folders among the checkpoints that are not those of `steps`."""
     named = {str(step) for step in steps}
     found = sorted((path / FOLDER).glob("*"))
     return [folder for folder in found if folder.is_dir() and folder.name not in named]
 
 
-def why_unused(folder: Path) -> str:
-    """What a folder is that is no checkpoint."""
+def reason_unused(folder: Path) -> str:
+    """Return why a folder is not used as a checkpoint."""
     if TEMPORARY in folder.name:
-        return "not complete: being saved, or cut off"
-    return "not used: its name is not that of a step, or it is not complete"
+        return "not complete: a save is running or was cut off"
+    return "not used: its name is not a training step, or it is not complete"
 
 
-def line(folder: Path, state: str) -> str:
-    """A row of the table."""
+def checkpoint_row(folder: Path, state: str) -> str:
+    """Return a row of the table: step, time, size and state."""
     size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
     saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.stat().st_mtime))
     return f"{folder.name:>10}  {saved}  {size / 2**20:>6.1f} MiB  {state}"
 
 
-def distances(values: dict[str, float]) -> str:
-    """What the evaluation at a step found of which less is better, if there was one."""
+def format_distances(values: dict[str, float]) -> str:
+    """Return the metrics of an evaluation for which less is better, as text; "" if none."""
     found = [
         f"{name} {value:.4g}"
         for name, value in values.items()
@@ -91,4 +95,4 @@ def distances(values: dict[str, float]) -> str:
     return f"; {', '.join(found)}" if found else ""
 
 
-CHECKPOINTS = Mode(checkpoints, "Read and check the checkpoints of a run.", WORKDIR)
+CHECKPOINTS = Mode(print_checkpoints, "Read and check the checkpoints of a run.", WORKDIR)

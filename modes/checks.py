@@ -1,4 +1,4 @@
-"""What `--mode=doctor` checks: functions that say what they found, or raise the remedy."""
+"""The checks of `--mode=doctor`. Each returns what it found, or raises an error with a remedy."""
 
 import platform
 import shutil
@@ -20,15 +20,15 @@ from ml_collections import ConfigDict
 from fewstep.data import NONE, Dataset, short_hash, verify
 from fewstep.data.folders.class_names import join_names
 from fewstep.eval.evaluate import check_evaluation, reason_to_skip
-from fewstep.modes.job import check_step, data_identity, files_of
+from fewstep.modes.job import check_step, data_identity, dataset_files
 from fewstep.modes.request import (
     PER_HOST,
     Request,
-    as_begun,
-    decoded_as_begun,
+    fill_decoding,
+    fill_from_record,
     read_dataset,
-    required_config,
-    required_workdir,
+    require_config,
+    require_workdir,
     resolve,
 )
 from fewstep.objectives.stages import stage_ends
@@ -60,16 +60,16 @@ from fewstep.training.teacher import (
 )
 
 ROOT = Path(__file__).parent.parent
-TOGETHER_SECONDS = 300  # that a check of all processes together may take
-CLOCK_SECONDS = 60  # that clocks may differ by
+TOGETHER_SECONDS = 300  # time limit of a check by all processes together
+CLOCK_SECONDS = 60  # largest difference between clocks
 GIB = 2**30
 
 
 class Check(NamedTuple):
-    """run: returns what it found, or raises an error that names the remedy.
+    """One check.
 
-    needs: checks without which it makes no sense. equal: what it finds is the same in all
-    processes.
+    run: returns what it found, or raises an error that names the remedy. needs: checks that must
+    pass first. equal: whether all processes must find the same.
     """
 
     run: Callable[["NextJob"], str]
@@ -78,22 +78,22 @@ class Check(NamedTuple):
 
 
 class NextJob:
-    """The training job that is to come, its parts made when a check first asks for them."""
+    """The planned training job. Builds each part when a check first asks for it."""
 
     def __init__(self, request: Request) -> None:
-        self.workdir, self.given = required_workdir(request), required_config(request)
+        self.workdir, self.given = require_workdir(request), require_config(request)
         folders = [self.workdir.absolute(), *self.workdir.absolute().parents]
         self.missing = [folder for folder in folders if not folder.exists()]
         self.disk = next(folder for folder in folders if folder.exists())
 
     @cached_property
     def asked(self) -> ConfigDict:
-        """The config, its images decoded as the run of the folder began with."""
-        return decoded_as_begun(self.given, self.workdir)
+        """The config, with the decoding of the run in the folder."""
+        return fill_decoding(self.given, self.workdir)
 
     @cached_property
     def dataset(self) -> Dataset | None:
-        """The data set, None if it is not here."""
+        """The data set; None if it is not here."""
         try:
             return read_dataset(self.asked)
         except FileNotFoundError:
@@ -101,65 +101,67 @@ class NextJob:
 
     @cached_property
     def config(self) -> ConfigDict:
-        """The config as it will run."""
+        """The config as training will use it."""
         if self.dataset is not None:
             return resolve(self.asked, self.dataset)
         config = fill_from_teacher(self.asked) if self.asked.teacher else self.asked
         if not config.data.image_size or config.data.num_classes < 0:
-            read_dataset(self.asked)  # says how to get it
+            read_dataset(self.asked)  # raises an error that says how to get it
         return effective_config(config)
 
     @cached_property
     def experiment(self) -> Experiment:
-        """What the config describes."""
+        """The experiment that the config describes."""
         return build(self.config)
 
     @cached_property
     def mesh(self) -> Mesh:
-        """The devices as the config arranges them."""
+        """The mesh of the config."""
         return make_mesh(**self.config.mesh)
 
 
-def versions(job: NextJob) -> str:
-    """Of Python and the packages that compute."""
+def inspect_versions(job: NextJob) -> str:
+    """Return the versions of Python and of the packages that compute."""
     found = [f"{name} {metadata.version(name)}" for name in workdir.PACKAGES]
     return ", ".join([f"python {platform.python_version()}", *found])
 
 
-def code(job: NextJob) -> str:
-    """The commit, the installed version and a hash of the sources."""
+def inspect_code(job: NextJob) -> str:
+    """Return the commit, the installed version and a hash of the sources."""
     return describe_code(code_version())
 
 
-def devices(job: NextJob) -> str:
-    """Of this process, and in all."""
+def inspect_devices(job: NextJob) -> str:
+    """Return the number, kind, memory and topology of the devices."""
     first = jax.local_devices()[0]
     memory = (first.memory_stats() or {}).get("bytes_limit")
     size = f" of {memory / GIB:.1f} GiB" if memory else ""
     return f"{jax.device_count()} x {first.device_kind}{size}: {describe_topology()}"
 
 
-def computation(job: NextJob) -> str:
-    """Each device of this process adds up."""
+def inspect_computation(job: NextJob) -> str:
+    """Check that each device of this process adds correctly."""
     for device in jax.local_devices():
         total = jax.jit(jnp.sum)(jax.device_put(jnp.ones((64, 64)), device))
         if total != 64 * 64:
-            raise ValueError(f"{device} computes {total} for {64 * 64}; take its host out")
+            raise ValueError(
+                f"{device} computes {total} instead of {64 * 64}; remove its host from the job"
+            )
     return "every device computes"
 
 
-def config_hash(job: NextJob) -> str:
-    """The config as it was given, but for where things lie on a host's own disk."""
+def inspect_config(job: NextJob) -> str:
+    """Return the method and a hash of the given config, without the paths that hosts may choose."""
     fields = flatten_fields({"config": as_dict(job.given)})
     shared = {name: value for name, value in fields.items() if name not in PER_HOST}
     return f"{job.given.method}, hash {short_hash(shared)}"
 
 
-def data(job: NextJob) -> str:
-    """The data set, every image of it."""
+def inspect_data(job: NextJob) -> str:
+    """Read and verify every image of the data set."""
     if job.dataset is None:
         if reads_data(job.experiment.objective):
-            read_dataset(job.asked)  # says how to get it
+            read_dataset(job.asked)  # raises an error that says how to get it
         where = (
             "no data set" if job.given.data.name == NONE else f"{job.given.data.name} is not here"
         )
@@ -168,15 +170,15 @@ def data(job: NextJob) -> str:
     names = job.dataset.classes
     verify(job.dataset)
     classes = f", {job.dataset.num_classes} classes ({join_names(names)})" if names else ""
-    # Without their name, which may be a folder of each host: the hash says what they are.
+    # The name may be a folder that differs between hosts; the hash identifies the images.
     return f"{len(split.labels)} training images of {shape}, hash {job.dataset.digest}{classes}"
 
 
-def network(job: NextJob) -> str:
-    """The networks and the training step, on shapes."""
+def inspect_network(job: NextJob) -> str:
+    """Trace the networks and the training step, without computing."""
     experiment, mesh, config = job.experiment, job.mesh, job.config.copy_and_resolve_references()
     if config.batch_size % mesh.size:
-        config.batch_size = mesh.size  # the check of the batch says so
+        config.batch_size = mesh.size  # inspect_batch reports it
     params = abstract_params(experiment.model.network, mesh)
     frozen = dict.fromkeys(experiment.objective.frozen, params)
     unstarted = experiment._replace(objective=experiment.objective._replace(init_from={}))
@@ -184,19 +186,19 @@ def network(job: NextJob) -> str:
     return f"{element_count(params)} parameters, a step can be traced"
 
 
-def mesh(job: NextJob) -> str:
-    """The devices fill the mesh."""
+def inspect_mesh(job: NextJob) -> str:
+    """Check that the devices fill the mesh."""
     return ", ".join(f"{axis} {count}" for axis, count in job.mesh.shape.items())
 
 
-def batch(job: NextJob) -> str:
-    """The batch can be shared."""
+def inspect_batch(job: NextJob) -> str:
+    """Check that the devices can share the batch."""
     check_batch_size(job.config.batch_size, job.mesh, job.config.micro_batches)
     return f"{job.config.batch_size}, {job.config.batch_size // job.mesh.size} on each device"
 
 
-def teacher(job: NextJob) -> str:
-    """The teacher fits, and has the checkpoint."""
+def inspect_teacher(job: NextJob) -> str:
+    """Check that the teacher fits the config and has the checkpoint."""
     check_other_run(job.config, job.workdir)
     check_teacher_given(job.config, job.experiment)
     if load_teacher_config(job.config, job.experiment) is None:
@@ -205,8 +207,8 @@ def teacher(job: NextJob) -> str:
     return f"{location.folder} at step {restore.saved_step(location.folder, location.step)}"
 
 
-def evaluation(job: NextJob) -> str:
-    """The evaluation can be made: feature network, real images, numbers of steps."""
+def inspect_evaluation(job: NextJob) -> str:
+    """Check feature network, real images and sampling steps of the evaluation."""
     check_evaluation(job.experiment, job.dataset, job.config, job.mesh)
     fields = job.config.evaluate
     if not fields.steps:
@@ -217,21 +219,21 @@ def evaluation(job: NextJob) -> str:
     )
 
 
-def earlier_run(job: NextJob) -> str:
-    """The folder is free, or holds this run."""
+def inspect_earlier_run(job: NextJob) -> str:
+    """Check that the folder is free or holds this run."""
     if not workdir.is_run(job.workdir):
         return "starts anew"
-    config = as_begun(job.config, job.workdir)
+    config = fill_from_record(job.config, job.workdir)
     data = data_identity(job.dataset, job.experiment)
     teacher = teacher_identity(config, job.experiment)
-    workdir.check_same_run(job.workdir, config, data, teacher, files_of(job.dataset))
+    workdir.check_same_run(job.workdir, config, data, teacher, dataset_files(job.dataset))
     if not restore.has_checkpoint(job.workdir):
         return "starts again: nothing was saved"
     return f"goes on from step {restore.saved_step(job.workdir)}"
 
 
-def disk(job: NextJob) -> str:
-    """Room for the checkpoints that are kept, and one more while it is written."""
+def inspect_disk(job: NextJob) -> str:
+    """Check that the disk has room for the kept checkpoints and one more during a save."""
     objective = job.experiment.objective
     teacher = abstract_params(job.experiment.model.network, job.mesh)
     frozen = dict.fromkeys(objective.frozen, teacher)
@@ -245,12 +247,12 @@ def disk(job: NextJob) -> str:
     needed, free = count * tree_bytes(state), shutil.disk_usage(job.disk).free
     text = f"{free / GIB:.2f} GiB free, {count} checkpoints need {needed / GIB:.2f} GiB"
     if free < needed:
-        raise ValueError(f"{text}; free some, lower checkpoint.keep or use another --workdir")
+        raise ValueError(f"{text}; free some space, lower checkpoint.keep or use another --workdir")
     return text
 
 
-def collective(job: NextJob) -> str:
-    """All devices add up together."""
+def inspect_collective(job: NextJob) -> str:
+    """Check that all devices together add correctly."""
     everything = make_mesh()
     add = jax.jit(jnp.sum, out_shardings=replicated_sharding(everything))
     ones = np.ones((jax.local_device_count(), 2**18), np.float32)
@@ -260,34 +262,37 @@ def collective(job: NextJob) -> str:
     total = float(add(array))
     seconds = time.perf_counter() - start
     if total != jax.device_count() * 2**18:
-        raise ValueError(f"the devices together compute {total}; look for one that is broken")
+        raise ValueError(
+            f"the devices together compute {total} instead of {jax.device_count() * 2**18}; "
+            "run --mode=doctor on each host alone to find the broken one"
+        )
     return f"{jax.device_count()} devices compute together, 1 MiB of each in {1e3 * seconds:.1f} ms"
 
 
-def shared_folder(job: NextJob) -> str:
-    """Each process writes into the workdir, and sees what the others wrote."""
+def inspect_shared_folder(job: NextJob) -> str:
+    """Check that each process can write to the workdir and sees the files of the others."""
     own = job.workdir / f".doctor.{jax.process_index()}"
-    with written(own, job.missing) as failure:
+    with temporary_file(own, job.missing) as failure:
         multihost_utils.sync_global_devices("doctor: written")
         expected = {f".doctor.{index}" for index in range(jax.process_count())}
         deadline = time.monotonic() + VISIBLE
-        while not failure and expected - names_in(job.workdir) and time.monotonic() < deadline:
+        while not failure and expected - file_names(job.workdir) and time.monotonic() < deadline:
             time.sleep(0.1)
-        unseen = expected - names_in(job.workdir)
+        unseen = expected - file_names(job.workdir)
         multihost_utils.sync_global_devices("doctor: seen")
     if failure:
-        raise ValueError(f"{job.workdir} cannot be written: {failure[0]}; use another --workdir")
+        raise ValueError(f"{job.workdir} cannot be written to: {failure[0]}; use another --workdir")
     if unseen:
         raise ValueError(
-            f"{job.workdir} does not show what process(es) "
-            f"{', '.join(sorted(name.rpartition('.')[2] for name in unseen))} wrote there; "
+            f"{job.workdir} does not show the files of process(es) "
+            f"{', '.join(sorted(name.rpartition('.')[2] for name in unseen))}; "
             "use a --workdir on a disk that all hosts share"
         )
     return f"{job.workdir} is written and seen by every process"
 
 
-def names_in(folder: Path) -> set[str]:
-    """Names of the files in a folder, as they are now; none if it is not there."""
+def file_names(folder: Path) -> set[str]:
+    """Return the names of the files in a folder; empty if it does not exist."""
     try:
         return {path.name for path in folder.iterdir()}
     except OSError:
@@ -295,8 +300,11 @@ def names_in(folder: Path) -> set[str]:
 
 
 @contextmanager
-def written(path: Path, folders: Sequence[Path]) -> Iterator[list[OSError]]:
-    """A file during the block, and why it could not be written; then it and new folders go."""
+def temporary_file(path: Path, folders: Sequence[Path]) -> Iterator[list[OSError]]:
+    """Write a file for the length of the block; then remove it and the folders that it needed.
+
+    Yields a list that holds the error if the file could not be written.
+    """
     failure: list[OSError] = []
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -307,75 +315,75 @@ def written(path: Path, folders: Sequence[Path]) -> Iterator[list[OSError]]:
     with suppress(OSError):
         path.unlink()
     multihost_utils.sync_global_devices("doctor: removed")
-    for folder in folders:  # the innermost first; another process may have been first
+    for folder in folders:  # the innermost first; another process may have removed it
         with suppress(OSError):
             folder.rmdir()
 
 
-def teacher_parameters(job: NextJob) -> str:
-    """The teacher's parameters can be read."""
+def inspect_teacher_parameters(job: NextJob) -> str:
+    """Read the parameters of the teacher."""
     if not job.config.teacher:
         return "none are needed"
     found = load_teacher(job.config, job.experiment, job.mesh)
     return f"{element_count(found)} are read"
 
 
-def first_batch(job: NextJob) -> str:
-    """What the first step is given, read on the host wherever the images are to lie."""
+def inspect_first_batch(job: NextJob) -> str:
+    """Read the first batch on the host, also if training keeps the images on the devices."""
     made = teacher_sources(job.experiment.objective)
     if made:
         return f"{', '.join(made)} are made when training starts"
     order = workdir.data_order(job.workdir)
-    config = as_begun(job.config, job.workdir).copy_and_resolve_references()
-    config.data.on_device = False  # one batch does not need all images there
+    config = fill_from_record(job.config, job.workdir).copy_and_resolve_references()
+    config.data.on_device = False  # one batch does not need all images on the devices
     labels = training_counts(config, job.dataset, job.workdir)
     supply = Supply(config, job.experiment, job.dataset, labels, order, job.mesh, job.workdir)
     rows = jax.tree.leaves(next(open_sources(supply).batches(0)))
     return f"{len(rows[0])} rows in each process"
 
 
-def clocks(job: NextJob) -> str:
-    """The hosts' clocks agree."""
+def inspect_clocks(job: NextJob) -> str:
+    """Check that the clocks of the hosts agree."""
     multihost_utils.sync_global_devices("doctor: now")
-    # Seconds as two parts that float32 holds.
+    # Splits the time into two parts that float32 holds exactly enough.
     minutes, seconds = divmod(time.time(), 60)
     now = multihost_utils.process_allgather(np.array([minutes % 1e5, seconds], np.float32))
     times = np.reshape(now, (-1, 2)) @ np.array([60.0, 1.0])
     apart = float(np.ptp(times))
     if apart > CLOCK_SECONDS:
-        raise ValueError(f"the clocks of the hosts are {apart:.0f} s apart; run NTP on them")
+        raise ValueError(f"the clocks of the hosts are {apart:.0f} s apart; run NTP on the hosts")
     return f"within {max(1, round(apart))} s"
 
 
-def bounded(run: Callable[[NextJob], str]) -> Callable[[NextJob], str]:
-    """A check by all processes together, that ends them if one does not take part."""
+def limit_time(name: str, run: Callable[[NextJob], str]) -> Callable[[NextJob], str]:
+    """Wrap a check of all processes: it ends them if one of them does not take part in time."""
 
     def check(job: NextJob) -> str:
-        with time_limit(TOGETHER_SECONDS, f"the check {run.__name__} of all processes has no end"):
+        with time_limit(TOGETHER_SECONDS, f"the check {name!r} of all processes did not end"):
             return run(job)
 
     return check
 
 
 ALONE: dict[str, Check] = {
-    "versions": Check(versions, equal=True),
-    "code": Check(code, equal=True),
-    "devices": Check(devices, equal=True),
-    "computation": Check(computation),
-    "config": Check(config_hash, equal=True),
-    "data": Check(data, equal=True),
-    "mesh": Check(mesh, ("data",)),
-    "batch": Check(batch, ("mesh",)),
-    "network": Check(network, ("data", "mesh"), equal=True),
-    "teacher": Check(teacher, ("network",), equal=True),
-    "evaluation": Check(evaluation, ("network",)),
-    "run": Check(earlier_run, ("teacher",), equal=True),
-    "disk": Check(disk, ("network",)),
+    "versions": Check(inspect_versions, equal=True),
+    "code": Check(inspect_code, equal=True),
+    "devices": Check(inspect_devices, equal=True),
+    "computation": Check(inspect_computation),
+    "config": Check(inspect_config, equal=True),
+    "data": Check(inspect_data, equal=True),
+    "mesh": Check(inspect_mesh, ("data",)),
+    "batch": Check(inspect_batch, ("mesh",)),
+    "network": Check(inspect_network, ("data", "mesh"), equal=True),
+    "teacher": Check(inspect_teacher, ("network",), equal=True),
+    "evaluation": Check(inspect_evaluation, ("network",)),
+    "run": Check(inspect_earlier_run, ("teacher",), equal=True),
+    "disk": Check(inspect_disk, ("network",)),
 }
 TOGETHER: dict[str, Check] = {
-    "collective": Check(bounded(collective), ("computation",)),
-    "clocks": Check(bounded(clocks)),
-    "workdir": Check(bounded(shared_folder)),
-    "first batch": Check(bounded(first_batch), ("batch", "network")),
-    "parameters": Check(bounded(teacher_parameters), ("teacher",)),
+    "collective": Check(limit_time("collective", inspect_collective), ("computation",)),
+    "clocks": Check(limit_time("clocks", inspect_clocks)),
+    "workdir": Check(limit_time("workdir", inspect_shared_folder)),
+    "first batch": Check(limit_time("first batch", inspect_first_batch), ("batch", "network")),
+    "parameters": Check(limit_time("parameters", inspect_teacher_parameters), ("teacher",)),
 }

@@ -1,8 +1,7 @@
-"""--mode=compare: train and evaluate several methods with several seeds, and put them together.
+"""--mode=compare: train and evaluate several methods with several seeds, and tabulate the results.
 
-A cell is a run: WORKDIR/METHOD/seed_SEED, its teacher the run of the same seed. Cells that are
-finished are left as they are, so a comparison that was stopped, or was given more methods or seeds,
-goes on with what is missing.
+Each run lies in WORKDIR/METHOD/seed_SEED and has the teacher run of the same seed. Finished runs
+stay as they are. So the same command, also with more methods or seeds, does only what is missing.
 """
 
 import json
@@ -28,17 +27,18 @@ from fewstep.eval.report.runs import group_by_method
 from fewstep.eval.report.spreadsheet import text_table, write_csv
 from fewstep.files import check_writable
 from fewstep.modes.evaluate_run import evaluate_run
-from fewstep.modes.job import data_identity, files_of
-from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode, names, ranges
+from fewstep.modes.job import data_identity, dataset_files
+from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode, parse_name_list, parse_ranges
 from fewstep.modes.request import (
     Request,
-    as_begun,
-    decoded_as_begun,
-    required_config,
-    required_workdir,
-    resolve_with_data,
+    fill_decoding,
+    fill_from_record,
+    require_config,
+    require_workdir,
+    resolve_and_load,
 )
 from fewstep.modes.train_run import train_run
+from fewstep.objectives.stages import allowed_sampling_steps
 from fewstep.training.cluster.processes import first_process_says, say
 from fewstep.training.experiment import Experiment, build
 from fewstep.training.labels import label_counts, with_recorded_label_shares
@@ -51,8 +51,8 @@ from fewstep.training.teacher import check_teacher, parse_location, teacher_iden
 PAGE, TABLE = "report.html", "table.csv"
 
 
-class Cell(NamedTuple):
-    """One run of a comparison; the config is resolved. results: ids of what it will have."""
+class ComparedRun(NamedTuple):
+    """One run of a comparison, with its resolved config. results: ids of its future results."""
 
     method: str
     seed: int
@@ -62,74 +62,76 @@ class Cell(NamedTuple):
     results: frozenset[str]
 
 
-def compare(request: Request) -> None:
-    """Train and evaluate what is missing, teachers first; write a table, and a page to look at.
+def compare_methods(request: Request) -> None:
+    """Train and evaluate the missing runs, teachers first; then write a table and an HTML page.
 
-    A run that diverges is left out, and what it would have taught. Raises ValueError, before
-    anything is trained, for a config that cannot be, or a folder that holds another run; OSError
-    for one that cannot be written to.
+    A run that diverges is left out, and so are its students. Before any training, raises ValueError
+    for an invalid config or a folder with another run, and OSError for a folder that cannot be
+    written to.
     """
-    required_config(request)
-    root = required_workdir(request)
+    require_config(request)
+    root = require_workdir(request)
     if jax.process_index() == 0:
         check_writable(root, "choose another --workdir")
-    cells = plan(root, request)
+    runs = plan_runs(root, request)
     failed: list[Path] = []
-    for number, cell in enumerate(cells, start=1):
-        say(f"[{number}/{len(cells)}] {cell.method}, seed {cell.seed}: {cell.folder}")
-        if Path(cell.config.teacher) in failed:
-            failed.append(cell.folder)
+    for number, run in enumerate(runs, start=1):
+        say(f"[{number}/{len(runs)}] {run.method}, seed {run.seed}: {run.folder}")
+        if Path(run.config.teacher) in failed:
+            failed.append(run.folder)
             continue
         try:
-            complete(cell)
+            complete_run(run)
         except DivergedError as error:
             say(f"left out: {error}", sys.stderr)
-            failed.append(cell.folder)
-    done = [cell for cell in cells if cell.folder not in failed]
+            failed.append(run.folder)
+    done = [run for run in runs if run.folder not in failed]
     if not done:
         raise ValueError(f"every run diverged: {', '.join(map(str, failed))}")
     if jax.process_index() == 0:
-        show(root, done)
+        write_tables(root, done)
         for folder in failed:
-            print(f"left out, it or its teacher diverged: {folder}")
+            print(f"left out: {folder}; it or its teacher diverged")
 
 
-def show(root: Path, cells: Sequence[Cell]) -> None:
-    """Write and print the table, and write the page."""
-    ids = frozenset.union(*(cell.results for cell in cells))
-    groups = group_by_method(write_page([cell.folder for cell in cells], root / PAGE, ids=ids))
+def write_tables(root: Path, runs: Sequence[ComparedRun]) -> None:
+    """Write and print the table; write the page."""
+    ids = frozenset.union(*(run.results for run in runs))
+    groups = group_by_method(write_page([run.folder for run in runs], root / PAGE, ids=ids))
     write_csv(root / TABLE, groups)
     print(text_table(groups))
     print(f"{root / PAGE} and {root / TABLE}")
 
 
-def plan(root: Path, request: Request) -> list[Cell]:
-    """The cells in the order of training. Raises ValueError for one that cannot be carried out."""
+def plan_runs(root: Path, request: Request) -> list[ComparedRun]:
+    """Return the runs in the order of training. Raises ValueError for an invalid one."""
     if not request.methods:
-        raise ValueError("--methods=METHOD,METHOD,... is needed: what to compare")
+        raise ValueError(
+            "--methods is missing; name the methods to compare, as in --methods=cd,sim"
+        )
     seeds = request.seeds or (request.config.seed,)
     configs: dict[Path, ConfigDict] = {}
-    for method in with_teachers(request.methods, request.teachers):
+    for method in add_teachers(request.methods, request.teachers):
         for seed in seeds:
             config = request.config_of_method(method)
             config.seed = seed
             if method not in request.teachers:
-                config.teacher_network = ""  # given for the others
+                config.teacher_network = ""  # --config gives it for the students
             else:
-                config.teacher = str(folder_of(root, request.teachers[method], seed))
-            configs[folder_of(root, method, seed)] = config
-    keep_taught_steps(configs)
-    checked = {folder: checked_cell(folder, config) for folder, config in configs.items()}
-    for cell in checked.values():
-        if cell.config.teacher:
-            check_teacher(cell.config, checked[Path(cell.config.teacher)].config, cell.experiment)
-    return with_results(list(checked.values()))
+                config.teacher = str(run_folder(root, request.teachers[method], seed))
+            configs[run_folder(root, method, seed)] = config
+    keep_teacher_steps(configs)
+    checked = {folder: resolve_run(folder, config) for folder, config in configs.items()}
+    for run in checked.values():
+        if run.config.teacher:
+            check_teacher(run.config, checked[Path(run.config.teacher)].config, run.experiment)
+    return add_result_ids(list(checked.values()))
 
 
-def keep_taught_steps(configs: Mapping[Path, ConfigDict]) -> None:
-    """Have teachers keep the checkpoints that students were started from, however long they go on.
+def keep_teacher_steps(configs: Mapping[Path, ConfigDict]) -> None:
+    """Make teachers keep the checkpoints from which their students started.
 
-    configs: of all cells, by folder.
+    configs: configs of all runs by folder, changed in place.
     """
     for folder, config in configs.items():
         if config.teacher and workdir.is_run(folder):
@@ -139,19 +141,19 @@ def keep_taught_steps(configs: Mapping[Path, ConfigDict]) -> None:
                 fields.keep_steps = (*fields.keep_steps, taught.step)
 
 
-def with_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[str]:
-    """The methods and their teachers, each once, teachers before what they teach."""
+def add_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[str]:
+    """Return the methods and their teachers, each once, teachers before students."""
     found: dict[str, None] = {}
     for method in methods:
         if method in teachers:
-            found |= dict.fromkeys(with_teachers([teachers[method]], teachers))
+            found |= dict.fromkeys(add_teachers([teachers[method]], teachers))
         found[method] = None
     return list(found)
 
 
-def checked_cell(folder: Path, config: ConfigDict) -> Cell:
-    """A cell whose config can be trained and evaluated. Raises ValueError."""
-    config, dataset = resolve_with_data(decoded_as_begun(config, folder))
+def resolve_run(folder: Path, config: ConfigDict) -> ComparedRun:
+    """Return a run that can be trained and evaluated. Raises ValueError for any other config."""
+    config, dataset = resolve_and_load(fill_decoding(config, folder))
     experiment, mesh = build(config), make_mesh(**config.mesh)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     if not config.evaluate.steps:
@@ -159,94 +161,98 @@ def checked_cell(folder: Path, config: ConfigDict) -> Cell:
     check_evaluation(experiment, dataset, config, mesh)
     if first_process_says(workdir.is_run(folder)):
         data = data_identity(dataset, experiment)
-        begun = as_begun(config, folder)
-        teacher = teacher_identity(begun, experiment) if is_taught(begun) else None
-        workdir.check_same_run(folder, begun, data, teacher, files_of(dataset))
+        begun = fill_from_record(config, folder)
+        teacher = teacher_identity(begun, experiment) if has_teacher_run(begun) else None
+        workdir.check_same_run(folder, begun, data, teacher, dataset_files(dataset))
     if restore.has_checkpoint(folder) and restore.saved_step(folder) > config.steps:
         raise ValueError(
             f"{folder} is at step {restore.saved_step(folder)}, beyond steps={config.steps}; "
-            "choose another --workdir or as many steps"
+            "choose another --workdir or set as many --config.steps"
         )
     config = with_recorded_label_shares(config, folder)
-    return Cell(config.method, config.seed, folder, config, experiment, frozenset())
+    return ComparedRun(config.method, config.seed, folder, config, experiment, frozenset())
 
 
-def is_taught(config: ConfigDict) -> bool:
-    """Whether the teacher of a cell is there already."""
+def has_teacher_run(config: ConfigDict) -> bool:
+    """Whether the teacher of a run exists already."""
     return bool(config.teacher) and workdir.is_run(parse_location(config.teacher).folder)
 
 
-def with_results(cells: Sequence[Cell]) -> list[Cell]:
-    """The cells with the ids of their results; what they are measured with is read or made."""
+def add_result_ids(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
+    """Return the runs with the ids of their results; reads or makes what measures them."""
     measures: dict[str, Measures | None] = {}
     completed = []
-    for cell in cells:
-        config, dataset = resolve_with_data(cell.config)
-        fields, counts = as_dict(config), label_counts(config, dataset, cell.folder)
+    for run in runs:
+        config, dataset = resolve_and_load(run.config)
+        fields, counts = as_dict(config), label_counts(config, dataset, run.folder)
         alike = json.dumps(
             [fields["data"], {**fields["evaluate"], "guidance_scale": None, "steps": None}, counts]
         )
         if alike not in measures:
             samples = sample_count(config, config.steps)
             measures[alike] = prepare_measures(
-                cell.experiment, dataset, config, make_mesh(), counts, samples
+                run.experiment, dataset, config, make_mesh(), counts, samples
             )
-        data = training_data_digest(cell.experiment, dataset, read_identity(cell.folder))
-        stages = cell.experiment.objective.stages
+        data = training_data_digest(run.experiment, dataset, read_identity(run.folder))
+        stages = run.experiment.objective.stages
         protocols = [
-            evaluation_protocol(cell.experiment, config, config.steps, steps, measures[alike], data)
+            evaluation_protocol(run.experiment, config, config.steps, steps, measures[alike], data)
             for steps in allowed_sampling_steps(stages, config.steps, config.evaluate.steps)
         ]
         ids = frozenset(protocol.id for protocol in protocols)
-        completed.append(cell._replace(results=ids))
+        completed.append(run._replace(results=ids))
     return completed
 
 
-def folder_of(root: Path, method: str, seed: int) -> Path:
-    """The folder of a cell, absolute."""
+def run_folder(root: Path, method: str, seed: int) -> Path:
+    """Return the absolute folder of a run."""
     return (root / method / f"seed_{seed}").absolute()
 
 
-def complete(cell: Cell) -> None:
-    """Train and evaluate a cell, as far as it is not. Raises DivergedError."""
+def complete_run(run: ComparedRun) -> None:
+    """Train and evaluate a run as far as necessary. Raises DivergedError."""
     request = Request(
-        config=ConfigDict(cell.config),
-        workdir=cell.folder,
-        network=cell.experiment.sample_with,
+        config=ConfigDict(run.config),
+        workdir=run.folder,
+        network=run.experiment.sample_with,
     )
-    if not first_process_says(is_trained(cell)):
+    if not first_process_says(is_trained(run)):
         train_run(request)
-    elif first_process_says(is_evaluated(cell)):
+    elif first_process_says(is_evaluated(run)):
         say("finished")
     else:
         evaluate_run(request)
 
 
-def is_trained(cell: Cell) -> bool:
-    """Whether the cell has a checkpoint of its last step."""
-    if not restore.has_checkpoint(cell.folder):
+def is_trained(run: ComparedRun) -> bool:
+    """Whether the run has a checkpoint of its last step."""
+    if not restore.has_checkpoint(run.folder):
         return False
-    return restore.saved_step(cell.folder) == cell.config.steps
+    return restore.saved_step(run.folder) == run.config.steps
 
 
-def is_evaluated(cell: Cell) -> bool:
-    """Whether the cell has all its results."""
+def is_evaluated(run: ComparedRun) -> bool:
+    """Whether the run has all its results."""
     files = [
-        cell.folder / FOLDER / f"{result}{end}"
-        for result in cell.results
+        run.folder / FOLDER / f"{result}{end}"
+        for result in run.results
         for end in (".json", ".npz")
     ]
     return all(file.exists() for file in files)
 
 
 COMPARE = Mode(
-    compare,
-    "Train and evaluate several methods with several seeds, and tabulate them.",
+    compare_methods,
+    "Train and evaluate several methods with several seeds; tabulate the results.",
     {
         **CONFIG,
         **WORKDIR,
-        "methods": Flag("Methods to compare, such as cd,sim; their teachers are added.", names),
-        "seeds": Flag("Seeds of the runs; default the config's.", ranges),
+        "methods": Flag(
+            "Methods to compare, such as cd,sim. Their teachers are added.", parse_name_list
+        ),
+        "seeds": Flag(
+            "Seeds of the runs, such as 0-2; default: the seed of the config.", parse_ranges
+        ),
     },
     together=True,
     trains=True,

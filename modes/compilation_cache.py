@@ -1,7 +1,7 @@
-"""Compiled programs kept on disk, so that the next start of a run, or of its like, finds them.
+"""Keeps compiled programs on disk, so that the next start of the same or a similar run is faster.
 
-They are native code, which JAX runs as it finds it. So a folder is used only if nobody but this
-user and root can have put anything there, or can put another folder in its place.
+JAX runs this native code without checking it. So Fewstep uses a folder only if this user and root
+alone could write to it, and if nobody else can replace it by another folder.
 """
 
 import grp
@@ -16,75 +16,76 @@ from shlex import quote
 
 import jax
 
-from fewstep.modes.request import Request
+from fewstep.modes.request import Request, is_address
 
 FOLDER = ".compiled"
 OFF = "off"
-PRIVATE = 0o700  # mode of the folder when it is made
+PRIVATE = 0o700  # permissions of a new folder
 WRITABLE, ENTERABLE = stat.S_IWGRP | stat.S_IWOTH, stat.S_IXGRP | stat.S_IXOTH
-MOST_LINKS = 40  # on the way to a folder, as for Linux
+MOST_LINKS = 40  # most symbolic links in a path, as in Linux
 
 
-def keep_compiled(request: Request) -> None:
-    """Let JAX keep what it compiles, by default in a folder beside the run's.
+def enable_compilation_cache(request: Request) -> None:
+    """Make JAX keep compiled programs, by default in a folder beside that of the run.
 
-    A folder that others could write to is not used, with a warning. A folder that the user has told
-    JAX ($JAX_COMPILATION_CACHE_DIR) stays, and so do JAX's other settings.
+    Warns and keeps none if others could write to the folder. $JAX_COMPILATION_CACHE_DIR and the
+    other settings of JAX take precedence.
     """
-    folder = folder_of(request)
+    folder = cache_folder(request)
     if folder is None or jax.config.jax_compilation_cache_dir is not None:
         return
     folder = folder.absolute()
     if request.config is None and not folder.parent.exists():
-        return  # there is no run
+        return  # the run does not exist
     try:
-        fault = fault_on_the_way(folder) or fault_of_made(folder)
+        fault = path_fault(folder) or make_folder(folder)
     except OSError as error:
         fault = f"{error.filename or folder}: {error.strerror}"
     if fault:
         print(
-            f"warning: compiled programs are not kept: {fault}. They are native code: mend that, "
-            "or name a folder of your own by --config.compilation_cache=FOLDER",
+            f"warning: compiled programs are not kept: {fault}; or choose a private folder by "
+            "--config.compilation_cache=FOLDER, where others cannot write native code",
             file=sys.stderr,
         )
         return
     jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def folder_of(request: Request) -> Path | None:
-    """Where compiled programs are kept: None without a run, if turned off, or if not writable."""
+def cache_folder(request: Request) -> Path | None:
+    """Return the folder for compiled programs; None without a run, if off, or if not writable."""
     asked = "" if request.config is None else request.config.compilation_cache
-    if asked == OFF or not (asked or request.workdir):
+    has_folder = request.workdir and not is_address(request.workdir)
+    if asked == OFF or not (asked or has_folder):
         return None
     folder = Path(asked).expanduser() if asked else request.workdir.absolute().parent / FOLDER
     nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
     return folder if os.access(nearest, os.W_OK) else None
 
 
-def fault_of_made(folder: Path) -> str:
-    """`fault_of` the folder, made for this user alone if it is not there, its parents as usual."""
+def make_folder(folder: Path) -> str:
+    """Create the folder, for this user alone, and return its fault; "" if it has none."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     folder.mkdir(mode=PRIVATE, exist_ok=True)
-    return fault_on_the_way(folder) or fault_of(folder)
+    return path_fault(folder) or folder_fault(folder)
 
 
-def fault_on_the_way(folder: Path) -> str:
-    """Why somebody else could put another folder in the place of this one; "" if nobody can."""
-    for entry in entries_to(folder):
+def path_fault(folder: Path) -> str:
+    """Return why another user could replace this folder by another; "" if nobody can."""
+    for entry in path_entries(folder):
         found = entry.lstat()
         if found.st_uid not in (0, os.geteuid()):
-            return f"{entry} belongs to {user(found.st_uid)}; choose another place"
+            return f"{entry} belongs to {user_name(found.st_uid)}; choose another folder"
         if stat.S_ISLNK(found.st_mode) or found.st_mode & stat.S_ISVTX or entry == folder:
             continue
         if found.st_mode & stat.S_IWOTH:
-            return f"{entry} can be written to by everybody; chmod o-w {quote(str(entry))}"
+            return f"everybody can write to {entry}; chmod o-w {quote(str(entry))}"
         if found.st_mode & stat.S_IWGRP and not is_own_group(found.st_gid):
-            return f"{entry} can be written to by its group; chmod g-w {quote(str(entry))}"
+            return f"its group can write to {entry}; chmod g-w {quote(str(entry))}"
     return ""
 
 
-def entries_to(path: Path) -> Iterator[Path]:
-    """Every folder and link that leads to a path, which is absolute, as far as they exist."""
+def path_entries(path: Path) -> Iterator[Path]:
+    """Yield every existing folder and link that leads to an absolute path."""
     here, rest, links = Path(path.anchor), list(path.parts[1:]), 0
     yield here
     while rest:
@@ -104,27 +105,27 @@ def entries_to(path: Path) -> Iterator[Path]:
         rest = [part for part in target.parts if part != target.anchor] + rest
 
 
-def fault_of(folder: Path) -> str:
-    """Why what is in the folder may be somebody else's; "" if it is this user's."""
+def folder_fault(folder: Path) -> str:
+    """Return why files in the folder may come from another user; "" if they cannot."""
     found = folder.stat()
     if not stat.S_ISDIR(found.st_mode):
-        return f"{folder} is no folder; move it away"
+        return f"{folder} is not a folder; move it away"
     if found.st_uid != os.geteuid():
-        return f"{folder} belongs to {user(found.st_uid)}; delete it"
+        return f"{folder} belongs to {user_name(found.st_uid)}; delete it"
     if found.st_mode & WRITABLE:
-        return f"{folder} can be written to by others; delete it (chmod keeps what they put there)"
+        return f"others can write to {folder}; delete it (chmod would keep their files)"
     for parent, folders, files in os.walk(folder):
         for entry in (Path(parent, name) for name in (*folders, *files)):
-            with suppress(FileNotFoundError):  # another process may have deleted it
+            with suppress(FileNotFoundError):  # another process may have deleted the file
                 inside = entry.lstat()
                 loose = inside.st_mode & WRITABLE and found.st_mode & ENTERABLE
                 if inside.st_uid != found.st_uid or loose:
-                    return f"{entry} may be somebody else's; delete {folder}"
+                    return f"{entry} may come from another user; delete {folder}"
     return ""
 
 
 def is_own_group(gid: int) -> bool:
-    """Whether a group is that of this user alone, as many systems give one to each user."""
+    """Whether this user is the only member of a group; many systems give each user such a group."""
     try:
         own, group = pwd.getpwuid(os.geteuid()), grp.getgrgid(gid)
     except KeyError:
@@ -133,8 +134,8 @@ def is_own_group(gid: int) -> bool:
     return gid == own.pw_gid and group.gr_name == own.pw_name and alone
 
 
-def user(uid: int) -> str:
-    """The name of a user, or the number of one without a name."""
+def user_name(uid: int) -> str:
+    """Return the name of a user, or "user UID" without a name."""
     try:
         return pwd.getpwuid(uid).pw_name
     except KeyError:

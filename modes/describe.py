@@ -1,9 +1,9 @@
-"""--mode=describe: networks, parameters, shapes and FLOPs of a config, before any training."""
+"""--mode=describe: print networks, parameters, shapes and FLOPs of a config before training."""
 
 from ml_collections import ConfigDict
 
 from fewstep.modes.mode import CONFIG, Mode
-from fewstep.modes.request import Request, required_config, resolve_where_open
+from fewstep.modes.request import Request, require_config, resolve_open_fields
 from fewstep.training.cost.compiled import step_inputs
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.cost.step_cost import forward_flops, step_flops
@@ -13,16 +13,16 @@ from fewstep.training.teacher import load_teacher_config
 
 
 def describe(request: Request) -> None:
-    """Print a table; nothing is allocated on a device and the data set is read only if needed."""
-    config = resolve_where_open(required_config(request))
+    """Print a table. Allocates nothing on a device; reads the data set only if necessary."""
+    config = resolve_open_fields(require_config(request))
     experiment = build(config)
     if config.teacher:
         load_teacher_config(config, experiment)
-    print(description(config, experiment))
+    print(describe_experiment(config, experiment))
 
 
-def description(config: ConfigDict, experiment: Experiment) -> str:
-    """The lines that `describe` prints."""
+def describe_experiment(config: ConfigDict, experiment: Experiment) -> str:
+    """Return the text that `describe` prints."""
     mesh = make_mesh(**config.mesh)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     objective = experiment.objective

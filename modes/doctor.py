@@ -1,8 +1,8 @@
-"""--mode=doctor: what can be known to go wrong before a long job, checked with its own flags.
+"""--mode=doctor: check, with the flags of a long job, what could make it fail.
 
-Each process checks what is its own; then all check together what only all can: that they compute
-with each other and see the same folder. Process 0 prints one line for each check. Whatever fails,
-all that can be checked is, and nothing is left behind.
+First each process runs the checks of `ALONE`, then all run those of `TOGETHER`: whether they
+compute together and see the same folder. Process 0 prints one line per check. A failed check stops
+only the checks that need it. The doctor leaves no files.
 """
 
 import socket
@@ -21,24 +21,24 @@ OK, FAILED, LEFT_OUT = "ok", "FAILED", "-"
 
 
 class Finding(NamedTuple):
-    """What a check found in a process."""
+    """The finding of a check in one process. who: the process and its host."""
 
     status: str
     text: str
     who: str
 
 
-def doctor(request: Request) -> None:
-    """Print what was checked. Raises ValueError if anything failed, in all processes."""
+def run_checks(request: Request) -> None:
+    """Run and print all checks. Raises ValueError in all processes if one of them failed."""
     job = NextJob(request)
     reports: list[dict[str, Finding]] = [{} for _ in range(jax.process_count())]
     for checks in (ALONE, TOGETHER):
         here: dict[str, Finding] = {}
         for name, check in checks.items():
-            passed = {n for n, f in here.items() if f.status == OK} | passed_by_all(reports)
-            here[name] = examine(job, check, passed)
-        reports = [a | b for a, b in zip(reports, gathered(here), strict=True)]
-    lines = {name: list(told(name, [r[name] for r in reports])) for name in reports[0]}
+            passed = {n for n, f in here.items() if f.status == OK} | checks_passed_by_all(reports)
+            here[name] = run_check(job, check, passed)
+        reports = [a | b for a, b in zip(reports, gather_findings(here), strict=True)]
+    lines = {name: list(format_check(name, [r[name] for r in reports])) for name in reports[0]}
     if jax.process_index() == 0:
         print("\n".join(line for told_of in lines.values() for line in told_of), flush=True)
     failed = [name for name, told_of in lines.items() if told_of[0].startswith(FAILED)]
@@ -46,53 +46,56 @@ def doctor(request: Request) -> None:
         raise ValueError(f"{len(failed)} of {len(lines)} checks failed: {', '.join(failed)}")
 
 
-def passed_by_all(reports: Sequence[Mapping[str, Finding]]) -> set[str]:
-    """The checks that passed in all processes."""
+def checks_passed_by_all(reports: Sequence[Mapping[str, Finding]]) -> set[str]:
+    """Return the names of the checks that passed in all processes."""
     names = reports[0].keys()
     return {name for name in names if all(report[name].status == OK for report in reports)}
 
 
-def examine(job: NextJob, check: Check, passed: set[str]) -> Finding:
-    """Run a check, unless one that it needs has failed."""
+def run_check(job: NextJob, check: Check, passed: set[str]) -> Finding:
+    """Run a check unless one that it needs has failed."""
     lacking = [name for name in check.needs if name not in passed]
     if lacking:
-        return finding(LEFT_OUT, f"not checked: it needs {', '.join(lacking)}")
+        return make_finding(LEFT_OUT, f"not checked: it needs {', '.join(lacking)}")
     try:
-        return finding(OK, check.run(job))
-    except Exception as error:  # whatever it is, the other checks go on
+        return make_finding(OK, check.run(job))
+    except Exception as error:  # whatever the error, the other checks go on
         kind = "" if isinstance(error, ValueError | OSError) else f"{type(error).__name__}: "
-        return finding(FAILED, kind + " ".join(str(error).split()))
+        return make_finding(FAILED, kind + " ".join(str(error).split()))
 
 
-def finding(status: str, text: str) -> Finding:
-    """What was found in this process."""
+def make_finding(status: str, text: str) -> Finding:
+    """Return a finding of this process."""
     return Finding(status, text, f"process {jax.process_index()} (host {socket.gethostname()})")
 
 
-def gathered(content: Mapping[str, Finding]) -> list[dict[str, Finding]]:
-    """What each process has, in all of them."""
+def gather_findings(content: Mapping[str, Finding]) -> list[dict[str, Finding]]:
+    """Return the findings of each process, in every process."""
     return [{name: Finding(*found) for name, found in own.items()} for own in gather(content)]
 
 
-def told(name: str, findings: Sequence[Finding]) -> Iterator[str]:
-    """The lines of a check: one, or one for each process that differs or failed."""
+def format_check(name: str, findings: Sequence[Finding]) -> Iterator[str]:
+    """Yield the lines of a check: one, or one for each process that failed or differs."""
     failed = [found for found in findings if found.status == FAILED]
     left_out = [found for found in findings if found.status == LEFT_OUT]
     differing = len({found.text for found in findings}) > 1
     if len(failed) == len(findings) and not differing:
-        yield line(name, failed[0])
+        yield format_finding(name, failed[0])
     elif failed:
-        yield from (line(name, found, found.who) for found in failed)
+        yield from (format_finding(name, found, found.who) for found in failed)
     elif not left_out and differing and (ALONE | TOGETHER)[name].equal:
-        yield from (line(name, found._replace(status=FAILED), who) for found, who in odd(findings))
+        yield from (
+            format_finding(name, found._replace(status=FAILED), who)
+            for found, who in deviating_findings(findings)
+        )
     else:
-        yield line(name, [*left_out, *findings][0])
+        yield format_finding(name, [*left_out, *findings][0])
 
 
-def odd(findings: Sequence[Finding]) -> Iterator[tuple[Finding, str]]:
-    """The findings that differ from those of most processes, and one that most have, with whose.
+def deviating_findings(findings: Sequence[Finding]) -> Iterator[tuple[Finding, str]]:
+    """Yield (finding, who) for processes that differ from the majority, then for the majority.
 
-    Where most do not agree all are shown: which of them is right nobody here knows.
+    Without a majority yields all findings, since any of them may be right.
     """
     ((common, count),) = Counter(found.text for found in findings).most_common(1)
     if 2 * count <= len(findings) or count < 2:
@@ -103,15 +106,15 @@ def odd(findings: Sequence[Finding]) -> Iterator[tuple[Finding, str]]:
     yield usual, f"the other {count} processes"
 
 
-def line(name: str, found: Finding, who: str = "") -> str:
-    """A finding as it is printed."""
+def format_finding(name: str, found: Finding, who: str = "") -> str:
+    """Return the printed line of a finding."""
     return f"{found.status:6}  {name:11}  {who}{': ' if who else ''}{found.text}"
 
 
-# The doctor tells different flags itself, with all else that it finds.
+# `alike=False`, since the doctor itself reports flags that differ.
 DOCTOR = Mode(
-    doctor,
-    "Check what can be known to go wrong before a long job.",
+    run_checks,
+    "Check a long job before it starts: data, network, disk, devices, processes.",
     {**CONFIG, **WORKDIR},
     together=True,
     alike=False,

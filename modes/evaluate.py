@@ -1,7 +1,7 @@
 """--mode=evaluate: measure a checkpoint of a run."""
 
 from fewstep.modes.evaluate_run import evaluate_run
-from fewstep.modes.mode import CHECKPOINT, CONFIG, WORKDIR, Flag, Mode, path
+from fewstep.modes.mode import CHECKPOINT, CONFIG, WORKDIR, Flag, Mode, parse_path
 
 EVALUATE = Mode(
     evaluate_run,
@@ -10,7 +10,7 @@ EVALUATE = Mode(
         **CONFIG,
         **WORKDIR,
         **CHECKPOINT,
-        "out": Flag("Folder for the results; default that of the run.", path),
+        "out": Flag("Folder for the results; default: WORKDIR/eval.", parse_path),
     },
     together=True,
 )

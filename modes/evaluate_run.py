@@ -1,4 +1,4 @@
-"""A checkpoint of a run measured: what evaluate does, and compare where it was not done."""
+"""Measures a checkpoint of a run, for the modes evaluate and compare."""
 
 import jax
 
@@ -7,44 +7,44 @@ from fewstep.eval.report.evaluation import FOLDER
 from fewstep.files import check_writable
 from fewstep.modes.request import (
     Request,
-    check_places,
-    dataset_if_here,
+    check_moved_data,
+    find_dataset,
     load_run,
-    required_workdir,
-    with_places,
+    replace_folders,
+    require_workdir,
 )
 from fewstep.objectives.stages import check_sampling_steps
 from fewstep.training.storage.fields import check_field_values
 
 
 def evaluate_run(request: Request) -> None:
-    """Evaluate a run as its own config says, or as the `evaluate` fields of --config say.
+    """Evaluate a run by its own config, or by the `evaluate` fields of --config.
 
-    Results go to --out, WORKDIR/eval by default. The run may be somebody else's: its record of
-    data.dir is read from, and never written to.
+    Writes results to --out, by default WORKDIR/eval. The run may belong to another user: without
+    --config, its recorded data.dir is only read.
     """
     config, experiment, mesh, params, step = load_run(request)
     given = request.config is not None
     if given:
         check_field_values(request.config)
-        config = with_places(config, request.config)
+        config = replace_folders(config, request.config)
         config.evaluate = request.config.evaluate
         config.data.label_shares = request.config.data.label_shares
     if jax.process_index() == 0:
-        folder = request.out or required_workdir(request) / FOLDER
-        check_writable(folder, "say where results go by --out=FOLDER")
+        folder = request.out or require_workdir(request) / FOLDER
+        check_writable(folder, "choose another folder by --out=FOLDER")
     if not config.evaluate.steps:
-        raise ValueError("evaluate.steps=() leaves nothing to evaluate; name numbers of steps")
+        raise ValueError("evaluate.steps=() leaves nothing to evaluate; name some, as in (1,4)")
     check_sampling_steps(experiment.objective.stages, step, config.evaluate.steps)
-    dataset = dataset_if_here(config, experiment, writable=given)
-    check_places(required_workdir(request), config, experiment, dataset)
+    dataset = find_dataset(config, experiment, writable=given)
+    check_moved_data(require_workdir(request), config, experiment, dataset)
     check_evaluation(experiment, dataset, config, mesh)
     evaluate_network = evaluator(
         experiment,
         dataset,
         config,
         mesh,
-        required_workdir(request),
+        require_workdir(request),
         writable=given,
         samples=sample_count(config, step),
         out=request.out,

@@ -1,4 +1,4 @@
-"""What is to be trained, all of it checked before anything is computed or written."""
+"""Prepares what training needs, and checks it before anything is computed or written."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,9 +14,9 @@ from fewstep.eval.evaluate import check_evaluation
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import LESS, NEITHER, parse_logged_name
 from fewstep.modes.request import (
-    as_begun,
-    decoded_as_begun,
-    resolve_with_data,
+    fill_decoding,
+    fill_from_record,
+    resolve_and_load,
 )
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import stage_ends
@@ -35,11 +35,11 @@ from fewstep.training.teacher import build_source_teacher, load_teacher, teacher
 
 
 class Job(NamedTuple):
-    """What is trained.
+    """What to train.
 
-    frozen: teachers. teacher: the identity of theirs that is read. state: its shapes.
-    retention: which checkpoints stay. labels: counts of the classes, in whose shares labels are.
-    window: the steps that are traced.
+    frozen: parameters of teachers. teacher: identity of the teacher. state: shapes of the training
+    state. retention: which checkpoints to keep. labels: counts of the classes, from which labels
+    are drawn. window: the steps to profile.
     """
 
     config: ConfigDict
@@ -54,10 +54,10 @@ class Job(NamedTuple):
     window: Window | None = None
 
 
-def job_of(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
-    """What a config says, all of it checked that can be before anything is computed or written."""
+def prepare_job(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
+    """Return the job of a config after every check that needs no computation and no writing."""
     mesh = make_mesh(**config.mesh)
-    config, dataset = resolve_with_data(decoded_as_begun(config, path))
+    config, dataset = resolve_and_load(fill_decoding(config, path))
     if window is not None:
         check_profile(window, path, config)
     if config.data.local_dir:
@@ -67,10 +67,10 @@ def job_of(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
         raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")
     experiment = build_on(config, mesh)
     check_evaluation(experiment, dataset, config, mesh)
-    return assembled(path, as_begun(config, path), experiment, dataset, mesh, window)
+    return assemble_job(path, fill_from_record(config, path), experiment, dataset, mesh, window)
 
 
-def assembled(
+def assemble_job(
     path: Path,
     config: ConfigDict,
     experiment: Experiment,
@@ -78,7 +78,7 @@ def assembled(
     mesh: Mesh,
     window: Window | None = None,
 ) -> Job:
-    """What the run in a folder trains by a config: its teacher, state and labels found or read.
+    """Return the job of the run in a folder; reads its teacher, state shapes and labels.
 
     Raises ValueError.
     """
@@ -86,7 +86,7 @@ def assembled(
     ends = stage_ends(experiment.objective.stages, config.steps)
     retention = retention._replace(steps=(*retention.steps, *ends))
     if first_process_says(restore.has_checkpoint(path)):
-        # It starts from that, and needs a teacher only to be taught.
+        # The run starts from its checkpoint, so it needs a teacher only for its losses.
         experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
     teacher = teacher_identity(config, experiment)
     frozen = load_teacher(config, experiment, mesh)
@@ -96,21 +96,21 @@ def assembled(
 
 
 def check_profile(window: Window, path: Path, config: ConfigDict) -> None:
-    """Raises ValueError for steps that the run does not make; warns if they cut dispatches."""
+    """Raises ValueError for steps outside the run; warns if they split dispatches."""
     done = restore.saved_step(path) if restore.has_checkpoint(path) else 0
     check_window(window, done, config.steps)
     dispatch = config.steps_per_dispatch
     if dispatch > 1 and any((end - done) % dispatch for end in window):
         warn(
-            f"--profile={window} cuts dispatches of {dispatch} steps: around its ends steps are "
-            f"dispatched one by one, by another program; multiples of {dispatch} avoid that"
+            f"--profile={window} splits dispatches of {dispatch} steps: another program makes the "
+            f"steps around its ends one by one; use multiples of {dispatch}"
         )
 
 
 def check_step(
     experiment: Experiment, config: ConfigDict, mesh: Mesh, frozen: Mapping[str, Params]
 ) -> TrainState:
-    """The state's shapes. Traces a step, so that what it refuses is refused before any compute."""
+    """Trace a step, which raises its errors before any computation; return the state's shapes."""
     objective, optimizers = experiment.objective, experiment.optimizers
     state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
     batch = abstract_batch(objective, config.batch_size, experiment.space.shape)
@@ -119,17 +119,17 @@ def check_step(
 
 
 def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[str, Any] | None:
-    """What the data set is, None if training does not read its images."""
+    """Return the identity of the data set; None if training does not read its images."""
     return dataset.identity if dataset is not None and reads_data(experiment.objective) else None
 
 
-def files_of(dataset: Dataset | None) -> Sequence[tuple[str, int, int]]:
-    """The files that a data set is read from, () if there are none."""
+def dataset_files(dataset: Dataset | None) -> Sequence[tuple[str, int, int]]:
+    """Return the files of a data set; () without files."""
     return () if dataset is None else dataset.files
 
 
 def retention_of(config: ConfigDict, folder: Path) -> Retention:
-    """Which checkpoints stay. Raises ValueError for a best one that no evaluation tells."""
+    """Return which checkpoints to keep. Raises ValueError if no evaluation gives keep_best."""
     fields, best = config.checkpoint, config.checkpoint.keep_best
     metric, steps = parse_logged_name(best)
     ranked = {name: own.better for name, own in METRICS.items() if own.better != NEITHER}
@@ -149,7 +149,7 @@ def retention_of(config: ConfigDict, folder: Path) -> Retention:
 
 
 def supply_of(folder: Path, job: Job, order: int) -> Supply:
-    """What the batches of a run are drawn from; order: in which it reads its data."""
+    """Return what the batches of a run are made from. order: version of the data order."""
     return Supply(
         job.config,
         job.experiment,

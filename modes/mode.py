@@ -1,6 +1,8 @@
-"""What a mode of the command line is, and the flags that several modes read.
+"""Modes of the command line, their flags, and the functions that parse the values of flags.
 
-A flag's value is the field of `Request` with its name; without the flag that field has its default.
+The value of a flag becomes the field of `Request` with its name. Without the flag, the field keeps
+its default. Each parser takes the name of the flag and the given text, and raises ValueError with
+the name of the flag.
 """
 
 import csv
@@ -9,29 +11,29 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from fewstep.modes.request import Request, at_home
+from fewstep.modes.request import Request, expand_home
 
 Read = Callable[[str, str], Any]
 
 
-def text(flag: str, given: str) -> str:
-    """The text as it was given."""
+def parse_text(flag: str, given: str) -> str:
+    """Return the text as given."""
     return given
 
 
 class Flag(NamedTuple):
-    """help: what --help says. read: (flag, text) -> value; raises ValueError, naming the flag."""
+    """A flag. help: its text in --help. read: the parser, (flag, text) -> value."""
 
     help: str
-    read: Read = text
+    read: Read = parse_text
 
 
 class Mode(NamedTuple):
-    """One thing that the command line does.
+    """One mode of the command line.
 
-    summary: one line for --help. together: whether several processes can run it as one. trains:
-    whether SIGTERM ends it in all processes after the same step. alike: whether processes that
-    were started with different flags are refused before it runs.
+    summary: one line for --help. together: whether several processes can run it as one job.
+    trains: whether SIGTERM ends it in all processes after the same training step. alike: whether it
+    refuses to run if the processes have different flags.
     """
 
     run: Callable[[Request], None]
@@ -42,75 +44,75 @@ class Mode(NamedTuple):
     alike: bool = True
 
 
-def path(flag: str, given: str) -> Path | None:
-    """A path, with ~ expanded; None for no text."""
-    return Path(at_home(given)) if given else None
+def parse_path(flag: str, given: str) -> Path | None:
+    """Return the path with ~ expanded; None for an empty text."""
+    return Path(expand_home(given)) if given else None
 
 
-def items(flag: str, given: str) -> list[str]:
-    """The parts of a text between commas; one with a comma stands in double quotes.
+def split_items(flag: str, given: str) -> list[str]:
+    """Split a text at commas. Double quotes enclose a part that contains a comma.
 
-    Raises ValueError for a quote that does not end, and for an empty part.
+    Raises ValueError for an open quote and for an empty part.
     """
     try:
         parts = [part.strip() for row in csv.reader([given], strict=True) for part in row]
     except csv.Error as error:
-        raise ValueError(f"--{flag}={given} is no list between commas: {error}") from error
+        raise ValueError(f"--{flag}={given} has unmatched quotes; close them") from error
     if not all(parts):
-        raise ValueError(f"--{flag}={given} has nothing between two commas, or at an end")
+        raise ValueError(f"--{flag}={given} has an empty part; remove the extra comma")
     return parts
 
 
-def paths(flag: str, given: str) -> tuple[Path, ...]:
-    """Paths between commas."""
-    return tuple(Path(at_home(part)) for part in items(flag, given))
+def parse_paths(flag: str, given: str) -> tuple[Path, ...]:
+    """Return the paths between commas."""
+    return tuple(Path(expand_home(part)) for part in split_items(flag, given))
 
 
-def names(flag: str, given: str) -> tuple[str, ...]:
-    """Names between commas."""
-    return tuple(items(flag, given))
+def parse_name_list(flag: str, given: str) -> tuple[str, ...]:
+    """Return the names between commas."""
+    return tuple(split_items(flag, given))
 
 
-def indices_or_names(flag: str, given: str) -> tuple[int | str, ...]:
-    """Numbers as they would be printed as ints; anything else is the name of a class."""
+def parse_labels(flag: str, given: str) -> tuple[int | str, ...]:
+    """Return the labels between commas: an int, or the text of a class name such as 007."""
     exact = re.compile(r"0|-?[1-9]\d*")
-    return tuple(int(part) if exact.fullmatch(part) else part for part in items(flag, given))
+    return tuple(int(part) if exact.fullmatch(part) else part for part in split_items(flag, given))
 
 
-def integer(flag: str, given: str) -> int:
-    """An integer. Raises ValueError."""
+def parse_integer(flag: str, given: str) -> int:
+    """Return a whole number. Raises ValueError."""
     try:
         return int(given)
     except ValueError as error:
-        raise ValueError(f"--{flag}={given} must be an integer, such as 4") from error
+        raise ValueError(f"--{flag}={given} must be a whole number, such as 4") from error
 
 
-def integers(flag: str, given: str) -> tuple[int, ...]:
-    """Integers between commas. Raises ValueError."""
+def parse_integers(flag: str, given: str) -> tuple[int, ...]:
+    """Return the whole numbers between commas. Raises ValueError."""
     try:
-        return tuple(map(int, items(flag, given)))
+        return tuple(map(int, split_items(flag, given)))
     except ValueError as error:
-        raise ValueError(f"--{flag}={given} must be integers, such as 8,8") from error
+        raise ValueError(f"--{flag}={given} must be whole numbers, such as 8,8") from error
 
 
-def number(flag: str, given: str) -> float:
-    """A number. Raises ValueError."""
+def parse_number(flag: str, given: str) -> float:
+    """Return a number. Raises ValueError."""
     try:
         return float(given)
     except ValueError as error:
         raise ValueError(f"--{flag}={given} must be a number, such as 2.5") from error
 
 
-def numbers(flag: str, given: str) -> tuple[float, ...]:
-    """Numbers between commas. Raises ValueError."""
+def parse_numbers(flag: str, given: str) -> tuple[float, ...]:
+    """Return the numbers between commas. Raises ValueError."""
     try:
-        return tuple(map(float, items(flag, given)))
+        return tuple(map(float, split_items(flag, given)))
     except ValueError as error:
         raise ValueError(f"--{flag}={given} must be numbers, such as 0.25,0.45") from error
 
 
-def ranges(flag: str, given: str) -> tuple[int, ...]:
-    """Numbers and ranges with both ends, such as 0-63 or 0-7,100. Raises ValueError."""
+def parse_ranges(flag: str, given: str) -> tuple[int, ...]:
+    """Return the numbers of inclusive ranges, such as 0-63 or 0-7,100. Raises ValueError."""
     found: list[int] = []
     for part in given.split(","):
         ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
@@ -120,10 +122,12 @@ def ranges(flag: str, given: str) -> tuple[int, ...]:
     return tuple(found)
 
 
-# `config` is read by main.py, which knows the files of configs.
-CONFIG = {"config": Flag("configs/FILE.py:METHOD")}
-WORKDIR = {"workdir": Flag("Folder of the run.", path)}
+# main.py reads `config`, since it knows the files of configs.
+CONFIG = {"config": Flag("File and method of the config, such as configs/digits.py:shortcut.")}
+WORKDIR = {"workdir": Flag("Folder of the run.", parse_path)}
 CHECKPOINT = {
-    "checkpoint": Flag("Training step of the checkpoint; default the newest.", integer),
-    "network": Flag("Network or average that samples, such as ema_0.999."),
+    "checkpoint": Flag("Training step of the checkpoint; default: the newest.", parse_integer),
+    "network": Flag(
+        "Network or average that samples, such as ema_0.999; default: that of the config."
+    ),
 }

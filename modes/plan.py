@@ -1,9 +1,9 @@
-"""--mode=plan: what a run needs on devices that one does not have: memory, time and money.
+"""--mode=plan: memory, time and cost of a run on devices that are not here.
 
-The production step is compiled for emulated CPU devices and never run. What XLA decides before it
-generates machine code, which is how arrays are split, what is exchanged and what is donated, is
-decided as for accelerators; how operations are fused is not, so temporary memory is at most what is
-printed. Time is counted from FLOPs, at a share of the peak that public codes reach.
+Compiles the training step for emulated CPU devices and never runs it. XLA splits arrays, exchanges
+them between devices and donates buffers as for accelerators. It fuses operations differently, so
+the printed temporary memory is an upper bound. Time follows from FLOPs and the share of the peak
+that public codes reach.
 """
 
 import math
@@ -14,9 +14,9 @@ import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.modes.budget import aimed, checkpoint_cost, duration, fixed_seconds
-from fewstep.modes.mode import CONFIG, Flag, Mode, integers, number, numbers
-from fewstep.modes.request import Request, required_config, resolve_where_open
+from fewstep.modes.budget import checkpoint_line, fixed_seconds, requested_target, time_lines
+from fewstep.modes.mode import CONFIG, Flag, Mode, parse_integers, parse_number, parse_numbers
+from fewstep.modes.request import Request, require_config, resolve_open_fields
 from fewstep.training.cost.accelerators import ACCELERATORS, GIB, Target
 from fewstep.training.cost.compiled import (
     FOR_INSPECTION,
@@ -43,33 +43,34 @@ from fewstep.training.sharding import (
 MIB = 2**20
 
 
-def plan(request: Request) -> None:
-    """Print a table; nothing is allocated on a device and the data set is read only if needed."""
-    config, aim = required_config(request), aimed(request)
-    sizes = planned_sizes(request.mesh, config, aim)
+def plan_resources(request: Request) -> None:
+    """Print a table. Allocates nothing on a device; reads the data set only if necessary."""
+    config, aim = require_config(request), requested_target(request)
+    sizes = plan_mesh_sizes(request.mesh, config, aim)
     emulate_devices(math.prod(sizes))
-    config = resolve_where_open(config)
+    config = resolve_open_fields(config)
     mesh = make_mesh(*sizes)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
-    for line in planned(config, mesh, aim, request):
+    for line in plan_lines(config, mesh, aim, request):
         print(line, flush=True)
 
 
-def planned_sizes(
+def plan_mesh_sizes(
     mesh: tuple[int, ...], config: ConfigDict, aim: Target | None = None
 ) -> tuple[int, int]:
-    """Sizes of the axes data and fsdp: of --mesh, or of the config. Raises ValueError.
+    """Return the sizes of the axes data and fsdp, from --mesh or from the config.
 
-    If the number of the target's devices is known they fill the mesh as they would in training.
+    If --accelerator gives the number of devices, they fill the mesh as in training. Raises
+    ValueError.
     """
     sizes = tuple(mesh or (config.mesh.data, config.mesh.fsdp))
     counted = aim is not None and aim.devices is not None
     given = ",".join(map(str, sizes))
     if not mesh and min(sizes) == -1 and not counted:
         raise ValueError(
-            f"--mesh=DATA,FSDP is needed, such as --mesh=8,8, or --accelerator with a number, such "
-            f"as 8xh100: mesh.data={sizes[0]} and mesh.fsdp={sizes[1]} take what devices are here, "
-            "and a plan is for others"
+            f"--mesh is missing, and mesh.data={sizes[0]}, mesh.fsdp={sizes[1]} of the config give "
+            "no number of devices; add --mesh=DATA,FSDP, such as --mesh=8,8, or "
+            "--accelerator=8xh100"
         )
     if len(sizes) == len(AXES) and counted:
         sizes = mesh_sizes(*sizes, aim.devices)
@@ -81,17 +82,17 @@ def planned_sizes(
 
 
 def emulate_devices(count: int) -> None:
-    """Let JAX see so many CPU devices and no accelerator; only before it has looked for any."""
+    """Make JAX see `count` CPU devices and no accelerator. Call before JAX uses a device."""
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
 
 
-def planned(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Request) -> list[str]:
-    """The lines that `plan` prints."""
+def plan_lines(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Request) -> list[str]:
+    """Return the lines that `plan_resources` prints."""
     since = time.perf_counter()
     print(f"compiling the step for {mesh.size} device(s) ...", file=sys.stderr, flush=True)
     fused = fuses_attention(config, aim)
-    config = without_weights(config) if fused else config
+    config = chunk_attention(config) if fused else config
     experiment = build_on(config, mesh)
     inputs = step_inputs(config, experiment, mesh)
     lowered = lowered_step(config, experiment, mesh, inputs)
@@ -105,56 +106,56 @@ def planned(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Request
     flops, forward = step_flops(config, experiment), forward_flops(config, experiment)
     fixed = fixed_seconds(state, sum(one.sent for one in found), aim)
     return [
-        *heading(config, experiment, inputs, mesh, aim),
+        *heading_lines(config, experiment, inputs, mesh, aim),
         "",
         "memory per device",
-        *(amount(name, number) for name, number in parts.items()),
-        amount("temporary", needs.temporary, layout(fused)),
-        amount("peak", peak, "the sum, at most"),
-        amount("donated", needs.aliased, f"{needs.aliased / state:.1%} of the state"),
-        *fits(peak, given, aim, remedies(config, mesh, aim)),
+        *(memory_line(name, number) for name, number in parts.items()),
+        memory_line("temporary", needs.temporary, layout_note(fused)),
+        memory_line("peak", peak, "the sum, at most"),
+        memory_line("donated", needs.aliased, f"{needs.aliased / state:.1%} of the state"),
+        *fit_lines(peak, given, aim, remedies(config, mesh, aim)),
         "",
         "compute per step, without optimizers",
-        *compute(flops, forward, config, mesh),
+        *flops_lines(flops, forward, config, mesh),
         "",
         "collectives per device and step",
-        *exchanges(found),
+        *collective_lines(found),
         "",
         f"time and cost of {config.steps:,} steps, without evaluations",
-        *duration(config, mesh, flops, fixed, aim, request),
-        checkpoint_cost(config, tree_bytes(inputs.state), request.disk_speed),
+        *time_lines(config, mesh, flops, fixed, aim, request),
+        checkpoint_line(config, tree_bytes(inputs.state), request.disk_speed),
     ]
 
 
 def fuses_attention(config: ConfigDict, aim: Target | None) -> bool:
-    """Whether attention will be fused kernels on the target, which keep no weights in memory."""
+    """Whether the target computes attention by fused kernels, which keep no weights in memory."""
     model = config.model
     gpu = aim is not None and aim.accelerator.is_gpu
     asked = model.get("attention") == "cudnn" or (model.get("attention") == "auto" and gpu)
     return asked and (gpu or aim is None) and model.get("dtype") == "bfloat16"
 
 
-def without_weights(config: ConfigDict) -> ConfigDict:
-    """The config with attention in chunks, which like fused kernels never has all its weights."""
+def chunk_attention(config: ConfigDict) -> ConfigDict:
+    """Return the config with attention in chunks, which also never holds all its weights."""
     config = config.copy_and_resolve_references()
     config.model.attention = "chunked"
     return config
 
 
-def layout(fused: bool) -> str:
-    """How temporary memory was counted."""
+def layout_note(fused: bool) -> str:
+    """Return how temporary memory was counted."""
     attention = ", attention fused" if fused else ""
     return f"at most: activations and gradients as laid out for CPUs{attention}"
 
 
-def heading(
+def heading_lines(
     config: ConfigDict,
     experiment: Experiment,
     inputs: StepInputs,
     mesh: Mesh,
     aim: Target | None,
 ) -> list[str]:
-    """What is planned."""
+    """Return lines on config, devices, mesh and batch."""
     model, network = config.model, inputs.state.networks[experiment.objective.generator]
     shape = " x ".join(map(str, experiment.space.shape))
     axes = ", ".join(f"{name} {count}" for name, count in mesh.shape.items())
@@ -162,20 +163,20 @@ def heading(
         f"config       {config.method}, {network_title(config)} on {shape}, "
         f"{element_count(network)} parameters"
         + "".join(f", {name} {model[name]}" for name in ("dtype", "remat") if name in model),
-        *([] if aim is None or not aim.devices else [f"devices      {hosts(aim)}"]),
+        *([] if aim is None or not aim.devices else [f"devices      {describe_hosts(aim)}"]),
         f"mesh         {mesh.size} emulated device(s) ({axes})",
         f"batch        {config.batch_size}, {config.batch_size // mesh.size} per device",
     ]
 
 
-def hosts(aim: Target) -> str:
-    """Devices, hosts and processes."""
+def describe_hosts(aim: Target) -> str:
+    """Return the number of devices, hosts and processes as text."""
     processes = "per host or per GPU" if aim.accelerator.is_gpu else "per host"
     return f"{aim.devices} x {aim.name} on {aim.hosts} host(s), a process {processes}"
 
 
 def memory_parts(inputs: StepInputs) -> dict[str, int]:
-    """Bytes on each device of what a step is given."""
+    """Return the bytes on each device of the arguments of a step, by name."""
     state = inputs.state
     parts = {}
     for name, params in state.networks.items():
@@ -186,14 +187,15 @@ def memory_parts(inputs: StepInputs) -> dict[str, int]:
     return {**parts, "batch": device_bytes(inputs.batch)}
 
 
-def fits(peak: int, given: int, aim: Target | None, remedies: list[str]) -> list[str]:
-    """Whether a program of that peak fits the accelerator, or which ones it fits.
+def fit_lines(peak: int, given: int, aim: Target | None, remedies: list[str]) -> list[str]:
+    """Return whether a step fits the accelerator, or the accelerators that it fits.
 
-    peak: at most. given: state, teachers and batch, which are there in any layout.
+    peak: upper bound of its bytes. given: bytes of state, teachers and batch, the same in any
+    layout.
     """
     if aim is None:
         large = [name for name, a in ACCELERATORS.items() if peak <= a.room]
-        return [f"fits         {', '.join(large) or 'no accelerator that is known here'}"]
+        return [f"fits         {', '.join(large) or 'none of the known accelerators'}"]
     accelerator = aim.accelerator
     room = f"of {accelerator.room / GIB:.2f} GiB, {accelerator.usable:.0%} of its "
     room += f"{accelerator.gib:g}"
@@ -210,7 +212,7 @@ def fits(peak: int, given: int, aim: Target | None, remedies: list[str]) -> list
 
 
 def remedies(config: ConfigDict, mesh: Mesh, aim: Target | None = None) -> list[str]:
-    """The fields that would make a step smaller on each device."""
+    """Return the changes of the config that would reduce memory per device."""
     model = config.model
     found = [f"a larger mesh.fsdp than {mesh.shape['fsdp']}, which splits the state further"]
     if not model.get("remat", True):
@@ -225,8 +227,8 @@ def remedies(config: ConfigDict, mesh: Mesh, aim: Target | None = None) -> list[
     return found
 
 
-def compute(flops: float, forward: float, config: ConfigDict, mesh: Mesh) -> list[str]:
-    """What a step computes; forward: FLOPs of the network on one batch."""
+def flops_lines(flops: float, forward: float, config: ConfigDict, mesh: Mesh) -> list[str]:
+    """Return lines on the FLOPs of a step. forward: FLOPs of the network on one batch."""
     return [
         f"all devices  {flops / 1e12:.3f} TFLOP, as much as {flops / forward:.1f} forward passes",
         f"per device   {flops / mesh.size / 1e12:.3f} TFLOP",
@@ -234,8 +236,8 @@ def compute(flops: float, forward: float, config: ConfigDict, mesh: Mesh) -> lis
     ]
 
 
-def exchanges(found: list[Collective]) -> list[str]:
-    """A line on each kind of collectives."""
+def collective_lines(found: list[Collective]) -> list[str]:
+    """Return one line for each kind of collective."""
     lines = []
     for kind in dict.fromkeys(one.kind for one in found):
         same = [one for one in found if one.kind == kind]
@@ -253,20 +255,24 @@ def exchanges(found: list[Collective]) -> list[str]:
     return lines or ["none"]
 
 
-def amount(name: str, number: int, meaning: str = "") -> str:
-    """A line on bytes."""
+def memory_line(name: str, number: int, meaning: str = "") -> str:
+    """Return a line with a name, MiB and a meaning."""
     return f"{name:<24}{number / MIB:>12,.1f} MiB  {meaning}".rstrip()
 
 
 PLAN = Mode(
-    plan,
-    "Print the memory, time and money that a run needs on devices that are not here.",
+    plan_resources,
+    "Print the memory, time and cost of a run on devices that are not here.",
     {
         **CONFIG,
-        "mesh": Flag("Sizes of the axes data and fsdp, such as 8,8.", integers),
-        "accelerator": Flag("Devices, such as h100, 8xh100, or the TPU slices v4-32, v5e-16."),
-        "mfu": Flag("Share of the peak FLOP/s that is reached; default 0.25,0.45.", numbers),
-        "price": Flag("Price of a device for an hour, in any currency.", number),
-        "disk_speed": Flag("GB/s that all processes together write; default 1.", number),
+        "mesh": Flag("Sizes of the axes data and fsdp, such as 8,8.", parse_integers),
+        "accelerator": Flag("Devices, such as h100, 8xh100, or a TPU slice such as v4-32."),
+        "mfu": Flag(
+            "Share of the peak FLOP/s, one number or a range; default: 0.25,0.45.", parse_numbers
+        ),
+        "price": Flag("Price per device-hour in any currency.", parse_number),
+        "disk_speed": Flag(
+            "Speed at which all processes together write, in GB/s; default: 1.", parse_number
+        ),
     },
 )

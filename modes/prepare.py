@@ -1,16 +1,16 @@
-"""--mode=prepare: download and convert a data set ahead of training."""
+"""--mode=prepare: download and decode a data set before training."""
 
 from fewstep import data
 from fewstep.modes.mode import CONFIG, Mode
-from fewstep.modes.request import Request, required_config, selection_of
+from fewstep.modes.request import Request, data_selection, require_config
 
 
 def prepare(request: Request) -> None:
-    """Prepare config.data and say where it lies."""
-    config = required_config(request)
+    """Prepare the data set of config.data and print its folder."""
+    config = require_config(request)
     if config.data.name == data.NONE:
-        raise ValueError(f"data.name={data.NONE}: there is nothing to prepare")
-    folder = data.prepare_dataset(selection_of(config))
+        raise ValueError(f"data.name={data.NONE} has nothing to prepare; name a data set")
+    folder = data.prepare_dataset(data_selection(config))
     print(f"{config.data.name} is ready in {folder}")
 
 

@@ -1,4 +1,4 @@
-"""--mode=replay: do a step that was not finite again, and show where it broke."""
+"""--mode=replay: repeat a training step that was not finite, and show where it broke."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,14 +7,14 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from fewstep.modes.job import Job, assembled, supply_of
+from fewstep.modes.job import Job, assemble_job, supply_of
 from fewstep.modes.mode import CONFIG, WORKDIR, Mode
 from fewstep.modes.request import (
     Request,
-    check_places,
-    dataset_if_here,
-    required_workdir,
-    with_places,
+    check_moved_data,
+    find_dataset,
+    replace_folders,
+    require_workdir,
 )
 from fewstep.objectives.base import Metrics
 from fewstep.progress import progress_bar
@@ -37,50 +37,50 @@ SHOWN = 10  # rows and arrays
 
 
 def replay(request: Request) -> None:
-    """From the checkpoint before the newest record of --workdir, on to its step.
+    """Repeat the step of the newest record of --workdir, from the checkpoint before it.
 
-    Raises ValueError if there is no record, or the step is finite this time.
+    Raises ValueError if there is no record, or if the step is finite this time.
     """
-    path = required_workdir(request)
+    path = require_workdir(request)
     record, config = read_newest_record(path), workdir.load_config(path)
     if request.config is not None:
-        config = with_places(config, request.config)
-    rebuild(config, str(path))  # a record of another version is one error
-    check_own(record, config, path)
+        config = replace_folders(config, request.config)
+    rebuild(config, str(path))  # raises the error for a record of another version
+    check_record_fits(record, config, path)
     mesh = make_mesh(**config.mesh)
     experiment = build_on(config, mesh)
-    dataset = dataset_if_here(config, experiment, writable=False)
-    check_places(path, config, experiment, dataset)
-    job = assembled(path, config, experiment, dataset, mesh)
+    dataset = find_dataset(config, experiment, writable=False)
+    check_moved_data(path, config, experiment, dataset)
+    job = assemble_job(path, config, experiment, dataset, mesh)
     check_same_sources(workdir.recorded_identity(path), None, job.teacher, path)
-    metrics = step_again(path, record["step"], job)
+    metrics = redo_step(path, record["step"], job)
     players = list(experiment.objective.players)
     found = find_non_finite(metrics, players, config.micro_batches)
     if not found:
         raise ValueError(
             f"step {record['step']} is finite on {jax.device_count()} device(s) of kind "
-            f"{jax.devices()[0].device_kind}: it can be reproduced on the run's own devices and "
-            f"versions alone ({path / workdir.ENVIRONMENT})"
+            f"{jax.devices()[0].device_kind}; replay it with the devices and versions of the "
+            f"run, which {path / workdir.ENVIRONMENT} lists"
         )
     if jax.process_index() == 0:
-        print(f"step {record['step']} again, as it was: {record['message']}")
+        print(f"repeated step {record['step']}, which ended with: {record['message']}")
         for player, finding in found.items():
-            print("\n".join(description(player, finding, config.batch_size, record["indices"])))
+            print("\n".join(player_lines(player, finding, config.batch_size, record["indices"])))
 
 
-def check_own(record: Mapping[str, Any], config: ConfigDict, path: Path) -> None:
-    """Raises ValueError for a record of a run with another seed or size of batch."""
+def check_record_fits(record: Mapping[str, Any], config: ConfigDict, path: Path) -> None:
+    """Raises ValueError for a record of a run with another seed or batch size."""
     indices = record["indices"]
     whole = indices is None or len(indices) == config.batch_size
     if record.get("seed", config.seed) != config.seed or not whole:
         raise ValueError(
-            f"{path / FOLDER / str(record['step'])}.json is of another run: its seed or the number "
-            "of its images is not this one's; delete it"
+            f"{path / FOLDER / str(record['step'])}.json is of another run: its seed or batch "
+            "size differs; delete it"
         )
 
 
-def step_again(path: Path, step: int, job: Job) -> Metrics:
-    """The metrics, on the host, of a step of a run and of what it was made of."""
+def redo_step(path: Path, step: int, job: Job) -> Metrics:
+    """Repeat a step of a run; return its metrics on the host, with losses per row and gradients."""
     objective, optimizers = job.experiment.objective, job.experiment.optimizers
     config, mesh, frozen = job.config, job.mesh, job.frozen
     stream = open_sources(supply_of(path, job, workdir.data_order(path)))
@@ -99,15 +99,15 @@ def step_again(path: Path, step: int, job: Job) -> Metrics:
     return jax.device_get(last(state, frozen, complete(put_batch(next(source), mesh)))[1])
 
 
-def description(
+def player_lines(
     player: str, finding: Findings, batch_size: int, indices: Sequence[int] | None
 ) -> list[str]:
-    """What to print of a player."""
+    """Return the lines on a player."""
     rows = [
         f"{row}" if indices is None else f"{row} (image {indices[row]})"
         for row in finding.rows[:SHOWN]
     ]
-    arrays = [f"{name} ({share:.0%})" for name, share in first(finding.gradients).items()]
+    arrays = [f"{name} ({share:.0%})" for name, share in first_items(finding.gradients).items()]
     more = len(finding.gradients) - len(arrays)
     return [
         f"{player}: loss {finding.loss:g}, gradient norm {finding.gradient_norm:g}",
@@ -118,14 +118,14 @@ def description(
     ]
 
 
-def first(items: Mapping[str, Any]) -> dict[str, Any]:
-    """The first of a mapping."""
+def first_items(items: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the first SHOWN items of a mapping."""
     return dict(list(items.items())[:SHOWN])
 
 
 REPLAY = Mode(
     replay,
-    "Do a step that was not finite again, and show where it broke.",
+    "Repeat a training step that was not finite, and show where it broke.",
     {**CONFIG, **WORKDIR},
     together=True,
 )

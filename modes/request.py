@@ -1,4 +1,4 @@
-"""What the user asked for, and the parts that several modes need of it."""
+"""The request of a user, and what several modes need from it: config, data set, run."""
 
 import os
 import re
@@ -39,10 +39,10 @@ from fewstep.training.teacher import (
     pin_teacher,
 )
 
-# Fields of a config that are paths, after one of these beginnings if any.
+# Fields of a config that are paths, some after a prefix such as folder:.
 PATHS = ("compilation_cache", "teacher", "data.name", "data.dir", "data.local_dir")
 PATHS += ("evaluate.weights", "evaluate.reference")
-# Flags in which the processes of one job may differ.
+# Flags that may differ between the processes of one job.
 PER_HOST = (
     "config.data.dir",
     "config.data.local_dir",
@@ -52,10 +52,10 @@ PER_HOST = (
 
 
 class Request(NamedTuple):
-    """The command line. Fields that were not given are None (paths), "" or their defaults.
+    """The values of the command line, with defaults for flags that were not given.
 
-    config_of_method: what --config's file has for another method, with the same overrides.
-    teachers: the method whose runs teach a method.
+    config_of_method: method -> its config in the file of --config, with the same overrides.
+    teachers: method -> the method of its teacher.
     """
 
     config: ConfigDict | None = None
@@ -80,8 +80,8 @@ class Request(NamedTuple):
     profile: Window | None = None
 
 
-def at_home(text: str) -> str:
-    """A path with ~ and ~USER expanded, which a shell leaves in --flag=~/path.
+def expand_home(text: str) -> str:
+    """Expand ~ and ~USER, which shells do not expand in --flag=~/path.
 
     Raises ValueError for a user that does not exist.
     """
@@ -91,28 +91,28 @@ def at_home(text: str) -> str:
     try:
         return text.removesuffix(path) + str(Path(path).expanduser())
     except RuntimeError as error:
-        raise ValueError(f"{text}: there is no user {path.partition('/')[0]}") from error
+        raise ValueError(f"{text}: the user {path.partition('/')[0][1:]} does not exist") from error
 
 
-def with_home(config: ConfigDict) -> ConfigDict:
-    """The config with ~ expanded in the fields that are paths, and the folder of images absolute.
+def expand_paths(config: ConfigDict) -> ConfigDict:
+    """Expand ~ in the path fields of a config, in place, and make the image folder absolute.
 
-    A run records where its images lie, and is evaluated from anywhere. Raises ValueError.
+    A run records the image folder, and may be evaluated from any directory. Raises ValueError.
     """
     for name in PATHS:
         group, _, field = name.rpartition(".")
         part = config[group] if group else config
-        part[field] = at_home(part[field])
+        part[field] = expand_home(part[field])
     images = data.path_in_name(config.data.name)
     if images:
         config.data.name = f"{config.data.name.removesuffix(images)}{Path(images).absolute()}"
     return config
 
 
-def check_started_alike(mode: str, request: Request) -> None:
-    """Raises ValueError, in all processes, that names the flags or the code in which they differ.
+def check_same_flags(mode: str, request: Request) -> None:
+    """Raises ValueError in all processes if their flags or their code differ; names what differs.
 
-    Flags in PER_HOST may differ: they say where something lies on a host's own disk.
+    Flags in PER_HOST may differ, since they name paths on the disk of each host.
     """
     values = request._asdict() | {"mode": mode, "config": None}
     values.update({"config_of_method": None, "teachers": None})
@@ -128,15 +128,15 @@ def check_started_alike(mode: str, request: Request) -> None:
     ]
     if found:
         raise ValueError(
-            f"the processes were started with different flags: {'; '.join(found)}. Start all "
-            "of them with the same command"
+            f"the processes were started with different flags: {'; '.join(found)}; start all of "
+            "them with the same command"
         )
 
 
 def check_same_code() -> None:
-    """Raises ValueError, in all processes, that names the versions if they run different code.
+    """Raises ValueError in all processes if their code or their JAX differs; names the versions.
 
-    They would compile different programs, and wait in one for the others for ever.
+    Processes with different code would compile different programs, and wait for each other forever.
     """
     packages = [f"{name} {metadata.version(name)}" for name in ("jax", "jaxlib")]
     versions = gather([describe_code(code_version()), code_version()["sources"], *packages])
@@ -144,22 +144,24 @@ def check_same_code() -> None:
         if version[1:] != versions[0][1:]:
             others, first = (", ".join([own[0], *own[2:]]) for own in (version, versions[0]))
             raise ValueError(
-                f"process {index} runs other code than process 0: {others} there, {first} here. "
-                "Install the same on all hosts"
+                f"process {index} runs other code than process 0: {others} there, {first} here; "
+                "install the same code on all hosts"
             )
 
 
-def required_workdir(request: Request) -> Path:
-    """--workdir; raises ValueError if it was not given, or no checkpoint can be written there.
+def require_workdir(request: Request) -> Path:
+    """Return --workdir. Raises ValueError if it is missing or cannot hold checkpoints.
 
-    That is the address of a bucket, or a name that is no UTF-8, which TensorStore does not take.
+    TensorStore cannot write to the address of a bucket or to a name that is not UTF-8.
     """
     if request.workdir is None:
-        raise ValueError("--workdir=DIR is needed: the folder of the run")
-    if re.match(r"[a-z0-9]{2,}:/", str(request.workdir)):
         raise ValueError(
-            f"--workdir={request.workdir} is an address, not a folder; mount the bucket and give "
-            "the folder where it is mounted (docs/clusters.md)"
+            "--workdir is missing; name the folder of the run, as in --workdir=runs/digits"
+        )
+    if is_address(request.workdir):
+        raise ValueError(
+            f"--workdir={request.workdir} is an address, not a folder; mount the bucket and "
+            "name the folder of the mount (docs/clusters.md)"
         )
     try:
         os.fspath(request.workdir.absolute()).encode()
@@ -171,24 +173,31 @@ def required_workdir(request: Request) -> Path:
     return request.workdir
 
 
-def required_config(request: Request) -> ConfigDict:
-    """--config; raises ValueError if it was not given, or for a field that cannot be."""
+def is_address(folder: Path) -> bool:
+    """Whether a path is the address of a bucket, such as gs://bucket/run."""
+    return re.match(r"[a-z0-9]{2,}:/", str(folder)) is not None
+
+
+def require_config(request: Request) -> ConfigDict:
+    """Return --config. Raises ValueError if it is missing or has an invalid field."""
     if request.config is None:
-        raise ValueError("--config=configs/FILE.py:METHOD is needed")
+        raise ValueError(
+            "--config is missing; name a config, as in --config=configs/digits.py:shortcut"
+        )
     check_field_values(request.config)
     return request.config
 
 
 def read_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
-    """The data set of a config, in this process. Raises FileNotFoundError if it is not here.
+    """Return the data set of a config, in this process. Raises FileNotFoundError if it is missing.
 
-    writable: whether data.dir is this user's own choice, which a run's record of it may not be.
+    writable: whether Fewstep may write to data.dir. False if only the record of a run names it.
     """
-    return data.load_selection(selection_of(config), writable)
+    return data.load_selection(data_selection(config), writable)
 
 
-def selection_of(config: ConfigDict) -> data.Selection:
-    """The data set that a config asks for."""
+def data_selection(config: ConfigDict) -> data.Selection:
+    """Return the data set that a config names."""
     fields = config.data
     return data.Selection(
         fields.name,
@@ -201,9 +210,10 @@ def selection_of(config: ConfigDict) -> data.Selection:
     )
 
 
-def decoded_as_begun(config: ConfigDict, folder: Path) -> ConfigDict:
-    """The config with the decoding of the run in a folder, else of its teacher, which has the same
-    labels, unless it asks for one itself.
+def fill_decoding(config: ConfigDict, folder: Path) -> ConfigDict:
+    """Return the config with data.decoding of the run in the folder, else of its teacher.
+
+    A value in the config stays. Teacher and student must decode alike to have the same labels.
     """
     runs = [folder, parse_location(config.teacher).folder] if config.teacher else [folder]
     begun = next(filter(workdir.is_run, runs), None)
@@ -215,30 +225,30 @@ def decoded_as_begun(config: ConfigDict, folder: Path) -> ConfigDict:
 
 
 def load_local_copy(config: ConfigDict) -> Dataset:
-    """The data set of a config, copied to data.local_dir unless it is there. Raises OSError."""
-    return data.load_copy(selection_of(config), config.data.local_dir)
+    """Return the data set of a config, copied to data.local_dir if necessary. Raises OSError."""
+    return data.load_copy(data_selection(config), config.data.local_dir)
 
 
 def load_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
-    """The data set of a config. Raises FileNotFoundError if a process does not have it."""
+    """Return the data set of a config. Raises FileNotFoundError if a process does not have it."""
     missing = None
     try:
         dataset = read_dataset(config, writable)
     except FileNotFoundError as error:
         missing = error
-    # What is done without images must be done without them in all processes.
+    # Either all processes use the images or none does.
     if true_everywhere(missing is None):
         return dataset
     raise missing or FileNotFoundError(
-        f"the data set {config.data.name} is there for some processes only; prepare it "
-        "(--mode=prepare) on a disk that all see, or on that of each host"
+        f"only some processes find the data set {config.data.name}; prepare it by --mode=prepare "
+        "on a disk that all hosts share, or on each host"
     )
 
 
 def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
-    """The config as it will run: data fields from the data set, shrunk if `debug` is on.
+    """Return the config that will run: data fields from the data set, smaller if `debug` is on.
 
-    Raises ValueError if the config asks for other classes than the data set has.
+    Raises ValueError if the config has another number of classes than the data set.
     """
     config = config.copy_and_resolve_references()
     if data.space_of(config.data.name).image:
@@ -249,17 +259,17 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     if config.data.num_classes not in (0, dataset.num_classes):
         raise ValueError(
             f"data.num_classes={config.data.num_classes}, but {dataset.name} has "
-            f"{dataset.num_classes}; use -1 for all of them or 0 to train without labels"
+            f"{dataset.num_classes}; set -1 for all of them, or 0 to train without labels"
         )
     return effective_config(config)
 
 
-def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
-    """The config as it will run, and its data set.
+def resolve_and_load(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
+    """Return the config that will run and its data set.
 
-    None for a data set that is not here and that training does not read: images are then what the
-    teacher's are. Raises FileNotFoundError if it is needed, ValueError if a teacher is, or for a
-    field that cannot be.
+    The data set is None if it is missing and training does not read it; image sizes are then those
+    of the teacher. Raises FileNotFoundError if training reads a missing data set, ValueError for a
+    missing teacher or an invalid field.
     """
     check_field_values(config)
     check_teacher_network(config)
@@ -269,7 +279,7 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
         if config.teacher:
             config = fill_from_teacher(config)
         elif not config.data.image_size or config.data.num_classes < 0:
-            raise  # images of unknown size or classes: nothing can be built
+            raise  # the sizes of images and classes are unknown
         config.data.decoding = config.data.decoding or NEWEST_DECODING
         config = effective_config(config)
         experiment = build(config)
@@ -280,10 +290,10 @@ def resolve_with_data(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     return resolve(config, dataset), dataset
 
 
-def with_places(config: ConfigDict, given: ConfigDict) -> ConfigDict:
-    """A recorded config with its folders as given: data.dir, and images and a teacher if moved.
+def replace_folders(config: ConfigDict, given: ConfigDict) -> ConfigDict:
+    """Return a recorded config with the folders of a given one: data.dir, images and teacher.
 
-    What lies there must be the same (check_places). The step of the teacher stays.
+    The step of the teacher stays. `check_moved_data` checks that the images are the same.
     """
     config = config.copy_and_resolve_references()
     config.data.dir = given.data.dir
@@ -297,39 +307,39 @@ def with_places(config: ConfigDict, given: ConfigDict) -> ConfigDict:
     return config
 
 
-def check_places(
+def check_moved_data(
     run: Path, config: ConfigDict, experiment: Experiment, dataset: Dataset | None
 ) -> None:
-    """Raises ValueError unless the images in a moved folder are those that a run was begun with."""
+    """Raises ValueError if a moved folder has other images than those of the run."""
     recorded = workdir.recorded_identity(run)
     moved = config.data.name != recorded.config["data"]["name"]
     if moved and dataset is not None and reads_data(experiment.objective):
         check_same_sources(recorded, dataset.identity, None, run, dataset.files)
 
 
-def as_begun(config: ConfigDict, run: Path) -> ConfigDict:
-    """The config with what the run in a folder was begun with, where it leaves that open.
+def fill_from_record(config: ConfigDict, run: Path) -> ConfigDict:
+    """Return the config with open values filled from the record of the run in a folder.
 
-    That is the step of its teacher, and how labels are drawn where its record does not say.
+    These are the step of the teacher and, for older records, how labels are drawn.
     """
     return with_recorded_label_shares(pin_teacher(config, run), run)
 
 
-def resolve_where_open(config: ConfigDict) -> ConfigDict:
-    """The config as it will run; its data set is looked at only if the config leaves fields open.
+def resolve_open_fields(config: ConfigDict) -> ConfigDict:
+    """Return the config that will run; reads the data set only to fill fields that are open.
 
-    Raises FileNotFoundError and ValueError as `resolve_with_data` does.
+    Raises FileNotFoundError and ValueError as `resolve_and_load` does.
     """
     check_teacher_network(config)
     if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
-        return resolve_with_data(config)[0]
+        return resolve_and_load(config)[0]
     return effective_config(config)
 
 
-def dataset_if_here(
+def find_dataset(
     config: ConfigDict, experiment: Experiment, writable: bool = True
 ) -> Dataset | None:
-    """The data set of a run; None if it is not here and the run was trained without its images."""
+    """Return the data set of a run; None if it is missing and the run does not read images."""
     try:
         return load_dataset(config, writable)
     except FileNotFoundError:
@@ -338,8 +348,8 @@ def dataset_if_here(
         return None
 
 
-class Run(NamedTuple):
-    """A trained network, ready to sample on all devices here, however it was trained."""
+class LoadedRun(NamedTuple):
+    """A trained network, ready to sample on all devices of this job."""
 
     config: ConfigDict
     experiment: Experiment
@@ -348,12 +358,14 @@ class Run(NamedTuple):
     step: int
 
 
-def load_run(request: Request) -> Run:
-    """The run in --workdir, at --checkpoint (the newest), with --network (the one that samples).
+def load_run(request: Request) -> LoadedRun:
+    """Load the run in --workdir at --checkpoint, with --network.
+
+    Defaults: the newest checkpoint, and the network that samples by the config.
 
     Raises ValueError.
     """
-    path = required_workdir(request)
+    path = require_workdir(request)
     config = workdir.load_config(path, request.checkpoint)
     if request.network:
         config = with_sampling_network(config, str(path), request.network, "--network")
@@ -365,4 +377,4 @@ def load_run(request: Request) -> Run:
     abstract = abstract_params(generator.network, mesh)
     name = experiment.sample_with
     params, step = restore.restore_network(path, name, abstract, request.checkpoint)
-    return Run(config, experiment, mesh, params, step)
+    return LoadedRun(config, experiment, mesh, params, step)

@@ -1,4 +1,4 @@
-"""--mode=sample: samples from a run, as PNG files or an .npz, and one picture of them."""
+"""--mode=sample: draw samples from a run; write PNG files or an .npz, and one picture."""
 
 import json
 from collections import deque
@@ -17,13 +17,13 @@ from fewstep.modes.mode import (
     WORKDIR,
     Flag,
     Mode,
-    indices_or_names,
-    integer,
-    number,
-    path,
-    ranges,
+    parse_integer,
+    parse_labels,
+    parse_number,
+    parse_path,
+    parse_ranges,
 )
-from fewstep.modes.request import Request, load_run, required_workdir
+from fewstep.modes.request import Request, load_run, require_workdir
 from fewstep.objectives.stages import check_sampling_steps
 from fewstep.training.classes import class_names
 from fewstep.training.experiment import check_guidance
@@ -34,34 +34,34 @@ from fewstep.training.storage.workdir import recorded_identity
 FOLDER, LONGEST_NAME = "samples", 200
 COLUMNS = 16
 SHOWN = COLUMNS * COLUMNS
-# The noise of seed k is that of sample k in an evaluation of a run whose own seed is this.
+# Seed k has the noise of sample k in an evaluation of a run with this seed.
 STREAM_SEED = 0
 DEFAULT_SEEDS, LARGEST_SEED = range(64), 2**31 - 1
 
 
 def sample(request: Request) -> None:
-    """Write one sample for each of --seeds to --out, and a picture of the first ones.
+    """Write one sample for each of --seeds to --out, and a picture of the first samples beside it.
 
-    --out is a folder of PNG files named by seed, or an .npz with x and arr_0: samples [N, ...] as
-    they are stored in their space, y: int32 [N] and seed: int32 [N]; the picture lies beside it. By
-    default it is a folder in the run's, or an .npz where samples have no picture of their own,
-    whose name says what they are made from. A folder with other images is refused. A sample
-    depends on its seed and label alone. Seed k has the label k places on in --labels, which are
-    gone through again and again, by default in all classes; y is -1 for a model without classes.
-    Files are written as images are made, and stay if a later one is not finite, which ends it with
-    an error.
+    --out is a folder for PNG files, named by seed, or an .npz file. The .npz has x and arr_0:
+    samples [N, ...] as their space stores them, y: int32 [N] and seed: int32 [N]. The default lies
+    in the folder of the run, and its name says how the samples were made. It is an .npz where
+    samples have no pictures of their own. A folder with other images raises ValueError.
+
+    A sample depends only on its seed and label. --labels, by default all classes, are used in turn:
+    seed k has label k modulo their number. Without classes y is -1. A sample that is not finite
+    raises an error; files written before it stay.
     """
-    check(request)
+    check_request(request)
     config, experiment, mesh, params, step = load_run(request)
     scale = experiment.objective.guidance_scale if request.guidance is None else request.guidance
     check_guidance(experiment, scale)
     check_sampling_steps(experiment.objective.stages, step, (request.steps,))
     seeds = np.array(request.seeds or DEFAULT_SEEDS, np.int32)
-    names = class_names(required_workdir(request)) if experiment.num_classes else ()
-    choices = chosen_labels(request, experiment.num_classes, names)
+    names = class_names(require_workdir(request)) if experiment.num_classes else ()
+    choices = choose_labels(request, experiment.num_classes, names)
     labels = choices[seeds % len(choices)].astype(np.int32)
     made_from = {
-        "run": identity_id(request),
+        "run": run_id(request),
         "step": step,
         "network": experiment.sample_with,
         "sampling_steps": request.steps,
@@ -87,8 +87,8 @@ def sample(request: Request) -> None:
         deque(batches, maxlen=0)
         return
     if out.suffix != ".npz":
-        write_json(record_of(out), made_from)
-    picture = write(out, space, batches, labels, seeds)
+        write_json(record_path(out), made_from)
+    picture = write_samples(out, space, batches, labels, seeds)
     shown = dict.fromkeys(choices.tolist()) if request.labels else {}
     classes = f", classes {', '.join(label_texts(shown, names))}" if shown else ""
     print(
@@ -97,16 +97,16 @@ def sample(request: Request) -> None:
     )
 
 
-def write(
+def write_samples(
     out: Path,
     space: Space,
     batches: Iterator[np.ndarray],
     labels: np.ndarray,
     seeds: np.ndarray,
 ) -> Path:
-    """The finished samples as one .npz, or as PNG files in a folder, each batch once it is there.
+    """Write finished samples as one .npz, or as PNG files in a folder batch by batch.
 
-    Returns the path of a picture of the first ones.
+    Returns the path of a picture of the first samples.
     """
     most = max(SHOWN, space.shown)
     if out.suffix == ".npz":
@@ -119,35 +119,35 @@ def write(
             shown += [*samples[: most - len(shown)]]
             for sample, seed in zip(samples, named, strict=False):  # as many seeds as samples
                 write_png(out / f"{seed:06d}.png", space.image(sample))
-    picture = beside(out, ".png")
+    picture = sibling_path(out, ".png")
     write_png(picture, space.show(np.stack(shown), COLUMNS))
     return picture
 
 
-def identity_id(request: Request) -> str:
-    """The id of the run, "" if an older version made it."""
-    return recorded_identity(required_workdir(request)).id
+def run_id(request: Request) -> str:
+    """Return the id of the run; "" for a run of a version without ids."""
+    return recorded_identity(require_workdir(request)).id
 
 
 def default_out(request: Request, space: Space, made_from: Mapping[str, Any]) -> Path:
-    """WORKDIR/samples/NAME, the name of what samples are made from; an .npz if they have no files.
+    """Return WORKDIR/samples/NAME, where NAME says how the samples are made; an .npz for points.
 
-    Seeds are those of the files.
+    NAME has no seeds, since the names of the files in the folder have them.
     """
     parts = [
         f"step_{made_from['step']:08d}",
         f"{made_from['sampling_steps']}_steps",
         f"guidance_{made_from['guidance_scale']:g}",
         made_from["network"],
-        # By their numbers: the name of a class may have a / in it, or be longer than a file name.
+        # Numbers, since the name of a class may contain a / or be longer than a file name.
         *([f"labels_{'_'.join(map(str, made_from['labels']))}"] if request.labels else []),
     ]
     name = "-".join(parts)[:LONGEST_NAME] + ("" if space.image else ".npz")
-    return required_workdir(request) / FOLDER / name
+    return require_workdir(request) / FOLDER / name
 
 
 def check_form(out: Path, space: Space) -> None:
-    """Raises ValueError for a folder of pictures where single samples have none."""
+    """Raises ValueError if --out is a folder but samples have no pictures of their own."""
     if out.suffix != ".npz" and space.image is None:
         raise ValueError(
             f"--out={out} is a folder of pictures, and this run makes {space.name}; name a file "
@@ -155,58 +155,58 @@ def check_form(out: Path, space: Space) -> None:
         )
 
 
-def beside(out: Path, suffix: str) -> Path:
-    """A file beside a folder of samples or an .npz, with its name."""
+def sibling_path(out: Path, suffix: str) -> Path:
+    """Return the path beside a folder of samples or an .npz, with its name and another suffix."""
     out = out.resolve()
     return out.with_suffix(suffix) if out.suffix == ".npz" else out.with_name(out.name + suffix)
 
 
-def record_of(out: Path) -> Path:
-    """The file that says what the samples in a folder are made from."""
-    return beside(out, ".json")
+def record_path(out: Path) -> Path:
+    """Return the file that records how the samples in a folder were made."""
+    return sibling_path(out, ".json")
 
 
 def check_free(out: Path, made_from: Mapping[str, Any]) -> None:
-    """Raises ValueError for a folder with other images, OSError for one that cannot be written."""
+    """Raises ValueError for a folder with other images, OSError if it cannot be written to."""
     check_writable(out.parent if out.suffix == ".npz" else out, "choose another --out")
     if out.suffix == ".npz" or not (out.is_dir() and any(map(is_png, out.iterdir()))):
         return
     try:
-        before = json.loads(record_of(out).read_bytes())
+        before = json.loads(record_path(out).read_bytes())
         found = differing_fields(before, made_from)
     except (OSError, ValueError, AttributeError, RecursionError):
-        found = ["nothing says what they are made from"]
+        found = ["no record says how they were made"]
     if found:
         raise ValueError(
-            f"{out} has other images already: {'; '.join(found)}. Choose another --out, or remove "
-            "it"
+            f"{out} has other images already: {'; '.join(found)}; choose another --out or delete "
+            "the folder"
         )
 
 
 def is_png(path: Path) -> bool:
-    """Whether a file is a PNG by its name."""
+    """Whether the name of a file is that of a PNG."""
     return path.suffix.lower() == ".png"
 
 
-def check(request: Request) -> None:
-    """Raises ValueError for an option that cannot be carried out."""
+def check_request(request: Request) -> None:
+    """Raises ValueError for seeds that are too large and for an invalid --out."""
     largest = max(request.seeds or DEFAULT_SEEDS)
     if largest > LARGEST_SEED:
-        raise ValueError(f"--seeds has {largest}; the largest is {LARGEST_SEED}")
+        raise ValueError(f"--seeds={largest} is too large; the largest is {LARGEST_SEED}")
     if request.out is not None and (
         request.out.suffix not in ("", ".npz") or request.out.name == ".npz"
     ):
         raise ValueError(f"--out={request.out} must be a folder, or a name that ends in .npz")
 
 
-def chosen_labels(request: Request, num_classes: int, names: Sequence[str] = ()) -> np.ndarray:
-    """The labels asked for, by index or by name, all classes by default.
+def choose_labels(request: Request, num_classes: int, names: Sequence[str] = ()) -> np.ndarray:
+    """Return the labels of --labels, given by index or name; by default all classes.
 
-    Raises ValueError for one that is no class.
+    Raises ValueError for a label that is not a class.
     """
     if num_classes == 0:
         if request.labels:
-            raise ValueError("--labels was given, but this model was trained without classes")
+            raise ValueError("--labels has no effect: the run has no classes; remove it")
         return np.array([-1])
     asked = [label_of(label, names, num_classes) for label in request.labels]
     return np.array(asked or range(num_classes))
@@ -214,15 +214,21 @@ def chosen_labels(request: Request, num_classes: int, names: Sequence[str] = ())
 
 SAMPLE = Mode(
     sample,
-    "Draw images from a run.",
+    "Draw samples from a run.",
     {
         **WORKDIR,
         **CHECKPOINT,
-        "steps": Flag("Number of sampling steps; default 1.", integer),
-        "seeds": Flag("Seeds of the noise, one image each; default 0-63.", ranges),
-        "labels": Flag("Classes by index or name, in turn; default all.", indices_or_names),
-        "guidance": Flag("Guidance scale; 1 is none.", number),
-        "out": Flag("A folder or an .npz file.", path),
+        "steps": Flag("Number of sampling steps; default: 1.", parse_integer),
+        "seeds": Flag("Seeds of the noise, one image each; default: 0-63.", parse_ranges),
+        "labels": Flag(
+            "Classes by index or name, used in turn, such as 3,1; default: all.", parse_labels
+        ),
+        "guidance": Flag(
+            "Guidance scale; 1 is no guidance; default: that of the run.", parse_number
+        ),
+        "out": Flag(
+            "Folder for PNG files, or an .npz file; default: in WORKDIR/samples.", parse_path
+        ),
     },
     together=True,
 )

@@ -1,4 +1,4 @@
-"""--mode=train: train from scratch, or go on from the newest checkpoint of the workdir."""
+"""--mode=train: train from scratch, or continue from the newest checkpoint of the workdir."""
 
 import re
 
@@ -7,23 +7,21 @@ from fewstep.modes.train_run import train_run
 from fewstep.training.profile import Window
 
 
-def window(flag: str, given: str) -> Window:
-    """The steps of START:STOP. Raises ValueError."""
+def parse_window(flag: str, given: str) -> Window:
+    """Parse START:STOP as training steps. Raises ValueError."""
     ends = re.fullmatch(r"(\d+):(\d+)", given)
     if not ends:
-        raise ValueError(
-            f"--{flag}={given} must be START:STOP, two numbers of steps such as 100:103"
-        )
+        raise ValueError(f"--{flag}={given} must be START:STOP, two training steps such as 100:103")
     return Window(*map(int, ends.groups()))
 
 
 TRAIN = Mode(
     train_run,
-    "Train, or go on from the newest checkpoint; evaluate and save on the way.",
+    "Train, or continue from the newest checkpoint; evaluate and save on the way.",
     {
         **CONFIG,
         **WORKDIR,
-        "profile": Flag("START:STOP, the steps of which a trace is kept, such as 100:103.", window),
+        "profile": Flag("START:STOP, the training steps to trace, such as 100:103.", parse_window),
     },
     together=True,
     trains=True,

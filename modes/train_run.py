@@ -1,4 +1,4 @@
-"""A run trained from scratch, or on from its newest checkpoint: what train and compare do."""
+"""Trains a run from scratch or from its newest checkpoint, for the modes train and compare."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,12 +9,12 @@ from fewstep import data
 from fewstep.eval.evaluate import Evaluate, evaluator, sample_count, summary
 from fewstep.eval.metrics.metric import logged_name
 from fewstep.messages import shell_flags
-from fewstep.modes.job import Job, data_identity, files_of, job_of, supply_of
+from fewstep.modes.job import Job, data_identity, dataset_files, prepare_job, supply_of
 from fewstep.modes.request import (
     Request,
     load_local_copy,
-    required_config,
-    required_workdir,
+    require_config,
+    require_workdir,
 )
 from fewstep.progress import note
 from fewstep.training import replay
@@ -36,18 +36,18 @@ from fewstep.training.storage.workdir import check_space, claim_workdir, describ
 
 
 def train_run(request: Request) -> None:
-    """Train to config.steps, evaluating and saving on the way."""
-    path, config = required_workdir(request), required_config(request)
+    """Train up to config.steps; evaluate and save on the way."""
+    path, config = require_workdir(request), require_config(request)
     with Preemption() as preemption:
         with preemption.at_once():
-            job = job_of(path, config, request.profile)
+            job = prepare_job(path, config, request.profile)
         with claim_workdir(path):
-            step = train_claimed(path, job, preemption)
+            step = train_in_folder(path, job, preemption)
     say(f"{path} is at step {step}; draw from it: {shell_flags('sample', workdir=path)}")
 
 
-def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
-    """Train in a folder that is this process's own; returns the step that the run is at then."""
+def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:
+    """Train in a folder that this process has claimed; return the last training step."""
     config, experiment = job.config, job.experiment
     with preemption.at_once():
         counts = known_counts(config, job.dataset)
@@ -57,12 +57,12 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
             data_identity(job.dataset, experiment),
             job.teacher,
             counts or None,
-            files_of(job.dataset),
+            dataset_files(job.dataset),
         )
         check_space(path, tree_bytes(job.state))
         if config.data.local_dir and reads_data(experiment.objective):
             job = job._replace(dataset=load_local_copy(config))
-        evaluate = evaluation(path, job)
+        evaluate = make_evaluate(path, job)
         stream = open_sources(supply_of(path, job, run.order))
     try:
         state = train_network(
@@ -90,12 +90,12 @@ def train_claimed(path: Path, job: Job, preemption: Preemption) -> int:
             announce=lambda start: announce(path, start, config.steps),
         )
     except NonFiniteError as error:
-        raise recorded(error, job, run.order, path) from error
+        raise record_failure(error, job, run.order, path) from error
     return int(state.step)
 
 
 def schedule_of(job: Job) -> Schedule:
-    """When a run logs, saves and evaluates."""
+    """Return when a run logs, saves and evaluates."""
     config = job.config
     return Schedule(
         steps=config.steps,
@@ -108,16 +108,16 @@ def schedule_of(job: Job) -> Schedule:
 
 
 def announce(path: Path, step: int, steps: int) -> None:
-    """Say whether a run starts or goes on, where, and on what."""
+    """Print whether a run starts or continues, where, and on which devices."""
     if is_first():
         say(describe_start(path, step, steps))
 
 
-def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:
-    """What evaluates a state: prints a summary, and returns numbers for the log.
+def make_evaluate(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:
+    """Return a function that evaluates a state, prints a summary and returns numbers for the log.
 
-    The state after the last step is also measured by evaluate.final_samples. These numbers are not
-    for the log, whose curve has all its points by evaluate.num_samples.
+    It also measures the state after the last step by evaluate.final_samples. The log leaves these
+    numbers out, so that every point of its curve has evaluate.num_samples.
     """
     config, experiment = job.config, job.experiment
 
@@ -155,8 +155,8 @@ def evaluation(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]
     return evaluate
 
 
-def recorded(error: NonFiniteError, job: Job, order: int, folder: Path) -> NonFiniteError:
-    """The error with the file that says which step it was, written."""
+def record_failure(error: NonFiniteError, job: Job, order: int, folder: Path) -> NonFiniteError:
+    """Write the record of the step for --mode=replay; return the error with the path added."""
     if error.step is None:
         return error
     config, indices = job.config, None
@@ -174,4 +174,4 @@ def recorded(error: NonFiniteError, job: Job, order: int, folder: Path) -> NonFi
             replay.write_record(folder, error, seed=config.seed, indices=indices)
     except OSError as unwritten:
         return NonFiniteError(f"{error}. {unwritten}")
-    return NonFiniteError(f"{error}. {path} has the step; --mode=replay shows where it broke")
+    return NonFiniteError(f"{error}. {path} records the step; --mode=replay shows where it broke")

@@ -1,4 +1,4 @@
-"""What --help prints: examples, the modes with a line each, and the flags of one mode."""
+"""The text of --help: examples, one line for each mode, and the flags of one mode."""
 
 import textwrap
 from collections.abc import Mapping
@@ -13,9 +13,10 @@ WIDTH = 96
 
 
 def usage(mode: str, joining: Mapping[str, str], common: Mapping[str, str]) -> str:
-    """The text of --help for a mode.
+    """Return the text of --help for a mode.
 
-    joining: help of the flags that modes of several processes read; common: of those that all read.
+    joining: flag -> help of the flags for several processes. common: the same for the flags of all
+    modes.
     """
     chosen = MODES[mode]
     flags = {name: flag.help for name, flag in chosen.flags.items()}
@@ -27,16 +28,16 @@ def usage(mode: str, joining: Mapping[str, str], common: Mapping[str, str]) -> s
         (
             "Train, evaluate and sample few-step generative models.",
             textwrap.indent(EXAMPLES, "    "),
-            "--mode=MODE, by default train; --mode=MODE --help shows the flags of another:",
-            table(modes),
+            "Modes (--mode=MODE; default train). --mode=MODE --help shows the flags of a mode:",
+            format_columns(modes),
             f"Flags of --mode={mode}:",
-            table({f"--{name}": text for name, text in flags.items()}),
+            format_columns({f"--{name}": text for name, text in flags.items()}),
         )
     )
 
 
-def table(rows: Mapping[str, str]) -> str:
-    """Names and texts in two columns."""
+def format_columns(rows: Mapping[str, str]) -> str:
+    """Format names and texts in two columns."""
     width = max(map(len, rows))
     return "\n".join(
         textwrap.fill(

@@ -167,4 +167,4 @@ def call(arguments, variables, outputs, nano, before):
     SIZES |= {"nano": nano} if nano else {}
     if before is not None:
         before()
-    app.run(main.main, flags_parser=main.parse)
+    app.run(main.main, flags_parser=main.parse_flags)

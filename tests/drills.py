@@ -1,10 +1,10 @@
-"""What several processes of one job do when one of them fails; prints a table.
+"""Shows what the processes of one job do if one of them fails; prints a table.
 
     python -m tests.drills [NAME ...]
 
-Two real processes over loopback train the smallest network; each drill does something to one of
-them. It holds if all end with the exit codes and the lines that docs/clusters.md promises, in time.
-Exit code 1 if one does not. The table there is what this prints.
+Two real processes over loopback train the smallest network. Each drill disturbs one of them. A
+drill holds if all processes end in time, with the exit codes and lines that docs/clusters.md
+promises. The exit code is 1 if a drill does not hold. docs/clusters.md has the printed table.
 """
 
 import os
@@ -36,15 +36,15 @@ TRAIN = (
     "--config.checkpoint.every=20",
     "--config.evaluate.steps=()",
 )
-# Each process writes parts of every array.
+# With these flags each process writes parts of every array.
 SPLIT = ("--config.mesh.data=1", "--config.mesh.fsdp=2")
 STARTED = 240.0  # seconds until the first checkpoint, on a busy machine
-ENDED = 120.0  # seconds in which all must have ended, whatever happens
+ENDED = 120.0  # seconds until all processes must have ended
 SAVED = "checkpoints/20"
 
 
 class Ended(NamedTuple):
-    """What became of a process. seconds: from the fault on."""
+    """The end of a process. seconds: time since the fault."""
 
     code: int | None
     line: str
@@ -66,7 +66,7 @@ class Job:
         self.commands.append(cli.Command([*self.flags, *flags], nano=NANO, **how))
 
     def wait_for(self, pattern: str) -> None:
-        """Wait until a file of the run matches."""
+        """Wait until a file of the run matches the pattern."""
         deadline = time.monotonic() + STARTED
         while not any(self.workdir.glob(pattern)):
             if time.monotonic() > deadline or not all(c.process.is_alive() for c in self.commands):
@@ -78,7 +78,10 @@ class Job:
         os.kill(self.commands[index].process.pid, number)
 
     def end(self, *, after: float | None = None, frozen: int | None = None) -> list[Ended]:
-        """What becomes of all from now on, or from `after` on; one that is frozen goes on last."""
+        """Wait for all processes; return their ends. `frozen` continues after the others ended.
+
+        after: start of the measured time, now by default.
+        """
         start = time.monotonic() if after is None else after
         seconds: dict[int, float] = {}
         order = [i for i in range(len(self.commands)) if i != frozen]
@@ -95,7 +98,7 @@ class Job:
         ]
 
     def await_end(self, indices: list[int], start: float, seconds: dict[int, float]) -> None:
-        """Note when each of these processes ends."""
+        """Wait for these processes, and note when each ends."""
         while len(left := [i for i in indices if i not in seconds]) and (
             time.monotonic() - start < ENDED
         ):
@@ -106,13 +109,13 @@ class Job:
 
 
 def last_line(text: str) -> str:
-    """The last line on standard error that is no progress bar."""
+    """Return the last line on standard error that is not a progress bar."""
     lines = [line for line in re.split(r"[\r\n]+", text) if line and not re.search(r"\d%\|", line)]
     return lines[-1] if lines else ""
 
 
-def killed(folder: Path, victim: int, name: str = SAVED, after: float = 0.0, **how) -> list[Ended]:
-    """SIGKILL once a file is there, or so many seconds later."""
+def kill(folder: Path, victim: int, name: str = SAVED, after: float = 0.0, **how) -> list[Ended]:
+    """Send SIGKILL `after` seconds after a file appears."""
     job = Job(folder, **how)
     job.wait_for(name)
     time.sleep(after)
@@ -120,23 +123,23 @@ def killed(folder: Path, victim: int, name: str = SAVED, after: float = 0.0, **h
     return job.end()
 
 
-def frozen(folder: Path, victim: int, **how) -> list[Ended]:
-    """SIGSTOP in training, and SIGCONT when the other has ended."""
+def freeze(folder: Path, victim: int, **how) -> list[Ended]:
+    """Send SIGSTOP in training, and SIGCONT when the other has ended."""
     job = Job(folder, **how)
     job.wait_for(SAVED)
     job.signal(victim, signal.SIGSTOP)
     return job.end(frozen=victim)
 
 
-def missing(folder: Path, victim: int) -> list[Ended]:
-    """One process is never started."""
+def leave_out(folder: Path, victim: int) -> list[Ended]:
+    """Never start one process."""
     job = Job(folder, "--join_timeout=8", count=0)
     job.add(*cli.joined(cli.free_address(), 2, 1 - victim))
     return job.end()
 
 
-def late(folder: Path) -> list[Ended]:
-    """Process 1 is started 10 s after the other."""
+def start_late(folder: Path) -> list[Ended]:
+    """Start process 1 ten seconds after the other."""
     job, address = Job(folder, count=0, steps=20), cli.free_address()
     job.add(*cli.joined(address, 2, 0))
     time.sleep(10.0)
@@ -144,16 +147,16 @@ def late(folder: Path) -> list[Ended]:
     return job.end()
 
 
-def wrong_count(folder: Path) -> list[Ended]:
-    """Process 1 takes the job for one of three."""
+def start_with_wrong_count(folder: Path) -> list[Ended]:
+    """Start process 1 with a count of three processes."""
     job, address = Job(folder, "--join_timeout=8", count=0), cli.free_address()
     job.add(*cli.joined(address, 2, 0))
     job.add(*cli.joined(address, 3, 1))
     return job.end()
 
 
-def same_id(folder: Path) -> list[Ended]:
-    """A third process says that it is process 1; the two others train on."""
+def start_with_same_id(folder: Path) -> list[Ended]:
+    """Start a third process with the id of process 1; the two others train on."""
     job = Job(folder, steps=100)
     address = next(flag for flag in job.commands[0].arguments if "--coordinator" in flag)
     job.wait_for("run.json")
@@ -161,16 +164,16 @@ def same_id(folder: Path) -> list[Ended]:
     return job.end()
 
 
-def port_in_use(folder: Path) -> list[Ended]:
-    """Another program has the port of a Slurm job."""
+def occupy_port(folder: Path) -> list[Ended]:
+    """Open the port of a Slurm job by another program."""
     job = Job(folder, "--distributed", count=0)
     with socket.create_server(("", 0)) as other:
         job.add(before=partial(faults.slurm_task, 0, 2, other.getsockname()[1]))
         return job.end()
 
 
-def by_slurm(folder: Path, before: Callable[..., None]) -> list[Ended]:
-    """A short run of a Slurm job."""
+def start_by_slurm(folder: Path, before: Callable[..., None]) -> list[Ended]:
+    """Start a short run as a Slurm job."""
     job = Job(folder, "--distributed", count=0, steps=20)
     port = int(cli.free_address().rpartition(":")[2])
     for index in (0, 1):
@@ -178,21 +181,21 @@ def by_slurm(folder: Path, before: Callable[..., None]) -> list[Ended]:
     return job.end()
 
 
-def full_at_start(folder: Path, victim: int) -> list[Ended]:
-    """The disk takes no file of one process from the start."""
+def fill_disk_at_start(folder: Path, victim: int) -> list[Ended]:
+    """Fill the disk of one process before it starts."""
     return Job(folder, *SPLIT, before={victim: partial(faults.full_disk, 2000)}).end()
 
 
-def full_in_save(folder: Path, victim: int) -> list[Ended]:
-    """The disk takes no file of one process after the first checkpoint."""
+def fill_disk_in_save(folder: Path, victim: int) -> list[Ended]:
+    """Fill the disk of one process after the first checkpoint."""
     first = folder / "run" / SAVED
     job = Job(folder, *SPLIT, before={victim: partial(faults.full_disk_after, first, 16_000)})
     job.wait_for(SAVED)
     return job.end()
 
 
-def full_for_all(folder: Path) -> list[Ended]:
-    """A disk of a few checkpoints, of which all are kept."""
+def fill_disk_of_all(folder: Path) -> list[Ended]:
+    """Keep all checkpoints on a disk with room for a few."""
     (folder / "run").mkdir()
     cli.mount("none", str(folder / "run"), "tmpfs", 0, "size=4m")
     job = Job(folder, "--config.checkpoint.keep=0")
@@ -200,31 +203,31 @@ def full_for_all(folder: Path) -> list[Ended]:
     return job.end()
 
 
-def unshared(folder: Path) -> list[Ended]:
-    """Process 1 has another disk at the same path."""
+def unshare_disk(folder: Path) -> list[Ended]:
+    """Give process 1 another disk at the same path."""
     return Job(folder, before={1: partial(faults.own_disk, folder)}).end()
 
 
-def stopped(folder: Path) -> list[Ended]:
-    """SIGTERM to process 1 alone."""
+def terminate_one(folder: Path) -> list[Ended]:
+    """Send SIGTERM to process 1 alone."""
     job = Job(folder)
     job.wait_for(SAVED)
     job.signal(1, signal.SIGTERM)
     return job.end()
 
 
-def hanging_save(folder: Path) -> list[Ended]:
-    """The disk of process 1 never finishes its part of a save."""
+def hang_save(folder: Path) -> list[Ended]:
+    """Make the disk of process 1 never finish its part of a save."""
     return Job(folder, before={1: partial(faults.hanging_save, 10.0)}).end()
 
 
-def started(folder: Path, **how) -> list[Ended]:
-    """A short run to its end."""
+def start(folder: Path, **how) -> list[Ended]:
+    """Run a short job to its end."""
     return Job(folder, steps=20, **how).end()
 
 
 class Drill(NamedTuple):
-    """What happens, who does it, and what must come of it: exit codes and (parts of) last lines."""
+    """A disturbance and its expected outcome: exit codes and patterns of the last lines."""
 
     what: str
     run: Callable[[Path], list[Ended]]
@@ -244,8 +247,8 @@ BOTH = (exits.PEER_DIED, exits.PEER_DIED)
 KILLED = -signal.SIGKILL
 
 
-def of(fault: int, code: int, line: str, other: str) -> dict[str, tuple]:
-    """The codes and lines of both: process `fault` has a code of its own, the other 76."""
+def outcome(fault: int, code: int, line: str, other: str) -> dict[str, tuple]:
+    """Return codes and lines of both; process `fault` has its own code, the other 76."""
     codes, lines = [(code, exits.PEER_DIED), (line, other.format(fault))], [0, 1]
     return dict(
         zip(("codes", "lines"), (tuple(c[i ^ fault] for i in lines) for c in codes), strict=True)
@@ -256,8 +259,8 @@ DRILLS = [
     *(
         Drill(
             f"process {i} is killed {when}",
-            partial(killed, victim=i, **how),
-            **of(i, KILLED, "", DIED),
+            partial(kill, victim=i, **how),
+            **outcome(i, KILLED, "", DIED),
         )
         for when, how in (
             ("while it compiles", {"name": "run.json"}),
@@ -270,93 +273,97 @@ DRILLS = [
     *(
         Drill(
             f"process {i} is frozen, and goes on when the other has ended",
-            partial(frozen, victim=i),
-            **of(i, exits.PEER_DIED, "this process gave no sign of life|died", SILENT),
+            partial(freeze, victim=i),
+            **outcome(i, exits.PEER_DIED, "this process gave no sign of life|died", SILENT),
             seconds=45.0,
         )
         for i in (0, 1)
     ),
-    Drill("process 1 is never started", partial(missing, victim=1), (76,), (ABSENT.format(1),)),
-    Drill("process 0 is never started", partial(missing, victim=0), (76,), ("no process 0 at ",)),
-    Drill("process 1 is started late", late, (0, 0), ("", ""), ENDED),
+    Drill("process 1 is never started", partial(leave_out, victim=1), (76,), (ABSENT.format(1),)),
+    Drill("process 0 is never started", partial(leave_out, victim=0), (76,), ("no process 0 at ",)),
+    Drill("process 1 is started late", start_late, (0, 0), ("", ""), ENDED),
     Drill(
         "process 1 is started for three",
-        wrong_count,
+        start_with_wrong_count,
         (76, 2),
         (ABSENT.format(1), "--num_processes=3"),
     ),
     Drill(
         "a third process has the id of process 1",
-        same_id,
+        start_with_same_id,
         (0, 0, 2),
         ("", "", "is in use by"),
         ENDED,
     ),
     Drill(
-        "another program has the port of a Slurm job", port_in_use, (2,), ("cannot listen on port",)
+        "another program has the port of a Slurm job", occupy_port, (2,), ("cannot listen on port",)
     ),
     *(
         Drill(
             f"the disk of process {i} is full {when}",
             partial(run, victim=i),
-            **of(i, 2, FULL, FAILED + FULL),
+            **outcome(i, 2, FULL, FAILED + FULL),
             seconds=ENDED,
         )
-        for when, run in (("at the start", full_at_start), ("in a save", full_in_save))
+        for when, run in (("at the start", fill_disk_at_start), ("in a save", fill_disk_in_save))
         for i in (0, 1)
     ),
-    Drill("the disk of both is full in a save", full_for_all, (2, 2), (FULL, "")),
+    Drill("the disk of both is full in a save", fill_disk_of_all, (2, 2), (FULL, "")),
     Drill(
         "process 1 has another disk at --workdir",
-        unshared,
+        unshare_disk,
         (2, 2),
         ("is another folder for process 1", ""),
     ),
     Drill(
         "process 1 runs other code",
-        partial(started, before={1: faults.other_code}),
+        partial(start, before={1: faults.other_code}),
         (2, 2),
         ("process 1 runs other code", ""),
     ),
     Drill(
         "process 1 has another config",
-        partial(started, own={1: ["--config.seed=5"]}),
+        partial(start, own={1: ["--config.seed=5"]}),
         (2, 2),
         ("different flags", ""),
     ),
     Drill(
         "the clock of process 1 is 3 h ahead",
-        partial(started, before={1: partial(faults.clock_ahead, 10800.0)}),
+        partial(start, before={1: partial(faults.clock_ahead, 10800.0)}),
         (0, 0),
         ("", ""),
         ENDED,
     ),
     Drill(
         "the loss becomes NaN",
-        partial(started, own={i: ["--config.optimizer.learning_rate=1e38"] for i in (0, 1)}),
+        partial(start, own={i: ["--config.optimizer.learning_rate=1e38"] for i in (0, 1)}),
         (3, 3),
         ("not finite", ""),
         ENDED,
     ),
-    Drill("SIGTERM comes to process 1 alone", stopped, (75, 75), ("preempted, resumable", "")),
-    Drill("a job of Slurm", partial(by_slurm, before=faults.slurm_task), (0, 0), ("", ""), ENDED),
+    Drill(
+        "SIGTERM comes to process 1 alone", terminate_one, (75, 75), ("preempted, resumable", "")
+    ),
+    Drill(
+        "a job of Slurm", partial(start_by_slurm, before=faults.slurm_task), (0, 0), ("", ""), ENDED
+    ),
     Drill(
         "a job that JAX alone detects",
-        partial(by_slurm, before=faults.task_for_jax),
+        partial(start_by_slurm, before=faults.task_for_jax),
         (0, 0),
         ("", ""),
         ENDED,
     ),
     Drill(
         "each process is a host of its own",
-        partial(started, before=dict.fromkeys((0, 1), cli.become_a_host)),
+        partial(start, before=dict.fromkeys((0, 1), cli.become_a_host)),
         (0, 0),
         ("", ""),
         ENDED,
     ),
     Drill(
         "a save of process 1 hangs (limit 10 s)",
-        hanging_save,
+        hang_save,
         (exits.PEER_DIED, exits.STALLED),
         (FAILED.format(1) + "a checkpoint was not saved", "a checkpoint was not saved in 1"),
         ENDED,
@@ -364,8 +371,8 @@ DRILLS = [
 ]
 
 
-def holds(drill: Drill, found: list[Ended]) -> bool:
-    """Whether a drill went as promised."""
+def is_as_promised(drill: Drill, found: list[Ended]) -> bool:
+    """Whether the processes ended as the drill promises."""
     alike = zip(found, drill.codes, drill.lines, strict=True)
     return all(
         ended.code == code and re.search(line, ended.line) and ended.seconds < drill.seconds
@@ -373,8 +380,8 @@ def holds(drill: Drill, found: list[Ended]) -> bool:
     )
 
 
-def row(drill: Drill, found: list[Ended]) -> str:
-    """A line of the table."""
+def table_row(drill: Drill, found: list[Ended]) -> str:
+    """Return a row of the table."""
     last = max(ended.seconds for ended in found)
     codes = ", ".join(str(ended.code if ended.code >= 0 else 128 - ended.code) for ended in found)
     lines = "<br>".join(f"{i}: `{ended.line}`" for i, ended in enumerate(found) if ended.line)
@@ -382,7 +389,7 @@ def row(drill: Drill, found: list[Ended]) -> str:
 
 
 def main(names: list[str]) -> int:
-    """Run the drills whose description contains one of `names`, all by default."""
+    """Run the drills whose description contains one of `names`; all by default."""
     cli.private_mounts()
     failed = 0
     print("| what happened | seconds until all ended | exit codes | lines |\n|---|---|---|---|")
@@ -396,9 +403,11 @@ def main(names: list[str]) -> int:
                 print(f"| {drill.what} | FAILED: {error}", flush=True)
                 failed += 1
                 continue
-        good = holds(drill, found)
+        good = is_as_promised(drill, found)
         failed += not good
-        print(row(drill, found) + ("" if good else f" FAILED: expected {drill[2:]}"), flush=True)
+        print(
+            table_row(drill, found) + ("" if good else f" FAILED: expected {drill[2:]}"), flush=True
+        )
     return min(failed, 1)
 
 

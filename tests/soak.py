@@ -1,11 +1,11 @@
-"""Long campaigns against what docs/running.md promises; prints a table of figures.
+"""Long campaigns that test the promises of docs/running.md; prints a table of counts.
 
     python -m tests.soak --kills=30 --stops=30 --damages=80 --seed=0
 
-Kills and stops fall at random moments of runs that are started again until they are finished; each
-must end with the bits and the log of a run that was left alone. A signal that met a finished run is
-no trial: another is made. Damage is done to one random file of a checkpoint; nothing else than what
-was saved may be restored. Exit code 1 if anything is not so.
+Kills and stops hit runs at random moments; the runs restart until they are finished. Each must end
+with the bits and the log of an uninterrupted run. A signal that comes after the end of a run does
+not count, and is repeated. Damage hits one random file of a checkpoint; a restore may only return
+what was saved. The exit code is 1 if a promise is broken.
 """
 
 import random
@@ -26,16 +26,16 @@ from tests.training.kinds import ALL, methods_of_kinds
 from tests.training.test_resume import rows
 
 KILLS = flags.DEFINE_integer("kills", 30, "SIGKILLs at random moments, over all methods.")
-STOPS = flags.DEFINE_integer("stops", 30, "SIGTERMs at random moments, likewise.")
+STOPS = flags.DEFINE_integer("stops", 30, "SIGTERMs at random moments, over all methods.")
 DAMAGES = flags.DEFINE_integer("damages", 80, "Damaged files, over all kinds of damage.")
-SEED = flags.DEFINE_integer("seed", 0, "Of all that is random.")
+SEED = flags.DEFINE_integer("seed", 0, "Seed of all random choices.")
 
-PER_RUN = 4  # interruptions of one run
-RESTORED = 0.2  # least share of interruptions after a restore, about half of what chance gives
+PER_RUN = 4  # most interruptions of one run
+RESTORED = 0.2  # least share of interruptions after a restore; about half of the expected share
 
 
 class Tally(NamedTuple):
-    """How often a thing was tried, and went as promised."""
+    """How often each promise was tested, and how often it held."""
 
     tried: Counter
     held: Counter
@@ -45,18 +45,18 @@ class Tally(NamedTuple):
         self.held[name] += held
 
 
-def interruptions(
+def interrupt_run(
     folder: Path, method: str, number: int, count: int, rng: random.Random
 ) -> list[interruption.Interruption]:
-    """Interrupt one run so many times, or until it is finished."""
+    """Interrupt one run `count` times, or until it is finished."""
     found: list[interruption.Interruption] = []
     while len(found) < count and not (found and found[-1].finished):
         found.append(interruption.interrupt(folder, method, number, rng))
     return found
 
 
-def endings(folder: Path, whole: Path, method: str) -> dict[str, bool]:
-    """Go on with a run to its end, and compare it with the one that was left alone."""
+def check_end(folder: Path, whole: Path, method: str) -> dict[str, bool]:
+    """Continue a run to its end, and compare it with the uninterrupted run."""
     killed.run_process(folder, method, {}, **interruption.OPTIONS)
     steps = killed.saved_steps(folder)
     return {
@@ -68,8 +68,8 @@ def endings(folder: Path, whole: Path, method: str) -> dict[str, bool]:
     }
 
 
-def campaign(root: Path, number: int, count: int, rng: random.Random, tally: Tally) -> None:
-    """`count` interruptions that met a run under way, each method in turn."""
+def run_campaign(root: Path, number: int, count: int, rng: random.Random, tally: Tally) -> None:
+    """Make `count` interruptions of unfinished runs, by each method in turn."""
     name, methods = signal.Signals(number).name, methods_of_kinds(ALL)
     met: list[interruption.Interruption] = []
     runs = missed = 0
@@ -78,9 +78,9 @@ def campaign(root: Path, number: int, count: int, rng: random.Random, tally: Tal
         whole, folder = root / "whole" / method, root / name / str(runs)
         if not whole.exists():
             killed.run_process(whole, method, {}, **interruption.OPTIONS)
-        tries = interruptions(folder, method, number, min(PER_RUN, count - len(met)), rng)
+        tries = interrupt_run(folder, method, number, min(PER_RUN, count - len(met)), rng)
         counted = [one for one in tries if not interruption.ended_before_signal(one)]
-        kept = endings(folder, whole, method)
+        kept = check_end(folder, whole, method)
         for one in counted:
             for promise, held in {**interruption.kept_promises(one), **kept}.items():
                 tally.count(f"{name} {one.phase}: {promise}", held)
@@ -92,16 +92,16 @@ def campaign(root: Path, number: int, count: int, rng: random.Random, tally: Tal
 def summarise(
     name: str, met: list[interruption.Interruption], missed: int, count: int, tally: Tally
 ) -> None:
-    """Say where the interruptions fell; enough of them must have met what they are to test."""
+    """Print where the interruptions fell, and tally whether enough of them count."""
     restored = sum(map(interruption.hit_restored_run, met))
-    print(f"\n{name}: {len(met)} met a run, {restored} of them after a restore and a step;", end="")
-    print(f" {missed} came when it was over and do not count")
-    tally.count(f"{name}: {count} of them met a run", len(met) >= count)
+    print(f"\n{name}: {len(met)} hit a run, {restored} of them after a restore and a step;", end="")
+    print(f" {missed} came after its end and do not count")
+    tally.count(f"{name}: {count} of them hit a run", len(met) >= count)
     tally.count(f"{name}: enough fell after a restore", restored >= RESTORED * count)
 
 
-def damage(root: Path, count: int, rng: random.Random, tally: Tally) -> None:
-    """`count` damaged files of a checkpoint, each kind of damage in turn."""
+def run_damage(root: Path, count: int, rng: random.Random, tally: Tally) -> None:
+    """Damage `count` files of a checkpoint, by each kind of damage in turn."""
     saved = root / "damaged"
     killed.run_process(saved, "shortcut", {})
     newest = test_damage.restore_newest(saved)
@@ -120,9 +120,9 @@ def main(_: list[str]) -> None:
     rng, tally = random.Random(SEED.value), Tally(Counter(), Counter())
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        campaign(Path(folder), signal.SIGKILL, KILLS.value, rng, tally)
-        campaign(Path(folder), signal.SIGTERM, STOPS.value, rng, tally)
-        damage(Path(folder), DAMAGES.value, rng, tally)
+        run_campaign(Path(folder), signal.SIGKILL, KILLS.value, rng, tally)
+        run_campaign(Path(folder), signal.SIGTERM, STOPS.value, rng, tally)
+        run_damage(Path(folder), DAMAGES.value, rng, tally)
     for name, tried in sorted(tally.tried.items()):
         print(f"{tally.held[name]:>5} of {tried:<5} {name}")
     print(f"{time.monotonic() - start:.0f} seconds, seed {SEED.value}")

@@ -11,7 +11,7 @@ from PIL import Image
 from fewstep import files
 from fewstep.data.spaces.pixels import pixel_space
 from fewstep.files import check_writable, in_words, replace_file, replaced, write_json
-from fewstep.modes.sample import write
+from fewstep.modes.sample import write_samples
 from tests.cli import SERVER
 from tests.training.killed import signal_self, wait_for
 
@@ -203,7 +203,7 @@ def killed_in_the_second_picture(folder):
 
     Image.SAVE["PNG"] = encode_or_die
     images = iter([np.zeros((3, 8, 8, 1), np.uint8)])
-    write(folder, pixel_space((8, 8, 1)), images, np.zeros(3), np.arange(3))
+    write_samples(folder, pixel_space((8, 8, 1)), images, np.zeros(3), np.arange(3))
 
 
 def test_pictures_of_samples_are_whole_or_not_there(tmp_path):

@@ -77,7 +77,7 @@ def requested(*arguments):
     with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
         patch.setattr("sys.argv", command)  # where fields of a config are looked for
         flags.FLAGS(command)
-        return main.request()
+        return main.read_request()
 
 
 def test_without_flags_a_request_has_its_defaults():
@@ -125,12 +125,12 @@ def test_every_flag_and_every_field_is_in_a_table():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--mode=sample", '--labels="a'), '--labels="a is no list between commas'),
-        (("--mode=sample", "--labels=a,,b"), "--labels=a,,b has nothing between two commas"),
-        (("--mode=report", "--workdirs=a,"), "--workdirs=a, has nothing"),
-        (("--mode=sample", "--steps=two"), "--steps=two must be an integer, such as 4"),
+        (("--mode=sample", '--labels="a'), '--labels="a has unmatched quotes'),
+        (("--mode=sample", "--labels=a,,b"), "--labels=a,,b has an empty part"),
+        (("--mode=report", "--workdirs=a,"), "--workdirs=a, has an empty part"),
+        (("--mode=sample", "--steps=two"), "--steps=two must be a whole number, such as 4"),
         (("--mode=sample", "--guidance=much"), "--guidance=much must be a number, such as 2.5"),
-        (("--mode=plan", "--mesh=8,b"), "--mesh=8,b must be integers"),
+        (("--mode=plan", "--mesh=8,b"), "--mesh=8,b must be whole numbers"),
         (("--mode=plan", '--mfu="'), "--mfu="),
     ],
 )
@@ -142,7 +142,7 @@ def test_values_that_cannot_be_read_name_their_flag(arguments, message):
 def test_only_flags_of_the_program_are_guessed(capsys):
     for flag, guessed in (("--device=cpu", ""), ("--stepss=3", "--steps"), ("--data=x", "")):
         with pytest.raises(SystemExit):
-            main.parse(["main.py", flag])
+            main.parse_flags(["main.py", flag])
         error = capsys.readouterr().err
         assert ("did you mean" in error) == bool(guessed) and guessed in error
 

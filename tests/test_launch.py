@@ -1,4 +1,4 @@
-"""The launch scripts, run with stand-ins for the programs that they call."""
+"""Runs the launch scripts with stand-ins for the programs that they call."""
 
 import os
 import re
@@ -20,10 +20,10 @@ ROOT = Path(__file__).parent.parent
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted(path.name for path in LAUNCH.iterdir() if path.suffix != ".yaml")
 FLAGS = ["--config=configs/digits.py:edm", "--workdir=/shared/a run"]
-# Those that a launcher may see: what each of them leads to is asked of every launcher.
+# Exit codes that a launcher may see; each launcher is tested with all of them.
 CODES = [0, 1, 2, 3, 75, 76, 77, 134, 137, 143]
-# Writes its name and arguments down, one to a line. Ends with the next code of its own; what stands
-# behind the code is printed.
+# Records its name and arguments, one per line. Exits with the next code of its list, and prints the
+# text after the code.
 STAND_IN = """#!/usr/bin/env bash
 exec 9>> "$RECORD"; flock 9  # one after the other
 printf '%s\\n' "${0##*/}" "$@" '' >&9
@@ -35,7 +35,7 @@ read -r code text <<< "${lines[0]}"
 [ -z "$text" ] || printf '%b\\n' "$text"
 exit "${code:-0}"
 """
-# Runs the command of TASKS tasks, and ends with the largest of their codes.
+# Runs the command in TASKS tasks, and exits with the largest of their codes.
 SRUN = f"""{STAND_IN.split("codes=")[0]}
 [ -n "${{SRUN_CPUS_PER_TASK:-}}" ] && echo "cpus $SRUN_CPUS_PER_TASK" >&2
 flock -u 9
@@ -50,7 +50,7 @@ exit "$largest"
 """
 NO_SLEEP = "#!/bin/sh\n"
 SHORT_SLEEP = "#!/bin/sh\nexec /bin/sleep 0.05\n"
-# Saves for a moment when it is told to end, as the training does.
+# Saves for a moment after SIGTERM, as training does.
 SAVES = """#!/usr/bin/env bash
 trap 'kill $!; /bin/sleep 0.2; echo saved; exit 75' TERM
 echo ready
@@ -61,7 +61,7 @@ wait
 
 @pytest.fixture
 def programs(tmp_path):
-    """The folder of stand-ins, which goes before all of PATH."""
+    """The folder of stand-ins, which comes first in PATH."""
     for name in ("python", "python3.99", "scontrol", "xpk", "gcloud", "curl"):
         write_program(tmp_path / name, STAND_IN)
     write_program(tmp_path / "srun", SRUN)
@@ -77,9 +77,9 @@ def write_program(path, text):
 
 @pytest.fixture
 def environment(programs):
-    """environment(codes={program: [exit codes]}, **variables): all that a script finds.
+    """environment(codes={program: [exit codes]}, **variables): all variables of a script.
 
-    What the caller exports, such as PYTHON, is none of it.
+    Variables that the caller exports, such as PYTHON, are left out.
     """
 
     def variables(codes=None, **own):
@@ -112,31 +112,31 @@ def call(programs, environment):
             timeout=30,
         )
         run.said = ended.stdout + ended.stderr
-        return ended.returncode, recorded(programs)
+        return ended.returncode, read_calls(programs)
 
     return run
 
 
-def recorded(programs):
+def read_calls(programs):
     blocks = (programs / "record").read_text().split("\n\n")
     return [[part for part in block.splitlines() if part] for block in blocks if block.strip()]
 
 
-def starts(calls, program, *having):
+def count_starts(calls, program, *having):
     return sum(one[0] == program and set(having) <= set(one) for one in calls)
 
 
-def shell(text, env, **more):
+def run_shell(text, env, **more):
     return subprocess.run(
         ["bash", "-c", text], cwd=ROOT, env=env, capture_output=True, text=True, timeout=30, **more
     )
 
 
-# --- What scripts are
+# --- All scripts
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-def test_scripts_are_shell(script):
+def test_scripts_are_valid_shell(script):
     subprocess.run(["bash", "-n", LAUNCH / script], check=True)
     assert len((LAUNCH / script).read_text().splitlines()) < 60
     assert os.access(LAUNCH / script, os.X_OK)
@@ -185,7 +185,7 @@ def test_the_code_that_says_why_a_job_ended():
         "": 0,
     }
     lines = "; ".join(f"cause {codes}" for codes in expected)
-    said = shell(f". launch/codes.sh; echo $restarts; {lines}", env={}).stdout.splitlines()
+    said = run_shell(f". launch/codes.sh; echo $restarts; {lines}", env={}).stdout.splitlines()
     assert said.pop(0) == " ".join(map(str, exits.RESTARTS))
     assert said == [str(code) for code in expected.values()]
 
@@ -216,7 +216,7 @@ def test_scripts_start_the_python_of_their_variable(call):
         _, calls = call("local.sh", *FLAGS, NPROC=count, PYTHON="python3.99")
         assert {one[0] for one in calls} == {"python3.99"}
     _, calls = call("slurm.sbatch", *FLAGS, PYTHON="python3.99")
-    assert starts(calls, "python3.99", "main.py") == 2 and not starts(calls, "python")
+    assert count_starts(calls, "python3.99", "main.py") == 2 and not count_starts(calls, "python")
 
 
 def test_several_processes_on_one_machine_meet(call):
@@ -237,8 +237,8 @@ def test_several_processes_on_one_machine_meet(call):
     }
 
 
-def told_to_end(command, env, lines):
-    """(code, what it printed) of a command that SIGTERM reaches after so many lines."""
+def terminate(command, env, lines):
+    """Send SIGTERM to a command after `lines` lines; return (exit code, its output)."""
     process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, text=True)
     said = [process.stdout.readline() for _ in range(lines)]
     process.send_signal(signal.SIGTERM)
@@ -251,7 +251,7 @@ def test_processes_on_one_machine_save_when_the_script_is_told_to_end(programs, 
         programs / "python", SAVES.replace("trap", '[ "$2" = --mode=doctor ] && exit; trap')
     )
     env = environment(NPROC="2")
-    code, said = told_to_end(["bash", LAUNCH / "local.sh", *FLAGS], env, lines=2)
+    code, said = terminate(["bash", LAUNCH / "local.sh", *FLAGS], env, lines=2)
     assert code == exits.PREEMPTED and said.count("saved") == 2
 
 
@@ -259,7 +259,7 @@ def test_a_task_saves_when_it_is_told_to_end(programs, environment):
     write_program(programs / "saves", SAVES)
     (programs / "in").mkdir()
     env = environment(CODES_IN=str(programs / "in"), SLURM_PROCID="3")
-    code, said = told_to_end([LAUNCH / "task.sh", programs / "saves"], env, lines=1)
+    code, said = terminate([LAUNCH / "task.sh", programs / "saves"], env, lines=1)
     assert code == exits.PREEMPTED and "saved" in said
     assert [path.name for path in (programs / "in").iterdir()] == ["3.75"]
 
@@ -275,16 +275,16 @@ def test_slurm_starts_the_tasks_after_the_doctor(call):
         ["srun", *start, "--distributed", "--mode=doctor", *FLAGS],
         ["srun", *start, "--distributed", *FLAGS],
     ]
-    assert starts(calls, "python", "main.py", *FLAGS) == 2
+    assert count_starts(calls, "python", "main.py", *FLAGS) == 2
     assert call.said.count("cpus 8") == 2
     assert not list(ROOT.glob(".codes-*"))
-    # A job that starts again was looked at before.
+    # A job that starts again does not run the doctor.
     _, calls = call("slurm.sbatch", *FLAGS, SLURM_RESTART_COUNT="1")
-    assert starts(calls, "srun") == 1 and not starts(calls, "srun", "--mode=doctor")
+    assert count_starts(calls, "srun") == 1 and not count_starts(calls, "srun", "--mode=doctor")
 
 
-def slurm(call, codes, **variables):
-    """(exit code, whether queued again) of a job whose tasks end with these codes."""
+def run_slurm(call, codes, **variables):
+    """Return (exit code, whether requeued) of a job whose tasks exit with these codes."""
     job = {"SLURM_JOB_ID": "17", "SLURM_RESTART_COUNT": "3", "MAX_RESTARTS": "9"} | variables
     tasks = {"TASKS": str(len(codes)), "codes": {"python": codes}}
     code, calls = call("slurm.sbatch", *FLAGS, **{**job, **tasks})
@@ -295,22 +295,22 @@ def slurm(call, codes, **variables):
 def test_slurm_queues_again_what_can_go_on(call):
     for code in CODES:
         expected = (0, True) if code in exits.RESTARTS else (code, False)
-        assert slurm(call, [code]) == expected
-    # The doctor found it, before the first start.
-    assert slurm(call, [exits.BAD_INPUT], SLURM_RESTART_COUNT="0") == (exits.BAD_INPUT, False)
-    assert slurm(call, [exits.PREEMPTED], SLURM_RESTART_COUNT="9") == (exits.PREEMPTED, False)
-    assert slurm(call, [75], SLURM_RESTART_COUNT="49", MAX_RESTARTS="") == (0, True)
-    assert slurm(call, [75], SLURM_RESTART_COUNT="50", MAX_RESTARTS="") == (75, False)
+        assert run_slurm(call, [code]) == expected
+    # The doctor found it before the first start.
+    assert run_slurm(call, [exits.BAD_INPUT], SLURM_RESTART_COUNT="0") == (exits.BAD_INPUT, False)
+    assert run_slurm(call, [exits.PREEMPTED], SLURM_RESTART_COUNT="9") == (exits.PREEMPTED, False)
+    assert run_slurm(call, [75], SLURM_RESTART_COUNT="49", MAX_RESTARTS="") == (0, True)
+    assert run_slurm(call, [75], SLURM_RESTART_COUNT="50", MAX_RESTARTS="") == (75, False)
 
 
 def test_slurm_decides_from_the_task_that_says_why(call):
-    assert slurm(call, [76, 2, 76]) == (2, False)
-    assert slurm(call, [3, 76]) == (3, False)
-    assert slurm(call, [76, 134]) == (0, True)
-    # A task that was killed with its shell wrote nothing; srun knows of it.
-    assert slurm(call, [76], SRUN_CODE="137") == (0, True)
-    # Out of memory (253, srun(1)): it would be again.
-    assert slurm(call, [137], SRUN_CODE="253") == (253, False)
+    assert run_slurm(call, [76, 2, 76]) == (2, False)
+    assert run_slurm(call, [3, 76]) == (3, False)
+    assert run_slurm(call, [76, 134]) == (0, True)
+    # A task that was killed with its shell wrote nothing, but srun returns its code.
+    assert run_slurm(call, [76], SRUN_CODE="137") == (0, True)
+    # 253 is out of memory (srun(1)), which would happen again.
+    assert run_slurm(call, [137], SRUN_CODE="253") == (253, False)
 
 
 # --- GKE
@@ -334,13 +334,13 @@ def test_gke_restarts_what_can_go_on(call):
     (added,) = (part.partition("=")[2] for part in one if "--restart-on-exit-codes" in part)
     restarted = {42, *range(127, 256), *map(int, added.split(","))}
     for row in exits.TABLE:
-        # XPK itself starts again after 130, which no pod ends with: nobody sits at its keyboard.
+        # XPK starts again after 130 (Ctrl-C), but no pod exits with it.
         if row.code not in (exits.DONE, exits.INTERRUPTED):
             assert (row.code in restarted) == row.restarts
 
 
-def in_xpk(call):
-    """The shell of XPK 1.13 around the command of a workload."""
+def xpk_shell(call):
+    """Return the shell of XPK 1.13 around the command of a workload."""
     _, (one,) = call("gke.sh", *FLAGS, **XPK)
     command = one[-1].partition("=")[2]
     return f"""
@@ -351,26 +351,26 @@ def in_xpk(call):
 
 
 def test_a_workload_ends_with_the_code_of_the_training(call, environment):
-    text = in_xpk(call)
+    text = xpk_shell(call)
     for code in CODES:
-        assert shell(text, environment(codes={"python": [0, code]})).returncode == code
-    assert shell(text, environment(codes={"python": [exits.BAD_INPUT]})).returncode == 2
+        assert run_shell(text, environment(codes={"python": [0, code]})).returncode == code
+    assert run_shell(text, environment(codes={"python": [exits.BAD_INPUT]})).returncode == 2
 
 
 def test_a_workload_that_another_process_ended_is_seen_last(call, programs, environment):
     write_program(programs / "sleep", STAND_IN)
-    text = in_xpk(call)
+    text = xpk_shell(call)
     for code, slept in ((exits.PEER_DIED, ["sleep", "30"]), (exits.BAD_INPUT, ["sleep", "0"])):
-        shell(text, environment(codes={"python": [0, code]}))
-        assert (["sleep", "30"] in recorded(programs)) == (slept[1] == "30")
+        run_shell(text, environment(codes={"python": [0, code]}))
+        assert (["sleep", "30"] in read_calls(programs)) == (slept[1] == "30")
 
 
 def test_a_workload_saves_when_it_is_told_to_end(call, programs, environment):
-    text = in_xpk(call)
+    text = xpk_shell(call)
     write_program(
         programs / "python", SAVES.replace("trap", '[ "$2" = --mode=doctor ] && exit; trap')
     )
-    code, said = told_to_end(["bash", "-c", text], environment(), lines=1)
+    code, said = terminate(["bash", "-c", text], environment(), lines=1)
     assert code == exits.PREEMPTED and "saved" in said
 
 
@@ -382,7 +382,7 @@ POD = {"NAME": "run", "IMAGE": "image", "COUNT": "2", "GPUS": "8", "CLAIM": "dis
 
 @pytest.fixture
 def objects(call):
-    """The service and the job that kubectl is given."""
+    """The service and the job that kubectl receives."""
     if shutil.which("envsubst") is None:
         text = string.Template((LAUNCH / "kubernetes.yaml").read_text())
         said = text.safe_substitute(POD, FLAGS=shlex.join(FLAGS), TUNE="")
@@ -401,18 +401,18 @@ def test_the_kubernetes_job_is_pods_that_meet(objects, programs, environment):
     container = pod["containers"][0]
     assert container["resources"]["limits"] == {"nvidia.com/gpu": 8}
     env = environment(JOB_COMPLETION_INDEX="1")
-    assert shell(container["args"][0], env).returncode == 0
+    assert run_shell(container["args"][0], env).returncode == 0
     meet = ["--num_processes=2", "--process_id=1", *FLAGS]
-    assert recorded(programs) == [
+    assert read_calls(programs) == [
         ["python", "main.py", "--mode=doctor", "--coordinator=run-0.run:4322", *meet],
         ["python", "main.py", "--coordinator=run-0.run:4321", *meet],
     ]
     for code in CODES:
         env = environment(JOB_COMPLETION_INDEX="1", codes={"python": [0, code]})
-        assert shell(container["args"][0], env).returncode == code
-    # What the doctor found ends the pod before the training.
+        assert run_shell(container["args"][0], env).returncode == code
+    # A failed doctor ends the pod before the training.
     env = environment(JOB_COMPLETION_INDEX="1", codes={"python": [2]})
-    assert shell(container["args"][0], env).returncode == 2 and len(recorded(programs)) == 1
+    assert run_shell(container["args"][0], env).returncode == 2 and len(read_calls(programs)) == 1
 
 
 def test_kubectl_is_asked_to_apply(call, programs):
@@ -460,64 +460,64 @@ def test_tpu_hosts_get_the_flags_as_they_are(call):
 
 def test_a_host_says_its_code(call, programs, environment):
     _, ((*_, command),) = call("tpu_pod.sh", *FLAGS, **SLICE, FOLDER=str(programs / "host"))
-    command = "\n".join(recorded(programs)[0][8:]).partition("=")[2]
+    command = "\n".join(read_calls(programs)[0][8:]).partition("=")[2]
     (programs / "host" / ".venv" / "bin").mkdir(parents=True)
     (programs / "host" / ".venv" / "bin" / "activate").write_text("")
     (programs / "host" / "launch").symlink_to(LAUNCH)
     for codes, expected in (([0, 3], 3), ([2], 2), ([0, 0], 0)):
-        ended = shell(command, environment(codes={"python": codes, "curl": [6] * 99}))
+        ended = run_shell(command, environment(codes={"python": codes, "curl": [6] * 99}))
         assert ended.returncode == expected
         assert ended.stdout.splitlines()[-1] == f"fewstep: exit code {expected}"
     shutil.rmtree(programs / "host" / ".venv")
-    ended = shell(command, environment())
+    ended = run_shell(command, environment())
     assert ended.returncode == 2 and "fewstep: exit code 2" in ended.stdout
 
 
-def tpu(call, *replies, **variables):
-    """(exit code, number of times that the hosts were started) where gcloud replies so."""
+def run_tpu(call, *replies, **variables):
+    """Return (exit code, number of starts, calls) if gcloud replies with `replies`."""
     code, calls = call("tpu_pod.sh", *FLAGS, codes={"gcloud": replies}, **SLICE, **variables)
-    return code, starts(calls, "gcloud", *SSH), calls
+    return code, count_starts(calls, "gcloud", *SSH), calls
 
 
 def test_tpu_hosts_start_again_what_can_go_on(call):
     for code in CODES:
-        ended, times, _ = tpu(call, code, 0)
+        ended, times, _ = run_tpu(call, code, 0)
         assert (ended, times) == ((0, 2) if code in exits.RESTARTS else (code, 1))
-    assert tpu(call, 75, 76, 77, 0)[:2] == (0, 4)
-    assert tpu(call, 75, 76, 77, 0, MAX_RESTARTS="2")[:2] == (77, 3)
+    assert run_tpu(call, 75, 76, 77, 0)[:2] == (0, 4)
+    assert run_tpu(call, 75, 76, 77, 0, MAX_RESTARTS="2")[:2] == (77, 3)
 
 
 def test_tpu_hosts_decide_by_the_one_that_says_why(call):
     said = [f"fewstep: exit code {code}" for code in (76, 2, 76)]
-    assert tpu(call, "76 " + "\\n".join(said), 0)[:2] == (2, 1)
-    # A host that ssh lost; those that are left say that it died.
-    assert tpu(call, "76 fewstep: exit code 76", 0)[:2] == (0, 2)
-    assert tpu(call, 255, 0)[:2] == (0, 2)
+    assert run_tpu(call, "76 " + "\\n".join(said), 0)[:2] == (2, 1)
+    # ssh lost a host; the other hosts report that it died.
+    assert run_tpu(call, "76 fewstep: exit code 76", 0)[:2] == (0, 2)
+    assert run_tpu(call, 255, 0)[:2] == (0, 2)
 
 
 def test_tpu_maintenance_is_waited_for(call):
     for state in ("READY\tUNHEALTHY_MAINTENANCE", "REPAIRING", "RESTARTING"):
-        assert tpu(call, 1, f"0 {state}", 0)[:2] == (0, 2)
-    # gcloud itself failed, or nobody makes the slice again.
+        assert run_tpu(call, 1, f"0 {state}", 0)[:2] == (0, 2)
+    # gcloud itself failed, or the slice does not come back.
     for state in ("READY\tHEALTHY", "PREEMPTED", ""):
-        assert tpu(call, 1, f"0 {state}", 0)[:2] == (1, 1)
+        assert run_tpu(call, 1, f"0 {state}", 0)[:2] == (1, 1)
     # The training failed.
-    assert tpu(call, "1 fewstep: exit code 1", "0 REPAIRING", 0)[:2] == (1, 1)
+    assert run_tpu(call, "1 fewstep: exit code 1", "0 REPAIRING", 0)[:2] == (1, 1)
 
 
-def verbs(calls):
+def gcloud_verbs(calls):
     return [one[4] for one in calls if one[0] == "gcloud"]
 
 
 def test_a_spot_slice_is_made_again(call, programs):
     (programs / "setup").write_text("install everything")
-    replies = ["1", 0, "0 WAITING_FOR_RESOURCES", "0 ACTIVE", 0, 255]  # until it is taken back
+    replies = ["1", 0, "0 WAITING_FOR_RESOURCES", "0 ACTIVE", 0, 255]  # 255 at the preemption
     replies += ["0 SUSPENDED", 0, "1", 0, "0 ACTIVE", 0, 0]
     setup = {"SETUP": str(programs / "setup"), "SPOT": "1"}
-    code, times, calls = tpu(call, *replies, TYPE="v5litepod-16", VERSION="image", **setup)
+    code, times, calls = run_tpu(call, *replies, TYPE="v5litepod-16", VERSION="image", **setup)
     assert code == 0 and times == 4
     first = ["describe", "create", "describe", "describe", "ssh", "ssh"]
-    assert verbs(calls) == [
+    assert gcloud_verbs(calls) == [
         *first,
         "describe",
         "delete",
@@ -534,24 +534,32 @@ def test_a_spot_slice_is_made_again(call, programs):
     assert {"--runtime-version=image", "--spot", "--zone=zone"} <= set(asked)
     assert sum("--command=install everything" in one for one in calls) == 2
     assert {"--force", "--quiet"} <= set(next(one for one in calls if "delete" in one))
-    # A slice that is still there has been set up.
+    # A slice that still exists needs no setup.
     replies = ["1", 0, "0 ACTIVE", 0, 75, "0 ACTIVE", 0]
-    _, _, calls = tpu(call, *replies, TYPE="v5litepod-16", VERSION="image", **setup)
-    assert verbs(calls) == ["describe", "create", "describe", "ssh", "ssh", "describe", "ssh"]
+    _, _, calls = run_tpu(call, *replies, TYPE="v5litepod-16", VERSION="image", **setup)
+    assert gcloud_verbs(calls) == [
+        "describe",
+        "create",
+        "describe",
+        "ssh",
+        "ssh",
+        "describe",
+        "ssh",
+    ]
 
 
 def test_a_slice_that_is_there_is_used(call):
-    code, times, calls = tpu(call, "0 ACTIVE", 0, TYPE="v5litepod-16", VERSION="image")
-    assert (code, times, verbs(calls)) == (0, 1, ["describe", "ssh"])
+    code, times, calls = run_tpu(call, "0 ACTIVE", 0, TYPE="v5litepod-16", VERSION="image")
+    assert (code, times, gcloud_verbs(calls)) == (0, 1, ["describe", "ssh"])
     # gcloud cannot make one: no quota, or no such type.
-    code, times, calls = tpu(call, "1", "1", TYPE="v9-16", VERSION="image")
-    assert (code, times, verbs(calls)) == (1, 0, ["describe", "create"])
+    code, times, calls = run_tpu(call, "1", "1", TYPE="v9-16", VERSION="image")
+    assert (code, times, gcloud_verbs(calls)) == (1, 0, ["describe", "create"])
 
 
 def test_a_slice_that_keeps_failing_is_given_up(call):
     once = ["0 FAILED", 0, "1", 0, "0 FAILED"]
-    code, times, calls = tpu(call, *once * 9, TYPE="v5e-16", VERSION="i", MAX_RESTARTS="2")
-    assert code == exits.PEER_DIED and times == 0 and verbs(calls).count("delete") == 3
+    code, times, calls = run_tpu(call, *once * 9, TYPE="v5e-16", VERSION="i", MAX_RESTARTS="2")
+    assert code == exits.PEER_DIED and times == 0 and gcloud_verbs(calls).count("delete") == 3
 
 
 def test_a_tpu_host_ends_what_an_earlier_connection_left(programs, environment):
@@ -564,24 +572,26 @@ def test_a_tpu_host_ends_what_an_earlier_connection_left(programs, environment):
     ended = subprocess.Popen(["bash", LAUNCH / "tpu_host.sh", "python", "main.py"], env=env)
     assert left.wait(timeout=20) == exits.PREEMPTED  # reaped, so that the script sees its end
     assert ended.wait(timeout=20) == 3
-    # A number that another program has by now is left alone.
+    # A process id that now belongs to another program is left alone.
     other = subprocess.Popen(["/bin/sleep", "20"])
     (programs / f"fewstep-{os.getuid()}.pid").write_text(f"{other.pid}\n")
-    shell("launch/tpu_host.sh true", environment(codes={"curl": [6] * 99}, LIBTPU_LOCK="/no/where"))
+    run_shell(
+        "launch/tpu_host.sh true", environment(codes={"curl": [6] * 99}, LIBTPU_LOCK="/no/where")
+    )
     assert other.poll() is None
     other.kill()
 
 
 def test_a_tpu_host_names_a_lock_that_keeps_it_out(programs, environment):
     lock = programs / "lock"
-    lock.mkdir()  # what cannot be opened for writing, whoever asks
-    ended = shell("launch/tpu_host.sh python", environment(LIBTPU_LOCK=str(lock)))
+    lock.mkdir()  # even root cannot open a folder for writing
+    ended = run_shell("launch/tpu_host.sh python", environment(LIBTPU_LOCK=str(lock)))
     assert ended.returncode == 2 and f"sudo rm {lock}" in ended.stderr
-    assert not recorded(programs)
+    assert not read_calls(programs)
     lock.rmdir()
-    lock.write_text("")  # of a process that was killed
+    lock.write_text("")  # left by a killed process
     env = environment(LIBTPU_LOCK=str(lock), codes={"python": [0], "curl": [6] * 9})
-    assert shell("launch/tpu_host.sh python", env).returncode == 0
+    assert run_shell("launch/tpu_host.sh python", env).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -592,11 +602,11 @@ def test_a_tpu_host_saves_before_it_is_taken_away(programs, environment, news):
     env = environment(LIBTPU_LOCK="/no/where", codes={"curl": news})
     write_program(programs / "sleep", SHORT_SLEEP)
     start = time.monotonic()
-    ended = shell("launch/tpu_host.sh python main.py", env)
+    ended = run_shell("launch/tpu_host.sh python main.py", env)
     assert ended.returncode == exits.PREEMPTED and "saved" in ended.stdout
     assert time.monotonic() - start < 10
     env = environment(LIBTPU_LOCK="/no/where", codes={"curl": ["0 NONE", "0 FALSE"]})
-    code, said = told_to_end([LAUNCH / "tpu_host.sh", "python", "main.py"], env, lines=1)
+    code, said = terminate([LAUNCH / "tpu_host.sh", "python", "main.py"], env, lines=1)
     assert code == exits.PREEMPTED and "saved" in said
 
 
@@ -607,31 +617,31 @@ TUNED = ("XLA_FLAGS", "LIBTPU_INIT_ARGS", "NCCL_DEBUG")
 CHOICES = re.findall(r"^    (\w+)\)", (LAUNCH / "env.sh").read_text(), re.MULTILINE)
 
 
-def tuned(**variables):
-    """The code of launch/env.sh, and what it exports."""
-    ended = shell(". launch/env.sh || exit; env", {"PATH": os.environ["PATH"], **variables})
+def read_tuning(**variables):
+    """Return the exit code of launch/env.sh and the variables that it exports."""
+    ended = run_shell(". launch/env.sh || exit; env", {"PATH": os.environ["PATH"], **variables})
     lines = [line.partition("=") for line in ended.stdout.splitlines()]
     return ended.returncode, {name: value for name, _, value in lines if name in TUNED}
 
 
 def test_no_flag_is_on_by_default():
-    assert tuned() == (0, {})
-    assert tuned(XLA_FLAGS="--xla_own=1") == (0, {"XLA_FLAGS": "--xla_own=1"})
-    assert tuned(TUNE="gpu_overlap sideways")[0] == 2
+    assert read_tuning() == (0, {})
+    assert read_tuning(XLA_FLAGS="--xla_own=1") == (0, {"XLA_FLAGS": "--xla_own=1"})
+    assert read_tuning(TUNE="gpu_overlap sideways")[0] == 2
 
 
 def test_flags_are_chosen_by_name():
     assert len(CHOICES) == 5
-    code, flags = tuned(TUNE=" ".join(CHOICES))
+    code, flags = read_tuning(TUNE=" ".join(CHOICES))
     assert code == 0 and set(flags) == set(TUNED)
     own = "--xla_gpu_enable_latency_hiding_scheduler=false"
-    assert tuned(TUNE="gpu_overlap", XLA_FLAGS=own)[1] == {"XLA_FLAGS": own}
-    _, flags = tuned(TUNE="gpu_overlap", XLA_FLAGS="--xla_own=1")
+    assert read_tuning(TUNE="gpu_overlap", XLA_FLAGS=own)[1] == {"XLA_FLAGS": own}
+    _, flags = read_tuning(TUNE="gpu_overlap", XLA_FLAGS="--xla_own=1")
     assert flags["XLA_FLAGS"].startswith("--xla_own=1 --xla_gpu_")
 
 
 def test_the_installed_jaxlib_knows_the_flags_of_gpus():
-    _, flags = tuned(TUNE="gpu_overlap gpu_combine")
+    _, flags = read_tuning(TUNE="gpu_overlap gpu_combine")
     subprocess.run(
         [sys.executable, "-c", "from jaxlib import xla_client; xla_client.make_cpu_client()"],
         env={**os.environ, "XLA_FLAGS": flags["XLA_FLAGS"]},
@@ -655,8 +665,8 @@ def test_every_launcher_takes_the_flags(call, objects):
 # --- The image
 
 
-def instructions():
-    """The (instruction, argument) pairs of the Dockerfile."""
+def read_instructions():
+    """Return the (instruction, argument) pairs of the Dockerfile."""
     text = "\n".join(
         line for line in (ROOT / "Dockerfile").read_text().splitlines() if not line.startswith("#")
     )
@@ -665,7 +675,7 @@ def instructions():
 
 
 def test_the_image_is_built_of_what_is_pinned():
-    found = instructions()
+    found = read_instructions()
     (install,) = (text for name, text in found if name == "RUN" and "pip install" in text)
     assert "-r requirements.txt" in install and "-c constraints.txt" in install
     assert "ARG" in {name for name, _ in found[:2]} and ("ARG", "ACCELERATOR=cpu") in found[:2]
@@ -675,16 +685,16 @@ def test_the_image_is_built_of_what_is_pinned():
     start = install.index("case")
     choose = install[start : install.index("esac") + len("esac")]
     for accelerator in stages:
-        said = shell(f"ACCELERATOR={accelerator}; {choose}; echo $extra", env={}).stdout.strip()
+        said = run_shell(f"ACCELERATOR={accelerator}; {choose}; echo $extra", env={}).stdout.strip()
         assert said == ("" if accelerator == "cpu" else f"jax[{accelerator}]")
-    assert shell(f"ACCELERATOR=abacus; {choose}", env={}).returncode == 2
+    assert run_shell(f"ACCELERATOR=abacus; {choose}", env={}).returncode == 2
 
 
 def test_the_image_is_where_launchers_start():
-    found = instructions()
+    found = read_instructions()
     assert ("WORKDIR", "/fewstep") in found and ("COPY", ". .") in found
     assert not [text for name, text in found if name == "ADD"]
-    # Whoever is not root, but for the devices of a TPU.
+    # The user is not root, except for TPUs, whose devices need root.
     of_stage, stage = {}, ""
     for name, text in found:
         stage = text.rpartition(" AS ")[2] if name == "FROM" else stage

@@ -1,4 +1,4 @@
-"""The command line, as a user meets it: in its own process, from the repository's root."""
+"""Runs the command line like a user: in its own process, from the root of the repository."""
 
 import contextlib
 import errno
@@ -33,7 +33,7 @@ CD = "--config=configs/digits.py:cd"
 ECT = "--config=configs/digits.py:ect"
 SIM = "--config=configs/digits.py:sim"
 DISTANCE = "--config.objective.divergence.distance"
-# The smallest network that has every part, which compiles in a third of the time.
+# The smallest network with every part; it compiles in a third of the time.
 NANO = DiTSize(32, 1, 2)
 run, Command = (partial(function, nano=NANO) for function in (cli.run, cli.Command))
 SMALL = (
@@ -45,7 +45,7 @@ SMALL = (
     "--config.evaluate.num_samples=20",
     "--config.evaluate.batch_size=20",
 )
-# A run of two steps that can be made longer.
+# Flags of a short run that later commands can continue with more steps.
 SHORT = (
     "--config.model.size=nano",
     "--config.batch_size=64",
@@ -59,15 +59,15 @@ EMPTY = (CONFIG, "--config.evaluate.steps=()")
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory):
+def trained_run(tmp_path_factory):
     """A run of six steps."""
     workdir = tmp_path_factory.mktemp("run")
     run(CONFIG, f"--workdir={workdir}", "--config.steps=6", "--config.checkpoint.every=2", *SMALL)
     return workdir
 
 
-def arrays(workdir, step):
-    """Every saved array of a checkpoint, by item."""
+def read_arrays(workdir, step):
+    """Return every saved array of a checkpoint, by item."""
     with checkpoint.open_checkpoints(workdir) as checkpoints:
         names = [p.name for p in (workdir / "checkpoints" / str(step)).iterdir() if p.is_dir()]
         return {
@@ -80,21 +80,21 @@ def arrays(workdir, step):
         }
 
 
-def results(workdir):
-    """The results of a run by number of sampling steps."""
+def read_results(workdir):
+    """Return the results of a run by number of sampling steps."""
     found = [json.loads(path.read_text()) for path in (workdir / "eval").glob("*.json")]
     return {result["protocol"]["sampling"]["steps"]: result for result in found}
 
 
-def test_a_run_says_what_it_is(trained):
-    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+def test_a_run_says_what_it_is(trained_run):
+    rows = [json.loads(line) for line in (trained_run / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows] == [2, 3, 4, 6, 6]
     assert {"loss", "loss_flow", "gradient_norm", "learning_rate", "images_per_second"} <= set(
         rows[0]
     )
-    assert json.loads((trained / "config.json").read_text())["data"]["image_size"] == 8
-    assert "jax" in json.loads((trained / "environment.json").read_text())[-1]["packages"]
-    measured = results(trained)
+    assert json.loads((trained_run / "config.json").read_text())["data"]["image_size"] == 8
+    assert "jax" in json.loads((trained_run / "environment.json").read_text())[-1]["packages"]
+    measured = read_results(trained_run)
     assert set(measured) == {1, 4}
     assert measured[1]["metric"] == "fd-classifier-20"
     assert measured[1]["metrics"]["frechet"] > 2.0 * measured[1]["real"]["frechet"] > 0.0
@@ -102,13 +102,13 @@ def test_a_run_says_what_it_is(trained):
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
-def test_stopped_and_started_again_equals_uninterrupted(trained, tmp_path, number):
+def test_stopped_and_started_again_equals_uninterrupted(trained_run, tmp_path, number):
     workdir = tmp_path / "run"
     command = [CONFIG, f"--workdir={workdir}", *SMALL, "--config.checkpoint.every=2"]
     first = Command([*command, "--config.steps=6"])
     process = first.process
     wait_for(lambda: (workdir / "checkpoints" / "2").exists() or not process.is_alive())
-    os.kill(process.pid, signal.SIGSTOP)  # so that it lives while another run is refused
+    os.kill(process.pid, signal.SIGSTOP)  # keeps it alive until the second run is refused
     second = run(*command, "--config.steps=6", expect=2)
     assert f"{workdir} is being trained in (process {process.pid} on" in second.stderr
     os.kill(process.pid, number)
@@ -122,15 +122,15 @@ def test_stopped_and_started_again_equals_uninterrupted(trained, tmp_path, numbe
     survived = saved_steps(workdir)
     assert survived
     run(*command, "--config.steps=6")
-    assert largest_difference(arrays(trained, 6), arrays(workdir, 6)) == 0.0
-    assert losses(workdir) == losses(trained)
+    assert largest_difference(read_arrays(trained_run, 6), read_arrays(workdir, 6)) == 0.0
+    assert read_losses(workdir) == read_losses(trained_run)
     listed = run("--mode=checkpoints", f"--workdir={workdir}").stdout.splitlines()
     assert [line.split()[0] for line in listed][::2] == ["step", "6"]
     assert all(" whole" in line for line in listed[1:]) and "frechet_1" in listed[-1]
 
 
-def signalled(mode, number, place, said):
-    """The command line, in this process, in a mode whose work is `place(number)`."""
+def run_with_signal(mode, number, place, said):
+    """Run the command line in this process, in a mode that only calls `place(number)`."""
     import main
 
     def act(request):
@@ -153,7 +153,7 @@ def signalled(mode, number, place, said):
 def test_a_signal_ends_every_mode_with_a_line_and_its_code(tmp_path, number, code, words):
     for mode, place in [(mode, signal.raise_signal) for mode in MODES] + [("sample", Dying)]:
         said = tmp_path / mode
-        process = SERVER.Process(target=signalled, args=(mode, number, place, said))
+        process = SERVER.Process(target=run_with_signal, args=(mode, number, place, said))
         process.start()
         process.join(TIMEOUT)
         assert process.exitcode == code, mode
@@ -169,9 +169,9 @@ def fail(number):
 
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT, errno.EROFS])
-def test_a_disk_that_takes_nothing_is_one_line_that_names_the_file(tmp_path, number):
+def test_a_full_disk_prints_one_line_that_names_the_file(tmp_path, number):
     said = tmp_path / "said"
-    process = SERVER.Process(target=signalled, args=("prepare", number, fail, said))
+    process = SERVER.Process(target=run_with_signal, args=("prepare", number, fail, said))
     process.start()
     process.join(TIMEOUT)
     (line,) = said.read_text().splitlines()
@@ -194,8 +194,8 @@ def test_a_comparison_is_stopped_while_a_run_of_it_trains(tmp_path):
     assert not (tmp_path / "cd_flow").exists()
 
 
-def losses(workdir):
-    """The logged losses by step."""
+def read_losses(workdir):
+    """Return the logged losses by step."""
     rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return {row["step"]: row["loss"] for row in rows if "loss" in row}
 
@@ -210,13 +210,13 @@ def test_a_run_that_diverges_is_replayed(tmp_path):
         expect=exits.DIVERGED,
     )
     again = run("--mode=replay", f"--workdir={tmp_path}")
-    assert "step 2 again, as it was: loss or gradient of the network" in again.stdout
+    assert "repeated step 2, which ended with: loss or gradient of the network" in again.stdout
     assert "rows whose loss is not finite: 64 of 64: 0 (image " in again.stdout
     assert "gradients that are not finite: block_0/" in again.stdout
 
 
-def test_samples_need_only_the_workdir_and_do_not_depend_on_their_number(trained, tmp_path):
-    options = (f"--workdir={trained}", "--mode=sample", "--steps=2", "--labels=3,1")
+def test_samples_need_only_the_workdir_and_do_not_depend_on_their_number(trained_run, tmp_path):
+    options = (f"--workdir={trained_run}", "--mode=sample", "--steps=2", "--labels=3,1")
     run(*options, "--seeds=0-29", f"--out={tmp_path}/many.npz")
     seeds = [7, *range(2, 5), *range(9, 29)]  # two batches, out of order
     run(*options, "--seeds=7,2-4,9-28", f"--out={tmp_path}/few", devices=2)
@@ -236,25 +236,25 @@ def test_samples_need_only_the_workdir_and_do_not_depend_on_their_number(trained
         assert np.abs(image.astype(int) - many["x"][seed, ..., 0]).max() <= 1
 
 
-def test_evaluate_again_and_report(trained, tmp_path):
-    first = results(trained)
-    printed = run(f"--workdir={trained}", "--mode=evaluate").stdout
+def test_evaluate_again_and_report(trained_run, tmp_path):
+    first = read_results(trained_run)
+    printed = run(f"--workdir={trained_run}", "--mode=evaluate").stdout
     assert f"{first[4]['metrics']['frechet']:.3f}" in printed
-    assert results(trained) == first
-    other = [f"--workdir={trained}", "--mode=evaluate", CONFIG, *SMALL]
+    assert read_results(trained_run) == first
+    other = [f"--workdir={trained_run}", "--mode=evaluate", CONFIG, *SMALL]
     pixels = run(*other, "--config.evaluate.features=pixels").stdout
     assert "fd-pixels-20 against digits, all images" in pixels
     page = tmp_path / "page.html"
-    run("--mode=report", f"--workdirs={trained}", f"--out={page}", "--metric=fd-classifier-20")
+    run("--mode=report", f"--workdirs={trained_run}", f"--out={page}", "--metric=fd-classifier-20")
     assert f"{first[1]['metrics']['frechet']:.3f}" in page.read_text()
-    run("--mode=report", f"--workdirs={trained}", f"--out={page}")
+    run("--mode=report", f"--workdirs={trained_run}", f"--out={page}")
     assert f"{first[1]['metrics']['frechet']:.3f}" not in page.read_text()
-    refused = run("--mode=report", f"--workdirs={trained}", "--metric=fid-50k", expect=2)
+    refused = run("--mode=report", f"--workdirs={trained_run}", "--metric=fid-50k", expect=2)
     assert "not every run was measured by fid-50k" in refused.stderr
 
 
-def test_a_record_without_todays_evaluation_is_evaluated_by_todays_default(trained, tmp_path):
-    copy = shutil.copytree(trained, tmp_path / "copy")
+def test_a_record_without_todays_evaluation_is_evaluated_by_todays_default(trained_run, tmp_path):
+    copy = shutil.copytree(trained_run, tmp_path / "copy")
     record = identity.read_identity(copy)
     del record.config["evaluate"]["features"]
     identity.write_identity(copy, record)
@@ -265,7 +265,7 @@ def test_a_record_without_todays_evaluation_is_evaluated_by_todays_default(train
 
 
 def test_describe_counts_before_anything_is_trained():
-    # Not forked from a process that has imported all: as a user starts it.
+    # Starts like for a user, not as a fork of a process that has imported all modules.
     command = [sys.executable, "main.py", "--mode=describe"]
     command += ["--config=configs/imagenet256.py:shortcut"]
     printed = subprocess.run(
@@ -337,16 +337,16 @@ def test_a_batch_that_devices_cannot_share(tmp_path):
     assert "batch_size=100 is not divisible by the 8 devices" in result.stderr
 
 
-def test_another_config_on_an_old_run(trained):
-    other = [CONFIG, f"--workdir={trained}", *SMALL, "--config.steps=6", "--config.seed=1"]
+def test_another_config_on_an_old_run(trained_run):
+    other = [CONFIG, f"--workdir={trained_run}", *SMALL, "--config.steps=6", "--config.seed=1"]
     result = run(*other, expect=2)
     assert "seed (0 there, 1 now)" in result.stderr
 
 
-def test_a_teacher_of_another_model(trained, tmp_path):
-    options = [CD, f"--workdir={tmp_path}/r", f"--config.teacher={trained}@4", *SMALL]
+def test_a_teacher_of_another_model(trained_run, tmp_path):
+    options = [CD, f"--workdir={tmp_path}/r", f"--config.teacher={trained_run}@4", *SMALL]
     result = run(*options, "--config.evaluate.steps=(1,2)", expect=2)
-    assert f"teacher={trained}@4 is another model" in result.stderr
+    assert f"teacher={trained_run}@4 is another model" in result.stderr
     assert "path.name (linear there, ve here)" in result.stderr
     assert not (tmp_path / "r").exists()
 
@@ -376,17 +376,17 @@ def test_a_student_needs_its_teacher_to_go_on_but_not_to_sample(teacher, tmp_pat
 def test_a_run_that_only_started_from_a_teacher_goes_on_without_it(teacher, tmp_path):
     tuned, copy = tmp_path / "tuned", shutil.copytree(teacher, tmp_path / "teacher")
     tune = [ECT, f"--config.teacher={copy}", f"--workdir={tuned}", *SHORT]
-    # Without a rate it stays where it started.
+    # With a learning rate of 0 the parameters stay as they started.
     tune += ["--config.objective.total_steps=4", "--config.optimizer.learning_rate=0.0"]
     run(*tune, "--config.steps=2")
     shutil.rmtree(copy)
     run(*tune, "--config.steps=4")
-    start, end = arrays(teacher, 2)["ema_0.999"], arrays(tuned, 4)["network"]
+    start, end = read_arrays(teacher, 2)["ema_0.999"], read_arrays(tuned, 4)["network"]
     assert largest_difference(start, end) == 0.0
 
 
 def test_a_generator_learns_without_images(teacher, tmp_path):
-    # The data set is not there; what its images are like the teacher's run says.
+    # The data set is missing; the record of the teacher has the sizes of its images.
     workdir = tmp_path / "generator"
     made = run(
         "--config=configs/digits.py:dmd",
@@ -434,9 +434,9 @@ def test_a_run_of_another_version_is_named(tmp_path):
         assert len(result.stderr.strip().splitlines()) == 1
 
 
-def test_a_damaged_checkpoint_is_named(trained, tmp_path):
+def test_a_damaged_checkpoint_is_named(trained_run, tmp_path):
     copy = tmp_path / "copy"
-    shutil.copytree(trained, copy)
+    shutil.copytree(trained_run, copy)
     for file in (copy / "checkpoints" / "6" / "ema_0.999").rglob("*"):
         if file.is_file() and file.stat().st_size > 10_000:
             file.write_bytes(file.read_bytes()[:1000])
@@ -452,7 +452,7 @@ def test_a_damaged_checkpoint_is_named(trained, tmp_path):
     assert "No checkpoint of 1 is whole" in result.stderr
 
 
-def test_labels_and_steps_out_of_range(trained):
+def test_labels_and_steps_out_of_range(trained_run):
     for options, message in (
         (("--labels=10",), "0 to 9"),
         (("--labels=a",), "--labels=a is not a class"),
@@ -466,7 +466,7 @@ def test_labels_and_steps_out_of_range(trained):
         (("--network=ema_0.9",), "did you mean 'ema_0.999'"),
         (("--guidance=nan",), "nan is not finite"),
     ):
-        result = run("--mode=sample", f"--workdir={trained}", *options, expect=2)
+        result = run("--mode=sample", f"--workdir={trained_run}", *options, expect=2)
         assert message in result.stderr
 
 
@@ -479,7 +479,7 @@ runpy.run_module("examples.score_distillation", run_name="__main__", alter_sys=T
 """
 
 
-def test_images_are_distilled_from_a_teacher_that_denoises(teacher, trained, tmp_path):
+def test_images_are_distilled_from_a_teacher_that_denoises(teacher, trained_run, tmp_path):
     def distil(folder, *options):
         arguments = [f"--teacher={folder}", "--steps=3", "--per_class=2", *options]
         return subprocess.run(
@@ -496,7 +496,7 @@ def test_images_are_distilled_from_a_teacher_that_denoises(teacher, trained, tmp
     assert names == ["SDS", "NFSD", "VSD", "real", f"{tmp_path}/o.png"]
     assert Image.open(tmp_path / "o.png").size[0] > 100
     for folder, out, message in (
-        (trained, f"{tmp_path}/p.png", "predicts data and noise at every time"),
+        (trained_run, f"{tmp_path}/p.png", "predicts data and noise at every time"),
         (teacher, f"{tmp_path}/p", "must end in .png"),
     ):
         failed = distil(folder, f"--out={out}")

@@ -1,4 +1,4 @@
-"""Several processes over loopback, by the command line: as one, or ended together."""
+"""Several processes over loopback work like one process, and end together."""
 
 import json
 import os
@@ -41,16 +41,16 @@ TRAIN = (
     *SMALL,
 )
 STEPS = "--config.evaluate.steps=(1,2)"
-# The smallest network that has every part, which compiles in a third of the time.
+# The smallest network with every part; it compiles in a third of the time.
 run, run_together, start_together = (
     partial(function, nano=DiTSize(32, 1, 2))
     for function in (cli.run, cli.run_together, cli.start_together)
 )
-BOUND = 20.0  # seconds in which the others must have ended
+BOUND = 20.0  # seconds until the other processes must have ended
 
 
 @pytest.fixture(scope="module")
-def alone(tmp_path_factory):
+def single_run(tmp_path_factory):
     """A run by one process on two devices."""
     workdir = tmp_path_factory.mktemp("alone")
     run(*TRAIN, f"--workdir={workdir}", devices=2)
@@ -58,14 +58,14 @@ def alone(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def shared(tmp_path_factory):
-    """The same run by two processes, and what they printed."""
+def shared_run(tmp_path_factory):
+    """The same run by two processes; (folder, their outputs)."""
     workdir = tmp_path_factory.mktemp("shared")
     return workdir, run_together(2, *TRAIN, f"--workdir={workdir}")
 
 
-def restored(workdir):
-    """The step of the newest checkpoint and its arrays by item, from however many devices."""
+def read_newest_state(workdir):
+    """Return the step of the newest checkpoint and its arrays by item, on one device."""
     here = SingleDeviceSharding(jax.devices()[0])
     with restore.read_checkpoints(workdir) as checkpoints:
         step = checkpoints.latest_step()
@@ -78,25 +78,25 @@ def restored(workdir):
         return step, {name: read[name] for name in names}
 
 
-def losses(workdir):
+def read_losses(workdir):
     rows = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
     return [[row["step"], row["loss"]] for row in rows if "loss" in row]
 
 
 def assert_same_run(ours, theirs):
-    np.testing.assert_allclose(losses(ours), losses(theirs), rtol=0.0, atol=1e-5)
-    (step, state), (other_step, other) = restored(ours), restored(theirs)
+    np.testing.assert_allclose(read_losses(ours), read_losses(theirs), rtol=0.0, atol=1e-5)
+    (step, state), (other_step, other) = read_newest_state(ours), read_newest_state(theirs)
     assert step == other_step
     assert largest_difference(state, other) < 1e-5
 
 
-def test_two_processes_train_what_one_does_and_one_speaks(alone, shared):
-    workdir, (first, second) = shared
-    assert_same_run(workdir, alone)
+def test_two_processes_train_what_one_does_and_one_speaks(single_run, shared_run):
+    workdir, (first, second) = shared_run
+    assert_same_run(workdir, single_run)
     assert f"{workdir} is at step 12" in first.stdout and "\nstep 12 of 12, loss " in first.stderr
     assert second.stdout == second.stderr == ""
     names = {path.name for path in workdir.iterdir()}
-    assert names == {path.name for path in alone.iterdir()}
+    assert names == {path.name for path in single_run.iterdir()}
     assert json.loads((workdir / "environment.json").read_text())[-1]["processes"] == 2
     assert len(list((workdir / "tensorboard").iterdir())) == 1
     assert first.stdout.startswith(f"starts {workdir} for 12 steps on 2 devices (cpu) of 2 proces")
@@ -105,15 +105,15 @@ def test_two_processes_train_what_one_does_and_one_speaks(alone, shared):
         assert row["slowest_process"] in (0.0, 1.0) and row["step_seconds_slowest"] > 0.0
 
 
-def test_four_processes_train_what_one_does(alone, tmp_path):
+def test_four_processes_train_what_one_does(single_run, tmp_path):
     run_together(4, *TRAIN, f"--workdir={tmp_path}/four")
-    assert_same_run(tmp_path / "four", alone)
+    assert_same_run(tmp_path / "four", single_run)
 
 
-def test_two_processes_evaluate_and_sample_what_one_does(shared, tmp_path):
-    workdir, _ = shared
+def test_two_processes_evaluate_and_sample_what_one_does(shared_run, tmp_path):
+    workdir, _ = shared_run
     evaluate = ("--mode=evaluate", f"--workdir={workdir}", TRAIN[0], *SMALL, STEPS)
-    # Not into what the other left: each makes its own statistics of the real images.
+    # Separate folders, so that each makes its own statistics of the real images.
     by_two, silent = run_together(2, *evaluate, f"--config.data.dir={tmp_path}/two")
     found = {path: json.loads(path.read_text()) for path in (workdir / "eval").glob("*.json")}
     by_one = run(*evaluate, f"--config.data.dir={tmp_path}/one", devices=2)
@@ -147,8 +147,8 @@ def test_two_processes_compare_what_one_does(tmp_path):
         assert_same_run(*(tmp_path / name / method / "seed_0" for name in ("two", "one")))
 
 
-def killed(victim, workdir):
-    """Kill one of two processes at a new checkpoint; what the other said, and in how many s."""
+def kill_one(victim, workdir):
+    """Kill one of two processes at a new checkpoint; return the seconds until the other ends."""
     before = {path.name for path in (workdir / "checkpoints").glob("*")}
     commands = start_together(2, *TRAIN, f"--workdir={workdir}")
     running = [command.process for command in commands]
@@ -167,13 +167,16 @@ def killed(victim, workdir):
     return seconds
 
 
-def test_a_killed_process_ends_the_other_and_the_run_goes_on(shared, tmp_path):
-    workdir, (uninterrupted, _) = tmp_path / "run", shared
-    assert killed(1, workdir) < BOUND
-    assert killed(0, workdir) < BOUND
+def test_a_killed_process_ends_the_other_and_the_run_goes_on(shared_run, tmp_path):
+    workdir, (uninterrupted, _) = tmp_path / "run", shared_run
+    assert kill_one(1, workdir) < BOUND
+    assert kill_one(0, workdir) < BOUND
     run_together(2, *TRAIN, f"--workdir={workdir}")
-    assert losses(workdir) == losses(uninterrupted)
-    (step, state), (other_step, other) = restored(workdir), restored(uninterrupted)
+    assert read_losses(workdir) == read_losses(uninterrupted)
+    (step, state), (other_step, other) = (
+        read_newest_state(workdir),
+        read_newest_state(uninterrupted),
+    )
     assert step == other_step == 12 and largest_difference(state, other) == 0.0
 
 
@@ -218,14 +221,14 @@ def test_a_process_that_does_not_come_is_named():
     nobody = [*cli.joined(address, 2, 1), "--join_timeout=1", "--workdir=/nowhere"]
     lost = run(*TRAIN, *nobody, expect=exits.PEER_DIED)
     assert f"error: no process 0 at {address} in 1 s: start it there" in lost.stderr
-    for wrong, message in (("0", "above 0"), ("nan", "above 0"), ("2", "goes with --distributed")):
+    for wrong, message in (("0", "above 0"), ("nan", "above 0"), ("2", "add --distributed")):
         flags = alone if wrong != "2" else []
         refused = run(*TRAIN, *flags, f"--join_timeout={wrong}", expect=exits.BAD_INPUT)
         assert message in refused.stderr
 
 
-def test_one_process_asked_to_stop_stops_all_after_the_same_step(shared, tmp_path):
-    workdir, (uninterrupted, _) = tmp_path / "run", shared
+def test_one_process_asked_to_stop_stops_all_after_the_same_step(shared_run, tmp_path):
+    workdir, (uninterrupted, _) = tmp_path / "run", shared_run
     commands = start_together(2, *TRAIN, f"--workdir={workdir}")
     wait_for(lambda: (workdir / "checkpoints" / "3").exists())
     commands[1].process.terminate()
@@ -234,7 +237,7 @@ def test_one_process_asked_to_stop_stops_all_after_the_same_step(shared, tmp_pat
     assert 3 <= step < 12 and f"preempted, resumable: stopped after step {step}" in first.stderr
     assert "preempted" not in second.stderr
     run_together(2, *TRAIN, f"--workdir={workdir}")
-    (_, state), (_, other) = restored(workdir), restored(uninterrupted)
+    (_, state), (_, other) = read_newest_state(workdir), read_newest_state(uninterrupted)
     assert largest_difference(state, other) == 0.0
 
 
@@ -274,13 +277,13 @@ def test_processes_with_different_flags_are_refused_before_anything_is_written(t
     assert not (tmp_path / "run").exists() and not (tmp_path / "other").exists()
 
 
-def test_hosts_are_slices_that_data_spans(alone, tmp_path):
+def test_hosts_are_slices_that_data_spans(single_run, tmp_path):
     if not cli.hosts_can_be_made():
         pytest.skip("this user may not mount a boot id for each process")
     hosts = {"before": dict.fromkeys((0, 1), cli.become_a_host), "devices": 2}
     mesh = ("--config.mesh.data=2", "--config.mesh.fsdp=2")
     run_together(2, *TRAIN, *mesh, f"--workdir={tmp_path}/run", **hosts)
-    assert_same_run(tmp_path / "run", alone)
+    assert_same_run(tmp_path / "run", single_run)
     across = ("--config.mesh.data=1", "--config.mesh.fsdp=4", f"--workdir={tmp_path}/across")
     refused, _ = run_together(2, *TRAIN, *across, **hosts, expect=exits.BAD_INPUT)
     assert "mesh.fsdp=4 does not fit into slices" in refused.stderr
@@ -290,7 +293,7 @@ def test_hosts_are_slices_that_data_spans(alone, tmp_path):
     assert "2 slice(s) of 2 device(s), 2 process(es) of 2" in doctor.stdout
 
 
-def test_modes_that_no_several_processes_run_say_so():
+def test_modes_for_one_process_refuse_the_flags_of_several():
     for flag in ("--distributed", "--process_id=1"):
         refused = run("--mode=describe", TRAIN[0], flag, expect=exits.BAD_INPUT)
         assert "is not used by --mode=describe" in refused.stderr

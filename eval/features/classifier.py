@@ -43,6 +43,7 @@ from fewstep.models.convnet import Convnet, convnet
 from fewstep.progress import note, progress_bar
 from fewstep.training.sharding import AXES
 from fewstep.training.storage.seal import (
+    find_kept_file,
     read_sealed,
     warn_if_unwritable,
     write_sealed,

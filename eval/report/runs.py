@@ -26,6 +26,7 @@ from fewstep.training.storage.identity import (
     DECODING,
     as_dict,
     depends_on_length,
+    flatten_fields,
 )
 from fewstep.training.storage.workdir import CONFIG, load_config
 from fewstep.training.teacher import parse_location

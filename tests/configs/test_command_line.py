@@ -3,8 +3,15 @@ from pathlib import Path
 import pytest
 
 from fewstep.configs import digits
-from fewstep.configs.command_line import OrNone, flags, nearest_field, unknown_field
-from fewstep.modes.request import at_home, with_home
+from fewstep.configs.command_line import (
+    OptionalParser,
+    explain_value,
+    flags,
+    missing_file_message,
+    nearest_field,
+    unknown_field_message,
+)
+from fewstep.modes.request import expand_home, expand_paths
 from tests.training.runs import small_config
 
 CONFIG = digits.get_config("cd")
@@ -33,14 +40,14 @@ CONFIG = digits.get_config("cd")
 def test_an_unknown_field_is_named_with_the_one_that_was_meant(asked, meant):
     ending = f"; did you mean --config.{meant}?" if meant else ""
     arguments = ["--config.seed=1", f"--config.{asked}=1", "--steps=3"]
-    assert unknown_field(CONFIG, arguments) == f"--config.{asked} is no field{ending}"
+    assert unknown_field_message(CONFIG, arguments) == f"--config.{asked} is not a field{ending}"
 
 
 @pytest.mark.parametrize(
     "argument", ["--config.seed=1", "--noconfig.debug", "--config.optimizer={}"]
 )
 def test_fields_and_groups_that_there_are_are_not(argument):
-    assert unknown_field(CONFIG, [argument]) == ""
+    assert unknown_field_message(CONFIG, [argument]) == ""
 
 
 @pytest.mark.parametrize(
@@ -53,7 +60,7 @@ def test_fields_and_groups_that_there_are_are_not(argument):
 )
 def test_a_group_with_the_value_of_a_field_is_told_with_one_of_its_fields(group, field):
     message = f"--config.{group} is a group of fields; set one, such as --config.{field}"
-    assert unknown_field(CONFIG, [f"--config.{group}=l1"]) == message
+    assert unknown_field_message(CONFIG, [f"--config.{group}=l1"]) == message
 
 
 def test_a_part_is_compared_by_its_own_name():
@@ -62,7 +69,7 @@ def test_a_part_is_compared_by_its_own_name():
 
 
 def test_none_is_read_as_none_and_other_texts_as_before():
-    parser = OrNone(flags.FloatParser())
+    parser = OptionalParser(flags.FloatParser())
     assert parser.parse("None") is None and parser.parse("1e-3") == 1e-3
     with pytest.raises(ValueError, match="could not convert"):
         parser.parse("none")
@@ -83,18 +90,69 @@ PATHS += ("evaluate.reference",)
     ],
 )
 def test_a_run_records_its_folder_of_images_from_the_root(given, recorded):
-    name = with_home(small_config(**{"data.name": given})).data.name
+    name = expand_paths(small_config(**{"data.name": given})).data.name
     assert name == recorded.replace("HERE", str(Path.cwd()))
 
 
 def test_the_home_folder_is_written_out_in_every_path(monkeypatch):
     monkeypatch.setenv("HOME", "/home/me")
     fields = {name: f"~/{name}" for name in PATHS} | {"data.name": "folder:~/pics"}
-    config = with_home(small_config(**fields))
+    config = expand_paths(small_config(**fields))
     for name in PATHS:
         group, _, field = name.rpartition(".")
         assert (config[group] if group else config)[field] == f"/home/me/{name}"
     assert config.data.name == "folder:/home/me/pics"
-    assert at_home("digits") == "digits" and at_home("a/~b") == "a/~b" and at_home("") == ""
-    with pytest.raises(ValueError, match="there is no user ~nobody-of-that-name"):
-        at_home("~nobody-of-that-name/x")
+    assert (
+        expand_home("digits") == "digits"
+        and expand_home("a/~b") == "a/~b"
+        and expand_home("") == ""
+    )
+    with pytest.raises(ValueError, match="the user nobody-of-that-name does not exist"):
+        expand_home("~nobody-of-that-name/x")
+
+
+@pytest.mark.parametrize(
+    ("config", "ending"),
+    [
+        ("configs/digit.py:edm", "; did you mean --config=configs/digits.py?"),
+        ("comand_line.py", "; give a file such as configs/digits.py"),
+        ("cifar10", "; did you mean --config=configs/cifar10.py?"),
+        ("xyz.py", "; give a file such as configs/digits.py"),
+    ],
+)
+def test_a_missing_file_is_named_with_the_one_that_was_meant(config, ending):
+    file = config.partition(":")[0]
+    assert (
+        missing_file_message(config) == f"--config={config}: the file {file} does not exist{ending}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "meant"),
+    [
+        (flags.DEFINE_integer, "many", "a whole number"),
+        (flags.DEFINE_float, "much", "a number"),
+        (flags.DEFINE_boolean, "maybe", "True or False"),
+    ],
+)
+def test_a_value_of_another_type_is_told_the_type(kind, value, meant):
+    values = flags.FlagValues()
+    kind("config.field", None, "", flag_values=values)
+    with pytest.raises(flags.IllegalFlagValueError) as error:
+        values(["main.py", f"--config.field={value}"])
+    assert explain_value(error.value) == f"--config.field={value} must be {meant}"
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        ("Missing value for flag --workdir", "--workdir has no value; write --workdir=VALUE"),
+        (
+            "module 'config_config' has no attribute 'get_config'",
+            "--config: the file does not define get_config; give one such as configs/digits.py",
+        ),
+        ("anything else", "anything else"),
+    ],
+)
+def test_common_errors_of_absl_say_what_to_do(error, message):
+    assert explain_value(ValueError(error)) == message

@@ -148,7 +148,7 @@ def fields():
     for path in CONFIGS:
         get_config = pydoc.locate(f"fewstep.configs.{path.stem}.get_config")
         for method in METHODS:
-            found.update(command_line.leaves(get_config(method).to_dict()))
+            found.update(command_line.field_names(get_config(method).to_dict()))
     return found | {name[:i] for name in found for i, letter in enumerate(name) if letter == "."}
 
 
@@ -272,8 +272,8 @@ def check_request(arguments, monkeypatch):
     """Fails unless main.py takes the arguments, and the mode knows the methods."""
     monkeypatch.setattr("sys.argv", arguments)  # where fields of a config are looked for
     with flagsaver.flagsaver():
-        main.parse(arguments)
-        assert {*(main.request().methods or ())} <= {*METHODS}, arguments
+        main.parse_flags(arguments)
+        assert {*(main.read_request().methods or ())} <= {*METHODS}, arguments
 
 
 def check_module(name, arguments):

@@ -1,4 +1,4 @@
-"""A run of training up to its loop, with recorders in the place of what it calls."""
+"""Runs training up to its loop, with recorders in place of the functions that it calls."""
 
 import hashlib
 import re
@@ -31,8 +31,8 @@ from tests.training.runs import small_config
 MEASURED_BY = ("features", "weights", "reference", "agreement", "batch_size")
 
 
-def recorded(patch, folder, method, fields, traced=True):
-    """What each place of a run sees: {place: texts}; `patch` is undone by the caller.
+def record_run(patch, folder, method, fields, traced=True):
+    """Return what each place of a run receives: {place: texts}. The caller undoes `patch`.
 
     folder: an empty one; the runs "first" and "second" in it are teachers. traced: whether to look
     at the training step, which takes longest.
@@ -62,7 +62,7 @@ def recorded(patch, folder, method, fields, traced=True):
 
 
 def replace_dit(patch, build):
-    """`build` makes the networks of configs with a DiT."""
+    """Make `build` create the networks of configs with a DiT."""
 
     @wraps(NETWORKS["dit"].build)
     def replacement(*inputs, **fields):
@@ -71,16 +71,16 @@ def replace_dit(patch, build):
     patch.setitem(NETWORKS, "dit", NETWORKS["dit"]._replace(build=replacement))
 
 
-def dataset(image_size, channels, **rules):
-    """Random images, sized as asked for."""
+def make_dataset(image_size, channels, **rules):
+    """Return a data set of random images; sizes that are 0 become 8 x 8 x 1."""
     shape = (200, image_size or 8, image_size or 8, channels or 1)
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
-    labels = np.minimum(np.arange(200) % 12, 9).astype(np.int32)  # most are of class 9
+    labels = np.minimum(np.arange(200) % 12, 9).astype(np.int32)  # most have class 9
     return Dataset("made", Split(images, labels), Split(images[:50], labels[50::-1][:50]), 10)
 
 
 def random_network(shape):
-    """The affine network with random parameters, and no input beside time and label."""
+    """Return the affine network with random parameters; its inputs beside x are time and label."""
     network = affine_network()
 
     def init(key):
@@ -90,22 +90,22 @@ def random_network(shape):
 
 
 class Recorder:
-    """What a run calls; it keeps what it was called with, by place."""
+    """Stands in for the functions that a run calls, and keeps their arguments by place."""
 
     def __init__(self, traced):
         self.notes, self.traced = {}, traced
 
     def note(self, place, *content):
-        """Keep what a place was given."""
+        """Keep the arguments of a place."""
         self.notes.setdefault(place, []).append(content)
 
     def note_each(self, place, content):
-        """Keep the fields of a place, each as a place of its own."""
+        """Keep each field of a place as a place of its own."""
         for field, value in content.items():
             self.note(f"{place}.{field}", value)
 
     def places(self):
-        """What each place has seen, as texts without addresses in memory; repetitions once."""
+        """Return the arguments of each place as a set of texts without memory addresses."""
         return {
             place: {re.sub(r"0x[0-9a-f]+", "", repr(jax.tree.map(digest, note))) for note in notes}
             for place, notes in self.notes.items()
@@ -118,11 +118,11 @@ class Recorder:
     def load_data(self, asked, writable):
         sizes = {"image_size": asked.image_size, "channels": asked.channels}
         self.note_each("data", {"name": asked.name, "dir": asked.data_dir, **sizes})
-        return dataset(**sizes)
+        return make_dataset(**sizes)
 
     def load_copy(self, asked, local_dir):
         self.note("copied.to", local_dir)
-        return dataset(asked.image_size, asked.channels)
+        return make_dataset(asked.image_size, asked.channels)
 
     def saved_step(self, folder, step=None):
         return 5 if step is None else step
@@ -143,7 +143,7 @@ class Recorder:
         self.note_each("sampler", how | {"mesh": dict(mesh.shape), "shape": shape})
 
         def sample(params, indices, labels):
-            if isinstance(indices, np.ndarray):  # not when it is traced
+            if isinstance(indices, np.ndarray):  # not under tracing
                 self.note_each("samples", {"network": params, "labels": labels})
             return jnp.zeros((len(indices), *shape))
 
@@ -189,7 +189,7 @@ class Recorder:
         for batch in islice(stream.batches(1), 2):
             self.note("host", batch)
             self.note("images", stream.complete(put_batch(batch, mesh)))
-        # Networks are their names.
+        # Names stand in for networks.
         networks, followers = (
             {name: name for name in part} for part in (objective.players, objective.followers)
         )
@@ -199,7 +199,7 @@ class Recorder:
 
 
 def digest(leaf):
-    """An array as a short text; anything else as it is."""
+    """Return shape and hash of an array; anything else unchanged."""
     if not isinstance(leaf, np.ndarray | jax.Array):
         return leaf
     return leaf.shape, hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()[:8]

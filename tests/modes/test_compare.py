@@ -6,13 +6,19 @@ from importlib import import_module
 import pytest
 
 from fewstep.models.dit import DiTSize
-from fewstep.modes.compare import Cell, compare, is_evaluated, plan, with_teachers
+from fewstep.modes.compare import (
+    ComparedRun,
+    add_teachers,
+    compare_methods,
+    is_evaluated,
+    plan_runs,
+)
 from fewstep.modes.request import Request
 from fewstep.training.report import NonFiniteError
 from tests import cli
 from tests.training.runs import small_config, small_experiment
 
-# The smallest network that has every part, which compiles in a third of the time.
+# The smallest network with every part; it compiles in a third of the time.
 run = partial(cli.run, nano=DiTSize(32, 1, 2))
 SMALL = (
     "--config=configs/digits.py",
@@ -29,20 +35,20 @@ SMALL = (
 )
 
 
-def finished(printed):
-    """The cells of a comparison that were found finished, by number."""
+def finished_runs(printed):
+    """Return the numbers of the runs that a comparison printed as finished."""
     return re.findall(r"\[(\d)/\d\] [^\n]*\nfinished", printed)
 
 
 @pytest.fixture(scope="module")
-def compared(tmp_path_factory):
-    """edm and its student cd, with two seeds each; returns the folder and what was printed."""
+def comparison(tmp_path_factory):
+    """Compare edm and its student cd with two seeds each; return the folder and the output."""
     root = tmp_path_factory.mktemp("compare")
     return root, run("--mode=compare", "--methods=cd", "--seeds=0,1", f"--workdir={root}", *SMALL)
 
 
-def test_teachers_are_trained_first_and_everything_is_in_the_table(compared):
-    root, printed = compared
+def test_teachers_are_trained_first_and_everything_is_in_the_table(comparison):
+    root, printed = comparison
     order = re.findall(r"\[\d/4\] (\w+), seed (\d)", printed.stdout)
     assert order == [("edm", "0"), ("edm", "1"), ("cd", "0"), ("cd", "1")]
     with (root / "table.csv").open() as file:
@@ -52,28 +58,28 @@ def test_teachers_are_trained_first_and_everything_is_in_the_table(compared):
     assert (row["seeds"], row["metric"], row["images_seen"]) == ("2", "fd-pixels-20", "128")
     low, mean, high = (float(row[f]) for f in ("frechet_low", "frechet", "frechet_high"))
     assert low < mean < high and float(row["frechet_least"]) == pytest.approx(low)
-    # Two forward and one backward pass; for cd Heun's two of the teacher and one of the target too.
+    # Training costs three forward passes; cd adds two of the teacher (Heun) and one of the target.
     assert float(rows["edm", "1"]["network_evaluations"]) == pytest.approx(3 * 128, rel=0.1)
     assert float(row["network_evaluations"]) == pytest.approx(6 * 128, rel=0.1)
     assert "fd-pixels-20" in printed.stdout and f"{mean:.3f}" in printed.stdout
     assert f"{mean:.3f}" in (root / "report.html").read_text()
 
 
-def test_what_is_finished_is_left_and_what_is_missing_is_made(compared):
-    root, _ = compared
+def test_finished_runs_stay_and_missing_ones_are_made(comparison):
+    root, _ = comparison
     seeds = {path: path.stat().st_mtime_ns for path in root.glob("*/*/checkpoints/*")}
     again = run("--mode=compare", "--methods=cd", "--seeds=0,1", f"--workdir={root}", *SMALL)
-    assert finished(again.stdout) == ["1", "2", "3", "4"]
+    assert finished_runs(again.stdout) == ["1", "2", "3", "4"]
     more = run("--mode=compare", "--methods=edm,sct", "--seeds=0", f"--workdir={root}", *SMALL)
-    assert finished(more.stdout) == ["1"]
+    assert finished_runs(more.stdout) == ["1"]
     counted = (*SMALL, "--config.evaluate.num_samples=25")
     measured = run("--mode=compare", "--methods=edm", f"--workdir={root}", *counted)
-    assert "fd-pixels-25" in measured.stdout and not finished(measured.stdout)
+    assert "fd-pixels-25" in measured.stdout and not finished_runs(measured.stdout)
     other = (*SMALL, "--config.evaluate.reference=test")
     measured = run("--mode=compare", "--methods=edm", f"--workdir={root}", *other)
-    assert not finished(measured.stdout)
+    assert not finished_runs(measured.stdout)
     asked = run("--mode=compare", "--methods=edm", f"--workdir={root}", *SMALL)
-    assert finished(asked.stdout) == ["1"]
+    assert finished_runs(asked.stdout) == ["1"]
     assert again.stdout.splitlines()[9].split()[:4] != asked.stdout.splitlines()[4].split()[:4]
     assert asked.stdout.splitlines()[4].split()[3] in more.stdout
     assert all(path.stat().st_mtime_ns == time for path, time in seeds.items())
@@ -82,7 +88,7 @@ def test_what_is_finished_is_left_and_what_is_missing_is_made(compared):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--methods=",), "--methods=METHOD,METHOD"),
+        (("--methods=",), "--methods is missing; name"),
         (("--methods=cdd",), "did you mean 'cd'"),
         (("--methods=cd", "--config.evaluate.guidance_scale=nan"), "must be a finite number"),
         (("--methods=cd", "--seeds=1-0"), "--seeds=1-0"),
@@ -90,23 +96,23 @@ def test_what_is_finished_is_left_and_what_is_missing_is_made(compared):
         (("--methods=cd", "--config.objective.solver.name=heun"), "solver"),
     ],
 )
-def test_what_cannot_be_compared_is_refused_before_compute(tmp_path, options, message):
+def test_an_invalid_comparison_is_refused_before_compute(tmp_path, options, message):
     result = run("--mode=compare", f"--workdir={tmp_path}/c", *SMALL, *options, expect=2)
     assert message in result.stderr and not (tmp_path / "c").exists()
     assert len(result.stderr.strip().splitlines()) == 1
 
 
 def test_a_result_without_its_samples_is_made_again(tmp_path):
-    cell = Cell("cd", 0, tmp_path, None, None, frozenset({"a", "b"}))
+    one = ComparedRun("cd", 0, tmp_path, None, None, frozenset({"a", "b"}))
     (tmp_path / "eval").mkdir()
     for name in ("a.json", "a.npz", "b.json", "b.npz"):
-        assert not is_evaluated(cell)
+        assert not is_evaluated(one)
         (tmp_path / "eval" / name).touch()
-    assert is_evaluated(cell)
+    assert is_evaluated(one)
 
 
-def test_another_run_in_the_place_of_a_cell_is_refused(compared):
-    root, _ = compared
+def test_another_run_in_the_folder_of_a_run_is_refused(comparison):
+    root, _ = comparison
     other = ("--mode=compare", "--methods=cd", f"--workdir={root}", *SMALL)
     result = run(*other, "--config.model.size=micro", expect=2)
     assert "holds a run with another config: model.size" in result.stderr
@@ -114,20 +120,22 @@ def test_another_run_in_the_place_of_a_cell_is_refused(compared):
     assert "is at step 2, beyond steps=1" in result.stderr
 
 
-def test_teachers_come_before_what_they_teach():
+def test_teachers_come_before_their_students():
     teachers = {"cd": "edm", "sim_flow": "flow_matching"}
-    ordered = with_teachers(["cd", "sim_flow", "edm"], teachers)
+    ordered = add_teachers(["cd", "sim_flow", "edm"], teachers)
     assert ordered == ["edm", "cd", "flow_matching", "sim_flow"]
 
 
-def test_every_cell_has_its_seed_its_folder_and_the_teacher_of_its_seed(tmp_path, monkeypatch):
+def test_every_run_has_its_seed_its_folder_and_the_teacher_of_its_seed(tmp_path, monkeypatch):
     module = import_module("fewstep.modes.compare")
-    monkeypatch.setattr(module, "with_results", lambda cells: cells)
+    monkeypatch.setattr(module, "add_result_ids", lambda runs: runs)
     monkeypatch.setattr(module, "check_teacher", lambda *_: None)
     monkeypatch.setattr(
         module,
-        "checked_cell",
-        lambda folder, config: Cell(config.method, config.seed, folder, config, None, frozenset()),
+        "resolve_run",
+        lambda folder, config: ComparedRun(
+            config.method, config.seed, folder, config, None, frozenset()
+        ),
     )
     request = Request(
         config=small_config("cd", seed=9),
@@ -138,16 +146,16 @@ def test_every_cell_has_its_seed_its_folder_and_the_teacher_of_its_seed(tmp_path
     )
 
     def planned(**fields):
-        cells = plan(tmp_path, request._replace(**fields))
-        for cell in cells:
-            taught = tmp_path / "edm" / f"seed_{cell.seed}" if cell.method == "cd" else ""
-            assert cell.config.teacher == str(taught)
-            assert cell.folder == tmp_path / cell.method / f"seed_{cell.seed}"
-        return [(cell.method, cell.seed) for cell in cells]
+        runs = plan_runs(tmp_path, request._replace(**fields))
+        for one in runs:
+            taught = tmp_path / "edm" / f"seed_{one.seed}" if one.method == "cd" else ""
+            assert one.config.teacher == str(taught)
+            assert one.folder == tmp_path / one.method / f"seed_{one.seed}"
+        return [(one.method, one.seed) for one in runs]
 
     methods = ("sct", "edm", "cd")
     assert planned(seeds=(4, 2)) == [(method, seed) for method in methods for seed in (4, 2)]
-    # The seed of the config, where none is asked for.
+    # Without --seeds, the seed of the config.
     assert planned() == [(method, 9) for method in methods]
 
 
@@ -155,23 +163,21 @@ def test_every_cell_has_its_seed_its_folder_and_the_teacher_of_its_seed(tmp_path
     ("trained", "evaluated", "done"),
     [(False, False, "train"), (True, False, "evaluate"), (True, True, "")],
 )
-def test_what_a_cell_lacks_is_done_by_its_own_config(
-    tmp_path, monkeypatch, trained, evaluated, done
-):
+def test_a_run_is_completed_by_its_own_config(tmp_path, monkeypatch, trained, evaluated, done):
     module, seen = import_module("fewstep.modes.compare"), []
-    monkeypatch.setattr(module, "is_trained", lambda cell: trained)
-    monkeypatch.setattr(module, "is_evaluated", lambda cell: evaluated)
+    monkeypatch.setattr(module, "is_trained", lambda one: trained)
+    monkeypatch.setattr(module, "is_evaluated", lambda one: evaluated)
     for mode in ("train", "evaluate"):
         done_by = lambda request, mode=mode: seen.append((mode, request))
         monkeypatch.setattr(module, f"{mode}_run", done_by)
     config, experiment = small_experiment(**{"ema.decays": (0.5, 0.9)})
     experiment = experiment._replace(sample_with="ema_0.9")
-    module.complete(Cell("shortcut", 0, tmp_path, config, experiment, frozenset()))
+    module.complete_run(ComparedRun("shortcut", 0, tmp_path, config, experiment, frozenset()))
     request = Request(config=config, workdir=tmp_path, network="ema_0.9")
     assert seen == ([(done, request)] if done else [])
 
 
-def config_of(method):
+def make_config(method):
     config = small_config(method)
     config.data.name = "digits"
     return config
@@ -179,19 +185,19 @@ def config_of(method):
 
 def test_a_teacher_that_does_not_fit_is_refused_before_it_is_trained(tmp_path):
     def other_size(method):
-        config = config_of(method)
+        config = make_config(method)
         config.model.size = "micro" if method == "edm" else "nano"
         return config
 
     request = Request(
-        config=config_of("cd"),
+        config=make_config("cd"),
         workdir=tmp_path,
         config_of_method=other_size,
         methods=("cd",),
         teachers={"cd": "edm"},
     )
     with pytest.raises(ValueError, match="another model than this one: model.size"):
-        compare(request)
+        compare_methods(request)
     assert not list(tmp_path.iterdir())
 
 
@@ -201,30 +207,29 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_read(tmp
     with pytest.raises(
         OSError, match="file/runs cannot be written to .*; choose another --workdir"
     ):
-        compare(request)
+        compare_methods(request)
 
 
-def test_a_diverged_run_is_left_out_with_what_it_would_have_taught(tmp_path, monkeypatch, capsys):
-    def diverging(cell):
-        if cell.method == "edm":
+def test_a_diverged_run_is_left_out_with_its_students(tmp_path, monkeypatch, capsys):
+    def diverging(one):
+        if one.method == "edm":
             raise NonFiniteError("loss is not finite at step 1")
 
-    # The package's own `compare` is the function.
     module = import_module("fewstep.modes.compare")
     shown = []
-    monkeypatch.setattr(module, "complete", diverging)
-    monkeypatch.setattr(module, "show", lambda root, cells: shown.append(cells))
+    monkeypatch.setattr(module, "complete_run", diverging)
+    monkeypatch.setattr(module, "write_tables", lambda root, runs: shown.append(runs))
     request = Request(
-        config=config_of("cd"),
+        config=make_config("cd"),
         workdir=tmp_path,
-        config_of_method=config_of,
+        config_of_method=make_config,
         methods=("cd", "flow_matching"),
         teachers={"cd": "edm"},
     )
-    compare(request)
-    assert [cell.folder for cell in shown[0]] == [tmp_path / "flow_matching" / "seed_0"]
+    compare_methods(request)
+    assert [one.folder for one in shown[0]] == [tmp_path / "flow_matching" / "seed_0"]
     printed = capsys.readouterr()
     assert "left out: loss is not finite" in printed.err
-    assert f"diverged: {tmp_path}/cd/seed_0" in printed.out
+    assert f"left out: {tmp_path}/cd/seed_0; it or" in printed.out
     with pytest.raises(ValueError, match="every run diverged"):
-        compare(request._replace(methods=("cd",)))
+        compare_methods(request._replace(methods=("cd",)))

@@ -1,4 +1,4 @@
-"""A run reads its images by the rules that it began with, whatever is newest today."""
+"""A run keeps the decoding rules that it began with."""
 
 import json
 import shutil
@@ -11,7 +11,7 @@ from PIL import Image
 from fewstep import data
 from fewstep.modes import job as JOB
 from fewstep.modes.checks import NextJob
-from fewstep.modes.request import Request, decoded_as_begun, read_dataset
+from fewstep.modes.request import Request, fill_decoding, read_dataset
 from fewstep.training.classes import class_names
 from fewstep.training.storage import identity, workdir
 from fewstep.training.storage.identity import as_dict
@@ -23,14 +23,14 @@ LATER = ("decoding", "background", "unreadable")
 
 
 @pytest.fixture(autouse=True)
-def untraced(monkeypatch):
-    """No step is traced, which takes long."""
+def skip_tracing(monkeypatch):
+    """Skip tracing the step, which takes long."""
     monkeypatch.setattr(JOB, "check_step", lambda *_: None)
 
 
 @pytest.fixture
 def config(tmp_path):
-    """A config of a folder whose classes and pixels the rules read differently."""
+    """A config for an image folder whose classes and pixels depend on the rules."""
     for name, level in (("2", 20), ("10", 100)):
         (tmp_path / "images" / name).mkdir(parents=True)
         deep = np.full((8, 8), level * 257, np.uint16)
@@ -47,9 +47,9 @@ def config(tmp_path):
     )
 
 
-def begin(folder, config, older=False):
-    """Record a run as it begins; older: as a version did that had no such fields."""
-    job = JOB.job_of(folder, config)
+def start_run(folder, config, older=False):
+    """Write the record of a new run. older: without the fields that older versions lacked."""
+    job = JOB.prepare_job(folder, config)
     workdir.start_run(folder, job.config, JOB.data_identity(job.dataset, job.experiment))
     if older:
         path = folder / identity.RUN
@@ -60,40 +60,40 @@ def begin(folder, config, older=False):
     return job.dataset
 
 
-def old(config):
-    """The config with the first rules."""
+def with_first_decoding(config):
+    """Return the config with the first decoding rules."""
     config = config.copy_and_resolve_references()
     config.data.decoding = data.FIRST_DECODING
     return config
 
 
-def levels(dataset):
-    """The grey level of each label."""
+def grey_levels(dataset):
+    """Return the grey level of each label."""
     return dict(
         zip(dataset.train.labels.tolist(), dataset.train.images[:, 0, 0, 0].tolist(), strict=True)
     )
 
 
 def test_rules_differ(config):
-    first, newest = read_dataset(old(config)), read_dataset(config)
-    assert (first.classes, levels(first)) == (("10", "2"), {0: 255, 1: 255})
-    assert (newest.classes, levels(newest)) == (("2", "10"), {0: 20, 1: 100})
+    first, newest = read_dataset(with_first_decoding(config)), read_dataset(config)
+    assert (first.classes, grey_levels(first)) == (("10", "2"), {0: 255, 1: 255})
+    assert (newest.classes, grey_levels(newest)) == (("2", "10"), {0: 20, 1: 100})
 
 
 @pytest.mark.parametrize("cached", [True, False])
 def test_an_older_run_goes_on_with_its_pixels_and_labels(tmp_path, config, cached, capsys):
-    begun = begin(tmp_path / "run", old(config), older=True)
+    begun = start_run(tmp_path / "run", with_first_decoding(config), older=True)
     if not cached:
         shutil.rmtree(tmp_path / "arrays")
     capsys.readouterr()
-    for _ in range(2):  # the first start has written a new record
-        job = JOB.job_of(tmp_path / "run", config)
+    for _ in range(2):  # the first start writes a new record
+        job = JOB.prepare_job(tmp_path / "run", config)
         assert job.config.data.decoding == data.FIRST_DECODING
         assert job.dataset.identity == begun.identity
         workdir.start_run(tmp_path / "run", job.config, job.dataset.identity)
     said = "is decoded by the rules of earlier versions (data.decoding=1)"
     assert (said in capsys.readouterr().err) != cached
-    # So do evaluations, whose config is the record, and the doctor.
+    # Evaluations, whose config is the record, and the doctor do the same.
     recorded = workdir.load_config(tmp_path / "run")
     assert read_dataset(recorded, writable=False).identity == begun.identity
     assert (
@@ -103,14 +103,14 @@ def test_an_older_run_goes_on_with_its_pixels_and_labels(tmp_path, config, cache
 
 
 def test_the_record_of_an_older_run_is_read_by_the_first_rules(tmp_path, config):
-    begun = begin(tmp_path / "run", old(config), older=True)
+    begun = start_run(tmp_path / "run", with_first_decoding(config), older=True)
     recorded = workdir.load_config(tmp_path / "run")
     assert recorded.data.decoding == data.FIRST_DECODING
     assert read_dataset(recorded).identity == begun.identity
 
 
 def test_a_new_run_records_the_newest_rules(tmp_path, config):
-    begun = begin(tmp_path / "run", config)
+    begun = start_run(tmp_path / "run", config)
     assert workdir.load_config(tmp_path / "run").data.decoding == data.NEWEST_DECODING
     assert begun.classes == class_names(tmp_path / "run") == ("2", "10")
 
@@ -126,21 +126,21 @@ def test_a_new_run_records_the_newest_rules(tmp_path, config):
     ],
 )
 def test_a_run_does_not_go_on_by_other_rules(tmp_path, config, older, field, value, message):
-    begin(tmp_path / "run", old(config) if older else config, older)
+    start_run(tmp_path / "run", with_first_decoding(config) if older else config, older)
     config.data[field] = value
     with pytest.raises(ValueError, match=message):
-        job = JOB.job_of(tmp_path / "run", config)
+        job = JOB.prepare_job(tmp_path / "run", config)
         workdir.start_run(tmp_path / "run", job.config)
 
 
 def test_a_student_reads_its_images_as_its_teacher(tmp_path, config):
-    begin(tmp_path / "teacher", old(config), older=True)
+    start_run(tmp_path / "teacher", with_first_decoding(config), older=True)
     config.teacher = f"{tmp_path / 'teacher'}@5"
-    assert decoded_as_begun(config, tmp_path / "student").data.decoding == data.FIRST_DECODING
+    assert fill_decoding(config, tmp_path / "student").data.decoding == data.FIRST_DECODING
 
 
 def test_a_run_without_images_has_the_classes_of_its_teacher(tmp_path, config):
-    begin(tmp_path / "teacher", config)
+    start_run(tmp_path / "teacher", config)
     config.teacher = f"{tmp_path / 'teacher'}@5"
     workdir.start_run(tmp_path / "student", config)
     assert class_names(tmp_path / "student") == ("2", "10")
@@ -155,7 +155,7 @@ def test_preparing_mends_the_arrays_of_older_runs_too(tmp_path, config, capsys):
     newest = data.prepare_dataset(data.Selection(name, **arguments))
     assert newest != folder
     assert "decoding again" in capsys.readouterr().err
-    assert levels(
+    assert grey_levels(
         data.load_selection(data.Selection(name, decoding=data.FIRST_DECODING, **arguments))
     ) == {
         0: 255,

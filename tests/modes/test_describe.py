@@ -1,6 +1,6 @@
-"""The numbers of a description are those of the config."""
+"""--mode=describe prints the numbers of the config."""
 
-from fewstep.modes.describe import description
+from fewstep.modes.describe import describe_experiment
 from fewstep.training.cost.step_cost import forward_flops, step_flops
 from fewstep.training.experiment import build
 from tests.modes.recorded import random_network
@@ -22,10 +22,10 @@ def test_every_line_says_what_the_config_does():
     config = small_config("dmd", **fields)
     config.player_optimizers = {"fake_score": {"name": "adam"}}
     experiment = build(config, random_network((8, 8, 1)))
-    lines = description(config, experiment).splitlines()
+    lines = describe_experiment(config, experiment).splitlines()
     flops = step_flops(config, experiment)
     passes = flops / forward_flops(config, experiment)
-    # Eight numbers of each network; Adam has two of each and a count, RAdam the same.
+    # Each network has eight numbers; Adam and RAdam keep two for each, and a count.
     assert lines == [
         "objective    dmd on the ve path, t in [0.002, 80]",
         "data         digits, 8 x 8 x 1, 3 classes",

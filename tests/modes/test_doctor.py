@@ -1,4 +1,4 @@
-"""The preflight: what fails is named with its remedy, all is checked, and nothing is left."""
+"""--mode=doctor names each failure with its remedy, runs every check and leaves no files."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from PIL import Image
 
 from fewstep.models.dit import DiTSize
 from fewstep.modes.checks import ALONE, TOGETHER
-from fewstep.modes.doctor import doctor
+from fewstep.modes.doctor import run_checks
 from fewstep.modes.prepare import prepare
 from fewstep.modes.request import Request
 from fewstep.training.cluster import exits
@@ -24,17 +24,16 @@ from tests.modes.recorded import random_network
 from tests.training.runs import small_config
 from tests.training.test_teacher import one_block, save_run  # noqa: F401
 
-# The package's own `doctor` is the function.
 CHECKS, DOCTOR = import_module("fewstep.modes.checks"), import_module("fewstep.modes.doctor")
 SMALL = ("--config.model.size=nano", "--config.batch_size=64", "--config.evaluate.features=pixels")
 
 
-def config_of(method, **fields):
+def make_config(method, **fields):
     return small_config(method, **{"data.name": "digits", "evaluate.steps": (1,), **fields})
 
 
-def lines(printed):
-    """What was printed, by check: (status, text)."""
+def read_lines(printed):
+    """Return {check: (status, text)} of the printed lines."""
     rows = [re.fullmatch(r"(\S+) +(first batch|\S+) +(.*)", line) for line in printed.splitlines()]
     return {row[2]: (row[1], row[3]) for row in rows}
 
@@ -45,9 +44,9 @@ def teacher(tmp_path_factory):
 
 
 def test_a_job_that_can_run_passes_and_leaves_nothing(teacher, tmp_path, capsys):
-    config = config_of("cd", teacher=teacher)
-    doctor(Request(config=config, workdir=tmp_path / "runs" / "cd"))
-    found = lines(capsys.readouterr().out)
+    config = make_config("cd", teacher=teacher)
+    run_checks(Request(config=config, workdir=tmp_path / "runs" / "cd"))
+    found = read_lines(capsys.readouterr().out)
     assert list(found) == [*ALONE, *TOGETHER]
     assert {status for status, _ in found.values()} == {"ok"}
     assert found["batch"][1] == "64, 8 on each device"
@@ -64,8 +63,8 @@ def test_a_flipped_pixel_is_found_and_prepare_mends_it(tmp_path, capsys):
         (tmp_path / "set" / str(i % 2)).mkdir(parents=True, exist_ok=True)
         Image.fromarray(image).save(tmp_path / "set" / str(i % 2) / f"{i}.png")
     fields = {"data.name": f"folder:{tmp_path / 'set'}", "data.dir": str(tmp_path / "data")}
-    # Too few images for the other checks, and few enough for a test.
-    config = config_of("flow_matching", **fields, **{"data.image_size": 8, "evaluate.steps": ()})
+    # Too few images for the other checks.
+    config = make_config("flow_matching", **fields, **{"data.image_size": 8, "evaluate.steps": ()})
     job = CHECKS.NextJob(Request(config=config, workdir=tmp_path / "run"))
     assert ALONE["data"].run(job).startswith("20 training images of 8 x 8 x 1, hash ")
     (file,) = tmp_path.glob("data/arrays/*/train_images.npy")
@@ -83,7 +82,7 @@ def test_a_flipped_pixel_is_found_and_prepare_mends_it(tmp_path, capsys):
     assert "train: 20 images verified" in capsys.readouterr().err
 
 
-def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys, monkeypatch):
+def test_all_failures_are_reported_at_once(tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("FEWSTEP_INCEPTION", raising=False)
     full = CHECKS.shutil.disk_usage(tmp_path)._replace(free=2**20)
     monkeypatch.setattr(CHECKS.shutil, "disk_usage", lambda _: full)
@@ -92,13 +91,13 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path, capsys, monkeypatch)
     monkeypatch.setattr(CHECKS, "multihost_utils", others)
     (tmp_path / "file").write_text("a file in the place of a folder")
     fields = {"batch_size": 63, "evaluate.features": "inception", "teacher": str(tmp_path)}
-    request = Request(config=config_of("cd", **fields), workdir=tmp_path / "file" / "run")
-    # The findings themselves are exchanged as they are.
-    monkeypatch.setattr(DOCTOR, "gathered", lambda here: [dict(here)])
+    request = Request(config=make_config("cd", **fields), workdir=tmp_path / "file" / "run")
+    # One process needs no exchange of findings.
+    monkeypatch.setattr(DOCTOR, "gather_findings", lambda here: [dict(here)])
     wrong = ("batch", "teacher", "evaluation", "disk", "clocks", "workdir")
     with pytest.raises(ValueError, match="6 of 18 checks failed: " + ", ".join(wrong)):
-        doctor(request)
-    found = lines(capsys.readouterr().out)
+        run_checks(request)
+    found = read_lines(capsys.readouterr().out)
     assert {name for name, (status, _) in found.items() if status == "FAILED"} == set(wrong)
     for name, remedy in {
         "batch": "use 56 or 64",
@@ -130,7 +129,7 @@ def test_a_device_that_computes_wrongly_is_found(check, broken, monkeypatch):
             sharding, np.where(rows == broken, np.float32(1.5), x)
         )
 
-    run = getattr(CHECKS, check)
+    run = getattr(CHECKS, f"inspect_{check}")
     assert "compute" in run(None)
     monkeypatch.setattr(jax, "device_put", on_one)
     monkeypatch.setattr(jax, "make_array_from_process_local_data", on_all)
@@ -139,19 +138,22 @@ def test_a_device_that_computes_wrongly_is_found(check, broken, monkeypatch):
         run(None)
 
 
-def job_of(tmp_path, method="flow_matching", **fields):
-    """A job of a network of a few numbers."""
-    job = CHECKS.NextJob(Request(config=config_of(method, **fields), workdir=tmp_path))
+def make_job(tmp_path, method="flow_matching", **fields):
+    """Return a job with a network of a few numbers."""
+    job = CHECKS.NextJob(Request(config=make_config(method, **fields), workdir=tmp_path))
     job.experiment = build(job.config, random_network((8, 8, 1)))
     return job
 
 
 def test_the_batch_is_that_of_the_config_in_its_parts(tmp_path):
-    assert CHECKS.batch(job_of(tmp_path, batch_size=32)) == "32, 4 on each device"
+    assert CHECKS.inspect_batch(make_job(tmp_path, batch_size=32)) == "32, 4 on each device"
     with pytest.raises(ValueError, match="8 devices of the mesh x 8 micro_batches"):
-        CHECKS.batch(job_of(tmp_path, batch_size=32, micro_batches=8))
-    # Shrunk as the run will be.
-    assert CHECKS.batch(job_of(tmp_path, batch_size=256, debug=True)) == "64, 8 on each device"
+        CHECKS.inspect_batch(make_job(tmp_path, batch_size=32, micro_batches=8))
+    # debug=True shrinks the batch, as in training.
+    assert (
+        CHECKS.inspect_batch(make_job(tmp_path, batch_size=256, debug=True))
+        == "64, 8 on each device"
+    )
 
 
 @pytest.mark.parametrize(
@@ -164,32 +166,36 @@ def test_the_batch_is_that_of_the_config_in_its_parts(tmp_path):
     ],
 )
 def test_room_is_needed_for_the_checkpoints_that_stay_and_one_more(tmp_path, fields, count):
-    assert f"{count} checkpoints need" in CHECKS.disk(job_of(tmp_path, **fields))
+    assert f"{count} checkpoints need" in CHECKS.inspect_disk(make_job(tmp_path, **fields))
 
 
 def test_the_first_batch_is_this_process_s_share(tmp_path):
-    assert CHECKS.first_batch(job_of(tmp_path, batch_size=32)) == "32 rows in each process"
+    assert (
+        CHECKS.inspect_first_batch(make_job(tmp_path, batch_size=32)) == "32 rows in each process"
+    )
 
 
 def test_no_images_are_put_on_the_devices_for_the_first_batch(tmp_path, monkeypatch):
     monkeypatch.setattr(import_module("fewstep.training.sources"), "load_on_devices", None)
-    job = job_of(tmp_path, batch_size=32, **{"data.on_device": True})
+    job = make_job(tmp_path, batch_size=32, **{"data.on_device": True})
     assert TOGETHER["first batch"].run(job) == "32 rows in each process"
     assert job.config.data.on_device
 
 
 def test_a_folder_of_this_run_goes_on_and_of_another_is_refused(teacher, tmp_path, capsys):
-    pinned = config_of("cd", teacher=f"{teacher}@5")
+    pinned = make_config("cd", teacher=f"{teacher}@5")
     workdir.start_run(tmp_path / "run", with_network_fields(pinned))
-    doctor(Request(config=config_of("cd", teacher=teacher), workdir=tmp_path / "run"))
-    assert lines(capsys.readouterr().out)["run"] == ("ok", "starts again: nothing was saved")
+    run_checks(Request(config=make_config("cd", teacher=teacher), workdir=tmp_path / "run"))
+    assert read_lines(capsys.readouterr().out)["run"] == ("ok", "starts again: nothing was saved")
     with pytest.raises(ValueError, match="1 of 18 checks failed: run"):
-        doctor(Request(config=config_of("cd", teacher=teacher, seed=1), workdir=tmp_path / "run"))
-    assert "seed (0 there, 1 now)" in lines(capsys.readouterr().out)["run"][1]
+        run_checks(
+            Request(config=make_config("cd", teacher=teacher, seed=1), workdir=tmp_path / "run")
+        )
+    assert "seed (0 there, 1 now)" in read_lines(capsys.readouterr().out)["run"][1]
 
 
-def found(*texts):
-    """What these processes found of the data."""
+def make_findings(*texts):
+    """Return one finding for each process."""
     return [DOCTOR.Finding("ok", text, f"process {i}") for i, text in enumerate(texts)]
 
 
@@ -204,7 +210,7 @@ def found(*texts):
     ],
 )
 def test_a_process_whose_data_differ_from_those_of_most_is_named(texts, named):
-    said = [text.split("data", 1) for text in DOCTOR.told("data", found(*texts))]
+    said = [text.split("data", 1) for text in DOCTOR.format_check("data", make_findings(*texts))]
     assert [text.strip() for _, text in said] == named
     assert {status.strip() for status, _ in said} == {"FAILED" if len(named) > 1 else "ok"}
 
@@ -218,12 +224,14 @@ def test_the_same_data_in_other_folders_of_each_host_are_the_same(tmp_path):
             Image.fromarray(image).save(folder / f"{i}.png")
         fields = {"data.name": f"folder:{folder}", "data.dir": str(tmp_path / host / "data")}
         fields |= {"data.image_size": 8, "evaluate.steps": (), "data.local_dir": host}
-        job = CHECKS.NextJob(Request(config=config_of("flow_matching", **fields), workdir=tmp_path))
-        seen.append((ALONE["data"].run(job), CHECKS.config_hash(job)))
-    assert seen[0][0] == seen[1][0] != seen[2][0]  # of the same name and number
+        job = CHECKS.NextJob(
+            Request(config=make_config("flow_matching", **fields), workdir=tmp_path)
+        )
+        seen.append((ALONE["data"].run(job), CHECKS.inspect_config(job)))
+    assert seen[0][0] == seen[1][0] != seen[2][0]  # the name and the number of images are the same
     same = [{"data.dir": "a", "data.local_dir": "x"}, {"data.dir": "b", "evaluate.weights": "w"}]
-    jobs = [CHECKS.NextJob(Request(config=config_of("edm", **f), workdir=tmp_path)) for f in same]
-    assert CHECKS.config_hash(jobs[0]) == CHECKS.config_hash(jobs[1])
+    jobs = [CHECKS.NextJob(Request(config=make_config("edm", **f), workdir=tmp_path)) for f in same]
+    assert CHECKS.inspect_config(jobs[0]) == CHECKS.config_hash(jobs[1])
 
 
 def test_processes_that_differ_are_named(tmp_path):
@@ -233,7 +241,7 @@ def test_processes_that_differ_are_named(tmp_path):
         2, *command, *SMALL, own=own, expect=exits.BAD_INPUT, nano=DiTSize(32, 1, 2)
     )
     failed = [line.split(None, 2)[1:] for line in first.stdout.splitlines() if "FAILED" in line]
-    failed = [row for row in failed if row[0] != "code"]  # which may change while it is tested
+    failed = [row for row in failed if row[0] != "code"]  # files may change during the test
     assert [name for name, _ in failed] == ["config", "config", "mesh"]
     assert failed[0][1].startswith("process 0 (host ") and "edm, hash" in failed[0][1]
     assert failed[1][1].startswith("process 1 (host ") and "do not fill 2" in failed[2][1]

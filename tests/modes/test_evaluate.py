@@ -1,10 +1,10 @@
-"""A run is evaluated as its own config says, or as another one's `evaluate` fields do."""
+"""A run is evaluated by its own config, or by the `evaluate` fields of another one."""
 
 from importlib import import_module
 
 import pytest
 
-from fewstep.modes.request import Request, Run
+from fewstep.modes.request import LoadedRun, Request
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_config, small_experiment
 
@@ -12,14 +12,14 @@ EVALUATE = import_module("fewstep.modes.evaluate_run")
 
 
 @pytest.fixture
-def evaluated(monkeypatch, tmp_path):
-    """A function of a request's fields that gives what was evaluated, and with which config."""
+def evaluate(monkeypatch, tmp_path):
+    """A function: fields of a request -> the `evaluate` fields and the data set that were used."""
     config, experiment = small_experiment(seed=5, **{"evaluate.steps": (1,), "data.dir": "own"})
     mesh, seen = make_mesh(), {}
 
     def load_run(request):
         seen["request"] = request
-        return Run(config, experiment, mesh, "parameters", 30)
+        return LoadedRun(config, experiment, mesh, "parameters", 30)
 
     def evaluator(*given, writable, samples, out, show):
         seen["given"] = (*given, writable)
@@ -28,15 +28,15 @@ def evaluated(monkeypatch, tmp_path):
 
     for name, stands_in in {
         "load_run": load_run,
-        "dataset_if_here": lambda config, experiment, writable: f"{config.data.dir}, {writable}",
-        "check_places": lambda *given: None,
+        "find_dataset": lambda config, experiment, writable: f"{config.data.dir}, {writable}",
+        "check_moved_data": lambda *given: None,
         "check_evaluation": lambda *given: seen.update(checked=given),
         "evaluator": evaluator,
         "summary": lambda results: seen.update(shown=results),
     }.items():
         monkeypatch.setattr(EVALUATE, name, stands_in)
 
-    def evaluated(**fields):
+    def evaluate(**fields):
         request = Request(workdir=tmp_path, **fields)
         EVALUATE.evaluate_run(request)
         own_experiment, dataset, used, own_mesh, folder, writable = seen["given"]
@@ -47,43 +47,41 @@ def evaluated(monkeypatch, tmp_path):
         assert dataset.endswith(f", {writable}")
         return used.evaluate, dataset
 
-    return evaluated
+    return evaluate
 
 
-def test_its_own_config_is_used_where_no_other_is_given(evaluated):
-    fields, dataset = evaluated(config=None)
+def test_its_own_config_is_used_where_no_other_is_given(evaluate):
+    fields, dataset = evaluate(config=None)
     assert (fields.steps, dataset) == ((1,), "own, False")
 
 
-def test_another_config_says_how_to_evaluate_and_where_data_lie(evaluated):
+def test_another_config_says_how_to_evaluate_and_where_data_lie(evaluate):
     other = small_config(
         seed=6, **{"evaluate.steps": (2, 4), "evaluate.reference": "all", "data.dir": "elsewhere"}
     )
-    fields, dataset = evaluated(config=other)
+    fields, dataset = evaluate(config=other)
     assert (fields, dataset) == (other.evaluate, "elsewhere, True")
 
 
-def test_results_that_cannot_be_written_are_refused_before_the_run_is_evaluated(
-    evaluated, tmp_path
-):
+def test_results_that_cannot_be_written_are_refused_before_the_run_is_evaluated(evaluate, tmp_path):
     (tmp_path / "eval").write_text("no folder")
     with pytest.raises(
-        OSError, match="eval cannot be written to .*; say where results go by --out"
+        OSError, match="eval cannot be written to .*; choose another folder by --out"
     ):
-        evaluated(config=None)
-    evaluated(config=None, out=tmp_path / "else" / "where")
+        evaluate(config=None)
+    evaluate(config=None, out=tmp_path / "else" / "where")
 
 
-def test_nothing_to_evaluate_is_refused(evaluated):
+def test_nothing_to_evaluate_is_refused(evaluate):
     with pytest.raises(ValueError, match="evaluate.steps="):
-        evaluated(config=small_config(**{"evaluate.steps": ()}))
+        evaluate(config=small_config(**{"evaluate.steps": ()}))
 
 
 def test_numbers_of_steps_of_other_stages_alone_are_refused_before_compute(monkeypatch, tmp_path):
     fields = {"evaluate.steps": (1, 2), "objective.max_steps": 8, "steps": 40}
     config, experiment = small_experiment("progressive", **fields)
-    run = lambda done: lambda request: Run(config, experiment, make_mesh(), None, done)
-    monkeypatch.setattr(EVALUATE, "dataset_if_here", None)
+    run = lambda done: lambda request: LoadedRun(config, experiment, make_mesh(), None, done)
+    monkeypatch.setattr(EVALUATE, "find_dataset", None)
     for done, stage in ((10, "1 of 4 (8"), (11, "2 of 4 (4")):
         monkeypatch.setattr(EVALUATE, "load_run", run(done))
         with pytest.raises(ValueError) as error:

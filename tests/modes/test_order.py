@@ -1,4 +1,4 @@
-"""The order of a run's data is its own wherever batches are made, whatever is newest today."""
+"""A run keeps the data order that it began with, in every mode that makes batches."""
 
 import json
 from importlib import import_module
@@ -9,7 +9,7 @@ import pytest
 from fewstep import data
 from fewstep.data.order import ORDERS
 from fewstep.modes import job as JOB
-from fewstep.modes.checks import NextJob, first_batch
+from fewstep.modes.checks import NextJob, inspect_first_batch
 from fewstep.modes.request import Request
 from fewstep.training.experiment import build_on
 from fewstep.training.report import NonFiniteError
@@ -23,17 +23,17 @@ CONFIG = small_config("flow_matching", **{"data.name": "digits", "evaluate.steps
 
 
 def first_rows(order):
-    """Labels of the first batch that a run of such an order is given."""
+    """Return the labels of the first batch of a run with this data order."""
     split = data.load_selection(data.Selection("digits")).train
     return next(data.image_batches(split, batch_size=64, seed=0, order=order))["label"]
 
 
 @pytest.fixture(params=ORDERS)
-def begun(request, tmp_path):
-    """A run's folder, its order and the first labels; it has trained no step."""
-    config = JOB.job_of(tmp_path, CONFIG).config
+def new_run(request, tmp_path):
+    """The folder of a run before its first step, its data order and its first labels."""
+    config = JOB.prepare_job(tmp_path, CONFIG).config
     workdir.start_run(tmp_path, config)
-    if request.param == 1:  # begun before there were several: no record has a number
+    if request.param == 1:  # records of the first version have no number
         path = tmp_path / identity.RUN
         record = unseal_record(json.loads(path.read_text()))
         del record["order"]
@@ -45,15 +45,15 @@ def test_orders_differ():
     assert (first_rows(1) != first_rows(2)).any()
 
 
-def test_training_goes_on_in_the_order_that_it_began(begun, monkeypatch):
-    folder, order, labels = begun
+def test_training_goes_on_in_the_order_that_it_began(new_run, monkeypatch):
+    folder, order, labels = new_run
 
-    def diverge(*, batches, **_):
-        np.testing.assert_array_equal(next(batches(0))["images"]["label"], labels)
+    def diverge(training, stream, *_, **__):
+        np.testing.assert_array_equal(next(stream.batches(0))["images"]["label"], labels)
         raise NonFiniteError("broken", 4, {"loss": np.inf})
 
     monkeypatch.setattr(TRAIN, "train_network", diverge)
-    for _ in range(2):  # the first start has written a new record
+    for _ in range(2):  # the first start writes a new record
         with pytest.raises(NonFiniteError, match="broken"):
             TRAIN.train_run(Request(config=CONFIG, workdir=folder))
         assert identity.read_identity(folder).order == order
@@ -62,23 +62,23 @@ def test_training_goes_on_in_the_order_that_it_began(begun, monkeypatch):
     assert json.loads((folder / "replay" / "4.json").read_text())["indices"] == images.tolist()
 
 
-class Asked(Exception):
-    """For batches in the order of its argument."""
+class OrderRequested(Exception):
+    """Its argument is the data order of the requested batches."""
 
 
-def test_replay_and_doctor_read_in_the_order_of_the_run(begun, monkeypatch):
-    folder, order, _ = begun
+def test_replay_and_doctor_read_in_the_order_of_the_run(new_run, monkeypatch):
+    folder, order, _ = new_run
 
     def ask(*_, **share):
-        raise Asked(share["order"])
+        raise OrderRequested(share["order"])
 
     monkeypatch.setattr(data, "image_batches", ask)
-    with pytest.raises(Asked, match=str(order)):
-        first_batch(NextJob(Request(config=CONFIG, workdir=folder)))
+    with pytest.raises(OrderRequested, match=str(order)):
+        inspect_first_batch(NextJob(Request(config=CONFIG, workdir=folder)))
     config, mesh = workdir.load_config(folder), make_mesh()
     experiment = build_on(config, mesh)
-    job = JOB.assembled(
+    job = JOB.assemble_job(
         folder, config, experiment, data.load_selection(data.Selection("digits")), mesh
     )
-    with pytest.raises(Asked, match=str(order)):
-        REPLAY.step_again(folder, 1, job)
+    with pytest.raises(OrderRequested, match=str(order)):
+        REPLAY.redo_step(folder, 1, job)

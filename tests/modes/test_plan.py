@@ -4,12 +4,12 @@ import pytest
 
 from fewstep.modes.plan import (
     GIB,
-    exchanges,
-    fits,
+    chunk_attention,
+    collective_lines,
+    fit_lines,
     fuses_attention,
-    planned_sizes,
+    plan_mesh_sizes,
     remedies,
-    without_weights,
 )
 from fewstep.training.cost.accelerators import parse_target
 from fewstep.training.cost.compiled import (
@@ -74,7 +74,7 @@ def test_a_mesh_that_is_not_here_is_planned_without_its_teacher():
     [
         (("--mesh=3,1",), "batch_size=256 is not divisible by the 3 devices"),
         (("--mesh=1,1", "--accelerator=h10"), "--accelerator='h10' is not one of"),
-        (("--mesh=a,b",), "--mesh=a,b must be integers, such as 8,8"),
+        (("--mesh=a,b",), "--mesh=a,b must be whole numbers, such as 8,8"),
         (("--mesh=8,8", "--accelerator=v4-32"), "do not fill 16 device(s)"),
         (("--accelerator=1xh200", "--mfu=a"), "--mfu=a must be numbers, such as 0.25,0.45"),
     ],
@@ -87,54 +87,58 @@ def test_bad_input_is_one_line(arguments, message):
 
 def test_the_flag_names_the_mesh_or_else_the_config():
     config = small_config()
-    assert planned_sizes((8, 4), config) == (8, 4)
-    with pytest.raises(ValueError, match="--mesh=DATA,FSDP is needed, such as --mesh=8,8"):
-        planned_sizes((), config)
+    assert plan_mesh_sizes((8, 4), config) == (8, 4)
+    with pytest.raises(
+        ValueError, match="--mesh is missing, and mesh.data=-1, .* such as --mesh=8,8"
+    ):
+        plan_mesh_sizes((), config)
     for mesh in ((8,), (8, 0), (-1, 8), (2, 2, 2)):
         with pytest.raises(ValueError, match=r"must be two sizes of 1 or more"):
-            planned_sizes(mesh, config)
+            plan_mesh_sizes(mesh, config)
     config.mesh.data, config.mesh.fsdp = 2, 3
-    assert planned_sizes((), config) == (2, 3)
+    assert plan_mesh_sizes((), config) == (2, 3)
 
 
 def test_the_devices_of_the_target_fill_the_mesh_as_in_training():
     config = small_config()
-    assert planned_sizes((), config, parse_target("v4-32")) == (16, 1)
-    assert planned_sizes((-1, 8), config, parse_target("16xh100")) == (2, 8)
+    assert plan_mesh_sizes((), config, parse_target("v4-32")) == (16, 1)
+    assert plan_mesh_sizes((-1, 8), config, parse_target("16xh100")) == (2, 8)
     with pytest.raises(ValueError, match="such as --mesh=8,8"):
-        planned_sizes((), config, parse_target("h100"))
+        plan_mesh_sizes((), config, parse_target("h100"))
     config.mesh.fsdp = 16
-    assert planned_sizes((), config, parse_target("v5p-256")) == (8, 16)
+    assert plan_mesh_sizes((), config, parse_target("v5p-256")) == (8, 16)
     with pytest.raises(ValueError, match=r"does not fit into slices .* 8 device\(s\)"):
-        planned_sizes((), config, parse_target("32xh100"))
+        plan_mesh_sizes((), config, parse_target("32xh100"))
     config.mesh.fsdp_across_slices = True
-    assert planned_sizes((), config, parse_target("32xh100")) == (2, 16)
+    assert plan_mesh_sizes((), config, parse_target("32xh100")) == (2, 16)
 
 
 def test_what_fits_and_what_would_help():
     h100 = parse_target("h100")
     room = int(h100.accelerator.room)
-    (yes,) = fits(room, 0, h100, ["x"])
+    (yes,) = fit_lines(room, 0, h100, ["x"])
     assert yes.startswith("fits         h100: yes, at most 60.00 of 60.00 GiB, 75% of its 80")
-    perhaps, help_ = fits(room + GIB, room, h100, ["x", "y"])
+    perhaps, help_ = fit_lines(room + GIB, room, h100, ["x", "y"])
     assert perhaps.startswith("fits         h100: perhaps not, at most 61.00 of 60.00")
     assert perhaps.endswith("; at least 60.00")
     assert help_ == "would help   x; y"
-    no, _ = fits(room + 3 * GIB, room + GIB, h100, ["x"])
+    no, _ = fit_lines(room + 3 * GIB, room + GIB, h100, ["x"])
     assert no.startswith("fits         h100: no, 61.00 of 60.00")
-    (names,) = fits(70 * GIB, 0, None, [])
+    (names,) = fit_lines(70 * GIB, 0, None, [])
     assert names == "fits         v5p, h200, b200"
 
 
-def fields_of(*arguments):
+def remedy_fields(*arguments):
     return [words.split()[0] for words in remedies(*arguments)]
 
 
 def test_remedies_are_those_that_the_config_leaves():
     config, mesh = small_config(), mesh_of(2, 4)
     fields = ["a", "model.remat=True,", "model.dtype=bfloat16,", "micro_batches=2,", "a"]
-    assert fields_of(config, mesh) == fields_of(config, mesh, parse_target("v4-8")) == fields
-    assert "model.attention=auto," in fields_of(config, mesh, parse_target("h100"))
+    assert (
+        remedy_fields(config, mesh) == remedy_fields(config, mesh, parse_target("v4-8")) == fields
+    )
+    assert "model.attention=auto," in remedy_fields(config, mesh, parse_target("h100"))
     config.model.remat, config.model.dtype, config.batch_size = True, "bfloat16", 8
     assert len(remedies(config, mesh)) == 1
 
@@ -160,12 +164,12 @@ def test_a_step_with_fused_attention_is_counted_without_its_weights():
     fields = {"data.image_size": 32, "model.patch_size": 2, "batch_size": 8}
     config = small_config("flow_matching", **fields)
     mesh, temporary = mesh_of(1, 1), []
-    for counted in (config, without_weights(config)):
+    for counted in (config, chunk_attention(config)):
         experiment = build_on(counted, mesh)
         lowered = lowered_step(counted, experiment, mesh, step_inputs(counted, experiment, mesh))
         needs = memory_plan(lowered.compile(compiler_options=FOR_INSPECTION))
         temporary.append(needs.temporary)
-    # 0.38; if the backward pass kept the weights of chunks it would be 0.78.
+    # The ratio is 0.38; it would be 0.78 if the backward pass kept the weights of chunks.
     assert temporary[1] < 0.5 * temporary[0]
 
 
@@ -175,8 +179,8 @@ def test_kinds_are_summed_over_groups():
         Collective("all-reduce", 4, 1, 2**21, conditional=True),
         Collective("collective-permute", 1, 2, 2**19, uncounted=True),
     ]
-    first, second = exchanges(found)
+    first, second = collective_lines(found)
     assert re.match(r"all-reduce +4 of +3.0 MiB, 4.0 MiB sent among 2 or 4 devices", first)
     assert first.endswith("some not at every step")
     assert re.match(r"collective-permute +2 of +0.5 MiB, 0.5 MiB sent, loops", second)
-    assert exchanges([]) == ["none"]
+    assert collective_lines([]) == ["none"]

@@ -1,4 +1,4 @@
-"""A run on points, not images: trained, evaluated, sampled and reported as it is on images."""
+"""A run on points is trained, evaluated, sampled and reported like a run on images."""
 
 from importlib import import_module
 
@@ -12,7 +12,7 @@ from fewstep.eval.evaluate import check_evaluation
 from fewstep.eval.metrics.frechet import frechet_distance, statistics
 from fewstep.eval.report.page import results_page
 from fewstep.eval.report.runs import load_runs
-from fewstep.modes.request import Request, resolve_with_data
+from fewstep.modes.request import Request, resolve_and_load
 from fewstep.training.experiment import build
 from fewstep.training.generate import generate
 from fewstep.training.metrics import LOG, read_rows
@@ -35,7 +35,7 @@ def small_config(method="flow_matching", **fields):
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """The folder of a run that was trained and evaluated."""
+    """The folder of a trained and evaluated run."""
     folder = tmp_path_factory.mktemp("points")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSTEP_DATA", str(folder / "data"))
@@ -52,7 +52,7 @@ def test_samples_are_measured_as_the_floats_that_they_are(run):
     for steps, result in shown.results.items():
         x = shown.images[steps]
         assert x.dtype == np.float32 and x.shape == (SAMPLES, 2)
-        # All samples are among the shown ones here.
+        # Here the file of shown samples has all samples.
         distance = frechet_distance(statistics(x), statistics(real))
         assert result["metrics"]["frechet"] == pytest.approx(distance, rel=1e-4)
         assert logged[f"evaluate/frechet_{steps}"] == result["metrics"]["frechet"]
@@ -81,7 +81,7 @@ def test_they_are_sampled_into_one_file_with_a_picture(run, tmp_path):
 
 
 def test_nothing_between_the_network_and_the_file_changes_them():
-    config, _ = resolve_with_data(small_config())
+    config, _ = resolve_and_load(small_config())
     experiment = build(config)
     samples = np.linspace(-300.0, 300.0, 32, dtype=np.float32).reshape(16, 2)
     made = generate(lambda *_: jax.device_put(samples), None, np.zeros(16, int), 16)
@@ -105,7 +105,7 @@ def test_what_points_cannot_be_is_refused_before_compute(fields, message):
     if "model.name" in fields:
         config.model.width = config.model.depth = None
     with pytest.raises(ValueError, match=message):
-        config, dataset = resolve_with_data(config)
+        config, dataset = resolve_and_load(config)
         check_evaluation(build(config), dataset, config, make_mesh())
 
 
@@ -114,10 +114,10 @@ def test_images_have_no_features_of_points():
 
 
 def test_a_teacher_makes_points_of_the_same_dimension(run):
-    config, _ = resolve_with_data(small_config("sim_flow", teacher=str(run)))
-    teacher, _ = resolve_with_data(small_config())
+    config, _ = resolve_and_load(small_config("sim_flow", teacher=str(run)))
+    teacher, _ = resolve_and_load(small_config())
     check_teacher(config, teacher, build(config))
-    other, _ = resolve_with_data(small_config("sim_flow", **{"data.name": "mixture:cube"}))
+    other, _ = resolve_and_load(small_config("sim_flow", **{"data.name": "mixture:cube"}))
     with pytest.raises(ValueError, match=r"data \(points of 2 there, points of 3 here\)"):
         check_teacher(other, teacher, build(other))
     config.data.name = "none"

@@ -1,4 +1,4 @@
-"""What --mode=report is asked for reaches the page, and every run its own cost."""
+"""--mode=report passes its flags to the page, and counts the evaluations of each run."""
 
 from importlib import import_module
 from pathlib import Path

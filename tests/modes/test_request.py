@@ -13,13 +13,13 @@ from fewstep.modes.request import (
     Request,
     load_run,
     read_dataset,
-    required_workdir,
+    require_workdir,
     resolve,
-    resolve_with_data,
+    resolve_and_load,
 )
 from fewstep.training.storage import checkpoint, restore
 from fewstep.training.storage.identity import Identity
-from tests.modes.recorded import dataset, random_network, replace_dit
+from tests.modes.recorded import make_dataset, random_network, replace_dit
 from tests.training.runs import save_run, small_config
 
 FIELDS = {"ema.decays": (0.9, 0.99), "evaluate.batch_size": 20}
@@ -29,7 +29,7 @@ REQUEST = import_module("fewstep.modes.request")
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """A run of the seed 1 with checkpoints of steps 3 and 5, of a network of nine numbers."""
+    """A run with seed 1, a network of nine numbers and checkpoints at steps 3 and 5."""
     with pytest.MonkeyPatch.context() as patch:
         replace_dit(patch, lambda *_, **fields: random_network((8, 8, 1)))
         folder = tmp_path_factory.mktemp("run")
@@ -37,8 +37,8 @@ def folder(tmp_path_factory):
         yield folder
 
 
-def saved(folder, name, step):
-    """A network as Orbax reads it."""
+def read_network(folder, name, step):
+    """Read a network with Orbax alone."""
     with restore.read_checkpoints(folder) as checkpoints:
         arguments = checkpoint.ocp.args.Composite(**{name: checkpoint.ocp.args.StandardRestore()})
         return checkpoints.restore(step, args=arguments)[name]
@@ -56,35 +56,35 @@ def saved(folder, name, step):
 def test_the_network_of_the_step_is_loaded(folder, asked, name, step):
     loaded = load_run(Request(config=None, workdir=folder, **asked))
     assert (loaded.step, loaded.experiment.sample_with, loaded.config.seed) == (step, name, 1)
-    chex.assert_trees_all_equal(dict(loaded.params), saved(folder, name, step))
-    # Eight devices have equal shares of a batch.
+    chex.assert_trees_all_equal(dict(loaded.params), read_network(folder, name, step))
+    # The batch size becomes a multiple of the eight devices.
     assert loaded.config.evaluate.batch_size == 24
 
 
 @pytest.mark.parametrize(("classes", "resolved"), [(-1, 10), (0, 0), (10, 10)])
 def test_open_fields_are_those_of_the_data(classes, resolved):
     fields = {"data.image_size": 0, "data.channels": 0, "data.num_classes": classes}
-    config = resolve(small_config(**fields), dataset(image_size=6, channels=3))
+    config = resolve(small_config(**fields), make_dataset(image_size=6, channels=3))
     data = config.data
     assert (data.image_size, data.channels, data.num_classes) == (6, 3, resolved)
 
 
 def test_classes_that_the_data_do_not_have_are_refused():
     with pytest.raises(ValueError, match="data.num_classes=5, but made has 10"):
-        resolve(small_config(**{"data.num_classes": 5}), dataset(8, 1))
+        resolve(small_config(**{"data.num_classes": 5}), make_dataset(8, 1))
 
 
 def test_without_a_data_set_sizes_are_the_teacher_s_or_the_config_s(folder):
     none = {"data.name": "none", "evaluate.steps": ()}
     open_sizes = {"data.image_size": 0, "data.channels": 0, "data.num_classes": -1}
-    config, found = resolve_with_data(
+    config, found = resolve_and_load(
         small_config("sim_flow", teacher=str(folder), **none, **open_sizes)
     )
     assert (found, config.data.image_size, config.data.num_classes) == (None, 8, 10)
     with pytest.raises(FileNotFoundError, match="data.name=none has no images"):
-        resolve_with_data(small_config("flow_matching", **none))
+        resolve_and_load(small_config("flow_matching", **none))
     with pytest.raises(FileNotFoundError, match="data.name=none has no images"):
-        resolve_with_data(small_config("flow_matching", **none, **open_sizes))
+        resolve_and_load(small_config("flow_matching", **none, **open_sizes))
 
 
 def test_a_data_set_is_read_at_the_size_of_the_config():
@@ -92,21 +92,21 @@ def test_a_data_set_is_read_at_the_size_of_the_config():
     assert read_dataset(config).image_shape == (6, 6, 3)
 
 
-def test_the_address_of_a_bucket_is_no_workdir():
+def test_the_address_of_a_bucket_is_not_a_workdir():
     for address in ("gs://bucket/run", "s3://bucket/run"):
         with pytest.raises(ValueError, match="mount the bucket"):
-            required_workdir(Request(config=None, workdir=Path(address)))
+            require_workdir(Request(config=None, workdir=Path(address)))
     for folder in ("runs/digits", "/shared/a:b", "."):
-        assert required_workdir(Request(config=None, workdir=Path(folder))) == Path(folder)
-    with pytest.raises(ValueError, match="--workdir=DIR is needed"):
-        required_workdir(Request(config=None, workdir=None))
+        assert require_workdir(Request(config=None, workdir=Path(folder))) == Path(folder)
+    with pytest.raises(ValueError, match="--workdir is missing; name"):
+        require_workdir(Request(config=None, workdir=None))
 
 
 def test_a_workdir_that_no_checkpoint_can_be_written_to_is_refused(tmp_path):
     strange = tmp_path / os.fsdecode(b"\xff")
     with pytest.raises(ValueError, match=r"--workdir=b.*\\xff' is not UTF-8"):
-        required_workdir(Request(config=None, workdir=strange))
-    assert required_workdir(Request(config=None, workdir=tmp_path / "Zürich"))
+        require_workdir(Request(config=None, workdir=strange))
+    assert require_workdir(Request(config=None, workdir=tmp_path / "Zürich"))
 
 
 def test_a_run_without_a_whole_checkpoint_says_so(tmp_path):
@@ -115,7 +115,7 @@ def test_a_run_without_a_whole_checkpoint_says_so(tmp_path):
         restore.read_record(tmp_path)
 
 
-def test_images_at_a_new_place_must_be_those_of_the_run(monkeypatch, tmp_path):
+def test_images_in_a_moved_folder_must_be_those_of_the_run(monkeypatch, tmp_path):
     recorded = Identity("1", {"data": {"name": "folder:/old"}}, data={"train": {"sha256": "a"}})
     monkeypatch.setattr(REQUEST.workdir, "recorded_identity", lambda run: recorded)
     reading, blind = (
@@ -123,8 +123,8 @@ def test_images_at_a_new_place_must_be_those_of_the_run(monkeypatch, tmp_path):
     )
     same, other = (SimpleNamespace(identity={"train": {"sha256": h}}, files=()) for h in "ab")
     moved = ConfigDict({"data": {"name": "folder:/new"}})
-    REQUEST.check_places(tmp_path, moved, reading, same)
-    REQUEST.check_places(tmp_path, moved, blind, other)
-    REQUEST.check_places(tmp_path, moved, reading, None)
+    REQUEST.check_moved_data(tmp_path, moved, reading, same)
+    REQUEST.check_moved_data(tmp_path, moved, blind, other)
+    REQUEST.check_moved_data(tmp_path, moved, reading, None)
     with pytest.raises(ValueError, match="has changed since the run began"):
-        REQUEST.check_places(tmp_path, moved, reading, other)
+        REQUEST.check_moved_data(tmp_path, moved, reading, other)

@@ -1,4 +1,4 @@
-"""What --mode=sample is asked for reaches the sampler, and what it makes the right files."""
+"""--mode=sample passes its flags to the sampler, and writes each sample to the right file."""
 
 from importlib import import_module
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image
 
 from fewstep.data import to_uint8
 from fewstep.data.spaces.pixels import pixel_space
-from fewstep.modes.request import Request, Run
+from fewstep.modes.request import LoadedRun, Request
 from fewstep.objectives.stages import Stage
 from fewstep.training.generate import initial_noise
 from fewstep.training.sharding import make_mesh
@@ -24,30 +24,30 @@ PARAMS = jnp.float32(1.0)
 
 @pytest.fixture
 def stages():
-    """Those of the run, which is at step 3."""
+    """The stages of the run, which is at step 3."""
     return (Stage(0),)
 
 
 @pytest.fixture
 def sample(monkeypatch, tmp_path, stages):
-    """A function that samples a run with these fields of a request, as the command line does."""
+    """A function that samples from a run by the given fields of a request."""
     _, experiment = small_experiment()
     objective = OBJECTIVE._replace(guidance_scale=1.5, stages=stages)
     experiment = experiment._replace(objective=objective, space=pixel_space(SHAPE), num_classes=4)
-    # The seed of the run is another than that of samples.
+    # The seed of the run differs from that of samples.
     config = small_config(seed=7, **{"evaluate.batch_size": 16})
     asked, sizes, generate = [], [], SAMPLE.generate
 
     def load_run(request):
         asked.append(request)
-        return Run(config, experiment, make_mesh(), PARAMS, 3)
+        return LoadedRun(config, experiment, make_mesh(), PARAMS, 3)
 
     def generate_noted(sampler, params, labels, size, *rest):
         sizes.append(size)
         return generate(sampler, params, labels, size, *rest)
 
     monkeypatch.setattr(SAMPLE, "load_run", load_run)
-    monkeypatch.setattr(SAMPLE, "identity_id", lambda request: "id")
+    monkeypatch.setattr(SAMPLE, "run_id", lambda request: "id")
     monkeypatch.setattr(SAMPLE, "generate", generate_noted)
 
     def sample(**fields):
@@ -59,8 +59,8 @@ def sample(monkeypatch, tmp_path, stages):
     return sample
 
 
-def expected(seeds, labels, steps=1, scale=1.5):
-    """The images of seeds and labels."""
+def expected_images(seeds, labels, steps=1, scale=1.5):
+    """Return the images of seeds and labels."""
     eps, keys = jax.jit(lambda i: initial_noise(0, i, SHAPE))(np.array(seeds, np.int32))
     condition = {"label": jnp.array(labels)}
     return to_uint8(echo(PARAMS, eps, condition, keys, steps=steps, guidance_scale=scale))
@@ -82,10 +82,10 @@ def test_every_field_reaches_the_sampler(sample, tmp_path, fields, labels, steps
     with np.load(tmp_path / "x.npz") as made:
         np.testing.assert_array_equal(made["seed"], seeds)
         np.testing.assert_array_equal(made["y"], labels)
-        np.testing.assert_array_equal(made["arr_0"], made["x"])  # as others read it
+        np.testing.assert_array_equal(made["arr_0"], made["x"])  # as other codebases name it
         assert made["arr_0"].dtype == np.uint8
-        difference = made["x"].astype(int) - expected(seeds, labels, steps, scale)
-    assert np.abs(difference).max() <= 1  # compiled in another way
+        difference = made["x"].astype(int) - expected_images(seeds, labels, steps, scale)
+    assert np.abs(difference).max() <= 1  # another program may round the other way
 
 
 def test_classes_are_asked_for_by_name(sample, tmp_path, monkeypatch, capsys):
@@ -135,7 +135,7 @@ def test_a_folder_of_images_that_nobody_knows_is_refused_and_other_files_are_not
     (tmp_path / "mine" / "notes.txt").write_text("kept")
     sample(seeds=(1,), out=tmp_path / "mine")
     (tmp_path / "mine.json").unlink()
-    with pytest.raises(ValueError, match="nothing says what they are made from"):
+    with pytest.raises(ValueError, match="no record says how they were made"):
         sample(seeds=(1,), out=tmp_path / "mine")
 
 
@@ -150,7 +150,7 @@ def test_a_place_that_cannot_be_written_is_refused_before_compute(sample, tmp_pa
 def test_each_file_is_the_image_of_its_seed(sample, tmp_path):
     seeds = (*range(40, 20, -1), 7)
     sample(seeds=seeds, out=tmp_path / "files")
-    for seed, image in zip(seeds, expected(seeds, np.array(seeds) % 4), strict=True):
+    for seed, image in zip(seeds, expected_images(seeds, np.array(seeds) % 4), strict=True):
         with Image.open(tmp_path / "files" / f"{seed:06d}.png") as file:
             difference = np.asarray(file).astype(int) - image[..., 0]
         assert np.abs(difference).max() <= 1
@@ -159,7 +159,7 @@ def test_each_file_is_the_image_of_its_seed(sample, tmp_path):
 @pytest.mark.parametrize("out", [".npz", "new/.npz", "a.jpg"])
 def test_a_name_that_says_neither_folder_nor_file_is_refused(out):
     with pytest.raises(ValueError, match=f"--out={out} must be a folder, or a name that ends"):
-        SAMPLE.check(Request(config=None, workdir=None, out=Path(out)))
+        SAMPLE.check_request(Request(config=None, workdir=None, out=Path(out)))
 
 
 @pytest.mark.parametrize("stages", [(Stage(0, (4,)), Stage(2, (2,)), Stage(5, (1,)))])

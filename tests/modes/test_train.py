@@ -1,7 +1,7 @@
-"""Every field of a config reaches the places that it is for, and no other.
+"""Every field of a config reaches the places that need it, and no others.
 
-Training runs up to its loop, with recorders in the place of what is costly (recorded.py). Each
-field then takes another value, and the places that see a difference are compared with a table.
+Training runs up to its loop, with recorders in place of costly functions (recorded.py). Then each
+field takes another value, and a table says which places must see a difference.
 """
 
 from types import SimpleNamespace
@@ -12,21 +12,21 @@ from fewstep.configs import base
 from fewstep.modes import job as JOB
 from fewstep.modes.request import Request
 from fewstep.training.storage.identity import as_dict, flatten_fields
-from tests.modes.recorded import TRAIN, recorded
+from tests.modes.recorded import TRAIN, record_run
 from tests.training.runs import small_config
 
 NOISE = {"path.name": "ve", "prediction.kind": "F"}
 SPIKES = {"optimizer.spike_factor": 3.0}
-# Where a field may be seen:
+# The places that may see a field:
 #   network.FIELD   an argument of the network       data.FIELD      of the data set
 #   host            batches as they leave the host   images          and as the step reads them
 #   start           the initial state                step            one training step
-#   loop.NUMBER     what the loop is given           sampler.FIELD   what a sampler is made with
-#   samples.WHAT    what it is called with           way.FIELD       the same of one image's way
-#   measures.FIELD  what samples are measured with   results.FIELD   what evaluations say they are
-#   teacher.FIELD   which network of which run       pairs.FIELD     how the teacher's are made
-#   kept.RULE       which checkpoints stay         copied.to        where images are copied
-# A third entry: fields beside which alone it means something.
+#   loop.NUMBER     an argument of the loop          sampler.FIELD   an argument of a sampler
+#   samples.WHAT    an input of the sampler          way.FIELD       the same for one trajectory
+#   measures.FIELD  how samples are measured         results.FIELD   what evaluations record
+#   teacher.FIELD   which network of which run       pairs.FIELD     how pairs are made
+#   kept.RULE       which checkpoints stay           copied.to       where images are copied
+# The third entry, if any: other fields that the field needs to have an effect.
 FIELDS = {
     "method": ("another", "results.method"),
     "seed": (1, "host images loop.seed results.seed sampler.seed start step"),
@@ -120,7 +120,7 @@ FIELDS = {
         "results.guidance_scale sampler.guidance_scale way.guidance_scale",
     ),
 }
-# What a run without a teacher does not see: these, in a run with one, whose step is not traced.
+# Fields that need a run with a teacher. Its step is not traced.
 TAUGHT = {
     "seed": (1, "host images loop.seed results.seed sampler.seed start"),
     "teacher": ("second", "teacher.folder"),
@@ -170,7 +170,7 @@ DISTILLED = PLAIN | {
 
 @pytest.fixture(scope="module")
 def observe(tmp_path_factory):
-    """A function of a method and its fields: {place: what is seen there}, recorded once."""
+    """A function: (method, fields) -> {place: what it receives}; records each run once."""
     seen = {}
 
     def observe(method, fields, traced=True):
@@ -178,22 +178,22 @@ def observe(tmp_path_factory):
         if key not in seen:
             with pytest.MonkeyPatch.context() as patch:
                 folder = tmp_path_factory.mktemp("runs")
-                seen[key] = recorded(patch, folder, method, fields, traced)
+                seen[key] = record_run(patch, folder, method, fields, traced)
         return seen[key]
 
     return observe
 
 
 AROUND = ("model.", "checkpoint.", "watchdog.", "log.", "evaluate.")
-# Places whose content follows from a field and does not show its value.
+# Places that depend on a field without showing its value.
 DERIVED = {"samples.labels", "samples.network", "way.label", "way.network", "results.network"}
 DERIVED |= {"host", "images", "measures.labels", "pairs.label_counts"}
 DERIVED |= {"results.images_seen", "results.training_data", "kept.scores", "way.steps"}
 
 
-def check(observe, method, fields, field, value, places):
-    """Assert that a field is seen in these places as it is, and in no other."""
-    # Tracing takes longest, and is left out where the objective or its updates have no part.
+def check_places(observe, method, fields, field, value, places):
+    """Assert that these places and no others see the field, with its value."""
+    # Tracing takes longest, so it is skipped for fields without effect on the objective or updates.
     traced = method != "dmd" and not field.startswith(AROUND)
     one, other = (observe(method, f, traced) for f in (fields, fields | {field: value}))
     differing = {place for place in one.keys() | other.keys() if one.get(place) != other.get(place)}
@@ -207,16 +207,16 @@ def check(observe, method, fields, field, value, places):
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_field_is_seen_where_it_belongs_and_nowhere_else(observe, field):
     value, places, *beside = FIELDS[field]
-    check(observe, "flow_matching", PLAIN | dict(*beside), field, value, places)
+    check_places(observe, "flow_matching", PLAIN | dict(*beside), field, value, places)
 
 
 @pytest.mark.parametrize("field", TAUGHT)
 def test_a_field_of_a_run_with_a_teacher_is_seen_where_it_belongs(observe, field):
-    check(observe, "dmd", DISTILLED, field, *TAUGHT[field])
+    check_places(observe, "dmd", DISTILLED, field, *TAUGHT[field])
 
 
-def test_the_length_of_a_run_is_that_of_its_schedule(observe):
-    check(
+def test_the_schedule_of_the_learning_rate_has_the_length_of_the_run(observe):
+    check_places(
         observe,
         "flow_matching",
         PLAIN | {"optimizer.schedule": "cosine"},
@@ -231,7 +231,7 @@ def test_a_run_that_goes_on_does_not_read_what_it_started_from(monkeypatch, tmp_
     found = SimpleNamespace(has_checkpoint=lambda folder: goes_on)
     monkeypatch.setattr(JOB, "restore", found)
     fields = PLAIN | {"teacher": "first", "evaluate.steps": (1,)}
-    seen = recorded(monkeypatch, tmp_path, "ect", fields, traced=False)
+    seen = record_run(monkeypatch, tmp_path, "ect", fields, traced=False)
     assert ("teacher.folder" in seen) == (not goes_on)
 
 
@@ -247,8 +247,8 @@ def test_every_field_is_in_a_table():
 
 
 def test_a_run_says_the_step_that_it_is_at_and_not_the_one_asked_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(TRAIN, "job_of", lambda path, config, window: None)
-    monkeypatch.setattr(TRAIN, "train_claimed", lambda path, job, preemption: 6)
+    monkeypatch.setattr(TRAIN, "prepare_job", lambda path, config, window: None)
+    monkeypatch.setattr(TRAIN, "train_in_folder", lambda path, job, preemption: 6)
     TRAIN.train_run(Request(config=small_config(steps=3), workdir=tmp_path))
     assert capsys.readouterr().out.startswith(f"{tmp_path} is at step 6; draw from it")
 
@@ -267,7 +267,7 @@ def test_the_last_state_is_measured_once_by_each_number_of_samples(monkeypatch, 
     config.evaluate.num_samples, config.evaluate.final_samples = 20, final
     experiment = SimpleNamespace(sample_with="network")
     job = JOB.Job(config, None, experiment, *[None] * 6)
-    evaluate = TRAIN.evaluation(None, job)
+    evaluate = TRAIN.make_evaluate(None, job)
     for step in (1, 2):
         evaluate(SimpleNamespace(networks={"network": ()}, followers={}, step=step))
     assert seen == numbers

@@ -1,4 +1,4 @@
-"""--help shows the flags of the mode asked for, and ends with code 0."""
+"""--help shows the flags of the requested mode and exits with code 0."""
 
 import pytest
 from absl import flags
@@ -7,18 +7,18 @@ import main
 from fewstep.modes import MODES
 
 
-def shown(capsys, *arguments):
-    """What --help prints after the arguments."""
+def help_text(capsys, *arguments):
+    """Return what --help prints after the arguments."""
     with pytest.raises(SystemExit) as ended:
-        main.parse(["main.py", *arguments, "--help"])
+        main.parse_flags(["main.py", *arguments, "--help"])
     assert ended.value.code == 0
     return capsys.readouterr().out
 
 
 @pytest.mark.parametrize("mode", MODES)
 def test_help_has_the_modes_and_the_flags_of_the_one_asked_for(capsys, mode):
-    text = shown(capsys, f"--mode={mode}")
-    assert text == shown(capsys, "--mode", mode)
+    text = help_text(capsys, f"--mode={mode}")
+    assert text == help_text(capsys, "--mode", mode)
     for name, other in MODES.items():
         assert f"\n  {name}" in text and other.summary.split(";")[0] in text
     named = {line.split()[0] for line in text.splitlines() if line.startswith("  --")}
@@ -30,7 +30,7 @@ def test_help_has_the_modes_and_the_flags_of_the_one_asked_for(capsys, mode):
 
 
 def test_help_without_a_mode_is_that_of_training(capsys):
-    assert shown(capsys) == shown(capsys, "--mode=train")
+    assert help_text(capsys) == help_text(capsys, "--mode=train")
 
 
 def test_every_flag_says_what_it_is_for():

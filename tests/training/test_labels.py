@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewstep.data import Dataset, Split
-from fewstep.modes.request import as_begun
+from fewstep.modes.request import fill_from_record
 from fewstep.training.labels import (
     describe_label_shares,
     known_counts,
@@ -71,7 +71,7 @@ def test_a_run_of_a_version_without_shares_goes_on_with_equal_ones(tmp_path, cap
     del old["data"]["label_shares"]
     workdir.start_run(tmp_path, type(small_config())(old))
     config = small_config(**{"data.label_shares": asked})
-    begun = as_begun(config, tmp_path)
+    begun = fill_from_record(config, tmp_path)
     assert begun.data.label_shares == "equal"
     assert training_counts(begun, dataset(OWN), tmp_path) == (1,) * 10
     assert ("draws all classes equally often" in capsys.readouterr().err) == (asked == "data")

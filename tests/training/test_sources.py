@@ -13,7 +13,7 @@ from fewstep.data.spaces.pixels import pixel_space
 from fewstep.training import sources
 from fewstep.training.sharding import put_batch
 from fewstep.training.sources import SOURCES, Supply, abstract_batch, open_sources
-from tests.modes.recorded import dataset
+from tests.modes.recorded import make_dataset
 from tests.training.runs import small_config
 from tests.training.test_sharding import mesh_of
 
@@ -31,7 +31,7 @@ def supply_of(names, **fields):
     config = small_config("flow_matching", **fields)
     experiment = SimpleNamespace(objective=objective_with(*names), space=pixel_space((8, 8, 1)))
     frozen = {sources.TEACHER: "parameters"}
-    given = config, experiment, dataset(8, 1), COUNTS, NEWEST_ORDER, mesh_of(2, 4), Path("run")
+    given = config, experiment, make_dataset(8, 1), COUNTS, NEWEST_ORDER, mesh_of(2, 4), Path("run")
     return Supply(*given, taught="taught", frozen=frozen)
 
 
@@ -67,7 +67,7 @@ def test_each_source_is_its_own_part_of_the_data(on_device):
     fields = {"data.flip": True, "data.on_device": on_device}
     batch = next(open_sources(supply_of(("images", "pairs"), **fields)).batches(4))
     rows = index_batches if on_device else image_batches
-    expected = next(rows(dataset(8, 1).train, flip=True, **share))
+    expected = next(rows(make_dataset(8, 1).train, flip=True, **share))
     jax.tree.map(np.testing.assert_array_equal, batch["images"], expected)
     np.testing.assert_array_equal(batch["pairs"]["x_0"], 2.0 * batch["pairs"]["eps"])
     batch = next(open_sources(supply_of(("labels",))).batches(4))

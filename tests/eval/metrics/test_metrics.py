@@ -82,7 +82,7 @@ def test_a_new_entry_is_shown_and_ranked_everywhere(tmp_path, monkeypatch, bette
     column = metric_column("new")
     assert column.heading == f"new{ARROWS[better]}"
     assert column.largest_is_best == (better == MORE)
-    shown = CHECKPOINTS.distances({"new_1": 0.25, "new_error_1": 0.5, "unknown_1": 1.0})
+    shown = CHECKPOINTS.format_distances({"new_1": 0.25, "new_error_1": 0.5, "unknown_1": 1.0})
     assert shown == ("; new_1 0.25" if better == LESS else "")
     fields = {"checkpoint.keep_best": "new_4", "evaluate.every": 5, "evaluate.steps": (1, 4)}
     if better == NEITHER:
