@@ -93,7 +93,11 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
 def locked(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
     """An empty file of this writer alone, and its name; one that another writes is waited for."""
     while True:
-        with open(os.open(path, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:
+        try:
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        except PermissionError:  # a leftover of another user
+            break
+        with open(descriptor, "r+b") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX)
             except OSError:  # a file system without locks

@@ -51,7 +51,8 @@ MIXTURES = {"ring": ring(), "cube": cube()}
 def find_mixture(name: str) -> Mixture:
     """The mixture of a name. Raises ValueError for an unknown name."""
     if name not in MIXTURES:
-        raise ValueError(unknown_choice("data.name=mixture", name, MIXTURES))
+        names = [f"mixture:{known}" for known in MIXTURES]
+        raise ValueError(unknown_choice("data.name", f"mixture:{name}", names))
     return MIXTURES[name]
 
 

@@ -5,7 +5,6 @@ ID.json has the result, ID.npz the first samples, and ID.png a picture of them. 
 compares all numbers of steps.
 """
 
-import math
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -25,7 +24,7 @@ from fewstep.eval.measure import Measures, bias_warnings, load_measures, measure
 from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.reference import STATISTICS, check_reference
 from fewstep.eval.report.evaluation import FOLDER, sample_source
-from fewstep.eval.report.results import Result, save_results, to_json_types
+from fewstep.eval.report.results import Result, is_usual_number, save_results, to_json_types
 from fewstep.eval.sampling import check_sampling, diagnoser, evaluation_sampler, guidance_scale
 from fewstep.eval.trajectory import trajectory
 from fewstep.files import write_png, writing
@@ -213,10 +212,11 @@ def evaluator(
 
 
 def add_diagnostics(result: dict[str, Any], numbers: Mapping[str, float]) -> None:
-    """Adds diagnostics to the metrics of a result. One that is not finite becomes a warning."""
-    finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
+    """Add diagnostics to the metrics of a result. Warn of those not finite, or too large."""
+    finite = {name: value for name, value in numbers.items() if is_usual_number(value)}
     result["metrics"] |= finite
-    result["warnings"] += [f"{name} is not finite" for name in numbers if name not in finite]
+    odd = [name for name in numbers if name not in finite]
+    result["warnings"] += [f"{name} is not finite, or too large" for name in odd]
 
 
 def keep_first(

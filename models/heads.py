@@ -30,6 +30,8 @@ def add_head(network: Network, name: str, module: nn.Module, reads: Sequence[str
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     if name in shapes:
         raise ValueError(f"the network already has parameters {name!r}; give the head another name")
+    if network.features is None:
+        raise ValueError("the network has no hidden features for a head to read")
     features = jax.eval_shape(lambda params: zero_input_features(network, params, reads), shapes)
 
     def init(key: Key) -> Params:

@@ -38,7 +38,7 @@ from fewstep.modes.request import (
     resolve_and_load,
 )
 from fewstep.modes.train_run import train_run
-from fewstep.objectives.stages import allowed_sampling_steps
+from fewstep.objectives.stages import allowed_sampling_steps, check_sampling_steps
 from fewstep.training.cluster.processes import first_process_says, say
 from fewstep.training.experiment import Experiment, build
 from fewstep.training.labels import label_counts, with_recorded_label_shares
@@ -46,7 +46,12 @@ from fewstep.training.report import DivergedError
 from fewstep.training.sharding import check_batch_size, make_mesh
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.identity import as_dict, read_identity
-from fewstep.training.teacher import check_teacher, parse_location, teacher_identity
+from fewstep.training.teacher import (
+    check_teacher,
+    check_teacher_given,
+    parse_location,
+    teacher_identity,
+)
 
 PAGE, TABLE = "report.html", "table.csv"
 
@@ -155,10 +160,12 @@ def resolve_run(folder: Path, config: ConfigDict) -> ComparedRun:
     """Return a run that can be trained and evaluated. Raises ValueError for any other config."""
     config, dataset = resolve_and_load(fill_decoding(config, folder))
     experiment, mesh = build(config), make_mesh(**config.mesh)
+    check_teacher_given(config, experiment)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     if not config.evaluate.steps:
         raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")
     check_evaluation(experiment, dataset, config, mesh)
+    check_sampling_steps(experiment.objective.stages, config.steps, config.evaluate.steps)
     if first_process_says(workdir.is_run(folder)):
         data = data_identity(dataset, experiment)
         begun = fill_from_record(config, folder)
@@ -188,15 +195,17 @@ def add_result_ids(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
         alike = json.dumps(
             [fields["data"], {**fields["evaluate"], "guidance_scale": None, "steps": None}, counts]
         )
+        samples = sample_count(config, config.steps)
         if alike not in measures:
-            samples = sample_count(config, config.steps)
             measures[alike] = prepare_measures(
                 run.experiment, dataset, config, make_mesh(), counts, samples
             )
         data = training_data_digest(run.experiment, dataset, read_identity(run.folder))
         stages = run.experiment.objective.stages
         protocols = [
-            evaluation_protocol(run.experiment, config, config.steps, steps, measures[alike], data)
+            evaluation_protocol(
+                run.experiment, config, config.steps, steps, measures[alike], data, samples
+            )
             for steps in allowed_sampling_steps(stages, config.steps, config.evaluate.steps)
         ]
         ids = frozenset(protocol.id for protocol in protocols)

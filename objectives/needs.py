@@ -41,6 +41,17 @@ def needs(**declared: Any) -> Callable[[Factory], Factory]:
     return declare
 
 
+def network_defaults(
+    own: Mapping[str, Any], factory: Factory, fields: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Values of network fields that a config leaves open: the method's needs, else defaults.
+
+    own: the network's fields with their defaults. factory, fields: the method and its fields.
+    """
+    needed = network_needs(factory, fields)
+    return {name: needed.get(name, default) for name, default in own.items()}
+
+
 def network_needs(factory: Factory, fields: Mapping[str, Any]) -> dict[str, Any]:
     """The required value of each field of the config's `model`, for a method with these fields.
 

@@ -3,6 +3,7 @@ import json
 import os
 import threading
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -189,6 +190,20 @@ def test_what_is_appended_is_appended_whole_or_not_at_all(tmp_path):
             files.append(Full(file, 3), b"two and more\n")
         files.append(file, b"three\n")
     assert path.read_bytes() == b"one\nthree\n"
+
+
+def test_a_leftover_of_another_user_does_not_stop_a_writer(tmp_path, monkeypatch):
+    opened = os.open
+
+    def refuse(path, *given):
+        if Path(path).name.endswith(".tmp") and given[0] & os.O_RDWR:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return opened(path, *given)
+
+    monkeypatch.setattr(files.os, "open", refuse)
+    replace_file(tmp_path / "new", b"whole")
+    assert (tmp_path / "new").read_bytes() == b"whole"
+    assert [path.name for path in tmp_path.iterdir()] == ["new"]
 
 
 def killed_in_the_second_picture(folder):

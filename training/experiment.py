@@ -219,6 +219,10 @@ def head_fields(config: ConfigDict, player: str, network: Network) -> dict[str, 
     """
     heads = config.player_optimizers.get(player, {}).get(HEADS, {})
     table = {head.name: head for head in network.heads}
+    if heads and not table:
+        raise ValueError(
+            f"the network of {player} has no heads; leave player_optimizers.{player}.{HEADS} unset"
+        )
     for head, own in heads.items():
         look_up(table, head, f"player_optimizers.{player}.{HEADS}")
         for field in own:

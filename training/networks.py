@@ -5,7 +5,7 @@ from ml_collections import ConfigDict
 from fewstep.models import NETWORKS
 from fewstep.models.network import Architecture, Network
 from fewstep.objectives import OBJECTIVES
-from fewstep.objectives.needs import network_needs
+from fewstep.objectives.needs import network_defaults
 from fewstep.training.construct import construct, look_up
 from fewstep.training.spaces import build_space
 
@@ -29,10 +29,8 @@ def with_network_fields(config: ConfigDict) -> ConfigDict:
     else the network's own default. Drops fields of other networks that are None. Raises ValueError
     for an unknown network.
     """
-    own = architecture(config).fields
     method = look_up(OBJECTIVES, config.objective.name, "objective.name")
-    needed = network_needs(method, config.objective)
-    own |= {name: value for name, value in needed.items() if name in own}
+    own = network_defaults(architecture(config).fields, method, config.objective)
     config = config.copy_and_resolve_references()
     model = config.model
     with model.unlocked():

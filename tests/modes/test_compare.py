@@ -12,6 +12,7 @@ from fewstep.modes.compare import (
     compare_methods,
     is_evaluated,
     plan_runs,
+    resolve_run,
 )
 from fewstep.modes.request import Request
 from fewstep.training.report import NonFiniteError
@@ -100,6 +101,19 @@ def test_an_invalid_comparison_is_refused_before_compute(tmp_path, options, mess
     result = run("--mode=compare", f"--workdir={tmp_path}/c", *SMALL, *options, expect=2)
     assert message in result.stderr and not (tmp_path / "c").exists()
     assert len(result.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("field", "message"),
+    [
+        ({"evaluate.steps": (2,)}, "cannot sample in 2"),
+        ({"start_from_teacher": False}, "only by starting from it"),
+    ],
+)
+def test_a_staged_run_is_refused_before_its_teacher_trains(tmp_path, field, message):
+    fields = {"steps": 4, "objective.max_steps": 2, "evaluate.steps": (1,), "teacher": "runs/edm"}
+    with pytest.raises(ValueError, match=message):
+        resolve_run(tmp_path / "run", small_config("progressive", **fields | field))
 
 
 def test_a_result_without_its_samples_is_made_again(tmp_path):

@@ -9,19 +9,36 @@ from typing import Any
 
 from fewstep.configs import base, objectives
 from fewstep.data import FIRST_DECODING
+from fewstep.models import NETWORKS
 from fewstep.objectives import OBJECTIVES
+from fewstep.objectives.needs import network_defaults
 from fewstep.training.storage.fields import OBJECTIVE, PLAYERS
 
 Fields = Mapping[str, Any]
 # Groups whose fields depend on the part that their `name` chooses.
-PARTS = ("model", OBJECTIVE)
+MODEL = "model"
+PARTS = (MODEL, OBJECTIVE)
 # What runs did before these fields existed: decode by the first rules, draw labels equally often.
 BEFORE = {"data": {"decoding": FIRST_DECODING, "label_shares": "equal"}}
 
 
 def fill_missing_fields(config: Fields) -> dict[str, Any]:
     """A recorded config's fields; each that it lacks stands for what runs did without it."""
-    return fill_defaults(fill_defaults(config, BEFORE), current_fields(config))
+    return fill_network(fill_defaults(fill_defaults(config, BEFORE), current_fields(config)))
+
+
+def fill_network(config: dict[str, Any]) -> dict[str, Any]:
+    """The config with values for the fields that its network has and that are None.
+
+    Runs record these values (training/networks.py), so a later field has one too.
+    """
+    model, objective = config[MODEL], config[OBJECTIVE]
+    kind, method = NETWORKS.get(model.get("name")), OBJECTIVES.get(objective.get("name"))
+    if kind is None or method is None:
+        return config
+    own = network_defaults(kind.fields, method, objective)
+    open_fields = {name: value for name, value in own.items() if model.get(name) is None}
+    return {**config, MODEL: {**model, **open_fields}}
 
 
 def fill_defaults(fields: Fields, defaults: Fields, group: str = "") -> dict[str, Any]:

@@ -4,6 +4,7 @@ import inspect
 import shutil
 
 import pytest
+from ml_collections import ConfigDict
 
 from fewstep.configs import base, objectives
 from fewstep.data import FIRST_DECODING
@@ -107,7 +108,8 @@ def remove_field(fields, *path):
 
 
 def test_what_is_recorded_stays_and_what_is_not_is_the_default_of_its_own_part():
-    fields = as_dict(small_config("ect"))  # its distance is pseudo_huber with c = 0
+    # The distance of ect is pseudo_huber with c = 0.
+    fields = fill_missing_fields(as_dict(small_config("ect")))
     assert fill_missing_fields(fields) == fields
     lacking = remove_field(fields, "objective", "distance", "c")
     assert fill_missing_fields(lacking) == fields
@@ -140,4 +142,17 @@ def test_another_network_keeps_nothing_of_the_default_one():
     config["model"] = {"name": "mlp", "width": 16}
     filled = fill_missing_fields(config)["model"]
     assert (filled["name"], filled["width"]) == ("mlp", 16)
-    assert filled["patch_size"] is filled["size"] is filled["depth"] is None
+    assert filled["depth"] == 3
+    assert filled["patch_size"] is filled["size"] is None
+
+
+@pytest.mark.parametrize(
+    ("method", "network"), [("shortcut", "dit"), ("cd", "dit"), ("shortcut", "mlp")]
+)
+def test_a_network_s_missing_field_is_what_the_run_had(method, network):
+    config = small_config(method)
+    config.model = ConfigDict({"name": network})
+    recorded = as_dict(with_network_fields(config))
+    for field in recorded["model"].keys() - {"name"}:
+        model = {name: value for name, value in recorded["model"].items() if name != field}
+        assert not config_changes({**recorded, "model": model}, recorded)
