@@ -31,10 +31,15 @@ from fewstep.training.experiment import build, debug_config
 from fewstep.training.optimizer import build_optimizer
 from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
+from tests.training.kinds import each_with_one
 from tests.training.runs import largest_difference, perturb, random_batch, untrained_teacher
 
 FOLDER = Path(__file__).parent.parent.parent / "configs"
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if "\ndef get_config(" in p.read_text())
+# Cheap tests take every pair; these trace whole networks, so each method takes one file in turn.
+EACH_METHOD_IN_A_FILE = pytest.mark.parametrize(
+    ("method", "file"), each_with_one(list(METHODS), FILES)
+)
 
 
 def config_of(file, method):
@@ -80,8 +85,7 @@ def test_every_method_takes_a_step(method, no_blocks):
         assert largest_difference(state.networks[player], updated.networks[player]) > 0
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("file", FILES)
+@EACH_METHOD_IN_A_FILE
 def test_every_config_s_step_fits_its_data(file, method, no_blocks):
     config = debug_config(config_of(file, method))
     experiment = build(config)
@@ -94,8 +98,7 @@ def test_every_config_s_step_fits_its_data(file, method, no_blocks):
     assert jax.tree.structure(updated) == jax.tree.structure(state)
 
 
-@pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("file", FILES)
+@EACH_METHOD_IN_A_FILE
 def test_every_config_builds_at_full_size_and_samples(file, method):
     config = config_of(file, method)
     experiment = build(config)

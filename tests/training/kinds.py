@@ -7,6 +7,7 @@ The default is the date (tests/conftest.py); pytest prints it, so that a failure
 """
 
 import os
+from collections.abc import Sequence
 from functools import cache
 from typing import NamedTuple
 
@@ -65,6 +66,15 @@ def methods_of_kinds(rotation: str | None = None) -> list[str]:
     covered = {found[method][0] for method in of_kind}
     others = [method for method in of_objective if found[method][0] not in covered]
     return of_kind + ([others[int(rotation) % len(others)]] if others else [])
+
+
+def each_with_one(names: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
+    """Every name paired with one of the others, chosen by PYTEST_ROTATION; "all" is every pair."""
+    rotation = os.environ["PYTEST_ROTATION"]
+    if rotation == ALL:
+        return [(name, other) for name in names for other in others]
+    start = int(rotation)
+    return [(name, others[(start + i) % len(others)]) for i, name in enumerate(names)]
 
 
 def first_of_each(groups: dict[str, object]) -> list[str]:
