@@ -52,7 +52,7 @@ def record_run(patch, folder, method, fields, traced=True):
     for name in ("check_feature_network", "save_comparison"):
         patch.setattr(EVALUATE, name, lambda *_: None)
     patch.setattr(TRAIN, "train_network", recorder.train_network)
-    for name in ("check_step", "evaluations"):
+    for name in ("check_step", "logged_evaluations"):
         patch.setattr(JOB, name, getattr(recorder, name))
     patch.setattr(SOURCES, "teacher_pairs", recorder.teacher_pairs)
     config = small_config(method)
@@ -161,7 +161,7 @@ class Recorder:
         self.note_each("results", {name: result[name] for name in ("data", "images_seen")})
         self.note_each("results", result["protocol"]["sampling"])
 
-    def evaluations(self, folder):
+    def logged_evaluations(self, folder):
         return {2: {"frechet_1": 3.0}}
 
     def check_step(self, experiment, config, mesh, frozen):
