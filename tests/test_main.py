@@ -415,22 +415,16 @@ def test_a_generator_learns_without_images(teacher, tmp_path):
 
 
 def test_a_run_of_another_version_is_named(tmp_path):
-    lacking, unknown = small_config("edm"), small_config("edm")
-    del lacking["prediction"]
-    unknown.objective = unknown.objective.to_dict() | {"old_field": 1}
-    for name, config in (("lacking", lacking), ("unknown", unknown)):
-        start_run(tmp_path / name, config)
-    version = "was made by another version of Fewstep: its config does not have the fields of this"
+    config, run_folder = small_config("edm"), tmp_path / "run"
+    config.objective = config.objective.to_dict() | {"old_field": 1}
+    start_run(run_folder, config)
+    version = f"{run_folder} was made by another version of Fewstep"
     for arguments, message in (
-        (["--mode=sample", f"--workdir={tmp_path}/lacking"], f"{tmp_path}/lacking {version}"),
-        (["--mode=sample", f"--workdir={tmp_path}/unknown"], "objective.old_field is not used by"),
-        (
-            [CD, "--mode=describe", f"--config.teacher={tmp_path}/lacking"],
-            f"teacher={tmp_path}/lacking {version}",
-        ),
+        (["--mode=sample", f"--workdir={run_folder}"], version),
+        ([CD, "--mode=describe", f"--config.teacher={run_folder}"], f"teacher={version}"),
     ):
         result = run(*arguments, expect=2)
-        assert message in result.stderr
+        assert message in result.stderr and "objective.old_field" in result.stderr
         assert len(result.stderr.strip().splitlines()) == 1
 
 
@@ -462,7 +456,7 @@ def test_labels_and_steps_out_of_range(trained_run):
         ((f"--seeds={2**31}",), "the largest is"),
         (("--guidance=3", "--steps=1"), "trained with guidance scale"),
         (("--out=x.png",), "must be a folder, or a name that ends in .npz"),
-        (("--checkpoint=5",), "not 5"),
+        (("--checkpoint=5",), "has no step 5; it has 4, 6"),
         (("--network=ema_0.9",), "did you mean 'ema_0.999'"),
         (("--guidance=nan",), "nan is not finite"),
     ):
@@ -473,7 +467,7 @@ def test_labels_and_steps_out_of_range(trained_run):
 # `python -m examples.score_distillation` with the small network.
 SMALL_EXAMPLE = f"""
 import runpy
-from fewstep.models.dit import SIZES, Size
+from fewstep.models.dit import SIZES, DiTSize
 SIZES["nano"] = {NANO}
 runpy.run_module("examples.score_distillation", run_name="__main__", alter_sys=True)
 """

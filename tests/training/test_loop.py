@@ -131,8 +131,14 @@ def test_the_report_and_the_watchdog_get_their_arguments(tmp_path, monkeypatch):
     final = run(tmp_path, schedule, patience=patience)
     size = sum(leaf.nbytes for leaf in jax.tree.leaves(final))
     assert given["Watchdog"] == ((tmp_path, patience, size), {})
-    rest = {"batch_size": BATCH, "headlines": ("loss",), "unfinished": None, "least_seconds": None}
-    assert given["Report"] == ((tmp_path, 0, schedule, OPTIMIZERS), rest)
+    assert given["Report"][0] == (tmp_path, 0, schedule, OPTIMIZERS)
+    assert given["Report"][1] == {
+        "batch_size": BATCH,
+        "headlines": ("loss",),
+        "stages": OBJECTIVE.stages,
+        "unfinished": None,
+        "least_seconds": None,
+    }
 
 
 def test_teachers_that_only_start_a_run_are_freed(tmp_path):

@@ -76,11 +76,14 @@ def test_the_record_of_the_last_broken_step_is_read(tmp_path):
         (b"{", "not valid JSON"),
         (b"\xff", "not valid JSON"),
         (b"[" * 100_000, "not valid JSON"),
-        (b"null", "no record"),
-        (b"[1]", "no record"),
-        (b'{"step": "31", "message": ""}', "no record"),
-        (b'{"step": 31, "message": "", "indices": ["a"]}', "no record"),
-        (b'{"step": 30, "message": "", "indices": null}', "no record"),  # another's, renamed
+        (b"null", "not the record of a step"),
+        (b"[1]", "not the record of a step"),
+        (b'{"step": "31", "message": ""}', "not the record of a step"),
+        (b'{"step": 31, "message": "", "indices": ["a"]}', "not the record of a step"),
+        (
+            b'{"step": 30, "message": "", "indices": null}',
+            "not the record of a step",
+        ),  # another's, renamed
     ):
         (tmp_path / "replay" / "31.json").write_bytes(content)
         with pytest.raises(ValueError, match=f"31.json is {message}"):

@@ -2,9 +2,11 @@ import json
 import os
 
 import pytest
+from ml_collections import ConfigDict
 
 from fewstep.files import write_json
 from fewstep.training.storage import workdir
+from fewstep.training.storage.defaults import fill_missing_fields
 from fewstep.training.storage.identity import as_dict
 from fewstep.training.teacher import locate_teacher
 from tests.cli import SERVER
@@ -13,7 +15,8 @@ from tests.training.runs import save_run, small_config
 
 
 def test_a_config_survives_its_folder(tmp_path):
-    config = small_config(**{"evaluate.steps": (1, 4), "path.sigma_data": None})
+    fields = {"evaluate.steps": (1, 4), "path.sigma_data": None}
+    config = ConfigDict(fill_missing_fields(as_dict(small_config(**fields))))
     workdir.start_run(tmp_path / "run", config)
     loaded = workdir.load_config(tmp_path / "run")
     assert loaded.to_dict() == as_dict(config)
