@@ -93,7 +93,7 @@ def test_finished_runs_stay_and_missing_ones_are_made(comparison):
         (("--methods=cdd",), "did you mean 'cd'"),
         (("--methods=cd", "--config.evaluate.guidance_scale=nan"), "must be a finite number"),
         (("--methods=cd", "--seeds=1-0"), "--seeds=1-0"),
-        (("--methods=cd", "--config.optimizer.warmup_steps", "5"), "warmup_steps (5)"),
+        (("--methods=cd", "--config.optimizer.warmup_steps", "5"), "warmup_steps=5"),
         (("--methods=cd", "--config.objective.solver.name=heun"), "solver"),
     ],
 )
