@@ -42,7 +42,10 @@ def test_the_space_is_known_by_the_name():
 @pytest.mark.parametrize(
     ("asked", "message"),
     [
-        (data.Selection("mixture:rings"), "data.name='mixture:rings' is not one of .*did you mean 'mixture:ring'"),
+        (
+            data.Selection("mixture:rings"),
+            "data.name='mixture:rings' is not one of .*did you mean 'mixture:ring'",
+        ),
         (data.Selection("mixture:ring", image_size=8), "has points; leave both at 0"),
         (data.Selection("mixture:ring", channels=3), "has points; leave both at 0"),
     ],
