@@ -66,10 +66,13 @@ def unset_value(default: Any) -> Any:
 
 
 def current_fields(config: Fields) -> dict[str, Any]:
-    """All fields of this version with their defaults, including those of the config's objective."""
+    """All fields of this version with their defaults, those of objective and network included."""
     fields, name = base.config().to_dict(), config.get(OBJECTIVE, {}).get("name")
     if name in OBJECTIVES:
         fields[OBJECTIVE] = getattr(objectives, name)().to_dict()
+    kind = NETWORKS.get(config.get(MODEL, {}).get("name"))
+    if kind is not None:
+        fields[MODEL] = {**dict.fromkeys(kind.fields), **fields[MODEL]}
     return fields
 
 

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from fewstep.configs import base, objectives
 from fewstep.data import FIRST_DECODING
+from fewstep.models import NETWORKS
 from fewstep.modes.request import Request, load_run
 from fewstep.objectives import OBJECTIVES
 from fewstep.training.networks import with_network_fields
@@ -156,3 +157,15 @@ def test_a_network_s_missing_field_is_what_the_run_had(method, network):
     for field in recorded["model"].keys() - {"name"}:
         model = {name: value for name, value in recorded["model"].items() if name != field}
         assert not config_changes({**recorded, "model": model}, recorded)
+
+
+def test_a_field_that_only_a_network_declares_is_no_removed_one(monkeypatch):
+    def build(shape, num_classes=0, *, units=32):
+        return None
+
+    monkeypatch.setitem(NETWORKS, "plain", NETWORKS["mlp"]._replace(build=build))
+    config = as_dict(small_config("flow_matching"))
+    config["model"] = {"name": "plain", "units": 16}
+    assert removed_fields(config) == []
+    config["model"]["gone"] = 1
+    assert removed_fields(config) == ["model.gone"]
