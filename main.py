@@ -29,6 +29,7 @@ from fewstep.files import in_words
 from fewstep.messages import did_you_mean, nearest_name, unknown_choice
 from fewstep.modes import MODES
 from fewstep.modes.compilation_cache import enable_compilation_cache
+from fewstep.modes.host_memory import keep_freed_memory
 from fewstep.modes.request import Request, check_same_flags, expand_home, expand_paths
 from fewstep.modes.usage import usage
 from fewstep.training.cluster import clusters, exits, joining, processes
@@ -80,6 +81,7 @@ define_flags()
 def main(_: list[str]) -> None:
     """Run one mode; an error that the user can fix prints a message and exits with code 2."""
     silence_libraries()
+    keep_freed_memory()
     try:
         asked = read_request()
         enable_compilation_cache(asked)

@@ -52,6 +52,10 @@ if SESSION not in os.environ:
     os.environ.clear()
     os.environ.update(variables)
 
+from fewstep.modes.host_memory import keep_freed_memory  # noqa: E402
+
+keep_freed_memory()  # as main.py does
+
 
 def pytest_report_header() -> str:
     """What chose among methods (tests/training/kinds.py), to run the same again."""
