@@ -24,7 +24,7 @@ from fewstep.data.arrays.array_cache import (
     local_folder,
     repair,
 )
-from fewstep.data.arrays.dataset import Dataset
+from fewstep.data.arrays.dataset import Dataset, UnknownNameError
 from fewstep.data.arrays.files import claimed
 from fewstep.data.arrays.local_copy import FIELD, copy_arrays
 from fewstep.data.arrays.pixels import check_size
@@ -34,7 +34,6 @@ from fewstep.data.folders.folder import folder_images
 from fewstep.data.mixtures import mixture_dataset, mixture_space
 from fewstep.data.spaces.pixels import pixel_space
 from fewstep.data.spaces.space import Space
-from fewstep.data.tfds_images import UnknownBuilderError, builder_names, tfds_images, write_tfds
 from fewstep.messages import did_you_mean, nearest_name
 from fewstep.progress import note
 
@@ -112,6 +111,8 @@ def _open_folder(path: str, selection: Selection, writable: bool) -> Undecoded:
 
 
 def _open_tfds(name: str, selection: Selection, writable: bool) -> Undecoded:
+    from fewstep.data.tfds_images import tfds_images
+
     root = data_root(selection.data_dir)
     return tfds_images(
         _check_tfds_name(name), root, selection.image_size, selection.channels, selection.rules()
@@ -119,6 +120,8 @@ def _open_tfds(name: str, selection: Selection, writable: bool) -> Undecoded:
 
 
 def _download_tfds(name: str, selection: Selection) -> None:
+    from fewstep.data.tfds_images import write_tfds
+
     root = data_root(selection.data_dir)
     with claimed(root):
         write_tfds(_check_tfds_name(name), root, selection.image_size, selection.channels)
@@ -126,7 +129,7 @@ def _download_tfds(name: str, selection: Selection) -> None:
 
 def _check_tfds_name(name: str) -> str:
     if not TFDS_NAME.fullmatch(name):
-        raise UnknownBuilderError(name)
+        raise UnknownNameError(name)
     return name
 
 
@@ -223,7 +226,7 @@ def _open(
         if download and origin.download:
             origin.download(argument, selection)
         return origin.open(argument, selection, writable)
-    except UnknownBuilderError as error:
+    except UnknownNameError as error:
         raise ValueError(unknown_name_message(selection.name)) from error
 
 
@@ -259,6 +262,8 @@ def protocol_name(name: str) -> str:
 
 def unknown_name_message(name: str) -> str:
     """The error message for an unknown data set, with the nearest name and the forms of names."""
+    from fewstep.data.tfds_images import builder_names
+
     forms = [origin.form for origin in ORIGINS.values() if origin.form]
     known = {n: n for n in builder_names()} | {form.partition(":")[0]: form for form in forms}
     typed = _origin_of(name)[1].partition(":")[0].lower()

@@ -6,7 +6,6 @@ together are all images.
 """
 
 import numpy as np
-from sklearn.datasets import load_digits
 
 from fewstep.data.arrays.dataset import Dataset, Split
 from fewstep.data.arrays.pixels import fit_array
@@ -24,6 +23,8 @@ def digits(image_size: int = 0, channels: int = 0) -> Dataset:
     image is held out. Images are resized to image_size, and grey is repeated to `channels`; 0 is
     the data set's own.
     """
+    from sklearn.datasets import load_digits
+
     images, labels = load_digits(return_X_y=True)
     images = np.floor(images * 255 / LARGEST + 0.5).astype(np.uint8)
     images = images.reshape(-1, IMAGE_SIZE, IMAGE_SIZE, CHANNELS)

@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 
 from fewstep.data.arrays.array_cache import Undecoded, file_stamps
-from fewstep.data.arrays.dataset import NULL_LABEL
+from fewstep.data.arrays.dataset import NULL_LABEL, UnknownNameError
 from fewstep.data.arrays.pixels import MODES, fit_array
 from fewstep.data.arrays.shards import Source
 from fewstep.data.fashion_mnist import FashionMNIST
@@ -24,17 +24,13 @@ INCOMPLETE = "incomplete.*"  # TFDS's name of an unfinished folder
 Builder = tfds.core.DatasetBuilder
 
 
-class UnknownBuilderError(ValueError):
-    """TFDS has no data set of this name."""
-
-
 def tfds_images(
     name: str, root: Path, image_size: int, channels: int, rules: Decoding = NEWEST
 ) -> Undecoded:
     """The images of the TFDS data set `name`, prepared under root/NAME.
 
     image_size, channels: 0 for the data set's own; images of several sizes need an image_size.
-    Raises UnknownBuilderError for an unknown name, FileNotFoundError if the data set is not
+    Raises UnknownNameError for an unknown name, FileNotFoundError if the data set is not
     prepared, and ValueError without an image feature, a training split or a needed image_size.
     """
     builder = open_builder(name, root)
@@ -96,7 +92,7 @@ def write_tfds(name: str, root: Path, image_size: int, channels: int) -> None:
 def open_builder(name: str, root: Path) -> Builder:
     """The TFDS builder of a data set, from TFDS's code or from files under root.
 
-    Raises UnknownBuilderError if there is none.
+    Raises UnknownNameError if there is none.
     """
     own = OWN_BUILDERS.get(name)
     try:
@@ -104,7 +100,7 @@ def open_builder(name: str, root: Path) -> Builder:
             return own(data_dir=str(root), file_format=FORMAT)
         return tfds.builder(name, data_dir=str(root), file_format=FORMAT, try_gcs=False)
     except tfds.core.DatasetNotFoundError as error:
-        raise UnknownBuilderError(name) from error
+        raise UnknownNameError(name) from error
     except Exception as error:  # an unknown TFDS config or version, another file format, ...
         raise ValueError(
             f"TFDS cannot open {name} under {root} as {FORMAT}: {_first_line(error)}. Correct the "

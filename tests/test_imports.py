@@ -1,6 +1,8 @@
 """Imports point one way, floor by floor (docs/design.md)."""
 
 import ast
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -40,6 +42,8 @@ APART = {"eval/report": {"eval/features"}}
 # argument everywhere.
 DEFAULTS = {"training/storage": {"configs/base", "configs/objectives"}}
 FOREIGN = {"samplers": {"flax", "ml_collections"}, "objectives": {"flax", "ml_collections"}}
+# Half of the start of every command, if it imported them.
+SLOW = {"sklearn", "tensorflow_datasets", "matplotlib", "scipy.stats"}
 MATHEMATICS_ONLY = {"flax", "ml_collections", "optax", "orbax", "os", "pathlib"}
 
 
@@ -111,3 +115,11 @@ def test_no_mode_imports_another():
         others = {f"fewstep.modes.{other}" for other in MODES if other != name}
         for module in modules(ROOT / "modes" / f"{name}.py"):
             assert ".".join(module.split(".")[:3]) not in others, f"{name} imports {module}"
+
+
+def test_slow_packages_are_imported_where_they_are_used():
+    code = "import sys, fewstep.modes; print(*sys.modules)"
+    loaded = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert not SLOW & {*loaded.stdout.split()}

@@ -10,6 +10,10 @@ from fewstep.data.arrays.identity import Identity, dataset_identity, short_hash,
 NULL_LABEL = -1  # the label of an image without one
 
 
+class UnknownNameError(ValueError):
+    """No data set has this name."""
+
+
 class Split(NamedTuple):
     """Examples and their labels.
 

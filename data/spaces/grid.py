@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
@@ -96,6 +95,8 @@ def stack_with_titles(titles: Sequence[str], strips: Sequence[Image.Image]) -> I
 @cache
 def title_font() -> ImageFont.FreeTypeFont:
     """The font that matplotlib brings: the same on every machine, and with accents."""
+    import matplotlib
+
     return ImageFont.truetype(
         Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", TITLE_SIZE
     )

@@ -2,14 +2,15 @@
 
 import io
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
-from matplotlib.figure import Figure
 from PIL import Image
 
 from fewstep.data.spaces.grid import INK, PAPER
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 PANEL = 2.6  # side of a panel, inches
 DPI = 100
@@ -29,6 +30,9 @@ def scatter_panels(rows: Mapping[str, np.ndarray]) -> Image.Image:
 
     rows: title -> points [N, D]. Raises ValueError if there is no title, or a title has no points.
     """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
     if not rows or not all(map(len, rows.values())):
         raise ValueError("a picture needs at least one title, and points for each title")
     columns = min(COLUMNS, len(rows))
@@ -47,7 +51,7 @@ def scatter_panels(rows: Mapping[str, np.ndarray]) -> Image.Image:
     return Image.open(picture).convert("RGB")
 
 
-def draw(panel: Axes, points: np.ndarray, ranges: np.ndarray) -> None:
+def draw(panel: "Axes", points: np.ndarray, ranges: np.ndarray) -> None:
     """Draws points [N, D] in a panel. ranges: [D, 2], the range of each coordinate."""
     panel.set_facecolor(to_colour(PAPER))
     panel.tick_params(colors=to_colour(INK), labelsize="x-small")

@@ -23,7 +23,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
 
 RESAMPLES = 9_999
 
@@ -45,6 +44,8 @@ def interval(
     low and high are nan if k = 1.
     Raises ValueError unless k >= 1, all values are finite and 0 < confidence < 1.
     """
+    from scipy import stats
+
     values = np.asarray(values, np.float64)
     check_values(values)
     if not 0.0 < confidence < 1.0:

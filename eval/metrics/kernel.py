@@ -30,8 +30,6 @@ Traps of the protocol:
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics.pairwise import polynomial_kernel
-from sklearn.utils import gen_batches
 
 from fewstep.eval.features.feature_network import check_dimensions, check_features
 
@@ -95,6 +93,9 @@ def mmd_and_variance(x: np.ndarray, y: np.ndarray) -> tuple[float, float]:
 
 def kernel_sums(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Row sums [M] and column sums [N] of the kernel matrix, computed in blocks of rows."""
+    from sklearn.metrics.pairwise import polynomial_kernel
+    from sklearn.utils import gen_batches
+
     rows, columns = np.empty(len(x)), np.zeros(len(y))
     for part in gen_batches(len(x), ROWS):
         # The defaults of gamma and coef0 are 1 / D and 1.

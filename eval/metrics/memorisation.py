@@ -24,8 +24,6 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import pairwise_distances_argmin
-from sklearn.utils import gen_batches
 
 from fewstep.eval.features.feature_network import check_dimensions, check_features
 
@@ -96,6 +94,9 @@ def nearest_training_image(points: np.ndarray, train: np.ndarray) -> tuple[np.nd
     The search expands the squared distance, and rounding hides zeros. So the distances of the pairs
     are computed again from differences: for copies they are exactly 0.
     """
+    from sklearn.metrics import pairwise_distances_argmin
+    from sklearn.utils import gen_batches
+
     nearest = pairwise_distances_argmin(points, train)
     distances = np.concatenate(
         [

@@ -36,8 +36,6 @@ Traps of the protocol:
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import pairwise_distances_chunked
-from sklearn.neighbors import NearestNeighbors
 
 from fewstep.eval.features.feature_network import check_dimensions, check_features
 
@@ -73,6 +71,8 @@ def manifold_metrics(
     """
     if min(k, density_k) < 1:
         raise ValueError(f"k = {k} and density_k = {density_k} neighbours; at least 1 is needed")
+    from sklearn.metrics import pairwise_distances_chunked
+
     real, generated = np.asarray(real, np.float64), np.asarray(generated, np.float64)
     check_features(real, least=max(k, density_k) + 1, name="real features")
     check_features(generated, least=k + 1, name="generated features")
@@ -101,6 +101,8 @@ def manifold_metrics(
 
 def neighbour_distances(features: np.ndarray, k: int) -> np.ndarray:
     """Distances [N, k] from each point [N, D] to its k nearest neighbours, without itself."""
+    from sklearn.neighbors import NearestNeighbors
+
     neighbours = NearestNeighbors(n_neighbors=k).fit(features)
     # Without arguments, kneighbors leaves out each point itself, but not its duplicates.
     distances, _ = neighbours.kneighbors()

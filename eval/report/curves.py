@@ -5,15 +5,13 @@ import math
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from statistics import mean
-from typing import NamedTuple
-
-import matplotlib
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
-from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
+from typing import TYPE_CHECKING, NamedTuple
 
 from fewstep.eval.metrics import MAIN
 from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 # metric of the training log, after "PLAYER/" if there are several -> heading
 CURVES = {
@@ -174,6 +172,9 @@ def player_prefixes(rows: Iterable[Mapping[str, float]], metric: str, more: str 
 
 def plot_png(plot: Plot, ink: str) -> bytes:
     """The plot as a transparent PNG with text in `ink`."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     labels = list(dict.fromkeys(line.label for line in plot.lines))
     labels += [plot.level[1]] if plot.level else []
     columns, rows = legend_size(labels)
@@ -212,7 +213,7 @@ def legend_size(labels: Sequence[str]) -> tuple[int, int]:
     return 1, sum(len(textwrap.wrap(label, LEGEND_LETTERS)) for label in labels)
 
 
-def draw_line(axes: Axes, line: Line, marked: bool) -> None:
+def draw_line(axes: "Axes", line: Line, marked: bool) -> None:
     """Draws a line and its band, with markers if `marked`."""
     x, y = zip(*line.points, strict=True)
     colour, dash, marker = line.look
@@ -231,8 +232,10 @@ def draw_line(axes: Axes, line: Line, marked: bool) -> None:
         axes.fill_between(x, low, high, color=colour, alpha=0.25, linewidth=0)
 
 
-def scale_axes(axes: Axes, plot: Plot) -> None:
+def scale_axes(axes: "Axes", plot: Plot) -> None:
     """Makes axes logarithmic where values are far apart, and labels ticks by plain numbers."""
+    from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter, NullLocator
+
     values = [y for line in plot.lines for _, y in line.points]
     values += [y for line in plot.lines for ends in line.band for y in ends]
     values += [plot.level[0]] if plot.level else []
@@ -253,7 +256,7 @@ def scale_axes(axes: Axes, plot: Plot) -> None:
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))
 
 
-def finish_axes(axes: Axes, plot: Plot, ink: str) -> None:
+def finish_axes(axes: "Axes", plot: Plot, ink: str) -> None:
     """Draws labels, ticks and the two spines in ink."""
     axes.set_xlabel(plot.x_label, color=ink)
     axes.set_ylabel(plot.y_label, color=ink)
