@@ -2,8 +2,8 @@ import itertools
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from fewstep.eval.metrics import bootstrap
 from fewstep.eval.metrics.bootstrap import interval
 
 
@@ -76,9 +76,9 @@ def test_confidence_lies_between_its_ends():
 def test_default_is_an_interval_of_95_percent_by_9999_draws(monkeypatch):
     values, asked = [1.0, 2.0, 5.0, 9.0], {}
     assert interval(values) == interval(values, confidence=0.95, seed=0)
-    draw = bootstrap.stats.bootstrap
+    draw = stats.bootstrap
     monkeypatch.setattr(
-        bootstrap.stats,
+        stats,
         "bootstrap",
         lambda *a, **fields: asked.update(fields) or draw(*a, **fields),
     )
