@@ -62,6 +62,7 @@ def config_from_flags(values: flags.FlagValues) -> ConfigDict | None:
     """Return the config of --config with its overrides applied; None without --config.
 
     If an override replaces a part by name, the fields of the old part are dropped (overrides.py).
+    `debug` keeps the fields that are overridden.
     """
     config = values["config"].value
     if config is None:
@@ -70,6 +71,8 @@ def config_from_flags(values: flags.FlagValues) -> ConfigDict | None:
     overrides.forget_replaced(
         config, given, {field: values[f"config.{field}"].default for field in given}
     )
+    if config.get("debug") and "debug_keeps" not in given:
+        config.debug_keeps = tuple(field for field in given if field != "debug")
     return config
 
 

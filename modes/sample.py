@@ -233,13 +233,13 @@ SAMPLE = Mode(
         ),
         "seeds": Flag("Seeds of the noise, such as 0-63 (the default) or 5,7,9.", parse_ranges),
         "labels": Flag(
-            "Classes by index or name, such as 3,1 or 0-9: the first goes with the first seed; fewer "
-            "are used in turn; default: seed k has class k modulo their number.",
+            "Classes by index or name, such as 3,1 or 0-9: the first goes with the first seed, and "
+            "fewer are used in turn; default: seed k has class k modulo their number.",
             parse_labels,
         ),
         "grid": Flag(
-            "Draw every seed with every label: seeds,labels has a row of the picture for each seed, "
-            "labels,seeds one for each label.",
+            "Draw every seed with every label: seeds,labels has a row of the picture for each "
+            "seed, labels,seeds one for each label.",
             parse_grid,
         ),
         "guidance": Flag(

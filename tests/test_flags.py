@@ -28,6 +28,7 @@ FLAGS = {
     "methods": ("cd,sim", "methods", ("cd", "sim")),
     "metric": ("fd-pixels-1k", "metric", "fd-pixels-1k"),
     "labels": ('7,cat,"a, b",07', "labels", (7, "cat", "a, b", "07")),
+    "grid": ("labels, seeds", "grid", ("labels", "seeds")),
     "guidance": ("2.5", "guidance", 2.5),
     "out": ("there.npz", "out", Path("there.npz")),
     "checkpoint": ("30", "checkpoint", 30),
@@ -59,7 +60,7 @@ READ_BY = {
     "seeds": ("sample", "compare"),
     "methods": ("compare",),
     "metric": ("report",),
-    "labels": ("sample",),
+    **dict.fromkeys(("labels", "grid"), ("sample",)),
     "guidance": ("sample",),
     "checkpoint": ("sample", "evaluate"),
     "network": ("sample", "evaluate"),
@@ -99,6 +100,19 @@ def test_a_config_has_its_method_and_its_overrides():
         "--mode=describe", f"--config={CONFIG}", "--config.seed=5", "--config.ema.decays=(0.5,)"
     ).config
     assert (config.method, config.seed, config.ema.decays) == ("shortcut", 5, (0.5,))
+
+
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        (("--config.debug", "--config.steps=7", "--config.model.size=S"), ("steps", "model.size")),
+        (("--config.steps=7",), ()),
+        (("--config.debug", "--config.steps=7", "--config.debug_keeps=()"), ()),
+    ],
+)
+def test_debug_keeps_the_fields_that_are_given(fields, kept):
+    config = requested("--mode=describe", f"--config={CONFIG}", *fields).config
+    assert config.steps == 7 and {*config.debug_keeps} == {*kept}
 
 
 @pytest.mark.parametrize("mode", MODES)
