@@ -1,30 +1,35 @@
 """Parts of error messages: the nearest name, fields that differ, commands to type."""
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
 from typing import Any, NamedTuple
 
-CUTOFF = 0.6  # least similarity of a guess, in [0, 1]
+CUTOFF = 0.7  # least similarity of a guess, in [0, 1]
 SHORTEST_PART = 2  # fewest letters that count as a part of another name
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:
-    """The one of `names` that is most similar to `name` or contains it; "" if none does.
+    """The one of `names` that is most similar to `name`; "" if none is.
 
-    Ignores case.
+    Ignores case. A name that begins with `name`, or has it as a word between underscores, is
+    similar too.
     """
     by_lower = {other.lower(): other for other in map(str, names)}
     asked = str(name).lower()
     close = get_close_matches(asked, by_lower, n=1, cutoff=CUTOFF)
     if not close and len(asked) >= SHORTEST_PART:
-        close = sorted((other for other in by_lower if asked in other), key=len)
+        begun = [other for other in by_lower if other.startswith(asked)]
+        parts = [other for other in by_lower if asked in re.split(r"[^a-z0-9]", other)]
+        close = sorted(begun or parts, key=len)
     return by_lower[close[0]] if close else ""
 
 
 def likeness(a: str, b: str) -> float:
-    """Similarity of two names, in [0, 1]."""
-    return 1.0 if a == b else SequenceMatcher(None, a, b).ratio()
+    """Similarity of two names, in [0, 1]; at least CUTOFF if b begins with a."""
+    alike = 1.0 if a == b else SequenceMatcher(None, a, b).ratio()
+    return max(alike, CUTOFF) if len(a) >= SHORTEST_PART and b.startswith(a) else alike
 
 
 def did_you_mean(name: str, form: str = "{!r}") -> str:
