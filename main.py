@@ -150,7 +150,7 @@ def read_request() -> Request:
                 for other, each in MODES.items()
                 if name in each.flags or (name in joining_flags and each.together)
             ]
-            meant = did_you_mean(mistakes.meant_flag(name, mode), "{}")
+            meant = did_you_mean(mistakes.meant_flag(name, mode, command_line.known_field), "{}")
             hint = meant or (f"; it is for the mode(s) {', '.join(users)}" if users else "")
             raise ValueError(f"--{name} is not used by --mode={MODE.value}{hint}")
     values = {
@@ -191,8 +191,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     if HELP & {*argv}:
         show_usage(argv)
     argv, config = expand_config_path(argv)
-    file = config.partition(":")[0]
-    if file and not command_line.is_python(Path(file)):
+    file = (config or "").partition(":")[0]
+    if config is not None and not command_line.is_python(Path(file)):
         fail(ValueError(command_line.missing_file_message(config)))
     try:
         rest = flags.FLAGS(argv)
@@ -200,9 +200,12 @@ def parse_flags(argv: list[str]) -> list[str]:
         sys.exit(exits.DONE)
     except flags.UnrecognizedFlagError as error:
         mode = requested_mode(argv)
-        fail(ValueError(mistakes.unknown_flag(error.flagname, mode, MODES[mode], known_flags())))
+        unknown = mistakes.unknown_flag(
+            error.flagname, mode, MODES[mode], command_line.known_field, known_flags()
+        )
+        fail(ValueError(unknown))
     except command_line.ERRORS as error:
-        unknown = command_line.explain_unknown_field(config, argv, known_flags())
+        unknown = command_line.explain_unknown_field(config or "", argv, known_flags())
         raised = command_line.explain_file_error(file, error)
         fail(ValueError(unknown or raised or command_line.explain_value(error)))
     if len(rest) > 1:
@@ -242,9 +245,9 @@ def known_flags() -> list[str]:
     return [*declared, *(flag.name for flag in (MODE, TRACEBACK, *JOINING)), "help"]
 
 
-def expand_config_path(argv: list[str]) -> tuple[list[str], str]:
-    """Return the arguments with ~ in --config expanded, and the value of --config or ""."""
-    argv, value = [*argv], ""
+def expand_config_path(argv: list[str]) -> tuple[list[str], str | None]:
+    """Return the arguments with ~ in --config expanded, and the value of --config or None."""
+    argv, value = [*argv], None
     for i, argument in enumerate(argv):
         given = re.fullmatch(r"(--?config=)(.*)", argument)
         if given:

@@ -18,12 +18,13 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     """
     by_lower = {other.lower(): other for other in map(str, names)}
     asked = str(name).lower()
+    if len(asked) < SHORTEST_PART:
+        return by_lower.get(asked, "")
+    begun = [other for other in by_lower if other.startswith(asked)]
+    parts = [other for other in by_lower if asked in re.split(r"[^a-z0-9]", other)]
     close = get_close_matches(asked, by_lower, n=1, cutoff=CUTOFF)
-    if not close and len(asked) >= SHORTEST_PART:
-        begun = [other for other in by_lower if other.startswith(asked)]
-        parts = [other for other in by_lower if asked in re.split(r"[^a-z0-9]", other)]
-        close = sorted(begun or parts, key=len)
-    return by_lower[close[0]] if close else ""
+    found = sorted(begun, key=len) or close or sorted(parts, key=len)
+    return by_lower[found[0]] if found else ""
 
 
 def likeness(a: str, b: str) -> float:

@@ -10,7 +10,7 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from fewstep.configs import overrides
+from fewstep.configs import base, overrides
 from fewstep.configs.methods import METHODS
 from fewstep.messages import CUTOFF, did_you_mean, likeness, nearest_name
 
@@ -117,6 +117,8 @@ def config_without_overrides(path: str) -> ConfigDict:
 
 def missing_file_message(config: str) -> str:
     """Return the error message for --config=FILE[:METHOD] whose file is none of Python."""
+    if not config:
+        return f"--config is empty; name a config, as in --config=configs/digits.py. {list_files()}"
     file, colon, method = config.partition(":")
     known = {path.stem: f"configs/{path.name}" for path in FOLDER.glob("*.py") if has_config(path)}
     split = re.fullmatch(r"(.+\.py)[/,;@](\w+)", file)  # another sign in place of the colon
@@ -161,8 +163,6 @@ def explain_value(error: Exception) -> str:
     """
     if "has no attribute 'get_config'" in str(error):
         return f"--config: the file does not define get_config. {list_files()}"
-    if "Path to config file is an empty string" in str(error):
-        return f"--config is empty; name a config, as in --config=configs/digits.py. {list_files()}"
     missing = re.fullmatch(r"Missing value for flag (--\S+)", str(error))
     if missing:
         return f"{missing[1]} has no value; write {missing[1]}=VALUE"
@@ -238,27 +238,28 @@ def unknown_field_message(
 def meant_field(asked: str, names: Sequence[str], others: Collection[str]) -> str:
     """Return what was meant by a field that does not exist, as the end of a message; "" if unknown.
 
-    Optimizer fields of a player that has none yet can be given only all at once.
+    The optimizer fields of players can be given only all at once if the config has none.
     """
     group, _, last = asked.rpartition(".")
     if asked in others:
         return did_you_mean(asked, "--{}")
-    if group.startswith(PLAYERS) and not any(name.startswith(f"{group}.") for name in names):
+    if group.startswith(PLAYERS) and not any(name.startswith(PLAYERS) for name in names):
         player, field = group.removeprefix(PLAYERS), OTHER_NAMES.get(last.lower(), last)
         whole = f"--config.{PLAYERS[:-1]}=\"{{'{player}': {{'{field}': VALUE}}}}\""
         return f"; give all fields of a player at once, as in {whole}"
     return did_you_mean(nearest_field(asked, names), "--config.{}")
 
 
-def known_field(name: str, names: Sequence[str]) -> str:
-    """Return the field with a name, here or in other codebases; "" without one.
+def known_field(name: str) -> str:
+    """Return the field of configs/base.py with a name, here or in other codebases; "" without one.
 
     It is the outermost of several.
     """
-    meant = OTHER_NAMES.get(name.lower(), name.lower())
-    alike = [field for field in names if meant in (field, field.rpartition(".")[2])]
-    outermost = min(alike, key=lambda field: field.count("."), default="")
-    return "" if meant in EVERYWHERE else outermost
+    meant, fields = OTHER_NAMES.get(name.lower(), name.lower()), base.config().to_dict()
+    if meant in EVERYWHERE or isinstance(fields.get(meant), Mapping):
+        return ""
+    alike = [f for f in field_names(fields) if meant in (f, f.rpartition(".")[2])]
+    return min(alike, key=lambda field: field.count("."), default="")
 
 
 def nearest_field(asked: str, names: Sequence[str]) -> str:

@@ -1,10 +1,8 @@
 """Sentences for what was typed wrongly on the command line: what was meant, and how to write it."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-from fewstep.configs import base
-from fewstep.configs.command_line import field_names, known_field
 from fewstep.messages import did_you_mean, nearest_name
 from fewstep.modes.mode import Mode
 
@@ -26,11 +24,13 @@ OTHER_FLAGS = {
     "run": "workdir",
     "method": "methods",
 }
+# The name of a field, here or in other codebases -> the field of a config; "" for others.
+FieldOf = Callable[[str], str]
 EXAMPLE = "--config=configs/digits.py:cd"
 NUMBERS = re.compile(r"[\d.,-]+")
 
 
-def meant_flag(name: str, mode: Mode, others: Sequence[str] = ()) -> str:
+def meant_flag(name: str, mode: Mode, field_of: FieldOf, others: Sequence[str] = ()) -> str:
     """What was meant by a flag that a mode does not have, as it is written; "" if nothing is near.
 
     That is a flag of the mode, a field of its config, or else one of the other flags.
@@ -39,14 +39,16 @@ def meant_flag(name: str, mode: Mode, others: Sequence[str] = ()) -> str:
     found = nearest_name(name, mode.flags) or (own if own in mode.flags else "")
     if found:
         return f"--{found}"
-    field = known_field(name, [*field_names(base.config().to_dict())])
+    field = field_of(name)
     if field and "config" in mode.flags:
         return f"--config.{field}"
     found = nearest_name(name, others)
     return f"--{found}" if found else ""
 
 
-def unknown_flag(name: str, mode_name: str, mode: Mode, others: Sequence[str]) -> str:
+def unknown_flag(
+    name: str, mode_name: str, mode: Mode, field_of: FieldOf, others: Sequence[str]
+) -> str:
     """The error message for a flag that no mode has.
 
     others: flags besides those of the mode. A field of a config that was not given is one too.
@@ -55,13 +57,13 @@ def unknown_flag(name: str, mode_name: str, mode: Mode, others: Sequence[str]) -
     if group == "config" and "config" in mode.flags:
         return f"--{name} needs --config=FILE:METHOD, the config whose field it sets"
     if group == "config":
-        meant = did_you_mean(meant_flag(field.rpartition(".")[2], mode), "{}")
+        meant = did_you_mean(meant_flag(field.rpartition(".")[2], mode, field_of), "{}")
         return f"--{name} needs a config, and --mode={mode_name} takes that of the run{meant}"
     if field and nearest_name(group, ["config"]):
         return f"--{name} is not a flag{did_you_mean(f'config.{field}', '--{}')}"
     if name == "method" and "methods" not in mode.flags:
         return f"--{name} is not a flag; write the method after the file, as in {EXAMPLE}"
-    meant = did_you_mean(meant_flag(name, mode, others), "{}")
+    meant = did_you_mean(meant_flag(name, mode, field_of, others), "{}")
     return f"--{name} is not a flag{meant or '; --help lists the flags'}"
 
 

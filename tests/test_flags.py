@@ -195,7 +195,6 @@ def test_values_that_cannot_be_read_name_their_flag(arguments, message):
         # configs
         (("--config=",), "--config is empty; name a config, as in --config=configs/digits.py. The"),
         (("--config=README.md",), "README.md is not a Python file. The configs are configs/cele"),
-        (("--config=configs/base.py",), "the file does not define get_config. The configs are"),
         (("--config=configs/digits.py/cd",), "did you mean --config=configs/digits.py:cd? The con"),
         ((f"--config={CONFIG}", "--config.workdir=x"), "did you mean --workdir?"),
         ((f"--config={CONFIG}", "--config.=x"), "--config. is not a field"),

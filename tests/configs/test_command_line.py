@@ -7,6 +7,7 @@ from fewstep.configs.command_line import (
     OptionalParser,
     explain_value,
     flags,
+    known_field,
     list_files,
     missing_file_message,
     nearest_field,
@@ -68,6 +69,21 @@ def test_fields_and_groups_that_there_are_are_not(argument):
 def test_a_group_with_the_value_of_a_field_is_told_with_one_of_its_fields(group, field):
     message = f"--config.{group} is a group of fields; set one, such as --config.{field}"
     assert unknown_field_message(CONFIG, [f"--config.{group}=l1"]) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("lr", "optimizer.learning_rate"),
+        ("Batch_Size", "batch_size"),  # rather than evaluate.batch_size
+        ("features", "evaluate.features"),
+        ("data", ""),
+        ("name", ""),
+        ("foo", ""),
+    ],
+)
+def test_a_name_without_its_group_is_that_of_a_field(name, field):
+    assert known_field(name) == field
 
 
 def test_optimizer_fields_of_a_player_are_given_at_once():
