@@ -273,7 +273,7 @@ def unknown_name_message(name: str) -> str:
 
 def _is_path(text: str) -> bool:
     """Whether a text is written like a path, or is that of something."""
-    return bool(re.match(r"[/.~]|.*\.zip$", text)) or Path(text).exists()
+    return bool(text) and (bool(re.match(r"[/.~]|.*\.zip$", text)) or Path(text).exists())
 
 
 def _note_line(line: str) -> None:

@@ -136,8 +136,8 @@ def check_folder(out: Path, made_from: Mapping[str, Any]) -> None:
         foreign += [str(path) for path in beside if path.exists()]
     if foreign:
         raise ValueError(
-            f"--out={out} would mix a draw with files that are not of one: {join_names(foreign)}; "
-            "choose another --out"
+            f"{out} would mix a draw with files that are not of one: {join_names(foreign)}; choose "
+            "another --out"
         )
     settings = {name: value for name, value in record.items() if name != FILES}
     found = differing_fields(settings, made_from) if inside else ()
@@ -161,11 +161,16 @@ def start_folder(out: Path, made_from: Mapping[str, Any], files: Sequence[str]) 
 
 
 def read_record(out: Path) -> dict[str, Any]:
-    """The record of the draw in a folder; {} without one that names its files."""
+    """The record of the draw in a folder; {} without one.
+
+    Earlier versions recorded labels and no files, which they named by seed.
+    """
     try:
         record = json.loads(record_path(out).read_bytes())
     except (OSError, ValueError, RecursionError):
         return {}
+    if isinstance(record, dict) and "run" in record and record.pop("labels", None):
+        record[FILES] = [name for name in files_in(out) if re.fullmatch(r"\d{6,}\.png", name)]
     return record if isinstance(record, dict) and isinstance(record.get(FILES), list) else {}
 
 

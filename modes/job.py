@@ -31,7 +31,12 @@ from fewstep.training.sources import Supply, abstract_batch, reads_data
 from fewstep.training.storage import restore
 from fewstep.training.storage.checkpoint import Retention
 from fewstep.training.storage.train_state import TrainState
-from fewstep.training.teacher import build_source_teacher, load_teacher, teacher_identity
+from fewstep.training.teacher import (
+    build_source_teacher,
+    check_teacher_given,
+    load_teacher,
+    teacher_identity,
+)
 
 
 class Job(NamedTuple):
@@ -66,6 +71,7 @@ def prepare_job(path: Path, config: ConfigDict, window: Window | None = None) ->
     if config.steps_per_dispatch < 1:
         raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")
     experiment = build_on(config, mesh)
+    check_teacher_given(config, experiment)
     check_evaluation(experiment, dataset, config, mesh)
     warn_of_zero_rates(config, experiment)
     return assemble_job(path, fill_from_record(config, path), experiment, dataset, mesh, window)

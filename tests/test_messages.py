@@ -21,6 +21,7 @@ from fewstep.messages import (
         ("flow", METHODS, "flow_matching"),  # rather than cd_flow, a part of which it is
         ("meanflow", METHODS, ""),
         ("imm", METHODS, ""),
+        ("edn", METHODS, "edm"),
         ("path", ["retinopathy_detection"], ""),
         ("consistancy", METHODS, ""),
         ("", METHODS, ""),

@@ -1,5 +1,6 @@
 """--mode=sample passes its flags to the sampler, and writes each sample to the right file."""
 
+import json
 from importlib import import_module
 from pathlib import Path
 
@@ -153,6 +154,17 @@ def test_files_of_no_draw_are_refused_before_compute_and_stay(sample, tmp_path, 
     with pytest.raises(ValueError, match="mine would mix a draw with files that are not of one: "):
         sample(seeds=(1,), out=tmp_path / "mine")
     assert (tmp_path / mine).read_text() == "kept"
+
+
+def test_a_draw_replaces_one_of_an_earlier_version(sample, tmp_path):
+    out = tmp_path / "files"
+    sample(seeds=(1,), out=out)
+    record = json.loads((tmp_path / "files.json").read_text())
+    del record["files"]
+    (tmp_path / "files.json").write_text(json.dumps({**record, "labels": [0, 1, 2, 3]}))
+    (out / "000001-label_1.png").rename(out / "000001.png")
+    sample(seeds=(2,), out=out)
+    assert [path.name for path in out.iterdir()] == ["000002-label_2.png"]
 
 
 def test_a_file_beside_those_of_a_draw_is_refused_too(sample, tmp_path):
