@@ -26,8 +26,8 @@ from ml_collections import ConfigDict, config_flags
 from fewstep.configs import command_line
 from fewstep.configs.methods import TEACHERS
 from fewstep.files import in_words
-from fewstep.messages import did_you_mean, nearest_name, unknown_choice
-from fewstep.modes import MODES
+from fewstep.messages import did_you_mean, unknown_choice
+from fewstep.modes import MODES, mistakes
 from fewstep.modes.compilation_cache import enable_compilation_cache
 from fewstep.modes.host_memory import keep_freed_memory
 from fewstep.modes.request import Request, check_same_flags, expand_home, expand_paths
@@ -59,7 +59,6 @@ JOIN_TIMEOUT = flags.DEFINE_float(
 # Flags of the modes that can run in several processes.
 JOINING = (DISTRIBUTED, COORDINATOR, NUM_PROCESSES, PROCESS_ID, JOIN_TIMEOUT)
 HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
-SEE_HELP = "; --help lists the flags"
 UNFINISHED = "preempted, resumable: the same command repeats what was not finished"
 
 
@@ -153,9 +152,8 @@ def read_request() -> Request:
                 for other, each in MODES.items()
                 if name in each.flags or (name in joining_flags and each.together)
             ]
-            hint = f"; it is for the mode(s) {', '.join(users)}" if users else ""
-            if name == "steps":
-                hint = "; did you mean --config.steps?"
+            meant = did_you_mean(mistakes.meant_flag(name, mode, command_line.known_field), "{}")
+            hint = meant or (f"; it is for the mode(s) {', '.join(users)}" if users else "")
             raise ValueError(f"--{name} is not used by --mode={MODE.value}{hint}")
     values = {
         name: mode.flags[name].read(name, flags.FLAGS[name].value)
@@ -195,25 +193,25 @@ def parse_flags(argv: list[str]) -> list[str]:
     if HELP & {*argv}:
         show_usage(argv)
     argv, config = expand_config_path(argv)
-    file = config.partition(":")[0]
-    if file and not Path(file).is_file():
+    file = (config or "").partition(":")[0]
+    if config is not None and not command_line.is_python(Path(file)):
         fail(ValueError(command_line.missing_file_message(config)))
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:  # absl's own help flags exit with code 1
         sys.exit(exits.DONE)
     except flags.UnrecognizedFlagError as error:
-        declared = {flag for mode in MODES.values() for flag in mode.flags}
-        known = {*declared, *(flag.name for flag in (MODE, TRACEBACK, *JOINING)), "help"}
-        meant = did_you_mean(nearest_name(error.flagname.partition(".")[0], known), "--{}")
-        fail(ValueError(f"--{error.flagname} is not a flag{meant or SEE_HELP}"))
+        mode = requested_mode(argv)
+        unknown = mistakes.unknown_flag(
+            error.flagname, mode, MODES[mode], command_line.known_field, known_flags()
+        )
+        fail(ValueError(unknown))
     except command_line.ERRORS as error:
-        unknown = command_line.explain_unknown_field(config, argv)
-        fail(ValueError(unknown or command_line.explain_value(error)))
+        unknown = command_line.explain_unknown_field(config or "", argv, known_flags())
+        raised = command_line.explain_file_error(file, error)
+        fail(ValueError(unknown or raised or command_line.explain_value(error)))
     if len(rest) > 1:
-        # For example --steps 4 5, or the name of a mode.
-        meant = did_you_mean(nearest_name(rest[1], MODES), "--mode={}")
-        fail(ValueError(f"{rest[1]!r} is not a flag{meant or '; flags begin with --'}"))
+        fail(ValueError(mistakes.stray_word(rest[1:], argv, [*MODES])))
     if MODE.value not in MODES:
         fail(ValueError(unknown_choice("--mode", MODE.value, MODES)))
     return rest
@@ -221,25 +219,37 @@ def parse_flags(argv: list[str]) -> list[str]:
 
 def show_usage(argv: list[str]) -> None:
     """Print the help of the requested mode and exit with code 0."""
-    values = flags.FlagValues()
-    flags.DEFINE_string(MODE.name, MODE.default, "", flag_values=values)
-    try:
-        values([part for part in argv if part not in HELP], known_only=True)
-    except flags.Error as error:
-        fail(ValueError(str(error)))
-    if values.mode not in MODES:
-        fail(ValueError(unknown_choice("--mode", values.mode, MODES)))
+    mode = requested_mode([part for part in argv if part not in HELP])
     joins, common = (
         {flag.name: flags.FLAGS[flag.name].help for flag in those}
         for those in (JOINING, (TRACEBACK,))
     )
-    print(usage(values.mode, joins, common))
+    print(usage(mode, joins, common))
     sys.exit(exits.DONE)
 
 
-def expand_config_path(argv: list[str]) -> tuple[list[str], str]:
-    """Return the arguments with ~ in --config expanded, and the value of --config or ""."""
-    argv, value = [*argv], ""
+def requested_mode(argv: list[str]) -> str:
+    """Return the mode of a command line whose other flags may be wrong; exits if there is none."""
+    values = flags.FlagValues()
+    flags.DEFINE_string(MODE.name, MODE.default, "", flag_values=values)
+    try:
+        values(argv, known_only=True)
+    except flags.Error as error:
+        fail(ValueError(command_line.explain_value(error)))
+    if values.mode not in MODES:
+        fail(ValueError(unknown_choice("--mode", values.mode, MODES)))
+    return values.mode
+
+
+def known_flags() -> list[str]:
+    """Return the names of all flags."""
+    declared = [flag for mode in MODES.values() for flag in mode.flags]
+    return [*declared, *(flag.name for flag in (MODE, TRACEBACK, *JOINING)), "help"]
+
+
+def expand_config_path(argv: list[str]) -> tuple[list[str], str | None]:
+    """Return the arguments with ~ in --config expanded, and the value of --config or None."""
+    argv, value = [*argv], None
     for i, argument in enumerate(argv):
         given = re.fullmatch(r"(--?config=)(.*)", argument)
         if given:

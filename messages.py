@@ -1,30 +1,43 @@
 """Parts of error messages: the nearest name, fields that differ, commands to type."""
 
+import re
 import shlex
 from collections.abc import Iterable, Mapping
 from difflib import SequenceMatcher, get_close_matches
+from operator import ne
 from typing import Any, NamedTuple
 
-CUTOFF = 0.6  # least similarity of a guess, in [0, 1]
+CUTOFF = 0.7  # least similarity of a guess, in [0, 1]
 SHORTEST_PART = 2  # fewest letters that count as a part of another name
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:
-    """The one of `names` that is most similar to `name` or contains it; "" if none does.
+    """The one of `names` that is most similar to `name`; "" if none is.
 
-    Ignores case.
+    Ignores case. A name that begins with `name`, or has it as a word between underscores, is
+    similar too.
     """
     by_lower = {other.lower(): other for other in map(str, names)}
     asked = str(name).lower()
+    if len(asked) < SHORTEST_PART:
+        return by_lower.get(asked, "")
+    begun = [other for other in by_lower if other.startswith(asked)]
+    parts = [other for other in by_lower if asked in re.split(r"[^a-z0-9]", other)]
     close = get_close_matches(asked, by_lower, n=1, cutoff=CUTOFF)
-    if not close and len(asked) >= SHORTEST_PART:
-        close = sorted((other for other in by_lower if asked in other), key=len)
-    return by_lower[close[0]] if close else ""
+    close += [other for other in by_lower if differs_by_a_letter(asked, other)]
+    found = sorted(begun, key=len) or close or sorted(parts, key=len)
+    return by_lower[found[0]] if found else ""
+
+
+def differs_by_a_letter(a: str, b: str) -> bool:
+    """Whether two names of three or more letters differ in one of them."""
+    return len(a) == len(b) > SHORTEST_PART and sum(map(ne, a, b)) == 1
 
 
 def likeness(a: str, b: str) -> float:
-    """Similarity of two names, in [0, 1]."""
-    return 1.0 if a == b else SequenceMatcher(None, a, b).ratio()
+    """Similarity of two names, in [0, 1]; at least CUTOFF if b begins with a."""
+    alike = 1.0 if a == b else SequenceMatcher(None, a, b).ratio()
+    return max(alike, CUTOFF) if len(a) >= SHORTEST_PART and b.startswith(a) else alike
 
 
 def did_you_mean(name: str, form: str = "{!r}") -> str:

@@ -26,6 +26,7 @@ def config() -> ConfigDict:
             # Cache of compiled programs; "" is .compiled beside the run's folder, off disables it.
             "compilation_cache": "",
             "debug": False,  # shrink the run to about a minute on one device
+            "debug_keeps": (),  # fields that debug leaves alone; those that the command line sets
             "teacher": "",  # WORKDIR[@STEP] of the teacher's run; "" for methods without a teacher
             "teacher_network": "",  # which network of that run teaches; "" is its first average
             "start_from_teacher": True,  # trained networks start as copies of the teacher

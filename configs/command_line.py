@@ -2,14 +2,16 @@
 
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path, PurePath
+from traceback import extract_tb
 from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from fewstep.configs import overrides
+from fewstep.configs import base, overrides
+from fewstep.configs.methods import METHODS
 from fewstep.messages import CUTOFF, did_you_mean, likeness, nearest_name
 
 NONE = "None"
@@ -21,6 +23,7 @@ KINDS = {
     "Non-boolean argument": "True or False",
     "as a ConfigDict": "a dictionary",
 }
+PLAYERS = "player_optimizers."
 EVERYWHERE = ("name", "kind")  # fields of many groups; the group decides which is meant
 # Names in other codebases -> our names.
 OTHER_NAMES = {
@@ -47,6 +50,8 @@ OTHER_NAMES = {
     "grad_accum": "micro_batches",
     "gradient_accumulation_steps": "micro_batches",
     "save_every": "checkpoint.every",
+    "keep_last": "checkpoint.keep",
+    "max_to_keep": "checkpoint.keep",
     "log_every": "log.every",
     "eval_every": "evaluate.every",
     "n_classes": "num_classes",
@@ -56,20 +61,31 @@ OTHER_NAMES = {
 
 # Raised by absl and by config files for bad input.
 ERRORS = (flags.Error, ValueError, KeyError, AttributeError, TypeError, OSError)
+# Raised by Python for a config file that has a mistake itself.
+ERRORS += (SyntaxError, NameError, ImportError)
 
 
 def config_from_flags(values: flags.FlagValues) -> ConfigDict | None:
     """Return the config of --config with its overrides applied; None without --config.
 
     If an override replaces a part by name, the fields of the old part are dropped (overrides.py).
+    `debug` keeps the fields that are overridden. Raises ValueError for a method by --config.method.
     """
     config = values["config"].value
     if config is None:
         return None
     given = config_flags.get_override_values(values["config"])
-    overrides.forget_replaced(
-        config, given, {field: values[f"config.{field}"].default for field in given}
-    )
+    before = {field: values[f"config.{field}"].default for field in given}
+    name = given.get("method")
+    if name in METHODS and name != before["method"]:
+        file = config_flags.get_config_filename(values["config"]).partition(":")[0]
+        raise ValueError(
+            f"--config.method={name} changes the name of the run, not its method; did you mean "
+            f"--config={file}:{name}?"
+        )
+    overrides.forget_replaced(config, given, before)
+    if config.get("debug") and "debug_keeps" not in given:
+        config.debug_keeps = tuple(field for field in given if field != "debug")
     return config
 
 
@@ -100,12 +116,39 @@ def config_without_overrides(path: str) -> ConfigDict:
 
 
 def missing_file_message(config: str) -> str:
-    """Return the error message for --config=FILE[:METHOD] whose file does not exist."""
-    file = config.partition(":")[0]
+    """Return the error message for --config=FILE[:METHOD] whose file is none of Python."""
+    if not config:
+        return f"--config is empty; name a config, as in --config=configs/digits.py. {list_files()}"
+    file, colon, method = config.partition(":")
     known = {path.stem: f"configs/{path.name}" for path in FOLDER.glob("*.py") if has_config(path)}
-    nearest = known.get(nearest_name(PurePath(file).stem, known), "")
-    meant = did_you_mean(nearest, "--config={}") or "; give a file such as configs/digits.py"
-    return f"--config={config}: the file {file} does not exist{meant}"
+    split = re.fullmatch(r"(.+\.py)[/,;@](\w+)", file)  # another sign in place of the colon
+    nearest = known.get(nearest_name(PurePath(file).stem, known), "") + colon + method
+    if split and Path(split[1]).is_file():
+        nearest = f"{split[1]}:{split[2]}"
+    meant = did_you_mean("" if nearest == colon + method else nearest, "--config={}") or "."
+    wrong = "is not a Python file" if Path(file).is_file() else "does not exist"
+    return f"--config={config}: the file {file} {wrong}{meant} {list_files()}"
+
+
+def list_files() -> str:
+    """Return a sentence that lists the config files."""
+    names = sorted(f"configs/{path.name}" for path in FOLDER.glob("*.py") if has_config(path))
+    return f"The configs are {', '.join(names)}"
+
+
+def is_python(path: Path) -> bool:
+    """Whether a path is a file of Python."""
+    return path.suffix == ".py" and path.is_file()
+
+
+def explain_file_error(file: str, error: Exception) -> str:
+    """Return the message of an error that a config file raises, with the line; "" for another."""
+    if isinstance(error, SyntaxError):
+        return f"{error.filename} line {error.lineno}: {error.msg}"
+    if isinstance(error, ValueError | OSError | flags.Error):
+        return ""
+    lines = [f for f in extract_tb(error.__traceback__) if file and Path(f.filename) == Path(file)]
+    return f"{file} line {lines[-1].lineno}: {type(error).__name__}: {error}" if lines else ""
 
 
 def has_config(path: Path) -> bool:
@@ -119,7 +162,7 @@ def explain_value(error: Exception) -> str:
     For example "--config.steps=many must be a whole number".
     """
     if "has no attribute 'get_config'" in str(error):
-        return "--config: the file does not define get_config; give one such as configs/digits.py"
+        return f"--config: the file does not define get_config. {list_files()}"
     missing = re.fullmatch(r"Missing value for flag (--\S+)", str(error))
     if missing:
         return f"{missing[1]} has no value; write {missing[1]}=VALUE"
@@ -128,10 +171,15 @@ def explain_value(error: Exception) -> str:
     return f"{found[1]} must be {kinds[0]}" if kinds else str(error)
 
 
-def explain_unknown_field(config: str, argv: list[str]) -> str:
-    """Return an error message for the first unknown field in argv; "" if all are known."""
+def explain_unknown_field(config: str, argv: list[str], others: Collection[str] = ()) -> str:
+    """Return an error message for the first unknown field in argv; "" if all are known.
+
+    others: names of flags, which somebody may have meant.
+    """
+    if not config:
+        return ""
     try:
-        return unknown_field_message(config_without_overrides(config), argv) if config else ""
+        return unknown_field_message(config_without_overrides(config), argv, others)
     except ERRORS:
         return ""
 
@@ -167,23 +215,51 @@ def accept_none() -> None:
         config_flags.register_flag_parser_for_type(kind, OptionalParser(parser))
 
 
-def unknown_field_message(config: ConfigDict, arguments: Sequence[str]) -> str:
+def unknown_field_message(
+    config: ConfigDict, arguments: Sequence[str], others: Collection[str] = ()
+) -> str:
     """Return an error message for the first --config.FIELD that the config lacks; "" if none.
 
-    A value for a group of fields is an error too.
+    A value for a group of fields is an error too. others: names of flags.
     """
     names = [*field_names(config.to_dict())]
     groups = {name[:i] for name in names for i, letter in enumerate(name) if letter == "."}
     for argument in arguments:
-        given = re.match(r"--?(?:no)?config\.([^=]+)(?:=([^{]))?", argument)
+        given = re.match(r"--?(?:no)?config\.([^=]*)(?:=([^{]))?", argument)
         if given and given[1] not in {*names, *groups, "player_optimizers"}:
-            found = nearest_field(given[1], names)
-            return f"--config.{given[1]} is not a field{did_you_mean(found, '--config.{}')}"
+            return f"--config.{given[1]} is not a field{meant_field(given[1], names, others)}"
         if given and given[1] in groups and given[2]:
             inside = [name for name in names if name.startswith(f"{given[1]}.")]
             first = next((name for name in inside if name == f"{given[1]}.name"), inside[0])
             return f"--config.{given[1]} is a group of fields; set one, such as --config.{first}"
     return ""
+
+
+def meant_field(asked: str, names: Sequence[str], others: Collection[str]) -> str:
+    """Return what was meant by a field that does not exist, as the end of a message; "" if unknown.
+
+    The optimizer fields of players can be given only all at once if the config has none.
+    """
+    group, _, last = asked.rpartition(".")
+    if asked in others:
+        return did_you_mean(asked, "--{}")
+    if group.startswith(PLAYERS) and not any(name.startswith(PLAYERS) for name in names):
+        player, field = group.removeprefix(PLAYERS), OTHER_NAMES.get(last.lower(), last)
+        whole = f"--config.{PLAYERS[:-1]}=\"{{'{player}': {{'{field}': VALUE}}}}\""
+        return f"; give all fields of a player at once, as in {whole}"
+    return did_you_mean(nearest_field(asked, names), "--config.{}")
+
+
+def known_field(name: str) -> str:
+    """Return the field of configs/base.py with a name, here or in other codebases; "" without one.
+
+    It is the outermost of several.
+    """
+    meant, fields = OTHER_NAMES.get(name.lower(), name.lower()), base.config().to_dict()
+    if meant in EVERYWHERE or isinstance(fields.get(meant), Mapping):
+        return ""
+    alike = [f for f in field_names(fields) if meant in (f, f.rpartition(".")[2])]
+    return min(alike, key=lambda field: field.count("."), default="")
 
 
 def nearest_field(asked: str, names: Sequence[str]) -> str:
@@ -202,7 +278,7 @@ def nearest_field(asked: str, names: Sequence[str]) -> str:
         alike = [name for name in among if name.rpartition(".")[2] == found]
         if found in EVERYWHERE:
             part = group.rpartition(".")[2]
-            alike = [n for n in alike if likeness(n.split(".")[-2:][0], part) >= CUTOFF]
+            alike = [n for n in alike if likeness(part, n.split(".")[-2:][0]) >= CUTOFF]
         if alike:
             return max(alike, key=lambda name: nearness(name.rpartition(".")[0], group))
     return ""
@@ -210,7 +286,7 @@ def nearest_field(asked: str, names: Sequence[str]) -> str:
 
 def nearness(group: str, asked: str) -> tuple[float, int]:
     """Return a sort key: similarity to the requested group; outer groups win if none is similar."""
-    alike = likeness(group, asked)
+    alike = likeness(asked, group)
     return (alike if alike >= CUTOFF else 0.0, -len(group.split(".")) if group else 0)
 
 

@@ -267,11 +267,18 @@ def unknown_name_message(name: str) -> str:
     forms = [origin.form for origin in ORIGINS.values() if origin.form]
     known = {n: n for n in builder_names()} | {form.partition(":")[0]: form for form in forms}
     typed = _origin_of(name)[1].partition(":")[0].lower()
-    found = did_you_mean(known.get(nearest_name(typed, known), "")) or "."
+    path = re.sub(r"^\w+:", "", name)
+    nearest = f"folder:{path}" if _is_path(path) else known.get(nearest_name(typed, known), "")
+    found = did_you_mean(nearest) or "."
     return (
         f"data set {name!r} does not exist{found} A name is {', '.join(forms)}, or the bare NAME "
         "of a TFDS data set"
     )
+
+
+def _is_path(text: str) -> bool:
+    """Whether a text is written like a path, or is that of something."""
+    return bool(text) and (bool(re.match(r"[/.~]|.*\.zip$", text)) or Path(text).exists())
 
 
 def _note_line(line: str) -> None:

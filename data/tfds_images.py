@@ -152,7 +152,7 @@ def image_shape(builder: Builder, image_size: int, channels: int) -> tuple[int, 
         )
     if not image_size and (height is None or height != width):
         raise ValueError(
-            f"image_size is required for {builder.name}, whose images are {height} x {width} "
+            f"data.image_size is required for {builder.name}, whose images are {height} x {width} "
             "pixels (None: they vary); set it, for example to 64"
         )
     size = image_size or height

@@ -55,6 +55,7 @@ def check_evaluation(
     fields = config.evaluate
     if not fields.steps:
         return
+    check_takes_samples(fields.features, experiment.space)
     check_sampling(experiment, config, mesh)
     for name in ("num_samples", "final_samples"):
         if 0 < fields.get(name, 0) < FEWEST_SAMPLES:
@@ -62,7 +63,6 @@ def check_evaluation(
                 f"evaluate.{name}={fields[name]} is too few; use {FEWEST_SAMPLES} or more"
             )
     check_pictures(experiment.space)
-    check_takes_samples(fields.features, experiment.space)
     if not reason_to_skip(dataset, config):
         check_feature_network(fields.features, fields.weights)
         check_reference(fields.reference, dataset, fields.features, experiment.space)

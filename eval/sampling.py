@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from fewstep.eval.metrics import METRICS
 from fewstep.objectives.base import Params
+from fewstep.samplers.grids import named_steps
 from fewstep.training.experiment import Experiment, check_guidance
 from fewstep.training.generate import BatchSampler, batch_sampler, map_batches
 
@@ -29,7 +30,9 @@ def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> No
     shapes = jax.eval_shape(objective.players[objective.generator].network.init, jax.random.key(0))
     rows = jax.ShapeDtypeStruct((mesh.size,), np.int32)
     for steps in fields.steps:
-        jax.eval_shape(evaluation_sampler(experiment, config, mesh, steps), shapes, rows, rows)
+        with named_steps(f"evaluate.steps={tuple(fields.steps)}"):
+            sampler = evaluation_sampler(experiment, config, mesh, steps)
+            jax.eval_shape(sampler, shapes, rows, rows)
         if objective.diagnostics:
             make = evaluation_sampler(diagnostics_experiment(experiment), config, mesh, steps)
             check_row_counts(jax.eval_shape(make, shapes, rows, rows), mesh.size)

@@ -39,6 +39,7 @@ from fewstep.modes.request import (
 )
 from fewstep.modes.train_run import train_run
 from fewstep.objectives.stages import allowed_sampling_steps, check_sampling_steps
+from fewstep.samplers.grids import named_steps
 from fewstep.training.cluster.processes import first_process_says, say
 from fewstep.training.experiment import Experiment, build
 from fewstep.training.labels import label_counts, with_recorded_label_shares
@@ -165,7 +166,8 @@ def resolve_run(folder: Path, config: ConfigDict) -> ComparedRun:
     if not config.evaluate.steps:
         raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")
     check_evaluation(experiment, dataset, config, mesh)
-    check_sampling_steps(experiment.objective.stages, config.steps, config.evaluate.steps)
+    with named_steps(f"{config.method}: evaluate.steps={tuple(config.evaluate.steps)}"):
+        check_sampling_steps(experiment.objective.stages, config.steps, config.evaluate.steps)
     if first_process_says(workdir.is_run(folder)):
         data = data_identity(dataset, experiment)
         begun = fill_from_record(config, folder)

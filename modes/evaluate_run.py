@@ -14,6 +14,7 @@ from fewstep.modes.request import (
     require_workdir,
 )
 from fewstep.objectives.stages import check_sampling_steps
+from fewstep.samplers.grids import named_steps
 from fewstep.training.storage.fields import check_field_values
 
 
@@ -35,7 +36,8 @@ def evaluate_run(request: Request) -> None:
         check_writable(folder, "choose another folder by --out=FOLDER")
     if not config.evaluate.steps:
         raise ValueError("evaluate.steps=() leaves nothing to evaluate; name some, as in (1,4)")
-    check_sampling_steps(experiment.objective.stages, step, config.evaluate.steps)
+    with named_steps(f"evaluate.steps={tuple(config.evaluate.steps)}"):
+        check_sampling_steps(experiment.objective.stages, step, config.evaluate.steps)
     dataset = find_dataset(config, experiment, writable=given)
     check_moved_data(require_workdir(request), config, experiment, dataset)
     check_evaluation(experiment, dataset, config, mesh)

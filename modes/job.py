@@ -22,7 +22,7 @@ from fewstep.objectives.base import Params
 from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import first_process_says, warn
 from fewstep.training.compiled_step import abstract_state, compile_step
-from fewstep.training.experiment import Experiment, build_on
+from fewstep.training.experiment import Experiment, build_on, optimizer_fields
 from fewstep.training.labels import training_counts
 from fewstep.training.profile import Window, check_window
 from fewstep.training.report import logged_evaluations
@@ -31,7 +31,12 @@ from fewstep.training.sources import Supply, abstract_batch, reads_data
 from fewstep.training.storage import restore
 from fewstep.training.storage.checkpoint import Retention
 from fewstep.training.storage.train_state import TrainState
-from fewstep.training.teacher import build_source_teacher, load_teacher, teacher_identity
+from fewstep.training.teacher import (
+    build_source_teacher,
+    check_teacher_given,
+    load_teacher,
+    teacher_identity,
+)
 
 
 class Job(NamedTuple):
@@ -66,8 +71,18 @@ def prepare_job(path: Path, config: ConfigDict, window: Window | None = None) ->
     if config.steps_per_dispatch < 1:
         raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")
     experiment = build_on(config, mesh)
+    check_teacher_given(config, experiment)
     check_evaluation(experiment, dataset, config, mesh)
+    warn_of_zero_rates(config, experiment)
     return assemble_job(path, fill_from_record(config, path), experiment, dataset, mesh, window)
+
+
+def warn_of_zero_rates(config: ConfigDict, experiment: Experiment) -> None:
+    """Warn of trained networks whose learning rate is 0."""
+    players = experiment.objective.players
+    still = [p for p in players if optimizer_fields(config, p)["learning_rate"] == 0.0]
+    if still:
+        warn(f"learning_rate=0 leaves {' and '.join(still)} as at the start")
 
 
 def assemble_job(

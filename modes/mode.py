@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 from fewstep.modes.request import Request, expand_home
 
 Read = Callable[[str, str], Any]
+MOST_NUMBERS = 10_000_000  # of a range, so that a slip of the finger does not fill the memory
 
 
 def parse_text(flag: str, given: str) -> str:
@@ -52,12 +53,14 @@ def parse_path(flag: str, given: str) -> Path | None:
 def split_items(flag: str, given: str) -> list[str]:
     """Split a text at commas. Double quotes enclose a part that contains a comma.
 
-    Raises ValueError for an open quote and for an empty part.
+    Raises ValueError for an open quote, and for an empty text or part.
     """
     try:
         parts = [part.strip() for row in csv.reader([given], strict=True) for part in row]
     except csv.Error as error:
         raise ValueError(f"--{flag}={given} has unmatched quotes; close them") from error
+    if not parts:
+        raise ValueError(f"--{flag}= has no value; give one, or leave out --{flag}")
     if not all(parts):
         raise ValueError(f"--{flag}={given} has an empty part; remove the extra comma")
     return parts
@@ -111,6 +114,16 @@ def parse_numbers(flag: str, given: str) -> tuple[float, ...]:
         raise ValueError(f"--{flag}={given} must be numbers, such as 0.25,0.45") from error
 
 
+def parse_grid(flag: str, given: str) -> tuple[str, ...]:
+    """Return the axes of rows and of columns. Raises ValueError unless they are two others."""
+    axes = tuple(part.strip() for part in given.split(","))
+    if sorted(axes) != ["labels", "seeds"]:
+        raise ValueError(
+            f"--{flag}={given} must be seeds,labels (a row for each seed) or labels,seeds"
+        )
+    return axes
+
+
 def parse_ranges(flag: str, given: str) -> tuple[int, ...]:
     """Return the numbers of inclusive ranges, such as 0-63 or 0-7,100. Raises ValueError."""
     found: list[int] = []
@@ -118,7 +131,10 @@ def parse_ranges(flag: str, given: str) -> tuple[int, ...]:
         ends = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
         if not ends or int(ends[2] or ends[1]) < int(ends[1]):
             raise ValueError(f"--{flag}={given} must be numbers or ranges, such as 0-63 or 0-7,100")
-        found += range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+        numbers = range(int(ends[1]), int(ends[2] or ends[1]) + 1)
+        if numbers[-1] - numbers[0] >= MOST_NUMBERS:
+            raise ValueError(f"--{flag}={given} has more than {MOST_NUMBERS:,} numbers")
+        found += numbers
     return tuple(found)
 
 

@@ -68,6 +68,7 @@ class Request(NamedTuple):
     teachers: Mapping[str, str] = {}
     metric: str = ""
     labels: tuple[int | str, ...] = ()
+    grid: tuple[str, ...] = ()
     guidance: float | None = None
     checkpoint: int | None = None
     network: str = ""

@@ -1,6 +1,5 @@
 """--mode=sample: draw samples from a run; write PNG files or an .npz, and one picture."""
 
-import json
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -9,30 +8,42 @@ from typing import Any
 import jax
 import numpy as np
 
-from fewstep.data.folders.class_names import label_of, label_texts
+from fewstep.data.folders.class_names import label_texts
 from fewstep.data.spaces.space import Space
-from fewstep.files import check_writable, write_json, write_npz, write_png
+from fewstep.files import check_writable, write_npz, write_png
+from fewstep.modes.draws import (
+    COLUMNS,
+    FEW,
+    Draw,
+    check_folder,
+    choose_labels,
+    choose_pairs,
+    many_steps,
+    sibling_path,
+    start_folder,
+)
 from fewstep.modes.mode import (
     CHECKPOINT,
     WORKDIR,
     Flag,
     Mode,
+    parse_grid,
     parse_integer,
     parse_labels,
     parse_number,
     parse_path,
     parse_ranges,
 )
-from fewstep.modes.request import Request, load_run, require_workdir
+from fewstep.modes.request import LoadedRun, Request, load_run, require_workdir
 from fewstep.objectives.stages import check_sampling_steps
+from fewstep.samplers.grids import named_steps
 from fewstep.training.classes import class_names
+from fewstep.training.cluster.processes import warn
 from fewstep.training.experiment import check_guidance
-from fewstep.training.generate import batch_sampler, generate
-from fewstep.training.storage.identity import differing_fields
-from fewstep.training.storage.workdir import recorded_identity
+from fewstep.training.generate import BatchSampler, batch_sampler, generate
+from fewstep.training.storage.workdir import count_text, recorded_identity
 
 FOLDER, LONGEST_NAME = "samples", 200
-COLUMNS = 16
 SHOWN = COLUMNS * COLUMNS
 # Seed k has the noise of sample k in an evaluation of a run with this seed.
 STREAM_SEED = 0
@@ -40,88 +51,119 @@ DEFAULT_SEEDS, LARGEST_SEED = range(64), 2**31 - 1
 
 
 def sample(request: Request) -> None:
-    """Write one sample for each of --seeds to --out, and a picture of the first samples beside it.
+    """Write a sample for each pair of seed and label to --out, and a picture of the first of them.
 
-    --out is a folder for PNG files, named by seed, or an .npz file. The .npz has x and arr_0:
-    samples [N, ...] as their space stores them, y: int32 [N] and seed: int32 [N]. The default lies
-    in the folder of the run, and its name says how the samples were made. It is an .npz where
-    samples have no pictures of their own. A folder with other images raises ValueError.
+    --out is a folder for PNG files, named by seed and label, or an .npz file. The .npz has x and
+    arr_0: samples [N, ...] as their space stores them, y: int32 [N] and seed: int32 [N]. The
+    default lies in the folder of the run, and its name says how the samples were made. It is an
+    .npz where samples have no pictures of their own. draws.py says how seeds and labels are paired,
+    and what becomes of a folder with other files.
 
-    A sample depends only on its seed and label. --labels, by default all classes, are used in turn:
-    seed k has label k modulo their number. Without classes y is -1. A sample that is not finite
-    raises an error; files written before it stay.
+    A sample depends only on its seed and label; without classes y is -1. A sample that is not
+    finite raises an error; files written before it stay.
     """
     check_request(request)
-    config, experiment, mesh, params, step = load_run(request)
-    scale = experiment.objective.guidance_scale if request.guidance is None else request.guidance
-    check_guidance(experiment, scale)
-    check_sampling_steps(experiment.objective.stages, step, (request.steps,))
-    seeds = np.array(request.seeds or DEFAULT_SEEDS, np.int32)
-    names = class_names(require_workdir(request)) if experiment.num_classes else ()
-    choices = choose_labels(request, experiment.num_classes, names)
-    labels = choices[seeds % len(choices)].astype(np.int32)
-    made_from = {
-        "run": run_id(request),
-        "step": step,
-        "network": experiment.sample_with,
-        "sampling_steps": request.steps,
-        "guidance_scale": float(scale),
-        "labels": choices.tolist(),
-    }
-    space = experiment.space
-    out = request.out or default_out(request, space, made_from)
+    run = load_run(request)
+    space, classes = run.experiment.space, run.experiment.num_classes
+    scale = guidance_scale(request, run)
+    names = class_names(require_workdir(request)) if classes else ()
+    asked = choose_labels(request.labels, classes, names)
+    draw = choose_pairs(request.seeds or DEFAULT_SEEDS, asked, classes, request.grid)
+    made_from = settings(request, run, scale)
+    out = request.out or default_out(request, space, made_from, asked)
     check_form(out, space)
     if jax.process_index() == 0:
         check_free(out, made_from)
-    sampler = batch_sampler(
-        experiment.objective,
-        space.shape,
-        mesh,
-        seed=STREAM_SEED,
-        steps=request.steps,
-        guidance_scale=scale,
-    )
-    size = config.evaluate.batch_size
-    batches = map(space.finish, generate(sampler, params, labels, size, "sampling", seeds))
+    sampler = checked_sampler(request, run, scale, draw)
+    size = run.config.evaluate.batch_size
+    drawn = generate(sampler, run.params, draw.labels, size, "sampling", draw.seeds)
+    batches = map(space.finish, drawn)
     if jax.process_index() > 0:
         deque(batches, maxlen=0)
         return
-    if out.suffix != ".npz":
-        write_json(record_path(out), made_from)
-    picture = write_samples(out, space, batches, labels, seeds)
-    shown = dict.fromkeys(choices.tolist()) if request.labels else {}
-    classes = f", classes {', '.join(label_texts(shown, names))}" if shown else ""
+    write = write_arrays if out.suffix == ".npz" else write_folder
+    shown, removed = write(out, space, batches, draw, made_from)
+    picture = sibling_path(out, ".png")
+    write_png(picture, space.show(shown, draw.columns, draw.captions(names)[: len(shown)]))
+    named = f", classes {', '.join(label_texts(dict.fromkeys(asked), names))}" if asked else ""
     print(
-        f"{len(seeds)} samples of {experiment.sample_with} at step {step}, {request.steps} "
-        f"sampling step(s), guidance {scale:g}{classes}: {out} and {picture}"
+        f"{count_text(len(draw.seeds), 'sample')} of {made_from['network']} at step {run.step}, "
+        f"{request.steps} sampling step(s), guidance {scale:g}{named}: {out} and {picture}"
+        + (f"; removed {count_text(removed, 'picture')} of the draw before" if removed else "")
     )
 
 
-def write_samples(
+def guidance_scale(request: Request, run: LoadedRun) -> float:
+    """Return --guidance, else the run's own scale. Raises ValueError."""
+    own = run.experiment.objective.guidance_scale
+    scale = own if request.guidance is None else request.guidance
+    check_guidance(run.experiment, scale)
+    return scale
+
+
+def settings(request: Request, run: LoadedRun, scale: float) -> dict[str, Any]:
+    """Return what the samples of all seeds and labels have in common."""
+    return {
+        "run": run_id(request),
+        "step": run.step,
+        "network": run.experiment.sample_with,
+        "sampling_steps": request.steps,
+        "guidance_scale": float(scale),
+    }
+
+
+def checked_sampler(request: Request, run: LoadedRun, scale: float, draw: Draw) -> BatchSampler:
+    """Return the sampler; warns if it needs more steps. Raises ValueError if it cannot sample."""
+    objective, steps = run.experiment.objective, request.steps
+    shape = run.experiment.space.shape
+    sampler = batch_sampler(
+        objective, shape, run.mesh, seed=STREAM_SEED, steps=steps, guidance_scale=scale
+    )
+    with named_steps(f"--steps={steps}"):
+        check_sampling_steps(objective.stages, run.step, (steps,))
+        jax.eval_shape(sampler, run.params, *(np.zeros(run.mesh.size, np.int32),) * 2)
+    if steps < FEW and many_steps(objective):
+        warn(
+            f"{run.config.method} goes from noise to data in tens of sampling steps, and blurs "
+            f"samples in {steps}; add --steps={many_steps(objective)}"
+        )
+    return sampler
+
+
+def write_arrays(
     out: Path,
     space: Space,
     batches: Iterator[np.ndarray],
-    labels: np.ndarray,
-    seeds: np.ndarray,
-) -> Path:
-    """Write finished samples as one .npz, or as PNG files in a folder batch by batch.
+    draw: Draw,
+    made_from: Mapping[str, Any],
+) -> tuple[np.ndarray, int]:
+    """Write finished samples as one .npz. Returns the first of them, and 0."""
+    samples = np.concatenate([*batches])
+    write_npz(out, x=samples, arr_0=samples, y=draw.labels, seed=draw.seeds)
+    return samples[: max(SHOWN, space.shown)], 0
 
-    Returns the path of a picture of the first samples.
+
+def write_folder(
+    out: Path,
+    space: Space,
+    batches: Iterator[np.ndarray],
+    draw: Draw,
+    made_from: Mapping[str, Any],
+) -> tuple[np.ndarray, int]:
+    """Write finished samples as PNG files in a folder, batch by batch.
+
+    Returns the first of them, and how many pictures of an earlier draw it has removed. That remains
+    until the first batch is there.
     """
-    most = max(SHOWN, space.shown)
-    if out.suffix == ".npz":
-        samples = np.concatenate([*batches])
-        write_npz(out, x=samples, arr_0=samples, y=labels, seed=seeds)
-        shown = samples[:most]
-    else:
-        named, shown = iter(seeds), []
-        for samples in batches:
-            shown += [*samples[: most - len(shown)]]
-            for sample, seed in zip(samples, named, strict=False):  # as many seeds as samples
-                write_png(out / f"{seed:06d}.png", space.image(sample))
-    picture = sibling_path(out, ".png")
-    write_png(picture, space.show(np.stack(shown), COLUMNS))
-    return picture
+    files = draw.files()
+    named, shown, removed = iter(files), [], 0
+    for number, samples in enumerate(batches):
+        if number == 0:
+            removed = start_folder(out, made_from, files)
+        shown += [*samples[: max(SHOWN, space.shown) - len(shown)]]
+        for sample, name in zip(samples, named, strict=False):  # as many names as samples
+            write_png(out / name, space.image(sample))
+    return np.stack(shown), removed
 
 
 def run_id(request: Request) -> str:
@@ -129,10 +171,13 @@ def run_id(request: Request) -> str:
     return recorded_identity(require_workdir(request)).id
 
 
-def default_out(request: Request, space: Space, made_from: Mapping[str, Any]) -> Path:
+def default_out(
+    request: Request, space: Space, made_from: Mapping[str, Any], labels: Sequence[int]
+) -> Path:
     """Return WORKDIR/samples/NAME, where NAME says how the samples are made; an .npz for points.
 
-    NAME has no seeds, since the names of the files in the folder have them.
+    NAME has no seeds, since the names of the files in the folder have them. labels: those of
+    --labels.
     """
     parts = [
         f"step_{made_from['step']:08d}",
@@ -140,7 +185,7 @@ def default_out(request: Request, space: Space, made_from: Mapping[str, Any]) ->
         f"guidance_{made_from['guidance_scale']:g}",
         made_from["network"],
         # Numbers, since the name of a class may contain a / or be longer than a file name.
-        *([f"labels_{'_'.join(map(str, made_from['labels']))}"] if request.labels else []),
+        *([f"labels_{'_'.join(map(str, labels))}"] if labels else []),
     ]
     name = "-".join(parts)[:LONGEST_NAME] + ("" if space.image else ".npz")
     return require_workdir(request) / FOLDER / name
@@ -155,41 +200,18 @@ def check_form(out: Path, space: Space) -> None:
         )
 
 
-def sibling_path(out: Path, suffix: str) -> Path:
-    """Return the path beside a folder of samples or an .npz, with its name and another suffix."""
-    out = out.resolve()
-    return out.with_suffix(suffix) if out.suffix == ".npz" else out.with_name(out.name + suffix)
-
-
-def record_path(out: Path) -> Path:
-    """Return the file that records how the samples in a folder were made."""
-    return sibling_path(out, ".json")
-
-
 def check_free(out: Path, made_from: Mapping[str, Any]) -> None:
-    """Raises ValueError for a folder with other images, OSError if it cannot be written to."""
-    check_writable(out.parent if out.suffix == ".npz" else out, "choose another --out")
-    if out.suffix == ".npz" or not (out.is_dir() and any(map(is_png, out.iterdir()))):
-        return
-    try:
-        before = json.loads(record_path(out).read_bytes())
-        found = differing_fields(before, made_from)
-    except (OSError, ValueError, AttributeError, RecursionError):
-        found = ["no record says how they were made"]
-    if found:
-        raise ValueError(
-            f"{out} has other images already: {'; '.join(found)}; choose another --out or delete "
-            "the folder"
-        )
-
-
-def is_png(path: Path) -> bool:
-    """Whether the name of a file is that of a PNG."""
-    return path.suffix.lower() == ".png"
+    """Raises ValueError for a folder with other files, OSError if it cannot be written to."""
+    if out.suffix == ".npz":
+        check_writable(out.parent, "choose another --out")
+    else:
+        check_folder(out, made_from)
 
 
 def check_request(request: Request) -> None:
-    """Raises ValueError for seeds that are too large and for an invalid --out."""
+    """Raises ValueError for a number of steps below 1, a large seed, and an invalid --out."""
+    if request.steps < 1:
+        raise ValueError(f"--steps={request.steps} must be 1 or more")
     largest = max(request.seeds or DEFAULT_SEEDS)
     if largest > LARGEST_SEED:
         raise ValueError(f"--seeds={largest} is too large; the largest is {LARGEST_SEED}")
@@ -199,35 +221,33 @@ def check_request(request: Request) -> None:
         raise ValueError(f"--out={request.out} must be a folder, or a name that ends in .npz")
 
 
-def choose_labels(request: Request, num_classes: int, names: Sequence[str] = ()) -> np.ndarray:
-    """Return the labels of --labels, given by index or name; by default all classes.
-
-    Raises ValueError for a label that is not a class.
-    """
-    if num_classes == 0:
-        if request.labels:
-            raise ValueError("--labels has no effect: the run has no classes; remove it")
-        return np.array([-1])
-    asked = [label_of(label, names, num_classes) for label in request.labels]
-    return np.array(asked or range(num_classes))
-
-
 SAMPLE = Mode(
     sample,
     "Draw samples from a run.",
     {
         **WORKDIR,
         **CHECKPOINT,
-        "steps": Flag("Number of sampling steps; default: 1.", parse_integer),
-        "seeds": Flag("Seeds of the noise, one image each; default: 0-63.", parse_ranges),
+        "steps": Flag(
+            "Number of sampling steps; default: 1. Flow matching and the like need tens.",
+            parse_integer,
+        ),
+        "seeds": Flag("Seeds of the noise, such as 0-63 (the default) or 5,7,9.", parse_ranges),
         "labels": Flag(
-            "Classes by index or name, used in turn, such as 3,1; default: all.", parse_labels
+            "Classes by index or name, such as 3,1 or 0-9: the first goes with the first seed, and "
+            "fewer are used in turn; default: seed k has class k modulo their number.",
+            parse_labels,
+        ),
+        "grid": Flag(
+            "Draw every seed with every label: seeds,labels has a row of the picture for each "
+            "seed, labels,seeds one for each label.",
+            parse_grid,
         ),
         "guidance": Flag(
             "Guidance scale; 1 is no guidance; default: that of the run.", parse_number
         ),
         "out": Flag(
-            "Folder for PNG files, or an .npz file; default: in WORKDIR/samples.", parse_path
+            "Folder for the PNG files of one draw, or an .npz file; default: in WORKDIR/samples.",
+            parse_path,
         ),
     },
     together=True,

@@ -9,6 +9,7 @@ from fewstep import data
 from fewstep.eval.evaluate import Evaluate, evaluator, sample_count, summary
 from fewstep.eval.metrics.metric import logged_name
 from fewstep.messages import shell_flags
+from fewstep.modes.draws import many_steps
 from fewstep.modes.job import Job, data_identity, dataset_files, prepare_job, supply_of
 from fewstep.modes.request import (
     Request,
@@ -43,7 +44,9 @@ def train_run(request: Request) -> None:
             job = prepare_job(path, config, request.profile)
         with claim_workdir(path):
             step = train_in_folder(path, job, preemption)
-    say(f"{path} is at step {step}; draw from it: {shell_flags('sample', workdir=path)}")
+    steps = many_steps(job.experiment.objective)
+    flags = {"workdir": path} | ({"steps": steps} if steps else {})
+    say(f"{path} is at step {step}; draw from it: {shell_flags('sample', **flags)}")
 
 
 def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:

@@ -40,7 +40,7 @@ from fewstep.objectives.base import (
 )
 from fewstep.objectives.distances import Distance
 from fewstep.objectives.sampling import learned_guidance, sample_fn
-from fewstep.samplers.grids import time_grid
+from fewstep.samplers.grids import StepsError, time_grid
 from fewstep.samplers.ode import ddim_step
 from fewstep.samplers.renoise import renoise
 
@@ -179,11 +179,11 @@ def consistency_sampler(
 def snap_to_grid(spacing: Spacing, cells: int, times: Array) -> Array:
     """The nearest points of a grid of `cells` cells, without its data end: [N].
 
-    times: [N], descending. Raises ValueError for more times than cells, and for two times with the
-    same nearest point.
+    times: [N], descending. Raises StepsError for more times than cells, and ValueError for two
+    times with the same nearest point.
     """
     if times.shape[0] > cells:
-        raise ValueError(
+        raise StepsError(
             f"this consistency model was trained on {cells + 1} times, so it samples in at most "
             f"{cells} steps, not in {times.shape[0]}"
         )

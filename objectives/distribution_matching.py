@@ -74,6 +74,7 @@ from fewstep.objectives.needs import needs
 from fewstep.objectives.pairs import add_regression
 from fewstep.objectives.sampling import learned_guidance, sample_fn
 from fewstep.parts import Part
+from fewstep.samplers.grids import StepsError
 
 # Smallest divisor of a row, a mean absolute error of the teacher (SiD's code has 1e-5).
 LEAST_ERROR = 1e-5
@@ -295,7 +296,7 @@ def one_step_sampler(generator: Generator, trained_scale: float) -> SampleFn:
 
     def check_steps(steps: int) -> None:
         if steps != 1:
-            raise ValueError(f"a one-step generator samples in 1 step, not in {steps}")
+            raise StepsError(f"a one-step generator samples in 1 step, not in {steps}")
 
     def solve(
         generate: Callable[..., Array], eps: Array, condition: Condition, keys: Array, steps: int

@@ -76,7 +76,7 @@ from fewstep.objectives.needs import needs
 from fewstep.objectives.sampling import learned_guidance, sample_fn
 from fewstep.objectives.stages import Stage, stage_index
 from fewstep.parts import RUN_LENGTH, Entry, Part
-from fewstep.samplers.grids import time_grid
+from fewstep.samplers.grids import StepsError, time_grid
 from fewstep.samplers.ode import ddim
 
 # (path, t: [B]) -> weight of the error of x_0, [B]
@@ -190,7 +190,7 @@ def ddim_sampler(model: Model, spacing: Spacing, max_steps: int, trained_scale: 
 
     def check_steps(steps: int) -> None:
         if not (0 < steps <= max_steps and max_steps % steps == 0):
-            raise ValueError(
+            raise StepsError(
                 f"a progressive student samples in a power of two of steps up to {max_steps}, "
                 f"that of its stage, not in {steps}"
             )

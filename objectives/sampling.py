@@ -64,7 +64,7 @@ def sample_fn(
     network: a function with the parameters as its first argument, such as `Model.predict`.
     solve: from noise to data with the guided network.
     guidance: guides the network, or checks a scale that it has learned.
-    check_steps: raises ValueError for a number of steps that the method cannot sample in.
+    check_steps: raises StepsError for a number of steps that the method cannot sample in.
     """
 
     def sample(

@@ -88,7 +88,7 @@ from fewstep.objectives.needs import needs
 from fewstep.objectives.sampling import sample_fn
 from fewstep.parts import Part
 from fewstep.samplers.flow_map import jump
-from fewstep.samplers.grids import time_grid
+from fewstep.samplers.grids import StepsError, time_grid
 
 # Largest alpha(t_max) at which a path counts as ending at pure noise.
 LEAST_ALPHA = 1e-3
@@ -193,7 +193,7 @@ def jump_sampler(model: Model, max_steps: int, trained_scale: float) -> SampleFn
 
     def check_steps(steps: int) -> None:
         if not (0 < steps <= max_steps and max_steps % steps == 0):
-            raise ValueError(
+            raise StepsError(
                 f"a shortcut model samples in a power of two of steps up to {max_steps}, not in "
                 f"{steps}"
             )

@@ -10,6 +10,8 @@ from typing import NamedTuple
 
 from jax import Array
 
+from fewstep.samplers.grids import StepsError
+
 
 class Stage(NamedTuple):
     """A part of the training. It ends where the next stage starts.
@@ -57,9 +59,9 @@ def allowed_sampling_steps(
 
 
 def check_sampling_steps(stages: Sequence[Stage], done: int, asked: Sequence[int]) -> None:
-    """Raises ValueError if the network after `done` training steps allows none of them."""
+    """Raises StepsError if the network after `done` training steps allows none of them."""
     if asked and not allowed_sampling_steps(stages, done, asked):
-        raise ValueError(
+        raise StepsError(
             f"after {done} training steps this run is in {stage_title(stages, done)}, and cannot "
             f"sample in {', '.join(map(str, asked))}; ask for that number, or choose another "
             "--checkpoint"

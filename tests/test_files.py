@@ -12,7 +12,8 @@ from PIL import Image
 from fewstep import files
 from fewstep.data.spaces.pixels import pixel_space
 from fewstep.files import check_writable, in_words, replace_file, replaced, write_json
-from fewstep.modes.sample import write_samples
+from fewstep.modes.draws import choose_pairs
+from fewstep.modes.sample import write_folder
 from tests.cli import SERVER
 from tests.training.killed import signal_self, wait_for
 
@@ -218,7 +219,8 @@ def killed_in_the_second_picture(folder):
 
     Image.SAVE["PNG"] = encode_or_die
     images = iter([np.zeros((3, 8, 8, 1), np.uint8)])
-    write_samples(folder, pixel_space((8, 8, 1)), images, np.zeros(3), np.arange(3))
+    draw = choose_pairs(range(3), (), 0)
+    write_folder(folder, pixel_space((8, 8, 1)), images, draw, {})
 
 
 def test_pictures_of_samples_are_whole_or_not_there(tmp_path):

@@ -28,6 +28,7 @@ FLAGS = {
     "methods": ("cd,sim", "methods", ("cd", "sim")),
     "metric": ("fd-pixels-1k", "metric", "fd-pixels-1k"),
     "labels": ('7,cat,"a, b",07', "labels", (7, "cat", "a, b", "07")),
+    "grid": ("labels, seeds", "grid", ("labels", "seeds")),
     "guidance": ("2.5", "guidance", 2.5),
     "out": ("there.npz", "out", Path("there.npz")),
     "checkpoint": ("30", "checkpoint", 30),
@@ -59,7 +60,7 @@ READ_BY = {
     "seeds": ("sample", "compare"),
     "methods": ("compare",),
     "metric": ("report",),
-    "labels": ("sample",),
+    **dict.fromkeys(("labels", "grid"), ("sample",)),
     "guidance": ("sample",),
     "checkpoint": ("sample", "evaluate"),
     "network": ("sample", "evaluate"),
@@ -101,6 +102,19 @@ def test_a_config_has_its_method_and_its_overrides():
     assert (config.method, config.seed, config.ema.decays) == ("shortcut", 5, (0.5,))
 
 
+@pytest.mark.parametrize(
+    ("fields", "kept"),
+    [
+        (("--config.debug", "--config.steps=7", "--config.model.size=S"), ("steps", "model.size")),
+        (("--config.steps=7",), ()),
+        (("--config.debug", "--config.steps=7", "--config.debug_keeps=()"), ()),
+    ],
+)
+def test_debug_keeps_the_fields_that_are_given(fields, kept):
+    config = requested("--mode=describe", f"--config={CONFIG}", *fields).config
+    assert config.steps == 7 and {*config.debug_keeps} == {*kept}
+
+
 @pytest.mark.parametrize("mode", MODES)
 def test_a_mode_refuses_the_flags_that_it_does_not_read(mode):
     for flag, text in TEXTS.items():
@@ -132,6 +146,10 @@ def test_every_flag_and_every_field_is_in_a_table():
         (("--mode=sample", "--guidance=much"), "--guidance=much must be a number, such as 2.5"),
         (("--mode=plan", "--mesh=8,b"), "--mesh=8,b must be whole numbers"),
         (("--mode=plan", '--mfu="'), "--mfu="),
+        (("--mode=sample", "--labels="), "--labels= has no value"),
+        (("--mode=sample", "--grid=labels"), "--grid=labels must be seeds,labels"),
+        (("--mode=sample", "--seeds=0-99999999999"), "--seeds=0-99999999999 has more than"),
+        (("--mode=sample", "--seeds=0,1,"), "--seeds=0,1, must be numbers or ranges"),
     ],
 )
 def test_values_that_cannot_be_read_name_their_flag(arguments, message):
@@ -139,12 +157,95 @@ def test_values_that_cannot_be_read_name_their_flag(arguments, message):
         requested(*arguments)
 
 
-def test_only_flags_of_the_program_are_guessed(capsys):
-    for flag, guessed in (("--device=cpu", ""), ("--stepss=3", "--steps"), ("--data=x", "")):
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        # flags
+        (("--device=cpu",), "--device is not a flag; --help lists the flags"),
+        (("--data=x",), "--data is not a flag; --help lists the flags"),
+        (("--work_dir=x",), "--work_dir is not a flag; did you mean --workdir?"),
+        (("--lr=1e-3",), "did you mean --config.optimizer.learning_rate?"),
+        (("--batch_size=8",), "did you mean --config.batch_size?"),
+        (("--seed=8",), "did you mean --config.seed?"),
+        (("--mode=sample", "--seed=8"), "did you mean --seeds?"),
+        (("--mode=sample", "--cfg=3"), "did you mean --guidance?"),
+        (("--mode=sample", "--batch_size=8"), "--help lists the flags"),
+        (("--method=cd",), "write the method after the file, as in --config=configs/digits.py:cd"),
+        (("--mode=compare", "--method=cd"), "did you mean --methods?"),
+        (("--Config.steps=10",), "did you mean --config.steps?"),
+        (("--config.steps=10",), "--config.steps needs --config=FILE:METHOD"),
+        (
+            ("--mode=sample", "--config.steps=4"),
+            "--config.steps needs a config, and --mode=sample takes that of the run; did you mean "
+            "--steps?",
+        ),
+        # words
+        (("1", "2", "4"), "'1' is not a flag; flags begin with --"),
+        (("extra",), "'extra' is not a flag; flags begin with --"),
+        (("sample",), "'sample' is not a flag; did you mean --mode=sample?"),
+        (("--mode=sample", "--seeds", "0", "1", "2"), "write several values as in --seeds=0,1,2"),
+        (("--mode=sample", "--seeds=0", "1"), "write several values as in --seeds=0,1"),
+        (("--mode=sample", "--seeds=0", "/x.png"), "'/x.png' is not a flag; flags begin with --"),
+        # modes
+        (("--mode=2",), "--mode='2' is not one of train, evaluate, "),
+        (("--mode=Eval",), "; did you mean 'evaluate'?"),
+        (("--mode=",), "--mode='' is not one of train"),
+        (("--mode",), "--mode has no value; write --mode=VALUE"),
+        (("--mode=trian", "--stepss=4"), "; did you mean 'train'?"),
+        # configs
+        (("--config=",), "--config is empty; name a config, as in --config=configs/digits.py. The"),
+        (("--config=README.md",), "README.md is not a Python file. The configs are configs/cele"),
+        (("--config=configs/digits.py/cd",), "did you mean --config=configs/digits.py:cd? The con"),
+        ((f"--config={CONFIG}", "--config.workdir=x"), "did you mean --workdir?"),
+        ((f"--config={CONFIG}", "--config.=x"), "--config. is not a field"),
+        (("--config=configs/digits.py:CD",), "did you mean 'cd'?"),
+        (("--config=configs/digits.py:fm",), "method='fm' is not one of flow_matching, edm, ddpm"),
+    ],
+)
+def test_what_is_typed_wrongly_is_told_with_what_was_meant(arguments, message, capsys):
+    command = ["main.py", *arguments]
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", command)
+        with pytest.raises(SystemExit) as ended:
+            main.parse_flags(command)
+    error = capsys.readouterr().err
+    assert ended.value.code == 2 and message in error and len(error.splitlines()) == 1
+    assert "did you mean" in message or "did you mean" not in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--steps=4",), "--steps is not used by --mode=train; did you mean --config.steps?"),
+        (("--mode=compare", "--workdirs=x"), "--mode=compare; did you mean --workdir?"),
+        (("--mode=report", "--seeds=0"), "--mode=report; it is for the mode(s) sample, compare"),
+        (
+            (f"--config={CONFIG}", "--config.method=cd"),
+            "--config.method=cd changes the name of the run, not its method; did you mean "
+            "--config=configs/digits.py:cd?",
+        ),
+    ],
+)
+def test_a_flag_of_another_mode_is_told_with_what_was_meant(arguments, message):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        requested(*arguments)
+
+
+def test_a_mistake_inside_a_config_file_is_named_by_its_line(tmp_path, capsys):
+    for text, message in (("a = (", " line 1: "), ("\nb = no", " line 2: NameError: name 'no'")):
+        (file := tmp_path / "mine.py").write_text(text)
         with pytest.raises(SystemExit):
-            main.parse_flags(["main.py", flag])
+            main.parse_flags(["main.py", f"--config={file}"])
         error = capsys.readouterr().err
-        assert ("did you mean" in error) == bool(guessed) and guessed in error
+        assert f"{file}{message}" in error and len(error.splitlines()) == 1
+
+
+@pytest.mark.parametrize("flag", ["workdir", "workdirs", "out"])
+def test_the_home_folder_is_written_out_in_every_flag_that_is_a_path(flag, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    for mode in READ_BY[flag]:
+        asked = requested(f"--mode={mode}", f"--{flag}=~/x")
+        assert getattr(asked, flag) in (Path("/home/me/x"), (Path("/home/me/x"),))
 
 
 def test_the_lint_rule_on_names_knows_every_room_and_module():

@@ -18,6 +18,11 @@ from fewstep.messages import (
         ("CD", METHODS, "cd"),
         ("l2", ["pseudo_huber", "squared_l2"], "squared_l2"),
         ("foo", METHODS, ""),
+        ("flow", METHODS, "flow_matching"),  # rather than cd_flow, a part of which it is
+        ("meanflow", METHODS, ""),
+        ("imm", METHODS, ""),
+        ("edn", METHODS, "edm"),
+        ("path", ["retinopathy_detection"], ""),
         ("consistancy", METHODS, ""),
         ("", METHODS, ""),
         ("x", ["max", "xyz"], ""),

@@ -1,6 +1,7 @@
 """Builds the parts that a config names: table entries, or functions called with their fields."""
 
 import inspect
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -28,7 +29,8 @@ def construct(
 ) -> Any:
     """table[fields["name"]](*inputs, **other fields), without the fields that are None.
 
-    Raises ValueError for an unknown name and for a field that the function does not take.
+    Raises ValueError for an unknown name, for a field that the function does not take, and for a
+    value that it refuses.
     """
     function = look_up(table, fields["name"], f"{prefix}.name")
     given = {k: v for k, v in fields.items() if k != "name" and v is not None}
@@ -39,7 +41,13 @@ def construct(
                 f"{prefix}.{field} is not used by {fields['name']}, which takes "
                 f"{', '.join(accepted) or 'no field'}; leave it unset"
             )
-    return function(*inputs, **given)
+    try:
+        return function(*inputs, **given)
+    except ValueError as error:
+        # The function knows its argument, and not the group that the field is in.
+        if re.match(r"\w*", str(error))[0] not in given:
+            raise
+        raise ValueError(f"{prefix}.{error}") from error
 
 
 def construct_with_parts(

@@ -156,20 +156,26 @@ def effective_config(config: ConfigDict) -> ConfigDict:
 def debug_config(config: ConfigDict) -> ConfigDict:
     """The config of a run of about a minute on one device: tiny network, few steps and samples.
 
-    Expects resolved data fields. Evaluations that would need a file of weights only show samples.
+    Expects resolved data fields. Fields in `debug_keeps` stay. Evaluations that would need a file
+    of weights only show samples.
     """
-    config = with_tiny_network(config)
-    config.steps = min(config.steps, 50)
-    config.batch_size = min(config.batch_size, 64)
-    config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, config.steps // 5)
-    config.log.every = 10
-    config.checkpoint.every = 25
-    config.evaluate.every = 0
-    config.evaluate.num_samples, config.evaluate.final_samples = 64, 0
-    config.evaluate.batch_size = 64
-    config.evaluate.steps = config.evaluate.steps[:2]
-    if config.evaluate.features in ("inception", "dinov2"):
-        config.evaluate.features, config.evaluate.weights = "none", ""
+    config, kept = with_tiny_network(config), {*config.debug_keeps}
+    steps = config.steps if "steps" in kept else min(config.steps, 50)
+    small = {
+        "steps": steps,
+        "batch_size": min(config.batch_size, 64),
+        "optimizer.warmup_steps": min(config.optimizer.warmup_steps, steps // 5),
+        "log.every": 10,
+        "checkpoint.every": 25,
+        "evaluate.every": 0,
+        "evaluate.num_samples": 64,
+        "evaluate.final_samples": 0,
+        "evaluate.batch_size": 64,
+        "evaluate.steps": config.evaluate.steps[:2],
+    }
+    if config.evaluate.features in ("inception", "dinov2") and "evaluate.features" not in kept:
+        small |= {"evaluate.features": "none", "evaluate.weights": ""}
+    config.update_from_flattened_dict({k: v for k, v in small.items() if k not in kept})
     return config
 
 

@@ -43,9 +43,13 @@ def with_network_fields(config: ConfigDict) -> ConfigDict:
 
 
 def with_tiny_network(config: ConfigDict) -> ConfigDict:
-    """The config with a tiny network that fits its examples. Expects resolved data fields."""
+    """The config with a tiny network that fits its examples. Expects resolved data fields.
+
+    Fields of the network in `debug_keeps` stay.
+    """
     config = with_network_fields(config)
-    config.model.update(architecture(config).shrink(config.model, build_space(config).shape))
+    small = architecture(config).shrink(config.model, build_space(config).shape)
+    config.model.update({k: v for k, v in small.items() if f"model.{k}" not in config.debug_keeps})
     return config
 
 

@@ -33,10 +33,10 @@ def check_size(image_size: int, channels: int) -> None:
     """
     if not 0 <= image_size <= LARGEST_SIZE:
         raise ValueError(
-            f"image_size={image_size} must be 1 to {LARGEST_SIZE}, or 0 for the data set's own"
+            f"data.image_size={image_size} must be 1 to {LARGEST_SIZE}, or 0 for the data set's own"
         )
     if channels not in (0, *MODES):
-        raise ValueError(f"channels={channels} must be 1 or 3, or 0 for the data set's own")
+        raise ValueError(f"data.channels={channels} must be 1 or 3, or 0 for the data set's own")
 
 
 def fit(image: Image.Image, image_size: int, channels: int) -> np.ndarray:

@@ -31,7 +31,7 @@ def folder_images(
     ambiguous layout, and for more unreadable files than allowed.
     """
     if not image_size:
-        raise ValueError("image_size is required for folder:PATH; set it, for example to 32")
+        raise ValueError("data.image_size is required for folder:PATH; set it, for example to 32")
     found = Path(path).expanduser().absolute()
     if not path or not found.exists():
         raise FileNotFoundError(

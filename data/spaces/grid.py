@@ -13,6 +13,9 @@ SEPARATION = 1  # pixels between neighbours, before a grid is enlarged
 SEPARATOR = 128  # grey, visible beside black and white borders
 SMALLEST_SIDE = 32  # pixels; smaller images, such as 8x8 digits, are enlarged
 
+CAPTIONED_SIDE = 64  # pixels; images below it are enlarged, to have room for a caption
+CAPTION_SIZE, CAPTION_HEIGHT = 10, 12  # pixels, of a line
+GAP = 4  # pixels around an image with a caption
 TITLE_SIZE = 15  # pixels; still legible on a page that shrinks the picture a little
 TITLE_HEIGHT = 24
 MARGIN = 8
@@ -76,9 +79,44 @@ def enlarged_grid(images: np.ndarray, columns: int, scale: int | None = None) ->
     return Image.fromarray(grid[..., 0] if grid.shape[-1] == 1 else grid)
 
 
+def grid_picture(images: np.ndarray, columns: int, captions: Sequence[str] = ()) -> Image.Image:
+    """A grid of images, each above its caption if there are captions.
+
+    images: uint8 [N, H, W, C]. captions: N texts of as many lines; a line that is wider than its
+    image is cut.
+    """
+    if not captions:
+        return enlarged_grid(images, columns)
+    scale = -(-CAPTIONED_SIDE // min(images.shape[1:3]))
+    cells = [enlarged_grid(image[np.newaxis], 1, scale) for image in images]
+    columns = min(columns, len(cells))
+    width, height = cells[0].size
+    below = CAPTION_HEIGHT * len(captions[0].split("\n"))
+    right, down = width + GAP, height + below + GAP
+    size = (columns * right + GAP, -(-len(cells) // columns) * down + GAP)
+    canvas = Image.new("RGB", size, PAPER)
+    draw = ImageDraw.Draw(canvas)
+    for place, (cell, caption) in enumerate(zip(cells, captions, strict=True)):
+        x, y = GAP + place % columns * right, GAP + place // columns * down
+        canvas.paste(cell, (x, y))
+        for line, text in enumerate(caption.split("\n")):
+            middle = (x + width // 2, y + height + line * CAPTION_HEIGHT + CAPTION_HEIGHT // 2)
+            text, font = cut_text(text, width), font_of(CAPTION_SIZE)
+            draw.text(middle, text, fill=INK, font=font, anchor="mm")
+    return canvas
+
+
+def cut_text(text: str, width: int) -> str:
+    """The beginning of a caption that is as wide as an image, in pixels."""
+    font, kept = font_of(CAPTION_SIZE), text
+    while kept and font.getlength(f"{kept}…" if kept != text else text) > width:
+        kept = kept[:-1]
+    return text if kept == text else f"{kept}…"
+
+
 def stack_with_titles(titles: Sequence[str], strips: Sequence[Image.Image]) -> Image.Image:
     """Strips of one height, one above the other, each below its title."""
-    font = title_font()
+    font = font_of(TITLE_SIZE)
     widths = [int(font.getlength(title)) + 1 for title in titles]
     width = max(*widths, *(strip.width for strip in strips))
     pitch = TITLE_HEIGHT + strips[0].height
@@ -93,10 +131,8 @@ def stack_with_titles(titles: Sequence[str], strips: Sequence[Image.Image]) -> I
 
 
 @cache
-def title_font() -> ImageFont.FreeTypeFont:
+def font_of(size: int) -> ImageFont.FreeTypeFont:
     """The font that matplotlib brings: the same on every machine, and with accents."""
     import matplotlib
 
-    return ImageFont.truetype(
-        Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", TITLE_SIZE
-    )
+    return ImageFont.truetype(Path(matplotlib.get_data_path()) / "fonts/ttf/DejaVuSans.ttf", size)

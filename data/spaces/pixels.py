@@ -4,7 +4,7 @@ import numpy as np
 from PIL import Image
 
 from fewstep.data.arrays.pixels import to_float, to_uint8
-from fewstep.data.spaces.grid import comparison, enlarged_grid
+from fewstep.data.spaces.grid import comparison, grid_picture
 from fewstep.data.spaces.space import Example, Shape, Space
 
 ROUNDING = "127.5 (x + 1), clipped to [0, 255], to the nearest integer, halves upwards"
@@ -23,7 +23,7 @@ def pixel_space(shape: Shape) -> Space:
         rounding=ROUNDING,
         features=FEATURES,
         image=to_image,
-        show=enlarged_grid,
+        show=grid_picture,
         compare=comparison,
         shown=SHOWN,
         compared=COMPARED,

@@ -1,7 +1,7 @@
 """Pictures of points: scatter plots of two coordinates, or histograms in one dimension."""
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -20,8 +20,11 @@ MARGIN = 0.05  # free share of the range of all points, on each side
 DOT, OPACITY = 2.0, 0.5
 
 
-def scatter(points: np.ndarray, columns: int = 1) -> Image.Image:
-    """A picture of points [N, D] in one panel. columns: unused, since points have no order."""
+def scatter(points: np.ndarray, columns: int = 1, captions: Sequence[str] = ()) -> Image.Image:
+    """A picture of points [N, D] in one panel.
+
+    columns, captions: unused, since points have no order and no pictures of their own.
+    """
     return scatter_panels({"": points})
 
 

@@ -30,7 +30,8 @@ class Space(NamedTuple):
     rounding: what `finish` does, in words, for protocols.
     features: names of the feature networks that take finished samples (eval/features/networks.py).
     image: a finished sample -> its own picture; None if a sample has none.
-    show: (finished samples [N, ...], columns) -> one picture of all.
+    show: (finished samples [N, ...], columns, captions) -> one picture of all. captions: N texts of
+        the same number of lines, which stand under samples that have pictures; () by default.
     compare: finished samples by title -> one picture of all, with the titles.
     shown: samples in the picture that `show` makes for an evaluation.
     compared: samples for each title in the picture that `compare` makes for an evaluation.
@@ -44,7 +45,7 @@ class Space(NamedTuple):
     rounding: str
     features: tuple[str, ...]
     image: Callable[[np.ndarray], Image.Image] | None
-    show: Callable[[np.ndarray, int], Image.Image]
+    show: Callable[..., Image.Image]
     compare: Callable[[Mapping[str, np.ndarray]], Image.Image]
     shown: int
     compared: int

@@ -7,6 +7,8 @@ from fewstep.configs.command_line import (
     OptionalParser,
     explain_value,
     flags,
+    known_field,
+    list_files,
     missing_file_message,
     nearest_field,
     unknown_field_message,
@@ -30,6 +32,12 @@ CONFIG = digits.get_config("cd")
         ("data.size", "data.image_size"),
         ("save_every", "checkpoint.every"),
         ("debg", "debug"),
+        ("Optimizer.LR", "optimizer.learning_rate"),
+        ("eval.steps", "evaluate.steps"),
+        ("checkpoint.keep_last", "checkpoint.keep"),
+        ("epochs", ""),
+        ("model.hidden_size", ""),
+        ("workdir", ""),
         ("objective.solvr.name", ""),  # cd has no solver
         ("foo", ""),
         ("optimizer.foo", ""),
@@ -61,6 +69,27 @@ def test_fields_and_groups_that_there_are_are_not(argument):
 def test_a_group_with_the_value_of_a_field_is_told_with_one_of_its_fields(group, field):
     message = f"--config.{group} is a group of fields; set one, such as --config.{field}"
     assert unknown_field_message(CONFIG, [f"--config.{group}=l1"]) == message
+
+
+@pytest.mark.parametrize(
+    ("name", "field"),
+    [
+        ("lr", "optimizer.learning_rate"),
+        ("Batch_Size", "batch_size"),  # rather than evaluate.batch_size
+        ("features", "evaluate.features"),
+        ("data", ""),
+        ("name", ""),
+        ("foo", ""),
+    ],
+)
+def test_a_name_without_its_group_is_that_of_a_field(name, field):
+    assert known_field(name) == field
+
+
+def test_optimizer_fields_of_a_player_are_given_at_once():
+    argument = "--config.player_optimizers.network.lr=1e-3"
+    whole = """--config.player_optimizers="{'network': {'learning_rate': VALUE}}\""""
+    assert unknown_field_message(CONFIG, [argument]).endswith(f"at once, as in {whole}")
 
 
 def test_a_part_is_compared_by_its_own_name():
@@ -114,17 +143,18 @@ def test_the_home_folder_is_written_out_in_every_path(monkeypatch):
 @pytest.mark.parametrize(
     ("config", "ending"),
     [
-        ("configs/digit.py:edm", "; did you mean --config=configs/digits.py?"),
-        ("comand_line.py", "; give a file such as configs/digits.py"),
+        ("configs/digit.py:edm", "; did you mean --config=configs/digits.py:edm?"),
+        ("configs/digits.py,edm", "; did you mean --config=configs/digits.py:edm?"),
+        ("comand_line.py", "."),
         ("cifar10", "; did you mean --config=configs/cifar10.py?"),
-        ("xyz.py", "; give a file such as configs/digits.py"),
+        ("xyz.py:cd", "."),
     ],
 )
 def test_a_missing_file_is_named_with_the_one_that_was_meant(config, ending):
     file = config.partition(":")[0]
-    assert (
-        missing_file_message(config) == f"--config={config}: the file {file} does not exist{ending}"
-    )
+    message = missing_file_message(config)
+    assert message.startswith(f"--config={config}: the file {file} does not exist{ending} The ")
+    assert ", configs/cifar10.py, " in message and "base.py" not in message
 
 
 @pytest.mark.parametrize(
@@ -149,7 +179,7 @@ def test_a_value_of_another_type_is_told_the_type(kind, value, meant):
         ("Missing value for flag --workdir", "--workdir has no value; write --workdir=VALUE"),
         (
             "module 'config_config' has no attribute 'get_config'",
-            "--config: the file does not define get_config; give one such as configs/digits.py",
+            f"--config: the file does not define get_config. {list_files()}",
         ),
         ("anything else", "anything else"),
     ],

@@ -12,7 +12,11 @@ from fewstep.data import catalog
         ("digit", "digits"),
         ("fashion-mnist", "fashion_mnist"),
         ("tfds:cifar", "cifar10"),
-        ("Folder:/images", "folder:PATH"),
+        ("Folder:/images", "folder:/images"),
+        ("path:/images", "folder:/images"),
+        ("./images", "folder:./images"),
+        ("images.zip", "folder:images.zip"),
+        ("folder", "folder:PATH"),
         ("beanz:1.0.0", "beans"),
     ],
 )

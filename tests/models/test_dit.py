@@ -302,7 +302,7 @@ def test_images_need_not_be_square():
         ({"patch_size": 3}, "patch_size=3 does not divide an image of 8 x 8"),
         ({"size": "XXL"}, "size='XXL' .* did you mean 'XL'"),
         ({"second_time": "gap"}, "second_time='gap'"),
-        ({"dtype": "bf16"}, "did you mean 'bfloat16'"),
+        ({"dtype": "bf16"}, "is not one of float32, bfloat16"),
         ({"dropout": 1.0}, "dropout=1.0"),
         ({"shape": (SIDE, SIDE, 0)}, r"takes images .* not \[8, 8, 0\]"),
         ({"shape": (SIDE, 5, 1)}, "patch_size=2 does not divide an image of 8 x 5"),

@@ -1,5 +1,6 @@
 """--mode=sample passes its flags to the sampler, and writes each sample to the right file."""
 
+import json
 from importlib import import_module
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import pytest
 from PIL import Image
 
 from fewstep.data import to_uint8
+from fewstep.data.spaces.grid import CAPTION_HEIGHT, GAP
 from fewstep.data.spaces.pixels import pixel_space
 from fewstep.modes.request import LoadedRun, Request
 from fewstep.objectives.stages import Stage
@@ -29,10 +31,16 @@ def stages():
 
 
 @pytest.fixture
-def sample(monkeypatch, tmp_path, stages):
+def denoises():
+    """Whether the method of the run denoises, and so needs many sampling steps."""
+    return False
+
+
+@pytest.fixture
+def sample(monkeypatch, tmp_path, stages, denoises):
     """A function that samples from a run by the given fields of a request."""
     _, experiment = small_experiment()
-    objective = OBJECTIVE._replace(guidance_scale=1.5, stages=stages)
+    objective = OBJECTIVE._replace(guidance_scale=1.5, stages=stages, denoises=denoises)
     experiment = experiment._replace(objective=objective, space=pixel_space(SHAPE), num_classes=4)
     # The seed of the run differs from that of samples.
     config = small_config(seed=7, **{"evaluate.batch_size": 16})
@@ -73,7 +81,7 @@ def expected_images(seeds, labels, steps=1, scale=1.5):
         ({"steps": 4}, (1, 3, 1, 0), 4, 1.5),
         ({"guidance": 3.0}, (1, 3, 1, 0), 1, 3.0),
         ({"guidance": 0.0}, (1, 3, 1, 0), 1, 0.0),
-        ({"labels": (2, 0, 3)}, (3, 2, 3, 0), 1, 1.5),
+        ({"labels": (2, 0, 3)}, (2, 0, 3, 2), 1, 1.5),
     ],
 )
 def test_every_field_reaches_the_sampler(sample, tmp_path, fields, labels, steps, scale):
@@ -91,7 +99,7 @@ def test_every_field_reaches_the_sampler(sample, tmp_path, fields, labels, steps
 def test_classes_are_asked_for_by_name(sample, tmp_path, monkeypatch, capsys):
     names = ("ant", "guinea pig", "cat", "0")
     monkeypatch.setattr(SAMPLE, "class_names", lambda folder: names)
-    sample(seeds=(0, 1, 2), labels=("guinea pig", 3, "cat"), out=tmp_path / "x.npz")
+    sample(seeds=(5, 1, 2), labels=("guinea pig", 3, "cat"), out=tmp_path / "x.npz")
     with np.load(tmp_path / "x.npz") as made:
         np.testing.assert_array_equal(made["y"], [1, 3, 2])
     assert "guidance 1.5, classes 1 (guinea pig), 3 (0), 2 (cat): " in capsys.readouterr().out
@@ -101,42 +109,73 @@ def test_classes_are_asked_for_by_name(sample, tmp_path, monkeypatch, capsys):
 
 def test_a_name_of_a_class_is_no_part_of_a_path(sample, tmp_path, monkeypatch):
     monkeypatch.setattr(SAMPLE, "class_names", lambda folder: ("../cat", "日" * 90, "c", "d"))
-    sample(seeds=(0,), labels=("../cat", "日" * 90))
+    sample(seeds=(0, 1), labels=("../cat", "日" * 90))
     (folder,) = (path for path in (tmp_path / "run" / "samples").iterdir() if path.is_dir())
-    assert folder.name.endswith("-labels_0_1") and (folder / "000000.png").exists()
+    assert folder.name.endswith("-labels_0_1") and (folder / "000001-label_1.png").exists()
 
 
 def test_without_a_name_files_lie_in_the_run_and_seeds_are_the_first_ones(sample, tmp_path):
     sample(steps=2)
     folder = tmp_path / "run" / "samples" / "step_00000003-2_steps-guidance_1.5-ema_0.999"
     names = sorted(path.name for path in folder.iterdir())
-    assert names == [f"{seed:06d}.png" for seed in range(64)]
+    assert names == [f"{seed:06d}-label_{seed % 4}.png" for seed in range(64)]
     beside = {path.name for path in folder.parent.iterdir() if path != folder}
     assert beside == {f"{folder.name}.png", f"{folder.name}.json"}
-    sample(steps=2)  # the same images again
-    sample(steps=2, seeds=(70,))  # and one more
     for others in ({"guidance": 2.0}, {"labels": (1,)}, {"steps": 1}):
         sample(**{"steps": 2, **others})
     assert sum(path.is_dir() for path in folder.parent.iterdir()) == 4
 
 
-@pytest.mark.parametrize("others", [{"steps": 4}, {"guidance": 1.0}, {"labels": (2,)}])
+@pytest.mark.parametrize("others", [{"steps": 4}, {"guidance": 1.0}])
 def test_a_folder_with_other_images_is_refused(sample, tmp_path, others):
     out = tmp_path / "files"
     sample(seeds=(1,), out=out)
-    before = (out / "000001.png").read_bytes()
+    before = (out / "000001-label_1.png").read_bytes()
     with pytest.raises(ValueError, match="files has other images already: .* now"):
         sample(seeds=(1,), out=out, **others)
-    assert (out / "000001.png").read_bytes() == before
+    assert (out / "000001-label_1.png").read_bytes() == before
 
 
-def test_a_folder_of_images_that_nobody_knows_is_refused_and_other_files_are_not(sample, tmp_path):
+def test_a_folder_holds_one_draw(sample, tmp_path, capsys):
+    out = tmp_path / "files"
+    sample(seeds=(1, 2, 3), out=out)
+    sample(seeds=(3, 4), labels=(3, 0), out=out)
+    assert {path.name for path in out.iterdir()} == {"000003-label_3.png", "000004-label_0.png"}
+    assert "; removed 2 pictures of the draw before" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "mine", ["mine/notes.txt", "mine/000001-label_1.png", "mine.json", "mine.png"]
+)
+def test_files_of_no_draw_are_refused_before_compute_and_stay(sample, tmp_path, mine, monkeypatch):
+    monkeypatch.setattr(SAMPLE, "generate", None)
     (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "notes.txt").write_text("kept")
-    sample(seeds=(1,), out=tmp_path / "mine")
-    (tmp_path / "mine.json").unlink()
-    with pytest.raises(ValueError, match="no record says how they were made"):
+    (tmp_path / mine).write_text("kept")
+    with pytest.raises(ValueError, match="mine would mix a draw with files that are not of one: "):
         sample(seeds=(1,), out=tmp_path / "mine")
+    assert (tmp_path / mine).read_text() == "kept"
+
+
+def test_a_draw_replaces_one_of_an_earlier_version(sample, tmp_path):
+    out = tmp_path / "files"
+    sample(seeds=(1,), out=out)
+    record = json.loads((tmp_path / "files.json").read_text())
+    del record["files"]
+    (tmp_path / "files.json").write_text(json.dumps({**record, "labels": [0, 1, 2, 3]}))
+    (out / "000001-label_1.png").rename(out / "000001.png")
+    sample(seeds=(2,), out=out)
+    assert [path.name for path in out.iterdir()] == ["000002-label_2.png"]
+
+
+def test_a_file_beside_those_of_a_draw_is_refused_too(sample, tmp_path):
+    out = tmp_path / "files"
+    sample(seeds=(1,), out=out)
+    (out / ".hidden").touch()
+    sample(seeds=(2,), out=out)
+    (out / "a.jpg").touch()
+    with pytest.raises(ValueError, match=r"not of one: a.jpg; choose another --out"):
+        sample(seeds=(1,), out=out)
+    assert {path.name for path in out.iterdir()} == {"000002-label_2.png", ".hidden", "a.jpg"}
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_compute(sample, tmp_path, monkeypatch):
@@ -151,9 +190,27 @@ def test_each_file_is_the_image_of_its_seed(sample, tmp_path):
     seeds = (*range(40, 20, -1), 7)
     sample(seeds=seeds, out=tmp_path / "files")
     for seed, image in zip(seeds, expected_images(seeds, np.array(seeds) % 4), strict=True):
-        with Image.open(tmp_path / "files" / f"{seed:06d}.png") as file:
+        with Image.open(tmp_path / "files" / f"{seed:06d}-label_{seed % 4}.png") as file:
             difference = np.asarray(file).astype(int) - image[..., 0]
         assert np.abs(difference).max() <= 1
+
+
+def test_a_grid_has_a_row_for_each_seed_and_every_image_is_as_alone(sample, tmp_path):
+    sample(seeds=(9, 4), labels=(3, 0, 2), grid=("seeds", "labels"), out=tmp_path / "grid.npz")
+    sample(seeds=(4,), labels=(2,), out=tmp_path / "alone.npz")
+    with np.load(tmp_path / "grid.npz") as grid, np.load(tmp_path / "alone.npz") as alone:
+        assert [*grid["seed"]] == [9] * 3 + [4] * 3 and [*grid["y"]] == [3, 0, 2] * 2
+        np.testing.assert_array_equal(grid["x"][-1], alone["x"][0])
+    cell = (96 + GAP, 64 + 2 * CAPTION_HEIGHT + GAP)
+    assert Image.open(tmp_path / "grid.png").size == (3 * cell[0] + GAP, 2 * cell[1] + GAP)
+
+
+@pytest.mark.parametrize(
+    ("denoises", "steps", "warned"), [(True, 1, True), (True, 4, False), (False, 1, False)]
+)
+def test_a_method_of_many_steps_says_so_of_few(sample, tmp_path, capsys, steps, warned):
+    sample(seeds=(1,), out=tmp_path / "files", steps=steps)
+    assert ("; add --steps=64" in capsys.readouterr().err) == warned
 
 
 @pytest.mark.parametrize("out", [".npz", "new/.npz", "a.jpg"])

@@ -146,7 +146,9 @@ ELSEWHERE = {
     ),
     "compilation_cache": "of the process, not of the run: tests/modes/test_compilation_cache.py",
     "mesh.fsdp_across_slices": "there is one slice here: tests/training/test_sharding.py",
-    "debug": "sets other fields: tests/training/test_experiment.py",
+    **dict.fromkeys(
+        ("debug", "debug_keeps"), "set other fields: tests/training/test_experiment.py"
+    ),
     **dict.fromkeys(
         ("model.name", "model.width", "model.depth"),
         "of other networks than the one here: tests/training/test_networks.py",

@@ -1,6 +1,7 @@
 """Fields of a config mean what the functions that take them declare."""
 
 from collections.abc import Callable
+from functools import wraps
 from typing import Annotated
 
 import pytest
@@ -90,3 +91,20 @@ def test_groups_and_open_lengths_are_found_in_parts_of_parts():
     warmed = {"o.inner.target.name": "", "o.inner.distance.name": "euclidean"}
     assert left_open(warmed) == []
     assert left_open({**warmed, "o.inner.distance.warmup": None}) == ["o.inner.distance.warmup"]
+
+
+@pytest.mark.parametrize(
+    ("message", "told"),
+    [
+        ("norm=3 is too large", "^objective.distance.norm=3 is too large$"),
+        ("it needs norm", "^it needs norm$"),
+        ("scale=7 is too large", "^scale=7 is too large$"),  # no field of its own
+    ],
+)
+def test_a_value_that_a_function_refuses_is_named_by_its_whole_field(message, told, monkeypatch):
+    def refuse(**fields):
+        raise ValueError(message)
+
+    monkeypatch.setitem(DISTANCES, "euclidean", wraps(euclidean)(refuse))
+    with pytest.raises(ValueError, match=told):
+        build_method(distance={**DISTANCE, "norm": "one"})

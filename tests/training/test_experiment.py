@@ -124,6 +124,23 @@ def test_a_debugged_run_is_small_and_otherwise_the_same():
     }
 
 
+def test_a_debugged_run_keeps_the_fields_that_are_given():
+    given = {
+        "steps": 200,
+        "batch_size": 512,
+        "model.size": "S",
+        "evaluate.steps": (1, 2, 4),
+        "evaluate.features": "inception",
+        "log.every": 3,
+    }
+    config = small_config("flow_matching", **given, **{"optimizer.warmup_steps": 100})
+    config.debug_keeps = tuple(given)
+    small = debug_config(debug_config(config))
+    fields = flatten_fields(as_dict(small))
+    assert {name: fields[name] for name in given} == given | {"evaluate.steps": [1, 2, 4]}
+    assert (small.optimizer.warmup_steps, small.checkpoint.every) == (40, 25)
+
+
 RANGE = {"objective.guidance_range": (1.0, 4.0)}
 
 

@@ -141,6 +141,7 @@ FIELDS = {
     "steps_per_dispatch": whole_range(1),
     "compilation_cache": TEXT,
     "debug": SWITCH,
+    "debug_keeps": sequence_of(TEXT),
     "teacher": TEXT,
     "teacher_network": TEXT,
     "start_from_teacher": SWITCH,

@@ -32,6 +32,7 @@ CHANGEABLE = (
     "steps",
     "steps_per_dispatch",
     "compilation_cache",
+    "debug_keeps",  # what debug does is in the other fields
     "log.",
     "evaluate.",
     "checkpoint.",

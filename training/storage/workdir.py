@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from fewstep.data import NEWEST_ORDER
 from fewstep.files import write_json
+from fewstep.messages import did_you_mean, nearest_name
 from fewstep.training.cluster.channel import process_names
 from fewstep.training.cluster.processes import (
     blind_processes,
@@ -45,6 +46,7 @@ from fewstep.training.storage.record import read_config_file
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 LOCK = "lock"
+NEARBY = 5  # most runs that a message names
 # Errors of file systems without locks, such as NFS without its lock service.
 UNLOCKED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -225,6 +227,27 @@ def is_run(workdir: Path) -> bool:
     return any(path.exists() for path in records) or restore.has_checkpoint(workdir)
 
 
+def nearby_runs(folder: Path) -> str:
+    """Which runs were meant by a folder that is none, as the end of a message; "" if none is near.
+
+    Those inside the folder, the one that it lies in, or that of the nearest name beside it.
+    """
+    inside = [path for path in list_folder(folder) if is_run(path)]
+    if inside:
+        return f"; the runs in it are {', '.join(map(str, inside[:NEARBY]))}"
+    around = next((path for path in folder.parents if is_run(path)), None)
+    beside = {path.name: path for path in list_folder(folder.parent) if is_run(path)}
+    meant = around or beside.get(nearest_name(folder.name, beside), "")
+    return did_you_mean(str(meant), "{}")
+
+
+def list_folder(folder: Path) -> list[Path]:
+    """What lies in a folder, in order; [] for one that cannot be read."""
+    with suppress(OSError):
+        return sorted(folder.iterdir())
+    return []
+
+
 def load_config(workdir: Path, step: int | None = None) -> ConfigDict:
     """The sealed config of a run, from run.json or a checkpoint (the newest by default).
 
@@ -233,7 +256,8 @@ def load_config(workdir: Path, step: int | None = None) -> ConfigDict:
     """
     if not is_run(workdir):
         raise ValueError(
-            f"{workdir / CONFIG} does not exist: {workdir} is no run; train there first"
+            f"{workdir / CONFIG} does not exist: {workdir} is no run"
+            f"{nearby_runs(workdir) or '; train there first'}"
         )
     recorded = recorded_identity(workdir, step).config
     if (workdir / CONFIG).exists():

@@ -2,11 +2,15 @@ import numpy as np
 import pytest
 
 from fewstep.data.spaces.grid import (
+    CAPTION_HEIGHT,
+    GAP,
     MARGIN,
     PAPER,
     TITLE_HEIGHT,
     comparison,
+    cut_text,
     enlarged_grid,
+    grid_picture,
     image_grid,
 )
 
@@ -83,6 +87,23 @@ def test_titles_differ_and_a_long_one_is_not_cut():
     assert (a[:TITLE_HEIGHT, :width] != b[:TITLE_HEIGHT, :width]).any()
     assert (c[:, -MARGIN:] == PAPER).all()
     assert c.shape[1] > 2 * a.shape[1]
+
+
+def test_each_image_stands_above_its_own_caption_which_is_cut_to_its_width():
+    images = solid(10, 20, 30, size=(8, 8))
+    captions = ["0\nseed 1", "a name that is far too long\nseed 2", "2\nseed 3"]
+    saved = np.asarray(grid_picture(images, 2, captions))
+    right, down = 64 + GAP, 64 + 2 * CAPTION_HEIGHT + GAP
+    assert saved.shape == (2 * down + GAP, 2 * right + GAP, 3)
+    for place, value in enumerate((10, 20, 30)):
+        x, y = GAP + place % 2 * right, GAP + place // 2 * down
+        assert (saved[y : y + 64, x : x + 64] == value).all()
+        for line in range(2):
+            top = y + 64 + line * CAPTION_HEIGHT
+            assert saved[top : top + CAPTION_HEIGHT, x : x + 64].max() > 200
+    assert (saved[:, right : right + GAP] == PAPER).all()  # between the columns
+    assert cut_text("a name that is far too long", 64).endswith("…") and cut_text("7", 64) == "7"
+    assert grid_picture(images, 2) == enlarged_grid(images, 2)
 
 
 def test_errors_name_what_is_wrong():

@@ -4,7 +4,13 @@ import pytest
 
 from fewstep.configs import base
 from fewstep.configs.methods import METHODS
-from fewstep.training.storage.fields import FIELDS, OPTIMIZER, check_field_values, iterate_fields
+from fewstep.training.storage.fields import (
+    FIELDS,
+    OPTIMIZER,
+    check_field_values,
+    field_range,
+    iterate_fields,
+)
 from tests.configs.test_configs import FILES, config_of
 from tests.training.runs import small_config
 
@@ -99,6 +105,8 @@ def test_every_field_of_a_config_has_a_range():
 
 
 @pytest.mark.parametrize("file", FILES)
-def test_every_config_passes(file):
+def test_every_config_passes_and_each_of_its_fields_has_a_range(file):
     for method in METHODS:
-        check_field_values(config_of(file, method))
+        config = config_of(file, method)
+        check_field_values(config)
+        assert [n for n, _ in iterate_fields(config.to_dict()) if field_range(n) is None] == []

@@ -186,3 +186,23 @@ def test_a_start_is_said_whatever_earlier_ones_recorded(tmp_path):
     # A start of a version that did not record the kind is no other start.
     write_json(tmp_path / workdir.ENVIRONMENT, start_entries((2, 1, ""), (2, 1, "cpu")))
     assert "before" not in workdir.describe_start(tmp_path, 1, 2)
+
+
+@pytest.mark.parametrize(
+    ("folder", "told"),
+    [
+        ("runs", "; the runs in it are {}/runs/Digits, {}/runs/edm"),
+        ("runs/edm/checkpoints/5", "; did you mean {}/runs/edm?"),
+        ("runs/digit", "; did you mean {}/runs/Digits?"),
+        ("runs/other", ""),
+        ("nowhere/edm", ""),
+    ],
+)
+def test_a_folder_that_is_no_run_is_told_with_the_runs_near_it(tmp_path, folder, told):
+    for name in ("Digits", "edm"):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.json").touch()
+    (tmp_path / "runs" / "other").mkdir()
+    assert workdir.nearby_runs(tmp_path / folder) == told.format(tmp_path, tmp_path)
+    with pytest.raises(ValueError, match="is no run; (did you mean|the runs in it|train there)"):
+        workdir.load_config(tmp_path / folder)
