@@ -128,7 +128,7 @@ def lcm(config: ConfigDict) -> None:
     config.path.name = "vp_ddpm"
     config.prediction.kind = "v"
     config.objective.curriculum.points = 1000
-    config.objective.spacing.name = "uniform"
+    config.objective.spacing.name = ""  # the teacher's: uniform for ddpm
     config.objective.skip = 20
     config.objective.teacher_solver = "ddim"
     config.objective.distance.name = "pseudo_huber_elementwise"

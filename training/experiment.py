@@ -156,9 +156,10 @@ def effective_config(config: ConfigDict) -> ConfigDict:
 def debug_config(config: ConfigDict) -> ConfigDict:
     """The config of a run of about a minute on one device: tiny network, few steps and samples.
 
-    Expects resolved data fields. Evaluations that would need a file of weights only show samples.
+    Expects resolved data fields. A student keeps the network of its teacher. Evaluations that would
+    need a file of weights only show samples.
     """
-    config = with_tiny_network(config)
+    config = with_network_fields(config) if config.teacher else with_tiny_network(config)
     config.steps = min(config.steps, 50)
     config.batch_size = min(config.batch_size, 64)
     config.optimizer.warmup_steps = min(config.optimizer.warmup_steps, config.steps // 5)
