@@ -60,11 +60,16 @@ def read_student(request: Request) -> Student:
         able = able_methods(request, teacher)
         if not able:
             raise
-        raise ValueError(
-            f"{config.method} cannot learn from {config.teacher}: {error}. What can: "
-            f"{', '.join(able)}"
-        ) from error
+        raise ValueError(refusal(config, teacher, str(error), able)) from error
     return Student(student, inherited_fields(config, student))
+
+
+def refusal(config: ConfigDict, teacher: ConfigDict, reason: str, able: Collection[str]) -> str:
+    """Return the error message for a method that cannot use a teacher which others can use."""
+    named = f"teacher={config.teacher}"
+    if not reason.startswith(named):
+        reason = f"{named} is a {teacher.method} run, which {config.method} cannot use: {reason}"
+    return f"{reason}. Methods that can use it: {', '.join(able)}"
 
 
 def keep_inherited(request: Request) -> ConfigDict:
@@ -102,9 +107,9 @@ def taught(config: ConfigDict, teacher: ConfigDict, given: Collection[str]) -> C
 
 
 def able_methods(request: Request, teacher: ConfigDict) -> list[str]:
-    """Return the methods of the config file that the teacher can teach, or its own method.
+    """Return the methods of the config file that can use the teacher; of equal ones, the first.
 
-    Of methods with the same fields, only the first.
+    For a method that needs no teacher this is the teacher's own method, which goes on from it.
     """
     student = request.config.method in request.teachers
     found: dict[str, str] = {}
