@@ -26,7 +26,9 @@ def config() -> ConfigDict:
             # Cache of compiled programs; "" is .compiled beside the run's folder, off disables it.
             "compilation_cache": "",
             "debug": False,  # shrink the run to about a minute on one device
-            "teacher": "",  # WORKDIR[@STEP] of the teacher's run; "" for methods without a teacher
+            # WORKDIR[@STEP] of the teacher's run; "" for methods without a teacher. What must agree
+            # with the teacher is inherited, unless the command line sets it.
+            "teacher": "",
             "teacher_network": "",  # which network of that run teaches; "" is its first average
             "start_from_teacher": True,  # trained networks start as copies of the teacher
             "pairs": {  # noise and the teacher's samples from it, for objective.regression_weight

@@ -123,7 +123,7 @@ class NextJob:
     @cached_property
     def experiment(self) -> Experiment:
         """The experiment that the config describes, as the run in the folder goes on with it."""
-        return started(build(self.config), self.workdir)
+        return started(build(self.config), restore.has_checkpoint(self.workdir))
 
     @cached_property
     def mesh(self) -> Mesh:

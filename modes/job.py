@@ -85,7 +85,7 @@ def assemble_job(
     retention = retention_of(config, path)
     ends = stage_ends(experiment.objective.stages, config.steps)
     retention = retention._replace(steps=(*retention.steps, *ends))
-    experiment = started(experiment, path)
+    experiment = started(experiment, first_process_says(restore.has_checkpoint(path)))
     teacher = teacher_identity(config, experiment)
     frozen = load_teacher(config, experiment, mesh)
     state = check_step(experiment, config, mesh, frozen)
@@ -93,12 +93,12 @@ def assemble_job(
     return Job(config, dataset, experiment, mesh, frozen, teacher, state, retention, labels, window)
 
 
-def started(experiment: Experiment, path: Path) -> Experiment:
-    """Return the experiment as the run in a folder goes on with it.
+def started(experiment: Experiment, saved: bool) -> Experiment:
+    """Return the experiment of a run that starts from its checkpoint, if it has saved one.
 
-    If it has a checkpoint, it starts from that, and needs a teacher only for its losses.
+    It then needs a teacher only for its losses.
     """
-    if not first_process_says(restore.has_checkpoint(path)):
+    if not saved:
         return experiment
     return experiment._replace(objective=experiment.objective._replace(init_from={}))
 

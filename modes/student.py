@@ -142,4 +142,5 @@ def follow_teacher(config: ConfigDict, folder: Path) -> ConfigDict:
 
 def needs_teacher(recorded: ConfigDict, folder: Path) -> bool:
     """Return whether a begun run reads its teacher: always, or to start if it has no checkpoint."""
-    return reads_teacher(started(rebuild(recorded, str(folder)), folder).objective)
+    experiment = started(rebuild(recorded, str(folder)), restore.has_checkpoint(folder))
+    return reads_teacher(experiment.objective)
