@@ -163,6 +163,7 @@ def read_request() -> Request:
     config = command_line.config_from_flags(flags.FLAGS)
     return Request(
         config=None if config is None else check_config(config),
+        given=None if config is None else command_line.given_fields(),
         config_of_method=lambda method: check_config(command_line.config_of_method(method)),
         teachers=TEACHERS,
         **values,

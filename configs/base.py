@@ -27,7 +27,9 @@ def config() -> ConfigDict:
             "compilation_cache": "",
             "debug": False,  # shrink the run to about a minute on one device
             "debug_keeps": (),  # fields that debug leaves alone; those that the command line sets
-            "teacher": "",  # WORKDIR[@STEP] of the teacher's run; "" for methods without a teacher
+            # WORKDIR[@STEP] of the teacher's run; "" for methods without a teacher. What must agree
+            # with the teacher is inherited, unless the command line sets it.
+            "teacher": "",
             "teacher_network": "",  # which network of that run teaches; "" is its first average
             "start_from_teacher": True,  # trained networks start as copies of the teacher
             "pairs": {  # noise and the teacher's samples from it, for objective.regression_weight

@@ -3,9 +3,9 @@
     python main.py --mode=prepare --config=configs/cifar10.py
     python main.py --config=configs/cifar10.py:shortcut --workdir=runs/cifar10_shortcut
 
-A teacher, then its students: edm teaches cd and starts ect, trigflow teaches scd, flow_matching
-teaches cd_flow and progressive; ct, ict and sct need none. lcm needs a ddpm teacher that predicts
-v:
+A teacher, then its students, which take path, prediction, data and network from it: edm and
+flow_matching teach cd, progressive and lcm and start ect, trigflow teaches scd too; ct, ict and sct
+need none. A ddpm teacher of lcm, as in its paper, predicts v:
 
     python main.py --config=configs/cifar10.py:edm --workdir=runs/cifar10_edm
     python main.py --config=configs/cifar10.py:cd --config.teacher=runs/cifar10_edm \
@@ -15,8 +15,7 @@ v:
     python main.py --config=configs/cifar10.py:lcm --config.teacher=runs/cifar10_ddpm \
         --workdir=runs/cifar10_lcm
 
-One-step generators of an edm teacher (or of a flow_matching teacher: sim_flow, sid_flow, ...) read
-no images:
+One-step generators, of any of these teachers, read no images:
 
     python main.py --config=configs/cifar10.py:sim --config.teacher=runs/cifar10_edm \
         --workdir=runs/cifar10_sim

@@ -89,6 +89,11 @@ def config_from_flags(values: flags.FlagValues) -> ConfigDict | None:
     return config
 
 
+def given_fields() -> tuple[str, ...]:
+    """Return the dotted names of the fields that the command line sets."""
+    return tuple(sorted(config_flags.get_override_values(flags.FLAGS["config"])))
+
+
 def config_of_method(method: str) -> ConfigDict:
     """Return the config of another method in the file of --config, with the same overrides.
 

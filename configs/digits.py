@@ -3,9 +3,9 @@
 python main.py --config=configs/digits.py:shortcut --workdir=runs/digits_shortcut
 python main.py --config=configs/digits.py:flow_matching --workdir=runs/digits_flow_matching
 
-A teacher, then its student (edm for cd and ect, flow_matching for cd_flow and progressive, trigflow
-for scd, ddpm for lcm; ct, ict and sct need none, and ect starts from nothing without one; sim, sid,
-diff_instruct and dmd have an edm teacher, sim_flow etc. a flow_matching one, and read no images):
+A teacher, then its student. edm and flow_matching teach cd, progressive and lcm, and sim, sid,
+diff_instruct and dmd, which read no images; trigflow teaches scd too, and ect may start from any.
+A student takes path, prediction, data and network from its teacher. ct, ict and sct need none:
 
 python main.py --config=configs/digits.py:edm --workdir=runs/digits_edm
 python main.py --config=configs/digits.py:cd --config.teacher=runs/digits_edm \

@@ -3,7 +3,8 @@
     config = methods.choose(base.config(), "cd")
 
 A method sets its paper's path, prediction and objective on top of configs/base.py and
-configs/objectives.py. A config file then sets what its data need.
+configs/objectives.py. A config file then sets what its data need. A student takes path and
+prediction from its teacher instead (training/inheritance.py), so any teacher suits most methods.
 
 Optimizers are the config file's business, with one exception: one-step generators use Adam with
 b1 = 0, as SiD does. DMD2's EDM code differs: AdamW with betas 0.9 and 0.999, a weight decay of 0.01
@@ -72,7 +73,7 @@ def edm_model(config: ConfigDict) -> None:
 
 
 def cd(config: ConfigDict) -> None:
-    """Consistency distillation of an edm teacher (Song et al. 2023)."""
+    """Consistency distillation (Song et al. 2023), there of an edm teacher."""
     config.objective = objectives.consistency_distillation()
     config.evaluate.steps = FEW_STEPS
     edm_model(config)
@@ -118,17 +119,18 @@ def scd(config: ConfigDict) -> None:
 
 
 def lcm(config: ConfigDict) -> None:
-    """Latent consistency models (Luo et al. 2023): guided distillation of a ddpm teacher.
+    """Latent consistency models (Luo et al. 2023): guided distillation, there of a ddpm teacher.
 
-    The teacher predicts v (train ddpm with --config.prediction.kind=v). An eps prediction cannot
-    give the data at t = 1: x_0 = (x - sigma eps) / alpha amplifies its errors by 1 / alpha = 150.
+    A ddpm teacher must predict v (train it with --config.prediction.kind=v). An eps prediction
+    cannot give the data at t = 1: x_0 = (x - sigma eps) / alpha amplifies its errors by
+    1 / alpha = 150.
     """
     config.objective = objectives.consistency_distillation()
     config.evaluate.steps = FEW_STEPS
     config.path.name = "vp_ddpm"
     config.prediction.kind = "v"
     config.objective.curriculum.points = 1000
-    config.objective.spacing.name = "uniform"
+    config.objective.spacing.name = ""  # the teacher's: uniform for ddpm
     config.objective.skip = 20
     config.objective.teacher_solver = "ddim"
     config.objective.distance.name = "pseudo_huber_elementwise"
@@ -137,9 +139,8 @@ def lcm(config: ConfigDict) -> None:
 
 
 def progressive(config: ConfigDict) -> None:
-    """Progressive distillation (Salimans & Ho 2022), here of a flow_matching teacher.
+    """Progressive distillation (Salimans & Ho 2022).
 
-    Of an edm teacher with path.name=ve, prediction.kind=F and objective.spacing.name=karras.
     Without an average, since the rate falls to zero in each stage, as there.
     """
     config.objective = objectives.progressive()
@@ -149,7 +150,7 @@ def progressive(config: ConfigDict) -> None:
 
 
 def one_step(config: ConfigDict, divergence: str) -> None:
-    """Settings that all one-step generators of an edm teacher share."""
+    """Settings that all one-step generators share."""
     config.objective = objectives.distribution_matching(divergence)
     config.evaluate.steps = (1,)
     config.optimizer.name = "adam"
@@ -192,18 +193,22 @@ def dmd(config: ConfigDict) -> None:
 
 
 def of_flow_matching(method: Callable[[ConfigDict], None]) -> Callable[[ConfigDict], None]:
-    """The same method with a flow_matching teacher, named METHOD_flow."""
+    """The same method on the path of flow_matching, named METHOD_flow.
+
+    With a teacher the two are one, since a student inherits path and prediction. The second name is
+    for --mode=compare, which trains the teacher that TEACHERS names.
+    """
 
     def on_its_path(config: ConfigDict) -> None:
         method(config)
         config.path, config.prediction = base.config().path, base.config().prediction
 
     on_its_path.__name__ = f"{method.__name__}_flow"
-    on_its_path.__doc__ = f"{method.__name__} with a flow_matching teacher."
+    on_its_path.__doc__ = f"{method.__name__} on the path of flow_matching."
     return on_its_path
 
 
-# One-step generators, with an edm or a flow_matching teacher; they read no images.
+# One-step generators; they read no images.
 ONE_STEP = tuple(
     kind for method in (sim, sid, diff_instruct, dmd) for kind in (method, of_flow_matching(method))
 )
@@ -229,7 +234,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
     )
 }
 
-# The method that trains each student's teacher; ect also trains without one.
+# The method that trains each student's teacher in --mode=compare; ect also trains without one.
 TEACHERS = {
     "cd": "edm",
     "ect": "edm",

@@ -1,7 +1,7 @@
 """Points of mixtures of Gaussians in the plane: every method trains in seconds, exactly measurable.
 
 python main.py --config=configs/mixtures.py:flow_matching --workdir=runs/ring_flow_matching
-python main.py --config=configs/mixtures.py:sim_flow --workdir=runs/ring_sim_flow \
+python main.py --config=configs/mixtures.py:sim --workdir=runs/ring_sim \
     --config.teacher=runs/ring_flow_matching
 
 Other mixtures by --config.data.name=mixture:NAME (data/mixtures.py). Samples are points, not

@@ -29,7 +29,10 @@ def log_normal(mean: float, std: float) -> ConfigDict:
 
 
 def spacing(name: str = "uniform") -> ConfigDict:
-    """How a grid of times is spaced: uniform in t, or karras(power) in noise levels."""
+    """How a grid of times is spaced: uniform in t, or karras(power) in noise levels.
+
+    A student with the name "" takes the spacing of its teacher's sampling steps.
+    """
     return ConfigDict({"name": name, "power": placeholder(float)})
 
 
@@ -196,7 +199,7 @@ def progressive() -> ConfigDict:
             "total_steps": placeholder(int),  # of training, in equal stages; None is `steps`
             "max_steps": 64,  # sampling steps of the first stage, halved after each; a power of two
             "weighting": "truncated_snr",  # of the error of x_0: truncated_snr, snr_plus_one
-            "spacing": spacing(),  # of the steps
+            "spacing": spacing(""),  # of the steps; "" is the teacher's
             "guidance_scale": 1.0,  # of the first teacher, which later ones inherit; form A
         }
     )

@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from fewstep.data import NONE, Dataset, short_hash, verify
 from fewstep.data.folders.class_names import join_names
 from fewstep.eval.evaluate import check_evaluation, reason_to_skip
-from fewstep.modes.job import check_step, data_identity, dataset_files
+from fewstep.modes.job import check_step, data_identity, dataset_files, started
 from fewstep.modes.request import (
     PER_HOST,
     Request,
@@ -31,12 +31,14 @@ from fewstep.modes.request import (
     require_workdir,
     resolve,
 )
+from fewstep.modes.student import read_student
 from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import VISIBLE, time_limit
 from fewstep.training.compiled_step import abstract_state
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.experiment import Experiment, build, effective_config
 from fewstep.training.labels import training_counts
+from fewstep.training.location import locate_teacher
 from fewstep.training.sharding import (
     batch_sharding,
     check_batch_size,
@@ -44,7 +46,13 @@ from fewstep.training.sharding import (
     make_mesh,
     replicated_sharding,
 )
-from fewstep.training.sources import Supply, open_sources, reads_data, teacher_sources
+from fewstep.training.sources import (
+    Supply,
+    open_sources,
+    reads_data,
+    reads_teacher,
+    teacher_sources,
+)
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.code_version import code_version, describe_code
 from fewstep.training.storage.identity import as_dict, flatten_fields
@@ -52,10 +60,8 @@ from fewstep.training.teacher import (
     abstract_params,
     check_other_run,
     check_teacher_given,
-    fill_from_teacher,
     load_teacher,
     load_teacher_config,
-    locate_teacher,
     teacher_identity,
 )
 
@@ -82,14 +88,19 @@ class NextJob:
 
     def __init__(self, request: Request) -> None:
         self.workdir, self.given = require_workdir(request), require_config(request)
+        self.request = request
         folders = [self.workdir.absolute(), *self.workdir.absolute().parents]
         self.missing = [folder for folder in folders if not folder.exists()]
         self.disk = next(folder for folder in folders if folder.exists())
 
     @cached_property
     def asked(self) -> ConfigDict:
-        """The config, with the decoding of the run in the folder."""
-        return fill_decoding(self.given, self.workdir)
+        """The config with what it inherits, and with the decoding of the run in the folder."""
+        try:
+            config = read_student(self.request).config
+        except ValueError:  # inspect_teacher raises it again
+            config = self.given
+        return fill_decoding(config, self.workdir)
 
     @cached_property
     def dataset(self) -> Dataset | None:
@@ -104,15 +115,15 @@ class NextJob:
         """The config as training will use it."""
         if self.dataset is not None:
             return resolve(self.asked, self.dataset)
-        config = fill_from_teacher(self.asked) if self.asked.teacher else self.asked
+        config = self.asked
         if not config.data.image_size or config.data.num_classes < 0:
             read_dataset(self.asked)  # raises an error that says how to get it
         return effective_config(config)
 
     @cached_property
     def experiment(self) -> Experiment:
-        """The experiment that the config describes."""
-        return build(self.config)
+        """The experiment that the config describes, as the run in the folder goes on with it."""
+        return started(build(self.config), restore.has_checkpoint(self.workdir))
 
     @cached_property
     def mesh(self) -> Mesh:
@@ -201,6 +212,9 @@ def inspect_teacher(job: NextJob) -> str:
     """Check that the teacher fits the config and has the checkpoint."""
     check_other_run(job.config, job.workdir)
     check_teacher_given(job.config, job.experiment)
+    read_student(job.request)
+    if not reads_teacher(job.experiment.objective):
+        return "none is used"
     if load_teacher_config(job.config, job.experiment) is None:
         return "none is used"
     location = locate_teacher(job.config.teacher)
@@ -322,7 +336,7 @@ def temporary_file(path: Path, folders: Sequence[Path]) -> Iterator[list[OSError
 
 def inspect_teacher_parameters(job: NextJob) -> str:
     """Read the parameters of the teacher."""
-    if not job.config.teacher:
+    if not (job.config.teacher and reads_teacher(job.experiment.objective)):
         return "none are needed"
     found = load_teacher(job.config, job.experiment, job.mesh)
     return f"{element_count(found)} are read"

@@ -42,7 +42,9 @@ from fewstep.objectives.stages import allowed_sampling_steps, check_sampling_ste
 from fewstep.samplers.grids import named_steps
 from fewstep.training.cluster.processes import first_process_says, say
 from fewstep.training.experiment import Experiment, build
+from fewstep.training.inheritance import inherit
 from fewstep.training.labels import label_counts, with_recorded_label_shares
+from fewstep.training.location import parse_location
 from fewstep.training.report import DivergedError
 from fewstep.training.sharding import check_batch_size, make_mesh
 from fewstep.training.storage import restore, workdir
@@ -50,7 +52,6 @@ from fewstep.training.storage.identity import as_dict, read_identity
 from fewstep.training.teacher import (
     check_teacher,
     check_teacher_given,
-    parse_location,
     teacher_identity,
 )
 
@@ -127,10 +128,13 @@ def plan_runs(root: Path, request: Request) -> list[ComparedRun]:
                 config.teacher = str(run_folder(root, request.teachers[method], seed))
             configs[run_folder(root, method, seed)] = config
     keep_teacher_steps(configs)
-    checked = {folder: resolve_run(folder, config) for folder, config in configs.items()}
-    for run in checked.values():
-        if run.config.teacher:
-            check_teacher(run.config, checked[Path(run.config.teacher)].config, run.experiment)
+    checked: dict[Path, ComparedRun] = {}
+    for folder, config in configs.items():
+        teacher = checked[Path(config.teacher)].config if config.teacher else None
+        run = resolve_run(folder, inherit(config, teacher) if teacher else config)
+        if teacher:
+            check_teacher(run.config, teacher, run.experiment)
+        checked[folder] = run
     return add_result_ids(list(checked.values()))
 
 

@@ -3,21 +3,26 @@
 from ml_collections import ConfigDict
 
 from fewstep.modes.mode import CONFIG, Mode
-from fewstep.modes.request import Request, require_config, resolve_open_fields
+from fewstep.modes.request import Request, resolve_open_fields
+from fewstep.modes.student import read_student
 from fewstep.training.cost.compiled import step_inputs
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.cost.step_cost import forward_flops, step_flops
 from fewstep.training.experiment import Experiment, build, optimizer_fields
+from fewstep.training.inheritance import describe_inherited
 from fewstep.training.sharding import check_batch_size, make_mesh
 from fewstep.training.teacher import load_teacher_config
 
 
 def describe(request: Request) -> None:
     """Print a table. Allocates nothing on a device; reads the data set only if necessary."""
-    config = resolve_open_fields(require_config(request))
+    student = read_student(request)
+    config = resolve_open_fields(student.config)
     experiment = build(config)
     if config.teacher:
         load_teacher_config(config, experiment)
+        print(f"teacher      {config.teacher}")
+        print(f"inherited    {describe_inherited(student.inherited) or 'nothing'}")
     print(describe_experiment(config, experiment))
 
 

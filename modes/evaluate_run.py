@@ -13,6 +13,7 @@ from fewstep.modes.request import (
     replace_folders,
     require_workdir,
 )
+from fewstep.modes.student import keep_inherited
 from fewstep.objectives.stages import check_sampling_steps
 from fewstep.samplers.grids import named_steps
 from fewstep.training.storage.fields import check_field_values
@@ -28,7 +29,7 @@ def evaluate_run(request: Request) -> None:
     given = request.config is not None
     if given:
         check_field_values(request.config)
-        config = replace_folders(config, request.config)
+        config = replace_folders(config, keep_inherited(request))
         config.evaluate = request.config.evaluate
         config.data.label_shares = request.config.data.label_shares
     if jax.process_index() == 0:

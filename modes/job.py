@@ -100,14 +100,22 @@ def assemble_job(
     retention = retention_of(config, path)
     ends = stage_ends(experiment.objective.stages, config.steps)
     retention = retention._replace(steps=(*retention.steps, *ends))
-    if first_process_says(restore.has_checkpoint(path)):
-        # The run starts from its checkpoint, so it needs a teacher only for its losses.
-        experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
+    experiment = started(experiment, first_process_says(restore.has_checkpoint(path)))
     teacher = teacher_identity(config, experiment)
     frozen = load_teacher(config, experiment, mesh)
     state = check_step(experiment, config, mesh, frozen)
     labels = training_counts(config, dataset, path)
     return Job(config, dataset, experiment, mesh, frozen, teacher, state, retention, labels, window)
+
+
+def started(experiment: Experiment, saved: bool) -> Experiment:
+    """Return the experiment of a run that starts from its checkpoint, if it has saved one.
+
+    It then needs a teacher only for its losses.
+    """
+    if not saved:
+        return experiment
+    return experiment._replace(objective=experiment.objective._replace(init_from={}))
 
 
 def check_profile(window: Window, path: Path, config: ConfigDict) -> None:

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict
 from fewstep.modes.budget import checkpoint_line, fixed_seconds, requested_target, time_lines
 from fewstep.modes.mode import CONFIG, Flag, Mode, parse_integers, parse_number, parse_numbers
 from fewstep.modes.request import Request, require_config, resolve_open_fields
+from fewstep.modes.student import read_student
 from fewstep.training.cost.accelerators import ACCELERATORS, GIB, Target
 from fewstep.training.cost.compiled import (
     FOR_INSPECTION,
@@ -48,7 +49,7 @@ def plan_resources(request: Request) -> None:
     config, aim = require_config(request), requested_target(request)
     sizes = plan_mesh_sizes(request.mesh, config, aim)
     emulate_devices(math.prod(sizes))
-    config = resolve_open_fields(config)
+    config = resolve_open_fields(read_student(request).config)
     mesh = make_mesh(*sizes)
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     for line in plan_lines(config, mesh, aim, request):

@@ -16,6 +16,7 @@ from fewstep.modes.request import (
     replace_folders,
     require_workdir,
 )
+from fewstep.modes.student import follow_teacher, keep_inherited
 from fewstep.objectives.base import Metrics
 from fewstep.progress import progress_bar
 from fewstep.training.compiled_step import abstract_state, compile_step, create_state
@@ -44,8 +45,9 @@ def replay(request: Request) -> None:
     path = require_workdir(request)
     record, config = read_newest_record(path), workdir.load_config(path)
     if request.config is not None:
-        config = replace_folders(config, request.config)
+        config = replace_folders(config, keep_inherited(request))
     rebuild(config, str(path))  # raises the error for a record of another version
+    config = follow_teacher(config, path)
     check_record_fits(record, config, path)
     mesh = make_mesh(**config.mesh)
     experiment = build_on(config, mesh)

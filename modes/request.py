@@ -23,6 +23,7 @@ from fewstep.training.experiment import (
     with_sampling_network,
 )
 from fewstep.training.labels import with_recorded_label_shares
+from fewstep.training.location import parse_location
 from fewstep.training.profile import Window
 from fewstep.training.sharding import make_mesh
 from fewstep.training.sources import reads_data
@@ -34,8 +35,6 @@ from fewstep.training.teacher import (
     abstract_params,
     check_teacher_given,
     check_teacher_network,
-    fill_from_teacher,
-    parse_location,
     pin_teacher,
 )
 
@@ -54,11 +53,14 @@ PER_HOST = (
 class Request(NamedTuple):
     """The values of the command line, with defaults for flags that were not given.
 
-    config_of_method: method -> its config in the file of --config, with the same overrides.
+    given: dotted names of the config's fields that the user set; None if the config is final, and a
+    student inherits nothing. config_of_method: method -> its config in the file of --config, with
+    the same overrides.
     teachers: method -> the method of its teacher.
     """
 
     config: ConfigDict | None = None
+    given: tuple[str, ...] | None = None
     workdir: Path | None = None
     config_of_method: Callable[[str], ConfigDict] | None = None
     workdirs: tuple[Path, ...] = ()
@@ -116,7 +118,7 @@ def check_same_flags(mode: str, request: Request) -> None:
     Flags in PER_HOST may differ, since they name paths on the disk of each host.
     """
     values = request._asdict() | {"mode": mode, "config": None}
-    values.update({"config_of_method": None, "teachers": None})
+    values.update({"config_of_method": None, "teachers": None, "given": None})
     check_same_code()
     flags = {name: str(value) for name, value in values.items()}
     if request.config is not None:
@@ -212,16 +214,14 @@ def data_selection(config: ConfigDict) -> data.Selection:
 
 
 def fill_decoding(config: ConfigDict, folder: Path) -> ConfigDict:
-    """Return the config with data.decoding of the run in the folder, else of its teacher.
+    """Return the config with data.decoding of the run in the folder, if the config leaves it open.
 
-    A value in the config stays. Teacher and student must decode alike to have the same labels.
+    A student takes that of its teacher (training/inheritance.py).
     """
-    runs = [folder, parse_location(config.teacher).folder] if config.teacher else [folder]
-    begun = next(filter(workdir.is_run, runs), None)
-    if config.data.decoding or begun is None:
+    if config.data.decoding or not workdir.is_run(folder):
         return config
     config = config.copy_and_resolve_references()
-    config.data.decoding = workdir.load_config(begun).data.decoding
+    config.data.decoding = workdir.load_config(folder).data.decoding
     return config
 
 
@@ -268,19 +268,18 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
 def resolve_and_load(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     """Return the config that will run and its data set.
 
-    The data set is None if it is missing and training does not read it; image sizes are then those
-    of the teacher. Raises FileNotFoundError if training reads a missing data set, ValueError for a
-    missing teacher or an invalid field.
+    The data set is None if it is missing and training does not read it; the config must then have
+    the sizes of images, as a student has those of its teacher. Raises FileNotFoundError if training
+    reads a missing data set, ValueError for a missing teacher or an invalid field.
     """
     check_field_values(config)
     check_teacher_network(config)
     try:
         dataset = load_dataset(config)
     except FileNotFoundError:
-        if config.teacher:
-            config = fill_from_teacher(config)
-        elif not config.data.image_size or config.data.num_classes < 0:
+        if not config.data.image_size or config.data.num_classes < 0:
             raise  # the sizes of images and classes are unknown
+        config = config.copy_and_resolve_references()
         config.data.decoding = config.data.decoding or NEWEST_DECODING
         config = effective_config(config)
         experiment = build(config)
@@ -301,10 +300,8 @@ def replace_folders(config: ConfigDict, given: ConfigDict) -> ConfigDict:
     if all(data.path_in_name(fields.data.name) for fields in (config, given)):
         config.data.name = given.data.name
     if config.teacher and given.teacher:
-        step = parse_location(config.teacher).step
-        config.teacher = f"{parse_location(given.teacher).folder}" + (
-            "" if step is None else f"@{step}"
-        )
+        place = parse_location(given.teacher)
+        config.teacher = str(place._replace(step=parse_location(config.teacher).step))
     return config
 
 

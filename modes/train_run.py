@@ -14,9 +14,9 @@ from fewstep.modes.job import Job, data_identity, dataset_files, prepare_job, su
 from fewstep.modes.request import (
     Request,
     load_local_copy,
-    require_config,
     require_workdir,
 )
+from fewstep.modes.student import announce_inherited, read_student
 from fewstep.progress import note
 from fewstep.training import replay
 from fewstep.training.cluster.preemption import Preemption
@@ -38,10 +38,12 @@ from fewstep.training.storage.workdir import check_space, claim_workdir, describ
 
 def train_run(request: Request) -> None:
     """Train up to config.steps; evaluate and save on the way."""
-    path, config = require_workdir(request), require_config(request)
+    path = require_workdir(request)
     with Preemption() as preemption:
         with preemption.at_once():
-            job = prepare_job(path, config, request.profile)
+            student = read_student(request)
+            job = prepare_job(path, student.config, request.profile)
+            announce_inherited(student)
         with claim_workdir(path):
             step = train_in_folder(path, job, preemption)
     steps = many_steps(job.experiment.objective)

@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
+from fewstep.training.location import find_teacher
 from fewstep.training.storage import workdir
-from fewstep.training.teacher import parse_location
 
 
 def class_names(folder: Path) -> tuple[str, ...]:
@@ -17,4 +17,4 @@ def class_names(folder: Path) -> tuple[str, ...]:
     if run.data is not None:
         return tuple(run.data.get("classes", ()))
     teacher = run.config.get("teacher")
-    return class_names(parse_location(teacher).folder) if teacher else ()
+    return class_names(find_teacher(folder, teacher).folder) if teacher else ()

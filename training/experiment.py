@@ -156,10 +156,11 @@ def effective_config(config: ConfigDict) -> ConfigDict:
 def debug_config(config: ConfigDict) -> ConfigDict:
     """The config of a run of about a minute on one device: tiny network, few steps and samples.
 
-    Expects resolved data fields. Fields in `debug_keeps` stay. Evaluations that would need a file
-    of weights only show samples.
+    Expects resolved data fields. Fields in `debug_keeps` stay. A student keeps the network of its
+    teacher. Evaluations that would need a file of weights only show samples.
     """
-    config, kept = with_tiny_network(config), {*config.debug_keeps}
+    config = with_network_fields(config) if config.teacher else with_tiny_network(config)
+    kept = {*config.debug_keeps}
     steps = config.steps if "steps" in kept else min(config.steps, 50)
     small = {
         "steps": steps,

@@ -11,8 +11,8 @@ from ml_collections import ConfigDict
 from fewstep.data import NONE, Dataset, class_counts, short_hash
 from fewstep.data.labels import SHARES
 from fewstep.training.cluster.processes import warn_once
+from fewstep.training.location import parse_location
 from fewstep.training.storage import workdir
-from fewstep.training.teacher import parse_location
 
 EQUAL = SHARES[1]
 Counts = tuple[int, ...]

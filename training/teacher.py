@@ -1,9 +1,8 @@
 """Loads a teacher from the folder of any run, and checks that it can teach the student."""
 
 import inspect
-import re
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +10,6 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.data import NONE, space_of
 from fewstep.data.spaces.space import Space
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import SIGMA_DATA
@@ -19,12 +17,13 @@ from fewstep.messages import differences
 from fewstep.models.network import Network
 from fewstep.objectives.base import Objective, Params
 from fewstep.training.experiment import Experiment, rebuild, with_sampling_network
+from fewstep.training.location import Location, has_step, locate_teacher, parse_location
 from fewstep.training.networks import with_network_fields
 from fewstep.training.sharding import tree_shardings
 from fewstep.training.sources import TEACHER, reads_teacher, teacher_sources
 from fewstep.training.state import named_key, replace_parts
 from fewstep.training.storage import restore, workdir
-from fewstep.training.storage.checkpoint import FOLDER
+from fewstep.training.storage.checkpoint import run_in_record
 from fewstep.training.storage.identity import as_dict, flatten_fields
 
 # Fields that must agree; otherwise the teacher's parameters would mean another function.
@@ -39,30 +38,6 @@ FREE = (
     "model.guidance_input",
     "model.loss_weight",
 )
-
-
-class Location(NamedTuple):
-    """Where a teacher is: a run's folder and a step; None is the newest step."""
-
-    folder: Path
-    step: int | None
-
-
-def parse_location(field: str) -> Location:
-    """The folder, made absolute, and the step in WORKDIR[@STEP]."""
-    match = re.fullmatch(r"(.*?)(?:@(\d+))?", field)
-    return Location(Path(match[1]).expanduser().absolute(), int(match[2]) if match[2] else None)
-
-
-def locate_teacher(field: str) -> Location:
-    """`parse_location` of a run that exists. Raises ValueError if the folder holds none."""
-    location = parse_location(field)
-    if not workdir.is_run(location.folder):
-        raise ValueError(
-            f"teacher={field}: {location.folder} is no run; set --config.teacher=WORKDIR or "
-            "WORKDIR@STEP to the folder of one, its new place if it was moved"
-        )
-    return location
 
 
 def pin_teacher(config: ConfigDict, run: Path) -> ConfigDict:
@@ -106,30 +81,6 @@ def recorded_teacher_step(run: Path, asked: Location) -> int | None:
     return None if moved and not has_step(asked.folder, step) else step
 
 
-def has_step(run: Path, step: int | None) -> bool:
-    """Whether a run has a checkpoint of that step."""
-    return (run / FOLDER / str(step)).is_dir()
-
-
-def fill_from_teacher(config: ConfigDict) -> ConfigDict:
-    """The config, with image sizes and classes that it leaves open taken from its teacher.
-
-    Raises ValueError if a config without data has a teacher that does not make images.
-    """
-    config = config.copy_and_resolve_references()
-    teacher = workdir.load_config(locate_teacher(config.teacher).folder)
-    if config.data.name == NONE and not space_of(teacher.data.name).image:
-        made = space_of(teacher.data.name).name
-        raise ValueError(
-            f"teacher={config.teacher} makes {made}, no images; set data.name={teacher.data.name} "
-            f"instead of {NONE}"
-        )
-    for field, open_value in (("image_size", 0), ("channels", 0), ("num_classes", -1)):
-        if config.data[field] == open_value:
-            config.data[field] = teacher.data[field]
-    return config
-
-
 def shared_fields(config: ConfigDict) -> dict[str, Any]:
     """Fields that must agree between a teacher and its student, by dotted name."""
     fields = flatten_fields(as_dict(with_network_fields(config)))
@@ -147,25 +98,24 @@ def shared_fields(config: ConfigDict) -> dict[str, Any]:
 def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experiment) -> None:
     """Raises ValueError if a run of the config `teacher` cannot teach one of `config`."""
     taught = rebuild(teacher, f"teacher={config.teacher}")
-    own, other = shared_fields(config), shared_fields(teacher)
     found = [
         f"{name} ({there} there, {here} here)"
-        for name, there, here in sorted(differences(other, own))
+        for name, there, here in sorted(differences(shared_fields(teacher), shared_fields(config)))
     ]
     if not found and taught.space.shape != experiment.space.shape:
         found = [
             f"data ({describe_space(taught.space)} there, {describe_space(experiment.space)} here)"
         ]
-    if found:
-        raise ValueError(
-            f"teacher={config.teacher} is another model than this one: {'; '.join(found)}. Set "
-            "these fields to the teacher's values, or train a teacher with this run's values"
-        )
     predicts = experiment.objective.frozen or only_starts_from_teacher(experiment.objective)
     if predicts and not taught.objective.denoises:
         raise ValueError(
             f"teacher={config.teacher} was trained by {teacher.method}, which does not predict "
             "data and noise at every time; use a run of flow_matching, edm, ddpm or trigflow"
+        )
+    if found:
+        raise ValueError(
+            f"teacher={config.teacher} is another model than this one: {'; '.join(found)}. Set "
+            "these fields to the teacher's values, or train a teacher with this run's values"
         )
     fields = config.objective
     guided = fields.get("guidance_scale", 1.0) != 1.0 or bool(fields.get("guidance_range"))
@@ -237,7 +187,7 @@ def check_teacher_network(config: ConfigDict) -> None:
 
 
 def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, Any] | None:
-    """Step, network and fingerprint of the parameters that teach; None if the run reads none.
+    """Run, step, network and fingerprint of what teaches; None if the run reads no teacher.
 
     Raises ValueError as `load_teacher` does.
     """
@@ -250,6 +200,7 @@ def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, An
     location, name = locate_teacher(config.teacher), rebuild(teacher, config.teacher).sample_with
     record = restore.read_record(location.folder, location.step)
     return {
+        "run": run_in_record(record).id,
         "step": record["step"],
         "network": name,
         "fingerprint": record["fingerprints"].get(name),

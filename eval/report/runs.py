@@ -20,6 +20,7 @@ from fewstep.eval.report.results import Result
 from fewstep.messages import common_differences
 from fewstep.training.classes import class_names
 from fewstep.training.cost.step_cost import training_seconds
+from fewstep.training.location import parse_location
 from fewstep.training.metrics import LOG, read_rows
 from fewstep.training.storage.identity import (
     CHANGEABLE,
@@ -29,7 +30,6 @@ from fewstep.training.storage.identity import (
     flatten_fields,
 )
 from fewstep.training.storage.workdir import CONFIG, load_config
-from fewstep.training.teacher import parse_location
 
 # A heading names at most this many of the fields in which groups of one method differ.
 NAMED_DIFFERENCES = 3

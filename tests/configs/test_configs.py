@@ -28,6 +28,7 @@ from fewstep.objectives.needs import NOTHING
 from fewstep.parts import Entry, Part, RunLength, declared_marks
 from fewstep.samplers import SOLVERS
 from fewstep.training.experiment import build, debug_config
+from fewstep.training.inheritance import inherit, inherited_fields
 from fewstep.training.optimizer import build_optimizer
 from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
@@ -141,6 +142,22 @@ def test_a_teacher_of_the_same_file_has_its_student_s_path_and_model(file, stude
         assert one[part].to_dict() == other[part].to_dict()
     own = {"loss_weight": False, "guidance_input": False, "dropout": 0.0}
     assert one.model.to_dict() | own == other.model.to_dict() | own
+
+
+@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("method", [name for name in METHODS if f"{name}_flow" in METHODS])
+def test_with_a_teacher_a_method_and_its_flow_variant_are_the_same(file, method):
+    def differing(one, other):
+        return {field for field, *_ in inherited_fields(one, other)} - {"method"}
+
+    flow = f"{method}_flow"
+    presets = config_of(file, method), config_of(file, flow)
+    # Lengths and optimizers that a paper has for one of them.
+    published = {n for n in differing(*presets) if not n.startswith(("path.", "prediction."))}
+    assert not published or (file, method) == ("cifar10", "cd")
+    edm, flow_matching = config_of(file, "edm"), config_of(file, "flow_matching")
+    assert differing(inherit(presets[0], flow_matching), presets[1]) == published
+    assert differing(inherit(presets[1], edm), presets[0]) == published
 
 
 def fields(function, skip=0):

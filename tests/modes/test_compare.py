@@ -197,21 +197,24 @@ def make_config(method):
     return config
 
 
-def test_a_teacher_that_does_not_fit_is_refused_before_it_is_trained(tmp_path):
+def test_students_follow_the_teachers_that_are_planned_for_them(tmp_path, monkeypatch):
     def other_size(method):
         config = make_config(method)
-        config.model.size = "micro" if method == "edm" else "nano"
+        config.model.size = "micro" if method == "flow_matching" else "nano"
         return config
 
+    monkeypatch.setattr(import_module("fewstep.modes.compare"), "add_result_ids", lambda runs: runs)
     request = Request(
         config=make_config("cd"),
-        workdir=tmp_path,
         config_of_method=other_size,
         methods=("cd",),
-        teachers={"cd": "edm"},
+        teachers={"cd": "flow_matching"},
     )
-    with pytest.raises(ValueError, match="another model than this one: model.size"):
-        compare_methods(request)
+    teacher, student = plan_runs(tmp_path, request)
+    assert student.config.model.size == teacher.config.model.size == "micro"
+    assert student.config.path == teacher.config.path
+    with pytest.raises(ValueError, match="by ct, which does not predict data and noise"):
+        plan_runs(tmp_path, request._replace(teachers={"cd": "ct"}))
     assert not list(tmp_path.iterdir())
 
 

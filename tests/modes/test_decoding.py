@@ -11,8 +11,9 @@ from PIL import Image
 from fewstep import data
 from fewstep.modes import job as JOB
 from fewstep.modes.checks import NextJob
-from fewstep.modes.request import Request, fill_decoding, read_dataset
+from fewstep.modes.request import Request, read_dataset
 from fewstep.training.classes import class_names
+from fewstep.training.inheritance import inherit
 from fewstep.training.storage import identity, workdir
 from fewstep.training.storage.identity import as_dict
 from fewstep.training.storage.seal import seal_record, unseal_record
@@ -135,8 +136,8 @@ def test_a_run_does_not_go_on_by_other_rules(tmp_path, config, older, field, val
 
 def test_a_student_reads_its_images_as_its_teacher(tmp_path, config):
     start_run(tmp_path / "teacher", with_first_decoding(config), older=True)
-    config.teacher = f"{tmp_path / 'teacher'}@5"
-    assert fill_decoding(config, tmp_path / "student").data.decoding == data.FIRST_DECODING
+    teacher = workdir.load_config(tmp_path / "teacher")
+    assert inherit(config, teacher).data.decoding == data.FIRST_DECODING
 
 
 def test_a_run_without_images_has_the_classes_of_its_teacher(tmp_path, config):

@@ -15,9 +15,10 @@ from fewstep.eval.report.runs import load_runs
 from fewstep.modes.request import Request, resolve_and_load
 from fewstep.training.experiment import build
 from fewstep.training.generate import generate
+from fewstep.training.inheritance import check_given
 from fewstep.training.metrics import LOG, read_rows
 from fewstep.training.sharding import make_mesh
-from fewstep.training.teacher import check_teacher, fill_from_teacher
+from fewstep.training.teacher import check_teacher
 
 TRAIN, SAMPLE = (import_module(f"fewstep.modes.{name}") for name in ("train_run", "sample"))
 SAMPLES, STEPS = 48, 2
@@ -122,4 +123,4 @@ def test_a_teacher_makes_points_of_the_same_dimension(run):
         check_teacher(other, teacher, build(other))
     config.data.name = "none"
     with pytest.raises(ValueError, match="makes points, no images; set data.name=mixture:ring"):
-        fill_from_teacher(config)
+        check_given(config, teacher, ("data.name",))

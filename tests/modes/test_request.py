@@ -17,6 +17,7 @@ from fewstep.modes.request import (
     resolve,
     resolve_and_load,
 )
+from fewstep.modes.student import read_student
 from fewstep.training.storage import checkpoint, restore
 from fewstep.training.storage.identity import Identity
 from tests.modes.recorded import make_dataset, random_network, replace_dit
@@ -74,12 +75,12 @@ def test_classes_that_the_data_do_not_have_are_refused():
         resolve(small_config(**{"data.num_classes": 5}), make_dataset(8, 1))
 
 
-def test_without_a_data_set_sizes_are_the_teacher_s_or_the_config_s(folder):
+def test_without_a_data_set_sizes_are_the_config_s_which_a_student_inherits(folder):
     none = {"data.name": "none", "evaluate.steps": ()}
     open_sizes = {"data.image_size": 0, "data.channels": 0, "data.num_classes": -1}
-    config, found = resolve_and_load(
-        small_config("sim_flow", teacher=str(folder), **none, **open_sizes)
-    )
+    student = small_config("sim_flow", teacher=str(folder), **none, **open_sizes)
+    request = Request(config=student, given=("data.name",), teachers={})
+    config, found = resolve_and_load(read_student(request).config)
     assert (found, config.data.image_size, config.data.num_classes) == (None, 8, 10)
     with pytest.raises(FileNotFoundError, match="data.name=none has no images"):
         resolve_and_load(small_config("flow_matching", **none))

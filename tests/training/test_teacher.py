@@ -6,6 +6,7 @@ import pytest
 from fewstep.models.dit import SIZES, DiTSize
 from fewstep.training.compiled_step import Training, create_state
 from fewstep.training.experiment import build, rebuild
+from fewstep.training.location import locate_teacher
 from fewstep.training.loop import train
 from fewstep.training.schedule import Schedule
 from fewstep.training.session import Upkeep
@@ -18,7 +19,6 @@ from fewstep.training.teacher import (
     adopt,
     check_teacher,
     load_teacher,
-    locate_teacher,
     pin_teacher,
     teacher_identity,
 )
@@ -142,12 +142,20 @@ def test_the_teacher_is_known_by_its_parameters(flow, tmp_path):
     config, own = identity_of(f"{flow}@5")
     shapes = jax.eval_shape(build(config).model.network.init, jax.random.key(0))
     params, _ = restore.restore_network(locate_teacher(flow).folder, "ema_0.999", shapes, 5)
-    assert own == {"step": 5, "network": "ema_0.999", "fingerprint": fingerprint(params)}
+    assert own == {
+        "run": workdir.recorded_identity(locate_teacher(flow).folder).id,
+        "step": 5,
+        "network": "ema_0.999",
+        "fingerprint": fingerprint(params),
+    }
     others = [
         save_run(tmp_path / "seed_1", "flow_matching", seed=1),  # another run, at the same step
         f"{flow}@3",
     ]
     workdir.start_run(tmp_path / "student", config, teacher=own)
+    # The parameters count, not the run; records of older versions do not have its id.
+    copied = {name: value for name, value in own.items() if name != "run"}
+    workdir.start_run(tmp_path / "student", config, teacher=copied)
     for other in others:
         with pytest.raises(ValueError, match=r"the teacher of .* has changed .*fingerprint \("):
             workdir.start_run(tmp_path / "student", config, teacher=identity_of(other)[1])

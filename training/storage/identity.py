@@ -55,7 +55,8 @@ class Identity(NamedTuple):
 
     id: random hexadecimal digits, drawn when the run begins. config: all fields.
     data: identity of the data set (data.Dataset.identity), None if training reads none.
-    teacher: step, network and fingerprint (training.teacher.teacher_identity), None without one.
+    teacher: run, step, network and fingerprint (training.teacher.teacher_identity), None without
+    one. The run's id is for readers: records of older versions lack it.
     order: the order in which the run reads its data, a key of data.order.ORDERS. Records of older
     versions lack it, and read in the first order.
     class_counts: images of each class, in whose shares labels are drawn (training/labels.py). None
@@ -196,7 +197,8 @@ def movable_fields(old: Identity, new: Identity) -> tuple[str, ...]:
     content counts.
     """
     both = old.config.get("teacher") and new.config.get("teacher")
-    same_teacher = both and old.teacher is not None and new.teacher in (None, old.teacher)
+    same_teacher = both and old.teacher is not None
+    same_teacher = same_teacher and parameters(new.teacher) in (None, parameters(old.teacher))
     names = [config.get("data", {}).get("name") or "" for config in (old.config, new.config)]
     folders = all(map(path_in_name, names))
     same_data = folders or (old.data is not None and old.data == new.data)
@@ -214,7 +216,13 @@ def check_same_sources(
     where = changed_files(workdir, files) if files else ""
     name = f"the data set of {workdir}"
     check_same_source(run.data, data, name, "data.name's files", where)
-    check_same_source(run.teacher, teacher, f"the teacher of {workdir}", "the teacher's folder")
+    before, now = parameters(run.teacher), parameters(teacher)
+    check_same_source(before, now, f"the teacher of {workdir}", "the teacher's folder")
+
+
+def parameters(teacher: Plain | None) -> Plain | None:
+    """What identifies a teacher: its parameters, not the run that they are from."""
+    return teacher and {name: value for name, value in teacher.items() if name != "run"}
 
 
 def check_same_source(
