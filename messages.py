@@ -24,14 +24,15 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     begun = [other for other in by_lower if other.startswith(asked)]
     parts = [other for other in by_lower if asked in re.split(r"[^a-z0-9]", other)]
     close = get_close_matches(asked, by_lower, n=1, cutoff=CUTOFF)
-    close += [other for other in by_lower if differs_by_a_letter(asked, other)]
+    close += [other for other in by_lower if is_slip(asked, other)]
     found = sorted(begun, key=len) or close or sorted(parts, key=len)
     return by_lower[found[0]] if found else ""
 
 
-def differs_by_a_letter(a: str, b: str) -> bool:
-    """Whether two names of three or more letters differ in one of them."""
-    return len(a) == len(b) > SHORTEST_PART and sum(map(ne, a, b)) == 1
+def is_slip(a: str, b: str) -> bool:
+    """Whether two names of three or more letters differ in one letter, or in their order."""
+    alike = sorted(a) == sorted(b) or sum(map(ne, a, b)) == 1
+    return len(a) == len(b) > SHORTEST_PART and alike
 
 
 def likeness(a: str, b: str) -> float:

@@ -195,8 +195,9 @@ def dmd(config: ConfigDict) -> None:
 def of_flow_matching(method: Callable[[ConfigDict], None]) -> Callable[[ConfigDict], None]:
     """The same method on the path of flow_matching, named METHOD_flow.
 
-    With a teacher the two are one, since a student inherits path and prediction. The second name is
-    for --mode=compare, which trains the teacher that TEACHERS names.
+    With a teacher the two are one, since a student inherits path and prediction. The second names
+    (cd_flow, sim_flow, sid_flow, diff_instruct_flow, dmd_flow) are for --mode=compare, which trains
+    the teacher that TEACHERS names.
     """
 
     def on_its_path(config: ConfigDict) -> None:

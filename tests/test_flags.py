@@ -133,7 +133,7 @@ def test_every_flag_and_every_field_is_in_a_table():
     known = {*READ_BY, "mode", "traceback"}
     assert {name for name in own if not name.startswith("config.")} == known
     fields = {field for _, field, _ in FLAGS.values()}
-    assert set(Request._fields) == fields | {"config", "config_of_method", "teachers"}
+    assert set(Request._fields) == fields | {"config", "config_of_method", "given", "teachers"}
 
 
 @pytest.mark.parametrize(

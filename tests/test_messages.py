@@ -22,6 +22,7 @@ from fewstep.messages import (
         ("meanflow", METHODS, ""),
         ("imm", METHODS, ""),
         ("edn", METHODS, "edm"),
+        ("tow", ["one", "two"], "two"),
         ("path", ["retinopathy_detection"], ""),
         ("consistancy", METHODS, ""),
         ("", METHODS, ""),
