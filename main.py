@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 # Ctrl-C during these imports ends the process without a traceback; `run_mode` handles it later.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -29,6 +30,7 @@ from fewstep.files import in_words
 from fewstep.messages import did_you_mean, nearest_name, unknown_choice
 from fewstep.modes import MODES
 from fewstep.modes.compilation_cache import enable_compilation_cache
+from fewstep.modes.mode import Mode
 from fewstep.modes.request import Request, check_same_flags, expand_home, expand_paths
 from fewstep.modes.usage import usage
 from fewstep.training.cluster import clusters, exits, joining, processes
@@ -152,7 +154,7 @@ def read_request() -> Request:
                 if name in each.flags or (name in joining_flags and each.together)
             ]
             hint = f"; it is for the mode(s) {', '.join(users)}" if users else ""
-            if name == "steps":
+            if name == "steps" and CONFIG.name in mode.flags:
                 hint = "; did you mean --config.steps?"
             raise ValueError(f"--{name} is not used by --mode={MODE.value}{hint}")
     values = {
@@ -161,12 +163,40 @@ def read_request() -> Request:
         if name in mode.flags and name != CONFIG.name
     }
     config = command_line.config_from_flags(flags.FLAGS)
+    fields = {} if config is not None else replaced_fields(mode)
+    for name in [*values]:
+        if mode.flags[name].fields:
+            fields |= dict.fromkeys(mode.flags[name].fields, values.pop(name))
     return Request(
         config=None if config is None else check_config(config),
+        fields=fields,
         config_of_method=lambda method: check_config(command_line.config_of_method(method)),
         teachers=TEACHERS,
         **values,
     )
+
+
+def replaced_fields(mode: Mode) -> dict[str, Any]:
+    """Return the fields given by --config.FIELD without --config, by dotted name.
+
+    Raises ValueError for a field that the mode does not take from the record of a run.
+    """
+    fields = command_line.given_fields(sys.argv[1:])
+    for name in fields:
+        if not mode.replaces:
+            without = CONFIG.name in mode.flags
+            raise ValueError(
+                f"--config.{name} needs a config: add --config=FILE:METHOD"
+                if without
+                else f"--config.{name} is not used by --mode={MODE.value}"
+            )
+        if name not in mode.replaces and name.partition(".")[0] not in mode.replaces:
+            hint = "; for sampling steps use --steps" if name == "steps" else ""
+            raise ValueError(
+                f"--config.{name} would change nothing: of a run, --mode={MODE.value} replaces "
+                f"only {', '.join(mode.replaces)}{hint}"
+            )
+    return fields
 
 
 def check_config(config: ConfigDict) -> ConfigDict:
@@ -196,6 +226,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     file = config.partition(":")[0]
     if file and not Path(file).is_file():
         fail(ValueError(command_line.missing_file_message(config)))
+    if not config:  # a mode may take these fields in place of those of a recorded run
+        argv, _ = command_line.split_fields(argv)
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:  # absl's own help flags exit with code 1

@@ -21,10 +21,11 @@ from fewstep.eval.evaluate import (
     training_data_digest,
 )
 from fewstep.eval.measure import Measures
+from fewstep.eval.report.documents import read_runs, write_document
 from fewstep.eval.report.evaluation import FOLDER
-from fewstep.eval.report.run_page import write_page
+from fewstep.eval.report.folders import comparison_run, record_methods
 from fewstep.eval.report.runs import group_by_method
-from fewstep.eval.report.spreadsheet import text_table, write_csv
+from fewstep.eval.report.spreadsheet import text_table
 from fewstep.files import check_writable
 from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.job import data_identity, dataset_files
@@ -94,6 +95,7 @@ def compare_methods(request: Request) -> None:
     if not done:
         raise ValueError(f"every run diverged: {', '.join(map(str, failed))}")
     if jax.process_index() == 0:
+        record_methods(root, request.methods)
         write_tables(root, done)
         for folder in failed:
             print(f"left out: {folder}; it or its teacher diverged")
@@ -102,9 +104,10 @@ def compare_methods(request: Request) -> None:
 def write_tables(root: Path, runs: Sequence[ComparedRun]) -> None:
     """Write and print the table; write the page."""
     ids = frozenset.union(*(run.results for run in runs))
-    groups = group_by_method(write_page([run.folder for run in runs], root / PAGE, ids=ids))
-    write_csv(root / TABLE, groups)
-    print(text_table(groups))
+    evaluated = read_runs([run.folder for run in runs], ids=ids)
+    for name in (PAGE, TABLE):
+        write_document(root / name, evaluated)
+    print(text_table(group_by_method(evaluated)))
     print(f"{root / PAGE} and {root / TABLE}")
 
 
@@ -123,8 +126,8 @@ def plan_runs(root: Path, request: Request) -> list[ComparedRun]:
             if method not in request.teachers:
                 config.teacher_network = ""  # --config gives it for the students
             else:
-                config.teacher = str(run_folder(root, request.teachers[method], seed))
-            configs[run_folder(root, method, seed)] = config
+                config.teacher = str(comparison_run(root, request.teachers[method], seed))
+            configs[comparison_run(root, method, seed)] = config
     keep_teacher_steps(configs)
     checked = {folder: resolve_run(folder, config) for folder, config in configs.items()}
     for run in checked.values():
@@ -211,11 +214,6 @@ def add_result_ids(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
         ids = frozenset(protocol.id for protocol in protocols)
         completed.append(run._replace(results=ids))
     return completed
-
-
-def run_folder(root: Path, method: str, seed: int) -> Path:
-    """Return the absolute folder of a run."""
-    return (root / method / f"seed_{seed}").absolute()
 
 
 def complete_run(run: ComparedRun) -> None:

@@ -8,10 +8,12 @@ import jax
 from ml_collections import ConfigDict
 
 from fewstep.modes.job import Job, assemble_job, supply_of
-from fewstep.modes.mode import CONFIG, WORKDIR, Mode
+from fewstep.modes.mode import CONFIG, PLACES, WORKDIR, Mode
 from fewstep.modes.request import (
     Request,
+    check_method,
     check_moved_data,
+    config_in_place_of,
     find_dataset,
     replace_folders,
     require_workdir,
@@ -43,8 +45,8 @@ def replay(request: Request) -> None:
     """
     path = require_workdir(request)
     record, config = read_newest_record(path), workdir.load_config(path)
-    if request.config is not None:
-        config = replace_folders(config, request.config)
+    check_method(config, request)
+    config = replace_folders(config, config_in_place_of(config, request))
     rebuild(config, str(path))  # raises the error for a record of another version
     check_record_fits(record, config, path)
     mesh = make_mesh(**config.mesh)
@@ -128,4 +130,5 @@ REPLAY = Mode(
     "Repeat a training step that was not finite, and show where it broke.",
     {**CONFIG, **WORKDIR},
     together=True,
+    replaces=PLACES,
 )

@@ -20,7 +20,12 @@ def usage(mode: str, joining: Mapping[str, str], common: Mapping[str, str]) -> s
     """
     chosen = MODES[mode]
     flags = {name: flag.help for name, flag in chosen.flags.items()}
-    if "config" in flags:
+    if chosen.replaces:
+        fields = ", ".join(chosen.replaces)
+        flags["config.FIELD"] = (
+            f"A field in place of the run's own, also without --config: {fields}."
+        )
+    elif "config" in flags:
         flags["config.FIELD"] = "Any field of the config, such as --config.batch_size=64."
     flags |= (joining if chosen.together else {}) | common
     modes = {name: each.summary for name, each in MODES.items()}
