@@ -68,8 +68,8 @@ def define_flags() -> None:
     """Define the flags that the modes declare; the help of each names its modes."""
     helps: dict[str, dict[str, list[str]]] = {}
     for name, mode in MODES.items():
-        for flag, (text, _) in mode.flags.items():
-            helps.setdefault(flag, {}).setdefault(text, []).append(name)
+        for flag, own in mode.flags.items():
+            helps.setdefault(flag, {}).setdefault(own.help, []).append(name)
     for flag, texts in helps.items():
         if flag != CONFIG.name:
             lines = [f"{', '.join(modes)}: {text}" for text, modes in texts.items()]
@@ -181,15 +181,14 @@ def replaced_fields(mode: Mode) -> dict[str, Any]:
 
     Raises ValueError for a field that the mode does not take from the record of a run.
     """
-    fields = command_line.given_fields(sys.argv[1:])
+    arguments = command_line.split_fields(sys.argv[1:])[1]
+    if arguments and not mode.replaces:
+        first = arguments[0].partition("=")[0]
+        if CONFIG.name in mode.flags:
+            raise ValueError(f"{first} needs a config that has the field; add --config=FILE:METHOD")
+        raise ValueError(f"{first} is not used by --mode={MODE.value}")
+    fields = command_line.given_fields(arguments)
     for name in fields:
-        if not mode.replaces:
-            without = CONFIG.name in mode.flags
-            raise ValueError(
-                f"--config.{name} needs a config: add --config=FILE:METHOD"
-                if without
-                else f"--config.{name} is not used by --mode={MODE.value}"
-            )
         if name not in mode.replaces and name.partition(".")[0] not in mode.replaces:
             hint = "; for sampling steps use --steps" if name == "steps" else ""
             raise ValueError(

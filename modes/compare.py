@@ -80,6 +80,8 @@ def compare_methods(request: Request) -> None:
     if jax.process_index() == 0:
         check_writable(root, "choose another --workdir")
     runs = plan_runs(root, request)
+    if jax.process_index() == 0:
+        record_methods(root, request.methods)
     failed: list[Path] = []
     for number, run in enumerate(runs, start=1):
         say(f"[{number}/{len(runs)}] {run.method}, seed {run.seed}: {run.folder}")
@@ -95,7 +97,6 @@ def compare_methods(request: Request) -> None:
     if not done:
         raise ValueError(f"every run diverged: {', '.join(map(str, failed))}")
     if jax.process_index() == 0:
-        record_methods(root, request.methods)
         write_tables(root, done)
         for folder in failed:
             print(f"left out: {folder}; it or its teacher diverged")

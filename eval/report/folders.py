@@ -25,6 +25,7 @@ def comparison_run(root: Path, method: str, seed: int) -> Path:
 
 def record_methods(root: Path, methods: Iterable[str]) -> None:
     """Records the methods that the user compares, beside those of earlier calls."""
+    root.mkdir(parents=True, exist_ok=True)
     write_json(root / RECORD, {METHODS: sorted({*recorded_methods(root), *methods})})
 
 

@@ -52,9 +52,10 @@ def summary_rows(groups: Groups) -> list[dict[str, Any]]:
 def summary_row(name: str, steps: int, runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
     """The row of a group of runs at a number of sampling steps. name: its heading."""
     results = [run.results[steps] for run in runs]
-    found: dict[str, Any] = {"method": name, "added": runs[0].added, "steps": steps}
+    found: dict[str, Any] = {"method": name, "steps": steps}
     if steps in runs[0].evaluations:
         found["evaluations"] = runs[0].evaluations[steps]
+    found["added"] = "teacher" if runs[0].added else ""
     found |= {"seed": MEAN, "seeds": len(runs), "metric": results[0]["metric"]}
     metrics = dict.fromkeys(metric for result in results for metric in result["metrics"])
     for metric in metrics:
