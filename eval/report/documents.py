@@ -26,7 +26,7 @@ WRITERS: dict[str, Callable[..., None]] = {
 def check_document(path: Path) -> None:
     """Raises ValueError unless the end of the name says what to write."""
     if path.suffix not in WRITERS:
-        raise ValueError(f"--out={path} must end in {', '.join(WRITERS)}; they say what to write")
+        raise ValueError(f"--out={path} must end in {', '.join(WRITERS)}: a page or its tables")
 
 
 def read_runs(
