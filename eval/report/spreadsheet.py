@@ -26,8 +26,9 @@ SHOWN = {
     "steps": "{}",
     "evaluations": "{}",
     "seeds": "{}",
+    MAIN: METRICS[MAIN].format,
     SPREAD: "{}",
-    **dict.fromkeys((MAIN, LOW, HIGH, LEAST), METRICS[MAIN].format),
+    **dict.fromkeys((LOW, HIGH, LEAST), METRICS[MAIN].format),
     **{name: metric.format for name, metric in METRICS.items() if metric.in_text},
     **{
         form.format(cost): "{:,.0f}"
