@@ -8,7 +8,8 @@ from fewstep.modes import MODES
 EXAMPLES = """\
 python main.py --config=configs/digits.py:shortcut --workdir=runs/digits
 python main.py --mode=sample --workdir=runs/digits --steps=1 --seeds=0-63 --out=samples
-python main.py --mode=report --workdirs=runs/digits,runs/other --out=report.html"""
+python main.py --mode=evaluate --workdir=runs/digits --steps=1,4 --num_samples=500
+python main.py --mode=report --workdirs=runs/digits,runs/compare --out=report.html"""
 WIDTH = 96
 
 

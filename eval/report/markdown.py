@@ -11,7 +11,7 @@ from fewstep.eval.report.page import (
     shared_measurement,
     warning_texts,
 )
-from fewstep.eval.report.runs import EvaluatedRun, Groups, group_by_method
+from fewstep.eval.report.runs import EvaluatedRun, Groups, group_by_method, split_seeds
 from fewstep.eval.report.table import (
     ADDED,
     TableCell,
@@ -31,11 +31,10 @@ def write_markdown(path: Path, *, title: str, runs: Sequence[EvaluatedRun]) -> N
     parts += [f"Warning: {text}." for text in warning_texts(groups)]
     parts.append(table(groups, metric))
     if has_several_seeds(groups):
-        each = {f"{name}, seed {r.seed}": [r] for name, those in groups.items() for r in those}
-        parts += ["## Each seed", table(each, metric)]
+        parts += ["## Each seed", table(split_seeds(groups), metric)]
     if measurement:
         parts += ["## How to read the numbers", *plain_notes(groups)]
-    replace_file(path, "\n\n".join([*parts, ""]).replace("\n\n\n", "\n\n").encode())
+    replace_file(path, ("\n\n".join(parts) + "\n").encode())
 
 
 def table(groups: Groups, metric: str) -> str:

@@ -13,6 +13,7 @@ from fewstep.eval.report.curves import looks
 from fewstep.eval.report.figures import (
     all_runs,
     figure_row,
+    has_several_seeds,
     representative_runs,
     sample_figures,
     shared_noise_text,
@@ -21,7 +22,7 @@ from fewstep.eval.report.figures import (
     trajectory_figure,
 )
 from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results, group_by_method, value_text
-from fewstep.eval.report.table import results_table
+from fewstep.eval.report.table import results_table, seeds_table
 from fewstep.files import replace_file
 
 WEIGHTS_DIGITS = 12  # digits of a hash in the line about the protocol
@@ -35,19 +36,20 @@ NOTES = (
 SEEDS_NOTE = "With several seeds, a value is their mean."
 # what the seeds of a method have -> how to read it
 SPREAD_NOTES = {
-    RANGE: "Below, two seeds have their range, which is no interval: a third seed may lie outside.",
+    RANGE: "Below is the range of two seeds, which is no interval: a third seed may lie outside.",
     INTERVAL: (
         "Below are the 95 % bootstrap interval of the mean, which is too narrow for few seeds, and "
         "the least value. Compare least values only between equal numbers of seeds."
     ),
 }
 EVALUATIONS_NOTE = (
-    "Evaluations of a sample are passes of one example through the network. Heun's steps take two, "
-    "the last one; guidance by two conditions doubles them. Compare methods at equal evaluations."
+    "Evaluations of a sample are passes of one example through the network. A step of Heun takes "
+    "two, but the last only one. Guidance by two conditions doubles them. Compare methods at equal "
+    "evaluations."
 )
 TEACHER_NOTE = (
-    "A student's cost is that of its own training; with teacher adds the training of its teacher, "
-    "which several students may share."
+    "A student's cost is that of its own training. Below it is the cost with the training of its "
+    "teacher, which several students may share."
 )
 
 
@@ -91,6 +93,7 @@ def sections(groups: Groups) -> list[str]:
         f"<p>{escape(line)}.</p>\n",
         warning_paragraphs(groups) + protocol_details(groups, measurement),
         results_table(groups, looks(groups), metric),
+        seeds_table(groups, metric) if has_several_seeds(groups) else "",
         f'<div class="beside">\n{distances}{notes}</div>\n' if measurement else "",
         f"<h2>Samples</h2>\n{noise}{samples}",
         f"<h2>Training</h2>\n{figure_row(training)}" if training else "",

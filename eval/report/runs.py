@@ -228,6 +228,11 @@ def group_by_method(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun
     }
 
 
+def split_seeds(groups: Groups) -> dict[str, list[EvaluatedRun]]:
+    """The runs of all groups as groups of one, by heading and seed."""
+    return {f"{name}, seed {run.seed}": [run] for name, runs in groups.items() for run in runs}
+
+
 def all_results(groups: Groups) -> list[Result]:
     """All results of all runs."""
     return [result for runs in groups.values() for run in runs for result in run.results.values()]

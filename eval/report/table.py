@@ -15,7 +15,7 @@ from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.bootstrap import INTERVAL, RANGE, interval, spread_name
 from fewstep.eval.metrics.metric import ARROWS, MORE, NEITHER, Metric, error_name
 from fewstep.eval.report.curves import Look
-from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results
+from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results, split_seeds
 
 # Format of a metric that METRICS lacks; results of other versions may have one.
 OTHER_FORMAT = "{:.4g}"
@@ -27,6 +27,7 @@ SPREADS = {
     (INTERVAL, RANGE): "mean, [95 % interval] or range of two seeds, least",
 }
 ADDED = "added as a teacher"
+WITH_TEACHER = ", and with teacher"
 UNKNOWN = "–"
 
 
@@ -82,17 +83,22 @@ def all_columns(groups: Groups, metric: str) -> list[Column]:
     """All columns that a page can have."""
     spreads = {spread_name(len(runs)) for runs in groups.values()} - {""}
     below = SPREADS[tuple(sorted(spreads))]
+    taught = WITH_TEACHER if any(run.total for runs in groups.values() for run in runs) else ""
     return [
         Column("steps", lambda runs, steps: TableCell(str(steps), value=str(steps))),
         Column("evaluations", evaluations_cell, "of a sample"),
         Column(metric_heading(MAIN, metric), main_cell, below),
         *(metric_column(name) for name in metric_names(groups)),
         Column("seeds", lambda runs, _: TableCell(str(len(runs)), value=str(len(runs)))),
-        Column("images seen", budget_cell("images_seen", "{:,.0f}".format)),
         Column(
-            "network evaluations", budget_cell("network_evaluations", short_number), "in training"
+            "images seen", budget_cell("images_seen", "{:,.0f}".format), taught.removeprefix(", ")
         ),
-        Column("wall-clock", budget_cell("seconds", duration_text), "of training"),
+        Column(
+            "network evaluations",
+            budget_cell("network_evaluations", short_number),
+            f"in training{taught}",
+        ),
+        Column("wall-clock", budget_cell("seconds", duration_text), f"of training{taught}"),
     ]
 
 
@@ -171,8 +177,7 @@ def budget_cell(
     def cell(runs: Sequence[EvaluatedRun], steps: int) -> TableCell:
         own = mean_cost([run.budget for run in runs], name)
         total = mean_cost([run.total for run in runs if run.total], name)
-        taught = any(run.total for run in runs) and own is not None
-        below = f"with teacher {UNKNOWN if total is None else form(total)}" if taught else ""
+        below = (UNKNOWN if total is None else form(total)) if any(r.total for r in runs) else ""
         return TableCell() if own is None else TableCell(form(own), below, repr(own))
 
     return cell
@@ -224,6 +229,24 @@ def data_cell(cell: TableCell) -> str:
 def small_text(text: str) -> str:
     """Smaller text below a heading or cell, as HTML."""
     return f"<small>{escape(text)}</small>" if text else ""
+
+
+def seeds_table(groups: Groups, metric: str) -> str:
+    """The rows of each seed as HTML, in a part of the page that opens by a click."""
+    each = split_seeds(groups)
+    columns = nonempty_columns(all_columns(each, metric), each)
+    heads = "".join(f'<th scope="col">{escape(c.heading)}</th>' for c in columns)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        f"{''.join(data_cell(column.cell(runs, steps)) for column in columns)}</tr>\n"
+        for name, runs in each.items()
+        for steps in sorted(runs[0].results)
+    )
+    return (
+        f'<details>\n<summary>Each seed</summary>\n<div class="scroll"><table>\n<thead><tr><th '
+        f'scope="col">method</th>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n'
+        "</details>\n"
+    )
 
 
 def real_images_row(groups: Groups, columns: Sequence[Column], metric: str) -> str:
