@@ -13,6 +13,7 @@ import re
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 # Ctrl-C during these imports ends the process without a traceback; `run_mode` handles it later.
 if __name__ == "__main__" and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
@@ -30,6 +31,7 @@ from fewstep.messages import did_you_mean, unknown_choice
 from fewstep.modes import MODES, mistakes
 from fewstep.modes.compilation_cache import enable_compilation_cache
 from fewstep.modes.host_memory import keep_freed_memory
+from fewstep.modes.mode import Mode
 from fewstep.modes.request import Request, check_same_flags, expand_home, expand_paths
 from fewstep.modes.usage import usage
 from fewstep.training.cluster import clusters, exits, joining, processes
@@ -66,8 +68,8 @@ def define_flags() -> None:
     """Define the flags that the modes declare; the help of each names its modes."""
     helps: dict[str, dict[str, list[str]]] = {}
     for name, mode in MODES.items():
-        for flag, (text, _) in mode.flags.items():
-            helps.setdefault(flag, {}).setdefault(text, []).append(name)
+        for flag, own in mode.flags.items():
+            helps.setdefault(flag, {}).setdefault(own.help, []).append(name)
     for flag, texts in helps.items():
         if flag != CONFIG.name:
             lines = [f"{', '.join(modes)}: {text}" for text, modes in texts.items()]
@@ -161,13 +163,40 @@ def read_request() -> Request:
         if name in mode.flags and name != CONFIG.name
     }
     config = command_line.config_from_flags(flags.FLAGS)
+    fields = {} if config is not None else replaced_fields(mode)
+    for name in [*values]:
+        if mode.flags[name].fields:
+            fields |= dict.fromkeys(mode.flags[name].fields, values.pop(name))
     return Request(
         config=None if config is None else check_config(config),
         given=None if config is None else command_line.given_fields(),
+        fields=fields,
         config_of_method=lambda method: check_config(command_line.config_of_method(method)),
         teachers=TEACHERS,
         **values,
     )
+
+
+def replaced_fields(mode: Mode) -> dict[str, Any]:
+    """Return the fields given by --config.FIELD without --config, by dotted name.
+
+    Raises ValueError for a field that the mode does not take from the record of a run.
+    """
+    arguments = command_line.split_fields(sys.argv[1:])[1]
+    if arguments and not mode.replaces:
+        first = arguments[0].partition("=")[0]
+        if CONFIG.name in mode.flags:
+            raise ValueError(f"{first} needs a config that has the field; add --config=FILE:METHOD")
+        raise ValueError(f"{first} is not used by --mode={MODE.value}")
+    fields = command_line.read_fields(arguments)
+    for name in fields:
+        if name not in mode.replaces and name.partition(".")[0] not in mode.replaces:
+            hint = "; for sampling steps use --steps" if name == "steps" else ""
+            raise ValueError(
+                f"--config.{name} would change nothing: of a run, --mode={MODE.value} replaces "
+                f"only {', '.join(mode.replaces)}{hint}"
+            )
+    return fields
 
 
 def check_config(config: ConfigDict) -> ConfigDict:
@@ -197,6 +226,8 @@ def parse_flags(argv: list[str]) -> list[str]:
     file = (config or "").partition(":")[0]
     if config is not None and not command_line.is_python(Path(file)):
         fail(ValueError(command_line.missing_file_message(config)))
+    if not config:  # a mode may take these fields in place of those of a recorded run
+        argv, _ = command_line.split_fields(argv)
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:  # absl's own help flags exit with code 1

@@ -120,6 +120,40 @@ def config_without_overrides(path: str) -> ConfigDict:
     return values["config"].value
 
 
+def split_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Return the other arguments, and those of --config.FIELD with their values."""
+    others: list[str] = []
+    fields: list[str] = []
+    arguments = [*argv]
+    while arguments:
+        argument = arguments.pop(0)
+        own = re.match(r"--?(no)?config\.", argument)
+        (fields if own else others).append(argument)
+        if own and "=" not in argument and arguments and not arguments[0].startswith("-"):
+            fields.append(arguments.pop(0))
+    return others, fields
+
+
+def read_fields(argv: Sequence[str]) -> dict[str, Any]:
+    """Return the values of --config.FIELD by dotted name, without the file of --config.
+
+    Knows all fields but those of an objective. Raises ValueError.
+    """
+    arguments = split_fields(argv)[1]
+    if not arguments:
+        return {}
+    command, values = [sys.argv[0], *arguments], flags.FlagValues()
+    try:
+        config_flags.DEFINE_config_dict(
+            "config", base.config(), flag_values=values, sys_argv=command
+        )
+        values(command)
+    except ERRORS as error:
+        unknown = unknown_field_message(base.config(), arguments)
+        raise ValueError(unknown or explain_value(error)) from error
+    return config_flags.get_override_values(values["config"])
+
+
 def missing_file_message(config: str) -> str:
     """Return the error message for --config=FILE[:METHOD] whose file is none of Python."""
     if not config:

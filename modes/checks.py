@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 from fewstep.data import NONE, Dataset, short_hash, verify
 from fewstep.data.folders.class_names import join_names
 from fewstep.eval.evaluate import check_evaluation, reason_to_skip
-from fewstep.modes.job import check_step, data_identity, dataset_files, started
+from fewstep.modes.job import Draft, check_begun, check_step, started
 from fewstep.modes.request import (
     PER_HOST,
     Request,
@@ -62,7 +62,6 @@ from fewstep.training.teacher import (
     check_teacher_given,
     load_teacher,
     load_teacher_config,
-    teacher_identity,
 )
 
 ROOT = Path(__file__).parent.parent
@@ -84,7 +83,10 @@ class Check(NamedTuple):
 
 
 class NextJob:
-    """The planned training job. Builds each part when a check first asks for it."""
+    """The planned training job. Builds each part when a check first asks for it.
+
+    `draft_job` would stop at the first fault, and the other checks could not name theirs.
+    """
 
     def __init__(self, request: Request) -> None:
         self.workdir, self.given = require_workdir(request), require_config(request)
@@ -237,10 +239,7 @@ def inspect_earlier_run(job: NextJob) -> str:
     """Check that the folder is free or holds this run."""
     if not workdir.is_run(job.workdir):
         return "starts anew"
-    config = fill_from_record(job.config, job.workdir)
-    data = data_identity(job.dataset, job.experiment)
-    teacher = teacher_identity(config, job.experiment)
-    workdir.check_same_run(job.workdir, config, data, teacher, dataset_files(job.dataset))
+    check_begun(job.workdir, Draft(job.config, job.dataset, job.experiment, job.mesh))
     if not restore.has_checkpoint(job.workdir):
         return "starts again: nothing was saved"
     return f"goes on from step {restore.saved_step(job.workdir)}"

@@ -14,59 +14,55 @@ import jax
 from ml_collections import ConfigDict
 
 from fewstep.eval.evaluate import (
-    check_evaluation,
     evaluation_protocol,
     prepare_measures,
     sample_count,
     training_data_digest,
 )
 from fewstep.eval.measure import Measures
+from fewstep.eval.report.documents import read_runs, write_document
 from fewstep.eval.report.evaluation import FOLDER
-from fewstep.eval.report.run_page import write_page
+from fewstep.eval.report.folders import comparison_run, record_methods
 from fewstep.eval.report.runs import group_by_method
-from fewstep.eval.report.spreadsheet import text_table, write_csv
+from fewstep.eval.report.spreadsheet import text_table
 from fewstep.files import check_writable
 from fewstep.modes.evaluate_run import evaluate_run
-from fewstep.modes.job import data_identity, dataset_files
+from fewstep.modes.job import Draft, check_begun, draft_job
 from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode, parse_name_list, parse_ranges
 from fewstep.modes.request import (
     Request,
-    fill_decoding,
-    fill_from_record,
     require_config,
     require_workdir,
-    resolve_and_load,
 )
 from fewstep.modes.train_run import train_run
 from fewstep.objectives.stages import allowed_sampling_steps, check_sampling_steps
 from fewstep.samplers.grids import named_steps
 from fewstep.training.cluster.processes import first_process_says, say
-from fewstep.training.experiment import Experiment, build
 from fewstep.training.inheritance import inherit
 from fewstep.training.labels import label_counts, with_recorded_label_shares
 from fewstep.training.location import parse_location
 from fewstep.training.report import DivergedError
-from fewstep.training.sharding import check_batch_size, make_mesh
+from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.identity import as_dict, read_identity
 from fewstep.training.teacher import (
     check_teacher,
-    check_teacher_given,
-    teacher_identity,
 )
 
 PAGE, TABLE = "report.html", "table.csv"
 
 
 class ComparedRun(NamedTuple):
-    """One run of a comparison, with its resolved config. results: ids of its future results."""
+    """One run of a comparison. results: ids of its future results."""
 
-    method: str
-    seed: int
     folder: Path
-    config: ConfigDict
-    experiment: Experiment
-    results: frozenset[str]
+    job: Draft
+    results: frozenset[str] = frozenset()
+
+    @property
+    def config(self) -> ConfigDict:
+        """The config that will run."""
+        return self.job.config
 
 
 def compare_methods(request: Request) -> None:
@@ -81,9 +77,11 @@ def compare_methods(request: Request) -> None:
     if jax.process_index() == 0:
         check_writable(root, "choose another --workdir")
     runs = plan_runs(root, request)
+    if jax.process_index() == 0:
+        record_methods(root, request.methods)
     failed: list[Path] = []
     for number, run in enumerate(runs, start=1):
-        say(f"[{number}/{len(runs)}] {run.method}, seed {run.seed}: {run.folder}")
+        say(f"[{number}/{len(runs)}] {run.config.method}, seed {run.config.seed}: {run.folder}")
         if Path(run.config.teacher) in failed:
             failed.append(run.folder)
             continue
@@ -104,9 +102,10 @@ def compare_methods(request: Request) -> None:
 def write_tables(root: Path, runs: Sequence[ComparedRun]) -> None:
     """Write and print the table; write the page."""
     ids = frozenset.union(*(run.results for run in runs))
-    groups = group_by_method(write_page([run.folder for run in runs], root / PAGE, ids=ids))
-    write_csv(root / TABLE, groups)
-    print(text_table(groups))
+    evaluated = read_runs([run.folder for run in runs], ids=ids)
+    for name in (PAGE, TABLE):
+        write_document(root / name, evaluated)
+    print(text_table(group_by_method(evaluated)))
     print(f"{root / PAGE} and {root / TABLE}")
 
 
@@ -125,15 +124,15 @@ def plan_runs(root: Path, request: Request) -> list[ComparedRun]:
             if method not in request.teachers:
                 config.teacher_network = ""  # --config gives it for the students
             else:
-                config.teacher = str(run_folder(root, request.teachers[method], seed))
-            configs[run_folder(root, method, seed)] = config
+                config.teacher = str(comparison_run(root, request.teachers[method], seed))
+            configs[comparison_run(root, method, seed)] = config
     keep_teacher_steps(configs)
     checked: dict[Path, ComparedRun] = {}
     for folder, config in configs.items():
         teacher = checked[Path(config.teacher)].config if config.teacher else None
-        run = resolve_run(folder, inherit(config, teacher) if teacher else config)
+        run = draft_run(folder, inherit(config, teacher) if teacher else config)
         if teacher:
-            check_teacher(run.config, teacher, run.experiment)
+            check_teacher(run.config, teacher, run.job.experiment)
         checked[folder] = run
     return add_result_ids(list(checked.values()))
 
@@ -161,29 +160,22 @@ def add_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[st
     return list(found)
 
 
-def resolve_run(folder: Path, config: ConfigDict) -> ComparedRun:
+def draft_run(folder: Path, config: ConfigDict) -> ComparedRun:
     """Return a run that can be trained and evaluated. Raises ValueError for any other config."""
-    config, dataset = resolve_and_load(fill_decoding(config, folder))
-    experiment, mesh = build(config), make_mesh(**config.mesh)
-    check_teacher_given(config, experiment)
-    check_batch_size(config.batch_size, mesh, config.micro_batches)
-    if not config.evaluate.steps:
+    job = draft_job(folder, config)
+    config, steps = job.config, job.config.evaluate.steps
+    if not steps:
         raise ValueError(f"{config.method}: evaluate.steps=() leaves nothing to compare")
-    check_evaluation(experiment, dataset, config, mesh)
-    with named_steps(f"{config.method}: evaluate.steps={tuple(config.evaluate.steps)}"):
-        check_sampling_steps(experiment.objective.stages, config.steps, config.evaluate.steps)
+    with named_steps(f"{config.method}: evaluate.steps={tuple(steps)}"):
+        check_sampling_steps(job.experiment.objective.stages, config.steps, steps)
     if first_process_says(workdir.is_run(folder)):
-        data = data_identity(dataset, experiment)
-        begun = fill_from_record(config, folder)
-        teacher = teacher_identity(begun, experiment) if has_teacher_run(begun) else None
-        workdir.check_same_run(folder, begun, data, teacher, dataset_files(dataset))
+        check_begun(folder, job, not config.teacher or has_teacher_run(config))
     if restore.has_checkpoint(folder) and restore.saved_step(folder) > config.steps:
         raise ValueError(
             f"{folder} is at step {restore.saved_step(folder)}, beyond steps={config.steps}; "
             "choose another --workdir or set as many --config.steps"
         )
-    config = with_recorded_label_shares(config, folder)
-    return ComparedRun(config.method, config.seed, folder, config, experiment, frozenset())
+    return ComparedRun(folder, job._replace(config=with_recorded_label_shares(config, folder)))
 
 
 def has_teacher_run(config: ConfigDict) -> bool:
@@ -196,7 +188,7 @@ def add_result_ids(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     measures: dict[str, Measures | None] = {}
     completed = []
     for run in runs:
-        config, dataset = resolve_and_load(run.config)
+        config, dataset = run.config, run.job.dataset
         fields, counts = as_dict(config), label_counts(config, dataset, run.folder)
         alike = json.dumps(
             [fields["data"], {**fields["evaluate"], "guidance_scale": None, "steps": None}, counts]
@@ -204,13 +196,13 @@ def add_result_ids(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
         samples = sample_count(config, config.steps)
         if alike not in measures:
             measures[alike] = prepare_measures(
-                run.experiment, dataset, config, make_mesh(), counts, samples
+                run.job.experiment, dataset, config, make_mesh(), counts, samples
             )
-        data = training_data_digest(run.experiment, dataset, read_identity(run.folder))
-        stages = run.experiment.objective.stages
+        data = training_data_digest(run.job.experiment, dataset, read_identity(run.folder))
+        stages = run.job.experiment.objective.stages
         protocols = [
             evaluation_protocol(
-                run.experiment, config, config.steps, steps, measures[alike], data, samples
+                run.job.experiment, config, config.steps, steps, measures[alike], data, samples
             )
             for steps in allowed_sampling_steps(stages, config.steps, config.evaluate.steps)
         ]
@@ -219,17 +211,12 @@ def add_result_ids(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     return completed
 
 
-def run_folder(root: Path, method: str, seed: int) -> Path:
-    """Return the absolute folder of a run."""
-    return (root / method / f"seed_{seed}").absolute()
-
-
 def complete_run(run: ComparedRun) -> None:
     """Train and evaluate a run as far as necessary. Raises DivergedError."""
     request = Request(
         config=ConfigDict(run.config),
         workdir=run.folder,
-        network=run.experiment.sample_with,
+        network=run.job.experiment.sample_with,
     )
     if not first_process_says(is_trained(run)):
         train_run(request)

@@ -13,33 +13,31 @@ from fewstep.modes.request import (
     replace_folders,
     require_workdir,
 )
-from fewstep.modes.student import keep_inherited
+from fewstep.modes.student import config_in_place_of
 from fewstep.objectives.stages import check_sampling_steps
 from fewstep.samplers.grids import named_steps
-from fewstep.training.storage.fields import check_field_values
 
 
 def evaluate_run(request: Request) -> None:
     """Evaluate a run by its own config, or by the `evaluate` fields of --config.
 
-    Writes results to --out, by default WORKDIR/eval. The run may belong to another user: without
-    --config, its recorded data.dir is only read.
+    Fields given without a config replace the run's own. Writes results to --out, by default
+    WORKDIR/eval. The run may belong to another user: unless the user names it, its data.dir is only
+    read.
     """
     config, experiment, mesh, params, step = load_run(request)
-    given = request.config is not None
-    if given:
-        check_field_values(request.config)
-        config = replace_folders(config, keep_inherited(request))
-        config.evaluate = request.config.evaluate
-        config.data.label_shares = request.config.data.label_shares
+    given = config_in_place_of(config, request)
+    config = replace_folders(config, given)
+    config.evaluate, config.data.label_shares = given.evaluate, given.data.label_shares
+    writable = request.config is not None or "data.dir" in request.fields
     if jax.process_index() == 0:
         folder = request.out or require_workdir(request) / FOLDER
         check_writable(folder, "choose another folder by --out=FOLDER")
     if not config.evaluate.steps:
-        raise ValueError("evaluate.steps=() leaves nothing to evaluate; name some, as in (1,4)")
+        raise ValueError("evaluate.steps=() leaves nothing to evaluate; name some by --steps=1,4")
     with named_steps(f"evaluate.steps={tuple(config.evaluate.steps)}"):
         check_sampling_steps(experiment.objective.stages, step, config.evaluate.steps)
-    dataset = find_dataset(config, experiment, writable=given)
+    dataset = find_dataset(config, experiment, writable=writable)
     check_moved_data(require_workdir(request), config, experiment, dataset)
     check_evaluation(experiment, dataset, config, mesh)
     evaluate_network = evaluator(
@@ -48,7 +46,7 @@ def evaluate_run(request: Request) -> None:
         config,
         mesh,
         require_workdir(request),
-        writable=given,
+        writable=writable,
         samples=sample_count(config, step),
         out=request.out,
         show=lambda results: print(summary(results), flush=True),

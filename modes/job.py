@@ -28,7 +28,7 @@ from fewstep.training.profile import Window, check_window
 from fewstep.training.report import logged_evaluations
 from fewstep.training.sharding import check_batch_size, make_mesh
 from fewstep.training.sources import Supply, abstract_batch, reads_data
-from fewstep.training.storage import restore
+from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import Retention
 from fewstep.training.storage.train_state import TrainState
 from fewstep.training.teacher import (
@@ -37,6 +37,15 @@ from fewstep.training.teacher import (
     load_teacher,
     teacher_identity,
 )
+
+
+class Draft(NamedTuple):
+    """What to train, as far as it is known before the teacher exists."""
+
+    config: ConfigDict
+    dataset: Dataset | None
+    experiment: Experiment
+    mesh: Mesh
 
 
 class Job(NamedTuple):
@@ -61,6 +70,13 @@ class Job(NamedTuple):
 
 def prepare_job(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
     """Return the job of a config after every check that needs no computation and no writing."""
+    draft = draft_job(path, config, window)
+    config = fill_from_record(draft.config, path)
+    return assemble_job(path, config, draft.experiment, draft.dataset, draft.mesh, window)
+
+
+def draft_job(path: Path, config: ConfigDict, window: Window | None = None) -> Draft:
+    """Return the draft of a job after every check that needs no teacher either."""
     mesh = make_mesh(**config.mesh)
     config, dataset = resolve_and_load(fill_decoding(config, path))
     if window is not None:
@@ -68,13 +84,12 @@ def prepare_job(path: Path, config: ConfigDict, window: Window | None = None) ->
     if config.data.local_dir:
         data.local_folder(config.data.local_dir, "data.local_dir")
     check_batch_size(config.batch_size, mesh, config.micro_batches)
-    if config.steps_per_dispatch < 1:
-        raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")
     experiment = build_on(config, mesh)
     check_teacher_given(config, experiment)
     check_evaluation(experiment, dataset, config, mesh)
     warn_of_zero_rates(config, experiment)
-    return assemble_job(path, fill_from_record(config, path), experiment, dataset, mesh, window)
+    retention_of(config, path)
+    return Draft(config, dataset, experiment, mesh)
 
 
 def warn_of_zero_rates(config: ConfigDict, experiment: Experiment) -> None:
@@ -116,6 +131,17 @@ def started(experiment: Experiment, saved: bool) -> Experiment:
     if not saved:
         return experiment
     return experiment._replace(objective=experiment.objective._replace(init_from={}))
+
+
+def check_begun(path: Path, draft: Draft, has_teacher: bool = True) -> None:
+    """Raises ValueError if the folder holds a run that is not this one.
+
+    has_teacher: whether the run's teacher exists, so that it can be compared too.
+    """
+    config = fill_from_record(draft.config, path)
+    data = data_identity(draft.dataset, draft.experiment)
+    teacher = teacher_identity(config, draft.experiment) if has_teacher else None
+    workdir.check_same_run(path, config, data, teacher, dataset_files(draft.dataset))
 
 
 def check_profile(window: Window, path: Path, config: ConfigDict) -> None:

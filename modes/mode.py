@@ -23,10 +23,14 @@ def parse_text(flag: str, given: str) -> str:
 
 
 class Flag(NamedTuple):
-    """A flag. help: its text in --help. read: the parser, (flag, text) -> value."""
+    """A flag. help: its text in --help. read: the parser, (flag, text) -> value.
+
+    fields: dotted names of the fields of the config that the value sets; () for a field of Request.
+    """
 
     help: str
     read: Read = parse_text
+    fields: tuple[str, ...] = ()
 
 
 class Mode(NamedTuple):
@@ -34,7 +38,8 @@ class Mode(NamedTuple):
 
     summary: one line for --help. together: whether several processes can run it as one job.
     trains: whether SIGTERM ends it in all processes after the same training step. alike: whether it
-    refuses to run if the processes have different flags.
+    refuses to run if the processes have different flags. replaces: for a mode that takes the config
+    from the record of a run, the fields and groups of fields that --config.FIELD may replace.
     """
 
     run: Callable[[Request], None]
@@ -43,6 +48,7 @@ class Mode(NamedTuple):
     together: bool = False
     trains: bool = False
     alike: bool = True
+    replaces: tuple[str, ...] = ()
 
 
 def parse_path(flag: str, given: str) -> Path | None:
@@ -138,6 +144,8 @@ def parse_ranges(flag: str, given: str) -> tuple[int, ...]:
     return tuple(found)
 
 
+# Fields of a run whose images or teacher have moved.
+PLACES = ("data.dir", "data.name", "teacher")
 # main.py reads `config`, since it knows the files of configs.
 CONFIG = {"config": Flag("File and method of the config, such as configs/digits.py:shortcut.")}
 WORKDIR = {"workdir": Flag("Folder of the run.", parse_path)}

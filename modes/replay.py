@@ -8,15 +8,16 @@ import jax
 from ml_collections import ConfigDict
 
 from fewstep.modes.job import Job, assemble_job, supply_of
-from fewstep.modes.mode import CONFIG, WORKDIR, Mode
+from fewstep.modes.mode import CONFIG, PLACES, WORKDIR, Mode
 from fewstep.modes.request import (
     Request,
+    check_method,
     check_moved_data,
     find_dataset,
     replace_folders,
     require_workdir,
 )
-from fewstep.modes.student import follow_teacher, keep_inherited
+from fewstep.modes.student import config_in_place_of, follow_teacher
 from fewstep.objectives.base import Metrics
 from fewstep.progress import progress_bar
 from fewstep.training.compiled_step import abstract_state, compile_step, create_state
@@ -44,8 +45,8 @@ def replay(request: Request) -> None:
     """
     path = require_workdir(request)
     record, config = read_newest_record(path), workdir.load_config(path)
-    if request.config is not None:
-        config = replace_folders(config, keep_inherited(request))
+    check_method(config, request)
+    config = replace_folders(config, config_in_place_of(config, request))
     rebuild(config, str(path))  # raises the error for a record of another version
     config = follow_teacher(config, path)
     check_record_fits(record, config, path)
@@ -130,4 +131,5 @@ REPLAY = Mode(
     "Repeat a training step that was not finite, and show where it broke.",
     {**CONFIG, **WORKDIR},
     together=True,
+    replaces=PLACES,
 )

@@ -1,8 +1,9 @@
-"""--mode=report: write one HTML page with the newest evaluations of several runs."""
+"""--mode=report: write the newest evaluations of several runs as a page, Markdown or CSV."""
 
 from pathlib import Path
 
-from fewstep.eval.report.run_page import write_page
+from fewstep.eval.report.documents import check_document, read_runs, write_document
+from fewstep.eval.report.folders import find_runs
 from fewstep.files import check_writable
 from fewstep.modes.mode import WORKDIR, Flag, Mode, parse_path, parse_paths
 from fewstep.modes.request import Request
@@ -15,21 +16,26 @@ def report(request: Request) -> None:
     folders = request.workdirs or ((request.workdir,) if request.workdir else ())
     if not folders:
         raise ValueError(
-            "--workdirs is missing; name the folders of the runs, as in --workdirs=runs/a,runs/b"
+            "--workdirs is missing; name the folders of the runs, as in --workdirs=runs/a,runs/b, "
+            "or of a comparison"
         )
     out = request.out or Path(PAGE)
+    check_document(out)
     check_writable(out.parent, "choose another file by --out=FILE.html")
-    runs = write_page(folders, out, request.metric)
-    print(f"{out} shows {len(runs)} run(s); open it in a browser")
+    runs = read_runs(find_runs(folders), request.metric)
+    write_document(out, runs)
+    print(f"{out} shows {len(runs)} run(s)" + "; open it in a browser" * (out.suffix == ".html"))
 
 
 REPORT = Mode(
     report,
-    "Write one HTML page with the evaluations of several runs.",
+    "Write the evaluations of several runs as a page, Markdown or CSV.",
     {
         **WORKDIR,
-        "workdirs": Flag("Folders of the runs, such as runs/a,runs/b.", parse_paths),
+        "workdirs": Flag(
+            "Folders of runs and of comparisons, such as runs/a,runs/compare.", parse_paths
+        ),
         "metric": Flag("Measurement to show if the runs have several, such as fd-pixels-1k."),
-        "out": Flag("The .html file; default: report.html.", parse_path),
+        "out": Flag("A .html, .md or .csv file; default: report.html.", parse_path),
     },
 )

@@ -5,7 +5,7 @@ import re
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -54,13 +54,15 @@ class Request(NamedTuple):
     """The values of the command line, with defaults for flags that were not given.
 
     given: dotted names of the config's fields that the user set; None if the config is final, and a
-    student inherits nothing. config_of_method: method -> its config in the file of --config, with
-    the same overrides.
+    student inherits nothing. fields: dotted name -> value of the fields of a recorded run that the
+    user replaces. config_of_method: method -> its config in the file of --config, with the same
+    overrides.
     teachers: method -> the method of its teacher.
     """
 
     config: ConfigDict | None = None
     given: tuple[str, ...] | None = None
+    fields: Mapping[str, Any] = {}
     workdir: Path | None = None
     config_of_method: Callable[[str], ConfigDict] | None = None
     workdirs: tuple[Path, ...] = ()
@@ -118,7 +120,8 @@ def check_same_flags(mode: str, request: Request) -> None:
     Flags in PER_HOST may differ, since they name paths on the disk of each host.
     """
     values = request._asdict() | {"mode": mode, "config": None}
-    values.update({"config_of_method": None, "teachers": None, "given": None})
+    values.update(dict.fromkeys(("config_of_method", "teachers", "given", "fields")))
+    values.update({f"config.{name}": value for name, value in request.fields.items()})
     check_same_code()
     flags = {name: str(value) for name, value in values.items()}
     if request.config is not None:
@@ -290,6 +293,15 @@ def resolve_and_load(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
     return resolve(config, dataset), dataset
 
 
+def check_method(recorded: ConfigDict, request: Request) -> None:
+    """Raises ValueError if --config is of another method than the run in --workdir."""
+    if request.config is not None and request.config.method != recorded.method:
+        raise ValueError(
+            f"--config is of {request.config.method}, but {request.workdir} is a run of "
+            f"{recorded.method}; leave out --config: what is not given comes from the run"
+        )
+
+
 def replace_folders(config: ConfigDict, given: ConfigDict) -> ConfigDict:
     """Return a recorded config with the folders of a given one: data.dir, images and teacher.
 
@@ -365,6 +377,7 @@ def load_run(request: Request) -> LoadedRun:
     """
     path = require_workdir(request)
     config = workdir.load_config(path, request.checkpoint)
+    check_method(config, request)
     if request.network:
         config = with_sampling_network(config, str(path), request.network, "--network")
     experiment = rebuild(config, str(path))

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from fewstep.messages import Difference
 from fewstep.modes.job import started
-from fewstep.modes.request import Request, require_config
+from fewstep.modes.request import Request, expand_paths, require_config
 from fewstep.training.cluster.processes import say
 from fewstep.training.experiment import build, effective_config, rebuild
 from fewstep.training.inheritance import (
@@ -28,6 +28,7 @@ from fewstep.training.location import (
 )
 from fewstep.training.sources import reads_teacher
 from fewstep.training.storage import restore, workdir
+from fewstep.training.storage.fields import check_field_values
 from fewstep.training.storage.identity import as_dict
 from fewstep.training.teacher import check_other_run, load_teacher_config
 
@@ -78,6 +79,19 @@ def keep_inherited(request: Request) -> ConfigDict:
     if request.given is None or not recorded.teacher:
         return request.config
     return inherit(request.config, recorded, request.given)
+
+
+def config_in_place_of(recorded: ConfigDict, request: Request) -> ConfigDict:
+    """Return --config, else the config of a record, with the fields that the user replaces.
+
+    --config of a student has what the student inherited. Raises ValueError for an invalid value.
+    """
+    config = recorded if request.config is None else keep_inherited(request)
+    config = config.copy_and_resolve_references()
+    with config.ignore_type():
+        config.update_from_flattened_dict(request.fields)
+    check_field_values(config)
+    return expand_paths(config)
 
 
 def announce_inherited(student: Student) -> None:

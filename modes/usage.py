@@ -8,7 +8,8 @@ from fewstep.modes import MODES
 EXAMPLES = """\
 python main.py --config=configs/digits.py:shortcut --workdir=runs/digits
 python main.py --mode=sample --workdir=runs/digits --steps=1 --seeds=0-63 --out=samples
-python main.py --mode=report --workdirs=runs/digits,runs/other --out=report.html"""
+python main.py --mode=evaluate --workdir=runs/digits --steps=1,4 --num_samples=500
+python main.py --mode=report --workdirs=runs/digits,runs/compare --out=report.html"""
 WIDTH = 96
 
 
@@ -20,7 +21,10 @@ def usage(mode: str, joining: Mapping[str, str], common: Mapping[str, str]) -> s
     """
     chosen = MODES[mode]
     flags = {name: flag.help for name, flag in chosen.flags.items()}
-    if "config" in flags:
+    if chosen.replaces:
+        fields = ", ".join(chosen.replaces)
+        flags["config.FIELD"] = f"Replaces a field of the run, also without --config; of {fields}."
+    elif "config" in flags:
         flags["config.FIELD"] = "Any field of the config, such as --config.batch_size=64."
     flags |= (joining if chosen.together else {}) | common
     modes = {name: each.summary for name, each in MODES.items()}

@@ -30,6 +30,12 @@ FLAGS = {
     "labels": ('7,cat,"a, b",07', "labels", (7, "cat", "a, b", "07")),
     "grid": ("labels, seeds", "grid", ("labels", "seeds")),
     "guidance": ("2.5", "guidance", 2.5),
+    "num_samples": (
+        "500",
+        "fields",
+        {"evaluate.num_samples": 500, "evaluate.final_samples": 500},
+    ),
+    "features": ("pixels", "fields", {"evaluate.features": "pixels"}),
     "out": ("there.npz", "out", Path("there.npz")),
     "checkpoint": ("30", "checkpoint", 30),
     "network": ("ema_0.9", "network", "ema_0.9"),
@@ -56,12 +62,14 @@ READ_BY = {
     "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "replay", "doctor"),
     "workdir": (*RUNS, "compare", "doctor"),
     "workdirs": ("report",),
-    "steps": ("sample",),
+    "steps": ("sample", "evaluate"),
+    "num_samples": ("evaluate",),
+    "features": ("evaluate",),
     "seeds": ("sample", "compare"),
     "methods": ("compare",),
     "metric": ("report",),
     **dict.fromkeys(("labels", "grid"), ("sample",)),
-    "guidance": ("sample",),
+    "guidance": ("sample", "evaluate"),
     "checkpoint": ("sample", "evaluate"),
     "network": ("sample", "evaluate"),
     "out": ("sample", "evaluate", "report"),
@@ -252,3 +260,55 @@ def test_the_lint_rule_on_names_knows_every_room_and_module():
     rule = tomllib.loads((Path(main.__file__).parent / "pyproject.toml").read_text())
     banned = rule["tool"]["ruff"]["lint"]["flake8-tidy-imports"]["banned-api"]
     assert {*banned} == {*code_version.ROOMS, *code_version.MODULES} - {"main", "fewstep"}
+
+
+EVALUATE = ("--mode=evaluate", "--workdir=runs/x")
+
+
+@pytest.mark.parametrize(
+    ("given", "fields"),
+    [
+        (("--steps=1,4",), {"evaluate.steps": (1, 4)}),
+        (("--guidance=2",), {"evaluate.guidance_scale": 2.0}),
+        (("--config.evaluate.steps=1,4",), {"evaluate.steps": (1, 4)}),
+        (("--config.evaluate.reference", "test"), {"evaluate.reference": "test"}),
+        (("--noconfig.evaluate.agreement",), {"evaluate.agreement": False}),
+        (("--config.evaluate.guidance_scale=None",), {"evaluate.guidance_scale": None}),
+        (("--config.data.dir=there", "--steps=2"), {"data.dir": "there", "evaluate.steps": (2,)}),
+    ],
+)
+def test_an_evaluation_takes_flags_and_fields_without_a_config(given, fields):
+    found = parsed(*EVALUATE, *given)
+    assert (found.config, found.fields) == (None, fields)
+
+
+def parsed(*arguments):
+    """The request of a command line that is parsed as `main` does."""
+    command = ["main.py", *arguments]
+    with flagsaver.flagsaver(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sys.argv", command)
+        main.parse_flags(command)
+        return main.read_request()
+
+
+def test_a_flag_of_an_evaluation_replaces_the_field_of_a_config():
+    found = parsed(*EVALUATE, f"--config={CONFIG}", "--steps=2")
+    assert (found.config.method, found.fields) == ("shortcut", {"evaluate.steps": (2,)})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--mode=evaluate", "--config.steps=4"), "would change nothing.*use --steps"),
+        (("--mode=evaluate", "--config.model.size=B"), "replaces only evaluate, data.label_shares"),
+        (("--mode=evaluate", "--config.evaluate.step=4"), "mean --config.evaluate.steps"),
+        (("--mode=evaluate", "--config.evaluate.num_samples=x"), "must be a whole number"),
+        (("--mode=evaluate", "--steps=x"), "--steps=x must be whole numbers"),
+        (("--mode=train", "--config.steps=4"), "--config.steps needs a config"),
+        (("--mode=sample", "--config.steps=4"), "is not used by --mode=sample"),
+        (("--mode=checkpoints", "--steps=4"), "it is for the mode.* evaluate, sample$"),
+    ],
+)
+def test_fields_without_a_config_are_refused_where_they_change_nothing(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        parsed(*arguments)

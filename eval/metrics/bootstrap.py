@@ -10,6 +10,7 @@ Traps of the protocol:
       seeds    2     3     4     5    10    20
       share  0.50  0.75  0.81  0.84  0.91  0.94
 
+- Two seeds have only a range: the ends of their interval are the two results (`spread_name`).
 - One seed has no spread: its interval is nan, because the spread is unknown, not zero.
 - Papers that publish the best of several runs report the minimum. It falls with the number of
   seeds, so compare it only between equal numbers. For metrics that are better when larger, it is
@@ -25,6 +26,7 @@ from typing import NamedTuple
 import numpy as np
 
 RESAMPLES = 9_999
+RANGE, INTERVAL = "range", "95 % interval"
 
 
 class Interval(NamedTuple):
@@ -61,6 +63,11 @@ def interval(
             rng=np.random.default_rng(seed),
         ).confidence_interval
     return Interval(float(values.mean()), float(low), float(high), float(values.min()))
+
+
+def spread_name(count: int) -> str:
+    """What `low` and `high` of `count` results are: "range", "95 % interval", or "" for one."""
+    return INTERVAL if count > 2 else RANGE if count == 2 else ""
 
 
 def check_values(values: np.ndarray) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from fewstep.data.folders.class_names import label_texts
 from fewstep.eval.metrics import MAIN, METRICS
+from fewstep.eval.metrics.bootstrap import INTERVAL, RANGE, spread_name
 from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.report.curves import looks
 from fewstep.eval.report.figures import (
@@ -21,7 +22,7 @@ from fewstep.eval.report.figures import (
     trajectory_figure,
 )
 from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results, group_by_method, value_text
-from fewstep.eval.report.table import results_table
+from fewstep.eval.report.table import results_table, seeds_table
 from fewstep.files import replace_file
 
 WEIGHTS_DIGITS = 12  # digits of a hash in the line about the protocol
@@ -32,10 +33,23 @@ NOTES = (
     "Real images: the distance is between as many real images as samples, at most half, and the "
     "other real images; label agreement is the classifier's accuracy on held-out images.",
 )
-SEEDS_NOTE = (
-    "With several seeds, a value is their mean. Below are the 95 % bootstrap interval of the mean, "
-    "which is too narrow for few seeds, and the least value. Compare least values only between "
-    "equal numbers of seeds."
+SEEDS_NOTE = "With several seeds, a value is their mean."
+# what the seeds of a method have -> how to read it
+SPREAD_NOTES = {
+    RANGE: "Below is the range of two seeds, which is no interval: a third seed may lie outside.",
+    INTERVAL: (
+        "Below are the 95 % bootstrap interval of the mean, which is too narrow for few seeds, and "
+        "the least value. Compare least values only between equal numbers of seeds."
+    ),
+}
+EVALUATIONS_NOTE = (
+    "Evaluations of a sample are passes of one example through the network. A step of Heun takes "
+    "two, but the last only one. Guidance by two conditions doubles them. Compare methods at equal "
+    "evaluations."
+)
+TEACHER_NOTE = (
+    "A student's cost is that of its own training. Below it is the cost with the training of its "
+    "teacher, which several students may share."
 )
 
 
@@ -67,7 +81,7 @@ def results_page(path: Path, *, title: str, runs: Sequence[EvaluatedRun]) -> Non
 
 def sections(groups: Groups) -> list[str]:
     """The sections of the page below its title."""
-    measurement = next((run.measurement for run in all_runs(groups) if run.measurement), {})
+    measurement = shared_measurement(groups)
     metric = Protocol(measurement, {}).metric
     line = protocol_line(measurement, metric)
     distances = steps_figure(groups, metric, line)
@@ -79,10 +93,16 @@ def sections(groups: Groups) -> list[str]:
         f"<p>{escape(line)}.</p>\n",
         warning_paragraphs(groups) + protocol_details(groups, measurement),
         results_table(groups, looks(groups), metric),
+        seeds_table(groups, metric) if has_several_seeds(groups) else "",
         f'<div class="beside">\n{distances}{notes}</div>\n' if measurement else "",
         f"<h2>Samples</h2>\n{noise}{samples}",
         f"<h2>Training</h2>\n{figure_row(training)}" if training else "",
     ]
+
+
+def shared_measurement(groups: Groups) -> Mapping[str, Any]:
+    """How all measured runs were measured; {} if none was."""
+    return next((run.measurement for run in all_runs(groups) if run.measurement), {})
 
 
 def protocol_line(measurement: Mapping[str, Any], metric: str) -> str:
@@ -97,21 +117,38 @@ def protocol_line(measurement: Mapping[str, Any], metric: str) -> str:
     return f"{metric}: {samples}, {labelled}, against {real}, on features of {features}"
 
 
-def warning_paragraphs(groups: Groups) -> str:
-    """All warnings, each once, and the reasons why runs have no metrics."""
+def warning_texts(groups: Groups) -> list[str]:
+    """All warnings, each once, and the reasons why runs have no metrics; without full stops."""
     texts: dict[str, None] = {}
     for result in all_results(groups):
         texts |= dict.fromkeys(warning.rstrip(".") for warning in result.get("warnings", ()))
     for run in all_runs(groups):
         reasons = {result["skipped"] for result in run.results.values() if "skipped" in result}
         texts |= {f"{run.name} has no {reason}": None for reason in sorted(reasons)}
+    return [*texts]
+
+
+def warning_paragraphs(groups: Groups) -> str:
+    """All warnings as HTML."""
+    texts = warning_texts(groups)
     return "".join(f'<p class="warning">Warning: {escape(text)}.</p>\n' for text in texts)
 
 
+def plain_notes(groups: Groups) -> list[str]:
+    """Notes on how to read the numbers of a page."""
+    runs, spreads = all_runs(groups), {spread_name(len(own)) for own in groups.values()}
+    seeds = [SEEDS_NOTE, *(note for name, note in SPREAD_NOTES.items() if name in spreads)]
+    return [
+        *NOTES,
+        *([" ".join(seeds)] if len(seeds) > 1 else []),
+        *([EVALUATIONS_NOTE] if any(run.evaluations for run in runs) else []),
+        *([TEACHER_NOTE] if any(run.total for run in runs) else []),
+    ]
+
+
 def reading_notes(groups: Groups) -> str:
-    """Notes on how to read the numbers."""
-    notes = (*NOTES, SEEDS_NOTE) if has_several_seeds(groups) else NOTES
-    text = "".join(f"<p>{escape(note)}</p>\n" for note in notes)
+    """Notes on how to read the numbers, as HTML."""
+    text = "".join(f"<p>{escape(note)}</p>\n" for note in plain_notes(groups))
     return f'<div class="notes">\n<h3>How to read the numbers</h3>\n{text}</div>\n'
 
 

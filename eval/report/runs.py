@@ -16,6 +16,7 @@ from fewstep.data import path_in_name
 from fewstep.data.spaces.space import Space
 from fewstep.eval.metrics.protocol import Protocol, check_comparable
 from fewstep.eval.report.evaluation import Evaluation, load_evaluations, read_samples
+from fewstep.eval.report.folders import is_added
 from fewstep.eval.report.results import Result
 from fewstep.messages import common_differences
 from fewstep.training.classes import class_names
@@ -52,6 +53,9 @@ class EvaluatedRun(NamedTuple):
     images: the first samples by number of sampling steps, finished, [n, ...]. labels: int [n].
     trajectory: states of one sample from noise to data, finished, [m, ...]; m may be 0.
     budget: "images_seen", "network_evaluations" and "seconds" of training; None if unknown.
+    total: the same with the training of its teachers; None for a run without a teacher.
+    evaluations: network evaluations of a sample by number of sampling steps; {} if unknown.
+    added: whether a comparison added it as the teacher of others.
     config: its fields by dotted name; "teacher.FIELD" are those that identify its teacher.
     classes: their names in the order of labels; () if unknown.
     """
@@ -69,6 +73,9 @@ class EvaluatedRun(NamedTuple):
     budget: Mapping[str, float | None]
     config: Mapping[str, Any]
     classes: tuple[str, ...] = ()
+    total: Mapping[str, float | None] | None = None
+    evaluations: Mapping[int, int] = {}
+    added: bool = False
 
     @property
     def measurement(self) -> Mapping[str, Any]:
@@ -168,6 +175,7 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> EvaluatedRun:
         },
         config=expand_teacher(flatten_fields(as_dict(config))),
         classes=class_names(folder),
+        added=is_added(folder),
     )
 
 
@@ -218,6 +226,11 @@ def group_by_method(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun
         name: sorted(group, key=lambda run: run.seed)
         for name, group in zip(named, groups, strict=True)
     }
+
+
+def split_seeds(groups: Groups) -> dict[str, list[EvaluatedRun]]:
+    """The runs of all groups as groups of one, by heading and seed."""
+    return {f"{name}, seed {run.seed}": [run] for name, runs in groups.items() for run in runs}
 
 
 def all_results(groups: Groups) -> list[Result]:

@@ -1,38 +1,49 @@
-"""Evaluated runs as rows of numbers: a CSV file, and a table in plain text."""
+"""Evaluated runs as rows of numbers: a CSV file, and a table in plain text.
+
+A row is the mean over the seeds of a method at a number of sampling steps, or one of its seeds.
+"""
 
 import csv
 import io
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from fewstep.eval.metrics import MAIN, METRICS
-from fewstep.eval.metrics.bootstrap import interval
+from fewstep.eval.metrics.bootstrap import interval, spread_name
 from fewstep.eval.report.runs import EvaluatedRun, Groups
+from fewstep.eval.report.table import mean_cost
 from fewstep.files import replace_file
 
-# Of the main metric over several seeds: the ends of its interval, and its least value.
-LOW, HIGH, LEAST = (f"{MAIN}_{end}" for end in ("low", "high", "least"))
+# Of the main metric over several seeds: the name and the ends of its spread, and its least value.
+SPREAD, LOW, HIGH, LEAST = (f"{MAIN}_{end}" for end in ("spread", "low", "high", "least"))
+MEAN = "mean"  # value of the column `seed` in a row of means
+WITH_TEACHER = "{}_with_teacher"
 # column of a row -> how the text table shows it
 SHOWN = {
     "method": "{}",
     "steps": "{}",
+    "evaluations": "{}",
     "seeds": "{}",
-    **dict.fromkeys((MAIN, LOW, HIGH, LEAST), METRICS[MAIN].format),
+    MAIN: METRICS[MAIN].format,
+    SPREAD: "{}",
+    **dict.fromkeys((LOW, HIGH, LEAST), METRICS[MAIN].format),
     **{name: metric.format for name, metric in METRICS.items() if metric.in_text},
-    "images_seen": "{:,.0f}",
-    "network_evaluations": "{:,.0f}",
-    "seconds": "{:,.0f}",
+    **{
+        form.format(cost): "{:,.0f}"
+        for cost in ("images_seen", "network_evaluations", "seconds")
+        for form in ("{}", WITH_TEACHER)
+    },
 }
 
 
 def summary_rows(groups: Groups) -> list[dict[str, Any]]:
     """One row for each method and number of steps: means over seeds.
 
-    frechet_low and frechet_high are the ends of the 95 % bootstrap interval; a single seed has
-    none. frechet_least is the value of the best seed.
+    frechet_low and frechet_high are the ends of frechet_spread, the 95 % bootstrap interval or the
+    range of two seeds; a single seed has none. frechet_least is the value of the best seed.
+    evaluations are the network evaluations of a sample.
     """
     return [
         summary_row(name, steps, runs) for name, runs in groups.items() for steps in runs[0].results
@@ -42,8 +53,11 @@ def summary_rows(groups: Groups) -> list[dict[str, Any]]:
 def summary_row(name: str, steps: int, runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
     """The row of a group of runs at a number of sampling steps. name: its heading."""
     results = [run.results[steps] for run in runs]
-    found: dict[str, Any] = {"method": name, "steps": steps, "seeds": len(runs)}
-    found["metric"] = results[0]["metric"]
+    found: dict[str, Any] = {"method": name, "steps": steps}
+    if steps in runs[0].evaluations:
+        found["evaluations"] = runs[0].evaluations[steps]
+    found["added"] = "teacher" if runs[0].added else ""
+    found |= {"seed": MEAN, "seeds": len(runs), "metric": results[0]["metric"]}
     metrics = dict.fromkeys(metric for result in results for metric in result["metrics"])
     for metric in metrics:
         values = [r["metrics"][metric] for r in results if metric in r["metrics"]]
@@ -51,18 +65,30 @@ def summary_row(name: str, steps: int, runs: Sequence[EvaluatedRun]) -> dict[str
         if metric == MAIN:
             spread = interval(values)
             found[LEAST] = spread.minimum
-            if not math.isnan(spread.low):
-                found |= {LOW: spread.low, HIGH: spread.high}
+            if len(values) > 1:
+                found |= {SPREAD: spread_name(len(values)), LOW: spread.low, HIGH: spread.high}
     for cost in runs[0].budget:
-        values = [run.budget[cost] for run in runs if run.budget[cost] is not None]
-        if values:
-            found[cost] = mean(values)
+        own = mean_cost([run.budget for run in runs], cost)
+        total = mean_cost([run.budget if run.total is None else run.total for run in runs], cost)
+        found |= {} if own is None else {cost: own}
+        if any(run.total for run in runs) and total is not None:
+            found[WITH_TEACHER.format(cost)] = total
+    return found
+
+
+def seed_rows(groups: Groups) -> list[dict[str, Any]]:
+    """The rows of the means, each before the rows of its seeds."""
+    found = []
+    for name, runs in groups.items():
+        for steps in runs[0].results:
+            found.append(summary_row(name, steps, runs))
+            found += [{**summary_row(name, steps, [run]), "seed": run.seed} for run in runs]
     return found
 
 
 def write_csv(path: Path, groups: Groups) -> None:
-    """Writes all columns of the rows as a CSV file, whole or not at all."""
-    found = summary_rows(groups)
+    """Writes all columns of the means and of each seed as a CSV file, whole or not at all."""
+    found = seed_rows(groups)
     columns = list(dict.fromkeys(column for of_method in found for column in of_method))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

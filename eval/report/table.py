@@ -4,23 +4,30 @@ It has a column for each entry of METRICS, then for other metrics of the results
 names.
 """
 
-import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
 from statistics import mean
 from typing import NamedTuple
 
 from fewstep.eval.metrics import MAIN, METRICS
-from fewstep.eval.metrics.bootstrap import interval
+from fewstep.eval.metrics.bootstrap import INTERVAL, RANGE, interval, spread_name
 from fewstep.eval.metrics.metric import ARROWS, MORE, NEITHER, Metric, error_name
 from fewstep.eval.report.curves import Look
-from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results
+from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results, split_seeds
 
 # Format of a metric that METRICS lacks; results of other versions may have one.
 OTHER_FORMAT = "{:.4g}"
-SPREAD = "mean, [95 % interval], least"
+# what the seeds of a page have -> what stands below the heading of the main metric
+SPREADS = {
+    (): "",
+    (RANGE,): "mean, range of two seeds",
+    (INTERVAL,): "mean, [95 % interval], least",
+    (INTERVAL, RANGE): "mean, [95 % interval] or range of two seeds, least",
+}
+ADDED = "added as a teacher"
+WITH_TEACHER = ", and with teacher"
 UNKNOWN = "–"
 
 
@@ -74,17 +81,24 @@ def results_table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str
 
 def all_columns(groups: Groups, metric: str) -> list[Column]:
     """All columns that a page can have."""
-    seeds = any(len(runs) > 1 for runs in groups.values())
+    spreads = {spread_name(len(runs)) for runs in groups.values()} - {""}
+    below = SPREADS[tuple(sorted(spreads))]
+    taught = WITH_TEACHER if any(run.total for runs in groups.values() for run in runs) else ""
     return [
         Column("steps", lambda runs, steps: TableCell(str(steps), value=str(steps))),
-        Column(metric_heading(MAIN, metric), main_cell, SPREAD if seeds else ""),
+        Column("evaluations", evaluations_cell, "of a sample"),
+        Column(metric_heading(MAIN, metric), main_cell, below),
         *(metric_column(name) for name in metric_names(groups)),
         Column("seeds", lambda runs, _: TableCell(str(len(runs)), value=str(len(runs)))),
-        Column("images seen", budget_cell("images_seen", "{:,.0f}".format)),
         Column(
-            "network evaluations", budget_cell("network_evaluations", short_number), "in training"
+            "images seen", budget_cell("images_seen", "{:,.0f}".format), taught.removeprefix(", ")
         ),
-        Column("wall-clock", budget_cell("seconds", duration_text), "of training"),
+        Column(
+            "network evaluations",
+            budget_cell("network_evaluations", short_number),
+            f"in training{taught}",
+        ),
+        Column("wall-clock", budget_cell("seconds", duration_text), f"of training{taught}"),
     ]
 
 
@@ -134,27 +148,45 @@ def metric_values(runs: Sequence[EvaluatedRun], steps: int, name: str) -> list[f
     return [of_run[name] for of_run in metrics if name in of_run]
 
 
+def evaluations_cell(runs: Sequence[EvaluatedRun], steps: int) -> TableCell:
+    """The cell of the network evaluations that a sample takes."""
+    count = runs[0].evaluations.get(steps)
+    return TableCell() if count is None else TableCell(f"{count:,}", value=str(count))
+
+
 def main_cell(runs: Sequence[EvaluatedRun], steps: int) -> TableCell:
-    """The cell of the main metric: mean over seeds, its bootstrap interval, and the least value."""
+    """The cell of the main metric: mean over seeds, its spread, and the least value."""
     values = metric_values(runs, steps, MAIN)
     if not values:
         return TableCell()
     found = interval(values)
     text, low, high, least = map(METRICS[MAIN].format.format, found)
-    below = "" if math.isnan(found.low) else f"[{low}, {high}], {least}"
+    spread = spread_name(len(values))
+    below = f"{low} to {high}" if spread == RANGE else f"[{low}, {high}], {least}" * bool(spread)
     return TableCell(text, below, repr(found.mean))
 
 
 def budget_cell(
     name: str, form: Callable[[float], str]
 ) -> Callable[[Sequence[EvaluatedRun], int], TableCell]:
-    """The function that makes the cell of a cost of training: mean over seeds that know it."""
+    """The function that makes the cell of a cost of training: mean over seeds that know it.
+
+    Below is the cost with that of the teacher, for runs that have one.
+    """
 
     def cell(runs: Sequence[EvaluatedRun], steps: int) -> TableCell:
-        values = [run.budget[name] for run in runs if run.budget.get(name) is not None]
-        return TableCell(form(mean(values)), value=repr(mean(values))) if values else TableCell()
+        own = mean_cost([run.budget for run in runs], name)
+        total = mean_cost([run.total for run in runs if run.total], name)
+        below = (UNKNOWN if total is None else form(total)) if any(r.total for r in runs) else ""
+        return TableCell() if own is None else TableCell(form(own), below, repr(own))
 
     return cell
+
+
+def mean_cost(costs: Iterable[Mapping[str, float | None]], name: str) -> float | None:
+    """The mean of a cost over the runs that know it; None if none does."""
+    values = [cost[name] for cost in costs if cost.get(name) is not None]
+    return mean(values) if values else None
 
 
 def short_number(count: float) -> str:
@@ -180,10 +212,11 @@ def table_row(
     """The row of a group of runs at a number of sampling steps, as HTML."""
     breakable = re.sub(r"([._])(?=[a-z])", r"\1<wbr>", escape(name))
     first = ' class="first"' if steps == min(runs[0].results) else ""
+    mark = small_text(ADDED if first and runs[0].added else "")
     cells = "".join(data_cell(column.cell(runs, steps)) for column in columns)
     return (
         f'<tr{first}><th scope="row" data-value="{escape(name)}">'
-        f'<i style="background:{look.colour}"></i>{breakable}</th>{cells}</tr>\n'
+        f'<i style="background:{look.colour}"></i>{breakable}{mark}</th>{cells}</tr>\n'
     )
 
 
@@ -198,13 +231,36 @@ def small_text(text: str) -> str:
     return f"<small>{escape(text)}</small>" if text else ""
 
 
+def seeds_table(groups: Groups, metric: str) -> str:
+    """The rows of each seed as HTML, in a part of the page that opens by a click."""
+    each = split_seeds(groups)
+    columns = nonempty_columns(all_columns(each, metric), each)
+    heads = "".join(f'<th scope="col">{escape(c.heading)}</th>' for c in columns)
+    rows = "".join(
+        f'<tr><th scope="row">{escape(name)}</th>'
+        f"{''.join(data_cell(column.cell(runs, steps)) for column in columns)}</tr>\n"
+        for name, runs in each.items()
+        for steps in sorted(runs[0].results)
+    )
+    return (
+        f'<details>\n<summary>Each seed</summary>\n<div class="scroll"><table>\n<thead><tr><th '
+        f'scope="col">method</th>{heads}</tr></thead>\n<tbody>\n{rows}</tbody>\n</table></div>\n'
+        "</details>\n"
+    )
+
+
 def real_images_row(groups: Groups, columns: Sequence[Column], metric: str) -> str:
     """The row at the bottom, which sorting does not move: metrics of real images."""
+    texts = real_metric_texts(groups, metric)
+    if not texts:
+        return ""
+    cells = "".join(f"<td>{texts.get(column.heading, '')}</td>" for column in columns)
+    return f'<tfoot><tr><th scope="row">real images</th>{cells}</tr></tfoot>\n'
+
+
+def real_metric_texts(groups: Groups, metric: str) -> dict[str, str]:
+    """Metrics of real images as text, by the heading of their column."""
     real: dict[str, float] = {}
     for result in all_results(groups):
         real = {**result.get("real", {}), **real}
-    if not real:
-        return ""
-    texts = {metric_heading(m, metric): find_metric(m).format.format(v) for m, v in real.items()}
-    cells = "".join(f"<td>{texts.get(column.heading, '')}</td>" for column in columns)
-    return f'<tfoot><tr><th scope="row">real images</th>{cells}</tr></tfoot>\n'
+    return {metric_heading(m, metric): find_metric(m).format.format(v) for m, v in real.items()}

@@ -10,10 +10,11 @@ from fewstep.modes.compare import (
     ComparedRun,
     add_teachers,
     compare_methods,
+    draft_run,
     is_evaluated,
     plan_runs,
-    resolve_run,
 )
+from fewstep.modes.job import Draft
 from fewstep.modes.request import Request
 from fewstep.training.report import NonFiniteError
 from tests import cli
@@ -53,17 +54,30 @@ def test_teachers_are_trained_first_and_everything_is_in_the_table(comparison):
     order = re.findall(r"\[\d/4\] (\w+), seed (\d)", printed.stdout)
     assert order == [("edm", "0"), ("edm", "1"), ("cd", "0"), ("cd", "1")]
     with (root / "table.csv").open() as file:
-        rows = {(row["method"], row["steps"]): row for row in csv.DictReader(file)}
+        every = list(csv.DictReader(file))
+    assert [row["seed"] for row in every] == 4 * ["mean", "0", "1"]
+    rows = {(row["method"], row["steps"]): row for row in every if row["seed"] == "mean"}
     assert set(rows) == {(method, steps) for method in ("edm", "cd") for steps in ("1", "2")}
     row = rows["cd", "1"]
     assert (row["seeds"], row["metric"], row["images_seen"]) == ("2", "fd-pixels-20", "128")
     low, mean, high = (float(row[f]) for f in ("frechet_low", "frechet", "frechet_high"))
     assert low < mean < high and float(row["frechet_least"]) == pytest.approx(low)
+    assert row["frechet_spread"] == "range"
+    assert {low, high} == {float(each["frechet"]) for each in every[7:9]}
     # Training costs three forward passes; cd adds two of the teacher (Heun) and one of the target.
     assert float(rows["edm", "1"]["network_evaluations"]) == pytest.approx(3 * 128, rel=0.1)
     assert float(row["network_evaluations"]) == pytest.approx(6 * 128, rel=0.1)
+    # Both teachers' and the student's; edm was not asked for; Heun's second step is Euler's.
+    assert [row["images_seen_with_teacher"] for row in every[5:7]] == ["", "256"]
+    taught = float(rows["edm", "1"]["network_evaluations"])
+    total = taught + float(row["network_evaluations"])
+    assert float(row["network_evaluations_with_teacher"]) == pytest.approx(total)
+    assert float(row["seconds_with_teacher"]) > float(row["seconds"])
+    assert [rows[m, s]["evaluations"] for m in ("edm", "cd") for s in "12"] == ["1", "3", "1", "2"]
+    assert (rows["edm", "1"]["added"], row["added"]) == ("teacher", "")
     assert "fd-pixels-20" in printed.stdout and f"{mean:.3f}" in printed.stdout
-    assert f"{mean:.3f}" in (root / "report.html").read_text()
+    page = (root / "report.html").read_text()
+    assert f"{mean:.3f}" in page and page.count("added as a teacher") == 1
 
 
 def test_finished_runs_stay_and_missing_ones_are_made(comparison):
@@ -113,11 +127,11 @@ def test_an_invalid_comparison_is_refused_before_compute(tmp_path, options, mess
 def test_a_staged_run_is_refused_before_its_teacher_trains(tmp_path, field, message):
     fields = {"steps": 4, "objective.max_steps": 2, "evaluate.steps": (1,), "teacher": "runs/edm"}
     with pytest.raises(ValueError, match=message):
-        resolve_run(tmp_path / "run", small_config("progressive", **fields | field))
+        draft_run(tmp_path / "run", small_config("progressive", **fields | field))
 
 
 def test_a_result_without_its_samples_is_made_again(tmp_path):
-    one = ComparedRun("cd", 0, tmp_path, None, None, frozenset({"a", "b"}))
+    one = ComparedRun(tmp_path, None, frozenset({"a", "b"}))
     (tmp_path / "eval").mkdir()
     for name in ("a.json", "a.npz", "b.json", "b.npz"):
         assert not is_evaluated(one)
@@ -146,10 +160,8 @@ def test_every_run_has_its_seed_its_folder_and_the_teacher_of_its_seed(tmp_path,
     monkeypatch.setattr(module, "check_teacher", lambda *_: None)
     monkeypatch.setattr(
         module,
-        "resolve_run",
-        lambda folder, config: ComparedRun(
-            config.method, config.seed, folder, config, None, frozenset()
-        ),
+        "draft_run",
+        lambda folder, config: ComparedRun(folder, Draft(config, None, None, None)),
     )
     request = Request(
         config=small_config("cd", seed=9),
@@ -162,10 +174,11 @@ def test_every_run_has_its_seed_its_folder_and_the_teacher_of_its_seed(tmp_path,
     def planned(**fields):
         runs = plan_runs(tmp_path, request._replace(**fields))
         for one in runs:
-            taught = tmp_path / "edm" / f"seed_{one.seed}" if one.method == "cd" else ""
+            method, seed = one.config.method, one.config.seed
+            taught = tmp_path / "edm" / f"seed_{seed}" if method == "cd" else ""
             assert one.config.teacher == str(taught)
-            assert one.folder == tmp_path / one.method / f"seed_{one.seed}"
-        return [(one.method, one.seed) for one in runs]
+            assert one.folder == tmp_path / method / f"seed_{seed}"
+        return [(one.config.method, one.config.seed) for one in runs]
 
     methods = ("sct", "edm", "cd")
     assert planned(seeds=(4, 2)) == [(method, seed) for method in methods for seed in (4, 2)]
@@ -186,7 +199,7 @@ def test_a_run_is_completed_by_its_own_config(tmp_path, monkeypatch, trained, ev
         monkeypatch.setattr(module, f"{mode}_run", done_by)
     config, experiment = small_experiment(**{"ema.decays": (0.5, 0.9)})
     experiment = experiment._replace(sample_with="ema_0.9")
-    module.complete_run(ComparedRun("shortcut", 0, tmp_path, config, experiment, frozenset()))
+    module.complete_run(ComparedRun(tmp_path, Draft(config, None, experiment, None)))
     request = Request(config=config, workdir=tmp_path, network="ema_0.9")
     assert seen == ([(done, request)] if done else [])
 
@@ -229,7 +242,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_read(tmp
 
 def test_a_diverged_run_is_left_out_with_its_students(tmp_path, monkeypatch, capsys):
     def diverging(one):
-        if one.method == "edm":
+        if one.config.method == "edm":
             raise NonFiniteError("loss is not finite at step 1")
 
     module = import_module("fewstep.modes.compare")

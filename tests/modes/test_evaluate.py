@@ -6,6 +6,7 @@ import pytest
 
 from fewstep.modes.request import LoadedRun, Request
 from fewstep.training.sharding import make_mesh
+from fewstep.training.storage import workdir
 from tests.training.runs import small_config, small_experiment
 
 EVALUATE = import_module("fewstep.modes.evaluate_run")
@@ -61,6 +62,27 @@ def test_another_config_says_how_to_evaluate_and_where_data_lie(evaluate):
     )
     fields, dataset = evaluate(config=other)
     assert (fields, dataset) == (other.evaluate, "elsewhere, True")
+
+
+def test_fields_without_a_config_replace_those_of_the_run(evaluate):
+    fields, dataset = evaluate(fields={"evaluate.steps": (8,), "evaluate.guidance_scale": 2.0})
+    assert (fields.steps, fields.guidance_scale, dataset) == ((8,), 2.0, "own, False")
+    fields, dataset = evaluate(fields={"data.dir": "elsewhere"})
+    assert (fields.steps, dataset) == ((1,), "elsewhere, True")
+
+
+def test_a_field_out_of_range_is_refused(evaluate):
+    with pytest.raises(ValueError, match="evaluate.num_samples=0 must be"):
+        evaluate(fields={"evaluate.num_samples": 0})
+
+
+def test_a_config_of_another_method_is_refused_before_the_run_is_loaded(tmp_path):
+    workdir.start_run(tmp_path / "run", small_config("edm"))
+    request = Request(config=small_config("cd"), workdir=tmp_path / "run")
+    with pytest.raises(
+        ValueError, match="--config is of cd, but .*/run is a run of edm; leave out"
+    ):
+        EVALUATE.evaluate_run(request)
 
 
 def test_results_that_cannot_be_written_are_refused_before_the_run_is_evaluated(evaluate, tmp_path):

@@ -1,42 +1,86 @@
-"""--mode=report passes its flags to the page, and counts the evaluations of each run."""
+"""--mode=report finds the runs of its folders, and writes what the name of its file says."""
 
-from importlib import import_module
+import csv
 from pathlib import Path
 
 import pytest
 
-from fewstep.eval.report import run_page
-from fewstep.eval.report.runs import group_by_method, load_runs
+from fewstep.eval.report.folders import record_methods
+from fewstep.modes.report import report
 from fewstep.modes.request import Request
-from tests.eval.evaluated import evaluated_run
+from tests.eval.evaluated import MEASUREMENT, evaluated_run
 
-REPORT = import_module("fewstep.modes.report")
-TWO = (Path("a"), Path("b"))
+
+@pytest.fixture(scope="module")
+def comparison(tmp_path_factory):
+    """A folder with a comparison of two methods, a run beside it, and one without evaluation."""
+    root = tmp_path_factory.mktemp("runs")
+    for method, frechet in (("cd", 0.4), ("edm", 0.6)):
+        for seed in (0, 1):
+            folder = root / "compare" / method / f"seed_{seed}"
+            evaluated_run(folder, method, seed, frechet=frechet * (1 + seed), steps=(1, 4))
+    record_methods(root / "compare", ["cd"])
+    evaluated_run(root / "alone", "sim", steps=(1,))
+    evaluated_run(root / "compare" / "edm" / "seed_2", "edm", 2, steps=())
+    return root
+
+
+def written(root, name, *folders, **fields):
+    """The text that --mode=report writes."""
+    report(Request(workdirs=tuple(root / folder for folder in folders), out=root / name, **fields))
+    return (root / name).read_text()
+
+
+@pytest.mark.parametrize("folders", [("compare", "alone"), ("",), ("alone", "compare/edm", "")])
+def test_folders_of_runs_and_runs_are_mixed(comparison, folders, capsys):
+    rows = list(csv.DictReader(written(comparison, "x.csv", *folders).splitlines()))
+    seeds = {(row["method"], row["seed"]) for row in rows}
+    both = {(method, seed) for method in ("cd", "edm") for seed in ("mean", "0", "1")}
+    assert seeds == both | {("sim", "mean"), ("sim", "0")}
+    assert len(rows) == 2 * len(both) + 2
+    assert "seed_2 is left out, since it has not been evaluated" in capsys.readouterr().err
+
+
+def test_markdown_has_the_means_and_each_seed(comparison):
+    text = written(comparison, "x.md", "compare")
+    rows = [line for line in text.splitlines() if line.startswith("| ")]
+    cells = {tuple(row[2:-2].split(" | ")[:2]): row[2:-2].split(" | ") for row in rows}
+    assert cells["cd", "1"][2] == "0.600 (0.400 to 0.800)"
+    assert cells["edm (added as a teacher)", "1"][2] == "0.900 (0.600 to 1.200)"
+    assert cells["cd, seed 1", "1"][2] == "0.800"
+    assert len({len(row) for row in cells.values()}) == 1
+    assert text.startswith("# Fewstep: digits\n\nfd-classifier-1k: 1,000 samples")
+    assert "\n\n\n" not in text
+
+
+def test_the_page_marks_what_was_added(comparison):
+    text = written(comparison, "x.html", "compare")
+    assert text.startswith("<!DOCTYPE html>") and text.count("added as a teacher") == 1
 
 
 @pytest.mark.parametrize(
-    ("fields", "expected"),
+    ("folder", "name", "message"),
     [
-        ({"workdirs": TWO}, (TWO, Path("report.html"), "")),
-        ({"workdir": Path("c")}, ((Path("c"),), Path("report.html"), "")),
-        ({"workdirs": TWO, "workdir": Path("c")}, (TWO, Path("report.html"), "")),
-        ({"workdirs": TWO, "out": Path("p.html")}, (TWO, Path("p.html"), "")),
-        ({"workdirs": TWO, "metric": "fd-pixels-1k"}, (TWO, Path("report.html"), "fd-pixels-1k")),
+        ("compare", "x.pdf", r"x.pdf must end in .html, .md, .csv"),
+        ("compare", "x", "must end in"),
+        ("nothing", "x.md", "nothing: it is no run and has none in it"),
+        ("compare/edm/seed_0/eval", "x.md", "has none in it"),
     ],
 )
-def test_folders_page_and_metric_are_those_asked_for(monkeypatch, fields, expected):
-    seen = []
-    monkeypatch.setattr(REPORT, "write_page", lambda *given: seen.append(given) or [])
-    REPORT.report(Request(**{"config": None, "workdir": None} | fields))
-    assert seen == [expected]
+def test_other_files_and_folders_are_refused(comparison, folder, name, message):
+    with pytest.raises(ValueError, match=message):
+        written(comparison, name, folder)
+    assert not (comparison / name).exists() or name == "x.md"
 
 
-def test_each_run_has_the_evaluations_of_its_images(monkeypatch, tmp_path):
-    folders = [evaluated_run(tmp_path / str(seed), "cd", seed, steps=(1,)) for seed in (0, 1)]
-    (group,) = group_by_method(load_runs(folders)).values()
-    seen = group[1].budget["images_seen"]
-    group[1] = group[1]._replace(budget={**group[1].budget, "images_seen": 2 * seen})
-    monkeypatch.setattr(run_page, "rebuild", lambda config, run: "experiment")
-    monkeypatch.setattr(run_page, "network_evaluations", lambda config, experiment: 6.0)
-    counted = run_page.add_network_evaluations(group)
-    assert [run.budget["network_evaluations"] for run in counted] == [6.0 * seen, 12.0 * seen]
+def test_a_folder_of_runs_without_evaluations_is_refused(tmp_path):
+    evaluated_run(tmp_path / "a", steps=())
+    with pytest.raises(ValueError, match="no run in it has been evaluated"):
+        report(Request(workdirs=(tmp_path,), out=Path(tmp_path / "x.md")))
+
+
+def test_runs_of_other_protocols_share_no_table(comparison, tmp_path):
+    evaluated_run(tmp_path / "other", measurement={**MEASUREMENT, "samples": 2000})
+    with pytest.raises(ValueError, match="samples"):
+        report(Request(workdirs=(comparison / "alone", tmp_path / "other"), out=tmp_path / "x.md"))
+    assert not (tmp_path / "x.md").exists()

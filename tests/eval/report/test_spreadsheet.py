@@ -51,19 +51,37 @@ def test_the_file_has_every_column(tmp_path):
     write_csv(tmp_path / "table.csv", GROUPS)
     with (tmp_path / "table.csv").open() as file:
         read = list(csv.DictReader(file))
-    assert [float(row["frechet"]) for row in read] == [3.0, 0.75, 8.0, 2.0]
-    assert read[2]["frechet_low"] == "" and read[0]["metric"] == "fd-pixels-1k"
+    means = [row for row in read if row["seed"] == "mean"]
+    assert [float(row["frechet"]) for row in means] == [3.0, 0.75, 8.0, 2.0]
+    assert means[2]["frechet_low"] == "" and read[0]["metric"] == "fd-pixels-1k"
+    # Each seed follows the mean of its method, at its number of steps.
+    assert [(row["seed"], float(row["frechet"])) for row in read[:3]] == [
+        ("mean", 3.0),
+        ("0", 2.0),
+        ("1", 4.0),
+    ]
+    assert {row["seeds"] for row in read[1:3]} == {"1"} and len(read) == 10
 
 
 def test_the_text_is_aligned_and_names_the_metric():
     title, *lines = text_table(GROUPS).splitlines()
     assert title == "Frechet distance: fd-pixels-1k"
     assert len({len(line) for line in lines}) == 1
-    assert lines[1].split() == ["cd", "1", "2", "3.000", "2.000", "4.000", "2.000", "0.500"] + [
-        "100",
-        "10",
-    ]
-    assert lines[3].split()[3:7] == ["8.000", "-", "-", "8.000"]
+    expected = ["cd", "1", "2", "3.000", "range", "2.000", "4.000", "2.000", "0.500", "100", "10"]
+    assert lines[1].split() == expected
+    assert lines[3].split()[3:8] == ["8.000", "-", "-", "-", "8.000"]
+
+
+def test_a_cost_with_the_teacher_is_that_of_runs_without_one_where_they_have_none():
+    own = {"images_seen": 100, "network_evaluations": None, "seconds": 10.0}
+    student = seed_run(0, 1.0)._replace(
+        budget=own, total={**own, "images_seen": 300}, evaluations={1: 1, 4: 7}, added=True
+    )
+    first, second = summary_rows({"cd": [student]})
+    assert (first["images_seen"], first["images_seen_with_teacher"]) == (100, 300)
+    assert "network_evaluations_with_teacher" not in first
+    assert (first["evaluations"], second["evaluations"], first["added"]) == (1, 7, "teacher")
+    assert "images_seen_with_teacher" not in summary_rows(GROUPS)[0]
 
 
 @pytest.mark.parametrize("column", ["network evaluations", "agreement"])
