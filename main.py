@@ -133,8 +133,11 @@ def run_mode(asked: Request) -> None:
             processes.exit_with_error(exits.PREEMPTED, UNFINISHED)
         processes.say(str(stop), sys.stderr)
         sys.exit(exits.PREEMPTED)
-    except KeyboardInterrupt:
-        processes.exit_with_error(exits.INTERRUPTED, interrupted)
+    except KeyboardInterrupt as stop:
+        if not str(stop):
+            processes.exit_with_error(exits.INTERRUPTED, interrupted)
+        processes.say(str(stop), sys.stderr)
+        sys.exit(exits.INTERRUPTED)
 
 
 def read_request() -> Request:
