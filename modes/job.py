@@ -28,7 +28,7 @@ from fewstep.training.profile import Window, check_window
 from fewstep.training.report import logged_evaluations
 from fewstep.training.sharding import check_batch_size, make_mesh
 from fewstep.training.sources import Supply, abstract_batch, reads_data
-from fewstep.training.storage import restore
+from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import Retention
 from fewstep.training.storage.train_state import TrainState
 from fewstep.training.teacher import build_source_teacher, load_teacher, teacher_identity
@@ -65,7 +65,8 @@ def prepare_job(path: Path, config: ConfigDict, window: Window | None = None) ->
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     if config.steps_per_dispatch < 1:
         raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} must be 1 or more")
-    experiment = build_on(config, mesh)
+    lengths = workdir.planned_lengths(path, config)
+    experiment = build_on(config, mesh, lengths)
     check_evaluation(experiment, dataset, config, mesh)
     return assemble_job(path, fill_from_record(config, path), experiment, dataset, mesh, window)
 

@@ -48,7 +48,7 @@ def replay(request: Request) -> None:
     rebuild(config, str(path))  # raises the error for a record of another version
     check_record_fits(record, config, path)
     mesh = make_mesh(**config.mesh)
-    experiment = build_on(config, mesh)
+    experiment = build_on(config, mesh, workdir.recorded_identity(path).lengths)
     dataset = find_dataset(config, experiment, writable=False)
     check_moved_data(path, config, experiment, dataset)
     job = assemble_job(path, config, experiment, dataset, mesh)

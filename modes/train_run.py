@@ -30,7 +30,8 @@ from fewstep.training.report import NonFiniteError
 from fewstep.training.schedule import Schedule
 from fewstep.training.session import Upkeep
 from fewstep.training.sources import open_sources, reads_data
-from fewstep.training.storage.identity import as_dict
+from fewstep.training.storage.identity import Identity, as_dict
+from fewstep.training.storage.lengths import describe_lengths
 from fewstep.training.storage.train_state import TrainState
 from fewstep.training.storage.workdir import check_space, claim_workdir, describe_start, start_run
 
@@ -87,7 +88,7 @@ def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:
             evaluate,
             preemption=preemption,
             least_seconds=least_seconds(config, jax.devices()[0].device_kind, job.mesh.size),
-            announce=lambda start: announce(path, start, config.steps),
+            announce=lambda start: announce(path, start, config.steps, run),
         )
     except NonFiniteError as error:
         raise record_failure(error, job, run.order, path) from error
@@ -107,10 +108,12 @@ def schedule_of(job: Job) -> Schedule:
     )
 
 
-def announce(path: Path, step: int, steps: int) -> None:
-    """Print whether a run starts or continues, where, and on which devices."""
+def announce(path: Path, step: int, steps: int, run: Identity) -> None:
+    """Print whether a run starts or continues, where, on which devices, and at which rates."""
     if is_first():
         say(describe_start(path, step, steps))
+        if run.lengths:
+            say(f"learning rate: {describe_lengths(run.lengths)}")
 
 
 def make_evaluate(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:

@@ -25,9 +25,9 @@ from fewstep.training.storage.identity import (
     CHANGEABLE,
     DECODING,
     as_dict,
-    depends_on_length,
     flatten_fields,
 )
+from fewstep.training.storage.reasons import length_reasons
 from fewstep.training.storage.workdir import CONFIG, load_config
 from fewstep.training.teacher import parse_location
 
@@ -192,7 +192,7 @@ def identifying_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     Rules of decoding are not among them. Several rules may give the same images, and the hash of
     the images identifies these.
     """
-    free = CHANGEABLE[1:] if depends_on_length(dict(config)) else CHANGEABLE
+    free = CHANGEABLE[1:] if length_reasons(config) else CHANGEABLE
     free += ("seed", DECODING)
     return {name: value for name, value in config.items() if not name.startswith(free)}
 
