@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+from keyword import iskeyword
 from pathlib import Path
 
 # Ctrl-C during these imports ends the process without a traceback; `run_mode` handles it later.
@@ -159,7 +160,9 @@ def read_request() -> Request:
                 hint = "; did you mean --config.steps?"
             raise ValueError(f"--{name} is not used by --mode={MODE.value}{hint}")
     values = {
-        name: mode.flags[name].read(name, flags.FLAGS[name].value)
+        f"{name}_" if iskeyword(name) else name: mode.flags[name].read(
+            name, flags.FLAGS[name].value
+        )
         for name in given
         if name in mode.flags and name != CONFIG.name
     }

@@ -20,7 +20,7 @@ from fewstep.modes.request import (
 )
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import stage_ends
-from fewstep.training.cluster.processes import first_process_says, warn
+from fewstep.training.cluster.processes import first_process_says, say, warn
 from fewstep.training.compiled_step import abstract_state, compile_step
 from fewstep.training.experiment import Experiment, build_on
 from fewstep.training.labels import training_counts
@@ -28,6 +28,13 @@ from fewstep.training.profile import Window, check_window
 from fewstep.training.report import logged_evaluations
 from fewstep.training.sharding import check_batch_size, make_mesh
 from fewstep.training.sources import Supply, abstract_batch, reads_data
+from fewstep.training.start import (
+    check_same_origin,
+    describe_origin,
+    find_origin,
+    load_start,
+    origin_identity,
+)
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import Retention
 from fewstep.training.storage.train_state import TrainState
@@ -39,7 +46,7 @@ class Job(NamedTuple):
 
     frozen: parameters of teachers. teacher: identity of the teacher. state: shapes of the training
     state. retention: which checkpoints to keep. labels: counts of the classes, from which labels
-    are drawn. window: the steps to profile.
+    are drawn. window: the steps to profile. started_from: identity of the run that --from names.
     """
 
     config: ConfigDict
@@ -52,10 +59,16 @@ class Job(NamedTuple):
     retention: Retention
     labels: tuple[int, ...]
     window: Window | None = None
+    started_from: Mapping[str, Any] | None = None
 
 
-def prepare_job(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
-    """Return the job of a config after every check that needs no computation and no writing."""
+def prepare_job(
+    path: Path, config: ConfigDict, window: Window | None = None, start: str = ""
+) -> Job:
+    """Return the job of a config after every check that needs no computation and no writing.
+
+    start: RUN[@STEP] of --from, "" without it.
+    """
     mesh = make_mesh(**config.mesh)
     config, dataset = resolve_and_load(fill_decoding(config, path))
     if window is not None:
@@ -68,7 +81,8 @@ def prepare_job(path: Path, config: ConfigDict, window: Window | None = None) ->
     lengths = workdir.planned_lengths(path, config)
     experiment = build_on(config, mesh, lengths)
     check_evaluation(experiment, dataset, config, mesh)
-    return assemble_job(path, fill_from_record(config, path), experiment, dataset, mesh, window)
+    filled = fill_from_record(config, path)
+    return assemble_job(path, filled, experiment, dataset, mesh, window, start)
 
 
 def assemble_job(
@@ -78,22 +92,46 @@ def assemble_job(
     dataset: Dataset | None,
     mesh: Mesh,
     window: Window | None = None,
+    start: str = "",
 ) -> Job:
     """Return the job of the run in a folder; reads its teacher, state shapes and labels.
 
-    Raises ValueError.
+    start: the run whose networks it starts from, unless it has a checkpoint. Raises ValueError.
     """
     retention = retention_of(config, path)
     ends = stage_ends(experiment.objective.stages, config.steps)
     retention = retention._replace(steps=(*retention.steps, *ends))
-    if first_process_says(restore.has_checkpoint(path)):
+    begun = first_process_says(restore.has_checkpoint(path))
+    if begun:
         # The run starts from its checkpoint, so it needs a teacher only for its losses.
         experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
+    if begun and start:
+        check_same_origin(start, path)
     teacher = teacher_identity(config, experiment)
     frozen = load_teacher(config, experiment, mesh)
     state = check_step(experiment, config, mesh, frozen)
-    labels = training_counts(config, dataset, path)
-    return Job(config, dataset, experiment, mesh, frozen, teacher, state, retention, labels, window)
+    job = Job(
+        config=config,
+        dataset=dataset,
+        experiment=experiment,
+        mesh=mesh,
+        frozen=frozen,
+        teacher=teacher,
+        state=state,
+        retention=retention,
+        labels=training_counts(config, dataset, path),
+        window=window,
+    )
+    return start_job_from(job, start, path) if start and not begun else job
+
+
+def start_job_from(job: Job, start: str, path: Path) -> Job:
+    """Return the job with what it takes from another run; prints what fits. Raises ValueError."""
+    origin = find_origin(start, job.config, job.experiment, job.mesh, path)
+    for line in describe_origin(origin, job.state, job.config):
+        say(line)
+    frozen = {**job.frozen, **load_start(origin, job.state, job.config)}
+    return job._replace(frozen=frozen, started_from=origin_identity(origin))
 
 
 def check_profile(window: Window, path: Path, config: ConfigDict) -> None:

@@ -45,14 +45,16 @@ def replay(request: Request) -> None:
     record, config = read_newest_record(path), workdir.load_config(path)
     if request.config is not None:
         config = replace_folders(config, request.config)
+    recorded = workdir.recorded_identity(path)
     rebuild(config, str(path))  # raises the error for a record of another version
     check_record_fits(record, config, path)
     mesh = make_mesh(**config.mesh)
-    experiment = build_on(config, mesh, workdir.recorded_identity(path).lengths)
+    experiment = build_on(config, mesh, recorded.lengths)
     dataset = find_dataset(config, experiment, writable=False)
     check_moved_data(path, config, experiment, dataset)
-    job = assemble_job(path, config, experiment, dataset, mesh)
-    check_same_sources(workdir.recorded_identity(path), None, job.teacher, path)
+    start = "{run}@{step}".format(**recorded.started_from) if recorded.started_from else ""
+    job = assemble_job(path, config, experiment, dataset, mesh, start=start)
+    check_same_sources(recorded, None, job.teacher, path)
     metrics = redo_step(path, record["step"], job)
     players = list(experiment.objective.players)
     found = find_non_finite(metrics, players, config.micro_batches)

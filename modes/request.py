@@ -54,6 +54,8 @@ PER_HOST = (
 class Request(NamedTuple):
     """The values of the command line, with defaults for flags that were not given.
 
+    The flag --from has the field `from_`, since Python keeps the word for itself.
+
     config_of_method: method -> its config in the file of --config, with the same overrides.
     teachers: method -> the method of its teacher.
     """
@@ -78,6 +80,7 @@ class Request(NamedTuple):
     price: float | None = None
     disk_speed: float | None = None
     profile: Window | None = None
+    from_: str = ""
 
 
 def expand_home(text: str) -> str:
@@ -117,7 +120,7 @@ def check_same_flags(mode: str, request: Request) -> None:
     values = request._asdict() | {"mode": mode, "config": None}
     values.update({"config_of_method": None, "teachers": None})
     check_same_code()
-    flags = {name: str(value) for name, value in values.items()}
+    flags = {name.removesuffix("_"): str(value) for name, value in values.items()}
     if request.config is not None:
         flags |= flatten_fields({"config": as_dict(request.config)})
     commands = gather(flags)

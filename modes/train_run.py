@@ -41,7 +41,7 @@ def train_run(request: Request) -> None:
     path, config = require_workdir(request), require_config(request)
     with Preemption() as preemption:
         with preemption.at_once():
-            job = prepare_job(path, config, request.profile)
+            job = prepare_job(path, config, request.profile, request.from_)
         with claim_workdir(path):
             step = train_in_folder(path, job, preemption)
     say(f"{path} is at step {step}; draw from it: {shell_flags('sample', workdir=path)}")
@@ -59,6 +59,7 @@ def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:
             job.teacher,
             counts or None,
             dataset_files(job.dataset),
+            job.started_from,
         )
         check_space(path, tree_bytes(job.state))
         if config.data.local_dir and reads_data(experiment.objective):

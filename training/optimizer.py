@@ -11,6 +11,7 @@ import optax
 from jax import Array
 
 from fewstep.training.spikes import skip_spikes
+from fewstep.training.trees import leaves_by_path, put_leaves
 
 SCHEDULES: dict[str, Callable[[float, int], optax.Schedule]] = {
     "constant": lambda rate, steps: optax.constant_schedule(rate),
@@ -24,6 +25,7 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "radam": optax.radam,
 }
 
+COUNT = "count"  # of the updates in an optimizer's moments
 # Names of the parts of an optimizer with heads: all but the heads, and the prefix of each head.
 BODY, HEAD = "network", "head_"
 
@@ -217,6 +219,37 @@ def stage_rate(
         return decay
     rise = optax.linear_schedule(0.0, learning_rate, warmup_steps)
     return optax.join_schedules([rise, decay], [warmup_steps])
+
+
+def is_adam(state: Any) -> bool:
+    """Whether a node of an optimizer's state has moments."""
+    return isinstance(state, optax.ScaleByAdamState)
+
+
+def moments_of(state: Any) -> dict[str, Any]:
+    """The moments in an optimizer's state by path of the parameter, and their count."""
+    found: dict[str, Any] = {"mu": {}, "nu": {}}
+    for node in filter(is_adam, jax.tree.leaves(state, is_leaf=is_adam)):
+        found = {name: found[name] | leaves_by_path(getattr(node, name)) for name in ("mu", "nu")}
+        found[COUNT] = node.count
+    return found
+
+
+def with_moments(state: Any, moments: Mapping[str, Any] | None) -> Any:
+    """An optimizer's state with these moments and their count; unchanged for None.
+
+    moments: as of `moments_of`, of some or all parameters.
+    """
+    if moments is None:
+        return state
+
+    def place(node: Any) -> Any:
+        if not is_adam(node):
+            return node
+        mu, nu = (put_leaves(getattr(node, name), moments[name]) for name in ("mu", "nu"))
+        return node._replace(count=moments[COUNT], mu=mu, nu=nu)
+
+    return jax.tree.map(place, state, is_leaf=is_adam)
 
 
 def restart_optimizer(
