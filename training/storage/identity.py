@@ -206,8 +206,8 @@ def check_same_identity(
     found += changed_continuation(old.lengths, old.fields, new.fields)
     if found:
         raise ValueError(
-            f"{workdir} holds a run with another config. {explain_changes(found, old.fields)}. "
-            f"{way_on(found, old.fields, workdir)}"
+            f"{workdir} holds a run with another config: {'; '.join(in_words(found))}. "
+            f"{explain_changes(found, old.fields)}. {way_on(found, old.fields, workdir)}"
         )
     check_same_sources(old, new.data, new.teacher, workdir, files)
 

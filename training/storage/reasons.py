@@ -34,15 +34,13 @@ MEANING = ("path.", "prediction.", "model.name", "model.time_scale", "model.scan
 
 
 def explain_changes(changes: Sequence[Difference], fields: Fields) -> str:
-    """The fields of a run that may not change, both values, and why not; equal reasons once.
-
-    fields: those of the run.
-    """
+    """Why a run keeps these fields, in a sentence. fields: all those of the run."""
     by_reason: dict[str, list[str]] = {}
-    for name, there, now in sorted(changes):
+    for name in sorted(change.field for change in changes):
         reason = " and ".join(length_reasons(fields)) if name == STEPS else reason_of(name)
-        by_reason.setdefault(reason, []).append(f"{name} ({there} there, {now} now)")
-    return "; ".join(f"{', '.join(named)}: {reason}" for reason, named in by_reason.items())
+        by_reason.setdefault(reason, []).append(name)
+    kept = [f"{', '.join(names)}, since {reason}" for reason, names in by_reason.items()]
+    return f"It keeps {'; '.join(kept)}"
 
 
 def reason_of(name: str) -> str:
