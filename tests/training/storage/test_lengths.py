@@ -67,7 +67,8 @@ def test_a_run_is_continued_by_a_field_and_never_silently(tmp_path):
     assert (
         "steps (10 there, 20 now). It keeps steps, since the cosine schedule depends on steps. "
         "Say what the learning rate does in the steps after that by "
-        "--config.continued.schedule=extend, hold or rewarm (docs/running.md), or start a new run from its networks: "
+        "--config.continued.schedule=extend, hold or rewarm (docs/running.md), or start a new run "
+        "from its networks: "
         f"--from={tmp_path} --workdir={tmp_path}_2"
     ) in str(error.value)
     run = workdir.start_run(tmp_path, small_config("edm", **longer | REWARM))
