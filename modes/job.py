@@ -130,7 +130,7 @@ def start_job_from(job: Job, start: str, path: Path) -> Job:
     origin = find_origin(start, job.config, job.experiment, job.mesh, path)
     for line in describe_origin(origin, job.state, job.config):
         say(line)
-    frozen = {**job.frozen, **load_start(origin, job.state, job.config)}
+    frozen = {**job.frozen, **load_start(origin, job.state)}
     return job._replace(frozen=frozen, started_from=origin_identity(origin))
 
 

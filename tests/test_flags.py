@@ -55,7 +55,7 @@ TOGETHER = ("train", "evaluate", "sample", "compare", "replay", "doctor")
 READ_BY = {
     "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "replay", "doctor"),
     "workdir": (*RUNS, "compare", "doctor", "describe"),
-    "from": ("train", "describe"),
+    "from": ("train", "describe", "doctor"),
     "workdirs": ("report",),
     "steps": ("sample",),
     "seeds": ("sample", "compare"),

@@ -20,7 +20,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.models.conditioning import SECOND_TIME, silent_outputs
+from fewstep.models.conditioning import silent_outputs
 from fewstep.objectives.base import Objective
 from fewstep.training.compiled_step import abstract_state
 from fewstep.training.experiment import Experiment, optimizer_fields, rebuild
@@ -148,14 +148,12 @@ def check_same_origin(given: str, run: Path) -> None:
         )
 
 
-def taken_leaves(origin: Origin, name: str, own: Any, source: Any, config: ConfigDict) -> dict:
+def taken_leaves(origin: Origin, name: str, own: Any, source: Any) -> dict[str, Any]:
     """The leaves that a network starts with, by path. Raises ValueError if most do not fit.
 
     own, source: the new network and the one that it starts from, shapes or arrays.
     """
     given = leaves_by_path(source)
-    if origin.config.model.get("second_time") != config.model.get("second_time"):
-        given = {path: leaf for path, leaf in given.items() if SECOND_TIME not in path.split("/")}
     taken, own = fitting_leaves(own, given), leaves_by_path(own)
     total = sum(leaf.size for leaf in own.values())
     share = sum(leaf.size for leaf in taken.values()) / total
@@ -168,7 +166,7 @@ def taken_leaves(origin: Origin, name: str, own: Any, source: Any, config: Confi
     return taken | {path: np.zeros(own[path].shape, np.float32) for path in silent_outputs(new)}
 
 
-def load_start(origin: Origin, own: TrainState, config: ConfigDict) -> dict[str, Any]:
+def load_start(origin: Origin, own: TrainState) -> dict[str, Any]:
     """{START: the leaves of networks and moments that the initial state takes}.
 
     own: shapes of the new state. Raises ValueError if a network is damaged.
@@ -178,7 +176,7 @@ def load_start(origin: Origin, own: TrainState, config: ConfigDict) -> dict[str,
     trees, _ = restore.restore_trees(origin.folder, trees, origin.step)
     targets = {**own.networks, **own.followers}
     networks = {
-        name: taken_leaves(origin, name, targets[name], trees[source], config)
+        name: taken_leaves(origin, name, targets[name], trees[source])
         for name, source in origin.sources.items()
     }
     moments = {}
@@ -204,17 +202,17 @@ def describe_origin(origin: Origin, own: TrainState, config: ConfigDict) -> list
         if name not in origin.sources:
             lines.append(f"{name} starts as without --from")
             continue
-        lines += describe_network(origin, name, tree, config)
+        lines += describe_network(origin, name, tree)
         if name not in origin.optimizers:
             lines.append(f"the optimizer of {name} starts anew")
     size, here = origin.config.data.image_size, config.data.image_size
     return lines + [f"images have {here} pixels per side, {size} there"] * (size != here)
 
 
-def describe_network(origin: Origin, name: str, own: Any, config: ConfigDict) -> list[str]:
+def describe_network(origin: Origin, name: str, own: Any) -> list[str]:
     """Lines on the parameters of a player that start fresh or are left out."""
     source = origin.trees[origin.sources[name]]
-    taken = taken_leaves(origin, name, own, source, config)
+    taken = taken_leaves(origin, name, own, source)
     here, there = leaves_by_path(own), leaves_by_path(source)
     silent = silent_outputs(here.keys() - there.keys())
     fresh = common_names(here.keys() - (taken.keys() - {*silent}), here)

@@ -28,7 +28,7 @@ from fewstep.training.storage.identity import (
     flatten_fields,
 )
 from fewstep.training.storage.reasons import length_reasons
-from fewstep.training.storage.workdir import CONFIG, load_config
+from fewstep.training.storage.workdir import CONFIG, load_config, recorded_identity
 from fewstep.training.teacher import parse_location
 
 # A heading names at most this many of the fields in which groups of one method differ.
@@ -166,9 +166,15 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> EvaluatedRun:
             "network_evaluations": None,
             "seconds": training_seconds(rows, last.sampling["step"], config.batch_size),
         },
-        config=expand_teacher(flatten_fields(as_dict(config))),
+        config=expand_teacher(flatten_fields(as_dict(config))) | continued_fields(folder),
         classes=class_names(folder),
     )
+
+
+def continued_fields(folder: Path) -> dict[str, Any]:
+    """What a run's config does not say: whether it started from another, and its lengths."""
+    run = recorded_identity(folder)
+    return {"started_from": bool(run.started_from), "lengths": [*map(list, run.lengths)]}
 
 
 def expand_teacher(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,7 +62,7 @@ def start(given, method, **fields):
         )
     )
     origin = find_origin(str(given), config, experiment, mesh)
-    frozen = load_start(origin, own, config)
+    frozen = load_start(origin, own)
     objective = experiment.objective._replace(init_from={})
     state = create_state(objective, experiment.optimizers, 0, frozen, mesh)
     return experiment, state, describe_origin(origin, own, config)
@@ -135,9 +135,8 @@ def test_a_new_input_has_no_effect_at_first(flow):
     assert np.any(hidden["kernel"])
 
 
-def test_another_second_time_is_another_input(tmp_path):
-    folder = save_run(tmp_path, "shortcut")
-    lines = start(folder, "flow_matching", **{"model.second_time": None})[2]
+def test_parts_that_the_new_network_lacks_are_left_out(tmp_path):
+    lines = start(save_run(tmp_path, "shortcut"), "flow_matching")[2]
     assert lines[-1] == "not in network, and left out: conditioning/second_time_embedder"
 
 
@@ -158,13 +157,13 @@ def test_a_run_that_cannot_start_another_is_refused(flow, method, fields, messag
 def test_the_other_run_must_exist_and_have_the_step(flow, tmp_path):
     config, mesh = small_config("flow_matching"), mesh_of(1, 1)
     experiment = build(config)
-    for given, message in (
-        (f"{tmp_path}", "is no run; name the folder of one"),
-        (f"{flow[0]}@4", "has no step 4; it has 5"),
-        (f"{flow[0]}@5", "is the run itself; choose another --workdir"),
+    for given, own, message in (
+        (tmp_path, flow[0], "is no run; name the folder of one"),
+        (f"{flow[0]}@4", tmp_path, "has no step 4; it has 5"),
+        (f"{flow[0]}@5", flow[0], "is the run itself; choose another --workdir"),
     ):
         with pytest.raises(ValueError, match=message):
-            find_origin(given, config, experiment, mesh, flow[0])
+            find_origin(str(given), config, experiment, mesh, own)
 
 
 def test_a_record_says_where_a_run_started_and_it_goes_on_without_that(flow, tmp_path):

@@ -24,7 +24,7 @@ from fewstep.training.storage.fields import REFUSE, is_whole
 from fewstep.training.storage.lengths import Length, changed_continuation, is_length
 from fewstep.training.storage.listing import File, changed_files
 from fewstep.training.storage.reasons import (
-    MEANING,
+    FOREIGN,
     STEPS,
     explain_changes,
     length_schedules,
@@ -262,7 +262,7 @@ def way_on(changes: Sequence[Difference], fields: Plain, workdir: Path) -> str:
     names = [name for name, *_ in changes]
     free = next(n for n in itertools.count(2) if not Path(f"{workdir}_{n}").exists())
     flags = f"--from={shlex.quote(str(workdir))} --workdir={shlex.quote(f'{workdir}_{free}')}"
-    if any(name.startswith(MEANING) for name in names):
+    if any(name.startswith(FOREIGN) for name in names):
         return "Choose another --workdir, or the run's own config"
     if names == [STEPS] and not lengths_left_open(fields):
         return (

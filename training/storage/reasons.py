@@ -31,6 +31,8 @@ WHY = {
 }
 # Fields that decide what the output of a network means, so that no other run can start from it.
 MEANING = ("path.", "prediction.", "model.name", "model.time_scale", "model.scan")
+# These, and fields that decide the shapes of nearly all parameters.
+FOREIGN = (*MEANING, "model.size", "model.width")
 
 
 def explain_changes(changes: Sequence[Difference], fields: Fields) -> str:
