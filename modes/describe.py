@@ -53,12 +53,12 @@ def describe_record(run: Path) -> list[str]:
     if recorded.started_from:
         origin = recorded.started_from
         parts = [
-            f"{name} from {source} ({origin['fingerprints'][source]})"
+            f"{name} from {source} (fingerprint {origin['fingerprints'][source]})"
             for name, source in origin["networks"].items()
         ]
         lines.append(
             f"started      from {origin['run']}@{origin['step']}, id {origin['id']}: "
-            f"{', '.join(parts)} (fingerprints)"
+            f"{', '.join(parts)}"
         )
     if recorded.lengths:
         lines.append(f"length       {describe_lengths(recorded.lengths)}")

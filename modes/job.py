@@ -44,9 +44,10 @@ from fewstep.training.teacher import build_source_teacher, load_teacher, teacher
 class Job(NamedTuple):
     """What to train.
 
-    frozen: parameters of teachers. teacher: identity of the teacher. state: shapes of the training
-    state. retention: which checkpoints to keep. labels: counts of the classes, from which labels
-    are drawn. window: the steps to profile. started_from: identity of the run that --from names.
+    frozen: parameters of teachers, and what the run starts from (state.START). teacher: identity
+    of the teacher. state: shapes of the training state. retention: which checkpoints to keep.
+    labels: counts of the classes, from which labels are drawn. window: the steps to profile.
+    started_from: identity of the run that --from names.
     """
 
     config: ConfigDict

@@ -299,9 +299,11 @@ def test_a_folder_that_hosts_do_not_share_is_found_at_the_start(tmp_path, monkey
             workdir.check_shared(folder, sought)
 
 
-def test_a_teacher_may_be_moved_as_it_is_known_by_its_parameters(tmp_path):
+def test_a_teacher_may_be_moved_as_it_is_known_by_its_parameters(tmp_path, monkeypatch):
     student = lambda folder: small_config("cd_flow", teacher=f"{folder}@5")
     workdir.start_run(tmp_path, student("old"), teacher=TEACHER)
+    monkeypatch.setattr(workdir.restore, "has_checkpoint", lambda folder: True)
+    monkeypatch.setattr(workdir.restore, "saved_step", lambda folder: 5)
     with pytest.raises(ValueError, match=r"teacher \(old@5 there, new@5 now\)"):
         workdir.start_run(tmp_path, student("new"), teacher={**TEACHER, "fingerprint": "another"})
     workdir.start_run(tmp_path, student("new"), teacher=TEACHER)
