@@ -12,6 +12,7 @@ import os
 import re
 import signal
 import sys
+from keyword import iskeyword
 from pathlib import Path
 from typing import Any
 
@@ -136,8 +137,11 @@ def run_mode(asked: Request) -> None:
             processes.exit_with_error(exits.PREEMPTED, UNFINISHED)
         processes.say(str(stop), sys.stderr)
         sys.exit(exits.PREEMPTED)
-    except KeyboardInterrupt:
-        processes.exit_with_error(exits.INTERRUPTED, interrupted)
+    except KeyboardInterrupt as stop:
+        if not str(stop):
+            processes.exit_with_error(exits.INTERRUPTED, interrupted)
+        processes.say(str(stop), sys.stderr)
+        sys.exit(exits.INTERRUPTED)
 
 
 def read_request() -> Request:
@@ -158,7 +162,9 @@ def read_request() -> Request:
             hint = meant or (f"; it is for the mode(s) {', '.join(users)}" if users else "")
             raise ValueError(f"--{name} is not used by --mode={MODE.value}{hint}")
     values = {
-        name: mode.flags[name].read(name, flags.FLAGS[name].value)
+        f"{name}_" if iskeyword(name) else name: mode.flags[name].read(
+            name, flags.FLAGS[name].value
+        )
         for name in given
         if name in mode.flags and name != CONFIG.name
     }

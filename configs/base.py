@@ -48,6 +48,12 @@ def config() -> ConfigDict:
             # Fields of `optimizer` that differ for one player: {"fake_score": {"b1": 0.0}}, or for
             # a head of its network: {"fake_score": {"heads": {"discriminator": {"b1": 0.0}}}}.
             "player_optimizers": {},
+            # What the learning rate does if the run is started again with other `steps`, and its
+            # schedule depends on them: refuse; extend, hold or rewarm (docs/running.md).
+            "continued": {
+                "schedule": "refuse",
+                "scale": placeholder(float),  # share of learning_rate; rewarm's default is 1
+            },
             "ema": {
                 "decays": (0.999,),  # one average for each decay, named ema_DECAY
                 "warmup": True,  # caps the decay at (1 + step) / (10 + step)

@@ -6,7 +6,7 @@ class has a row of a table. All of this is float32, because bfloat16 cannot tell
 501.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +17,7 @@ from fewstep.models.network import Array, Condition, check_choice
 FREQUENCY_FEATURES = 256  # as published for DiT
 TIME_MAX_PERIOD = 10000.0  # as published for DiT
 EMBEDDING_STD = 0.02  # of the label table and the weights of the time MLP, as published for DiT
-GUIDANCE_EMBEDDER = "guidance_embedder"
+SECOND_TIME, GUIDANCE_EMBEDDER = "second_time_embedder", "guidance_embedder"
 MIN_GAP = 2.0**-12  # keeps the level finite at s = t; below the 2^-7 of Frans et al. 2024
 
 Scalar = Callable[[Array, Array, Condition], Array]
@@ -52,9 +52,9 @@ def scalar_inputs(second_time: str, guidance_input: bool, time_scale: float) -> 
     """
     second_times: Mapping[str, dict[str, Scalar]] = {
         "none": {},
-        "time": {"second_time_embedder": lambda t, s, condition: time_scale * s},
-        "interval": {"second_time_embedder": lambda t, s, condition: time_scale * (t - s)},
-        "step_size": {"second_time_embedder": lambda t, s, condition: step_level(t, s)},
+        "time": {SECOND_TIME: lambda t, s, condition: time_scale * s},
+        "interval": {SECOND_TIME: lambda t, s, condition: time_scale * (t - s)},
+        "step_size": {SECOND_TIME: lambda t, s, condition: step_level(t, s)},
     }
     check_choice("second_time", second_time, second_times)
     if not 0.0 < time_scale < np.inf:
@@ -66,6 +66,15 @@ def scalar_inputs(second_time: str, guidance_input: bool, time_scale: float) -> 
             condition, "guidance_scale", t, jnp.floating
         )
     return scalars
+
+
+def silent_outputs(paths: Iterable[str]) -> list[str]:
+    """Those of new parameters, by path, that are zero if a new input has no effect at first.
+
+    They are the last weights of an embedder, whose bias starts at zero.
+    """
+    ends = [f"{name}/output/kernel" for name in (SECOND_TIME, GUIDANCE_EMBEDDER)]
+    return [path for path in paths if path.endswith(tuple(ends))]
 
 
 def read_condition(condition: Condition, name: str, t: Array, kind: type) -> Array:

@@ -35,6 +35,7 @@ from fewstep.modes.student import read_student
 from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import VISIBLE, time_limit
 from fewstep.training.compiled_step import abstract_state
+from fewstep.training.cost.compiled import step_inputs
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.experiment import Experiment, build, effective_config
 from fewstep.training.labels import training_counts
@@ -53,6 +54,7 @@ from fewstep.training.sources import (
     reads_teacher,
     teacher_sources,
 )
+from fewstep.training.start import check_same_origin, describe_origin, find_origin
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.code_version import code_version, describe_code
 from fewstep.training.storage.identity import as_dict, flatten_fields
@@ -90,7 +92,7 @@ class NextJob:
 
     def __init__(self, request: Request) -> None:
         self.workdir, self.given = require_workdir(request), require_config(request)
-        self.request = request
+        self.request, self.start = request, request.from_
         folders = [self.workdir.absolute(), *self.workdir.absolute().parents]
         self.missing = [folder for folder in folders if not folder.exists()]
         self.disk = next(folder for folder in folders if folder.exists())
@@ -221,6 +223,18 @@ def inspect_teacher(job: NextJob) -> str:
         return "none is used"
     location = locate_teacher(job.config.teacher)
     return f"{location.folder} at step {restore.saved_step(location.folder, location.step)}"
+
+
+def inspect_start(job: NextJob) -> str:
+    """Check that the new run can start from the one that --from names."""
+    if not job.start:
+        return "from no other run"
+    if restore.has_checkpoint(job.workdir):
+        check_same_origin(job.start, job.workdir)
+        return "from its own checkpoint"
+    origin = find_origin(job.start, job.config, job.experiment, job.mesh, job.workdir)
+    state = step_inputs(job.config, job.experiment, job.mesh).state
+    return "; ".join(describe_origin(origin, state, job.config))
 
 
 def inspect_evaluation(job: NextJob) -> str:
@@ -389,6 +403,7 @@ ALONE: dict[str, Check] = {
     "batch": Check(inspect_batch, ("mesh",)),
     "network": Check(inspect_network, ("data", "mesh"), equal=True),
     "teacher": Check(inspect_teacher, ("network",), equal=True),
+    "start": Check(inspect_start, ("network",), equal=True),
     "evaluation": Check(inspect_evaluation, ("network",)),
     "run": Check(inspect_earlier_run, ("teacher",), equal=True),
     "disk": Check(inspect_disk, ("network",)),

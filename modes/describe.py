@@ -1,21 +1,37 @@
-"""--mode=describe: print networks, parameters, shapes and FLOPs of a config before training."""
+"""--mode=describe: print networks, parameters, shapes and FLOPs of a config or of a run."""
+
+from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from fewstep.modes.mode import CONFIG, Mode
+from fewstep.modes.mode import CONFIG, FROM, WORKDIR, Mode
 from fewstep.modes.request import Request, resolve_open_fields
 from fewstep.modes.student import read_student
 from fewstep.training.cost.compiled import step_inputs
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.cost.step_cost import forward_flops, step_flops
-from fewstep.training.experiment import Experiment, build, optimizer_fields
+from fewstep.training.experiment import Experiment, build, optimizer_fields, rebuild
 from fewstep.training.inheritance import describe_inherited
 from fewstep.training.sharding import check_batch_size, make_mesh
+from fewstep.training.start import describe_origin, find_origin
+from fewstep.training.storage import workdir
+from fewstep.training.storage.lengths import describe_lengths
 from fewstep.training.teacher import load_teacher_config
 
 
 def describe(request: Request) -> None:
-    """Print a table. Allocates nothing on a device; reads the data set only if necessary."""
+    """Print a table. Allocates nothing on a device; reads the data set only if necessary.
+
+    Describes --config, with what it takes of --from, or else the run in --workdir.
+    """
+    if request.config is None and request.workdir is not None:
+        config = workdir.load_config(request.workdir)
+        print(describe_experiment(config, rebuild(config, str(request.workdir))))
+        for line in describe_record(request.workdir):
+            print(line)
+        return
+    if request.workdir is not None:
+        raise ValueError("--mode=describe takes --config or --workdir; leave one of them out")
     student = read_student(request)
     config = resolve_open_fields(student.config)
     experiment = build(config)
@@ -24,6 +40,34 @@ def describe(request: Request) -> None:
         print(f"teacher      {config.teacher}")
         print(f"inherited    {describe_inherited(student.inherited) or 'nothing'}")
     print(describe_experiment(config, experiment))
+    if request.from_:
+        print("\n".join(describe_start(request.from_, config, experiment)))
+
+
+def describe_start(given: str, config: ConfigDict, experiment: Experiment) -> list[str]:
+    """Return the lines on what a new run takes of another one. Raises ValueError."""
+    mesh = make_mesh(**config.mesh)
+    state = step_inputs(config, experiment, mesh).state
+    lines = describe_origin(find_origin(given, config, experiment, mesh), state, config)
+    return [f"start        {line}" for line in lines]
+
+
+def describe_record(run: Path) -> list[str]:
+    """Return the lines on where a run started, and on its lengths if it was continued."""
+    recorded, lines = workdir.recorded_identity(run), []
+    if recorded.started_from:
+        origin = recorded.started_from
+        parts = [
+            f"{name} from {source} (fingerprint {origin['fingerprints'][source]})"
+            for name, source in origin["networks"].items()
+        ]
+        lines.append(
+            f"started      from {origin['run']}@{origin['step']}, id {origin['id']}: "
+            f"{', '.join(parts)}"
+        )
+    if recorded.lengths:
+        lines.append(f"length       {describe_lengths(recorded.lengths)}")
+    return lines
 
 
 def describe_experiment(config: ConfigDict, experiment: Experiment) -> str:
@@ -63,4 +107,8 @@ def describe_experiment(config: ConfigDict, experiment: Experiment) -> str:
     return "\n".join(lines)
 
 
-DESCRIBE = Mode(describe, "Print networks, parameters, shapes and FLOPs of a config.", CONFIG)
+DESCRIBE = Mode(
+    describe,
+    "Print networks, parameters, shapes and FLOPs of a config, or of the run in --workdir.",
+    {**CONFIG, **WORKDIR, **FROM},
+)

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import jax
 
 from fewstep.modes.checks import ALONE, TOGETHER, Check, NextJob
-from fewstep.modes.mode import CONFIG, WORKDIR, Mode
+from fewstep.modes.mode import CONFIG, FROM, WORKDIR, Mode
 from fewstep.modes.request import Request
 from fewstep.training.cluster.processes import gather
 
@@ -115,7 +115,7 @@ def format_finding(name: str, found: Finding, who: str = "") -> str:
 DOCTOR = Mode(
     run_checks,
     "Check a long job before it starts: data, network, disk, devices, processes.",
-    {**CONFIG, **WORKDIR},
+    {**CONFIG, **WORKDIR, **FROM},
     together=True,
     alike=False,
 )

@@ -20,7 +20,7 @@ from fewstep.modes.request import (
 )
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import stage_ends
-from fewstep.training.cluster.processes import first_process_says, warn
+from fewstep.training.cluster.processes import first_process_says, say, warn
 from fewstep.training.compiled_step import abstract_state, compile_step
 from fewstep.training.experiment import Experiment, build_on, optimizer_fields
 from fewstep.training.labels import training_counts
@@ -28,6 +28,13 @@ from fewstep.training.profile import Window, check_window
 from fewstep.training.report import logged_evaluations
 from fewstep.training.sharding import check_batch_size, make_mesh
 from fewstep.training.sources import Supply, abstract_batch, reads_data
+from fewstep.training.start import (
+    check_same_origin,
+    describe_origin,
+    find_origin,
+    load_start,
+    origin_identity,
+)
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import Retention
 from fewstep.training.storage.train_state import TrainState
@@ -51,9 +58,10 @@ class Draft(NamedTuple):
 class Job(NamedTuple):
     """What to train.
 
-    frozen: parameters of teachers. teacher: identity of the teacher. state: shapes of the training
-    state. retention: which checkpoints to keep. labels: counts of the classes, from which labels
-    are drawn. window: the steps to profile.
+    frozen: parameters of teachers, and what the run starts from (state.START). teacher: identity
+    of the teacher. state: shapes of the training state. retention: which checkpoints to keep.
+    labels: counts of the classes, from which labels are drawn. window: the steps to profile.
+    started_from: identity of the run that --from names.
     """
 
     config: ConfigDict
@@ -66,13 +74,19 @@ class Job(NamedTuple):
     retention: Retention
     labels: tuple[int, ...]
     window: Window | None = None
+    started_from: Mapping[str, Any] | None = None
 
 
-def prepare_job(path: Path, config: ConfigDict, window: Window | None = None) -> Job:
-    """Return the job of a config after every check that needs no computation and no writing."""
+def prepare_job(
+    path: Path, config: ConfigDict, window: Window | None = None, start: str = ""
+) -> Job:
+    """Return the job of a config after every check that needs no computation and no writing.
+
+    start: RUN[@STEP] of --from, "" without it.
+    """
     draft = draft_job(path, config, window)
     config = fill_from_record(draft.config, path)
-    return assemble_job(path, config, draft.experiment, draft.dataset, draft.mesh, window)
+    return assemble_job(path, config, draft.experiment, draft.dataset, draft.mesh, window, start)
 
 
 def draft_job(path: Path, config: ConfigDict, window: Window | None = None) -> Draft:
@@ -84,7 +98,7 @@ def draft_job(path: Path, config: ConfigDict, window: Window | None = None) -> D
     if config.data.local_dir:
         data.local_folder(config.data.local_dir, "data.local_dir")
     check_batch_size(config.batch_size, mesh, config.micro_batches)
-    experiment = build_on(config, mesh)
+    experiment = build_on(config, mesh, workdir.planned_lengths(path, config))
     check_teacher_given(config, experiment)
     check_evaluation(experiment, dataset, config, mesh)
     warn_of_zero_rates(config, experiment)
@@ -107,20 +121,44 @@ def assemble_job(
     dataset: Dataset | None,
     mesh: Mesh,
     window: Window | None = None,
+    start: str = "",
 ) -> Job:
     """Return the job of the run in a folder; reads its teacher, state shapes and labels.
 
-    Raises ValueError.
+    start: the run whose networks it starts from, unless it has a checkpoint. Raises ValueError.
     """
     retention = retention_of(config, path)
     ends = stage_ends(experiment.objective.stages, config.steps)
     retention = retention._replace(steps=(*retention.steps, *ends))
-    experiment = started(experiment, first_process_says(restore.has_checkpoint(path)))
+    begun = first_process_says(restore.has_checkpoint(path))
+    experiment = started(experiment, begun)
+    if begun and start:
+        check_same_origin(start, path)
     teacher = teacher_identity(config, experiment)
     frozen = load_teacher(config, experiment, mesh)
     state = check_step(experiment, config, mesh, frozen)
-    labels = training_counts(config, dataset, path)
-    return Job(config, dataset, experiment, mesh, frozen, teacher, state, retention, labels, window)
+    job = Job(
+        config=config,
+        dataset=dataset,
+        experiment=experiment,
+        mesh=mesh,
+        frozen=frozen,
+        teacher=teacher,
+        state=state,
+        retention=retention,
+        labels=training_counts(config, dataset, path),
+        window=window,
+    )
+    return start_job_from(job, start, path) if start and not begun else job
+
+
+def start_job_from(job: Job, start: str, path: Path) -> Job:
+    """Return the job with what it takes from another run; prints what fits. Raises ValueError."""
+    origin = find_origin(start, job.config, job.experiment, job.mesh, path)
+    for line in describe_origin(origin, job.state, job.config):
+        say(line)
+    frozen = {**job.frozen, **load_start(origin, job.state)}
+    return job._replace(frozen=frozen, started_from=origin_identity(origin))
 
 
 def started(experiment: Experiment, saved: bool) -> Experiment:

@@ -149,6 +149,12 @@ PLACES = ("data.dir", "data.name", "teacher")
 # main.py reads `config`, since it knows the files of configs.
 CONFIG = {"config": Flag("File and method of the config, such as configs/digits.py:shortcut.")}
 WORKDIR = {"workdir": Flag("Folder of the run.", parse_path)}
+FROM = {
+    "from": Flag(
+        "RUN[@STEP], another run whose networks a new run starts from (docs/running.md).",
+        lambda flag, given: expand_home(given),
+    )
+}
 CHECKPOINT = {
     "checkpoint": Flag("Training step of the checkpoint; default: the newest.", parse_integer),
     "network": Flag(

@@ -53,6 +53,8 @@ PER_HOST = (
 class Request(NamedTuple):
     """The values of the command line, with defaults for flags that were not given.
 
+    The flag --from has the field `from_`, since Python keeps the word for itself.
+
     given: dotted names of the config's fields that the user set; None if the config is final, and a
     student inherits nothing. fields: dotted name -> value of the fields of a recorded run that the
     user replaces. config_of_method: method -> its config in the file of --config, with the same
@@ -83,6 +85,7 @@ class Request(NamedTuple):
     price: float | None = None
     disk_speed: float | None = None
     profile: Window | None = None
+    from_: str = ""
 
 
 def expand_home(text: str) -> str:
@@ -123,7 +126,7 @@ def check_same_flags(mode: str, request: Request) -> None:
     values.update(dict.fromkeys(("config_of_method", "teachers", "given", "fields")))
     values.update({f"config.{name}": value for name, value in request.fields.items()})
     check_same_code()
-    flags = {name: str(value) for name, value in values.items()}
+    flags = {name.removesuffix("_"): str(value) for name, value in values.items()}
     if request.config is not None:
         flags |= flatten_fields({"config": as_dict(request.config)})
     commands = gather(flags)

@@ -2,7 +2,7 @@
 
 import re
 
-from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode
+from fewstep.modes.mode import CONFIG, FROM, WORKDIR, Flag, Mode
 from fewstep.modes.train_run import train_run
 from fewstep.training.profile import Window
 
@@ -21,6 +21,7 @@ TRAIN = Mode(
     {
         **CONFIG,
         **WORKDIR,
+        **FROM,
         "profile": Flag("START:STOP, the training steps to trace, such as 100:103.", parse_window),
     },
     together=True,

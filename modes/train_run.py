@@ -31,7 +31,8 @@ from fewstep.training.report import NonFiniteError
 from fewstep.training.schedule import Schedule
 from fewstep.training.session import Upkeep
 from fewstep.training.sources import open_sources, reads_data
-from fewstep.training.storage.identity import as_dict
+from fewstep.training.storage.identity import Identity, as_dict
+from fewstep.training.storage.lengths import describe_lengths
 from fewstep.training.storage.train_state import TrainState
 from fewstep.training.storage.workdir import check_space, claim_workdir, describe_start, start_run
 
@@ -42,7 +43,7 @@ def train_run(request: Request) -> None:
     with Preemption() as preemption:
         with preemption.at_once():
             student = read_student(request)
-            job = prepare_job(path, student.config, request.profile)
+            job = prepare_job(path, student.config, request.profile, request.from_)
             announce_inherited(student)
         with claim_workdir(path):
             step = train_in_folder(path, job, preemption)
@@ -63,6 +64,7 @@ def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:
             job.teacher,
             counts or None,
             dataset_files(job.dataset),
+            job.started_from,
         )
         check_space(path, tree_bytes(job.state))
         if config.data.local_dir and reads_data(experiment.objective):
@@ -92,7 +94,7 @@ def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:
             evaluate,
             preemption=preemption,
             least_seconds=least_seconds(config, jax.devices()[0].device_kind, job.mesh.size),
-            announce=lambda start: announce(path, start, config.steps),
+            announce=lambda start: announce(path, start, config.steps, run),
         )
     except NonFiniteError as error:
         raise record_failure(error, job, run.order, path) from error
@@ -112,10 +114,12 @@ def schedule_of(job: Job) -> Schedule:
     )
 
 
-def announce(path: Path, step: int, steps: int) -> None:
-    """Print whether a run starts or continues, where, and on which devices."""
+def announce(path: Path, step: int, steps: int, run: Identity) -> None:
+    """Print whether a run starts or continues, where, on which devices, and at which rates."""
     if is_first():
         say(describe_start(path, step, steps))
+        if run.lengths:
+            say(f"learning rate: {describe_lengths(run.lengths)}")
 
 
 def make_evaluate(path: Path, job: Job) -> Callable[[TrainState], dict[str, float]]:

@@ -45,6 +45,7 @@ FLAGS = {
     "price": ("2.5", "price", 2.5),
     "disk_speed": ("3.5", "disk_speed", 3.5),
     "profile": ("4:7", "profile", Window(4, 7)),
+    "from": ("runs/a@5", "from_", "runs/a@5"),
 }
 # Read by `main` itself, before there is a request.
 OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "join_timeout")
@@ -60,7 +61,8 @@ RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
 TOGETHER = ("train", "evaluate", "sample", "compare", "replay", "doctor")
 READ_BY = {
     "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "replay", "doctor"),
-    "workdir": (*RUNS, "compare", "doctor"),
+    "workdir": (*RUNS, "compare", "doctor", "describe"),
+    "from": ("train", "describe", "doctor"),
     "workdirs": ("report",),
     "steps": ("sample", "evaluate"),
     "num_samples": ("evaluate",),

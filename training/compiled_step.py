@@ -32,8 +32,8 @@ Dispatch = Callable[[TrainState, Iterator[HostBatch], int], tuple[TrainState, Me
 class Training(NamedTuple):
     """What to train, and on which devices.
 
-    frozen: teachers' parameters by name. `restore_or_create` removes those that only initialize a
-    player.
+    frozen: teachers' parameters by name, and what a run starts from (state.START).
+    `restore_or_create` removes all that only initializes the state.
     """
 
     objective: Objective
@@ -142,7 +142,7 @@ def compile_dispatch(training: Training, complete: Callable[[Batch], Batch]) -> 
 def restore_or_create(training: Training, workdir: Path) -> TrainState:
     """The run's newest saved state, or its initial state if it has none.
 
-    Removes teachers that no loss reads from `training.frozen`, to free their memory.
+    Removes from `training.frozen` what no loss reads, to free its memory.
     """
     objective, optimizers, frozen, mesh, seed, *_ = training
     abstract = abstract_state(objective, optimizers, seed, frozen, mesh)

@@ -1,6 +1,7 @@
 """Turns a config into functions: the one place where config fields meet the rest of Fewstep."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from jax.sharding import Mesh
@@ -16,11 +17,18 @@ from fewstep.objectives.base import Follower, Objective
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
 from fewstep.training.construct import RunContext, construct, construct_with_parts, look_up
 from fewstep.training.networks import build_network, with_network_fields, with_tiny_network
-from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, Optimizer, build_optimizer
+from fewstep.training.optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Continuation,
+    Optimizer,
+    build_optimizer,
+)
 from fewstep.training.sharding import spread
 from fewstep.training.spaces import build_space
 from fewstep.training.storage.fields import HEADS, OPTIMIZER, is_finite
 from fewstep.training.storage.identity import check_known_fields
+from fewstep.training.storage.lengths import Length
 
 # Optimizer fields that name table entries.
 TABLES = {"name": OPTIMIZERS, "schedule": SCHEDULES}
@@ -45,10 +53,13 @@ class Experiment(NamedTuple):
     sample_with: str
 
 
-def build(config: ConfigDict, network: Network | None = None) -> Experiment:
+def build(
+    config: ConfigDict, network: Network | None = None, lengths: Sequence[Length] = ()
+) -> Experiment:
     """The experiment of a config whose data fields are resolved. Raises ValueError.
 
-    network: replaces the config's own, if given.
+    network: replaces the config's own, if given. lengths: those of a run that was continued
+    (training/storage/lengths.py).
     """
     model = build_model(config)
     if network is not None:
@@ -59,7 +70,7 @@ def build(config: ConfigDict, network: Network | None = None) -> Experiment:
     experiment = Experiment(
         model=model,
         objective=objective,
-        optimizers=build_optimizers(config, objective),
+        optimizers=build_optimizers(config, objective, lengths),
         space=build_space(config),
         num_classes=config.data.num_classes,
         guidable=config.data.num_classes > 0 and config.objective.get("label_dropout", 1.0) > 0.0,
@@ -70,12 +81,12 @@ def build(config: ConfigDict, network: Network | None = None) -> Experiment:
     return experiment
 
 
-def build_on(config: ConfigDict, mesh: Mesh) -> Experiment:
+def build_on(config: ConfigDict, mesh: Mesh, lengths: Sequence[Length] = ()) -> Experiment:
     """The experiment for training on a mesh; the network splits its rows over all devices.
 
-    Raises ValueError.
+    lengths: as for `build`. Raises ValueError.
     """
-    return build(config, spread(build_model(config).network, mesh))
+    return build(config, spread(build_model(config).network, mesh), lengths)
 
 
 def rebuild(config: ConfigDict, run: str) -> Experiment:
@@ -239,8 +250,11 @@ def head_fields(config: ConfigDict, player: str, network: Network) -> dict[str, 
     return {head: {**own} for head, own in heads.items()}
 
 
-def build_optimizers(config: ConfigDict, objective: Objective) -> dict[str, Optimizer]:
-    """The optimizer of each player."""
+def build_optimizers(
+    config: ConfigDict, objective: Objective, lengths: Sequence[Length] = ()
+) -> dict[str, Optimizer]:
+    """The optimizer of each player. lengths: as for `build`."""
+    steps = lengths[0].steps if lengths else config.steps
     for player in config.player_optimizers:
         look_up(objective.players, player, "player_optimizers")
     optimizers = {}
@@ -248,14 +262,21 @@ def build_optimizers(config: ConfigDict, objective: Objective) -> dict[str, Opti
         fields = optimizer_fields(config, name)
         for field, table in TABLES.items():
             look_up(table, fields[field], f"optimizer.{field}")
-        updates, *starts = (
-            -(-step // player.every)
-            for step in (config.steps, *(stage.start for stage in objective.stages))
-        )
+        count = partial(count_updates, player.every)
+        updates, *starts = map(count, (steps, *(stage.start for stage in objective.stages)))
         optimizers[name] = build_optimizer(
             **fields,
             updates=updates,
             starts=starts,
             heads=head_fields(config, name, player.network),
+            continued=[
+                Continuation(count(start), count(end), schedule, scale)
+                for start, end, schedule, scale in lengths[1:]
+            ],
         )
     return optimizers
+
+
+def count_updates(every: int, steps: int) -> int:
+    """The updates in `steps` training steps of a player that is updated in every `every`-th."""
+    return -(-steps // every)

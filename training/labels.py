@@ -40,7 +40,8 @@ def label_counts(config: ConfigDict, dataset: Dataset | None, run: Path) -> Coun
     classes = config.data.num_classes
     if not classes or config.data.label_shares == EQUAL:
         return (1,) * classes
-    known = recorded_counts(run) or known_counts(config, dataset)
+    kept = recorded_counts(run) if workdir.goes_on(run, config) else ()
+    known = kept or known_counts(config, dataset)
     if not known and config.data.name != NONE:
         warn_once(
             f"the class counts of {config.data.name} are unknown here, so all labels are drawn "
@@ -54,7 +55,7 @@ def training_counts(config: ConfigDict, dataset: Dataset | None, run: Path) -> C
 
     A run that began without known counts goes on with equal shares.
     """
-    if workdir.is_run(run) and not recorded_counts(run):
+    if workdir.goes_on(run, config) and not recorded_counts(run):
         return (1,) * config.data.num_classes
     return label_counts(config, dataset, run)
 

@@ -89,7 +89,10 @@ class Session:
             self.run_when_idle(self.profile.end)
 
     def do_what_is_due(self) -> None:
-        """Stop, save and evaluate, in this order. Raises Preempted once the state is saved."""
+        """Stop, save and evaluate, in this order.
+
+        Raises Preempted, or KeyboardInterrupt after a Ctrl-C, once the state is saved.
+        """
         stop = self.preemption.requested(self.done)
         save_due = self.schedule.saves(self.done)
         if save_due:
@@ -114,21 +117,21 @@ class Session:
             )
         self.report.restart_clock()
 
-    def save_and_stop(self) -> Preempted:
+    def save_and_stop(self) -> BaseException:
         """Save the state of a run that was asked to stop; returns the error to raise."""
         self.save()
         with self.watchdog.saving():
             checkpoint.wait_for_save(self.checkpoints)  # the error says that the step is saved
-        return Preempted(f"preempted, resumable: stopped after step {self.done}, which is saved")
+        return self.preemption.stop_exception(f"stopped after step {self.done}, which is saved")
 
     def evaluate_state(self) -> None:
-        """Evaluate the state and log the results. Raises Preempted once the state is saved."""
+        """Evaluate the state and log the results; a request to stop saves the state instead."""
         self.report.flush(self.done)
         self.check_place()
         try:
-            with self.watchdog.paused(), self.preemption.at_once():
+            with self.watchdog.paused(), self.preemption.at_once_if_alone():
                 results = self.evaluate(self.state)
-        except Preempted as stop:
+        except (Preempted, KeyboardInterrupt) as stop:
             raise self.save_and_stop() from stop
         self.report.log_evaluation(self.done, results)
         self.report.restart_clock()

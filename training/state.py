@@ -2,18 +2,19 @@
 
 import zlib
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.tree_util import tree_leaves_with_path
 
 from fewstep.objectives.base import Key, Objective, Params
-from fewstep.training.optimizer import Optimizer
+from fewstep.training.optimizer import Optimizer, with_moments
 from fewstep.training.storage.train_state import TrainState
+from fewstep.training.trees import leaves_by_path, put_leaves
 
-keystr = partial(jax.tree_util.keystr, simple=True, separator="/")
+# Name among the frozen networks of what a run starts from (training/start.py), and its parts:
+# leaves of players and followers, and moments of optimizers.
+START, NETWORKS, MOMENTS = "start", "networks", "moments"
 
 
 def named_key(key: Key, name: str) -> Key:
@@ -27,14 +28,14 @@ def start_from(own: Params, source: Params, error: str) -> Params:
     own: the player's initial parameters. error: beginning of an error message. Raises ValueError
     that names a parameter of the source that `own` lacks, or has in another shape.
     """
-    places = {keystr(path): leaf.shape for path, leaf in tree_leaves_with_path(own)}
-    for path, leaf in tree_leaves_with_path(source):
-        if keystr(path) not in places:
-            raise ValueError(f"{error}: it has no parameter {keystr(path)}")
-        if places[keystr(path)] != leaf.shape:
+    places = {path: leaf.shape for path, leaf in leaves_by_path(own).items()}
+    for path, leaf in leaves_by_path(source).items():
+        if path not in places:
+            raise ValueError(f"{error}: it has no parameter {path}")
+        if places[path] != leaf.shape:
             raise ValueError(
-                f"{error}: its parameter {keystr(path)} has the shape "
-                f"{places[keystr(path)]}, the source's has {leaf.shape}"
+                f"{error}: its parameter {path} has the shape {places[path]}, the source's has "
+                f"{leaf.shape}"
             )
     return replace_parts(own, jax.tree.map(jnp.copy, source))
 
@@ -57,9 +58,11 @@ def initial_state(
 ) -> TrainState:
     """The state before the first step. Followers start as copies of their sources.
 
-    They are copies, not references, because a buffer that appears twice cannot be donated. Raises
-    ValueError for a player whose network cannot start from its teacher.
+    They are copies, not references, because a buffer that appears twice cannot be donated. What
+    frozen[START] has replaces the rest. Raises ValueError for a player whose network cannot start
+    from its teacher.
     """
+    started, moments = (frozen.get(START, {}).get(part, {}) for part in (NETWORKS, MOMENTS))
     key = named_key(jax.random.key(seed), "init")
     networks = {}
     for name, player in objective.players.items():
@@ -68,13 +71,18 @@ def initial_state(
             source = objective.init_from[name]
             error = f"{name} cannot start from {source}"
             networks[name] = start_from(networks[name], frozen[source], error)
+        networks[name] = put_leaves(networks[name], started.get(name, {}))
     followers: dict[str, Params] = {}
     for name, follower in objective.followers.items():
         sources = networks | followers
-        followers[name] = jax.tree.map(jnp.copy, sources[follower.source])
+        copy = jax.tree.map(jnp.copy, sources[follower.source])
+        followers[name] = put_leaves(copy, started.get(name, {}))
     return TrainState(
         step=jnp.int32(0),
         networks=networks,
         followers=followers,
-        optimizers={name: optimizers[name].transform.init(networks[name]) for name in networks},
+        optimizers={
+            name: with_moments(optimizers[name].transform.init(networks[name]), moments.get(name))
+            for name in networks
+        },
     )

@@ -27,10 +27,10 @@ from fewstep.training.storage.identity import (
     CHANGEABLE,
     DECODING,
     as_dict,
-    depends_on_length,
     flatten_fields,
 )
-from fewstep.training.storage.workdir import CONFIG, load_config
+from fewstep.training.storage.reasons import length_reasons
+from fewstep.training.storage.workdir import CONFIG, load_config, recorded_identity
 
 # A heading names at most this many of the fields in which groups of one method differ.
 NAMED_DIFFERENCES = 3
@@ -173,10 +173,16 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> EvaluatedRun:
             "network_evaluations": None,
             "seconds": training_seconds(rows, last.sampling["step"], config.batch_size),
         },
-        config=expand_teacher(flatten_fields(as_dict(config))),
+        config=expand_teacher(flatten_fields(as_dict(config))) | continued_fields(folder),
         classes=class_names(folder),
         added=is_added(folder),
     )
+
+
+def continued_fields(folder: Path) -> dict[str, Any]:
+    """What a run's config does not say: whether it started from another, and its lengths."""
+    run = recorded_identity(folder)
+    return {"started_from": bool(run.started_from), "lengths": [*map(list, run.lengths)]}
 
 
 def expand_teacher(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -200,7 +206,7 @@ def identifying_fields(config: Mapping[str, Any]) -> dict[str, Any]:
     Rules of decoding are not among them. Several rules may give the same images, and the hash of
     the images identifies these.
     """
-    free = CHANGEABLE[1:] if depends_on_length(dict(config)) else CHANGEABLE
+    free = CHANGEABLE[1:] if length_reasons(config) else CHANGEABLE
     free += ("seed", DECODING)
     return {name: value for name, value in config.items() if not name.startswith(free)}
 

@@ -150,6 +150,10 @@ ELSEWHERE = {
         ("debug", "debug_keeps"), "set other fields: tests/training/test_experiment.py"
     ),
     **dict.fromkeys(
+        ("continued.schedule", "continued.scale"),
+        "of runs that are continued with other steps: tests/training/storage/test_lengths.py",
+    ),
+    **dict.fromkeys(
         ("model.name", "model.width", "model.depth"),
         "of other networks than the one here: tests/training/test_networks.py",
     ),
@@ -249,7 +253,7 @@ def test_every_field_is_in_a_table():
 
 
 def test_a_run_says_the_step_that_it_is_at_and_not_the_one_asked_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(TRAIN, "prepare_job", lambda path, config, window: None)
+    monkeypatch.setattr(TRAIN, "prepare_job", lambda path, config, window, start: None)
     monkeypatch.setattr(TRAIN, "train_in_folder", lambda path, job, preemption: 6)
     TRAIN.train_run(Request(config=small_config(steps=3), workdir=tmp_path))
     assert capsys.readouterr().out.startswith(f"{tmp_path} is at step 6; draw from it")

@@ -54,13 +54,15 @@ def train_small(
     save=SAVE_EVERY,
     keep=0,
     log=1,
+    steps=STEPS,
+    lengths=(),
 ):
-    """Train `method` in a folder to step STEPS; send a signal at `place` of step `at`, if given.
+    """Train `method` in a folder to step `steps`; send a signal at `place` of step `at`, if given.
 
     place: "step" (while it fetches the batch), "saving" (while it writes the checkpoint),
     "evaluating". pause: seconds added to every step. dispatch: steps per dispatch. save: steps
     between checkpoints. keep: newest checkpoints that stay, 0 for all. log: steps between rows of
-    the log.
+    the log. lengths: those of a run that was continued.
     """
     from fewstep.training.cluster import exits
     from fewstep.training.cluster.preemption import Preempted, Preemption
@@ -73,8 +75,8 @@ def train_small(
     from fewstep.training.sources import Stream, abstract_batch
     from fewstep.training.storage import checkpoint
 
-    config = small_config(method, steps=STEPS, **fields)
-    experiment = build(config, small_network(config))
+    config = small_config(method, steps=steps, **fields)
+    experiment = build(config, small_network(config), lengths)
     experiment = experiment._replace(objective=experiment.objective._replace(init_from={}))
     teacher = jax.tree.map(lambda leaf: 0.5 * leaf, affine_network().init(None))
     write = checkpoint.save_state
@@ -113,7 +115,7 @@ def train_small(
                     batch_size=config.batch_size,
                 ),
                 Stream(batches, dict),
-                Schedule(STEPS, log, save, EVALUATE_EVERY, dispatch),
+                Schedule(steps, log, save, EVALUATE_EVERY, dispatch),
                 Upkeep(
                     Path(folder),
                     {"method": method},

@@ -5,7 +5,13 @@ import optax
 import pytest
 
 from fewstep.training.experiment import build
-from fewstep.training.optimizer import OPTIMIZERS, SCHEDULES, build_optimizer, restart_optimizer
+from fewstep.training.optimizer import (
+    OPTIMIZERS,
+    SCHEDULES,
+    Continuation,
+    build_optimizer,
+    restart_optimizer,
+)
 from tests.training.runs import small_config
 
 FIELDS = {
@@ -209,6 +215,28 @@ def test_fields_have_edges(allowed, refused, message):
     build_optimizer(**{**FIELDS, **allowed})
     with pytest.raises(ValueError, match=message):
         build_optimizer(**{**FIELDS, **refused})
+
+
+@pytest.mark.parametrize(
+    ("how", "at", "rates"),
+    [
+        # Of a cosine of 100 updates from 0.1, at updates 50, 100, 101, 150 and 200 of 200.
+        ("extend", 100, [0.05, 0.05, 0.0492, 0.0146, 0.0]),
+        ("extend", 50, [0.0854, 0.05, 0.0492, 0.0146, 0.0]),
+        ("hold", 100, [0.05, 0.02, 0.02, 0.02, 0.02]),
+        ("rewarm", 100, [0.05, 0.02, 0.02, 0.01, 0.0]),
+    ],
+)
+def test_a_continued_run_has_the_rate_that_was_asked_for(how, at, rates):
+    continued = [Continuation(at, 200, how, 0.2)]
+    own = {**FIELDS, "schedule": "cosine", "continued": continued}
+    rate = build_optimizer(**own).learning_rate
+    found = [float(rate(n)) for n in (50, 100, 101, 150, 200)]
+    np.testing.assert_allclose(found, rates, atol=1e-4)
+    constant = build_optimizer(**{**own, "schedule": "constant"}).learning_rate
+    assert float(constant(150)) == pytest.approx(0.1)  # it does not depend on the length
+    warmed = build_optimizer(**{**own, "warmup_steps": 20}).learning_rate
+    assert (float(warmed(at + 10)) == pytest.approx(0.01)) == (how == "rewarm")
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES)

@@ -7,9 +7,11 @@ of methods (tests/training/kinds.py).
 import json
 import shutil
 
+import numpy as np
 import pytest
 
 from fewstep.training.pace import MEASURED
+from fewstep.training.storage.lengths import Length
 from tests.training import killed
 from tests.training.kinds import methods_of_kinds, objective_and_kind
 
@@ -70,6 +72,21 @@ def test_killed_at_every_place_and_started_again(method, tmp_path):
     assert rows(tmp_path / "whole") == rows(tmp_path / "cut")
     networks, first = whole.networks[next(iter(whole.networks))], killed.affine_network().init(None)
     assert not killed.have_same_bits(networks, first)
+
+
+@pytest.mark.parametrize("how", ["extend", "hold", "rewarm"])
+def test_a_continued_run_is_killed_and_started_again(how, tmp_path):
+    fields = {"optimizer.schedule": "cosine", "optimizer.warmup_steps": 1}
+    lengths = (Length(0, 6), Length(6, killed.STEPS, how, 0.5))
+    killed.run_process(tmp_path / "whole", "edm", fields, lengths=lengths)
+    killed.run_process(tmp_path / "cut", "edm", fields, steps=6)
+    killed.run_process(tmp_path / "cut", "edm", fields, "step", 10, expect=-9, lengths=lengths)
+    killed.run_process(tmp_path / "cut", "edm", fields, lengths=lengths)
+    whole, cut = killed.final_state(tmp_path / "whole"), killed.final_state(tmp_path / "cut")
+    assert killed.have_same_bits(whole, cut)
+    rates = {step: row["learning_rate"] for step, row in rows(tmp_path / "cut").items()}
+    last = {"extend": 0.5 * (1 + np.cos(np.pi * 10 / 11)), "hold": 0.5, "rewarm": 0.04775}[how]
+    assert rates[12] == pytest.approx(1e-3 * last, rel=1e-3)
 
 
 def test_several_steps_at_once_are_the_same_steps(tmp_path):

@@ -70,8 +70,8 @@ TABLE = (
     ),
     Exit(
         INTERRUPTED,
-        "interrupted from the keyboard: training ends after the step, and at once if Ctrl-C comes "
-        "twice",
+        "interrupted from the keyboard: training saves its state after the step; a second Ctrl-C "
+        "ends it at once",
         "yes, as it is",
         False,
     ),

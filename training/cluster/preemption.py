@@ -14,7 +14,7 @@ import signal
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from types import FrameType
 from typing import Any
 
@@ -22,10 +22,13 @@ import jax
 from jax.experimental import multihost_utils
 
 from fewstep.training.cluster import exits
+from fewstep.training.cluster.processes import is_first
 
 _entered: list["Preemption"] = []  # the innermost, which has the handlers, is last
 AGAIN = 0.05  # seconds after which a lost request is raised again
 INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
+STOPPING = "\nCtrl-C: stops after this step and saves it; a second Ctrl-C leaves at once\n"
+GOES_ON = "the same command goes on from there"
 # For modes that do not train.
 BROKEN_OFF = "interrupted; the same command starts again"
 
@@ -44,7 +47,8 @@ class Preemption:
     A second Ctrl-C ends the process at once. Outside the main thread nothing changes. Preemptions
     nest: the outer one gets what the inner one has noted but not raised.
 
-    carried: whether `jax.distributed` handles SIGTERM, for all processes of a run.
+    carried: whether `jax.distributed` handles SIGTERM, for all processes of a run. A Ctrl-C in the
+    loop is then passed on as a SIGTERM, so that all stop at the same step.
     interrupted: the message when a second Ctrl-C ends the process.
     """
 
@@ -94,7 +98,12 @@ class Preemption:
         self.noted.add(number)
         self.lost.discard(number)
         if self.immediate:
-            raise stop_exception(number)
+            raise self.stop_exception()
+        if number == signal.SIGINT:
+            if is_first():
+                os.write(2, STOPPING.encode())
+            if self.carried:
+                signal.raise_signal(signal.SIGTERM)
 
     def on_unraisable(self, lost: Any) -> None:
         """Raise a request again that was raised where Python cannot raise."""
@@ -108,15 +117,19 @@ class Preemption:
             self.timers[-1].start()
 
     def requested(self, step: int) -> bool:
-        """Whether to stop after this step. All processes ask at every step and get one answer.
-
-        Raises KeyboardInterrupt after a Ctrl-C.
-        """
-        if signal.SIGINT in self.noted:
-            raise stop_exception(signal.SIGINT)
+        """Whether to stop after this step. All processes ask at every step and get one answer."""
         if self.carried:
             return multihost_utils.reached_preemption_sync_point(step)
-        return signal.SIGTERM in self.noted
+        return bool(self.noted)
+
+    def stop_exception(self, saved: str = "") -> BaseException:
+        """The exception to raise for what was noted: KeyboardInterrupt after a Ctrl-C.
+
+        saved: what is saved, for the message.
+        """
+        if signal.SIGINT in self.noted:
+            return KeyboardInterrupt(saved and f"interrupted: {saved}; {GOES_ON}")
+        return Preempted(saved and f"preempted, resumable: {saved}")
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
@@ -126,11 +139,15 @@ class Preemption:
         """
         self.immediate = True  # first, so that no request is missed in between
         try:
-            for number in self.noted:
-                raise stop_exception(number)
+            if any(self.noted):
+                raise self.stop_exception()
             yield
         finally:
             self.immediate = False
+
+    def at_once_if_alone(self) -> AbstractContextManager[None]:
+        """`at_once` in a single process; several finish the block, and stop after it together."""
+        return nullcontext() if self.carried else self.at_once()
 
 
 def raise_again() -> None:
@@ -139,13 +156,8 @@ def raise_again() -> None:
     Code that takes any error as a sign of a damaged file calls this first.
     """
     for preemption in _entered[-1:]:
-        for number in preemption.noted if preemption.immediate else ():
-            raise stop_exception(number)
-
-
-def stop_exception(number: int) -> BaseException:
-    """The exception to raise for a signal."""
-    return KeyboardInterrupt() if number == signal.SIGINT else Preempted()
+        if preemption.immediate and preemption.noted:
+            raise preemption.stop_exception()
 
 
 def is_ours(handler: Any) -> bool:

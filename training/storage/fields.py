@@ -14,6 +14,9 @@ from fewstep.data.labels import SHARES
 from fewstep.objectives import OBJECTIVES
 from fewstep.parts import group_names
 
+# What the learning rate may do if `steps` changes after a schedule was set by it.
+REFUSE = "refuse"
+CONTINUED = (REFUSE, "extend", "hold", "rewarm")
 LARGEST_INT32, LARGEST_SEED = 2**31 - 1, 2**32 - 1
 LARGEST_FLOAT32 = float(np.finfo(np.float32).max)
 
@@ -170,6 +173,8 @@ FIELDS = {
     "prediction.kind": TEXT,
     "prediction.sigma_data": optional(number_range(0.0, above=True)),
     **{f"optimizer.{name}": allowed for name, allowed in OPTIMIZER.items()},
+    "continued.schedule": one_of(*CONTINUED),
+    "continued.scale": optional(number_range(0.0, above=True)),
     "ema.decays": sequence_of(number_range(0.0, 1.0)),
     "ema.warmup": SWITCH,
     "ema.power_stds": sequence_of(number_range(0.0, above=True)),

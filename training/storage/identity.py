@@ -4,8 +4,10 @@ The identity tells a run's own checkpoints from those of other runs, and records
 teacher that the run began with. config.json only shows the config; the sealed one counts.
 """
 
+import itertools
 import json
 import secrets
+import shlex
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,13 +17,19 @@ from ml_collections import ConfigDict
 from fewstep.data import FIRST_ORDER, path_in_name
 from fewstep.data.arrays.identity import identity_changes
 from fewstep.files import write_json
-from fewstep.messages import differences
-from fewstep.objectives import OBJECTIVES
-from fewstep.parts import open_lengths
+from fewstep.messages import Difference, differences
 from fewstep.training.cluster.processes import warn_once
 from fewstep.training.storage.defaults import fill_missing_fields, removed_fields
-from fewstep.training.storage.fields import PLAYERS, is_whole
+from fewstep.training.storage.fields import REFUSE, is_whole
+from fewstep.training.storage.lengths import Length, changed_continuation, is_length
 from fewstep.training.storage.listing import File, changed_files
+from fewstep.training.storage.reasons import (
+    FOREIGN,
+    STEPS,
+    explain_changes,
+    length_schedules,
+    lengths_left_open,
+)
 from fewstep.training.storage.record import parse_config
 from fewstep.training.storage.seal import seal_record, unseal_record
 
@@ -40,6 +48,7 @@ CHANGEABLE = (
     "mesh.",
     "model.attention",
     "ema.sample_with",
+    "continued.",
     "data.dir",
     "data.local_dir",
     "data.on_device",
@@ -61,6 +70,10 @@ class Identity(NamedTuple):
     versions lack it, and read in the first order.
     class_counts: images of each class, in whose shares labels are drawn (training/labels.py). None
     in records of older versions, which draw all classes equally often.
+    lengths: those of a run that was continued with other steps (training/storage/lengths.py), ()
+    if it has had only one.
+    started_from: run, id, step, networks and fingerprints of the run whose networks it started from
+    (training/start.py), None without one.
     """
 
     id: str
@@ -69,6 +82,13 @@ class Identity(NamedTuple):
     teacher: Plain | None = None
     order: int = FIRST_ORDER
     class_counts: Sequence[int] | None = None
+    lengths: Sequence[Length] = ()
+    started_from: Plain | None = None
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """All fields of the config by dotted name; each that it lacks is what runs do without."""
+        return flatten_fields(plain_fields(fill_missing_fields(self.config)))
 
     @property
     def stamp(self) -> dict[str, Any]:
@@ -120,12 +140,14 @@ def identity_of(record: Any) -> Identity:
         parse_config(identity.config)
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"it lacks the fields of a run: {error}") from error
-    sources = (identity.data, identity.teacher)
+    sources = (identity.data, identity.teacher, identity.started_from)
     plain = all(source is None or isinstance(source, Mapping) for source in sources)
     counted = identity.class_counts is None or is_counts(identity.class_counts)
-    if not (isinstance(identity.id, str) and is_whole(identity.order) and plain and counted):
+    long = isinstance(identity.lengths, list | tuple) and all(map(is_length, identity.lengths))
+    known = isinstance(identity.id, str) and is_whole(identity.order)
+    if not (known and plain and counted and long):
         raise ValueError("a field of the run has the wrong type")
-    return identity
+    return identity._replace(lengths=[Length(*length) for length in identity.lengths])
 
 
 def is_counts(value: Any) -> bool:
@@ -163,12 +185,13 @@ def check_checkpoint(record: Plain, folder: Path) -> None:
             f"checkpoint {folder} belongs to another run (id {stamp['id']}, {RUN} has {run.id}); "
             "move away the one that does not belong here"
         )
-    # Teacher and images may have moved since.
-    found = config_changes(run.config, record["config"], ("teacher", "data.name"))
+    # Teacher and images may have moved since, and a run that was continued has another length.
+    free = ("teacher", "data.name", *([STEPS] if run.lengths else []))
+    found = config_changes(run.config, record["config"], free)
     if found:
         raise ValueError(
-            f"checkpoint {folder} belongs to a run with another config: {'; '.join(found)}. Move "
-            f"it away, or restore {RUN} if that was edited"
+            f"checkpoint {folder} belongs to a run with another config: "
+            f"{'; '.join(in_words(found))}. Move it away, or restore {RUN} if that was edited"
         )
 
 
@@ -182,10 +205,11 @@ def check_same_identity(
     files: the data's files now (training.storage.listing), to say which of them changed.
     """
     found = config_changes(old.config, new.config, movable_fields(old, new))
+    found += changed_continuation(old.lengths, old.fields, new.fields)
     if found:
         raise ValueError(
-            f"{workdir} holds a run with another config: {'; '.join(found)}. Choose another "
-            "--workdir or the run's own config"
+            f"{workdir} holds a run with another config: {'; '.join(in_words(found))}. "
+            f"{explain_changes(found, old.fields)}. {way_on(found, old.fields, workdir)}"
         )
     check_same_sources(old, new.data, new.teacher, workdir, files)
 
@@ -242,7 +266,23 @@ def check_same_source(
         )
 
 
-def config_changes(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[str]:
+def way_on(changes: Sequence[Difference], fields: Plain, workdir: Path) -> str:
+    """What to type to go on although these fields of a run in a folder would change."""
+    names = [name for name, *_ in changes]
+    free = next(n for n in itertools.count(2) if not Path(f"{workdir}_{n}").exists())
+    flags = f"--from={shlex.quote(str(workdir))} --workdir={shlex.quote(f'{workdir}_{free}')}"
+    if any(name.startswith(FOREIGN) for name in names):
+        return "Choose another --workdir, or the run's own config"
+    if names == [STEPS] and not lengths_left_open(fields):
+        return (
+            "Say what the learning rate does in the steps after that by "
+            "--config.continued.schedule=extend, hold or rewarm (docs/running.md), or start a new "
+            f"run from its networks: {flags}"
+        )
+    return f"To train its networks on with these values, start a new run: add {flags}"
+
+
+def config_changes(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[Difference]:
     """The fields, with both values, in which two configs describe different runs.
 
     A field that a config lacks stands for what runs do without it (training.storage.defaults).
@@ -250,34 +290,21 @@ def config_changes(old: Plain, new: Plain, free: tuple[str, ...] = ()) -> list[s
     """
     old, new = (flatten_fields(plain_fields(fill_missing_fields(config))) for config in (old, new))
     free += (DECODING,) * (0 in (old[DECODING], new[DECODING]))  # 0 leaves it open
-    free += CHANGEABLE[1:] if depends_on_length(old) else CHANGEABLE
-    return differing_fields(
+    scheduled = length_schedules(old) and new["continued.schedule"] == REFUSE
+    free += CHANGEABLE[1:] if scheduled or lengths_left_open(old) else CHANGEABLE
+    return differences(
         *({k: v for k, v in c.items() if not k.startswith(free)} for c in (old, new))
     )
 
 
 def differing_fields(old: Plain, new: Plain) -> list[str]:
     """The fields, with both values, in which two flat mappings differ."""
-    return [
-        f"{name} ({before} there, {now} now)" for name, before, now in sorted(differences(old, new))
-    ]
+    return in_words(differences(old, new))
 
 
-def depends_on_length(fields: Plain) -> bool:
-    """Whether what a run does at a step depends on its number of steps.
-
-    It does if a learning-rate schedule ends at the last step, or if the config leaves a length of
-    the objective or its parts to the run. fields: by dotted name.
-    """
-    players = f"{PLAYERS}."
-    schedules = [fields.get("optimizer.schedule")] + [
-        value
-        for name, value in fields.items()
-        if name.startswith(players) and name.endswith(".schedule")
-    ]
-    objective = OBJECTIVES.get(fields.get("objective.name", ""))
-    left_open = open_lengths(objective, fields, "objective") if objective else ()
-    return any(schedule != "constant" for schedule in schedules) or any(left_open)
+def in_words(changes: Sequence[Difference]) -> list[str]:
+    """Each field with both values, sorted by name."""
+    return [f"{name} ({before} there, {now} now)" for name, before, now in sorted(changes)]
 
 
 def with_all_fields(config: Plain) -> ConfigDict:

@@ -91,14 +91,23 @@ def read_state(checkpoints: ocp.CheckpointManager, step: int, abstract: TrainSta
 def restore_network(
     workdir: Path, name: str, abstract: Params, step: int | None = None
 ) -> tuple[Params, int]:
-    """One network of a run, and the step it is from: the newest whole one by default.
+    """One network of a run, and the step it is from; as for `restore_trees`."""
+    trees, step = restore_trees(workdir, {name: abstract}, step)
+    return trees[name], step
 
-    Raises ValueError if there is no such checkpoint or it cannot be read.
+
+def restore_trees(
+    workdir: Path, abstract: Mapping[str, Any], step: int | None = None
+) -> tuple[dict[str, Any], int]:
+    """Networks or optimizer states of a run by name, and the step they are from.
+
+    step: the newest whole one by default. Raises ValueError if there is no such checkpoint or it
+    cannot be read.
     """
     with read_checkpoints(workdir) as checkpoints:
 
-        def read(step: int) -> tuple[Params, int]:
-            return read_items(checkpoints, step, {name: abstract})[name], step
+        def read(step: int) -> tuple[dict[str, Any], int]:
+            return read_items(checkpoints, step, abstract), step
 
         chosen = choose_step(steps_for_all(checkpoints), workdir, step)
         if step is None:

@@ -3,10 +3,12 @@
 run.json          the run's identity, sealed (training/storage/identity.py)
 config.json       the same config, for readers
 environment.json  one entry for each start: command, versions, code, devices
+unsaved/N         what runs left that ended before their first checkpoint
 """
 
 import errno
 import fcntl
+import itertools
 import json
 import os
 import platform
@@ -40,13 +42,19 @@ from fewstep.training.storage.checkpoint import run_in_record
 from fewstep.training.storage.code_version import code_version, describe_code
 from fewstep.training.storage.fields import is_whole
 from fewstep.training.storage.identity import Identity, Plain, as_dict
-from fewstep.training.storage.listing import File, write_listing
+from fewstep.training.storage.lengths import Length, next_lengths
+from fewstep.training.storage.listing import LISTING, File, write_listing
 from fewstep.training.storage.record import read_config_file
 
 CONFIG = "config.json"
 ENVIRONMENT = "environment.json"
 LOCK = "lock"
 NEARBY = 5  # most runs that a message names
+UNSAVED = "unsaved"
+# What a run leaves in its folder beside checkpoints: what another run there would mistake for its
+# own. `lock` and `heartbeat` belong to the folder.
+LEFT = (identity.RUN, CONFIG, ENVIRONMENT, LISTING, "metrics.jsonl", "metrics.dropped.jsonl")
+LEFT += ("tensorboard", "eval", "pairs.npz", "profile", "replay", "stacks")
 # Errors of file systems without locks, such as NFS without its lock service.
 UNLOCKED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -59,25 +67,28 @@ def start_run(
     teacher: Plain | None = None,
     class_counts: Sequence[int] | None = None,
     files: Sequence[File] = (),
+    started_from: Plain | None = None,
 ) -> Identity:
     """Record a new run, or check a resumed one against its record; returns its identity.
 
-    data, teacher, class_counts: as in `Identity`. files: the data's files
+    data, teacher, class_counts, started_from: as in `Identity`. files: the data's files
     (training.storage.listing). Raises ValueError, in all processes, if the folder holds a run with
-    other data, another teacher, or a config that differs in more than `identity.CHANGEABLE`.
+    other data, another teacher, or a config that differs in more than `identity.CHANGEABLE`. A run
+    that has saved nothing gives way to another: UNSAVED keeps what it left.
     """
     record: dict[str, Any] = {}
+    counts = None if class_counts is None else list(class_counts)
+    now = Identity(identity.new_id(), as_dict(config), data, teacher, NEWEST_ORDER, counts)
     if jax.process_index() == 0:
         try:
-            record["run"] = record_start(
-                workdir, as_dict(config), data, teacher, class_counts, files
-            )._asdict()
+            begun = record_start(workdir, now._replace(started_from=started_from), files)
+            record["run"] = begun._asdict()
         except ValueError as error:
             record["error"] = str(error)
     record = broadcast(record)
     if "error" in record:
         raise ValueError(record["error"])
-    run = Identity(**record["run"])
+    run = identity.identity_of(record["run"])
     check_shared(workdir, run.id)
     # Other processes may read their data and teacher from other disks than the first.
     identity.check_same_sources(run, data, teacher, workdir)
@@ -101,20 +112,12 @@ def check_shared(workdir: Path, id: str) -> None:
         )
 
 
-def record_start(
-    workdir: Path,
-    config: Plain,
-    data: Plain | None,
-    teacher: Plain | None,
-    class_counts: Sequence[int] | None,
-    files: Sequence[File],
-) -> Identity:
-    """`start_run` in one process."""
-    counts = None if class_counts is None else list(class_counts)
-    now = Identity(identity.new_id(), config, data, teacher, NEWEST_ORDER, counts)
-    if is_run(workdir):
-        before = recorded_identity(workdir)
-        identity.check_same_identity(before, now, workdir, files)
+def record_start(workdir: Path, now: Identity, files: Sequence[File]) -> Identity:
+    """`start_run` in one process; `now` is what a new run would record."""
+    before = recorded_identity(workdir) if is_run(workdir) else None
+    if before is not None and gives_way(before, now, workdir, files):
+        set_unsaved_aside(workdir)
+    elif before is not None:
         if not before.id:
             warn(
                 f"{workdir} was made by a version that recorded no run id; it gets one now, with a "
@@ -122,17 +125,71 @@ def record_start(
             )
         now = before._replace(
             id=before.id or now.id,
-            config=config,
-            data=before.data or data,
-            teacher=before.teacher or teacher,
+            config=now.config,
+            data=before.data or now.data,
+            teacher=before.teacher or now.teacher,
+            lengths=lengths_after(workdir, before, now),
         )
     workdir.mkdir(parents=True, exist_ok=True)
     identity.write_identity(workdir, now)
-    if data is not None:
+    if now.data is not None:
         write_listing(workdir, files)
-    write_json(workdir / CONFIG, config)
+    write_json(workdir / CONFIG, now.config)
     record_environment(workdir)
     return now
+
+
+def gives_way(before: Identity, now: Identity, workdir: Path, files: Sequence[File] = ()) -> bool:
+    """Whether the run in a folder has saved nothing, and `now` is another one.
+
+    Raises ValueError if it is another one, and the one in the folder has a checkpoint.
+    """
+    try:
+        identity.check_same_identity(before, now, workdir, files)
+    except ValueError:
+        if restore.has_checkpoint(workdir):
+            raise
+        return True
+    other_start = before.started_from != now.started_from
+    return other_start and not restore.has_checkpoint(workdir)
+
+
+def goes_on(workdir: Path, config: ConfigDict) -> bool:
+    """Whether the run in a folder goes on if one of this config is started there."""
+    if not is_run(workdir):
+        return False
+    begun = recorded_identity(workdir)
+    return restore.has_checkpoint(workdir) or not identity.config_changes(
+        begun.config, as_dict(config)
+    )
+
+
+def lengths_after(workdir: Path, before: Identity, now: Identity) -> list[Length]:
+    """The lengths of the run in a folder if it goes on with the config of `now`."""
+    done = restore.saved_step(workdir) if restore.has_checkpoint(workdir) else 0
+    return next_lengths(before.lengths, before.fields, now.fields, done)
+
+
+def planned_lengths(workdir: Path, config: ConfigDict) -> list[Length]:
+    """The lengths that a run of this config has in a folder. Raises ValueError."""
+    now = Identity("", as_dict(config))
+    if not first_process_says(restore.has_checkpoint(workdir)):
+        return []
+    return lengths_after(workdir, recorded_identity(workdir), now)
+
+
+def set_unsaved_aside(workdir: Path) -> None:
+    """Move what a run left that has saved nothing to WORKDIR/unsaved/N; deletes nothing."""
+    number = next(n for n in itertools.count() if not (workdir / UNSAVED / str(n)).exists())
+    aside = workdir / UNSAVED / str(number)
+    aside.mkdir(parents=True)
+    for name in LEFT:
+        if (workdir / name).exists():
+            os.replace(workdir / name, aside / name)
+    warn(
+        f"{workdir} held a run of another config that ended before its first checkpoint; a new run "
+        f"begins, and {aside} keeps what that one left"
+    )
 
 
 def recorded_identity(workdir: Path, step: int | None = None) -> Identity:
@@ -163,7 +220,7 @@ def check_same_run(
 ) -> None:
     """Raises ValueError if `start_run` would; for a folder that holds a run."""
     now = Identity("", as_dict(config), data, teacher)
-    identity.check_same_identity(recorded_identity(workdir), now, workdir, files)
+    gives_way(recorded_identity(workdir), now, workdir, files)
 
 
 @contextmanager

@@ -126,7 +126,7 @@ def test_the_few_fields_whose_default_is_another_are_what_runs_did_before():
     found = fill_missing_fields({**fields, "data": older})["data"]
     assert (found["decoding"], found["label_shares"]) == (FIRST_DECODING, "equal")
     changed = config_changes({**fields, "data": older}, fields)
-    assert changed == ["data.label_shares (equal there, data now)"]
+    assert changed == [("data.label_shares", "equal", "data")]
 
 
 def test_a_removed_field_of_none_was_a_default():

@@ -204,8 +204,10 @@ def test_a_checkpoint_s_record_of_other_types_is_damage_whatever_its_checksum(ru
     assert "checkpoints/5 cannot be read" in capsys.readouterr().err
 
 
-def test_data_and_teacher_are_those_that_the_run_was_begun_with(tmp_path):
+def test_data_and_teacher_are_those_that_the_run_was_begun_with(tmp_path, monkeypatch):
     workdir.start_run(tmp_path, CONFIG, DATA, TEACHER)
+    monkeypatch.setattr(workdir.restore, "has_checkpoint", lambda folder: True)
+    monkeypatch.setattr(workdir.restore, "saved_step", lambda folder: 5)
     workdir.start_run(tmp_path, CONFIG, DATA, TEACHER)
     workdir.start_run(tmp_path, CONFIG)  # neither is read this time
     smaller = {**DATA, "splits": {"train": {"count": 2, "sha256": "bb"}}}
@@ -297,9 +299,11 @@ def test_a_folder_that_hosts_do_not_share_is_found_at_the_start(tmp_path, monkey
             workdir.check_shared(folder, sought)
 
 
-def test_a_teacher_may_be_moved_as_it_is_known_by_its_parameters(tmp_path):
+def test_a_teacher_may_be_moved_as_it_is_known_by_its_parameters(tmp_path, monkeypatch):
     student = lambda folder: small_config("cd_flow", teacher=f"{folder}@5")
     workdir.start_run(tmp_path, student("old"), teacher=TEACHER)
+    monkeypatch.setattr(workdir.restore, "has_checkpoint", lambda folder: True)
+    monkeypatch.setattr(workdir.restore, "saved_step", lambda folder: 5)
     with pytest.raises(ValueError, match=r"teacher \(old@5 there, new@5 now\)"):
         workdir.start_run(tmp_path, student("new"), teacher={**TEACHER, "fingerprint": "another"})
     workdir.start_run(tmp_path, student("new"), teacher=TEACHER)
@@ -369,8 +373,9 @@ def test_what_lies_elsewhere_must_be_the_same(tmp_path, other, message):
         identity.check_same_identity(student_identity(), student_identity(**other), tmp_path)
 
 
-def test_edited_data_are_refused_with_the_names_of_the_files(tmp_path):
+def test_edited_data_are_refused_with_the_names_of_the_files(tmp_path, monkeypatch):
     files = [("c0/a.png", 5, 1), ("c1/b.png", 5, 1)]
     workdir.start_run(tmp_path, CONFIG, DATA, files=files)
+    monkeypatch.setattr(workdir.restore, "has_checkpoint", lambda folder: True)
     with pytest.raises(ValueError, match="has changed since the run began: removed: c1/b.png"):
         workdir.start_run(tmp_path, CONFIG, {**DATA, "classes": []}, files=files[:1])

@@ -4,14 +4,25 @@ import os
 import pytest
 from ml_collections import ConfigDict
 
+from fewstep.eval.report import evaluation
 from fewstep.files import write_json
+from fewstep.training import pairs, profile, replay
+from fewstep.training.cluster import watchdog
+from fewstep.training.metrics import DROPPED, EVENTS, LOG
 from fewstep.training.storage import workdir
 from fewstep.training.storage.defaults import fill_missing_fields
-from fewstep.training.storage.identity import as_dict
+from fewstep.training.storage.identity import as_dict, read_identity
 from fewstep.training.teacher import locate_teacher
 from tests.cli import SERVER
 from tests.training.killed import signal_self
 from tests.training.runs import save_run, small_config
+
+
+@pytest.fixture
+def saved(monkeypatch):
+    """Makes every run one that has saved step 10."""
+    monkeypatch.setattr(workdir.restore, "has_checkpoint", lambda folder: True)
+    monkeypatch.setattr(workdir.restore, "saved_step", lambda folder: 10)
 
 
 def test_a_config_survives_its_folder(tmp_path):
@@ -24,8 +35,9 @@ def test_a_config_survives_its_folder(tmp_path):
     assert json.loads((tmp_path / "run" / "environment.json").read_text())[-1]["devices"]
 
 
-def test_only_what_leaves_the_run_the_same_may_change(tmp_path):
+def test_only_what_leaves_the_run_the_same_may_change(tmp_path, request):
     workdir.start_run(tmp_path, small_config())
+    request.getfixturevalue("saved")
     workdir.start_run(tmp_path, small_config(**{"steps": 20, "log.every": 7, "mesh.fsdp": 2}))
     changed = small_config(**{"optimizer.learning_rate": 0.5, "objective.max_steps": 64})
     with pytest.raises(ValueError) as error:
@@ -33,8 +45,18 @@ def test_only_what_leaves_the_run_the_same_may_change(tmp_path):
     assert "optimizer.learning_rate (0.001 there, 0.5 now)" in str(error.value)
     assert "objective.max_steps (128 there, 64 now)" in str(error.value)
     assert "log.every" not in str(error.value)
+    assert (
+        "It keeps objective.max_steps, since it would minimise another loss; "
+        "optimizer.learning_rate, since every update so far depends on it. To train its networks "
+        f"on with these values, start a new run: add --from={tmp_path} --workdir={tmp_path}_2"
+    ) in str(error.value)
+    other = small_config(**{"prediction.kind": "v"})
+    with pytest.raises(ValueError, match="mean something else. Choose another --workdir, or"):
+        workdir.start_run(tmp_path, other)
     scheduled = small_config(**{"optimizer.schedule": "cosine"})
-    workdir.start_run(tmp_path / "cosine", scheduled)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workdir.restore, "has_checkpoint", lambda folder: False)
+        workdir.start_run(tmp_path / "cosine", scheduled)
     scheduled.steps = 20
     with pytest.raises(ValueError, match=r"steps \(10 there, 20 now\)"):
         workdir.start_run(tmp_path / "cosine", scheduled)
@@ -60,8 +82,11 @@ def test_only_what_leaves_the_run_the_same_may_change(tmp_path):
         ("edm", {"player_optimizers": {"network": {"schedule": "constant"}}}, True),
     ],
 )
-def test_a_run_whose_grid_depends_on_its_length_keeps_it(tmp_path, method, fields, changeable):
+def test_a_run_whose_grid_depends_on_its_length_keeps_it(
+    tmp_path, method, fields, changeable, request
+):
     workdir.start_run(tmp_path, small_config(method, **fields))
+    request.getfixturevalue("saved")
     longer = small_config(method, **fields, steps=20)
     if changeable:
         workdir.start_run(tmp_path, longer)
@@ -71,9 +96,36 @@ def test_a_run_whose_grid_depends_on_its_length_keeps_it(tmp_path, method, field
             workdir.start_run(tmp_path, longer)
 
 
+@pytest.mark.parametrize("other", [{"seed": 1}, {"steps": 20, "optimizer.schedule": "cosine"}])
+def test_a_run_that_has_saved_nothing_gives_way_and_nothing_of_it_is_lost(tmp_path, capsys, other):
+    first = workdir.start_run(tmp_path, small_config())
+    left = {"metrics.jsonl": "a row", "pairs.npz": "pairs"}
+    for name, text in left.items():
+        (tmp_path / name).write_text(text)
+    (tmp_path / "mine.txt").write_text("of the user")
+    assert workdir.start_run(tmp_path, small_config()).id == first.id  # the same one begins again
+    assert capsys.readouterr().err == "" and not (tmp_path / workdir.UNSAVED).exists()
+    second = workdir.start_run(tmp_path, small_config(**other))
+    assert f"a new run begins, and {tmp_path}/unsaved/0 keeps" in capsys.readouterr().err
+    assert second.id != first.id and (tmp_path / "mine.txt").exists()
+    kept = tmp_path / "unsaved" / "0"
+    assert read_identity(kept).id == first.id and not (tmp_path / "metrics.jsonl").exists()
+    assert {name: (kept / name).read_text() for name in left} == left
+    workdir.start_run(tmp_path, small_config(), started_from={"id": "a"})
+    assert read_identity(tmp_path / "unsaved" / "1").id == second.id
+    workdir.start_run(tmp_path, small_config(), started_from={"id": "b"})
+    assert (tmp_path / "unsaved" / "2").is_dir()
+
+
+def test_every_file_of_a_run_is_kept_with_it():
+    assert {LOG, DROPPED, EVENTS, evaluation.FOLDER, pairs.FILE} < {*workdir.LEFT}
+    assert {profile.FOLDER, replay.FOLDER, watchdog.FOLDER} < {*workdir.LEFT}
+
+
 @pytest.mark.parametrize("field", [{"teacher": "runs/b@3"}, {"start_from_teacher": False}])
-def test_a_run_keeps_its_teacher(tmp_path, field):
+def test_a_run_keeps_its_teacher(tmp_path, field, request):
     workdir.start_run(tmp_path, small_config("cd", teacher="runs/a@3"))
+    request.getfixturevalue("saved")
     with pytest.raises(ValueError, match=next(iter(field))):
         workdir.start_run(tmp_path, small_config("cd", **{"teacher": "runs/a@3"} | field))
 
