@@ -31,8 +31,8 @@ from fewstep.modes.job import data_identity, dataset_files
 from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode, parse_name_list, parse_ranges
 from fewstep.modes.request import (
     Request,
-    fill_decoding,
     fill_from_record,
+    fill_from_runs,
     require_config,
     require_workdir,
     resolve_and_load,
@@ -158,7 +158,7 @@ def add_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[st
 
 def resolve_run(folder: Path, config: ConfigDict) -> ComparedRun:
     """Return a run that can be trained and evaluated. Raises ValueError for any other config."""
-    config, dataset = resolve_and_load(fill_decoding(config, folder))
+    config, dataset = resolve_and_load(fill_from_runs(config, folder))
     experiment, mesh = build(config), make_mesh(**config.mesh)
     check_teacher_given(config, experiment)
     check_batch_size(config.batch_size, mesh, config.micro_batches)

@@ -28,6 +28,7 @@ from fewstep.training.cost.compiled import (
     memory_plan,
     step_inputs,
 )
+from fewstep.training.cost.hardware import planned_hardware
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.cost.step_cost import forward_flops, step_flops
 from fewstep.training.experiment import Experiment, build_on
@@ -48,8 +49,8 @@ def plan_resources(request: Request) -> None:
     config, aim = require_config(request), requested_target(request)
     sizes = plan_mesh_sizes(request.mesh, config, aim)
     emulate_devices(math.prod(sizes))
-    config = resolve_open_fields(config)
     mesh = make_mesh(*sizes)
+    config = resolve_open_fields(config, planned_hardware(mesh, aim))
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     for line in plan_lines(config, mesh, aim, request):
         print(line, flush=True)

@@ -15,6 +15,9 @@ from fewstep.data import NEWEST_DECODING, Dataset
 from fewstep.messages import differences
 from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import gather, true_everywhere
+from fewstep.training.cost.choice import choose, field_value, open_fields
+from fewstep.training.cost.hardware import Hardware, present_hardware
+from fewstep.training.cost.memory import with_values
 from fewstep.training.experiment import (
     Experiment,
     build,
@@ -29,12 +32,13 @@ from fewstep.training.sources import reads_data
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.code_version import code_version, describe_code
 from fewstep.training.storage.fields import check_field_values
-from fewstep.training.storage.identity import as_dict, check_same_sources, flatten_fields
+from fewstep.training.storage.identity import DECODING, as_dict, check_same_sources, flatten_fields
 from fewstep.training.teacher import (
     abstract_params,
     check_teacher_given,
     check_teacher_network,
     fill_from_teacher,
+    must_agree,
     parse_location,
     pin_teacher,
 )
@@ -210,18 +214,24 @@ def data_selection(config: ConfigDict) -> data.Selection:
     )
 
 
-def fill_decoding(config: ConfigDict, folder: Path) -> ConfigDict:
-    """Return the config with data.decoding of the run in the folder, else of its teacher.
+def fill_from_runs(config: ConfigDict, folder: Path | None = None) -> ConfigDict:
+    """Return the config with its open fields as in the run in the folder, else as in its teacher.
 
-    A value in the config stays. Teacher and student must decode alike to have the same labels.
+    A value in the config stays. Of a teacher it takes the network and the decoding, which must be
+    alike, so that parameters and labels mean the same.
     """
-    runs = [folder, parse_location(config.teacher).folder] if config.teacher else [folder]
-    begun = next(filter(workdir.is_run, runs), None)
-    if config.data.decoding or begun is None:
+    open_now = [*open_fields(config), *([] if config.data.decoding else [DECODING])]
+    if folder is not None and workdir.is_run(folder):
+        begun = folder
+    elif config.teacher and workdir.is_run(parse_location(config.teacher).folder):
+        begun = parse_location(config.teacher).folder
+        open_now = [name for name in open_now if must_agree(name) or name == DECODING]
+    else:
         return config
-    config = config.copy_and_resolve_references()
-    config.data.decoding = workdir.load_config(begun).data.decoding
-    return config
+    if not open_now:
+        return config
+    recorded = workdir.load_config(begun)
+    return with_values(config, {name: field_value(recorded, name) for name in open_now})
 
 
 def load_local_copy(config: ConfigDict) -> Dataset:
@@ -245,8 +255,10 @@ def load_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
     )
 
 
-def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
-    """Return the config that will run: data fields from the data set, smaller if `debug` is on.
+def resolve(config: ConfigDict, dataset: Dataset, hardware: Hardware | None = None) -> ConfigDict:
+    """Return the config that will run: open fields filled, smaller if `debug` is on.
+
+    hardware: the devices of the run; None for those that are here.
 
     Raises ValueError if the config has another number of classes than the data set.
     """
@@ -261,10 +273,24 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
             f"data.num_classes={config.data.num_classes}, but {dataset.name} has "
             f"{dataset.num_classes}; set -1 for all of them, or 0 to train without labels"
         )
+    return complete(config, hardware, len(dataset.train.labels))
+
+
+def complete(
+    config: ConfigDict, hardware: Hardware | None = None, images: int | None = None
+) -> ConfigDict:
+    """Return the config as a run records it: open fields chosen, `debug` applied if it is on.
+
+    Expects resolved data fields. images: number of training images, None if unknown.
+    """
+    if open_fields(config):
+        config = choose(config, hardware or present_hardware(make_mesh(**config.mesh)), images)
     return effective_config(config)
 
 
-def resolve_and_load(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
+def resolve_and_load(
+    config: ConfigDict, hardware: Hardware | None = None
+) -> tuple[ConfigDict, Dataset | None]:
     """Return the config that will run and its data set.
 
     The data set is None if it is missing and training does not read it; image sizes are then those
@@ -281,13 +307,13 @@ def resolve_and_load(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
         elif not config.data.image_size or config.data.num_classes < 0:
             raise  # the sizes of images and classes are unknown
         config.data.decoding = config.data.decoding or NEWEST_DECODING
-        config = effective_config(config)
+        config = complete(config, hardware)
         experiment = build(config)
         check_teacher_given(config, experiment)
         if reads_data(experiment.objective):
             raise
         return config, None
-    return resolve(config, dataset), dataset
+    return resolve(config, dataset, hardware), dataset
 
 
 def replace_folders(config: ConfigDict, given: ConfigDict) -> ConfigDict:
@@ -325,15 +351,16 @@ def fill_from_record(config: ConfigDict, run: Path) -> ConfigDict:
     return with_recorded_label_shares(pin_teacher(config, run), run)
 
 
-def resolve_open_fields(config: ConfigDict) -> ConfigDict:
+def resolve_open_fields(config: ConfigDict, hardware: Hardware | None = None) -> ConfigDict:
     """Return the config that will run; reads the data set only to fill fields that are open.
 
     Raises FileNotFoundError and ValueError as `resolve_and_load` does.
     """
     check_teacher_network(config)
+    config = fill_from_runs(config)
     if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
-        return resolve_and_load(config)[0]
-    return effective_config(config)
+        return resolve_and_load(config, hardware)[0]
+    return complete(config, hardware)
 
 
 def find_dataset(
