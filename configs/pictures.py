@@ -38,7 +38,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.optimizer.warmup_steps = 100
     config.optimizer.clip_norm = 1.0
     config.checkpoint.every = 500
-    config.evaluate.every = 500
+    config.evaluate.every = 1000
     config.evaluate.features = "none"  # only draws samples
     config.steps, config.optimizer.learning_rate = placeholder(int), placeholder(float)
     short_runs.short_run(config, SIGMA_DATA)

@@ -16,6 +16,7 @@ from fewstep.training.cluster.processes import say
 from fewstep.training.cost.accelerators import GIB
 from fewstep.training.cost.hardware import Hardware
 from fewstep.training.cost.memory import (
+    SPARE,
     StepMemory,
     fits,
     more_micro_batches,
@@ -28,13 +29,11 @@ from fewstep.training.networks import architecture
 from fewstep.training.spaces import build_space
 
 AUTO = "auto"
-# Share of the memory that a chosen step may need by the estimate.
-SPARE = 0.8
 # Tokens of an image: a step of 64 of them takes a fraction of a second on two CPU cores.
 CPU_TOKENS, TOKENS = 64, 256
 CPU_SIZE, SIZE, LARGE_SIZE = "mini", "S", "B"
 LARGE_MEMORY = 40 * GIB  # of devices that are also fast enough for the large size
-CPU_BATCH, BATCH = 64, 256
+CPU_BATCH, BATCH = 32, 256
 LEAST_STEPS, MOST_STEPS = 3000, 30_000
 EPOCHS = 1000  # of a small data set, after which a network mostly repeats its images
 # The rate of networks up to this width; wider ones take less, as in muP (Yang et al. 2022).
@@ -161,7 +160,6 @@ def fit(config: ConfigDict, hardware: Hardware, images: int | None) -> ConfigDic
 
     If none fits, the smallest.
     """
-    hardware = hardware._replace(room=SPARE * hardware.room)
     fields = open_fields(config)
     chosen = fill(config, hardware, images)
     sizes = [*smaller_sizes(chosen)] if "model.size" in fields else []
@@ -169,7 +167,7 @@ def fit(config: ConfigDict, hardware: Hardware, images: int | None) -> ConfigDic
         sized = with_values(config, values)
         chosen = fill(sized, hardware, images)
         need = planned_memory(chosen, hardware)
-        if need.total <= hardware.room:
+        if need.total <= SPARE * hardware.room:
             break
         for smaller in smaller_parts(chosen, need, hardware, fields):
             chosen = fill(with_values(sized, smaller), hardware, images)

@@ -20,9 +20,11 @@ from fewstep.training.cost.traced import temporary_bytes
 from fewstep.training.experiment import Experiment, build_on
 from fewstep.training.networks import architecture
 
-# A run is refused if it needs so many times the memory: the estimate is made for CPUs, and XLA may
-# fuse more for other devices.
-MARGIN = 1.5
+# A run is refused if it needs so many times the memory. For CPUs the estimate is within 20 % of
+# XLA's own figure (docs/planning.md); for other devices XLA may fuse more.
+CPU_MARGIN, MARGIN = 1.25, 2.0
+SPARE = 0.8  # share of the memory that a step may need for a value to be recommended or chosen
+EXHAUSTED = "RESOURCE_EXHAUSTED"  # in the errors of XLA
 FLOAT32_BYTES = 4  # CPUs compute products of bfloat16 in float32
 
 
@@ -76,14 +78,16 @@ def traced_memory(
 
 
 def check_memory(need: StepMemory, config: ConfigDict, hardware: Hardware) -> None:
-    """Raises ValueError with values that would fit if a step needs MARGIN times the memory.
+    """Raises ValueError, with values that would fit, if a step clearly does not fit.
 
-    Warns if it needs more than the memory. Does nothing if the memory is unknown.
+    Warns if it needs more memory than there is, but less than that times the margin. Does nothing
+    if the memory is unknown.
     """
     if hardware.room is None or need.total <= hardware.room:
         return
     text = f"{describe_need(need, hardware)}; {describe_remedies(need, config, hardware)}"
-    if need.total > MARGIN * hardware.room:
+    margin = MARGIN if hardware.accelerated else CPU_MARGIN
+    if need.total > margin * hardware.room:
         raise ValueError(text)
     warn(text)
 
@@ -93,8 +97,19 @@ def describe_need(need: StepMemory, hardware: Hardware) -> str:
     text = f"a training step needs about {need.total / GIB:.1f} GiB of memory"
     if hardware.room is None:
         return text
-    where = "a device" if hardware.accelerated else "this machine"
-    return f"{text}, and {where} ({hardware.kind}) has {hardware.room / GIB:.1f} GiB"
+    where = f"a device ({hardware.kind})" if hardware.accelerated else "this machine"
+    return f"{text}, and {where} has {hardware.room / GIB:.1f} GiB"
+
+
+def exhausted_message(error: Exception) -> str:
+    """The message for an error of XLA if the memory was not enough; "" for another error."""
+    text = str(error)
+    if EXHAUSTED not in text:
+        return ""
+    return (
+        f"the memory of the devices is not enough ({text.splitlines()[0]}); set more "
+        "micro_batches, a smaller batch_size, evaluate.batch_size or model.size"
+    )
 
 
 def describe_remedies(need: StepMemory, config: ConfigDict, hardware: Hardware) -> str:
@@ -127,9 +142,9 @@ def fitting_values(
 
 
 def fits(config: ConfigDict, hardware: Hardware) -> bool:
-    """Whether a config's step fits; False for a config that cannot be built."""
+    """Whether a config's step surely fits; False for a config that cannot be built."""
     try:
-        return planned_memory(config, hardware).total <= hardware.room
+        return planned_memory(config, hardware).total <= SPARE * hardware.room
     except ValueError:
         return False
 
@@ -138,7 +153,7 @@ def more_micro_batches(config: ConfigDict, need: StepMemory, hardware: Hardware)
     """Larger numbers of micro-batches that may fit and divide the batch, the smallest first."""
     now, rows = config.micro_batches, config.batch_size // hardware.mesh.size
     for parts in range(now + 1, rows + 1):
-        if rows % parts == 0 and need.in_parts(parts / now) <= hardware.room:
+        if rows % parts == 0 and need.in_parts(parts / now) <= SPARE * hardware.room:
             yield parts
 
 
@@ -147,7 +162,7 @@ def smaller_batches(config: ConfigDict, need: StepMemory, hardware: Hardware) ->
     shares = hardware.mesh.size * config.micro_batches
     for halvings in range(1, int(math.log2(config.batch_size)) + 1):
         rows, rest = divmod(config.batch_size, 2**halvings)
-        if not rest and rows % shares == 0 and need.in_parts(2**halvings) <= hardware.room:
+        if not rest and rows % shares == 0 and need.in_parts(2**halvings) <= SPARE * hardware.room:
             yield rows
 
 

@@ -85,9 +85,7 @@ class Program:
                 self.numbers.update(zip(equation.outvars, reads, strict=True))
             else:
                 inner = programs_in(equation.params.values()) if name in LOOPS else ()
-                inside = max(
-                    (temporary_bytes(own, self.least_itemsize) for own in inner), default=0
-                )
+                inside = [temporary_bytes(own, self.least_itemsize) for own in inner]
                 writes = tuple(map(self.number, equation.outvars))
                 self.operations.append(Operation(name, reads, writes, max(inside, default=0)))
 
