@@ -70,9 +70,10 @@ def dtype(given: Choosing) -> str:
 
 
 def batch_size(given: Choosing) -> int:
-    """As many images as usual, a multiple of the devices."""
-    devices = given.hardware.mesh.size
-    return -(-(BATCH if given.hardware.accelerated else CPU_BATCH) // devices) * devices
+    """The usual number of images, or the next that devices and micro-batches can share."""
+    usual = BATCH if given.hardware.accelerated else CPU_BATCH
+    shares = given.hardware.mesh.size * (given.config.micro_batches or 1)
+    return math.ceil(usual / shares) * shares
 
 
 def micro_batches(given: Choosing) -> int:
@@ -81,7 +82,7 @@ def micro_batches(given: Choosing) -> int:
 
 
 def evaluation_batch(given: Choosing) -> int:
-    """The images of a micro-batch: sampling them takes less memory than training on them."""
+    """The images of a micro-batch; to sample them takes less memory than to train on them."""
     return given.config.batch_size // given.config.micro_batches
 
 
