@@ -29,7 +29,7 @@ SIGMA_DATA = 0.5  # of photographs in [-1, 1], as published methods assume
 
 
 def get_config(method: str = "shortcut") -> ConfigDict:
-    """Open: what follows from pictures and devices."""
+    """Leaves open what follows from the pictures and the devices."""
     config = base.config()
     config.evaluate.steps = (1, 4, 32)  # methods of a few steps have their own
     config = methods.choose(config, method)
@@ -48,6 +48,6 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.evaluate.batch_size = placeholder(int)
     config.model.patch_size = placeholder(int)
     config.model.size = config.model.dtype = "auto"
-    if method not in ("sct", "scd"):  # their losses cannot differentiate fused attention
+    if config.path.name != "trigflow":  # sct and scd cannot differentiate fused attention
         config.model.attention = "auto"
     return config

@@ -52,15 +52,19 @@ EACH_METHOD_IN_A_FILE = pytest.mark.parametrize(
 
 
 def config_of(file, method):
-    spec = importlib.util.spec_from_file_location(file, FOLDER / f"{file}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    config = module.get_config(method)
-    # What the data set would fill in.
+    """The config of a file, with what the data set and the devices would fill in."""
+    config = given_config(file, method)
     own = SIZES_OF_DATA.get(file)
     if own:
         config.data.image_size, config.data.channels, config.data.num_classes = own
     return choose(config, Hardware(mesh_of(1, 1), "cpu", False, None))
+
+
+def given_config(file, method):
+    spec = importlib.util.spec_from_file_location(file, FOLDER / f"{file}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(method)
 
 
 @pytest.fixture
@@ -137,7 +141,7 @@ def test_every_field_has_a_type_by_which_flags_can_set_it(file, method):
             else:
                 assert fields.get_type(name) is not type(None), prefix + name
 
-    check(config_of(file, method), "")
+    check(given_config(file, method), "")
 
 
 @pytest.mark.parametrize("file", FILES)
