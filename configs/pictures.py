@@ -41,7 +41,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.optimizer.clip_norm = 1.0
     config.checkpoint.every = 500
     config.evaluate.every = 1000
-    config.evaluate.features = "none"  # only draws samples
+    config.evaluate.features, config.evaluate.num_samples = "none", 64  # only draws samples
     config.steps, config.optimizer.learning_rate = placeholder(int), placeholder(float)
     short_runs.short_run(config, SIGMA_DATA)
     config.batch_size, config.micro_batches = placeholder(int), placeholder(int)
