@@ -4,12 +4,12 @@ XLA keeps in memory what products, reductions, sorts and loops read and make. It
 between them, elementwise arithmetic and changes of layout, into the operation that reads it. The
 estimate does the same: it keeps an array if it comes from an operation that is not fused, if such
 an operation reads it, or if several operations read it. A kept array is in memory from the
-operation that makes it to the last one that reads it, directly or through fused arrays. docs/
-planning.md compares the estimate with XLA's own figures.
+operation that makes it to the last one that reads it, directly or through fused arrays.
+docs/planning.md compares the estimate with XLA's own figures.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
@@ -17,7 +17,8 @@ from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Var
 LOOPS = ("scan", "while", "cond")
 CALLED = ("jaxpr", "call_jaxpr")  # parameters of an operation that hold the program it calls
 # Operations that only rename an array.
-SAME = ("copy", "expand_dims", "optimization_barrier", "reshape", "sharding_constraint", "squeeze")
+SAME = ("copy", "copy_p", "expand_dims", "optimization_barrier", "reshape", "sharding_constraint")
+SAME += ("squeeze",)
 # Beginnings of names of operations that XLA does not fuse: they need what they read in memory, or
 # read fused arrays while these are computed.
 MEMORY = (*LOOPS, "conv_", "dot_", "dynamic_update_slice", "gather", "scatter", "sort", "top_k")
@@ -46,7 +47,7 @@ class Operation(NamedTuple):
 class Program:
     """A program without calls: functions, and parts to recompute, stand where they are called.
 
-    sizes: bytes of each array. given, results: its arguments and results.
+    sizes: bytes of each array. results: numbers of its results.
     """
 
     def __init__(self, jaxpr: Jaxpr, least_itemsize: int) -> None:
@@ -54,7 +55,6 @@ class Program:
         self.numbers: dict[Var, int] = {}
         self.sizes: list[int] = []
         self.operations: list[Operation] = []
-        self.given = {*map(self.number, [*jaxpr.constvars, *jaxpr.invars])}
         self.add(jaxpr)
         self.results = {*map(self.number, jaxpr.outvars)}
 
@@ -78,9 +78,10 @@ class Program:
         """Add the operations of a program whose arguments have numbers."""
         for equation in jaxpr.eqns:
             name, reads = equation.primitive.name, tuple(map(self.number, equation.invars))
-            called = next(filter(None, map(equation.params.get, CALLED)), None)
-            if called is not None and name not in LOOPS:
-                self.call(next(programs_in([called])), reads, equation.outvars)
+            called = next(programs_in(map(equation.params.get, CALLED)), None)
+            # Kernels and reductions have programs of other arguments, for parts of an array.
+            if called and name not in LOOPS and len(called.invars) == len(reads):
+                self.call(called, reads, equation.outvars)
             elif name in SAME:
                 self.numbers.update(zip(equation.outvars, reads, strict=True))
             else:
@@ -98,7 +99,7 @@ class Program:
         self.numbers.update(zip(outvars, results, strict=True))
 
 
-def programs_in(parameters: Any) -> Iterator[Jaxpr]:
+def programs_in(parameters: Iterable[Any]) -> Iterator[Jaxpr]:
     """The programs in the parameters of an equation."""
     for value in parameters:
         if isinstance(value, Jaxpr | ClosedJaxpr):
