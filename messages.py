@@ -1,4 +1,4 @@
-"""Parts of error messages: the nearest name, fields that differ, commands to type."""
+"""Parts of messages: the nearest name, fields that differ, commands to type, times."""
 
 import re
 import shlex
@@ -7,6 +7,7 @@ from difflib import SequenceMatcher, get_close_matches
 from operator import ne
 from typing import Any, NamedTuple
 
+MINUTE, HOUR, DAY = 60, 3600, 86400  # in seconds
 CUTOFF = 0.7  # least similarity of a guess, in [0, 1]
 SHORTEST_PART = 2  # fewest letters that count as a part of another name
 
@@ -83,3 +84,11 @@ def shell_flags(mode: str, **flags: Any) -> str:
     """The flags of a command, quoted for a shell."""
     options = [f"--{name}={value}" for name, value in flags.items()]
     return shlex.join([f"--mode={mode}", *options])
+
+
+def format_seconds(seconds: float) -> str:
+    """A time in seconds, minutes, hours or days, whichever suits it."""
+    for unit, name in ((DAY, "days"), (HOUR, "hours"), (MINUTE, "minutes")):
+        if seconds >= 2 * unit:
+            return f"{seconds / unit:,.1f} {name}"
+    return f"{seconds:.1f} s"

@@ -6,7 +6,8 @@
 `configs/methods.py` combines them into the methods that a user names.
 
 Any field can be set on the command line: --config.optimizer.learning_rate=1e-3. None takes the
-default of the function that reads the field.
+default of the function that reads the field. A field of CHOICES (training/cost/choice.py) that is
+None or "auto" is chosen when a run starts, for its images and devices.
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +21,7 @@ def config() -> ConfigDict:
             "method": "",  # the run's name in tables and pictures
             "seed": 0,  # of parameters, data order and noise
             "steps": 100_000,  # training steps in total; a resumed run continues up to this number
-            "batch_size": 256,  # images per training step, over all devices
+            "batch_size": 256,  # images per training step, over all devices; None chooses it
             "micro_batches": 1,  # parts of a batch, computed one after another to save memory
             "steps_per_dispatch": 1,  # training steps per dispatch; does not change results
             # Cache of compiled programs; "" is .compiled beside the run's folder, off disables it.
@@ -136,10 +137,10 @@ def model() -> ConfigDict:
             "guidance_input": placeholder(bool),  # whether the network is told the guidance scale
             "loss_weight": placeholder(bool),  # whether it learns the weight of its loss at each t
             "time_scale": 1000.0,  # t is multiplied by it before the sinusoids
-            "dtype": "float32",  # float32 or bfloat16 inside the network
+            "dtype": "float32",  # float32 or bfloat16 inside the network; auto
             # dit
-            "size": "B",  # S, B, L, XL; for CPUs nano, micro, mini, tiny (models/dit.py)
-            "patch_size": 2,  # pixels (or latents) per side of a token
+            "size": "B",  # S, B, L, XL; for CPUs nano, micro, mini, tiny (models/dit.py); auto
+            "patch_size": 2,  # pixels (or latents) per side of a token; None chooses it
             "adaln_zero": True,  # modulations start at zero, as DiT's; False: Xavier, as shortcut's
             "dropout": 0.0,  # probability, in the blocks
             # xla; cudnn (fused: GPUs, bfloat16, not for sct and scd); auto, cudnn where it can be;

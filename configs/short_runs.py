@@ -71,7 +71,8 @@ def one_step(config: ConfigDict) -> None:
     The published settings give too few updates to a generator that starts at noise or is updated
     every fifth step.
     """
-    config.steps = config.steps // 2
+    if config.steps is not None:  # else it is chosen when the run starts
+        config.steps = config.steps // 2
     config.optimizer.learning_rate = 1e-4
     config.optimizer.schedule = "constant"
     config.objective.sigma_init, config.objective.fake_score_updates = 2.5, 1

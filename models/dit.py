@@ -178,7 +178,7 @@ def title(fields: Mapping[str, Any]) -> str:
     return f"dit {fields['size']}/{fields['patch_size']}"
 
 
-DIT = Architecture(dit, shrink, title)
+DIT = Architecture(dit, shrink, title, {name: size.width for name, size in SIZES.items()})
 
 
 class Transformer(nn.Module):

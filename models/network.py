@@ -159,11 +159,13 @@ class Architecture(NamedTuple):
         ValueError for a field out of its range, and for a shape that the network cannot take.
     shrink: (fields, shape) -> the fields that make the network tiny, for a debug run of a minute.
     title: fields -> the usual name of a network with these fields, such as "dit B/2".
+    widths: width of the network by value of its field `size`, the smallest first; {} without one.
     """
 
     build: Callable[..., Network]
     shrink: Callable[[Mapping[str, Any], tuple[int, ...]], Mapping[str, Any]]
     title: Callable[[Mapping[str, Any]], str]
+    widths: Mapping[str, int] = {}
 
     @property
     def fields(self) -> dict[str, Any]:

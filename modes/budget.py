@@ -5,12 +5,12 @@ import math
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fewstep.messages import HOUR, format_seconds
 from fewstep.modes.request import Request
 from fewstep.training.cost.accelerators import GIB, Target, parse_target
 from fewstep.training.cost.step_cost import MEASURED_MFU
 
 DISK_SPEED = 1.0  # GB/s, a guess for a shared disk
-MINUTE, HOUR, DAY = 60, 3600, 86400
 
 
 def requested_target(request: Request) -> Target | None:
@@ -100,11 +100,3 @@ def format_range(values: list, form: str = "{}") -> str:
     """Format the first and the last value, or one value if they look the same."""
     ends = [form.format(value) for value in (values[0], values[-1])]
     return " to ".join(dict.fromkeys(ends))
-
-
-def format_seconds(seconds: float) -> str:
-    """Format a time in seconds, minutes, hours or days, whichever suits it."""
-    for unit, name in ((DAY, "days"), (HOUR, "hours"), (MINUTE, "minutes")):
-        if seconds >= 2 * unit:
-            return f"{seconds / unit:,.1f} {name}"
-    return f"{seconds:.1f} s"

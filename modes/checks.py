@@ -20,12 +20,13 @@ from ml_collections import ConfigDict
 from fewstep.data import NONE, Dataset, short_hash, verify
 from fewstep.data.folders.class_names import join_names
 from fewstep.eval.evaluate import check_evaluation, reason_to_skip
-from fewstep.modes.job import Draft, check_begun, check_step, started
+from fewstep.modes.job import Draft, check_begun, resident_bytes, started
 from fewstep.modes.request import (
     PER_HOST,
     Request,
-    fill_decoding,
+    complete,
     fill_from_record,
+    fill_open_fields,
     read_dataset,
     require_config,
     require_workdir,
@@ -36,8 +37,16 @@ from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import VISIBLE, time_limit
 from fewstep.training.compiled_step import abstract_state
 from fewstep.training.cost.compiled import step_inputs
+from fewstep.training.cost.hardware import Hardware, present_hardware
+from fewstep.training.cost.memory import (
+    StepMemory,
+    check_memory,
+    describe_need,
+    planned_memory,
+    with_values,
+)
 from fewstep.training.cost.sizes import element_count, tree_bytes
-from fewstep.training.experiment import Experiment, build, effective_config
+from fewstep.training.experiment import Experiment, build
 from fewstep.training.labels import training_counts
 from fewstep.training.location import locate_teacher
 from fewstep.training.sharding import (
@@ -99,12 +108,12 @@ class NextJob:
 
     @cached_property
     def asked(self) -> ConfigDict:
-        """The config with what it inherits, and with the decoding of the run in the folder."""
+        """The config with what it inherits, and with open fields as in the run in the folder."""
         try:
             config = read_student(self.request).config
         except ValueError:  # inspect_teacher raises it again
             config = self.given
-        return fill_decoding(config, self.workdir)
+        return fill_open_fields(config, self.workdir)
 
     @cached_property
     def dataset(self) -> Dataset | None:
@@ -122,7 +131,7 @@ class NextJob:
         config = self.asked
         if not config.data.image_size or config.data.num_classes < 0:
             read_dataset(self.asked)  # raises an error that says how to get it
-        return effective_config(config)
+        return complete(config)
 
     @cached_property
     def experiment(self) -> Experiment:
@@ -133,6 +142,19 @@ class NextJob:
     def mesh(self) -> Mesh:
         """The mesh of the config."""
         return make_mesh(**self.config.mesh)
+
+    @cached_property
+    def hardware(self) -> Hardware:
+        """The devices of the job."""
+        return present_hardware(self.mesh)
+
+    @cached_property
+    def need(self) -> StepMemory:
+        """The memory of a training step, which is traced for it; reads no teacher."""
+        config = self.config
+        if config.batch_size % self.mesh.size:
+            config = with_values(config, {"batch_size": self.mesh.size})  # inspect_batch reports it
+        return planned_memory(config, self.hardware, resident_bytes(config, self.dataset))
 
 
 def inspect_versions(job: NextJob) -> str:
@@ -191,14 +213,15 @@ def inspect_data(job: NextJob) -> str:
 
 def inspect_network(job: NextJob) -> str:
     """Trace the networks and the training step, without computing."""
-    experiment, mesh, config = job.experiment, job.mesh, job.config.copy_and_resolve_references()
-    if config.batch_size % mesh.size:
-        config.batch_size = mesh.size  # inspect_batch reports it
-    params = abstract_params(experiment.model.network, mesh)
-    frozen = dict.fromkeys(experiment.objective.frozen, params)
-    unstarted = experiment._replace(objective=experiment.objective._replace(init_from={}))
-    check_step(unstarted, config, mesh, frozen)
+    params = abstract_params(job.experiment.model.network, job.mesh)
+    assert job.need.total > 0  # raises the errors of the trace
     return f"{element_count(params)} parameters, a step can be traced"
+
+
+def inspect_memory(job: NextJob) -> str:
+    """Check that a step fits into the memory of the devices, by an estimate."""
+    check_memory(job.need, job.config, job.hardware)
+    return describe_need(job.need, job.hardware)
 
 
 def inspect_mesh(job: NextJob) -> str:
@@ -402,6 +425,7 @@ ALONE: dict[str, Check] = {
     "mesh": Check(inspect_mesh, ("data",)),
     "batch": Check(inspect_batch, ("mesh",)),
     "network": Check(inspect_network, ("data", "mesh"), equal=True),
+    "memory": Check(inspect_memory, ("network",)),
     "teacher": Check(inspect_teacher, ("network",), equal=True),
     "start": Check(inspect_start, ("network",), equal=True),
     "evaluation": Check(inspect_evaluation, ("network",)),

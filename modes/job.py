@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -14,14 +13,17 @@ from fewstep.eval.evaluate import check_evaluation
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import LESS, NEITHER, parse_logged_name
 from fewstep.modes.request import (
-    fill_decoding,
     fill_from_record,
+    fill_open_fields,
     resolve_and_load,
 )
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import first_process_says, say, warn
-from fewstep.training.compiled_step import abstract_state, compile_step
+from fewstep.training.compiled_step import abstract_state
+from fewstep.training.cost.compiled import StepInputs, traced_step
+from fewstep.training.cost.hardware import present_hardware
+from fewstep.training.cost.memory import check_memory, traced_memory
 from fewstep.training.experiment import Experiment, build_on, optimizer_fields
 from fewstep.training.labels import training_counts
 from fewstep.training.profile import Window, check_window
@@ -92,7 +94,7 @@ def prepare_job(
 def draft_job(path: Path, config: ConfigDict, window: Window | None = None) -> Draft:
     """Return the draft of a job after every check that needs no teacher either."""
     mesh = make_mesh(**config.mesh)
-    config, dataset = resolve_and_load(fill_decoding(config, path))
+    config, dataset = resolve_and_load(fill_open_fields(config, path))
     if window is not None:
         check_profile(window, path, config)
     if config.data.local_dir:
@@ -136,7 +138,6 @@ def assemble_job(
         check_same_origin(start, path)
     teacher = teacher_identity(config, experiment)
     frozen = load_teacher(config, experiment, mesh)
-    state = check_step(experiment, config, mesh, frozen)
     job = Job(
         config=config,
         dataset=dataset,
@@ -144,7 +145,7 @@ def assemble_job(
         mesh=mesh,
         frozen=frozen,
         teacher=teacher,
-        state=state,
+        state=check_step(experiment, config, mesh, frozen, dataset),
         retention=retention,
         labels=training_counts(config, dataset, path),
         window=window,
@@ -195,14 +196,29 @@ def check_profile(window: Window, path: Path, config: ConfigDict) -> None:
 
 
 def check_step(
-    experiment: Experiment, config: ConfigDict, mesh: Mesh, frozen: Mapping[str, Params]
+    experiment: Experiment,
+    config: ConfigDict,
+    mesh: Mesh,
+    frozen: Mapping[str, Params],
+    dataset: Dataset | None = None,
 ) -> TrainState:
-    """Trace a step, which raises its errors before any computation; return the state's shapes."""
+    """Trace a step, which raises its errors before any computation; return the state's shapes.
+
+    Raises ValueError if a step needs far more memory than the devices have.
+    """
     objective, optimizers = experiment.objective, experiment.optimizers
     state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
     batch = abstract_batch(objective, config.batch_size, experiment.space.shape)
-    step = compile_step(objective, optimizers, config.seed, mesh, config.micro_batches)
-    return jax.eval_shape(step, state, frozen, batch)[0]
+    inputs, hardware = StepInputs(state, frozen, batch), present_hardware(mesh)
+    traced = traced_step(config, experiment, mesh, inputs)
+    need = traced_memory(traced, experiment, inputs, hardware, resident_bytes(config, dataset))
+    check_memory(need, config, hardware)
+    return traced.out_info[0]
+
+
+def resident_bytes(config: ConfigDict, dataset: Dataset | None) -> int:
+    """Return the bytes of the images that every device keeps in its memory."""
+    return dataset.train.images.nbytes if config.data.on_device and dataset is not None else 0
 
 
 def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[str, Any] | None:

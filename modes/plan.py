@@ -29,6 +29,7 @@ from fewstep.training.cost.compiled import (
     memory_plan,
     step_inputs,
 )
+from fewstep.training.cost.hardware import planned_hardware
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.cost.step_cost import forward_flops, step_flops
 from fewstep.training.experiment import Experiment, build_on
@@ -46,11 +47,11 @@ MIB = 2**20
 
 def plan_resources(request: Request) -> None:
     """Print a table. Allocates nothing on a device; reads the data set only if necessary."""
-    config, aim = require_config(request), requested_target(request)
-    sizes = plan_mesh_sizes(request.mesh, config, aim)
+    aim = requested_target(request)
+    sizes = plan_mesh_sizes(request.mesh, require_config(request), aim)
     emulate_devices(math.prod(sizes))
-    config = resolve_open_fields(read_student(request).config)
     mesh = make_mesh(*sizes)
+    config = resolve_open_fields(read_student(request).config, planned_hardware(mesh, aim))
     check_batch_size(config.batch_size, mesh, config.micro_batches)
     for line in plan_lines(config, mesh, aim, request):
         print(line, flush=True)

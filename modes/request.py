@@ -15,6 +15,9 @@ from fewstep.data import NEWEST_DECODING, Dataset
 from fewstep.messages import differences
 from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import gather, true_everywhere
+from fewstep.training.cost.choice import choose, field_value, open_fields
+from fewstep.training.cost.hardware import Hardware, present_hardware
+from fewstep.training.cost.memory import with_values
 from fewstep.training.experiment import (
     Experiment,
     build,
@@ -30,7 +33,7 @@ from fewstep.training.sources import reads_data
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.code_version import code_version, describe_code
 from fewstep.training.storage.fields import check_field_values
-from fewstep.training.storage.identity import as_dict, check_same_sources, flatten_fields
+from fewstep.training.storage.identity import DECODING, as_dict, check_same_sources, flatten_fields
 from fewstep.training.teacher import (
     abstract_params,
     check_teacher_given,
@@ -219,16 +222,16 @@ def data_selection(config: ConfigDict) -> data.Selection:
     )
 
 
-def fill_decoding(config: ConfigDict, folder: Path) -> ConfigDict:
-    """Return the config with data.decoding of the run in the folder, if the config leaves it open.
+def fill_open_fields(config: ConfigDict, folder: Path) -> ConfigDict:
+    """Return the config with its open fields as in the run in the folder. A value stays.
 
-    A student takes that of its teacher (training/inheritance.py).
+    A student takes what must agree from its teacher (training/inheritance.py).
     """
-    if config.data.decoding or not workdir.is_run(folder):
+    open_now = [*open_fields(config), *([] if config.data.decoding else [DECODING])]
+    if not (open_now and workdir.is_run(folder)):
         return config
-    config = config.copy_and_resolve_references()
-    config.data.decoding = workdir.load_config(folder).data.decoding
-    return config
+    recorded = workdir.load_config(folder)
+    return with_values(config, {name: field_value(recorded, name) for name in open_now})
 
 
 def load_local_copy(config: ConfigDict) -> Dataset:
@@ -252,8 +255,10 @@ def load_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
     )
 
 
-def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
-    """Return the config that will run: data fields from the data set, smaller if `debug` is on.
+def resolve(config: ConfigDict, dataset: Dataset, hardware: Hardware | None = None) -> ConfigDict:
+    """Return the config that will run: open fields filled, smaller if `debug` is on.
+
+    hardware: the devices of the run; None for those that are here.
 
     Raises ValueError if the config has another number of classes than the data set.
     """
@@ -268,10 +273,24 @@ def resolve(config: ConfigDict, dataset: Dataset) -> ConfigDict:
             f"data.num_classes={config.data.num_classes}, but {dataset.name} has "
             f"{dataset.num_classes}; set -1 for all of them, or 0 to train without labels"
         )
+    return complete(config, hardware, len(dataset.train.labels))
+
+
+def complete(
+    config: ConfigDict, hardware: Hardware | None = None, images: int | None = None
+) -> ConfigDict:
+    """Return the config as a run records it: open fields chosen, `debug` applied if it is on.
+
+    Expects resolved data fields. images: number of training images, None if unknown.
+    """
+    if open_fields(config):
+        config = choose(config, hardware or present_hardware(make_mesh(**config.mesh)), images)
     return effective_config(config)
 
 
-def resolve_and_load(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
+def resolve_and_load(
+    config: ConfigDict, hardware: Hardware | None = None
+) -> tuple[ConfigDict, Dataset | None]:
     """Return the config that will run and its data set.
 
     The data set is None if it is missing and training does not read it; the config must then have
@@ -287,13 +306,13 @@ def resolve_and_load(config: ConfigDict) -> tuple[ConfigDict, Dataset | None]:
             raise  # the sizes of images and classes are unknown
         config = config.copy_and_resolve_references()
         config.data.decoding = config.data.decoding or NEWEST_DECODING
-        config = effective_config(config)
+        config = complete(config, hardware)
         experiment = build(config)
         check_teacher_given(config, experiment)
         if reads_data(experiment.objective):
             raise
         return config, None
-    return resolve(config, dataset), dataset
+    return resolve(config, dataset, hardware), dataset
 
 
 def check_method(recorded: ConfigDict, request: Request) -> None:
@@ -338,15 +357,15 @@ def fill_from_record(config: ConfigDict, run: Path) -> ConfigDict:
     return with_recorded_label_shares(pin_teacher(config, run), run)
 
 
-def resolve_open_fields(config: ConfigDict) -> ConfigDict:
+def resolve_open_fields(config: ConfigDict, hardware: Hardware | None = None) -> ConfigDict:
     """Return the config that will run; reads the data set only to fill fields that are open.
 
     Raises FileNotFoundError and ValueError as `resolve_and_load` does.
     """
     check_teacher_network(config)
     if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
-        return resolve_and_load(config)[0]
-    return effective_config(config)
+        return resolve_and_load(config, hardware)[0]
+    return complete(config, hardware)
 
 
 def find_dataset(

@@ -11,6 +11,8 @@ from fewstep.messages import Difference
 from fewstep.modes.job import started
 from fewstep.modes.request import Request, expand_paths, require_config
 from fewstep.training.cluster.processes import say
+from fewstep.training.cost.choice import fill, open_fields
+from fewstep.training.cost.hardware import present_hardware
 from fewstep.training.experiment import build, effective_config, rebuild
 from fewstep.training.inheritance import (
     check_given,
@@ -26,6 +28,7 @@ from fewstep.training.location import (
     missing_teacher_message,
     parse_location,
 )
+from fewstep.training.sharding import make_mesh
 from fewstep.training.sources import reads_teacher
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.fields import check_field_values
@@ -113,7 +116,10 @@ def taught(config: ConfigDict, teacher: ConfigDict, given: Collection[str]) -> C
     """Return the config of a new student. Raises ValueError if the teacher cannot teach it."""
     student = inherit(config, teacher, given)
     check_given(student, teacher, given)
-    planned = effective_config(student)
+    planned = student
+    if open_fields(student):  # any values will do: what must agree is inherited
+        planned = fill(student, present_hardware(make_mesh(**student.mesh)), images=None)
+    planned = effective_config(planned)
     experiment = build(planned)
     check_own_path(config, planned, experiment)
     load_teacher_config(planned, experiment)

@@ -5,6 +5,7 @@ from fewstep.messages import (
     common_differences,
     did_you_mean,
     differences,
+    format_seconds,
     nearest_name,
     shell_flags,
     unknown_choice,
@@ -55,3 +56,11 @@ def test_differences_are_told_in_the_order_of_the_fields():
     assert differences(first, second) == [("steps", 1, None), ("lost", 3, None), ("new", None, 4)]
     assert differences(first, dict(first)) == []
     assert common_differences(first, second) == [("steps", 1, None)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(1.26, "1.3 s"), (150, "2.5 minutes"), (3 * 3600, "3.0 hours"), (5 * 86400, "5.0 days")],
+)
+def test_times_are_readable(seconds, text):
+    assert format_seconds(seconds) == text

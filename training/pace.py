@@ -32,6 +32,8 @@ MEASURED = (
     "host_seconds_slowest",
 )
 REMEMBERED = 1001  # last steps of a row, which its median is taken of
+# Steps after compilation that tell the usual time of a step: so many, or fewer slow ones.
+FIRST_STEPS, FIRST_SECONDS, LEAST_FIRST = 10, 10.0, 3
 
 
 class Pace:
@@ -99,6 +101,31 @@ class Pace:
         if jax.process_count() > 1:
             row |= slowest_process(gather_numbers([median, own]))
         return row
+
+
+class FirstSteps:
+    """The usual time of a step, as soon as the first steps of a start tell it.
+
+    compiled: steps of the first dispatch, whose time includes compilation.
+    """
+
+    def __init__(self, compiled: int) -> None:
+        self.compiled, self.seconds = compiled, []
+
+    def add(self, seconds: float) -> float | None:
+        """Count a step; return the median of the first ones when they suffice, once, else None."""
+        if self.compiled > 0:
+            self.compiled -= 1
+            return None
+        if self.suffice():
+            return None
+        self.seconds.append(seconds)
+        return statistics.median(self.seconds) if self.suffice() else None
+
+    def suffice(self) -> bool:
+        """Whether the steps so far tell the usual time."""
+        slow = len(self.seconds) >= LEAST_FIRST and sum(self.seconds) >= FIRST_SECONDS
+        return slow or len(self.seconds) >= FIRST_STEPS
 
 
 def slowest_process(times: np.ndarray) -> dict[str, float]:

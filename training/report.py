@@ -13,13 +13,14 @@ from typing import Any
 import jax
 from tqdm import tqdm
 
+from fewstep.messages import MINUTE, format_seconds
 from fewstep.objectives.base import Metrics, Objective
 from fewstep.objectives.stages import ONE_STAGE, Stage, stage_index, stage_title
 from fewstep.progress import is_terminal, note, progress_bar
 from fewstep.training.cluster.processes import first_process_says
 from fewstep.training.metrics import LOG, MetricLog, MetricMeans, iterate_rows
 from fewstep.training.optimizer import Optimizer
-from fewstep.training.pace import SPEED, Pace
+from fewstep.training.pace import SPEED, FirstSteps, Pace
 from fewstep.training.schedule import Schedule
 from fewstep.training.step import column_name
 
@@ -80,6 +81,7 @@ class Report:
         begun = {} if first_process_says(has_row(workdir, start)) else unfinished or {}
         self.average = MetricMeans(begun.get("sums"))
         self.pace = Pace(batch_size, least_seconds, begun)
+        self.first_steps, self.silent = FirstSteps(schedule.dispatch), silent
 
     def after_steps(self, last: int, count: int, metrics: Metrics) -> None:
         """Keep the metrics of steps that may still be running; handle those kept before.
@@ -111,8 +113,16 @@ class Report:
         self.average.add({k: v for k, v in metrics.items() if not k.endswith("finite")})
         self.pace.add(took)
         self.bar.update()
+        self.estimate_end(step, took[0])
         if self.schedule.logs(step):
             self.flush(step)
+
+    def estimate_end(self, step: int, seconds: float) -> None:
+        """Say once, after the first steps, how long the others take if that is a minute or more."""
+        usual, left = self.first_steps.add(seconds), self.schedule.steps - step
+        if usual is not None and usual * left >= MINUTE and not self.silent:
+            time_left = format_seconds(usual * left)
+            note(f"about {time_left} for {left:,} more steps, without evaluations")
 
     def flush(self, step: int) -> None:
         """Handle pending metrics, then write the row of the log: means since the row before."""

@@ -24,6 +24,7 @@ from fewstep.models.conditioning import silent_outputs
 from fewstep.objectives.base import Objective
 from fewstep.training.compiled_step import abstract_state
 from fewstep.training.experiment import Experiment, optimizer_fields, rebuild
+from fewstep.training.location import parse_location
 from fewstep.training.optimizer import COUNT, moments_of
 from fewstep.training.state import MOMENTS, NETWORKS, START
 from fewstep.training.step import root_player
@@ -31,7 +32,7 @@ from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import OPTIMIZER, named_trees
 from fewstep.training.storage.reasons import MEANING
 from fewstep.training.storage.train_state import TrainState
-from fewstep.training.teacher import parse_location, shared_fields
+from fewstep.training.teacher import shared_fields
 from fewstep.training.trees import common_names, fitting_leaves, leaves_by_path
 
 LEAST_SHARE = 0.5  # of a network's numbers that must fit

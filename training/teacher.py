@@ -92,7 +92,12 @@ def shared_fields(config: ConfigDict) -> dict[str, Any]:
     }
     if config.prediction.kind == "F" and config.prediction.sigma_data is None:
         fields["prediction.sigma_data"] = SIGMA_DATA
-    return {name: v for name, v in fields.items() if name.startswith(SHARED) and name not in FREE}
+    return {name: value for name, value in fields.items() if must_agree(name)}
+
+
+def must_agree(field: str) -> bool:
+    """Whether a teacher and its student must have the same value of a field."""
+    return field.startswith(SHARED) and field not in FREE
 
 
 def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experiment) -> None:

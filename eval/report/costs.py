@@ -11,10 +11,10 @@ from fewstep.progress import progress_bar
 from fewstep.training.cost.sampling_cost import evaluations_per_sample
 from fewstep.training.cost.step_cost import network_evaluations, training_seconds
 from fewstep.training.experiment import rebuild
+from fewstep.training.location import parse_location
 from fewstep.training.metrics import LOG, read_rows
 from fewstep.training.storage.identity import as_dict, flatten_fields
 from fewstep.training.storage.workdir import is_run, load_config
-from fewstep.training.teacher import parse_location
 
 # "images_seen", "network_evaluations" and "seconds"; None if unknown
 Cost = Mapping[str, float | None]

@@ -27,6 +27,8 @@ from fewstep.objectives.divergences import DIVERGENCES
 from fewstep.objectives.needs import NOTHING
 from fewstep.parts import Entry, Part, RunLength, declared_marks
 from fewstep.samplers import SOLVERS
+from fewstep.training.cost.choice import choose
+from fewstep.training.cost.hardware import Hardware
 from fewstep.training.experiment import build, debug_config
 from fewstep.training.inheritance import inherit, inherited_fields
 from fewstep.training.optimizer import build_optimizer
@@ -34,7 +36,14 @@ from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
 from tests.training.kinds import each_with_one
 from tests.training.runs import largest_difference, perturb, random_batch, untrained_teacher
+from tests.training.test_sharding import mesh_of
 
+SIZES_OF_DATA = {
+    "digits": (8, 1, 10),
+    "fashion_mnist": (28, 1, 10),
+    "mixtures": (0, 0, 8),
+    "pictures": (32, 3, 3),
+}
 FOLDER = Path(__file__).parent.parent.parent / "configs"
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if "\ndef get_config(" in p.read_text())
 # Cheap tests take every pair; these trace whole networks, so each method takes one file in turn.
@@ -44,15 +53,19 @@ EACH_METHOD_IN_A_FILE = pytest.mark.parametrize(
 
 
 def config_of(file, method):
+    """The config of a file, with what the data set and the devices would fill in."""
+    config = given_config(file, method)
+    own = SIZES_OF_DATA.get(file)
+    if own:
+        config.data.image_size, config.data.channels, config.data.num_classes = own
+    return choose(config, Hardware(mesh_of(1, 1), "cpu", False, None))
+
+
+def given_config(file, method):
     spec = importlib.util.spec_from_file_location(file, FOLDER / f"{file}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    config = module.get_config(method)
-    # What the data set would fill in.
-    own = {"digits": (8, 1, 10), "fashion_mnist": (28, 1, 10), "mixtures": (0, 0, 8)}.get(file)
-    if own:
-        config.data.image_size, config.data.channels, config.data.num_classes = own
-    return config
+    return module.get_config(method)
 
 
 @pytest.fixture
@@ -129,7 +142,7 @@ def test_every_field_has_a_type_by_which_flags_can_set_it(file, method):
             else:
                 assert fields.get_type(name) is not type(None), prefix + name
 
-    check(config_of(file, method), "")
+    check(given_config(file, method), "")
 
 
 @pytest.mark.parametrize("file", FILES)

@@ -164,7 +164,7 @@ class Recorder:
     def logged_evaluations(self, folder):
         return {2: {"frechet_1": 3.0}}
 
-    def check_step(self, experiment, config, mesh, frozen):
+    def check_step(self, experiment, config, mesh, frozen, dataset):
         self.shape = experiment.space.shape
         return abstract_state(experiment.objective, experiment.optimizers, 0, frozen, mesh)
 

@@ -3,7 +3,6 @@ import pytest
 from fewstep.modes.budget import (
     checkpoint_line,
     fixed_seconds,
-    format_seconds,
     requested_target,
     time_lines,
 )
@@ -65,11 +64,3 @@ def test_a_save_takes_the_size_over_the_speed_of_the_disk():
 def test_numbers_out_of_range_are_errors(fields, message):
     with pytest.raises(ValueError, match=message):
         requested_target(Request(**{"config": CONFIG, "workdir": None, **fields}))
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(1.26, "1.3 s"), (150, "2.5 minutes"), (3 * 3600, "3.0 hours"), (5 * 86400, "5.0 days")],
-)
-def test_times_are_readable(seconds, text):
-    assert format_seconds(seconds) == text

@@ -1,4 +1,4 @@
-"""A run keeps the decoding rules that it began with."""
+"""A run keeps the decoding rules, and what was chosen for it, that it began with."""
 
 import json
 import shutil
@@ -11,8 +11,10 @@ from PIL import Image
 from fewstep import data
 from fewstep.modes import job as JOB
 from fewstep.modes.checks import NextJob
-from fewstep.modes.request import Request, read_dataset
+from fewstep.modes.request import Request, fill_open_fields, read_dataset
 from fewstep.training.classes import class_names
+from fewstep.training.cost.choice import field_value
+from fewstep.training.cost.memory import with_values
 from fewstep.training.inheritance import inherit
 from fewstep.training.storage import identity, workdir
 from fewstep.training.storage.identity import as_dict
@@ -138,6 +140,20 @@ def test_a_student_reads_its_images_as_its_teacher(tmp_path, config):
     start_run(tmp_path / "teacher", with_first_decoding(config), older=True)
     teacher = workdir.load_config(tmp_path / "teacher")
     assert inherit(config, teacher).data.decoding == data.FIRST_DECODING
+
+
+def test_open_fields_are_those_of_the_run_and_a_network_that_of_the_teacher(tmp_path, config):
+    start_run(tmp_path / "begun", config)
+    fields = ("batch_size", "micro_batches", "optimizer.learning_rate", "model.patch_size")
+    open_now = with_values(config, {**dict.fromkeys(fields), "model.size": "auto", "seed": 3})
+    resumed = fill_open_fields(open_now, tmp_path / "begun")
+    assert [field_value(resumed, name) for name in fields] == [8, 1, 1e-3, 2]
+    assert (resumed.model.size, resumed.seed) == ("nano", 3)
+    assert fill_open_fields(with_values(open_now, {"batch_size": 16}), tmp_path / "begun") == (
+        with_values(resumed, {"batch_size": 16})
+    )
+    student = inherit(open_now, workdir.load_config(tmp_path / "begun"))
+    assert (student.model.size, student.model.patch_size, student.batch_size) == ("nano", 2, None)
 
 
 def test_a_run_without_images_has_the_classes_of_its_teacher(tmp_path, config):

@@ -50,6 +50,10 @@ def test_a_job_that_can_run_passes_and_leaves_nothing(teacher, tmp_path, capsys)
     assert list(found) == [*ALONE, *TOGETHER]
     assert {status for status, _ in found.values()} == {"ok"}
     assert found["batch"][1] == "64, 8 on each device"
+    assert re.fullmatch(
+        r"a training step needs about [\d.]+ GiB of memory, and this machine has [\d.]+ GiB",
+        found["memory"][1],
+    )
     assert found["teacher"][1] == f"{teacher} at step 5"
     assert found["run"][1] == "starts anew"
     count = re.search(r"([\d,]+) parameters", found["network"][1])[1]
@@ -95,7 +99,7 @@ def test_all_failures_are_reported_at_once(tmp_path, capsys, monkeypatch):
     # One process needs no exchange of findings.
     monkeypatch.setattr(DOCTOR, "gather_findings", lambda here: [dict(here)])
     wrong = ("batch", "teacher", "evaluation", "disk", "clocks", "workdir")
-    with pytest.raises(ValueError, match="6 of 18 checks failed: " + ", ".join(wrong)):
+    with pytest.raises(ValueError, match="6 of 19 checks failed: " + ", ".join(wrong)):
         run_checks(request)
     found = read_lines(capsys.readouterr().out)
     assert {name for name, (status, _) in found.items() if status == "FAILED"} == set(wrong)
@@ -187,7 +191,7 @@ def test_a_folder_of_this_run_goes_on_and_of_another_is_refused(teacher, tmp_pat
     workdir.start_run(tmp_path / "run", with_network_fields(pinned))
     run_checks(Request(config=make_config("cd", teacher=teacher), workdir=tmp_path / "run"))
     assert read_lines(capsys.readouterr().out)["run"] == ("ok", "starts again: nothing was saved")
-    with pytest.raises(ValueError, match="1 of 18 checks failed: run"):
+    with pytest.raises(ValueError, match="1 of 19 checks failed: run"):
         run_checks(
             Request(config=make_config("cd", teacher=teacher, seed=1), workdir=tmp_path / "run")
         )

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from fewstep.training import pace as module
-from fewstep.training.pace import MEASURED, Pace, memory_in_use, slowest_process
+from fewstep.training.pace import MEASURED, FirstSteps, Pace, memory_in_use, slowest_process
 
 
 @pytest.fixture
@@ -116,3 +116,17 @@ def test_memory_is_that_of_the_fullest_device_or_left_out():
     }
     assert memory_in_use([Device(3, 9), Device()]) == memory_in_use([]) == {}
     assert memory_in_use(jax.local_devices()) == {}  # CPUs do not report memory
+
+
+@pytest.mark.parametrize(
+    ("compiled", "steps", "told"),
+    [
+        (1, [30.0, *[0.1] * 9, 0.5, 9.0], {11: 0.1}),  # ten steps, without the one that compiles
+        (2, [30.0, 30.0, 6.0, 5.0, 4.0, 1.0], {5: 5.0}),  # three slow ones
+        (1, [30.0, 0.1, 0.1], {}),
+    ],
+)
+def test_the_usual_time_of_a_step_is_told_once(compiled, steps, told):
+    first = FirstSteps(compiled)
+    found = {number: first.add(seconds) for number, seconds in enumerate(steps, start=1)}
+    assert {number: seconds for number, seconds in found.items() if seconds is not None} == told

@@ -57,6 +57,22 @@ def test_a_row_has_the_mean_and_the_speed_of_its_own_steps(tmp_path, monkeypatch
     ]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "line"),
+    [(1.0, "about 3.5 minutes for 210 more steps, without evaluations\n"), (0.1, "")],
+)
+def test_the_time_to_the_end_is_said_once_unless_it_is_short(
+    tmp_path, monkeypatch, capsys, seconds, line
+):
+    clock = [0.0]
+    monkeypatch.setattr(module.time, "perf_counter", lambda: clock[0])
+    with Report(tmp_path, 0, Schedule(221, log=0), {}, batch_size=8) as report:
+        for step in range(1, 20):
+            clock[0] += 30.0 if step == 1 else seconds
+            report.handle(step, {"loss": Mean(1.0, 1)}, report.pace.step_times(1, 0.0))
+    assert capsys.readouterr().err == line
+
+
 @pytest.mark.parametrize("finished", [False, True])
 def test_whether_a_row_goes_on_is_what_the_first_process_sees(tmp_path, monkeypatch, finished):
     monkeypatch.setattr(module, "first_process_says", lambda here: finished)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 from jax.sharding import Mesh
-from jax.stages import Compiled, Lowered
+from jax.stages import Compiled, Lowered, Traced
 from ml_collections import ConfigDict
 
 from fewstep.objectives.base import Params
@@ -111,14 +111,21 @@ def step_inputs(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> StepI
     return StepInputs(state, frozen, batch)
 
 
+def traced_step(
+    config: ConfigDict, experiment: Experiment, mesh: Mesh, inputs: StepInputs
+) -> Traced:
+    """The production training step, traced for these inputs."""
+    step = compile_step(
+        experiment.objective, experiment.optimizers, config.seed, mesh, config.micro_batches
+    )
+    return step.trace(*inputs)
+
+
 def lowered_step(
     config: ConfigDict, experiment: Experiment, mesh: Mesh, inputs: StepInputs
 ) -> Lowered:
     """The production training step, lowered for these inputs and ready to compile."""
-    step = compile_step(
-        experiment.objective, experiment.optimizers, config.seed, mesh, config.micro_batches
-    )
-    return step.lower(*inputs)
+    return traced_step(config, experiment, mesh, inputs).lower()
 
 
 def device_bytes(tree: Any) -> int:

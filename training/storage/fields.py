@@ -138,9 +138,9 @@ NETWORK = {
 FIELDS = {
     "method": TEXT,
     "seed": whole_range(0, LARGEST_SEED),
-    "steps": whole_range(1),
-    "batch_size": whole_range(1),
-    "micro_batches": whole_range(1),
+    "steps": optional(whole_range(1)),
+    "batch_size": optional(whole_range(1)),
+    "micro_batches": optional(whole_range(1)),
     "steps_per_dispatch": whole_range(1),
     "compilation_cache": TEXT,
     "debug": SWITCH,
@@ -173,6 +173,7 @@ FIELDS = {
     "prediction.kind": TEXT,
     "prediction.sigma_data": optional(number_range(0.0, above=True)),
     **{f"optimizer.{name}": allowed for name, allowed in OPTIMIZER.items()},
+    "optimizer.learning_rate": optional(OPTIMIZER["learning_rate"]),
     "continued.schedule": one_of(*CONTINUED),
     "continued.scale": optional(number_range(0.0, above=True)),
     "ema.decays": sequence_of(number_range(0.0, 1.0)),
@@ -200,7 +201,7 @@ FIELDS = {
     "evaluate.agreement": SWITCH,
     "evaluate.num_samples": whole_range(1),
     "evaluate.final_samples": whole_range(0),
-    "evaluate.batch_size": whole_range(1),
+    "evaluate.batch_size": optional(whole_range(1)),
     "evaluate.guidance_scale": optional(FINITE),
 }
 PROBABILITY = Range(is_int_or_float, lambda value: 0.0 <= value <= 1.0, "a number from 0 to 1")

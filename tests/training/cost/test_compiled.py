@@ -15,7 +15,10 @@ from fewstep.training.cost.compiled import (
     lowered_step,
     memory_plan,
     step_inputs,
+    traced_step,
 )
+from fewstep.training.cost.hardware import Hardware
+from fewstep.training.cost.memory import traced_memory
 from fewstep.training.experiment import build, build_on
 from tests.modes.recorded import random_network
 from tests.training.runs import small_config, small_experiment
@@ -25,8 +28,8 @@ BATCH, WIDTH, DEPTH = 1024, 64, 2
 
 
 @functools.cache
-def compiled(data, fsdp, remat=False, scan=False):
-    """The compiled flow-matching step of a DiT with two blocks, and its inputs."""
+def traced(data, fsdp, remat=False, scan=False):
+    """The traced flow-matching step of a DiT with two blocks, its experiment and its inputs."""
     SIZES["two_blocks"] = DiTSize(WIDTH, DEPTH, 4)
     try:
         fields = {"model.size": "two_blocks", "model.remat": remat, "model.scan": scan}
@@ -38,8 +41,22 @@ def compiled(data, fsdp, remat=False, scan=False):
     finally:
         del SIZES["two_blocks"]
     inputs = step_inputs(config, experiment, mesh)
-    lowered = lowered_step(config, experiment, mesh, inputs)
-    return lowered.compile(compiler_options=FOR_INSPECTION), inputs
+    return traced_step(config, experiment, mesh, inputs), experiment, inputs
+
+
+@functools.cache
+def compiled(*mesh, **fields):
+    """The compiled step of `traced`, and its inputs."""
+    step, _, inputs = traced(*mesh, **fields)
+    return step.lower().compile(compiler_options=FOR_INSPECTION), inputs
+
+
+@pytest.mark.parametrize("case", [(8, 1), (1, 8), (8, 1, True)], ids=["data", "fsdp", "remat"])
+def test_the_estimate_before_compilation_is_near_what_xla_plans(case):
+    found = traced_memory(*traced(*case), Hardware(mesh_of(*case[:2]), "cpu", False, None))
+    needs = memory_plan(compiled(*case)[0])
+    assert found.given == pytest.approx(needs.arguments, rel=0.01)
+    assert found.temporary == pytest.approx(needs.temporary, rel=0.3)
 
 
 @pytest.mark.parametrize("micro_batches", [1, 4])

@@ -8,11 +8,11 @@ from fewstep.eval.report import evaluation
 from fewstep.files import write_json
 from fewstep.training import pairs, profile, replay
 from fewstep.training.cluster import watchdog
+from fewstep.training.location import locate_teacher
 from fewstep.training.metrics import DROPPED, EVENTS, LOG
 from fewstep.training.storage import workdir
 from fewstep.training.storage.defaults import fill_missing_fields
 from fewstep.training.storage.identity import as_dict, read_identity
-from fewstep.training.teacher import locate_teacher
 from tests.cli import SERVER
 from tests.training.killed import signal_self
 from tests.training.runs import save_run, small_config
