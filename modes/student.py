@@ -101,7 +101,7 @@ def announce_inherited(student: Student) -> None:
     """Print the fields in which a new student follows its teacher and not its config file."""
     found = [one for one in student.inherited if is_set(one.first)]
     if found:
-        say(f"from {student.config.teacher}: {describe_inherited(found)}")
+        say(f"inherits from {student.config.teacher}: {describe_inherited(found)}")
 
 
 def goes_on(config: ConfigDict, folder: Path | None) -> bool:

@@ -104,7 +104,7 @@ def test_a_student_goes_on_by_its_own_record(runs):
     assert keep_inherited(asked).path.sigma_max == 20.0
 
 
-@pytest.mark.parametrize("place", ["old/edm/renamed", "old/cd/moved", "new/edm/seed_0"])
+@pytest.mark.parametrize("place", ["old/edm/seed_2", "old/cd/moved", "new/edm/seed_0"])
 def test_a_moved_teacher_is_found_by_its_parameters(runs, tmp_path, place, capsys):
     teacher, student = runs
     save_run(teacher.parent / "seed_1", "edm", seed=1)  # another run at the same step
