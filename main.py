@@ -161,18 +161,14 @@ def read_request() -> Request:
             meant = did_you_mean(mistakes.meant_flag(name, mode, command_line.known_field), "{}")
             hint = meant or (f"; it is for the mode(s) {', '.join(users)}" if users else "")
             raise ValueError(f"--{name} is not used by --mode={MODE.value}{hint}")
-    values = {
-        f"{name}_" if iskeyword(name) else name: mode.flags[name].read(
-            name, flags.FLAGS[name].value
-        )
-        for name in given
-        if name in mode.flags and name != CONFIG.name
-    }
     config = command_line.config_from_flags(flags.FLAGS)
-    fields = {} if config is not None else replaced_fields(mode)
-    for name in [*values]:
-        if mode.flags[name].fields:
-            fields |= dict.fromkeys(mode.flags[name].fields, values.pop(name))
+    fields, values = {} if config is not None else replaced_fields(mode), {}
+    for name in given:
+        if name in mode.flags and name != CONFIG.name:
+            flag, text = mode.flags[name], flags.FLAGS[name].value
+            own = f"{name}_" if iskeyword(name) else name
+            into, names = (fields, flag.fields) if flag.fields else (values, (own,))
+            into |= dict.fromkeys(names, flag.read(name, text))
     return Request(
         config=None if config is None else check_config(config),
         given=None if config is None else command_line.given_fields(),
@@ -188,13 +184,7 @@ def replaced_fields(mode: Mode) -> dict[str, Any]:
 
     Raises ValueError for a field that the mode does not take from the record of a run.
     """
-    arguments = command_line.split_fields(sys.argv[1:])[1]
-    if arguments and not mode.replaces:
-        first = arguments[0].partition("=")[0]
-        if CONFIG.name in mode.flags:
-            raise ValueError(f"{first} needs a config that has the field; add --config=FILE:METHOD")
-        raise ValueError(f"{first} is not used by --mode={MODE.value}")
-    fields = command_line.read_fields(arguments)
+    fields = command_line.read_fields(sys.argv[1:])
     for name in fields:
         if name not in mode.replaces and name.partition(".")[0] not in mode.replaces:
             hint = "; for sampling steps use --steps" if name == "steps" else ""
@@ -232,8 +222,9 @@ def parse_flags(argv: list[str]) -> list[str]:
     file = (config or "").partition(":")[0]
     if config is not None and not command_line.is_python(Path(file)):
         fail(ValueError(command_line.missing_file_message(config)))
+    fields: list[str] = []
     if not config:  # a mode may take these fields in place of those of a recorded run
-        argv, _ = command_line.split_fields(argv)
+        argv, fields = command_line.split_fields(argv)
     try:
         rest = flags.FLAGS(argv)
     except SystemExit:  # absl's own help flags exit with code 1
@@ -252,6 +243,13 @@ def parse_flags(argv: list[str]) -> list[str]:
         fail(ValueError(mistakes.stray_word(rest[1:], argv, [*MODES])))
     if MODE.value not in MODES:
         fail(ValueError(unknown_choice("--mode", MODE.value, MODES)))
+    if fields and not MODES[MODE.value].replaces:
+        name, mode = fields[0].lstrip("-").partition("=")[0], MODE.value
+        fail(
+            ValueError(
+                mistakes.field_without_config(name, mode, MODES[mode], command_line.known_field)
+            )
+        )
     return rest
 
 

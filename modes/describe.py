@@ -109,6 +109,6 @@ def describe_experiment(config: ConfigDict, experiment: Experiment) -> str:
 
 DESCRIBE = Mode(
     describe,
-    "Print networks, parameters, shapes and FLOPs of a config, or of the run in --workdir.",
+    "Print networks, parameters, shapes and FLOPs of a config or run.",
     {**CONFIG, **WORKDIR, **FROM},
 )

@@ -54,17 +54,22 @@ def unknown_flag(
     others: flags besides those of the mode. A field of a config that was not given is one too.
     """
     group, _, field = name.partition(".")
-    if group == "config" and "config" in mode.flags:
-        return f"--{name} needs --config=FILE:METHOD, the config whose field it sets"
     if group == "config":
-        meant = did_you_mean(meant_flag(field.rpartition(".")[2], mode, field_of), "{}")
-        return f"--{name} needs a config, and --mode={mode_name} takes that of the run{meant}"
+        return field_without_config(name, mode_name, mode, field_of)
     if field and nearest_name(group, ["config"]):
         return f"--{name} is not a flag{did_you_mean(f'config.{field}', '--{}')}"
     if name == "method" and "methods" not in mode.flags:
         return f"--{name} is not a flag; write the method after the file, as in {EXAMPLE}"
     meant = did_you_mean(meant_flag(name, mode, field_of, others), "{}")
     return f"--{name} is not a flag{meant or '; --help lists the flags'}"
+
+
+def field_without_config(name: str, mode_name: str, mode: Mode, field_of: FieldOf) -> str:
+    """The error message for a field, as config.FIELD, of a config that was not given."""
+    if "config" in mode.flags:
+        return f"--{name} needs --config=FILE:METHOD, the config whose field it sets"
+    meant = did_you_mean(meant_flag(name.rpartition(".")[2], mode, field_of), "{}")
+    return f"--{name} needs a config, and --mode={mode_name} takes that of the run{meant}"
 
 
 def stray_word(words: Sequence[str], arguments: Sequence[str], modes: Sequence[str]) -> str:

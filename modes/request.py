@@ -61,14 +61,13 @@ class Request(NamedTuple):
     given: dotted names of the config's fields that the user set; None if the config is final, and a
     student inherits nothing. fields: dotted name -> value of the fields of a recorded run that the
     user replaces. config_of_method: method -> its config in the file of --config, with the same
-    overrides.
-    teachers: method -> the method of its teacher.
+    overrides. teachers: method -> the method of its teacher.
     """
 
     config: ConfigDict | None = None
+    workdir: Path | None = None
     given: tuple[str, ...] | None = None
     fields: Mapping[str, Any] = {}
-    workdir: Path | None = None
     config_of_method: Callable[[str], ConfigDict] | None = None
     workdirs: tuple[Path, ...] = ()
     steps: int = 1

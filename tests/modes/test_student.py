@@ -24,7 +24,7 @@ def request(method, teacher, folder=None, given=(), **fields):
         return small_config(name, teacher=str(teacher), **fields)
 
     given = ("teacher", *given)
-    return Request(config_of(method), given, folder, config_of, teachers=STUDENTS)
+    return Request(config_of(method), folder, given, config_of_method=config_of, teachers=STUDENTS)
 
 
 @pytest.fixture
