@@ -1,16 +1,16 @@
 """The cost of sampling, counted from the sampler before it is compiled."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.extend.core import ClosedJaxpr, Jaxpr
+from jax.extend.core import Jaxpr
 from ml_collections import ConfigDict
 
 from fewstep.models.network import Network
+from fewstep.training.cost.traced import programs_in
 from fewstep.training.experiment import build, build_model
 
 ROWS = 1  # of the sampler that is counted
@@ -67,12 +67,3 @@ def count_rows(program: Jaxpr) -> int:
         else:
             total += sum(inside) * equation.params.get("length", 1)
     return total
-
-
-def programs_in(parameters: Iterable[Any]) -> Iterator[Jaxpr]:
-    """The programs in the parameters of an equation."""
-    for value in parameters:
-        if isinstance(value, Jaxpr | ClosedJaxpr):
-            yield getattr(value, "jaxpr", value)
-        elif isinstance(value, tuple | list):
-            yield from programs_in(value)
