@@ -5,7 +5,6 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from importlib import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -14,39 +13,27 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh
-from ml_collections import ConfigDict
 
-from fewstep.data import NONE, Dataset, short_hash, verify
+from fewstep.data import NONE, short_hash, verify
 from fewstep.data.folders.class_names import join_names
 from fewstep.eval.evaluate import check_evaluation, reason_to_skip
-from fewstep.modes.job import Draft, check_begun, resident_bytes, started
+from fewstep.modes.job import Draft, check_begun
+from fewstep.modes.next_job import NextJob
+from fewstep.modes.recorded_run import fill_from_record
 from fewstep.modes.request import (
     PER_HOST,
-    Request,
-    complete,
-    fill_from_record,
-    fill_open_fields,
     read_dataset,
-    require_config,
-    require_workdir,
-    resolve,
 )
 from fewstep.modes.student import read_student
 from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import VISIBLE, time_limit
 from fewstep.training.compiled_step import abstract_state
 from fewstep.training.cost.compiled import step_inputs
-from fewstep.training.cost.hardware import Hardware, present_hardware
 from fewstep.training.cost.memory import (
-    StepMemory,
     check_memory,
     describe_need,
-    planned_memory,
-    with_values,
 )
 from fewstep.training.cost.sizes import element_count, tree_bytes
-from fewstep.training.experiment import Experiment, build
 from fewstep.training.labels import training_counts
 from fewstep.training.location import locate_teacher
 from fewstep.training.sharding import (
@@ -66,6 +53,7 @@ from fewstep.training.sources import (
 from fewstep.training.start import check_same_origin, describe_origin, find_origin
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.code_version import code_version, describe_code
+from fewstep.training.storage.environment import PACKAGES
 from fewstep.training.storage.identity import as_dict, flatten_fields
 from fewstep.training.teacher import (
     abstract_params,
@@ -93,73 +81,9 @@ class Check(NamedTuple):
     equal: bool = False
 
 
-class NextJob:
-    """The planned training job. Builds each part when a check first asks for it.
-
-    `draft_job` would stop at the first fault, and the other checks could not name theirs.
-    """
-
-    def __init__(self, request: Request) -> None:
-        self.workdir, self.given = require_workdir(request), require_config(request)
-        self.request, self.start = request, request.from_
-        folders = [self.workdir.absolute(), *self.workdir.absolute().parents]
-        self.missing = [folder for folder in folders if not folder.exists()]
-        self.disk = next(folder for folder in folders if folder.exists())
-
-    @cached_property
-    def asked(self) -> ConfigDict:
-        """The config with what it inherits, and with open fields as in the run in the folder."""
-        try:
-            config = read_student(self.request).config
-        except ValueError:  # inspect_teacher raises it again
-            config = self.given
-        return fill_open_fields(config, self.workdir)
-
-    @cached_property
-    def dataset(self) -> Dataset | None:
-        """The data set; None if it is not here."""
-        try:
-            return read_dataset(self.asked)
-        except FileNotFoundError:
-            return None
-
-    @cached_property
-    def config(self) -> ConfigDict:
-        """The config as training will use it."""
-        if self.dataset is not None:
-            return resolve(self.asked, self.dataset)
-        config = self.asked
-        if not config.data.image_size or config.data.num_classes < 0:
-            read_dataset(self.asked)  # raises an error that says how to get it
-        return complete(config)
-
-    @cached_property
-    def experiment(self) -> Experiment:
-        """The experiment that the config describes, as the run in the folder goes on with it."""
-        return started(build(self.config), restore.has_checkpoint(self.workdir))
-
-    @cached_property
-    def mesh(self) -> Mesh:
-        """The mesh of the config."""
-        return make_mesh(**self.config.mesh)
-
-    @cached_property
-    def hardware(self) -> Hardware:
-        """The devices of the job."""
-        return present_hardware(self.mesh)
-
-    @cached_property
-    def need(self) -> StepMemory:
-        """The memory of a training step, which is traced for it; reads no teacher."""
-        config = self.config
-        if config.batch_size % self.mesh.size:
-            config = with_values(config, {"batch_size": self.mesh.size})  # inspect_batch reports it
-        return planned_memory(config, self.hardware, resident_bytes(config, self.dataset))
-
-
 def inspect_versions(job: NextJob) -> str:
     """Return the versions of Python and of the packages that compute."""
-    found = [f"{name} {metadata.version(name)}" for name in workdir.PACKAGES]
+    found = [f"{name} {metadata.version(name)}" for name in PACKAGES]
     return ", ".join([f"python {platform.python_version()}", *found])
 
 

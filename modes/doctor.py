@@ -12,8 +12,9 @@ from typing import NamedTuple
 
 import jax
 
-from fewstep.modes.checks import ALONE, TOGETHER, Check, NextJob
+from fewstep.modes.checks import ALONE, TOGETHER, Check
 from fewstep.modes.mode import CONFIG, FROM, WORKDIR, Mode
+from fewstep.modes.next_job import NextJob
 from fewstep.modes.request import Request
 from fewstep.training.cluster.processes import gather
 

@@ -5,14 +5,8 @@ import jax
 from fewstep.eval.evaluate import check_evaluation, evaluator, sample_count, summary
 from fewstep.eval.report.evaluation import FOLDER
 from fewstep.files import check_writable
-from fewstep.modes.request import (
-    Request,
-    check_moved_data,
-    find_dataset,
-    load_run,
-    replace_folders,
-    require_workdir,
-)
+from fewstep.modes.recorded_run import check_moved_data, find_dataset, load_run, replace_folders
+from fewstep.modes.request import Request, require_workdir
 from fewstep.modes.student import config_in_place_of
 from fewstep.objectives.stages import check_sampling_steps
 from fewstep.samplers.grids import named_steps

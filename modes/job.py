@@ -12,11 +12,8 @@ from fewstep.data import Dataset
 from fewstep.eval.evaluate import check_evaluation
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import LESS, NEITHER, parse_logged_name
-from fewstep.modes.request import (
-    fill_from_record,
-    fill_open_fields,
-    resolve_and_load,
-)
+from fewstep.modes.recorded_run import fill_from_record
+from fewstep.modes.request import fill_open_fields, resolve_and_load
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import first_process_says, say, warn

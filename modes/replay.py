@@ -9,14 +9,8 @@ from ml_collections import ConfigDict
 
 from fewstep.modes.job import Job, assemble_job, supply_of
 from fewstep.modes.mode import CONFIG, PLACES, WORKDIR, Mode
-from fewstep.modes.request import (
-    Request,
-    check_method,
-    check_moved_data,
-    find_dataset,
-    replace_folders,
-    require_workdir,
-)
+from fewstep.modes.recorded_run import check_method, check_moved_data, find_dataset, replace_folders
+from fewstep.modes.request import Request, require_workdir
 from fewstep.modes.student import config_in_place_of, follow_teacher
 from fewstep.objectives.base import Metrics
 from fewstep.progress import progress_bar
@@ -33,6 +27,7 @@ from fewstep.training.replay import (
 from fewstep.training.sharding import make_mesh, put_batch
 from fewstep.training.sources import open_sources
 from fewstep.training.storage import restore, workdir
+from fewstep.training.storage.environment import ENVIRONMENT
 from fewstep.training.storage.identity import check_same_sources
 
 SHOWN = 10  # rows and arrays
@@ -65,7 +60,7 @@ def replay(request: Request) -> None:
         raise ValueError(
             f"step {record['step']} is finite on {jax.device_count()} device(s) of kind "
             f"{jax.devices()[0].device_kind}; replay it with the devices and versions of the "
-            f"run, which {path / workdir.ENVIRONMENT} lists"
+            f"run, which {path / ENVIRONMENT} lists"
         )
     if jax.process_index() == 0:
         print(f"repeated step {record['step']}, which ended with: {record['message']}")

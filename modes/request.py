@@ -7,38 +7,29 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep import data
 from fewstep.data import NEWEST_DECODING, Dataset
 from fewstep.messages import differences
-from fewstep.objectives.base import Params
 from fewstep.training.cluster.processes import gather, true_everywhere
 from fewstep.training.cost.choice import choose, field_value, open_fields
 from fewstep.training.cost.hardware import Hardware, present_hardware
 from fewstep.training.cost.memory import with_values
 from fewstep.training.experiment import (
-    Experiment,
     build,
     effective_config,
-    rebuild,
-    with_sampling_network,
 )
-from fewstep.training.labels import with_recorded_label_shares
-from fewstep.training.location import parse_location
 from fewstep.training.profile import Window
 from fewstep.training.sharding import make_mesh
 from fewstep.training.sources import reads_data
-from fewstep.training.storage import restore, workdir
+from fewstep.training.storage import workdir
 from fewstep.training.storage.code_version import code_version, describe_code
 from fewstep.training.storage.fields import check_field_values
-from fewstep.training.storage.identity import DECODING, as_dict, check_same_sources, flatten_fields
+from fewstep.training.storage.identity import DECODING, as_dict, flatten_fields
 from fewstep.training.teacher import (
-    abstract_params,
     check_teacher_given,
     check_teacher_network,
-    pin_teacher,
 )
 
 # Fields of a config that are paths, some after a prefix such as folder:.
@@ -314,48 +305,6 @@ def resolve_and_load(
     return resolve(config, dataset, hardware), dataset
 
 
-def check_method(recorded: ConfigDict, request: Request) -> None:
-    """Raises ValueError if --config is of another method than the run in --workdir."""
-    if request.config is not None and request.config.method != recorded.method:
-        raise ValueError(
-            f"--config is of {request.config.method}, but {request.workdir} is a run of "
-            f"{recorded.method}; leave out --config: what is not given comes from the run"
-        )
-
-
-def replace_folders(config: ConfigDict, given: ConfigDict) -> ConfigDict:
-    """Return a recorded config with the folders of a given one: data.dir, images and teacher.
-
-    The step of the teacher stays. `check_moved_data` checks that the images are the same.
-    """
-    config = config.copy_and_resolve_references()
-    config.data.dir = given.data.dir
-    if all(data.path_in_name(fields.data.name) for fields in (config, given)):
-        config.data.name = given.data.name
-    if config.teacher and given.teacher:
-        place = parse_location(given.teacher)
-        config.teacher = str(place._replace(step=parse_location(config.teacher).step))
-    return config
-
-
-def check_moved_data(
-    run: Path, config: ConfigDict, experiment: Experiment, dataset: Dataset | None
-) -> None:
-    """Raises ValueError if a moved folder has other images than those of the run."""
-    recorded = workdir.recorded_identity(run)
-    moved = config.data.name != recorded.config["data"]["name"]
-    if moved and dataset is not None and reads_data(experiment.objective):
-        check_same_sources(recorded, dataset.identity, None, run, dataset.files)
-
-
-def fill_from_record(config: ConfigDict, run: Path) -> ConfigDict:
-    """Return the config with open values filled from the record of the run in a folder.
-
-    These are the step of the teacher and, for older records, how labels are drawn.
-    """
-    return with_recorded_label_shares(pin_teacher(config, run), run)
-
-
 def resolve_open_fields(config: ConfigDict, hardware: Hardware | None = None) -> ConfigDict:
     """Return the config that will run; reads the data set only to fill fields that are open.
 
@@ -365,48 +314,3 @@ def resolve_open_fields(config: ConfigDict, hardware: Hardware | None = None) ->
     if 0 in (config.data.image_size, config.data.channels) or config.data.num_classes == -1:
         return resolve_and_load(config, hardware)[0]
     return complete(config, hardware)
-
-
-def find_dataset(
-    config: ConfigDict, experiment: Experiment, writable: bool = True
-) -> Dataset | None:
-    """Return the data set of a run; None if it is missing and the run does not read images."""
-    try:
-        return load_dataset(config, writable)
-    except FileNotFoundError:
-        if reads_data(experiment.objective):
-            raise
-        return None
-
-
-class LoadedRun(NamedTuple):
-    """A trained network, ready to sample on all devices of this job."""
-
-    config: ConfigDict
-    experiment: Experiment
-    mesh: Mesh
-    params: Params
-    step: int
-
-
-def load_run(request: Request) -> LoadedRun:
-    """Load the run in --workdir at --checkpoint, with --network.
-
-    Defaults: the newest checkpoint, and the network that samples by the config.
-
-    Raises ValueError.
-    """
-    path = require_workdir(request)
-    config = workdir.load_config(path, request.checkpoint)
-    check_method(config, request)
-    if request.network:
-        config = with_sampling_network(config, str(path), request.network, "--network")
-    experiment = rebuild(config, str(path))
-    mesh = make_mesh()
-    if config.evaluate.batch_size % mesh.size:
-        config.evaluate.batch_size = -(-config.evaluate.batch_size // mesh.size) * mesh.size
-    generator = experiment.objective.players[experiment.objective.generator]
-    abstract = abstract_params(generator.network, mesh)
-    name = experiment.sample_with
-    params, step = restore.restore_network(path, name, abstract, request.checkpoint)
-    return LoadedRun(config, experiment, mesh, params, step)

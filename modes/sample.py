@@ -34,14 +34,16 @@ from fewstep.modes.mode import (
     parse_path,
     parse_ranges,
 )
-from fewstep.modes.request import LoadedRun, Request, load_run, require_workdir
+from fewstep.modes.recorded_run import LoadedRun, load_run
+from fewstep.modes.request import Request, require_workdir
 from fewstep.objectives.stages import check_sampling_steps
 from fewstep.samplers.grids import named_steps
 from fewstep.training.classes import class_names
 from fewstep.training.cluster.processes import warn
 from fewstep.training.experiment import check_guidance
 from fewstep.training.generate import BatchSampler, batch_sampler, generate
-from fewstep.training.storage.workdir import count_text, recorded_identity
+from fewstep.training.storage.environment import count_text
+from fewstep.training.storage.workdir import recorded_identity
 
 FOLDER, LONGEST_NAME = "samples", 200
 SHOWN = COLUMNS * COLUMNS

@@ -32,10 +32,11 @@ from fewstep.training.report import NonFiniteError
 from fewstep.training.schedule import Schedule
 from fewstep.training.session import Upkeep
 from fewstep.training.sources import open_sources, reads_data
+from fewstep.training.storage.environment import describe_start
 from fewstep.training.storage.identity import Identity, as_dict
 from fewstep.training.storage.lengths import describe_lengths
 from fewstep.training.storage.train_state import TrainState
-from fewstep.training.storage.workdir import check_space, claim_workdir, describe_start, start_run
+from fewstep.training.storage.workdir import check_space, claim_workdir, start_run
 
 
 def train_run(request: Request) -> None:

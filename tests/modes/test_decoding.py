@@ -10,7 +10,7 @@ from PIL import Image
 
 from fewstep import data
 from fewstep.modes import job as JOB
-from fewstep.modes.checks import NextJob
+from fewstep.modes.next_job import NextJob
 from fewstep.modes.request import Request, fill_open_fields, read_dataset
 from fewstep.training.classes import class_names
 from fewstep.training.cost.choice import field_value

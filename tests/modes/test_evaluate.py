@@ -4,7 +4,8 @@ from importlib import import_module
 
 import pytest
 
-from fewstep.modes.request import LoadedRun, Request
+from fewstep.modes.recorded_run import LoadedRun
+from fewstep.modes.request import Request
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import workdir
 from tests.training.runs import small_config, small_experiment

@@ -3,7 +3,8 @@ import pytest
 
 from fewstep.modes import evaluate_run as module
 from fewstep.modes.evaluate_run import evaluate_run
-from fewstep.modes.request import LoadedRun, Request
+from fewstep.modes.recorded_run import LoadedRun
+from fewstep.modes.request import Request
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage.workdir import start_run
 from tests.training.runs import small_config, small_experiment

@@ -9,14 +9,8 @@ import chex
 import pytest
 from ml_collections import ConfigDict
 
-from fewstep.modes.request import (
-    Request,
-    load_run,
-    read_dataset,
-    require_workdir,
-    resolve,
-    resolve_and_load,
-)
+from fewstep.modes.recorded_run import load_run
+from fewstep.modes.request import Request, read_dataset, require_workdir, resolve, resolve_and_load
 from fewstep.modes.student import read_student
 from fewstep.training.storage import checkpoint, restore
 from fewstep.training.storage.identity import Identity

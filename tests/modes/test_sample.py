@@ -13,7 +13,8 @@ from PIL import Image
 from fewstep.data import to_uint8
 from fewstep.data.spaces.grid import CAPTION_HEIGHT, GAP
 from fewstep.data.spaces.pixels import pixel_space
-from fewstep.modes.request import LoadedRun, Request
+from fewstep.modes.recorded_run import LoadedRun
+from fewstep.modes.request import Request
 from fewstep.objectives.stages import Stage
 from fewstep.training.generate import initial_noise
 from fewstep.training.sharding import make_mesh

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewstep.data import Dataset, Split
-from fewstep.modes.request import fill_from_record
+from fewstep.modes.recorded_run import fill_from_record
 from fewstep.training.labels import (
     describe_label_shares,
     known_counts,

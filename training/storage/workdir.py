@@ -9,17 +9,12 @@ unsaved/N         what runs left that ended before their first checkpoint
 import errno
 import fcntl
 import itertools
-import json
 import os
-import platform
 import shutil
 import socket
-import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -39,15 +34,13 @@ from fewstep.training.cluster.processes import (
 )
 from fewstep.training.storage import identity, restore
 from fewstep.training.storage.checkpoint import run_in_record
-from fewstep.training.storage.code_version import code_version, describe_code
-from fewstep.training.storage.fields import is_whole
+from fewstep.training.storage.environment import ENVIRONMENT, record_environment
 from fewstep.training.storage.identity import Identity, Plain, as_dict
 from fewstep.training.storage.lengths import Length, next_lengths
 from fewstep.training.storage.listing import LISTING, File, write_listing
 from fewstep.training.storage.record import read_config_file
 
 CONFIG = "config.json"
-ENVIRONMENT = "environment.json"
 LOCK = "lock"
 NEARBY = 5  # most runs that a message names
 UNSAVED = "unsaved"
@@ -57,7 +50,6 @@ LEFT = (identity.RUN, CONFIG, ENVIRONMENT, LISTING, "metrics.jsonl", "metrics.dr
 LEFT += ("tensorboard", "eval", "pairs.npz", "profile", "replay", "stacks")
 # Errors of file systems without locks, such as NFS without its lock service.
 UNLOCKED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
-PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
 
 
 def start_run(
@@ -337,89 +329,3 @@ def warn_if_edited(path: Path, config: Plain) -> None:
             f"{path} is not the config that the run was trained with: {'; '.join(found)}. The "
             "run's own values are used"
         )
-
-
-def record_environment(workdir: Path) -> None:
-    """Append this start to environment.json; warn if code or packages have changed."""
-    path, now = workdir / ENVIRONMENT, current_environment()
-    starts = read_environments(path)
-    changes = environment_changes(starts[-1], now) if starts else []
-    if changes:
-        warn(f"{workdir} goes on under another version: {'; '.join(changes)}")
-    write_json(path, [*starts, now])
-
-
-def describe_start(workdir: Path, step: int, steps: int) -> str:
-    """A line that says whether a run starts or resumes, where, and on which devices.
-
-    It names the devices of the last start if they differ. Called by process 0. step: the step that
-    the run starts from.
-    """
-    *before, now = read_environments(workdir / ENVIRONMENT)[-2:] or [current_environment()]
-    here, there = describe_hardware(now), "".join(map(describe_hardware, before))
-    alike = there in (
-        here,
-        describe_hardware({**now, "kind": None}),
-    )  # earlier versions recorded no kind
-    changed = f" (before: {there})" if there and not alike else ""
-    again = " again, since nothing was saved," if before else ""
-    does = f"resumes {workdir} at step {step} of {steps}" if step else f"starts {workdir}{again}"
-    return f"{does}{'' if step else f' for {steps} steps'} on {here}{changed}"
-
-
-def describe_hardware(start: Plain) -> str:
-    """Devices and processes of a start, in words; "" if it did not record them."""
-    devices, processes = start.get("devices"), start.get("processes", 1)
-    if not (isinstance(devices, list) and is_whole(processes)):
-        return ""
-    kind = f" ({start['kind']})" if isinstance(start.get("kind"), str) else ""
-    return f"{count_text(len(devices), 'device')}{kind} of {count_text(processes, 'process')}"
-
-
-def count_text(count: int, noun: str) -> str:
-    """A count and its noun, such as "1 device" or "2 processes"."""
-    return f"{count} {noun}{'' if count == 1 else 'es' if noun.endswith('s') else 's'}"
-
-
-def read_environments(path: Path) -> list[dict[str, Any]]:
-    """The recorded starts of a run, the newest last; moves aside a file that cannot be read."""
-    try:
-        starts = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        return []
-    except (ValueError, RecursionError):
-        starts = None
-    starts = [starts] if isinstance(starts, dict) else starts  # as older versions wrote it
-    if isinstance(starts, list) and all(isinstance(start, dict) for start in starts):
-        return starts
-    aside = path.with_name(f"{path.stem}.unreadable-{int(time.time())}.json")
-    os.replace(path, aside)
-    warn_once(f"{path} cannot be read; it is now {aside.name}, and this start begins a new one")
-    return []
-
-
-def environment_changes(before: Plain, now: Plain) -> list[str]:
-    """How code and packages differ from those of the start before, in words."""
-    old_code, code = before.get("code"), now["code"]
-    changes = []
-    if isinstance(old_code, Mapping) and old_code.get("sources") != code["sources"]:
-        changes.append(f"{describe_code(old_code)} there, {describe_code(code)} now")
-    old_packages = before.get("packages")
-    if isinstance(old_packages, Mapping):
-        changes += identity.differing_fields(old_packages, now["packages"])
-    return changes
-
-
-def current_environment() -> dict[str, Any]:
-    """Time, command line, versions and devices of this start."""
-    return {
-        "time": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": sys.argv,
-        "code": code_version(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in PACKAGES},
-        "devices": [str(device) for device in jax.devices()],
-        "kind": jax.devices()[0].device_kind,
-        "processes": jax.process_count(),
-    }

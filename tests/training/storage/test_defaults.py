@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from fewstep.configs import base, objectives
 from fewstep.data import FIRST_DECODING
 from fewstep.models import NETWORKS
-from fewstep.modes.request import Request, load_run
+from fewstep.modes.recorded_run import load_run
+from fewstep.modes.request import Request
 from fewstep.objectives import OBJECTIVES
 from fewstep.training.networks import with_network_fields
 from fewstep.training.sharding import make_mesh

@@ -13,8 +13,9 @@ from fewstep.training.cluster.processes import warn_once
 from fewstep.training.compiled_step import abstract_state
 from fewstep.training.networks import with_network_fields
 from fewstep.training.sharding import make_mesh
-from fewstep.training.storage import identity, restore, workdir
+from fewstep.training.storage import environment, identity, restore, workdir
 from fewstep.training.storage.checkpoint import FOLDER
+from fewstep.training.storage.environment import ENVIRONMENT
 from fewstep.training.storage.seal import checksum, seal_record
 from tests.test_imports import FLOORS
 from tests.training.runs import save_run, small_config, small_experiment
@@ -231,14 +232,14 @@ def test_each_process_compares_the_data_on_its_own_disk(tmp_path, monkeypatch):
 
 
 def test_each_start_is_appended_and_other_code_is_named(tmp_path, capsys, monkeypatch):
-    path = tmp_path / workdir.ENVIRONMENT
+    path = tmp_path / ENVIRONMENT
     workdir.start_run(tmp_path, CONFIG)
     workdir.start_run(tmp_path, CONFIG)
     first, second = json.loads(path.read_text())
     assert first["code"] == second["code"] and len(first["code"]["sources"]) == 12
     assert capsys.readouterr().err == ""
     other = {"commit": "abc", "package": "", "sources": "123456789012"}
-    monkeypatch.setattr(workdir, "code_version", lambda: other)
+    monkeypatch.setattr(environment, "code_version", lambda: other)
     monkeypatch.setattr(workdir.metadata, "version", lambda name: "0.0.1")
     workdir.start_run(tmp_path, CONFIG)
     told = capsys.readouterr().err

@@ -10,7 +10,7 @@ from fewstep.training import pairs, profile, replay
 from fewstep.training.cluster import watchdog
 from fewstep.training.location import locate_teacher
 from fewstep.training.metrics import DROPPED, EVENTS, LOG
-from fewstep.training.storage import workdir
+from fewstep.training.storage import environment, workdir
 from fewstep.training.storage.defaults import fill_missing_fields
 from fewstep.training.storage.identity import as_dict, read_identity
 from tests.cli import SERVER
@@ -224,8 +224,8 @@ def start_entries(*starts):
     ],
 )
 def test_a_start_says_where_and_on_what_and_what_is_new(tmp_path, starts, step, line):
-    write_json(tmp_path / workdir.ENVIRONMENT, start_entries(*starts))
-    said = workdir.describe_start(tmp_path, step, 12)
+    write_json(tmp_path / environment.ENVIRONMENT, start_entries(*starts))
+    said = environment.describe_start(tmp_path, step, 12)
     assert line.format(tmp_path) in said
     assert ("before" in said) == ("before" in line or len(starts) == 3)
 
@@ -233,11 +233,11 @@ def test_a_start_says_where_and_on_what_and_what_is_new(tmp_path, starts, step, 
 def test_a_start_is_said_whatever_earlier_ones_recorded(tmp_path):
     odd = [{"devices": 5, "processes": 1}, {"devices": ["a"], "processes": "x"}, {}]
     for before in odd:
-        write_json(tmp_path / workdir.ENVIRONMENT, [before, *start_entries((1, 1, "cpu"))])
-        assert "before" not in workdir.describe_start(tmp_path, 1, 2)
+        write_json(tmp_path / environment.ENVIRONMENT, [before, *start_entries((1, 1, "cpu"))])
+        assert "before" not in environment.describe_start(tmp_path, 1, 2)
     # A start of a version that did not record the kind is no other start.
-    write_json(tmp_path / workdir.ENVIRONMENT, start_entries((2, 1, ""), (2, 1, "cpu")))
-    assert "before" not in workdir.describe_start(tmp_path, 1, 2)
+    write_json(tmp_path / environment.ENVIRONMENT, start_entries((2, 1, ""), (2, 1, "cpu")))
+    assert "before" not in environment.describe_start(tmp_path, 1, 2)
 
 
 @pytest.mark.parametrize(
