@@ -53,7 +53,7 @@ def read_student(request: Request) -> Student:
     config = require_config(request)
     if request.given is None or not config.teacher:
         return Student(config)
-    if goes_on(config, request.workdir):
+    if student_goes_on(config, request.workdir):
         return Student(follow_teacher(keep_inherited(request), request.workdir))
     if request.workdir is not None:
         check_other_run(config, request.workdir)
@@ -104,7 +104,7 @@ def announce_inherited(student: Student) -> None:
         say(f"inherits from {student.config.teacher}: {describe_inherited(found)}")
 
 
-def goes_on(config: ConfigDict, folder: Path | None) -> bool:
+def student_goes_on(config: ConfigDict, folder: Path | None) -> bool:
     """Whether a folder holds a student that goes on: by its checkpoint, or without its teacher."""
     if folder is None or not workdir.is_run(folder) or not workdir.load_config(folder).teacher:
         return False
