@@ -54,7 +54,11 @@ def read_student(request: Request) -> Student:
     if request.given is None or not config.teacher:
         return Student(config)
     if student_goes_on(config, request.workdir):
-        return Student(follow_teacher(keep_inherited(request), request.workdir))
+        return Student(
+            follow_teacher(
+                keep_inherited(request, workdir.load_config(request.workdir)), request.workdir
+            )
+        )
     if request.workdir is not None:
         check_other_run(config, request.workdir)
     teacher = workdir.load_config(locate_teacher(config.teacher).folder)
@@ -76,9 +80,8 @@ def refusal(config: ConfigDict, teacher: ConfigDict, reason: str, able: Collecti
     return f"{reason}. Methods that can use it: {', '.join(able)}"
 
 
-def keep_inherited(request: Request) -> ConfigDict:
-    """Return the config of a request, with what the student in --workdir inherited."""
-    recorded = workdir.load_config(request.workdir)
+def keep_inherited(request: Request, recorded: ConfigDict) -> ConfigDict:
+    """Return the config of a request, with what the student of a record inherited."""
     if request.given is None or not recorded.teacher:
         return request.config
     return inherit(request.config, recorded, request.given)
@@ -89,7 +92,7 @@ def config_in_place_of(recorded: ConfigDict, request: Request) -> ConfigDict:
 
     --config of a student has what the student inherited. Raises ValueError for an invalid value.
     """
-    config = recorded if request.config is None else keep_inherited(request)
+    config = recorded if request.config is None else keep_inherited(request, recorded)
     config = config.copy_and_resolve_references()
     with config.ignore_type():
         config.update_from_flattened_dict(request.fields)

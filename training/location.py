@@ -58,7 +58,8 @@ def find_teacher(student: Path, asked: str) -> Location:
         return location
     step = identity["step"]
     for folder in nearby_folders(student.absolute(), location.folder):
-        if has_step(folder, step) and has_network(folder, identity):
+        other = folder.absolute() != student.absolute()
+        if other and has_step(folder, step) and has_network(folder, identity):
             return Location(folder, step)
     return location
 

@@ -222,7 +222,8 @@ def test_base_has_every_field_of_networks_and_optimizers():
     )
     dit = models.NETWORKS["dit"].fields
     assert {name: config.model[name] for name in dit} == dit | dict.fromkeys(NOTHING)
-    assert set(config.optimizer) | {"updates", "starts", "heads"} == set(fields(build_optimizer))
+    own = set(config.optimizer) | {"updates", "starts", "heads", "continued"}
+    assert own == set(fields(build_optimizer))
 
 
 def test_a_part_of_another_name_forgets_the_file_s_fields_but_not_the_given_ones():

@@ -128,7 +128,7 @@ class Recorder:
         return 5 if step is None else step
 
     def read_record(self, folder, step=None):
-        return {"step": self.saved_step(folder, step), "fingerprints": {}}
+        return {"step": self.saved_step(folder, step), "fingerprints": {}, "config": {}}
 
     def restore_network(self, folder, name, abstract, step):
         self.note_each("teacher", {"folder": folder.name, "network": name, "step": step})

@@ -103,7 +103,7 @@ def test_finished_runs_stay_and_missing_ones_are_made(comparison):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--methods=",), "--methods is missing; name"),
+        ((), "--methods is missing; name"),
         (("--methods=cdd",), "did you mean 'cd'"),
         (("--methods=cd", "--config.evaluate.guidance_scale=nan"), "must be a finite number"),
         (("--methods=cd", "--seeds=1-0"), "--seeds=1-0"),

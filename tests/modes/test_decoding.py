@@ -128,8 +128,11 @@ def test_a_new_run_records_the_newest_rules(tmp_path, config):
         (False, "decoding", 3, "data.decoding=3 must be 1 or 2"),
     ],
 )
-def test_a_run_does_not_go_on_by_other_rules(tmp_path, config, older, field, value, message):
+def test_a_run_does_not_go_on_by_other_rules(
+    tmp_path, monkeypatch, config, older, field, value, message
+):
     start_run(tmp_path / "run", with_first_decoding(config) if older else config, older)
+    monkeypatch.setattr(workdir.restore, "has_checkpoint", lambda folder: True)
     config.data[field] = value
     with pytest.raises(ValueError, match=message):
         job = JOB.prepare_job(tmp_path / "run", config)

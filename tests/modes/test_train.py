@@ -253,7 +253,8 @@ def test_every_field_is_in_a_table():
 
 
 def test_a_run_says_the_step_that_it_is_at_and_not_the_one_asked_for(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(TRAIN, "prepare_job", lambda path, config, window, start: None)
+    job = SimpleNamespace(experiment=small_experiment("shortcut")[1])
+    monkeypatch.setattr(TRAIN, "prepare_job", lambda path, config, window, start: job)
     monkeypatch.setattr(TRAIN, "train_in_folder", lambda path, job, preemption: 6)
     TRAIN.train_run(Request(config=small_config(steps=3), workdir=tmp_path))
     assert capsys.readouterr().out.startswith(f"{tmp_path} is at step 6; draw from it")

@@ -66,7 +66,9 @@ def test_a_run_without_classes_has_no_counts(tmp_path):
 
 
 @pytest.mark.parametrize("asked", ["data", "equal"])
-def test_a_run_of_a_version_without_shares_goes_on_with_equal_ones(tmp_path, capsys, asked):
+def test_a_run_of_a_version_without_shares_goes_on_with_equal_ones(
+    tmp_path, monkeypatch, capsys, asked
+):
     old = small_config().to_dict()
     del old["data"]["label_shares"]
     workdir.start_run(tmp_path, type(small_config())(old))
@@ -77,6 +79,7 @@ def test_a_run_of_a_version_without_shares_goes_on_with_equal_ones(tmp_path, cap
     assert ("draws all classes equally often" in capsys.readouterr().err) == (asked == "data")
     workdir.start_run(tmp_path, begun, class_counts=OWN)  # is the same run
     assert training_counts(begun, dataset(OWN), tmp_path) == (1,) * 10
+    monkeypatch.setattr(workdir.restore, "has_checkpoint", lambda folder: True)
     with pytest.raises(ValueError, match=r"data.label_shares \(equal there, data now\)"):
         workdir.start_run(tmp_path, small_config())
     assert (tmp_path / RUN).is_file()

@@ -18,7 +18,7 @@ NAN, INF = math.nan, math.inf
 # field -> values that are refused, and their nearest neighbours that are not
 EDGES = {
     "seed": ((-1, 2**32, 1.5, True), (0, 2**32 - 1)),
-    "steps": ((0, -3, 2**31, None), (1, 2**31 - 1)),
+    "steps": ((0, -3, 2**31), (1, 2**31 - 1, None)),
     "batch_size": ((0, -64, 2**31), (1,)),
     "micro_batches": ((0,), (1,)),
     "steps_per_dispatch": ((0,), (1,)),
