@@ -54,11 +54,8 @@ def read_student(request: Request) -> Student:
     if request.given is None or not config.teacher:
         return Student(config)
     if student_goes_on(config, request.workdir):
-        return Student(
-            follow_teacher(
-                keep_inherited(request, workdir.load_config(request.workdir)), request.workdir
-            )
-        )
+        kept = keep_inherited(request, workdir.load_config(request.workdir))
+        return Student(follow_teacher(kept, request.workdir))
     if request.workdir is not None:
         check_other_run(config, request.workdir)
     teacher = workdir.load_config(locate_teacher(config.teacher).folder)

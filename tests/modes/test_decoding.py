@@ -132,10 +132,10 @@ def test_a_run_does_not_go_on_by_other_rules(
     tmp_path, monkeypatch, config, older, field, value, message
 ):
     start_run(tmp_path / "run", with_first_decoding(config) if older else config, older)
-    monkeypatch.setattr(workdir.restore, "has_checkpoint", lambda folder: True)
     config.data[field] = value
     with pytest.raises(ValueError, match=message):
         job = JOB.prepare_job(tmp_path / "run", config)
+        monkeypatch.setattr(workdir.restore, "has_checkpoint", lambda folder: True)
         workdir.start_run(tmp_path / "run", job.config)
 
 

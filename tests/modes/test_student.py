@@ -99,9 +99,10 @@ def test_a_student_goes_on_by_its_own_record(runs):
     teacher, student = runs
     shutil.rmtree(teacher)
     asked = request("cd", teacher, student)
-    assert keep_inherited(asked).path.sigma_max == 40.0
+    recorded = workdir.load_config(student)
+    assert keep_inherited(asked, recorded).path.sigma_max == 40.0
     asked = request("cd", teacher, student, ("path.sigma_max",), **{"path.sigma_max": 20.0})
-    assert keep_inherited(asked).path.sigma_max == 20.0
+    assert keep_inherited(asked, recorded).path.sigma_max == 20.0
 
 
 @pytest.mark.parametrize("place", ["old/edm/seed_2", "old/cd/moved", "new/edm/seed_0"])

@@ -13,7 +13,7 @@ from fewstep.modes import job as JOB
 from fewstep.modes.request import Request
 from fewstep.training.storage.identity import as_dict, flatten_fields
 from tests.modes.recorded import TRAIN, record_run
-from tests.training.runs import small_config
+from tests.training.runs import small_config, small_experiment
 
 NOISE = {"path.name": "ve", "prediction.kind": "F"}
 SPIKES = {"optimizer.spike_factor": 3.0}

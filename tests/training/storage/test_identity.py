@@ -240,7 +240,7 @@ def test_each_start_is_appended_and_other_code_is_named(tmp_path, capsys, monkey
     assert capsys.readouterr().err == ""
     other = {"commit": "abc", "package": "", "sources": "123456789012"}
     monkeypatch.setattr(environment, "code_version", lambda: other)
-    monkeypatch.setattr(workdir.metadata, "version", lambda name: "0.0.1")
+    monkeypatch.setattr(environment.metadata, "version", lambda name: "0.0.1")
     workdir.start_run(tmp_path, CONFIG)
     told = capsys.readouterr().err
     assert "goes on under another version: " in told and "commit abc, sources 123456789012" in told
