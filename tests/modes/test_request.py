@@ -9,6 +9,7 @@ import chex
 import pytest
 from ml_collections import ConfigDict
 
+from fewstep.modes import recorded_run
 from fewstep.modes.recorded_run import load_run
 from fewstep.modes.request import Request, read_dataset, require_workdir, resolve, resolve_and_load
 from fewstep.modes.student import read_student
@@ -112,14 +113,14 @@ def test_a_run_without_a_whole_checkpoint_says_so(tmp_path):
 
 def test_images_in_a_moved_folder_must_be_those_of_the_run(monkeypatch, tmp_path):
     recorded = Identity("1", {"data": {"name": "folder:/old"}}, data={"train": {"sha256": "a"}})
-    monkeypatch.setattr(REQUEST.workdir, "recorded_identity", lambda run: recorded)
+    monkeypatch.setattr(recorded_run.workdir, "recorded_identity", lambda run: recorded)
     reading, blind = (
         SimpleNamespace(objective=SimpleNamespace(reads=(name,))) for name in ("images", "labels")
     )
     same, other = (SimpleNamespace(identity={"train": {"sha256": h}}, files=()) for h in "ab")
     moved = ConfigDict({"data": {"name": "folder:/new"}})
-    REQUEST.check_moved_data(tmp_path, moved, reading, same)
-    REQUEST.check_moved_data(tmp_path, moved, blind, other)
-    REQUEST.check_moved_data(tmp_path, moved, reading, None)
+    recorded_run.check_moved_data(tmp_path, moved, reading, same)
+    recorded_run.check_moved_data(tmp_path, moved, blind, other)
+    recorded_run.check_moved_data(tmp_path, moved, reading, None)
     with pytest.raises(ValueError, match="has changed since the run began"):
-        REQUEST.check_moved_data(tmp_path, moved, reading, other)
+        recorded_run.check_moved_data(tmp_path, moved, reading, other)
