@@ -18,9 +18,6 @@ KEPT = {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TERM", "LD_LIBRAR
 KEPT |= {"PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONDONTWRITEBYTECODE", "VIRTUAL_ENV"}
 KEPT_PREFIXES = ("PYTEST_", "COV_CORE_", "COVERAGE_")
 FLAGS = "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-# What main.py sets on CPUs (modes/host_memory.py), for all processes that this one starts.
-MALLOC = {"MALLOC_ARENA_MAX": "1", "MALLOC_MMAP_MAX_": "0"}
-MALLOC |= {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1)}
 # The folder of this session, which its processes pass on to those that they start.
 SESSION = "FEWSTEP_TEST_SESSION"
 
@@ -45,7 +42,6 @@ def own(folder: str) -> dict[str, str]:
         "JAX_COMPILATION_CACHE_DIR": f"{folder}/compiled",
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
-        **MALLOC,
     }
 
 

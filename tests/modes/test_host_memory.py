@@ -8,7 +8,6 @@ from unittest.mock import Mock
 import pytest
 
 from fewstep.modes import host_memory
-from tests import conftest
 
 # Writes 64 MB, more than glibc ever keeps by default, ten times; prints the page faults.
 FAULTS = """
@@ -24,13 +23,6 @@ for _ in range(10):
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 PAGES = 2**26 // os.sysconf("SC_PAGE_SIZE")
-
-
-@pytest.fixture(autouse=True)
-def no_settings(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Removes what tests/conftest.py sets for all processes."""
-    for name in conftest.MALLOC:
-        monkeypatch.delenv(name)
 
 
 @pytest.mark.skipif(not host_memory.has_glibc(), reason="glibc only")
