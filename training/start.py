@@ -141,8 +141,8 @@ def check_same_origin(given: str, run: Path) -> None:
             f"--from={given}: {run} has not started from another run, and goes on; leave --from "
             "out, or choose another --workdir for a new run"
         )
-    moved = workdir.is_run(folder) and workdir.recorded_identity(folder).id != recorded["id"]
-    if moved or step not in (None, recorded["step"]):
+    another = workdir.is_run(folder) and workdir.recorded_identity(folder).id != recorded["id"]
+    if another or step not in (None, recorded["step"]):
         raise ValueError(
             f"--from={given}: {run} has started from {recorded['run']}@{recorded['step']}, and "
             "goes on; leave --from out, or choose another --workdir for a new run"
