@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.models.dit import SIZES, DiTSize
 from fewstep.training.compiled_step import create_state
 from fewstep.training.experiment import build
 from fewstep.training.optimizer import moments_of
@@ -24,13 +23,7 @@ from fewstep.training.trees import common_names, leaves_by_path
 from tests.training.runs import largest_difference, perturb, save_run, small_config
 from tests.training.test_sharding import mesh_of
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_block():
-    """The smallest network with every part; compiles in a third of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "nano", DiTSize(32, 1, 2))
-        yield
+pytestmark = pytest.mark.usefixtures("one_block")
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.models.dit import SIZES, DiTSize
 from fewstep.training.compiled_step import Training, create_state
 from fewstep.training.experiment import build, rebuild
 from fewstep.training.location import locate_teacher
@@ -33,13 +32,7 @@ from tests.training.runs import (
 )
 from tests.training.test_sharding import mesh_of
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_block():
-    """The smallest network with every part; compiles in a third of the time."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(SIZES, "nano", DiTSize(32, 1, 2))
-        yield
+pytestmark = pytest.mark.usefixtures("one_block")
 
 
 def mesh():
