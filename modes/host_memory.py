@@ -2,7 +2,7 @@
 
 XLA allocates and frees the temporary buffers of a step at each step. By default glibc returns large
 buffers to the kernel, and the kernel clears every page that it hands out again: 23,000 page faults
-for a step of digits, a fifth of its CPU time.
+for a step of digits, a sixth of its CPU time.
 """
 
 import ctypes
