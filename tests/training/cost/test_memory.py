@@ -8,7 +8,12 @@ import pytest
 from fewstep.models.dit import SIZES, DiTSize
 from fewstep.modes.job import check_step
 from fewstep.training.cost.accelerators import GIB
-from fewstep.training.cost.hardware import Hardware, group_limits, host_memory
+from fewstep.training.cost.hardware import (
+    Hardware,
+    group_limits,
+    host_memory,
+    present_hardware,
+)
 from fewstep.training.cost.memory import (
     CPU_MARGIN,
     SPARE,
@@ -130,3 +135,8 @@ def test_the_limits_of_a_container_are_those_of_all_its_groups(tmp_path, members
     assert [*group_limits(tmp_path / "self", tmp_path)] == limits
     assert [*group_limits(tmp_path / "none", tmp_path)] == []
     assert host_memory() > 0
+
+
+def test_devices_of_one_host_share_its_memory():
+    found = present_hardware(mesh_of(2, 4))
+    assert found.room == host_memory() / 8 and not found.accelerated
