@@ -114,7 +114,7 @@ def many_steps(objective: Objective) -> int | None:
 
 def sibling_path(out: Path, suffix: str) -> Path:
     """Return the path beside a folder of samples or an .npz, with its name and another suffix."""
-    out = out.resolve()
+    out = out if out.name.strip(".") else out.resolve()  # . and .. have no name
     return out.with_suffix(suffix) if out.suffix == ".npz" else out.with_name(out.name + suffix)
 
 
