@@ -1,10 +1,11 @@
 """Seeds and labels make pairs, each once, and each pair has a file of its own."""
 
 import re
+from pathlib import Path
 
 import pytest
 
-from fewstep.modes.draws import choose_labels, choose_pairs
+from fewstep.modes.draws import choose_labels, choose_pairs, sibling_path
 
 NAMES = ("ant", "cat", "0-1", "dog")
 
@@ -62,3 +63,11 @@ def test_labels_are_indices_ranges_or_names(asked, labels):
 def test_pairs_that_are_none_are_refused(seeds, labels, classes, grid, message):
     with pytest.raises(ValueError, match=re.compile(message)):
         choose_pairs(seeds, choose_labels(labels, classes, NAMES[:classes]), classes, grid)
+
+
+@pytest.mark.parametrize(
+    ("out", "beside"), [("a/samples", "a/samples.png"), ("b.npz", "b.png"), (".", "{}.png")]
+)
+def test_what_lies_beside_a_draw_has_its_name(tmp_path, monkeypatch, out, beside):
+    monkeypatch.chdir(tmp_path)
+    assert sibling_path(Path(out), ".png") == Path(beside.format(tmp_path.resolve()))
