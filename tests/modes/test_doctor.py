@@ -21,8 +21,7 @@ from fewstep.training.networks import with_network_fields
 from fewstep.training.storage import workdir
 from tests.cli import run_together
 from tests.modes.recorded import random_network
-from tests.training.runs import small_config
-from tests.training.test_teacher import one_block, save_run  # noqa: F401
+from tests.training.runs import save_run, small_config
 
 CHECKS, DOCTOR = import_module("fewstep.modes.checks"), import_module("fewstep.modes.doctor")
 SMALL = ("--config.model.size=nano", "--config.batch_size=64", "--config.evaluate.features=pixels")
