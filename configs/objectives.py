@@ -88,6 +88,7 @@ def shortcut() -> ConfigDict:
             "name": "shortcut",
             "max_steps": 128,  # M: step sizes are 1/M, 2/M, 4/M, ..., 1
             "bootstrap_fraction": 0.25,  # of the batch; paper 1/4, official code 1/8
+            "leftover_rows": "coarse",  # step sizes that get rows beyond equal numbers: or largest
             "target_decay": 0.999,  # EMA decay of the bootstrap target; 0 uses the network itself
             "target_warmup": True,  # decay at most (1 + step) / (10 + step)
             "time_sampler": time_sampler(),  # of the flow-matching rows

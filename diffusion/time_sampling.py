@@ -101,6 +101,10 @@ class DyadicSteps(NamedTuple):
     size: Array
 
 
+# (count, levels) -> the level of each of `count` rows
+RowLevels = Callable[[int, int], np.ndarray]
+
+
 def dyadic_levels(count: int, levels: int) -> np.ndarray:
     """The level of each of `count` rows: 0, 1, ..., levels - 1, 0, 1, ...
 
@@ -111,6 +115,20 @@ def dyadic_levels(count: int, levels: int) -> np.ndarray:
     if count < levels:
         raise ValueError(f"{count} rows are too few for {levels} levels; each level needs a row")
     return np.arange(count) % levels
+
+
+def dyadic_levels_rest_to_largest(count: int, levels: int) -> np.ndarray:
+    """As `dyadic_levels`, but all remaining rows get level 0, the largest step."""
+    row_levels = dyadic_levels(count, levels)
+    row_levels[count - count % levels :] = 0
+    return row_levels
+
+
+# By which step sizes get the rows that are left when each size has the same number.
+ROW_LEVELS: dict[str, RowLevels] = {
+    "coarse": dyadic_levels,
+    "largest": dyadic_levels_rest_to_largest,
+}
 
 
 def dyadic_steps(key: Array, levels: np.ndarray) -> DyadicSteps:

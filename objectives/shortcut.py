@@ -61,9 +61,10 @@ from fewstep.diffusion.guidance import (
 from fewstep.diffusion.path import align
 from fewstep.diffusion.spacing import uniform_spacing
 from fewstep.diffusion.time_sampling import (
+    ROW_LEVELS,
     TIME_SAMPLERS,
+    RowLevels,
     TimeSampler,
-    dyadic_levels,
     dyadic_steps,
     uniform_times,
 )
@@ -86,7 +87,7 @@ from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema, warmed_ema
 from fewstep.objectives.needs import needs
 from fewstep.objectives.sampling import sample_fn
-from fewstep.parts import Part
+from fewstep.parts import Entry, Part
 from fewstep.samplers.flow_map import jump
 from fewstep.samplers.grids import StepsError, time_grid
 
@@ -259,6 +260,7 @@ def shortcut(
     *,
     max_steps: int = 128,
     bootstrap_fraction: float = 0.25,
+    leftover_rows: Annotated[RowLevels, Entry(ROW_LEVELS)] = ROW_LEVELS["coarse"],
     target_decay: float = 0.999,
     target_warmup: bool = True,
     time_sampler: Annotated[TimeSampler | None, Part(TIME_SAMPLERS, on_path=True)] = None,
@@ -270,6 +272,7 @@ def shortcut(
 
     max_steps: M, a power of two; step sizes are 1/M, 2/M, ..., 1 of the path's range of t.
     bootstrap_fraction: share of bootstrap rows, one over an integer (paper 1/4, code 1/8).
+    leftover_rows: which step sizes get the bootstrap rows that are left when each has as many.
     target_decay: EMA decay of the follower that computes bootstrap targets; 0 for the network
         itself.
     target_warmup: whether this decay warms up.
@@ -299,7 +302,7 @@ def shortcut(
     def bootstrap_rows(target: Params, batch: Batch, key: Key) -> Regression:
         key_t, key_eps = jax.random.split(key)
         x_0, condition = batch["x"], batch_condition(batch)
-        row_levels = dyadic_levels(x_0.shape[0], levels)
+        row_levels = leftover_rows(x_0.shape[0], levels)
         fraction, share = dyadic_steps(key_t, row_levels)
         t, size = path.t_min + span * fraction, span * share
         x_t = path.interpolate(x_0, jax.random.normal(key_eps, x_0.shape), t)

@@ -83,9 +83,17 @@ def test_dyadic_levels_cycle_evenly(count, levels):
     assert (np.diff(rows) <= 0).all()  # the rest goes to the coarse levels
 
 
-def test_too_few_rows_for_the_levels():
+@pytest.mark.parametrize(("count", "levels"), [(32, 7), (16, 7), (14, 7), (7, 7), (9, 3)])
+def test_rows_left_over_go_to_the_largest_step(count, levels):
+    rows = np.bincount(ts.ROW_LEVELS["largest"](count, levels), minlength=levels)
+    assert rows.sum() == count
+    assert (rows[1:] == count // levels).all()
+
+
+@pytest.mark.parametrize("row_levels", ts.ROW_LEVELS.values(), ids=ts.ROW_LEVELS)
+def test_too_few_rows_for_the_levels(row_levels):
     with pytest.raises(ValueError, match="6 rows are too few for 7 levels"):
-        ts.dyadic_levels(6, 7)
+        row_levels(6, 7)
 
 
 def test_dyadic_steps_lie_on_the_grid_of_their_size():

@@ -15,7 +15,7 @@ from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS
 from fewstep.diffusion.spacing import karras_spacing
 from fewstep.diffusion.time_pairs import doubling, square_root
-from fewstep.diffusion.time_sampling import log_normal_times, logit_normal_times
+from fewstep.diffusion.time_sampling import ROW_LEVELS, log_normal_times, logit_normal_times
 from fewstep.models.model import Model
 from fewstep.models.network import Network
 from fewstep.objectives import OBJECTIVES
@@ -65,6 +65,7 @@ VALUES = {
     "joint": (False, True),
     "k": (6.0, 4.0),
     "label_dropout": (0.3, 0.7),
+    "leftover_rows": (ROW_LEVELS["largest"], ROW_LEVELS["coarse"]),
     "max_steps": (4, 8),
     "normalize": (True, False),
     "q": (1.5, 1.8),
@@ -100,6 +101,8 @@ VALUES = {
 OWN_VALUES = {
     # In its last stage steps start at pure noise, so no loss depends on data or weights.
     ("progressive", "max_steps"): (16, 8),
+    # Three step sizes, which do not divide the number of bootstrap rows.
+    ("shortcut", "max_steps"): (8, 4),
     ("progressive", "weighting"): (
         SNR_WEIGHTINGS["snr_plus_one"],
         SNR_WEIGHTINGS["truncated_snr"],
