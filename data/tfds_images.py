@@ -9,7 +9,7 @@ import tensorflow_datasets as tfds
 from fewstep.data.arrays.array_cache import Undecoded, file_stamps
 from fewstep.data.arrays.dataset import NULL_LABEL, UnknownNameError
 from fewstep.data.arrays.pixels import MODES, fit_array
-from fewstep.data.arrays.shards import Source
+from fewstep.data.arrays.shards import Source, each_image
 from fewstep.data.fashion_mnist import FashionMNIST
 from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST, Decoding
 from fewstep.data.folders.image_file import Color, composite_array
@@ -202,7 +202,7 @@ def _split_source(
             ) from error
         return pixels, int(record[label]) if label else NULL_LABEL
 
-    return Source(len(records), read)
+    return each_image(len(records), read)
 
 
 def _redo_command(builder: Builder) -> str:

@@ -1,4 +1,4 @@
-"""Caches decoded images as memory-mapped uint8 arrays.
+"""Caches decoded images as memory-mapped arrays, uint8 for pixels.
 
     DATA_DIR/arrays/NAME-KEY/train_images.npy   uint8 [N, S, S, C]; large splits have several shards
                              train_labels.npy   int32 [N]
@@ -21,6 +21,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from fewstep.data.arrays.dataset import Dataset
 from fewstep.data.arrays.files import UNLOCKED, claimed, elsewhere
 from fewstep.data.arrays.identity import dataset_identity, identity_changes, images_sha256
@@ -37,6 +39,7 @@ from fewstep.data.arrays.rows import Rows
 from fewstep.data.arrays.shards import (
     Source,
     SplitFiles,
+    Stored,
     is_unchanged_shard,
     open_split,
     shard_counts,
@@ -60,20 +63,27 @@ Records = Mapping[str, Record | None]
 class Undecoded(NamedTuple):
     """A data set to decode. `origin` is everything that its arrays depend on, as JSON values.
 
-    classes: class names, () if unknown. files: `file_stamps` of the image files, () for other
-    sources. understood: one line about how the files are read, or "". account: returns one line
-    about what was read.
+    dtype, shard_bytes: how images are stored (`Stored`). classes: class names, () if unknown.
+    files: `file_stamps` of the image files, () for other sources. understood: one line about how
+    the files are read, or "". account: returns one line about what was read.
     """
 
     name: str
     origin: object
-    image_shape: tuple[int, int, int]
+    image_shape: tuple[int, ...]
     num_classes: int
     splits: dict[str, Source]
     classes: tuple[str, ...] = ()
     files: Sequence[tuple[str, int, int]] = ()
     understood: str = ""
     account: Callable[[], str] = str
+    dtype: np.dtype = np.dtype(np.uint8)
+    shard_bytes: int | None = None
+
+    @property
+    def stored(self) -> Stored:
+        """How its images are stored."""
+        return Stored(self.image_shape, self.dtype, self.shard_bytes)
 
 
 def data_root(data_dir: str = "") -> Path:
@@ -109,8 +119,8 @@ def file_stamps(files: Iterable[Path], folder: Path) -> list[tuple[str, int, int
 
 def array_folder(data: Undecoded, root: Path) -> Path:
     """The folder of the arrays of a data set, decoded or not."""
-    content = json.dumps([FORMAT, data.name, data.image_shape, data.origin])
-    key = hashlib.sha256(content.encode()).hexdigest()[:16]
+    content = [FORMAT, data.name, data.image_shape, data.origin, *other_dtype(data).values()]
+    key = hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
     readable = re.sub(r"[^A-Za-z0-9]+", "_", data.name).strip("_")[-60:]
     return root / FOLDER / f"{readable}-{key}"
 
@@ -205,7 +215,13 @@ def manifest_header(data: Undecoded, folder: Path) -> dict[str, Any]:
         "folder": folder.name,
         "image_shape": list(data.image_shape),
         "classes": list(data.classes),
+        **other_dtype(data),
     }
+
+
+def other_dtype(data: Undecoded) -> dict[str, str]:
+    """The type of images that are not pixels; older folders, of pixels, do not say their type."""
+    return {} if data.dtype == np.uint8 else {"dtype": data.dtype.name}
 
 
 def split_files(
@@ -218,7 +234,7 @@ def split_files(
 
 def fresh_split_files(data: Undecoded, folder: Path, name: str) -> SplitFiles:
     """The files that decoding a split writes."""
-    counts = shard_counts(data.splits[name].count, data.image_shape)
+    counts = shard_counts(data.splits[name].count, data.stored)
     return _split_files(data, folder, name, counts)
 
 
@@ -226,7 +242,7 @@ def _split_files(data: Undecoded, folder: Path, name: str, counts: Sequence[int]
     return SplitFiles(
         shards=split_shards(folder, name, counts),
         description=f"{data.name} {name}",
-        image_shape=data.image_shape,
+        stored=data.stored,
         num_classes=data.num_classes,
     )
 

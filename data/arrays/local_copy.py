@@ -76,10 +76,8 @@ def copy_arrays(data: Undecoded, root: Path, local: Path) -> Dataset:
             if copy is None
         ]
         if missing:
-            size = image_bytes(missing, data.image_shape)
-            check_shard_space(
-                missing, f"{data.name} there", data.image_shape, f"choose another {FIELD}"
-            )
+            size = image_bytes(missing, data.stored)
+            check_shard_space(missing, f"{data.name} there", data.stored, f"choose another {FIELD}")
             note(f"copying {size / GIB:.2f} GiB of {data.name} to {target}")
         try:
             copied = dict(copy_missing_shards(data, source, target, records, here))

@@ -1,4 +1,4 @@
-"""The files of one decoded split: images uint8 [N, S, S, C] and labels int32 [N].
+"""The files of one decoded split: images [N, ...], uint8 for pixels, and labels int32 [N].
 
 A small split is one pair of files; a large one is several, its shards, of consecutive images:
 
@@ -8,7 +8,7 @@ A small split is one pair of files; a large one is several, its shards, of conse
 
 import hashlib
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -38,11 +38,38 @@ SHARD_BYTES = GIB  # most bytes of images in a file, and so what an interruption
 class Source(NamedTuple):
     """A split to decode.
 
-    read(i) returns image i as uint8 [S, S, C] and its label. Several threads call it.
+    rows(start, stop) yields the images start, ..., stop - 1 and their labels, in order. It is asked
+    for CHUNK images at most.
     """
 
     count: int
-    read: Callable[[int], tuple[np.ndarray, int]]
+    rows: Callable[[int, int], Iterable[tuple[np.ndarray, int]]]
+
+
+def each_image(count: int, read: Callable[[int], tuple[np.ndarray, int]]) -> Source:
+    """A split of `count` images that are decoded one by one. Several threads call read(i)."""
+
+    def rows(start: int, stop: int) -> Iterator[tuple[np.ndarray, int]]:
+        with ThreadPoolExecutor() as threads:
+            yield from threads.map(read, range(start, stop))
+
+    return Source(count, rows)
+
+
+class Stored(NamedTuple):
+    """How images are stored.
+
+    shape, dtype: of one image. shard_bytes: most bytes of images in a file; None is SHARD_BYTES.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype = np.dtype(np.uint8)
+    shard_bytes: int | None = None
+
+    @property
+    def nbytes(self) -> int:
+        """The bytes of one image."""
+        return int(np.prod(self.shape)) * self.dtype.itemsize
 
 
 class Shard(NamedTuple):
@@ -67,7 +94,7 @@ class SplitFiles(NamedTuple):
 
     shards: tuple[Shard, ...]
     description: str
-    image_shape: tuple[int, int, int]
+    stored: Stored
     num_classes: int
 
     @property
@@ -76,9 +103,9 @@ class SplitFiles(NamedTuple):
         return sum(shard.count for shard in self.shards)
 
 
-def shard_counts(count: int, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
-    """The number of images of each shard; all but the last fill SHARD_BYTES."""
-    most = max(SHARD_BYTES // int(np.prod(image_shape)), 1)
+def shard_counts(count: int, stored: Stored) -> tuple[int, ...]:
+    """The number of images of each shard; all but the last fill their bytes."""
+    most = max((stored.shard_bytes or SHARD_BYTES) // stored.nbytes, 1)
     return tuple(min(most, count - start) for start in range(0, count, most)) or (0,)
 
 
@@ -109,7 +136,7 @@ def open_split(files: SplitFiles, record: Record | None = None) -> Split:
 
 def open_shard(files: SplitFiles, shard: Shard, record: ShardRecord | None) -> Split:
     """One shard as a split. Raises DamagedError as `open_split` does."""
-    images = _open_array(shard.images, np.dtype(np.uint8), (shard.count, *files.image_shape))
+    images = _open_array(shard.images, files.stored.dtype, (shard.count, *files.stored.shape))
     labels = np.array(_open_array(shard.labels, np.dtype(np.int32), (shard.count,)))
     strange = _out_of_range(labels, files.num_classes)
     if len(strange):
@@ -163,7 +190,7 @@ def write_split(
     Raises OSError if the disk is too full for the missing shards.
     """
     missing = [s for s, r in zip(files.shards, done, strict=True) if not is_unchanged_shard(s, r)]
-    check_shard_space(missing, files.description, files.image_shape, "choose another data.dir")
+    check_shard_space(missing, files.description, files.stored, "choose another data.dir")
     shards, labels, total = list(done), [], hashlib.sha256()
     with progress_bar(desc=files.description, total=source.count, unit="image") as bar:
         for place, shard in enumerate(files.shards):
@@ -199,8 +226,11 @@ def _write_shard(
     labels, own = np.empty(shard.count, np.int32), hashlib.sha256()
     with stored_file(shard.images) as file:
         # Sequential writes, not a memory map, so that a full disk raises OSError.
-        shape = (shard.count, *files.image_shape)
-        header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+        shape, descr = (
+            (shard.count, *files.stored.shape),
+            np.lib.format.dtype_to_descr(files.stored.dtype),
+        )
+        header = {"descr": descr, "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(file, header)
         for i, (image, label) in enumerate(_read_all(source, shard)):
             content = np.ascontiguousarray(image).tobytes()
@@ -248,18 +278,18 @@ def _out_of_range(labels: np.ndarray, num_classes: int) -> np.ndarray:
     return labels[(labels < NULL_LABEL) | (labels >= num_classes)]
 
 
-def image_bytes(shards: Sequence[Shard], image_shape: Sequence[int]) -> int:
+def image_bytes(shards: Sequence[Shard], stored: Stored) -> int:
     """The bytes of the images of shards."""
-    return sum(shard.count for shard in shards) * int(np.prod(image_shape))
+    return sum(shard.count for shard in shards) * stored.nbytes
 
 
 def check_shard_space(
-    shards: Sequence[Shard], description: str, image_shape: Sequence[int], otherwise: str
+    shards: Sequence[Shard], description: str, stored: Stored, otherwise: str
 ) -> None:
     """Raises OSError unless the disk has room for the images. otherwise: what else to do."""
     if not shards:
         return
-    folder, needed = shards[0].images.parent, image_bytes(shards, image_shape)
+    folder, needed = shards[0].images.parent, image_bytes(shards, stored)
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise OSError(
@@ -270,6 +300,5 @@ def check_shard_space(
 
 def _read_all(source: Source, shard: Shard) -> Iterator[tuple[np.ndarray, int]]:
     stop = shard.start + shard.count
-    with ThreadPoolExecutor() as threads:
-        for start in range(shard.start, stop, CHUNK):
-            yield from threads.map(source.read, range(start, min(start + CHUNK, stop)))
+    for start in range(shard.start, stop, CHUNK):
+        yield from source.rows(start, min(start + CHUNK, stop))

@@ -18,7 +18,7 @@ from PIL import Image
 from fewstep.data.arrays.array_cache import Undecoded, file_stamps
 from fewstep.data.arrays.dataset import NULL_LABEL
 from fewstep.data.arrays.pixels import fit
-from fewstep.data.arrays.shards import Source
+from fewstep.data.arrays.shards import Source, each_image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 
@@ -96,7 +96,7 @@ def _file_source(files: list[tuple[Path, int]], image_size: int, channels: int) 
         file, label = files[i]
         return _read_image(file, image_size, channels), label
 
-    return Source(len(files), read)
+    return each_image(len(files), read)
 
 
 def _read_image(file: Path, image_size: int, channels: int) -> np.ndarray:

@@ -8,7 +8,7 @@ import numpy as np
 
 from fewstep.data.arrays.array_cache import Undecoded
 from fewstep.data.arrays.pixels import fit
-from fewstep.data.arrays.shards import Source
+from fewstep.data.arrays.shards import Source, each_image
 from fewstep.data.folders.account import Outcome, describe_layout, describe_use
 from fewstep.data.folders.class_names import printable
 from fewstep.data.folders.decoding import FIRST_DECODING, Decoding
@@ -131,4 +131,4 @@ def image_source(
         counts.update(decoded.facts)
         return pixels, label
 
-    return Source(len(images), read)
+    return each_image(len(images), read)

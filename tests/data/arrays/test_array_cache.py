@@ -13,7 +13,6 @@ import pytest
 from fewstep.data.arrays import array_cache, files
 from fewstep.data.arrays import shards as arrays
 from fewstep.data.arrays.array_cache import (
-    Source,
     Undecoded,
     array_folder,
     data_root,
@@ -23,10 +22,11 @@ from fewstep.data.arrays.array_cache import (
     verify,
 )
 from fewstep.data.arrays.manifest import seal_hash
+from fewstep.data.arrays.shards import each_image
 
 
 def undecoded(images, read=None, **changes):
-    source = Source(len(images), read or (lambda i: (images[i], i % 3)))
+    source = each_image(len(images), read or (lambda i: (images[i], i % 3)))
     classes = ("ant", "bee", "cat")
     data = Undecoded("folder:/x", [1], images.shape[1:], 3, {"train": source}, classes)
     return data._replace(**changes)
@@ -66,7 +66,7 @@ def test_decode_reads_the_source_once(tmp_path, draw_images, capsys):
 
 def test_the_identity_is_that_of_the_arrays(tmp_path, draw_images):
     images = draw_images(5, 4, 4, 1)
-    test = Source(2, lambda i: (images[3 + i], i))
+    test = each_image(2, lambda i: (images[3 + i], i))
     data = undecoded(images[:3])
     data = data._replace(splits={**data.splits, "test": test})
     for _ in range(2):  # as it is decoded, and as it is recorded
@@ -108,6 +108,7 @@ import os, sys
 from pathlib import Path
 import numpy as np
 from fewstep.data.arrays import array_cache
+from fewstep.data.arrays.shards import each_image
 root, expected = Path(sys.argv[1]), sys.argv[2].split()
 images = np.arange(5 * 16, dtype=np.uint8).reshape(5, 4, 4, 1)
 steps = []
@@ -124,7 +125,7 @@ def read(i):
     return images[i], 0
 
 os.replace, os.fsync = die_at(os.replace), die_at(os.fsync)
-splits = {name: array_cache.Source(5, read) for name in ("train", "test")}
+splits = {name: each_image(5, read) for name in ("train", "test")}
 for number in range(1, 99):
     data = array_cache.Undecoded("x", [number], (4, 4, 1), 1, splits)
     steps, moment = [], number
@@ -330,7 +331,7 @@ def test_only_the_damaged_split_is_decoded_again(tmp_path, draw_images, capsys):
     decode(data, tmp_path)
     (array_folder(data, tmp_path) / "test_labels.npy").unlink()
     capsys.readouterr()
-    repair(data._replace(splits={**data.splits, "train": Source(4, refuse)}), tmp_path)
+    repair(data._replace(splits={**data.splits, "train": each_image(4, refuse)}), tmp_path)
     said = capsys.readouterr().err
     assert "test_labels.npy is missing; decoding again" in said
     assert "folder:/x train: 4 images verified" in said

@@ -10,11 +10,11 @@ import pytest
 
 from fewstep.data.arrays import array_cache, local_copy
 from fewstep.data.arrays import shards as arrays
-from fewstep.data.arrays.array_cache import Source, array_folder, decode, repair, verify
+from fewstep.data.arrays.array_cache import array_folder, decode, repair, verify
 from fewstep.data.arrays.local_copy import copy_arrays
 from fewstep.data.arrays.manifest import seal_hash
 from fewstep.data.arrays.rows import Rows
-from tests.data.arrays.test_array_cache import undecoded
+from tests.data.arrays.test_array_cache import refuse, undecoded
 
 SHAPE, COUNT, IN_SHARD = (4, 4, 1), 11, 4
 NAMES = [f"train_{kind}-{i:05}-of-00003.npy" for kind in ("images", "labels") for i in range(3)]
@@ -282,5 +282,17 @@ def test_the_home_of_an_unknown_user_is_refused(monkeypatch):
 
 
 def test_a_split_without_images_has_one_shard():
-    assert arrays.shard_counts(0, SHAPE) == (0,)
-    assert Source(0, None).count == 0
+    assert arrays.shard_counts(0, arrays.Stored(SHAPE)) == (0,)
+
+
+def test_images_of_another_type_are_stored_as_they_are(tmp_path):
+    rows = np.random.default_rng(0).normal(size=(COUNT, 2, 3)).astype(np.float16)
+    nbytes = IN_SHARD * rows[0].nbytes
+    data = undecoded(rows, dtype=rows.dtype, shard_bytes=nbytes + 3)
+    found = decode(data, tmp_path)
+    assert arrays_in(array_folder(data, tmp_path)) == NAMES
+    assert found.train.images.dtype == np.float16
+    np.testing.assert_array_equal(found.train.images[:], rows)
+    again = decode(undecoded(rows, read=refuse, dtype=rows.dtype, shard_bytes=nbytes + 3), tmp_path)
+    np.testing.assert_array_equal(again.train.images[:], rows)
+    assert array_folder(undecoded(rows), tmp_path) != array_folder(data, tmp_path)
