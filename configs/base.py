@@ -38,6 +38,7 @@ def config() -> ConfigDict:
                 "steps": 64,  # sampling steps of the teacher
             },
             "data": data(),
+            "codec": codec(),
             "model": model(),
             "path": path(),
             "prediction": {
@@ -119,6 +120,23 @@ def data() -> ConfigDict:
             "label_shares": "data",  # classes of generated images: in the data's shares, or equal
             "flip": False,  # random horizontal flips
             "on_device": False,  # keep all training images in each device's memory
+        }
+    )
+
+
+def codec() -> ConfigDict:
+    """Latents, on which the network trains in place of the images (docs/latents.md)."""
+    return ConfigDict(
+        {
+            # "" trains on the images; linear, fitted to them; sd, sdxl, sd3, flux, taesd, taesdxl,
+            # taesd3, taef1, with published weights
+            "name": "",
+            "weights": "",  # file of its weights
+            # Per channel, the network sees scale * (latent - shift). () is what the codec was
+            # published with, else what brings the latents to mean 0 and deviation 1.
+            "scale": (),
+            "shift": (),
+            "fingerprint": "",  # of its parameters; filled in when a run starts
         }
     )
 

@@ -12,7 +12,16 @@ The other methods combine their own papers' objectives with this network and opt
 --config.teacher is a run of the same config file; lcm needs a ddpm run that predicts v
 (--config.prediction.kind=v).
 
-Fewstep does not read latents yet: `describe` and `plan` work, training refuses.
+The pictures come from a folder or from TFDS, and the codec from a file of published weights
+(docs/latents.md has the whole path):
+
+    python main.py --mode=prepare --config=configs/celebahq256.py --config.data.name=folder:PATH \
+        --config.codec.weights=FILE
+    python main.py --config=configs/celebahq256.py:shortcut --config.data.name=folder:PATH \
+        --config.codec.weights=FILE --workdir=runs/celebahq256
+
+The latents are scaled by 0.18215, as in the paper. With edm and trigflow, and their students, they
+are centred and of deviation 0.5, which these methods assume.
 """
 
 from ml_collections import ConfigDict

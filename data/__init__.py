@@ -1,7 +1,7 @@
 """Data sets by name as arrays, their spaces, and endless reproducible batches of them."""
 
 from fewstep.data.arrays.array_cache import data_root, local_folder, verify
-from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Pairs, Split
+from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Moments, Pairs, Split
 from fewstep.data.arrays.identity import Identity, identity_changes, short_hash
 from fewstep.data.arrays.pixels import to_float, to_uint8
 from fewstep.data.catalog import (
@@ -22,6 +22,7 @@ from fewstep.data.pipeline import (
     image_batches,
     index_batches,
     label_batches,
+    moment_batches,
     pair_batches,
 )
 
@@ -34,6 +35,7 @@ __all__ = [
     "NULL_LABEL",
     "Dataset",
     "Identity",
+    "Moments",
     "Pairs",
     "Selection",
     "Split",
@@ -47,6 +49,7 @@ __all__ = [
     "label_batches",
     "load_selection",
     "load_copy",
+    "moment_batches",
     "local_folder",
     "pair_batches",
     "path_in_name",

@@ -70,22 +70,20 @@ def _pixels(name: str, image_size: int, channels: int) -> Space:
 class Origin(NamedTuple):
     """How one kind of data set is named, downloaded and opened.
 
-    form: the form of its names, KIND or KIND:ARGUMENT; "" for a kind that is not offered.
+    form: the form of its names, KIND or KIND:ARGUMENT.
     open: (argument or name, selection, whether data_dir is writable) -> the data set in memory, or
     one to decode.
     download: (argument or name, selection) -> None, writes the files that `open` reads; None if
     there is nothing to download.
     place: what evaluation protocols call data whose argument is a path; their images identify them,
     wherever they lie. "" for data that their name identifies.
-    missing: why the kind is not offered; "" if it is.
     space: (argument or name, image_size, channels) -> the space of the examples.
     """
 
-    form: str = ""
-    open: Callable[[str, Selection, bool], Dataset | Undecoded] | None = None
+    form: str
+    open: Callable[[str, Selection, bool], Dataset | Undecoded]
     download: Callable[[str, Selection], None] | None = None
     place: str = ""
-    missing: str = ""
     space: Callable[[str, int, int], Space] = _pixels
 
 
@@ -140,7 +138,6 @@ ORIGINS = {
     "fashion_mnist": Origin("fashion_mnist", _open_tfds, _download_tfds),
     "folder": Origin("folder:PATH", _open_folder, place="a folder of images"),
     "tfds": Origin("tfds:NAME", _open_tfds, _download_tfds),
-    "latents": Origin(missing="VAE latents are not supported yet; use pixels"),
 }
 
 
@@ -218,8 +215,6 @@ def _open(
     Raises ValueError for an unknown name, and for sizes or decoding rules out of range.
     """
     origin, argument = _origin_of(selection.name)
-    if origin.missing:
-        raise ValueError(f"data.name={selection.name}: {origin.missing}")
     check_size(selection.image_size, selection.channels)
     selection.rules()
     try:
@@ -264,7 +259,7 @@ def unknown_name_message(name: str) -> str:
     """The error message for an unknown data set, with the nearest name and the forms of names."""
     from fewstep.data.tfds_images import builder_names
 
-    forms = [origin.form for origin in ORIGINS.values() if origin.form]
+    forms = [origin.form for origin in ORIGINS.values()]
     known = {n: n for n in builder_names()} | {form.partition(":")[0]: form for form in forms}
     typed = _origin_of(name)[1].partition(":")[0].lower()
     path = re.sub(r"^\w+:", "", name)

@@ -8,12 +8,12 @@ mirrored images, depends neither on earlier steps nor on the number of processes
 import itertools
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import grain
 import numpy as np
 
-from fewstep.data.arrays.dataset import Pairs, Split
+from fewstep.data.arrays.dataset import Moments, Pairs, Split
 from fewstep.data.arrays.pixels import to_float
 from fewstep.data.labels import Counts, draw_labels
 from fewstep.data.order import NEWEST_ORDER, index_dtype, ordered_rows
@@ -23,6 +23,14 @@ READ_OPTIONS = grain.ReadOptions(num_threads=2, prefetch_buffer_size=4)
 LARGEST_SEED = 2**32 - 1  # the limit of Grain's shuffle
 
 T = TypeVar("T")
+
+
+class Rows(NamedTuple):
+    """Rows of a batch: of which images, whether mirrored, and their place in the sequence."""
+
+    index: np.ndarray
+    mirrored: np.ndarray
+    position: np.ndarray
 
 
 def image_batches(
@@ -39,7 +47,8 @@ def image_batches(
     Raises ValueError for one out of range.
     """
 
-    def gather(index: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
+    def gather(rows: Rows) -> dict[str, np.ndarray]:
+        index, mirrored, _ = rows
         images = split.images[index]
         if mirrored.any():
             images[mirrored] = images[mirrored].take(np.arange(images.shape[2])[::-1], axis=2)
@@ -48,17 +57,39 @@ def image_batches(
     return _gather_batches(gather, _count_images(split), **options)
 
 
+def moment_batches(
+    split: Split, moments: Moments, **options: Any
+) -> Iterator[dict[str, np.ndarray]]:
+    """The same batches as posteriors of latents: {"moments", "position", "label"}.
+
+    moments: float16 [B / process_count, 2, h, w, c], of the mirror image where the image is
+    mirrored. position: uint32, the place of each row in the sequence of all rows; what is drawn
+    from a posterior is a function of it. options: as in `index_batches`.
+    """
+
+    def gather(rows: Rows) -> dict[str, np.ndarray]:
+        views = moments.array[rows.index]
+        return {
+            "moments": views[np.arange(len(views)), rows.mirrored.astype(int)],
+            "position": rows.position,
+            "label": split.labels[rows.index],
+        }
+
+    return _gather_batches(gather, _count_images(split), **options)
+
+
 def index_batches(split: Split, **options: Any) -> Iterator[dict[str, np.ndarray]]:
-    """The same batches as indices: {"index": int [B / process_count], "mirrored": bool [same]}.
+    """The same batches as indices: {"index", "mirrored", "position"}, each [B / process_count].
 
     For data that lie on the devices (training/resident.py). Indices are int32 if that can hold
-    them. options: batch_size and seed, and optionally start_step (0), flip (False), process_index
-    (0), process_count (1) and order (the newest).
+    them, mirrored is bool, and position is as in `moment_batches`. options: batch_size and seed,
+    and optionally start_step (0), flip (False), process_index (0), process_count (1) and order (the
+    newest).
     """
     dtype = index_dtype(len(split.labels))
 
-    def gather(index: np.ndarray, mirrored: np.ndarray) -> dict[str, np.ndarray]:
-        return {"index": index.astype(dtype), "mirrored": mirrored}
+    def gather(rows: Rows) -> dict[str, np.ndarray]:
+        return {**rows._asdict(), "index": rows.index.astype(dtype)}
 
     return _gather_batches(gather, _count_images(split), **options)
 
@@ -95,14 +126,14 @@ def pair_batches(pairs: Pairs, **options: Any) -> Iterator[dict[str, np.ndarray]
     options: as in `index_batches`, without flip.
     """
 
-    def gather(index: np.ndarray, _: np.ndarray) -> dict[str, np.ndarray]:
-        return {name: array[index] for name, array in pairs._asdict().items()}
+    def gather(rows: Rows) -> dict[str, np.ndarray]:
+        return {name: array[rows.index] for name, array in pairs._asdict().items()}
 
     return _gather_batches(gather, len(pairs.label), **options)
 
 
 def _gather_batches(
-    gather: Callable[[np.ndarray, np.ndarray], T],
+    gather: Callable[[Rows], T],
     count: int,
     *,
     batch_size: int,
@@ -113,13 +144,15 @@ def _gather_batches(
     process_count: int = 1,
     order: int = NEWEST_ORDER,
 ) -> Iterator[T]:
-    """gather(indices, mirrored) of this process's rows, for each step from start_step on."""
+    """gather(this process's rows) for each step from start_step on."""
     _check_arguments(batch_size, seed, start_step, process_index, process_count)
     block = _block(batch_size, process_index, process_count)
     rows = ordered_rows(order, count, seed, flip)
 
     def load(step: int) -> T:
-        return gather(*rows(step * batch_size + block.start, step * batch_size + block.stop))
+        first, last = step * batch_size + block.start, step * batch_size + block.stop
+        position = np.arange(first, last).astype(np.uint32)  # modulo 2^32
+        return gather(Rows(*rows(first, last), position))
 
     return _read_ahead(load, start_step)
 

@@ -16,7 +16,7 @@ from fewstep.training.sharding import check_batch_size, make_mesh
 from fewstep.training.start import describe_origin, find_origin
 from fewstep.training.storage import workdir
 from fewstep.training.storage.lengths import describe_lengths
-from fewstep.training.teacher import load_teacher_config
+from fewstep.training.teacher import describe_space, load_teacher_config
 
 
 def describe(request: Request) -> None:
@@ -81,7 +81,7 @@ def describe_experiment(config: ConfigDict, experiment: Experiment) -> str:
     lines = [
         f"objective    {config.method} on the {experiment.model.path.name} path, "
         f"t in [{experiment.model.path.t_min:g}, {experiment.model.path.t_max:g}]",
-        f"data         {config.data.name}, {' x '.join(map(str, experiment.space.shape))}, "
+        f"data         {config.data.name}, {describe_space(experiment.space)}, "
         f"{experiment.num_classes} classes",
         f"devices      {mesh.size} ({', '.join(f'{k} {v}' for k, v in mesh.shape.items())})",
         f"batch        {config.batch_size}, {config.batch_size // mesh.size} per device, in "

@@ -215,7 +215,9 @@ def check_step(
 
 def resident_bytes(config: ConfigDict, dataset: Dataset | None) -> int:
     """Return the bytes of the images that every device keeps in its memory."""
-    return dataset.train.images.nbytes if config.data.on_device and dataset is not None else 0
+    if dataset is None or not config.data.on_device:
+        return 0
+    return (dataset.moments.array if dataset.moments else dataset.train.images).nbytes
 
 
 def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[str, Any] | None:

@@ -145,7 +145,7 @@ def parse_ranges(flag: str, given: str) -> tuple[int, ...]:
 
 
 # Fields of a run whose images or teacher have moved.
-PLACES = ("data.dir", "data.name", "teacher")
+PLACES = ("data.dir", "data.name", "codec.weights", "teacher")
 # main.py reads `config`, since it knows the files of configs.
 CONFIG = {"config": Flag("File and method of the config, such as configs/digits.py:shortcut.")}
 WORKDIR = {"workdir": Flag("Folder of the run.", parse_path)}

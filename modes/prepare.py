@@ -1,9 +1,10 @@
-"""--mode=prepare: download and decode a data set before training."""
+"""--mode=prepare: download, decode and encode a data set before training."""
 
 from fewstep import data
 from fewstep.modes.mode import CONFIG, Mode
-from fewstep.modes.request import Request, data_selection
+from fewstep.modes.request import Request, data_selection, load_dataset, resolve
 from fewstep.modes.student import read_student
+from fewstep.training.codecs import prepare_codec
 
 
 def prepare(request: Request) -> None:
@@ -13,6 +14,10 @@ def prepare(request: Request) -> None:
         raise ValueError(f"data.name={data.NONE} has nothing to prepare; name a data set")
     folder = data.prepare_dataset(data_selection(config))
     print(f"{config.data.name} is ready in {folder}")
+    if config.codec.name:
+        dataset = load_dataset(config)
+        folder = prepare_codec(resolve(config, dataset), dataset)
+        print(f"its latents by {config.codec.name} are ready in {folder}")
 
 
-PREPARE = Mode(prepare, "Download and decode a data set before training.", CONFIG)
+PREPARE = Mode(prepare, "Download, decode and encode a data set before training.", CONFIG)

@@ -8,6 +8,7 @@ from ml_collections import ConfigDict
 
 from fewstep import data
 from fewstep.data import Dataset
+from fewstep.data.encoded import LATENTS
 from fewstep.modes.request import Request, load_dataset, require_workdir
 from fewstep.objectives.base import Params
 from fewstep.training.experiment import (
@@ -37,12 +38,13 @@ def check_method(recorded: ConfigDict, request: Request) -> None:
 
 
 def replace_folders(config: ConfigDict, given: ConfigDict) -> ConfigDict:
-    """Return a recorded config with the folders of a given one: data.dir, images and teacher.
+    """Return a recorded config with the places of a given one: data.dir, images, codec, teacher.
 
     The step of the teacher stays. `check_moved_data` checks that the images are the same.
     """
     config = config.copy_and_resolve_references()
     config.data.dir = given.data.dir
+    config.codec.weights = given.codec.weights or config.codec.weights
     if all(data.path_in_name(fields.data.name) for fields in (config, given)):
         config.data.name = given.data.name
     if config.teacher and given.teacher:
@@ -58,7 +60,9 @@ def check_moved_data(
     recorded = workdir.recorded_identity(run)
     moved = config.data.name != recorded.config["data"]["name"]
     if moved and dataset is not None and reads_data(experiment.objective):
-        check_same_sources(recorded, dataset.identity, None, run, dataset.files)
+        images = {name: value for name, value in recorded.data.items() if name != LATENTS}
+        own = recorded if dataset.moments else recorded._replace(data=images)
+        check_same_sources(own, dataset.identity, None, run, dataset.files)
 
 
 def fill_from_record(config: ConfigDict, run: Path) -> ConfigDict:
@@ -101,6 +105,7 @@ def load_run(request: Request) -> LoadedRun:
     path = require_workdir(request)
     config = workdir.load_config(path, request.checkpoint)
     check_method(config, request)
+    config.codec.weights = request.fields.get("codec.weights") or config.codec.weights
     if request.network:
         config = with_sampling_network(config, str(path), request.network, "--network")
     experiment = rebuild(config, str(path))

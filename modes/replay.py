@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 from fewstep.modes.job import Job, assemble_job, supply_of
 from fewstep.modes.mode import CONFIG, PLACES, WORKDIR, Mode
 from fewstep.modes.recorded_run import check_method, check_moved_data, find_dataset, replace_folders
-from fewstep.modes.request import Request, require_workdir
+from fewstep.modes.request import Request, encode_if_read, require_workdir
 from fewstep.modes.student import config_in_place_of, follow_teacher
 from fewstep.objectives.base import Metrics
 from fewstep.progress import progress_bar
@@ -50,6 +50,8 @@ def replay(request: Request) -> None:
     experiment = build_on(config, mesh, recorded.lengths)
     dataset = find_dataset(config, experiment, writable=False)
     check_moved_data(path, config, experiment, dataset)
+    if dataset is not None:
+        dataset = encode_if_read(config, dataset)[1]
     start = "{run}@{step}".format(**recorded.started_from) if recorded.started_from else ""
     job = assemble_job(path, config, experiment, dataset, mesh, start=start)
     check_same_sources(recorded, None, job.teacher, path)

@@ -13,6 +13,7 @@ from fewstep import data
 from fewstep.data import NEWEST_DECODING, Dataset
 from fewstep.messages import differences
 from fewstep.training.cluster.processes import gather, true_everywhere
+from fewstep.training.codecs import encode_dataset
 from fewstep.training.cost.choice import choose, field_value, open_fields
 from fewstep.training.cost.hardware import Hardware, present_hardware
 from fewstep.training.cost.memory import with_values
@@ -34,11 +35,12 @@ from fewstep.training.teacher import (
 
 # Fields of a config that are paths, some after a prefix such as folder:.
 PATHS = ("compilation_cache", "teacher", "data.name", "data.dir", "data.local_dir")
-PATHS += ("evaluate.weights", "evaluate.reference")
+PATHS += ("codec.weights", "evaluate.weights", "evaluate.reference")
 # Flags that may differ between the processes of one job.
 PER_HOST = (
     "config.data.dir",
     "config.data.local_dir",
+    "config.codec.weights",
     "config.compilation_cache",
     "config.evaluate.weights",
 )
@@ -226,7 +228,8 @@ def fill_open_fields(config: ConfigDict, folder: Path) -> ConfigDict:
 
 def load_local_copy(config: ConfigDict) -> Dataset:
     """Return the data set of a config, copied to data.local_dir if necessary. Raises OSError."""
-    return data.load_copy(data_selection(config), config.data.local_dir)
+    dataset = data.load_copy(data_selection(config), config.data.local_dir)
+    return encode_if_read(config, dataset)[1]
 
 
 def load_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
@@ -302,7 +305,14 @@ def resolve_and_load(
         if reads_data(experiment.objective):
             raise
         return config, None
-    return resolve(config, dataset, hardware), dataset
+    return encode_if_read(resolve(config, dataset, hardware), dataset)
+
+
+def encode_if_read(config: ConfigDict, dataset: Dataset) -> tuple[ConfigDict, Dataset]:
+    """Return both with latents, if the config has a codec and training reads its data set."""
+    if config.codec.name and reads_data(build(config).objective):
+        return encode_dataset(config, dataset)
+    return config, dataset
 
 
 def resolve_open_fields(config: ConfigDict, hardware: Hardware | None = None) -> ConfigDict:

@@ -323,7 +323,10 @@ def test_describe_counts_before_anything_is_trained():
         ((CONFIG, "--workdir=/nowhere", "--steps=4"), "did you mean --config.steps"),
         ((CONFIG, "--workdir=/nowhere", "sample"), "did you mean --mode=sample"),
         ((CONFIG, "--workdir=/nowhere", "--config.data.num_classes=3"), "data.num_classes=3"),
-        (("--config=configs/imagenet256.py", "--workdir=/nowhere"), "VAE latents are not"),
+        (
+            (CONFIG, "--workdir=/nowhere", "--config.codec.name=sd"),
+            "set data.image_size, or choose another codec",
+        ),
     ],
 )
 def test_errors_are_short_and_end_with_code_2(tmp_path, arguments, message):

@@ -15,7 +15,7 @@ from fewstep.training.experiment import Experiment
 from fewstep.training.storage.identity import as_dict, flatten_fields
 from fewstep.training.teacher import FREE, shared_fields
 
-GROUPS = ("data", "model", "path", "prediction")
+GROUPS = ("data", "codec", "model", "path", "prediction")
 # Fields of these groups that stay the student's: what its method needs of the network, how the
 # labels of its samples are drawn, and where a host keeps the data.
 OWN = ("model.second_time", "model.guidance_input", "model.loss_weight")

@@ -1,4 +1,4 @@
-"""A small data set kept on the devices: the host sends indices, and devices gather the images.
+"""A small data set kept on the devices: the host sends indices, and devices gather the rows.
 
 Every device holds the bytes of all images. A table of 256 floats, computed on the host, converts
 the bytes, so batches equal those of `data.image_batches` bit for bit.
@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from fewstep.data import Split, to_float
+from fewstep.data import Moments, Split, to_float
 from fewstep.objectives.base import Batch
 from fewstep.training.sharding import replicated_sharding
 
@@ -20,11 +20,11 @@ from fewstep.training.sharding import replicated_sharding
 LEVELS = to_float(np.arange(256, dtype=np.uint8))
 
 
-def load_on_devices(split: Split, mesh: Mesh) -> Callable[[Batch], Batch]:
+def load_images(split: Split, mesh: Mesh) -> Callable[[Batch], Batch]:
     """Put all images on every device; returns the function that completes batches there.
 
-    It maps {"index", "mirrored", ...} of `data.index_batches` to {"x", "label", ...}. Batches may
-    be stacked on a first axis.
+    It maps batches of `data.index_batches` to {"x", "label"}. Batches may be stacked on a first
+    axis.
     """
     everywhere = replicated_sharding(mesh)
     images, labels, levels = (
@@ -37,7 +37,29 @@ def load_on_devices(split: Split, mesh: Mesh) -> Callable[[Batch], Batch]:
         index, mirrored = batch["index"], batch["mirrored"]
         x = levels[images[index].astype(jnp.int32)]
         x = jnp.where(mirrored[..., None, None, None], x[..., ::-1, :], x)
-        others = {k: v for k, v in batch.items() if k not in ("index", "mirrored")}
-        return {**others, "x": x, "label": labels[index]}
+        return {"x": x, "label": labels[index]}
 
     return lambda batch: gather(images, labels, levels, batch)
+
+
+def load_moments(split: Split, moments: Moments, mesh: Mesh) -> Callable[[Batch], Batch]:
+    """Put all posteriors on every device, as `load_images` puts images.
+
+    The function that it returns makes the batches of `data.moment_batches` there.
+    """
+    everywhere = replicated_sharding(mesh)
+    array, labels = (
+        jax.make_array_from_process_local_data(everywhere, np.asarray(array))
+        for array in (moments.array, split.labels)
+    )
+
+    @jax.jit
+    def gather(array: Array, labels: Array, batch: Batch) -> Batch:
+        index, view = batch["index"], batch["mirrored"].astype(jnp.int32)
+        return {
+            "moments": array[index, view],
+            "position": batch["position"],
+            "label": labels[index],
+        }
+
+    return lambda batch: gather(array, labels, batch)

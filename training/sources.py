@@ -22,7 +22,8 @@ from fewstep.messages import unknown_choice
 from fewstep.objectives.base import Batch, Objective, Params
 from fewstep.training.experiment import Experiment
 from fewstep.training.pairs import teacher_pairs
-from fewstep.training.resident import load_on_devices
+from fewstep.training.posteriors import draw_latents
+from fewstep.training.resident import load_images, load_moments
 
 TEACHER = "teacher"  # name of the teacher among the frozen networks
 Shape = tuple[int, ...]
@@ -86,13 +87,29 @@ class Source(NamedTuple):
 
 def open_images(supply: Supply) -> Stream:
     """{"x", "label"} of the training images; devices gather them if `data.on_device`."""
-    split, fields = supply.dataset.train, supply.config.data
-    images = partial(data.image_batches, start=supply.experiment.space.start)
-    read = data.index_batches if fields.on_device else images
+    dataset, fields = supply.dataset, supply.config.data
+    if fields.on_device:
+        read = partial(data.index_batches, dataset.train)
+    elif dataset.moments is None:
+        read = partial(data.image_batches, dataset.train, start=supply.experiment.space.start)
+    else:
+        read = partial(data.moment_batches, dataset.train, dataset.moments)
     return Stream(
-        lambda start: read(split, flip=fields.flip, order=supply.order, **supply.share(start)),
-        load_on_devices(split, supply.mesh) if fields.on_device else dict,
+        lambda start: read(flip=fields.flip, order=supply.order, **supply.share(start)),
+        completion(supply),
     )
+
+
+def completion(supply: Supply) -> Callable[[Any], Batch]:
+    """What makes {"x", "label"} on the devices: of images, of posteriors, or of row numbers."""
+    dataset, mesh = supply.dataset, supply.mesh
+    complete = dict if dataset.moments is None else draw_latents(supply.config)
+    if not supply.config.data.on_device:
+        return complete
+    if dataset.moments is None:
+        return load_images(dataset.train, mesh)
+    gather = load_moments(dataset.train, dataset.moments, mesh)
+    return lambda batch: complete(gather(batch))
 
 
 def open_labels(supply: Supply) -> Stream:

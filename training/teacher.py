@@ -28,6 +28,7 @@ from fewstep.training.storage.identity import as_dict, flatten_fields
 
 # Fields that must agree; otherwise the teacher's parameters would mean another function.
 SHARED = ("model.", "path.", "prediction.", "data.image_size", "data.channels", "data.num_classes")
+SHARED += ("codec.",)
 # Fields of a network that do not change what its other parameters mean.
 FREE = (
     "model.dropout",
@@ -37,6 +38,7 @@ FREE = (
     "model.remat",
     "model.guidance_input",
     "model.loss_weight",
+    "codec.weights",
 )
 
 

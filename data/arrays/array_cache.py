@@ -199,13 +199,20 @@ def verify(dataset: Dataset) -> None:
     """Hash all images. Raises ValueError with the remedy if they changed since decoding."""
     for name, split in dataset.splits.items():
         recorded = dataset.identity["splits"][name]["images_sha256"]
-        pairs = [(split.images, recorded)]
-        if isinstance(split.images, Rows):
-            pairs = zip(split.images.arrays, split.images.sha256, strict=True)
-        for images, sha256 in pairs:
-            if images_sha256(images, f"hashing {dataset.name} {name}") != sha256:
-                file = getattr(images, "filename", f"{dataset.name} {name}")
-                raise ValueError(f"{file} holds other images than were decoded; {REMEDY}")
+        _verify_array(split.images, recorded, f"{dataset.name} {name}")
+    if dataset.moments is not None:
+        recorded = dataset.identity["latents"]["images_sha256"]
+        _verify_array(dataset.moments.array, recorded, f"{dataset.name} latents")
+
+
+def _verify_array(array: np.ndarray | Rows, sha256: str, description: str) -> None:
+    parts = [(array, sha256)]
+    if isinstance(array, Rows):
+        parts = zip(array.arrays, array.sha256, strict=True)
+    for images, recorded in parts:
+        if images_sha256(images, f"hashing {description}") != recorded:
+            file = getattr(images, "filename", description)
+            raise ValueError(f"{file} holds other images than were decoded; {REMEDY}")
 
 
 def manifest_header(data: Undecoded, folder: Path) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Data sets: labelled examples with random access, uint8 images or float32 points."""
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -26,12 +26,26 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
+class Moments(NamedTuple):
+    """Posteriors of the latents of the training images (data/encoded.py).
+
+    array: float16 [N, 2, 2, h, w, c]: view (image, mirror image), then mean and standard deviation.
+        In memory or memory-mapped; `array[indices]` copies those rows.
+    codec: the identity of the codec, as JSON values.
+    """
+
+    array: np.ndarray
+    codec: Mapping[str, Any]
+
+
 class Dataset(NamedTuple):
     """A training split, a held-out split (None if there is none), and their classes.
 
     num_classes: 0 for data without labels. classes: their names, () if unknown.
     files: path, bytes and time of each image file of a folder; () for other sources.
     recorded: the identity that decoding computed; None computes it when it is read.
+    moments: latents of the training images, on which networks train in their place; None trains on
+        the images.
     """
 
     name: str
@@ -41,6 +55,7 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...] = ()
     recorded: Identity | None = None
     files: Sequence[tuple[str, int, int]] = ()
+    moments: Moments | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -101,7 +101,7 @@ def test_a_new_source_is_an_entry(tmp_path, monkeypatch):
         data.load_selection(data.Selection("new", data_dir=str(tmp_path)))
 
 
-@pytest.mark.parametrize("name", ["digits", "tfds:digits", "folder", "digits:1.0.0", "latents"])
+@pytest.mark.parametrize("name", ["digits", "tfds:digits", "folder", "digits:1.0.0"])
 def test_data_that_are_no_path_are_known_by_their_name(name):
     assert data.path_in_name(name) == "" and data.protocol_name(name) == name
 
@@ -109,9 +109,3 @@ def test_data_that_are_no_path_are_known_by_their_name(name):
 def test_a_folder_is_known_by_its_images():
     assert data.path_in_name("folder:~/a:b") == "~/a:b"
     assert data.protocol_name("folder:~/a:b") == "a folder of images"
-
-
-@pytest.mark.parametrize("function", [data.load_selection, data.prepare_dataset])
-def test_latents_are_named_and_not_there(function):
-    with pytest.raises(ValueError, match="data.name=latents: VAE latents are not"):
-        function(data.Selection("latents", image_size=32, channels=4))

@@ -179,7 +179,7 @@ def test_the_first_batch_is_this_process_s_share(tmp_path):
 
 
 def test_no_images_are_put_on_the_devices_for_the_first_batch(tmp_path, monkeypatch):
-    monkeypatch.setattr(import_module("fewstep.training.sources"), "load_on_devices", None)
+    monkeypatch.setattr(import_module("fewstep.training.sources"), "load_images", None)
     job = make_job(tmp_path, batch_size=32, **{"data.on_device": True})
     assert TOGETHER["first batch"].run(job) == "32 rows in each process"
     assert job.config.data.on_device

@@ -52,6 +52,7 @@ CHANGEABLE = (
     "data.dir",
     "data.local_dir",
     "data.on_device",
+    "codec.weights",  # codec.fingerprint shows whether they are the same
     "data.unreadable",  # the data's identity shows which images were left out
 )
 DECODING = "data.decoding"

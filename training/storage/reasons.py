@@ -21,7 +21,7 @@ WHY = {
     **dict.fromkeys(
         ("teacher", "start_from_teacher", "pairs."), "it has learned from that teacher"
     ),
-    "data.": "it would learn from other data",
+    **dict.fromkeys(("data.", "codec."), "it would learn from other data"),
     "model.": "its parameters are those of that network",
     **dict.fromkeys(
         ("path.", "prediction."), "the output of its network would mean something else"
