@@ -22,7 +22,7 @@ TEST_WORKERS ?= 2
 DRILLS ?=
 SOAK ?= --kills=30 --stops=30 --damages=80
 # Folders whose modules have pages.
-ROOMS := configs data diffusion eval models modes objectives samplers training weights
+ROOMS := configs data diffusion eval latents models modes objectives samplers training weights
 
 .PHONY: help demo test parity soak drills docs lint lock clean
 
