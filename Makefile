@@ -1,6 +1,6 @@
 # make demo    a virtual environment, a shortcut model trained on real digits, samples, a results page
 # make test    the same environment, every test that needs no PyTorch
-# make parity  the DiT, Inception and DINOv2 against PyTorch transcriptions (installs PyTorch, on the CPU)
+# make parity  networks against PyTorch transcriptions and diffusers (installs both, on the CPU)
 # make soak    long campaigns of kills, stops and damage against what docs/running.md promises
 # make drills  two processes of one job, one of which is killed, frozen, late, ...: the table of docs/clusters.md
 # make docs    site/: the Python interface as HTML pages, made from the docstrings
@@ -22,7 +22,7 @@ TEST_WORKERS ?= 2
 DRILLS ?=
 SOAK ?= --kills=30 --stops=30 --damages=80
 # Folders whose modules have pages.
-ROOMS := configs data diffusion eval models modes objectives samplers training weights
+ROOMS := configs data diffusion eval latents models modes objectives samplers training weights
 
 .PHONY: help demo test parity soak drills docs lint lock clean
 
@@ -78,8 +78,9 @@ lint: $(VENV)/.installed
 	$(RUN) -m ruff format --check .
 	$(VENV)/bin/shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
 
+# What PyTorch needs stays open: its CUDA libraries are of other versions than those of JAX.
 lock:
-	uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements-dev.txt requirements-docs.txt -o constraints.txt
+	grep -v '^torch' requirements-parity.txt | uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements-dev.txt requirements-docs.txt - -o constraints.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache site

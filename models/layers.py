@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from fewstep.latents.patches import depth_to_space, space_to_depth
 from fewstep.models.network import Array
 
 LAYER_NORM_EPSILON = 1e-6  # as published for DiT
@@ -41,18 +42,15 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 
 def patchify(x: Array, patch_size: int) -> Array:
     """Images [B, H, W, C] -> tokens [B, N, P P C], row by row; a token has the order (P, P, C)."""
-    batch, height, width, channels = x.shape
-    rows, columns = height // patch_size, width // patch_size
-    x = x.reshape(batch, rows, patch_size, columns, patch_size, channels)
-    return x.swapaxes(2, 3).reshape(batch, rows * columns, -1)
+    patches = space_to_depth(x, patch_size)
+    return patches.reshape(len(x), -1, patches.shape[-1])
 
 
 def unpatchify(tokens: Array, shape: tuple[int, ...], patch_size: int) -> Array:
     """The inverse of `patchify`: tokens [B, N, P P C] -> images [B, *shape]."""
-    height, width, channels = shape
-    rows, columns = height // patch_size, width // patch_size
-    x = tokens.reshape(-1, rows, columns, patch_size, patch_size, channels)
-    return x.swapaxes(2, 3).reshape(-1, height, width, channels)
+    height, width, _ = shape
+    patches = tokens.reshape(-1, height // patch_size, width // patch_size, tokens.shape[-1])
+    return depth_to_space(patches, patch_size)
 
 
 def position_table(rows: int, columns: int, width: int) -> np.ndarray:

@@ -19,6 +19,7 @@ FLOORS = {
     "configs": 1,
     "diffusion": 1,
     "files": 1,
+    "latents": 1,
     "data/arrays": 2,
     "data/folders": 3,
     "data/spaces": 3,

@@ -14,6 +14,7 @@ ROOMS = (
     "data",
     "diffusion",
     "eval",
+    "latents",
     "models",
     "modes",
     "objectives",
