@@ -14,12 +14,13 @@ class NamedCodec(NamedTuple):
 
     build: `build(shape, **fields)` -> Codec for images of that shape.
     fields: its numbers.
-    scaling: key of SCALINGS (latents/scaling.py) that its latents are published with.
+    scaling: key of SCALINGS (latents/scaling.py) that its latents are published with; None for one
+        that is trained, whose latents have no fixed spread.
     """
 
     build: Callable[..., Codec]
     fields: Mapping[str, Any] = {}
-    scaling: str = "none"
+    scaling: str | None = "none"
 
 
 SIXTEEN = {"latent_channels": 16}
@@ -32,6 +33,7 @@ CODECS = {
     "small": NamedCodec(
         autoencoder,
         {"widths": (32, 64), "blocks": 1, "groups": 8, "attention": False, "patch_size": 2},
+        scaling=None,
     ),
     # sd-vae-ft-mse and sd-vae-ft-ema have the network of SD, 83,653,863 parameters.
     "sd": NamedCodec(autoencoder, scaling="sd"),

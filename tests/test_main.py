@@ -325,7 +325,7 @@ def test_describe_counts_before_anything_is_trained():
         ((CONFIG, "--workdir=/nowhere", "--config.data.num_classes=3"), "data.num_classes=3"),
         (
             (CONFIG, "--workdir=/nowhere", "--config.codec.name=sd"),
-            "set data.image_size, or choose another codec",
+            "codec.weights is required for codec.name=sd; name the file",
         ),
     ],
 )
