@@ -43,7 +43,7 @@ DIGITS = 16  # of a fingerprint
 FITTED = {"linear": fit_linear_codec}
 FITTED_IMAGES = 10_000  # spread evenly over the training images
 # Pixels that a device encodes or decodes at once.
-CPU_PIXELS, PIXELS = 2**19, 2**22
+CPU_PIXELS, PIXELS = 2**17, 2**22
 MOST_ROWS = 256
 
 # Functions of (parameters, rows) on devices, and of rows on the host.
