@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
-from fewstep.latents.codec import Moments
+from fewstep.latents.codec import Moments, sample_posterior
 from fewstep.latents.scaling import scale_moments
 from fewstep.objectives.base import Batch
 from fewstep.training.codecs import scaling_of
@@ -30,9 +30,8 @@ def draw_latents(config: ConfigDict) -> Callable[[Batch], Batch]:
     key, scaling = named_key(jax.random.key(config.seed), STREAM), scaling_of(config)
 
     def draw(position: Array, moments: Array) -> Array:
-        mean, std = scale_moments(scaling, Moments(*moments.astype(jnp.float32)))
-        eps = jax.random.normal(jax.random.fold_in(key, position), mean.shape)
-        return mean + std * eps
+        scaled = scale_moments(scaling, Moments(*moments.astype(jnp.float32)))
+        return sample_posterior(jax.random.fold_in(key, position), scaled)
 
     @jax.jit
     def complete(batch: Batch) -> Batch:
