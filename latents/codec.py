@@ -70,7 +70,7 @@ def checked(codec: Codec) -> Codec:
 
 def check_array(name: str, array: Array, shape: Shape) -> None:
     """Raises ValueError unless the array is [N, *shape]."""
-    if array.ndim != len(shape) + 1 or array.shape[1:] != shape:
+    if array.ndim != len(shape) + 1 or array.shape[1:] != tuple(shape):
         expected = ", ".join(map(str, ("N", *shape)))
         raise ValueError(f"{name} are {list(array.shape)}; this codec takes [{expected}]")
 

@@ -8,8 +8,9 @@ SD, SDXL, SD3 and Flux are this network with other numbers (models/codecs.py). W
 above 1 it sees patches of pixels as channels, which makes a small one cheap.
 
 Traps of the published weights:
-- Halving pads the right and the bottom by one pixel and the other sides not at all. Latents of a
-  mirrored image are therefore not the mirrored latents.
+- Halving pads the right and the bottom by one pixel and the other sides not at all.
+- No 3 x 3 convolution halves an even side symmetrically. Latents of a mirrored image are therefore
+  not the mirrored latents.
 - Normalisations have an epsilon of 1e-6. Activations may be many deviations from 0, so variances
   are computed around the mean; E[x^2] - E[x]^2 loses all digits at 1000 deviations.
 - The decoder has one residual block per level more than the encoder.

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fewstep.data.arrays.pixels import to_float
 from fewstep.latents.codec import Moments, as_floats, identity_codec, latent_shape, sample_posterior
 
 SHAPE = (4, 6, 3)
@@ -23,8 +24,6 @@ def test_pixels_are_latents_of_the_identity():
 
 
 def test_bytes_become_the_floats_of_pixels():
-    from fewstep.data.arrays.pixels import to_float
-
     every = np.arange(256, dtype=np.uint8)
     np.testing.assert_allclose(as_floats(every), to_float(every), atol=1e-7)
 
@@ -61,7 +60,8 @@ def test_arrays_of_another_kind_are_refused(method, array, message):
 
 def test_sides_that_the_factor_does_not_divide_are_refused():
     assert latent_shape((256, 512, 3), 8, 4) == (32, 64, 4)
-    with pytest.raises(ValueError, match="250 x 256 pixels.* 8 divides, such as 256 x 256"):
-        latent_shape((250, 256, 3), 8, 4)
+    for sides in ((250, 256), (256, 250)):
+        with pytest.raises(ValueError, match="pixels; .* 8 divides, such as 256 x 256"):
+            latent_shape((*sides, 3), 8, 4)
     with pytest.raises(ValueError, match=r"images are \[256, 256\]"):
         latent_shape((256, 256), 8, 4)

@@ -53,6 +53,8 @@ def test_a_fit_is_deterministic_whatever_the_order_of_images():
     params = fit_linear_codec(IMAGES)
     chex.assert_trees_all_equal(params, fit_linear_codec(IMAGES))
     chex.assert_trees_all_close(params, fit_linear_codec(IMAGES[::-1]), atol=1e-4)
+    directions = params["decoder"]["kernel"]
+    assert np.all(directions.max(axis=1) >= -directions.min(axis=1))
 
 
 def test_parameters_have_the_shapes_of_an_untrained_codec():

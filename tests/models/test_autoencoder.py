@@ -75,7 +75,7 @@ def symmetric(tree):
 
 @pytest.mark.parametrize(("widths", "mirrored"), [((4,), True), ((4, 8), False)])
 def test_halving_is_not_symmetric(widths, mirrored, built):
-    """It pads one side: even with symmetric convolutions, flips of images must be encoded."""
+    """Even with symmetric convolutions, so mirrored images must be encoded."""
     codec, params = built(widths=widths)
     params, x = symmetric(params), images()
     encode = jax.jit(codec.encode)

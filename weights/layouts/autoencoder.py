@@ -226,12 +226,9 @@ class Half(NamedTuple):
 def autoencoder_layout(structure: Structure, naming: Naming) -> Layout:
     """Where the tensors of a file stand in our tree."""
     widths, blocks, latent, quant_convolutions, attention, channels = structure
-    downwards = range(len(widths))
-    upwards = downwards[::-1] if naming.reversed_up else downwards
-    down, up = (
-        tuple(name.format(index) for index in indices)
-        for name, indices in ((naming.down, downwards), (naming.up, upwards))
-    )
+    down = tuple(naming.down.format(index) for index in range(len(widths)))
+    up = tuple(naming.up.format(index) for index in range(len(widths)))
+    up = up[::-1] if naming.reversed_up else up
     halving, doubling = (naming.halving, "halving"), (naming.doubling, "doubling")
     encoder = Half("encoder", channels, 2 * latent, widths, blocks, down, halving)
     decoder = Half("decoder", latent, channels, widths[::-1], blocks + 1, up, doubling)
@@ -257,9 +254,9 @@ def ends(half: Half, naming: Naming) -> Layout:
 
 
 def level(half: Half, index: int, naming: Naming) -> Layout:
-    """The residual blocks of a level, and the convolution that halves or doubles before it.
+    """The residual blocks of a level, and the convolution that resizes before them.
 
-    Files count this convolution to the level before.
+    Files name this convolution with the level before.
     """
     before, after = half.widths[max(index - 1, 0)], half.widths[index]
     layout: dict[str, Place] = {}

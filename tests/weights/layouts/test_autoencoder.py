@@ -134,10 +134,19 @@ BESIDE = {
     name: np.zeros(3, np.float32)
     for name in (
         "model.diffusion_model.out.2.weight",
-        "cond_stage_model.transformer.weight",
         "model_ema.decay",
-        "sqrt_recip_alphas_cumprod",
+        "cond_stage_model.transformer.weight",
+        "conditioner.embedders.0.transformer.weight",
+        "text_encoders.clip_l.transformer.weight",
+        "denoiser.sigmas",
         "betas",
+        "alphas_cumprod_prev",
+        "sqrt_recip_alphas_cumprod",
+        "log_one_minus_alphas_cumprod",
+        "posterior_mean_coef1",
+        "logvar",
+        "lvlb_weights",
+        "scale_factor",
     )
 }
 
