@@ -21,7 +21,10 @@ TIMEOUT = 300.0  # seconds
 NEW_MOUNTS, PRIVATE, BIND = 0x20000, 0x44000, 0x1000
 BOOT_ID = "/proc/sys/kernel/random/boot_id"
 SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload(["main"])
+# Of these, commands import late what they need: a second each time.
+LATE = ["matplotlib.backends.backend_agg", "matplotlib.figure", "scipy.stats"]
+LATE += ["sklearn.datasets", "sklearn.metrics", "sklearn.neighbors"]
+SERVER.set_forkserver_preload(["main", *LATE])
 
 
 class Result(NamedTuple):
