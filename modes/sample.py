@@ -45,6 +45,7 @@ from fewstep.training.generate import BatchSampler, batch_sampler, generate
 from fewstep.training.storage.environment import count_text
 from fewstep.training.storage.workdir import recorded_identity
 
+CHANNELS = (1, 3)  # of images
 FOLDER, LONGEST_NAME = "samples", 200
 SHOWN = COLUMNS * COLUMNS
 # Seed k has the noise of sample k in an evaluation of a run with this seed.
@@ -67,6 +68,7 @@ def sample(request: Request) -> None:
     check_request(request)
     run = load_run(request)
     space, classes = run.experiment.space, run.experiment.num_classes
+    check_channels(request, space)
     scale = guidance_scale(request, run)
     names = class_names(require_workdir(request)) if classes else ()
     asked = choose_labels(request.labels, classes, names)
@@ -93,6 +95,16 @@ def sample(request: Request) -> None:
         f"{request.steps} sampling step(s), guidance {scale:g}{named}: {out} and {picture}"
         + (f"; removed {count_text(removed, 'picture')} of the draw before" if removed else "")
     )
+
+
+def check_channels(request: Request, space: Space) -> None:
+    """Raises ValueError for a run on latents, which nothing decodes to images yet."""
+    shape = space.shape
+    if space.image is not None and shape[-1] not in CHANNELS:
+        raise ValueError(
+            f"{request.workdir} makes {' x '.join(map(str, shape))}, latents that nothing decodes "
+            "to images yet; it can teach (--config.teacher), but has no samples to show"
+        )
 
 
 def guidance_scale(request: Request, run: LoadedRun) -> float:

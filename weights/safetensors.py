@@ -99,7 +99,7 @@ def read_sharded(file: BinaryIO) -> dict[str, np.ndarray]:
     """
     tensors: dict[str, np.ndarray] = {}
     for path, names in shards(file).items():
-        if not path.exists():
+        if not path.is_file():
             raise ValueError(f"{path.name} is not beside it; download all files of the model")
         with path.open("rb") as shard:
             found = read_safetensors(shard)
