@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from fewstep.data import NONE, Dataset
+from fewstep.data.arrays.pixels import MODES as CHANNELS
 from fewstep.messages import shell_flags
 from fewstep.modes.draws import many_steps
 from fewstep.modes.mode import WORKDIR, Flag, Mode, parse_path
@@ -134,13 +135,14 @@ def write_run(
 
 def summary(path: Path, config: ConfigDict, experiment: Experiment, found: Import) -> str:
     """Return the line that says what was imported and what to do with it."""
-    shape = " x ".join(map(str, experiment.space.shape))
-    steps = many_steps(experiment.objective)
-    flags = shell_flags("sample", workdir=path, steps=steps)
+    *sides, channels = experiment.space.shape
+    shape = " x ".join(map(str, (*sides, channels)))
+    flags = shell_flags("sample", workdir=path, steps=many_steps(experiment.objective))
+    use = f"draw from it: {flags}" if channels in CHANNELS else "latents, which can teach"
     return (
         f"{path} is a run of {config.method} with the network of {PUBLISHED[found.layout].title}: "
         f"{network_title(config)}, {element_count(found.params)} parameters, {shape}, "
-        f"{experiment.num_classes} classes; draw from it: {flags}"
+        f"{experiment.num_classes} classes; {use}"
     )
 
 

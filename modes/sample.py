@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import numpy as np
 
+from fewstep.data.arrays.pixels import MODES as CHANNELS
 from fewstep.data.folders.class_names import label_texts
 from fewstep.data.spaces.space import Space
 from fewstep.files import check_writable, write_npz, write_png
@@ -45,7 +46,6 @@ from fewstep.training.generate import BatchSampler, batch_sampler, generate
 from fewstep.training.storage.environment import count_text
 from fewstep.training.storage.workdir import recorded_identity
 
-CHANNELS = (1, 3)  # of images
 FOLDER, LONGEST_NAME = "samples", 200
 SHOWN = COLUMNS * COLUMNS
 # Seed k has the noise of sample k in an evaluation of a run with this seed.

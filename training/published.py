@@ -23,8 +23,8 @@ from fewstep.weights.layouts.dit import PROJECTORS, Converted, Sizes, read_meta
 from fewstep.weights.layouts.names import Tensors, first_names, unwrapped
 from fewstep.weights.tensors import parts_of, read_tensors
 
-# Largest difference of a file's positions from ours, by the bytes of a number in the file.
-POSITION_ERROR = {2: 2.0**-7, 4: 1e-5, 8: 1e-5}
+# Largest difference of a file's positions from ours; of a file of float16 or bfloat16.
+POSITION_ERROR, HALF_POSITION_ERROR = 1e-5, 2.0**-7
 # Settings of `flow_matching` and `ddpm` (configs/methods.py), which files of weights stand for.
 FLOW_MATCHING = {"method": "flow_matching", "model": {"time_scale": 1.0}}
 DDPM = {
@@ -93,13 +93,14 @@ def read_published(path: Path, part: str = "", layout: str = "") -> Import:
     the names of the tensors. Raises ValueError that names the file if it cannot be read, its layout
     is unknown or not certain, or it is not what its layout says; FileNotFoundError without a file.
     """
+    if layout:
+        check_choice("--layout", layout, PUBLISHED)
     tensors = read_part(path, part)
     layout = layout or find_layout(unwrapped(tensors), path)
-    check_choice("--layout", layout, PUBLISHED)
     published = PUBLISHED[layout]
     tree, sizes, positions = published.read(tensors, path, published.title)
     if positions is not None:
-        check_positions(positions, tensors, sizes, path)
+        check_positions(positions, sizes, path)
     if published.reversed_time:
         tree = reverse_time(tree, time_scale=published.fields["model"]["time_scale"])
     return Import(layout, tree, sizes)
@@ -136,10 +137,12 @@ def find_layout(tensors: Tensors, path: Path) -> str:
     return fitting[0]
 
 
-def check_positions(positions: np.ndarray, tensors: Tensors, sizes: Sizes, path: Path) -> None:
+def check_positions(positions: np.ndarray, sizes: Sizes, path: Path) -> None:
     """Raises ValueError unless a file's positions are the table that our network has."""
-    error = np.abs(positions - position_table(sizes.side, sizes.side, sizes.width)).max()
-    if not error <= POSITION_ERROR[next(iter(tensors.values())).dtype.itemsize]:
+    table = position_table(sizes.side, sizes.side, sizes.width)
+    error = np.abs(positions.astype(np.float32) - table).max()
+    halves = positions.dtype.itemsize == 2
+    if not error <= (HALF_POSITION_ERROR if halves else POSITION_ERROR):
         raise ValueError(
             f"{path}: pos_embed differs by {error:.2g} from the fixed sines and cosines of "
             f"{sizes.side} x {sizes.side} tokens; networks with other positions are not known"

@@ -59,7 +59,7 @@ def test_vp_discrete_has_the_levels_of_ddpm_at_every_step():
     np.testing.assert_allclose(alpha**2, alpha_bar, atol=3e-7)
     log_snr = np.log(alpha_bar / (1.0 - alpha_bar))
     np.testing.assert_allclose(2.0 * np.log(alpha / sigma), log_snr, atol=5e-6)
-    np.testing.assert_allclose(1000.0 * path.clock(t), np.arange(1000), atol=1e-4)
+    np.testing.assert_allclose(1000.0 * path.clock(t), np.arange(1000), rtol=3e-7, atol=3e-7)
 
 
 def test_vp_discrete_finds_the_step_of_a_level():

@@ -158,7 +158,7 @@ def read_meta(
             f"{path}: {POSITIONS} is {list(positions.shape)}, which is no square of tokens"
         )
     tree = read_names(tensors, META, sizes, path, expected)
-    return Converted(tree, sizes._replace(side=side), positions[0].astype(np.float32))
+    return Converted(tree, sizes._replace(side=side), positions[0])
 
 
 def write_meta(tree: Tree, sizes: Sizes, positions: np.ndarray) -> dict[str, np.ndarray]:
