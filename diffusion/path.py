@@ -204,7 +204,8 @@ def vp_discrete() -> Path:
         time_at=time_at,
         t_min=0.0,
         t_max=1.0,
-        clock=lambda t: t - 1.0 / BETAS,
+        # In this form the float32 number nearest to (k + 1) / 1000 gives that nearest to k / 1000.
+        clock=lambda t: (BETAS * t - 1.0) / BETAS,
     )
 
 
