@@ -141,14 +141,14 @@ def find_reader(start: bytes) -> Reader | None:
     if start == STREAM_START:
         return read_stream
     if is_index(start):
-        return lambda file, part: whole(read_sharded(file), part)
+        return lambda file, part: check_no_part(read_sharded(file), part)
     if start[8:9] == b"{":
-        return lambda file, part: whole(read_safetensors(file), part)
+        return lambda file, part: check_no_part(read_safetensors(file), part)
     return None
 
 
-def whole(tensors: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
-    """The tensors of a file without parts. Raises ValueError if one is asked for."""
+def check_no_part(tensors: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
+    """Returns the tensors of a file without parts. Raises ValueError if one is asked for."""
     if part:
         raise ValueError(f"it has tensors and no parts, so none is called {part[:SHOWN]!r}")
     return tensors
@@ -162,7 +162,7 @@ def read_zip(file: BinaryIO, part: str) -> dict[str, np.ndarray]:
             return read_archive(archive, map_file(file), part)
     if not all(name.endswith(".npy") for name in names):
         raise ValueError("this zip file is neither a PyTorch archive nor an .npz file")
-    return whole(read_arrays(file), part)
+    return check_no_part(read_arrays(file), part)
 
 
 class Description(NamedTuple):
