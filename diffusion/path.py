@@ -181,10 +181,10 @@ def vp_discrete() -> Path:
     largest = integral(1.0)
 
     def sigma(t: Array) -> Array:
-        # The rate of sigma is infinite at t = 0. It counts as 0 there, so that nothing is NaN.
+        # The rate of sigma is infinite at t = 0. It counts as 1 there, so that nothing is NaN.
         variance = -jnp.expm1(-integral(t))
         noisy = variance > 0.0
-        return jnp.where(noisy, jnp.sqrt(jnp.where(noisy, variance, 1.0)), 0.0)
+        return jnp.where(noisy, jnp.sqrt(jnp.where(noisy, variance, 1.0)), t)
 
     def time_at(rho: Array) -> Array:
         # Levels past the last beta do not exist: they count as t = 1.

@@ -131,7 +131,7 @@ def test_latents_have_no_samples(published, tmp_path):
 def test_another_run_starts_from_it(published, tmp_path):
     imported(published(), tmp_path / "run", "dit", data__name="digits")
     config = CONFIGS.get_config("ddpm")
-    fields = {"model.size": "nano", "path.name": "vp_discrete", "batch_size": 8}
+    fields = {"model.size": "nano", "path.name": "vp_discrete", "prediction.kind": "eps"}
     sizes = {"data.image_size": 8, "data.channels": 1, "data.num_classes": 10}
     config.update_from_flattened_dict(fields | sizes)
     experiment, mesh = build(config), make_mesh()
@@ -190,7 +190,6 @@ def make_unknown(tensors):
             r"layout that is not known: its tensors are conv_in\.weight",
         ),
         (None, {"layout": "unet"}, "--layout='unet'"),
-        (None, {"data__name": "mixture:grid"}, "has 10 classes and the null class, and mixture"),
         (None, {"data__num_classes": 9}, r"data\.num_classes=9, but the network in .* has 10"),
         (None, {"data__channels": 3}, r"data\.channels=3, but the network in .* has 1"),
         (None, {"data__image_size": 16}, "has positions for 8 x 8"),
@@ -203,6 +202,13 @@ def test_a_bad_file_or_flag_is_refused_and_nothing_is_written(
     path = published(change=change or (lambda tensors: None))
     with pytest.raises(ValueError, match=message):
         imported(path, tmp_path / "run", **fields)
+    assert not (tmp_path / "run").exists()
+
+
+def test_data_of_other_classes_are_refused(published, tmp_path):
+    message = "label table in .* has 5 classes and the null class, and digits has 10; name the data"
+    with pytest.raises(ValueError, match=message):
+        imported(published(classes=5), tmp_path / "run", data__name="digits")
     assert not (tmp_path / "run").exists()
 
 
