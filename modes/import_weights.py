@@ -30,6 +30,7 @@ from fewstep.training.published import (
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import restore
 from fewstep.training.storage.checkpoint import open_checkpoints, save_state
+from fewstep.training.storage.fields import is_whole
 from fewstep.training.storage.identity import as_dict
 from fewstep.training.storage.train_state import TrainState
 from fewstep.training.storage.workdir import check_space, claim_workdir, start_run
@@ -48,6 +49,8 @@ def import_weights(request: Request) -> None:
         raise ValueError(f"{path} holds a run already; choose another --workdir")
     found = read_published(file, request.part, request.layout)
     given = request.fields.get("data.image_size", 0)
+    if not is_whole(given):
+        raise ValueError(f"data.image_size={given!r} must be a whole number")
     config = config_in_place_of(imported_config(found, file, given), request)
     check_given_sizes(config, found, file)
     dataset = load_dataset(config) if config.data.name != NONE else None

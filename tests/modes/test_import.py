@@ -193,6 +193,7 @@ def make_unknown(tensors):
         (None, {"data__num_classes": 9}, r"data\.num_classes=9, but the network in .* has 10"),
         (None, {"data__channels": 3}, r"data\.channels=3, but the network in .* has 1"),
         (None, {"data__image_size": 16}, "has positions for 8 x 8"),
+        (None, {"data__image_size": "8"}, "data.image_size='8' must be a whole number"),
         (None, {"data__name": "digits", "data__flip": 3}, "data.flip=3 must be True or False"),
     ],
 )
