@@ -177,7 +177,7 @@ def path() -> ConfigDict:
     """The path between data and noise."""
     return ConfigDict(
         {
-            "name": "linear",  # linear, vp_cosine, vp_ddpm, ve, trigflow
+            "name": "linear",  # linear, vp_cosine, vp_ddpm, vp_discrete, ve, trigflow
             "sigma_data": placeholder(float),  # trigflow: deviation of the data
             "sigma_min": placeholder(float),  # ve: smallest noise level
             "sigma_max": placeholder(float),  # ve: largest noise level

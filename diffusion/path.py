@@ -6,6 +6,7 @@ Time runs from data (`t_min`) to noise (`t_max`). Each path keeps the time of it
     linear      1 - t          t                     [0, 1]       Liu et al. 2023
     vp_cosine   cos(pi t / 2)  sin(pi t / 2)         [0, 1]       Salimans & Ho 2022
     vp_ddpm     exp(-B(t) / 2) sqrt(1 - exp(-B(t)))  [1e-5, 1]    Song et al. 2021 (Ho et al. 2020)
+    vp_discrete exp(-L(t) / 2) sqrt(1 - exp(-L(t)))  [0, 1]       Ho et al. 2020, its 1,000 betas
     ve          1              t                     [0.002, 80]  Karras et al. 2022 (EDM)
     trigflow    cos t          sigma_data sin t      [0, pi / 2]  Lu & Song 2025
 
@@ -24,6 +25,9 @@ from jax import Array
 Schedule = Callable[[Array], Array]
 
 TINY_SIGMA = 1e-8
+# DDPM's noise schedule (Ho et al. 2020, section 4): 1,000 betas, equally spaced.
+FIRST_BETA, LAST_BETA, BETAS = 1e-4, 0.02, 1000
+NEWTON_STEPS = 2  # from the root of the quadratic: 1e-7 in t
 
 
 class Path(NamedTuple):
@@ -32,7 +36,8 @@ class Path(NamedTuple):
     alpha, sigma: signal and noise scale at time t.
     time_at: the time at which sigma / alpha equals rho (rho may be infinite).
     t_min, t_max: the range of t. Sampling starts at t_max from N(0, sigma(t_max)^2 I).
-    clock: the time that a network is given: t, or on `ve` EDM's c_noise = log(t) / 4.
+    clock: the time that a network is given: t; on `ve` EDM's c_noise = log(t) / 4; on
+        `vp_discrete` t - 1/1000.
     """
 
     name: str
@@ -146,6 +151,64 @@ def vp_ddpm(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
     )
 
 
+def vp_discrete() -> Path:
+    """DDPM's discrete levels as a smooth path: step k = 0 ... 999 is at t = (k + 1) / 1000.
+
+    The networks of DDPM, DiT and Stable Diffusion know only the levels abar_k, the products of
+    1 - beta_0 ... 1 - beta_k, and the integers k. With beta(t) = v_0 + (v_1 - v_0) t the line
+    through the betas, which has beta_k in the middle of the k-th of 1,000 intervals,
+
+        L(t) = -log abar(t) = 1000 integral_0^t -log(1 - beta(s)) ds
+
+    is the sum of -log(1 - beta_k) by the midpoint rule, off by 1e-7 at most. t = 0 is data
+    exactly. `clock` is k / 1000, for a network with time_scale 1000. Uniform steps in t are the
+    "trailing" timesteps of diffusers' schedulers.
+    """
+    slope = (LAST_BETA - FIRST_BETA) / (BETAS - 1)  # of beta, per interval
+    start, rise = FIRST_BETA - 0.5 * slope, slope * BETAS
+
+    def integral(t: Array | float) -> Array | float:
+        # P(v) - P(v_0) over (v - v_0), for P(v) = v^2 / 2 + v^3 / 6 + v^4 / 12 + v^5 / 20, the
+        # second integral of 1 / (1 - v). Divided out, it does not cancel in float32.
+        v = start + rise * t
+        quotient, power = 0.0, 1.0
+        for degree, factor in ((1, 0.0), (2, 0.5), (3, 1.0 / 6.0), (4, 1.0 / 12.0), (5, 0.05)):
+            # power is (v^n - v_0^n) / (v - v_0), the sum of v^i v_0^(n - 1 - i).
+            quotient += factor * power
+            power = v * power + start**degree
+        return BETAS * t * quotient
+
+    largest = integral(1.0)
+
+    def sigma(t: Array) -> Array:
+        # The rate of sigma is infinite at t = 0. It counts as 1 there, so that nothing is NaN.
+        variance = -jnp.expm1(-integral(t))
+        noisy = variance > 0.0
+        return jnp.where(noisy, jnp.sqrt(jnp.where(noisy, variance, 1.0)), t)
+
+    def time_at(rho: Array) -> Array:
+        # Levels past the last beta do not exist: they count as t = 1.
+        target = jnp.minimum(jnp.logaddexp(0.0, 2.0 * jnp.log(rho)), largest)
+        # Root of the leading terms, 1000 t (v_0 + rise t / 2), without cancellation.
+        level = target / BETAS
+        t = 2.0 * level / (start + jnp.sqrt(start**2 + 2.0 * rise * level))
+        for _ in range(NEWTON_STEPS):
+            rate = -BETAS * jnp.log1p(-(start + rise * t))
+            t -= (integral(t) - target) / rate
+        return t
+
+    return Path(
+        name="vp_discrete",
+        alpha=lambda t: jnp.exp(-0.5 * integral(t)),
+        sigma=sigma,
+        time_at=time_at,
+        t_min=0.0,
+        t_max=1.0,
+        # In this form the float32 number nearest to (k + 1) / 1000 gives that nearest to k / 1000.
+        clock=lambda t: (BETAS * t - 1.0) / BETAS,
+    )
+
+
 def ve(sigma_min: float = 0.002, sigma_max: float = 80.0) -> Path:
     """alpha = 1, sigma = t: variance exploding in EDM's form; time is the noise level.
 
@@ -189,6 +252,7 @@ PATHS: dict[str, Callable[..., Path]] = {
     "linear": linear,
     "vp_cosine": vp_cosine,
     "vp_ddpm": vp_ddpm,
+    "vp_discrete": vp_discrete,
     "ve": ve,
     "trigflow": trigflow,
 }

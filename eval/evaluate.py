@@ -30,6 +30,7 @@ from fewstep.eval.trajectory import trajectory
 from fewstep.files import write_png, writing
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import allowed_sampling_steps, stage_ends
+from fewstep.training.codecs import load_codec
 from fewstep.training.experiment import Experiment
 from fewstep.training.generate import generate
 from fewstep.training.labels import describe_label_shares, label_counts
@@ -62,6 +63,8 @@ def check_evaluation(
             raise ValueError(
                 f"evaluate.{name}={fields[name]} is too few; use {FEWEST_SAMPLES} or more"
             )
+    if config.codec.name:
+        load_codec(config)  # raises its errors
     check_pictures(experiment.space)
     if not reason_to_skip(dataset, config):
         check_feature_network(fields.features, fields.weights)

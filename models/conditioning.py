@@ -25,11 +25,15 @@ Scalar = Callable[[Array, Array, Condition], Array]
 
 def sinusoid(value: Array) -> Array:
     """[B] -> [B, 256]: [cos(v f), sin(v f)] with f_k = 10000^(-k / 128), k = 0 ... 127."""
+    angles = value.astype(jnp.float32)[:, None] * frequencies()
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def frequencies() -> np.ndarray:
+    """f_k = 10000^(-k / 128), k = 0 ... 127, float32."""
     half = FREQUENCY_FEATURES // 2
     # In float64: one float32 rounding of f_k changes the angle at v = 1000 by 1e-4.
-    frequencies = (TIME_MAX_PERIOD ** (-np.arange(half) / half)).astype(np.float32)
-    angles = value.astype(jnp.float32)[:, None] * frequencies
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+    return (TIME_MAX_PERIOD ** (-np.arange(half) / half)).astype(np.float32)
 
 
 def step_level(t: Array, s: Array) -> Array:

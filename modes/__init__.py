@@ -5,6 +5,7 @@ from fewstep.modes.compare import COMPARE
 from fewstep.modes.describe import DESCRIBE
 from fewstep.modes.doctor import DOCTOR
 from fewstep.modes.evaluate import EVALUATE
+from fewstep.modes.import_weights import IMPORT
 from fewstep.modes.mode import Mode
 from fewstep.modes.plan import PLAN
 from fewstep.modes.prepare import PREPARE
@@ -18,6 +19,7 @@ MODES: dict[str, Mode] = {
     "evaluate": EVALUATE,
     "sample": SAMPLE,
     "prepare": PREPARE,
+    "import": IMPORT,
     "describe": DESCRIBE,
     "plan": PLAN,
     "report": REPORT,

@@ -53,7 +53,7 @@ def describe_start(given: str, config: ConfigDict, experiment: Experiment) -> li
 
 
 def describe_record(run: Path) -> list[str]:
-    """Return the lines on where a run started, and on its lengths if it was continued."""
+    """Return the lines on where a run comes from, and on its lengths if it was continued."""
     recorded, lines = workdir.recorded_identity(run), []
     if recorded.started_from:
         origin = recorded.started_from
@@ -64,6 +64,12 @@ def describe_record(run: Path) -> list[str]:
         lines.append(
             f"started      from {origin['run']}@{origin['step']}, id {origin['id']}: "
             f"{', '.join(parts)}"
+        )
+    if recorded.imported:
+        files = ", ".join(f"{name} ({hash})" for name, hash in recorded.imported["files"].items())
+        part = recorded.imported["part"]
+        lines.append(
+            f"imported     {recorded.imported['layout']} from {part and f'{part} of '}{files}"
         )
     if recorded.lengths:
         lines.append(f"length       {describe_lengths(recorded.lengths)}")

@@ -11,6 +11,7 @@ from fewstep.data import Dataset
 from fewstep.data.encoded import LATENTS
 from fewstep.modes.request import Request, load_dataset, require_workdir
 from fewstep.objectives.base import Params
+from fewstep.training.codecs import load_codec
 from fewstep.training.experiment import (
     Experiment,
     rebuild,
@@ -106,6 +107,8 @@ def load_run(request: Request) -> LoadedRun:
     config = workdir.load_config(path, request.checkpoint)
     check_method(config, request)
     config.codec.weights = request.fields.get("codec.weights") or config.codec.weights
+    if config.codec.name:
+        load_codec(config)  # raises its errors before any compute
     if request.network:
         config = with_sampling_network(config, str(path), request.network, "--network")
     experiment = rebuild(config, str(path))

@@ -81,6 +81,9 @@ class Request(NamedTuple):
     disk_speed: float | None = None
     profile: Window | None = None
     from_: str = ""
+    weights: Path | None = None
+    part: str = ""
+    layout: str = ""
 
 
 def expand_home(text: str) -> str:

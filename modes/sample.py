@@ -253,4 +253,5 @@ SAMPLE = Mode(
         ),
     },
     together=True,
+    replaces=("codec.weights",),
 )

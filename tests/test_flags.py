@@ -46,6 +46,9 @@ FLAGS = {
     "disk_speed": ("3.5", "disk_speed", 3.5),
     "profile": ("4:7", "profile", Window(4, 7)),
     "from": ("runs/a@5", "from_", "runs/a@5"),
+    "weights": ("sit.pt", "weights", Path("sit.pt")),
+    "part": ("ema", "part", "ema"),
+    "layout": ("sit", "layout", "sit"),
 }
 # Read by `main` itself, before there is a request.
 OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "join_timeout")
@@ -61,7 +64,8 @@ RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
 TOGETHER = ("train", "evaluate", "sample", "compare", "replay", "doctor")
 READ_BY = {
     "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "replay", "doctor"),
-    "workdir": (*RUNS, "compare", "doctor", "describe"),
+    **dict.fromkeys(("weights", "part", "layout"), ("import",)),
+    "workdir": (*RUNS, "import", "compare", "doctor", "describe"),
     "from": ("train", "describe", "doctor"),
     "workdirs": ("report",),
     "steps": ("sample", "evaluate"),
@@ -185,9 +189,8 @@ def test_values_that_cannot_be_read_name_their_flag(arguments, message):
         (("--Config.steps=10",), "did you mean --config.steps?"),
         (("--config.steps=10",), "--config.steps needs --config=FILE:METHOD"),
         (
-            ("--mode=sample", "--config.steps=4"),
-            "--config.steps needs a config, and --mode=sample takes that of the run; did you mean "
-            "--steps?",
+            ("--mode=checkpoints", "--config.steps=4"),
+            "--config.steps needs a config, and --mode=checkpoints takes that of the run",
         ),
         # words
         (("1", "2", "4"), "'1' is not a flag; flags begin with --"),

@@ -45,6 +45,7 @@ FITTED_IMAGES = 10_000  # spread evenly over the training images
 # Pixels that a device encodes or decodes at once.
 CPU_PIXELS, PIXELS = 2**17, 2**22
 MOST_ROWS = 256
+ANY_SIDE = 256  # that all codecs divide
 
 # Functions of (parameters, rows) on devices, and of rows on the host.
 Apply = Callable[[Params, jax.Array], jax.Array]
@@ -54,6 +55,11 @@ HostFunction = Callable[[np.ndarray], np.ndarray]
 def build_codec(config: ConfigDict) -> Codec:
     """The codec that a config names, of its images. Raises ValueError."""
     return named_codec(config.codec.name, image_shape(config))
+
+
+def codec_factor(name: str) -> int:
+    """How many times shorter the sides of latents are than those of images. Raises ValueError."""
+    return ANY_SIDE // named_codec(name, (ANY_SIDE, ANY_SIDE, 3)).latent_shape[0]
 
 
 def image_shape(config: ConfigDict) -> Shape:

@@ -13,7 +13,7 @@ from fewstep.data import NONE, space_of
 from fewstep.messages import Difference, differences
 from fewstep.training.experiment import Experiment
 from fewstep.training.storage.identity import as_dict, flatten_fields
-from fewstep.training.teacher import FREE, shared_fields
+from fewstep.training.teacher import FREE, disagreements
 
 GROUPS = ("data", "codec", "model", "path", "prediction")
 # Fields of these groups that stay the student's: what its method needs of the network, how the
@@ -85,7 +85,7 @@ def check_given(config: ConfigDict, teacher: ConfigDict, given: Collection[str])
         )
     found = [
         f"--config.{name}={here} (the teacher has {there})"
-        for name, there, here in differences(shared_fields(teacher), shared_fields(config))
+        for name, there, here in disagreements(teacher, config)
         if is_given(name, given)
     ]
     if found:

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 from fewstep.data.spaces.space import Space
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import SIGMA_DATA
-from fewstep.messages import differences
+from fewstep.messages import Difference, differences
 from fewstep.models.network import Network
 from fewstep.objectives.base import Objective, Params
 from fewstep.training.experiment import Experiment, rebuild, with_sampling_network
@@ -97,6 +97,20 @@ def shared_fields(config: ConfigDict) -> dict[str, Any]:
     return {name: value for name, value in fields.items() if must_agree(name)}
 
 
+def disagreements(teacher: ConfigDict, config: ConfigDict) -> list[Difference]:
+    """The fields in which a teacher and its student differ and must not.
+
+    The fingerprint of a codec is unknown until its parameters were read, as those of an imported
+    network may never be.
+    """
+    unknown = "" in (teacher.codec.fingerprint, config.codec.fingerprint)
+    return [
+        found
+        for found in differences(shared_fields(teacher), shared_fields(config))
+        if not (unknown and found.field == "codec.fingerprint")
+    ]
+
+
 def must_agree(field: str) -> bool:
     """Whether a teacher and its student must have the same value of a field."""
     return field.startswith(SHARED) and field not in FREE
@@ -107,7 +121,7 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
     taught = rebuild(teacher, f"teacher={config.teacher}")
     found = [
         f"{name} ({there} there, {here} here)"
-        for name, there, here in sorted(differences(shared_fields(teacher), shared_fields(config)))
+        for name, there, here in sorted(disagreements(teacher, config))
     ]
     if not found and taught.space.shape != experiment.space.shape:
         found = [

@@ -4,6 +4,10 @@ A pickle is a program for a stack machine that may call any function. Here a mac
 instructions of a state dict interprets it. The machine makes containers, text and numbers, calls
 only the functions below, and sets no attributes.
 
+A training checkpoint has more beside its state dicts: arguments, an optimizer's state, counters. To
+read one part of it, the machine can put an `Inert` object in the place of whatever else the pickle
+asks for. An inert object has a name for messages and nothing else; it is never called.
+
 Traps of the format:
 - Containers can nest by reference thousands of times. Such a pickle is small, but hashing, printing
   or comparing it takes exponential time, and copying it fills the memory. So keys must be text or
@@ -39,6 +43,13 @@ LITERALS = (
     *("BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT"),
     *("BINUNICODE", "SHORT_BINUNICODE", "BINSTRING", "SHORT_BINSTRING"),
 )
+# Instructions that fill a container: methods of Machine.
+FILLING = {
+    "APPEND": "append",
+    "APPENDS": "extend",
+    "SETITEM": "set_item",
+    "SETITEMS": "set_marked",
+}
 NEW = {"EMPTY_DICT": dict, "EMPTY_LIST": list, "EMPTY_TUPLE": tuple}
 TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 PUT = ("BINPUT", "LONG_BINPUT")
@@ -96,12 +107,13 @@ GLOBALS: Mapping[tuple[str, str], Callable[..., Any]] = {
 }
 
 
-def read_description(file: BinaryIO) -> Any:
+def read_description(file: BinaryIO, machine: "Machine | None" = None) -> Any:
     """What the pickle at the file's position describes; leaves the position at the pickle's end.
 
-    Raises ValueError, or a container's own exception, if it is damaged or describes anything else.
+    machine: interprets it; by default one that makes state dicts only. Raises ValueError, or a
+    container's own exception, if the pickle is damaged or describes anything else.
     """
-    machine = Machine()
+    machine = machine or Machine()
     for opcode, argument, _ in pickletools.genops(file):
         if opcode.name == "STOP":
             return machine.pop()
@@ -110,12 +122,13 @@ def read_description(file: BinaryIO) -> Any:
 
 
 class Machine:
-    """The stack, its length at each mark, and the memo."""
+    """The stack, its length at each mark, the memo, and the storages that tensors refer to."""
 
     def __init__(self) -> None:
         self.stack: list[Any] = []
         self.marks: list[int] = []
         self.memo: dict[int, Any] = {}
+        self.storages: dict[str, Storage] = {}
 
     def do(self, name: str, argument: Any) -> None:
         """Run one instruction. Raises PickleError for one that no tensor needs."""
@@ -139,20 +152,30 @@ class Machine:
         elif name in GET:
             push(self.memo[argument])
         elif name in FILLING:
-            FILLING[name](self)
+            getattr(self, FILLING[name])()
         elif name == "GLOBAL":
-            push(find_global(*argument.split(" ", 1)))
+            push(self.find(*argument.split(" ", 1)))
         elif name == "STACK_GLOBAL":
             function, module = self.pop(), self.pop()
-            push(find_global(module, function))
+            push(self.find(module, function))
         elif name == "BINPERSID":
-            push(parse_storage(self.pop()))
+            push(self.refer(self.pop()))
         elif name == "REDUCE":
             self.call()
         elif name == "BUILD":
             self.build()
         elif name not in IGNORED:
             raise PickleError(f"it uses {name}, which no tensor needs")
+
+    def find(self, module: Any, name: Any) -> Any:
+        """The function or type of a name. Raises PickleError if no tensor needs it."""
+        return find_global(module, name)
+
+    def refer(self, description: Any) -> Any:
+        """The storage that a reference describes. Raises PickleError for anything else."""
+        storage = parse_storage(description)
+        self.storages[storage.key] = storage
+        return storage
 
     def top(self) -> Any:
         """The top of the stack, above the last mark."""
@@ -198,24 +221,19 @@ class Machine:
         set_items(self.container(dict), values)
 
     def call(self) -> None:
-        """Call one of GLOBALS. Raises PickleError for any other function."""
         arguments, function = self.pop(), self.pop()
+        self.stack.append(self.result(function, arguments))
+
+    def result(self, function: Any, arguments: Any) -> Any:
+        """What one of GLOBALS returns. Raises PickleError for any other function."""
         if type(arguments) is not tuple or not any(function is own for own in GLOBALS.values()):
             raise PickleError("it calls something that is not a function of tensors")
-        self.stack.append(function(*arguments))
+        return function(*arguments)
 
     def build(self) -> None:
         """Drop the attributes of a dict; state dicts have `_metadata`."""
         self.pop()
         self.container(dict)
-
-
-FILLING = {
-    "APPEND": Machine.append,
-    "APPENDS": Machine.extend,
-    "SETITEM": Machine.set_item,
-    "SETITEMS": Machine.set_marked,
-}
 
 
 def set_items(target: dict[Any, Any], items: list[Any]) -> None:

@@ -1,11 +1,13 @@
 """Reads tensors from published weight files without running code from them.
 
-The format is recognized by content, not by file name: PyTorch state dicts (the zip format, and the
-stream of pickles used before 2020), safetensors, and NumPy's .npz.
+The format is recognized by content, not by file name: PyTorch state dicts and training checkpoints
+(the zip format, and the stream of pickles used before 2020), safetensors, also split over files
+that an index names, and NumPy's .npz. Arrays are views of a memory map (weights/mapped.py), but of
+.npz copies.
 
 Traps of the formats:
-- Unpickling may call any function. weights/pickles.py calls none: it finds where each tensor lies,
-  and the numbers are then read as bytes.
+- Unpickling may call any function. weights/pickles.py and weights/checkpoints.py call none: they
+  find where each tensor lies, and the numbers are then read as bytes.
 - A small file may claim gigabytes, so each size is checked against the file before reading.
 - Tensors may share one storage, and a tensor may be a transposed or shifted slice of it.
 - The zip format has the byte order of the machine that wrote it; the stream is little-endian.
@@ -14,39 +16,29 @@ Traps of the formats:
 
 import hashlib
 import io
-import json
 import math
-import os
 import pickle
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
-import ml_dtypes
 import numpy as np
 
 from fewstep.weights.archives import check_archive, read_arrays
-from fewstep.weights.pickles import SHOWN, Slice, is_shape, is_size, read_description
+from fewstep.weights.checkpoints import CheckpointMachine, check_inert, part_names, take_part
+from fewstep.weights.mapped import (
+    DESCRIPTION_LIMIT,
+    array_of,
+    check_description,
+    cut,
+    element_type,
+    map_file,
+)
+from fewstep.weights.pickles import SHOWN, Machine, Slice, Storage, read_description
+from fewstep.weights.safetensors import is_index, read_safetensors, read_sharded, shards
 
-SAFETENSORS_TYPES = {
-    "F64": "float64",
-    "F32": "float32",
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "I64": "int64",
-    "I32": "int32",
-    "I16": "int16",
-    "I8": "int8",
-    "U64": "uint64",
-    "U32": "uint32",
-    "U16": "uint16",
-    "U8": "uint8",
-    "BOOL": "bool",
-}
-# Most bytes of the pickles or JSON that say where tensors lie. A tensor takes some hundred bytes,
-# and each byte may become a Python object.
-DESCRIPTION_LIMIT = 2**20
 ZIP_START = b"PK\x03\x04"
 # The older PyTorch format starts with this number, pickled on its own.
 STREAM_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
@@ -56,11 +48,17 @@ REMEDY = (
     "torch.save(torch.load(FILE, weights_only=True), NEW_FILE)"
 )
 
-Reader = Callable[[BinaryIO], dict[str, np.ndarray]]
+# (file, part) -> tensors by name
+Reader = Callable[[BinaryIO, str], dict[str, np.ndarray]]
+# The fixed part of the header before each record of a zip file, and where it has two lengths.
+LOCAL_HEADER, LENGTHS = 30, slice(26, 30)
 
 
-def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
+def read_tensors(path: str | Path, part: str = "") -> dict[str, np.ndarray]:
     """The tensors of a file by name; arrays may be read-only and may share memory.
+
+    part: the key of a state dict in a training checkpoint, such as "ema" or "state_dict". What the
+    checkpoint has beside it is not read. "" is the whole file, which must then be a state dict.
 
     Raises ValueError that names the file if its format is unknown, it is damaged, it holds anything
     besides named tensors, or it is a pickle that asks for functions which tensors do not need.
@@ -71,7 +69,7 @@ def read_tensors(path: str | Path) -> dict[str, np.ndarray]:
             raise ValueError(f"{path} is not a PyTorch state dict, safetensors or .npz; {REMEDY}")
         file.seek(0)
         try:
-            return reader(file)
+            return reader(file, part)
         except Exception as error:  # a damaged or hostile file can raise nearly anything
             raise ValueError(
                 f"{path} cannot be read: {type(error).__name__}: {error}. "
@@ -110,127 +108,159 @@ def file_sha256(path: str | Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def parts_of(path: str | Path) -> list[str]:
+    """The parts of a training checkpoint that have tensors; [] for any other file."""
+    with open(path, "rb") as file:
+        start = file.read(len(STREAM_START))
+        file.seek(0)
+        try:
+            if start.startswith(ZIP_START):
+                with zipfile.ZipFile(file) as archive:
+                    return part_names(describe_archive(archive, CheckpointMachine()).content)
+            if start == STREAM_START:
+                return part_names(describe_stream(file, CheckpointMachine()).content)
+        except Exception:  # as in `read_tensors`
+            return []
+    return []
+
+
+def file_hashes(path: str | Path) -> dict[str, str]:
+    """The SHA-256 of a file, and of the shards that it names if it is an index, by file name."""
+    path = Path(path)
+    with path.open("rb") as file:
+        index = is_index(file.read(len(STREAM_START)))
+        file.seek(0)
+        paths = [path, *(sorted(shards(file)) if index else [])]
+    return {one.name: file_sha256(one) for one in paths}
+
+
 def find_reader(start: bytes) -> Reader | None:
     """The reader for a file that starts with these bytes; None for an unknown format."""
     if start.startswith(ZIP_START):
         return read_zip
     if start == STREAM_START:
         return read_stream
+    if is_index(start):
+        return lambda file, part: check_no_part(read_sharded(file), part)
     if start[8:9] == b"{":
-        return read_safetensors
+        return lambda file, part: check_no_part(read_safetensors(file), part)
     return None
 
 
-def read_zip(file: BinaryIO) -> dict[str, np.ndarray]:
+def check_no_part(tensors: dict[str, np.ndarray], part: str) -> dict[str, np.ndarray]:
+    """Returns the tensors of a file without parts. Raises ValueError if one is asked for."""
+    if part:
+        raise ValueError(f"it has tensors and no parts, so none is called {part[:SHOWN]!r}")
+    return tensors
+
+
+def read_zip(file: BinaryIO, part: str) -> dict[str, np.ndarray]:
     """Read a PyTorch archive, whose records lie in one folder, or an .npz file."""
     with zipfile.ZipFile(file) as archive:
         names = archive.namelist()
-        roots = [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
-        if len(roots) == 1:
-            return read_archive(archive, roots[0])
+        if len(archive_roots(archive)) == 1:
+            return read_archive(archive, map_file(file), part)
     if not all(name.endswith(".npy") for name in names):
         raise ValueError("this zip file is neither a PyTorch archive nor an .npz file")
-    return read_arrays(file)
+    return check_no_part(read_arrays(file), part)
 
 
-def read_archive(archive: zipfile.ZipFile, root: str) -> dict[str, np.ndarray]:
-    """Read PyTorch's zip format: a pickle and a record of raw bytes per storage, uncompressed."""
+class Description(NamedTuple):
+    """What a pickle describes. storages: all that it refers to, by key. keys: in file order."""
+
+    content: Any
+    storages: Mapping[str, Storage]
+    keys: Any = ()
+    end: int = 0
+
+
+def machine_for(part: str) -> Machine:
+    """The machine that reads a state dict, or a training checkpoint to take a part of it."""
+    return CheckpointMachine() if part else Machine()
+
+
+def archive_roots(archive: zipfile.ZipFile) -> list[str]:
+    """The folders of an archive that have a pickle."""
+    names = archive.namelist()
+    return [name.removesuffix("data.pkl") for name in names if name.endswith("/data.pkl")]
+
+
+def describe_archive(archive: zipfile.ZipFile, machine: Machine) -> Description:
+    """What the pickle of PyTorch's zip format describes. Raises ValueError for a compressed one."""
     check_archive(archive)
     if any(record.compress_type != zipfile.ZIP_STORED for record in archive.infolist()):
         raise ValueError("a record of a PyTorch archive is compressed")
+    (root,) = archive_roots(archive)
     check_description(archive.getinfo(f"{root}data.pkl").file_size)
-    slices = named_slices(read_description(io.BytesIO(archive.read(f"{root}data.pkl"))))
+    content = read_description(io.BytesIO(archive.read(f"{root}data.pkl")), machine)
+    return Description(content, machine.storages)
+
+
+def read_archive(archive: zipfile.ZipFile, data: np.ndarray, part: str) -> dict[str, np.ndarray]:
+    """Read PyTorch's zip format: a pickle and a record of raw bytes per storage, uncompressed."""
+    slices = named_slices(describe_archive(archive, machine_for(part)).content, part)
+    (root,) = archive_roots(archive)
     order = f"{root}byteorder"
     swapped = order in archive.namelist() and archive.read(order) == b"big"
     keys = {piece.storage.key for piece in slices.values()}
-    storages = {key: archive.read(f"{root}data/{key}") for key in keys}
+    storages = {key: record_bytes(archive, f"{root}data/{key}", data) for key in keys}
     return {
         name: tensor_array(piece, storages[piece.storage.key], swapped)
         for name, piece in slices.items()
     }
 
 
-def check_description(length: int) -> None:
-    """Raises ValueError if the description of the tensors has too many bytes."""
-    if length > DESCRIPTION_LIMIT:
-        raise ValueError(f"its header has {length} bytes, more than {DESCRIPTION_LIMIT}")
+def record_bytes(archive: zipfile.ZipFile, name: str, data: np.ndarray) -> np.ndarray:
+    """The bytes of an uncompressed record, as a view of the archive's.
+
+    Raises ValueError or BadZipFile if the record is damaged.
+    """
+    record = archive.getinfo(name)
+    archive.open(record).close()  # compares the record's two headers
+    lengths = cut(data, record.header_offset, LOCAL_HEADER)[LENGTHS].view("<u2")
+    start = record.header_offset + LOCAL_HEADER + int(lengths.sum())
+    raw = cut(data, start, record.file_size)
+    if zlib.crc32(raw) != record.CRC:
+        raise zipfile.BadZipFile(f"the CRC-32 of {name} is not that of its bytes")
+    return raw
 
 
-def read_stream(file: BinaryIO) -> dict[str, np.ndarray]:
-    """Read PyTorch's older format: five pickles, then each storage as its size and raw bytes.
+def describe_stream(file: BinaryIO, machine: Machine) -> Description:
+    """What the five pickles of PyTorch's older format describe.
 
-    The pickles are the opening number, the version, the machine, the state dict, and the storage
-    keys in file order.
+    They are the opening number, the version, the computer, the state dict, and the storage keys in
+    file order.
     """
     head = io.BytesIO(file.read(DESCRIPTION_LIMIT))
-    *_, described, keys = (read_description(head) for _ in range(5))
-    file.seek(head.tell())
-    slices = named_slices(described)
-    known = {piece.storage.key: piece.storage for piece in slices.values()}
-    storages = {}
-    for key in keys:
+    for _ in range(3):
+        read_description(head)
+    content, keys = read_description(head, machine), read_description(head)
+    return Description(content, machine.storages, keys, head.tell())
+
+
+def read_stream(file: BinaryIO, part: str) -> dict[str, np.ndarray]:
+    """Read PyTorch's older format: five pickles, then each storage as its size and raw bytes."""
+    described = describe_stream(file, machine_for(part))
+    slices, known = named_slices(described.content, part), described.storages
+    data, place, storages = map_file(file), described.end, {}
+    for key in described.keys:
         if not isinstance(key, str) or key not in known or key in storages:
             raise ValueError("its storages are not those of its tensors")
-        size = int.from_bytes(file.read(8), "little")
+        size = int.from_bytes(cut(data, place, 8).tobytes(), "little")
         if size != known[key].size:
             raise ValueError(f"a storage of {known[key].size} numbers has {size} in the file")
-        storages[key] = read_exactly(file, size * element_type(known[key].dtype).itemsize)
+        storages[key] = cut(data, place + 8, size * element_type(known[key].dtype).itemsize)
+        place += 8 + len(storages[key])
     return {
         name: tensor_array(piece, storages[piece.storage.key]) for name, piece in slices.items()
     }
 
 
-def read_exactly(file: BinaryIO, length: int) -> bytes:
-    """The next `length` bytes. Raises ValueError, before reading, if fewer are left."""
-    place = file.tell()
-    left = file.seek(0, os.SEEK_END) - place
-    file.seek(place)
-    if length > left:
-        raise ValueError(f"it is cut short: {length} bytes are needed and {left} are left")
-    return file.read(length)
-
-
-def read_safetensors(file: BinaryIO) -> dict[str, np.ndarray]:
-    """Read safetensors: an 8-byte length, a JSON header of that length, and the data."""
-    length = int.from_bytes(file.read(8), "little")
-    check_description(length)
-    header = json.loads(read_exactly(file, length), object_pairs_hook=json_object)
-    data = file.read()
-    header.pop("__metadata__", None)
-    check_apart([entry["data_offsets"] for entry in header.values()])
-    return {name: safetensor_array(entry, data) for name, entry in header.items()}
-
-
-def json_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """A JSON object as a dict. Raises ValueError for a duplicate name."""
-    content = dict(pairs)
-    if len(content) < len(pairs):
-        raise ValueError("two of its tensors or fields have the same name")
-    return content
-
-
-def check_apart(spans: list[tuple[int, int]]) -> None:
-    """Raises ValueError if tensors share bytes; a small file could then claim many of them."""
-    spans = sorted(spans)
-    if any(stop > start for (_, stop), (start, _) in zip(spans, spans[1:], strict=False)):
-        raise ValueError("two of its tensors share bytes")
-
-
-def safetensor_array(entry: Mapping[str, Any], data: bytes) -> np.ndarray:
-    """The array of a header entry. Raises ValueError unless it lies within the data."""
-    dtype, shape = element_type(SAFETENSORS_TYPES[entry["dtype"]]), entry["shape"]
-    start, stop = entry["data_offsets"]
-    if not is_shape(shape) or not is_size(start) or not is_size(stop):
-        raise ValueError("a tensor has a shape or offsets that are not sizes")
-    if not start <= stop <= len(data) or stop - start != math.prod(shape) * dtype.itemsize:
-        raise ValueError(
-            f"a tensor of {dtype} {shape} cannot be bytes {start} to {stop} of {len(data)}"
-        )
-    return np.ndarray(shape, dtype, data, start)
-
-
-def named_slices(described: Any) -> Mapping[str, Slice]:
+def named_slices(described: Any, part: str) -> Mapping[str, Slice]:
     """The slices of a state dict by name. Raises ValueError if it holds anything else."""
+    if part:
+        described = take_part(described, part)
+        check_inert(described, part)
     if not isinstance(described, Mapping):
         raise ValueError(f"it holds a {type(described).__name__}, not a state dict")
     named = {k: v for k, v in described.items() if isinstance(k, str) and isinstance(v, Slice)}
@@ -242,17 +272,13 @@ def named_slices(described: Any) -> Mapping[str, Slice]:
     return named
 
 
-def tensor_array(piece: Slice, raw: bytes, swapped: bool = False) -> np.ndarray:
+def tensor_array(piece: Slice, raw: np.ndarray, swapped: bool = False) -> np.ndarray:
     """The array of a slice; NumPy refuses one that reaches outside a non-empty `raw`."""
     dtype = element_type(piece.storage.dtype)
-    filled = raw or not math.prod(piece.shape)
+    filled = len(raw) or not math.prod(piece.shape)
     if not filled or len(raw) != piece.storage.size * dtype.itemsize:
         raise ValueError(f"a storage of {piece.storage.size} numbers has {len(raw)} bytes")
     if swapped:
-        raw = np.frombuffer(raw, np.uint8).reshape(-1, dtype.itemsize)[:, ::-1].tobytes()
+        raw = np.ascontiguousarray(raw.reshape(-1, dtype.itemsize)[:, ::-1]).ravel()
     strides = [step * dtype.itemsize for step in piece.strides]
-    return np.ndarray(piece.shape, dtype, raw, piece.offset * dtype.itemsize, strides)
-
-
-def element_type(name: str) -> np.dtype:
-    return np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)
+    return array_of(raw, dtype, piece.shape, piece.offset * dtype.itemsize, strides)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.diffusion.path import PATHS, change_path, trigflow, ve, vp_ddpm
+from fewstep.diffusion.path import PATHS, change_path, trigflow, ve, vp_ddpm, vp_discrete
 from tests.gaussian import Gaussian
 
 GAUSSIAN = Gaussian(jnp.array([0.3, -0.7]), jnp.array([0.25, 1.7]))
@@ -32,7 +32,7 @@ def test_time_at_inverts_the_noise_to_signal_ratio(name):
     np.testing.assert_allclose(path.time_at(path.rho(t)), t, rtol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["vp_cosine", "vp_ddpm", "trigflow"])
+@pytest.mark.parametrize("name", ["vp_cosine", "vp_ddpm", "vp_discrete", "trigflow"])
 def test_variance_is_preserved(name):
     path = PATHS[name]() if name != "trigflow" else PATHS[name](sigma_data=1.0)
     t = inner_times(path)
@@ -45,6 +45,36 @@ def test_vp_ddpm_is_the_limit_of_the_discrete_schedule():
     n = np.array([10, 100, 300, 500])
     continuous = PATHS["vp_ddpm"]().alpha(jnp.asarray(n / 1000.0)) ** 2
     np.testing.assert_allclose(continuous, alpha_bar[n - 1], rtol=1e-2)
+
+
+def levels_of_ddpm():
+    """The products of 1 - beta over the first k + 1 of a thousand betas (Ho et al. 2020)."""
+    return np.cumprod(1.0 - np.linspace(1e-4, 0.02, 1000))
+
+
+def test_vp_discrete_has_the_levels_of_ddpm_at_every_step():
+    path, alpha_bar = vp_discrete(), levels_of_ddpm()
+    t = jnp.asarray(np.arange(1, 1001) / 1000.0, jnp.float32)
+    alpha, sigma = (np.asarray(schedule(t), np.float64) for schedule in (path.alpha, path.sigma))
+    np.testing.assert_allclose(alpha**2, alpha_bar, atol=3e-7)
+    log_snr = np.log(alpha_bar / (1.0 - alpha_bar))
+    np.testing.assert_allclose(2.0 * np.log(alpha / sigma), log_snr, atol=5e-6)
+    np.testing.assert_allclose(1000.0 * path.clock(t), np.arange(1000), rtol=3e-7, atol=3e-7)
+
+
+def test_vp_discrete_finds_the_step_of_a_level():
+    alpha_bar = levels_of_ddpm()
+    rho = jnp.asarray(np.sqrt((1.0 - alpha_bar) / alpha_bar), jnp.float32)
+    t = np.asarray(vp_discrete().time_at(rho))
+    np.testing.assert_allclose(t, np.arange(1, 1001) / 1000.0, atol=3e-7)
+
+
+def test_vp_discrete_starts_at_the_data_and_ends_at_the_last_beta():
+    path, ends = vp_discrete(), jnp.array([0.0, 1.0])
+    assert path.alpha(ends)[0] == 1.0 and path.sigma(ends)[0] == 0.0
+    assert np.isfinite(path.sigma_rate(ends)).all()
+    found = path.time_at(jnp.array([0.0, 1e6, jnp.inf]))
+    np.testing.assert_allclose(found, [0.0, 1.0, 1.0], rtol=3e-7)
 
 
 @pytest.mark.parametrize("source", PATHS)
@@ -85,9 +115,10 @@ def test_prior_has_the_scale_of_the_last_time():
 def test_clock(name):
     path = PATHS[name]()
     t = inner_times(path)
-    # EDM's c_noise on `ve` (Karras et al. 2022, table 1), the time itself elsewhere.
-    expected = np.log(np.asarray(t)) / 4.0 if name == "ve" else t
-    np.testing.assert_allclose(path.clock(t), expected, rtol=1e-5)
+    # EDM's c_noise on `ve` (Karras et al. 2022, table 1), DDPM's k / 1000 for step k at
+    # (k + 1) / 1000, the time itself elsewhere.
+    clocks = {"ve": np.log(np.asarray(t)) / 4.0, "vp_discrete": np.asarray(t) - 0.001}
+    np.testing.assert_allclose(path.clock(t), clocks.get(name, t), rtol=1e-5)
 
 
 def test_clock_is_finite_without_noise():

@@ -54,7 +54,7 @@ BOUNDED = [
     (name, kind)
     for name in PATHS
     for kind in KINDS
-    if not (kind == "x_0" and name in ("linear", "vp_cosine", "trigflow"))
+    if not (kind == "x_0" and name in ("linear", "vp_cosine", "vp_discrete", "trigflow"))
     # Only on `ve` do noise predictions reach the data end in one step from the noise end.
     and not (kind in ("eps", "score") and name != "ve")
     # The score of this network stays finite where the true one grows, so it has no boundary.

@@ -1,10 +1,10 @@
-"""Our DiT against an independent PyTorch transcription of the published architecture.
+"""Published networks, read from their files, against independent PyTorch networks.
 
-The reference follows Peebles & Xie 2023 (arXiv:2212.09748) and the layers of timm that it builds
-on: a strided convolution for the patches, images [B, C, H, W], integer-like times up to 1000, and
-the null class as label `num_classes`. Every weight and bias is random, so that no zero hides one.
-Both sides leave out the variance channels.
+Every weight and bias is random, so that no zero hides one. The networks are a transcription with
+the names of the published files (transcription.py), and diffusers' own class.
 """
+
+import argparse
 
 import jax
 import jax.numpy as jnp
@@ -12,169 +12,112 @@ import numpy as np
 import pytest
 
 from fewstep.models.dit import SIZES, dit
-
-torch = pytest.importorskip("torch", reason="PyTorch is installed by `make parity`")
-nn = torch.nn
+from fewstep.models.layers import position_table
+from fewstep.models.time_reversal import reverse_time
+from fewstep.weights.layouts.diffusers_dit import read_diffusers
+from fewstep.weights.layouts.dit import read_meta
+from fewstep.weights.tensors import read_tensors
+from tests.parity.transcription import DiT, from_torch, randomize, to_torch, torch
 
 pytestmark = pytest.mark.parity
 
-CHANNELS, CLASSES, BATCH = 4, 10, 4
+CHANNELS, CLASSES = 4, 10
 CASES = [("nano", 8, 2), ("micro", 16, 4), ("S", 8, 2)]
+TIMES = np.array([0.0, 0.137, 0.5, 0.999], np.float32)
+LABELS = np.array([0, 7, CLASSES - 1, -1], np.int32)
+SHARED = {"classes": CLASSES, "channels": CHANNELS}
 
 
-def modulate(x, shift, scale):
-    return x * (1 + scale.unsqueeze(1)) + shift.unsqueeze(1)
+def images(side):
+    return np.random.default_rng(1).standard_normal((4, side, side, CHANNELS)).astype(np.float32)
 
 
-class TimestepEmbedder(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.mlp = nn.Sequential(nn.Linear(256, width), nn.SiLU(), nn.Linear(width, width))
-
-    def forward(self, time):
-        exponent = -torch.arange(128, dtype=time.dtype) / 128
-        angles = torch.outer(time, torch.exp(exponent * np.log(10000.0)))
-        return self.mlp(torch.cat([torch.cos(angles), torch.sin(angles)], dim=1))
+def published_labels():
+    """The labels as publications count them, with the null class last."""
+    return torch.from_numpy(np.where(LABELS < 0, CLASSES, LABELS)).long()
 
 
-class Attention(nn.Module):
-    def __init__(self, width, heads):
-        super().__init__()
-        self.heads = heads
-        self.qkv = nn.Linear(width, 3 * width)
-        self.proj = nn.Linear(width, width)
-
-    def forward(self, x):
-        batch, tokens, width = x.shape
-        qkv = self.qkv(x).view(batch, tokens, 3, self.heads, width // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        weights = ((q @ k.transpose(-2, -1)) / (width // self.heads) ** 0.5).softmax(dim=-1)
-        return self.proj((weights @ v).transpose(1, 2).flatten(2))
-
-
-class DiTBlock(nn.Module):
-    def __init__(self, width, heads):
-        super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.attn = Attention(width, heads)
-        self.fc1, self.fc2 = nn.Linear(width, 4 * width), nn.Linear(4 * width, width)
-        self.act = nn.GELU(approximate="tanh")
-        self.ada = nn.Linear(width, 6 * width)
-
-    def forward(self, x, c):
-        ada = self.ada(nn.functional.silu(c)).chunk(6, dim=1)
-        shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = ada
-        h = self.attn(modulate(self.norm(x), shift_attn, scale_attn))
-        x = x + gate_attn.unsqueeze(1) * h
-        h = self.fc2(self.act(self.fc1(modulate(self.norm(x), shift_mlp, scale_mlp))))
-        return x + gate_mlp.unsqueeze(1) * h
-
-
-class DiT(nn.Module):
-    def __init__(self, image_size, patch, size):
-        super().__init__()
-        width = size.width
-        self.patch, self.side, self.width = patch, image_size // patch, width
-        self.x_embedder = nn.Conv2d(CHANNELS, width, kernel_size=patch, stride=patch)
-        self.t_embedder = TimestepEmbedder(width)
-        self.y_embedder = nn.Embedding(CLASSES + 1, width)
-        self.blocks = nn.ModuleList([DiTBlock(width, size.heads) for _ in range(size.depth)])
-        self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.ada = nn.Linear(width, 2 * width)
-        self.linear = nn.Linear(width, patch * patch * CHANNELS)
-
-    def positions(self, dtype):
-        """The grid has the width first, so the first half of a position is its column."""
-        axis = np.arange(self.side, dtype=np.float64)
-        grid_w, grid_h = np.meshgrid(axis, axis)
-        half = []
-        for grid in (grid_w, grid_h):
-            omega = 1.0 / 10000 ** (np.arange(self.width // 4) / (self.width / 4.0))
-            out = np.einsum("m,d->md", grid.reshape(-1), omega)
-            half.append(np.concatenate([np.sin(out), np.cos(out)], axis=1))
-        return torch.from_numpy(np.concatenate(half, axis=1)).to(dtype)
-
-    def forward(self, x, time, label):
-        tokens = self.x_embedder(x).flatten(2).transpose(1, 2) + self.positions(x.dtype)
-        c = self.t_embedder(time) + self.y_embedder(label)
-        for block in self.blocks:
-            tokens = block(tokens, c)
-        shift, scale = self.ada(nn.functional.silu(c)).chunk(2, dim=1)
-        out = self.linear(modulate(self.norm(tokens), shift, scale))
-        out = out.view(-1, self.side, self.side, self.patch, self.patch, CHANNELS)
-        out = torch.einsum("nhwpqc->nchpwq", out)
-        return out.reshape(-1, CHANNELS, self.side * self.patch, self.side * self.patch)
-
-
-def randomize(model, seed):
-    """Draws normal weights over the root of their fan-in, and biases of deviation 0.3."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            fan_in = parameter[0].numel() if parameter.ndim > 1 else 1.0 / 0.3**2
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) / fan_in**0.5)
-    assert all(bool(torch.any(parameter != 0)) for parameter in model.parameters())
-
-
-def array(tensor):
-    return tensor.detach().to(torch.float32).numpy()
-
-
-def affine(layer):
-    return {"kernel": array(layer.weight).T, "bias": array(layer.bias)}
-
-
-def convert(model):
-    """The parameters of the reference as a tree of ours."""
-    conv = array(model.x_embedder.weight).transpose(2, 3, 1, 0)
-    blocks = {
-        f"block_{index}": {
-            "modulation": affine(block.ada),
-            "attention": {"qkv": affine(block.attn.qkv), "projection": affine(block.attn.proj)},
-            "mlp": {"expand": affine(block.fc1), "contract": affine(block.fc2)},
-        }
-        for index, block in enumerate(model.blocks)
+def saved(model, tmp_path):
+    """A training checkpoint as the publishers save it, with the network's average in "ema"."""
+    state = {name: tensor.float() for name, tensor in model.state_dict().items()}
+    optimizer = torch.optim.AdamW(model.parameters())
+    content = {
+        "model": {name: torch.zeros_like(tensor) for name, tensor in state.items()},
+        "ema": state,
+        "opt": optimizer.state_dict(),
+        "args": argparse.Namespace(model="DiT-S/2", epochs=3, cfg_scale=4.0, betas=(0.9, 0.99)),
     }
-    return blocks | {
-        "patch_embedding": {
-            "kernel": conv.reshape(-1, model.width),
-            "bias": array(model.x_embedder.bias),
-        },
-        "conditioning": {
-            "time_embedder": {
-                "hidden": affine(model.t_embedder.mlp[0]),
-                "output": affine(model.t_embedder.mlp[2]),
-            },
-            "label_table": array(model.y_embedder.weight),
-        },
-        "final": {"modulation": affine(model.ada), "output": affine(model.linear)},
-    }
+    torch.save(content, tmp_path / "0400000.pt")
+    return tmp_path / "0400000.pt"
 
 
-@pytest.mark.parametrize(("size", "image_size", "patch"), CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
-def test_equal_to_the_published_architecture(size, image_size, patch, dtype):
-    model = DiT(image_size, patch, SIZES[size]).to(dtype)
-    randomize(model, seed=0)
-    rng = np.random.default_rng(1)
-    x = rng.standard_normal((BATCH, image_size, image_size, CHANNELS)).astype(np.float32)
-    t = np.array([0.0, 0.137, 0.5, 0.999], np.float32)
-    label = np.array([0, 7, CLASSES - 1, -1], np.int32)
-
-    network = dit((image_size, image_size, CHANNELS), CLASSES, size=size, patch_size=patch)
-    params = convert(model)
+def ours(params, size, side, patch, times, time_scale=1000.0):
+    """The output of our network of these parameters."""
+    shape = (side, side, CHANNELS)
+    network = dit(shape, CLASSES, size=size, patch_size=patch, time_scale=time_scale)
     shapes = jax.eval_shape(network.init, jax.random.key(0))
     assert jax.tree.map(np.shape, params) == jax.tree.map(np.shape, shapes)
-    ours = jax.jit(network.apply)(params, x, t, t, {"label": jnp.asarray(label)})
+    apply = jax.jit(network.apply)
+    return apply(params, images(side), times, times, {"label": jnp.asarray(LABELS)})
 
-    with torch.no_grad():
-        reference = model(
-            torch.from_numpy(x).permute(0, 3, 1, 2).to(dtype),
-            torch.from_numpy(t * np.float32(1000.0)).to(dtype),
-            torch.from_numpy(np.where(label < 0, CLASSES, label)).long(),
-        )
-    reference = array(reference.permute(0, 2, 3, 1))
-    difference = np.abs(ours - reference).max()
+
+def check_equal(output, reference):
+    reference = from_torch(reference)
+    difference = np.abs(output - reference).max()
     print(f"max abs difference {difference:.1e}, output std {reference.std():.2f}")
     assert reference.std() > 0.5
     assert difference < 1e-4
+
+
+@pytest.mark.parametrize("variance", [False, True], ids=["", "variance"])
+@pytest.mark.parametrize(("size", "side", "patch"), CASES)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
+def test_dit_from_its_training_checkpoint(size, side, patch, dtype, variance, tmp_path):
+    model = DiT(side, **SHARED, patch=patch, size=SIZES[size], variance=variance)
+    path = saved(randomize(model, seed=0), tmp_path)
+    tree, sizes, positions = read_meta(read_tensors(path, "ema"), path)
+    table = position_table(sizes.side, sizes.side, sizes.width)
+    np.testing.assert_allclose(positions, table, atol=1e-7)
+    with torch.no_grad():
+        time = torch.from_numpy(TIMES * np.float32(1000.0)).to(dtype)
+        reference = model.to(dtype)(to_torch(images(side), dtype), time, published_labels())
+    check_equal(ours(tree, size, side, patch, TIMES), reference)
+
+
+def test_sit_runs_backwards(tmp_path):
+    model = randomize(DiT(8, **SHARED, patch=2, size=SIZES["nano"], variance=True), seed=3)
+    path = saved(model, tmp_path)
+    tree = reverse_time(read_meta(read_tensors(path, "ema"), path).tree, time_scale=1.0)
+    with torch.no_grad():
+        time = torch.from_numpy(1.0 - TIMES)  # from noise, 0, to data, 1
+        reference = -model(to_torch(images(8)), time, published_labels())
+    check_equal(ours(tree, "nano", 8, 2, TIMES, time_scale=1.0), reference)
+
+
+def test_dit_of_diffusers():
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is installed by `make parity`")
+    size = SIZES["nano"]
+    model = diffusers.DiTTransformer2DModel(
+        num_attention_heads=size.heads,
+        attention_head_dim=size.width // size.heads,
+        in_channels=CHANNELS,
+        out_channels=2 * CHANNELS,
+        num_layers=size.depth,
+        sample_size=8,
+        num_embeds_ada_norm=CLASSES,
+    ).eval()
+    randomize(model, seed=4)
+    embedder = torch.Generator().manual_seed(5)
+    first = model.transformer_blocks[0].norm1.emb
+    with torch.no_grad():
+        first.class_embedder.embedding_table.weight.normal_(generator=embedder)
+        for block in model.transformer_blocks:
+            block.norm1.emb.load_state_dict(first.state_dict())
+            # Published weights were trained with these frequencies (diffusers_dit.py).
+            block.norm1.emb.time_proj.downscale_freq_shift = 0
+    tensors = {name: tensor.numpy() for name, tensor in model.state_dict().items()}
+    tree = read_diffusers(tensors, "diffusion_pytorch_model.safetensors").tree
+    with torch.no_grad():
+        time = torch.from_numpy(TIMES * np.float32(1000.0))
+        output = model(to_torch(images(8)), time, published_labels()).sample[:, :CHANNELS]
+    check_equal(ours(tree, "nano", 8, 2, TIMES), output)

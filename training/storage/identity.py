@@ -75,6 +75,8 @@ class Identity(NamedTuple):
     if it has had only one.
     started_from: run, id, step, networks and fingerprints of the run whose networks it started from
     (training/start.py), None without one.
+    imported: layout, part and SHA-256 of the published files that a run was made of
+    (modes/import_weights.py), None for a run that was trained from its start.
     """
 
     id: str
@@ -85,6 +87,7 @@ class Identity(NamedTuple):
     class_counts: Sequence[int] | None = None
     lengths: Sequence[Length] = ()
     started_from: Plain | None = None
+    imported: Plain | None = None
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -141,7 +144,7 @@ def identity_of(record: Any) -> Identity:
         parse_config(identity.config)
     except (TypeError, KeyError, AttributeError, RecursionError) as error:
         raise ValueError(f"it lacks the fields of a run: {error}") from error
-    sources = (identity.data, identity.teacher, identity.started_from)
+    sources = (identity.data, identity.teacher, identity.started_from, identity.imported)
     plain = all(source is None or isinstance(source, Mapping) for source in sources)
     counted = identity.class_counts is None or is_counts(identity.class_counts)
     long = isinstance(identity.lengths, list | tuple) and all(map(is_length, identity.lengths))

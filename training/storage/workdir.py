@@ -60,10 +60,11 @@ def start_run(
     class_counts: Sequence[int] | None = None,
     files: Sequence[File] = (),
     started_from: Plain | None = None,
+    imported: Plain | None = None,
 ) -> Identity:
     """Record a new run, or check a resumed one against its record; returns its identity.
 
-    data, teacher, class_counts, started_from: as in `Identity`. files: the data's files
+    data, teacher, class_counts, started_from, imported: as in `Identity`. files: the data's files
     (training.storage.listing). Raises ValueError, in all processes, if the folder holds a run with
     other data, another teacher, or a config that differs in more than `identity.CHANGEABLE`. A run
     that has saved nothing gives way to another: UNSAVED keeps what it left.
@@ -73,7 +74,8 @@ def start_run(
     now = Identity(identity.new_id(), as_dict(config), data, teacher, NEWEST_ORDER, counts)
     if jax.process_index() == 0:
         try:
-            begun = record_start(workdir, now._replace(started_from=started_from), files)
+            now = now._replace(started_from=started_from, imported=imported)
+            begun = record_start(workdir, now, files)
             record["run"] = begun._asdict()
         except ValueError as error:
             record["error"] = str(error)
@@ -142,7 +144,7 @@ def gives_way(before: Identity, now: Identity, workdir: Path, files: Sequence[Fi
         if restore.has_checkpoint(workdir):
             raise
         return True
-    other_start = before.started_from != now.started_from
+    other_start = (before.started_from, before.imported) != (now.started_from, now.imported)
     return other_start and not restore.has_checkpoint(workdir)
 
 
