@@ -23,7 +23,7 @@ def config() -> ConfigDict:
             "steps": 100_000,  # training steps in total; a resumed run continues up to this number
             "batch_size": 256,  # images per training step, over all devices; None chooses it
             "micro_batches": 1,  # parts of a batch, computed one after another to save memory
-            "steps_per_dispatch": 1,  # training steps per dispatch; does not change results
+            "steps_per_dispatch": 1,  # training steps per dispatch; same results; None chooses it
             # Cache of compiled programs; "" is .compiled beside the run's folder, off disables it.
             "compilation_cache": "",
             "debug": False,  # shrink the run to about a minute on one device
@@ -119,7 +119,7 @@ def data() -> ConfigDict:
             "num_classes": -1,  # 0 trains without labels; -1 is the data set's own
             "label_shares": "data",  # classes of generated images: in the data's shares, or equal
             "flip": False,  # random horizontal flips
-            "on_device": False,  # keep all training images in each device's memory
+            "on_device": False,  # keep all training images in each device's memory; None chooses it
         }
     )
 

@@ -17,6 +17,7 @@ stopped after 3,000 of 4,000 training steps, 109.2 / 42.3 / 31.2 (docs/figures.m
 """
 
 from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
 
 from fewstep.configs import base, methods, short_runs
 
@@ -39,6 +40,8 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.checkpoint.every = 1000
+    # Open, since a small step may be shorter than its dispatch (training/cost/choice.py).
+    config.steps_per_dispatch, config.data.on_device = placeholder(int), placeholder(bool)
     config.evaluate.features, config.evaluate.agreement = "classifier", True
     short_runs.short_run(config, SIGMA_DATA)
     for sampler in short_runs.log_normal_samplers(config):

@@ -30,6 +30,8 @@ def get_config(method: str = "flow_matching") -> ConfigDict:
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
     config.checkpoint.every = 1000
+    # Open, since a small step may be shorter than its dispatch (training/cost/choice.py).
+    config.steps_per_dispatch = placeholder(int)
     config.evaluate.features = "points"
     config.evaluate.reference = "all"
     config.evaluate.num_samples = 2000

@@ -9,6 +9,7 @@ from jax.sharding import Mesh
 
 from fewstep.objectives.base import Batch, Metrics, Objective, Params
 from fewstep.training.optimizer import Optimizer
+from fewstep.training.packed import PackedMetrics, pack_metrics
 from fewstep.training.sharding import (
     batch_sharding,
     put_batch,
@@ -25,8 +26,12 @@ from fewstep.training.storage.train_state import TrainState
 HostBatch = Mapping[str, Any]
 # (state, frozen, batch) -> (state, metrics); the state is donated
 Advance = Callable[[TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, Metrics]]
+# The same, with the metrics in one array
+PackedAdvance = Callable[
+    [TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, PackedMetrics]
+]
 # (state, batches on the host, count) -> (state, metrics) after the next `count` steps
-Dispatch = Callable[[TrainState, Iterator[HostBatch], int], tuple[TrainState, Metrics]]
+Dispatch = Callable[[TrainState, Iterator[HostBatch], int], tuple[TrainState, PackedMetrics]]
 
 
 class Training(NamedTuple):
@@ -95,25 +100,37 @@ def compile_step(
             updated, metrics = step(state, frozen, batch)
         return jax.lax.with_sharding_constraint(updated, tree_shardings(state, mesh)), metrics
 
-    return jax.jit(
-        sharded,
-        in_shardings=(None, None, batch_sharding(mesh)),
-        out_shardings=(None, replicated_sharding(mesh)),
-        donate_argnums=0,
-    )
+    return jit_over(mesh, sharded)
 
 
-def compile_steps(step: Advance, mesh: Mesh) -> Advance:
+def compile_one(step: Advance, mesh: Mesh) -> PackedAdvance:
+    """A compiled step whose metrics are packed."""
+
+    def packed(
+        state: TrainState, frozen: Mapping[str, Params], batch: HostBatch
+    ) -> tuple[TrainState, PackedMetrics]:
+        updated, metrics = step(state, frozen, batch)
+        return updated, pack_metrics(metrics)
+
+    return jit_over(mesh, packed)
+
+
+def compile_several(one: PackedAdvance, mesh: Mesh) -> PackedAdvance:
     """Several compiled steps in one dispatch; batches and metrics are stacked on a first axis."""
 
-    def steps(
+    def several(
         state: TrainState, frozen: Mapping[str, Params], batches: HostBatch
-    ) -> tuple[TrainState, Metrics]:
-        return jax.lax.scan(lambda state, batch: step(state, frozen, batch), state, batches)
+    ) -> tuple[TrainState, PackedMetrics]:
+        return jax.lax.scan(lambda state, batch: one(state, frozen, batch), state, batches)
 
+    return jit_over(mesh, several, stacked=True)
+
+
+def jit_over(mesh: Mesh, step: Callable, stacked: bool = False) -> Callable:
+    """A step or several, jitted over the mesh: donates the state, splits batches over devices."""
     return jax.jit(
-        steps,
-        in_shardings=(None, None, batch_sharding(mesh, stacked=True)),
+        step,
+        in_shardings=(None, None, batch_sharding(mesh, stacked)),
         out_shardings=(None, replicated_sharding(mesh)),
         donate_argnums=0,
     )
@@ -126,12 +143,12 @@ def compile_dispatch(training: Training, complete: Callable[[Batch], Batch]) -> 
     what losses read.
     """
     objective, optimizers, frozen, mesh, seed, _, micro_batches = training
-    one = compile_step(objective, optimizers, seed, mesh, micro_batches)
-    several = compile_steps(one, mesh)
+    one = compile_one(compile_step(objective, optimizers, seed, mesh, micro_batches), mesh)
+    several = compile_several(one, mesh)
 
     def dispatch(
         state: TrainState, source: Iterator[HostBatch], count: int
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[TrainState, PackedMetrics]:
         if count == 1:
             return one(state, frozen, complete(put_batch(next(source), mesh)))
         return several(state, frozen, complete(put_batches(source, count, mesh)))

@@ -21,6 +21,7 @@ from fewstep.training.cluster.processes import first_process_says
 from fewstep.training.metrics import LOG, MetricLog, MetricMeans, iterate_rows
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.pace import SPEED, FirstSteps, Pace
+from fewstep.training.packed import PackedMetrics, unpack_metrics
 from fewstep.training.schedule import Schedule
 from fewstep.training.step import column_name
 
@@ -73,7 +74,7 @@ class Report:
         self.log = None if silent else MetricLog(workdir, start)
         self.bar = progress_bar(total=schedule.steps, initial=start, unit="step", silent=silent)
         self.lines = not (silent or is_terminal())
-        self.pending: tuple[int, int, Metrics] | None = None
+        self.pending: tuple[int, int, PackedMetrics] | None = None
         self.workdir, self.schedule, self.optimizers = workdir, schedule, optimizers
         self.headlines, self.stages = headlines, stages
         # The log may have this row already, if the run was killed in the evaluation after it. All
@@ -83,11 +84,10 @@ class Report:
         self.pace = Pace(batch_size, least_seconds, begun)
         self.first_steps, self.silent = FirstSteps(schedule.dispatch), silent
 
-    def after_steps(self, last: int, count: int, metrics: Metrics) -> None:
+    def after_steps(self, last: int, count: int, metrics: PackedMetrics) -> None:
         """Keep the metrics of steps that may still be running; handle those kept before.
 
-        last: number of the last of these `count` steps. The metrics of several steps are stacked on
-        a first axis.
+        last: number of the last of these `count` steps.
         """
         self.catch_up()
         self.pending = (last, count, metrics)
@@ -100,11 +100,8 @@ class Report:
         since = time.perf_counter()
         metrics = jax.device_get(metrics)
         took = self.pace.step_times(count, waited=time.perf_counter() - since)
-        if count == 1:
-            self.handle(last, metrics, took)
-            return
-        for i in range(count):
-            self.handle(last - count + 1 + i, jax.tree.map(lambda a, i=i: a[i], metrics), took)
+        for step, of_step in enumerate(unpack_metrics(metrics), start=last - count + 1):
+            self.handle(step, of_step, took)
 
     def handle(self, step: int, metrics: Metrics, took: tuple[float, float]) -> None:
         """Check the metrics of one step; add them and the step's time to the row of the log."""

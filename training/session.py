@@ -21,10 +21,10 @@ from typing import Any, NamedTuple
 import jax
 import orbax.checkpoint as ocp
 
-from fewstep.objectives.base import Metrics
 from fewstep.training.cluster.preemption import Preempted, Preemption
 from fewstep.training.cluster.processes import first_process_says
 from fewstep.training.cluster.watchdog import PATIENCE, Patience, Watchdog
+from fewstep.training.packed import PackedMetrics
 from fewstep.training.profile import Profile
 from fewstep.training.report import Report
 from fewstep.training.schedule import Schedule
@@ -80,7 +80,7 @@ class Session:
         if self.profile.begins(self.done):
             self.run_when_idle(self.profile.begin)
 
-    def after_steps(self, state: TrainState, count: int, metrics: Metrics) -> None:
+    def after_steps(self, state: TrainState, count: int, metrics: PackedMetrics) -> None:
         """Take the state and metrics of `count` steps, which may still be running."""
         self.state, self.done = state, self.done + count
         self.report.after_steps(self.done, count, metrics)

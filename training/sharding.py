@@ -221,12 +221,17 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
 
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """A batch as global arrays split over the mesh. batch: this process's rows of it."""
-    sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), batch)
+    return put_rows(batch, batch_sharding(mesh))
 
 
 def put_batches(source: Iterator[Any], count: int, mesh: Mesh) -> Any:
     """The next `count` batches, stacked on a new first axis, as global arrays."""
-    sharding = batch_sharding(mesh, stacked=True)
     stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *itertools.islice(source, count))
-    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), stacked)
+    return put_rows(stacked, batch_sharding(mesh, stacked=True))
+
+
+def put_rows(rows: Any, sharding: NamedSharding) -> Any:
+    """Arrays of this process's rows as global arrays; one process puts all of them at once."""
+    if jax.process_count() == 1:
+        return jax.device_put(rows, sharding)
+    return jax.tree.map(lambda a: jax.make_array_from_process_local_data(sharding, a), rows)

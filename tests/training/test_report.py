@@ -6,6 +6,7 @@ from fewstep.objectives.base import Mean, Objective, Player
 from fewstep.training import report as module
 from fewstep.training.metrics import LOG, read_rows
 from fewstep.training.optimizer import Optimizer
+from fewstep.training.packed import pack_metrics
 from fewstep.training.report import (
     NonFiniteError,
     Report,
@@ -17,6 +18,11 @@ from fewstep.training.report import (
     logged_evaluations,
 )
 from fewstep.training.schedule import Schedule
+
+
+def packed(**totals):
+    """Metrics of count 1, of a step or of several on a first axis."""
+    return pack_metrics({name: Mean(x, np.ones_like(x)) for name, x in totals.items()})
 
 
 def optimizer(cap):
@@ -43,7 +49,7 @@ def test_a_row_has_the_mean_and_the_speed_of_its_own_steps(tmp_path, monkeypatch
         for last in range(at_once, 5, at_once):
             steps = np.arange(last - at_once, last) + 1.0
             loss = steps[0] if at_once == 1 else steps
-            report.after_steps(last, at_once, {"loss": Mean(loss, np.ones_like(loss))})
+            report.after_steps(last, at_once, packed(loss=loss))
             clock[0] += at_once * (1.0 if last <= 2 else 4.0)
             if last == 2:
                 report.flush(last)
@@ -131,7 +137,7 @@ def test_a_line_has_the_headlines_the_speed_and_what_is_left(monkeypatch, tmp_pa
     assert format_row(1, 11, {}, older, 8) == "step 1 of 11, 4 images/s, 00:20 left"
     monkeypatch.setattr(module, "is_terminal", lambda: True)
     with Report(tmp_path, 0, Schedule(1, log=1), {}, batch_size=8) as report:
-        report.after_steps(1, 1, {"loss": Mean(1.0, 1.0)})
+        report.after_steps(1, 1, packed(loss=1.0))
         report.flush(1)
     assert "images/s" not in capsys.readouterr().err  # the bar says it
 
@@ -147,9 +153,9 @@ def test_the_headline_of_every_player_is_shown_and_all_else_logged(tmp_path, cap
     assert shown == ("fake_score/loss", "generator/gap")
     metrics = {"fake_score/loss": 2.0, "generator/loss": 1.0, "generator/gap": 0.25}
     with Report(tmp_path, 0, Schedule(2, log=1), {}, batch_size=8, headlines=shown) as report:
-        report.after_steps(1, 1, {name: Mean(value, 1.0) for name, value in metrics.items()})
+        report.after_steps(1, 1, packed(**metrics))
         metrics.pop("generator/gap")  # in a row without an update of the generator
-        report.after_steps(2, 1, {name: Mean(value, 1.0) for name, value in metrics.items()})
+        report.after_steps(2, 1, packed(**metrics))
         report.flush(2)
         assert report.bar.postfix == "fake_score/loss 2.0000"
     first, second = capsys.readouterr().err.splitlines()
@@ -168,7 +174,7 @@ def test_steps_one_by_one_and_several_at_once_make_the_same_rows(tmp_path, capsy
                 values = losses[done : done + count]
                 total = values if count > 1 else values[0]
                 done += count
-                report.after_steps(done, count, {"loss": Mean(total, np.ones_like(total))})
+                report.after_steps(done, count, packed(loss=total))
             report.flush(done)
     said = capsys.readouterr().err.splitlines()  # which is no terminal
     for line, step in zip(said, (2, 4, 6, 2, 4, 6), strict=True):

@@ -7,9 +7,10 @@ what was chosen, so it goes on with that on other devices.
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 from ml_collections import ConfigDict
 
 from fewstep.training.cluster.processes import say
@@ -25,7 +26,8 @@ from fewstep.training.cost.memory import (
     smaller_sizes,
     with_values,
 )
-from fewstep.training.networks import architecture
+from fewstep.training.cost.step_cost import least_seconds
+from fewstep.training.networks import architecture, with_network_fields
 from fewstep.training.spaces import build_space
 
 AUTO = "auto"
@@ -38,10 +40,17 @@ LEAST_STEPS, MOST_STEPS = 3000, 30_000
 EPOCHS = 1000  # of a small data set, after which a network mostly repeats its images
 # The rate of networks up to this width; wider ones take less, as in muP (Yang et al. 2022).
 RATE, RATE_WIDTH = 1e-3, 192
+RESIDENT_SHARE = 0.05  # of a device's memory that training images may take
+# CPU time of the host for a dispatch, beside the work of the devices (docs/performance.md).
+DISPATCH_SECONDS = 5e-3
+MOST_STEPS_AT_ONCE = 10  # more save the host little, and delay a stop and the progress bar
 
 
 class Choosing(NamedTuple):
-    """What a value is chosen for. config: with the values chosen so far. images: to train on."""
+    """What a value is chosen for.
+
+    config: with the values chosen so far. images: number of training images, None if unknown.
+    """
 
     config: ConfigDict
     hardware: Hardware
@@ -99,6 +108,31 @@ def learning_rate(given: Choosing) -> float:
     return RATE * min(1.0, RATE_WIDTH / width)
 
 
+def on_device(given: Choosing) -> bool:
+    """Whether accelerators keep all images: where these are known to take little memory."""
+    hardware, space = given.hardware, build_space(given.config)
+    if not (hardware.accelerated and hardware.room and given.images and space.image):
+        return False
+    shape, dtype = space.example
+    size = given.images * math.prod(shape) * np.dtype(dtype).itemsize
+    return size <= RESIDENT_SHARE * hardware.room
+
+
+def steps_per_dispatch(given: Choosing) -> int:
+    """So many steps that the devices have work while the host prepares the next dispatch.
+
+    The work of a step is its time at the devices' peak, which small steps do not reach. A divisor
+    of the periods of saves and evaluations, since other programs make the steps before these.
+    """
+    config, hardware = given.config, given.hardware
+    # Without a known peak, as on CPUs, one: host and devices share the cores of a CPU.
+    seconds = least_seconds(with_network_fields(config), hardware.kind, hardware.mesh.size)
+    needed = 1 if seconds is None else math.ceil(DISPATCH_SECONDS / seconds)
+    period = math.gcd(config.checkpoint.every, config.evaluate.every)
+    counts = [n for n in range(1, MOST_STEPS_AT_ONCE + 1) if period % n == 0]
+    return next((n for n in counts if n >= needed), counts[-1])
+
+
 # By field, in the order of choosing: later ones depend on earlier ones.
 CHOICES: dict[str, Callable[[Choosing], Any]] = {
     "model.patch_size": patch_size,
@@ -109,7 +143,12 @@ CHOICES: dict[str, Callable[[Choosing], Any]] = {
     "evaluate.batch_size": evaluation_batch,
     "steps": steps,
     "optimizer.learning_rate": learning_rate,
+    "data.on_device": on_device,
+    "steps_per_dispatch": steps_per_dispatch,
 }
+# Fields that depend on the whole step, and that decide whether it fits.
+LAST = ("data.on_device", "steps_per_dispatch")
+SIZING = ("model.size", "batch_size", "micro_batches")
 
 
 def open_fields(config: ConfigDict) -> list[str]:
@@ -141,16 +180,24 @@ def choose(config: ConfigDict, hardware: Hardware, images: int | None = None) ->
     fields = open_fields(config)
     if not fields:
         return config
-    measured = hardware.room is not None and not config.debug
-    chosen = (fit if measured else fill)(config, hardware, images)
+    measured = hardware.room is not None and not config.debug and set(SIZING) & set(fields)
+    sized = (fit if measured else fill)(config, hardware, images)
+    chosen = fill(sized, hardware, images, LAST)
     words = (f"{field}={field_value(chosen, field)}" for field in fields)
     say(f"chosen for {hardware.describe()}: {', '.join(words)}", sys.stderr)
     return chosen
 
 
-def fill(config: ConfigDict, hardware: Hardware, images: int | None) -> ConfigDict:
-    """The config with its open fields as in CHOICES, whether or not a step fits."""
+def fill(
+    config: ConfigDict,
+    hardware: Hardware,
+    images: int | None,
+    fields: Collection[str] = tuple(field for field in CHOICES if field not in LAST),
+) -> ConfigDict:
+    """The config with those of `fields` that are open as in CHOICES, whether or not a step fits."""
     for field in open_fields(config):
+        if field not in fields:
+            continue
         value = CHOICES[field](Choosing(config, hardware, images))
         config = with_values(config, {field: value})
     return config

@@ -2,10 +2,19 @@
 
 import pytest
 
-from fewstep.configs import pictures
+from fewstep.configs import digits, pictures
 from fewstep.models.dit import SIZES, DiTSize
+from fewstep.training.cost import choice
 from fewstep.training.cost.accelerators import GIB
-from fewstep.training.cost.choice import CHOICES, choose, field_value, open_fields
+from fewstep.training.cost.choice import (
+    CHOICES,
+    DISPATCH_SECONDS,
+    MOST_STEPS_AT_ONCE,
+    RESIDENT_SHARE,
+    choose,
+    field_value,
+    open_fields,
+)
 from fewstep.training.cost.hardware import Hardware
 from fewstep.training.cost.memory import SPARE, planned_memory, with_values
 from fewstep.training.networks import with_network_fields
@@ -13,8 +22,8 @@ from tests.training.runs import small_config
 from tests.training.test_sharding import mesh_of
 
 
-def hardware(accelerated=False, room=None, data=1):
-    kind = "accelerator" if accelerated else "cpu"
+def hardware(accelerated=False, room=None, data=1, kind=""):
+    kind = kind or ("accelerator" if accelerated else "cpu")
     return Hardware(mesh_of(data, 1), kind, accelerated, room)
 
 
@@ -38,6 +47,8 @@ def test_defaults_are_small_on_cpus_and_larger_on_accelerators():
         "evaluate.batch_size": 32,
         "steps": 3000,
         "optimizer.learning_rate": 1e-3,
+        "data.on_device": False,
+        "steps_per_dispatch": 1,
     }
     found = chosen(hardware(accelerated=True), images=5000)
     assert (found["model.size"], found["model.patch_size"]) == ("S", 2)
@@ -94,3 +105,51 @@ def test_what_is_chosen_fits_the_memory(monkeypatch):
         choose(config_of(**{**nano, "model.size": "auto"}), hardware(room=1)).model.size == "nano"
     )
     assert hardware(room=GIB).describe() == "1 device (cpu) of 1.0 GiB"
+
+
+@pytest.mark.parametrize(
+    ("images", "room", "resident"),
+    [(1000, 64 * 1000 / RESIDENT_SHARE, True), (1001, 64 * 1000 / RESIDENT_SHARE, False)]
+    + [(None, 1e12, False), (1000, None, False)],
+)
+def test_devices_keep_images_that_are_a_small_part_of_their_memory(images, room, resident):
+    config = with_values(digits.get_config(), {"data.image_size": 8, "data.channels": 1})
+    found = choose(config, hardware(True, room), images)
+    assert found.data.on_device is resident
+    assert not choose(config, hardware(False, 1e12), images).data.on_device
+
+
+@pytest.mark.parametrize(
+    ("seconds", "every", "evaluate", "steps"),
+    [
+        (None, 1000, 0, 1),  # the peak is not known
+        (2 * DISPATCH_SECONDS, 1000, 0, 1),  # the devices are busy anyway
+        (DISPATCH_SECONDS / 1.5, 1000, 0, 2),
+        (DISPATCH_SECONDS / 2.5, 1000, 0, 4),  # 3 does not divide the period of saves
+        (DISPATCH_SECONDS / 2.5, 1000, 30, 5),
+        (DISPATCH_SECONDS / 999, 1000, 0, 10),
+        (DISPATCH_SECONDS / 999, 7, 0, 7),
+        (DISPATCH_SECONDS / 999, 11, 0, 1),
+        (DISPATCH_SECONDS / 999, 0, 0, 10),
+    ],
+)
+def test_a_dispatch_has_work_for_the_time_that_the_next_one_takes(
+    monkeypatch, seconds, every, evaluate, steps
+):
+    monkeypatch.setattr(choice, "least_seconds", lambda config, kind, devices: seconds)
+    periods = {"checkpoint.every": every, "evaluate.every": evaluate}
+    found = choose(config_of(**periods), hardware(True))
+    assert found.steps_per_dispatch == steps
+
+
+def test_the_work_of_a_step_follows_from_network_batch_and_devices(capsys):
+    sized = {"data.image_size": 8, "data.channels": 1, "data.num_classes": 10}
+    config = with_values(digits.get_config("flow_matching"), sized)
+    large = {"model.size": "B", "batch_size": 1024}
+    gpu = hardware(True, 64 * GIB, kind="NVIDIA H100 80GB HBM3")
+    assert choose(config, gpu, 1437).steps_per_dispatch == MOST_STEPS_AT_ONCE
+    assert choose(with_values(config, large), gpu, 1437).steps_per_dispatch == 1
+    assert capsys.readouterr().err.splitlines()[0] == (
+        "chosen for 1 device (NVIDIA H100 80GB HBM3) of 64.0 GiB: data.on_device=True, "
+        "steps_per_dispatch=10"
+    )
