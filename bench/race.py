@@ -10,17 +10,16 @@ the tables, OUT/race.json every figure.
 
 import argparse
 import contextlib
-import importlib.util
-import json
 import os
-import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from bench.cases import CHANNELS, CLASSES, IMAGE_SIZE, PATCH_SIZE
+from bench.entrants import Entrant, PeerError, Racer, find_entrant
 from bench.peers import OURS, PEERS, Peer
 from bench.race_table import (
     Result,
@@ -37,10 +36,7 @@ from fewstep.messages import unknown_choice
 from fewstep.models.dit import SIZES
 from fewstep.progress import note, progress_bar
 
-ROOT = Path(__file__).parent.parent
 DEVICES, EMULATE = 8, "--xla_force_host_platform_device_count"  # for collectives of a step
-# Compilers in the peer's own process, so that its CPU seconds have them.
-SETTINGS = {"JAX_PLATFORMS": "cpu", "TORCHINDUCTOR_COMPILE_THREADS": "1"}
 CACHES = ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 LATENT = {"side": IMAGE_SIZE, "channels": CHANNELS, "classes": CLASSES, "dtype": "float32"}
 SCALES = {
@@ -67,58 +63,6 @@ WORKS: dict[str, Mapping[str, Any]] = {
 }
 
 
-class PeerError(Exception):
-    """A peer's process failed; the message says which, and its last words."""
-
-
-class Entrant(NamedTuple):
-    """A peer and the Python that runs it. name: of PEERS, and where it is if it is not here."""
-
-    name: str
-    peer: Peer
-    python: str
-
-
-class Racer:
-    """The process of an entrant, which carries out orders (bench/racer.py).
-
-    variables: of its environment. log: the file to which what it prints is appended.
-    """
-
-    def __init__(self, entrant: Entrant, variables: Mapping[str, str], log: Path):
-        self.entrant, self.log = entrant, log
-        with log.open("ab") as errors:
-            self.process = subprocess.Popen(
-                [entrant.python, "-m", entrant.peer.module],
-                cwd=ROOT,
-                env={**os.environ, **SETTINGS, **variables},
-                stdin=subprocess.PIPE,
-                stdout=subprocess.PIPE,
-                stderr=errors,
-                text=True,
-            )
-
-    def ask(self, order: str, work: str, **fields: Any) -> Mapping[str, Any]:
-        """The reply to an order. Raises PeerError if the process fails."""
-        try:
-            self.process.stdin.write(json.dumps({"order": order, "work": work, **fields}) + "\n")
-            self.process.stdin.flush()
-            line = self.process.stdout.readline()
-        except BrokenPipeError:
-            line = ""
-        reply = json.loads(line) if line else {"error": "its process ended"}
-        if "error" in reply:
-            raise PeerError(f"{self.entrant.name}: {reply['error']} ({self.log} has all it said)")
-        return reply
-
-    def __enter__(self) -> "Racer":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """Race, print a table after each kind of work, and write all of them."""
     parser = argparse.ArgumentParser(prog="python -m bench.race", description=__doc__)
@@ -142,6 +86,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     try:
         entrants = [Entrant(OURS, PEERS[OURS], sys.executable), *map(find_entrant, asked.peer)]
         works = [find_work(name) for name in asked.works.split(",")]
+        for name, times in Counter(one.name for one in entrants).items():
+            if times > 1:
+                raise ValueError(f"--peer={name} takes part twice; give it once")
+        if asked.rounds < 1:
+            raise ValueError(f"--rounds={asked.rounds} must be at least 1")
         race(entrants, works, SCALES[asked.scale], asked)
     except (ValueError, PeerError) as error:
         sys.exit(f"bench.race: {error}")
@@ -232,23 +181,6 @@ def take_turns(
 def has(peer: Peer, work: str) -> bool:
     """Whether a peer has a kind of work."""
     return WORKS[work]["kind"] == "sample" or WORKS[work]["method"] in peer.methods
-
-
-def find_entrant(text: str) -> Entrant:
-    """The entrant of NAME or NAME:PYTHON. Raises ValueError if it cannot take part."""
-    name, _, python = text.partition(":")
-    if name not in PEERS:
-        raise ValueError(unknown_choice("--peer", name, PEERS))
-    peer = PEERS[name]
-    if not python and name != OURS and importlib.util.find_spec(peer.package) is None:
-        raise ValueError(
-            f"--peer={name}: {peer.package} is not installed here; name a Python that has it, "
-            f"--peer={name}:/path/to/python"
-        )
-    if python and subprocess.run([python, "-c", f"import {peer.package}"]).returncode:
-        raise ValueError(f"--peer={text}: {python} cannot import {peer.package}")
-    own = name != OURS
-    return Entrant(name if own else f"{name}:{python or 'again'}", peer, python or sys.executable)
 
 
 def find_work(name: str) -> str:
