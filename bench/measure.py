@@ -11,14 +11,17 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.stages import Lowered
+from ml_collections import ConfigDict
 
 from bench.cases import CASES, case_config, forward_flops_by_hand
 from fewstep.training.compiled_step import compile_step, create_state
+from fewstep.training.cost.compiled import step_inputs
 from fewstep.training.experiment import build, build_on
 from fewstep.training.generate import batch_sampler
 from fewstep.training.sharding import make_mesh, put_batch
@@ -46,12 +49,20 @@ def ceilings(seconds: float = 3.0, matrix: int = MATRIX, copied: int = COPIED) -
     }
 
 
-def measure_training(
-    case: str, size: str, batch_size: int, scan: bool, remat: bool = False, seconds: float = 5.0
-) -> Row:
-    """Images per second of a training step, and the method's least FLOP/s at that speed."""
-    fields = {"model.scan": scan, "model.remat": remat}
-    config = case_config(CASES[case], size, batch_size, **fields)
+class Program(NamedTuple):
+    """A compiled function that a measurement runs again and again.
+
+    run: starts it once more and returns what is not ready yet. lower: the same for inspection.
+    state: what it takes over from the run before and donates; () without.
+    """
+
+    run: Callable[[], Any]
+    lower: Callable[[], Lowered]
+    state: Any = ()
+
+
+def training_program(config: ConfigDict) -> Program:
+    """The training step of a config, on one batch of random data; its teacher is random, too."""
     mesh = make_mesh()
     experiment = build_on(config, mesh)
     objective = experiment.objective._replace(init_from={})
@@ -61,15 +72,25 @@ def measure_training(
     frozen = {name: teacher(jax.random.key(1)) for name in objective.frozen}
     state = create_state(objective, experiment.optimizers, config.seed, frozen, mesh)
     step = compile_step(objective, experiment.optimizers, config.seed, mesh)
-    shapes = abstract_batch(objective, batch_size, experiment.space.shape)
+    shapes = abstract_batch(objective, config.batch_size, experiment.space.shape)
     batch = put_batch(jax.tree.map(random_like, shapes), mesh)
+    inputs = step_inputs(config, experiment, mesh)
 
     def advance() -> Any:
         nonlocal state
         state, metrics = step(state, frozen, batch)
         return metrics
 
-    speed = batch_size * runs_per_second(advance, seconds)
+    return Program(advance, lambda: step.lower(*inputs), inputs.state)
+
+
+def measure_training(
+    case: str, size: str, batch_size: int, scan: bool, remat: bool = False, seconds: float = 5.0
+) -> Row:
+    """Images per second of a training step, and the method's least FLOP/s at that speed."""
+    fields = {"model.scan": scan, "model.remat": remat}
+    program = training_program(case_config(CASES[case], size, batch_size, **fields))
+    speed = batch_size * runs_per_second(program.run, seconds)
     flops = CASES[case].least * forward_flops_by_hand(size) * speed
     return {"images_per_second": speed, "flops_per_second": flops, "peak_bytes": peak_bytes()}
 
@@ -81,9 +102,8 @@ def random_like(shape: jax.ShapeDtypeStruct) -> np.ndarray:
     return np.random.default_rng(0).standard_normal(shape.shape).astype(shape.dtype)
 
 
-def measure_sampling(size: str, batch_size: int, steps: int, seconds: float = 5.0) -> Row:
-    """Latents per second of flow matching's sampler, copied to the host."""
-    config = case_config(CASES["flow_matching"], size, batch_size, **{"model.scan": True})
+def sampling_program(config: ConfigDict, steps: int) -> Program:
+    """A batch of samples in `steps` steps, copied to the host, from random parameters."""
     experiment, mesh = build(config), make_mesh()
     params = jax.jit(experiment.model.network.init)(jax.random.key(0))
     sampler = batch_sampler(
@@ -94,10 +114,15 @@ def measure_sampling(size: str, batch_size: int, steps: int, seconds: float = 5.
         steps=steps,
         guidance_scale=1.0,
     )
-    rows = np.arange(batch_size, dtype=np.int32)
-    speed = batch_size * runs_per_second(
-        lambda: jax.device_get(sampler(params, rows, 0 * rows)), seconds
-    )
+    rows = np.arange(config.batch_size, dtype=np.int32)
+    inputs = params, rows, 0 * rows
+    return Program(lambda: jax.device_get(sampler(*inputs)), lambda: sampler.lower(*inputs))
+
+
+def measure_sampling(size: str, batch_size: int, steps: int, seconds: float = 5.0) -> Row:
+    """Latents per second of flow matching's sampler, copied to the host."""
+    config = case_config(CASES["flow_matching"], size, batch_size, **{"model.scan": True})
+    speed = batch_size * runs_per_second(sampling_program(config, steps).run, seconds)
     flops = steps * forward_flops_by_hand(size) * speed
     row = {"images_per_second": speed, "flops_per_second": flops, "peak_bytes": peak_bytes()}
     return {**row, "batch_size": batch_size}

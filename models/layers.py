@@ -5,6 +5,8 @@ blocks, and of the attention. The parts that rounding harms most stay float32 fo
 residual stream, the statistics of layer normalisation, the softmax, and all of `conditioning.py`.
 """
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -12,6 +14,11 @@ from flax import linen as nn
 
 from fewstep.latents.patches import depth_to_space, space_to_depth
 from fewstep.models.network import Array
+
+# The derivative of a softmax then keeps its weights alone, not the exponentials too: a fifth less
+# memory for a block of 256 tokens (docs/performance.md). JAX plans to make it the only one.
+if hasattr(jax.config, "jax_softmax_custom_jvp"):
+    jax.config.update("jax_softmax_custom_jvp", True)
 
 LAYER_NORM_EPSILON = 1e-6  # as published for DiT
 MLP_RATIO = 4  # as published for DiT and, before it, for ViT
@@ -128,6 +135,10 @@ class Attention(nn.Module):
         return dense(width, "projection", dtype=self.dtype)(mixed.reshape(x.shape))
 
 
+# The backward pass computes it again from its input, which it needs anyway, and keeps nothing else.
+gelu = jax.checkpoint(partial(nn.gelu, approximate=True))
+
+
 class Mlp(nn.Module):
     """Two affine layers with tanh-form GELU between: [B, N, D] -> [B, N, 4 D] -> [B, N, D]."""
 
@@ -136,7 +147,7 @@ class Mlp(nn.Module):
     @nn.compact
     def __call__(self, x: Array) -> Array:
         hidden = dense(MLP_RATIO * x.shape[-1], "expand", dtype=self.dtype)(x)
-        return dense(x.shape[-1], "contract", dtype=self.dtype)(nn.gelu(hidden, approximate=True))
+        return dense(x.shape[-1], "contract", dtype=self.dtype)(gelu(hidden))
 
 
 class DiTBlock(nn.Module):

@@ -101,6 +101,21 @@ def test_mlp_is_four_times_as_wide_with_tanh_gelu():
     np.testing.assert_allclose(ours, expected, atol=5e-5)
 
 
+def kept_sizes(module, x):
+    """Numbers of elements of the arrays that a module keeps for its backward pass."""
+    params = module.init(jax.random.key(0), x)
+    backward = jax.vjp(lambda x: module.apply(params, x), x)[1]
+    return [leaf.size for leaf in jax.tree.leaves(backward)]
+
+
+def test_a_backward_pass_keeps_one_array_of_weights_and_one_of_hidden_features():
+    x = jnp.ones((3, 40, 8))
+    # Attention weights [3, 2, 40, 40]; neither their logits nor their exponentials.
+    assert kept_sizes(Attention(2, "float32"), x).count(3 * 2 * 40 * 40) == 1
+    # The input of GELU; none of its terms.
+    assert kept_sizes(Mlp("float32"), x).count(3 * 40 * 32) == 1
+
+
 def test_normalize_uses_float32_statistics_and_the_published_epsilon():
     x = draw(3, 8, scale=1e-3)
     centred = np.float64(x) - np.float64(x).mean(-1, keepdims=True)
