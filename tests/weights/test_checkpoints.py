@@ -133,7 +133,7 @@ def test_nothing_is_called_wherever_it_lies(place, write, tmp_path):
         ({"a": whole(), 5: whole()}, r"more than named tensors: \[5\]"),
         (Recorder(a=whole()), "no part 'ema' of tensors; it has model"),
     ],
-    ids=str,
+    ids=["object", "array", "pair as key", "number", "number as key", "other class"],
 )
 def test_a_part_has_tensors_alone(part, message, archive):
     with pytest.raises(ValueError, match=message):
