@@ -2,3 +2,7 @@
 
 `race` compares it with other packages.
 """
+
+import os
+
+os.environ.setdefault("JAX_SOFTMAX_CUSTOM_JVP", "true")  # as main.py does, before JAX is imported

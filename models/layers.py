@@ -15,11 +15,6 @@ from flax import linen as nn
 from fewstep.latents.patches import depth_to_space, space_to_depth
 from fewstep.models.network import Array
 
-# The derivative of a softmax then keeps its weights alone, not the exponentials too: a fifth less
-# memory for a block of 256 tokens (docs/performance.md). JAX plans to make it the only one.
-if hasattr(jax.config, "jax_softmax_custom_jvp"):
-    jax.config.update("jax_softmax_custom_jvp", True)
-
 LAYER_NORM_EPSILON = 1e-6  # as published for DiT
 MLP_RATIO = 4  # as published for DiT and, before it, for ViT
 POSITION_MAX_PERIOD = 10000.0  # Vaswani et al. 2017, arXiv:1706.03762, section 3.5

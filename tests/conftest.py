@@ -41,6 +41,7 @@ def own(folder: str) -> dict[str, str]:
     return {
         SESSION: folder,
         "JAX_PLATFORMS": "cpu",
+        "JAX_SOFTMAX_CUSTOM_JVP": "true",  # as in main.py
         "XLA_FLAGS": FLAGS,
         "PYTEST_ROTATION": os.environ.get("PYTEST_ROTATION") or str(date.today().toordinal()),
         "FEWSTEP_DATA": f"{folder}/data",
