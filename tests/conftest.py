@@ -19,9 +19,9 @@ KEPT |= {"PYTHONPATH", "PYTHONHOME", "PYTHONUSERBASE", "PYTHONDONTWRITEBYTECODE"
 KEPT_PREFIXES = ("PYTEST_", "COV_CORE_", "COVERAGE_")
 # The older code generator for fusions compiles a training step in half to two thirds of the time.
 # It is an extra option since, unlike a flag, XLA ignores one that it does not know.
+OLDER_FUSIONS = "--xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
 FLAGS = (
-    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0"
-    " --xla_backend_extra_options=xla_cpu_disable_new_fusion_emitters"
+    "--xla_force_host_platform_device_count=8 --xla_backend_optimization_level=0 " + OLDER_FUSIONS
 )
 # The folder of this session, which its processes pass on to those that they start.
 SESSION = "FEWSTEP_TEST_SESSION"

@@ -324,7 +324,7 @@ def test_describe_counts_before_anything_is_trained():
         ((CONFIG, "--workdir=/nowhere", "sample"), "did you mean --mode=sample"),
         ((CONFIG, "--workdir=/nowhere", "--config.data.num_classes=3"), "data.num_classes=3"),
         (
-            (CONFIG, "--workdir=/nowhere", "--config.codec.name=sd"),
+            (CONFIG, "--workdir=/nowhere", "--config.codec.name=sd", "--config.model.patch_size=1"),
             "codec.weights is required for codec.name=sd; name the file",
         ),
     ],

@@ -28,7 +28,7 @@ def test_every_line_says_what_the_config_does():
     # Each network has eight numbers; Adam and RAdam keep two for each, and a count.
     assert lines == [
         "objective    dmd on the ve path, t in [0.002, 80]",
-        "data         digits, 8 x 8 x 1, 3 classes",
+        "data         digits, pixels of 8 x 8 x 1, 3 classes",
         "devices      8 (data 2, fsdp 4)",
         "batch        64, 8 per device, in 2 micro-batch(es)",
         "player       fake_score: 8 parameters, updated every 1 step(s) by adam",

@@ -169,8 +169,8 @@ def test_a_step_with_fused_attention_is_counted_without_its_weights():
         lowered = lowered_step(counted, experiment, mesh, step_inputs(counted, experiment, mesh))
         needs = memory_plan(lowered.compile(compiler_options=FOR_INSPECTION))
         temporary.append(needs.temporary)
-    # The ratio is 0.38; it would be 0.78 if the backward pass kept the weights of chunks.
-    assert temporary[1] < 0.5 * temporary[0]
+    # The ratio is 0.58; it would be 0.92 if the backward pass kept the weights of chunks.
+    assert temporary[1] < 0.7 * temporary[0]
 
 
 def test_kinds_are_summed_over_groups():

@@ -117,7 +117,9 @@ def test_images_in_a_moved_folder_must_be_those_of_the_run(monkeypatch, tmp_path
     reading, blind = (
         SimpleNamespace(objective=SimpleNamespace(reads=(name,))) for name in ("images", "labels")
     )
-    same, other = (SimpleNamespace(identity={"train": {"sha256": h}}, files=()) for h in "ab")
+    same, other = (
+        SimpleNamespace(identity={"train": {"sha256": h}}, files=(), moments=None) for h in "ab"
+    )
     moved = ConfigDict({"data": {"name": "folder:/new"}})
     recorded_run.check_moved_data(tmp_path, moved, reading, same)
     recorded_run.check_moved_data(tmp_path, moved, blind, other)

@@ -144,6 +144,10 @@ ELSEWHERE = {
         ("data.decoding", "data.background", "data.unreadable"),
         "of files of images: tests/modes/test_decoding.py, tests/data/folders/test_folder.py",
     ),
+    **dict.fromkeys(
+        ("codec.name", "codec.weights", "codec.scale", "codec.shift", "codec.fingerprint"),
+        "of runs on latents: tests/training/test_codecs.py, tests/modes/test_latents.py",
+    ),
     "compilation_cache": "of the process, not of the run: tests/modes/test_compilation_cache.py",
     "mesh.fsdp_across_slices": "there is one slice here: tests/training/test_sharding.py",
     **dict.fromkeys(

@@ -24,9 +24,8 @@ def test_help_has_the_modes_and_the_flags_of_the_one_asked_for(capsys, mode):
     named = {line.split()[0] for line in text.splitlines() if line.startswith("  --")}
     joins = {f"--{flag.name}" for flag in main.JOINING} if MODES[mode].together else set()
     own = {f"--{flag}" for flag in MODES[mode].flags}
-    assert named == own | joins | {"--traceback"} | (
-        {"--config.FIELD"} if "--config" in own else set()
-    )
+    takes_fields = "--config" in own or MODES[mode].replaces
+    assert named == own | joins | {"--traceback"} | ({"--config.FIELD"} if takes_fields else set())
 
 
 def test_help_without_a_mode_is_that_of_training(capsys):

@@ -257,7 +257,7 @@ def test_a_network_with_that_input_gets_a_scale_of_the_range(name, steps):
 
 
 # Cases whose sampler applies guidance, and their numbers of steps. Others have learned guidance.
-GUIDED_SAMPLERS = {"denoising": (1, 2, 4), "shortcut": (4,)}
+GUIDED_SAMPLERS = {"denoising": (1, 2, 4, 8), "shortcut": (8,)}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -268,7 +268,7 @@ def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch
     record.names = [objective.generator]
     params = {**case.networks[objective.generator], "who": jnp.float32(0)}
     monkeypatch.setattr(jax.lax, "scan", unroll_scan)
-    for steps in (1,) if objective.generator == "generator" else (1, 2, 4):
+    for steps in (1,) if objective.generator == "generator" else (1, 2, 4, 8):
         record.calls.clear()
         scale = 3.5 if case.model.network.guidance_input else objective.guidance_scale
         samples(objective, params, steps, scale=scale)

@@ -17,6 +17,7 @@ import numpy as np
 from absl import logging
 
 from tests.cli import SERVER
+from tests.conftest import OLDER_FUSIONS
 from tests.networks import affine_network
 from tests.training.runs import small_config, synthetic_batches
 
@@ -147,10 +148,15 @@ def run_process(*arguments, expect=0, **options):
     assert process.exitcode == expect, f"{arguments}: {process.exitcode}"
 
 
-def train_quietly(*arguments, **options):
-    """`train_small`, which prints errors but no rows of the log."""
+def train_quietly(*arguments, newer_fusions=False, **options):
+    """`train_small`, which prints errors but no rows of the log.
+
+    newer_fusions: compile as main.py does. One step and several then round alike.
+    """
     from fewstep.training import report
 
+    if newer_fusions:
+        os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER_FUSIONS, "")
     logging.set_verbosity(logging.ERROR)
     report.note = lambda line: None
     train_small(*arguments, **options)

@@ -6,6 +6,7 @@ of methods (tests/training/kinds.py).
 
 import json
 import shutil
+from functools import partial
 
 import numpy as np
 import pytest
@@ -90,12 +91,11 @@ def test_a_continued_run_is_killed_and_started_again(how, tmp_path):
 
 
 def test_several_steps_at_once_are_the_same_steps(tmp_path):
-    killed.run_process(tmp_path / "one", "sim", STAGES["sim"])
+    run = partial(killed.run_process, newer_fusions=True)
+    run(tmp_path / "one", "sim", STAGES["sim"])
     for dispatch in (2, 3):  # 3 does not divide the 4 and 6 at which something is due
-        killed.run_process(
-            tmp_path / "at_once", "sim", STAGES["sim"], "step", 11, dispatch=dispatch, expect=-9
-        )
-        killed.run_process(tmp_path / "at_once", "sim", STAGES["sim"], dispatch=dispatch)
+        run(tmp_path / "at_once", "sim", STAGES["sim"], "step", 11, dispatch=dispatch, expect=-9)
+        run(tmp_path / "at_once", "sim", STAGES["sim"], dispatch=dispatch)
         one, at_once = (
             killed.final_state(tmp_path / "one"),
             killed.final_state(tmp_path / "at_once"),

@@ -148,6 +148,8 @@ CHOICES: dict[str, Callable[[Choosing], Any]] = {
 }
 # Fields that depend on the whole step, and that decide whether it fits.
 LAST = ("data.on_device", "steps_per_dispatch")
+# Choices that need no word: a run does so unless something else is chosen.
+USUAL = (("data.on_device", False), ("steps_per_dispatch", 1))
 SIZING = ("model.size", "batch_size", "micro_batches")
 
 
@@ -183,8 +185,10 @@ def choose(config: ConfigDict, hardware: Hardware, images: int | None = None) ->
     measured = hardware.room is not None and not config.debug and set(SIZING) & set(fields)
     sized = (fit if measured else fill)(config, hardware, images)
     chosen = fill(sized, hardware, images, LAST)
-    words = (f"{field}={field_value(chosen, field)}" for field in fields)
-    say(f"chosen for {hardware.describe()}: {', '.join(words)}", sys.stderr)
+    found = {field: field_value(chosen, field) for field in fields}
+    words = [f"{name}={value}" for name, value in found.items() if (name, value) not in USUAL]
+    if words:
+        say(f"chosen for {hardware.describe()}: {', '.join(words)}", sys.stderr)
     return chosen
 
 
