@@ -5,7 +5,7 @@ ID.json has the result, ID.npz the first samples, and ID.png a picture of them. 
 compares all numbers of steps.
 """
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,6 +56,12 @@ def check_evaluation(
     fields = config.evaluate
     if not fields.steps:
         return
+    repeated = [steps for steps, count in Counter(fields.steps).items() if count > 1]
+    if repeated:
+        raise ValueError(
+            f"evaluate.steps={tuple(fields.steps)} has {repeated[0]} more than once; name each "
+            "number of steps once, in one flag, since a second flag adds to the first"
+        )
     check_takes_samples(fields.features, experiment.space)
     check_sampling(experiment, config, mesh)
     for name in ("num_samples", "final_samples"):

@@ -182,6 +182,7 @@ def test_real_examples_have_the_labels_of_the_samples():
         ({"evaluate.num_samples": 2}, "evaluate.num_samples=2"),
         ({"evaluate.final_samples": 2}, "evaluate.final_samples=2"),
         ({"evaluate.steps": (1, 3)}, "power of two"),
+        ({"evaluate.steps": (1, 4, 1)}, r"evaluate.steps=\(1, 4, 1\) has 1 more than once"),
         ({"evaluate.guidance_scale": 2.0}, "trained with guidance scale"),
         ({"evaluate.features": "clip"}, "evaluate.features='clip' is not one of"),
         ({"evaluate.features": "inception"}, "evaluate.features=inception needs weights"),
