@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fewstep.data.arrays.array_cache import Undecoded, decode, is_decoded, repair
+from fewstep.data.arrays.array_cache import Undecoded, decode, repair
 from fewstep.data.arrays.dataset import Dataset, Moments
 from fewstep.data.arrays.local_copy import copy_arrays
 from fewstep.data.arrays.shards import Source
@@ -40,11 +40,6 @@ class Encoder(NamedTuple):
     identity: Mapping[str, Any]
     latent_shape: tuple[int, int, int]
     encode: Callable[[np.ndarray], np.ndarray]
-
-
-def is_encoded(dataset: Dataset, encoder: Encoder, root: Path) -> bool:
-    """Whether the latents of the training images exist under root, sound or damaged."""
-    return is_decoded(encoded(dataset, encoder), root)
 
 
 def with_latents(

@@ -21,7 +21,6 @@ from fewstep.data import Dataset, data_root, local_folder
 from fewstep.data.encoded import (
     Encoder,
     channel_statistics,
-    is_encoded,
     prepare_latents,
     with_latents,
 )
@@ -130,38 +129,46 @@ def prepare_codec(config: ConfigDict, dataset: Dataset) -> Path:
     return prepare_latents(dataset, encoder(config, dataset), data_root(config.data.dir))
 
 
-def has_latents(config: ConfigDict, dataset: Dataset) -> bool:
-    """Whether the training images are encoded. Raises as `load_codec` does."""
-    return is_encoded(dataset, encoder(config, dataset), data_root(config.data.dir))
-
-
 def encoder(config: ConfigDict, dataset: Dataset) -> Encoder:
     """What encodes the images of a config. Raises ValueError as `load_codec` does."""
     codec, known = build_codec(config), load_codec(config, dataset.train.images)
-    encode = on_this_host(
-        lambda params, x: jnp.stack(codec.encode(params, x), axis=1), known.params, codec.shape
-    )
+
+    def encode(params: Params, pictures: jax.Array) -> jax.Array:
+        return jnp.stack(codec.encode(params, pictures), axis=1)
+
     identity = {"codec": config.codec.name, "fingerprint": known.fingerprint}
-    return Encoder(config.codec.name, identity, codec.latent_shape, encode)
+    return Encoder(
+        config.codec.name,
+        identity,
+        codec.latent_shape,
+        on_first_call(encode, lambda: {"encoder": known.params["encoder"]}, codec.shape),
+    )
 
 
 def network_encoder(config: ConfigDict) -> HostFunction:
     """Pictures, uint8 [N, H, W, C] -> the means of their latents as the network sees them."""
     codec = network_codec(config)
-    return on_first_call(config, lambda params, pictures: codec.encode(params, pictures).mean)
+    return on_first_call(
+        lambda params, pictures: codec.encode(params, pictures).mean,
+        lambda: {"encoder": load_codec(config).params["encoder"]},
+        codec.shape,
+    )
 
 
 def network_decoder(config: ConfigDict) -> HostFunction:
     """Latents as the network sees them -> pictures in [-1, 1]."""
-    return on_first_call(config, network_codec(config).decode)
+    codec = network_codec(config)
+    return on_first_call(
+        codec.decode, lambda: {"decoder": load_codec(config).params["decoder"]}, codec.shape
+    )
 
 
-def on_first_call(config: ConfigDict, function: Apply) -> HostFunction:
-    """`on_this_host` with the config's parameters, which the first call reads."""
+def on_first_call(function: Apply, params: Callable[[], Params], shape: Shape) -> HostFunction:
+    """`on_this_host` with parameters that the first call reads and puts on the devices."""
 
     @functools.cache
     def prepared() -> HostFunction:
-        return on_this_host(function, load_codec(config).params, image_shape(config))
+        return on_this_host(function, params(), shape)
 
     return lambda rows: prepared()(rows)
 
