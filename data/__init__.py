@@ -1,7 +1,7 @@
 """Data sets by name as arrays, their spaces, and endless reproducible batches of them."""
 
 from fewstep.data.arrays.array_cache import data_root, local_folder, verify
-from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Moments, Pairs, Split
+from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Pairs, Posteriors, Split
 from fewstep.data.arrays.identity import Identity, identity_changes, short_hash
 from fewstep.data.arrays.pixels import to_float, to_uint8
 from fewstep.data.catalog import (
@@ -35,7 +35,7 @@ __all__ = [
     "NULL_LABEL",
     "Dataset",
     "Identity",
-    "Moments",
+    "Posteriors",
     "Pairs",
     "Selection",
     "Split",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fewstep.data.arrays.array_cache import Undecoded, decode, repair
-from fewstep.data.arrays.dataset import Dataset, Moments
+from fewstep.data.arrays.dataset import Dataset, Posteriors
 from fewstep.data.arrays.local_copy import copy_arrays
 from fewstep.data.arrays.shards import Source
 
@@ -55,7 +55,7 @@ def with_latents(
     found = decode(data, root) if local is None else copy_arrays(data, root, local)
     latents = {"form": FORM, **encoder.identity, **found.identity["splits"]["train"]}
     return dataset._replace(
-        moments=Moments(found.train.images, encoder.identity),
+        moments=Posteriors(found.train.images, encoder.identity),
         recorded={**dataset.identity, LATENTS: latents},
     )
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 import grain
 import numpy as np
 
-from fewstep.data.arrays.dataset import Moments, Pairs, Split
+from fewstep.data.arrays.dataset import Pairs, Posteriors, Split
 from fewstep.data.arrays.pixels import to_float
 from fewstep.data.labels import Counts, draw_labels
 from fewstep.data.order import NEWEST_ORDER, index_dtype, ordered_rows
@@ -58,7 +58,7 @@ def image_batches(
 
 
 def moment_batches(
-    split: Split, moments: Moments, **options: Any
+    split: Split, moments: Posteriors, **options: Any
 ) -> Iterator[dict[str, np.ndarray]]:
     """The same batches as posteriors of latents: {"moments", "position", "label"}.
 

@@ -12,7 +12,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
-from fewstep.data import Moments, Split, to_float
+from fewstep.data import Posteriors, Split, to_float
 from fewstep.objectives.base import Batch
 from fewstep.training.sharding import replicated_sharding
 
@@ -42,7 +42,7 @@ def load_images(split: Split, mesh: Mesh) -> Callable[[Batch], Batch]:
     return lambda batch: gather(images, labels, levels, batch)
 
 
-def load_moments(split: Split, moments: Moments, mesh: Mesh) -> Callable[[Batch], Batch]:
+def load_moments(split: Split, moments: Posteriors, mesh: Mesh) -> Callable[[Batch], Batch]:
     """Put all posteriors on every device, as `load_images` puts images.
 
     The function that it returns makes the batches of `data.moment_batches` there.

@@ -26,7 +26,7 @@ class Split(NamedTuple):
     labels: np.ndarray
 
 
-class Moments(NamedTuple):
+class Posteriors(NamedTuple):
     """Posteriors of the latents of the training images (data/encoded.py).
 
     array: float16 [N, 2, 2, h, w, c]: view (image, mirror image), then mean and standard deviation.
@@ -55,7 +55,7 @@ class Dataset(NamedTuple):
     classes: tuple[str, ...] = ()
     recorded: Identity | None = None
     files: Sequence[tuple[str, int, int]] = ()
-    moments: Moments | None = None
+    moments: Posteriors | None = None
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from fewstep.data import Dataset, Moments, Split, moment_batches, verify
+from fewstep.data import Dataset, Posteriors, Split, moment_batches, verify
 from fewstep.data import encoded as ENCODED
 from fewstep.data.encoded import (
     Encoder,
@@ -120,7 +120,7 @@ def test_statistics_are_of_draws_from_the_posteriors():
 
 def test_a_batch_has_the_view_of_each_image(dataset):
     array = np.arange(COUNT * 4, dtype=np.float16).reshape(COUNT, 2, 2, 1, 1, 1)
-    moments = Moments(array, {})
+    moments = Posteriors(array, {})
     options = {"batch_size": 10, "seed": 5, "flip": True}
     first = next(moment_batches(dataset.train, moments, **options))
     image, view = divmod(first["moments"][:, 0].ravel().astype(int) // 2, 2)

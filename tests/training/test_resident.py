@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from fewstep.data import Moments, image_batches, index_batches, moment_batches
+from fewstep.data import Posteriors, image_batches, index_batches, moment_batches
 from fewstep.training.resident import load_images, load_moments
 from fewstep.training.sharding import batch_sharding, put_batch, put_batches
 from tests.training.runs import synthetic_split
@@ -38,7 +38,7 @@ def test_batches_are_those_of_the_host_bit_for_bit_and_split_alike(sizes):
 def test_posteriors_on_the_devices_are_those_of_the_host():
     mesh, split = mesh_of(2, 4), synthetic_split(50)
     array = np.random.default_rng(1).normal(size=(50, 2, 2, 3, 3, 4)).astype(np.float16)
-    moments = Moments(array, {})
+    moments = Posteriors(array, {})
     complete = load_moments(split, moments, mesh)
     on_host = moment_batches(split, moments, **SHARE)
     for rows, host in islice(zip(index_batches(split, **SHARE), on_host, strict=False), 3):
