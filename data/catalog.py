@@ -15,19 +15,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from fewstep.data.arrays.array_cache import (
-    Undecoded,
-    array_folder,
-    data_root,
-    decode,
-    is_decoded,
-    local_folder,
-    repair,
-)
+from fewstep.data.arrays.array_cache import data_root, decode, is_decoded, local_folder, repair
 from fewstep.data.arrays.dataset import Dataset, UnknownNameError
 from fewstep.data.arrays.files import claimed
+from fewstep.data.arrays.group import ALONE, ProcessGroup
 from fewstep.data.arrays.local_copy import FIELD, copy_arrays
 from fewstep.data.arrays.pixels import check_size
+from fewstep.data.arrays.undecoded import Undecoded, array_folder
 from fewstep.data.digits import digits
 from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, parse_decoding
 from fewstep.data.folders.folder import folder_images
@@ -174,8 +168,10 @@ def load_copy(selection: Selection, local_dir: str) -> Dataset:
     return copy_arrays(found, data_root(selection.data_dir), local)
 
 
-def prepare_dataset(selection: Selection) -> Path:
+def prepare_dataset(selection: Selection, group: ProcessGroup = ALONE) -> Path:
     """Download and decode the data set of a selection, and verify arrays that exist.
+
+    group: the processes that decode together; the first of them downloads and reports.
 
     Hashes decoded arrays, decodes damaged ones again, and reports on standard error. Also verifies
     arrays decoded by earlier rules. Returns the folder of the arrays (data_dir for digits and
@@ -184,12 +180,18 @@ def prepare_dataset(selection: Selection) -> Path:
     """
     if selection.name == NONE:
         return data_root(selection.data_dir)
-    found, root = _open(selection, download=True), data_root(selection.data_dir)
+    root = data_root(selection.data_dir)
+    found = _open(selection, download=True) if group.is_first else None
+    group.meet()
+    found = found or _open(selection)
     if isinstance(found, Dataset):
         return root
+    if not group.is_first:
+        return repair(found, root, group)
     _note_line(found.understood)
-    newest = repair(found, root)
-    _note_line(found.account())
+    newest = repair(found, root, group)
+    if group.count == 1:  # else the others know what they have read
+        _note_line(found.account())
     if selection.decoding == 0:
         _repair_first(selection, newest)
     return newest

@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fewstep.data.arrays.array_cache import Undecoded, decode, repair
+from fewstep.data.arrays.array_cache import decode, repair
 from fewstep.data.arrays.dataset import Dataset, Posteriors
+from fewstep.data.arrays.group import ALONE, ProcessGroup
 from fewstep.data.arrays.local_copy import copy_arrays
 from fewstep.data.arrays.shards import Source
+from fewstep.data.arrays.undecoded import Undecoded
 
 LATENTS = "latents"  # in the identity of a data set
 FORM = "image and mirror image; mean, standard deviation; raw, float16"
@@ -60,12 +62,14 @@ def with_latents(
     )
 
 
-def prepare_latents(dataset: Dataset, encoder: Encoder, root: Path) -> Path:
+def prepare_latents(
+    dataset: Dataset, encoder: Encoder, root: Path, group: ProcessGroup = ALONE
+) -> Path:
     """Encode the training images, verify latents that exist, and report on standard error.
 
-    Returns the folder of the latents.
+    group: processes that encode together. Returns the folder of the latents.
     """
-    return repair(encoded(dataset, encoder), root)
+    return repair(encoded(dataset, encoder), root, group)
 
 
 def encoded(dataset: Dataset, encoder: Encoder) -> Undecoded:
@@ -93,6 +97,7 @@ def encoded(dataset: Dataset, encoder: Encoder) -> Undecoded:
         num_classes=dataset.num_classes,
         splits={"train": Source(len(labels), rows)},
         classes=dataset.classes,
+        made="encoded",
         dtype=np.dtype(np.float16),
         shard_bytes=SHARD_ROWS * int(np.prod(shape)) * np.dtype(np.float16).itemsize,
     )

@@ -18,6 +18,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from fewstep.data import Dataset, data_root, local_folder
+from fewstep.data.arrays.group import ALONE, ProcessGroup
 from fewstep.data.encoded import (
     Encoder,
     channel_statistics,
@@ -29,6 +30,7 @@ from fewstep.latents.codec import Codec, Params, Shape
 from fewstep.latents.linear import fit_linear_codec
 from fewstep.latents.scaling import SCALINGS, Scaling, scaled, standardizing
 from fewstep.models.codecs import CODECS
+from fewstep.training.cluster.processes import broadcast, is_first
 from fewstep.training.construct import look_up
 from fewstep.training.storage.seal import arrays_sha256, read_sealed, write_sealed
 from fewstep.weights.layouts.autoencoder import is_autoencoder, read_autoencoder
@@ -124,14 +126,17 @@ def encode_dataset(config: ConfigDict, dataset: Dataset) -> tuple[ConfigDict, Da
     return resolve_codec(config, dataset), dataset
 
 
-def prepare_codec(config: ConfigDict, dataset: Dataset) -> Path:
-    """Encode the training images, or verify their latents; returns the folder of the latents."""
-    return prepare_latents(dataset, encoder(config, dataset), data_root(config.data.dir))
+def prepare_codec(config: ConfigDict, dataset: Dataset, group: ProcessGroup = ALONE) -> Path:
+    """Encode the training images, or verify their latents; returns the folder of the latents.
+
+    group: processes that encode together, each by its own devices.
+    """
+    return prepare_latents(dataset, encoder(config, dataset), data_root(config.data.dir), group)
 
 
 def encoder(config: ConfigDict, dataset: Dataset) -> Encoder:
     """What encodes the images of a config. Raises ValueError as `load_codec` does."""
-    codec, known = build_codec(config), load_codec(config, dataset.train.images)
+    codec, known = build_codec(config), load_same_codec(config, dataset.train.images)
 
     def encode(params: Params, pictures: jax.Array) -> jax.Array:
         return jnp.stack(codec.encode(params, pictures), axis=1)
@@ -202,6 +207,17 @@ def load_codec(config: ConfigDict, images: np.ndarray | None = None) -> Known:
             "the run was trained with"
         )
     return found
+
+
+def load_same_codec(config: ConfigDict, images: np.ndarray) -> Known:
+    """`load_codec` in all processes: what is fitted is what process 0 has fitted.
+
+    Two hosts may round a fit differently. Raises as `load_codec` does.
+    """
+    known = load_codec(config, images) if is_first() else None
+    agreed = config.copy_and_resolve_references()
+    agreed.codec.fingerprint = broadcast(known and known.fingerprint)
+    return known or load_codec(agreed, images)
 
 
 @functools.lru_cache(maxsize=2)
