@@ -81,9 +81,8 @@ def test_what_an_interruption_has_left_is_kept_by_any_number(images, tmp_path, b
     there = {int(file.name.split("-")[1]) for file in tmp_path.rglob("train_labels-*")}
     assert len(there) >= 3 and 4 not in there
     seen = []
-    together(
-        after, tmp_path, undecoded(images, read=lambda i: seen.append(i) or (images[i], i % 3))
-    )
+    again = undecoded(images, read=lambda i: seen.append(i) or (images[i], i % 3))
+    together(after, tmp_path, again)
     assert {i // IN_SHARD for i in seen} == {*range(6)} - there
     found = decode(undecoded(images, read=refuse), tmp_path)
     np.testing.assert_array_equal(found.train.images[:], images)
