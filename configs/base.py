@@ -105,7 +105,8 @@ def data() -> ConfigDict:
     """The data set."""
     return ConfigDict(
         {
-            "name": "digits",  # digits, fashion_mnist, folder:PATH, a TFDS name, mixture:NAME, none
+            # digits, fashion_mnist, folder:PATH, latents:FOLDER, a TFDS name, mixture:NAME, none
+            "name": "digits",
             "dir": "",  # folder of prepared data; "" is $FEWSTEP_DATA or ~/.cache/fewstep
             # A local disk to which each host copies the images before training; "" copies nothing.
             "local_dir": "",
@@ -115,6 +116,9 @@ def data() -> ConfigDict:
             # newest; 0 keeps the version of a begun run or of its teacher, else the newest.
             "decoding": 0,
             "background": "white",  # color under transparent pixels: a name or #rrggbb
+            # latents:FOLDER: what follows the means: std, logvar, or nothing (draws); "" is what
+            # the form of the files says
+            "posterior": "",
             "unreadable": 0,  # how many unreadable files of a folder are skipped, not an error
             "num_classes": -1,  # 0 trains without labels; -1 is the data set's own
             "label_shares": "data",  # classes of generated images: in the data's shares, or equal

@@ -5,6 +5,7 @@ mixture:NAME       points of a mixture of Gaussians (data/mixtures.py); nothing 
 digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST (data/fashion_mnist.py)
 folder:PATH        a folder or .zip of images (data/folders/folder.py); needs image_size
+latents:FOLDER     latents that were made before (data/latent_files); has no pictures
 tfds:NAME or NAME  an image data set of TensorFlow Datasets (data/tfds_images.py)
 
 A new kind needs a file and an entry in ORIGINS.
@@ -25,6 +26,7 @@ from fewstep.data.arrays.undecoded import Undecoded, array_folder
 from fewstep.data.digits import digits
 from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, parse_decoding
 from fewstep.data.folders.folder import folder_images
+from fewstep.data.latent_files.latent_set import latent_set
 from fewstep.data.mixtures import mixture_dataset, mixture_space
 from fewstep.data.spaces.pixels import pixel_space
 from fewstep.data.spaces.space import Space
@@ -42,6 +44,7 @@ class Selection(NamedTuple):
     data_dir: the folder of prepared data; "" is $FEWSTEP_DATA, else ~/.cache/fewstep.
     image_size, channels: size and channels after conversion; 0 keeps the data set's own.
     decoding, background, unreadable: how files are decoded (data/folders/decoding.py).
+    posterior: what follows the means in files of latents (data/latent_files/files.py).
     """
 
     name: str
@@ -51,6 +54,7 @@ class Selection(NamedTuple):
     decoding: int = 0
     background: str = BACKGROUND
     unreadable: int = 0
+    posterior: str = ""
 
     def rules(self) -> Decoding:
         """The decoding of the files. Raises ValueError for fields out of range."""
@@ -102,6 +106,10 @@ def _open_folder(path: str, selection: Selection, writable: bool) -> Undecoded:
     return folder_images(path, selection.image_size, selection.channels, selection.rules(), kept)
 
 
+def _open_latents(path: str, selection: Selection, writable: bool) -> Dataset | Undecoded:
+    return latent_set(path, selection.posterior)
+
+
 def _open_tfds(name: str, selection: Selection, writable: bool) -> Undecoded:
     from fewstep.data.tfds_images import tfds_images
 
@@ -131,6 +139,7 @@ ORIGINS = {
     "digits": Origin("digits", _open_digits),
     "fashion_mnist": Origin("fashion_mnist", _open_tfds, _download_tfds),
     "folder": Origin("folder:PATH", _open_folder, place="a folder of images"),
+    "latents": Origin("latents:FOLDER", _open_latents, place="a folder of latents"),
     "tfds": Origin("tfds:NAME", _open_tfds, _download_tfds),
 }
 

@@ -23,7 +23,7 @@ from fewstep.training.cluster.processes import (
     meet,
     say,
 )
-from fewstep.training.codecs import prepare_codec
+from fewstep.training.encoding import prepare_codec
 
 
 def prepare(request: Request) -> None:
@@ -36,8 +36,7 @@ def prepare(request: Request) -> None:
     say(f"{config.data.name} is ready in {folder}")
     if config.codec.name:
         dataset = load_dataset(config)
-        folder = prepare_codec(resolve(config, dataset), dataset, group)
-        say(f"its latents by {config.codec.name} are ready in {folder}")
+        say(prepare_codec(resolve(config, dataset), dataset, group))
 
 
 def preparing_group(root: Path) -> ProcessGroup:

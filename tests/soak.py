@@ -120,14 +120,14 @@ def run_damage(root: Path, count: int, rng: random.Random, tally: Tally) -> None
 
 def run_preparations(root: Path, count: int, rng: random.Random, tally: Tally) -> None:
     """Kill `count` preparations of latents, by one process and by two in turn."""
-    whole, met, restarts = root / "prepared", 0, 0
+    whole, met, runs = root / "prepared", 0, 0
     prepared.prepare(whole)
-    while met < count and restarts < 4 * count:
-        folder, processes = root / f"prepared_{restarts}", 1 + restarts % 2
-        hits = 0
-        while hits < PER_RUN and met < count and prepared.kill_at_random(folder, processes, rng):
-            hits, met = hits + 1, met + 1
-        restarts += 1
+    while met < count and runs < count:
+        folder, processes, hits = root / f"prepared_{runs}", 1 + runs % 2, 0
+        for _ in range(min(PER_RUN, count - met)):
+            if prepared.shards_in(folder) < prepared.SHARDS:
+                hits += prepared.kill_at_random(folder, processes, rng)
+        met, runs = met + hits, runs + 1
         prepared.prepare(folder, processes)
         same = prepared.contents(folder) == prepared.contents(whole)
         for _ in range(hits):

@@ -12,23 +12,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from fewstep.data import Dataset, data_root, local_folder
-from fewstep.data.arrays.group import ALONE, ProcessGroup
-from fewstep.data.encoded import (
-    Encoder,
-    channel_statistics,
-    prepare_latents,
-    with_latents,
-)
+from fewstep.data import data_root
 from fewstep.files import read_npz
 from fewstep.latents.codec import Codec, Params, Shape
 from fewstep.latents.linear import fit_linear_codec
-from fewstep.latents.scaling import SCALINGS, Scaling, scaled, standardizing
+from fewstep.latents.scaling import Scaling, scaled
 from fewstep.models.codecs import CODECS
 from fewstep.training.cluster.processes import broadcast, is_first
 from fewstep.training.construct import look_up
@@ -93,63 +85,6 @@ def network_codec(config: ConfigDict) -> Codec:
         raise ValueError(f"codec.{error}") from error
 
 
-def resolve_codec(config: ConfigDict, dataset: Dataset) -> ConfigDict:
-    """The config with the fingerprint of its codec, and the scale and shift that it leaves open.
-
-    They are what the codec was published with; else those that bring the channels of these latents
-    to mean 0 and deviation 1.
-    """
-    config = config.copy_and_resolve_references()
-    fields = config.codec
-    fields.fingerprint = dataset.moments.codec["fingerprint"]
-    if not (fields.scale or fields.shift):
-        published = CODECS[fields.name].scaling
-        if published is None:
-            mean, std = channel_statistics(dataset.moments.array)
-            chosen = standardizing(tuple(mean.tolist()), tuple(std.tolist()))
-        else:
-            chosen = SCALINGS[published]
-        fields.scale, fields.shift = chosen
-    return config
-
-
-def encode_dataset(config: ConfigDict, dataset: Dataset) -> tuple[ConfigDict, Dataset]:
-    """A config whose data fields are resolved, and its data set, both with their latents.
-
-    Encodes the training images first if needed. Raises ValueError and FileNotFoundError as
-    `load_codec` does, and ValueError for latents that changed since they were encoded.
-    """
-    root, local = data_root(config.data.dir), None
-    if config.data.local_dir:
-        local = local_folder(config.data.local_dir, "data.local_dir")
-    dataset = with_latents(dataset, encoder(config, dataset), root, local)
-    return resolve_codec(config, dataset), dataset
-
-
-def prepare_codec(config: ConfigDict, dataset: Dataset, group: ProcessGroup = ALONE) -> Path:
-    """Encode the training images, or verify their latents; returns the folder of the latents.
-
-    group: processes that encode together, each by its own devices.
-    """
-    return prepare_latents(dataset, encoder(config, dataset), data_root(config.data.dir), group)
-
-
-def encoder(config: ConfigDict, dataset: Dataset) -> Encoder:
-    """What encodes the images of a config. Raises ValueError as `load_codec` does."""
-    codec, known = build_codec(config), load_same_codec(config, dataset.train.images)
-
-    def encode(params: Params, pictures: jax.Array) -> jax.Array:
-        return jnp.stack(codec.encode(params, pictures), axis=1)
-
-    identity = {"codec": config.codec.name, "fingerprint": known.fingerprint}
-    return Encoder(
-        config.codec.name,
-        identity,
-        codec.latent_shape,
-        on_first_call(encode, lambda: {"encoder": known.params["encoder"]}, codec.shape),
-    )
-
-
 def network_encoder(config: ConfigDict) -> HostFunction:
     """Pictures, uint8 [N, H, W, C] -> the means of their latents as the network sees them."""
     codec = network_codec(config)
@@ -207,6 +142,11 @@ def load_codec(config: ConfigDict, images: np.ndarray | None = None) -> Known:
             "the run was trained with"
         )
     return found
+
+
+def is_at_hand(config: ConfigDict) -> bool:
+    """Whether the config says where the parameters of its codec are, or the codec has none."""
+    return bool(config.codec.weights) or not jax.tree.leaves(abstract_params(build_codec(config)))
 
 
 def load_same_codec(config: ConfigDict, images: np.ndarray) -> Known:

@@ -111,7 +111,7 @@ def open_dataset(data: Undecoded, folder: Path, records: Mapping[str, Record]) -
         for name in data.splits
     }
     identities = {name: records[name].identity for name in splits}
-    return Dataset(
+    dataset = Dataset(
         name=data.name,
         train=splits["train"],
         test=splits.get("test"),
@@ -120,6 +120,7 @@ def open_dataset(data: Undecoded, folder: Path, records: Mapping[str, Record]) -
         recorded=dataset_identity(data.image_shape, data.classes, identities),
         files=data.files,
     )
+    return data.opened(dataset)
 
 
 def repair(data: Undecoded, root: Path, group: ProcessGroup = ALONE) -> Path:
@@ -150,7 +151,7 @@ def verify(dataset: Dataset) -> None:
     for name, split in dataset.splits.items():
         recorded = dataset.identity["splits"][name]["images_sha256"]
         _verify_array(split.images, recorded, f"{dataset.name} {name}")
-    if dataset.moments is not None:
+    if dataset.moments is not None and dataset.has_pictures:
         recorded = dataset.identity["latents"]["images_sha256"]
         _verify_array(dataset.moments.array, recorded, f"{dataset.name} latents")
 

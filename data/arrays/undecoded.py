@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from fewstep.data.arrays.dataset import Dataset
 from fewstep.data.arrays.manifest import MANIFEST, DamagedError, Record, read_manifest
 from fewstep.data.arrays.shards import Source, SplitFiles, Stored, shard_counts, split_shards
 
@@ -19,13 +20,18 @@ FOLDER = "arrays"
 Records = Mapping[str, Record | None]
 
 
+def as_it_is(dataset: Dataset) -> Dataset:
+    """A data set to which opening adds nothing."""
+    return dataset
+
+
 class Undecoded(NamedTuple):
     """A data set to decode. `origin` is everything that its arrays depend on, as JSON values.
 
     dtype, shard_bytes: how images are stored (`Stored`). classes: class names, () if unknown.
     files: `file_stamps` of the image files, () for other sources. understood: one line about how
     the files are read, or "". account: returns one line about what was read. made: how its arrays
-    come about, for messages.
+    come about, for messages. opened: the data set of the arrays -> as what it is used.
     """
 
     name: str
@@ -40,6 +46,7 @@ class Undecoded(NamedTuple):
     dtype: np.dtype = np.dtype(np.uint8)
     shard_bytes: int | None = None
     made: str = "decoded"
+    opened: Callable[[Dataset], Dataset] = as_it_is
 
     @property
     def stored(self) -> Stored:

@@ -38,7 +38,7 @@ def kill(root, count, shards, pause=0.0):
     """
     commands = start(root, count)
     victim = commands[-1].process
-    while victim.is_alive() and len(list(root.rglob("train_labels*.npy"))) < shards:
+    while victim.is_alive() and shards_in(root) < shards:
         time.sleep(0.001)
     time.sleep(pause)
     hit = victim.is_alive()
@@ -49,8 +49,13 @@ def kill(root, count, shards, pause=0.0):
 
 
 def kill_at_random(root, count, rng: random.Random):
-    """`kill` at a random moment."""
-    return kill(root, count, rng.randrange(SHARDS), rng.uniform(0.0, 0.03))
+    """`kill` at a random moment, after at least one more shard than before."""
+    return kill(root, count, rng.randint(shards_in(root) + 1, SHARDS), rng.uniform(0.0, 0.03))
+
+
+def shards_in(root):
+    """The number of shards that are there."""
+    return len(list(root.rglob("train_labels*.npy")))
 
 
 def contents(root):
