@@ -90,7 +90,8 @@ def config() -> ConfigDict:
                 # Features: classifier, pixels, inception, dinov2, points; none only draws samples.
                 "features": "inception",
                 "weights": "",  # its file of weights; "" is $FEWSTEP_INCEPTION or $FEWSTEP_DINOV2
-                "reference": "train",  # real images: train, test, all, or an .npz (evaluation.md)
+                # Real images: train, test, all, folder:PATH, or an .npz (evaluation.md).
+                "reference": "train",
                 "agreement": False,  # with labels, of a classifier trained on the data
                 "num_samples": 1000,
                 "final_samples": 0,  # a second, larger count after the last step; 0 measures none

@@ -22,7 +22,7 @@ from fewstep.eval.features.feature_network import check_dimension
 from fewstep.eval.features.networks import check_feature_network, check_takes_samples
 from fewstep.eval.measure import Measures, bias_warnings, load_measures, measure, real_image_metrics
 from fewstep.eval.metrics.protocol import Protocol
-from fewstep.eval.reference import STATISTICS, check_reference
+from fewstep.eval.reference import SPLITS, check_reference, measured_against
 from fewstep.eval.report.evaluation import FOLDER, sample_source
 from fewstep.eval.report.results import Result, is_usual_number, save_results, to_json_types
 from fewstep.eval.sampling import check_sampling, diagnoser, evaluation_sampler, guidance_scale
@@ -74,7 +74,9 @@ def check_evaluation(
     check_pictures(experiment.space)
     if not reason_to_skip(dataset, config):
         check_feature_network(fields.features, fields.weights)
-        check_reference(fields.reference, dataset, fields.features, experiment.space)
+        pictures, reference = measured_against(config, dataset)
+        check_reference(reference, pictures, fields.features, experiment.space)
+        check_pictures_to_learn(config, pictures)
         check_dimension(fields.features, experiment.space)
         check_agreement(experiment, config)
 
@@ -91,6 +93,22 @@ def check_pictures(space: Space) -> None:
         ) from error
 
 
+def check_pictures_to_learn(config: ConfigDict, dataset: Dataset | None) -> None:
+    """Raises ValueError if a classifier shall learn from a data set without pictures."""
+    fields = config.evaluate
+    if dataset is None or dataset.has_pictures:
+        return
+    for name, asked, instead in (
+        ("features=classifier", fields.features == CLASSIFIER, "features=inception"),
+        ("agreement=True", fields.agreement, "agreement=False"),
+    ):
+        if asked:
+            raise ValueError(
+                f"evaluate.{name} needs a classifier of pictures, and {dataset.name} has latents "
+                f"alone; use evaluate.{instead}, or a folder of the pictures as evaluate.reference"
+            )
+
+
 def check_agreement(experiment: Experiment, config: ConfigDict) -> None:
     """Raises ValueError if the classifier for label agreement cannot take the samples."""
     space = experiment.space
@@ -105,7 +123,7 @@ def reason_to_skip(dataset: Dataset | None, config: ConfigDict) -> str:
     """The reason why an evaluation measures nothing; "" if it measures."""
     if config.evaluate.features == networks.NONE:
         return f"metrics: evaluate.features={networks.NONE}"
-    if dataset is None and not config.evaluate.reference.endswith(STATISTICS):
+    if dataset is None and config.evaluate.reference in SPLITS:
         if config.data.name == NONE:
             return "metrics: data.name=none has no real images"
         return f"metrics: the data set {config.data.name} is not here (--mode=prepare fetches it)"
@@ -130,9 +148,12 @@ def prepare_measures(
     """
     if not config.evaluate.steps or reason_to_skip(dataset, config):
         return None
+    pictures, reference = measured_against(config, dataset)
+    fields = config.evaluate.copy_and_resolve_references()
+    fields.reference = reference
     return load_measures(
-        config.evaluate,
-        dataset,
+        fields,
+        pictures,
         space=experiment.space,
         num_classes=experiment.num_classes,
         samples=samples,
@@ -358,7 +379,7 @@ def save_comparison(
 
 def real_examples(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Real examples of the classes `labels` [N], by title; {} if a class has too few."""
-    if dataset is None:
+    if dataset is None or not dataset.has_pictures:
         return {}
     own = dataset.train.labels if np.any(labels >= 0) else np.full(len(dataset.train.labels), -1)
     members = {c: np.flatnonzero(own == c).tolist() for c in set(labels.tolist())}

@@ -16,6 +16,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,9 +24,8 @@ from absl import app, flags, logging
 
 import tests.conftest  # noqa: F401, the environment of the tests, before JAX starts
 from tests.modes import prepared
-from tests.training import interruption, killed, test_damage
+from tests.training import interruption, killed
 from tests.training.kinds import ALL, methods_of_kinds
-from tests.training.test_resume import rows
 
 KILLS = flags.DEFINE_integer("kills", 30, "SIGKILLs at random moments, over all methods.")
 STOPS = flags.DEFINE_integer("stops", 30, "SIGTERMs at random moments, over all methods.")
@@ -33,6 +33,8 @@ DAMAGES = flags.DEFINE_integer("damages", 80, "Damaged files, over all kinds of 
 PREPARATIONS = flags.DEFINE_integer("preparations", 10, "SIGKILLs while latents are prepared.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of all random choices.")
 
+# Imported late, since they start devices, which processes that meet may not have: each imports this.
+DAMAGE, RESUME = "tests.training.test_damage", "tests.training.test_resume"
 PER_RUN = 4  # most interruptions of one run
 RESTORED = 0.2  # least share of interruptions after a restore; about half of the expected share
 
@@ -60,6 +62,7 @@ def interrupt_run(
 
 def check_end(folder: Path, whole: Path, method: str) -> dict[str, bool]:
     """Continue a run to its end, and compare it with the uninterrupted run."""
+    rows = import_module(RESUME).rows
     killed.run_process(folder, method, {}, **interruption.OPTIONS)
     steps = killed.saved_steps(folder)
     return {
@@ -105,7 +108,7 @@ def summarise(
 
 def run_damage(root: Path, count: int, rng: random.Random, tally: Tally) -> None:
     """Damage `count` files of a checkpoint, by each kind of damage in turn."""
-    saved = root / "damaged"
+    saved, test_damage = root / "damaged", import_module(DAMAGE)
     killed.run_process(saved, "shortcut", {})
     newest = test_damage.restore_newest(saved)
     older = shutil.copytree(saved, root / "older")

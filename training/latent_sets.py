@@ -107,8 +107,8 @@ def check_scale(config: ConfigDict, seen: Channels, name: str) -> None:
         return
     raise ValueError(
         f"{name}: with the scale of codec.name={config.codec.name} the latents have a deviation of "
-        f"{deviation:.3g}, and about {EXPECTED:g} is right, so they are of another codec or not raw "
-        "(multiplied by a scale already): name their codec, or divide them by that scale"
+        f"{deviation:.3g}, and about {EXPECTED:g} is right. So they are of another codec, or not "
+        "raw but multiplied by a scale already: name their codec, or divide them by that scale"
     )
 
 

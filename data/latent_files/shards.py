@@ -96,6 +96,11 @@ def array_record_files(folder: Path, files: Sequence[str]) -> LatentFiles:
         return Latent(arrays["image"][None], one_number(arrays.get("label")))
 
     counts = [opened(file).num_records() for file in files]
+    if 0 in counts:  # as the reader says of one that is cut short
+        raise ValueError(
+            f"{folder / files[counts.index(0)]} has no records, so it is damaged, or its writer "
+            "was not closed; restore the file"
+        )
     return several("ArrayRecord of .npz", STD, files, counts, read)
 
 
