@@ -33,7 +33,7 @@ DAMAGES = flags.DEFINE_integer("damages", 80, "Damaged files, over all kinds of 
 PREPARATIONS = flags.DEFINE_integer("preparations", 10, "SIGKILLs while latents are prepared.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of all random choices.")
 
-# Imported late, since they start devices, which processes that meet may not have: each imports this.
+# Imported late, since they start devices: processes that meet import this file, and must not have.
 DAMAGE, RESUME = "tests.training.test_damage", "tests.training.test_resume"
 PER_RUN = 4  # most interruptions of one run
 RESTORED = 0.2  # least share of interruptions after a restore; about half of the expected share
