@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fewstep.data.arrays.array_cache import decode, repair
+from fewstep.data.arrays.array_cache import decode, is_decoded, repair
 from fewstep.data.arrays.dataset import Dataset, Posteriors
 from fewstep.data.arrays.group import ALONE, ProcessGroup
 from fewstep.data.arrays.local_copy import copy_arrays
@@ -62,6 +62,11 @@ def with_latents(
         moments=Posteriors(found.train.images, encoder.identity),
         recorded={**dataset.identity, LATENTS: latents},
     )
+
+
+def is_encoded(dataset: Dataset, encoder: Encoder, root: Path) -> bool:
+    """Whether the latents of all training images exist, sound or damaged."""
+    return is_decoded(encoded(dataset, encoder), root)
 
 
 def prepare_latents(

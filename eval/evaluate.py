@@ -7,6 +7,7 @@ compares all numbers of steps.
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ from fewstep.objectives.base import Params
 from fewstep.objectives.stages import allowed_sampling_steps, stage_ends
 from fewstep.training.codecs import load_codec
 from fewstep.training.experiment import Experiment
-from fewstep.training.generate import generate
+from fewstep.training.generate import finish_together, generate
 from fewstep.training.labels import describe_label_shares, label_counts
 from fewstep.training.sources import reads_data
 from fewstep.training.storage.identity import Identity, as_dict, flatten_fields, read_identity
@@ -214,7 +215,8 @@ def evaluator(
             description = f"{steps} steps"
             made = generate(sampler, params, labels, fields.batch_size, description)
             first: list[np.ndarray] = []
-            batches = keep_first(map(space.finish, made), first, space.shown)
+            finished = map(partial(finish_together, space.finish), made)
+            batches = keep_first(finished, first, space.shown)
             protocol = evaluation_protocol(experiment, config, step, steps, measures, data, samples)
             result = result_without_metrics(config, protocol, measures, run.id if run else "")
             if measures is None:

@@ -152,8 +152,11 @@ def is_at_hand(config: ConfigDict) -> bool:
 def load_same_codec(config: ConfigDict, images: np.ndarray) -> Known:
     """`load_codec` in all processes: what is fitted is what process 0 has fitted.
 
-    Two hosts may round a fit differently. Raises as `load_codec` does.
+    Two hosts may round a fit differently. All processes call this, unless the fingerprint is known.
+    Raises as `load_codec` does.
     """
+    if config.codec.fingerprint:
+        return load_codec(config, images)
     known = load_codec(config, images) if is_first() else None
     agreed = config.copy_and_resolve_references()
     agreed.codec.fingerprint = broadcast(known and known.fingerprint)

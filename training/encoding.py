@@ -8,7 +8,13 @@ from ml_collections import ConfigDict
 
 from fewstep.data import Dataset, data_root
 from fewstep.data.arrays.group import ALONE, ProcessGroup
-from fewstep.data.encoded import Encoder, channel_statistics, prepare_latents, with_latents
+from fewstep.data.encoded import (
+    Encoder,
+    channel_statistics,
+    is_encoded,
+    prepare_latents,
+    with_latents,
+)
 from fewstep.latents.codec import Params
 from fewstep.latents.scaling import SCALINGS, standardizing
 from fewstep.models.codecs import CODECS
@@ -22,7 +28,7 @@ from fewstep.training.codecs import (
     scaling_of,
 )
 from fewstep.training.latent_sets import (
-    check_latent_set,
+    check_flips,
     check_scale,
     describe_channels,
     scale_warning,
@@ -43,13 +49,26 @@ def encode_dataset(
         encoder = dataset_encoder(config, dataset)
         dataset = with_latents(dataset, encoder, data_root(config.data.dir), local)
         return resolve_codec(config, dataset), dataset
-    check_latent_set(config, dataset)
+    check_flips(config, dataset)
     config = resolve_codec(config, dataset)
     seen = seen_channels(scaling_of(config), dataset)
     check_scale(config, seen, dataset.name)
     if warning := scale_warning(config, seen):
         warn_once(f"{dataset.name}: {warning}")
     return config, dataset
+
+
+def with_prepared_codec(config: ConfigDict, dataset: Dataset) -> ConfigDict | None:
+    """The config with the fingerprint of its codec, if its latents are prepared; else None.
+
+    Encodes nothing and asks no other process. Raises ValueError as `load_codec` does.
+    """
+    config = config.copy_and_resolve_references()
+    if dataset.has_pictures:
+        config.codec.fingerprint = load_codec(config, dataset.train.images).fingerprint
+        encoder, root = dataset_encoder(config, dataset), data_root(config.data.dir)
+        return config if is_encoded(dataset, encoder, root) else None
+    return config
 
 
 def prepare_codec(config: ConfigDict, dataset: Dataset, group: ProcessGroup = ALONE) -> str:

@@ -4,8 +4,7 @@ Nothing in a file says which codec made its latents. Their shape, the identity t
 records, and the deviations of their channels reveal most mistakes.
 """
 
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -47,6 +46,9 @@ def picture_shape(config: ConfigDict, dataset: Dataset) -> Shape:
             f"data.name={config.data.name} has latents; name the codec that made them, such as "
             "codec.name=sd"
         )
+    recorded = dataset.moments.codec.get("codec", name)
+    if recorded != name:
+        raise ValueError(f"{dataset.name} has latents by codec.name={recorded}, not {name}; set it")
     height, width, channels = dataset.image_shape[-3:]
     sides = [side * codec_factor(name) for side in (height, width)]
     shape = (*sides, config.data.channels or IMAGE_CHANNELS)
@@ -67,15 +69,9 @@ def picture_shape(config: ConfigDict, dataset: Dataset) -> Shape:
     return shape
 
 
-def check_latent_set(config: ConfigDict, dataset: Dataset) -> None:
-    """Raises ValueError for latents of another codec, or without the views that flips need."""
-    recorded: Mapping[str, Any] = dataset.moments.codec
-    name, views = config.codec.name, dataset.image_shape[0]
-    if recorded.get("codec", name) != name:
-        raise ValueError(
-            f"{dataset.name} has latents by codec.name={recorded['codec']}, not {name}; set it"
-        )
-    if config.data.flip and views < 2:
+def check_flips(config: ConfigDict, dataset: Dataset) -> None:
+    """Raises ValueError if images shall be mirrored, and there are no latents of mirror images."""
+    if config.data.flip and dataset.image_shape[0] < 2:
         raise ValueError(
             f"data.flip=True needs latents of mirrored pictures, which {dataset.name} has not; set "
             "data.flip=False (a mirrored latent is not the latent of the mirrored picture)"

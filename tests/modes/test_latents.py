@@ -18,7 +18,9 @@ from fewstep.eval.report.runs import load_runs
 from fewstep.models import codecs as CODECS
 from fewstep.models.autoencoder import autoencoder
 from fewstep.models.codecs import NamedCodec
+from fewstep.modes.checks import inspect_earlier_run, inspect_first_batch
 from fewstep.modes.job import prepare_job
+from fewstep.modes.next_job import NextJob
 from fewstep.modes.prepare import prepare
 from fewstep.modes.recorded_run import load_run
 from fewstep.modes.request import Request, resolve_and_load
@@ -129,6 +131,17 @@ def test_an_evaluation_needs_no_latents(run, tmp_path, monkeypatch):
     monkeypatch.setattr("fewstep.modes.request.encode_dataset", None)
     EVALUATE.evaluate_run(Request(workdir=run, out=tmp_path / "eval"))
     assert list((tmp_path / "eval").rglob("*.json"))
+
+
+def test_the_doctor_reads_latents_and_makes_none(run, config_of, tmp_path):
+    job = NextJob(Request(config=config_of(), workdir=run))
+    assert job.dataset.moments is not None
+    assert inspect_first_batch(job) == "64 rows in each process"
+    assert inspect_earlier_run(job) == "goes on from step 2"
+    fresh = config_of(**{"data.dir": str(tmp_path / "data")})
+    job = NextJob(Request(config=fresh, workdir=tmp_path / "run"))
+    assert "training encodes the images first" in inspect_first_batch(job)
+    assert not list((tmp_path / "data").rglob("*latents*"))
 
 
 def test_a_student_takes_the_codec_of_its_teacher(run, config_of, tmp_path):
