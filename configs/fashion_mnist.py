@@ -34,8 +34,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.batch_size = 64
     config.data.name = "fashion_mnist"
     config.data.flip = True
-    config.model.size = "mini"
-    config.model.patch_size = 4
+    methods.network(config, size="mini", patch_size=4)
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100

@@ -19,14 +19,8 @@ from fewstep.latents.codec import Params
 from fewstep.latents.scaling import SCALINGS, standardizing
 from fewstep.models.codecs import CODECS
 from fewstep.training.cluster.processes import warn_once
-from fewstep.training.codecs import (
-    build_codec,
-    is_at_hand,
-    load_codec,
-    load_same_codec,
-    on_first_call,
-    scaling_of,
-)
+from fewstep.training.codec_weights import is_at_hand, load_codec, load_same_codec
+from fewstep.training.codecs import build_codec, on_first_call, scaling_of
 from fewstep.training.latent_sets import (
     check_flips,
     check_scale,

@@ -14,7 +14,8 @@ from fewstep.data.encoded import channel_statistics
 from fewstep.latents.codec import Shape
 from fewstep.latents.scaling import SCALINGS, Scaling, per_channel
 from fewstep.models.codecs import CODECS
-from fewstep.training.codecs import codec_factor, named_codec, scaling_of
+from fewstep.training.codec_weights import named_codec
+from fewstep.training.codecs import codec_factor, scaling_of
 
 IMAGE_CHANNELS = 3  # of decoded pictures, unless data.channels says another number
 CHECKED_ROWS = 1_000  # latents whose statistics are compared with the scale

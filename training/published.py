@@ -18,7 +18,8 @@ from fewstep.models.dit import SIZES, DiTSize
 from fewstep.models.layers import position_table
 from fewstep.models.network import check_choice
 from fewstep.models.time_reversal import reverse_time
-from fewstep.training.codecs import ANY_SIDE, codec_factor, named_codec
+from fewstep.training.codec_weights import named_codec
+from fewstep.training.codecs import ANY_SIDE, codec_factor
 from fewstep.training.storage.identity import with_all_fields
 from fewstep.weights.layouts.blocks import stack_blocks
 from fewstep.weights.layouts.diffusers_dit import read_diffusers
