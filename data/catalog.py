@@ -16,7 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from fewstep.data.arrays.array_cache import data_root, decode, is_decoded, local_folder, repair
+from fewstep.data.arrays.array_cache import (
+    data_root,
+    decode,
+    is_decoded,
+    local_folder,
+    repair,
+    verify,
+)
 from fewstep.data.arrays.dataset import Dataset, UnknownNameError
 from fewstep.data.arrays.files import claimed
 from fewstep.data.arrays.group import ALONE, ProcessGroup
@@ -194,6 +201,8 @@ def prepare_dataset(selection: Selection, group: ProcessGroup = ALONE) -> Path:
     group.meet()
     found = found or _open(selection)
     if isinstance(found, Dataset):
+        if found.moments is not None:
+            verify(found)
         return root
     if not group.is_first:
         return repair(found, root, group)
