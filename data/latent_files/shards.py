@@ -5,7 +5,7 @@
     train-00000-of-00010.array_record      records of .npz: "image" [2c, h, w], "label"
 
 LightningDiT (arXiv:2501.01423) draws each latent once. Its `latents_stats.pt` has the mean and the
-deviation of each channel.
+deviation of each channel, [1, c, 1, 1].
 """
 
 import functools
@@ -21,6 +21,8 @@ from fewstep.weights.archives import read_arrays
 from fewstep.weights.tensors import read_tensors
 
 LATENTS, FLIPPED, LABELS = "latents", "latents_flip", "labels"
+STATISTICS = "latents_stats.pt"
+SAMPLED = 256  # latents whose channels are compared with the statistics
 COMPARED = 16  # latents of a file whose mirror images are compared with them
 
 
@@ -35,6 +37,7 @@ def safetensors_files(folder: Path, files: Sequence[str]) -> LatentFiles:
         return Latent(np.stack(views), one_number(label))
 
     counts = [len(opened(file)[LATENTS]) for file in files]
+    check_statistics(folder / STATISTICS, opened(files[0])[LATENTS])
     return several(".safetensors of many draws", DRAWS, files, counts, read)
 
 
@@ -73,6 +76,24 @@ def check_mirrored(path: Path, latents: np.ndarray, flipped: np.ndarray) -> None
         f"{path}: {FLIPPED} has {found}, not the latents of mirrored pictures; remove it and train "
         "without data.flip, or encode the mirrored pictures"
     )
+
+
+def check_statistics(path: Path, latents: np.ndarray) -> None:
+    """Raises ValueError if the statistics beside the latents are those of others."""
+    if not path.exists():
+        return
+    recorded, some = read_tensors(path), latents[:: max(len(latents) // SAMPLED, 1)]
+    here = {"mean": some.mean((0, 2, 3)), "std": some.std((0, 2, 3))}
+    if recorded.keys() != here.keys() or any(recorded[k].size != here[k].size for k in here):
+        raise ValueError(f"{path} has {', '.join(recorded)}, not the mean and std of each channel")
+    mean, std = (recorded[name].reshape(-1) for name in ("mean", "std"))
+    ratio = here["std"] / np.maximum(std, 1e-12)
+    if (np.abs(here["mean"] - mean) > std).any() or (np.abs(np.log2(ratio)) > 1).any():
+        raise ValueError(
+            f"{path} belongs to other latents than the files beside it: the channels have means "
+            f"{np.round(here['mean'], 2).tolist()}, and {np.round(mean, 2).tolist()} there; "
+            "restore the files of one data set"
+        )
 
 
 def array_record_files(folder: Path, files: Sequence[str]) -> LatentFiles:

@@ -243,6 +243,14 @@ FAULTS = {
         {},
         "shard000.safetensors: latents_flip has mirrored latents.*without data.flip",
     ),
+    "statistics of other latents": (
+        after(
+            write_shards,
+            lambda f: write_npz(f / "latents_stats.pt", mean=np.full(4, 20.0), std=np.full(4, 5.0)),
+        ),
+        {},
+        "latents_stats.pt belongs to other latents than the files beside it",
+    ),
     "the same latents as mirrored ones": (
         lambda folder: write_shards(folder, flipped=MEAN),
         {},
