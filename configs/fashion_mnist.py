@@ -29,6 +29,11 @@ LOG_LEVEL_SHIFT = 0.35
 
 def get_config(method: str = "shortcut") -> ConfigDict:
     """A DiT of 1.3 M parameters on 49 tokens, sized for a CPU."""
+    return configure(method, SIGMA_DATA, LOG_LEVEL_SHIFT)
+
+
+def configure(method: str, sigma_data: float, log_level_shift: float) -> ConfigDict:
+    """The config for data of that deviation, with log-normal noise levels shifted by so much."""
     config = methods.choose(base.config(), method)
     config.steps = 4000
     config.batch_size = 64
@@ -42,7 +47,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     # Open, since a small step may be shorter than its dispatch (training/cost/choice.py).
     config.steps_per_dispatch, config.data.on_device = placeholder(int), placeholder(bool)
     config.evaluate.features, config.evaluate.agreement = "classifier", True
-    short_runs.short_run(config, SIGMA_DATA)
+    short_runs.short_run(config, sigma_data)
     for sampler in short_runs.log_normal_samplers(config):
-        sampler.mean += LOG_LEVEL_SHIFT
+        sampler.mean += log_level_shift
     return config
