@@ -84,7 +84,7 @@ class NextJob:
     @property
     def dataset(self) -> Dataset | None:
         """The data set, with its latents if they are prepared; None if it is not here."""
-        return self.prepared[1]
+        return self.prepared[1] if self.asked.codec.name else self.found
 
     @cached_property
     def experiment(self) -> Experiment:

@@ -23,7 +23,7 @@ from fewstep.modes.job import prepare_job
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.prepare import prepare
 from fewstep.modes.recorded_run import load_run
-from fewstep.modes.request import Request, resolve_and_load
+from fewstep.modes.request import Request, load_local_copy, resolve_and_load
 from fewstep.modes.student import read_student
 from fewstep.training.storage import workdir
 from fewstep.training.storage.identity import as_dict
@@ -131,6 +131,16 @@ def test_an_evaluation_needs_no_latents(run, tmp_path, monkeypatch):
     monkeypatch.setattr("fewstep.modes.request.encode_dataset", None)
     EVALUATE.evaluate_run(Request(workdir=run, out=tmp_path / "eval"))
     assert list((tmp_path / "eval").rglob("*.json"))
+
+
+def test_a_local_disk_gets_the_latents_alone(run, config_of, tmp_path):
+    config, _ = resolve_and_load(config_of(**{"data.local_dir": str(tmp_path)}))
+    assert not list(tmp_path.iterdir())  # checks come before copies
+    copied = load_local_copy(config)
+    (folder,) = (tmp_path / "arrays").iterdir()
+    assert "pictures_as_latents-" in folder.name
+    assert str(copied.moments.array.filename).startswith(str(folder))
+    assert not str(copied.train.images.filename).startswith(str(tmp_path))
 
 
 def test_the_doctor_reads_latents_and_makes_none(run, config_of, tmp_path):
