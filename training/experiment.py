@@ -15,6 +15,7 @@ from fewstep.models.network import Network
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Objective
 from fewstep.training.averages import averages, check_sampling_network, sampling_network
+from fewstep.training.codec_weights import TRAINING
 from fewstep.training.construct import RunContext, construct, construct_with_parts, look_up
 from fewstep.training.networks import build_network, with_network_fields, with_tiny_network
 from fewstep.training.optimizer import (
@@ -104,6 +105,11 @@ def rebuild(config: ConfigDict, run: str) -> Experiment:
 
 def build_model(config: ConfigDict) -> Model:
     """A config's network on its path. Raises ValueError."""
+    if config.codec.name and config.objective.name == TRAINING:
+        raise ValueError(
+            f"codec.name={config.codec.name} is not used by {TRAINING}, which trains the codec "
+            "model.codec on images; leave it unset"
+        )
     network = build_network(config)
     path = construct(PATHS, config.path, "path")
     kind = build_kind(config.prediction.kind, config.prediction.sigma_data)
@@ -135,11 +141,6 @@ def build_objective(config: ConfigDict, model: Model) -> Objective:
     run = RunContext(model.path, config.steps)
     fields = config.objective.to_dict()
     objective = construct_with_parts(OBJECTIVES, fields, "objective", run, model)
-    if objective.reconstructs and config.codec.name:
-        raise ValueError(
-            f"codec.name={config.codec.name} is not used by {config.method}, which trains the "
-            "codec model.codec on images; leave it unset"
-        )
     if not (config.teacher and config.start_from_teacher):
         objective = objective._replace(init_from={})
     if config.teacher and not (objective.needs_teacher or objective.init_from):
