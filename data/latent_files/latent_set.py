@@ -16,6 +16,7 @@ from fewstep.data.arrays.array_cache import file_stamps
 from fewstep.data.arrays.dataset import Dataset, Posteriors
 from fewstep.data.arrays.shards import each_image
 from fewstep.data.arrays.undecoded import Undecoded
+from fewstep.data.encoded import SHARD_ROWS
 from fewstep.data.latent_files.files import (
     BESIDE,
     DRAWS,
@@ -81,6 +82,7 @@ def latent_set(path: str, posterior: str = "") -> Undecoded | Dataset:
         splits={"train": each_image(found.count, read)},
         understood=f"{name}: {found.words}, {found.count:,} latents, as {chosen}{passed}",
         dtype=np.dtype(np.float16),
+        shard_bytes=SHARD_ROWS * first.nbytes,
         made="converted",
         opened=opened,
     )
