@@ -31,6 +31,7 @@ from fewstep.data.latent_files.one_per_picture import numpy_files, torch_files
 from fewstep.data.latent_files.prepared import PREPARED, prepared_latents
 from fewstep.data.latent_files.shards import array_record_files, safetensors_files
 
+Shape = tuple[int, ...]
 # By the ends of names.
 FORMS: dict[str, Callable[[Path, Sequence[str]], LatentFiles]] = {
     ".pt": torch_files,
@@ -65,12 +66,7 @@ def latent_set(path: str, posterior: str = "") -> Undecoded | Dataset:
     def read(number: int) -> tuple[np.ndarray, int]:
         latent = read_one(found, number, folder)
         array = stored(latent, chosen, found.place(number))
-        if array.shape != first.shape:
-            raise ValueError(
-                f"{found.place(number)} has a latent of {list(array.shape)}, and {found.place(0)} "
-                f"one of {list(first.shape)} (views, moments, height, width, channels); keep "
-                "latents of one shape in a folder"
-            )
+        check_same_shape(found, number, array.shape, first.shape)
         return array, latent.label
 
     passed = f"; passes over {len(rest)} other files, such as {name_some(rest)}" if rest else ""
@@ -86,6 +82,16 @@ def latent_set(path: str, posterior: str = "") -> Undecoded | Dataset:
         made="converted",
         opened=opened,
     )
+
+
+def check_same_shape(files: LatentFiles, number: int, shape: Shape, first: Shape) -> None:
+    """Raises ValueError that names the file if a latent is not of the shape of the first one."""
+    if shape != first:
+        raise ValueError(
+            f"{files.place(number)} has a latent of {list(shape)}, and {files.place(0)} one of "
+            f"{list(first)} (views, moments, height, width, channels); keep latents of one shape in "
+            "a folder"
+        )
 
 
 def read_folder(folder: Path) -> tuple[LatentFiles, list[str]]:
