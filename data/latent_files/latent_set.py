@@ -89,8 +89,8 @@ def check_same_shape(files: LatentFiles, number: int, shape: Shape, first: Shape
     if shape != first:
         raise ValueError(
             f"{files.place(number)} has a latent of {list(shape)}, and {files.place(0)} one of "
-            f"{list(first)} (views, moments, height, width, channels); keep latents of one shape in "
-            "a folder"
+            f"{list(first)} (views, moments, height, width, channels); keep latents of one shape "
+            "in a folder"
         )
 
 
