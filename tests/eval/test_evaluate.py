@@ -16,6 +16,7 @@ from fewstep.eval.evaluate import (
     summary,
     training_data_digest,
 )
+from fewstep.eval.sampling import Wanted
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage.identity import Identity
 from tests.training.runs import small_experiment, synthetic_split
@@ -125,10 +126,11 @@ def test_a_folder_that_is_not_writable_is_read(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path / "own"))
     theirs, own = tmp_path / "theirs", tmp_path / "own"
     config, experiment = small_experiment(**{**FIELDS, "data.dir": str(theirs)})
-    prepare_measures(experiment, dataset(), config, make_mesh(), (1,) * 10, 24, writable=False)
+    wanted = Wanted(np.arange(24) % 10, "every class in turn")
+    prepare_measures(experiment, dataset(), config, make_mesh(), wanted, writable=False)
     assert not theirs.exists() and len(list((own / "references").iterdir())) == 1
     own.rename(theirs)
-    prepare_measures(experiment, dataset(), config, make_mesh(), (1,) * 10, 24, writable=False)
+    prepare_measures(experiment, dataset(), config, make_mesh(), wanted, writable=False)
     assert not own.exists()
 
 

@@ -127,6 +127,7 @@ NETWORK = {
     "guidance_input": SWITCH,
     "loss_weight": SWITCH,
     "time_scale": number_range(0.0, above=True),
+    "codec": TEXT,
     "adaln_zero": SWITCH,
     "dropout": number_range(0.0, 1.0),
     "dtype": TEXT,
