@@ -147,7 +147,8 @@ def write_run(
 
 def summary(path: Path, config: ConfigDict, experiment: Experiment, found: Imported) -> str:
     """Return the line that says what was imported and what to do with it."""
-    flags = shell_flags("sample", workdir=path, steps=many_steps(experiment.objective))
+    steps = many_steps(experiment.objective) or min(config.evaluate.steps, default=1)
+    flags = shell_flags("sample", workdir=path, steps=steps)
     unknown = config.codec.name and not config.codec.fingerprint
     return (
         f"{path} is a run of {config.method} with {found.title}: "

@@ -16,7 +16,7 @@ from fewstep.eval.report.page import protocol_line
 from fewstep.training.exports.exported import Contents, Exported
 from fewstep.training.exports.own import config_without_places
 from fewstep.training.networks import network_title
-from fewstep.training.storage.identity import as_dict
+from fewstep.training.storage.identity import as_dict, flatten_fields
 from fewstep.training.teacher import describe_space
 
 # Groups and fields of the config that the card shows.
@@ -27,7 +27,8 @@ SHOWN += ("objective", "optimizer", "ema")
 def model_card(exported: Exported, contents: Contents, folder: Path) -> str:
     """The card as Markdown. folder: that of the run."""
     config = config_without_places(exported.config)
-    shown = {name: value for name, value in as_dict(config).items() if name in SHOWN}
+    fields = flatten_fields({name: as_dict(config)[name] for name in SHOWN})
+    shown = {name: value for name, value in fields.items() if value not in (None, "", [])}
     left_out = [f"{text}." for text in contents.left_out if text]
     parts = [
         f"# {config.method}: {network_title(config)} on {config.data.name}",

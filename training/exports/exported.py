@@ -61,9 +61,9 @@ def check_fields(exported: Exported, form: str, expected: Mapping[str, tuple[Any
         value = config[group].get(field)
         if value not in values:
             known = " or ".join(map(str, values))
-            found.append(f"{name}={value}, and it has {known} only")
+            found.append(f"{name}={value} (it has {known})")
     if found:
         raise ValueError(
-            f"--format={form} cannot express {'; '.join(found)}; use --format=safetensors, which "
+            f"--format={form} cannot express {', '.join(found)}; use --format=safetensors, which "
             "expresses every run"
         )

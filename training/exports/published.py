@@ -29,7 +29,7 @@ def published_contents(exported: Exported, layout: str) -> Contents:
     command = shell_flags("import", weights=file, layout=layout, workdir="runs/imported")
     loading = (
         f"`{file}` has the names and shapes of {published.title} as its authors publish it. With "
-        f"Fewstep:\n\n```\n{command}\n```"
+        f"Fewstep:\n\n```\npython main.py {command}\n```"
     )
     return Contents(
         {file: partial(save_safetensors, tensors=tensors)}, loading, (published.left_out,)
