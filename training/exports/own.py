@@ -108,8 +108,8 @@ def loading(network: str) -> str:
         else 'safetensors.numpy.load_file("network.safetensors")'
     )
     return (
-        f"With Fewstep, FOLDER being this folder:\n\n```\npython main.py {command}\n```\n\nThe new run has one "
-        "network, without averages and states of optimizers. In Python, "
+        f"With Fewstep, FOLDER being this folder:\n\n```\npython main.py {command}\n```\n\n"
+        "The new run has one network, without averages and states of optimizers. In Python, "
         f"`{read}` gives the parameters by path. Matrices are [in, out]."
     )
 
