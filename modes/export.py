@@ -1,8 +1,9 @@
 """--mode=export: write the network of a run as files that other programs read."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import jax
 
@@ -35,12 +36,24 @@ from fewstep.training.storage.workdir import recorded_identity
 from fewstep.weights.layouts.blocks import split_blocks
 
 CARD = "README.md"
-FORMATS: Mapping[str, Callable[[Exported], Contents]] = {
-    "safetensors": partial(own_contents, network="network.safetensors"),
-    "npz": partial(own_contents, network="network.npz"),
-    "diffusers": diffusers_contents,
-    "onnx": onnx_contents,
-    **{layout: partial(published_contents, layout=layout) for layout in LAYOUTS},
+
+# The fields that the flags of some formats set.
+STEPS, GUIDANCE = "evaluate.steps", "evaluate.guidance_scale"
+
+
+class Format(NamedTuple):
+    """What a network becomes. fields: STEPS and GUIDANCE, where it reads them."""
+
+    contents: Callable[[Exported], Contents]
+    fields: tuple[str, ...] = ()
+
+
+FORMATS = {
+    "safetensors": Format(partial(own_contents, network="network.safetensors")),
+    "npz": Format(partial(own_contents, network="network.npz")),
+    "diffusers": Format(diffusers_contents, (GUIDANCE,)),
+    "onnx": Format(onnx_contents, (STEPS, GUIDANCE)),
+    **{layout: Format(partial(published_contents, layout=layout)) for layout in LAYOUTS},
 }
 
 
@@ -51,11 +64,10 @@ def export(request: Request) -> None:
     exists. The folder is there whole or not at all.
     """
     out = require_out(request)
-    if request.format not in FORMATS:
-        raise ValueError(unknown_choice("--format", request.format, [*FORMATS]))
+    form = find_format(request)
     check_writable(out.parent, "choose another --out")
     exported = exported_network(request)
-    contents = FORMATS[request.format](exported)
+    contents = form.contents(exported)
     card = model_card(exported, contents, require_workdir(request))
     with whole_folder(out) as folder:
         for name, write in contents.files.items():
@@ -66,6 +78,20 @@ def export(request: Request) -> None:
         f"{out} has {exported.experiment.sample_with} at step {exported.step} as {request.format}: "
         f"{', '.join([*contents.files, CARD])}"
     )
+
+
+def find_format(request: Request) -> Format:
+    """Return what --format names. Raises ValueError, also for a flag that it does not read."""
+    if request.format not in FORMATS:
+        raise ValueError(unknown_choice("--format", request.format, [*FORMATS]))
+    form = FORMATS[request.format]
+    for flag, field in (("steps", STEPS), ("guidance", GUIDANCE)):
+        if field in request.fields and field not in form.fields:
+            users = ", ".join(name for name, each in FORMATS.items() if field in each.fields)
+            raise ValueError(
+                f"--{flag} is not used by --format={request.format}, only by {users}; leave it out"
+            )
+    return form
 
 
 def require_out(request: Request) -> Path:
@@ -108,12 +134,12 @@ EXPORT = Mode(
         "steps": Flag(
             "Sampling steps of an ONNX graph; default: the fewest that the run is evaluated in.",
             parse_integers,
-            ("evaluate.steps",),
+            (STEPS,),
         ),
         "guidance": Flag(
-            "Guidance scale of an ONNX graph, and default of other samplers; default: the run's.",
+            "Guidance scale of an ONNX graph and of the code for diffusers; default: the run's.",
             parse_number,
-            ("evaluate.guidance_scale",),
+            (GUIDANCE,),
         ),
     },
     replaces=("codec.weights", "data.dir"),

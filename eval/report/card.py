@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.data import short_hash
+from fewstep.data import path_in_name, short_hash
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.report.evaluation import FOLDER, Evaluation, load_evaluations
 from fewstep.eval.report.page import protocol_line
@@ -31,7 +31,7 @@ def model_card(exported: Exported, contents: Contents, folder: Path) -> str:
     shown = {name: value for name, value in fields.items() if value not in (None, "", [])}
     left_out = [f"{text}." for text in contents.left_out if text]
     parts = [
-        f"# {config.method}: {network_title(config)} on {config.data.name}",
+        f"# {config.method}: {network_title(config)} on {data_name(exported)}",
         "\n".join(f"- {fact}" for fact in facts(exported)),
         "## How to load it",
         contents.loading,
@@ -67,9 +67,15 @@ def facts(exported: Exported) -> list[str]:
     return lines
 
 
+def data_name(exported: Exported) -> str:
+    """The name of the data that a run was trained on, without the place of a folder."""
+    name = exported.config.data.name
+    return "images of a folder" if path_in_name(name) else name
+
+
 def data_text(exported: Exported) -> str:
-    """Name and identity of the data that a run was trained on, without the place of a folder."""
-    name, data = config_without_places(exported.config).data.name, exported.identity.data
+    """Name and identity of the data that a run was trained on."""
+    name, data = data_name(exported), exported.identity.data
     if data is None:
         return f"{name}, of which the run recorded no identity"
     counts = ", ".join(

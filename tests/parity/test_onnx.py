@@ -55,19 +55,23 @@ def compare(folder, method, steps, guidance=1.0, **fields):
     return worst
 
 
+UNLABELLED = {"data.num_classes": 0, "objective.label_dropout": 0.0}
+
+
 @pytest.mark.parametrize(
-    ("method", "steps", "guidance", "fields"),
+    ("method", "steps", "guidance", "fields", "tolerance"),
     [
-        ("shortcut", 2, 1.0, {}),
-        ("flow_matching", 3, 2.0, {"model.scan": True}),
-        ("flow_matching", 1, 1.0, {"data.num_classes": 0, "objective.label_dropout": 0.0}),
-        ("edm", 2, 1.0, {}),
-        ("sim_flow", 1, 1.0, {}),
-        ("ect", 1, 1.0, {"model.dtype": "float32", "model.attention": "chunked"}),
+        ("shortcut", 2, 1.0, {}, 1e-5),
+        ("flow_matching", 3, 2.0, {"model.scan": True}, 1e-5),
+        ("flow_matching", 1, 1.0, UNLABELLED, 1e-5),
+        ("sim_flow", 1, 1.0, {}, 1e-5),
+        ("ect", 1, 1.0, {"model.attention": "chunked"}, 1e-5),
+        # Its clock is a logarithm, rounded otherwise there, times a time_scale of 1000.
+        ("edm", 2, 1.0, {}, 2e-4),
     ],
 )
-def test_samples_are_ours(tmp_path, method, steps, guidance, fields):
-    assert compare(tmp_path, method, steps, guidance, **fields) < 1e-5
+def test_samples_are_ours(tmp_path, method, steps, guidance, fields, tolerance):
+    assert compare(tmp_path, method, steps, guidance, **fields) < tolerance
 
 
 def test_pictures_of_latents_are_ours(tmp_path, monkeypatch):

@@ -45,7 +45,8 @@ labels = np.array([{labels}], np.int32)
 samples = session.run(None, {{{inputs}}})[0]  # {meaning}
 ```
 
-The graph samples in {steps} step(s) at guidance {guidance:g}, with any number of rows.{null}"""
+The graph samples in {steps} step(s) at guidance {guidance:g}, with any number of rows.{null} Large
+parameters are in a second file, `{file}.data`, which must lie beside it."""
 
 Sampler = Callable[[jax.Array, jax.Array], jax.Array]
 
