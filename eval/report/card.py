@@ -137,4 +137,5 @@ def protocol_table(group: Sequence[Evaluation]) -> str:
         )
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     line = protocol_line(group[0].measurement, group[0].result["metric"])
-    return f"{line}.\n\n{table}"
+    warnings = {text.rstrip(".") for one in group for text in one.result.get("warnings", ())}
+    return "\n\n".join([f"{line}.", table, *(f"Warning: {text}." for text in sorted(warnings))])

@@ -41,6 +41,7 @@ def test_it_has_the_figures_of_this_network_and_step_alone(folder):
         ("4", "0.435"),
     ]
     assert "fd-classifier-1k: 1,000 samples" in text and "fd-classifier-5k: 5,000 samples" in text
+    assert text.count("\n\nWarning: 1,000 samples are few") == 2
     found = evaluations_of(exported(), folder)
     assert sorted(evaluation.steps for evaluation in found) == [1, 1, 4]
 
