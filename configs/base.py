@@ -128,10 +128,10 @@ def codec() -> ConfigDict:
     """Latents, on which the network trains in place of the images (docs/latents.md)."""
     return ConfigDict(
         {
-            # "" trains on the images; linear, fitted to them; sd, sdxl, sd3, flux, taesd, taesdxl,
-            # taesd3, taef1, with published weights
+            # "" trains on the images; linear, fitted to them; f4, f7, f8, trained by the method
+            # autoencoder; sd, sdxl, sd3, flux, taesd, taesdxl, taesd3, taef1, published
             "name": "",
-            "weights": "",  # file of its weights
+            "weights": "",  # file of its weights, or RUN[@STEP] of the method autoencoder
             # Per channel, the network sees scale * (latent - shift). () is what the codec was
             # published with, else what brings the latents to mean 0 and deviation 1.
             "scale": (),
@@ -148,7 +148,9 @@ def model() -> ConfigDict:
     """
     return ConfigDict(
         {
-            "name": "dit",  # dit; mlp, for points, or for images as points of as many numbers
+            # dit; mlp, for points, or for images as points of as many numbers; codec, which only
+            # the method autoencoder trains
+            "name": "dit",
             # All networks. The first three are what the method needs, unless they are given.
             # none, time (s), interval (t - s), step_size (-log2(t - s))
             "second_time": placeholder(str),
@@ -169,6 +171,10 @@ def model() -> ConfigDict:
             # mlp
             "width": placeholder(int),  # units of a block; None is 128
             "depth": placeholder(int),  # blocks; None is 3
+            # codec
+            "codec": placeholder(
+                str
+            ),  # which one is trained: f4, f7, f8, sd, sdxl, sd3, flux; None is f4
         }
     )
 

@@ -25,7 +25,7 @@ from fewstep.modes.recorded_run import load_run
 from fewstep.modes.request import Request, require_workdir
 from fewstep.modes.student import config_in_place_of
 from fewstep.training.cluster.processes import say
-from fewstep.training.codecs import load_codec
+from fewstep.training.codec_weights import load_codec
 from fewstep.training.experiment import check_guidance
 from fewstep.training.exports.diffusers import diffusers_contents
 from fewstep.training.exports.exported import Contents, Exported

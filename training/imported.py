@@ -12,7 +12,8 @@ from ml_collections import ConfigDict
 from fewstep.data import NEWEST_DECODING, NONE
 from fewstep.latents.scaling import SCALINGS
 from fewstep.models.codecs import CODECS
-from fewstep.training.codecs import ANY_SIDE, codec_factor, named_codec
+from fewstep.training.codec_weights import named_codec
+from fewstep.training.codecs import ANY_SIDE, codec_factor
 from fewstep.training.exports.own import LAYOUT as OWN
 from fewstep.training.exports.own import find_own, read_own
 from fewstep.training.published import PUBLISHED, Import, read_published, size_name

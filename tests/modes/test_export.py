@@ -16,7 +16,7 @@ from fewstep.modes.import_weights import import_weights
 from fewstep.modes.recorded_run import load_run
 from fewstep.modes.request import Request
 from fewstep.modes.sample import sample
-from fewstep.training.codecs import load_codec
+from fewstep.training.codec_weights import load_codec
 from fewstep.training.exports import onnx as ONNX
 from fewstep.training.exports.own import PLACES, config_without_places
 from fewstep.training.storage import workdir

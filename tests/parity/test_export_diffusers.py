@@ -17,7 +17,8 @@ from fewstep.models.tiny_autoencoder import tiny_autoencoder
 from fewstep.modes.export import CARD, export
 from fewstep.modes.recorded_run import load_run
 from fewstep.modes.request import Request
-from fewstep.training.codecs import load_codec, network_codec
+from fewstep.training.codec_weights import load_codec
+from fewstep.training.codecs import network_codec
 from fewstep.weights.layouts.names import flatten
 from tests.parity.transcription import from_torch, to_torch, torch
 from tests.published import random_params

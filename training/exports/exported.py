@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from fewstep.models.dit import SIZES
-from fewstep.training.codecs import Known
+from fewstep.training.codec_weights import Known
 from fewstep.training.experiment import Experiment
 from fewstep.training.storage.identity import Identity
 from fewstep.weights.layouts.dit import Sizes

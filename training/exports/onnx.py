@@ -54,10 +54,15 @@ Sampler = Callable[[jax.Array, jax.Array], jax.Array]
 def onnx_contents(exported: Exported) -> Contents:
     """The graph of a run's sampler.
 
-    Raises ValueError for steps that the run cannot sample in, a sampler that draws noise, and
-    without jax2onnx.
+    Raises ValueError for a run that does not sample, or not in these steps, for a sampler that
+    draws noise, and without jax2onnx.
     """
     check_installed()
+    if exported.experiment.objective.reconstructs:
+        raise ValueError(
+            f"--format=onnx is for samplers, and {exported.config.method} reconstructs images; use "
+            "--format=safetensors"
+        )
     stages, steps = exported.experiment.objective.stages, exported.sampling_steps
     with named_steps(f"--steps={steps}"):
         check_sampling_steps(stages, exported.step, (steps,))
