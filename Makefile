@@ -24,7 +24,7 @@ DEMO_FIELDS := --config.steps=$(DEMO_STEPS) --config.batch_size=64 --config.eval
 	--config.objective.max_steps=32 --config.objective.label_dropout=0.0
 TEST_WORKERS ?= 2
 DRILLS ?=
-SOAK ?= --kills=30 --stops=30 --damages=80
+SOAK ?= --kills=30 --stops=30 --damages=80 --preparations=10
 # Folders whose modules have pages.
 ROOMS := configs data diffusion eval latents models modes objectives samplers training weights
 

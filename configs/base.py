@@ -90,7 +90,8 @@ def config() -> ConfigDict:
                 # Features: classifier, pixels, inception, dinov2, points; none only draws samples.
                 "features": "inception",
                 "weights": "",  # its file of weights; "" is $FEWSTEP_INCEPTION or $FEWSTEP_DINOV2
-                "reference": "train",  # real images: train, test, all, or an .npz (evaluation.md)
+                # Real images: train, test, all, folder:PATH, or an .npz (evaluation.md).
+                "reference": "train",
                 "agreement": False,  # with labels, of a classifier trained on the data
                 "num_samples": 1000,
                 "final_samples": 0,  # a second, larger count after the last step; 0 measures none
@@ -105,7 +106,8 @@ def data() -> ConfigDict:
     """The data set."""
     return ConfigDict(
         {
-            "name": "digits",  # digits, fashion_mnist, folder:PATH, a TFDS name, mixture:NAME, none
+            # digits, fashion_mnist, folder:PATH, latents:FOLDER, a TFDS name, mixture:NAME, none
+            "name": "digits",
             "dir": "",  # folder of prepared data; "" is $FEWSTEP_DATA or ~/.cache/fewstep
             # A local disk to which each host copies the images before training; "" copies nothing.
             "local_dir": "",
@@ -115,6 +117,9 @@ def data() -> ConfigDict:
             # newest; 0 keeps the version of a begun run or of its teacher, else the newest.
             "decoding": 0,
             "background": "white",  # color under transparent pixels: a name or #rrggbb
+            # latents:FOLDER: what follows the means: std, logvar, or nothing (draws); "" is what
+            # the form of the files says
+            "posterior": "",
             "unreadable": 0,  # how many unreadable files of a folder are skipped, not an error
             "num_classes": -1,  # 0 trains without labels; -1 is the data set's own
             "label_shares": "data",  # classes of generated images: in the data's shares, or equal

@@ -5,6 +5,7 @@ mixture:NAME       points of a mixture of Gaussians (data/mixtures.py); nothing 
 digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST (data/fashion_mnist.py)
 folder:PATH        a folder or .zip of images (data/folders/folder.py); needs image_size
+latents:FOLDER     latents that were made before (data/latent_files); has no pictures
 tfds:NAME or NAME  an image data set of TensorFlow Datasets (data/tfds_images.py)
 
 A new kind needs a file and an entry in ORIGINS.
@@ -16,21 +17,23 @@ from pathlib import Path
 from typing import NamedTuple
 
 from fewstep.data.arrays.array_cache import (
-    Undecoded,
-    array_folder,
     data_root,
     decode,
     is_decoded,
     local_folder,
     repair,
+    verify,
 )
 from fewstep.data.arrays.dataset import Dataset, UnknownNameError
 from fewstep.data.arrays.files import claimed
+from fewstep.data.arrays.group import ALONE, ProcessGroup
 from fewstep.data.arrays.local_copy import FIELD, copy_arrays
 from fewstep.data.arrays.pixels import check_size
+from fewstep.data.arrays.undecoded import Undecoded, array_folder
 from fewstep.data.digits import digits
 from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, parse_decoding
 from fewstep.data.folders.folder import folder_images
+from fewstep.data.latent_files.latent_set import latent_set
 from fewstep.data.mixtures import mixture_dataset, mixture_space
 from fewstep.data.spaces.pixels import pixel_space
 from fewstep.data.spaces.space import Space
@@ -48,6 +51,7 @@ class Selection(NamedTuple):
     data_dir: the folder of prepared data; "" is $FEWSTEP_DATA, else ~/.cache/fewstep.
     image_size, channels: size and channels after conversion; 0 keeps the data set's own.
     decoding, background, unreadable: how files are decoded (data/folders/decoding.py).
+    posterior: what follows the means in files of latents (data/latent_files/files.py).
     """
 
     name: str
@@ -57,6 +61,7 @@ class Selection(NamedTuple):
     decoding: int = 0
     background: str = BACKGROUND
     unreadable: int = 0
+    posterior: str = ""
 
     def rules(self) -> Decoding:
         """The decoding of the files. Raises ValueError for fields out of range."""
@@ -108,6 +113,10 @@ def _open_folder(path: str, selection: Selection, writable: bool) -> Undecoded:
     return folder_images(path, selection.image_size, selection.channels, selection.rules(), kept)
 
 
+def _open_latents(path: str, selection: Selection, writable: bool) -> Dataset | Undecoded:
+    return latent_set(path, selection.posterior)
+
+
 def _open_tfds(name: str, selection: Selection, writable: bool) -> Undecoded:
     from fewstep.data.tfds_images import tfds_images
 
@@ -137,6 +146,7 @@ ORIGINS = {
     "digits": Origin("digits", _open_digits),
     "fashion_mnist": Origin("fashion_mnist", _open_tfds, _download_tfds),
     "folder": Origin("folder:PATH", _open_folder, place="a folder of images"),
+    "latents": Origin("latents:FOLDER", _open_latents, place="a folder of latents"),
     "tfds": Origin("tfds:NAME", _open_tfds, _download_tfds),
 }
 
@@ -174,8 +184,10 @@ def load_copy(selection: Selection, local_dir: str) -> Dataset:
     return copy_arrays(found, data_root(selection.data_dir), local)
 
 
-def prepare_dataset(selection: Selection) -> Path:
+def prepare_dataset(selection: Selection, group: ProcessGroup = ALONE) -> Path:
     """Download and decode the data set of a selection, and verify arrays that exist.
+
+    group: the processes that decode together; the first of them downloads and reports.
 
     Hashes decoded arrays, decodes damaged ones again, and reports on standard error. Also verifies
     arrays decoded by earlier rules. Returns the folder of the arrays (data_dir for digits and
@@ -184,12 +196,20 @@ def prepare_dataset(selection: Selection) -> Path:
     """
     if selection.name == NONE:
         return data_root(selection.data_dir)
-    found, root = _open(selection, download=True), data_root(selection.data_dir)
+    root = data_root(selection.data_dir)
+    found = _open(selection, download=True) if group.is_first else None
+    group.meet()
+    found = found or _open(selection)
     if isinstance(found, Dataset):
+        if found.moments is not None:
+            verify(found)
         return root
+    if not group.is_first:
+        return repair(found, root, group)
     _note_line(found.understood)
-    newest = repair(found, root)
-    _note_line(found.account())
+    newest = repair(found, root, group)
+    if group.count == 1:  # else the others know what they have read
+        _note_line(found.account())
     if selection.decoding == 0:
         _repair_first(selection, newest)
     return newest

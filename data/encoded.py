@@ -14,11 +14,15 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fewstep.data.arrays.array_cache import Undecoded, decode, repair
+from fewstep.data.arrays.array_cache import decode, is_decoded, repair
 from fewstep.data.arrays.dataset import Dataset, Posteriors
+from fewstep.data.arrays.group import ALONE, ProcessGroup
 from fewstep.data.arrays.local_copy import copy_arrays
 from fewstep.data.arrays.shards import Source
+from fewstep.data.arrays.undecoded import Undecoded
+from fewstep.files import write_json
 
+CODEC = "codec.json"  # the identity of the codec, for data sets of these latents alone
 LATENTS = "latents"  # in the identity of a data set
 FORM = "image and mirror image; mean, standard deviation; raw, float16"
 VIEWS = 2
@@ -60,12 +64,22 @@ def with_latents(
     )
 
 
-def prepare_latents(dataset: Dataset, encoder: Encoder, root: Path) -> Path:
+def is_encoded(dataset: Dataset, encoder: Encoder, root: Path) -> bool:
+    """Whether the latents of all training images exist, sound or damaged."""
+    return is_decoded(encoded(dataset, encoder), root)
+
+
+def prepare_latents(
+    dataset: Dataset, encoder: Encoder, root: Path, group: ProcessGroup = ALONE
+) -> Path:
     """Encode the training images, verify latents that exist, and report on standard error.
 
-    Returns the folder of the latents.
+    group: processes that encode together. Returns the folder of the latents.
     """
-    return repair(encoded(dataset, encoder), root)
+    folder = repair(encoded(dataset, encoder), root, group)
+    if group.is_first:
+        write_json(folder / CODEC, dict(encoder.identity))
+    return folder
 
 
 def encoded(dataset: Dataset, encoder: Encoder) -> Undecoded:
@@ -93,22 +107,26 @@ def encoded(dataset: Dataset, encoder: Encoder) -> Undecoded:
         num_classes=dataset.num_classes,
         splits={"train": Source(len(labels), rows)},
         classes=dataset.classes,
+        made="encoded",
         dtype=np.dtype(np.float16),
         shard_bytes=SHARD_ROWS * int(np.prod(shape)) * np.dtype(np.float16).itemsize,
     )
 
 
-def channel_statistics(moments: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def channel_statistics(
+    moments: np.ndarray, most: int = STATISTICS_ROWS
+) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each channel of raw latents, float64 [c].
 
-    moments: [N, 2, 2, h, w, c], of which STATISTICS_ROWS images, spread evenly, are read. Var z =
-    Var mean + E std^2.
+    moments: [N, V, M, h, w, c], of which `most` images, spread evenly, are read. Var z = Var mean +
+    E std^2.
     """
     count = len(moments)
-    rows = np.linspace(0, count - 1, min(count, STATISTICS_ROWS)).astype(int)
+    rows = np.linspace(0, count - 1, min(count, most)).astype(int)
     sums = np.zeros((3, moments.shape[-1]))
     for chunk in np.array_split(rows, -(-len(rows) // 256)):
-        mean, std = moments[chunk][:, 0].astype(np.float64).transpose(1, 0, 2, 3, 4)
+        first = moments[chunk][:, 0].astype(np.float64).swapaxes(0, 1)
+        mean, std = first if len(first) == 2 else (first[0], np.zeros_like(first[0]))
         sums += [values.mean(axis=(1, 2)).sum(axis=0) for values in (mean, mean**2, std**2)]
     mean, square, noise = sums / len(rows)
     return mean, np.sqrt(square - mean**2 + noise)

@@ -62,7 +62,7 @@ def moment_batches(
 ) -> Iterator[dict[str, np.ndarray]]:
     """The same batches as posteriors of latents: {"moments", "position", "label"}.
 
-    moments: float16 [B / process_count, 2, h, w, c], of the mirror image where the image is
+    moments: float16 [B / process_count, M, h, w, c], of the mirror image where the image is
     mirrored. position: uint32, the place of each row in the sequence of all rows; what is drawn
     from a posterior is a function of it. options: as in `index_batches`.
     """

@@ -6,10 +6,11 @@ from pathlib import Path
 import numpy as np
 import tensorflow_datasets as tfds
 
-from fewstep.data.arrays.array_cache import Undecoded, file_stamps
+from fewstep.data.arrays.array_cache import file_stamps
 from fewstep.data.arrays.dataset import NULL_LABEL, UnknownNameError
 from fewstep.data.arrays.pixels import MODES, fit_array
 from fewstep.data.arrays.shards import Source, each_image
+from fewstep.data.arrays.undecoded import Undecoded
 from fewstep.data.fashion_mnist import FashionMNIST
 from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST, Decoding
 from fewstep.data.folders.image_file import Color, composite_array

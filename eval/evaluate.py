@@ -7,6 +7,7 @@ compares all numbers of steps.
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from fewstep.eval.features.feature_network import check_dimension
 from fewstep.eval.features.networks import check_feature_network, check_takes_samples
 from fewstep.eval.measure import Measures, bias_warnings, load_measures, measure, real_image_metrics
 from fewstep.eval.metrics.protocol import Protocol
-from fewstep.eval.reference import STATISTICS, check_reference
+from fewstep.eval.reference import SPLITS, check_reference, measured_against
 from fewstep.eval.report.evaluation import FOLDER, sample_source
 from fewstep.eval.report.results import Result, is_usual_number, save_results, to_json_types
 from fewstep.eval.sampling import (
@@ -39,7 +40,7 @@ from fewstep.objectives.base import Params
 from fewstep.objectives.stages import allowed_sampling_steps, stage_ends
 from fewstep.training.codec_weights import load_codec
 from fewstep.training.experiment import Experiment
-from fewstep.training.generate import generate
+from fewstep.training.generate import finish_together, generate
 from fewstep.training.sources import reads_data
 from fewstep.training.storage.identity import Identity, as_dict, flatten_fields, read_identity
 from fewstep.training.storage.seal import write_sealed
@@ -80,7 +81,9 @@ def check_evaluation(
     check_pictures(experiment.space)
     if not reason_to_skip(dataset, config):
         check_feature_network(fields.features, fields.weights)
-        check_reference(fields.reference, dataset, fields.features, experiment.space)
+        pictures, reference = measured_against(config, dataset)
+        check_reference(reference, pictures, fields.features, experiment.space)
+        check_pictures_to_learn(config, pictures)
         check_dimension(fields.features, experiment.space)
         check_agreement(experiment, config)
 
@@ -97,6 +100,22 @@ def check_pictures(space: Space) -> None:
         ) from error
 
 
+def check_pictures_to_learn(config: ConfigDict, dataset: Dataset | None) -> None:
+    """Raises ValueError if a classifier shall learn from a data set without pictures."""
+    fields = config.evaluate
+    if dataset is None or dataset.has_pictures:
+        return
+    for name, asked, instead in (
+        ("features=classifier", fields.features == CLASSIFIER, "features=inception"),
+        ("agreement=True", fields.agreement, "agreement=False"),
+    ):
+        if asked:
+            raise ValueError(
+                f"evaluate.{name} needs a classifier of pictures, and {dataset.name} has latents "
+                f"alone; use evaluate.{instead}, or a folder of the pictures as evaluate.reference"
+            )
+
+
 def check_agreement(experiment: Experiment, config: ConfigDict) -> None:
     """Raises ValueError if the classifier for label agreement cannot take the samples."""
     space = experiment.space
@@ -111,7 +130,7 @@ def reason_to_skip(dataset: Dataset | None, config: ConfigDict) -> str:
     """The reason why an evaluation measures nothing; "" if it measures."""
     if config.evaluate.features == networks.NONE:
         return f"metrics: evaluate.features={networks.NONE}"
-    if dataset is None and not config.evaluate.reference.endswith(STATISTICS):
+    if dataset is None and config.evaluate.reference in SPLITS:
         if config.data.name == NONE:
             return "metrics: data.name=none has no real images"
         return f"metrics: the data set {config.data.name} is not here (--mode=prepare fetches it)"
@@ -135,9 +154,12 @@ def prepare_measures(
     """
     if not config.evaluate.steps or reason_to_skip(dataset, config):
         return None
+    pictures, reference = measured_against(config, dataset)
+    fields = config.evaluate.copy_and_resolve_references()
+    fields.reference = reference
     return load_measures(
-        config.evaluate,
-        dataset,
+        fields,
+        pictures,
         space=experiment.space,
         num_classes=experiment.num_classes,
         samples=len(wanted.labels),
@@ -199,7 +221,8 @@ def evaluator(
             description = f"{steps} steps"
             made = generate(sampler, params, labels, fields.batch_size, description)
             first: list[np.ndarray] = []
-            batches = keep_first(map(space.finish, made), first, space.shown)
+            finished = map(partial(finish_together, space.finish), made)
+            batches = keep_first(finished, first, space.shown)
             protocol = evaluation_protocol(experiment, config, step, steps, measures, data, samples)
             result = result_without_metrics(config, protocol, measures, run.id if run else "")
             if measures is None:
@@ -372,7 +395,7 @@ def originals(wanted: Wanted, dataset: Dataset | None, count: int) -> dict[str, 
 
 def real_examples(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.ndarray]:
     """Real examples of the classes `labels` [N], by title; {} if a class has too few."""
-    if dataset is None:
+    if dataset is None or not dataset.has_pictures:
         return {}
     own = dataset.train.labels if np.any(labels >= 0) else np.full(len(dataset.train.labels), -1)
     members = {c: np.flatnonzero(own == c).tolist() for c in set(labels.tolist())}

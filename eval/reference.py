@@ -1,6 +1,7 @@
 """References: the features of real images that samples are measured against.
 
-A reference is the training split, the held-out split, both, or a file (eval/published.py). A file
+A reference is the training split, the held-out split, both, the training split of another data set
+of the same size (`folder:PATH`), or a file (eval/published.py). A file
 that has only statistics allows only the Frechet distance. Each reference is computed once and kept
 in the data folder, in a file whose name hashes all that the reference depends on.
 """
@@ -15,8 +16,9 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
 
-from fewstep.data import Dataset, Split, protocol_name, short_hash
+from fewstep.data import Dataset, Selection, Split, load_selection, protocol_name, short_hash
 from fewstep.data.spaces.space import Space
 from fewstep.eval.features.feature_network import Extract, FeatureNetwork
 from fewstep.eval.metrics.frechet import Statistics, frechet_distance
@@ -73,6 +75,19 @@ class Reference(NamedTuple):
     floor: float
 
 
+def measured_against(config: ConfigDict, dataset: Dataset | None) -> tuple[Dataset | None, str]:
+    """The data set and the split that samples are measured against, or the file of statistics.
+
+    dataset: that of the run. If `evaluate.reference` names another data set, opens it, at the size
+    of the run's pictures. Raises as `load_selection` does.
+    """
+    reference, fields = config.evaluate.reference, config.data
+    if ":" not in reference or reference.endswith(STATISTICS):
+        return dataset, reference
+    chosen = Selection(reference, fields.dir, fields.image_size, fields.channels, fields.decoding)
+    return load_selection(chosen), SPLITS[0]
+
+
 def check_reference(reference: str, dataset: Dataset | None, features: str, space: Space) -> None:
     """Raises ValueError or FileNotFoundError for a reference that cannot be used."""
     if reference.endswith(STATISTICS):
@@ -83,8 +98,14 @@ def check_reference(reference: str, dataset: Dataset | None, features: str, spac
         check_published(Path(reference), features, space)
     elif reference not in SPLITS:
         raise ValueError(
-            f"evaluate.reference={reference} is none of {', '.join(SPLITS)}, nor an .npz of "
-            "statistics or images"
+            f"evaluate.reference={reference} is none of {', '.join(SPLITS)}, nor another data set "
+            "such as folder:PATH, nor an .npz of statistics or images"
+        )
+    elif dataset is not None and not dataset.has_pictures:
+        raise ValueError(
+            f"evaluate.reference={reference}: {dataset.name} has latents and no pictures; measure "
+            "against a folder of pictures (evaluate.reference=folder:PATH), against an .npz of "
+            "statistics or pictures, or draw samples only (evaluate.features=none)"
         )
     elif reference == "test" and dataset is not None and dataset.test is None:
         raise ValueError(

@@ -29,6 +29,11 @@ class Moments(NamedTuple):
     std: Array
 
 
+def unpacked(moments: Array) -> Moments:
+    """The moments in an array whose first axis is (mean, standard deviation), or one draw alone."""
+    return Moments(moments[0], moments[1] if len(moments) > 1 else 0.0 * moments[0])
+
+
 class Codec(NamedTuple):
     """Images to latents and back, without the parameters.
 

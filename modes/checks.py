@@ -307,6 +307,9 @@ def inspect_first_batch(job: NextJob) -> str:
     made = teacher_sources(job.experiment.objective)
     if made:
         return f"{', '.join(made)} are made when training starts"
+    images = job.dataset if reads_data(job.experiment.objective) else None
+    if job.config.codec.name and images is not None and images.moments is None:
+        return "training encodes the images first; --mode=prepare does it before"
     order = workdir.data_order(job.workdir)
     config = fill_from_record(job.config, job.workdir).copy_and_resolve_references()
     config.data.on_device = False  # one batch does not need all images on the devices

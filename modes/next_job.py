@@ -10,6 +10,7 @@ from fewstep.modes.job import resident_bytes, started
 from fewstep.modes.request import (
     Request,
     complete,
+    encode_if_read,
     fill_open_fields,
     read_dataset,
     require_config,
@@ -23,10 +24,12 @@ from fewstep.training.cost.memory import (
     planned_memory,
     with_values,
 )
+from fewstep.training.encoding import with_prepared_codec
 from fewstep.training.experiment import Experiment, build
 from fewstep.training.sharding import (
     make_mesh,
 )
+from fewstep.training.sources import reads_data
 from fewstep.training.storage import restore
 
 
@@ -53,22 +56,35 @@ class NextJob:
         return fill_open_fields(config, self.workdir)
 
     @cached_property
-    def dataset(self) -> Dataset | None:
-        """The data set; None if it is not here."""
+    def found(self) -> Dataset | None:
+        """The data set without latents of its images; None if it is not here."""
         try:
             return read_dataset(self.asked)
         except FileNotFoundError:
             return None
 
     @cached_property
+    def prepared(self) -> tuple[ConfigDict, Dataset | None]:
+        """Config and data set as training will use them, with latents if they are prepared."""
+        if self.found is None:
+            config = self.asked
+            if not config.data.image_size or config.data.num_classes < 0:
+                read_dataset(self.asked)  # raises an error that says how to get it
+            return complete(config), None
+        config = resolve(self.asked, self.found)
+        reads = config.codec.name and reads_data(build(config).objective)
+        known = with_prepared_codec(config, self.found) if reads else None
+        return (config, self.found) if known is None else encode_if_read(known, self.found)
+
+    @property
     def config(self) -> ConfigDict:
-        """The config as training will use it."""
-        if self.dataset is not None:
-            return resolve(self.asked, self.dataset)
-        config = self.asked
-        if not config.data.image_size or config.data.num_classes < 0:
-            read_dataset(self.asked)  # raises an error that says how to get it
-        return complete(config)
+        """The config as training will use it; a codec whose latents are not there is unknown."""
+        return self.prepared[0]
+
+    @property
+    def dataset(self) -> Dataset | None:
+        """The data set, with its latents if they are prepared; None if it is not here."""
+        return self.prepared[1] if self.asked.codec.name else self.found
 
     @cached_property
     def experiment(self) -> Experiment:

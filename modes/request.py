@@ -13,14 +13,15 @@ from fewstep import data
 from fewstep.data import NEWEST_DECODING, Dataset
 from fewstep.messages import differences
 from fewstep.training.cluster.processes import gather, true_everywhere
-from fewstep.training.codecs import encode_dataset
 from fewstep.training.cost.choice import choose, field_value, open_fields
 from fewstep.training.cost.hardware import Hardware, present_hardware
 from fewstep.training.cost.memory import with_values
+from fewstep.training.encoding import encode_dataset
 from fewstep.training.experiment import (
     build,
     effective_config,
 )
+from fewstep.training.latent_sets import picture_shape
 from fewstep.training.profile import Window
 from fewstep.training.sharding import make_mesh
 from fewstep.training.sources import reads_data
@@ -215,6 +216,7 @@ def data_selection(config: ConfigDict) -> data.Selection:
         fields.decoding,
         fields.background,
         fields.unreadable,
+        fields.posterior,
     )
 
 
@@ -231,9 +233,16 @@ def fill_open_fields(config: ConfigDict, folder: Path) -> ConfigDict:
 
 
 def load_local_copy(config: ConfigDict) -> Dataset:
-    """Return the data set of a config, copied to data.local_dir if necessary. Raises OSError."""
-    dataset = data.load_copy(data_selection(config), config.data.local_dir)
-    return encode_if_read(config, dataset)[1]
+    """Return the data set of a config with what training reads copied to data.local_dir.
+
+    These are its latents, if it has a codec; only evaluations read the pictures then. Raises
+    OSError.
+    """
+    if config.codec.name and (dataset := read_dataset(config)).has_pictures:
+        local = data.local_folder(config.data.local_dir, "data.local_dir")
+        return encode_dataset(config, dataset, local)[1]
+    copied = data.load_copy(data_selection(config), config.data.local_dir)
+    return encode_if_read(config, copied)[1]
 
 
 def load_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
@@ -261,11 +270,14 @@ def resolve(config: ConfigDict, dataset: Dataset, hardware: Hardware | None = No
     """
     config = config.copy_and_resolve_references()
     if data.space_of(config.data.name).image:
-        config.data.image_size, _, config.data.channels = dataset.image_shape
+        shape = dataset.image_shape if dataset.has_pictures else picture_shape(config, dataset)
+        config.data.image_size, _, config.data.channels = shape
     config.data.decoding = config.data.decoding or NEWEST_DECODING
     if config.data.num_classes == -1:
         config.data.num_classes = dataset.num_classes
-    if config.data.num_classes not in (0, dataset.num_classes):
+    # Latents of some pictures may lack a class; pictures have names of all.
+    more = not dataset.has_pictures and config.data.num_classes > dataset.num_classes
+    if config.data.num_classes not in (0, dataset.num_classes) and not more:
         raise ValueError(
             f"data.num_classes={config.data.num_classes}, but {dataset.name} has "
             f"{dataset.num_classes}; set -1 for all of them, or 0 to train without labels"

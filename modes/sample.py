@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +42,7 @@ from fewstep.samplers.grids import named_steps
 from fewstep.training.classes import class_names
 from fewstep.training.cluster.processes import warn
 from fewstep.training.experiment import check_guidance
-from fewstep.training.generate import BatchSampler, batch_sampler, generate
+from fewstep.training.generate import BatchSampler, batch_sampler, finish_together, generate
 from fewstep.training.storage.environment import count_text
 from fewstep.training.storage.workdir import recorded_identity
 
@@ -79,7 +80,7 @@ def sample(request: Request) -> None:
     sampler = checked_sampler(request, run, scale, draw)
     size = run.config.evaluate.batch_size
     drawn = generate(sampler, run.params, draw.labels, size, "sampling", draw.seeds)
-    batches = map(space.finish, drawn)
+    batches = map(partial(finish_together, space.finish), drawn)
     if jax.process_index() > 0:
         deque(batches, maxlen=0)
         return

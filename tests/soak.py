@@ -1,11 +1,12 @@
 """Long campaigns that test the promises of docs/running.md; prints a table of counts.
 
-    python -m tests.soak --kills=30 --stops=30 --damages=80 --seed=0
+    python -m tests.soak --kills=30 --stops=30 --damages=80 --preparations=10 --seed=0
 
 Kills and stops hit runs at random moments; the runs restart until they are finished. Each must end
 with the bits and the log of an uninterrupted run. A signal that comes after the end of a run does
 not count, and is repeated. Damage hits one random file of a checkpoint; a restore may only return
-what was saved. The exit code is 1 if a promise is broken.
+what was saved. A preparation of latents that is killed and started again must leave the bytes of an
+undisturbed one. The exit code is 1 if a promise is broken.
 """
 
 import random
@@ -15,21 +16,25 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
 from absl import app, flags, logging
 
 import tests.conftest  # noqa: F401, the environment of the tests, before JAX starts
-from tests.training import interruption, killed, test_damage
+from tests.modes import prepared
+from tests.training import interruption, killed
 from tests.training.kinds import ALL, methods_of_kinds
-from tests.training.test_resume import rows
 
 KILLS = flags.DEFINE_integer("kills", 30, "SIGKILLs at random moments, over all methods.")
 STOPS = flags.DEFINE_integer("stops", 30, "SIGTERMs at random moments, over all methods.")
 DAMAGES = flags.DEFINE_integer("damages", 80, "Damaged files, over all kinds of damage.")
+PREPARATIONS = flags.DEFINE_integer("preparations", 10, "SIGKILLs while latents are prepared.")
 SEED = flags.DEFINE_integer("seed", 0, "Seed of all random choices.")
 
+# Imported late, since they start devices: processes that meet import this file, and must not have.
+DAMAGE, RESUME = "tests.training.test_damage", "tests.training.test_resume"
 PER_RUN = 4  # most interruptions of one run
 RESTORED = 0.2  # least share of interruptions after a restore; about half of the expected share
 
@@ -57,6 +62,7 @@ def interrupt_run(
 
 def check_end(folder: Path, whole: Path, method: str) -> dict[str, bool]:
     """Continue a run to its end, and compare it with the uninterrupted run."""
+    rows = import_module(RESUME).rows
     killed.run_process(folder, method, {}, **interruption.OPTIONS)
     steps = killed.saved_steps(folder)
     return {
@@ -102,7 +108,7 @@ def summarise(
 
 def run_damage(root: Path, count: int, rng: random.Random, tally: Tally) -> None:
     """Damage `count` files of a checkpoint, by each kind of damage in turn."""
-    saved = root / "damaged"
+    saved, test_damage = root / "damaged", import_module(DAMAGE)
     killed.run_process(saved, "shortcut", {})
     newest = test_damage.restore_newest(saved)
     older = shutil.copytree(saved, root / "older")
@@ -115,6 +121,23 @@ def run_damage(root: Path, count: int, rng: random.Random, tally: Tally) -> None
         tally.count(f"{kind.__name__}: nothing wrong restored", right)
 
 
+def run_preparations(root: Path, count: int, rng: random.Random, tally: Tally) -> None:
+    """Kill `count` preparations of latents, by one process and by two in turn."""
+    whole, met, runs = root / "prepared", 0, 0
+    prepared.prepare(whole)
+    while met < count and runs < count:
+        folder, processes, hits = root / f"prepared_{runs}", 1 + runs % 2, 0
+        for _ in range(min(PER_RUN, count - met)):
+            if prepared.shards_in(folder) < prepared.SHARDS:
+                hits += prepared.kill_at_random(folder, processes, rng)
+        met, runs = met + hits, runs + 1
+        prepared.prepare(folder, processes)
+        same = prepared.contents(folder) == prepared.contents(whole)
+        for _ in range(hits):
+            tally.count(f"SIGKILL of {processes} preparing: ended with the same bytes", same)
+    tally.count(f"preparations: {count} kills hit one", met >= count)
+
+
 def main(_: list[str]) -> None:
     logging.set_verbosity(logging.ERROR)
     rng, tally = random.Random(SEED.value), Tally(Counter(), Counter())
@@ -123,6 +146,7 @@ def main(_: list[str]) -> None:
         run_campaign(Path(folder), signal.SIGKILL, KILLS.value, rng, tally)
         run_campaign(Path(folder), signal.SIGTERM, STOPS.value, rng, tally)
         run_damage(Path(folder), DAMAGES.value, rng, tally)
+        run_preparations(Path(folder), PREPARATIONS.value, rng, tally)
     for name, tried in sorted(tally.tried.items()):
         print(f"{tally.held[name]:>5} of {tried:<5} {name}")
     print(f"{time.monotonic() - start:.0f} seconds, seed {SEED.value}")

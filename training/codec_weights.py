@@ -18,6 +18,7 @@ from fewstep.files import read_npz
 from fewstep.latents.codec import Codec, Params, Shape
 from fewstep.models.codecs import CODECS, codec_by_name, fit_codec
 from fewstep.training.averages import sampling_network
+from fewstep.training.cluster.processes import broadcast, is_first
 from fewstep.training.construct import look_up
 from fewstep.training.location import parse_location
 from fewstep.training.storage import restore, workdir
@@ -77,6 +78,26 @@ def load_codec(config: ConfigDict, images: np.ndarray | None = None) -> Known:
             "the run was trained with"
         )
     return found
+
+
+def is_at_hand(config: ConfigDict) -> bool:
+    """Whether the config says where the parameters of its codec are, or the codec has none."""
+    codec = named_codec(config.codec.name, image_shape(config))
+    return bool(config.codec.weights) or not jax.tree.leaves(abstract_params(codec))
+
+
+def load_same_codec(config: ConfigDict, images: np.ndarray) -> Known:
+    """`load_codec` in all processes: what is fitted is what process 0 has fitted.
+
+    Two hosts may round a fit differently. All processes call this, unless the fingerprint is known.
+    Raises as `load_codec` does.
+    """
+    if config.codec.fingerprint:
+        return load_codec(config, images)
+    known = load_codec(config, images) if is_first() else None
+    agreed = config.copy_and_resolve_references()
+    agreed.codec.fingerprint = broadcast(known and known.fingerprint)
+    return known or load_codec(agreed, images)
 
 
 @functools.lru_cache(maxsize=2)

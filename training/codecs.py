@@ -5,24 +5,14 @@ Its parameters are found by codec_weights.py.
 
 import functools
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from fewstep.data import Dataset, data_root, local_folder
-from fewstep.data.encoded import (
-    Encoder,
-    channel_statistics,
-    prepare_latents,
-    with_latents,
-)
 from fewstep.latents.codec import Codec, Params, Shape
-from fewstep.latents.scaling import SCALINGS, Scaling, scaled, standardizing
-from fewstep.models.codecs import CODECS
+from fewstep.latents.scaling import Scaling, scaled
 from fewstep.training.codec_weights import image_shape, load_codec, named_codec
 
 # Pixels that a device encodes or decodes at once.
@@ -57,60 +47,6 @@ def network_codec(config: ConfigDict) -> Codec:
         return scaled(build_codec(config), scaling_of(config))
     except ValueError as error:
         raise ValueError(f"codec.{error}") from error
-
-
-def resolve_codec(config: ConfigDict, dataset: Dataset) -> ConfigDict:
-    """The config with the fingerprint of its codec, and the scale and shift that it leaves open.
-
-    They are what the codec was published with; else those that bring the channels of these latents
-    to mean 0 and deviation 1.
-    """
-    config = config.copy_and_resolve_references()
-    fields = config.codec
-    fields.fingerprint = dataset.moments.codec["fingerprint"]
-    if not (fields.scale or fields.shift):
-        published = CODECS[fields.name].scaling
-        if published is None:
-            mean, std = channel_statistics(dataset.moments.array)
-            chosen = standardizing(tuple(mean.tolist()), tuple(std.tolist()))
-        else:
-            chosen = SCALINGS[published]
-        fields.scale, fields.shift = chosen
-    return config
-
-
-def encode_dataset(config: ConfigDict, dataset: Dataset) -> tuple[ConfigDict, Dataset]:
-    """A config whose data fields are resolved, and its data set, both with their latents.
-
-    Encodes the training images first if needed. Raises ValueError and FileNotFoundError as
-    `load_codec` does, and ValueError for latents that changed since they were encoded.
-    """
-    root, local = data_root(config.data.dir), None
-    if config.data.local_dir:
-        local = local_folder(config.data.local_dir, "data.local_dir")
-    dataset = with_latents(dataset, encoder(config, dataset), root, local)
-    return resolve_codec(config, dataset), dataset
-
-
-def prepare_codec(config: ConfigDict, dataset: Dataset) -> Path:
-    """Encode the training images, or verify their latents; returns the folder of the latents."""
-    return prepare_latents(dataset, encoder(config, dataset), data_root(config.data.dir))
-
-
-def encoder(config: ConfigDict, dataset: Dataset) -> Encoder:
-    """What encodes the images of a config. Raises ValueError as `load_codec` does."""
-    codec, known = build_codec(config), load_codec(config, dataset.train.images)
-
-    def encode(params: Params, pictures: jax.Array) -> jax.Array:
-        return jnp.stack(codec.encode(params, pictures), axis=1)
-
-    identity = {"codec": config.codec.name, "fingerprint": known.fingerprint}
-    return Encoder(
-        config.codec.name,
-        identity,
-        codec.latent_shape,
-        on_first_call(encode, lambda: {"encoder": known.params["encoder"]}, codec.shape),
-    )
 
 
 def network_encoder(config: ConfigDict) -> HostFunction:

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 from jax import Array
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from fewstep.data.spaces.space import Space
@@ -116,6 +117,20 @@ def generate(
         raise NonFiniteError(
             f"{broken} of {len(labels)} samples are not finite: the network or solver has diverged"
         )
+
+
+def finish_together(finish: Callable[[np.ndarray], np.ndarray], samples: np.ndarray) -> np.ndarray:
+    """Finished samples [B, ...], in all processes, each of which finishes its part of the rows.
+
+    To finish a latent is to decode it, which may cost as much as to draw it. finish: that of a
+    space. samples: [B, ...], the same in all processes.
+    """
+    count, rows = jax.process_count(), len(samples)
+    if count == 1:
+        return finish(samples)
+    share = -(-rows // count)
+    own = (np.arange(share) + share * jax.process_index()) % rows
+    return multihost_utils.process_allgather(finish(samples[own]), tiled=True)[:rows]
 
 
 def map_batches(

@@ -33,7 +33,11 @@ def inherit(config: ConfigDict, source: ConfigDict, given: Collection[str] = ())
     config = config.copy_and_resolve_references()
     # What a config sets of how its network computes and is regularized means no other network.
     same_network = source.model.name == config.model.name or is_given("model.name", given)
-    own = (*OWN, *FREE) if same_network else OWN
+    own = (
+        (*OWN, *(field for field in FREE if not field.startswith("codec.")))
+        if same_network
+        else OWN
+    )
     with config.unlocked(), config.ignore_type():
         for group in GROUPS:
             unset = {} if same_network or group != "model" else dict.fromkeys(config.model)

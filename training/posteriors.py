@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
-from fewstep.latents.codec import Moments, sample_posterior
+from fewstep.latents.codec import sample_posterior, unpacked
 from fewstep.latents.scaling import scale_moments
 from fewstep.objectives.base import Batch
 from fewstep.training.codecs import scaling_of
@@ -24,13 +24,13 @@ STREAM = "posterior"
 def draw_latents(config: ConfigDict) -> Callable[[Batch], Batch]:
     """The function from {"moments", "position", "label"} to {"x", "label"}.
 
-    moments: [..., 2, h, w, c], position: [...], as in `data.moment_batches`; batches may be stacked
+    moments: [..., M, h, w, c], position: [...], as in `data.moment_batches`; batches may be stacked
     on a first axis. x: float32 [..., h, w, c].
     """
     key, scaling = named_key(jax.random.key(config.seed), STREAM), scaling_of(config)
 
     def draw(position: Array, moments: Array) -> Array:
-        scaled = scale_moments(scaling, Moments(*moments.astype(jnp.float32)))
+        scaled = scale_moments(scaling, unpacked(moments.astype(jnp.float32)))
         return sample_posterior(jax.random.fold_in(key, position), scaled)
 
     @jax.jit

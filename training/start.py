@@ -35,6 +35,8 @@ from fewstep.training.storage.train_state import TrainState
 from fewstep.training.teacher import shared_fields
 from fewstep.training.trees import common_names, fitting_leaves, leaves_by_path
 
+# Unknown until the parameters of a codec were read, and its latents.
+FINGERPRINT, SCALE = "codec.fingerprint", ("codec.scale", "codec.shift")
 LEAST_SHARE = 0.5  # of a network's numbers that must fit
 
 
@@ -96,9 +98,12 @@ def find_origin(
 def check_meaning(given: str, recorded: ConfigDict, config: ConfigDict) -> None:
     """Raises ValueError if the output of the other run's network would mean something else here."""
     there, here = shared_fields(recorded), shared_fields(config)
+    unknown = {FINGERPRINT} if "" in (there.get(FINGERPRINT), here.get(FINGERPRINT)) else set()
+    if here.get("codec.name") and not any(here.get(name) for name in SCALE):
+        unknown |= {*SCALE}
     found = [
         f"{name} ({there.get(name)} there, {here.get(name)} here)"
-        for name in sorted(there.keys() | here.keys())
+        for name in sorted((there.keys() | here.keys()) - unknown)
         if name.startswith(MEANING) and there.get(name) != here.get(name)
     ]
     if found:

@@ -29,9 +29,10 @@ class Split(NamedTuple):
 class Posteriors(NamedTuple):
     """Posteriors of the latents of the training images (data/encoded.py).
 
-    array: float16 [N, 2, 2, h, w, c]: view (image, mirror image), then mean and standard deviation.
-        In memory or memory-mapped; `array[indices]` copies those rows.
-    codec: the identity of the codec, as JSON values.
+    array: float16 [N, V, M, h, w, c]. V is 2 (image, mirror image), or 1 (image). M is 2 (mean,
+        standard deviation), or 1 (one draw, which is used as a mean without deviation). In memory
+        or memory-mapped; `array[indices]` copies those rows.
+    codec: the identity of the codec, as JSON values; {} if nobody has recorded it.
     """
 
     array: np.ndarray
@@ -45,7 +46,7 @@ class Dataset(NamedTuple):
     files: path, bytes and time of each image file of a folder; () for other sources.
     recorded: the identity that decoding computed; None computes it when it is read.
     moments: latents of the training images, on which networks train in their place; None trains on
-        the images.
+        the images. The examples of a data set of latents are these posteriors themselves.
     """
 
     name: str
@@ -61,6 +62,11 @@ class Dataset(NamedTuple):
     def image_shape(self) -> tuple[int, ...]:
         """Of a stored example: (height, width, channels), or (dimension,)."""
         return self.train.images.shape[1:]
+
+    @property
+    def has_pictures(self) -> bool:
+        """Whether there are examples to show and to measure against; latents alone are none."""
+        return self.moments is None or self.moments.array is not self.train.images
 
     @property
     def splits(self) -> dict[str, Split]:

@@ -11,16 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from fewstep.data.arrays.array_cache import (
-    REMEDY,
-    Undecoded,
-    array_folder,
-    decode,
-    manifest_header,
-    open_dataset,
-    recorded_splits,
-    split_files,
-)
+from fewstep.data.arrays.array_cache import REMEDY, decode, open_dataset
 from fewstep.data.arrays.dataset import Dataset
 from fewstep.data.arrays.files import UNLOCKED, claimed, elsewhere, stored_file
 from fewstep.data.arrays.manifest import (
@@ -42,6 +33,13 @@ from fewstep.data.arrays.shards import (
     is_unchanged_shard,
     verify_shard,
     verify_split,
+)
+from fewstep.data.arrays.undecoded import (
+    Undecoded,
+    array_folder,
+    manifest_header,
+    recorded_splits,
+    split_files,
 )
 from fewstep.files import remove_leftovers
 from fewstep.progress import note, progress_bar

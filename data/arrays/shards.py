@@ -17,6 +17,7 @@ import numpy as np
 
 from fewstep.data.arrays.dataset import NULL_LABEL, Split
 from fewstep.data.arrays.files import stored_file
+from fewstep.data.arrays.group import ALONE, ProcessGroup
 from fewstep.data.arrays.identity import images_sha256, labels_sha256
 from fewstep.data.arrays.manifest import (
     DamagedError,
@@ -179,50 +180,59 @@ def verify_shard(files: SplitFiles, shard: Shard, record: ShardRecord | None) ->
     return ShardRecord(_identity(found, labels), stamps)
 
 
-def write_split(
-    files: SplitFiles, source: Source, done: Shards, keep: Callable[[Shards], None]
-) -> Record:
-    """Decode a split into its files, with a progress bar.
+def write_shards(
+    files: SplitFiles,
+    source: Source,
+    listed: Shards,
+    keep: Callable[[Shards], None],
+    group: ProcessGroup = ALONE,
+) -> Shards:
+    """Decode this process's part of a split into its files, with a progress bar.
 
-    done: records of shards that exist; if sound, they are read instead of decoded. keep: called
-    with the records so far after each new shard but the last.
-
-    Raises OSError if the disk is too full for the missing shards.
+    listed: records of shards that exist; those that are sound are not decoded again. keep: called
+    with the records so far after each new shard. Returns all records.
     """
-    missing = [s for s, r in zip(files.shards, done, strict=True) if not is_unchanged_shard(s, r)]
-    check_shard_space(missing, files.description, files.stored, "choose another data.dir")
-    shards, labels, total = list(done), [], hashlib.sha256()
-    with progress_bar(desc=files.description, total=source.count, unit="image") as bar:
-        for place, shard in enumerate(files.shards):
-            if shard not in missing and _is_sound(files, shard, shards[place], total):
+    listed, places = list(listed), range(group.index, len(files.shards), group.count)
+    total, description = sum(files.shards[i].count for i in places), files.description + group.part
+    silent = not group.is_first
+    with progress_bar(desc=description, total=total, unit="image", silent=silent) as bar:
+        for place in places:
+            shard = files.shards[place]
+            if is_unchanged_shard(shard, listed[place]) and _is_sound(files, shard, listed[place]):
                 bar.update(shard.count)
-            else:
-                shards[place] = _write_shard(files, shard, source, total, bar.update)
-                if place < len(files.shards) - 1:
-                    keep(shards)
-            labels.append(np.load(shard.labels, allow_pickle=False))
-    if len(files.shards) == 1:
-        return one_shard_record(shards[0])
-    return Record(_identity(total.hexdigest(), np.concatenate(labels)), tuple(shards))
+                continue
+            listed[place] = _write_shard(files, shard, source, bar.update)
+            keep(listed)
+    return listed
 
 
-def _is_sound(files: SplitFiles, shard: Shard, record: ShardRecord, total: Any) -> bool:
-    """Whether a shard's files match its record; if so, adds its images to the hash `total`."""
+def join_shards(files: SplitFiles, records: Shards) -> Record:
+    """The record of a split whose shards are all there. Reads them once more, to hash them."""
+    if len(records) == 1:
+        return one_shard_record(records[0])
+    labels, total = [], hashlib.sha256()
+    with progress_bar(desc=f"hashing {files.description}", total=files.count, leave=False) as bar:
+        for shard, record in zip(files.shards, records, strict=True):
+            images, own = open_shard(files, shard, record)
+            labels.append(own)
+            for start in range(0, len(images), CHUNK):
+                total.update(np.ascontiguousarray(images[start : start + CHUNK]))
+            bar.update(shard.count)
+    return Record(_identity(total.hexdigest(), np.concatenate(labels)), tuple(records))
+
+
+def _is_sound(files: SplitFiles, shard: Shard, record: ShardRecord) -> bool:
+    """Whether a shard's files match its record."""
     try:
-        images, _ = open_shard(files, shard, record)
+        return bool(verify_shard(files, shard, record))
     except DamagedError:
         return False
-    if images_sha256(images) != record.identity["images_sha256"]:
-        return False
-    for start in range(0, len(images), CHUNK):
-        total.update(np.ascontiguousarray(images[start : start + CHUNK]))
-    return True
 
 
 def _write_shard(
-    files: SplitFiles, shard: Shard, source: Source, total: Any, count: Callable[[], Any]
+    files: SplitFiles, shard: Shard, source: Source, count: Callable[[], Any]
 ) -> ShardRecord:
-    """Decode a shard into its files. Counts its images and adds them to the hash `total`."""
+    """Decode a shard into its files, and count its images."""
     labels, own = np.empty(shard.count, np.int32), hashlib.sha256()
     with stored_file(shard.images) as file:
         # Sequential writes, not a memory map, so that a full disk raises OSError.
@@ -236,7 +246,6 @@ def _write_shard(
             content = np.ascontiguousarray(image).tobytes()
             file.write(content)
             own.update(content)
-            total.update(content)
             labels[i] = label
             count()
         strange = _out_of_range(labels, files.num_classes)

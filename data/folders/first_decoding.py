@@ -15,10 +15,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fewstep.data.arrays.array_cache import Undecoded, file_stamps
+from fewstep.data.arrays.array_cache import file_stamps
 from fewstep.data.arrays.dataset import NULL_LABEL
 from fewstep.data.arrays.pixels import fit
 from fewstep.data.arrays.shards import Source, each_image
+from fewstep.data.arrays.undecoded import Undecoded
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".ppm", ".pgm"}
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fewstep.data.arrays.array_cache import Undecoded
 from fewstep.data.arrays.pixels import fit
 from fewstep.data.arrays.shards import Source, each_image
+from fewstep.data.arrays.undecoded import Undecoded
 from fewstep.data.folders.account import Outcome, describe_layout, describe_use
 from fewstep.data.folders.class_names import printable
 from fewstep.data.folders.decoding import FIRST_DECODING, Decoding

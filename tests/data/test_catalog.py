@@ -21,7 +21,7 @@ from fewstep.data import catalog
     ],
 )
 def test_an_unknown_name_suggests_the_nearest(tmp_path, name, nearest):
-    forms = "digits, fashion_mnist, folder:PATH, tfds:NAME"
+    forms = "digits, fashion_mnist, folder:PATH, latents:FOLDER, tfds:NAME"
     typed = name.removeprefix("tfds:")
     for function in (data.load_selection, data.prepare_dataset):
         with pytest.raises(ValueError, match=f"{typed}'.*did you mean {nearest!r}.*{forms}"):

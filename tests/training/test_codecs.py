@@ -10,13 +10,10 @@ from fewstep.files import write_npz
 from fewstep.models import codecs as CODECS
 from fewstep.models.codecs import NamedCodec
 from fewstep.models.tiny_autoencoder import tiny_autoencoder
-from fewstep.training.codecs import (
-    encode_dataset,
-    encoder,
-    load_codec,
-    network_decoder,
-    network_encoder,
-)
+from fewstep.training.codec_weights import load_codec
+from fewstep.training.codecs import network_decoder, network_encoder
+from fewstep.training.encoding import dataset_encoder as encoder
+from fewstep.training.encoding import encode_dataset
 from fewstep.training.experiment import build
 from fewstep.weights.layouts.names import flatten
 from tests.training.runs import small_config, synthetic_split

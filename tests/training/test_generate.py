@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewstep.objectives.base import Objective
-from fewstep.training.generate import batch_sampler, generate
+from fewstep.training.generate import batch_sampler, finish_together, generate
 from fewstep.training.report import NonFiniteError
 from fewstep.training.sharding import make_mesh
 
@@ -60,3 +60,23 @@ def test_samples_that_are_not_finite_are_counted_and_refused():
     sample = batch_sampler(objective, SHAPE, make_mesh(), seed=0, steps=1, guidance_scale=1.0)
     with pytest.raises(NonFiniteError, match="6 of 20 samples are not finite"):
         list(generate(sample, None, LABELS, 8))
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_processes_finish_parts_of_a_batch(monkeypatch, count):
+    samples, finished, parts = np.arange(10.0).reshape(5, 2), [], {}
+
+    def finish(rows):
+        finished.append(len(rows))
+        return (rows + 1).astype(np.uint8)
+
+    monkeypatch.setattr(jax, "process_count", lambda: count)
+    gather = "fewstep.training.generate.multihost_utils.process_allgather"
+    for index in range(count):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        monkeypatch.setattr(gather, lambda own, tiled, index=index: parts.setdefault(index, own))
+        alone = finish_together(finish, samples)
+    assert max(finished) == -(-5 // count)
+    monkeypatch.setattr(gather, lambda own, tiled: np.concatenate([parts[i] for i in range(count)]))
+    together = finish_together(finish, samples) if count > 1 else alone
+    np.testing.assert_array_equal(together, samples + 1)

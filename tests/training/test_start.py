@@ -139,6 +139,8 @@ def test_parts_that_the_new_network_lacks_are_left_out(tmp_path):
         ("edm", {}, r"another model: path.name \(linear there, ve here\); .*prediction.kind"),
         ("flow_matching", {"prediction.kind": "v"}, r"prediction.kind \(velocity there, v here\)"),
         ("flow_matching", {"model.time_scale": 4.0}, "model.time_scale"),
+        ("flow_matching", {"codec.name": "pixels"}, r"codec.name \( there, pixels here\)"),
+        ("flow_matching", {"codec.scale": (2.0,)}, r"codec.scale \(\[\] there, \[2.0\] here\)"),
         ("flow_matching", {"model.size": "micro"}, r"only \d+% of the parameters of network fit"),
     ],
 )

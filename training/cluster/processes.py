@@ -73,6 +73,12 @@ def warn_once(text: str) -> None:
     warn(text)
 
 
+def meet() -> None:
+    """Return once all processes have called this; waits without a limit."""
+    if _watch is not None:
+        _watch.meet()
+
+
 def has_peers() -> bool:
     """Whether this is one of several processes. Starts no devices, unlike jax.process_count."""
     return _watch is not None

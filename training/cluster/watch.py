@@ -26,7 +26,7 @@ HUNG = 30.0  # of silence, counted in our own beats, after which a process count
 GRACE = 2.0  # that an error waits for the same error elsewhere, or for a death that explains it
 LINGER = 1.0  # that process 0 outlives the others, whose runtimes abort when it ends
 LEFT, FAILED, DIED, SILENT = "left", "failed", "died", "silent"
-ALIVE = "alive"
+ALIVE, MET = "alive", "met"
 AGAIN = "start the same command again in all processes, and it goes on from the newest checkpoint"
 
 
@@ -45,6 +45,8 @@ class Watch:
         # Our own beats since the last line from a peer. A suspended process makes none, so when it
         # resumes it does not take its peers for hung.
         self.unheard = dict.fromkeys(self.channels, 0)
+        # How often each peer has come to a meeting that this process has not.
+        self.meetings = {peer.index: threading.Semaphore(0) for peer in self.channels.values()}
         self.selector = selectors.DefaultSelector()
         for channel in self.channels:
             self.selector.register(channel, selectors.EVENT_READ)
@@ -74,7 +76,9 @@ class Watch:
         lines = channel.receive()
         self.unheard[channel] = 0
         for line in lines or ():
-            if line != ALIVE:
+            if line == MET:
+                self.meetings[self.channels[channel].index].release()
+            elif line != ALIVE:
                 peer, event, text = line
                 self.hear(Peer(*peer), event, text)
         if lines is None:
@@ -138,6 +142,20 @@ class Watch:
             time.sleep(GRACE)  # `listen` ends this process if another has died
         lower = [said for peer, said in self.failures if peer.index < self.me.index]
         self.stop("" if text in lower else text, code)
+
+    def meet(self) -> None:
+        """Return once all processes have called this as often as this one.
+
+        Waits without a limit and uses no device, unlike a collective: one process may need hours
+        longer than another.
+        """
+        if self.me.index == 0:
+            for peer in self.meetings.values():
+                peer.acquire()
+        for channel in self.channels:
+            channel.try_to_send(MET)
+        if self.me.index > 0:
+            self.meetings[0].acquire()
 
     def leave(self) -> None:
         """Wait until the others are done too, then tell them that this process leaves."""

@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from fewstep.data.labels import SHARES
+from fewstep.data.latent_files.files import POSTERIORS
 from fewstep.objectives import OBJECTIVES
 from fewstep.parts import group_names
 
@@ -158,6 +159,7 @@ FIELDS = {
     "data.decoding": whole_range(0),
     "data.background": TEXT,
     "data.unreadable": whole_range(0),
+    "data.posterior": one_of("", *POSTERIORS),
     "data.num_classes": whole_range(-1),
     "data.label_shares": one_of(*SHARES),
     "data.flip": SWITCH,

@@ -30,7 +30,7 @@ WHY = {
     "": "its steps so far depend on it",
 }
 # Fields that decide what the output of a network means, so that no other run can start from it.
-MEANING = ("path.", "prediction.", "model.name", "model.time_scale", "model.scan")
+MEANING = ("path.", "prediction.", "codec.", "model.name", "model.time_scale", "model.scan")
 # These, and fields that decide the shapes of nearly all parameters.
 FOREIGN = (*MEANING, "model.size", "model.width")
 

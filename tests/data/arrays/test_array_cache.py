@@ -10,19 +10,12 @@ import time
 import numpy as np
 import pytest
 
-from fewstep.data.arrays import array_cache, files
+from fewstep.data.arrays import files, missing_shards
 from fewstep.data.arrays import shards as arrays
-from fewstep.data.arrays.array_cache import (
-    Undecoded,
-    array_folder,
-    data_root,
-    decode,
-    file_stamps,
-    repair,
-    verify,
-)
+from fewstep.data.arrays.array_cache import data_root, decode, file_stamps, repair, verify
 from fewstep.data.arrays.manifest import seal_hash
 from fewstep.data.arrays.shards import each_image
+from fewstep.data.arrays.undecoded import Undecoded, array_folder
 
 
 def undecoded(images, read=None, **changes):
@@ -107,7 +100,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 import numpy as np
-from fewstep.data.arrays import array_cache
+from fewstep.data.arrays import array_cache, undecoded
 from fewstep.data.arrays.shards import each_image
 root, expected = Path(sys.argv[1]), sys.argv[2].split()
 images = np.arange(5 * 16, dtype=np.uint8).reshape(5, 4, 4, 1)
@@ -127,19 +120,19 @@ def read(i):
 os.replace, os.fsync = die_at(os.replace), die_at(os.fsync)
 splits = {name: each_image(5, read) for name in ("train", "test")}
 for number in range(1, 99):
-    data = array_cache.Undecoded("x", [number], (4, 4, 1), 1, splits)
+    data = undecoded.Undecoded("x", [number], (4, 4, 1), 1, splits)
     steps, moment = [], number
     child = os.fork()
     if not child:
         array_cache.decode(data, root)
         os._exit(0)
     killed = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    before = sorted(p.name for p in array_cache.array_folder(data, root).iterdir())
+    before = sorted(p.name for p in undecoded.array_folder(data, root).iterdir())
     moment = 0
     found = array_cache.decode(data, root)
     assert all((split.images == images).all() for split in found.splits.values())
     assert found.recorded == found._replace(recorded=None).identity
-    left = sorted(p.name for p in array_cache.array_folder(data, root).iterdir())
+    left = sorted(p.name for p in undecoded.array_folder(data, root).iterdir())
     assert left == expected, left
     print(killed, sum(name.endswith(".tmp") for name in before), flush=True)
     if not killed:
@@ -152,9 +145,9 @@ def test_a_killed_decoding_starts_again_and_leaves_no_temporary_file(tmp_path):
     program = [sys.executable, "-c", KILLED, str(tmp_path), left]
     done = subprocess.run(program, capture_output=True, text=True, timeout=120)
     killed = [line.split() for line in done.stdout.splitlines()]
-    # An fsync and a replace for each of four arrays and of three manifests, and one that ends.
-    assert [code for code, _ in killed] == ["9"] * 14 + ["0"], done.stderr
-    assert sum(int(count) for _, count in killed) >= 14
+    # An fsync and a replace for each of four arrays and of four manifests, and one that ends.
+    assert [code for code, _ in killed] == ["9"] * 16 + ["0"], done.stderr
+    assert sum(int(count) for _, count in killed) >= 16
 
 
 def test_one_of_two_decoding_processes_waits(tmp_path, draw_images, capsys):
@@ -343,7 +336,7 @@ def test_prepare_reports_data_that_decode_to_other_pixels(tmp_path, draw_images,
     decode(undecoded(images), tmp_path)
     (array_folder(undecoded(images), tmp_path) / IMAGES).unlink()
     repair(undecoded(255 - images), tmp_path)
-    assert "folder:/x train decodes to other data than before" in capsys.readouterr().err
+    assert "folder:/x train: other data than before" in capsys.readouterr().err
 
 
 def test_copied_arrays_are_hashed_once_and_trusted(tmp_path, draw_images, monkeypatch):
@@ -413,7 +406,7 @@ def test_a_folder_that_cannot_be_written_is_read(tmp_path, draw_images, monkeypa
     def read_only(*arguments):
         raise OSError(errno.EROFS, "Read-only file system")
 
-    monkeypatch.setattr(array_cache, "write_manifest", read_only)
+    monkeypatch.setattr(missing_shards, "write_manifest", read_only)
     assert decode(data, tmp_path).identity == before
     assert "cannot be written to (Read-only file system)" in capsys.readouterr().err
 

@@ -8,12 +8,13 @@ import shutil
 import numpy as np
 import pytest
 
-from fewstep.data.arrays import array_cache, local_copy
+from fewstep.data.arrays import array_cache, local_copy, missing_shards
 from fewstep.data.arrays import shards as arrays
-from fewstep.data.arrays.array_cache import array_folder, decode, repair, verify
+from fewstep.data.arrays.array_cache import decode, repair, verify
 from fewstep.data.arrays.local_copy import copy_arrays
 from fewstep.data.arrays.manifest import seal_hash
 from fewstep.data.arrays.rows import Rows
+from fewstep.data.arrays.undecoded import array_folder
 from tests.data.arrays.test_array_cache import refuse, undecoded
 
 SHAPE, COUNT, IN_SHARD = (4, 4, 1), 11, 4
@@ -258,7 +259,7 @@ def test_a_copy_of_arrays_older_than_manifests(images, tmp_path, monkeypatch):
     data, shared = undecoded(images), tmp_path / "shared"
     before = decode(data, shared).identity
     (array_folder(data, shared) / "manifest.json").unlink()
-    monkeypatch.setattr(array_cache, "write_manifest", read_only)
+    monkeypatch.setattr(missing_shards, "write_manifest", read_only)
     assert copy_arrays(data, shared, tmp_path / "local").identity == before
 
 

@@ -159,3 +159,26 @@ def test_the_end_of_those_who_heard_of_an_error_is_no_news(connected, ends, capf
     wait_for(lambda: ends)
     time.sleep(0.2)
     assert ends == [exits.BAD_INPUT] and capfd.readouterr().err == "error: ours\n"
+
+
+def test_a_meeting_waits_for_the_last_and_may_be_repeated(connected, ends):
+    watches, met = connected(0, 1, 2), []
+
+    def come(one, pause):
+        for number in range(3):
+            time.sleep(pause)
+            one.meet()
+            met.append(number)
+
+    threads = [
+        threading.Thread(target=come, args=(one, pause), daemon=True)
+        for one, pause in zip(watches, (0.0, 0.01, 0.05), strict=True)
+    ]
+    for thread in threads[:2]:
+        thread.start()
+    time.sleep(0.1)
+    assert not met  # the last one is missing
+    threads[2].start()
+    for thread in threads:
+        thread.join(5.0)
+    assert met == sorted(met) and len(met) == 9 and not ends
