@@ -80,7 +80,7 @@ lint: $(VENV)/.installed
 
 # What PyTorch needs stays open: its CUDA libraries are of other versions than those of JAX.
 lock:
-	grep -v '^torch' requirements-parity.txt | uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements-dev.txt requirements-docs.txt - -o constraints.txt
+	grep -v '^torch' requirements-parity.txt | uv pip compile --universal --python-version 3.11 --no-header --no-annotate requirements-dev.txt requirements-docs.txt requirements-export.txt - -o constraints.txt
 
 clean:
 	rm -rf $(VENV) .pytest_cache .ruff_cache site

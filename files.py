@@ -7,6 +7,7 @@ import io
 import json
 import os
 import re
+import shutil
 import socket
 import tempfile
 import time
@@ -87,6 +88,41 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+
+
+@contextmanager
+def whole_folder(path: Path) -> Iterator[Path]:
+    """A folder that gets the name `path` when the block ends, and goes if the block fails.
+
+    What a killed writer has left goes too; a living one of this host is waited for. Raises OSError
+    that names `path`, also if it is there already.
+    """
+    temporary = path.with_name(f".{path.name}@{host_code()}.part")
+    with writing(path):
+        temporary.mkdir(parents=True, exist_ok=True)
+        with locked_folder(temporary):
+            try:
+                for leftover in temporary.iterdir():
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+                yield temporary
+                if os.path.lexists(path):
+                    raise OSError(f"{path} is there already; choose another place")
+                temporary.rename(path)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """A lock on a folder, where the file system has locks; one that another holds is waited for."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

@@ -60,7 +60,7 @@ def guide(predict: Predict, scale: float | Array) -> Predict:
             (x, t, s, condition),
             (x, t, s, null_condition(condition)),
         )
-        conditional, null = jnp.split(predict(*both), 2)
+        conditional, null = predict(*both).reshape(2, *x.shape)
         return extrapolate(conditional, null, scale)
 
     return guided

@@ -86,10 +86,10 @@ def read_condition(condition: Condition, name: str, t: Array, kind: type) -> Arr
     if name not in condition:
         raise ValueError(f"condition has no {name!r}, which this network reads; add it, [B].")
     value = condition[name]
-    if jnp.shape(value) != jnp.shape(t):
+    if np.shape(value) != np.shape(t):
         raise ValueError(
-            f"condition[{name!r}] has shape {jnp.shape(value)}; "
-            f"give one value per example, {jnp.shape(t)}."
+            f"condition[{name!r}] has shape {np.shape(value)}; "
+            f"give one value per example, {np.shape(t)}."
         )
     if not jnp.issubdtype(jnp.result_type(value), kind):
         raise ValueError(

@@ -108,7 +108,7 @@ class ConvnetModule(nn.Module):
         for index, (width, stride) in enumerate(self.layers):
             conv = nn.Conv(width, (3, 3), (stride, stride), name=f"conv_{index}", **exact)
             x = nn.silu(conv(x))
-        x = x.reshape(len(x), -1)
+        x = x.reshape(x.shape[0], -1)
         hidden = nn.Dense(DIMENSION, name="features", **exact)(x)
         features = nn.leaky_relu(hidden, NEGATIVE_SLOPE)
         return features, nn.Dense(self.num_classes, name="logits", **exact)(drop()(features))

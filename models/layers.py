@@ -45,7 +45,7 @@ def modulate(x: Array, shift: Array, scale: Array) -> Array:
 def patchify(x: Array, patch_size: int) -> Array:
     """Images [B, H, W, C] -> tokens [B, N, P P C], row by row; a token has the order (P, P, C)."""
     patches = space_to_depth(x, patch_size)
-    return patches.reshape(len(x), -1, patches.shape[-1])
+    return patches.reshape(x.shape[0], -1, patches.shape[-1])
 
 
 def unpatchify(tokens: Array, shape: tuple[int, ...], patch_size: int) -> Array:

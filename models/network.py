@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from fewstep.latents.codec import Codec
@@ -183,14 +184,13 @@ class Architecture(NamedTuple):
 
 def check_inputs(x: Array, t: Array, s: Array, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless x is [B, *shape], t and s are [B], and all are floating."""
-    if jnp.shape(x)[1:] != shape or jnp.ndim(x) != len(shape) + 1:
+    if np.shape(x)[1:] != shape or np.ndim(x) != len(shape) + 1:
         expected = ", ".join(map(str, ("B", *shape)))
-        raise ValueError(f"x has shape {jnp.shape(x)}; this network takes [{expected}].")
+        raise ValueError(f"x has shape {np.shape(x)}; this network takes [{expected}].")
     for name, value in (("t", t), ("s", s)):
-        if jnp.shape(value) != jnp.shape(x)[:1]:
+        if np.shape(value) != np.shape(x)[:1]:
             raise ValueError(
-                f"{name} has shape {jnp.shape(value)}; give one time per example, "
-                f"{jnp.shape(x)[:1]}."
+                f"{name} has shape {np.shape(value)}; give one time per example, {np.shape(x)[:1]}."
             )
     for name, value in (("x", x), ("t", t), ("s", s)):
         if not jnp.issubdtype(jnp.result_type(value), jnp.floating):

@@ -22,7 +22,8 @@ from fewstep.models.network import Params
 def reverse_time(params: Params, time_scale: float) -> Params:
     """The parameters of the network (x, t) -> -v(x, 1 - t), for those of v. It is its own inverse.
 
-    params: of a DiT without a second time. time_scale: its field; the result has the same.
+    params: of a DiT without a second time, or with the step size, which is the same both ways.
+    time_scale: its field; the result has the same.
     """
     conditioning, final = params["conditioning"], params["final"]
     time = conditioning["time_embedder"]

@@ -5,6 +5,7 @@ from fewstep.modes.compare import COMPARE
 from fewstep.modes.describe import DESCRIBE
 from fewstep.modes.doctor import DOCTOR
 from fewstep.modes.evaluate import EVALUATE
+from fewstep.modes.export import EXPORT
 from fewstep.modes.import_weights import IMPORT
 from fewstep.modes.mode import Mode
 from fewstep.modes.plan import PLAN
@@ -20,6 +21,7 @@ MODES: dict[str, Mode] = {
     "sample": SAMPLE,
     "prepare": PREPARE,
     "import": IMPORT,
+    "export": EXPORT,
     "describe": DESCRIBE,
     "plan": PLAN,
     "report": REPORT,

@@ -1,6 +1,6 @@
-"""--mode=import: make a run of a published file of weights."""
+"""--mode=import: make a run of a published file of weights, or of a network that was exported."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,15 +18,11 @@ from fewstep.training.cluster.processes import say
 from fewstep.training.codec_weights import load_codec
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.experiment import Experiment, rebuild
+from fewstep.training.exports.own import find_own
+from fewstep.training.imported import Imported, read_import, tree_for
 from fewstep.training.labels import known_counts
 from fewstep.training.networks import network_title
-from fewstep.training.published import (
-    PUBLISHED,
-    Import,
-    imported_config,
-    read_published,
-    tree_for,
-)
+from fewstep.training.published import PUBLISHED
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import restore
 from fewstep.training.storage.checkpoint import open_checkpoints, save_state
@@ -47,24 +43,24 @@ def import_weights(request: Request) -> None:
     path, file = require_workdir(request), require_weights(request)
     if restore.has_checkpoint(path):
         raise ValueError(f"{path} holds a run already; choose another --workdir")
-    found = read_published(file, request.part, request.layout)
     given = request.fields.get("data.image_size", 0)
     if not is_whole(given):
         raise ValueError(f"data.image_size={given!r} must be a whole number")
-    own = imported_config(found, file, given, request.fields.get("codec.name"))
-    config = config_in_place_of(own, request)
-    check_given_sizes(config, own, file)
+    found = read_import(file, request.part, request.layout, given, request.fields.get("codec.name"))
+    config = config_in_place_of(found.config, request)
+    check_given_sizes(config, found)
     if config.codec.weights:
         config.codec.fingerprint = load_codec(config).fingerprint
-    dataset = load_dataset(config) if config.data.name != NONE else None
+    named = config.data.name not in (NONE, found.config.data.name)
+    dataset = load_dataset(config) if named else None
     if dataset is not None:
-        check_classes(found, dataset, file)
+        check_classes(found, dataset)
     experiment = rebuild(config, str(path))
-    record = {"layout": found.layout, "part": request.part, "files": file_hashes(file)}
+    record = {"layout": found.layout, "part": request.part, "files": file_hashes(found.file)}
     with claim_workdir(path):
         state = state_of(experiment, config, found)
         check_space(path, tree_bytes(state))
-        write_run(path, config, state, dataset, record)
+        write_run(path, config, state, dataset, record, found.class_counts)
     say(summary(path, config, experiment, found))
 
 
@@ -72,32 +68,40 @@ def require_weights(request: Request) -> Path:
     """Return --weights. Raises ValueError if it is missing or no file."""
     if request.weights is None:
         raise ValueError("--weights is missing; name a file, as in --weights=SiT-XL-2-256.pt")
-    if not request.weights.is_file():
-        raise ValueError(f"--weights={request.weights} is no file; name the published file")
+    if not (request.weights.is_file() or find_own(request.weights)):
+        raise ValueError(
+            f"--weights={request.weights} is no file; name the published file, or a folder that "
+            "--mode=export wrote"
+        )
     return request.weights
 
 
-def check_given_sizes(config: ConfigDict, own: ConfigDict, file: Path) -> None:
+def check_given_sizes(config: ConfigDict, found: Imported) -> None:
     """Raises ValueError if given sizes of the data are not those of the file."""
     for name in ("num_classes", "channels"):
-        if config.data[name] != own.data[name]:
+        if config.data[name] != found.config.data[name]:
             raise ValueError(
-                f"data.{name}={config.data[name]}, but the network in {file} has {own.data[name]}; "
-                "leave it out"
+                f"data.{name}={config.data[name]}, but the network in {found.file} has "
+                f"{found.config.data[name]}; leave it out"
             )
 
 
-def check_classes(found: Import, dataset: Dataset, file: Path) -> None:
+def check_classes(found: Imported, dataset: Dataset) -> None:
     """Raises ValueError if a data set has other classes than the network."""
-    if dataset.num_classes != found.sizes.classes:
+    classes = found.config.data.num_classes
+    if classes not in (0, dataset.num_classes):
         raise ValueError(
-            f"the label table in {file} has {found.sizes.classes} classes and the null class, and "
+            f"the label table in {found.file} has {classes} classes and the null class, and "
             f"{dataset.name} has {dataset.num_classes}; name the data that it was trained on"
         )
 
 
-def state_of(experiment: Experiment, config: ConfigDict, found: Import) -> TrainState:
-    """Return the state of a run that has made no step, with the parameters of the file."""
+def state_of(experiment: Experiment, config: ConfigDict, found: Imported) -> TrainState:
+    """Return the state of a run whose generator, and what follows it, has the parameters of a file.
+
+    Other players are not there, so that a run of several samples, teaches and starts others, but
+    does not go on. Optimizers have made no update.
+    """
     objective = experiment.objective
     network = objective.players[objective.generator].network
     shapes = abstract_params(network, make_mesh(**config.mesh))
@@ -106,14 +110,16 @@ def state_of(experiment: Experiment, config: ConfigDict, found: Import) -> Train
         tree_for(config, found.params),
         shapes,
     )
+    known = {objective.generator: params}
+    for name, follower in objective.followers.items():
+        if follower.source in known:
+            known[name] = params
+    optimizer = experiment.optimizers[objective.generator]
     return TrainState(
-        step=jnp.int32(0),
-        networks={objective.generator: params},
-        followers={},
-        optimizers={
-            name: optimizer.transform.init(params)
-            for name, optimizer in experiment.optimizers.items()
-        },
+        step=jnp.int32(found.step),
+        networks={objective.generator: known.pop(objective.generator)},
+        followers=known,
+        optimizers={objective.generator: optimizer.transform.init(params)},
     )
 
 
@@ -123,9 +129,10 @@ def write_run(
     state: TrainState,
     dataset: Dataset | None,
     record: Mapping[str, Any],
+    class_counts: Sequence[int] | None,
 ) -> None:
-    """Record the run and save its checkpoint."""
-    counts = known_counts(config, dataset)
+    """Record the run and save its checkpoint. class_counts: those of its data, if known."""
+    counts = known_counts(config, dataset) or class_counts
     run = start_run(
         path,
         config,
@@ -138,12 +145,13 @@ def write_run(
         save_state(checkpoints, state, as_dict(config), run.stamp)
 
 
-def summary(path: Path, config: ConfigDict, experiment: Experiment, found: Import) -> str:
+def summary(path: Path, config: ConfigDict, experiment: Experiment, found: Imported) -> str:
     """Return the line that says what was imported and what to do with it."""
-    flags = shell_flags("sample", workdir=path, steps=many_steps(experiment.objective))
+    steps = many_steps(experiment.objective) or min(config.evaluate.steps, default=1)
+    flags = shell_flags("sample", workdir=path, steps=steps)
     unknown = config.codec.name and not config.codec.fingerprint
     return (
-        f"{path} is a run of {config.method} with the network of {PUBLISHED[found.layout].title}: "
+        f"{path} is a run of {config.method} with {found.title}: "
         f"{network_title(config)}, {element_count(found.params)} parameters, "
         f"{describe_space(experiment.space)}, {experiment.num_classes} classes; draw from it: "
         f"{flags}{' --config.codec.weights=FILE' if unknown else ''}"
@@ -152,13 +160,17 @@ def summary(path: Path, config: ConfigDict, experiment: Experiment, found: Impor
 
 IMPORT = Mode(
     import_weights,
-    "Make a run of a published file of weights: DiT, SiT, REPA.",
+    "Make a run of a published file of weights, or of an exported network.",
     {
         **WORKDIR,
         "weights": Flag(
-            "The file: .pt, .ckpt, safetensors, its *.index.json, or .npz.", parse_path
+            "The file: .pt, .ckpt, safetensors, its *.index.json, .npz, or a pickle of arrays; or "
+            "a folder of --mode=export.",
+            parse_path,
         ),
-        "part": Flag("Part of a training checkpoint, such as ema; default: the whole file."),
+        "part": Flag(
+            "Part of a training checkpoint, such as ema or train_state/params; default: all."
+        ),
         "layout": Flag(
             f"Whose network it is: {', '.join(PUBLISHED)}; default: by the names in the file."
         ),

@@ -85,6 +85,7 @@ class Request(NamedTuple):
     weights: Path | None = None
     part: str = ""
     layout: str = ""
+    format: str = ""
 
 
 def expand_home(text: str) -> str:

@@ -52,7 +52,7 @@ def one_step_generator(model: Model, sigma_init: float = 2.5) -> Generator:
     sigma = path.sigma(time)
 
     def generate(params: Params, eps: Array, condition: Condition, **mode: Any) -> Array:
-        t = jnp.full(eps.shape[:1], time)
+        t = jnp.broadcast_to(time, eps.shape[:1])
         return model.endpoints(params, sigma * eps, t, condition, **mode).x_0
 
     return Generator(model.network, generate)

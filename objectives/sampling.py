@@ -43,7 +43,7 @@ def condition_on_scale(predict: Predict, scale: float) -> Predict:
     """`predict` with the guidance scale in its condition."""
 
     def guided(x: Array, t: Array, s: Array, condition: Condition) -> Array:
-        given = jnp.full(x.shape[:1], scale, jnp.float32)
+        given = jnp.broadcast_to(jnp.float32(scale), x.shape[:1])
         return predict(x, t, s, {**condition, "guidance_scale": given})
 
     return guided

@@ -49,6 +49,7 @@ FLAGS = {
     "weights": ("sit.pt", "weights", Path("sit.pt")),
     "part": ("ema", "part", "ema"),
     "layout": ("sit", "layout", "sit"),
+    "format": ("onnx", "format", "onnx"),
 }
 # Read by `main` itself, before there is a request.
 OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "join_timeout")
@@ -65,20 +66,21 @@ TOGETHER = ("train", "evaluate", "sample", "compare", "replay", "doctor")
 READ_BY = {
     "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "replay", "doctor"),
     **dict.fromkeys(("weights", "part", "layout"), ("import",)),
-    "workdir": (*RUNS, "import", "compare", "doctor", "describe"),
+    "workdir": (*RUNS, "import", "export", "compare", "doctor", "describe"),
     "from": ("train", "describe", "doctor"),
     "workdirs": ("report",),
-    "steps": ("sample", "evaluate"),
+    "steps": ("sample", "evaluate", "export"),
+    "format": ("export",),
     "num_samples": ("evaluate",),
     "features": ("evaluate",),
     "seeds": ("sample", "compare"),
     "methods": ("compare",),
     "metric": ("report",),
     **dict.fromkeys(("labels", "grid"), ("sample",)),
-    "guidance": ("sample", "evaluate"),
-    "checkpoint": ("sample", "evaluate"),
-    "network": ("sample", "evaluate"),
-    "out": ("sample", "evaluate", "report"),
+    "guidance": ("sample", "evaluate", "export"),
+    "checkpoint": ("sample", "evaluate", "export"),
+    "network": ("sample", "evaluate", "export"),
+    "out": ("sample", "evaluate", "report", "export"),
     "mesh": ("plan",),
     "profile": ("train",),
     **dict.fromkeys(("accelerator", "mfu", "price", "disk_speed"), ("plan",)),
@@ -309,7 +311,7 @@ def test_a_flag_of_an_evaluation_replaces_the_field_of_a_config():
         (("--mode=evaluate", "--config.evaluate.step=4"), "mean --config.evaluate.steps"),
         (("--mode=evaluate", "--config.evaluate.num_samples=x"), "must be a whole number"),
         (("--mode=evaluate", "--steps=x"), "--steps=x must be whole numbers"),
-        (("--mode=checkpoints", "--steps=4"), "it is for the mode.* evaluate, sample$"),
+        (("--mode=checkpoints", "--steps=4"), "it is for the mode.* evaluate, sample, export$"),
     ],
 )
 def test_fields_without_a_config_are_refused_where_they_change_nothing(arguments, message):

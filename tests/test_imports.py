@@ -45,7 +45,7 @@ DEFAULTS = {"training/storage": {"configs/base", "configs/objectives"}}
 FOREIGN = {"samplers": {"flax", "ml_collections"}, "objectives": {"flax", "ml_collections"}}
 # Half of the start of every command, if it imported them.
 FILES = {"import": "import_weights"}  # of modes whose name is no name of a module
-SLOW = {"sklearn", "tensorflow_datasets", "matplotlib", "scipy.stats"}
+SLOW = {"sklearn", "tensorflow_datasets", "matplotlib", "scipy.stats", "jax2onnx"}
 MATHEMATICS_ONLY = {"flax", "ml_collections", "optax", "orbax", "os", "pathlib"}
 
 
@@ -109,6 +109,13 @@ def test_flax_stays_in_models():
     for room in set(FLOORS) - {"models"}:
         for path in files(room):
             assert "flax" not in imported(path), path.name
+
+
+def test_one_file_imports_jax2onnx():
+    # It is slow to import, and few install it.
+    users = {path for room in FLOORS for path in files(room) if "jax2onnx" in path.read_text()}
+    importing = {path.name for path in users if "jax2onnx" in imported(path)}
+    assert importing == {"onnx.py"}
 
 
 def test_no_mode_imports_another():

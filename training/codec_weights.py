@@ -7,7 +7,7 @@ They are known by their fingerprint, wherever they come from. Those that were fi
 
 import functools
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -24,7 +24,7 @@ from fewstep.training.location import parse_location
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.seal import arrays_sha256, read_sealed, write_sealed
 from fewstep.weights.layouts.autoencoder import is_autoencoder, read_autoencoder
-from fewstep.weights.layouts.names import flatten, set_leaf
+from fewstep.weights.layouts.names import flatten, nested
 from fewstep.weights.layouts.tiny_autoencoder import find_tiny_naming, read_tiny_autoencoder
 from fewstep.weights.tensors import read_tensors
 
@@ -185,14 +185,6 @@ def read_weights(path: Path, name: str, codec: Codec) -> Params:
                 f"{here.get(leaf, 'unknown')} here"
             )
     return params
-
-
-def nested(tensors: dict[str, np.ndarray]) -> Params:
-    """Nested dicts of arrays that are named by their paths."""
-    tree: dict[str, Any] = {}
-    for name, array in tensors.items():
-        set_leaf(tree, name, array)
-    return tree
 
 
 def abstract_params(codec: Codec) -> Params:

@@ -1,62 +1,65 @@
-"""Published networks as runs: which layout a file has, its parameters, and the config of its run.
+"""Published networks: which layout a file has, its parameters in our tree, and files of ours.
 
 A published file has the parameters alone. What its output means, on which path and with which
 clock, is known of the publication: PUBLISHED says it by layout. Sizes come from the shapes.
+training/imported.py makes the config of a run of it.
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from fewstep.data import NEWEST_DECODING, NONE
-from fewstep.latents.scaling import SCALINGS
-from fewstep.models.codecs import CODECS
 from fewstep.models.dit import SIZES, DiTSize
 from fewstep.models.layers import position_table
 from fewstep.models.network import check_choice
 from fewstep.models.time_reversal import reverse_time
-from fewstep.training.codec_weights import named_codec
-from fewstep.training.codecs import ANY_SIDE, codec_factor
-from fewstep.training.storage.identity import with_all_fields
-from fewstep.weights.layouts.blocks import stack_blocks
-from fewstep.weights.layouts.diffusers_dit import read_diffusers
-from fewstep.weights.layouts.dit import PROJECTORS, Converted, Sizes, read_meta
-from fewstep.weights.layouts.names import Tensors, first_names, unwrapped
+from fewstep.weights.layouts.diffusers_dit import read_diffusers, write_diffusers
+from fewstep.weights.layouts.dit import PROJECTORS, Converted, Sizes, read_meta, write_meta
+from fewstep.weights.layouts.names import Tensors, Tree, first_names, unwrapped
+from fewstep.weights.layouts.shortcut import is_shortcut, read_shortcut, write_shortcut
 from fewstep.weights.tensors import parts_of, read_tensors
 
 # Largest difference of a file's positions from ours; of a file of float16 or bfloat16.
 POSITION_ERROR, HALF_POSITION_ERROR = 1e-5, 2.0**-7
-# Settings of `flow_matching` and `ddpm` (configs/methods.py), which files of weights stand for.
-FLOW_MATCHING = {"method": "flow_matching", "model": {"time_scale": 1.0}}
+# Settings of methods (configs/methods.py), which files of weights stand for.
+FLOW_MATCHING = {
+    "method": "flow_matching",
+    "model": {"time_scale": 1.0},
+    "objective": {"name": "denoising"},
+}
 DDPM = {
     "method": "ddpm",
     "path": {"name": "vp_discrete"},
     "prediction": {"kind": "eps"},
-    "objective": {"solver": {"name": "ddim"}},
+    "objective": {"name": "denoising", "solver": {"name": "ddim"}},
 }
-
-
-# Codecs of networks with so many channels, unless another is named. Those of the layouts here work
-# on latents of Stable Diffusion, times 0.18215.
-CODEC_OF = {4: "sd"}
-IMAGE_CHANNELS = 3  # of pictures that codecs decode
+# As the code of Frans et al. 2024 was run: an eighth of a batch are bootstrap rows, and the finest
+# step learns a guidance scale of 1.5 on ImageNet.
+SHORTCUT = {
+    "method": "shortcut",
+    "model": {"time_scale": 1.0, "second_time": "step_size"},
+    "objective": {"name": "shortcut", "bootstrap_fraction": 0.125, "guidance_scale": 1.5},
+}
 
 
 class Published(NamedTuple):
     """A published layout.
 
     title: what a file holds, for messages. read: (tensors, file, title) -> the network.
+    write: (tree, sizes) -> tensors, the inverse but for what `left_out` says, in words.
     fits: whether tensors of these names can be it. fields: those of the run's config that the file
     does not say. reversed_time: whether its time runs from noise to data.
     """
 
     title: str
     read: Callable[[Tensors, Path, str], Converted]
+    write: Callable[[Tree, Sizes], Tensors]
     fits: Callable[[Tensors], bool]
     fields: Mapping[str, Any]
+    left_out: str = ""
     reversed_time: bool = False
 
 
@@ -80,11 +83,61 @@ def read_repa(tensors: Tensors, path: Path, title: str) -> Converted:
     return read_meta(tensors, path, title, projectors=True)
 
 
+def read_frans(tensors: Tensors, path: Path, title: str) -> Converted:
+    """The network in a file of shortcut models."""
+    return read_shortcut(tensors, path, title, partial(heads_of, path=path))
+
+
+def write_frans(tree: Tree, sizes: Sizes) -> Tensors:
+    """The tensors of a file of shortcut models."""
+    return write_shortcut(tree, sizes, heads_of)
+
+
+def write_positioned(tree: Tree, sizes: Sizes) -> Tensors:
+    """The tensors of a file of Meta's layout, with the fixed table of positions."""
+    return write_meta(tree, sizes, position_table(sizes.side, sizes.side, sizes.width))
+
+
+def heads_of(sizes: Sizes, path: Path | str = "") -> int:
+    """The attention heads of a network of a published size. Raises ValueError that names path."""
+    return SIZES[size_name(sizes, path)].heads
+
+
+VARIANCE = (
+    "The channels of a variance, which the published last layer may have, are not there. Ancestral "
+    "sampling needs them"
+)
 PUBLISHED = {
-    "dit": Published("a DiT", read_meta, has_patches, DDPM),
-    "sit": Published("a SiT", read_meta, has_patches, FLOW_MATCHING, reversed_time=True),
-    "repa": Published("a REPA network", read_repa, has_projectors, FLOW_MATCHING),
-    "diffusers_dit": Published("a DiT of diffusers", read_diffusers, has_transformer_blocks, DDPM),
+    "dit": Published("a DiT", read_meta, write_positioned, has_patches, DDPM, VARIANCE),
+    "sit": Published(
+        "a SiT", read_meta, write_positioned, has_patches, FLOW_MATCHING, VARIANCE, True
+    ),
+    "repa": Published(
+        "a REPA network",
+        read_repa,
+        write_positioned,
+        has_projectors,
+        FLOW_MATCHING,
+        "The projectors, which only the training loss reads, are not there",
+    ),
+    "diffusers_dit": Published(
+        "a DiT of diffusers",
+        read_diffusers,
+        write_diffusers,
+        has_transformer_blocks,
+        DDPM,
+        VARIANCE,
+    ),
+    "shortcut": Published(
+        "a shortcut model",
+        read_frans,
+        write_frans,
+        is_shortcut,
+        SHORTCUT,
+        "The log-variances (Embed_0), which no loss reads, are zero. A network without labels has "
+        "a label table of zeros",
+        True,
+    ),
 }
 
 
@@ -159,69 +212,18 @@ def check_positions(positions: np.ndarray, sizes: Sizes, path: Path) -> None:
         )
 
 
-def imported_config(
-    found: Import, path: Path, image_size: int = 0, codec: str | None = None
-) -> ConfigDict:
-    """The config of the run of an imported network, with data.name=none.
+def published_tensors(layout: str, tree: Tree, sizes: Sizes) -> Tensors:
+    """The tensors of a network of ours by their published names; the inverse of `read_published`.
 
-    image_size: of the images of a file that does not say it. codec: name of the codec in whose
-    latents the network works, "" for pixels, None for that of CODEC_OF. Raises ValueError if the
-    size of the network is not one of model.size, if the size of images is not known, or not that of
-    the file, and for a codec of other channels.
+    layout: a key of PUBLISHED.
     """
-    sizes, fields = found.sizes, PUBLISHED[found.layout].fields
-    codec = CODEC_OF.get(sizes.channels, "") if codec is None else codec
-    factor = codec_factor(codec) if codec else 1
-    own = factor * (sizes.side * sizes.patch) if sizes.side else image_size
-    if not own or own % (factor * sizes.patch):
-        raise ValueError(
-            f"{path} does not say the size of its images: set it by --config.data.image_size, a "
-            f"multiple of {factor * sizes.patch}, such as 256 for a DiT of 256 x 256 pixels"
-        )
-    if image_size not in (0, own):
-        raise ValueError(
-            f"data.image_size={image_size}, but {path} has positions for images of {own} x {own}; "
-            "leave it out"
-        )
-    data = {
-        "name": NONE,
-        "image_size": own,
-        "channels": IMAGE_CHANNELS if codec else sizes.channels,
-        "num_classes": sizes.classes,
-        "decoding": NEWEST_DECODING,
-        "label_shares": "data",
-    }
-    return with_all_fields(
-        {
-            **fields,
-            "steps": 1,
-            "data": data,
-            "codec": codec_fields(codec, sizes, path) if codec else {},
-            "model": {
-                "name": "dit",
-                "size": size_name(sizes, path),
-                "patch_size": sizes.patch,
-                **fields.get("model", {}),
-            },
-            "objective": {"name": "denoising", **fields.get("objective", {})},
-            "ema": {"decays": []},
-        }
-    )
+    published = PUBLISHED[layout]
+    if published.reversed_time:
+        tree = reverse_time(tree, time_scale=published.fields["model"]["time_scale"])
+    return published.write(tree, sizes)
 
 
-def codec_fields(name: str, sizes: Sizes, path: Path) -> dict[str, Any]:
-    """The fields of a codec with the scale that it was published with. Raises ValueError."""
-    channels = named_codec(name, (ANY_SIDE, ANY_SIDE, IMAGE_CHANNELS)).latent_shape[-1]
-    if channels != sizes.channels:
-        raise ValueError(
-            f"the network in {path} has {sizes.channels} channels, and latents of "
-            f"codec.name={name} have {channels}; name the codec that it was trained with"
-        )
-    scale, shift = SCALINGS[CODECS[name].scaling or "none"]
-    return {"name": name, "scale": list(scale), "shift": list(shift)}
-
-
-def size_name(sizes: Sizes, path: Path) -> str:
+def size_name(sizes: Sizes, path: Path | str) -> str:
     """The value of model.size for a width and a depth, which give the heads. Raises ValueError."""
     for name, (width, depth, _) in SIZES.items():
         if (width, depth) == (sizes.width, sizes.depth):
@@ -235,8 +237,3 @@ def size_name(sizes: Sizes, path: Path) -> str:
 
 def describe_size(size: DiTSize) -> str:
     return f"{size.depth} of {size.width}"
-
-
-def tree_for(config: ConfigDict, params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters as the network of a config has them: with model.scan, blocks are stacked."""
-    return stack_blocks(params) if config.model.scan else params

@@ -1,10 +1,11 @@
-"""Reads safetensors: an 8-byte length, a JSON header of that length, and the data.
+"""Reads and writes safetensors: an 8-byte length, a JSON header of that length, and the data.
 
 Large models are split over several files. Their `*.index.json` names the file of each tensor:
 
     {"metadata": {...}, "weight_map": {"proj_out_2.weight": "model-00002-of-00003.safetensors"}}
 """
 
+import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -124,3 +125,26 @@ def shards(file: BinaryIO) -> dict[Path, set[str]]:
             raise ValueError(f"{name[:SHOWN]} is in {str(place)[:SHOWN]!r}, no file beside it")
         found.setdefault(Path(file.name).parent / place, set()).add(name)
     return found
+
+
+def write_safetensors(file: BinaryIO, tensors: Mapping[str, np.ndarray]) -> None:
+    """Write float32 tensors by name, in the order of their names.
+
+    The data begin at a multiple of 8 bytes, as other readers expect.
+    """
+    header: dict[str, Any] = {METADATA: {"format": "pt"}}  # what PyTorch's libraries look for
+    end = 0
+    for name in sorted(tensors):
+        array = tensors[name]
+        size = array.size * np.dtype(np.float32).itemsize
+        header[name] = {
+            "dtype": "F32",
+            "shape": list(array.shape),
+            "data_offsets": [end, end + size],
+        }
+        end += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % LENGTH_BYTES)
+    file.write(len(text).to_bytes(LENGTH_BYTES, "little") + text)
+    for name in sorted(tensors):
+        file.write(np.ascontiguousarray(tensors[name], "<f4").data)

@@ -2,8 +2,8 @@
 
 The format is recognized by content, not by file name: PyTorch state dicts and training checkpoints
 (the zip format, and the stream of pickles used before 2020), safetensors, also split over files
-that an index names, and NumPy's .npz. Arrays are views of a memory map (weights/mapped.py), but of
-.npz copies.
+that an index names, NumPy's .npz, and pickles of NumPy arrays. Arrays are views of a memory map
+(weights/mapped.py), but of .npz copies.
 
 Traps of the formats:
 - Unpickling may call any function. weights/pickles.py and weights/checkpoints.py call none: they
@@ -36,6 +36,7 @@ from fewstep.weights.mapped import (
     element_type,
     map_file,
 )
+from fewstep.weights.numpy_pickles import STARTS, array_parts, read_pickled_arrays
 from fewstep.weights.pickles import SHOWN, Machine, Slice, Storage, read_description
 from fewstep.weights.safetensors import is_index, read_safetensors, read_sharded, shards
 
@@ -57,8 +58,9 @@ LOCAL_HEADER, LENGTHS = 30, slice(26, 30)
 def read_tensors(path: str | Path, part: str = "") -> dict[str, np.ndarray]:
     """The tensors of a file by name; arrays may be read-only and may share memory.
 
-    part: the key of a state dict in a training checkpoint, such as "ema" or "state_dict". What the
-    checkpoint has beside it is not read. "" is the whole file, which must then be a state dict.
+    part: the key of a state dict in a training checkpoint, such as "ema" or "state_dict"; in a
+    pickle of NumPy arrays the keys that lead to it, joined by "/". What the checkpoint has beside
+    it is not read. "" is the whole file, which must then be a state dict.
 
     Raises ValueError that names the file if its format is unknown, it is damaged, it holds anything
     besides named tensors, or it is a pickle that asks for functions which tensors do not need.
@@ -119,6 +121,8 @@ def parts_of(path: str | Path) -> list[str]:
                     return part_names(describe_archive(archive, CheckpointMachine()).content)
             if start == STREAM_START:
                 return part_names(describe_stream(file, CheckpointMachine()).content)
+            if start.startswith(STARTS):
+                return array_parts(file)
         except Exception:  # as in `read_tensors`
             return []
     return []
@@ -140,6 +144,8 @@ def find_reader(start: bytes) -> Reader | None:
         return read_zip
     if start == STREAM_START:
         return read_stream
+    if start.startswith(STARTS):
+        return read_pickled_arrays
     if is_index(start):
         return lambda file, part: check_no_part(read_sharded(file), part)
     if start[8:9] == b"{":

@@ -389,7 +389,7 @@ def test_flipped_bits_in_an_archive_are_noticed(archive):
         read_tensors(path)
 
 
-@pytest.mark.parametrize("content", [pickle.dumps({"a": 1}), b"", b"text", b"\x89HDF\r\n\x1a\n"])
+@pytest.mark.parametrize("content", [pickle.dumps({"a": 1}, 2), b"", b"text", b"\x89HDF\r\n\x1a\n"])
 def test_other_formats_are_refused_with_a_remedy(content, tmp_path):
     path = tmp_path / "other.bin"
     path.write_bytes(content)

@@ -60,21 +60,21 @@ def mean_flow_layout(sizes: Sizes) -> Layout:
     return layout | dense("final_layer/linear", "final/output", width, patch**2 * channels)
 
 
-def read_mean_flow(tensors: Tensors, path: str | Path) -> Converted:
+def read_mean_flow(tensors: Tensors, path: str | Path, expected: str = EXPECTED) -> Converted:
     """The network in a file of MeanFlow's parameters.
 
-    Raises ValueError that names the file and the tensors that are missing, unknown, of another
-    shape, or not finite.
+    path, expected: the file and what it should hold, for messages. Raises ValueError that names the
+    file and the tensors that are missing, unknown, of another shape, or not finite.
     """
     if all(name.startswith(PREFIX) for name in tensors):
         tensors = below(tensors, PREFIX)
-    check_there(tensors, (PATCHES, LABELS), path, EXPECTED)
+    check_there(tensors, (PATCHES, LABELS), path, expected)
     kernel, table = tensors[PATCHES].shape, tensors[LABELS].shape
     if len(kernel) != 4 or len(table) != 2:
-        raise ValueError(f"{path} does not hold {EXPECTED}: {PATCHES} is {list(kernel)}")
+        raise ValueError(f"{path} does not hold {expected}: {PATCHES} is {list(kernel)}")
     depth = len({name.split("/")[0] for name in below(tensors, BLOCK)})
     sizes = Sizes(kernel[3], depth, kernel[0], kernel[2], table[0] - 1)
-    return Converted(read_layout(tensors, mean_flow_layout(sizes), path, EXPECTED), sizes)
+    return Converted(read_layout(tensors, mean_flow_layout(sizes), path, expected), sizes)
 
 
 def write_mean_flow(tree: Tree, sizes: Sizes) -> dict[str, object]:

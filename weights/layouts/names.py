@@ -148,6 +148,14 @@ def flatten(tree: Tree, start: str = "") -> dict[str, Any]:
     return leaves
 
 
+def nested(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested dicts of leaves that are named by their paths; the inverse of `flatten`."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        set_leaf(tree, path, leaf)
+    return tree
+
+
 def unwrapped(tensors: Tensors) -> Tensors:
     """The tensors without the prefixes of WRAPPERS that all names have."""
     for prefix in WRAPPERS:

@@ -1,0 +1,50 @@
+"""Files of a network under published names: those of DiT, SiT, REPA and shortcut models."""
+
+from functools import partial
+
+from fewstep.messages import shell_flags
+from fewstep.training.exports.exported import Contents, Exported, check_fields, dit_sizes
+from fewstep.training.exports.own import save_safetensors
+from fewstep.training.published import PUBLISHED, published_tensors
+
+# Layouts that are one file of safetensors; diffusers' has a folder (diffusers.py).
+LAYOUTS = tuple(name for name in PUBLISHED if name != "diffusers_dit")
+
+
+def published_contents(exported: Exported, layout: str) -> Contents:
+    """A file of the network by the names of a published layout, which `--mode=import` reads.
+
+    layout: one of LAYOUTS. Raises ValueError for a network that the layout cannot express.
+    """
+    check_fields(exported, layout, expressible(layout))
+    if not exported.config.data.num_classes and layout != "shortcut":
+        raise ValueError(
+            f"--format={layout} cannot express data.num_classes=0: its file has a table of labels; "
+            "use --format=safetensors, which expresses every run"
+        )
+    published = PUBLISHED[layout]
+    file, tree = f"{layout}.safetensors", dict(exported.params)
+    tree.pop("loss_weight", None)
+    tensors = published_tensors(layout, tree, dit_sizes(exported))
+    command = shell_flags("import", weights=file, layout=layout, workdir="runs/imported")
+    loading = (
+        f"`{file}` has the names and shapes of {published.title} as its authors publish it. With "
+        f"Fewstep:\n\n```\npython main.py {command}\n```"
+    )
+    return Contents(
+        {file: partial(save_safetensors, tensors=tensors)}, loading, (published.left_out,)
+    )
+
+
+def expressible(layout: str) -> dict[str, tuple]:
+    """The values that fields must have, by dotted name, for a network to have a layout."""
+    fields = PUBLISHED[layout].fields
+    model = fields.get("model", {})
+    return {
+        "model.name": ("dit",),
+        "model.time_scale": (model.get("time_scale", 1000.0),),
+        "model.second_time": (model.get("second_time", "none"),),
+        "model.guidance_input": (False,),
+        "path.name": (fields.get("path", {}).get("name", "linear"),),
+        "prediction.kind": (fields.get("prediction", {}).get("kind", "velocity"),),
+    }
