@@ -9,7 +9,7 @@ differently, and a mapping embeds what is not an image into one vector [B, D] th
 reads.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -141,8 +141,8 @@ def check_unet(shape: Sequence[int], width: int, multipliers: Sequence[int], dep
     unit = GROUPS if largest > GROUPS * LEAST_GROUP else LEAST_GROUP
     if width % unit:
         raise ValueError(
-            f"width={width} must be a multiple of {unit}, because {largest} channels are normalised "
-            "in groups of one size."
+            f"width={width} must be a multiple of {unit}, because up to {largest} channels are "
+            "normalised in groups of one size."
         )
 
 

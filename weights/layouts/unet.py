@@ -18,7 +18,6 @@ import numpy as np
 
 from fewstep.weights.layouts.dit import Converted, check_there
 from fewstep.weights.layouts.names import (
-    POINTWISE,
     Form,
     Layout,
     Place,
@@ -74,7 +73,8 @@ class Names(NamedTuple):
     """What files of one network have in common.
 
     outside: sizes -> the places of what is no block. stem: sizes -> channels of the first
-    convolution. variants: of the file by whether it has random frequencies. modulated, projected, attention_throughout, head_width: as in `models.unet.Style`.
+    convolution. variants: of a file without and with random frequencies. modulated, projected,
+    attention_throughout, head_width: as in `models.unet.Style`.
     """
 
     outside: Callable[[UNetSizes], Layout]
@@ -130,10 +130,7 @@ def blocks(sizes: UNetSizes, names: Names) -> Iterator[Block]:
 
 
 def heads_form(channels: int, head_width: int) -> Form:
-    """A matrix whose outputs are in the order (head, channel, q k v), in ours (q k v, head, channel).
-
-    It also takes the bias.
-    """
+    """A matrix or bias, whose outputs go from (head, channel, q k v) to (q k v, head, channel)."""
     heads = max(1, channels // head_width) if head_width else 1
     ours, theirs = (3, heads, channels // heads), (heads, channels // heads, 3)
 
@@ -201,7 +198,7 @@ def read_unet(tensors: Tensors, path: str | Path, expected: str, names: Names) -
 
 
 def write_unet(tree: Tree, sizes: UNetSizes, names: Names) -> dict[str, np.ndarray]:
-    """The tensors of a tree as in a file of EDM; the inverse of `read_unet`, but for what it drops."""
+    """The tensors of a tree as EDM names them; the inverse of `read_unet`, but for what is dropped."""
     tensors = write_layout(tree, unet_layout(sizes, names))
     tensors |= dict.fromkeys(filter_names(sizes, names), filter_of(sizes))
     return {f"{PREFIX}{name}": array for name, array in tensors.items()}
