@@ -148,7 +148,9 @@ def model() -> ConfigDict:
     """
     return ConfigDict(
         {
-            "name": "dit",  # dit; mlp, for points, or for images as points of as many numbers
+            # dit; song_unet, adm_unet, the U-Nets of EDM; mlp, for points, or for images as points
+            # of as many numbers
+            "name": "dit",
             # All networks. The first three are what the method needs, unless they are given.
             # none, time (s), interval (t - s), step_size (-log2(t - s))
             "second_time": placeholder(str),
@@ -160,15 +162,19 @@ def model() -> ConfigDict:
             "size": "B",  # S, B, L, XL; for CPUs nano, micro, mini, tiny (models/dit.py); auto
             "patch_size": 2,  # pixels (or latents) per side of a token; None chooses it
             "adaln_zero": True,  # modulations start at zero, as DiT's; False: Xavier, as shortcut's
-            "dropout": 0.0,  # probability, in the blocks
+            "dropout": 0.0,  # probability, in the blocks; U-Nets too
             # xla; cudnn (fused: GPUs, bfloat16, not for sct and scd); auto, cudnn where it can be;
             # chunked (a few queries at a time: less memory everywhere, slower)
             "attention": "xla",
-            "remat": False,  # recompute activations in the backward pass: less memory
+            "remat": False,  # recompute activations in the backward pass: less memory; U-Nets too
             "scan": False,  # a loop over stacked blocks: compiled once for all, slower on CPUs
-            # mlp
-            "width": placeholder(int),  # units of a block; None is 128
-            "depth": placeholder(int),  # blocks; None is 3
+            # mlp, song_unet, adm_unet
+            "width": placeholder(int),  # units of a block, or channels of the first convolution
+            "depth": placeholder(int),  # blocks; of a U-Net, in each level
+            # song_unet, adm_unet
+            "multipliers": placeholder(tuple),  # channels of each level over width
+            "attention_sides": placeholder(tuple),  # heights of the levels with self-attention
+            "variant": placeholder(str),  # song_unet: ddpmpp, ncsnpp; None is ddpmpp
         }
     )
 

@@ -18,15 +18,10 @@ from fewstep.training.cluster.processes import say
 from fewstep.training.codecs import load_codec
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.experiment import Experiment, rebuild
+from fewstep.training.imported import imported_config, tree_for
 from fewstep.training.labels import known_counts
 from fewstep.training.networks import network_title
-from fewstep.training.published import (
-    PUBLISHED,
-    Import,
-    imported_config,
-    read_published,
-    tree_for,
-)
+from fewstep.training.published import PUBLISHED, Import, read_published
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import restore
 from fewstep.training.storage.checkpoint import open_checkpoints, save_state
@@ -89,7 +84,7 @@ def check_given_sizes(config: ConfigDict, own: ConfigDict, file: Path) -> None:
 
 def check_classes(found: Import, dataset: Dataset, file: Path) -> None:
     """Raises ValueError if a data set has other classes than the network."""
-    if dataset.num_classes != found.sizes.classes:
+    if found.sizes.classes not in (0, dataset.num_classes):
         raise ValueError(
             f"the label table in {file} has {found.sizes.classes} classes and the null class, and "
             f"{dataset.name} has {dataset.num_classes}; name the data that it was trained on"
@@ -152,11 +147,11 @@ def summary(path: Path, config: ConfigDict, experiment: Experiment, found: Impor
 
 IMPORT = Mode(
     import_weights,
-    "Make a run of a published file of weights: DiT, SiT, REPA.",
+    "Make a run of a published file of weights: DiT, SiT, REPA, EDM.",
     {
         **WORKDIR,
         "weights": Flag(
-            "The file: .pt, .ckpt, safetensors, its *.index.json, or .npz.", parse_path
+            "The file: .pt, .ckpt, .pkl, safetensors, its *.index.json, or .npz.", parse_path
         ),
         "part": Flag("Part of a training checkpoint, such as ema; default: the whole file."),
         "layout": Flag(

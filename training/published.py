@@ -1,7 +1,8 @@
-"""Published networks as runs: which layout a file has, its parameters, and the config of its run.
+"""Published networks: which layout a file has, its parameters, and what its output means.
 
 A published file has the parameters alone. What its output means, on which path and with which
 clock, is known of the publication: PUBLISHED says it by layout. Sizes come from the shapes.
+training/imported.py makes the config of a run of it.
 """
 
 from collections.abc import Callable, Mapping
@@ -9,21 +10,18 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
-from ml_collections import ConfigDict
 
-from fewstep.data import NEWEST_DECODING, NONE
-from fewstep.latents.scaling import SCALINGS
-from fewstep.models.codecs import CODECS
 from fewstep.models.dit import SIZES, DiTSize
 from fewstep.models.layers import position_table
 from fewstep.models.network import check_choice
 from fewstep.models.time_reversal import reverse_time
-from fewstep.training.codecs import ANY_SIDE, codec_factor, named_codec
-from fewstep.training.storage.identity import with_all_fields
-from fewstep.weights.layouts.blocks import stack_blocks
+from fewstep.weights.layouts.adm_unet import read_adm_unet
 from fewstep.weights.layouts.diffusers_dit import read_diffusers
 from fewstep.weights.layouts.dit import PROJECTORS, Converted, Sizes, read_meta
 from fewstep.weights.layouts.names import Tensors, first_names, unwrapped
+from fewstep.weights.layouts.song_unet import read_song_unet
+from fewstep.weights.layouts.unet import UNetSizes
+from fewstep.weights.modules import PickledModule, holds_modules, read_module
 from fewstep.weights.tensors import parts_of, read_tensors
 
 # Largest difference of a file's positions from ours; of a file of float16 or bfloat16.
@@ -36,12 +34,20 @@ DDPM = {
     "prediction": {"kind": "eps"},
     "objective": {"solver": {"name": "ddim"}},
 }
-
-
-# Codecs of networks with so many channels, unless another is named. Those of the layouts here work
-# on latents of Stable Diffusion, times 0.18215.
-CODEC_OF = {4: "sd"}
-IMAGE_CHANNELS = 3  # of pictures that codecs decode
+# Karras et al. 2022, table 1 and algorithm 1: the networks in an EDMPrecond, and their sampler.
+EDM = {
+    "method": "edm",
+    "path": {"name": "ve"},
+    "prediction": {"kind": "F"},
+    "model": {"time_scale": 1.0},
+    "objective": {
+        "time_sampler": {"name": "log_normal", "mean": -1.2, "std": 1.2},
+        "solver": {"name": "heun"},
+        "spacing": {"name": "karras"},
+        "ends_at": "data",
+    },
+}
+EDM_MODULE = "EDMPrecond"
 
 
 class Published(NamedTuple):
@@ -49,14 +55,18 @@ class Published(NamedTuple):
 
     title: what a file holds, for messages. read: (tensors, file, title) -> the network.
     fits: whether tensors of these names can be it. fields: those of the run's config that the file
-    does not say. reversed_time: whether its time runs from noise to data.
+    does not say. model: (sizes, file) -> the fields of the network. reversed_time: whether its time
+    runs from noise to data. module: class of the pickled module that has the network in it, and
+    says what the output means; "" if no such module is known.
     """
 
     title: str
     read: Callable[[Tensors, Path, str], Converted]
     fits: Callable[[Tensors], bool]
     fields: Mapping[str, Any]
+    model: Callable[[Any, Path], dict[str, Any]]
     reversed_time: bool = False
+    module: str = ""
 
 
 def has_patches(tensors: Tensors) -> bool:
@@ -79,40 +89,101 @@ def read_repa(tensors: Tensors, path: Path, title: str) -> Converted:
     return read_meta(tensors, path, title, projectors=True)
 
 
+def dit_fields(sizes: Sizes, path: Path) -> dict[str, Any]:
+    """The fields of a DiT. Raises ValueError if its size is not one of model.size."""
+    return {"name": "dit", "size": size_name(sizes, path), "patch_size": sizes.patch}
+
+
+def unet_fields(sizes: UNetSizes, path: Path) -> dict[str, Any]:
+    """The fields of a U-Net: SongUNet has variants, and ADM has none."""
+    own = {name: getattr(sizes, name) for name in ("width", "multipliers", "depth")}
+    own["attention_sides"] = sizes.attention_sides
+    if not sizes.variant:
+        return {"name": "adm_unet", **own}
+    return {"name": "song_unet", "variant": sizes.variant, **own}
+
+
+def has_end(name: str) -> Callable[[Tensors], bool]:
+    """Whether tensors have one whose name ends so."""
+    return lambda tensors: any(one.endswith(name) for one in tensors)
+
+
 PUBLISHED = {
-    "dit": Published("a DiT", read_meta, has_patches, DDPM),
-    "sit": Published("a SiT", read_meta, has_patches, FLOW_MATCHING, reversed_time=True),
-    "repa": Published("a REPA network", read_repa, has_projectors, FLOW_MATCHING),
-    "diffusers_dit": Published("a DiT of diffusers", read_diffusers, has_transformer_blocks, DDPM),
+    "dit": Published("a DiT", read_meta, has_patches, DDPM, dit_fields),
+    "sit": Published("a SiT", read_meta, has_patches, FLOW_MATCHING, dit_fields, True),
+    "repa": Published("a REPA network", read_repa, has_projectors, FLOW_MATCHING, dit_fields),
+    "diffusers_dit": Published(
+        "a DiT of diffusers", read_diffusers, has_transformer_blocks, DDPM, dit_fields
+    ),
+    "song_unet": Published(
+        "EDM's DDPM++ or NCSN++",
+        read_song_unet,
+        has_end("_aux_norm.weight"),
+        EDM,
+        unet_fields,
+        module=EDM_MODULE,
+    ),
+    "adm_unet": Published(
+        "EDM's ADM",
+        read_adm_unet,
+        has_end("out_norm.weight"),
+        EDM,
+        unet_fields,
+        module=EDM_MODULE,
+    ),
 }
 
 
 class Import(NamedTuple):
-    """A network read from a published file. layout: a key of PUBLISHED. params: in our tree."""
+    """A network read from a published file.
+
+    layout: a key of PUBLISHED. params: in our tree. sizes: of the kind of its layout. sigma_data:
+    that a pickled module says, else None.
+    """
 
     layout: str
     params: dict[str, Any]
-    sizes: Sizes
+    sizes: Any
+    sigma_data: float | None = None
 
 
 def read_published(path: Path, part: str = "", layout: str = "") -> Import:
     """The network in a published file.
 
-    part: of a training checkpoint (`read_tensors`). layout: a key of PUBLISHED, "" to find it by
-    the names of the tensors. Raises ValueError that names the file if it cannot be read, its layout
-    is unknown or not certain, or it is not what its layout says; FileNotFoundError without a file.
+    part: of a training checkpoint (`read_tensors`) or of a pickle of modules (`read_module`).
+    layout: a key of PUBLISHED, "" to find it by the names of the tensors. Raises ValueError that
+    names the file if it cannot be read, its layout is unknown or not certain, or it is not what its
+    layout says; FileNotFoundError without a file.
     """
     if layout:
         check_choice("--layout", layout, PUBLISHED)
-    tensors = read_part(path, part)
-    layout = layout or find_layout(unwrapped(tensors), path)
-    published = PUBLISHED[layout]
+    module = read_module(path, part) if holds_modules(path) else None
+    if module is not None:
+        check_module(module, path)
+    tensors = read_part(path, part) if module is None else module.tensors
+    found = layout or find_layout(unwrapped(tensors), path)
+    published = PUBLISHED[found]
+    if published.module and module is None and not layout:
+        raise ValueError(
+            f"{path} has the names of {published.title}, and does not say what its output means; "
+            f"if it was trained by EDM ({published.module}), add --layout={found}"
+        )
     tree, sizes, positions = published.read(tensors, path, published.title)
     if positions is not None:
         check_positions(positions, sizes, path)
     if published.reversed_time:
         tree = reverse_time(tree, time_scale=published.fields["model"]["time_scale"])
-    return Import(layout, tree, sizes)
+    return Import(found, tree, sizes, module and module.fields.get("sigma_data"))
+
+
+def check_module(module: PickledModule, path: Path) -> None:
+    """Raises ValueError unless the module of a file is one whose output is known."""
+    known = {published.module for published in PUBLISHED.values()} - {""}
+    if module.name not in known:
+        raise ValueError(
+            f"{path} holds a {module.name}; the meaning of its output is not known, only that of "
+            f"{', '.join(sorted(known))}"
+        )
 
 
 def read_part(path: Path, part: str) -> Tensors:
@@ -158,68 +229,6 @@ def check_positions(positions: np.ndarray, sizes: Sizes, path: Path) -> None:
         )
 
 
-def imported_config(
-    found: Import, path: Path, image_size: int = 0, codec: str | None = None
-) -> ConfigDict:
-    """The config of the run of an imported network, with data.name=none.
-
-    image_size: of the images of a file that does not say it. codec: name of the codec in whose
-    latents the network works, "" for pixels, None for that of CODEC_OF. Raises ValueError if the
-    size of the network is not one of model.size, if the size of images is not known, or not that of
-    the file, and for a codec of other channels.
-    """
-    sizes, fields = found.sizes, PUBLISHED[found.layout].fields
-    codec = CODEC_OF.get(sizes.channels, "") if codec is None else codec
-    factor = codec_factor(codec) if codec else 1
-    own = factor * (sizes.side * sizes.patch) if sizes.side else image_size
-    if not own or own % (factor * sizes.patch):
-        raise ValueError(
-            f"{path} does not say the size of its images: set it by --config.data.image_size, a "
-            f"multiple of {factor * sizes.patch}, such as 256 for a DiT of 256 x 256 pixels"
-        )
-    if image_size not in (0, own):
-        raise ValueError(
-            f"data.image_size={image_size}, but {path} has positions for images of {own} x {own}; "
-            "leave it out"
-        )
-    data = {
-        "name": NONE,
-        "image_size": own,
-        "channels": IMAGE_CHANNELS if codec else sizes.channels,
-        "num_classes": sizes.classes,
-        "decoding": NEWEST_DECODING,
-        "label_shares": "data",
-    }
-    return with_all_fields(
-        {
-            **fields,
-            "steps": 1,
-            "data": data,
-            "codec": codec_fields(codec, sizes, path) if codec else {},
-            "model": {
-                "name": "dit",
-                "size": size_name(sizes, path),
-                "patch_size": sizes.patch,
-                **fields.get("model", {}),
-            },
-            "objective": {"name": "denoising", **fields.get("objective", {})},
-            "ema": {"decays": []},
-        }
-    )
-
-
-def codec_fields(name: str, sizes: Sizes, path: Path) -> dict[str, Any]:
-    """The fields of a codec with the scale that it was published with. Raises ValueError."""
-    channels = named_codec(name, (ANY_SIDE, ANY_SIDE, IMAGE_CHANNELS)).latent_shape[-1]
-    if channels != sizes.channels:
-        raise ValueError(
-            f"the network in {path} has {sizes.channels} channels, and latents of "
-            f"codec.name={name} have {channels}; name the codec that it was trained with"
-        )
-    scale, shift = SCALINGS[CODECS[name].scaling or "none"]
-    return {"name": name, "scale": list(scale), "shift": list(shift)}
-
-
 def size_name(sizes: Sizes, path: Path) -> str:
     """The value of model.size for a width and a depth, which give the heads. Raises ValueError."""
     for name, (width, depth, _) in SIZES.items():
@@ -234,8 +243,3 @@ def size_name(sizes: Sizes, path: Path) -> str:
 
 def describe_size(size: DiTSize) -> str:
     return f"{size.depth} of {size.width}"
-
-
-def tree_for(config: ConfigDict, params: dict[str, Any]) -> dict[str, Any]:
-    """The parameters as the network of a config has them: with model.scan, blocks are stacked."""
-    return stack_blocks(params) if config.model.scan else params

@@ -59,6 +59,16 @@ class UNetSizes(NamedTuple):
     variant: str = ""
 
     @property
+    def input_side(self) -> int:
+        """Side of the input."""
+        return self.side
+
+    @property
+    def unit(self) -> int:
+        """What a side of the input must be a multiple of."""
+        return 2 ** (len(self.multipliers) - 1)
+
+    @property
     def features(self) -> int:
         """Sinusoids of time."""
         return 2 * self.width if self.variant == "ncsnpp" else self.width
@@ -198,7 +208,7 @@ def read_unet(tensors: Tensors, path: str | Path, expected: str, names: Names) -
 
 
 def write_unet(tree: Tree, sizes: UNetSizes, names: Names) -> dict[str, np.ndarray]:
-    """The tensors of a tree as EDM names them; the inverse of `read_unet`, but for what is dropped."""
+    """The tensors of a tree as EDM names them: `read_unet` backwards, without what it drops."""
     tensors = write_layout(tree, unet_layout(sizes, names))
     tensors |= dict.fromkeys(filter_names(sizes, names), filter_of(sizes))
     return {f"{PREFIX}{name}": array for name, array in tensors.items()}
