@@ -179,6 +179,14 @@ def model() -> ConfigDict:
     )
 
 
+def use_network(config: ConfigDict, name: str) -> None:
+    """Name another network, and leave its fields to its own defaults and to the method."""
+    for field, value in config.model.items():
+        if value is not None:
+            config.model[field] = placeholder(type(value))
+    config.model.name = name
+
+
 def path() -> ConfigDict:
     """The path between data and noise."""
     return ConfigDict(

@@ -21,14 +21,13 @@ from fewstep.models.song_unet import describe_widths, shrink
 from fewstep.models.unet import (
     EMBEDDING_RATIO,
     Inputs,
-    Style,
     build_unet,
     embedded_scalars,
     label_rows,
     plan_unet,
-    pointwise,
     time_frequencies,
 )
+from fewstep.models.unet_blocks import Style, pointwise
 
 kaiming = nn.initializers.variance_scaling(1.0 / 3.0, "fan_in", "uniform")
 

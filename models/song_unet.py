@@ -28,14 +28,13 @@ from fewstep.models.network import (
 from fewstep.models.unet import (
     EMBEDDING_RATIO,
     Inputs,
-    Style,
     build_unet,
     embedded_scalars,
     label_rows,
     plan_unet,
-    pointwise,
     time_frequencies,
 )
+from fewstep.models.unet_blocks import Style, pointwise
 
 FOURIER_SCALE = 16.0  # deviation of NCSN++'s random frequencies, Song et al. 2021
 
