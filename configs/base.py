@@ -128,10 +128,10 @@ def codec() -> ConfigDict:
     """Latents, on which the network trains in place of the images (docs/latents.md)."""
     return ConfigDict(
         {
-            # "" trains on the images; linear, fitted to them; sd, sdxl, sd3, flux, taesd, taesdxl,
-            # taesd3, taef1, with published weights
+            # "" trains on the images; linear, fitted to them; f4, f7, f8, trained by the method
+            # autoencoder; sd, sdxl, sd3, flux, taesd, taesdxl, taesd3, taef1, published
             "name": "",
-            "weights": "",  # file of its weights
+            "weights": "",  # file of its weights, or RUN[@STEP] of the method autoencoder
             # Per channel, the network sees scale * (latent - shift). () is what the codec was
             # published with, else what brings the latents to mean 0 and deviation 1.
             "scale": (),
@@ -149,7 +149,7 @@ def model() -> ConfigDict:
     return ConfigDict(
         {
             # dit; song_unet, adm_unet, the U-Nets of EDM; mlp, for points, or for images as points
-            # of as many numbers
+            # of as many numbers; codec, which only the method autoencoder trains
             "name": "dit",
             # All networks. The first three are what the method needs, unless they are given.
             # none, time (s), interval (t - s), step_size (-log2(t - s))
@@ -175,6 +175,8 @@ def model() -> ConfigDict:
             "multipliers": placeholder(tuple),  # channels of each level over width
             "attention_sides": placeholder(tuple),  # heights of the levels with self-attention
             "variant": placeholder(str),  # song_unet: ddpmpp, ncsnpp; None is ddpmpp
+            # codec; which one is trained: f4, f7, f8, sd, sdxl, sd3, flux; None is f4
+            "codec": placeholder(str),
         }
     )
 

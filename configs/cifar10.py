@@ -148,10 +148,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.data.channels = 3
     config.data.num_classes = 10
     config.data.flip = True
-    config.model.size = "S"
-    config.model.patch_size = 2
-    config.model.dtype = "bfloat16"
-    config.model.dropout = 0.1
+    methods.network(config, size="S", patch_size=2, dtype="bfloat16", dropout=0.1)
     config.optimizer.learning_rate = 2e-4
     config.optimizer.warmup_steps = 5000
     config.optimizer.clip_norm = 1.0

@@ -28,8 +28,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.steps = 3000
     config.batch_size = 128
     config.data.name = "digits"
-    config.model.size = "micro"
-    config.model.patch_size = 2
+    methods.network(config, size="micro", patch_size=2)
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100

@@ -29,13 +29,17 @@ LOG_LEVEL_SHIFT = 0.35
 
 def get_config(method: str = "shortcut") -> ConfigDict:
     """A DiT of 1.3 M parameters on 49 tokens, sized for a CPU."""
+    return configure(method, SIGMA_DATA, LOG_LEVEL_SHIFT)
+
+
+def configure(method: str, sigma_data: float, log_level_shift: float) -> ConfigDict:
+    """The config for data of that deviation, with log-normal noise levels shifted by so much."""
     config = methods.choose(base.config(), method)
     config.steps = 4000
     config.batch_size = 64
     config.data.name = "fashion_mnist"
     config.data.flip = True
-    config.model.size = "mini"
-    config.model.patch_size = 4
+    methods.network(config, size="mini", patch_size=4)
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100
@@ -43,7 +47,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     # Open, since a small step may be shorter than its dispatch (training/cost/choice.py).
     config.steps_per_dispatch, config.data.on_device = placeholder(int), placeholder(bool)
     config.evaluate.features, config.evaluate.agreement = "classifier", True
-    short_runs.short_run(config, SIGMA_DATA)
+    short_runs.short_run(config, sigma_data)
     for sampler in short_runs.log_normal_samplers(config):
-        sampler.mean += LOG_LEVEL_SHIFT
+        sampler.mean += log_level_shift
     return config

@@ -14,10 +14,11 @@ configs/cifar10.py has RAdam for cd, ct, ict and ect, and starts diff_instruct a
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from ml_collections import ConfigDict
 
-from fewstep.configs import base, objectives
+from fewstep.configs import base, objectives, overrides
 from fewstep.messages import unknown_choice
 
 # Mean and standard deviation of the raw latents of sd-vae-ft-mse per channel, on ImageNet (Karras
@@ -155,6 +156,24 @@ def progressive(config: ConfigDict) -> None:
     config.ema.decays = ()
 
 
+def autoencoder(config: ConfigDict) -> None:
+    """The codec of latent diffusion (Rombach et al. 2022), without discriminator.
+
+    Without an average, for a schedule that falls to zero.
+    """
+    config.objective = objectives.autoencoder()
+    overrides.unset(config, "model", keep={"model.name"})
+    config.model.name = "codec"
+    config.evaluate.steps = (1,)
+    config.ema.decays = ()
+
+
+def network(config: ConfigDict, **fields: Any) -> None:
+    """Set fields of the transformer, unless the method has a network of its own."""
+    if config.model.name == "dit":
+        config.model.update(fields)
+
+
 def one_step(config: ConfigDict, divergence: str) -> None:
     """Settings that all one-step generators share."""
     config.objective = objectives.distribution_matching(divergence)
@@ -238,6 +257,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         lcm,
         progressive,
         *ONE_STEP,
+        autoencoder,
     )
 }
 
@@ -271,13 +291,14 @@ def frans_2024(method: str) -> ConfigDict:
     chosen.data.name = "folder:"
     chosen.data.image_size = 256
     chosen.data.channels = 3
-    chosen.codec.name = "sd"
+    if method == "autoencoder":
+        chosen.model.codec = "sd"
+    else:
+        chosen.codec.name = "sd"
     if chosen.prediction.kind == "F" or chosen.path.name == "trigflow":
         chosen.codec.scale = tuple(0.5 / std for std in SD_STD)
         chosen.codec.shift = SD_MEAN
-    chosen.model.size = "B"
-    chosen.model.patch_size = 2
-    chosen.model.dtype = "bfloat16"
+    network(chosen, size="B", patch_size=2, dtype="bfloat16")
     chosen.optimizer.learning_rate = 1e-4
     if chosen.optimizer.name == "adamw":
         chosen.optimizer.weight_decay = 0.1

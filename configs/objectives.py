@@ -82,6 +82,17 @@ def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
     return fields
 
 
+def autoencoder() -> ConfigDict:
+    """objectives/autoencoder.py."""
+    return ConfigDict(
+        {
+            "name": "autoencoder",
+            "distance": distance("l1"),  # between images and their reconstructions
+            "kl_weight": 1e-4,  # of the mean KL per dimension of the latent
+        }
+    )
+
+
 def shortcut() -> ConfigDict:
     """objectives/shortcut.py."""
     return ConfigDict(

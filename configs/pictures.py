@@ -47,8 +47,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.batch_size, config.micro_batches = placeholder(int), placeholder(int)
     config.evaluate.batch_size = placeholder(int)
     config.steps_per_dispatch, config.data.on_device = placeholder(int), placeholder(bool)
-    config.model.patch_size = placeholder(int)
-    config.model.size = config.model.dtype = "auto"
+    methods.network(config, patch_size=placeholder(int), size="auto", dtype="auto")
     if config.path.name != "trigflow":  # sct and scd cannot differentiate fused attention
-        config.model.attention = "auto"
+        methods.network(config, attention="auto")
     return config

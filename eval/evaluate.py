@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.data import NONE, Dataset, data_root, proportional_labels, short_hash
+from fewstep.data import NONE, Dataset, data_root, short_hash
 from fewstep.data.spaces.space import Space
 from fewstep.eval.features import networks
 from fewstep.eval.features.feature_network import check_dimension
@@ -25,15 +25,21 @@ from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.reference import STATISTICS, check_reference
 from fewstep.eval.report.evaluation import FOLDER, sample_source
 from fewstep.eval.report.results import Result, is_usual_number, save_results, to_json_types
-from fewstep.eval.sampling import check_sampling, diagnoser, evaluation_sampler, guidance_scale
+from fewstep.eval.sampling import (
+    Wanted,
+    check_sampling,
+    diagnoser,
+    evaluation_sampler,
+    guidance_scale,
+    wanted_samples,
+)
 from fewstep.eval.trajectory import trajectory
 from fewstep.files import write_png, writing
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import allowed_sampling_steps, stage_ends
-from fewstep.training.codecs import load_codec
+from fewstep.training.codec_weights import load_codec
 from fewstep.training.experiment import Experiment
 from fewstep.training.generate import generate
-from fewstep.training.labels import describe_label_shares, label_counts
 from fewstep.training.sources import reads_data
 from fewstep.training.storage.identity import Identity, as_dict, flatten_fields, read_identity
 from fewstep.training.storage.seal import write_sealed
@@ -117,8 +123,7 @@ def prepare_measures(
     dataset: Dataset | None,
     config: ConfigDict,
     mesh: Mesh,
-    label_counts: Sequence[int],
-    samples: int,
+    wanted: Wanted,
     writable: bool = True,
 ) -> Measures | None:
     """The measures of a config's evaluations, read from files or made now.
@@ -126,7 +131,7 @@ def prepare_measures(
     Returns None if evaluations measure nothing: without a data set and without a file of
     statistics, an evaluation has pictures but no metrics. Writes what it makes to data.dir, or to
     the user's own data folder if data.dir is not writable.
-    label_counts: images of each class; samples get labels in these proportions.
+    wanted: what is sampled.
     """
     if not config.evaluate.steps or reason_to_skip(dataset, config):
         return None
@@ -135,8 +140,8 @@ def prepare_measures(
         dataset,
         space=experiment.space,
         num_classes=experiment.num_classes,
-        samples=samples,
-        labels=describe_label_shares(label_counts),
+        samples=len(wanted.labels),
+        labels=wanted.rule,
         root=data_root(config.data.dir if writable else ""),
         read_only=None if writable else data_root(config.data.dir),
         mesh=mesh,
@@ -169,13 +174,14 @@ def evaluator(
     """
     fields, space = config.evaluate, experiment.space
     samples = fields.num_samples if samples is None else samples
-    counts = label_counts(config, dataset, workdir)
-    labels = proportional_labels(counts, samples)
+    wanted = wanted_samples(experiment, config, dataset, workdir, samples)
+    labels, samples = wanted.labels, len(wanted.labels)
     samplers = {
-        steps: evaluation_sampler(experiment, config, mesh, steps) for steps in fields.steps
+        steps: evaluation_sampler(experiment, config, mesh, steps, wanted.images)
+        for steps in fields.steps
     }
-    diagnose = diagnoser(experiment, config, mesh, labels)
-    measures = prepare_measures(experiment, dataset, config, mesh, counts, samples, writable)
+    diagnose = diagnoser(experiment, config, mesh, wanted)
+    measures = prepare_measures(experiment, dataset, config, mesh, wanted, writable)
     run = read_identity(workdir)
     data = training_data_digest(experiment, dataset, run)
     stages = experiment.objective.stages
@@ -213,7 +219,7 @@ def evaluator(
             way = trace(params) if trace else ()
             for result, x in zip(results, shown.values(), strict=True):
                 save_evaluation(folder, result, space, x=x, y=labels[: space.shown], way=way)
-            real = real_examples(dataset, labels[: space.compared])
+            real = originals(wanted, dataset, space.compared)
             save_comparison(folder / f"step_{step:08d}.png", shown, real, config, space)
         return results
 
@@ -243,9 +249,10 @@ def image_trajectory(
 ) -> Callable[[Params], np.ndarray] | None:
     """The function that computes the first sample's trajectory in `steps` sampling steps.
 
-    None if several processes sample, or if a single sample has no picture.
+    None if several processes sample, if a single sample has no picture, or without noise.
     """
-    if jax.process_count() > 1 or experiment.space.image is None:
+    unseen = experiment.space.image is None or experiment.objective.reconstructs
+    if jax.process_count() > 1 or unseen:
         return None
     return trajectory(
         config,
@@ -354,6 +361,13 @@ def save_comparison(
         for steps, made in samples.items()
     }
     write_png(path, space.compare({**rows, **real}))
+
+
+def originals(wanted: Wanted, dataset: Dataset | None, count: int) -> dict[str, np.ndarray]:
+    """The first images that were reconstructed, else real examples of the samples' classes."""
+    if wanted.images is not None:
+        return {"original": wanted.images[:count]}
+    return real_examples(dataset, wanted.labels[:count])
 
 
 def real_examples(dataset: Dataset | None, labels: np.ndarray) -> dict[str, np.ndarray]:

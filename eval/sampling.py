@@ -1,21 +1,58 @@
-"""Samplers and diagnostics of an evaluation."""
+"""What an evaluation samples, and its samplers and diagnostics."""
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from fewstep.data import Dataset, proportional_labels
 from fewstep.eval.metrics import METRICS
 from fewstep.objectives.base import Params
 from fewstep.samplers.grids import named_steps
 from fewstep.training.experiment import Experiment, check_guidance
-from fewstep.training.generate import BatchSampler, batch_sampler, map_batches
+from fewstep.training.generate import BatchSampler, batch_sampler, image_sampler, map_batches
+from fewstep.training.labels import describe_label_shares, label_counts
 
 # (parameters, sampling steps) -> numbers by name
 Diagnose = Callable[[Params, int], Mapping[str, float]]
+
+
+class Wanted(NamedTuple):
+    """What an evaluation samples.
+
+    labels: [N], of the samples. rule: how they get their labels, in words. images: those to
+    reconstruct, as stored [N, ...]; None for samples from noise.
+    """
+
+    labels: np.ndarray
+    rule: str
+    images: np.ndarray | None = None
+
+
+def wanted_samples(
+    experiment: Experiment, config: ConfigDict, dataset: Dataset | None, run: Path, samples: int
+) -> Wanted:
+    """What an evaluation of that many samples makes; at most all held-out images, if it
+    reconstructs.
+
+    run: its folder. Raises ValueError if there are no images to reconstruct.
+    """
+    if not experiment.objective.reconstructs:
+        counts = label_counts(config, dataset, run)
+        return Wanted(proportional_labels(counts, samples), describe_label_shares(counts))
+    if dataset is None:
+        raise ValueError(
+            f"{config.method} is evaluated on images, and the data set {config.data.name} is not "
+            "here; prepare it (--mode=prepare)"
+        )
+    name, split = ("train", dataset.train) if dataset.test is None else ("test", dataset.test)
+    rows = np.arange(min(samples, len(split.labels)))
+    labels = np.asarray(split.labels[rows])
+    return Wanted(labels, f"of the {name} images reconstructed", split.images[rows])
 
 
 def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:
@@ -54,9 +91,18 @@ def guidance_scale(experiment: Experiment, config: ConfigDict) -> float:
 
 
 def evaluation_sampler(
-    experiment: Experiment, config: ConfigDict, mesh: Mesh, steps: int
+    experiment: Experiment,
+    config: ConfigDict,
+    mesh: Mesh,
+    steps: int,
+    images: np.ndarray | None = None,
 ) -> BatchSampler:
-    """The sampler of an evaluation; its noise depends on config.seed."""
+    """The sampler of an evaluation; its noise depends on config.seed.
+
+    images: those to reconstruct, as stored [N, ...]; None samples from noise.
+    """
+    if images is not None:
+        return image_sampler(experiment.objective, experiment.space, images, mesh, steps=steps)
     return batch_sampler(
         experiment.objective,
         experiment.space.shape,
@@ -73,12 +119,10 @@ def diagnostics_experiment(experiment: Experiment) -> Experiment:
     return experiment._replace(objective=objective._replace(sample=objective.diagnostics.rows))
 
 
-def diagnoser(
-    experiment: Experiment, config: ConfigDict, mesh: Mesh, labels: np.ndarray
-) -> Diagnose:
+def diagnoser(experiment: Experiment, config: ConfigDict, mesh: Mesh, wanted: Wanted) -> Diagnose:
     """The function that computes an objective's diagnostics; {} for an objective without them.
 
-    labels: [N], those of the samples; each row starts from the noise of its sample. The function
+    wanted: what is sampled; each row starts from the noise or the image of its sample. The function
     raises ValueError for a diagnostic that has the name of a metric.
     """
     diagnostics = experiment.objective.diagnostics
@@ -86,12 +130,13 @@ def diagnoser(
         return lambda params, steps: {}
     making = diagnostics_experiment(experiment)
     makers = {
-        steps: evaluation_sampler(making, config, mesh, steps) for steps in config.evaluate.steps
+        steps: evaluation_sampler(making, config, mesh, steps, wanted.images)
+        for steps in config.evaluate.steps
     }
 
     def diagnose(params: Params, steps: int) -> dict[str, float]:
         size, description = config.evaluate.batch_size, f"{steps} steps, diagnostics"
-        batches = map_batches(makers[steps], params, labels, size, description)
+        batches = map_batches(makers[steps], params, wanted.labels, size, description)
         rows = jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
         numbers = {name: float(value) for name, value in diagnostics.numbers(rows).items()}
         if METRICS.keys() & numbers:

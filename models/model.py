@@ -147,12 +147,18 @@ def check_needs(
     second_time: str = "none",
     guidance_input: bool = False,
     loss_weight: bool = False,
+    reconstructs: bool = False,
 ) -> None:
     """Raises ValueError unless the network has the parts that a method uses, and no others.
 
-    The arguments are the required values of fields of the config's `model`.
+    reconstructs: whether it must be a codec. The other arguments are the required values of fields
+    of the config's `model`.
     """
     network = model.network
+    if reconstructs and network.codec is None:
+        raise ValueError("this method trains a codec; set model.name=codec")
+    if network.codec is not None and not reconstructs:
+        raise ValueError("model.name=codec is no denoiser; only the method autoencoder trains it")
     has = {
         "second_time": network.second_time,
         "guidance_input": network.guidance_input,

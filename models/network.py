@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from fewstep.latents.codec import Codec
 from fewstep.messages import unknown_choice
 
 Array = jax.Array
@@ -59,6 +60,10 @@ class Network(NamedTuple):
         `apply`, {name: hidden feature [B, ...]}), both from one evaluation. Raises ValueError as
         `apply` does, and for a name that is not in `hidden`.
     heads: heads that were added to it (models/heads.py).
+    codec: the codec whose parameters it has, or None. It then reconstructs images, and is no
+        denoiser.
+    fit: images as stored [N, ...] -> parameters to start from, a part of those of `init`; None if
+        all are random.
     """
 
     init: Callable[[Key], Params]
@@ -71,6 +76,8 @@ class Network(NamedTuple):
     hidden: tuple[str, ...] = ()
     features: Callable[..., tuple[Array, dict[str, Array]]] | None = None
     heads: tuple[Head, ...] = ()
+    codec: Codec | None = None
+    fit: Callable[[Any], Params] | None = None
 
     def head(self, name: str) -> Head:
         """The head of that name. Raises KeyError if there is none."""

@@ -25,6 +25,7 @@ from fewstep.eval.report.evaluation import FOLDER
 from fewstep.eval.report.folders import comparison_run, record_methods
 from fewstep.eval.report.runs import group_by_method
 from fewstep.eval.report.spreadsheet import text_table
+from fewstep.eval.sampling import wanted_samples
 from fewstep.files import check_writable
 from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.job import Draft, check_begun, draft_job
@@ -39,7 +40,7 @@ from fewstep.objectives.stages import allowed_sampling_steps, check_sampling_ste
 from fewstep.samplers.grids import named_steps
 from fewstep.training.cluster.processes import first_process_says, say
 from fewstep.training.inheritance import inherit
-from fewstep.training.labels import label_counts, with_recorded_label_shares
+from fewstep.training.labels import with_recorded_label_shares
 from fewstep.training.location import parse_location
 from fewstep.training.report import DivergedError
 from fewstep.training.sharding import make_mesh
@@ -189,14 +190,14 @@ def add_result_ids(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
     completed = []
     for run in runs:
         config, dataset = run.config, run.job.dataset
-        fields, counts = as_dict(config), label_counts(config, dataset, run.folder)
-        alike = json.dumps(
-            [fields["data"], {**fields["evaluate"], "guidance_scale": None, "steps": None}, counts]
-        )
         samples = sample_count(config, config.steps)
+        wanted = wanted_samples(run.job.experiment, config, dataset, run.folder, samples)
+        fields, samples = as_dict(config), len(wanted.labels)
+        measured_by = {**fields["evaluate"], "guidance_scale": None, "steps": None}
+        alike = json.dumps([fields["data"], measured_by, wanted.rule, samples])
         if alike not in measures:
             measures[alike] = prepare_measures(
-                run.job.experiment, dataset, config, make_mesh(), counts, samples
+                run.job.experiment, dataset, config, make_mesh(), wanted
             )
         data = training_data_digest(run.job.experiment, dataset, read_identity(run.folder))
         stages = run.job.experiment.objective.stages

@@ -15,7 +15,7 @@ from fewstep.modes.mode import WORKDIR, Flag, Mode, parse_path
 from fewstep.modes.request import Request, load_dataset, require_workdir
 from fewstep.modes.student import config_in_place_of
 from fewstep.training.cluster.processes import say
-from fewstep.training.codecs import load_codec
+from fewstep.training.codec_weights import load_codec
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.experiment import Experiment, rebuild
 from fewstep.training.imported import imported_config, tree_for

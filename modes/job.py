@@ -31,6 +31,7 @@ from fewstep.training.start import (
     check_same_origin,
     describe_origin,
     find_origin,
+    fitted_start,
     load_start,
     origin_identity,
 )
@@ -147,7 +148,15 @@ def assemble_job(
         labels=training_counts(config, dataset, path),
         window=window,
     )
-    return start_job_from(job, start, path) if start and not begun else job
+    if begun:
+        return job
+    return start_job_from(job, start, path) if start else fit_to_images(job)
+
+
+def fit_to_images(job: Job) -> Job:
+    """Return the job with what its networks fit to the training images."""
+    images = None if job.dataset is None else job.dataset.train.images
+    return job._replace(frozen={**job.frozen, **fitted_start(job.experiment.objective, images)})
 
 
 def start_job_from(job: Job, start: str, path: Path) -> Job:

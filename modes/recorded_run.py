@@ -11,7 +11,7 @@ from fewstep.data import Dataset
 from fewstep.data.encoded import LATENTS
 from fewstep.modes.request import Request, load_dataset, require_workdir
 from fewstep.objectives.base import Params
-from fewstep.training.codecs import load_codec
+from fewstep.training.codec_weights import load_codec
 from fewstep.training.experiment import (
     Experiment,
     rebuild,

@@ -117,6 +117,11 @@ def settings(request: Request, run: LoadedRun, scale: float) -> dict[str, Any]:
 def checked_sampler(request: Request, run: LoadedRun, scale: float, draw: Draw) -> BatchSampler:
     """Return the sampler; warns if it needs more steps. Raises ValueError if it cannot sample."""
     objective, steps = run.experiment.objective, request.steps
+    if objective.reconstructs:
+        raise ValueError(
+            f"{require_workdir(request)} has trained a codec, which draws no samples; train on its "
+            f"latents with --config.codec.weights={require_workdir(request)}"
+        )
     shape = run.experiment.space.shape
     sampler = batch_sampler(
         objective, shape, run.mesh, seed=STREAM_SEED, steps=steps, guidance_scale=scale

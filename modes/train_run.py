@@ -17,6 +17,7 @@ from fewstep.modes.request import (
     require_workdir,
 )
 from fewstep.modes.student import announce_inherited, read_student
+from fewstep.objectives.base import Objective
 from fewstep.progress import note
 from fewstep.training import replay
 from fewstep.training.cluster.preemption import Preemption
@@ -49,9 +50,16 @@ def train_run(request: Request) -> None:
             announce_inherited(student)
         with claim_workdir(path):
             step = train_in_folder(path, job, preemption)
-    steps = many_steps(job.experiment.objective)
+    say(f"{path} is at step {step}; {next_command(path, job.experiment.objective)}")
+
+
+def next_command(path: Path, objective: Objective) -> str:
+    """Return what to do with a trained run."""
+    if objective.reconstructs:
+        return f"train on latents of its codec: --config.codec.weights={path}"
+    steps = many_steps(objective)
     flags = {"workdir": path} | ({"steps": steps} if steps else {})
-    say(f"{path} is at step {step}; draw from it: {shell_flags('sample', **flags)}")
+    return f"draw from it: {shell_flags('sample', **flags)}"
 
 
 def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:

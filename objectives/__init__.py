@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fewstep.objectives.autoencoder import autoencoder
 from fewstep.objectives.base import Objective
 from fewstep.objectives.consistency_distillation import consistency_distillation
 from fewstep.objectives.consistency_training import consistency_training
@@ -22,4 +23,5 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "continuous_distillation": continuous_distillation,
     "distribution_matching": distribution_matching,
     "progressive": progressive,
+    "autoencoder": autoencoder,
 }

@@ -146,6 +146,7 @@ class Objective(NamedTuple):
     denoises: whether the generator predicts data and noise at every time, and so can teach.
     reads: names of the sources of a batch (training/sources.py). "images": {"x", "label"};
         "labels": {"label"}; "pairs": {"pairs": {"eps", "x_0", "label"}} of a teacher's sampler.
+    reconstructs: whether `sample` reconstructs images, which it then gets in place of noise.
     diagnostics: numbers that the method adds to an evaluation, or None.
     stages: parts of the training, in order; the first begins at step 0. The beginning of a later
         stage resets the optimizers and the followers with `restarts`.
@@ -162,6 +163,7 @@ class Objective(NamedTuple):
     needs_teacher: bool = False
     denoises: bool = False
     reads: tuple[str, ...] = ("images",)
+    reconstructs: bool = False
     diagnostics: Diagnostics | None = None
     stages: tuple[Stage, ...] = ONE_STAGE
 

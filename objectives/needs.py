@@ -18,7 +18,12 @@ from fewstep.objectives.base import Objective
 
 Factory = Callable[..., Objective]
 # Needs of a method that declares none.
-NOTHING = {"second_time": "none", "guidance_input": False, "loss_weight": False}
+NOTHING = {
+    "second_time": "none",
+    "guidance_input": False,
+    "loss_weight": False,
+    "reconstructs": False,
+}
 
 
 def needs(**declared: Any) -> Callable[[Factory], Factory]:
@@ -31,9 +36,8 @@ def needs(**declared: Any) -> Callable[[Factory], Factory]:
     def declare(factory: Factory) -> Factory:
         @wraps(factory)
         def checked(model: Model, **fields: Any) -> Objective:
-            objective = factory(model, **fields)
             check_needs(model, **network_needs(checked, fields))
-            return objective
+            return factory(model, **fields)
 
         checked.needs = declared
         return checked

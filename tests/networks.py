@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 
 from fewstep.diffusion.prediction import KINDS, Endpoints, coefficients
+from fewstep.latents.codec import Codec, Moments
 from fewstep.models.model import Model
 from fewstep.models.network import Network
 from tests.gaussian import Gaussian
@@ -39,6 +40,24 @@ def affine_network():
         return params["a"] * x + row.reshape(-1, *[1] * (x.ndim - 1))
 
     return Network(init, apply)
+
+
+def affine_codec(shape):
+    """A network of a codec: mean = a x + b, std = exp(c), and decoded images d z + e."""
+
+    def init(key):
+        encoder = {"a": jnp.float32(0.6), "b": jnp.float32(0.2), "c": jnp.float32(-1.0)}
+        return {"encoder": encoder, "decoder": {"d": jnp.float32(1.4), "e": jnp.float32(-0.1)}}
+
+    def encode(params, images):
+        own = params["encoder"]
+        return Moments(own["a"] * images + own["b"], jnp.full_like(images, jnp.exp(own["c"])))
+
+    def decode(params, latents):
+        return params["decoder"]["d"] * latents + params["decoder"]["e"]
+
+    codec = Codec(init, encode, decode, shape, shape)
+    return Network(init, lambda params, x, *inputs, **mode: x, shape=shape, codec=codec)
 
 
 def build_model(network, path, kind="velocity"):

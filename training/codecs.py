@@ -1,15 +1,11 @@
 """The codec of a config: its functions, its parameters, and encoding and decoding on this host.
 
-Parameters come from `codec.weights`, or are fitted to the training images by a codec that needs no
-training. Either way they are known by their fingerprint, and those that were fitted are kept:
-
-    DATA_DIR/codecs/NAME-FINGERPRINT.npz
+Its parameters are found by codec_weights.py.
 """
 
 import functools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,23 +20,11 @@ from fewstep.data.encoded import (
     prepare_latents,
     with_latents,
 )
-from fewstep.files import read_npz
 from fewstep.latents.codec import Codec, Params, Shape
-from fewstep.latents.linear import fit_linear_codec
 from fewstep.latents.scaling import SCALINGS, Scaling, scaled, standardizing
 from fewstep.models.codecs import CODECS
-from fewstep.training.construct import look_up
-from fewstep.training.storage.seal import arrays_sha256, read_sealed, write_sealed
-from fewstep.weights.layouts.autoencoder import is_autoencoder, read_autoencoder
-from fewstep.weights.layouts.names import flatten, set_leaf
-from fewstep.weights.layouts.tiny_autoencoder import find_tiny_naming, read_tiny_autoencoder
-from fewstep.weights.tensors import read_tensors
+from fewstep.training.codec_weights import image_shape, load_codec, named_codec
 
-FOLDER = "codecs"
-DIGITS = 16  # of a fingerprint
-# Codecs that are fitted to images, by a function of (images, the codec's fields).
-FITTED = {"linear": fit_linear_codec}
-FITTED_IMAGES = 10_000  # spread evenly over the training images
 # Pixels that a device encodes or decodes at once.
 CPU_PIXELS, PIXELS = 2**17, 2**22
 MOST_ROWS = 256
@@ -59,22 +43,6 @@ def build_codec(config: ConfigDict) -> Codec:
 def codec_factor(name: str) -> int:
     """How many times shorter the sides of latents are than those of images. Raises ValueError."""
     return ANY_SIDE // named_codec(name, (ANY_SIDE, ANY_SIDE, 3)).latent_shape[0]
-
-
-def image_shape(config: ConfigDict) -> Shape:
-    """The shape of the images of a config."""
-    return (config.data.image_size, config.data.image_size, config.data.channels)
-
-
-def named_codec(name: str, shape: Shape) -> Codec:
-    """A codec of images of that shape. Raises ValueError."""
-    named = look_up(CODECS, name, "codec.name")
-    try:
-        return named.build(shape, **named.fields)
-    except ValueError as error:
-        raise ValueError(
-            f"codec.name={name}: {error}; set data.image_size, or choose another codec"
-        ) from error
 
 
 def scaling_of(config: ConfigDict) -> Scaling:
@@ -171,122 +139,6 @@ def on_first_call(function: Apply, params: Callable[[], Params], shape: Shape) -
         return on_this_host(function, params(), shape)
 
     return lambda rows: prepared()(rows)
-
-
-class Known(NamedTuple):
-    """Parameters of a codec, and their fingerprint."""
-
-    params: Params
-    fingerprint: str
-
-
-def load_codec(config: ConfigDict, images: np.ndarray | None = None) -> Known:
-    """The parameters of a config's codec. images: training images, to fit a codec to.
-
-    Raises ValueError or FileNotFoundError if there are none, and ValueError if they are not those
-    of the recorded fingerprint, or belong to another network.
-    """
-    fields, root = config.codec, data_root(config.data.dir)
-    found = _read_known(fields.name, fields.weights, fields.fingerprint, root, image_shape(config))
-    if found is None:
-        if images is None:
-            raise FileNotFoundError(
-                f"the {fields.name} codec of this run is not in {root}; run --mode=prepare with "
-                "the config of the run, which fits it again"
-            )
-        found = fit_codec(fields.name, images, root)
-    if fields.fingerprint not in ("", found.fingerprint):
-        raise ValueError(
-            f"codec.weights={fields.weights or '(fitted)'} is another codec (fingerprint "
-            f"{found.fingerprint}) than the run's ({fields.fingerprint}); name the weights that "
-            "the run was trained with"
-        )
-    return found
-
-
-@functools.lru_cache(maxsize=2)
-def _read_known(name: str, weights: str, recorded: str, root: Path, shape: Shape) -> Known | None:
-    """Parameters from a file, or of a codec without any; None if they have to be fitted."""
-    codec, kept = named_codec(name, shape), kept_file(root, name, recorded)
-    if weights:
-        params = read_weights(Path(weights).expanduser(), name, codec)
-    elif not jax.tree.leaves(abstract_params(codec)):
-        params = codec.init(jax.random.key(0))
-    elif name not in FITTED:
-        raise ValueError(
-            f"codec.weights is required for codec.name={name}; name the file of its weights"
-        )
-    elif recorded and kept.exists():
-        params = nested(read_sealed(kept, {"codec": name}, "delete it, and it is fitted again"))
-    else:
-        return None
-    return Known(params, fingerprint(params))
-
-
-def fit_codec(name: str, images: np.ndarray, root: Path) -> Known:
-    """A codec fitted to images, uint8 [N, H, W, C], and kept in the data folder."""
-    rows = np.linspace(0, len(images) - 1, min(len(images), FITTED_IMAGES)).astype(int)
-    params = FITTED[name](images[rows], **CODECS[name].fields)
-    known = Known(params, fingerprint(params))
-    path = kept_file(root, name, known.fingerprint)
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_sealed(path, {"codec": name}, **flatten(params))
-    return known
-
-
-def kept_file(root: Path, name: str, fingerprint: str) -> Path:
-    """Where the parameters of a fitted codec are kept."""
-    return root / FOLDER / f"{name}-{fingerprint}.npz"
-
-
-def read_weights(path: Path, name: str, codec: Codec) -> Params:
-    """A codec's parameters from a published file, or from one in our own layout.
-
-    Raises ValueError or FileNotFoundError.
-    """
-    if not path.exists():
-        raise FileNotFoundError(f"codec.weights={path} does not exist; check the path")
-    tensors = read_npz(path, "use another file") if path.suffix == ".npz" else read_tensors(path)
-    if is_autoencoder(tensors):
-        params = read_autoencoder(tensors, path)[0]
-    elif find_tiny_naming(tensors):
-        params = read_tiny_autoencoder(tensors, path)[0]
-    else:
-        params = nested(tensors)
-    there, here = shapes(params), shapes(abstract_params(codec))
-    for leaf in sorted({*there, *here}):
-        if there.get(leaf) != here.get(leaf):
-            raise ValueError(
-                f"codec.weights={path} belongs to another network than codec.name={name} of these "
-                f"images: {leaf} is {there.get(leaf, 'missing')} there, and "
-                f"{here.get(leaf, 'unknown')} here"
-            )
-    return params
-
-
-def nested(tensors: dict[str, np.ndarray]) -> Params:
-    """Nested dicts of arrays that are named by their paths."""
-    tree: dict[str, Any] = {}
-    for name, array in tensors.items():
-        set_leaf(tree, name, array)
-    return tree
-
-
-def abstract_params(codec: Codec) -> Params:
-    """Shapes of a codec's parameters."""
-    return jax.eval_shape(codec.init, jax.random.key(0))
-
-
-def shapes(tree: Params) -> dict[str, list[int]]:
-    """The shape of each leaf by its path."""
-    return {name: list(leaf.shape) for name, leaf in flatten(tree).items()}
-
-
-def fingerprint(params: Params) -> str:
-    """A hash of a codec's parameters, whatever file they came from."""
-    arrays = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(params).items()}
-    return arrays_sha256(arrays, {})[:DIGITS]
 
 
 def on_this_host(function: Apply, params: Params, shape: Shape) -> HostFunction:

@@ -13,8 +13,9 @@ from fewstep.diffusion.prediction import KINDS, Kind, raw_kind
 from fewstep.models.model import Model
 from fewstep.models.network import Network
 from fewstep.objectives import OBJECTIVES
-from fewstep.objectives.base import Follower, Objective
-from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
+from fewstep.objectives.base import Objective
+from fewstep.training.averages import averages, check_sampling_network, sampling_network
+from fewstep.training.codec_weights import TRAINING
 from fewstep.training.construct import RunContext, construct, construct_with_parts, look_up
 from fewstep.training.networks import build_network, with_network_fields, with_tiny_network
 from fewstep.training.optimizer import (
@@ -65,8 +66,8 @@ def build(
     if network is not None:
         model = model._replace(network=network)
     objective = build_objective(config, model)
-    averages = ema_followers(config.ema, objective.generator)
-    objective = objective._replace(followers={**objective.followers, **averages})
+    own = averages(config.ema, objective.generator)
+    objective = objective._replace(followers={**objective.followers, **own})
     experiment = Experiment(
         model=model,
         objective=objective,
@@ -74,7 +75,7 @@ def build(
         space=build_space(config),
         num_classes=config.data.num_classes,
         guidable=config.data.num_classes > 0 and config.objective.get("label_dropout", 1.0) > 0.0,
-        sample_with=sampling_network(config.ema.sample_with, averages, objective),
+        sample_with=sampling_network(config.ema, objective.generator),
     )
     for scale in (objective.guidance_scale, *config.objective.get("guidance_range", ())):
         check_guidance(experiment, scale)
@@ -104,6 +105,11 @@ def rebuild(config: ConfigDict, run: str) -> Experiment:
 
 def build_model(config: ConfigDict) -> Model:
     """A config's network on its path. Raises ValueError."""
+    if config.codec.name and config.objective.name == TRAINING:
+        raise ValueError(
+            f"codec.name={config.codec.name} is not used by {TRAINING}, which trains the codec "
+            "model.codec on images; leave it unset"
+        )
     network = build_network(config)
     path = construct(PATHS, config.path, "path")
     kind = build_kind(config.prediction.kind, config.prediction.sigma_data)
@@ -191,31 +197,12 @@ def debug_config(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def ema_followers(ema: ConfigDict, source: str) -> dict[str, Follower]:
-    """One follower of `source` for each of ema.decays and ema.power_stds."""
-    update = warmed_ema if ema.warmup else constant_ema
-    constant = {f"ema_{decay:g}": update(decay) for decay in ema.decays}
-    power = {f"power_{std:g}": power_ema(std) for std in ema.power_stds}
-    averages = (constant | power).items()
-    return {name: Follower(source, update, restarts=True) for name, update in averages}
-
-
-def sampling_network(name: str, averages: Mapping[str, Follower], objective: Objective) -> str:
-    """Name of the network that samples: `name`, else the first average, else the generator."""
-    if not name:
-        return next(iter(averages), objective.generator)
-    look_up({**averages, objective.generator: None}, name, "ema.sample_with")
-    return name
-
-
 def with_sampling_network(config: ConfigDict, run: str, name: str, asked_by: str) -> ConfigDict:
     """The recorded config of a run, with `name` as the network that samples.
 
     Raises ValueError that names the flag or field `asked_by` if the run has no such network.
     """
-    experiment = rebuild(config, run)
-    averages = ema_followers(config.ema, experiment.objective.generator)
-    look_up({**averages, experiment.objective.generator: None}, name, asked_by)
+    check_sampling_network(config.ema, rebuild(config, run).objective.generator, name, asked_by)
     config = config.copy_and_resolve_references()
     config.ema.sample_with = name
     return config

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from fewstep.data.spaces.space import Space
 from fewstep.objectives.base import Objective, Params
 from fewstep.progress import progress_bar
 from fewstep.training.report import NonFiniteError
@@ -58,6 +59,29 @@ def batch_sampler(
         in_shardings=(None, replicated_sharding(mesh), replicated_sharding(mesh)),
         out_shardings=replicated_sharding(mesh),
     )
+
+
+def image_sampler(
+    objective: Objective, space: Space, images: np.ndarray, mesh: Mesh, *, steps: int
+) -> BatchSampler:
+    """A function from parameters, rows of images and their labels to reconstructions.
+
+    images: as stored, [N, ...]. For an objective that reconstructs, which gets images as noise.
+    """
+
+    def sample(params: Params, x: Array, labels: Array) -> Array:
+        x, labels = jax.lax.with_sharding_constraint((x, labels), batch_sharding(mesh))
+        keys = jax.random.split(jax.random.key(0), labels.size)  # what reconstructs draws nothing
+        scale = objective.guidance_scale
+        return objective.sample(
+            params, x, {"label": labels}, keys, steps=steps, guidance_scale=scale
+        )
+
+    replicated = replicated_sharding(mesh)
+    compiled = jax.jit(
+        sample, in_shardings=(None, replicated, replicated), out_shardings=replicated
+    )
+    return lambda params, rows, labels: compiled(params, space.start(images[rows]), labels)
 
 
 def initial_noise(

@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 from fewstep.data import NEWEST_DECODING, NONE
 from fewstep.latents.scaling import SCALINGS
 from fewstep.models.codecs import CODECS
-from fewstep.training.codecs import ANY_SIDE, codec_factor, named_codec
+from fewstep.training.codec_weights import named_codec
+from fewstep.training.codecs import ANY_SIDE, codec_factor
 from fewstep.training.published import PUBLISHED, Import
 from fewstep.training.storage.identity import with_all_fields
 from fewstep.weights.layouts.blocks import stack_blocks

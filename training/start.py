@@ -192,6 +192,19 @@ def load_start(origin: Origin, own: TrainState) -> dict[str, Any]:
     return {START: {NETWORKS: networks, MOMENTS: moments}}
 
 
+def fitted_start(objective: Objective, images: np.ndarray | None) -> dict[str, Any]:
+    """{START: the leaves that players fit to training images}; {} if none does.
+
+    images: as stored [N, ...], or None without a data set.
+    """
+    fitted = {
+        name: leaves_by_path(player.network.fit(images))
+        for name, player in objective.players.items()
+        if player.network.fit is not None and images is not None
+    }
+    return {START: {NETWORKS: fitted, MOMENTS: {}}} if fitted else {}
+
+
 def describe_origin(origin: Origin, own: TrainState, config: ConfigDict) -> list[str]:
     """Lines that say what a new run takes from another one, and which parts start fresh.
 

@@ -18,7 +18,7 @@ from absl import logging
 
 from tests.cli import SERVER
 from tests.conftest import OLDER_FUSIONS
-from tests.networks import affine_network
+from tests.networks import affine_codec, affine_network
 from tests.training.runs import small_config, synthetic_batches
 
 TIMEOUT = 240.0  # seconds
@@ -31,12 +31,15 @@ def signal_self(number=signal.SIGKILL):
 
 
 def small_network(config):
-    """A network of nine numbers with the inputs that the method needs."""
+    """A network of nine numbers with the inputs that the method needs, or a codec of five."""
     from fewstep.training.networks import with_network_fields
 
-    size, fields = config.data.image_size, with_network_fields(config).model
+    fields = with_network_fields(config).model
+    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    if fields.name == "codec":
+        return affine_codec(shape)
     return affine_network()._replace(
-        shape=(size, size, config.data.channels),
+        shape=shape,
         second_time=fields.second_time,
         guidance_input=fields.guidance_input,
         log_weight=(lambda params, t: params["c"] * t) if fields.loss_weight else None,

@@ -22,7 +22,7 @@ def small_config(method="shortcut", **fields):
     config = methods.choose(base.config(), method)
     config.steps, config.batch_size = 10, 64
     config.data.image_size, config.data.channels, config.data.num_classes = 8, 1, 10
-    config.model.size = "nano"
+    methods.network(config, size="nano")
     config.evaluate.features = "pixels"
     config.optimizer.learning_rate = 1e-3
     config.update_from_flattened_dict(fields)

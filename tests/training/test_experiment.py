@@ -9,8 +9,9 @@ from fewstep.diffusion.time_pairs import CURRICULA
 from fewstep.eval.sampling import check_sampling
 from fewstep.modes.job import check_step
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
+from fewstep.training.averages import averages
 from fewstep.training.construct import RunContext, construct_with_parts
-from fewstep.training.experiment import build, debug_config, ema_followers, rebuild
+from fewstep.training.experiment import build, debug_config, rebuild
 from fewstep.training.networks import with_network_fields
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage.identity import as_dict, flatten_fields
@@ -68,7 +69,7 @@ def test_several_averages_and_the_one_that_samples():
 @pytest.mark.parametrize("warmup", [False, True])
 def test_each_average_has_its_own_width(warmup):
     fields = {"ema.decays": (0.3, 0.9), "ema.power_stds": (0.05, 0.2), "ema.warmup": warmup}
-    followers = ema_followers(small_config(**fields).ema, "generator")
+    followers = averages(small_config(**fields).ema, "generator")
     constant = warmed_ema if warmup else constant_ema
     expected = {f"ema_{decay}": constant(decay) for decay in (0.3, 0.9)}
     expected |= {f"power_{std}": power_ema(std) for std in (0.05, 0.2)}

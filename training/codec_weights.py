@@ -1,0 +1,190 @@
+"""The parameters of a codec: from a file, from the run that trained it, or fitted to images.
+
+They are known by their fingerprint, wherever they come from. Those that were fitted are kept:
+
+    DATA_DIR/codecs/NAME-FINGERPRINT.npz
+"""
+
+import functools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from fewstep.data import data_root
+from fewstep.files import read_npz
+from fewstep.latents.codec import Codec, Params, Shape
+from fewstep.models.codecs import CODECS, codec_by_name, fit_codec
+from fewstep.training.averages import sampling_network
+from fewstep.training.construct import look_up
+from fewstep.training.location import parse_location
+from fewstep.training.storage import restore, workdir
+from fewstep.training.storage.seal import arrays_sha256, read_sealed, write_sealed
+from fewstep.weights.layouts.autoencoder import is_autoencoder, read_autoencoder
+from fewstep.weights.layouts.names import flatten, set_leaf
+from fewstep.weights.layouts.tiny_autoencoder import find_tiny_naming, read_tiny_autoencoder
+from fewstep.weights.tensors import read_tensors
+
+FOLDER = "codecs"
+DIGITS = 16  # of a fingerprint
+TRAINING = "autoencoder"  # objective.name of the runs that train codecs
+
+
+def image_shape(config: ConfigDict) -> Shape:
+    """The shape of the images of a config."""
+    return (config.data.image_size, config.data.image_size, config.data.channels)
+
+
+def named_codec(name: str, shape: Shape) -> Codec:
+    """A codec of images of that shape. Raises ValueError."""
+    look_up(CODECS, name, "codec.name")
+    try:
+        return codec_by_name(name, shape)
+    except ValueError as error:
+        raise ValueError(
+            f"codec.name={name}: {error}; set data.image_size, or choose another codec"
+        ) from error
+
+
+class Known(NamedTuple):
+    """Parameters of a codec, and their fingerprint."""
+
+    params: Params
+    fingerprint: str
+
+
+def load_codec(config: ConfigDict, images: np.ndarray | None = None) -> Known:
+    """The parameters of a config's codec. images: training images, to fit a codec to.
+
+    Raises ValueError or FileNotFoundError if there are none, and ValueError if they are not those
+    of the recorded fingerprint, or belong to another network.
+    """
+    fields, root = config.codec, data_root(config.data.dir)
+    found = _read_known(fields.name, fields.weights, fields.fingerprint, root, image_shape(config))
+    if found is None:
+        if images is None:
+            raise FileNotFoundError(
+                f"the {fields.name} codec of this run is not in {root}; run --mode=prepare with "
+                "the config of the run, which fits it again"
+            )
+        found = keep_fitted(fields.name, fit_codec(fields.name, images), root)
+    if fields.fingerprint not in ("", found.fingerprint):
+        raise ValueError(
+            f"codec.weights={fields.weights or '(fitted)'} is another codec (fingerprint "
+            f"{found.fingerprint}) than the run's ({fields.fingerprint}); name the weights that "
+            "the run was trained with"
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=2)
+def _read_known(name: str, weights: str, recorded: str, root: Path, shape: Shape) -> Known | None:
+    """Parameters from a file, or of a codec without any; None if they have to be fitted."""
+    codec, kept = named_codec(name, shape), kept_file(root, name, recorded)
+    if weights and workdir.is_run(parse_location(weights).folder):
+        params = read_run(weights, name, codec)
+    elif weights:
+        params = read_weights(Path(weights).expanduser(), name, codec)
+    elif not jax.tree.leaves(abstract_params(codec)):
+        params = codec.init(jax.random.key(0))
+    elif CODECS[name].trained or CODECS[name].fit is None:
+        raise ValueError(f"codec.weights is required for codec.name={name}; {where_weights(name)}")
+    elif recorded and kept.exists():
+        params = nested(read_sealed(kept, {"codec": name}, "delete it, and it is fitted again"))
+    else:
+        return None
+    return Known(params, fingerprint(params))
+
+
+def where_weights(name: str) -> str:
+    """What to name as codec.weights."""
+    file = "name the file of its weights"
+    if not CODECS[name].trained:
+        return file
+    train = f"train one with --config=...:autoencoder --config.model.codec={name}"
+    return f"{file}, or {train} and name the folder of that run"
+
+
+def keep_fitted(name: str, params: Params, root: Path) -> Known:
+    """The parameters of a fitted codec, kept in the data folder."""
+    known = Known(params, fingerprint(params))
+    path = kept_file(root, name, known.fingerprint)
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_sealed(path, {"codec": name}, **flatten(params))
+    return known
+
+
+def kept_file(root: Path, name: str, fingerprint: str) -> Path:
+    """Where the parameters of a fitted codec are kept."""
+    return root / FOLDER / f"{name}-{fingerprint}.npz"
+
+
+def read_run(weights: str, name: str, codec: Codec) -> Params:
+    """A codec's parameters from a run that has trained it, RUN[@STEP]. Raises ValueError."""
+    folder, step = parse_location(weights)
+    config = workdir.load_config(folder, step)
+    if config.objective.name != TRAINING or config.model.codec != name:
+        raise ValueError(
+            f"codec.weights={weights} is a run of {config.method}, which has trained no codec "
+            f"{name}; name one of autoencoder with model.codec={name}"
+        )
+    if image_shape(config)[-1] != codec.shape[-1]:
+        raise ValueError(
+            f"codec.weights={weights} was trained on images of {image_shape(config)[-1]} channels; "
+            f"these have {codec.shape[-1]}"
+        )
+    network = sampling_network(config.ema, "network")
+    params, _ = restore.restore_network(folder, network, abstract_params(codec), step)
+    return jax.device_get(params)
+
+
+def read_weights(path: Path, name: str, codec: Codec) -> Params:
+    """A codec's parameters from a published file, or from one in our own layout.
+
+    Raises ValueError or FileNotFoundError.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"codec.weights={path} does not exist; check the path")
+    tensors = read_npz(path, "use another file") if path.suffix == ".npz" else read_tensors(path)
+    if is_autoencoder(tensors):
+        params = read_autoencoder(tensors, path)[0]
+    elif find_tiny_naming(tensors):
+        params = read_tiny_autoencoder(tensors, path)[0]
+    else:
+        params = nested(tensors)
+    there, here = shapes(params), shapes(abstract_params(codec))
+    for leaf in sorted({*there, *here}):
+        if there.get(leaf) != here.get(leaf):
+            raise ValueError(
+                f"codec.weights={path} belongs to another network than codec.name={name} of these "
+                f"images: {leaf} is {there.get(leaf, 'missing')} there, and "
+                f"{here.get(leaf, 'unknown')} here"
+            )
+    return params
+
+
+def nested(tensors: dict[str, np.ndarray]) -> Params:
+    """Nested dicts of arrays that are named by their paths."""
+    tree: dict[str, Any] = {}
+    for name, array in tensors.items():
+        set_leaf(tree, name, array)
+    return tree
+
+
+def abstract_params(codec: Codec) -> Params:
+    """Shapes of a codec's parameters."""
+    return jax.eval_shape(codec.init, jax.random.key(0))
+
+
+def shapes(tree: Params) -> dict[str, list[int]]:
+    """The shape of each leaf by its path."""
+    return {name: list(leaf.shape) for name, leaf in flatten(tree).items()}
+
+
+def fingerprint(params: Params) -> str:
+    """A hash of a codec's parameters, whatever file they came from."""
+    arrays = {name: np.asarray(leaf, np.float32) for name, leaf in flatten(params).items()}
+    return arrays_sha256(arrays, {})[:DIGITS]
