@@ -69,9 +69,9 @@ def get_config(method: str = "edm") -> ConfigDict:
     config.data.image_size = 64
     config.data.channels = 3
     config.data.num_classes = 1000
-    base.use_network(config, "adm_unet")
-    config.model.dtype = "bfloat16"
-    config.model.dropout = 0.1
+    if config.model.name == "dit":  # else the method has a network of its own
+        base.use_network(config, "adm_unet")
+        config.model.dtype, config.model.dropout = "bfloat16", 0.1
     config.optimizer.name, config.optimizer.learning_rate = "adam", 1e-4
     config.optimizer.warmup_steps = round(WARMUP / BATCH)
     config.ema.decays = (0.5 ** (BATCH / HALF_LIFE),)
