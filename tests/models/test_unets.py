@@ -107,7 +107,7 @@ def test_random_frequencies_have_no_gradient(random_params):
         return jnp.square(network.apply(params, X, T, S, CONDITION)).sum()
 
     mapping = jax.jit(jax.grad(loss))(params)["mapping"]
-    assert np.abs(mapping["label_table"]).min() > 0.0
+    assert np.abs(mapping["label_table"][jnp.array([0, 2])]).min() > 0.0
     np.testing.assert_array_equal(mapping["frequencies"], 0.0)
 
 
@@ -117,7 +117,8 @@ def test_features_are_the_images_after_each_block(name, random_params):
     output, hidden = jax.jit(
         lambda params: network.features(params, X, T, S, CONDITION, network.hidden)
     )(params)
-    np.testing.assert_allclose(output, jax.jit(network.apply)(params, X, T, S, CONDITION))
+    expected = jax.jit(network.apply)(params, X, T, S, CONDITION)
+    np.testing.assert_allclose(output, expected, atol=5e-6)
     assert network.hidden == (
         *("encoder_0_block_0", "encoder_1_halving", "encoder_1_block_0", "middle_0", "middle_1"),
         *("decoder_1_block_0", "decoder_1_block_1", "decoder_0_doubling"),
