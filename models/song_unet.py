@@ -144,16 +144,16 @@ class SongMapping(nn.Module):
         return 2.0 * np.float32(np.pi) * jax.lax.stop_gradient(drawn)
 
 
-# Width of a debug run of a minute.
-SMALL_WIDTH = 16
+# Width and most levels of a debug run of a minute.
+SMALL_WIDTH, FEW_LEVELS = 16, 2
 
 
 def shrink(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-    """The fields of a small width and one block in a level, all of one width."""
+    """The fields of two narrow levels of one block each."""
     return {
         "width": min(fields["width"], SMALL_WIDTH),
         "depth": 1,
-        "multipliers": (1,) * len(fields["multipliers"]),
+        "multipliers": (1,) * min(len(fields["multipliers"]), FEW_LEVELS),
     }
 
 

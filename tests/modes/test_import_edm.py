@@ -9,8 +9,8 @@ from fewstep.modes.import_weights import import_weights
 from fewstep.modes.recorded_run import load_run
 from fewstep.modes.request import Request
 from fewstep.modes.sample import sample
-from fewstep.modes.train_run import train_run
-from fewstep.training.storage import restore, workdir
+from fewstep.modes.student import taught
+from fewstep.training.storage import workdir
 from tests.published import write_safetensors
 from tests.unets import edm_tensors, small_unet, write_edm
 
@@ -50,14 +50,10 @@ def test_it_samples_and_teaches(tmp_path):
     drawn = np.load(tmp_path / "x.npz")["x"]
     assert drawn.shape == (2, 8, 8, 1) and drawn.dtype == np.uint8 and drawn.std() > 1.0
     config = CONFIGS.get_config("cd")
-    small = {"steps": 1, "batch_size": 8, "evaluate.steps": (), "optimizer.warmup_steps": 0}
-    config.update_from_flattened_dict({"teacher": str(teacher)} | small)
-    given = ("teacher", "steps")
-    train_run(Request(config=config, workdir=tmp_path / "student", given=given))
-    assert restore.saved_step(tmp_path / "student") == 1
-    student = workdir.recorded_identity(tmp_path / "student").fields
-    assert (student["model.name"], student["model.multipliers"]) == ("song_unet", [1])
-    assert (student["path.name"], student["prediction.sigma_data"]) == ("ve", 0.5)
+    config.teacher = str(teacher)
+    student = taught(config, workdir.load_config(teacher), given=("teacher",))
+    assert (student.model.name, tuple(student.model.multipliers)) == ("song_unet", (1,))
+    assert (student.path.name, student.prediction.sigma_data) == ("ve", 0.5)
 
 
 def test_a_state_dict_does_not_say_what_its_output_means(tmp_path):
