@@ -153,8 +153,8 @@ def model() -> ConfigDict:
     """
     return ConfigDict(
         {
-            # dit; mlp, for points, or for images as points of as many numbers; codec, which only
-            # the method autoencoder trains
+            # dit; song_unet, adm_unet, the U-Nets of EDM; mlp, for points, or for images as points
+            # of as many numbers; codec, which only the method autoencoder trains
             "name": "dit",
             # All networks. The first three are what the method needs, unless they are given.
             # none, time (s), interval (t - s), step_size (-log2(t - s))
@@ -167,21 +167,31 @@ def model() -> ConfigDict:
             "size": "B",  # S, B, L, XL; for CPUs nano, micro, mini, tiny (models/dit.py); auto
             "patch_size": 2,  # pixels (or latents) per side of a token; None chooses it
             "adaln_zero": True,  # modulations start at zero, as DiT's; False: Xavier, as shortcut's
-            "dropout": 0.0,  # probability, in the blocks
+            "dropout": 0.0,  # probability, in the blocks; U-Nets too
             # xla; cudnn (fused: GPUs, bfloat16, not for sct and scd); auto, cudnn where it can be;
             # chunked (a few queries at a time: less memory everywhere, slower)
             "attention": "xla",
-            "remat": False,  # recompute activations in the backward pass: less memory
+            "remat": False,  # recompute activations in the backward pass: less memory; U-Nets too
             "scan": False,  # a loop over stacked blocks: compiled once for all, slower on CPUs
-            # mlp
-            "width": placeholder(int),  # units of a block; None is 128
-            "depth": placeholder(int),  # blocks; None is 3
-            # codec
-            "codec": placeholder(
-                str
-            ),  # which one is trained: f4, f7, f8, sd, sdxl, sd3, flux; None is f4
+            # mlp, song_unet, adm_unet
+            "width": placeholder(int),  # units of a block, or channels of the first convolution
+            "depth": placeholder(int),  # blocks; of a U-Net, in each level
+            # song_unet, adm_unet
+            "multipliers": placeholder(tuple),  # channels of each level over width
+            "attention_sides": placeholder(tuple),  # heights of the levels with self-attention
+            "variant": placeholder(str),  # song_unet: ddpmpp, ncsnpp; None is ddpmpp
+            # codec; which one is trained: f4, f7, f8, sd, sdxl, sd3, flux; None is f4
+            "codec": placeholder(str),
         }
     )
+
+
+def use_network(config: ConfigDict, name: str) -> None:
+    """Name another network, and leave its fields to its own defaults and to the method."""
+    for field, value in config.model.items():
+        if value is not None:
+            config.model[field] = placeholder(type(value))
+    config.model.name = name
 
 
 def path() -> ConfigDict:

@@ -18,7 +18,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from fewstep.configs import base, objectives, overrides
+from fewstep.configs import base, objectives
 from fewstep.messages import unknown_choice
 
 # Mean and standard deviation of the raw latents of sd-vae-ft-mse per channel, on ImageNet (Karras
@@ -162,8 +162,7 @@ def autoencoder(config: ConfigDict) -> None:
     Without an average, for a schedule that falls to zero.
     """
     config.objective = objectives.autoencoder()
-    overrides.unset(config, "model", keep={"model.name"})
-    config.model.name = "codec"
+    base.use_network(config, "codec")
     config.evaluate.steps = (1,)
     config.ema.decays = ()
 

@@ -22,10 +22,7 @@ def get_config(method: str = "flow_matching") -> ConfigDict:
     config.steps = 3000
     config.batch_size = 512
     config.data.name = "mixture:ring"
-    for field, value in config.model.items():
-        if value is not None:  # the DiT's; the perceptron has its own defaults
-            config.model[field] = placeholder(type(value))
-    config.model.name = "mlp"
+    base.use_network(config, "mlp")
     config.optimizer.learning_rate = 1e-3
     config.optimizer.schedule = "cosine"
     config.optimizer.warmup_steps = 100

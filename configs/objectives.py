@@ -60,6 +60,7 @@ def denoising() -> ConfigDict:
             "guidance_scale": 1.0,  # when sampling; form A, 1 is no guidance
             "solver": solver(),
             "spacing": spacing(),  # of the sampling steps
+            "ends_at": "path",  # the last sampling step ends at the path's t_min; data, as in EDM
         }
     )
 

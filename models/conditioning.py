@@ -17,7 +17,8 @@ from fewstep.models.network import Array, Condition, check_choice
 FREQUENCY_FEATURES = 256  # as published for DiT
 TIME_MAX_PERIOD = 10000.0  # as published for DiT
 EMBEDDING_STD = 0.02  # of the label table and the weights of the time MLP, as published for DiT
-SECOND_TIME, GUIDANCE_EMBEDDER = "second_time_embedder", "guidance_embedder"
+TIME_EMBEDDER, SECOND_TIME = "time_embedder", "second_time_embedder"
+GUIDANCE_EMBEDDER = "guidance_embedder"
 MIN_GAP = 2.0**-12  # keeps the level finite at s = t; below the 2^-7 of Frans et al. 2024
 
 Scalar = Callable[[Array, Array, Condition], Array]
@@ -63,7 +64,7 @@ def scalar_inputs(second_time: str, guidance_input: bool, time_scale: float) -> 
     check_choice("second_time", second_time, second_times)
     if not 0.0 < time_scale < np.inf:
         raise ValueError(f"time_scale={time_scale!r} must be positive and finite.")
-    scalars: dict[str, Scalar] = {"time_embedder": lambda t, s, condition: time_scale * t}
+    scalars: dict[str, Scalar] = {TIME_EMBEDDER: lambda t, s, condition: time_scale * t}
     scalars |= second_times[second_time]
     if guidance_input:
         scalars[GUIDANCE_EMBEDDER] = lambda t, s, condition: read_condition(

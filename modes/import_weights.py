@@ -164,8 +164,8 @@ IMPORT = Mode(
     {
         **WORKDIR,
         "weights": Flag(
-            "The file: .pt, .ckpt, safetensors, its *.index.json, .npz, or a pickle of arrays; or "
-            "a folder of --mode=export.",
+            "The file: .pt, .ckpt, .pkl, safetensors, its *.index.json, .npz, or a pickle of "
+            "arrays; or a folder of --mode=export.",
             parse_path,
         ),
         "part": Flag(

@@ -45,9 +45,9 @@ from fewstep.objectives.base import (
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.needs import needs
 from fewstep.objectives.sampling import sample_fn
-from fewstep.parts import Part
+from fewstep.parts import Entry, Part
 from fewstep.samplers import SOLVERS
-from fewstep.samplers.grids import time_grid
+from fewstep.samplers.grids import GRIDS, Grid, grid_to_path_end
 from fewstep.samplers.ode import Solver, euler
 
 
@@ -60,6 +60,7 @@ def denoising(
     guidance_scale: float = 1.0,
     solver: Annotated[Solver | None, Part(SOLVERS)] = None,
     spacing: Annotated[Spacing | None, Part(SPACINGS, on_path=True)] = None,
+    ends_at: Annotated[Grid, Entry(GRIDS)] = grid_to_path_end,
 ) -> Objective:
     """The denoising objective: EDM, DDPM or flow matching, by the model's kind and path.
 
@@ -67,13 +68,16 @@ def denoising(
     label_dropout: probability of the null class (0.1 in Ho & Salimans 2022 and in DiT).
     guidance_scale: default guidance of sampling, form A.
     solver, spacing: of sampling, Euler on a uniform grid by default.
+    ends_at: where the last sampling step ends, at the path's t_min or, as EDM's, at the data.
     """
     check_decoding(model)
     loss = denoising_loss(model, time_sampler or uniform_times(model.path), label_dropout)
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={},
-        sample=solver_sampler(model, solver or euler(), spacing or uniform_spacing(model.path)),
+        sample=solver_sampler(
+            model, solver or euler(), spacing or uniform_spacing(model.path), ends_at
+        ),
         guidance_scale=guidance_scale,
         denoises=True,
     )
@@ -107,11 +111,13 @@ def prediction_loss(
     return error, noise_level_means("loss", error, t, model.path)
 
 
-def solver_sampler(model: Model, solver: Solver, spacing: Spacing) -> SampleFn:
+def solver_sampler(
+    model: Model, solver: Solver, spacing: Spacing, grid: Grid = grid_to_path_end
+) -> SampleFn:
     """Sampling by the solver, in equal steps of the spacing, at any guidance scale."""
 
     def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
-        denoise = model.denoiser(predict, condition)
-        return solver(denoise, model.path, model.path.prior(eps), time_grid(spacing, steps), keys)
+        denoise, path = model.denoiser(predict, condition), model.path
+        return solver(denoise, path, path.prior(eps), grid(path, spacing, steps), keys)
 
     return sample_fn(model.predict, solve)

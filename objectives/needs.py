@@ -18,12 +18,7 @@ from fewstep.objectives.base import Objective
 
 Factory = Callable[..., Objective]
 # Needs of a method that declares none.
-NOTHING = {
-    "second_time": "none",
-    "guidance_input": False,
-    "loss_weight": False,
-    "reconstructs": False,
-}
+NOTHING = {"second_time": "none", "guidance_input": False, "loss_weight": False}
 
 
 def needs(**declared: Any) -> Callable[[Factory], Factory]:

@@ -16,10 +16,9 @@ from fewstep.training.codec_weights import named_codec
 from fewstep.training.codecs import ANY_SIDE, codec_factor
 from fewstep.training.exports.own import LAYOUT as OWN
 from fewstep.training.exports.own import find_own, read_own
-from fewstep.training.published import PUBLISHED, Import, read_published, size_name
+from fewstep.training.published import PUBLISHED, Import, read_published
 from fewstep.training.storage.identity import with_all_fields
 from fewstep.weights.layouts.blocks import stack_blocks
-from fewstep.weights.layouts.dit import Sizes
 
 # Codecs of networks with so many channels, unless another is named. Those of the layouts here work
 # on latents of Stable Diffusion, times 0.18215.
@@ -88,16 +87,16 @@ def imported_config(
     unlabelled = {} if sizes.classes else {"guidance_scale": 1.0}
     codec = CODEC_OF.get(sizes.channels, "") if codec is None else codec
     factor = codec_factor(codec) if codec else 1
-    own = factor * (sizes.side * sizes.patch) if sizes.side else image_size
-    if not own or own % (factor * sizes.patch):
+    own = factor * sizes.input_side or image_size
+    if not own or own % (factor * sizes.unit):
         raise ValueError(
             f"{path} does not say the size of its images: set it by --config.data.image_size, a "
-            f"multiple of {factor * sizes.patch}, such as 256 for a DiT of 256 x 256 pixels"
+            f"multiple of {factor * sizes.unit}, such as 256 for a DiT of 256 x 256 pixels"
         )
     if image_size not in (0, own):
         raise ValueError(
-            f"data.image_size={image_size}, but {path} has positions for images of {own} x {own}; "
-            "leave it out"
+            f"data.image_size={image_size}, but the network in {path} is for images of "
+            f"{own} x {own}; leave it out"
         )
     data = {
         "name": NONE,
@@ -107,6 +106,9 @@ def imported_config(
         "decoding": NEWEST_DECODING,
         "label_shares": "data",
     }
+    prediction = fields.get("prediction", {})
+    if found.sigma_data is not None:
+        prediction = {**prediction, "sigma_data": found.sigma_data}
     return with_all_fields(
         {
             **fields,
@@ -114,18 +116,17 @@ def imported_config(
             "data": data,
             "codec": codec_fields(codec, sizes, path) if codec else {},
             "model": {
-                "name": "dit",
-                "size": size_name(sizes, path),
-                "patch_size": sizes.patch,
+                **PUBLISHED[found.layout].model(sizes, path),
                 **fields.get("model", {}),
             },
+            "prediction": prediction,
             "objective": fields["objective"] | unlabelled,
             "ema": {"decays": []},
         }
     )
 
 
-def codec_fields(name: str, sizes: Sizes, path: Path) -> dict[str, Any]:
+def codec_fields(name: str, sizes: Any, path: Path) -> dict[str, Any]:
     """The fields of a codec with the scale that it was published with. Raises ValueError."""
     channels = named_codec(name, (ANY_SIDE, ANY_SIDE, IMAGE_CHANNELS)).latent_shape[-1]
     if channels != sizes.channels:

@@ -16,10 +16,14 @@ from fewstep.models.dit import SIZES, DiTSize
 from fewstep.models.layers import position_table
 from fewstep.models.network import check_choice
 from fewstep.models.time_reversal import reverse_time
+from fewstep.weights.layouts.adm_unet import read_adm_unet, write_adm_unet
 from fewstep.weights.layouts.diffusers_dit import read_diffusers, write_diffusers
 from fewstep.weights.layouts.dit import PROJECTORS, Converted, Sizes, read_meta, write_meta
 from fewstep.weights.layouts.names import Tensors, Tree, first_names, unwrapped
 from fewstep.weights.layouts.shortcut import is_shortcut, read_shortcut, write_shortcut
+from fewstep.weights.layouts.song_unet import read_song_unet, write_song_unet
+from fewstep.weights.layouts.unet import UNetSizes
+from fewstep.weights.modules import PickledModule, holds_modules, read_module
 from fewstep.weights.tensors import parts_of, read_tensors
 
 # Largest difference of a file's positions from ours; of a file of float16 or bfloat16.
@@ -43,6 +47,21 @@ SHORTCUT = {
     "model": {"time_scale": 1.0, "second_time": "step_size"},
     "objective": {"name": "shortcut", "bootstrap_fraction": 0.125, "guidance_scale": 1.5},
 }
+# Karras et al. 2022, table 1 and algorithm 1: the networks in an EDMPrecond, and their sampler.
+EDM = {
+    "method": "edm",
+    "path": {"name": "ve"},
+    "prediction": {"kind": "F"},
+    "model": {"time_scale": 1.0},
+    "objective": {
+        "name": "denoising",
+        "time_sampler": {"name": "log_normal", "mean": -1.2, "std": 1.2},
+        "solver": {"name": "heun"},
+        "spacing": {"name": "karras"},
+        "ends_at": "data",
+    },
+}
+EDM_MODULE = "EDMPrecond"
 
 
 class Published(NamedTuple):
@@ -51,7 +70,9 @@ class Published(NamedTuple):
     title: what a file holds, for messages. read: (tensors, file, title) -> the network.
     write: (tree, sizes) -> tensors, the inverse but for what `left_out` says, in words.
     fits: whether tensors of these names can be it. fields: those of the run's config that the file
-    does not say. reversed_time: whether its time runs from noise to data.
+    does not say. model: (sizes, file) -> the fields of the network. reversed_time: whether its time
+    runs from noise to data. module: class of the pickled module that has the network in it, and
+    says what the output means; "" if no such module is known.
     """
 
     title: str
@@ -59,8 +80,10 @@ class Published(NamedTuple):
     write: Callable[[Tree, Sizes], Tensors]
     fits: Callable[[Tensors], bool]
     fields: Mapping[str, Any]
+    model: Callable[[Any, Path], dict[str, Any]]
     left_out: str = ""
     reversed_time: bool = False
+    module: str = ""
 
 
 def has_patches(tensors: Tensors) -> bool:
@@ -103,14 +126,40 @@ def heads_of(sizes: Sizes, path: Path | str = "") -> int:
     return SIZES[size_name(sizes, path)].heads
 
 
+def dit_fields(sizes: Sizes, path: Path) -> dict[str, Any]:
+    """The fields of a DiT. Raises ValueError if its size is not one of model.size."""
+    return {"name": "dit", "size": size_name(sizes, path), "patch_size": sizes.patch}
+
+
+def unet_fields(sizes: UNetSizes, path: Path) -> dict[str, Any]:
+    """The fields of a U-Net: SongUNet has variants, and ADM has none."""
+    own = {name: getattr(sizes, name) for name in ("width", "multipliers", "depth")}
+    own["attention_sides"] = sizes.attention_sides
+    if not sizes.variant:
+        return {"name": "adm_unet", **own}
+    return {"name": "song_unet", "variant": sizes.variant, **own}
+
+
+def has_end(name: str) -> Callable[[Tensors], bool]:
+    """Whether tensors have one whose name ends so."""
+    return lambda tensors: any(one.endswith(name) for one in tensors)
+
+
 VARIANCE = (
     "The channels of a variance, which the published last layer may have, are not there. Ancestral "
     "sampling needs them"
 )
 PUBLISHED = {
-    "dit": Published("a DiT", read_meta, write_positioned, has_patches, DDPM, VARIANCE),
+    "dit": Published("a DiT", read_meta, write_positioned, has_patches, DDPM, dit_fields, VARIANCE),
     "sit": Published(
-        "a SiT", read_meta, write_positioned, has_patches, FLOW_MATCHING, VARIANCE, True
+        "a SiT",
+        read_meta,
+        write_positioned,
+        has_patches,
+        FLOW_MATCHING,
+        dit_fields,
+        VARIANCE,
+        reversed_time=True,
     ),
     "repa": Published(
         "a REPA network",
@@ -118,6 +167,7 @@ PUBLISHED = {
         write_positioned,
         has_projectors,
         FLOW_MATCHING,
+        dit_fields,
         "The projectors, which only the training loss reads, are not there",
     ),
     "diffusers_dit": Published(
@@ -126,6 +176,7 @@ PUBLISHED = {
         write_diffusers,
         has_transformer_blocks,
         DDPM,
+        dit_fields,
         VARIANCE,
     ),
     "shortcut": Published(
@@ -134,39 +185,82 @@ PUBLISHED = {
         write_frans,
         is_shortcut,
         SHORTCUT,
+        dit_fields,
         "The log-variances (Embed_0), which no loss reads, are zero. A network without labels has "
         "a label table of zeros",
-        True,
+        reversed_time=True,
+    ),
+    "song_unet": Published(
+        "EDM's DDPM++ or NCSN++",
+        read_song_unet,
+        write_song_unet,
+        has_end("_aux_norm.weight"),
+        EDM,
+        unet_fields,
+        module=EDM_MODULE,
+    ),
+    "adm_unet": Published(
+        "EDM's ADM",
+        read_adm_unet,
+        write_adm_unet,
+        has_end("out_norm.weight"),
+        EDM,
+        unet_fields,
+        module=EDM_MODULE,
     ),
 }
 
 
 class Import(NamedTuple):
-    """A network read from a published file. layout: a key of PUBLISHED. params: in our tree."""
+    """A network read from a published file.
+
+    layout: a key of PUBLISHED. params: in our tree. sizes: of the kind of its layout. sigma_data:
+    that a pickled module says, else None.
+    """
 
     layout: str
     params: dict[str, Any]
-    sizes: Sizes
+    sizes: Any
+    sigma_data: float | None = None
 
 
 def read_published(path: Path, part: str = "", layout: str = "") -> Import:
     """The network in a published file.
 
-    part: of a training checkpoint (`read_tensors`). layout: a key of PUBLISHED, "" to find it by
-    the names of the tensors. Raises ValueError that names the file if it cannot be read, its layout
-    is unknown or not certain, or it is not what its layout says; FileNotFoundError without a file.
+    part: of a training checkpoint (`read_tensors`) or of a pickle of modules (`read_module`).
+    layout: a key of PUBLISHED, "" to find it by the names of the tensors. Raises ValueError that
+    names the file if it cannot be read, its layout is unknown or not certain, or it is not what its
+    layout says; FileNotFoundError without a file.
     """
     if layout:
         check_choice("--layout", layout, PUBLISHED)
-    tensors = read_part(path, part)
-    layout = layout or find_layout(unwrapped(tensors), path)
-    published = PUBLISHED[layout]
+    module = read_module(path, part) if holds_modules(path) else None
+    if module is not None:
+        check_module(module, path)
+    tensors = read_part(path, part) if module is None else module.tensors
+    found = layout or find_layout(unwrapped(tensors), path)
+    published = PUBLISHED[found]
+    if published.module and module is None and not layout:
+        raise ValueError(
+            f"{path} has the names of {published.title}, and does not say what its output means; "
+            f"if it was trained by EDM ({published.module}), add --layout={found}"
+        )
     tree, sizes, positions = published.read(tensors, path, published.title)
     if positions is not None:
         check_positions(positions, sizes, path)
     if published.reversed_time:
         tree = reverse_time(tree, time_scale=published.fields["model"]["time_scale"])
-    return Import(layout, tree, sizes)
+    return Import(found, tree, sizes, module and module.fields.get("sigma_data"))
+
+
+def check_module(module: PickledModule, path: Path) -> None:
+    """Raises ValueError unless the module of a file is one whose output is known."""
+    known = {published.module for published in PUBLISHED.values()} - {""}
+    if module.name not in known:
+        raise ValueError(
+            f"{path} holds a {module.name}; the meaning of its output is not known, only that of "
+            f"{', '.join(sorted(known))}"
+        )
 
 
 def read_part(path: Path, part: str) -> Tensors:

@@ -16,33 +16,33 @@ Traps of the formats:
 
 import hashlib
 import io
-import math
-import pickle
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, BinaryIO
 
 import numpy as np
 
 from fewstep.weights.archives import check_archive, read_arrays
 from fewstep.weights.checkpoints import CheckpointMachine, check_inert, part_names, take_part
 from fewstep.weights.mapped import (
-    DESCRIPTION_LIMIT,
-    array_of,
     check_description,
     cut,
-    element_type,
     map_file,
 )
 from fewstep.weights.numpy_pickles import STARTS, array_parts, read_pickled_arrays
-from fewstep.weights.pickles import SHOWN, Machine, Slice, Storage, read_description
+from fewstep.weights.pickles import SHOWN, Machine, Slice, read_description
 from fewstep.weights.safetensors import is_index, read_safetensors, read_sharded, shards
+from fewstep.weights.streams import (
+    STREAM_START,
+    Description,
+    describe_stream,
+    stream_storages,
+    tensor_array,
+)
 
 ZIP_START = b"PK\x03\x04"
-# The older PyTorch format starts with this number, pickled on its own.
-STREAM_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 
 REMEDY = (
     "convert it once where PyTorch is installed: "
@@ -171,15 +171,6 @@ def read_zip(file: BinaryIO, part: str) -> dict[str, np.ndarray]:
     return check_no_part(read_arrays(file), part)
 
 
-class Description(NamedTuple):
-    """What a pickle describes. storages: all that it refers to, by key. keys: in file order."""
-
-    content: Any
-    storages: Mapping[str, Storage]
-    keys: Any = ()
-    end: int = 0
-
-
 def machine_for(part: str) -> Machine:
     """The machine that reads a state dict, or a training checkpoint to take a part of it."""
     return CheckpointMachine() if part else Machine()
@@ -231,32 +222,11 @@ def record_bytes(archive: zipfile.ZipFile, name: str, data: np.ndarray) -> np.nd
     return raw
 
 
-def describe_stream(file: BinaryIO, machine: Machine) -> Description:
-    """What the five pickles of PyTorch's older format describe.
-
-    They are the opening number, the version, the computer, the state dict, and the storage keys in
-    file order.
-    """
-    head = io.BytesIO(file.read(DESCRIPTION_LIMIT))
-    for _ in range(3):
-        read_description(head)
-    content, keys = read_description(head, machine), read_description(head)
-    return Description(content, machine.storages, keys, head.tell())
-
-
 def read_stream(file: BinaryIO, part: str) -> dict[str, np.ndarray]:
     """Read PyTorch's older format: five pickles, then each storage as its size and raw bytes."""
     described = describe_stream(file, machine_for(part))
-    slices, known = named_slices(described.content, part), described.storages
-    data, place, storages = map_file(file), described.end, {}
-    for key in described.keys:
-        if not isinstance(key, str) or key not in known or key in storages:
-            raise ValueError("its storages are not those of its tensors")
-        size = int.from_bytes(cut(data, place, 8).tobytes(), "little")
-        if size != known[key].size:
-            raise ValueError(f"a storage of {known[key].size} numbers has {size} in the file")
-        storages[key] = cut(data, place + 8, size * element_type(known[key].dtype).itemsize)
-        place += 8 + len(storages[key])
+    slices = named_slices(described.content, part)
+    storages = stream_storages(described, map_file(file))
     return {
         name: tensor_array(piece, storages[piece.storage.key]) for name, piece in slices.items()
     }
@@ -276,15 +246,3 @@ def named_slices(described: Any, part: str) -> Mapping[str, Slice]:
             f"it holds more than named tensors: {str(other[:3])[:SHOWN]}; save only the state dict"
         )
     return named
-
-
-def tensor_array(piece: Slice, raw: np.ndarray, swapped: bool = False) -> np.ndarray:
-    """The array of a slice; NumPy refuses one that reaches outside a non-empty `raw`."""
-    dtype = element_type(piece.storage.dtype)
-    filled = len(raw) or not math.prod(piece.shape)
-    if not filled or len(raw) != piece.storage.size * dtype.itemsize:
-        raise ValueError(f"a storage of {piece.storage.size} numbers has {len(raw)} bytes")
-    if swapped:
-        raw = np.ascontiguousarray(raw.reshape(-1, dtype.itemsize)[:, ::-1]).ravel()
-    strides = [step * dtype.itemsize for step in piece.strides]
-    return array_of(raw, dtype, piece.shape, piece.offset * dtype.itemsize, strides)

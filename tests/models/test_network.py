@@ -50,6 +50,14 @@ def test_good_inputs_pass():
         ("mlp", {"shape": (0,)}, "dimension=0"),
         ("mlp", {"shape": (2,), "num_classes": -1}, "num_classes=-1"),
         ("mlp", {"shape": (2,), "dtype": "float16"}, "did you mean 'bfloat16'"),
+        ("song_unet", {"shape": (2,)}, r"a U-Net takes images .* not \[2\]"),
+        ("song_unet", {"shape": (6, 4, 3)}, "6 x 4 pixels are no multiple of 4; give fewer"),
+        ("song_unet", {"shape": (4, 4, 3), "width": 48}, "width=48 must be a multiple of 32"),
+        ("song_unet", {"shape": (4, 4, 3), "multipliers": ()}, "levels=0"),
+        ("song_unet", {"shape": (4, 4, 3), "variant": "ddpm++"}, "did you mean 'ddpmpp'"),
+        ("adm_unet", {"shape": (8, 8, 3), "width": 4, "depth": 0}, "depth=0"),
+        ("adm_unet", {"shape": (8, 8, 3), "dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
+        ("adm_unet", {"shape": (8, 8, 3), "width": 224}, "7 heads do not divide 448 channels"),
     ],
 )
 def test_build_names_what_is_wrong(name, fields, words):
@@ -57,11 +65,15 @@ def test_build_names_what_is_wrong(name, fields, words):
         build(name, **fields)
 
 
+UNET = {"width": 4, "multipliers": (1, 2), "depth": 1, "attention_sides": (4,)}
 NETWORK_FIELDS = {
     "mlp": {"shape": (2,), "width": 8, "num_classes": 3},
     "dit": {"shape": (4, 4, 1), "size": "nano", "num_classes": 3},
+    "song_unet": {"shape": (4, 4, 1), "num_classes": 3} | UNET,
+    "adm_unet": {"shape": (4, 4, 1), "num_classes": 3} | UNET,
 }
-POINTS = {"mlp": jnp.ones((2, 2)), "dit": jnp.ones((2, 4, 4, 1))}
+IMAGES = jnp.ones((2, 4, 4, 1))
+POINTS = {"mlp": jnp.ones((2, 2)), "dit": IMAGES, "song_unet": IMAGES, "adm_unet": IMAGES}
 CONDITION = {"label": jnp.array([0, -1]), "guidance_scale": jnp.array([1.0, 3.0])}
 
 
@@ -120,6 +132,15 @@ ALL = {
     "time_scale": (7.0, "sampling training weight"),
     "dtype": ("bfloat16", "sampling training"),
 }
+UNET_OWN = {
+    "shape": ((8, 8, 1), "sampling training"),
+    "width": (8, "shapes sampling training"),
+    "multipliers": ((2, 2), "shapes sampling training"),
+    "depth": (2, "shapes sampling training"),
+    "attention_sides": ((), "shapes sampling training"),
+    "dropout": (0.1, "training"),
+    "remat": (True, "sampling training"),
+}
 OWN = {
     "dit": {
         "shape": ((4, 4, 3), "shapes sampling training"),
@@ -129,6 +150,8 @@ OWN = {
         "remat": (True, "sampling training"),
         "scan": (True, "shapes sampling training"),
     },
+    "song_unet": UNET_OWN | {"variant": ("ncsnpp", "shapes sampling training")},
+    "adm_unet": UNET_OWN,
     "mlp": {
         "shape": ((3,), "shapes sampling training"),
         "width": (16, "shapes sampling training"),

@@ -154,7 +154,7 @@ def test_a_network_on_latents_samples_through_its_codec(published, tmp_path, mon
     ("fields", "message"),
     [
         ({"codec.name": "sd3"}, "has 4 channels, and latents of codec.name=sd3 have 16"),
-        ({"codec.name": "sd", "data.image_size": 8}, "has positions for images of 64 x 64"),
+        ({"codec.name": "sd", "data.image_size": 8}, "is for images of 64 x 64"),
     ],
 )
 def test_a_codec_that_does_not_fit_the_network_is_refused(published, tmp_path, fields, message):
@@ -233,7 +233,7 @@ def make_unknown(tensors):
         (None, {"layout": "unet"}, "--layout='unet'"),
         (None, {"data__num_classes": 9}, r"data\.num_classes=9, but the network in .* has 10"),
         (None, {"data__channels": 3}, r"data\.channels=3, but the network in .* has 1"),
-        (None, {"data__image_size": 16}, "has positions for images of 8 x 8"),
+        (None, {"data__image_size": 16}, "is for images of 8 x 8"),
         (None, {"data__image_size": "8"}, "data.image_size='8' must be a whole number"),
         (None, {"data__name": "digits", "data__flip": 3}, "data.flip=3 must be True or False"),
     ],

@@ -27,6 +27,7 @@ from fewstep.objectives.generators import particles
 from fewstep.objectives.needs import network_needs
 from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.samplers import SOLVERS
+from fewstep.samplers.grids import GRIDS
 from fewstep.samplers.ode import STEPS
 from tests.training.runs import random_batch
 
@@ -56,6 +57,7 @@ VALUES = {
     "curriculum": (square_root(3, 9, total_steps=TOTAL), doubling(2, 6, total_steps=TOTAL)),
     "distance": (pseudo_huber(0.3), huber(0.2)),
     "divergence": (score_identity(1.5), integral_kl()),
+    "ends_at": (GRIDS["data"], GRIDS["path"]),
     "fake_score_updates": (3, 4),
     "fake_time_sampler": tuple(
         ModelPart(lambda m, x=x: logit_normal_times(m.path, x)) for x in (-0.5, 0.6)
@@ -133,6 +135,7 @@ CASES = {name: (name, {}) for name in OBJECTIVES if name != CODEC_TRAINING} | {
     ),
 }
 MODELS = {
+    "denoising": ("ve", "F"),  # a path that does not end at the data
     "consistency_distillation": ("vp_cosine", "velocity"),
     "consistency_training": ("ve", "F"),
     "consistency_tuning": ("trigflow", "F"),

@@ -57,9 +57,9 @@ def test_the_loss_is_the_expected_error_of_a_draw_and_the_kl(objective, params):
     one, std = np.asarray(x[0], np.float64), np.exp(c)
     error = np.mean((one - d * (a * one + b) - e) ** 2) + (d * std) ** 2
     kl = np.mean(0.5 * ((a * one + b) ** 2 + std**2 - 1.0)) - c
-    np.testing.assert_allclose(loss.mean(), error + 0.3 * kl, rtol=1e-2)
+    np.testing.assert_allclose(loss.mean(), error + 0.3 * kl, rtol=3e-2)
     recorded = {name: float(mean.total / mean.count) for name, mean in metrics.items()}
-    np.testing.assert_allclose(recorded["reconstruction"], error, rtol=1e-2)
+    np.testing.assert_allclose(recorded["reconstruction"], error, rtol=3e-2)
     np.testing.assert_allclose(recorded["kl"], kl, rtol=1e-5)
     assert np.ptp(np.asarray(loss)) > 0.01  # each row has noise of its own
 

@@ -30,6 +30,7 @@ from fewstep.objectives.generators import one_step_generator, particles
 from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.objectives.progressive import progressive
 from fewstep.objectives.shortcut import shortcut
+from fewstep.samplers.grids import grid_to_path_end
 from fewstep.samplers.ode import euler, heun_step
 from tests.networks import affine_network, build_model
 
@@ -51,6 +52,7 @@ CASES = {
             "guidance_scale": 1.0,
             "solver": euler(),
             "spacing": uniform_spacing(LINEAR.path),
+            "ends_at": grid_to_path_end,
         },
     ),
     "consistency_distillation": (

@@ -35,6 +35,7 @@ EFFECTS = {
     "curriculum": {"loss", "samples"},
     "distance": {"loss"},
     "divergence": {"generator loss"},
+    "ends_at": {"samples"},
     "fake_score_updates": {"period"},
     "fake_time_sampler": {"fake_score loss"},
     "generator": {"loss", "samples", "needs"},

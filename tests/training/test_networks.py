@@ -64,6 +64,8 @@ def test_a_field_that_the_network_does_not_have_is_named(name, fields, message):
         ("dit", {"size": "B"}, {"size": "nano", "patch_size": 2}),
         ("mlp", {"width": 512, "depth": 8}, {"width": 64, "depth": 2}),
         ("mlp", {"width": 8, "depth": 1}, {"width": 8, "depth": 1}),
+        ("song_unet", {}, {"width": 16, "depth": 1, "multipliers": (1, 1)}),
+        ("adm_unet", {"width": 8}, {"width": 8, "depth": 1, "multipliers": (1, 1)}),
     ],
 )
 def test_a_tiny_network_is_the_same_otherwise(name, fields, small):
@@ -77,3 +79,6 @@ def test_a_tiny_network_is_the_same_otherwise(name, fields, small):
 def test_networks_are_called_by_their_sizes():
     assert network_title(config_with("dit", size="XL")) == "dit XL/2"
     assert network_title(config_with("mlp", width=24)) == "mlp 3 x 24"
+    assert network_title(config_with("adm_unet")) == "adm_unet 192 x 1-2-3-4"
+    smooth = config_with("song_unet", variant="ncsnpp", multipliers=(1, 2))
+    assert network_title(smooth) == "song_unet ncsnpp 128 x 1-2"

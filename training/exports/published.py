@@ -7,8 +7,9 @@ from fewstep.training.exports.exported import Contents, Exported, check_fields, 
 from fewstep.training.exports.own import save_safetensors
 from fewstep.training.published import PUBLISHED, published_tensors
 
-# Layouts that are one file of safetensors; diffusers' has a folder (diffusers.py).
-LAYOUTS = tuple(name for name in PUBLISHED if name != "diffusers_dit")
+# Layouts of a DiT in one file of safetensors. That of diffusers is a folder (diffusers.py), and
+# those of EDM are pickles of whole modules.
+LAYOUTS = ("dit", "sit", "repa", "shortcut")
 
 
 def published_contents(exported: Exported, layout: str) -> Contents:

@@ -123,6 +123,9 @@ NETWORK = {
     "patch_size": whole_range(1),
     "width": whole_range(1),
     "depth": whole_range(1),
+    "variant": TEXT,
+    "multipliers": sequence_of(whole_range(1)),
+    "attention_sides": sequence_of(whole_range(1)),
     "second_time": TEXT,
     "guidance_input": SWITCH,
     "loss_weight": SWITCH,
@@ -220,7 +223,7 @@ LOGARITHM = number_range(-80.0, 80.0)
 # "objective." where a part gives that last part another meaning.
 OBJECTIVE_FIELDS = {
     "name": TEXT,
-    **dict.fromkeys(("variance", "weighting", "teacher_solver", "leftover_rows"), TEXT),
+    **dict.fromkeys(("variance", "weighting", "teacher_solver", "leftover_rows", "ends_at"), TEXT),
     **dict.fromkeys(("target_warmup", "adaptive_weight", "normalize", "joint"), SWITCH),
     "mean": LOGARITHM,
     "std": number_range(0.0, 80.0, above=True),

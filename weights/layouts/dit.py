@@ -53,12 +53,26 @@ class Sizes(NamedTuple):
     classes: int
     side: int | None = None
 
+    @property
+    def input_side(self) -> int:
+        """Side of the input, 0 if the file does not say."""
+        return (self.side or 0) * self.patch
+
+    @property
+    def unit(self) -> int:
+        """What a side of the input must be a multiple of."""
+        return self.patch
+
 
 class Converted(NamedTuple):
-    """A published network in our tree. positions: [N, width], the file's fixed table, or None."""
+    """A published network in our tree.
+
+    sizes: `Sizes`, or those of another kind of network. positions: [N, width], the file's fixed
+    table, or None.
+    """
 
     tree: dict[str, Any]
-    sizes: Sizes
+    sizes: Any
     positions: np.ndarray | None = None
 
 
