@@ -151,12 +151,10 @@ def check_needs(
 ) -> None:
     """Raises ValueError unless the network has the parts that a method uses, and no others.
 
-    reconstructs: whether it must be a codec. The other arguments are the required values of fields
+    reconstructs: whether it may be a codec. The other arguments are the required values of fields
     of the config's `model`.
     """
     network = model.network
-    if reconstructs and network.codec is None:
-        raise ValueError("this method trains a codec; set model.name=codec")
     if network.codec is not None and not reconstructs:
         raise ValueError("model.name=codec is no denoiser; only the method autoencoder trains it")
     has = {

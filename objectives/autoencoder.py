@@ -55,11 +55,13 @@ def autoencoder(
     distance: between an image and its reconstruction, l1 by default.
     kl_weight: of the mean KL per dimension of the latent; it is at least 0.
 
-    Raises ValueError for a negative weight.
+    Raises ValueError for a negative weight, and for a network that is no codec.
     """
+    codec = model.network.codec
+    if codec is None:
+        raise ValueError("this method trains a codec; set model.name=codec")
     if kl_weight < 0.0:
         raise ValueError(f"kl_weight={kl_weight:g} must be at least 0")
-    codec = model.network.codec
     loss = autoencoder_loss(codec, distance or l1(), kl_weight)
     return Objective(
         players={"network": Player(model.network, loss)},

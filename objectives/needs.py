@@ -31,8 +31,9 @@ def needs(**declared: Any) -> Callable[[Factory], Factory]:
     def declare(factory: Factory) -> Factory:
         @wraps(factory)
         def checked(model: Model, **fields: Any) -> Objective:
+            objective = factory(model, **fields)
             check_needs(model, **network_needs(checked, fields))
-            return factory(model, **fields)
+            return objective
 
         checked.needs = declared
         return checked

@@ -14,6 +14,7 @@ Traps of the format, beside those of weights/pickles.py:
 """
 
 import io
+import mmap
 import pickletools
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -69,10 +70,13 @@ class Object:
 
 
 def holds_modules(path: str | Path) -> bool:
-    """Whether a file is a pickle, and none of PyTorch's formats for tensors."""
+    """Whether a file is a pickle that names the function which makes modules."""
     with open(path, "rb") as file:
         start = file.read(len(STREAM_START))
-    return start.startswith(PICKLE_START) and start != STREAM_START and start[8:9] != b"{"
+        if not start.startswith(PICKLE_START) or start == STREAM_START:
+            return False
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+            return content.find(MAKE_MODULE[1].encode()) >= 0
 
 
 def read_module(path: str | Path, part: str = "") -> PickledModule:

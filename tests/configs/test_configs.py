@@ -41,6 +41,7 @@ from tests.training.test_sharding import mesh_of
 SIZES_OF_DATA = {
     "digits": (8, 1, 10),
     "fashion_mnist": (28, 1, 10),
+    "fashion_mnist_latents": (28, 1, 10),
     "mixtures": (0, 0, 8),
     "pictures": (32, 3, 3),
 }

@@ -54,10 +54,10 @@ def test_good_inputs_pass():
         ("song_unet", {"shape": (6, 4, 3)}, "6 x 4 pixels are no multiple of 4; give fewer"),
         ("song_unet", {"shape": (4, 4, 3), "width": 48}, "width=48 must be a multiple of 32"),
         ("song_unet", {"shape": (4, 4, 3), "multipliers": ()}, "levels=0"),
-        ("song_unet", {"shape": (4, 4, 3), "variant": "ddpm++"}, "did you mean 'ddpmpp'"),
+        ("song_unet", {"shape": (4, 4, 3), "variant": "ddpm++"}, "is not one of ddpmpp, ncsnpp"),
         ("adm_unet", {"shape": (8, 8, 3), "width": 4, "depth": 0}, "depth=0"),
         ("adm_unet", {"shape": (8, 8, 3), "dropout": 1.0}, r"dropout=1.0 must be in \[0, 1\)"),
-        ("adm_unet", {"shape": (8, 8, 3), "width": 224}, "7 heads do not divide 448 channels"),
+        ("adm_unet", {"shape": (8, 8, 3), "width": 224}, "3 heads do not divide 224 channels"),
     ],
 )
 def test_build_names_what_is_wrong(name, fields, words):
@@ -133,7 +133,7 @@ ALL = {
     "dtype": ("bfloat16", "sampling training"),
 }
 UNET_OWN = {
-    "shape": ((8, 8, 1), "sampling training"),
+    "shape": ((8, 8, 1), "shapes sampling training"),
     "width": (8, "shapes sampling training"),
     "multipliers": ((2, 2), "shapes sampling training"),
     "depth": (2, "shapes sampling training"),

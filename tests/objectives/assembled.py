@@ -34,8 +34,8 @@ from tests.training.runs import random_batch
 KEY, SHARE_KEY = jax.random.key(0), jax.random.key(1)
 # Enough rows to measure shares and correlations.
 CLASSES, ROWS, DIMENSION = 3, 2048, 2
-# Its network is a codec, which no other method trains: tests/objectives/test_autoencoder.py.
-CODEC_TRAINING = "autoencoder"
+# The network of an autoencoder is a codec: tests/objectives/test_autoencoder.py.
+TESTED = [name for name in OBJECTIVES if name != "autoencoder"]
 # The length of schedules here.
 TOTAL = 40
 
@@ -114,7 +114,7 @@ OWN_VALUES = {
 }
 # Cases by name: (objective, fields that differ from VALUES). Each objective is a case; more cases
 # have a part that a field turns off.
-CASES = {name: (name, {}) for name in OBJECTIVES if name != CODEC_TRAINING} | {
+CASES = {name: (name, {}) for name in TESTED} | {
     "unguided shortcut": ("shortcut", {"guidance_scale": 1.0, "target_warmup": False}),
     "plain distillation": (
         "consistency_distillation",

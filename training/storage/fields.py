@@ -234,6 +234,7 @@ OBJECTIVE_FIELDS = {
     "bootstrap_fraction": PROBABILITY,
     **dict.fromkeys(("target_decay", "initial_decay"), RATE),
     "label_dropout": PROBABILITY,
+    "kl_weight": number_range(0.0),
     "guidance_scale": FINITE,
     "guidance_range": sequence_of(FINITE),
     **dict.fromkeys(("first", "last", "points", "skip", "stages"), whole_range(1)),
