@@ -1,4 +1,5 @@
 # make demo    a virtual environment, a shortcut model trained on real digits, samples, a results page
+# make demo-latents    Fashion-MNIST in latents: a codec and a shortcut model trained on them, samples
 # make test    the same environment, every test that needs no PyTorch
 # make parity  networks against PyTorch transcriptions and diffusers (installs both, on the CPU)
 # make soak    long campaigns of kills, stops and damage against what docs/running.md promises
@@ -17,9 +18,15 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 VENV ?= .venv
 RUN := $(VENV)/bin/python
 DEMO ?= runs/demo
+LATENT_DEMO ?= runs/demo_latents
+LATENT_STEPS ?= 1500
 DEMO_STEPS ?= 1200
 # What suits a short run (docs/figures.md, "What else matters"), on half of the usual batch.
 DEMO_FIELDS := --config.steps=$(DEMO_STEPS) --config.batch_size=64 --config.evaluate.steps="(1,4,32)" \
+	--config.model.adaln_zero=False --config.path.name=trigflow \
+	--config.objective.max_steps=32 --config.objective.label_dropout=0.0
+LATENT_CONFIG := configs/fashion_mnist_latents.py
+LATENT_FIELDS := --config.steps=$(LATENT_STEPS) --config.evaluate.steps="(1,4,32)" \
 	--config.model.adaln_zero=False --config.path.name=trigflow \
 	--config.objective.max_steps=32 --config.objective.label_dropout=0.0
 TEST_WORKERS ?= 2
@@ -28,10 +35,10 @@ SOAK ?= --kills=30 --stops=30 --damages=80 --preparations=10
 # Folders whose modules have pages.
 ROOMS := configs data diffusion eval latents models modes objectives samplers training weights
 
-.PHONY: help demo test parity soak drills docs lint lock clean
+.PHONY: help demo demo-latents test parity soak drills docs lint lock clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -8
+	@sed -n 's/^# //p' Makefile | head -9
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with ensurepip on PATH; name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
@@ -46,6 +53,18 @@ demo: $(VENV)/.installed
 	@$(RUN) main.py --config=configs/digits.py:shortcut --workdir=$(DEMO)/digits $(DEMO_FIELDS)
 	@$(RUN) main.py --mode=report --workdir=$(DEMO)/digits --out=$(DEMO)/report.html
 	@echo "One-step samples beside others: $$(ls $(DEMO)/digits/eval/step_*.png)"
+
+# The commands of docs/latents.md, on shorter runs; started again it goes on where it stopped.
+demo-latents: $(VENV)/.installed
+	@$(RUN) main.py --mode=prepare --config=configs/fashion_mnist.py
+	@echo "Training a codec on Fashion-MNIST: $(LATENT_DEMO)/codec"
+	@$(RUN) main.py --config=$(LATENT_CONFIG):autoencoder --workdir=$(LATENT_DEMO)/codec
+	@echo "Training a shortcut model on its latents: $(LATENT_DEMO)/shortcut"
+	@$(RUN) main.py --config=$(LATENT_CONFIG):shortcut --config.codec.weights=$(LATENT_DEMO)/codec \
+		--workdir=$(LATENT_DEMO)/shortcut $(LATENT_FIELDS)
+	@$(RUN) main.py --mode=report --workdir=$(LATENT_DEMO)/shortcut --out=$(LATENT_DEMO)/report.html
+	@echo "Images and their reconstructions: $$(ls $(LATENT_DEMO)/codec/eval/step_*.png)"
+	@echo "One-step samples beside others: $$(ls $(LATENT_DEMO)/shortcut/eval/step_*.png)"
 
 test: $(VENV)/.installed
 	$(RUN) -m pytest -n $(TEST_WORKERS)

@@ -1,4 +1,4 @@
-"""Fashion-MNIST in latents of 4 x 4 x 16, a third of the numbers of an image.
+"""Fashion-MNIST in latents of 4 x 4 x 6, an eighth of the numbers of an image.
 
 The codec is trained here too. It is an autoencoder that adds to principal components of patches:
 

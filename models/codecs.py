@@ -41,7 +41,7 @@ CODECS = {
     "linear": NamedCodec(linear_codec, fit=fit_linear_codec),
     # Of images of 28 or 32 pixels, to train on a CPU: by the factor of sides, 4, 7 or 8.
     "f4": NamedCodec(small_autoencoder, {"patch_size": 4, "widths": (64,)}, **SMALL),
-    "f7": NamedCodec(small_autoencoder, {"patch_size": 7, **SIXTEEN}, **SMALL),
+    "f7": NamedCodec(small_autoencoder, {"patch_size": 7, "latent_channels": 6}, **SMALL),
     "f8": NamedCodec(small_autoencoder, {"patch_size": 8, **SIXTEEN}, **SMALL),
     # sd-vae-ft-mse and sd-vae-ft-ema have the network of SD, 83,653,863 parameters.
     "sd": NamedCodec(autoencoder, scaling="sd", trained=True),
