@@ -56,6 +56,7 @@ demo: $(VENV)/.installed
 
 # The commands of docs/latents.md, on shorter runs; started again it goes on where it stopped.
 demo-latents: $(VENV)/.installed
+	@test -d /usr/share/datasets/fashion-mnist || echo "Fashion-MNIST is downloaded now (30 MB); where it cannot be: apt install dataset-fashion-mnist (Debian)"
 	@$(RUN) main.py --mode=prepare --config=configs/fashion_mnist.py
 	@echo "Training a codec on Fashion-MNIST: $(LATENT_DEMO)/codec"
 	@$(RUN) main.py --config=$(LATENT_CONFIG):autoencoder --workdir=$(LATENT_DEMO)/codec
