@@ -73,6 +73,13 @@ def shortcut(config: ConfigDict) -> None:
     config.objective = objectives.shortcut()
 
 
+def mean_flow(config: ConfigDict) -> None:
+    """MeanFlow (Geng et al. 2025), with the time scale of its code."""
+    config.objective = objectives.mean_flow()
+    config.evaluate.steps = FEW_STEPS
+    config.model.time_scale = 1.0
+
+
 def edm_model(config: ConfigDict) -> None:
     """Path and prediction of EDM and of the consistency models built on it."""
     config.path.name = "ve"
@@ -246,6 +253,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         ddpm,
         trigflow,
         shortcut,
+        mean_flow,
         cd,
         of_flow_matching(cd),
         ct,

@@ -111,6 +111,24 @@ def shortcut() -> ConfigDict:
     )
 
 
+def mean_flow() -> ConfigDict:
+    """objectives/mean_flow.py."""
+    fields = ConfigDict(
+        {
+            "name": "mean_flow",
+            "time_sampler": time_sampler("logit_normal"),  # of t and s
+            "interval_fraction": 0.25,  # of the rows, one over an integer; the others have s = t
+            "label_dropout": 0.1,  # probability that a row trains without its label
+            "guidance_scale": 1.0,  # that the network learns; form A, 1 is no guidance
+            "mixing": 0.0,  # kappa: share of the network's own velocity in the guided target
+            "weight_power": 1.0,  # p of the weight 1 / (squared error + c)^p; 0 is no weight
+            "weight_offset": 0.01,  # c; 0.001 in the paper
+        }
+    )
+    fields.time_sampler.update(mean=-0.4, std=1.0)
+    return fields
+
+
 def curriculum(name: str = "constant") -> ConfigDict:
     """How many points the time grid has, by training step."""
     return ConfigDict(

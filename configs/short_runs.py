@@ -89,6 +89,11 @@ def shortcut(config: ConfigDict) -> None:
     config.objective.target_decay = 0.0
 
 
+def mean_flow(config: ConfigDict) -> None:
+    """A time scale of 4, by which short runs tell times apart sooner."""
+    config.model.time_scale = 4.0
+
+
 def progressive(config: ConfigDict) -> None:
     """From 16 steps on, each stage at a rate that falls to zero from the teacher's start."""
     config.objective.max_steps = 16
@@ -105,7 +110,7 @@ def autoencoder(config: ConfigDict) -> None:
 SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     **{
         setting.__name__: setting
-        for setting in (ddpm, ct, lcm, sct, scd, shortcut, progressive, autoencoder)
+        for setting in (ddpm, ct, lcm, sct, scd, shortcut, mean_flow, progressive, autoencoder)
     },
     **{method.__name__: one_step for method in methods.ONE_STEP},
 }

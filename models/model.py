@@ -133,6 +133,22 @@ def check_boundary(model: Model) -> None:
         )
 
 
+# Largest alpha(t_max) at which a path counts as ending at pure noise.
+PURE_NOISE = 1e-3
+
+
+def check_flow_map(model: Model) -> None:
+    """Raises ValueError unless a network can predict average velocities from noise to data."""
+    path, kind = model.path, model.kind
+    if kind.name != "velocity":
+        raise ValueError(f"this method needs prediction.kind=velocity, not {kind.name}")
+    if path.t_min != 0.0 or abs(float(path.alpha(jnp.float32(path.t_max)))) > PURE_NOISE:
+        raise ValueError(
+            "this method needs a path from data at t = 0 to pure noise, with a bounded velocity: "
+            f"path.name=linear, vp_cosine or trigflow, not {path.name}"
+        )
+
+
 # Fields of a config that decide whether a method uses a part of the network.
 REASONS = {
     "second_time": "",

@@ -10,6 +10,7 @@ from fewstep.objectives.consistency_tuning import consistency_tuning
 from fewstep.objectives.continuous_consistency import continuous_distillation, continuous_training
 from fewstep.objectives.denoising import denoising
 from fewstep.objectives.distribution_matching import distribution_matching
+from fewstep.objectives.mean_flow import mean_flow
 from fewstep.objectives.progressive import progressive
 from fewstep.objectives.shortcut import shortcut
 
@@ -23,5 +24,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "continuous_distillation": continuous_distillation,
     "distribution_matching": distribution_matching,
     "progressive": progressive,
+    "mean_flow": mean_flow,
     "autoencoder": autoencoder,
 }

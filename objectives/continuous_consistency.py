@@ -55,6 +55,7 @@ from fewstep.objectives.base import (
     per_example,
 )
 from fewstep.objectives.consistency import Draw, consistency_sampler
+from fewstep.objectives.derivatives import forward_derivative
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.needs import needs
 from fewstep.parts import RUN_LENGTH, Part
@@ -74,15 +75,7 @@ def tangent(
     """
     cos, sin = (align(function(t), x_t) for function in (jnp.cos, jnp.sin))
     directions = cos * sin * x_rate, jnp.cos(t) * jnp.sin(t)
-    try:
-        v, v_rate = jax.jvp(velocity, (x_t, t), directions)
-    # JAX raises these for an operation without forward derivative, the second inside jax.grad.
-    except (TypeError, NotImplementedError) as error:
-        raise ValueError(
-            "continuous-time consistency needs a network that jax.jvp can differentiate; this one "
-            f"has an operation without a forward derivative ({str(error).splitlines()[0]}); for a "
-            "DiT use model.attention=xla"
-        ) from error
+    v, v_rate = forward_derivative(velocity, (x_t, t), directions)
     v_held, v_rate = jax.lax.stop_gradient((v, v_rate))
     return v, -(cos**2) * (v_held - x_rate) - warmup * (cos * sin * x_t + v_rate)
 

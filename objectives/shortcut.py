@@ -68,7 +68,7 @@ from fewstep.diffusion.time_sampling import (
     dyadic_steps,
     uniform_times,
 )
-from fewstep.models.model import Model
+from fewstep.models.model import Model, check_flow_map
 from fewstep.objectives.base import (
     Batch,
     Follower,
@@ -86,13 +86,11 @@ from fewstep.objectives.base import (
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema, warmed_ema
 from fewstep.objectives.needs import needs
+from fewstep.objectives.rows import merge_rows, rows_per_share, split_rows
 from fewstep.objectives.sampling import sample_fn
 from fewstep.parts import Entry, Part
 from fewstep.samplers.flow_map import jump
 from fewstep.samplers.grids import StepsError, time_grid
-
-# Largest alpha(t_max) at which a path counts as ending at pure noise.
-LEAST_ALPHA = 1e-3
 
 # (x, t, s, condition) -> average velocity
 AverageVelocity = Callable[[Array, Array, Array, Condition], Array]
@@ -108,17 +106,6 @@ class Regression(NamedTuple):
     target: Array
 
 
-def split_rows(batch: Batch, every: int) -> tuple[Batch, Batch]:
-    """(one row in `every`, the other rows) of a batch whose rows are a multiple of `every`.
-
-    Each group of `every` rows gives its first row. Both parts therefore stay spread over the
-    devices of the batch, if each device has a multiple of `every` rows.
-    """
-    groups = jax.tree.map(lambda a: a.reshape(-1, every, *a.shape[1:]), batch)
-    first = jax.tree.map(lambda a: a[:, 0], groups)
-    return first, jax.tree.map(lambda a: a[:, 1:].reshape(-1, *a.shape[2:]), groups)
-
-
 def check_batch_split(rows: int, every: int, levels: int) -> None:
     """Raises ValueError unless `rows` is a multiple of `every` and each step size gets a row."""
     if rows % every or rows // every < levels:
@@ -128,16 +115,6 @@ def check_batch_split(rows: int, every: int, levels: int) -> None:
             f"cannot give each of the {levels} step sizes a row; use a multiple of {every}, such "
             f"as {least}"
         )
-
-
-def merge_rows(first: Regression, rest: Regression, every: int) -> Regression:
-    """The inverse of `split_rows`."""
-
-    def merge(a: Array, b: Array) -> Array:
-        groups = [a[:, None], b.reshape(-1, every - 1, *b.shape[1:])]
-        return jnp.concatenate(groups, axis=1).reshape(-1, *a.shape[1:])
-
-    return jax.tree.map(merge, first, rest)
 
 
 def bootstrap_target(
@@ -166,24 +143,11 @@ def guide_rows(velocity: AverageVelocity, rows: np.ndarray, scale: float) -> Ave
     return guided
 
 
-def check_shortcut_fields(model: Model, max_steps: int, bootstrap_fraction: float) -> None:
+def check_shortcut_fields(model: Model, max_steps: int) -> None:
     """Raises ValueError for a field out of range, or a model that the method cannot train."""
     if max_steps < 2 or max_steps & (max_steps - 1):
         raise ValueError(f"objective.max_steps must be a power of two, 2 or more, not {max_steps}")
-    share = 1.0 / bootstrap_fraction if bootstrap_fraction > 0 else 0.0
-    if round(share) < 2 or abs(share - round(share)) > 1e-6:
-        raise ValueError(
-            "objective.bootstrap_fraction must be one over an integer of 2 or more (0.25, 0.125), "
-            f"not {bootstrap_fraction}"
-        )
-    path, kind = model.path, model.kind
-    if kind.name != "velocity":
-        raise ValueError(f"shortcut needs prediction.kind=velocity, not {kind.name}")
-    if path.t_min != 0.0 or abs(float(path.alpha(jnp.float32(path.t_max)))) > LEAST_ALPHA:
-        raise ValueError(
-            "shortcut needs a path from data at t = 0 to pure noise, with a bounded velocity: "
-            f"path.name=linear, vp_cosine or trigflow, not {path.name}"
-        )
+    check_flow_map(model)
 
 
 def jump_sampler(model: Model, max_steps: int, trained_scale: float) -> SampleFn:
@@ -283,9 +247,12 @@ def shortcut(
         squared L2 is the minimiser of the flow rows the velocity; another distance has another
         fixed point.
     """
-    check_shortcut_fields(model, max_steps, bootstrap_fraction)
+    check_shortcut_fields(model, max_steps)
     path = model.path
-    levels, every = max_steps.bit_length() - 1, round(1.0 / bootstrap_fraction)
+    levels, every = (
+        max_steps.bit_length() - 1,
+        rows_per_share(bootstrap_fraction, "bootstrap_fraction"),
+    )
     time_sampler = time_sampler or uniform_times(path)
     span = path.t_max - path.t_min
     finest = span / max_steps

@@ -19,6 +19,7 @@ from fewstep.models.time_reversal import reverse_time
 from fewstep.weights.layouts.adm_unet import read_adm_unet, write_adm_unet
 from fewstep.weights.layouts.diffusers_dit import read_diffusers, write_diffusers
 from fewstep.weights.layouts.dit import PROJECTORS, Converted, Sizes, read_meta, write_meta
+from fewstep.weights.layouts.mean_flow import is_mean_flow, read_mean_flow, write_mean_flow
 from fewstep.weights.layouts.names import Tensors, Tree, first_names, unwrapped
 from fewstep.weights.layouts.shortcut import is_shortcut, read_shortcut, write_shortcut
 from fewstep.weights.layouts.song_unet import read_song_unet, write_song_unet
@@ -46,6 +47,11 @@ SHORTCUT = {
     "method": "shortcut",
     "model": {"time_scale": 1.0, "second_time": "step_size"},
     "objective": {"name": "shortcut", "bootstrap_fraction": 0.125, "guidance_scale": 1.5},
+}
+MEAN_FLOW = {
+    "method": "mean_flow",
+    "model": {"time_scale": 1.0, "second_time": "interval"},
+    "objective": {"name": "mean_flow"},
 }
 # Karras et al. 2022, table 1 and algorithm 1: the networks in an EDMPrecond, and their sampler.
 EDM = {
@@ -189,6 +195,14 @@ PUBLISHED = {
         "The log-variances (Embed_0), which no loss reads, are zero. A network without labels has "
         "a label table of zeros",
         reversed_time=True,
+    ),
+    "mean_flow": Published(
+        "a MeanFlow network",
+        read_mean_flow,
+        write_mean_flow,
+        is_mean_flow,
+        MEAN_FLOW,
+        dit_fields,
     ),
     "song_unet": Published(
         "EDM's DDPM++ or NCSN++",

@@ -66,11 +66,13 @@ VALUES = {
     "guidance_range": ((1.5, 4.0), (2.0, 6.0)),
     "guidance_scale": (2.0, 3.0),
     "initial_decay": (0.8, 0.6),
+    "interval_fraction": (0.25, 0.5),
     "joint": (False, True),
     "k": (6.0, 4.0),
     "label_dropout": (0.3, 0.7),
     "leftover_rows": (ROW_LEVELS["largest"], ROW_LEVELS["coarse"]),
     "max_steps": (4, 8),
+    "mixing": (0.3, 0.6),
     "normalize": (True, False),
     "q": (1.5, 1.8),
     "regression_distance": (huber(0.2), norm(1.5)),
@@ -99,6 +101,8 @@ VALUES = {
         ModelPart(lambda m, x=x: log_normal_times(m.path, x, 0.7)) for x in (-0.4, 0.5)
     ),
     "total_steps": (TOTAL, 2 * TOTAL),
+    "weight_offset": (0.02, 0.5),
+    "weight_power": (0.5, 0.8),
     "weighting": (WEIGHTINGS["inverse_gap"], WEIGHTINGS["uniform"]),
 }
 # Fields whose name means something else than in VALUES.

@@ -46,6 +46,10 @@ CALLS = {
     "plain continuous distillation": {"network": ["teacher rests kept", "network trains kept"]},
     # After the first stage, the only one with a guided teacher.
     "progressive": {"network": ["teacher rests kept"] * 2 + ["network trains kept"]},
+    # Guidance, flow rows, and rows with an interval.
+    "mean_flow": {
+        "network": ["network rests null", "network rests kept"] + ["network trains dropped"] * 2
+    },
     "distribution_matching": {
         "share": ["generator trains kept"],
         "fake_score": ["fake_score trains kept"],
@@ -76,7 +80,7 @@ SAME_MASK = {
     "consistency_tuning",
 }
 # Objectives whose network reads an earlier time.
-SECOND_TIMES = ("shortcut", "unguided shortcut")
+SECOND_TIMES = ("shortcut", "unguided shortcut", "mean_flow")
 # (phase, network) -> the time sampler that draws the times of its calls.
 TIMES = {
     "denoising": {("network", "network"): "time_sampler"},
@@ -92,6 +96,7 @@ TIMES = {
         ("network", "network"): "time_sampler",
         ("network", "teacher"): "time_sampler",
     },
+    "mean_flow": {("network", "network"): "time_sampler"},
     "distribution_matching": {
         ("fake_score", "fake_score"): "fake_time_sampler",
         ("generator", "fake_score"): "time_sampler",

@@ -43,11 +43,13 @@ EFFECTS = {
     "guidance_range": {"loss", "samples"},
     "guidance_scale": {"loss", "samples", "scale"},
     "initial_decay": {"updates"},
+    "interval_fraction": {"loss"},
     "joint": {"loss"},
     "k": {"loss"},
     "label_dropout": {"loss"},
     "leftover_rows": {"loss"},
     "max_steps": {"loss", "samples"},
+    "mixing": {"loss"},
     "normalize": {"generator loss"},
     "q": {"loss"},
     "regression_distance": {"generator loss"},
@@ -65,6 +67,8 @@ EFFECTS = {
     "teacher_solver": {"loss"},
     "time_sampler": {"loss"},
     "total_steps": {"loss"},
+    "weight_offset": {"loss"},
+    "weight_power": {"loss"},
     "weighting": {"loss"},
 }
 GENERATOR_GUIDANCE = {"generator loss", "samples", "scale"}
@@ -284,7 +288,7 @@ def test_who_learns_from_a_teacher_says_that_it_needs_one(case):
 # Objectives whose samplers accept another guidance scale than that of training.
 GUIDED = {"denoising", "shortcut", "consistency_distillation"}
 # Objectives whose samplers draw noise between steps.
-STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive"}
+STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive", "mean_flow"}
 
 
 @pytest.mark.parametrize("name", TESTED)

@@ -7,13 +7,12 @@ import pytest
 from fewstep.diffusion.path import PATHS, align
 from fewstep.diffusion.time_sampling import dyadic_levels, dyadic_steps
 from fewstep.objectives.distances import pseudo_huber
+from fewstep.objectives.rows import merge_rows, split_rows
 from fewstep.objectives.shortcut import (
     bootstrap_target,
     check_batch_split,
     guide_rows,
-    merge_rows,
     shortcut,
-    split_rows,
 )
 from tests.gaussian import Gaussian
 from tests.networks import affine_network, build_model, exact_network

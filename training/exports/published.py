@@ -1,4 +1,4 @@
-"""Files of a network under published names: those of DiT, SiT, REPA and shortcut models."""
+"""Files of a network under published names: DiT, SiT, REPA, shortcut models and MeanFlow."""
 
 from functools import partial
 
@@ -9,7 +9,7 @@ from fewstep.training.published import PUBLISHED, published_tensors
 
 # Layouts of a DiT in one file of safetensors. That of diffusers is a folder (diffusers.py), and
 # those of EDM are pickles of whole modules.
-LAYOUTS = ("dit", "sit", "repa", "shortcut")
+LAYOUTS = ("dit", "sit", "repa", "shortcut", "mean_flow")
 
 
 def published_contents(exported: Exported, layout: str) -> Contents:

@@ -26,6 +26,11 @@ LABELS = "y_embedder/embedding_table/_flax_embedding/embedding"
 BLOCK = "blocks/layers_"
 
 
+def is_mean_flow(tensors: Tensors) -> bool:
+    """Whether names are those of a MeanFlow network."""
+    return {PATCHES, LABELS} <= {name.removeprefix(PREFIX) for name in tensors}
+
+
 def dense(name: str, path: str, inputs: int, outputs: int) -> dict[str, Place]:
     """The places of an affine layer, which their code wraps once more."""
     return {
