@@ -276,7 +276,7 @@ TEACHERS = {
     "lcm": "ddpm",
     "progressive": "flow_matching",
     **dict.fromkeys(("sim", "sid", "diff_instruct", "dmd"), "edm"),
-    **{method: "flow_matching" for method in METHODS if method.endswith("_flow")},
+    **{f"{method}_flow": "flow_matching" for method in METHODS if f"{method}_flow" in METHODS},
 }
 
 

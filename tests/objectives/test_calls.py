@@ -80,7 +80,8 @@ SAME_MASK = {
     "consistency_tuning",
 }
 # Objectives whose network reads an earlier time.
-SECOND_TIMES = ("shortcut", "unguided shortcut", "mean_flow")
+SHORTCUTS = ("shortcut", "unguided shortcut")
+SECOND_TIMES = (*SHORTCUTS, "mean_flow")
 # (phase, network) -> the time sampler that draws the times of its calls.
 TIMES = {
     "denoising": {("network", "network"): "time_sampler"},
@@ -96,7 +97,6 @@ TIMES = {
         ("network", "network"): "time_sampler",
         ("network", "teacher"): "time_sampler",
     },
-    "mean_flow": {("network", "network"): "time_sampler"},
     "distribution_matching": {
         ("fake_score", "fake_score"): "fake_time_sampler",
         ("generator", "fake_score"): "time_sampler",
@@ -128,13 +128,19 @@ def label_treatment(call, batch, every=1):
                 return {0.0: word, 1.0: "guided"}.get(share, "guided in part")
     if all(call.label == -1):
         return "null"
-    kept = call.label == batch["label"] if len(call.label) == len(batch["label"]) else False
-    return "dropped" if np.all(kept | (call.label == -1)) else "other"
+    rest = np.delete(batch["label"], np.s_[::every])
+    for own in (batch["label"], batch["label"][::every], rest):
+        if len(own) == len(call.label) and np.all((call.label == own) | (call.label == -1)):
+            return "dropped"
+    return "other"
 
 
-def bootstrap_period(name):
-    """Rows per bootstrap row, or 1 for a case without bootstrap rows."""
-    return round(1 / field_value(name, "bootstrap_fraction")) if "shortcut" in name else 1
+def row_period(name):
+    """Rows per row of the smaller part, or 1 for a case whose rows are all alike."""
+    for field in ("bootstrap_fraction", "interval_fraction"):
+        if field in field_names(name):
+            return round(1 / field_value(name, field))
+    return 1
 
 
 def test_every_objective_has_its_calls_here():
@@ -146,7 +152,7 @@ def test_networks_are_called_in_their_mode_with_their_labels(name, steps):
     step = steps(name)
     found = {phase: [] for phase in CALLS[name]}
     for call in step.calls:
-        labels = label_treatment(call, step.batch, bootstrap_period(name))
+        labels = label_treatment(call, step.batch, row_period(name))
         found[call.phase].append(f"{call.who} {call.mode} {labels}")
     assert {p: sorted(c) for p, c in found.items()} == {
         p: sorted(c) for p, c in CALLS[name].items()
@@ -162,11 +168,10 @@ def test_networks_are_called_in_their_mode_with_their_labels(name, steps):
 @pytest.mark.parametrize("name", [name for name in CASES if "label_dropout" in field_names(name)])
 def test_labels_are_dropped_at_the_rate_of_the_field(name, steps):
     step = steps(name)
-    (trained,) = (call for call in step.calls if call.train)
-    null, every = trained.label == -1, bootstrap_period(name)
-    if every > 1:
-        assert not null[::every].any()  # bootstrap rows keep theirs
-        null = np.delete(null, np.s_[::every])
+    null = np.concatenate([call.label == -1 for call in step.calls if call.train])
+    if name in SHORTCUTS:
+        assert not null[:: row_period(name)].any()  # bootstrap rows keep theirs
+        null = np.delete(null, np.s_[:: row_period(name)])
     rate = field_value(name, "label_dropout")
     assert null.mean() == pytest.approx(rate, abs=correlation_bound(5, len(null)))
 
@@ -198,8 +203,8 @@ def test_random_draws_are_of_every_row_and_independent(name, steps):
         values = draw.values.reshape(len(draw.values), -1).astype(np.float64)
         assert len(values) in (
             ROWS,
-            ROWS // bootstrap_period(name),
-            ROWS - ROWS // bootstrap_period(name),
+            ROWS // row_period(name),
+            ROWS - ROWS // row_period(name),
         )
         if draw.values.dtype == np.float32:
             assert len(np.unique(values, axis=0)) > 0.9 * len(values)
@@ -217,7 +222,7 @@ def test_networks_get_times_of_the_path_and_those_that_were_drawn(name, steps):
     path, times = step.case.model.path, step.record.times
     for call in step.calls:
         low, high = path.clock(jnp.asarray([path.t_min, path.t_max], jnp.float32))
-        least = low - 1.0 / 4 if "shortcut" in name else low  # a flow row looks one step ahead
+        least = low - 1.0 / 4 if name in SHORTCUTS else low  # a flow row looks one step ahead
         assert (call.s <= call.t).all() and (call.t <= high + 1e-6).all()
         assert (call.t >= low - 1e-6).all() and (call.s >= least - 1e-6).all()
         if name not in SECOND_TIMES:
@@ -228,8 +233,8 @@ def test_networks_get_times_of_the_path_and_those_that_were_drawn(name, steps):
         calls = [call for call in step.calls if (call.phase, call.who) == (phase, who)]
         for call in calls[: 1 if name in SAME_MASK else None]:
             called_at = call.t
-            if "shortcut" in name:
-                called_at = np.delete(called_at, np.s_[:: bootstrap_period(name)])
+            if name in SHORTCUTS:
+                called_at = np.delete(called_at, np.s_[:: row_period(name)])
             np.testing.assert_array_equal(called_at[: len(drawn)], drawn)
 
 
@@ -241,10 +246,10 @@ def test_the_second_of_two_sides_is_at_an_earlier_time(name, steps):
         np.testing.assert_array_equal(called_at[:ROWS], later)
 
 
-@pytest.mark.parametrize("name", SECOND_TIMES)
+@pytest.mark.parametrize("name", SHORTCUTS)
 def test_flow_rows_look_one_of_the_finest_steps_ahead(name, steps):
     (trained,) = (call for call in steps(name).calls if call.train)
-    sizes = np.delete(trained.t - trained.s, np.s_[:: bootstrap_period(name)])
+    sizes = np.delete(trained.t - trained.s, np.s_[:: row_period(name)])
     np.testing.assert_allclose(sizes, 1.0 / field_value(name, "max_steps"), rtol=1e-5)
 
 
