@@ -38,6 +38,9 @@ CASES = {
     "flow_matching": Case("flow_matching", 3.0, 1.0),
     "shortcut_8": Case("shortcut", 3.25, 1.10, {"objective.bootstrap_fraction": 0.125}),
     "shortcut_4": Case("shortcut", 3.5, 1.18, {"objective.bootstrap_fraction": 0.25}),
+    # A quarter of the rows have a tangent, a forward pass; guided targets have one for every row.
+    "mean_flow": Case("mean_flow", 3.25, 1.12),
+    "mean_flow_guided": Case("mean_flow", 4.25, 1.55, {"objective.guidance_scale": 2.0}),
     "ct": Case("ct", 4.0, 1.36),
     "ict": Case("ict", 4.0, 1.36),
     "ect": Case("ect", 4.0, 1.36),
@@ -63,8 +66,8 @@ def case_config(case: Case, size: str, batch_size: int, **fields: Any) -> Config
     config.data.num_classes = CLASSES
     config.model.size, config.model.patch_size = size, PATCH_SIZE
     config.model.dtype = "bfloat16"
-    # "auto" is cuDNN's attention on GPUs. It has no forward-mode derivative, which sct needs.
-    config.model.attention = "xla" if case.method == "sct" else "auto"
+    # "auto" is cuDNN's attention on GPUs. It has no forward-mode derivative, which these need.
+    config.model.attention = "xla" if case.method in ("sct", "mean_flow") else "auto"
     config.update_from_flattened_dict({**case.fields, **fields})
     return config
 

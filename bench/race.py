@@ -50,6 +50,7 @@ SCALES = {
 WORKS: dict[str, Mapping[str, Any]] = {
     "flow_matching": {"kind": "train", "method": "flow_matching", "case": "flow_matching"},
     "shortcut": {"kind": "train", "method": "shortcut", "case": "shortcut_8"},
+    "mean_flow": {"kind": "train", "method": "mean_flow", "case": "mean_flow"},
     "sct": {"kind": "train", "method": "sct", "case": "sct"},
     **{
         f"sample_{steps}": {

@@ -48,6 +48,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.evaluate.batch_size = placeholder(int)
     config.steps_per_dispatch, config.data.on_device = placeholder(int), placeholder(bool)
     methods.network(config, patch_size=placeholder(int), size="auto", dtype="auto")
-    if config.path.name != "trigflow":  # sct and scd cannot differentiate fused attention
+    # The losses of these differentiate the network forwards, which fused attention cannot do.
+    if config.path.name != "trigflow" and method != "mean_flow":
         methods.network(config, attention="auto")
     return config

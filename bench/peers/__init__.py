@@ -28,7 +28,9 @@ class Peer(NamedTuple):
 
 TORCH = Peer("PyTorch", "bench.peers.pytorch", "torch", ("flow_matching",), {"compiled": False})
 PEERS = {
-    OURS: Peer("Fewstep", "bench.peers.ours", "jax", ("flow_matching", "shortcut", "sct")),
+    OURS: Peer(
+        "Fewstep", "bench.peers.ours", "jax", ("flow_matching", "shortcut", "mean_flow", "sct")
+    ),
     "torch": TORCH,
     "torch_compile": TORCH._replace(title="torch.compile", fields={"compiled": True}),
     "dew": Peer("Dew", "bench.peers.dewml", "dew", ("flow_matching", "shortcut"), goal=1.0),
