@@ -168,8 +168,8 @@ def model() -> ConfigDict:
             "patch_size": 2,  # pixels (or latents) per side of a token; None chooses it
             "adaln_zero": True,  # modulations start at zero, as DiT's; False: Xavier, as shortcut's
             "dropout": 0.0,  # probability, in the blocks; U-Nets too
-            # xla; cudnn (fused: GPUs, bfloat16; not for sct, scd, mean_flow); auto, cudnn where it can be;
-            # chunked (a few queries at a time: less memory everywhere, slower)
+            # xla; cudnn (fused: GPUs, bfloat16; not for sct, scd, mean_flow); auto, cudnn where it
+            # can be; chunked (a few queries at a time: less memory everywhere, slower)
             "attention": "xla",
             "remat": False,  # recompute activations in the backward pass: less memory; U-Nets too
             "scan": False,  # a loop over stacked blocks: compiled once for all, slower on CPUs
