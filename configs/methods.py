@@ -164,14 +164,10 @@ def progressive(config: ConfigDict) -> None:
 
 
 def autoencoder(config: ConfigDict) -> None:
-    """The codec of latent diffusion (Rombach et al. 2022), without discriminator.
-
-    Without an average, for a schedule that falls to zero.
-    """
+    """The codec of latent diffusion (Rombach et al. 2022), without discriminator."""
     config.objective = objectives.autoencoder()
     base.use_network(config, "codec")
     config.evaluate.steps = (1,)
-    config.ema.decays = ()
 
 
 def network(config: ConfigDict, **fields: Any) -> None:

@@ -101,10 +101,14 @@ def progressive(config: ConfigDict) -> None:
 
 
 def autoencoder(config: ConfigDict) -> None:
-    """A quarter of the steps, at a larger rate: the linear part already reconstructs."""
+    """A quarter of the steps, at a larger rate: the linear part already reconstructs.
+
+    Without an average, since the rate falls to zero.
+    """
     if config.steps is not None:  # else it is chosen when the run starts
         config.steps = config.steps // 4
     config.optimizer.learning_rate = 2e-3
+    config.ema.decays = ()
 
 
 SETTINGS: dict[str, Callable[[ConfigDict], None]] = {

@@ -62,7 +62,7 @@ TEXTS = {name: text for name, (text, *_) in FLAGS.items()} | {
     "join_timeout": "60",
 }
 RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
-TOGETHER = ("train", "evaluate", "sample", "compare", "replay", "doctor")
+TOGETHER = ("train", "evaluate", "sample", "prepare", "compare", "replay", "doctor")
 READ_BY = {
     "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "replay", "doctor"),
     **dict.fromkeys(("weights", "part", "layout"), ("import",)),

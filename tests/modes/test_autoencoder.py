@@ -9,7 +9,7 @@ import pytest
 
 from fewstep.data.catalog import Selection, load_selection
 from fewstep.eval.report.runs import load_runs
-from fewstep.models.codecs import fit_codec
+from fewstep.models.codecs import CODECS, fit_codec
 from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.recorded_run import load_run
 from fewstep.modes.request import Request, resolve_and_load
@@ -37,6 +37,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("codec") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSTEP_DATA", str(tmp_path_factory.mktemp("data")))
+        tiny = {"patch_size": 4, "widths": (8,)}  # compiles faster
+        patch.setitem(CODECS, "f4", CODECS["f4"]._replace(fields=tiny))
         train_run(Request(config=config_of(), workdir=folder))
         yield folder
 

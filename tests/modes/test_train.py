@@ -158,9 +158,14 @@ ELSEWHERE = {
         "of runs that are continued with other steps: tests/training/storage/test_lengths.py",
     ),
     **dict.fromkeys(
-        ("model.name", "model.width", "model.depth"),
+        ("model.name", "model.width", "model.depth", "model.codec"),
         "of other networks than the one here: tests/training/test_networks.py",
     ),
+    **dict.fromkeys(
+        ("model.multipliers", "model.attention_sides", "model.variant"),
+        "of U-Nets: tests/models/test_network.py",
+    ),
+    "data.posterior": "of latents of other programs: tests/data/test_latent_files.py",
 }
 PLAIN = {
     "data.image_size": 0,

@@ -30,6 +30,10 @@ def signal_self(number=signal.SIGKILL):
     os.kill(os.getpid(), number)
 
 
+def first_leaf(params):
+    return jax.tree.leaves(params)[0]
+
+
 def small_network(config):
     """A network of nine numbers with the inputs that the method needs, or a codec of five."""
     from fewstep.training.networks import with_network_fields
@@ -103,7 +107,9 @@ def train_small(
     def evaluate(state):
         if (place, at) == ("evaluating", int(state.step)):
             signal_self(number)
-        return {"frechet_1": float(jnp.abs(state.networks[experiment.objective.generator]["a"]))}
+        return {
+            "frechet_1": float(jnp.abs(first_leaf(state.networks[experiment.objective.generator])))
+        }
 
     checkpoint.save_state = save_and_die
     try:

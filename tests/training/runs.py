@@ -99,4 +99,4 @@ def largest_difference(a, b):
         jax.device_get(a),
         jax.device_get(b),
     )
-    return max(jax.tree.leaves(differences))
+    return max(jax.tree.leaves(differences), default=0.0)
