@@ -4,11 +4,14 @@ import json
 from importlib import import_module
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from fewstep.data.catalog import Selection, load_selection
 from fewstep.eval.report.runs import load_runs
+from fewstep.latents.codec import Moments
+from fewstep.latents.linear import fit_linear_codec, linear_codec
 from fewstep.models.codecs import CODECS, fit_codec
 from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.recorded_run import load_run
@@ -31,14 +34,36 @@ def config_of(method="autoencoder", **fields):
     return config
 
 
+def noisy_linear_codec(shape):
+    """The linear codec with a trained deviation; it compiles in a second."""
+    linear = linear_codec(shape)
+
+    def init(key):
+        parts = {half: {"linear": part} for half, part in linear.init(key).items()}
+        return {**parts, "encoder": {**parts["encoder"], "log_std": jnp.full(4, -3.0)}}
+
+    def encode(params, images):
+        mean = linear.encode({"encoder": params["encoder"]["linear"]}, images).mean
+        return Moments(mean, jnp.broadcast_to(jnp.exp(params["encoder"]["log_std"]), mean.shape))
+
+    def decode(params, latents):
+        return linear.decode({"decoder": params["decoder"]["linear"]}, latents)
+
+    return linear._replace(init=init, encode=encode, decode=decode)
+
+
+def fit_noisy_linear(images):
+    return {half: {"linear": part} for half, part in fit_linear_codec(images).items()}
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """The folder of a trained and evaluated codec."""
     folder = tmp_path_factory.mktemp("codec") / "run"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("FEWSTEP_DATA", str(tmp_path_factory.mktemp("data")))
-        tiny = {"patch_size": 4, "widths": (8,)}  # compiles faster
-        patch.setitem(CODECS, "f4", CODECS["f4"]._replace(fields=tiny))
+        quick = {"build": noisy_linear_codec, "fit": fit_noisy_linear, "fields": {}}
+        patch.setitem(CODECS, "f4", CODECS["f4"]._replace(**quick))
         train_run(Request(config=config_of(), workdir=folder))
         yield folder
 
