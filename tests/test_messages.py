@@ -20,7 +20,7 @@ from fewstep.messages import (
         ("l2", ["pseudo_huber", "squared_l2"], "squared_l2"),
         ("foo", METHODS, ""),
         ("flow", METHODS, "flow_matching"),  # rather than cd_flow, a part of which it is
-        ("meanflow", METHODS, ""),
+        ("meanflow", METHODS, "mean_flow"),
         ("imm", METHODS, ""),
         ("edn", METHODS, "edm"),
         ("tow", ["one", "two"], "two"),
