@@ -20,6 +20,9 @@ GROUPS = ("data", "codec", "model", "path", "prediction")
 # labels of its samples are drawn, and where a host keeps the data.
 OWN = ("model.second_time", "model.guidance_input", "model.loss_weight")
 OWN += ("data.label_shares", "data.local_dir", "data.on_device")
+# How a network computes and is regularized is the student's too. Where a codec lies is not: the
+# student has no other.
+COMPUTED = tuple(field for field in FREE if field.startswith("model."))
 GRID = "spacing"  # field of objectives; the name "" stands for the spacing of the teacher
 OPEN = (None, "", 0, -1)  # values of fields that a config leaves open
 
@@ -33,11 +36,7 @@ def inherit(config: ConfigDict, source: ConfigDict, given: Collection[str] = ())
     config = config.copy_and_resolve_references()
     # What a config sets of how its network computes and is regularized means no other network.
     same_network = source.model.name == config.model.name or is_given("model.name", given)
-    own = (
-        (*OWN, *(field for field in FREE if not field.startswith("codec.")))
-        if same_network
-        else OWN
-    )
+    own = (*OWN, *COMPUTED) if same_network else OWN
     with config.unlocked(), config.ignore_type():
         for group in GROUPS:
             unset = {} if same_network or group != "model" else dict.fromkeys(config.model)

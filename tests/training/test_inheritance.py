@@ -120,3 +120,11 @@ def test_inherited_fields_are_shown_with_what_the_config_has():
     text = describe_inherited(found)
     assert "data.image_size=8, " in text
     assert "path.name=linear (not ve), prediction.kind=velocity (not F)" in text
+
+
+def test_a_student_finds_the_codec_where_its_teacher_does():
+    source = small_config("flow_matching", **{"codec.name": "f4", "codec.weights": "/runs/codec"})
+    own = small_config("sim_flow")
+    assert inherit(own, source).codec.weights == "/runs/codec"
+    own.codec.weights = "/moved/codec"
+    assert inherit(own, source, given=("codec.weights",)).codec.weights == "/moved/codec"
