@@ -156,10 +156,11 @@ def model() -> ConfigDict:
             # dit; song_unet, adm_unet, the U-Nets of EDM; mlp, for points, or for images as points
             # of as many numbers; codec, which only the method autoencoder trains
             "name": "dit",
-            # All networks. The first three are what the method needs, unless they are given.
+            # All networks. The first four are what the method needs, unless they are given.
             # none, time (s), interval (t - s), step_size (-log2(t - s))
             "second_time": placeholder(str),
             "guidance_input": placeholder(bool),  # whether the network is told the guidance scale
+            "guidance_interval": placeholder(bool),  # and the times between which it is guided
             "loss_weight": placeholder(bool),  # whether it learns the weight of its loss at each t
             "time_scale": 1000.0,  # t is multiplied by it before the sinusoids
             "dtype": "float32",  # float32 or bfloat16 inside the network; auto
@@ -168,8 +169,9 @@ def model() -> ConfigDict:
             "patch_size": 2,  # pixels (or latents) per side of a token; None chooses it
             "adaln_zero": True,  # modulations start at zero, as DiT's; False: Xavier, as shortcut's
             "dropout": 0.0,  # probability, in the blocks; U-Nets too
-            # xla; cudnn (fused: GPUs, bfloat16; not for sct, scd, mean_flow); auto, cudnn where it
-            # can be; chunked (a few queries at a time: less memory everywhere, slower)
+            # xla; cudnn (fused: GPUs, bfloat16; not for sct, scd, mean_flow, improved_mean_flow,
+            # parameter_matching); auto, cudnn where it can be; chunked (a few queries at a time:
+            # less memory everywhere, slower)
             "attention": "xla",
             "remat": False,  # recompute activations in the backward pass: less memory; U-Nets too
             "scan": False,  # a loop over stacked blocks: compiled once for all, slower on CPUs

@@ -100,6 +100,24 @@ def progressive(config: ConfigDict) -> None:
     config.optimizer.schedule, config.optimizer.warmup_steps = "linear", 0
 
 
+def tract(config: ConfigDict) -> None:
+    """From 64 steps to 8 and to 1."""
+    config.objective.step_counts, config.evaluate.steps = (64, 8, 1), (1, 8)
+
+
+def ctm(config: ConfigDict) -> None:
+    """At most four steps of the teacher's solver, and a target that keeps up."""
+    config.objective.solver_steps, config.objective.target_decay = 4, 0.95
+
+
+def matching(config: ConfigDict) -> None:
+    """Four sampling steps; small updates, with a fake score that keeps up, as in `one_step`."""
+    config.objective.least_steps, config.evaluate.steps = 4, (4,)
+    config.optimizer.learning_rate = 1e-4
+    if config.objective.name == "moment_matching":
+        config.player_optimizers = {"fake_score": {"learning_rate": 3e-4}}
+
+
 def autoencoder(config: ConfigDict) -> None:
     """A quarter of the steps, at a larger rate: the linear part already reconstructs.
 
@@ -115,7 +133,10 @@ SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     **{
         setting.__name__: setting
         for setting in (ddpm, ct, lcm, sct, scd, shortcut, mean_flow, progressive, autoencoder)
+        + (tract, ctm)
     },
+    "improved_mean_flow": mean_flow,
+    **dict.fromkeys(("moment_matching", "parameter_matching"), matching),
     **{method.__name__: one_step for method in methods.ONE_STEP},
 }
 

@@ -76,6 +76,7 @@ def dit(
     patch_size: int = 2,
     second_time: str = "none",
     guidance_input: bool = False,
+    guidance_interval: bool = False,
     loss_weight: bool = False,
     time_scale: float = 1000.0,
     adaln_zero: bool = True,
@@ -94,6 +95,8 @@ def dit(
     second_time: the scalar that is embedded beside t: "none", "time" (s), "interval" (t - s) or
         "step_size" (-log2(t - s) with t - s at least 2^-12, not multiplied by time_scale).
     guidance_input: whether to embed condition["guidance_scale"], which has no effect at first.
+    guidance_interval: whether to embed condition["guidance_start"] and condition["guidance_end"],
+        the fractions of the path between which it is guided, which have no effect at first.
     loss_weight: whether to learn a log-weight of the loss, a function of t, beside the network.
     time_scale: multiplies t, s and t - s before the sinusoids. The fastest sinusoid turns by
         time_scale radians over [0, 1], and derivatives in t grow with it. Methods that
@@ -128,7 +131,7 @@ def dit(
         size=SIZES[size],
         patch_size=patch_size,
         num_classes=num_classes,
-        scalars=scalar_inputs(second_time, guidance_input, time_scale),
+        scalars=scalar_inputs(second_time, guidance_input, time_scale, guidance_interval),
         adaln_zero=adaln_zero,
         dtype=dtype,
         attention=attention_implementation(attention, dtype),
@@ -142,6 +145,7 @@ def dit(
     return built._replace(
         second_time=second_time,
         guidance_input=guidance_input,
+        guidance_interval=guidance_interval,
         # Fused kernels need all tokens on a device, and JAX needs one mesh for a program with them.
         token_rows=shape[0] // patch_size if module.attention == "xla" else 1,
     )

@@ -42,6 +42,7 @@ def mlp(
     depth: int = 3,
     second_time: str = "none",
     guidance_input: bool = False,
+    guidance_interval: bool = False,
     loss_weight: bool = False,
     time_scale: float = POINT_TIME_SCALE,
     dtype: str = "float32",
@@ -49,7 +50,8 @@ def mlp(
     """A residual perceptron on points [B, *shape].
 
     width: units of each block. depth: number of blocks.
-    num_classes, second_time, guidance_input, loss_weight, time_scale: as for `models.dit.dit`.
+    num_classes, second_time, guidance_input, guidance_interval, loss_weight, time_scale: as for
+        `models.dit.dit`.
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, conditioning and output are float32.
 
@@ -59,12 +61,16 @@ def mlp(
     check_integers(1, dimension=math.prod(shape), width=width, depth=depth)
     check_integers(0, num_classes=num_classes)
     check_choice("dtype", dtype, DTYPES)
-    scalars = scalar_inputs(second_time, guidance_input, time_scale)
+    scalars = scalar_inputs(second_time, guidance_input, time_scale, guidance_interval)
     weight = LossWeight(time_scale) if loss_weight else None
     module = Perceptron(width, depth, num_classes, scalars, dtype)
     hidden = tuple(f"block_{index}" for index in range(depth))
     built = linen_network(module, tuple(shape), weight=weight, hidden=hidden)
-    return built._replace(second_time=second_time, guidance_input=guidance_input)
+    return built._replace(
+        second_time=second_time,
+        guidance_input=guidance_input,
+        guidance_interval=guidance_interval,
+    )
 
 
 # Largest width and depth in a debug run of a minute.

@@ -153,6 +153,7 @@ def check_flow_map(model: Model) -> None:
 REASONS = {
     "second_time": "",
     "guidance_input": " (objective.guidance_range uses it)",
+    "guidance_interval": "",
     "loss_weight": " (objective.adaptive_weight uses it)",
 }
 
@@ -162,6 +163,7 @@ def check_needs(
     *,
     second_time: str = "none",
     guidance_input: bool = False,
+    guidance_interval: bool = False,
     loss_weight: bool = False,
     reconstructs: bool = False,
 ) -> None:
@@ -176,11 +178,13 @@ def check_needs(
     has = {
         "second_time": network.second_time,
         "guidance_input": network.guidance_input,
+        "guidance_interval": network.guidance_interval,
         "loss_weight": network.log_weight is not None,
     }
     uses = {
         "second_time": second_time,
         "guidance_input": guidance_input,
+        "guidance_interval": guidance_interval,
         "loss_weight": loss_weight,
     }
     for field, value in uses.items():

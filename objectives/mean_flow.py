@@ -29,7 +29,7 @@ Where the paper, its code and this file differ:
 * Guidance at all times. The code can leave it out in a part of [0, 1].
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Annotated
 
@@ -117,23 +117,10 @@ def mean_flow(
         given = drop_labels(key_label, condition, label_dropout)
         v_g = jnp.where(align(given["label"] == NULL_LABEL, v), v, v_g)
 
-        interval_rows, flow_rows = split_rows((x_t, t, s, given, v_g), every)
-        flow = partial(model.predict, params, train=True, rng=key_flow)
-        x, time, _, own, direction = flow_rows
-        rest = flow(x, time, time, own), direction
-        interval = partial(model.predict, params, train=True, rng=key_interval)
-        first = average_velocity(interval, *interval_rows)
-
-        u, target = merge_rows(first, rest, every)
-        error = per_example(squared_error(u, target))
-        interval_error, flow_error = split_rows(error, every)
-        metrics = noise_level_means("loss", flow_error, time, model.path)
-        metrics |= {
-            "error": mean_metric(error),
-            "loss_flow": mean_metric(flow_error),
-            "loss_interval": mean_metric(interval_error),
-        }
-        return weighted(error * u[0].size, weight_power, weight_offset), metrics
+        train = partial(model.predict, params, train=True)
+        rows = x_t, t, s, given, v_g, v_g
+        error, metrics = velocity_error(model, train, rows, every, key_flow, key_interval)
+        return weighted(error * x_0[0].size, weight_power, weight_offset), metrics
 
     return Objective(
         players={"network": Player(model.network, loss, headline="error")},
@@ -179,16 +166,44 @@ def guided_velocity(
 
 
 def average_velocity(
-    predict: Predict, x_t: Array, t: Array, s: Array, condition: Condition, direction: Array
+    predict: Predict,
+    x_t: Array,
+    t: Array,
+    s: Array,
+    condition: Condition,
+    velocity: Array,
+    direction: Array,
 ) -> tuple[Array, Array]:
-    """(u, target) at (x_t, t, s), both [B, ...]. The target, from dx/dt = direction, is detached.
+    """(u, target) at (x_t, t, s), both [B, ...]; the target is detached.
 
-    Raises ValueError if the network has no forward derivative.
+    target = velocity - (t - s) du/dt, with du/dt along dx/dt = direction. Raises ValueError if the
+    network has no forward derivative.
     """
     u, rate = forward_derivative(
         lambda x, t: predict(x, t, s, condition), (x_t, t), (direction, jnp.ones_like(t))
     )
-    return u, jax.lax.stop_gradient(direction - align(t - s, rate) * rate)
+    return u, jax.lax.stop_gradient(velocity - align(t - s, rate) * rate)
+
+
+def velocity_error(
+    model: Model, train: Callable, rows: tuple, every: int, key_flow: Key, key_interval: Key
+) -> tuple[Array, Metrics]:
+    """(|| u - target ||^2 / D [B], metrics). One row in `every` has an interval, the others s = t.
+
+    train: the network with its parameters, in training. rows: the arguments of `average_velocity`
+    after `predict`; rows with s = t take the velocity alone.
+    """
+    interval_rows, (x, t, _, condition, velocity, _) = split_rows(rows, every)
+    first = average_velocity(partial(train, rng=key_interval), *interval_rows)
+    rest = partial(train, rng=key_flow)(x, t, t, condition), velocity
+    error = per_example(squared_error(*merge_rows(first, rest, every)))
+    interval_error, flow_error = split_rows(error, every)
+    metrics = noise_level_means("loss", flow_error, t, model.path)
+    return error, metrics | {
+        "error": mean_metric(error),
+        "loss_flow": mean_metric(flow_error),
+        "loss_interval": mean_metric(interval_error),
+    }
 
 
 def weighted(squared: Array, power: float, offset: float) -> Array:

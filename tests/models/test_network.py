@@ -74,7 +74,12 @@ NETWORK_FIELDS = {
 }
 IMAGES = jnp.ones((2, 4, 4, 1))
 POINTS = {"mlp": jnp.ones((2, 2)), "dit": IMAGES, "song_unet": IMAGES, "adm_unet": IMAGES}
-CONDITION = {"label": jnp.array([0, -1]), "guidance_scale": jnp.array([1.0, 3.0])}
+CONDITION = {
+    "label": jnp.array([0, -1]),
+    "guidance_scale": jnp.array([1.0, 3.0]),
+    "guidance_start": jnp.array([0.1, 0.4]),
+    "guidance_end": jnp.array([0.6, 0.9]),
+}
 
 
 @pytest.mark.parametrize("name", DENOISERS)
@@ -128,6 +133,7 @@ ALL = {
     "num_classes": (4, "shapes sampling training"),
     "second_time": ("time", "shapes sampling training"),
     "guidance_input": (True, "shapes sampling training"),
+    "guidance_interval": (True, "shapes sampling training"),
     "loss_weight": (True, "shapes sampling training weight"),  # parameters are given to all
     "time_scale": (7.0, "sampling training weight"),
     "dtype": ("bfloat16", "sampling training"),
@@ -181,11 +187,10 @@ def describe_parts(network):
     params = jax.eval_shape(network.init, key)
     x, t = jnp.ones((2, *network.shape)), jnp.ones(2)
 
-    def apply(params, x, t, s, label, scale, key, train):
-        condition = {"label": label, "guidance_scale": scale}
+    def apply(params, x, t, s, condition, key, train):
         return network.apply(params, x, t, s, condition, train=train, rng=key)
 
-    inputs = params, x, t, t, *CONDITION.values(), key
+    inputs = params, x, t, t, CONDITION, key
     made = {
         "shapes": params,
         "sampling": jax.make_jaxpr(lambda *inputs: apply(*inputs, train=False))(*inputs),

@@ -58,6 +58,7 @@ FIELDS = {
     "model.patch_size": (4, "network.patch_size"),
     "model.second_time": ("time", "network.second_time"),
     "model.guidance_input": (True, "network.guidance_input"),
+    "model.guidance_interval": (True, "network.guidance_interval"),
     "model.loss_weight": (True, "network.loss_weight"),
     "model.time_scale": (4.0, "network.time_scale"),
     "model.dropout": (0.1, "network.dropout"),

@@ -52,9 +52,12 @@ class ModelPart(NamedTuple):
 # (value of a field in the cases here, another value)
 VALUES = {
     "adaptive_weight": (True, False),
+    "average_residual": (0.2, 0.4),
     "b": (0.7, 1.6),
     "bootstrap_fraction": (0.25, 0.5),
+    "boundary_weight": (0.7, 1.3),
     "curriculum": (square_root(3, 9, total_steps=TOTAL), doubling(2, 6, total_steps=TOTAL)),
+    "denoising_weight": (0.7, 1.3),
     "distance": (pseudo_huber(0.3), huber(0.2)),
     "divergence": (score_identity(1.5), integral_kl()),
     "ends_at": (GRIDS["data"], GRIDS["path"]),
@@ -62,7 +65,10 @@ VALUES = {
     "fake_time_sampler": tuple(
         ModelPart(lambda m, x=x: logit_normal_times(m.path, x)) for x in (-0.5, 0.6)
     ),
+    "gamma": (0.6, 0.3),
+    "gap": (0.1, 0.2),
     "generator": (None, particles((DIMENSION,), ROWS)),
+    "guidance_interval": ((0.1, 0.8), (0.2, 0.9)),
     "guidance_range": ((1.5, 4.0), (2.0, 6.0)),
     "guidance_scale": (2.0, 3.0),
     "initial_decay": (0.8, 0.6),
@@ -70,10 +76,12 @@ VALUES = {
     "joint": (False, True),
     "k": (6.0, 4.0),
     "label_dropout": (0.3, 0.7),
+    "least_steps": (1, 2),
     "leftover_rows": (ROW_LEVELS["largest"], ROW_LEVELS["coarse"]),
     "max_steps": (4, 8),
     "mixing": (0.3, 0.6),
     "normalize": (True, False),
+    "points": (9, 12),
     "q": (1.5, 1.8),
     "regression_distance": (huber(0.2), norm(1.5)),
     "regression_weight": (0.4, 0.7),
@@ -87,11 +95,13 @@ VALUES = {
     ),
     "sigma_init": (1.3, 0.9),
     "skip": (2, 1),
+    "solver_steps": (3, 2),
     "solver": (SOLVERS["ancestral"](), SOLVERS["ddim"]()),
     "spacing": tuple(
         ModelPart(lambda model, p=p: karras_spacing(model.path, p)) for p in (2.0, 4.0)
     ),
     "stages": (5, 3),
+    "step_counts": ((32, 8, 4, 2, 1), (32, 8, 4, 1)),
     "tangent_scale": (0.3, 0.6),
     "tangent_warmup": (TOTAL, TOTAL // 2),
     "target_decay": (0.5, 0.7),
@@ -111,9 +121,9 @@ OWN_VALUES = {
     ("progressive", "max_steps"): (16, 8),
     # Three step sizes, which do not divide the number of bootstrap rows.
     ("shortcut", "max_steps"): (8, 4),
-    ("progressive", "weighting"): (
-        SNR_WEIGHTINGS["snr_plus_one"],
-        SNR_WEIGHTINGS["truncated_snr"],
+    **dict.fromkeys(
+        (("progressive", "weighting"), ("tract", "weighting")),
+        (SNR_WEIGHTINGS["snr_plus_one"], SNR_WEIGHTINGS["truncated_snr"]),
     ),
 }
 # Cases by name: (objective, fields that differ from VALUES). Each objective is a case; more cases
@@ -142,6 +152,7 @@ MODELS = {
     "denoising": ("ve", "F"),  # a path that does not end at the data
     "consistency_distillation": ("vp_cosine", "velocity"),
     "consistency_training": ("ve", "F"),
+    "consistency_trajectory": ("ve", "F"),
     "consistency_tuning": ("trigflow", "F"),
     "continuous_training": ("trigflow", "F"),
     "continuous_distillation": ("trigflow", "F"),
@@ -188,7 +199,9 @@ def assemble(case, wrap=lambda network: network, **changed):
     return Case(model, objective, distinct_params(objective, model))
 
 
-def responsive_network(second_time="none", guidance_input=False, loss_weight=False):
+def responsive_network(
+    second_time="none", guidance_input=False, guidance_interval=False, loss_weight=False
+):
     """A small network with dropout, whose output depends on each input and parameter."""
 
     def init(key):
@@ -202,6 +215,8 @@ def responsive_network(second_time="none", guidance_input=False, loss_weight=Fal
             params["d"] = jnp.float32(0.7)
         if guidance_input:
             params["g"] = jnp.float32(0.3)
+        if guidance_interval:
+            params["i"] = jnp.asarray([0.4, -0.6])
         if loss_weight:
             params["w"] = jnp.asarray([0.4, -0.3])
         return params
@@ -210,6 +225,9 @@ def responsive_network(second_time="none", guidance_input=False, loss_weight=Fal
         row = params["b"] + params["c"] * t + params["e"][condition["label"]]
         row += params["d"] * (t - s) if second_time != "none" else 0.0
         row += params["g"] * condition["guidance_scale"] if guidance_input else 0.0
+        if guidance_interval:
+            ends = jnp.stack([condition["guidance_start"], condition["guidance_end"]])
+            row += params["i"] @ ends
         output = jnp.sin(params["a"] * x + row[:, None])
         if not train:
             return output
@@ -219,7 +237,8 @@ def responsive_network(second_time="none", guidance_input=False, loss_weight=Fal
         return params["w"][0] + params["w"][1] * t
 
     weight = log_weight if loss_weight else None
-    return Network(init, apply, second_time, guidance_input, weight, (DIMENSION,))
+    inputs = second_time, guidance_input, guidance_interval
+    return Network(init, apply, *inputs, weight, (DIMENSION,))
 
 
 def distinct_params(objective, model):

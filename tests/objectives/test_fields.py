@@ -31,15 +31,21 @@ from tests.objectives.assembled import (
 # includes errors; "updates" are those of followers; "needs" are the declarations of an objective.
 EFFECTS = {
     "adaptive_weight": {"loss"},
+    "average_residual": {"updates"},
     "b": {"loss"},
     "bootstrap_fraction": {"loss"},
+    "boundary_weight": {"loss"},
     "curriculum": {"loss", "samples"},
+    "denoising_weight": {"loss"},
     "distance": {"loss"},
     "divergence": {"generator loss"},
     "ends_at": {"samples"},
     "fake_score_updates": {"period"},
     "fake_time_sampler": {"fake_score loss"},
+    "gamma": {"samples"},
+    "gap": {"loss"},
     "generator": {"loss", "samples", "needs"},
+    "guidance_interval": {"samples"},
     "guidance_range": {"loss", "samples"},
     "guidance_scale": {"loss", "samples", "scale"},
     "initial_decay": {"updates"},
@@ -47,10 +53,12 @@ EFFECTS = {
     "joint": {"loss"},
     "k": {"loss"},
     "label_dropout": {"loss"},
+    "least_steps": {"loss", "samples"},
     "leftover_rows": {"loss"},
     "max_steps": {"loss", "samples"},
     "mixing": {"loss"},
     "normalize": {"generator loss"},
+    "points": {"loss", "samples"},
     "q": {"loss"},
     "regression_distance": {"generator loss"},
     "regression_weight": {"generator loss"},
@@ -58,8 +66,10 @@ EFFECTS = {
     "sigma_init": {"loss", "samples"},
     "skip": {"loss"},
     "solver": {"samples"},
+    "solver_steps": {"loss"},
     "spacing": {"samples"},
     "stages": {"loss"},
+    "step_counts": {"loss", "samples", "updates", "needs"},
     "tangent_scale": {"loss"},
     "tangent_warmup": {"loss"},
     "target_decay": {"updates"},
@@ -83,6 +93,8 @@ OWN_EFFECTS = {
     ("training without target", "spacing"): {"loss", "samples"},
     # The scale of the teacher is drawn from the range.
     ("consistency_distillation", "guidance_scale"): {"samples", "scale"},
+    # In training the scale is drawn from the range.
+    ("improved_mean_flow", "guidance_scale"): {"samples", "scale"},
     # Decay 0 removes the target.
     ("plain distillation", "target_decay"): {"loss", "updates", "needs"},
     ("training without target", "initial_decay"): {"loss", "updates", "needs"},
@@ -94,6 +106,13 @@ OWN_EFFECTS = {
     ("progressive", "spacing"): {"loss", "samples"},
     # After the first stage students inherit the scale.
     ("progressive", "guidance_scale"): {"samples", "scale"},
+    ("tract", "total_steps"): {"loss", "needs", "updates"},
+    ("tract", "spacing"): {"loss", "samples"},
+    ("tract", "guidance_scale"): {"samples", "scale"},
+    ("consistency_trajectory", "spacing"): {"loss", "samples"},
+    ("boot", "spacing"): {"loss"},
+    ("moment_matching", "spacing"): {"loss", "samples"},
+    ("parameter_matching", "spacing"): {"loss", "samples"},
     # In the losses only the teacher is guided.
     ("distribution_matching", "guidance_scale"): GENERATOR_GUIDANCE,
     ("joint matching", "guidance_scale"): GENERATOR_GUIDANCE,
@@ -286,9 +305,10 @@ def test_who_learns_from_a_teacher_says_that_it_needs_one(case):
 
 
 # Objectives whose samplers accept another guidance scale than that of training.
-GUIDED = {"denoising", "shortcut", "consistency_distillation"}
+GUIDED = {"denoising", "shortcut", "consistency_distillation", "improved_mean_flow"}
 # Objectives whose samplers draw noise between steps.
 STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive", "mean_flow"}
+STOCHASTIC -= {"tract", "boot", "improved_mean_flow"}
 
 
 @pytest.mark.parametrize("name", TESTED)

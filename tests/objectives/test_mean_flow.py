@@ -49,11 +49,11 @@ def test_the_exact_average_velocity_is_its_own_target(name):
     params = model.network.init(KEY)
     _, _, x, t, s = points(path)
     v = DATA.velocity(path, x, t)
-    u, target = average_velocity(partial(model.predict, params), x, t, s, {}, v)
+    u, target = average_velocity(partial(model.predict, params), x, t, s, {}, v, v)
     np.testing.assert_allclose(u, DATA.average_velocity(path, x, t, s), atol=1e-6)
     np.testing.assert_allclose(target, u, atol=2e-4)
     # The later time, or the other sign of the derivative, is no fixed point.
-    _, wrong = average_velocity(partial(model.predict, params), x, t, s, {}, -v)
+    _, wrong = average_velocity(partial(model.predict, params), x, t, s, {}, v, -v)
     assert np.abs(wrong - u).mean() > 0.1
 
 
@@ -63,7 +63,7 @@ def test_the_target_is_linear_in_the_velocity_so_samples_do_not_bias_it():
     predict = partial(model.predict, params)
     x_0, eps, x, t, s = points(PATH)
     condition = {"label": jnp.zeros(len(t), jnp.int32)}
-    target = lambda v: average_velocity(predict, x, t, s, condition, v)[1]
+    target = lambda v: average_velocity(predict, x, t, s, condition, v, v)[1]
     one, other = PATH.velocity(x_0, eps, t), DATA.velocity(PATH, x, t)
     mean = 0.3 * target(one) + 0.7 * target(other)
     np.testing.assert_allclose(target(0.3 * one + 0.7 * other), mean, atol=2e-6)
@@ -116,7 +116,7 @@ def test_at_s_0_the_residual_is_the_rate_of_the_consistency_function():
     x_0, eps, x, t, _ = points(PATH)
     condition, v = {"label": jnp.ones(len(t), jnp.int32)}, PATH.velocity(x_0, eps, t)
     s = jnp.zeros_like(t)
-    u, target = average_velocity(predict, x, t, s, condition, v)
+    u, target = average_velocity(predict, x, t, s, condition, v, v)
     f = lambda x, t: x - t[:, None] * predict(x, t, s, condition)
     _, rate = jax.jvp(f, (x, t), (v, jnp.ones_like(t)))
     np.testing.assert_allclose(u - target, -rate, atol=1e-5)

@@ -15,6 +15,12 @@ MODEL = build_model(affine_network(), PATHS["linear"]())
 OF_METHODS = {
     "shortcut": {"second_time": "step_size"},
     "mean_flow": {"second_time": "interval"},
+    "improved_mean_flow": {
+        "second_time": "interval",
+        "guidance_input": True,
+        "guidance_interval": True,
+    },
+    **dict.fromkeys(("ctm", "boot"), {"second_time": "time"}),
     **dict.fromkeys(("sct", "scd"), {"loss_weight": True}),
     "lcm": {"guidance_input": True},
 }
