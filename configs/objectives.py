@@ -294,7 +294,7 @@ def boot() -> ConfigDict:
         {
             "name": "boot",
             "gap": 0.04,  # size of the teacher's step, a fraction of the spacing
-            "spacing": spacing(),
+            "spacing": spacing(""),  # of the times; "" is that of the teacher's sampling steps
             "teacher_solver": "ddim",  # solver of the teacher's step: euler, ddim, heun
             "distance": distance(),
             "boundary_weight": 1.0,  # of the condition at pure noise
@@ -314,7 +314,7 @@ def parameter_matching() -> ConfigDict:
         {
             "name": "parameter_matching",
             "least_steps": 8,  # fewest sampling steps that the network is trained for
-            "spacing": spacing(),  # of the training times and of the sampling steps
+            "spacing": spacing(""),  # of the training times and the steps; "" is the teacher's
         }
     )
 

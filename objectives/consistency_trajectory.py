@@ -130,15 +130,15 @@ def consistency_trajectory(
         end = lambda x: jump(model, outer, x, s, jnp.full_like(s, path.t_min), condition)
         target = jax.lax.stop_gradient(end(jump(model, trained, x_u, u, s, condition)))
         match = lambda raw: distance(end(decode_jump(model, raw, x_t, t, s)), target)
-        raw = trained(x_t, t, s, condition)
-        rows = match(raw)
+        rows, match_pullback = jax.vjp(match, trained(x_t, t, s, condition))
         metrics = noise_level_means("loss", rows, t, path) | {"loss_match": mean_metric(rows)}
         if denoising_weight == 0.0:
             return rows, metrics
         own, regress = denoising_term(model, params, x_0, condition, time_sampler, key_denoising)
-        balance = gradient_norm(match, raw) / (gradient_norm(regress, own) + LEAST_NORM)
-        balance = jax.lax.stop_gradient(jnp.minimum(balance, MOST_BALANCE))
-        noise_rows = regress(own)
+        noise_rows, regress_pullback = jax.vjp(regress, own)
+        norms = gradient_norm(rows, match_pullback), gradient_norm(noise_rows, regress_pullback)
+        balance = jnp.minimum(norms[0] / (norms[1] + LEAST_NORM), MOST_BALANCE)
+        balance = jax.lax.stop_gradient(balance)
         metrics |= {"loss_denoising": mean_metric(noise_rows), "balance": mean_metric(balance)}
         return rows + denoising_weight * balance * noise_rows, metrics
 
@@ -196,10 +196,9 @@ def denoising_term(
     return raw, lambda raw: prediction_loss(model, raw, x_0, eps, t)[0]
 
 
-def gradient_norm(rows: Callable[[Array], Array], raw: Array) -> Array:
-    """|| d mean(rows) / d raw ||, over the batch."""
-    gradient = jax.grad(lambda raw: jnp.mean(rows(raw)))(jax.lax.stop_gradient(raw))
-    return jnp.sqrt(jnp.sum(jnp.square(gradient)))
+def gradient_norm(rows: Array, pullback: Callable[[Array], tuple[Array]]) -> Array:
+    """|| d mean(rows) / d raw || over the batch, by the pullback of `rows` as a function of raw."""
+    return jnp.sqrt(jnp.sum(jnp.square(pullback(jnp.full_like(rows, 1.0 / rows.size))[0])))
 
 
 def draw_times(

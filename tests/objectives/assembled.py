@@ -101,7 +101,7 @@ VALUES = {
         ModelPart(lambda model, p=p: karras_spacing(model.path, p)) for p in (2.0, 4.0)
     ),
     "stages": (5, 3),
-    "step_counts": ((32, 8, 4, 2, 1), (32, 8, 4, 1)),
+    "step_counts": ((64, 16, 8, 4, 2, 1), (64, 16, 8, 4, 1)),
     "tangent_scale": (0.3, 0.6),
     "tangent_warmup": (TOTAL, TOTAL // 2),
     "target_decay": (0.5, 0.7),
@@ -157,6 +157,10 @@ MODELS = {
     "continuous_training": ("trigflow", "F"),
     "continuous_distillation": ("trigflow", "F"),
 }
+
+
+# Objectives that sample in one step.
+ONE_STEP = {"distribution_matching", "boot"}
 
 
 class Case(NamedTuple):

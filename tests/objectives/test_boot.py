@@ -9,6 +9,7 @@ import pytest
 
 from fewstep.diffusion.path import PATHS, align
 from fewstep.diffusion.prediction import KINDS, Endpoints, coefficients
+from fewstep.diffusion.spacing import SPACINGS
 from fewstep.models.network import Network
 from fewstep.objectives.boot import boot, signal
 from fewstep.samplers.grids import StepsError
@@ -55,8 +56,9 @@ def test_the_exact_signal_has_no_loss_but_the_error_of_the_step(name, kind):
     path = PATHS[name]()
     with jax.enable_x64(True):
         model, found = exact_model(DATA, path, kind), {}
+        spacing = SPACINGS["karras" if name == "ve" else "uniform"](path)
         for gap in (0.04, 0.02):
-            loss = boot(model, gap=gap).players["network"].loss
+            loss = boot(model, gap=gap, spacing=spacing).players["network"].loss
             _, metrics = loss(exact(), {"teacher": exact(1.0)}, BATCH, KEY, 0)
             found[gap] = float(metrics["loss_step"].total) / COUNT
             assert float(metrics["loss_boundary"].total) < 1e-9

@@ -72,18 +72,16 @@ def test_the_gradient_is_that_of_the_distance_between_moments_at_fixed_points():
     np.testing.assert_allclose(weight[:, None] * found, expected, rtol=1e-3, atol=1e-6)
 
 
-def test_a_student_that_matches_has_no_gradient_in_the_mean_and_another_is_led_to_the_data():
+@pytest.mark.parametrize(("mean", "std"), [(1.0, STD), (MEAN, 1.1)])
+def test_a_student_that_matches_shares_no_gradient_and_another_is_led_to_the_data(mean, std):
     count = 2**14
-    matched, gap = evaluate(points(count))
+    _, gap = evaluate(points(count))
     assert abs(gap) < 0.1
-    for mean, std in ((1.0, STD), (MEAN, 1.1)):
-        moved, apart = evaluate(points(count, mean, std))
-        assert apart > 0.3
-        x_g = points(count, mean, std)["x_g"]
-        if std == STD:
-            assert float(moved.mean()) > 3.0 * abs(float(matched.mean())) > 0.0
-        else:  # a distribution that is too wide shrinks
-            assert float((moved * (x_g - mean)).mean()) > 0.0
+    moved, gap = evaluate(points(count, mean, std))
+    assert gap > 0.3
+    # Descent moves samples to the mean of the data, and narrows a distribution that is too wide.
+    shift = points(count, mean, std)["x_g"] - MEAN
+    assert float(moved.mean()) > 0.5 if mean > MEAN else float((moved * shift).mean()) > 0.5
 
 
 def test_one_step_of_the_teacher_s_descent_is_the_fake_score_to_first_order():
