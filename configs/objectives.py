@@ -120,6 +120,7 @@ def mean_flow() -> ConfigDict:
             "interval_fraction": 0.25,  # of the rows, one over an integer; the others have s = t
             "label_dropout": 0.1,  # probability that a row trains without its label
             "guidance_scale": 1.0,  # that the network learns; form A, 1 is no guidance
+            "velocity": "sample",  # what the network learns: of samples, or of the teacher
             "mixing": 0.0,  # kappa: share of the network's own velocity in the guided target
             "weight_power": 1.0,  # p of the weight 1 / (squared error + c)^p; 0 is no weight
             "weight_offset": 0.01,  # c; 0.001 in the paper
@@ -132,7 +133,7 @@ def mean_flow() -> ConfigDict:
 def improved_mean_flow() -> ConfigDict:
     """objectives/improved_mean_flow.py."""
     fields = mean_flow()
-    del fields["mixing"]
+    del fields["mixing"], fields["velocity"]
     fields.update(
         name="improved_mean_flow",
         interval_fraction=0.5,

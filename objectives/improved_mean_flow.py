@@ -9,7 +9,7 @@ velocity u. It is regressed to the velocity of the sample, as in flow matching:
 The derivative is along v_theta, the network's own velocity u(x_t, t, t), where MeanFlow takes that
 of the sample. Given x_t, V is then no function of the sample, so the regression is a usual one, and
 its target does not contain the network. The gradient is the same but for the direction of the
-derivative (tests), so the file shares the parts of mean_flow.py.
+derivative (tests), so both share average_velocity.py.
 
 The guidance scale w (form A) is an input, drawn log-uniformly for each row. With it
 
@@ -48,15 +48,15 @@ from fewstep.diffusion.guidance import (
 from fewstep.diffusion.path import Path, align
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, logit_normal_times
 from fewstep.models.model import Model, check_flow_map
-from fewstep.objectives.base import Batch, Key, Metrics, Objective, Params, Player, batch_condition
-from fewstep.objectives.consistency import check_guidance_range
-from fewstep.objectives.mean_flow import (
+from fewstep.objectives.average_velocity import (
     check_rows,
     ordered_times,
     solve,
     velocity_error,
     weighted,
 )
+from fewstep.objectives.base import Batch, Key, Metrics, Objective, Params, Player, batch_condition
+from fewstep.objectives.consistency import check_guidance_range
 from fewstep.objectives.needs import needs
 from fewstep.objectives.rows import rows_per_share
 from fewstep.objectives.sampling import Guidance, learned_guidance, sample_fn

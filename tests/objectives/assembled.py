@@ -24,6 +24,7 @@ from fewstep.objectives.consistency import WEIGHTINGS
 from fewstep.objectives.distances import huber, norm, pseudo_huber
 from fewstep.objectives.divergences import integral_kl, score_distillation, score_identity
 from fewstep.objectives.generators import particles
+from fewstep.objectives.mean_flow import VELOCITIES
 from fewstep.objectives.needs import network_needs
 from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.samplers import SOLVERS
@@ -111,6 +112,7 @@ VALUES = {
         ModelPart(lambda m, x=x: log_normal_times(m.path, x, 0.7)) for x in (-0.4, 0.5)
     ),
     "total_steps": (TOTAL, 2 * TOTAL),
+    "velocity": (VELOCITIES["sample"], VELOCITIES["teacher"]),
     "weight_offset": (0.02, 0.5),
     "weight_power": (0.5, 0.8),
     "weighting": (WEIGHTINGS["inverse_gap"], WEIGHTINGS["uniform"]),
@@ -129,6 +131,7 @@ OWN_VALUES = {
 # Cases by name: (objective, fields that differ from VALUES). Each objective is a case; more cases
 # have a part that a field turns off.
 CASES = {name: (name, {}) for name in TESTED} | {
+    "taught mean flow": ("mean_flow", {"velocity": VELOCITIES["teacher"], "mixing": 0.0}),
     "unguided shortcut": ("shortcut", {"guidance_scale": 1.0, "target_warmup": False}),
     "plain distillation": (
         "consistency_distillation",

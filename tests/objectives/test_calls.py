@@ -47,6 +47,10 @@ CALLS = {
     "plain continuous distillation": {"network": ["teacher rests kept", "network trains kept"]},
     # After the first stage, the only one with a guided teacher.
     "progressive": {"network": ["teacher rests kept"] * 2 + ["network trains kept"]},
+    "taught mean flow": {
+        # Guided, with the labels that were dropped for the network.
+        "network": ["teacher rests other"] + ["network trains dropped"] * 2
+    },
     # Guidance in one call, then as above.
     "improved_mean_flow": {"network": ["network rests guided"] + ["network trains dropped"] * 2},
     # After the first stage.
@@ -108,7 +112,14 @@ SAME_MASK = {
 }
 # Objectives whose network reads an earlier time.
 SHORTCUTS = ("shortcut", "unguided shortcut")
-SECOND_TIMES = (*SHORTCUTS, "mean_flow", "improved_mean_flow", "consistency_trajectory", "boot")
+SECOND_TIMES = (
+    *SHORTCUTS,
+    "mean_flow",
+    "taught mean flow",
+    "improved_mean_flow",
+    "consistency_trajectory",
+    "boot",
+)
 # Objectives whose losses treat the two halves of a batch apart.
 HALVED = ("parameter_matching",)
 # (phase, network) -> the time sampler that draws the times of its calls.

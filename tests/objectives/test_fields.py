@@ -78,6 +78,7 @@ EFFECTS = {
     "teacher_solver": {"loss"},
     "time_sampler": {"loss"},
     "total_steps": {"loss"},
+    "velocity": {"loss", "needs"},
     "weight_offset": {"loss"},
     "weight_power": {"loss"},
     "weighting": {"loss"},
@@ -135,6 +136,7 @@ EXCEPTIONS = {
 }
 # Fields that must change together.
 BESIDE = {
+    ("mean_flow", "velocity"): {"mixing": 0.0},
     ("distribution_matching", "joint"): {"fake_time_sampler": None},
 }
 EARLY, LATE = 3, 30

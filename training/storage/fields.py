@@ -224,7 +224,9 @@ LOGARITHM = number_range(-80.0, 80.0)
 # "objective." where a part gives that last part another meaning.
 OBJECTIVE_FIELDS = {
     "name": TEXT,
-    **dict.fromkeys(("variance", "weighting", "teacher_solver", "leftover_rows", "ends_at"), TEXT),
+    **dict.fromkeys(
+        ("variance", "weighting", "teacher_solver", "leftover_rows", "ends_at", "velocity"), TEXT
+    ),
     **dict.fromkeys(("target_warmup", "adaptive_weight", "normalize", "joint"), SWITCH),
     "mean": LOGARITHM,
     "std": number_range(0.0, 80.0, above=True),
