@@ -78,7 +78,7 @@ def test_a_student_that_matches_shares_no_gradient_and_another_is_led_to_the_dat
     _, gap = evaluate(points(count))
     assert abs(gap) < 0.1
     moved, gap = evaluate(points(count, mean, std))
-    assert gap > 0.3
+    assert gap > 0.15
     # Descent moves samples to the mean of the data, and narrows a distribution that is too wide.
     shift = points(count, mean, std)["x_g"] - MEAN
     assert float(moved.mean()) > 0.5 if mean > MEAN else float((moved * shift).mean()) > 0.5
