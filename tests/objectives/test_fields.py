@@ -133,6 +133,7 @@ EXCEPTIONS = {
     ("matching without fake score", "fake_score_updates"): REFUSED,
     ("matching without fake score", "joint"): REFUSED,
     ("joint matching", "fake_time_sampler"): REFUSED,
+    ("taught mean flow", "mixing"): REFUSED,
 }
 # Fields that must change together.
 BESIDE = {
