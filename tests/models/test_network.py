@@ -155,6 +155,7 @@ OWN = {
         "dropout": (0.1, "training"),
         "remat": (True, "sampling training"),
         "scan": (True, "shapes sampling training"),
+        "trajectory": (2, "shapes sampling training"),
     },
     "song_unet": UNET_OWN | {"variant": ("ncsnpp", "shapes sampling training")},
     "adm_unet": UNET_OWN,
