@@ -163,6 +163,7 @@ OWN = {
         "shape": ((3,), "shapes sampling training"),
         "width": (16, "shapes sampling training"),
         "depth": (1, "shapes sampling training"),
+        "trajectory": (2, "shapes sampling training"),
     },
 }
 # Fields of both networks; the last value of a field counts.
