@@ -174,6 +174,8 @@ def model() -> ConfigDict:
             # less memory everywhere, slower)
             "attention": "xla",
             "remat": False,  # recompute activations in the backward pass: less memory; U-Nets too
+            # Rows of one trajectory, which layers between blocks mix; what the method needs.
+            "trajectory": placeholder(int),
             "scan": False,  # a loop over stacked blocks: compiled once for all, slower on CPUs
             # mlp, song_unet, adm_unet
             "width": placeholder(int),  # units of a block, or channels of the first convolution

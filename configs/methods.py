@@ -188,6 +188,12 @@ def boot(config: ConfigDict) -> None:
     config.evaluate.steps = (1,)
 
 
+def dsno(config: ConfigDict) -> None:
+    """DSNO (Zheng et al. 2023)."""
+    config.objective = objectives.dsno()
+    config.evaluate.steps = (1,)
+
+
 def moment_matching(config: ConfigDict) -> None:
     """Moment matching (Salimans et al. 2024)."""
     config.objective = objectives.moment_matching()
@@ -299,6 +305,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         tract,
         ctm,
         boot,
+        dsno,
         moment_matching,
         parameter_matching,
         progressive,
@@ -315,7 +322,9 @@ TEACHERS = {
     "lcm": "ddpm",
     "progressive": "flow_matching",
     "ctm": "edm",
-    **dict.fromkeys(("tract", "boot", "moment_matching", "parameter_matching"), "flow_matching"),
+    **dict.fromkeys(
+        ("tract", "boot", "dsno", "moment_matching", "parameter_matching"), "flow_matching"
+    ),
     **dict.fromkeys(("sim", "sid", "diff_instruct", "dmd"), "edm"),
     **{f"{method}_flow": "flow_matching" for method in METHODS if f"{method}_flow" in METHODS},
 }

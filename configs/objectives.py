@@ -304,6 +304,21 @@ def boot() -> ConfigDict:
     )
 
 
+def dsno() -> ConfigDict:
+    """objectives/dsno.py; needs `teacher`, reads no images."""
+    return ConfigDict(
+        {
+            "name": "dsno",
+            "times": 4,  # points of a trajectory that the network makes together
+            "solver_steps": 64,  # steps of the teacher's solver, a multiple of times
+            "teacher_solver": "ddim",  # solver of the teacher's steps: euler, ddim, heun
+            "spacing": spacing(""),  # of these steps; "" is the teacher's
+            "distance": distance(),
+            "guidance_scale": 1.0,  # of the teacher; form A, 1 is no guidance
+        }
+    )
+
+
 def moment_matching() -> ConfigDict:
     """objectives/moment_matching.py; needs `teacher`."""
     return ConfigDict({**parameter_matching(), "name": "moment_matching", "guidance_scale": 1.0})

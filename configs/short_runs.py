@@ -110,6 +110,11 @@ def ctm(config: ConfigDict) -> None:
     config.objective.solver_steps, config.objective.target_decay = 4, 0.95
 
 
+def dsno(config: ConfigDict) -> None:
+    """16 steps of the teacher's solver."""
+    config.objective.solver_steps = 16
+
+
 def matching(config: ConfigDict) -> None:
     """Four sampling steps; small updates, with a fake score that keeps up, as in `one_step`."""
     config.objective.least_steps, config.evaluate.steps = 4, (4,)
@@ -133,7 +138,7 @@ SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     **{
         setting.__name__: setting
         for setting in (ddpm, ct, lcm, sct, scd, shortcut, mean_flow, progressive, autoencoder)
-        + (tract, ctm)
+        + (tract, ctm, dsno)
     },
     "improved_mean_flow": mean_flow,
     **dict.fromkeys(("moment_matching", "parameter_matching"), matching),

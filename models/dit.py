@@ -44,6 +44,7 @@ from fewstep.models.network import (
     check_integers,
     linen_network,
 )
+from fewstep.models.temporal import TemporalFourier
 
 
 class DiTSize(NamedTuple):
@@ -85,6 +86,7 @@ def dit(
     attention: str = "xla",
     remat: bool = False,
     scan: bool = False,
+    trajectory: int = 1,
 ) -> Network:
     """A DiT on images.
 
@@ -114,11 +116,13 @@ def dit(
         memory.
     scan: whether to loop over the blocks, so that one compilation serves all. Their parameters are
         then stacked, [depth, ...] in "blocks" instead of "block_0", "block_1", ...
+    trajectory: rows that are the times of one trajectory, which temporal layers mix between the
+        blocks (models/temporal.py); 1 for none. Needs scan=False.
 
     Hidden features are the tokens [B, N, D] after each block, "block_0" and so on, with scan too.
     Raises ValueError for a field out of its range.
     """
-    check_integers(1, patch_size=patch_size)
+    check_integers(1, patch_size=patch_size, trajectory=trajectory)
     check_integers(0, num_classes=num_classes)
     check_choice("size", size, SIZES)
     check_choice("dtype", dtype, DTYPES)
@@ -126,6 +130,8 @@ def dit(
     check_geometry(shape, patch_size, SIZES[size])
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout={dropout!r} must be in [0, 1).")
+    if scan and trajectory > 1:
+        raise ValueError("scan=True has no temporal layers between blocks; use scan=False.")
     module = Transformer(
         shape=tuple(shape),
         size=SIZES[size],
@@ -137,6 +143,7 @@ def dit(
         attention=attention_implementation(attention, dtype),
         remat=remat,
         scan=scan,
+        trajectory=trajectory,
     )
     training = module.clone(dropout=dropout) if dropout > 0.0 else None
     weight = LossWeight(time_scale) if loss_weight else None
@@ -146,6 +153,7 @@ def dit(
         second_time=second_time,
         guidance_input=guidance_input,
         guidance_interval=guidance_interval,
+        trajectory=trajectory,
         # Fused kernels need all tokens on a device, and JAX needs one mesh for a program with them.
         token_rows=shape[0] // patch_size if module.attention == "xla" else 1,
     )
@@ -198,6 +206,7 @@ class Transformer(nn.Module):
     attention: str
     remat: bool
     scan: bool
+    trajectory: int
     dropout: float = 0.0
 
     @nn.compact
@@ -221,7 +230,10 @@ class Transformer(nn.Module):
             hidden = {f"block_{index}": outputs[index] for index in range(depth)} if keep else {}
         else:
             for index in range(depth):
-                tokens = hidden[f"block_{index}"] = block(name=f"block_{index}")(tokens, c)
+                tokens = block(name=f"block_{index}")(tokens, c)
+                if self.trajectory > 1:
+                    tokens = TemporalFourier(self.trajectory, name=f"temporal_{index}")(tokens)
+                hidden[f"block_{index}"] = tokens
         self.sow(SOWN, HIDDEN, hidden)
         tokens = FinalLayer(patches.shape[-1], name="final")(tokens, c)
         return unpatchify(tokens, self.shape, self.patch_size)

@@ -58,6 +58,7 @@ class Network(NamedTuple):
     second_time: how the network uses `s`: "none", "time", "interval" or "step_size".
     guidance_input: whether it reads the condition's guidance scale.
     guidance_interval: whether it reads the ends of the interval in which it is guided.
+    trajectory: rows that it evaluates together, the times of one trajectory; 1 for none.
     log_weight: (params, t: [B]) -> [B], the learned log-weight of a loss at t, or None.
     shape: shape of one example x, without the batch.
     token_rows: token rows per example; devices can split them. 1 if they cannot.
@@ -77,6 +78,7 @@ class Network(NamedTuple):
     second_time: str = "none"
     guidance_input: bool = False
     guidance_interval: bool = False
+    trajectory: int = 1
     log_weight: Callable[[Params, Array], Array] | None = None
     shape: tuple[int, ...] = ()
     token_rows: int = 1

@@ -12,6 +12,7 @@ from fewstep.objectives.consistency_tuning import consistency_tuning
 from fewstep.objectives.continuous_consistency import continuous_distillation, continuous_training
 from fewstep.objectives.denoising import denoising
 from fewstep.objectives.distribution_matching import distribution_matching
+from fewstep.objectives.dsno import dsno
 from fewstep.objectives.improved_mean_flow import improved_mean_flow
 from fewstep.objectives.mean_flow import mean_flow
 from fewstep.objectives.moment_matching import moment_matching
@@ -35,6 +36,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "tract": tract,
     "consistency_trajectory": consistency_trajectory,
     "boot": boot,
+    "dsno": dsno,
     "moment_matching": moment_matching,
     "parameter_matching": parameter_matching,
     "autoencoder": autoencoder,

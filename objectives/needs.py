@@ -22,6 +22,7 @@ NOTHING = {
     "second_time": "none",
     "guidance_input": False,
     "guidance_interval": False,
+    "trajectory": 1,
     "loss_weight": False,
 }
 

@@ -41,6 +41,7 @@ FREE = (
     "model.remat",
     "model.guidance_input",
     "model.guidance_interval",
+    "model.trajectory",
     "model.loss_weight",
     "codec.weights",
 )

@@ -155,6 +155,7 @@ OWN = {
         "dropout": (0.1, "training"),
         "remat": (True, "sampling training"),
         "scan": (True, "shapes sampling training"),
+        "trajectory": (2, "shapes sampling training"),
     },
     "song_unet": UNET_OWN | {"variant": ("ncsnpp", "shapes sampling training")},
     "adm_unet": UNET_OWN,
@@ -162,6 +163,7 @@ OWN = {
         "shape": ((3,), "shapes sampling training"),
         "width": (16, "shapes sampling training"),
         "depth": (1, "shapes sampling training"),
+        "trajectory": (2, "shapes sampling training"),
     },
 }
 # Fields of both networks; the last value of a field counts.

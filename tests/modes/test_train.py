@@ -59,6 +59,7 @@ FIELDS = {
     "model.second_time": ("time", "network.second_time"),
     "model.guidance_input": (True, "network.guidance_input"),
     "model.guidance_interval": (True, "network.guidance_interval"),
+    "model.trajectory": (2, "network.trajectory"),
     "model.loss_weight": (True, "network.loss_weight"),
     "model.time_scale": (4.0, "network.time_scale"),
     "model.dropout": (0.1, "network.dropout"),

@@ -111,6 +111,7 @@ VALUES = {
     "time_sampler": tuple(
         ModelPart(lambda m, x=x: log_normal_times(m.path, x, 0.7)) for x in (-0.4, 0.5)
     ),
+    "times": (4, 2),
     "total_steps": (TOTAL, 2 * TOTAL),
     "velocity": (VELOCITIES["sample"], VELOCITIES["teacher"]),
     "weight_offset": (0.02, 0.5),
@@ -119,6 +120,7 @@ VALUES = {
 }
 # Fields whose name means something else than in VALUES.
 OWN_VALUES = {
+    ("dsno", "solver_steps"): (4, 8),
     # In its last stage steps start at pure noise, so no loss depends on data or weights.
     ("progressive", "max_steps"): (16, 8),
     # Three step sizes, which do not divide the number of bootstrap rows.
@@ -163,7 +165,7 @@ MODELS = {
 
 
 # Objectives that sample in one step.
-ONE_STEP = {"distribution_matching", "boot"}
+ONE_STEP = {"distribution_matching", "boot", "dsno"}
 
 
 class Case(NamedTuple):
@@ -207,7 +209,11 @@ def assemble(case, wrap=lambda network: network, **changed):
 
 
 def responsive_network(
-    second_time="none", guidance_input=False, guidance_interval=False, loss_weight=False
+    second_time="none",
+    guidance_input=False,
+    guidance_interval=False,
+    trajectory=1,
+    loss_weight=False,
 ):
     """A small network with dropout, whose output depends on each input and parameter."""
 
@@ -224,6 +230,8 @@ def responsive_network(
             params["g"] = jnp.float32(0.3)
         if guidance_interval:
             params["i"] = jnp.asarray([0.4, -0.6])
+        if trajectory > 1:
+            params["m"] = jnp.float32(0.3)
         if loss_weight:
             params["w"] = jnp.asarray([0.4, -0.3])
         return params
@@ -235,7 +243,11 @@ def responsive_network(
         if guidance_interval:
             ends = jnp.stack([condition["guidance_start"], condition["guidance_end"]])
             row += params["i"] @ ends
-        output = jnp.sin(params["a"] * x + row[:, None])
+        inner = params["a"] * x + row[:, None]
+        if trajectory > 1:
+            mean = inner.reshape(-1, trajectory, DIMENSION).mean(axis=1)
+            inner += params["m"] * jnp.repeat(mean, trajectory, axis=0)
+        output = jnp.sin(inner)
         if not train:
             return output
         return output * jax.random.bernoulli(rng, 0.8, x.shape) / 0.8
@@ -244,7 +256,7 @@ def responsive_network(
         return params["w"][0] + params["w"][1] * t
 
     weight = log_weight if loss_weight else None
-    inputs = second_time, guidance_input, guidance_interval
+    inputs = second_time, guidance_input, guidance_interval, trajectory
     return Network(init, apply, *inputs, weight, (DIMENSION,))
 
 

@@ -28,6 +28,7 @@ from fewstep.objectives.divergences import (
     score_identity,
     score_implicit_matching,
 )
+from fewstep.objectives.dsno import dsno
 from fewstep.objectives.generators import one_step_generator, particles
 from fewstep.objectives.moment_matching import moment_matching
 from fewstep.objectives.parameter_matching import parameter_matching
@@ -47,6 +48,7 @@ WEIGHTED = NETWORK._replace(log_weight=lambda params, t: params["c"] * t)
 TRIGFLOW = build_model(WEIGHTED, PATHS["trigflow"]())
 STEPPED = build_model(NETWORK._replace(second_time="step_size"), PATHS["linear"]())
 TIMED = build_model(NETWORK._replace(second_time="time"), PATHS["linear"]())
+TOGETHER = build_model(TIMED.network._replace(trajectory=4), TIMED.path)
 UNIFORM = WEIGHTINGS["uniform"]
 
 CASES = {
@@ -188,6 +190,17 @@ CASES = {
             "teacher_solver": ddim_step,
             "distance": squared_l2(),
             "boundary_weight": 1.0,
+            "guidance_scale": 1.0,
+        },
+    ),
+    "dsno": (
+        lambda **fields: dsno(TOGETHER, **fields),
+        {
+            "times": 4,
+            "solver_steps": 64,
+            "teacher_solver": ddim_step,
+            "spacing": uniform_spacing(TIMED.path),
+            "distance": squared_l2(),
             "guidance_scale": 1.0,
         },
     ),

@@ -77,6 +77,7 @@ EFFECTS = {
     "target_warmup": {"updates"},
     "teacher_solver": {"loss"},
     "time_sampler": {"loss"},
+    "times": {"loss", "samples"},
     "total_steps": {"loss"},
     "velocity": {"loss", "needs"},
     "weight_offset": {"loss"},
@@ -113,6 +114,7 @@ OWN_EFFECTS = {
     ("tract", "guidance_scale"): {"samples", "scale"},
     ("consistency_trajectory", "spacing"): {"loss", "samples"},
     ("boot", "spacing"): {"loss"},
+    ("dsno", "spacing"): {"loss", "samples"},
     ("moment_matching", "spacing"): {"loss", "samples"},
     ("parameter_matching", "spacing"): {"loss", "samples"},
     # In the losses only the teacher is guided.
@@ -312,7 +314,7 @@ def test_who_learns_from_a_teacher_says_that_it_needs_one(case):
 GUIDED = {"denoising", "shortcut", "consistency_distillation", "improved_mean_flow"}
 # Objectives whose samplers draw noise between steps.
 STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive", "mean_flow"}
-STOCHASTIC -= {"tract", "boot", "improved_mean_flow"}
+STOCHASTIC -= {"tract", "boot", "dsno", "improved_mean_flow"}
 
 
 @pytest.mark.parametrize("name", TESTED)

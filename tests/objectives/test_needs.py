@@ -20,6 +20,7 @@ OF_METHODS = {
         "guidance_input": True,
         "guidance_interval": True,
     },
+    "dsno": {"second_time": "time", "trajectory": 4},
     **dict.fromkeys(("ctm", "boot"), {"second_time": "time"}),
     **dict.fromkeys(("sct", "scd"), {"loss_weight": True}),
     "lcm": {"guidance_input": True},
