@@ -44,7 +44,7 @@ from fewstep.objectives.base import (
 )
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.needs import needs
-from fewstep.objectives.sampling import sample_fn
+from fewstep.objectives.sampling import Guidance, sample_fn, sampling_guidance
 from fewstep.parts import Entry, Part
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.grids import GRIDS, Grid, grid_to_path_end
@@ -112,12 +112,16 @@ def prediction_loss(
 
 
 def solver_sampler(
-    model: Model, solver: Solver, spacing: Spacing, grid: Grid = grid_to_path_end
+    model: Model,
+    solver: Solver,
+    spacing: Spacing,
+    grid: Grid = grid_to_path_end,
+    guidance: Guidance = sampling_guidance,
 ) -> SampleFn:
-    """Sampling by the solver, in equal steps of the spacing, at any guidance scale."""
+    """Sampling by the solver, in equal steps of the spacing; by default at any guidance scale."""
 
     def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
         denoise, path = model.denoiser(predict, condition), model.path
         return solver(denoise, path, path.prior(eps), grid(path, spacing, steps), keys)
 
-    return sample_fn(model.predict, solve)
+    return sample_fn(model.predict, solve, guidance)
