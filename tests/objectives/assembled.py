@@ -150,6 +150,8 @@ CASES = {name: (name, {}) for name in TESTED} | {
 }
 MODELS = {
     "denoising": ("ve", "F"),  # a path that does not end at the data
+    "guidance_distillation": ("ve", "F"),
+    "reflow": ("ve", "F"),
     "consistency_distillation": ("vp_cosine", "velocity"),
     "consistency_training": ("ve", "F"),
     "consistency_tuning": ("trigflow", "F"),

@@ -103,6 +103,9 @@ OWN_EFFECTS = {
     ("progressive of every scale", "guidance_scale"): {"samples", "scale"},
     ("shortcut of every scale", "guidance_scale"): {"samples", "scale"},
     ("guidance_distillation", "guidance_scale"): {"samples", "scale"},
+    # The new input is one of the follower too.
+    ("shortcut", "guidance_range"): {"loss", "samples", "updates"},
+    ("progressive", "guidance_range"): {"loss", "samples", "updates"},
     # Pairs are guided already.
     ("direct", "guidance_scale"): {"samples", "scale"},
     ("reflow", "guidance_scale"): {"samples", "scale"},
@@ -126,6 +129,7 @@ EXCEPTIONS = {
     ("matching without fake score", "fake_score_updates"): REFUSED,
     ("matching without fake score", "joint"): REFUSED,
     ("joint matching", "fake_time_sampler"): REFUSED,
+    ("unguided shortcut", "guidance_range"): REFUSED,
 }
 # Fields that must change together.
 BESIDE = {
