@@ -11,7 +11,7 @@ import pytest
 
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Endpoints, coefficients
-from fewstep.diffusion.spacing import uniform_spacing
+from fewstep.diffusion.spacing import SPACINGS, uniform_spacing
 from fewstep.models.network import Network
 from fewstep.objectives.guidance_distillation import guidance_distillation
 from fewstep.objectives.progressive import draw_times, progressive, two_step_target
@@ -62,7 +62,10 @@ def data(count=COUNT):
 )
 def test_the_optimum_is_the_guided_teacher_at_every_scale(name, kind):
     path = PATHS[name]()
-    objective = guidance_distillation(class_model(path, kind), guidance_range=RANGE)
+    spacing = SPACINGS["karras" if name == "ve" else "uniform"](path)
+    objective = guidance_distillation(
+        class_model(path, kind), guidance_range=RANGE, spacing=spacing
+    )
     loss = objective.players["network"].loss
     mean = lambda params: float(loss(params, {"teacher": weights(0)}, data(), KEY, 0)[0].mean())
     assert mean(weights(1)) < 1e-8

@@ -139,14 +139,14 @@ SCALES = "teacher_scales"
     ("method", "own", "given", "taken"),
     [
         # A method that can take the scale as an input takes the range of its teacher.
-        ("progressive", {}, (), {SCALES: (1.5, 4.0), RANGE: (1.5, 4.0), SCALE: 2.0}),
-        ("cd_flow", {}, (), {SCALES: (1.5, 4.0), RANGE: (1.5, 4.0), SCALE: 2.0}),
+        ("progressive", {}, (), {SCALES: [1.5, 4.0], RANGE: [1.5, 4.0], SCALE: 2.0}),
+        ("cd_flow", {}, (), {SCALES: [1.5, 4.0], RANGE: [1.5, 4.0], SCALE: 2.0}),
         # Unless it has one, or the user sets one scale.
-        ("cd_flow", {RANGE: (2.0, 3.0), SCALE: 2.5}, (), {SCALES: (1.5, 4.0)}),
-        ("progressive", {SCALE: 3.0}, (SCALE,), {SCALES: (1.5, 4.0)}),
+        ("cd_flow", {RANGE: (2.0, 3.0), SCALE: 2.5}, (), {SCALES: [1.5, 4.0]}),
+        ("progressive", {SCALE: 3.0}, (SCALE,), {SCALES: [1.5, 4.0]}),
         # Others have one scale.
-        ("sim_flow", {SCALE: 3.0}, (), {SCALES: (1.5, 4.0)}),
-        ("reflow", {SCALE: 3.0}, (), {SCALES: (1.5, 4.0)}),
+        ("sim_flow", {SCALE: 3.0}, (), {SCALES: [1.5, 4.0]}),
+        ("reflow", {SCALE: 3.0}, (), {SCALES: [1.5, 4.0]}),
     ],
 )
 def test_scales_that_a_teacher_takes_as_an_input(method, own, given, taken):

@@ -476,7 +476,7 @@ def test_pairs_need_a_teacher_on_the_path_that_can_make_them(flow, edm):
 
 
 def test_a_reflow_run_teaches_the_next_and_losses_but_knows_no_null_class(flow, tmp_path):
-    run = save_run(tmp_path / "reflow", "reflow", teacher=flow, **{SCALE: 2.0})
+    run = save_run(tmp_path / "reflow", "reflow", **{SCALE: 2.0})
     assert load("reflow", run, **{SCALE: 2.0})[1].keys() == {"teacher", "sampled_teacher"}
     with pytest.raises(ValueError, match="objective.guidance_scale=1 is not possible with .*only"):
         load("reflow", run)
