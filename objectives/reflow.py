@@ -8,7 +8,8 @@ noise are else independent. The new trajectories have the same distribution of x
 and so the same samples, but they cross less: transport costs do not grow (their theorem 3.5). The
 minimum of the loss measures what is left to straighten. It is zero if no two pairs cross. Then x_t
 determines (x_0, eps), and one step of DDIM, on the linear path of Euler, makes the teacher's sample
-exactly. On Gaussian data one reflow suffices (tests).
+exactly (on `ve` up to the signal that sampling neglects at t_max). On Gaussian data one reflow
+suffices (tests).
 
 A reflow run predicts data and noise at every time. It teaches like any denoiser, also the next
 reflow: their k-rectified flow is a chain of k - 1 runs. Pairs are data: no teacher is evaluated, so

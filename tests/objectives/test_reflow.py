@@ -63,8 +63,8 @@ def test_after_one_reflow_the_loss_is_zero_and_one_step_is_exact(name, kind):
     objective = reflow(straight_model(pairs, path, kind))
     assert loss(objective, pairs) < 1e-5
     assert loss(objective, pairs, offset=0.1) == pytest.approx(0.01, rel=0.05)
-    # Sampling on `ve` ends at its least noise.
-    atol = 2e-3 + 4.0 * float(path.sigma(jnp.float32(path.t_min)))
+    # Sampling on `ve` starts without the signal of x_t at t_max, 1/80 of the noise.
+    atol = 0.05 if name == "ve" else 2e-3
     for steps in (1, 4):
         np.testing.assert_allclose(
             make_pairs(objective, steps=steps)["x_0"], pairs["x_0"], atol=atol
