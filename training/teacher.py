@@ -270,7 +270,7 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
     params, _ = restore.restore_network(
         location.folder, teacher.sample_with, abstract, location.step
     )
-    own = at_one_scale(params, config, experiment)
+    own = at_one_scale(params, config, experiment, mesh)
     frozen = {TEACHER: adopt(own, experiment.model.network, config.seed, mesh)}
     return frozen | ({SAMPLED_TEACHER: params} if sources else {})
 

@@ -7,11 +7,13 @@ student the teacher is one network without the input, at the student's objective
 from functools import partial
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.models.conditioning import fix_guidance
 from fewstep.objectives.base import Params
 from fewstep.training.experiment import Experiment
+from fewstep.training.sharding import tree_shardings
 
 
 def accepted_scales(config: ConfigDict) -> tuple[float, ...]:
@@ -41,8 +43,10 @@ def check_scales(config: ConfigDict, teacher: ConfigDict, experiment: Experiment
         )
 
 
-def at_one_scale(params: Params, config: ConfigDict, experiment: Experiment) -> Params:
+def at_one_scale(params: Params, config: ConfigDict, experiment: Experiment, mesh: Mesh) -> Params:
     """The teacher's parameters for a student without the input of the scale; else as they are."""
     if not config.teacher_scales or experiment.model.network.guidance_input:
         return params
-    return jax.jit(partial(fix_guidance, scale=experiment.objective.guidance_scale))(params)
+    fix = partial(fix_guidance, scale=experiment.objective.guidance_scale)
+    shardings = tree_shardings(jax.eval_shape(fix, params), mesh)
+    return jax.jit(fix, out_shardings=shardings)(params)

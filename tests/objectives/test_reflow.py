@@ -72,7 +72,7 @@ def test_after_one_reflow_the_loss_is_zero_and_one_step_is_exact(name, kind):
     # The teacher's own flow is another one, and not straight.
     assert loss(reflow(teacher), pairs) > 0.01
     one_step = make_pairs(denoising(teacher, solver=ddim()), steps=1)["x_0"]
-    assert np.abs(one_step - pairs["x_0"]).mean() > 0.3
+    assert np.abs(one_step - pairs["x_0"]).mean() > 0.2
 
 
 def test_a_straight_flow_is_a_fixed_point_of_another_reflow():
