@@ -61,6 +61,8 @@ def denoising() -> ConfigDict:
             "solver": solver(),
             "spacing": spacing(),  # of the sampling steps
             "ends_at": "path",  # the last sampling step ends at the path's t_min; data, as in EDM
+            # How many leading channels are guided in sampling; None is all, 3 the code of DiT, SiT
+            "guided_channels": placeholder(int),
         }
     )
 
@@ -70,12 +72,13 @@ def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
     fields = ConfigDict(
         {
             # squared_l2, l1, pseudo_huber, pseudo_huber_elementwise, norm, huber, log_cosh,
-            # exponential, cauchy
+            # exponential, cauchy; features: of images, by the classifier of the data
             "name": name,
             # pseudo_huber: None is 0.00054 sqrt(D), 0 is the norm. pseudo_huber_elementwise,
             # huber, exponential, cauchy: the scale
             "c": placeholder(float),
             "power": placeholder(float),  # norm: || a - b ||^power
+            "pixels": placeholder(float),  # features: weight of the l1 distance of pixels
         }
     )
     fields.c = c

@@ -56,10 +56,11 @@ def extrapolate(conditional: Array, null: Array, scale: Array | float) -> Array:
     return null + (align(scale, conditional) if scale.ndim else scale) * (conditional - null)
 
 
-def guide(predict: Predict, scale: float | Array) -> Predict:
+def guide(predict: Predict, scale: float | Array, channels: int | None = None) -> Predict:
     """The guided prediction function, which calls `predict` once with twice the rows.
 
-    Returns `predict` itself at w = 1. scale: w, a number or [B].
+    Returns `predict` itself at w = 1. scale: w, a number or [B]. channels: how many leading
+    channels are guided; the others keep the conditional prediction. None guides all.
     """
     if isinstance(scale, (int, float)) and scale == 1.0:
         return predict
@@ -71,7 +72,10 @@ def guide(predict: Predict, scale: float | Array) -> Predict:
             (x, t, s, null_condition(condition)),
         )
         conditional, null = predict(*both).reshape(2, *x.shape)
-        return extrapolate(conditional, null, scale)
+        result = extrapolate(conditional, null, scale)
+        if channels is None:
+            return result
+        return jnp.concatenate([result[..., :channels], conditional[..., channels:]], axis=-1)
 
     return guided
 

@@ -121,7 +121,9 @@ def pair_loss(
         # Without a follower the network is its own target.
         target = networks.get("target", params)
         x_s = second_point(networks, draw)
-        apart = consistency_distance(model, distance, params, target, draw, x_s, key_dropout)
+        apart = consistency_distance(
+            model, distance.given(networks), params, target, draw, x_s, key_dropout
+        )
         metrics = noise_level_means("loss", apart, draw.t, path)
         metrics |= {"noise_gap": mean_metric(noise_gap(path, draw.t, draw.s))}
         return weighting(path, draw.t, draw.s) * apart, metrics

@@ -98,11 +98,12 @@ def consistency_distillation(
     check_boundary(model)
     check_guidance_range(guidance_range, guidance_scale)
     spacing, curriculum = spacing or karras_spacing(model.path), curriculum or constant()
+    distance = distance or squared_l2()
     loss = pair_loss(
         model,
         second_point=teacher_step(model, teacher_solver, guidance_scale, bool(guidance_range)),
         pairs=grid_pairs(spacing, curriculum, skip=skip),
-        distance=distance or squared_l2(),
+        distance=distance,
         weighting=weighting,
         guidance_range=guidance_range,
     )
@@ -121,5 +122,6 @@ def consistency_distillation(
         ),
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        fixed=distance.networks,
         needs_teacher=True,
     )

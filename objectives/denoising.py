@@ -19,6 +19,7 @@ Nothing is detached, because the target contains no network.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated
 
 import jax
@@ -61,6 +62,7 @@ def denoising(
     solver: Annotated[Solver | None, Part(SOLVERS)] = None,
     spacing: Annotated[Spacing | None, Part(SPACINGS, on_path=True)] = None,
     ends_at: Annotated[Grid, Entry(GRIDS)] = grid_to_path_end,
+    guided_channels: int | None = None,
 ) -> Objective:
     """The denoising objective: EDM, DDPM or flow matching, by the model's kind and path.
 
@@ -69,6 +71,8 @@ def denoising(
     guidance_scale: default guidance of sampling, form A.
     solver, spacing: of sampling, Euler on a uniform grid by default.
     ends_at: where the last sampling step ends, at the path's t_min or, as EDM's, at the data.
+    guided_channels: how many leading channels are guided in sampling, all by default. The code of
+        DiT and SiT guides the first 3 of its 4 channels.
     """
     check_decoding(model)
     loss = denoising_loss(model, time_sampler or uniform_times(model.path), label_dropout)
@@ -76,7 +80,11 @@ def denoising(
         players={"network": Player(model.network, loss)},
         followers={},
         sample=solver_sampler(
-            model, solver or euler(), spacing or uniform_spacing(model.path), ends_at
+            model,
+            solver or euler(),
+            spacing or uniform_spacing(model.path),
+            ends_at,
+            partial(sampling_guidance, channels=guided_channels),
         ),
         guidance_scale=guidance_scale,
         denoises=True,

@@ -127,10 +127,9 @@ def distribution_matching(
         loss = fake_score_loss(model, fake_time_sampler or log_normal_times(model.path))
         players["fake_score"] = Player(model.network, loss)
     loss = generator_loss(model, divergence, normalize, guidance_scale)
+    regression_distance = regression_distance or squared_l2()
     if regression_weight > 0.0:
-        loss = add_regression(
-            loss, optimised, regression_weight, regression_distance or squared_l2()
-        )
+        loss = add_regression(loss, optimised, regression_weight, regression_distance)
     players["generator"] = Player(optimised.network, loss, fake_score_updates, headline="gap")
     return Objective(
         players=players,
@@ -139,6 +138,7 @@ def distribution_matching(
         generator="generator",
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        fixed=regression_distance.networks if regression_weight > 0.0 else (),
         needs_teacher=True,
         share=shared,
         init_from=dict.fromkeys(set(players) - ({"generator"} if generator else set()), "teacher"),

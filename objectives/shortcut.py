@@ -87,7 +87,12 @@ from fewstep.objectives.base import (
     noise_level_means,
 )
 from fewstep.objectives.consistency import check_guidance_range
-from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
+from fewstep.objectives.distances import (
+    DISTANCES,
+    Distance,
+    check_compares_any,
+    squared_l2,
+)
 from fewstep.objectives.followers import constant_ema, warmed_ema
 from fewstep.objectives.needs import needs
 from fewstep.objectives.rows import merge_rows, rows_per_share, split_rows
@@ -247,6 +252,8 @@ def shortcut(
     """
     check_shortcut_fields(model, max_steps)
     check_guidance_range(guidance_range, guidance_scale)
+    distance = distance or squared_l2()
+    check_compares_any(distance, "objective.distance", "velocities")
     path = model.path
     levels, every = (
         max_steps.bit_length() - 1,
@@ -279,9 +286,7 @@ def shortcut(
         u_target = bootstrap_target(velocity, x_t, t, size, condition)
         return Regression(x_t, t, t - size, condition, u_target)
 
-    loss = regression_loss(
-        model, flow_rows, bootstrap_rows, every, levels, distance or squared_l2()
-    )
+    loss = regression_loss(model, flow_rows, bootstrap_rows, every, levels, distance)
     update = warmed_ema(target_decay) if target_warmup else constant_ema(target_decay)
     return Objective(
         players={"network": Player(model.network, loss)},

@@ -20,7 +20,7 @@ from fewstep.training.experiment import Experiment, rebuild, with_sampling_netwo
 from fewstep.training.location import Location, has_step, locate_teacher, parse_location
 from fewstep.training.networks import with_network_fields
 from fewstep.training.pairs import check_sampler
-from fewstep.training.sharding import tree_shardings
+from fewstep.training.sharding import with_shardings
 from fewstep.training.sources import (
     SAMPLED_TEACHER,
     TEACHER,
@@ -277,12 +277,7 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
 
 def abstract_params(network: Network, mesh: Mesh) -> Params:
     """Shapes, dtypes and shardings of a network's parameters."""
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        tree_shardings(shapes, mesh),
-    )
+    return with_shardings(jax.eval_shape(network.init, jax.random.key(0)), mesh)
 
 
 def adopt(params: Params, network: Network, seed: int, mesh: Mesh) -> Params:

@@ -64,6 +64,7 @@ VALUES = {
     ),
     "generator": (None, particles((DIMENSION,), ROWS)),
     "guidance_range": ((1.5, 4.0), (2.0, 6.0)),
+    "guided_channels": (1, None),
     "guidance_scale": (2.0, 3.0),
     "initial_decay": (0.8, 0.6),
     "interval_fraction": (0.25, 0.5),

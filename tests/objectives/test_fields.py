@@ -41,6 +41,7 @@ EFFECTS = {
     "fake_time_sampler": {"fake_score loss"},
     "generator": {"loss", "samples", "needs"},
     "guidance_range": {"loss", "samples"},
+    "guided_channels": {"samples"},
     "guidance_scale": {"loss", "samples", "scale"},
     "initial_decay": {"updates"},
     "interval_fraction": {"loss"},
