@@ -41,6 +41,11 @@ CASES = {
     # A quarter of the rows have a tangent, a forward pass; guided targets have one for every row.
     "mean_flow": Case("mean_flow", 3.25, 1.12),
     "mean_flow_guided": Case("mean_flow", 4.25, 1.55, {"objective.guidance_scale": 2.0}),
+    # A teacher guided for every row, and eight evaluations for an eighth of the rows.
+    "guidance": Case("guidance", 5.0, 1.70),
+    "live_reflow": Case("live_reflow", 4.0, 1.36),
+    "reflow": Case("reflow", 3.0, 1.02),
+    "direct": Case("direct", 3.0, 1.02),
     "ct": Case("ct", 4.0, 1.36),
     "ict": Case("ict", 4.0, 1.36),
     "ect": Case("ect", 4.0, 1.36),

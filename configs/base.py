@@ -33,7 +33,11 @@ def config() -> ConfigDict:
             "teacher": "",
             "teacher_network": "",  # which network of that run teaches; "" is its first average
             "start_from_teacher": True,  # trained networks start as copies of the teacher
-            "pairs": {  # noise and the teacher's samples from it, for objective.regression_weight
+            # (low, high) of the guidance scales that the teacher takes as an input, or ();
+            # inherited.
+            "teacher_scales": (),
+            # Noise and the teacher's samples from it, for direct, reflow, and regression_weight.
+            "pairs": {
                 "count": 10_000,  # generated once and kept in the run's folder
                 "steps": 64,  # sampling steps of the teacher
             },

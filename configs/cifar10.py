@@ -125,6 +125,17 @@ def progressive(config: ConfigDict) -> None:
     config.ema.decays = ()
 
 
+def direct(config: ConfigDict) -> None:
+    """Luhman & Luhman 2021: about a million pairs of 100 steps, 25 GB of memory on each host."""
+    config.pairs.count, config.pairs.steps = 1_000_000, 100
+
+
+def reflow(config: ConfigDict) -> None:
+    """The average of the code of Liu et al. 2023; as many pairs as direct has, which are ours."""
+    direct(config)
+    config.ema.decays = (0.999999,)
+
+
 # The papers' other settings for CIFAR-10 are the methods' defaults: N = 18 in Karras spacing for
 # cd; s_0 = 2, s_1 = 150, mu_0 = 0.9 for ct; sigma_data = 0.5 for all.
 SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
@@ -133,6 +144,8 @@ SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     **dict.fromkeys(("diff_instruct", "diff_instruct_flow"), diff_instruct),
     "cd": cd,
     "progressive": progressive,
+    "direct": direct,
+    "reflow": reflow,
     **dict.fromkeys(("ict", "ect"), second_time(0.821)),  # a noise level; Geng et al. 2024
     **dict.fromkeys(("sct", "scd"), second_time(1.1)),  # an angle; Lu & Song 2025
 }

@@ -100,6 +100,11 @@ def progressive(config: ConfigDict) -> None:
     config.optimizer.schedule, config.optimizer.warmup_steps = "linear", 0
 
 
+def guidance(config: ConfigDict) -> None:
+    """The scales of lcm, weak enough for small images."""
+    config.objective.guidance_range = (1.0, 4.0)
+
+
 def autoencoder(config: ConfigDict) -> None:
     """A quarter of the steps, at a larger rate: the linear part already reconstructs.
 
@@ -115,6 +120,7 @@ SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     **{
         setting.__name__: setting
         for setting in (ddpm, ct, lcm, sct, scd, shortcut, mean_flow, progressive, autoencoder)
+        + (guidance,)
     },
     **{method.__name__: one_step for method in methods.ONE_STEP},
 }

@@ -19,12 +19,13 @@ Nothing is detached, because the target contains no network.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated
 
 import jax
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, Predict, drop_labels, guide
+from fewstep.diffusion.guidance import Condition, Predict, drop_labels
 from fewstep.diffusion.prediction import prediction_target
 from fewstep.diffusion.spacing import SPACINGS, Spacing, uniform_spacing
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, uniform_times
@@ -44,7 +45,7 @@ from fewstep.objectives.base import (
 )
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.needs import needs
-from fewstep.objectives.sampling import sample_fn
+from fewstep.objectives.sampling import Guidance, sample_fn, sampling_guidance
 from fewstep.parts import Entry, Part
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.grids import GRIDS, Grid, grid_to_path_end
@@ -83,7 +84,7 @@ def denoising(
             solver or euler(),
             spacing or uniform_spacing(model.path),
             ends_at,
-            guided_channels,
+            partial(sampling_guidance, channels=guided_channels),
         ),
         guidance_scale=guidance_scale,
         denoises=True,
@@ -123,12 +124,9 @@ def solver_sampler(
     solver: Solver,
     spacing: Spacing,
     grid: Grid = grid_to_path_end,
-    guided_channels: int | None = None,
+    guidance: Guidance = sampling_guidance,
 ) -> SampleFn:
-    """Sampling by the solver, in equal steps of the spacing, at any guidance scale."""
-
-    def guidance(predict: Predict, scale: float, steps: int) -> Predict:
-        return guide(predict, scale, guided_channels)
+    """Sampling by the solver, in equal steps of the spacing; by default at any guidance scale."""
 
     def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
         denoise, path = model.denoiser(predict, condition), model.path

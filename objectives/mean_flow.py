@@ -64,7 +64,7 @@ from fewstep.objectives.base import (
 from fewstep.objectives.derivatives import forward_derivative
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.needs import needs
-from fewstep.objectives.rows import merge_rows, rows_per_share, split_rows
+from fewstep.objectives.rows import check_share, merge_rows, rows_per_share, split_rows
 from fewstep.objectives.sampling import learned_guidance, sample_fn
 from fewstep.parts import Part
 from fewstep.samplers.flow_map import jump
@@ -106,7 +106,7 @@ def mean_flow(
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
-        check_rows(batch["x"].shape[0], every)
+        check_share(batch["x"].shape[0], every, "interval_fraction")
         key_times, key_eps, key_label, key_flow, key_interval = jax.random.split(key, 5)
         x_0, condition = batch["x"], batch_condition(batch)
         t, s = ordered_times(sampler, key_times, x_0.shape[0])
@@ -141,15 +141,6 @@ def mean_flow(
         sample=sample_fn(model.predict, partial(solve, model), learned_guidance(guidance_scale)),
         guidance_scale=guidance_scale,
     )
-
-
-def check_rows(rows: int, every: int) -> None:
-    """Raises ValueError unless `every` divides the rows."""
-    if rows % every:
-        raise ValueError(
-            f"{rows} rows, batch_size / micro_batches, with objective.interval_fraction=1/{every} "
-            f"do not divide; use a multiple of {every}"
-        )
 
 
 def ordered_times(sampler: TimeSampler, key: Key, count: int) -> tuple[Array, Array]:

@@ -21,6 +21,9 @@ from fewstep.messages import (
         ("foo", METHODS, ""),
         ("flow", METHODS, "flow_matching"),  # rather than cd_flow, a part of which it is
         ("meanflow", METHODS, "mean_flow"),
+        ("reflw", METHODS, "reflow"),
+        ("live", METHODS, "live_reflow"),
+        ("guidence", METHODS, "guidance"),
         ("imm", METHODS, ""),
         ("edn", METHODS, "edm"),
         ("tow", ["one", "two"], "two"),

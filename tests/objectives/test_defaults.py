@@ -17,6 +17,7 @@ from fewstep.objectives.consistency_training import consistency_training
 from fewstep.objectives.consistency_tuning import consistency_tuning
 from fewstep.objectives.continuous_consistency import continuous_distillation, continuous_training
 from fewstep.objectives.denoising import denoising, denoising_loss
+from fewstep.objectives.direct import direct
 from fewstep.objectives.distances import pseudo_huber, squared_l2
 from fewstep.objectives.distribution_matching import distribution_matching
 from fewstep.objectives.divergences import (
@@ -27,11 +28,14 @@ from fewstep.objectives.divergences import (
     score_implicit_matching,
 )
 from fewstep.objectives.generators import one_step_generator, particles
+from fewstep.objectives.guidance_distillation import guidance_distillation
+from fewstep.objectives.live_reflow import live_reflow
 from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.objectives.progressive import progressive
+from fewstep.objectives.reflow import reflow
 from fewstep.objectives.shortcut import shortcut
 from fewstep.samplers.grids import grid_to_path_end
-from fewstep.samplers.ode import euler, heun_step
+from fewstep.samplers.ode import ddim, euler, heun_step
 from tests.networks import affine_network, build_model
 
 KEY = jax.random.key(0)
@@ -41,6 +45,8 @@ LINEAR, VE = build_model(NETWORK, PATHS["linear"]()), build_model(NETWORK, PATHS
 WEIGHTED = NETWORK._replace(log_weight=lambda params, t: params["c"] * t)
 TRIGFLOW = build_model(WEIGHTED, PATHS["trigflow"]())
 STEPPED = build_model(NETWORK._replace(second_time="step_size"), PATHS["linear"]())
+TIMED = build_model(NETWORK._replace(second_time="interval"), PATHS["linear"]())
+SCALED = build_model(NETWORK._replace(guidance_input=True), PATHS["linear"]())
 UNIFORM = WEIGHTINGS["uniform"]
 
 CASES = {
@@ -145,6 +151,43 @@ CASES = {
             "max_steps": 64,
             "weighting": SNR_WEIGHTINGS["truncated_snr"],
             "spacing": uniform_spacing(LINEAR.path),
+            "guidance_scale": 1.0,
+        },
+    ),
+    "guidance_distillation": (
+        lambda **fields: guidance_distillation(SCALED, **fields),
+        {
+            "guidance_range": (1.0, 5.0),
+            "guidance_scale": 1.0,
+            "time_sampler": time_sampling.uniform_times(SCALED.path),
+            "label_dropout": 0.1,
+            "solver": ddim(),
+            "spacing": uniform_spacing(SCALED.path),
+            "ends_at": grid_to_path_end,
+        },
+    ),
+    "direct": (
+        lambda **fields: direct(LINEAR, **fields),
+        {"distance": squared_l2(), "guidance_scale": 1.0},
+    ),
+    "reflow": (
+        lambda **fields: reflow(LINEAR, **fields),
+        {
+            "time_sampler": time_sampling.uniform_times(LINEAR.path),
+            "guidance_scale": 1.0,
+            "solver": ddim(),
+            "spacing": uniform_spacing(LINEAR.path),
+            "ends_at": grid_to_path_end,
+        },
+    ),
+    "live_reflow": (
+        lambda **fields: live_reflow(TIMED, **fields),
+        {
+            "rollout_steps": 8,
+            "live_fraction": 0.125,
+            "target_decay": 0.0,
+            "time_sampler": time_sampling.uniform_times(TIMED.path),
+            "label_dropout": 0.1,
             "guidance_scale": 1.0,
         },
     ),

@@ -49,12 +49,14 @@ EFFECTS = {
     "k": {"loss"},
     "label_dropout": {"loss"},
     "leftover_rows": {"loss"},
+    "live_fraction": {"loss"},
     "max_steps": {"loss", "samples"},
     "mixing": {"loss"},
     "normalize": {"generator loss"},
     "q": {"loss"},
     "regression_distance": {"generator loss"},
     "regression_weight": {"generator loss"},
+    "rollout_steps": {"loss", "samples"},
     "sample_times": {"samples"},
     "sigma_init": {"loss", "samples"},
     "skip": {"loss"},
@@ -95,6 +97,21 @@ OWN_EFFECTS = {
     ("progressive", "spacing"): {"loss", "samples"},
     # After the first stage students inherit the scale.
     ("progressive", "guidance_scale"): {"samples", "scale"},
+    ("progressive of every scale", "max_steps"): {"loss", "samples", "needs"},
+    ("progressive of every scale", "total_steps"): {"loss", "needs"},
+    ("progressive of every scale", "spacing"): {"loss", "samples"},
+    # Each row draws its scale.
+    ("progressive of every scale", "guidance_scale"): {"samples", "scale"},
+    ("shortcut of every scale", "guidance_scale"): {"samples", "scale"},
+    ("guidance_distillation", "guidance_scale"): {"samples", "scale"},
+    # The new input is one of the follower too.
+    ("shortcut", "guidance_range"): {"loss", "samples", "updates"},
+    ("progressive", "guidance_range"): {"loss", "samples", "updates"},
+    # Pairs are guided already.
+    ("direct", "guidance_scale"): {"samples", "scale"},
+    ("reflow", "guidance_scale"): {"samples", "scale"},
+    # Decay 0 removes the target.
+    ("live reflow of itself", "target_decay"): {"loss", "updates", "needs"},
     # In the losses only the teacher is guided.
     ("distribution_matching", "guidance_scale"): GENERATOR_GUIDANCE,
     ("joint matching", "guidance_scale"): GENERATOR_GUIDANCE,
@@ -113,6 +130,7 @@ EXCEPTIONS = {
     ("matching without fake score", "fake_score_updates"): REFUSED,
     ("matching without fake score", "joint"): REFUSED,
     ("joint matching", "fake_time_sampler"): REFUSED,
+    ("unguided shortcut", "guidance_range"): REFUSED,
 }
 # Fields that must change together.
 BESIDE = {
@@ -287,15 +305,24 @@ def test_who_learns_from_a_teacher_says_that_it_needs_one(case):
 
 
 # Objectives whose samplers accept another guidance scale than that of training.
-GUIDED = {"denoising", "shortcut", "consistency_distillation"}
+GUIDED = {
+    "denoising",
+    "shortcut",
+    "consistency_distillation",
+    "guidance_distillation",
+    "live_reflow",
+}
 # Objectives whose samplers draw noise between steps.
 STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive", "mean_flow"}
+STOCHASTIC -= {"direct", "live_reflow"}
+# Objectives of one step.
+ONE_STEP = {"distribution_matching", "direct"}
 
 
 @pytest.mark.parametrize("name", TESTED)
 def test_samples_depend_on_all_that_they_are_made_of(name):
     _, objective, networks = case = assemble(name)
-    steps = 1 if objective.generator == "generator" else 8
+    steps = 1 if name in ONE_STEP else 8
     params = networks[objective.generator]
     plain = samples(objective, params, steps)
     assert not equal(plain, samples(objective, jax.tree.map(jnp.negative, params), steps))
@@ -308,4 +335,5 @@ def test_samples_depend_on_all_that_they_are_made_of(name):
 
 @pytest.mark.parametrize("name", TESTED)
 def test_a_denoiser_can_teach_and_nothing_else(name):
-    assert assemble(name).objective.denoises == (name == "denoising")
+    denoisers = ("denoising", "guidance_distillation", "reflow")
+    assert assemble(name).objective.denoises == (name in denoisers)

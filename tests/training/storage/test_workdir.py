@@ -118,7 +118,7 @@ def test_a_run_that_has_saved_nothing_gives_way_and_nothing_of_it_is_lost(tmp_pa
 
 
 def test_every_file_of_a_run_is_kept_with_it():
-    assert {LOG, DROPPED, EVENTS, evaluation.FOLDER, pairs.FILE} < {*workdir.LEFT}
+    assert {LOG, DROPPED, EVENTS, evaluation.FOLDER, pairs.FILE, pairs.PARTS} < {*workdir.LEFT}
     assert {profile.FOLDER, replay.FOLDER, watchdog.FOLDER} < {*workdir.LEFT}
 
 
