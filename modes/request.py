@@ -117,6 +117,12 @@ def expand_paths(config: ConfigDict) -> ConfigDict:
     return config
 
 
+def checked(config: ConfigDict) -> ConfigDict:
+    """Return the config with ~ expanded. Raises ValueError for a value out of range."""
+    check_field_values(config)
+    return expand_paths(config)
+
+
 def check_same_flags(mode: str, request: Request) -> None:
     """Raises ValueError in all processes if their flags or their code differ; names what differs.
 
