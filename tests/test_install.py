@@ -77,9 +77,7 @@ def test_a_wheel_has_every_file_of_the_program_below_one_name(wheel):
 
 
 def test_it_requires_what_requirements_txt_lists(wheel):
-    about = metadata.PathDistribution(
-        zipfile.Path(wheel, f"fewstep-{fewstep.__version__}.dist-info/")
-    )
+    folder = zipfile.Path(wheel, f"fewstep-{fewstep.__version__}.dist-info/")
     lines = (ROOT / "requirements.txt").read_text().splitlines()
     listed = {line.partition("#")[0].strip().replace("_", "-") for line in lines} - {""}
     found = {Requirement(each) for each in metadata.PathDistribution(folder).requires}
