@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fewstep.library import Config, Run, config, load, train
+    from fewstep.library import Config, Run, config, evaluate, load, train
 
 __version__ = "0.1.0"
-__all__ = ["Config", "Run", "config", "load", "train"]
+__all__ = ["Config", "Run", "config", "evaluate", "load", "train"]
 __path__ = [str(Path(__file__).parent)]
 
 

@@ -24,6 +24,8 @@ from ml_collections import ConfigDict
 from fewstep.configs.methods import TEACHERS
 from fewstep.configs.python import read_config
 from fewstep.diffusion.path import Path as DiffusionPath
+from fewstep.eval.given import read_samples
+from fewstep.eval.measure_given import measure_given
 from fewstep.models.model import Model
 from fewstep.modes.draws import Draw, choose_labels, choose_pairs
 from fewstep.modes.recorded_run import LoadedRun, load_run
@@ -33,6 +35,7 @@ from fewstep.modes.train_run import train_run
 from fewstep.objectives.base import Objective, Params
 from fewstep.training.classes import class_names
 from fewstep.training.generate import BatchSampler
+from fewstep.training.sharding import make_mesh
 
 COUNT = 16  # samples, unless the caller says how many
 
@@ -214,6 +217,37 @@ def train(config: Config | ConfigDict, workdir: str | os.PathLike[str], *, start
     with _as_the_command_line():
         train_run(request)
     return load(workdir)
+
+
+def evaluate(
+    samples: ArrayLike | str | os.PathLike[str],
+    reference: str | os.PathLike[str],
+    *,
+    split: str = "train",
+    labels: ArrayLike | None = None,
+    features: str = "",
+    weights: str | os.PathLike[str] = "",
+) -> dict[str, Any]:
+    """Every metric of samples that any program has made, with the protocol of the numbers.
+
+    samples: uint8 [N, H, W, C] with C 1 or 3; or a folder, .zip, .npz or .npy of them. reference: a
+    data set such as digits or folder:PATH, a folder, or an .npz of statistics or images; it is read
+    at the size of the samples. split: train, test or all. labels: int [N], requested of whatever
+    made the samples; None takes those of the file. features, weights: as in config.evaluate; ""
+    is `classifier` for digits and fashion_mnist, else `inception`.
+
+    Returns `metrics` by name, `protocol`, the floor of `real` images and `warnings`, as plain
+    values: what --mode=measure writes. Raises ValueError or FileNotFoundError before any compute.
+    """
+    place = _path(samples) if isinstance(samples, str | os.PathLike) else samples
+    return measure_given(
+        read_samples(place, labels),
+        expand_home(os.fspath(reference)),
+        make_mesh(),
+        split=split,
+        features=features,
+        weights=expand_home(os.fspath(weights)),
+    )
 
 
 @contextmanager

@@ -86,6 +86,10 @@ class Request(NamedTuple):
     part: str = ""
     layout: str = ""
     format: str = ""
+    samples: Path | None = None
+    reference: str = ""
+    split: str = "train"
+    features: str = ""
 
 
 def expand_home(text: str) -> str:
