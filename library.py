@@ -30,6 +30,7 @@ from fewstep.models.model import Model
 from fewstep.modes.draws import Draw, choose_labels, choose_pairs
 from fewstep.modes.recorded_run import LoadedRun, load_run
 from fewstep.modes.request import Request, checked, expand_home
+from fewstep.modes.run_page import write_run_page
 from fewstep.modes.sampling import check_draw, checked_sampler, finished_samples, guidance_scale
 from fewstep.modes.train_run import train_run
 from fewstep.objectives.base import Objective, Params
@@ -216,6 +217,7 @@ def train(config: Config | ConfigDict, workdir: str | os.PathLike[str], *, start
     )
     with _as_the_command_line():
         train_run(request)
+        write_run_page(request.workdir)
     return load(workdir)
 
 

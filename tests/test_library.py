@@ -106,6 +106,7 @@ def test_a_config_is_that_of_the_command_line(monkeypatch):
     command += ["--config.evaluate.steps=(1,4)", "--config.debug=True", "--workdir=runs/x"]
     asked = []
     monkeypatch.setattr(library, "train_run", asked.append)
+    monkeypatch.setattr(library, "write_run_page", lambda folder: None)
     monkeypatch.setattr(library, "load", lambda folder: None)
     fewstep.train(fewstep.config("configs/digits.py:shortcut", debug=True, **fields), "runs/x")
     monkeypatch.setattr("sys.argv", command)
