@@ -108,12 +108,12 @@ class Run:
         draw = self._draw(labels, count, seed)
         check_draw(steps, draw.seeds.tolist())
         scale = guidance_scale(self._loaded, guidance)
-        if (steps, scale) not in self._samplers:
-            self._samplers[steps, scale] = checked_sampler(self._loaded, steps, scale)
-        batches = finished_samples(
-            self._loaded, self._samplers[steps, scale], draw, self._rows(batch_size)
-        )
-        return np.concatenate([*batches])
+        rows = self._rows(batch_size)
+        with _as_the_command_line():
+            if (steps, scale) not in self._samplers:
+                self._samplers[steps, scale] = checked_sampler(self._loaded, steps, scale)
+            sampler = self._samplers[steps, scale]
+            return np.concatenate([*finished_samples(self._loaded, sampler, draw, rows)])
 
     def _draw(self, labels: Sequence[int | str] | None, count: int | None, seed: int) -> Draw:
         """The pairs of seed and label of a call of `sample`. Raises ValueError."""
@@ -256,7 +256,7 @@ def evaluate(
 def _as_the_command_line() -> Iterator[None]:
     """The settings under which main.py runs, for as long as a call lasts.
 
-    JAX compiles the same training step, and libraries do not log what Fewstep reports itself.
+    JAX compiles the same programs, and libraries do not log what Fewstep reports itself.
     """
     before, level = jax.config.jax_softmax_custom_jvp, logging.get_verbosity()
     jax.config.update("jax_softmax_custom_jvp", True)

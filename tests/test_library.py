@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from absl import logging
 from absl.testing import flagsaver
 
 import fewstep
@@ -85,6 +86,21 @@ def test_sampling_compiles_once_for_each_number_of_steps_and_batch(folder):
     assert key[0] == 2 and sampler._cache_size() == 1
     run.sample([0], steps=2, batch_size=8)
     assert sampler._cache_size() == 2
+
+
+def test_settings_of_the_caller_stay(folder, monkeypatch):
+    seen, load_run = [], library.load_run
+    settings = lambda: (jax.config.jax_softmax_custom_jvp, logging.get_verbosity())
+    monkeypatch.setattr(
+        library, "load_run", lambda asked: seen.append(settings()) or load_run(asked)
+    )
+    before = settings()
+    jax.config.update("jax_softmax_custom_jvp", False)
+    try:
+        fewstep.load(folder).sample([1])
+        assert seen == [(True, logging.FATAL)] and settings() == (False, before[1])
+    finally:
+        jax.config.update("jax_softmax_custom_jvp", before[0])
 
 
 def test_denoising_is_the_prediction_of_the_network(run):

@@ -53,9 +53,7 @@ def test_the_distance_is_that_of_torch_fidelity_s_features(inception, weights, t
     first, second = images(0, 0, 256), images(1, 60, 200)
     np.savez(tmp_path / "second.npz", arr_0=second)
     found = fewstep.evaluate(first, tmp_path / "second.npz", features="inception", weights=weights)
-    assert (
-        found["metric"] == "fd-inception-40"
-    )  # not fid: other weights
+    assert found["metric"] == "fd-inception-40"  # not fid: other weights
     with torch.no_grad():
         features = [
             inception(torch.from_numpy(x.transpose(0, 3, 1, 2).copy()))[0].double().numpy()
