@@ -86,7 +86,10 @@ def config() -> ConfigDict:
                 # A save slower than this many GB/s ends the process too; 0 is no limit.
                 "disk_speed": 0.01,
             },
-            "log": {"every": 50},  # training steps averaged in each row of metrics.jsonl
+            "log": {
+                "every": 50,  # training steps averaged in each row of metrics.jsonl
+                "to": ("tensorboard",),  # where rows go too: tensorboard, csv, wandb
+            },
             "evaluate": {
                 "every": 0,  # training steps; 0 evaluates after the last step (of each stage) only
                 # Sampling steps to evaluate; a stage is evaluated at its own. () does not evaluate.

@@ -205,6 +205,7 @@ FIELDS = {
     "watchdog.exit_after": number_range(0.0),
     "watchdog.disk_speed": number_range(0.0),
     "log.every": whole_range(0),
+    "log.to": sequence_of(TEXT),
     "evaluate.every": whole_range(0),
     "evaluate.steps": sequence_of(whole_range(1)),
     "evaluate.features": TEXT,
