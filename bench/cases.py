@@ -46,6 +46,11 @@ CASES = {
     "tract": Case("tract", 5.0, 1.70),
     "boot": Case("boot", 9.0, 3.05),
     "moment_matching": Case("moment_matching", 9.0, 3.1),
+    # A teacher guided for every row, and eight evaluations for an eighth of the rows.
+    "guidance": Case("guidance", 5.0, 1.70),
+    "live_reflow": Case("live_reflow", 4.0, 1.36),
+    "reflow": Case("reflow", 3.0, 1.02),
+    "direct": Case("direct", 3.0, 1.02),
     "ct": Case("ct", 4.0, 1.36),
     "ict": Case("ict", 4.0, 1.36),
     "ect": Case("ect", 4.0, 1.36),

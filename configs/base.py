@@ -33,7 +33,11 @@ def config() -> ConfigDict:
             "teacher": "",
             "teacher_network": "",  # which network of that run teaches; "" is its first average
             "start_from_teacher": True,  # trained networks start as copies of the teacher
-            "pairs": {  # noise and the teacher's samples from it, for objective.regression_weight
+            # (low, high) of the guidance scales that the teacher takes as an input, or ();
+            # inherited.
+            "teacher_scales": (),
+            # Noise and the teacher's samples from it, for direct, reflow, and regression_weight.
+            "pairs": {
                 "count": 10_000,  # generated once and kept in the run's folder
                 "steps": 64,  # sampling steps of the teacher
             },
@@ -82,7 +86,10 @@ def config() -> ConfigDict:
                 # A save slower than this many GB/s ends the process too; 0 is no limit.
                 "disk_speed": 0.01,
             },
-            "log": {"every": 50},  # training steps averaged in each row of metrics.jsonl
+            "log": {
+                "every": 50,  # training steps averaged in each row of metrics.jsonl
+                "to": ("tensorboard",),  # where rows go too: tensorboard, csv, wandb
+            },
             "evaluate": {
                 "every": 0,  # training steps; 0 evaluates after the last step (of each stage) only
                 # Sampling steps to evaluate; a stage is evaluated at its own. () does not evaluate.

@@ -134,6 +134,17 @@ def tract(config: ConfigDict) -> None:
     config.optimizer.warmup_steps = 0
 
 
+def direct(config: ConfigDict) -> None:
+    """Luhman & Luhman 2021: about a million pairs of 100 steps, 25 GB of memory on each host."""
+    config.pairs.count, config.pairs.steps = 1_000_000, 100
+
+
+def reflow(config: ConfigDict) -> None:
+    """The average of the code of Liu et al. 2023; as many pairs as direct has, which are ours."""
+    direct(config)
+    config.ema.decays = (0.999999,)
+
+
 # The papers' other settings for CIFAR-10 are the methods' defaults: N = 18 in Karras spacing for
 # cd; s_0 = 2, s_1 = 150, mu_0 = 0.9 for ct; sigma_data = 0.5 for all.
 SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
@@ -143,6 +154,8 @@ SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     "cd": cd,
     "progressive": progressive,
     "tract": tract,
+    "direct": direct,
+    "reflow": reflow,
     **dict.fromkeys(("ict", "ect"), second_time(0.821)),  # a noise level; Geng et al. 2024
     **dict.fromkeys(("sct", "scd"), second_time(1.1)),  # an angle; Lu & Song 2025
 }

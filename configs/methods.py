@@ -206,6 +206,38 @@ def parameter_matching(config: ConfigDict) -> None:
     config.evaluate.steps = (8,)
 
 
+def guidance(config: ConfigDict) -> None:
+    """Guidance distillation (Meng et al. 2023), stage one; `progressive` from it is stage two."""
+    config.objective = objectives.guidance_distillation()
+
+
+def direct(config: ConfigDict) -> None:
+    """Direct distillation (Luhman & Luhman 2021): one step on pairs of the teacher's sampler."""
+    config.objective = objectives.direct()
+    config.evaluate.steps = (1,)
+
+
+def reflow(config: ConfigDict) -> None:
+    """Reflow (Liu et al. 2023); a reflow run teaches the next one."""
+    config.objective = objectives.reflow()
+    config.evaluate.steps = (*FEW_STEPS, 8)
+
+
+def reflow_distill(config: ConfigDict) -> None:
+    """One step on pairs of a reflow run: InstaFlow (Liu et al. 2024), without LPIPS.
+
+    The teacher is nearly straight, so its pairs need fewer steps.
+    """
+    direct(config)
+    config.pairs.steps = 16
+
+
+def live_reflow(config: ConfigDict) -> None:
+    """Live reflow, a baseline of Frans et al. 2024."""
+    config.objective = objectives.live_reflow()
+    config.evaluate.steps = (*FEW_STEPS, 128)
+
+
 def autoencoder(config: ConfigDict) -> None:
     """The codec of latent diffusion (Rombach et al. 2022), without discriminator."""
     config.objective = objectives.autoencoder()
@@ -309,6 +341,11 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         moment_matching,
         parameter_matching,
         progressive,
+        guidance,
+        direct,
+        reflow,
+        reflow_distill,
+        live_reflow,
         *ONE_STEP,
         autoencoder,
     )
@@ -325,6 +362,10 @@ TEACHERS = {
     **dict.fromkeys(
         ("tract", "boot", "dsno", "moment_matching", "parameter_matching"), "flow_matching"
     ),
+    "guidance": "flow_matching",
+    "direct": "flow_matching",
+    "reflow": "flow_matching",
+    "reflow_distill": "reflow",
     **dict.fromkeys(("sim", "sid", "diff_instruct", "dmd"), "edm"),
     **{f"{method}_flow": "flow_matching" for method in METHODS if f"{method}_flow" in METHODS},
 }

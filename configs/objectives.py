@@ -61,6 +61,8 @@ def denoising() -> ConfigDict:
             "solver": solver(),
             "spacing": spacing(),  # of the sampling steps
             "ends_at": "path",  # the last sampling step ends at the path's t_min; data, as in EDM
+            # How many leading channels are guided in sampling; None is all, 3 the code of DiT, SiT
+            "guided_channels": placeholder(int),
         }
     )
 
@@ -70,12 +72,13 @@ def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
     fields = ConfigDict(
         {
             # squared_l2, l1, pseudo_huber, pseudo_huber_elementwise, norm, huber, log_cosh,
-            # exponential, cauchy
+            # exponential, cauchy; features: of images, by the classifier of the data
             "name": name,
             # pseudo_huber: None is 0.00054 sqrt(D), 0 is the norm. pseudo_huber_elementwise,
             # huber, exponential, cauchy: the scale
             "c": placeholder(float),
             "power": placeholder(float),  # norm: || a - b ||^power
+            "pixels": placeholder(float),  # features: weight of the l1 distance of pixels
         }
     )
     fields.c = c
@@ -105,7 +108,10 @@ def shortcut() -> ConfigDict:
             "target_warmup": True,  # decay at most (1 + step) / (10 + step)
             "time_sampler": time_sampler(),  # of the flow-matching rows
             "label_dropout": 0.1,  # of the flow-matching rows
-            "guidance_scale": 1.0,  # learned at the finest step; form A, 1 is no guidance
+            # Learned at the finest step; form A, 1 is no guidance; with guidance_range, the default
+            # when sampling.
+            "guidance_scale": 1.0,
+            "guidance_range": (),  # (low, high) of the scales that the network is conditioned on
             "distance": distance(),  # squared L2 in the paper
         }
     )
@@ -245,7 +251,67 @@ def progressive() -> ConfigDict:
             "max_steps": 64,  # sampling steps of the first stage, halved after each; a power of two
             "weighting": "truncated_snr",  # of the error of x_0: truncated_snr, snr_plus_one
             "spacing": spacing(""),  # of the steps; "" is the teacher's
-            "guidance_scale": 1.0,  # of the first teacher, which later ones inherit; form A
+            # Of the first teacher, which later ones inherit; with guidance_range, the default when
+            # sampling; form A.
+            "guidance_scale": 1.0,
+            # (low, high) of the scales that the students are conditioned on; () is the teacher's
+            "guidance_range": (),
+        }
+    )
+
+
+def guidance_distillation() -> ConfigDict:
+    """objectives/guidance_distillation.py; needs `teacher`."""
+    return ConfigDict(
+        {
+            "name": "guidance_distillation",
+            "guidance_range": (1.0, 5.0),  # (low, high) of the scales that condition the network
+            "guidance_scale": 1.0,  # when sampling; form A
+            "time_sampler": time_sampler(),
+            "label_dropout": 0.1,  # probability that a row trains without its label
+            "solver": solver("ddim"),
+            "spacing": spacing(""),  # of the sampling steps; "" is the teacher's
+            "ends_at": "path",  # the last sampling step ends at the path's t_min; data, as in EDM
+        }
+    )
+
+
+def direct() -> ConfigDict:
+    """objectives/direct.py; needs `teacher`, of which it reads `pairs`."""
+    return ConfigDict(
+        {
+            "name": "direct",
+            "distance": distance(),  # between the network's sample and the teacher's
+            "guidance_scale": 1.0,  # of the teacher's samples; form A
+        }
+    )
+
+
+def reflow() -> ConfigDict:
+    """objectives/reflow.py; needs `teacher`, of which it reads `pairs`."""
+    return ConfigDict(
+        {
+            "name": "reflow",
+            "time_sampler": time_sampler(),
+            "guidance_scale": 1.0,  # of the teacher's samples; form A
+            "solver": solver("ddim"),
+            "spacing": spacing(),  # of the sampling steps
+            "ends_at": "path",  # the last sampling step ends at the path's t_min; data, as in EDM
+        }
+    )
+
+
+def live_reflow() -> ConfigDict:
+    """objectives/live_reflow.py."""
+    return ConfigDict(
+        {
+            "name": "live_reflow",
+            "rollout_steps": 8,  # steps of the flow that make a pair; paper 128, its code 8
+            "live_fraction": 0.125,  # of the rows, one over an integer, that train on such pairs
+            "target_decay": 0.0,  # EMA decay of the network that makes them; 0 uses itself
+            "time_sampler": time_sampler(),
+            "label_dropout": 0.1,  # of the flow rows
+            "guidance_scale": 1.0,  # of the pairs; form A
         }
     )
 

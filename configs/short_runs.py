@@ -123,6 +123,11 @@ def matching(config: ConfigDict) -> None:
         config.player_optimizers = {"fake_score": {"learning_rate": 3e-4}}
 
 
+def guidance(config: ConfigDict) -> None:
+    """The scales of lcm, weak enough for small images."""
+    config.objective.guidance_range = (1.0, 4.0)
+
+
 def autoencoder(config: ConfigDict) -> None:
     """A quarter of the steps, at a larger rate: the linear part already reconstructs.
 
@@ -138,7 +143,7 @@ SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     **{
         setting.__name__: setting
         for setting in (ddpm, ct, lcm, sct, scd, shortcut, mean_flow, progressive, autoencoder)
-        + (tract, ctm, dsno)
+        + (tract, ctm, dsno, guidance)
     },
     "improved_mean_flow": mean_flow,
     **dict.fromkeys(("moment_matching", "parameter_matching"), matching),

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from fewstep.diffusion.path import align
@@ -40,16 +41,26 @@ def drop_labels(key: Array, condition: Condition, probability: float) -> Conditi
     return {**condition, "label": jnp.where(dropped, NULL_LABEL, label)}
 
 
+def draw_scale(key: Array, condition: Condition, guidance_range: Sequence[float]) -> Condition:
+    """The condition with a guidance scale of each row, uniform in (low, high); itself for ()."""
+    if not guidance_range:
+        return condition
+    low, high = guidance_range
+    scale = jax.random.uniform(key, condition["label"].shape, minval=low, maxval=high)
+    return {**condition, "guidance_scale": scale}
+
+
 def extrapolate(conditional: Array, null: Array, scale: Array | float) -> Array:
     """D_null + w (D_condition - D_null). scale: w, a number or [B]."""
     scale = jnp.asarray(scale, conditional.dtype)
     return null + (align(scale, conditional) if scale.ndim else scale) * (conditional - null)
 
 
-def guide(predict: Predict, scale: float | Array) -> Predict:
+def guide(predict: Predict, scale: float | Array, channels: int | None = None) -> Predict:
     """The guided prediction function, which calls `predict` once with twice the rows.
 
-    Returns `predict` itself at w = 1. scale: w, a number or [B].
+    Returns `predict` itself at w = 1. scale: w, a number or [B]. channels: how many leading
+    channels are guided; the others keep the conditional prediction. None guides all.
     """
     if isinstance(scale, (int, float)) and scale == 1.0:
         return predict
@@ -61,7 +72,29 @@ def guide(predict: Predict, scale: float | Array) -> Predict:
             (x, t, s, null_condition(condition)),
         )
         conditional, null = predict(*both).reshape(2, *x.shape)
-        return extrapolate(conditional, null, scale)
+        result = extrapolate(conditional, null, scale)
+        if channels is None:
+            return result
+        return jnp.concatenate([result[..., :channels], conditional[..., channels:]], axis=-1)
+
+    return guided
+
+
+def guide_rows(predict: Predict, rows: np.ndarray, scale: float | Array) -> Predict:
+    """`guide` for these rows alone, in one call with their null rows; `predict` itself at w = 1.
+
+    rows: indices. scale: w, a number, or [B], one for each row of a batch.
+    """
+    if isinstance(scale, (int, float)) and scale == 1.0:
+        return predict
+
+    def guided(x: Array, t: Array, s: Array, condition: Condition) -> Array:
+        inputs = (x, t, s, condition)
+        null = jax.tree.map(lambda a: a[rows], (x, t, s, null_condition(condition)))
+        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), inputs, null)
+        conditional, null = jnp.split(predict(*both), [x.shape[0]])
+        own = jnp.broadcast_to(jnp.float32(scale), x.shape[:1])[rows]
+        return conditional.at[rows].set(extrapolate(conditional[rows], null, own))
 
     return guided
 

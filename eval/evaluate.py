@@ -46,7 +46,7 @@ from fewstep.training.storage.identity import Identity, as_dict, flatten_fields,
 from fewstep.training.storage.seal import write_sealed
 
 # Fields of an objective that decide how it samples.
-SAMPLED_BY = ("solver", "spacing", "sample_times")
+SAMPLED_BY = ("solver", "spacing", "sample_times", "guided_channels")
 GRID_COLUMNS = 10
 FEWEST_SAMPLES = 5
 CLASSIFIER = "classifier"

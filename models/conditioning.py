@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from fewstep.models.network import Array, Condition, check_choice
+from fewstep.models.network import Array, Condition, Params, check_choice
 
 FREQUENCY_FEATURES = 256  # as published for DiT
 TIME_MAX_PERIOD = 10000.0  # as published for DiT
@@ -96,6 +96,27 @@ def silent_outputs(paths: Iterable[str]) -> list[str]:
     """
     ends = [f"{name}/output/kernel" for name in (SECOND_TIME, *ZERO_EMBEDDERS)]
     return [path for path in paths if path.endswith(tuple(ends))]
+
+
+def fix_guidance(params: Params, scale: float) -> Params:
+    """Parameters of the network without the input of the guidance scale that computes this scale.
+
+    The embedding of one scale is a constant, which the bias of the time's embedding takes. Returns
+    parameters without this input as they are.
+    """
+    if GUIDANCE_EMBEDDER not in params:
+        return {
+            name: fix_guidance(part, scale) if isinstance(part, Mapping) else part
+            for name, part in params.items()
+        }
+    parts = {name: part for name, part in params.items() if name != GUIDANCE_EMBEDDER}
+    own = params[GUIDANCE_EMBEDDER]
+    width = own["output"]["bias"].shape[0]
+    constant = ScalarEmbedder(width).apply({"params": own}, jnp.full((1,), scale, jnp.float32))[0]
+    # The time's embedder, or in U-Nets the mapping itself, ends in a layer of this name.
+    time = parts.get(TIME_EMBEDDER, parts)
+    time = {**time, "output": {**time["output"], "bias": time["output"]["bias"] + constant}}
+    return {**parts, TIME_EMBEDDER: time} if TIME_EMBEDDER in parts else time
 
 
 def read_condition(condition: Condition, name: str, t: Array, kind: type) -> Array:

@@ -25,6 +25,7 @@ FEWEST_LAYERS = 2  # smallest number of convolutions, for images that need fewer
 FIRST_WIDTH, LARGEST_WIDTH = 32, 128  # channels, doubled from layer to layer
 DIMENSION = 64  # number of features
 NEGATIVE_SLOPE = 0.2  # of the features' leaky ReLU, which is flat nowhere, so no feature dies
+MAPS, ACTIVATIONS = "maps", "activations"  # where the module keeps what its convolutions make
 DROPOUT = 0.2  # dropout rate of the features in training
 
 
@@ -70,6 +71,17 @@ def convnet(shape: tuple[int, ...], num_classes: int) -> Convnet:
     return Convnet(init, apply)
 
 
+def feature_maps(params: Params, x: Array) -> list[Array]:
+    """What each convolution of a classifier makes of images, after its activation.
+
+    params: of a `convnet`. x: [B, S, S, C], floating, of the shape that it was made for. Returns
+    [B, S_l, S_l, C_l] for each convolution.
+    """
+    module = ConvnetModule(convolutions(x.shape[1]), params["logits"]["bias"].size)
+    _, kept = module.apply({"params": params}, x, mutable=[MAPS])
+    return list(kept[MAPS][ACTIVATIONS])
+
+
 class Layer(NamedTuple):
     """A convolution. width: output channels. stride: 1, or 2 to halve the side."""
 
@@ -108,6 +120,7 @@ class ConvnetModule(nn.Module):
         for index, (width, stride) in enumerate(self.layers):
             conv = nn.Conv(width, (3, 3), (stride, stride), name=f"conv_{index}", **exact)
             x = nn.silu(conv(x))
+            self.sow(MAPS, ACTIVATIONS, x)  # kept only if asked for
         x = x.reshape(x.shape[0], -1)
         hidden = nn.Dense(DIMENSION, name="features", **exact)(x)
         features = nn.leaky_relu(hidden, NEGATIVE_SLOPE)

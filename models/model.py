@@ -6,18 +6,22 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, Predict
+from fewstep.diffusion.guidance import Condition, Predict, guide
 from fewstep.diffusion.path import Path
 from fewstep.diffusion.prediction import Denoise, Endpoints, Kind, coefficients, endpoints
 from fewstep.models.network import Key, Network, Params
 
 
 class Model(NamedTuple):
-    """A network whose output is a prediction of `kind` on `path`."""
+    """A network whose output is a prediction of `kind` on `path`.
+
+    teacher_scales: (low, high) of the guidance scales that its teacher takes as an input, or ().
+    """
 
     network: Network
     path: Path
     kind: Kind
+    teacher_scales: tuple[float, ...] = ()
 
     def predict(
         self,
@@ -78,6 +82,15 @@ class Model(NamedTuple):
             return endpoints(self.kind, predict(x, t, t, condition), x, t, self.path)
 
         return denoise
+
+    def guide_teacher(self, predict: Predict, scale: Array | float) -> Predict:
+        """The teacher's prediction at a guidance scale, form A; all losses guide teachers by this.
+
+        A teacher that takes the scale as an input has it already: in the condition, or, for a
+        network without this input, in its parameters (`fix_guidance`). Another teacher is evaluated
+        with and without its label (`guide`).
+        """
+        return predict if self.teacher_scales else guide(predict, scale)
 
     def consistency(
         self,

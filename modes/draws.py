@@ -108,8 +108,11 @@ def pair_by_position(seeds: Sequence[int], labels: Sequence[int]) -> list[tuple[
 
 
 def many_steps(objective: Objective) -> int | None:
-    """Sampling steps for a method that needs tens of them; None for others."""
-    return MANY if objective.denoises else None
+    """Sampling steps for a method that needs tens of them; None for others.
+
+    A denoiser of pairs is nearly straight, and needs few.
+    """
+    return MANY if objective.denoises and "pairs" not in objective.reads else None
 
 
 def sibling_path(out: Path, suffix: str) -> Path:

@@ -8,8 +8,9 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep import data
-from fewstep.data import Dataset
+from fewstep.data import Dataset, data_root
 from fewstep.eval.evaluate import check_evaluation
+from fewstep.eval.features.fixed import load_fixed
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import LESS, NEITHER, parse_logged_name
 from fewstep.modes.recorded_run import fill_from_record
@@ -22,7 +23,9 @@ from fewstep.training.cost.compiled import StepInputs, traced_step
 from fewstep.training.cost.hardware import present_hardware
 from fewstep.training.cost.memory import check_memory, traced_memory
 from fewstep.training.experiment import Experiment, build_on, optimizer_fields
+from fewstep.training.fixed_networks import abstract_fixed
 from fewstep.training.labels import training_counts
+from fewstep.training.loggers import check_loggers
 from fewstep.training.profile import Window, check_window
 from fewstep.training.report import logged_evaluations
 from fewstep.training.sharding import check_batch_size, make_mesh
@@ -58,7 +61,8 @@ class Draft(NamedTuple):
 class Job(NamedTuple):
     """What to train.
 
-    frozen: parameters of teachers, and what the run starts from (state.START). teacher: identity
+    frozen: parameters of teachers, of networks that distances read (training/fixed_networks.py),
+    and what the run starts from (state.START). teacher: identity
     of the teacher. state: shapes of the training state. retention: which checkpoints to keep.
     labels: counts of the classes, from which labels are drawn. window: the steps to profile.
     started_from: identity of the run that --from names.
@@ -91,6 +95,7 @@ def prepare_job(
 
 def draft_job(path: Path, config: ConfigDict, window: Window | None = None) -> Draft:
     """Return the draft of a job after every check that needs no teacher either."""
+    check_loggers(config.log.to)
     mesh = make_mesh(**config.mesh)
     config, dataset = resolve_and_load(fill_open_fields(config, path))
     if window is not None:
@@ -136,6 +141,8 @@ def assemble_job(
         check_same_origin(start, path)
     teacher = teacher_identity(config, experiment)
     frozen = load_teacher(config, experiment, mesh)
+    state = check_step(experiment, config, mesh, frozen | abstract_fixed(experiment, mesh), dataset)
+    frozen |= load_fixed(experiment.objective, dataset, data_root(config.data.dir), mesh)
     job = Job(
         config=config,
         dataset=dataset,
@@ -143,7 +150,7 @@ def assemble_job(
         mesh=mesh,
         frozen=frozen,
         teacher=teacher,
-        state=check_step(experiment, config, mesh, frozen, dataset),
+        state=state,
         retention=retention,
         labels=training_counts(config, dataset, path),
         window=window,

@@ -90,7 +90,7 @@ def redo_step(path: Path, step: int, job: Job) -> Metrics:
     state = restore.state_before(path, abstract, step)
     if state is None:
         state = create_state(objective, optimizers, config.seed, frozen, mesh)
-    frozen = {name: frozen[name] for name in objective.frozen}
+    frozen = {name: frozen[name] for name in objective.read_only}
     arguments = optimizers, config.seed, mesh, config.micro_batches
     forward = compile_step(objective, *arguments)
     start = int(state.step)

@@ -21,6 +21,7 @@ from fewstep.training.inheritance import (
     inherit,
     inherited_fields,
     is_set,
+    with_scales,
 )
 from fewstep.training.location import (
     find_teacher,
@@ -81,7 +82,8 @@ def keep_inherited(request: Request, recorded: ConfigDict) -> ConfigDict:
     """Return the config of a request, with what the student of a record inherited."""
     if request.given is None or not recorded.teacher:
         return request.config
-    return inherit(request.config, recorded, request.given)
+    config = inherit(request.config, recorded, request.given)
+    return with_scales(config, recorded.teacher_scales, recorded, request.given)
 
 
 def config_in_place_of(recorded: ConfigDict, request: Request) -> ConfigDict:

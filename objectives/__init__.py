@@ -11,13 +11,17 @@ from fewstep.objectives.consistency_trajectory import consistency_trajectory
 from fewstep.objectives.consistency_tuning import consistency_tuning
 from fewstep.objectives.continuous_consistency import continuous_distillation, continuous_training
 from fewstep.objectives.denoising import denoising
+from fewstep.objectives.direct import direct
 from fewstep.objectives.distribution_matching import distribution_matching
 from fewstep.objectives.dsno import dsno
+from fewstep.objectives.guidance_distillation import guidance_distillation
 from fewstep.objectives.improved_mean_flow import improved_mean_flow
+from fewstep.objectives.live_reflow import live_reflow
 from fewstep.objectives.mean_flow import mean_flow
 from fewstep.objectives.moment_matching import moment_matching
 from fewstep.objectives.parameter_matching import parameter_matching
 from fewstep.objectives.progressive import progressive
+from fewstep.objectives.reflow import reflow
 from fewstep.objectives.shortcut import shortcut
 from fewstep.objectives.tract import tract
 
@@ -31,6 +35,10 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "continuous_distillation": continuous_distillation,
     "distribution_matching": distribution_matching,
     "progressive": progressive,
+    "guidance_distillation": guidance_distillation,
+    "direct": direct,
+    "reflow": reflow,
+    "live_reflow": live_reflow,
     "mean_flow": mean_flow,
     "improved_mean_flow": improved_mean_flow,
     "tract": tract,

@@ -5,8 +5,9 @@
     KL = (m^2 + s^2 - 1) / 2 - log s                               (per dimension of z)
 
 Rombach et al. sum both terms over dimensions (their appendix G) and weigh KL by 1e-6. In means over
-dimensions this is kl_weight = 1e-6 dim(z) / dim(x), 2e-8 for the codec of Stable Diffusion. They
-also have a perceptual distance and a discriminator, which are not here. Nothing is detached.
+dimensions this is kl_weight = 1e-6 dim(z) / dim(x), 2e-8 for the codec of Stable Diffusion. Their
+d is l1 plus a perceptual distance, as `features` is here with the classifier of the data. They also
+have a discriminator, which is not here. Nothing is detached.
 
 The network samples nothing: evaluation reconstructs held-out images from the posterior's mean.
 """
@@ -62,11 +63,12 @@ def autoencoder(
         raise ValueError("this method trains a codec; set model.name=codec")
     if kl_weight < 0.0:
         raise ValueError(f"kl_weight={kl_weight:g} must be at least 0")
-    loss = autoencoder_loss(codec, distance or l1(), kl_weight)
+    distance = distance or l1()
     return Objective(
-        players={"network": Player(model.network, loss)},
+        players={"network": Player(model.network, autoencoder_loss(codec, distance, kl_weight))},
         followers={},
         sample=round_trip(codec),
+        fixed=distance.networks,
         reconstructs=True,
         diagnostics=Diagnostics(reconstruction_rows(codec), reconstruction_numbers),
     )
@@ -80,7 +82,8 @@ def autoencoder_loss(codec: Codec, distance: Distance, kl_weight: float) -> Loss
     ) -> tuple[Array, Metrics]:
         x = batch["x"]
         moments = codec.encode(params, x)
-        error = distance(codec.decode(params, sample_posterior(key, moments)), x)
+        decoded = codec.decode(params, sample_posterior(key, moments))
+        error = distance.given(networks)(decoded, x)
         kl = kl_to_standard_normal(moments)
         metrics = {"reconstruction": mean_metric(error), "kl": mean_metric(kl)}
         return error + kl_weight * kl, metrics

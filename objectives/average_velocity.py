@@ -24,15 +24,6 @@ from fewstep.samplers.flow_map import jump
 from fewstep.samplers.grids import time_grid
 
 
-def check_rows(rows: int, every: int) -> None:
-    """Raises ValueError unless `every` divides the rows."""
-    if rows % every:
-        raise ValueError(
-            f"{rows} rows, batch_size / micro_batches, with objective.interval_fraction=1/{every} "
-            f"do not divide; use a multiple of {every}"
-        )
-
-
 def ordered_times(sampler: TimeSampler, key: Key, count: int) -> tuple[Array, Array]:
     """(t, s), the larger and the smaller of two draws, each [count]."""
     one, other = (sampler(own, count) for own in jax.random.split(key))

@@ -135,6 +135,8 @@ class Objective(NamedTuple):
     guidance_scale: default guidance scale of sampling.
     frozen: names of the teachers that the losses read. A checkpoint provides them; the run never
         saves them again.
+    fixed: names of other networks that the losses read and that nothing trains, such as that of a
+        perceptual distance (training/fixed_networks.py). The run never saves them.
     share: computes batch["shared"], floating arrays that all losses read. It runs once per step,
         before any update; with micro-batches it runs once for each player. The gradient of a
         player's loss in these arrays flows through this pass into that player's own parameters,
@@ -158,6 +160,7 @@ class Objective(NamedTuple):
     generator: str = "network"
     guidance_scale: float = 1.0
     frozen: tuple[str, ...] = ()
+    fixed: tuple[str, ...] = ()
     share: Share | None = None
     init_from: Mapping[str, str] = {"network": "teacher"}
     needs_teacher: bool = False
@@ -166,6 +169,11 @@ class Objective(NamedTuple):
     reconstructs: bool = False
     diagnostics: Diagnostics | None = None
     stages: tuple[Stage, ...] = ONE_STAGE
+
+    @property
+    def read_only(self) -> tuple[str, ...]:
+        """Names of all networks that the losses read and that nothing changes."""
+        return (*self.frozen, *self.fixed)
 
 
 def batch_condition(batch: Batch) -> Condition:

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, Predict, guide
+from fewstep.diffusion.guidance import Condition, Predict
 from fewstep.diffusion.path import align
 from fewstep.diffusion.prediction import endpoints
 from fewstep.diffusion.spacing import SPACINGS, Spacing, uniform_spacing
@@ -100,7 +100,7 @@ def boot(
         eps = jax.random.normal(key_eps, (rows, *model.network.shape))
         u = jax.random.uniform(key_t, (rows,), minval=gap)
         t, s, end = spacing.time(u), spacing.time(u - gap), jnp.full((rows,), path.t_max)
-        teacher = guide(partial(model.predict, networks["teacher"]), guidance_scale)
+        teacher = model.guide_teacher(partial(model.predict, networks["teacher"]), guidance_scale)
         denoise = model.denoiser(teacher, condition)
 
         y_t = jax.lax.stop_gradient(

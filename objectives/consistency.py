@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, Predict
+from fewstep.diffusion.guidance import Condition, Predict, draw_scale
 from fewstep.diffusion.path import Path
 from fewstep.diffusion.spacing import Spacing
 from fewstep.diffusion.time_pairs import Curriculum, PairSampler, last_points, noise_gap
@@ -108,13 +108,9 @@ def pair_loss(
 
     def draw_of(batch: Batch, key: Key, step: Array) -> Draw:
         key_t, key_eps, key_scale = jax.random.split(key, 3)
-        x_0, condition = batch["x"], batch_condition(batch)
+        x_0, condition = batch["x"], draw_scale(key_scale, batch_condition(batch), guidance_range)
         t, s = pairs(key_t, x_0.shape[0], step)
         eps = jax.random.normal(key_eps, x_0.shape)
-        if guidance_range:
-            low, high = guidance_range
-            scale = jax.random.uniform(key_scale, t.shape, minval=low, maxval=high)
-            condition = {**condition, "guidance_scale": scale}
         return Draw(x_0, eps, path.interpolate(x_0, eps, t), t, s, condition)
 
     def loss(
@@ -125,7 +121,9 @@ def pair_loss(
         # Without a follower the network is its own target.
         target = networks.get("target", params)
         x_s = second_point(networks, draw)
-        apart = consistency_distance(model, distance, params, target, draw, x_s, key_dropout)
+        apart = consistency_distance(
+            model, distance.given(networks), params, target, draw, x_s, key_dropout
+        )
         metrics = noise_level_means("loss", apart, draw.t, path)
         metrics |= {"noise_gap": mean_metric(noise_gap(path, draw.t, draw.s))}
         return weighting(path, draw.t, draw.s) * apart, metrics

@@ -29,7 +29,6 @@ from typing import Annotated
 
 from jax import Array
 
-from fewstep.diffusion.guidance import guide
 from fewstep.diffusion.spacing import SPACINGS, Spacing, karras_spacing
 from fewstep.diffusion.time_pairs import CURRICULA, Curriculum, constant, grid_pairs
 from fewstep.models.model import Model, check_boundary
@@ -63,7 +62,7 @@ def teacher_step(
 
     def second_point(networks: Mapping[str, Params], draw: Draw) -> Array:
         scale = draw.condition["guidance_scale"] if guided_by_row else guidance_scale
-        predict = guide(partial(model.predict, networks["teacher"]), scale)
+        predict = model.guide_teacher(partial(model.predict, networks["teacher"]), scale)
         denoise = model.denoiser(predict, draw.condition)
         return solver_step(denoise, model.path, draw.x_t, draw.t, draw.s)
 
@@ -99,11 +98,12 @@ def consistency_distillation(
     check_boundary(model)
     check_guidance_range(guidance_range, guidance_scale)
     spacing, curriculum = spacing or karras_spacing(model.path), curriculum or constant()
+    distance = distance or squared_l2()
     loss = pair_loss(
         model,
         second_point=teacher_step(model, teacher_solver, guidance_scale, bool(guidance_range)),
         pairs=grid_pairs(spacing, curriculum, skip=skip),
-        distance=distance or squared_l2(),
+        distance=distance,
         weighting=weighting,
         guidance_range=guidance_range,
     )
@@ -122,5 +122,6 @@ def consistency_distillation(
         ),
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        fixed=distance.networks,
         needs_teacher=True,
     )

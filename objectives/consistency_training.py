@@ -73,12 +73,12 @@ def consistency_training(
     check_boundary(model)
     if not 0.0 <= initial_decay < 1.0:
         raise ValueError(f"objective.initial_decay={initial_decay} must be in [0, 1)")
-    spacing = spacing or karras_spacing(model.path)
+    spacing, distance = spacing or karras_spacing(model.path), distance or squared_l2()
     loss = pair_loss(
         model,
         second_point=same_noise_point(model.path),
         pairs=grid_pairs(spacing, curriculum, time_sampler),
-        distance=distance or squared_l2(),
+        distance=distance,
         weighting=weighting,
     )
     update = scheduled_ema(target_decay(curriculum, initial_decay))
@@ -86,4 +86,5 @@ def consistency_training(
         players={"network": Player(model.network, loss)},
         followers={"target": Follower("network", update)} if initial_decay else {},
         sample=consistency_sampler(model, spacing, sample_times, curriculum=curriculum),
+        fixed=distance.networks,
     )

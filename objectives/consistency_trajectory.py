@@ -38,7 +38,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, Predict, guide
+from fewstep.diffusion.guidance import Condition, Predict
 from fewstep.diffusion.path import Path
 from fewstep.diffusion.prediction import endpoints
 from fewstep.diffusion.spacing import SPACINGS, Spacing, karras_spacing
@@ -121,7 +121,7 @@ def consistency_trajectory(
         times, s = draw_times(key_times, x_0.shape[0], points - 1, solver_steps, spacing)
         t, u = times[0], times[-1]
         x_t = path.interpolate(x_0, jax.random.normal(key_eps, x_0.shape), t)
-        teacher = guide(partial(model.predict, networks["teacher"]), guidance_scale)
+        teacher = model.guide_teacher(partial(model.predict, networks["teacher"]), guidance_scale)
         denoise = model.denoiser(teacher, condition)
         x_u = repeat_step(teacher_solver)(denoise, path, x_t, times, None)
 

@@ -59,17 +59,18 @@ def consistency_tuning(
     spacing, sample_times: as for `consistency_sampler`.
     """
     check_boundary(model)
-    path = model.path
+    path, distance = model.path, distance or pseudo_huber(0.0)
     draw = time_sampler or log_normal_times(path, -1.1, 2.0)
     loss = pair_loss(
         model,
         second_point=same_noise_point(path),
         pairs=shrinking_pairs(path, draw, total_steps=total_steps, stages=stages, q=q, k=k, b=b),
-        distance=distance or pseudo_huber(0.0),
+        distance=distance,
         weighting=weighting,
     )
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={},
         sample=consistency_sampler(model, spacing or karras_spacing(path), sample_times),
+        fixed=distance.networks,
     )

@@ -35,7 +35,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, guide
+from fewstep.diffusion.guidance import Condition
 from fewstep.diffusion.path import Path, align
 from fewstep.diffusion.prediction import KINDS, convert
 from fewstep.diffusion.spacing import SPACINGS, Spacing, uniform_spacing
@@ -95,7 +95,8 @@ def teacher_direction(model: Model, guidance_scale: float) -> Direction:
     """dx/dt at (x_t, t) by the frozen, guided teacher: sCD."""
 
     def direction(networks: Mapping[str, Params], draw: Draw) -> Array:
-        predict = guide(partial(model.predict, networks["teacher"]), guidance_scale)
+        predict = partial(model.predict, networks["teacher"])
+        predict = model.guide_teacher(predict, guidance_scale)
         ends = model.denoiser(predict, draw.condition)(draw.x_t, draw.t)
         return model.path.velocity(*ends, draw.t)
 

@@ -19,6 +19,7 @@ Nothing is detached, because the target contains no network.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Annotated
 
 import jax
@@ -44,7 +45,7 @@ from fewstep.objectives.base import (
 )
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.needs import needs
-from fewstep.objectives.sampling import sample_fn
+from fewstep.objectives.sampling import Guidance, sample_fn, sampling_guidance
 from fewstep.parts import Entry, Part
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.grids import GRIDS, Grid, grid_to_path_end
@@ -61,6 +62,7 @@ def denoising(
     solver: Annotated[Solver | None, Part(SOLVERS)] = None,
     spacing: Annotated[Spacing | None, Part(SPACINGS, on_path=True)] = None,
     ends_at: Annotated[Grid, Entry(GRIDS)] = grid_to_path_end,
+    guided_channels: int | None = None,
 ) -> Objective:
     """The denoising objective: EDM, DDPM or flow matching, by the model's kind and path.
 
@@ -69,6 +71,8 @@ def denoising(
     guidance_scale: default guidance of sampling, form A.
     solver, spacing: of sampling, Euler on a uniform grid by default.
     ends_at: where the last sampling step ends, at the path's t_min or, as EDM's, at the data.
+    guided_channels: how many leading channels are guided in sampling, all by default. The code of
+        DiT and SiT guides the first 3 of its 4 channels.
     """
     check_decoding(model)
     loss = denoising_loss(model, time_sampler or uniform_times(model.path), label_dropout)
@@ -76,7 +80,11 @@ def denoising(
         players={"network": Player(model.network, loss)},
         followers={},
         sample=solver_sampler(
-            model, solver or euler(), spacing or uniform_spacing(model.path), ends_at
+            model,
+            solver or euler(),
+            spacing or uniform_spacing(model.path),
+            ends_at,
+            partial(sampling_guidance, channels=guided_channels),
         ),
         guidance_scale=guidance_scale,
         denoises=True,
@@ -112,12 +120,16 @@ def prediction_loss(
 
 
 def solver_sampler(
-    model: Model, solver: Solver, spacing: Spacing, grid: Grid = grid_to_path_end
+    model: Model,
+    solver: Solver,
+    spacing: Spacing,
+    grid: Grid = grid_to_path_end,
+    guidance: Guidance = sampling_guidance,
 ) -> SampleFn:
-    """Sampling by the solver, in equal steps of the spacing, at any guidance scale."""
+    """Sampling by the solver, in equal steps of the spacing; by default at any guidance scale."""
 
     def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
         denoise, path = model.denoiser(predict, condition), model.path
         return solver(denoise, path, path.prior(eps), grid(path, spacing, steps), keys)
 
-    return sample_fn(model.predict, solve)
+    return sample_fn(model.predict, solve, guidance)

@@ -1,6 +1,7 @@
 """Distances between a prediction and its target."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from math import inf
 from typing import NamedTuple
 
@@ -8,10 +9,13 @@ import chex
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.objectives.base import per_example
+from fewstep.models.convnet import feature_maps
+from fewstep.objectives.base import Params, per_example
 
 # c / sqrt(D) of the pseudo-Huber distance (Song & Dhariwal 2023, section 3.3).
 HUBER_SCALE = 0.00054
+# The frozen network that `features` reads: the classifier of the data set.
+CLASSIFIER = "classifier"
 # Smallest squared norm. It makes the gradient of a norm 0 at 0, where it would be NaN.
 TINY = 1e-24
 
@@ -20,15 +24,23 @@ class Distance(NamedTuple):
     """d(a, b): [B], of two arrays [B, ...].
 
     name: its name in DISTANCES.
-    between: (a, b) -> [B].
+    between: (a, b) -> [B]; with a network, (its parameters, a, b) -> [B].
     least_dimensions: number of dimensions of a - b from which autodiff gives the derivative of the
         gradient of d. Autodiff misses the jumps of this gradient. A norm jumps at 0 only, which has
         no effect in two or more dimensions; the l1 norm jumps wherever an entry is 0.
+    networks: name of the frozen network whose parameters it reads, () for none. Such a distance
+        compares images.
     """
 
     name: str
-    between: Callable[[Array, Array], Array]
+    between: Callable[..., Array]
     least_dimensions: float = 1
+    networks: tuple[str, ...] = ()
+
+    def given(self, networks: Mapping[str, Params]) -> "Distance":
+        """The distance with the parameters that it reads. networks: those that a loss is given."""
+        read = (networks[name] for name in self.networks)
+        return self._replace(between=partial(self.between, *read))
 
     def __call__(self, a: Array, b: Array) -> Array:
         """d(a, b): [B]. Raises AssertionError for arrays of different shapes."""
@@ -124,6 +136,42 @@ def cauchy(c: float = 1.0) -> Distance:
     return Distance("cauchy", lambda a, b: jnp.log1p(squared_norm(a, b) / c**2))
 
 
+def features(pixels: float = 1.0) -> Distance:
+    """The distance of the maps of the data's classifier, plus `pixels` times the l1 distance.
+
+    sum_l mean_ij || a_lij / || a_lij || - b_lij / || b_lij || ||^2 (Zhang et al. 2018, eq. 1, with
+    all weights 1), where a_lij are the channels of convolution l at position ij. The classifier is
+    eval/features/classifier.py, which is trained on the data set at first use. It takes images in
+    [-1, 1], and not latents or velocities. Raises ValueError for a negative weight.
+    """
+    if pixels < 0.0:
+        raise ValueError(f"distance.pixels={pixels:g} must be 0 or more")
+
+    def between(params: Params, a: Array, b: Array) -> Array:
+        maps = zip(feature_maps(params, a), feature_maps(params, b), strict=True)
+        apart = sum(
+            one[0, 0, 0].size * per_example(squared_error(unit_channels(one), unit_channels(other)))
+            for one, other in maps
+        )
+        return apart + pixels * per_example(jnp.abs(a - b))
+
+    return Distance("features", between, inf, (CLASSIFIER,))
+
+
+def unit_channels(maps: Array) -> Array:
+    """Maps [..., C] whose channels have norm 1 at each position."""
+    return maps / jnp.sqrt(jnp.maximum(jnp.sum(maps**2, axis=-1, keepdims=True), TINY))
+
+
+def check_compares_any(distance: Distance, field: str, compared: str) -> None:
+    """Raises ValueError for a distance of images alone. compared: what it would compare."""
+    if distance.networks:
+        raise ValueError(
+            f"{field}.name={distance.name} compares images by a network of them, and here it would "
+            f"compare {compared}; use squared_l2 or pseudo_huber"
+        )
+
+
 def check_scale(c: float | None, positive: bool = False) -> None:
     """Raises ValueError for a negative scale, and for 0 where it must be positive."""
     if c is not None and (c < 0.0 or (positive and c == 0.0)):
@@ -142,5 +190,6 @@ DISTANCES: dict[str, Callable[..., Distance]] = {
         log_cosh,
         exponential,
         cauchy,
+        features,
     )
 }

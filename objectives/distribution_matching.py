@@ -47,7 +47,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, Predict, guide, null_condition
+from fewstep.diffusion.guidance import Condition, Predict, null_condition
 from fewstep.diffusion.path import align
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, log_normal_times
 from fewstep.models.model import Model, check_decoding
@@ -127,10 +127,9 @@ def distribution_matching(
         loss = fake_score_loss(model, fake_time_sampler or log_normal_times(model.path))
         players["fake_score"] = Player(model.network, loss)
     loss = generator_loss(model, divergence, normalize, guidance_scale)
+    regression_distance = regression_distance or squared_l2()
     if regression_weight > 0.0:
-        loss = add_regression(
-            loss, optimised, regression_weight, regression_distance or squared_l2()
-        )
+        loss = add_regression(loss, optimised, regression_weight, regression_distance)
     players["generator"] = Player(optimised.network, loss, fake_score_updates, headline="gap")
     return Objective(
         players=players,
@@ -139,6 +138,7 @@ def distribution_matching(
         generator="generator",
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        fixed=regression_distance.networks if regression_weight > 0.0 else (),
         needs_teacher=True,
         share=shared,
         init_from=dict.fromkeys(set(players) - ({"generator"} if generator else set()), "teacher"),
@@ -278,16 +278,18 @@ def evaluate_point(
     x_t = model.path.interpolate(x_g, eps, t)
     rho = align(model.path.rho(t), x_g)
 
-    def denoised(name: str, scale: float, condition: Condition) -> Array:
-        return model.denoiser(guide(predict[name], scale), condition)(x_t, t).x_0
+    def denoised(predict: Predict, condition: Condition) -> Array:
+        return model.denoiser(predict, condition)(x_t, t).x_0
+
+    teacher = predict["teacher"]
 
     return Point(
         x_g=x_g,
         noise=rho * eps,
         rho=rho,
-        fake=denoised("fake_score", 1.0, condition) if "fake_score" in predict else x_g,
-        teacher=denoised("teacher", guidance_scale, condition),
-        null=denoised("teacher", 1.0, null_condition(condition)),
+        fake=denoised(predict["fake_score"], condition) if "fake_score" in predict else x_g,
+        teacher=denoised(model.guide_teacher(teacher, guidance_scale), condition),
+        null=denoised(teacher, null_condition(condition)),
     )
 
 

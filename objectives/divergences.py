@@ -34,7 +34,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.objectives.distances import DISTANCES, Distance, pseudo_huber
+from fewstep.objectives.distances import (
+    DISTANCES,
+    Distance,
+    check_compares_any,
+    pseudo_huber,
+)
 from fewstep.parts import Part
 
 # sigma / alpha of DDPM at step 200 of 1,000. Below it NFSD uses the noise prediction as it is.
@@ -98,6 +103,7 @@ def score_implicit_matching(
     Raises ValueError for l1 and, in one dimension, for a plain norm.
     """
     distance = distance or pseudo_huber()
+    check_compares_any(distance, "objective.divergence.distance", "data predictions at any noise")
     if distance.least_dimensions == inf:
         raise ValueError(
             f"objective.divergence.distance.name={distance.name} has a gradient that jumps where "

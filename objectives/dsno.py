@@ -26,7 +26,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, Predict, guide
+from fewstep.diffusion.guidance import Condition, Predict
 from fewstep.diffusion.path import Path
 from fewstep.diffusion.spacing import SPACINGS, Spacing, uniform_spacing
 from fewstep.models.model import LEAST_ALPHA_ONE_STEP, Model, check_decoding
@@ -90,7 +90,7 @@ def dsno(
         key_eps, key_dropout = jax.random.split(key)
         condition = batch_condition(batch)
         eps = jax.random.normal(key_eps, (*condition["label"].shape, *model.network.shape))
-        teacher = guide(partial(model.predict, networks["teacher"]), guidance_scale)
+        teacher = model.guide_teacher(partial(model.predict, networks["teacher"]), guidance_scale)
         denoise, grid = model.denoiser(teacher, condition), time_grid(spacing, solver_steps)
         ends, x, size = [], path.prior(eps), solver_steps // times
         for m in range(times):

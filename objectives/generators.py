@@ -48,8 +48,13 @@ def one_step_generator(model: Model, sigma_init: float = 2.5) -> Generator:
             f"objective.sigma_init={sigma_init:g} is outside path.name={path.name}, whose noise "
             f"levels sigma / alpha are {low:g} to {high:g}; choose a level between them"
         )
-    time = path.time_at(jnp.float32(sigma_init))
-    sigma = path.sigma(time)
+    return generator_at(model, path.time_at(jnp.float32(sigma_init)))
+
+
+def generator_at(model: Model, time: Array | float) -> Generator:
+    """The data that the network predicts from noise alone at a time: x_g = D(sigma eps, t)."""
+    time = jnp.float32(time)
+    sigma = model.path.sigma(time)
 
     def generate(params: Params, eps: Array, condition: Condition, **mode: Any) -> Array:
         t = jnp.broadcast_to(time, eps.shape[:1])

@@ -49,7 +49,6 @@ from fewstep.diffusion.path import Path, align
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, logit_normal_times
 from fewstep.models.model import Model, check_flow_map
 from fewstep.objectives.average_velocity import (
-    check_rows,
     ordered_times,
     solve,
     velocity_error,
@@ -58,7 +57,7 @@ from fewstep.objectives.average_velocity import (
 from fewstep.objectives.base import Batch, Key, Metrics, Objective, Params, Player, batch_condition
 from fewstep.objectives.consistency import check_guidance_range
 from fewstep.objectives.needs import needs
-from fewstep.objectives.rows import rows_per_share
+from fewstep.objectives.rows import check_share, rows_per_share
 from fewstep.objectives.sampling import Guidance, learned_guidance, sample_fn
 from fewstep.parts import Part
 
@@ -100,7 +99,7 @@ def improved_mean_flow(
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
-        check_rows(batch["x"].shape[0], every)
+        check_share(batch["x"].shape[0], every, "interval_fraction")
         key_times, key_eps, key_guidance, *keys = jax.random.split(key, 6)
         key_label, key_flow, key_interval = keys
         x_0, condition = batch["x"], batch_condition(batch)

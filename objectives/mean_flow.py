@@ -46,14 +46,12 @@ from fewstep.diffusion.guidance import (
     Predict,
     drop_labels,
     extrapolate,
-    guide,
     null_condition,
 )
 from fewstep.diffusion.path import align
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS, TimeSampler, logit_normal_times
 from fewstep.models.model import Model, check_flow_map
 from fewstep.objectives.average_velocity import (
-    check_rows,
     ordered_times,
     solve,
     velocity_error,
@@ -70,7 +68,7 @@ from fewstep.objectives.base import (
 )
 from fewstep.objectives.consistency import Draw
 from fewstep.objectives.needs import needs
-from fewstep.objectives.rows import rows_per_share
+from fewstep.objectives.rows import check_share, rows_per_share
 from fewstep.objectives.sampling import learned_guidance, sample_fn
 from fewstep.parts import Entry, Part
 
@@ -119,7 +117,7 @@ def teacher_velocity(
     mixing: float,
 ) -> Array:
     """v_g of the frozen teacher, which is that of the null class where the label was dropped."""
-    teacher = guide(partial(model.predict, networks["teacher"]), scale)
+    teacher = model.guide_teacher(partial(model.predict, networks["teacher"]), scale)
     return teacher(draw.x_t, draw.t, draw.t, given)
 
 
@@ -183,7 +181,7 @@ def mean_flow(
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
-        check_rows(batch["x"].shape[0], every)
+        check_share(batch["x"].shape[0], every, "interval_fraction")
         key_times, key_eps, key_label, key_flow, key_interval = jax.random.split(key, 5)
         x_0, condition = batch["x"], batch_condition(batch)
         t, s = ordered_times(sampler, key_times, x_0.shape[0])

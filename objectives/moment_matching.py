@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, Predict, guide
+from fewstep.diffusion.guidance import Condition, Predict
 from fewstep.diffusion.path import Path, align
 from fewstep.diffusion.spacing import SPACINGS, Spacing, uniform_spacing
 from fewstep.models.model import LEAST_ALPHA_ONE_STEP, Model, check_decoding
@@ -134,7 +134,7 @@ def regularised_fake_loss(model: Model, guidance_scale: float) -> LossFn:
         z_s = model.path.interpolate(x_g, eps, s)
         fake = model.predict(params, z_s, s, s, condition, train=True, rng=key_dropout)
         denoising, metrics = prediction_loss(model, fake, x_g, eps, s)
-        teacher = guide(partial(model.predict, networks["teacher"]), guidance_scale)
+        teacher = model.guide_teacher(partial(model.predict, networks["teacher"]), guidance_scale)
         apart = per_example(squared_error(fake, teacher(z_s, s, s, condition)))
         return denoising + apart, metrics | {"teacher_gap": mean_metric(apart)}
 

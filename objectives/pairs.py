@@ -27,7 +27,7 @@ def add_regression(loss: LossFn, generator: Generator, weight: float, distance: 
         x_g = generator.generate(
             params, pairs["eps"], {"label": pairs["label"]}, train=True, rng=key_dropout
         )
-        apart = distance(x_g, pairs["x_0"])
+        apart = distance.given(networks)(x_g, pairs["x_0"])
         return rows + weight * apart, {**metrics, "regression": mean_metric(apart)}
 
     return regularised

@@ -42,9 +42,12 @@ Where the paper, its code and this file differ:
   [-1, 1].
 * A `guidance_scale` other than 1 guides the first teacher. The first student learns the guided
   prediction and later ones inherit it, so only the first stage computes guidance.
+* With `guidance_range` each row draws a scale, which is an input of all students. From a teacher
+  that takes the scale as an input (guidance_distillation.py) this is stage two of Meng et al. 2023.
+  Their w is ours minus 1, and they also sample with noise between the steps; here DDIM alone.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated
 
@@ -52,7 +55,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.guidance import Condition, Predict, guide
+from fewstep.diffusion.guidance import Condition, Predict, draw_scale
 from fewstep.diffusion.path import Path, align
 from fewstep.diffusion.prediction import Denoise
 from fewstep.diffusion.spacing import SPACINGS, Spacing, uniform_spacing
@@ -70,10 +73,11 @@ from fewstep.objectives.base import (
     noise_level_means,
     per_example,
 )
+from fewstep.objectives.consistency import check_guidance_range
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.followers import keep_unchanged
 from fewstep.objectives.needs import needs
-from fewstep.objectives.sampling import learned_guidance, sample_fn
+from fewstep.objectives.sampling import Guidance, learned_guidance, sample_fn
 from fewstep.objectives.stages import Stage, stage_index
 from fewstep.parts import RUN_LENGTH, Entry, Part
 from fewstep.samplers.grids import StepsError, time_grid
@@ -88,7 +92,7 @@ WEIGHTINGS: dict[str, Weighting] = {
 }
 
 
-@needs()
+@needs(guidance_input=lambda guidance_range: bool(guidance_range))
 def progressive(
     model: Model,
     *,
@@ -97,6 +101,7 @@ def progressive(
     weighting: Annotated[Weighting, Entry(WEIGHTINGS)] = WEIGHTINGS["truncated_snr"],
     spacing: Annotated[Spacing | None, Part(SPACINGS, on_path=True)] = None,
     guidance_scale: float = 1.0,
+    guidance_range: Sequence[float] = (),
 ) -> Objective:
     """The progressive-distillation objective; starts from a teacher of the same model.
 
@@ -105,22 +110,26 @@ def progressive(
         (the paper: M = 4,096 on CIFAR-10 and 512 on other data).
     weighting: w(t), the weight of the error of x_0.
     spacing: spacing of the sampling steps, uniform in the path's time by default.
-    guidance_scale: guidance of the first teacher, form A.
+    guidance_scale: guidance of the first teacher, form A; with guidance_range the default of
+        sampling.
+    guidance_range: (low, high) of the scales that condition the students, or ().
     """
     check_decoding(model, LEAST_ALPHA_ONE_STEP)
+    check_guidance_range(guidance_range, guidance_scale)
     stages = halving_stages(max_steps, total_steps)
     spacing = spacing or uniform_spacing(model.path)
 
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
-        key_t, key_eps, key_dropout = jax.random.split(key, 3)
-        x_0, condition = batch["x"], batch_condition(batch)
+        key_t, key_eps, key_dropout, key_scale = jax.random.split(key, 4)
+        x_0, condition = batch["x"], draw_scale(key_scale, batch_condition(batch), guidance_range)
         stage = stage_index(stages, step)
         t, middle, s = draw_times(key_t, x_0.shape[0], max_steps >> stage, spacing)
         x_t = model.path.interpolate(x_0, jax.random.normal(key_eps, x_0.shape), t)
         predict = partial(model.predict, networks["teacher"])
-        predict = guide_first_stage(predict, guidance_scale, stage)
+        guided = model.guide_teacher(predict, condition.get("guidance_scale", guidance_scale))
+        predict = in_first_stage(guided, predict, stage)
         denoise = model.denoiser(predict, condition)
         target = two_step_target(denoise, model.path, x_t, t, middle, s)
         ends = model.endpoints(params, x_t, t, condition, train=True, rng=key_dropout)
@@ -130,7 +139,9 @@ def progressive(
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={"teacher": Follower("network", keep_unchanged, restarts=True)},
-        sample=ddim_sampler(model, spacing, max_steps, guidance_scale),
+        sample=ddim_sampler(
+            model, spacing, max_steps, learned_guidance(guidance_scale, guidance_range)
+        ),
         guidance_scale=guidance_scale,
         needs_teacher=True,
         stages=stages,
@@ -159,11 +170,10 @@ def draw_times(key: Key, count: int, steps: Array, spacing: Spacing) -> tuple[Ar
     return tuple(spacing.time((i - part) / steps) for part in (0.0, 0.5, 1.0))
 
 
-def guide_first_stage(predict: Predict, scale: float, stage: Array) -> Predict:
-    """`predict` with guidance in the first stage only; `predict` itself at scale 1."""
-    if scale == 1.0:
+def in_first_stage(guided: Predict, predict: Predict, stage: Array) -> Predict:
+    """`guided` in the first stage, `predict` in the others; no branch if they are the same."""
+    if guided is predict:
         return predict
-    guided = guide(predict, scale)
 
     def either(x: Array, t: Array, s: Array, condition: Condition) -> Array:
         return jax.lax.cond(stage == 0, guided, predict, x, t, s, dict(condition))
@@ -194,7 +204,7 @@ def two_step_target(
     return jnp.where(align(middle == s, x_t), first.x_0, mean)
 
 
-def ddim_sampler(model: Model, spacing: Spacing, max_steps: int, trained_scale: float) -> SampleFn:
+def ddim_sampler(model: Model, spacing: Spacing, max_steps: int, guidance: Guidance) -> SampleFn:
     """Sampling by DDIM in a power of two of steps; `Stage` has the number of each network."""
 
     def check_steps(steps: int) -> None:
@@ -208,4 +218,4 @@ def ddim_sampler(model: Model, spacing: Spacing, max_steps: int, trained_scale: 
         denoise = model.denoiser(predict, condition)
         return ddim()(denoise, model.path, model.path.prior(eps), time_grid(spacing, steps), keys)
 
-    return sample_fn(model.predict, solve, learned_guidance(trained_scale), check_steps)
+    return sample_fn(model.predict, solve, guidance, check_steps)

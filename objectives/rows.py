@@ -36,3 +36,12 @@ def rows_per_share(share: float, field: str) -> int:
             f"objective.{field} must be one over an integer of 2 or more (0.25, 0.125), not {share}"
         )
     return round(inverse)
+
+
+def check_share(rows: int, every: int, field: str) -> None:
+    """Raises ValueError that names the field unless `every` divides the rows."""
+    if rows % every:
+        raise ValueError(
+            f"{rows} rows, batch_size / micro_batches, with objective.{field}=1/{every} "
+            f"do not divide; use a multiple of {every}"
+        )

@@ -21,9 +21,11 @@ Guidance = Callable[[Any, float, int], BoundNetwork]
 Solve = Callable[[Any, Array, Condition, Array, int], Array]
 
 
-def sampling_guidance(predict: Predict, scale: float, steps: int) -> Predict:
+def sampling_guidance(
+    predict: Predict, scale: float, steps: int, channels: int | None = None
+) -> Predict:
     """Guides the network while sampling, at any scale (`diffusion.guidance.guide`)."""
-    return guide(predict, scale)
+    return guide(predict, scale, channels)
 
 
 def learned_guidance(scale: float, guidance_range: Sequence[float] = ()) -> Guidance:

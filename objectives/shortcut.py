@@ -39,24 +39,27 @@ Where the paper, its code and this file differ:
   detached.
 * Guidance acts where the half step is the finest size, and larger steps inherit it, as in the code.
   Bootstrap rows keep their labels, and only the finest size is evaluated for the null class.
+* With `guidance_range` each row draws a scale, which is an input of the network. The targets of a
+  row are guided by its own scale, so no scale is fixed before training. The finest size learns to
+  ignore the input, because the targets of flow rows have no guidance. The paper has one scale.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Annotated, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
 from fewstep.diffusion.guidance import (
     Condition,
     Predict,
+    check_trained_scale,
+    draw_scale,
     drop_labels,
-    extrapolate,
     guide,
-    null_condition,
+    guide_rows,
 )
 from fewstep.diffusion.path import align
 from fewstep.diffusion.spacing import uniform_spacing
@@ -83,11 +86,17 @@ from fewstep.objectives.base import (
     mean_metric,
     noise_level_means,
 )
-from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
+from fewstep.objectives.consistency import check_guidance_range
+from fewstep.objectives.distances import (
+    DISTANCES,
+    Distance,
+    check_compares_any,
+    squared_l2,
+)
 from fewstep.objectives.followers import constant_ema, warmed_ema
 from fewstep.objectives.needs import needs
 from fewstep.objectives.rows import merge_rows, rows_per_share, split_rows
-from fewstep.objectives.sampling import sample_fn
+from fewstep.objectives.sampling import condition_on_scale, sample_fn
 from fewstep.parts import Entry, Part
 from fewstep.samplers.flow_map import jump
 from fewstep.samplers.grids import StepsError, time_grid
@@ -128,21 +137,6 @@ def bootstrap_target(
     return 0.5 * (first + second)
 
 
-def guide_rows(velocity: AverageVelocity, rows: np.ndarray, scale: float) -> AverageVelocity:
-    """`velocity` with guidance on these rows, in one evaluation; `velocity` itself at scale 1."""
-    if scale == 1.0:
-        return velocity
-
-    def guided(x: Array, t: Array, s: Array, condition: Condition) -> Array:
-        inputs = (x, t, s, condition)
-        null = jax.tree.map(lambda a: a[rows], (x, t, s, null_condition(condition)))
-        both = jax.tree.map(lambda a, b: jnp.concatenate([a, b]), inputs, null)
-        conditional, null = jnp.split(velocity(*both), [x.shape[0]])
-        return conditional.at[rows].set(extrapolate(conditional[rows], null, scale))
-
-    return guided
-
-
 def check_shortcut_fields(model: Model, max_steps: int) -> None:
     """Raises ValueError for a field out of range, or a model that the method cannot train."""
     if max_steps < 2 or max_steps & (max_steps - 1):
@@ -150,10 +144,13 @@ def check_shortcut_fields(model: Model, max_steps: int) -> None:
     check_flow_map(model)
 
 
-def jump_sampler(model: Model, max_steps: int, trained_scale: float) -> SampleFn:
+def jump_sampler(
+    model: Model, max_steps: int, trained_scale: float, guidance_range: Sequence[float] = ()
+) -> SampleFn:
     """Sampling by jumps of 1 / steps from noise to data, in a power of two of steps.
 
-    Only sampling in max_steps applies guidance; larger jumps have learned the scale of training.
+    Only sampling in max_steps applies guidance. Larger jumps have learned the scale of training, or
+    take a scale of guidance_range as an input.
     """
 
     def check_steps(steps: int) -> None:
@@ -164,9 +161,12 @@ def jump_sampler(model: Model, max_steps: int, trained_scale: float) -> SampleFn
             )
 
     def guidance(predict: Predict, scale: float, steps: int) -> Predict:
+        if guidance_range:
+            check_trained_scale(scale, trained_scale, guidance_range)
+            predict = condition_on_scale(predict, scale)
         if steps == max_steps:
             return guide(predict, scale)
-        if scale != trained_scale:
+        if scale != trained_scale and not guidance_range:
             raise ValueError(
                 f"this shortcut model was trained with guidance scale {trained_scale:g}, which its "
                 f"steps larger than 1/{max_steps} have inherited; {scale:g} is possible "
@@ -218,7 +218,7 @@ def regression_loss(
     return loss
 
 
-@needs(second_time="step_size")
+@needs(second_time="step_size", guidance_input=lambda guidance_range: bool(guidance_range))
 def shortcut(
     model: Model,
     *,
@@ -230,6 +230,7 @@ def shortcut(
     time_sampler: Annotated[TimeSampler | None, Part(TIME_SAMPLERS, on_path=True)] = None,
     label_dropout: float = 0.1,
     guidance_scale: float = 1.0,
+    guidance_range: Sequence[float] = (),
     distance: Annotated[Distance | None, Part(DISTANCES)] = None,
 ) -> Objective:
     """The shortcut objective.
@@ -242,12 +243,17 @@ def shortcut(
     target_warmup: whether this decay warms up.
     time_sampler: distribution of t in flow rows, uniform by default.
     label_dropout: probability of the null class in flow rows.
-    guidance_scale: guidance of the bootstrap targets, form A (1.5 on ImageNet in the paper).
+    guidance_scale: guidance of the bootstrap targets, form A (1.5 on ImageNet in the paper); with
+        guidance_range the default of sampling.
+    guidance_range: (low, high) of the scales that condition the network, or ().
     distance: between the network and its target, squared L2 by default as in the paper. Only for
         squared L2 is the minimiser of the flow rows the velocity; another distance has another
         fixed point.
     """
     check_shortcut_fields(model, max_steps)
+    check_guidance_range(guidance_range, guidance_scale)
+    distance = distance or squared_l2()
+    check_compares_any(distance, "objective.distance", "velocities")
     path = model.path
     levels, every = (
         max_steps.bit_length() - 1,
@@ -258,33 +264,33 @@ def shortcut(
     finest = span / max_steps
 
     def flow_rows(batch: Batch, key: Key) -> Regression:
-        key_t, key_eps, key_label = jax.random.split(key, 3)
+        key_t, key_eps, key_label, key_scale = jax.random.split(key, 4)
         x_0 = batch["x"]
         t = time_sampler(key_t, x_0.shape[0])
         eps = jax.random.normal(key_eps, x_0.shape)
         condition = drop_labels(key_label, batch_condition(batch), label_dropout)
+        condition = draw_scale(key_scale, condition, guidance_range)
         x_t = path.interpolate(x_0, eps, t)
         return Regression(x_t, t, t - finest, condition, path.velocity(x_0, eps, t))
 
     def bootstrap_rows(target: Params, batch: Batch, key: Key) -> Regression:
-        key_t, key_eps = jax.random.split(key)
-        x_0, condition = batch["x"], batch_condition(batch)
+        key_t, key_eps, key_scale = jax.random.split(key, 3)
+        x_0, condition = batch["x"], draw_scale(key_scale, batch_condition(batch), guidance_range)
         row_levels = leftover_rows(x_0.shape[0], levels)
         fraction, share = dyadic_steps(key_t, row_levels)
         t, size = path.t_min + span * fraction, span * share
         x_t = path.interpolate(x_0, jax.random.normal(key_eps, x_0.shape), t)
         guided = np.flatnonzero(row_levels == levels - 1)
-        velocity = guide_rows(partial(model.predict, target), guided, guidance_scale)
+        scale = condition.get("guidance_scale", guidance_scale)
+        velocity = guide_rows(partial(model.predict, target), guided, scale)
         u_target = bootstrap_target(velocity, x_t, t, size, condition)
         return Regression(x_t, t, t - size, condition, u_target)
 
-    loss = regression_loss(
-        model, flow_rows, bootstrap_rows, every, levels, distance or squared_l2()
-    )
+    loss = regression_loss(model, flow_rows, bootstrap_rows, every, levels, distance)
     update = warmed_ema(target_decay) if target_warmup else constant_ema(target_decay)
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={"target": Follower("network", update)},
-        sample=jump_sampler(model, max_steps, guidance_scale),
+        sample=jump_sampler(model, max_steps, guidance_scale, guidance_range),
         guidance_scale=guidance_scale,
     )

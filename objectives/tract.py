@@ -62,7 +62,7 @@ from fewstep.objectives.needs import needs
 from fewstep.objectives.progressive import (
     WEIGHTINGS,
     Weighting,
-    guide_first_stage,
+    in_first_stage,
     two_step_target,
 )
 from fewstep.objectives.sampling import learned_guidance, sample_fn
@@ -111,7 +111,7 @@ def tract(
         t = times[0]
         x_t = path.interpolate(x_0, jax.random.normal(key_eps, x_0.shape), t)
         teacher, target = (partial(model.predict, networks[n]) for n in ("teacher", "target"))
-        teacher = guide_first_stage(teacher, guidance_scale, stage)
+        teacher = in_first_stage(model.guide_teacher(teacher, guidance_scale), teacher, stage)
         denoise, jump = (model.denoiser(predict, condition) for predict in (teacher, target))
         x_target = two_step_target(denoise, path, x_t, *times, second_denoise=jump)
         ends = model.endpoints(params, x_t, t, condition, train=True, rng=key_dropout)

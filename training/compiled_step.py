@@ -16,6 +16,7 @@ from fewstep.training.sharding import (
     put_batches,
     replicated_sharding,
     tree_shardings,
+    with_shardings,
 )
 from fewstep.training.state import initial_state
 from fewstep.training.step import NO_METRICS, Observe, train_step
@@ -59,11 +60,7 @@ def abstract_state(
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state; allocates nothing."""
     shapes = jax.eval_shape(lambda: initial_state(objective, optimizers, seed, frozen))
-    return jax.tree.map(
-        lambda shape, sharding: jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding),
-        shapes,
-        tree_shardings(shapes, mesh),
-    )
+    return with_shardings(shapes, mesh)
 
 
 def create_state(
@@ -166,6 +163,6 @@ def restore_or_create(training: Training, workdir: Path) -> TrainState:
     state = restore.newest_state(workdir, abstract)
     if state is None:
         state = create_state(objective, optimizers, seed, frozen, mesh)
-    for name in set(frozen) - set(objective.frozen):
+    for name in set(frozen) - set(objective.read_only):
         del frozen[name]
     return state

@@ -118,7 +118,7 @@ def build_model(config: ConfigDict) -> Model:
             f"path.name=ve needs prediction.kind=F, which scales the network's input; "
             f"with {kind.name} it would see noise of standard deviation {path.t_max:g}"
         )
-    return Model(network, path, kind)
+    return Model(network, path, kind, tuple(config.teacher_scales))
 
 
 def build_kind(name: str, sigma_data: float | None) -> Kind:

@@ -5,7 +5,7 @@ are the teacher's, whatever the config file sets: `sim` with a flow_matching tea
 linear path and predicts velocity.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 
 from ml_collections import ConfigDict
 
@@ -14,6 +14,7 @@ from fewstep.messages import Difference, differences
 from fewstep.training.experiment import Experiment
 from fewstep.training.storage.identity import as_dict, flatten_fields
 from fewstep.training.teacher import FREE, disagreements
+from fewstep.training.teacher_scales import accepted_scales
 
 GROUPS = ("data", "codec", "model", "path", "prediction")
 # Fields of these groups that stay the student's: what its method needs of the network, how the
@@ -25,6 +26,8 @@ OWN += ("data.label_shares", "data.local_dir", "data.on_device")
 # student has no other.
 COMPUTED = tuple(field for field in FREE if field.startswith("model."))
 GRID = "spacing"  # field of objectives; the name "" stands for the spacing of the teacher
+RANGE = "guidance_range"
+SCALES = (RANGE, "guidance_scale")
 OPEN = (None, "", 0, -1)  # values of fields that a config leaves open
 
 
@@ -47,6 +50,24 @@ def inherit(config: ConfigDict, source: ConfigDict, given: Collection[str] = ())
                     config[group][field] = value
     if takes_grid(config, source, given):
         config.objective[GRID].update(source.objective[GRID])
+    return with_scales(config, accepted_scales(source), source, given)
+
+
+def with_scales(
+    config: ConfigDict, scales: Sequence[float], source: ConfigDict, given: Collection[str]
+) -> ConfigDict:
+    """The config of a student whose teacher takes guidance scales of this range, or ().
+
+    A method that can take scales as an input takes those of the teacher, unless it has a range, or
+    the user sets a scale. source, given: as for `inherit`.
+    """
+    config = config.copy_and_resolve_references()
+    objective = config.objective
+    asked = any(is_given(f"objective.{name}", given) for name in SCALES)
+    with config.ignore_type():
+        config.teacher_scales = tuple(scales)
+        if scales and RANGE in objective and not objective[RANGE] and not asked:
+            objective.update({name: source.objective[name] for name in SCALES})
     return config
 
 

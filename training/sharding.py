@@ -219,6 +219,15 @@ def tree_shardings(tree: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(sharding, tree)
 
 
+def with_shardings(shapes: Any, mesh: Mesh) -> Any:
+    """Shapes and dtypes of a tree, with the sharding of each leaf."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        shapes,
+        tree_shardings(shapes, mesh),
+    )
+
+
 def put_batch(batch: Any, mesh: Mesh) -> Any:
     """A batch as global arrays split over the mesh. batch: this process's rows of it."""
     return put_rows(batch, batch_sharding(mesh))

@@ -25,7 +25,9 @@ from fewstep.training.pairs import teacher_pairs
 from fewstep.training.posteriors import draw_latents
 from fewstep.training.resident import load_images, load_moments
 
-TEACHER = "teacher"  # name of the teacher among the frozen networks
+# Names of the teacher among the frozen networks: as the student's network reads it, and as its own
+# sampler does.
+TEACHER, SAMPLED_TEACHER = "teacher", "sampled_teacher"
 Shape = tuple[int, ...]
 Part = Mapping[str, np.ndarray]
 
@@ -123,7 +125,7 @@ def open_pairs(supply: Supply) -> Stream:
     made = teacher_pairs(
         supply.folder,
         supply.taught,
-        supply.frozen[TEACHER],
+        supply.frozen[SAMPLED_TEACHER],
         supply.mesh,
         count=fields.count,
         steps=fields.steps,

@@ -21,12 +21,19 @@ from fewstep.objectives.base import Key, Objective, Params
 from fewstep.training.experiment import Experiment, rebuild, with_sampling_network
 from fewstep.training.location import Location, has_step, locate_teacher, parse_location
 from fewstep.training.networks import with_network_fields
-from fewstep.training.sharding import tree_shardings
-from fewstep.training.sources import TEACHER, reads_teacher, teacher_sources
+from fewstep.training.pairs import check_sampler
+from fewstep.training.sharding import with_shardings
+from fewstep.training.sources import (
+    SAMPLED_TEACHER,
+    TEACHER,
+    reads_teacher,
+    teacher_sources,
+)
 from fewstep.training.state import named_key, replace_parts
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import run_in_record
 from fewstep.training.storage.identity import as_dict, flatten_fields
+from fewstep.training.teacher_scales import at_one_scale, check_scales
 from fewstep.training.trees import leaves_by_path, put_leaves
 
 # Fields that must agree; otherwise the teacher's parameters would mean another function.
@@ -141,16 +148,21 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
     if predicts and not taught.objective.denoises:
         raise ValueError(
             f"teacher={config.teacher} was trained by {teacher.method}, which does not predict "
-            "data and noise at every time; use a run of flow_matching, edm, ddpm or trigflow"
+            "data and noise at every time; use a run of flow_matching, edm, ddpm, trigflow, "
+            "guidance or reflow"
         )
     if found:
         raise ValueError(
             f"teacher={config.teacher} is another model than this one: {'; '.join(found)}. Set "
             "these fields to the teacher's values, or train a teacher with this run's values"
         )
+    check_scales(config, teacher, experiment)
     fields = config.objective
     guided = fields.get("guidance_scale", 1.0) != 1.0 or bool(fields.get("guidance_range"))
-    if experiment.objective.needs_teacher and guided and not taught.guidable:
+    # A teacher's own sampler may have learned its scale; losses evaluate the null class.
+    knows = taught.guidable and ("label_dropout" in teacher.objective or not predicts)
+    knows = knows or bool(config.teacher_scales)
+    if experiment.objective.needs_teacher and guided and not knows:
         raise ValueError(
             f"teacher={config.teacher} does not know the null class, which guidance needs; train "
             "one with objective.label_dropout above 0, or use objective.guidance_scale=1"
@@ -239,12 +251,16 @@ def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, An
 
 
 def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, Params]:
-    """{"teacher": parameters} of config.teacher, sharded like the state; {} without a teacher.
+    """Parameters of config.teacher by name, sharded like the state; {} without a teacher.
 
-    Reads config.teacher_network, by default the network that samples in the teacher's run. Parts
-    that the teacher's network lacks, such as the input of the guidance scale, are initialized and
-    have no effect yet. Parts that only the teacher has are left out. Raises ValueError, before any
-    compilation, if the teacher is missing, cannot be read, or is another model.
+    "teacher" has the parts of the student's network. Parts that the teacher's lacks, such as the
+    input of the guidance scale, are initialized and have no effect yet. Parts that only the teacher
+    has are left out; without its input of the scale it computes objective.guidance_scale.
+    "sampled_teacher" is for the sources, as the teacher has it.
+
+    Reads config.teacher_network, by default the network that samples in the teacher's run. Raises
+    ValueError, before any compilation, if the teacher is missing, cannot be read, is another model,
+    or cannot make the pairs.
     """
     check_teacher_given(config, experiment)
     if not reads_teacher(experiment.objective):
@@ -256,20 +272,22 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
     teacher = rebuild(teacher_config, config.teacher)
     objective = teacher.objective
     abstract = abstract_params(objective.players[objective.generator].network, mesh)
+    sources = teacher_sources(experiment.objective)
+    if sources:
+        step = restore.saved_step(location.folder, location.step)
+        scale = experiment.objective.guidance_scale
+        check_sampler(config.teacher, teacher, abstract, step, config.pairs.steps, scale)
     params, _ = restore.restore_network(
         location.folder, teacher.sample_with, abstract, location.step
     )
-    return {TEACHER: adopt(params, experiment.model.network, config.seed, mesh)}
+    own = at_one_scale(params, config, experiment, mesh)
+    frozen = {TEACHER: adopt(own, experiment.model.network, config.seed, mesh)}
+    return frozen | ({SAMPLED_TEACHER: params} if sources else {})
 
 
 def abstract_params(network: Network, mesh: Mesh) -> Params:
     """Shapes, dtypes and shardings of a network's parameters."""
-    shapes = jax.eval_shape(network.init, jax.random.key(0))
-    return jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        shapes,
-        tree_shardings(shapes, mesh),
-    )
+    return with_shardings(jax.eval_shape(network.init, jax.random.key(0)), mesh)
 
 
 def adopt(params: Params, network: Network, seed: int, mesh: Mesh) -> Params:

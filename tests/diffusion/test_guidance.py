@@ -120,3 +120,13 @@ def test_a_student_knows_its_own_scale_or_its_range_with_both_ends():
     for scale in (0.99, 4.01):
         with pytest.raises(ValueError, match="outside 1 to 4"):
             check_trained_scale(scale, 1.5, (1.0, 4.0))
+
+
+def test_guidance_of_leading_channels_leaves_the_others_as_predicted():
+    path = PATHS["linear"]()
+    field = class_field(path)
+    conditional, guided = field(X, T, T, CONDITION), guide(field, 3.0)(X, T, T, CONDITION)
+    partly = guide(field, 3.0, channels=1)(X, T, T, CONDITION)
+    np.testing.assert_array_equal(partly[..., :1], guided[..., :1])
+    np.testing.assert_array_equal(partly[..., 1:], conditional[..., 1:])
+    assert float(jnp.abs(guided - conditional)[..., 1:].min()) > 1e-3

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.models.convnet import LAST_SIDE, convnet, convolutions
+from fewstep.models.convnet import LAST_SIDE, convnet, convolutions, feature_maps
 
 CLASSES = 3
 
@@ -30,8 +30,11 @@ def convolve(x, layer, stride):
 def test_against_numpy():
     model, params, x = make((14, 14, 3))
     params = jax.tree.map(lambda a: np.asarray(a) + np.float32(0.05), params)
-    h = silu(convolve(np.asarray(x), params["conv_0"], 2))
-    h = silu(convolve(h, params["conv_1"], 2)).reshape(len(x), -1)
+    maps = [silu(convolve(np.asarray(x), params["conv_0"], 2))]
+    maps.append(silu(convolve(maps[0], params["conv_1"], 2)))
+    for found, expected in zip(feature_maps(params, x), maps, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    h = maps[1].reshape(len(x), -1)
     hidden = h @ params["features"]["kernel"] + params["features"]["bias"]
     expected = np.where(hidden > 0, hidden, 0.2 * hidden)
     features, logits = model.apply(params, x)

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fewstep.models import NETWORKS
+from fewstep.models.conditioning import fix_guidance
 from fewstep.models.dit import SIZES, DiTSize
 from fewstep.models.network import check_inputs
 
@@ -218,3 +219,23 @@ def test_a_field_reaches_what_it_is_for(describe, name, field):
 def test_every_field_of_a_network_is_in_a_table(name):
     fields = set(inspect.signature(NETWORKS[name].build).parameters)
     assert fields - ELSEWHERE == {*ALL, *OWN[name]}
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+def test_a_network_at_one_guidance_scale_is_one_without_that_input(name, random_params):
+    reads = build(name, **NETWORK_FIELDS[name], guidance_input=True)
+    plain = build(name, **NETWORK_FIELDS[name])
+    params = random_params(jax.eval_shape(reads.init, jax.random.key(0)))
+    t = jnp.array([0.3, 0.8])
+    for scale in (1.0, 3.5):
+        condition = CONDITION | {"guidance_scale": jnp.full(2, scale)}
+        fixed = fix_guidance(params, scale)
+        chex.assert_trees_all_equal_shapes(fixed, jax.eval_shape(plain.init, jax.random.key(0)))
+        ours = plain.apply(fixed, POINTS[name], t, t, {"label": CONDITION["label"]})
+        np.testing.assert_allclose(
+            ours, reads.apply(params, POINTS[name], t, t, condition), rtol=1e-4, atol=1e-5
+        )
+    other = reads.apply(params, POINTS[name], t, t, CONDITION | {"guidance_scale": jnp.ones(2)})
+    assert np.abs(ours - other).max() > 1e-3
+    # Parameters without that input stay as they are.
+    chex.assert_trees_all_equal(fix_guidance(fixed, 2.0), fixed)

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from fewstep.modes.draws import choose_labels, choose_pairs, sibling_path
+from fewstep.modes.draws import MANY, choose_labels, choose_pairs, many_steps, sibling_path
+from tests.training.runs import small_experiment
 
 NAMES = ("ant", "cat", "0-1", "dog")
 
@@ -71,3 +72,8 @@ def test_pairs_that_are_none_are_refused(seeds, labels, classes, grid, message):
 def test_what_lies_beside_a_draw_has_its_name(tmp_path, monkeypatch, out, beside):
     monkeypatch.chdir(tmp_path)
     assert sibling_path(Path(out), ".png") == Path(beside.format(tmp_path.resolve()))
+
+
+@pytest.mark.parametrize(("method", "steps"), [("guidance", MANY), ("reflow", None), ("cd", None)])
+def test_a_denoiser_needs_many_steps_unless_pairs_have_made_it_straight(method, steps):
+    assert many_steps(small_experiment(method)[1].objective) == steps

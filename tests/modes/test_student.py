@@ -139,3 +139,17 @@ def test_a_missing_teacher_is_named_with_its_run_and_its_old_place(runs, tmp_pat
     assert message.startswith(f"teacher={tmp_path / 'typo'}: no run is there, and none nearby is")
     assert f"which was at {teacher}@5 (run {id}, ema_0.999 with fingerprint " in message
     assert message.endswith("name its new place by --config.teacher=WORKDIR")
+
+
+@pytest.mark.parametrize("scales", [(), (1.0, 5.0)])
+def test_a_student_that_goes_on_keeps_the_scales_that_its_teacher_takes(scales):
+    # Its own range is not its teacher's: a plain teacher is guided from outside.
+    fields = {"teacher": "runs/x", "objective.guidance_range": (1.5, 4.0), "teacher_scales": scales}
+    fields |= {"objective.guidance_scale": 2.0}
+    recorded = with_network_fields(small_config("progressive", **fields))
+    own = {k: v for k, v in fields.items() if not scales or "guidance" not in k}
+    asked = small_config("progressive", **own | {"teacher_scales": ()})
+    config = keep_inherited(Request(config=asked, workdir=None, given=()), recorded)
+    assert config.teacher_scales == scales
+    assert config.objective.guidance_range == (1.5, 4.0)
+    assert config.objective.guidance_scale == 2.0

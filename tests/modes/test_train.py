@@ -108,6 +108,7 @@ FIELDS = {
     "watchdog.exit_after": (7.0, "loop.exit_after"),
     "watchdog.disk_speed": (7.0, "loop.disk_speed"),
     "log.every": (7, "loop.log"),
+    "log.to": (("csv",), "loop.log_to"),
     "evaluate.every": (6, "loop.evaluate"),
     "evaluate.steps": ((1, 4), "results.steps sampler.steps way.steps"),
     "evaluate.features": ("classifier", "measures.features"),

@@ -71,6 +71,7 @@ VALUES = {
     "generator": (None, particles((DIMENSION,), ROWS)),
     "guidance_interval": ((0.1, 0.8), (0.2, 0.9)),
     "guidance_range": ((1.5, 4.0), (2.0, 6.0)),
+    "guided_channels": (1, None),
     "guidance_scale": (2.0, 3.0),
     "initial_decay": (0.8, 0.6),
     "interval_fraction": (0.25, 0.5),
@@ -79,6 +80,7 @@ VALUES = {
     "label_dropout": (0.3, 0.7),
     "least_steps": (1, 2),
     "leftover_rows": (ROW_LEVELS["largest"], ROW_LEVELS["coarse"]),
+    "live_fraction": (0.25, 0.5),
     "max_steps": (4, 8),
     "mixing": (0.3, 0.6),
     "normalize": (True, False),
@@ -86,6 +88,7 @@ VALUES = {
     "q": (1.5, 1.8),
     "regression_distance": (huber(0.2), norm(1.5)),
     "regression_weight": (0.4, 0.7),
+    "rollout_steps": (2, 3),
     "sample_times": tuple(
         ModelPart(
             lambda model, u=u: tuple(
@@ -134,7 +137,15 @@ OWN_VALUES = {
 # have a part that a field turns off.
 CASES = {name: (name, {}) for name in TESTED} | {
     "taught mean flow": ("mean_flow", {"velocity": VELOCITIES["teacher"], "mixing": 0.0}),
-    "unguided shortcut": ("shortcut", {"guidance_scale": 1.0, "target_warmup": False}),
+    "shortcut": ("shortcut", {"guidance_range": ()}),
+    "shortcut of every scale": ("shortcut", {}),
+    "unguided shortcut": (
+        "shortcut",
+        {"guidance_scale": 1.0, "guidance_range": (), "target_warmup": False},
+    ),
+    "progressive": ("progressive", {"guidance_range": ()}),
+    "progressive of every scale": ("progressive", {}),
+    "live reflow of itself": ("live_reflow", {"target_decay": 0.0}),
     "plain distillation": (
         "consistency_distillation",
         {"guidance_range": (), "target_decay": 0.0},
@@ -155,6 +166,8 @@ CASES = {name: (name, {}) for name in TESTED} | {
 }
 MODELS = {
     "denoising": ("ve", "F"),  # a path that does not end at the data
+    "guidance_distillation": ("ve", "F"),
+    "reflow": ("ve", "F"),
     "consistency_distillation": ("vp_cosine", "velocity"),
     "consistency_training": ("ve", "F"),
     "consistency_trajectory": ("ve", "F"),
@@ -196,13 +209,13 @@ def field_value(case, field, other=False):
     return another if own.get(field, value) == value else value
 
 
-def assemble(case, wrap=lambda network: network, **changed):
+def assemble(case, wrap=lambda network: network, teacher_scales=(), **changed):
     """The case with some fields changed. wrap: network -> network, applied to its network."""
     name, _ = CASES[case]
     fields = {field: field_value(case, field) for field in field_names(case)} | changed
     path, kind = MODELS.get(name, ("linear", "velocity"))
     network = responsive_network(**network_needs(OBJECTIVES[name], fields))
-    model = Model(wrap(network), PATHS[path](), KINDS[kind])
+    model = Model(wrap(network), PATHS[path](), KINDS[kind], teacher_scales)
     fields = {k: v.build(model) if isinstance(v, ModelPart) else v for k, v in fields.items()}
     objective = OBJECTIVES[name](model, **fields)
     return Case(model, objective, distinct_params(objective, model))

@@ -138,8 +138,8 @@ class Step(NamedTuple):
     record: Record
 
 
-def take_step(name, monkeypatch):
-    """One training step of a case, recorded."""
+def take_step(name, monkeypatch, **fields):
+    """One training step of a case, recorded. fields: as for `assemble`."""
     record = Record()
     # A period of 1, because any other makes a branch, which is compiled.
     changed = {"fake_score_updates": 1} if "fake_score_updates" in field_names(name) else {}
@@ -149,7 +149,7 @@ def take_step(name, monkeypatch):
             changed[field] = ModelPart(
                 lambda m, own=own, f=field: record.record_times(f, own.build(m))
             )
-    case = assemble(name, record.record_network, **changed)
+    case = assemble(name, record.record_network, **changed, **fields)
     objective = case.objective
     record.names = list(case.networks)
     networks = {

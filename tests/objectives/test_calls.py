@@ -26,7 +26,8 @@ from tests.objectives.recorded import Record, take_step
 
 # phase -> calls in it, "NETWORK MODE LABELS". The phase is "share" or the player whose loss it is.
 # MODE: "trains" with dropout, "rests" without. LABELS: "kept", "dropped" at the rate of the field,
-# "null" for none, "guided" with a null row for every row, "guided in part" for some, "of pairs".
+# "null" for none, "guided" with a null row for every row, "guided in part" for some, "guided
+# dropped" for both, "of pairs".
 CALLS = {
     "denoising": {"network": ["network trains dropped"]},
     # The target makes the two half steps of the bootstrap rows.
@@ -78,6 +79,18 @@ CALLS = {
         "share": ["network trains kept"],
         "network": ["teacher rests kept"] * 4,
     },
+    "progressive of every scale": {"network": ["teacher rests kept"] * 2 + ["network trains kept"]},
+    "shortcut of every scale": {
+        "network": ["target rests guided in part"] * 2 + ["network trains dropped"]
+    },
+    "guidance_distillation": {
+        "network": ["teacher rests guided dropped", "network trains dropped"]
+    },
+    "direct": {"network": ["network trains of pairs"]},
+    "reflow": {"network": ["network trains of pairs"]},
+    # A rollout is a loop, which calls the network once as it is traced.
+    "live_reflow": {"network": ["target rests guided", "network trains dropped"]},
+    "live reflow of itself": {"network": ["network rests guided", "network trains dropped"]},
     # Guidance, flow rows, and rows with an interval.
     "mean_flow": {
         "network": ["network rests null", "network rests kept"] + ["network trains dropped"] * 2
@@ -113,9 +126,11 @@ SAME_MASK = {
     "consistency_trajectory",
 }
 # Objectives whose network reads an earlier time.
-SHORTCUTS = ("shortcut", "unguided shortcut")
+SHORTCUTS = ("shortcut", "shortcut of every scale", "unguided shortcut")
+LIVE = ("live_reflow", "live reflow of itself")
 SECOND_TIMES = (
     *SHORTCUTS,
+    *LIVE,
     "mean_flow",
     "taught mean flow",
     "improved_mean_flow",
@@ -129,7 +144,14 @@ HALVED = ("parameter_matching",)
 TIMES = {
     "denoising": {("network", "network"): "time_sampler"},
     "shortcut": {("network", "network"): "time_sampler"},
+    "shortcut of every scale": {("network", "network"): "time_sampler"},
     "unguided shortcut": {("network", "network"): "time_sampler"},
+    "guidance_distillation": {
+        ("network", "network"): "time_sampler",
+        ("network", "teacher"): "time_sampler",
+    },
+    "reflow": {("network", "network"): "time_sampler"},
+    "live_reflow": {("network", "network"): "time_sampler"},
     "consistency_tuning": {("network", "network"): "time_sampler"},
     "continuous_training": {("network", "network"): "time_sampler"},
     "continuous_distillation": {
@@ -163,11 +185,13 @@ def steps():
 def label_treatment(call, batch, every=1):
     """The labels of a call compared with those of the batch, in the words of CALLS."""
     pairs = batch.get("pairs", {"label": None})["label"]
-    rest = np.delete(batch["label"], np.s_[::every])
-    repeats = len(call.label) // len(batch["label"])
-    if np.array_equal(call.label, np.repeat(batch["label"], repeats)):
+    kept = batch.get("label", pairs)
+    rest = np.delete(kept, np.s_[::every])
+    if "label" in batch and np.array_equal(
+        call.label, np.repeat(kept, len(call.label) // len(kept))
+    ):
         return "kept"
-    for labels, word in ((batch["label"], "kept"), (pairs, "of pairs")):
+    for labels, word in ((batch.get("label"), "kept"), (pairs, "of pairs")):
         for own in () if labels is None else (labels, labels[::every], rest):
             if not len(own):
                 continue
@@ -177,6 +201,9 @@ def label_treatment(call, batch, every=1):
                 return {0.0: word, 1.0: "guided"}.get(share, "guided in part")
     if all(call.label == -1):
         return "null"
+    half, null = np.split(call.label, 2) if len(call.label) == 2 * len(kept) else ((), ())
+    if len(half) and all(null == -1) and np.all((half == kept) | (half == -1)):
+        return "guided dropped"
     for own in (batch["label"], batch["label"][::every], rest):
         if len(own) == len(call.label) and np.all((call.label == own) | (call.label == -1)):
             return "dropped"
@@ -187,7 +214,7 @@ def row_period(name):
     """Rows per row of the smaller part, or 1 for a case whose rows are all alike."""
     if name in HALVED:
         return 2
-    for field in ("bootstrap_fraction", "interval_fraction"):
+    for field in ("bootstrap_fraction", "interval_fraction", "live_fraction"):
         if field in field_names(name):
             return round(1 / field_value(name, field))
     return 1
@@ -220,7 +247,7 @@ def test_networks_are_called_in_their_mode_with_their_labels(name, steps):
 def test_labels_are_dropped_at_the_rate_of_the_field(name, steps):
     step = steps(name)
     null = np.concatenate([call.label == -1 for call in step.calls if call.train])
-    if name in SHORTCUTS:
+    if name in (*SHORTCUTS, *LIVE):
         assert not null[:: row_period(name)].any()  # bootstrap rows keep theirs
         null = np.delete(null, np.s_[:: row_period(name)])
     rate = field_value(name, "label_dropout")
@@ -313,14 +340,22 @@ def test_a_network_with_that_input_gets_a_scale_of_the_range(name, steps):
         assert all(call.scale is None for call in step.calls)
         return
     low, high = field_value(name, "guidance_range")
-    first, *others = (call.scale[:ROWS] for call in step.calls)
-    assert all(np.array_equal(first, other) for other in others)
+    first = next(call.scale for call in step.calls if call.train)
+    # All calls of a row have its scale; a target's are those of its own rows.
+    own = first[:: row_period(name)]
+    others = [call.scale[: len(own)] for call in step.calls if not call.train]
+    assert all(np.array_equal(own, other) for other in others)
     assert low <= first.min() < low + 0.05 and high - 0.05 < first.max() <= high
     assert first.mean() == pytest.approx(0.5 * (low + high), abs=correlation_bound(5, ROWS))
 
 
 # Cases whose sampler applies guidance, and their numbers of steps. Others have learned guidance.
-GUIDED_SAMPLERS = {"denoising": (1, 2, 4, 8), "shortcut": (8,)}
+GUIDED_SAMPLERS = {
+    "denoising": (1, 2, 4, 8),
+    "shortcut": (8,),
+    "shortcut of every scale": (8,),
+    **dict.fromkeys(LIVE, (2, 4, 8)),
+}
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -344,3 +379,17 @@ def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch
         ] * steps
         if case.model.network.guidance_input:
             assert all((call.scale == scale).all() for call in calls)
+
+
+GUIDED_TEACHERS = [
+    name
+    for name, phases in CALLS.items()
+    if any(call.startswith("teacher rests guided") for calls in phases.values() for call in calls)
+]
+
+
+@pytest.mark.parametrize("name", GUIDED_TEACHERS)
+def test_a_teacher_that_takes_the_scale_as_an_input_is_called_once_a_row(name, monkeypatch):
+    step = take_step(name, monkeypatch, teacher_scales=(1.0, 9.0))
+    words = [label_treatment(call, step.batch) for call in step.calls if call.who == "teacher"]
+    assert words and not any(word.startswith("guided") for word in words)

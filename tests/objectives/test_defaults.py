@@ -19,6 +19,7 @@ from fewstep.objectives.consistency_trajectory import consistency_trajectory, de
 from fewstep.objectives.consistency_tuning import consistency_tuning
 from fewstep.objectives.continuous_consistency import continuous_distillation, continuous_training
 from fewstep.objectives.denoising import denoising, denoising_loss
+from fewstep.objectives.direct import direct
 from fewstep.objectives.distances import pseudo_huber, squared_l2
 from fewstep.objectives.distribution_matching import distribution_matching
 from fewstep.objectives.divergences import (
@@ -30,14 +31,17 @@ from fewstep.objectives.divergences import (
 )
 from fewstep.objectives.dsno import dsno
 from fewstep.objectives.generators import one_step_generator, particles
+from fewstep.objectives.guidance_distillation import guidance_distillation
+from fewstep.objectives.live_reflow import live_reflow
 from fewstep.objectives.moment_matching import moment_matching
 from fewstep.objectives.parameter_matching import parameter_matching
 from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.objectives.progressive import progressive
+from fewstep.objectives.reflow import reflow
 from fewstep.objectives.shortcut import shortcut
 from fewstep.objectives.tract import tract
 from fewstep.samplers.grids import grid_to_path_end
-from fewstep.samplers.ode import ddim_step, euler, heun_step
+from fewstep.samplers.ode import ddim, ddim_step, euler, heun_step
 from tests.networks import affine_network, build_model
 
 KEY = jax.random.key(0)
@@ -49,6 +53,8 @@ TRIGFLOW = build_model(WEIGHTED, PATHS["trigflow"]())
 STEPPED = build_model(NETWORK._replace(second_time="step_size"), PATHS["linear"]())
 TIMED = build_model(NETWORK._replace(second_time="time"), PATHS["linear"]())
 TOGETHER = build_model(TIMED.network._replace(trajectory=4), TIMED.path)
+AVERAGED = build_model(NETWORK._replace(second_time="interval"), PATHS["linear"]())
+SCALED = build_model(NETWORK._replace(guidance_input=True), PATHS["linear"]())
 UNIFORM = WEIGHTINGS["uniform"]
 
 CASES = {
@@ -211,6 +217,43 @@ CASES = {
     "parameter_matching": (
         lambda **fields: parameter_matching(LINEAR, **fields),
         {"least_steps": 8, "spacing": uniform_spacing(LINEAR.path)},
+    ),
+    "guidance_distillation": (
+        lambda **fields: guidance_distillation(SCALED, **fields),
+        {
+            "guidance_range": (1.0, 5.0),
+            "guidance_scale": 1.0,
+            "time_sampler": time_sampling.uniform_times(SCALED.path),
+            "label_dropout": 0.1,
+            "solver": ddim(),
+            "spacing": uniform_spacing(SCALED.path),
+            "ends_at": grid_to_path_end,
+        },
+    ),
+    "direct": (
+        lambda **fields: direct(LINEAR, **fields),
+        {"distance": squared_l2(), "guidance_scale": 1.0},
+    ),
+    "reflow": (
+        lambda **fields: reflow(LINEAR, **fields),
+        {
+            "time_sampler": time_sampling.uniform_times(LINEAR.path),
+            "guidance_scale": 1.0,
+            "solver": ddim(),
+            "spacing": uniform_spacing(LINEAR.path),
+            "ends_at": grid_to_path_end,
+        },
+    ),
+    "live_reflow": (
+        lambda **fields: live_reflow(AVERAGED, **fields),
+        {
+            "rollout_steps": 8,
+            "live_fraction": 0.125,
+            "target_decay": 0.0,
+            "time_sampler": time_sampling.uniform_times(AVERAGED.path),
+            "label_dropout": 0.1,
+            "guidance_scale": 1.0,
+        },
     ),
     "regression to pairs": (
         lambda **fields: distribution_matching(LINEAR, regression_weight=0.25, **fields),

@@ -3,10 +3,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fewstep.models.convnet import convnet, feature_maps
 from fewstep.objectives.distances import (
     DISTANCES,
     cauchy,
     exponential,
+    features,
     huber,
     l1,
     log_cosh,
@@ -22,6 +24,8 @@ A = jax.random.normal(KEY, (5, 3, 4))
 B = jax.random.normal(jax.random.key(1), (5, 3, 4))
 DIFFERENCE = np.asarray(A - B, np.float64).reshape(5, 12)
 LENGTH = np.linalg.norm(DIFFERENCE, axis=1)
+# Distances of any arrays; `features` compares images.
+OF_ARRAYS = sorted(DISTANCES.keys() - {"features"})
 # A scale between the lengths, so that the test covers both branches.
 C = float(np.median(LENGTH))
 
@@ -63,7 +67,7 @@ def test_gradient_of_the_pseudo_huber_distance_is_shorter_than_one():
     np.testing.assert_allclose(np.linalg.norm(gradient, axis=1), expected, rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize("name", OF_ARRAYS)
 def test_equal_points_are_at_distance_zero_with_a_finite_gradient(name):
     options = {"c": 0.0} if "pseudo_huber" in name else {}
     distance = DISTANCES[name](**options)
@@ -128,9 +132,44 @@ def test_default_scales():
         np.testing.assert_array_equal(default(A, B), explicit(A, B))
 
 
-@pytest.mark.parametrize("name", DISTANCES)
+@pytest.mark.parametrize("name", OF_ARRAYS)
 def test_shapes_that_numpy_would_broadcast_are_refused(name):
     with pytest.raises(AssertionError):
         DISTANCES[name]()(A, B[:1])
     with pytest.raises(AssertionError):
         squared_error(A, B[:1])
+
+
+@pytest.fixture(scope="module")
+def networks():
+    return {"classifier": convnet((8, 8, 1), 3).init(jax.random.key(2))}
+
+
+def pictures(seed):
+    return jax.random.uniform(jax.random.key(seed), (3, 8, 8, 1), minval=-1.0, maxval=1.0)
+
+
+def test_features_compare_the_channels_of_each_position_without_their_length(networks):
+    a, b = pictures(0), pictures(1)
+    expected = 0.7 * np.abs(np.asarray(a - b)).mean(axis=(1, 2, 3))
+    for one, other in zip(*(feature_maps(networks["classifier"], x) for x in (a, b)), strict=True):
+        one, other = (np.asarray(x, np.float64) for x in (one, other))
+        one, other = (x / np.linalg.norm(x, axis=-1, keepdims=True) for x in (one, other))
+        expected = expected + ((one - other) ** 2).sum(axis=-1).mean(axis=(1, 2))
+    np.testing.assert_allclose(features(0.7).given(networks)(a, b), expected, rtol=1e-5)
+
+
+def test_features_of_equal_images_are_at_distance_zero_with_a_finite_gradient(networks):
+    distance, images = features().given(networks), jnp.stack([jnp.zeros((8, 8, 1)), pictures(0)[0]])
+    value, gradient = jax.value_and_grad(lambda a: distance(a, images).sum())(images)
+    assert float(value) == pytest.approx(0.0, abs=1e-6)
+    assert np.isfinite(gradient).all()
+
+
+def test_features_read_one_network_and_refuse_a_negative_weight(networks):
+    assert features().networks == ("classifier",) and squared_l2().networks == ()
+    assert squared_l2().given({})(A, B).shape == (5,)
+    with pytest.raises(ValueError, match=r"distance.pixels=-1 must be 0 or more"):
+        features(-1.0)
+    with pytest.raises(AssertionError):
+        features().given(networks)(pictures(0), pictures(1)[:1])

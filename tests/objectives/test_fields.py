@@ -48,6 +48,7 @@ EFFECTS = {
     "generator": {"loss", "samples", "needs"},
     "guidance_interval": {"samples"},
     "guidance_range": {"loss", "samples"},
+    "guided_channels": {"samples"},
     "guidance_scale": {"loss", "samples", "scale"},
     "initial_decay": {"updates"},
     "interval_fraction": {"loss"},
@@ -56,6 +57,7 @@ EFFECTS = {
     "label_dropout": {"loss"},
     "least_steps": {"loss", "samples"},
     "leftover_rows": {"loss"},
+    "live_fraction": {"loss"},
     "max_steps": {"loss", "samples"},
     "mixing": {"loss"},
     "normalize": {"generator loss"},
@@ -63,6 +65,7 @@ EFFECTS = {
     "q": {"loss"},
     "regression_distance": {"generator loss"},
     "regression_weight": {"generator loss"},
+    "rollout_steps": {"loss", "samples"},
     "sample_times": {"samples"},
     "sigma_init": {"loss", "samples"},
     "skip": {"loss"},
@@ -117,6 +120,21 @@ OWN_EFFECTS = {
     ("dsno", "spacing"): {"loss", "samples"},
     ("moment_matching", "spacing"): {"loss", "samples"},
     ("parameter_matching", "spacing"): {"loss", "samples"},
+    ("progressive of every scale", "max_steps"): {"loss", "samples", "needs"},
+    ("progressive of every scale", "total_steps"): {"loss", "needs"},
+    ("progressive of every scale", "spacing"): {"loss", "samples"},
+    # Each row draws its scale.
+    ("progressive of every scale", "guidance_scale"): {"samples", "scale"},
+    ("shortcut of every scale", "guidance_scale"): {"samples", "scale"},
+    ("guidance_distillation", "guidance_scale"): {"samples", "scale"},
+    # The new input is one of the follower too.
+    ("shortcut", "guidance_range"): {"loss", "samples", "updates"},
+    ("progressive", "guidance_range"): {"loss", "samples", "updates"},
+    # Pairs are guided already.
+    ("direct", "guidance_scale"): {"samples", "scale"},
+    ("reflow", "guidance_scale"): {"samples", "scale"},
+    # Decay 0 removes the target.
+    ("live reflow of itself", "target_decay"): {"loss", "updates", "needs"},
     # In the losses only the teacher is guided.
     ("distribution_matching", "guidance_scale"): GENERATOR_GUIDANCE,
     ("joint matching", "guidance_scale"): GENERATOR_GUIDANCE,
@@ -136,6 +154,7 @@ EXCEPTIONS = {
     ("matching without fake score", "joint"): REFUSED,
     ("joint matching", "fake_time_sampler"): REFUSED,
     ("taught mean flow", "mixing"): REFUSED,
+    ("unguided shortcut", "guidance_range"): REFUSED,
 }
 # Fields that must change together.
 BESIDE = {
@@ -311,10 +330,17 @@ def test_who_learns_from_a_teacher_says_that_it_needs_one(case):
 
 
 # Objectives whose samplers accept another guidance scale than that of training.
-GUIDED = {"denoising", "shortcut", "consistency_distillation", "improved_mean_flow"}
+GUIDED = {
+    "denoising",
+    "shortcut",
+    "consistency_distillation",
+    "guidance_distillation",
+    "live_reflow",
+    "improved_mean_flow",
+}
 # Objectives whose samplers draw noise between steps.
 STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive", "mean_flow"}
-STOCHASTIC -= {"tract", "boot", "dsno", "improved_mean_flow"}
+STOCHASTIC -= {"direct", "live_reflow", "tract", "boot", "dsno", "improved_mean_flow"}
 
 
 @pytest.mark.parametrize("name", TESTED)
@@ -333,4 +359,5 @@ def test_samples_depend_on_all_that_they_are_made_of(name):
 
 @pytest.mark.parametrize("name", TESTED)
 def test_a_denoiser_can_teach_and_nothing_else(name):
-    assert assemble(name).objective.denoises == (name == "denoising")
+    denoisers = ("denoising", "guidance_distillation", "reflow")
+    assert assemble(name).objective.denoises == (name in denoisers)

@@ -24,6 +24,8 @@ OF_METHODS = {
     **dict.fromkeys(("ctm", "boot"), {"second_time": "time"}),
     **dict.fromkeys(("sct", "scd"), {"loss_weight": True}),
     "lcm": {"guidance_input": True},
+    "guidance": {"guidance_input": True},
+    "live_reflow": {"second_time": "interval"},
 }
 
 
@@ -48,6 +50,12 @@ def test_a_config_gets_what_its_method_needs(method):
         ("sct", {"objective.adaptive_weight": False}, {}),
         ("lcm", {"objective.guidance_range": ()}, {}),
         ("cd", {"objective.guidance_range": (1.0, 4.0)}, {"guidance_input": True}),
+        ("progressive", {"objective.guidance_range": (1.0, 4.0)}, {"guidance_input": True}),
+        (
+            "shortcut",
+            {"objective.guidance_range": (1.0, 4.0)},
+            {"guidance_input": True, "second_time": "step_size"},
+        ),
         ("edm", {"model.guidance_input": True}, {"guidance_input": True}),  # as it was given
     ],
 )

@@ -12,6 +12,7 @@ from fewstep.diffusion.prediction import KINDS, Coefficients, raw_kind
 from fewstep.diffusion.spacing import SPACINGS
 from fewstep.diffusion.time_pairs import CURRICULA
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS
+from fewstep.models.convnet import convnet
 from fewstep.models.model import Model
 from fewstep.objectives.distances import DISTANCES, huber
 from fewstep.objectives.divergences import DIVERGENCES, Point
@@ -59,6 +60,8 @@ def random_code(kind):
 
 
 MODEL = Model(responsive_network(), LINEAR, KINDS["velocity"])
+IMAGES = jax.random.uniform(KEY, (3, 8, 8, 1), minval=-1.0)
+CLASSIFIER = {"classifier": convnet((8, 8, 1), 3).init(KEY)}
 # Tables of parts: (functions by name, inputs before the fields, results of a part).
 TABLES = {
     "time_sampler": (TIME_SAMPLERS, (VE,), lambda sample: sample(KEY, 32)),
@@ -68,7 +71,7 @@ TABLES = {
         lambda spacing: {"time": spacing.time(FRACTION), "fraction": spacing.fraction(TIMES)},
     ),
     "curriculum": (CURRICULA, (), lambda points: [points(jnp.int32(k)) for k in (0, 15, 500)]),
-    "distance": (DISTANCES, (), lambda distance: distance(A, B)),
+    "distance": (DISTANCES, (), lambda distance: distance.given(CLASSIFIER)(IMAGES, -IMAGES)),
     "divergence": (DIVERGENCES, (), lambda divergence: divergence.surrogate(point())),
     "solver": (SOLVERS, (), solver_samples),
     "path": (PATHS, (), schedules),
@@ -86,6 +89,7 @@ REQUIRED = {"total_steps": 30, "decay": 0.9, "relative_std": 0.1}
 # Another value of each field than its default, or than that in REQUIRED.
 OTHERS = {
     "alpha": 1.7,
+    "pixels": 0.4,
     "beta_max": 15.0,
     "beta_min": 0.3,
     "c": 0.4,
@@ -180,6 +184,7 @@ DEFAULTS = {
     ("distance", "huber"): {"c": 1.0},
     ("distance", "exponential"): {"c": 1.0},
     ("distance", "cauchy"): {"c": 1.0},
+    ("distance", "features"): {"pixels": 1.0},
     ("divergence", "score_implicit_matching"): {"distance": None},
     ("divergence", "score_identity"): {"alpha": 1.2},
     ("divergence", "noise_free_score_distillation"): {"low_noise": 0.72},

@@ -20,6 +20,7 @@ from fewstep.objectives.progressive import (
     progressive,
     two_step_target,
 )
+from fewstep.objectives.sampling import learned_guidance
 from fewstep.objectives.shortcut import bootstrap_target
 from fewstep.samplers.grids import time_grid
 from fewstep.samplers.ode import ddim, ddim_step
@@ -276,7 +277,7 @@ def test_times_are_the_ends_of_the_steps_that_the_sampler_takes():
 @pytest.mark.parametrize("steps", [0, 3, 16, -1])
 def test_other_numbers_of_steps_are_refused(steps):
     model = build_model(affine_network(), PATHS["linear"]())
-    sample = ddim_sampler(model, build_spacing(model.path), 8, 1.0)
+    sample = ddim_sampler(model, build_spacing(model.path), 8, learned_guidance(1.0))
     inputs = affine_network().init(KEY), jnp.ones((2, 1)), {"label": jnp.zeros(2, jnp.int32)}, None
     with pytest.raises(ValueError, match=f"power of two of steps up to 8, .* not in {steps}$"):
         sample(*inputs, steps=steps, guidance_scale=1.0)

@@ -327,3 +327,67 @@ def test_a_batch_that_cannot_be_split_names_the_next_that_can(rows, least):
     check_batch_split(least, every=4, levels=7)
     with pytest.raises(ValueError, match=f"{rows} rows.*a multiple of 4, such as {least}$"):
         check_batch_split(rows, every=4, levels=7)
+
+
+def test_targets_of_every_scale_are_guided_by_the_row_s_own():
+    # Exact at every scale: the finest steps have a field for each class, larger ones are guided.
+    means, scales = jnp.array([[1.0, -1.0], [0.2, 0.1]]), (1.0, 3.0)
+    seen = []
+
+    def field(x, t, s, condition):
+        scale = condition["guidance_scale"]
+        seen.append((len(x), np.asarray(t - s), np.asarray(scale)))
+        classes = [Gaussian(mean, GAUSSIAN.variance).velocity(LINEAR, x, t) for mean in means]
+        guided = Gaussian(means[1] + scale[:, None] * (means[0] - means[1]), GAUSSIAN.variance)
+        large = guided.average_velocity(LINEAR, x, t, s)
+        null = align(condition["label"], x) < 0
+        return jnp.where(align(t - s, x) < 0.01, jnp.where(null, classes[1], classes[0]), large)
+
+    network = exact_network(field)._replace(guidance_input=True)
+    objective = shortcut(
+        shortcut_model(network, LINEAR),
+        guidance_range=scales,
+        guidance_scale=2.0,
+        label_dropout=0.0,
+        bootstrap_fraction=0.5,
+    )
+    count = 700
+    batch = {"x": GAUSSIAN.sample(KEY, count), "label": jnp.zeros(count, jnp.int32)}
+    loss, _ = build_loss(objective, network, batch)
+    (_, _, first), (_, _, _), (rows, size, trained) = seen
+    assert rows == count and scales[0] <= trained.min() and trained.max() <= scales[1]
+    # The target's scales are those of its own rows; null rows repeat those of the finest.
+    np.testing.assert_array_equal(first[: count // 2], trained[::2])
+    finest = np.flatnonzero(dyadic_levels(count // 2, 7) == 6)
+    np.testing.assert_array_equal(first[count // 2 :], trained[::2][finest])
+    # Two Euler steps of 1/128 against the exact map: O(1/128). Half steps of 1/64 are exact.
+    assert float(loss[::2][finest].max()) < 0.01
+    others = np.delete(np.asarray(loss[::2]), finest)
+    assert others.max() < 1e-6
+    # The mean scale in place of the row's own is another target.
+    fixed = guide_rows(field, finest, 2.0)
+    t, s = (jnp.full(count // 2, v) for v in (0.5, 0.5 - 1 / 128))
+    x, own = batch["x"][::2], {"label": batch["label"][::2], "guidance_scale": trained[::2]}
+    by_row = guide_rows(field, finest, trained[::2])
+    apart = np.abs(fixed(x, t, s, own) - by_row(x, t, s, own))
+    assert apart[finest].max() > 0.1 and np.delete(apart, finest, axis=0).max() == 0.0
+
+
+def test_a_shortcut_of_every_scale_samples_at_the_scales_of_its_range():
+    def apply(params, x, t, s, condition, *, train=False, rng=None):
+        own = align(condition["guidance_scale"] + 0.1 * condition["label"], x)
+        return params["a"] * x + own
+
+    network = affine_network()._replace(apply=apply, guidance_input=True)
+    objective = shortcut(
+        shortcut_model(network, LINEAR), max_steps=4, guidance_range=(1.0, 3.0), guidance_scale=2.0
+    )
+    given = network.init(KEY), jnp.ones((2, 2)), {"label": jnp.array([0, 1])}, None
+    sample = lambda steps, scale: objective.sample(*given, steps=steps, guidance_scale=scale)
+    assert objective.guidance_scale == 2.0
+    for steps in (1, 2, 4):
+        assert np.abs(sample(steps, 1.0) - sample(steps, 3.0)).min() > 0.1
+        with pytest.raises(ValueError, match="guidance scale 4 is outside 1 to 3"):
+            sample(steps, 4.0)
+    with pytest.raises(ValueError, match="must be .low, high., 0 <= low < high"):
+        shortcut(shortcut_model(network, LINEAR), guidance_range=(3.0, 1.0))

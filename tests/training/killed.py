@@ -104,7 +104,9 @@ def train_small(
             time.sleep(pause)
             if (place, at) == ("step", step):
                 signal_self(number)
-            yield {name: batch[name] for name in entries}
+            pairs = {"eps": batch["x"], "x_0": -batch["x"], "label": batch["label"]}
+            given = {**batch, "pairs": pairs}
+            yield {name: given[name] for name in entries}
 
     def evaluate(state):
         if (place, at) == ("evaluating", int(state.step)):

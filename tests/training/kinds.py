@@ -1,9 +1,10 @@
 """Selects methods for tests that cost processes or compilations: one for each kind of state.
 
 What a kill, a restore or a device does to a run depends on the kind of its state, which many
-methods share. `methods_of_kinds()` returns the first method of each kind and, in rotation, one more
-objective. The environment variable PYTEST_ROTATION chooses it: a number, or `all` for every method.
-The default is the date (tests/conftest.py); pytest prints it, so that a failure can be repeated.
+methods share. `methods_of_kinds()` returns the first methods of a few kinds and, in rotation, those
+of TURNS other kinds and one more objective, so its length does not grow with the kinds. The
+environment variable PYTEST_ROTATION chooses them: a number, or `all` for every method. The default
+is the date (tests/conftest.py); pytest prints it, so that a failure can be repeated.
 """
 
 import os
@@ -17,6 +18,10 @@ from tests.training.killed import STEPS, small_network
 from tests.training.runs import small_config
 
 ALL = "all"
+# Methods whose kinds are always run: together they have two players, what these share, followers,
+# a teacher, and stages.
+ALWAYS = ("shortcut", "sim", "progressive")
+TURNS = 2  # how many other kinds have their turn
 
 
 class Kind(NamedTuple):
@@ -52,20 +57,31 @@ def objective_and_kind(method: str) -> tuple[str, Kind]:
 
 
 def methods_of_kinds(rotation: str | None = None) -> list[str]:
-    """The first method of each kind of state, and one of the other objectives in rotation.
+    """The first methods of ALWAYS's kinds, and in rotation of TURNS others and of an objective.
 
-    rotation: a number whose remainder chooses the other objective, or "all" for every method;
-    PYTEST_ROTATION by default.
+    rotation: a number whose remainders choose, or "all" for every method; PYTEST_ROTATION by
+    default.
     """
     rotation = os.environ["PYTEST_ROTATION"] if rotation is None else rotation
     if rotation == ALL:
         return list(METHODS)
     found = {method: objective_and_kind(method) for method in METHODS}
-    of_kind = first_of_each({method: kind for method, (_, kind) in found.items()})
+    kinds = first_of_each({method: kind for method, (_, kind) in found.items()})
+    always = {found[method][1] for method in ALWAYS}
+    others = [method for method in kinds if found[method][1] not in always]
+    turn = take_turns(others, int(rotation), TURNS)
+    of_kind = [method for method in kinds if found[method][1] in always or method in turn]
     of_objective = first_of_each({method: name for method, (name, _) in found.items()})
-    covered = {found[method][0] for method in of_kind}
-    others = [method for method in of_objective if found[method][0] not in covered]
-    return of_kind + ([others[int(rotation) % len(others)]] if others else [])
+    covered = {found[method][0] for method in kinds}
+    rest = [method for method in of_objective if found[method][0] not in covered]
+    return of_kind + take_turns(rest, int(rotation), 1)
+
+
+def take_turns(names: Sequence[str], number: int, count: int) -> list[str]:
+    """`count` neighbours of the names, or all if there are fewer; the next number has the next."""
+    if len(names) <= count:
+        return list(names)
+    return [names[(number * count + i) % len(names)] for i in range(count)]
 
 
 def each_with_one(names: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:

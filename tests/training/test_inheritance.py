@@ -10,6 +10,7 @@ from fewstep.training.inheritance import (
     describe_inherited,
     inherit,
     inherited_fields,
+    with_scales,
 )
 from fewstep.training.networks import with_network_fields
 from tests.training.runs import small_config
@@ -128,3 +129,39 @@ def test_a_student_finds_the_codec_where_its_teacher_does():
     assert inherit(own, source).codec.weights == "/runs/codec"
     own.codec.weights = "/moved/codec"
     assert inherit(own, source, given=("codec.weights",)).codec.weights == "/moved/codec"
+
+
+RANGE, SCALE = "objective.guidance_range", "objective.guidance_scale"
+SCALES = "teacher_scales"
+
+
+@pytest.mark.parametrize(
+    ("method", "own", "given", "taken"),
+    [
+        # A method that can take the scale as an input takes the range of its teacher.
+        ("progressive", {}, (), {SCALES: [1.5, 4.0], RANGE: [1.5, 4.0], SCALE: 2.0}),
+        ("cd_flow", {}, (), {SCALES: [1.5, 4.0], RANGE: [1.5, 4.0], SCALE: 2.0}),
+        # Unless it has one, or the user sets one scale.
+        ("cd_flow", {RANGE: (2.0, 3.0), SCALE: 2.5}, (), {SCALES: [1.5, 4.0]}),
+        ("progressive", {SCALE: 3.0}, (SCALE,), {SCALES: [1.5, 4.0]}),
+        # Others have one scale.
+        ("sim_flow", {SCALE: 3.0}, (), {SCALES: [1.5, 4.0]}),
+        ("reflow", {SCALE: 3.0}, (), {SCALES: [1.5, 4.0]}),
+    ],
+)
+def test_scales_that_a_teacher_takes_as_an_input(method, own, given, taken):
+    teacher = recorded("guidance", **{RANGE: (1.5, 4.0), SCALE: 2.0})
+    found = changed(small_config(method, **own), teacher, given)
+    assert {name: value for name, value in found.items() if name in (SCALES, RANGE, SCALE)} == taken
+    build(inherit(small_config(method, **own), teacher, given))
+    # A student of another teacher has none.
+    assert inherit(small_config("sim_flow"), recorded("flow_matching"))[SCALES] == ()
+
+
+def test_a_student_that_goes_on_keeps_the_scales_of_its_own_record():
+    config = with_scales(small_config("progressive"), (), small_config("progressive"), ())
+    assert config[SCALES] == () and config.objective.guidance_range == ()
+    own = recorded("progressive", **{RANGE: (1.5, 4.0), SCALE: 2.0, SCALES: (1.5, 4.0)})
+    config = with_scales(small_config("progressive"), own[SCALES], own, ())
+    assert (config[SCALES], config.objective.guidance_range) == ((1.5, 4.0), (1.5, 4.0))
+    assert config.objective.guidance_scale == 2.0

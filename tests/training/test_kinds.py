@@ -1,17 +1,39 @@
 from fewstep.configs.methods import METHODS
 from fewstep.objectives import OBJECTIVES
-from tests.training.kinds import each_with_one, first_of_each, methods_of_kinds, objective_and_kind
+from tests.training.kinds import (
+    ALWAYS,
+    TURNS,
+    each_with_one,
+    first_of_each,
+    methods_of_kinds,
+    objective_and_kind,
+    take_turns,
+)
 
 
-def test_every_kind_is_run_once_and_every_objective_in_its_turn():
-    kinds = {objective_and_kind(method)[1] for method in METHODS}
-    turns = [methods_of_kinds(str(number)) for number in range(len(OBJECTIVES))]
+def test_some_kinds_are_always_run_and_each_kind_and_objective_in_its_turn():
+    kind = lambda method: objective_and_kind(method)[1]
+    kinds, always = ({kind(method) for method in methods} for methods in (METHODS, ALWAYS))
+    turns = [methods_of_kinds(str(number)) for number in range(len(METHODS))]
     for methods in turns:
-        assert {objective_and_kind(method)[1] for method in methods} == kinds
-        assert len(kinds) <= len(methods) <= len(kinds) + 1
-    run = {objective_and_kind(method)[0] for methods in turns for method in methods}
-    assert run == set(OBJECTIVES)
+        assert always <= {kind(method) for method in methods}
+        assert len(set(methods)) == len(methods) <= len(always) + TURNS + 1
+    assert {kind(method) for methods in turns for method in methods} == kinds
+    objectives = {objective_and_kind(method)[0] for methods in turns for method in methods}
+    assert objectives == set(OBJECTIVES)
     assert methods_of_kinds("all") == list(METHODS)
+
+
+def test_those_that_always_run_have_together_every_part_of_a_state():
+    kinds = [objective_and_kind(method)[1] for method in ALWAYS]
+    assert max(kind.players for kind in kinds) == 2
+    for part in ("followers", "teacher", "shares", "staged"):
+        assert any(getattr(kind, part) for kind in kinds), part
+
+
+def test_neighbours_take_turns():
+    assert take_turns("abc", 0, 2) == ["a", "b"] and take_turns("abc", 1, 2) == ["c", "a"]
+    assert take_turns("ab", 5, 2) == ["a", "b"] and take_turns("", 5, 2) == []
 
 
 def test_methods_of_one_kind_of_state():

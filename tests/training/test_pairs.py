@@ -6,7 +6,7 @@ import pytest
 from fewstep.data.spaces.pixels import pixel_space
 from fewstep.training import pairs as module
 from fewstep.training.generate import initial_noise
-from fewstep.training.pairs import FILE, teacher_pairs
+from fewstep.training.pairs import FILE, PARTS, check_sampler, teacher_pairs
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_experiment
 
@@ -129,3 +129,51 @@ def test_pairs_that_cannot_be_used_are_errors(tmp_path):
             make_pairs(tmp_path)
     with pytest.raises(ValueError, match="pairs.count=0"):
         make_pairs(tmp_path / "empty", count=0)
+
+
+@pytest.mark.parametrize("kept", [1, 2])
+def test_a_killed_run_makes_only_the_rest_of_its_pairs(tmp_path, monkeypatch, kept):
+    monkeypatch.setattr(module, "PART", 8)
+    whole = make_pairs(tmp_path / "whole", count=20)
+    made, generate = [], module.generate
+
+    def killed(sample, params, labels, batch_size, description, rows):
+        if len(made) == kept:
+            raise KeyboardInterrupt
+        made.append(rows)
+        return generate(sample, params, labels, batch_size, description, rows)
+
+    monkeypatch.setattr(module, "generate", killed)
+    with pytest.raises(KeyboardInterrupt):
+        make_pairs(tmp_path / "run", count=20)
+    assert sorted(path.name for path in (tmp_path / "run" / PARTS).iterdir()) == [
+        f"{8 * part}.npz" for part in range(kept)
+    ]
+    # Pairs of another teacher, or sampled in another way, are refused at the first part.
+    for other in ({"params": 1.5}, {"steps": 3}, {"scale": 2.0}, {"count": 21}):
+        with pytest.raises(ValueError, match=r"0\.npz was made from something else.* delete it"):
+            make_pairs(tmp_path / "run", **{"count": 20, **other})
+    again = []
+    monkeypatch.setattr(
+        module, "generate", lambda *given: again.append(given[-1]) or generate(*given)
+    )
+    for resumed, expected in zip(make_pairs(tmp_path / "run", count=20), whole, strict=True):
+        np.testing.assert_array_equal(resumed, expected)
+    np.testing.assert_array_equal(np.concatenate(again), np.arange(8 * kept, 20))
+    # The parts are gone, and one file has all pairs.
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [FILE]
+
+
+def test_what_a_teacher_cannot_make_is_refused_before_any_compute():
+    _, staged = small_experiment("progressive", **{"objective.max_steps": 2})
+    shapes = jax.eval_shape(staged.model.network.init, jax.random.key(0))
+    check_sampler("runs/x", staged, shapes, trained=3, steps=2, scale=1.0)
+    for trained, steps, scale, message in (
+        (3, 1, 1.0, "after 3 training steps this run is in stage 1 of 2 .2 sampling steps."),
+        (8, 3, 1.0, "stage 2 of 2 .1 sampling step."),
+        (3, 2, 2.0, "trained at guidance scale 1 only, not 2"),
+    ):
+        with pytest.raises(
+            ValueError, match=f"pairs.steps={steps} or .*teacher=runs/x: .*{message}"
+        ):
+            check_sampler("runs/x", staged, shapes, trained=trained, steps=steps, scale=scale)

@@ -30,7 +30,7 @@ def objective_with(*names):
 def supply_of(names, **fields):
     config = small_config("flow_matching", **fields)
     experiment = SimpleNamespace(objective=objective_with(*names), space=pixel_space((8, 8, 1)))
-    frozen = {sources.TEACHER: "parameters"}
+    frozen = {sources.TEACHER: "adopted", sources.SAMPLED_TEACHER: "parameters"}
     given = config, experiment, make_dataset(8, 1), COUNTS, NEWEST_ORDER, mesh_of(2, 4), Path("run")
     return Supply(*given, taught="taught", frozen=frozen)
 

@@ -110,15 +110,26 @@ def test_parts_that_do_not_fit_are_named_and_fresh(flow):
     assert largest_difference(*final) == 0.0
 
 
-def test_a_new_input_has_no_effect_at_first(flow):
+@pytest.mark.parametrize(
+    ("fields", "new"),
+    [
+        ({}, "conditioning/second_time_embedder"),
+        (
+            {"objective.guidance_range": (1.0, 4.0)},
+            "conditioning/guidance_embedder, conditioning/second_time_embedder",
+        ),
+    ],
+)
+def test_a_new_input_has_no_effect_at_first(flow, fields, new):
+    # So a shortcut model from flow_matching has its velocity at every step size and scale.
     folder, saved = flow
-    experiment, state, lines = start(folder, "shortcut")
-    assert "fresh in network: conditioning/second_time_embedder" in lines
+    experiment, state, lines = start(folder, "shortcut", **fields)
+    assert f"fresh in network: {new}" in lines
     there = build(small_config("flow_matching")).model.network
     x, label = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jnp.array([3, -1, 0])
     t, s = jnp.array([0.9, 0.5, 0.5]), jnp.array([0.1, 0.0, 0.5])
     ours = jax.jit(experiment.model.network.apply)(
-        state.networks["network"], x, t, s, {"label": label}
+        state.networks["network"], x, t, s, {"label": label, "guidance_scale": 4.0 * t}
     )
     theirs = jax.jit(there.apply)(saved.networks["network"], x, t, t, {"label": label})
     assert np.abs(theirs).max() > 0.01

@@ -402,3 +402,85 @@ def test_a_missing_teacher_is_named(flow, tmp_path):
     workdir.start_run(tmp_path / "begun", small_config("flow_matching"))
     with pytest.raises(ValueError, match="begun holds no checkpoints"):
         pin_teacher(small_config("cd_flow", teacher=str(tmp_path / "begun")), tmp_path / "new")
+
+
+RANGE, SCALE, SCALES = "objective.guidance_range", "objective.guidance_scale", "teacher_scales"
+
+
+@pytest.fixture(scope="module")
+def guided(tmp_path_factory):
+    """A guidance run of the scales 1.5 to 4."""
+    fields = {RANGE: (1.5, 4.0), SCALE: 2.0}
+    return save_run(tmp_path_factory.mktemp("guided"), "guidance", **fields)
+
+
+def predictions(experiment, params, scale):
+    """Predictions of a network at 8 x 8 noise, with its scale as an input if it has one."""
+    network = experiment.model.network
+    x, t = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jnp.array([0.9, 0.5, 0.1])
+    condition = {"label": jnp.array([3, -1, 0]), "guidance_scale": jnp.full(3, scale)}
+    return jax.jit(network.apply)(params, x, t, t, condition)
+
+
+def test_a_teacher_that_takes_the_scale_is_the_student_s_at_its_own(guided):
+    folder = locate_teacher(guided).folder
+    teacher = rebuild(workdir.load_config(folder), guided)
+    own = read_saved(folder, "ema_0.999")
+    at = lambda scale: predictions(teacher, own, scale)
+    assert largest_difference(at(2.0), at(4.0)) > 1e-3
+    # One scale: the student's network lacks the input, and the teacher is at that scale.
+    for method, scale in (("sim_flow", 3.0), ("cd_flow", 4.0)):
+        experiment, frozen = load(method, guided, **{SCALES: (1.5, 4.0), SCALE: scale})
+        assert not experiment.model.network.guidance_input
+        made = predictions(experiment, frozen["teacher"], 1.0)
+        np.testing.assert_allclose(made, at(scale), rtol=1e-4, atol=1e-5)
+    # A range: the network reads the scale of each row.
+    fields = {SCALES: (1.5, 4.0), RANGE: (1.5, 4.0), SCALE: 2.0}
+    experiment, frozen = load("progressive", guided, **fields)
+    assert largest_difference(frozen["teacher"], own) == 0.0
+    # Pairs are made by the teacher's own network.
+    fields = {SCALES: (1.5, 4.0), SCALE: 3.0, "pairs.steps": 2}
+    experiment, frozen = load("reflow", guided, **fields)
+    assert largest_difference(frozen["sampled_teacher"], own) == 0.0
+    made = predictions(experiment, frozen["teacher"], 1.0)
+    np.testing.assert_allclose(made, at(3.0), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("method", "fields", "message"),
+    [
+        (
+            "sim_flow",
+            {SCALES: (1.5, 4.0), SCALE: 6.0},
+            "takes guidance scales from 1.5 to 4, not 6",
+        ),
+        (
+            "ect",
+            {SCALES: (1.5, 4.0), "path.name": "linear", "prediction.kind": "velocity"},
+            "not 1;",
+        ),
+        ("cd_flow", {SCALES: (1.5, 4.0), RANGE: (1.0, 4.0), SCALE: 2.0}, "from 1.5 to 4, not 1;"),
+        ("sim_flow", {SCALE: 3.0}, r"has teacher_scales=\(1.5, 4.0\), not \(\); leave"),
+    ],
+)
+def test_scales_that_a_teacher_does_not_take_are_refused(guided, method, fields, message):
+    with pytest.raises(ValueError, match=message):
+        load(method, guided, **fields)
+
+
+def test_pairs_need_a_teacher_on_the_path_that_can_make_them(flow, edm):
+    for method in ("direct", "reflow"):
+        with pytest.raises(ValueError, match=r"path.name \(ve there, linear here\)"):
+            load(method, edm)
+        made = load(method, flow, **{SCALE: 2.0})[1]
+        assert made.keys() == {"teacher", "sampled_teacher"}
+
+
+def test_a_reflow_run_teaches_the_next_and_losses_but_knows_no_null_class(flow, tmp_path):
+    run = save_run(tmp_path / "reflow", "reflow", **{SCALE: 2.0})
+    assert load("reflow", run, **{SCALE: 2.0})[1].keys() == {"teacher", "sampled_teacher"}
+    with pytest.raises(ValueError, match="objective.guidance_scale=1 is not possible with .*only"):
+        load("reflow", run)
+    load("cd_flow", run)
+    with pytest.raises(ValueError, match="does not know the null class"):
+        load("cd_flow", run, **{SCALE: 2.0})

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from fewstep.objectives.base import Params
 from fewstep.training.compiled_step import abstract_state, compile_step
 from fewstep.training.experiment import Experiment
+from fewstep.training.fixed_networks import abstract_fixed
 from fewstep.training.sharding import batch_sharding
 from fewstep.training.sources import abstract_batch
 from fewstep.training.storage.train_state import TrainState
@@ -101,7 +102,7 @@ def step_inputs(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> StepI
     """The arguments of a run's training step, unallocated. Reads no teacher."""
     # A teacher has the network's shapes.
     teacher = abstract_params(experiment.model.network, mesh)
-    frozen = dict.fromkeys(experiment.objective.frozen, teacher)
+    frozen = dict.fromkeys(experiment.objective.frozen, teacher) | abstract_fixed(experiment, mesh)
     objective = experiment.objective._replace(init_from={})
     state = abstract_state(objective, experiment.optimizers, config.seed, frozen, mesh)
     batch = jax.tree.map(

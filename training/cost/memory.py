@@ -69,7 +69,7 @@ def traced_memory(
     only as parameters are.
     """
     devices, state = hardware.mesh.size, inputs.state
-    frozen = {name: inputs.frozen[name] for name in experiment.objective.frozen}
+    frozen = {name: inputs.frozen[name] for name in experiment.objective.read_only}
     given = device_bytes(state) + device_bytes(frozen) + tree_bytes(inputs.batch) / devices
     least = 1 if hardware.accelerated else FLOAT32_BYTES
     temporary = temporary_bytes(traced.jaxpr.jaxpr, least) / devices

@@ -12,6 +12,7 @@ from fewstep.models.network import GUIDANCE
 from fewstep.objectives.base import SHARED
 from fewstep.training.cost.accelerators import accelerator_of
 from fewstep.training.experiment import Experiment, build
+from fewstep.training.fixed_networks import fixed_shapes
 from fewstep.training.sources import abstract_batch
 
 # Model FLOPs utilisation that public code reports, of bfloat16 peaks; docs/planning.md lists it.
@@ -97,6 +98,7 @@ def network_shapes(experiment: Experiment) -> dict[str, Shapes]:
     networks = {name: player.network for name, player in objective.players.items()}
     networks |= dict.fromkeys(objective.frozen, experiment.model.network)
     found = {name: jax.eval_shape(n.init, jax.random.key(0)) for name, n in networks.items()}
+    found |= fixed_shapes(experiment)
     for name, follower in objective.followers.items():
         found[name] = found[follower.source]
     return found
