@@ -111,8 +111,9 @@ def boot(
         trained = partial(model.predict, params, train=True)
         y_s = signal(model, partial(trained, rng=key_dropout), eps, s, condition)
         y_end = signal(model, partial(trained, rng=key_boundary), eps, end, condition)
-        apart = distance(y_s, target)
-        boundary = distance(y_end, denoise(path.prior(eps), end).x_0)
+        between = distance.given(networks)
+        apart = between(y_s, target)
+        boundary = between(y_end, denoise(path.prior(eps), end).x_0)
         metrics = noise_level_means("loss", apart, t, path)
         metrics |= {"loss_step": mean_metric(apart), "loss_boundary": mean_metric(boundary)}
         return apart + boundary_weight * boundary, metrics
@@ -123,6 +124,7 @@ def boot(
         sample=signal_sampler(model, guidance_scale),
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        fixed=distance.networks,
         needs_teacher=True,
         reads=("labels",),
     )

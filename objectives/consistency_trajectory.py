@@ -27,7 +27,7 @@ next time, and adds noise up to it. gamma = 0 follows the ODE; gamma = 1 is cons
 
 Where the paper, its code and this file differ: each row has its own number of solver steps, with
 probability proportional to it, from 1 to `solver_steps`; the code draws one for a batch. Every row
-pays for `solver_steps` steps. LPIPS, the paper's distance, is not offered.
+pays for `solver_steps` steps. LPIPS, the paper's distance, is not offered; `features` is.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -129,7 +129,8 @@ def consistency_trajectory(
         outer = partial(model.predict, networks["target"])
         end = lambda x: jump(model, outer, x, s, jnp.full_like(s, path.t_min), condition)
         target = jax.lax.stop_gradient(end(jump(model, trained, x_u, u, s, condition)))
-        match = lambda raw: distance(end(decode_jump(model, raw, x_t, t, s)), target)
+        apart = distance.given(networks)
+        match = lambda raw: apart(end(decode_jump(model, raw, x_t, t, s)), target)
         rows, match_pullback = jax.vjp(match, trained(x_t, t, s, condition))
         metrics = noise_level_means("loss", rows, t, path) | {"loss_match": mean_metric(rows)}
         if denoising_weight == 0.0:
@@ -148,6 +149,7 @@ def consistency_trajectory(
         sample=gamma_sampler(model, spacing, points - 1, gamma, sample_times, guidance_scale),
         guidance_scale=guidance_scale,
         frozen=("teacher",),
+        fixed=distance.networks,
         needs_teacher=True,
     )
 

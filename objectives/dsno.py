@@ -42,7 +42,7 @@ from fewstep.objectives.base import (
     mean_metric,
 )
 from fewstep.objectives.consistency_trajectory import jump
-from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
+from fewstep.objectives.distances import DISTANCES, Distance, check_compares_any, squared_l2
 from fewstep.objectives.needs import needs
 from fewstep.objectives.sampling import learned_guidance, sample_fn
 from fewstep.parts import Entry, Part
@@ -82,6 +82,7 @@ def dsno(
             "both 1 or more"
         )
     path, distance = model.path, distance or squared_l2()
+    check_compares_any(distance, "objective.distance", "noisy points of trajectories")
     spacing = spacing or uniform_spacing(path)
 
     def loss(
