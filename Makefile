@@ -30,6 +30,8 @@ LATENT_FIELDS := --config.steps=$(LATENT_STEPS) --config.evaluate.steps="(1,4,32
 	--config.model.adaln_zero=False --config.path.name=trigflow \
 	--config.objective.max_steps=32 --config.objective.label_dropout=0.0
 TEST_WORKERS ?= 2
+# Of its package test_frechet.py needs one file, and not torchvision.
+FIDELITY := torch-fidelity==0.4.0
 DRILLS ?=
 SOAK ?= --kills=30 --stops=30 --damages=80 --preparations=10
 # Folders whose modules have pages.
@@ -73,6 +75,7 @@ test: $(VENV)/.installed
 
 $(VENV)/.parity: $(VENV)/.installed requirements-parity.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt -c constraints.txt
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(FIDELITY)
 	@touch $@
 
 parity: $(VENV)/.parity
@@ -90,7 +93,7 @@ $(VENV)/.docs: $(VENV)/.installed requirements-docs.txt
 
 docs: $(VENV)/.docs
 	@rm -rf site
-	@$(RUN) -W ignore::UserWarning -m pdoc --output-directory site fewstep $(ROOMS:%=fewstep.%)
+	@$(RUN) -W ignore::UserWarning -m pdoc --output-directory site fewstep fewstep.library $(ROOMS:%=fewstep.%)
 	@echo "Open site/fewstep.html"
 
 lint: $(VENV)/.installed

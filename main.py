@@ -26,7 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("JAX_SOFTMAX_CUSTOM_JVP", "true")
 
 from absl import app, flags, logging
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from fewstep.configs import command_line
 from fewstep.configs.methods import TEACHERS
@@ -36,13 +36,12 @@ from fewstep.modes import MODES, mistakes
 from fewstep.modes.compilation_cache import enable_compilation_cache
 from fewstep.modes.host_memory import keep_freed_memory
 from fewstep.modes.mode import Mode
-from fewstep.modes.request import Request, check_same_flags, expand_home, expand_paths
+from fewstep.modes.request import Request, check_same_flags, checked, expand_home
 from fewstep.modes.usage import usage
 from fewstep.training.cluster import clusters, exits, joining, processes
 from fewstep.training.cluster.door import MissingError
 from fewstep.training.cluster.preemption import BROKEN_OFF, INTERRUPTED, Preempted, Preemption
 from fewstep.training.report import DivergedError
-from fewstep.training.storage.fields import check_field_values
 
 MODE = flags.DEFINE_string("mode", "train", f"What to do: {', '.join(MODES)}.")
 CONFIG = config_flags.DEFINE_config_file("config", None, "configs/FILE.py:METHOD")
@@ -173,10 +172,10 @@ def read_request() -> Request:
             into, names = (fields, flag.fields) if flag.fields else (values, (own,))
             into |= dict.fromkeys(names, flag.read(name, text))
     return Request(
-        config=None if config is None else check_config(config),
+        config=None if config is None else checked(config),
         given=None if config is None else command_line.given_fields(),
         fields=fields,
-        config_of_method=lambda method: check_config(command_line.config_of_method(method)),
+        config_of_method=lambda method: checked(command_line.config_of_method(method)),
         teachers=TEACHERS,
         **values,
     )
@@ -196,12 +195,6 @@ def replaced_fields(mode: Mode) -> dict[str, Any]:
                 f"only {', '.join(mode.replaces)}{hint}"
             )
     return fields
-
-
-def check_config(config: ConfigDict) -> ConfigDict:
-    """Return the config with ~ expanded. Raises ValueError for a value out of range."""
-    check_field_values(config)
-    return expand_paths(config)
 
 
 def fail(error: Exception, code: int = exits.BAD_INPUT) -> None:
@@ -287,17 +280,30 @@ def known_flags() -> list[str]:
 
 
 def expand_config_path(argv: list[str]) -> tuple[list[str], str | None]:
-    """Return the arguments with ~ in --config expanded, and the value of --config or None."""
+    """Return the arguments with the path of --config expanded, and its value or None.
+
+    It may begin with ~, or name a config that comes with Fewstep.
+    """
     argv, value = [*argv], None
     for i, argument in enumerate(argv):
         given = re.fullmatch(r"(--?config=)(.*)", argument)
         if given:
-            value = expand_home(given[2])
+            value = config_path(given[2])
             argv[i] = given[1] + value
         elif argument in ("--config", "-config") and argv[i + 1 :]:
-            value = argv[i + 1] = expand_home(argv[i + 1])
+            value = argv[i + 1] = config_path(argv[i + 1])
     return argv, value
 
 
-if __name__ == "__main__":
+def config_path(given: str) -> str:
+    """Return the path of a config as a user gives it."""
+    return command_line.packaged_config(expand_home(given))
+
+
+def run() -> None:
+    """Run the command line; the command `fewstep` of an installation."""
     app.run(main, flags_parser=parse_flags)
+
+
+if __name__ == "__main__":
+    run()

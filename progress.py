@@ -1,4 +1,4 @@
-"""Progress bars on a terminal; none in a log file, where their lines would pile up."""
+"""Progress bars on a terminal or in a notebook; none in a log file, where lines would pile up."""
 
 import sys
 from collections.abc import Iterable
@@ -10,12 +10,25 @@ from tqdm import tqdm
 def progress_bar(
     items: Iterable[Any] | None = None, *, silent: bool = False, **options: Any
 ) -> tqdm:
-    """A tqdm bar over `items`, drawn on standard error if that is a terminal.
+    """A tqdm bar over `items`, drawn on standard error if that is a terminal, or in a notebook.
 
     silent: never draw it. options: further arguments of tqdm.
     """
-    hidden = silent or not is_terminal()
-    return tqdm(items, file=sys.stderr, dynamic_ncols=True, disable=hidden, **options)
+    hidden = silent or not shows_bars()
+    draw = tqdm
+    if in_notebook() and not hidden:
+        from tqdm.auto import tqdm as draw
+    return draw(items, file=sys.stderr, dynamic_ncols=True, disable=hidden, **options)
+
+
+def shows_bars() -> bool:
+    """Whether somebody may watch a bar."""
+    return is_terminal() or in_notebook()
+
+
+def in_notebook() -> bool:
+    """Whether this process is the kernel of a notebook."""
+    return "ipykernel" in sys.modules
 
 
 def is_terminal() -> bool:

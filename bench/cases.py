@@ -41,6 +41,11 @@ CASES = {
     # A quarter of the rows have a tangent, a forward pass; guided targets have one for every row.
     "mean_flow": Case("mean_flow", 3.25, 1.12),
     "mean_flow_guided": Case("mean_flow", 4.25, 1.55, {"objective.guidance_scale": 2.0}),
+    # Half of the rows have a tangent; guided targets have two forward passes for every row.
+    "improved_mean_flow": Case("improved_mean_flow", 5.5, 1.95),
+    "tract": Case("tract", 5.0, 1.70),
+    "boot": Case("boot", 9.0, 3.05),
+    "moment_matching": Case("moment_matching", 9.0, 3.1),
     # A teacher guided for every row, and eight evaluations for an eighth of the rows.
     "guidance": Case("guidance", 5.0, 1.70),
     "live_reflow": Case("live_reflow", 4.0, 1.36),
@@ -72,7 +77,8 @@ def case_config(case: Case, size: str, batch_size: int, **fields: Any) -> Config
     config.model.size, config.model.patch_size = size, PATCH_SIZE
     config.model.dtype = "bfloat16"
     # "auto" is cuDNN's attention on GPUs. It has no forward-mode derivative, which these need.
-    config.model.attention = "xla" if case.method in ("sct", "mean_flow") else "auto"
+    forward = case.method in ("sct", "mean_flow", "improved_mean_flow")
+    config.model.attention = "xla" if forward else "auto"
     config.update_from_flattened_dict({**case.fields, **fields})
     return config
 

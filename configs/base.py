@@ -86,7 +86,10 @@ def config() -> ConfigDict:
                 # A save slower than this many GB/s ends the process too; 0 is no limit.
                 "disk_speed": 0.01,
             },
-            "log": {"every": 50},  # training steps averaged in each row of metrics.jsonl
+            "log": {
+                "every": 50,  # training steps averaged in each row of metrics.jsonl
+                "to": ("tensorboard",),  # where rows go too: tensorboard, csv, wandb
+            },
             "evaluate": {
                 "every": 0,  # training steps; 0 evaluates after the last step (of each stage) only
                 # Sampling steps to evaluate; a stage is evaluated at its own. () does not evaluate.
@@ -160,10 +163,11 @@ def model() -> ConfigDict:
             # dit; song_unet, adm_unet, the U-Nets of EDM; mlp, for points, or for images as points
             # of as many numbers; codec, which only the method autoencoder trains
             "name": "dit",
-            # All networks. The first three are what the method needs, unless they are given.
+            # All networks. The first four are what the method needs, unless they are given.
             # none, time (s), interval (t - s), step_size (-log2(t - s))
             "second_time": placeholder(str),
             "guidance_input": placeholder(bool),  # whether the network is told the guidance scale
+            "guidance_interval": placeholder(bool),  # and the times between which it is guided
             "loss_weight": placeholder(bool),  # whether it learns the weight of its loss at each t
             "time_scale": 1000.0,  # t is multiplied by it before the sinusoids
             "dtype": "float32",  # float32 or bfloat16 inside the network; auto
@@ -172,10 +176,13 @@ def model() -> ConfigDict:
             "patch_size": 2,  # pixels (or latents) per side of a token; None chooses it
             "adaln_zero": True,  # modulations start at zero, as DiT's; False: Xavier, as shortcut's
             "dropout": 0.0,  # probability, in the blocks; U-Nets too
-            # xla; cudnn (fused: GPUs, bfloat16; not for sct, scd, mean_flow); auto, cudnn where it
-            # can be; chunked (a few queries at a time: less memory everywhere, slower)
+            # xla; cudnn (fused: GPUs, bfloat16; not for sct, scd, mean_flow, improved_mean_flow,
+            # parameter_matching); auto, cudnn where it can be; chunked (a few queries at a time:
+            # less memory everywhere, slower)
             "attention": "xla",
             "remat": False,  # recompute activations in the backward pass: less memory; U-Nets too
+            # Rows of one trajectory, which layers between blocks mix; what the method needs.
+            "trajectory": placeholder(int),
             "scan": False,  # a loop over stacked blocks: compiled once for all, slower on CPUs
             # mlp, song_unet, adm_unet
             "width": placeholder(int),  # units of a block, or channels of the first convolution

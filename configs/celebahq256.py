@@ -37,8 +37,8 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.data.num_classes = 0
     if "label_dropout" in config.objective:
         config.objective.label_dropout = 0.0
-    if method == "lcm":
-        # Without classes nothing can be guided: plain distillation on the same grid.
+    if "guidance_range" in config.objective:
+        # Without classes nothing can be guided: lcm is plain distillation on the same grid.
         config.objective.guidance_range = ()
         config.objective.guidance_scale = 1.0
     return config

@@ -30,10 +30,10 @@ Else DiT-S/2 (33 M parameters, 256 tokens), bfloat16. The settings in PUBLISHED 
 papers' U-Nets; nobody has published settings for this network. They and the figures below are
 second-hand, so read the paper before you cite one. The other methods have rates, warm-up, clipping
 and lengths of our own. The papers' FID in 1 / 2 steps, unconditional: progressive 9.12 / 4.51, CD
-3.55 / 2.93 and CT 8.70 / 5.83 (both with LPIPS, which is not offered), iCT 2.83 / 2.46, ECT 3.60 /
-2.11, sCT 2.85 / 2.06, sCD 3.66 / 2.52; in one step SIM 2.17 (conditional 1.96), SiD 1.92, Diff-
-Instruct 4.53; EDM 1.97 in 35 evaluations. SIM's abstract reports 2.06, not 2.17: the minimum of one
-run that continued from a SiD generator of 2.8 at a learning rate of 1e-6
+3.55 / 2.93 and CT 8.70 / 5.83 (both with LPIPS, which is not offered), TRACT 3.78 / 3.32, iCT 2.83
+/ 2.46, ECT 3.60 / 2.11, sCT 2.85 / 2.06, sCD 3.66 / 2.52; in one step SIM 2.17 (conditional 1.96),
+SiD 1.92, Diff-Instruct 4.53; EDM 1.97 in 35 evaluations. SIM's abstract reports 2.06, not 2.17: the
+minimum of one run that continued from a SiD generator of 2.8 at a learning rate of 1e-6
 (--config.optimizer.learning_rate=1e-6). The shortcut paper does not train on CIFAR-10. To train on
 a folder of images instead, set --config.data.name=folder:PATH --config.data.num_classes=-1.
 """
@@ -65,6 +65,10 @@ PUBLISHED = {
     # Song et al. 2023, table 3.
     "cd": Published(800_000, 512, "radam", 4e-4, 0.0, 0.9999),
     "ct": Published(800_000, 512, "radam", 4e-4, 0.0, 0.9999),
+    # Berthelot et al. 2023, their repository's command: 96 M images in two stages.
+    "tract": Published(375_000, 256, "adam", 2e-4, 0.0, 0.99996),
+    # Kim et al. 2024, their repository for CIFAR-10: 10,000 to 50,000 steps without GAN.
+    "ctm": Published(50_000, 256, "radam", 4e-4, 0.0, 0.999),
     # Song & Dhariwal 2023, appendix A.
     "ict": Published(400_000, 1024, "radam", 1e-4, 0.3, 0.99993),
     # Geng et al. 2024, their repository's run of 400,000 steps.
@@ -125,6 +129,11 @@ def progressive(config: ConfigDict) -> None:
     config.ema.decays = ()
 
 
+def tract(config: ConfigDict) -> None:
+    """Berthelot et al. 2023: no warm-up; 1,024, 32 and 1 steps are the method's default."""
+    config.optimizer.warmup_steps = 0
+
+
 def direct(config: ConfigDict) -> None:
     """Luhman & Luhman 2021: about a million pairs of 100 steps, 25 GB of memory on each host."""
     config.pairs.count, config.pairs.steps = 1_000_000, 100
@@ -144,6 +153,7 @@ SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     **dict.fromkeys(("diff_instruct", "diff_instruct_flow"), diff_instruct),
     "cd": cd,
     "progressive": progressive,
+    "tract": tract,
     "direct": direct,
     "reflow": reflow,
     **dict.fromkeys(("ict", "ect"), second_time(0.821)),  # a noise level; Geng et al. 2024

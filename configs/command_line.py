@@ -76,9 +76,19 @@ def config_from_flags(values: flags.FlagValues) -> ConfigDict | None:
         return None
     given = config_flags.get_override_values(values["config"])
     before = {field: values[f"config.{field}"].default for field in given}
+    file = config_flags.get_config_filename(values["config"]).partition(":")[0]
+    return with_consequences(config, given, before, file)
+
+
+def with_consequences(
+    config: ConfigDict, given: Mapping[str, Any], before: Mapping[str, Any], file: str
+) -> ConfigDict:
+    """Return the config with what follows from the fields that were overridden, in place.
+
+    given, before: these fields by dotted name, with their values now and in the config file.
+    """
     name = given.get("method")
     if name in METHODS and name != before["method"]:
-        file = config_flags.get_config_filename(values["config"]).partition(":")[0]
         raise ValueError(
             f"--config.method={name} changes the name of the run, not its method; did you mean "
             f"--config={file}:{name}?"
@@ -87,6 +97,17 @@ def config_from_flags(values: flags.FlagValues) -> ConfigDict | None:
     if config.get("debug") and "debug_keeps" not in given:
         config.debug_keeps = tuple(field for field in given if field != "debug")
     return config
+
+
+def packaged_config(name: str) -> str:
+    """Return FILE[:METHOD] with the file that comes with Fewstep, if none of that name is here.
+
+    Its name is configs/FILE.py, from any folder.
+    """
+    file, colon, method = name.partition(":")
+    own = FOLDER / PurePath(file).name
+    is_ours = PurePath(file).parent == PurePath(FOLDER.name) and is_python(own)
+    return f"{own}{colon}{method}" if is_ours and not Path(file).exists() else name
 
 
 def given_fields() -> tuple[str, ...]:
@@ -329,10 +350,15 @@ def nearness(group: str, asked: str) -> tuple[float, int]:
     return (alike if alike >= CUTOFF else 0.0, -len(group.split(".")) if group else 0)
 
 
-def field_names(fields: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+def field_names(fields: Mapping[str, Any]) -> Iterator[str]:
     """Yield the dotted names of all fields that are not groups."""
+    return (name for name, _ in flattened(fields))
+
+
+def flattened(fields: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield the dotted name and the value of all fields that are not groups."""
     for name, value in fields.items():
         if isinstance(value, Mapping):
-            yield from field_names(value, f"{prefix}{name}.")
+            yield from flattened(value, f"{prefix}{name}.")
         else:
-            yield prefix + name
+            yield prefix + name, value

@@ -80,6 +80,12 @@ def mean_flow(config: ConfigDict) -> None:
     config.model.time_scale = 1.0
 
 
+def improved_mean_flow(config: ConfigDict) -> None:
+    """Improved MeanFlow (Geng et al. 2025), with the time scale of MeanFlow's code."""
+    mean_flow(config)
+    config.objective = objectives.improved_mean_flow()
+
+
 def edm_model(config: ConfigDict) -> None:
     """Path and prediction of EDM and of the consistency models built on it."""
     config.path.name = "ve"
@@ -161,6 +167,43 @@ def progressive(config: ConfigDict) -> None:
     config.evaluate.steps = (*FEW_STEPS, 8)
     config.optimizer.schedule = "linear"
     config.ema.decays = ()
+
+
+def tract(config: ConfigDict) -> None:
+    """TRACT (Berthelot et al. 2023)."""
+    config.objective = objectives.tract()
+    config.evaluate.steps = (1, 32)
+
+
+def ctm(config: ConfigDict) -> None:
+    """Consistency trajectory models (Kim et al. 2024), without GAN, there of an edm teacher."""
+    config.objective = objectives.consistency_trajectory()
+    config.evaluate.steps = FEW_STEPS
+    edm_model(config)
+
+
+def boot(config: ConfigDict) -> None:
+    """BOOT (Gu et al. 2023)."""
+    config.objective = objectives.boot()
+    config.evaluate.steps = (1,)
+
+
+def dsno(config: ConfigDict) -> None:
+    """DSNO (Zheng et al. 2023)."""
+    config.objective = objectives.dsno()
+    config.evaluate.steps = (1,)
+
+
+def moment_matching(config: ConfigDict) -> None:
+    """Moment matching (Salimans et al. 2024)."""
+    config.objective = objectives.moment_matching()
+    config.evaluate.steps = (8,)
+
+
+def parameter_matching(config: ConfigDict) -> None:
+    """Moment matching in the teacher's parameters (Salimans et al. 2024, section 3.3)."""
+    config.objective = objectives.parameter_matching()
+    config.evaluate.steps = (8,)
 
 
 def guidance(config: ConfigDict) -> None:
@@ -282,6 +325,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         trigflow,
         shortcut,
         mean_flow,
+        improved_mean_flow,
         cd,
         of_flow_matching(cd),
         ct,
@@ -290,6 +334,12 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         sct,
         scd,
         lcm,
+        tract,
+        ctm,
+        boot,
+        dsno,
+        moment_matching,
+        parameter_matching,
         progressive,
         guidance,
         direct,
@@ -308,6 +358,10 @@ TEACHERS = {
     "scd": "trigflow",
     "lcm": "ddpm",
     "progressive": "flow_matching",
+    "ctm": "edm",
+    **dict.fromkeys(
+        ("tract", "boot", "dsno", "moment_matching", "parameter_matching"), "flow_matching"
+    ),
     "guidance": "flow_matching",
     "direct": "flow_matching",
     "reflow": "flow_matching",

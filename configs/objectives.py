@@ -126,12 +126,26 @@ def mean_flow() -> ConfigDict:
             "interval_fraction": 0.25,  # of the rows, one over an integer; the others have s = t
             "label_dropout": 0.1,  # probability that a row trains without its label
             "guidance_scale": 1.0,  # that the network learns; form A, 1 is no guidance
+            "velocity": "sample",  # what the network learns: of samples, or of the teacher
             "mixing": 0.0,  # kappa: share of the network's own velocity in the guided target
             "weight_power": 1.0,  # p of the weight 1 / (squared error + c)^p; 0 is no weight
             "weight_offset": 0.01,  # c; 0.001 in the paper
         }
     )
     fields.time_sampler.update(mean=-0.4, std=1.0)
+    return fields
+
+
+def improved_mean_flow() -> ConfigDict:
+    """objectives/improved_mean_flow.py."""
+    fields = mean_flow()
+    del fields["mixing"], fields["velocity"]
+    fields.update(
+        name="improved_mean_flow",
+        interval_fraction=0.5,
+        guidance_range=(1.0, 8.0),  # (low, high) of the scales that the network learns, or ()
+        guidance_interval=(0.0, 1.0),  # (start, end) when sampling, fractions from data to noise
+    )
     return fields
 
 
@@ -298,6 +312,91 @@ def live_reflow() -> ConfigDict:
             "time_sampler": time_sampler(),
             "label_dropout": 0.1,  # of the flow rows
             "guidance_scale": 1.0,  # of the pairs; form A
+        }
+    )
+
+
+def tract() -> ConfigDict:
+    """objectives/tract.py; needs `teacher`, and starts from it."""
+    return ConfigDict(
+        {
+            "name": "tract",
+            "total_steps": placeholder(int),  # of training, in equal stages; None is `steps`
+            # Sampling steps of the first teacher, then of the student of each stage; each a divisor
+            # of the one before.
+            "step_counts": (1024, 32, 1),
+            "weighting": "truncated_snr",  # of the error of x_0: truncated_snr, snr_plus_one
+            "spacing": spacing(""),  # of the steps; "" is the teacher's
+            "target_decay": 0.5,  # EMA decay of the target; 0 is the network itself
+            "average_residual": 1e-3,  # share of a stage's first network in the next teacher
+            "guidance_scale": 1.0,  # of the first teacher, which later ones inherit; form A
+        }
+    )
+
+
+def consistency_trajectory() -> ConfigDict:
+    """objectives/consistency_trajectory.py; needs `teacher`."""
+    return ConfigDict(
+        {
+            "name": "consistency_trajectory",
+            "points": 18,  # of the grid of times
+            "spacing": spacing("karras"),  # of the training grid and of the sampling steps
+            "solver_steps": 17,  # most steps of the teacher's solver, below points
+            "teacher_solver": "heun",  # solver of the teacher's steps: euler, ddim, heun
+            "distance": distance(),
+            "target_decay": 0.999,  # EMA decay of the target
+            "denoising_weight": 1.0,  # of the denoising loss, before its balance; 0 for none
+            # Of the denoising loss; "" is half log-normal, half noisier.
+            "time_sampler": time_sampler(""),
+            "guidance_scale": 1.0,  # of the teacher; form A, 1 is no guidance
+            "gamma": 0.0,  # share of the noise that sampling renews: 0 for the ODE, 1 for all
+            "sample_times": (),  # times of the steps after the first, when there are that many
+        }
+    )
+
+
+def boot() -> ConfigDict:
+    """objectives/boot.py; needs `teacher`, reads no images."""
+    return ConfigDict(
+        {
+            "name": "boot",
+            "gap": 0.04,  # size of the teacher's step, a fraction of the spacing
+            "spacing": spacing(""),  # of the times; "" is that of the teacher's sampling steps
+            "teacher_solver": "ddim",  # solver of the teacher's step: euler, ddim, heun
+            "distance": distance(),
+            "boundary_weight": 1.0,  # of the condition at pure noise
+            "guidance_scale": 1.0,  # of the teacher; form A, 1 is no guidance
+        }
+    )
+
+
+def dsno() -> ConfigDict:
+    """objectives/dsno.py; needs `teacher`, reads no images."""
+    return ConfigDict(
+        {
+            "name": "dsno",
+            "times": 4,  # points of a trajectory that the network makes together
+            "solver_steps": 64,  # steps of the teacher's solver, a multiple of times
+            "teacher_solver": "ddim",  # solver of the teacher's steps: euler, ddim, heun
+            "spacing": spacing(""),  # of these steps; "" is the teacher's
+            "distance": distance(),
+            "guidance_scale": 1.0,  # of the teacher; form A, 1 is no guidance
+        }
+    )
+
+
+def moment_matching() -> ConfigDict:
+    """objectives/moment_matching.py; needs `teacher`."""
+    return ConfigDict({**parameter_matching(), "name": "moment_matching", "guidance_scale": 1.0})
+
+
+def parameter_matching() -> ConfigDict:
+    """objectives/parameter_matching.py; needs `teacher`."""
+    return ConfigDict(
+        {
+            "name": "parameter_matching",
+            "least_steps": 8,  # fewest sampling steps that the network is trained for
+            "spacing": spacing(""),  # of the training times and the steps; "" is the teacher's
         }
     )
 

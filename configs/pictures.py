@@ -25,6 +25,8 @@ from ml_collections.config_dict import placeholder
 
 from fewstep.configs import base, methods, short_runs
 
+# Methods on other paths whose losses differentiate the network forwards.
+FORWARD = ("mean_flow", "improved_mean_flow", "parameter_matching")
 SIGMA_DATA = 0.5  # of photographs in [-1, 1], as published methods assume
 
 
@@ -48,7 +50,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config.evaluate.batch_size = placeholder(int)
     config.steps_per_dispatch, config.data.on_device = placeholder(int), placeholder(bool)
     methods.network(config, patch_size=placeholder(int), size="auto", dtype="auto")
-    # The losses of these differentiate the network forwards, which fused attention cannot do.
-    if config.path.name != "trigflow" and method != "mean_flow":
+    # Fused attention cannot be differentiated forwards.
+    if config.path.name != "trigflow" and method not in FORWARD:
         methods.network(config, attention="auto")
     return config

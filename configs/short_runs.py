@@ -100,6 +100,29 @@ def progressive(config: ConfigDict) -> None:
     config.optimizer.schedule, config.optimizer.warmup_steps = "linear", 0
 
 
+def tract(config: ConfigDict) -> None:
+    """From 64 steps to 8 and to 1."""
+    config.objective.step_counts, config.evaluate.steps = (64, 8, 1), (1, 8)
+
+
+def ctm(config: ConfigDict) -> None:
+    """At most four steps of the teacher's solver, and a target that keeps up."""
+    config.objective.solver_steps, config.objective.target_decay = 4, 0.95
+
+
+def dsno(config: ConfigDict) -> None:
+    """16 steps of the teacher's solver."""
+    config.objective.solver_steps = 16
+
+
+def matching(config: ConfigDict) -> None:
+    """Four sampling steps; small updates, with a fake score that keeps up, as in `one_step`."""
+    config.objective.least_steps, config.evaluate.steps = 4, (4,)
+    config.optimizer.learning_rate = 1e-4
+    if config.objective.name == "moment_matching":
+        config.player_optimizers = {"fake_score": {"learning_rate": 3e-4}}
+
+
 def guidance(config: ConfigDict) -> None:
     """The scales of lcm, weak enough for small images."""
     config.objective.guidance_range = (1.0, 4.0)
@@ -120,8 +143,10 @@ SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     **{
         setting.__name__: setting
         for setting in (ddpm, ct, lcm, sct, scd, shortcut, mean_flow, progressive, autoencoder)
-        + (guidance,)
+        + (tract, ctm, dsno, guidance)
     },
+    "improved_mean_flow": mean_flow,
+    **dict.fromkeys(("moment_matching", "parameter_matching"), matching),
     **{method.__name__: one_step for method in methods.ONE_STEP},
 }
 

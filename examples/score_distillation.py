@@ -126,7 +126,7 @@ def main(_: list[str]) -> None:
 
 def compare(out: Path) -> None:
     """Write the images of each method beside real ones, and print their spreads."""
-    config, experiment, _, teacher, _ = load_run(Request(None, Path(TEACHER.value)))
+    config, experiment, _, teacher, *_ = load_run(Request(None, Path(TEACHER.value)))
     check(experiment, out)
     train = load_dataset(config, writable=False).train
     classes = experiment.num_classes

@@ -56,6 +56,7 @@ def adm_unet(
     attention_sides: tuple[int, ...] = (32, 16, 8),
     second_time: str = "none",
     guidance_input: bool = False,
+    guidance_interval: bool = False,
     loss_weight: bool = False,
     time_scale: float = 1.0,
     dropout: float = 0.0,
@@ -70,8 +71,9 @@ def adm_unet(
     check_integers(0, num_classes=num_classes)
     plan = plan_unet(shape, width, multipliers, depth, attention_sides, ADM)
     check_heads(width, multipliers)
-    inputs = Inputs(second_time, guidance_input, loss_weight, time_scale, dropout, dtype, remat)
-    scalars = scalar_inputs(second_time, guidance_input, time_scale)
+    own = second_time, guidance_input, guidance_interval
+    inputs = Inputs(*own, loss_weight, time_scale, dropout, dtype, remat)
+    scalars = scalar_inputs(second_time, guidance_input, time_scale, guidance_interval)
     mapping = AdmMapping(width, EMBEDDING_RATIO * width, num_classes, scalars)
     return build_unet(shape, width * multipliers[0], plan, ADM, mapping, inputs)
 

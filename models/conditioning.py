@@ -19,6 +19,13 @@ TIME_MAX_PERIOD = 10000.0  # as published for DiT
 EMBEDDING_STD = 0.02  # of the label table and the weights of the time MLP, as published for DiT
 TIME_EMBEDDER, SECOND_TIME = "time_embedder", "second_time_embedder"
 GUIDANCE_EMBEDDER = "guidance_embedder"
+# Embedders of the ends of the guidance interval, and the entries of the condition that they read.
+INTERVAL_EMBEDDERS = {
+    "guidance_start_embedder": "guidance_start",
+    "guidance_end_embedder": "guidance_end",
+}
+# Their outputs are zero at first.
+ZERO_EMBEDDERS = (GUIDANCE_EMBEDDER, *INTERVAL_EMBEDDERS)
 MIN_GAP = 2.0**-12  # keeps the level finite at s = t; below the 2^-7 of Frans et al. 2024
 
 Scalar = Callable[[Array, Array, Condition], Array]
@@ -45,13 +52,17 @@ def step_level(t: Array, s: Array) -> Array:
     return -jnp.log2(jnp.maximum(t - s, MIN_GAP))
 
 
-def scalar_inputs(second_time: str, guidance_input: bool, time_scale: float) -> dict[str, Scalar]:
+def scalar_inputs(
+    second_time: str, guidance_input: bool, time_scale: float, guidance_interval: bool = False
+) -> dict[str, Scalar]:
     """The scalars that a network embeds, by the names of their embedders.
 
     second_time: "none"; "time", which embeds s; "interval", which embeds t - s; or "step_size",
         which embeds the level -log2(t - s).
     guidance_input: whether to embed condition["guidance_scale"].
-    time_scale: multiplies t, s and t - s, but not the level and the guidance scale.
+    time_scale: multiplies t, s, t - s and the ends of the guidance interval, but not the level and
+        the guidance scale.
+    guidance_interval: whether to embed condition["guidance_start"] and condition["guidance_end"].
 
     Raises ValueError for another second_time, and unless time_scale is positive and finite.
     """
@@ -70,6 +81,11 @@ def scalar_inputs(second_time: str, guidance_input: bool, time_scale: float) -> 
         scalars[GUIDANCE_EMBEDDER] = lambda t, s, condition: read_condition(
             condition, "guidance_scale", t, jnp.floating
         )
+    if guidance_interval:
+        for name, entry in INTERVAL_EMBEDDERS.items():
+            scalars[name] = lambda t, s, condition, entry=entry: (
+                time_scale * read_condition(condition, entry, t, jnp.floating)
+            )
     return scalars
 
 
@@ -78,7 +94,7 @@ def silent_outputs(paths: Iterable[str]) -> list[str]:
 
     They are the last weights of an embedder, whose bias starts at zero.
     """
-    ends = [f"{name}/output/kernel" for name in (SECOND_TIME, GUIDANCE_EMBEDDER)]
+    ends = [f"{name}/output/kernel" for name in (SECOND_TIME, *ZERO_EMBEDDERS)]
     return [path for path in paths if path.endswith(tuple(ends))]
 
 
@@ -164,9 +180,9 @@ class Conditioning(nn.Module):
     def __call__(self, t: Array, s: Array, condition: Condition) -> Array:
         total = jnp.zeros((t.shape[0], self.width))
         for name, scalar in self.scalars.items():
-            # A guidance scale has no effect at first. A network that reads it can then start as a
-            # copy of a teacher that does not.
-            embedder = ScalarEmbedder(self.width, zero=name == GUIDANCE_EMBEDDER, name=name)
+            # Guidance has no effect at first. A network that reads it can then start as a copy of
+            # a teacher that does not.
+            embedder = ScalarEmbedder(self.width, zero=name in ZERO_EMBEDDERS, name=name)
             total += embedder(scalar(t, s, condition))
         if self.num_classes == 0:
             return total

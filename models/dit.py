@@ -44,6 +44,7 @@ from fewstep.models.network import (
     check_integers,
     linen_network,
 )
+from fewstep.models.temporal import TemporalFourier
 
 
 class DiTSize(NamedTuple):
@@ -76,6 +77,7 @@ def dit(
     patch_size: int = 2,
     second_time: str = "none",
     guidance_input: bool = False,
+    guidance_interval: bool = False,
     loss_weight: bool = False,
     time_scale: float = 1000.0,
     adaln_zero: bool = True,
@@ -84,6 +86,7 @@ def dit(
     attention: str = "xla",
     remat: bool = False,
     scan: bool = False,
+    trajectory: int = 1,
 ) -> Network:
     """A DiT on images.
 
@@ -94,6 +97,8 @@ def dit(
     second_time: the scalar that is embedded beside t: "none", "time" (s), "interval" (t - s) or
         "step_size" (-log2(t - s) with t - s at least 2^-12, not multiplied by time_scale).
     guidance_input: whether to embed condition["guidance_scale"], which has no effect at first.
+    guidance_interval: whether to embed condition["guidance_start"] and condition["guidance_end"],
+        the fractions of the path between which it is guided, which have no effect at first.
     loss_weight: whether to learn a log-weight of the loss, a function of t, beside the network.
     time_scale: multiplies t, s and t - s before the sinusoids. The fastest sinusoid turns by
         time_scale radians over [0, 1], and derivatives in t grow with it. Methods that
@@ -111,11 +116,13 @@ def dit(
         memory.
     scan: whether to loop over the blocks, so that one compilation serves all. Their parameters are
         then stacked, [depth, ...] in "blocks" instead of "block_0", "block_1", ...
+    trajectory: rows that are the times of one trajectory, which temporal layers mix between the
+        blocks (models/temporal.py); 1 for none. Needs scan=False.
 
     Hidden features are the tokens [B, N, D] after each block, "block_0" and so on, with scan too.
     Raises ValueError for a field out of its range.
     """
-    check_integers(1, patch_size=patch_size)
+    check_integers(1, patch_size=patch_size, trajectory=trajectory)
     check_integers(0, num_classes=num_classes)
     check_choice("size", size, SIZES)
     check_choice("dtype", dtype, DTYPES)
@@ -123,17 +130,20 @@ def dit(
     check_geometry(shape, patch_size, SIZES[size])
     if not 0.0 <= dropout < 1.0:
         raise ValueError(f"dropout={dropout!r} must be in [0, 1).")
+    if scan and trajectory > 1:
+        raise ValueError("scan=True has no temporal layers between blocks; use scan=False.")
     module = Transformer(
         shape=tuple(shape),
         size=SIZES[size],
         patch_size=patch_size,
         num_classes=num_classes,
-        scalars=scalar_inputs(second_time, guidance_input, time_scale),
+        scalars=scalar_inputs(second_time, guidance_input, time_scale, guidance_interval),
         adaln_zero=adaln_zero,
         dtype=dtype,
         attention=attention_implementation(attention, dtype),
         remat=remat,
         scan=scan,
+        trajectory=trajectory,
     )
     training = module.clone(dropout=dropout) if dropout > 0.0 else None
     weight = LossWeight(time_scale) if loss_weight else None
@@ -142,6 +152,8 @@ def dit(
     return built._replace(
         second_time=second_time,
         guidance_input=guidance_input,
+        guidance_interval=guidance_interval,
+        trajectory=trajectory,
         # Fused kernels need all tokens on a device, and JAX needs one mesh for a program with them.
         token_rows=shape[0] // patch_size if module.attention == "xla" else 1,
     )
@@ -194,6 +206,7 @@ class Transformer(nn.Module):
     attention: str
     remat: bool
     scan: bool
+    trajectory: int
     dropout: float = 0.0
 
     @nn.compact
@@ -217,7 +230,10 @@ class Transformer(nn.Module):
             hidden = {f"block_{index}": outputs[index] for index in range(depth)} if keep else {}
         else:
             for index in range(depth):
-                tokens = hidden[f"block_{index}"] = block(name=f"block_{index}")(tokens, c)
+                tokens = block(name=f"block_{index}")(tokens, c)
+                if self.trajectory > 1:
+                    tokens = TemporalFourier(self.trajectory, name=f"temporal_{index}")(tokens)
+                hidden[f"block_{index}"] = tokens
         self.sow(SOWN, HIDDEN, hidden)
         tokens = FinalLayer(patches.shape[-1], name="final")(tokens, c)
         return unpatchify(tokens, self.shape, self.patch_size)

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from fewstep.models.network import Array, Head, Key, Network, Params
+from fewstep.models.network import GUIDANCE, Array, Head, Key, Network, Params
 
 
 def add_head(network: Network, name: str, module: nn.Module, reads: Sequence[str]) -> Network:
@@ -48,5 +48,5 @@ def add_head(network: Network, name: str, module: nn.Module, reads: Sequence[str
 def zero_input_features(network: Network, params: Params, reads: Sequence[str]) -> dict[str, Array]:
     """The features of one example of zeros, by name."""
     x, time = jnp.zeros((1, *network.shape)), jnp.zeros((1,))
-    condition = {"label": jnp.zeros((1,), jnp.int32), "guidance_scale": jnp.ones((1,))}
+    condition = {"label": jnp.zeros((1,), jnp.int32), **dict.fromkeys(GUIDANCE, time)}
     return network.features(params, x, time, time, condition, reads)[1]

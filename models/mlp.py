@@ -28,6 +28,7 @@ from fewstep.models.network import (
     check_integers,
     linen_network,
 )
+from fewstep.models.temporal import TemporalFourier
 
 # With 4 the angles reach 4 rad over t in [0, 1]: enough to follow the velocity between point clouds
 # in time. Derivatives in t stay about as large as the output; with 1000 they are far larger.
@@ -42,29 +43,37 @@ def mlp(
     depth: int = 3,
     second_time: str = "none",
     guidance_input: bool = False,
+    guidance_interval: bool = False,
     loss_weight: bool = False,
     time_scale: float = POINT_TIME_SCALE,
     dtype: str = "float32",
+    trajectory: int = 1,
 ) -> Network:
     """A residual perceptron on points [B, *shape].
 
     width: units of each block. depth: number of blocks.
-    num_classes, second_time, guidance_input, loss_weight, time_scale: as for `models.dit.dit`.
+    num_classes, second_time, guidance_input, guidance_interval, loss_weight, time_scale,
+        trajectory: as for `models.dit.dit`.
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, conditioning and output are float32.
 
     Hidden features are the units [B, width] after each block, "block_0" and so on.
     Raises ValueError for a field out of its range.
     """
-    check_integers(1, dimension=math.prod(shape), width=width, depth=depth)
+    check_integers(1, dimension=math.prod(shape), width=width, depth=depth, trajectory=trajectory)
     check_integers(0, num_classes=num_classes)
     check_choice("dtype", dtype, DTYPES)
-    scalars = scalar_inputs(second_time, guidance_input, time_scale)
+    scalars = scalar_inputs(second_time, guidance_input, time_scale, guidance_interval)
     weight = LossWeight(time_scale) if loss_weight else None
-    module = Perceptron(width, depth, num_classes, scalars, dtype)
+    module = Perceptron(width, depth, num_classes, scalars, dtype, trajectory)
     hidden = tuple(f"block_{index}" for index in range(depth))
     built = linen_network(module, tuple(shape), weight=weight, hidden=hidden)
-    return built._replace(second_time=second_time, guidance_input=guidance_input)
+    return built._replace(
+        second_time=second_time,
+        guidance_input=guidance_input,
+        guidance_interval=guidance_interval,
+        trajectory=trajectory,
+    )
 
 
 # Largest width and depth in a debug run of a minute.
@@ -95,6 +104,7 @@ class Perceptron(nn.Module):
     num_classes: int
     scalars: Mapping[str, Scalar]
     dtype: str
+    trajectory: int
 
     @nn.compact
     def __call__(self, x: Array, t: Array, s: Array, condition: Condition) -> Array:
@@ -105,7 +115,10 @@ class Perceptron(nn.Module):
         h = dense(self.width, "input")(points.astype(jnp.float32))
         hidden = {}
         for index in range(self.depth):
-            h = hidden[f"block_{index}"] = PointBlock(self.dtype, name=f"block_{index}")(h, c)
+            h = PointBlock(self.dtype, name=f"block_{index}")(h, c)
+            if self.trajectory > 1:
+                h = TemporalFourier(self.trajectory, name=f"temporal_{index}")(h)
+            hidden[f"block_{index}"] = h
         self.sow(SOWN, HIDDEN, hidden)
         return dense(points.shape[-1], "output", zero=True)(nn.silu(h)).reshape(x.shape)
 

@@ -166,6 +166,8 @@ def check_flow_map(model: Model) -> None:
 REASONS = {
     "second_time": "",
     "guidance_input": " (objective.guidance_range uses it)",
+    "guidance_interval": "",
+    "trajectory": " (objective.times uses it)",
     "loss_weight": " (objective.adaptive_weight uses it)",
 }
 
@@ -175,6 +177,8 @@ def check_needs(
     *,
     second_time: str = "none",
     guidance_input: bool = False,
+    guidance_interval: bool = False,
+    trajectory: int = 1,
     loss_weight: bool = False,
     reconstructs: bool = False,
 ) -> None:
@@ -189,11 +193,15 @@ def check_needs(
     has = {
         "second_time": network.second_time,
         "guidance_input": network.guidance_input,
+        "guidance_interval": network.guidance_interval,
+        "trajectory": network.trajectory,
         "loss_weight": network.log_weight is not None,
     }
     uses = {
         "second_time": second_time,
         "guidance_input": guidance_input,
+        "guidance_interval": guidance_interval,
+        "trajectory": trajectory,
         "loss_weight": loss_weight,
     }
     for field, value in uses.items():

@@ -17,6 +17,9 @@ from flax import linen as nn
 from fewstep.latents.codec import Codec
 from fewstep.messages import unknown_choice
 
+# Floating entries of a condition, [B], that some networks read.
+GUIDANCE = ("guidance_scale", "guidance_start", "guidance_end")
+
 Array = jax.Array
 Key = jax.Array
 Params = Mapping[str, Any]
@@ -48,11 +51,14 @@ class Network(NamedTuple):
     init: key -> parameters, a nested dict of float32 arrays.
     apply: `apply(params, x, t, s, condition, *, train=False, rng=None)` -> float32 array of the
         shape of `x`. `x`: [B, ...] floating; `t`, `s`: [B] floating, with `s <= t`;
-        `condition`: {"label": int [B], optionally "guidance_scale": floating [B]}. The label -1
-        is the null class. `train=True` turns dropout on, which then needs the key `rng`.
-        Raises ValueError for an input of another shape or type, and for a missing condition.
+        `condition`: {"label": int [B], optionally "guidance_scale", "guidance_start" and
+        "guidance_end": floating [B]}. The label -1 is the null class. `train=True` turns dropout
+        on, which then needs the key `rng`. Raises ValueError for an input of another shape or type,
+        and for a missing condition.
     second_time: how the network uses `s`: "none", "time", "interval" or "step_size".
     guidance_input: whether it reads the condition's guidance scale.
+    guidance_interval: whether it reads the ends of the interval in which it is guided.
+    trajectory: rows that it evaluates together, the times of one trajectory; 1 for none.
     log_weight: (params, t: [B]) -> [B], the learned log-weight of a loss at t, or None.
     shape: shape of one example x, without the batch.
     token_rows: token rows per example; devices can split them. 1 if they cannot.
@@ -71,6 +77,8 @@ class Network(NamedTuple):
     apply: Callable[..., Array]
     second_time: str = "none"
     guidance_input: bool = False
+    guidance_interval: bool = False
+    trajectory: int = 1
     log_weight: Callable[[Params, Array], Array] | None = None
     shape: tuple[int, ...] = ()
     token_rows: int = 1
@@ -103,7 +111,7 @@ def linen_network(
 
     def init(key: Key) -> Params:
         time = jnp.zeros((1,))
-        condition = {"label": jnp.zeros((1,), jnp.int32), "guidance_scale": jnp.ones((1,))}
+        condition = {"label": jnp.zeros((1,), jnp.int32), **dict.fromkeys(GUIDANCE, time)}
         params = module.init(key, jnp.zeros((1, *shape)), time, time, condition)["params"]
         if weight is None:
             return params

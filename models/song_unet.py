@@ -70,6 +70,7 @@ def song_unet(
     attention_sides: tuple[int, ...] = (16,),
     second_time: str = "none",
     guidance_input: bool = False,
+    guidance_interval: bool = False,
     loss_weight: bool = False,
     time_scale: float = 1.0,
     dropout: float = 0.0,
@@ -78,7 +79,8 @@ def song_unet(
 ) -> Network:
     """A U-Net on images; by default EDM's for CIFAR-10. For 64 x 64: multipliers=(1, 2, 2, 2).
 
-    shape, num_classes, second_time, guidance_input, loss_weight: as for `models.dit.dit`.
+    shape, num_classes, second_time, guidance_input, guidance_interval, loss_weight: as for
+        `models.dit.dit`.
     variant: a key of VARIANTS. "ncsnpp" has random frequencies of time, smoother resampling, and
         adds the halved image to each level. The frequencies are parameters without a gradient.
     width: channels of the first convolution, a multiple of 32 (of 4 if no layer has more than 128).
@@ -98,8 +100,9 @@ def song_unet(
     check_choice("variant", variant, VARIANTS)
     style = VARIANTS[variant]
     plan = plan_unet(shape, width, multipliers, depth, attention_sides, style)
-    inputs = Inputs(second_time, guidance_input, loss_weight, time_scale, dropout, dtype, remat)
-    scalars = scalar_inputs(second_time, guidance_input, time_scale)
+    own = second_time, guidance_input, guidance_interval
+    inputs = Inputs(*own, loss_weight, time_scale, dropout, dtype, remat)
+    scalars = scalar_inputs(second_time, guidance_input, time_scale, guidance_interval)
     fourier = variant == "ncsnpp"
     features = 2 * width if fourier else width
     mapping = SongMapping(features, EMBEDDING_RATIO * width, num_classes, scalars, fourier, style)

@@ -126,6 +126,7 @@ class Inputs(NamedTuple):
 
     second_time: str
     guidance_input: bool
+    guidance_interval: bool
     loss_weight: bool
     time_scale: float
     dropout: float
@@ -145,7 +146,11 @@ def build_unet(
     weight = LossWeight(inputs.time_scale) if inputs.loss_weight else None
     hidden = tuple(stage.name for stage in (*plan.encoder, *plan.decoder))
     built = linen_network(module, tuple(shape), training=training, weight=weight, hidden=hidden)
-    return built._replace(second_time=inputs.second_time, guidance_input=inputs.guidance_input)
+    return built._replace(
+        second_time=inputs.second_time,
+        guidance_input=inputs.guidance_input,
+        guidance_interval=inputs.guidance_interval,
+    )
 
 
 class UNet(nn.Module):

@@ -7,6 +7,7 @@ from fewstep.modes.doctor import DOCTOR
 from fewstep.modes.evaluate import EVALUATE
 from fewstep.modes.export import EXPORT
 from fewstep.modes.import_weights import IMPORT
+from fewstep.modes.measure import MEASURE
 from fewstep.modes.mode import Mode
 from fewstep.modes.plan import PLAN
 from fewstep.modes.prepare import PREPARE
@@ -19,6 +20,7 @@ MODES: dict[str, Mode] = {
     "train": TRAIN,
     "evaluate": EVALUATE,
     "sample": SAMPLE,
+    "measure": MEASURE,
     "prepare": PREPARE,
     "import": IMPORT,
     "export": EXPORT,

@@ -19,7 +19,7 @@ def evaluate_run(request: Request) -> None:
     WORKDIR/eval. The run may belong to another user: unless the user names it, its data.dir is only
     read.
     """
-    config, experiment, mesh, params, step = load_run(request)
+    config, experiment, mesh, params, step, _ = load_run(request)
     given = config_in_place_of(config, request)
     config = replace_folders(config, given)
     config.evaluate, config.data.label_shares = given.evaluate, given.data.label_shares

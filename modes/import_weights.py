@@ -31,6 +31,7 @@ from fewstep.training.storage.identity import as_dict
 from fewstep.training.storage.train_state import TrainState
 from fewstep.training.storage.workdir import check_space, claim_workdir, start_run
 from fewstep.training.teacher import abstract_params, describe_space
+from fewstep.weights.flax_checkpoints import find_checkpoint
 from fewstep.weights.tensors import file_hashes
 
 
@@ -68,10 +69,11 @@ def require_weights(request: Request) -> Path:
     """Return --weights. Raises ValueError if it is missing or no file."""
     if request.weights is None:
         raise ValueError("--weights is missing; name a file, as in --weights=SiT-XL-2-256.pt")
-    if not (request.weights.is_file() or find_own(request.weights)):
+    found = (request.weights.is_file(), find_own(request.weights), find_checkpoint(request.weights))
+    if not any(found):
         raise ValueError(
             f"--weights={request.weights} is no file; name the published file, or a folder that "
-            "--mode=export wrote"
+            "--mode=export or Flax wrote"
         )
     return request.weights
 

@@ -25,6 +25,7 @@ from fewstep.training.cost.memory import check_memory, traced_memory
 from fewstep.training.experiment import Experiment, build_on, optimizer_fields
 from fewstep.training.fixed_networks import abstract_fixed
 from fewstep.training.labels import training_counts
+from fewstep.training.loggers import check_loggers
 from fewstep.training.profile import Window, check_window
 from fewstep.training.report import logged_evaluations
 from fewstep.training.sharding import check_batch_size, make_mesh
@@ -94,6 +95,7 @@ def prepare_job(
 
 def draft_job(path: Path, config: ConfigDict, window: Window | None = None) -> Draft:
     """Return the draft of a job after every check that needs no teacher either."""
+    check_loggers(config.log.to)
     mesh = make_mesh(**config.mesh)
     config, dataset = resolve_and_load(fill_open_fields(config, path))
     if window is not None:

@@ -87,13 +87,14 @@ def find_dataset(
 
 
 class LoadedRun(NamedTuple):
-    """A trained network, ready to sample on all devices of this job."""
+    """A trained network, ready to sample on all devices of this job. folder: of the run."""
 
     config: ConfigDict
     experiment: Experiment
     mesh: Mesh
     params: Params
     step: int
+    folder: Path = Path()
 
 
 def load_run(request: Request) -> LoadedRun:
@@ -119,4 +120,4 @@ def load_run(request: Request) -> LoadedRun:
     abstract = abstract_params(generator.network, mesh)
     name = experiment.sample_with
     params, step = restore.restore_network(path, name, abstract, request.checkpoint)
-    return LoadedRun(config, experiment, mesh, params, step)
+    return LoadedRun(config, experiment, mesh, params, step, path)

@@ -86,6 +86,10 @@ class Request(NamedTuple):
     part: str = ""
     layout: str = ""
     format: str = ""
+    samples: Path | None = None
+    reference: str = ""
+    split: str = "train"
+    features: str = ""
 
 
 def expand_home(text: str) -> str:
@@ -115,6 +119,12 @@ def expand_paths(config: ConfigDict) -> ConfigDict:
     if images:
         config.data.name = f"{config.data.name.removesuffix(images)}{Path(images).absolute()}"
     return config
+
+
+def checked(config: ConfigDict) -> ConfigDict:
+    """Return the config with ~ expanded. Raises ValueError for a value out of range."""
+    check_field_values(config)
+    return expand_paths(config)
 
 
 def check_same_flags(mode: str, request: Request) -> None:

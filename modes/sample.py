@@ -2,7 +2,6 @@
 
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +13,10 @@ from fewstep.data.spaces.space import Space
 from fewstep.files import check_writable, write_npz, write_png
 from fewstep.modes.draws import (
     COLUMNS,
-    FEW,
     Draw,
     check_folder,
     choose_labels,
     choose_pairs,
-    many_steps,
     sibling_path,
     start_folder,
 )
@@ -37,20 +34,14 @@ from fewstep.modes.mode import (
 )
 from fewstep.modes.recorded_run import LoadedRun, load_run
 from fewstep.modes.request import Request, require_workdir
-from fewstep.objectives.stages import check_sampling_steps
-from fewstep.samplers.grids import named_steps
+from fewstep.modes.sampling import check_draw, checked_sampler, finished_samples, guidance_scale
 from fewstep.training.classes import class_names
-from fewstep.training.cluster.processes import warn
-from fewstep.training.experiment import check_guidance
-from fewstep.training.generate import BatchSampler, batch_sampler, finish_together, generate
 from fewstep.training.storage.environment import count_text
 from fewstep.training.storage.workdir import recorded_identity
 
 FOLDER, LONGEST_NAME = "samples", 200
 SHOWN = COLUMNS * COLUMNS
-# Seed k has the noise of sample k in an evaluation of a run with this seed.
-STREAM_SEED = 0
-DEFAULT_SEEDS, LARGEST_SEED = range(64), 2**31 - 1
+DEFAULT_SEEDS = range(64)
 
 
 def sample(request: Request) -> None:
@@ -68,7 +59,7 @@ def sample(request: Request) -> None:
     check_request(request)
     run = load_run(request)
     space, classes = run.experiment.space, run.experiment.num_classes
-    scale = guidance_scale(request, run)
+    scale = guidance_scale(run, request.guidance)
     names = class_names(require_workdir(request)) if classes else ()
     asked = choose_labels(request.labels, classes, names)
     draw = choose_pairs(request.seeds or DEFAULT_SEEDS, asked, classes, request.grid)
@@ -77,10 +68,8 @@ def sample(request: Request) -> None:
     check_form(out, space)
     if jax.process_index() == 0:
         check_free(out, made_from)
-    sampler = checked_sampler(request, run, scale, draw)
-    size = run.config.evaluate.batch_size
-    drawn = generate(sampler, run.params, draw.labels, size, "sampling", draw.seeds)
-    batches = map(partial(finish_together, space.finish), drawn)
+    sampler = checked_sampler(run, request.steps, scale)
+    batches = finished_samples(run, sampler, draw, run.config.evaluate.batch_size)
     if jax.process_index() > 0:
         deque(batches, maxlen=0)
         return
@@ -96,14 +85,6 @@ def sample(request: Request) -> None:
     )
 
 
-def guidance_scale(request: Request, run: LoadedRun) -> float:
-    """Return --guidance, else the run's own scale. Raises ValueError."""
-    own = run.experiment.objective.guidance_scale
-    scale = own if request.guidance is None else request.guidance
-    check_guidance(run.experiment, scale)
-    return scale
-
-
 def settings(request: Request, run: LoadedRun, scale: float) -> dict[str, Any]:
     """Return what the samples of all seeds and labels have in common."""
     return {
@@ -113,29 +94,6 @@ def settings(request: Request, run: LoadedRun, scale: float) -> dict[str, Any]:
         "sampling_steps": request.steps,
         "guidance_scale": float(scale),
     }
-
-
-def checked_sampler(request: Request, run: LoadedRun, scale: float, draw: Draw) -> BatchSampler:
-    """Return the sampler; warns if it needs more steps. Raises ValueError if it cannot sample."""
-    objective, steps = run.experiment.objective, request.steps
-    if objective.reconstructs:
-        raise ValueError(
-            f"{require_workdir(request)} has trained a codec, which draws no samples; train on its "
-            f"latents with --config.codec.weights={require_workdir(request)}"
-        )
-    shape = run.experiment.space.shape
-    sampler = batch_sampler(
-        objective, shape, run.mesh, seed=STREAM_SEED, steps=steps, guidance_scale=scale
-    )
-    with named_steps(f"--steps={steps}"):
-        check_sampling_steps(objective.stages, run.step, (steps,))
-        jax.eval_shape(sampler, run.params, *(np.zeros(run.mesh.size, np.int32),) * 2)
-    if steps < FEW and many_steps(objective):
-        warn(
-            f"{run.config.method} goes from noise to data in tens of sampling steps, and blurs "
-            f"samples in {steps}; add --steps={many_steps(objective)}"
-        )
-    return sampler
 
 
 def write_arrays(
@@ -218,11 +176,7 @@ def check_free(out: Path, made_from: Mapping[str, Any]) -> None:
 
 def check_request(request: Request) -> None:
     """Raises ValueError for a number of steps below 1, a large seed, and an invalid --out."""
-    if request.steps < 1:
-        raise ValueError(f"--steps={request.steps} must be 1 or more")
-    largest = max(request.seeds or DEFAULT_SEEDS)
-    if largest > LARGEST_SEED:
-        raise ValueError(f"--seeds={largest} is too large; the largest is {LARGEST_SEED}")
+    check_draw(request.steps, request.seeds or DEFAULT_SEEDS)
     if request.out is not None and (
         request.out.suffix not in ("", ".npz") or request.out.name == ".npz"
     ):

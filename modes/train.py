@@ -3,6 +3,8 @@
 import re
 
 from fewstep.modes.mode import CONFIG, FROM, WORKDIR, Flag, Mode
+from fewstep.modes.request import Request, require_workdir
+from fewstep.modes.run_page import write_run_page
 from fewstep.modes.train_run import train_run
 from fewstep.training.profile import Window
 
@@ -15,8 +17,14 @@ def parse_window(flag: str, given: str) -> Window:
     return Window(*map(int, ends.groups()))
 
 
+def train(request: Request) -> None:
+    """Train, then write the page of the run into its folder."""
+    train_run(request)
+    write_run_page(require_workdir(request))
+
+
 TRAIN = Mode(
-    train_run,
+    train,
     "Train, or continue from the newest checkpoint; evaluate and save on the way.",
     {
         **CONFIG,

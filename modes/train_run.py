@@ -100,6 +100,7 @@ def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:
                 run=run.stamp,
                 retention=job.retention,
                 patience=Patience(**config.watchdog),
+                log_to=tuple(config.log.to),
             ),
             evaluate,
             preemption=preemption,

@@ -4,19 +4,26 @@ from collections.abc import Callable
 
 from fewstep.objectives.autoencoder import autoencoder
 from fewstep.objectives.base import Objective
+from fewstep.objectives.boot import boot
 from fewstep.objectives.consistency_distillation import consistency_distillation
 from fewstep.objectives.consistency_training import consistency_training
+from fewstep.objectives.consistency_trajectory import consistency_trajectory
 from fewstep.objectives.consistency_tuning import consistency_tuning
 from fewstep.objectives.continuous_consistency import continuous_distillation, continuous_training
 from fewstep.objectives.denoising import denoising
 from fewstep.objectives.direct import direct
 from fewstep.objectives.distribution_matching import distribution_matching
+from fewstep.objectives.dsno import dsno
 from fewstep.objectives.guidance_distillation import guidance_distillation
+from fewstep.objectives.improved_mean_flow import improved_mean_flow
 from fewstep.objectives.live_reflow import live_reflow
 from fewstep.objectives.mean_flow import mean_flow
+from fewstep.objectives.moment_matching import moment_matching
+from fewstep.objectives.parameter_matching import parameter_matching
 from fewstep.objectives.progressive import progressive
 from fewstep.objectives.reflow import reflow
 from fewstep.objectives.shortcut import shortcut
+from fewstep.objectives.tract import tract
 
 OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "denoising": denoising,
@@ -33,5 +40,12 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "reflow": reflow,
     "live_reflow": live_reflow,
     "mean_flow": mean_flow,
+    "improved_mean_flow": improved_mean_flow,
+    "tract": tract,
+    "consistency_trajectory": consistency_trajectory,
+    "boot": boot,
+    "dsno": dsno,
+    "moment_matching": moment_matching,
+    "parameter_matching": parameter_matching,
     "autoencoder": autoencoder,
 }

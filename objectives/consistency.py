@@ -153,8 +153,26 @@ def consistency_sampler(
     Raises ValueError for times outside the path, and for times that are too close for the grid.
     """
     path = model.path
-    check_times(path, sample_times)
     cells = last_points(curriculum) - 1 if curriculum else None
+    times_of = sampling_times(path, spacing, cells, sample_times)
+
+    def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
+        denoise = model.denoiser(predict, condition)
+        f = lambda x, t: ddim_step(denoise, path, x, t, jnp.full_like(t, path.t_min))
+        return renoise(f, path, path.prior(eps), times_of(steps), keys)
+
+    return sample_fn(model.predict, solve, learned_guidance(trained_scale, guidance_range))
+
+
+def sampling_times(
+    path: Path, spacing: Spacing, cells: int | None, sample_times: Sequence[float]
+) -> Callable[[int], Array]:
+    """Number of sampling steps -> the times at which they start: [steps], descending from t_max.
+
+    cells: of the training grid, to whose points the times move, or None. sample_times: as for
+    `consistency_sampler`. Raises ValueError as it does.
+    """
+    check_times(path, sample_times)
 
     def times_of(steps: int) -> Array:
         with jax.ensure_compile_time_eval():
@@ -165,13 +183,7 @@ def consistency_sampler(
             return snap_to_grid(spacing, cells, times) if cells else times
 
     times_of(len(sample_times) + 1)  # refuses bad times before any training
-
-    def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
-        denoise = model.denoiser(predict, condition)
-        f = lambda x, t: ddim_step(denoise, path, x, t, jnp.full_like(t, path.t_min))
-        return renoise(f, path, path.prior(eps), times_of(steps), keys)
-
-    return sample_fn(model.predict, solve, learned_guidance(trained_scale, guidance_range))
+    return times_of
 
 
 def snap_to_grid(spacing: Spacing, cells: int, times: Array) -> Array:

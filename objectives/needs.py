@@ -18,7 +18,13 @@ from fewstep.objectives.base import Objective
 
 Factory = Callable[..., Objective]
 # Needs of a method that declares none.
-NOTHING = {"second_time": "none", "guidance_input": False, "loss_weight": False}
+NOTHING = {
+    "second_time": "none",
+    "guidance_input": False,
+    "guidance_interval": False,
+    "trajectory": 1,
+    "loss_weight": False,
+}
 
 
 def needs(**declared: Any) -> Callable[[Factory], Factory]:

@@ -182,17 +182,26 @@ def in_first_stage(guided: Predict, predict: Predict, stage: Array) -> Predict:
 
 
 def two_step_target(
-    denoise: Denoise, path: Path, x_t: Array, t: Array, middle: Array, s: Array
+    denoise: Denoise,
+    path: Path,
+    x_t: Array,
+    t: Array,
+    middle: Array,
+    s: Array,
+    second_denoise: Denoise | None = None,
 ) -> Array:
-    """x_target, [B, ...]: one DDIM step to it from x_t to s ends where two of the teacher's do.
+    """x_target, [B, ...]: one DDIM step to it from x_t to s ends where two steps end.
 
-    denoise: the teacher, (x, t) -> Endpoints. x_t: [B, ...]. t, middle, s: [B], descending.
+    denoise: the network of the first step, and of the second if there is no `second_denoise`; (x,
+    t) -> Endpoints. x_t: [B, ...]. t, middle, s: [B], t > middle >= s; at middle = s there is only
+    the first step.
     """
     first = denoise(x_t, t)
-    second = denoise(path.interpolate(*first, middle), middle)
+    second = (second_denoise or denoise)(path.interpolate(*first, middle), middle)
     l_t, l_middle, l_s = (path.alpha(time) / path.sigma(time) for time in (t, middle, s))
     share = align((l_middle - l_t) / (l_s - l_t), x_t)
-    return share * first.x_0 + (1.0 - share) * second.x_0
+    mean = share * first.x_0 + (1.0 - share) * second.x_0
+    return jnp.where(align(middle == s, x_t), first.x_0, mean)
 
 
 def ddim_sampler(model: Model, spacing: Spacing, max_steps: int, guidance: Guidance) -> SampleFn:

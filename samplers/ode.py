@@ -52,10 +52,10 @@ STEPS: dict[str, Step] = {"euler": euler_step, "ddim": ddim_step, "heun": heun_s
 
 
 def repeat_step(step: Step) -> Solver:
-    """The solver that takes `step` once per interval."""
+    """The solver that takes `step` once per interval. times: [N + 1], or [N + 1, B]."""
 
     def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:
-        chex.assert_rank(times, 1)
+        chex.assert_rank(times, {1, 2})
 
         def body(x: Array, interval: tuple[Array, Array]) -> tuple[Array, None]:
             t, s = (jnp.broadcast_to(time, x.shape[:1]) for time in interval)

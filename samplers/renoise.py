@@ -1,4 +1,4 @@
-"""Multistep consistency sampling: jump to the data, add noise of a lower level, and repeat."""
+"""Multistep consistency sampling: jump to less noise, add noise of a lower level, and repeat."""
 
 from collections.abc import Callable
 
@@ -41,3 +41,33 @@ def renoise(
     if times.shape[0] == 1:
         return x
     return jax.lax.scan(step, x, (jnp.arange(times.shape[0] - 1), times[1:]))[0]
+
+
+def renew_noise(
+    jump: Callable[[Array, Array, Array], Array],
+    path: Path,
+    x: Array,
+    times: Array,
+    keys: Array,
+    gamma: float,
+) -> Array:
+    """x at the last of [N + 1] descending times, by jumps below each next time and noise up to it.
+
+    Kim et al. 2024, algorithm 3, on any path: a jump to s goes to the noise level
+    sqrt(1 - gamma^2) rho_s, at least the path's lowest. gamma = 0 draws no noise, and gamma = 1 is
+    `renoise`. An exact jump preserves the distribution of the data, for any times and gamma.
+
+    jump: (x: [B, ...], t: [B], s: [B]) -> x_s. keys: [B].
+    """
+    chex.assert_rank(times, 1)
+    rows = lambda t: jnp.broadcast_to(t, x.shape[:1])
+
+    def step(x: Array, interval: tuple[Array, Array, Array]) -> tuple[Array, None]:
+        index, t, s = interval
+        lower = jnp.clip(path.time_at((1.0 - gamma**2) ** 0.5 * path.rho(s)), path.t_min, s)
+        a, b = added_noise(path, s, lower)
+        # Where the path has levels as low as that, b is gamma sigma_s. Rounding may exceed it.
+        b = jnp.minimum(b, gamma * path.sigma(s))
+        return a * jump(x, rows(t), rows(lower)) + b * noise_like(x, keys, index), None
+
+    return jax.lax.scan(step, x, (jnp.arange(times.shape[0] - 1), times[:-1], times[1:]))[0]

@@ -50,6 +50,9 @@ FLAGS = {
     "part": ("ema", "part", "ema"),
     "layout": ("sit", "layout", "sit"),
     "format": ("onnx", "format", "onnx"),
+    "samples": ("x.npz", "samples", Path("x.npz")),
+    "reference": ("digits", "reference", "digits"),
+    "split": ("all", "split", "all"),
 }
 # Read by `main` itself, before there is a request.
 OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "join_timeout")
@@ -65,14 +68,16 @@ RUNS = ("train", "evaluate", "sample", "report", "checkpoints", "replay")
 TOGETHER = ("train", "evaluate", "sample", "prepare", "compare", "replay", "doctor")
 READ_BY = {
     "config": ("train", "evaluate", "prepare", "describe", "plan", "compare", "replay", "doctor"),
-    **dict.fromkeys(("weights", "part", "layout"), ("import",)),
+    "weights": ("import", "measure"),
+    **dict.fromkeys(("part", "layout"), ("import",)),
+    **dict.fromkeys(("samples", "reference", "split"), ("measure",)),
     "workdir": (*RUNS, "import", "export", "compare", "doctor", "describe"),
     "from": ("train", "describe", "doctor"),
     "workdirs": ("report",),
     "steps": ("sample", "evaluate", "export"),
     "format": ("export",),
     "num_samples": ("evaluate",),
-    "features": ("evaluate",),
+    "features": ("evaluate", "measure"),
     "seeds": ("sample", "compare"),
     "methods": ("compare",),
     "metric": ("report",),
@@ -80,7 +85,7 @@ READ_BY = {
     "guidance": ("sample", "evaluate", "export"),
     "checkpoint": ("sample", "evaluate", "export"),
     "network": ("sample", "evaluate", "export"),
-    "out": ("sample", "evaluate", "report", "export"),
+    "out": ("sample", "evaluate", "report", "export", "measure"),
     "mesh": ("plan",),
     "profile": ("train",),
     **dict.fromkeys(("accelerator", "mfu", "price", "disk_speed"), ("plan",)),

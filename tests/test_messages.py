@@ -21,6 +21,9 @@ from fewstep.messages import (
         ("foo", METHODS, ""),
         ("flow", METHODS, "flow_matching"),  # rather than cd_flow, a part of which it is
         ("meanflow", METHODS, "mean_flow"),
+        ("improved_meanflow", METHODS, "improved_mean_flow"),
+        ("trakt", METHODS, "tract"),
+        ("moment_match", METHODS, "moment_matching"),
         ("reflw", METHODS, "reflow"),
         ("live", METHODS, "live_reflow"),
         ("guidence", METHODS, "guidance"),

@@ -18,6 +18,7 @@ from fewstep.training.exports.own import LAYOUT as OWN
 from fewstep.training.exports.own import find_own, read_own
 from fewstep.training.published import PUBLISHED, Import, read_published
 from fewstep.training.storage.identity import with_all_fields
+from fewstep.weights.flax_checkpoints import find_checkpoint
 from fewstep.weights.layouts.blocks import stack_blocks
 
 # Codecs of networks with so many channels, unless another is named. Those of the layouts here work
@@ -58,6 +59,7 @@ def read_import(
     """
     own = find_own(weights)
     if own is None:
+        weights = (weights.is_dir() and find_checkpoint(weights)) or weights
         found = read_published(weights, part, layout)
         config = imported_config(found, weights, image_size, codec)
         title = f"the network of {PUBLISHED[found.layout].title}"

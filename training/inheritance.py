@@ -19,7 +19,8 @@ from fewstep.training.teacher_scales import accepted_scales
 GROUPS = ("data", "codec", "model", "path", "prediction")
 # Fields of these groups that stay the student's: what its method needs of the network, how the
 # labels of its samples are drawn, and where a host keeps the data.
-OWN = ("model.second_time", "model.guidance_input", "model.loss_weight")
+OWN = ("model.second_time", "model.guidance_input", "model.guidance_interval", "model.loss_weight")
+OWN += ("model.trajectory",)
 OWN += ("data.label_shares", "data.local_dir", "data.on_device")
 # How a network computes and is regularized is the student's too. Where a codec lies is not: the
 # student has no other.

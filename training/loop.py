@@ -58,6 +58,7 @@ def train(
         stages=training.objective.stages,
         unfinished=unfinished,
         least_seconds=least_seconds,
+        log_to=upkeep.log_to,
     )
     with open_session(state, schedule, upkeep, evaluate, preemption, open_report) as session:
         session.resume()

@@ -1,27 +1,22 @@
-"""The log of a run: metrics.jsonl and TensorBoard events."""
+"""The log of a run: metrics.jsonl, and what training/loggers.py makes of its rows."""
 
 import json
 import math
 import os
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import suppress
-from functools import cache
+from collections.abc import Iterable, Iterator, Mapping
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
 
 from fewstep.files import append, has_name, replaced, writing
 from fewstep.objectives.base import Mean, Metrics
 from fewstep.training.cluster.processes import warn
+from fewstep.training.loggers import DEFAULT, Opening, open_loggers
 
 LOG = "metrics.jsonl"
 DROPPED = "metrics.dropped.jsonl"  # lines that a resumed run has moved out of its log
-EVENTS = "tensorboard"
 # Suffix of metrics that count from the start of the run.
 RUNNING = "skipped"
 PADDING = b"\xef\xbb\xbf\0 \t\r\n"  # what editors (a BOM) and power losses put around a line
@@ -56,19 +51,19 @@ class MetricMeans:
 
 
 class MetricLog:
-    """Rows of numbers by step, in WORKDIR/metrics.jsonl and as TensorBoard events.
+    """Rows of numbers by step, in WORKDIR/metrics.jsonl and in the loggers that `to` names.
 
     A log that is opened at step k drops the rows of later steps (`drop_rows_after`), so that it has
     no step twice. Raises OSError that names the file that cannot be written.
     """
 
-    def __init__(self, workdir: Path, step: int) -> None:
+    def __init__(self, workdir: Path, step: int, to: Iterable[str] = DEFAULT) -> None:
         self.path = workdir / LOG
         drop_rows_after(self.path, step)
         with writing(self.path):
             self.folder = os.open(workdir, os.O_RDONLY)
             self.file = self.open()
-        self.events = Events(workdir / EVENTS, step)
+        self.loggers = open_loggers(to, Opening(workdir, step, partial(read_rows, self.path)))
 
     def write(self, step: int, row: Mapping[str, float]) -> None:
         """Append one row, without values that are not finite: JSON cannot express them."""
@@ -78,7 +73,8 @@ class MetricLog:
                 self.file.close()
                 self.file = self.open()
             append(self.file, (json.dumps({"step": step, **finite}) + "\n").encode())
-        self.events.write(step, finite)
+        for logger in self.loggers:
+            logger.write(step, finite)
 
     def open(self) -> BinaryIO:
         """The log, opened for appending, in the folder that the run started in."""
@@ -86,41 +82,11 @@ class MetricLog:
         return open(os.open(LOG, flags, 0o666, dir_fd=self.folder), "ab", buffering=0)
 
     def close(self) -> None:
-        """Close the log and the events."""
+        """Close the log and the loggers."""
         self.file.close()
         os.close(self.folder)
-        self.events.close()
-
-
-class Events:
-    """Scalars for TensorBoard, written at once: a full disk raises here, not in a thread.
-
-    TensorBoard hides what earlier starts wrote after step `start`.
-    """
-
-    def __init__(self, folder: Path, start: int) -> None:
-        self.folder = folder
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-            self.writer = EventsWriter(str(folder / "events"))
-            self.add(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Add the values of a step."""
-        with writing(self.folder):
-            for name, value in values.items():
-                self.add(Event(step=step, summary=scalar(name, value)))
-            self.writer.flush()
-
-    def add(self, event: Event) -> None:
-        """Add an event that happens now."""
-        event.wall_time = time.time()
-        self.writer.write_event(event)
-
-    def close(self) -> None:
-        """Close the file. Ignores OSError, since `write` has raised for a full disk already."""
-        with suppress(OSError):
-            self.writer.close()
+        for logger in self.loggers:
+            logger.close()
 
 
 def drop_rows_after(path: Path, step: int) -> None:

@@ -1,7 +1,7 @@
 """Reports a run while it trains: rows of the log, a progress bar, and errors if it diverges.
 
-The host reads metrics one step late, so devices never wait for it. Where standard error is no
-terminal, a line for each row replaces the bar.
+The host reads metrics one step late, so devices never wait for it. Outside terminals and notebooks
+a line for each row replaces the bar.
 """
 
 import math
@@ -16,8 +16,9 @@ from tqdm import tqdm
 from fewstep.messages import MINUTE, format_seconds
 from fewstep.objectives.base import Metrics, Objective
 from fewstep.objectives.stages import ONE_STAGE, Stage, stage_index, stage_title
-from fewstep.progress import is_terminal, note, progress_bar
+from fewstep.progress import note, progress_bar, shows_bars
 from fewstep.training.cluster.processes import first_process_says
+from fewstep.training.loggers import DEFAULT
 from fewstep.training.metrics import LOG, MetricLog, MetricMeans, iterate_rows
 from fewstep.training.optimizer import Optimizer
 from fewstep.training.pace import SPEED, FirstSteps, Pace
@@ -55,6 +56,7 @@ class Report:
     headlines: columns of the log that the bar shows, where a row has them. unfinished:
     `unfinished_row` in the checkpoint that the run goes on from. least_seconds: shortest time of a
     step (training.pace.Pace). stages: if there are several, the log and the bar name the current.
+    log_to: names of loggers (training/loggers.py).
     """
 
     def __init__(
@@ -69,11 +71,12 @@ class Report:
         unfinished: Mapping[str, Any] | None = None,
         least_seconds: float | None = None,
         stages: Sequence[Stage] = ONE_STAGE,
+        log_to: Sequence[str] = DEFAULT,
     ) -> None:
         silent = jax.process_index() > 0
-        self.log = None if silent else MetricLog(workdir, start)
+        self.log = None if silent else MetricLog(workdir, start, log_to)
         self.bar = progress_bar(total=schedule.steps, initial=start, unit="step", silent=silent)
-        self.lines = not (silent or is_terminal())
+        self.lines = not (silent or shows_bars())
         self.pending: tuple[int, int, PackedMetrics] | None = None
         self.workdir, self.schedule, self.optimizers = workdir, schedule, optimizers
         self.headlines, self.stages = headlines, stages

@@ -24,6 +24,7 @@ import orbax.checkpoint as ocp
 from fewstep.training.cluster.preemption import Preempted, Preemption
 from fewstep.training.cluster.processes import first_process_says
 from fewstep.training.cluster.watchdog import PATIENCE, Patience, Watchdog
+from fewstep.training.loggers import DEFAULT
 from fewstep.training.packed import PackedMetrics
 from fewstep.training.profile import Profile
 from fewstep.training.report import Report
@@ -40,7 +41,7 @@ class Upkeep(NamedTuple):
     """How a run is saved and watched.
 
     config, run: plain values that every checkpoint records (checkpoint.save_state). retention:
-    which checkpoints stay. patience: how long a step or a save may take.
+    which checkpoints stay. patience: how long a step or a save may take. log_to: names of loggers.
     """
 
     workdir: Path
@@ -48,6 +49,7 @@ class Upkeep(NamedTuple):
     run: Mapping[str, Any] | None = None
     retention: Retention = KEEP_ALL
     patience: Patience = PATIENCE
+    log_to: tuple[str, ...] = DEFAULT
 
 
 @dataclass

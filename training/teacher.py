@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
@@ -14,8 +15,9 @@ from fewstep.data.spaces.space import Space
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import SIGMA_DATA
 from fewstep.messages import Difference, differences
+from fewstep.models.conditioning import silent_outputs
 from fewstep.models.network import Network
-from fewstep.objectives.base import Objective, Params
+from fewstep.objectives.base import Key, Objective, Params
 from fewstep.training.experiment import Experiment, rebuild, with_sampling_network
 from fewstep.training.location import Location, has_step, locate_teacher, parse_location
 from fewstep.training.networks import with_network_fields
@@ -32,6 +34,7 @@ from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import run_in_record
 from fewstep.training.storage.identity import as_dict, flatten_fields
 from fewstep.training.teacher_scales import at_one_scale, check_scales
+from fewstep.training.trees import leaves_by_path, put_leaves
 
 # Fields that must agree; otherwise the teacher's parameters would mean another function.
 SHARED = ("model.", "path.", "prediction.", "data.image_size", "data.channels", "data.num_classes")
@@ -44,6 +47,8 @@ FREE = (
     "model.adaln_zero",
     "model.remat",
     "model.guidance_input",
+    "model.guidance_interval",
+    "model.trajectory",
     "model.loss_weight",
     "codec.weights",
 )
@@ -124,11 +129,16 @@ def must_agree(field: str) -> bool:
 
 
 def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experiment) -> None:
-    """Raises ValueError if a run of the config `teacher` cannot teach one of `config`."""
+    """Raises ValueError if a run of the config `teacher` cannot teach one of `config`.
+
+    A network whose losses read the teacher may have a second time beside the teacher's inputs; the
+    teacher's parameters ignore it (`adopt`).
+    """
     taught = rebuild(teacher, f"teacher={config.teacher}")
     found = [
         f"{name} ({there} there, {here} here)"
         for name, there, here in sorted(disagreements(teacher, config))
+        if not (name == "model.second_time" and there == "none" and experiment.objective.frozen)
     ]
     if not found and taught.space.shape != experiment.space.shape:
         found = [
@@ -281,7 +291,17 @@ def abstract_params(network: Network, mesh: Mesh) -> Params:
 
 
 def adopt(params: Params, network: Network, seed: int, mesh: Mesh) -> Params:
-    """The parameters for this network; parts that they lack are initialized."""
+    """The parameters for this network; parts that they lack are initialized.
+
+    Inputs that they lack have no effect.
+    """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(network, mesh))
-    fresh = jax.jit(network.init, out_shardings=shardings)(named_key(jax.random.key(seed), TEACHER))
+
+    def init(key: Key) -> Params:
+        fresh = network.init(key)
+        leaves = leaves_by_path(fresh)
+        silent = silent_outputs(leaves.keys() - leaves_by_path(params).keys())
+        return put_leaves(fresh, {path: jnp.zeros_like(leaves[path]) for path in silent})
+
+    fresh = jax.jit(init, out_shardings=shardings)(named_key(jax.random.key(seed), TEACHER))
     return replace_parts(fresh, params)

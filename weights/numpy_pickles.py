@@ -15,14 +15,13 @@ Traps of the format:
 
 import math
 import pickletools
-from collections.abc import Mapping
-from itertools import accumulate
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 
-from fewstep.weights.checkpoints import CheckpointMachine, Inert, in_words
+from fewstep.weights.checkpoints import CheckpointMachine, Inert
 from fewstep.weights.mapped import DESCRIPTION_LIMIT, array_of, cut, map_file
+from fewstep.weights.nested import arrays_of_part, parts_of_arrays
 from fewstep.weights.pickles import SHOWN, PickleError, is_shape
 
 # The start of a pickle of a protocol since Python 3.4.
@@ -34,8 +33,6 @@ NUMERIC = ("numpy.core.numeric", "numpy._core.numeric")
 FROZEN_DICT = ("flax.core.frozen_dict", "FrozenDict")
 KINDS = {"f2": "float16", "f4": "float32", "f8": "float64", "i4": "int32", "i8": "int64"}
 ORDERS = "<=|"
-SEPARATOR = "/"
-DEEPEST = 16  # dicts in each other
 
 
 class Span(NamedTuple):
@@ -110,26 +107,14 @@ def read_pickled_arrays(file: BinaryIO, part: str) -> dict[str, np.ndarray]:
 
     Raises ValueError if the part is missing, or holds anything besides named arrays.
     """
-    found = leaves(describe(file))
-    below = f"{part}{SEPARATOR}" if part else ""
-    inside = {
-        name.removeprefix(below): leaf for name, leaf in found.items() if name.startswith(below)
-    }
-    if not inside:
-        raise ValueError(
-            f"it has no part {part[:SHOWN]!r} of arrays; it has {in_words(parts_among(found))}"
-        )
-    for name, leaf in inside.items():
-        if not isinstance(leaf, Stored):
-            what = leaf.name if isinstance(leaf, Inert) else type(leaf).__name__
-            raise ValueError(f"it holds more than named arrays: {name} is {what}")
+    inside = arrays_of_part(describe(file), part, Stored)
     data = map_file(file)
     return {name: stored_array(name, leaf, data) for name, leaf in inside.items()}
 
 
 def array_parts(file: BinaryIO) -> list[str]:
     """The outermost parts of a file that hold arrays and nothing else."""
-    return parts_among(leaves(describe(file)))
+    return parts_of_arrays(describe(file), Stored)
 
 
 def describe(file: BinaryIO) -> Any:
@@ -145,47 +130,6 @@ def describe(file: BinaryIO) -> Any:
         else:
             machine.do(opcode.name, argument)
     raise PickleError("it has no end")
-
-
-def leaves(content: Any) -> dict[str, Any]:
-    """What nested dicts hold, by the keys that lead to it, joined by "/".
-
-    Raises PickleError for dicts that hold each other so often that reading them takes forever.
-    """
-    found: dict[str, Any] = {}
-    pending, visited = [("", content)], 0
-    while pending:
-        name, value = pending.pop()
-        if not isinstance(value, Mapping):
-            found[name] = value
-            continue
-        visited += 1 + len(value)
-        if visited > DESCRIPTION_LIMIT or name.count(SEPARATOR) > DEEPEST:
-            raise PickleError("its dicts are too many or nested too deeply")
-        below = [(f"{name}{SEPARATOR}{str(key)[:SHOWN]}", one) for key, one in value.items()]
-        pending += [(path.removeprefix(SEPARATOR), one) for path, one in reversed(below)]
-    return found
-
-
-def parts_among(found: Mapping[str, Any]) -> list[str]:
-    """The shortest paths below which all leaves are arrays."""
-    mixed = {
-        path
-        for name, leaf in found.items()
-        if not isinstance(leaf, Stored)
-        for path in accumulate(name.split(SEPARATOR), join)
-    }
-    pure = [
-        next((path for path in accumulate(name.split(SEPARATOR), join) if path not in mixed), name)
-        for name, leaf in found.items()
-        if isinstance(leaf, Stored)
-    ]
-    return [part for part in dict.fromkeys(pure) if part not in found]
-
-
-def join(path: str, key: str) -> str:
-    """The path of a key below another path."""
-    return f"{path}{SEPARATOR}{key}"
 
 
 def stored_array(name: str, stored: Stored, data: np.ndarray) -> np.ndarray:

@@ -2,8 +2,8 @@
 
 The format is recognized by content, not by file name: PyTorch state dicts and training checkpoints
 (the zip format, and the stream of pickles used before 2020), safetensors, also split over files
-that an index names, NumPy's .npz, and pickles of NumPy arrays. Arrays are views of a memory map
-(weights/mapped.py), but of .npz copies.
+that an index names, NumPy's .npz, pickles of NumPy arrays, and checkpoints of Flax. Arrays are
+views of a memory map (weights/mapped.py), but of .npz and Flax copies.
 
 Traps of the formats:
 - Unpickling may call any function. weights/pickles.py and weights/checkpoints.py call none: they
@@ -26,6 +26,7 @@ import numpy as np
 
 from fewstep.weights.archives import check_archive, read_arrays
 from fewstep.weights.checkpoints import CheckpointMachine, check_inert, part_names, take_part
+from fewstep.weights.flax_checkpoints import flax_parts, is_msgpack, read_flax
 from fewstep.weights.mapped import (
     check_description,
     cut,
@@ -59,8 +60,9 @@ def read_tensors(path: str | Path, part: str = "") -> dict[str, np.ndarray]:
     """The tensors of a file by name; arrays may be read-only and may share memory.
 
     part: the key of a state dict in a training checkpoint, such as "ema" or "state_dict"; in a
-    pickle of NumPy arrays the keys that lead to it, joined by "/". What the checkpoint has beside
-    it is not read. "" is the whole file, which must then be a state dict.
+    pickle of NumPy arrays, and in a checkpoint of Flax, the keys that lead to it, joined by "/".
+    What the checkpoint has beside it is not read. "" is the whole file, which must then be a state
+    dict.
 
     Raises ValueError that names the file if its format is unknown, it is damaged, it holds anything
     besides named tensors, or it is a pickle that asks for functions which tensors do not need.
@@ -123,6 +125,8 @@ def parts_of(path: str | Path) -> list[str]:
                 return part_names(describe_stream(file, CheckpointMachine()).content)
             if start.startswith(STARTS):
                 return array_parts(file)
+            if is_msgpack(start):
+                return flax_parts(file)
         except Exception:  # as in `read_tensors`
             return []
     return []
@@ -150,6 +154,8 @@ def find_reader(start: bytes) -> Reader | None:
         return lambda file, part: check_no_part(read_sharded(file), part)
     if start[8:9] == b"{":
         return lambda file, part: check_no_part(read_safetensors(file), part)
+    if is_msgpack(start):  # which a length of safetensors may look like
+        return read_flax
     return None
 
 

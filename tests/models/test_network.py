@@ -75,7 +75,12 @@ NETWORK_FIELDS = {
 }
 IMAGES = jnp.ones((2, 4, 4, 1))
 POINTS = {"mlp": jnp.ones((2, 2)), "dit": IMAGES, "song_unet": IMAGES, "adm_unet": IMAGES}
-CONDITION = {"label": jnp.array([0, -1]), "guidance_scale": jnp.array([1.0, 3.0])}
+CONDITION = {
+    "label": jnp.array([0, -1]),
+    "guidance_scale": jnp.array([1.0, 3.0]),
+    "guidance_start": jnp.array([0.1, 0.4]),
+    "guidance_end": jnp.array([0.6, 0.9]),
+}
 
 
 @pytest.mark.parametrize("name", DENOISERS)
@@ -129,6 +134,7 @@ ALL = {
     "num_classes": (4, "shapes sampling training"),
     "second_time": ("time", "shapes sampling training"),
     "guidance_input": (True, "shapes sampling training"),
+    "guidance_interval": (True, "shapes sampling training"),
     "loss_weight": (True, "shapes sampling training weight"),  # parameters are given to all
     "time_scale": (7.0, "sampling training weight"),
     "dtype": ("bfloat16", "sampling training"),
@@ -150,6 +156,7 @@ OWN = {
         "dropout": (0.1, "training"),
         "remat": (True, "sampling training"),
         "scan": (True, "shapes sampling training"),
+        "trajectory": (2, "shapes sampling training"),
     },
     "song_unet": UNET_OWN | {"variant": ("ncsnpp", "shapes sampling training")},
     "adm_unet": UNET_OWN,
@@ -157,6 +164,7 @@ OWN = {
         "shape": ((3,), "shapes sampling training"),
         "width": (16, "shapes sampling training"),
         "depth": (1, "shapes sampling training"),
+        "trajectory": (2, "shapes sampling training"),
     },
 }
 # Fields of both networks; the last value of a field counts.
@@ -182,11 +190,10 @@ def describe_parts(network):
     params = jax.eval_shape(network.init, key)
     x, t = jnp.ones((2, *network.shape)), jnp.ones(2)
 
-    def apply(params, x, t, s, label, scale, key, train):
-        condition = {"label": label, "guidance_scale": scale}
+    def apply(params, x, t, s, condition, key, train):
         return network.apply(params, x, t, s, condition, train=train, rng=key)
 
-    inputs = params, x, t, t, *CONDITION.values(), key
+    inputs = params, x, t, t, CONDITION, key
     made = {
         "shapes": params,
         "sampling": jax.make_jaxpr(lambda *inputs: apply(*inputs, train=False))(*inputs),

@@ -172,7 +172,7 @@ class Recorder:
         objective, optimizers, frozen, mesh, seed, batch_size, micro_batches = training
         given = {"seed": seed, "batch_size": batch_size, "micro_batches": micro_batches}
         numbers = given | schedule._asdict() | upkeep.patience._asdict()
-        numbers |= {"mesh": dict(mesh.shape)}
+        numbers |= {"mesh": dict(mesh.shape), "log_to": upkeep.log_to}
         factors = [
             (optimizer.spike_factor, optimizer.spike_cap) for optimizer in optimizers.values()
         ]

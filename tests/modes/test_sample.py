@@ -22,6 +22,7 @@ from tests.training.runs import small_config, small_experiment
 from tests.training.test_generate import OBJECTIVE, SHAPE, echo
 
 SAMPLE = import_module("fewstep.modes.sample")
+SAMPLING = import_module("fewstep.modes.sampling")
 PARAMS = jnp.float32(1.0)
 
 
@@ -45,7 +46,7 @@ def sample(monkeypatch, tmp_path, stages, denoises):
     experiment = experiment._replace(objective=objective, space=pixel_space(SHAPE), num_classes=4)
     # The seed of the run differs from that of samples.
     config = small_config(seed=7, **{"evaluate.batch_size": 16})
-    asked, sizes, generate = [], [], SAMPLE.generate
+    asked, sizes, generate = [], [], SAMPLING.generate
 
     def load_run(request):
         asked.append(request)
@@ -57,7 +58,7 @@ def sample(monkeypatch, tmp_path, stages, denoises):
 
     monkeypatch.setattr(SAMPLE, "load_run", load_run)
     monkeypatch.setattr(SAMPLE, "run_id", lambda request: "id")
-    monkeypatch.setattr(SAMPLE, "generate", generate_noted)
+    monkeypatch.setattr(SAMPLING, "generate", generate_noted)
 
     def sample(**fields):
         request = Request(config=None, workdir=tmp_path / "run", **fields)
@@ -149,7 +150,7 @@ def test_a_folder_holds_one_draw(sample, tmp_path, capsys):
     "mine", ["mine/notes.txt", "mine/000001-label_1.png", "mine.json", "mine.png"]
 )
 def test_files_of_no_draw_are_refused_before_compute_and_stay(sample, tmp_path, mine, monkeypatch):
-    monkeypatch.setattr(SAMPLE, "generate", None)
+    monkeypatch.setattr(SAMPLING, "generate", None)
     (tmp_path / "mine").mkdir()
     (tmp_path / mine).write_text("kept")
     with pytest.raises(ValueError, match="mine would mix a draw with files that are not of one: "):
@@ -180,7 +181,7 @@ def test_a_file_beside_those_of_a_draw_is_refused_too(sample, tmp_path):
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_compute(sample, tmp_path, monkeypatch):
-    monkeypatch.setattr(SAMPLE, "generate", None)
+    monkeypatch.setattr(SAMPLING, "generate", None)
     (tmp_path / "file").write_text("no folder")
     for out in ("file/samples", "file/samples.npz"):
         with pytest.raises(OSError, match="cannot be written to .*; choose another --out"):
@@ -226,7 +227,7 @@ def test_a_number_of_steps_of_another_stage_is_refused_before_compute(
     sample, tmp_path, monkeypatch
 ):
     sample(steps=2, seeds=(1,))
-    monkeypatch.setattr(SAMPLE, "generate", None)
+    monkeypatch.setattr(SAMPLING, "generate", None)
     for steps in (1, 4):
         with pytest.raises(ValueError, match=rf"stage 2 of 3 \(2 sampling steps\).* in {steps}; "):
             sample(steps=steps, seeds=(1,), out=tmp_path / "other")

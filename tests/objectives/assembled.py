@@ -24,6 +24,7 @@ from fewstep.objectives.consistency import WEIGHTINGS
 from fewstep.objectives.distances import huber, norm, pseudo_huber
 from fewstep.objectives.divergences import integral_kl, score_distillation, score_identity
 from fewstep.objectives.generators import particles
+from fewstep.objectives.mean_flow import VELOCITIES
 from fewstep.objectives.needs import network_needs
 from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.samplers import SOLVERS
@@ -52,9 +53,12 @@ class ModelPart(NamedTuple):
 # (value of a field in the cases here, another value)
 VALUES = {
     "adaptive_weight": (True, False),
+    "average_residual": (0.2, 0.4),
     "b": (0.7, 1.6),
     "bootstrap_fraction": (0.25, 0.5),
+    "boundary_weight": (0.7, 1.3),
     "curriculum": (square_root(3, 9, total_steps=TOTAL), doubling(2, 6, total_steps=TOTAL)),
+    "denoising_weight": (0.7, 1.3),
     "distance": (pseudo_huber(0.3), huber(0.2)),
     "divergence": (score_identity(1.5), integral_kl()),
     "ends_at": (GRIDS["data"], GRIDS["path"]),
@@ -62,7 +66,10 @@ VALUES = {
     "fake_time_sampler": tuple(
         ModelPart(lambda m, x=x: logit_normal_times(m.path, x)) for x in (-0.5, 0.6)
     ),
+    "gamma": (0.6, 0.3),
+    "gap": (0.1, 0.2),
     "generator": (None, particles((DIMENSION,), ROWS)),
+    "guidance_interval": ((0.1, 0.8), (0.2, 0.9)),
     "guidance_range": ((1.5, 4.0), (2.0, 6.0)),
     "guided_channels": (1, None),
     "guidance_scale": (2.0, 3.0),
@@ -71,11 +78,13 @@ VALUES = {
     "joint": (False, True),
     "k": (6.0, 4.0),
     "label_dropout": (0.3, 0.7),
+    "least_steps": (1, 2),
     "leftover_rows": (ROW_LEVELS["largest"], ROW_LEVELS["coarse"]),
     "live_fraction": (0.25, 0.5),
     "max_steps": (4, 8),
     "mixing": (0.3, 0.6),
     "normalize": (True, False),
+    "points": (9, 12),
     "q": (1.5, 1.8),
     "regression_distance": (huber(0.2), norm(1.5)),
     "regression_weight": (0.4, 0.7),
@@ -90,11 +99,13 @@ VALUES = {
     ),
     "sigma_init": (1.3, 0.9),
     "skip": (2, 1),
+    "solver_steps": (3, 2),
     "solver": (SOLVERS["ancestral"](), SOLVERS["ddim"]()),
     "spacing": tuple(
         ModelPart(lambda model, p=p: karras_spacing(model.path, p)) for p in (2.0, 4.0)
     ),
     "stages": (5, 3),
+    "step_counts": ((64, 16, 8, 4, 2, 1), (64, 16, 8, 4, 1)),
     "tangent_scale": (0.3, 0.6),
     "tangent_warmup": (TOTAL, TOTAL // 2),
     "target_decay": (0.5, 0.7),
@@ -103,25 +114,29 @@ VALUES = {
     "time_sampler": tuple(
         ModelPart(lambda m, x=x: log_normal_times(m.path, x, 0.7)) for x in (-0.4, 0.5)
     ),
+    "times": (4, 2),
     "total_steps": (TOTAL, 2 * TOTAL),
+    "velocity": (VELOCITIES["sample"], VELOCITIES["teacher"]),
     "weight_offset": (0.02, 0.5),
     "weight_power": (0.5, 0.8),
     "weighting": (WEIGHTINGS["inverse_gap"], WEIGHTINGS["uniform"]),
 }
 # Fields whose name means something else than in VALUES.
 OWN_VALUES = {
+    ("dsno", "solver_steps"): (4, 8),
     # In its last stage steps start at pure noise, so no loss depends on data or weights.
     ("progressive", "max_steps"): (16, 8),
     # Three step sizes, which do not divide the number of bootstrap rows.
     ("shortcut", "max_steps"): (8, 4),
-    ("progressive", "weighting"): (
-        SNR_WEIGHTINGS["snr_plus_one"],
-        SNR_WEIGHTINGS["truncated_snr"],
+    **dict.fromkeys(
+        (("progressive", "weighting"), ("tract", "weighting")),
+        (SNR_WEIGHTINGS["snr_plus_one"], SNR_WEIGHTINGS["truncated_snr"]),
     ),
 }
 # Cases by name: (objective, fields that differ from VALUES). Each objective is a case; more cases
 # have a part that a field turns off.
 CASES = {name: (name, {}) for name in TESTED} | {
+    "taught mean flow": ("mean_flow", {"velocity": VELOCITIES["teacher"], "mixing": 0.0}),
     "shortcut": ("shortcut", {"guidance_range": ()}),
     "shortcut of every scale": ("shortcut", {}),
     "unguided shortcut": (
@@ -155,10 +170,15 @@ MODELS = {
     "reflow": ("ve", "F"),
     "consistency_distillation": ("vp_cosine", "velocity"),
     "consistency_training": ("ve", "F"),
+    "consistency_trajectory": ("ve", "F"),
     "consistency_tuning": ("trigflow", "F"),
     "continuous_training": ("trigflow", "F"),
     "continuous_distillation": ("trigflow", "F"),
 }
+
+
+# Objectives that sample in one step.
+ONE_STEP = {"distribution_matching", "boot", "dsno"}
 
 
 class Case(NamedTuple):
@@ -201,7 +221,13 @@ def assemble(case, wrap=lambda network: network, teacher_scales=(), **changed):
     return Case(model, objective, distinct_params(objective, model))
 
 
-def responsive_network(second_time="none", guidance_input=False, loss_weight=False):
+def responsive_network(
+    second_time="none",
+    guidance_input=False,
+    guidance_interval=False,
+    trajectory=1,
+    loss_weight=False,
+):
     """A small network with dropout, whose output depends on each input and parameter."""
 
     def init(key):
@@ -215,6 +241,10 @@ def responsive_network(second_time="none", guidance_input=False, loss_weight=Fal
             params["d"] = jnp.float32(0.7)
         if guidance_input:
             params["g"] = jnp.float32(0.3)
+        if guidance_interval:
+            params["i"] = jnp.asarray([0.4, -0.6])
+        if trajectory > 1:
+            params["m"] = jnp.float32(0.3)
         if loss_weight:
             params["w"] = jnp.asarray([0.4, -0.3])
         return params
@@ -223,7 +253,14 @@ def responsive_network(second_time="none", guidance_input=False, loss_weight=Fal
         row = params["b"] + params["c"] * t + params["e"][condition["label"]]
         row += params["d"] * (t - s) if second_time != "none" else 0.0
         row += params["g"] * condition["guidance_scale"] if guidance_input else 0.0
-        output = jnp.sin(params["a"] * x + row[:, None])
+        if guidance_interval:
+            ends = jnp.stack([condition["guidance_start"], condition["guidance_end"]])
+            row += params["i"] @ ends
+        inner = params["a"] * x + row[:, None]
+        if trajectory > 1:
+            mean = inner.reshape(-1, trajectory, DIMENSION).mean(axis=1)
+            inner += params["m"] * jnp.repeat(mean, trajectory, axis=0)
+        output = jnp.sin(inner)
         if not train:
             return output
         return output * jax.random.bernoulli(rng, 0.8, x.shape) / 0.8
@@ -232,7 +269,8 @@ def responsive_network(second_time="none", guidance_input=False, loss_weight=Fal
         return params["w"][0] + params["w"][1] * t
 
     weight = log_weight if loss_weight else None
-    return Network(init, apply, second_time, guidance_input, weight, (DIMENSION,))
+    inputs = second_time, guidance_input, guidance_interval, trajectory
+    return Network(init, apply, *inputs, weight, (DIMENSION,))
 
 
 def distinct_params(objective, model):

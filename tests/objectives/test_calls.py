@@ -14,6 +14,7 @@ import pytest
 from tests.objectives.assembled import (
     CASES,
     CLASSES,
+    ONE_STEP,
     ROWS,
     assemble,
     field_names,
@@ -47,6 +48,37 @@ CALLS = {
     "plain continuous distillation": {"network": ["teacher rests kept", "network trains kept"]},
     # After the first stage, the only one with a guided teacher.
     "progressive": {"network": ["teacher rests kept"] * 2 + ["network trains kept"]},
+    "taught mean flow": {
+        # Guided, with the labels that were dropped for the network.
+        "network": ["teacher rests other"] + ["network trains dropped"] * 2
+    },
+    # Guidance in one call, then as above.
+    "improved_mean_flow": {"network": ["network rests guided"] + ["network trains dropped"] * 2},
+    # After the first stage.
+    "tract": {"network": ["teacher rests kept", "target rests kept", "network trains kept"]},
+    # A loop of the solver's steps. The jumps from t and u share a mask.
+    "consistency_trajectory": {
+        "network": ["teacher rests guided"]
+        + ["network trains kept"] * 3
+        + ["target rests kept"] * 2
+    },
+    # The start of the teacher's step, the step, and both sides at the noise end.
+    "boot": {
+        "network": ["network rests kept"]
+        + ["network trains kept"] * 2
+        + ["teacher rests guided"] * 2
+    },
+    # Loops of the solver's steps to each time; then all times together.
+    "dsno": {"network": ["teacher rests guided"] * 4 + ["network trains kept"]},
+    "moment_matching": {
+        "share": ["network trains kept"],
+        "fake_score": ["fake_score trains kept", "teacher rests guided"],
+        "network": ["fake_score rests kept", "teacher rests guided", "teacher rests null"],
+    },
+    "parameter_matching": {
+        "share": ["network trains kept"],
+        "network": ["teacher rests kept"] * 4,
+    },
     "progressive of every scale": {"network": ["teacher rests kept"] * 2 + ["network trains kept"]},
     "shortcut of every scale": {
         "network": ["target rests guided in part"] * 2 + ["network trains dropped"]
@@ -91,11 +123,23 @@ SAME_MASK = {
     "consistency_training",
     "training without target",
     "consistency_tuning",
+    "consistency_trajectory",
 }
 # Objectives whose network reads an earlier time.
 SHORTCUTS = ("shortcut", "shortcut of every scale", "unguided shortcut")
 LIVE = ("live_reflow", "live reflow of itself")
-SECOND_TIMES = (*SHORTCUTS, *LIVE, "mean_flow")
+SECOND_TIMES = (
+    *SHORTCUTS,
+    *LIVE,
+    "mean_flow",
+    "taught mean flow",
+    "improved_mean_flow",
+    "consistency_trajectory",
+    "boot",
+    "dsno",
+)
+# Objectives whose losses treat the two halves of a batch apart.
+HALVED = ("parameter_matching",)
 # (phase, network) -> the time sampler that draws the times of its calls.
 TIMES = {
     "denoising": {("network", "network"): "time_sampler"},
@@ -141,18 +185,25 @@ def steps():
 def label_treatment(call, batch, every=1):
     """The labels of a call compared with those of the batch, in the words of CALLS."""
     pairs = batch.get("pairs", {"label": None})["label"]
+    kept = batch.get("label", pairs)
+    rest = np.delete(kept, np.s_[::every])
+    if "label" in batch and np.array_equal(
+        call.label, np.repeat(kept, len(call.label) // len(kept))
+    ):
+        return "kept"
     for labels, word in ((batch.get("label"), "kept"), (pairs, "of pairs")):
-        for own in () if labels is None else (labels, labels[::every]):
+        for own in () if labels is None else (labels, labels[::every], rest):
+            if not len(own):
+                continue
             extra = call.label[len(own) :]
             if len(extra) >= 0 and np.array_equal(call.label[: len(own)], own) and all(extra == -1):
                 share = len(extra) / len(own)
                 return {0.0: word, 1.0: "guided"}.get(share, "guided in part")
     if all(call.label == -1):
         return "null"
-    half, null = np.split(call.label, 2) if len(call.label) == 2 * len(batch["label"]) else ((), ())
-    if len(half) and all(null == -1) and np.all((half == batch["label"]) | (half == -1)):
+    half, null = np.split(call.label, 2) if len(call.label) == 2 * len(kept) else ((), ())
+    if len(half) and all(null == -1) and np.all((half == kept) | (half == -1)):
         return "guided dropped"
-    rest = np.delete(batch["label"], np.s_[::every])
     for own in (batch["label"], batch["label"][::every], rest):
         if len(own) == len(call.label) and np.all((call.label == own) | (call.label == -1)):
             return "dropped"
@@ -161,6 +212,8 @@ def label_treatment(call, batch, every=1):
 
 def row_period(name):
     """Rows per row of the smaller part, or 1 for a case whose rows are all alike."""
+    if name in HALVED:
+        return 2
     for field in ("bootstrap_fraction", "interval_fraction", "live_fraction"):
         if field in field_names(name):
             return round(1 / field_value(name, field))
@@ -185,8 +238,9 @@ def test_networks_are_called_in_their_mode_with_their_labels(name, steps):
     assert all(bool(call.key) == call.train for call in step.calls)
     keys = [call.key for call in step.calls if call.train]
     assert len(set(keys)) == len(keys) - (name in SAME_MASK)
-    # The step evaluates all networks of the objective, and no others.
-    assert {call.who for call in step.calls} == set(step.case.networks)
+    # The step evaluates all networks of the objective, and no others, but those that only followers
+    # read.
+    assert {call.who for call in step.calls} == set(step.case.networks) - {"average"}
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "label_dropout" in field_names(name)])
@@ -225,11 +279,12 @@ def test_random_draws_are_of_every_row_and_independent(name, steps):
     columns = {}
     for i, draw in enumerate(record.draws):
         values = draw.values.reshape(len(draw.values), -1).astype(np.float64)
-        assert len(values) in (
+        rows = len(values) // steps(name).case.model.network.trajectory
+        assert {len(values), rows} & {
             ROWS,
             ROWS // row_period(name),
             ROWS - ROWS // row_period(name),
-        )
+        }
         if draw.values.dtype == np.float32:
             assert len(np.unique(values, axis=0)) > 0.9 * len(values)
         if draw.key not in keys[:i]:
@@ -262,7 +317,7 @@ def test_networks_get_times_of_the_path_and_those_that_were_drawn(name, steps):
             np.testing.assert_array_equal(called_at[: len(drawn)], drawn)
 
 
-@pytest.mark.parametrize("name", sorted(SAME_MASK))
+@pytest.mark.parametrize("name", sorted(SAME_MASK - {"consistency_trajectory"}))
 def test_the_second_of_two_sides_is_at_an_earlier_time(name, steps):
     *teacher, later, earlier = (call.t for call in steps(name).calls)
     assert (earlier <= later).all() and (earlier < later).mean() > 0.9
@@ -277,7 +332,8 @@ def test_flow_rows_look_one_of_the_finest_steps_ahead(name, steps):
     np.testing.assert_allclose(sizes, 1.0 / field_value(name, "max_steps"), rtol=1e-5)
 
 
-@pytest.mark.parametrize("name", CASES)
+# Improved MeanFlow's scales are log-uniform, and 1 outside an interval: see its own tests.
+@pytest.mark.parametrize("name", [name for name in CASES if name != "improved_mean_flow"])
 def test_a_network_with_that_input_gets_a_scale_of_the_range(name, steps):
     step = steps(name)
     if not step.case.model.network.guidance_input:
@@ -310,8 +366,7 @@ def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch
     record.names = [objective.generator]
     params = {**case.networks[objective.generator], "who": jnp.float32(0)}
     monkeypatch.setattr(jax.lax, "scan", unroll_scan)
-    one_step = objective.generator == "generator" or name == "direct"
-    for steps in (1,) if one_step else (1, 2, 4, 8):
+    for steps in (1,) if CASES[name][0] in ONE_STEP else (1, 2, 4, 8):
         record.calls.clear()
         scale = 3.5 if case.model.network.guidance_input else objective.guidance_scale
         samples(objective, params, steps, scale=scale)

@@ -16,6 +16,7 @@ from fewstep.training.construct import RunContext, arguments
 from fewstep.training.sources import SOURCES, teacher_sources
 from tests.objectives.assembled import (
     CASES,
+    ONE_STEP,
     TESTED,
     TOTAL,
     assemble,
@@ -31,15 +32,21 @@ from tests.objectives.assembled import (
 # includes errors; "updates" are those of followers; "needs" are the declarations of an objective.
 EFFECTS = {
     "adaptive_weight": {"loss"},
+    "average_residual": {"updates"},
     "b": {"loss"},
     "bootstrap_fraction": {"loss"},
+    "boundary_weight": {"loss"},
     "curriculum": {"loss", "samples"},
+    "denoising_weight": {"loss"},
     "distance": {"loss"},
     "divergence": {"generator loss"},
     "ends_at": {"samples"},
     "fake_score_updates": {"period"},
     "fake_time_sampler": {"fake_score loss"},
+    "gamma": {"samples"},
+    "gap": {"loss"},
     "generator": {"loss", "samples", "needs"},
+    "guidance_interval": {"samples"},
     "guidance_range": {"loss", "samples"},
     "guided_channels": {"samples"},
     "guidance_scale": {"loss", "samples", "scale"},
@@ -48,11 +55,13 @@ EFFECTS = {
     "joint": {"loss"},
     "k": {"loss"},
     "label_dropout": {"loss"},
+    "least_steps": {"loss", "samples"},
     "leftover_rows": {"loss"},
     "live_fraction": {"loss"},
     "max_steps": {"loss", "samples"},
     "mixing": {"loss"},
     "normalize": {"generator loss"},
+    "points": {"loss", "samples"},
     "q": {"loss"},
     "regression_distance": {"generator loss"},
     "regression_weight": {"generator loss"},
@@ -61,15 +70,19 @@ EFFECTS = {
     "sigma_init": {"loss", "samples"},
     "skip": {"loss"},
     "solver": {"samples"},
+    "solver_steps": {"loss"},
     "spacing": {"samples"},
     "stages": {"loss"},
+    "step_counts": {"loss", "samples", "updates", "needs"},
     "tangent_scale": {"loss"},
     "tangent_warmup": {"loss"},
     "target_decay": {"updates"},
     "target_warmup": {"updates"},
     "teacher_solver": {"loss"},
     "time_sampler": {"loss"},
+    "times": {"loss", "samples"},
     "total_steps": {"loss"},
+    "velocity": {"loss", "needs"},
     "weight_offset": {"loss"},
     "weight_power": {"loss"},
     "weighting": {"loss"},
@@ -86,6 +99,8 @@ OWN_EFFECTS = {
     ("training without target", "spacing"): {"loss", "samples"},
     # The scale of the teacher is drawn from the range.
     ("consistency_distillation", "guidance_scale"): {"samples", "scale"},
+    # In training the scale is drawn from the range.
+    ("improved_mean_flow", "guidance_scale"): {"samples", "scale"},
     # Decay 0 removes the target.
     ("plain distillation", "target_decay"): {"loss", "updates", "needs"},
     ("training without target", "initial_decay"): {"loss", "updates", "needs"},
@@ -97,6 +112,14 @@ OWN_EFFECTS = {
     ("progressive", "spacing"): {"loss", "samples"},
     # After the first stage students inherit the scale.
     ("progressive", "guidance_scale"): {"samples", "scale"},
+    ("tract", "total_steps"): {"loss", "needs", "updates"},
+    ("tract", "spacing"): {"loss", "samples"},
+    ("tract", "guidance_scale"): {"samples", "scale"},
+    ("consistency_trajectory", "spacing"): {"loss", "samples"},
+    ("boot", "spacing"): {"loss"},
+    ("dsno", "spacing"): {"loss", "samples"},
+    ("moment_matching", "spacing"): {"loss", "samples"},
+    ("parameter_matching", "spacing"): {"loss", "samples"},
     ("progressive of every scale", "max_steps"): {"loss", "samples", "needs"},
     ("progressive of every scale", "total_steps"): {"loss", "needs"},
     ("progressive of every scale", "spacing"): {"loss", "samples"},
@@ -130,10 +153,12 @@ EXCEPTIONS = {
     ("matching without fake score", "fake_score_updates"): REFUSED,
     ("matching without fake score", "joint"): REFUSED,
     ("joint matching", "fake_time_sampler"): REFUSED,
+    ("taught mean flow", "mixing"): REFUSED,
     ("unguided shortcut", "guidance_range"): REFUSED,
 }
 # Fields that must change together.
 BESIDE = {
+    ("mean_flow", "velocity"): {"mixing": 0.0},
     ("distribution_matching", "joint"): {"fake_time_sampler": None},
 }
 EARLY, LATE = 3, 30
@@ -311,12 +336,11 @@ GUIDED = {
     "consistency_distillation",
     "guidance_distillation",
     "live_reflow",
+    "improved_mean_flow",
 }
 # Objectives whose samplers draw noise between steps.
 STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive", "mean_flow"}
-STOCHASTIC -= {"direct", "live_reflow"}
-# Objectives of one step.
-ONE_STEP = {"distribution_matching", "direct"}
+STOCHASTIC -= {"direct", "live_reflow", "tract", "boot", "dsno", "improved_mean_flow"}
 
 
 @pytest.mark.parametrize("name", TESTED)

@@ -7,21 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.path import PATHS, align
 from fewstep.diffusion.prediction import KINDS
 from fewstep.models.model import Model
-from fewstep.objectives.mean_flow import (
-    average_velocity,
-    guided_velocity,
-    mean_flow,
-    ordered_times,
-    weighted,
-)
+from fewstep.objectives.average_velocity import average_velocity, ordered_times, weighted
+from fewstep.objectives.mean_flow import VELOCITIES, guided_velocity, mean_flow
 from tests.gaussian import Gaussian
 from tests.networks import affine_network, build_model, exact_network
 
 KEY = jax.random.key(0)
 DATA = Gaussian(jnp.array([0.5, -1.0]), jnp.array([0.3, 1.7]))
+NULL = Gaussian(jnp.array([-0.2, 0.3]), jnp.array([0.3, 1.7]))
 PATH = PATHS["linear"]()
 FLOW_PATHS = ("linear", "vp_cosine", "trigflow")
 
@@ -49,11 +45,11 @@ def test_the_exact_average_velocity_is_its_own_target(name):
     params = model.network.init(KEY)
     _, _, x, t, s = points(path)
     v = DATA.velocity(path, x, t)
-    u, target = average_velocity(partial(model.predict, params), x, t, s, {}, v)
+    u, target = average_velocity(partial(model.predict, params), x, t, s, {}, v, v)
     np.testing.assert_allclose(u, DATA.average_velocity(path, x, t, s), atol=1e-6)
     np.testing.assert_allclose(target, u, atol=2e-4)
     # The later time, or the other sign of the derivative, is no fixed point.
-    _, wrong = average_velocity(partial(model.predict, params), x, t, s, {}, -v)
+    _, wrong = average_velocity(partial(model.predict, params), x, t, s, {}, v, -v)
     assert np.abs(wrong - u).mean() > 0.1
 
 
@@ -63,7 +59,7 @@ def test_the_target_is_linear_in_the_velocity_so_samples_do_not_bias_it():
     predict = partial(model.predict, params)
     x_0, eps, x, t, s = points(PATH)
     condition = {"label": jnp.zeros(len(t), jnp.int32)}
-    target = lambda v: average_velocity(predict, x, t, s, condition, v)[1]
+    target = lambda v: average_velocity(predict, x, t, s, condition, v, v)[1]
     one, other = PATH.velocity(x_0, eps, t), DATA.velocity(PATH, x, t)
     mean = 0.3 * target(one) + 0.7 * target(other)
     np.testing.assert_allclose(target(0.3 * one + 0.7 * other), mean, atol=2e-6)
@@ -116,7 +112,7 @@ def test_at_s_0_the_residual_is_the_rate_of_the_consistency_function():
     x_0, eps, x, t, _ = points(PATH)
     condition, v = {"label": jnp.ones(len(t), jnp.int32)}, PATH.velocity(x_0, eps, t)
     s = jnp.zeros_like(t)
-    u, target = average_velocity(predict, x, t, s, condition, v)
+    u, target = average_velocity(predict, x, t, s, condition, v, v)
     f = lambda x, t: x - t[:, None] * predict(x, t, s, condition)
     _, rate = jax.jvp(f, (x, t), (v, jnp.ones_like(t)))
     np.testing.assert_allclose(u - target, -rate, atol=1e-5)
@@ -139,6 +135,36 @@ def test_guidance_and_mixing_have_the_guided_velocity_as_their_fixed_point():
         np.testing.assert_allclose(made.mean(axis=0), guided, rtol=1e-6)
         np.testing.assert_allclose(np.ptp(made, axis=0), 2.0 * scale * (1.0 - mixing), rtol=1e-5)
     assert guided_velocity(None, v, x, t, {}, 1.0, 0.0) is not None
+
+
+def test_an_exact_teacher_s_flow_map_has_no_loss_and_samples_do_not_matter():
+    network = exact_network(
+        lambda x, t, s, condition: jnp.where(
+            align(condition["label"] == -1, x),
+            NULL.average_velocity(PATH, x, t, s),
+            DATA.average_velocity(PATH, x, t, s),
+        )
+    )
+    model = build_model(network._replace(second_time="interval"), PATH)
+    objective = mean_flow(model, velocity=VELOCITIES["teacher"], label_dropout=0.5)
+    assert objective.frozen == ("teacher",) and objective.needs_teacher
+    exact, data = {"offset": jnp.float32(0.0)}, DATA.sample(KEY, 64)
+    networks = {"teacher": exact}
+    for x_0 in (data, data[::-1]):  # of other labels
+        batch = {"x": x_0, "label": jnp.arange(64) % 2}
+        loss = objective.players["network"].loss
+        assert float(loss(exact, networks, batch, KEY, 0)[1]["error"].total) < 1e-4
+        moved = loss({"offset": jnp.float32(0.2)}, networks, batch, KEY, 0)[1]["error"]
+        assert float(moved.total / moved.count) == pytest.approx(0.04, rel=0.02)
+    # Guided in form A where a row has a label.
+    guided = mean_flow(model, velocity=VELOCITIES["teacher"], label_dropout=0.0, guidance_scale=3.0)
+    error = guided.players["network"].loss(exact, networks, batch, KEY, 0)[1]["loss_flow"]
+    shift = DATA.velocity(PATH, data, jnp.full(64, 0.5)) - NULL.velocity(
+        PATH, data, jnp.full(64, 0.5)
+    )
+    assert float(error.total / error.count) > 0.5 * float((2.0 * shift).var())
+    with pytest.raises(ValueError, match="mixing=0.2 is for the velocity of samples"):
+        mean_flow(model, velocity=VELOCITIES["teacher"], mixing=0.2)
 
 
 def test_the_weight_normalizes_rows():

@@ -15,6 +15,13 @@ MODEL = build_model(affine_network(), PATHS["linear"]())
 OF_METHODS = {
     "shortcut": {"second_time": "step_size"},
     "mean_flow": {"second_time": "interval"},
+    "improved_mean_flow": {
+        "second_time": "interval",
+        "guidance_input": True,
+        "guidance_interval": True,
+    },
+    "dsno": {"second_time": "time", "trajectory": 4},
+    **dict.fromkeys(("ctm", "boot"), {"second_time": "time"}),
     **dict.fromkeys(("sct", "scd"), {"loss_weight": True}),
     "lcm": {"guidance_input": True},
     "guidance": {"guidance_input": True},
@@ -58,7 +65,7 @@ def test_needs_follow_the_fields_and_given_values_stay(method, fields, needed):
 
 
 def test_a_field_that_is_left_open_is_the_method_s_default():
-    needed = {"second_time": "time", "guidance_input": False, "loss_weight": True}
+    needed = NOTHING | {"second_time": "time", "loss_weight": True}
     assert network_needs(factory, {}) == network_needs(factory, {"learned": None}) == needed
     assert not network_needs(factory, {"scale": 0.5})["loss_weight"]
     assert network_needs(lambda model: None, {}) == NOTHING

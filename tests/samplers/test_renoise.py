@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from fewstep.diffusion.path import PATHS
-from fewstep.samplers.renoise import renoise
+from fewstep.samplers.renoise import renew_noise, renoise
 from fewstep.samplers.sde import noise_like
 from tests.gaussian import Gaussian
 
@@ -71,3 +71,42 @@ def test_a_row_draws_from_its_own_key():
     times = jnp.array([1.0, 0.6, 0.3])
     run = lambda x, keys: renoise(consistency(path), path, x, times, keys)
     np.testing.assert_allclose(run(X[order], KEYS[order]), run(X, KEYS)[order], rtol=1e-5)
+
+
+def flow_map(path):
+    """The exact jump."""
+    return lambda x, t, s: GAUSSIAN.flow_map(path, x, t, s)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("name", PATHS)
+def test_renewed_noise_keeps_the_distribution_of_the_data(monkeypatch, name, gamma):
+    path, levels = PATHS[name](), jnp.array([30.0, 2.0, 0.7])
+    times = jnp.concatenate([jnp.array([path.t_max]), path.time_at(levels)])
+    times = jnp.append(times, path.t_min)
+    unit = jnp.eye(6)[:, 1:]
+    monkeypatch.setattr(
+        "fewstep.samplers.renoise.noise_like",
+        lambda x, keys, index: jnp.broadcast_to(jnp.take(unit, index + 1, 1)[:, None], x.shape),
+    )
+    x = jnp.broadcast_to(unit[:, :1], (6, 2))
+    out = np.asarray(renew_noise(flow_map(path), path, x, times, None, gamma), np.float64)
+    gains = out[1:] - out[0]
+    mean, variance = GAUSSIAN.marginal(path, times[:1])
+    end_mean, end_variance = GAUSSIAN.marginal(path, jnp.array([path.t_min]))
+    np.testing.assert_allclose(out[0] + gains[0] * mean[0], end_mean[0], rtol=1e-3)
+    given = gains[0] ** 2 * np.asarray(variance[0]) + (gains[1:] ** 2).sum(0)
+    np.testing.assert_allclose(given, end_variance[0], rtol=1e-3)
+    # No noise is drawn at gamma = 0, and never for the last point.
+    assert (gains[1:4] != 0.0).all() == (gamma > 0.0) and (gains[4] == 0.0).all()
+
+
+@pytest.mark.parametrize("name", PATHS)
+def test_to_renew_all_noise_is_consistency_sampling(name):
+    path = PATHS[name]()
+    times = jnp.concatenate([jnp.array([path.t_max]), path.time_at(jnp.array([3.0, 0.5]))])
+    given = renew_noise(
+        flow_map(path), path, path.prior(X), jnp.append(times, path.t_min), KEYS, 1.0
+    )
+    expected = renoise(consistency(path), path, path.prior(X), times, KEYS)
+    np.testing.assert_allclose(given, expected, rtol=1e-3, atol=1e-4)

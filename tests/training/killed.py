@@ -46,6 +46,8 @@ def small_network(config):
         shape=shape,
         second_time=fields.second_time,
         guidance_input=fields.guidance_input,
+        guidance_interval=fields.guidance_interval,
+        trajectory=fields.get("trajectory") or 1,
         log_weight=(lambda params, t: params["c"] * t) if fields.loss_weight else None,
     )
 

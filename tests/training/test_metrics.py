@@ -9,6 +9,7 @@ from tensorboardX.record_writer import RecordWriter
 from fewstep.objectives.base import Mean, mean_metric
 from fewstep.training import metrics
 from fewstep.training.cost.step_cost import training_seconds
+from fewstep.training.loggers import EVENTS
 from fewstep.training.metrics import MetricLog, MetricMeans, read_rows
 from fewstep.training.report import logged_evaluations
 
@@ -95,7 +96,7 @@ def test_a_line_that_cannot_be_read_is_named_once_and_stays(tmp_path, capsys, li
     assert read_rows(path) == [*GOOD[:3], {"step": 4, "loss": 9.0}]
     assert path.read_bytes().split(b"\n")[2] == line
     assert json.loads((tmp_path / "metrics.dropped.jsonl").read_bytes()) == GOOD[3]
-    assert {p.name for p in tmp_path.iterdir()} == {path.name, metrics.DROPPED, metrics.EVENTS}
+    assert {p.name for p in tmp_path.iterdir()} == {path.name, metrics.DROPPED, EVENTS}
 
 
 @pytest.mark.parametrize("before", [b"\xef\xbb\xbf", bytes(4096), b"\xef\xbb\xbf  "])

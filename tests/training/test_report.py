@@ -135,7 +135,7 @@ def test_a_line_has_the_headlines_the_speed_and_what_is_left(monkeypatch, tmp_pa
     assert format_row(100, 2000, shown, row, 8) == said + "1:03:20 left"
     older = {"images_per_second": 4.0}  # whose steps were not recorded
     assert format_row(1, 11, {}, older, 8) == "step 1 of 11, 4 images/s, 00:20 left"
-    monkeypatch.setattr(module, "is_terminal", lambda: True)
+    monkeypatch.setattr(module, "shows_bars", lambda: True)
     with Report(tmp_path, 0, Schedule(1, log=1), {}, batch_size=8) as report:
         report.after_steps(1, 1, packed(loss=1.0))
         report.flush(1)

@@ -240,6 +240,7 @@ def test_no_gradient_reaches_the_teacher_of_a_pair_though_its_value_matters():
     [
         ("cd_flow", "flow", {"model.guidance_input": True}, "guidance_embedder"),
         ("scd", "trigflow", {}, "loss_weight"),
+        ("boot", "flow", {}, "second_time_embedder"),
         ("lcm", "ddpm", {"objective.guidance_range": (1.0, 4.0)}, "guidance_embedder"),
     ],
 )

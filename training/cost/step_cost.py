@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 from ml_collections import ConfigDict
 
+from fewstep.models.network import GUIDANCE
 from fewstep.objectives.base import SHARED
 from fewstep.training.cost.accelerators import accelerator_of
 from fewstep.training.experiment import Experiment, build
@@ -66,7 +67,7 @@ def forward_flops(config: ConfigDict, experiment: Experiment) -> float:
     rows = (config.batch_size,)
     x = jax.ShapeDtypeStruct((*rows, *experiment.space.shape), jnp.float32)
     time = jax.ShapeDtypeStruct(rows, jnp.float32)
-    condition = {"label": jax.ShapeDtypeStruct(rows, jnp.int32), "guidance_scale": time}
+    condition = {"label": jax.ShapeDtypeStruct(rows, jnp.int32), **dict.fromkeys(GUIDANCE, time)}
     params = network_shapes(experiment)[experiment.objective.generator]
     return count_flops(experiment.model.network.apply, params, x, time, time, condition)
 

@@ -82,6 +82,8 @@ def check_expressible(exported: Exported) -> None:
         "model.name": ("dit",),
         "model.second_time": ("none",),
         "model.guidance_input": (False,),
+        "model.guidance_interval": (False,),
+        "model.trajectory": (1,),
         "objective.name": known,
         "path.name": tuple(dict.fromkeys(path for path, _ in SCHEDULERS)),
         "prediction.kind": tuple(kind for path, kind in SCHEDULERS if path == config.path.name),

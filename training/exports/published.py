@@ -46,6 +46,8 @@ def expressible(layout: str) -> dict[str, tuple]:
         "model.time_scale": (model.get("time_scale", 1000.0),),
         "model.second_time": (model.get("second_time", "none"),),
         "model.guidance_input": (False,),
+        "model.guidance_interval": (False,),
+        "model.trajectory": (1,),
         "path.name": (fields.get("path", {}).get("name", "linear"),),
         "prediction.kind": (fields.get("prediction", {}).get("kind", "velocity"),),
     }

@@ -1,13 +1,13 @@
-"""The version of this code: its commit, its installed version, and a hash of its files."""
+"""The version of this code: its commit, its release, and a hash of its files."""
 
 import hashlib
 import subprocess
 from collections.abc import Mapping
-from importlib import metadata
 from pathlib import Path
 
+from fewstep import __version__
+
 ROOT = Path(__file__).parents[2]
-PACKAGE = "fewstep"
 # Folders of the program under ROOT; other folders there are the user's.
 ROOMS = (
     "configs",
@@ -22,27 +22,30 @@ ROOMS = (
     "training",
     "weights",
 )
-MODULES = ("main", "fewstep", "files", "messages", "parts", "progress")
+MODULES = ("main", "library", "fewstep", "files", "messages", "parts", "progress")
 
 
 def code_version() -> dict[str, str]:
-    """commit ("" outside a git checkout), package ("" if not installed) and sources.
+    """commit ("" outside a git checkout), package (`fewstep.__version__`) and sources.
 
     sources: a hash of the names and contents of all the program's Python files, so that it shows
     uncommitted changes too.
     """
     total = hashlib.sha256()
-    for path in source_files():
-        total.update(f"{path.relative_to(ROOT).as_posix()}\0".encode())
+    for name, path in sorted(source_files().items()):
+        total.update(f"{name}\0".encode())
         total.update(hashlib.sha256(path.read_bytes()).digest())
-    return {"commit": git_commit(), "package": package_version(), "sources": total.hexdigest()[:12]}
+    return {"commit": git_commit(), "package": __version__, "sources": total.hexdigest()[:12]}
 
 
-def source_files() -> list[Path]:
-    """The Python files of the program: those beside main.py, and those in its folders."""
+def source_files() -> dict[str, Path]:
+    """The Python files of the program by their names in a clone, which an installation shares."""
     inside = (file for room in ROOMS for file in (ROOT / room).rglob("*.py"))
     beside = (ROOT / f"{module}.py" for module in MODULES)
-    return sorted(path for path in (*beside, *inside) if path.exists())
+    files = {path.relative_to(ROOT).as_posix(): path for path in (*beside, *inside)}
+    if (ROOT / "__init__.py").exists():  # what an installation makes of fewstep.py
+        files["fewstep.py"] = ROOT / "__init__.py"
+    return {name: path for name, path in files.items() if path.exists()}
 
 
 def git_commit() -> str:
@@ -55,14 +58,6 @@ def git_commit() -> str:
     top, revision = printed.splitlines()
     # A copy of the code inside another project's checkout does not have that project's commit.
     return revision if Path(top).resolve() == ROOT.resolve() else ""
-
-
-def package_version() -> str:
-    """The version of the installed package, "" if this code is not installed."""
-    try:
-        return metadata.version(PACKAGE)
-    except metadata.PackageNotFoundError:
-        return ""
 
 
 def describe_code(version: Mapping[str, str]) -> str:

@@ -128,6 +128,8 @@ NETWORK = {
     "attention_sides": sequence_of(whole_range(1)),
     "second_time": TEXT,
     "guidance_input": SWITCH,
+    "guidance_interval": SWITCH,
+    "trajectory": whole_range(1),
     "loss_weight": SWITCH,
     "time_scale": number_range(0.0, above=True),
     "codec": TEXT,
@@ -205,6 +207,7 @@ FIELDS = {
     "watchdog.exit_after": number_range(0.0),
     "watchdog.disk_speed": number_range(0.0),
     "log.every": whole_range(0),
+    "log.to": sequence_of(TEXT),
     "evaluate.every": whole_range(0),
     "evaluate.steps": sequence_of(whole_range(1)),
     "evaluate.features": TEXT,
@@ -224,7 +227,9 @@ LOGARITHM = number_range(-80.0, 80.0)
 # "objective." where a part gives that last part another meaning.
 OBJECTIVE_FIELDS = {
     "name": TEXT,
-    **dict.fromkeys(("variance", "weighting", "teacher_solver", "leftover_rows", "ends_at"), TEXT),
+    **dict.fromkeys(
+        ("variance", "weighting", "teacher_solver", "leftover_rows", "ends_at", "velocity"), TEXT
+    ),
     **dict.fromkeys(("target_warmup", "adaptive_weight", "normalize", "joint"), SWITCH),
     "mean": LOGARITHM,
     "std": number_range(0.0, 80.0, above=True),
@@ -233,6 +238,12 @@ OBJECTIVE_FIELDS = {
     "lowest": RATE,
     "highest": PROBABILITY,
     "max_steps": whole_range(1),
+    "step_counts": sequence_of(whole_range(1)),
+    **dict.fromkeys(("solver_steps", "least_steps", "times"), whole_range(1)),
+    "gap": number_range(0.0, 1.0, above=True),
+    "average_residual": number_range(0.0, 1.0, above=True),
+    "gamma": PROBABILITY,
+    **dict.fromkeys(("denoising_weight", "boundary_weight"), number_range(0.0)),
     "bootstrap_fraction": PROBABILITY,
     **dict.fromkeys(("target_decay", "initial_decay"), RATE),
     "label_dropout": PROBABILITY,
@@ -244,6 +255,7 @@ OBJECTIVE_FIELDS = {
     "weight_offset": number_range(0.0, above=True),
     "guidance_scale": FINITE,
     "guidance_range": sequence_of(FINITE),
+    "guidance_interval": sequence_of(PROBABILITY),
     **dict.fromkeys(("first", "last", "points", "skip", "stages"), whole_range(1)),
     "total_steps": whole_range(1),
     "fake_score_updates": whole_range(1),

@@ -47,7 +47,8 @@ UNSAVED = "unsaved"
 # What a run leaves in its folder beside checkpoints: what another run there would mistake for its
 # own. `lock` and `heartbeat` belong to the folder.
 LEFT = (identity.RUN, CONFIG, ENVIRONMENT, LISTING, "metrics.jsonl", "metrics.dropped.jsonl")
-LEFT += ("tensorboard", "eval", "pairs", "pairs.npz", "profile", "replay", "stacks")
+LEFT += ("tensorboard", "metrics.csv", "wandb", "eval", "report.html", "pairs", "pairs.npz")
+LEFT += ("profile", "replay", "stacks")
 # Errors of file systems without locks, such as NFS without its lock service.
 UNLOCKED = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP)
 

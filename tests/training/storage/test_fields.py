@@ -49,6 +49,7 @@ EDGES = {
     "watchdog.exit_after": ((-1.0, NAN), (0.0,)),
     "watchdog.disk_speed": ((-1.0, NAN), (0.0,)),
     "log.every": ((-1, 2.5), (0, 1)),
+    "log.to": (((3,), "csv", None), ((), ("tensorboard", "csv"))),
     "evaluate.every": ((-1,), (0,)),
     "evaluate.steps": (((0,), (1, -4), (2.0,), (True,), 4, "4"), ((), (1, 4))),
     "evaluate.num_samples": ((0, -5), (1,)),

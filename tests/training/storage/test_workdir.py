@@ -9,7 +9,8 @@ from fewstep.files import write_json
 from fewstep.training import pairs, profile, replay
 from fewstep.training.cluster import watchdog
 from fewstep.training.location import locate_teacher
-from fewstep.training.metrics import DROPPED, EVENTS, LOG
+from fewstep.training.loggers import EVENTS, TABLE
+from fewstep.training.metrics import DROPPED, LOG
 from fewstep.training.storage import environment, workdir
 from fewstep.training.storage.defaults import fill_missing_fields
 from fewstep.training.storage.identity import as_dict, read_identity
@@ -118,7 +119,8 @@ def test_a_run_that_has_saved_nothing_gives_way_and_nothing_of_it_is_lost(tmp_pa
 
 
 def test_every_file_of_a_run_is_kept_with_it():
-    assert {LOG, DROPPED, EVENTS, evaluation.FOLDER, pairs.FILE, pairs.PARTS} < {*workdir.LEFT}
+    assert {LOG, DROPPED, EVENTS, TABLE, evaluation.FOLDER} < {*workdir.LEFT}
+    assert {pairs.FILE, pairs.PARTS} < {*workdir.LEFT}
     assert {profile.FOLDER, replay.FOLDER, watchdog.FOLDER} < {*workdir.LEFT}
 
 

@@ -3,6 +3,7 @@
 import jax
 import numpy as np
 import pytest
+from flax.serialization import msgpack_serialize
 
 from fewstep.files import write_npz
 from fewstep.models.dit import dit
@@ -25,6 +26,20 @@ def params():
     return perturb(network.init(jax.random.key(0)))
 
 
+def saved_by_flax(tensors, folder):
+    """The file of a train state, as the code of MeanFlow saves it."""
+    tree = {}
+    for name, array in tensors.items():
+        *keys, last = name.split("/")
+        below = tree
+        for key in keys:
+            below = below.setdefault(key, {})
+        below[last] = array
+    path = folder / "checkpoint_7"
+    path.write_bytes(msgpack_serialize({"ema_params": tree, "params": tree, "step": 7}))
+    return path
+
+
 def test_a_file_becomes_a_run_of_mean_flow(params, tmp_path):
     width = params["patch_embedding"]["kernel"].shape[1]
     depth = sum(name.startswith("block_") for name in params)
@@ -32,6 +47,7 @@ def test_a_file_becomes_a_run_of_mean_flow(params, tmp_path):
     path, run = tmp_path / "mean_flow.npz", tmp_path / "run"
     write_npz(path, **tensors)
     assert read_published(path).layout == "mean_flow"
+    assert read_published(saved_by_flax(tensors, tmp_path), "ema_params").layout == "mean_flow"
     with pytest.raises(ValueError, match="does not say the size of its images"):
         import_weights(Request(workdir=run, weights=path))
     import_weights(Request(workdir=run, weights=path, fields={"data.image_size": SIDE}))

@@ -1,0 +1,56 @@
+"""The notebook and the snippets of docs/python.md run as written, from an empty folder."""
+
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parent.parent.parent
+NOTEBOOK = ROOT / "examples" / "digits.ipynb"
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """An empty folder, with pictures drawn in memory."""
+    monkeypatch.chdir(tmp_path)
+    matplotlib.use("Agg")
+    return tmp_path
+
+
+def cells(notebook):
+    """The code of a notebook, cell by cell."""
+    read = json.loads(notebook.read_text())["cells"]
+    return ["".join(cell["source"]) for cell in read if cell["cell_type"] == "code"]
+
+
+def snippets(page):
+    """The Python of a page, block by block."""
+    return re.findall(r"^```python\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def run(blocks):
+    """The names after the blocks have run."""
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    return names
+
+
+def test_the_notebook_runs(elsewhere):
+    names = run(cells(NOTEBOOK))
+    assert (names["run"].step, {*names["samples"]}) == (40, {1, 4})
+    assert all(images.shape == (10, 8, 8, 1) for images in names["samples"].values())
+    assert all(np.isfinite(result["metrics"]["frechet"]) for result in names["results"].values())
+    assert not any(cell.get("outputs") for cell in json.loads(NOTEBOOK.read_text())["cells"])
+
+
+def test_the_snippets_of_the_page_run(elsewhere):
+    names = run(snippets(ROOT / "docs" / "python.md"))
+    assert names["images"].shape == (16, 8, 8, 1) and names["run"].step == 40
+    np.testing.assert_allclose(names["again"], names["x_t"], rtol=1e-3, atol=1e-4)
+    assert names["slope"].shape == names["x_t"].shape and names["x_0"].shape == (4, 8, 8, 1)
+    assert names["result"]["metric"] == "fd-pixels-200"
+    assert {path.name for path in elsewhere.iterdir()} == {"runs"}

@@ -1,0 +1,204 @@
+"""The Python interface gives what the command line gives: samples, configs and messages."""
+
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import logging
+from absl.testing import flagsaver
+
+import fewstep
+import main
+from fewstep import library
+from fewstep.modes.request import Request
+from fewstep.modes.sample import sample
+from tests.training.runs import save_run
+
+QUIET = """
+import os, signal, sys
+before = dict(os.environ), signal.getsignal(signal.SIGINT), list(sys.path)
+import fewstep
+assert before == (dict(os.environ), signal.getsignal(signal.SIGINT), sys.path)
+assert {"load", "train", "config"} <= {*dir(fewstep)} and fewstep.__version__
+print(*sys.modules)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A run of random parameters, of ten classes."""
+    run = tmp_path_factory.mktemp("runs") / "tiny"
+    save_run(run, "shortcut", steps=(2, 5), **{"evaluate.batch_size": 16})
+    return run
+
+
+@pytest.fixture(scope="module")
+def run(folder):
+    return fewstep.load(folder)
+
+
+def sampled_by_the_command_line(folder, out, **fields):
+    sample(Request(workdir=folder, out=out, **fields))
+    with np.load(out) as made:
+        return made["x"], made["y"]
+
+
+def test_importing_starts_nothing():
+    printed = subprocess.run([sys.executable, "-c", QUIET], capture_output=True, text=True)
+    assert not printed.stderr
+    assert not {"jax", "numpy", "absl", "tqdm"} & {*printed.stdout.split()}
+
+
+@pytest.mark.parametrize(
+    ("asked", "given"),
+    [
+        ({"labels": [3] * 5, "seed": 2}, {"labels": (3,), "seeds": (2, 3, 4, 5, 6)}),
+        ({"labels": np.array([7, 0, 9]), "steps": 4}, {"labels": (7, 0, 9), "seeds": (0, 1, 2)}),
+        ({"count": 20, "seed": 1, "steps": 2}, {"seeds": tuple(range(1, 21))}),
+    ],
+)
+def test_samples_are_those_of_the_command_line(run, folder, tmp_path, asked, given):
+    expected, labels = sampled_by_the_command_line(
+        folder, tmp_path / "x.npz", steps=asked.get("steps", 1), **given
+    )
+    images = run.sample(**asked)
+    assert images.dtype == np.uint8 and images.shape == (len(labels), 8, 8, 1)
+    np.testing.assert_array_equal(images, expected)
+
+
+def test_another_checkpoint_and_network_are_loaded(folder, tmp_path):
+    other = fewstep.load(folder, step=2, network="network")
+    assert (other.step, other.network) == (2, "network")
+    asked = {"checkpoint": 2, "network": "network", "seeds": (0,)}
+    expected, _ = sampled_by_the_command_line(folder, tmp_path / "x.npz", **asked)
+    np.testing.assert_array_equal(other.sample(count=1), expected)
+
+
+def test_sampling_compiles_once_for_each_number_of_steps_and_batch(folder):
+    run = fewstep.load(folder)
+    for labels in ([1], [2] * 5, range(10)):
+        run.sample(labels, steps=2)
+    run.sample([0], steps=2, batch_size=9)  # of eight devices: 16
+    ((key, sampler),) = run._samplers.items()
+    assert key[0] == 2 and sampler._cache_size() == 1
+    run.sample([0], steps=2, batch_size=8)
+    assert sampler._cache_size() == 2
+
+
+def test_settings_of_the_caller_stay(folder, monkeypatch):
+    seen, load_run = [], library.load_run
+    settings = lambda: (jax.config.jax_softmax_custom_jvp, logging.get_verbosity())
+    monkeypatch.setattr(
+        library, "load_run", lambda asked: seen.append(settings()) or load_run(asked)
+    )
+    before = settings()
+    jax.config.update("jax_softmax_custom_jvp", False)
+    try:
+        fewstep.load(folder).sample([1])
+        assert seen == [(True, logging.FATAL)] and settings() == (False, before[1])
+    finally:
+        jax.config.update("jax_softmax_custom_jvp", before[0])
+
+
+def test_denoising_is_the_prediction_of_the_network(run):
+    x, t = jax.random.normal(jax.random.key(0), (3, 8, 8, 1)), jnp.array([0.2, 0.5, 0.9])
+    labels = jnp.array([1, -1, 4])
+    expected = run.model.endpoints(run.params, x, t, {"label": labels}).x_0
+    np.testing.assert_allclose(run.denoise(x, t, labels), expected, rtol=1e-4, atol=1e-5)
+    alone = run.denoise(x, 0.5)
+    np.testing.assert_allclose(alone[1], run.denoise(x, t, labels)[1], rtol=1e-4, atol=1e-5)
+    gradient = jax.grad(lambda x: run.denoise(x, t, labels).sum())(x)
+    assert gradient.shape == x.shape and np.isfinite(gradient).all()
+    assert run.path.t_max == run.model.path.t_max and run.config.method == "shortcut"
+
+
+def test_a_config_is_that_of_the_command_line(monkeypatch):
+    fields = {"optimizer.learning_rate": 3, "path.name": "trigflow", "evaluate.steps": [1, 4]}
+    flags = ["--config.optimizer.learning_rate=3", "--config.path.name=trigflow"]
+    command = ["main.py", "--config=configs/digits.py:shortcut", *flags]
+    command += ["--config.evaluate.steps=(1,4)", "--config.debug=True", "--workdir=runs/x"]
+    asked = []
+    monkeypatch.setattr(library, "train_run", asked.append)
+    monkeypatch.setattr(library, "write_run_page", lambda folder: None)
+    monkeypatch.setattr(library, "load", lambda folder: None)
+    fewstep.train(fewstep.config("configs/digits.py:shortcut", debug=True, **fields), "runs/x")
+    monkeypatch.setattr("sys.argv", command)
+    with flagsaver.flagsaver():
+        main.parse_flags(command)
+        expected = main.read_request()
+        (request,), functions = asked, {"config_of_method": None, "config": None}
+        assert request.config.to_json() == expected.config.to_json()
+        assert request._replace(**functions) == expected._replace(**functions)
+        of_method = request.config_of_method("edm"), expected.config_of_method("edm")
+        assert of_method[0].to_json() == of_method[1].to_json()
+
+
+def test_a_config_comes_with_the_package(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert fewstep.config("configs/digits.py:edm").values.method == "edm"
+    (tmp_path / "configs").mkdir()
+    own = tmp_path / "configs" / "digits.py"
+    own.write_text(
+        "from ml_collections import ConfigDict\ndef get_config(method): return missing\n"
+    )
+    with pytest.raises(ValueError, match="digits.py line 2: NameError"):
+        fewstep.config("configs/digits.py:edm")  # one that is here comes first
+
+
+@pytest.mark.parametrize(
+    ("name", "fields", "message"),
+    [
+        ("configs/digit.py", {}, "configs/digit.py does not exist; did you mean --config=configs/"),
+        ("configs/digits.py:shortcat", {}, "did you mean 'shortcut'"),
+        (
+            "configs/digits.py",
+            {"optimizer.lr": 1e-3},
+            "--config.optimizer.lr is not a field; did you mean --config.optimizer.learning_rate?",
+        ),
+        ("configs/digits.py", {"steps": "many"}, "--config.steps='many' must be a whole number"),
+        ("configs/digits.py", {"steps": -1}, "steps=-1 must be"),
+        ("configs/digits.py", {"method": "edm"}, "did you mean --config=.*digits.py:edm"),
+        ("configs/digits.py", {"optimizer": 3}, "optimizer is a group of fields"),
+    ],
+)
+def test_a_wrong_config_is_refused_in_the_words_of_the_command_line(name, fields, message):
+    with pytest.raises(ValueError, match=message):
+        fewstep.config(name, **fields)
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"labels": [10]}, "--labels=10 is out of range; this model has 0 to 9"),
+        ({"labels": ["cat"]}, "--labels=cat: the record of this run has no class names"),
+        ({"labels": [1, 2], "count": 3}, "count=3, but there are 2 labels"),
+        ({"labels": []}, "0 samples are none"),
+        ({"steps": 0}, "--steps=0 must be 1 or more"),
+        ({"steps": 3}, "--steps=3"),
+        ({"seed": -1}, "--seeds=-1 must be 0 or more"),
+        ({"seed": 2**31 - 5}, "is too large"),
+        ({"guidance": float("nan")}, "is not finite"),
+        ({"batch_size": 0}, "batch_size=0 must be 1 or more"),
+    ],
+)
+def test_what_cannot_be_sampled_is_refused(run, asked, message):
+    with pytest.raises(ValueError, match=message):
+        run.sample(**asked)
+
+
+def test_a_folder_that_is_no_run_is_refused(folder, tmp_path):
+    with pytest.raises(ValueError, match="nothing"):
+        fewstep.load(tmp_path / "nothing")
+    with pytest.raises(ValueError, match="--network='ema_0.5' is not one of ema_0.999"):
+        fewstep.load(folder, network="ema_0.5")
+    with pytest.raises(ValueError, match="step 3"):
+        fewstep.load(folder, step=3)
+
+
+def test_a_name_that_does_not_exist_is_an_attribute_error():
+    name = "lode"
+    with pytest.raises(AttributeError, match="no attribute 'lode'"):
+        getattr(fewstep, name)
