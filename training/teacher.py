@@ -253,14 +253,10 @@ def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, An
 def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, Params]:
     """Parameters of config.teacher by name, sharded like the state; {} without a teacher.
 
-    "teacher" has the parts of the student's network. Parts that the teacher's lacks, such as the
-    input of the guidance scale, are initialized and have no effect yet. Parts that only the teacher
-    has are left out; without its input of the scale it computes objective.guidance_scale.
-    "sampled_teacher" is for the sources, as the teacher has it.
-
-    Reads config.teacher_network, by default the network that samples in the teacher's run. Raises
-    ValueError, before any compilation, if the teacher is missing, cannot be read, is another model,
-    or cannot make the pairs.
+    "teacher" has the parts of the student's network: `adopt`, and `at_one_scale` for a teacher that
+    takes the guidance scale as an input. "sampled_teacher", for the sources, is as it is. Reads
+    config.teacher_network, by default what samples in the teacher's run. Raises ValueError, before
+    any compilation, if it is missing, cannot be read, is another model, or cannot make the pairs.
     """
     check_teacher_given(config, experiment)
     if not reads_teacher(experiment.objective):
@@ -291,9 +287,9 @@ def abstract_params(network: Network, mesh: Mesh) -> Params:
 
 
 def adopt(params: Params, network: Network, seed: int, mesh: Mesh) -> Params:
-    """The parameters for this network; parts that they lack are initialized.
+    """The parameters for this network, without parts that only they have.
 
-    Inputs that they lack have no effect.
+    Parts that they lack are initialized, and inputs that they lack have no effect.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(network, mesh))
 
