@@ -23,12 +23,7 @@ from fewstep.training.location import Location, has_step, locate_teacher, parse_
 from fewstep.training.networks import with_network_fields
 from fewstep.training.pairs import check_sampler
 from fewstep.training.sharding import with_shardings
-from fewstep.training.sources import (
-    SAMPLED_TEACHER,
-    TEACHER,
-    reads_teacher,
-    teacher_sources,
-)
+from fewstep.training.sources import SAMPLED_TEACHER, TEACHER, reads_teacher, teacher_sources
 from fewstep.training.state import named_key, replace_parts
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import run_in_record
@@ -161,8 +156,7 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
     guided = fields.get("guidance_scale", 1.0) != 1.0 or bool(fields.get("guidance_range"))
     # A teacher's own sampler may have learned its scale; losses evaluate the null class.
     knows = taught.guidable and ("label_dropout" in teacher.objective or not predicts)
-    knows = knows or bool(config.teacher_scales)
-    if experiment.objective.needs_teacher and guided and not knows:
+    if experiment.objective.needs_teacher and guided and not (knows or config.teacher_scales):
         raise ValueError(
             f"teacher={config.teacher} does not know the null class, which guidance needs; train "
             "one with objective.label_dropout above 0, or use objective.guidance_scale=1"
