@@ -30,7 +30,7 @@ LATENT_FIELDS := --config.steps=$(LATENT_STEPS) --config.evaluate.steps="(1,4,32
 	--config.model.adaln_zero=False --config.path.name=trigflow \
 	--config.objective.max_steps=32 --config.objective.label_dropout=0.0
 TEST_WORKERS ?= 2
-# Of its package test_frechet.py needs one file, and not torchvision.
+# test_frechet.py reads one file of it. In a folder of its own, since it installs a package `tests`.
 FIDELITY := torch-fidelity==0.4.0
 DRILLS ?=
 SOAK ?= --kills=30 --stops=30 --damages=80 --preparations=10
@@ -75,7 +75,7 @@ test: $(VENV)/.installed
 
 $(VENV)/.parity: $(VENV)/.installed requirements-parity.txt
 	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-parity.txt -c constraints.txt
-	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps $(FIDELITY)
+	@$(RUN) -m pip install --quiet --disable-pip-version-check --no-deps --upgrade --target $(VENV)/fidelity $(FIDELITY)
 	@touch $@
 
 parity: $(VENV)/.parity

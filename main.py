@@ -63,6 +63,8 @@ JOIN_TIMEOUT = flags.DEFINE_float(
 )
 # Flags of the modes that can run in several processes.
 JOINING = (DISTRIBUTED, COORDINATOR, NUM_PROCESSES, PROCESS_ID, JOIN_TIMEOUT)
+# Whether this is the command `fewstep` of an installation.
+INSTALLED = Path(sys.argv[0]).name == "fewstep"
 HELP = {"--help", "-help", "-h", "-?", "--helpshort"}
 UNFINISHED = "preempted, resumable: the same command repeats what was not finished"
 
@@ -256,7 +258,8 @@ def show_usage(argv: list[str]) -> None:
         {flag.name: flags.FLAGS[flag.name].help for flag in those}
         for those in (JOINING, (TRACEBACK,))
     )
-    print(usage(mode, joins, common))
+    text = usage(mode, joins, common)
+    print(text.replace("python main.py", "fewstep") if INSTALLED else text)
     sys.exit(exits.DONE)
 
 

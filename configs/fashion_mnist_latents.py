@@ -22,7 +22,7 @@ Metrics are of decoded samples, against the images themselves.
 
 from ml_collections import ConfigDict
 
-from fewstep.configs import fashion_mnist, methods
+from fewstep.configs import fashion_mnist, methods, objectives
 
 CODEC = "f7"
 SIGMA_DATA = 1.0  # latents are scaled to deviation 1
@@ -35,6 +35,7 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     config = fashion_mnist.configure(method, SIGMA_DATA, LOG_LEVEL_SHIFT)
     if method == "autoencoder":
         config.model.codec = CODEC
+        config.objective.distance = objectives.distance("features")
         return config
     config.codec.name = CODEC
     config.batch_size = 128

@@ -115,5 +115,5 @@ def check_trained_scale(scale: float, trained: float, guidance_range: Sequence[f
     elif scale != trained:
         raise ValueError(
             f"this student was trained at guidance scale {trained:g} only, not {scale:g}; for "
-            "other scales train consistency_distillation with objective.guidance_range"
+            "other scales use a method that takes the scale as an input (objective.guidance_range)"
         )

@@ -12,6 +12,8 @@ from fewstep.modes.mode import Flag, Mode, parse_path, parse_text
 from fewstep.modes.request import Request
 from fewstep.training.sharding import make_mesh
 
+FEATURES = "evaluate.features"
+
 
 def measure(request: Request) -> None:
     """Print all metrics of --samples against --reference; write them as JSON to --out.
@@ -33,7 +35,7 @@ def measure(request: Request) -> None:
         request.reference,
         make_mesh(),
         split=request.split,
-        features=request.features,
+        features=request.fields.get(FEATURES, ""),
         weights=str(request.weights or ""),
     )
     print(describe(result), flush=True)
@@ -64,6 +66,7 @@ MEASURE = Mode(
             "Features that compare samples: classifier, pixels, inception, dinov2; default: "
             "classifier for digits and fashion_mnist, else inception.",
             parse_text,
+            (FEATURES,),
         ),
         "weights": Flag("File of weights of the features.", parse_path),
         "out": Flag("A .json file for the result; default: beside the samples.", parse_path),

@@ -89,7 +89,6 @@ class Request(NamedTuple):
     samples: Path | None = None
     reference: str = ""
     split: str = "train"
-    features: str = ""
 
 
 def expand_home(text: str) -> str:

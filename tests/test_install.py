@@ -108,6 +108,7 @@ def test_the_command_is_installed(installed, tmp_path):
         command, cwd=tmp_path, env=variables(installed), capture_output=True, text=True
     )
     assert done.returncode == 0 and "Modes (--mode=MODE" in done.stdout, done.stderr
+    assert "    fewstep --mode=sample --workdir=runs/digits" in done.stdout
 
 
 def test_an_editable_installation_maps_one_name_and_copies_nothing(tmp_path):

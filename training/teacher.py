@@ -23,12 +23,7 @@ from fewstep.training.location import Location, has_step, locate_teacher, parse_
 from fewstep.training.networks import with_network_fields
 from fewstep.training.pairs import check_sampler
 from fewstep.training.sharding import with_shardings
-from fewstep.training.sources import (
-    SAMPLED_TEACHER,
-    TEACHER,
-    reads_teacher,
-    teacher_sources,
-)
+from fewstep.training.sources import SAMPLED_TEACHER, TEACHER, reads_teacher, teacher_sources
 from fewstep.training.state import named_key, replace_parts
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import run_in_record
@@ -161,8 +156,7 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
     guided = fields.get("guidance_scale", 1.0) != 1.0 or bool(fields.get("guidance_range"))
     # A teacher's own sampler may have learned its scale; losses evaluate the null class.
     knows = taught.guidable and ("label_dropout" in teacher.objective or not predicts)
-    knows = knows or bool(config.teacher_scales)
-    if experiment.objective.needs_teacher and guided and not knows:
+    if experiment.objective.needs_teacher and guided and not (knows or config.teacher_scales):
         raise ValueError(
             f"teacher={config.teacher} does not know the null class, which guidance needs; train "
             "one with objective.label_dropout above 0, or use objective.guidance_scale=1"
@@ -253,14 +247,10 @@ def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, An
 def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict[str, Params]:
     """Parameters of config.teacher by name, sharded like the state; {} without a teacher.
 
-    "teacher" has the parts of the student's network. Parts that the teacher's lacks, such as the
-    input of the guidance scale, are initialized and have no effect yet. Parts that only the teacher
-    has are left out; without its input of the scale it computes objective.guidance_scale.
-    "sampled_teacher" is for the sources, as the teacher has it.
-
-    Reads config.teacher_network, by default the network that samples in the teacher's run. Raises
-    ValueError, before any compilation, if the teacher is missing, cannot be read, is another model,
-    or cannot make the pairs.
+    "teacher" has the parts of the student's network: `adopt`, and `at_one_scale` for a teacher that
+    takes the guidance scale as an input. "sampled_teacher", for the sources, is as it is. Reads
+    config.teacher_network, by default what samples in the teacher's run. Raises ValueError, before
+    any compilation, if it is missing, cannot be read, is another model, or cannot make the pairs.
     """
     check_teacher_given(config, experiment)
     if not reads_teacher(experiment.objective):
@@ -291,9 +281,9 @@ def abstract_params(network: Network, mesh: Mesh) -> Params:
 
 
 def adopt(params: Params, network: Network, seed: int, mesh: Mesh) -> Params:
-    """The parameters for this network; parts that they lack are initialized.
+    """The parameters for this network, without parts that only they have.
 
-    Inputs that they lack have no effect.
+    Parts that they lack are initialized, and inputs that they lack have no effect.
     """
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_params(network, mesh))
 

@@ -104,7 +104,8 @@ def test_what_cannot_be_measured_is_refused(tmp_path, asked, message):
     np.savez(tmp_path / "x.npz", arr_0=images, arr_1=labels)
     if "out" in asked:
         asked["out"] = tmp_path / asked["out"]
-    fields = {"samples": tmp_path / "x.npz", "reference": "digits", "features": "pixels"}
+    features = {"evaluate.features": asked.pop("features", "pixels")}
+    fields = {"samples": tmp_path / "x.npz", "reference": "digits", "fields": features}
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         measure(Request(**(fields | asked)))
     assert [path.name for path in tmp_path.iterdir()] == ["x.npz"]
