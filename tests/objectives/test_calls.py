@@ -50,7 +50,7 @@ CALLS = {
     "progressive": {"network": ["teacher rests kept"] * 2 + ["network trains kept"]},
     "taught mean flow": {
         # Guided, with the labels that were dropped for the network.
-        "network": ["teacher rests other"] + ["network trains dropped"] * 2
+        "network": ["teacher rests guided dropped"] + ["network trains dropped"] * 2
     },
     # Guidance in one call, then as above.
     "improved_mean_flow": {"network": ["network rests guided"] + ["network trains dropped"] * 2},

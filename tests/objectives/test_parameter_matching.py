@@ -81,7 +81,7 @@ def test_a_student_that_matches_shares_no_gradient_and_another_is_led_to_the_dat
     assert gap > 0.15
     # Descent moves samples to the mean of the data, and narrows a distribution that is too wide.
     shift = points(count, mean, std)["x_g"] - MEAN
-    assert float(moved.mean()) > 0.5 if mean > MEAN else float((moved * shift).mean()) > 0.5
+    assert float(moved.mean()) > 0.5 if mean > MEAN else float((moved * shift).mean()) > 0.1
 
 
 def test_one_step_of_the_teacher_s_descent_is_the_fake_score_to_first_order():
