@@ -25,7 +25,7 @@ from fewstep.eval.evaluate import (
 from fewstep.eval.measure import Measures
 from fewstep.eval.report.documents import read_runs, write_document
 from fewstep.eval.report.evaluation import FOLDER
-from fewstep.eval.report.folders import comparison_run, record_methods
+from fewstep.eval.report.folders import record_methods
 from fewstep.eval.report.runs import group_by_method
 from fewstep.eval.report.spreadsheet import text_table
 from fewstep.eval.sampling import wanted_samples
@@ -33,11 +33,7 @@ from fewstep.files import check_writable
 from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.job import Draft, check_begun, draft_job
 from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode, parse_name_list, parse_ranges
-from fewstep.modes.request import (
-    Request,
-    require_config,
-    require_workdir,
-)
+from fewstep.modes.request import Request, require_config, require_workdir
 from fewstep.modes.sweep import (
     ALL,
     SEED,
@@ -59,9 +55,7 @@ from fewstep.training.report import DivergedError
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.identity import as_dict, read_identity
-from fewstep.training.teacher import (
-    check_teacher,
-)
+from fewstep.training.teacher import check_teacher
 
 PAGE, TABLE = "report.html", "table.csv"
 
@@ -142,8 +136,8 @@ def check_shared_teachers(
         if run.folder in needed and not run.mine and not first_process_says(is_trained(run)):
             raise ValueError(
                 f"share {share.index}/{share.count} needs the teacher {run.folder}, as others do; "
-                f"train it first, by --methods={run.config.method} without --cell, and with --sweep "
-                "only for the seed and the fields in the name of that folder"
+                f"train it first, by --methods={run.config.method} without --cell, and with "
+                "--sweep only for the seed and the fields in the name of that folder"
             )
 
 

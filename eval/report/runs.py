@@ -23,12 +23,7 @@ from fewstep.training.classes import class_names
 from fewstep.training.cost.step_cost import training_seconds
 from fewstep.training.location import parse_location
 from fewstep.training.metrics import LOG, read_rows
-from fewstep.training.storage.identity import (
-    CHANGEABLE,
-    DECODING,
-    as_dict,
-    flatten_fields,
-)
+from fewstep.training.storage.identity import CHANGEABLE, DECODING, as_dict, flatten_fields
 from fewstep.training.storage.reasons import length_reasons
 from fewstep.training.storage.workdir import CONFIG, load_config, recorded_identity
 
