@@ -89,7 +89,7 @@ def test_runs_of_other_protocols_share_no_table(comparison, tmp_path):
 @pytest.mark.parametrize("folder", ["sweep", ""])
 def test_a_swept_field_has_a_column(tmp_path, folder):
     for rate in (1e-4, 3e-4):
-        config = {"optimizer.learning_rate": rate, "steps": 7}
+        config = {"optimizer": {"learning_rate": rate}, "steps": 7}
         cell = tmp_path / "sweep" / "cd" / f"learning_rate_{rate}" / "seed_0"
         evaluated_run(cell, "cd", steps=(1, 4), config=config)
     record_methods(tmp_path / "sweep", ["cd"], ["optimizer.learning_rate"])

@@ -79,17 +79,23 @@ def test_a_teacher_has_the_fields_that_its_students_inherit(tmp_path):
 
 
 def test_a_value_is_read_as_that_of_an_override(tmp_path):
-    fields = {"methods": ("ct",), "given": ("objective.weight.name",)}
+    norm = {"name": "norm", "power": 1.0, "c": 0.5}
+    fields = {f"objective.distance.{name}": value for name, value in norm.items()}
     sweep = "ema.decays=(0.9,0.99),(0.5,);objective.distance.name=squared_l2"
-    configs, _ = configured(tmp_path, sweep, **fields)
+    configs, _ = configured(
+        tmp_path,
+        sweep,
+        methods=("ct",),
+        given=("objective.distance.c",),
+        config_of_method=lambda method: small_config(method, **fields),
+    )
     names = ("decays_0.9_0.99", "decays_0.5")
     assert [*configs] == [f"ct/{name}+objective.distance.name_squared_l2/seed_9" for name in names]
-    first, second = configs.values()
-    assert (first.ema.decays, second.ema.decays) == ((0.9, 0.99), (0.5,))
-    # What belonged to the distance that was replaced is gone.
-    own = small_config("ct").objective
-    assert own.distance.name != "squared_l2" and first.objective.weight.name == own.weight.name
-    assert {v for k, v in first.objective.distance.items() if k != "name"} == {None}
+    assert [config.ema.decays for config in configs.values()] == [(0.9, 0.99), (0.5,)]
+    # The distance that was replaced leaves only what the command line sets.
+    for config in configs.values():
+        distance = config.objective.distance
+        assert (distance.name, distance.power, distance.c) == ("squared_l2", None, 0.5)
 
 
 @pytest.mark.parametrize(
