@@ -2,6 +2,7 @@
 
 import csv
 from functools import partial
+from importlib import import_module
 
 import pytest
 
@@ -148,7 +149,8 @@ def test_a_teacher_of_several_shares_is_trained_before_them(tmp_path, monkeypatc
     assert [one.mine for one in runs] == [False, False, True]
     with pytest.raises(ValueError, match="share 2/2 needs the teacher .*edm/seed_9, as others do"):
         check_shared_teachers(runs[2:], runs, Share(2, 2))
-    monkeypatch.setattr("fewstep.modes.compare.is_trained", lambda one: one is runs[0])
+    module = import_module("fewstep.modes.compare")
+    monkeypatch.setattr(module, "is_trained", lambda one: one is runs[0])
     check_shared_teachers(runs[2:], runs, Share(2, 2))
 
 
@@ -164,7 +166,7 @@ def test_a_teacher_of_several_shares_is_trained_before_them(tmp_path, monkeypatc
     ],
 )
 def test_a_task_of_an_array_has_the_share_of_its_number(given, array, share):
-    request = requested(RATES, **given)
+    request = requested(RATES)._replace(**given)
     environment = {f"SLURM_ARRAY_TASK_{name}": str(value) for name, value in array.items()}
     if share is None:
         with pytest.raises(ValueError, match="2 tasks from 1 to 5, so its numbers leave gaps"):
