@@ -41,8 +41,8 @@ def recorded(root: Path, name: str) -> Sequence[str]:
 
 def root_of(folder: Path) -> Path:
     """The folder of the comparison that a run is in; that above its method if there is none."""
-    above = folder.absolute().parents
-    return next((root for root in above[1:3] if (root / RECORD).is_file()), above[1])
+    parent = folder.absolute().parent.parent
+    return next((root for root in (parent, parent.parent) if (root / RECORD).is_file()), parent)
 
 
 def swept_fields(folder: Path) -> Sequence[str]:
