@@ -186,9 +186,9 @@ def configure(cell: Cell, request: Request) -> ConfigDict:
     """Return the config of a cell, with --config.FIELD and then its values. Raises ValueError."""
     config = request.config_of_method(cell.method)
     if cell.values:
-        config = checked(with_texts(config, cell, request.given or ()))
+        config = with_texts(config, cell, request.given or ())
     config.seed = cell.seed
-    return config
+    return checked(config) if request.sweep else config
 
 
 def with_texts(config: ConfigDict, cell: Cell, kept: Sequence[str]) -> ConfigDict:

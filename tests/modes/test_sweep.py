@@ -106,6 +106,7 @@ def test_a_value_is_read_as_that_of_an_override(tmp_path):
         ("optimizer=1", "--sweep=optimizer is a group of fields"),
         ("steps=many", "--sweep=steps=many must be a whole number"),
         ("seed=a", "--sweep=seed=a must be a whole number"),
+        ("seed=-1", "seed=-1 must be a whole number from 0"),
         ("optimizer.learning_rate=-1", "optimizer.learning_rate=-1.0 must be a number, 0 or more"),
         ("optimizer.learning_rate=1e-4,0.0001", "two values of the same meaning: .*rate_0.0001"),
         ("evaluate.num_samples=5", "evaluate.num_samples decides what is compared"),
