@@ -1,10 +1,13 @@
 """--mode=compare: train and evaluate several methods with several seeds, and tabulate the results.
 
-Each run lies in WORKDIR/METHOD/seed_SEED and has the teacher run of the same seed. Finished runs
-stay as they are. So the same command, also with more methods or seeds, does only what is missing.
+Each run lies in WORKDIR/METHOD/seed_SEED and has the teacher run of the same seed. With --sweep, it
+lies in WORKDIR/METHOD/FIELD_VALUE/seed_SEED (modes/sweep.py). Finished runs stay as they are. So
+the same command, also with more methods, seeds or values, does only what is missing. With --cell,
+it does its share of that.
 """
 
 import json
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,7 +25,7 @@ from fewstep.eval.evaluate import (
 from fewstep.eval.measure import Measures
 from fewstep.eval.report.documents import read_runs, write_document
 from fewstep.eval.report.evaluation import FOLDER
-from fewstep.eval.report.folders import comparison_run, record_methods
+from fewstep.eval.report.folders import record_methods
 from fewstep.eval.report.runs import group_by_method
 from fewstep.eval.report.spreadsheet import text_table
 from fewstep.eval.sampling import wanted_samples
@@ -30,10 +33,16 @@ from fewstep.files import check_writable
 from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.job import Draft, check_begun, draft_job
 from fewstep.modes.mode import CONFIG, WORKDIR, Flag, Mode, parse_name_list, parse_ranges
-from fewstep.modes.request import (
-    Request,
-    require_config,
-    require_workdir,
+from fewstep.modes.request import Request, require_config, require_workdir
+from fewstep.modes.sweep import (
+    ALL,
+    SEED,
+    Share,
+    check_sweep,
+    choose_share,
+    configure_runs,
+    parse_share,
+    parse_sweep,
 )
 from fewstep.modes.train_run import train_run
 from fewstep.objectives.stages import allowed_sampling_steps, check_sampling_steps
@@ -46,19 +55,21 @@ from fewstep.training.report import DivergedError
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.identity import as_dict, read_identity
-from fewstep.training.teacher import (
-    check_teacher,
-)
+from fewstep.training.teacher import check_teacher
 
 PAGE, TABLE = "report.html", "table.csv"
 
 
 class ComparedRun(NamedTuple):
-    """One run of a comparison. results: ids of its future results."""
+    """One run of a comparison.
+
+    results: ids of its future results. mine: whether it is in the share of this process.
+    """
 
     folder: Path
     job: Draft
     results: frozenset[str] = frozenset()
+    mine: bool = True
 
     @property
     def config(self) -> ConfigDict:
@@ -77,9 +88,28 @@ def compare_methods(request: Request) -> None:
     root = require_workdir(request)
     if jax.process_index() == 0:
         check_writable(root, "choose another --workdir")
-    runs = plan_runs(root, request)
+    share = choose_share(request, os.environ)
+    runs = plan_runs(root, request, share)
+    own = [run for run in runs if run.mine]
+    check_shared_teachers(own, runs, share)
     if jax.process_index() == 0:
-        record_methods(root, request.methods)
+        record_methods(root, request.methods, [f for f in request.sweep if f != SEED])
+    failed = complete_runs(own)
+    if own and len(failed) == len(own):
+        raise ValueError(f"every run diverged: {', '.join(map(str, failed))}")
+    unfinished = {*failed, *(run.folder for run in runs if not (run.mine or is_evaluated(run)))}
+    done = [run for run in runs if run.folder not in unfinished]
+    if jax.process_index() == 0:
+        if done:
+            write_tables(root, done)
+        for folder in failed:
+            print(f"left out: {folder}; it or its teacher diverged")
+        if share.count > 1:
+            print(f"share {share.index}/{share.count}: {len(done)} of {len(runs)} runs finished")
+
+
+def complete_runs(runs: Sequence[ComparedRun]) -> list[Path]:
+    """Train and evaluate the runs in turn; return the folders of those that diverged."""
     failed: list[Path] = []
     for number, run in enumerate(runs, start=1):
         say(f"[{number}/{len(runs)}] {run.config.method}, seed {run.config.seed}: {run.folder}")
@@ -91,13 +121,24 @@ def compare_methods(request: Request) -> None:
         except DivergedError as error:
             say(f"left out: {error}", sys.stderr)
             failed.append(run.folder)
-    done = [run for run in runs if run.folder not in failed]
-    if not done:
-        raise ValueError(f"every run diverged: {', '.join(map(str, failed))}")
-    if jax.process_index() == 0:
-        write_tables(root, done)
-        for folder in failed:
-            print(f"left out: {folder}; it or its teacher diverged")
+    return failed
+
+
+def check_shared_teachers(
+    own: Sequence[ComparedRun], runs: Sequence[ComparedRun], share: Share
+) -> None:
+    """Raises ValueError for a teacher of several shares that is not trained.
+
+    Two processes would train it in one folder, or one would wait for another that has not started.
+    """
+    needed = {Path(run.config.teacher) for run in own if run.config.teacher}
+    for run in runs:
+        if run.folder in needed and not run.mine and not first_process_says(is_trained(run)):
+            raise ValueError(
+                f"share {share.index}/{share.count} needs the teacher {run.folder}, as others do; "
+                f"train it first, by --methods={run.config.method} without --cell, and with "
+                "--sweep only for the seed and the fields in the name of that folder"
+            )
 
 
 def write_tables(root: Path, runs: Sequence[ComparedRun]) -> None:
@@ -110,23 +151,14 @@ def write_tables(root: Path, runs: Sequence[ComparedRun]) -> None:
     print(f"{root / PAGE} and {root / TABLE}")
 
 
-def plan_runs(root: Path, request: Request) -> list[ComparedRun]:
+def plan_runs(root: Path, request: Request, share: Share = ALL) -> list[ComparedRun]:
     """Return the runs in the order of training. Raises ValueError for an invalid one."""
     if not request.methods:
         raise ValueError(
             "--methods is missing; name the methods to compare, as in --methods=cd,sim"
         )
-    seeds = request.seeds or (request.config.seed,)
-    configs: dict[Path, ConfigDict] = {}
-    for method in add_teachers(request.methods, request.teachers):
-        for seed in seeds:
-            config = request.config_of_method(method)
-            config.seed = seed
-            if method not in request.teachers:
-                config.teacher_network = ""  # --config gives it for the students
-            else:
-                config.teacher = str(comparison_run(root, request.teachers[method], seed))
-            configs[comparison_run(root, method, seed)] = config
+    check_sweep(request)
+    configs, own = configure_runs(root, request, share)
     keep_teacher_steps(configs)
     checked: dict[Path, ComparedRun] = {}
     for folder, config in configs.items():
@@ -134,7 +166,7 @@ def plan_runs(root: Path, request: Request) -> list[ComparedRun]:
         run = draft_run(folder, inherit(config, teacher) if teacher else config)
         if teacher:
             check_teacher(run.config, teacher, run.job.experiment)
-        checked[folder] = run
+        checked[folder] = run._replace(mine=folder in own)
     return add_result_ids(list(checked.values()))
 
 
@@ -149,16 +181,6 @@ def keep_teacher_steps(configs: Mapping[Path, ConfigDict]) -> None:
             if taught.folder in configs and taught.step is not None:
                 fields = configs[taught.folder].checkpoint
                 fields.keep_steps = (*fields.keep_steps, taught.step)
-
-
-def add_teachers(methods: Sequence[str], teachers: Mapping[str, str]) -> list[str]:
-    """Return the methods and their teachers, each once, teachers before students."""
-    found: dict[str, None] = {}
-    for method in methods:
-        if method in teachers:
-            found |= dict.fromkeys(add_teachers([teachers[method]], teachers))
-        found[method] = None
-    return list(found)
 
 
 def draft_run(folder: Path, config: ConfigDict) -> ComparedRun:
@@ -255,6 +277,16 @@ COMPARE = Mode(
         ),
         "seeds": Flag(
             "Seeds of the runs, such as 0-2; default: the seed of the config.", parse_ranges
+        ),
+        "sweep": Flag(
+            "Values of config fields, of which each method runs the product, such as "
+            "'optimizer.learning_rate=1e-4,3e-4;seed=0,1' (docs/evaluation.md).",
+            parse_sweep,
+        ),
+        "cell": Flag(
+            "Share of the runs for this process, such as 3/8; default: all, or with --sweep that "
+            "of the task of a Slurm array.",
+            parse_share,
         ),
     },
     together=True,

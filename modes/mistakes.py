@@ -23,6 +23,7 @@ OTHER_FLAGS = {
     "output_dir": "workdir",
     "run": "workdir",
     "method": "methods",
+    "grid": "sweep",
 }
 # The name of a field, here or in other codebases -> the field of a config; "" for others.
 FieldOf = Callable[[str], str]

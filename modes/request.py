@@ -55,7 +55,8 @@ class Request(NamedTuple):
     given: dotted names of the config's fields that the user set; None if the config is final, and a
     student inherits nothing. fields: dotted name -> value of the fields of a recorded run that the
     user replaces. config_of_method: method -> its config in the file of --config, with the same
-    overrides. teachers: method -> the method of its teacher.
+    overrides. teachers: method -> the method of its teacher. sweep: dotted name -> texts of the
+    values of a field. cell: (index from 1, count) of the share of this process; () if not given.
     """
 
     config: ConfigDict | None = None
@@ -71,6 +72,8 @@ class Request(NamedTuple):
     metric: str = ""
     labels: tuple[int | str, ...] = ()
     grid: tuple[str, ...] = ()
+    sweep: Mapping[str, tuple[str, ...]] = {}
+    cell: tuple[int, ...] = ()
     guidance: float | None = None
     checkpoint: int | None = None
     network: str = ""

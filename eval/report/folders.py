@@ -1,6 +1,7 @@
 """Folders of runs: those that --mode=compare writes, and others.
 
-A comparison keeps its runs in ROOT/METHOD/seed_SEED, and its methods in ROOT/comparison.json.
+A comparison keeps its runs in ROOT/METHOD/seed_SEED, or with swept fields in
+ROOT/METHOD/FIELD_VALUE/seed_SEED, and its methods and swept fields in ROOT/comparison.json.
 """
 
 import json
@@ -14,33 +15,46 @@ from fewstep.messages import shell_flags
 from fewstep.training.cluster.processes import warn
 from fewstep.training.storage.workdir import is_run
 
-RECORD, METHODS = "comparison.json", "methods"
-DEPTH = 3  # folders between a folder of comparisons and its runs
+RECORD, METHODS, SWEPT = "comparison.json", "methods", "swept"
+DEPTH = 4  # folders between a folder of comparisons and its runs
 
 
-def comparison_run(root: Path, method: str, seed: int) -> Path:
-    """The absolute folder of a run of a comparison."""
-    return root.absolute() / method / f"seed_{seed}"
+def comparison_run(root: Path, method: str, seed: int, cell: str = "") -> Path:
+    """The absolute folder of a run of a comparison. cell: its swept fields and values, or ""."""
+    return root.absolute() / method / cell / f"seed_{seed}"
 
 
-def record_methods(root: Path, methods: Iterable[str]) -> None:
-    """Records the methods that the user compares, beside those of earlier calls."""
+def record_methods(root: Path, methods: Iterable[str], swept: Iterable[str] = ()) -> None:
+    """Records the methods that the user compares and the swept fields, beside those of before."""
     root.mkdir(parents=True, exist_ok=True)
-    write_json(root / RECORD, {METHODS: sorted({*recorded_methods(root), *methods})})
+    found = {METHODS: sorted({*recorded(root, METHODS), *methods})}
+    fields = [*dict.fromkeys((*recorded(root, SWEPT), *swept))]
+    write_json(root / RECORD, found | ({SWEPT: fields} if fields else {}))
 
 
-def recorded_methods(root: Path) -> Sequence[str]:
-    """The methods that the user has compared in a folder; () if it has no readable record."""
+def recorded(root: Path, name: str) -> Sequence[str]:
+    """The methods or the swept fields of a comparison; () if a folder has no readable record."""
     with suppress(OSError, ValueError, TypeError, KeyError):
-        return tuple(map(str, json.loads((root / RECORD).read_bytes())[METHODS]))
+        return tuple(map(str, json.loads((root / RECORD).read_bytes())[name]))
     return ()
+
+
+def root_of(folder: Path) -> Path:
+    """The folder of the comparison that a run is in; that above its method if there is none."""
+    parent = folder.absolute().parent.parent
+    return next((root for root in (parent, parent.parent) if (root / RECORD).is_file()), parent)
+
+
+def swept_fields(folder: Path) -> Sequence[str]:
+    """The fields that the comparison of a run sweeps, by dotted name."""
+    return recorded(root_of(folder), SWEPT)
 
 
 def is_added(folder: Path) -> bool:
     """Whether the run is in a comparison only because it teaches others."""
-    method, root = folder.absolute().parent.name, folder.absolute().parent.parent
-    methods = recorded_methods(root)
-    return bool(methods) and method not in methods
+    root = root_of(folder)
+    methods = recorded(root, METHODS)
+    return bool(methods) and folder.absolute().relative_to(root).parts[0] not in methods
 
 
 def find_runs(folders: Iterable[Path]) -> list[Path]:

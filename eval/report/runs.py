@@ -16,19 +16,14 @@ from fewstep.data import path_in_name
 from fewstep.data.spaces.space import Space
 from fewstep.eval.metrics.protocol import Protocol, check_comparable
 from fewstep.eval.report.evaluation import Evaluation, load_evaluations, read_samples
-from fewstep.eval.report.folders import is_added
+from fewstep.eval.report.folders import is_added, swept_fields
 from fewstep.eval.report.results import Result
 from fewstep.messages import common_differences
 from fewstep.training.classes import class_names
 from fewstep.training.cost.step_cost import training_seconds
 from fewstep.training.location import parse_location
 from fewstep.training.metrics import LOG, read_rows
-from fewstep.training.storage.identity import (
-    CHANGEABLE,
-    DECODING,
-    as_dict,
-    flatten_fields,
-)
+from fewstep.training.storage.identity import CHANGEABLE, DECODING, as_dict, flatten_fields
 from fewstep.training.storage.reasons import length_reasons
 from fewstep.training.storage.workdir import CONFIG, load_config, recorded_identity
 
@@ -44,6 +39,8 @@ WORDS = {
     "data": "on {}",
     "training_data": "training data {}",
 }
+# swept field -> its heading, where another column has its name
+TITLES = {"steps": "training_steps"}
 
 
 class EvaluatedRun(NamedTuple):
@@ -58,6 +55,7 @@ class EvaluatedRun(NamedTuple):
     added: whether a comparison added it as the teacher of others.
     config: its fields by dotted name; "teacher.FIELD" are those that identify its teacher.
     classes: their names in the order of labels; () if unknown.
+    swept: fields of the config that its comparison sweeps, by dotted name.
     """
 
     name: str
@@ -76,6 +74,7 @@ class EvaluatedRun(NamedTuple):
     total: Mapping[str, float | None] | None = None
     evaluations: Mapping[int, int] = {}
     added: bool = False
+    swept: tuple[str, ...] = ()
 
     @property
     def measurement(self) -> Mapping[str, Any]:
@@ -176,6 +175,7 @@ def read_run(folder: Path, shown: Sequence[Evaluation]) -> EvaluatedRun:
         config=expand_teacher(flatten_fields(as_dict(config))) | continued_fields(folder),
         classes=class_names(folder),
         added=is_added(folder),
+        swept=tuple(swept_fields(folder)),
     )
 
 
@@ -237,6 +237,12 @@ def group_by_method(runs: Sequence[EvaluatedRun]) -> dict[str, list[EvaluatedRun
 def split_seeds(groups: Groups) -> dict[str, list[EvaluatedRun]]:
     """The runs of all groups as groups of one, by heading and seed."""
     return {f"{name}, seed {run.seed}": [run] for name, runs in groups.items() for run in runs}
+
+
+def swept_values(runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
+    """The values of the swept fields that a group of runs has, by heading: the dotted name."""
+    fields = runs[0].config
+    return {TITLES.get(name, name): fields[name] for name in runs[0].swept if name in fields}
 
 
 def all_results(groups: Groups) -> list[Result]:

@@ -12,7 +12,7 @@ from typing import Any
 
 from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.bootstrap import interval, spread_name
-from fewstep.eval.report.runs import EvaluatedRun, Groups
+from fewstep.eval.report.runs import EvaluatedRun, Groups, swept_values, value_text
 from fewstep.eval.report.table import mean_cost
 from fewstep.files import replace_file
 
@@ -53,7 +53,8 @@ def summary_rows(groups: Groups) -> list[dict[str, Any]]:
 def summary_row(name: str, steps: int, runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
     """The row of a group of runs at a number of sampling steps. name: its heading."""
     results = [run.results[steps] for run in runs]
-    found: dict[str, Any] = {"method": name, "steps": steps}
+    swept = {field: value_text(value) for field, value in swept_values(runs).items()}
+    found: dict[str, Any] = {"method": name, **swept, "steps": steps}
     if steps in runs[0].evaluations:
         found["evaluations"] = runs[0].evaluations[steps]
     found["added"] = "teacher" if runs[0].added else ""
@@ -98,10 +99,12 @@ def write_csv(path: Path, groups: Groups) -> None:
 
 
 def text_table(groups: Groups) -> str:
-    """The columns of SHOWN that any row has, as aligned text."""
+    """The columns of swept fields, and those of SHOWN that any row has, as aligned text."""
     found = summary_rows(groups)
-    columns = [column for column in SHOWN if any(column in of_method for of_method in found)]
-    lines = [[column.replace("_", " ") for column in columns]]
+    swept = dict.fromkeys(field for runs in groups.values() for field in swept_values(runs))
+    method, *others = [c for c in SHOWN if any(c in of_method for of_method in found)]
+    columns = [method, *swept, *others]
+    lines = [[c if c in swept else c.replace("_", " ") for c in columns]]
     lines += [[cell_text(of_method, column) for column in columns] for of_method in found]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     aligned = [
@@ -113,4 +116,5 @@ def text_table(groups: Groups) -> str:
 
 def cell_text(of_method: Mapping[str, Any], column: str) -> str:
     """A value as the text table shows it; a dash if the row has none."""
-    return SHOWN[column].format(of_method[column]) if column in of_method else "-"
+    form = SHOWN.get(column, "{}")
+    return form.format(of_method[column]) if column in of_method else "-"

@@ -15,7 +15,14 @@ from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.bootstrap import INTERVAL, RANGE, interval, spread_name
 from fewstep.eval.metrics.metric import ARROWS, MORE, NEITHER, Metric, error_name
 from fewstep.eval.report.curves import Look
-from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results, split_seeds
+from fewstep.eval.report.runs import (
+    EvaluatedRun,
+    Groups,
+    all_results,
+    split_seeds,
+    swept_values,
+    value_text,
+)
 
 # Format of a metric that METRICS lacks; results of other versions may have one.
 OTHER_FORMAT = "{:.4g}"
@@ -49,6 +56,7 @@ class Column(NamedTuple):
     cell: Callable[[Sequence[EvaluatedRun], int], TableCell]
     below: str = ""
     largest_is_best: bool = False
+    sorts: str = "number"  # or text
 
 
 def results_table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str:
@@ -65,7 +73,7 @@ def results_table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str
         for steps in sorted(runs[0].results)
     ]
     heads = "".join(
-        f'<th scope="col" data-sort="number"{" data-best=largest" * c.largest_is_best}'
+        f'<th scope="col" data-sort="{c.sorts}"{" data-best=largest" * c.largest_is_best}'
         f"{' class=metric' * c.heading.startswith(metric)}>"
         f"{escape(c.heading)}{small_text(c.below)}</th>"
         for c in columns
@@ -84,7 +92,9 @@ def all_columns(groups: Groups, metric: str) -> list[Column]:
     spreads = {spread_name(len(runs)) for runs in groups.values()} - {""}
     below = SPREADS[tuple(sorted(spreads))]
     taught = WITH_TEACHER if any(run.total for runs in groups.values() for run in runs) else ""
+    swept = dict.fromkeys(field for runs in groups.values() for field in swept_values(runs))
     return [
+        *(swept_column(field, groups) for field in swept),
         Column("steps", lambda runs, steps: TableCell(str(steps), value=str(steps))),
         Column("evaluations", evaluations_cell, "of a sample"),
         Column(metric_heading(MAIN, metric), main_cell, below),
@@ -100,6 +110,20 @@ def all_columns(groups: Groups, metric: str) -> list[Column]:
         ),
         Column("wall-clock", budget_cell("seconds", duration_text), f"of training{taught}"),
     ]
+
+
+def swept_column(field: str, groups: Groups) -> Column:
+    """The column of a swept field: the value of a run's config, also of a teacher's."""
+    values = [swept_values(runs).get(field) for runs in groups.values()]
+    numbers = all(type(value) in (int, float, type(None)) for value in values)
+
+    def cell(runs: Sequence[EvaluatedRun], steps: int) -> TableCell:
+        value = swept_values(runs).get(field)
+        if value is None:
+            return TableCell()
+        return TableCell(value_text(value), value=escape(value_text(value)))
+
+    return Column(field, cell, sorts="number" if numbers else "text")
 
 
 def nonempty_columns(columns: Sequence[Column], groups: Groups) -> list[Column]:

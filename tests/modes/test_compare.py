@@ -8,7 +8,6 @@ import pytest
 from fewstep.models.dit import DiTSize
 from fewstep.modes.compare import (
     ComparedRun,
-    add_teachers,
     compare_methods,
     draft_run,
     is_evaluated,
@@ -16,6 +15,7 @@ from fewstep.modes.compare import (
 )
 from fewstep.modes.job import Draft
 from fewstep.modes.request import Request
+from fewstep.modes.sweep import add_teachers
 from fewstep.training.report import NonFiniteError
 from tests import cli
 from tests.training.runs import small_config, small_experiment

@@ -84,3 +84,24 @@ def test_runs_of_other_protocols_share_no_table(comparison, tmp_path):
     with pytest.raises(ValueError, match="samples"):
         report(Request(workdirs=(comparison / "alone", tmp_path / "other"), out=tmp_path / "x.md"))
     assert not (tmp_path / "x.md").exists()
+
+
+@pytest.mark.parametrize("folder", ["sweep", ""])
+def test_a_swept_field_has_a_column(tmp_path, folder):
+    for rate in (1e-4, 3e-4):
+        config = {"optimizer": {"learning_rate": rate}, "steps": 7}
+        cell = tmp_path / "sweep" / "cd" / f"learning_rate_{rate}" / "seed_0"
+        evaluated_run(cell, "cd", steps=(1, 4), config=config)
+    record_methods(tmp_path / "sweep", ["cd"], ["optimizer.learning_rate"])
+    record_methods(tmp_path / "sweep", ["sim"], ["steps"])
+    evaluated_run(tmp_path / "sweep" / "edm" / "seed_0", "edm", steps=(1,))
+    rows = list(csv.DictReader(written(tmp_path, "x.csv", folder).splitlines()))
+    means = [row for row in rows if row["seed"] == "mean" and row["method"].startswith("cd")]
+    assert [row["optimizer.learning_rate"] for row in means] == 2 * ["0.0001"] + 2 * ["0.0003"]
+    assert [(row["training_steps"], row["steps"]) for row in means[:2]] == [("7", "1"), ("7", "4")]
+    assert [row["added"] for row in rows if row["method"] == "edm"] == 2 * ["teacher"]
+    text = written(tmp_path, "x.md", folder)
+    assert "| method | optimizer.learning_rate | training_steps | steps |" in text
+    page = written(tmp_path, "x.html", folder)
+    heading = '<th scope="col" data-sort="number">optimizer.learning_rate</th>'
+    assert heading in page and '<td data-value="0.0003">0.0003</td>' in page
