@@ -21,7 +21,7 @@ errors of x_0. The second term of L_F keeps F near the teacher. The minimiser is
 E[x_g | z_s] and D, so the difference has half the length and the same direction. With z_t of pure
 noise alone L is the loss of Diff-Instruct (divergences.py).
 
-parameter_matching.py has the second form of the paper, without F. Its code is not public.
+parameter_matching.py has the second form of the paper, without F.
 """
 
 from collections.abc import Mapping
