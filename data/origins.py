@@ -6,6 +6,8 @@ digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST (data/fashion_mnist.py)
 folder:PATH        a folder or .zip of images (data/folders/folder.py), or several, as in
                    folder:A,B; needs image_size
+hf:PATH            a data set that Hugging Face's save_to_disk wrote (data/folders/saved_arrow.py)
+webdataset:PATTERN tar shards of images (data/folders/tar_shards.py)
 latents:FOLDER     latents that were made before (data/latent_files); has no pictures
 tfds:NAME or NAME  an image data set of TensorFlow Datasets (data/tfds_images.py)
 
@@ -24,7 +26,9 @@ from fewstep.data.arrays.undecoded import Undecoded
 from fewstep.data.digits import digits
 from fewstep.data.folders.decoding import BACKGROUND, Decoding, parse_decoding
 from fewstep.data.folders.folder import Wanted, folder_images
+from fewstep.data.folders.saved_arrow import saved_images
 from fewstep.data.folders.several import SEPARATOR, split_paths
+from fewstep.data.folders.tar_shards import shard_images
 from fewstep.data.latent_files.latent_set import latent_set
 from fewstep.data.mixtures import mixture_dataset, mixture_space
 from fewstep.data.spaces.pixels import pixel_space
@@ -109,6 +113,14 @@ def _open_folder(path: str, selection: Selection, writable: bool) -> Undecoded:
     return folder_images(path, _wanted(selection, writable))
 
 
+def _open_shards(pattern: str, selection: Selection, writable: bool) -> Undecoded:
+    return shard_images(pattern, _wanted(selection, writable))
+
+
+def _open_saved(path: str, selection: Selection, writable: bool) -> Undecoded:
+    return saved_images(path, _wanted(selection, writable))
+
+
 def _wanted(selection: Selection, writable: bool) -> Wanted:
     kept = data_root(selection.data_dir if writable else "")
     return Wanted(selection.image_size, selection.channels, selection.rules(), kept)
@@ -147,6 +159,8 @@ ORIGINS = {
     "digits": Origin("digits", _open_digits),
     "fashion_mnist": Origin("fashion_mnist", _open_tfds, _download_tfds),
     "folder": Origin("folder:PATH", _open_folder, place="a folder of images", paths=split_paths),
+    "hf": Origin("hf:PATH", _open_saved, place="a folder of images"),
+    "webdataset": Origin("webdataset:PATTERN", _open_shards, place="a folder of images"),
     "latents": Origin("latents:FOLDER", _open_latents, place="a folder of latents"),
     "tfds": Origin("tfds:NAME", _open_tfds, _download_tfds),
 }

@@ -21,7 +21,7 @@ from fewstep.data import origins
     ],
 )
 def test_an_unknown_name_suggests_the_nearest(tmp_path, name, nearest):
-    forms = "digits, fashion_mnist, folder:PATH, latents:FOLDER, tfds:NAME"
+    forms = "digits, fashion_mnist, folder:PATH, hf:PATH, webdataset:PATTERN, latents:FOLDER"
     typed = name.removeprefix("tfds:")
     for function in (data.load_selection, data.prepare_dataset):
         with pytest.raises(ValueError, match=f"{typed}'.*did you mean {nearest!r}.*{forms}"):
