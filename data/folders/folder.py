@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from threading import Lock
 from typing import NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ import numpy as np
 from fewstep.data.arrays.pixels import fit
 from fewstep.data.arrays.shards import Source, each_image
 from fewstep.data.arrays.undecoded import Undecoded
-from fewstep.data.folders.account import Outcome, describe_layout, describe_use
+from fewstep.data.folders.account import SMALL, Outcome, describe_layout, describe_use
 from fewstep.data.folders.class_names import printable
 from fewstep.data.folders.decoding import FIRST_DECODING, Decoding
 from fewstep.data.folders.file_tree import Tree, read_tree
@@ -90,7 +91,9 @@ def tree_images(name: str, tree: Tree, layout: Layout, wanted: Wanted) -> Undeco
     """
     decoding, (image_size, channels) = wanted.decoding, wanted.shape
     found = [image for images in layout.splits.values() for image, _ in images]
-    outcome = Outcome(Counter(), find_unreadable(tree, found, decoding.unreadable, wanted.root))
+    outcome = Outcome(
+        Counter(), Counter(), find_unreadable(tree, found, decoding.unreadable, wanted.root)
+    )
     splits = usable_images(tree, layout.splits, outcome)
     return Undecoded(
         name=name,
@@ -106,7 +109,7 @@ def tree_images(name: str, tree: Tree, layout: Layout, wanted: Wanted) -> Undeco
         image_shape=(image_size, image_size, channels),
         num_classes=len(layout.classes),
         splits={
-            split: image_source(tree, images, wanted.shape, decoding.background, outcome.counts)
+            split: image_source(tree, images, wanted.shape, decoding.background, outcome)
             for split, images in splits.items()
         },
         classes=tuple(layout.classes),
@@ -144,13 +147,14 @@ def image_source(
     images: Labelled,
     shape: tuple[int, int],
     background: Color,
-    counts: Counter[str],
+    outcome: Outcome,
 ) -> Source:
-    """A split to decode. Counts the facts of its images (data/folders/image_file.py).
+    """A split to decode. Counts the sizes and the facts of its images in the outcome.
 
     shape: (image_size, channels).
     """
     image_size, channels = shape
+    one_thread = Lock()
 
     def read(i: int) -> tuple[np.ndarray, int]:
         path, label = images[i]
@@ -162,7 +166,10 @@ def image_source(
                 f"image {tree.top.name}/{printable(path)} cannot be read ({error}); repair or "
                 "remove the file, or set data.unreadable to the number of files to leave out"
             ) from error
-        counts.update(decoded.facts)
+        small = (SMALL,) if min(decoded.size) < image_size else ()
+        with one_thread:
+            outcome.counts.update((*decoded.facts, *small))
+            outcome.sizes[decoded.size] += 1
         return pixels, label
 
     return each_image(len(images), read)

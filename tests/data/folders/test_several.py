@@ -37,10 +37,11 @@ def test_classes_of_the_same_name_are_joined(tmp_path, load, capsys):
     assert load(f"{moved[0]},{moved[1]}").identity == loaded.identity
 
 
-def test_images_without_labels_stay_without(tmp_path, load):
+def test_images_without_labels_stay_without(tmp_path, load, capsys):
     one = make(tmp_path / "one", {"cat/a.png": 1})
     archive = make_zip(tmp_path / "two.zip", {"a.png": 2, "b.png": 3})
     assert levels(load(f"{one},{archive}").train) == [(2, -1), (3, -1), (1, 0)]
+    assert "train: 1 in each class, 2 without a label; " in capsys.readouterr().err
     plain = make(tmp_path / "plain", {"a.png": 4})
     both = load(f"{plain},{archive}")
     assert both.num_classes == 0 and levels(both.train) == [(4, -1), (2, -1), (3, -1)]
