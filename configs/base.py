@@ -113,7 +113,8 @@ def data() -> ConfigDict:
     """The data set."""
     return ConfigDict(
         {
-            # digits, fashion_mnist, folder:PATH, latents:FOLDER, a TFDS name, mixture:NAME, none
+            # digits, fashion_mnist, folder:PATH or folder:A,B, webdataset:PATTERN, hf:PATH,
+            # latents:FOLDER, a TFDS name, mixture:NAME, none (docs/data.md)
             "name": "digits",
             "dir": "",  # folder of prepared data; "" is $FEWSTEP_DATA or ~/.cache/fewstep
             # A local disk to which each host copies the images before training; "" copies nothing.

@@ -4,19 +4,18 @@ from fewstep.data.arrays.array_cache import data_root, local_folder, verify
 from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Pairs, Posteriors, Split
 from fewstep.data.arrays.identity import Identity, identity_changes, short_hash
 from fewstep.data.arrays.pixels import to_float, to_uint8
-from fewstep.data.catalog import (
-    NONE,
-    Selection,
-    load_copy,
-    load_selection,
-    path_in_name,
-    prepare_dataset,
-    protocol_name,
-    space_of,
-)
+from fewstep.data.catalog import load_copy, load_selection, prepare_dataset
 from fewstep.data.folders.decoding import FIRST_DECODING, NEWEST_DECODING
 from fewstep.data.labels import class_counts, proportional_labels
 from fewstep.data.order import FIRST_ORDER, NEWEST_ORDER
+from fewstep.data.origins import (
+    NONE,
+    Selection,
+    path_in_name,
+    protocol_name,
+    replace_paths,
+    space_of,
+)
 from fewstep.data.pipeline import (
     batch_indices,
     image_batches,
@@ -56,6 +55,7 @@ __all__ = [
     "prepare_dataset",
     "index_batches",
     "proportional_labels",
+    "replace_paths",
     "space_of",
     "to_float",
     "to_uint8",

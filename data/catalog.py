@@ -1,20 +1,6 @@
-"""Data sets by name: ORIGINS says where each kind comes from.
+"""Loads and prepares data sets by name; data/origins.py says where each kind comes from."""
 
-none               no data set, for methods that read none; the config has sizes and classes
-mixture:NAME       points of a mixture of Gaussians (data/mixtures.py); nothing to download
-digits             scikit-learn's 8 x 8 digits; nothing to download
-fashion_mnist      Fashion-MNIST (data/fashion_mnist.py)
-folder:PATH        a folder or .zip of images (data/folders/folder.py); needs image_size
-latents:FOLDER     latents that were made before (data/latent_files); has no pictures
-tfds:NAME or NAME  an image data set of TensorFlow Datasets (data/tfds_images.py)
-
-A new kind needs a file and an entry in ORIGINS.
-"""
-
-import re
-from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
 
 from fewstep.data.arrays.array_cache import (
     data_root,
@@ -25,130 +11,13 @@ from fewstep.data.arrays.array_cache import (
     verify,
 )
 from fewstep.data.arrays.dataset import Dataset, UnknownNameError
-from fewstep.data.arrays.files import claimed
 from fewstep.data.arrays.group import ALONE, ProcessGroup
 from fewstep.data.arrays.local_copy import FIELD, copy_arrays
 from fewstep.data.arrays.pixels import check_size
 from fewstep.data.arrays.undecoded import Undecoded, array_folder
-from fewstep.data.digits import digits
-from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING, Decoding, parse_decoding
-from fewstep.data.folders.folder import folder_images
-from fewstep.data.latent_files.latent_set import latent_set
-from fewstep.data.mixtures import mixture_dataset, mixture_space
-from fewstep.data.spaces.pixels import pixel_space
-from fewstep.data.spaces.space import Space
-from fewstep.messages import did_you_mean, nearest_name
+from fewstep.data.folders.decoding import BACKGROUND, FIRST_DECODING
+from fewstep.data.origins import NONE, Selection, origin_of, unknown_name_message
 from fewstep.progress import note
-
-NONE = "none"
-# NAME, NAME/CONFIG, NAME:VERSION. Others (huggingface:..., URLs) would make TFDS download code.
-TFDS_NAME = re.compile(r"\w+(/[\w.+-]+)?(:[\d.*]+)?")
-
-
-class Selection(NamedTuple):
-    """A data set, and how its images are read.
-
-    data_dir: the folder of prepared data; "" is $FEWSTEP_DATA, else ~/.cache/fewstep.
-    image_size, channels: size and channels after conversion; 0 keeps the data set's own.
-    decoding, background, unreadable: how files are decoded (data/folders/decoding.py).
-    posterior: what follows the means in files of latents (data/latent_files/files.py).
-    """
-
-    name: str
-    data_dir: str = ""
-    image_size: int = 0
-    channels: int = 0
-    decoding: int = 0
-    background: str = BACKGROUND
-    unreadable: int = 0
-    posterior: str = ""
-
-    def rules(self) -> Decoding:
-        """The decoding of the files. Raises ValueError for fields out of range."""
-        return parse_decoding(self.decoding, self.background, self.unreadable)
-
-
-def _pixels(name: str, image_size: int, channels: int) -> Space:
-    return pixel_space((image_size, image_size, channels))
-
-
-class Origin(NamedTuple):
-    """How one kind of data set is named, downloaded and opened.
-
-    form: the form of its names, KIND or KIND:ARGUMENT.
-    open: (argument or name, selection, whether data_dir is writable) -> the data set in memory, or
-    one to decode.
-    download: (argument or name, selection) -> None, writes the files that `open` reads; None if
-    there is nothing to download.
-    place: what evaluation protocols call data whose argument is a path; their images identify them,
-    wherever they lie. "" for data that their name identifies.
-    space: (argument or name, image_size, channels) -> the space of the examples.
-    """
-
-    form: str
-    open: Callable[[str, Selection, bool], Dataset | Undecoded]
-    download: Callable[[str, Selection], None] | None = None
-    place: str = ""
-    space: Callable[[str, int, int], Space] = _pixels
-
-
-def _open_none(name: str, selection: Selection, writable: bool) -> Dataset:
-    raise FileNotFoundError(
-        "data.name=none has no images: choose a data set, such as --config.data.name=digits, or, "
-        "if the method reads none, set data.image_size, data.channels and data.num_classes"
-    )
-
-
-def _open_digits(name: str, selection: Selection, writable: bool) -> Dataset:
-    return digits(selection.image_size, selection.channels)
-
-
-def _open_mixture(name: str, selection: Selection, writable: bool) -> Dataset:
-    mixture_space(name, selection.image_size, selection.channels)
-    return mixture_dataset(name)
-
-
-def _open_folder(path: str, selection: Selection, writable: bool) -> Undecoded:
-    kept = data_root(selection.data_dir if writable else "")
-    return folder_images(path, selection.image_size, selection.channels, selection.rules(), kept)
-
-
-def _open_latents(path: str, selection: Selection, writable: bool) -> Dataset | Undecoded:
-    return latent_set(path, selection.posterior)
-
-
-def _open_tfds(name: str, selection: Selection, writable: bool) -> Undecoded:
-    from fewstep.data.tfds_images import tfds_images
-
-    root = data_root(selection.data_dir)
-    return tfds_images(
-        _check_tfds_name(name), root, selection.image_size, selection.channels, selection.rules()
-    )
-
-
-def _download_tfds(name: str, selection: Selection) -> None:
-    from fewstep.data.tfds_images import write_tfds
-
-    root = data_root(selection.data_dir)
-    with claimed(root):
-        write_tfds(_check_tfds_name(name), root, selection.image_size, selection.channels)
-
-
-def _check_tfds_name(name: str) -> str:
-    if not TFDS_NAME.fullmatch(name):
-        raise UnknownNameError(name)
-    return name
-
-
-ORIGINS = {
-    NONE: Origin(NONE, _open_none),
-    "mixture": Origin("mixture:NAME", _open_mixture, space=mixture_space),
-    "digits": Origin("digits", _open_digits),
-    "fashion_mnist": Origin("fashion_mnist", _open_tfds, _download_tfds),
-    "folder": Origin("folder:PATH", _open_folder, place="a folder of images"),
-    "latents": Origin("latents:FOLDER", _open_latents, place="a folder of latents"),
-    "tfds": Origin("tfds:NAME", _open_tfds, _download_tfds),
-}
 
 
 def load_selection(selection: Selection, writable: bool = True) -> Dataset:
@@ -234,7 +103,7 @@ def _open(
 
     Raises ValueError for an unknown name, and for sizes or decoding rules out of range.
     """
-    origin, argument = _origin_of(selection.name)
+    origin, argument = origin_of(selection.name)
     check_size(selection.image_size, selection.channels)
     selection.rules()
     try:
@@ -243,57 +112,6 @@ def _open(
         return origin.open(argument, selection, writable)
     except UnknownNameError as error:
         raise ValueError(unknown_name_message(selection.name)) from error
-
-
-def _origin_of(name: str) -> tuple[Origin, str]:
-    """The origin of a name, and its argument or else the name. Unknown names are TFDS's."""
-    kind, colon, argument = name.partition(":")
-    origin = ORIGINS.get(kind)
-    if origin is None or bool(colon) != (":" in origin.form):
-        return ORIGINS["tfds"], name
-    return origin, argument if colon else name
-
-
-def space_of(name: str, image_size: int = 0, channels: int = 0) -> Space:
-    """The space of the examples of a data set, from its name and the size of its images.
-
-    Opens nothing. Raises ValueError for an unknown name, and for sizes that its examples do not
-    have.
-    """
-    origin, argument = _origin_of(name)
-    return origin.space(argument, image_size, channels)
-
-
-def path_in_name(name: str) -> str:
-    """The path in a name, such as PATH in folder:PATH; "" if the kind has no path."""
-    origin, argument = _origin_of(name)
-    return argument if origin.place else ""
-
-
-def protocol_name(name: str) -> str:
-    """What evaluation protocols call these data: their name, or their kind if it has a path."""
-    return _origin_of(name)[0].place or name
-
-
-def unknown_name_message(name: str) -> str:
-    """The error message for an unknown data set, with the nearest name and the forms of names."""
-    from fewstep.data.tfds_images import builder_names
-
-    forms = [origin.form for origin in ORIGINS.values()]
-    known = {n: n for n in builder_names()} | {form.partition(":")[0]: form for form in forms}
-    typed = _origin_of(name)[1].partition(":")[0].lower()
-    path = re.sub(r"^\w+:", "", name)
-    nearest = f"folder:{path}" if _is_path(path) else known.get(nearest_name(typed, known), "")
-    found = did_you_mean(nearest) or "."
-    return (
-        f"data set {name!r} does not exist{found} A name is {', '.join(forms)}, or the bare NAME "
-        "of a TFDS data set"
-    )
-
-
-def _is_path(text: str) -> bool:
-    """Whether a text is written like a path, or is that of something."""
-    return bool(text) and (bool(re.match(r"[/.~]|.*\.zip$", text)) or Path(text).exists())
 
 
 def _note_line(line: str) -> None:

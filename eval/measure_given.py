@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.data import Dataset, Selection, data_root, load_selection
-from fewstep.data.catalog import ORIGINS
+from fewstep.data.origins import ORIGINS
 from fewstep.data.spaces.pixels import pixel_space
 from fewstep.eval.features.classifier import FLOORS
 from fewstep.eval.features.feature_network import check_dimension

@@ -99,27 +99,29 @@ def expand_home(text: str) -> str:
 
     Raises ValueError for a user that does not exist.
     """
-    path = data.path_in_name(text) or text
-    if not path.startswith("~"):
-        return text
-    try:
-        return text.removesuffix(path) + str(Path(path).expanduser())
-    except RuntimeError as error:
-        raise ValueError(f"{text}: the user {path.partition('/')[0][1:]} does not exist") from error
+
+    def expand(path: str) -> str:
+        if not path.startswith("~"):
+            return path
+        try:
+            return str(Path(path).expanduser())
+        except RuntimeError as error:
+            user = path.partition("/")[0][1:]
+            raise ValueError(f"{text}: the user {user} does not exist") from error
+
+    return data.replace_paths(text, expand) if data.path_in_name(text) else expand(text)
 
 
 def expand_paths(config: ConfigDict) -> ConfigDict:
-    """Expand ~ in the path fields of a config, in place, and make the image folder absolute.
+    """Expand ~ in the path fields of a config, in place, and make image folders absolute.
 
-    A run records the image folder, and may be evaluated from any directory. Raises ValueError.
+    A run records the image folders, and may be evaluated from any directory. Raises ValueError.
     """
     for name in PATHS:
         group, _, field = name.rpartition(".")
         part = config[group] if group else config
         part[field] = expand_home(part[field])
-    images = data.path_in_name(config.data.name)
-    if images:
-        config.data.name = f"{config.data.name.removesuffix(images)}{Path(images).absolute()}"
+    config.data.name = data.replace_paths(config.data.name, lambda path: str(Path(path).absolute()))
     return config
 
 

@@ -120,7 +120,7 @@ def is_hidden(name: str) -> bool:
     return name.startswith(".") or name.lower() in COMPANIONS
 
 
-class _Growing:
+class TreeBuilder:
     """A tree to which files are added."""
 
     def __init__(self, name: str, read: Callable[[str], Path | bytes]) -> None:
@@ -155,12 +155,14 @@ def is_image(path: str) -> bool:
 
 
 def _read_folder(root: Path) -> Tree:
-    growing = _Growing(str(root), root.joinpath)
+    growing = TreeBuilder(str(root), root.joinpath)
     _walk(growing, root, "", (growing.tree.root,), linked=False)
     return growing.tree
 
 
-def _walk(growing: _Growing, root: Path, path: str, above: tuple[str, ...], linked: bool) -> None:
+def _walk(
+    growing: TreeBuilder, root: Path, path: str, above: tuple[str, ...], linked: bool
+) -> None:
     """Add the files of a folder. above: the real paths of it and of the folders around it."""
     tree, folder = growing.tree, growing.folder(path)
     with os.scandir(root / path) as scanned:
@@ -201,7 +203,7 @@ def _read_zip(file: Path) -> Tree:
         raise ValueError(
             f"{file} is neither a folder nor a .zip ({error}); unpack it and give the folder"
         ) from error
-    growing = _Growing(str(file), archive.read)
+    growing = TreeBuilder(str(file), archive.read)
     for member in sorted(archive.infolist(), key=lambda member: member.filename):
         path = member.filename.replace("\\", "/").strip("/")
         parts = PurePosixPath(path).parts

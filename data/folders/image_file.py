@@ -41,10 +41,14 @@ UPRIGHT = {
 
 
 class Decoded(NamedTuple):
-    """An image in mode L or RGB, and the facts about it."""
+    """An image in mode L or RGB, the facts about it, and its (width, height) in the file, upright.
+
+    The image of a narrow file is cropped.
+    """
 
     image: Image.Image
     facts: tuple[str, ...]
+    size: tuple[int, int]
 
 
 def parse_color(name: str) -> Color:
@@ -86,7 +90,8 @@ def read_image(file: Path | bytes, channels: int, background: Color) -> Decoded:
         FRAMES: frames,
     }
     converted = crop_narrow(grey_or_rgb.convert("L" if channels == 1 else "RGB"))
-    return Decoded(converted, tuple(fact for fact, holds in facts.items() if holds))
+    found = tuple(fact for fact, holds in facts.items() if holds)
+    return Decoded(converted, found, grey_or_rgb.size)
 
 
 def composite(image: Image.Image, alpha: Image.Image, background: Color) -> Image.Image:

@@ -2,6 +2,7 @@
 
 dataset.json             StyleGAN and EDM: {"labels": [["00000/img00000000.png", 6], ...]}
 metadata.csv, .jsonl     Hugging Face's imagefolder: columns file_name and label
+labels.json              {"a.png": "cat", ...}, [["a.png", "cat"], ...], or either as "labels"
 labels.csv, train.csv    any table with a column of images and one of labels
 
 A table is read if its rows name images: by path from the table's folder, or by file name or stem if
@@ -103,7 +104,10 @@ def _edm_labels(tree: Tree, files: Sequence[tuple[Folder, str]]) -> Labels | Non
         images = _Images(folder)
         for name, label in pairs:
             if isinstance(label, bool) or not isinstance(label, int):
-                raise ValueError(f"{where} has the label {label!r}, which is not a whole number")
+                raise ValueError(
+                    f"{where} has the label {label!r}, which is not a whole number; "
+                    "rename it labels.json if labels are names"
+                )
             if not 0 <= label < LARGEST_LABEL:
                 raise ValueError(f"{where} has the label {label}; labels count classes from 0")
             set_label(found, images.required(name, where), label, where)
@@ -158,7 +162,7 @@ def _read_rows(tree: Tree, path: str) -> list[Row]:
     """The rows of a table, by column name; [] for a file that is not a table."""
     suffix, where = PurePosixPath(path).suffix.lower(), f"{tree.top.name}/{path}"
     if suffix == ".json":
-        return []
+        return _json_rows(tree, path) if is_label_table(path) else []
     text = tree.text(path)
     if suffix == ".jsonl":
         try:
@@ -182,6 +186,19 @@ def _read_rows(tree: Tree, path: str) -> list[Row]:
     return [dict(zip(head, map(str.strip, row), strict=False)) for row in cells[1:]]
 
 
+def _json_rows(tree: Tree, path: str) -> list[Row]:
+    """The pairs of image and label in a labels.json as rows; [] for other content."""
+    text = tree.text(path)
+    try:
+        found = json.loads(text)
+        found = found["labels"] if isinstance(found, dict) and "labels" in found else found
+        pairs = [*found.items()] if isinstance(found, dict) else [(name, c) for name, c in found]
+    except (ValueError, TypeError, RecursionError):
+        return []
+    flat = all(isinstance(c, str | int | None) for _, c in pairs)
+    return [_texts({"image": str(name), "label": c}) for name, c in pairs] if flat else []
+
+
 def _texts(row: Mapping[str, object]) -> Row:
     """The values of a row as text; null is ""."""
     return {
@@ -195,7 +212,8 @@ def _table_labels(folder: Folder, path: str, rows: Sequence[Row]) -> dict[str, s
     images, where = _Images(folder), f"{folder.name}/{PurePosixPath(path).name}"
     columns = list(dict.fromkeys(column for row in rows for column in row))
     image_columns = [c for c in columns if all(images.find(row.get(c) or "") for row in rows)]
-    meant = is_label_table(path)
+    # A .json of this name may be something else, such as the names of classes.
+    meant = is_label_table(path) and not path.lower().endswith(".json")
     if not image_columns:
         # A column names some images: report the one that is missing.
         partly = [c for c in columns if any(images.find(row.get(c) or "") for row in rows)]

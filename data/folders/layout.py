@@ -41,6 +41,8 @@ BUCKET = re.compile(r"(\d{5})/(?:img(\d{8})|(\d{5}))\.\w+")
 PER_BUCKET = 1000
 # Labels in formats that data/folders/label_table.py does not read.
 LABELS_FILE = re.compile(r"(labels?\.(?!csv|tsv|jsonl).*|metadata\.parquet)", re.IGNORECASE)
+# What else images lie in, and the kind of data set that reads it (data/origins.py).
+OTHER_KINDS = {".tar": "webdataset", ".arrow": "hf"}
 
 
 # (path, label) of each image.
@@ -99,6 +101,10 @@ def no_images_message(tree: Tree) -> str:
     """The error message for a tree without images, which says what it has instead."""
     archives = tree.passed.get(".zip", ())
     hint = f"; give folder:{tree.top.name}/{archives[0]} to read that" if archives else ""
+    for suffix, kind in OTHER_KINDS.items():
+        hint = (
+            f"; give {kind}:{tree.top.name} to read its {suffix}" if suffix in tree.passed else hint
+        )
     if tree.broken:
         hint = f"; {len(tree.broken)} links, such as {printable(tree.broken[0])}, lead nowhere"
     passed = tree.passed_over()

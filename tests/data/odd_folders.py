@@ -459,6 +459,40 @@ LABELS = [
         )
         for name in ("labels.txt", "labels.json", "Labels.npy", "metadata.parquet")
     ),
+    *(
+        Case(f"labels.json, {form}", FLAT | {"labels.json": text}, train=LABELLED, said="labels of")
+        for form, text in {
+            "names": '{"a.png": "cat", "b": "dog"}',
+            "pairs": '[["a.png", "cat"], ["b.png", "dog"]]',
+            "labels": '{"labels": [["a.png", "cat"], ["./b.png", "dog"]]}',
+        }.items()
+    ),
+    Case(
+        "labels.json, a missing label",
+        FLAT | {"labels.json": '{"a.png": 3}'},
+        refused="b.png is one of 1 images without labels of labels.json",
+    ),
+    Case(
+        "labels.json, a missing image",
+        FLAT | {"labels.json": '{"a.png": 3, "b.png": 4, "c.png": 5}'},
+        refused="names 'c.png', which matches no image",
+    ),
+    Case(
+        "labels.json, other content",
+        FLAT | {"labels.json": '{"categories": [{"id": 1}]}'},
+        refused="labels.json is not supported.*labels.csv",
+    ),
+    Case(
+        "class folders and their numbers",
+        PAIR | {"labels.json": '{"cat": 0, "dog": 1}'},
+        train=LABELLED,
+    ),
+    Case("tar shards", {"000000.tar": "x"}, refused="give webdataset:.* to read its .tar"),
+    Case(
+        "names in dataset.json",
+        EDM | {"dataset.json": dataset_json([[n, "x"] for n in EDM])},
+        refused="'x', which is not a whole number; rename it labels.json",
+    ),
     Case("class folders and their names", PAIR | {"labels.txt": "cat\ndog\n"}, train=LABELLED),
     Case("an unrelated table", PAIR | {"results.csv": "loss\n1\n2\n"}, train=LABELLED),
 ]

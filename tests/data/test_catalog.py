@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from fewstep import data
-from fewstep.data import catalog
+from fewstep.data import origins
 
 
 @pytest.mark.parametrize(
@@ -21,7 +21,7 @@ from fewstep.data import catalog
     ],
 )
 def test_an_unknown_name_suggests_the_nearest(tmp_path, name, nearest):
-    forms = "digits, fashion_mnist, folder:PATH, latents:FOLDER, tfds:NAME"
+    forms = "digits, fashion_mnist, folder:PATH, hf:PATH, webdataset:PATTERN, latents:FOLDER"
     typed = name.removeprefix("tfds:")
     for function in (data.load_selection, data.prepare_dataset):
         with pytest.raises(ValueError, match=f"{typed}'.*did you mean {nearest!r}.*{forms}"):
@@ -87,10 +87,10 @@ def test_a_new_source_is_an_entry(tmp_path, monkeypatch):
         return digits
 
     downloaded = []
-    origin = catalog.Origin(
+    origin = origins.Origin(
         "new:PATH", open_new, lambda *given: downloaded.append(given), place="new images"
     )
-    monkeypatch.setitem(catalog.ORIGINS, "new", origin)
+    monkeypatch.setitem(origins.ORIGINS, "new", origin)
     selection = data.Selection("new:a:b", data_dir=str(tmp_path), image_size=8)
     assert data.load_selection(selection, writable=False) is digits
     assert data.load_copy(selection, str(tmp_path)) is digits and not downloaded

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.data.catalog import Selection, load_selection
+from fewstep.data import Selection, load_selection
 from fewstep.eval.report.runs import load_runs
 from fewstep.latents.codec import Moments
 from fewstep.latents.linear import fit_linear_codec, linear_codec

@@ -9,7 +9,7 @@ from sklearn.datasets import load_digits
 
 import fewstep
 from fewstep.data import load_selection
-from fewstep.data.catalog import Selection
+from fewstep.data.origins import Selection
 from fewstep.eval.evaluate import evaluator
 from fewstep.modes.measure import measure
 from fewstep.modes.request import Request

@@ -232,8 +232,8 @@ def test_what_was_read_is_said(tmp_path, load, save_png, draw_images, capsys):
     )
     assert understood == f"folder:{root}: class folders; 2 classes (2, 10), 7 images to train on"
     assert account == (
-        f"folder:{root}: 7 images used; train: 2 in the smallest class (10) to 5 in the largest "
-        "(2); 4 with transparency, composited on data.background; 1 turned upright by their EXIF; "
+        f"folder:{root}: 7 images used; train: 2 (5), 10 (2); originals of 4 x 4 pixels; "
+        "4 with transparency, composited on data.background; 1 turned upright by their EXIF; "
         "1 of 16 bits, scaled to 8; 1 of several frames or pages, the first read; "
         "nothing passed over"
     )
@@ -251,3 +251,14 @@ def test_image_size_is_required(tmp_path, load, save_png, draw_images):
     save_png(tmp_path / "set" / "a" / "0.png", draw_images(1, 4, 4, 3)[0])
     with pytest.raises(ValueError, match="image_size is required"):
         load(tmp_path / "set", image_size=0)
+
+
+def test_originals_and_large_numbers_of_classes_are_summed_up(tmp_path, load, save_png, capsys):
+    for number in range(12):
+        for copy in range(1 + number // 11):
+            side = 2 + number + copy
+            save_png(tmp_path / "set" / str(number) / f"{copy}.png", np.zeros((side, 20), np.uint8))
+    load(tmp_path / "set")
+    said = capsys.readouterr().err
+    assert "train: 1 in the smallest class (0) to 2 in the largest (11); " in said
+    assert "originals of 20 x 2 to 20 x 14 pixels; 2 smaller than data.image_size, enlarged" in said
