@@ -38,7 +38,8 @@ def get_config(method: str = "shortcut") -> ConfigDict:
     if "label_dropout" in config.objective:
         config.objective.label_dropout = 0.0
     if "guidance_range" in config.objective:
-        # Without classes nothing can be guided: lcm is plain distillation on the same grid.
-        config.objective.guidance_range = ()
+        # Without classes nothing can be guided: lcm is plain distillation on the same grid, and a
+        # student of guidance is its teacher.
+        config.objective.guidance_range = (1.0, 1.0) if method == "guidance" else ()
         config.objective.guidance_scale = 1.0
     return config

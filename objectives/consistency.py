@@ -220,9 +220,10 @@ def check_guidance_range(guidance_range: Sequence[float], scale: float) -> None:
     """Raises ValueError unless the range is empty, or (low, high) with the scale inside."""
     if not guidance_range:
         return
-    if len(guidance_range) != 2 or not 0.0 <= guidance_range[0] < guidance_range[1]:
+    if len(guidance_range) != 2 or not 0.0 <= guidance_range[0] <= guidance_range[1]:
         raise ValueError(
-            f"objective.guidance_range={tuple(guidance_range)} must be (low, high), 0 <= low < high"
+            f"objective.guidance_range={tuple(guidance_range)} must be (low, high), "
+            "0 <= low <= high"
         )
     low, high = guidance_range
     if not low <= scale <= high:

@@ -41,7 +41,11 @@ FLOORS = {
 APART = {"eval/report": {"eval/features"}}
 # What a record lacks is a default of these (training/storage/defaults.py); a run's own config is an
 # argument everywhere.
-DEFAULTS = {"training/storage": {"configs/base", "configs/objectives"}}
+# The values of a sweep are typed as fields, and are read as those of the command line.
+DEFAULTS = {
+    "training/storage": {"configs/base", "configs/objectives"},
+    "modes": {"configs/command_line", "configs/overrides"},
+}
 FOREIGN = {"samplers": {"flax", "ml_collections"}, "objectives": {"flax", "ml_collections"}}
 # Half of the start of every command, if it imported them.
 FILES = {"import": "import_weights"}  # of modes whose name is no name of a module

@@ -77,15 +77,15 @@ def test_another_checkpoint_and_network_are_loaded(folder, tmp_path):
     np.testing.assert_array_equal(other.sample(count=1), expected)
 
 
-def test_sampling_compiles_once_for_each_number_of_steps_and_batch(folder):
+def test_sampling_compiles_once_for_each_number_of_steps_and_batch(folder, caplog):
     run = fewstep.load(folder)
-    for labels in ([1], [2] * 5, range(10)):
-        run.sample(labels, steps=2)
-    run.sample([0], steps=2, batch_size=9)  # of eight devices: 16
-    ((key, sampler),) = run._samplers.items()
-    assert key[0] == 2 and sampler._cache_size() == 1
-    run.sample([0], steps=2, batch_size=8)
-    assert sampler._cache_size() == 2
+    with jax.log_compiles():
+        for labels in ([1], [2] * 5, range(10)):
+            run.sample(labels, steps=2)
+        run.sample([0], steps=2, batch_size=9)  # of eight devices: 16
+        assert caplog.text.count("Compiling jit(sample)") == 1
+        run.sample([0], steps=2, batch_size=8)
+    assert caplog.text.count("Compiling jit(sample)") == 2
 
 
 def test_settings_of_the_caller_stay(folder, monkeypatch):

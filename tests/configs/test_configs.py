@@ -30,6 +30,7 @@ from fewstep.samplers import SOLVERS
 from fewstep.training.cost.choice import choose
 from fewstep.training.cost.hardware import Hardware
 from fewstep.training.experiment import build, debug_config
+from fewstep.training.fixed_networks import fixed_shapes
 from fewstep.training.inheritance import inherit, inherited_fields
 from fewstep.training.optimizer import build_optimizer
 from fewstep.training.state import initial_state
@@ -107,6 +108,7 @@ def test_every_config_s_step_fits_its_data(file, method, no_blocks):
     objective, optimizers = experiment.objective, experiment.optimizers
     init = objective.players[objective.generator].network.init
     frozen = jax.eval_shape(lambda: {name: init(jax.random.key(0)) for name in objective.frozen})
+    frozen |= fixed_shapes(experiment)
     state = jax.eval_shape(lambda f: initial_state(objective, optimizers, 0, f), frozen)
     step = train_step(objective, optimizers, 0)
     updated, _ = jax.eval_shape(step, state, frozen, training_batch(config, experiment))
@@ -154,7 +156,7 @@ def test_a_teacher_of_the_same_file_has_its_student_s_path_and_model(file, stude
         other.prediction.kind = "v"  # as configs/methods.py asks of a teacher of lcm
     for part in ("path", "prediction"):
         assert one[part].to_dict() == other[part].to_dict()
-    own = {"loss_weight": False, "guidance_input": False, "dropout": 0.0}
+    own = {"loss_weight": False, "guidance_input": False, "dropout": 0.0, "attention": "xla"}
     assert one.model.to_dict() | own == other.model.to_dict() | own
 
 

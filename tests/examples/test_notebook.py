@@ -9,6 +9,8 @@ import matplotlib
 import numpy as np
 import pytest
 
+from fewstep.models.dit import SIZES, DiTSize
+
 ROOT = Path(__file__).parent.parent.parent
 NOTEBOOK = ROOT / "examples" / "digits.ipynb"
 
@@ -20,6 +22,7 @@ def notebook(tmp_path_factory):
     folder = tmp_path_factory.mktemp("notebook")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setitem(SIZES, "nano", DiTSize(32, 1, 2))  # compiles sooner
         return run(cells(NOTEBOOK)), folder
 
 
@@ -53,6 +56,7 @@ def test_the_notebook_runs(notebook):
 
 def test_the_snippets_of_the_page_run(notebook, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(SIZES, "nano", DiTSize(32, 1, 2))
     _, folder = notebook  # of the same config, so `train` goes on from its end
     shutil.copytree(folder / "runs" / "notebook", "runs/digits")
     names = run(snippets(ROOT / "docs" / "python.md"))

@@ -178,7 +178,7 @@ MODELS = {
 
 
 # Objectives that sample in one step.
-ONE_STEP = {"distribution_matching", "boot", "dsno"}
+ONE_STEP = {"distribution_matching", "direct", "boot", "dsno"}
 
 
 class Case(NamedTuple):

@@ -160,7 +160,7 @@ def test_ema_target_follows_with_its_decay():
     ("fields", "message"),
     [
         ({"skip": 0}, "objective.skip=0"),
-        ({"guidance_range": (2.0, 1.0)}, "0 <= low < high"),
+        ({"guidance_range": (2.0, 1.0)}, "0 <= low <= high"),
         ({"guidance_range": (1.0, 3.0)}, "model.guidance_input=True"),
         ({"target_decay": 1.0}, "EMA decay"),
     ],

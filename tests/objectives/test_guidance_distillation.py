@@ -164,7 +164,7 @@ def test_a_range_of_progressive_guides_a_plain_teacher_by_row_in_the_first_stage
     ("fields", "message"),
     [
         ({"guidance_range": ()}, "objective.guidance_range is empty"),
-        ({"guidance_range": (4.0, 1.0)}, r"must be \(low, high\), 0 <= low < high"),
+        ({"guidance_range": (4.0, 1.0)}, r"must be \(low, high\), 0 <= low <= high"),
         ({"guidance_scale": 9.0}, "objective.guidance_scale=9, the default of sampling, must be"),
     ],
 )

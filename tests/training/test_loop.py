@@ -138,6 +138,7 @@ def test_the_report_and_the_watchdog_get_their_arguments(tmp_path, monkeypatch):
         "stages": OBJECTIVE.stages,
         "unfinished": None,
         "least_seconds": None,
+        "log_to": ("tensorboard",),
     }
 
 
