@@ -1,7 +1,7 @@
 """Measure what latents cost the input of training, beside images of the same shape.
 
     python -m bench.read_latents --rows=20000
-    python -m bench.read_latents --rows=2000 --batch=32 --batches=20 --step=S
+    python -m bench.read_latents --rows=512 --batch=16 --batches=12 --step=nano
 
 It reads batches of random posteriors of 32 x 32 x 4 as training does, draws latents from them, and
 reads batches of images of that shape. It prints rows for each second of CPU time of the host, which
