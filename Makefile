@@ -70,7 +70,7 @@ demo-latents: $(VENV)/.installed
 	@echo "One-step samples beside others: $$(ls $(LATENT_DEMO)/shortcut/eval/step_*.png)"
 
 test: $(VENV)/.installed
-	$(RUN) -m pytest -n $(TEST_WORKERS)
+	$(RUN) -m pytest -n $(TEST_WORKERS) --dist=worksteal
 	@echo "Left out: the parity tests against PyTorch (make parity)."
 
 $(VENV)/.parity: $(VENV)/.installed requirements-parity.txt

@@ -44,7 +44,7 @@ SCALES = {
     "digits": {**LATENT, "side": 8, "channels": 1, "classes": 10, "size": "micro", "batch": 128},
     "latent": {**LATENT, "size": "S", "batch": 16},
     # Seconds on any machine: does it all run?
-    "smoke": {**LATENT, "side": 4, "channels": 1, "classes": 2, "size": "nano", "batch": 8},
+    "smoke": {**LATENT, "side": 4, "channels": 1, "classes": 2, "size": "nano", "batch": 56},
 }
 # Name -> what a spec has in addition. `case` is a key of bench.cases.CASES.
 WORKS: dict[str, Mapping[str, Any]] = {

@@ -152,11 +152,15 @@ SMALL_WIDTH, FEW_LEVELS = 16, 2
 
 
 def shrink(fields: Mapping[str, Any], shape: tuple[int, ...]) -> dict[str, Any]:
-    """The fields of two narrow levels of one block each."""
+    """The fields of two narrow levels of one block each.
+
+    In float32, because a CPU takes half an hour to compile the gradient of bfloat16 convolutions.
+    """
     return {
         "width": min(fields["width"], SMALL_WIDTH),
         "depth": 1,
         "multipliers": (1,) * min(len(fields["multipliers"]), FEW_LEVELS),
+        "dtype": "float32",
     }
 
 

@@ -5,8 +5,8 @@ The network jumps from any t to any earlier s. With (x_0, eps) the endpoints tha
 
     G(x_t, t, s) = alpha_s x_0 + sigma_s eps        on `ve`: s / t x_t + (1 - s / t) x_0  (eq. 3)
 
-So G(x, t, t) = x for any network, and at s = t the endpoints are those of a denoiser. Training
-compares two jumps from a trajectory of the teacher, at the data end ("soft matching", eq. 6):
+So G(x, t, t) = x for any network. Training compares two jumps from a trajectory of the teacher, at
+the data end ("soft matching", eq. 6):
 
     x_u   = several solver steps of the teacher from x_t, from t to u,     s <= u < t
     L_CTM = E d( H(G_theta(x_t, t, s)), stop_gradient(H(G(x_u, u, s))) ),   H(x) = G_target(x, s, 0)
@@ -14,20 +14,16 @@ compares two jumps from a trajectory of the teacher, at the data end ("soft matc
     L     = L_CTM + denoising_weight lambda L_DSM
 
 At u = s it is regression to the solver; with u one step below t and s = 0 it is consistency
-distillation (tests). The inner jump of the target has the current weights, as in the code, and the
-same dropout mask; H has those of the follower `target`. The target carries no gradient, and H
-passes the gradient on to the jump but has no trained parameters.
+distillation (tests). The inner jump of the target has the current weights and the same dropout
+mask; H has those of the follower `target`. The target is detached; H passes the gradient on.
 
 lambda = || dL_CTM || / || dL_DSM ||, detached, balances the terms. The code takes the gradients in
-the weights of the last layer; here they are those in the output of the network, by which every
-gradient in those weights passes, so that the rule needs no layer by name.
+the weights of the last layer; here they are those in the output of the network.
 
 gamma-sampling (their algorithm 3) jumps from t to a noise level sqrt(1 - gamma^2) times that of the
 next time, and adds noise up to it. gamma = 0 follows the ODE; gamma = 1 is consistency sampling.
 
-Where the paper, its code and this file differ: each row has its own number of solver steps, with
-probability proportional to it, from 1 to `solver_steps`; the code draws one for a batch. Every row
-pays for `solver_steps` steps. LPIPS, the paper's distance, is not offered; `features` is.
+Each row has its own number of solver steps, drawn in proportion to it; the code has one per batch.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -138,8 +134,8 @@ def consistency_trajectory(
         own, regress = denoising_term(model, params, x_0, condition, time_sampler, key_denoising)
         noise_rows, regress_pullback = jax.vjp(regress, own)
         norms = gradient_norm(rows, match_pullback), gradient_norm(noise_rows, regress_pullback)
-        balance = jnp.minimum(norms[0] / (norms[1] + LEAST_NORM), MOST_BALANCE)
-        balance = jax.lax.stop_gradient(balance)
+        ratio = norms[0] / (norms[1] + LEAST_NORM)
+        balance = jax.lax.stop_gradient(jnp.minimum(ratio, MOST_BALANCE))
         metrics |= {"loss_denoising": mean_metric(noise_rows), "balance": mean_metric(balance)}
         return rows + denoising_weight * balance * noise_rows, metrics
 
@@ -161,7 +157,7 @@ def check_trajectory_fields(
     if points < 2 or not 1 <= solver_steps < points:
         raise ValueError(
             f"objective.solver_steps={solver_steps} must be 1 or more and below "
-            f"objective.points={points}, at most the steps of the grid"
+            f"objective.points={points}"
         )
     if denoising_weight < 0.0 or not 0.0 <= gamma <= 1.0:
         raise ValueError(

@@ -24,7 +24,7 @@ SERVER = multiprocessing.get_context("forkserver")
 # Of these, commands import late what they need: a second each time.
 LATE = ["matplotlib.backends.backend_agg", "matplotlib.figure", "scipy.stats"]
 LATE += ["sklearn.datasets", "sklearn.metrics", "sklearn.neighbors"]
-SERVER.set_forkserver_preload(["main", *LATE])
+SERVER.set_forkserver_preload(["main", "tests.lean", *LATE])
 
 
 class Result(NamedTuple):

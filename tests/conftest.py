@@ -62,3 +62,10 @@ if SESSION not in os.environ:
 def pytest_report_header() -> str:
     """What chose among methods (tests/training/kinds.py), to run the same again."""
     return f"PYTEST_ROTATION={os.environ['PYTEST_ROTATION']}"
+
+
+def pytest_collection_finish() -> None:
+    """Run what was collected at less cost (tests/lean.py, which imports JAX)."""
+    from tests import lean
+
+    lean.collect_rarely()

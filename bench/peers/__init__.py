@@ -34,4 +34,12 @@ PEERS = {
     "torch": TORCH,
     "torch_compile": TORCH._replace(title="torch.compile", fields={"compiled": True}),
     "dew": Peer("Dew", "bench.peers.dewml", "dew", ("flow_matching", "shortcut"), goal=1.0),
+    "shortcut_models": Peer(
+        "Frans et al.",
+        "bench.peers.shortcut_models",
+        "targets_shortcut",
+        ("flow_matching", "shortcut"),
+        goal=1.0,
+    ),
+    "meanflow": Peer("Geng et al.", "bench.peers.meanflow", "meanflow", ("mean_flow",), goal=1.0),
 }

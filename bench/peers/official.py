@@ -1,0 +1,33 @@
+"""Shared by the official codes in a race, which are clones and not packages.
+
+Put the clones on PYTHONPATH. Their requirements besides JAX and Flax are einops and, where they are
+too old for the JAX that runs them, the names that it has dropped since.
+"""
+
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax._src import core
+
+from bench.racer import Spec
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+def make_importable() -> None:
+    """Find their modules before ours of the same name, and restore what JAX has dropped."""
+    sys.path.sort(key=lambda folder: Path(folder).resolve() == ROOT)
+    if not hasattr(jax, "tree_map"):
+        jax.tree_map = jax.tree.map
+    if not hasattr(core, "as_named_shape"):
+        core.as_named_shape = lambda shape: shape
+
+
+def random_batch(spec: Spec) -> tuple[jax.Array, jax.Array]:
+    """Images of standard normal numbers, [B, H, W, C], and labels, int32 [B]."""
+    draw = np.random.default_rng(0)
+    shape = (spec["batch"], spec["side"], spec["side"], spec["channels"])
+    images = draw.standard_normal(shape, dtype=np.float32)
+    return jax.device_put((images, draw.integers(spec["classes"], size=spec["batch"])))
