@@ -89,6 +89,7 @@ class Request(NamedTuple):
     part: str = ""
     layout: str = ""
     format: str = ""
+    runtime: Path | None = None
     samples: Path | None = None
     reference: str = ""
     split: str = "train"
