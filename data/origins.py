@@ -6,7 +6,8 @@ digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST (data/fashion_mnist.py)
 folder:PATH        a folder or .zip of images (data/folders/folder.py), or several, as in
                    folder:A,B; needs image_size
-hf:PATH            a data set that Hugging Face's save_to_disk wrote (data/folders/saved_arrow.py)
+hf:PATH            a data set that Hugging Face's save_to_disk wrote, or of Parquet files
+                   (data/folders/saved_arrow.py)
 webdataset:PATTERN tar shards of images (data/folders/tar_shards.py)
 latents:FOLDER     latents that were made before (data/latent_files); has no pictures
 tfds:NAME or NAME  an image data set of TensorFlow Datasets (data/tfds_images.py)

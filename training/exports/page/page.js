@@ -128,7 +128,8 @@ async function draw(number) {
     spent += performance.now() - begun;
     rows.forEach((_, k) => {
       const length = size(page.picture);
-      paint(element("pictures").children[first + k].firstChild, samples.subarray(k * length, (k + 1) * length));
+      const canvas = element("pictures").children[first + k].firstChild;
+      paint(canvas, samples.subarray(k * length, (k + 1) * length));
     });
     await new Promise((shown) => setTimeout(shown));
   }
