@@ -6,6 +6,7 @@
 # make soak    long campaigns of kills, stops and damage against what docs/running.md promises
 # make drills  two processes of one job, one of which is killed, frozen, late, ...: the table of docs/clusters.md
 # make docs    site/: the Python interface as HTML pages, made from the docstrings
+# make notebook    site/digits.html: the notebook of examples/ with its pictures
 # make lint    ruff, shellcheck
 # make lock    exact versions again, from the ranges in requirements*.txt
 
@@ -38,10 +39,10 @@ SOAK ?= --kills=30 --stops=30 --damages=80 --preparations=10
 # Folders whose modules have pages.
 ROOMS := configs data diffusion eval latents models modes objectives samplers training weights
 
-.PHONY: help demo demo-latents test parity page soak drills docs lint lock clean
+.PHONY: help demo demo-latents test parity page soak drills docs notebook lint lock clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -10
+	@sed -n 's/^# //p' Makefile | head -11
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with ensurepip on PATH; name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
@@ -104,6 +105,11 @@ docs: $(VENV)/.docs
 	@rm -rf site
 	@$(RUN) -W ignore::UserWarning -m pdoc --output-directory site fewstep fewstep.library $(ROOMS:%=fewstep.%)
 	@echo "Open site/fewstep.html"
+
+notebook: $(VENV)/.docs
+	@mkdir -p site && cp examples/digits.ipynb site
+	@PYTHONPATH=$(CURDIR) $(RUN) -m nbconvert --to html --execute site/digits.ipynb
+	@echo "Open site/digits.html"
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .
