@@ -2,9 +2,11 @@
 # make demo-latents    Fashion-MNIST in latents: a codec and a shortcut model trained on them, samples
 # make test    the same environment, every test that needs no PyTorch
 # make parity  networks against PyTorch transcriptions and diffusers (installs both, on the CPU)
+# make page    exported web pages in headless Chromium (installs jax2onnx, and onnxruntime-web by npm)
 # make soak    long campaigns of kills, stops and damage against what docs/running.md promises
 # make drills  two processes of one job, one of which is killed, frozen, late, ...: the table of docs/clusters.md
 # make docs    site/: the Python interface as HTML pages, made from the docstrings
+# make notebook    site/digits.html: the notebook of examples/ with its pictures
 # make lint    ruff, shellcheck
 # make lock    exact versions again, from the ranges in requirements*.txt
 
@@ -37,10 +39,10 @@ SOAK ?= --kills=30 --stops=30 --damages=80 --preparations=10
 # Folders whose modules have pages.
 ROOMS := configs data diffusion eval latents models modes objectives samplers training weights
 
-.PHONY: help demo demo-latents test parity soak drills docs lint lock clean
+.PHONY: help demo demo-latents test parity page soak drills docs notebook lint lock clean
 
 help:
-	@sed -n 's/^# //p' Makefile | head -9
+	@sed -n 's/^# //p' Makefile | head -11
 
 $(VENV)/.installed: requirements.txt requirements-dev.txt constraints.txt
 	@test -n "$(PYTHON)" || { echo "No Python 3.11 or newer with ensurepip on PATH; name one: make PYTHON=/path/to/python3.12" >&2; exit 2; }
@@ -81,6 +83,14 @@ $(VENV)/.parity: $(VENV)/.installed requirements-parity.txt
 parity: $(VENV)/.parity
 	$(RUN) -m pytest -m parity
 
+$(VENV)/.page: $(VENV)/.installed requirements-export.txt
+	@$(RUN) -m pip install --quiet --disable-pip-version-check -r requirements-export.txt -c constraints.txt
+	@npm install --silent --no-audit --no-fund --prefix $(VENV)/page onnxruntime-web
+	@touch $@
+
+page: $(VENV)/.page
+	$(RUN) -m pytest -m parity tests/parity/test_onnx.py tests/parity/test_web.py
+
 soak: $(VENV)/.installed
 	$(RUN) -m tests.soak $(SOAK)
 
@@ -95,6 +105,11 @@ docs: $(VENV)/.docs
 	@rm -rf site
 	@$(RUN) -W ignore::UserWarning -m pdoc --output-directory site fewstep fewstep.library $(ROOMS:%=fewstep.%)
 	@echo "Open site/fewstep.html"
+
+notebook: $(VENV)/.docs
+	@mkdir -p site && cp examples/digits.ipynb site
+	@PYTHONPATH=$(CURDIR) $(RUN) -m nbconvert --to html --execute site/digits.ipynb
+	@echo "Open site/digits.html"
 
 lint: $(VENV)/.installed
 	$(RUN) -m ruff check .

@@ -27,6 +27,7 @@ from fewstep.diffusion.path import Path as DiffusionPath
 from fewstep.eval.given import read_samples
 from fewstep.eval.measure_given import measure_given
 from fewstep.models.model import Model
+from fewstep.modes.bucket import on_disk
 from fewstep.modes.draws import Draw, choose_labels, choose_pairs
 from fewstep.modes.recorded_run import LoadedRun, load_run
 from fewstep.modes.request import Request, checked, expand_home
@@ -177,8 +178,8 @@ def load(
     Raises ValueError for a folder that is no run, or that lacks the checkpoint or the network.
     """
     fields = {"codec.weights": expand_home(codec_weights)} if codec_weights else {}
-    request = Request(workdir=_path(run), checkpoint=step, network=network, fields=fields)
-    with _as_the_command_line():
+    with _as_the_command_line(), on_disk(_path(run), trains=False) as folder:
+        request = Request(workdir=folder, checkpoint=step, network=network, fields=fields)
         return Run(load_run(request))
 
 
@@ -215,9 +216,9 @@ def train(config: Config | ConfigDict, workdir: str | os.PathLike[str], *, start
         config_of_method=lambda method: checked(read_config(f"{file}:{method}", given)),
         teachers=TEACHERS,
     )
-    with _as_the_command_line():
-        train_run(request)
-        write_run_page(request.workdir)
+    with _as_the_command_line(), on_disk(request.workdir, trains=True) as folder:
+        train_run(request._replace(workdir=folder))
+        write_run_page(folder)
     return load(workdir)
 
 

@@ -33,6 +33,7 @@ from fewstep.configs.methods import TEACHERS
 from fewstep.files import in_words
 from fewstep.messages import did_you_mean, unknown_choice
 from fewstep.modes import MODES, mistakes
+from fewstep.modes.bucket import on_disk
 from fewstep.modes.compilation_cache import enable_compilation_cache
 from fewstep.modes.host_memory import keep_freed_memory
 from fewstep.modes.mode import Mode
@@ -131,7 +132,8 @@ def run_mode(asked: Request) -> None:
         ):
             if processes.has_peers() and mode.alike:
                 check_same_flags(MODE.value, asked)
-            mode.run(asked)
+            with on_disk(asked.workdir, mode.trains) as folder:
+                mode.run(asked._replace(workdir=folder))
     except (ValueError, OSError, DivergedError) as error:
         if TRACEBACK.value:
             raise

@@ -6,12 +6,14 @@ digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST (data/fashion_mnist.py)
 folder:PATH        a folder or .zip of images (data/folders/folder.py), or several, as in
                    folder:A,B; needs image_size
-hf:PATH            a data set that Hugging Face's save_to_disk wrote (data/folders/saved_arrow.py)
+hf:PATH            a data set that Hugging Face's save_to_disk wrote, or of Parquet files
+                   (data/folders/saved_arrow.py)
 webdataset:PATTERN tar shards of images (data/folders/tar_shards.py)
 latents:FOLDER     latents that were made before (data/latent_files); has no pictures
 tfds:NAME or NAME  an image data set of TensorFlow Datasets (data/tfds_images.py)
 
-A new kind needs a file and an entry in ORIGINS.
+A path may be the address of a bucket, such as folder:gs://bucket/pets.zip; it is copied below
+data_dir when it is opened. A new kind needs a file and an entry in ORIGINS.
 """
 
 import re
@@ -19,6 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from fewstep.buckets import fetched
 from fewstep.data.arrays.array_cache import data_root
 from fewstep.data.arrays.dataset import Dataset, UnknownNameError
 from fewstep.data.arrays.files import claimed
@@ -110,24 +113,35 @@ def _open_mixture(name: str, selection: Selection, writable: bool) -> Dataset:
 
 
 def _open_folder(path: str, selection: Selection, writable: bool) -> Undecoded:
-    return folder_images(path, _wanted(selection, writable))
+    return folder_images(_on_disk(path, selection, writable), _wanted(selection, writable))
 
 
 def _open_shards(pattern: str, selection: Selection, writable: bool) -> Undecoded:
-    return shard_images(pattern, _wanted(selection, writable))
+    return shard_images(_on_disk(pattern, selection, writable), _wanted(selection, writable))
 
 
 def _open_saved(path: str, selection: Selection, writable: bool) -> Undecoded:
-    return saved_images(path, _wanted(selection, writable))
+    return saved_images(_on_disk(path, selection, writable), _wanted(selection, writable))
 
 
 def _wanted(selection: Selection, writable: bool) -> Wanted:
-    kept = data_root(selection.data_dir if writable else "")
+    kept = _root(selection, writable)
     return Wanted(selection.image_size, selection.channels, selection.rules(), kept)
 
 
+def _root(selection: Selection, writable: bool) -> Path:
+    return data_root(selection.data_dir if writable else "")
+
+
+def _on_disk(argument: str, selection: Selection, writable: bool) -> str:
+    """The argument of a data set with a copy in place of each address of a bucket."""
+    paths = origin_of(selection.name)[0].paths(argument)
+    copied = [fetched(path, _root(selection, writable), "data.name") for path in paths]
+    return SEPARATOR.join(copied)
+
+
 def _open_latents(path: str, selection: Selection, writable: bool) -> Dataset | Undecoded:
-    return latent_set(path, selection.posterior)
+    return latent_set(_on_disk(path, selection, writable), selection.posterior)
 
 
 def _open_tfds(name: str, selection: Selection, writable: bool) -> Undecoded:

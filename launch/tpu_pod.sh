@@ -4,8 +4,8 @@
 #   TPU=my-pod ZONE=us-central2-b launch/tpu_pod.sh \
 #       --config=configs/cifar10.py:shortcut --workdir=/shared/runs/cifar10
 #
-# Every host needs this repository at FOLDER (fewstep, relative to the home folder) with jax[tpu] in
-# its .venv, and /shared mounted, for example a bucket by gcsfuse. MAX_RESTARTS (50); TUNE: env.sh.
+# Every host needs this repository at FOLDER (fewstep, relative to ~) with jax[tpu] in its .venv, and
+# /shared mounted, or one host a bucket (docs/clusters.md). MAX_RESTARTS (50); TUNE: env.sh.
 #
 # With TYPE=v5litepod-16 VERSION=v2-alpha-tpuv5-lite the slice is a queued resource named TPU. This
 # script requests it and waits for it. It deletes the slice and creates it again if it failed or, with

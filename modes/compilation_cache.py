@@ -16,7 +16,8 @@ from shlex import quote
 
 import jax
 
-from fewstep.modes.request import Request, is_address
+from fewstep.buckets import is_address
+from fewstep.modes.request import Request
 
 FOLDER = ".compiled"
 OFF = "off"

@@ -24,6 +24,7 @@ from fewstep.modes.mode import (
 from fewstep.modes.recorded_run import load_run
 from fewstep.modes.request import Request, require_workdir
 from fewstep.modes.student import config_in_place_of
+from fewstep.training.classes import class_names
 from fewstep.training.cluster.processes import say
 from fewstep.training.codec_weights import load_codec
 from fewstep.training.experiment import check_guidance
@@ -32,6 +33,7 @@ from fewstep.training.exports.exported import Contents, Exported
 from fewstep.training.exports.onnx import onnx_contents
 from fewstep.training.exports.own import own_contents
 from fewstep.training.exports.published import LAYOUTS, published_contents
+from fewstep.training.exports.web import web_contents
 from fewstep.training.storage.workdir import recorded_identity
 from fewstep.weights.layouts.blocks import split_blocks
 
@@ -42,10 +44,12 @@ STEPS, GUIDANCE = "evaluate.steps", "evaluate.guidance_scale"
 
 
 class Format(NamedTuple):
-    """What a network becomes. fields: STEPS and GUIDANCE, where it reads them."""
+    """What a network becomes. fields: STEPS and GUIDANCE, where it reads them. runtime: whether it
+    takes --runtime along."""
 
     contents: Callable[[Exported], Contents]
     fields: tuple[str, ...] = ()
+    runtime: bool = False
 
 
 FORMATS = {
@@ -53,6 +57,7 @@ FORMATS = {
     "npz": Format(partial(own_contents, network="network.npz")),
     "diffusers": Format(diffusers_contents, (GUIDANCE,)),
     "onnx": Format(onnx_contents, (STEPS, GUIDANCE)),
+    "web": Format(web_contents, (STEPS, GUIDANCE), runtime=True),
     **{layout: Format(partial(published_contents, layout=layout)) for layout in LAYOUTS},
 }
 
@@ -85,9 +90,14 @@ def find_format(request: Request) -> Format:
     if request.format not in FORMATS:
         raise ValueError(unknown_choice("--format", request.format, [*FORMATS]))
     form = FORMATS[request.format]
-    for flag, field in (("steps", STEPS), ("guidance", GUIDANCE)):
-        if field in request.fields and field not in form.fields:
-            users = ", ".join(name for name, each in FORMATS.items() if field in each.fields)
+    given = {
+        "steps": (STEPS in request.fields, lambda each: STEPS in each.fields),
+        "guidance": (GUIDANCE in request.fields, lambda each: GUIDANCE in each.fields),
+        "runtime": (request.runtime is not None, lambda each: each.runtime),
+    }
+    for flag, (is_given, reads) in given.items():
+        if is_given and not reads(form):
+            users = ", ".join(name for name, each in FORMATS.items() if reads(each))
             raise ValueError(
                 f"--{flag} is not used by --format={request.format}, only by {users}; leave it out"
             )
@@ -118,8 +128,11 @@ def exported_network(request: Request) -> Exported:
         step=run.step,
         identity=recorded_identity(require_workdir(request), request.checkpoint),
         codec=load_codec(run.config) if run.config.codec.name else None,
-        sampling_steps=min(config.evaluate.steps),
+        class_names=class_names(require_workdir(request)) if run.experiment.num_classes else (),
+        sampling_steps=tuple(request.fields.get(STEPS, ())),
         guidance_scale=scale,
+        guidance_asked=GUIDANCE in request.fields,
+        runtime=request.runtime,
     )
 
 
@@ -132,14 +145,19 @@ EXPORT = Mode(
         "format": Flag(f"What to write: {', '.join(FORMATS)}.", parse_text),
         "out": Flag("New folder for the files and their card.", parse_path),
         "steps": Flag(
-            "Sampling steps of an ONNX graph; default: the fewest that the run is evaluated in.",
+            "Sampling steps of an ONNX graph; default: the fewest that the run is evaluated in. "
+            "Those that a web page offers; default: 1,2,4.",
             parse_integers,
             (STEPS,),
         ),
         "guidance": Flag(
-            "Guidance scale of an ONNX graph and of the code for diffusers; default: the run's.",
+            "Guidance scale of an ONNX graph and of the code for diffusers; default: the run's. "
+            "The only one of a web page; default: all that the method takes of a few.",
             parse_number,
             (GUIDANCE,),
+        ),
+        "runtime": Flag(
+            "Folder in which `npm install onnxruntime-web` was typed, for a web page.", parse_path
         ),
     },
     replaces=("codec.weights", "data.dir"),

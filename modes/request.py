@@ -1,7 +1,6 @@
 """The request of a user, and what several modes need from it: config, data set, run."""
 
 import os
-import re
 from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from fewstep import data
+from fewstep.buckets import is_address
 from fewstep.data import NEWEST_DECODING, Dataset
 from fewstep.messages import differences
 from fewstep.training.cluster.processes import gather, true_everywhere
@@ -89,6 +89,7 @@ class Request(NamedTuple):
     part: str = ""
     layout: str = ""
     format: str = ""
+    runtime: Path | None = None
     samples: Path | None = None
     reference: str = ""
     split: str = "train"
@@ -121,8 +122,13 @@ def expand_paths(config: ConfigDict) -> ConfigDict:
         group, _, field = name.rpartition(".")
         part = config[group] if group else config
         part[field] = expand_home(part[field])
-    config.data.name = data.replace_paths(config.data.name, lambda path: str(Path(path).absolute()))
+    config.data.name = data.replace_paths(config.data.name, absolute)
     return config
+
+
+def absolute(path: str) -> str:
+    """The absolute form of a path; an address stays."""
+    return path if is_address(path) else str(Path(path).absolute())
 
 
 def checked(config: ConfigDict) -> ConfigDict:
@@ -194,11 +200,6 @@ def require_workdir(request: Request) -> Path:
             f"--workdir={shown} is not UTF-8 text; choose another name for the folder"
         ) from error
     return request.workdir
-
-
-def is_address(folder: Path) -> bool:
-    """Whether a path is the address of a bucket, such as gs://bucket/run."""
-    return re.match(r"[a-z0-9]{2,}:/", str(folder)) is not None
 
 
 def require_config(request: Request) -> ConfigDict:

@@ -12,10 +12,14 @@ from fewstep.objectives.stages import check_sampling_steps
 from fewstep.samplers.grids import named_steps
 from fewstep.training.cluster.processes import warn
 from fewstep.training.experiment import check_guidance
-from fewstep.training.generate import BatchSampler, batch_sampler, finish_together, generate
+from fewstep.training.generate import (
+    STREAM_SEED,
+    BatchSampler,
+    batch_sampler,
+    finish_together,
+    generate,
+)
 
-# Seed k has the noise of sample k in an evaluation of a run with this seed.
-STREAM_SEED = 0
 LARGEST_SEED = 2**31 - 1
 
 

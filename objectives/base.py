@@ -90,8 +90,9 @@ class SampleFn(Protocol):
     ) -> Array:
         """Samples x_0, of the shape of eps.
 
-        eps: [B, ...] standard normal. keys: [B], for methods that draw more noise. Raises
-        ValueError if the method cannot sample in that number of steps or at that scale.
+        eps: [B, ...] standard normal. keys: [B], for methods that draw more noise, at most once per
+        step; or that noise, [steps, B, ...]. Raises ValueError if the method cannot sample in that
+        number of steps or at that scale.
         """
         ...
 

@@ -1,6 +1,7 @@
 """Stochastic solvers, with the interface of `samplers.ode`.
 
-Row i of a batch draws only from keys[i], so a sample does not depend on its batch.
+Row i of a batch draws only from keys[i], so a sample does not depend on its batch. In place of keys
+a solver takes the noise itself, [draws, B, ...], as exported graphs do.
 """
 
 import jax
@@ -15,7 +16,12 @@ VARIANCES = ("small", "large")
 
 
 def noise_like(x: Array, keys: Array, index: Array) -> Array:
-    """Standard normal noise of the shape of x: [B, ...], draw number `index` of keys: [B]."""
+    """Standard normal noise of the shape of x: [B, ...], draw number `index` of keys: [B].
+
+    keys may also be the noise of all draws, [draws, B, ...].
+    """
+    if not jnp.issubdtype(keys.dtype, jax.dtypes.prng_key):
+        return keys[index]
     keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, index)
     return jax.vmap(lambda key: jax.random.normal(key, x.shape[1:]))(keys)
 

@@ -16,6 +16,7 @@ FLOORS = {
     "progress": 0,
     "weights": 0,
     "parts": 0,
+    "buckets": 0,
     "configs": 1,
     "diffusion": 1,
     "files": 1,

@@ -1,7 +1,9 @@
 """The Python interface gives what the command line gives: samples, configs and messages."""
 
+import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +17,7 @@ import main
 from fewstep import library
 from fewstep.modes.request import Request
 from fewstep.modes.sample import sample
+from fewstep.training.storage.mirror import mirrored
 from tests.training.runs import save_run
 
 QUIET = """
@@ -38,6 +41,14 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def run(folder):
     return fewstep.load(folder)
+
+
+def test_a_run_is_loaded_from_a_bucket(folder, tmp_path, monkeypatch):
+    monkeypatch.setenv("FEWSTEP_DATA", str(tmp_path / "data"))
+    with mirrored(Path("memory://bucket/tiny"), tmp_path / "trained", writes=True) as mirror:
+        shutil.copytree(folder, mirror)
+    found = fewstep.load("memory://bucket/tiny")
+    assert found.step == 5 and found.folder.is_relative_to(tmp_path / "data")
 
 
 def sampled_by_the_command_line(folder, out, **fields):

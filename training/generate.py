@@ -25,6 +25,8 @@ from fewstep.training.state import named_key
 BatchSampler = Callable[[Params, np.ndarray, np.ndarray], Array]
 # Random stream of evaluations and --mode=sample.
 SAMPLES = "sample"
+# Seed k of --seeds has the noise of sample k in an evaluation of a run with this seed.
+STREAM_SEED = 0
 
 
 def batch_sampler(

@@ -13,12 +13,12 @@ hashes all images. Both raise an error for damaged data; `repair` decodes damage
 """
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
 
+from fewstep.buckets import is_address
 from fewstep.data.arrays.dataset import Dataset
 from fewstep.data.arrays.files import claimed
 from fewstep.data.arrays.group import ALONE, ProcessGroup
@@ -37,7 +37,6 @@ from fewstep.data.arrays.undecoded import (
 from fewstep.progress import note
 
 REMEDY = "run main.py --mode=prepare with the same --config, which decodes it again"
-ADDRESS = re.compile(r"[a-z0-9]{2,}:/")  # gs://..., which pathlib treats as a folder
 
 
 def data_root(data_dir: str = "") -> Path:
@@ -54,7 +53,7 @@ def local_folder(path: str, field: str) -> Path:
 
     Raises ValueError for the address of a bucket, or the home of an unknown user.
     """
-    if ADDRESS.match(path):
+    if is_address(path):
         raise ValueError(
             f"{field}={path} is an address, not a folder; mount the bucket and give the mounted "
             "folder (docs/clusters.md)"

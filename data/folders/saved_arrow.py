@@ -1,10 +1,11 @@
-"""Images of a Hugging Face data set that `save_to_disk` wrote: hf:PATH.
+"""Images of a Hugging Face data set: hf:PATH, of Parquet files or as `save_to_disk` wrote it.
 
-The package `datasets` reads the Arrow files; nothing else needs it. The images are in the column
-`image` or the only one of images, the labels in `label` or the only one of classes.
+The package `datasets` reads the Arrow files of `save_to_disk`; nothing else needs it. The images
+are in the column `image` or the only one of images, the labels in `label` or the only one of
+classes.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,18 @@ from fewstep.data.arrays.undecoded import Undecoded
 from fewstep.data.folders.file_tree import Stamp, Tree, TreeBuilder
 from fewstep.data.folders.folder import Wanted, tree_images
 from fewstep.data.folders.label_table import LABEL_COLUMNS
+from fewstep.data.folders.parquet import ParquetRows, parquet_splits
 from fewstep.data.folders.records import RecordLabels, check_rules, number_labels, record_layout
 
 FORM = "hf:PATH"
-INSTALL = f"{FORM} is read by the package datasets, which is not installed: pip install datasets"
+INSTALL = (
+    f"{FORM} without Parquet files is read by the package datasets, which is not installed: "
+    "pip install datasets"
+)
 WHOLE = "train"  # the name of the only split of a data set without splits
 UNLABELLED = -1  # in a column of classes
 
-Splits = Mapping[str, Any]  # datasets.Dataset by the name of the split
+Splits = Mapping[str, Any]  # datasets.Dataset or ParquetRows by the name of the split
 
 
 def saved_images(path: str, wanted: Wanted) -> Undecoded:
@@ -43,6 +48,8 @@ def saved_images(path: str, wanted: Wanted) -> Undecoded:
 
 def load_splits(root: Path) -> Splits:
     """The splits of the data set in a folder. Raises ValueError if it is not one."""
+    if splits := parquet_splits(root):
+        return splits
     try:
         import datasets
     except ImportError as error:
@@ -83,16 +90,11 @@ def label_column(columns: Mapping[str, Any], root: Path) -> str:
 
 def rows_tree(root: Path, splits: Splits, image: str) -> Tree:
     """The images of all rows as files SPLIT/NUMBER. They have the stamps of their Arrow files."""
-    import datasets
-
-    encoded = {
-        name: rows.select_columns([image]).cast_column(image, datasets.Image(decode=False))
-        for name, rows in splits.items()
-    }
+    readers = {name: image_reader(rows, image) for name, rows in splits.items()}
 
     def read(path: str) -> Path | bytes:
         name, _, number = path.rpartition("/")
-        found = encoded[name][int(number)][image] or {}
+        found = readers[name](int(number))
         if found.get("bytes") is None and not found.get("path"):
             raise ValueError("the row has no image")
         return Path(found["path"]) if found.get("bytes") is None else found["bytes"]
@@ -107,6 +109,16 @@ def rows_tree(root: Path, splits: Splits, image: str) -> Tree:
     return builder.tree
 
 
+def image_reader(rows: Any, column: str) -> Callable[[int], Mapping[str, Any]]:
+    """The function that gives the bytes, or the path, of the image in a row."""
+    if isinstance(rows, ParquetRows):
+        return lambda number: rows.image(number, column)
+    import datasets
+
+    encoded = rows.select_columns([column]).cast_column(column, datasets.Image(decode=False))
+    return lambda number: encoded[number][column] or {}
+
+
 def row_labels(tree: Tree, splits: Splits, column: str) -> RecordLabels:
     """The labels of the rows, whose classes have the names that the column records, if any."""
     source = f"labels of column {column}"
@@ -115,7 +127,7 @@ def row_labels(tree: Tree, splits: Splits, column: str) -> RecordLabels:
     found = {
         path: label
         for name, rows in splits.items()
-        for path, label in zip(_row_paths(name, rows), rows[column], strict=True)
+        for path, label in zip(_row_paths(name, rows), column_values(rows, column), strict=True)
         if label is not None and label != UNLABELLED
     }
     kind = type(next(iter(found.values()), 0))
@@ -130,6 +142,11 @@ def row_labels(tree: Tree, splits: Splits, column: str) -> RecordLabels:
         if names
         else number_labels(found, source, tree.top.name)
     )
+
+
+def column_values(rows: Any, column: str) -> Sequence[Any]:
+    """All values of a column."""
+    return rows.column(column) if isinstance(rows, ParquetRows) else rows[column]
 
 
 def _row_paths(name: str, rows: Any) -> list[str]:

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fewstep.data import path_in_name, short_hash
+from fewstep.data import short_hash
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.report.evaluation import FOLDER, Evaluation, load_evaluations
 from fewstep.eval.report.page import protocol_line
-from fewstep.training.exports.exported import Contents, Exported
+from fewstep.training.exports.exported import Contents, Exported, data_name
 from fewstep.training.exports.own import config_without_places
 from fewstep.training.networks import network_title
 from fewstep.training.storage.identity import as_dict, flatten_fields
@@ -65,12 +65,6 @@ def facts(exported: Exported) -> list[str]:
         files = ", ".join(f"{name} ({hash})" for name, hash in identity.imported["files"].items())
         lines.append(f"Imported from: {files}, layout {identity.imported['layout']}")
     return lines
-
-
-def data_name(exported: Exported) -> str:
-    """The name of the data that a run was trained on, without the place of a folder."""
-    name = exported.config.data.name
-    return "images of a folder" if path_in_name(name) else name
 
 
 def data_text(exported: Exported) -> str:

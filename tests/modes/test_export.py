@@ -17,7 +17,6 @@ from fewstep.modes.recorded_run import load_run
 from fewstep.modes.request import Request
 from fewstep.modes.sample import sample
 from fewstep.training.codec_weights import load_codec
-from fewstep.training.exports import onnx as ONNX
 from fewstep.training.exports.own import PLACES, config_without_places
 from fewstep.training.storage import workdir
 from fewstep.weights.layouts.blocks import split_blocks
@@ -166,13 +165,12 @@ def test_what_a_format_lacks_is_named_and_nothing_is_written(
     assert not [*tmp_path.iterdir()]
 
 
-def test_a_sampler_that_draws_noise_has_no_graph(runs, tmp_path, monkeypatch):
-    monkeypatch.setattr(ONNX, "check_installed", lambda: None)
-    run = Path(save_run(tmp_path / "run", "ect"))
-    with pytest.raises(ValueError, match="ect draws noise between its 2 sampling steps"):
-        exported(run, tmp_path / "out", "onnx", fields={"evaluate.steps": (2,)})
+def test_steps_that_a_run_does_not_sample_in_are_refused(runs, tmp_path, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
     with pytest.raises(ValueError, match="--steps=3: "):
         exported(runs["shortcut"], tmp_path / "out", "onnx", fields={"evaluate.steps": (3,)})
+    with pytest.raises(ValueError, match="--runtime is not used by --format=onnx, only by web"):
+        exported(runs["shortcut"], tmp_path / "out", "onnx", runtime=tmp_path)
 
 
 def test_an_export_is_there_whole_or_not_at_all(runs, tmp_path, monkeypatch):

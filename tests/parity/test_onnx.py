@@ -36,10 +36,10 @@ def compare(folder, method, steps, guidance=1.0, **fields):
     session = onnxruntime.InferenceSession(str(out / "sampler.onnx"), options)
     objective, config = run.experiment.objective, run.config
 
-    def sample(params, noise, labels):
+    def sample(params, noise, labels, draws):
         condition = {"label": labels}
         return objective.sample(
-            params, noise, condition, None, steps=steps, guidance_scale=guidance
+            params, noise, condition, draws, steps=steps, guidance_scale=guidance
         )
 
     worst = 0.0
@@ -47,10 +47,12 @@ def compare(folder, method, steps, guidance=1.0, **fields):
         shape = (rows, *run.experiment.space.shape)
         noise = np.random.default_rng(rows).standard_normal(shape).astype(np.float32)
         labels = np.array([4, 0, -1], np.int32)[:rows]
-        expected = jax.jit(sample)(run.params, noise, labels)
+        draws = np.random.default_rng(9).standard_normal((steps, *shape)).astype(np.float32)
+        expected = jax.jit(sample)(run.params, noise, labels, draws)
         if config.codec.name:
             expected = network_codec(config).decode(load_codec(config).params, expected)
-        (found,) = session.run(None, {"noise": noise, "labels": labels})
+        given = {"noise": noise, "labels": labels, "draws": draws}
+        (found,) = session.run(None, {each.name: given[each.name] for each in session.get_inputs()})
         worst = max(worst, np.abs(found - expected).max() / expected.std())
     print(f"relative difference {worst:.1e}")
     return worst
@@ -67,6 +69,7 @@ UNLABELLED = {"data.num_classes": 0, "objective.label_dropout": 0.0}
         ("flow_matching", 1, 1.0, UNLABELLED, 1e-5),
         ("sim_flow", 1, 1.0, {}, 1e-5),
         ("ect", 1, 1.0, {"model.attention": "chunked"}, 1e-5),
+        ("ect", 2, 1.0, {}, 1e-5),  # draws noise between its steps
         # Its clock is a logarithm, rounded otherwise there, times a time_scale of 1000.
         ("edm", 2, 1.0, {}, 2e-4),
     ],

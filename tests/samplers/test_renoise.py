@@ -58,6 +58,15 @@ def test_renoising_of_song_et_al():
     np.testing.assert_allclose(given, expected, rtol=1e-5)
 
 
+def test_noise_takes_the_place_of_keys():
+    path = PATHS["ve"](sigma_min=0.5)
+    times = jnp.array([80.0, 3.0, 0.7])
+    draws = jnp.stack([noise_like(X, KEYS, index) for index in range(3)])
+    sample = lambda keys: renoise(lambda x, t: x, path, X, times, keys)
+    np.testing.assert_allclose(sample(draws), sample(KEYS), rtol=1e-6)
+    assert np.abs(sample(draws[::-1]) - sample(KEYS)).max() > 0.1
+
+
 def test_the_function_is_called_at_every_time():
     path = PATHS["linear"]()
     times = jnp.array([1.0, 0.6, 0.2])

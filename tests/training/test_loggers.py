@@ -78,6 +78,17 @@ def test_a_run_of_wandb_has_our_id_and_all_rows(tmp_path, wandb):
     assert not (tmp_path / "mine" / "tensorboard").exists()
 
 
+def test_wandb_itself_writes_offline(tmp_path, monkeypatch):
+    pytest.importorskip("wandb", reason="wandb is not installed")
+    for name, value in {"MODE": "offline", "SILENT": "true"}.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    start_run(tmp_path / "mine", small_config())
+    write(tmp_path / "mine", 0, [(1, {"loss": 0.5}), (2, {"evaluate/recall_1": 0.25})], ("wandb",))
+    (file,) = (tmp_path / "mine").rglob("*.wandb")
+    content = file.read_bytes()
+    assert b"loss" in content and b"evaluate/recall_1" in content and b"shortcut" in content
+
+
 def test_a_logger_that_is_not_here_is_refused(monkeypatch, tmp_path):
     check_loggers(())
     with pytest.raises(ValueError, match="log.to='tensorbord' is not one of tensorboard, csv, wa"):

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
+from fewstep.data import path_in_name
 from fewstep.models.dit import SIZES
 from fewstep.training.codec_weights import Known
 from fewstep.training.experiment import Experiment
@@ -18,7 +19,9 @@ class Exported(NamedTuple):
 
     experiment: of the config; its `sample_with` names the network. params: on the host, float32,
     with the blocks apart. identity: of the run. codec: parameters of its codec, None without one.
-    sampling_steps, guidance_scale: of what is exported as a sampler.
+    class_names: () if no record has them. sampling_steps: those asked for; () leaves them to the
+    format. guidance_scale: that asked for, else the run's own. guidance_asked: whether it was.
+    runtime: folder of onnxruntime-web, for a page.
     """
 
     config: ConfigDict
@@ -27,8 +30,11 @@ class Exported(NamedTuple):
     step: int
     identity: Identity
     codec: Known | None
-    sampling_steps: int
-    guidance_scale: float
+    class_names: tuple[str, ...] = ()
+    sampling_steps: tuple[int, ...] = ()
+    guidance_scale: float = 1.0
+    guidance_asked: bool = False
+    runtime: Path | None = None
 
 
 class Contents(NamedTuple):
@@ -40,6 +46,12 @@ class Contents(NamedTuple):
     files: Mapping[str, Callable[[Path], None]]
     loading: str
     left_out: tuple[str, ...] = ()
+
+
+def data_name(exported: Exported) -> str:
+    """The name of the data that a run was trained on, without the place of a folder."""
+    name = exported.config.data.name
+    return "images of a folder" if path_in_name(name) else name
 
 
 def dit_sizes(exported: Exported) -> Sizes:

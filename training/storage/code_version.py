@@ -22,7 +22,7 @@ ROOMS = (
     "training",
     "weights",
 )
-MODULES = ("main", "library", "fewstep", "files", "messages", "parts", "progress")
+MODULES = ("main", "library", "fewstep", "buckets", "files", "messages", "parts", "progress")
 
 
 def code_version() -> dict[str, str]:

@@ -25,7 +25,7 @@ def folder(tmp_path_factory):
 
 def exported(step=3000, **identity):
     config, experiment = small_experiment("shortcut")
-    return Exported(config, experiment, {}, step, Identity("5eed", {}, **identity), None, 1, 1.0)
+    return Exported(config, experiment, {}, step, Identity("5eed", {}, **identity), None)
 
 
 def card(folder, left_out=(), **fields):

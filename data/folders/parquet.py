@@ -1,0 +1,119 @@
+"""Images in Parquet files, as data sets on the Hugging Face Hub have them, read by pyarrow.
+
+    train-00000-of-00002.parquet, data/test-00000-of-00001.parquet, train/0000.parquet, ...
+
+`ParquetRows` has what data/folders/saved_arrow.py uses of a `datasets.Dataset`, so the rules for
+columns, labels and splits are the same.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from fewstep.data.folders.splits import split_kind
+
+PATTERN = "*.parquet"
+HUB = b"huggingface"  # key of the metadata in which the package datasets keeps the types of columns
+WHOLE = "train"  # the split of files whose names say none
+OPEN = 4  # row groups of images that stay in memory
+
+
+class Image:
+    """The type of a column of images."""
+
+
+class ClassLabel(NamedTuple):
+    """The type of a column of classes."""
+
+    names: Sequence[str] | None = None
+
+
+class Value:
+    """The type of any other column."""
+
+
+class ParquetRows:
+    """The rows of some files, in the order of their names. Raises ValueError for a damaged file."""
+
+    def __init__(self, files: Sequence[Path]) -> None:
+        import pyarrow.parquet as parquet
+
+        self.files, groups = files, []
+        for file in files:
+            try:
+                about = parquet.read_metadata(file)
+                self.features = column_types(parquet.read_schema(file))
+            except Exception as error:  # each of Arrow's layers has its own
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                raise ValueError(
+                    f"{file} cannot be read as Parquet ({reason}); replace it"
+                ) from error
+            groups += [(file, k, about.row_group(k).num_rows) for k in range(about.num_row_groups)]
+        self.groups = groups
+        self.starts = np.cumsum([0, *(rows for _, _, rows in groups)])
+        self.cache_files = [{"filename": str(file)} for file in files]
+        self.read_group = lru_cache(maxsize=OPEN)(read_group)
+
+    def __len__(self) -> int:
+        return int(self.starts[-1])
+
+    def column(self, name: str) -> list[Any]:
+        """All values of a column."""
+        return [
+            value for file, k, _ in self.groups for value in read_group(file, k, name).to_pylist()
+        ]
+
+    def image(self, number: int, column: str) -> Mapping[str, Any]:
+        """The bytes, or the path, of the image in a row."""
+        index = int(np.searchsorted(self.starts, number, side="right")) - 1
+        file, group, _ = self.groups[index]
+        value = self.read_group(file, group, column)[number - int(self.starts[index])].as_py()
+        return {"bytes": value} if isinstance(value, bytes) else value or {}
+
+
+def read_group(file: Path, group: int, column: str) -> Any:
+    """A column of a row group, as an array of Arrow."""
+    import pyarrow.parquet as parquet
+
+    with parquet.ParquetFile(file) as opened:
+        return opened.read_row_group(group, columns=[column]).column(0)
+
+
+def column_types(schema: Any) -> dict[str, Any]:
+    """The type of each column: by the metadata of the package datasets, else by that of Arrow."""
+    import pyarrow
+
+    content = json.loads((schema.metadata or {}).get(HUB, b"{}"))
+    known = content.get("info", {}).get("features", {})
+    types: dict[str, Any] = {}
+    for field in schema:
+        about = known.get(field.name, {})
+        kind = about.get("_type") if isinstance(about, dict) else None
+        pictured = field.type in (pyarrow.binary(), pyarrow.large_binary()) or (
+            pyarrow.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
+        )
+        if kind == "ClassLabel":
+            types[field.name] = ClassLabel(about.get("names"))
+        else:
+            types[field.name] = Image() if kind == "Image" or pictured else Value()
+    return types
+
+
+def parquet_splits(root: Path) -> dict[str, ParquetRows]:
+    """The rows of each split below a folder; {} without Parquet files."""
+    found: dict[str, list[Path]] = {}
+    for file in sorted(root.rglob(PATTERN)):
+        if not any(part.startswith(".") for part in file.relative_to(root).parts):
+            found.setdefault(split_of(file.relative_to(root)), []).append(file)
+    return {name: ParquetRows(files) for name, files in found.items()}
+
+
+def split_of(file: Path) -> str:
+    """The split of a file: the first word of its name, or of a folder around it, that is one."""
+    words = [re.split(r"[-_.]", part)[0] for part in (file.name, *file.parent.parts[::-1])]
+    return next((word for word in words if split_kind(word)), WHOLE)

@@ -1,0 +1,209 @@
+"""A run's folder in a bucket: what the bucket has is whole, whenever the machine is lost."""
+
+import itertools
+import socket
+import sys
+import time
+from pathlib import Path
+
+import fsspec
+import pytest
+
+from fewstep import buckets
+from fewstep.modes.bucket import on_disk
+from fewstep.training.cluster import processes
+from fewstep.training.storage import mirror as MIRROR
+from fewstep.training.storage.mirror import LISTING, mirrored, pull, push, scan
+
+NAMES = map("memory://bucket{}/run".format, itertools.count())
+FILES = {"run.json": "a", "checkpoints/5/network/d/1": "b" * 9, "checkpoints/5/run/metadata": "c"}
+
+
+@pytest.fixture
+def address():
+    """The address of a folder that nobody has used."""
+    return next(NAMES)
+
+
+def fill(folder, files=FILES):
+    for name, text in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+
+
+def texts(folder):
+    return {name: (folder / name).read_text() for name in scan(folder)}
+
+
+def seen_by_another(address, root):
+    """What another machine finds in the bucket."""
+    place = buckets.open_place(address, "--workdir")
+    folder = buckets.mirror_of(address, root)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    pull(place, folder)
+    return texts(folder)
+
+
+def test_another_machine_finds_the_run(address, tmp_path):
+    with mirrored(Path(address), tmp_path, writes=True) as folder:
+        fill(folder)
+        unfinished = ("checkpoints/6.orbax-checkpoint-tmp/x", ".run.json@00.tmp", "lock")
+        fill(folder, dict.fromkeys((*unfinished, "heartbeat/0"), "z"))
+    assert seen_by_another(address, tmp_path / "other") == FILES
+
+
+def test_what_is_removed_leaves_the_bucket_and_other_mirrors(address, tmp_path):
+    with mirrored(Path(address), tmp_path, writes=True) as folder:
+        fill(folder)
+    assert seen_by_another(address, tmp_path / "other") == FILES
+    with mirrored(Path(address), tmp_path, writes=True) as folder:
+        for name in FILES:
+            if name.startswith("checkpoints"):
+                (folder / name).unlink()
+        fill(folder, {"checkpoints/7/network/d/1": "new", "run.json": "other"})
+    left = {"checkpoints/7/network/d/1": "new", "run.json": "other"}
+    assert seen_by_another(address, tmp_path / "other") == left
+    place = buckets.open_place(address, "")
+    objects = {name.removeprefix(f"{place.path}/") for name in place.fs.find(place.path)}
+    assert objects == {LISTING, *left}
+
+
+@pytest.mark.parametrize("written", range(4))
+def test_a_checkpoint_is_never_half_visible(address, tmp_path, monkeypatch, written):
+    # The machine is lost after some of the objects of the second checkpoint.
+    with mirrored(Path(address), tmp_path, writes=True) as folder:
+        fill(folder)
+    place, count = buckets.open_place(address, ""), itertools.count()
+    fill(folder, {f"checkpoints/6/{name}": "new" for name in "abc"})
+    put, pipe = place.fs.put_file, place.fs.pipe_file
+
+    def stop_after(function):
+        def call(*arguments):
+            if next(count) == written:
+                raise KeyboardInterrupt
+            return function(*arguments)
+
+        return call
+
+    monkeypatch.setattr(place.fs, "put_file", stop_after(put))
+    monkeypatch.setattr(place.fs, "pipe_file", stop_after(pipe))
+    with pytest.raises(KeyboardInterrupt):
+        push(place, folder)
+    assert seen_by_another(address, tmp_path / "other") == FILES
+    push(place, folder)
+    assert "checkpoints/6/c" in seen_by_another(address, tmp_path / "other")
+
+
+def test_a_checkpoint_that_goes_while_it_is_copied_is_not_listed(address, tmp_path, monkeypatch):
+    place, folder = buckets.open_place(address, ""), tmp_path / "run"
+    fill(folder)
+    put = place.fs.put_file
+
+    def put_then_remove(source, target):
+        put(source, target)
+        (folder / "checkpoints/5/run/metadata").unlink(missing_ok=True)
+
+    monkeypatch.setattr(place.fs, "put_file", put_then_remove)
+    push(place, folder)
+    assert seen_by_another(address, tmp_path / "other") == {"run.json": "a"}
+
+
+def test_a_mirror_that_is_ahead_goes_on_and_one_behind_is_made_equal(address, tmp_path):
+    place = buckets.open_place(address, "")
+    with mirrored(Path(address), tmp_path, writes=True) as folder:
+        fill(folder)
+    fill(folder, {"checkpoints/9/a": "not copied, since the process was killed"})
+    with mirrored(Path(address), tmp_path, writes=True) as folder:
+        assert "checkpoints/9/a" in scan(folder)
+    assert "checkpoints/9/a" in seen_by_another(address, tmp_path / "other")
+    other = buckets.mirror_of(address, tmp_path / "other")
+    fill(other, {"run.json": "newer"})
+    push(place, other, ended=True)
+    fill(folder, {"checkpoints/10/a": "of a machine that was overtaken"})
+    with mirrored(Path(address), tmp_path, writes=True) as folder:
+        assert texts(folder) == texts(other)
+
+
+def test_a_run_of_another_machine_is_not_written_to(address, tmp_path, monkeypatch, capsys):
+    place, folder = buckets.open_place(address, ""), tmp_path / "run"
+    fill(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "tpu-7")
+        push(place, folder)
+    with (
+        pytest.raises(ValueError, match=f"--workdir={address} is being written by tpu-7"),
+        mirrored(Path(address), tmp_path, writes=True),
+    ):
+        raise AssertionError
+    with mirrored(Path(address), tmp_path, writes=False) as mirror:
+        fill(mirror, {"samples/0.png": "mine"})
+    assert "stays in" in capsys.readouterr().out
+    assert "samples/0.png" not in seen_by_another(address, tmp_path / "other")
+    later = time.time() + MIRROR.SILENCE + 1.0
+    monkeypatch.setattr(time, "time", lambda: later)  # tpu-7 was lost
+    with mirrored(Path(address), tmp_path, writes=True) as mirror:
+        assert texts(mirror) == {**FILES, "samples/0.png": "mine"}
+
+
+def test_copies_are_made_while_a_run_goes_on(address, tmp_path, monkeypatch):
+    monkeypatch.setattr(MIRROR, "EVERY", 0.01)
+    place = buckets.open_place(address, "")
+    with mirrored(Path(address), tmp_path, writes=True) as folder:
+        fill(folder)
+        end = time.monotonic() + 30.0
+        while "run.json" not in MIRROR.read_listing(place).get("files", {}):
+            assert time.monotonic() < end
+            time.sleep(0.01)
+        # A second command of this machine uses the same mirror.
+        with mirrored(Path(address), tmp_path, writes=False) as same:
+            assert same == folder
+        assert not MIRROR.read_listing(place)["ended"]
+    assert MIRROR.read_listing(place)["ended"]
+
+
+def test_a_bucket_that_cannot_be_written_says_where_the_run_is(address, tmp_path, monkeypatch):
+    def fail(*_):
+        raise PermissionError("no such credentials")
+
+    memory = fsspec.get_filesystem_class("memory")
+    message = rf"{address} cannot be .*no such credentials.*nothing is lost, all is in {tmp_path}"
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(OSError, match=message),
+        mirrored(Path(address), tmp_path, writes=True) as mirror,
+    ):
+        fill(mirror)
+        patch.setattr(memory, "pipe_file", fail)
+    with (
+        monkeypatch.context() as patch,
+        pytest.raises(KeyError),  # the error of the run comes first
+        mirrored(Path(address), tmp_path, writes=True),
+    ):
+        patch.setattr(memory, "pipe_file", fail)
+        raise KeyError
+    monkeypatch.setattr(memory, "pipe_file", fail)
+    with (
+        pytest.raises(OSError, match="no such credentials.; check the name"),
+        mirrored(Path(address), tmp_path, writes=True),
+    ):
+        raise AssertionError
+
+
+def test_a_command_that_finds_nothing_leaves_no_trace(address, tmp_path):
+    with pytest.raises(ValueError), mirrored(Path(address), tmp_path, writes=False):
+        raise ValueError
+    assert not buckets.open_place(address, "").fs.exists(address)
+
+
+def test_what_is_missing_is_named(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "gcsfs", None)
+    with pytest.raises(ValueError, match=r"gs://b/x needs gcsfs; install it by: pip install gcs"):
+        buckets.open_place("gs:/b/x", "--workdir")
+    with pytest.raises(ValueError, match="--workdir=ftp://b/x: addresses begin with gs, gcs, s3"):
+        buckets.open_place("ftp://b/x", "--workdir")
+    monkeypatch.setattr(processes, "has_peers", lambda: True)
+    with (
+        pytest.raises(ValueError, match="gs://b/x is an address, which only one process can use"),
+        on_disk(Path("gs://b/x"), trains=True),
+    ):
+        raise AssertionError

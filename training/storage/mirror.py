@@ -1,0 +1,226 @@
+"""A run's folder in a bucket, such as gs://bucket/run, and its mirror on the disk of this machine.
+
+A bucket has no locks, no appends and no renames. So a run works in its mirror, a folder, and the
+bucket gets what the mirror has, every EVERY seconds and at the end. One object, LISTING, names the
+files that count. It is written after all of them, so that a checkpoint is there whole or not at
+all, and before any is removed.
+
+The bucket is the run. A mirror that another machine has overtaken is made equal to it; one that is
+ahead, since its last copy failed or its process was killed, goes on from where it is.
+"""
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+from fewstep.buckets import Place, fetch, mirror_of, open_place, reaching
+from fewstep.training.storage.checkpoint import FOLDER as CHECKPOINTS
+
+LISTING, FORMAT = "fewstep.json", 1
+EVERY = 30.0  # seconds between two copies to the bucket
+SILENCE = 4 * EVERY  # after so many seconds without a copy, a writer is dead
+LOCAL = ("lock", "heartbeat")  # what only this machine reads, in the folder of a run
+SAFE = "; nothing is lost, all is in {}"
+
+Stamps = dict[str, list[int]]  # name -> size in bytes, modification time in ns
+
+
+@contextmanager
+def mirrored(path: Path, root: Path, writes: bool) -> Iterator[Path]:
+    """The mirror of a run's folder; the bucket has what it has when the block ends.
+
+    writes: whether the block trains. Else, while another machine trains, what the block writes
+    stays in the mirror. Another process of this machine that has the mirror keeps it equal. Raises
+    ValueError if another machine writes to the folder, OSError if the bucket cannot be reached.
+    """
+    place = open_place(path, "--workdir")
+    mirror = mirror_of(place.address, root)
+    mirror.parent.mkdir(parents=True, exist_ok=True)
+    with mirror.with_name(f"{mirror.name}.lock").open("ab") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield mirror
+            return
+        with reaching(place):
+            other = pull(place, mirror)
+        if other and writes:
+            raise ValueError(
+                f"--workdir={place.address} is being written by {other}; wait until it ends, or "
+                "choose another folder"
+            )
+        if other:
+            print(f"{other} writes to {place.address}; what is new here stays in {mirror}")
+            yield mirror
+            return
+        if writes:  # a bucket that cannot be written to is an error before any compute
+            with reaching(place):
+                push(place, mirror)
+        with kept_equal(place, mirror):
+            yield mirror
+
+
+@contextmanager
+def kept_equal(place: Place, mirror: Path) -> Iterator[None]:
+    """Copy a mirror to the bucket every EVERY seconds and at the end.
+
+    Raises OSError if the last copy fails, unless the block has an error of its own.
+    """
+    stop = threading.Event()
+
+    def copy() -> None:
+        while not stop.wait(EVERY):
+            try_to_push(place, mirror)
+
+    thread = threading.Thread(target=copy, daemon=True)
+    thread.start()
+    try:
+        yield
+    except BaseException:
+        stop.set()
+        thread.join()
+        try_to_push(place, mirror, ended=True)
+        raise
+    stop.set()
+    thread.join()
+    with reaching(place, SAFE.format(mirror)):
+        push(place, mirror, ended=True)
+
+
+def try_to_push(place: Place, mirror: Path, ended: bool = False) -> None:
+    """`push`; an error, which may be of any type, is a warning, since the next copy may succeed."""
+    try:
+        push(place, mirror, ended)
+    except Exception as error:
+        text = f"warning: {place.address} was not written ({error}){SAFE.format(mirror)}"
+        print(text, file=sys.stderr)
+
+
+def pull(place: Place, mirror: Path) -> str:
+    """Make a mirror equal to the bucket, unless what the bucket has came from this mirror.
+
+    Returns who writes to the bucket now, on another machine; "" for nobody.
+    """
+    listing, last = read_listing(place), read_record(mirror)
+    if not listing:
+        if last:  # the bucket was emptied
+            shutil.rmtree(mirror, ignore_errors=True)
+        return ""
+    if listing["id"] != last.get("id") or not mirror.exists():
+        listed = listing["files"]
+        for name in {*scan(mirror)} - {*listed}:
+            if name in last.get("files", {}) or name.startswith(f"{CHECKPOINTS}/"):
+                (mirror / name).unlink()
+        present = scan(mirror)
+        for name in sorted(listed):
+            if present.get(name) != listed[name]:
+                fetch(place, name, mirror / name, listed[name][1])
+        remove_empty_checkpoints(mirror)
+        write_record(mirror, listing)
+    alive = time.time() - listing["at"] < SILENCE and not listing["ended"]
+    return listing["writer"] if alive and listing["writer"] != socket.gethostname() else ""
+
+
+def push(place: Place, mirror: Path, ended: bool = False) -> None:
+    """Copy to the bucket what has changed in a mirror, then the listing; then remove the rest."""
+    if ended and not mirror.exists():  # a command that found nothing leaves no trace
+        return
+    last = read_record(mirror).get("files", {})
+    files = scan(mirror)
+    for name in [name for name, stamp in files.items() if last.get(name) != stamp]:
+        try:
+            place.fs.put_file(str(mirror / name), f"{place.path}/{name}")
+        except FileNotFoundError:  # removed since: a checkpoint that is not kept
+            continue
+    still = scan(mirror)
+    gone = {folder_of(name) for name in {*files} - {*still}}
+    files = {name: stamp for name, stamp in files.items() if folder_of(name) not in gone}
+    listing = {
+        "format": FORMAT,
+        "id": uuid4().hex,
+        "writer": socket.gethostname(),
+        "at": time.time(),
+        "ended": ended,
+        "files": files,
+    }
+    place.fs.pipe_file(f"{place.path}/{LISTING}", json.dumps(listing).encode())
+    write_record(mirror, listing)
+    for name in {*last} - {*files}:
+        if place.fs.exists(f"{place.path}/{name}"):
+            place.fs.rm_file(f"{place.path}/{name}")
+
+
+def folder_of(name: str) -> str:
+    """The checkpoint that a file is of, which counts whole; the file itself if it is of none."""
+    parts = name.split("/")
+    return "/".join(parts[:2]) if parts[0] == CHECKPOINTS else name
+
+
+def scan(mirror: Path) -> Stamps:
+    """The files of a run's folder that belong into the bucket: no temporary ones."""
+    found: Stamps = {}
+    for folder, folders, names in os.walk(mirror):
+        inside = Path(folder).relative_to(mirror)
+        folders[:] = [name for name in folders if belongs((inside / name).parts)]
+        for name in names:
+            if belongs((inside / name).parts):
+                try:
+                    stat = (mirror / inside / name).stat()
+                except FileNotFoundError:  # replaced or removed since
+                    continue
+                found[(inside / name).as_posix()] = [stat.st_size, stat.st_mtime_ns]
+    return found
+
+
+def belongs(parts: tuple[str, ...]) -> bool:
+    """Whether a path in a run's folder belongs into the bucket."""
+    unfinished = parts[0] == CHECKPOINTS and len(parts) > 1 and not parts[1].isdigit()
+    return not (unfinished or parts[0] in LOCAL or parts[-1].endswith(".tmp"))
+
+
+def read_listing(place: Place) -> dict[str, Any]:
+    """The listing of a folder; {} without one. Raises ValueError for a folder of something else."""
+    try:
+        listing = json.loads(place.fs.cat_file(f"{place.path}/{LISTING}"))
+    except FileNotFoundError:
+        return {}
+    if listing["format"] != FORMAT:
+        raise ValueError(f"{LISTING} is of another version")
+    return listing
+
+
+def read_record(mirror: Path) -> dict[str, Any]:
+    """The listing that a mirror was equal to last; {} if there is none."""
+    try:
+        return json.loads(record_file(mirror).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
+
+
+def write_record(mirror: Path, listing: Mapping[str, Any]) -> None:
+    """Keep the listing that a mirror is equal to."""
+    temporary = record_file(mirror).with_suffix(".tmp")
+    temporary.write_text(json.dumps(listing))
+    temporary.replace(record_file(mirror))
+
+
+def record_file(mirror: Path) -> Path:
+    """Where the listing of a mirror is kept, beside it."""
+    return mirror.with_name(f"{mirror.name}.bucket.json")
+
+
+def remove_empty_checkpoints(mirror: Path) -> None:
+    """Remove the folders of checkpoints that have no files left."""
+    for step in (mirror / CHECKPOINTS).glob("*"):
+        if not any(path.is_file() for path in step.rglob("*")):
+            shutil.rmtree(step)
