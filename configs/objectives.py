@@ -40,7 +40,11 @@ def solver(name: str = "euler") -> ConfigDict:
     """How a denoiser is sampled."""
     return ConfigDict(
         {
-            "name": name,  # euler, ddim, heun, dpm_solver_2m, ancestral, churned_heun
+            # euler, ddim, heun, genie, deis, dpm_solver_2m, dpm_solver_3m, unipc, pndm; ancestral,
+            # churned_heun
+            "name": name,
+            "order": placeholder(int),  # deis, unipc: 1, 2 or 3
+            "variable": placeholder(str),  # deis: t or log_rho, of the polynomial of eps
             "variance": placeholder(str),  # ancestral: small or large
             "churn": placeholder(float),  # churned_heun: noise added over all steps (S_churn)
             "churn_min": placeholder(float),  # churned_heun: noise is added from this noise level

@@ -106,6 +106,7 @@ OTHERS = {
     "lowest": 0.2,
     "mean": 0.3,
     "noise": 1.1,
+    "order": 1,
     "points": 25,
     "power": 3.0,
     "relative_std": 0.2,
@@ -115,6 +116,7 @@ OTHERS = {
     "sigma_min": 0.1,
     "std": 0.5,
     "total_steps": 20,
+    "variable": "log_rho",
     "variance": "large",
 }
 # Fields that act only at some values of another field.
@@ -189,6 +191,8 @@ DEFAULTS = {
     ("divergence", "score_identity"): {"alpha": 1.2},
     ("divergence", "noise_free_score_distillation"): {"low_noise": 0.72},
     ("solver", "ancestral"): {"variance": "small"},
+    ("solver", "deis"): {"order": 3, "variable": "t"},
+    ("solver", "unipc"): {"order": 2},
     ("solver", "churned_heun"): {
         "churn": 40.0,
         "churn_min": 0.05,

@@ -228,8 +228,13 @@ LOGARITHM = number_range(-80.0, 80.0)
 OBJECTIVE_FIELDS = {
     "name": TEXT,
     **dict.fromkeys(
-        ("variance", "weighting", "teacher_solver", "leftover_rows", "ends_at", "velocity"), TEXT
+        (
+            *("variance", "weighting", "teacher_solver", "leftover_rows", "ends_at", "velocity"),
+            "variable",
+        ),
+        TEXT,
     ),
+    "order": whole_range(1),
     **dict.fromkeys(("target_warmup", "adaptive_weight", "normalize", "joint"), SWITCH),
     "mean": LOGARITHM,
     "std": number_range(0.0, 80.0, above=True),
