@@ -26,11 +26,13 @@ class Flag(NamedTuple):
     """A flag. help: its text in --help. read: the parser, (flag, text) -> value.
 
     fields: dotted names of the fields of the config that the value sets; () for a field of Request.
+    switch: whether the flag is on or off, and needs no value.
     """
 
     help: str
     read: Read = parse_text
     fields: tuple[str, ...] = ()
+    switch: bool = False
 
 
 class Mode(NamedTuple):

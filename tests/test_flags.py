@@ -55,6 +55,9 @@ FLAGS = {
     "samples": ("x.npz", "samples", Path("x.npz")),
     "reference": ("digits", "reference", "digits"),
     "split": ("all", "split", "all"),
+    "maps": ("true", "maps", True),
+    "teacher": ("runs/a@5", "teacher", "runs/a@5"),
+    "beside": ("runs/b", "beside", "runs/b"),
 }
 # Read by `main` itself, before there is a request.
 OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "join_timeout")
@@ -80,6 +83,7 @@ READ_BY = {
     "format": ("export",),
     "num_samples": ("evaluate",),
     "features": ("evaluate", "measure"),
+    **dict.fromkeys(("maps", "teacher", "beside"), ("evaluate",)),
     "seeds": ("sample", "compare"),
     **dict.fromkeys(("methods", "sweep", "cell"), ("compare",)),
     "metric": ("report",),
