@@ -11,7 +11,7 @@ from fewstep.modes.mode import (
     Mode,
     parse_integer,
     parse_integers,
-    parse_number,
+    parse_one_or_several,
     parse_path,
     parse_text,
 )
@@ -51,7 +51,9 @@ EVALUATE = Mode(
             ("evaluate.features",),
         ),
         "guidance": Flag(
-            "Guidance scale; 1 is no guidance.", parse_number, ("evaluate.guidance_scale",)
+            "Guidance scale, 1 is no guidance; or several, such as 1,2,4.",
+            parse_one_or_several,
+            ("evaluate.guidance_scale",),
         ),
         "maps": Flag(
             "Measure the map from noise to data beside a teacher's trajectories, not samples.",

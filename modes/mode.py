@@ -122,6 +122,12 @@ def parse_numbers(flag: str, given: str) -> tuple[float, ...]:
         raise ValueError(f"--{flag}={given} must be numbers, such as 0.25,0.45") from error
 
 
+def parse_one_or_several(flag: str, given: str) -> float | tuple[float, ...]:
+    """Return a number, or several between commas. Raises ValueError."""
+    found = parse_numbers(flag, given)
+    return found[0] if len(found) == 1 else found
+
+
 def parse_grid(flag: str, given: str) -> tuple[str, ...]:
     """Return the axes of rows and of columns. Raises ValueError unless they are two others."""
     axes = tuple(part.strip() for part in given.split(","))

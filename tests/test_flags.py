@@ -300,6 +300,7 @@ EVALUATE = ("--mode=evaluate", "--workdir=runs/x")
     [
         (("--steps=1,4",), {"evaluate.steps": (1, 4)}),
         (("--guidance=2",), {"evaluate.guidance_scale": 2.0}),
+        (("--guidance=1,2",), {"evaluate.guidance_scale": (1.0, 2.0)}),
         (("--config.evaluate.steps=1,4",), {"evaluate.steps": (1, 4)}),
         (("--config.evaluate.reference", "test"), {"evaluate.reference": "test"}),
         (("--noconfig.evaluate.agreement",), {"evaluate.agreement": False}),

@@ -44,7 +44,7 @@ def write_maps(
             Line(name, look(i), list(zip(result["levels"], result[name], strict=True)))
             for i, name in enumerate(CURVES)
         ]
-        plot = Plot(lines, LEVEL, "root mean square")
+        plot = Plot(lines, LEVEL, "root mean square", fraction=True)
         replace_file(path.with_name(f"{path.stem}_curves.png"), plot_png(plot, INK))
         shown |= {f"at {tau:g}": rows["ends"][:, i] for i, tau in enumerate(result["levels"])}
     pictures = {title: space.finish(x[:count]) for title, x in shown.items()}
@@ -79,5 +79,5 @@ def map_plots(groups: Groups) -> dict[str, Plot]:
             if result is not None and number in result
         ]
         if lines:
-            plots[heading] = Plot(lines, LEVEL, "root mean square")
+            plots[heading] = Plot(lines, LEVEL, "root mean square", fraction=True)
     return plots
