@@ -253,7 +253,8 @@ def progressive() -> ConfigDict:
             "name": "progressive",
             "total_steps": placeholder(int),  # of training, in equal stages; None is `steps`
             "max_steps": 64,  # sampling steps of the first stage, halved after each; a power of two
-            "weighting": "truncated_snr",  # of the error of x_0: truncated_snr, snr_plus_one
+            # Of the error of x_0: truncated_snr, snr_plus_one, velocity
+            "weighting": "truncated_snr",
             "spacing": spacing(""),  # of the steps; "" is the teacher's
             # Of the first teacher, which later ones inherit; with guidance_range, the default when
             # sampling; form A.
@@ -329,7 +330,8 @@ def tract() -> ConfigDict:
             # Sampling steps of the first teacher, then of the student of each stage; each a divisor
             # of the one before.
             "step_counts": (1024, 32, 1),
-            "weighting": "truncated_snr",  # of the error of x_0: truncated_snr, snr_plus_one
+            # Of the error of x_0: truncated_snr, snr_plus_one, velocity
+            "weighting": "truncated_snr",
             "spacing": spacing(""),  # of the steps; "" is the teacher's
             "target_decay": 0.5,  # EMA decay of the target; 0 is the network itself
             "average_residual": 1e-3,  # share of a stage's first network in the next teacher
