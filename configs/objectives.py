@@ -76,13 +76,16 @@ def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
     fields = ConfigDict(
         {
             # squared_l2, l1, pseudo_huber, pseudo_huber_elementwise, norm, huber, log_cosh,
-            # exponential, cauchy; features: of images, by the classifier of the data
+            # exponential, cauchy; features: of images, by the classifier of the data; lpips: of
+            # images, by a network of ImageNet
             "name": name,
             # pseudo_huber: None is 0.00054 sqrt(D), 0 is the norm. pseudo_huber_elementwise,
             # huber, exponential, cauchy: the scale
             "c": placeholder(float),
             "power": placeholder(float),  # norm: || a - b ||^power
-            "pixels": placeholder(float),  # features: weight of the l1 distance of pixels
+            "pixels": placeholder(float),  # features, lpips: weight of the l1 distance of pixels
+            "network": placeholder(str),  # lpips: vgg or alex
+            "weights": placeholder(str),  # lpips: its files; None is $FEWSTEP_LPIPS
         }
     )
     fields.c = c

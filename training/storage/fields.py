@@ -243,7 +243,7 @@ OBJECTIVE_FIELDS = {
     **dict.fromkeys(
         (
             *("variance", "weighting", "teacher_solver", "leftover_rows", "ends_at", "velocity"),
-            "variable",
+            *("variable", "network", "weights"),
         ),
         TEXT,
     ),
