@@ -1,6 +1,6 @@
 """Why distilling is easier than training from data: the gradient with and without a teacher.
 
-    python -m examples.teacher --out=docs/teacher.png
+    python -m examples.teacher --out=runs/teacher.png
 
 Consistency training compares f(x_t, t) with f(x_s, s) at x_s = alpha_s x_0 + sigma_s eps, of the
 data and noise of x_t. Consistency distillation takes x_s by a teacher's step from x_t, whose mean
@@ -40,9 +40,9 @@ from fewstep.samplers.ode import euler_step, heun
 from fewstep.training.state import initial_state
 from fewstep.training.step import train_step
 
-POINTS = (5, 9, 17, 33, 65, 129)  # of the grids whose gradients are compared
-BATCHES = 256  # gradients that an estimate is of
-DENOISER_STEPS, TRAINED_POINTS, EVERY = 1000, 33, 100
+POINTS = (5, 17, 65)  # of the grids whose gradients are compared
+BATCHES = 64  # gradients that an estimate is of
+DENOISER_STEPS, TRAINED_POINTS, EVERY = 500, 33, 100
 ROWS = 4096  # samples whose distance to the teacher's is measured
 TITLES = {"ct": "from data", "cd": "from a teacher"}
 
