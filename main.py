@@ -79,7 +79,9 @@ def define_flags() -> None:
     for flag, texts in helps.items():
         if flag != CONFIG.name:
             lines = [f"{', '.join(modes)}: {text}" for text, modes in texts.items()]
-            flags.DEFINE_string(flag, None, " ".join(lines))
+            switch = any(m.flags[flag].switch for m in MODES.values() if flag in m.flags)
+            define = flags.DEFINE_bool if switch else flags.DEFINE_string
+            define(flag, None, " ".join(lines))
 
 
 define_flags()

@@ -106,6 +106,19 @@ def ct(config: ConfigDict) -> None:
     edm_model(config)
 
 
+def ct_flow(config: ConfigDict) -> None:
+    """Consistency training on the path of flow_matching, a baseline of Frans et al. 2024.
+
+    Its grid has equal steps of t, and doubles from 1 cell in equal parts of the run, as in their
+    code. That ends with 64 cells, and samples with more steps between their points; here the last
+    grid has the 128 cells of their other baselines. Times are uniform, the distance is squared L2.
+    """
+    ct(config)
+    config.path, config.prediction = base.config().path, base.config().prediction
+    config.objective.spacing.name = "uniform"
+    config.objective.curriculum.update(name="doubling", first=1, last=128)
+
+
 def ict(config: ConfigDict) -> None:
     """Improved consistency training (Song & Dhariwal 2023)."""
     config.objective = objectives.consistency_training()
@@ -299,7 +312,7 @@ def of_flow_matching(method: Callable[[ConfigDict], None]) -> Callable[[ConfigDi
 
     With a teacher the two are one, since a student inherits path and prediction. The second names
     (cd_flow, sim_flow, sid_flow, diff_instruct_flow, dmd_flow) are for --mode=compare, which trains
-    the teacher that TEACHERS names.
+    the teacher that TEACHERS names. ct_flow, which has no teacher, is a method of its own.
     """
 
     def on_its_path(config: ConfigDict) -> None:
@@ -329,6 +342,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         cd,
         of_flow_matching(cd),
         ct,
+        ct_flow,
         ict,
         ect,
         sct,
@@ -367,7 +381,9 @@ TEACHERS = {
     "reflow": "flow_matching",
     "reflow_distill": "reflow",
     **dict.fromkeys(("sim", "sid", "diff_instruct", "dmd"), "edm"),
-    **{f"{method}_flow": "flow_matching" for method in METHODS if f"{method}_flow" in METHODS},
+    **dict.fromkeys(
+        ("cd_flow", "sim_flow", "sid_flow", "diff_instruct_flow", "dmd_flow"), "flow_matching"
+    ),
 }
 
 

@@ -40,7 +40,11 @@ def solver(name: str = "euler") -> ConfigDict:
     """How a denoiser is sampled."""
     return ConfigDict(
         {
-            "name": name,  # euler, ddim, heun, dpm_solver_2m, ancestral, churned_heun
+            # euler, ddim, heun, genie, deis, dpm_solver_2m, dpm_solver_3m, unipc, pndm; ancestral,
+            # churned_heun
+            "name": name,
+            "order": placeholder(int),  # deis, unipc: 1, 2 or 3
+            "variable": placeholder(str),  # deis: t or log_rho, of the polynomial of eps
             "variance": placeholder(str),  # ancestral: small or large
             "churn": placeholder(float),  # churned_heun: noise added over all steps (S_churn)
             "churn_min": placeholder(float),  # churned_heun: noise is added from this noise level
@@ -72,13 +76,16 @@ def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
     fields = ConfigDict(
         {
             # squared_l2, l1, pseudo_huber, pseudo_huber_elementwise, norm, huber, log_cosh,
-            # exponential, cauchy; features: of images, by the classifier of the data
+            # exponential, cauchy; features: of images, by the classifier of the data; lpips: of
+            # images, by a network of ImageNet
             "name": name,
             # pseudo_huber: None is 0.00054 sqrt(D), 0 is the norm. pseudo_huber_elementwise,
             # huber, exponential, cauchy: the scale
             "c": placeholder(float),
             "power": placeholder(float),  # norm: || a - b ||^power
-            "pixels": placeholder(float),  # features: weight of the l1 distance of pixels
+            "pixels": placeholder(float),  # features, lpips: weight of the l1 distance of pixels
+            "network": placeholder(str),  # lpips: vgg or alex
+            "weights": placeholder(str),  # lpips: its files; None is $FEWSTEP_LPIPS
         }
     )
     fields.c = c
@@ -249,7 +256,8 @@ def progressive() -> ConfigDict:
             "name": "progressive",
             "total_steps": placeholder(int),  # of training, in equal stages; None is `steps`
             "max_steps": 64,  # sampling steps of the first stage, halved after each; a power of two
-            "weighting": "truncated_snr",  # of the error of x_0: truncated_snr, snr_plus_one
+            # Of the error of x_0: truncated_snr, snr_plus_one, velocity
+            "weighting": "truncated_snr",
             "spacing": spacing(""),  # of the steps; "" is the teacher's
             # Of the first teacher, which later ones inherit; with guidance_range, the default when
             # sampling; form A.
@@ -325,7 +333,8 @@ def tract() -> ConfigDict:
             # Sampling steps of the first teacher, then of the student of each stage; each a divisor
             # of the one before.
             "step_counts": (1024, 32, 1),
-            "weighting": "truncated_snr",  # of the error of x_0: truncated_snr, snr_plus_one
+            # Of the error of x_0: truncated_snr, snr_plus_one, velocity
+            "weighting": "truncated_snr",
             "spacing": spacing(""),  # of the steps; "" is the teacher's
             "target_decay": 0.5,  # EMA decay of the target; 0 is the network itself
             "average_residual": 1e-3,  # share of a stage's first network in the next teacher

@@ -36,6 +36,11 @@ def ct(config: ConfigDict) -> None:
     config.objective.initial_decay = 0.5
 
 
+def ct_flow(config: ConfigDict) -> None:
+    """Let the target keep up, as in ct. The grid stays, since 128 sampling steps need its cells."""
+    config.objective.initial_decay = 0.5
+
+
 def lcm(config: ConfigDict) -> None:
     """50 steps of DDIM, and guidance weak enough for small images."""
     config.objective.curriculum.points = 201
@@ -142,7 +147,18 @@ def autoencoder(config: ConfigDict) -> None:
 SETTINGS: dict[str, Callable[[ConfigDict], None]] = {
     **{
         setting.__name__: setting
-        for setting in (ddpm, ct, lcm, sct, scd, shortcut, mean_flow, progressive, autoencoder)
+        for setting in (
+            ddpm,
+            ct,
+            ct_flow,
+            lcm,
+            sct,
+            scd,
+            shortcut,
+            mean_flow,
+            progressive,
+            autoencoder,
+        )
         + (tract, ctm, dsno, guidance)
     },
     "improved_mean_flow": mean_flow,

@@ -28,6 +28,7 @@ from fewstep.eval.report.evaluation import FOLDER, sample_source
 from fewstep.eval.report.results import Result, is_usual_number, save_results, to_json_types
 from fewstep.eval.sampling import (
     Wanted,
+    at_each_scale,
     check_sampling,
     diagnoser,
     evaluation_sampler,
@@ -183,12 +184,32 @@ def evaluator(
     mesh: Mesh,
     workdir: Path,
     writable: bool = True,
+    **options: Any,
+) -> Evaluate:
+    """`scale_evaluator`, of each guidance scale in turn; returns the results of the first.
+
+    The first scale comes last, so that its pictures stay and its results are the newest.
+    """
+    own = [
+        scale_evaluator(experiment, dataset, each, mesh, workdir, writable, **options)
+        for each in reversed(at_each_scale(config))
+    ]
+    return lambda params, step: [evaluate(params, step) for evaluate in own][-1]
+
+
+def scale_evaluator(
+    experiment: Experiment,
+    dataset: Dataset | None,
+    config: ConfigDict,
+    mesh: Mesh,
+    workdir: Path,
+    writable: bool = True,
     *,
     samples: int | None = None,
     out: Path | None = None,
     show: Callable[[Sequence[Result]], None] = lambda results: None,
 ) -> Evaluate:
-    """The function that evaluates parameters. Reads or makes its measures first.
+    """The function that evaluates parameters at one guidance scale. Makes its measures first.
 
     writable: whether measures may be written to data.dir. samples: their number, by default
     evaluate.num_samples. out: folder of the results, by default WORKDIR/eval. show: called with the

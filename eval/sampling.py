@@ -57,6 +57,15 @@ def wanted_samples(
 
 def check_sampling(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:
     """Raises ValueError if an evaluation cannot make its samples or diagnostics."""
+    scales = guidance_scales(experiment, config)
+    if len(set(scales)) < len(scales):
+        raise ValueError(f"evaluate.guidance_scale={scales} has a scale twice; name each once")
+    for own in at_each_scale(config):
+        check_one_scale(experiment, own, mesh)
+
+
+def check_one_scale(experiment: Experiment, config: ConfigDict, mesh: Mesh) -> None:
+    """`check_sampling` for one guidance scale."""
     fields = config.evaluate
     check_guidance(experiment, guidance_scale(experiment, config))
     if fields.batch_size < 1 or fields.batch_size % mesh.size:
@@ -84,10 +93,29 @@ def check_row_counts(values: Mapping[str, Any], count: int) -> None:
         )
 
 
+def guidance_scales(experiment: Experiment, config: ConfigDict) -> tuple[float, ...]:
+    """evaluate.guidance_scale, one or several; if that is None, the objective's own scale."""
+    asked = config.evaluate.guidance_scale
+    if asked is None:
+        return (experiment.objective.guidance_scale,)
+    return tuple(map(float, asked if isinstance(asked, list | tuple) else (asked,)))
+
+
 def guidance_scale(experiment: Experiment, config: ConfigDict) -> float:
-    """evaluate.guidance_scale; if that is None, the objective's own scale."""
-    scale = config.evaluate.guidance_scale
-    return experiment.objective.guidance_scale if scale is None else scale
+    """The first of `guidance_scales`."""
+    return guidance_scales(experiment, config)[0]
+
+
+def at_each_scale(config: ConfigDict) -> list[ConfigDict]:
+    """The config with each of its guidance scales alone, in their order; [config] for one."""
+    asked = config.evaluate.guidance_scale
+    if not isinstance(asked, list | tuple):
+        return [config]
+    configs = [config.copy_and_resolve_references() for _ in asked]
+    for own, scale in zip(configs, asked, strict=True):
+        with own.ignore_type():
+            own.evaluate.guidance_scale = scale
+    return configs
 
 
 def evaluation_sampler(

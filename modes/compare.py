@@ -28,7 +28,7 @@ from fewstep.eval.report.evaluation import FOLDER
 from fewstep.eval.report.folders import record_methods
 from fewstep.eval.report.runs import group_by_method
 from fewstep.eval.report.spreadsheet import text_table
-from fewstep.eval.sampling import wanted_samples
+from fewstep.eval.sampling import at_each_scale, wanted_samples
 from fewstep.files import check_writable
 from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.job import Draft, check_begun, draft_job
@@ -225,8 +225,9 @@ def add_result_ids(runs: Sequence[ComparedRun]) -> list[ComparedRun]:
         stages = run.job.experiment.objective.stages
         protocols = [
             evaluation_protocol(
-                run.job.experiment, config, config.steps, steps, measures[alike], data, samples
+                run.job.experiment, own, config.steps, steps, measures[alike], data, samples
             )
+            for own in at_each_scale(config)
             for steps in allowed_sampling_steps(stages, config.steps, config.evaluate.steps)
         ]
         ids = frozenset(protocol.id for protocol in protocols)

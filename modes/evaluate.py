@@ -1,6 +1,7 @@
 """--mode=evaluate: measure a checkpoint of a run."""
 
 from fewstep.modes.evaluate_run import evaluate_run
+from fewstep.modes.maps import measure_maps
 from fewstep.modes.mode import (
     CHECKPOINT,
     CONFIG,
@@ -10,13 +11,26 @@ from fewstep.modes.mode import (
     Mode,
     parse_integer,
     parse_integers,
-    parse_number,
+    parse_one_or_several,
     parse_path,
     parse_text,
 )
+from fewstep.modes.request import Request
+
+
+def evaluate(request: Request) -> None:
+    """Measure the samples of a run, or with --maps what map from noise to data it has learned.
+
+    Raises ValueError for flags of --maps without it.
+    """
+    for name in ("teacher", "beside"):
+        if getattr(request, name) and not request.maps:
+            raise ValueError(f"--{name} is for the maps of a run; add --maps")
+    (measure_maps if request.maps else evaluate_run)(request)
+
 
 EVALUATE = Mode(
-    evaluate_run,
+    evaluate,
     "Measure a checkpoint of a run.",
     {
         **WORKDIR,
@@ -37,9 +51,17 @@ EVALUATE = Mode(
             ("evaluate.features",),
         ),
         "guidance": Flag(
-            "Guidance scale; 1 is no guidance.", parse_number, ("evaluate.guidance_scale",)
+            "Guidance scale, 1 is no guidance; or several, such as 1,2,4.",
+            parse_one_or_several,
+            ("evaluate.guidance_scale",),
         ),
-        "out": Flag("Folder for the results; default: WORKDIR/eval.", parse_path),
+        "maps": Flag(
+            "Measure the map from noise to data beside a teacher's trajectories, not samples.",
+            switch=True,
+        ),
+        "teacher": Flag("With --maps: WORKDIR[@STEP] of a denoiser; default: the run's teacher."),
+        "beside": Flag("With --maps: WORKDIR[@STEP] of a run whose samples to compare by noise."),
+        "out": Flag("Folder for the results; default: WORKDIR/eval, or WORKDIR/maps.", parse_path),
         **CONFIG,
     },
     together=True,

@@ -26,11 +26,13 @@ class Flag(NamedTuple):
     """A flag. help: its text in --help. read: the parser, (flag, text) -> value.
 
     fields: dotted names of the fields of the config that the value sets; () for a field of Request.
+    switch: whether the flag is on or off, and needs no value.
     """
 
     help: str
     read: Read = parse_text
     fields: tuple[str, ...] = ()
+    switch: bool = False
 
 
 class Mode(NamedTuple):
@@ -118,6 +120,12 @@ def parse_numbers(flag: str, given: str) -> tuple[float, ...]:
         return tuple(map(float, split_items(flag, given)))
     except ValueError as error:
         raise ValueError(f"--{flag}={given} must be numbers, such as 0.25,0.45") from error
+
+
+def parse_one_or_several(flag: str, given: str) -> float | tuple[float, ...]:
+    """Return a number, or several between commas. Raises ValueError."""
+    found = parse_numbers(flag, given)
+    return found[0] if len(found) == 1 else found
 
 
 def parse_grid(flag: str, given: str) -> tuple[str, ...]:

@@ -93,6 +93,9 @@ class Request(NamedTuple):
     samples: Path | None = None
     reference: str = ""
     split: str = "train"
+    maps: bool = False
+    teacher: str = ""
+    beside: str = ""
 
 
 def expand_home(text: str) -> str:

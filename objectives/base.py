@@ -97,6 +97,16 @@ class SampleFn(Protocol):
         ...
 
 
+class EndPointFn(Protocol):
+    """Predicts where the trajectory through x_t ends, at the data."""
+
+    def __call__(
+        self, params: Params, x_t: Array, t: Array, condition: Condition, *, guidance_scale: float
+    ) -> Array:
+        """x_0 like x_t: [B, ...]. t: [B]. Raises ValueError as `SampleFn` for a scale."""
+        ...
+
+
 class RowsFn(Protocol):
     """Computes values of each sample; its arguments are those of `SampleFn`."""
 
@@ -149,6 +159,8 @@ class Objective(NamedTuple):
     denoises: whether the generator predicts data and noise at every time, and so can teach.
     reads: names of the sources of a batch (training/sources.py). "images": {"x", "label"};
         "labels": {"label"}; "pairs": {"pairs": {"eps", "x_0", "label"}} of a teacher's sampler.
+    end_point: predicts the end of the trajectory through x_t, or None for a method whose network
+        does so at no time, or at that of pure noise alone.
     reconstructs: whether `sample` reconstructs images, which it then gets in place of noise.
     diagnostics: numbers that the method adds to an evaluation, or None.
     stages: parts of the training, in order; the first begins at step 0. The beginning of a later
@@ -167,6 +179,7 @@ class Objective(NamedTuple):
     needs_teacher: bool = False
     denoises: bool = False
     reads: tuple[str, ...] = ("images",)
+    end_point: EndPointFn | None = None
     reconstructs: bool = False
     diagnostics: Diagnostics | None = None
     stages: tuple[Stage, ...] = ONE_STAGE

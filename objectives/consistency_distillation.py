@@ -45,6 +45,7 @@ from fewstep.objectives.consistency import (
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema
 from fewstep.objectives.needs import needs
+from fewstep.objectives.sampling import denoised_end, learned_guidance
 from fewstep.parts import Entry, Part
 from fewstep.samplers.ode import STEPS, Step, heun_step
 
@@ -124,4 +125,5 @@ def consistency_distillation(
         frozen=("teacher",),
         fixed=distance.networks,
         needs_teacher=True,
+        end_point=denoised_end(model, learned_guidance(guidance_scale, guidance_range)),
     )

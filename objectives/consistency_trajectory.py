@@ -63,7 +63,7 @@ from fewstep.objectives.denoising import prediction_loss
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema
 from fewstep.objectives.needs import needs
-from fewstep.objectives.sampling import learned_guidance, sample_fn
+from fewstep.objectives.sampling import end_point_fn, learned_guidance, sample_fn
 from fewstep.parts import Entry, Part
 from fewstep.samplers.ode import STEPS, Step, heun_step, repeat_step
 from fewstep.samplers.renoise import renew_noise
@@ -139,6 +139,9 @@ def consistency_trajectory(
         metrics |= {"loss_denoising": mean_metric(noise_rows), "balance": mean_metric(balance)}
         return rows + denoising_weight * balance * noise_rows, metrics
 
+    def end_of(predict: Predict, x_t: Array, t: Array, condition: Condition) -> Array:
+        return jump(model, predict, x_t, t, jnp.full_like(t, path.t_min), condition)
+
     return Objective(
         players={"network": Player(model.network, loss, headline="loss_match")},
         followers={"target": Follower("network", constant_ema(target_decay))},
@@ -147,6 +150,7 @@ def consistency_trajectory(
         frozen=("teacher",),
         fixed=distance.networks,
         needs_teacher=True,
+        end_point=end_point_fn(model.predict, end_of, learned_guidance(guidance_scale)),
     )
 
 

@@ -31,6 +31,7 @@ from fewstep.objectives.consistency import (
 )
 from fewstep.objectives.distances import DISTANCES, Distance, pseudo_huber
 from fewstep.objectives.needs import needs
+from fewstep.objectives.sampling import denoised_end
 from fewstep.parts import RUN_LENGTH, Entry, Part
 
 
@@ -73,4 +74,5 @@ def consistency_tuning(
         followers={},
         sample=consistency_sampler(model, spacing or karras_spacing(path), sample_times),
         fixed=distance.networks,
+        end_point=denoised_end(model),
     )

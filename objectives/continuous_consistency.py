@@ -58,6 +58,7 @@ from fewstep.objectives.consistency import Draw, consistency_sampler
 from fewstep.objectives.derivatives import forward_derivative
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.needs import needs
+from fewstep.objectives.sampling import denoised_end, learned_guidance
 from fewstep.parts import RUN_LENGTH, Part
 
 Velocity = Callable[[Array, Array], Array]
@@ -195,6 +196,7 @@ def continuous_training(
         players={"network": Player(model.network, loss, headline="tangent")},
         followers={},
         sample=consistency_sampler(model, spacing or uniform_spacing(model.path), sample_times),
+        end_point=denoised_end(model),
     )
 
 
@@ -233,4 +235,5 @@ def continuous_distillation(
         guidance_scale=guidance_scale,
         frozen=("teacher",),
         needs_teacher=True,
+        end_point=denoised_end(model, learned_guidance(guidance_scale)),
     )

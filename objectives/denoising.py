@@ -45,7 +45,7 @@ from fewstep.objectives.base import (
 )
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.needs import needs
-from fewstep.objectives.sampling import Guidance, sample_fn, sampling_guidance
+from fewstep.objectives.sampling import Guidance, denoised_end, sample_fn, sampling_guidance
 from fewstep.parts import Entry, Part
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.grids import GRIDS, Grid, grid_to_path_end
@@ -88,6 +88,7 @@ def denoising(
         ),
         guidance_scale=guidance_scale,
         denoises=True,
+        end_point=denoised_end(model, partial(sampling_guidance, channels=guided_channels)),
     )
 
 

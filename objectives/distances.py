@@ -10,12 +10,15 @@ import jax.numpy as jnp
 from jax import Array
 
 from fewstep.models.convnet import feature_maps
+from fewstep.models.lpips import BACKBONES, lpips_distance
 from fewstep.objectives.base import Params, per_example
 
 # c / sqrt(D) of the pseudo-Huber distance (Song & Dhariwal 2023, section 3.3).
 HUBER_SCALE = 0.00054
 # The frozen network that `features` reads: the classifier of the data set.
 CLASSIFIER = "classifier"
+# Those that `lpips` reads begin so; after a colon comes where their weights are.
+LPIPS = "lpips_"
 # Smallest squared norm. It makes the gradient of a norm 0 at 0, where it would be NaN.
 TINY = 1e-24
 
@@ -28,8 +31,8 @@ class Distance(NamedTuple):
     least_dimensions: number of dimensions of a - b from which autodiff gives the derivative of the
         gradient of d. Autodiff misses the jumps of this gradient. A norm jumps at 0 only, which has
         no effect in two or more dimensions; the l1 norm jumps wherever an entry is 0.
-    networks: name of the frozen network whose parameters it reads, () for none. Such a distance
-        compares images.
+    networks: name of the frozen network whose parameters it reads, () for none; after a colon,
+        where its weights are. Such a distance compares images.
     """
 
     name: str
@@ -158,6 +161,24 @@ def features(pixels: float = 1.0) -> Distance:
     return Distance("features", between, inf, (CLASSIFIER,))
 
 
+def lpips(network: str = "vgg", weights: str = "", pixels: float = 0.0) -> Distance:
+    """LPIPS (models/lpips.py), plus `pixels` times the l1 distance.
+
+    network: vgg or alex. weights: its files, with commas between them; "" for those that
+        $FEWSTEP_LPIPS names. It takes images in [-1, 1], and not latents or velocities. Raises
+        ValueError for another network, and for a negative weight.
+    """
+    if network not in BACKBONES:
+        raise ValueError(f"distance.network={network!r} must be vgg or alex")
+    if pixels < 0.0:
+        raise ValueError(f"distance.pixels={pixels:g} must be 0 or more")
+
+    def between(params: Params, a: Array, b: Array) -> Array:
+        return lpips_distance(network, params, a, b) + pixels * per_example(jnp.abs(a - b))
+
+    return Distance("lpips", between, inf, (f"{LPIPS}{network}:{weights}",))
+
+
 def unit_channels(maps: Array) -> Array:
     """Maps [..., C] whose channels have norm 1 at each position."""
     return maps / jnp.sqrt(jnp.maximum(jnp.sum(maps**2, axis=-1, keepdims=True), TINY))
@@ -191,5 +212,6 @@ DISTANCES: dict[str, Callable[..., Distance]] = {
         exponential,
         cauchy,
         features,
+        lpips,
     )
 }

@@ -49,7 +49,7 @@ from fewstep.objectives.consistency import check_guidance_range
 from fewstep.objectives.denoising import solver_sampler
 from fewstep.objectives.distances import squared_error
 from fewstep.objectives.needs import needs
-from fewstep.objectives.sampling import learned_guidance
+from fewstep.objectives.sampling import denoised_end, learned_guidance
 from fewstep.parts import Entry, Part
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.grids import GRIDS, Grid, grid_to_path_end
@@ -113,4 +113,5 @@ def guidance_distillation(
         frozen=("teacher",),
         needs_teacher=True,
         denoises=True,
+        end_point=denoised_end(model, learned_guidance(guidance_scale, guidance_range)),
     )

@@ -58,7 +58,7 @@ from fewstep.objectives.base import Batch, Key, Metrics, Objective, Params, Play
 from fewstep.objectives.consistency import check_guidance_range
 from fewstep.objectives.needs import needs
 from fewstep.objectives.rows import check_share, rows_per_share
-from fewstep.objectives.sampling import Guidance, learned_guidance, sample_fn
+from fewstep.objectives.sampling import Guidance, jump_end, learned_guidance, sample_fn
 from fewstep.parts import Part
 
 
@@ -120,15 +120,13 @@ def improved_mean_flow(
         error, metrics = velocity_error(model, train, rows, every, key_flow, key_interval)
         return weighted(error * x_0[0].size, weight_power, weight_offset), metrics
 
+    guidance = interval_guidance(guidance_scale, guidance_range, guidance_interval)
     return Objective(
         players={"network": Player(model.network, loss, headline="error")},
         followers={},
-        sample=sample_fn(
-            model.predict,
-            partial(solve, model),
-            interval_guidance(guidance_scale, guidance_range, guidance_interval),
-        ),
+        sample=sample_fn(model.predict, partial(solve, model), guidance),
         guidance_scale=guidance_scale,
+        end_point=jump_end(model, guidance),
     )
 
 

@@ -59,10 +59,10 @@ from fewstep.objectives.denoising import prediction_loss
 from fewstep.objectives.followers import constant_ema
 from fewstep.objectives.needs import needs
 from fewstep.objectives.rows import check_share, merge_rows, rows_per_share, split_rows
-from fewstep.objectives.sampling import sample_fn
+from fewstep.objectives.sampling import end_point_fn, sample_fn
 from fewstep.parts import Part
 from fewstep.samplers.grids import time_grid
-from fewstep.samplers.ode import ddim
+from fewstep.samplers.ode import ddim, ddim_step
 
 # t -> s, which says what flow the network computes
 SecondTime = Callable[[Array], Array]
@@ -130,12 +130,17 @@ def live_reflow(
         second = own_time if steps >= rollout_steps else straight
         return roll_out(model, predict, second, eps, condition, steps)
 
+    def end(predict: Predict, x_t: Array, t: Array, condition: Condition) -> Array:
+        denoise = model.denoiser(lambda x, t, s, c: predict(x, t, straight(t), c), condition)
+        return ddim_step(denoise, model.path, x_t, t, straight(t))
+
     return Objective(
         players={"network": Player(model.network, loss)},
         followers=(
             {"target": Follower("network", constant_ema(target_decay))} if target_decay else {}
         ),
         sample=sample_fn(model.predict, solve, guidance),
+        end_point=end_point_fn(model.predict, end, guidance),
         guidance_scale=guidance_scale,
     )
 

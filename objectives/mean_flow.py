@@ -69,7 +69,7 @@ from fewstep.objectives.base import (
 from fewstep.objectives.consistency import Draw
 from fewstep.objectives.needs import needs
 from fewstep.objectives.rows import check_share, rows_per_share
-from fewstep.objectives.sampling import learned_guidance, sample_fn
+from fewstep.objectives.sampling import jump_end, learned_guidance, sample_fn
 from fewstep.parts import Entry, Part
 
 
@@ -204,4 +204,5 @@ def mean_flow(
         guidance_scale=guidance_scale,
         frozen=velocity.frozen,
         needs_teacher=bool(velocity.frozen),
+        end_point=jump_end(model, learned_guidance(guidance_scale)),
     )

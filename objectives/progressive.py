@@ -30,6 +30,7 @@ the size of a step, so it samples in the N steps of its own stage only.
     weighting          w(t), with SNR = (alpha / sigma)^2
     truncated_snr      max(SNR, 1): the larger of the errors of x_0 and eps       (their default)
     snr_plus_one       SNR + 1: the error of v
+    velocity           (alpha' - alpha sigma' / sigma)^2: the error of the velocity
 
 Where the paper, its code and this file differ:
 
@@ -89,6 +90,7 @@ Weighting = Callable[[Path, Array], Array]
 WEIGHTINGS: dict[str, Weighting] = {
     "truncated_snr": lambda path, t: jnp.maximum(path.rho(t) ** -2.0, 1.0),
     "snr_plus_one": lambda path, t: path.rho(t) ** -2.0 + 1.0,
+    "velocity": lambda path, t: (path.alpha_rate(t) - path.sigma_rate(t) / path.rho(t)) ** 2,
 }
 
 

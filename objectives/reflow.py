@@ -37,7 +37,7 @@ from fewstep.models.model import LEAST_ALPHA_ONE_STEP, Model, check_decoding
 from fewstep.objectives.base import Batch, Key, Metrics, Objective, Params, Player
 from fewstep.objectives.denoising import prediction_loss, solver_sampler
 from fewstep.objectives.needs import needs
-from fewstep.objectives.sampling import learned_guidance
+from fewstep.objectives.sampling import denoised_end, learned_guidance
 from fewstep.parts import Entry, Part
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.grids import GRIDS, Grid, grid_to_path_end
@@ -89,5 +89,6 @@ def reflow(
         guidance_scale=guidance_scale,
         needs_teacher=True,
         denoises=True,
+        end_point=denoised_end(model, learned_guidance(guidance_scale)),
         reads=("pairs",),
     )

@@ -11,7 +11,9 @@ import jax.numpy as jnp
 from jax import Array
 
 from fewstep.diffusion.guidance import Condition, Predict, check_trained_scale, guide
-from fewstep.objectives.base import Params, SampleFn
+from fewstep.diffusion.path import align
+from fewstep.models.model import Model
+from fewstep.objectives.base import EndPointFn, Params, SampleFn
 
 # A network with its parameters bound: a `Predict` or a one-step generator.
 BoundNetwork = Callable[..., Array]
@@ -19,6 +21,10 @@ BoundNetwork = Callable[..., Array]
 Guidance = Callable[[Any, float, int], BoundNetwork]
 # (guided network, eps, condition, keys, steps) -> x_0 like eps
 Solve = Callable[[Any, Array, Condition, Array, int], Array]
+
+
+# (guided network, x_t, t, condition) -> x_0
+End = Callable[[Any, Array, Array, Condition], Array]
 
 
 def sampling_guidance(
@@ -83,3 +89,36 @@ def sample_fn(
         return solve(guided, eps, condition, keys, steps)
 
     return sample
+
+
+def end_point_fn(
+    network: Callable[..., Array], end: End, guidance: Guidance = sampling_guidance
+) -> EndPointFn:
+    """`Objective.end_point` by a method's own `end`. Arguments: as for `sample_fn`."""
+
+    def end_point(
+        params: Params, x_t: Array, t: Array, condition: Condition, *, guidance_scale: float
+    ) -> Array:
+        return end(guidance(partial(network, params), guidance_scale, 1), x_t, t, condition)
+
+    return end_point
+
+
+def denoised_end(model: Model, guidance: Guidance = sampling_guidance) -> EndPointFn:
+    """The end by `Model.consistency`: that of a consistency function, and of a denoiser's DDIM."""
+
+    def end(predict: Predict, x_t: Array, t: Array, condition: Condition) -> Array:
+        ends = model.denoiser(predict, condition)(x_t, t)
+        return model.path.interpolate(*ends, jnp.full_like(t, model.path.t_min))
+
+    return end_point_fn(model.predict, end, guidance)
+
+
+def jump_end(model: Model, guidance: Guidance) -> EndPointFn:
+    """The end by one jump x - (t - t_min) u(x, t, t_min) of an average velocity."""
+
+    def end(predict: Predict, x_t: Array, t: Array, condition: Condition) -> Array:
+        s = jnp.full_like(t, model.path.t_min)
+        return x_t - align(t - s, x_t) * predict(x_t, t, s, condition)
+
+    return end_point_fn(model.predict, end, guidance)

@@ -54,15 +54,11 @@ from jax import Array
 
 from fewstep.diffusion.guidance import (
     Condition,
-    Predict,
-    check_trained_scale,
     draw_scale,
     drop_labels,
-    guide,
     guide_rows,
 )
 from fewstep.diffusion.path import align
-from fewstep.diffusion.spacing import uniform_spacing
 from fewstep.diffusion.time_sampling import (
     ROW_LEVELS,
     TIME_SAMPLERS,
@@ -81,7 +77,6 @@ from fewstep.objectives.base import (
     Objective,
     Params,
     Player,
-    SampleFn,
     batch_condition,
     mean_metric,
     noise_level_means,
@@ -96,10 +91,8 @@ from fewstep.objectives.distances import (
 from fewstep.objectives.followers import constant_ema, warmed_ema
 from fewstep.objectives.needs import needs
 from fewstep.objectives.rows import merge_rows, rows_per_share, split_rows
-from fewstep.objectives.sampling import condition_on_scale, sample_fn
+from fewstep.objectives.shortcut_sampling import jump_sampler, jumps_to_end
 from fewstep.parts import Entry, Part
-from fewstep.samplers.flow_map import jump
-from fewstep.samplers.grids import StepsError, time_grid
 
 # (x, t, s, condition) -> average velocity
 AverageVelocity = Callable[[Array, Array, Array, Condition], Array]
@@ -142,43 +135,6 @@ def check_shortcut_fields(model: Model, max_steps: int) -> None:
     if max_steps < 2 or max_steps & (max_steps - 1):
         raise ValueError(f"objective.max_steps must be a power of two, 2 or more, not {max_steps}")
     check_flow_map(model)
-
-
-def jump_sampler(
-    model: Model, max_steps: int, trained_scale: float, guidance_range: Sequence[float] = ()
-) -> SampleFn:
-    """Sampling by jumps of 1 / steps from noise to data, in a power of two of steps.
-
-    Only sampling in max_steps applies guidance. Larger jumps have learned the scale of training, or
-    take a scale of guidance_range as an input.
-    """
-
-    def check_steps(steps: int) -> None:
-        if not (0 < steps <= max_steps and max_steps % steps == 0):
-            raise StepsError(
-                f"a shortcut model samples in a power of two of steps up to {max_steps}, not in "
-                f"{steps}"
-            )
-
-    def guidance(predict: Predict, scale: float, steps: int) -> Predict:
-        if guidance_range:
-            check_trained_scale(scale, trained_scale, guidance_range)
-            predict = condition_on_scale(predict, scale)
-        if steps == max_steps:
-            return guide(predict, scale)
-        if scale != trained_scale and not guidance_range:
-            raise ValueError(
-                f"this shortcut model was trained with guidance scale {trained_scale:g}, which its "
-                f"steps larger than 1/{max_steps} have inherited; {scale:g} is possible "
-                f"at {max_steps} steps only"
-            )
-        return predict
-
-    def solve(predict: Predict, eps: Array, condition: Condition, keys: Array, steps: int) -> Array:
-        times = time_grid(uniform_spacing(model.path), steps)
-        return jump(lambda x, t, s: predict(x, t, s, condition), model.path.prior(eps), times)
-
-    return sample_fn(model.predict, solve, guidance, check_steps)
 
 
 def regression_loss(
@@ -292,5 +248,6 @@ def shortcut(
         players={"network": Player(model.network, loss)},
         followers={"target": Follower("network", update)},
         sample=jump_sampler(model, max_steps, guidance_scale, guidance_range),
+        end_point=jumps_to_end(model, max_steps, guidance_scale, guidance_range),
         guidance_scale=guidance_scale,
     )

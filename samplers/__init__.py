@@ -2,14 +2,21 @@
 
 from collections.abc import Callable
 
-from fewstep.samplers.ode import Solver, ddim, dpm_solver_2m, euler, heun
+from fewstep.samplers.multistep import deis, dpm_solver_3m, unipc
+from fewstep.samplers.ode import Solver, ddim, dpm_solver_2m, euler, genie, heun
+from fewstep.samplers.pndm import pndm
 from fewstep.samplers.sde import ancestral, churned_heun
 
 SOLVERS: dict[str, Callable[..., Solver]] = {
     "euler": euler,
     "ddim": ddim,
     "heun": heun,
+    "genie": genie,
+    "deis": deis,
     "dpm_solver_2m": dpm_solver_2m,
+    "dpm_solver_3m": dpm_solver_3m,
+    "unipc": unipc,
+    "pndm": pndm,
     "ancestral": ancestral,
     "churned_heun": churned_heun,
 }

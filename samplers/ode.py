@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from fewstep.diffusion.path import Path, align
+from fewstep.diffusion.path import Path, align, time_derivative
 from fewstep.diffusion.prediction import Denoise
+from fewstep.diffusion.spacing import PURE_NOISE
 
 Step = Callable[[Denoise, Path, Array, Array, Array], Array]
 # keys: [B], for solvers that draw noise; others ignore them
@@ -48,6 +49,24 @@ def heun_step(denoise: Denoise, path: Path, x: Array, t: Array, s: Array) -> Arr
     return jnp.where(path.sigma(align(s, x)) > 0.0, corrected, predicted)
 
 
+def taylor_step(denoise: Denoise, path: Path, x: Array, t: Array, s: Array) -> Array:
+    """Taylor's step of order 2 in rho = sigma / alpha (Dockhorn et al. 2022, GENIE, eq. 9).
+
+    y = x / alpha has dy / drho = eps, so with h = rho_s - rho_t
+
+        x_s = DDIM(x_t) + alpha_s h^2 / 2 deps / drho,
+
+    the rate of eps along the trajectory, by a Jacobian-vector product. Rows at pure noise, where
+    rho is infinite, take DDIM's step.
+    """
+    ends, push = jax.linearize(denoise, x, t)
+    rate = push(path.velocity(*ends, t), jnp.ones_like(t)).eps
+    rho = path.rho(t)
+    half_square = 0.5 * path.alpha(s) * (path.rho(s) - rho) ** 2 / time_derivative(path.rho, t)
+    correction = jnp.where(align(rho < PURE_NOISE, x), align(half_square, x) * rate, 0.0)
+    return path.interpolate(*ends, s) + correction
+
+
 STEPS: dict[str, Step] = {"euler": euler_step, "ddim": ddim_step, "heun": heun_step}
 
 
@@ -74,6 +93,11 @@ def euler() -> Solver:
 def ddim() -> Solver:
     """DDIM, which is DPM-Solver-1 and, on the linear path, Euler. Order 1; N evaluations."""
     return repeat_step(ddim_step)
+
+
+def genie() -> Solver:
+    """GENIE's Taylor method with exact derivatives. Order 2; N evaluations with derivatives."""
+    return repeat_step(taylor_step)
 
 
 def heun() -> Solver:

@@ -56,6 +56,9 @@ FLAGS = {
     "samples": ("x.npz", "samples", Path("x.npz")),
     "reference": ("digits", "reference", "digits"),
     "split": ("all", "split", "all"),
+    "maps": ("true", "maps", True),
+    "teacher": ("runs/a@5", "teacher", "runs/a@5"),
+    "beside": ("runs/b", "beside", "runs/b"),
 }
 # Read by `main` itself, before there is a request.
 OF_PROCESSES = ("distributed", "coordinator", "num_processes", "process_id", "join_timeout")
@@ -81,6 +84,7 @@ READ_BY = {
     **dict.fromkeys(("format", "runtime"), ("export",)),
     "num_samples": ("evaluate",),
     "features": ("evaluate", "measure"),
+    **dict.fromkeys(("maps", "teacher", "beside"), ("evaluate",)),
     "seeds": ("sample", "compare"),
     **dict.fromkeys(("methods", "sweep", "cell"), ("compare",)),
     "metric": ("report",),
@@ -297,6 +301,7 @@ EVALUATE = ("--mode=evaluate", "--workdir=runs/x")
     [
         (("--steps=1,4",), {"evaluate.steps": (1, 4)}),
         (("--guidance=2",), {"evaluate.guidance_scale": 2.0}),
+        (("--guidance=1,2",), {"evaluate.guidance_scale": (1.0, 2.0)}),
         (("--config.evaluate.steps=1,4",), {"evaluate.steps": (1, 4)}),
         (("--config.evaluate.reference", "test"), {"evaluate.reference": "test"}),
         (("--noconfig.evaluate.agreement",), {"evaluate.agreement": False}),

@@ -71,6 +71,7 @@ class Plot(NamedTuple):
 
     by_steps: whether x is a number of sampling steps; both axes are then logarithmic.
     level: a value to mark by a dashed line, and its label; or None.
+    fraction: whether x is a fraction, and not a count.
     """
 
     lines: Sequence[Line]
@@ -78,6 +79,7 @@ class Plot(NamedTuple):
     y_label: str
     by_steps: bool = False
     level: tuple[float, str] | None = None
+    fraction: bool = False
 
 
 def looks(names: Iterable[str]) -> dict[str, Look]:
@@ -251,6 +253,8 @@ def scale_axes(axes: "Axes", plot: Plot) -> None:
         steps = sorted({x for line in plot.lines for x, _ in line.points})
         axes.set_xticks(steps, [f"{x:g}" for x in steps])
         axes.xaxis.set_minor_locator(NullLocator())
+    elif plot.fraction:
+        axes.locator_params(axis="x", nbins=5)
     else:
         axes.locator_params(axis="x", nbins=5, integer=True)
         axes.xaxis.set_major_formatter(EngFormatter(sep=""))

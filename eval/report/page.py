@@ -14,6 +14,7 @@ from fewstep.eval.report.figures import (
     all_runs,
     figure_row,
     has_several_seeds,
+    plot_figure,
     representative_runs,
     sample_figures,
     shared_noise_text,
@@ -21,6 +22,8 @@ from fewstep.eval.report.figures import (
     training_figures,
     trajectory_figure,
 )
+from fewstep.eval.report.guidance import guidance_plot, guidance_text
+from fewstep.eval.report.maps import map_plots
 from fewstep.eval.report.runs import EvaluatedRun, Groups, all_results, group_by_method, value_text
 from fewstep.eval.report.table import results_table, seeds_table
 from fewstep.files import replace_file
@@ -46,6 +49,11 @@ EVALUATIONS_NOTE = (
     "Evaluations of a sample are passes of one example through the network. A step of Heun takes "
     "two, but the last only one. Guidance by two conditions doubles them. Compare methods at equal "
     "evaluations."
+)
+GUIDED_TITLE = "Fidelity against diversity"
+MAPS_NOTE = (
+    "Along the trajectories of a teacher, by noise level (--mode=evaluate --maps); one seed of "
+    "each method."
 )
 TEACHER_NOTE = (
     "A student's cost is that of its own training. Below it is the cost with the training of its "
@@ -89,13 +97,17 @@ def sections(groups: Groups) -> list[str]:
     noise = f"<p>{escape(shared_noise_text(representative_runs(groups)))}</p>\n"
     samples = figure_row([*sample_figures(groups), trajectory_figure(groups)])
     training = training_figures(groups)
+    guided = plot_figure(GUIDED_TITLE, guidance_text(groups), guidance_plot(groups))
+    maps = [plot_figure(title, MAPS_NOTE, plot) for title, plot in map_plots(groups).items()]
     return [
         f"<p>{escape(line)}.</p>\n",
         warning_paragraphs(groups) + protocol_details(groups, measurement),
         results_table(groups, looks(groups), metric),
         seeds_table(groups, metric) if has_several_seeds(groups) else "",
         f'<div class="beside">\n{distances}{notes}</div>\n' if measurement else "",
+        f"<h2>Guidance</h2>\n{figure_row([guided])}" if guided else "",
         f"<h2>Samples</h2>\n{noise}{samples}",
+        f"<h2>Maps</h2>\n{figure_row(maps)}" if maps else "",
         f"<h2>Training</h2>\n{figure_row(training)}" if training else "",
     ]
 

@@ -27,6 +27,7 @@ from fewstep.training.storage.identity import CHANGEABLE, DECODING, as_dict, fla
 from fewstep.training.storage.reasons import length_reasons
 from fewstep.training.storage.workdir import CONFIG, load_config, recorded_identity
 
+GUIDANCE = "guidance_scale"  # in a sampling protocol
 # A heading names at most this many of the fields in which groups of one method differ.
 NAMED_DIFFERENCES = 3
 # field that identifies a group -> its text in a heading
@@ -56,6 +57,7 @@ class EvaluatedRun(NamedTuple):
     config: its fields by dotted name; "teacher.FIELD" are those that identify its teacher.
     classes: their names in the order of labels; () if unknown.
     swept: fields of the config that its comparison sweeps, by dotted name.
+    guided: results of several guidance scales, by number of sampling steps and scale.
     """
 
     name: str
@@ -75,6 +77,7 @@ class EvaluatedRun(NamedTuple):
     evaluations: Mapping[int, int] = {}
     added: bool = False
     swept: tuple[str, ...] = ()
+    guided: Mapping[int, Mapping[float, Result]] = {}
 
     @property
     def measurement(self) -> Mapping[str, Any]:
@@ -105,7 +108,9 @@ def load_runs(
         raise ValueError("no folder of a run was given; give at least one")
     measurement = common_measurement(found, metric)
     runs = [
-        read_run(folder, newest_evaluations(of_run, measurement))
+        read_run(folder, newest_evaluations(of_run, measurement))._replace(
+            guided=guided_results(of_run, measurement)
+        )
         for folder, of_run in found.items()
     ]
     shapes = {run.name: image.shape[1:] for run in runs for image in run.images.values()}
@@ -148,6 +153,26 @@ def newest_evaluations(
     step = max(e.sampling["step"] for e in alike)
     newest = [e for e in alike if e.sampling["step"] == step]
     return sorted((e for e in newest if e.sampling == newest[-1].sampling), key=lambda e: e.steps)
+
+
+def guided_results(
+    of_run: Sequence[Evaluation], measurement: Mapping[str, Any]
+) -> dict[int, dict[float, Result]]:
+    """Results that differ from `newest_evaluations` in the guidance scale alone, of 2 or more.
+
+    By number of sampling steps and by scale, in increasing order.
+    """
+    free = {GUIDANCE: None}
+    own = newest_evaluations(of_run, measurement)[-1]
+    found: dict[int, dict[float, Result]] = {}
+    for e in of_run:
+        if e.measurement == own.measurement and e.sampling | free == own.sampling | free:
+            found.setdefault(e.steps, {})[float(e.sampling[GUIDANCE])] = e.result
+    return {
+        steps: dict(sorted(results.items()))
+        for steps, results in sorted(found.items())
+        if len(results) > 1
+    }
 
 
 def read_run(folder: Path, shown: Sequence[Evaluation]) -> EvaluatedRun:

@@ -24,8 +24,8 @@ A = jax.random.normal(KEY, (5, 3, 4))
 B = jax.random.normal(jax.random.key(1), (5, 3, 4))
 DIFFERENCE = np.asarray(A - B, np.float64).reshape(5, 12)
 LENGTH = np.linalg.norm(DIFFERENCE, axis=1)
-# Distances of any arrays; `features` compares images.
-OF_ARRAYS = sorted(DISTANCES.keys() - {"features"})
+# Distances of any arrays; `features` and `lpips` compare images.
+OF_ARRAYS = sorted(DISTANCES.keys() - {"features", "lpips"})
 # A scale between the lengths, so that the test covers both branches.
 C = float(np.median(LENGTH))
 

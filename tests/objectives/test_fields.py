@@ -198,10 +198,11 @@ def observe(case):
     }
     seen["period"] = [player.every for player in objective.players.values()]
     seen["scale"] = objective.guidance_scale
-    plain = ("players", "followers", "sample", "share", "guidance_scale")
+    plain = ("players", "followers", "sample", "share", "guidance_scale", "end_point")
     seen["needs"] = {k: v for k, v in objective._asdict().items() if k not in plain}
     seen["needs"]["followers"] = {k: f.source for k, f in objective.followers.items()}
     seen["needs"]["players"] = list(objective.players)
+    seen["needs"]["end_point"] = objective.end_point is not None
     return seen
 
 

@@ -1,6 +1,7 @@
 """Every field of every part of an objective changes its results and has the published default."""
 
 import inspect
+from unittest.mock import patch
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +14,14 @@ from fewstep.diffusion.spacing import SPACINGS
 from fewstep.diffusion.time_pairs import CURRICULA
 from fewstep.diffusion.time_sampling import TIME_SAMPLERS
 from fewstep.models.convnet import convnet
+from fewstep.models.lpips import BACKBONES, lpips_init
 from fewstep.models.model import Model
 from fewstep.objectives.distances import DISTANCES, huber
 from fewstep.objectives.divergences import DIVERGENCES, Point
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
 from fewstep.objectives.generators import one_step_generator, particles
 from fewstep.samplers import SOLVERS
+from fewstep.training.fixed_networks import split_name
 from tests.gaussian import Gaussian
 from tests.objectives.assembled import responsive_network
 
@@ -34,6 +37,19 @@ def point():
     """Rows at noise levels from 0.1 to 1.6, on both sides of NFSD's low noise."""
     rho = jnp.linspace(0.1, 1.6, 32)[:, None]
     return Point(A, rho * NOISE, rho, FAKE, TEACHER, NULL)
+
+
+def image_distance(distance):
+    """The distance of two images; by LPIPS with random parameters, others for other weights."""
+    if distance.name != "lpips":
+        return distance.given(CLASSIFIER)(IMAGES, -IMAGES)
+    kind, source = split_name(distance.networks[0])
+    x = jax.random.uniform(KEY, (1, 32, 32, 1), minval=-1.0)
+    shallow = {name: backbone[:2] for name, backbone in BACKBONES.items()}
+    with patch.dict(BACKBONES, shallow):
+        init = lpips_init(kind.removeprefix("lpips_"), x.shape[1:])
+        params = init(jax.random.key(len(source)))
+        return distance.given({distance.networks[0]: params})(x, -x)
 
 
 def solver_samples(solver):
@@ -71,7 +87,7 @@ TABLES = {
         lambda spacing: {"time": spacing.time(FRACTION), "fraction": spacing.fraction(TIMES)},
     ),
     "curriculum": (CURRICULA, (), lambda points: [points(jnp.int32(k)) for k in (0, 15, 500)]),
-    "distance": (DISTANCES, (), lambda distance: distance.given(CLASSIFIER)(IMAGES, -IMAGES)),
+    "distance": (DISTANCES, (), image_distance),
     "divergence": (DIVERGENCES, (), lambda divergence: divergence.surrogate(point())),
     "solver": (SOLVERS, (), solver_samples),
     "path": (PATHS, (), schedules),
@@ -105,7 +121,9 @@ OTHERS = {
     "low_noise": 1.2,
     "lowest": 0.2,
     "mean": 0.3,
+    "network": "alex",
     "noise": 1.1,
+    "order": 1,
     "points": 25,
     "power": 3.0,
     "relative_std": 0.2,
@@ -115,10 +133,15 @@ OTHERS = {
     "sigma_min": 0.1,
     "std": 0.5,
     "total_steps": 20,
+    "variable": "log_rho",
     "variance": "large",
+    "weights": "a.pth,b.pth",
 }
 # Fields that act only at some values of another field.
-BESIDE = {("curriculum", "doubling", "last"): {"first": 30}}
+BESIDE = {
+    ("curriculum", "doubling", "last"): {"first": 30},
+    **{("distance", "lpips", field): {"network": "alex"} for field in ("weights", "pixels")},
+}
 # Entries of the results that do not depend on a field.
 UNMOVED = {
     ("path", "ve", "sigma_min"): {"alpha", "sigma", "time_at"},
@@ -185,10 +208,13 @@ DEFAULTS = {
     ("distance", "exponential"): {"c": 1.0},
     ("distance", "cauchy"): {"c": 1.0},
     ("distance", "features"): {"pixels": 1.0},
+    ("distance", "lpips"): {"network": "vgg", "weights": "", "pixels": 0.0},
     ("divergence", "score_implicit_matching"): {"distance": None},
     ("divergence", "score_identity"): {"alpha": 1.2},
     ("divergence", "noise_free_score_distillation"): {"low_noise": 0.72},
     ("solver", "ancestral"): {"variance": "small"},
+    ("solver", "deis"): {"order": 3, "variable": "t"},
+    ("solver", "unipc"): {"order": 2},
     ("solver", "churned_heun"): {
         "churn": 40.0,
         "churn_min": 0.05,

@@ -251,6 +251,17 @@ def test_weights_are_those_of_the_error_of_x_0_and_eps():
     np.testing.assert_allclose(plus_one[:, None] * (moved.x_0 - ends.x_0) ** 2, 0.01, rtol=1e-3)
 
 
+@pytest.mark.parametrize("name", ["linear", "vp_cosine"])
+def test_the_weight_of_the_velocity_is_that_of_its_error(name):
+    path, t = PATHS[name](), jnp.array([0.1, 0.5, 0.9, 1.0])
+    model = exact_denoiser(GAUSSIAN, path, "velocity")
+    x_t = jax.random.normal(KEY, (4, 2))
+    ends = model.endpoints({"offset": jnp.zeros(())}, x_t, t, {})
+    moved = model.endpoints({"offset": jnp.float32(0.1)}, x_t, t, {})
+    weight = WEIGHTINGS["velocity"](path, t)[:, None]
+    np.testing.assert_allclose(weight * (moved.x_0 - ends.x_0) ** 2, 0.01, rtol=1e-3)
+
+
 def test_stages_halve_the_steps_in_equal_parts_of_the_training():
     assert halving_stages(8, 100) == (
         Stage(0, (8,)),

@@ -204,7 +204,12 @@ def test_any_kind_of_prediction_gives_the_same_samples(solver):
         ("euler", 5),
         ("ddim", 5),
         ("heun", 9),
+        ("genie", 5),
+        ("deis", 5),
         ("dpm_solver_2m", 5),
+        ("dpm_solver_3m", 5),
+        ("unipc", 5),
+        ("pndm", 14),
         ("ancestral", 5),
         ("churned_heun", 9),
     ],
@@ -234,7 +239,8 @@ def test_samples_are_finite_from_pure_noise_to_the_data(name, solver):
         return endpoints(kind, GAUSSIAN.velocity(path, x, t), x, t, path)
 
     run = jax.jit(jax.vmap(lambda times: SOLVERS[solver]()(denoise, path, start, times, KEYS)))
-    for steps in (1, 5) if name == "linear" else (5,):
+    many = solver in ("deis", "dpm_solver_3m", "unipc", "pndm")  # more than one step
+    for steps in (1, 5) if name == "linear" and not many else (5,):
         times = jnp.stack([time_grid(make(path), steps) for make in spacing.SPACINGS.values()])
         x = np.asarray(run(times))
         assert np.isfinite(x).all()

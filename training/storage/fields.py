@@ -59,6 +59,19 @@ def sequence_of(allowed: Range) -> Range:
     )
 
 
+def one_or_several(allowed: Range) -> Range:
+    """A value of a range, or a sequence of one or more of them."""
+    several = sequence_of(allowed)
+
+    def fits(value: Any) -> bool:
+        return allowed.fits(value) or (several.fits(value) and len(value) > 0)
+
+    def holds(value: Any) -> bool:
+        return (allowed if allowed.fits(value) else several).holds(value)
+
+    return Range(fits, holds, f"{allowed.words}, or a sequence of such")
+
+
 def optional(allowed: Range) -> Range:
     """Values of a range, or None."""
     return Range(
@@ -217,7 +230,7 @@ FIELDS = {
     "evaluate.num_samples": whole_range(1),
     "evaluate.final_samples": whole_range(0),
     "evaluate.batch_size": optional(whole_range(1)),
-    "evaluate.guidance_scale": optional(FINITE),
+    "evaluate.guidance_scale": optional(one_or_several(FINITE)),
 }
 PROBABILITY = Range(is_int_or_float, lambda value: 0.0 <= value <= 1.0, "a number from 0 to 1")
 RATE = number_range(0.0, 1.0)
@@ -228,8 +241,13 @@ LOGARITHM = number_range(-80.0, 80.0)
 OBJECTIVE_FIELDS = {
     "name": TEXT,
     **dict.fromkeys(
-        ("variance", "weighting", "teacher_solver", "leftover_rows", "ends_at", "velocity"), TEXT
+        (
+            *("variance", "weighting", "teacher_solver", "leftover_rows", "ends_at", "velocity"),
+            *("variable", "network", "weights"),
+        ),
+        TEXT,
     ),
+    "order": whole_range(1),
     **dict.fromkeys(("target_warmup", "adaptive_weight", "normalize", "joint"), SWITCH),
     "mean": LOGARITHM,
     "std": number_range(0.0, 80.0, above=True),

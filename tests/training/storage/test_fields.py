@@ -55,7 +55,7 @@ EDGES = {
     "evaluate.num_samples": ((0, -5), (1,)),
     "evaluate.final_samples": ((-5,), (0, 50_000)),
     "evaluate.batch_size": ((0,), (1,)),
-    "evaluate.guidance_scale": ((NAN, INF), (None, 1.0)),
+    "evaluate.guidance_scale": ((NAN, INF, (), (1.0, NAN)), (None, 1.0, (1.0, 2.0))),
     "objective.guidance_scale": ((NAN, INF, 1e39, 10**400, (1.0, 2.0)), (1.0, None)),
     "objective.label_dropout": ((None, NAN, 1.1, -0.1), (0.0, 1.0)),
     "objective.solver": ((3, None, "heun"), ()),

@@ -1,0 +1,127 @@
+"""Maps of exact networks on Gaussian data, for which every number is known."""
+
+from functools import partial
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.integrate import quad
+
+from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.time_pairs import constant
+from fewstep.eval.maps import END, LEVELS, MADE, agreement, map_numbers, map_rows, mapper
+from fewstep.objectives.consistency_training import consistency_training
+from fewstep.objectives.denoising import denoising
+from fewstep.objectives.mean_flow import mean_flow
+from fewstep.objectives.shortcut import shortcut
+from fewstep.training.generate import initial_noise
+from tests.gaussian import Gaussian
+from tests.networks import exact_consistency, exact_denoiser, exact_network, unscaled_model
+
+MEAN, STD = jnp.array([0.3, -0.7]), jnp.array([0.5, 1.3])
+GAUSSIAN = Gaussian(MEAN, STD**2)
+PATH = PATHS["linear"]()
+ROWS, LABELS = np.arange(64), np.full(64, -1, np.int32)
+EPS = np.asarray(initial_noise(3, ROWS, (2,))[0])
+NO_OFFSET = {"offset": 0.0}  # parameters of an exact network
+LEVEL = np.linspace(1.0, 0.0, LEVELS + 1)[:-1]
+
+
+def flow_map_model(**second):
+    """The model of the exact average velocity."""
+    u = lambda x, t, s, condition: GAUSSIAN.average_velocity(PATH, x, t, s)
+    return unscaled_model(exact_network(u)._replace(**second), PATH, "velocity")
+
+
+def measured(model, objective, teacher_path=PATH):
+    """(numbers, rows) of a network beside the exact denoiser on a path."""
+    taught = exact_denoiser(GAUSSIAN, teacher_path)
+    runs = [
+        SimpleNamespace(model=model, objective=objective),
+        SimpleNamespace(model=taught, objective=denoising(taught)),
+    ]
+    make = partial(map_rows, *(mapper(run, 1, 1.0) for run in runs), (2,), 3)
+    rows = jax.device_get(jax.jit(make)((NO_OFFSET, NO_OFFSET), ROWS, LABELS))
+    return map_numbers(rows), rows
+
+
+STUDENTS = {
+    "ct": lambda: (
+        model := exact_consistency(GAUSSIAN, PATH),
+        consistency_training(model, curriculum=constant(18)),
+    ),
+    "mean_flow": lambda: (
+        model := flow_map_model(second_time="interval"),
+        mean_flow(model),
+    ),
+    "shortcut": lambda: (
+        model := flow_map_model(second_time="step_size"),
+        shortcut(model, max_steps=16),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", STUDENTS)
+def test_the_exact_flow_map_sends_each_trajectory_to_its_end(name):
+    numbers, rows = measured(*STUDENTS[name]())
+    np.testing.assert_allclose(rows[END], MEAN + STD * EPS, atol=2e-3)
+    assert max(numbers["error"]) < 3e-3 and max(numbers["spread"]) < 3e-3
+    assert numbers["agreement"] == pytest.approx(1.0, abs=1e-4)
+    cost = float(((MEAN + (STD - 1.0) * EPS) ** 2).mean())
+    assert numbers["transport"] == pytest.approx(cost, rel=2e-3)
+    assert numbers["transport"] == pytest.approx(numbers["teacher_transport"], rel=1e-2)
+
+
+def test_a_shortcut_network_is_asked_for_trained_jumps_alone():
+    # Between them it knows nothing: the exact answer is spoiled for every other jump.
+    def u(x, t, s, condition):
+        size = t - s
+        trained = (size > 0) & (jnp.log2(size) % 1 == 0) & (t / size % 1 == 0)
+        wrong = jnp.where(trained, 0.0, 10.0)[:, None]
+        return GAUSSIAN.average_velocity(PATH, x, t, s) + jnp.nan_to_num(wrong, nan=10.0)
+
+    network = exact_network(u)._replace(second_time="step_size")
+    model = unscaled_model(network, PATH, "velocity")
+    numbers, _ = measured(model, shortcut(model, max_steps=16))
+    assert max(numbers["error"]) < 3e-3
+
+
+def test_a_denoiser_predicts_the_conditional_mean():
+    model = exact_denoiser(GAUSSIAN, PATH)
+    numbers, rows = measured(model, denoising(model))
+    # E[x_0 | x_tau] - x_0 on the trajectory of eps: (alpha s^2 / sqrt(C) - s) eps.
+    alpha, variance = 1.0 - LEVEL[:, None], (1.0 - LEVEL[:, None]) ** 2 * STD**2
+    root = np.sqrt(variance + LEVEL[:, None] ** 2)
+    exact = (alpha * STD**2 / root - STD)[:, None] * EPS
+    np.testing.assert_allclose(numbers["error"], np.sqrt((exact**2).mean((1, 2))), rtol=5e-3)
+    spread = exact - exact.mean(0)
+    np.testing.assert_allclose(numbers["spread"], np.sqrt((spread**2).mean((1, 2))), rtol=5e-3)
+    np.testing.assert_allclose(rows[MADE], jnp.broadcast_to(MEAN, EPS.shape), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["linear", "ve"])
+def test_straightness_is_the_integral_of_the_bend(name):
+    path = PATHS[name]()
+    model = exact_denoiser(GAUSSIAN, path, "F" if name == "ve" else "velocity")
+    numbers, _ = measured(model, denoising(model), path)
+
+    def rate(tau, std):
+        # d / dtau of sqrt((1 - tau)^2 s^2 + tau^2)
+        return (tau - (1.0 - tau) * std**2) / np.sqrt((1.0 - tau) ** 2 * std**2 + tau**2)
+
+    bends = [
+        quad(lambda t, s=s: (rate(t, s) - (1.0 - s)) ** 2, 0.0, 1.0)[0] for s in map(float, STD)
+    ]
+    exact = float((np.array(bends) * (EPS**2).mean(0)).mean())
+    assert numbers["straightness"] == pytest.approx(exact, rel=0.05)
+    assert numbers["teacher_straightness"] == pytest.approx(numbers["straightness"], rel=1e-3)
+
+
+def test_agreement_is_one_for_equal_maps_and_zero_for_independent_ones():
+    one, other = np.random.default_rng(0).standard_normal((2, 20_000, 2))
+    assert agreement(one, one) == 1.0
+    assert agreement(one, other) == pytest.approx(0.0, abs=0.02)
+    # Half of the variance is shared.
+    assert agreement(one, (one + other) / 2**0.5) == pytest.approx(0.5**0.5, abs=0.02)
