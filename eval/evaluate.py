@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 from fewstep.data import NONE, Dataset, data_root, short_hash
 from fewstep.data.spaces.space import Space
+from fewstep.densities.table import density_of
 from fewstep.eval.features import networks
 from fewstep.eval.features.feature_network import check_dimension
 from fewstep.eval.features.networks import check_feature_network, check_takes_samples
@@ -133,6 +134,8 @@ def reason_to_skip(dataset: Dataset | None, config: ConfigDict) -> str:
     if dataset is None and config.evaluate.reference in SPLITS:
         if config.data.name == NONE:
             return "metrics: data.name=none has no real images"
+        if density_of(config.data.name):
+            return f"metrics against exact samples, which {config.data.name} does not have"
         return f"metrics: the data set {config.data.name} is not here (--mode=prepare fetches it)"
     return ""
 

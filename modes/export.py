@@ -142,5 +142,5 @@ EXPORT = Mode(
             (GUIDANCE,),
         ),
     },
-    replaces=("codec.weights", "data.dir"),
+    replaces=("codec.weights", "data.dir", "data.name"),
 )

@@ -17,6 +17,7 @@ FLOORS = {
     "weights": 0,
     "parts": 0,
     "configs": 1,
+    "densities": 1,
     "diffusion": 1,
     "files": 1,
     "latents": 1,

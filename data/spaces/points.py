@@ -9,16 +9,19 @@ FEATURES = ("points",)
 SHOWN = 2000
 
 
-def point_space(dimension: int) -> Space:
-    """The space of points with `dimension` coordinates. Samples stay floats. Raises ValueError."""
+def point_space(dimension: int, scale: float = 1.0) -> Space:
+    """The space of points with `dimension` coordinates, which networks see divided by `scale`.
+
+    Samples stay floats. Raises ValueError.
+    """
     if dimension < 1:
         raise ValueError(f"dimension = {dimension}; it must be at least 1")
     return Space(
         name="points",
         shape=(dimension,),
         example=Example((dimension,), np.dtype(np.float32)),
-        start=to_points,
-        finish=to_points,
+        start=lambda points: to_points(points) / np.float32(scale),
+        finish=lambda points: to_points(points) * np.float32(scale),
         rounding="none",
         features=FEATURES,
         image=None,
