@@ -138,6 +138,27 @@ def scd(config: ConfigDict) -> None:
     config.objective = objectives.continuous_distillation()
 
 
+def dis(config: ConfigDict) -> None:
+    """Denoising diffusion samplers of a density (Berner et al. 2024)."""
+    config.objective = objectives.dis()
+    sampler_model(config)
+
+
+def dds(config: ConfigDict) -> None:
+    """Denoising diffusion samplers of a density, in discrete time (Vargas et al. 2023)."""
+    config.objective = objectives.dds()
+    sampler_model(config)
+
+
+def sampler_model(config: ConfigDict) -> None:
+    """Path and prediction of samplers of densities, with the score as an input."""
+    config.path.name = "vp_ddpm"
+    config.path.beta_max = 10.0
+    config.prediction.kind = "tilt"
+    config.model.score_input = True
+    config.model.time_scale = 4.0
+
+
 def lcm(config: ConfigDict) -> None:
     """Latent consistency models (Luo et al. 2023): guided distillation, there of a ddpm teacher.
 
@@ -348,6 +369,8 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         live_reflow,
         *ONE_STEP,
         autoencoder,
+        dis,
+        dds,
     )
 }
 

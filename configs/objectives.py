@@ -40,7 +40,8 @@ def solver(name: str = "euler") -> ConfigDict:
     """How a denoiser is sampled."""
     return ConfigDict(
         {
-            "name": name,  # euler, ddim, heun, dpm_solver_2m, ancestral, churned_heun
+            # euler, ddim, heun, dpm_solver_2m, ancestral, churned_heun; on vp_ddpm euler_maruyama
+            "name": name,
             "variance": placeholder(str),  # ancestral: small or large
             "churn": placeholder(float),  # churned_heun: noise added over all steps (S_churn)
             "churn_min": placeholder(float),  # churned_heun: noise is added from this noise level
@@ -65,6 +66,26 @@ def denoising() -> ConfigDict:
             "guided_channels": placeholder(int),
         }
     )
+
+
+def dis() -> ConfigDict:
+    """objectives/dis.py; needs a density, data.name=density:NAME."""
+    return ConfigDict(
+        {
+            "name": "dis",
+            "path_loss": "log_variance",  # or kl
+            "path_steps": 100,  # steps of a path in training
+            "solver": solver("heun"),  # of sampling; euler_maruyama is the diffusion itself
+            "spacing": spacing(),  # of the steps
+        }
+    )
+
+
+def dds() -> ConfigDict:
+    """objectives/dds.py; needs a density, data.name=density:NAME."""
+    fields = dis()
+    fields.update(name="dds", path_loss="kl", path_steps=128)
+    return fields
 
 
 def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:

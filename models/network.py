@@ -52,13 +52,14 @@ class Network(NamedTuple):
     apply: `apply(params, x, t, s, condition, *, train=False, rng=None)` -> float32 array of the
         shape of `x`. `x`: [B, ...] floating; `t`, `s`: [B] floating, with `s <= t`;
         `condition`: {"label": int [B], optionally "guidance_scale", "guidance_start" and
-        "guidance_end": floating [B]}. The label -1 is the null class. `train=True` turns dropout
-        on, which then needs the key `rng`. Raises ValueError for an input of another shape or type,
-        and for a missing condition.
+        "guidance_end": floating [B], and "score": floating [B, ...]}. The label -1 is the null
+        class. `train=True` turns dropout on, which then needs the key `rng`. Raises ValueError for
+        an input of another shape or type, and for a missing condition.
     second_time: how the network uses `s`: "none", "time", "interval" or "step_size".
     guidance_input: whether it reads the condition's guidance scale.
     guidance_interval: whether it reads the ends of the interval in which it is guided.
     trajectory: rows that it evaluates together, the times of one trajectory; 1 for none.
+    score_input: whether it reads the condition's score, of the density that a run samples.
     log_weight: (params, t: [B]) -> [B], the learned log-weight of a loss at t, or None.
     shape: shape of one example x, without the batch.
     token_rows: token rows per example; devices can split them. 1 if they cannot.
@@ -79,6 +80,7 @@ class Network(NamedTuple):
     guidance_input: bool = False
     guidance_interval: bool = False
     trajectory: int = 1
+    score_input: bool = False
     log_weight: Callable[[Params, Array], Array] | None = None
     shape: tuple[int, ...] = ()
     token_rows: int = 1
@@ -112,6 +114,7 @@ def linen_network(
     def init(key: Key) -> Params:
         time = jnp.zeros((1,))
         condition = {"label": jnp.zeros((1,), jnp.int32), **dict.fromkeys(GUIDANCE, time)}
+        condition["score"] = jnp.zeros((1, *shape))
         params = module.init(key, jnp.zeros((1, *shape)), time, time, condition)["params"]
         if weight is None:
             return params

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fewstep.samplers.controlled import euler_maruyama
 from fewstep.samplers.ode import Solver, ddim, dpm_solver_2m, euler, heun
 from fewstep.samplers.sde import ancestral, churned_heun
 
@@ -12,4 +13,5 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "dpm_solver_2m": dpm_solver_2m,
     "ancestral": ancestral,
     "churned_heun": churned_heun,
+    "euler_maruyama": euler_maruyama,
 }

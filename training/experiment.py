@@ -8,6 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.data.spaces.space import Space
+from fewstep.densities.table import density_of
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Kind, raw_kind
 from fewstep.models.model import Model
@@ -118,7 +119,13 @@ def build_model(config: ConfigDict) -> Model:
             f"path.name=ve needs prediction.kind=F, which scales the network's input; "
             f"with {kind.name} it would see noise of standard deviation {path.t_max:g}"
         )
-    return Model(network, path, kind, tuple(config.teacher_scales))
+    density = density_of(config.data.name)
+    if network.score_input and density is None:
+        raise ValueError(
+            "model.score_input=True needs a density, data.name=density:NAME, not "
+            f"data.name={config.data.name}"
+        )
+    return Model(network, path, kind, tuple(config.teacher_scales), density)
 
 
 def build_kind(name: str, sigma_data: float | None) -> Kind:

@@ -166,7 +166,10 @@ def test_bad_names(name, words):
         find_density(name)
 
 
-GOOD = "import jax.numpy as jnp\ndim, scale = 2, 3.0\ndef log_density(x): return -0.5 * jnp.sum(x**2)\n"
+GOOD = """import jax.numpy as jnp
+dim, scale = 2, 3.0
+def log_density(x): return -0.5 * jnp.sum(x**2)
+"""
 
 
 def test_a_users_file_runs_only_if_it_is_named(tmp_path):

@@ -130,6 +130,7 @@ NETWORK = {
     "guidance_input": SWITCH,
     "guidance_interval": SWITCH,
     "trajectory": whole_range(1),
+    "score_input": SWITCH,
     "loss_weight": SWITCH,
     "time_scale": number_range(0.0, above=True),
     "codec": TEXT,
@@ -228,7 +229,16 @@ LOGARITHM = number_range(-80.0, 80.0)
 OBJECTIVE_FIELDS = {
     "name": TEXT,
     **dict.fromkeys(
-        ("variance", "weighting", "teacher_solver", "leftover_rows", "ends_at", "velocity"), TEXT
+        (
+            "path_loss",
+            "variance",
+            "weighting",
+            "teacher_solver",
+            "leftover_rows",
+            "ends_at",
+            "velocity",
+        ),
+        TEXT,
     ),
     **dict.fromkeys(("target_warmup", "adaptive_weight", "normalize", "joint"), SWITCH),
     "mean": LOGARITHM,
@@ -256,6 +266,7 @@ OBJECTIVE_FIELDS = {
     "guidance_scale": FINITE,
     "guidance_range": sequence_of(FINITE),
     "guidance_interval": sequence_of(PROBABILITY),
+    "path_steps": whole_range(1),
     **dict.fromkeys(("first", "last", "points", "skip", "stages"), whole_range(1)),
     "total_steps": whole_range(1),
     "fake_score_updates": whole_range(1),
