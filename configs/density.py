@@ -19,10 +19,10 @@ SIGMA_DATA = 1.0  # networks see points in units of the density's scale
 
 def get_config(method: str = "dis") -> ConfigDict:
     """The mixture of nine Gaussians, in the plane; a small perceptron."""
-    config = base.config()
-    base.use_network(config, "mlp")
+    config = methods.choose(base.config(), method)
+    if config.model.name != "mlp":
+        base.use_network(config, "mlp")
     config.model.width, config.model.depth = 64, 2
-    methods.choose(config, method)
     config.steps = 1000
     config.batch_size = 256
     config.data.name = "density:gmm9"
@@ -40,6 +40,10 @@ def get_config(method: str = "dis") -> ConfigDict:
     config.evaluate.num_samples = 2000
     config.evaluate.batch_size = 500
     short_runs.short_run(config, sigma_data=SIGMA_DATA)
+    if method == "consistency_sampler":
+        config.steps = 3000
+        config.optimizer.learning_rate = 1e-3
+        config.ema.decays = (0.999,)
     if method in SAMPLERS:
         config.objective.path_steps = PATH_STEPS
         config.evaluate.steps = (1, 4, 16, PATH_STEPS)

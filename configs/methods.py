@@ -99,6 +99,15 @@ def cd(config: ConfigDict) -> None:
     edm_model(config)
 
 
+def consistency_sampler(config: ConfigDict) -> None:
+    """Consistency samplers of densities (Jutras-Dube et al. 2024): cd on rollouts."""
+    cd(config)
+    sampler_model(config)
+    config.objective.source = objectives.pair_source("rollout")
+    config.objective.spacing = objectives.spacing()
+    config.objective.target_decay = 0.0
+
+
 def ct(config: ConfigDict) -> None:
     """Consistency training (Song et al. 2023)."""
     config.objective = objectives.consistency_training()
@@ -141,22 +150,27 @@ def scd(config: ConfigDict) -> None:
 def dis(config: ConfigDict) -> None:
     """Denoising diffusion samplers of a density (Berner et al. 2024)."""
     config.objective = objectives.dis()
-    sampler_model(config)
+    with_score(config)
 
 
 def dds(config: ConfigDict) -> None:
     """Denoising diffusion samplers of a density, in discrete time (Vargas et al. 2023)."""
     config.objective = objectives.dds()
+    with_score(config)
+
+
+def with_score(config: ConfigDict) -> None:
+    """A perceptron that is given the score of the density, on the path of samplers."""
     sampler_model(config)
+    base.use_network(config, "mlp")
+    config.model.score_input = True
 
 
 def sampler_model(config: ConfigDict) -> None:
-    """Path and prediction of samplers of densities, with the score as an input."""
+    """Path and prediction of samplers of densities."""
     config.path.name = "vp_ddpm"
     config.path.beta_max = 10.0
     config.prediction.kind = "tilt"
-    config.model.score_input = True
-    config.model.time_scale = 4.0
 
 
 def lcm(config: ConfigDict) -> None:
@@ -348,6 +362,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         mean_flow,
         improved_mean_flow,
         cd,
+        consistency_sampler,
         of_flow_matching(cd),
         ct,
         ict,
@@ -377,6 +392,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
 # The method that trains each student's teacher in --mode=compare; ect also trains without one.
 TEACHERS = {
     "cd": "edm",
+    "consistency_sampler": "dis",
     "ect": "edm",
     "scd": "trigflow",
     "lcm": "ddpm",

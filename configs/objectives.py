@@ -202,6 +202,18 @@ def consistency_distillation() -> ConfigDict:
             # model.guidance_input
             "guidance_range": (),
             "sample_times": (),  # times of the steps after the first, when there are that many
+            "source": pair_source(),  # where the two points come from
+        }
+    )
+
+
+def pair_source(name: str = "data") -> ConfigDict:
+    """Where the two points that cd compares come from (objectives/point_pairs.py)."""
+    return ConfigDict(
+        {
+            "name": name,  # data; samples, rollout, trajectories of the teacher, without data
+            "groups": placeholder(int),  # rollout: groups of rows, which end at one time each
+            "substeps": placeholder(int),  # rollout, trajectories: teacher's steps in each cell
         }
     )
 

@@ -28,6 +28,7 @@ from fewstep.objectives.generators import particles
 from fewstep.objectives.mean_flow import VELOCITIES
 from fewstep.objectives.needs import network_needs
 from fewstep.objectives.path_sampling import PATH_LOSSES
+from fewstep.objectives.point_pairs import rollout_source
 from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.grids import GRIDS
@@ -105,6 +106,7 @@ VALUES = {
     "skip": (2, 1),
     "solver_steps": (3, 2),
     "solver": (SOLVERS["ancestral"](), SOLVERS["ddim"]()),
+    "source": (None, rollout_source(groups=4, substeps=1)),
     "spacing": tuple(
         ModelPart(lambda model, p=p: karras_spacing(model.path, p)) for p in (2.0, 4.0)
     ),

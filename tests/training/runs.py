@@ -26,7 +26,6 @@ def small_config(method="shortcut", **fields):
     config.steps, config.batch_size = 10, 64
     config.data.image_size, config.data.channels, config.data.num_classes = 8, 1, 10
     if config.objective.name in SAMPLERS:
-        base.use_network(config, "mlp")
         config.data.name, config.data.num_classes = "density:gmm9", 0
         config.data.image_size = config.data.channels = 0
         config.model.width, config.model.depth, config.objective.path_steps = 8, 1, 4

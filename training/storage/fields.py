@@ -266,7 +266,7 @@ OBJECTIVE_FIELDS = {
     "guidance_scale": FINITE,
     "guidance_range": sequence_of(FINITE),
     "guidance_interval": sequence_of(PROBABILITY),
-    "path_steps": whole_range(1),
+    **dict.fromkeys(("path_steps", "groups", "substeps"), whole_range(1)),
     **dict.fromkeys(("first", "last", "points", "skip", "stages"), whole_range(1)),
     "total_steps": whole_range(1),
     "fake_score_updates": whole_range(1),
