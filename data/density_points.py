@@ -4,11 +4,14 @@ Opening a data set draws its points from a fixed seed. A sampler that learns fro
 does not read them.
 """
 
+import jax
 import numpy as np
 
 from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Split
 from fewstep.data.spaces.points import point_space
+from fewstep.data.spaces.scatter import LogDensity
 from fewstep.data.spaces.space import Space
+from fewstep.densities.density import Density
 from fewstep.densities.table import KIND, find_density
 
 SEED = 0
@@ -27,7 +30,13 @@ def density_space(name: str, image_size: int = 0, channels: int = 0) -> Space:
             f"data.name={KIND}:{name} has points; leave both at 0"
         )
     density = find_density(name)
-    return point_space(density.dim, density.scale)
+    return point_space(density.dim, density.scale, contours(density) if density.dim == 2 else None)
+
+
+def contours(density: Density) -> LogDensity:
+    """The log density of points [N, 2] on the host, [N]."""
+    evaluate = jax.jit(density.log_densities)
+    return lambda x: np.asarray(evaluate(np.asarray(x, np.float32)))
 
 
 def density_dataset(name: str) -> Dataset:

@@ -59,7 +59,6 @@ class Network(NamedTuple):
     guidance_input: whether it reads the condition's guidance scale.
     guidance_interval: whether it reads the ends of the interval in which it is guided.
     trajectory: rows that it evaluates together, the times of one trajectory; 1 for none.
-    score_input: whether it reads the condition's score, of the density that a run samples.
     log_weight: (params, t: [B]) -> [B], the learned log-weight of a loss at t, or None.
     shape: shape of one example x, without the batch.
     token_rows: token rows per example; devices can split them. 1 if they cannot.
@@ -72,6 +71,7 @@ class Network(NamedTuple):
         denoiser.
     fit: images as stored [N, ...] -> parameters to start from, a part of those of `init`; None if
         all are random.
+    score_input: whether it reads the condition's score, of the density that a run samples.
     """
 
     init: Callable[[Key], Params]
@@ -80,7 +80,6 @@ class Network(NamedTuple):
     guidance_input: bool = False
     guidance_interval: bool = False
     trajectory: int = 1
-    score_input: bool = False
     log_weight: Callable[[Params, Array], Array] | None = None
     shape: tuple[int, ...] = ()
     token_rows: int = 1
@@ -89,6 +88,7 @@ class Network(NamedTuple):
     heads: tuple[Head, ...] = ()
     codec: Codec | None = None
     fit: Callable[[Any], Params] | None = None
+    score_input: bool = False
 
     def head(self, name: str) -> Head:
         """The head of that name. Raises KeyError if there is none."""

@@ -1,18 +1,21 @@
 """The space of points in R^d, which are floats everywhere."""
 
+from functools import partial
+
 import numpy as np
 
-from fewstep.data.spaces.scatter import scatter, scatter_panels
+from fewstep.data.spaces.scatter import LogDensity, scatter, scatter_panels
 from fewstep.data.spaces.space import Example, Space
 
 FEATURES = ("points",)
 SHOWN = 2000
 
 
-def point_space(dimension: int, scale: float = 1.0) -> Space:
+def point_space(dimension: int, scale: float = 1.0, log_density: LogDensity | None = None) -> Space:
     """The space of points with `dimension` coordinates, which networks see divided by `scale`.
 
-    Samples stay floats. Raises ValueError.
+    log_density: [N, 2] -> [N], drawn behind points of the plane. Samples stay floats. Raises
+    ValueError.
     """
     if dimension < 1:
         raise ValueError(f"dimension = {dimension}; it must be at least 1")
@@ -25,8 +28,8 @@ def point_space(dimension: int, scale: float = 1.0) -> Space:
         rounding="none",
         features=FEATURES,
         image=None,
-        show=scatter,
-        compare=scatter_panels,
+        show=partial(scatter, log_density=log_density),
+        compare=partial(scatter_panels, log_density=log_density),
         shown=SHOWN,
         compared=SHOWN,
     )

@@ -323,7 +323,15 @@ def samples(objective, params, steps, *, scale=None, seed=3):
 
 
 def unroll_scan(body, carry, xs, length=None):
-    """jax.lax.scan as a Python loop, for a body without outputs."""
+    """jax.lax.scan as a Python loop."""
+    outputs = []
     for i in range(length or len(jax.tree.leaves(xs)[0])):
-        carry, _ = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
-    return carry, None
+        carry, output = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
+        outputs.append(output)
+    stacked = jax.tree.map(lambda *each: jnp.stack(each), *outputs) if outputs else None
+    return carry, stacked
+
+
+def without_checkpoint(function, **options):
+    """jax.checkpoint, which keeps instead of computing again."""
+    return function

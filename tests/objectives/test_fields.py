@@ -26,6 +26,7 @@ from tests.objectives.assembled import (
     objective_batch,
     samples,
     unroll_scan,
+    without_checkpoint,
 )
 
 # What the fields of each name change: "loss" is that of every player, with its gradient; "samples"
@@ -61,6 +62,8 @@ EFFECTS = {
     "max_steps": {"loss", "samples"},
     "mixing": {"loss"},
     "normalize": {"generator loss"},
+    "path_loss": {"loss"},
+    "path_steps": {"loss"},
     "points": {"loss", "samples"},
     "q": {"loss"},
     "regression_distance": {"generator loss"},
@@ -71,6 +74,7 @@ EFFECTS = {
     "skip": {"loss"},
     "solver": {"samples"},
     "solver_steps": {"loss"},
+    "source": {"loss", "needs"},
     "spacing": {"samples"},
     "stages": {"loss"},
     "step_counts": {"loss", "samples", "updates", "needs"},
@@ -117,6 +121,8 @@ OWN_EFFECTS = {
     ("tract", "guidance_scale"): {"samples", "scale"},
     ("consistency_trajectory", "spacing"): {"loss", "samples"},
     ("boot", "spacing"): {"loss"},
+    ("dis", "spacing"): {"loss", "samples"},
+    ("dds", "spacing"): {"loss", "samples"},
     ("dsno", "spacing"): {"loss", "samples"},
     ("moment_matching", "spacing"): {"loss", "samples"},
     ("parameter_matching", "spacing"): {"loss", "samples"},
@@ -198,7 +204,7 @@ def observe(case):
     }
     seen["period"] = [player.every for player in objective.players.values()]
     seen["scale"] = objective.guidance_scale
-    plain = ("players", "followers", "sample", "share", "guidance_scale")
+    plain = ("players", "followers", "sample", "share", "guidance_scale", "diagnostics")
     seen["needs"] = {k: v for k, v in objective._asdict().items() if k not in plain}
     seen["needs"]["followers"] = {k: f.source for k, f in objective.followers.items()}
     seen["needs"]["players"] = list(objective.players)
@@ -221,6 +227,7 @@ def equal(a, b):
 def without_compilation(monkeypatch):
     """Makes loops over sampling steps Python loops, which compile nothing."""
     monkeypatch.setattr(jax.lax, "scan", unroll_scan)
+    monkeypatch.setattr(jax, "checkpoint", without_checkpoint)
 
 
 def expected_effects(case, field, before, after):
@@ -337,6 +344,8 @@ GUIDED = {
     "guidance_distillation",
     "live_reflow",
     "improved_mean_flow",
+    "dis",
+    "dds",
 }
 # Objectives whose samplers draw noise between steps.
 STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive", "mean_flow"}
@@ -359,5 +368,5 @@ def test_samples_depend_on_all_that_they_are_made_of(name):
 
 @pytest.mark.parametrize("name", TESTED)
 def test_a_denoiser_can_teach_and_nothing_else(name):
-    denoisers = ("denoising", "guidance_distillation", "reflow")
+    denoisers = ("denoising", "guidance_distillation", "reflow", "dis", "dds")
     assert assemble(name).objective.denoises == (name in denoisers)
