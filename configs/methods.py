@@ -106,6 +106,7 @@ def consistency_sampler(config: ConfigDict) -> None:
     config.objective.source = objectives.pair_source("rollout")
     config.objective.spacing = objectives.spacing()
     config.objective.target_decay = 0.0
+    config.objective.reads_score = False
 
 
 def ct(config: ConfigDict) -> None:

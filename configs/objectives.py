@@ -203,6 +203,7 @@ def consistency_distillation() -> ConfigDict:
             "guidance_range": (),
             "sample_times": (),  # times of the steps after the first, when there are that many
             "source": pair_source(),  # where the two points come from
+            "reads_score": True,  # whether a student of a sampler is given the score too
         }
     )
 

@@ -3,8 +3,8 @@
 gmm9, gmm25, gmm40    mixtures of Gaussians       rings, funnel      in 2 and in 10 dimensions
 wells-D-M-DELTA       double wells                manywell           32 dimensions, 2^16 modes
 dw2, dw100, mw54, mw52  short for wells-...       phi4, phi4-SIDE-KAPPA-LAMBDA   lattice fields
-cancer                logistic regression         PATH.csv           Cox process of points
-PATH.py               a user's own (user_file.py)
+cancer                logistic regression         FILE.csv           Cox process of points
+FILE.py               a user's own (user_file.py)
 """
 
 import re
@@ -46,7 +46,7 @@ FAMILIES: dict[str, Callable[..., Density]] = {
         name, int(side), float(kappa), float(coupling)
     ),
 }
-FORMS = (*DENSITIES, "wells-D-M-DELTA", "phi4-SIDE-KAPPA-LAMBDA", "PATH.csv", "PATH.py")
+FORMS = (*DENSITIES, "wells-D-M-DELTA", "phi4-SIDE-KAPPA-LAMBDA", "FILE.csv", "FILE.py")
 
 
 def find_density(name: str) -> Density:

@@ -71,10 +71,13 @@ class Model(NamedTuple):
         """The condition, with the entry "score" that a network with `score_input` reads.
 
         It is (1 - u) clip(x + grad log rho(x)) with u from 0 at the data to 1 at the prior: the
-        tilt of the density itself at u = 0, and that of the prior at u = 1 (Berner et al. 2024).
+        tilt of the density itself at u = 0, and that of the prior at u = 1 (Berner et al. 2024). A
+        model without density gives zeros, so that such a network computes without a score.
         """
         if not self.network.score_input:
             return condition
+        if self.density is None:
+            return {**condition, "score": jnp.zeros_like(x_t)}
         path = self.path
         share = (path.t_max - t) / (path.t_max - path.t_min)
         tilt = jnp.clip(x_t + self.density.scaled_score(x_t), -SCORE_CLIP, SCORE_CLIP)

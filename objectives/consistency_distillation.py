@@ -86,6 +86,7 @@ def consistency_distillation(
     guidance_range: Sequence[float] = (),
     sample_times: Sequence[float] = (),
     source: Annotated[PairSource | None, Part(PAIR_SOURCES)] = None,
+    reads_score: bool = True,
 ) -> Objective:
     """The consistency-distillation objective; needs a frozen `teacher` of the same model.
 
@@ -98,6 +99,8 @@ def consistency_distillation(
     guidance_range: (low, high) of the scales that condition the student, or ().
     sample_times: as for `consistency_sampler`.
     source: where x_t and x_s come from, data by default; other sources read none.
+    reads_score: whether a student of a sampler is given the score of the density, as its teacher
+        is. Without it a sample evaluates no gradient.
     """
     check_boundary(model)
     check_guidance_range(guidance_range, guidance_scale)
@@ -106,14 +109,15 @@ def consistency_distillation(
     source = source or data_source()
     step = teacher_step(model, teacher_solver, guidance_scale, bool(guidance_range))
     parts = PairParts(model, step, spacing, curriculum, skip, tuple(guidance_range))
-    loss = pair_loss(model, source.points(parts), distance=distance, weighting=weighting)
+    student = model if reads_score else model._replace(density=None)
+    loss = pair_loss(student, source.points(parts), distance=distance, weighting=weighting)
     return Objective(
         players={"network": Player(model.network, loss)},
         followers=(
             {"target": Follower("network", constant_ema(target_decay))} if target_decay else {}
         ),
         sample=consistency_sampler(
-            model,
+            student,
             spacing,
             sample_times,
             curriculum=curriculum,

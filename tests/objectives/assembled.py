@@ -91,6 +91,7 @@ VALUES = {
     "path_steps": (3, 5),
     "points": (9, 12),
     "q": (1.5, 1.8),
+    "reads_score": (False, True),
     "regression_distance": (huber(0.2), norm(1.5)),
     "regression_weight": (0.4, 0.7),
     "rollout_steps": (2, 3),

@@ -66,6 +66,7 @@ EFFECTS = {
     "path_steps": {"loss"},
     "points": {"loss", "samples"},
     "q": {"loss"},
+    "reads_score": {"loss", "samples"},
     "regression_distance": {"generator loss"},
     "regression_weight": {"generator loss"},
     "rollout_steps": {"loss", "samples"},
@@ -154,6 +155,8 @@ UNUSED = "has no use without the term, the player or the input that the case lea
 REFUSED = "is refused beside another field of the case"
 # Reasons why a field changes nothing.
 EXCEPTIONS = {
+    ("consistency_distillation", "reads_score"): UNUSED,
+    ("plain distillation", "reads_score"): UNUSED,
     ("joint matching", "regression_distance"): UNUSED,
     ("matching without fake score", "fake_time_sampler"): UNUSED,
     ("matching without fake score", "fake_score_updates"): REFUSED,

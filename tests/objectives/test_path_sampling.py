@@ -44,6 +44,7 @@ def exact_network():
 
 
 MODEL = Model(exact_network(), PATH, KINDS["tilt"], density=DENSITY)
+T_MIN = jnp.full(2, PATH.t_min)
 BATCH = {"label": jnp.full(ROWS, -1)}
 
 
@@ -99,6 +100,9 @@ def test_a_network_is_given_the_score_of_the_density():
     np.testing.assert_allclose(at(0.5), 0.5 * exact, rtol=1e-3)
     far = predict(params, 1e4 * x, jnp.full(2, 1e-5), jnp.full(2, 1e-5), label)
     assert np.abs(far).max() == pytest.approx(100.0, rel=1e-3)
+    # A student may do without.
+    student = model._replace(density=None)
+    np.testing.assert_array_equal(student.predict(params, x, T_MIN, T_MIN, label), 0.0)
 
 
 def test_without_a_density():

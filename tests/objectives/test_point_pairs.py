@@ -18,6 +18,7 @@ from fewstep.objectives.consistency_distillation import teacher_step
 from fewstep.objectives.distances import squared_l2
 from fewstep.objectives.point_pairs import (
     PairParts,
+    roll,
     rollout_source,
     sample_source,
     trajectory_source,
@@ -121,6 +122,24 @@ def test_the_exact_consistency_function_has_no_loss_but_the_solver_s(name):
     few, many = loss(1.0, 1), loss(1.0, 4)
     assert many < few / 16.0 and many < 1e-5
     assert loss(0.0, 4) > 100 * many
+
+
+@pytest.mark.parametrize(("step", "order"), [(euler_step, 1), (heun_step, 2)])
+def test_the_function_without_loss_differs_from_the_exact_one_by_the_order_of_the_solver(
+    step, order
+):
+    """Theorem 1 of Song et al. 2023: on a grid it is the composition of the solver's steps."""
+    x = jnp.linspace(-2.0, 2.0, 40).reshape(20, 2)
+    ends = (jnp.full(20, t) for t in (PATH.t_max, PATH.t_min))
+    exact = TARGET.flow_map(PATH, x, *ends)
+
+    def error(cells):
+        grid = parts(step, curriculum=constant(cells + 1))
+        label = {"label": BATCH["label"][:20]}
+        reached = jax.jit(lambda x: roll(grid, NETWORKS, x, label, cells, cells, cells))(x)
+        return float(jnp.abs(reached - exact).max())
+
+    assert np.log2(error(32) / error(64)) == pytest.approx(order, abs=0.25)
 
 
 def test_stored_samples_take_the_place_of_data():

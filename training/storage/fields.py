@@ -240,7 +240,9 @@ OBJECTIVE_FIELDS = {
         ),
         TEXT,
     ),
-    **dict.fromkeys(("target_warmup", "adaptive_weight", "normalize", "joint"), SWITCH),
+    **dict.fromkeys(
+        ("target_warmup", "adaptive_weight", "normalize", "joint", "reads_score"), SWITCH
+    ),
     "mean": LOGARITHM,
     "std": number_range(0.0, 80.0, above=True),
     "power": number_range(0.0, above=True),
