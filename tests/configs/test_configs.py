@@ -51,7 +51,7 @@ SIZES_OF_DATA = {
     "fashion_mnist_latents": (28, 1, 10),
     "mixtures": (0, 0, 8),
     "pictures": (32, 3, 3),
-    "density": (0, 0, 0),
+    "density": (0, 0, 8),
 }
 FOLDER = Path(__file__).parent.parent.parent / "configs"
 FILES = sorted(p.stem for p in FOLDER.glob("*.py") if "\ndef get_config(" in p.read_text())
@@ -70,6 +70,7 @@ def config_of(file, method):
     own = (0, 0, 0) if method in SAMPLERS else SIZES_OF_DATA.get(file)
     if method in SAMPLERS and file != "density":
         config.data.name, config.codec.name = "density:gmm9", ""
+        config.data.flip = False
         config.codec.scale = config.codec.shift = ()
     if own:
         config.data.image_size, config.data.channels, config.data.num_classes = own
