@@ -41,8 +41,8 @@ def get_config(method: str = "dis") -> ConfigDict:
     config.evaluate.batch_size = 500
     short_runs.short_run(config, sigma_data=SIGMA_DATA)
     if method == "consistency_sampler":
-        config.steps = 3000
-        config.optimizer.learning_rate = 1e-3
+        config.steps = 4000
+        config.objective.source.update(groups=8, substeps=2)
         config.ema.decays = (0.999,)
     if method in SAMPLERS:
         config.objective.path_steps = PATH_STEPS
