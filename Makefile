@@ -37,7 +37,7 @@ FIDELITY := torch-fidelity==0.4.0
 DRILLS ?=
 SOAK ?= --kills=30 --stops=30 --damages=80 --preparations=10
 # Folders whose modules have pages.
-ROOMS := configs data diffusion eval latents models modes objectives samplers training weights
+ROOMS := configs data densities diffusion eval latents models modes objectives samplers training weights
 
 .PHONY: help demo demo-latents test parity page soak drills docs notebook lint lock clean
 

@@ -30,7 +30,7 @@ from fewstep.models.model import Model
 from fewstep.modes.bucket import on_disk
 from fewstep.modes.draws import Draw, choose_labels, choose_pairs
 from fewstep.modes.recorded_run import LoadedRun, load_run
-from fewstep.modes.request import Request, checked, expand_home
+from fewstep.modes.request import Request, checked, expand_home, permit_density
 from fewstep.modes.run_page import write_run_page
 from fewstep.modes.sampling import check_draw, checked_sampler, finished_samples, guidance_scale
 from fewstep.modes.train_run import train_run
@@ -191,7 +191,9 @@ def config(name: str, **fields: Any) -> Config:
 
     Raises ValueError for a file, method or field that does not exist, and for a wrong value.
     """
-    return Config(checked(read_config(expand_home(name), fields)), fields, name)
+    read = read_config(expand_home(name), fields)
+    permit_density(read.data.name)
+    return Config(checked(read), fields, name)
 
 
 def train(config: Config | ConfigDict, workdir: str | os.PathLike[str], *, start: str = "") -> Run:

@@ -46,7 +46,8 @@ def config() -> ConfigDict:
             "model": model(),
             "path": path(),
             "prediction": {
-                "kind": "velocity",  # what the network predicts: velocity, F (EDM), v, eps, x_0
+                # What the network predicts: velocity, F (EDM), v, eps, x_0; tilt, for densities
+                "kind": "velocity",
                 "sigma_data": placeholder(float),  # F: deviation of the data; None is EDM's 0.5
             },
             "objective": {},
@@ -116,7 +117,7 @@ def data() -> ConfigDict:
     return ConfigDict(
         {
             # digits, fashion_mnist, folder:PATH or folder:A,B, webdataset:PATTERN, hf:PATH,
-            # latents:FOLDER, a TFDS name, mixture:NAME, none (docs/data.md)
+            # latents:FOLDER, a TFDS name, mixture:NAME, density:NAME, none (docs/data.md)
             "name": "digits",
             "dir": "",  # folder of prepared data; "" is $FEWSTEP_DATA or ~/.cache/fewstep
             # A local disk to which each host copies the images before training; "" copies nothing.
@@ -187,6 +188,8 @@ def model() -> ConfigDict:
             # Rows of one trajectory, which layers between blocks mix; what the method needs.
             "trajectory": placeholder(int),
             "scan": False,  # a loop over stacked blocks: compiled once for all, slower on CPUs
+            # mlp; whether it is given the gradient of the log density, of data.name=density:NAME
+            "score_input": placeholder(bool),
             # mlp, song_unet, adm_unet
             "width": placeholder(int),  # units of a block, or channels of the first convolution
             "depth": placeholder(int),  # blocks; of a U-Net, in each level

@@ -99,6 +99,16 @@ def cd(config: ConfigDict) -> None:
     edm_model(config)
 
 
+def consistency_sampler(config: ConfigDict) -> None:
+    """Consistency samplers of densities (Jutras-Dube et al. 2024): cd on rollouts."""
+    cd(config)
+    sampler_model(config)
+    config.objective.source = objectives.pair_source("rollout")
+    config.objective.spacing = objectives.spacing()
+    config.objective.target_decay = 0.0
+    config.objective.reads_score = False
+
+
 def ct(config: ConfigDict) -> None:
     """Consistency training (Song et al. 2023)."""
     config.objective = objectives.consistency_training()
@@ -149,6 +159,32 @@ def scd(config: ConfigDict) -> None:
     """Continuous-time consistency distillation of a trigflow teacher (Lu & Song 2025)."""
     sct(config)
     config.objective = objectives.continuous_distillation()
+
+
+def dis(config: ConfigDict) -> None:
+    """Denoising diffusion samplers of a density (Berner et al. 2024)."""
+    config.objective = objectives.dis()
+    with_score(config)
+
+
+def dds(config: ConfigDict) -> None:
+    """Denoising diffusion samplers of a density, in discrete time (Vargas et al. 2023)."""
+    config.objective = objectives.dds()
+    with_score(config)
+
+
+def with_score(config: ConfigDict) -> None:
+    """A perceptron that is given the score of the density, on the path of samplers."""
+    sampler_model(config)
+    base.use_network(config, "mlp")
+    config.model.score_input = True
+
+
+def sampler_model(config: ConfigDict) -> None:
+    """Path and prediction of samplers of densities."""
+    config.path.name = "vp_ddpm"
+    config.path.beta_max = 10.0
+    config.prediction.kind = "tilt"
 
 
 def lcm(config: ConfigDict) -> None:
@@ -340,6 +376,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         mean_flow,
         improved_mean_flow,
         cd,
+        consistency_sampler,
         of_flow_matching(cd),
         ct,
         ct_flow,
@@ -362,12 +399,15 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         live_reflow,
         *ONE_STEP,
         autoencoder,
+        dis,
+        dds,
     )
 }
 
 # The method that trains each student's teacher in --mode=compare; ect also trains without one.
 TEACHERS = {
     "cd": "edm",
+    "consistency_sampler": "dis",
     "ect": "edm",
     "scd": "trigflow",
     "lcm": "ddpm",

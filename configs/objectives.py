@@ -41,7 +41,7 @@ def solver(name: str = "euler") -> ConfigDict:
     return ConfigDict(
         {
             # euler, ddim, heun, genie, deis, dpm_solver_2m, dpm_solver_3m, unipc, pndm; ancestral,
-            # churned_heun
+            # churned_heun; on vp_ddpm euler_maruyama
             "name": name,
             "order": placeholder(int),  # deis, unipc: 1, 2 or 3
             "variable": placeholder(str),  # deis: t or log_rho, of the polynomial of eps
@@ -69,6 +69,26 @@ def denoising() -> ConfigDict:
             "guided_channels": placeholder(int),
         }
     )
+
+
+def dis() -> ConfigDict:
+    """objectives/dis.py; needs a density, data.name=density:NAME."""
+    return ConfigDict(
+        {
+            "name": "dis",
+            "path_loss": "log_variance",  # or kl
+            "path_steps": 100,  # steps of a path in training
+            "solver": solver("heun"),  # of sampling; euler_maruyama is the diffusion itself
+            "spacing": spacing(),  # of the steps
+        }
+    )
+
+
+def dds() -> ConfigDict:
+    """objectives/dds.py; needs a density, data.name=density:NAME."""
+    fields = dis()
+    fields.update(name="dds", path_loss="kl", path_steps=128)
+    return fields
 
 
 def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
@@ -188,6 +208,19 @@ def consistency_distillation() -> ConfigDict:
             # model.guidance_input
             "guidance_range": (),
             "sample_times": (),  # times of the steps after the first, when there are that many
+            "source": pair_source(),  # where the two points come from
+            "reads_score": True,  # whether a student of a sampler is given the score too
+        }
+    )
+
+
+def pair_source(name: str = "data") -> ConfigDict:
+    """Where the two points that cd compares come from (objectives/point_pairs.py)."""
+    return ConfigDict(
+        {
+            "name": name,  # data; samples, rollout, trajectories of the teacher, without data
+            "groups": placeholder(int),  # rollout: groups of rows, which end at one time each
+            "substeps": placeholder(int),  # rollout, trajectories: teacher's steps in each cell
         }
     )
 

@@ -2,6 +2,7 @@
 
 none               no data set, for methods that read none; the config has sizes and classes
 mixture:NAME       points of a mixture of Gaussians (data/mixtures.py); nothing to download
+density:NAME       an unnormalised density (densities/table.py), and its exact samples, if any
 digits             scikit-learn's 8 x 8 digits; nothing to download
 fashion_mnist      Fashion-MNIST (data/fashion_mnist.py)
 folder:PATH        a folder or .zip of images (data/folders/folder.py), or several, as in
@@ -26,6 +27,7 @@ from fewstep.data.arrays.array_cache import data_root
 from fewstep.data.arrays.dataset import Dataset, UnknownNameError
 from fewstep.data.arrays.files import claimed
 from fewstep.data.arrays.undecoded import Undecoded
+from fewstep.data.density_points import density_dataset, density_files, density_space
 from fewstep.data.digits import digits
 from fewstep.data.folders.decoding import BACKGROUND, Decoding, parse_decoding
 from fewstep.data.folders.folder import Wanted, folder_images
@@ -84,7 +86,7 @@ class Origin(NamedTuple):
     there is nothing to download.
     place: what evaluation protocols call data whose argument is a path; their images identify them,
     wherever they lie. "" for data that their name identifies.
-    paths: an argument that is a place -> the paths in it.
+    paths: an argument that is a place -> the paths in it; [] for one that is no place.
     space: (argument or name, image_size, channels) -> the space of the examples.
     """
 
@@ -110,6 +112,11 @@ def _open_digits(name: str, selection: Selection, writable: bool) -> Dataset:
 def _open_mixture(name: str, selection: Selection, writable: bool) -> Dataset:
     mixture_space(name, selection.image_size, selection.channels)
     return mixture_dataset(name)
+
+
+def _open_density(name: str, selection: Selection, writable: bool) -> Dataset:
+    density_space(name, selection.image_size, selection.channels)
+    return density_dataset(name)
 
 
 def _open_folder(path: str, selection: Selection, writable: bool) -> Undecoded:
@@ -170,6 +177,13 @@ def _check_tfds_name(name: str) -> str:
 ORIGINS = {
     NONE: Origin(NONE, _open_none),
     "mixture": Origin("mixture:NAME", _open_mixture, space=mixture_space),
+    "density": Origin(
+        "density:NAME",
+        _open_density,
+        place="a density",
+        paths=density_files,
+        space=density_space,
+    ),
     "digits": Origin("digits", _open_digits),
     "fashion_mnist": Origin("fashion_mnist", _open_tfds, _download_tfds),
     "folder": Origin("folder:PATH", _open_folder, place="a folder of images", paths=split_paths),
@@ -202,7 +216,7 @@ def space_of(name: str, image_size: int = 0, channels: int = 0) -> Space:
 def path_in_name(name: str) -> str:
     """The path in a name, such as PATH in folder:PATH; "" if the kind has no path."""
     origin, argument = origin_of(name)
-    return argument if origin.place else ""
+    return argument if origin.place and origin.paths(argument) else ""
 
 
 def replace_paths(name: str, change: Callable[[str], str]) -> str:
@@ -216,7 +230,7 @@ def replace_paths(name: str, change: Callable[[str], str]) -> str:
 
 def protocol_name(name: str) -> str:
     """What evaluation protocols call these data: their name, or their kind if it has a path."""
-    return origin_of(name)[0].place or name
+    return origin_of(name)[0].place if path_in_name(name) else name
 
 
 def unknown_name_message(name: str) -> str:

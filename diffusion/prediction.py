@@ -8,6 +8,11 @@ For x_t = alpha x_0 + sigma eps with rates alpha', sigma', the kinds are
     v           (alpha eps - sigma x_0) / sqrt(alpha^2 + sigma^2)      (Salimans & Ho 2022)
     score       -eps / sigma
     F           (x_0 - c_skip x) / c_out at x = x_t / alpha, sigma / alpha   (EDM's raw output)
+    tilt        x_0 - (alpha / sigma) eps
+
+On variance-preserving paths alpha tilt = x + score, the gradient of log(p_t / N(0, I)): the control
+of denoising diffusion samplers (Vargas et al. 2023). It is 0 for the prior, and
+x_0 = alpha x_t + sigma^2 tilt.
 
 Each kind is affine in (x_0, eps) given x_t, so converting a conditional mean gives the conditional
 mean of the converted kind. A kind cannot be decoded where it carries no information: eps at
@@ -96,6 +101,13 @@ def _to_v(e: Endpoints, x_t: Array, c: Coefficients) -> Array:
     return (c.alpha * e.eps - c.sigma * e.x_0) / jnp.sqrt(c.alpha**2 + c.sigma**2)
 
 
+def _from_tilt(tilt: Array, x_t: Array, c: Coefficients) -> Endpoints:
+    square = c.alpha**2 + c.sigma**2
+    return Endpoints(
+        (c.alpha * x_t + c.sigma**2 * tilt) / square, c.sigma * (x_t - c.alpha * tilt) / square
+    )
+
+
 def raw_kind(sigma_data: float = SIGMA_DATA) -> Kind:
     """EDM's raw network output F, D = c_skip x + c_out F, for data of deviation sigma_data.
 
@@ -137,6 +149,7 @@ KINDS: dict[str, Kind] = {
             lambda e, x_t, c: -e.eps / c.sigma,
         ),
         raw_kind(),
+        Kind("tilt", _from_tilt, lambda e, x_t, c: e.x_0 - c.alpha / c.sigma * e.eps),
     )
 }
 

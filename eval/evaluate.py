@@ -18,11 +18,13 @@ from ml_collections import ConfigDict
 
 from fewstep.data import NONE, Dataset, data_root, short_hash
 from fewstep.data.spaces.space import Space
+from fewstep.densities.table import density_of
 from fewstep.eval.features import networks
 from fewstep.eval.features.feature_network import check_dimension
 from fewstep.eval.features.networks import check_feature_network, check_takes_samples
 from fewstep.eval.measure import Measures, bias_warnings, load_measures, measure, real_image_metrics
 from fewstep.eval.metrics.protocol import Protocol
+from fewstep.eval.points import collapse_warnings
 from fewstep.eval.reference import SPLITS, check_reference, measured_against
 from fewstep.eval.report.evaluation import FOLDER, sample_source
 from fewstep.eval.report.results import Result, is_usual_number, save_results, to_json_types
@@ -134,6 +136,8 @@ def reason_to_skip(dataset: Dataset | None, config: ConfigDict) -> str:
     if dataset is None and config.evaluate.reference in SPLITS:
         if config.data.name == NONE:
             return "metrics: data.name=none has no real images"
+        if density_of(config.data.name):
+            return f"metrics against exact samples, which {config.data.name} does not have"
         return f"metrics: the data set {config.data.name} is not here (--mode=prepare fetches it)"
     return ""
 
@@ -251,6 +255,7 @@ def scale_evaluator(
                 result["skipped"] = reason_to_skip(dataset, config)
             else:
                 result["metrics"] = measure(batches, labels, measures)
+                result["warnings"] += collapse_warnings(result["metrics"], result["real"])
             add_diagnostics(result, diagnose(params, steps))
             results.append(result)
             shown[steps] = np.concatenate(first)[: space.shown]
@@ -365,6 +370,7 @@ def result_without_metrics(
         "protocol": protocol._asdict(),
         "metrics": {},
         "real": {} if measures is None else real_image_metrics(measures),
+        "prior": {} if measures is None else {**measures.known.get("prior", {})},
         "warnings": [] if measures is None else bias_warnings(measures),
         "run": run,
     }
@@ -442,5 +448,7 @@ def summary(results: Sequence[Result]) -> str:
             lines.append("  ".join([f"{result['protocol']['sampling']['steps']:>7}", *values]))
     real = ", ".join(f"{name} {value:.3f}" for name, value in first["real"].items())
     lines += [f"  real images instead of samples: {real}"] if real else []
+    prior = ", ".join(f"{name} {value:.3f}" for name, value in first.get("prior", {}).items())
+    lines += [f"  the prior instead of samples: {prior}"] if prior else []
     lines += [f"  skipped {first['skipped']}"] if "skipped" in first else []
     return "\n".join(lines + [f"  warning: {warning}" for warning in first["warnings"]])

@@ -1,6 +1,6 @@
 """Measures a set of samples: the functions and real images that it needs, and all metrics."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from fewstep.data import Dataset
 from fewstep.data.spaces.space import Space
+from fewstep.densities.density import Density
 from fewstep.eval.features.classifier import classifier
 from fewstep.eval.features.feature_network import Extract, extractor
 from fewstep.eval.features.networks import feature_network
@@ -17,6 +18,13 @@ from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import Inputs, compute_metrics
 from fewstep.eval.metrics.moments import empty_moments, final_statistics, update_moments
 from fewstep.eval.metrics.protocol import measurement
+from fewstep.eval.points import (
+    FEATURES,
+    density_measured,
+    floor_metrics,
+    point_inputs,
+    prior_metrics,
+)
 from fewstep.eval.reference import (
     LARGEST_NEIGHBOURHOOD,
     Reference,
@@ -32,6 +40,8 @@ class Measures(NamedTuple):
     extract: computes features. classify: computes logits for label agreement, and may be `extract`
     itself; None leaves agreement out. accuracy: of this classifier on held-out images.
     real: features of real images. measurement: the part of the protocol that describes all this.
+    density: whose exact samples the real points are. known: metrics of points that are no samples:
+    of "real" ones, the floor, and of the "prior".
     """
 
     extract: Extract
@@ -39,6 +49,8 @@ class Measures(NamedTuple):
     accuracy: float | None
     real: Reference
     measurement: dict[str, Any]
+    density: Density | None = None
+    known: Mapping[str, Mapping[str, float]] = {}
 
 
 def load_measures(
@@ -83,7 +95,15 @@ def load_measures(
         agreement="" if classify is None else labelling.weights,
     )
     real = load_reference(fields.reference, dataset, network, extract, protocol, root, read_only)
-    return Measures(extract, classify, accuracy, real, protocol)
+    measures = Measures(extract, classify, accuracy, real, protocol)
+    if network.name != FEATURES:
+        return measures
+    density = density_measured(dataset)
+    known = {
+        "real": floor_metrics(real, density, samples),
+        "prior": prior_metrics(real, density, samples),
+    }
+    return measures._replace(density=density, known=known)
 
 
 def measure(
@@ -106,16 +126,20 @@ def measure(
         if classify is not None:
             own = scores if classify is extract else classify(samples)[1]
             classes.append(own.argmax(axis=1))
+    near = np.concatenate(near)[:LARGEST_NEIGHBOURHOOD]
+    real = measures.real.neighbourhood
+    as_points = measures.measurement["features"] == FEATURES
     inputs = Inputs(
         statistics=final_statistics(moments),
         real_statistics=measures.real.statistics,
-        features=np.concatenate(near)[:LARGEST_NEIGHBOURHOOD],
-        real_features=measures.real.neighbourhood,
+        features=near,
+        real_features=real,
         train_features=measures.real.train,
         held_out_features=measures.real.held_out,
         logits=np.concatenate(logits) if logits else None,
         classes=np.concatenate(classes) if classes else None,
         labels=labels,
+        **(point_inputs(near, real, measures.density) if as_points else {}),
     )
     return compute_metrics(METRICS, inputs)
 
@@ -123,7 +147,8 @@ def measure(
 def real_image_metrics(measures: Measures) -> dict[str, float]:
     """The metrics that are known of real images, as if these were samples."""
     metrics = {"frechet": measures.real.floor, "agreement": measures.accuracy}
-    return {name: value for name, value in metrics.items() if value is not None and value == value}
+    found = {k: value for k, value in metrics.items() if value is not None and value == value}
+    return found | {**measures.known.get("real", {})}
 
 
 def bias_warnings(measures: Measures) -> list[str]:

@@ -49,4 +49,5 @@ def zero_input_features(network: Network, params: Params, reads: Sequence[str]) 
     """The features of one example of zeros, by name."""
     x, time = jnp.zeros((1, *network.shape)), jnp.zeros((1,))
     condition = {"label": jnp.zeros((1,), jnp.int32), **dict.fromkeys(GUIDANCE, time)}
+    condition["score"] = jnp.zeros((1, *network.shape))
     return network.features(params, x, time, time, condition, reads)[1]

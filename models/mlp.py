@@ -4,7 +4,7 @@ It flattens arrays of another shape, such as images, to points.
 
 Each block computes h + W_2 SiLU((1 + scale) W_1 SiLU(h) + shift). scale and shift are affine in
 SiLU(c), where c is the sum of the embedded times, label and guidance scale. The output layer starts
-at zero, so the network starts at zero, as the DiT does.
+at zero, so the network starts at zero, as the DiT does, or at the score that it is given.
 """
 
 import math
@@ -48,12 +48,15 @@ def mlp(
     time_scale: float = POINT_TIME_SCALE,
     dtype: str = "float32",
     trajectory: int = 1,
+    score_input: bool = False,
 ) -> Network:
     """A residual perceptron on points [B, *shape].
 
     width: units of each block. depth: number of blocks.
     num_classes, second_time, guidance_input, guidance_interval, loss_weight, time_scale,
         trajectory: as for `models.dit.dit`.
+    score_input: whether to add gate(t) condition["score"] to the output, with a gate for each
+        dimension that is 1 at first (Vargas et al. 2023, eq. 21; Berner et al. 2024).
     dtype: of the matrix products in the blocks, "float32" or "bfloat16"; parameters, residual
         stream, conditioning and output are float32.
 
@@ -65,7 +68,7 @@ def mlp(
     check_choice("dtype", dtype, DTYPES)
     scalars = scalar_inputs(second_time, guidance_input, time_scale, guidance_interval)
     weight = LossWeight(time_scale) if loss_weight else None
-    module = Perceptron(width, depth, num_classes, scalars, dtype, trajectory)
+    module = Perceptron(width, depth, num_classes, scalars, dtype, trajectory, score_input)
     hidden = tuple(f"block_{index}" for index in range(depth))
     built = linen_network(module, tuple(shape), weight=weight, hidden=hidden)
     return built._replace(
@@ -73,6 +76,7 @@ def mlp(
         guidance_input=guidance_input,
         guidance_interval=guidance_interval,
         trajectory=trajectory,
+        score_input=score_input,
     )
 
 
@@ -105,6 +109,7 @@ class Perceptron(nn.Module):
     scalars: Mapping[str, Scalar]
     dtype: str
     trajectory: int
+    score_input: bool
 
     @nn.compact
     def __call__(self, x: Array, t: Array, s: Array, condition: Condition) -> Array:
@@ -120,7 +125,11 @@ class Perceptron(nn.Module):
                 h = TemporalFourier(self.trajectory, name=f"temporal_{index}")(h)
             hidden[f"block_{index}"] = h
         self.sow(SOWN, HIDDEN, hidden)
-        return dense(points.shape[-1], "output", zero=True)(nn.silu(h)).reshape(x.shape)
+        output = dense(points.shape[-1], "output", zero=True)(nn.silu(h))
+        if self.score_input:
+            gate = 1.0 + dense(points.shape[-1], "score_gate", zero=True)(nn.silu(c))
+            output += gate * condition["score"].reshape(points.shape)
+        return output.reshape(x.shape)
 
 
 class PointBlock(nn.Module):

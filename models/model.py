@@ -6,22 +6,28 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
+from fewstep.densities.density import Density
 from fewstep.diffusion.guidance import Condition, Predict, guide
-from fewstep.diffusion.path import Path
+from fewstep.diffusion.path import Path, align
 from fewstep.diffusion.prediction import Denoise, Endpoints, Kind, coefficients, endpoints
 from fewstep.models.network import Key, Network, Params
+
+# Largest component of a score that a network is given (Vargas et al. 2023, their code).
+SCORE_CLIP = 100.0
 
 
 class Model(NamedTuple):
     """A network whose output is a prediction of `kind` on `path`.
 
     teacher_scales: (low, high) of the guidance scales that its teacher takes as an input, or ().
+    density: what a run without data samples from, or None.
     """
 
     network: Network
     path: Path
     kind: Kind
     teacher_scales: tuple[float, ...] = ()
+    density: Density | None = None
 
     def predict(
         self,
@@ -39,7 +45,7 @@ class Model(NamedTuple):
         x_t: [B, ...]. t, s: [B], in the path's time, with s <= t. The network itself gets c_in x_t,
         clock(t) and clock(s).
         """
-        inputs = self.inputs(x_t, t, s)
+        inputs, condition = self.inputs(x_t, t, s), self.with_score(condition, x_t, t)
         return self.network.apply(params, *inputs, condition, train=train, rng=rng)
 
     def inputs(self, x_t: Array, t: Array, s: Array) -> tuple[Array, Array, Array]:
@@ -58,7 +64,24 @@ class Model(NamedTuple):
         **mode: Any,
     ) -> tuple[Array, dict[str, Array]]:
         """(output of `predict`, the network's hidden features of these names)."""
-        return self.network.features(params, *self.inputs(x_t, t, s), condition, names, **mode)
+        inputs, condition = self.inputs(x_t, t, s), self.with_score(condition, x_t, t)
+        return self.network.features(params, *inputs, condition, names, **mode)
+
+    def with_score(self, condition: Condition, x_t: Array, t: Array) -> Condition:
+        """The condition, with the entry "score" that a network with `score_input` reads.
+
+        It is (1 - u) clip(x + grad log rho(x)) with u from 0 at the data to 1 at the prior: the
+        tilt of the density itself at u = 0, and that of the prior at u = 1 (Berner et al. 2024). A
+        model without density gives zeros, so that such a network computes without a score.
+        """
+        if not self.network.score_input:
+            return condition
+        if self.density is None:
+            return {**condition, "score": jnp.zeros_like(x_t)}
+        path = self.path
+        share = (path.t_max - t) / (path.t_max - path.t_min)
+        tilt = jnp.clip(x_t + self.density.scaled_score(x_t), -SCORE_CLIP, SCORE_CLIP)
+        return {**condition, "score": align(share, x_t) * tilt}
 
     def endpoints(
         self,

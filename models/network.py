@@ -52,9 +52,9 @@ class Network(NamedTuple):
     apply: `apply(params, x, t, s, condition, *, train=False, rng=None)` -> float32 array of the
         shape of `x`. `x`: [B, ...] floating; `t`, `s`: [B] floating, with `s <= t`;
         `condition`: {"label": int [B], optionally "guidance_scale", "guidance_start" and
-        "guidance_end": floating [B]}. The label -1 is the null class. `train=True` turns dropout
-        on, which then needs the key `rng`. Raises ValueError for an input of another shape or type,
-        and for a missing condition.
+        "guidance_end": floating [B], and "score": floating [B, ...]}. The label -1 is the null
+        class. `train=True` turns dropout on, which then needs the key `rng`. Raises ValueError for
+        an input of another shape or type, and for a missing condition.
     second_time: how the network uses `s`: "none", "time", "interval" or "step_size".
     guidance_input: whether it reads the condition's guidance scale.
     guidance_interval: whether it reads the ends of the interval in which it is guided.
@@ -71,6 +71,7 @@ class Network(NamedTuple):
         denoiser.
     fit: images as stored [N, ...] -> parameters to start from, a part of those of `init`; None if
         all are random.
+    score_input: whether it reads the condition's score, of the density that a run samples.
     """
 
     init: Callable[[Key], Params]
@@ -87,6 +88,7 @@ class Network(NamedTuple):
     heads: tuple[Head, ...] = ()
     codec: Codec | None = None
     fit: Callable[[Any], Params] | None = None
+    score_input: bool = False
 
     def head(self, name: str) -> Head:
         """The head of that name. Raises KeyError if there is none."""
@@ -112,6 +114,7 @@ def linen_network(
     def init(key: Key) -> Params:
         time = jnp.zeros((1,))
         condition = {"label": jnp.zeros((1,), jnp.int32), **dict.fromkeys(GUIDANCE, time)}
+        condition["score"] = jnp.zeros((1, *shape))
         params = module.init(key, jnp.zeros((1, *shape)), time, time, condition)["params"]
         if weight is None:
             return params

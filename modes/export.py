@@ -160,5 +160,5 @@ EXPORT = Mode(
             "Folder in which `npm install onnxruntime-web` was typed, for a web page.", parse_path
         ),
     },
-    replaces=("codec.weights", "data.dir"),
+    replaces=("codec.weights", "data.dir", "data.name"),
 )

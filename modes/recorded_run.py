@@ -108,6 +108,8 @@ def load_run(request: Request) -> LoadedRun:
     config = workdir.load_config(path, request.checkpoint)
     check_method(config, request)
     config.codec.weights = request.fields.get("codec.weights") or config.codec.weights
+    if data.path_in_name(config.data.name):
+        config.data.name = request.fields.get("data.name") or config.data.name
     if config.codec.name:
         load_codec(config)  # raises its errors before any compute
     if request.network:

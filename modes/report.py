@@ -38,4 +38,5 @@ REPORT = Mode(
         "metric": Flag("Measurement to show if the runs have several, such as fd-pixels-1k."),
         "out": Flag("A .html, .md or .csv file; default: report.html.", parse_path),
     },
+    replaces=("data.name",),  # names a density that is code, which may then run
 )

@@ -11,6 +11,8 @@ from ml_collections import ConfigDict
 from fewstep import data
 from fewstep.buckets import is_address
 from fewstep.data import NEWEST_DECODING, Dataset
+from fewstep.densities.table import KIND
+from fewstep.densities.user_file import permit
 from fewstep.messages import differences
 from fewstep.training.cluster.processes import gather, true_everywhere
 from fewstep.training.cost.choice import choose, field_value, open_fields
@@ -138,6 +140,12 @@ def checked(config: ConfigDict) -> ConfigDict:
     """Return the config with ~ expanded. Raises ValueError for a value out of range."""
     check_field_values(config)
     return expand_paths(config)
+
+
+def permit_density(name: str) -> None:
+    """Let a density that is a Python file run, because the user has named it as data.name."""
+    if name.startswith(f"{KIND}:") and (path := data.path_in_name(name)):
+        permit(expand_home(path))
 
 
 def check_same_flags(mode: str, request: Request) -> None:
@@ -329,7 +337,8 @@ def resolve_and_load(
     try:
         dataset = load_dataset(config)
     except FileNotFoundError:
-        if not config.data.image_size or config.data.num_classes < 0:
+        pictures = data.space_of(config.data.name).image
+        if (pictures and not config.data.image_size) or config.data.num_classes < 0:
             raise  # the sizes of images and classes are unknown
         config = config.copy_and_resolve_references()
         config.data.decoding = config.data.decoding or NEWEST_DECODING

@@ -213,5 +213,5 @@ SAMPLE = Mode(
         ),
     },
     together=True,
-    replaces=("codec.weights",),
+    replaces=("codec.weights", "data.name"),
 )

@@ -10,8 +10,10 @@ from fewstep.objectives.consistency_training import consistency_training
 from fewstep.objectives.consistency_trajectory import consistency_trajectory
 from fewstep.objectives.consistency_tuning import consistency_tuning
 from fewstep.objectives.continuous_consistency import continuous_distillation, continuous_training
+from fewstep.objectives.dds import dds
 from fewstep.objectives.denoising import denoising
 from fewstep.objectives.direct import direct
+from fewstep.objectives.dis import dis
 from fewstep.objectives.distribution_matching import distribution_matching
 from fewstep.objectives.dsno import dsno
 from fewstep.objectives.guidance_distillation import guidance_distillation
@@ -48,4 +50,6 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "moment_matching": moment_matching,
     "parameter_matching": parameter_matching,
     "autoencoder": autoencoder,
+    "dis": dis,
+    "dds": dds,
 }

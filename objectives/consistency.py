@@ -46,13 +46,14 @@ from fewstep.samplers.renoise import renoise
 
 
 class Draw(NamedTuple):
-    """Noised rows x_t = alpha x_0 + sigma eps, and the time s <= t of their second point.
+    """Points x_t, and the time s <= t of the second point of their row.
 
-    x_0, eps, x_t: [B, ...]. t, s: [B].
+    x_t: [B, ...]. t, s: [B]. x_0, eps: data and noise of x_t = alpha x_0 + sigma eps; None if x_t
+    was made otherwise.
     """
 
-    x_0: Array
-    eps: Array
+    x_0: Array | None
+    eps: Array | None
     x_t: Array
     t: Array
     s: Array
@@ -61,6 +62,8 @@ class Draw(NamedTuple):
 
 # (every network by name, draw) -> x_s
 SecondPoint = Callable[[Mapping[str, Params], Draw], Array]
+# (every network by name, batch, key, step) -> (draw, x_s)
+PairPoints = Callable[[Mapping[str, Params], Batch, Key, Array], tuple[Draw, Array]]
 # (path, t, s) -> w, [B]
 Weighting = Callable[[Path, Array, Array], Array]
 
@@ -90,37 +93,52 @@ def consistency_distance(
     return distance(f_t, jax.lax.stop_gradient(f_s))
 
 
-def pair_loss(
+def image_rows(batch: Batch) -> tuple[Array, Condition]:
+    """(images of a batch, their condition)."""
+    return batch["x"], batch_condition(batch)
+
+
+def noised_points(
     model: Model,
-    *,
     second_point: SecondPoint,
     pairs: PairSampler,
-    distance: Distance,
-    weighting: Weighting,
     guidance_range: Sequence[float] = (),
-) -> LossFn:
-    """The loss of a consistency method, made of its parts.
+    rows_of: Callable[[Batch], tuple[Array, Condition]] = image_rows,
+) -> PairPoints:
+    """Pairs whose first point is a row of the batch with noise.
 
     guidance_range: (low, high) of a guidance scale that is drawn for each row and that conditions
         the network, or () for none.
+    rows_of: batch -> (x_0, condition).
     """
-    path = model.path
 
-    def draw_of(batch: Batch, key: Key, step: Array) -> Draw:
+    def points(
+        networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
+    ) -> tuple[Draw, Array]:
         key_t, key_eps, key_scale = jax.random.split(key, 3)
-        x_0, condition = batch["x"], draw_scale(key_scale, batch_condition(batch), guidance_range)
+        x_0, condition = rows_of(batch)
+        condition = draw_scale(key_scale, condition, guidance_range)
         t, s = pairs(key_t, x_0.shape[0], step)
         eps = jax.random.normal(key_eps, x_0.shape)
-        return Draw(x_0, eps, path.interpolate(x_0, eps, t), t, s, condition)
+        draw = Draw(x_0, eps, model.path.interpolate(x_0, eps, t), t, s, condition)
+        return draw, second_point(networks, draw)
+
+    return points
+
+
+def pair_loss(
+    model: Model, points: PairPoints, *, distance: Distance, weighting: Weighting
+) -> LossFn:
+    """The loss of a consistency method, made of its parts."""
+    path = model.path
 
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
         key_draw, key_dropout = jax.random.split(key)
-        draw = draw_of(batch, key_draw, step)
+        draw, x_s = points(networks, batch, key_draw, step)
         # Without a follower the network is its own target.
         target = networks.get("target", params)
-        x_s = second_point(networks, draw)
         apart = consistency_distance(
             model, distance.given(networks), params, target, draw, x_s, key_dropout
         )

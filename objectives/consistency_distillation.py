@@ -3,11 +3,12 @@
     x_s = one solver step of the frozen teacher from x_t, from t to s
     L   = E d( f_theta(x_t, t), stop_gradient(f_target(x_s, s)) )              (their eq. 7)
 
-t and s lie `skip` points apart on a grid of N points. At the exact consistency function of the
-teacher's ODE, the residual is the error of one solver step: with gap h, O(h^2) for Euler and DDIM,
-O(h^3) for Heun (tests). The target is the follower `target`, an EMA of decay `target_decay`; with
-decay 0 it is the network itself, detached. The teacher is frozen, and no gradient flows through its
-step.
+x_t is data with noise, or lies on a trajectory of the teacher from the prior, for which no data are
+needed (objectives/point_pairs.py). t and s lie `skip` points apart on a grid of N points. At the
+exact consistency function of the teacher's ODE, the residual is the error of one solver step: with
+gap h, O(h^2) for Euler and DDIM, O(h^3) for Heun (tests). The target is the follower `target`, an
+EMA of decay `target_decay`; with decay 0 it is the network itself, detached. The teacher is frozen,
+and no gradient flows through its step.
 
 The teacher may be guided (form A; 1 is no guidance). With `guidance_range` = (low, high) each row
 draws a scale, which guides the teacher and conditions the student, so one student serves every
@@ -30,7 +31,7 @@ from typing import Annotated
 from jax import Array
 
 from fewstep.diffusion.spacing import SPACINGS, Spacing, karras_spacing
-from fewstep.diffusion.time_pairs import CURRICULA, Curriculum, constant, grid_pairs
+from fewstep.diffusion.time_pairs import CURRICULA, Curriculum, constant
 from fewstep.models.model import Model, check_boundary
 from fewstep.objectives.base import Follower, Objective, Params, Player
 from fewstep.objectives.consistency import (
@@ -45,6 +46,7 @@ from fewstep.objectives.consistency import (
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import constant_ema
 from fewstep.objectives.needs import needs
+from fewstep.objectives.point_pairs import PAIR_SOURCES, PairParts, PairSource, data_source
 from fewstep.objectives.sampling import denoised_end, learned_guidance
 from fewstep.parts import Entry, Part
 from fewstep.samplers.ode import STEPS, Step, heun_step
@@ -84,6 +86,8 @@ def consistency_distillation(
     guidance_scale: float = 1.0,
     guidance_range: Sequence[float] = (),
     sample_times: Sequence[float] = (),
+    source: Annotated[PairSource | None, Part(PAIR_SOURCES)] = None,
+    reads_score: bool = True,
 ) -> Objective:
     """The consistency-distillation objective; needs a frozen `teacher` of the same model.
 
@@ -95,26 +99,26 @@ def consistency_distillation(
     guidance_scale: guidance of the teacher, form A; with guidance_range the default of sampling.
     guidance_range: (low, high) of the scales that condition the student, or ().
     sample_times: as for `consistency_sampler`.
+    source: where x_t and x_s come from, data by default; other sources read none.
+    reads_score: whether a student of a sampler is given the score of the density, as its teacher
+        is. Without it a sample evaluates no gradient.
     """
     check_boundary(model)
     check_guidance_range(guidance_range, guidance_scale)
     spacing, curriculum = spacing or karras_spacing(model.path), curriculum or constant()
     distance = distance or squared_l2()
-    loss = pair_loss(
-        model,
-        second_point=teacher_step(model, teacher_solver, guidance_scale, bool(guidance_range)),
-        pairs=grid_pairs(spacing, curriculum, skip=skip),
-        distance=distance,
-        weighting=weighting,
-        guidance_range=guidance_range,
-    )
+    source = source or data_source()
+    step = teacher_step(model, teacher_solver, guidance_scale, bool(guidance_range))
+    parts = PairParts(model, step, spacing, curriculum, skip, tuple(guidance_range))
+    student = model if reads_score else model._replace(density=None)
+    loss = pair_loss(student, source.points(parts), distance=distance, weighting=weighting)
     return Objective(
         players={"network": Player(model.network, loss)},
         followers=(
             {"target": Follower("network", constant_ema(target_decay))} if target_decay else {}
         ),
         sample=consistency_sampler(
-            model,
+            student,
             spacing,
             sample_times,
             curriculum=curriculum,
@@ -126,4 +130,5 @@ def consistency_distillation(
         fixed=distance.networks,
         needs_teacher=True,
         end_point=denoised_end(model, learned_guidance(guidance_scale, guidance_range)),
+        reads=source.reads,
     )

@@ -34,6 +34,7 @@ from fewstep.objectives.consistency import (
     WEIGHTINGS,
     Weighting,
     consistency_sampler,
+    noised_points,
     pair_loss,
     same_noise_point,
 )
@@ -77,8 +78,9 @@ def consistency_training(
     spacing, distance = spacing or karras_spacing(model.path), distance or squared_l2()
     loss = pair_loss(
         model,
-        second_point=same_noise_point(model.path),
-        pairs=grid_pairs(spacing, curriculum, time_sampler),
+        noised_points(
+            model, same_noise_point(model.path), grid_pairs(spacing, curriculum, time_sampler)
+        ),
         distance=distance,
         weighting=weighting,
     )

@@ -26,6 +26,7 @@ from fewstep.objectives.consistency import (
     WEIGHTINGS,
     Weighting,
     consistency_sampler,
+    noised_points,
     pair_loss,
     same_noise_point,
 )
@@ -62,13 +63,9 @@ def consistency_tuning(
     check_boundary(model)
     path, distance = model.path, distance or pseudo_huber(0.0)
     draw = time_sampler or log_normal_times(path, -1.1, 2.0)
-    loss = pair_loss(
-        model,
-        second_point=same_noise_point(path),
-        pairs=shrinking_pairs(path, draw, total_steps=total_steps, stages=stages, q=q, k=k, b=b),
-        distance=distance,
-        weighting=weighting,
-    )
+    pairs = shrinking_pairs(path, draw, total_steps=total_steps, stages=stages, q=q, k=k, b=b)
+    points = noised_points(model, same_noise_point(path), pairs)
+    loss = pair_loss(model, points, distance=distance, weighting=weighting)
     return Objective(
         players={"network": Player(model.network, loss)},
         followers={},

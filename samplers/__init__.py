@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from fewstep.samplers.controlled import euler_maruyama
 from fewstep.samplers.multistep import deis, dpm_solver_3m, unipc
 from fewstep.samplers.ode import Solver, ddim, dpm_solver_2m, euler, genie, heun
 from fewstep.samplers.pndm import pndm
@@ -19,4 +20,5 @@ SOLVERS: dict[str, Callable[..., Solver]] = {
     "pndm": pndm,
     "ancestral": ancestral,
     "churned_heun": churned_heun,
+    "euler_maruyama": euler_maruyama,
 }

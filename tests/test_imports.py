@@ -18,6 +18,7 @@ FLOORS = {
     "parts": 0,
     "buckets": 0,
     "configs": 1,
+    "densities": 1,
     "diffusion": 1,
     "files": 1,
     "latents": 1,

@@ -8,6 +8,8 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.data.spaces.space import Space
+from fewstep.densities.density import Density
+from fewstep.densities.table import density_of
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Kind, raw_kind
 from fewstep.models.model import Model
@@ -118,7 +120,28 @@ def build_model(config: ConfigDict) -> Model:
             f"path.name=ve needs prediction.kind=F, which scales the network's input; "
             f"with {kind.name} it would see noise of standard deviation {path.t_max:g}"
         )
-    return Model(network, path, kind, tuple(config.teacher_scales))
+    density = density_of(config.data.name)
+    check_density_network(config, network, density)
+    return Model(network, path, kind, tuple(config.teacher_scales), density)
+
+
+def check_density_network(config: ConfigDict, network: Network, density: Density | None) -> None:
+    """Raises ValueError for a network that reads no density, or is too narrow for its points.
+
+    A perceptron narrower than a point cannot represent the identity, so the samples of a student
+    would lose variance.
+    """
+    if network.score_input and density is None:
+        raise ValueError(
+            "model.score_input=True needs a density, data.name=density:NAME, not "
+            f"data.name={config.data.name}"
+        )
+    width = config.model.get("width")
+    if density and not config.debug and width and width < density.dim:
+        raise ValueError(
+            f"model.width={width} is below the {density.dim} dimensions of {config.data.name}: "
+            f"samples would collapse; use model.width={density.dim} or more"
+        )
 
 
 def build_kind(name: str, sigma_data: float | None) -> Kind:

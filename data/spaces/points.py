@@ -1,29 +1,35 @@
 """The space of points in R^d, which are floats everywhere."""
 
+from functools import partial
+
 import numpy as np
 
-from fewstep.data.spaces.scatter import scatter, scatter_panels
+from fewstep.data.spaces.scatter import LogDensity, scatter, scatter_panels
 from fewstep.data.spaces.space import Example, Space
 
 FEATURES = ("points",)
 SHOWN = 2000
 
 
-def point_space(dimension: int) -> Space:
-    """The space of points with `dimension` coordinates. Samples stay floats. Raises ValueError."""
+def point_space(dimension: int, scale: float = 1.0, log_density: LogDensity | None = None) -> Space:
+    """The space of points with `dimension` coordinates, which networks see divided by `scale`.
+
+    log_density: [N, 2] -> [N], drawn behind points of the plane. Samples stay floats. Raises
+    ValueError.
+    """
     if dimension < 1:
         raise ValueError(f"dimension = {dimension}; it must be at least 1")
     return Space(
         name="points",
         shape=(dimension,),
         example=Example((dimension,), np.dtype(np.float32)),
-        start=to_points,
-        finish=to_points,
+        start=lambda points: to_points(points) / np.float32(scale),
+        finish=lambda points: to_points(points) * np.float32(scale),
         rounding="none",
         features=FEATURES,
         image=None,
-        show=scatter,
-        compare=scatter_panels,
+        show=partial(scatter, log_density=log_density),
+        compare=partial(scatter_panels, log_density=log_density),
         shown=SHOWN,
         compared=SHOWN,
     )

@@ -1,7 +1,7 @@
 """Pictures of points: scatter plots of two coordinates, or histograms in one dimension."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -18,20 +18,35 @@ COLUMNS = 5  # panels side by side, at most
 BINS = 80
 MARGIN = 0.05  # free share of the range of all points, on each side
 DOT, OPACITY = 2.0, 0.5
+# Contours of a log density: points of the grid on each side, and depths below its maximum.
+GRID, DEPTHS = 120, (-8.0, -5.0, -3.0, -1.5, -0.5)
+FAINT = 0.35
+
+# points [N, 2] -> log density [N]
+LogDensity = Callable[[np.ndarray], np.ndarray]
 
 
-def scatter(points: np.ndarray, columns: int = 1, captions: Sequence[str] = ()) -> Image.Image:
+def scatter(
+    points: np.ndarray,
+    columns: int = 1,
+    captions: Sequence[str] = (),
+    log_density: LogDensity | None = None,
+) -> Image.Image:
     """A picture of points [N, D] in one panel.
 
-    columns, captions: unused, since points have no order and no pictures of their own.
+    columns, captions: unused, since points have no order and no pictures of their own. log_density:
+    as for `scatter_panels`.
     """
-    return scatter_panels({"": points})
+    return scatter_panels({"": points}, log_density)
 
 
-def scatter_panels(rows: Mapping[str, np.ndarray]) -> Image.Image:
+def scatter_panels(
+    rows: Mapping[str, np.ndarray], log_density: LogDensity | None = None
+) -> Image.Image:
     """A picture with one panel for each title. All panels have the same axes.
 
-    rows: title -> points [N, D]. Raises ValueError if there is no title, or a title has no points.
+    rows: title -> points [N, D]. log_density: drawn as contours; None, or D must be 2. Raises
+    ValueError if there is no title, or a title has no points.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -47,6 +62,8 @@ def scatter_panels(rows: Mapping[str, np.ndarray]) -> Image.Image:
     ranges = axis_ranges(np.concatenate([*rows.values()]))
     for panel, (title, points) in zip(panels, rows.items(), strict=False):
         draw(panel, points, ranges)
+        if log_density:
+            draw_contours(panel, log_density, ranges)
         panel.set_title(title, color=to_colour(INK), fontsize="small", wrap=True)
     for panel in panels[len(rows) :]:
         panel.set_axis_off()
@@ -66,6 +83,16 @@ def draw(panel: "Axes", points: np.ndarray, ranges: np.ndarray) -> None:
     else:
         panel.set_ylim(ranges[1])
         panel.scatter(*points[:, :2].T, s=DOT, alpha=OPACITY, color=to_colour(INK), linewidths=0)
+
+
+def draw_contours(panel: "Axes", log_density: LogDensity, ranges: np.ndarray) -> None:
+    """Draws contours of a log density in the plane, below its largest value in the panel."""
+    lines = [np.linspace(low, high, GRID) for low, high in ranges]
+    grid = np.stack(np.meshgrid(*lines), axis=-1)
+    values = log_density(grid.reshape(-1, 2)).reshape(GRID, GRID)
+    levels = values.max() + np.asarray(DEPTHS)
+    colours = to_colour(INK)
+    panel.contour(*lines, values, levels=levels, colors=[colours], linewidths=0.5, alpha=FAINT)
 
 
 def axis_ranges(points: np.ndarray) -> np.ndarray:

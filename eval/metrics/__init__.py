@@ -13,6 +13,7 @@ from fewstep.eval.metrics import (
     kernel,
     memorisation,
     neighbours,
+    transport,
 )
 from fewstep.eval.metrics.metric import LESS, MORE, NEITHER, Metric
 
@@ -22,6 +23,11 @@ MAIN = "frechet"
 ONE_BY_ONE = {"real_features": max(neighbours.DENSITY_NEIGHBOURS, kernel.FEWEST) + 1, "features": 1}
 COPIES = {"features": 1, "train_features": 0, "held_out_features": 1}
 
+POINTS = {"points": transport.FEWEST, "real_points": transport.FEWEST}
+MODES = {"modes": 1, "mode_weights": 2}
+
+between_points = partial(Metric, transport.transport, POINTS, format="{:.3f}", better=LESS)
+spread_of_points = partial(Metric, transport.spread, POINTS, format="{:.3f}", better=NEITHER)
 by_neighbours = partial(
     Metric, neighbours.manifold_metrics, ONE_BY_ONE, format="{:.3f}", better=MORE
 )
@@ -85,5 +91,30 @@ METRICS = {
         part="share_closer",
         note="Nearer to training images is the share of samples that are nearer to a training "
         "image than all but 1 % of held-out real images are. A share far above 0.01 means copying.",
+    ),
+    "wasserstein_1": between_points(
+        "W1",
+        part="wasserstein_1",
+        in_text=True,
+        note="W1, W2 and energy distance compare points as they are. The real row is the floor of "
+        "two exact sets: a distance below it is a collapse. The prior row is a sampler that does "
+        "nothing.",
+    ),
+    "wasserstein_2": between_points("W2", part="wasserstein_2", in_text=True),
+    "energy": between_points("energy distance", part="energy"),
+    "deviation_ratio": spread_of_points(
+        "deviation ratio",
+        part="deviation",
+        in_text=True,
+        note="Deviation and quartile ratios are those of the coordinate where the ratio to the "
+        "exact spread is farthest from 1.",
+    ),
+    "quartile_ratio": spread_of_points("quartile ratio", part="quartiles"),
+    "mean_error": Metric(transport.spread, POINTS, "mean error", "{:.3f}", LESS, part="mean"),
+    "mode_entropy": Metric(
+        transport.mode_entropy, MODES, "mode entropy", "{:.3f}", MORE, in_text=True
+    ),
+    "mode_distance": Metric(
+        transport.mode_distance, MODES, "mode weights off", "{:.3f}", LESS, in_text=True
     ),
 }

@@ -25,6 +25,8 @@ class Inputs(NamedTuple):
     train_features, held_out_features: of both splits, to find copies.
     logits: [N, classes], of the feature network. classes: [N], predicted by a classifier of real
     images. labels: [N], requested of the sampler.
+    points, real_points: [N, D] and [M, D], samples that are points, and real ones. modes: [N], the
+    mode of each sample. mode_weights: [K], the true weights of the modes.
     """
 
     statistics: Statistics | None = None
@@ -36,6 +38,10 @@ class Inputs(NamedTuple):
     logits: np.ndarray | None = None
     classes: np.ndarray | None = None
     labels: np.ndarray | None = None
+    points: np.ndarray | None = None
+    real_points: np.ndarray | None = None
+    modes: np.ndarray | None = None
+    mode_weights: np.ndarray | None = None
 
 
 class Metric(NamedTuple):

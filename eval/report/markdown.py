@@ -14,10 +14,11 @@ from fewstep.eval.report.page import (
 from fewstep.eval.report.runs import EvaluatedRun, Groups, group_by_method, split_seeds
 from fewstep.eval.report.table import (
     ADDED,
+    REFERENCES,
     TableCell,
     all_columns,
     nonempty_columns,
-    real_metric_texts,
+    reference_texts,
 )
 from fewstep.files import replace_file
 
@@ -46,9 +47,9 @@ def table(groups: Groups, metric: str) -> str:
         label = cell_text(TableCell(name, ADDED if runs[0].added else ""))
         for steps in sorted(runs[0].results):
             rows.append([label, *(cell_text(column.cell(runs, steps)) for column in columns)])
-    real = real_metric_texts(groups, metric)
-    if real:
-        rows.append(["real images", *(real.get(column.heading, "") for column in columns)])
+    for name, title in REFERENCES.items():
+        if texts := reference_texts(groups, metric, name):
+            rows.append([title, *(texts.get(column.heading, "") for column in columns)])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 

@@ -75,11 +75,13 @@ FIELDS: dict[str, ValueKind] = {
     "metrics.*": NUMBER,
     "real": OBJECT,
     "real.*": NUMBER,
+    "prior": OBJECT,
+    "prior.*": NUMBER,
     "warnings": TEXTS,
     "skipped": TEXT,
     "run": TEXT,
 }
-OPTIONAL = ("real", "warnings", "skipped", "run")
+OPTIONAL = ("real", "prior", "warnings", "skipped", "run")
 # Further fields of results that have metrics.
 MEASURED: dict[str, ValueKind] = {
     "protocol.measurement.features": TEXT,

@@ -33,6 +33,8 @@ SPREADS = {
     (INTERVAL,): "mean, [95 % interval], least",
     (INTERVAL, RANGE): "mean, [95 % interval] or range of two seeds, least",
 }
+# Parts of results that measure no samples, and the titles of their rows.
+REFERENCES = {"real": "real images", "prior": "untrained prior"}
 ADDED = "added as a teacher"
 WITH_TEACHER = ", and with teacher"
 UNKNOWN = "–"
@@ -82,7 +84,7 @@ def results_table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str
         '<div class="scroll" tabindex="0" role="region" aria-label="Results">\n'
         '<table class="sortable grouped">\n<thead><tr>'
         f'<th scope="col" data-sort="text">method</th>{heads}</tr></thead>\n'
-        f"<tbody>\n{''.join(rows)}</tbody>\n{real_images_row(groups, columns, metric)}"
+        f"<tbody>\n{''.join(rows)}</tbody>\n{reference_rows(groups, columns, metric)}"
         f"</table>\n</div>\n<script>\n{script}</script>\n"
     )
 
@@ -273,18 +275,19 @@ def seeds_table(groups: Groups, metric: str) -> str:
     )
 
 
-def real_images_row(groups: Groups, columns: Sequence[Column], metric: str) -> str:
-    """The row at the bottom, which sorting does not move: metrics of real images."""
-    texts = real_metric_texts(groups, metric)
-    if not texts:
-        return ""
-    cells = "".join(f"<td>{texts.get(column.heading, '')}</td>" for column in columns)
-    return f'<tfoot><tr><th scope="row">real images</th>{cells}</tr></tfoot>\n'
+def reference_rows(groups: Groups, columns: Sequence[Column], metric: str) -> str:
+    """The rows at the bottom, which sorting does not move: metrics of no samples."""
+    rows = ""
+    for name, title in REFERENCES.items():
+        if texts := reference_texts(groups, metric, name):
+            cells = "".join(f"<td>{texts.get(column.heading, '')}</td>" for column in columns)
+            rows += f'<tr><th scope="row">{title}</th>{cells}</tr>'
+    return f"<tfoot>{rows}</tfoot>\n" if rows else ""
 
 
-def real_metric_texts(groups: Groups, metric: str) -> dict[str, str]:
-    """Metrics of real images as text, by the heading of their column."""
+def reference_texts(groups: Groups, metric: str, name: str) -> dict[str, str]:
+    """Metrics of a row of REFERENCES as text, by the heading of their column."""
     real: dict[str, float] = {}
     for result in all_results(groups):
-        real = {**result.get("real", {}), **real}
+        real = {**result.get(name, {}), **real}
     return {metric_heading(m, metric): find_metric(m).format.format(v) for m, v in real.items()}

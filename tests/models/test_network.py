@@ -80,6 +80,7 @@ CONDITION = {
     "guidance_scale": jnp.array([1.0, 3.0]),
     "guidance_start": jnp.array([0.1, 0.4]),
     "guidance_end": jnp.array([0.6, 0.9]),
+    "score": jnp.ones((2, 2)),
 }
 
 
@@ -165,6 +166,7 @@ OWN = {
         "width": (16, "shapes sampling training"),
         "depth": (1, "shapes sampling training"),
         "trajectory": (2, "shapes sampling training"),
+        "score_input": (True, "shapes sampling training"),
     },
 }
 # Fields of both networks; the last value of a field counts.

@@ -161,7 +161,7 @@ ELSEWHERE = {
         "of runs that are continued with other steps: tests/training/storage/test_lengths.py",
     ),
     **dict.fromkeys(
-        ("model.name", "model.width", "model.depth", "model.codec"),
+        ("model.name", "model.width", "model.depth", "model.codec", "model.score_input"),
         "of other networks than the one here: tests/training/test_networks.py",
     ),
     **dict.fromkeys(

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from fewstep.densities.density import Density
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS
 from fewstep.diffusion.spacing import karras_spacing
@@ -26,6 +27,8 @@ from fewstep.objectives.divergences import integral_kl, score_distillation, scor
 from fewstep.objectives.generators import particles
 from fewstep.objectives.mean_flow import VELOCITIES
 from fewstep.objectives.needs import network_needs
+from fewstep.objectives.path_sampling import PATH_LOSSES
+from fewstep.objectives.point_pairs import rollout_source
 from fewstep.objectives.progressive import WEIGHTINGS as SNR_WEIGHTINGS
 from fewstep.samplers import SOLVERS
 from fewstep.samplers.grids import GRIDS
@@ -84,8 +87,11 @@ VALUES = {
     "max_steps": (4, 8),
     "mixing": (0.3, 0.6),
     "normalize": (True, False),
+    "path_loss": (PATH_LOSSES["log_variance"], PATH_LOSSES["kl"]),
+    "path_steps": (3, 5),
     "points": (9, 12),
     "q": (1.5, 1.8),
+    "reads_score": (False, True),
     "regression_distance": (huber(0.2), norm(1.5)),
     "regression_weight": (0.4, 0.7),
     "rollout_steps": (2, 3),
@@ -101,6 +107,7 @@ VALUES = {
     "skip": (2, 1),
     "solver_steps": (3, 2),
     "solver": (SOLVERS["ancestral"](), SOLVERS["ddim"]()),
+    "source": (None, rollout_source(groups=4, substeps=1)),
     "spacing": tuple(
         ModelPart(lambda model, p=p: karras_spacing(model.path, p)) for p in (2.0, 4.0)
     ),
@@ -174,7 +181,10 @@ MODELS = {
     "consistency_tuning": ("trigflow", "F"),
     "continuous_training": ("trigflow", "F"),
     "continuous_distillation": ("trigflow", "F"),
+    **dict.fromkeys(("dis", "dds"), ("vp_ddpm", "tilt")),
 }
+# For methods that sample a density.
+TARGET = Density("normal", DIMENSION, lambda x: -0.5 * jnp.sum((x - 0.3) ** 2))
 
 
 # Objectives that sample in one step.
@@ -215,7 +225,7 @@ def assemble(case, wrap=lambda network: network, teacher_scales=(), **changed):
     fields = {field: field_value(case, field) for field in field_names(case)} | changed
     path, kind = MODELS.get(name, ("linear", "velocity"))
     network = responsive_network(**network_needs(OBJECTIVES[name], fields))
-    model = Model(wrap(network), PATHS[path](), KINDS[kind], teacher_scales)
+    model = Model(wrap(network), PATHS[path](), KINDS[kind], teacher_scales, TARGET)
     fields = {k: v.build(model) if isinstance(v, ModelPart) else v for k, v in fields.items()}
     objective = OBJECTIVES[name](model, **fields)
     return Case(model, objective, distinct_params(objective, model))
@@ -314,7 +324,15 @@ def samples(objective, params, steps, *, scale=None, seed=3):
 
 
 def unroll_scan(body, carry, xs, length=None):
-    """jax.lax.scan as a Python loop, for a body without outputs."""
+    """jax.lax.scan as a Python loop."""
+    outputs = []
     for i in range(length or len(jax.tree.leaves(xs)[0])):
-        carry, _ = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
-    return carry, None
+        carry, output = body(carry, jax.tree.map(lambda a, i=i: a[i], xs))
+        outputs.append(output)
+    stacked = jax.tree.map(lambda *each: jnp.stack(each), *outputs) if outputs else None
+    return carry, stacked
+
+
+def without_checkpoint(function, **options):
+    """jax.checkpoint, which keeps instead of computing again."""
+    return function

@@ -115,6 +115,8 @@ class Record:
     def record_draw(self, name, function):
         def draw(key, *args, **kwargs):
             values = function(key, *args, **kwargs)
+            if isinstance(values, jax.core.Tracer):  # of a loop, whose keys were split before
+                return values
             data = np.asarray(jax.random.key_data(key)).tobytes()
             if name in ("split", "fold_in"):
                 self.parents.add(data)

@@ -21,6 +21,7 @@ from tests.objectives.assembled import (
     field_value,
     samples,
     unroll_scan,
+    without_checkpoint,
 )
 from tests.objectives.recorded import Record, take_step
 
@@ -87,6 +88,9 @@ CALLS = {
         "network": ["teacher rests guided dropped", "network trains dropped"]
     },
     "direct": {"network": ["network trains of pairs"]},
+    # A path is a loop.
+    "dis": {"network": ["network trains kept"]},
+    "dds": {"network": ["network trains kept"]},
     "reflow": {"network": ["network trains of pairs"]},
     # A rollout is a loop, which calls the network once as it is traced.
     "live_reflow": {"network": ["target rests guided", "network trains dropped"]},
@@ -366,6 +370,7 @@ def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch
     record.names = [objective.generator]
     params = {**case.networks[objective.generator], "who": jnp.float32(0)}
     monkeypatch.setattr(jax.lax, "scan", unroll_scan)
+    monkeypatch.setattr(jax, "checkpoint", without_checkpoint)
     for steps in (1,) if CASES[name][0] in ONE_STEP else (1, 2, 4, 8):
         record.calls.clear()
         scale = 3.5 if case.model.network.guidance_input else objective.guidance_scale

@@ -17,6 +17,7 @@ from fewstep.objectives.consistency import (
     check_guidance_range,
     consistency_distance,
     consistency_sampler,
+    noised_points,
     pair_loss,
     same_noise_point,
     snap_to_grid,
@@ -244,7 +245,9 @@ def build_loss(model, networks, batch, key=KEY, **parts):
         "distance": squared_l2(),
         "weighting": WEIGHTINGS["uniform"],
     }
-    loss = pair_loss(model, **{**defaults, **parts})
+    parts = {**defaults, **parts}
+    points = noised_points(model, parts.pop("second_point"), parts.pop("pairs"))
+    loss = pair_loss(model, points, **parts)
     return lambda params, others=networks: loss(params, others, batch, key, jnp.int32(0))
 
 

@@ -26,6 +26,7 @@ from tests.objectives.assembled import (
     objective_batch,
     samples,
     unroll_scan,
+    without_checkpoint,
 )
 
 # What the fields of each name change: "loss" is that of every player, with its gradient; "samples"
@@ -61,8 +62,11 @@ EFFECTS = {
     "max_steps": {"loss", "samples"},
     "mixing": {"loss"},
     "normalize": {"generator loss"},
+    "path_loss": {"loss"},
+    "path_steps": {"loss"},
     "points": {"loss", "samples"},
     "q": {"loss"},
+    "reads_score": {"loss", "samples"},
     "regression_distance": {"generator loss"},
     "regression_weight": {"generator loss"},
     "rollout_steps": {"loss", "samples"},
@@ -71,6 +75,7 @@ EFFECTS = {
     "skip": {"loss"},
     "solver": {"samples"},
     "solver_steps": {"loss"},
+    "source": {"loss", "needs"},
     "spacing": {"samples"},
     "stages": {"loss"},
     "step_counts": {"loss", "samples", "updates", "needs"},
@@ -117,6 +122,8 @@ OWN_EFFECTS = {
     ("tract", "guidance_scale"): {"samples", "scale"},
     ("consistency_trajectory", "spacing"): {"loss", "samples"},
     ("boot", "spacing"): {"loss"},
+    ("dis", "spacing"): {"loss", "samples"},
+    ("dds", "spacing"): {"loss", "samples"},
     ("dsno", "spacing"): {"loss", "samples"},
     ("moment_matching", "spacing"): {"loss", "samples"},
     ("parameter_matching", "spacing"): {"loss", "samples"},
@@ -148,6 +155,8 @@ UNUSED = "has no use without the term, the player or the input that the case lea
 REFUSED = "is refused beside another field of the case"
 # Reasons why a field changes nothing.
 EXCEPTIONS = {
+    ("consistency_distillation", "reads_score"): UNUSED,
+    ("plain distillation", "reads_score"): UNUSED,
     ("joint matching", "regression_distance"): UNUSED,
     ("matching without fake score", "fake_time_sampler"): UNUSED,
     ("matching without fake score", "fake_score_updates"): REFUSED,
@@ -199,6 +208,7 @@ def observe(case):
     seen["period"] = [player.every for player in objective.players.values()]
     seen["scale"] = objective.guidance_scale
     plain = ("players", "followers", "sample", "share", "guidance_scale", "end_point")
+    plain += ("diagnostics",)
     seen["needs"] = {k: v for k, v in objective._asdict().items() if k not in plain}
     seen["needs"]["followers"] = {k: f.source for k, f in objective.followers.items()}
     seen["needs"]["players"] = list(objective.players)
@@ -222,6 +232,7 @@ def equal(a, b):
 def without_compilation(monkeypatch):
     """Makes loops over sampling steps Python loops, which compile nothing."""
     monkeypatch.setattr(jax.lax, "scan", unroll_scan)
+    monkeypatch.setattr(jax, "checkpoint", without_checkpoint)
 
 
 def expected_effects(case, field, before, after):
@@ -338,6 +349,8 @@ GUIDED = {
     "guidance_distillation",
     "live_reflow",
     "improved_mean_flow",
+    "dis",
+    "dds",
 }
 # Objectives whose samplers draw noise between steps.
 STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive", "mean_flow"}
@@ -360,5 +373,5 @@ def test_samples_depend_on_all_that_they_are_made_of(name):
 
 @pytest.mark.parametrize("name", TESTED)
 def test_a_denoiser_can_teach_and_nothing_else(name):
-    denoisers = ("denoising", "guidance_distillation", "reflow")
+    denoisers = ("denoising", "guidance_distillation", "reflow", "dis", "dds")
     assert assemble(name).objective.denoises == (name in denoisers)

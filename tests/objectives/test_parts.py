@@ -20,6 +20,7 @@ from fewstep.objectives.distances import DISTANCES, huber
 from fewstep.objectives.divergences import DIVERGENCES, Point
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
 from fewstep.objectives.generators import one_step_generator, particles
+from fewstep.objectives.point_pairs import PAIR_SOURCES, PairParts
 from fewstep.samplers import SOLVERS
 from fewstep.training.fixed_networks import split_name
 from tests.gaussian import Gaussian
@@ -58,6 +59,15 @@ def solver_samples(solver):
     return solver(denoise, VE, 30.0 * A, times, jax.random.split(KEY, 32))
 
 
+def pairs_of(source):
+    """The points of a teacher that is the network itself."""
+    step = lambda networks, draw: draw.x_t * (1.0 + draw.s - draw.t)[:, None]
+    parts = PairParts(MODEL, step, SPACINGS["uniform"](LINEAR), CURRICULA["constant"](5), 1)
+    batch = {"x": A, **LABEL, "pairs": {"x_0": B, "eps": NOISE, **LABEL}}
+    draw, x_s = source.points(parts)({}, batch, KEY, jnp.int32(0))
+    return {"draw": draw.x_t, "x_s": x_s}
+
+
 def divergence_gradient(generator):
     params = generator.network.init(KEY)
     return params, generator.generate(params, A, LABEL)
@@ -89,6 +99,7 @@ TABLES = {
     "curriculum": (CURRICULA, (), lambda points: [points(jnp.int32(k)) for k in (0, 15, 500)]),
     "distance": (DISTANCES, (), image_distance),
     "divergence": (DIVERGENCES, (), lambda divergence: divergence.surrogate(point())),
+    "source": (PAIR_SOURCES, (), pairs_of),
     "solver": (SOLVERS, (), solver_samples),
     "path": (PATHS, (), schedules),
     "kind": ({"F": raw_kind}, (), random_code),
@@ -116,6 +127,7 @@ OTHERS = {
     "deviation": 2.0,
     "distance": huber(0.2),
     "first": 4,
+    "groups": 8,
     "highest": 0.7,
     "last": 90,
     "low_noise": 1.2,
@@ -132,6 +144,7 @@ OTHERS = {
     "sigma_max": 50.0,
     "sigma_min": 0.1,
     "std": 0.5,
+    "substeps": 2,
     "total_steps": 20,
     "variable": "log_rho",
     "variance": "large",

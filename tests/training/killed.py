@@ -37,9 +37,10 @@ def first_leaf(params):
 def small_network(config):
     """A network of nine numbers with the inputs that the method needs, or a codec of five."""
     from fewstep.training.networks import with_network_fields
+    from fewstep.training.spaces import build_space
 
     fields = with_network_fields(config).model
-    shape = (config.data.image_size, config.data.image_size, config.data.channels)
+    shape = build_space(config).shape
     if fields.name == "codec":
         return affine_codec(shape)
     return affine_network()._replace(

@@ -16,13 +16,21 @@ from fewstep.training.sources import abstract_batch
 from fewstep.training.storage import checkpoint, workdir
 from fewstep.training.storage.identity import as_dict
 
+# Objectives that sample a density, and have points for examples.
+SAMPLERS = ("dis", "dds")
+
 
 def small_config(method="shortcut", **fields):
     """A config with a network of 0.2 M parameters on 8 x 8 images. fields: by dotted name."""
     config = methods.choose(base.config(), method)
     config.steps, config.batch_size = 10, 64
     config.data.image_size, config.data.channels, config.data.num_classes = 8, 1, 10
-    methods.network(config, size="nano")
+    if config.objective.name in SAMPLERS:
+        config.data.name, config.data.num_classes = "density:gmm9", 0
+        config.data.image_size = config.data.channels = 0
+        config.model.width, config.model.depth, config.objective.path_steps = 8, 1, 4
+    else:
+        methods.network(config, size="nano")
     config.evaluate.features = "pixels"
     config.optimizer.learning_rate = 1e-3
     config.update_from_flattened_dict(fields)

@@ -68,6 +68,7 @@ def forward_flops(config: ConfigDict, experiment: Experiment) -> float:
     x = jax.ShapeDtypeStruct((*rows, *experiment.space.shape), jnp.float32)
     time = jax.ShapeDtypeStruct(rows, jnp.float32)
     condition = {"label": jax.ShapeDtypeStruct(rows, jnp.int32), **dict.fromkeys(GUIDANCE, time)}
+    condition["score"] = x
     params = network_shapes(experiment)[experiment.objective.generator]
     return count_flops(experiment.model.network.apply, params, x, time, time, condition)
 

@@ -143,6 +143,7 @@ NETWORK = {
     "guidance_input": SWITCH,
     "guidance_interval": SWITCH,
     "trajectory": whole_range(1),
+    "score_input": SWITCH,
     "loss_weight": SWITCH,
     "time_scale": number_range(0.0, above=True),
     "codec": TEXT,
@@ -243,12 +244,14 @@ OBJECTIVE_FIELDS = {
     **dict.fromkeys(
         (
             *("variance", "weighting", "teacher_solver", "leftover_rows", "ends_at", "velocity"),
-            *("variable", "network", "weights"),
+            *("variable", "network", "weights", "path_loss"),
         ),
         TEXT,
     ),
     "order": whole_range(1),
-    **dict.fromkeys(("target_warmup", "adaptive_weight", "normalize", "joint"), SWITCH),
+    **dict.fromkeys(
+        ("target_warmup", "adaptive_weight", "normalize", "joint", "reads_score"), SWITCH
+    ),
     "mean": LOGARITHM,
     "std": number_range(0.0, 80.0, above=True),
     "power": number_range(0.0, above=True),
@@ -274,6 +277,7 @@ OBJECTIVE_FIELDS = {
     "guidance_scale": FINITE,
     "guidance_range": sequence_of(FINITE),
     "guidance_interval": sequence_of(PROBABILITY),
+    **dict.fromkeys(("path_steps", "groups", "substeps"), whole_range(1)),
     **dict.fromkeys(("first", "last", "points", "skip", "stages"), whole_range(1)),
     "total_steps": whole_range(1),
     "fake_score_updates": whole_range(1),

@@ -92,10 +92,11 @@ SHOWN = {
     },
     "metrics": {"frechet": 12.345678},
     "real": {"frechet": 0.3},
+    "prior": {"frechet": 9.5},
     "warnings": ["few"],
     "skipped": "metrics",
 }
-FRECHET = {"metrics.*": "metrics.frechet", "real.*": "real.frechet"}
+FRECHET = {"metrics.*": "metrics.frechet", "real.*": "real.frechet", "prior.*": "prior.frechet"}
 VALUES = (None, [], [1], {}, {"a": 1}, "text", True, -3, 2.5, 1e20, 10**30)
 
 

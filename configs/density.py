@@ -1,0 +1,53 @@
+"""Samplers of unnormalised densities, without data: minutes on two cores (docs/densities.md).
+
+python main.py --config=configs/density.py:dis --workdir=runs/gmm9_dis
+python main.py --config=configs/density.py:consistency_sampler --workdir=runs/gmm9_cs \
+    --config.teacher=runs/gmm9_dis
+
+Other densities by --config.data.name=density:NAME (densities/table.py), also a file of your own.
+Other methods learn from exact samples of the density, as from data.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+from fewstep.configs import base, methods, short_runs
+
+PATH_STEPS = 64
+SIGMA_DATA = 1.0  # networks see points in units of the density's scale
+
+
+def get_config(method: str = "dis") -> ConfigDict:
+    """The mixture of nine Gaussians, in the plane; a small perceptron."""
+    config = methods.choose(base.config(), method)
+    if config.model.name != "mlp":
+        base.use_network(config, "mlp")
+    config.model.width, config.model.depth = 64, 2
+    config.steps = 1000
+    config.batch_size = 256
+    config.data.name = "density:gmm9"
+    config.data.num_classes = 0
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.schedule = "cosine"
+    config.optimizer.warmup_steps = 50
+    config.optimizer.clip_norm = 1.0
+    config.ema.decays = (0.99,)
+    config.checkpoint.every = 500
+    # Open, since a small step may be shorter than its dispatch (training/cost/choice.py).
+    config.steps_per_dispatch = placeholder(int)
+    config.evaluate.features = "points"
+    config.evaluate.reference = "all"
+    config.evaluate.num_samples = 2000
+    config.evaluate.batch_size = 500
+    short_runs.short_run(config, sigma_data=SIGMA_DATA)
+    if method == "consistency_sampler":
+        config.steps = 4000
+        config.objective.source.update(groups=8, substeps=2)
+        config.ema.decays = (0.999,)
+    if method in SAMPLERS:
+        config.objective.path_steps = PATH_STEPS
+        config.evaluate.steps = (1, 4, 16, PATH_STEPS)
+    return config
+
+
+SAMPLERS = ("dis", "dds")

@@ -1,0 +1,65 @@
+"""What is known of points in place of features: themselves, and the modes of their density."""
+
+import numpy as np
+
+from fewstep.data import Dataset
+from fewstep.densities.density import Density
+from fewstep.densities.table import density_of
+from fewstep.eval.metrics import METRICS
+from fewstep.eval.metrics.metric import Inputs, compute_metrics
+from fewstep.eval.metrics.transport import POINTS
+from fewstep.eval.reference import Reference
+
+# Name of the feature network that is the identity.
+FEATURES = "points"
+# Metrics that show a collapse when they are below those of two exact sets.
+FLOORED = ("wasserstein_1", "wasserstein_2")
+# Share of the floor by which a collapsed set is closer; two exact sets differ by less.
+MARGIN = 0.05
+SEED = 0
+
+
+def density_measured(dataset: Dataset | None) -> Density | None:
+    """The density whose exact samples a data set has, or None."""
+    return None if dataset is None else density_of(dataset.name)
+
+
+def point_inputs(points: np.ndarray, real: np.ndarray, density: Density | None) -> dict:
+    """The inputs of metrics that compare points [N, D] with exact ones [M, D]."""
+    found = {"points": points[:POINTS], "real_points": real[:POINTS]}
+    if density is None or density.modes is None:
+        return found
+    modes = density.modes
+    return found | {"modes": modes.assign(points), "mode_weights": modes.weight}
+
+
+def point_metrics(points: np.ndarray, real: np.ndarray, density: Density | None) -> dict:
+    """The metrics of points alone, by name."""
+    return compute_metrics(METRICS, Inputs(**point_inputs(points, real, density)))
+
+
+def floor_metrics(reference: Reference, density: Density | None, samples: int) -> dict:
+    """The metrics of exact points against others, as many as `samples`: the floor."""
+    real, count = reference.neighbourhood, min(samples, POINTS)
+    if len(real) < 2 * count:
+        return {}
+    return point_metrics(real[count : 2 * count], real[:count], density)
+
+
+def prior_metrics(reference: Reference, density: Density | None, samples: int) -> dict:
+    """The metrics of draws from the prior N(0, scale^2 I), as of a sampler that does nothing."""
+    if density is None:
+        return {}
+    rng = np.random.default_rng(SEED)
+    points = density.scale * rng.standard_normal((min(samples, POINTS), density.dim))
+    return point_metrics(points, reference.neighbourhood, density)
+
+
+def collapse_warnings(metrics: dict, floor: dict) -> list[str]:
+    """Warnings of distances below those of two exact sets."""
+    return [
+        f"{name} {metrics[name]:.3f} is below the floor {floor[name]:.3f} of two exact sets: the "
+        "samples have collapsed, which is no win; see deviation_ratio"
+        for name in FLOORED
+        if name in metrics and name in floor and metrics[name] < (1.0 - MARGIN) * floor[name]
+    ]

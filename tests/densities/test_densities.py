@@ -1,0 +1,209 @@
+"""Every density against what is known of it: scores, normalisers, samples, modes, symmetries."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fewstep.densities.density import check_density
+from fewstep.densities.lattice import phi4
+from fewstep.densities.posteriors import cox_process, draw_points, logistic_regression
+from fewstep.densities.table import DENSITIES, find_density
+from fewstep.densities.user_file import permit
+
+# Cheap to evaluate, and with exact samples.
+EXACT = ("gmm9", "gmm40", "rings", "dw2", "mw54", "manywell", "funnel", "phi4-4-0.2-0")
+COUNT = 20_000
+
+
+def samples(density, count=COUNT):
+    return density.sample(np.random.default_rng(1), count)
+
+
+def log_rho(density, x):
+    return np.asarray(jax.jit(density.log_densities)(jnp.asarray(x, jnp.float32)))
+
+
+@pytest.mark.parametrize("name", sorted({*DENSITIES, *EXACT} - {"gmm25", "mw52", "dw100"}))
+def test_score_is_the_gradient_in_units_of_the_scale(name):
+    density = check_density(find_density(name))
+    y = np.random.default_rng(0).standard_normal((3, density.dim)).astype(np.float32)
+    score = np.asarray(jax.jit(density.scaled_score)(y))
+    along = np.random.default_rng(2).standard_normal(y.shape).astype(np.float32)
+    h = 1e-3 / math.sqrt(density.dim)
+    evaluate = jax.jit(density.scaled_log_density)
+    slope = (evaluate(y + h * along) - evaluate(y - h * along)) / (2 * h)
+    wanted = (score * along).sum(axis=1)
+    np.testing.assert_allclose(slope, wanted, rtol=0.03, atol=0.02 * np.abs(score).max() + 0.05)
+
+
+@pytest.mark.parametrize("name", ["gmm9", "rings", "dw2"])
+def test_normaliser_by_quadrature_in_the_plane(name):
+    density = find_density(name)
+    side = 9.0 if name == "gmm9" else 6.5
+    line = np.linspace(-side, side, 801)
+    log_z = -np.inf
+    for part in np.array_split(line, 4):
+        grid = np.stack(np.meshgrid(part, line, indexing="ij"), axis=-1).reshape(-1, 2)
+        log_z = np.logaddexp(log_z, np.logaddexp.reduce(log_rho(density, grid).astype(float)))
+    assert log_z + 2 * math.log(line[1] - line[0]) == pytest.approx(density.log_z, abs=2e-3)
+
+
+@pytest.mark.parametrize(
+    ("name", "log_z"),
+    [
+        ("rings", 2.304881),
+        ("dw2", 1.211940),
+        ("dw100", 91.2679),
+        ("mw54", -0.541056),
+        ("mw52", 42.8173),
+        ("manywell", 164.69568),
+        ("phi4-8-0.2-0", 39.879128),
+    ],
+)
+def test_normalisers_known_in_closed_form_or_from_the_literature(name, log_z):
+    assert find_density(name).log_z == pytest.approx(log_z, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_samples_have_the_density(name):
+    """E[div g + g . score] = 0 for any g (Stein); here g_i = tanh(x_i)."""
+    density = find_density(name)
+    x = samples(density)
+    y = (x / density.scale).astype(np.float32)
+    score = np.asarray(jax.jit(density.scaled_score)(y), np.float64)
+    stein = (1.0 - np.tanh(y) ** 2 + np.tanh(y) * score).mean(axis=1)
+    assert abs(stein.mean()) < 4.5 * stein.std() / math.sqrt(COUNT)
+    for symmetry in density.symmetries:
+        moved = np.asarray(symmetry(x[:500]))
+        np.testing.assert_allclose(
+            log_rho(density, moved), log_rho(density, x[:500]), rtol=1e-3, atol=2e-2
+        )
+        assert np.abs(moved - x[:500]).max() > 0.1
+
+
+@pytest.mark.parametrize("name", ["gmm9", "gmm40", "rings", "mw54", "dw2"])
+def test_modes_have_their_weights(name):
+    density = find_density(name)
+    counts = np.bincount(
+        density.modes.assign(samples(density)), minlength=len(density.modes.weight)
+    )
+    error = np.sqrt(density.modes.weight * (1 - density.modes.weight) / COUNT)
+    assert density.modes.weight.sum() == pytest.approx(1.0)
+    assert (np.abs(counts / COUNT - density.modes.weight) < 5 * error + 2e-4).all()
+
+
+def test_moments_of_samples():
+    rings = np.linalg.norm(samples(find_density("rings")), axis=1)
+    assert rings.mean() == pytest.approx(3.890556, abs=0.04)
+    assert (rings**2).mean() == pytest.approx(17.015, abs=0.3)
+    wells = samples(find_density("wells-3-2-4"))
+    np.testing.assert_allclose(wells.std(axis=0), [1.98346, 1.98346, 1.0], rtol=0.02)
+    funnel = samples(find_density("funnel"))
+    assert funnel[:, 0].std() == pytest.approx(3.0, rel=0.02)
+    assert (funnel[:, 1:] * np.exp(-0.5 * funnel[:, :1])).std() == pytest.approx(1.0, rel=0.02)
+
+
+def test_a_gaussian_field_has_the_variances_of_its_modes():
+    field = samples(phi4("field", 4, 0.2, 0.0)).reshape(COUNT, 4, 4)
+    zero_mode = field.mean(axis=(1, 2)) * 4  # normalised Fourier mode k = 0
+    assert zero_mode.var() == pytest.approx(1 / (2 - 8 * 0.2), rel=0.05)
+
+
+def test_logistic_regression_integrates_to_the_evidence():
+    features, labels = np.array([[-1.0], [0.2], [1.3]]), np.array([0, 1, 1])
+    density = logistic_regression("small", features, labels)
+    rng = np.random.default_rng(0)
+    w = rng.standard_normal((COUNT, 2))
+    z = (features - features.mean(0)) / features.std(0)
+    logits = w[:, :1] * z.T + w[:, 1:]
+    evidence = np.prod(1 / (1 + np.exp(-(2 * labels - 1) * logits)), axis=1)
+    line = np.linspace(-6, 6, 161)
+    grid = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+    log_z = np.logaddexp.reduce(log_rho(density, grid).astype(float)) + 2 * math.log(
+        line[1] - line[0]
+    )
+    assert log_z == pytest.approx(math.log(evidence.mean()), abs=0.02)
+
+
+def test_the_cox_process_at_its_prior():
+    """E_prior[rho / prior] = E over fields of the Poisson likelihood, against NumPy."""
+    side = 4
+    points = draw_points(np.random.default_rng(3), 30.0, side)
+    density = cox_process("drawn", points, side)
+    assert density.dim == 16
+    x = np.random.default_rng(0).standard_normal((5, 16))
+    counts, _, _ = np.histogram2d(*points.T, bins=side, range=[[0, 1], [0, 1]])
+    mean = math.log(len(points)) - 0.5 * 1.91
+    centre = (np.stack(np.meshgrid(*[np.arange(side)] * 2, indexing="ij"), -1) + 0.5) / side
+    centre = centre.reshape(-1, 2)
+    gap = np.linalg.norm(centre[:, None] - centre, axis=-1)
+    from scipy.stats import multivariate_normal
+
+    prior = multivariate_normal(np.full(16, mean), 1.91 * np.exp(-33 * gap)).logpdf(x)
+    wanted = prior + (counts.ravel() * x - np.exp(x) / 16).sum(axis=1)
+    np.testing.assert_allclose(log_rho(density, x), wanted, rtol=1e-4)
+
+
+def test_a_drawn_pattern_has_the_expected_number_of_points():
+    rng = np.random.default_rng(0)
+    counts = [len(draw_points(rng, 30.0, 4)) for _ in range(1500)]
+    assert np.mean(counts) == pytest.approx(30.0, abs=4 * np.std(counts) / math.sqrt(1500))
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("gmm8", "did you mean 'density:gmm9'"),
+        ("wells-3-4-2", "1 <= m <= d"),
+        ("phi4-8-0.3-0", "kappa below 0.25"),
+    ],
+)
+def test_bad_names(name, words):
+    with pytest.raises(ValueError, match=words):
+        find_density(name)
+
+
+GOOD = """import jax.numpy as jnp
+dim, scale = 2, 3.0
+def log_density(x): return -0.5 * jnp.sum(x**2)
+"""
+
+
+def test_a_users_file_runs_only_if_it_is_named(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(GOOD)
+    with pytest.raises(ValueError, match=r"runs only if you name it: add --config.data.name"):
+        find_density(str(path))
+    permit(path)
+    assert find_density(str(path)).scale == 3.0
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import nothing_like_this", "cannot be imported: ModuleNotFoundError"),
+        ("dim = 2", "does not define log_density"),
+        (GOOD.replace("2, 3.0", "0, 1.0"), "dim=0"),
+        (GOOD.replace("jnp.sum(x**2)", "x"), r"must return one float .* not float32 \[2\]"),
+        (GOOD.replace("jnp.sum(x**2)", "jnp.sum(jnp.log(x))"), "is nan at a draw"),
+        (GOOD.replace("jnp.sum(x**2)", "x @ jnp.ones(3)"), "cannot take a point of 2 numbers"),
+    ],
+)
+def test_mistakes_in_a_users_file(code, words, tmp_path):
+    path = tmp_path / "wrong.py"
+    path.write_text(code)
+    permit(path)
+    with pytest.raises(ValueError, match=words):
+        find_density(str(path))
+
+
+def test_points_of_a_file(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("x,y\n0.1,0.2\n0.9,0.95\n")
+    assert find_density(str(path)).dim == 1600
+    path.write_text("x,y\n1.5,0.2\n")
+    with pytest.raises(ValueError, match=r"coordinates in \[0, 1\)"):
+        find_density(str(path))

@@ -1,0 +1,17 @@
+import pytest
+
+from fewstep.densities.table import find_density
+
+pytest.importorskip("blackjax", reason="examples/smc.py alone needs blackjax")
+
+
+def test_tempered_smc_finds_normaliser_and_modes():
+    from examples.smc import LEAPFROG, MOVES, describe, tempered_smc
+
+    density = find_density("dw2")
+    found = tempered_smc(density, 1000, seed=0)
+    assert found.points.shape == (1000, 2)
+    assert found.log_z == pytest.approx(density.log_z, abs=0.2)
+    assert found.gradients % (MOVES * LEAPFROG) == 0
+    assert (found.points[:, 0] > 0).mean() == pytest.approx(0.5, abs=0.1)
+    assert "wasserstein_1" in describe(density, 100, 0)

@@ -1,0 +1,130 @@
+"""A sampler of a user's density and its student are trained, evaluated and sampled like any run."""
+
+from importlib import import_module
+
+import numpy as np
+import pytest
+
+from fewstep.configs import density
+from fewstep.densities import user_file
+from fewstep.eval.evaluate import check_evaluation, reason_to_skip
+from fewstep.eval.report.page import results_page
+from fewstep.eval.report.runs import load_runs
+from fewstep.modes.request import Request, permit_density, resolve_and_load
+from fewstep.training.experiment import build
+from fewstep.training.sharding import make_mesh
+from fewstep.training.storage import workdir
+
+TRAIN, SAMPLE = (import_module(f"fewstep.modes.{name}") for name in ("train_run", "sample"))
+SAMPLES = 48
+CODE = """import jax.numpy as jnp
+
+dim, scale, log_z = 3, 2.0, 1.5
+
+def log_density(x):
+    return log_z - 0.5 * jnp.sum((x / 2) ** 2) - 1.5 * jnp.log(8 * jnp.pi)
+
+def sample(rng, count):
+    return 2 * rng.standard_normal((count, dim))
+"""
+
+
+def small_config(method="dis", **fields):
+    config = density.get_config(method)
+    config.steps, config.batch_size, config.optimizer.warmup_steps = 2, 32, 0
+    config.model.width, config.model.depth = 8, 1
+    config.evaluate.steps, config.evaluate.num_samples = (64,), SAMPLES
+    config.evaluate.batch_size = 16
+    if method == "dis":
+        config.objective.path_steps = 3
+    config.update_from_flattened_dict(fields)
+    return config
+
+
+@pytest.fixture(scope="module")
+def code(tmp_path_factory):
+    path = tmp_path_factory.mktemp("code") / "mine.py"
+    path.write_text(CODE)
+    permit_density(f"density:{path}")
+    return path
+
+
+@pytest.fixture(scope="module")
+def teacher(code, tmp_path_factory):
+    """The folder of a trained and evaluated sampler."""
+    folder = tmp_path_factory.mktemp("sampler")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("FEWSTEP_DATA", str(folder / "data"))
+        config = small_config(**{"data.name": f"density:{code}"})
+        TRAIN.train_run(Request(config=config, workdir=folder / "run"))
+    return folder / "run"
+
+
+def test_an_evaluation_has_weights_distances_floor_and_prior(teacher, tmp_path):
+    (shown,) = load_runs([teacher])
+    for steps, result in shown.results.items():
+        metrics = result["metrics"]
+        assert {"wasserstein_1", "energy", "deviation_ratio", "elbo", "ess"} <= metrics.keys()
+        # The prior is the density, and a fresh network is exact.
+        assert metrics["log_z"] == pytest.approx(1.5, abs=0.2) and steps == 64
+        assert metrics["log_z_bias"] == pytest.approx(metrics["log_z"] - 1.5)
+        for row in ("real", "prior"):
+            assert 0.1 < result[row]["wasserstein_1"] < 3.0
+        assert shown.images[steps].std() == pytest.approx(2.0, rel=0.25)
+    results_page(tmp_path / "page.html", title="points", runs=load_runs([teacher]))
+    page = (tmp_path / "page.html").read_text()
+    assert "untrained prior" in page and "real images" in page and "W1" in page
+
+
+def test_code_in_a_record_does_not_run_unless_it_is_named(teacher, code, monkeypatch):
+    monkeypatch.setattr(user_file, "_permitted", set())
+    with pytest.raises(ValueError, match=f"runs only if you name it: add .*density:{code}"):
+        SAMPLE.sample(Request(workdir=teacher, seeds=(0,)))
+    permit_density(f"density:{code}")
+    SAMPLE.sample(Request(workdir=teacher, seeds=(0,)))
+    (arrays,) = (teacher / "samples").glob("*.npz")
+    assert np.load(arrays)["x"].shape == (1, 3)
+
+
+def test_a_student_learns_from_rollouts_without_data(teacher, code, tmp_path):
+    fields = {
+        "data.name": f"density:{code}",
+        "teacher": str(teacher),
+        "objective.curriculum.points": 5,
+        "evaluate.steps": (1,),
+    }
+    config = small_config("consistency_sampler", **fields)
+    TRAIN.train_run(Request(config=config, workdir=tmp_path / "run", given=tuple(fields)))
+    record = workdir.load_config(tmp_path / "run")
+    assert record.model.score_input and record.prediction.kind == "tilt"
+    assert workdir.recorded_identity(tmp_path / "run").data is None
+    (shown,) = load_runs([tmp_path / "run"])
+    assert shown.results[1]["metrics"]["wasserstein_1"] < 3.0
+
+
+def test_a_density_without_samples_is_trained_but_not_compared():
+    config, dataset = resolve_and_load(small_config(**{"data.name": "density:phi4", "debug": True}))
+    assert dataset is None
+    experiment = build(config)
+    check_evaluation(experiment, dataset, config, make_mesh())
+    assert "density:phi4 does not have" in reason_to_skip(dataset, config)
+    with pytest.raises(FileNotFoundError, match="no exact samples to train on"):
+        resolve_and_load(
+            small_config("flow_matching", **{"data.name": "density:phi4", "debug": True})
+        )
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data.name": "density:mw52"}, "model.width=8 is below the 50 dimensions"),
+        ({"data.name": "mixture:ring"}, "model.score_input=True needs a density"),
+        ({"path.name": "linear", "path.beta_max": None}, "path.name=vp_ddpm or vp_discrete"),
+        ({"data.image_size": 8}, "has points; leave both at 0"),
+        ({"data.name": "density:nothing"}, "density:nothing"),
+    ],
+)
+def test_what_samplers_cannot_be_is_refused_before_compute(fields, message):
+    with pytest.raises(ValueError, match=message):
+        config, _ = resolve_and_load(small_config(**fields))
+        build(config)
