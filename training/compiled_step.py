@@ -27,10 +27,6 @@ from fewstep.training.storage.train_state import TrainState
 HostBatch = Mapping[str, Any]
 # (state, frozen, batch) -> (state, metrics); the state is donated
 Advance = Callable[[TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, Metrics]]
-# The same, with the metrics in one array
-PackedAdvance = Callable[
-    [TrainState, Mapping[str, Params], HostBatch], tuple[TrainState, PackedMetrics]
-]
 # (state, batches on the host, count) -> (state, metrics) after the next `count` steps
 Dispatch = Callable[[TrainState, Iterator[HostBatch], int], tuple[TrainState, PackedMetrics]]
 
@@ -100,25 +96,13 @@ def compile_step(
     return jit_over(mesh, sharded)
 
 
-def compile_one(step: Advance, mesh: Mesh) -> PackedAdvance:
-    """A compiled step whose metrics are packed."""
-
-    def packed(
-        state: TrainState, frozen: Mapping[str, Params], batch: HostBatch
-    ) -> tuple[TrainState, PackedMetrics]:
-        updated, metrics = step(state, frozen, batch)
-        return updated, pack_metrics(metrics)
-
-    return jit_over(mesh, packed)
-
-
-def compile_several(one: PackedAdvance, mesh: Mesh) -> PackedAdvance:
+def compile_several(step: Advance, mesh: Mesh) -> Advance:
     """Several compiled steps in one dispatch; batches and metrics are stacked on a first axis."""
 
     def several(
         state: TrainState, frozen: Mapping[str, Params], batches: HostBatch
-    ) -> tuple[TrainState, PackedMetrics]:
-        return jax.lax.scan(lambda state, batch: one(state, frozen, batch), state, batches)
+    ) -> tuple[TrainState, Metrics]:
+        return jax.lax.scan(lambda state, batch: step(state, frozen, batch), state, batches)
 
     return jit_over(mesh, several, stacked=True)
 
@@ -140,15 +124,19 @@ def compile_dispatch(training: Training, complete: Callable[[Batch], Batch]) -> 
     what losses read.
     """
     objective, optimizers, frozen, mesh, seed, _, micro_batches = training
-    one = compile_one(compile_step(objective, optimizers, seed, mesh, micro_batches), mesh)
+    one = compile_step(objective, optimizers, seed, mesh, micro_batches)
     several = compile_several(one, mesh)
+    # A program of its own, since a step that packed them would take CPUs twice as long to compile.
+    pack = jax.jit(pack_metrics, out_shardings=replicated_sharding(mesh))
 
     def dispatch(
         state: TrainState, source: Iterator[HostBatch], count: int
     ) -> tuple[TrainState, PackedMetrics]:
         if count == 1:
-            return one(state, frozen, complete(put_batch(next(source), mesh)))
-        return several(state, frozen, complete(put_batches(source, count, mesh)))
+            state, metrics = one(state, frozen, complete(put_batch(next(source), mesh)))
+        else:
+            state, metrics = several(state, frozen, complete(put_batches(source, count, mesh)))
+        return state, pack(metrics)
 
     return dispatch
 

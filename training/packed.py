@@ -1,7 +1,7 @@
 """The metrics of a step as one array.
 
 A step has 14 means or more, each a total and a count. The host pays for every array that it takes
-from a device, however small. The compiled step therefore returns one; the names are static data.
+from a device, however small. It therefore takes one; the names are static data.
 """
 
 from collections.abc import Iterator, Mapping
