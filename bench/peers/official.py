@@ -1,7 +1,7 @@
-"""Shared by the official codes in a race, which are clones and not packages.
+"""Shared by the peers that are clones of official codes, not packages.
 
-Put the clones on PYTHONPATH. Their requirements besides JAX and Flax are einops and, where they are
-too old for the JAX that runs them, the names that it has dropped since.
+Put the clones on PYTHONPATH; one of them also needs einops. They were written for an older JAX, so
+names that it has dropped since are restored.
 """
 
 import sys
