@@ -240,6 +240,8 @@ DEFAULTS = {
     ("kind", "F"): {"sigma_data": 0.5},
     ("one_step", "one_step"): {"sigma_init": 2.5},
     ("particles", "particles"): {"deviation": 1.0},
+    ("source", "rollout"): {"groups": 4, "substeps": 3},
+    ("source", "trajectories"): {"substeps": 3},
 }
 
 

@@ -176,9 +176,14 @@ def test_ddim_gain_on_the_grid_of_angles(steps):
     np.testing.assert_allclose(given, gain * X, rtol=1e-5, atol=1e-6)
 
 
+def suits(path, solver):
+    """Whether a solver takes a path: a diffusion needs a finite rate of noising."""
+    return solver != "euler_maruyama" or path in ("vp_ddpm", "vp_discrete")
+
+
 @pytest.mark.parametrize("solver", SOLVERS)
 def test_any_kind_of_prediction_gives_the_same_samples(solver):
-    path = PATHS["trigflow"]()
+    path = PATHS["trigflow" if suits("trigflow", solver) else "vp_ddpm"]()
     # Off the two ends, where some kinds carry no information.
     times = path.time_at(jnp.array([9.0, 3.0, 1.0, 0.3, 0.05]))
     exact = GAUSSIAN.denoiser(path)
@@ -228,8 +233,10 @@ def test_number_of_evaluations(name, evaluations):
     assert 0.0 not in calls  # where some predictions carry no velocity
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
-@pytest.mark.parametrize("name", PATHS)
+@pytest.mark.parametrize(
+    ("name", "solver"),
+    [(name, solver) for name in PATHS for solver in SOLVERS if suits(name, solver)],
+)
 def test_samples_are_finite_from_pure_noise_to_the_data(name, solver):
     # The kind `velocity` through the hub, as a network gives it: at alpha = 0 and sigma = 0 too.
     path = PATHS[name]()

@@ -5,6 +5,7 @@ import pytest
 
 from fewstep.data import Dataset, Split
 from fewstep.modes.recorded_run import fill_from_record
+from fewstep.training.cluster.processes import warn_once
 from fewstep.training.labels import (
     describe_label_shares,
     known_counts,
@@ -51,6 +52,7 @@ def test_without_the_data_the_teacher_knows_the_shares(tmp_path):
 
 
 def test_unknown_shares_are_equal_with_a_warning_and_stay_so(tmp_path, capsys):
+    warn_once.cache_clear()
     config = small_config()
     assert label_counts(config, None, tmp_path) == (1,) * 10
     assert "the class counts of digits are unknown here" in capsys.readouterr().err
