@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax._src import core
 
@@ -17,12 +18,15 @@ ROOT = Path(__file__).parent.parent.parent
 
 
 def make_importable() -> None:
-    """Find their modules before ours of the same name, and restore what JAX has dropped."""
-    sys.path.sort(key=lambda folder: Path(folder).resolve() == ROOT)
+    """Find their modules, not ours of the same name, and restore what JAX has dropped."""
+    sys.path[:] = [folder for folder in sys.path if Path(folder).resolve() != ROOT]
     if not hasattr(jax, "tree_map"):
         jax.tree_map = jax.tree.map
     if not hasattr(core, "as_named_shape"):
         core.as_named_shape = lambda shape: shape
+    clip = jnp.clip
+    rename = {"a_min": "min", "a_max": "max"}
+    jnp.clip = lambda *x, **ends: clip(*x, **{rename.get(k, k): end for k, end in ends.items()})
 
 
 def random_batch(spec: Spec) -> tuple[jax.Array, jax.Array]:
