@@ -18,8 +18,8 @@ from fewstep.modes.request import fill_open_fields, resolve_and_load
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import first_process_says, say, warn
-from fewstep.training.compiled_step import abstract_state
-from fewstep.training.cost.compiled import StepInputs, traced_step
+from fewstep.training.compiled_step import Advance, abstract_state
+from fewstep.training.cost.compiled import StepInputs, production_step, sharded_batch
 from fewstep.training.cost.hardware import present_hardware
 from fewstep.training.cost.memory import check_memory, traced_memory
 from fewstep.training.experiment import Experiment, build_on, optimizer_fields
@@ -29,7 +29,7 @@ from fewstep.training.loggers import check_loggers
 from fewstep.training.profile import Window, check_window
 from fewstep.training.report import logged_evaluations
 from fewstep.training.sharding import check_batch_size, make_mesh
-from fewstep.training.sources import Supply, abstract_batch, reads_data
+from fewstep.training.sources import Supply, reads_data
 from fewstep.training.start import (
     check_same_origin,
     describe_origin,
@@ -63,7 +63,8 @@ class Job(NamedTuple):
 
     frozen: parameters of teachers, of networks that distances read (training/fixed_networks.py),
     and what the run starts from (state.START). teacher: identity
-    of the teacher. state: shapes of the training state. retention: which checkpoints to keep.
+    of the teacher. state: shapes of the training state. step: the program that makes them.
+    retention: which checkpoints to keep.
     labels: counts of the classes, from which labels are drawn. window: the steps to profile.
     started_from: identity of the run that --from names.
     """
@@ -75,6 +76,7 @@ class Job(NamedTuple):
     frozen: dict[str, Params]
     teacher: Mapping[str, Any] | None
     state: TrainState
+    step: Advance
     retention: Retention
     labels: tuple[int, ...]
     window: Window | None = None
@@ -141,7 +143,8 @@ def assemble_job(
         check_same_origin(start, path)
     teacher = teacher_identity(config, experiment)
     frozen = load_teacher(config, experiment, mesh)
-    state = check_step(experiment, config, mesh, frozen | abstract_fixed(experiment, mesh), dataset)
+    shapes = frozen | abstract_fixed(experiment, mesh)
+    state, step = check_step(experiment, config, mesh, shapes, dataset)
     frozen |= load_fixed(experiment.objective, dataset, data_root(config.data.dir), mesh)
     job = Job(
         config=config,
@@ -151,6 +154,7 @@ def assemble_job(
         frozen=frozen,
         teacher=teacher,
         state=state,
+        step=step,
         retention=retention,
         labels=training_counts(config, dataset, path),
         window=window,
@@ -214,19 +218,21 @@ def check_step(
     mesh: Mesh,
     frozen: Mapping[str, Params],
     dataset: Dataset | None = None,
-) -> TrainState:
-    """Trace a step, which raises its errors before any computation; return the state's shapes.
+) -> tuple[TrainState, Advance]:
+    """Trace a step, which raises its errors before any computation.
 
-    Raises ValueError if a step needs far more memory than the devices have.
+    Returns the state's shapes and the step. Raises ValueError if a step needs far more memory than
+    the devices have.
     """
     objective, optimizers = experiment.objective, experiment.optimizers
     state = abstract_state(objective, optimizers, config.seed, frozen, mesh)
-    batch = abstract_batch(objective, config.batch_size, experiment.space.shape)
+    batch = sharded_batch(config, experiment, mesh)
     inputs, hardware = StepInputs(state, frozen, batch), present_hardware(mesh)
-    traced = traced_step(config, experiment, mesh, inputs)
+    step = production_step(config, experiment, mesh)
+    traced = step.trace(*inputs)
     need = traced_memory(traced, experiment, inputs, hardware, resident_bytes(config, dataset))
     check_memory(need, config, hardware)
-    return traced.out_info[0]
+    return traced.out_info[0], step
 
 
 def resident_bytes(config: ConfigDict, dataset: Dataset | None) -> int:

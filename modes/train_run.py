@@ -91,6 +91,7 @@ def train_in_folder(path: Path, job: Job, preemption: Preemption) -> int:
                 seed=config.seed,
                 batch_size=config.batch_size,
                 micro_batches=config.micro_batches,
+                step=job.step,
             ),
             stream,
             schedule_of(job),

@@ -598,7 +598,10 @@ def test_a_tpu_host_names_a_lock_that_keeps_it_out(programs, environment):
     "news", [["0 TERMINATE_ON_HOST_MAINTENANCE"], ["0 NONE", "0 TRUE"]], ids=["maintenance", "spot"]
 )
 def test_a_tpu_host_saves_before_it_is_taken_away(programs, environment, news):
-    write_program(programs / "python", SAVES)
+    ready = programs / "ready"  # no news before the program handles signals
+    write_program(programs / "python", SAVES.replace("echo ready", f"echo ready; : > {ready}"))
+    wait = f"until [ -e {ready} ]; do /bin/sleep 0.01; done\n"
+    write_program(programs / "curl", STAND_IN.replace("codes=", f"{wait}codes=", 1))
     env = environment(LIBTPU_LOCK="/no/where", codes={"curl": news})
     write_program(programs / "sleep", SHORT_SLEEP)
     start = time.monotonic()

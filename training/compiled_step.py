@@ -35,7 +35,8 @@ class Training(NamedTuple):
     """What to train, and on which devices.
 
     frozen: teachers' parameters by name, and what a run starts from (state.START).
-    `restore_or_create` removes all that only initializes the state.
+    `restore_or_create` removes all that only initializes the state. step: what `compile_step` makes
+    of the rest, if it is there already: what has been traced is not traced again.
     """
 
     objective: Objective
@@ -45,6 +46,7 @@ class Training(NamedTuple):
     seed: int
     batch_size: int
     micro_batches: int = 1
+    step: Advance | None = None
 
 
 def abstract_state(
@@ -123,8 +125,8 @@ def compile_dispatch(training: Training, complete: Callable[[Batch], Batch]) -> 
     The metrics of several steps are stacked on a first axis. complete: batches on the devices ->
     what losses read.
     """
-    objective, optimizers, frozen, mesh, seed, _, micro_batches = training
-    one = compile_step(objective, optimizers, seed, mesh, micro_batches)
+    objective, optimizers, frozen, mesh, seed, _, micro_batches, step = training
+    one = step or compile_step(objective, optimizers, seed, mesh, micro_batches)
     several = compile_several(one, mesh)
     # A program of its own, since a step that packed them would take CPUs twice as long to compile.
     pack = jax.jit(pack_metrics, out_shardings=replicated_sharding(mesh))

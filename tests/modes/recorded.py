@@ -166,10 +166,11 @@ class Recorder:
 
     def check_step(self, experiment, config, mesh, frozen, dataset):
         self.shape = experiment.space.shape
-        return abstract_state(experiment.objective, experiment.optimizers, 0, frozen, mesh)
+        state = abstract_state(experiment.objective, experiment.optimizers, 0, frozen, mesh)
+        return state, None
 
     def train_network(self, training, stream, schedule, upkeep, evaluate, **_):
-        objective, optimizers, frozen, mesh, seed, batch_size, micro_batches = training
+        objective, optimizers, frozen, mesh, seed, batch_size, micro_batches, _ = training
         given = {"seed": seed, "batch_size": batch_size, "micro_batches": micro_batches}
         numbers = given | schedule._asdict() | upkeep.patience._asdict()
         numbers |= {"mesh": dict(mesh.shape), "log_to": upkeep.log_to}

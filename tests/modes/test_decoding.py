@@ -28,7 +28,7 @@ LATER = ("decoding", "background", "unreadable")
 @pytest.fixture(autouse=True)
 def skip_tracing(monkeypatch):
     """Skip tracing the step, which takes long."""
-    monkeypatch.setattr(JOB, "check_step", lambda *_: None)
+    monkeypatch.setattr(JOB, "check_step", lambda *_: (None, None))
 
 
 @pytest.fixture

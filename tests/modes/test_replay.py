@@ -26,7 +26,7 @@ FIELDS = {"seed": 3, "micro_batches": 2, "data.flip": True, "batch_size": 32}
 
 def test_the_record_of_a_step_has_its_seed_and_its_images(tmp_path):
     config, data = small_config("flow_matching", **FIELDS), make_dataset(8, 1)
-    job = JOB.Job(config, data, build(config), *[None] * 6)
+    job = JOB.Job(config, data, build(config), *[None] * 7)
     error = NonFiniteError("broken", step=7, values={"loss": np.inf})
     told = TRAIN.record_failure(error, job, NEWEST_ORDER, tmp_path)
     assert str(tmp_path / "replay" / "7.json") in str(told)
@@ -43,7 +43,7 @@ def test_the_record_of_a_step_has_its_seed_and_its_images(tmp_path):
 
 def test_a_step_without_images_records_none_though_a_data_set_is_here(tmp_path):
     config, data = small_config("sim", **FIELDS), make_dataset(8, 1)
-    job = JOB.Job(config, data, build(config), *[None] * 6)
+    job = JOB.Job(config, data, build(config), *[None] * 7)
     TRAIN.record_failure(NonFiniteError("broken", step=7, values={}), job, NEWEST_ORDER, tmp_path)
     assert read_newest_record(tmp_path)["indices"] is None
 

@@ -8,12 +8,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from fewstep.configs import base
+from fewstep.configs import base, digits
+from fewstep.configs.methods import TEACHERS
 from fewstep.modes import job as JOB
 from fewstep.modes.request import Request
+from fewstep.training import compiled_step as COMPILED_STEP
+from fewstep.training.step import train_step
 from fewstep.training.storage.identity import as_dict, flatten_fields
 from tests.modes.recorded import TRAIN, record_run
-from tests.training.runs import small_config, small_experiment
+from tests.training.runs import save_run, small_config, small_experiment
 
 NOISE = {"path.name": "ve", "prediction.kind": "F"}
 SPIKES = {"optimizer.spike_factor": 3.0}
@@ -254,6 +257,24 @@ def test_a_run_that_goes_on_does_not_read_what_it_started_from(monkeypatch, tmp_
     assert ("teacher.folder" in seen) == (not goes_on)
 
 
+@pytest.mark.parametrize("method", ["flow_matching", "sim_flow"])
+def test_a_step_is_traced_once_for_its_check_and_its_training(tmp_path, monkeypatch, method):
+    traces = []
+
+    def counted(*arguments):
+        step = train_step(*arguments)
+        return lambda *inputs: traces.append(inputs) or step(*inputs)
+
+    monkeypatch.setattr(COMPILED_STEP, "train_step", counted)
+    config = digits.get_config(method)
+    given = {"steps": 2, "batch_size": 8, "optimizer.warmup_steps": 0, "evaluate.steps": ()}
+    if method in TEACHERS:
+        given["teacher"] = save_run(tmp_path / "teacher", "flow_matching", **{"data.name": "digits"})
+    config.update_from_flattened_dict(given)
+    TRAIN.train_run(Request(config=config, workdir=tmp_path / "run", given=tuple(given)))
+    assert len(traces) == 1
+
+
 def test_each_axis_of_the_mesh_has_its_own_size(observe):
     seen = observe("flow_matching", PLAIN | {"mesh.data": 2, "mesh.fsdp": 4})
     for place in ("loop.mesh", "sampler.mesh", "measures.mesh"):
@@ -286,7 +307,7 @@ def test_the_last_state_is_measured_once_by_each_number_of_samples(monkeypatch, 
     config = small_config(steps=2)
     config.evaluate.num_samples, config.evaluate.final_samples = 20, final
     experiment = SimpleNamespace(sample_with="network")
-    job = JOB.Job(config, None, experiment, *[None] * 6)
+    job = JOB.Job(config, None, experiment, *[None] * 7)
     evaluate = TRAIN.make_evaluate(None, job)
     for step in (1, 2):
         evaluate(SimpleNamespace(networks={"network": ()}, followers={}, step=step))

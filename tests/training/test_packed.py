@@ -61,3 +61,13 @@ def test_a_dispatch_returns_the_metrics_of_its_steps_in_one_array_on_every_devic
     assert found == expected and {"loss", "rows", "finite"} < found[0].keys()
     # XLA may round a step in a loop in another way.
     assert largest_difference(state, one) <= (0.0 if count == 1 else 1e-6)
+
+
+def test_metrics_are_packed_by_a_program_of_their_own():
+    # A step that packed them would take CPUs twice as long to compile.
+    given = lambda state, frozen, batch: (state + 1, means(state))
+    training = TRAINING._replace(step=given, frozen=dict(FROZEN))
+    state, packed = compile_dispatch(training, complete)(5, batches(0), 1)
+    assert state == 6
+    (found,) = unpack_metrics(jax.device_get(packed))
+    assert found == jax.tree.map(np.float32, means(5))

@@ -16,7 +16,7 @@ from jax.stages import Compiled, Lowered, Traced
 from ml_collections import ConfigDict
 
 from fewstep.objectives.base import Params
-from fewstep.training.compiled_step import abstract_state, compile_step
+from fewstep.training.compiled_step import Advance, abstract_state, compile_step
 from fewstep.training.experiment import Experiment
 from fewstep.training.fixed_networks import abstract_fixed
 from fewstep.training.sharding import batch_sharding
@@ -105,21 +105,30 @@ def step_inputs(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> StepI
     frozen = dict.fromkeys(experiment.objective.frozen, teacher) | abstract_fixed(experiment, mesh)
     objective = experiment.objective._replace(init_from={})
     state = abstract_state(objective, experiment.optimizers, config.seed, frozen, mesh)
-    batch = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=batch_sharding(mesh)),
-        abstract_batch(objective, config.batch_size, experiment.space.shape),
+    return StepInputs(state, frozen, sharded_batch(config, experiment, mesh))
+
+
+def sharded_batch(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> Mapping[str, Any]:
+    """A run's batch on its devices, unallocated."""
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        abstract_batch(experiment.objective, config.batch_size, experiment.space.shape),
     )
-    return StepInputs(state, frozen, batch)
+
+
+def production_step(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> Advance:
+    """The step that trains a config."""
+    return compile_step(
+        experiment.objective, experiment.optimizers, config.seed, mesh, config.micro_batches
+    )
 
 
 def traced_step(
     config: ConfigDict, experiment: Experiment, mesh: Mesh, inputs: StepInputs
 ) -> Traced:
     """The production training step, traced for these inputs."""
-    step = compile_step(
-        experiment.objective, experiment.optimizers, config.seed, mesh, config.micro_batches
-    )
-    return step.trace(*inputs)
+    return production_step(config, experiment, mesh).trace(*inputs)
 
 
 def lowered_step(
