@@ -4,9 +4,14 @@ import jax.numpy as jnp
 
 from fewstep.diffusion.prediction import KINDS, Endpoints, coefficients
 from fewstep.latents.codec import Codec, Moments
+from fewstep.models.dit import DiTSize
 from fewstep.models.model import Model
 from fewstep.models.network import Network
 from tests.gaussian import Gaussian
+
+# A DiT of what stands before and after its blocks: what a test of commands, files and processes
+# needs of a network, and compiles in half the time.
+NO_BLOCKS = DiTSize(64, 0, 1)
 
 
 def exact_network(function):

@@ -13,12 +13,12 @@ import pytest
 from jax.sharding import SingleDeviceSharding
 from PIL import Image
 
-from fewstep.models.dit import DiTSize
 from fewstep.training.cluster import exits
 from fewstep.training.metrics import read_rows
 from fewstep.training.storage import checkpoint, restore
 from tests import cli, faults
 from tests.cli import end_together
+from tests.networks import NO_BLOCKS
 from tests.training.killed import saved_steps, wait_for
 from tests.training.runs import largest_difference
 
@@ -41,9 +41,8 @@ TRAIN = (
     *SMALL,
 )
 STEPS = "--config.evaluate.steps=(1,2)"
-# The smallest network with every part; it compiles in a third of the time.
 run, run_together, start_together = (
-    partial(function, nano=DiTSize(32, 1, 2))
+    partial(function, nano=NO_BLOCKS)
     for function in (cli.run, cli.run_together, cli.start_together)
 )
 BOUND = 20.0  # seconds until the other processes must have ended

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.models.dit import DiTSize
 from fewstep.modes.checks import ALONE, TOGETHER
 from fewstep.modes.doctor import run_checks
 from fewstep.modes.prepare import prepare
@@ -21,6 +20,7 @@ from fewstep.training.networks import with_network_fields
 from fewstep.training.storage import workdir
 from tests.cli import run_together
 from tests.modes.recorded import random_network
+from tests.networks import NO_BLOCKS
 from tests.training.runs import save_run, small_config
 
 CHECKS, DOCTOR = import_module("fewstep.modes.checks"), import_module("fewstep.modes.doctor")
@@ -244,7 +244,7 @@ def test_processes_that_differ_are_named(tmp_path):
     command = ("--config=configs/digits.py:edm", "--mode=doctor", f"--workdir={tmp_path}/run")
     own = {1: ["--config.seed=1", "--config.mesh.fsdp=3"]}
     first, second = run_together(
-        2, *command, *SMALL, own=own, expect=exits.BAD_INPUT, nano=DiTSize(32, 1, 2)
+        2, *command, *SMALL, own=own, expect=exits.BAD_INPUT, nano=NO_BLOCKS
     )
     failed = [line.split(None, 2)[1:] for line in first.stdout.splitlines() if "FAILED" in line]
     failed = [row for row in failed if row[0] != "code"]  # files may change during the test

@@ -6,7 +6,6 @@ from importlib import import_module
 
 import pytest
 
-from fewstep.models.dit import DiTSize
 from fewstep.modes.compare import ComparedRun, check_shared_teachers, compare_methods
 from fewstep.modes.job import Draft
 from fewstep.modes.request import Request
@@ -23,9 +22,10 @@ from fewstep.modes.sweep import (
 )
 from tests import cli
 from tests.modes.test_compare import SMALL, finished_runs
+from tests.networks import NO_BLOCKS
 from tests.training.runs import small_config
 
-run = partial(cli.run, nano=DiTSize(32, 1, 2))
+run = partial(cli.run, nano=NO_BLOCKS)
 RATES = "optimizer.learning_rate=1e-4,3e-4"
 
 

@@ -32,7 +32,7 @@ from tests.training.runs import (
 )
 from tests.training.test_sharding import mesh_of
 
-pytestmark = pytest.mark.usefixtures("one_block")
+pytestmark = pytest.mark.usefixtures("no_blocks")
 
 
 def mesh():
