@@ -7,6 +7,7 @@ import ctypes
 import multiprocessing
 import os
 import re
+import runpy
 import socket
 import sys
 import threading
@@ -16,6 +17,7 @@ from typing import NamedTuple
 from uuid import uuid4
 
 ROOT = Path(__file__).parent.parent
+MAIN = "main.py"
 TIMEOUT = 300.0  # seconds
 # Of Linux: a mount namespace of one's own, whose mounts no other sees; a file in another's place.
 NEW_MOUNTS, PRIVATE, BIND = 0x20000, 0x44000, 0x1000
@@ -40,9 +42,12 @@ def environment(devices=1):
     return {**os.environ, "XLA_FLAGS": flags}
 
 
-def run(*arguments, expect=0, devices=1, nano=None):
-    """`python main.py ARGUMENTS` from the repository's root; nano: a Size in its place."""
-    command = Command(arguments, devices, nano)
+def run(*arguments, expect=0, devices=1, nano=None, module=MAIN):
+    """`python main.py ARGUMENTS` from the repository's root; nano: a Size in its place.
+
+    module: another, as in `python -m MODULE ARGUMENTS`.
+    """
+    command = Command(arguments, devices, nano, module=module)
     result = command.result()
     assert command.process.exitcode == expect, result.stderr[-2000:]
     return result
@@ -51,10 +56,10 @@ def run(*arguments, expect=0, devices=1, nano=None):
 class Command:
     """`python main.py ARGUMENTS`, running."""
 
-    def __init__(self, arguments, devices=1, nano=None, before=None):
+    def __init__(self, arguments, devices=1, nano=None, before=None, module=MAIN):
         self.folder, self.arguments = TemporaryDirectory(), arguments
         self.outputs = [Path(self.folder.name, name) for name in Result._fields]
-        arguments = (arguments, environment(devices), self.outputs, nano, before)
+        arguments = (arguments, environment(devices), self.outputs, nano, before, module)
         self.process = SERVER.Process(target=call, args=arguments)
         self.process.start()
 
@@ -153,7 +158,7 @@ def end_with_parent():
     os._exit(1)
 
 
-def call(arguments, variables, outputs, nano, before):
+def call(arguments, variables, outputs, nano, before, module):
     """Become the command; runs in the forked process."""
     threading.Thread(target=end_with_parent, daemon=True).start()
     for descriptor, path in enumerate(outputs, start=1):
@@ -161,7 +166,7 @@ def call(arguments, variables, outputs, nano, before):
     os.environ.clear()  # the fork server's are those of its first command
     os.environ.update(variables)
     os.chdir(ROOT)
-    sys.argv = ["main.py", *arguments]
+    sys.argv = [module, *arguments]
     from absl import app
 
     import main
@@ -170,4 +175,9 @@ def call(arguments, variables, outputs, nano, before):
     SIZES |= {"nano": nano} if nano else {}
     if before is not None:
         before()
+    if module != MAIN:
+        for flag in [*app.flags.FLAGS.flags_by_module_dict()["main"]]:
+            delattr(app.flags.FLAGS, flag.name)  # the module may have one of that name
+        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        return
     app.run(main.main, flags_parser=main.parse_flags)

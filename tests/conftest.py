@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Mapping
 from datetime import date
 
+import pytest
+
 # What the operating system, Python and pytest need. Everything else that a shell may export, such
 # as the variables of Makefile, launch/, JAX and clusters, stays outside.
 KEPT = {"PATH", "HOME", "USER", "LOGNAME", "SHELL", "TMPDIR", "TERM", "LD_LIBRARY_PATH"}
@@ -62,6 +64,32 @@ if SESSION not in os.environ:
 def pytest_report_header() -> str:
     """What chose among methods (tests/training/kinds.py), to run the same again."""
     return f"PYTEST_ROTATION={os.environ['PYTEST_ROTATION']}"
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Deselect what `in_turn` leaves to other days."""
+    chosen = set(map(id, choose(items, os.environ["PYTEST_ROTATION"])))
+    config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
+    items[:] = [item for item in items if id(item) in chosen]
+
+
+def choose(items: list[pytest.Item], rotation: str) -> list[pytest.Item]:
+    """The items without those whose parameter has no turn (marker `in_turn`).
+
+    rotation: a number whose remainders choose, or "all" for every item.
+    """
+    if rotation == "all":
+        return items
+    seen, chosen = {}, []
+    for item in items:
+        mark = item.get_closest_marker("in_turn")
+        if mark:
+            name, parts = mark.args
+            values = seen.setdefault((item.path, item.function), {})
+            place = values.setdefault(repr(item.callspec.params[name]), len(values))
+        if not mark or place % parts == int(rotation) % parts:
+            chosen.append(item)
+    return chosen
 
 
 def pytest_collection_finish() -> None:

@@ -103,6 +103,7 @@ def training_batch(config, experiment):
     return random_batch(experiment.objective, *given)
 
 
+@pytest.mark.in_turn("method", 4)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_a_step(method, no_blocks):
     config = debug_config(config_of("digits", method))
@@ -120,6 +121,7 @@ def test_every_method_takes_a_step(method, no_blocks):
         assert largest_difference(state.networks[player], updated.networks[player]) > 0
 
 
+@pytest.mark.in_turn("method", 3)
 @EACH_METHOD_IN_A_FILE
 def test_every_config_s_step_fits_its_data(file, method, no_blocks):
     config = debug_config(config_of(file, method))
@@ -134,6 +136,7 @@ def test_every_config_s_step_fits_its_data(file, method, no_blocks):
     assert jax.tree.structure(updated) == jax.tree.structure(state)
 
 
+@pytest.mark.in_turn("method", 3)
 @EACH_METHOD_IN_A_FILE
 def test_every_config_builds_at_full_size_and_samples(file, method):
     config = config_of(file, method)

@@ -269,7 +269,9 @@ def test_a_step_is_traced_once_for_its_check_and_its_training(tmp_path, monkeypa
     config = digits.get_config(method)
     given = {"steps": 2, "batch_size": 8, "optimizer.warmup_steps": 0, "evaluate.steps": ()}
     if method in TEACHERS:
-        given["teacher"] = save_run(tmp_path / "teacher", "flow_matching", **{"data.name": "digits"})
+        given["teacher"] = save_run(
+            tmp_path / "teacher", "flow_matching", **{"data.name": "digits"}
+        )
     config.update_from_flattened_dict(given)
     TRAIN.train_run(Request(config=config, workdir=tmp_path / "run", given=tuple(given)))
     assert len(traces) == 1

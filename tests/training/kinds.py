@@ -84,6 +84,12 @@ def take_turns(names: Sequence[str], number: int, count: int) -> list[str]:
     return [names[(number * count + i) % len(names)] for i in range(count)]
 
 
+def turn_of(names: Sequence[str], count: int) -> list[str]:
+    """`count` of the names in turn, chosen by PYTEST_ROTATION; "all" is every name."""
+    rotation = os.environ["PYTEST_ROTATION"]
+    return list(names) if rotation == ALL else take_turns(names, int(rotation), count)
+
+
 def each_with_one(names: Sequence[str], others: Sequence[str]) -> list[tuple[str, str]]:
     """Every name paired with one of the others, chosen by PYTEST_ROTATION; "all" is every pair."""
     rotation = os.environ["PYTEST_ROTATION"]

@@ -1,5 +1,8 @@
+from types import SimpleNamespace
+
 from fewstep.configs.methods import METHODS
 from fewstep.objectives import OBJECTIVES
+from tests.conftest import choose
 from tests.training.kinds import (
     ALWAYS,
     TURNS,
@@ -53,3 +56,19 @@ def test_every_pair_has_its_turn(monkeypatch):
         found += pairs
     monkeypatch.setenv("PYTEST_ROTATION", "all")
     assert sorted(found) == each_with_one(["a", "b"], ["x", "y", "z"])
+
+
+def test_each_value_has_its_turn_in_each_of_two_tests():
+    def item(function, value, mark=("name", 3)):
+        marks = {"in_turn": SimpleNamespace(args=mark)} if mark else {}
+        params = SimpleNamespace(params={"name": value})
+        given = {"path": "here", "function": function, "callspec": params}
+        return SimpleNamespace(get_closest_marker=marks.get, **given)
+
+    items = [item(test, value) for test in "ab" for value in "vwxyz" for _ in range(2)]
+    always = item("c", "v", mark=None)
+    days = [choose([*items, always], str(rotation)) for rotation in range(30, 33)]
+    assert all(day[-1] is always for day in days)
+    assert [len(day) for day in days] == [9, 9, 5]
+    assert sorted(map(id, items)) == sorted(id(one) for day in days for one in day[:-1])
+    assert choose(items, "all") == items

@@ -23,7 +23,7 @@ from fewstep.training.trees import common_names, leaves_by_path
 from tests.training.runs import largest_difference, perturb, save_run, small_config
 from tests.training.test_sharding import mesh_of
 
-pytestmark = pytest.mark.usefixtures("no_blocks")
+pytestmark = pytest.mark.usefixtures("one_block")
 
 
 @pytest.fixture(scope="module")
