@@ -100,6 +100,7 @@ def test_a_run_says_what_it_is(trained_run):
     assert measured[1]["real"]["agreement"] > 0.97
 
 
+@pytest.mark.in_turn("number", 2)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
 def test_stopped_and_started_again_equals_uninterrupted(trained_run, tmp_path, number):
     workdir = tmp_path / "run"
@@ -142,6 +143,7 @@ def run_with_signal(mode, number, place, said):
         main.main([])
 
 
+@pytest.mark.in_turn("number", 2)
 @pytest.mark.parametrize(
     ("number", "code", "words"),
     [

@@ -106,6 +106,7 @@ def test_token_rows_are_those_that_devices_can_split(monkeypatch):
     assert build("dit", **fields).token_rows == 1
 
 
+@pytest.mark.in_turn("name", 2)
 @pytest.mark.parametrize("name", DENOISERS)
 def test_a_loss_weight_has_its_own_parameters_and_leaves_apply_as_it_is(name, random_params):
     plain = build(name, **NETWORK_FIELDS[name])
@@ -206,6 +207,7 @@ def describe_parts(network):
     return {name: re.sub(r"0x[0-9a-f]+", "", str(part)) for name, part in made.items()}
 
 
+@pytest.mark.in_turn("name", 2)
 @pytest.mark.parametrize(
     ("name", "field"), [(name, field) for name in DENOISERS for field in (*ALL, *OWN[name])]
 )

@@ -16,7 +16,13 @@ NETWORKS = {
     "ncsnpp": lambda **fields: song_unet(SHAPE, CLASSES, variant="ncsnpp", **FIELDS | fields),
     "adm": lambda **fields: adm_unet(SHAPE, CLASSES, **FIELDS | fields),
 }
-EACH = pytest.mark.parametrize("name", NETWORKS)
+
+
+def each(test):
+    """Run a test with every network, in turn."""
+    return pytest.mark.in_turn("name", 2)(pytest.mark.parametrize("name", NETWORKS)(test))
+
+
 X = jax.random.normal(jax.random.key(0), (3, *SHAPE))
 T, S = jnp.array([-1.0, 0.2, 0.9]), jnp.array([-1.5, -0.1, 0.3])
 CONDITION = {"label": jnp.array([0, 2, -1]), "guidance_scale": jnp.ones(3)}
@@ -63,7 +69,7 @@ def test_the_box_averages_and_repeats_and_a_border_is_read():
     assert halve(jnp.ones((1, 4, 4, 1)), smooth)[0, 0, 0, 0] == (7 / 8) ** 2
 
 
-@EACH
+@each
 def test_the_output_is_nearly_zero_at_first(name):
     network = NETWORKS[name]()
     out = jax.jit(network.apply)(network.init(jax.random.key(0)), X, T, S, CONDITION)
@@ -71,7 +77,7 @@ def test_the_output_is_nearly_zero_at_first(name):
     assert np.abs(out).max() < 1e-4
 
 
-@EACH
+@each
 def test_every_input_matters(name, random_params):
     network, params = make(name, random_params, second_time="interval", guidance_input=True)
     apply = jax.jit(network.apply)
@@ -88,7 +94,7 @@ def test_every_input_matters(name, random_params):
         assert (rows > 1e-3).all()
 
 
-@EACH
+@each
 def test_the_null_class_reads_no_row_and_a_label_past_the_table_is_nan(name, random_params):
     network, params = make(name, random_params)
     apply = jax.jit(network.apply)
@@ -111,7 +117,7 @@ def test_random_frequencies_have_no_gradient(random_params):
     np.testing.assert_array_equal(mapping["frequencies"], 0.0)
 
 
-@EACH
+@each
 def test_features_are_the_images_after_each_block(name, random_params):
     network, params = make(name, random_params)
     output, hidden = jax.jit(
@@ -129,7 +135,7 @@ def test_features_are_the_images_after_each_block(name, random_params):
     assert sides["decoder_0_doubling"] == (8, 16) and sides["decoder_0_block_1"] == (8, 8)
 
 
-@EACH
+@each
 def test_bfloat16_and_recomputation_change_little(name, random_params):
     network, params = make(name, random_params)
     expected = jax.jit(network.apply)(params, X, T, S, CONDITION)
@@ -138,7 +144,7 @@ def test_bfloat16_and_recomputation_change_little(name, random_params):
         assert np.abs(out - expected).max() < most * np.abs(expected).max()
 
 
-@EACH
+@each
 def test_where_there_is_attention(name):
     # The side 8 has it in every block of ADM's decoder, and in the last block of the others.
     shapes = jax.eval_shape(NETWORKS[name]().init, jax.random.key(0))

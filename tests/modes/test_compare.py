@@ -5,6 +5,7 @@ from importlib import import_module
 
 import pytest
 
+from fewstep.models.dit import DiTSize
 from fewstep.modes.compare import (
     ComparedRun,
     compare_methods,
@@ -17,11 +18,10 @@ from fewstep.modes.request import Request
 from fewstep.modes.sweep import add_teachers
 from fewstep.training.report import NonFiniteError
 from tests import cli
-from tests.networks import NO_BLOCKS
 from tests.training.runs import small_config, small_experiment
 
 # The smallest network with every part; it compiles in a third of the time.
-run = partial(cli.run, nano=NO_BLOCKS)
+run = partial(cli.run, nano=DiTSize(32, 1, 2))
 SMALL = (
     "--config=configs/digits.py",
     "--config.model.size=nano",

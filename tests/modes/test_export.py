@@ -54,6 +54,7 @@ def assert_equal(found, expected):
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize(
     ("name", "form", "network"),
     [

@@ -165,6 +165,7 @@ def test_a_student_takes_the_codec_of_its_teacher(run, config_of, tmp_path):
     assert as_dict(resolved)["codec"] == taught and (dataset is None or dataset.moments is None)
 
 
+@pytest.mark.in_turn("on_device", 2)
 @pytest.mark.parametrize("on_device", [False, True])
 def test_a_run_goes_on_with_the_latents_that_it_began_with(config_of, tmp_path, on_device):
     first = tmp_path / "whole"

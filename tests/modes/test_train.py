@@ -10,12 +10,14 @@ import pytest
 
 from fewstep.configs import base, digits
 from fewstep.configs.methods import TEACHERS
+from fewstep.models.dit import SIZES
 from fewstep.modes import job as JOB
 from fewstep.modes.request import Request
 from fewstep.training import compiled_step as COMPILED_STEP
 from fewstep.training.step import train_step
 from fewstep.training.storage.identity import as_dict, flatten_fields
 from tests.modes.recorded import TRAIN, record_run
+from tests.networks import NO_BLOCKS
 from tests.training.runs import save_run, small_config, small_experiment
 
 NOISE = {"path.name": "ve", "prediction.kind": "F"}
@@ -257,6 +259,7 @@ def test_a_run_that_goes_on_does_not_read_what_it_started_from(monkeypatch, tmp_
     assert ("teacher.folder" in seen) == (not goes_on)
 
 
+@pytest.mark.in_turn("method", 2)
 @pytest.mark.parametrize("method", ["flow_matching", "sim_flow"])
 def test_a_step_is_traced_once_for_its_check_and_its_training(tmp_path, monkeypatch, method):
     traces = []
@@ -266,8 +269,10 @@ def test_a_step_is_traced_once_for_its_check_and_its_training(tmp_path, monkeypa
         return lambda *inputs: traces.append(inputs) or step(*inputs)
 
     monkeypatch.setattr(COMPILED_STEP, "train_step", counted)
+    monkeypatch.setitem(SIZES, "nano", NO_BLOCKS)
     config = digits.get_config(method)
     given = {"steps": 2, "batch_size": 8, "optimizer.warmup_steps": 0, "evaluate.steps": ()}
+    given["model.size"] = "nano"
     if method in TEACHERS:
         given["teacher"] = save_run(
             tmp_path / "teacher", "flow_matching", **{"data.name": "digits"}

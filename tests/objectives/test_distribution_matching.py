@@ -78,6 +78,7 @@ METHODS = {
 PATHS = {"linear": linear(), "ve": ve(), "trigflow": trigflow(0.6)}
 
 
+@pytest.mark.in_turn("method", 3)
 @pytest.mark.parametrize(
     ("method", "path", "joint"),
     [(name, "linear", False) for name in METHODS]
@@ -170,6 +171,7 @@ def test_a_player_s_update_takes_nothing_from_the_other_s_loss():
                 assert jax.tree.all(same) == (other != name)
 
 
+@pytest.mark.in_turn("divergence", 3)
 @pytest.mark.parametrize("divergence", [score_implicit_matching(), integral_kl()])
 @pytest.mark.parametrize("joint", [False, True])
 @pytest.mark.parametrize("micro_batches", [1, 2])

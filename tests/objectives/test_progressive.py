@@ -123,6 +123,7 @@ def halving(number, offset=0.0):
     return {"offset": jnp.asarray(offset), "halvings": jnp.asarray(float(number))}
 
 
+@pytest.mark.in_turn("name", 2)
 @pytest.mark.parametrize(
     ("name", "kind"), [("vp_cosine", "v"), ("linear", "velocity"), ("ve", "F"), ("trigflow", "F")]
 )

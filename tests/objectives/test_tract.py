@@ -62,6 +62,7 @@ def network(which, offset=0.0):
     return {"offset": jnp.asarray(offset), "which": jnp.asarray(float(which))}
 
 
+@pytest.mark.in_turn("name", 2)
 @pytest.mark.parametrize(("name", "kind"), [("vp_cosine", "v"), ("linear", "velocity")])
 def test_a_perfect_student_has_no_loss_and_the_samples_of_the_first_teacher(name, kind):
     path = PATHS[name]()

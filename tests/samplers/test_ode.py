@@ -233,6 +233,7 @@ def test_number_of_evaluations(name, evaluations):
     assert 0.0 not in calls  # where some predictions carry no velocity
 
 
+@pytest.mark.in_turn("name", 2)
 @pytest.mark.parametrize(
     ("name", "solver"),
     [(name, solver) for name in PATHS for solver in SOLVERS if suits(name, solver)],

@@ -16,12 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
-from tests.cli import SERVER
+from tests.cli import SERVER, environment
 from tests.conftest import OLDER_FUSIONS
 from tests.networks import affine_codec, affine_network
 from tests.training.runs import small_config, synthetic_batches
 
 TIMEOUT = 240.0  # seconds
+DEVICES = 2  # more take longer to save, and are no other kind
 STEPS, SAVE_EVERY, EVALUATE_EVERY = 12, 4, 6
 BEGUN, FINAL = "begun", "final.pickle"
 
@@ -169,6 +170,7 @@ def train_quietly(*arguments, newer_fusions=False, **options):
     """
     from fewstep.training import report
 
+    os.environ["XLA_FLAGS"] = environment(DEVICES)["XLA_FLAGS"]
     if newer_fusions:
         os.environ["XLA_FLAGS"] = os.environ["XLA_FLAGS"].replace(OLDER_FUSIONS, "")
     logging.set_verbosity(logging.ERROR)

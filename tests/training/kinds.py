@@ -21,7 +21,7 @@ ALL = "all"
 # Methods whose kinds are always run: together they have two players, what these share, followers,
 # a teacher, and stages.
 ALWAYS = ("shortcut", "sim", "progressive")
-TURNS = 2  # how many other kinds have their turn
+TURNS = 1  # how many other kinds have their turn
 
 
 class Kind(NamedTuple):

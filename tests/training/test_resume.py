@@ -5,7 +5,6 @@ of methods (tests/training/kinds.py).
 """
 
 import json
-import shutil
 from functools import partial
 
 import numpy as np
@@ -14,7 +13,7 @@ import pytest
 from fewstep.training.pace import MEASURED
 from fewstep.training.storage.lengths import Length
 from tests.training import killed
-from tests.training.kinds import methods_of_kinds, objective_and_kind
+from tests.training.kinds import ALWAYS, methods_of_kinds, objective_and_kind, turn_of
 
 # A change of the grid, of the target's decay, or of the tangent within the run: in its middle, so
 # that "step 6" is the last of a stage, "step 7" the first of the next.
@@ -64,7 +63,8 @@ def rows(folder):
 def test_killed_at_every_place_and_started_again(method, tmp_path):
     fields = STAGES.get(method, {})
     killed.run_process(tmp_path / "whole", method, fields)
-    for place, at in STAGED_KILLS if objective_and_kind(method)[1].staged else KILLS:
+    kills = STAGED_KILLS if objective_and_kind(method)[1].staged else KILLS
+    for place, at in kills if method in ALWAYS else turn_of(kills, 2):
         killed.run_process(tmp_path / "cut", method, fields, place, at, expect=-9)
     killed.run_process(tmp_path / "cut", method, fields)
     whole, cut = killed.final_state(tmp_path / "whole"), killed.final_state(tmp_path / "cut")
@@ -75,6 +75,7 @@ def test_killed_at_every_place_and_started_again(method, tmp_path):
     assert not killed.have_same_bits(networks, first)
 
 
+@pytest.mark.in_turn("how", 3)
 @pytest.mark.parametrize("how", ["extend", "hold", "rewarm"])
 def test_a_continued_run_is_killed_and_started_again(how, tmp_path):
     fields = {"optimizer.schedule": "cosine", "optimizer.warmup_steps": 1}
@@ -90,16 +91,15 @@ def test_a_continued_run_is_killed_and_started_again(how, tmp_path):
     assert rates[12] == pytest.approx(1e-3 * last, rel=1e-3)
 
 
-def test_several_steps_at_once_are_the_same_steps(tmp_path):
+@pytest.mark.in_turn("dispatch", 2)
+@pytest.mark.parametrize(
+    "dispatch", [2, 3]
+)  # 3 does not divide the 4 and 6 at which something is due
+def test_several_steps_at_once_are_the_same_steps(tmp_path, dispatch):
     run = partial(killed.run_process, newer_fusions=True)
     run(tmp_path / "one", "sim", STAGES["sim"])
-    for dispatch in (2, 3):  # 3 does not divide the 4 and 6 at which something is due
-        run(tmp_path / "at_once", "sim", STAGES["sim"], "step", 11, dispatch=dispatch, expect=-9)
-        run(tmp_path / "at_once", "sim", STAGES["sim"], dispatch=dispatch)
-        one, at_once = (
-            killed.final_state(tmp_path / "one"),
-            killed.final_state(tmp_path / "at_once"),
-        )
-        assert killed.have_same_bits(one, at_once)
-        assert rows(tmp_path / "one") == rows(tmp_path / "at_once")
-        shutil.rmtree(tmp_path / "at_once")
+    run(tmp_path / "at_once", "sim", STAGES["sim"], "step", 11, dispatch=dispatch, expect=-9)
+    run(tmp_path / "at_once", "sim", STAGES["sim"], dispatch=dispatch)
+    one, at_once = killed.final_state(tmp_path / "one"), killed.final_state(tmp_path / "at_once")
+    assert killed.have_same_bits(one, at_once)
+    assert rows(tmp_path / "one") == rows(tmp_path / "at_once")

@@ -186,6 +186,7 @@ def test_a_record_of_other_types_is_an_error_whatever_its_checksum(runs, fields)
         workdir.start_run(runs[0], CONFIG)
 
 
+@pytest.mark.in_turn("fields", 3)
 @pytest.mark.parametrize(
     "fields",
     [
