@@ -264,7 +264,7 @@ OBJECTIVE_FIELDS = {
     "gap": number_range(0.0, 1.0, above=True),
     "average_residual": number_range(0.0, 1.0, above=True),
     "gamma": PROBABILITY,
-    **dict.fromkeys(("denoising_weight", "boundary_weight"), number_range(0.0)),
+    **dict.fromkeys(("denoising_weight", "boundary_weight", "bootstrap_weight"), number_range(0.0)),
     "bootstrap_fraction": PROBABILITY,
     **dict.fromkeys(("target_decay", "initial_decay"), RATE),
     "label_dropout": PROBABILITY,
