@@ -1,6 +1,8 @@
 """Posteriors: Bayesian logistic regression, and the log-Gaussian Cox process."""
 
+import hashlib
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -98,4 +100,5 @@ def read_points(path: Path, name: str) -> Density:
         points = np.loadtxt(lines[start:], delimiter=",", ndmin=2)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no list of points, one 'x,y' a line: {error}") from error
-    return cox_process(name, points)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return replace(cox_process(name, points), digest=digest)

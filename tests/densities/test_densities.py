@@ -11,7 +11,7 @@ from fewstep.densities.density import check_density
 from fewstep.densities.lattice import phi4
 from fewstep.densities.posteriors import cox_process, draw_points, logistic_regression
 from fewstep.densities.table import DENSITIES, find_density
-from fewstep.densities.user_file import permit
+from fewstep.densities.user_code import permit
 
 # Cheap to evaluate, and with exact samples.
 EXACT = ("gmm9", "gmm40", "rings", "dw2", "mw54", "manywell", "funnel", "phi4-4-0.2-0")

@@ -1,16 +1,17 @@
 """A sampler of a user's density and its student are trained, evaluated and sampled like any run."""
 
+import hashlib
 from importlib import import_module
 
 import numpy as np
 import pytest
 
 from fewstep.configs import density
-from fewstep.densities import user_file
+from fewstep.densities import user_code
 from fewstep.eval.evaluate import check_evaluation, reason_to_skip
 from fewstep.eval.report.page import results_page
 from fewstep.eval.report.runs import load_runs
-from fewstep.modes.request import Request, permit_density, resolve_and_load
+from fewstep.modes.request import Request, permit_code, resolve_and_load
 from fewstep.training.experiment import build
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import workdir
@@ -45,7 +46,7 @@ def small_config(method="dis", **fields):
 def code(tmp_path_factory):
     path = tmp_path_factory.mktemp("code") / "mine.py"
     path.write_text(CODE)
-    permit_density(f"density:{path}")
+    permit_code(f"density:{path}")
     return path
 
 
@@ -77,10 +78,10 @@ def test_an_evaluation_has_weights_distances_floor_and_prior(teacher, tmp_path):
 
 
 def test_code_in_a_record_does_not_run_unless_it_is_named(teacher, code, monkeypatch):
-    monkeypatch.setattr(user_file, "_permitted", set())
+    monkeypatch.setattr(user_code, "_permitted", set())
     with pytest.raises(ValueError, match=f"runs only if you name it: add .*density:{code}"):
         SAMPLE.sample(Request(workdir=teacher, seeds=(0,)))
-    permit_density(f"density:{code}")
+    permit_code(f"density:{code}")
     SAMPLE.sample(Request(workdir=teacher, seeds=(0,)))
     (arrays,) = (teacher / "samples").glob("*.npz")
     assert np.load(arrays)["x"].shape == (1, 3)
@@ -97,9 +98,93 @@ def test_a_student_learns_from_rollouts_without_data(teacher, code, tmp_path):
     TRAIN.train_run(Request(config=config, workdir=tmp_path / "run", given=tuple(fields)))
     record = workdir.load_config(tmp_path / "run")
     assert record.model.score_input and record.prediction.kind == "tilt"
-    assert workdir.recorded_identity(tmp_path / "run").data is None
+    digest = hashlib.sha256(code.read_bytes()).hexdigest()
+    assert workdir.recorded_identity(tmp_path / "run").data == {"density_sha256": digest}
     (shown,) = load_runs([tmp_path / "run"])
     assert shown.results[1]["metrics"]["wasserstein_1"] < 3.0
+
+
+@pytest.fixture
+def changed(code, tmp_path):
+    """Another file of the same density."""
+    path = tmp_path / "changed.py"
+    path.write_text(CODE.replace("1.5 * jnp.log", "1.25 * jnp.log"))
+    permit_code(f"density:{path}")
+    return path
+
+
+def test_a_file_that_has_changed_is_another_density(teacher, changed, tmp_path):
+    """When a run goes on, when it is sampled, and between teacher and student."""
+    config = small_config(**{"data.name": f"density:{changed}"})
+    with pytest.raises(ValueError, match="data set of .* has changed since the run began"):
+        TRAIN.train_run(Request(config=config, workdir=teacher))
+    fields = {"data.name": f"density:{changed}"}
+    with pytest.raises(ValueError, match="density_sha256 .* recorded"):
+        SAMPLE.sample(Request(workdir=teacher, fields=fields))
+    fields["teacher"] = str(teacher)
+    student = small_config("consistency_sampler", **fields)
+    with pytest.raises(ValueError, match="was trained on another density than the file changed"):
+        TRAIN.train_run(
+            Request(
+                config=student,
+                workdir=tmp_path / "run",
+                given=tuple(fields),
+                config_of_method=lambda method: small_config(method, **fields),
+            )
+        )
+
+
+SAMPLER = """import jax.numpy as jnp
+
+dim = 3
+path = {"name": "vp_ddpm", "beta_max": 10.0}
+
+def control(x, t):
+    return -jnp.sqrt(0.1 + 9.9 * t[:, None]) * x / 2
+"""
+
+
+@pytest.mark.parametrize("method", ["consistency_sampler", "direct"])
+def test_a_sampler_in_a_file_teaches(method, code, tmp_path):
+    path = tmp_path / "sampler.py"
+    path.write_text(SAMPLER)
+    fields = {
+        "data.name": f"density:{code}",
+        "teacher": str(path),
+        "evaluate.steps": (1,),
+        "pairs.count": 64,
+        "path.name": "vp_ddpm",
+        "path.beta_max": 10.0,
+        "prediction.kind": "tilt",
+    }
+    config = small_config(method, **fields)
+    request = Request(config=config, workdir=tmp_path / "run", given=tuple(fields))
+    train = lambda: TRAIN.train_run(request)
+    with pytest.raises(ValueError, match="runs only if you name it: add --config.teacher="):
+        train()
+    permit_code(config.data.name, config.teacher)
+    train()
+    record = workdir.recorded_identity(tmp_path / "run")
+    assert record.teacher["fingerprint"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    if method == "direct":
+        return
+    path.write_text(SAMPLER + "# another\n")
+    with pytest.raises(ValueError, match="the teacher of .* has changed since the run began"):
+        train()
+    # The student samples without its teacher's code.
+    user_code._permitted.discard(path.resolve())
+    SAMPLE.sample(Request(workdir=tmp_path / "run", seeds=(0,)))
+
+
+def test_a_method_that_reads_its_teachers_parameters_cannot_learn_from_a_file(code, tmp_path):
+    path = tmp_path / "sampler.py"
+    path.write_text(SAMPLER)
+    permit_code("", str(path))
+    config = small_config("parameter_matching", **{"data.name": f"density:{code}"})
+    config.teacher = str(path)
+    config.path.name, config.path.beta_max, config.prediction.kind = "vp_ddpm", 10.0, "tilt"
+    with pytest.raises(ValueError, match="which has no parameters, and parameter_matching reads"):
+        TRAIN.train_run(Request(config=config, workdir=tmp_path / "run", given=()))
 
 
 def test_a_density_without_samples_is_trained_but_not_compared():
