@@ -63,7 +63,7 @@ def flow_weights(
 
 
 def weighted_rows(density: Density, sample: SampleFn) -> RowsFn:
-    """The weights of a method's samples: rows "log_w" and "sign". Arguments: as for `SampleFn`."""
+    """A method's samples with their weights: "x", "log_w" and "sign". Arguments: `SampleFn`."""
 
     def rows(
         params: Params,
@@ -78,8 +78,7 @@ def weighted_rows(density: Density, sample: SampleFn) -> RowsFn:
             single = jax.tree.map(lambda a: a[None], (eps, condition, key))
             return sample(params, *single, steps=steps, guidance_scale=guidance_scale)[0]
 
-        found = flow_weights(density, flow, eps, condition, keys)
-        return {"log_w": found.log_w, "sign": found.sign}
+        return flow_weights(density, flow, eps, condition, keys)._asdict()
 
     return rows
 

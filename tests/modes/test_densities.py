@@ -1,6 +1,7 @@
 """A sampler of a user's density and its student are trained, evaluated and sampled like any run."""
 
 import hashlib
+import shutil
 from importlib import import_module
 
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 
 from fewstep.configs import density
 from fewstep.densities import user_code
+from fewstep.eval import smc
 from fewstep.eval.evaluate import check_evaluation, reason_to_skip
 from fewstep.eval.report.page import results_page
 from fewstep.eval.report.runs import load_runs
@@ -16,7 +18,9 @@ from fewstep.training.experiment import build
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import workdir
 
-TRAIN, SAMPLE = (import_module(f"fewstep.modes.{name}") for name in ("train_run", "sample"))
+TRAIN, SAMPLE, EVALUATE = (
+    import_module(f"fewstep.modes.{name}") for name in ("train_run", "sample", "evaluate")
+)
 SAMPLES = 48
 CODE = """import jax.numpy as jnp
 
@@ -102,6 +106,55 @@ def test_a_student_learns_from_rollouts_without_data(teacher, code, tmp_path):
     assert workdir.recorded_identity(tmp_path / "run").data == {"density_sha256": digest}
     (shown,) = load_runs([tmp_path / "run"])
     assert shown.results[1]["metrics"]["wasserstein_1"] < 3.0
+
+
+def test_further_rows_of_an_evaluation(teacher, code, tmp_path):
+    """A sampler that is exact stays exact, and each row says what it took."""
+    pytest.importorskip("blackjax")
+    config = workdir.load_config(teacher)
+    config.evaluate.rows, config.evaluate.steps = ("weighted", "hmc", "smc"), (1, 2)
+    folder = shutil.copytree(teacher, tmp_path / "run")
+    EVALUATE.evaluate(Request(config=config, workdir=folder))
+    (shown,) = load_runs([folder])
+    result = shown.results[2]
+    assert result["metrics"]["gradients"] == 3.0  # of Heun's two steps, the last Euler's
+    rows = result["rows"]
+    assert rows["weighted"]["ess"] > 0.9 and rows["weighted"]["log_z_bias"] == pytest.approx(
+        0.0, abs=0.1
+    )
+    assert (rows["weighted"]["evaluations"], rows["weighted"]["gradients"]) == (12.0, 12.0)
+    assert (rows["hmc"]["evaluations"], rows["hmc"]["gradients"]) == (3.0, 84.0)
+    assert rows["smc"]["evaluations"] == 0.0 and rows["smc"]["gradients"] % 16 == 0.0
+    assert rows["smc"]["log_z_bias"] == pytest.approx(0.0, abs=0.5)
+    for row in rows.values():
+        assert 0.1 < row["wasserstein_1"] < 3.0
+    results_page(tmp_path / "page.html", title="points", runs=load_runs([folder]))
+    page = (tmp_path / "page.html").read_text()
+    for title in ("importance-weighted", "after ten HMC steps", "tempered SMC", "accepted"):
+        assert title in page
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"evaluate.rows": ("weigthed",)}, "evaluate.rows.*did you mean 'weighted'"),
+        (
+            {"evaluate.rows": ("weighted",), "data.name": "density:phi4-17-0.2-0"},
+            "at most 256 dimensions, and density:phi4-17-0.2-0 has 289; leave it out",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_are_refused_before_compute(fields, message):
+    config, dataset = resolve_and_load(small_config(**{**fields, "model.width": 300}))
+    with pytest.raises(ValueError, match=message):
+        check_evaluation(build(config), dataset, config, make_mesh())
+
+
+def test_smc_without_blackjax_says_what_to_install(monkeypatch):
+    monkeypatch.setattr(smc, "find_spec", lambda name: None)
+    config, dataset = resolve_and_load(small_config(**{"evaluate.rows": ("smc",)}))
+    with pytest.raises(ValueError, match="evaluate.rows=smc needs blackjax; install it with: pip"):
+        check_evaluation(build(config), dataset, config, make_mesh())
 
 
 @pytest.fixture

@@ -228,6 +228,7 @@ FIELDS = {
     "evaluate.weights": TEXT,
     "evaluate.reference": TEXT,
     "evaluate.agreement": SWITCH,
+    "evaluate.rows": sequence_of(TEXT),
     "evaluate.num_samples": whole_range(1),
     "evaluate.final_samples": whole_range(0),
     "evaluate.batch_size": optional(whole_range(1)),
