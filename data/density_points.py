@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Split
+from fewstep.data.spaces.marginals import Truth
 from fewstep.data.spaces.points import point_space
 from fewstep.data.spaces.scatter import LogDensity
 from fewstep.data.spaces.space import Space
@@ -30,7 +31,15 @@ def density_space(name: str, image_size: int = 0, channels: int = 0) -> Space:
             f"data.name={KIND}:{name} has points; leave both at 0"
         )
     density = find_density(name)
-    return point_space(density.dim, density.scale, contours(density) if density.dim == 2 else None)
+    behind = contours(density) if density.dim == 2 else None
+    return point_space(density.dim, density.scale, behind, exact_points(density))
+
+
+def exact_points(density: Density) -> Truth | None:
+    """What draws exact points for pictures, the same in all of them; None without exact samples."""
+    if density.sample is None:
+        return None
+    return lambda: density.sample(np.random.default_rng(SEED), TEST)
 
 
 def contours(density: Density) -> LogDensity:
