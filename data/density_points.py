@@ -13,11 +13,10 @@ from fewstep.data.spaces.points import point_space
 from fewstep.data.spaces.scatter import LogDensity
 from fewstep.data.spaces.space import Space
 from fewstep.densities.density import Density
-from fewstep.densities.table import KIND, find_density
+from fewstep.densities.table import KIND, find_density, is_place
 
 SEED = 0
 TRAIN, TEST = 20_000, 4_000
-FILES = (".py", ".csv")
 
 
 def density_space(name: str, image_size: int = 0, channels: int = 0) -> Space:
@@ -68,5 +67,5 @@ def density_dataset(name: str) -> Dataset:
 
 
 def density_files(argument: str) -> list[str]:
-    """The path in the name of a density that a file defines; [] for others."""
-    return [argument] if argument.endswith(FILES) else []
+    """The path in the name of a density that a file or a run defines; [] for others."""
+    return [argument] if is_place(argument) else []

@@ -16,6 +16,7 @@ from fewstep.models.network import Network
 from fewstep.models.user_sampler import is_sampler_file
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Objective
+from fewstep.training import decoder_density  # noqa: F401  (densities of runs)
 from fewstep.training.averages import averages, check_sampling_network, sampling_network
 from fewstep.training.codec_weights import TRAINING
 from fewstep.training.construct import RunContext, construct, construct_with_parts, look_up
