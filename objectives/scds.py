@@ -153,13 +153,13 @@ def scds(
     def loss(
         params: Params, networks: Mapping[str, Params], batch: Batch, key: Key, step: Array
     ) -> tuple[Array, Metrics]:
-        key_start, key_path, key_time, key_dropout = jax.random.split(key, 4)
+        key_start, key_path, key_time, *keys_dropout = jax.random.split(key, 5)
         condition = {"label": batch["label"]}
         rows = batch["label"].shape[0]
-        mode = {"train": True, "rng": key_dropout}
+        first, second = ({"train": True, "rng": own} for own in keys_dropout)
         start = jax.random.normal(key_start, (rows, density.dim))
         made = paths(
-            partial(finest, params, **mode),
+            partial(finest, params, **first),
             start,
             condition,
             jax.random.split(key_path, rows),
@@ -174,7 +174,7 @@ def scds(
         point = jnp.round(max_steps * (1.0 - fraction)).astype(jnp.int32)
         x_t = jax.lax.stop_gradient(made.states)[point, jnp.arange(rows)]
         target = tilt_target(model, networks["target"], x_t, t, size, condition)
-        tilt = model.predict(params, x_t, t, t - size, condition, **mode)
+        tilt = model.predict(params, x_t, t, t - size, condition, **second)
         bootstrap_error = distance(tilt, target)
 
         metrics = noise_level_means("loss_bootstrap", bootstrap_error, t, path) | {
