@@ -30,7 +30,7 @@ from fewstep.models.model import Model
 from fewstep.modes.bucket import on_disk
 from fewstep.modes.draws import Draw, choose_labels, choose_pairs
 from fewstep.modes.recorded_run import LoadedRun, load_run
-from fewstep.modes.request import Request, checked, expand_home, permit_density
+from fewstep.modes.request import Request, checked, expand_home, permit_code
 from fewstep.modes.run_page import write_run_page
 from fewstep.modes.sampling import check_draw, checked_sampler, finished_samples, guidance_scale
 from fewstep.modes.train_run import train_run
@@ -192,7 +192,7 @@ def config(name: str, **fields: Any) -> Config:
     Raises ValueError for a file, method or field that does not exist, and for a wrong value.
     """
     read = read_config(expand_home(name), fields)
-    permit_density(read.data.name)
+    permit_code(read.data.name, read.teacher)
     return Config(checked(read), fields, name)
 
 

@@ -37,7 +37,7 @@ from fewstep.modes.bucket import on_disk
 from fewstep.modes.compilation_cache import enable_compilation_cache
 from fewstep.modes.host_memory import keep_freed_memory
 from fewstep.modes.mode import Mode
-from fewstep.modes.request import Request, check_same_flags, checked, expand_home, permit_density
+from fewstep.modes.request import Request, check_same_flags, checked, expand_home, permit_code
 from fewstep.modes.usage import usage
 from fewstep.training.cluster import clusters, exits, joining, processes
 from fewstep.training.cluster.door import MissingError
@@ -177,8 +177,10 @@ def read_request() -> Request:
             own = f"{name}_" if iskeyword(name) else name
             into, names = (fields, flag.fields) if flag.fields else (values, (own,))
             into |= dict.fromkeys(names, flag.read(name, text))
-    named = fields.get("data.name", "") if config is None else config.data.name
-    permit_density(named)
+    if config is None:
+        permit_code(fields.get("data.name", ""), fields.get("teacher", ""))
+    else:
+        permit_code(config.data.name, config.teacher)
     return Request(
         config=None if config is None else checked(config),
         given=None if config is None else command_line.given_fields(),

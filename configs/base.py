@@ -104,6 +104,8 @@ def config() -> ConfigDict:
                 "num_samples": 1000,
                 "final_samples": 0,  # a second, larger count after the last step; 0 measures none
                 "batch_size": 256,  # images sampled at a time, over all devices
+                # On a density, further rows: weighted, hmc, smc (docs/densities.md)
+                "rows": (),
                 # Form A, 1 is none; None is the method's own. Of several, such as (1.0,2.0), the
                 # first counts in logs and tables.
                 "guidance_scale": placeholder(object),

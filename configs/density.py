@@ -44,6 +44,9 @@ def get_config(method: str = "dis") -> ConfigDict:
         config.steps = 4000
         config.objective.source.update(groups=8, substeps=2)
         config.ema.decays = (0.999,)
+    if method == "scds":
+        config.objective.max_steps = PATH_STEPS
+        config.evaluate.steps = (1, 2, 4, PATH_STEPS)
     if method in SAMPLERS:
         config.objective.path_steps = PATH_STEPS
         config.evaluate.steps = (1, 4, 16, PATH_STEPS)

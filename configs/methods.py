@@ -173,6 +173,13 @@ def dds(config: ConfigDict) -> None:
     with_score(config)
 
 
+def scds(config: ConfigDict) -> None:
+    """Self-distilled consistent samplers of a density (Jutras-Dube et al. 2025)."""
+    config.objective = objectives.scds()
+    with_score(config)
+    config.evaluate.steps = (*FEW_STEPS, config.objective.max_steps)
+
+
 def with_score(config: ConfigDict) -> None:
     """A perceptron that is given the score of the density, on the path of samplers."""
     sampler_model(config)
@@ -401,6 +408,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         autoencoder,
         dis,
         dds,
+        scds,
     )
 }
 

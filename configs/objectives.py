@@ -91,6 +91,21 @@ def dds() -> ConfigDict:
     return fields
 
 
+def scds() -> ConfigDict:
+    """objectives/scds.py; needs a density, data.name=density:NAME."""
+    return ConfigDict(
+        {
+            "name": "scds",
+            "max_steps": 128,  # most sampling steps, a power of two; steps of a path in training
+            "path_loss": "log_variance",  # or kl
+            "bootstrap_weight": 1.0,  # of the losses of steps larger than the finest
+            "leftover_rows": "coarse",  # as for shortcut
+            "target_decay": 0.0,  # EMA decay of the targets' network; 0 is the network itself
+            "distance": distance("squared_l2"),
+        }
+    )
+
+
 def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
     """Distance between the network's output and its target."""
     fields = ConfigDict(

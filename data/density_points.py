@@ -8,15 +8,15 @@ import jax
 import numpy as np
 
 from fewstep.data.arrays.dataset import NULL_LABEL, Dataset, Split
+from fewstep.data.spaces.marginals import Truth
 from fewstep.data.spaces.points import point_space
 from fewstep.data.spaces.scatter import LogDensity
 from fewstep.data.spaces.space import Space
 from fewstep.densities.density import Density
-from fewstep.densities.table import KIND, find_density
+from fewstep.densities.table import KIND, find_density, is_place
 
 SEED = 0
 TRAIN, TEST = 20_000, 4_000
-FILES = (".py", ".csv")
 
 
 def density_space(name: str, image_size: int = 0, channels: int = 0) -> Space:
@@ -30,7 +30,15 @@ def density_space(name: str, image_size: int = 0, channels: int = 0) -> Space:
             f"data.name={KIND}:{name} has points; leave both at 0"
         )
     density = find_density(name)
-    return point_space(density.dim, density.scale, contours(density) if density.dim == 2 else None)
+    behind = contours(density) if density.dim == 2 else None
+    return point_space(density.dim, density.scale, behind, exact_points(density))
+
+
+def exact_points(density: Density) -> Truth | None:
+    """What draws exact points for pictures, the same in all of them; None without exact samples."""
+    if density.sample is None:
+        return None
+    return lambda: density.sample(np.random.default_rng(SEED), TEST)
 
 
 def contours(density: Density) -> LogDensity:
@@ -59,5 +67,5 @@ def density_dataset(name: str) -> Dataset:
 
 
 def density_files(argument: str) -> list[str]:
-    """The path in the name of a density that a file defines; [] for others."""
-    return [argument] if argument.endswith(FILES) else []
+    """The path in the name of a density that a file or a run defines; [] for others."""
+    return [argument] if is_place(argument) else []

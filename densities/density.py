@@ -38,6 +38,7 @@ class Density:
     sample: (random generator, count) -> exact samples, float64 [count, D].
     log_z: log Z. modes: the modes and their weights.
     symmetries: maps of points [N, D] -> [N, D] that preserve the density and volumes.
+    digest: SHA-256 of the file that defines it, "" if a name does.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Density:
     log_z: float | None = None
     modes: Modes | None = None
     symmetries: tuple[Callable[[np.ndarray], np.ndarray], ...] = ()
+    digest: str = ""
 
     def log_densities(self, x: Array) -> Array:
         """log rho of points: [B, D] -> [B]."""
@@ -58,8 +60,15 @@ class Density:
         return self.log_densities(self.scale * y) + self.dim * math.log(self.scale)
 
     def scaled_score(self, y: Array) -> Array:
-        """The gradient of `scaled_log_density`, [B, D] -> [B, D]."""
-        return self.scale * jax.vmap(jax.grad(self.log_density))(self.scale * y)
+        """The gradient of `scaled_log_density`, [B, D] -> [B, D].
+
+        Its name marks it in a program, by which gradients are counted.
+        """
+
+        def gradient_of_density(y: Array) -> Array:
+            return self.scale * jax.vmap(jax.grad(self.log_density))(self.scale * y)
+
+        return jax.jit(gradient_of_density)(y)
 
 
 def check_density(density: Density) -> Density:

@@ -1,6 +1,9 @@
-"""Posteriors: Bayesian logistic regression, and the log-Gaussian Cox process."""
+"""Posteriors: logistic regression, the log-Gaussian Cox process, and that of a decoder."""
 
+import hashlib
 import math
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import jax
@@ -13,6 +16,7 @@ from fewstep.densities.density import Density
 # Of the Gaussian process (Moller et al. 1998, for the Finnish pines).
 PROCESS_VARIANCE, PROCESS_LENGTH = 1.91, 1.0 / 33.0
 SIDE = 40
+DECODER_DEVIATION = 0.1  # of pixels in [-1, 1] around what a decoder makes
 
 
 def logistic_regression(name: str, features: np.ndarray, labels: np.ndarray) -> Density:
@@ -39,6 +43,30 @@ def cancer(name: str) -> Density:
     from sklearn.datasets import load_breast_cancer
 
     return logistic_regression(name, *load_breast_cancer(return_X_y=True))
+
+
+def decoder_posterior(
+    name: str,
+    decode: Callable[[Array], Array],
+    dim: int,
+    image: np.ndarray,
+    deviation: float = DECODER_DEVIATION,
+    digest: str = "",
+) -> Density:
+    """log rho(z) = log N(z; 0, I) + log N(image; decode(z), deviation^2 I): which codes explain it.
+
+    decode: code [dim] -> image, of the shape of `image`, with pixels in [-1, 1]. Prior and
+    likelihood are normalised, so Z is the evidence of the image under the decoder.
+    """
+    pixels = jnp.asarray(image, jnp.float32)
+    constant = -0.5 * dim * math.log(2.0 * math.pi)
+    constant -= 0.5 * pixels.size * math.log(2.0 * math.pi * deviation**2)
+
+    def log_density(z: Array) -> Array:
+        error = jnp.sum((pixels - decode(z)) ** 2) / deviation**2
+        return constant - 0.5 * (jnp.sum(z**2) + error)
+
+    return Density(name, dim, log_density, digest=digest)
 
 
 def cox_process(name: str, points: np.ndarray, side: int = SIDE) -> Density:
@@ -98,4 +126,5 @@ def read_points(path: Path, name: str) -> Density:
         points = np.loadtxt(lines[start:], delimiter=",", ndmin=2)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no list of points, one 'x,y' a line: {error}") from error
-    return cox_process(name, points)
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return replace(cox_process(name, points), digest=digest)

@@ -4,7 +4,8 @@ gmm9, gmm25, gmm40    mixtures of Gaussians       rings, funnel      in 2 and in
 wells-D-M-DELTA       double wells                manywell           32 dimensions, 2^16 modes
 dw2, dw100, mw54, mw52  short for wells-...       phi4, phi4-SIDE-KAPPA-LAMBDA   lattice fields
 cancer                logistic regression         FILE.csv           Cox process of points
-FILE.py               a user's own (user_file.py)
+image                 a photograph            FILE.py            a user's own (user_file.py)
+RUN                   posterior of a decoder that the run has trained, for one image
 """
 
 import re
@@ -15,6 +16,7 @@ from pathlib import Path
 from fewstep.densities.density import Density
 from fewstep.densities.lattice import phi4
 from fewstep.densities.mixtures import grid_mixture, random_mixture
+from fewstep.densities.picture import photograph
 from fewstep.densities.posteriors import cancer, read_points
 from fewstep.densities.shapes import funnel, rings
 from fewstep.densities.user_file import user_density
@@ -35,6 +37,7 @@ DENSITIES: dict[str, Callable[[str], Density]] = {
     "manywell": many_well,
     "phi4": phi4,
     "cancer": cancer,
+    "image": photograph,
 }
 NUMBER = r"(\d+(?:\.\d+)?)"
 # Families of densities whose names have their numbers.
@@ -46,7 +49,9 @@ FAMILIES: dict[str, Callable[..., Density]] = {
         name, int(side), float(kappa), float(coupling)
     ),
 }
-FORMS = (*DENSITIES, "wells-D-M-DELTA", "phi4-SIDE-KAPPA-LAMBDA", "FILE.csv", "FILE.py")
+# Makes the density of a run's folder. Only rooms above know runs, so one of them adds it.
+_of_run: list[Callable[[str], Density]] = []
+FORMS = (*DENSITIES, "wells-D-M-DELTA", "phi4-SIDE-KAPPA-LAMBDA", "FILE.csv", "FILE.py", "RUN")
 
 
 def find_density(name: str) -> Density:
@@ -57,7 +62,19 @@ def find_density(name: str) -> Density:
         if not Path(name).is_file():
             raise FileNotFoundError(f"data.name=density:{name}: there is no file {name}")
         return read_points(Path(name), name)
+    if is_place(name) and _of_run:
+        return _of_run[-1](name)
     return _built(name)
+
+
+def is_place(name: str) -> bool:
+    """Whether a name is that of a file or a folder."""
+    return name.endswith((".py", ".csv")) or "/" in name or Path(name).is_dir()
+
+
+def read_runs_by(reader: Callable[[str], Density]) -> None:
+    """Have densities of runs read by a function of the name, RUN or RUN@STEP."""
+    _of_run.append(reader)
 
 
 @cache

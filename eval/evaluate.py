@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from fewstep.data import NONE, Dataset, data_root, short_hash
 from fewstep.data.spaces.space import Space
 from fewstep.densities.table import density_of
+from fewstep.eval.corrections import check_rows, corrector, gradient_counts
 from fewstep.eval.features import networks
 from fewstep.eval.features.feature_network import check_dimension
 from fewstep.eval.features.networks import check_feature_network, check_takes_samples
@@ -27,7 +28,13 @@ from fewstep.eval.metrics.protocol import Protocol
 from fewstep.eval.points import collapse_warnings
 from fewstep.eval.reference import SPLITS, check_reference, measured_against
 from fewstep.eval.report.evaluation import FOLDER, sample_source
-from fewstep.eval.report.results import Result, is_usual_number, save_results, to_json_types
+from fewstep.eval.report.results import (
+    ROWS,
+    Result,
+    is_usual_number,
+    save_results,
+    to_json_types,
+)
 from fewstep.eval.sampling import (
     Wanted,
     at_each_scale,
@@ -82,6 +89,7 @@ def check_evaluation(
     if config.codec.name:
         load_codec(config)  # raises its errors
     check_pictures(experiment.space)
+    check_rows(experiment, config)
     if not reason_to_skip(dataset, config):
         check_feature_network(fields.features, fields.weights)
         pictures, reference = measured_against(config, dataset)
@@ -229,6 +237,8 @@ def scale_evaluator(
     }
     diagnose = diagnoser(experiment, config, mesh, wanted)
     measures = prepare_measures(experiment, dataset, config, mesh, wanted, writable)
+    correct = corrector(experiment, config, mesh, wanted, measures)
+    gradients = gradient_counts(experiment, config)
     run = read_identity(workdir)
     data = training_data_digest(experiment, dataset, run)
     stages = experiment.objective.stages
@@ -256,7 +266,11 @@ def scale_evaluator(
             else:
                 result["metrics"] = measure(batches, labels, measures)
                 result["warnings"] += collapse_warnings(result["metrics"], result["real"])
-            add_diagnostics(result, diagnose(params, steps))
+            add_diagnostics(result, {**diagnose(params, steps), **gradients.get(steps, {})})
+            result["rows"] = correct(params, steps)
+            for name, row in result["rows"].items():
+                found = collapse_warnings(row, result["real"])
+                result["warnings"] += [f"{ROWS[name]}: {warning}" for warning in found]
             results.append(result)
             shown[steps] = np.concatenate(first)[: space.shown]
         if jax.process_index() == 0 and results:
@@ -450,5 +464,11 @@ def summary(results: Sequence[Result]) -> str:
     lines += [f"  real images instead of samples: {real}"] if real else []
     prior = ", ".join(f"{name} {value:.3f}" for name, value in first.get("prior", {}).items())
     lines += [f"  the prior instead of samples: {prior}"] if prior else []
+    for result in results:
+        for name, row in result.get("rows", {}).items():
+            found = ", ".join(f"{key} {value:.3f}" for key, value in row.items())
+            lines.append(
+                f"  {ROWS[name]}, {result['protocol']['sampling']['steps']} steps: {found}"
+            )
     lines += [f"  skipped {first['skipped']}"] if "skipped" in first else []
     return "\n".join(lines + [f"  warning: {warning}" for warning in first["warnings"]])

@@ -7,15 +7,11 @@ from fewstep.densities.density import Density
 from fewstep.densities.table import density_of
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import Inputs, compute_metrics
-from fewstep.eval.metrics.transport import POINTS
+from fewstep.eval.metrics.transport import POINTS, below_floor
 from fewstep.eval.reference import Reference
 
 # Name of the feature network that is the identity.
 FEATURES = "points"
-# Metrics that show a collapse when they are below those of two exact sets.
-FLOORED = ("wasserstein_1", "wasserstein_2")
-# Share of the floor by which a collapsed set is closer; two exact sets differ by less.
-MARGIN = 0.05
 SEED = 0
 
 
@@ -60,6 +56,5 @@ def collapse_warnings(metrics: dict, floor: dict) -> list[str]:
     return [
         f"{name} {metrics[name]:.3f} is below the floor {floor[name]:.3f} of two exact sets: the "
         "samples have collapsed, which is no win; see deviation_ratio"
-        for name in FLOORED
-        if name in metrics and name in floor and metrics[name] < (1.0 - MARGIN) * floor[name]
+        for name in below_floor(metrics, floor)
     ]

@@ -1,6 +1,6 @@
 """A network on a path: scales its inputs, and converts its output to data and noise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -11,6 +11,7 @@ from fewstep.diffusion.guidance import Condition, Predict, guide
 from fewstep.diffusion.path import Path, align
 from fewstep.diffusion.prediction import Denoise, Endpoints, Kind, coefficients, endpoints
 from fewstep.models.network import Key, Network, Params
+from fewstep.models.user_sampler import UserSampler, stands_for_sampler
 
 # Largest component of a score that a network is given (Vargas et al. 2023, their code).
 SCORE_CLIP = 100.0
@@ -21,6 +22,7 @@ class Model(NamedTuple):
 
     teacher_scales: (low, high) of the guidance scales that its teacher takes as an input, or ().
     density: what a run without data samples from, or None.
+    sampler: reads the sampler that teaches, if a file of the user's does (models/user_sampler.py).
     """
 
     network: Network
@@ -28,6 +30,7 @@ class Model(NamedTuple):
     kind: Kind
     teacher_scales: tuple[float, ...] = ()
     density: Density | None = None
+    sampler: Callable[[], UserSampler] | None = None
 
     def predict(
         self,
@@ -43,8 +46,10 @@ class Model(NamedTuple):
         """The network's output at (x_t, t, s): [B, ...].
 
         x_t: [B, ...]. t, s: [B], in the path's time, with s <= t. The network itself gets c_in x_t,
-        clock(t) and clock(s).
+        clock(t) and clock(s). Parameters that stand for the user's sampler give its prediction.
         """
+        if self.sampler is not None and stands_for_sampler(params):
+            return self.sampler().predict(self.kind, self.path, x_t, t)
         inputs, condition = self.inputs(x_t, t, s), self.with_score(condition, x_t, t)
         return self.network.apply(params, *inputs, condition, train=train, rng=rng)
 

@@ -17,6 +17,7 @@ from jax.experimental import multihost_utils
 from fewstep.data import NONE, short_hash, verify
 from fewstep.data.folders.class_names import join_names
 from fewstep.eval.evaluate import check_evaluation, reason_to_skip
+from fewstep.models.user_sampler import is_sampler_file
 from fewstep.modes.job import Draft, check_begun
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.recorded_run import fill_from_record
@@ -35,7 +36,7 @@ from fewstep.training.cost.memory import (
 )
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.labels import training_counts
-from fewstep.training.location import locate_teacher
+from fewstep.training.location import check_other_run, locate_teacher
 from fewstep.training.sharding import (
     batch_sharding,
     check_batch_size,
@@ -57,7 +58,6 @@ from fewstep.training.storage.environment import PACKAGES
 from fewstep.training.storage.identity import as_dict, flatten_fields
 from fewstep.training.teacher import (
     abstract_params,
-    check_other_run,
     check_teacher_given,
     load_teacher,
     load_teacher_config,
@@ -166,7 +166,10 @@ def inspect_teacher(job: NextJob) -> str:
     read_student(job.request)
     if not reads_teacher(job.experiment.objective):
         return "none is used"
-    if load_teacher_config(job.config, job.experiment) is None:
+    teacher = load_teacher_config(job.config, job.experiment)
+    if is_sampler_file(job.config.teacher):
+        return f"a sampler in {job.config.teacher}"
+    if teacher is None:
         return "none is used"
     location = locate_teacher(job.config.teacher)
     return f"{location.folder} at step {restore.saved_step(location.folder, location.step)}"

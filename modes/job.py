@@ -22,7 +22,12 @@ from fewstep.training.compiled_step import Advance, abstract_state
 from fewstep.training.cost.compiled import StepInputs, production_step, sharded_batch
 from fewstep.training.cost.hardware import present_hardware
 from fewstep.training.cost.memory import check_memory, traced_memory
-from fewstep.training.experiment import Experiment, build_on, optimizer_fields
+from fewstep.training.densities import density_identity
+from fewstep.training.experiment import (
+    Experiment,
+    build_on,
+    optimizer_fields,
+)
 from fewstep.training.fixed_networks import abstract_fixed
 from fewstep.training.labels import training_counts
 from fewstep.training.loggers import check_loggers
@@ -243,8 +248,10 @@ def resident_bytes(config: ConfigDict, dataset: Dataset | None) -> int:
 
 
 def data_identity(dataset: Dataset | None, experiment: Experiment) -> Mapping[str, Any] | None:
-    """Return the identity of the data set; None if training does not read its images."""
-    return dataset.identity if dataset is not None and reads_data(experiment.objective) else None
+    """Return the identity of what training reads: a data set, or the file of a density, or None."""
+    if reads_data(experiment.objective):
+        return None if dataset is None else dataset.identity
+    return density_identity(experiment.model.density)
 
 
 def dataset_files(dataset: Dataset | None) -> Sequence[tuple[str, int, int]]:

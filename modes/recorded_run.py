@@ -12,21 +12,19 @@ from fewstep.data.encoded import LATENTS
 from fewstep.modes.request import Request, load_dataset, require_workdir
 from fewstep.objectives.base import Params
 from fewstep.training.codec_weights import load_codec
+from fewstep.training.densities import density_identity
 from fewstep.training.experiment import (
     Experiment,
     rebuild,
     with_sampling_network,
 )
 from fewstep.training.labels import with_recorded_label_shares
-from fewstep.training.location import parse_location
+from fewstep.training.location import parse_location, pin_teacher
 from fewstep.training.sharding import make_mesh
 from fewstep.training.sources import reads_data
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.identity import check_same_sources
-from fewstep.training.teacher import (
-    abstract_params,
-    pin_teacher,
-)
+from fewstep.training.teacher import abstract_params
 
 
 def check_method(recorded: ConfigDict, request: Request) -> None:
@@ -64,6 +62,13 @@ def check_moved_data(
         images = {name: value for name, value in recorded.data.items() if name != LATENTS}
         own = recorded if dataset.moments else recorded._replace(data=images)
         check_same_sources(own, dataset.identity, None, run, dataset.files)
+
+
+def check_density_file(run: Path, experiment: Experiment) -> None:
+    """Raises ValueError if the file of a run's density has changed since the run began."""
+    recorded = workdir.recorded_identity(run)
+    if not reads_data(experiment.objective):
+        check_same_sources(recorded, density_identity(experiment.model.density), None, run)
 
 
 def fill_from_record(config: ConfigDict, run: Path) -> ConfigDict:
@@ -115,6 +120,7 @@ def load_run(request: Request) -> LoadedRun:
     if request.network:
         config = with_sampling_network(config, str(path), request.network, "--network")
     experiment = rebuild(config, str(path))
+    check_density_file(path, experiment)
     mesh = make_mesh()
     if config.evaluate.batch_size % mesh.size:
         config.evaluate.batch_size = -(-config.evaluate.batch_size // mesh.size) * mesh.size

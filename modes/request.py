@@ -12,8 +12,9 @@ from fewstep import data
 from fewstep.buckets import is_address
 from fewstep.data import NEWEST_DECODING, Dataset
 from fewstep.densities.table import KIND
-from fewstep.densities.user_file import permit
+from fewstep.densities.user_code import permit
 from fewstep.messages import differences
+from fewstep.models.user_sampler import is_sampler_file
 from fewstep.training.cluster.processes import gather, true_everywhere
 from fewstep.training.cost.choice import choose, field_value, open_fields
 from fewstep.training.cost.hardware import Hardware, present_hardware
@@ -142,10 +143,12 @@ def checked(config: ConfigDict) -> ConfigDict:
     return expand_paths(config)
 
 
-def permit_density(name: str) -> None:
-    """Let a density that is a Python file run, because the user has named it as data.name."""
-    if name.startswith(f"{KIND}:") and (path := data.path_in_name(name)):
+def permit_code(density: str, teacher: str = "") -> None:
+    """Let Python files run, because the user has named them as data.name or as teacher."""
+    if density.startswith(f"{KIND}:") and (path := data.path_in_name(density)):
         permit(expand_home(path))
+    if is_sampler_file(teacher):
+        permit(expand_home(teacher))
 
 
 def check_same_flags(mode: str, request: Request) -> None:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 from ml_collections import ConfigDict
 
 from fewstep.messages import Difference
+from fewstep.models.user_sampler import is_sampler_file
 from fewstep.modes.job import started
 from fewstep.modes.request import Request, expand_paths, require_config
 from fewstep.training.cluster.processes import say
@@ -24,6 +25,7 @@ from fewstep.training.inheritance import (
     with_scales,
 )
 from fewstep.training.location import (
+    check_other_run,
     find_teacher,
     locate_teacher,
     missing_teacher_message,
@@ -34,7 +36,7 @@ from fewstep.training.sources import reads_teacher
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.fields import check_field_values
 from fewstep.training.storage.identity import as_dict
-from fewstep.training.teacher import check_other_run, load_teacher_config
+from fewstep.training.teacher import load_teacher_config
 
 
 class Student(NamedTuple):
@@ -52,7 +54,7 @@ def read_student(request: Request) -> Student:
     that the user sets to another value than the teacher's.
     """
     config = require_config(request)
-    if request.given is None or not config.teacher:
+    if request.given is None or not config.teacher or is_sampler_file(config.teacher):
         return Student(config)
     if student_goes_on(config, request.workdir):
         kept = keep_inherited(request, workdir.load_config(request.workdir))
@@ -149,7 +151,7 @@ def follow_teacher(config: ConfigDict, folder: Path) -> ConfigDict:
 
     Raises ValueError if the run needs its teacher and it is not found.
     """
-    if not config.teacher:
+    if not config.teacher or is_sampler_file(config.teacher):
         return config
     place = find_teacher(folder, config.teacher)
     if not workdir.is_run(place.folder):

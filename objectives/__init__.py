@@ -24,6 +24,7 @@ from fewstep.objectives.moment_matching import moment_matching
 from fewstep.objectives.parameter_matching import parameter_matching
 from fewstep.objectives.progressive import progressive
 from fewstep.objectives.reflow import reflow
+from fewstep.objectives.scds import scds
 from fewstep.objectives.shortcut import shortcut
 from fewstep.objectives.tract import tract
 
@@ -52,4 +53,5 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "autoencoder": autoencoder,
     "dis": dis,
     "dds": dds,
+    "scds": scds,
 }

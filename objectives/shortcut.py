@@ -130,10 +130,15 @@ def bootstrap_target(
     return 0.5 * (first + second)
 
 
-def check_shortcut_fields(model: Model, max_steps: int) -> None:
-    """Raises ValueError for a field out of range, or a model that the method cannot train."""
+def check_max_steps(max_steps: int) -> None:
+    """Raises ValueError unless step sizes halve down to 1 / max_steps."""
     if max_steps < 2 or max_steps & (max_steps - 1):
         raise ValueError(f"objective.max_steps must be a power of two, 2 or more, not {max_steps}")
+
+
+def check_shortcut_fields(model: Model, max_steps: int) -> None:
+    """Raises ValueError for a field out of range, or a model that the method cannot train."""
+    check_max_steps(max_steps)
     check_flow_map(model)
 
 

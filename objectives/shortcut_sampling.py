@@ -1,6 +1,10 @@
-"""How shortcut models sample: by jumps of the step sizes that they are trained for."""
+"""How shortcut models sample: by jumps of the step sizes that they are trained for.
 
-from collections.abc import Sequence
+The average velocity of a jump is what the network predicts; `velocity` replaces it for a network
+that predicts something else.
+"""
+
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,9 +21,16 @@ from fewstep.samplers.grids import StepsError, time_grid
 
 
 def jump_sampler(
-    model: Model, max_steps: int, trained_scale: float, guidance_range: Sequence[float] = ()
+    model: Model,
+    max_steps: int,
+    trained_scale: float,
+    guidance_range: Sequence[float] = (),
+    velocity: Callable[..., Array] | None = None,
 ) -> SampleFn:
-    """Sampling by jumps of 1 / steps from noise to data, in a power of two of steps."""
+    """Sampling by jumps of 1 / steps from noise to data, in a power of two of steps.
+
+    velocity: average velocity, with the arguments of `Model.predict`, which is the default.
+    """
 
     def check_steps(steps: int) -> None:
         if not (0 < steps <= max_steps and max_steps % steps == 0):
@@ -33,7 +44,7 @@ def jump_sampler(
         return jump(lambda x, t, s: predict(x, t, s, condition), model.path.prior(eps), times)
 
     guidance = jump_guidance(max_steps, trained_scale, guidance_range)
-    return sample_fn(model.predict, solve, guidance, check_steps)
+    return sample_fn(velocity or model.predict, solve, guidance, check_steps)
 
 
 def jump_guidance(
@@ -62,12 +73,18 @@ def jump_guidance(
 
 
 def jumps_to_end(
-    model: Model, max_steps: int, trained_scale: float, guidance_range: Sequence[float] = ()
+    model: Model,
+    max_steps: int,
+    trained_scale: float,
+    guidance_range: Sequence[float] = (),
+    velocity: Callable[..., Array] | None = None,
 ) -> EndPointFn:
     """The end in as few jumps as t allows, one for each bit of t in units of 1 / max_steps.
 
     A jump of size d is trained at multiples of d alone. The jump of the lowest bit of t comes
     first: from 3/4 to 1/2, then to 0. t moves to the nearest multiple of 1 / max_steps.
+
+    velocity: as for `jump_sampler`.
     """
     path = model.path
     finest = (path.t_max - path.t_min) / max_steps
@@ -84,4 +101,5 @@ def jumps_to_end(
         sizes = 2 ** jnp.arange(max_steps.bit_length())
         return jax.lax.scan(body, (x_t, cells), sizes)[0][0]
 
-    return end_point_fn(model.predict, end, jump_guidance(max_steps, trained_scale, guidance_range))
+    guidance = jump_guidance(max_steps, trained_scale, guidance_range)
+    return end_point_fn(velocity or model.predict, end, guidance)

@@ -8,17 +8,19 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.data.spaces.space import Space
-from fewstep.densities.density import Density
 from fewstep.densities.table import density_of
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Kind, raw_kind
 from fewstep.models.model import Model
 from fewstep.models.network import Network
+from fewstep.models.user_sampler import is_sampler_file
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Objective
+from fewstep.training import decoder_density  # noqa: F401  (densities of runs)
 from fewstep.training.averages import averages, check_sampling_network, sampling_network
 from fewstep.training.codec_weights import TRAINING
 from fewstep.training.construct import RunContext, construct, construct_with_parts, look_up
+from fewstep.training.densities import check_density_network, sampler_reader
 from fewstep.training.networks import build_network, with_network_fields, with_tiny_network
 from fewstep.training.optimizer import (
     OPTIMIZERS,
@@ -122,26 +124,8 @@ def build_model(config: ConfigDict) -> Model:
         )
     density = density_of(config.data.name)
     check_density_network(config, network, density)
-    return Model(network, path, kind, tuple(config.teacher_scales), density)
-
-
-def check_density_network(config: ConfigDict, network: Network, density: Density | None) -> None:
-    """Raises ValueError for a network that reads no density, or is too narrow for its points.
-
-    A perceptron narrower than a point cannot represent the identity, so the samples of a student
-    would lose variance.
-    """
-    if network.score_input and density is None:
-        raise ValueError(
-            "model.score_input=True needs a density, data.name=density:NAME, not "
-            f"data.name={config.data.name}"
-        )
-    width = config.model.get("width")
-    if density and not config.debug and width and width < density.dim:
-        raise ValueError(
-            f"model.width={width} is below the {density.dim} dimensions of {config.data.name}: "
-            f"samples would collapse; use model.width={density.dim} or more"
-        )
+    sampler = sampler_reader(config, density) if is_sampler_file(config.teacher) else None
+    return Model(network, path, kind, tuple(config.teacher_scales), density, sampler)
 
 
 def build_kind(name: str, sigma_data: float | None) -> Kind:
@@ -164,7 +148,8 @@ def build_objective(config: ConfigDict, model: Model) -> Objective:
     run = RunContext(model.path, config.steps)
     fields = config.objective.to_dict()
     objective = construct_with_parts(OBJECTIVES, fields, "objective", run, model)
-    if not (config.teacher and config.start_from_teacher):
+    by_file = is_sampler_file(config.teacher)  # which has no parameters to start from
+    if by_file or not (config.teacher and config.start_from_teacher):
         objective = objective._replace(init_from={})
     if config.teacher and not (objective.needs_teacher or objective.init_from):
         raise ValueError(

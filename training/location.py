@@ -6,6 +6,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+from jax.experimental import multihost_utils
+from ml_collections import ConfigDict
+
+from fewstep.models.user_sampler import is_sampler_file
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import FOLDER
 
@@ -44,6 +49,50 @@ def locate_teacher(field: str) -> Location:
 def has_step(run: Path, step: int | None) -> bool:
     """Whether a run has a checkpoint of that step."""
     return (run / FOLDER / str(step)).is_dir()
+
+
+def pin_teacher(config: ConfigDict, run: Path) -> ConfigDict:
+    """The config with the absolute folder and the step of its teacher, as a run records it.
+
+    A resumed run keeps the step that it began with, unless the config names another. Raises
+    ValueError if there is no such teacher or step, or the teacher is the run itself.
+    """
+    if not config.teacher:
+        return config
+    config = config.copy_and_resolve_references()
+    asked = parse_location(config.teacher)
+    if is_sampler_file(config.teacher):
+        config.teacher = str(asked.folder)
+        return config
+    check_other_run(config, run)
+    step = recorded_teacher_step(run, asked)
+    if step is None:
+        step = restore.saved_step(locate_teacher(config.teacher).folder, asked.step)
+    # The teacher may still be training, so all processes use the step that process 0 sees.
+    step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
+    config.teacher = f"{asked.folder}@{step}"
+    return config
+
+
+def check_other_run(config: ConfigDict, run: Path) -> None:
+    """Raises ValueError if a run's teacher is the run itself."""
+    if config.teacher and parse_location(config.teacher).folder.resolve() == run.resolve():
+        raise ValueError(
+            f"teacher={config.teacher} is the run itself; choose another --workdir for the student"
+        )
+
+
+def recorded_teacher_step(run: Path, asked: Location) -> int | None:
+    """The teacher's step that a run began with; None if `asked` is another step or teacher."""
+    if not workdir.is_run(run):
+        return None
+    recorded = workdir.load_config(run).teacher
+    folder, step = parse_location(recorded)
+    if not recorded or asked.step not in (None, step):
+        return None
+    # Its parameters identify a teacher (teacher_identity): its folder may be moved, or a link.
+    moved = workdir.is_run(folder) and folder.resolve() != asked.folder.resolve()
+    return None if moved and not has_step(asked.folder, step) else step
 
 
 def find_teacher(student: Path, asked: str) -> Location:

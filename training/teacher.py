@@ -1,13 +1,10 @@
 """Loads a teacher from the folder of any run, and checks that it can teach the student."""
 
 import inspect
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -17,9 +14,11 @@ from fewstep.diffusion.prediction import SIGMA_DATA
 from fewstep.messages import Difference, differences
 from fewstep.models.conditioning import silent_outputs
 from fewstep.models.network import Network
+from fewstep.models.user_sampler import is_sampler_file
 from fewstep.objectives.base import Key, Objective, Params
+from fewstep.training.densities import check_same_density
 from fewstep.training.experiment import Experiment, rebuild, with_sampling_network
-from fewstep.training.location import Location, has_step, locate_teacher, parse_location
+from fewstep.training.location import locate_teacher
 from fewstep.training.networks import with_network_fields
 from fewstep.training.pairs import check_sampler
 from fewstep.training.sharding import with_shardings
@@ -28,6 +27,12 @@ from fewstep.training.state import named_key, replace_parts
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import run_in_record
 from fewstep.training.storage.identity import as_dict, flatten_fields
+from fewstep.training.teacher_file import (
+    file_identity,
+    file_params,
+    read_teacher_file,
+    sampled_experiment,
+)
 from fewstep.training.teacher_scales import at_one_scale, check_scales
 from fewstep.training.trees import leaves_by_path, put_leaves
 
@@ -47,47 +52,6 @@ FREE = (
     "model.loss_weight",
     "codec.weights",
 )
-
-
-def pin_teacher(config: ConfigDict, run: Path) -> ConfigDict:
-    """The config with the absolute folder and the step of its teacher, as a run records it.
-
-    A resumed run keeps the step that it began with, unless the config names another. Raises
-    ValueError if there is no such teacher or step, or the teacher is the run itself.
-    """
-    if not config.teacher:
-        return config
-    config = config.copy_and_resolve_references()
-    asked = parse_location(config.teacher)
-    check_other_run(config, run)
-    step = recorded_teacher_step(run, asked)
-    if step is None:
-        step = restore.saved_step(locate_teacher(config.teacher).folder, asked.step)
-    # The teacher may still be training, so all processes use the step that process 0 sees.
-    step = int(multihost_utils.broadcast_one_to_all(np.int32(step)))
-    config.teacher = f"{asked.folder}@{step}"
-    return config
-
-
-def check_other_run(config: ConfigDict, run: Path) -> None:
-    """Raises ValueError if a run's teacher is the run itself."""
-    if config.teacher and parse_location(config.teacher).folder.resolve() == run.resolve():
-        raise ValueError(
-            f"teacher={config.teacher} is the run itself; choose another --workdir for the student"
-        )
-
-
-def recorded_teacher_step(run: Path, asked: Location) -> int | None:
-    """The teacher's step that a run began with; None if `asked` is another step or teacher."""
-    if not workdir.is_run(run):
-        return None
-    recorded = workdir.load_config(run).teacher
-    folder, step = parse_location(recorded)
-    if not recorded or asked.step not in (None, step):
-        return None
-    # Its parameters identify a teacher (teacher_identity): its folder may be moved, or a link.
-    moved = workdir.is_run(folder) and folder.resolve() != asked.folder.resolve()
-    return None if moved and not has_step(asked.folder, step) else step
 
 
 def shared_fields(config: ConfigDict) -> dict[str, Any]:
@@ -169,7 +133,7 @@ def describe_space(space: Space) -> str:
 
 
 def load_teacher_config(config: ConfigDict, experiment: Experiment) -> ConfigDict | None:
-    """The teacher's config, None without a teacher.
+    """The teacher's config, None without a teacher, and for a sampler in a file.
 
     Its ema.sample_with becomes config.teacher_network, if that is set. Raises ValueError if the
     teacher is missing or cannot teach this run.
@@ -177,11 +141,17 @@ def load_teacher_config(config: ConfigDict, experiment: Experiment) -> ConfigDic
     if not config.teacher:
         check_teacher_given(config, experiment)
         return None
-    teacher = workdir.load_config(locate_teacher(config.teacher).folder)
+    if is_sampler_file(config.teacher):
+        read_teacher_file(config, experiment)  # raises its errors
+        return None
+    folder = locate_teacher(config.teacher).folder
+    teacher = workdir.load_config(folder)
     if config.teacher_network:
         run = f"teacher={config.teacher}"
         teacher = with_sampling_network(teacher, run, config.teacher_network, "teacher_network")
     check_teacher(config, teacher, experiment)
+    recorded = workdir.recorded_identity(folder)
+    check_same_density(config.teacher, recorded, experiment.model.density)
     return teacher
 
 
@@ -192,7 +162,8 @@ def build_source_teacher(config: ConfigDict, experiment: Experiment) -> Experime
     """
     if not teacher_sources(experiment.objective):
         return None
-    return rebuild(load_teacher_config(config, experiment), config.teacher)
+    teacher = load_teacher_config(config, experiment)
+    return sampled_experiment(experiment) if teacher is None else rebuild(teacher, config.teacher)
 
 
 def check_teacher_given(config: ConfigDict, experiment: Experiment) -> None:
@@ -231,6 +202,8 @@ def teacher_identity(config: ConfigDict, experiment: Experiment) -> dict[str, An
     check_teacher_given(config, experiment)
     if not reads_teacher(experiment.objective):
         return None
+    if is_sampler_file(config.teacher):
+        return file_identity(read_teacher_file(config, experiment))
     teacher = load_teacher_config(config, experiment)
     if teacher is None:
         return None
@@ -255,6 +228,8 @@ def load_teacher(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> dict
     check_teacher_given(config, experiment)
     if not reads_teacher(experiment.objective):
         return {}
+    if is_sampler_file(config.teacher):
+        return file_params(read_teacher_file(config, experiment), experiment, mesh)
     teacher_config = load_teacher_config(config, experiment)
     if teacher_config is None:
         return {}

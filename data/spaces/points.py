@@ -4,6 +4,7 @@ from functools import partial
 
 import numpy as np
 
+from fewstep.data.spaces.marginals import Truth, marginal_panels, marginals
 from fewstep.data.spaces.scatter import LogDensity, scatter, scatter_panels
 from fewstep.data.spaces.space import Example, Space
 
@@ -11,14 +12,24 @@ FEATURES = ("points",)
 SHOWN = 2000
 
 
-def point_space(dimension: int, scale: float = 1.0, log_density: LogDensity | None = None) -> Space:
+def point_space(
+    dimension: int,
+    scale: float = 1.0,
+    log_density: LogDensity | None = None,
+    truth: Truth | None = None,
+) -> Space:
     """The space of points with `dimension` coordinates, which networks see divided by `scale`.
 
-    log_density: [N, 2] -> [N], drawn behind points of the plane. Samples stay floats. Raises
-    ValueError.
+    log_density: [N, 2] -> [N], drawn behind points of the plane. truth: exact points [M, D], drawn
+    behind marginals of more coordinates. Samples stay floats. Raises ValueError.
     """
     if dimension < 1:
         raise ValueError(f"dimension = {dimension}; it must be at least 1")
+    if dimension > 2:
+        show, compare = partial(marginals, truth=truth), partial(marginal_panels, truth=truth)
+    else:
+        show = partial(scatter, log_density=log_density)
+        compare = partial(scatter_panels, log_density=log_density)
     return Space(
         name="points",
         shape=(dimension,),
@@ -28,8 +39,8 @@ def point_space(dimension: int, scale: float = 1.0, log_density: LogDensity | No
         rounding="none",
         features=FEATURES,
         image=None,
-        show=partial(scatter, log_density=log_density),
-        compare=partial(scatter_panels, log_density=log_density),
+        show=show,
+        compare=compare,
         shown=SHOWN,
         compared=SHOWN,
     )

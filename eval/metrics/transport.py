@@ -12,6 +12,7 @@ Spreads are compared for each coordinate. The ratio that is farthest from 1 coun
 along one coordinate shows.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -22,6 +23,16 @@ from scipy.spatial.distance import cdist
 POINTS = 2_000
 # Fewer points say nothing about a spread.
 FEWEST = 20
+# Metrics that show a collapse when they are below those of two exact sets.
+FLOORED = ("wasserstein_1", "wasserstein_2")
+# Share of the floor by which a collapsed set is closer; two exact sets differ by less.
+MARGIN = 0.05
+
+
+def below_floor(metrics: Mapping[str, float], floor: Mapping[str, float]) -> list[str]:
+    """Names of the distances that are below those of two exact sets, `floor`."""
+    both = [name for name in FLOORED if name in metrics and name in floor]
+    return [name for name in both if metrics[name] < (1.0 - MARGIN) * floor[name]]
 
 
 class Transport(NamedTuple):

@@ -55,6 +55,9 @@ SEED = ValueKind("a whole number", lambda value: type(value) is int and is_count
 STEPS = ValueKind("a whole number, 1 or more", lambda value: is_count(value) and value > 0)
 OBJECT = ValueKind("an object", lambda value: isinstance(value, Mapping))
 
+# Rows that an evaluation on a density may have beside its samples (eval/corrections.py), and what
+# tables call them.
+ROWS = {"weighted": "importance-weighted", "hmc": "after ten HMC steps", "smc": "tempered SMC"}
 # dotted name -> kind of its value; a star stands for every name
 FIELDS: dict[str, ValueKind] = {
     "id": TEXT,
@@ -77,11 +80,15 @@ FIELDS: dict[str, ValueKind] = {
     "real.*": NUMBER,
     "prior": OBJECT,
     "prior.*": NUMBER,
+    "rows": OBJECT,
+    **{f"rows.{name}": OBJECT for name in ROWS},
+    **{f"rows.{name}.*": NUMBER for name in ROWS},
     "warnings": TEXTS,
     "skipped": TEXT,
     "run": TEXT,
 }
-OPTIONAL = ("real", "prior", "warnings", "skipped", "run")
+OPTIONAL = ("real", "prior", "rows", *(f"rows.{name}" for name in ROWS))
+OPTIONAL += ("warnings", "skipped", "run")
 # Further fields of results that have metrics.
 MEASURED: dict[str, ValueKind] = {
     "protocol.measurement.features": TEXT,

@@ -14,7 +14,11 @@ from typing import NamedTuple
 from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.bootstrap import INTERVAL, RANGE, interval, spread_name
 from fewstep.eval.metrics.metric import ARROWS, MORE, NEITHER, Metric, error_name
+from fewstep.eval.metrics.transport import below_floor
+from fewstep.eval.report.corrected import EVALUATIONS, corrected_names, table_entries
 from fewstep.eval.report.curves import Look
+from fewstep.eval.report.quantities import duration_text, short_number
+from fewstep.eval.report.results import ROWS
 from fewstep.eval.report.runs import (
     EvaluatedRun,
     Groups,
@@ -34,7 +38,8 @@ SPREADS = {
     (INTERVAL, RANGE): "mean, [95 % interval] or range of two seeds, least",
 }
 # Parts of results that measure no samples, and the titles of their rows.
-REFERENCES = {"real": "real images", "prior": "untrained prior"}
+REFERENCES = {"real": "real images", "prior": "untrained prior", "smc": ROWS["smc"]}
+COLLAPSED = "below the floor: collapsed"
 ADDED = "added as a teacher"
 WITH_TEACHER = ", and with teacher"
 UNKNOWN = "–"
@@ -68,11 +73,12 @@ def results_table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str
     the best row on top. Without scripts, headings are text.
     """
     script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
-    columns = nonempty_columns(all_columns(groups, metric), groups)
+    entries = [entry for name, runs in groups.items() for entry in table_entries(name, runs)]
+    places = [(entry.runs, entry.steps) for entry in entries]
+    columns = nonempty_columns(all_columns(groups, metric), places)
     rows = [
-        table_row(name, looks[name], runs, steps, columns)
-        for name, runs in groups.items()
-        for steps in sorted(runs[0].results)
+        table_row(entry.title, looks[entry.group], entry.runs, entry.steps, columns)
+        for entry in entries
     ]
     heads = "".join(
         f'<th scope="col" data-sort="{c.sorts}"{" data-best=largest" * c.largest_is_best}'
@@ -128,15 +134,18 @@ def swept_column(field: str, groups: Groups) -> Column:
     return Column(field, cell, sorts="number" if numbers else "text")
 
 
-def nonempty_columns(columns: Sequence[Column], groups: Groups) -> list[Column]:
-    """The columns in which at least one row has a value."""
-    places = [(runs, steps) for runs in groups.values() for steps in runs[0].results]
+def nonempty_columns(
+    columns: Sequence[Column], places: Sequence[tuple[Sequence[EvaluatedRun], int]]
+) -> list[Column]:
+    """The columns in which at least one row has a value. places: runs and steps of each row."""
     return [column for column in columns if any(column.cell(*place).value for place in places)]
 
 
 def metric_names(groups: Groups) -> list[str]:
     """All metrics but the main one: those of METRICS in its order, then others by first use."""
-    found = dict.fromkeys(name for result in all_results(groups) for name in result["metrics"])
+    results = list(all_results(groups))
+    found = dict.fromkeys(name for result in results for name in result["metrics"])
+    found |= dict.fromkeys(name for result in results for name in corrected_names(result))
     errors = {error_name(name) for name, metric in METRICS.items() if metric.error}
     others = [name for name in found if name not in METRICS and name not in errors]
     return [name for name in METRICS if name in found and name != MAIN] + others
@@ -163,6 +172,11 @@ def metric_column(name: str) -> Column:
             return TableCell()
         errors = metric_values(runs, steps, error_name(name)) if metric.error else []
         below = f"± {metric.format.format(mean(errors))}" if errors else ""
+        collapsed = [
+            name in below_floor(run.results[steps]["metrics"], run.results[steps].get("real", {}))
+            for run in runs
+        ]
+        below = COLLAPSED if any(collapsed) else below
         return TableCell(metric.format.format(mean(values)), below, repr(mean(values)))
 
     return Column(metric_heading(name, ""), cell, largest_is_best=metric.better == MORE)
@@ -215,23 +229,6 @@ def mean_cost(costs: Iterable[Mapping[str, float | None]], name: str) -> float |
     return mean(values) if values else None
 
 
-def short_number(count: float) -> str:
-    """A large number as short text: 1200 as 1,200, 1234567 as 1.23 M."""
-    for unit, name in ((1e12, "T"), (1e9, "G"), (1e6, "M")):
-        if count >= unit:
-            return f"{count / unit:.3g} {name}"
-    return f"{count:,.0f}"
-
-
-def duration_text(seconds: float) -> str:
-    """A duration as text: 45 s, 12 min 5 s, 3 h 20 min."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours:
-        return f"{hours} h {minutes} min"
-    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
 def table_row(
     name: str, look: Look, runs: Sequence[EvaluatedRun], steps: int, columns: Sequence[Column]
 ) -> str:
@@ -260,7 +257,8 @@ def small_text(text: str) -> str:
 def seeds_table(groups: Groups, metric: str) -> str:
     """The rows of each seed as HTML, in a part of the page that opens by a click."""
     each = split_seeds(groups)
-    columns = nonempty_columns(all_columns(each, metric), each)
+    places = [(runs, steps) for runs in each.values() for steps in runs[0].results]
+    columns = nonempty_columns(all_columns(each, metric), places)
     heads = "".join(f'<th scope="col">{escape(c.heading)}</th>' for c in columns)
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th>'
@@ -289,5 +287,7 @@ def reference_texts(groups: Groups, metric: str, name: str) -> dict[str, str]:
     """Metrics of a row of REFERENCES as text, by the heading of their column."""
     real: dict[str, float] = {}
     for result in all_results(groups):
-        real = {**result.get(name, {}), **real}
-    return {metric_heading(m, metric): find_metric(m).format.format(v) for m, v in real.items()}
+        real = {**(result.get(name) or result.get("rows", {}).get(name, {})), **real}
+    evaluations = real.pop(EVALUATIONS, None)
+    texts = {metric_heading(m, metric): find_metric(m).format.format(v) for m, v in real.items()}
+    return texts | ({} if evaluations is None else {"evaluations": f"{evaluations:,.0f}"})

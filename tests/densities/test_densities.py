@@ -9,12 +9,18 @@ import pytest
 
 from fewstep.densities.density import check_density
 from fewstep.densities.lattice import phi4
-from fewstep.densities.posteriors import cox_process, draw_points, logistic_regression
+from fewstep.densities.picture import EDGE, HALF, picture
+from fewstep.densities.posteriors import (
+    cox_process,
+    decoder_posterior,
+    draw_points,
+    logistic_regression,
+)
 from fewstep.densities.table import DENSITIES, find_density
-from fewstep.densities.user_file import permit
+from fewstep.densities.user_code import permit
 
 # Cheap to evaluate, and with exact samples.
-EXACT = ("gmm9", "gmm40", "rings", "dw2", "mw54", "manywell", "funnel", "phi4-4-0.2-0")
+EXACT = ("image", "gmm9", "gmm40", "rings", "dw2", "mw54", "manywell", "funnel", "phi4-4-0.2-0")
 COUNT = 20_000
 
 
@@ -39,7 +45,7 @@ def test_score_is_the_gradient_in_units_of_the_scale(name):
     np.testing.assert_allclose(slope, wanted, rtol=0.03, atol=0.02 * np.abs(score).max() + 0.05)
 
 
-@pytest.mark.parametrize("name", ["gmm9", "rings", "dw2"])
+@pytest.mark.parametrize("name", ["gmm9", "rings", "dw2", "image"])
 def test_normaliser_by_quadrature_in_the_plane(name):
     density = find_density(name)
     side = 9.0 if name == "gmm9" else 6.5
@@ -106,6 +112,30 @@ def test_moments_of_samples():
     assert (funnel[:, 1:] * np.exp(-0.5 * funnel[:, :1])).std() == pytest.approx(1.0, rel=0.02)
 
 
+def test_a_picture_is_sampled_in_proportion_to_its_values():
+    values = np.array([[1.0, 3.0], [2.0, 6.0]])
+    density = picture("four", values)
+    x = samples(density, 100_000)
+    inside = x[(np.abs(x) < HALF).all(axis=1)]
+    mass, strip = values.mean() * 4 * HALF**2, EDGE * math.sqrt(0.5 * math.pi)
+    beyond = 2 * HALF * strip * (4 + 8 + 3 + 9) / 2 + strip**2 * 12
+    assert len(inside) / len(x) == pytest.approx(mass / (mass + beyond), abs=0.006)
+    assert density.log_z == pytest.approx(math.log(mass + beyond))
+    # The first axis goes right: its right half has (2 + 6) against (1 + 3) of darkness at the ends.
+    right = (inside[:, 0] > 0).mean()
+    assert right == pytest.approx((0.25 * 4 + 0.75 * 8) / (4 + 8), abs=0.006)
+    far = x[(np.abs(x[:, 0]) > HALF)]
+    assert (np.abs(far[:, 0]) - HALF).std() == pytest.approx(
+        EDGE * math.sqrt(1 - 2 / math.pi), 0.03
+    )
+
+
+def test_the_photograph_is_upright():
+    """Its sky is bright, so points lie below the middle."""
+    x = samples(find_density("image"), 5000)
+    assert (x[:, 1] < 0).mean() > 0.55
+
+
 def test_a_gaussian_field_has_the_variances_of_its_modes():
     field = samples(phi4("field", 4, 0.2, 0.0)).reshape(COUNT, 4, 4)
     zero_mode = field.mean(axis=(1, 2)) * 4  # normalised Fourier mode k = 0
@@ -126,6 +156,27 @@ def test_logistic_regression_integrates_to_the_evidence():
         line[1] - line[0]
     )
     assert log_z == pytest.approx(math.log(evidence.mean()), abs=0.02)
+
+
+def test_the_posterior_of_a_linear_decoder_is_gaussian():
+    """log Z = log N(image; b, A A^T + s^2 I), and the mode is that of ridge regression."""
+    from scipy.stats import multivariate_normal
+
+    rng = np.random.default_rng(0)
+    a, b, s = rng.standard_normal((6, 2)) * 0.3, rng.standard_normal(6), 0.4
+    image = (b + a @ rng.standard_normal(2) + s * rng.standard_normal(6)).reshape(2, 3, 1)
+    decode = lambda z: (jnp.asarray(a) @ z + jnp.asarray(b)).reshape(2, 3, 1)
+    density = check_density(decoder_posterior("linear", decode, 2, image, s))
+    line = np.linspace(-7, 7, 201)
+    grid = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 2)
+    log_z = np.logaddexp.reduce(log_rho(density, grid).astype(float)) + 2 * math.log(
+        line[1] - line[0]
+    )
+    evidence = multivariate_normal(b, a @ a.T + s**2 * np.eye(6)).logpdf(image.ravel())
+    assert log_z == pytest.approx(evidence, abs=1e-3)
+    mode = np.linalg.solve(a.T @ a + s**2 * np.eye(2), a.T @ (image.ravel() - b))
+    score = jax.grad(density.log_density)(jnp.asarray(mode, jnp.float32))
+    np.testing.assert_allclose(score, 0.0, atol=1e-4)
 
 
 def test_the_cox_process_at_its_prior():

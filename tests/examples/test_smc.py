@@ -1,12 +1,13 @@
 import pytest
 
 from fewstep.densities.table import find_density
+from fewstep.eval.smc import LEAPFROG, MOVES, tempered_smc
 
 pytest.importorskip("blackjax", reason="examples/smc.py alone needs blackjax")
 
 
 def test_tempered_smc_finds_normaliser_and_modes():
-    from examples.smc import LEAPFROG, MOVES, describe, tempered_smc
+    from examples.smc import describe
 
     density = find_density("dw2")
     found = tempered_smc(density, 1000, seed=0)

@@ -8,9 +8,10 @@ from fewstep.modes.request import Request
 from fewstep.modes.student import follow_teacher, keep_inherited, read_student
 from fewstep.training.classes import class_names
 from fewstep.training.experiment import build, effective_config
+from fewstep.training.location import pin_teacher
 from fewstep.training.networks import with_network_fields
 from fewstep.training.storage import identity, workdir
-from fewstep.training.teacher import pin_teacher, teacher_identity
+from fewstep.training.teacher import teacher_identity
 from tests.modes.recorded import random_network, replace_dit
 from tests.training.runs import save_run, small_config
 

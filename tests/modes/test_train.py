@@ -173,6 +173,7 @@ ELSEWHERE = {
         ("model.multipliers", "model.attention_sides", "model.variant"),
         "of U-Nets: tests/models/test_network.py",
     ),
+    "evaluate.rows": "of densities: tests/modes/test_densities.py",
     "teacher_scales": "of students of guidance: tests/training/test_teacher.py",
     "data.posterior": "of latents of other programs: tests/data/test_latent_files.py",
 }

@@ -59,6 +59,7 @@ VALUES = {
     "average_residual": (0.2, 0.4),
     "b": (0.7, 1.6),
     "bootstrap_fraction": (0.25, 0.5),
+    "bootstrap_weight": (0.6, 1.2),
     "boundary_weight": (0.7, 1.3),
     "curriculum": (square_root(3, 9, total_steps=TOTAL), doubling(2, 6, total_steps=TOTAL)),
     "denoising_weight": (0.7, 1.3),
@@ -134,7 +135,7 @@ OWN_VALUES = {
     # In its last stage steps start at pure noise, so no loss depends on data or weights.
     ("progressive", "max_steps"): (16, 8),
     # Three step sizes, which do not divide the number of bootstrap rows.
-    ("shortcut", "max_steps"): (8, 4),
+    **dict.fromkeys((("shortcut", "max_steps"), ("scds", "max_steps")), (8, 4)),
     **dict.fromkeys(
         (("progressive", "weighting"), ("tract", "weighting")),
         (SNR_WEIGHTINGS["snr_plus_one"], SNR_WEIGHTINGS["truncated_snr"]),
@@ -181,7 +182,7 @@ MODELS = {
     "consistency_tuning": ("trigflow", "F"),
     "continuous_training": ("trigflow", "F"),
     "continuous_distillation": ("trigflow", "F"),
-    **dict.fromkeys(("dis", "dds"), ("vp_ddpm", "tilt")),
+    **dict.fromkeys(("dis", "dds", "scds"), ("vp_ddpm", "tilt")),
 }
 # For methods that sample a density.
 TARGET = Density("normal", DIMENSION, lambda x: -0.5 * jnp.sum((x - 0.3) ** 2))

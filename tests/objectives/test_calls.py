@@ -91,6 +91,10 @@ CALLS = {
     # A path is a loop.
     "dis": {"network": ["network trains kept"]},
     "dds": {"network": ["network trains kept"]},
+    # A path is a loop; then two half steps, and the step that learns from them.
+    "scds": {
+        "network": ["network trains kept"] + ["target rests kept"] * 2 + ["network trains kept"]
+    },
     "reflow": {"network": ["network trains of pairs"]},
     # A rollout is a loop, which calls the network once as it is traced.
     "live_reflow": {"network": ["target rests guided", "network trains dropped"]},
@@ -141,6 +145,7 @@ SECOND_TIMES = (
     "consistency_trajectory",
     "boot",
     "dsno",
+    "scds",
 )
 # Objectives whose losses treat the two halves of a batch apart.
 HALVED = ("parameter_matching",)

@@ -36,6 +36,7 @@ EFFECTS = {
     "average_residual": {"updates"},
     "b": {"loss"},
     "bootstrap_fraction": {"loss"},
+    "bootstrap_weight": {"loss"},
     "boundary_weight": {"loss"},
     "curriculum": {"loss", "samples"},
     "denoising_weight": {"loss"},
@@ -354,10 +355,11 @@ GUIDED = {
     "improved_mean_flow",
     "dis",
     "dds",
+    "scds",
 }
 # Objectives whose samplers draw noise between steps.
 STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive", "mean_flow"}
-STOCHASTIC -= {"direct", "live_reflow", "tract", "boot", "dsno", "improved_mean_flow"}
+STOCHASTIC -= {"scds", "direct", "live_reflow", "tract", "boot", "dsno", "improved_mean_flow"}
 
 
 @pytest.mark.in_turn("name", 2)

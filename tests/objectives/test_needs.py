@@ -14,6 +14,7 @@ from tests.training.runs import small_config
 MODEL = build_model(affine_network(), PATHS["linear"]())
 OF_METHODS = {
     "shortcut": {"second_time": "step_size"},
+    "scds": {"second_time": "step_size"},
     "mean_flow": {"second_time": "interval"},
     "improved_mean_flow": {
         "second_time": "interval",

@@ -17,7 +17,7 @@ from fewstep.training.storage import checkpoint, workdir
 from fewstep.training.storage.identity import as_dict
 
 # Objectives that sample a density, and have points for examples.
-SAMPLERS = ("dis", "dds")
+SAMPLERS = ("dis", "dds", "scds")
 
 
 def small_config(method="shortcut", **fields):
@@ -28,7 +28,9 @@ def small_config(method="shortcut", **fields):
     if config.objective.name in SAMPLERS:
         config.data.name, config.data.num_classes = "density:gmm9", 0
         config.data.image_size = config.data.channels = 0
-        config.model.width, config.model.depth, config.objective.path_steps = 8, 1, 4
+        config.model.width, config.model.depth = 8, 1
+        steps = "max_steps" if config.objective.name == "scds" else "path_steps"
+        config.objective[steps] = 4
     else:
         methods.network(config, size="nano")
     config.evaluate.features = "pixels"

@@ -5,7 +5,7 @@ import pytest
 
 from fewstep.training.compiled_step import Training, create_state
 from fewstep.training.experiment import build, rebuild
-from fewstep.training.location import locate_teacher
+from fewstep.training.location import locate_teacher, pin_teacher
 from fewstep.training.loop import train
 from fewstep.training.schedule import Schedule
 from fewstep.training.session import Upkeep
@@ -18,7 +18,6 @@ from fewstep.training.teacher import (
     adopt,
     check_teacher,
     load_teacher,
-    pin_teacher,
     teacher_identity,
 )
 from tests.modes.recorded import random_network

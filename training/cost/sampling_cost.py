@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 from fewstep.models.network import Network
 from fewstep.training.cost.traced import programs_in
 from fewstep.training.experiment import build, build_model
+from fewstep.training.networks import with_network_fields
 
 ROWS = 1  # of the sampler that is counted
 
@@ -23,17 +25,33 @@ def network_input(x: Array) -> Array:
 
 
 MARK = network_input.__name__
+GRADIENT = "gradient_of_density"  # as densities/density.py names it in a program
+
+
+class Counts(NamedTuple):
+    """What a sample takes: evaluations of the network, and of the gradient of a density."""
+
+    network: int
+    gradients: int
 
 
 def evaluations_per_sample(
     config: ConfigDict, steps: Iterable[int], guidance_scale: float
 ) -> dict[int, int]:
-    """By number of sampling steps, how many network evaluations a sample takes.
+    """The network evaluations of `counts_per_sample`."""
+    found = counts_per_sample(config, steps, guidance_scale)
+    return {steps: counts.network for steps, counts in found.items()}
 
-    Heun's steps take two, and guidance by two conditions doubles them. Raises ValueError if the
-    method cannot sample so.
+
+def counts_per_sample(
+    config: ConfigDict, steps: Iterable[int], guidance_scale: float
+) -> dict[int, Counts]:
+    """By number of sampling steps, what a sample takes.
+
+    Heun's steps take two evaluations, and guidance by two conditions doubles them. Raises
+    ValueError if the method cannot sample so.
     """
-    config = config.copy_and_resolve_references()
+    config = with_network_fields(config)
     if "attention" in config.model:
         config.model.attention = "xla"  # which every machine has
     experiment = build(config, stand_in(build_model(config).network))
@@ -43,11 +61,12 @@ def evaluations_per_sample(
     condition = {"label": jax.ShapeDtypeStruct((ROWS,), jnp.int32)}
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), ROWS))
 
-    def evaluations(steps: int) -> int:
+    def counts(steps: int) -> Counts:
         sample = partial(objective.sample, steps=steps, guidance_scale=guidance_scale)
-        return count_rows(jax.make_jaxpr(sample)(params, noise, condition, keys).jaxpr) // ROWS
+        program = jax.make_jaxpr(sample)(params, noise, condition, keys).jaxpr
+        return Counts(*(count_rows(program, mark) // ROWS for mark in (MARK, GRADIENT)))
 
-    return {count: evaluations(count) for count in steps}
+    return {count: counts(count) for count in steps}
 
 
 def stand_in(network: Network) -> Network:
@@ -55,12 +74,12 @@ def stand_in(network: Network) -> Network:
     return network._replace(apply=lambda params, x, *inputs, **options: network_input(x))
 
 
-def count_rows(program: Jaxpr) -> int:
-    """The rows of all marked inputs in a program; of a branch, those of the costliest."""
+def count_rows(program: Jaxpr, mark: str = MARK) -> int:
+    """The rows of all inputs with a mark in a program; of a branch, those of the costliest."""
     total = 0
     for equation in program.eqns:
-        inside = [count_rows(part) for part in programs_in(equation.params.values())]
-        if equation.params.get("name") == MARK:
+        inside = [count_rows(part, mark) for part in programs_in(equation.params.values())]
+        if equation.params.get("name") == mark:
             total += equation.invars[0].aval.shape[0]
         elif equation.primitive.name == "cond":
             total += max(inside)

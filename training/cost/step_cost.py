@@ -6,11 +6,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.core import Jaxpr, jaxpr_as_fun
 from ml_collections import ConfigDict
 
 from fewstep.models.network import GUIDANCE
 from fewstep.objectives.base import SHARED
 from fewstep.training.cost.accelerators import accelerator_of
+from fewstep.training.cost.traced import programs_in
 from fewstep.training.experiment import Experiment, build
 from fewstep.training.fixed_networks import fixed_shapes
 from fewstep.training.sources import abstract_batch
@@ -30,8 +32,8 @@ def step_flops(config: ConfigDict, experiment: Experiment) -> float:
     """FLOPs of a step's gradients, averaged over many steps.
 
     A player that is updated every k-th step counts 1 / k times. Optimizers, a few operations per
-    parameter, do not count. A loop counts as one iteration, but model.scan and attention in chunks
-    count in full. Reads no teacher.
+    parameter, do not count. A loop of known length counts in full, such as that of a path; one
+    whose length depends on the step counts as one iteration. Reads no teacher.
     """
     experiment = unroll(config, experiment)
     objective = experiment.objective
@@ -111,7 +113,26 @@ def count_flops(function: Callable[..., Any], *inputs: Any) -> float:
     Counted for a CPU on any machine, because XLA counts before compilation only for CPUs.
     """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return jax.jit(function).lower(*inputs).cost_analysis()["flops"]
+        once = jax.jit(function).lower(*inputs).cost_analysis()["flops"]
+        return once + repeated_flops(jax.make_jaxpr(function)(*inputs).jaxpr)
+
+
+def repeated_flops(program: Jaxpr) -> float:
+    """FLOPs of all iterations of a program's loops but their first, which alone XLA counts."""
+    total = 0.0
+    for equation in program.eqns:
+        inside = [repeated_flops(part) for part in programs_in(equation.params.values())]
+        if equation.primitive.name == "scan":
+            body = equation.params["jaxpr"]
+            shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]
+            once = jax.jit(jaxpr_as_fun(body)).lower(*shapes).cost_analysis()["flops"]
+            length = equation.params["length"]
+            total += (length - 1) * once + length * sum(inside)
+        elif equation.primitive.name == "cond":
+            total += max(inside)
+        else:
+            total += sum(inside)
+    return total
 
 
 def least_seconds(config: ConfigDict, kind: str, devices: int) -> float | None:

@@ -15,8 +15,8 @@ from PIL import Image
 
 from fewstep.eval.metrics.bootstrap import interval
 from fewstep.eval.report.page import results_page
+from fewstep.eval.report.quantities import duration_text, short_number
 from fewstep.eval.report.runs import load_runs
-from fewstep.eval.report.table import duration_text, short_number
 from tests.eval.evaluated import (
     LABELS,
     METHODS,

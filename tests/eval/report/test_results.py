@@ -7,6 +7,7 @@ from fewstep.eval.report.results import (
     FIELDS,
     MEASURED,
     OPTIONAL,
+    ROWS,
     load_result,
     load_results,
     save_results,
@@ -93,10 +94,13 @@ SHOWN = {
     "metrics": {"frechet": 12.345678},
     "real": {"frechet": 0.3},
     "prior": {"frechet": 9.5},
+    "rows": {name: {"frechet": 1.5} for name in ROWS},
     "warnings": ["few"],
     "skipped": "metrics",
 }
-FRECHET = {"metrics.*": "metrics.frechet", "real.*": "real.frechet", "prior.*": "prior.frechet"}
+FRECHET = {"metrics.*": "metrics.frechet", "real.*": "real.frechet", "prior.*": "prior.frechet"} | {
+    f"rows.{name}.*": f"rows.{name}.frechet" for name in ROWS
+}
 VALUES = (None, [], [1], {}, {"a": 1}, "text", True, -3, 2.5, 1e20, 10**30)
 
 

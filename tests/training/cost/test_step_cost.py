@@ -1,8 +1,11 @@
+import jax
+import jax.numpy as jnp
 import pytest
 
 from bench.cases import JOINT
 from fewstep.training.cost import step_cost as cost
 from fewstep.training.cost.step_cost import (
+    count_flops,
     forward_flops,
     least_seconds,
     network_evaluations,
@@ -11,7 +14,7 @@ from fewstep.training.cost.step_cost import (
     unroll,
 )
 from fewstep.training.experiment import build
-from tests.training.runs import small_experiment
+from tests.training.runs import small_config, small_experiment
 from tests.training.test_networks import config_with
 
 
@@ -103,3 +106,28 @@ def test_seconds_are_those_of_the_logged_speed():
     ]
     assert training_seconds(rows, 30, batch_size=20) == pytest.approx(2.0 + 8.0)
     assert training_seconds([], 30, batch_size=20) is None
+
+
+def test_the_steps_of_a_path_are_counted_one_by_one():
+    """A step of a path is a forward pass, computed again for its gradient, and a backward pass."""
+
+    def evaluations(steps, **fields):
+        config = small_config("dis", **{"objective.path_steps": steps, **fields})
+        return network_evaluations(config, build(config))
+
+    four, eight = evaluations(4), evaluations(8)
+    assert eight == pytest.approx(2 * four, rel=0.05)
+    assert 3.0 * 4 < four < 8.0 * 4
+
+
+def test_loops_within_loops_and_branches_are_counted():
+    a = jax.ShapeDtypeStruct((16, 16), jnp.float32)
+    product = count_flops(lambda x: x @ x, a)
+
+    def nested(x):
+        inner = lambda x, _: (x @ x, None)
+        outer = lambda x, _: (jax.lax.scan(inner, x, length=3)[0], None)
+        x = jax.lax.scan(outer, x, length=5)[0]
+        return jax.lax.cond(x[0, 0] > 0, lambda x: jax.lax.scan(inner, x, length=7)[0], jnp.sin, x)
+
+    assert count_flops(nested, a) == pytest.approx((15 + 7) * product, rel=0.02)

@@ -1,0 +1,58 @@
+"""Rows of corrected samples, on a Gaussian proposal for another Gaussian."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fewstep.densities.density import Density
+from fewstep.eval.corrections import counted, hmc_row, weighted_row
+from fewstep.eval.smc import resampled
+from fewstep.objectives.flow_weights import weighted_rows
+from fewstep.training.cost.sampling_cost import Counts
+
+SCALE, LOG_Z, COUNT = 2.0, 0.7, 4000
+
+
+def log_density(x):
+    return LOG_Z - 0.5 * jnp.sum((x - 1.0) ** 2) - 0.5 * math.log(2.0 * math.pi)
+
+
+DENSITY = Density("normal", 1, log_density, SCALE, log_z=LOG_Z)
+EPS = jax.random.normal(jax.random.key(0), (COUNT, 1))
+
+
+def moments(points):
+    return {"mean": points.mean(), "deviation": points.std()}
+
+
+def test_proposals_are_resampled_by_the_weights_of_their_map():
+    """x = 2 (0.8 eps), while the density is N(1, 1)."""
+    rows = weighted_rows(DENSITY, lambda params, eps, *others, **how: params * eps)
+    made = rows(0.8, EPS, {}, jnp.zeros(COUNT), steps=1, guidance_scale=1.0)
+    assert np.std(made["x"]) == pytest.approx(0.8, rel=0.05)
+    row = weighted_row(DENSITY, jax.tree.map(np.asarray, made), moments)
+    assert row["mean"] == pytest.approx(1.0, abs=0.1)
+    assert row["deviation"] == pytest.approx(1.0, abs=0.1)
+    assert row["log_z_bias"] == pytest.approx(0.0, abs=0.1) and 0.3 < row["ess"] < 0.9
+
+
+def test_a_chain_is_in_units_of_the_scale():
+    row = hmc_row(DENSITY, np.asarray(0.5 + 0.5 * EPS), moments)  # exact
+    assert row["mean"] == pytest.approx(1.0, abs=0.1)
+    assert row["deviation"] == pytest.approx(1.0, abs=0.1) and row["accepted"] > 0.9
+    start = hmc_row(DENSITY, np.zeros((COUNT, 1), np.float32), moments)
+    assert start["deviation"] > 0.5
+
+
+def test_resampling_keeps_each_point_as_often_as_its_weight():
+    points = np.arange(4.0)[:, None].repeat(25, axis=0)
+    weights = np.repeat([0.0, 1.0, 2.0, 1.0], 25)
+    counts = np.bincount(resampled(points, weights, 0)[:, 0].astype(int), minlength=4)
+    np.testing.assert_array_equal(counts, [0, 25, 50, 25])
+
+
+def test_counts_of_a_row():
+    assert counted(Counts(3, 2), 5, 7) == {"evaluations": 15.0, "gradients": 17.0}

@@ -1,0 +1,60 @@
+"""The density of a run: the network for it, a sampler in a file as its teacher, its identity."""
+
+from collections.abc import Callable
+from functools import cache, partial
+
+from ml_collections import ConfigDict
+
+from fewstep.densities.density import Density
+from fewstep.models.network import Network
+from fewstep.models.user_sampler import UserSampler, read_sampler
+from fewstep.training.storage.identity import Identity
+
+# Entry of the identity of what a run reads: the digest of the file of its density.
+DENSITY = "density_sha256"
+
+
+def check_density_network(config: ConfigDict, network: Network, density: Density | None) -> None:
+    """Raises ValueError for a network that reads no density, or is too narrow for its points.
+
+    A perceptron narrower than a point cannot represent the identity, so the samples of a student
+    would lose variance.
+    """
+    if network.score_input and density is None:
+        raise ValueError(
+            "model.score_input=True needs a density, data.name=density:NAME, not "
+            f"data.name={config.data.name}"
+        )
+    width = config.model.get("width")
+    if density and not config.debug and width and width < density.dim:
+        raise ValueError(
+            f"model.width={width} is below the {density.dim} dimensions of {config.data.name}: "
+            f"samples would collapse; use model.width={density.dim} or more"
+        )
+
+
+def sampler_reader(config: ConfigDict, density: Density | None) -> Callable[[], UserSampler]:
+    """What reads the sampler in the file `config.teacher`, once. Raises ValueError."""
+    if density is None:
+        raise ValueError(
+            f"teacher={config.teacher} is a sampler in a file, which needs a density, "
+            f"data.name=density:NAME, not data.name={config.data.name}"
+        )
+    fields = {**config.path}
+    return cache(partial(read_sampler, config.teacher, fields, density.dim, density.scale))
+
+
+def density_identity(density: Density | None) -> dict[str, str] | None:
+    """What identifies a density that a file defines; None for others."""
+    return {DENSITY: density.digest} if density is not None and density.digest else None
+
+
+def check_same_density(teacher: str, run: Identity, density: Density | None) -> None:
+    """Raises ValueError if the file of the density is another one than the teacher's."""
+    recorded, now = (run.data or {}).get(DENSITY), density.digest if density else ""
+    if recorded and now and recorded != now:
+        raise ValueError(
+            f"teacher={teacher} was trained on another density than the file "
+            f"{density.name} has now (SHA-256 {recorded[:12]} there, "
+            f"{now[:12]} here); put back the file, or train the teacher again"
+        )
