@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.extend.core import Jaxpr, jaxpr_as_fun, jaxprs_in_params
 from ml_collections import ConfigDict
 
 from fewstep.models.network import GUIDANCE
@@ -30,8 +31,8 @@ def step_flops(config: ConfigDict, experiment: Experiment) -> float:
     """FLOPs of a step's gradients, averaged over many steps.
 
     A player that is updated every k-th step counts 1 / k times. Optimizers, a few operations per
-    parameter, do not count. A loop counts as one iteration, but model.scan and attention in chunks
-    count in full. Reads no teacher.
+    parameter, do not count. Loops count in full, if their length is known before they run. Reads no
+    teacher.
     """
     experiment = unroll(config, experiment)
     objective = experiment.objective
@@ -44,13 +45,15 @@ def step_flops(config: ConfigDict, experiment: Experiment) -> float:
 
     def gradient_flops(name: str) -> float:
         def gradient(own: Shapes, networks: Shapes, batch: Any, key: Array, step: Array) -> Shapes:
-            def mean_loss(params: Shapes, shared: Any) -> tuple[Array, Any]:
-                rows = {**batch, SHARED: shared}
-                loss, metrics = players[name].loss(params, networks, rows, key, step)
+            player = players[name]
+
+            def mean_loss(part: Shapes, shared: Any) -> tuple[Array, Any]:
+                params, rows = player.whole(own, part), {**batch, SHARED: shared}
+                loss, metrics = player.loss(params, networks, rows, key, step)
                 return jnp.mean(loss), metrics
 
             values, pullback = jax.vjp(lambda own: share({**networks, name: own}, batch, key), own)
-            grads, _ = jax.grad(mean_loss, (0, 1), has_aux=True)(own, values)
+            grads, _ = jax.grad(mean_loss, (0, 1), has_aux=True)(player.part(own), values)
             return grads[0], pullback(grads[1])
 
         return count_flops(gradient, networks[name], networks, batch, key, step) - shared
@@ -106,12 +109,26 @@ def network_shapes(experiment: Experiment) -> dict[str, Shapes]:
 
 
 def count_flops(function: Callable[..., Any], *inputs: Any) -> float:
-    """FLOPs of a function of arrays with these shapes.
+    """FLOPs of a function of arrays with these shapes, with every iteration of its loops.
 
     Counted for a CPU on any machine, because XLA counts before compilation only for CPUs.
     """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        return jax.jit(function).lower(*inputs).cost_analysis()["flops"]
+        traced = jax.jit(function).trace(*inputs)
+        return traced.lower().cost_analysis()["flops"] + further_flops(traced.jaxpr.jaxpr)
+
+
+def further_flops(program: Jaxpr) -> float:
+    """FLOPs of all iterations but one of a program's loops: XLA counts the body of a loop once."""
+    total = 0.0
+    for each in program.eqns:
+        if each.primitive.name == "scan":
+            body, length = each.params["jaxpr"], each.params["length"]
+            once = jax.jit(jaxpr_as_fun(body)).lower(*body.in_avals).cost_analysis()["flops"]
+            total += (length - 1) * once + length * further_flops(body.jaxpr)
+        else:
+            total += sum(map(further_flops, jaxprs_in_params(each.params)))
+    return total
 
 
 def least_seconds(config: ConfigDict, kind: str, devices: int) -> float | None:
