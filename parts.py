@@ -34,8 +34,12 @@ class RunLength(NamedTuple):
     """A number of steps. A field of None stands for the length of the run."""
 
 
-RUN_LENGTH = RunLength()
-Mark = Part | Entry | RunLength
+class Decoder(NamedTuple):
+    """The decoder of the run's codec. The field is True for it, or False for none."""
+
+
+RUN_LENGTH, DECODER = RunLength(), Decoder()
+Mark = Part | Entry | RunLength | Decoder
 
 
 def declared_marks(function: Callable[..., Any]) -> dict[str, Mark]:

@@ -48,6 +48,8 @@ CASES = {
     "moment_matching": Case("moment_matching", 9.0, 3.1),
     # A teacher guided for every row, and eight evaluations for an eighth of the rows.
     "guidance": Case("guidance", 5.0, 1.70),
+    # A forward pass and a tangent of it, and a head; XLA may keep the forward pass twice.
+    "genie": Case("genie", 2.0, 1.05),
     "live_reflow": Case("live_reflow", 4.0, 1.36),
     "reflow": Case("reflow", 3.0, 1.02),
     "direct": Case("direct", 3.0, 1.02),
@@ -77,7 +79,7 @@ def case_config(case: Case, size: str, batch_size: int, **fields: Any) -> Config
     config.model.size, config.model.patch_size = size, PATCH_SIZE
     config.model.dtype = "bfloat16"
     # "auto" is cuDNN's attention on GPUs. It has no forward-mode derivative, which these need.
-    forward = case.method in ("sct", "mean_flow", "improved_mean_flow")
+    forward = case.method in ("sct", "mean_flow", "improved_mean_flow", "genie")
     config.model.attention = "xla" if forward else "auto"
     config.update_from_flattened_dict({**case.fields, **fields})
     return config

@@ -183,8 +183,8 @@ def model() -> ConfigDict:
             "adaln_zero": True,  # modulations start at zero, as DiT's; False: Xavier, as shortcut's
             "dropout": 0.0,  # probability, in the blocks; U-Nets too
             # xla; cudnn (fused: GPUs, bfloat16; not for sct, scd, mean_flow, improved_mean_flow,
-            # parameter_matching); auto, cudnn where it can be; chunked (a few queries at a time:
-            # less memory everywhere, slower)
+            # parameter_matching, genie); auto, cudnn where it can be; chunked (a few queries at a
+            # time: less memory everywhere, slower)
             "attention": "xla",
             "remat": False,  # recompute activations in the backward pass: less memory; U-Nets too
             # Rows of one trajectory, which layers between blocks mix; what the method needs.

@@ -267,6 +267,12 @@ def guidance(config: ConfigDict) -> None:
     config.objective = objectives.guidance_distillation()
 
 
+def genie(config: ConfigDict) -> None:
+    """GENIE (Dockhorn et al. 2022): second-order sampling steps of a teacher, by a head on it."""
+    config.objective = objectives.genie()
+    config.evaluate.steps = (5, 10, 25)
+
+
 def direct(config: ConfigDict) -> None:
     """Direct distillation (Luhman & Luhman 2021): one step on pairs of the teacher's sampler."""
     config.objective = objectives.direct()
@@ -400,6 +406,7 @@ METHODS: dict[str, Callable[[ConfigDict], None]] = {
         parameter_matching,
         progressive,
         guidance,
+        genie,
         direct,
         reflow,
         reflow_distill,
@@ -425,6 +432,7 @@ TEACHERS = {
         ("tract", "boot", "dsno", "moment_matching", "parameter_matching"), "flow_matching"
     ),
     "guidance": "flow_matching",
+    "genie": "flow_matching",
     "direct": "flow_matching",
     "reflow": "flow_matching",
     "reflow_distill": "reflow",

@@ -121,6 +121,9 @@ def distance(name: str = "squared_l2", c: float | None = None) -> ConfigDict:
             "pixels": placeholder(float),  # features, lpips: weight of the l1 distance of pixels
             "network": placeholder(str),  # lpips: vgg or alex
             "weights": placeholder(str),  # lpips: its files; None is $FEWSTEP_LPIPS
+            # features, lpips, of latents: True compares the images that they decode to; False,
+            # lpips alone, compares latents of 1 or 3 channels as they are
+            "decoded": placeholder(bool),
         }
     )
     fields.c = c
@@ -326,6 +329,21 @@ def guidance_distillation() -> ConfigDict:
             "time_sampler": time_sampler(),
             "label_dropout": 0.1,  # probability that a row trains without its label
             "solver": solver("ddim"),
+            "spacing": spacing(""),  # of the sampling steps; "" is the teacher's
+            "ends_at": "path",  # the last sampling step ends at the path's t_min; data, as in EDM
+        }
+    )
+
+
+def genie() -> ConfigDict:
+    """objectives/genie.py; needs `teacher`, and starts from it."""
+    return ConfigDict(
+        {
+            "name": "genie",
+            "head_width": 128,  # units of the head's hidden layer
+            "time_sampler": time_sampler(),
+            "label_dropout": 0.1,  # probability that a row trains without its label
+            "guidance_scale": 1.0,  # of the network, in training and in sampling; form A
             "spacing": spacing(""),  # of the sampling steps; "" is the teacher's
             "ends_at": "path",  # the last sampling step ends at the path's t_min; data, as in EDM
         }

@@ -26,7 +26,7 @@ from ml_collections.config_dict import placeholder
 from fewstep.configs import base, methods, short_runs
 
 # Methods on other paths whose losses differentiate the network forwards.
-FORWARD = ("mean_flow", "improved_mean_flow", "parameter_matching")
+FORWARD = ("mean_flow", "improved_mean_flow", "parameter_matching", "genie")
 SIGMA_DATA = 0.5  # of photographs in [-1, 1], as published methods assume
 
 

@@ -5,7 +5,8 @@
         --workdir=runs/shortcut_table
 
 configs/shortcut_table_fashion_mnist.py, _celebahq256.py and _imagenet256.py have the same rows on
-other data. The rules are those of the paper: one network, optimizer and number of gradient steps
+other data; the last two need --config.data.name=folder:PATH and --config.codec.weights=FILE beside
+their name. The rules are those of the paper: one network, optimizer and number of gradient steps
 for all rows, squared L2 in every loss, and 128, 4 and 1 sampling steps. Two-phase methods train as
 many steps again after their teacher, the flow-matching row.
 
@@ -30,7 +31,8 @@ from ml_collections import ConfigDict
 
 from fewstep.configs import digits
 
-STEPS = (128, 4, 1)
+# As other configs, from few on: a debug run evaluates the first two.
+STEPS = (1, 4, 128)
 
 
 def get_config(method: str = "shortcut") -> ConfigDict:
@@ -58,7 +60,7 @@ def ddpm(config: ConfigDict) -> None:
 
 def progressive(config: ConfigDict) -> None:
     """Progressive distillation on the flow path, as in their code."""
-    config.objective.max_steps, config.evaluate.steps = 64, (4, 1)
+    config.objective.max_steps, config.evaluate.steps = 64, (1, 4)
     config.objective.weighting = "velocity"
     keep_guidance(config)
 

@@ -1,9 +1,4 @@
-"""The rows of configs/shortcut_table.py on the data of configs/fashion_mnist.py.
-
-    python main.py --mode=compare --config=configs/shortcut_table_fashion_mnist.py \
-        --methods=ddpm,flow_matching,progressive,cd_flow,reflow,ct_flow,live_reflow,shortcut \
-        --workdir=runs/shortcut_table_fashion_mnist
-"""
+"""The rows of configs/shortcut_table.py, which has the command, on Fashion-MNIST."""
 
 from ml_collections import ConfigDict
 

@@ -1,10 +1,4 @@
-"""The rows of configs/shortcut_table.py on the data of configs/imagenet256.py.
-
-    python main.py --mode=compare --config=configs/shortcut_table_imagenet256.py \
-        --methods=ddpm,flow_matching,progressive,cd_flow,reflow,ct_flow,live_reflow,shortcut \
-        --workdir=runs/shortcut_table_imagenet256 \
-        --config.data.name=folder:PATH --config.codec.weights=FILE
-"""
+"""The rows of configs/shortcut_table.py, which has the command, on ImageNet."""
 
 from ml_collections import ConfigDict
 

@@ -71,7 +71,7 @@ def guide(predict: Predict, scale: float | Array, channels: int | None = None) -
             (x, t, s, condition),
             (x, t, s, null_condition(condition)),
         )
-        conditional, null = predict(*both).reshape(2, *x.shape)
+        conditional, null = jnp.split(predict(*both), 2)
         result = extrapolate(conditional, null, scale)
         if channels is None:
             return result

@@ -84,7 +84,10 @@ def guided(experiment: Experiment, params: Params, scale: float) -> Predict:
     predict = partial(experiment.model.predict, params)
     if experiment.model.network.guidance_input:
         return condition_on_scale(predict, scale)
-    return predict if experiment.objective.needs_teacher else guide(predict, scale)
+    objective = experiment.objective
+    if objective.players[objective.generator].trained:  # the network is still its teacher
+        return experiment.model.guide_teacher(predict, scale)
+    return predict if objective.needs_teacher else guide(predict, scale)
 
 
 def level_times(path: Path, tau: Array) -> Array:

@@ -14,7 +14,6 @@ and how strongly the divergences see three wrong distributions at each noise lev
 exactly. It prints how far the weights of the modes are from the teacher's.
 """
 
-import sys
 from collections.abc import Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -23,10 +22,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
 from jax import Array
 from matplotlib.figure import Figure
 
+from examples import picture
 from fewstep.data.mixtures import MIXTURES
 from fewstep.diffusion.path import Path as DiffusionPath
 from fewstep.diffusion.path import linear
@@ -282,19 +281,9 @@ def compare(out: Path, steps: int, seed: int) -> None:
     print(out)
 
 
-def main(_: list[str]) -> None:
-    """Check --out, which exits with 2 on an error, and compare."""
-    logging.set_verbosity(logging.ERROR)
-    out = Path(OUT.value)
-    if out.suffix != ".png":
-        print(f"error: --out={out} must end in .png", file=sys.stderr)
-        sys.exit(2)
-    compare(out, STEPS.value, SEED.value)
-
-
 if __name__ == "__main__":
-    # Defined here because flag names are global to a process.
-    OUT = flags.DEFINE_string("out", None, "a .png file for the picture", required=True)
-    STEPS = flags.DEFINE_integer("steps", 3000, "updates of each generator", lower_bound=1)
-    SEED = flags.DEFINE_integer("seed", 0, "seed of all random numbers", lower_bound=0)
-    app.run(main)
+    picture.main(
+        compare,
+        steps=picture.Count(3000, "updates of each generator"),
+        seed=picture.Count(0, "seed of all random numbers", least=0),
+    )

@@ -8,7 +8,6 @@ and the example prints the order that the last two numbers show. Solvers that dr
 trajectory.
 """
 
-import sys
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
@@ -16,10 +15,10 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags
 from jax import Array
 from matplotlib.figure import Figure
 
+from examples import picture
 from examples.mixtures import ring
 from fewstep.diffusion.path import linear
 from fewstep.samplers import SOLVERS
@@ -90,12 +89,8 @@ def write_picture(path: Path, found: Mapping[str, list[float]]) -> None:
     figure.savefig(path)
 
 
-def main(_: list[str]) -> None:
-    """Check --out, which exits with 2 on an error, measure and draw."""
-    out = Path(OUT.value)
-    if out.suffix != ".png":
-        print(f"error: --out={out} must end in .png", file=sys.stderr)
-        sys.exit(2)
+def compare(out: Path) -> None:
+    """Measure all solvers in float64, write the picture, and print their orders."""
     with jax.enable_x64(True):
         found = errors()
     write_picture(out, found)
@@ -105,6 +100,4 @@ def main(_: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    # Defined here because flag names are global to a process.
-    OUT = flags.DEFINE_string("out", None, "a .png file for the picture", required=True)
-    app.run(main)
+    picture.main(compare)

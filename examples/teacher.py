@@ -9,12 +9,11 @@ variance of x_s given x_t on top (docs/consistency.md). On Gaussian data tests/e
 that variance with its closed form.
 
 The data are a mixture of Gaussians whose denoiser, the teacher, is known in closed form. The
-example draws, for networks that start from one and the same denoiser, the noise of the gradient in
-units of its mean by the number of points of the grid, and the distance to the teacher's end points
-while both train.
+example draws the noise of the gradient in units of its mean by the number of points of the grid, at
+the denoiser that both methods start from and at the network that distillation ends with, and the
+distance to the teacher's end points while both train.
 """
 
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -22,11 +21,20 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
-from absl import app, flags, logging
 from jax import Array
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullLocator
 
-from examples.mixtures import EXACT, adam, model_with_exact_teacher, point_batches, ring
+from examples import mixtures, picture
+from examples.mixtures import (
+    BATCH,
+    EXACT,
+    Mixture,
+    adam,
+    model_with_exact_teacher,
+    point_batches,
+    ring,
+)
 from fewstep.diffusion.spacing import uniform_spacing
 from fewstep.diffusion.time_pairs import constant
 from fewstep.models.model import Model
@@ -45,6 +53,9 @@ BATCHES = 64  # gradients that an estimate is of
 DENOISER_STEPS, TRAINED_POINTS, EVERY = 500, 33, 100
 ROWS = 4096  # samples whose distance to the teacher's is measured
 TITLES = {"ct": "from data", "cd": "from a teacher"}
+COLOURS = {"ct": "#0072b2", "cd": "#d55e00"}
+# The networks that the gradient is measured at.
+AT = {"start": "at the start", "end": "at the end"}
 
 
 def objectives(model: Model, points: int) -> dict[str, Objective]:
@@ -103,8 +114,8 @@ def train(
     batches: Iterator[Batch],
     steps: int,
     distance: Callable[[Params], float],
-) -> list[float]:
-    """The distances of a network to the teacher, every EVERY training steps from the start."""
+) -> tuple[Params, list[float]]:
+    """The network after `steps`, and its distances to the teacher, every EVERY steps from 0 on."""
     objective = objective._replace(init_from={"network": "start"})
     frozen = {"start": start, "teacher": {EXACT: jnp.zeros(())}}
     frozen = {name: frozen[name] for name in ("start", *objective.frozen)}
@@ -116,7 +127,7 @@ def train(
         state, _ = step(state, frozen, next(batches))
         if number % EVERY == 0:
             found.append(distance(state.networks["network"]))
-    return found
+    return state.networks["network"], found
 
 
 def teacher_distance(model: Model) -> Callable[[Params], float]:
@@ -136,78 +147,76 @@ def teacher_distance(model: Model) -> Callable[[Params], float]:
     return lambda params: float(distance(params))
 
 
-def pretrained(model: Model, steps: int) -> Params:
-    """Parameters of a network that has learned to denoise for some steps."""
-    objective = denoising(model)._replace(init_from={})
-    optimizers = {"network": adam(1e-3, steps)}
-    state = initial_state(objective, optimizers, 0, {})
-    step = jax.jit(train_step(objective, optimizers, 0))
-    batches = point_batches(ring(), 0)
-    for _ in range(steps):
-        state, _ = step(state, {}, next(batches))
-    return state.networks["network"]
-
-
 def write_picture(
-    path: Path, noise: Mapping[str, list[float]], distances: Mapping[str, list[float]]
+    path: Path, noise: Mapping[tuple[str, str], list[float]], distances: Mapping[str, list[float]]
 ) -> None:
-    """Draw the gradient's noise by the grid, and the distance by training step."""
+    """Draw the gradient's noise by the grid, and the distance by training step.
+
+    noise: by method, and by the network that it is measured at, a key of AT.
+    """
     figure = Figure((8.4, 3.4), dpi=110, layout="constrained")
     left, right = figure.subplots(1, 2)
-    for (name, values), colour in zip(noise.items(), ("#0072b2", "#d55e00"), strict=True):
-        left.loglog(POINTS, values, "o-", color=colour, label=TITLES[name], markersize=4)
-        steps = EVERY * np.arange(len(distances[name]))
-        right.semilogy(steps, distances[name], color=colour, label=TITLES[name])
+    for (name, at), values in noise.items():
+        title = f"{TITLES[name]}, {AT[at]}"
+        style = {"color": COLOURS[name], "linestyle": "--" if at == "start" else "-"}
+        left.loglog(POINTS, values, marker="o", markersize=4, label=title, **style)
+    for name, values in distances.items():
+        steps = EVERY * np.arange(len(values))
+        right.semilogy(steps, values, color=COLOURS[name], label=TITLES[name])
     left.set(xlabel="points of the grid", ylabel="deviation / mean of the gradient")
     left.set_xticks(POINTS, list(map(str, POINTS)))
-    left.minorticks_off()
     right.set(xlabel="training steps", ylabel="distance to the teacher's samples")
     for axes in (left, right):
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter("{x:g}")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(fontsize=8)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 
-def compare(out: Path, steps: int) -> None:
-    """Measure both gradients, train both networks, print the numbers and write the picture."""
-    mixture = ring()
-    model = model_with_exact_teacher(mixture)
-    start = pretrained(model, DENOISER_STEPS)
-    networks = {"network": start, "teacher": {EXACT: jnp.zeros(())}}
-    label = jnp.full((512,), -1)
-    draw = lambda key: {"x": mixture.sample(key, 512), "label": label}
+def gradient_noise(model: Model, mixture: Mixture, at: Params) -> dict[str, list[float]]:
+    """The noise of both gradients on the grids of POINTS, at a network's parameters."""
+    networks = {"network": at, "teacher": {EXACT: jnp.zeros(())}}
+    label = jnp.full((BATCH,), -1)
+    draw = lambda key: {"x": mixture.sample(key, BATCH), "label": label}
     keys = jax.random.split(jax.random.key(1), BATCHES)
-    noise: dict[str, list[float]] = {name: [] for name in TITLES}
+    found: dict[str, list[float]] = {name: [] for name in TITLES}
     for points in POINTS:
         for name, objective in objectives(model, points).items():
-            noise[name].append(
-                relative_noise(gradient_moments(objective, start, networks, draw, keys))
-            )
-    distance = teacher_distance(model)
-    distances = {
-        name: train(objective, start, point_batches(mixture, 5), steps, distance)
-        for name, objective in objectives(model, TRAINED_POINTS).items()
+            moments = gradient_moments(objective, at, networks, draw, keys)
+            found[name].append(relative_noise(moments))
+    return found
+
+
+def compare(out: Path, steps: int) -> None:
+    """Train both networks, measure both gradients, print the numbers and write the picture."""
+    mixture = ring()
+    model = model_with_exact_teacher(mixture)
+    objective, points = denoising(model)._replace(init_from={}), point_batches(mixture, 0)
+    learned = mixtures.train(
+        objective, {"network": 1e-3}, {}, points, DENOISER_STEPS, 0, "denoiser"
+    )
+    start, distance = learned.networks["network"], teacher_distance(model)
+    trained, distances = {}, {}
+    for name, own in objectives(model, TRAINED_POINTS).items():
+        batches = point_batches(mixture, 5)
+        trained[name], distances[name] = train(own, start, batches, steps, distance)
+    noise = {
+        (name, at): values
+        for at, params in (("start", start), ("end", trained["cd"]))
+        for name, values in gradient_noise(model, mixture, params).items()
     }
     write_picture(out, noise, distances)
-    for name, title in TITLES.items():
-        values = ", ".join(f"{value:.2f}" for value in noise[name])
-        print(f"{title:15} gradient's noise {values}; distance {distances[name][-1]:.4f}")
+    for (name, at), values in noise.items():
+        shown = ", ".join(f"{value:.2f}" for value in values)
+        print(f"{TITLES[name]:15} gradient's noise {AT[at]} {shown}")
+    for name, values in distances.items():
+        print(f"{TITLES[name]:15} distance {values[-1]:.4f}")
     print(out)
 
 
-def main(_: list[str]) -> None:
-    """Check --out, which exits with 2 on an error, and compare."""
-    logging.set_verbosity(logging.ERROR)
-    out = Path(OUT.value)
-    if out.suffix != ".png":
-        print(f"error: --out={out} must end in .png", file=sys.stderr)
-        sys.exit(2)
-    compare(out, STEPS.value)
-
-
 if __name__ == "__main__":
-    # Defined here because flag names are global to a process.
-    OUT = flags.DEFINE_string("out", None, "a .png file for the picture", required=True)
-    STEPS = flags.DEFINE_integer("steps", 2000, "training steps of each network", lower_bound=1)
-    app.run(main)
+    picture.main(compare, steps=picture.Count(1000, "training steps of each network"))

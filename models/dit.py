@@ -119,7 +119,8 @@ def dit(
     trajectory: rows that are the times of one trajectory, which temporal layers mix between the
         blocks (models/temporal.py); 1 for none. Needs scan=False.
 
-    Hidden features are the tokens [B, N, D] after each block, "block_0" and so on, with scan too.
+    Hidden features are the tokens [B, N, D] before the blocks, "embedding", and after each block,
+    "block_0" and so on, with scan too.
     Raises ValueError for a field out of its range.
     """
     check_integers(1, patch_size=patch_size, trajectory=trajectory)
@@ -147,7 +148,7 @@ def dit(
     )
     training = module.clone(dropout=dropout) if dropout > 0.0 else None
     weight = LossWeight(time_scale) if loss_weight else None
-    hidden = tuple(f"block_{index}" for index in range(SIZES[size].depth))
+    hidden = ("embedding", *(f"block_{index}" for index in range(SIZES[size].depth)))
     built = linen_network(module, module.shape, training=training, weight=weight, hidden=hidden)
     return built._replace(
         second_time=second_time,
@@ -223,11 +224,11 @@ class Transformer(nn.Module):
         if self.scan and not self.is_initializing():
             kind = nn.map_variables(kind, "params", trans_in_fn=gather_params)
         block = partial(kind, heads, self.dtype, self.attention, self.dropout, self.adaln_zero)
-        hidden = {}
+        hidden = {"embedding": tokens}
         if self.scan:
             keep = self.is_mutable_collection(SOWN)
             tokens, outputs = scan_blocks(block(name=STACKED), depth, tokens, c, keep)
-            hidden = {f"block_{index}": outputs[index] for index in range(depth)} if keep else {}
+            hidden |= {f"block_{index}": outputs[index] for index in range(depth)} if keep else {}
         else:
             for index in range(depth):
                 tokens = block(name=f"block_{index}")(tokens, c)

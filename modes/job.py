@@ -8,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep import data
-from fewstep.data import Dataset, data_root
+from fewstep.data import Dataset
 from fewstep.eval.evaluate import check_evaluation
 from fewstep.eval.features.fixed import load_fixed
 from fewstep.eval.metrics import METRICS
@@ -150,7 +150,7 @@ def assemble_job(
     frozen = load_teacher(config, experiment, mesh)
     shapes = frozen | abstract_fixed(experiment, mesh)
     state, step = check_step(experiment, config, mesh, shapes, dataset)
-    frozen |= load_fixed(experiment.objective, dataset, data_root(config.data.dir), mesh)
+    frozen |= load_fixed(config, experiment.objective, dataset, mesh)
     job = Job(
         config=config,
         dataset=dataset,

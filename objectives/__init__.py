@@ -16,6 +16,7 @@ from fewstep.objectives.direct import direct
 from fewstep.objectives.dis import dis
 from fewstep.objectives.distribution_matching import distribution_matching
 from fewstep.objectives.dsno import dsno
+from fewstep.objectives.genie import genie
 from fewstep.objectives.guidance_distillation import guidance_distillation
 from fewstep.objectives.improved_mean_flow import improved_mean_flow
 from fewstep.objectives.live_reflow import live_reflow
@@ -39,6 +40,7 @@ OBJECTIVES: dict[str, Callable[..., Objective]] = {
     "distribution_matching": distribution_matching,
     "progressive": progressive,
     "guidance_distillation": guidance_distillation,
+    "genie": genie,
     "direct": direct,
     "reflow": reflow,
     "live_reflow": live_reflow,

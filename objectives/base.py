@@ -50,12 +50,23 @@ class Player(NamedTuple):
     every: the player is updated in training steps with step % every == 0.
     headline: the metric that the progress bar shows. It is "loss", or another metric of the loss
         where the value of the loss says nothing, for example because its rows are normalised.
+    trained: entries of its parameters that the loss is differentiated in, such as a head; () for
+        all. No gradient, optimizer state or weight decay reaches the others.
     """
 
     network: Network
     loss: LossFn
     every: int = 1
     headline: str = "loss"
+    trained: tuple[str, ...] = ()
+
+    def part(self, params: Params) -> Params:
+        """The parameters that are trained."""
+        return {name: params[name] for name in self.trained} if self.trained else params
+
+    def whole(self, params: Params, part: Params) -> Params:
+        """All parameters, with `part` in place of those that are trained."""
+        return {**params, **part} if self.trained else part
 
 
 class Follower(NamedTuple):

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from functools import partial
 from math import inf
-from typing import NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import chex
 import jax.numpy as jnp
@@ -12,13 +12,17 @@ from jax import Array
 from fewstep.models.convnet import feature_maps
 from fewstep.models.lpips import BACKBONES, lpips_distance
 from fewstep.objectives.base import Params, per_example
+from fewstep.parts import DECODER
 
 # c / sqrt(D) of the pseudo-Huber distance (Song & Dhariwal 2023, section 3.3).
 HUBER_SCALE = 0.00054
 # The frozen network that `features` reads: the classifier of the data set.
 CLASSIFIER = "classifier"
-# Those that `lpips` reads begin so; after a colon comes where their weights are.
-LPIPS = "lpips_"
+# Those that `lpips` reads begin so; after a colon comes where their weights are. OF_LATENTS stands
+# before the name of one that compares latents as they are.
+LPIPS, OF_LATENTS = "lpips_", "latent_"
+# The frozen decoder of a run's codec, as latents become images for a distance.
+CODEC = "codec"
 # Smallest squared norm. It makes the gradient of a norm 0 at 0, where it would be NaN.
 TINY = 1e-24
 
@@ -27,12 +31,12 @@ class Distance(NamedTuple):
     """d(a, b): [B], of two arrays [B, ...].
 
     name: its name in DISTANCES.
-    between: (a, b) -> [B]; with a network, (its parameters, a, b) -> [B].
+    between: (a, b) -> [B]; with networks, (the parameters of each, a, b) -> [B].
     least_dimensions: number of dimensions of a - b from which autodiff gives the derivative of the
         gradient of d. Autodiff misses the jumps of this gradient. A norm jumps at 0 only, which has
         no effect in two or more dimensions; the l1 norm jumps wherever an entry is 0.
-    networks: name of the frozen network whose parameters it reads, () for none; after a colon,
-        where its weights are. Such a distance compares images.
+    networks: names of the frozen networks whose parameters it reads, () for none; after a colon,
+        where the weights are. Such a distance compares images.
     """
 
     name: str
@@ -139,13 +143,31 @@ def cauchy(c: float = 1.0) -> Distance:
     return Distance("cauchy", lambda a, b: jnp.log1p(squared_norm(a, b) / c**2))
 
 
-def features(pixels: float = 1.0) -> Distance:
+# (parameters of the codec, latents) -> images in [-1, 1]
+Decode = Callable[[Params, Array], Array]
+
+
+def of_decoded(distance: Distance, decode: Decode) -> Distance:
+    """The distance of images, of the images that latents decode to."""
+
+    def between(*given: Any) -> Array:
+        *own, params, a, b = given
+        return distance.between(*own, decode(params, a), decode(params, b))
+
+    return distance._replace(between=between, networks=(*distance.networks, CODEC))
+
+
+def features(
+    pixels: float = 1.0, *, decoded: Annotated[Decode | bool | None, DECODER] = None
+) -> Distance:
     """The distance of the maps of the data's classifier, plus `pixels` times the l1 distance.
 
     sum_l mean_ij || a_lij / || a_lij || - b_lij / || b_lij || ||^2 (Zhang et al. 2018, eq. 1, with
     all weights 1), where a_lij are the channels of convolution l at position ij. The classifier is
     eval/features/classifier.py, which is trained on the data set at first use. It takes images in
-    [-1, 1], and not latents or velocities. Raises ValueError for a negative weight.
+    [-1, 1], and not velocities; with `decoded`, the codec's decoder, it takes latents.
+
+    Raises ValueError for a negative weight, and for `decoded=False`.
     """
     if pixels < 0.0:
         raise ValueError(f"distance.pixels={pixels:g} must be 0 or more")
@@ -158,15 +180,28 @@ def features(pixels: float = 1.0) -> Distance:
         )
         return apart + pixels * per_example(jnp.abs(a - b))
 
-    return Distance("features", between, inf, (CLASSIFIER,))
+    if decoded is False:
+        raise ValueError("decoded=False: the classifier of the data takes no latents; set it True")
+    distance = Distance("features", between, inf, (CLASSIFIER,))
+    return of_decoded(distance, decoded) if decoded else distance
 
 
-def lpips(network: str = "vgg", weights: str = "", pixels: float = 0.0) -> Distance:
+def lpips(
+    network: str = "vgg",
+    weights: str = "",
+    pixels: float = 0.0,
+    *,
+    decoded: Annotated[Decode | bool | None, DECODER] = None,
+) -> Distance:
     """LPIPS (models/lpips.py), plus `pixels` times the l1 distance.
 
     network: vgg or alex. weights: its files, with commas between them; "" for those that
-        $FEWSTEP_LPIPS names. It takes images in [-1, 1], and not latents or velocities. Raises
-        ValueError for another network, and for a negative weight.
+        $FEWSTEP_LPIPS names.
+    decoded: for latents, the codec's decoder, or False to compare latents of 1 or 3 channels as if
+        they were images. It takes images in [-1, 1], and not velocities.
+
+    Gradients go through the decoder, whose parameters are frozen. Raises ValueError for another
+    network, and for a negative weight.
     """
     if network not in BACKBONES:
         raise ValueError(f"distance.network={network!r} must be vgg or alex")
@@ -176,7 +211,9 @@ def lpips(network: str = "vgg", weights: str = "", pixels: float = 0.0) -> Dista
     def between(params: Params, a: Array, b: Array) -> Array:
         return lpips_distance(network, params, a, b) + pixels * per_example(jnp.abs(a - b))
 
-    return Distance("lpips", between, inf, (f"{LPIPS}{network}:{weights}",))
+    kind = OF_LATENTS if decoded is False else ""
+    distance = Distance("lpips", between, inf, (f"{kind}{LPIPS}{network}:{weights}",))
+    return of_decoded(distance, decoded) if decoded else distance
 
 
 def unit_channels(maps: Array) -> Array:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from fewstep.diffusion.path import Path, align, time_derivative
-from fewstep.diffusion.prediction import Denoise
+from fewstep.diffusion.prediction import Denoise, Endpoints
 from fewstep.diffusion.spacing import PURE_NOISE
 
 Step = Callable[[Denoise, Path, Array, Array, Array], Array]
@@ -61,9 +61,14 @@ def taylor_step(denoise: Denoise, path: Path, x: Array, t: Array, s: Array) -> A
     """
     ends, push = jax.linearize(denoise, x, t)
     rate = push(path.velocity(*ends, t), jnp.ones_like(t)).eps
+    return curved_step(path, ends, rate / align(time_derivative(path.rho, t), x), t, s)
+
+
+def curved_step(path: Path, ends: Endpoints, rate: Array, t: Array, s: Array) -> Array:
+    """DDIM's step plus alpha_s (rho_s - rho_t)^2 / 2 deps / drho, of `rate` = deps / drho."""
     rho = path.rho(t)
-    half_square = 0.5 * path.alpha(s) * (path.rho(s) - rho) ** 2 / time_derivative(path.rho, t)
-    correction = jnp.where(align(rho < PURE_NOISE, x), align(half_square, x) * rate, 0.0)
+    half_square = align(0.5 * path.alpha(s) * (path.rho(s) - rho) ** 2, rate)
+    correction = jnp.where(align(rho < PURE_NOISE, rate), half_square * rate, 0.0)
     return path.interpolate(*ends, s) + correction
 
 

@@ -27,7 +27,10 @@ def exact_network(function):
 
 
 def affine_network():
-    """u = a x + b + c t + d (t - s) + e[label], elementwise: a small network of every input."""
+    """u = a x + b + c t + d (t - s) + e[label], elementwise: a small network of every input.
+
+    Its hidden feature is x.
+    """
 
     def init(key):
         return {
@@ -44,7 +47,10 @@ def affine_network():
         )
         return params["a"] * x + row.reshape(-1, *[1] * (x.ndim - 1))
 
-    return Network(init, apply)
+    def features(params, x, t, s, condition, names, **mode):
+        return apply(params, x, t, s, condition, **mode), dict.fromkeys(names, x)
+
+    return Network(init, apply, hidden=("input",), features=features)
 
 
 def affine_codec(shape):

@@ -6,15 +6,20 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from fewstep.diffusion.path import Path
+from fewstep.latents.codec import Codec
 from fewstep.messages import unknown_choice
-from fewstep.parts import Entry, Mark, Part, RunLength, declared_marks
+from fewstep.parts import Decoder, Entry, Mark, Part, RunLength, declared_marks
 
 
 class RunContext(NamedTuple):
-    """What parts are built from besides their fields. steps: training steps of the run."""
+    """What parts are built from besides their fields.
+
+    steps: training steps of the run. codec: of its latents as the network sees them, or None.
+    """
 
     path: Path
     steps: int
+    codec: Codec | None = None
 
 
 def look_up(table: Mapping[str, Any], name: str, field: str) -> Any:
@@ -80,6 +85,8 @@ def argument(mark: Mark | None, value: Any, field: str, run: RunContext) -> Any:
     """
     if isinstance(mark, RunLength):
         return run.steps if value is None else value
+    if isinstance(mark, Decoder):
+        return decoder(value, field, run)
     if isinstance(mark, Entry):
         return None if value is None else look_up(mark.table, value, field)
     if isinstance(value, Mapping) and not value["name"]:
@@ -89,6 +96,15 @@ def argument(mark: Mark | None, value: Any, field: str, run: RunContext) -> Any:
         inputs = (run.path,) if mark.on_path else ()
         return construct_with_parts(mark.table, value, field, run, *inputs)
     return value
+
+
+def decoder(value: bool | None, field: str, run: RunContext) -> Any:
+    """The codec's `decode` for True, else the value. Raises ValueError for a run without codec."""
+    if value is not None and run.codec is None:
+        raise ValueError(
+            f"{field}={value} is for latents, and this run has no codec.name; leave it unset"
+        )
+    return run.codec.decode if value else value
 
 
 def check_unset(part: Mapping[str, Any], field: str) -> None:

@@ -11,6 +11,7 @@ from fewstep.data.spaces.space import Space
 from fewstep.densities.table import density_of
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Kind, raw_kind
+from fewstep.latents.codec import Codec
 from fewstep.models.model import Model
 from fewstep.models.network import Network
 from fewstep.models.user_sampler import is_sampler_file
@@ -19,6 +20,7 @@ from fewstep.objectives.base import Objective
 from fewstep.training import decoder_density  # noqa: F401  (densities of runs)
 from fewstep.training.averages import averages, check_sampling_network, sampling_network
 from fewstep.training.codec_weights import TRAINING
+from fewstep.training.codecs import network_codec
 from fewstep.training.construct import RunContext, construct, construct_with_parts, look_up
 from fewstep.training.densities import check_density_network, sampler_reader
 from fewstep.training.networks import build_network, with_network_fields, with_tiny_network
@@ -35,6 +37,8 @@ from fewstep.training.storage.fields import HEADS, OPTIMIZER, is_finite
 from fewstep.training.storage.identity import check_known_fields
 from fewstep.training.storage.lengths import Length
 
+# Pairs that the teacher makes for a debug run, and its sampling steps for each.
+DEBUG_PAIRS, DEBUG_PAIR_STEPS = 256, 4
 # Optimizer fields that name table entries.
 TABLES = {"name": OPTIMIZERS, "schedule": SCHEDULES}
 # Optimizer fields that may differ for a head; spikes are detected for the whole player.
@@ -47,6 +51,7 @@ class Experiment(NamedTuple):
     guidable: whether the network knows classes and the null class, as guidance needs; a method
         without label_dropout decides itself at which scales it samples.
     sample_with: name of the network or average that samples.
+    codec: of its latents as the network sees them, None for a network of examples.
     """
 
     model: Model
@@ -56,6 +61,7 @@ class Experiment(NamedTuple):
     num_classes: int
     guidable: bool
     sample_with: str
+    codec: Codec | None = None
 
 
 def build(
@@ -69,17 +75,20 @@ def build(
     model = build_model(config)
     if network is not None:
         model = model._replace(network=network)
-    objective = build_objective(config, model)
+    space = build_space(config)
+    codec = network_codec(config) if config.codec.name else None
+    objective = build_objective(config, model, codec)
     own = averages(config.ema, objective.generator)
     objective = objective._replace(followers={**objective.followers, **own})
     experiment = Experiment(
         model=model,
         objective=objective,
         optimizers=build_optimizers(config, objective, lengths),
-        space=build_space(config),
+        space=space,
         num_classes=config.data.num_classes,
         guidable=config.data.num_classes > 0 and config.objective.get("label_dropout", 1.0) > 0.0,
         sample_with=sampling_network(config.ema, objective.generator),
+        codec=codec,
     )
     for scale in (objective.guidance_scale, *config.objective.get("guidance_range", ())):
         check_guidance(experiment, scale)
@@ -143,9 +152,9 @@ def build_kind(name: str, sigma_data: float | None) -> Kind:
     return raw_kind(sigma_data)
 
 
-def build_objective(config: ConfigDict, model: Model) -> Objective:
+def build_objective(config: ConfigDict, model: Model, codec: Codec | None = None) -> Objective:
     """The objective of a config, with the parts that it names. Raises ValueError."""
-    run = RunContext(model.path, config.steps)
+    run = RunContext(model.path, config.steps, codec)
     fields = config.objective.to_dict()
     objective = construct_with_parts(OBJECTIVES, fields, "objective", run, model)
     by_file = is_sampler_file(config.teacher)  # which has no parameters to start from
@@ -198,6 +207,8 @@ def debug_config(config: ConfigDict) -> ConfigDict:
         "evaluate.final_samples": 0,
         "evaluate.batch_size": 64,
         "evaluate.steps": config.evaluate.steps[:2],
+        "pairs.count": min(config.pairs.count, DEBUG_PAIRS),
+        "pairs.steps": min(config.pairs.steps, DEBUG_PAIR_STEPS),
     }
     if config.evaluate.features in ("inception", "dinov2") and "evaluate.features" not in kept:
         small |= {"evaluate.features": "none", "evaluate.weights": ""}

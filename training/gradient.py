@@ -46,18 +46,22 @@ def player_gradient(
     step: Array,
     micro_batches: int,
 ) -> Gradient:
-    """A function that returns the gradient of a player's mean loss, shared arrays included."""
+    """A function that returns the gradient of a player's mean loss, shared arrays included.
+
+    It is the gradient in the parameters that are trained (`Player.part`).
+    """
     player = objective.players[name]
 
     def gradient(params: Params, rows: MicroBatch, key: Key) -> tuple[Array, Params, Metrics]:
-        def mean_loss(params: Params, shared: Mapping[str, Any]) -> tuple[Array, Metrics]:
-            loss, metrics = player.loss(params, others, {**rows.batch, **shared}, key, step)
+        def mean_loss(part: Params, shared: Mapping[str, Any]) -> tuple[Array, Metrics]:
+            own, given = player.whole(params, part), {**rows.batch, **shared}
+            loss, metrics = player.loss(own, others, given, key, step)
             return jnp.mean(loss), metrics
 
         value_and_grads = jax.value_and_grad(mean_loss, (0, 1), has_aux=True)
-        (loss, metrics), (grads, shared_grads) = value_and_grads(params, rows.shared)
+        (loss, metrics), (grads, shared_grads) = value_and_grads(player.part(params), rows.shared)
         (through_shared,) = rows.pullback(shared_grads)
-        return loss, jax.tree.map(jnp.add, grads, through_shared[name]), metrics
+        return loss, jax.tree.map(jnp.add, grads, player.part(through_shared[name])), metrics
 
     if micro_batches == 1:
         return lambda params: gradient(params, part(0), key)

@@ -82,7 +82,9 @@ def initial_state(
         networks=networks,
         followers=followers,
         optimizers={
-            name: with_moments(optimizers[name].transform.init(networks[name]), moments.get(name))
-            for name in networks
+            name: with_moments(
+                optimizers[name].transform.init(player.part(networks[name])), moments.get(name)
+            )
+            for name, player in objective.players.items()
         },
     )

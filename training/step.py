@@ -110,7 +110,9 @@ def begin_stage(
             },
             optimizers={
                 name: restart_optimizer(
-                    optimizers[name].transform, state.networks[name], -(-state.step // player.every)
+                    optimizers[name].transform,
+                    player.part(state.networks[name]),
+                    -(-state.step // player.every),
                 )
                 for name, player in objective.players.items()
             },
@@ -132,7 +134,8 @@ def player_update(
         norm = optax.tree.norm(grads)
         # Updates skipped as spikes since the run or its stage began; 0 without skip_spikes.
         skipped = optax.tree.get(opt_state, "skipped", 0)
-        updates, opt_state = transform.update(grads, opt_state, params, value=loss)
+        part = player.part(params)
+        updates, opt_state = transform.update(grads, opt_state, part, value=loss)
         scalars = {
             "loss": loss,
             "gradient_norm": norm,
@@ -143,7 +146,8 @@ def player_update(
             scalars["skipped"] = optax.tree.get(opt_state, "skipped")
         once = {name: Mean(jnp.float32(value), jnp.float32(1)) for name, value in scalars.items()}
         metrics = {**metrics, **once, **observe(grads)}
-        return optax.apply_updates(params, updates), opt_state, metrics
+        moved = player.whole(params, optax.apply_updates(part, updates))
+        return moved, opt_state, metrics
 
     return update
 

@@ -108,7 +108,7 @@ def check_teacher(config: ConfigDict, teacher: ConfigDict, experiment: Experimen
         raise ValueError(
             f"teacher={config.teacher} was trained by {teacher.method}, which does not predict "
             "data and noise at every time; use a run of flow_matching, edm, ddpm, trigflow, "
-            "guidance, reflow, dis or dds"
+            "guidance, genie, reflow, dis or dds"
         )
     if found:
         raise ValueError(

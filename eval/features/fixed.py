@@ -8,12 +8,14 @@ from typing import Any
 
 import jax
 from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
-from fewstep.data import Dataset
+from fewstep.data import Dataset, data_root
 from fewstep.eval.features.classifier import classifier
 from fewstep.models.lpips import BACKBONES, convolutions
 from fewstep.objectives.base import Objective, Params
-from fewstep.objectives.distances import CLASSIFIER, LPIPS
+from fewstep.objectives.distances import CLASSIFIER, CODEC, LPIPS, OF_LATENTS
+from fewstep.training.codec_weights import load_codec
 from fewstep.training.fixed_networks import split_name
 from fewstep.training.sharding import replicated_sharding
 from fewstep.weights.layouts.lpips import read_lpips
@@ -21,7 +23,9 @@ from fewstep.weights.layouts.lpips import read_lpips
 LPIPS_WEIGHTS = "FEWSTEP_LPIPS"
 
 
-def read_perceptual(dataset: Dataset | None, root: Path, source: str, network: str) -> Params:
+def read_perceptual(
+    config: ConfigDict, dataset: Dataset | None, source: str, network: str
+) -> Params:
     """The parameters of a network of LPIPS. source: its files, "" for those of $FEWSTEP_LPIPS."""
     files = source or os.environ.get(LPIPS_WEIGHTS, "")
     if not files:
@@ -33,20 +37,36 @@ def read_perceptual(dataset: Dataset | None, root: Path, source: str, network: s
     return read_lpips(paths, convolutions(network))
 
 
-# (data set, folder of kept networks, where weights are) -> parameters, as NumPy arrays
-READERS: dict[str, Callable[[Dataset, Path, str], Params]] = {
-    CLASSIFIER: lambda dataset, root, source: classifier(dataset, root).network.params,
-    **{f"{LPIPS}{name}": partial(read_perceptual, network=name) for name in BACKBONES},
+def read_classifier(config: ConfigDict, dataset: Dataset, source: str) -> Params:
+    """The parameters of the data set's classifier, which is made and kept in data.dir."""
+    return classifier(dataset, data_root(config.data.dir)).network.params
+
+
+def read_decoder(config: ConfigDict, dataset: Dataset | None, source: str) -> Params:
+    """The parameters that decode the run's latents."""
+    images = dataset.train.images if dataset is not None and dataset.has_pictures else None
+    return {"decoder": load_codec(config, images).params["decoder"]}
+
+
+# (config, data set, where weights are) -> parameters, as NumPy arrays
+READERS: dict[str, Callable[[ConfigDict, Dataset, str], Params]] = {
+    CLASSIFIER: read_classifier,
+    CODEC: read_decoder,
+    **{
+        f"{prefix}{LPIPS}{name}": partial(read_perceptual, network=name)
+        for name in BACKBONES
+        for prefix in ("", OF_LATENTS)
+    },
 }
 
 
 def load_fixed(
-    objective: Objective, dataset: Dataset | None, root: Path, mesh: Mesh
+    config: ConfigDict, objective: Objective, dataset: Dataset | None, mesh: Mesh
 ) -> dict[str, Any]:
     """The parameters of each fixed network of an objective, on every device; {} without any.
 
-    root: the folder where they are read, or made and kept. All processes call it. Raises ValueError
-    without a data set, and for a network that cannot be read or made.
+    All processes call it. Raises ValueError without a data set, and for a network that cannot be
+    read or made.
     """
     if CLASSIFIER in objective.fixed and dataset is None:
         raise ValueError(
@@ -54,7 +74,7 @@ def load_fixed(
             "--mode=prepare fetches it"
         )
     return {
-        name: jax.device_put(READERS[kind](dataset, root, source), replicated_sharding(mesh))
+        name: jax.device_put(READERS[kind](config, dataset, source), replicated_sharding(mesh))
         for name in objective.fixed
         for kind, source in [split_name(name)]
     }

@@ -114,6 +114,8 @@ def test_every_method_takes_a_step(method, no_blocks):
     # Moved from its initial output of zero, which on some paths is the student's solution already.
     frozen = {name: perturb(params) for name, params in untrained_teacher(experiment).items()}
     state = initial_state(objective._replace(init_from={}), optimizers, config.seed, frozen)
+    if any(player.trained for player in objective.players.values()):  # the rest is the teacher
+        state = state._replace(networks=perturb(state.networks))
     step = jax.jit(train_step(objective, optimizers, config.seed))
     updated, metrics = step(state, frozen, training_batch(config, experiment))
     assert all(m.total == 1 for name, m in metrics.items() if name.endswith("finite"))

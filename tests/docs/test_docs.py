@@ -169,8 +169,10 @@ def is_flag(name):
 
 
 def defines(text, flag):
-    """Whether a program defines a flag, by argparse or absl."""
-    return re.search(rf'"(?:--)?{flag}"', text)
+    """Whether a program defines a flag, by argparse, absl, or examples/picture.py."""
+    if "picture.main(" in text and (flag == "out" or re.search(rf"\b{flag}=picture.Count", text)):
+        return True
+    return re.search(rf'"(?:--)?{flag}"', text) is not None
 
 
 def is_name(name):

@@ -45,7 +45,7 @@ def inputs(network):
 @pytest.mark.parametrize("name", ["dit", "mlp"])
 def test_features_are_what_the_output_is_made_of(name, random_params):
     network = build(name)
-    assert network.hidden == NAMES
+    assert network.hidden == (("embedding", *NAMES) if name == "dit" else NAMES)
     params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
     output, hidden = jax.jit(network.features, static_argnums=5)(params, *inputs(network), NAMES)
     expected = jax.jit(network.apply)(params, *inputs(network))

@@ -6,6 +6,7 @@ value in the cases here, and another one.
 
 import inspect
 import zlib
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -77,6 +78,7 @@ VALUES = {
     "guidance_range": ((1.5, 4.0), (2.0, 6.0)),
     "guided_channels": (1, None),
     "guidance_scale": (2.0, 3.0),
+    "head_width": (6, 9),
     "initial_decay": (0.8, 0.6),
     "interval_fraction": (0.25, 0.5),
     "joint": (False, True),
@@ -175,6 +177,7 @@ CASES = {name: (name, {}) for name in TESTED} | {
 MODELS = {
     "denoising": ("ve", "F"),  # a path that does not end at the data
     "guidance_distillation": ("ve", "F"),
+    "genie": ("ve", "F"),
     "reflow": ("ve", "F"),
     "consistency_distillation": ("vp_cosine", "velocity"),
     "consistency_training": ("ve", "F"),
@@ -260,7 +263,7 @@ def responsive_network(
             params["w"] = jnp.asarray([0.4, -0.3])
         return params
 
-    def apply(params, x, t, s, condition, *, train=False, rng=None):
+    def inner_layer(params, x, t, s, condition):
         row = params["b"] + params["c"] * t + params["e"][condition["label"]]
         row += params["d"] * (t - s) if second_time != "none" else 0.0
         row += params["g"] * condition["guidance_scale"] if guidance_input else 0.0
@@ -271,28 +274,40 @@ def responsive_network(
         if trajectory > 1:
             mean = inner.reshape(-1, trajectory, DIMENSION).mean(axis=1)
             inner += params["m"] * jnp.repeat(mean, trajectory, axis=0)
-        output = jnp.sin(inner)
+        return inner
+
+    def apply(params, x, t, s, condition, *, train=False, rng=None):
+        output = jnp.sin(inner_layer(params, x, t, s, condition))
         if not train:
             return output
         return output * jax.random.bernoulli(rng, 0.8, x.shape) / 0.8
+
+    def features(params, x, t, s, condition, names, **mode):
+        inner = inner_layer(params, x, t, s, condition)
+        units = jnp.concatenate([inner, jnp.cos(inner)], axis=-1)
+        return apply(params, x, t, s, condition, **mode), dict.fromkeys(names, units)
 
     def log_weight(params, t):
         return params["w"][0] + params["w"][1] * t
 
     weight = log_weight if loss_weight else None
     inputs = second_time, guidance_input, guidance_interval, trajectory
-    return Network(init, apply, *inputs, weight, (DIMENSION,))
+    given = {"hidden": ("units",), "features": features}
+    return Network(init, apply, *inputs, weight, (DIMENSION,), **given)
 
 
 def distinct_params(objective, model):
-    """Different parameters for each player, follower and teacher."""
+    """Different parameters for each player, follower and teacher; matrices vary."""
+
+    def moved(leaf, by):
+        apart = jnp.cos(jnp.arange(leaf.size)).reshape(leaf.shape) if leaf.ndim > 1 else 1.0
+        return (1.0 + 0.5 * by) * leaf + 0.2 * by * apart
+
     params = {}
     for name in (*objective.players, *objective.followers, *objective.frozen):
         network = objective.players[name].network if name in objective.players else model.network
         by = zlib.crc32(name.encode()) / 2**32
-        params[name] = jax.tree.map(
-            lambda leaf, by=by: (1.0 + 0.5 * by) * leaf + 0.2 * by, network.init(KEY)
-        )
+        params[name] = jax.tree.map(partial(moved, by=by), network.init(KEY))
     return params
 
 

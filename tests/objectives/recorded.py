@@ -5,6 +5,7 @@ Nothing is compiled, so that the values of keys can be read.
 
 import inspect
 from collections.abc import Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -66,7 +67,9 @@ class Record:
     def record_network(self, network):
         """The network with its calls recorded; params["who"] is an index in names."""
 
-        def apply(params, x, t, s, condition, *, train=False, rng=None):
+        def recorded(function, params, x, t, s, condition, *names, train=False, rng=None):
+            if "who" not in params:  # its shapes alone are asked for
+                return function(params, x, t, s, condition, *names, train=train, rng=rng)
             phase, index = self.phase, len(self.calls)
             self.calls[index] = None
 
@@ -84,9 +87,10 @@ class Record:
 
             key = () if rng is None else jax.random.key_data(rng)
             jax.debug.callback(note, params["who"], key, t, s, dict(condition))
-            return network.apply(params, x, t, s, condition, train=train, rng=rng)
+            return function(params, x, t, s, condition, *names, train=train, rng=rng)
 
-        return network._replace(apply=apply)
+        apply, features = (partial(recorded, f) for f in (network.apply, network.features))
+        return network._replace(apply=apply, features=features)
 
     def record_phase(self, phase, function):
         """The function; records during its calls belong to that phase."""

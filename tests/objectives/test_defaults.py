@@ -10,6 +10,7 @@ from fewstep.diffusion import time_sampling
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.spacing import karras_spacing, uniform_spacing
 from fewstep.diffusion.time_pairs import constant
+from fewstep.models.mlp import mlp
 from fewstep.objectives.base import SHARED
 from fewstep.objectives.boot import boot
 from fewstep.objectives.consistency import WEIGHTINGS
@@ -31,6 +32,7 @@ from fewstep.objectives.divergences import (
 )
 from fewstep.objectives.dsno import dsno
 from fewstep.objectives.generators import one_step_generator, particles
+from fewstep.objectives.genie import genie
 from fewstep.objectives.guidance_distillation import guidance_distillation
 from fewstep.objectives.live_reflow import live_reflow
 from fewstep.objectives.moment_matching import moment_matching
@@ -54,6 +56,7 @@ STEPPED = build_model(NETWORK._replace(second_time="step_size"), PATHS["linear"]
 TIMED = build_model(NETWORK._replace(second_time="time"), PATHS["linear"]())
 TOGETHER = build_model(TIMED.network._replace(trajectory=4), TIMED.path)
 AVERAGED = build_model(NETWORK._replace(second_time="interval"), PATHS["linear"]())
+FEATURED = build_model(mlp((2,), 3, width=8, depth=1), PATHS["linear"]())
 SCALED = build_model(NETWORK._replace(guidance_input=True), PATHS["linear"]())
 UNIFORM = WEIGHTINGS["uniform"]
 
@@ -230,6 +233,17 @@ CASES = {
             "ends_at": grid_to_path_end,
         },
     ),
+    "genie": (
+        lambda **fields: genie(FEATURED, **fields),
+        {
+            "head_width": 128,
+            "time_sampler": time_sampling.uniform_times(FEATURED.path),
+            "label_dropout": 0.1,
+            "guidance_scale": 1.0,
+            "spacing": uniform_spacing(FEATURED.path),
+            "ends_at": grid_to_path_end,
+        },
+    ),
     "direct": (
         lambda **fields: direct(LINEAR, **fields),
         {"distance": squared_l2(), "guidance_scale": 1.0},
@@ -265,15 +279,19 @@ CASES = {
 SAMPLED_IN = {"tract": 32, "moment_matching": 8, "parameter_matching": 8}
 
 
-def perturbed_params(by):
+def perturbed_params(network, by):
     """Parameters that differ between networks."""
-    return jax.tree.map(lambda leaf: leaf + by, NETWORK.init(KEY))
+    return jax.tree.map(lambda leaf: leaf + by, network.init(KEY))
 
 
 def compute_results(objective, steps=None):
     """Losses with gradients, decays and samples: all results that a default can change."""
     names = [*objective.players, *objective.followers, *objective.frozen]
-    networks = {name: perturbed_params(0.1 * number) for number, name in enumerate(names)}
+    players = {name: player.network for name, player in objective.players.items()}
+    networks = {
+        name: perturbed_params(players.get(name, NETWORK), 0.1 * number)
+        for number, name in enumerate(names)
+    }
     x = jax.random.normal(jax.random.key(1), (ROWS, 2))
     batch = {"x": x, "label": jnp.arange(ROWS) % 3}
     batch["pairs"] = {"eps": x, "x_0": 2.0 * x, "label": batch["label"]}

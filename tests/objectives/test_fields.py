@@ -52,6 +52,7 @@ EFFECTS = {
     "guidance_range": {"loss", "samples"},
     "guided_channels": {"samples"},
     "guidance_scale": {"loss", "samples", "scale"},
+    "head_width": {"loss", "samples"},
     "initial_decay": {"updates"},
     "interval_fraction": {"loss"},
     "joint": {"loss"},
@@ -341,7 +342,8 @@ def test_an_objective_says_what_of_a_batch_it_reads(case):
 def test_who_learns_from_a_teacher_says_that_it_needs_one(case):
     objective = assemble(case).objective
     copied = "teacher" in objective.followers
-    taught = bool(objective.frozen or copied or teacher_sources(objective))
+    kept = any(player.trained for player in objective.players.values())
+    taught = bool(objective.frozen or copied or kept or teacher_sources(objective))
     assert objective.needs_teacher == taught
 
 
@@ -359,7 +361,8 @@ GUIDED = {
 }
 # Objectives whose samplers draw noise between steps.
 STOCHASTIC = set(OBJECTIVES) - {"shortcut", "distribution_matching", "progressive", "mean_flow"}
-STOCHASTIC -= {"scds", "direct", "live_reflow", "tract", "boot", "dsno", "improved_mean_flow"}
+STOCHASTIC -= {"scds", "genie", "direct", "live_reflow", "tract", "boot", "dsno"}
+STOCHASTIC -= {"improved_mean_flow"}
 
 
 @pytest.mark.in_turn("name", 2)
@@ -379,5 +382,5 @@ def test_samples_depend_on_all_that_they_are_made_of(name):
 
 @pytest.mark.parametrize("name", TESTED)
 def test_a_denoiser_can_teach_and_nothing_else(name):
-    denoisers = ("denoising", "guidance_distillation", "reflow", "dis", "dds")
+    denoisers = ("denoising", "guidance_distillation", "genie", "reflow", "dis", "dds")
     assert assemble(name).objective.denoises == (name in denoisers)

@@ -41,7 +41,10 @@ def point():
 
 
 def image_distance(distance):
-    """The distance of two images; by LPIPS with random parameters, others for other weights."""
+    """The distance of two images; by LPIPS with random parameters, others for other weights.
+
+    A decoder halves images.
+    """
     if distance.name != "lpips":
         return distance.given(CLASSIFIER)(IMAGES, -IMAGES)
     kind, source = split_name(distance.networks[0])
@@ -50,7 +53,7 @@ def image_distance(distance):
     with patch.dict(BACKBONES, shallow):
         init = lpips_init(kind.removeprefix("lpips_"), x.shape[1:])
         params = init(jax.random.key(len(source)))
-        return distance.given({distance.networks[0]: params})(x, -x)
+        return distance.given({distance.networks[0]: params, "codec": {}})(x, -x)
 
 
 def solver_samples(solver):
@@ -87,7 +90,7 @@ def random_code(kind):
 
 MODEL = Model(responsive_network(), LINEAR, KINDS["velocity"])
 IMAGES = jax.random.uniform(KEY, (3, 8, 8, 1), minval=-1.0)
-CLASSIFIER = {"classifier": convnet((8, 8, 1), 3).init(KEY)}
+CLASSIFIER = {"classifier": convnet((8, 8, 1), 3).init(KEY), "codec": {}}
 # Tables of parts: (functions by name, inputs before the fields, results of a part).
 TABLES = {
     "time_sampler": (TIME_SAMPLERS, (VE,), lambda sample: sample(KEY, 32)),
@@ -124,6 +127,7 @@ OTHERS = {
     "churn_max": 5.0,
     "churn_min": 4.0,
     "decay": 0.8,
+    "decoded": lambda params, latents: 0.5 * latents + 0.1,
     "deviation": 2.0,
     "distance": huber(0.2),
     "first": 4,
@@ -153,7 +157,10 @@ OTHERS = {
 # Fields that act only at some values of another field.
 BESIDE = {
     ("curriculum", "doubling", "last"): {"first": 30},
-    **{("distance", "lpips", field): {"network": "alex"} for field in ("weights", "pixels")},
+    **{
+        ("distance", "lpips", field): {"network": "alex"}
+        for field in ("weights", "pixels", "decoded")
+    },
 }
 # Entries of the results that do not depend on a field.
 UNMOVED = {
@@ -220,8 +227,8 @@ DEFAULTS = {
     ("distance", "huber"): {"c": 1.0},
     ("distance", "exponential"): {"c": 1.0},
     ("distance", "cauchy"): {"c": 1.0},
-    ("distance", "features"): {"pixels": 1.0},
-    ("distance", "lpips"): {"network": "vgg", "weights": "", "pixels": 0.0},
+    ("distance", "features"): {"pixels": 1.0, "decoded": None},
+    ("distance", "lpips"): {"network": "vgg", "weights": "", "pixels": 0.0, "decoded": None},
     ("divergence", "score_implicit_matching"): {"distance": None},
     ("divergence", "score_identity"): {"alpha": 1.2},
     ("divergence", "noise_free_score_distillation"): {"low_noise": 0.72},

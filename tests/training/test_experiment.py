@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
+from fewstep.configs.methods import METHODS
 from fewstep.diffusion.time_pairs import CURRICULA
 from fewstep.eval.sampling import check_sampling
 from fewstep.modes.job import check_step
@@ -120,6 +121,8 @@ def test_a_debugged_run_is_small_and_otherwise_the_same():
         "evaluate.num_samples": 64,
         "evaluate.batch_size": 64,
         "evaluate.steps": [1, 2],
+        "pairs.count": 256,
+        "pairs.steps": 4,
         "evaluate.features": "none",
         "evaluate.weights": "",
     }
@@ -140,6 +143,21 @@ def test_a_debugged_run_keeps_the_fields_that_are_given():
     fields = flatten_fields(as_dict(small))
     assert {name: fields[name] for name in given} == given | {"evaluate.steps": [1, 2, 4]}
     assert (small.optimizer.warmup_steps, small.checkpoint.every) == (40, 25)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_debugged_run_makes_few_pairs_in_few_steps_but_those_that_are_given(method):
+    config = small_config(method)
+    if "regression_weight" in config.objective:
+        config.objective.regression_weight = 0.25
+    pairs = debug_config(config).pairs
+    assert pairs.count * pairs.steps <= 1024
+    config.pairs.update(count=3000, steps=20)
+    config.debug_keeps = ("pairs.count", "pairs.steps")
+    assert debug_config(config).pairs.to_dict() == {"count": 3000, "steps": 20}
+    config.pairs.update(count=5, steps=1)
+    config.debug_keeps = ()
+    assert debug_config(config).pairs.to_dict() == {"count": 5, "steps": 1}
 
 
 RANGE = {"objective.guidance_range": (1.0, 4.0)}

@@ -46,13 +46,15 @@ def step_flops(config: ConfigDict, experiment: Experiment) -> float:
 
     def gradient_flops(name: str) -> float:
         def gradient(own: Shapes, networks: Shapes, batch: Any, key: Array, step: Array) -> Shapes:
-            def mean_loss(params: Shapes, shared: Any) -> tuple[Array, Any]:
-                rows = {**batch, SHARED: shared}
-                loss, metrics = players[name].loss(params, networks, rows, key, step)
+            player = players[name]
+
+            def mean_loss(part: Shapes, shared: Any) -> tuple[Array, Any]:
+                params, rows = player.whole(own, part), {**batch, SHARED: shared}
+                loss, metrics = player.loss(params, networks, rows, key, step)
                 return jnp.mean(loss), metrics
 
             values, pullback = jax.vjp(lambda own: share({**networks, name: own}, batch, key), own)
-            grads, _ = jax.grad(mean_loss, (0, 1), has_aux=True)(own, values)
+            grads, _ = jax.grad(mean_loss, (0, 1), has_aux=True)(player.part(own), values)
             return grads[0], pullback(grads[1])
 
         return count_flops(gradient, networks[name], networks, batch, key, step) - shared
@@ -108,30 +110,29 @@ def network_shapes(experiment: Experiment) -> dict[str, Shapes]:
 
 
 def count_flops(function: Callable[..., Any], *inputs: Any) -> float:
-    """FLOPs of a function of arrays with these shapes.
+    """FLOPs of a function of arrays with these shapes, with every iteration of its loops.
 
     Counted for a CPU on any machine, because XLA counts before compilation only for CPUs.
     """
     with jax.default_device(jax.local_devices(backend="cpu")[0]):
-        once = jax.jit(function).lower(*inputs).cost_analysis()["flops"]
-        return once + repeated_flops(jax.make_jaxpr(function)(*inputs).jaxpr)
+        traced = jax.jit(function).trace(*inputs)
+        return traced.lower().cost_analysis()["flops"] + further_flops(traced.jaxpr.jaxpr)
 
 
-def repeated_flops(program: Jaxpr) -> float:
-    """FLOPs of all iterations of a program's loops but their first, which alone XLA counts."""
+def further_flops(program: Jaxpr) -> float:
+    """FLOPs of all iterations but one of a program's loops: XLA counts the body of a loop once.
+
+    Of branches, the most costly one counts.
+    """
     total = 0.0
-    for equation in program.eqns:
-        inside = [repeated_flops(part) for part in programs_in(equation.params.values())]
-        if equation.primitive.name == "scan":
-            body = equation.params["jaxpr"]
-            shapes = [jax.ShapeDtypeStruct(aval.shape, aval.dtype) for aval in body.in_avals]
-            once = jax.jit(jaxpr_as_fun(body)).lower(*shapes).cost_analysis()["flops"]
-            length = equation.params["length"]
+    for each in program.eqns:
+        inside = [further_flops(part) for part in programs_in(each.params.values())]
+        if each.primitive.name == "scan":
+            body, length = each.params["jaxpr"], each.params["length"]
+            once = jax.jit(jaxpr_as_fun(body)).lower(*body.in_avals).cost_analysis()["flops"]
             total += (length - 1) * once + length * sum(inside)
-        elif equation.primitive.name == "cond":
-            total += max(inside)
         else:
-            total += sum(inside)
+            total += max(inside) if each.primitive.name == "cond" else sum(inside)
     return total
 
 

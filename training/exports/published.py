@@ -23,6 +23,12 @@ def published_contents(exported: Exported, layout: str) -> Contents:
             f"--format={layout} cannot express data.num_classes=0: its file has a table of labels; "
             "use --format=safetensors, which expresses every run"
         )
+    objective = exported.experiment.objective
+    if objective.players[objective.generator].network.heads:
+        raise ValueError(
+            f"--format={layout} cannot express the head that {exported.config.method} trains; "
+            "export its teacher, or use --format=safetensors, which expresses every run"
+        )
     published = PUBLISHED[layout]
     file, tree = f"{layout}.safetensors", dict(exported.params)
     tree.pop("loss_weight", None)

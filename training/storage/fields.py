@@ -251,7 +251,7 @@ OBJECTIVE_FIELDS = {
     ),
     "order": whole_range(1),
     **dict.fromkeys(
-        ("target_warmup", "adaptive_weight", "normalize", "joint", "reads_score"), SWITCH
+        ("target_warmup", "adaptive_weight", "normalize", "joint", "reads_score", "decoded"), SWITCH
     ),
     "mean": LOGARITHM,
     "std": number_range(0.0, 80.0, above=True),
@@ -269,6 +269,7 @@ OBJECTIVE_FIELDS = {
     "bootstrap_fraction": PROBABILITY,
     **dict.fromkeys(("target_decay", "initial_decay"), RATE),
     "label_dropout": PROBABILITY,
+    "head_width": whole_range(1),
     "kl_weight": number_range(0.0),
     **dict.fromkeys(("interval_fraction", "live_fraction"), PROBABILITY),
     "rollout_steps": whole_range(2),

@@ -27,6 +27,7 @@ from tests.training.test_networks import config_with
         ("cd", 6.0),
         ("sct", 4.0),
         ("scd", 5.0),
+        ("live_reflow", 4.0),  # a loop of eight evaluations for an eighth of the rows
         ("sim_flow", 10.0),
         ("sim_flow, joint", 9.0),
         ("diff_instruct_flow", 8.0),
