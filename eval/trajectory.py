@@ -56,8 +56,12 @@ def trajectory(config: ConfigDict, *, steps: int, guidance_scale: float, label: 
 def record_inputs(network: Network, states: list[np.ndarray]) -> Network:
     """The network, which now appends the first example of each input to `states`."""
 
-    def apply(params: Params, x: Array, *inputs: Any, **options: Any) -> Array:
-        jax.debug.callback(lambda x: states.append(np.asarray(x)), x[0], ordered=True)
-        return network.apply(params, x, *inputs, **options)
+    def recorded(function: Callable[..., Any]) -> Callable[..., Any]:
+        def evaluate(params: Params, x: Array, *inputs: Any, **options: Any) -> Any:
+            jax.debug.callback(lambda x: states.append(np.asarray(x)), x[0], ordered=True)
+            return function(params, x, *inputs, **options)
 
-    return network._replace(apply=apply)
+        return evaluate
+
+    features = network.features and recorded(network.features)
+    return network._replace(apply=recorded(network.apply), features=features)
