@@ -18,6 +18,7 @@ from fewstep.modes import job as JOB
 from fewstep.modes import request as REQUEST
 from fewstep.modes import train_run as TRAIN
 from fewstep.modes.request import Request
+from fewstep.training import location as LOCATION
 from fewstep.training import sources as SOURCES
 from fewstep.training import teacher as TEACHER
 from fewstep.training.compiled_step import abstract_state, compile_step
@@ -45,7 +46,8 @@ def record_run(patch, folder, method, fields, traced=True):
     replace_dit(patch, recorder.build_network)
     patch.setattr(REQUEST.data, "load_selection", recorder.load_data)
     patch.setattr(REQUEST.data, "load_copy", recorder.load_copy)
-    patch.setattr(TEACHER, "restore", recorder)
+    for module in (LOCATION, TEACHER):
+        patch.setattr(module, "restore", recorder)
     patch.setattr(SAMPLING, "batch_sampler", recorder.batch_sampler)
     for name in ("trajectory", "load_measures", "save_evaluation"):
         patch.setattr(EVALUATE, name, getattr(recorder, name))
