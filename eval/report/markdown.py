@@ -17,6 +17,7 @@ from fewstep.eval.report.table import (
     REFERENCES,
     TableCell,
     all_columns,
+    all_places,
     nonempty_columns,
     reference_texts,
 )
@@ -40,7 +41,7 @@ def write_markdown(path: Path, *, title: str, runs: Sequence[EvaluatedRun]) -> N
 
 def table(groups: Groups, metric: str) -> str:
     """The table of a page as Markdown: one row for each method and number of steps."""
-    columns = nonempty_columns(all_columns(groups, metric), groups)
+    columns = nonempty_columns(all_columns(groups, metric), all_places(groups))
     heads = ["method", *(cell_text(TableCell(c.heading, c.below)) for c in columns)]
     rows = [heads, ["---", *["---:"] * len(columns)]]
     for name, runs in groups.items():

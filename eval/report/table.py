@@ -31,6 +31,8 @@ from fewstep.eval.report.runs import (
 # Format of a metric that METRICS lacks; results of other versions may have one.
 OTHER_FORMAT = "{:.4g}"
 # what the seeds of a page have -> what stands below the heading of the main metric
+# The runs and sampling steps of a row.
+Place = tuple[Sequence[EvaluatedRun], int]
 SPREADS = {
     (): "",
     (RANGE,): "mean, range of two seeds",
@@ -134,9 +136,12 @@ def swept_column(field: str, groups: Groups) -> Column:
     return Column(field, cell, sorts="number" if numbers else "text")
 
 
-def nonempty_columns(
-    columns: Sequence[Column], places: Sequence[tuple[Sequence[EvaluatedRun], int]]
-) -> list[Column]:
+def all_places(groups: Groups) -> list[Place]:
+    """The runs and steps of every row of samples."""
+    return [(runs, steps) for runs in groups.values() for steps in runs[0].results]
+
+
+def nonempty_columns(columns: Sequence[Column], places: Sequence[Place]) -> list[Column]:
     """The columns in which at least one row has a value. places: runs and steps of each row."""
     return [column for column in columns if any(column.cell(*place).value for place in places)]
 
@@ -257,8 +262,7 @@ def small_text(text: str) -> str:
 def seeds_table(groups: Groups, metric: str) -> str:
     """The rows of each seed as HTML, in a part of the page that opens by a click."""
     each = split_seeds(groups)
-    places = [(runs, steps) for runs in each.values() for steps in runs[0].results]
-    columns = nonempty_columns(all_columns(each, metric), places)
+    columns = nonempty_columns(all_columns(each, metric), all_places(each))
     heads = "".join(f'<th scope="col">{escape(c.heading)}</th>' for c in columns)
     rows = "".join(
         f'<tr><th scope="row">{escape(name)}</th>'

@@ -17,7 +17,7 @@ from fewstep.models.model import Model
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Objective
 from fewstep.objectives.followers import constant_ema, power_ema, warmed_ema
-from fewstep.parts import Entry, Part, RunLength, declared_marks
+from fewstep.parts import Decoder, Entry, Part, RunLength, declared_marks
 from fewstep.training.experiment import build, build_kind, build_model, build_objective
 from fewstep.training.networks import with_network_fields
 from tests.objectives.assembled import responsive_network
@@ -105,7 +105,7 @@ def set_part(config, field, mark, name):
     for own in list(inspect.signature(function).parameters)[mark.on_path :]:
         if own in marks and isinstance(marks[own], Part):
             set_part(part, own, marks[own], "norm")
-        else:
+        elif not isinstance(marks.get(own), Decoder):  # which only a run of latents has
             part[own] = OTHERS[own]
 
 
