@@ -30,9 +30,9 @@ from fewstep.eval.report.runs import (
 
 # Format of a metric that METRICS lacks; results of other versions may have one.
 OTHER_FORMAT = "{:.4g}"
-# what the seeds of a page have -> what stands below the heading of the main metric
 # The runs and sampling steps of a row.
 Place = tuple[Sequence[EvaluatedRun], int]
+# what the seeds of a page have -> what stands below the heading of the main metric
 SPREADS = {
     (): "",
     (RANGE,): "mean, range of two seeds",
