@@ -162,7 +162,12 @@ def methods_of_distances():
     for objective in OBJECTIVES:
         method = next(m for m in METHODS if small_config(m).objective.name == objective)
         for field in distance_fields(objective):
-            if objective not in ("autoencoder", "dsno", "shortcut"):  # no latents, or no data
+            if objective not in (
+                "autoencoder",
+                "dsno",
+                "shortcut",
+                "scds",
+            ):  # no latents, or no data
                 yield method, field
 
 
