@@ -60,9 +60,12 @@ FILES = sorted(
     if "\ndef get_config(" in p.read_text()
     and not p.stem.startswith("shortcut_table")  # test_shortcut_table.py
 )
+# A file whose data have no images for a codec, or whose network has no trajectory: one clear error.
+UNFIT = {("autoencoder", "density"), ("autoencoder", "mixtures"), ("dsno", "imagenet64")}
 # Cheap tests take every pair; these trace whole networks, so each method takes one file in turn.
 EACH_METHOD_IN_A_FILE = pytest.mark.parametrize(
-    ("method", "file"), each_with_one(list(METHODS), FILES)
+    ("method", "file"),
+    [pair for pair in each_with_one(list(METHODS), FILES) if pair not in UNFIT],
 )
 
 
