@@ -14,6 +14,7 @@ from fewstep.data.origins import (
     path_in_name,
     protocol_name,
     replace_paths,
+    selection_of,
     space_of,
 )
 from fewstep.data.pipeline import (
@@ -37,6 +38,7 @@ __all__ = [
     "Posteriors",
     "Pairs",
     "Selection",
+    "selection_of",
     "Split",
     "batch_indices",
     "image_batches",

@@ -20,7 +20,7 @@ data_dir when it is opened. A new kind needs a file and an entry in ORIGINS.
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fewstep.buckets import fetched
 from fewstep.data.arrays.array_cache import data_root
@@ -66,6 +66,20 @@ class Selection(NamedTuple):
     def rules(self) -> Decoding:
         """The decoding of the files. Raises ValueError for fields out of range."""
         return parse_decoding(self.decoding, self.background, self.unreadable)
+
+
+def selection_of(fields: Any) -> Selection:
+    """The data set that the fields of a config's `data` name."""
+    return Selection(
+        fields.name,
+        fields.dir,
+        fields.image_size,
+        fields.channels,
+        fields.decoding,
+        fields.background,
+        fields.unreadable,
+        fields.posterior,
+    )
 
 
 def _pixels(name: str, image_size: int, channels: int) -> Space:

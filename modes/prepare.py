@@ -13,7 +13,7 @@ from fewstep import data
 from fewstep.data.arrays.group import ALONE, ProcessGroup
 from fewstep.files import writing
 from fewstep.modes.mode import CONFIG, Mode
-from fewstep.modes.request import Request, data_selection, load_dataset, resolve
+from fewstep.modes.request import Request, load_dataset, resolve
 from fewstep.modes.student import read_student
 from fewstep.training.cluster.processes import (
     blind_processes,
@@ -32,7 +32,7 @@ def prepare(request: Request) -> None:
     if config.data.name == data.NONE:
         raise ValueError(f"data.name={data.NONE} has nothing to prepare; name a data set")
     group = preparing_group(data.data_root(config.data.dir))
-    folder = data.prepare_dataset(data_selection(config), group)
+    folder = data.prepare_dataset(data.selection_of(config.data), group)
     say(f"{config.data.name} is ready in {folder}")
     if config.codec.name:
         dataset = load_dataset(config)

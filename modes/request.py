@@ -231,22 +231,7 @@ def read_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
 
     writable: whether Fewstep may write to data.dir. False if only the record of a run names it.
     """
-    return data.load_selection(data_selection(config), writable)
-
-
-def data_selection(config: ConfigDict) -> data.Selection:
-    """Return the data set that a config names."""
-    fields = config.data
-    return data.Selection(
-        fields.name,
-        fields.dir,
-        fields.image_size,
-        fields.channels,
-        fields.decoding,
-        fields.background,
-        fields.unreadable,
-        fields.posterior,
-    )
+    return data.load_selection(data.selection_of(config.data), writable)
 
 
 def fill_open_fields(config: ConfigDict, folder: Path) -> ConfigDict:
@@ -270,7 +255,7 @@ def load_local_copy(config: ConfigDict) -> Dataset:
     if config.codec.name and (dataset := read_dataset(config)).has_pictures:
         local = data.local_folder(config.data.local_dir, "data.local_dir")
         return encode_dataset(config, dataset, local)[1]
-    copied = data.load_copy(data_selection(config), config.data.local_dir)
+    copied = data.load_copy(data.selection_of(config.data), config.data.local_dir)
     return encode_if_read(config, copied)[1]
 
 

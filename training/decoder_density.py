@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax import Array
 
-from fewstep.data import Selection, load_selection
+from fewstep.data import load_selection, selection_of
 from fewstep.densities.density import Density, check_density
 from fewstep.densities.posteriors import decoder_posterior
 from fewstep.densities.table import read_runs_by
@@ -72,18 +72,7 @@ def decode_one(codec: Codec, params: Params, code: Array) -> Array:
 
 def held_out_image(fields: object) -> np.ndarray:
     """The first held-out image of a run's data set, or of all without any. uint8 [H, W, C]."""
-    dataset = load_selection(
-        Selection(
-            fields.name,
-            fields.dir,
-            fields.image_size,
-            fields.channels,
-            fields.decoding,
-            fields.background,
-            fields.unreadable,
-            fields.posterior,
-        )
-    )
+    dataset = load_selection(selection_of(fields))
     split = dataset.train if dataset.test is None else dataset.test
     return np.asarray(split.images[0])
 

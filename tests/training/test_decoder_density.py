@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 
 from fewstep.configs import digits
-from fewstep.data import load_selection, space_of
+from fewstep.data import load_selection, selection_of, space_of
 from fewstep.densities.posteriors import DECODER_DEVIATION
 from fewstep.densities.table import find_density
-from fewstep.modes.request import data_selection
 from fewstep.training.compiled_step import create_state
 from fewstep.training.experiment import build, effective_config
 from fewstep.training.sharding import make_mesh
@@ -44,7 +43,7 @@ def test_the_posterior_is_prior_times_likelihood_of_a_held_out_image(run):
     density = find_density(str(folder))
     codec = build(config).model.network.codec
     assert density.dim == np.prod(codec.latent_shape)
-    image = load_selection(data_selection(config)).test.images[0] / 127.5 - 1.0
+    image = load_selection(selection_of(config.data)).test.images[0] / 127.5 - 1.0
     z = np.random.default_rng(0).standard_normal((3, density.dim)).astype(np.float32)
     made = codec.decode(params, z.reshape(3, *codec.latent_shape))
     error = ((np.asarray(made) - image) ** 2).sum(axis=(1, 2, 3)) / DECODER_DEVIATION**2
