@@ -71,7 +71,9 @@ def guide(predict: Predict, scale: float | Array, channels: int | None = None) -
             (x, t, s, condition),
             (x, t, s, null_condition(condition)),
         )
-        conditional, null = jnp.split(predict(*both), 2)
+        # By reshape, since an export to ONNX can split no batch of unknown size.
+        predicted = predict(*both)
+        conditional, null = predicted.reshape(2, x.shape[0], *predicted.shape[1:])
         result = extrapolate(conditional, null, scale)
         if channels is None:
             return result
