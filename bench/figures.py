@@ -1,0 +1,185 @@
+"""Keep the figures of runs in a JSON file, and tabulate them at equal cost of training.
+
+    python -m bench.figures keep runs/digits --to=docs/digits.json
+    python -m bench.figures show docs/digits.json --images=384000
+    python -m bench.figures show docs/digits.json --passes=2000000 --teachers
+
+`keep` reads every evaluation of the runs in a folder, those during training included, and adds
+them to the file, so that runs of several days and machines stand in one table. `show` takes of
+each run the last evaluation within the budget: images seen or forward passes of one image
+(docs/performance.md), with --teachers together with the training of its teachers.
+"""
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+from fewstep.eval.metrics import MAIN, METRICS
+from fewstep.eval.metrics.protocol import check_comparable
+from fewstep.eval.report.costs import EvaluationCounts, teacher_cost
+from fewstep.eval.report.evaluation import load_evaluations
+from fewstep.eval.report.folders import find_runs
+from fewstep.files import write_json
+from fewstep.training.storage.environment import ENVIRONMENT, describe_hardware, read_environments
+from fewstep.training.storage.identity import read_identity
+from fewstep.training.storage.workdir import load_config
+
+# metric of a cell -> its heading
+SHOWN = {MAIN: "distance", "agreement": "agreement", "recall": "recall"}
+IMAGES, PASSES = "images", "passes"
+# budget -> its name in a run's costs (eval.report.costs)
+COSTS = {IMAGES: "images_seen", PASSES: "network_evaluations"}
+Run = Mapping[str, Any]
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Keep or show figures, as the arguments say."""
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.figures", description="Keep runs' figures, and tabulate them."
+    )
+    parts = parser.add_subparsers(dest="part", required=True)
+    keep = parts.add_parser("keep", help="add the evaluations of runs to a file")
+    keep.add_argument("folders", nargs="+", type=Path, help="of runs, or with runs in them")
+    keep.add_argument("--to", type=Path, required=True, help="JSON file to add to")
+    keep.add_argument("--name", help="heading of the runs; their method by default")
+    show = parts.add_parser("show", help="print a table at equal cost of training")
+    show.add_argument("file", type=Path)
+    budget = show.add_mutually_exclusive_group(required=True)
+    budget.add_argument(f"--{IMAGES}", type=float)
+    budget.add_argument(f"--{PASSES}", type=float)
+    show.add_argument("--teachers", action="store_true", help="count the training of teachers too")
+    asked = parser.parse_args(argv)
+    try:
+        if asked.part == "keep":
+            keep_runs(asked.folders, asked.to, asked.name)
+        else:
+            kind = IMAGES if asked.images is not None else PASSES
+            print(table(read_figures(asked.file), kind, getattr(asked, kind), asked.teachers))
+    except (OSError, ValueError) as error:
+        parser.error(str(error))
+
+
+def keep_runs(folders: Sequence[Path], path: Path, name: str | None = None) -> None:
+    """Add the runs in the folders to a file; a run that it has is read again.
+
+    Raises ValueError if the file has another run of that name and seed, or if runs were measured
+    differently.
+    """
+    kept = {run["run"]: run for run in read_figures(path)} if path.exists() else {}
+    counts = EvaluationCounts()
+    for folder in find_runs(folders):
+        run = run_figures(folder, counts, name)
+        kept[run["run"]] = run
+        alike = [r for r in kept.values() if label(r) == label(run)]
+        if len(alike) > 1:
+            raise ValueError(
+                f"{path} has another run of {run['name']} with seed {run['seed']}, "
+                f"{alike[0]['run']}; name the runs in {folder} by --name, or delete that one"
+            )
+    check_comparable({" ".join(map(str, label(run))): run["measurement"] for run in kept.values()})
+    write_json(path, {"runs": sorted(kept.values(), key=label)})
+
+
+def read_figures(path: Path) -> list[Run]:
+    """The runs that a file keeps. Raises ValueError for another file."""
+    try:
+        return json.loads(path.read_bytes())["runs"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is no file that `keep` wrote ({error})") from error
+
+
+def label(run: Run) -> tuple[str, int]:
+    """Heading and seed of a run."""
+    return run["name"], run["seed"]
+
+
+def run_figures(folder: Path, counts: EvaluationCounts, name: str | None = None) -> dict[str, Any]:
+    """What a run cost by training step, and its metrics by training and sampling steps."""
+    config, identity = load_config(folder), read_identity(folder)
+    evaluations = [e for e in load_evaluations(folder) if e.measurement]
+    if not evaluations:
+        raise ValueError(f"{folder} has no metrics; evaluate it with other evaluate.features")
+    last = evaluations[-1]
+    alike = [e for e in evaluations if e.measurement == last.measurement]
+    per_image = counts.with_evaluations({"images_seen": 1}, config, str(folder))
+    taught = teacher_cost(config, counts)
+    start = (read_environments(folder / ENVIRONMENT) or [{}])[-1]
+    return {
+        "name": name or last.sampling["method"] or config.objective.name,
+        "seed": last.sampling["seed"],
+        "run": identity.id if identity else str(folder),
+        "data": last.result["data"],
+        "measurement": last.measurement,
+        "batch_size": config.batch_size,
+        "passes_per_image": per_image["network_evaluations"],
+        "teachers": None if taught is None else {kind: taught[COSTS[kind]] for kind in COSTS},
+        "hardware": describe_hardware(start),
+        "code": start.get("code"),
+        "evaluations": [
+            {
+                "step": e.sampling["step"],
+                "network": e.sampling["network"],
+                "sampling_steps": e.steps,
+                "metrics": e.result["metrics"],
+            }
+            for e in sorted(alike, key=lambda e: (e.sampling["step"], e.steps))
+        ],
+    }
+
+
+def cost(run: Run, step: int, kind: str, teachers: bool) -> float:
+    """What a run cost up to a training step; without a count of passes, infinity."""
+    per_image = 1 if kind == IMAGES else run["passes_per_image"]
+    before = run["teachers"][kind] if teachers and run["teachers"] else 0
+    if per_image is None or before is None:
+        return float("inf")
+    return step * run["batch_size"] * per_image + before
+
+
+def at_budget(run: Run, kind: str, budget: float, teachers: bool) -> list[Mapping[str, Any]]:
+    """The last evaluations within the budget, one for each number of sampling steps; or []."""
+    within = [e for e in run["evaluations"] if cost(run, e["step"], kind, teachers) <= budget]
+    last = max((e["step"] for e in within), default=None)
+    return [e for e in within if e["step"] == last]
+
+
+def table(runs: Sequence[Run], kind: str, budget: float, teachers: bool = False) -> str:
+    """A Markdown table: a row for each heading, a column for each number of sampling steps.
+
+    A cell has the mean over seeds of distance, agreement and recall, and the range of the
+    distance.
+    """
+    groups: dict[str, list[tuple[Run, list[Mapping[str, Any]]]]] = {}
+    for run in runs:
+        found = at_budget(run, kind, budget, teachers)
+        if found:
+            groups.setdefault(run["name"], []).append((run, found))
+    every = sorted({e["sampling_steps"] for g in groups.values() for _, es in g for e in es})
+    heads = ["method", "seeds", kind, *(f"{n} step{'s' * (n > 1)}" for n in every)]
+    lines = [heads, ["---"] * len(heads)]
+    for name, members in groups.items():
+        spent = mean(cost(run, found[0]["step"], kind, teachers) for run, found in members)
+        cells = [
+            cell([e for _, es in members for e in es if e["sampling_steps"] == n]) for n in every
+        ]
+        lines.append([f"`{name}`", str(len(members)), f"{spent:,.0f}", *cells])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cell(found: Sequence[Mapping[str, Any]]) -> str:
+    """The metrics of SHOWN that all of these evaluations have, each a mean over them."""
+    texts = []
+    for metric in SHOWN:
+        values = [e["metrics"][metric] for e in found if metric in e["metrics"]]
+        if values and len(values) == len(found):
+            form = METRICS[metric].format.format
+            spread = f" ({form(min(values))} to {form(max(values))})"
+            texts.append(form(mean(values)) + spread * (metric == MAIN and len(values) > 1))
+    return ", ".join(texts)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+import json
+
+import pytest
+
+from bench import figures
+from tests.eval.evaluated import MEASUREMENT, evaluated_run
+
+
+def run(name, seed=0, passes=3.0, before=None, distance=8.0):
+    """Kept figures of a run of 100 images a step, whose distance halves from step 10 to 20."""
+    evaluations = [
+        {
+            "step": step,
+            "network": "ema_0.999",
+            "sampling_steps": steps,
+            "metrics": {"frechet": distance * 10 / step / steps, "agreement": 0.5},
+        }
+        for step in (10, 20)
+        for steps in (1, 4)
+    ]
+    return {
+        "name": name,
+        "seed": seed,
+        "batch_size": 100,
+        "passes_per_image": passes,
+        "teachers": before,
+        "evaluations": evaluations,
+    }
+
+
+def rows(text):
+    """The cells of a table's rows below its headings, by method."""
+    lines = [line.strip("| ").split(" | ") for line in text.splitlines()[2:]]
+    return {name.strip("`"): cells for name, *cells in lines}
+
+
+def test_a_row_is_the_last_evaluation_within_the_budget():
+    runs = [run("shortcut"), run("cd", distance=6.0)]
+    assert rows(figures.table(runs, "images", 1999)) == {
+        "shortcut": ["1", "1,000", "8.000, 0.500", "2.000, 0.500"],
+        "cd": ["1", "1,000", "6.000, 0.500", "1.500, 0.500"],
+    }
+    assert rows(figures.table(runs, "images", 2000))["cd"][1:3] == ["2,000", "3.000, 0.500"]
+
+
+def test_passes_count_those_of_teachers_where_asked():
+    runs = [run("flow"), run("cd", passes=5.0, before={"images": 2000, "passes": 4000})]
+    found = rows(figures.table(runs, "passes", 10_000))
+    assert (found["flow"][1], found["cd"][1]) == ("6,000", "10,000")
+    found = rows(figures.table(runs, "passes", 10_000, teachers=True))
+    assert (found["flow"][1], found["cd"][1]) == ("6,000", "9,000")
+    assert list(rows(figures.table(runs, "passes", 8_000, teachers=True))) == ["flow"]
+
+
+def test_a_run_whose_passes_are_not_known_is_in_no_table_of_passes():
+    runs = [run("flow"), run("other", passes=None)]
+    assert list(rows(figures.table(runs, "passes", 1e9))) == ["flow"]
+    runs = [run("flow"), run("other", before={"images": None, "passes": None})]
+    assert list(rows(figures.table(runs, "images", 1e9, teachers=True))) == ["flow"]
+
+
+def test_seeds_are_averaged_with_the_range_of_their_distance():
+    found = rows(figures.table([run("cd"), run("cd", 1, distance=12.0)], "images", 1e9))
+    assert found == {
+        "cd": ["2", "2,000", "5.000 (4.000 to 6.000), 0.500", "1.250 (1.000 to 1.500), 0.500"]
+    }
+
+
+def test_runs_are_added_and_read_again(tmp_path):
+    file = tmp_path / "digits.json"
+    for seed in (1, 0):
+        evaluated_run(tmp_path / f"cd_{seed}", "cd", seed, frechet=2.0 + seed)
+        figures.main(["keep", str(tmp_path / f"cd_{seed}"), f"--to={file}"])
+    before = file.read_bytes()
+    figures.main(["keep", str(tmp_path / "cd_0"), f"--to={file}"])
+    assert file.read_bytes() == before
+    kept = json.loads(before)["runs"]
+    assert [(r["name"], r["seed"]) for r in kept] == [("cd", 0), ("cd", 1)]
+    assert kept[0]["measurement"] == MEASUREMENT and kept[0]["passes_per_image"] is None
+    assert [e["sampling_steps"] for e in kept[0]["evaluations"]] == [1, 2, 4, 8, 128]
+    assert kept[1]["evaluations"][0]["metrics"]["frechet"] == 3.0
+
+
+def test_two_runs_of_one_name_and_seed_need_another_name(tmp_path, capsys):
+    file = tmp_path / "digits.json"
+    for name in ("cd", "other"):
+        evaluated_run(tmp_path / name, "cd")
+    figures.main(["keep", str(tmp_path / "cd"), f"--to={file}"])
+    with pytest.raises(SystemExit):
+        figures.main(["keep", str(tmp_path / "other"), f"--to={file}"])
+    assert "another run of cd with seed 0" in capsys.readouterr().err
+    figures.main(["keep", str(tmp_path / "other"), f"--to={file}", "--name=cd, other"])
+    assert [r["name"] for r in figures.read_figures(file)] == ["cd", "cd, other"]
+
+
+def test_runs_of_another_measurement_are_refused(tmp_path, capsys):
+    file = tmp_path / "digits.json"
+    evaluated_run(tmp_path / "cd", "cd")
+    evaluated_run(tmp_path / "sim", "sim", measurement={**MEASUREMENT, "samples": 2000})
+    figures.main(["keep", str(tmp_path / "cd"), f"--to={file}"])
+    kept = file.read_bytes()
+    with pytest.raises(SystemExit):
+        figures.main(["keep", str(tmp_path / "sim"), f"--to={file}"])
+    assert "samples" in capsys.readouterr().err and file.read_bytes() == kept
+
+
+def test_another_file_is_named(tmp_path):
+    (tmp_path / "a.json").write_text("[]")
+    with pytest.raises(ValueError, match="a.json is no file that `keep` wrote"):
+        figures.read_figures(tmp_path / "a.json")
