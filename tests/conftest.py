@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from datetime import date
+from zlib import crc32
 
 import pytest
 
@@ -67,27 +68,30 @@ def pytest_report_header() -> str:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Deselect what `in_turn` leaves to other days."""
+    """Deselect what `in_turn` and `some_days` leave to other days."""
     chosen = set(map(id, choose(items, os.environ["PYTEST_ROTATION"])))
     config.hook.pytest_deselected(items=[item for item in items if id(item) not in chosen])
     items[:] = [item for item in items if id(item) in chosen]
 
 
 def choose(items: list[pytest.Item], rotation: str) -> list[pytest.Item]:
-    """The items without those whose parameter has no turn (marker `in_turn`).
+    """The items without those that have no turn (markers `in_turn` and `some_days`).
 
+    A hash of its name gives a test of `some_days` its day, whatever else is collected.
     rotation: a number whose remainders choose, or "all" for every item.
     """
     if rotation == "all":
         return items
-    seen, chosen = {}, []
+    number, seen, chosen = int(rotation), {}, []
     for item in items:
-        mark = item.get_closest_marker("in_turn")
-        if mark:
+        place, parts = 0, 1
+        if mark := item.get_closest_marker("in_turn"):
             name, parts = mark.args
             values = seen.setdefault((item.path, item.function), {})
             place = values.setdefault(repr(item.callspec.params[name]), len(values))
-        if not mark or place % parts == int(rotation) % parts:
+        elif mark := item.get_closest_marker("some_days"):
+            place, (parts,) = crc32(item.nodeid.encode()), mark.args
+        if place % parts == number % parts:
             chosen.append(item)
     return chosen
 

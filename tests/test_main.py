@@ -367,6 +367,7 @@ def teacher(tmp_path_factory):
     return workdir
 
 
+@pytest.mark.some_days(2)
 def test_a_student_needs_its_teacher_to_go_on_but_not_to_sample(teacher, tmp_path):
     student, teacher = tmp_path / "student", shutil.copytree(teacher, tmp_path / "teacher")
     distil = [CD, f"--config.teacher={teacher}", f"--workdir={student}", *SHORT]
@@ -383,6 +384,7 @@ def test_a_student_needs_its_teacher_to_go_on_but_not_to_sample(teacher, tmp_pat
     )
 
 
+@pytest.mark.some_days(2)
 def test_a_run_that_only_started_from_a_teacher_goes_on_without_it(teacher, tmp_path):
     tuned, copy = tmp_path / "tuned", shutil.copytree(teacher, tmp_path / "teacher")
     tune = [ECT, f"--config.teacher={copy}", f"--workdir={tuned}", *SHORT]
@@ -395,6 +397,7 @@ def test_a_run_that_only_started_from_a_teacher_goes_on_without_it(teacher, tmp_
     assert largest_difference(start, end) == 0.0
 
 
+@pytest.mark.some_days(2)
 def test_a_generator_learns_without_images(teacher, tmp_path):
     # The data set is missing; the record of the teacher has the sizes of its images.
     workdir = tmp_path / "generator"
@@ -476,6 +479,7 @@ def test_labels_and_steps_out_of_range(trained_run):
         assert message in result.stderr
 
 
+@pytest.mark.some_days(2)
 def test_images_are_distilled_from_a_teacher_that_denoises(teacher, trained_run, tmp_path):
     def distil(folder, *options, expect=0):
         arguments = [f"--teacher={folder}", "--steps=3", "--per_class=2", *options]

@@ -104,6 +104,7 @@ def test_two_processes_train_what_one_does_and_one_speaks(single_run, shared_run
         assert row["slowest_process"] in (0.0, 1.0) and row["step_seconds_slowest"] > 0.0
 
 
+@pytest.mark.some_days(2)
 def test_four_processes_train_what_one_does(single_run, tmp_path):
     run_together(4, *TRAIN, f"--workdir={tmp_path}/four")
     assert_same_run(tmp_path / "four", single_run)
@@ -132,6 +133,7 @@ def test_two_processes_evaluate_and_sample_what_one_does(shared_run, tmp_path):
     assert np.abs(ours.astype(int) - theirs).max() <= 1
 
 
+@pytest.mark.some_days(2)
 def test_two_processes_compare_what_one_does(tmp_path):
     options = ("--config=configs/digits.py", "--mode=compare", "--methods=cd_flow", *SMALL)
     options += ("--config.steps=3", "--config.evaluate.steps=(1,)")
@@ -166,6 +168,7 @@ def kill_one(victim, workdir):
     return seconds
 
 
+@pytest.mark.some_days(2)
 def test_a_killed_process_ends_the_other_and_the_run_goes_on(shared_run, tmp_path):
     workdir, (uninterrupted, _) = tmp_path / "run", shared_run
     assert kill_one(1, workdir) < BOUND
@@ -179,6 +182,7 @@ def test_a_killed_process_ends_the_other_and_the_run_goes_on(shared_run, tmp_pat
     assert step == other_step == 12 and largest_difference(state, other) == 0.0
 
 
+@pytest.mark.some_days(2)
 def test_a_frozen_process_is_named_and_ends_when_it_goes_on(tmp_path):
     before = dict.fromkeys((0, 1), partial(faults.short_limits, 6.0))
     workdir = tmp_path / "run"
@@ -198,6 +202,7 @@ def test_a_frozen_process_is_named_and_ends_when_it_goes_on(tmp_path):
     assert "Traceback" not in first.stderr + second.stderr
 
 
+@pytest.mark.some_days(2)
 def test_a_disk_that_is_full_for_one_process_ends_all(tmp_path):
     split = ("--config.mesh.data=1", "--config.mesh.fsdp=2", "--config.steps=100000")
     workdir = tmp_path / "run"
@@ -226,6 +231,7 @@ def test_a_process_that_does_not_come_is_named():
         assert message in refused.stderr
 
 
+@pytest.mark.some_days(2)
 def test_one_process_asked_to_stop_stops_all_after_the_same_step(shared_run, tmp_path):
     workdir, (uninterrupted, _) = tmp_path / "run", shared_run
     commands = start_together(2, *TRAIN, f"--workdir={workdir}")
@@ -241,6 +247,7 @@ def test_one_process_asked_to_stop_stops_all_after_the_same_step(shared_run, tmp
     assert largest_difference(state, other) == 0.0
 
 
+@pytest.mark.some_days(2)
 def test_an_error_in_one_process_ends_all_and_one_of_all_is_said_once(tmp_path):
     workdir = f"--workdir={tmp_path}/run"
     images = tmp_path / "images"
@@ -277,6 +284,7 @@ def test_processes_with_different_flags_are_refused_before_anything_is_written(t
     assert not (tmp_path / "run").exists() and not (tmp_path / "other").exists()
 
 
+@pytest.mark.some_days(2)
 def test_hosts_are_slices_that_data_spans(single_run, tmp_path):
     if not cli.hosts_can_be_made():
         pytest.skip("this user may not mount a boot id for each process")

@@ -43,6 +43,7 @@ def test_a_step_is_counted_on_all_devices_together():
     assert 3.99 < row["state_bytes"] / reduced["bytes"] < 4.0
 
 
+@pytest.mark.some_days(3)
 def test_players_that_share_the_fake_score_s_output_cost_a_forward_pass_less():
     methods = ["diff_instruct", "diff_instruct_joint"]
     _, *rows = count.step_rows(asked(methods=methods, meshes=["1x1"]))

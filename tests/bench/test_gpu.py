@@ -81,6 +81,7 @@ def test_a_process_that_fails_says_why():
     assert gpu.last_words(lines) == "XlaRuntimeError: RESOURCE_EXHAUSTED: 9 GiB"
 
 
+@pytest.mark.some_days(2)
 def test_a_step_and_a_sampler_are_measured(monkeypatch):
     monkeypatch.setitem(SIZES, "toy", DiTSize(32, 1, 2))
     fields = {"size": "toy", "batch_size": 8, "seconds": 0.01}

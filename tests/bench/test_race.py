@@ -135,6 +135,7 @@ def test_racers_take_turns_forwards_and_backwards():
     assert order[2:] == [("a", 4), ("b", 1), ("b", 1), ("a", 4), ("a", 4), ("b", 1)]
 
 
+@pytest.mark.some_days(2)
 def test_ours_races_ours_and_everything_is_written(tmp_path, monkeypatch):
     monkeypatch.setattr(race, "pin", lambda core: "not pinned")
     race.main(

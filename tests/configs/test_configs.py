@@ -106,7 +106,7 @@ def training_batch(config, experiment):
     return random_batch(experiment.objective, *given)
 
 
-@pytest.mark.in_turn("method", 4)
+@pytest.mark.in_turn("method", 6)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_takes_a_step(method, no_blocks):
     config = debug_config(config_of("digits", method))

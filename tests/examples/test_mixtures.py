@@ -59,6 +59,7 @@ def test_weights_of_modes_are_not_seen_at_low_noise():
     assert mixtures.squared_difference(TWO, TWO, 0.5) == 0.0
 
 
+@pytest.mark.some_days(2)
 def test_a_generator_is_trained_against_the_exact_teacher():
     model = mixtures.model_with_exact_teacher(TWO)
     start = model.network.init(KEY)

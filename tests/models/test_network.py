@@ -106,7 +106,7 @@ def test_token_rows_are_those_that_devices_can_split(monkeypatch):
     assert build("dit", **fields).token_rows == 1
 
 
-@pytest.mark.in_turn("name", 2)
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize("name", DENOISERS)
 def test_a_loss_weight_has_its_own_parameters_and_leaves_apply_as_it_is(name, random_params):
     plain = build(name, **NETWORK_FIELDS[name])
@@ -207,7 +207,7 @@ def describe_parts(network):
     return {name: re.sub(r"0x[0-9a-f]+", "", str(part)) for name, part in made.items()}
 
 
-@pytest.mark.in_turn("name", 2)
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize(
     ("name", "field"), [(name, field) for name in DENOISERS for field in (*ALL, *OWN[name])]
 )
@@ -225,6 +225,7 @@ def test_every_field_of_a_network_is_in_a_table(name):
     assert fields - ELSEWHERE == {*ALL, *OWN[name]}
 
 
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize("name", DENOISERS)
 def test_a_network_at_one_guidance_scale_is_one_without_that_input(name, random_params):
     reads = build(name, **NETWORK_FIELDS[name], guidance_input=True)

@@ -20,7 +20,7 @@ NETWORKS = {
 
 def each(test):
     """Run a test with every network, in turn."""
-    return pytest.mark.in_turn("name", 2)(pytest.mark.parametrize("name", NETWORKS)(test))
+    return pytest.mark.in_turn("name", 3)(pytest.mark.parametrize("name", NETWORKS)(test))
 
 
 X = jax.random.normal(jax.random.key(0), (3, *SHAPE))

@@ -240,6 +240,7 @@ def test_a_folder_that_cannot_be_written_is_refused_before_the_data_are_read(tmp
         compare_methods(request)
 
 
+@pytest.mark.some_days(2)
 def test_a_diverged_run_is_left_out_with_its_students(tmp_path, monkeypatch, capsys):
     def diverging(one):
         if one.config.method == "edm":

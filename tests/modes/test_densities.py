@@ -91,6 +91,7 @@ def test_code_in_a_record_does_not_run_unless_it_is_named(teacher, code, monkeyp
     assert np.load(arrays)["x"].shape == (1, 3)
 
 
+@pytest.mark.some_days(2)
 def test_a_student_learns_from_rollouts_without_data(teacher, code, tmp_path):
     fields = {
         "data.name": f"density:{code}",
@@ -108,6 +109,7 @@ def test_a_student_learns_from_rollouts_without_data(teacher, code, tmp_path):
     assert shown.results[1]["metrics"]["wasserstein_1"] < 3.0
 
 
+@pytest.mark.some_days(3)
 def test_further_rows_of_an_evaluation(teacher, code, tmp_path):
     """A sampler that is exact stays exact, and each row says what it took."""
     pytest.importorskip("blackjax")
@@ -197,6 +199,7 @@ def control(x, t):
 """
 
 
+@pytest.mark.in_turn("method", 2)
 @pytest.mark.parametrize("method", ["consistency_sampler", "direct"])
 def test_a_sampler_in_a_file_teaches(method, code, tmp_path):
     path = tmp_path / "sampler.py"

@@ -240,6 +240,7 @@ def test_the_same_data_in_other_folders_of_each_host_are_the_same(tmp_path):
     assert CHECKS.inspect_config(jobs[0]) == CHECKS.inspect_config(jobs[1])
 
 
+@pytest.mark.some_days(2)
 def test_processes_that_differ_are_named(tmp_path):
     command = ("--config=configs/digits.py:edm", "--mode=doctor", f"--workdir={tmp_path}/run")
     own = {1: ["--config.seed=1", "--config.mesh.fsdp=3"]}

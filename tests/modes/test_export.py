@@ -88,6 +88,7 @@ def test_samples_of_what_comes_back_are_the_same_bits(runs, tmp_path):
     np.testing.assert_array_equal(*drawn)
 
 
+@pytest.mark.some_days(2)
 def test_a_run_on_latents_takes_its_codec_along(tmp_path, monkeypatch):
     monkeypatch.setitem(CODECS, "taesd", TINY)
     params = jax.device_get(TINY.build((64, 64, 3), **TINY.fields).init(jax.random.key(0)))

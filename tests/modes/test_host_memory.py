@@ -26,6 +26,7 @@ PAGES = 2**26 // os.sysconf("SC_PAGE_SIZE")
 
 
 @pytest.mark.skipif(not host_memory.has_glibc(), reason="glibc only")
+@pytest.mark.some_days(2)
 def test_freed_memory_is_used_again() -> None:
     answer = subprocess.run(
         [sys.executable, "-c", FAULTS], capture_output=True, text=True, check=True

@@ -105,6 +105,7 @@ def test_it_samples(published, tmp_path):
     assert drawn.shape == (2, 8, 8, 1) and drawn.dtype == np.uint8 and drawn.std() > 1.0
 
 
+@pytest.mark.some_days(3)
 def test_it_teaches(published, tmp_path):
     imported(published(), tmp_path / "teacher", data__name="digits")
     config = CONFIGS.get_config("cd_flow")
@@ -126,6 +127,7 @@ def test_it_teaches(published, tmp_path):
     assert student.fields["model.size"] == "nano" and student.fields["model.time_scale"] == 1.0
 
 
+@pytest.mark.some_days(2)
 def test_a_network_on_latents_samples_through_its_codec(published, tmp_path, monkeypatch, capsys):
     tiny = NamedCodec(tiny_autoencoder, {"width": 8, "blocks": (1, 1, 1, 1)}, "sd")
     monkeypatch.setitem(CODECS, "sd", tiny)

@@ -183,6 +183,7 @@ def restore_params(folder):
     return jax.device_get(load_run(Request(workdir=folder)).params)
 
 
+@pytest.mark.some_days(2)
 def test_the_latents_alone_train_the_same_network(run, config_of, data_folder, tmp_path):
     prepare(Request(config=config_of()))
     (folder,) = (data_folder / "arrays").glob("*as_latents*")

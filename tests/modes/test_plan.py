@@ -160,6 +160,7 @@ def test_attention_is_fused_where_the_target_has_it(attention, name, dtype, fuse
     assert fuses_attention(config, parse_target(name) if name else None) == fused
 
 
+@pytest.mark.some_days(2)
 def test_a_step_with_fused_attention_is_counted_without_its_weights():
     fields = {"data.image_size": 32, "model.patch_size": 2, "batch_size": 8}
     config = small_config("flow_matching", **fields)

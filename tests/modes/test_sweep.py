@@ -176,6 +176,7 @@ def test_a_task_of_an_array_has_the_share_of_its_number(given, array, share):
         assert choose_share(request, environment) == share
 
 
+@pytest.mark.some_days(2)
 def test_a_share_is_tabulated_and_the_rest_is_done_by_the_same_command(tmp_path):
     command = ("--mode=compare", f"--workdir={tmp_path}", "--methods=flow_matching", *SMALL)
     command += (f"--sweep={RATES}",)

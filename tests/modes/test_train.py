@@ -229,6 +229,7 @@ def check_places(observe, method, fields, field, value, places):
             assert all(str(part) in text for part in parts), place
 
 
+@pytest.mark.in_turn("field", 2)
 @pytest.mark.parametrize("field", FIELDS)
 def test_a_field_is_seen_where_it_belongs_and_nowhere_else(observe, field):
     value, places, *beside = FIELDS[field]

@@ -237,7 +237,7 @@ def test_every_objective_has_its_calls_here():
     assert set(CALLS) == set(CASES)
 
 
-@pytest.mark.in_turn("name", 2)
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize("name", CASES)
 def test_networks_are_called_in_their_mode_with_their_labels(name, steps):
     step = steps(name)
@@ -257,7 +257,7 @@ def test_networks_are_called_in_their_mode_with_their_labels(name, steps):
     assert {call.who for call in step.calls} == set(step.case.networks) - {"average"}
 
 
-@pytest.mark.in_turn("name", 2)
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize("name", [name for name in CASES if "label_dropout" in field_names(name)])
 def test_labels_are_dropped_at_the_rate_of_the_field(name, steps):
     step = steps(name)
@@ -272,7 +272,7 @@ def test_labels_are_dropped_at_the_rate_of_the_field(name, steps):
     assert null.mean() == pytest.approx(rate, abs=correlation_bound(5, len(null)))
 
 
-@pytest.mark.in_turn("name", 2)
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize("name", CASES)
 def test_every_parameter_of_a_player_is_trained(name, steps):
     case, before, after, *_ = steps(name)
@@ -290,7 +290,7 @@ def correlation_bound(count, rows):
     return count / rows**0.5
 
 
-@pytest.mark.in_turn("name", 2)
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize("name", CASES)
 def test_random_draws_are_of_every_row_and_independent(name, steps):
     record = steps(name).record
@@ -318,7 +318,7 @@ def test_random_draws_are_of_every_row_and_independent(name, steps):
             assert abs(correlation) < correlation_bound(5, len(one)), (a, b)
 
 
-@pytest.mark.in_turn("name", 2)
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize("name", CASES)
 def test_networks_get_times_of_the_path_and_those_that_were_drawn(name, steps):
     step = steps(name)
@@ -357,7 +357,7 @@ def test_flow_rows_look_one_of_the_finest_steps_ahead(name, steps):
 
 
 # Improved MeanFlow's scales are log-uniform, and 1 outside an interval: see its own tests.
-@pytest.mark.in_turn("name", 2)
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize("name", [name for name in CASES if name != "improved_mean_flow"])
 def test_a_network_with_that_input_gets_a_scale_of_the_range(name, steps):
     step = steps(name)
@@ -384,7 +384,7 @@ GUIDED_SAMPLERS = {
 }
 
 
-@pytest.mark.in_turn("name", 2)
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize("name", CASES)
 def test_samplers_call_the_network_once_a_step_without_dropout(name, monkeypatch):
     record = Record()

@@ -314,6 +314,7 @@ def compute_results(objective, steps=None):
     return found, scale
 
 
+@pytest.mark.in_turn("name", 2)
 @pytest.mark.parametrize("name", CASES)
 def test_the_defaults_are_those_of_the_paper(name):
     make, published = CASES[name]

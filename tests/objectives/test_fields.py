@@ -252,7 +252,7 @@ def observations():
     return lru_cache(lambda case: observe(assemble(case)))
 
 
-@pytest.mark.in_turn("case", 2)
+@pytest.mark.in_turn("case", 3)
 @pytest.mark.parametrize(
     ("case", "field"), [(case, field) for case in CASES for field in field_names(case)]
 )
@@ -282,7 +282,7 @@ def fields_with_default_none(name):
     return [p.name for p in parameters if p.default is None and p.name != "generator"]
 
 
-@pytest.mark.in_turn("name", 2)
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize(
     ("name", "field"),
     [(name, field) for name in TESTED for field in fields_with_default_none(name)],
@@ -319,7 +319,7 @@ def test_a_loss_changes_with_the_step_until_its_schedule_ends_and_not_after(case
         assert np.array_equal(first, last) != has_schedule(OBJECTIVES[case])
 
 
-@pytest.mark.in_turn("case", 2)
+@pytest.mark.in_turn("case", 3)
 @pytest.mark.parametrize("case", CASES)
 def test_an_objective_says_what_of_a_batch_it_reads(case):
     assembled = assemble(case)
@@ -365,7 +365,7 @@ STOCHASTIC -= {"scds", "genie", "direct", "live_reflow", "tract", "boot", "dsno"
 STOCHASTIC -= {"improved_mean_flow"}
 
 
-@pytest.mark.in_turn("name", 2)
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize("name", TESTED)
 def test_samples_depend_on_all_that_they_are_made_of(name):
     _, objective, networks = case = assemble(name)

@@ -193,6 +193,7 @@ FIELDS = [
 ]
 
 
+@pytest.mark.in_turn("field", 2)
 @pytest.mark.parametrize(("table", "name", "field"), FIELDS)
 def test_a_field_of_a_part_changes_what_the_part_computes(table, name, field):
     assert field in OTHERS, f"add a value of {field!r}, a field of {name}, to OTHERS"

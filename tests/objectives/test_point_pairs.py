@@ -103,7 +103,7 @@ def test_a_trajectory_gives_all_its_cells():
     np.testing.assert_array_equal(s[:, 1:], t[:, :-1])
 
 
-@pytest.mark.in_turn("name", 2)
+@pytest.mark.in_turn("name", 3)
 @pytest.mark.parametrize("name", SOURCES)
 def test_the_exact_consistency_function_has_no_loss_but_the_solver_s(name):
     """Theorem 1 of Song et al. 2023, squared: the loss falls as h^6 with Heun's steps."""

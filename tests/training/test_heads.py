@@ -131,6 +131,7 @@ def test_a_fake_score_with_a_head_starts_from_a_teacher():
     assert largest_difference(state.networks["generator"], given) == 0.0
 
 
+@pytest.mark.some_days(2)
 def test_it_trains_sharded_and_goes_on_bit_for_bit(tmp_path):
     mesh = mesh_of(2, 4)
     whole = run(tmp_path / "whole", STEPS, mesh)

@@ -101,6 +101,7 @@ def test_steps_are_counted_of_the_process_alone(tmp_path):
     assert killed.begun_steps(tmp_path, process) == [0, 1, 2]
 
 
+@pytest.mark.some_days(2)
 def test_a_kill_and_a_stop_meet_one_run(tmp_path):
     rng = random.Random(3)
     kill = interruption.interrupt(tmp_path / "cut", "edm", signal.SIGKILL, rng, steps=4)

@@ -72,3 +72,17 @@ def test_each_value_has_its_turn_in_each_of_two_tests():
     assert [len(day) for day in days] == [9, 9, 5]
     assert sorted(map(id, items)) == sorted(id(one) for day in days for one in day[:-1])
     assert choose(items, "all") == items
+
+
+def test_a_test_of_some_days_runs_on_one_in_so_many():
+    def item(name):
+        marks = {"some_days": SimpleNamespace(args=(3,))}
+        return SimpleNamespace(get_closest_marker=marks.get, nodeid=name)
+
+    items = [item(f"tests/test_main.py::test_{number}") for number in range(60)]
+    days = [choose(items, str(rotation)) for rotation in range(3)]
+    assert sorted(map(id, items)) == sorted(id(one) for day in days for one in day)
+    assert all(len(day) > 10 for day in days)
+    # A subset has the same days.
+    assert choose(items[7:], "1") == [one for one in days[1] if one in items[7:]]
+    assert choose(items, "all") == items

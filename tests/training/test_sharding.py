@@ -37,7 +37,7 @@ from fewstep.training.sharding import (
 from fewstep.training.sources import TEACHER, abstract_batch
 from fewstep.training.teacher import only_starts_from_teacher
 from tests.networks import NO_BLOCKS, affine_network, build_model
-from tests.training.kinds import methods_of_kinds, objective_and_kind
+from tests.training.kinds import methods_of_kinds, objective_and_kind, turn_of
 from tests.training.runs import (
     largest_difference,
     perturb,
@@ -93,8 +93,9 @@ def test_one_device_equals_eight(method, monkeypatch):
     # where it is nearly 0, unless it is divided by more.
     fields = {"optimizer.eps": 1e-3} if objective_and_kind(method)[1].staged else {}
     one, metrics_one, _ = train_on(method, mesh_of(1, 1), **fields)
-    # Each axis alone once: what the axes do does not depend on the objective.
-    for data, fsdp in ((8, 1), (1, 8), (2, 4)) if method == "shortcut" else ((2, 4),):
+    # Each axis alone in turn: what the axes do does not depend on the objective.
+    alone = turn_of([(8, 1), (1, 8)], 1) if method == "shortcut" else []
+    for data, fsdp in ((2, 4), *alone):
         eight, metrics_eight, _ = train_on(method, mesh_of(data, fsdp), **fields)
         difference = largest_difference(one.networks, eight.networks)
         print(f"{method}: 1 device against {data} x {fsdp}: {difference:.2e}")
@@ -106,6 +107,7 @@ def test_one_device_equals_eight(method, monkeypatch):
             )
 
 
+@pytest.mark.in_turn("scan", 2)
 @pytest.mark.parametrize("scan", [False, True])
 def test_devices_share_the_images_of_few_bootstrap_rows(scan, monkeypatch):
     # One block is as good as three; a loop has two, since XLA unrolls a loop of one.
@@ -180,6 +182,7 @@ def small_game(mesh, micro_batches, rows=64):
     return step.lower(state, frozen, batch).compile(), state, frozen, batch
 
 
+@pytest.mark.some_days(2)
 def test_one_device_equals_eight_in_micro_batches_and_no_row_moves():
     def trained(mesh):
         step, state, frozen, batch = small_game(mesh, 2)
@@ -198,6 +201,7 @@ def test_one_device_equals_eight_in_micro_batches_and_no_row_moves():
     assert not MOVED_ROWS.findall(program)
 
 
+@pytest.mark.some_days(2)
 def test_micro_batches_need_less_memory():
     compiled = [small_game(mesh_of(1, 1), count, rows=4096)[0] for count in (1, 4)]
     whole, parts = (each.memory_analysis().temp_size_in_bytes for each in compiled)

@@ -55,6 +55,7 @@ def test_a_stop_saves_the_step_and_says_so(undisturbed, whole, tmp_path, place, 
     assert rows(undisturbed) == rows(tmp_path)
 
 
+@pytest.mark.some_days(2)
 def test_rows_that_stops_and_kills_cut_are_those_of_an_undisturbed_run(undisturbed, tmp_path):
     for place, at, number, expect in (
         ("step", 3, signal.SIGTERM, exits.PREEMPTED),
@@ -69,6 +70,7 @@ def test_rows_that_stops_and_kills_cut_are_those_of_an_undisturbed_run(undisturb
     assert [[row["step"] for row in log] for log in logs] == [[4, 5, 6, 6, 8, 10, 12, 12]] * 2
 
 
+@pytest.mark.some_days(2)
 def test_sigterm_at_random_moments(whole, tmp_path, stops=3, seed=0):
     rng = random.Random(seed)
     for _ in range(stops):

@@ -38,6 +38,7 @@ def test_products_are_counted_wherever_they_are():
         product_flops(text_of(endless, (3, 8, 8), (3, 8, 8)))
 
 
+@pytest.mark.some_days(2)
 def test_a_loop_over_blocks_costs_what_the_blocks_cost(monkeypatch):
     monkeypatch.setitem(SIZES, "toy", DiTSize(WIDTH, DEPTH, 4))
 

@@ -18,6 +18,7 @@ from tests.training.runs import small_config, small_experiment
 from tests.training.test_networks import config_with
 
 
+@pytest.mark.in_turn("method", 2)
 @pytest.mark.parametrize(
     ("method", "evaluations"),
     [
@@ -85,6 +86,7 @@ def test_fused_attention_costs_what_it_stands_for():
     assert step_flops(config, experiment) == step_flops(*small_experiment("flow_matching"))
 
 
+@pytest.mark.some_days(2)
 def test_a_player_that_is_updated_at_times_costs_in_proportion():
     def cost(updates, micro_batches=1):
         fields = {"objective.fake_score_updates": updates, "micro_batches": micro_batches}

@@ -63,6 +63,7 @@ def test_the_same_mesh_goes_on_bit_for_bit(saved):
     assert loss_again == loss
 
 
+@pytest.mark.in_turn("sizes", 2)
 @pytest.mark.parametrize("sizes", [(1, 1), (4, 1)])
 def test_another_mesh_goes_on_with_the_same_numbers(saved, sizes):
     workdir, host, _, loss = saved
@@ -103,6 +104,7 @@ def test_errors_name_the_folder_and_the_cause(saved, tmp_path):
         restore.restore_network(tmp_path, "target", shapes)
 
 
+@pytest.mark.some_days(2)
 def test_resuming_with_a_teacher_and_a_target_equals_not_stopping(tmp_path):
     config, experiment = small_experiment("cd")
     mesh = mesh_of(1, 1)
