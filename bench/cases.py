@@ -30,6 +30,8 @@ class Case(NamedTuple):
     fields: Mapping[str, Any] = {}
 
 
+# Methods whose losses differentiate the network forwards.
+FORWARD = ("sct", "scd", "mean_flow", "improved_mean_flow", "genie", "parameter_matching")
 # The fields with which both players share one evaluation of the fake score.
 JOINT = {"objective.joint": True, "objective.fake_time_sampler": objectives.time_sampler("")}
 # A goal lies above the ratio of the least costs, because of several players' optimizers and work
@@ -44,8 +46,15 @@ CASES = {
     # Half of the rows have a tangent; guided targets have two forward passes for every row.
     "improved_mean_flow": Case("improved_mean_flow", 5.5, 1.95),
     "tract": Case("tract", 5.0, 1.70),
+    "progressive": Case("progressive", 5.0, 1.70),
+    # Four steps of Heun, each of two evaluations, for every row; three terms at the jump's end.
+    "ctm_4": Case("ctm", 18.0, 6.2, {"objective.solver_steps": 4}),
+    # 16 solver steps for a trajectory of four points, each of which is a row of the network.
+    "dsno_16": Case("dsno", 28.0, 9.6, {"objective.solver_steps": 16}),
     "boot": Case("boot", 9.0, 3.05),
     "moment_matching": Case("moment_matching", 9.0, 3.1),
+    # A derivative along parameters costs two forward passes beside the value.
+    "parameter_matching": Case("parameter_matching", 9.0, 3.1),
     # A teacher guided for every row, and eight evaluations for an eighth of the rows.
     "guidance": Case("guidance", 5.0, 1.70),
     # A forward pass and a tangent of it, and a head; XLA may keep the forward pass twice.
@@ -58,7 +67,9 @@ CASES = {
     "ect": Case("ect", 4.0, 1.36),
     "cd_euler": Case("cd_flow", 5.0, 1.70, {"objective.teacher_solver": "euler"}),
     "cd_heun": Case("cd_flow", 6.0, 2.04, {"objective.teacher_solver": "heun"}),
+    "lcm": Case("lcm", 6.0, 2.04),
     "sct": Case("sct", 4.0, 1.38),
+    "scd": Case("scd", 5.0, 1.75),
     "sim": Case("sim_flow", 10.0, 3.45),
     "sim_joint": Case("sim_flow", 9.0, 3.1, JOINT),
     "diff_instruct": Case("diff_instruct_flow", 8.0, 2.75),
@@ -79,8 +90,7 @@ def case_config(case: Case, size: str, batch_size: int, **fields: Any) -> Config
     config.model.size, config.model.patch_size = size, PATCH_SIZE
     config.model.dtype = "bfloat16"
     # "auto" is cuDNN's attention on GPUs. It has no forward-mode derivative, which these need.
-    forward = case.method in ("sct", "mean_flow", "improved_mean_flow", "genie")
-    config.model.attention = "xla" if forward else "auto"
+    config.model.attention = "xla" if case.method in FORWARD else "auto"
     config.update_from_flattened_dict({**case.fields, **fields})
     return config
 

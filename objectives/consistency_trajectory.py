@@ -36,7 +36,6 @@ from jax import Array
 
 from fewstep.diffusion.guidance import Condition, Predict
 from fewstep.diffusion.path import Path
-from fewstep.diffusion.prediction import endpoints
 from fewstep.diffusion.spacing import SPACINGS, Spacing, karras_spacing
 from fewstep.diffusion.time_sampling import (
     TIME_SAMPLERS,
@@ -61,7 +60,9 @@ from fewstep.objectives.base import (
 from fewstep.objectives.consistency import sampling_times
 from fewstep.objectives.denoising import prediction_loss
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
+from fewstep.objectives.divergences import inner_product
 from fewstep.objectives.followers import constant_ema
+from fewstep.objectives.jumps import decode_jump, jump
 from fewstep.objectives.needs import needs
 from fewstep.objectives.sampling import end_point_fn, learned_guidance, sample_fn
 from fewstep.parts import Entry, Part
@@ -127,15 +128,13 @@ def consistency_trajectory(
         target = jax.lax.stop_gradient(end(jump(model, trained, x_u, u, s, condition)))
         apart = distance.given(networks)
         match = lambda raw: apart(end(decode_jump(model, raw, x_t, t, s)), target)
-        rows, match_pullback = jax.vjp(match, trained(x_t, t, s, condition))
+        rows, norm = with_gradient_norm(match, trained(x_t, t, s, condition))
         metrics = noise_level_means("loss", rows, t, path) | {"loss_match": mean_metric(rows)}
         if denoising_weight == 0.0:
             return rows, metrics
         own, regress = denoising_term(model, params, x_0, condition, time_sampler, key_denoising)
-        noise_rows, regress_pullback = jax.vjp(regress, own)
-        norms = gradient_norm(rows, match_pullback), gradient_norm(noise_rows, regress_pullback)
-        ratio = norms[0] / (norms[1] + LEAST_NORM)
-        balance = jax.lax.stop_gradient(jnp.minimum(ratio, MOST_BALANCE))
+        noise_rows, noise_norm = with_gradient_norm(regress, own)
+        balance = jnp.minimum(norm / (noise_norm + LEAST_NORM), MOST_BALANCE)
         metrics |= {"loss_denoising": mean_metric(noise_rows), "balance": mean_metric(balance)}
         return rows + denoising_weight * balance * noise_rows, metrics
 
@@ -170,18 +169,6 @@ def check_trajectory_fields(
         )
 
 
-def decode_jump(model: Model, raw: Array, x: Array, t: Array, s: Array) -> Array:
-    """G(x, t, s) of the network's output at (x, t, s): [B, ...]."""
-    return model.path.interpolate(*endpoints(model.kind, raw, x, t, model.path), s)
-
-
-def jump(
-    model: Model, predict: Predict, x: Array, t: Array, s: Array, condition: Condition
-) -> Array:
-    """G(x, t, s) of a prediction function: [B, ...]."""
-    return decode_jump(model, predict(x, t, s, condition), x, t, s)
-
-
 def denoising_term(
     model: Model,
     params: Params,
@@ -198,9 +185,16 @@ def denoising_term(
     return raw, lambda raw: prediction_loss(model, raw, x_0, eps, t)[0]
 
 
-def gradient_norm(rows: Array, pullback: Callable[[Array], tuple[Array]]) -> Array:
-    """|| d mean(rows) / d raw || over the batch, by the pullback of `rows` as a function of raw."""
-    return jnp.sqrt(jnp.sum(jnp.square(pullback(jnp.full_like(rows, 1.0 / rows.size))[0])))
+def with_gradient_norm(term: Callable[[Array], Array], raw: Array) -> tuple[Array, Array]:
+    """(rows of a term of the output `raw`, || d mean(rows) / d raw || over the batch, detached).
+
+    A row depends on its row of `raw` alone. So one gradient, taken here, serves the norm and the
+    loss, whose rows are linear in `raw` with it: `term` may hold a network.
+    """
+    held = jax.lax.stop_gradient(raw)
+    rows, pullback = jax.vjp(term, held)
+    (slope,) = pullback(jnp.ones_like(rows))
+    return rows + inner_product(slope, raw - held), jnp.sqrt(jnp.sum(slope**2)) / rows.size
 
 
 def draw_times(

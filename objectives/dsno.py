@@ -7,10 +7,10 @@ blocks mix the rows of a trajectory (models/temporal.py, `model.trajectory` = M)
     x_m = the solver's point at t_m,   t_1 > ... > t_M = t_min
     L   = mean over m of w(t_m) d( G_theta(x_T, T, t_m), x_m ),    w = alpha / sigma in [1, 1e4]
 
-G is the jump of consistency_trajectory.py: a DDIM step from T to t_m, with the network's prediction
-at x_T. So the network may start as the teacher. The target carries no gradient, because the teacher
-is frozen; it is a function of eps, so the minimum of the loss is zero. Sampling evaluates all times
-together and takes the last. With one time it is regression to the solver's samples (tests).
+G is the jump of jumps.py: a DDIM step from T to t_m, with the network's prediction at x_T. So the
+network may start as the teacher. The target carries no gradient, because the teacher is frozen; it
+is a function of eps, so the minimum of the loss is zero. Sampling evaluates all times together and
+takes the last. With one time it is regression to the solver's samples (tests).
 
 Where the paper, its code and this file differ: the trajectories are computed for each batch and not
 stored; they cost `solver_steps` evaluations of the teacher. The times are equally spaced in
@@ -41,8 +41,8 @@ from fewstep.objectives.base import (
     batch_condition,
     mean_metric,
 )
-from fewstep.objectives.consistency_trajectory import jump
 from fewstep.objectives.distances import DISTANCES, Distance, check_compares_any, squared_l2
+from fewstep.objectives.jumps import jump
 from fewstep.objectives.needs import needs
 from fewstep.objectives.sampling import learned_guidance, sample_fn
 from fewstep.parts import Entry, Part

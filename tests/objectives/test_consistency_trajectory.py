@@ -17,10 +17,10 @@ from fewstep.objectives.consistency_trajectory import (
     consistency_trajectory,
     denoising_times,
     draw_times,
-    gradient_norm,
-    jump,
+    with_gradient_norm,
 )
 from fewstep.objectives.denoising import denoising_loss
+from fewstep.objectives.jumps import jump
 from fewstep.samplers.ode import heun_step, repeat_step
 from tests.gaussian import Gaussian
 from tests.networks import affine_network, build_model, exact_network, finite_ratio, unscaled_model
@@ -203,8 +203,7 @@ def test_the_denoising_term_is_that_of_a_denoiser_and_is_balanced():
     other = denoising_loss(model, sampler)(params, {}, batch(2**15), KEY, 0)[0].mean()
     assert float(error.mean()) == pytest.approx(float(other), rel=0.25)
     # The balance is of gradients in the outputs: here 3 / 8 in each of 16 entries.
-    raw = jnp.zeros((8, 2))
-    norm = gradient_norm(*jax.vjp(lambda r: 3.0 * r.sum(axis=1), raw))
+    _, norm = with_gradient_norm(lambda r: 3.0 * r.sum(axis=1), jnp.zeros((8, 2)))
     assert float(norm) == pytest.approx(3.0 / 8 * np.sqrt(16), rel=1e-6)
     # It is detached: the gradient of the sum is that of the terms, weighted.
     grads = [
@@ -219,6 +218,20 @@ def test_the_denoising_term_is_that_of_a_denoiser_and_is_balanced():
         *grads,
         denoising,
     )
+
+
+def test_rows_with_one_gradient_for_norm_and_loss_are_the_term_s():
+    raw, weights = jax.random.normal(KEY, (8, 2)), jnp.arange(8.0)
+    term = lambda r: jnp.sin(r).prod(axis=1)
+    np.testing.assert_array_equal(with_gradient_norm(term, raw)[0], term(raw))
+    found, exact = (
+        jax.grad(lambda r, f=f: jnp.sum(weights * f(r)))(raw)
+        for f in (lambda r: with_gradient_norm(term, r)[0], term)
+    )
+    np.testing.assert_allclose(found, exact, rtol=1e-6)
+    mean_gradient = jax.grad(lambda r: term(r).mean())(raw)
+    norm = with_gradient_norm(term, raw)[1]
+    assert float(norm) == pytest.approx(float(jnp.linalg.norm(mean_gradient)), rel=1e-6)
 
 
 def test_times_lie_on_the_grid_and_steps_are_drawn_in_proportion_to_their_number():
