@@ -123,7 +123,7 @@ def run_figures(folder: Path, counts: EvaluationCounts, name: str | None = None)
                 "step": e.sampling["step"],
                 "network": e.sampling["network"],
                 "sampling_steps": e.steps,
-                "metrics": e.result["metrics"],
+                "metrics": {k: float(f"{v:.5g}") for k, v in e.result["metrics"].items()},
             }
             for e in sorted(alike, key=lambda e: (e.sampling["step"], e.steps))
         ],

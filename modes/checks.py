@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 
 from fewstep.data import NONE, short_hash, verify
 from fewstep.data.folders.class_names import join_names
-from fewstep.eval.evaluate import check_evaluation, reason_to_skip
+from fewstep.eval.checks import check_evaluation, reason_to_skip
 from fewstep.models.user_sampler import is_sampler_file
 from fewstep.modes.job import Draft, check_begun
 from fewstep.modes.next_job import NextJob

@@ -2,8 +2,10 @@
 
 import jax
 
-from fewstep.eval.evaluate import check_evaluation, evaluator, sample_count, summary
+from fewstep.eval.checks import check_evaluation
+from fewstep.eval.evaluate import evaluator, sample_count
 from fewstep.eval.report.evaluation import FOLDER
+from fewstep.eval.summary import summary
 from fewstep.files import check_writable
 from fewstep.modes.recorded_run import check_moved_data, find_dataset, load_run, replace_folders
 from fewstep.modes.request import Request, require_workdir

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from fewstep import data
 from fewstep.data import Dataset
-from fewstep.eval.evaluate import check_evaluation
+from fewstep.eval.checks import check_evaluation
 from fewstep.eval.features.fixed import load_fixed
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import LESS, NEITHER, parse_logged_name

@@ -6,8 +6,9 @@ from pathlib import Path
 import jax
 
 from fewstep import data
-from fewstep.eval.evaluate import Evaluate, evaluator, sample_count, summary
+from fewstep.eval.evaluate import Evaluate, evaluator, sample_count
 from fewstep.eval.metrics.metric import logged_name
+from fewstep.eval.summary import summary
 from fewstep.messages import shell_flags
 from fewstep.modes.draws import many_steps
 from fewstep.modes.job import Job, data_identity, dataset_files, prepare_job, supply_of

@@ -6,17 +6,17 @@ import numpy as np
 import pytest
 
 from fewstep.data import Dataset
+from fewstep.eval.checks import check_evaluation
 from fewstep.eval.evaluate import (
-    check_evaluation,
     evaluation_protocol,
     evaluator,
     prepare_measures,
-    real_examples,
     sample_count,
-    summary,
     training_data_digest,
 )
+from fewstep.eval.pictures import real_examples
 from fewstep.eval.sampling import Wanted
+from fewstep.eval.summary import summary
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage.identity import Identity
 from tests.training.runs import small_experiment, synthetic_split

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.eval.evaluate import evaluation_protocol, evaluator, summary
+from fewstep.eval.evaluate import evaluation_protocol, evaluator
 from fewstep.eval.sampling import check_sampling
+from fewstep.eval.summary import summary
 from fewstep.objectives.base import Diagnostics
 from fewstep.training.generate import initial_noise
 from fewstep.training.sharding import make_mesh

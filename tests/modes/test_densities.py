@@ -10,7 +10,7 @@ import pytest
 from fewstep.configs import density
 from fewstep.densities import user_code
 from fewstep.eval import smc
-from fewstep.eval.evaluate import check_evaluation, reason_to_skip
+from fewstep.eval.checks import check_evaluation, reason_to_skip
 from fewstep.eval.report.page import results_page
 from fewstep.eval.report.runs import load_runs
 from fewstep.modes.request import Request, permit_code, resolve_and_load

@@ -8,7 +8,7 @@ import pytest
 
 from fewstep.configs import mixtures
 from fewstep.data import Selection, load_selection, space_of
-from fewstep.eval.evaluate import check_evaluation
+from fewstep.eval.checks import check_evaluation
 from fewstep.eval.metrics.frechet import frechet_distance, statistics
 from fewstep.eval.report.page import results_page
 from fewstep.eval.report.runs import load_runs
