@@ -37,6 +37,7 @@ def runs(tmp_path_factory):
         "shortcut": ("shortcut", {}),
         "stacked": ("flow_matching", {"model.scan": True, **SIT}),
         "ddpm": ("ddpm", DIT),
+        "genie": ("genie", SIT),
     }
     return {
         name: Path(save_run(root / name, method, **fields))
@@ -154,6 +155,7 @@ def test_a_folder_of_diffusers_has_its_parts_and_comes_back(runs, tmp_path):
         ),
         ("ddpm", "sit", r"cannot express model\.time_scale=1000\.0 \(it has 1\.0\), path\.name=vp"),
         ("shortcut", "dit", r"time=step_size \(it has none\), path\.name=linear \(it has vp_dis"),
+        ("genie", "sit", "cannot express the head that genie trains; export its teacher"),
         ("shortcut", "unet", "--format='unet' is not one of safetensors, npz, diffusers, onnx"),
         ("shortcut", "onnx", "needs jax2onnx; install it by: pip install -r requirements-export"),
     ],
