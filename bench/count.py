@@ -132,7 +132,8 @@ def step_rows(asked: argparse.Namespace) -> Iterator[Row]:
 
 def step_row(method: str, sizes: tuple[int, int], size: str, batch_size: int) -> Row:
     """The figures of one step."""
-    config = case_config(CASES[method], size, batch_size, **{"model.scan": True})
+    fields = {"model.scan": True, **CASES[method].fields}
+    config = case_config(CASES[method], size, batch_size, **fields)
     mesh = mesh_of(*sizes)
     experiment = build_on(config, mesh)
     inputs = step_inputs(config, experiment, mesh)

@@ -1,5 +1,6 @@
 """Turns a config into functions: the one place where config fields meet the rest of Fewstep."""
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -37,6 +38,7 @@ from fewstep.training.storage.fields import HEADS, OPTIMIZER, is_finite
 from fewstep.training.storage.identity import check_known_fields
 from fewstep.training.storage.lengths import Length
 
+DEBUG_ROWS = 64
 # Pairs that the teacher makes for a debug run, and its sampling steps for each.
 DEBUG_PAIRS, DEBUG_PAIR_STEPS = 256, 4
 # Optimizer fields that name table entries.
@@ -198,14 +200,14 @@ def debug_config(config: ConfigDict) -> ConfigDict:
     steps = config.steps if "steps" in kept else min(config.steps, 50)
     small = {
         "steps": steps,
-        "batch_size": min(config.batch_size, 64),
+        "batch_size": min(config.batch_size, debug_rows(build_space(config).shape)),
         "optimizer.warmup_steps": min(config.optimizer.warmup_steps, steps // 5),
         "log.every": 10,
         "checkpoint.every": 25,
         "evaluate.every": 0,
-        "evaluate.num_samples": 64,
+        "evaluate.num_samples": DEBUG_ROWS,
         "evaluate.final_samples": 0,
-        "evaluate.batch_size": 64,
+        "evaluate.batch_size": DEBUG_ROWS,
         "evaluate.steps": config.evaluate.steps[:2],
         "pairs.count": min(config.pairs.count, DEBUG_PAIRS),
         "pairs.steps": min(config.pairs.steps, DEBUG_PAIR_STEPS),
@@ -214,6 +216,11 @@ def debug_config(config: ConfigDict) -> ConfigDict:
         small |= {"evaluate.features": "none", "evaluate.weights": ""}
     config.update_from_flattened_dict({k: v for k, v in small.items() if k not in kept})
     return config
+
+
+def debug_rows(shape: Sequence[int]) -> int:
+    """Rows of a batch in a debug run: fewer of images larger than latents of 32 x 32 x 4."""
+    return DEBUG_ROWS if math.prod(shape) <= 4096 else DEBUG_ROWS // 4
 
 
 def with_sampling_network(config: ConfigDict, run: str, name: str, asked_by: str) -> ConfigDict:
