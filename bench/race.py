@@ -39,10 +39,12 @@ from fewstep.progress import note, progress_bar
 DEVICES, EMULATE = 8, "--xla_force_host_platform_device_count"  # for collectives of a step
 CACHES = ("JAX_COMPILATION_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR")
 LATENT = {"side": IMAGE_SIZE, "channels": CHANNELS, "classes": CLASSES, "dtype": "float32"}
+LATENT |= {"grid": 128}  # shortcut's finest
 SCALES = {
     # configs/digits.py
     "digits": {**LATENT, "side": 8, "channels": 1, "classes": 10, "size": "micro", "batch": 128},
-    "latent": {**LATENT, "size": "S", "batch": 16},
+    # An eighth of the rows, two, cannot have more than two step sizes.
+    "latent": {**LATENT, "size": "S", "batch": 16, "grid": 4},
     # Seconds on any machine: does it all run?
     "smoke": {**LATENT, "side": 4, "channels": 1, "classes": 2, "size": "nano", "batch": 56},
 }

@@ -19,6 +19,8 @@ def prepare(spec: Spec) -> Work:
         "model.patch_size": spec["patch"],
         "model.dtype": spec["dtype"],
     }
+    if spec["method"] == "shortcut":
+        fields["objective.max_steps"] = spec["grid"]
     config = case_config(CASES[spec["case"]], spec["size"], spec["batch"], **fields)
     if spec["kind"] == "train":
         program = training_program(config)

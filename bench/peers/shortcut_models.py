@@ -22,7 +22,6 @@ from targets_shortcut import get_targets  # noqa: E402
 from utils.train_state import TrainStateEma  # noqa: E402
 
 TARGETS = {"flow_matching": targets_naive.get_targets, "shortcut": get_targets}
-STEPS = 128  # of the finest grid
 EMA = 0.999
 
 
@@ -66,7 +65,7 @@ def training(spec: Spec, state: TrainStateEma, images: jax.Array, labels: jax.Ar
             "bootstrap_ema": 1,
             "bootstrap_cfg": 0,
             "bootstrap_dt_bias": 0,
-            "denoise_timesteps": STEPS,
+            "denoise_timesteps": spec["grid"],
             "class_dropout_prob": 0.1,
             "num_classes": spec["classes"],
         },
