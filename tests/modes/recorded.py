@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fewstep.data import Dataset, Pairs, Split
+from fewstep.eval import checks as CHECKS
 from fewstep.eval import evaluate as EVALUATE
 from fewstep.eval import sampling as SAMPLING
 from fewstep.models import NETWORKS
@@ -51,8 +52,8 @@ def record_run(patch, folder, method, fields, traced=True):
     patch.setattr(SAMPLING, "batch_sampler", recorder.batch_sampler)
     for name in ("trajectory", "load_measures", "save_evaluation"):
         patch.setattr(EVALUATE, name, getattr(recorder, name))
-    for name in ("check_feature_network", "save_comparison"):
-        patch.setattr(EVALUATE, name, lambda *_: None)
+    patch.setattr(CHECKS, "check_feature_network", lambda *_: None)
+    patch.setattr(EVALUATE, "save_comparison", lambda *_: None)
     patch.setattr(TRAIN, "train_network", recorder.train_network)
     for name in ("check_step", "logged_evaluations"):
         patch.setattr(JOB, name, getattr(recorder, name))
