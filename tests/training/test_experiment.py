@@ -145,6 +145,15 @@ def test_a_debugged_run_keeps_the_fields_that_are_given():
     assert (small.optimizer.warmup_steps, small.checkpoint.every) == (40, 25)
 
 
+@pytest.mark.parametrize(("side", "rows"), [(32, 64), (64, 16)])
+def test_a_debugged_run_has_fewer_rows_of_larger_images(side, rows):
+    config = small_config("flow_matching", batch_size=256)
+    config.data.image_size, config.data.channels = side, 3
+    assert debug_config(config).batch_size == rows
+    config.batch_size = 8
+    assert debug_config(config).batch_size == 8
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_a_debugged_run_makes_few_pairs_in_few_steps_but_those_that_are_given(method):
     config = small_config(method)
