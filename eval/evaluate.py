@@ -172,10 +172,7 @@ def scale_evaluator(
                 result["metrics"] = measure(batches, labels, measures)
                 result["warnings"] += collapse_warnings(result["metrics"], result["real"])
             add_diagnostics(result, {**diagnose(params, steps), **gradients.get(steps, {})})
-            result["rows"] = correct(params, steps)
-            for name, row in result["rows"].items():
-                found = collapse_warnings(row, result["real"])
-                result["warnings"] += [f"{ROWS[name]}: {warning}" for warning in found]
+            add_rows(result, correct(params, steps))
             results.append(result)
             shown[steps] = np.concatenate(first)[: space.shown]
         if jax.process_index() == 0 and results:
@@ -200,6 +197,14 @@ def add_diagnostics(result: dict[str, Any], numbers: Mapping[str, float]) -> Non
     result["metrics"] |= finite
     odd = [name for name in numbers if name not in finite]
     result["warnings"] += [f"{name} is not finite, or too large" for name in odd]
+
+
+def add_rows(result: dict[str, Any], rows: Mapping[str, Mapping[str, float]]) -> None:
+    """Add corrected rows to a result. Warn of those that collapsed."""
+    result["rows"] = rows
+    for name, row in rows.items():
+        found = collapse_warnings(row, result["real"])
+        result["warnings"] += [f"{ROWS[name]}: {warning}" for warning in found]
 
 
 def keep_first(
