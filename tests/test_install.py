@@ -74,6 +74,7 @@ def test_a_wheel_has_every_file_of_the_program_below_one_name(wheel):
         f"fewstep/{path.as_posix()}" for path in others
     }
     assert {path.name for path in others} >= {"page.css", "table.js"}
+    assert {path.suffix for path in others} >= {".npz"}  # classifiers that all machines share
 
 
 def test_it_requires_what_requirements_txt_lists(wheel):

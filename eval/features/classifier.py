@@ -1,16 +1,17 @@
-"""A small classifier of a data set, trained on its training split at first use.
+"""A small classifier of a data set, trained on its training split.
 
 Distances use its penultimate activations where Inception's features say nothing, on images of 8 or
-28 pixels. Label agreement and the Inception score use its logits. The parameters are kept, so every
-later evaluation measures with the same network:
+28 pixels. Label agreement and the Inception score use its logits. For digits and Fashion-MNIST the
+parameters come with Fewstep, so that all machines measure with the same network. For other data
+they are trained at first use and kept, so every later evaluation uses the same network:
 
     ROOT/classifiers/NAME-KEY.npz     the parameters, and how many held-out images they get right
 
 KEY is a hash of everything that the parameters depend on, except the machine's rounding.
 
 Traps of the protocol:
-- Compare two distances on these features only if both name the same `weights`: two machines train
-  two networks.
+- Compare two distances on these features only if both name the same `weights`: where none come with
+  Fewstep, two machines train two networks.
 - The classifier sees what tells classes apart and nothing else.
 - It errs on real images too: read label agreement beside `accuracy`.
 """
@@ -52,6 +53,7 @@ from fewstep.training.storage.seal import (
 Array = jax.Array
 
 FOLDER = "classifiers"
+SHIPPED = Path(__file__).parent / FOLDER  # trained by this module on one CPU core
 VERSION = 1  # part of the key; raise it when the network or its training changes
 # Least held-out accuracy. The classifier reaches 0.98 and 0.91: the floors leave room for other
 # machines, not for damaged data or wrong labels.
@@ -108,14 +110,14 @@ class Task(NamedTuple):
 
 
 def classifier(dataset: Dataset, root: Path, read_only: Path | None = None) -> Classifier:
-    """The classifier of a data set: read from root or read_only, or trained and kept in root.
+    """The classifier of a data set: ours, or read from root or read_only, or trained into root.
 
     All processes call it. Each trains or reads on its own device, then takes the parameters of
     process 0. Raises ValueError for data without labels, images that are not square or not of 8 to
     64 pixels, a damaged file, or an accuracy below the floor.
     """
     task, model = classification_task(dataset), untrained_model(dataset)
-    path = find_kept_file(classifier_path(task, root), root, read_only)
+    path = find_classifier(task, root, read_only)
     trained = read_classifier(path, model, len(task.held_out.labels)) if path.exists() else None
     if trained is None:
         trained = train_classifier(task, model)
@@ -281,6 +283,13 @@ def check_accuracy(task: Task, accuracy: float) -> None:
             f"the classifier of {task.name} is right on {accuracy:.3f} of the held-out images, "
             f"and {floor:.3f} is the least to measure with; {REMEDY}, or check the labels"
         )
+
+
+def find_classifier(task: Task, root: Path, read_only: Path | None) -> Path:
+    """The file of a classifier: the one that comes with Fewstep, else the one kept, if any."""
+    path = classifier_path(task, root)
+    shipped = SHIPPED / path.name
+    return shipped if shipped.exists() else find_kept_file(path, root, read_only)
 
 
 def classifier_path(task: Task, root: Path) -> Path:

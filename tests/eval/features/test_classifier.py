@@ -12,6 +12,17 @@ from fewstep.eval.features.classifier import Recipe, classifier
 SHORT = Recipe(epochs=1, least_updates=2, batch_size=16)
 
 
+OURS = module.SHIPPED
+
+
+@pytest.fixture(scope="module", autouse=True)
+def none_shipped(tmp_path_factory):
+    """No classifier comes with Fewstep, so that digits are trained on."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "SHIPPED", tmp_path_factory.mktemp("none"))
+        yield
+
+
 @pytest.fixture(scope="module")
 def data():
     return digits()
@@ -91,6 +102,39 @@ def test_the_second_call_reads_the_same_bits(data, root, trained, monkeypatch, c
     assert again.network.weights == trained.network.weights
     chex.assert_trees_all_equal(again.network.params, trained.network.params)
     assert "classifier of" not in capsys.readouterr().err
+
+
+def test_digits_are_measured_with_our_classifier_on_every_machine(
+    data, root, trained, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(module, "SHIPPED", OURS)
+    no_training(monkeypatch)
+    ours = classifier(data, root)  # which has one that was trained here
+    assert ours.network.weights == (
+        "792a5c9c617a8c8eabc9f513ba123900cedcd8ddb5e4548c7d3c00da040df2d0"
+    )
+    assert ours.accuracy >= 0.97
+    assert classifier(data, tmp_path).network.weights == ours.network.weights
+    assert not files(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "held_out", "least"),
+    [("digits", (8, 8, 1), 360, 0.97), ("tfds_fashion_mnist", (28, 28, 1), 10_000, 0.9)],
+)
+def test_our_classifiers_are_whole(name, shape, held_out, least):
+    (path,) = OURS.glob(f"{name}-*.npz")
+    ours = module.read_classifier(path, module.convnet(shape, 10), held_out)
+    assert ours.right >= least * held_out
+
+
+def test_our_classifier_of_digits_is_one_that_the_recipe_trains(data, trained, monkeypatch):
+    monkeypatch.setattr(module, "SHIPPED", OURS)
+    ours = classifier(data, OURS).network
+    images = data.test.images
+    here, there = (n.apply(n.params, images) for n in (trained.network, ours))
+    alike = np.mean(here.logits.argmax(axis=1) == there.logits.argmax(axis=1))
+    assert alike > 0.95
 
 
 def test_a_damaged_file_is_named_and_kept(data, root, trained, tmp_path, monkeypatch):
