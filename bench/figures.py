@@ -3,16 +3,19 @@
     python -m bench.figures keep runs/digits --to=docs/digits.json
     python -m bench.figures show docs/digits.json --images=384000
     python -m bench.figures show docs/digits.json --passes=2000000 --teachers
+    python -m bench.figures show densities.json --images=1e9 --metrics=wasserstein_1,ess
 
 `keep` reads every evaluation of the runs in a folder, those during training included, and adds
 them to the file, so that runs of several days and machines stand in one table. `show` takes of
 each run the last evaluation within the budget: images seen or forward passes of one image
-(docs/performance.md), with --teachers together with the training of its teachers.
+(docs/performance.md), with --teachers together with the training of its teachers. Each data set or
+density has a table, with what real images and the other rows of evaluations have instead of samples
+below it.
 """
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -22,13 +25,16 @@ from fewstep.eval.metrics.protocol import check_comparable
 from fewstep.eval.report.costs import EvaluationCounts, teacher_cost
 from fewstep.eval.report.evaluation import load_evaluations
 from fewstep.eval.report.folders import find_runs
+from fewstep.eval.report.results import ROWS
 from fewstep.files import write_json
+from fewstep.messages import unknown_choice
 from fewstep.training.storage.environment import ENVIRONMENT, describe_hardware, read_environments
 from fewstep.training.storage.identity import read_identity
 from fewstep.training.storage.workdir import load_config
 
-# metric of a cell -> its heading
-SHOWN = {MAIN: "distance", "agreement": "agreement", "recall": "recall"}
+SHOWN = (MAIN, "agreement", "recall")  # metrics of a cell by default
+# Key of a result -> whose metrics it has instead of the samples'.
+INSTEAD = {"real": "real data", "prior": "the prior"}
 IMAGES, PASSES = "images", "passes"
 # budget -> its name in a run's costs (eval.report.costs)
 COSTS = {IMAGES: "images_seen", PASSES: "network_evaluations"}
@@ -51,13 +57,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     budget.add_argument(f"--{IMAGES}", type=float)
     budget.add_argument(f"--{PASSES}", type=float)
     show.add_argument("--teachers", action="store_true", help="count the training of teachers too")
+    show.add_argument(
+        "--metrics",
+        default=",".join(SHOWN),
+        help="of each cell, separated by commas; the first with its range over seeds (%(default)s)",
+    )
     asked = parser.parse_args(argv)
     try:
         if asked.part == "keep":
             keep_runs(asked.folders, asked.to, asked.name)
         else:
             kind = IMAGES if asked.images is not None else PASSES
-            print(table(read_figures(asked.file), kind, getattr(asked, kind), asked.teachers))
+            runs, limit = read_figures(asked.file), getattr(asked, kind)
+            metrics = asked.metrics.split(",")
+            check_metrics(runs, metrics)
+            print(tables(runs, kind, limit, asked.teachers, metrics))
     except (OSError, ValueError) as error:
         parser.error(str(error))
 
@@ -65,21 +79,23 @@ def main(argv: Sequence[str] | None = None) -> None:
 def keep_runs(folders: Sequence[Path], path: Path, name: str | None = None) -> None:
     """Add the runs in the folders to a file; a run that it has is read again.
 
-    Raises ValueError if the file has another run of that name and seed, or if runs were measured
-    differently.
+    Raises ValueError if the file has another run of that name, data set and seed, or if runs on
+    one data set were measured differently.
     """
     kept = {run["run"]: run for run in read_figures(path)} if path.exists() else {}
     counts = EvaluationCounts()
     for folder in find_runs(folders):
         run = run_figures(folder, counts, name)
         kept[run["run"]] = run
-        alike = [r for r in kept.values() if label(r) == label(run)]
+        alike = [r for r in kept.values() if label(r) == label(run)]  # itself included
         if len(alike) > 1:
             raise ValueError(
-                f"{path} has another run of {run['name']} with seed {run['seed']}, "
+                f"{path} has another run of {run['name']} on {run['data']} with seed "
+                f"{run['seed']}, "
                 f"{alike[0]['run']}; name the runs in {folder} by --name, or delete that one"
             )
-    check_comparable({" ".join(map(str, label(run))): run["measurement"] for run in kept.values()})
+    for runs in by_data(kept.values()).values():
+        check_comparable({" ".join(map(str, label(run))): run["measurement"] for run in runs})
     write_json(path, {"runs": sorted(kept.values(), key=label)})
 
 
@@ -91,9 +107,25 @@ def read_figures(path: Path) -> list[Run]:
         raise ValueError(f"{path} is no file that `keep` wrote ({error})") from error
 
 
-def label(run: Run) -> tuple[str, int]:
-    """Heading and seed of a run."""
-    return run["name"], run["seed"]
+def check_metrics(runs: Sequence[Run], metrics: Sequence[str]) -> None:
+    """Raises ValueError for a metric that no evaluation has."""
+    known = {name: None for run in runs for e in run["evaluations"] for name in e["metrics"]}
+    for name in metrics:
+        if name not in known:
+            raise ValueError(unknown_choice("--metrics", name, known))
+
+
+def label(run: Run) -> tuple[str, str, int]:
+    """Data set, heading and seed of a run."""
+    return run["data"], run["name"], run["seed"]
+
+
+def by_data(runs: Iterable[Run]) -> dict[str, list[Run]]:
+    """The runs on each data set or density."""
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run["data"], []).append(run)
+    return groups
 
 
 def run_figures(folder: Path, counts: EvaluationCounts, name: str | None = None) -> dict[str, Any]:
@@ -116,6 +148,7 @@ def run_figures(folder: Path, counts: EvaluationCounts, name: str | None = None)
         "batch_size": config.batch_size,
         "passes_per_image": per_image["network_evaluations"],
         "teachers": None if taught is None else {kind: taught[COSTS[kind]] for kind in COSTS},
+        "instead": {key: rounded(last.result[key]) for key in INSTEAD if last.result.get(key)},
         "hardware": describe_hardware(start),
         "code": start.get("code"),
         "evaluations": [
@@ -123,11 +156,17 @@ def run_figures(folder: Path, counts: EvaluationCounts, name: str | None = None)
                 "step": e.sampling["step"],
                 "network": e.sampling["network"],
                 "sampling_steps": e.steps,
-                "metrics": {k: float(f"{v:.5g}") for k, v in e.result["metrics"].items()},
+                "metrics": rounded(e.result["metrics"]),
+                "rows": {name: rounded(row) for name, row in e.result.get("rows", {}).items()},
             }
             for e in sorted(alike, key=lambda e: (e.sampling["step"], e.steps))
         ],
     }
+
+
+def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
+    """Metrics to five digits."""
+    return {name: float(f"{value:.5g}") for name, value in metrics.items()}
 
 
 def cost(run: Run, step: int, kind: str, teachers: bool) -> float:
@@ -146,11 +185,31 @@ def at_budget(run: Run, kind: str, budget: float, teachers: bool) -> list[Mappin
     return [e for e in within if e["step"] == last]
 
 
-def table(runs: Sequence[Run], kind: str, budget: float, teachers: bool = False) -> str:
+def tables(
+    runs: Sequence[Run], kind: str, budget: float, teachers: bool, metrics: Sequence[str]
+) -> str:
+    """The table of each data set, with what stands for samples below it."""
+    parts = []
+    for data, members in by_data(runs).items():
+        lines = [f"{data}: {', '.join(metrics)}", ""]
+        lines += [table(members, kind, budget, teachers, metrics), ""]
+        found = {key: row for run in members for key, row in run.get("instead", {}).items()}
+        lines += [f"- {INSTEAD[key]}: {cell([row], metrics)}" for key, row in found.items()]
+        parts.append("\n".join(lines).rstrip())
+    return "\n\n".join(parts)
+
+
+def table(
+    runs: Sequence[Run],
+    kind: str,
+    budget: float,
+    teachers: bool = False,
+    metrics: Sequence[str] = SHOWN,
+) -> str:
     """A Markdown table: a row for each heading, a column for each number of sampling steps.
 
-    A cell has the mean over seeds of distance, agreement and recall, and the range of the
-    distance.
+    The other rows of an evaluation, such as samples after HMC, have rows of their own. A cell has
+    the means of the metrics over seeds, and the range of the first.
     """
     groups: dict[str, list[tuple[Run, list[Mapping[str, Any]]]]] = {}
     for run in runs:
@@ -162,22 +221,37 @@ def table(runs: Sequence[Run], kind: str, budget: float, teachers: bool = False)
     lines = [heads, ["---"] * len(heads)]
     for name, members in groups.items():
         spent = mean(cost(run, found[0]["step"], kind, teachers) for run, found in members)
-        cells = [
-            cell([e for _, es in members for e in es if e["sampling_steps"] == n]) for n in every
-        ]
-        lines.append([f"`{name}`", str(len(members)), f"{spent:,.0f}", *cells])
+        start = [str(len(members)), f"{spent:,.0f}"]
+        evaluations = [e for _, found in members for e in found]
+        lines.append([f"`{name}`", *start, *columns(evaluations, every, metrics)])
+        for row, words in ROWS.items():
+            other = [
+                {**e, "metrics": e["rows"][row]} for e in evaluations if row in e.get("rows", {})
+            ]
+            if other:
+                lines.append([f"`{name}`, {words}", *start, *columns(other, every, metrics)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def cell(found: Sequence[Mapping[str, Any]]) -> str:
-    """The metrics of SHOWN that all of these evaluations have, each a mean over them."""
+def columns(
+    evaluations: Sequence[Mapping[str, Any]], every: Sequence[int], metrics: Sequence[str]
+) -> list[str]:
+    """A cell for each number of sampling steps."""
+    return [
+        cell([e["metrics"] for e in evaluations if e["sampling_steps"] == n], metrics)
+        for n in every
+    ]
+
+
+def cell(found: Sequence[Mapping[str, float]], metrics: Sequence[str]) -> str:
+    """The metrics that all of these have, each a mean over them, the first with its range."""
     texts = []
-    for metric in SHOWN:
-        values = [e["metrics"][metric] for e in found if metric in e["metrics"]]
+    for metric in metrics:
+        values = [each[metric] for each in found if metric in each]
         if values and len(values) == len(found):
-            form = METRICS[metric].format.format
+            form = (METRICS[metric].format if metric in METRICS else "{:.3f}").format
             spread = f" ({form(min(values))} to {form(max(values))})"
-            texts.append(form(mean(values)) + spread * (metric == MAIN and len(values) > 1))
+            texts.append(form(mean(values)) + spread * (metric == metrics[0] and len(values) > 1))
     return ", ".join(texts)
 
 

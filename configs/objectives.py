@@ -29,7 +29,7 @@ def log_normal(mean: float, std: float) -> ConfigDict:
 
 
 def spacing(name: str = "uniform") -> ConfigDict:
-    """How a grid of times is spaced: uniform in t, or karras(power) in noise levels.
+    """How a grid of times is spaced: uniform or quadratic in t, or karras(power) in noise levels.
 
     A student with the name "" takes the spacing of its teacher's sampling steps.
     """

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from bench import figures
-from tests.eval.evaluated import MEASUREMENT, evaluated_run
+from tests.eval.evaluated import MEASUREMENT, REAL, evaluated_run
 
 
 def run(name, seed=0, passes=3.0, before=None, distance=8.0):
@@ -20,6 +20,7 @@ def run(name, seed=0, passes=3.0, before=None, distance=8.0):
     ]
     return {
         "name": name,
+        "data": "digits",
         "seed": seed,
         "batch_size": 100,
         "passes_per_image": passes,
@@ -76,6 +77,7 @@ def test_runs_are_added_and_read_again(tmp_path):
     assert file.read_bytes() == before
     kept = json.loads(before)["runs"]
     assert [(r["name"], r["seed"]) for r in kept] == [("cd", 0), ("cd", 1)]
+    assert kept[0]["instead"] == {"real": REAL}
     assert kept[0]["measurement"] == MEASUREMENT and kept[0]["passes_per_image"] is None
     assert [e["sampling_steps"] for e in kept[0]["evaluations"]] == [1, 2, 4, 8, 128]
     assert kept[1]["evaluations"][0]["metrics"]["frechet"] == 3.0
@@ -88,7 +90,7 @@ def test_two_runs_of_one_name_and_seed_need_another_name(tmp_path, capsys):
     figures.main(["keep", str(tmp_path / "cd"), f"--to={file}"])
     with pytest.raises(SystemExit):
         figures.main(["keep", str(tmp_path / "other"), f"--to={file}"])
-    assert "another run of cd with seed 0" in capsys.readouterr().err
+    assert "another run of cd on digits with seed 0" in capsys.readouterr().err
     figures.main(["keep", str(tmp_path / "other"), f"--to={file}", "--name=cd, other"])
     assert [r["name"] for r in figures.read_figures(file)] == ["cd", "cd, other"]
 
@@ -102,6 +104,61 @@ def test_runs_of_another_measurement_are_refused(tmp_path, capsys):
     with pytest.raises(SystemExit):
         figures.main(["keep", str(tmp_path / "sim"), f"--to={file}"])
     assert "samples" in capsys.readouterr().err and file.read_bytes() == kept
+
+
+def test_data_sets_have_tables_of_their_own(capsys):
+    runs = [run("dis") | {"data": data} for data in ("density:rings", "density:gmm9")]
+    runs[0]["instead"] = {"real": {"frechet": 0.25}, "prior": {"frechet": 5.0}}
+    text = figures.tables(runs, "images", 1e9, False, ["frechet"])
+    assert [line for line in text.splitlines() if not line.startswith("|")] == [
+        "density:rings: frechet",
+        "",
+        "",
+        "- real data: 0.250",
+        "- the prior: 5.000",
+        "",
+        "density:gmm9: frechet",
+        "",
+    ]
+
+
+def test_the_other_rows_of_evaluations_stand_below_their_method():
+    one = run("scds")
+    for evaluation in one["evaluations"]:
+        evaluation["rows"] = {"hmc": {"frechet": evaluation["sampling_steps"] / 8}}
+    del one["evaluations"][-1]["rows"]["hmc"]
+    assert rows(figures.table([one], "images", 1e9, metrics=["frechet"])) == {
+        "scds": ["1", "2,000", "4.000", "1.000"],
+        "scds`, after ten HMC steps": ["1", "2,000", "0.125"],
+    }
+
+
+def test_metrics_are_chosen_and_the_first_has_its_range():
+    runs = [run("cd"), run("cd", 1, distance=12.0)]
+    for each in runs:
+        for evaluation in each["evaluations"]:
+            evaluation["metrics"]["ess"] = 0.25 + each["seed"] / 2
+    found = rows(figures.table(runs, "images", 1e9, metrics=["ess", "frechet"]))
+    assert found["cd"][2] == "0.500 (0.250 to 0.750), 5.000"
+
+
+def test_a_metric_that_no_run_has_is_refused(tmp_path, capsys):
+    (tmp_path / "a.json").write_text(json.dumps({"runs": [run("cd")]}))
+    with pytest.raises(SystemExit):
+        figures.main(["show", str(tmp_path / "a.json"), "--images=1", "--metrics=frechet,agrement"])
+    assert "--metrics='agrement' is not one of frechet, agreement" in capsys.readouterr().err
+
+
+def test_runs_on_other_data_may_be_measured_in_another_way(tmp_path):
+    file = tmp_path / "figures.json"
+    evaluated_run(tmp_path / "cd", "cd")
+    figures.main(["keep", str(tmp_path / "cd"), f"--to={file}"])
+    kept = json.loads(file.read_text())
+    other = {"data": "other", "measurement": {**MEASUREMENT, "samples": 2000}, "run": "other"}
+    kept["runs"].append(kept["runs"][0] | other)
+    file.write_text(json.dumps(kept))
+    figures.main(["keep", str(tmp_path / "cd"), f"--to={file}"])
+    assert [r["data"] for r in figures.read_figures(file)] == ["digits", "other"]
 
 
 def test_another_file_is_named(tmp_path):

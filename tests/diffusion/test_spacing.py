@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from fewstep.diffusion.path import PATHS, ve
-from fewstep.diffusion.spacing import SPACINGS, karras_spacing, uniform_spacing
+from fewstep.diffusion.spacing import SPACINGS, karras_spacing, quadratic_spacing, uniform_spacing
 
 
 def test_karras_is_the_paper_s():
@@ -41,6 +41,15 @@ def test_uniform_has_equal_steps():
     path = ve(0.5, 2.5)
     np.testing.assert_allclose(
         uniform_spacing(path).time(jnp.linspace(0.0, 1.0, 5)), [0.5, 1.0, 1.5, 2.0, 2.5]
+    )
+
+
+def test_quadratic_is_that_of_ddim():
+    # Song et al. 2021, D.2: times proportional to the squares of 0, 1, ..., N.
+    path = ve(0.5, 2.5)
+    np.testing.assert_allclose(
+        quadratic_spacing(path).time(jnp.linspace(0.0, 1.0, 5)),
+        [0.5 + 2.0 * index**2 / 16 for index in range(5)],
     )
 
 
