@@ -11,9 +11,9 @@ Other methods learn from exact samples of the density, as from data.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-from fewstep.configs import base, methods, short_runs
+from fewstep.configs import base, methods, objectives, short_runs
 
-PATH_STEPS = 64
+PATH_STEPS, JUMPS, CELLS = 128, 64, 4
 SIGMA_DATA = 1.0  # networks see points in units of the density's scale
 
 
@@ -41,14 +41,22 @@ def get_config(method: str = "dis") -> ConfigDict:
     config.evaluate.batch_size = 500
     short_runs.short_run(config, sigma_data=SIGMA_DATA)
     if method == "consistency_sampler":
-        config.steps = 4000
-        config.objective.source.update(groups=8, substeps=2)
+        config.steps = 8000
+        config.batch_size = 128 * CELLS  # each trajectory gives a row for every cell
+        config.optimizer.learning_rate = 4e-3
+        # The target is learned backwards, cell by cell: few of them, of several solver steps each.
+        config.objective.curriculum.points = CELLS + 1
+        config.objective.source = objectives.pair_source("trajectories")
+        config.objective.source.substeps = 6
         config.ema.decays = (0.999,)
     if method == "scds":
-        config.objective.max_steps = PATH_STEPS
-        config.evaluate.steps = (1, 2, 4, PATH_STEPS)
+        config.objective.max_steps = JUMPS
+        config.evaluate.steps = (1, 2, 4, JUMPS)
     if method in SAMPLERS:
         config.objective.path_steps = PATH_STEPS
+        # Modes are narrow beside the scale, so the last steps are the hard ones.
+        config.objective.spacing.name = "quadratic"
+        config.optimizer.learning_rate = 5e-3
         config.evaluate.steps = (1, 4, 16, PATH_STEPS)
     return config
 
