@@ -91,9 +91,11 @@ def change_path(source: Path, target: Path, x: Array, t: Array) -> tuple[Array, 
     """Map x at time t of path `source` to the point of equal noise level on path `target`.
 
     x: [B, ...]; t: [B]. Returns (x', t') with x' = alpha_target(t') / alpha_source(t) x. Where
-    alpha < sigma the factor is the ratio of the sigmas, so that pure noise maps exactly.
+    alpha < sigma the factor is the ratio of the sigmas, so that pure noise maps exactly. A level
+    beyond an end of the target maps to that end: pure noise becomes the prior of `ve`.
     """
-    t_target = target.time_at(source.rho(t))
+    ends = target.rho(jnp.asarray([target.t_min, target.t_max], jnp.float32))
+    t_target = target.time_at(jnp.clip(source.rho(t), *ends))
     by_signal = source.alpha(t) > source.sigma(t)
     numerator = jnp.where(by_signal, target.alpha(t_target), target.sigma(t_target))
     denominator = jnp.where(by_signal, source.alpha(t), source.sigma(t))

@@ -98,6 +98,14 @@ def test_change_of_path_carries_pure_noise():
 
 
 @pytest.mark.parametrize("name", PATHS)
+def test_change_of_path_maps_pure_noise_to_the_prior_of_every_path(name):
+    path, eps = PATHS[name](), jnp.array([[1.5], [-0.5]])
+    x, t = change_path(PATHS["linear"](), path, eps, jnp.ones(2))
+    np.testing.assert_allclose(t, path.t_max, rtol=1e-5)
+    np.testing.assert_allclose(x, path.prior(eps), rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", PATHS)
 def test_gaussian_velocity_is_the_mean_of_the_conditional_velocity(name):
     # E[alpha' x_0 + sigma' eps | x_t], with the conditional means in place of x_0 and eps.
     path = PATHS[name]()
