@@ -18,7 +18,7 @@ def guidance_plot(groups: Groups) -> Plot | None:
             if all({FIDELITY, DIVERSITY} <= own.keys() for own in metrics):
                 points = [(own[DIVERSITY], own[FIDELITY]) for own in metrics]
                 label = f"{name}, {steps} step{'s' * (steps > 1)}"
-                lines.append(Line(label, look(place + turn, turn), points))
+                lines.append(Line(label, look(place, turn), points))
     return (
         Plot(lines, "recall (diversity)", "precision (fidelity)", fraction=True) if lines else None
     )

@@ -37,3 +37,10 @@ def test_each_number_of_steps_has_a_line_along_the_scales(groups):
     assert plot.lines[0].points == [(1.0, 0.4), (0.5, 0.5), (0.25, 0.7)]
     assert "1, 2, 4 along each line" in guidance_text(groups)
     assert guidance_plot({"b": groups["b"]}) is None
+
+
+def test_a_method_has_one_colour_and_its_numbers_of_steps_have_dashes(groups):
+    both = guidance_plot({"a": groups["a"], "c": groups["a"]}).lines
+    colours, dashes = ([line.look[part] for line in both] for part in (0, 1))
+    assert colours[0] == colours[1] != colours[2] == colours[3]
+    assert dashes[0] == dashes[2] != dashes[1] == dashes[3]
