@@ -12,8 +12,8 @@ python main.py --config=configs/digits.py:cd --config.teacher=runs/digits_edm \
     --workdir=runs/digits_cd
 
 A run takes 10 to 20 minutes of one CPU core. Distances on a classifier's features (1,000 samples;
-two halves of the real images: 2.50) in 1 / 4 / 128 sampling steps: flow_matching 44.2 / 4.85 /
-1.55, shortcut 6.05 / 2.37 / 1.86, cd 2.29 / 2.28, sim_flow 1.77. docs/figures.md has all methods.
+two halves of the real images: 2.50) in 1 / 4 / 128 sampling steps: flow_matching 44.0 / 4.91 /
+1.52, shortcut 5.54 / 2.05 / 1.69, cd 2.29 / 2.28, sim_flow 1.77. docs/figures.md has all methods.
 """
 
 from ml_collections import ConfigDict
