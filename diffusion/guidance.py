@@ -66,6 +66,7 @@ def guide(predict: Predict, scale: float | Array, channels: int | None = None) -
         return predict
 
     def guided(x: Array, t: Array, s: Array, condition: Condition) -> Array:
+        t, s = (jnp.broadcast_to(time, x.shape[:1]) for time in (t, s))
         both = jax.tree.map(
             lambda a, b: jnp.concatenate([a, b]),
             (x, t, s, condition),

@@ -120,11 +120,14 @@ def fix_guidance(params: Params, scale: float) -> Params:
 
 
 def read_condition(condition: Condition, name: str, t: Array, kind: type) -> Array:
-    """condition[name]: [B]. Raises ValueError if it is missing, or of another shape or type."""
+    """condition[name]: [B]. Raises ValueError if it is missing, or of another shape or type.
+
+    t: [B], or [1] for rows that share their time.
+    """
     if name not in condition:
         raise ValueError(f"condition has no {name!r}, which this network reads; add it, [B].")
     value = condition[name]
-    if np.shape(value) != np.shape(t):
+    if np.ndim(value) != 1 or np.size(t) not in (1, np.size(value)):
         raise ValueError(
             f"condition[{name!r}] has shape {np.shape(value)}; "
             f"give one value per example, {np.shape(t)}."

@@ -45,11 +45,13 @@ class Model(NamedTuple):
     ) -> Array:
         """The network's output at (x_t, t, s): [B, ...].
 
-        x_t: [B, ...]. t, s: [B], in the path's time, with s <= t. The network itself gets c_in x_t,
-        clock(t) and clock(s). Parameters that stand for the user's sampler give its prediction.
+        x_t: [B, ...]. t, s: [B] or [1], in the path's time, with s <= t. The network itself gets
+        c_in x_t, clock(t) and clock(s). Parameters that stand for the user's sampler give its
+        prediction.
         """
         if self.sampler is not None and stands_for_sampler(params):
-            return self.sampler().predict(self.kind, self.path, x_t, t)
+            rows = jnp.broadcast_to(t, x_t.shape[:1])
+            return self.sampler().predict(self.kind, self.path, x_t, rows)
         inputs, condition = self.inputs(x_t, t, s), self.with_score(condition, x_t, t)
         return self.network.apply(params, *inputs, condition, train=train, rng=rng)
 

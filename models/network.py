@@ -50,7 +50,8 @@ class Network(NamedTuple):
 
     init: key -> parameters, a nested dict of float32 arrays.
     apply: `apply(params, x, t, s, condition, *, train=False, rng=None)` -> float32 array of the
-        shape of `x`. `x`: [B, ...] floating; `t`, `s`: [B] floating, with `s <= t`;
+        shape of `x`. `x`: [B, ...] floating; `t`, `s`: [B] floating, with `s <= t`, or [1] where
+        all rows share them, which embeds them once;
         `condition`: {"label": int [B], optionally "guidance_scale", "guidance_start" and
         "guidance_end": floating [B], and "score": floating [B, ...]}. The label -1 is the null
         class. `train=True` turns dropout on, which then needs the key `rng`. Raises ValueError for
@@ -194,12 +195,12 @@ class Architecture(NamedTuple):
 
 
 def check_inputs(x: Array, t: Array, s: Array, shape: tuple[int, ...]) -> None:
-    """Raises ValueError unless x is [B, *shape], t and s are [B], and all are floating."""
+    """Raises ValueError unless x is [B, *shape], t and s are [B] or [1], and all are floating."""
     if np.shape(x)[1:] != shape or np.ndim(x) != len(shape) + 1:
         expected = ", ".join(map(str, ("B", *shape)))
         raise ValueError(f"x has shape {np.shape(x)}; this network takes [{expected}].")
     for name, value in (("t", t), ("s", s)):
-        if np.shape(value) != np.shape(x)[:1]:
+        if np.shape(value) not in (np.shape(x)[:1], (1,)):
             raise ValueError(
                 f"{name} has shape {np.shape(value)}; give one time per example, {np.shape(x)[:1]}."
             )

@@ -114,9 +114,9 @@ def roll(
     """
 
     def step(done: Array, x: Array) -> Array:
-        t, s = (parts.spacing.time((position - done - i) / fine) for i in (0, 1))
-        rows = lambda time: jnp.broadcast_to(jnp.float32(time), x.shape[:1])
-        return parts.step(networks, on_trajectory(x, rows(t), rows(s), condition))
+        ends = position - done - jnp.arange(2)
+        t, s = jnp.split(jnp.float32(parts.spacing.time(ends / fine)), 2)
+        return parts.step(networks, on_trajectory(x, t, s, condition))
 
     return jax.lax.fori_loop(0, count, step, x)
 

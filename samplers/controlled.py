@@ -31,7 +31,7 @@ from fewstep.samplers.sde import noise_like
 
 # Paths whose noising has a finite rate end with more signal than this.
 LEAST_ALPHA = 1e-3
-# (x: [B, ...], t: [B]) -> f(x, t), like x
+# (x: [B, ...], t: [B] or [1]) -> f(x, t), like x
 Control = Callable[[Array, Array], Array]
 
 
@@ -105,7 +105,7 @@ def simulate(
     ) -> tuple[tuple[Array, Array], Array]:
         (x, total), (index, t, s) = carry, interval
         c, a = discretisation(path, t, s)
-        f = control(x, jnp.broadcast_to(t, x.shape[:1]))
+        f = control(x, t[None])
         after = drive(c * x + a * f + jnp.sqrt(a) * noise_like(x, keys, index))
         back, forth = x - c * after, after - c * x - a * f
         total += 0.5 * row_sum(forth**2 - back**2) / a

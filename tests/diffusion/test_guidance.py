@@ -57,6 +57,15 @@ def test_guidance_makes_one_call_of_twice_the_rows():
     assert calls == [8, 4]
 
 
+def test_rows_that_share_their_time_are_guided_as_rows_of_their_own():
+    def predict(x, t, s, condition):
+        return (1.0 + t)[:, None] * x + s[:, None] * condition["label"][:, None]
+
+    shared = guide(predict, 2.0)(X, T[1:2], T[:1], CONDITION)
+    own = guide(predict, 2.0)(X, jnp.full(4, T[1]), jnp.full(4, T[0]), CONDITION)
+    np.testing.assert_array_equal(shared, own)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_guidance_is_the_same_in_every_kind(kind):
     path, kind, velocity = PATHS["vp_cosine"](), KINDS[kind], KINDS["velocity"]

@@ -30,7 +30,7 @@ def build(name, **fields):
         (X[..., 0], T, T, r"x has shape .*\[B, 4, 4, 1\]"),
         (X[:, :3], T, T, "x has shape"),
         (X, T[0], T, "t has shape"),
-        (X, T, T[:1], "s has shape"),
+        (X, T, jnp.zeros(3), "s has shape"),
         (X.astype(jnp.uint8), T, T, "x is uint8"),
         (X, T.astype(int), T, "t is int32"),
     ],
@@ -128,6 +128,24 @@ def test_a_loss_weight_has_its_own_parameters_and_leaves_apply_as_it_is(name, ra
     # The weight does not read the network's parameters either.
     both = {**moved, "loss_weight": params["loss_weight"]}
     np.testing.assert_array_equal(weighted.log_weight(both, t), [0.0, 0.0])
+
+
+@pytest.mark.parametrize("name", DENOISERS)
+@pytest.mark.parametrize("second_time", ["none", "step_size"])
+def test_rows_that_share_their_times_may_have_them_once(name, second_time, random_params):
+    network = build(
+        name, **NETWORK_FIELDS[name], second_time=second_time, guidance_input=True, dtype="float32"
+    )
+    params = random_params(jax.eval_shape(network.init, jax.random.key(0)))
+    x = jax.random.normal(jax.random.key(1), POINTS[name].shape)
+    t, s = jnp.array([0.7]), jnp.array([0.2])
+    each = [jnp.repeat(time, len(x)) for time in (t, s)]
+    apply = jax.jit(network.apply)
+    expected = apply(params, x, *each, CONDITION)
+    assert np.abs(expected[0] - expected[1]).max() > 1e-3
+    np.testing.assert_allclose(apply(params, x, t, s, CONDITION), expected, atol=1e-5)
+    later = apply(params, x, t + 0.1, s, CONDITION)
+    assert np.abs(later - expected).max() > 1e-4
 
 
 # Fields that all networks have, and those of one: another value, and what is then another thing:
