@@ -167,19 +167,24 @@ def load(
     *,
     step: int | None = None,
     network: str = "",
+    solver: str = "",
     codec_weights: str = "",
 ) -> Run:
     """The run in a folder, ready to sample.
 
     step: training step of the checkpoint; None is the newest. network: which network or average,
-    such as ema_0.999; "" is the one that samples by the config. codec_weights: the file or run of
-    the codec of a run on latents, if it is no longer where the run says.
+    such as ema_0.999; "" is the one that samples by the config. solver: what samples a denoiser,
+    such as heun; "" is that of the config. codec_weights: the file or run of the codec of a run on
+    latents, if it is no longer where the run says.
 
-    Raises ValueError for a folder that is no run, or that lacks the checkpoint or the network.
+    Raises ValueError for a folder that is no run, or that lacks the checkpoint or the network, and
+    for a solver of a run that no solver samples.
     """
     fields = {"codec.weights": expand_home(codec_weights)} if codec_weights else {}
     with _as_the_command_line(), on_disk(_path(run), trains=False) as folder:
-        request = Request(workdir=folder, checkpoint=step, network=network, fields=fields)
+        request = Request(
+            workdir=folder, checkpoint=step, network=network, solver=solver, fields=fields
+        )
         return Run(load_run(request))
 
 

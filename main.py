@@ -198,12 +198,8 @@ def replaced_fields(mode: Mode) -> dict[str, Any]:
     """
     fields = command_line.read_fields(sys.argv[1:])
     for name in fields:
-        if name not in mode.replaces and name.partition(".")[0] not in mode.replaces:
-            hint = "; for sampling steps use --steps" if name == "steps" else ""
-            raise ValueError(
-                f"--config.{name} would change nothing: of a run, --mode={MODE.value} replaces "
-                f"only {', '.join(mode.replaces)}{hint}"
-            )
+        if not mode.may_replace(name):
+            raise ValueError(mistakes.no_effect(name, MODE.value, mode))
     return fields
 
 

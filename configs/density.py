@@ -53,6 +53,7 @@ def get_config(method: str = "dis") -> ConfigDict:
         config.objective.max_steps = JUMPS
         config.evaluate.steps = (1, 2, 4, JUMPS)
     if method in SAMPLERS:
+        config.steps = 4000
         config.objective.path_steps = PATH_STEPS
         # Modes are narrow beside the scale, so the last steps are the hard ones.
         config.objective.spacing.name = "quadratic"

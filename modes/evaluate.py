@@ -2,6 +2,7 @@
 
 from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.maps import measure_maps
+from fewstep.modes.mistakes import no_effect
 from fewstep.modes.mode import (
     CHECKPOINT,
     CONFIG,
@@ -15,18 +16,35 @@ from fewstep.modes.mode import (
     parse_path,
     parse_text,
 )
-from fewstep.modes.request import Request
+from fewstep.modes.request import Request, require_workdir
+from fewstep.training.cost.choice import field_value
+from fewstep.training.storage.workdir import load_config
 
 
 def evaluate(request: Request) -> None:
     """Measure the samples of a run, or with --maps what map from noise to data it has learned.
 
-    Raises ValueError for flags of --maps without it.
+    Raises ValueError for flags of --maps without it, and for fields that would change nothing.
     """
     for name in ("teacher", "beside"):
         if getattr(request, name) and not request.maps:
             raise ValueError(f"--{name} is for the maps of a run; add --maps")
+    check_effect(request)
     (measure_maps if request.maps else evaluate_run)(request)
+
+
+def check_effect(request: Request) -> None:
+    """Raises ValueError for a field given beside --config that an evaluation leaves as in the run.
+
+    A field with the value of the run is none.
+    """
+    if request.config is None or not request.given:
+        return
+    recorded = load_config(require_workdir(request), request.checkpoint)
+    for name in request.given:
+        own, asked = (field_value(config, name) for config in (recorded, request.config))
+        if own != asked and not EVALUATE.may_replace(name):
+            raise ValueError(no_effect(name, "evaluate", EVALUATE))
 
 
 EVALUATE = Mode(

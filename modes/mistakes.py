@@ -31,6 +31,17 @@ EXAMPLE = "--config=configs/digits.py:cd"
 NUMBERS = re.compile(r"[\d.,-]+")
 
 
+def no_effect(field: str, mode_name: str, mode: Mode) -> str:
+    """The error message for a field that a mode does not take in place of that of a run."""
+    hints = {"steps": "; for sampling steps use --steps"}
+    if field.startswith("objective.solver"):
+        hints[field] = "; for another solver use --solver"
+    return (
+        f"--config.{field} would change nothing: of a run, --mode={mode_name} replaces only "
+        f"{', '.join(mode.replaces)}{hints.get(field, '')}"
+    )
+
+
 def meant_flag(name: str, mode: Mode, field_of: FieldOf, others: Sequence[str] = ()) -> str:
     """What was meant by a flag that a mode does not have, as it is written; "" if nothing is near.
 

@@ -52,6 +52,10 @@ class Mode(NamedTuple):
     alike: bool = True
     replaces: tuple[str, ...] = ()
 
+    def may_replace(self, field: str) -> bool:
+        """Whether --config.FIELD may replace this field of the record of a run."""
+        return field in self.replaces or field.partition(".")[0] in self.replaces
+
 
 def parse_path(flag: str, given: str) -> Path | None:
     """Return the path with ~ expanded; None for an empty text."""
@@ -168,4 +172,5 @@ CHECKPOINT = {
     "network": Flag(
         "Network or average that samples, such as ema_0.999; default: that of the config."
     ),
+    "solver": Flag("Solver that samples a denoiser, such as heun or unipc; default: the run's."),
 }

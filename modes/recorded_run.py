@@ -17,6 +17,7 @@ from fewstep.training.experiment import (
     Experiment,
     rebuild,
     with_sampling_network,
+    with_solver,
 )
 from fewstep.training.labels import with_recorded_label_shares
 from fewstep.training.location import parse_location, pin_teacher
@@ -103,9 +104,9 @@ class LoadedRun(NamedTuple):
 
 
 def load_run(request: Request) -> LoadedRun:
-    """Load the run in --workdir at --checkpoint, with --network.
+    """Load the run in --workdir at --checkpoint, with --network and --solver.
 
-    Defaults: the newest checkpoint, and the network that samples by the config.
+    Defaults: the newest checkpoint, and the network and solver that sample by the config.
 
     Raises ValueError.
     """
@@ -119,6 +120,8 @@ def load_run(request: Request) -> LoadedRun:
         load_codec(config)  # raises its errors before any compute
     if request.network:
         config = with_sampling_network(config, str(path), request.network, "--network")
+    if request.solver:
+        config = with_solver(config, str(path), request.solver)
     experiment = rebuild(config, str(path))
     check_density_file(path, experiment)
     mesh = make_mesh()

@@ -80,6 +80,7 @@ class Request(NamedTuple):
     guidance: float | None = None
     checkpoint: int | None = None
     network: str = ""
+    solver: str = ""
     out: Path | None = None
     mesh: tuple[int, ...] = ()
     accelerator: str = ""

@@ -93,6 +93,7 @@ def settings(request: Request, run: LoadedRun, scale: float) -> dict[str, Any]:
         "network": run.experiment.sample_with,
         "sampling_steps": request.steps,
         "guidance_scale": float(scale),
+        **({"solver": request.solver} if request.solver else {}),
     }
 
 
@@ -150,6 +151,7 @@ def default_out(
         f"{made_from['sampling_steps']}_steps",
         f"guidance_{made_from['guidance_scale']:g}",
         made_from["network"],
+        *([made_from["solver"]] if "solver" in made_from else []),
         # Numbers, since the name of a class may contain a / or be longer than a file name.
         *([f"labels_{'_'.join(map(str, labels))}"] if labels else []),
     ]

@@ -13,11 +13,13 @@ from fewstep.densities.table import density_of
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.prediction import KINDS, Kind, raw_kind
 from fewstep.latents.codec import Codec
+from fewstep.messages import unknown_choice
 from fewstep.models.model import Model
 from fewstep.models.network import Network
 from fewstep.models.user_sampler import is_sampler_file
 from fewstep.objectives import OBJECTIVES
 from fewstep.objectives.base import Objective
+from fewstep.samplers import SOLVERS
 from fewstep.training import decoder_density  # noqa: F401  (densities of runs)
 from fewstep.training.averages import averages, check_sampling_network, sampling_network
 from fewstep.training.codec_weights import TRAINING
@@ -231,6 +233,24 @@ def with_sampling_network(config: ConfigDict, run: str, name: str, asked_by: str
     check_sampling_network(config.ema, rebuild(config, run).objective.generator, name, asked_by)
     config = config.copy_and_resolve_references()
     config.ema.sample_with = name
+    return config
+
+
+def with_solver(config: ConfigDict, run: str, name: str) -> ConfigDict:
+    """The recorded config of a run, sampled by the solver `name` with the solver's own defaults.
+
+    Raises ValueError for a run that no solver samples, and for a solver that does not exist.
+    """
+    if "solver" not in config.objective:
+        raise ValueError(
+            f"--solver={name} has no use: {run} is a run of {config.method}, which has no solver"
+        )
+    if name not in SOLVERS:
+        raise ValueError(unknown_choice("--solver", name, SOLVERS))
+    config = config.copy_and_resolve_references()
+    if name != config.objective.solver.name:
+        fields = dict.fromkeys(config.objective.solver)
+        config.objective.solver = ConfigDict({**fields, "name": name})
     return config
 
 

@@ -2,13 +2,17 @@
 
 from importlib import import_module
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 import pytest
 
-from fewstep.modes.recorded_run import LoadedRun
+from fewstep.modes.evaluate import evaluate as evaluate_mode
+from fewstep.modes.recorded_run import LoadedRun, load_run
 from fewstep.modes.request import Request
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import workdir
-from tests.training.runs import small_config, small_experiment
+from tests.training.runs import save_run, small_config, small_experiment
 
 EVALUATE = import_module("fewstep.modes.evaluate_run")
 
@@ -84,6 +88,66 @@ def test_a_config_of_another_method_is_refused_before_the_run_is_loaded(tmp_path
         ValueError, match="--config is of cd, but .*/run is a run of edm; leave out"
     ):
         EVALUATE.evaluate_run(request)
+
+
+def test_a_run_is_sampled_by_another_solver_with_its_own_defaults(tmp_path):
+    churned = {"objective.solver.name": "churned_heun", "objective.solver.churn": 3.0}
+    save_run(tmp_path / "run", "flow_matching", **churned)
+    own, same, other = (
+        load_run(Request(workdir=tmp_path / "run", solver=solver))
+        for solver in ("", "churned_heun", "dpm_solver_2m")
+    )
+    assert same.config == own.config and own.config.objective.solver.churn == 3.0
+    fields = other.config.objective.solver
+    assert fields.name == "dpm_solver_2m" and not any({**fields, "name": ""}.values())
+    trained = load_run(Request(workdir=tmp_path / "run")).config
+    assert trained == own.config, "the record stays"
+    eps = jax.random.normal(jax.random.key(0), (2, *own.experiment.space.shape))
+    keys, condition = jax.random.split(jax.random.key(1), 2), {"label": jnp.zeros(2, jnp.int32)}
+
+    def samples(run):
+        params = run.params
+        made = run.experiment.objective.sample
+        return made(params, eps, condition, keys, steps=4, guidance_scale=1.0)
+
+    first, second, third = map(samples, (own, same, other))
+    np.testing.assert_array_equal(first, second)
+    assert np.abs(first - third).max() > 1e-3
+
+
+def test_a_solver_that_does_not_exist_or_has_no_use_is_refused(tmp_path):
+    save_run(tmp_path / "run", "flow_matching")
+    save_run(tmp_path / "jumps", "shortcut")
+    with pytest.raises(ValueError, match="--solver='heum' is not one of .*did you mean 'heun'"):
+        load_run(Request(workdir=tmp_path / "run", solver="heum"))
+    with pytest.raises(ValueError, match="--solver=heun has no use: .*jumps is a run of shortcut"):
+        load_run(Request(workdir=tmp_path / "jumps", solver="heun"))
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "words"),
+    [
+        ("objective.solver.name", "heun", "for another solver use --solver$"),
+        ("model.time_scale", 2.0, "replaces only evaluate, "),
+    ],
+)
+def test_a_field_beside_a_config_that_would_change_nothing_is_refused(
+    tmp_path, monkeypatch, field, value, words
+):
+    workdir.start_run(tmp_path / "run", small_config("flow_matching"))
+    evaluated = []
+    monkeypatch.setattr(import_module("fewstep.modes.evaluate"), "evaluate_run", evaluated.append)
+
+    def ask(**given):
+        config = small_config("flow_matching", **given)
+        evaluate_mode(Request(workdir=tmp_path / "run", config=config, given=tuple(given)))
+
+    ask(**{"evaluate.steps": (2,)})
+    ask(**{"model.time_scale": small_config("flow_matching").model.time_scale})
+    assert len(evaluated) == 2
+    with pytest.raises(ValueError, match=f"--config.{field} would change nothing: .*{words}"):
+        ask(**{field: value})
+    assert len(evaluated) == 2
 
 
 def test_results_that_cannot_be_written_are_refused_before_the_run_is_evaluated(evaluate, tmp_path):

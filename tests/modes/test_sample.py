@@ -123,12 +123,12 @@ def test_without_a_name_files_lie_in_the_run_and_seeds_are_the_first_ones(sample
     assert names == [f"{seed:06d}-label_{seed % 4}.png" for seed in range(64)]
     beside = {path.name for path in folder.parent.iterdir() if path != folder}
     assert beside == {f"{folder.name}.png", f"{folder.name}.json"}
-    for others in ({"guidance": 2.0}, {"labels": (1,)}, {"steps": 1}):
+    for others in ({"guidance": 2.0}, {"labels": (1,)}, {"steps": 1}, {"solver": "heun"}):
         sample(**{"steps": 2, **others})
-    assert sum(path.is_dir() for path in folder.parent.iterdir()) == 4
+    assert sum(path.is_dir() for path in folder.parent.iterdir()) == 5
 
 
-@pytest.mark.parametrize("others", [{"steps": 4}, {"guidance": 1.0}])
+@pytest.mark.parametrize("others", [{"steps": 4}, {"guidance": 1.0}, {"solver": "heun"}])
 def test_a_folder_with_other_images_is_refused(sample, tmp_path, others):
     out = tmp_path / "files"
     sample(seeds=(1,), out=out)
