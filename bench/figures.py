@@ -138,6 +138,8 @@ def run_figures(folder: Path, counts: EvaluationCounts, name: str | None = None)
     alike = [e for e in evaluations if e.measurement == last.measurement]
     per_image = counts.with_evaluations({"images_seen": 1}, config, str(folder))
     taught = teacher_cost(config, counts)
+    own = config.objective.get("solver", {"name": config.objective.name})["name"]
+    scales = {e.sampling["guidance_scale"] for e in alike}
     start = (read_environments(folder / ENVIRONMENT) or [{}])[-1]
     return {
         "name": name or last.sampling["method"] or config.objective.name,
@@ -156,12 +158,23 @@ def run_figures(folder: Path, counts: EvaluationCounts, name: str | None = None)
                 "step": e.sampling["step"],
                 "network": e.sampling["network"],
                 "sampling_steps": e.steps,
+                "setting": setting(e.sampling, own, len(scales) > 1),
                 "metrics": rounded(e.result["metrics"]),
                 "rows": {name: rounded(row) for name, row in e.result.get("rows", {}).items()},
             }
             for e in sorted(alike, key=lambda e: (e.sampling["step"], e.steps))
         ],
     }
+
+
+def setting(sampling: Mapping[str, Any], own: str, several_scales: bool) -> str:
+    """How samples were made where that is not the run's own way, in words; else "".
+
+    own: the run's solver. several_scales: whether the run has other guidance scales too.
+    """
+    solver = [sampling["sampler"]] if sampling["sampler"] != own else []
+    scale = [f"guidance {sampling['guidance_scale']:g}"] if several_scales else []
+    return ", ".join(solver + scale)
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -208,8 +221,9 @@ def table(
 ) -> str:
     """A Markdown table: a row for each heading, a column for each number of sampling steps.
 
-    The other rows of an evaluation, such as samples after HMC, have rows of their own. A cell has
-    the means of the metrics over seeds, and the range of the first.
+    Other solvers and guidance scales than the run's, and the other rows of an evaluation, such as
+    samples after HMC, have rows of their own. A cell has the means of the metrics over seeds, and
+    the range of the first.
     """
     groups: dict[str, list[tuple[Run, list[Mapping[str, Any]]]]] = {}
     for run in runs:
@@ -222,14 +236,16 @@ def table(
     for name, members in groups.items():
         spent = mean(cost(run, found[0]["step"], kind, teachers) for run, found in members)
         start = [str(len(members)), f"{spent:,.0f}"]
-        evaluations = [e for _, found in members for e in found]
-        lines.append([f"`{name}`", *start, *columns(evaluations, every, metrics)])
-        for row, words in ROWS.items():
-            other = [
-                {**e, "metrics": e["rows"][row]} for e in evaluations if row in e.get("rows", {})
-            ]
-            if other:
-                lines.append([f"`{name}`, {words}", *start, *columns(other, every, metrics)])
+        rows: dict[str, list[Mapping[str, Any]]] = {"": []}
+        for e in (e for _, found in members for e in found):
+            rows.setdefault(e.get("setting", ""), []).append(e)
+            for row in e.get("rows", {}):
+                rows.setdefault(ROWS[row], []).append({**e, "metrics": e["rows"][row]})
+        for words, evaluations in rows.items():
+            if not evaluations:
+                continue
+            heading = ", ".join(filter(None, [f"`{name}`", words]))
+            lines.append([heading, *start, *columns(evaluations, every, metrics)])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 

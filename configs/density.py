@@ -50,7 +50,11 @@ def get_config(method: str = "dis") -> ConfigDict:
         config.objective.source.substeps = 6
         config.ema.decays = (0.999,)
     if method == "scds":
+        config.steps = 4000
+        config.optimizer.learning_rate = 5e-3
         config.objective.max_steps = JUMPS
+        # The loss of paths is the larger one, and gradients are clipped.
+        config.objective.bootstrap_weight = 10.0
         config.evaluate.steps = (1, 2, 4, JUMPS)
     if method in SAMPLERS:
         config.steps = 4000

@@ -133,6 +133,31 @@ def test_the_other_rows_of_evaluations_stand_below_their_method():
     }
 
 
+def test_other_solvers_and_scales_than_the_runs_have_rows_of_their_own(tmp_path):
+    file = tmp_path / "digits.json"
+    own = {"objective": {"name": "denoising", "solver": {"name": "euler"}}}
+    ways = {"euler": 1.0, "heun": 1.0, "ddim": 3.0}
+    for seed in (0, 1):
+        for distance, (sampler, scale) in enumerate(ways.items(), start=1):
+            folder = evaluated_run(
+                tmp_path / f"flow_{seed}",
+                "flow_matching",
+                seed,
+                frechet=distance + seed,
+                fall=0.0,
+                steps=(4,),
+                sampling={"sampler": sampler, "guidance_scale": scale},
+                config=own,
+            )
+        figures.main(["keep", str(folder), f"--to={file}"])
+    found = rows(figures.table(figures.read_figures(file), "images", 1e9, metrics=["frechet"]))
+    assert found == {
+        "flow_matching`, guidance 1": ["2", "384,000", "1.500 (1.000 to 2.000)"],
+        "flow_matching`, heun, guidance 1": ["2", "384,000", "2.500 (2.000 to 3.000)"],
+        "flow_matching`, ddim, guidance 3": ["2", "384,000", "3.500 (3.000 to 4.000)"],
+    }
+
+
 def test_metrics_are_chosen_and_the_first_has_its_range():
     runs = [run("cd"), run("cd", 1, distance=12.0)]
     for each in runs:
