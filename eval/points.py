@@ -7,7 +7,7 @@ from fewstep.densities.density import Density
 from fewstep.densities.table import density_of
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import Inputs, compute_metrics
-from fewstep.eval.metrics.transport import POINTS, below_floor
+from fewstep.eval.metrics.transport import POINTS, collapsed
 from fewstep.eval.reference import Reference
 
 # Name of the feature network that is the identity.
@@ -52,9 +52,9 @@ def prior_metrics(reference: Reference, density: Density | None, samples: int) -
 
 
 def collapse_warnings(metrics: dict, floor: dict) -> list[str]:
-    """Warnings of distances below those of two exact sets."""
+    """Warnings of distances of a narrow set below those of two exact sets."""
     return [
         f"{name} {metrics[name]:.3f} is below the floor {floor[name]:.3f} of two exact sets: the "
         "samples have collapsed, which is no win; see deviation_ratio"
-        for name in below_floor(metrics, floor)
+        for name in collapsed(metrics, floor)
     ]

@@ -97,8 +97,8 @@ METRICS = {
         part="wasserstein_1",
         in_text=True,
         note="W1, W2 and energy distance compare points as they are. The real row is the floor of "
-        "two exact sets: a distance below it is a collapse. The prior row is a sampler that does "
-        "nothing.",
+        "two exact sets: a distance below it is chance, or a collapse if spreads are small. The "
+        "prior row is a sampler that does nothing.",
     ),
     "wasserstein_2": between_points("W2", part="wasserstein_2", in_text=True),
     "energy": between_points("energy distance", part="energy"),

@@ -25,12 +25,15 @@ POINTS = 2_000
 FEWEST = 20
 # Metrics that show a collapse when they are below those of two exact sets.
 FLOORED = ("wasserstein_1", "wasserstein_2")
-# Share of the floor by which a collapsed set is closer; two exact sets differ by less.
-MARGIN = 0.05
+# Share of the floor by which a collapsed set is closer, and its largest ratio of quartiles. Exact
+# sets of several modes may be as close by chance, but they are as wide.
+MARGIN, NARROW = 0.05, 0.9
 
 
-def below_floor(metrics: Mapping[str, float], floor: Mapping[str, float]) -> list[str]:
-    """Names of the distances that are below those of two exact sets, `floor`."""
+def collapsed(metrics: Mapping[str, float], floor: Mapping[str, float]) -> list[str]:
+    """Names of the distances of a narrow set that are below those of two exact sets, `floor`."""
+    if metrics.get("quartile_ratio", 0.0) > NARROW:
+        return []
     both = [name for name in FLOORED if name in metrics and name in floor]
     return [name for name in both if metrics[name] < (1.0 - MARGIN) * floor[name]]
 

@@ -10,7 +10,7 @@ from fewstep.eval.report.runs import EvaluatedRun, identifying_fields
 from fewstep.progress import progress_bar
 from fewstep.training.cost.sampling_cost import evaluations_per_sample
 from fewstep.training.cost.step_cost import network_evaluations, training_seconds
-from fewstep.training.experiment import rebuild
+from fewstep.training.experiment import rebuild, with_solver
 from fewstep.training.location import parse_location
 from fewstep.training.metrics import LOG, read_rows
 from fewstep.training.storage.identity import as_dict, flatten_fields
@@ -94,6 +94,8 @@ class EvaluationCounts:
     def of_samples(self, run: EvaluatedRun, config: ConfigDict) -> Mapping[int, int]:
         """The network evaluations of a sample by number of sampling steps; {} if unknown."""
         steps, scale = sorted(run.results), run.sampling["guidance_scale"]
+        if "solver" in config.objective:
+            config = with_solver(config, run.name, run.sampling["sampler"])
         key = f"{alike(config)} {steps} {scale}"
         if key not in self.of_sampling:
             try:

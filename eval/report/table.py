@@ -14,7 +14,7 @@ from typing import NamedTuple
 from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.bootstrap import INTERVAL, RANGE, interval, spread_name
 from fewstep.eval.metrics.metric import ARROWS, MORE, NEITHER, Metric, error_name
-from fewstep.eval.metrics.transport import below_floor
+from fewstep.eval.metrics.transport import collapsed
 from fewstep.eval.report.corrected import EVALUATIONS, corrected_names, table_entries
 from fewstep.eval.report.curves import Look
 from fewstep.eval.report.quantities import duration_text, short_number
@@ -177,11 +177,11 @@ def metric_column(name: str) -> Column:
             return TableCell()
         errors = metric_values(runs, steps, error_name(name)) if metric.error else []
         below = f"± {metric.format.format(mean(errors))}" if errors else ""
-        collapsed = [
-            name in below_floor(run.results[steps]["metrics"], run.results[steps].get("real", {}))
+        narrow = [
+            name in collapsed(run.results[steps]["metrics"], run.results[steps].get("real", {}))
             for run in runs
         ]
-        below = COLLAPSED if any(collapsed) else below
+        below = COLLAPSED if any(narrow) else below
         return TableCell(metric.format.format(mean(values)), below, repr(mean(values)))
 
     return Column(metric_heading(name, ""), cell, largest_is_best=metric.better == MORE)

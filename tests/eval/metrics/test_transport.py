@@ -67,3 +67,6 @@ def test_below_the_floor_is_a_collapse():
     collapsed = point_metrics(0.7 * x, y, None)
     (first, _) = collapse_warnings(collapsed, floor)
     assert "wasserstein_1" in first and "collapsed, which is no win" in first
+    # A set as wide as the exact one may be as close by chance.
+    assert collapsed["quartile_ratio"] < 0.9
+    assert not collapse_warnings({**collapsed, "quartile_ratio": 0.95}, floor)

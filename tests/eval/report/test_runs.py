@@ -1,13 +1,16 @@
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from fewstep.eval.report.costs import EvaluationCounts
 from fewstep.eval.report.evaluation import load_evaluations
 from fewstep.eval.report.results import save_results
 from fewstep.eval.report.runs import group_by_method, load_runs
 from tests.eval.evaluated import LABELS, MEASUREMENT, evaluated_run
+from tests.training.runs import small_config
 
 PIXELS = {**MEASUREMENT, "features": "pixels", "weights": ""}
 LEARNING_RATE = {"optimizer": {"schedule": "constant", "learning_rate": 1e-4}}
@@ -384,3 +387,12 @@ def test_a_run_with_a_teacher_is_not_one_from_scratch(tmp_path):
 def test_the_same_seed_twice_is_no_group(tmp_path):
     a, b = (evaluated_run(tmp_path / name, "cd", 0, steps=(1,)) for name in "ab")
     assert groups_of(a, b) == {f"cd ({a})": ["a"], f"cd ({b})": ["b"]}
+
+
+def test_evaluations_of_a_sample_are_those_of_the_solver_that_made_it(tmp_path):
+    config = small_config("edm", **{"objective.solver.name": "heun"})
+    counts = EvaluationCounts()
+    for sampler, expected in (("heun", {1: 1, 4: 7}), ("euler", {1: 1, 4: 4})):
+        sampling = {"guidance_scale": 1.0, "sampler": sampler}
+        run = SimpleNamespace(results={1: {}, 4: {}}, sampling=sampling, name=str(tmp_path))
+        assert counts.of_samples(run, config) == expected
