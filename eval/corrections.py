@@ -26,7 +26,7 @@ from fewstep.eval.smc import check_installed, resampled, tempered_smc
 from fewstep.messages import unknown_choice
 from fewstep.objectives.base import Params
 from fewstep.objectives.flow_weights import LARGEST, flow_numbers, weighted_rows
-from fewstep.samplers.hmc import gradients, hmc, step_size
+from fewstep.samplers.hmc import adapted_size, gradients, hmc
 from fewstep.training.cost.sampling_cost import Counts, counts_per_sample
 from fewstep.training.experiment import Experiment
 from fewstep.training.generate import map_batches
@@ -94,8 +94,8 @@ def corrector(
             rows["weighted"] = weighted_row(density, rows_of("weighted", params, steps), compare)
             rows["weighted"] |= counted(counts[steps], 1 + density.dim)
         if "hmc" in names:
-            rows["hmc"] = hmc_row(density, rows_of("hmc", params, steps), compare)
-            rows["hmc"] |= counted(counts[steps], 1, gradients(HMC_STEPS))
+            rows["hmc"], taken = hmc_row(density, rows_of("hmc", params, steps), compare)
+            rows["hmc"] |= counted(counts[steps], 1, taken)
         return {name: usual(rows[name]) for name in names}
 
     return correct
@@ -139,13 +139,17 @@ def weighted_row(
 
 def hmc_row(
     density: Density, samples: np.ndarray, compare: Callable[[np.ndarray], Numbers]
-) -> Numbers:
-    """The row of samples after HMC. samples: [N, D], in units of the scale."""
+) -> tuple[Numbers, int]:
+    """The row of samples after HMC, and the gradients that each took, of the search included.
+
+    samples: [N, D], in units of the scale.
+    """
     log_density = lambda y: density.scaled_log_density(y[None])[0]
-    size = step_size(density.dim)
-    move = jax.jit(partial(hmc, log_density, steps=HMC_STEPS, size=size))
-    moved = move(np.asarray(samples), key=jax.random.key(SEED))
-    return {**compare(density.scale * np.asarray(moved.x)), "accepted": float(moved.accepted)}
+    samples, key = np.asarray(samples), jax.random.key(SEED)
+    size, trials = adapted_size(log_density, samples, key)
+    moved = jax.jit(partial(hmc, log_density, steps=HMC_STEPS, size=size))(samples, key=key)
+    row = {**compare(density.scale * np.asarray(moved.x)), "accepted": float(moved.accepted)}
+    return row, gradients(HMC_STEPS) + trials * gradients(1)
 
 
 def smc_row(density: Density, count: int, compare: Callable[[np.ndarray], Numbers]) -> Numbers:

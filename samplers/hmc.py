@@ -16,6 +16,7 @@ from jax import Array
 
 LEAPFROG = 8
 STEP_SIZE = 0.15  # in units of the scale, for one dimension; it falls with dimension^(1/4)
+LEAST_ACCEPTED, MOST_TRIALS = 0.6, 12  # of the search for a step size
 
 
 class Moved(NamedTuple):
@@ -33,6 +34,24 @@ def step_size(dimension: int) -> float:
 def gradients(steps: int, leapfrog: int = LEAPFROG) -> int:
     """Gradient evaluations of a chain."""
     return steps * leapfrog + 1
+
+
+class Adapted(NamedTuple):
+    """size: of a step. trials: chains of one step that the search took."""
+
+    size: float
+    trials: int
+
+
+def adapted_size(log_density: Callable[[Array], Array], x: Array, key: Array) -> Adapted:
+    """`step_size`, halved until a step from x: [B, D] has 60 % of its proposals accepted."""
+    first = jax.jit(lambda size: hmc(log_density, x, key, 1, size).accepted)
+    size = step_size(x.shape[-1])
+    for trial in range(1, MOST_TRIALS):
+        if first(size) >= LEAST_ACCEPTED:
+            return Adapted(size, trial)
+        size /= 2.0
+    return Adapted(size, MOST_TRIALS - 1)
 
 
 def hmc(

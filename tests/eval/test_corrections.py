@@ -11,6 +11,7 @@ from fewstep.densities.density import Density
 from fewstep.eval.corrections import counted, hmc_row, weighted_row
 from fewstep.eval.smc import resampled
 from fewstep.objectives.flow_weights import weighted_rows
+from fewstep.samplers.hmc import gradients
 from fewstep.training.cost.sampling_cost import Counts
 
 SCALE, LOG_Z, COUNT = 2.0, 0.7, 4000
@@ -40,10 +41,11 @@ def test_proposals_are_resampled_by_the_weights_of_their_map():
 
 
 def test_a_chain_is_in_units_of_the_scale():
-    row = hmc_row(DENSITY, np.asarray(0.5 + 0.5 * EPS), moments)  # exact
+    row, taken = hmc_row(DENSITY, np.asarray(0.5 + 0.5 * EPS), moments)  # exact
     assert row["mean"] == pytest.approx(1.0, abs=0.1)
     assert row["deviation"] == pytest.approx(1.0, abs=0.1) and row["accepted"] > 0.9
-    start = hmc_row(DENSITY, np.zeros((COUNT, 1), np.float32), moments)
+    assert taken == gradients(10) + gradients(1)
+    start, _ = hmc_row(DENSITY, np.zeros((COUNT, 1), np.float32), moments)
     assert start["deviation"] > 0.5
 
 

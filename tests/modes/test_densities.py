@@ -125,7 +125,7 @@ def test_further_rows_of_an_evaluation(teacher, code, tmp_path):
         0.0, abs=0.1
     )
     assert (rows["weighted"]["evaluations"], rows["weighted"]["gradients"]) == (12.0, 12.0)
-    assert (rows["hmc"]["evaluations"], rows["hmc"]["gradients"]) == (3.0, 84.0)
+    assert (rows["hmc"]["evaluations"], rows["hmc"]["gradients"]) == (3.0, 93.0)
     assert rows["smc"]["evaluations"] == 0.0 and rows["smc"]["gradients"] % 16 == 0.0
     assert rows["smc"]["log_z_bias"] == pytest.approx(0.0, abs=0.5)
     for row in rows.values():

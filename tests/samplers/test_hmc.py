@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.samplers.hmc import gradients, hmc, step_size
+from fewstep.samplers.hmc import LEAST_ACCEPTED, adapted_size, gradients, hmc, step_size
 
 MEAN, DEVIATION, COUNT = jnp.array([1.0, -0.5]), jnp.array([0.6, 1.5]), 8000
 EXACT = MEAN + DEVIATION * jax.random.normal(jax.random.key(0), (COUNT, 2))
@@ -33,6 +33,16 @@ def test_other_samples_come_closer():
     found = moved(0.2 * jax.random.normal(jax.random.key(2), (COUNT, 2)), 10, step_size(2))
     np.testing.assert_allclose(found.x.mean(axis=0), MEAN, atol=0.15)
     np.testing.assert_allclose(found.x.std(axis=0), DEVIATION, rtol=0.15)
+
+
+@pytest.mark.parametrize(("narrow", "halvings"), [(1.0, 0), (50.0, 3)])
+def test_a_step_is_halved_until_most_proposals_are_accepted(narrow, halvings):
+    target = lambda x: log_density(MEAN + narrow * (x - MEAN))
+    x, key = MEAN + (EXACT - MEAN) / narrow, jax.random.key(2)
+    size, trials = adapted_size(target, x, key)
+    assert (size, trials) == (step_size(2) / 2**halvings, halvings + 1)
+    accepted = [hmc(target, x, key, 1, each).accepted for each in (size, 2.0 * size)]
+    assert accepted[0] >= LEAST_ACCEPTED and (accepted[1] < LEAST_ACCEPTED) == (halvings > 0)
 
 
 def test_a_proposal_without_a_number_is_refused():
