@@ -131,7 +131,10 @@ def by_data(runs: Iterable[Run]) -> dict[str, list[Run]]:
 def run_figures(folder: Path, counts: EvaluationCounts, name: str | None = None) -> dict[str, Any]:
     """What a run cost by training step, and its metrics by training and sampling steps."""
     config, identity = load_config(folder), read_identity(folder)
-    evaluations = [e for e in load_evaluations(folder) if e.measurement]
+    # Without exact samples of a density an evaluation has numbers, and no measurement.
+    evaluations = [
+        e for e in load_evaluations(folder) if e.result["metrics"] or e.result.get("rows")
+    ]
     if not evaluations:
         raise ValueError(f"{folder} has no metrics; evaluate it with other evaluate.features")
     last = evaluations[-1]

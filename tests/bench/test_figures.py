@@ -158,6 +158,16 @@ def test_other_solvers_and_scales_than_the_runs_have_rows_of_their_own(tmp_path)
     }
 
 
+def test_a_density_without_exact_samples_is_kept_with_its_numbers(tmp_path):
+    folder = evaluated_run(tmp_path / "dis", "dis", steps=(4,), measurement={})
+    (path,) = (folder / "eval").glob("*.json")
+    result = json.loads(path.read_text()) | {"metrics": {"elbo": -1.0}}
+    path.write_text(json.dumps(result))
+    figures.main(["keep", str(folder), f"--to={tmp_path / 'kept.json'}"])
+    (kept,) = figures.read_figures(tmp_path / "kept.json")
+    assert [e["metrics"] for e in kept["evaluations"]] == [{"elbo": -1.0}]
+
+
 def test_metrics_are_chosen_and_the_first_has_its_range():
     runs = [run("cd"), run("cd", 1, distance=12.0)]
     for each in runs:
