@@ -43,6 +43,7 @@ from fewstep.training.storage.lengths import Length
 DEBUG_ROWS = 64
 # Pairs that the teacher makes for a debug run, and its sampling steps for each.
 DEBUG_PAIRS, DEBUG_PAIR_STEPS = 256, 4
+DEBUG_RATE = 1e-3
 # Optimizer fields that name table entries.
 TABLES = {"name": OPTIMIZERS, "schedule": SCHEDULES}
 # Optimizer fields that may differ for a head; spikes are detected for the whole player.
@@ -203,6 +204,8 @@ def debug_config(config: ConfigDict) -> ConfigDict:
     small = {
         "steps": steps,
         "batch_size": min(config.batch_size, debug_rows(build_space(config).shape)),
+        # Few rows after a short warm-up: the rates of some density configs diverge.
+        "optimizer.learning_rate": min(config.optimizer.learning_rate, DEBUG_RATE),
         "optimizer.warmup_steps": min(config.optimizer.warmup_steps, steps // 5),
         "log.every": 10,
         "checkpoint.every": 25,

@@ -100,6 +100,7 @@ def test_a_debugged_run_is_small_and_otherwise_the_same():
         "data.image_size": 48,
         "model.size": "B",
         "optimizer.warmup_steps": 100,
+        "optimizer.learning_rate": 5e-3,
         "evaluate.every": 300,
         "evaluate.steps": (1, 2, 4),
         "evaluate.features": "inception",
@@ -115,6 +116,7 @@ def test_a_debugged_run_is_small_and_otherwise_the_same():
         "model.size": "nano",
         "model.patch_size": 6,  # 8 x 8 tokens
         "optimizer.warmup_steps": 10,
+        "optimizer.learning_rate": 1e-3,
         "log.every": 10,
         "checkpoint.every": 25,
         "evaluate.every": 0,
