@@ -16,9 +16,13 @@ from fewstep.modes.mode import (
     parse_path,
     parse_text,
 )
+from fewstep.modes.recorded_run import check_method
 from fewstep.modes.request import Request, require_workdir
 from fewstep.training.cost.choice import field_value
 from fewstep.training.storage.workdir import load_config
+
+# Fields of --config that say how a process works, not what a run is.
+OF_PROCESS = ("compilation_cache",)
 
 
 def evaluate(request: Request) -> None:
@@ -36,14 +40,16 @@ def evaluate(request: Request) -> None:
 def check_effect(request: Request) -> None:
     """Raises ValueError for a field given beside --config that an evaluation leaves as in the run.
 
-    A field with the value of the run is none.
+    A field with the value of the run is none, nor is one of this process. Raises ValueError for a
+    config of another method too, which may lack fields of the run's.
     """
     if request.config is None or not request.given:
         return
     recorded = load_config(require_workdir(request), request.checkpoint)
+    check_method(recorded, request)
     for name in request.given:
         own, asked = (field_value(config, name) for config in (recorded, request.config))
-        if own != asked and not EVALUATE.may_replace(name):
+        if own != asked and name not in OF_PROCESS and not EVALUATE.may_replace(name):
             raise ValueError(no_effect(name, "evaluate", EVALUATE))
 
 

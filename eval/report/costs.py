@@ -94,11 +94,12 @@ class EvaluationCounts:
     def of_samples(self, run: EvaluatedRun, config: ConfigDict) -> Mapping[int, int]:
         """The network evaluations of a sample by number of sampling steps; {} if unknown."""
         steps, scale = sorted(run.results), run.sampling["guidance_scale"]
-        if "solver" in config.objective:
-            config = with_solver(config, run.name, run.sampling["sampler"])
-        key = f"{alike(config)} {steps} {scale}"
+        sampler = run.sampling["sampler"]
+        key = f"{alike(config)} {steps} {scale} {sampler}"
         if key not in self.of_sampling:
             try:
+                if "solver" in config.objective:
+                    config = with_solver(config, run.name, sampler)
                 rebuild(config, run.name)
                 self.of_sampling[key] = evaluations_per_sample(config, steps, scale)
             except ValueError:
