@@ -29,6 +29,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from fewstep.configs import command_line
+from fewstep.configs.fields import known_field
 from fewstep.configs.methods import TEACHERS
 from fewstep.files import in_words
 from fewstep.messages import did_you_mean, unknown_choice
@@ -166,7 +167,7 @@ def read_request() -> Request:
                 for other, each in MODES.items()
                 if name in each.flags or (name in joining_flags and each.together)
             ]
-            meant = did_you_mean(mistakes.meant_flag(name, mode, command_line.known_field), "{}")
+            meant = did_you_mean(mistakes.meant_flag(name, mode, known_field), "{}")
             hint = meant or (f"; it is for the mode(s) {', '.join(users)}" if users else "")
             raise ValueError(f"--{name} is not used by --mode={MODE.value}{hint}")
     config = command_line.config_from_flags(flags.FLAGS)
@@ -234,7 +235,7 @@ def parse_flags(argv: list[str]) -> list[str]:
     except flags.UnrecognizedFlagError as error:
         mode = requested_mode(argv)
         unknown = mistakes.unknown_flag(
-            error.flagname, mode, MODES[mode], command_line.known_field, known_flags()
+            error.flagname, mode, MODES[mode], known_field, known_flags()
         )
         fail(ValueError(unknown))
     except command_line.ERRORS as error:
@@ -247,11 +248,7 @@ def parse_flags(argv: list[str]) -> list[str]:
         fail(ValueError(unknown_choice("--mode", MODE.value, MODES)))
     if fields and not MODES[MODE.value].replaces:
         name, mode = fields[0].lstrip("-").partition("=")[0], MODE.value
-        fail(
-            ValueError(
-                mistakes.field_without_config(name, mode, MODES[mode], command_line.known_field)
-            )
-        )
+        fail(ValueError(mistakes.field_without_config(name, mode, MODES[mode], known_field)))
     return rest
 
 

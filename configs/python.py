@@ -7,6 +7,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from fewstep.configs import command_line
+from fewstep.configs.fields import flattened, unknown_field_message
 
 # Types of fields -> what a value must be.
 TYPES = {
@@ -34,10 +35,10 @@ def read_config(name: str, fields: Mapping[str, Any]) -> ConfigDict:
             command_line.explain_file_error(file, error) or command_line.explain_value(error)
         ) from error
     arguments = [f"--config.{field}={value}" for field, value in fields.items()]
-    unknown = command_line.unknown_field_message(config, arguments)
+    unknown = unknown_field_message(config, arguments)
     if unknown:
         raise ValueError(unknown)
-    written = dict(command_line.flattened(config.to_dict()))
+    written = dict(flattened(config.to_dict()))
     before = {field: written.get(field) for field in fields}
     try:
         config.update_from_flattened_dict(fields)

@@ -16,6 +16,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from fewstep.configs import command_line, overrides
+from fewstep.configs.fields import field_names, unknown_field_message
 from fewstep.eval.report.folders import comparison_run
 from fewstep.modes.mode import parse_integer
 from fewstep.modes.request import Request, checked
@@ -199,7 +200,7 @@ def with_texts(config: ConfigDict, cell: Cell, kept: Sequence[str]) -> ConfigDic
     """
     command = [sys.argv[0], *(f"--config.{field}={text}" for field, text in cell.values)]
     fields, values = dict(cell.values), flags.FlagValues()
-    unknown = command_line.unknown_field_message(config, command[1:])
+    unknown = unknown_field_message(config, command[1:])
     if unknown:
         raise ValueError(f"{cell.method}: {unknown}".replace("--config.", "--sweep="))
     before = {field: field_value(config, field) for field in (*kept, *fields)}
@@ -222,7 +223,7 @@ def cell_name(config: ConfigDict, cell: Cell) -> str:
 
     A field goes by the last part of its name, unless another field of the config shares that.
     """
-    names = [*command_line.field_names(config.to_dict())]
+    names = [*field_names(config.to_dict())]
     lasts = [name.rpartition(".")[2] for name in names]
     parts = []
     for field in sorted(dict(cell.values)):

@@ -7,12 +7,10 @@ from fewstep.configs.command_line import (
     OptionalParser,
     explain_value,
     flags,
-    known_field,
     list_files,
     missing_file_message,
-    nearest_field,
-    unknown_field_message,
 )
+from fewstep.configs.fields import known_field, nearest_field, unknown_field_message
 from fewstep.modes.request import expand_home, expand_paths
 from tests.training.runs import small_config
 

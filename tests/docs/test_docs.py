@@ -16,7 +16,7 @@ from absl import flags
 from absl.testing import flagsaver
 
 import main
-from fewstep.configs import command_line
+from fewstep.configs.fields import field_names
 from fewstep.configs.methods import METHODS
 from fewstep.training.storage.identity import CHANGEABLE
 from tests.test_imports import FLOORS
@@ -148,7 +148,7 @@ def fields():
     for path in CONFIGS:
         get_config = pydoc.locate(f"fewstep.configs.{path.stem}.get_config")
         for method in METHODS:
-            found.update(command_line.field_names(get_config(method).to_dict()))
+            found.update(field_names(get_config(method).to_dict()))
     return found | {name[:i] for name in found for i, letter in enumerate(name) if letter == "."}
 
 
