@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import jax
 
-from fewstep.modes.checks import ALONE, TOGETHER, Check
+from fewstep.modes.checks import ALONE, Check
+from fewstep.modes.joint_checks import TOGETHER
 from fewstep.modes.mode import CONFIG, FROM, WORKDIR, Mode
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.request import Request

@@ -10,8 +10,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep.modes.checks import ALONE, TOGETHER
+from fewstep.modes.checks import ALONE
 from fewstep.modes.doctor import run_checks
+from fewstep.modes.joint_checks import TOGETHER
+from fewstep.modes.next_job import NextJob
 from fewstep.modes.prepare import prepare
 from fewstep.modes.request import Request
 from fewstep.training.cluster import exits
@@ -23,7 +25,9 @@ from tests.modes.recorded import random_network
 from tests.networks import NO_BLOCKS
 from tests.training.runs import save_run, small_config
 
-CHECKS, DOCTOR = import_module("fewstep.modes.checks"), import_module("fewstep.modes.doctor")
+CHECKS, JOINT_CHECKS, DOCTOR = (
+    import_module(f"fewstep.modes.{name}") for name in ("checks", "joint_checks", "doctor")
+)
 SMALL = ("--config.model.size=nano", "--config.batch_size=64", "--config.evaluate.features=pixels")
 
 
@@ -68,7 +72,7 @@ def test_a_flipped_pixel_is_found_and_prepare_mends_it(tmp_path, capsys):
     fields = {"data.name": f"folder:{tmp_path / 'set'}", "data.dir": str(tmp_path / "data")}
     # Too few images for the other checks.
     config = make_config("flow_matching", **fields, **{"data.image_size": 8, "evaluate.steps": ()})
-    job = CHECKS.NextJob(Request(config=config, workdir=tmp_path / "run"))
+    job = NextJob(Request(config=config, workdir=tmp_path / "run"))
     assert ALONE["data"].run(job).startswith("20 training images of 8 x 8 x 1, hash ")
     (file,) = tmp_path.glob("data/arrays/*/train_images.npy")
     times, content = file.stat(), file.read_bytes()
@@ -91,7 +95,7 @@ def test_all_failures_are_reported_at_once(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(CHECKS.shutil, "disk_usage", lambda _: full)
     clocks = np.array([[100.0, 0.0], [101.0, 30.0]])
     others = SimpleNamespace(process_allgather=lambda _: clocks, sync_global_devices=lambda _: None)
-    monkeypatch.setattr(CHECKS, "multihost_utils", others)
+    monkeypatch.setattr(JOINT_CHECKS, "multihost_utils", others)
     (tmp_path / "file").write_text("a file in the place of a folder")
     fields = {"batch_size": 63, "evaluate.features": "inception", "teacher": str(tmp_path)}
     request = Request(config=make_config("cd", **fields), workdir=tmp_path / "file" / "run")
@@ -132,7 +136,7 @@ def test_a_device_that_computes_wrongly_is_found(check, broken, monkeypatch):
             sharding, np.where(rows == broken, np.float32(1.5), x)
         )
 
-    run = getattr(CHECKS, f"inspect_{check}")
+    run = (ALONE | TOGETHER)[check].run
     assert "compute" in run(None)
     monkeypatch.setattr(jax, "device_put", on_one)
     monkeypatch.setattr(jax, "make_array_from_process_local_data", on_all)
@@ -143,7 +147,7 @@ def test_a_device_that_computes_wrongly_is_found(check, broken, monkeypatch):
 
 def make_job(tmp_path, method="flow_matching", **fields):
     """Return a job with a network of a few numbers."""
-    job = CHECKS.NextJob(Request(config=make_config(method, **fields), workdir=tmp_path))
+    job = NextJob(Request(config=make_config(method, **fields), workdir=tmp_path))
     job.experiment = build(job.config, random_network((8, 8, 1)))
     return job
 
@@ -174,7 +178,8 @@ def test_room_is_needed_for_the_checkpoints_that_stay_and_one_more(tmp_path, fie
 
 def test_the_first_batch_is_this_process_s_share(tmp_path):
     assert (
-        CHECKS.inspect_first_batch(make_job(tmp_path, batch_size=32)) == "32 rows in each process"
+        JOINT_CHECKS.inspect_first_batch(make_job(tmp_path, batch_size=32))
+        == "32 rows in each process"
     )
 
 
@@ -230,13 +235,11 @@ def test_the_same_data_in_other_folders_of_each_host_are_the_same(tmp_path):
             Image.fromarray(image).save(folder / f"{i}.png")
         fields = {"data.name": f"folder:{folder}", "data.dir": str(tmp_path / host / "data")}
         fields |= {"data.image_size": 8, "evaluate.steps": (), "data.local_dir": host}
-        job = CHECKS.NextJob(
-            Request(config=make_config("flow_matching", **fields), workdir=tmp_path)
-        )
+        job = NextJob(Request(config=make_config("flow_matching", **fields), workdir=tmp_path))
         seen.append((ALONE["data"].run(job), CHECKS.inspect_config(job)))
     assert seen[0][0] == seen[1][0] != seen[2][0]  # the name and the number of images are the same
     same = [{"data.dir": "a", "data.local_dir": "x"}, {"data.dir": "b", "evaluate.weights": "w"}]
-    jobs = [CHECKS.NextJob(Request(config=make_config("edm", **f), workdir=tmp_path)) for f in same]
+    jobs = [NextJob(Request(config=make_config("edm", **f), workdir=tmp_path)) for f in same]
     assert CHECKS.inspect_config(jobs[0]) == CHECKS.inspect_config(jobs[1])
 
 

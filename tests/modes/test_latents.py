@@ -18,8 +18,9 @@ from fewstep.eval.report.runs import load_runs
 from fewstep.models import codecs as CODECS
 from fewstep.models.autoencoder import autoencoder
 from fewstep.models.codecs import NamedCodec
-from fewstep.modes.checks import inspect_earlier_run, inspect_first_batch
+from fewstep.modes.checks import inspect_earlier_run
 from fewstep.modes.job import prepare_job
+from fewstep.modes.joint_checks import inspect_first_batch
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.prepare import prepare
 from fewstep.modes.recorded_run import load_run

@@ -9,7 +9,7 @@ import pytest
 from fewstep import data
 from fewstep.data.order import ORDERS
 from fewstep.modes import job as JOB
-from fewstep.modes.checks import inspect_first_batch
+from fewstep.modes.joint_checks import inspect_first_batch
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.request import Request
 from fewstep.training.experiment import build_on
