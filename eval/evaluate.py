@@ -9,27 +9,29 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from fewstep.data import Dataset, data_root, short_hash
+from fewstep.data import Dataset, data_root
 from fewstep.eval.checks import reason_to_skip
 from fewstep.eval.corrections import corrector, gradient_counts
-from fewstep.eval.measure import Measures, bias_warnings, load_measures, measure, real_image_metrics
-from fewstep.eval.metrics.protocol import Protocol
+from fewstep.eval.measure import Measures, load_measures, measure
+from fewstep.eval.new_result import (
+    add_diagnostics,
+    add_rows,
+    evaluation_protocol,
+    new_result,
+    training_data_digest,
+)
 from fewstep.eval.pictures import originals, save_comparison, save_evaluation
 from fewstep.eval.points import collapse_warnings
 from fewstep.eval.reference import measured_against
 from fewstep.eval.report.evaluation import FOLDER
-from fewstep.eval.report.results import (
-    ROWS,
-    Result,
-    is_usual_number,
-)
+from fewstep.eval.report.results import Result
 from fewstep.eval.sampling import (
     Wanted,
     at_each_scale,
@@ -44,11 +46,7 @@ from fewstep.objectives.base import Params
 from fewstep.objectives.stages import allowed_sampling_steps, stage_ends
 from fewstep.training.experiment import Experiment
 from fewstep.training.generate import finish_together, generate
-from fewstep.training.sources import reads_data
-from fewstep.training.storage.identity import Identity, as_dict, flatten_fields, read_identity
-
-# Fields of an objective that decide how it samples.
-SAMPLED_BY = ("solver", "spacing", "sample_times", "guided_channels")
+from fewstep.training.storage.identity import read_identity
 
 # (parameters of the network that samples, training step) -> one result for each number of sampling
 # steps that the stage of this training step allows
@@ -132,79 +130,101 @@ def scale_evaluator(
     evaluate.num_samples. out: folder of the results, by default WORKDIR/eval. show: called with the
     results before they are written, since writing may fail.
     """
-    fields, space = config.evaluate, experiment.space
+    fields = config.evaluate
     samples = fields.num_samples if samples is None else samples
     wanted = wanted_samples(experiment, config, dataset, workdir, samples)
-    labels, samples = wanted.labels, len(wanted.labels)
-    samplers = {
-        steps: evaluation_sampler(experiment, config, mesh, steps, wanted.images)
-        for steps in fields.steps
-    }
-    diagnose = diagnoser(experiment, config, mesh, wanted)
     measures = prepare_measures(experiment, dataset, config, mesh, wanted, writable)
-    correct = corrector(experiment, config, mesh, wanted, measures)
-    gradients = gradient_counts(experiment, config)
-    run = read_identity(workdir)
-    data = training_data_digest(experiment, dataset, run)
-    stages = experiment.objective.stages
-    ends = (*stage_ends(stages, config.steps), config.steps)
-    measured = (allowed_sampling_steps(stages, end, fields.steps) for end in ends)
-    largest = {max(steps) for steps in measured if steps}
-    trajectories = {
-        steps: image_trajectory(experiment, config, steps, int(labels[0])) for steps in largest
-    }
+    evaluate_in = steps_evaluator(experiment, dataset, config, mesh, workdir, wanted, measures)
+    save = saver(experiment, dataset, config, wanted, out or workdir / FOLDER)
 
     def evaluate(params: Params, step: int) -> list[Result]:
-        results, shown = [], {}
-        for steps in allowed_sampling_steps(stages, step, fields.steps):
-            sampler = samplers[steps]
-            description = f"{steps} steps"
-            made = generate(sampler, params, labels, fields.batch_size, description)
-            first: list[np.ndarray] = []
-            finished = map(partial(finish_together, space.finish), made)
-            batches = keep_first(finished, first, space.shown)
-            protocol = evaluation_protocol(experiment, config, step, steps, measures, data, samples)
-            result = result_without_metrics(config, protocol, measures, run.id if run else "")
-            if measures is None:
-                deque(batches, maxlen=0)
-                result["skipped"] = reason_to_skip(dataset, config)
-            else:
-                result["metrics"] = measure(batches, labels, measures)
-                result["warnings"] += collapse_warnings(result["metrics"], result["real"])
-            add_diagnostics(result, {**diagnose(params, steps), **gradients.get(steps, {})})
-            add_rows(result, correct(params, steps))
-            results.append(result)
-            shown[steps] = np.concatenate(first)[: space.shown]
+        allowed = allowed_sampling_steps(experiment.objective.stages, step, fields.steps)
+        found = {steps: evaluate_in(steps, params, step) for steps in allowed}
+        results = [each.result for each in found.values()]
         if jax.process_index() == 0 and results:
             show(results)
-            folder = out or workdir / FOLDER
-            with writing(folder):
-                folder.mkdir(exist_ok=True, parents=out is not None)
-            trace = trajectories[max(shown)]
-            way = trace(params) if trace else ()
-            for result, x in zip(results, shown.values(), strict=True):
-                save_evaluation(folder, result, space, x=x, y=labels[: space.shown], way=way)
-            real = originals(wanted, dataset, space.compared)
-            save_comparison(folder / f"step_{step:08d}.png", shown, real, config, space)
+            save(params, step, found)
         return results
 
     return evaluate
 
 
-def add_diagnostics(result: dict[str, Any], numbers: Mapping[str, float]) -> None:
-    """Add diagnostics to the metrics of a result. Warn of those not finite, or too large."""
-    finite = {name: value for name, value in numbers.items() if is_usual_number(value)}
-    result["metrics"] |= finite
-    odd = [name for name in numbers if name not in finite]
-    result["warnings"] += [f"{name} is not finite, or too large" for name in odd]
+class Evaluated(NamedTuple):
+    """The result for one number of sampling steps, and the first samples, finished: [n, ...]."""
+
+    result: Result
+    x: np.ndarray
 
 
-def add_rows(result: dict[str, Any], rows: Mapping[str, Mapping[str, float]]) -> None:
-    """Add corrected rows to a result. Warn of those that collapsed."""
-    result["rows"] = rows
-    for name, row in rows.items():
-        found = collapse_warnings(row, result["real"])
-        result["warnings"] += [f"{ROWS[name]}: {warning}" for warning in found]
+def steps_evaluator(
+    experiment: Experiment,
+    dataset: Dataset | None,
+    config: ConfigDict,
+    mesh: Mesh,
+    workdir: Path,
+    wanted: Wanted,
+    measures: Measures | None,
+) -> Callable[[int, Params, int], Evaluated]:
+    """The function (sampling steps, parameters, training step) -> result and first samples."""
+    fields, space, labels = config.evaluate, experiment.space, wanted.labels
+    samplers = {
+        steps: evaluation_sampler(experiment, config, mesh, steps, wanted.images)
+        for steps in fields.steps
+    }
+    diagnose = diagnoser(experiment, config, mesh, wanted)
+    correct = corrector(experiment, config, mesh, wanted, measures)
+    gradients = gradient_counts(experiment, config)
+    run = read_identity(workdir)
+    data = training_data_digest(experiment, dataset, run)
+
+    def evaluate_in(steps: int, params: Params, step: int) -> Evaluated:
+        made = generate(samplers[steps], params, labels, fields.batch_size, f"{steps} steps")
+        first: list[np.ndarray] = []
+        finished = map(partial(finish_together, space.finish), made)
+        batches = keep_first(finished, first, space.shown)
+        protocol = evaluation_protocol(experiment, config, step, steps, measures, data, len(labels))
+        result = new_result(config, protocol, measures, run.id if run else "")
+        if measures is None:
+            deque(batches, maxlen=0)
+            result["skipped"] = reason_to_skip(dataset, config)
+        else:
+            result["metrics"] = measure(batches, labels, measures)
+            result["warnings"] += collapse_warnings(result["metrics"], result["real"])
+        add_diagnostics(result, {**diagnose(params, steps), **gradients.get(steps, {})})
+        add_rows(result, correct(params, steps))
+        return Evaluated(result, np.concatenate(first)[: space.shown])
+
+    return evaluate_in
+
+
+def saver(
+    experiment: Experiment,
+    dataset: Dataset | None,
+    config: ConfigDict,
+    wanted: Wanted,
+    folder: Path,
+) -> Callable[[Params, int, Mapping[int, Evaluated]], None]:
+    """The function (parameters, training step, {sampling steps: evaluated}) that writes files."""
+    space, labels, stages = experiment.space, wanted.labels, experiment.objective.stages
+    ends = (*stage_ends(stages, config.steps), config.steps)
+    measured = (allowed_sampling_steps(stages, end, config.evaluate.steps) for end in ends)
+    trajectories = {
+        steps: image_trajectory(experiment, config, steps, int(labels[0]))
+        for steps in {max(allowed) for allowed in measured if allowed}
+    }
+
+    def save(params: Params, step: int, found: Mapping[int, Evaluated]) -> None:
+        with writing(folder):
+            folder.mkdir(exist_ok=True, parents=True)
+        trace = trajectories[max(found)]
+        way = trace(params) if trace else ()
+        for result, x in found.values():
+            save_evaluation(folder, result, space, x=x, y=labels[: space.shown], way=way)
+        real = originals(wanted, dataset, space.compared)
+        shown = {steps: each.x for steps, each in found.items()}
+        save_comparison(folder / f"step_{step:08d}.png", shown, real, config, space)
+
+    return save
 
 
 def keep_first(
@@ -233,74 +253,3 @@ def image_trajectory(
         guidance_scale=guidance_scale(experiment, config),
         label=label,
     )
-
-
-def training_data_digest(
-    experiment: Experiment, dataset: Dataset | None, run: Identity | None
-) -> str:
-    """Digest of the data that a run trains on: the recorded one, else that of the data set.
-
-    "" if the run reads no images, or if neither is known.
-    """
-    if not reads_data(experiment.objective):
-        return ""
-    if run is not None and run.data is not None:
-        return short_hash(run.data)
-    return "" if dataset is None else dataset.digest
-
-
-def evaluation_protocol(
-    experiment: Experiment,
-    config: ConfigDict,
-    step: int,
-    steps: int,
-    measures: Measures | None,
-    training_data: str = "",
-    samples: int = 0,
-) -> Protocol:
-    """The protocol of samples in `steps` sampling steps, after training step `step`.
-
-    training_data: digest of the data that the network was trained on, "" if unknown. samples: their
-    number, on which the diagnostics of an objective depend.
-    """
-    solver = config.objective.get("solver", {"name": config.objective.name})
-    details = {name: config.objective[name] for name in SAMPLED_BY if name in config.objective}
-    return Protocol(
-        measurement={} if measures is None else measures.measurement,
-        sampling={
-            "method": config.method,
-            "network": experiment.sample_with,
-            "step": step,
-            "sampler": solver["name"],
-            "sampler_fields": fields_with_values(ConfigDict(details)),
-            "steps": steps,
-            "guidance_scale": guidance_scale(experiment, config),
-            "seed": config.seed,
-            **({"training_data": training_data} if training_data else {}),
-            **({"diagnosed": samples} if experiment.objective.diagnostics else {}),
-        },
-    )
-
-
-def result_without_metrics(
-    config: ConfigDict, protocol: Protocol, measures: Measures | None, run: str
-) -> dict[str, Any]:
-    """A result whose metrics are still empty. run: id of the run, "" if it is not known."""
-    return {
-        "id": protocol.id,
-        "metric": protocol.metric,
-        "data": config.data.name,
-        "images_seen": protocol.sampling["step"] * config.batch_size,
-        "protocol": protocol._asdict(),
-        "metrics": {},
-        "real": {} if measures is None else real_image_metrics(measures),
-        "prior": {} if measures is None else {**measures.known.get("prior", {})},
-        "warnings": [] if measures is None else bias_warnings(measures),
-        "run": run,
-    }
-
-
-def fields_with_values(config: ConfigDict) -> dict[str, Any]:
-    """The fields that are not None, by dotted name, without the names of parts."""
-    fields = flatten_fields(as_dict(config))
-    return {k: v for k, v in fields.items() if v is not None and not k.endswith("name")}

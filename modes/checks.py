@@ -15,38 +15,22 @@ from fewstep.eval.checks import check_evaluation, reason_to_skip
 from fewstep.models.user_sampler import is_sampler_file
 from fewstep.modes.job import Draft, check_begun
 from fewstep.modes.next_job import NextJob
-from fewstep.modes.request import (
-    PER_HOST,
-    read_dataset,
-)
+from fewstep.modes.request import PER_HOST, read_dataset
 from fewstep.modes.student import read_student
 from fewstep.objectives.stages import stage_ends
 from fewstep.training.compiled_step import abstract_state
 from fewstep.training.cost.compiled import step_inputs
-from fewstep.training.cost.memory import (
-    check_memory,
-    describe_need,
-)
+from fewstep.training.cost.memory import check_memory, describe_need
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.location import check_other_run, locate_teacher
-from fewstep.training.sharding import (
-    check_batch_size,
-    describe_topology,
-)
-from fewstep.training.sources import (
-    reads_data,
-    reads_teacher,
-)
+from fewstep.training.sharding import check_batch_size, describe_topology
+from fewstep.training.sources import reads_data, reads_teacher
 from fewstep.training.start import check_same_origin, describe_origin, find_origin
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.code_version import code_version, describe_code
 from fewstep.training.storage.environment import PACKAGES
 from fewstep.training.storage.identity import as_dict, flatten_fields
-from fewstep.training.teacher import (
-    abstract_params,
-    check_teacher_given,
-    load_teacher_config,
-)
+from fewstep.training.teacher import abstract_params, check_teacher_given, load_teacher_config
 
 GIB = 2**30
 

@@ -16,13 +16,9 @@ from typing import NamedTuple
 import jax
 from ml_collections import ConfigDict
 
-from fewstep.eval.evaluate import (
-    evaluation_protocol,
-    prepare_measures,
-    sample_count,
-    training_data_digest,
-)
+from fewstep.eval.evaluate import prepare_measures, sample_count
 from fewstep.eval.measure import Measures
+from fewstep.eval.new_result import evaluation_protocol, training_data_digest
 from fewstep.eval.report.documents import read_runs, write_document
 from fewstep.eval.report.evaluation import FOLDER
 from fewstep.eval.report.folders import record_methods

@@ -16,11 +16,7 @@ from fewstep.modes.recorded_run import fill_from_record
 from fewstep.training.cluster.processes import VISIBLE, time_limit
 from fewstep.training.cost.sizes import element_count
 from fewstep.training.labels import training_counts
-from fewstep.training.sharding import (
-    batch_sharding,
-    make_mesh,
-    replicated_sharding,
-)
+from fewstep.training.sharding import batch_sharding, make_mesh, replicated_sharding
 from fewstep.training.sources import (
     Supply,
     open_sources,
@@ -29,9 +25,7 @@ from fewstep.training.sources import (
     teacher_sources,
 )
 from fewstep.training.storage import workdir
-from fewstep.training.teacher import (
-    load_teacher,
-)
+from fewstep.training.teacher import load_teacher
 
 TOGETHER_SECONDS = 300  # time limit of a check by all processes together
 CLOCK_SECONDS = 60  # largest difference between clocks

@@ -7,13 +7,8 @@ import pytest
 
 from fewstep.data import Dataset
 from fewstep.eval.checks import check_evaluation
-from fewstep.eval.evaluate import (
-    evaluation_protocol,
-    evaluator,
-    prepare_measures,
-    sample_count,
-    training_data_digest,
-)
+from fewstep.eval.evaluate import evaluator, prepare_measures, sample_count
+from fewstep.eval.new_result import evaluation_protocol, training_data_digest
 from fewstep.eval.pictures import real_examples
 from fewstep.eval.sampling import Wanted
 from fewstep.eval.summary import summary

@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fewstep.eval.evaluate import evaluation_protocol, evaluator
+from fewstep.eval.evaluate import evaluator
+from fewstep.eval.new_result import evaluation_protocol
 from fewstep.eval.sampling import check_sampling
 from fewstep.eval.summary import summary
 from fewstep.objectives.base import Diagnostics

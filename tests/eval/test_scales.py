@@ -4,7 +4,8 @@ from importlib import import_module
 
 import pytest
 
-from fewstep.eval.evaluate import evaluation_protocol, evaluator
+from fewstep.eval.evaluate import evaluator
+from fewstep.eval.new_result import evaluation_protocol
 from fewstep.eval.sampling import at_each_scale, check_sampling, guidance_scale
 from fewstep.training.sharding import make_mesh
 from tests.training.runs import small_experiment
