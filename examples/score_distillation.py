@@ -29,7 +29,8 @@ from fewstep.diffusion.time_sampling import log_normal_times
 from fewstep.files import write_png
 from fewstep.models.model import Model
 from fewstep.modes.recorded_run import load_run
-from fewstep.modes.request import Request, load_dataset
+from fewstep.modes.request import Request
+from fewstep.modes.resolve import load_dataset
 from fewstep.objectives.distribution_matching import distribution_matching
 from fewstep.objectives.divergences import (
     Divergence,

@@ -15,7 +15,8 @@ from fewstep.eval.checks import check_evaluation, reason_to_skip
 from fewstep.models.user_sampler import is_sampler_file
 from fewstep.modes.job import Draft, check_begun
 from fewstep.modes.next_job import NextJob
-from fewstep.modes.request import PER_HOST, read_dataset
+from fewstep.modes.request import PER_HOST
+from fewstep.modes.resolve import read_dataset
 from fewstep.modes.student import read_student
 from fewstep.objectives.stages import stage_ends
 from fewstep.training.compiled_step import abstract_state

@@ -5,7 +5,8 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from fewstep.modes.mode import CONFIG, FROM, WORKDIR, Mode
-from fewstep.modes.request import Request, resolve_open_fields
+from fewstep.modes.request import Request
+from fewstep.modes.resolve import resolve_open_fields
 from fewstep.modes.student import read_student
 from fewstep.training.cost.compiled import step_inputs
 from fewstep.training.cost.sizes import element_count, tree_bytes

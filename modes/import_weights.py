@@ -12,7 +12,8 @@ from fewstep.data import NONE, Dataset
 from fewstep.messages import shell_flags
 from fewstep.modes.draws import many_steps
 from fewstep.modes.mode import WORKDIR, Flag, Mode, parse_path
-from fewstep.modes.request import Request, load_dataset, require_workdir
+from fewstep.modes.request import Request, require_workdir
+from fewstep.modes.resolve import load_dataset
 from fewstep.modes.student import config_in_place_of
 from fewstep.training.cluster.processes import say
 from fewstep.training.codec_weights import load_codec

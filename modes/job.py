@@ -14,7 +14,7 @@ from fewstep.eval.features.fixed import load_fixed
 from fewstep.eval.metrics import METRICS
 from fewstep.eval.metrics.metric import LESS, NEITHER, parse_logged_name
 from fewstep.modes.recorded_run import fill_from_record
-from fewstep.modes.request import fill_open_fields, resolve_and_load
+from fewstep.modes.resolve import fill_open_fields, resolve_and_load
 from fewstep.objectives.base import Params
 from fewstep.objectives.stages import stage_ends
 from fewstep.training.cluster.processes import first_process_says, say, warn

@@ -7,16 +7,8 @@ from ml_collections import ConfigDict
 
 from fewstep.data import Dataset
 from fewstep.modes.job import resident_bytes, started
-from fewstep.modes.request import (
-    Request,
-    complete,
-    encode_if_read,
-    fill_open_fields,
-    read_dataset,
-    require_config,
-    require_workdir,
-    resolve,
-)
+from fewstep.modes.request import Request, require_config, require_workdir
+from fewstep.modes.resolve import complete, encode_if_read, fill_open_fields, read_dataset, resolve
 from fewstep.modes.student import read_student
 from fewstep.training.cost.hardware import Hardware, present_hardware
 from fewstep.training.cost.memory import (

@@ -16,7 +16,8 @@ from ml_collections import ConfigDict
 
 from fewstep.modes.budget import checkpoint_line, fixed_seconds, requested_target, time_lines
 from fewstep.modes.mode import CONFIG, Flag, Mode, parse_integers, parse_number, parse_numbers
-from fewstep.modes.request import Request, require_config, resolve_open_fields
+from fewstep.modes.request import Request, require_config
+from fewstep.modes.resolve import resolve_open_fields
 from fewstep.modes.student import read_student
 from fewstep.training.cost.accelerators import ACCELERATORS, GIB, Target
 from fewstep.training.cost.compiled import (

@@ -13,7 +13,8 @@ from fewstep import data
 from fewstep.data.arrays.group import ALONE, ProcessGroup
 from fewstep.files import writing
 from fewstep.modes.mode import CONFIG, Mode
-from fewstep.modes.request import Request, load_dataset, resolve
+from fewstep.modes.request import Request
+from fewstep.modes.resolve import load_dataset, resolve
 from fewstep.modes.student import read_student
 from fewstep.training.cluster.processes import (
     blind_processes,

@@ -9,7 +9,8 @@ from ml_collections import ConfigDict
 from fewstep import data
 from fewstep.data import Dataset
 from fewstep.data.encoded import LATENTS
-from fewstep.modes.request import Request, load_dataset, require_workdir
+from fewstep.modes.request import Request, require_workdir
+from fewstep.modes.resolve import load_dataset
 from fewstep.objectives.base import Params
 from fewstep.training.codec_weights import load_codec
 from fewstep.training.densities import density_identity

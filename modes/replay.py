@@ -10,7 +10,8 @@ from ml_collections import ConfigDict
 from fewstep.modes.job import Job, assemble_job, supply_of
 from fewstep.modes.mode import CONFIG, PLACES, WORKDIR, Mode
 from fewstep.modes.recorded_run import check_method, check_moved_data, find_dataset, replace_folders
-from fewstep.modes.request import Request, encode_if_read, require_workdir
+from fewstep.modes.request import Request, require_workdir
+from fewstep.modes.resolve import encode_if_read
 from fewstep.modes.student import config_in_place_of, follow_teacher
 from fewstep.objectives.base import Metrics
 from fewstep.progress import progress_bar

@@ -12,11 +12,8 @@ from fewstep.eval.summary import summary
 from fewstep.messages import shell_flags
 from fewstep.modes.draws import many_steps
 from fewstep.modes.job import Job, data_identity, dataset_files, prepare_job, supply_of
-from fewstep.modes.request import (
-    Request,
-    load_local_copy,
-    require_workdir,
-)
+from fewstep.modes.request import Request, require_workdir
+from fewstep.modes.resolve import load_local_copy
 from fewstep.modes.student import announce_inherited, read_student
 from fewstep.objectives.base import Objective
 from fewstep.progress import note

@@ -10,13 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fewstep import data
 from fewstep.data import Dataset, Pairs, Split
 from fewstep.eval import checks as CHECKS
 from fewstep.eval import evaluate as EVALUATE
 from fewstep.eval import sampling as SAMPLING
 from fewstep.models import NETWORKS
 from fewstep.modes import job as JOB
-from fewstep.modes import request as REQUEST
 from fewstep.modes import train_run as TRAIN
 from fewstep.modes.request import Request
 from fewstep.training import location as LOCATION
@@ -45,8 +45,8 @@ def record_run(patch, folder, method, fields, traced=True):
         fields = fields | {"teacher": str(folder / fields["teacher"])}
     recorder = Recorder(traced)
     replace_dit(patch, recorder.build_network)
-    patch.setattr(REQUEST.data, "load_selection", recorder.load_data)
-    patch.setattr(REQUEST.data, "load_copy", recorder.load_copy)
+    patch.setattr(data, "load_selection", recorder.load_data)
+    patch.setattr(data, "load_copy", recorder.load_copy)
     for module in (LOCATION, TEACHER):
         patch.setattr(module, "restore", recorder)
     patch.setattr(SAMPLING, "batch_sampler", recorder.batch_sampler)

@@ -15,7 +15,8 @@ from fewstep.latents.linear import fit_linear_codec, linear_codec
 from fewstep.models.codecs import CODECS, fit_codec
 from fewstep.modes.evaluate_run import evaluate_run
 from fewstep.modes.recorded_run import load_run
-from fewstep.modes.request import Request, resolve_and_load
+from fewstep.modes.request import Request
+from fewstep.modes.resolve import resolve_and_load
 from fewstep.modes.train_run import train_run
 from fewstep.training.codec_weights import load_codec
 from fewstep.training.experiment import build

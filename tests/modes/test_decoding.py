@@ -11,7 +11,8 @@ from PIL import Image
 from fewstep import data
 from fewstep.modes import job as JOB
 from fewstep.modes.next_job import NextJob
-from fewstep.modes.request import Request, fill_open_fields, read_dataset
+from fewstep.modes.request import Request
+from fewstep.modes.resolve import fill_open_fields, read_dataset
 from fewstep.training.classes import class_names
 from fewstep.training.cost.choice import field_value
 from fewstep.training.cost.memory import with_values

@@ -13,7 +13,8 @@ from fewstep.eval import smc
 from fewstep.eval.checks import check_evaluation, reason_to_skip
 from fewstep.eval.report.page import results_page
 from fewstep.eval.report.runs import load_runs
-from fewstep.modes.request import Request, permit_code, resolve_and_load
+from fewstep.modes.request import Request, permit_code
+from fewstep.modes.resolve import resolve_and_load
 from fewstep.training.experiment import build
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import workdir

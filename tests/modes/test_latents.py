@@ -24,7 +24,8 @@ from fewstep.modes.joint_checks import inspect_first_batch
 from fewstep.modes.next_job import NextJob
 from fewstep.modes.prepare import prepare
 from fewstep.modes.recorded_run import load_run
-from fewstep.modes.request import Request, load_local_copy, resolve_and_load
+from fewstep.modes.request import Request
+from fewstep.modes.resolve import load_local_copy, resolve_and_load
 from fewstep.modes.student import read_student
 from fewstep.training.storage import workdir
 from fewstep.training.storage.identity import as_dict
@@ -129,7 +130,7 @@ def test_samples_are_pictures(run, tmp_path):
 
 
 def test_an_evaluation_needs_no_latents(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("fewstep.modes.request.encode_dataset", None)
+    monkeypatch.setattr("fewstep.modes.resolve.encode_dataset", None)
     EVALUATE.evaluate_run(Request(workdir=run, out=tmp_path / "eval"))
     assert list((tmp_path / "eval").rglob("*.json"))
 

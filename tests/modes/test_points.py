@@ -12,7 +12,8 @@ from fewstep.eval.checks import check_evaluation
 from fewstep.eval.metrics.frechet import frechet_distance, statistics
 from fewstep.eval.report.page import results_page
 from fewstep.eval.report.runs import load_runs
-from fewstep.modes.request import Request, resolve_and_load
+from fewstep.modes.request import Request
+from fewstep.modes.resolve import resolve_and_load
 from fewstep.training.experiment import build
 from fewstep.training.generate import generate
 from fewstep.training.inheritance import check_given

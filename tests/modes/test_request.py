@@ -1,7 +1,6 @@
 """The run that a request names: its folder, checkpoint and network."""
 
 import os
-from importlib import import_module
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -11,7 +10,8 @@ from ml_collections import ConfigDict
 
 from fewstep.modes import recorded_run
 from fewstep.modes.recorded_run import load_run
-from fewstep.modes.request import Request, read_dataset, require_workdir, resolve, resolve_and_load
+from fewstep.modes.request import Request, require_workdir
+from fewstep.modes.resolve import read_dataset, resolve, resolve_and_load
 from fewstep.modes.student import read_student
 from fewstep.training.storage import checkpoint, restore
 from fewstep.training.storage.identity import Identity
@@ -19,8 +19,6 @@ from tests.modes.recorded import make_dataset, random_network, replace_dit
 from tests.training.runs import save_run, small_config
 
 FIELDS = {"ema.decays": (0.9, 0.99), "evaluate.batch_size": 20}
-
-REQUEST = import_module("fewstep.modes.request")
 
 
 @pytest.fixture(scope="module")
