@@ -54,7 +54,8 @@ WORD = re.compile(r"[A-Za-z]\w*_\w*[A-Za-z]|[A-Z][a-z]\w+")
 PLACEHOLDER = re.compile(r"\b(?:FILE|METHOD|MODE|DATASET)\b")
 # Suffixes of files that a run or a user has: `run.json` is no attribute of a module.
 DATA = {"json", "jsonl", "npz", "npy", "png", "csv", "pth", "html", "zip", "txt"}
-OTHER_FLAGS = {"nodes", "array", "build-arg", "logdir"}  # of sbatch, docker and tensorboard
+# Of sbatch, docker and tensorboard.
+OTHER_FLAGS = {"nodes", "gpus-per-node", "ntasks-per-node", "array", "build-arg", "logdir"}
 OPTIONAL = {"torch"}  # need not be installed, so its names cannot be looked up
 
 WIDTH = 100  # columns of prose
