@@ -1,16 +1,18 @@
 """Keep the figures of runs in a JSON file, and tabulate them at equal cost of training.
 
     python -m bench.figures keep runs/digits --to=docs/digits.json
+    python -m bench.figures keep runs/cifar10 --to=cifar10.json --metric=fd-inception-4k
     python -m bench.figures show docs/digits.json --images=384000
     python -m bench.figures show docs/digits.json --passes=2000000 --teachers
     python -m bench.figures show densities.json --images=1e9 --metrics=wasserstein_1,ess
 
-`keep` reads every evaluation of the runs in a folder, those during training included, and adds
-them to the file, so that runs of several days and machines stand in one table. `show` takes of
-each run the last evaluation within the budget: images seen or forward passes of one image
-(docs/performance.md), with --teachers together with the training of its teachers. Each data set or
-density has a table, with what real images and the other rows of evaluations have instead of samples
-below it.
+`keep` reads every evaluation of the runs in a folder, those during training included, and adds them
+to the file, so that runs of several days and machines stand in one table. Evaluations by two
+metrics, as of curves and of final figures, are not alike: it keeps those of the newest, or of
+--metric, and says what it leaves out. `show` takes of each run the last evaluation within the
+budget: images seen or forward passes of one image (docs/performance.md), with --teachers together
+with the training of its teachers. Each data set or density has a table, with what real images and
+the other rows of evaluations have instead of samples below it.
 """
 
 import argparse
@@ -23,7 +25,7 @@ from typing import Any
 from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.protocol import check_comparable
 from fewstep.eval.report.costs import EvaluationCounts, teacher_cost
-from fewstep.eval.report.evaluation import load_evaluations
+from fewstep.eval.report.evaluation import Evaluation, load_evaluations
 from fewstep.eval.report.folders import find_runs
 from fewstep.eval.report.results import ROWS
 from fewstep.files import write_json
@@ -51,6 +53,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     keep.add_argument("folders", nargs="+", type=Path, help="of runs, or with runs in them")
     keep.add_argument("--to", type=Path, required=True, help="JSON file to add to")
     keep.add_argument("--name", help="heading of the runs; their method by default")
+    keep.add_argument("--metric", help="which evaluations; by default those like the newest")
     show = parts.add_parser("show", help="print a table at equal cost of training")
     show.add_argument("file", type=Path)
     budget = show.add_mutually_exclusive_group(required=True)
@@ -65,7 +68,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     asked = parser.parse_args(argv)
     try:
         if asked.part == "keep":
-            keep_runs(asked.folders, asked.to, asked.name)
+            keep_runs(asked.folders, asked.to, asked.name, asked.metric)
         else:
             kind = IMAGES if asked.images is not None else PASSES
             runs, limit = read_figures(asked.file), getattr(asked, kind)
@@ -76,7 +79,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         parser.error(str(error))
 
 
-def keep_runs(folders: Sequence[Path], path: Path, name: str | None = None) -> None:
+def keep_runs(
+    folders: Sequence[Path], path: Path, name: str | None = None, metric: str | None = None
+) -> None:
     """Add the runs in the folders to a file; a run that it has is read again.
 
     Raises ValueError if the file has another run of that name, data set and seed, or if runs on
@@ -85,7 +90,7 @@ def keep_runs(folders: Sequence[Path], path: Path, name: str | None = None) -> N
     kept = {run["run"]: run for run in read_figures(path)} if path.exists() else {}
     counts = EvaluationCounts()
     for folder in find_runs(folders):
-        run = run_figures(folder, counts, name)
+        run = run_figures(folder, counts, name, metric)
         kept[run["run"]] = run
         alike = [r for r in kept.values() if label(r) == label(run)]  # itself included
         if len(alike) > 1:
@@ -128,21 +133,45 @@ def by_data(runs: Iterable[Run]) -> dict[str, list[Run]]:
     return groups
 
 
-def run_figures(folder: Path, counts: EvaluationCounts, name: str | None = None) -> dict[str, Any]:
+def alike_evaluations(folder: Path, metric: str | None) -> list[Evaluation]:
+    """The evaluations of a run by a metric, or by that of the newest; prints what is left out.
+
+    Raises ValueError without metrics, or without any by this one.
+    """
+    # Without exact samples of a density an evaluation has numbers, and no measurement.
+    found = [e for e in load_evaluations(folder) if e.result["metrics"] or e.result.get("rows")]
+    if not found:
+        raise ValueError(f"{folder} has no metrics; evaluate it with other evaluate.features")
+    names = dict.fromkeys(e.result["metric"] for e in found)
+    if metric and metric not in names:
+        raise ValueError(f"{folder}: {unknown_choice('--metric', metric, names)}")
+    last = [e for e in found if metric in (None, e.result["metric"])][-1]
+    alike = [e for e in found if measured_as(e) == measured_as(last)]
+    if len(alike) < len(found):
+        print(
+            f"{folder}: keeps {len(alike)} evaluations by {last.result['metric']}, and leaves out "
+            f"{len(found) - len(alike)} that were measured in another way (--metric chooses)"
+        )
+    return alike
+
+
+def measured_as(evaluation: Evaluation) -> tuple[Mapping[str, Any], int | None]:
+    """How an evaluation was measured, and the number of samples that were diagnosed."""
+    return evaluation.measurement, evaluation.sampling.get("diagnosed")
+
+
+def run_figures(
+    folder: Path, counts: EvaluationCounts, name: str | None = None, metric: str | None = None
+) -> dict[str, Any]:
     """What a run cost by training step, and its metrics by training and sampling steps."""
     config, identity = load_config(folder), read_identity(folder)
-    # Without exact samples of a density an evaluation has numbers, and no measurement.
-    evaluations = [
-        e for e in load_evaluations(folder) if e.result["metrics"] or e.result.get("rows")
-    ]
-    if not evaluations:
-        raise ValueError(f"{folder} has no metrics; evaluate it with other evaluate.features")
-    last = evaluations[-1]
-    alike = [e for e in evaluations if e.measurement == last.measurement]
+    alike = alike_evaluations(folder, metric)
+    last = alike[-1]
     per_image = counts.with_evaluations({"images_seen": 1}, config, str(folder))
     taught = teacher_cost(config, counts)
     own = config.objective.get("solver", {"name": config.objective.name})["name"]
     scales = {e.sampling["guidance_scale"] for e in alike}
+    networks = {e.sampling["network"] for e in alike}
     start = (read_environments(folder / ENVIRONMENT) or [{}])[-1]
     return {
         "name": name or last.sampling["method"] or config.objective.name,
@@ -161,7 +190,7 @@ def run_figures(folder: Path, counts: EvaluationCounts, name: str | None = None)
                 "step": e.sampling["step"],
                 "network": e.sampling["network"],
                 "sampling_steps": e.steps,
-                "setting": setting(e.sampling, own, len(scales) > 1),
+                "setting": setting(e.sampling, own, len(scales) > 1, len(networks) > 1),
                 "metrics": rounded(e.result["metrics"]),
                 "rows": {name: rounded(row) for name, row in e.result.get("rows", {}).items()},
             }
@@ -170,14 +199,18 @@ def run_figures(folder: Path, counts: EvaluationCounts, name: str | None = None)
     }
 
 
-def setting(sampling: Mapping[str, Any], own: str, several_scales: bool) -> str:
+def setting(
+    sampling: Mapping[str, Any], own: str, several_scales: bool, several_networks: bool
+) -> str:
     """How samples were made where that is not the run's own way, in words; else "".
 
-    own: the run's solver. several_scales: whether the run has other guidance scales too.
+    own: the run's solver. several_scales, several_networks: whether the run has other guidance
+    scales or networks too.
     """
+    network = [sampling["network"]] if several_networks else []
     solver = [sampling["sampler"]] if sampling["sampler"] != own else []
     scale = [f"guidance {sampling['guidance_scale']:g}"] if several_scales else []
-    return ", ".join(solver + scale)
+    return ", ".join(network + solver + scale)
 
 
 def rounded(metrics: Mapping[str, float]) -> dict[str, float]:
@@ -224,9 +257,9 @@ def table(
 ) -> str:
     """A Markdown table: a row for each heading, a column for each number of sampling steps.
 
-    Other solvers and guidance scales than the run's, and the other rows of an evaluation, such as
-    samples after HMC, have rows of their own. A cell has the means of the metrics over seeds, and
-    the range of the first.
+    Networks, solvers and guidance scales other than the run's, and the other rows of an evaluation,
+    such as samples after HMC, have rows of their own. A cell has the means of the metrics over
+    seeds, and the range of the first.
     """
     groups: dict[str, list[tuple[Run, list[Mapping[str, Any]]]]] = {}
     for run in runs:
@@ -241,9 +274,11 @@ def table(
         start = [str(len(members)), f"{spent:,.0f}"]
         rows: dict[str, list[Mapping[str, Any]]] = {"": []}
         for e in (e for _, found in members for e in found):
-            rows.setdefault(e.get("setting", ""), []).append(e)
+            own = e.get("setting", "")
+            rows.setdefault(own, []).append(e)
             for row in e.get("rows", {}):
-                rows.setdefault(ROWS[row], []).append({**e, "metrics": e["rows"][row]})
+                words = ", ".join(filter(None, [own, ROWS[row]]))
+                rows.setdefault(words, []).append({**e, "metrics": e["rows"][row]})
         for words, evaluations in rows.items():
             if not evaluations:
                 continue

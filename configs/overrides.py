@@ -18,9 +18,18 @@ def forget_replaced(
     """
     for field, name in given.items():
         part, _, last = field.rpartition(".")
+        if field == "codec.name" and name != before[field]:
+            open_scaling(config, set(given))
         is_part = part in ("model", "path", "prediction") or part.startswith("objective.")
         if is_part and last in ("name", "kind") and name != before[field]:
             unset(config, part, keep=set(given))
+
+
+def open_scaling(config: ConfigDict, keep: Set[str]) -> None:
+    """Leave the scale and shift of latents open, which are those of one codec."""
+    for field in ("scale", "shift"):
+        if f"codec.{field}" not in keep:
+            config.codec[field] = ()
 
 
 def unset(config: ConfigDict, part: str, keep: Set[str]) -> None:

@@ -145,9 +145,10 @@ def hmc_row(
     samples: [N, D], in units of the scale.
     """
     log_density = lambda y: density.scaled_log_density(y[None])[0]
-    samples, key = np.asarray(samples), jax.random.key(SEED)
-    size, trials = adapted_size(log_density, samples, key)
-    moved = jax.jit(partial(hmc, log_density, steps=HMC_STEPS, size=size))(samples, key=key)
+    samples = np.asarray(samples)
+    key_size, key_chain = jax.random.split(jax.random.key(SEED))
+    size, trials = adapted_size(log_density, samples, key_size)
+    moved = jax.jit(partial(hmc, log_density, steps=HMC_STEPS, size=size))(samples, key=key_chain)
     row = {**compare(density.scale * np.asarray(moved.x)), "accepted": float(moved.accepted)}
     return row, gradients(HMC_STEPS) + trials * gradients(1)
 

@@ -108,10 +108,21 @@ def trajectory(denoise: Denoise, path: Path, eps: Array) -> tuple[Array, Array, 
     start = path.prior(eps)
     states = jax.lax.scan(body, start, (times[:-1], times[1:]))[1]
     states = jnp.concatenate([start[None], states])
-    straight = jax.vmap(lambda x, t: change_path(path, linear(), x, rows(t))[0])(states, times)
-    velocity = jnp.diff(straight, axis=0) / align(jnp.diff(tau), straight[1:])
-    bend = velocity - (straight[0] - straight[-1])
-    return times[::SUBSTEPS], states[::SUBSTEPS], jnp.mean(bend**2, axis=(0, *axes_of(eps, 1)))
+    straight, at = jax.vmap(lambda x, t: change_path(path, linear(), x, rows(t)))(states, times)
+    return times[::SUBSTEPS], states[::SUBSTEPS], straightness(straight, at)
+
+
+def straightness(x: Array, t: Array) -> Array:
+    """The integral of || dx/dt - its mean ||^2 / D over t, divided by its range: [B].
+
+    x: [L + 1, B, ...] at times t: [L + 1, B], which fall, or stay where two levels lie beyond an
+    end of their path.
+    """
+    lengths = t[:-1] - t[1:]
+    whole = t[0] - t[-1]
+    velocity = (x[:-1] - x[1:]) / align(jnp.where(lengths > 0.0, lengths, 1.0), x[1:])
+    bend = velocity - (x[0] - x[-1]) / align(whole, x[0])
+    return jnp.sum(lengths * jnp.mean(bend**2, axis=axes_of(x[0], 1)), axis=0) / whole
 
 
 def axes_of(x: Array, before: int = 0) -> tuple[int, ...]:

@@ -26,7 +26,7 @@ def point_inputs(points: np.ndarray, real: np.ndarray, density: Density | None) 
     if density is None or density.modes is None:
         return found
     modes = density.modes
-    return found | {"modes": modes.assign(points), "mode_weights": modes.weight}
+    return found | {"modes": modes.assign(points[:POINTS]), "mode_weights": modes.weight}
 
 
 def point_metrics(points: np.ndarray, real: np.ndarray, density: Density | None) -> dict:

@@ -9,7 +9,7 @@ it does its share of that.
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,6 +22,7 @@ from fewstep.eval.new_result import evaluation_protocol, training_data_digest
 from fewstep.eval.report.documents import read_runs, write_document
 from fewstep.eval.report.evaluation import FOLDER
 from fewstep.eval.report.folders import record_methods
+from fewstep.eval.report.results import load_results
 from fewstep.eval.report.runs import group_by_method
 from fewstep.eval.report.spreadsheet import text_table
 from fewstep.eval.sampling import at_each_scale, wanted_samples
@@ -254,13 +255,16 @@ def is_trained(run: ComparedRun) -> bool:
 
 
 def is_evaluated(run: ComparedRun) -> bool:
-    """Whether the run has all its results."""
-    files = [
-        run.folder / FOLDER / f"{result}{end}"
-        for result in run.results
-        for end in (".json", ".npz")
-    ]
-    return all(file.exists() for file in files)
+    """Whether the run has all its results, with all rows of evaluate.rows."""
+    rows = set(run.config.evaluate.rows)
+    return all(has_result(run.folder / FOLDER / f"{result}.json", rows) for result in run.results)
+
+
+def has_result(file: Path, rows: Set[str]) -> bool:
+    """Whether a result and its samples exist, with all further rows that are asked for."""
+    if not (file.exists() and file.with_suffix(".npz").exists()):
+        return False
+    return not rows or rows <= {*load_results(file).get("rows", {})}
 
 
 COMPARE = Mode(

@@ -18,7 +18,7 @@ from fewstep.modes.mode import (
 )
 from fewstep.modes.recorded_run import check_method
 from fewstep.modes.request import Request, require_workdir
-from fewstep.training.cost.choice import field_value
+from fewstep.training.storage.identity import as_dict, flatten_fields
 from fewstep.training.storage.workdir import load_config
 
 # Fields of --config that say how a process works, not what a run is.
@@ -47,9 +47,10 @@ def check_effect(request: Request) -> None:
         return
     recorded = load_config(require_workdir(request), request.checkpoint)
     check_method(recorded, request)
+    own, asked = (flatten_fields(as_dict(config)) for config in (recorded, request.config))
     for name in request.given:
-        own, asked = (field_value(config, name) for config in (recorded, request.config))
-        if own != asked and name not in OF_PROCESS and not EVALUATE.may_replace(name):
+        is_read = name in OF_PROCESS or EVALUATE.may_replace(name)
+        if not is_read and own.get(name) != asked.get(name):
             raise ValueError(no_effect(name, "evaluate", EVALUATE))
 
 

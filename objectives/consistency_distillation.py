@@ -129,6 +129,6 @@ def consistency_distillation(
         frozen=("teacher",),
         fixed=distance.networks,
         needs_teacher=True,
-        end_point=denoised_end(model, learned_guidance(guidance_scale, guidance_range)),
+        end_point=denoised_end(student, learned_guidance(guidance_scale, guidance_range)),
         reads=source.reads,
     )

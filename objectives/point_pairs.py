@@ -137,7 +137,7 @@ def grouped_rollouts(parts: PairParts, groups: int, substeps: int) -> PairPoints
     ) -> tuple[Draw, Array]:
         key_cell, key_start = jax.random.split(key)
         rows = batch["label"].shape[0]
-        check_multiple(rows, groups, "groups")
+        check_multiple(rows, groups, "source.groups")
         x, condition = start_rows(parts, key_start, batch["label"])
         cells = parts.curriculum(step) - 1
         upper = jax.random.randint(key_cell, (groups,), 1, cells + 1)

@@ -3,6 +3,7 @@ import json
 import pytest
 
 from bench import figures
+from fewstep.eval.metrics.protocol import Protocol
 from tests.eval.evaluated import MEASUREMENT, REAL, evaluated_run
 
 
@@ -131,6 +132,72 @@ def test_the_other_rows_of_evaluations_stand_below_their_method():
         "scds": ["1", "2,000", "4.000", "1.000"],
         "scds`, after ten HMC steps": ["1", "2,000", "0.125"],
     }
+
+
+def test_rows_of_another_solver_are_not_those_of_the_runs_own():
+    one = run("dis")
+    own = [e | {"rows": {"hmc": {"frechet": 0.5}}} for e in one["evaluations"]]
+    other = [
+        e | {"setting": "heun", "metrics": {"frechet": 9.0}, "rows": {"hmc": {"frechet": 1.5}}}
+        for e in one["evaluations"]
+    ]
+    one["evaluations"] = own + other
+    assert rows(figures.table([one], "images", 1e9, metrics=["frechet"])) == {
+        "dis": ["1", "2,000", "4.000", "1.000"],
+        "dis`, after ten HMC steps": ["1", "2,000", "0.500", "0.500"],
+        "dis`, heun": ["1", "2,000", "9.000", "9.000"],
+        "dis`, heun, after ten HMC steps": ["1", "2,000", "1.500", "1.500"],
+    }
+
+
+def test_other_networks_than_the_runs_have_rows_of_their_own(tmp_path):
+    for network, distance in (("network", 2.0), ("ema_0.999", 1.0)):
+        folder = evaluated_run(
+            tmp_path / "cd",
+            frechet=distance,
+            fall=0.0,
+            steps=(1,),
+            sampling={"network": network, "sampler": "objective"},
+        )
+    figures.main(["keep", str(folder), f"--to={tmp_path / 'kept.json'}"])
+    kept = figures.read_figures(tmp_path / "kept.json")
+    assert rows(figures.table(kept, "images", 1e9, metrics=["frechet"])) == {
+        "cd`, network": ["1", "384,000", "2.000"],
+        "cd`, ema_0.999": ["1", "384,000", "1.000"],
+    }
+
+
+def test_evaluations_of_curves_are_kept_by_their_metric(tmp_path, capsys):
+    file, folder = tmp_path / "kept.json", tmp_path / "cd"
+    curve = {**MEASUREMENT, "samples": 500}
+    for step in (1000, 2000, 3000):
+        evaluated_run(folder, steps=(1,), measurement=curve, sampling={"step": step})
+    evaluated_run(folder, steps=(1,))
+
+    def kept(*arguments):
+        figures.main(["keep", str(folder), f"--to={file}", *arguments])
+        (one,) = figures.read_figures(file)
+        return [e["step"] for e in one["evaluations"]]
+
+    assert kept() == [3000]
+    told = capsys.readouterr().out
+    assert "keeps 1 evaluations" in told and "leaves out 3" in told
+    name = Protocol(curve, {}).metric
+    assert kept(f"--metric={name}") == [1000, 2000, 3000]
+    with pytest.raises(SystemExit):
+        kept("--metric=fd-other")
+    assert name in capsys.readouterr().err
+
+
+def test_numbers_of_other_counts_of_samples_are_not_alike(tmp_path):
+    folder = tmp_path / "dis"
+    for count in (2000, 5000):
+        evaluated_run(folder, "dis", steps=(4,), measurement={}, sampling={"diagnosed": count})
+    for path in (folder / "eval").glob("*.json"):
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"metrics": {"elbo": -1.0}}))
+    figures.main(["keep", str(folder), f"--to={tmp_path / 'kept.json'}"])
+    (kept,) = figures.read_figures(tmp_path / "kept.json")
+    assert len(kept["evaluations"]) == 1
 
 
 def test_other_solvers_and_scales_than_the_runs_have_rows_of_their_own(tmp_path):

@@ -284,6 +284,21 @@ def test_a_part_of_another_name_forgets_the_file_s_fields_but_not_the_given_ones
     assert config.objective.divergence.distance.c == 0.1 and config.data.image_size == 8
 
 
+def test_the_scale_of_one_codec_is_not_that_of_another():
+    def replaced(**given):
+        config = config_of("imagenet256", "edm")
+        before = {field: reduce(getitem, field.split("."), config) for field in given}
+        config.update_from_flattened_dict(given)
+        overrides.forget_replaced(config, given, before)
+        return config.codec.scale, config.codec.shift
+
+    own = replaced(**{"codec.name": "sd"})
+    assert len(own[0]) == len(own[1]) == 4
+    assert replaced(**{"codec.name": "taesd"}) == ((), ())
+    given = {"codec.name": "taesd", "codec.scale": (2.0, 2.0, 2.0, 2.0)}
+    assert replaced(**given) == ((2.0, 2.0, 2.0, 2.0), ())
+
+
 @pytest.mark.parametrize(
     ("unknown", "nearest"), [("shortcuts", "shortcut"), ("icd", "cd"), ("scdd", "scd")]
 )

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from fewstep.densities.density import Density
+from fewstep.eval import corrections
 from fewstep.eval.corrections import counted, hmc_row, weighted_row
 from fewstep.eval.smc import resampled
 from fewstep.objectives.flow_weights import weighted_rows
-from fewstep.samplers.hmc import gradients
+from fewstep.samplers.hmc import Adapted, gradients, hmc
 from fewstep.training.cost.sampling_cost import Counts
 
 SCALE, LOG_Z, COUNT = 2.0, 0.7, 4000
@@ -47,6 +48,21 @@ def test_a_chain_is_in_units_of_the_scale():
     assert taken == gradients(10) + gradients(1)
     start, _ = hmc_row(DENSITY, np.zeros((COUNT, 1), np.float32), moments)
     assert start["deviation"] > 0.5
+
+
+def test_a_chain_does_not_repeat_the_step_that_chose_its_size(monkeypatch):
+    """That step was accepted, so a chain that began with it would count it twice."""
+    seen = {}
+
+    def note(log_density, x, key):
+        seen.update(log_density=log_density, key=key)
+        return Adapted(0.4, 1)
+
+    monkeypatch.setattr(corrections, "adapted_size", note)
+    row, _ = hmc_row(DENSITY, np.asarray(EPS), moments)
+    repeated = hmc(seen["log_density"], EPS, seen["key"], corrections.HMC_STEPS, 0.4)
+    again = moments(SCALE * np.asarray(repeated.x))
+    assert abs(row["mean"] - again["mean"]) > 1e-4
 
 
 def test_resampling_keeps_each_point_as_often_as_its_weight():

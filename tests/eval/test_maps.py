@@ -11,7 +11,16 @@ from scipy.integrate import quad
 
 from fewstep.diffusion.path import PATHS
 from fewstep.diffusion.time_pairs import constant
-from fewstep.eval.maps import END, LEVELS, MADE, agreement, map_numbers, map_rows, mapper
+from fewstep.eval.maps import (
+    END,
+    LEVELS,
+    MADE,
+    agreement,
+    map_numbers,
+    map_rows,
+    mapper,
+    straightness,
+)
 from fewstep.objectives.consistency_training import consistency_training
 from fewstep.objectives.denoising import denoising
 from fewstep.objectives.mean_flow import mean_flow
@@ -107,16 +116,31 @@ def test_straightness_is_the_integral_of_the_bend(name):
     model = exact_denoiser(GAUSSIAN, path, "F" if name == "ve" else "velocity")
     numbers, _ = measured(model, denoising(model), path)
 
-    def rate(tau, std):
-        # d / dtau of sqrt((1 - tau)^2 s^2 + tau^2)
-        return (tau - (1.0 - tau) * std**2) / np.sqrt((1.0 - tau) ** 2 * std**2 + tau**2)
+    def spread(tau, std):
+        return np.sqrt((1.0 - tau) ** 2 * std**2 + tau**2)
 
-    bends = [
-        quad(lambda t, s=s: (rate(t, s) - (1.0 - s)) ** 2, 0.0, 1.0)[0] for s in map(float, STD)
-    ]
+    def rate(tau, std):
+        return (tau - (1.0 - tau) * std**2) / spread(tau, std)
+
+    last = 1.0 / (1.0 + 1.0 / float(path.rho(jnp.float32(path.t_max))))  # where the path starts
+    bends = []
+    for std in map(float, STD):
+        mean = (spread(last, std) - spread(0.0, std)) / last
+        bends.append(quad(lambda t, s=std, m=mean: (rate(t, s) - m) ** 2, 0.0, last)[0] / last)
     exact = float((np.array(bends) * (EPS**2).mean(0)).mean())
-    assert numbers["straightness"] == pytest.approx(exact, rel=0.05)
+    assert numbers["straightness"] == pytest.approx(exact, rel=0.01)
     assert numbers["teacher_straightness"] == pytest.approx(numbers["straightness"], rel=1e-3)
+
+
+def test_uneven_times_and_repeated_ones_do_not_bend_a_path():
+    """`ve` starts below infinite noise, so that its first levels are one."""
+    t = jnp.array([0.9, 0.9, 0.7, 0.4, 0.0])[:, None]
+    line = 2.0 + 3.0 * t[..., None]
+    np.testing.assert_allclose(straightness(line, t), 0.0, atol=1e-10)
+    # Velocities 1 and 3 on halves of the time: they are 1 from their mean.
+    kink = jnp.array([0.0, -1.0, -4.0])[:, None, None]
+    np.testing.assert_allclose(straightness(kink, jnp.array([[2.0], [1.0], [0.0]])), 1.0)
+    np.testing.assert_allclose(straightness(kink, jnp.array([[8.0], [7.0], [6.0]])), 1.0)
 
 
 def test_agreement_is_one_for_equal_maps_and_zero_for_independent_ones():

@@ -5,6 +5,7 @@ from importlib import import_module
 
 import pytest
 
+from fewstep.eval.report.results import save_results
 from fewstep.models.dit import DiTSize
 from fewstep.modes.compare import (
     ComparedRun,
@@ -131,7 +132,8 @@ def test_a_staged_run_is_refused_before_its_teacher_trains(tmp_path, field, mess
 
 
 def test_a_result_without_its_samples_is_made_again(tmp_path):
-    one = ComparedRun(tmp_path, None, frozenset({"a", "b"}))
+    job = Draft(small_config("cd"), None, None, None)
+    one = ComparedRun(tmp_path, job, frozenset({"a", "b"}))
     (tmp_path / "eval").mkdir()
     for name in ("a.json", "a.npz", "b.json", "b.npz"):
         assert not is_evaluated(one)
@@ -202,6 +204,22 @@ def test_a_run_is_completed_by_its_own_config(tmp_path, monkeypatch, trained, ev
     module.complete_run(ComparedRun(tmp_path, Draft(config, None, experiment, None)))
     request = Request(config=config, workdir=tmp_path, network="ema_0.9")
     assert seen == ([(done, request)] if done else [])
+
+
+def test_a_run_lacks_results_without_the_rows_that_are_asked_for(tmp_path):
+    file = tmp_path / "eval" / "a.json"
+    file.parent.mkdir()
+
+    def is_done(*rows):
+        job = Draft(small_config("dis", **{"evaluate.rows": rows}), None, None, None)
+        return is_evaluated(ComparedRun(tmp_path, job, frozenset({"a"})))
+
+    save_results(file, {"rows": {"hmc": {}}})
+    assert not is_done()
+    file.with_suffix(".npz").touch()
+    assert is_done() and is_done("hmc") and not is_done("hmc", "weighted")
+    save_results(file, {"id": "a"})  # of an older version
+    assert is_done() and not is_done("hmc")
 
 
 def make_config(method):

@@ -144,15 +144,16 @@ def test_a_field_beside_a_config_that_would_change_nothing_is_refused(
 
     ask(**{"evaluate.steps": (2,)})
     ask(**{"model.time_scale": small_config("flow_matching").model.time_scale})
+    ask(**{"ema.decays": tuple(small_config("flow_matching").ema.decays)})
     ask(compilation_cache=str(tmp_path / "cache"))
-    assert len(evaluated) == 3
+    assert len(evaluated) == 4
     with pytest.raises(ValueError, match=f"--config.{field} would change nothing: .*{words}"):
         ask(**{field: value})
     other = small_config("cd", **{"objective.teacher_solver": "euler"})
     request = Request(workdir=tmp_path / "run", config=other, given=("objective.teacher_solver",))
     with pytest.raises(ValueError, match="--config is of cd"):
         evaluate_mode(request)
-    assert len(evaluated) == 3
+    assert len(evaluated) == 4
 
 
 def test_results_that_cannot_be_written_are_refused_before_the_run_is_evaluated(evaluate, tmp_path):

@@ -13,6 +13,7 @@ from fewstep.diffusion.prediction import KINDS, coefficients
 from fewstep.models.mlp import mlp
 from fewstep.models.model import Model
 from fewstep.models.network import Network
+from fewstep.objectives.consistency_distillation import consistency_distillation
 from fewstep.objectives.dds import dds
 from fewstep.objectives.dis import dis
 from fewstep.objectives.path_sampling import PATH_LOSSES, weight_numbers
@@ -103,6 +104,25 @@ def test_a_network_is_given_the_score_of_the_density():
     # A student may do without.
     student = model._replace(density=None)
     np.testing.assert_array_equal(student.predict(params, x, T_MIN, T_MIN, label), 0.0)
+
+
+def test_a_student_without_the_score_has_ends_without_it():
+    """What it predicts at other times than the first is what it was trained on."""
+
+    def apply(params, x, t, s, condition, *, train=False, rng=None):
+        return condition["score"]
+
+    network = Network(lambda key: jnp.float32(0.0), apply, shape=(2,), score_input=True)
+    model = Model(network, PATH, KINDS["tilt"], density=DENSITY)
+    x, t, condition = jnp.ones((3, 2)), jnp.full(3, 0.5), {"label": jnp.full(3, -1)}
+    ends = {}
+    for reads in (False, True):
+        objective = consistency_distillation(model, reads_score=reads)
+        ends[reads] = objective.end_point(0.0, x, t, condition, guidance_scale=1.0)
+    without = model._replace(density=None)
+    exact = consistency_distillation(without).end_point(0.0, x, t, condition, guidance_scale=1.0)
+    np.testing.assert_array_equal(ends[False], exact)
+    assert np.abs(ends[True] - exact).max() > 0.1
 
 
 def test_without_a_density():

@@ -155,7 +155,7 @@ def test_stored_samples_take_the_place_of_data():
 
 def test_rows_that_do_not_divide():
     points = rollout_source(groups=5).points(parts())
-    with pytest.raises(ValueError, match="no multiple of objective.groups, 5; take 65"):
+    with pytest.raises(ValueError, match="no multiple of objective.source.groups, 5; take 65"):
         points(NETWORKS, BATCH, jax.random.key(0), jnp.int32(0))
     with pytest.raises(ValueError, match="a grid that does not grow"):
         trajectory_source().points(parts(curriculum=doubling(2, 8, total_steps=9)))

@@ -5,7 +5,7 @@ import pytest
 
 from fewstep.densities.table import find_density
 from fewstep.eval.metrics.transport import mode_distance, mode_entropy, spread, transport
-from fewstep.eval.points import collapse_warnings, point_metrics, prior_metrics
+from fewstep.eval.points import POINTS, collapse_warnings, point_metrics, prior_metrics
 from fewstep.eval.reference import Reference
 
 RNG = np.random.default_rng(0)
@@ -58,6 +58,14 @@ def test_points_of_a_density_have_a_floor_and_a_prior():
     prior = prior_metrics(reference, density, 400)
     assert prior["wasserstein_1"] > 2 * floor["wasserstein_1"]
     assert not collapse_warnings(floor, floor) and not collapse_warnings(prior, floor)
+
+
+def test_all_metrics_read_as_many_points():
+    density = find_density("gmm9")
+    points = density.sample(np.random.default_rng(0), POINTS + 1000)
+    more = np.concatenate([points[:POINTS], np.repeat(points[:1], 1000, axis=0)])
+    found = (point_metrics(x, points[:100], density)["mode_distance"] for x in (points, more))
+    assert next(found) == next(found)
 
 
 def test_below_the_floor_is_a_collapse():
