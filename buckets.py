@@ -1,8 +1,9 @@
 """Objects in buckets, such as gs://bucket/pets.zip, by fsspec, and copies of them on the disk."""
 
+import fcntl
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -104,10 +105,30 @@ def fetched(path: str, root: Path, name: str) -> str:
         found = place.fs.find(place.path, detail=True)
     if not found:
         raise FileNotFoundError(f"{name}: {base} has no objects; check the address")
+    stamps = {each.removeprefix(place.path).strip("/"): stamp(found[each]) for each in found}
+    with alone(local):
+        copy_objects(place, local, stamps)
+    return str(local) + address.removeprefix(base)
+
+
+@contextmanager
+def alone(local: Path) -> Iterator[None]:
+    """Waits until no other process copies to this place, where the file system has locks."""
+    local.parent.mkdir(parents=True, exist_ok=True)
+    with local.with_name(f"{local.name}.objects.lock").open("ab") as lock:
+        with suppress(OSError):
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def copy_objects(place: Place, local: Path, stamps: Mapping[str, list[str]]) -> None:
+    """Copy the objects whose stamps have changed, remove those that are gone, and keep the stamps.
+
+    stamps: name of an object -> `stamp`. Raises OSError that names the place.
+    """
     record, known = local.with_name(f"{local.name}.objects.json"), {}
     with suppress(FileNotFoundError, ValueError):
         known = json.loads(record.read_bytes())
-    stamps = {each.removeprefix(place.path).strip("/"): stamp(found[each]) for each in found}
     with reaching(place):
         for each, now in stamps.items():
             file = local / each if each else local
@@ -117,8 +138,9 @@ def fetched(path: str, root: Path, name: str) -> str:
         (local / each).unlink(missing_ok=True)
         with suppress(OSError):  # a folder that still has files
             os.removedirs((local / each).parent)
-    record.write_text(json.dumps(stamps))
-    return str(local) + address.removeprefix(base)
+    temporary = record.with_suffix(".tmp")
+    temporary.write_text(json.dumps(stamps))
+    temporary.replace(record)
 
 
 def stamp(about: dict[str, Any]) -> list[str]:

@@ -98,31 +98,33 @@ def whole_folder(path: Path) -> Iterator[Path]:
     that names `path`, also if it is there already.
     """
     temporary = path.with_name(f".{path.name}@{host_code()}.part")
-    with writing(path):
-        temporary.mkdir(parents=True, exist_ok=True)
-        with locked_folder(temporary):
-            try:
-                for leftover in temporary.iterdir():
-                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
-                yield temporary
-                if os.path.lexists(path):
-                    raise OSError(f"{path} is there already; choose another place")
-                temporary.rename(path)
-            except BaseException:
-                shutil.rmtree(temporary, ignore_errors=True)
-                raise
+    with writing(path), locked_folder(temporary):
+        try:
+            for leftover in temporary.iterdir():
+                shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+            yield temporary
+            if os.path.lexists(path):
+                raise OSError(f"{path} is there already; choose another place")
+            temporary.rename(path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
 
 
 @contextmanager
 def locked_folder(folder: Path) -> Iterator[None]:
-    """A lock on a folder, where the file system has locks; one that another holds is waited for."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        with suppress(OSError):  # a file system without locks
-            fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+    """A folder, made, with a lock where the file system has them; waits for one that is held."""
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            with suppress(OSError):  # a file system without locks
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if has_name(descriptor, folder):  # else the other writer has moved or removed it
+                yield
+                return
+        finally:
+            os.close(descriptor)
 
 
 @contextmanager
@@ -139,7 +141,7 @@ def locked(path: Path) -> Iterator[tuple[BinaryIO, Path]]:
             except OSError:  # a file system without locks
                 path.unlink(missing_ok=True)
                 break
-            if has_name(file, path):  # else the other writer has moved or removed it
+            if has_name(file.fileno(), path):  # else the other writer has moved or removed it
                 file.truncate(0)
                 yield file, path
                 return
@@ -184,14 +186,14 @@ def remove_if_dead(path: Path) -> None:
     """Remove a temporary file of this host unless its writer has the lock on it."""
     with suppress(OSError), path.open("r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if has_name(file, path):
+        if has_name(file.fileno(), path):
             path.unlink()
 
 
-def has_name(file: BinaryIO, path: Path | str, folder: int | None = None) -> bool:
-    """Whether an open file is the one that has this name now, in an open folder if given."""
+def has_name(descriptor: int, path: Path | str, folder: int | None = None) -> bool:
+    """Whether an open file or folder has this name now, in an open folder if given."""
     with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), os.stat(path, dir_fd=folder))
+        return os.path.samestat(os.fstat(descriptor), os.stat(path, dir_fd=folder))
     return False
 
 

@@ -26,6 +26,7 @@ from fewstep.configs.python import read_config
 from fewstep.diffusion.path import Path as DiffusionPath
 from fewstep.eval.given import read_samples
 from fewstep.eval.measure_given import measure_given
+from fewstep.models.conditioning import INTERVAL_EMBEDDERS
 from fewstep.models.model import Model
 from fewstep.modes.bucket import on_disk
 from fewstep.modes.draws import Draw, choose_labels, choose_pairs
@@ -154,6 +155,10 @@ class Run:
         if self.model.network.guidance_input:
             scale = jnp.float32(self.objective.guidance_scale)
             condition["guidance_scale"] = jnp.broadcast_to(scale, rows)
+        if self.model.network.guidance_interval:
+            ends = self.config.objective.guidance_interval
+            for name, end in zip(INTERVAL_EMBEDDERS.values(), ends, strict=True):
+                condition[name] = jnp.broadcast_to(jnp.float32(end), rows)
         times = jnp.broadcast_to(jnp.asarray(t, jnp.float32), rows)
         return self._endpoints(self.params, x_t, times, condition).x_0
 

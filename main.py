@@ -221,7 +221,10 @@ def parse_flags(argv: list[str]) -> list[str]:
     command_line.accept_none()
     if HELP & {*argv}:
         show_usage(argv)
-    argv, config = expand_config_path(argv)
+    try:
+        argv, config = expand_config_path(argv)
+    except ValueError as error:  # the home folder of an unknown user
+        fail(error)
     file = (config or "").partition(":")[0]
     if config is not None and not command_line.is_python(Path(file)):
         fail(ValueError(command_line.missing_file_message(config)))

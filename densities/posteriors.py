@@ -115,14 +115,23 @@ def draw_points(rng: np.random.Generator, mean_count: float, side: int = SIDE) -
     return (corner + rng.random((len(cells), 2))) / side
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is a number."""
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
 def read_points(path: Path, name: str) -> Density:
     """The Cox process of the points in a CSV file, one "x,y" a line; a first line may be a header.
 
     Raises ValueError that names the file if it has no such points.
     """
     try:
-        lines = path.read_text().splitlines()
-        start = 0 if lines and lines[0].replace(",", "").strip()[:1].isdigit() else 1
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        start = 0 if lines and is_number(lines[0].partition(",")[0]) else 1
         points = np.loadtxt(lines[start:], delimiter=",", ndmin=2)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} is no list of points, one 'x,y' a line: {error}") from error

@@ -68,7 +68,9 @@ def find_density(name: str) -> Density:
 
 
 def is_place(name: str) -> bool:
-    """Whether a name is that of a file or a folder."""
+    """Whether a name is that of a file or a folder; a folder named as a density needs a `/`."""
+    if name in DENSITIES or any(re.fullmatch(form, name) for form in FAMILIES):
+        return False
     return name.endswith((".py", ".csv")) or "/" in name or Path(name).is_dir()
 
 

@@ -8,7 +8,7 @@ from jax import Array
 
 from fewstep.densities.density import Density, Modes, inverse_cdf, quadrature
 
-GRID = np.linspace(-6.0, 6.0, 24_001)
+POINTS = 24_001  # of a grid for quadrature
 # More wells have too many modes to count.
 MOST_COUNTED = 6
 
@@ -28,7 +28,8 @@ def double_wells(name: str, dim: int, wells: int, delta: float) -> Density:
         return -jnp.sum((x[:wells] ** 2 - delta) ** 2) - 0.5 * jnp.sum(x[wells:] ** 2)
 
     log_well = lambda x: -((x**2 - delta) ** 2)
-    draw = inverse_cdf(log_well, GRID)
+    grid = symmetric_grid(max(6.0, math.sqrt(delta) + 3.0))  # wells are narrow at the root of delta
+    draw = inverse_cdf(log_well, grid)
 
     def sample(rng: np.random.Generator, count: int) -> np.ndarray:
         well = draw(rng, count * wells).reshape(count, wells)
@@ -42,10 +43,15 @@ def double_wells(name: str, dim: int, wells: int, delta: float) -> Density:
         log_density,
         scale=1.0 if wells < dim else math.sqrt(delta),
         sample=sample,
-        log_z=wells * quadrature(log_well, GRID) + gaussian,
+        log_z=wells * quadrature(log_well, grid) + gaussian,
         modes=sign_modes(wells) if wells <= MOST_COUNTED else None,
         symmetries=(flip,),
     )
+
+
+def symmetric_grid(end: float) -> np.ndarray:
+    """Points from -end to end, which must hold all the mass."""
+    return np.linspace(-end, end, POINTS)
 
 
 def sign_modes(wells: int) -> Modes:
@@ -66,7 +72,8 @@ def many_well(name: str, dim: int = 32) -> Density:
         return jnp.sum(-(a**4) + 6.0 * a**2 + 0.5 * a - 0.5 * b**2)
 
     log_well = lambda a: -(a**4) + 6.0 * a**2 + 0.5 * a
-    draw = inverse_cdf(log_well, GRID)
+    grid = symmetric_grid(6.0)
+    draw = inverse_cdf(log_well, grid)
 
     def sample(rng: np.random.Generator, count: int) -> np.ndarray:
         x = rng.standard_normal((count, dim))
@@ -74,5 +81,5 @@ def many_well(name: str, dim: int = 32) -> Density:
         return x
 
     swap = lambda x: np.roll(x, 2, axis=1)
-    log_z = pairs * (quadrature(log_well, GRID) + 0.5 * math.log(2.0 * math.pi))
+    log_z = pairs * (quadrature(log_well, grid) + 0.5 * math.log(2.0 * math.pi))
     return Density(name, dim, log_density, 1.5, sample, log_z, symmetries=(swap,))

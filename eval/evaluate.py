@@ -73,7 +73,9 @@ def prepare_measures(
     pictures, reference = measured_against(config, dataset)
     fields = config.evaluate.copy_and_resolve_references()
     fields.reference = reference
-    return load_measures(
+    foreign = is_foreign(pictures, dataset)
+    fields.agreement = fields.agreement and not foreign
+    measures = load_measures(
         fields,
         pictures,
         space=experiment.space,
@@ -84,6 +86,23 @@ def prepare_measures(
         read_only=None if writable else data_root(config.data.dir),
         mesh=mesh,
     )
+    return without_training_images(measures) if foreign else measures
+
+
+def is_foreign(pictures: Dataset | None, dataset: Dataset | None) -> bool:
+    """Whether the pictures of the reference are others than those that the run learns.
+
+    dataset: that of the run; one of latents has no pictures, and the reference has them.
+    """
+    if pictures is None or pictures is dataset:
+        return False
+    return dataset is None or (dataset.has_pictures and pictures.digest != dataset.digest)
+
+
+def without_training_images(measures: Measures) -> Measures:
+    """The measures without what looks for copies of training images."""
+    none = measures.real.train[:0]
+    return measures._replace(real=measures.real._replace(train=none, held_out=none))
 
 
 def sample_count(config: ConfigDict, step: int) -> int:

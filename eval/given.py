@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
+from fewstep.data.arrays.dataset import NULL_LABEL
 from fewstep.data.folders.class_names import printable
 from fewstep.data.folders.decoding import NEWEST
 from fewstep.data.folders.file_tree import Tree, read_tree
@@ -206,7 +207,10 @@ def range_in_words(array: np.ndarray) -> str:
 
 
 def as_labels(given: Given) -> np.ndarray | None:
-    """The labels of samples as int32 [N]. Raises ValueError for another shape or type."""
+    """The labels of samples as int32 [N]; None if no sample has one.
+
+    Raises ValueError for another shape or type.
+    """
     labels = given.labels
     if labels is None:
         return None
@@ -215,4 +219,4 @@ def as_labels(given: Given) -> np.ndarray | None:
             f"labels of {given.name} are {labels.dtype} {list(labels.shape)}; give a whole number "
             f"for each of the {len(given.images)} samples"
         )
-    return labels.astype(np.int32)
+    return None if np.all(labels == NULL_LABEL) else labels.astype(np.int32)

@@ -59,12 +59,15 @@ class Mapper(NamedTuple):
     denoiser: Callable[[Params, Condition], Denoise] | None
 
 
-def mapper(experiment: Experiment, steps: int, scale: float) -> Mapper:
-    """The mapper of an experiment that samples in `steps` steps at a guidance scale."""
+def mapper(experiment: Experiment, steps: int, scale: float, channels: int | None = None) -> Mapper:
+    """The mapper of an experiment that samples in `steps` steps at a guidance scale.
+
+    channels: how many leading channels a denoiser guides, as in its samples; None for all.
+    """
     model, objective = experiment.model, experiment.objective
 
     def denoiser(params: Params, condition: Condition) -> Denoise:
-        return model.denoiser(guided(experiment, params, scale), condition)
+        return model.denoiser(guided(experiment, params, scale, channels), condition)
 
     return Mapper(
         model.path,
@@ -79,7 +82,7 @@ def at_scale(end_point: EndPointFn | None, scale: float) -> EndPointFn | None:
     return None if end_point is None else partial(end_point, guidance_scale=scale)
 
 
-def guided(experiment: Experiment, params: Params, scale: float) -> Predict:
+def guided(experiment: Experiment, params: Params, scale: float, channels: int | None) -> Predict:
     """A denoiser's prediction at a scale: its input, learned from its teacher, or by `guide`."""
     predict = partial(experiment.model.predict, params)
     if experiment.model.network.guidance_input:
@@ -87,7 +90,7 @@ def guided(experiment: Experiment, params: Params, scale: float) -> Predict:
     objective = experiment.objective
     if objective.players[objective.generator].trained:  # the network is still its teacher
         return experiment.model.guide_teacher(predict, scale)
-    return predict if objective.needs_teacher else guide(predict, scale)
+    return predict if objective.needs_teacher else guide(predict, scale, channels)
 
 
 def level_times(path: Path, tau: Array) -> Array:

@@ -13,6 +13,7 @@ from absl import app, flags
 
 from fewstep.densities.density import Density
 from fewstep.densities.table import find_density
+from fewstep.densities.user_code import permit
 from fewstep.eval.points import point_metrics
 from fewstep.eval.smc import check_installed, tempered_smc
 
@@ -35,11 +36,12 @@ def main(_: list[str]) -> None:
     """Runs SMC on --density."""
     asked = flags.FLAGS
     check_installed("examples.smc")
+    permit(asked.density)
     print(describe(find_density(asked.density), asked.particles, asked.seed))
 
 
 if __name__ == "__main__":
-    flags.DEFINE_string("density", "gmm9", "Name of the density.")
+    flags.DEFINE_string("density", "gmm9", "Name of the density, or a file of yours.")
     flags.DEFINE_integer("particles", 2000, "Particles.")
     flags.DEFINE_integer("seed", SEED, "Seed.")
     app.run(main)

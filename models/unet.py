@@ -16,7 +16,7 @@ import numpy as np
 from flax import linen as nn
 
 from fewstep.models.conditioning import (
-    GUIDANCE_EMBEDDER,
+    ZERO_EMBEDDERS,
     LossWeight,
     Scalar,
     ScalarEmbedder,
@@ -211,6 +211,6 @@ def embedded_scalars(
 ) -> Any:
     """The sum of the embeddings of scalars, [B, width], or 0; for use inside a module."""
     return sum(
-        ScalarEmbedder(width, zero=name == GUIDANCE_EMBEDDER, name=name)(scalar(t, s, condition))
+        ScalarEmbedder(width, zero=name in ZERO_EMBEDDERS, name=name)(scalar(t, s, condition))
         for name, scalar in scalars.items()
     )

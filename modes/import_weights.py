@@ -81,7 +81,7 @@ def require_weights(request: Request) -> Path:
 
 def check_given_sizes(config: ConfigDict, found: Imported) -> None:
     """Raises ValueError if given sizes of the data are not those of the file."""
-    for name in ("num_classes", "channels"):
+    for name in ("num_classes", "channels", "image_size"):
         if config.data[name] != found.config.data[name]:
             raise ValueError(
                 f"data.{name}={config.data[name]}, but the network in {found.file} has "

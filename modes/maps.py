@@ -119,6 +119,11 @@ def fewest_steps(run: LoadedRun) -> int:
     return min(allowed_sampling_steps(stages, run.step, asked))
 
 
+def guided_channels(run: LoadedRun) -> int | None:
+    """How many leading channels the run's samples are guided in; None for all."""
+    return run.config.objective.get("guided_channels")
+
+
 def equal_labels(run: LoadedRun, samples: int) -> np.ndarray:
     """Labels of all classes in equal shares: [samples]."""
     return proportional_labels((1,) * run.experiment.num_classes, samples)
@@ -126,8 +131,8 @@ def equal_labels(run: LoadedRun, samples: int) -> np.ndarray:
 
 def compute_rows(run: LoadedRun, teacher: LoadedRun, scale: float, samples: int) -> Rows:
     """The rows of eval.maps for `samples` samples of the noise of the run's evaluations."""
-    own = mapper(run.experiment, fewest_steps(run), scale)
-    taught = mapper(teacher.experiment, 1, scale)
+    own = mapper(run.experiment, fewest_steps(run), scale, guided_channels(run))
+    taught = mapper(teacher.experiment, 1, scale, guided_channels(teacher))
     make = partial(map_rows, own, taught, run.experiment.space.shape, run.config.seed)
     return joined(run, jax.jit(make), (run.params, teacher.params), samples)
 

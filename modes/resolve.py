@@ -15,7 +15,7 @@ from fewstep.training.experiment import build, effective_config
 from fewstep.training.latent_sets import picture_shape
 from fewstep.training.sharding import make_mesh
 from fewstep.training.sources import reads_data
-from fewstep.training.storage import workdir
+from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.fields import check_field_values
 from fewstep.training.storage.identity import DECODING
 from fewstep.training.teacher import check_teacher_given, check_teacher_network
@@ -32,10 +32,11 @@ def read_dataset(config: ConfigDict, writable: bool = True) -> Dataset:
 def fill_open_fields(config: ConfigDict, folder: Path) -> ConfigDict:
     """Return the config with its open fields as in the run in the folder. A value stays.
 
-    A student takes what must agree from its teacher (training/inheritance.py).
+    A run without a checkpoint is none yet: its folder is free for any config. A student takes what
+    must agree from its teacher (training/inheritance.py).
     """
     open_now = [*open_fields(config), *([] if config.data.decoding else [DECODING])]
-    if not (open_now and workdir.is_run(folder)):
+    if not (open_now and restore.has_checkpoint(folder)):
         return config
     recorded = workdir.load_config(folder)
     return with_values(config, {name: field_value(recorded, name) for name in open_now})

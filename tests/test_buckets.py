@@ -1,13 +1,14 @@
 """Data in buckets are copied to the disk, and again if they have changed."""
 
 import io
+import threading
 
 import fsspec
 import numpy as np
 import pytest
 from PIL import Image
 
-from fewstep import data
+from fewstep import buckets, data
 from fewstep.buckets import address_of, fetched, is_address
 
 
@@ -48,3 +49,28 @@ def test_a_pattern_copies_the_folder_in_which_it_looks(tmp_path):
     assert fetched("/data/pets", tmp_path, "data.name") == "/data/pets"
     with pytest.raises(FileNotFoundError, match="data.name: memory://none/x has no objects"):
         fetched("memory://none/x", tmp_path, "data.name")
+
+
+def test_one_process_copies_and_the_next_finds_all_there(tmp_path, monkeypatch):
+    fs, copied = fsspec.filesystem("memory"), []
+    fs.pipe_file("taken/a", b"x")
+    start, ready = threading.Event(), threading.Event()
+    own = buckets.fetch
+
+    def slow(place, name, file):
+        copied.append(name)
+        ready.set()
+        start.wait(10.0)
+        own(place, name, file)
+
+    monkeypatch.setattr(buckets, "fetch", slow)
+    threads = [
+        threading.Thread(target=fetched, args=("memory://taken", tmp_path, "x")) for _ in range(2)
+    ]
+    threads[0].start()
+    assert ready.wait(10.0)
+    threads[1].start()
+    start.set()
+    for thread in threads:
+        thread.join()
+    assert copied == ["a"]

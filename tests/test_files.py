@@ -11,7 +11,14 @@ from PIL import Image
 
 from fewstep import files
 from fewstep.data.spaces.pixels import pixel_space
-from fewstep.files import check_writable, in_words, replace_file, replaced, write_json
+from fewstep.files import (
+    check_writable,
+    in_words,
+    replace_file,
+    replaced,
+    whole_folder,
+    write_json,
+)
 from fewstep.modes.draws import choose_pairs
 from fewstep.modes.sample import write_folder
 from tests.cli import SERVER
@@ -239,3 +246,32 @@ def test_a_folder_that_files_cannot_be_written_to_is_named_with_the_remedy(tmp_p
     for folder in (tmp_path / "file", tmp_path / "file" / "inside"):
         with pytest.raises(OSError, match=f"^{folder} cannot be written to .*; choose another$"):
             check_writable(folder, "choose another")
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_a_second_writer_of_a_folder_waits_and_is_told_that_it_is_there(tmp_path, fails):
+    inside, leave, told = threading.Event(), threading.Event(), []
+
+    def write(last):
+        try:
+            with whole_folder(tmp_path / "out") as folder:
+                (folder / "x").write_text("x")
+                if not last:
+                    inside.set()
+                    leave.wait(10.0)
+                    if fails:
+                        raise ValueError("no")
+        except (OSError, ValueError) as error:
+            told.append(str(error))
+
+    first, second = (threading.Thread(target=write, args=(last,)) for last in (False, True))
+    first.start()
+    assert inside.wait(10.0)
+    second.start()
+    time.sleep(0.2)
+    leave.set()
+    first.join()
+    second.join()
+    assert (tmp_path / "out" / "x").read_text() == "x"
+    (message,) = told
+    assert message == "no" if fails else "is there already; choose another place" in message

@@ -254,6 +254,13 @@ def test_what_is_typed_wrongly_is_told_with_what_was_meant(arguments, message, c
     assert "did you mean" in message or "did you mean" not in error
 
 
+def test_a_config_in_the_home_folder_of_nobody_is_refused(capsys):
+    command = ["main.py", "--config=~nobody_like_this/x.py", "--workdir=w"]
+    with pytest.raises(SystemExit) as ended:
+        main.parse_flags(command)
+    assert ended.value.code == 2 and "nobody_like_this" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

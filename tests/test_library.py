@@ -126,6 +126,14 @@ def test_denoising_is_the_prediction_of_the_network(run):
     assert run.path.t_max == run.model.path.t_max and run.config.method == "shortcut"
 
 
+def test_a_network_of_guidance_and_its_interval_denoises(tmp_path):
+    fields = {"model.guidance_input": True, "model.guidance_interval": True}
+    fields |= {"model.second_time": "interval", "objective.guidance_range": (1.0, 4.0)}
+    folder = save_run(tmp_path / "run", "improved_mean_flow", **fields)
+    x_0 = fewstep.load(folder).denoise(np.ones((2, 8, 8, 1)), 0.5)
+    assert x_0.shape == (2, 8, 8, 1) and np.isfinite(x_0).all()
+
+
 def test_a_config_is_that_of_the_command_line(monkeypatch):
     fields = {"optimizer.learning_rate": 3, "path.name": "trigflow", "evaluate.steps": [1, 4]}
     flags = ["--config.optimizer.learning_rate=3", "--config.path.name=trigflow"]

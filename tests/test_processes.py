@@ -232,9 +232,16 @@ def test_a_process_that_does_not_come_is_named():
 
 
 @pytest.mark.some_days(2)
-def test_one_process_asked_to_stop_stops_all_after_the_same_step(shared_run, tmp_path):
+@pytest.mark.parametrize(
+    ("dispatch", "difference"),
+    [(1, 0.0), (2, 1e-6)],  # two steps in one program round differently
+)
+def test_one_process_asked_to_stop_stops_all_after_the_same_step(
+    shared_run, tmp_path, dispatch, difference
+):
     workdir, (uninterrupted, _) = tmp_path / "run", shared_run
-    commands = start_together(2, *TRAIN, f"--workdir={workdir}")
+    together = f"--config.steps_per_dispatch={dispatch}"
+    commands = start_together(2, *TRAIN, f"--workdir={workdir}", together)
     # As soon as the first save begins: the steps that are left take milliseconds.
     wait_for(lambda: any((workdir / "checkpoints").glob("3*")))
     commands[1].process.terminate()
@@ -242,9 +249,9 @@ def test_one_process_asked_to_stop_stops_all_after_the_same_step(shared_run, tmp
     step = max(saved_steps(workdir))
     assert 3 <= step < 12 and f"preempted, resumable: stopped after step {step}" in first.stderr
     assert "preempted" not in second.stderr
-    run_together(2, *TRAIN, f"--workdir={workdir}")
+    run_together(2, *TRAIN, f"--workdir={workdir}", together)
     (_, state), (_, other) = read_newest_state(workdir), read_newest_state(uninterrupted)
-    assert largest_difference(state, other) == 0.0
+    assert largest_difference(state, other) <= difference
 
 
 @pytest.mark.some_days(2)

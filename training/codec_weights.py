@@ -63,7 +63,8 @@ def load_codec(config: ConfigDict, images: np.ndarray | None = None) -> Known:
     of the recorded fingerprint, or belong to another network.
     """
     fields, root = config.codec, data_root(config.data.dir)
-    found = _read_known(fields.name, fields.weights, fields.fingerprint, root, image_shape(config))
+    weights = at_step(fields.weights)
+    found = _read_known(fields.name, weights, fields.fingerprint, root, image_shape(config))
     if found is None:
         if images is None:
             raise FileNotFoundError(
@@ -78,6 +79,14 @@ def load_codec(config: ConfigDict, images: np.ndarray | None = None) -> Known:
             "the run was trained with"
         )
     return found
+
+
+def at_step(weights: str) -> str:
+    """The weights; those of a run with the step of its newest checkpoint, as RUN@STEP."""
+    folder, step = parse_location(weights)
+    if weights and step is None and restore.has_checkpoint(folder):
+        return f"{folder}@{restore.saved_step(folder)}"
+    return weights
 
 
 def is_at_hand(config: ConfigDict) -> bool:
@@ -135,6 +144,7 @@ def keep_fitted(name: str, params: Params, root: Path) -> Known:
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
         write_sealed(path, {"codec": name}, **flatten(params))
+    _read_known.cache_clear()  # it may have kept that there is none
     return known
 
 

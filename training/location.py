@@ -83,8 +83,11 @@ def check_other_run(config: ConfigDict, run: Path) -> None:
 
 
 def recorded_teacher_step(run: Path, asked: Location) -> int | None:
-    """The teacher's step that a run began with; None if `asked` is another step or teacher."""
-    if not workdir.is_run(run):
+    """The teacher's step that a run began with; None if `asked` is another step or teacher.
+
+    None also for a run without a checkpoint, whose folder is free for any config.
+    """
+    if not restore.has_checkpoint(run):
         return None
     recorded = workdir.load_config(run).teacher
     folder, step = parse_location(recorded)

@@ -69,7 +69,7 @@ class MetricLog:
         """Append one row, without values that are not finite: JSON cannot express them."""
         finite = {name: value for name, value in row.items() if math.isfinite(value)}
         with writing(self.path):
-            if not has_name(self.file, LOG, self.folder):  # an editor has replaced it
+            if not has_name(self.file.fileno(), LOG, self.folder):  # an editor has replaced it
                 self.file.close()
                 self.file = self.open()
             append(self.file, (json.dumps({"step": step, **finite}) + "\n").encode())

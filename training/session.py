@@ -95,7 +95,7 @@ class Session:
 
         Raises Preempted, or KeyboardInterrupt after a Ctrl-C, once the state is saved.
         """
-        stop = self.preemption.requested(self.done)
+        stop = self.preemption.requested()
         save_due = self.schedule.saves(self.done)
         if save_due:
             self.report.flush(self.done)

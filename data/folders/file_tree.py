@@ -173,7 +173,7 @@ def _walk(
             tree.passed[HIDDEN].append(below)
         elif os.path.isdir(entry.path) if link else entry.is_dir(follow_symlinks=False):
             real = os.path.realpath(entry.path)
-            if link and _holds(real, above):
+            if link and holds(real, above):
                 tree.passed[LOOP].append(below)
             else:
                 _walk(growing, root, below, (*above, real), linked or link)
@@ -190,7 +190,7 @@ def _walk(
             growing.other(folder, below)
 
 
-def _holds(folder: str, above: Iterable[str]) -> bool:
+def holds(folder: str, above: Iterable[str]) -> bool:
     """Whether a folder is one of these folders, or contains one."""
     return any(os.path.commonpath((folder, other)) == folder for other in above)
 

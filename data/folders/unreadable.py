@@ -2,7 +2,9 @@
 
     DATA_DIR/unreadable/KEY.json   {"a/b.png": "why", ...}
 
-KEY is a hash of the files' names, sizes and times, so that the files are searched only once.
+KEY is a hash of the files' names, sizes and times, so that the files are searched only once. Errors
+of the system, such as a missing permission, may pass without a change of these: a list with one is
+not kept.
 """
 
 import hashlib
@@ -56,8 +58,10 @@ def _cached_unreadable(tree: Tree, images: Sequence[str], root: Path | None) -> 
             known = json.loads(path.read_bytes())
             if isinstance(known, dict) and set(known) <= set(images):
                 return known
-    found = _try_images(tree, images)
-    if path:
+    errors = _try_images(tree, images)
+    found = {image: str(error) or type(error).__name__ for image, error in errors.items()}
+    passing = any(isinstance(error, OSError) and error.errno for error in errors.values())
+    if path and not passing:
         with suppress(OSError):  # then the next run searches again
             path.parent.mkdir(parents=True, exist_ok=True)
             with stored_file(path) as file:
@@ -65,13 +69,13 @@ def _cached_unreadable(tree: Tree, images: Sequence[str], root: Path | None) -> 
     return found
 
 
-def _try_images(tree: Tree, images: Sequence[str]) -> dict[str, str]:
-    def why(path: str) -> str:
+def _try_images(tree: Tree, images: Sequence[str]) -> dict[str, Exception]:
+    def why(path: str) -> Exception | None:
         try:
             read_image(tree.read(path), 3, (0, 0, 0))
         except Exception as error:  # each of Pillow's decoders has its own exceptions
-            return str(error) or type(error).__name__
-        return ""
+            return error
+        return None
 
     with ThreadPoolExecutor() as threads:
         described = f"looking for unreadable files in {tree.top.name}"

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from fewstep.data.arrays.dataset import NULL_LABEL
+from fewstep.data.folders.file_tree import holds
 
 # What follows the means in the channels of a latent: standard deviations, log-variances, or
 # nothing, if each latent is one draw from its posterior.
@@ -45,10 +46,17 @@ class LatentFiles(NamedTuple):
 
 
 def list_files(folder: Path) -> list[str]:
-    """The relative paths of the files of a folder at any depth, sorted, without hidden ones."""
+    """The relative paths of the files of a folder at any depth, sorted, without hidden ones.
+
+    Follows links to folders, except to those that the link lies in.
+    """
     found = []
+    above = {os.fspath(folder): (os.path.realpath(folder),)}  # real folders on the way to each
     for top, folders, names in os.walk(folder, followlinks=True):
-        folders[:] = [name for name in folders if not name.startswith(".")]
+        here = above.pop(top)
+        inside = {name: os.path.realpath(os.path.join(top, name)) for name in folders}
+        folders[:] = [n for n in folders if not (n.startswith(".") or holds(inside[n], here))]
+        above |= {os.path.join(top, name): (*here, inside[name]) for name in folders}
         found += [Path(top, name) for name in names if not name.startswith(".")]
     return sorted(file.relative_to(folder).as_posix() for file in found)
 

@@ -18,6 +18,7 @@ from fewstep.objectives.distances import CLASSIFIER, CODEC, LPIPS, OF_LATENTS
 from fewstep.training.codec_weights import load_codec
 from fewstep.training.fixed_networks import split_name
 from fewstep.training.sharding import replicated_sharding
+from fewstep.training.storage.identity import as_dict, flatten_fields
 from fewstep.weights.layouts.lpips import read_lpips
 
 LPIPS_WEIGHTS = "FEWSTEP_LPIPS"
@@ -29,9 +30,11 @@ def read_perceptual(
     """The parameters of a network of LPIPS. source: its files, "" for those of $FEWSTEP_LPIPS."""
     files = source or os.environ.get(LPIPS_WEIGHTS, "")
     if not files:
+        fields = flatten_fields(as_dict(config.objective))
+        part = next(name.rpartition(".")[0] for name, value in fields.items() if value == "lpips")
         raise FileNotFoundError(
             f"the distance lpips needs weights; name their files, with commas between them, by "
-            f"--config.objective.distance.weights=FILE,FILE or ${LPIPS_WEIGHTS}"
+            f"--config.objective.{part}.weights=FILE,FILE or ${LPIPS_WEIGHTS}"
         )
     paths = [Path(file.strip()).expanduser() for file in files.split(",")]
     return read_lpips(paths, convolutions(network))

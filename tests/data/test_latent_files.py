@@ -5,6 +5,7 @@ import pytest
 
 from fewstep import data
 from fewstep.data.encoded import Encoder, prepare_latents
+from fewstep.data.latent_files.files import list_files
 from fewstep.training.encoding import encode_dataset
 from fewstep.training.latent_sets import picture_shape
 from tests.data import latent_fixtures as fixtures
@@ -63,6 +64,18 @@ def test_what_is_damaged_or_something_else_is_refused(name, tmp_path):
     write(tmp_path / "given")
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         use(tmp_path / "given", tmp_path, fields)
+
+
+def test_links_to_folders_above_are_not_followed(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / "given" / name).mkdir(parents=True)
+        (tmp_path / "given" / name / "x.npy").touch()
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "y.npy").touch()
+    for link, target in {"self": ".", "a/b": "../b", "b/a": "../a", "c": "../elsewhere"}.items():
+        (tmp_path / "given" / link).symlink_to(target)
+    found = list_files(tmp_path / "given")
+    assert found == ["a/b/x.npy", "a/x.npy", "b/a/x.npy", "b/x.npy", "c/y.npy"]
 
 
 def test_a_sound_folder_is_used_and_a_changed_one_read_again(tmp_path):

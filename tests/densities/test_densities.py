@@ -16,7 +16,7 @@ from fewstep.densities.posteriors import (
     draw_points,
     logistic_regression,
 )
-from fewstep.densities.table import DENSITIES, find_density
+from fewstep.densities.table import DENSITIES, find_density, is_place
 from fewstep.densities.user_code import permit
 
 # Cheap to evaluate, and with exact samples.
@@ -67,6 +67,7 @@ def test_normaliser_by_quadrature_in_the_plane(name):
         ("mw52", 42.8173),
         ("manywell", 164.69568),
         ("phi4-8-0.2-0", 39.879128),
+        ("wells-1-1-40", -1.271958),  # by quadrature about its wells, at +-6.3
     ],
 )
 def test_normalisers_known_in_closed_form_or_from_the_literature(name, log_z):
@@ -251,10 +252,30 @@ def test_mistakes_in_a_users_file(code, words, tmp_path):
         find_density(str(path))
 
 
+def test_a_folder_of_the_name_of_a_density_does_not_take_its_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("gmm9", "wells-3-1-2", "run"):
+        (tmp_path / name).mkdir()
+    assert [is_place(name) for name in ("gmm9", "wells-3-1-2", "run", "./gmm9")] == [
+        False,
+        False,
+        True,
+        True,
+    ]
+    assert find_density("gmm9").dim == 2
+
+
 def test_points_of_a_file(tmp_path):
     path = tmp_path / "points.csv"
     path.write_text("x,y\n0.1,0.2\n0.9,0.95\n")
     assert find_density(str(path)).dim == 1600
+    for text in ("x,y\n.5,.5\n.25,.75\n", ".5,.5\n.25,.75\n", "\ufeff0.5,0.5\n0.25,0.75\n"):
+        path.write_text(text, encoding="utf-8")
+        assert find_density(str(path)).log_density(jnp.zeros(1600)) == pytest.approx(
+            float(
+                cox_process("x", np.array([[0.5, 0.5], [0.25, 0.75]])).log_density(jnp.zeros(1600))
+            )
+        )
     path.write_text("x,y\n1.5,0.2\n")
     with pytest.raises(ValueError, match=r"coordinates in \[0, 1\)"):
         find_density(str(path))

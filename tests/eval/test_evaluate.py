@@ -216,3 +216,16 @@ def test_a_staged_run_is_measured_in_the_steps_of_its_stage_and_others_are_refus
     config.evaluate.steps = (1, 8)
     with pytest.raises(ValueError, match="power of two of steps up to 4, .* not in 8"):
         check_evaluation(experiment, dataset(), config, make_mesh())
+
+
+def test_against_other_images_nothing_is_said_of_labels_and_copies(evaluated, monkeypatch):
+    fields = {"evaluate.agreement": True, "evaluate.features": "pixels"}
+    own = evaluated(dataset(), **fields)[0][0]["metrics"]
+    assert {"agreement", "closer"} <= own.keys()
+    other = Dataset("other", synthetic_split(120), synthetic_split(200), 10)
+    monkeypatch.setattr(MODULE, "measured_against", lambda config, data: (other, "train"))
+    found = evaluated(dataset(), **fields)[0][0]["metrics"]
+    assert not {"agreement", "closer"} & found.keys() and "frechet" in found
+    # The same images by another name are the run's own.
+    monkeypatch.setattr(MODULE, "measured_against", lambda config, data: (dataset(), "train"))
+    assert {"agreement", "closer"} <= evaluated(dataset(), **fields)[0][0]["metrics"].keys()

@@ -63,6 +63,7 @@ def test_labels_are_those_of_the_file(tmp_path):
     drawn = write_pictures(tmp_path / "drawn", BYTES, "{:06d}-label_2.png")
     assert read_samples(drawn).labels.tolist() == [2] * 6
     assert read_samples(BYTES).labels is None
+    assert read_samples(BYTES, labels=np.full(6, -1)).labels is None  # of a run without labels
     assert read_samples(drawn, labels=LABELS).labels.tolist() == LABELS.tolist()
 
 

@@ -16,6 +16,7 @@ from fewstep.eval.maps import (
     LEVELS,
     MADE,
     agreement,
+    guided,
     map_numbers,
     map_rows,
     mapper,
@@ -27,7 +28,13 @@ from fewstep.objectives.mean_flow import mean_flow
 from fewstep.objectives.shortcut import shortcut
 from fewstep.training.generate import initial_noise
 from tests.gaussian import Gaussian
-from tests.networks import exact_consistency, exact_denoiser, exact_network, unscaled_model
+from tests.networks import (
+    affine_network,
+    exact_consistency,
+    exact_denoiser,
+    exact_network,
+    unscaled_model,
+)
 
 MEAN, STD = jnp.array([0.3, -0.7]), jnp.array([0.5, 1.3])
 GAUSSIAN = Gaussian(MEAN, STD**2)
@@ -141,6 +148,16 @@ def test_uneven_times_and_repeated_ones_do_not_bend_a_path():
     kink = jnp.array([0.0, -1.0, -4.0])[:, None, None]
     np.testing.assert_allclose(straightness(kink, jnp.array([[2.0], [1.0], [0.0]])), 1.0)
     np.testing.assert_allclose(straightness(kink, jnp.array([[8.0], [7.0], [6.0]])), 1.0)
+
+
+def test_a_denoiser_guides_as_many_channels_as_in_its_samples():
+    model = unscaled_model(affine_network(), PATH, "velocity")
+    run = SimpleNamespace(model=model, objective=denoising(model))
+    params, t = model.network.init(jax.random.key(0)), jnp.full(3, 0.5)
+    predict = [guided(run, params, scale, 1) for scale in (1.0, 3.0)]
+    plain, found = (each(jnp.ones((3, 2)), t, t, {"label": jnp.zeros(3, int)}) for each in predict)
+    np.testing.assert_array_equal(found[:, 1], plain[:, 1])
+    assert np.abs(found - plain)[:, 0].min() > 0.1
 
 
 def test_agreement_is_one_for_equal_maps_and_zero_for_independent_ones():

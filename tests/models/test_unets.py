@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from fewstep.models.adm_unet import adm_unet
 from fewstep.models.resampling import double, halve, halve_inner
@@ -167,3 +168,15 @@ def test_published_sizes(network, shape, classes, fields, parameters):
     # labels of augmentations.
     shapes = jax.eval_shape(network(shape, classes, **fields).init, jax.random.key(0))
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == parameters
+
+
+@each
+def test_guidance_and_its_interval_have_no_effect_at_first(name):
+    network = NETWORKS[name](guidance_input=True, guidance_interval=True)
+    params = network.init(jax.random.key(0))
+    outputs = {
+        key[:-2]: value
+        for key, value in flatten_dict(params).items()
+        if key[-2:] == ("output", "kernel") and "guidance" in key[-3]
+    }
+    assert len(outputs) == 3 and not any(np.any(value) for value in outputs.values())

@@ -3,6 +3,7 @@
 import json
 import shutil
 from importlib import import_module
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -71,6 +72,12 @@ def with_first_decoding(config):
     return config
 
 
+def as_saved(monkeypatch):
+    """Let open fields be those of a record without checkpoint too, as if there were one."""
+    saved = SimpleNamespace(has_checkpoint=lambda folder: True)
+    monkeypatch.setattr("fewstep.modes.resolve.restore", saved)
+
+
 def grey_levels(dataset):
     """Return the grey level of each label."""
     return dict(
@@ -85,8 +92,11 @@ def test_rules_differ(config):
 
 
 @pytest.mark.parametrize("cached", [True, False])
-def test_an_older_run_goes_on_with_its_pixels_and_labels(tmp_path, config, cached, capsys):
+def test_an_older_run_goes_on_with_its_pixels_and_labels(
+    tmp_path, config, cached, capsys, monkeypatch
+):
     begun = start_run(tmp_path / "run", with_first_decoding(config), older=True)
+    as_saved(monkeypatch)
     if not cached:
         shutil.rmtree(tmp_path / "arrays")
     capsys.readouterr()
@@ -134,6 +144,7 @@ def test_a_run_does_not_go_on_by_other_rules(
 ):
     start_run(tmp_path / "run", with_first_decoding(config) if older else config, older)
     config.data[field] = value
+    as_saved(monkeypatch)
     with pytest.raises(ValueError, match=message):
         job = JOB.prepare_job(tmp_path / "run", config)
         monkeypatch.setattr(workdir.restore, "has_checkpoint", lambda folder: True)
@@ -146,10 +157,14 @@ def test_a_student_reads_its_images_as_its_teacher(tmp_path, config):
     assert inherit(config, teacher).data.decoding == data.FIRST_DECODING
 
 
-def test_open_fields_are_those_of_the_run_and_a_network_that_of_the_teacher(tmp_path, config):
+def test_open_fields_are_those_of_the_run_and_a_network_that_of_the_teacher(
+    tmp_path, config, monkeypatch
+):
     start_run(tmp_path / "begun", config)
     fields = ("batch_size", "micro_batches", "optimizer.learning_rate", "model.patch_size")
     open_now = with_values(config, {**dict.fromkeys(fields), "model.size": "auto", "seed": 3})
+    assert fill_open_fields(open_now, tmp_path / "begun") is open_now  # nothing was saved yet
+    as_saved(monkeypatch)
     resumed = fill_open_fields(open_now, tmp_path / "begun")
     assert [field_value(resumed, name) for name in fields] == [8, 1, 1e-3, 2]
     assert (resumed.model.size, resumed.seed) == ("nano", 3)

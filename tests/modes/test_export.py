@@ -38,6 +38,7 @@ def runs(tmp_path_factory):
         "stacked": ("flow_matching", {"model.scan": True, **SIT}),
         "ddpm": ("ddpm", DIT),
         "genie": ("genie", SIT),
+        "three": ("ddpm", {**DIT, "objective.guided_channels": 3}),
     }
     return {
         name: Path(save_run(root / name, method, **fields))
@@ -155,6 +156,7 @@ def test_a_folder_of_diffusers_has_its_parts_and_comes_back(runs, tmp_path):
         ),
         ("ddpm", "sit", r"cannot express model\.time_scale=1000\.0 \(it has 1\.0\), path\.name=vp"),
         ("shortcut", "dit", r"time=step_size \(it has none\), path\.name=linear \(it has vp_dis"),
+        ("three", "diffusers", r"cannot express objective\.guided_channels=3"),
         ("genie", "sit", "cannot express the head that genie trains; export its teacher"),
         ("shortcut", "unet", "--format='unet' is not one of safetensors, npz, diffusers, onnx"),
         ("shortcut", "onnx", "needs jax2onnx; install it by: pip install -r requirements-export"),
@@ -167,6 +169,15 @@ def test_what_a_format_lacks_is_named_and_nothing_is_written(
     with pytest.raises(ValueError, match=message):
         exported(runs[name], tmp_path / "out", form)
     assert not [*tmp_path.iterdir()]
+
+
+def test_an_export_comes_back_at_its_own_size_alone(runs, tmp_path):
+    """A DiT has the same parameters at each size, but other positions."""
+    out = exported(runs["shortcut"], tmp_path / "out", "safetensors")
+    with pytest.raises(ValueError, match=r"data\.image_size=16, but the network in .* has 8"):
+        import_weights(
+            Request(workdir=tmp_path / "back", weights=out, fields={"data.image_size": 16})
+        )
 
 
 def test_steps_that_a_run_does_not_sample_in_are_refused(runs, tmp_path, monkeypatch):

@@ -58,6 +58,8 @@ def test_a_fitted_codec_is_fitted_once_and_known_by_its_fingerprint(config, data
     fresh.data.dir = str(tmp_path / "elsewhere")
     with pytest.raises(FileNotFoundError, match="the linear codec of this run is not in .*prepare"):
         load_codec(fresh)
+    load_codec(fresh, dataset.train.images)  # fits it again, and keeps it
+    jax.tree.map(np.testing.assert_array_equal, known.params, load_codec(fresh).params)
 
 
 def test_what_finishes_samples_inverts_what_training_reads(config, dataset):

@@ -9,7 +9,7 @@ import pytest
 
 from fewstep.configs.methods import METHODS
 from fewstep.eval.features import fixed
-from fewstep.eval.features.fixed import load_fixed
+from fewstep.eval.features.fixed import load_fixed, read_perceptual
 from fewstep.latents.linear import linear_codec
 from fewstep.models.codecs import fit_codec
 from fewstep.models.convnet import convnet
@@ -125,8 +125,11 @@ def test_lpips_reads_its_files_or_says_what_is_missing(tmp_path, monkeypatch):
     monkeypatch.delenv("FEWSTEP_LPIPS", raising=False)
     config = with_lpips(**{"objective.distance.network": "alex"})
     objective = build(config).objective
-    with pytest.raises(FileNotFoundError, match=r"distance\.weights=FILE,FILE or \$FEWSTEP_LPIPS"):
+    with pytest.raises(FileNotFoundError, match=r"e\.distance\.weights=FILE,FILE or \$FEWSTEP_LPI"):
         load_fixed(config, objective, None, make_mesh())
+    other = small_config("dmd", **{"objective.regression_distance.name": "lpips"})
+    with pytest.raises(FileNotFoundError, match=r"objective\.regression_distance\.weights=FILE"):
+        read_perceptual(other, None, "", "alex")
     params = jax.device_get(lpips_init("alex", (8, 8, 1))(jax.random.key(0)))
     np.savez(tmp_path / "both.npz", **write_lpips(params, convolutions("alex"), sliced=False))
     monkeypatch.setenv("FEWSTEP_LPIPS", str(tmp_path / "both.npz"))

@@ -9,6 +9,7 @@ request is noted, and the training loop asks for it. A lost one is raised again 
 that became another error is raised again by `raise_again`.
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -25,6 +26,7 @@ from fewstep.training.cluster import exits
 from fewstep.training.cluster.processes import is_first
 
 _entered: list["Preemption"] = []  # the innermost, which has the handlers, is last
+_questions = itertools.count(1)
 AGAIN = 0.05  # seconds after which a lost request is raised again
 INTERRUPTED = "interrupted; the same command goes on from the last checkpoint"
 STOPPING = "\nCtrl-C: stops after this step and saves it; a second Ctrl-C leaves at once\n"
@@ -43,9 +45,9 @@ class Preempted(SystemExit):
 class Preemption:
     """Turns SIGTERM and Ctrl-C (SIGINT) into requests to stop, while it is entered.
 
-    The loop asks `requested` after every step; a block of `at_once` raises a request immediately.
-    A second Ctrl-C ends the process at once. Outside the main thread nothing changes. Preemptions
-    nest: the outer one gets what the inner one has noted but not raised.
+    The loop asks `requested` after every dispatch; a block of `at_once` raises a request
+    immediately. A second Ctrl-C ends the process at once. Outside the main thread nothing changes.
+    Preemptions nest: the outer one gets what the inner one has noted but not raised.
 
     carried: whether `jax.distributed` handles SIGTERM, for all processes of a run. A Ctrl-C in the
     loop is then passed on as a SIGTERM, so that all stop at the same step.
@@ -116,10 +118,14 @@ class Preemption:
             self.timers.append(threading.Timer(AGAIN, signal.pthread_kill, (main, number)))
             self.timers[-1].start()
 
-    def requested(self, step: int) -> bool:
-        """Whether to stop after this step. All processes ask at every step and get one answer."""
+    def requested(self) -> bool:
+        """Whether to stop now. All processes ask equally often, and get one answer.
+
+        JAX stops them at the number after the largest that one has asked with, so questions are
+        numbered without gaps; training steps, of which a dispatch makes several, are not.
+        """
         if self.carried:
-            return multihost_utils.reached_preemption_sync_point(step)
+            return multihost_utils.reached_preemption_sync_point(next(_questions))
         return bool(self.noted)
 
     def stop_exception(self, saved: str = "") -> BaseException:

@@ -92,7 +92,9 @@ def check_expressible(exported: Exported) -> None:
     _, solvers, _ = SCHEDULERS[config.path.name, config.prediction.kind]
     spacing, solver = config.objective.spacing.name, config.objective.solver.name
     time_scale, classes = config.model.time_scale, config.data.num_classes
+    channels = config.objective.guided_channels
     faults = {
+        f"objective.guided_channels={channels}": channels is not None,
         f"objective.solver.name={solver}": solver not in solvers,
         f"objective.spacing.name={spacing}": spacing != "uniform",
         f"model.time_scale={time_scale:g}": time_scale != round(time_scale)

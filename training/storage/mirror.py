@@ -41,7 +41,8 @@ def mirrored(path: Path, root: Path, writes: bool) -> Iterator[Path]:
 
     writes: whether the block trains. Else, while another machine trains, what the block writes
     stays in the mirror. Another process of this machine that has the mirror keeps it equal. Raises
-    ValueError if another machine writes to the folder, OSError if the bucket cannot be reached.
+    ValueError if the block trains and another machine or process has the folder, OSError if the
+    bucket cannot be reached.
     """
     place = open_place(path, "--workdir")
     mirror = mirror_of(place.address, root)
@@ -49,7 +50,12 @@ def mirrored(path: Path, root: Path, writes: bool) -> Iterator[Path]:
     with mirror.with_name(f"{mirror.name}.lock").open("ab") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except BlockingIOError as error:
+            if writes:  # nobody would copy once the other has ended
+                raise ValueError(
+                    f"--workdir={place.address} is used by another command of this machine; wait "
+                    "until it ends"
+                ) from error
             yield mirror
             return
         with reaching(place):
@@ -135,29 +141,37 @@ def push(place: Place, mirror: Path, ended: bool = False) -> None:
     """Copy to the bucket what has changed in a mirror, then the listing; then remove the rest."""
     if ended and not mirror.exists():  # a command that found nothing leaves no trace
         return
-    last = read_record(mirror).get("files", {})
+    listed = read_record(mirror)
+    last = listed.get("files", {})
     files = scan(mirror)
+    said = time.time()
     for name in [name for name, stamp in files.items() if last.get(name) != stamp]:
         try:
             place.fs.put_file(str(mirror / name), f"{place.path}/{name}")
         except FileNotFoundError:  # removed since: a checkpoint that is not kept
             continue
+        if listed and time.time() - said > EVERY:  # else others take a long copy for a dead writer
+            write_listing(place, {**listed, **sign_of_life(ended=False)})
+            said = time.time()
     still = scan(mirror)
     gone = {folder_of(name) for name in {*files} - {*still}}
     files = {name: stamp for name, stamp in files.items() if folder_of(name) not in gone}
-    listing = {
-        "format": FORMAT,
-        "id": uuid4().hex,
-        "writer": socket.gethostname(),
-        "at": time.time(),
-        "ended": ended,
-        "files": files,
-    }
-    place.fs.pipe_file(f"{place.path}/{LISTING}", json.dumps(listing).encode())
+    listing = {"format": FORMAT, "id": uuid4().hex, **sign_of_life(ended), "files": files}
+    write_listing(place, listing)
     write_record(mirror, listing)
     for name in {*last} - {*files}:
         if place.fs.exists(f"{place.path}/{name}"):
             place.fs.rm_file(f"{place.path}/{name}")
+
+
+def sign_of_life(ended: bool) -> dict[str, Any]:
+    """What a listing says of its writer."""
+    return {"writer": socket.gethostname(), "at": time.time(), "ended": ended}
+
+
+def write_listing(place: Place, listing: Mapping[str, Any]) -> None:
+    """Write the listing of a folder in a bucket."""
+    place.fs.pipe_file(f"{place.path}/{LISTING}", json.dumps(listing).encode())
 
 
 def folder_of(name: str) -> str:

@@ -198,6 +198,18 @@ def test_unreadable_files_are_left_out_up_to_a_number(tmp_path, load, damaged, c
     assert len(load(damaged, unreadable=3).train.labels) == 4
 
 
+def test_a_file_that_could_not_be_opened_once_is_tried_again(tmp_path, load, damaged, monkeypatch):
+    def fail(*_):
+        raise PermissionError(13, "Permission denied")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fewstep.data.folders.unreadable.read_image", fail)
+        with pytest.raises(ValueError, match="Permission denied"):
+            load(damaged, unreadable=3)
+    assert not (tmp_path / "arrays" / "unreadable").exists()
+    assert len(load(damaged, unreadable=3).train.labels) == 3
+
+
 def test_a_class_of_unreadable_files_alone_is_refused(damaged, load):
     (damaged / "b" / "2.png").write_bytes(b"")
     with pytest.raises(ValueError, match="the class of .*b/2.png has no readable image"):

@@ -154,11 +154,36 @@ def test_copies_are_made_while_a_run_goes_on(address, tmp_path, monkeypatch):
         while "run.json" not in MIRROR.read_listing(place).get("files", {}):
             assert time.monotonic() < end
             time.sleep(0.01)
-        # A second command of this machine uses the same mirror.
+        # A second command of this machine uses the same mirror, but does not train there.
         with mirrored(Path(address), tmp_path, writes=False) as same:
             assert same == folder
+        with (
+            pytest.raises(ValueError, match="is used by another command of this machine"),
+            mirrored(Path(address), tmp_path, writes=True),
+        ):
+            raise AssertionError
         assert not MIRROR.read_listing(place)["ended"]
     assert MIRROR.read_listing(place)["ended"]
+
+
+def test_a_long_copy_shows_that_its_writer_lives(address, tmp_path, monkeypatch):
+    place, folder, clock = buckets.open_place(address, ""), tmp_path / "run", [1000.0]
+    monkeypatch.setattr(time, "time", lambda: clock[0])
+    fill(folder, {"run.json": "a"})
+    push(place, folder)
+    put, seen = place.fs.put_file, []
+
+    def slow(*given):
+        put(*given)
+        clock[0] += MIRROR.EVERY + 1.0
+        seen.append(MIRROR.read_listing(place))
+
+    monkeypatch.setattr(place.fs, "put_file", slow)
+    fill(folder)
+    push(place, folder)
+    assert len(seen) > 1 and [*seen[-1]["files"]] == ["run.json"]  # of the copy before
+    assert clock[0] - seen[-1]["at"] < MIRROR.SILENCE and not seen[-1]["ended"]
+    assert seen[-1]["at"] > 1000.0 and seen[-1]["id"] != MIRROR.read_listing(place)["id"]
 
 
 def test_a_bucket_that_cannot_be_written_says_where_the_run_is(address, tmp_path, monkeypatch):
