@@ -88,7 +88,7 @@ def measure_training(
     case: str, size: str, batch_size: int, scan: bool, remat: bool = False, seconds: float = 5.0
 ) -> Row:
     """Images per second of a training step, and the method's least FLOP/s at that speed."""
-    fields = {"model.scan": scan, "model.remat": remat}
+    fields = {"model.scan": scan, "model.remat": remat, **CASES[case].fields}
     program = training_program(case_config(CASES[case], size, batch_size, **fields))
     speed = batch_size * runs_per_second(program.run, seconds)
     flops = CASES[case].least * forward_flops_by_hand(size) * speed

@@ -30,10 +30,10 @@ Else DiT-S/2 (33 M parameters, 256 tokens), bfloat16. The settings in PUBLISHED 
 papers' U-Nets; nobody has published settings for this network. They and the figures below are
 second-hand, so read the paper before you cite one. The other methods have rates, warm-up, clipping
 and lengths of our own. The papers' FID in 1 / 2 steps, unconditional: progressive 9.12 / 4.51, CD
-3.55 / 2.93 and CT 8.70 / 5.83 (both with LPIPS, which is not offered), TRACT 3.78 / 3.32, iCT 2.83
-/ 2.46, ECT 3.60 / 2.11, sCT 2.85 / 2.06, sCD 3.66 / 2.52; in one step SIM 2.17 (conditional 1.96),
-SiD 1.92, Diff-Instruct 4.53; EDM 1.97 in 35 evaluations. SIM's abstract reports 2.06, not 2.17: the
-minimum of one run that continued from a SiD generator of 2.8 at a learning rate of 1e-6
+3.55 / 2.93 and CT 8.70 / 5.83 (both with LPIPS), TRACT 3.78 / 3.32, iCT 2.83 / 2.46, ECT 3.60 /
+2.11, sCT 2.85 / 2.06, sCD 3.66 / 2.52; in one step SIM 2.17 (conditional 1.96), SiD 1.92,
+Diff-Instruct 4.53; EDM 1.97 in 35 evaluations. SIM's abstract reports 2.06, not 2.17: the minimum
+of one run that continued from a SiD generator of 2.8 at a learning rate of 1e-6
 (--config.optimizer.learning_rate=1e-6). The shortcut paper does not train on CIFAR-10. To train on
 a folder of images instead, set --config.data.name=folder:PATH --config.data.num_classes=-1.
 """

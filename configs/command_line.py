@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 
 from fewstep.configs import base, overrides
 from fewstep.configs.fields import unknown_field_message
-from fewstep.configs.methods import METHODS
+from fewstep.configs.methods import METHODS, choose
 from fewstep.messages import did_you_mean, nearest_name
 
 NONE = "None"
@@ -123,19 +123,22 @@ def split_fields(argv: Sequence[str]) -> tuple[list[str], list[str]]:
 def read_fields(argv: Sequence[str]) -> dict[str, Any]:
     """Return the values of --config.FIELD by dotted name, without the file of --config.
 
-    Knows all fields but those of an objective. Raises ValueError.
+    Knows the fields of every objective, since it does not know the method. Raises ValueError.
     """
     arguments = split_fields(argv)[1]
     if not arguments:
         return {}
     command, values = [sys.argv[0], *arguments], flags.FlagValues()
+    config = base.config()
+    for method in METHODS:
+        for field, value in choose(base.config(), method).objective.items(True):
+            if field not in config.objective:
+                config.objective[field] = value
     try:
-        config_flags.DEFINE_config_dict(
-            "config", base.config(), flag_values=values, sys_argv=command
-        )
+        config_flags.DEFINE_config_dict("config", config, flag_values=values, sys_argv=command)
         values(command)
     except ERRORS as error:
-        unknown = unknown_field_message(base.config(), arguments)
+        unknown = unknown_field_message(config, arguments)
         raise ValueError(unknown or explain_value(error)) from error
     return config_flags.get_override_values(values["config"])
 

@@ -52,6 +52,10 @@ def measure_given(
 
     Raises ValueError or FileNotFoundError, before any compute, for what cannot be measured.
     """
+    if reference.endswith(STATISTICS) and split != SPLITS[0]:
+        raise ValueError(
+            f"--split={split} is for a data set; {reference} is a file, so leave it out"
+        )
     space = pixel_space(given.shape)._replace(rounding=ROUNDING)
     fields = ConfigDict(
         {

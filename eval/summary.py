@@ -15,10 +15,10 @@ def summary(results: Sequence[Result]) -> str:
     ]
     if first["metrics"]:
         lines[0] += f"; {first['metric']} against {measured['reference']}" if measured else ""
-        names = list(first["metrics"])
+        names = [*dict.fromkeys(name for result in results for name in result["metrics"])]
         lines.append("  ".join([f"{'steps':>7}", *(f"{name:>7}" for name in names)]))
         for result in results:
-            values = [f"{result['metrics'][name]:{max(7, len(name))}.3f}" for name in names]
+            values = [value_text(result["metrics"].get(name), len(name)) for name in names]
             lines.append("  ".join([f"{result['protocol']['sampling']['steps']:>7}", *values]))
     real = ", ".join(f"{name} {value:.3f}" for name, value in first["real"].items())
     lines += [f"  real images instead of samples: {real}"] if real else []
@@ -31,4 +31,10 @@ def summary(results: Sequence[Result]) -> str:
                 f"  {ROWS[name]}, {result['protocol']['sampling']['steps']} steps: {found}"
             )
     lines += [f"  skipped {first['skipped']}"] if "skipped" in first else []
-    return "\n".join(lines + [f"  warning: {warning}" for warning in first["warnings"]])
+    warnings = dict.fromkeys(warning for result in results for warning in result["warnings"])
+    return "\n".join(lines + [f"  warning: {warning}" for warning in warnings])
+
+
+def value_text(value: float | None, width: int) -> str:
+    """A value, or "-" where a result has none, as wide as its heading."""
+    return f"{'-' if value is None else f'{value:.3f}':>{max(7, width)}}"

@@ -1,8 +1,9 @@
 """--mode=checkpoints: read each checkpoint of a run and compare it with its fingerprints."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
@@ -18,6 +19,7 @@ from fewstep.training.report import logged_evaluations
 from fewstep.training.sharding import make_mesh
 from fewstep.training.storage import restore, workdir
 from fewstep.training.storage.checkpoint import FOLDER, named_trees
+from fewstep.training.storage.identity import Identity
 from fewstep.training.storage.train_state import TrainState
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax puts this into the names of unfinished folders
@@ -28,12 +30,13 @@ def print_checkpoints(request: Request) -> None:
     """Print step, time, size, health and distances of each checkpoint, and all unused folders."""
     path = require_workdir(request)
     with restore.read_checkpoints(path) as saved:
-        abstract = abstract_run_state(path)
+        trees = named_trees(abstract_run_state(path))
+        recorded = workdir.recorded_identity(path)
         measured = logged_evaluations(path)
         steps = sorted(saved.all_steps())
         rows = [
-            f"{checkpoint_row(path / FOLDER / str(step), read_status(saved, step, abstract))}"
-            f"{format_distances(measured.get(step, {}))}"
+            checkpoint_row(path / FOLDER / str(step), read_status(saved, step, trees, recorded))
+            + format_distances(measured.get(step, {}))
             for step in progress_bar(steps, desc="reading", leave=False)
         ]
     set_aside = [
@@ -54,11 +57,18 @@ def abstract_run_state(path: Path) -> TrainState:
     return abstract_state(objective, experiment.optimizers, config.seed, {}, make_mesh())
 
 
-def read_status(saved: ocp.CheckpointManager, step: int, abstract: TrainState) -> str:
-    """Return "whole" or what is wrong. Reads one network at a time to save memory."""
+def read_status(
+    saved: ocp.CheckpointManager, step: int, trees: Mapping[str, Any], recorded: Identity
+) -> str:
+    """Return "whole" or what is wrong. Reads one network at a time to save memory.
+
+    trees: those of the run's state by name. An import has its generator, and may lack the rest.
+    """
     try:
-        for name, tree in named_trees(abstract).items():
-            restore.read_items(saved, step, {name: tree})
+        there = restore.read_step_record(saved, step)["fingerprints"]
+        for name, tree in trees.items():
+            if name in there or not recorded.imported:
+                restore.read_items(saved, step, {name: tree})
     except ValueError as error:
         return str(error)
     return "whole"

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.modes.mode import CONFIG, FROM, WORKDIR, Mode
@@ -26,8 +27,12 @@ def describe(request: Request) -> None:
     Describes --config, with what it takes of --from, or else the run in --workdir.
     """
     if request.config is None and request.workdir is not None:
+        if request.from_:
+            raise ValueError("--from is for the new run of a --config; leave it out, or --workdir")
         config = workdir.load_config(request.workdir)
-        print(describe_experiment(config, rebuild(config, str(request.workdir))))
+        # A recorded mesh may be that of other devices.
+        experiment = rebuild(config, str(request.workdir))
+        print(describe_experiment(config, experiment, make_mesh()))
         for line in describe_record(request.workdir):
             print(line)
         return
@@ -40,7 +45,9 @@ def describe(request: Request) -> None:
         load_teacher_config(config, experiment)
         print(f"teacher      {config.teacher}")
         print(f"inherited    {describe_inherited(student.inherited) or 'nothing'}")
-    print(describe_experiment(config, experiment))
+    mesh = make_mesh(**config.mesh)
+    check_batch_size(config.batch_size, mesh, config.micro_batches)
+    print(describe_experiment(config, experiment, mesh))
     if request.from_:
         print("\n".join(describe_start(request.from_, config, experiment)))
 
@@ -77,10 +84,8 @@ def describe_record(run: Path) -> list[str]:
     return lines
 
 
-def describe_experiment(config: ConfigDict, experiment: Experiment) -> str:
+def describe_experiment(config: ConfigDict, experiment: Experiment, mesh: Mesh) -> str:
     """Return the text that `describe` prints."""
-    mesh = make_mesh(**config.mesh)
-    check_batch_size(config.batch_size, mesh, config.micro_batches)
     objective = experiment.objective
     state, frozen, _ = step_inputs(config, experiment, mesh)
     flops = step_flops(config, experiment)

@@ -12,7 +12,7 @@ from fewstep.eval.maps import MADE, agreement, map_numbers, map_rows, mapper
 from fewstep.eval.report.maps import FOLDER, summary, write_maps
 from fewstep.eval.sampling import guidance_scale
 from fewstep.files import check_writable
-from fewstep.modes.recorded_run import LoadedRun, load_run
+from fewstep.modes.recorded_run import LoadedRun, given_place, load_run
 from fewstep.modes.request import Request, require_workdir
 from fewstep.modes.student import config_in_place_of
 from fewstep.objectives.stages import allowed_sampling_steps, check_sampling_steps
@@ -78,7 +78,7 @@ def load_other(place: str) -> LoadedRun:
 
 def load_map_teacher(request: Request, run: LoadedRun) -> LoadedRun:
     """The denoiser of --teacher, else of the run. Raises ValueError for none, or no denoiser."""
-    asked = request.teacher
+    asked = request.teacher or given_place(request, "teacher")
     if not asked and run.config.teacher:
         asked = str(find_teacher(run.folder, run.config.teacher))
     if not asked:

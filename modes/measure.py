@@ -9,7 +9,7 @@ from fewstep.eval.report.results import save_results
 from fewstep.files import check_writable
 from fewstep.modes.draws import sibling_path
 from fewstep.modes.mode import Flag, Mode, parse_path, parse_text
-from fewstep.modes.request import Request
+from fewstep.modes.request import Request, expand_home
 from fewstep.training.sharding import make_mesh
 
 FEATURES = "evaluate.features"
@@ -32,7 +32,7 @@ def measure(request: Request) -> None:
     check_writable((request.out or place).absolute().parent, "choose a file by --out=FILE.json")
     result = measure_given(
         read_samples(place),
-        request.reference,
+        expand_home(request.reference),
         make_mesh(),
         split=request.split,
         features=request.fields.get(FEATURES, ""),

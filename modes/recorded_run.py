@@ -13,6 +13,7 @@ from fewstep.modes.request import Request, require_workdir
 from fewstep.modes.resolve import load_dataset
 from fewstep.objectives.base import Params
 from fewstep.training.codec_weights import load_codec
+from fewstep.training.cost.choice import field_value
 from fewstep.training.densities import density_identity
 from fewstep.training.experiment import (
     Experiment,
@@ -104,6 +105,13 @@ class LoadedRun(NamedTuple):
     folder: Path = Path()
 
 
+def given_place(request: Request, field: str) -> str:
+    """The new place of something that a recorded run names, from the command line; or ""."""
+    if request.config is not None:
+        return field_value(request.config, field) if field in (request.given or ()) else ""
+    return request.fields.get(field, "")
+
+
 def load_run(request: Request) -> LoadedRun:
     """Load the run in --workdir at --checkpoint, with --network and --solver.
 
@@ -114,9 +122,10 @@ def load_run(request: Request) -> LoadedRun:
     path = require_workdir(request)
     config = workdir.load_config(path, request.checkpoint)
     check_method(config, request)
-    config.codec.weights = request.fields.get("codec.weights") or config.codec.weights
+    config.codec.weights = given_place(request, "codec.weights") or config.codec.weights
+    config.data.dir = given_place(request, "data.dir") or config.data.dir
     if data.path_in_name(config.data.name):
-        config.data.name = request.fields.get("data.name") or config.data.name
+        config.data.name = given_place(request, "data.name") or config.data.name
     if config.codec.name:
         load_codec(config)  # raises its errors before any compute
     if request.network:

@@ -12,8 +12,8 @@ PAGE = "report.html"
 
 
 def report(request: Request) -> None:
-    """Write --out, by default report.html, for the runs of --workdirs or --workdir."""
-    folders = request.workdirs or ((request.workdir,) if request.workdir else ())
+    """Write --out, by default report.html, for the runs of --workdirs and --workdir."""
+    folders = (*((request.workdir,) if request.workdir else ()), *(request.workdirs or ()))
     if not folders:
         raise ValueError(
             "--workdirs is missing; name the folders of the runs, as in --workdirs=runs/a,runs/b, "

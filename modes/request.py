@@ -12,6 +12,7 @@ from fewstep import data
 from fewstep.buckets import is_address
 from fewstep.densities.table import KIND
 from fewstep.densities.user_code import permit
+from fewstep.eval.reference import STATISTICS
 from fewstep.messages import differences
 from fewstep.models.user_sampler import is_sampler_file
 from fewstep.training.cluster.processes import gather
@@ -23,6 +24,8 @@ from fewstep.training.storage.identity import as_dict, flatten_fields
 # Fields of a config that are paths, some after a prefix such as folder:.
 PATHS = ("compilation_cache", "teacher", "data.name", "data.dir", "data.local_dir")
 PATHS += ("codec.weights", "evaluate.weights", "evaluate.reference")
+# Those that are a path and nothing else, and that a run records as they are.
+RECORDED = ("data.dir", "codec.weights", "evaluate.weights")
 # Flags that may differ between the processes of one job.
 PER_HOST = (
     "config.data.dir",
@@ -104,15 +107,23 @@ def expand_home(text: str) -> str:
 
 
 def expand_paths(config: ConfigDict) -> ConfigDict:
-    """Expand ~ in the path fields of a config, in place, and make image folders absolute.
+    """Expand ~ in the path fields of a config, in place, and make them absolute.
 
-    A run records the image folders, and may be evaluated from any directory. Raises ValueError.
+    A run records them, and may be evaluated from any directory. Of a teacher, training records the
+    folder. Raises ValueError.
     """
     for name in PATHS:
         group, _, field = name.rpartition(".")
         part = config[group] if group else config
         part[field] = expand_home(part[field])
+        if part[field] and name in RECORDED:
+            part[field] = absolute(part[field])
     config.data.name = data.replace_paths(config.data.name, absolute)
+    fields = config.evaluate
+    of_file = fields.reference.endswith(STATISTICS)
+    fields.reference = (
+        absolute(fields.reference) if of_file else data.replace_paths(fields.reference, absolute)
+    )
     return config
 
 

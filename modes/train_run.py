@@ -15,7 +15,6 @@ from fewstep.modes.job import Job, data_identity, dataset_files, prepare_job, su
 from fewstep.modes.request import Request, require_workdir
 from fewstep.modes.resolve import load_local_copy
 from fewstep.modes.student import announce_inherited, read_student
-from fewstep.objectives.base import Objective
 from fewstep.progress import note
 from fewstep.training import replay
 from fewstep.training.cluster.preemption import Preemption
@@ -48,15 +47,16 @@ def train_run(request: Request) -> None:
             announce_inherited(student)
         with claim_workdir(path):
             step = train_in_folder(path, job, preemption)
-    say(f"{path} is at step {step}; {next_command(path, job.experiment.objective)}")
+    say(f"{path} is at step {step}; {next_command(path, job)}")
 
 
-def next_command(path: Path, objective: Objective) -> str:
+def next_command(path: Path, job: Job) -> str:
     """Return what to do with a trained run."""
+    objective, fewest = job.experiment.objective, min(job.config.evaluate.steps, default=1)
     if objective.reconstructs:
         return f"train on latents of its codec: --config.codec.weights={path}"
-    steps = many_steps(objective)
-    flags = {"workdir": path} | ({"steps": steps} if steps else {})
+    steps = many_steps(objective) or fewest
+    flags = {"workdir": path} | ({"steps": steps} if steps > 1 else {})
     return f"draw from it: {shell_flags('sample', **flags)}"
 
 

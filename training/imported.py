@@ -70,7 +70,7 @@ def read_import(
     network = read_own(own)
     config = network.config
     if network.codec is not None:
-        config.codec.weights = str(network.codec)
+        config.codec.weights = str(network.codec.absolute())
     title = "an exported network"
     return Imported(OWN, title, own, network.params, config, network.step, network.class_counts)
 

@@ -66,6 +66,11 @@ class Metric(NamedTuple):
     in_text: bool = False
     note: str = ""
 
+    @property
+    def of_points(self) -> bool:
+        """Whether it compares points as they are, and so says nothing of images."""
+        return "points" in self.needs or "modes" in self.needs
+
 
 def error_name(name: str) -> str:
     """Name of a metric's standard error in results."""

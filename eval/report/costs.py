@@ -13,7 +13,7 @@ from fewstep.training.cost.step_cost import network_evaluations, training_second
 from fewstep.training.experiment import rebuild, with_solver
 from fewstep.training.location import parse_location
 from fewstep.training.metrics import LOG, read_rows
-from fewstep.training.storage.identity import as_dict, flatten_fields
+from fewstep.training.storage.identity import as_dict, flatten_fields, read_identity
 from fewstep.training.storage.workdir import is_run, load_config
 
 # "images_seen", "network_evaluations" and "seconds"; None if unknown
@@ -49,7 +49,9 @@ def teacher_cost(config: ConfigDict, counted: "EvaluationCounts") -> Cost | None
     folder, step = parse_location(config.teacher)
     if not is_run(folder):
         return UNKNOWN
-    taught = load_config(folder)
+    taught, identity = load_config(folder), read_identity(folder)
+    if identity is not None and identity.imported:  # trained by others, at an unknown cost
+        return UNKNOWN
     own = counted.with_evaluations(
         training_cost(folder, taught, taught.steps if step is None else step), taught, str(folder)
     )

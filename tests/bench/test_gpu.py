@@ -4,6 +4,7 @@ import subprocess
 import pytest
 
 from bench import gpu, measure
+from bench.cases import forward_flops_by_hand
 from fewstep.models.dit import SIZES, DiTSize
 
 SMOKE = gpu.smoke_items(with_torch=True)
@@ -85,10 +86,11 @@ def test_a_process_that_fails_says_why():
 def test_a_step_and_a_sampler_are_measured(monkeypatch):
     monkeypatch.setitem(SIZES, "toy", DiTSize(32, 1, 2))
     fields = {"size": "toy", "batch_size": 8, "seconds": 0.01}
-    for row in (
-        measure.measure_training("flow_matching", scan=True, **fields),
-        measure.measure_sampling(steps=2, **fields),
+    for row, passes in (
+        (measure.measure_training("flow_matching", scan=True, **fields), 3),
+        (measure.measure_sampling(steps=2, **fields), 2),
     ):
         assert row["images_per_second"] > 0.0
-        assert row["flops_per_second"] > row["images_per_second"]
+        flops = passes * forward_flops_by_hand("toy")
+        assert row["flops_per_second"] / row["images_per_second"] == pytest.approx(flops)
     assert measure.ceilings(0.01, matrix=64, copied=2**12)["matmul_flops"] > 0.0

@@ -1,6 +1,8 @@
 import io
 import os
 
+import pytest
+
 from bench import racer
 from bench.racer import Work, replies_to
 
@@ -35,13 +37,11 @@ def test_orders_are_carried_out_and_timed(monkeypatch):
 
 def test_a_failure_is_a_reply(monkeypatch, tmp_path):
     replies = tmp_path / "replies"
-    with replies.open("w") as file:
+    with replies.open("w"):
         monkeypatch.setattr(racer.os, "dup", lambda fd: os.open(replies, os.O_WRONLY))
         monkeypatch.setattr(racer.os, "dup2", lambda old, new: None)
         monkeypatch.setattr(racer.sys, "stdin", io.StringIO('{"order": "cost", "work": "w"}\n'))
-        try:
+        with pytest.raises(SystemExit) as stop:
             racer.serve(lambda spec: None)
-        except SystemExit as stop:
-            assert stop.code == 1
-    assert file.closed
+    assert stop.value.code == 1
     assert replies.read_text() == '{"error": "KeyError: \'w\'"}\n'

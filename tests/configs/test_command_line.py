@@ -9,6 +9,7 @@ from fewstep.configs.command_line import (
     flags,
     list_files,
     missing_file_message,
+    read_fields,
 )
 from fewstep.configs.fields import known_field, nearest_field, unknown_field_message
 from fewstep.modes.request import expand_home, expand_paths
@@ -184,3 +185,31 @@ def test_a_value_of_another_type_is_told_the_type(kind, value, meant):
 )
 def test_common_errors_of_absl_say_what_to_do(error, message):
     assert explain_value(ValueError(error)) == message
+
+
+def test_fields_of_every_objective_are_read_without_a_config():
+    """--mode=import takes them for the run that it makes."""
+    given = [
+        "main.py",
+        "--config.objective.guided_channels=3",
+        "--config.objective.solver.name=ddim",
+    ]
+    assert read_fields(given) == {
+        "objective.guided_channels": 3,
+        "objective.solver.name": "ddim",
+    }
+    with pytest.raises(ValueError, match="did you mean --config.objective.guided_channels"):
+        read_fields(["main.py", "--config.objective.guided_chanels=3"])
+
+
+def test_a_run_records_its_files_from_the_root(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    fields = {"codec.weights": "codec.npz", "data.dir": "data", "evaluate.reference": "real.npz"}
+    config = expand_paths(small_config(**fields))
+    assert config.codec.weights == f"{tmp_path}/codec.npz"
+    assert config.data.dir == f"{tmp_path}/data"
+    assert config.evaluate.reference == f"{tmp_path}/real.npz"
+    for reference, recorded in (("train", "train"), ("folder:a", f"folder:{tmp_path}/a")):
+        config = expand_paths(small_config(**{"evaluate.reference": reference}))
+        assert config.evaluate.reference == recorded
+        assert config.codec.weights == config.data.dir == ""

@@ -143,6 +143,20 @@ def test_a_gaussian_field_has_the_variances_of_its_modes():
     assert zero_mode.var() == pytest.approx(1 / (2 - 8 * 0.2), rel=0.05)
 
 
+def test_the_self_coupling_of_a_field():
+    """The action of Lang et al. (2007), site by site."""
+    side, kappa, coupling = 3, 0.3, 0.022
+    phi = np.random.default_rng(0).standard_normal((side, side))
+    action = 0.0
+    for i in range(side):
+        for j in range(side):
+            next_to = phi[(i + 1) % side, j] + phi[i, (j + 1) % side]
+            own = (1.0 - 2.0 * coupling) * phi[i, j] ** 2 + coupling * phi[i, j] ** 4
+            action += own - 2.0 * kappa * phi[i, j] * next_to
+    found = phi4("x", side, kappa, coupling).log_density(jnp.asarray(phi.ravel()))
+    assert found == pytest.approx(-action, rel=1e-5)
+
+
 def test_logistic_regression_integrates_to_the_evidence():
     features, labels = np.array([[-1.0], [0.2], [1.3]]), np.array([0, 1, 1])
     density = logistic_regression("small", features, labels)

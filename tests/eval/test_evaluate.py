@@ -229,3 +229,37 @@ def test_against_other_images_nothing_is_said_of_labels_and_copies(evaluated, mo
     # The same images by another name are the run's own.
     monkeypatch.setattr(MODULE, "measured_against", lambda config, data: (dataset(), "train"))
     assert {"agreement", "closer"} <= evaluated(dataset(), **fields)[0][0]["metrics"].keys()
+
+
+def test_a_summary_has_what_any_number_of_steps_has():
+    """A diagnostic that is not finite is left out of its result, and warned of."""
+    results = [
+        {
+            "data": "x",
+            "metric": "",
+            "protocol": {
+                "sampling": {
+                    "method": "scds",
+                    "step": 1,
+                    "network": "ema",
+                    "guidance_scale": 1.0,
+                    "steps": steps,
+                },
+                "measurement": {},
+            },
+            "metrics": metrics,
+            "real": {},
+            "warnings": [warning],
+        }
+        for steps, metrics, warning in (
+            (1, {"ess": 0.5}, "few"),
+            (4, {"elbo": -1.0, "ess": 0.25}, "elbo is not finite"),
+        )
+    ]
+    lines = summary(results).splitlines()
+    assert [line.split() for line in lines[1:4]] == [
+        ["steps", "ess", "elbo"],
+        ["1", "0.500", "-"],
+        ["4", "0.250", "-1.000"],
+    ]
+    assert sum("warning" in line for line in lines) == 2

@@ -127,6 +127,10 @@ class Recorder:
         self.note("copied.to", local_dir)
         return make_dataset(asked.image_size, asked.channels)
 
+    def has_checkpoint(self, folder):
+        """Whether the folder has a run; those that are recorded here count as saved."""
+        return workdir.is_run(folder)
+
     def saved_step(self, folder, step=None):
         return 5 if step is None else step
 

@@ -1,8 +1,14 @@
 """--mode=describe prints the numbers of the config."""
 
-from fewstep.modes.describe import describe_experiment
+import pytest
+
+from fewstep.modes.describe import describe, describe_experiment
+from fewstep.modes.request import Request
 from fewstep.training.cost.step_cost import forward_flops, step_flops
 from fewstep.training.experiment import build
+from fewstep.training.networks import with_network_fields
+from fewstep.training.sharding import make_mesh
+from fewstep.training.storage import workdir
 from tests.modes.recorded import random_network
 from tests.training.runs import small_config
 
@@ -22,7 +28,7 @@ def test_every_line_says_what_the_config_does():
     config = small_config("dmd", **fields)
     config.player_optimizers = {"fake_score": {"name": "adam"}}
     experiment = build(config, random_network((8, 8, 1)))
-    lines = describe_experiment(config, experiment).splitlines()
+    lines = describe_experiment(config, experiment, make_mesh(**config.mesh)).splitlines()
     flops = step_flops(config, experiment)
     passes = flops / forward_flops(config, experiment)
     # Each network has eight numbers; Adam and RAdam keep two for each, and a count.
@@ -42,3 +48,13 @@ def test_every_line_says_what_the_config_does():
         f"run          300 steps, 19,200 images, {300 * flops / 1e15:.3f} PFLOP",
     ]
     assert lines[9].startswith("state        0.0 MiB over all devices")
+
+
+def test_a_run_of_other_devices_is_described(tmp_path, capsys):
+    config = small_config("edm", **{"mesh.data": 5, "batch_size": 5, "data.num_classes": 3})
+    config.data.image_size, config.data.channels = 8, 1
+    workdir.start_run(tmp_path, with_network_fields(config))
+    describe(Request(workdir=tmp_path))
+    assert "objective    edm" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="--from is for the new run"):
+        describe(Request(workdir=tmp_path, from_="runs/a"))

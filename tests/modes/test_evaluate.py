@@ -1,6 +1,7 @@
 """A run is evaluated by its own config, or by the `evaluate` fields of another one."""
 
 from importlib import import_module
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -58,7 +59,7 @@ def evaluate(monkeypatch, tmp_path):
 
 def test_its_own_config_is_used_where_no_other_is_given(evaluate):
     fields, dataset = evaluate(config=None)
-    assert (fields.steps, dataset) == ((1,), "own, False")
+    assert (fields.steps, dataset) == ((1,), f"{Path('own').absolute()}, False")
 
 
 def test_another_config_says_how_to_evaluate_and_where_data_lie(evaluate):
@@ -66,14 +67,18 @@ def test_another_config_says_how_to_evaluate_and_where_data_lie(evaluate):
         seed=6, **{"evaluate.steps": (2, 4), "evaluate.reference": "all", "data.dir": "elsewhere"}
     )
     fields, dataset = evaluate(config=other)
-    assert (fields, dataset) == (other.evaluate, "elsewhere, True")
+    assert (fields, dataset) == (other.evaluate, f"{Path('elsewhere').absolute()}, True")
 
 
 def test_fields_without_a_config_replace_those_of_the_run(evaluate):
     fields, dataset = evaluate(fields={"evaluate.steps": (8,), "evaluate.guidance_scale": 2.0})
-    assert (fields.steps, fields.guidance_scale, dataset) == ((8,), 2.0, "own, False")
+    assert (fields.steps, fields.guidance_scale, dataset) == (
+        (8,),
+        2.0,
+        f"{Path('own').absolute()}, False",
+    )
     fields, dataset = evaluate(fields={"data.dir": "elsewhere"})
-    assert (fields.steps, dataset) == ((1,), "elsewhere, True")
+    assert (fields.steps, dataset) == ((1,), f"{Path('elsewhere').absolute()}, True")
 
 
 def test_a_field_out_of_range_is_refused(evaluate):

@@ -4,6 +4,7 @@ Training runs up to its loop, with recorders in place of costly functions (recor
 field takes another value, and a table says which places must see a difference.
 """
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -296,7 +297,7 @@ def test_every_field_is_in_a_table():
 
 
 def test_a_run_says_the_step_that_it_is_at_and_not_the_one_asked_for(tmp_path, monkeypatch, capsys):
-    job = SimpleNamespace(experiment=small_experiment("shortcut")[1])
+    job = SimpleNamespace(config=small_config(), experiment=small_experiment("shortcut")[1])
     monkeypatch.setattr(TRAIN, "prepare_job", lambda path, config, window, start: job)
     monkeypatch.setattr(TRAIN, "train_in_folder", lambda path, job, preemption: 6)
     TRAIN.train_run(Request(config=small_config(steps=3), workdir=tmp_path))
@@ -321,3 +322,12 @@ def test_the_last_state_is_measured_once_by_each_number_of_samples(monkeypatch, 
     for step in (1, 2):
         evaluate(SimpleNamespace(networks={"network": ()}, followers={}, step=step))
     assert seen == numbers
+
+
+@pytest.mark.parametrize(("steps", "flag"), [((1, 4), ""), ((4, 8), " --steps=4"), ((), "")])
+def test_the_next_command_draws_in_steps_that_the_run_has(steps, flag):
+    objective = small_experiment("moment_matching")[1].objective
+    config = small_config(**{"evaluate.steps": steps})
+    job = SimpleNamespace(config=config, experiment=SimpleNamespace(objective=objective))
+    told = TRAIN.next_command(Path("runs/a"), job)
+    assert told == f"draw from it: --mode=sample --workdir=runs/a{flag}"

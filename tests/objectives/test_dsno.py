@@ -63,7 +63,11 @@ def test_the_points_of_the_solver_have_no_loss_and_are_the_samples(name, kind, t
         for m in range(times):
             assert float(metrics[f"error_{m + 1}"].total) / COUNT < 1e-8
         # An offset of x_0 moves every point by alpha_m - sigma_m alpha_T / sigma_T of it.
-        _, moved = loss(network(offset=0.1), *given)
+        rows, moved = loss(network(offset=0.1), *given)
+        errors = [float(moved[f"error_{m + 1}"].total) / COUNT for m in range(times)]
+        ends = time_grid(uniform_spacing(path), 8)[8 // times :: 8 // times]
+        weighted = np.mean(np.asarray(root_snr(path, ends)) * errors)
+        assert float(rows.mean()) == pytest.approx(weighted, rel=1e-4)
         last = float(moved[f"error_{times}"].total) / COUNT
         assert last == pytest.approx(0.01, rel=1e-3)
         eps = jax.random.normal(jax.random.key(5), (COUNT, 2))

@@ -141,6 +141,7 @@ def test_points_are_noised_data_and_steps_are_at_most_one_over_k(least_steps):
 def test_it_samples_by_ancestral_steps_and_not_in_fewer_than_it_was_trained_for():
     model, params = build_model(NETWORK, PATH), NETWORK.init(KEY)
     objective = moment_matching(model, least_steps=3)
+    assert objective.init_from == {"fake_score": "teacher", "network": "teacher"}
     eps, label = jax.random.normal(KEY, (5, 2)), {"label": jnp.arange(5) % 3}
     given = params, eps, label, jax.random.split(KEY, 5)
     made = objective.sample(*given, steps=4, guidance_scale=1.0)

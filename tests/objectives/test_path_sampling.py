@@ -16,7 +16,7 @@ from fewstep.models.network import Network
 from fewstep.objectives.consistency_distillation import consistency_distillation
 from fewstep.objectives.dds import dds
 from fewstep.objectives.dis import dis
-from fewstep.objectives.path_sampling import PATH_LOSSES, weight_numbers
+from fewstep.objectives.path_sampling import PATH_LOSSES, ess_of, weight_numbers
 from tests.gaussian import Gaussian
 
 SCALE, LOG_Z, ROWS = 2.0, 0.8, 2000
@@ -83,6 +83,7 @@ def test_numbers_of_weights():
     numbers = weight_numbers(None, {"log_w": np.random.default_rng(0).permutation(log_w)})
     assert numbers["log_z"] == pytest.approx(200.0 + math.log(2.0))
     assert numbers["ess"] == pytest.approx(4.0 / 5.0)
+    assert ess_of(jnp.asarray(log_w - 200.0)) == pytest.approx(4.0 / 5.0)  # of training
     assert numbers["elbo"] == pytest.approx(200.0 + 0.5 * math.log(3.0))
     assert numbers["log_z_spread"] == pytest.approx(0.5 / math.sqrt(1000), rel=0.5)
     assert "log_z_bias" not in numbers

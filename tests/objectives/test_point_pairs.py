@@ -29,6 +29,7 @@ from tests.gaussian import Gaussian
 TARGET = Gaussian(jnp.array([0.3, -0.2]), jnp.array([0.3, 1.2]))
 PATH, KIND = vp_ddpm(0.1, 10.0), KINDS["tilt"]
 POINTS, ROWS, LABEL = 9, 64, -1
+KEY = jax.random.key(0)
 BATCH = {"label": jnp.full(ROWS, LABEL)}
 
 
@@ -159,3 +160,24 @@ def test_rows_that_do_not_divide():
         points(NETWORKS, BATCH, jax.random.key(0), jnp.int32(0))
     with pytest.raises(ValueError, match="a grid that does not grow"):
         trajectory_source().points(parts(curriculum=doubling(2, 8, total_steps=9)))
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_rows_keep_the_labels_of_their_trajectories(name):
+    """Each class is the Gaussian moved by three times its label."""
+    shift = lambda condition: 3.0 * condition["label"][:, None]
+
+    def apply(params, x, t, s, condition, *, train=False, rng=None):
+        c, moved = coefficients(PATH, t, x), shift(condition)
+        ends = TARGET.denoiser(PATH)(x - c.alpha * moved, t)
+        return KIND.encode(ends._replace(x_0=ends.x_0 + moved), x, c)
+
+    model = Model(Network(lambda key: jnp.float32(0.0), apply, shape=(2,)), PATH, KIND)
+    own = parts()._replace(model=model, step=teacher_step(model, heun_step))
+    batch = {"label": jnp.arange(ROWS) % 3}
+    draw, x_s = jax.jit(SOURCES[name].points(own))(NETWORKS, batch, KEY, jnp.int32(0))
+    assert len(set(np.asarray(draw.condition["label"]))) == 3
+    moved = shift(draw.condition)
+    alpha = lambda time: PATH.alpha(time)[:, None]
+    exact = TARGET.flow_map(PATH, draw.x_t - alpha(draw.t) * moved, draw.t, draw.s)
+    np.testing.assert_allclose(x_s, exact + alpha(draw.s) * moved, atol=0.2)

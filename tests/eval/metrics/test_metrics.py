@@ -43,6 +43,7 @@ def test_a_metric_needs_as_many_inputs_as_its_function_takes(name):
     returned = inspect.get_annotations(metric.compute)["return"]
     parts = {metric.part, metric.error} - {""}
     assert parts <= set(returned._fields) if parts else returned is float
+    assert metric.part in ("", OTHER_PARTS.get(name, name))
     assert metric.better in ARROWS and metric.format.format(0.5)
 
 
@@ -73,6 +74,17 @@ def test_the_documentation_lists_every_metric_and_its_file():
         metric.heading: f"{metric.compute.__module__.removeprefix('fewstep.').replace('.', '/')}.py"
         for metric in METRICS.values()
     }
+
+
+# Metrics whose number is a field of another name.
+OTHER_PARTS = {
+    "closer": "share_closer",
+    "kernel": "value",
+    "inception_score": "mean",
+    "deviation_ratio": "deviation",
+    "quartile_ratio": "quartiles",
+    "mean_error": "mean",
+}
 
 
 @pytest.mark.parametrize("better", [LESS, MORE, NEITHER])
@@ -106,3 +118,17 @@ def test_notes_and_text_columns_come_from_the_table():
     assert all(metric.note in notes for metric in METRICS.values())
     in_text = {name: metric.format for name, metric in METRICS.items() if metric.in_text}
     assert MAIN in in_text and in_text.items() <= SHOWN.items()
+
+
+@pytest.mark.parametrize(
+    ("best", "fields"),
+    [
+        ("frechet_1", {"evaluate.features": "none"}),
+        ("agreement_1", {"evaluate.agreement": False}),
+        ("wasserstein_1_1", {}),
+    ],
+)
+def test_no_checkpoint_is_best_by_what_evaluations_lack(tmp_path, best, fields):
+    fields |= {"checkpoint.keep_best": best, "evaluate.every": 5, "evaluate.steps": (1,)}
+    with pytest.raises(ValueError, match=f"keep_best={best} must be one of .* gives"):
+        retention_of(small_config(**fields), tmp_path)

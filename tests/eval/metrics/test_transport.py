@@ -20,6 +20,13 @@ def test_a_shift_is_the_distance():
     assert same.wasserstein_1 == pytest.approx(0.0, abs=1e-12)
 
 
+def test_both_distances_of_two_points():
+    """One point stays, the other moves by 2: means of |x| and of x^2."""
+    found = transport(np.array([[0.0], [0.0]]), np.array([[0.0], [2.0]]))
+    assert found.wasserstein_1 == pytest.approx(1.0)
+    assert found.wasserstein_2 == pytest.approx(math.sqrt(2.0))
+
+
 def test_the_energy_distance_is_unbiased_and_that_of_gaussians():
     pairs = [RNG.standard_normal((2, 60, 1)) for _ in range(300)]
     values = np.array([transport(*pair).energy for pair in pairs])
@@ -41,6 +48,13 @@ def test_spread_shows_a_collapse_along_one_coordinate():
     assert found.mean == pytest.approx(0.3, rel=0.05)
 
 
+def test_spread_shows_an_explosion_and_a_shift_in_units_of_the_deviation():
+    x = 2.0 * RNG.standard_normal((4000, 3))
+    found = spread(x * np.array([3.0, 0.8, 1.0]) - np.array([0.0, 0.0, 1.0]), x)
+    assert found.deviation == pytest.approx(3.0) and found.quartiles == pytest.approx(3.0)
+    assert found.mean == pytest.approx(0.5, rel=0.05)
+
+
 def test_modes():
     weights = np.array([0.5, 0.25, 0.25, 0.0])
     assert mode_entropy(np.repeat([0, 1, 2, 3], 25), weights) == pytest.approx(1.0)
@@ -57,6 +71,7 @@ def test_points_of_a_density_have_a_floor_and_a_prior():
     reference = Reference(None, draw(3), None, None, 0.0)
     prior = prior_metrics(reference, density, 400)
     assert prior["wasserstein_1"] > 2 * floor["wasserstein_1"]
+    assert prior["deviation_ratio"] == pytest.approx(1.0, abs=0.15)  # the scale is that of gmm9
     assert not collapse_warnings(floor, floor) and not collapse_warnings(prior, floor)
 
 

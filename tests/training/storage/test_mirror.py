@@ -145,6 +145,16 @@ def test_a_run_of_another_machine_is_not_written_to(address, tmp_path, monkeypat
         assert texts(mirror) == {**FILES, "samples/0.png": "mine"}
 
 
+def test_a_run_that_has_ended_is_free_for_another_machine(address, tmp_path, monkeypatch):
+    place, folder = buckets.open_place(address, ""), tmp_path / "run"
+    fill(folder)
+    with monkeypatch.context() as patch:
+        patch.setattr(socket, "gethostname", lambda: "tpu-7")
+        push(place, folder, ended=True)
+    with mirrored(Path(address), tmp_path, writes=True) as mirror:
+        assert texts(mirror) == FILES
+
+
 def test_copies_are_made_while_a_run_goes_on(address, tmp_path, monkeypatch):
     monkeypatch.setattr(MIRROR, "EVERY", 0.01)
     place = buckets.open_place(address, "")
