@@ -13,7 +13,7 @@ python main.py --config=configs/digits.py:cd --config.teacher=runs/digits_edm \
 
 A run takes 10 to 20 minutes of one CPU core. Distances on a classifier's features (1,000 samples;
 two halves of the real images: 2.50) in 1 / 4 / 128 sampling steps: flow_matching 44.0 / 4.91 /
-1.52, shortcut 5.47 / 2.05 / 1.62, cd 2.29 / 2.28, sim_flow 1.77. docs/figures.md has all methods.
+1.52, shortcut 5.47 / 2.05 / 1.62, cd 2.13 / 1.97, sim 1.61. docs/figures.md has all methods.
 """
 
 from ml_collections import ConfigDict
