@@ -117,7 +117,8 @@ def test_a_stop_whose_save_fails_does_not_say_that_it_is_saved(tmp_path, monkeyp
         raise OSError("checkpoint 2 could not be written")
 
     stop = lambda: monkeypatch.setattr(checkpoint, "wait_for_save", fail)
-    monkeypatch.setattr(Preemption, "requested", lambda self, step: step == 2)
+    answers = iter((False, True))  # after the first and the second step
+    monkeypatch.setattr(Preemption, "requested", lambda self: next(answers))
     monkeypatch.setattr(checkpoint, "save_state", lambda *_: stop())
     with pytest.raises(OSError, match="checkpoint 2 could not be written"):
         run(tmp_path)
