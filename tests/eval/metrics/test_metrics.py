@@ -23,7 +23,7 @@ from fewstep.eval.metrics.metric import (
 from fewstep.eval.report.page import NOTES
 from fewstep.eval.report.spreadsheet import SHOWN
 from fewstep.eval.report.table import metric_column
-from fewstep.modes.job import retention_of
+from fewstep.modes.retention import retention_of
 from tests.eval.evaluated import REAL, metrics_at
 from tests.training.runs import small_config
 
