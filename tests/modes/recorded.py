@@ -17,6 +17,7 @@ from fewstep.eval import evaluate as EVALUATE
 from fewstep.eval import sampling as SAMPLING
 from fewstep.models import NETWORKS
 from fewstep.modes import job as JOB
+from fewstep.modes import retention as RETENTION
 from fewstep.modes import train_run as TRAIN
 from fewstep.modes.request import Request
 from fewstep.training import location as LOCATION
@@ -55,8 +56,8 @@ def record_run(patch, folder, method, fields, traced=True):
     patch.setattr(CHECKS, "check_feature_network", lambda *_: None)
     patch.setattr(EVALUATE, "save_comparison", lambda *_: None)
     patch.setattr(TRAIN, "train_network", recorder.train_network)
-    for name in ("check_step", "logged_evaluations"):
-        patch.setattr(JOB, name, getattr(recorder, name))
+    patch.setattr(JOB, "check_step", recorder.check_step)
+    patch.setattr(RETENTION, "logged_evaluations", recorder.logged_evaluations)
     patch.setattr(SOURCES, "teacher_pairs", recorder.teacher_pairs)
     config = small_config(method)
     config.update_from_flattened_dict(fields)
