@@ -104,8 +104,8 @@ def test_a_process_0_that_falls_silent_or_ends_is_noticed(meeting, monkeypatch):
 def test_a_process_that_ends_while_it_waits_is_missing_again(meeting):
     first = coming(meeting._replace(count=3), FIRST, runtime=7)
     channel = knock(meeting._replace(count=3), SECOND)
+    channel.close()  # before the last process comes, or all have come
     third = coming(meeting._replace(count=3), Peer(2, "b", 9))
-    channel.close()
     again = coming(meeting._replace(count=3), OTHER)
     assert first()[0] == again()[0] == third()[0] == 7
     assert OTHER in first()[1].values()
@@ -123,8 +123,19 @@ def test_an_id_in_use_is_refused_and_one_given_back_soon_is_waited_for(meeting, 
     # Time enough for threads that a busy machine delays.
     monkeypatch.setattr(door, "HANDOVER", 10.0)
     monkeypatch.setattr(door, "QUESTION", 10.0)
+    let_in, wait_inside = threading.Event(), door.wait_inside
+
+    def note_the_other(meeting, me, channel):
+        if me == OTHER:
+            let_in.set()
+        return wait_inside(meeting, me, channel)
+
+    monkeypatch.setattr(door, "wait_inside", note_the_other)
     threading.Timer(0.1, channel.close).start()
-    other, third = coming(meeting, OTHER), coming(meeting, Peer(2, "b", 9))
+    other = coming(meeting, OTHER)
+    assert let_in.wait(30.0)
+    # The last process comes now. Before, all would have come while the id was still in use.
+    third = coming(meeting, Peer(2, "b", 9))
     assert other()[0] == third()[0] == first()[0] == 0
 
 
