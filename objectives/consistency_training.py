@@ -41,7 +41,7 @@ from fewstep.objectives.consistency import (
 from fewstep.objectives.distances import DISTANCES, Distance, squared_l2
 from fewstep.objectives.followers import scheduled_ema
 from fewstep.objectives.needs import needs
-from fewstep.objectives.sampling import denoised_end
+from fewstep.objectives.sampling import denoised_end, learned_guidance
 from fewstep.parts import Entry, Part
 
 
@@ -90,5 +90,5 @@ def consistency_training(
         followers={"target": Follower("network", update)} if initial_decay else {},
         sample=consistency_sampler(model, spacing, sample_times, curriculum=curriculum),
         fixed=distance.networks,
-        end_point=denoised_end(model),
+        end_point=denoised_end(model, learned_guidance(1.0)),
     )

@@ -32,7 +32,7 @@ from fewstep.objectives.consistency import (
 )
 from fewstep.objectives.distances import DISTANCES, Distance, pseudo_huber
 from fewstep.objectives.needs import needs
-from fewstep.objectives.sampling import denoised_end
+from fewstep.objectives.sampling import denoised_end, learned_guidance
 from fewstep.parts import RUN_LENGTH, Entry, Part
 
 
@@ -71,5 +71,5 @@ def consistency_tuning(
         followers={},
         sample=consistency_sampler(model, spacing or karras_spacing(path), sample_times),
         fixed=distance.networks,
-        end_point=denoised_end(model),
+        end_point=denoised_end(model, learned_guidance(1.0)),
     )

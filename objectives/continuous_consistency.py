@@ -196,7 +196,7 @@ def continuous_training(
         players={"network": Player(model.network, loss, headline="tangent")},
         followers={},
         sample=consistency_sampler(model, spacing or uniform_spacing(model.path), sample_times),
-        end_point=denoised_end(model),
+        end_point=denoised_end(model, learned_guidance(1.0)),
     )
 
 

@@ -91,9 +91,7 @@ def sample_fn(
     return sample
 
 
-def end_point_fn(
-    network: Callable[..., Array], end: End, guidance: Guidance = sampling_guidance
-) -> EndPointFn:
+def end_point_fn(network: Callable[..., Array], end: End, guidance: Guidance) -> EndPointFn:
     """`Objective.end_point` by a method's own `end`. Arguments: as for `sample_fn`."""
 
     def end_point(
@@ -104,7 +102,7 @@ def end_point_fn(
     return end_point
 
 
-def denoised_end(model: Model, guidance: Guidance = sampling_guidance) -> EndPointFn:
+def denoised_end(model: Model, guidance: Guidance) -> EndPointFn:
     """The end by `Model.consistency`: that of a consistency function, and of a denoiser's DDIM."""
 
     def end(predict: Predict, x_t: Array, t: Array, condition: Condition) -> Array:

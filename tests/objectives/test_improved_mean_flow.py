@@ -83,10 +83,13 @@ def test_the_gradient_vanishes_in_the_mean_at_the_exact_average_velocity():
     assert abs(at_exact) < 0.05 and beside - at_exact > 0.5
 
 
-def test_guidance_has_the_guided_velocity_as_its_fixed_point():
+@pytest.mark.parametrize("name", ["linear", "trigflow"])
+def test_guidance_has_the_guided_velocity_as_its_fixed_point(name):
     """If the network has learned v(null) + w (v(y) - v(null)), that is the mean of v_g."""
-    c, null = 1.5, -0.4
-    t = jnp.array([0.5, 0.5, 0.9, 0.05])
+    c, null, path = 1.5, -0.4, PATHS[name]()
+    # The interval is of fractions of the path; on trigflow 0.6 is at t = 0.94, and 1 at 1.57.
+    fraction = jnp.array([0.6, 0.6, 0.9, 0.08])
+    t = path.t_min + fraction * (path.t_max - path.t_min)
     v = jnp.stack([jnp.full(3, c - 1.0), jnp.full(3, c + 1.0)] * 2)
     condition = {
         "label": jnp.array([1, 2, 1, 2]),
@@ -104,7 +107,7 @@ def test_guidance_has_the_guided_velocity_as_its_fixed_point():
         value = jnp.where(given["label"] == -1, null, null + w * (c - null))
         return jnp.broadcast_to(value[:, None], x.shape)
 
-    v_g, own, plain = network_velocities(predict, v, jnp.zeros((4, 3)), t, condition, PATH)
+    v_g, own, plain = network_velocities(predict, v, jnp.zeros((4, 3)), t, condition, path)
     guided = null + 2.5 * (c - null)
     np.testing.assert_allclose(own[:2], guided, rtol=1e-6)
     np.testing.assert_allclose(v_g[:2].mean(axis=0), guided, rtol=1e-6)

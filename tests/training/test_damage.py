@@ -114,6 +114,17 @@ def test_a_flipped_bit_of_any_network_is_named_and_the_checkpoint_kept_aside(
     assert killed.saved_steps(folder) == [4, BEFORE]
 
 
+def test_a_step_that_is_damaged_again_is_kept_beside_the_first(saved, states, tmp_path):
+    folder = shutil.copytree(saved, tmp_path / "run")
+    for _ in range(3):  # the run makes the step again, and it is damaged again
+        made = folder / "checkpoints" / str(NEWEST)
+        shutil.copytree(saved / "checkpoints" / str(NEWEST), made, dirs_exist_ok=True)
+        shutil.rmtree(made / "network")
+        assert killed.have_same_bits(restore_newest(folder), states[BEFORE])
+    kept = [path.name for path in restore.damaged_checkpoints(folder)]
+    assert kept == [str(NEWEST), f"{NEWEST}.1", f"{NEWEST}.2"]
+
+
 def test_without_a_whole_checkpoint_nothing_is_changed(saved, tmp_path):
     folder = shutil.copytree(saved, tmp_path / "run")
     for step in killed.saved_steps(folder):
