@@ -15,9 +15,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.modes.budget import checkpoint_line, fixed_seconds, requested_target, time_lines
+from fewstep.modes.job import resident_bytes
 from fewstep.modes.mode import CONFIG, Flag, Mode, parse_integers, parse_number, parse_numbers
 from fewstep.modes.request import Request, require_config
-from fewstep.modes.resolve import resolve_open_fields
+from fewstep.modes.resolve import encode_if_read, read_dataset, resolve_open_fields
 from fewstep.modes.student import read_student
 from fewstep.training.cost.accelerators import ACCELERATORS, GIB, Target
 from fewstep.training.cost.compiled import (
@@ -33,6 +34,7 @@ from fewstep.training.cost.compiled import (
 from fewstep.training.cost.hardware import planned_hardware
 from fewstep.training.cost.sizes import element_count, tree_bytes
 from fewstep.training.cost.step_cost import forward_flops, step_flops
+from fewstep.training.encoding import with_prepared_codec
 from fewstep.training.experiment import Experiment, build_on
 from fewstep.training.networks import network_title
 from fewstep.training.sharding import (
@@ -44,6 +46,7 @@ from fewstep.training.sharding import (
 )
 
 MIB = 2**20
+UNCOUNTED = "images       not here, so not counted: each device keeps all of them (data.on_device)"
 
 
 def plan_resources(request: Request) -> None:
@@ -103,7 +106,8 @@ def plan_lines(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Requ
     needs = memory_plan(compiled)
     found = collectives(compiled.as_text())
     print(f"compiled in {time.perf_counter() - since:.0f} s", file=sys.stderr, flush=True)
-    parts = memory_parts(inputs)
+    kept = resident_images(config)
+    parts = memory_parts(inputs) | ({} if kept is None else {"images": kept})
     state, given = device_bytes(inputs.state), sum(parts.values())
     peak = given + needs.added
     flops, forward = step_flops(config, experiment), forward_flops(config, experiment)
@@ -113,6 +117,7 @@ def plan_lines(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Requ
         "",
         "memory per device",
         *(memory_line(name, number) for name, number in parts.items()),
+        *([UNCOUNTED] if kept is None and config.data.on_device else []),
         memory_line("temporary", needs.temporary, layout_note(fused)),
         memory_line("peak", peak, "the sum, at most"),
         memory_line("donated", needs.aliased, f"{needs.aliased / state:.1%} of the state"),
@@ -128,6 +133,25 @@ def plan_lines(config: ConfigDict, mesh: Mesh, aim: Target | None, request: Requ
         *time_lines(config, mesh, flops, fixed, aim, request),
         checkpoint_line(config, tree_bytes(inputs.state), request.disk_speed),
     ]
+
+
+def resident_images(config: ConfigDict) -> int | None:
+    """Return the bytes of images or latents that each device keeps.
+
+    None if it keeps none, or if they are not here.
+    """
+    if not config.data.on_device:
+        return None
+    try:
+        dataset = read_dataset(config)
+    except FileNotFoundError:
+        return None
+    if config.codec.name:
+        known = with_prepared_codec(config, dataset)
+        if known is None:
+            return None
+        config, dataset = encode_if_read(known, dataset)
+    return resident_bytes(config, dataset)
 
 
 def fuses_attention(config: ConfigDict, aim: Target | None) -> bool:

@@ -2,6 +2,7 @@ import re
 
 import pytest
 
+from fewstep.configs import digits
 from fewstep.modes.plan import (
     GIB,
     chunk_attention,
@@ -10,6 +11,7 @@ from fewstep.modes.plan import (
     fuses_attention,
     plan_mesh_sizes,
     remedies,
+    resident_images,
 )
 from fewstep.training.cost.accelerators import parse_target
 from fewstep.training.cost.compiled import (
@@ -111,6 +113,19 @@ def test_the_devices_of_the_target_fill_the_mesh_as_in_training():
         plan_mesh_sizes((), config, parse_target("32xh100"))
     config.mesh.fsdp_across_slices = True
     assert plan_mesh_sizes((), config, parse_target("32xh100")) == (2, 16)
+
+
+def test_images_that_each_device_keeps_are_counted_if_they_are_here(tmp_path):
+    config = digits.get_config()
+    assert resident_images(config) is None
+    config.data.on_device = True
+    assert resident_images(config) == 1437 * 8 * 8  # of one byte
+    latent = config.copy_and_resolve_references()
+    latent.codec.name = "linear"
+    latent.data.update(dir=str(tmp_path), image_size=8, channels=1)
+    assert resident_images(latent) is None  # they are not encoded yet
+    config.data.update(name="cifar10", dir=str(tmp_path))
+    assert resident_images(config) is None
 
 
 def test_what_fits_and_what_would_help():
