@@ -41,6 +41,12 @@ def test_folders_of_runs_and_runs_are_mixed(comparison, folders, capsys):
     assert "seed_2 is left out, since it has not been evaluated" in capsys.readouterr().err
 
 
+def test_a_run_named_by_workdir_is_shown_with_those_of_workdirs(comparison):
+    written(comparison, "x.csv", "compare", workdir=comparison / "alone")
+    rows = list(csv.DictReader((comparison / "x.csv").read_text().splitlines()))
+    assert {row["method"] for row in rows} == {"cd", "edm", "sim"}
+
+
 def test_markdown_has_the_means_and_each_seed(comparison):
     text = written(comparison, "x.md", "compare")
     rows = [line for line in text.splitlines() if line.startswith("| ")]
