@@ -11,6 +11,7 @@ import pytest
 from fewstep.files import write_npz
 from fewstep.models.codecs import CODECS, NamedCodec
 from fewstep.models.tiny_autoencoder import tiny_autoencoder
+from fewstep.modes.checkpoints import print_checkpoints
 from fewstep.modes.export import CARD, export
 from fewstep.modes.import_weights import import_weights
 from fewstep.modes.recorded_run import load_run
@@ -88,6 +89,16 @@ def test_samples_of_what_comes_back_are_the_same_bits(runs, tmp_path):
     drawn = [np.load(tmp_path / f"{name}.npz")["x"] for name in "ab"]
     assert drawn[0].std() > 1.0
     np.testing.assert_array_equal(*drawn)
+
+
+def test_a_generator_comes_back_without_its_fake_score_and_is_whole(tmp_path, capsys):
+    run = Path(save_run(tmp_path / "run", "sim"))
+    out = exported(run, tmp_path / "out", "safetensors")
+    import_weights(Request(workdir=tmp_path / "back", weights=out))
+    capsys.readouterr()
+    print_checkpoints(Request(workdir=tmp_path / "back"))
+    (row,) = capsys.readouterr().out.splitlines()[1:]
+    assert row.split()[0] == "5" and row.endswith("whole")
 
 
 @pytest.mark.some_days(2)
