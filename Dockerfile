@@ -3,8 +3,8 @@
 #   docker build --build-arg ACCELERATOR=cuda13 -t fewstep .
 #
 # ACCELERATOR: cpu, cuda13, cuda12 (extras of jax; CUDA comes in wheels, only the driver is the
-# node's) or tpu. PYTHON: 3.11 to 3.13. What is installed is pinned by constraints.txt. Data and runs
-# are mounted, at /data and /shared.
+# node's) or tpu. PYTHON: 3.11 to 3.13. What is installed is pinned by constraints.txt. Runs and
+# data are mounted at /shared; the launch files look for data in /shared/data.
 ARG PYTHON=3.12
 ARG ACCELERATOR=cpu
 FROM python:${PYTHON}-slim-bookworm AS base

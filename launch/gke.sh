@@ -5,7 +5,8 @@
 #       launch/gke.sh --config=configs/cifar10.py:shortcut --workdir=/shared/runs/cifar10
 #
 # Build IMAGE from the Dockerfile with ACCELERATOR=tpu. /shared is a volume that all hosts can write,
-# for example a bucket or Filestore attached by `xpk storage attach`. SLICES (1): slices, joined over
+# for example a bucket or Filestore attached by `xpk storage attach`. Prepared data are in
+# /shared/data, unless --config.data.dir names another folder. SLICES (1): slices, joined over
 # the data-centre network. RESTARTS (50): how often XPK may restart a workload. TUNE: launch/env.sh.
 set -euo pipefail
 
@@ -16,7 +17,7 @@ flags=$(printf '%q ' "$@")
 # XPK (1.13, src/xpk/core/docker_container.py) sends SIGTERM only to the shell of this command, so
 # `exec` replaces that shell with task.sh, which forwards it. The first pod that fails decides for all
 # (backoffLimit 0), so pods that end because of another pod's failure wait (LINGER).
-command="trap 'exit 143' TERM; export TUNE='${TUNE:-}'; . launch/env.sh || exit"
+command="trap 'exit 143' TERM; export TUNE='${TUNE:-}' FEWSTEP_DATA=/shared/data; . launch/env.sh || exit"
 command+="; python main.py --mode=doctor --distributed $flags || exit"
 command+="; LINGER=30 exec launch/task.sh python main.py --distributed $flags"
 # XPK (1.13, src/xpk/commands/workload.py) restarts after 42 and 127 to 255 and after the codes named

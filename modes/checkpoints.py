@@ -23,6 +23,7 @@ from fewstep.training.storage.identity import Identity
 from fewstep.training.storage.train_state import TrainState
 
 TEMPORARY = ".orbax-checkpoint-tmp"  # Orbax puts this into the names of unfinished folders
+GONE = "removed by the run that trains"
 HEADER = f"{'step':>10}  {'saved':<16}  {'size':>10}  health"
 
 
@@ -89,9 +90,15 @@ def reason_unused(folder: Path) -> str:
 
 
 def checkpoint_row(folder: Path, state: str) -> str:
-    """Return a row of the table: step, time, size and state."""
-    size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
-    saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.stat().st_mtime))
+    """Return a row of the table: step, time, size and state.
+
+    A run that trains may have removed or renamed the folder in the meantime.
+    """
+    try:
+        size = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        saved = time.strftime("%Y-%m-%d %H:%M", time.localtime(folder.stat().st_mtime))
+    except FileNotFoundError:
+        return f"{folder.name:>10}  {GONE}"
     return f"{folder.name:>10}  {saved}  {size / 2**20:>6.1f} MiB  {state}"
 
 

@@ -154,6 +154,11 @@ def plan_runs(root: Path, request: Request, share: Share = ALL) -> list[Compared
         raise ValueError(
             "--methods is missing; name the methods to compare, as in --methods=cd,sim"
         )
+    if request.config.teacher:
+        raise ValueError(
+            f"teacher={request.config.teacher}: a comparison trains the teachers of its methods; "
+            "leave it out, or train students of that run by --mode=train"
+        )
     check_sweep(request)
     configs, own = configure_runs(root, request, share)
     keep_teacher_steps(configs)

@@ -8,7 +8,6 @@ from typing import NamedTuple
 import jax
 
 from fewstep.eval.report.card import model_card
-from fewstep.eval.sampling import guidance_scale
 from fewstep.files import check_writable, replace_file, whole_folder
 from fewstep.messages import unknown_choice
 from fewstep.modes.mode import (
@@ -23,7 +22,6 @@ from fewstep.modes.mode import (
 )
 from fewstep.modes.recorded_run import load_run
 from fewstep.modes.request import Request, require_workdir
-from fewstep.modes.student import config_in_place_of
 from fewstep.training.classes import class_names
 from fewstep.training.cluster.processes import say
 from fewstep.training.codec_weights import load_codec
@@ -116,11 +114,8 @@ def require_out(request: Request) -> Path:
 def exported_network(request: Request) -> Exported:
     """Return the network of the run, on the host. Raises ValueError as `load_run` does."""
     run = load_run(request)
-    config = config_in_place_of(run.config, request)
-    scale = guidance_scale(run.experiment, config)
+    scale = request.fields.get(GUIDANCE, run.experiment.objective.guidance_scale)
     check_guidance(run.experiment, scale)
-    if not config.evaluate.steps:
-        raise ValueError("--steps= leaves nothing to sample in; name one number, as in --steps=1")
     return Exported(
         config=run.config,
         experiment=run.experiment,

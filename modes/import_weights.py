@@ -53,11 +53,12 @@ def import_weights(request: Request) -> None:
     check_given_sizes(config, found)
     if config.codec.weights:
         config.codec.fingerprint = load_codec(config).fingerprint
-    named = config.data.name not in (NONE, found.config.data.name)
+    named = "data.name" in request.fields and config.data.name != NONE
     dataset = load_dataset(config) if named else None
     if dataset is not None:
         check_classes(found, dataset)
     experiment = rebuild(config, str(path))
+    check_shapes(experiment, config, found)
     record = {"layout": found.layout, "part": request.part, "files": file_hashes(found.file)}
     with claim_workdir(path):
         state = state_of(experiment, config, found)
@@ -96,6 +97,18 @@ def check_classes(found: Imported, dataset: Dataset) -> None:
         raise ValueError(
             f"the label table in {found.file} has {classes} classes and the null class, and "
             f"{dataset.name} has {dataset.num_classes}; name the data that it was trained on"
+        )
+
+
+def check_shapes(experiment: Experiment, config: ConfigDict, found: Imported) -> None:
+    """Raises ValueError if given fields make the network another one than that of the file."""
+    network = experiment.objective.players[experiment.objective.generator].network
+    trees = tree_for(config, found.params), jax.eval_shape(network.init, jax.random.key(0))
+    own, needed = (jax.tree.map(lambda leaf: leaf.shape, tree) for tree in trees)
+    if own != needed:
+        raise ValueError(
+            f"the network in {found.file} is not that of the given fields: with these images, "
+            "codec or objective its parameters have other shapes; leave out what changes them"
         )
 
 

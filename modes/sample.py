@@ -143,8 +143,8 @@ def default_out(
 ) -> Path:
     """Return WORKDIR/samples/NAME, where NAME says how the samples are made; an .npz for points.
 
-    NAME has no seeds, since the names of the files in the folder have them. labels: those of
-    --labels.
+    NAME has the first and last seed of points, but none of pictures, whose own names have them.
+    labels: those of --labels.
     """
     parts = [
         f"step_{made_from['step']:08d}",
@@ -155,7 +155,9 @@ def default_out(
         # Numbers, since the name of a class may contain a / or be longer than a file name.
         *([f"labels_{'_'.join(map(str, labels))}"] if labels else []),
     ]
-    name = "-".join(parts)[:LONGEST_NAME] + ("" if space.image else ".npz")
+    name, seeds = "-".join(parts)[:LONGEST_NAME], request.seeds or DEFAULT_SEEDS
+    if space.image is None:
+        name += f"-seeds_{seeds[0]}_to_{seeds[-1]}.npz"
     return require_workdir(request) / FOLDER / name
 
 
@@ -169,9 +171,14 @@ def check_form(out: Path, space: Space) -> None:
 
 
 def check_free(out: Path, made_from: Mapping[str, Any]) -> None:
-    """Raises ValueError for a folder with other files, OSError if it cannot be written to."""
+    """Raises ValueError if --out would touch other files, OSError if it cannot be written to."""
+    picture = sibling_path(out, ".png")
     if out.suffix == ".npz":
         check_writable(out.parent, "choose another --out")
+        if picture.exists() and not out.exists():
+            raise ValueError(
+                f"--out={out} would replace {picture}, which is not of a draw; choose another --out"
+            )
     else:
         check_folder(out, made_from)
 

@@ -26,6 +26,7 @@ CODES = [0, 1, 2, 3, 75, 76, 77, 134, 137, 143]
 # text after the code.
 STAND_IN = """#!/usr/bin/env bash
 exec 9>> "$RECORD"; flock 9  # one after the other
+echo "$CUDA_VISIBLE_DEVICES" >> "$RECORD.gpus"
 printf '%s\\n' "${0##*/}" "$@" '' >&9
 codes="$CODES/${0##*/}"
 [ -s "$codes" ] || exit 0
@@ -235,6 +236,16 @@ def test_several_processes_on_one_machine_meet(call):
         "--coordinator=127.0.0.1:4321",
         "--coordinator=127.0.0.1:4322",
     }
+
+
+def test_each_process_on_one_machine_has_its_gpu(call, programs):
+    seen = programs / "record.gpus"
+    for given, each in ((None, "01"), ("4,7", "47"), ("GPU-a,GPU-b,GPU-c", ("GPU-a", "GPU-b"))):
+        seen.unlink(missing_ok=True)
+        own = {} if given is None else {"CUDA_VISIBLE_DEVICES": given}
+        assert call("local.sh", *FLAGS, NPROC="2", **own)[0] == 0
+        assert sorted(seen.read_text().split()) == sorted([*each, *each])
+    assert call("local.sh", *FLAGS, NPROC="2", CUDA_VISIBLE_DEVICES="4") == (2, [])
 
 
 def terminate(command, env, lines):

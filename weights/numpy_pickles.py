@@ -35,6 +35,14 @@ KINDS = {"f2": "float16", "f4": "float32", "f8": "float64", "i4": "int32", "i8":
 ORDERS = "<=|"
 
 
+def is_pickle(start: bytes) -> bool:
+    """Whether a file that starts with these 9 bytes is such a pickle.
+
+    The length at the start of safetensors may begin alike, but its header follows.
+    """
+    return start.startswith(STARTS) and start[8:9] != b"{"
+
+
 class Span(NamedTuple):
     """Bytes of the file."""
 

@@ -32,7 +32,7 @@ from fewstep.weights.mapped import (
     cut,
     map_file,
 )
-from fewstep.weights.numpy_pickles import STARTS, array_parts, read_pickled_arrays
+from fewstep.weights.numpy_pickles import array_parts, is_pickle, read_pickled_arrays
 from fewstep.weights.pickles import SHOWN, Machine, Slice, read_description
 from fewstep.weights.safetensors import is_index, read_safetensors, read_sharded, shards
 from fewstep.weights.streams import (
@@ -123,7 +123,7 @@ def parts_of(path: str | Path) -> list[str]:
                     return part_names(describe_archive(archive, CheckpointMachine()).content)
             if start == STREAM_START:
                 return part_names(describe_stream(file, CheckpointMachine()).content)
-            if start.startswith(STARTS):
+            if is_pickle(start):
                 return array_parts(file)
             if is_msgpack(start):
                 return flax_parts(file)
@@ -148,7 +148,7 @@ def find_reader(start: bytes) -> Reader | None:
         return read_zip
     if start == STREAM_START:
         return read_stream
-    if start.startswith(STARTS):
+    if is_pickle(start):
         return read_pickled_arrays
     if is_index(start):
         return lambda file, part: check_no_part(read_sharded(file), part)

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 from fewstep.eval.report.results import ROWS, Result
-from fewstep.eval.report.runs import EvaluatedRun
+from fewstep.eval.report.runs import EvaluatedRun, Groups
 
 CORRECTED = ("weighted", "hmc")
 EVALUATIONS = "evaluations"  # entry of a row, which has a column of its own
@@ -21,6 +21,11 @@ class Entry(NamedTuple):
     group: str
     runs: Sequence[EvaluatedRun]
     steps: int
+
+
+def all_entries(groups: Groups) -> list[Entry]:
+    """The rows of all groups."""
+    return [entry for name, runs in groups.items() for entry in table_entries(name, runs)]
 
 
 def table_entries(name: str, runs: Sequence[EvaluatedRun]) -> Iterator[Entry]:

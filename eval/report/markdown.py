@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from fewstep.eval.metrics.protocol import Protocol
+from fewstep.eval.report.corrected import all_entries
 from fewstep.eval.report.figures import has_several_seeds, sampling_text
 from fewstep.eval.report.page import (
     plain_notes,
@@ -17,7 +18,6 @@ from fewstep.eval.report.table import (
     REFERENCES,
     TableCell,
     all_columns,
-    all_places,
     nonempty_columns,
     reference_texts,
 )
@@ -41,13 +41,14 @@ def write_markdown(path: Path, *, title: str, runs: Sequence[EvaluatedRun]) -> N
 
 def table(groups: Groups, metric: str) -> str:
     """The table of a page as Markdown: one row for each method and number of steps."""
-    columns = nonempty_columns(all_columns(groups, metric), all_places(groups))
+    entries = all_entries(groups)
+    columns = nonempty_columns(all_columns(groups, metric), entries)
     heads = ["method", *(cell_text(TableCell(c.heading, c.below)) for c in columns)]
     rows = [heads, ["---", *["---:"] * len(columns)]]
-    for name, runs in groups.items():
-        label = cell_text(TableCell(name, ADDED if runs[0].added else ""))
-        for steps in sorted(runs[0].results):
-            rows.append([label, *(cell_text(column.cell(runs, steps)) for column in columns)])
+    for entry in entries:
+        cells = [TableCell(entry.title, ADDED if entry.runs[0].added else "")]
+        cells += [column.cell(entry.runs, entry.steps) for column in columns]
+        rows.append([*map(cell_text, cells)])
     for name, title in REFERENCES.items():
         if texts := reference_texts(groups, metric, name):
             rows.append([title, *(texts.get(column.heading, "") for column in columns)])

@@ -5,15 +5,16 @@ A row is the mean over the seeds of a method at a number of sampling steps, or o
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
 from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.bootstrap import interval, spread_name
-from fewstep.eval.report.runs import EvaluatedRun, Groups, swept_values, value_text
-from fewstep.eval.report.table import mean_cost
+from fewstep.eval.report.corrected import Entry, all_entries
+from fewstep.eval.report.runs import Groups, swept_values, value_text
+from fewstep.eval.report.table import REFERENCES, mean_cost, reference_numbers
 from fewstep.files import replace_file
 
 # Of the main metric over several seeds: the name and the ends of its spread, and its least value.
@@ -39,19 +40,18 @@ SHOWN = {
 
 
 def summary_rows(groups: Groups) -> list[dict[str, Any]]:
-    """One row for each method and number of steps: means over seeds.
+    """One row for each method and number of steps, and for what corrects it: means over seeds.
 
     frechet_low and frechet_high are the ends of frechet_spread, the 95 % bootstrap interval or the
     range of two seeds; a single seed has none. frechet_least is the value of the best seed.
     evaluations are the network evaluations of a sample.
     """
-    return [
-        summary_row(name, steps, runs) for name, runs in groups.items() for steps in runs[0].results
-    ]
+    return [summary_row(entry) for entry in all_entries(groups)]
 
 
-def summary_row(name: str, steps: int, runs: Sequence[EvaluatedRun]) -> dict[str, Any]:
-    """The row of a group of runs at a number of sampling steps. name: its heading."""
+def summary_row(entry: Entry) -> dict[str, Any]:
+    """The row of a group of runs at a number of sampling steps."""
+    name, _, runs, steps = entry
     results = [run.results[steps] for run in runs]
     swept = {field: value_text(value) for field, value in swept_values(runs).items()}
     found: dict[str, Any] = {"method": name, **swept, "steps": steps}
@@ -80,16 +80,22 @@ def summary_row(name: str, steps: int, runs: Sequence[EvaluatedRun]) -> dict[str
 def seed_rows(groups: Groups) -> list[dict[str, Any]]:
     """The rows of the means, each before the rows of its seeds."""
     found = []
-    for name, runs in groups.items():
-        for steps in runs[0].results:
-            found.append(summary_row(name, steps, runs))
-            found += [{**summary_row(name, steps, [run]), "seed": run.seed} for run in runs]
+    for entry in all_entries(groups):
+        found.append(summary_row(entry))
+        each = (entry._replace(runs=[run]) for run in entry.runs)
+        found += [{**summary_row(one), "seed": one.runs[0].seed} for one in each]
     return found
+
+
+def reference_rows(groups: Groups) -> list[dict[str, Any]]:
+    """The rows of real data, of the untrained prior and of SMC, where they were measured."""
+    rows = ((title, reference_numbers(groups, name)) for name, title in REFERENCES.items())
+    return [{"method": title, **numbers} for title, numbers in rows if numbers]
 
 
 def write_csv(path: Path, groups: Groups) -> None:
     """Writes all columns of the means and of each seed as a CSV file, whole or not at all."""
-    found = seed_rows(groups)
+    found = [*seed_rows(groups), *reference_rows(groups)]
     columns = list(dict.fromkeys(column for of_method in found for column in of_method))
     text = io.StringIO()
     writer = csv.DictWriter(text, columns, lineterminator="\n")

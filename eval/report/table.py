@@ -15,7 +15,7 @@ from fewstep.eval.metrics import MAIN, METRICS
 from fewstep.eval.metrics.bootstrap import INTERVAL, RANGE, interval, spread_name
 from fewstep.eval.metrics.metric import ARROWS, MORE, NEITHER, Metric, error_name
 from fewstep.eval.metrics.transport import collapsed
-from fewstep.eval.report.corrected import EVALUATIONS, corrected_names, table_entries
+from fewstep.eval.report.corrected import EVALUATIONS, Entry, all_entries, corrected_names
 from fewstep.eval.report.curves import Look
 from fewstep.eval.report.quantities import duration_text, short_number
 from fewstep.eval.report.results import ROWS
@@ -30,8 +30,6 @@ from fewstep.eval.report.runs import (
 
 # Format of a metric that METRICS lacks; results of other versions may have one.
 OTHER_FORMAT = "{:.4g}"
-# The runs and sampling steps of a row.
-Place = tuple[Sequence[EvaluatedRun], int]
 # what the seeds of a page have -> what stands below the heading of the main metric
 SPREADS = {
     (): "",
@@ -75,9 +73,8 @@ def results_table(groups: Groups, looks: Mapping[str, Look], metric: str) -> str
     the best row on top. Without scripts, headings are text.
     """
     script = Path(__file__).with_suffix(".js").read_text(encoding="utf-8")
-    entries = [entry for name, runs in groups.items() for entry in table_entries(name, runs)]
-    places = [(entry.runs, entry.steps) for entry in entries]
-    columns = nonempty_columns(all_columns(groups, metric), places)
+    entries = all_entries(groups)
+    columns = nonempty_columns(all_columns(groups, metric), entries)
     rows = [
         table_row(entry.title, looks[entry.group], entry.runs, entry.steps, columns)
         for entry in entries
@@ -136,14 +133,9 @@ def swept_column(field: str, groups: Groups) -> Column:
     return Column(field, cell, sorts="number" if numbers else "text")
 
 
-def all_places(groups: Groups) -> list[Place]:
-    """The runs and steps of every row of samples."""
-    return [(runs, steps) for runs in groups.values() for steps in runs[0].results]
-
-
-def nonempty_columns(columns: Sequence[Column], places: Sequence[Place]) -> list[Column]:
-    """The columns in which at least one row has a value. places: runs and steps of each row."""
-    return [column for column in columns if any(column.cell(*place).value for place in places)]
+def nonempty_columns(columns: Sequence[Column], entries: Sequence[Entry]) -> list[Column]:
+    """The columns in which at least one row has a value."""
+    return [c for c in columns if any(c.cell(entry.runs, entry.steps).value for entry in entries)]
 
 
 def metric_names(groups: Groups) -> list[str]:
@@ -262,13 +254,13 @@ def small_text(text: str) -> str:
 def seeds_table(groups: Groups, metric: str) -> str:
     """The rows of each seed as HTML, in a part of the page that opens by a click."""
     each = split_seeds(groups)
-    columns = nonempty_columns(all_columns(each, metric), all_places(each))
+    entries = all_entries(each)
+    columns = nonempty_columns(all_columns(each, metric), entries)
     heads = "".join(f'<th scope="col">{escape(c.heading)}</th>' for c in columns)
     rows = "".join(
-        f'<tr><th scope="row">{escape(name)}</th>'
-        f"{''.join(data_cell(column.cell(runs, steps)) for column in columns)}</tr>\n"
-        for name, runs in each.items()
-        for steps in sorted(runs[0].results)
+        f'<tr><th scope="row">{escape(entry.title)}</th>'
+        f"{''.join(data_cell(column.cell(entry.runs, entry.steps)) for column in columns)}</tr>\n"
+        for entry in entries
     )
     return (
         f'<details>\n<summary>Each seed</summary>\n<div class="scroll"><table>\n<thead><tr><th '
@@ -289,9 +281,15 @@ def reference_rows(groups: Groups, columns: Sequence[Column], metric: str) -> st
 
 def reference_texts(groups: Groups, metric: str, name: str) -> dict[str, str]:
     """Metrics of a row of REFERENCES as text, by the heading of their column."""
-    real: dict[str, float] = {}
-    for result in all_results(groups):
-        real = {**(result.get(name) or result.get("rows", {}).get(name, {})), **real}
-    evaluations = real.pop(EVALUATIONS, None)
-    texts = {metric_heading(m, metric): find_metric(m).format.format(v) for m, v in real.items()}
+    found = reference_numbers(groups, name)
+    evaluations = found.pop(EVALUATIONS, None)
+    texts = {metric_heading(m, metric): find_metric(m).format.format(v) for m, v in found.items()}
     return texts | ({} if evaluations is None else {"evaluations": f"{evaluations:,.0f}"})
+
+
+def reference_numbers(groups: Groups, name: str) -> dict[str, float]:
+    """Metrics of a row of REFERENCES, and its evaluations; {} without it."""
+    found: dict[str, float] = {}
+    for result in all_results(groups):
+        found = {**(result.get(name) or result.get("rows", {}).get(name, {})), **found}
+    return found

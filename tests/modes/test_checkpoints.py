@@ -7,6 +7,11 @@ from fewstep.training.storage.checkpoint import FOLDER
 CHECKPOINTS = import_module("fewstep.modes.checkpoints")
 
 
+def test_a_checkpoint_that_the_run_removes_meanwhile_has_a_row(tmp_path):
+    row = CHECKPOINTS.checkpoint_row(tmp_path / "8", "whole")
+    assert row.split(maxsplit=1) == ["8", CHECKPOINTS.GONE]
+
+
 def test_an_unused_folder_is_listed_with_the_reason(tmp_path):
     names = ("2", "06", "6 (copy)", "8.orbax-checkpoint-tmp-0")
     for name in names:

@@ -56,6 +56,7 @@ def test_teachers_are_trained_first_and_everything_is_in_the_table(comparison):
     assert order == [("edm", "0"), ("edm", "1"), ("cd", "0"), ("cd", "1")]
     with (root / "table.csv").open() as file:
         every = list(csv.DictReader(file))
+    assert every.pop()["method"] == "real images"
     assert [row["seed"] for row in every] == 4 * ["mean", "0", "1"]
     rows = {(row["method"], row["steps"]): row for row in every if row["seed"] == "mean"}
     assert set(rows) == {(method, steps) for method in ("edm", "cd") for steps in ("1", "2")}
@@ -110,6 +111,7 @@ def test_finished_runs_stay_and_missing_ones_are_made(comparison):
         (("--methods=cd", "--seeds=1-0"), "--seeds=1-0"),
         (("--methods=cd", "--config.optimizer.warmup_steps", "5"), "warmup_steps=5"),
         (("--methods=cd", "--config.objective.solver.name=heun"), "solver"),
+        (("--methods=cd", "--config.teacher=runs/edm"), "a comparison trains the teachers"),
     ],
 )
 def test_an_invalid_comparison_is_refused_before_compute(tmp_path, options, message):

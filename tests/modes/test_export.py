@@ -19,6 +19,7 @@ from fewstep.modes.request import Request
 from fewstep.modes.sample import sample
 from fewstep.training.codec_weights import load_codec
 from fewstep.training.exports.own import PLACES, config_without_places
+from fewstep.training.exports.published import unsaid
 from fewstep.training.storage import workdir
 from fewstep.weights.layouts.blocks import split_blocks
 from fewstep.weights.layouts.names import flatten
@@ -28,6 +29,8 @@ from tests.training.runs import save_run, small_config
 SIT = {"model.time_scale": 1.0}
 DIT = {"path.name": "vp_discrete", "prediction.kind": "eps", "objective.solver.name": "ddim"}
 TINY = NamedCodec(tiny_autoencoder, {"width": 8, "blocks": (1, 1, 1, 1)}, "sd")
+
+SD3 = {"codec.name": "sd3", "codec.scale": (1.5,), "codec.shift": (0.1,)}
 
 
 @pytest.fixture(scope="module")
@@ -91,6 +94,28 @@ def test_samples_of_what_comes_back_are_the_same_bits(runs, tmp_path):
     np.testing.assert_array_equal(*drawn)
 
 
+def test_a_run_that_is_evaluated_in_no_steps_is_exported(tmp_path):
+    run = Path(save_run(tmp_path / "run", "flow_matching", **{"evaluate.steps": ()}))
+    assert (exported(run, tmp_path / "out", "safetensors") / "network.safetensors").exists()
+
+
+def test_the_data_that_are_named_give_an_import_their_classes(runs, tmp_path):
+    out = exported(runs["shortcut"], tmp_path / "out", "safetensors")
+    name = load_run(Request(workdir=runs["shortcut"])).config.data.name
+    for folder, fields in (("plain", {}), ("named", {"data.name": name})):
+        import_weights(Request(workdir=tmp_path / folder, weights=out, fields=fields))
+        data = workdir.recorded_identity(tmp_path / folder).data
+        assert (data is not None) == bool(fields)
+
+
+def test_fields_that_make_it_another_network_are_refused_and_nothing_is_written(runs, tmp_path):
+    out = exported(runs["shortcut"], tmp_path / "out", "safetensors")
+    fields = {"codec.name": "f4"}
+    with pytest.raises(ValueError, match="is not that of the given fields: with these images"):
+        import_weights(Request(workdir=tmp_path / "back", weights=out, fields=fields))
+    assert not (tmp_path / "back").exists()
+
+
 def test_a_generator_comes_back_without_its_fake_score_and_is_whole(tmp_path, capsys):
     run = Path(save_run(tmp_path / "run", "sim"))
     out = exported(run, tmp_path / "out", "safetensors")
@@ -134,7 +159,22 @@ def test_published_names_come_back(runs, tmp_path, name, layout):
         split_blocks(before.params),
         after.params,
     )
-    assert "## Not in these files" in (out / CARD).read_text()
+    card = (out / CARD).read_text()
+    assert "## Not in these files" in card and "--config.data.image_size=8" in card
+
+
+@pytest.mark.parametrize(
+    ("fields", "flags"),
+    [
+        ({"data.channels": 3}, {}),
+        ({"data.channels": 4}, {"codec.name": ""}),
+        ({"data.channels": 3, **SD3}, SD3),
+    ],
+)
+def test_the_command_of_a_card_says_what_a_published_file_does_not(fields, flags):
+    config = small_config(**fields, **{"data.image_size": 32})
+    named = {f"config.{field}": value for field, value in flags.items()}
+    assert unsaid(config) == {"config.data.image_size": 32, **named}
 
 
 def test_a_folder_of_diffusers_has_its_parts_and_comes_back(runs, tmp_path):

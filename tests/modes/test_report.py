@@ -3,12 +3,14 @@
 import csv
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from fewstep.eval.report.folders import record_methods
+from fewstep.eval.report.results import ROWS, load_results
 from fewstep.modes.report import report
 from fewstep.modes.request import Request
-from tests.eval.evaluated import MEASUREMENT, evaluated_run
+from tests.eval.evaluated import MEASUREMENT, evaluated_run, save_evaluation
 
 
 @pytest.fixture(scope="module")
@@ -36,15 +38,15 @@ def test_folders_of_runs_and_runs_are_mixed(comparison, folders, capsys):
     rows = list(csv.DictReader(written(comparison, "x.csv", *folders).splitlines()))
     seeds = {(row["method"], row["seed"]) for row in rows}
     both = {(method, seed) for method in ("cd", "edm") for seed in ("mean", "0", "1")}
-    assert seeds == both | {("sim", "mean"), ("sim", "0")}
-    assert len(rows) == 2 * len(both) + 2
+    assert seeds == both | {("sim", "mean"), ("sim", "0"), ("real images", "")}
+    assert len(rows) == 2 * len(both) + 3
     assert "seed_2 is left out, since it has not been evaluated" in capsys.readouterr().err
 
 
 def test_a_run_named_by_workdir_is_shown_with_those_of_workdirs(comparison):
     written(comparison, "x.csv", "compare", workdir=comparison / "alone")
     rows = list(csv.DictReader((comparison / "x.csv").read_text().splitlines()))
-    assert {row["method"] for row in rows} == {"cd", "edm", "sim"}
+    assert {row["method"] for row in rows} == {"cd", "edm", "sim", "real images"}
 
 
 def test_markdown_has_the_means_and_each_seed(comparison):
@@ -57,6 +59,23 @@ def test_markdown_has_the_means_and_each_seed(comparison):
     assert len({len(row) for row in cells.values()}) == 1
     assert text.startswith("# Fewstep: digits\n\nfd-classifier-1k: 1,000 samples")
     assert "\n\n\n" not in text
+
+
+def test_rows_that_correct_samples_and_smc_are_in_every_form(tmp_path):
+    folder = evaluated_run(tmp_path / "run", "dis", steps=(1,))
+    (file,) = (folder / "eval").glob("*.json")
+    of_row = {"ess": 0.25, "evaluations": 30.0}
+    rows = {"weighted": of_row, "hmc": {"mmd": 0.5}, "smc": {"ess": 0.75, "evaluations": 0.0}}
+    with np.load(file.with_suffix(".npz")) as saved:
+        samples = {name: saved[name] for name in ("x", "y", "way")}
+    save_evaluation(file, load_results(file) | {"rows": rows}, **samples)
+    forms = [written(tmp_path, f"x.{form}", "run") for form in ("csv", "md", "html")]
+    titles = (f"dis, {ROWS['weighted']}", ROWS["hmc"], ROWS["smc"])
+    assert all(title in text for text in forms for title in titles)
+    table = {row["method"]: row for row in csv.DictReader(forms[0].splitlines())}
+    assert table[f"dis, {ROWS['weighted']}"]["ess"] == "0.25"
+    assert table[f"dis, {ROWS['weighted']}"]["evaluations"] == "30"
+    assert (table[f"dis, {ROWS['hmc']}"]["mmd"], table[ROWS["smc"]]["ess"]) == ("0.5", "0.75")
 
 
 def test_the_page_marks_what_was_added(comparison):

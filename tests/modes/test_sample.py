@@ -13,6 +13,7 @@ from PIL import Image
 from fewstep.data import to_uint8
 from fewstep.data.spaces.grid import CAPTION_HEIGHT, GAP
 from fewstep.data.spaces.pixels import pixel_space
+from fewstep.data.spaces.points import point_space
 from fewstep.modes.recorded_run import LoadedRun
 from fewstep.modes.request import Request
 from fewstep.objectives.stages import Stage
@@ -156,6 +157,25 @@ def test_files_of_no_draw_are_refused_before_compute_and_stay(sample, tmp_path, 
     with pytest.raises(ValueError, match="mine would mix a draw with files that are not of one: "):
         sample(seeds=(1,), out=tmp_path / "mine")
     assert (tmp_path / mine).read_text() == "kept"
+
+
+def test_a_picture_of_no_draw_beside_an_npz_stays(sample, tmp_path, monkeypatch):
+    for seed in (1, 2):  # a draw replaces its own
+        sample(seeds=(seed,), out=tmp_path / "y.npz")
+    (tmp_path / "x.png").write_text("kept")
+    with pytest.raises(ValueError, match=r"x.npz would replace .*x.png, which is not of a draw"):
+        sample(seeds=(1,), out=tmp_path / "x.npz")
+    assert (tmp_path / "x.png").read_text() == "kept" and not (tmp_path / "x.npz").exists()
+
+
+def test_the_name_of_points_has_their_seeds():
+    made_from = {"step": 3, "sampling_steps": 1, "guidance_scale": 1.0, "network": "ema"}
+    names = [
+        SAMPLE.default_out(Request(workdir=Path("run"), seeds=seeds), space, made_from, ()).name
+        for space in (point_space(2), pixel_space((8, 8, 1)))
+        for seeds in (range(64), range(64, 128))
+    ]
+    assert len({*names}) == 3 and names[1].endswith("-ema-seeds_64_to_127.npz")
 
 
 def test_a_draw_replaces_one_of_an_earlier_version(sample, tmp_path):

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fewstep.weights import archives, pickles
-from fewstep.weights.tensors import file_sha256, read_tensors
+from fewstep.weights.tensors import file_sha256, parts_of, read_tensors
 from tests.weights.formats import MAGIC, VALUES, VERSION, Call, entry, safetensors, whole
 
 
@@ -280,6 +280,16 @@ def test_a_slice_is_read_just_if_it_lies_within_its_storage(archive):
 def test_what_is_no_state_dict_is_refused(content, message, archive):
     with pytest.raises(ValueError, match=message):
         read_tensors(archive(content, {"0": VALUES.tobytes()}))
+
+
+@pytest.mark.parametrize("length", [0x0480, 0x0580])
+def test_a_length_of_safetensors_may_look_like_the_start_of_a_pickle(tmp_path, length):
+    header = {"__metadata__": {"pad": ""}, "a": entry("F32", [3, 4], 0, 48)}
+    header["__metadata__"]["pad"] = "x" * (length - len(json.dumps(header)))
+    file = safetensors(tmp_path / "file", header, VALUES.tobytes())
+    assert file.read_bytes()[:2] in (b"\x80\x04", b"\x80\x05")
+    np.testing.assert_array_equal(read_tensors(file)["a"], VALUES, strict=True)
+    assert parts_of(file) == []
 
 
 def test_safetensors_are_read(tmp_path):

@@ -68,7 +68,12 @@ def onnx_contents(exported: Exported) -> Contents:
     Raises ValueError for a run that does not sample, or not in these steps, and without jax2onnx.
     """
     check_exportable(exported, "onnx")
+    if len(exported.sampling_steps) > 1:
+        given = ",".join(map(str, exported.sampling_steps))
+        raise ValueError(f"--steps={given}: a graph samples in one number of steps; name one")
     steps = exported.sampling_steps or exported.config.evaluate.steps
+    if not steps:
+        raise ValueError("--steps is missing, and the run is evaluated in none; add --steps=1")
     sampling = Sampling(min(steps), exported.guidance_scale)
     check_sampling(exported, sampling)
     write = partial(save_graph, exported=exported, sampling=sampling)

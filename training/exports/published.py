@@ -1,10 +1,14 @@
 """Files of a network under published names: DiT, SiT, REPA, shortcut models and MeanFlow."""
 
 from functools import partial
+from typing import Any
+
+from ml_collections import ConfigDict
 
 from fewstep.messages import shell_flags
 from fewstep.training.exports.exported import Contents, Exported, check_fields, dit_sizes
 from fewstep.training.exports.own import save_safetensors
+from fewstep.training.imported import CODEC_OF
 from fewstep.training.published import PUBLISHED, published_tensors
 
 # Layouts of a DiT in one file of safetensors. That of diffusers is a folder (diffusers.py), and
@@ -33,7 +37,9 @@ def published_contents(exported: Exported, layout: str) -> Contents:
     file, tree = f"{layout}.safetensors", dict(exported.params)
     tree.pop("loss_weight", None)
     tensors = published_tensors(layout, tree, dit_sizes(exported))
-    command = shell_flags("import", weights=file, layout=layout, workdir="runs/imported")
+    command = shell_flags(
+        "import", weights=file, layout=layout, workdir="runs/imported", **unsaid(exported.config)
+    )
     loading = (
         f"`{file}` has the names and shapes of {published.title} as its authors publish it. With "
         f"Fewstep:\n\n```\npython main.py {command}\n```"
@@ -41,6 +47,20 @@ def published_contents(exported: Exported, layout: str) -> Contents:
     return Contents(
         {file: partial(save_safetensors, tensors=tensors)}, loading, (published.left_out,)
     )
+
+
+def unsaid(config: ConfigDict) -> dict[str, Any]:
+    """Flags of what a published file does not say of its run: its images, and their codec.
+
+    Weights of a codec are named when the run that is made of the file samples.
+    """
+    flags = {"config.data.image_size": config.data.image_size}
+    if config.codec.name:
+        flags["config.codec.name"] = config.codec.name
+        flags |= {f"config.codec.{name}": tuple(config.codec[name]) for name in ("scale", "shift")}
+    elif config.data.channels in CODEC_OF:
+        flags["config.codec.name"] = ""  # else the usual one
+    return flags
 
 
 def expressible(layout: str) -> dict[str, tuple]:
