@@ -76,7 +76,10 @@ def check_density(density: Density) -> Density:
 
     Raises ValueError that names the density otherwise.
     """
-    x = density.scale * jax.random.normal(jax.random.key(0), (16, density.dim))
+    scale = density.scale
+    if not (isinstance(scale, int | float) and math.isfinite(scale) and scale > 0.0):
+        raise ValueError(f"scale={scale!r} of density:{density.name} must be a number above 0")
+    x = scale * jax.random.normal(jax.random.key(0), (16, density.dim))
     try:
         shape = jax.eval_shape(density.log_density, jax.ShapeDtypeStruct((density.dim,), x.dtype))
     except (TypeError, ValueError) as error:

@@ -71,7 +71,7 @@ def is_place(name: str) -> bool:
     """Whether a name is that of a file or a folder; a folder named as a density needs a `/`."""
     if name in DENSITIES or any(re.fullmatch(form, name) for form in FAMILIES):
         return False
-    return name.endswith((".py", ".csv")) or "/" in name or Path(name).is_dir()
+    return name.endswith((".py", ".csv")) or "/" in name or Path(name.partition("@")[0]).is_dir()
 
 
 def read_runs_by(reader: Callable[[str], Density]) -> None:

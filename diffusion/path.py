@@ -14,8 +14,9 @@ At equal noise level rho = sigma / alpha, two paths differ only by a scale of x.
 maps a point of any path to any other.
 """
 
+import inspect
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import chex
 import jax
@@ -35,7 +36,8 @@ class Path(NamedTuple):
 
     alpha, sigma: signal and noise scale at time t.
     time_at: the time at which sigma / alpha equals rho (rho may be infinite).
-    t_min, t_max: the range of t. Sampling starts at t_max from N(0, sigma(t_max)^2 I).
+    t_min, t_max: the range of t. Sampling starts at t_max from N(0, sigma(t_max)^2 I), unless
+        prior_scale is another deviation.
     clock: the time that a network is given: t; on `ve` EDM's c_noise = log(t) / 4; on
         `vp_discrete` t - 1/1000.
     """
@@ -47,6 +49,7 @@ class Path(NamedTuple):
     t_min: float
     t_max: float
     clock: Schedule = lambda t: t
+    prior_scale: float | None = None
 
     def rho(self, t: Array) -> Array:
         """Noise level sigma(t) / alpha(t), which is EDM's sigma; infinite where alpha is 0."""
@@ -74,12 +77,33 @@ class Path(NamedTuple):
 
     def prior(self, eps: Array) -> Array:
         """Where sampling starts: sigma(t_max) eps. Neglects the signal that is left at t_max."""
-        return self.sigma(jnp.float32(self.t_max)) * eps
+        own = self.prior_scale
+        return (self.sigma(jnp.float32(self.t_max)) if own is None else own) * eps
+
+    def from_standard_normal(self) -> "Path":
+        """The path of a diffusion that starts at N(0, I), if it preserves variance; else itself.
+
+        Little of a density's signal is left at t_max, but with it the variance is 1.
+        """
+        with jax.ensure_compile_time_eval():
+            return self._replace(prior_scale=1.0) if preserves_variance(self) else self
 
 
 def align(t: Array, x: Array) -> Array:
     """t: [B] with trailing axes of size 1, to broadcast against x: [B, ...]."""
     return t.reshape(t.shape + (1,) * (x.ndim - t.ndim))
+
+
+def preserves_variance(path: Path) -> bool:
+    """Whether alpha^2 + sigma^2 is 1 at both ends."""
+    ends = jnp.asarray([path.t_min, path.t_max], jnp.float32)
+    return bool(abs(path.alpha(ends) ** 2 + path.sigma(ends) ** 2 - 1.0).max() < 1e-3)
+
+
+def default_fields(name: str) -> dict[str, Any]:
+    """The defaults of the fields of a path in PATHS."""
+    parameters = inspect.signature(PATHS[name]).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty}
 
 
 def time_derivative(schedule: Schedule, t: Array) -> Array:
@@ -139,9 +163,10 @@ def vp_ddpm(beta_min: float = 0.1, beta_max: float = 20.0) -> Path:
 
     def time_at(rho: Array) -> Array:
         # B(t) = log(1 + rho^2) without overflow, then the root in its form without cancellation.
-        target = jnp.logaddexp(0.0, 2.0 * jnp.log(rho))
-        root = jnp.sqrt(beta_min**2 + 4.0 * half_slope * target)
-        return 2.0 * target / (beta_min + root)
+        # Levels past that of t = 1 count as t = 1.
+        target = jnp.minimum(jnp.logaddexp(0.0, 2.0 * jnp.log(rho)), integrated_beta(1.0))
+        sum_of_roots = beta_min + jnp.sqrt(beta_min**2 + 4.0 * half_slope * target)
+        return 2.0 * target / jnp.where(sum_of_roots > 0.0, sum_of_roots, 1.0)
 
     return Path(
         name="vp_ddpm",

@@ -46,7 +46,8 @@ def prior_metrics(reference: Reference, density: Density | None, samples: int) -
     """The metrics of draws from the prior N(0, scale^2 I), as of a sampler that does nothing."""
     if density is None:
         return {}
-    rng = np.random.default_rng(SEED)
+    # Not the stream of the exact samples, which may begin with the same draws.
+    rng = np.random.default_rng((SEED, 1))
     points = density.scale * rng.standard_normal((min(samples, POINTS), density.dim))
     return point_metrics(points, reference.neighbourhood, density)
 

@@ -37,7 +37,7 @@ def check_installed(asked: str) -> None:
 
 
 def tempered_smc(density: Density, count: int, seed: int) -> Tempered:
-    """`count` particles of adaptive tempered SMC. Raises RuntimeError if it does not finish."""
+    """`count` particles of adaptive tempered SMC. Raises ValueError if it does not finish."""
     import blackjax
     import blackjax.smc.resampling as resampling
     from blackjax.smc import extend_params
@@ -69,8 +69,12 @@ def tempered_smc(density: Density, count: int, seed: int) -> Tempered:
         if state.tempering_param >= 1.0:
             weights = np.asarray(state.weights, np.float64)
             points = density.scale * resampled(np.asarray(state.particles), weights, seed)
-            return Tempered(points, log_z, (index + 1) * MOVES * LEAPFROG)
-    raise RuntimeError(f"no end after {MOST_TEMPERATURES} temperatures; take smaller steps")
+            # One more for the gradient at the first point of a temperature.
+            return Tempered(points, log_z, (index + 1) * (MOVES * LEAPFROG + 1))
+    raise ValueError(
+        f"evaluate.rows: tempered SMC of density:{density.name} has not come to an end after "
+        f"{MOST_TEMPERATURES} temperatures; leave smc out"
+    )
 
 
 def resampled(points: np.ndarray, weights: np.ndarray, seed: int) -> np.ndarray:

@@ -125,7 +125,8 @@ def dpm_solver_2m() -> Solver:
     """
 
     def solve(denoise: Denoise, path: Path, x: Array, times: Array, keys: Array | None) -> Array:
-        log_snr = -jnp.log(path.rho(times))
+        rho = path.rho(times)
+        log_snr = -jnp.log(jnp.where(rho < PURE_NOISE, rho, jnp.inf))
         h = log_snr[1:] - log_snr[:-1]
         ratio = jnp.concatenate([jnp.zeros(1), 0.5 * h[1:] / h[:-1]])
         ratio = jnp.where(jnp.isfinite(ratio), ratio, 0.0)

@@ -6,6 +6,7 @@ from functools import cache, partial
 from ml_collections import ConfigDict
 
 from fewstep.densities.density import Density
+from fewstep.diffusion.path import default_fields
 from fewstep.models.network import Network
 from fewstep.models.user_sampler import UserSampler, read_sampler
 from fewstep.training.storage.identity import Identity
@@ -40,7 +41,8 @@ def sampler_reader(config: ConfigDict, density: Density | None) -> Callable[[], 
             f"teacher={config.teacher} is a sampler in a file, which needs a density, "
             f"data.name=density:NAME, not data.name={config.data.name}"
         )
-    fields = {**config.path}
+    given = {name: value for name, value in config.path.items() if value is not None}
+    fields = default_fields(config.path.name) | given
     return cache(partial(read_sampler, config.teacher, fields, density.dim, density.scale))
 
 

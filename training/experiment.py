@@ -138,6 +138,7 @@ def build_model(config: ConfigDict) -> Model:
         )
     density = density_of(config.data.name)
     check_density_network(config, network, density)
+    path = path if density is None else path.from_standard_normal()
     sampler = sampler_reader(config, density) if is_sampler_file(config.teacher) else None
     return Model(network, path, kind, tuple(config.teacher_scales), density, sampler)
 

@@ -1,6 +1,5 @@
 """Loads a teacher from the folder of any run, and checks that it can teach the student."""
 
-import inspect
 from typing import Any
 
 import jax
@@ -9,7 +8,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from fewstep.data.spaces.space import Space
-from fewstep.diffusion.path import PATHS
+from fewstep.diffusion.path import default_fields
 from fewstep.diffusion.prediction import SIGMA_DATA
 from fewstep.messages import Difference, differences
 from fewstep.models.conditioning import silent_outputs
@@ -59,9 +58,9 @@ def shared_fields(config: ConfigDict) -> dict[str, Any]:
     fields = flatten_fields(as_dict(with_network_fields(config)))
     # A default, and the same value set in a config, are the same path and the same prediction.
     fields |= {
-        f"path.{name}": parameter.default
-        for name, parameter in inspect.signature(PATHS[config.path.name]).parameters.items()
-        if fields.get(f"path.{name}") is None and parameter.default is not parameter.empty
+        f"path.{name}": value
+        for name, value in default_fields(config.path.name).items()
+        if fields.get(f"path.{name}") is None
     }
     if config.prediction.kind == "F" and config.prediction.sigma_data is None:
         fields["prediction.sigma_data"] = SIGMA_DATA

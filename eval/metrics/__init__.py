@@ -110,9 +110,10 @@ METRICS = {
         "exact spread is farthest from 1.",
     ),
     "quartile_ratio": spread_of_points("quartile ratio", part="quartiles"),
+    "narrowest_ratio": spread_of_points("narrowest quartile ratio", part="narrowest"),
     "mean_error": Metric(transport.spread, POINTS, "mean error", "{:.3f}", LESS, part="mean"),
     "mode_entropy": Metric(
-        transport.mode_entropy, MODES, "mode entropy", "{:.3f}", MORE, in_text=True
+        transport.mode_entropy, MODES, "mode entropy", "{:.3f}", NEITHER, in_text=True
     ),
     "mode_distance": Metric(
         transport.mode_distance, MODES, "mode weights off", "{:.3f}", LESS, in_text=True

@@ -8,8 +8,8 @@ is nearly that of any two sets: compare it with this floor. A distance below the
 the points lie closer together than they should, as those of a collapsed sampler do. The unbiased E
 has mean 0 for two exact sets and may be negative.
 
-Spreads are compared for each coordinate. The ratio that is farthest from 1 counts, so a collapse
-along one coordinate shows.
+Spreads are compared for each coordinate. The ratio that is farthest from 1 counts, and beside it
+the smallest one, so a collapse along any coordinate shows.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,8 @@ MARGIN, NARROW = 0.05, 0.9
 
 def collapsed(metrics: Mapping[str, float], floor: Mapping[str, float]) -> list[str]:
     """Names of the distances of a narrow set that are below those of two exact sets, `floor`."""
-    if metrics.get("quartile_ratio", 0.0) > NARROW:
+    # Results of earlier versions have the ratio that is farthest from 1 alone.
+    if metrics.get("narrowest_ratio", metrics.get("quartile_ratio", 0.0)) > NARROW:
         return []
     both = [name for name in FLOORED if name in metrics and name in floor]
     return [name for name in both if metrics[name] < (1.0 - MARGIN) * floor[name]]
@@ -50,11 +51,12 @@ class Spread(NamedTuple):
     """Ratios to the true spread, of the coordinate where it is farthest from 1.
 
     deviation: of standard deviations. quartiles: of interquartile ranges, for heavy tails.
-    mean: the largest error of a mean, in true deviations.
+    narrowest: the smallest of these. mean: the largest error of a mean, in true deviations.
     """
 
     deviation: float
     quartiles: float
+    narrowest: float
     mean: float
 
 
@@ -74,10 +76,12 @@ def spread(points: np.ndarray, real: np.ndarray) -> Spread:
     """Ratios of the spread of points [N, D] to that of real ones [M, D]."""
     x, y = (np.asarray(each, np.float64) for each in (points, real))
     ranges = [np.subtract(*np.quantile(each, [0.75, 0.25], axis=0)) for each in (x, y)]
+    quartiles = ranges[0] / ranges[1]
     deviation = y.std(axis=0)
     return Spread(
         farthest_from_one(x.std(axis=0) / deviation),
-        farthest_from_one(ranges[0] / ranges[1]),
+        farthest_from_one(quartiles),
+        float(quartiles.min()),
         float(np.abs((x.mean(axis=0) - y.mean(axis=0)) / deviation).max()),
     )
 

@@ -253,6 +253,8 @@ def test_a_users_file_runs_only_if_it_is_named(tmp_path):
         ("import nothing_like_this", "cannot be imported: ModuleNotFoundError"),
         ("dim = 2", "does not define log_density"),
         (GOOD.replace("2, 3.0", "0, 1.0"), "dim=0"),
+        (GOOD.replace("2, 3.0", "2, 0.0"), r"scale=0.0 of density:wrong must be a number above 0"),
+        (GOOD.replace("2, 3.0", "2, 'a'"), r"scale='a' of density:wrong must be a number above 0"),
         (GOOD.replace("jnp.sum(x**2)", "x"), r"must return one float .* not float32 \[2\]"),
         (GOOD.replace("jnp.sum(x**2)", "jnp.sum(jnp.log(x))"), "is nan at a draw"),
         (GOOD.replace("jnp.sum(x**2)", "x @ jnp.ones(3)"), "cannot take a point of 2 numbers"),
@@ -270,12 +272,8 @@ def test_a_folder_of_the_name_of_a_density_does_not_take_its_place(tmp_path, mon
     monkeypatch.chdir(tmp_path)
     for name in ("gmm9", "wells-3-1-2", "run"):
         (tmp_path / name).mkdir()
-    assert [is_place(name) for name in ("gmm9", "wells-3-1-2", "run", "./gmm9")] == [
-        False,
-        False,
-        True,
-        True,
-    ]
+    assert not any(map(is_place, ("gmm9", "wells-3-1-2", "other@500")))
+    assert all(map(is_place, ("run", "run@500", "./gmm9")))
     assert find_density("gmm9").dim == 2
 
 

@@ -77,6 +77,26 @@ def test_vp_discrete_starts_at_the_data_and_ends_at_the_last_beta():
     np.testing.assert_allclose(found, [0.0, 1.0, 1.0], rtol=3e-7)
 
 
+@pytest.mark.parametrize("name", [name for name in PATHS if name != "ve"])
+def test_no_noise_and_pure_noise_have_a_time(name):
+    path = PATHS[name]()
+    found = path.time_at(jnp.array([0.0, 1e9, jnp.inf]))
+    np.testing.assert_allclose(found, [0.0, path.t_max, path.t_max], rtol=3e-7)
+
+
+def test_noise_may_begin_at_a_rate_of_zero():
+    path = vp_ddpm(beta_min=0.0)
+    t = jnp.array([0.0, 0.1, 0.7, 1.0])
+    np.testing.assert_allclose(path.time_at(path.rho(t)), t, rtol=2e-5)
+
+
+def test_a_diffusion_of_a_density_starts_at_the_standard_normal():
+    path = vp_ddpm(beta_max=5.0).from_standard_normal()
+    assert float(vp_ddpm(beta_max=5.0).prior(jnp.ones(1))[0]) < 0.97
+    assert float(path.prior(jnp.ones(1))[0]) == 1.0
+    assert float(ve().from_standard_normal().prior(jnp.ones(1))[0]) == 80.0
+
+
 @pytest.mark.parametrize("source", PATHS)
 @pytest.mark.parametrize("target", PATHS)
 def test_change_of_path_keeps_the_conditional_mean(source, target):

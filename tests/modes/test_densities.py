@@ -127,7 +127,7 @@ def test_further_rows_of_an_evaluation(teacher, code, tmp_path):
     )
     assert (rows["weighted"]["evaluations"], rows["weighted"]["gradients"]) == (12.0, 12.0)
     assert (rows["hmc"]["evaluations"], rows["hmc"]["gradients"]) == (3.0, 93.0)
-    assert rows["smc"]["evaluations"] == 0.0 and rows["smc"]["gradients"] % 16 == 0.0
+    assert rows["smc"]["evaluations"] == 0.0 and rows["smc"]["gradients"] % 17 == 0.0
     assert rows["smc"]["log_z_bias"] == pytest.approx(0.0, abs=0.5)
     for row in rows.values():
         assert 0.1 < row["wasserstein_1"] < 3.0
@@ -193,7 +193,7 @@ def test_a_file_that_has_changed_is_another_density(teacher, changed, tmp_path):
 SAMPLER = """import jax.numpy as jnp
 
 dim = 3
-path = {"name": "vp_ddpm", "beta_max": 10.0}
+path = {"name": "vp_ddpm", "beta_min": 0.1, "beta_max": 10.0}
 
 def control(x, t):
     return -jnp.sqrt(0.1 + 9.9 * t[:, None]) * x / 2

@@ -163,10 +163,19 @@ def test_the_weight_of_an_affine_map_is_known():
     np.testing.assert_allclose(found.x, x, rtol=1e-6)
     weight = jax.vmap(log_density)(x) + math.log(1.4) - log_prior(EPS)
     np.testing.assert_allclose(found.log_w, weight, rtol=1e-4, atol=1e-4)
-    # One axis is reflected. A map that folds half of the plane onto the other doubles Z.
+    # One axis is reflected.
     assert flow_numbers(None, {"log_w": found.log_w, "sign": found.sign})["folded"] == 1.0
-    fold = flow_weights(DENSITY, lambda eps: jnp.abs(eps) * jnp.array([1.0, 1.0]), EPS)
-    assert 0.2 < flow_numbers(None, fold._asdict())["folded"] < 0.8
+
+
+def test_a_map_that_folds_counts_each_point_twice():
+    """|eps| covers a quarter of the plane four times."""
+    inside = lambda x: jnp.all(x > 0.0, axis=1)
+    fold = flow_weights(DENSITY, lambda eps: jnp.abs(eps), EPS)
+    assert flow_numbers(None, fold._asdict())["folded"] == pytest.approx(0.5, abs=0.05)
+    once = flow_weights(DENSITY, lambda eps: eps, EPS)
+    weight = jnp.where(inside(once.x), jnp.exp(once.log_w), 0.0)
+    expected = 4.0 * float(weight.mean())
+    assert float(jnp.exp(fold.log_w).mean()) == pytest.approx(expected, rel=0.1)
 
 
 def test_a_density_of_many_dimensions_has_no_weights():

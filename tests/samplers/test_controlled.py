@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from fewstep.diffusion.path import PATHS, vp_ddpm
+from fewstep.diffusion.spacing import karras_spacing, quadratic_spacing
 from fewstep.samplers.controlled import (
     check_noising,
     control_of,
@@ -19,6 +20,7 @@ from fewstep.samplers.controlled import (
     noising_rate,
     simulate,
 )
+from fewstep.samplers.grids import time_grid
 from tests.gaussian import Gaussian
 
 PATH = vp_ddpm(0.1, 10.0)
@@ -138,3 +140,16 @@ def test_paths_without_a_finite_noising_are_refused(name):
     with pytest.raises(ValueError, match=f"path.name=vp_ddpm or vp_discrete, not {name}"):
         check_noising(PATHS[name]())
     check_noising(PATH)
+    with pytest.raises(ValueError, match="alpha = 0.0005 at the noise end, .* smaller path.beta_m"):
+        check_noising(vp_ddpm(beta_max=30.0))
+
+
+@pytest.mark.parametrize(("spacing", "steps"), [(karras_spacing, 1000), (quadratic_spacing, 2048)])
+def test_the_variance_of_short_steps_is_that_of_double_precision(spacing, steps):
+    times = np.asarray(time_grid(spacing(PATH), steps), np.float64)
+    integral = 0.1 * times + 0.5 * 9.9 * times**2  # B(t), alpha = exp(-B / 2)
+    expected = -np.expm1(integral[1:] - integral[:-1])
+    t, s = jnp.float32(times[:-1]), jnp.float32(times[1:])
+    kernel = exponential_kernel(PATH, t, s)
+    assert (kernel.a > 0.0).all()
+    np.testing.assert_allclose(kernel.a, expected, rtol=0.15)

@@ -1,8 +1,10 @@
 import math
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fewstep.densities.density import Density
 from fewstep.densities.table import find_density
 from fewstep.eval.metrics.transport import mode_distance, mode_entropy, spread, transport
 from fewstep.eval.points import POINTS, collapse_warnings, point_metrics, prior_metrics
@@ -45,7 +47,7 @@ def test_spread_shows_a_collapse_along_one_coordinate():
     squeezed = x * np.array([1.0, 1.0, 0.5, 1.0, 1.0]) + np.array([0.0, 0.3, 0.0, 0.0, 0.0])
     found = spread(squeezed, x)
     assert found.deviation == pytest.approx(0.5) and found.quartiles == pytest.approx(0.5)
-    assert found.mean == pytest.approx(0.3, rel=0.05)
+    assert found.mean == pytest.approx(0.3, rel=0.05) and found.narrowest == found.quartiles
 
 
 def test_spread_shows_an_explosion_and_a_shift_in_units_of_the_deviation():
@@ -92,4 +94,16 @@ def test_below_the_floor_is_a_collapse():
     assert "wasserstein_1" in first and "collapsed, which is no win" in first
     # A set as wide as the exact one may be as close by chance.
     assert collapsed["quartile_ratio"] < 0.9
-    assert not collapse_warnings({**collapsed, "quartile_ratio": 0.95}, floor)
+    wide = {**collapsed, "quartile_ratio": 0.95, "narrowest_ratio": 0.95}
+    assert not collapse_warnings(wide, floor)
+    # One coordinate that is too wide does not hide that the others are too narrow.
+    mixed = point_metrics(x * np.where(np.arange(50) == 0, 2.0, 0.7), y, None)
+    assert mixed["quartile_ratio"] > 1.6 and collapse_warnings(mixed, floor)
+
+
+def test_the_prior_is_not_made_of_the_draws_of_the_exact_points():
+    standard = Density("normal", 10, lambda x: -0.5 * jnp.sum(x**2))
+    real, other = (np.random.default_rng(seed).standard_normal((1000, 10)) for seed in (0, 7))
+    found = prior_metrics(Reference(None, real, None, None, 0.0), standard, 1000)
+    floor = point_metrics(other, real, standard)
+    assert found["wasserstein_1"] == pytest.approx(floor["wasserstein_1"], rel=0.02)
