@@ -23,7 +23,7 @@ def config() -> ConfigDict:
             "steps": 100_000,  # training steps in total; a resumed run continues up to this number
             "batch_size": 256,  # images per training step, over all devices; None chooses it
             "micro_batches": 1,  # parts of a batch, computed one after another to save memory
-            "steps_per_dispatch": 1,  # training steps per dispatch; same results; None chooses it
+            "steps_per_dispatch": 1,  # training steps per dispatch; None chooses it
             # Cache of compiled programs; "" is .compiled beside the run's folder, off disables it.
             "compilation_cache": "",
             "debug": False,  # shrink the run to about a minute on one device

@@ -1,7 +1,7 @@
 """ImageNet at 64 x 64, class-conditional, in pixels, by EDM's ADM U-Net (296 M parameters).
 
     python main.py --mode=describe --config=configs/imagenet64.py:edm
-    python main.py --mode=plan --config=configs/imagenet64.py:edm --mesh=32,1 --accelerator=a100
+    python main.py --mode=plan --config=configs/imagenet64.py:edm --mesh=32,1 --accelerator=a100-80
     python main.py --mode=prepare --config=configs/imagenet64.py
 
 The setting of Karras et al. 2022 (table 7, and the options in their README): 2,500 M images in
