@@ -15,6 +15,9 @@ need none. A ddpm teacher of lcm, as in its paper, predicts v:
     python main.py --config=configs/cifar10.py:lcm --config.teacher=runs/cifar10_ddpm \
         --workdir=runs/cifar10_lcm
 
+Runs are measured by Inception's features: name its file by --config.evaluate.weights=FILE or
+$FEWSTEP_INCEPTION, or train without measuring by --config.evaluate.features=none.
+
 One-step generators, of any of these teachers, read no images:
 
     python main.py --config=configs/cifar10.py:sim --config.teacher=runs/cifar10_edm \

@@ -21,6 +21,9 @@ The pictures come from a folder or from TFDS, and the codec from a file of publi
     python main.py --config=configs/imagenet256.py:shortcut --config.data.name=folder:PATH \
         --config.codec.weights=FILE --workdir=runs/imagenet256
 
+Runs are measured by Inception's features: name its file by --config.evaluate.weights=FILE or
+$FEWSTEP_INCEPTION, or train without measuring by --config.evaluate.features=none.
+
 The latents are scaled by 0.18215, as in the paper. With edm and trigflow, and their students, they
 are centred and of deviation 0.5, which these methods assume.
 """

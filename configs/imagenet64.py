@@ -19,6 +19,9 @@ A teacher need not be trained here: edm-imagenet-64x64-cond-adm.pkl becomes one 
 cd has the settings of Song et al. 2023 (table 3). The other methods have EDM's network, batches and
 optimizer, and one-step generators a rate of our own, so they are untried. The images are TFDS's, or
 those of a folder: --config.data.name=folder:PATH.
+
+Runs are measured by Inception's features: name its file by --config.evaluate.weights=FILE or
+$FEWSTEP_INCEPTION, or train without measuring by --config.evaluate.features=none.
 """
 
 from collections.abc import Callable
