@@ -6,9 +6,10 @@
 
 configs/shortcut_table_fashion_mnist.py, _celebahq256.py and _imagenet256.py have the same rows on
 other data; the last two need --config.data.name=folder:PATH and --config.codec.weights=FILE beside
-their name, and Inception's file (docs/evaluation.md). The rules are those of the paper: one network, optimizer and number of gradient steps
-for all rows, squared L2 in every loss, and 128, 4 and 1 sampling steps. Two-phase methods train as
-many steps again after their teacher, the flow-matching row.
+their name, and Inception's file (docs/evaluation.md). The rules are those of the paper: one
+network, optimizer and number of gradient steps for all rows, squared L2 in every loss, and 128, 4
+and 1 sampling steps. Two-phase methods train as many steps again after their teacher, the
+flow-matching row.
 
     row                        METHOD          settings beside those of the data's own config
     diffusion                  ddpm            predicts v, which has a one-step sample
